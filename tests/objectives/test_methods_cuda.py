@@ -1,5 +1,8 @@
-"""Every method of configs/methods on a GPU that is faked: no tensor of another device in a step, no
-value that the processor would wait for. Forward and after the step; autograd wants a real GPU."""
+"""Every method of configs/methods on a fake GPU: a step uses tensors of one device only.
+
+Reading a value, for which the CPU would wait, is an error too. Covers the forward pass and the
+method's `after_step`; autograd needs a real GPU.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,16 @@ import torch
 
 from tests.fake_cuda import fake_cuda
 from tests.objectives import tiny
-from tests.objectives.test_methods_train import BATCH, STEPS, TRAINED, Arm, teacher
+from tests.objectives.test_methods_train import BATCH, STEPS, TRAINED, TinyRun, teacher
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_step_stays_on_the_gpu(name: str, tmp_path: Path):
-    arm = Arm(name, tmp_path)
-    arm.train(1)  # some objectives look at the values of their first batch
-    model = arm.model.train()
+    run = TinyRun(name, tmp_path)
+    run.train(1)  # some objectives read values of their first batch
+    model = run.model.train()
     live = [side.live for side in model.teacher_sides.values() if side.live is not None]
-    data = arm.batch(tiny.batch(BATCH, 0))
+    data = run.batch(tiny.batch(BATCH, 0))
     with fake_cuda(model, *live) as fake:
         data = fake(data)
         model.to("cuda")
@@ -32,11 +35,11 @@ def test_a_step_stays_on_the_gpu(name: str, tmp_path: Path):
 
 
 def test_cached_features_are_moved_to_the_gpu(tmp_path: Path):
-    arm, data = Arm("kdep", tmp_path), dict(tiny.batch(BATCH, 0))
-    feature = teacher(arm.width)(data["images"]).pooled.half()
-    arm.model.teacher_side.live = None
-    with fake_cuda(arm.model.train()) as fake:
+    run, data = TinyRun("kdep", tmp_path), dict(tiny.batch(BATCH, 0))
+    feature = teacher(run.width)(data["images"]).pooled.half()
+    run.model.teacher_side.live = None
+    with fake_cuda(run.model.train()) as fake:
         batch = fake({"images": data["images"], "rows": data["rows"], "teacher": feature})
-        arm.model.to("cuda")
-        losses = arm.model(**arm.model.data_preprocessor(batch, True))
+        run.model.to("cuda")
+        losses = run.model(**run.model.data_preprocessor(batch, True))
         assert {v.device.type for v in losses.values()} == {"cuda"}

@@ -1,4 +1,4 @@
-"""Every method config declares to the plan what its objective reads."""
+"""Every method config declares the inputs that its objective reads."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from kdep_bench.suite.schema import method_needs
 
 
 @pytest.mark.parametrize("name", names("method"))
-def test_declared_needs_are_those_of_the_objective(name: str):
+def test_declared_inputs_are_those_that_the_objective_reads(name: str):
     method = resolve("method", name)
     if method.get("objective") is None:
         assert not method_needs(method)
         return
     reads = demands(method["objective"]).needs
-    want = {"pooled" if n == "target" else n for n in reads}
-    assert method_needs(method) == want
+    expected = {"pooled" if n == "target" else n for n in reads}
+    assert method_needs(method) == expected
     assert ("target" in reads) == bool(method.get("align"))
     assert ("labels" in reads) == method["labels_used"]
 
 
 def objectives() -> list[type[Objective]]:
-    """Every class of kdep_bench/objectives."""
-    found = set()
+    """Every concrete class of kdep_bench/objectives, sorted by name."""
+    classes = set()
     for module in pkgutil.iter_modules(kdep_bench.objectives.__path__):
         loaded = importlib.import_module(f"kdep_bench.objectives.{module.name}")
-        found |= {v for v in vars(loaded).values() if isinstance(v, type)}
+        classes |= {v for v in vars(loaded).values() if isinstance(v, type)}
     return sorted(
-        (v for v in found if issubclass(v, Objective) and not inspect.isabstract(v)),
+        (v for v in classes if issubclass(v, Objective) and not inspect.isabstract(v)),
         key=lambda v: v.__qualname__,
     )
 

@@ -1,7 +1,7 @@
-"""Every method of configs/methods, trained on tiny pictures: five detectors of a stub.
+"""Every method of configs/methods trains on tiny images; the tests fail for a stub.
 
-A new method is tested here as soon as its config exists. What it asks for that no other one did
-must be answered in `facts`; an argument whose other value cannot be guessed goes to OTHERS.
+A new method is tested here as soon as its config exists. If it requires a new argument, add it to
+`build_arguments`; if the tests cannot guess another value of an argument, add one to OTHERS.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from kdep_bench.suite.schema import Json
 from kdep_bench.transfer.export import strip
 from tests.objectives import tiny
 
-# Methods for a transformer student are tested by themselves.
+# Methods for a transformer student have their own test files.
 TRAINED = [
     n
     for n in names("method")
     if resolve("method", n).get("objective") is not None
     and not locate(resolve("method", n)["objective"]["type"]).transformer
 ]
-STEPS, BATCH, EPOCHS = 40, 32, 20.0
-# NewNetwork value of an argument that is neither a number nor a schedule.
+STEPS, BATCH, EPOCHS = 40, 32, 20.0  # enough for every method to learn in about a second
+# Another valid value of an argument that is neither a number nor a schedule.
 OTHERS: dict[str, Any] = {
     "distance": "l1",
     "hidden": 6,
@@ -63,43 +63,46 @@ OTHERS: dict[str, Any] = {
     "unit_length": False,
     "align": {"type": "kdep_bench.features.aligners.RandomBasis", "seed": 3},
 }
-# The same of one class, where the value above would not do.
+# The same for one class, where the value above is not valid.
 OTHERS_OF: dict[str, Any] = {
     "levels of Pursuhint": {"s8": "s16", "s16": "s8"},
     "tap of MapRegression": "before",
     "levels of SemiOnline": {"s16": "s8"},
 }
-# Arguments that change no loss, and why.
-SILENT = {
-    "entropy_floor": "says when to warn",
-    "tau of InstanceGraph": "tested by itself",
-    # its weights change in every tenth step after a warm-up: tested by themselves
+# Arguments that do not change the loss in these tests -> the reason.
+WITHOUT_EFFECT = {
+    "entropy_floor": "threshold of a warning",
+    "tau of InstanceGraph": "has a separate test",
+    # Amal's weights change in every tenth step after a warm-up; they have separate tests.
     **{f"{name} of Amal": "" for name in ("every", "warmup", "repeats", "virtual_lr", "optimizer")},
-    "shares of MapRegression": "tested by itself: one level is left here",
-    "sign of MapRegression": "tested by itself: the tiny teacher's map is too narrow for others",
+    "shares of MapRegression": "has a separate test: the tiny networks have one level",
+    "sign of MapRegression": "has a separate test: the tiny teacher's map is too narrow",
 }
-# The same of one method: a target whose root mean square is 1 by construction has no other unit.
-SILENT_IN = {("phis", "unit"), ("whiten", "unit")}
+# (method, argument): `unit` divides by the target's root mean square, which is 1 here.
+WITHOUT_EFFECT_IN = {("phis", "unit"), ("whiten", "unit")}
 
 
 @cache
 def teacher(width: int) -> tiny.TinyTeacher:
+    """The tiny teacher with this feature width."""
     return tiny.TinyTeacher("t", width)
 
 
 @cache
 def fitted(width: int) -> tuple[Moments, Tensor]:
-    """Moments and features of the teacher on the pictures the alignments are fitted to."""
-    teacher_output = teacher(width)(tiny.batch(512, 1000)["images"]).pooled
+    """Moments and features [512, width] of the teacher, for fitting alignments."""
+    features = teacher(width)(tiny.batch(512, 1000)["images"]).pooled
     moments = Moments(width)
-    moments.add(teacher_output)
-    return moments, teacher_output
+    moments.add(features)
+    return moments, features
 
 
-def facts(target: dict[str, Any] | None, width: int, logits: int = tiny.LOGITS) -> dict[str, Any]:
-    """What the pre-training stage would tell an objective."""
+def build_arguments(
+    target: dict[str, Any] | None, width: int, logits: int = tiny.LOGITS
+) -> dict[str, Any]:
+    """Every argument that the pre-training stage would pass to an objective."""
     feature = fitted(width)[1]
-    energy = None if target is None else float(build_target(**target)(feature).square().mean())
+    mean_square = None if target is None else float(build_target(**target)(feature).square().mean())
     teacher_output = teacher(width)(tiny.batch(2, 0)["images"])
     return {
         "width": tiny.DS,
@@ -107,7 +110,7 @@ def facts(target: dict[str, Any] | None, width: int, logits: int = tiny.LOGITS) 
         "epochs": EPOCHS,
         "views": tiny.VIEWS,
         "pool_images": 4000,
-        "target_mean_square": energy,
+        "target_mean_square": mean_square,
         "teacher_mean_variance": float(feature.square().mean()),
         "teacher_width": width,
         "teacher_config": {**tiny.TEACHER, "width": width},
@@ -117,29 +120,29 @@ def facts(target: dict[str, Any] | None, width: int, logits: int = tiny.LOGITS) 
         "layer_distances": distances(width),
         "map_moments": moments_of_maps(width),
         "teacher_maps": {
-            k: {"channels": m.shape[1], "stride": tiny.PX // m.shape[2]}
-            for k, m in teacher_output.maps.items()
+            name: {"channels": m.shape[1], "stride": tiny.PX // m.shape[2]}
+            for name, m in teacher_output.maps.items()
         },
     }
 
 
 def distances(width: int) -> dict[str, dict[str, float]]:
-    """1 - CKA of the averaged maps, as `features.layers.layer_distances` of a cache."""
-    kept, tiny.TinyTeacher.shuffled = tiny.TinyTeacher.shuffled, None
+    """1 - CKA of the averaged maps of two layers, as `features.layers.layer_distances` returns."""
+    former_generator, tiny.TinyTeacher.shuffled = tiny.TinyTeacher.shuffled, None
     teacher_output = teacher(width)(tiny.batch(64, 0)["images"])
-    tiny.TinyTeacher.shuffled = kept  # without a draw from it
+    tiny.TinyTeacher.shuffled = former_generator  # the generator's state has not changed
     means = {k: m.mean((2, 3)) for k, m in teacher_output.maps.items()}
     return {a: {b: 1 - cka(means[a], means[b]) for b in means} for a in means}
 
 
 @cache
 def moments_of_maps(width: int) -> str:
-    """Folder of the moments of the teacher's maps, as the pre-training stage saves them."""
+    """Folder with the moments of the teacher's maps, as the pre-training stage writes them."""
     folder = Path(tempfile.mkdtemp(prefix="moments-"))
     atexit.register(shutil.rmtree, folder, True)
-    kept, tiny.TinyTeacher.shuffled = tiny.TinyTeacher.shuffled, None
+    former_generator, tiny.TinyTeacher.shuffled = tiny.TinyTeacher.shuffled, None
     maps = teacher(width)(tiny.batch(256, 1000)["images"]).maps
-    tiny.TinyTeacher.shuffled = kept
+    tiny.TinyTeacher.shuffled = former_generator
     for name, x in maps.items():
         for side in {1, *(level["side"] for level in describe(tiny.STUDENT).values())}:
             moments = Moments(x.shape[1])
@@ -148,95 +151,102 @@ def moments_of_maps(width: int) -> str:
     return str(folder)
 
 
-class Arm:
-    """A method set up as the pre-training stage would, with a live tiny teacher."""
+class TinyRun:
+    """A method set up as in the pre-training stage, with a live tiny teacher.
+
+    Args:
+        name: the method.
+        folder: where the alignment is written.
+        objective: an objective config to use instead of the method's.
+    """
 
     def __init__(self, name: str, folder: Path, objective: Json | None = None) -> None:
         method = resolve("method", name)
         config = copy.deepcopy(objective or method["objective"])
-        if "levels" in config:  # the tiny networks end at stride 16
+        if "levels" in config:  # the tiny networks have no stride 32
             config["levels"] = {k: v for k, v in config["levels"].items() if k != "s32"}
         if config.get("student_level") == "s32":
             config["student_level"] = "s16"
         augment = copy.deepcopy(method["augment"]) if "teacher_layer" in config else None
-        if augment:  # tiny pictures have small patches, and few steps half of them
+        if augment:  # tiny images need small patches, and few steps a ratio of one half
             augment |= {"patch": 8, "ratio": 0.5}
-        top = {}
-        if "top_classes" in config:  # the tiny teacher has few classes
+        side_options = {}
+        if "top_classes" in config:  # the tiny teacher has only few classes
             config["top_classes"] = 3 if objective is None else min(config["top_classes"], 4)
-            top = {"top": config["top_classes"]}
+            side_options = {"top": config["top_classes"]}
         if "teacher_layer" in config:
-            top = {"layer": config["teacher_layer"]}
-        self.wanted: Demands = demands(config)
-        # Labels that are looked up among the teacher's classes: as many of these as of labels.
-        self.logits = tiny.CLASSES if "classes" in self.wanted.needs else tiny.LOGITS
-        equal = "Identity" in str(method.get("align"))
-        self.width, target = tiny.DS if equal else tiny.DT, None
-        if "target" in self.wanted.needs:
+            side_options = {"layer": config["teacher_layer"]}
+        self.requirements: Demands = demands(config)
+        # A method that looks up labels among the teacher's classes needs as many of them.
+        self.n_logits = tiny.CLASSES if "classes" in self.requirements.needs else tiny.LOGITS
+        same_width = "Identity" in str(method.get("align"))
+        self.width, target = tiny.DS if same_width else tiny.DT, None
+        if "target" in self.requirements.needs:
             basis = build_aligner(method["align"]).fit(fitted(self.width)[0], tiny.DS)
             basis.save(folder)
             target = {"align_dir": folder, "transform": method["transform"]}
         self.roles = list(method.get("teachers") or [])
-        told = facts(target, self.width, self.logits)
-        own = self.wanted.requires - (TEACHER_ARGUMENTS if self.roles else set())
-        config |= {a: told[a] for a in own - set(config)}
+        arguments = build_arguments(target, self.width, self.n_logits)
+        required = self.requirements.requires - (TEACHER_ARGUMENTS if self.roles else set())
+        config |= {a: arguments[a] for a in required - set(config)}
         if self.roles:
-            each = {a: told[a] for a in self.wanted.requires & TEACHER_ARGUMENTS}
-            config["teachers"] = dict.fromkeys(self.roles, each)
-        self.taught = bool(self.wanted.needs - {"labels", "views"})
+            per_teacher = {a: arguments[a] for a in self.requirements.requires & TEACHER_ARGUMENTS}
+            config["teachers"] = dict.fromkeys(self.roles, per_teacher)
+        self.has_teacher = bool(self.requirements.needs - {"labels", "views"})
         torch.manual_seed(0)
         self.model = Distiller(
             tiny.STUDENT,
             config,
             target,
-            maps=self.wanted.pyramid,
+            maps=self.requirements.pyramid,
             augment=augment,
-            levels_before=sorted(self.wanted.levels_before),
-            teacher=self.sides(top),
+            levels_before=sorted(self.requirements.levels_before),
+            teacher=self.teacher_side_arguments(side_options),
             roles=self.roles,
         )
         self.optimizer = torch.optim.Adam(self.model.parameters(), 4e-3)
         self.model.steps = STEPS
 
-    def sides(self, more: dict[str, Any]) -> dict[str, Any]:
-        """Arguments of TeacherSide, by role where there are several: of networks that differ."""
-        if not self.taught:
+    def teacher_side_arguments(self, extra_arguments: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of TeacherSide; with several teachers by role, each a different network."""
+        if not self.has_teacher:
             return {}
-        live = {**tiny.TEACHER, "width": self.width, "logits": self.logits}
-        own: dict[str, Any] = {"live": live, **more}
-        if "classifier" in self.wanted.needs:
-            own["classifier"] = True
+        live = {**tiny.TEACHER, "width": self.width, "logits": self.n_logits}
+        arguments: dict[str, Any] = {"live": live, **extra_arguments}
+        if "classifier" in self.requirements.needs:
+            arguments["classifier"] = True
         return {
-            role: {**own, "live": {**own["live"], "seed": 42 + k}}
+            role: {**arguments, "live": {**arguments["live"], "seed": 42 + k}}
             for k, role in enumerate(self.roles)
-        } or own
+        } or arguments
 
     def terms(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The loss terms of a batch of images."""
         return self.model(**self.batch(data), mode="loss")
 
-    def batch(self, given: dict[str, Tensor]) -> dict[str, Any]:
-        """What ViewStream would give this method of these pictures."""
-        data: dict[str, Any] = dict(given)
+    def batch(self, images: dict[str, Tensor]) -> dict[str, Any]:
+        """The batch that ViewStream would make of these images for this method."""
+        data: dict[str, Any] = dict(images)
         if self.roles:
             data["teachers"] = {role: {"teacher_images": data["images"]} for role in self.roles}
-        elif self.taught:
+        elif self.has_teacher:
             data["teacher_images"] = data["images"]
-        if "labels" not in self.wanted.needs:
-            del data["labels"]  # label-free: there is none to look at
+        if "labels" not in self.requirements.needs:
+            del data["labels"]  # a label-free method must not receive labels
         return data
 
     @torch.no_grad()
-    def held_out(self) -> float:
-        """The loss on held-out pictures, weighed as in the last step."""
+    def held_out_loss(self) -> float:
+        """The loss on held-out images, with the weights of the last step."""
         self.model.step = STEPS - 1
         return float(torch.stack(list(self.terms(tiny.batch(200, 7000)).values())).sum())
 
     def train(self, steps: int, labels: torch.Generator | None = None) -> list[float]:
-        """Losses of `steps` steps; with a generator, labels belong to other images."""
+        """Losses of `steps` steps; the generator `labels` permutes the labels within each batch."""
         self.model.train()
         losses = []
         for step in range(steps):
-            data = dict(tiny.batch(BATCH, step))  # a copy: batches are kept for the other tests
+            data = dict(tiny.batch(BATCH, step))  # a copy, as `tiny.batch` caches its result
             if labels is not None:
                 data["labels"] = data["labels"][torch.randperm(BATCH, generator=labels)]
             self.model.step = step
@@ -250,31 +260,33 @@ class Arm:
 
     @torch.no_grad()
     def agreement(self) -> float:
-        """Linear CKA, on held-out pictures, of the student and what it is to learn.
+        """Linear CKA, on held-out images, of the student's features and what it learns.
 
-        The target, the teacher's feature, map or logits, or the labels; centred, so that a mean
-        counts for nothing.
+        That is the target, the teacher's feature, map or logits, or the labels.
         """
         data = tiny.batch(400, 5000)
         self.model.eval()
         self.model._tap[0].eval()
         x = (data["images"].float() - self.model.mean) / self.model.std
-        outs = build_levels(self.model, x)
-        if not self.taught:
-            return cka(outs["pooled"], torch.nn.functional.one_hot(data["labels"]).float())
+        outputs = build_levels(self.model, x)
+        if not self.has_teacher:
+            return cka(outputs["pooled"], torch.nn.functional.one_hot(data["labels"]).float())
         teacher_output = self.model.teacher_side.live(data["images"])  # type: ignore[misc]
         if self.model.target is not None:
-            return cka(outs["pooled"], self.model.target(teacher_output.pooled))
-        if "pooled" in self.wanted.needs:
-            return cka(outs["pooled"], teacher_output.pooled)
-        if self.wanted.pyramid and "logits" not in self.wanted.needs:
-            return cka(places(outs["s16"]), places(teacher_output.maps["s16"]))
+            return cka(outputs["pooled"], self.model.target(teacher_output.pooled))
+        if "pooled" in self.requirements.needs:
+            return cka(outputs["pooled"], teacher_output.pooled)
+        if self.requirements.pyramid and "logits" not in self.requirements.needs:
+            return cka(
+                positions_as_samples(outputs["s16"]),
+                positions_as_samples(teacher_output.maps["s16"]),
+            )
         assert teacher_output.logits is not None
-        return cka(outs["pooled"], teacher_output.logits)
+        return cka(outputs["pooled"], teacher_output.logits)
 
 
-def places(x_BCHW: Tensor) -> Tensor:
-    """[B H W, C]: every place a sample."""
+def positions_as_samples(x_BCHW: Tensor) -> Tensor:
+    """[B H W, C]: every position of a map is a sample."""
     return x_BCHW.permute(0, 2, 3, 1).flatten(0, 2)
 
 
@@ -291,58 +303,62 @@ def cka(a: Tensor, b: Tensor) -> float:
 
 
 @pytest.fixture
-def shuffled() -> Iterator[torch.Generator]:
-    """While it is set up, what the teacher says of a batch belongs to other images of it."""
+def shuffled_teacher() -> Iterator[torch.Generator]:
+    """Permutes the teacher's outputs within each batch; yields a generator for the labels."""
     tiny.TinyTeacher.shuffled = torch.Generator().manual_seed(3)
     yield torch.Generator().manual_seed(4)
     tiny.TinyTeacher.shuffled = None
 
 
 @cache
-def learned(name: str, folder: Path) -> tuple[tuple[float, float], tuple[float, float]]:
-    """(held-out loss, agreement) before and after a method is taught as it should be."""
-    arm = Arm(name, folder)
-    before = arm.held_out(), arm.agreement()
-    arm.train(STEPS)
-    return before, (arm.held_out(), arm.agreement())
+def train_with_teacher(name: str, folder: Path) -> tuple[tuple[float, float], tuple[float, float]]:
+    """(held-out loss, agreement) before and after normal training of a method."""
+    run = TinyRun(name, folder)
+    before = run.held_out(), run.agreement()
+    run.train(STEPS)
+    return before, (run.held_out(), run.agreement())
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the alignments of all methods."""
     return tmp_path_factory.mktemp("align")
 
 
-def own(folder: Path, name: str) -> Path:
+def subfolder(folder: Path, name: str) -> Path:
+    """A subfolder, created if it is missing."""
     (folder / name).mkdir(exist_ok=True)
     return folder / name
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_the_loss_falls_and_agreement_rises(name: str, folder: Path):
-    (loss, agreement), (later_loss, later_agreement) = learned(name, own(folder, name))
+    (loss, agreement), (later_loss, later_agreement) = train_with_teacher(
+        name, subfolder(folder, name)
+    )
     assert later_loss < loss
     assert later_agreement > agreement + 0.05
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_shuffled_targets_give_no_gain(name: str, folder: Path, shuffled: torch.Generator):
-    tiny.TinyTeacher.shuffled, kept = None, tiny.TinyTeacher.shuffled
-    (_, before), (_, after) = learned(name, own(folder, name))
-    tiny.TinyTeacher.shuffled = kept
-    arm = Arm(name, own(folder, name))
-    arm.train(STEPS, labels=shuffled)
+def test_shuffled_targets_give_no_gain(name: str, folder: Path, shuffled_teacher: torch.Generator):
+    tiny.TinyTeacher.shuffled, generator = None, tiny.TinyTeacher.shuffled
+    (_, before), (_, after) = train_with_teacher(name, subfolder(folder, name))
+    tiny.TinyTeacher.shuffled = generator
+    run = TinyRun(name, subfolder(folder, name))
+    run.train(STEPS, labels=shuffled_teacher)
     tiny.TinyTeacher.shuffled = None
-    gain = arm.agreement() - before
+    gain = run.agreement() - before
     assert gain < 0.5 * (after - before)
 
 
 def arguments(config: Json) -> Iterator[tuple[str, Json]]:
-    """(name of an argument, config with another value of it), parts of a sum included."""
+    """(argument, config with another value of it) of every argument, also in parts of a sum."""
     kind = locate(config["type"])
     for part, inner in (config.get("parts") or {}).items():
-        for name, other in arguments(inner["objective"]):
+        for name, changed_value in arguments(inner["objective"]):
             changed = copy.deepcopy(config)
-            changed["parts"][part]["objective"] = other
+            changed["parts"][part]["objective"] = changed_value
             yield f"{part}.{name}", changed
         changed = copy.deepcopy(config)
         changed["parts"][part]["weight"] = 0.37
@@ -350,86 +366,88 @@ def arguments(config: Json) -> Iterator[tuple[str, Json]]:
     if config.get("parts"):
         return
     for name, parameter in inspect.signature(kind.__init__).parameters.items():
-        skipped = {"self", "teachers", *kind.requires, *SILENT}
-        if {name, f"{name} of {kind.__name__}"} & skipped or parameter.kind in (
+        skipped_names = {"self", "teachers", *kind.requires, *WITHOUT_EFFECT}
+        if {name, f"{name} of {kind.__name__}"} & skipped_names or parameter.kind in (
             parameter.VAR_KEYWORD,
             parameter.VAR_POSITIONAL,
         ):
             continue
         value = config.get(name, parameter.default)
         if name == "weighting":
-            other = None if value else {"type": EntropyWeights}
+            changed_value = None if value else {"type": EntropyWeights}
         elif isinstance(value, bool):
-            other = not value
+            changed_value = not value
         elif isinstance(value, (int, float)):
-            other = value + 1 if isinstance(value, int) else 1.7 * value + 0.05
+            changed_value = value + 1 if isinstance(value, int) else 1.7 * value + 0.05
             if isinstance(value, float) and 0.9 <= value < 1:
-                other = 0.5
+                changed_value = 0.5
         elif f"{name} of {kind.__name__}" in OTHERS_OF:
-            other = OTHERS_OF[f"{name} of {kind.__name__}"]
+            changed_value = OTHERS_OF[f"{name} of {kind.__name__}"]
         elif name in OTHERS and OTHERS[name] != value:
-            other = OTHERS[name]
+            changed_value = OTHERS[name]
         elif hasattr(value, "keys") and "type" in value:
-            other = 0.25
+            changed_value = 0.25
         else:
             raise AssertionError(f"{kind.__name__}.{name} = {value!r}: add another value to OTHERS")
-        yield name, {**config, name: other}
+        yield name, {**config, name: changed_value}
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_every_argument_changes_what_is_learned(name: str, folder: Path):
-    def course(objective: Json | None) -> list[float]:
-        return Arm(name, own(folder, name), objective).train(2)
+def test_every_argument_changes_the_losses(name: str, folder: Path):
+    def losses(objective: Json | None) -> list[float]:
+        return TinyRun(name, subfolder(folder, name), objective).train(2)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        usual = course(None)
-        assert usual == course(None)  # or no difference would mean anything
+        default_losses = losses(None)
+        assert default_losses == losses(None)  # training is deterministic
         for argument, config in arguments(resolve("method", name)["objective"]):
-            if (name, argument) not in SILENT_IN:
-                assert course(config) != usual, f"{argument} changes nothing"
+            if (name, argument) not in WITHOUT_EFFECT_IN:
+                assert losses(config) != default_losses, f"{argument} changes nothing"
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_gradient_reaches_the_tap_alone_and_a_plain_backbone_is_left(name: str, folder: Path):
-    arm = Arm(name, own(folder, name))
-    arm.model.step = STEPS // 2
-    before = arm.model.teacher_side.live.checksum() if arm.taught else None  # type: ignore[union-attr]
-    torch.stack(list(arm.terms(tiny.batch(BATCH, 0)).values())).sum().backward()
-    deep = arm.model.backbone.get_parameter("convs.0.weight").grad
-    assert deep is not None
-    assert bool(deep.any())
-    if not ("maps" in arm.wanted.needs and "pooled" not in arm.wanted.needs):
-        last = arm.model.backbone.get_parameter("convs.3.weight").grad
-        assert last is not None
-        assert bool(last.any())
-    if arm.taught:
-        live = arm.model.teacher_side.live
+def test_gradients_reach_only_the_student_and_the_export_is_a_plain_backbone(
+    name: str, folder: Path
+):
+    run = TinyRun(name, subfolder(folder, name))
+    run.model.step = STEPS // 2
+    before = run.model.teacher_side.live.checksum() if run.taught else None  # type: ignore[union-attr]
+    torch.stack(list(run.terms(tiny.batch(BATCH, 0)).values())).sum().backward()
+    first_gradient = run.model.backbone.get_parameter("convs.0.weight").grad
+    assert first_gradient is not None
+    assert bool(first_gradient.any())
+    if not ("maps" in run.wanted.needs and "pooled" not in run.wanted.needs):
+        last_gradient = run.model.backbone.get_parameter("convs.3.weight").grad
+        assert last_gradient is not None
+        assert bool(last_gradient.any())
+    if run.taught:
+        live = run.model.teacher_side.live
         assert live is not None
         assert all(p.grad is None for p in live.parameters())
         assert live.checksum() == before
-    kept, dropped = strip(arm.model.state_dict())
+    kept, dropped = strip(run.model.state_dict())
     assert set(kept) == set(build_backbone(tiny.STUDENT).state_dict())
     assert set(dropped) <= {"objective", "target"}
 
 
-def test_the_graphs_temperature_is_that_of_its_attention(folder: Path):
-    """The one argument that another argument of its method switches on."""
+def test_tau_of_the_instance_graph_changes_the_loss_of_its_attention_form(folder: Path):
+    """`tau` has an effect only with form="attention"."""
     config = resolve("method", "instance_graph")["objective"]
-    one, two = (
-        Arm("instance_graph", folder, {**config, "form": "attention", "tau": tau}).train(1)
+    first, second = (
+        TinyRun("instance_graph", folder, {**config, "form": "attention", "tau": tau}).train(1)
         for tau in (0.1, 0.5)
     )
-    assert one != two
+    assert first != second
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_the_cost_column_counts_forward_passes_of_all_other_networks(name: str, folder: Path):
-    arm = Arm(name, own(folder, name))
+    run = TinyRun(name, subfolder(folder, name))
     samples: list[int] = []
-    for module in arm.model.objective.modules():
+    for module in run.model.objective.modules():
         if isinstance(module, NewNetwork):
             module.register_forward_hook(lambda _m, args, _out: samples.append(len(args[0])))
-    arm.model.step = STEPS // 2
-    arm.terms(tiny.batch(BATCH, 0))
-    assert sum(samples) == arm.wanted.forwards * BATCH
+    run.model.step = STEPS // 2
+    run.terms(tiny.batch(BATCH, 0))
+    assert sum(samples) == run.wanted.forwards * BATCH

@@ -1,4 +1,4 @@
-"""DMAE: one set of patches for student and teacher, a teacher that stops, and its two limits."""
+"""DMAE: student and teacher share the visible patches, the teacher stops at a layer, two limits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kdep_bench.objectives.dmae import token_distance
 from kdep_bench.pretrain.distiller import Distiller
 from kdep_bench.transfer.export import strip
 
-PX, BLOCK, WIDTH = 64, 3, 64  # 16 patches
+PX, BLOCK, WIDTH = 64, 3, 64  # image size (16 patches), distilled block, its width
 STUDENT: dict[str, Any] = dict(
     name="vit",
     backbone=dict(
@@ -52,6 +52,7 @@ MAE = dict(
 
 
 def mask(ratio: float = 0.75) -> dict[str, Any]:
+    """The config of the masking."""
     return dict(type="kdep_bench.augments.mask_patches.MaskPatches", patch=16, ratio=ratio)
 
 
@@ -59,7 +60,7 @@ def model(
     teacher: dict[str, Any] | None = None,
     ratio: float = 0.75,
     objective: dict[str, Any] | None = None,
-    **more: Any,
+    **options: Any,
 ) -> Distiller:
     """A student with DMAE's objective and a live teacher, as the pre-training stage builds them."""
     network = VIT if teacher is None else teacher
@@ -70,7 +71,7 @@ def model(
         layer_width=width,
         teacher_layer=layer,
         student_block=BLOCK,
-        **more,
+        **options,
     )
     torch.manual_seed(0)
     return Distiller(
@@ -82,36 +83,43 @@ def model(
 
 
 def images(count: int = 3, seed: int = 1) -> Tensor:
+    """Random images [count, 3, PX, PX] of blocks of 8 x 8 pixels."""
     g = torch.Generator().manual_seed(seed)
     coarse = torch.randint(0, 256, (count, 3, 8, 8), generator=g)
     return coarse.repeat_interleave(8, 2).repeat_interleave(8, 3).to(torch.uint8)
 
 
 def losses(m: Distiller, x: Tensor | None = None) -> dict[str, Tensor]:
+    """The loss terms of a batch of images."""
     x = images() if x is None else x
     return m(images=x, teacher_images=x)
 
 
-def live(m: Distiller) -> Any:
+def live_teacher(m: Distiller) -> Any:
+    """The live teacher."""
     return m.teacher_side.live
 
 
-def own_weights(m: Distiller) -> None:
-    """Gives the teacher the student's network, and the objective the identity for W."""
+def copy_student_weights(m: Distiller) -> None:
+    """Gives the teacher the student's weights, and the objective an identity projector."""
     student: Any = m.backbone
-    live(m).net.load_state_dict(student.net.state_dict(), strict=False)
+    live_teacher(m).net.load_state_dict(student.net.state_dict(), strict=False)
     objective: Any = m.objective
     objective.projector = nn.Identity()
 
 
 def test_student_and_teacher_see_the_same_patches_in_the_same_order():
     m = model().eval()
-    own_weights(m)
+    copy_student_weights(m)
     assert float(losses(m)["loss_layer"]) < 1e-5  # equal networks, equal patches
-    up_to = live(m).up_to
-    live(m).up_to = lambda x, layer, visible, hidden: up_to(x, layer, visible.roll(1, 1), hidden)
+    real_up_to = live_teacher(m).up_to
+    live_teacher(m).up_to = lambda x, layer, visible, hidden: real_up_to(
+        x, layer, visible.roll(1, 1), hidden
+    )
     assert float(losses(m)["loss_layer"]) > 0.01
-    live(m).up_to = lambda x, layer, visible, hidden: up_to(x, layer, (visible + 1) % 16, hidden)
+    live_teacher(m).up_to = lambda x, layer, visible, hidden: real_up_to(
+        x, layer, (visible + 1) % 16, hidden
+    )
     assert float(losses(m)["loss_layer"]) > 0.01
 
 
@@ -127,82 +135,84 @@ def test_student_and_teacher_see_the_same_patches_in_the_same_order():
     ],
     ids=["vit", "cnn"],
 )
-def test_no_layer_of_the_teacher_after_the_one_that_is_read_runs(
+def test_the_teacher_stops_after_the_layer_that_is_read(
     teacher: dict[str, Any], inside: list[str], after: list[str]
 ):
     m = model(teacher)
-    ran: list[str] = []
+    layers_run: list[str] = []
     for path in [*inside, *after]:
-        module = live(m).net.get_submodule(path)
-        module.register_forward_pre_hook(lambda *_, path=path: ran.append(path))
+        module = live_teacher(m).net.get_submodule(path)
+        module.register_forward_pre_hook(lambda *_, path=path: layers_run.append(path))
     for _ in range(2):
         torch.stack(list(losses(m).values())).sum().backward()
-    assert ran == 2 * inside
+    assert layers_run == 2 * inside
 
 
-def test_nothing_of_a_hidden_patch_reaches_a_convolutional_teacher():
+def test_hidden_patches_do_not_change_a_convolutional_teacher_s_features():
     m = model(LITE).eval()
     x = images(2)
     hidden = torch.ones(2, 4, 4, dtype=torch.bool)
     hidden[:, 1, 2] = False
     visible = torch.full((2, 1), 6)
     changed = x.clone()
-    inside = hidden.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, None].expand_as(x)
-    changed[inside] = 255 - changed[inside]
-    read = [live(m).up_to(v, "s16", visible, hidden) for v in (x, changed)]
-    assert read[0].shape == (2, 1, 112)
-    torch.testing.assert_close(*read, rtol=0, atol=0)
-    everything = live(m).up_to(x, "s16", visible, torch.zeros_like(hidden))
-    assert not torch.allclose(read[0], everything)
-    # the map's place of the patch in row 1 and column 2
-    torch.testing.assert_close(everything[:, 0], live(m)(x).maps["s16"][:, :, 1, 2])
+    hidden_pixels = hidden.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, None].expand_as(x)
+    changed[hidden_pixels] = 255 - changed[hidden_pixels]
+    features = [live_teacher(m).up_to(v, "s16", visible, hidden) for v in (x, changed)]
+    assert features[0].shape == (2, 1, 112)
+    torch.testing.assert_close(*features, rtol=0, atol=0)
+    unmasked = live_teacher(m).up_to(x, "s16", visible, torch.zeros_like(hidden))
+    assert not torch.allclose(features[0], unmasked)
+    # position of the patch in row 1 and column 2 on the map
+    torch.testing.assert_close(unmasked[:, 0], live_teacher(m)(x).maps["s16"][:, :, 1, 2])
 
 
-def test_without_masks_it_is_the_plain_distillation_of_that_layer():
+def test_without_masks_the_loss_is_plain_distillation_of_that_layer():
     m = model(ratio=0.0, alpha=3.0).eval()
     x = images()
     normalised = (x.float() - m.mean) / m.std
-    got = losses(m, x)
-    seen: list[Tensor] = []
-    nets: list[Any] = [m.backbone.net, live(m).net]
+    terms = losses(m, x)
+    layer_outputs: list[Tensor] = []
+    nets: list[Any] = [m.backbone.net, live_teacher(m).net]
     for net in nets:
         with torch.no_grad(), capture_modules(net, {"z": (f"blocks.{BLOCK}", "out")}) as recorded:
             net.forward_features(normalised)
-        seen.append(recorded["z"])
-    student = m.objective.projector(seen[0])  # type: ignore[operator]
-    unit = [z / z.square().sum(2, keepdim=True).sqrt() for z in (student, seen[1])]
-    torch.testing.assert_close(got["loss_layer"], 3 * (unit[0] - unit[1]).abs().mean())
-    assert float(got["loss_reconstruction"]) == 0
+        layer_outputs.append(recorded["z"])
+    student = m.objective.projector(layer_outputs[0])  # type: ignore[operator]
+    unit = [z / z.square().sum(2, keepdim=True).sqrt() for z in (student, layer_outputs[1])]
+    torch.testing.assert_close(terms["loss_layer"], 3 * (unit[0] - unit[1]).abs().mean())
+    assert float(terms["loss_reconstruction"]) == 0
 
 
-def test_with_alpha_0_it_is_mae_to_the_bit():
-    courses = []
+def test_with_alpha_0_training_equals_mae_bit_for_bit():
+    runs = []
     for m in (model(alpha=0.0), model(objective=MAE)):
         optimizer = torch.optim.SGD(m.parameters(), 0.1)
-        course = []
+        step_losses = []
         for step in range(3):
             m.step = step
             terms = losses(m, images(4, step))
             assert float(terms.get("loss_layer", 0.0)) == 0
-            course.append(float(terms["loss_reconstruction"].detach()))
+            step_losses.append(float(terms["loss_reconstruction"].detach()))
             optimizer.zero_grad()
             torch.stack(list(terms.values())).sum().backward()
             optimizer.step()
-        courses.append((course, m.backbone.state_dict()))
-    (a, weights), (b, others) = courses
-    assert a == b
-    assert all(torch.equal(v, others[k]) for k, v in weights.items())
+        runs.append((step_losses, m.backbone.state_dict()))
+    (dmae_losses, dmae_weights), (mae_losses, mae_weights) = runs
+    assert dmae_losses == mae_losses
+    assert all(torch.equal(v, mae_weights[k]) for k, v in dmae_weights.items())
 
 
 @pytest.mark.parametrize("unit_length", [True, False])
 @pytest.mark.parametrize("class_tokens", [(1, 1), (1, 0), (0, 5)])
-def test_the_distance_is_the_formula_in_float64(unit_length: bool, class_tokens: tuple[int, int]):
+def test_the_token_distance_equals_the_formula_in_float64(
+    unit_length: bool, class_tokens: tuple[int, int]
+):
     """Token by token and channel by channel; class tokens only where both have equally many."""
     g = torch.Generator().manual_seed(0)
     n, c = 3, 7
     s, t = (torch.randn(2, p + n, c, generator=g, dtype=torch.float64) for p in class_tokens)
     skipped = (0, 0) if class_tokens[0] == class_tokens[1] else class_tokens
-    want = []
+    expected = []
     for b in range(2):
         rows = [
             [[float(v) for v in token] for token in z[b, skip:]]
@@ -213,25 +223,25 @@ def test_the_distance_is_the_formula_in_float64(unit_length: bool, class_tokens:
             lengths = [sum(v * v for v in z) ** 0.5 if unit_length else 1.0 for z in (x, y)]
             total += sum(abs(p / lengths[0] - q / lengths[1]) for p, q in zip(x, y, strict=True))
             count += c
-        want.append(total / count)
-    assert token_distance(s, t, n, unit_length).tolist() == pytest.approx(want, rel=1e-12)
+        expected.append(total / count)
+    assert token_distance(s, t, n, unit_length).tolist() == pytest.approx(expected, rel=1e-12)
 
 
-def test_gradient_reaches_the_whole_student_and_no_teacher_weight_and_a_plain_backbone_is_left():
+def test_gradients_reach_the_complete_student_only_and_the_export_is_a_plain_backbone():
     m = model()
-    before = live(m).checksum()
+    before = live_teacher(m).checksum()
     torch.stack(list(losses(m).values())).sum().backward()
     for module in (m.backbone, m.objective):
         assert all(p.grad is not None and bool(p.grad.any()) for p in module.parameters())
-    assert all(p.grad is None for p in live(m).parameters())
-    assert live(m).checksum() == before
+    assert all(p.grad is None for p in live_teacher(m).parameters())
+    assert live_teacher(m).checksum() == before
     kept, dropped = strip(m.state_dict())
     assert dropped == ["objective"]
     assert set(kept) == set(build_backbone(STUDENT).state_dict())
 
 
 def test_every_argument_changes_the_loss():
-    usual = losses(model())
+    default = losses(model())
     for name, value in dict(
         alpha=0.5, unit_length=False, student_block=2, teacher_layer="blocks.1", decoder_depth=2
     ).items():
@@ -247,11 +257,11 @@ def test_every_argument_changes_the_loss():
         torch.manual_seed(0)
         side = dict(live=VIT, layer=config["teacher_layer"])
         m = Distiller(STUDENT, config, teacher=side, augment=mask())
-        other = losses(m)
-        assert any(not torch.equal(other[k], v) for k, v in usual.items()), name
+        changed = losses(m)
+        assert any(not torch.equal(changed[k], v) for k, v in default.items()), name
 
 
-def test_the_distance_falls_and_less_with_another_image_s_teacher():
+def test_the_distance_falls_more_with_the_teacher_of_the_same_image():
     after = []
     for shift in (0, 1):
         m = model(ratio=0.5).train()
@@ -270,18 +280,18 @@ def test_the_distance_falls_and_less_with_another_image_s_teacher():
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (dict(input_px=96), r"teacher vit_teacher has 36 patches and the student 16.*4 times"),
         (dict(model="test_convnext", args={}), r"unknown layer of the teacher .*'blocks.3'"),
     ],
 )
-def test_a_teacher_that_cannot_see_the_same_patches_is_refused(change: dict[str, Any], says: str):
+def test_a_teacher_with_other_patches_is_refused(change: dict[str, Any], message: str):
     config = copy.deepcopy(VIT) | change
     m = model(config)
     x = images()
     other = torch.zeros(3, 3, config["input_px"], config["input_px"], dtype=torch.uint8)
-    with pytest.raises(KdepError, match=says):
+    with pytest.raises(KdepError, match=message):
         m(images=x, teacher_images=other)
 
 

@@ -17,46 +17,48 @@ from kdep_bench.teachers.base import TeacherOutput
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Normal noise with a fixed seed."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def context(student: torch.Tensor, teacher: torch.Tensor) -> Context:
+    """A batch with these features of student and teacher; the target is the teacher's feature."""
     return Context(student, student, target=teacher, teacher=TeacherOutput(teacher, None))
 
 
-# -- the weight's rule --------------------------------------------------------------------------
+# -- the weight rule ----------------------------------------------------------------------------
 
 
-def test_the_weight_is_scale_over_energy_and_a_number_stays():
+def test_the_automatic_weight_is_the_scale_over_the_mean_square():
     assert loss_weight("auto", 20.0, 4.0) == 5.0
     assert loss_weight(3, 20.0, None) == 3.0
 
 
-@pytest.mark.parametrize("energy", [None, 0.0, float("nan"), float("inf"), -1.0])
-def test_no_rule_without_a_positive_finite_energy(energy: float | None):
+@pytest.mark.parametrize("mean_square", [None, 0.0, float("nan"), float("inf"), -1.0])
+def test_a_mean_square_that_is_not_positive_and_finite_is_refused(mean_square: float | None):
     with pytest.raises(KdepError, match="mean square"):
-        FeatureRegression(target_mean_square=energy)
+        FeatureRegression(target_mean_square=mean_square)
     with pytest.raises(KdepError, match="mean square"):
-        FeatureRegression(target_mean_square=energy, unit=True)
+        FeatureRegression(target_mean_square=mean_square, unit=True)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.floats(1e-3, 1e3), st.booleans())
 def test_an_output_of_zero_costs_the_same_for_every_teacher(c: float, unit: bool):
     target = c * noise(64, 8)
-    rule = FeatureRegression(target_mean_square=float(target.square().mean()), unit=unit)
-    loss = rule.terms(context(torch.zeros(64, 8), target))["feature"]
+    objective = FeatureRegression(target_mean_square=float(target.square().mean()), unit=unit)
+    loss = objective.terms(context(torch.zeros(64, 8), target))["feature"]
     assert loss.shape == (64,)
     assert float(loss.mean()) == pytest.approx(DEFAULT_LOSS_AT_ZERO, rel=1e-4)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.floats(1e-3, 1e3))
-def test_in_its_own_unit_a_target_gives_the_same_loss_and_gradient_whatever_its_scale(c: float):
+def test_unit_makes_loss_and_gradient_independent_of_the_target_s_scale(c: float):
     def loss_and_gradient(c: float) -> tuple[torch.Tensor, torch.Tensor]:
         target, student = c * noise(16, 8), noise(16, 8, seed=1).requires_grad_()
-        rule = FeatureRegression(target_mean_square=float(target.square().mean()), unit=True)
-        loss = rule.terms(context(student, target))["feature"].mean()
+        objective = FeatureRegression(target_mean_square=float(target.square().mean()), unit=True)
+        loss = objective.terms(context(student, target))["feature"].mean()
         return loss.detach(), torch.autograd.grad(loss, student)[0]
 
     torch.testing.assert_close(loss_and_gradient(c), loss_and_gradient(1.0), rtol=1e-4, atol=1e-5)
@@ -64,14 +66,15 @@ def test_in_its_own_unit_a_target_gives_the_same_loss_and_gradient_whatever_its_
 
 def test_the_loss_is_the_mean_squared_error_times_w():
     s, t = noise(16, 8), noise(16, 8, seed=1)
-    got = FeatureRegression(weight=3).terms(context(s, t))["feature"].mean()
-    torch.testing.assert_close(got, 3 * torch.nn.functional.mse_loss(s, t))
+    loss = FeatureRegression(weight=3).terms(context(s, t))["feature"].mean()
+    torch.testing.assert_close(loss, 3 * torch.nn.functional.mse_loss(s, t))
 
 
 # -- projectors ---------------------------------------------------------------------------------
 
 
 def projectors(ds: int, dt: int) -> list[Objective]:
+    """One objective of each kind with a learned projector from ds to dt channels."""
     return [
         ProjectedRegression(ds, dt, teacher_mean_variance=1.0),
         ProjectedRegression(ds, dt, teacher_mean_variance=1.0, hidden=5),
@@ -82,9 +85,9 @@ def projectors(ds: int, dt: int) -> list[Objective]:
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 9), st.integers(2, 9), st.integers(0, 2))
 def test_terms_are_per_sample_and_gradient_reaches_the_student_and_not_the_teacher(
-    ds: int, dt: int, which: int
+    ds: int, dt: int, kind: int
 ):
-    objective = projectors(ds, dt)[which]
+    objective = projectors(ds, dt)[kind]
     s, t = noise(6, ds).requires_grad_(), noise(6, dt, seed=1)
     loss = objective.terms(context(s, t))["feature"]
     assert loss.shape == (6,)
@@ -93,8 +96,8 @@ def test_terms_are_per_sample_and_gradient_reaches_the_student_and_not_the_teach
     assert s.grad is not None
     assert not t.requires_grad
     assert all(p.grad is not None for p in objective.parameters())
-    alone = objective.terms(context(s[2:3], t[2:3]))["feature"]
-    torch.testing.assert_close(alone, loss[2:3], rtol=1e-4, atol=1e-5)
+    single_loss = objective.terms(context(s[2:3], t[2:3]))["feature"]
+    torch.testing.assert_close(single_loss, loss[2:3], rtol=1e-4, atol=1e-5)
 
 
 def test_a_1x1_convolution_before_pooling_is_the_linear_projector_after_it():
@@ -115,7 +118,7 @@ def test_the_identity_projector_gives_zero_on_equal_features():
     torch.testing.assert_close(objective.terms(context(f, f))["feature"], torch.zeros(5))
 
 
-def test_a_hidden_layer_of_nothing_is_refused():
+def test_a_hidden_layer_of_width_0_is_refused():
     with pytest.raises(KdepError, match="hidden width is 0"):
         ProjectedRegression(4, 4, weight=1.0, hidden=0)
 
@@ -148,16 +151,16 @@ def test_vkd_is_smooth_l1_to_the_layer_normalised_teacher():
 def test_vkd_is_independent_of_the_teacher_s_scale():
     objective = OrthogonalProjection(4, 6)
     s, t = noise(8, 4), noise(8, 6, seed=1)
-    one, other = (objective.terms(context(s, c * t + 2))["feature"] for c in (1.0, 100.0))
-    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    first, second = (objective.terms(context(s, c * t + 2))["feature"] for c in (1.0, 100.0))
+    torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-4)
 
 
-def test_vkd_near_its_target_has_the_slope_of_the_weight_rule():
+def test_vkd_s_loss_near_its_target_has_the_automatic_weight():
     objective = OrthogonalProjection(6, 6)
     t = noise(8, 6)
     target = torch.nn.functional.layer_norm(t, (6,))
     s = ((target + 0.01) @ objective.projector()).detach()  # P' is the inverse of P
-    got = objective.terms(context(s, t))["feature"].mean()
+    loss = objective.terms(context(s, t))["feature"].mean()
     torch.testing.assert_close(
-        got, torch.tensor(DEFAULT_LOSS_AT_ZERO * 0.01**2), rtol=1e-3, atol=1e-6
+        loss, torch.tensor(DEFAULT_LOSS_AT_ZERO * 0.01**2), rtol=1e-3, atol=1e-6
     )

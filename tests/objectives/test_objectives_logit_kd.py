@@ -1,4 +1,4 @@
-"""Logit distillation against its closed forms."""
+"""Logit distillation compared with closed forms."""
 
 from __future__ import annotations
 
@@ -17,27 +17,31 @@ from kdep_bench.objectives.base import Context
 from kdep_bench.objectives.logit_kd import LogitKD, LogitKDWithLabels, soft_kl
 from kdep_bench.teachers.base import TeacherOutput
 
-C = 7
+C = 7  # classes
 
 
 def logits(seed: int, scale: float = 3.0) -> tuple[Tensor, Tensor]:
+    """Random teacher and student logits [5, C]."""
     g = torch.Generator().manual_seed(seed)
     return scale * torch.randn(5, C, generator=g), scale * torch.randn(5, C, generator=g)
 
 
-def context(after: Tensor, teacher: Tensor, **more: Any) -> Context:
-    return Context(after, after, teacher=TeacherOutput(after, teacher), **more)
+def context(after: Tensor, teacher: Tensor, **values: Any) -> Context:
+    """A batch whose student feature is `after` and whose teacher logits are `teacher`."""
+    return Context(after, after, teacher=TeacherOutput(after, teacher), **values)
 
 
-def through(objective: LogitKD) -> LogitKD:
-    """The student's logits are its feature."""
+def with_identity_head(objective: LogitKD) -> LogitKD:
+    """The objective with a head that returns the student's feature as its logits."""
     torch.nn.init.eye_(objective.head.weight)
     torch.nn.init.zeros_(objective.head.bias)
     return objective
 
 
 @given(st.integers(0, 10**6), st.floats(0.5, 20), st.floats(-50, 50))
-def test_zero_at_equality_and_blind_to_a_shift(seed: int, tau: float, shift: float):
+def test_the_kl_term_is_zero_for_equal_logits_and_ignores_a_shift(
+    seed: int, tau: float, shift: float
+):
     t, s = logits(seed)
     assert soft_kl(t, t + shift, tau).abs().max() < 2e-3 * tau**2
     torch.testing.assert_close(
@@ -47,68 +51,72 @@ def test_zero_at_equality_and_blind_to_a_shift(seed: int, tau: float, shift: flo
 
 
 @pytest.mark.parametrize("tau", [1.0, 4.0])
-def test_it_is_torch_s_kl_div_times_tau_squared(tau: float):
+def test_the_kl_term_is_torch_s_kl_div_times_tau_squared(tau: float):
     t, s = logits(1)
-    want = F.kl_div(F.log_softmax(s / tau, 1), F.softmax(t / tau, 1), reduction="batchmean") * (
+    expected = F.kl_div(F.log_softmax(s / tau, 1), F.softmax(t / tau, 1), reduction="batchmean") * (
         tau**2
     )
-    got = through(LogitKD(C, C, tau=tau)).terms(context(s, t))["kl"]
-    torch.testing.assert_close(got.mean(), want)
+    loss = with_identity_head(LogitKD(C, C, tau=tau)).terms(context(s, t))["kl"]
+    torch.testing.assert_close(loss.mean(), expected)
 
 
 def test_a_high_temperature_compares_centred_logits():
     t, s = (z.double() for z in logits(2))
     centred = (t - t.mean(1, keepdim=True)) - (s - s.mean(1, keepdim=True))
-    want = centred.square().sum(1) / (2 * C)
-    torch.testing.assert_close(soft_kl(t, s, 1e4), want, rtol=1e-3, atol=1e-6)
+    expected = centred.square().sum(1) / (2 * C)
+    torch.testing.assert_close(soft_kl(t, s, 1e4), expected, rtol=1e-3, atol=1e-6)
 
 
-def test_gradients():
+def test_the_gradient_of_the_kl_term_is_that_of_finite_differences():
     t, s = (z.double() for z in logits(3, 1.0))
     assert torch.autograd.gradcheck(lambda x: soft_kl(t, x, 2.0), s.requires_grad_())
 
 
-def test_alpha_zero_is_cross_entropy_bit_for_bit_and_one_is_the_label_free_form():
+def test_alpha_0_is_cross_entropy_and_alpha_1_is_label_free_bit_for_bit():
     t, s = logits(4)
     y = torch.tensor([0, 6, 3, 3, 1])
-    terms = through(LogitKDWithLabels(C, C, C, alpha=0.0)).terms(context(s, t, labels=y))
+    terms = with_identity_head(LogitKDWithLabels(C, C, C, alpha=0.0)).terms(context(s, t, labels=y))
     assert torch.equal(sum(terms.values()), F.cross_entropy(s, y, reduction="none"))  # type: ignore[arg-type]
-    one = through(LogitKDWithLabels(C, C, C, alpha=1.0)).terms(context(s, t, labels=y))
-    free = through(LogitKD(C, C)).terms(context(s, t))
-    assert torch.equal(one["kl"], free["kl"])
-    assert not one["cross_entropy"].any()
-    mixed = through(LogitKDWithLabels(C, C, C, alpha=0.25)).terms(context(s, t, labels=y))
-    torch.testing.assert_close(mixed["kl"], 0.25 * free["kl"])
+    alpha_1 = with_identity_head(LogitKDWithLabels(C, C, C, alpha=1.0)).terms(
+        context(s, t, labels=y)
+    )
+    label_free = with_identity_head(LogitKD(C, C)).terms(context(s, t))
+    assert torch.equal(alpha_1["kl"], label_free["kl"])
+    assert not alpha_1["cross_entropy"].any()
+    mixed = with_identity_head(LogitKDWithLabels(C, C, C, alpha=0.25)).terms(
+        context(s, t, labels=y)
+    )
+    torch.testing.assert_close(mixed["kl"], 0.25 * label_free["kl"])
     torch.testing.assert_close(mixed["cross_entropy"], 0.75 * terms["cross_entropy"])
 
 
-def test_a_scheduled_temperature():
+def test_a_scheduled_temperature_is_used_at_each_step():
     t, s = logits(5)
-    line = dict(type="kdep_bench.schedules.linear.Linear", start=8.0, end=2.0)
-    made = through(LogitKD(C, C, tau=line, epochs=4))
-    got = made.terms(context(s, t, step=5, steps=10))["kl"]
-    torch.testing.assert_close(got, soft_kl(t, s, 5.0))
+    schedule = dict(type="kdep_bench.schedules.linear.Linear", start=8.0, end=2.0)
+    objective = with_identity_head(LogitKD(C, C, tau=schedule, epochs=4))
+    loss = objective.terms(context(s, t, step=5, steps=10))["kl"]
+    torch.testing.assert_close(loss, soft_kl(t, s, 5.0))
 
 
 def test_an_over_confident_teacher_is_reported_once():
-    sure = 100.0 * F.one_hot(torch.arange(5), C).float()
-    made = LogitKD(C, C, tau=1.0)
+    confident = 100.0 * F.one_hot(torch.arange(5), C).float()
+    objective = LogitKD(C, C, tau=1.0)
     with pytest.warns(UserWarning, match="nats of 1.95 possible"):
-        made.terms(context(torch.zeros(5, C), sure))
+        objective.terms(context(torch.zeros(5, C), confident))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        made.terms(context(torch.zeros(5, C), sure))
+        objective.terms(context(torch.zeros(5, C), confident))
         LogitKD(C, C).terms(context(torch.zeros(5, C), logits(0)[0]))
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "message"),
     [
         (lambda: LogitKD(C, C, tau=0.0), "tau=0"),
         (lambda: LogitKDWithLabels(C, C, C, alpha=1.5), "alpha=1.5"),
         (lambda: LogitKDWithLabels(C, 1000, 3), "3 classes and the teacher has 1000"),
     ],
 )
-def test_impossible_settings_are_refused(make: Any, says: str):
-    with pytest.raises(KdepError, match=says):
+def test_impossible_settings_are_refused(make: Any, message: str):
+    with pytest.raises(KdepError, match=message):
         make()

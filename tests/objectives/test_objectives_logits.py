@@ -27,60 +27,66 @@ from kdep_bench.schedules.build import as_schedule
 from kdep_bench.schedules.until import Until
 from kdep_bench.teachers.base import TeacherOutput
 
-B, D, C = 5, 4, 7
+B, D, C = 5, 4, 7  # batch, feature width, teacher classes
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
+    """Normal noise with a fixed seed."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def context(seed: int = 0, **more: Any) -> Context:
+def context(seed: int = 0, **values: Any) -> Context:
+    """A batch with random features and teacher logits."""
     f = rand(B, D, seed=seed)
     return Context(
-        before=f, after=f, teacher=TeacherOutput(rand(B, 9), 3 * rand(B, C, seed=1)), **more
+        before=f, after=f, teacher=TeacherOutput(rand(B, 9), 3 * rand(B, C, seed=1)), **values
     )
 
 
-def made(kind: Any, **more: Any) -> Any:
+def build(kind: Any, **values: Any) -> Any:
+    """An objective of this class with fixed initial weights."""
     torch.manual_seed(0)
-    return kind(width=D, teacher_classes=C, **more)
+    return kind(width=D, teacher_classes=C, **values)
 
 
 def loss(objective: Objective, ctx: Context) -> Tensor:
+    """The sum of the means of all terms."""
     return torch.stack([t.mean() for t in objective.terms(ctx).values()]).sum()
 
 
 # -- NKD ----------------------------------------------------------------------------------------
 
 
-def test_soft_cross_entropy_splits_into_target_others_and_what_nkd_drops():
+def test_soft_cross_entropy_is_nkd_s_terms_plus_the_term_that_nkd_drops():
     s, t, y = rand(B, C).double(), rand(B, C, seed=1).double(), torch.tensor([0, 3, 6, 1, 2])
-    whole = -(F.softmax(t, 1) * F.log_softmax(s, 1)).sum(1)
+    cross_entropy = -(F.softmax(t, 1) * F.log_softmax(s, 1)).sum(1)
     p_t, p_s = (F.softmax(z, 1).gather(1, y[:, None])[:, 0] for z in (t, s))
     parts = target_term(t, s, y) + (1 - p_t) * others_term(t, s, y, 1.0)
-    torch.testing.assert_close(parts - (1 - p_t) * (1 - p_s).log(), whole)
+    torch.testing.assert_close(parts - (1 - p_t) * (1 - p_s).log(), cross_entropy)
 
 
-def test_two_classes_have_no_others():
+def test_nkd_with_two_classes_has_no_term_of_other_classes():
     s, t = rand(B, 2), rand(B, 2, seed=1)
     y = torch.zeros(B, dtype=torch.int64)
     assert without(s, y).shape == (B, 1)
     assert not others_term(t, s, y, 1.0).any()
 
 
-def test_nkd_takes_the_teachers_top_1_where_there_are_no_labels():
+def test_nkd_without_labels_uses_the_teacher_s_top_1():
     ctx = context()
     assert ctx.teacher is not None
     assert ctx.teacher.logits is not None
-    free, bound = made(NKD), made(NKDWithLabels, classes=C)
+    label_free, with_labels = build(NKD), build(NKDWithLabels, classes=C)
     ctx_labels = context(labels=ctx.teacher.logits.argmax(1))
-    for a, b in zip(free.terms(ctx).values(), bound.terms(ctx_labels).values(), strict=True):
+    for a, b in zip(
+        label_free.terms(ctx).values(), with_labels.terms(ctx_labels).values(), strict=True
+    ):
         assert torch.equal(a, b)
     with pytest.raises(KdepError, match="output at the label"):
-        made(NKDWithLabels, classes=C + 1)
+        build(NKDWithLabels, classes=C + 1)
 
 
-def test_the_teacher_free_weight_has_the_labels_value_as_its_mean():
+def test_the_weights_of_teacher_free_nkd_have_the_given_mean():
     labels = torch.tensor([0, 1, 2, 0, 1])
     objective = TeacherFreeNKD(D, 3, value=0.7)
     log_py = F.log_softmax(objective.head(context().after), 1).gather(1, labels[:, None])[:, 0]
@@ -103,34 +109,34 @@ def test_phi_rises_in_equal_steps_and_never_passes_one():
     assert [values.count(k / 20) for k in range(1, 21)] == [10] * 20
 
 
-def test_no_margin_is_annealing_kd_and_a_wide_one_gives_no_gradient():
-    plain = made(Continuation, margin=0.0, weight=C)
+def test_margin_0_is_annealing_kd_and_a_large_margin_gives_no_gradient():
+    no_margin = build(Continuation, margin=0.0, weight=C)
     ctx = context(step=3, steps=40)
     assert ctx.teacher is not None
     assert ctx.teacher.logits is not None
     phi = 2 / 20
-    want = (plain.head(ctx.after) - phi * ctx.teacher.logits).square().sum(1)
-    energy = ctx.teacher.logits.square().mean()  # of the first batch, the unit of w and m
-    torch.testing.assert_close(plain.terms(ctx)["hinge"], want / energy)
-    wide = made(Continuation, margin=1e6)
-    loss(wide, ctx).backward()
-    assert not wide.head.weight.grad.any()
+    expected = (no_margin.head(ctx.after) - phi * ctx.teacher.logits).square().sum(1)
+    mean_square = ctx.teacher.logits.square().mean()  # of the first batch, the unit of w and m
+    torch.testing.assert_close(no_margin.terms(ctx)["hinge"], expected / mean_square)
+    wide_margin = build(Continuation, margin=1e6)
+    loss(wide_margin, ctx).backward()
+    assert not wide_margin.head.weight.grad.any()
     with pytest.raises(KdepError, match="margin"):
-        made(Continuation, margin=-1.0)
+        build(Continuation, margin=-1.0)
 
 
-def test_the_hinge_has_one_meaning_whatever_the_unit_of_the_teachers_logits():
-    for unit in (0.1, 1.0, 30.0):
-        objective = made(Continuation, weight=20.0, margin=0.25, phi=1.0)
+def test_the_hinge_does_not_depend_on_the_scale_of_the_teacher_s_logits():
+    for scale in (0.1, 1.0, 30.0):
+        objective = build(Continuation, weight=20.0, margin=0.25, phi=1.0)
         for p in objective.parameters():
             torch.nn.init.zeros_(p)
-        t = unit * rand(B, C).sign()  # of equal energy in every sample
+        t = scale * rand(B, C).sign()  # the same mean square in every sample
         ctx = Context(rand(B, D), rand(B, D), teacher=TeacherOutput(rand(B, 9), t))
         torch.testing.assert_close(objective.terms(ctx)["hinge"], torch.full((B,), 15.0))
 
 
 def test_the_hinge_is_per_sample():
-    """A sample within the margin gives no gradient, whatever the rest of its batch does."""
+    """A sample within the margin gives no gradient, whatever the other samples are."""
     t = torch.zeros(3, C)
     s = torch.tensor([[0.1], [1.0], [10.0]]).expand(3, C).clone().requires_grad_()
     hinge(s, t, 1.0, margin=2.0).sum().backward()
@@ -138,11 +144,11 @@ def test_the_hinge_is_per_sample():
     assert s.grad.any(1).tolist() == [False, True, True]
 
 
-def fitted_to_a_noisy_sine(seed: int, margin: float, phi: Any, decay: float) -> tuple[float, float]:
-    """(energy above the third harmonic, squared error to the sine) of a student of sine + noise.
+def fit_noisy_sine(seed: int, margin: float, phi: Any, decay: float) -> tuple[float, float]:
+    """Trains on sine + noise; (power above the third harmonic, squared error to the sine).
 
-    The student is the objective's own head on Fourier features of amplitude k^-decay: with a
-    positive decay low frequencies are learned first, as networks do (Rahaman et al., ICML 2019).
+    The student is the objective's head on Fourier features of amplitude k^-decay: with a positive
+    decay it learns low frequencies first, as networks do (Rahaman et al., ICML 2019).
     """
     points, steps = 256, 400
     x = torch.arange(points) / points * 2 * torch.pi
@@ -167,28 +173,28 @@ def fitted_to_a_noisy_sine(seed: int, margin: float, phi: Any, decay: float) -> 
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_student_of_a_noisy_teacher_has_less_high_frequency_than_a_plain_one(seed: int):
-    """The paper's demonstration, label-free: what lies within the margin is not fitted.
+def test_the_margin_and_phi_reduce_high_frequencies_of_a_noisy_teacher(seed: int):
+    """The paper's demonstration without labels: differences within the margin are not fitted.
 
-    It needs a student that learns low frequencies first: one that learns all alike ends where the
-    margin begins, noise and all, and has gained nothing (decay 0; ratio 1.2 to 1.6).
+    This requires a student that learns low frequencies first. With decay 0 it learns all alike and
+    fits the noise up to the margin (ratio 1.2 to 1.6).
     """
-    fading = dict(type=Annealing, t_max=20)
-    high, error = fitted_to_a_noisy_sine(seed, 0.25, fading, decay=0.5)
-    plain_high, plain_error = fitted_to_a_noisy_sine(seed, 0.0, 1.0, decay=0.5)
+    annealing = dict(type=Annealing, t_max=20)
+    high, error = fit_noisy_sine(seed, 0.25, annealing, decay=0.5)
+    plain_high, plain_error = fit_noisy_sine(seed, 0.0, 1.0, decay=0.5)
     assert high < 0.6 * plain_high
     assert error < plain_error
     assert (
-        fitted_to_a_noisy_sine(seed, 0.0, fading, decay=1.0)[0]
-        < 0.75 * (fitted_to_a_noisy_sine(seed, 0.0, 1.0, decay=1.0)[0])
-    )  # the fading alone helps too
+        fit_noisy_sine(seed, 0.0, annealing, decay=1.0)[0]
+        < 0.75 * (fit_noisy_sine(seed, 0.0, 1.0, decay=1.0)[0])
+    )  # annealing alone helps, too
 
 
 # -- CTKD ---------------------------------------------------------------------------------------
 
 
-def test_ctkd_starts_at_the_published_temperature_and_its_curriculum_is_theirs():
-    objective = made(CTKD, epochs=40.0)
+def test_ctkd_has_the_published_initial_temperature_and_curriculum():
+    objective = build(CTKD, epochs=40.0)
     assert float(objective.temperature(0.0)) == pytest.approx(15.62, abs=0.01)
     assert objective.curriculum(0, 400) == 0
     assert objective.curriculum(100, 400) == -1
@@ -196,57 +202,61 @@ def test_ctkd_starts_at_the_published_temperature_and_its_curriculum_is_theirs()
 
 
 def gradients(factor: float) -> tuple[Tensor, Tensor]:
-    objective = made(CTKD, curriculum=factor)
+    """Gradients of the temperature parameter and of the head's weight for a reversal factor."""
+    objective = build(CTKD, curriculum=factor)
     loss(objective, context()).backward()
     return objective.theta.grad, objective.head.weight.grad
 
 
-def test_theta_ascends_without_gradient_to_the_student():
-    (up, head_up), (down, head_down), (still, head) = (gradients(f) for f in (-1.0, 1.0, 0.0))
-    assert float(up) == -float(down) != 0
-    assert float(still) == 0
-    assert torch.equal(head_up, head_down)
-    assert torch.equal(head_up, head)
-    before = made(CTKD, curriculum=-1.0)
-    now = loss(before, context())
-    now.backward()
+def test_the_curriculum_reverses_theta_s_gradient_and_leaves_the_student_s():
+    (reversed_theta, reversed_head), (theta, head), (frozen_theta, frozen_head) = (
+        gradients(f) for f in (-1.0, 1.0, 0.0)
+    )
+    assert float(reversed_theta) == -float(theta) != 0
+    assert float(frozen_theta) == 0
+    assert torch.equal(reversed_head, head)
+    assert torch.equal(reversed_head, frozen_head)
+    objective = build(CTKD, curriculum=-1.0)
+    loss_before = loss(objective, context())
+    loss_before.backward()
     with torch.no_grad():
-        before.theta -= 0.5 * before.theta.grad  # what an optimiser that descends does
-    assert float(loss(before, context())) > float(now)
+        objective.theta -= 0.5 * objective.theta.grad  # as a step of gradient descent does
+    assert float(loss(objective, context())) > float(loss_before)
 
 
 def test_ctkd_with_a_constant_temperature_is_logit_kd():
-    tau = float(made(CTKD, curriculum=0.0).temperature(0.0))
-    plain = made(LogitKD, tau=tau)
-    got, want = made(CTKD, curriculum=0.0).terms(context()), plain.terms(context())
-    torch.testing.assert_close(got["kl"], want["kl"])
+    tau = float(build(CTKD, curriculum=0.0).temperature(0.0))
+    plain = build(LogitKD, tau=tau)
+    computed, expected = build(CTKD, curriculum=0.0).terms(context()), plain.terms(context())
+    torch.testing.assert_close(computed["kl"], expected["kl"])
 
 
 # -- early-stopped KD ---------------------------------------------------------------------------
 
 
 def eskd(stop: float) -> dict[str, Any]:
-    room = "kdep_bench.objectives"
+    """The config of early-stopped KD that stops at a fraction of training."""
+    package = "kdep_bench.objectives"
     until = dict(type="kdep_bench.schedules.until.Until", stop=stop)
     return dict(
-        type=f"{room}.weighted_sum.WeightedSum",
+        type=f"{package}.weighted_sum.WeightedSum",
         parts=dict(
-            ce=dict(objective=dict(type=f"{room}.cross_entropy.CrossEntropy")),
-            kd=dict(objective=dict(type=f"{room}.logit_kd.LogitKD", tau=4.0), weight=until),
+            ce=dict(objective=dict(type=f"{package}.cross_entropy.CrossEntropy")),
+            kd=dict(objective=dict(type=f"{package}.logit_kd.LogitKD", tau=4.0), weight=until),
         ),
     )
 
 
 @pytest.mark.parametrize(("stop", "steps_on"), [(0.0, 0), (0.25, 10), (1.0, 40)])
 def test_early_stopped_kd_is_kd_up_to_e0_and_cross_entropy_after(stop: float, steps_on: int):
-    facts = dict(width=D, classes=3, teacher_classes=C, epochs=8.0)
-    objective = build_objective(eskd(stop), facts)
+    arguments = dict(width=D, classes=3, teacher_classes=C, epochs=8.0)
+    objective = build_objective(eskd(stop), arguments)
     labels = torch.tensor([0, 1, 2, 0, 1])
-    on = [
+    is_on = [
         bool(objective.terms(context(labels=labels, step=k, steps=40))["kd"].any())
         for k in range(40)
     ]
-    assert on == [k < steps_on for k in range(40)]
+    assert is_on == [k < steps_on for k in range(40)]
 
 
 def test_until_requires_a_fraction_of_the_run():

@@ -1,4 +1,4 @@
-"""KDEP on maps: the basis over places, the three forms of a sign, taps, and what is refused."""
+"""KDEP on maps: bases fitted over positions, three treatments of signs, taps, and refusals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from kdep_bench.pretrain.pyramid import Pyramid
 from kdep_bench.suite.config import resolve
 from kdep_bench.teachers.base import TeacherOutput
 
-CT, CS, SIDE = 12, 8, 2
+CT, CS, SIDE = 12, 8, 2  # channels of teacher and student, side of the student's map
 STUDENT = {"s16": {"channels": CS, "stride": 16, "side": SIDE}}
 TEACHER = {"a": {"channels": CT, "stride": 8}}
 
@@ -37,11 +37,13 @@ def maps(count: int = 64, seed: int = 0) -> Tensor:
 
 
 def averaged(t: Tensor) -> Tensor:
+    """Teacher maps averaged to the student's size [B, CT, SIDE, SIDE]."""
     return torch.nn.functional.avg_pool2d(t, 4 // SIDE)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    """A folder with the moments of the teacher's maps, at the student's size and pooled."""
     for side, x in ((SIDE, averaged(maps())), (1, maps().mean((2, 3), keepdim=True))):
         moments = Moments(CT)
         moments.add(x.permute(0, 2, 3, 1).flatten(0, 2))
@@ -49,13 +51,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def build(folder: Path, **more: Any) -> MapRegression:
+def build(folder: Path, **options: Any) -> MapRegression:
+    """The objective that regresses the student's level s16 to the teacher's map a."""
     return MapRegression(
-        {"s16": "a"}, student_maps=STUDENT, teacher_maps=TEACHER, map_moments=str(folder), **more
+        {"s16": "a"}, student_maps=STUDENT, teacher_maps=TEACHER, map_moments=str(folder), **options
     )
 
 
 def context(student: Tensor, teacher: Tensor, before: Tensor | None = None) -> Context:
+    """A batch with these maps of student and teacher."""
     pooled = torch.zeros(len(student), CS)
     return Context(
         before=pooled,
@@ -67,7 +71,7 @@ def context(student: Tensor, teacher: Tensor, before: Tensor | None = None) -> C
 
 
 def principal(t: Tensor, count: int) -> Tensor:
-    """[B, count, SIDE, SIDE]: components by the textbook, from numpy-style SVD of the places."""
+    """[B, count, SIDE, SIDE]: principal components of the positions, by an SVD in float64."""
     x = averaged(maps()).permute(0, 2, 3, 1).flatten(0, 2).double()
     v = torch.linalg.svd(x - x.mean(0), full_matrices=False)[2][:count]
     v = v * v.gather(1, v.abs().argmax(1, keepdim=True)).sign()
@@ -89,17 +93,17 @@ def test_plain_and_rotation_hold_the_same_components_up_to_a_rotation(folder):
     t = maps(5, seed=1)
     plain = build(folder, sign="plain").targets["s16"](t)
     torch.testing.assert_close(plain, principal(t, CS), atol=2e-4, rtol=1e-3)
-    turned = build(folder, sign="rotation").targets["s16"](t)
-    torch.testing.assert_close(turned.square().sum(1), plain.square().sum(1), atol=1e-3, rtol=1e-3)
-    assert (turned - plain).abs().max() > 0.1
+    rotated = build(folder, sign="rotation").targets["s16"](t)
+    torch.testing.assert_close(rotated.square().sum(1), plain.square().sum(1), atol=1e-3, rtol=1e-3)
+    assert (rotated - plain).abs().max() > 0.1
 
 
 def test_explained_variance_ratio_is_the_fraction_of_the_first_eigenvalues(folder):
     x = averaged(maps()).permute(0, 2, 3, 1).flatten(0, 2).double()
     values = torch.linalg.svdvals(x - x.mean(0)).square()
     for sign, count in (("pairs", CS // 2), ("plain", CS)):
-        kept = build(folder, sign=sign).targets["s16"].explained_variance_ratio
-        assert kept == pytest.approx(float(values[:count].sum() / values.sum()), rel=1e-4)
+        ratio = build(folder, sign=sign).targets["s16"].explained_variance_ratio
+        assert ratio == pytest.approx(float(values[:count].sum() / values.sum()), rel=1e-4)
 
 
 @pytest.mark.parametrize("sign", ["pairs", "plain", "rotation"])
@@ -116,35 +120,35 @@ def test_an_output_of_zero_costs_the_weight_and_the_target_costs_nothing(folder,
     assert float(exact.max()) < 1e-9
 
 
-def test_the_teachers_unit_changes_no_loss(folder, tmp_path):
+def test_the_scale_of_the_teacher_s_maps_does_not_change_the_loss(folder, tmp_path):
     t, s = maps(16, seed=2), torch.rand(16, CS, SIDE, SIDE)
-    other = tmp_path / "other"
+    scaled_folder = tmp_path / "other"
     moments = Moments(CT)
     moments.add(100 * averaged(maps()).permute(0, 2, 3, 1).flatten(0, 2))
-    write_moments(moments, other, "a", SIDE)
-    want = build(folder).terms(context(s, t))["s16"]
-    torch.testing.assert_close(build(other).terms(context(s, 100 * t))["s16"], want)
+    write_moments(moments, scaled_folder, "a", SIDE)
+    expected = build(folder).terms(context(s, t))["s16"]
+    torch.testing.assert_close(build(scaled_folder).terms(context(s, 100 * t))["s16"], expected)
 
 
 def test_tap_before_reads_the_maps_before_the_activation(folder):
     t, s = maps(8, seed=2), torch.randn(8, CS, SIDE, SIDE)
     before = build(folder, tap="before", sign="plain").terms(context(s.relu(), t, s))["s16"]
     after = build(folder, tap="after", sign="plain").terms(context(s.relu(), t))["s16"]
-    want = build(folder, tap="after", sign="plain").terms(context(s, t))["s16"]
-    torch.testing.assert_close(before, want)
+    expected = build(folder, tap="after", sign="plain").terms(context(s, t))["s16"]
+    torch.testing.assert_close(before, expected)
     assert not torch.equal(before, after)
     config = dict(type="kdep_bench.objectives.map_regression.MapRegression", levels={"s16": "a"})
     assert demands(config | {"tap": "before"}).levels_before == {"s16"}
     assert not demands(config).levels_before
 
 
-def test_gradient_reaches_the_student_and_nothing_is_learned_between(folder):
+def test_gradients_reach_the_student_and_the_objective_has_no_parameters(folder):
     objective, s = build(folder), torch.rand(4, CS, SIDE, SIDE, requires_grad=True)
     objective.terms(context(s, maps(4, seed=3)))["s16"].sum().backward()
     assert s.grad is not None
     assert bool(s.grad.any())
     assert not list(objective.parameters())
-    # Only the scale of the first batch is state: bases are no parameters of the method.
+    # The only state is the scale of the first batch; bases are not saved.
     assert list(objective.state_dict()) == ["scale.means"]
 
 
@@ -159,13 +163,13 @@ def test_pairs_represent_at_least_as_much_as_plain_components(variances: list[fl
 
 def test_the_best_non_negative_feature_leaves_half_of_a_symmetric_component():
     g = torch.randn(200_000, generator=torch.Generator().manual_seed(0)) * 3
-    left = (g - g.clamp(min=0)).square().mean()
-    assert float(left) == pytest.approx(9 / 2, rel=0.02)
-    both = g.clamp(min=0) - (-g).clamp(min=0)
-    assert torch.equal(both, g)
+    residual = (g - g.clamp(min=0)).square().mean()
+    assert float(residual) == pytest.approx(9 / 2, rel=0.02)
+    difference = g.clamp(min=0) - (-g).clamp(min=0)
+    assert torch.equal(difference, g)
 
 
-def test_signed_pairs_of_a_pooled_feature():
+def test_signed_pairs_use_the_first_half_of_the_components():
     a = torch.tensor([[1.0, -8.0, 5.0, 6.0]])
     assert SignedPairs()(a).tolist() == [[1.0, 0.0, 0.0, 8.0]]
     torch.testing.assert_close(SignedPairs(n=3.0)(a), torch.tensor([[1.0, 0.0, 0.0, 2.0]]))
@@ -194,14 +198,14 @@ def test_a_level_wider_in_the_student_is_refused_without_a_policy():
     for policy in ("zero_pad", "random_rotation", "repeat"):
         align = {"type": "svd", "policy": policy}
         check_map_targets(config | {"align": align}, {"s16": 128}, {"a": 112}, "kdep_maps")
-    inside = {"parts": {"maps": {"objective": config}}}
+    as_part = {"parts": {"maps": {"objective": config}}}
     with pytest.raises(KdepError, match="student has 128 channels"):
-        check_map_targets(inside, {"s16": 128}, {"a": 112}, "kdep_maps")
+        check_map_targets(as_part, {"s16": 128}, {"a": 112}, "kdep_maps")
 
 
 def test_a_wider_level_with_a_policy_is_given_every_component(folder):
     wide = {"s16": {"channels": 16, "stride": 16, "side": SIDE}}
-    made = MapRegression(
+    target = MapRegression(
         {"s16": "a"},
         student_maps=wide,
         teacher_maps=TEACHER,
@@ -209,9 +213,9 @@ def test_a_wider_level_with_a_policy_is_given_every_component(folder):
         sign="plain",
         align={"type": "svd", "policy": "zero_pad"},
     ).targets["s16"]
-    got = made(maps(5, seed=1))
-    torch.testing.assert_close(got[:, :CT], principal(maps(5, seed=1), CT), atol=5e-4, rtol=1e-3)
-    assert not got[:, CT:].any()
+    output = target(maps(5, seed=1))
+    torch.testing.assert_close(output[:, :CT], principal(maps(5, seed=1), CT), atol=5e-4, rtol=1e-3)
+    assert not output[:, CT:].any()
 
 
 def test_too_few_places_for_a_basis_are_refused(tmp_path: Path):
@@ -227,7 +231,7 @@ def test_moments_that_were_not_fitted_are_refused(tmp_path: Path):
         open_map_moments(tmp_path, "a", 2)
 
 
-def test_shares_of_the_levels_must_name_each_and_sum_to_one():
+def test_the_weights_of_levels_must_name_every_level_and_sum_to_1():
     levels = {"s16": "a", "s32": "b"}
     assert level_shares(levels, None) == {"s16": 0.5, "s32": 0.5}
     assert level_shares(levels, {"s16": 0.25, "s32": 0.75})["s32"] == 0.75
@@ -238,7 +242,7 @@ def test_shares_of_the_levels_must_name_each_and_sum_to_one():
         level_shares(levels, {"s16": 1.0, "s32": 0.0})
 
 
-def test_levels_before_the_activation_are_those_that_the_activation_turns_into_the_levels():
+def test_relu_of_a_level_before_the_activation_is_the_level_after_it():
     student = copy.deepcopy(resolve("student", "resnet18_w32"))
     pyramid = Pyramid(student, ("s4", "s8", "s16", "s32"))
     pyramid.verify()

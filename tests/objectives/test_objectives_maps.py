@@ -22,23 +22,26 @@ TEACHER = {"a": {"channels": 3, "stride": 8}, "b": {"channels": 6, "stride": 16}
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
+    """Normal noise with a fixed seed."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def context(teacher: dict[str, Tensor], **maps: Tensor) -> Context:
-    one = torch.zeros(2, 4)
+    """A batch with these maps of teacher and student."""
+    pooled = torch.zeros(2, 4)
     teacher_output = TeacherOutput(torch.zeros(2, 5), None, teacher)
-    return Context(before=one, after=one, teacher=teacher_output, maps=maps)
+    return Context(before=pooled, after=pooled, teacher=teacher_output, maps=maps)
 
 
 def build(kind: Any, levels: dict[str, str], **arguments: Any) -> Any:
+    """An objective of this class with fixed initial weights."""
     torch.manual_seed(0)
     return kind(levels, student_maps=STUDENT, teacher_maps=TEACHER, **arguments)
 
 
 def test_nfd_equals_two_minus_twice_the_correlation():
     s, t = rand(2, 3, 4, 4), rand(2, 3, 4, 4, seed=1)
-    got = build(NFD, {"s8": "a"}, weight=1.0).terms(context({"a": t}, s8=s))["s8"]
+    loss = build(NFD, {"s8": "a"}, weight=1.0).terms(context({"a": t}, s8=s))["s8"]
     rho = torch.stack(
         [
             torch.stack([torch.corrcoef(torch.stack((s[b, c].ravel(), t[b, c].ravel())))[0, 1]])
@@ -46,16 +49,19 @@ def test_nfd_equals_two_minus_twice_the_correlation():
             for c in range(3)
         ]
     ).view(2, 3)
-    torch.testing.assert_close(got, (2 - 2 * rho).mean(1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(loss, (2 - 2 * rho).mean(1), atol=1e-4, rtol=0)
 
 
 def test_nfd_ignores_the_scale_and_shift_of_channels():
     s, t = rand(2, 3, 4, 4), rand(2, 3, 4, 4, seed=1)
     scale, shift = rand(1, 3, 1, 1, seed=2).abs() + 0.5, rand(1, 3, 1, 1, seed=3)
     nfd = build(NFD, {"s8": "a"})
-    want = nfd.terms(context({"a": t}, s8=s))["s8"]
-    for other in (context({"a": t * scale + shift}, s8=s), context({"a": t}, s8=s * scale + shift)):
-        torch.testing.assert_close(nfd.terms(other)["s8"], want, atol=1e-3, rtol=1e-3)
+    expected = nfd.terms(context({"a": t}, s8=s))["s8"]
+    for scaled in (
+        context({"a": t * scale + shift}, s8=s),
+        context({"a": t}, s8=s * scale + shift),
+    ):
+        torch.testing.assert_close(nfd.terms(scaled)["s8"], expected, atol=1e-3, rtol=1e-3)
 
 
 def test_a_constant_channel_gives_a_number_and_a_finite_gradient():
@@ -71,23 +77,23 @@ def test_a_constant_channel_gives_a_number_and_a_finite_gradient():
 @pytest.mark.parametrize("kind", [NFD, Hints])
 def test_maps_of_other_sizes_are_resampled(kind: Any):
     t = rand(2, 6, 8, 8)
-    made = build(kind, {"s16": "b"})
-    small = made.terms(context({"b": t}, s16=rand(2, 4, 4, 4, seed=1)))["s16"]
-    again = build(kind, {"s16": "b"})
-    by_hand = torch.nn.functional.avg_pool2d(t, 2)
-    want = again.terms(context({"b": by_hand}, s16=rand(2, 4, 4, 4, seed=1)))["s16"]
-    torch.testing.assert_close(small, want)
-    assert small.shape == (2,)
-    # One teacher value is not spread over the student's map as a broadcast would.
-    up = resize_map(rand(2, 6, 2, 2), (4, 4))
-    assert up.shape == (2, 6, 4, 4)
-    assert len(up[0, 0].unique()) > 4
-    line = torch.tensor([[[[0.0, 1.0]]]])
-    # Pixels are areas: their centres, not their corners, keep their place.
-    assert resize_map(line, (1, 4)).flatten().tolist() == [0, 0.25, 0.75, 1]
+    objective = build(kind, {"s16": "b"})
+    loss = objective.terms(context({"b": t}, s16=rand(2, 4, 4, 4, seed=1)))["s16"]
+    second_objective = build(kind, {"s16": "b"})
+    averaged = torch.nn.functional.avg_pool2d(t, 2)
+    expected = second_objective.terms(context({"b": averaged}, s16=rand(2, 4, 4, 4, seed=1)))["s16"]
+    torch.testing.assert_close(loss, expected)
+    assert loss.shape == (2,)
+    # Upsampling interpolates; a broadcast would repeat single values.
+    upsampled = resize_map(rand(2, 6, 2, 2), (4, 4))
+    assert upsampled.shape == (2, 6, 4, 4)
+    assert len(upsampled[0, 0].unique()) > 4
+    two_pixels = torch.tensor([[[[0.0, 1.0]]]])
+    # Positions refer to the centres of pixels (align_corners=False).
+    assert resize_map(two_pixels, (1, 4)).flatten().tolist() == [0, 0.25, 0.75, 1]
     assert resize_map(torch.arange(8.0).view(1, 1, 2, 4), (1, 2)).flatten().tolist() == [2.5, 4.5]
-    kept = rand(1, 2, 3, 3)
-    assert resize_map(kept, (3, 3)) is kept
+    same_size = rand(1, 2, 3, 3)
+    assert resize_map(same_size, (3, 3)) is same_size
 
 
 def test_hints_are_zero_for_equal_features_through_the_identity():
@@ -98,49 +104,51 @@ def test_hints_are_zero_for_equal_features_through_the_identity():
         conv.bias.zero_()
     t = rand(2, 3, 4, 4)
     assert not hints.terms(context({"a": t}, s8=t))["s8"].any()
-    turn = torch.linalg.qr(rand(3, 3, seed=5))[0]
-    turned = torch.einsum("dc,bchw->bdhw", turn, t)
-    assert hints.terms(context({"a": turned}, s8=t))["s8"].min() > 0.1
+    rotation = torch.linalg.qr(rand(3, 3, seed=5))[0]
+    rotated = torch.einsum("dc,bchw->bdhw", rotation, t)
+    assert hints.terms(context({"a": rotated}, s8=t))["s8"].min() > 0.1
     with torch.no_grad():
-        conv.weight.copy_(turn[:, :, None, None])  # a projector that absorbs the rotation
-    assert hints.terms(context({"a": turned}, s8=t))["s8"].max() < 1e-9
+        conv.weight.copy_(rotation[:, :, None, None])  # a projector that absorbs the rotation
+    assert hints.terms(context({"a": rotated}, s8=t))["s8"].max() < 1e-9
 
 
 @pytest.mark.parametrize("distance", ["l2", "l1", "huber"])
-def test_an_output_of_zero_costs_the_weight_whatever_the_teachers_unit(distance: str):
-    for unit in (1.0, 100.0):
+def test_the_loss_of_a_zero_output_is_the_weight_for_any_scale_of_the_teacher(distance: str):
+    for scale in (1.0, 100.0):
         hints = build(Hints, {"s8": "a"}, distance=distance, weight=7.0, init=0.0)
         torch.nn.init.zeros_(hints.through["s8"][0].bias)
-        got = hints.terms(context({"a": unit * rand(2, 3, 4, 4)}, s8=rand(2, 3, 4, 4, seed=1)))
-        assert float(got["s8"].mean()) == pytest.approx(7.0, rel=1e-4)
+        terms = hints.terms(context({"a": scale * rand(2, 3, 4, 4)}, s8=rand(2, 3, 4, 4, seed=1)))
+        assert float(terms["s8"].mean()) == pytest.approx(7.0, rel=1e-4)
 
 
-def test_the_scale_of_the_first_batch_is_kept_and_travels_with_the_state():
+def test_the_scale_of_the_first_batch_is_kept_and_saved():
     hints = build(Hints, {"s8": "a"}, hidden=5)
     s, t = rand(2, 3, 4, 4), rand(2, 3, 4, 4, seed=1)
     hints.terms(context({"a": t}, s8=s))
     means = hints.scale.means.clone()
     hints.terms(context({"a": 10 * t}, s8=s))
     assert torch.equal(hints.scale.means, means)
-    again = build(Hints, {"s8": "a"}, hidden=5)
-    again.load_state_dict(hints.state_dict())
-    assert torch.equal(again.scale.means, means)
+    restored = build(Hints, {"s8": "a"}, hidden=5)
+    restored.load_state_dict(hints.state_dict())
+    assert torch.equal(restored.scale.means, means)
 
 
 def test_a_resume_file_of_an_earlier_version_keeps_its_scale():
-    """If the old name were ignored, the resumed run would use the scale of a later batch. mmengine
-    loads resume files by its own function and not strictly, so there would be no error."""
+    """If the former name were ignored, the resumed run would use the scale of a later batch.
+
+    There would be no error, as mmengine loads resume files with a separate, non-strict function.
+    """
     hints = build(Hints, {"s8": "a"}, hidden=5)
     hints.terms(context({"a": rand(2, 3, 4, 4, seed=1)}, s8=rand(2, 3, 4, 4)))
-    old = hints.state_dict()
-    old["scale.energy"] = old.pop("scale.means")
+    former_state = hints.state_dict()
+    former_state["scale.energy"] = former_state.pop("scale.means")
     for load in (torch.nn.Module.load_state_dict, load_state_dict):
-        again = build(Hints, {"s8": "a"}, hidden=5)
-        load(again, old, strict=False)
-        assert torch.equal(again.scale.means, hints.scale.means)
+        restored = build(Hints, {"s8": "a"}, hidden=5)
+        load(restored, former_state, strict=False)
+        assert torch.equal(restored.scale.means, hints.scale.means)
 
 
-def test_the_scale_is_that_of_all_ranks(monkeypatch: pytest.MonkeyPatch):
+def test_the_scale_is_the_mean_over_all_ranks(monkeypatch: pytest.MonkeyPatch):
     """The scale of two ranks with the means 3 and 5 is 4."""
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)

@@ -1,4 +1,4 @@
-"""MAE: what the student sees, what is compared, and that nothing of a hidden patch reaches it."""
+"""MAE: which patches the student receives, and which the loss compares."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from kdep_bench.objectives.masked_autoencoder import MaskedAutoencoder, patchify
 
 TIMM = "kdep_bench.students.timm_backbone.TimmBackbone"
 STUDENT = dict(backbone=dict(type=TIMM, model="test_vit", dynamic_img_size=True))
-PX, PATCH = 64, 16  # 16 patches
+PX, PATCH = 64, 16  # image and patch size: 16 patches
 
 
 def setup() -> tuple[MaskedAutoencoder, torch.nn.Module]:
+    """MAE's objective attached to a small vision transformer."""
     torch.manual_seed(0)
     student = build_backbone(STUDENT).eval()
     objective = MaskedAutoencoder(64, 32, 1, 4, patch=PATCH)
@@ -27,76 +28,84 @@ def setup() -> tuple[MaskedAutoencoder, torch.nn.Module]:
 
 
 def visible(ratio: float = 0.75, size: int = 3) -> torch.Tensor:
+    """Indices of the visible patches [size, count] for a masking ratio."""
     images = torch.zeros(size, 3, PX, PX)
     return MaskPatches(PATCH, ratio).change(Batch(images), Draw(0, 1, size)).extra["visible"]
 
 
-def terms(objective: MaskedAutoencoder, student: torch.nn.Module, x: torch.Tensor, keep):
-    objective.before_student({"visible": keep})
+def terms(objective: MaskedAutoencoder, student: torch.nn.Module, x: torch.Tensor, visible_patches):
+    """The reconstruction loss per image when only the patches `keep` are visible."""
+    objective.before_student({"visible": visible_patches})
     pooled = student(x)[-1].flatten(1)
     return objective.terms(Context(pooled, pooled, images=x))["reconstruction"]
 
 
-def test_the_visible_patches_are_as_many_as_the_ratio_says_and_none_is_twice():
+def test_the_ratio_sets_the_number_of_visible_patches_without_repetition():
     for ratio, count in ((0.75, 4), (0.0, 16), (0.99, 1)):
-        keep = visible(ratio)
-        assert keep.shape == (3, count)
-        assert all(len(set(row.tolist())) == count for row in keep)
-    assert len({tuple(sorted(row.tolist())) for row in visible()}) > 1  # other ones per image
+        visible_patches = visible(ratio)
+        assert visible_patches.shape == (3, count)
+        assert all(len(set(row.tolist())) == count for row in visible_patches)
+    assert (
+        len({tuple(sorted(row.tolist())) for row in visible()}) > 1
+    )  # different patches per image
     with pytest.raises(KdepError, match="patches of 15"):
         MaskPatches(15).change(Batch(torch.zeros(1, 3, PX, PX)), Draw(0, 0, 1))
 
 
-def test_nothing_of_a_hidden_patch_reaches_the_student():
+def test_hidden_patches_do_not_change_the_student_s_tokens():
     objective, student = setup()
-    x, keep = torch.randn(3, 3, PX, PX), visible()
-    hidden = torch.ones(3, 16).scatter(1, keep, 0.0).view(3, 1, 4, 4)
+    x, visible_patches = torch.randn(3, 3, PX, PX), visible()
+    hidden = torch.ones(3, 16).scatter(1, visible_patches, 0.0).view(3, 1, 4, 4)
     changed = x + hidden.repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)
     tokens = []
     for images in (x, changed):
-        objective.before_student({"visible": keep})
+        objective.before_student({"visible": visible_patches})
         student(images)
         tokens.append(objective._student[0].tokens()[0])
     assert tokens[0].shape == (3, 1 + 4, 64)
     torch.testing.assert_close(*tokens, rtol=0, atol=0)
-    assert not torch.allclose(student(x)[-1], student(changed)[-1])  # without a mask it sees all
+    assert not torch.allclose(
+        student(x)[-1], student(changed)[-1]
+    )  # they do change the output without a mask
 
 
-def test_with_every_patch_visible_the_tokens_are_the_student_s_own():
+def test_with_every_patch_visible_the_output_equals_the_unmasked_student_s():
     _, student = setup()
-    watched = VisibleTokens(student)
+    masked_student = VisibleTokens(student)
     x = torch.randn(2, 3, PX, PX)
-    whole = student(x)[-1].flatten(1)
-    watched.keep = torch.arange(16).repeat(2, 1)
+    unmasked = student(x)[-1].flatten(1)
+    masked_student.keep = torch.arange(16).repeat(2, 1)
     masked = student(x)[-1].flatten(1)
-    torch.testing.assert_close(masked, whole)
-    assert watched.tokens()[0].shape == (2, 17, 64)
+    torch.testing.assert_close(masked, unmasked)
+    assert masked_student.tokens()[0].shape == (2, 17, 64)
 
 
-def test_the_loss_is_the_error_on_masked_patches_alone():
+def test_the_loss_is_the_error_on_masked_patches_only():
     objective, student = setup()
-    x, keep = torch.randn(3, 3, PX, PX), visible()
-    right = patchify(x, PATCH)
-    centred = right - right.mean(2, keepdim=True)
-    right = centred / (centred.square().sum(2, keepdim=True) / (3 * PATCH**2 - 1) + 1e-6).sqrt()
-    masked = torch.ones(3, 16).scatter(1, keep, 0.0)
-    wrong = right + 2 * (1 - masked)[:, :, None]  # errors on visible patches do not count
-    objective.decode = lambda *_: wrong  # type: ignore[method-assign]
+    x, visible_patches = torch.randn(3, 3, PX, PX), visible()
+    expected = patchify(x, PATCH)
+    centred = expected - expected.mean(2, keepdim=True)
+    expected = centred / (centred.square().sum(2, keepdim=True) / (3 * PATCH**2 - 1) + 1e-6).sqrt()
+    masked = torch.ones(3, 16).scatter(1, visible_patches, 0.0)
+    wrong_on_visible = (
+        expected + 2 * (1 - masked)[:, :, None]
+    )  # errors on visible patches do not count
+    objective.decode = lambda *_: wrong_on_visible  # type: ignore[method-assign]
     torch.testing.assert_close(
-        terms(objective, student, x, keep), torch.zeros(3), atol=1e-6, rtol=0
+        terms(objective, student, x, visible_patches), torch.zeros(3), atol=1e-6, rtol=0
     )
-    objective.decode = lambda *_: right + 3 * masked[:, :, None]  # type: ignore[method-assign]
-    torch.testing.assert_close(terms(objective, student, x, keep), torch.full((3,), 9.0))
+    objective.decode = lambda *_: expected + 3 * masked[:, :, None]  # type: ignore[method-assign]
+    torch.testing.assert_close(terms(objective, student, x, visible_patches), torch.full((3,), 9.0))
 
 
-def test_patches_are_cut_row_by_row_and_positions_tell_them_apart():
+def test_patches_are_ordered_row_by_row_and_have_different_position_codes():
     x = torch.arange(16.0).view(1, 1, 4, 4).expand(1, 3, 4, 4)
     assert patchify(x, 2)[0, 1, ::3].tolist() == [2, 3, 6, 7]
     table = positions(4, 32)
     assert table.shape == (16, 32)
     assert torch.cdist(table, table).fill_diagonal_(9).min() > 0.5
-    torch.testing.assert_close(table[1, :16], table[5, :16])  # one column
-    torch.testing.assert_close(table[4, 16:], table[5, 16:])  # one row
+    torch.testing.assert_close(table[1, :16], table[5, :16])  # the same column
+    torch.testing.assert_close(table[4, 16:], table[5, 16:])  # the same row
 
 
 def test_gradient_reaches_every_weight_of_the_student_and_the_decoder():

@@ -1,4 +1,4 @@
-"""Objectives of several teachers and their weightings, against values worked out by hand."""
+"""Objectives with several teachers and their weightings, compared with values computed by hand."""
 
 from __future__ import annotations
 
@@ -24,39 +24,42 @@ from kdep_bench.objectives.weighting import Weighting
 from kdep_bench.teachers.base import TeacherOutput
 
 PATH = "kdep_bench.objectives"
-TWO = {role: {"teacher_classes": 4, "teacher_width": 2} for role in ("a", "b")}
+TWO_TEACHERS = {role: {"teacher_classes": 4, "teacher_width": 2} for role in ("a", "b")}
 
 
-def context(logits: Mapping[str, Any], **more: Any) -> Context:
+def context(logits: Mapping[str, Any], **values: Any) -> Context:
     """A batch whose teachers give these logits."""
     teachers = {
         k: TeacherOutput(torch.zeros(len(v), 2), torch.as_tensor(v, dtype=torch.float32))
         for k, v in logits.items()
     }
-    one = torch.zeros(len(next(iter(logits.values()))), 3)
+    zeros = torch.zeros(len(next(iter(logits.values()))), 3)
     first = next(iter(teachers.values()))
-    return Context(one, more.pop("after", one), teacher=first, teachers=teachers, **more)
+    return Context(zeros, values.pop("after", zeros), teacher=first, teachers=teachers, **values)
 
 
-def log(*p: float) -> list[float]:
-    """Logits whose softmax is p; 0 where p is 0."""
+def log_probabilities(*p: float) -> list[float]:
+    """Logits whose softmax is p; -1e4 where p is 0."""
     return [math.log(x) if x else -1e4 for x in p]
 
 
 def ones(ctx: Context) -> dict[str, Tensor]:
+    """A loss of 1 per teacher and sample."""
     return {role: torch.ones(len(ctx.after)) for role in ctx.teachers}
 
 
 def test_entropy_weights_of_a_half_certain_and_an_uncertain_teacher():
     """H = 1.5 ln 2 and 2 ln 2: parts 3/7 and 4/7, so weights 4/7 / 2 and 3/7 / 2."""
-    ctx = context({"a": [log(0.5, 0.25, 0.25, 0)], "b": [log(*[0.25] * 4)]})
+    ctx = context(
+        {"a": [log_probabilities(0.5, 0.25, 0.25, 0)], "b": [log_probabilities(*[0.25] * 4)]}
+    )
     weights = EntropyWeights().weigh(ctx, ones(ctx))
     assert weights["a"].tolist() == pytest.approx([2 / 7])
     assert weights["b"].tolist() == pytest.approx([3 / 14])
 
 
 def test_entropy_weights_of_certain_teachers_are_equal_and_no_nan():
-    ctx = context({k: [log(1, 0, 0)] for k in "abc"})
+    ctx = context({k: [log_probabilities(1, 0, 0)] for k in "abc"})
     weights = EntropyWeights().weigh(ctx, ones(ctx))
     assert [w.item() for w in weights.values()] == pytest.approx([2 / 9] * 3)
 
@@ -64,14 +67,15 @@ def test_entropy_weights_of_certain_teachers_are_equal_and_no_nan():
 def test_confidence_weights_follow_the_cross_entropy_with_the_label():
     """Losses ln 2 and ln 4: softmax 1/3 and 2/3, so weights 2/3 / 2 and 1/3 / 2."""
     ctx = context(
-        {"a": [log(0.5, 0.25, 0.25, 0)], "b": [log(*[0.25] * 4)]}, labels=torch.tensor([0])
+        {"a": [log_probabilities(0.5, 0.25, 0.25, 0)], "b": [log_probabilities(*[0.25] * 4)]},
+        labels=torch.tensor([0]),
     )
     weights = ConfidenceWeights().weigh(ctx, ones(ctx))
     assert weights["a"].tolist() == pytest.approx([1 / 3])
     assert weights["b"].tolist() == pytest.approx([1 / 6])
 
 
-def test_the_weight_of_a_teacher_that_is_ever_more_wrong_goes_to_zero():
+def test_the_weight_of_a_teacher_goes_to_zero_as_its_error_grows():
     label, last = torch.tensor([0]), 1.0
     for wrong in (0.0, 3.0, 30.0):
         ctx = context({"a": [[9.0, 0.0]], "b": [[0.0, wrong]]}, labels=label)
@@ -86,28 +90,28 @@ def test_equal_teachers_give_logit_distillation_divided_by_their_number():
     after, t = torch.randn(5, 3), torch.randn(5, 4)
     ctx = context({"a": t, "b": t}, labels=torch.tensor([0, 1, 2, 3, 0]), after=after)
     for weighting in ({"type": f"{PATH}.ca_mkd.ConfidenceWeights"}, None):
-        kd = MultiTeacherKD(3, TWO, tau=2.0, weighting=weighting)
-        got = sum(kd.terms(ctx).values())
-        want = soft_kl(t, kd.head(after), 2.0) / (2 if weighting else 1)
-        torch.testing.assert_close(got, want)
+        kd = MultiTeacherKD(3, TWO_TEACHERS, tau=2.0, weighting=weighting)
+        computed = sum(kd.terms(ctx).values())
+        expected = soft_kl(t, kd.head(after), 2.0) / (2 if weighting else 1)
+        torch.testing.assert_close(computed, expected)
 
 
 def test_the_terms_with_labels_share_one_head():
     torch.manual_seed(0)
     after, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 3, 0, 1])
     ctx = context({"a": torch.randn(6, 4), "b": torch.randn(6, 4)}, labels=labels, after=after)
-    kd = MultiTeacherKDWithLabels(3, TWO, 4)
+    kd = MultiTeacherKDWithLabels(3, TWO_TEACHERS, 4)
     terms = kd.terms(ctx)
     assert set(terms) == {"cross_entropy", "kl_a", "kl_b"}
-    want = nn.functional.cross_entropy(kd.head(after), labels, reduction="none")
-    torch.testing.assert_close(terms["cross_entropy"], want)
+    expected = nn.functional.cross_entropy(kd.head(after), labels, reduction="none")
+    torch.testing.assert_close(terms["cross_entropy"], expected)
     assert sum(p.numel() for p in kd.parameters()) == 3 * 4 + 4
 
 
 def features(classifier: nn.Module) -> tuple[ConfidenceAwareFeatures, Context]:
-    """Projectors that change nothing, and two teachers' features [1, 0] and [2, 2]."""
-    model = ConfidenceAwareFeatures(2, 4, TWO)
-    for role in TWO:
+    """Identity projectors, and two teachers with the features [1, 0] and [2, 2]."""
+    model = ConfidenceAwareFeatures(2, 4, TWO_TEACHERS)
+    for role in TWO_TEACHERS:
         model.embed[f"of_{role}"] = nn.Identity()
     teachers = {
         role: TeacherOutput(torch.tensor([value]), None, classifier=classifier)
@@ -117,7 +121,7 @@ def features(classifier: nn.Module) -> tuple[ConfidenceAwareFeatures, Context]:
     return model, Context(after, after, labels=torch.tensor([0]), teachers=teachers)
 
 
-def test_feature_terms_of_a_classifier_that_knows_nothing():
+def test_an_uninformative_classifier_weighs_teachers_equally():
     """Errors (0 + 4) / 2 and (1 + 0) / 2, weights (1 - 1/2) / 1 / 2 = 1/4."""
     classifier = nn.Linear(2, 4)
     nn.init.zeros_(classifier.weight)
@@ -132,7 +136,9 @@ def test_the_teacher_s_classifier_weighs_features_and_is_not_trained():
     classifier.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
     model, ctx = features(classifier)
     other = nn.Linear(2, 2, bias=False).requires_grad_(False)
-    other.weight.copy_(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))  # right about label 0: feature 2 > 1
+    other.weight.copy_(
+        torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    )  # this classifier is right about label 0
     ctx.teachers["b"].__dict__["classifier"] = other
     terms = model.terms(ctx)
     # losses -log sigmoid(-1) and -log sigmoid(1): softmax by e^x = 1 + e and 1 + 1/e
@@ -145,21 +151,23 @@ def test_the_teacher_s_classifier_weighs_features_and_is_not_trained():
 
 
 @pytest.mark.parametrize(
-    ("gradients", "most", "want"),
+    ("gradients", "max_weight", "expected"),
     [
         ([[1.0, 0.0], [0.0, 1.0]], 0.6, [0.5, 0.5]),
         ([[1.0, 0.0], [0.0, 3.0]], 1.0, [0.9, 0.1]),  # a = 9 / (1 + 9)
-        ([[1.0, 0.0], [0.0, 3.0]], 0.6, [0.6, 0.4]),  # held back by the tolerance
-        ([[1.0, 0.0], [-3.0, 0.0]], 1.0, [0.75, 0.25]),  # opposed: they cancel
-        ([[1e-9, 0.0], [-3e-9, 0.0]], 1.0, [0.75, 0.25]),  # whatever their size
+        ([[1.0, 0.0], [0.0, 3.0]], 0.6, [0.6, 0.4]),  # limited by the tolerance
+        ([[1.0, 0.0], [-3.0, 0.0]], 1.0, [0.75, 0.25]),  # opposite gradients cancel
+        ([[1e-9, 0.0], [-3e-9, 0.0]], 1.0, [0.75, 0.25]),  # for any magnitude
         ([[2.0, 1.0], [2.0, 1.0]], 0.6, [0.5, 0.5]),  # equal gradients, equal weights
         ([[0.0, 0.0], [0.0, 0.0]], 0.6, [0.5, 0.5]),
-        ([[1.0, 0.0], [0.0, 3.0]], 0.1, [0.5, 0.5]),  # below 1 / K there is one choice
+        ([[1.0, 0.0], [0.0, 3.0]], 0.1, [0.5, 0.5]),  # below 1 / K only equal weights are possible
     ],
 )
-def test_weights_of_least_norm(gradients: list[list[float]], most: float, want: list[float]):
-    got = least_norm_weights(torch.tensor(gradients, dtype=torch.float64), most)
-    assert got.tolist() == pytest.approx(want)
+def test_least_norm_weights_are_those_computed_by_hand(
+    gradients: list[list[float]], max_weight: float, expected: list[float]
+):
+    computed = least_norm_weights(torch.tensor(gradients, dtype=torch.float64), max_weight)
+    assert computed.tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("count", [3, 4, 5])
@@ -168,49 +176,49 @@ def test_least_norm_weights_are_those_of_the_published_one_class_svm(count: int)
         g = torch.randn(count, 7, generator=torch.Generator().manual_seed(seed)).double()
         gram = (g @ g.T).numpy()
         svm = OneClassSVM(kernel="precomputed", nu=1 / (0.6 * count), tol=1e-10).fit(gram)
-        want = np.zeros(count)
-        want[svm.support_] = svm.dual_coef_[0] * 0.6  # dual_coef_ sums to count * nu = 1 / 0.6
-        got = least_norm_weights(g, 0.6).numpy()
-        np.testing.assert_allclose(got, want, atol=1e-5)
+        expected = np.zeros(count)
+        expected[svm.support_] = svm.dual_coef_[0] * 0.6  # dual_coef_ sums to count * nu = 1 / 0.6
+        computed = least_norm_weights(g, 0.6).numpy()
+        np.testing.assert_allclose(computed, expected, atol=1e-5)
 
 
 def test_agreement_weighs_by_the_gradient_of_the_terms_with_respect_to_the_logits():
     torch.manual_seed(1)
     after = torch.randn(6, 3)
     ctx = context({"a": torch.randn(6, 4), "b": 3 * torch.randn(6, 4)}, after=after)
-    kd = AgreementKD(3, TWO, tau=2.0, tolerance=0.8)
+    kd = AgreementKD(3, TWO_TEACHERS, tau=2.0, tolerance=0.8)
     z = kd.head(after).detach().requires_grad_()
     means = []
     for teacher in ctx.teachers.values():
         assert teacher.logits is not None
         (grad,) = torch.autograd.grad(soft_kl(teacher.logits, z, 2.0).sum(), z)
         means.append(grad.mean(0))
-    want = least_norm_weights(torch.stack(means), 0.8)
-    torch.testing.assert_close(kd.agreement(ctx, z), want)
+    expected = least_norm_weights(torch.stack(means), 0.8)
+    torch.testing.assert_close(kd.agreement(ctx, z), expected)
     terms = kd.terms(ctx)
     assert ctx.teachers["a"].logits is not None
     ratio = terms["kl_a"] / soft_kl(ctx.teachers["a"].logits, z, 2.0)
-    torch.testing.assert_close(ratio, want[:1].expand(6))
+    torch.testing.assert_close(ratio, expected[:1].expand(6))
 
 
 # ---- the weighting's interface ----
 
 
 class Fixed(Weighting):
-    """Weights as they are given, by term."""
+    """Returns fixed weights, by term."""
 
     needs = frozenset({"labels"})
 
     def __init__(self, weights: Mapping[str, list[float]]) -> None:
         super().__init__()
-        self.given = {k: torch.tensor(v) for k, v in weights.items()}
+        self.weights = {k: torch.tensor(v) for k, v in weights.items()}
 
     def weigh(self, ctx: Context, terms: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return self.given
+        return self.weights
 
 
 class Named(Objective):
-    """One term of the first teacher's own number."""
+    """One term: the first logit times `teacher_classes`, which shows which teacher was passed."""
 
     needs = frozenset({"logits"})
     requires = frozenset({"teacher_classes"})
@@ -226,6 +234,7 @@ class Named(Objective):
 
 
 def sum_of(weights: Mapping[str, list[float]]) -> Objective:
+    """A weighted sum of two `Named` parts with these weights; part "one" reads teacher b."""
     config = dict(
         type=f"{PATH}.weighted_sum.WeightedSum",
         parts=dict(
@@ -236,11 +245,14 @@ def sum_of(weights: Mapping[str, list[float]]) -> Objective:
     )
     assert demands(config).needs == {"logits", "labels"}
     assert union(readers(config, ["a", "b"], from_class)["b"], "needs", from_class) == {"logits"}
-    facts = {"teachers": {"a": {"teacher_classes": 3}, "b": {"teacher_classes": 5}}, "epochs": 1.0}
-    return build_objective(config, facts)
+    arguments = {
+        "teachers": {"a": {"teacher_classes": 3}, "b": {"teacher_classes": 5}},
+        "epochs": 1.0,
+    }
+    return build_objective(config, arguments)
 
 
-def test_a_weighted_sum_gives_each_part_its_own_teacher_s_facts_and_outputs():
+def test_each_part_of_a_weighted_sum_gets_the_arguments_and_outputs_of_its_teacher():
     ctx = context({"a": [[7.0], [1.0]], "b": [[11.0], [1.0]]})
     terms = sum_of({"one": [1.0, 0.5], "two": [0.0, 1.0]}).terms(ctx)
     assert terms["one"].tolist() == [2 * 5 * 11.0, 0.5 * 2 * 5.0]
@@ -248,33 +260,33 @@ def test_a_weighted_sum_gives_each_part_its_own_teacher_s_facts_and_outputs():
 
 
 @pytest.mark.parametrize(
-    ("weights", "says"),
+    ("weights", "message"),
     [
         ({"one": [1.0, 1.0]}, "gives weights for the terms one"),
         ({"one": [1.0, 1.0], "two": [1.0]}, "shape"),
     ],
 )
-def test_weights_that_do_not_fit_the_terms_are_refused(weights: Mapping[str, Any], says: str):
+def test_weights_that_do_not_fit_the_terms_are_refused(weights: Mapping[str, Any], message: str):
     ctx = context({"a": [[7.0], [1.0]], "b": [[11.0], [1.0]]})
-    with pytest.raises(KdepError, match=says):
+    with pytest.raises(KdepError, match=message):
         sum_of(weights).terms(ctx)
 
 
 def test_fewer_than_two_teachers_and_unequal_classes_are_refused():
     with pytest.raises(KdepError, match="for several teachers has 1"):
-        MultiTeacherKD(3, {"a": TWO["a"]})
+        MultiTeacherKD(3, {"a": TWO_TEACHERS["a"]})
     with pytest.raises(KdepError, match=r"different numbers of classes \(a 4, b 5\)"):
-        MultiTeacherKD(3, TWO | {"b": {"teacher_classes": 5}})
+        MultiTeacherKD(3, TWO_TEACHERS | {"b": {"teacher_classes": 5}})
     with pytest.raises(KdepError, match="labels have 3 classes and the teachers 4"):
-        MultiTeacherKDWithLabels(3, TWO, 3)
+        MultiTeacherKDWithLabels(3, TWO_TEACHERS, 3)
     wrong = dict(
         type=f"{PATH}.multi_teacher.MultiTeacherKD", weighting=dict(type=f"{__name__}.Named")
     )
     with pytest.raises(KdepError, match=r"weighting .*Named is not a Weighting"):
-        build_objective(wrong, {"width": 3, "epochs": 1.0, "teachers": TWO})
+        build_objective(wrong, {"width": 3, "epochs": 1.0, "teachers": TWO_TEACHERS})
 
 
-def test_the_reader_of_a_role_is_found_in_parts_and_an_unknown_role_is_refused():
+def test_readers_lists_the_parts_of_each_teacher_role_and_refuses_an_unknown_role():
     def part(kind: str, **more: Any) -> dict[str, Any]:
         return dict(objective=dict(type=f"{PATH}.{kind}"), **more)
 

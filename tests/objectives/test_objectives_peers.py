@@ -1,4 +1,4 @@
-"""Objectives with a network of their own: mutual learning and the mean teacher."""
+"""Objectives with an additional network: mutual learning and the mean teacher."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WIDTH, CLASSES, VIEWS = 3, 3, 2
 
 
 class Student(nn.Module):
-    """The image's mean colour, scaled by one weight, through BatchNorm."""
+    """BatchNorm of the image's mean colour times one weight."""
 
     def __init__(self, scale: float = 1.0) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Student(nn.Module):
 
 
 class Peer(nn.Module):
-    """As `pretrain.distiller.Another`: images -> (before, after)."""
+    """Like `pretrain.distiller.NewNetwork`: images -> features before and after the activation."""
 
     def __init__(self, scale: float) -> None:
         super().__init__()
@@ -41,7 +41,8 @@ class Peer(nn.Module):
         return -out, out
 
 
-def logits_are_features(*heads: nn.Linear) -> None:
+def set_identity(*heads: nn.Linear) -> None:
+    """Makes the heads return the feature as logits."""
     with torch.no_grad():
         for head in heads:
             head.weight.copy_(torch.eye(CLASSES))
@@ -64,7 +65,8 @@ def context(step: int = 0, steps: int = 1) -> Context:
     )
 
 
-def attached(objective: MeanTeacher | Mutual, peer_scale: float = 2.0) -> Student:
+def attach(objective: MeanTeacher | Mutual, peer_scale: float = 2.0) -> Student:
+    """Attaches a student and a peer to the objective; returns the student."""
     student, peer = Student(), Peer(peer_scale)
     make: Callable[[], nn.Module] = lambda: peer  # noqa: E731
     objective.attach(student, make)
@@ -73,13 +75,15 @@ def attached(objective: MeanTeacher | Mutual, peer_scale: float = 2.0) -> Studen
 
 def test_the_mean_teacher_s_target_is_from_the_other_view():
     objective = MeanTeacher(WIDTH, CLASSES, VIEWS, weight=3.0)
-    logits_are_features(objective.head, objective.teacher_head)
-    attached(objective)
+    set_identity(objective.head, objective.teacher_head)
+    attach(objective)
     ctx = context()
     terms = objective.train().terms(ctx)
-    p = F.softmax(ctx.after / (1 + 1e-5) ** 0.5, 1)  # in eval mode BatchNorm keeps what it is given
-    other = p[[1, 0, 3, 2]]
-    expected = 3 * (F.softmax(ctx.after, 1) - other).square().mean(1)
+    p = F.softmax(
+        ctx.after / (1 + 1e-5) ** 0.5, 1
+    )  # BatchNorm in eval mode with initial statistics
+    other_view = p[[1, 0, 3, 2]]
+    expected = 3 * (F.softmax(ctx.after, 1) - other_view).square().mean(1)
     torch.testing.assert_close(terms["consistency"], expected)
     assert ctx.labels is not None
     hard = F.cross_entropy(ctx.after, ctx.labels, reduction="none")
@@ -88,22 +92,22 @@ def test_the_mean_teacher_s_target_is_from_the_other_view():
     assert not any(p.requires_grad for p in objective.teacher_head.parameters())
 
 
-def test_three_views_go_round_within_their_image():
+def test_the_target_of_each_of_three_views_is_from_the_next_view():
     objective = MeanTeacher(WIDTH, CLASSES, views=3)
-    logits_are_features(objective.teacher_head)
-    attached(objective)
+    set_identity(objective.teacher_head)
+    attach(objective)
     colours = torch.arange(18.0).view(6, 3) % 7
     images = colours[:, :, None, None].expand(6, 3, 2, 2)
-    got = objective.opinion(Context(before=colours, after=colours, images=images))
+    targets = objective.opinion(Context(before=colours, after=colours, images=images))
     p = F.softmax(colours / (1 + 1e-5) ** 0.5, 1)
-    torch.testing.assert_close(got, p[[1, 2, 0, 4, 5, 3]])
+    torch.testing.assert_close(targets, p[[1, 2, 0, 4, 5, 3]])
 
 
 def test_the_mean_teacher_starts_as_the_student_and_follows_it_by_its_decay():
     objective = MeanTeacher(WIDTH, CLASSES, VIEWS, decay=0.9)
-    student = attached(objective, peer_scale=7.0)
+    student = attach(objective, peer_scale=7.0)
     mean = objective.teacher.get_submodule("backbone")
-    assert mean.state_dict()["scale"] == 1  # the student's, not the peer's own
+    assert mean.state_dict()["scale"] == 1  # the student's initial value, not the peer's
     torch.testing.assert_close(objective.teacher_head.weight, objective.head.weight)
     before = objective.head.weight.detach().clone()
     with torch.no_grad():
@@ -129,21 +133,23 @@ def test_an_average_of_decay_0_is_a_copy():
     assert a.state_dict()["scale"] == 4
 
 
-def test_the_mean_teacher_s_own_ramp_reaches_10_after_a_quarter():
+def test_the_mean_teacher_s_default_weight_reaches_10_after_a_quarter_of_training():
     objective = MeanTeacher(WIDTH, CLASSES, VIEWS)
     assert [objective.weight(k, 8) for k in range(5)] == [0, 5, 10, 10, 10]
 
 
 def test_each_peer_gets_gradient_only_from_its_own_loss():
     objective = Mutual(WIDTH, CLASSES, weight=0.5)
-    logits_are_features(objective.head, objective.peer_head)
-    attached(objective)
+    set_identity(objective.head, objective.peer_head)
+    attach(objective)
     objective.eval()
     ctx = context()
-    own = ctx.after.clone().requires_grad_()
-    terms = objective.terms(Context(own.neg(), own, labels=ctx.labels, images=ctx.images))
-    mine, its = ctx.after, 2 * ctx.after / (1 + 1e-5) ** 0.5
-    log_p, log_q = F.log_softmax(its, 1), F.log_softmax(mine, 1)
+    student_feature = ctx.after.clone().requires_grad_()
+    terms = objective.terms(
+        Context(student_feature.neg(), student_feature, labels=ctx.labels, images=ctx.images)
+    )
+    student_logits, peer_logits = ctx.after, 2 * ctx.after / (1 + 1e-5) ** 0.5
+    log_p, log_q = F.log_softmax(peer_logits, 1), F.log_softmax(student_logits, 1)
     torch.testing.assert_close(
         terms["mutual"].detach(), 0.5 * (log_p.exp() * (log_p - log_q)).sum(1)
     )
@@ -151,9 +157,9 @@ def test_each_peer_gets_gradient_only_from_its_own_loss():
         terms["peer_mutual"].detach(), 0.5 * (log_q.exp() * (log_q - log_p)).sum(1)
     )
     assert ctx.labels is not None
-    hard = F.cross_entropy(its, ctx.labels, reduction="none")
+    hard = F.cross_entropy(peer_logits, ctx.labels, reduction="none")
     torch.testing.assert_close(terms["peer_cross_entropy"].detach(), hard)
-    hard = F.cross_entropy(mine, ctx.labels, reduction="none")
+    hard = F.cross_entropy(student_logits, ctx.labels, reduction="none")
     torch.testing.assert_close(terms["cross_entropy"].detach(), hard)
     terms["peer_mutual"].sum().backward()
-    assert own.grad is None  # the student is not moved by what it teaches
+    assert student_feature.grad is None  # the peer's loss gives the student no gradient

@@ -1,4 +1,4 @@
-"""Players, modules with an optimiser of their own, and AMAL, whose weights are one."""
+"""Players (modules with a separate optimiser), and AMAL, whose weights are a player."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kdep_bench.teachers.base import TeacherOutput
 SGD = dict(type="SGD", lr=0.5)
 
 
-def test_a_player_takes_the_step_of_its_own_optimiser_and_nothing_else_gets_a_gradient():
+def test_a_player_steps_with_its_own_optimiser_and_gives_no_gradient_to_others():
     bridge, student = nn.Linear(3, 1, bias=False), nn.Linear(2, 3)
     before = bridge.weight.detach().clone()
     players = Players({"bridge": Player(bridge, SGD)})
@@ -37,7 +37,7 @@ def test_a_player_takes_the_step_of_its_own_optimiser_and_nothing_else_gets_a_gr
     assert bridge.weight.grad is None
 
 
-RANK = """
+RANK_CODE = """
 import sys
 import torch
 from torch import distributed, nn
@@ -58,12 +58,12 @@ distributed.destroy_process_group()
 """
 
 
-def test_two_processes_train_one_opponent_as_one_process_does(tmp_path: Path):
+def test_two_processes_train_a_player_as_one_process_does(tmp_path: Path):
     root = Path(__file__).parents[2]
     paths = f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     env = {**os.environ, "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     ranks = [
-        subprocess.Popen([sys.executable, "-c", RANK, str(rank), str(tmp_path)], env=env)
+        subprocess.Popen([sys.executable, "-c", RANK_CODE, str(rank), str(tmp_path)], env=env)
         for rank in (0, 1)
     ]
     assert [process.wait(timeout=120) for process in ranks] == [0, 0]
@@ -75,12 +75,12 @@ def test_two_processes_train_one_opponent_as_one_process_does(tmp_path: Path):
     for _ in range(3):
         with players.training():
             players.minimise("opponent", opponent(data).square().mean())
-    for name, whole in opponent.state_dict().items():
+    for name, expected in opponent.state_dict().items():
         assert torch.equal(first[name], second[name])
-        torch.testing.assert_close(first[name], whole)
+        torch.testing.assert_close(first[name], expected)
 
 
-def test_a_player_that_is_not_scheduled_keeps_its_rate():
+def test_a_player_that_is_not_scheduled_keeps_its_learning_rate():
     weight = nn.Linear(1, 1, bias=False)
     players = Players({"weights": Player(weight, SGD, scheduled=False)})
     players.factor, before = 0.1, weight.weight.item()
@@ -90,7 +90,7 @@ def test_a_player_that_is_not_scheduled_keeps_its_rate():
     assert weight.weight.item() == pytest.approx(before - 1.0)
 
 
-def test_players_of_a_part_have_its_name_before_theirs():
+def test_players_of_a_part_are_named_part_dot_player():
     a, b = nn.Linear(1, 1), nn.Linear(1, 1)
     players = Players({"a.net": Player(a, SGD), "b.net": Player(b, SGD)})
     assert players.part("b").parameters("net")[0] is b.weight
@@ -100,6 +100,7 @@ def test_players_of_a_part_have_its_name_before_theirs():
 
 
 def data(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Features [count, 4], labels and teacher logits [count, 3], in float64."""
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(count, 4, generator=g, dtype=torch.float64)
     labels = torch.randint(0, 3, (count,), generator=g)
@@ -113,13 +114,13 @@ def test_the_meta_gradient_is_that_of_finite_differences():
     tau, lr = 4.0, 0.7
 
     def held_out_loss(weights: Tensor) -> Tensor:
-        own = layer.clone().requires_grad_()
-        z = x @ own.T
+        trained_layer = layer.clone().requires_grad_()
+        z = x @ trained_layer.T
         hard = F.cross_entropy(z, labels, reduction="none")
         log_t, log_s = (F.log_softmax(v / tau, 1) for v in (teacher, z))
         soft = tau**2 * (log_t.exp() * (log_t - log_s)).sum(1)
         loss = (weights[:, 0] * hard + weights[:, 1] * soft).mean()
-        (gradient,) = torch.autograd.grad(loss, own)
+        (gradient,) = torch.autograd.grad(loss, trained_layer)
         return F.cross_entropy(x_val @ (layer - lr * gradient).T, labels_val)
 
     batch = (
@@ -127,20 +128,23 @@ def test_the_meta_gradient_is_that_of_finite_differences():
         torch.cat([labels, labels_val]),
         torch.cat([teacher, teacher_val]),
     )
-    held = torch.arange(12) >= 5
-    got = meta_gradient(layer, batch, held, F.pad(weights, (0, 0, 0, 7), value=0.3), tau, lr)
-    assert not bool(got[5:].any())
+    is_held_out = torch.arange(12) >= 5
+    gradients = meta_gradient(
+        layer, batch, is_held_out, F.pad(weights, (0, 0, 0, 7), value=0.3), tau, lr
+    )
+    assert not bool(gradients[5:].any())
     for b in range(5):
         for m in range(2):
             shift = torch.zeros_like(weights)
             shift[b, m] = 1e-6
             change = held_out_loss(weights + shift) - held_out_loss(weights - shift)
-            assert float(got[b, m]) == pytest.approx(float(change) / 2e-6, rel=1e-4, abs=1e-9)
+            assert float(gradients[b, m]) == pytest.approx(float(change) / 2e-6, rel=1e-4, abs=1e-9)
 
 
-def amal(**more: object) -> Amal:
+def amal(**options: object) -> Amal:
+    """AMAL for 4 features, 3 classes and two views per image."""
     torch.manual_seed(0)
-    return Amal(4, 3, 3, views=2, pool_images=400, **more)  # type: ignore[arg-type]
+    return Amal(4, 3, 3, views=2, pool_images=400, **options)  # type: ignore[arg-type]
 
 
 def batch(teacher: Tensor | None = None, step: int = 50) -> Context:
@@ -160,7 +164,8 @@ def batch(teacher: Tensor | None = None, step: int = 50) -> Context:
     )
 
 
-def played(objective: Amal, ctx: Context) -> Tensor:
+def play(objective: Amal, ctx: Context) -> Tensor:
+    """The mixing weights [images, 2] after AMAL's own step on a batch."""
     players = Players(objective.players())
     with players.training():
         objective.play(ctx, players)
@@ -169,11 +174,11 @@ def played(objective: Amal, ctx: Context) -> Tensor:
 
 def test_a_random_teacher_loses_weight_where_it_is_wrong_and_a_right_one_gains():
     random = 5 * torch.randn(800, 3, generator=torch.Generator().manual_seed(6))
-    used = ~amal().is_held_out(torch.arange(400))
+    trained_on = ~amal().is_held_out(torch.arange(400))
     labels = batch().labels
     assert labels is not None
-    wrong = (random.argmax(1) != labels).view(400, 2).all(1)[used]
-    weights = [played(amal(repeats=20), batch(t))[used] for t in (random, None)]
+    wrong = (random.argmax(1) != labels).view(400, 2).all(1)[trained_on]
+    weights = [play(amal(repeats=20), batch(t))[trained_on] for t in (random, None)]
     assert float(weights[0][wrong, 1].mean()) < 0.7  # from 0.9
     assert float(weights[1][:, 1].mean()) > 1.5
     assert all(float(w[:, 0].mean()) > 0.5 for w in weights)  # the labels gain, from 0.1
@@ -181,20 +186,20 @@ def test_a_random_teacher_loses_weight_where_it_is_wrong_and_a_right_one_gains()
 
 def test_held_out_images_are_not_trained_on_and_the_loss_is_the_mean_over_the_others():
     objective, ctx = amal(held_out=0.25), batch()
-    held = objective.is_held_out(torch.arange(800) // 2)
-    assert 0.15 < float(held.float().mean()) < 0.35
-    assert bool((held[::2] == held[1::2]).all())  # both views of an image
+    is_held_out = objective.is_held_out(torch.arange(800) // 2)
+    assert 0.15 < float(is_held_out.float().mean()) < 0.35
+    assert bool((is_held_out[::2] == is_held_out[1::2]).all())  # both views of an image
     terms = objective.terms(ctx)
     assert ctx.labels is not None
     hard = F.cross_entropy(objective.head(ctx.after), ctx.labels, reduction="none")
-    assert not bool(terms["cross_entropy"][held].any())
-    torch.testing.assert_close(terms["cross_entropy"].mean(), 0.1 * hard[~held].mean())
+    assert not bool(terms["cross_entropy"][is_held_out].any())
+    torch.testing.assert_close(terms["cross_entropy"].mean(), 0.1 * hard[~is_held_out].mean())
 
 
-def test_weights_change_in_every_tenth_step_after_the_warm_up_and_for_trained_images_alone():
+def test_weights_of_trained_images_change_in_every_tenth_step_after_the_warm_up():
     for step, changes in ((0, False), (10, True), (15, False)):
         objective = amal()
-        weights = played(objective, batch(step=step))
+        weights = play(objective, batch(step=step))
         changed = (weights != torch.tensor([0.1, 0.9])).any(1)
         assert bool(changed.any()) == changes
         assert not bool(changed[objective.is_held_out(torch.arange(400))].any())
@@ -202,7 +207,7 @@ def test_weights_change_in_every_tenth_step_after_the_warm_up_and_for_trained_im
         assert float(weights.max()) <= 2 - 1e-7
 
 
-def test_the_demands_of_a_sum_include_its_parts_players():
+def test_a_sum_has_players_if_one_of_its_parts_has():
     part = dict(objective=dict(type="kdep_bench.objectives.amal.Amal"))
     kind = "kdep_bench.objectives.weighted_sum.WeightedSum"
     assert demands(dict(type=kind, parts=dict(a=part))).has_players

@@ -1,4 +1,4 @@
-"""The relation family: invariances, closed forms and costs of each objective."""
+"""Objectives on relations between samples: invariances, closed forms and refusals."""
 
 from __future__ import annotations
 
@@ -19,28 +19,33 @@ from kdep_bench.objectives.similarity_preserving import SimilarityPreserving
 from kdep_bench.objectives.view_gram import ViewGram
 from kdep_bench.teachers.base import TeacherOutput
 
-B, DS, DT = 6, 5, 9
+B, DS, DT = 6, 5, 9  # batch, widths of student and teacher
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
+    """Normal noise [shape] in float64 with a fixed seed."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def rotation(d: int) -> Tensor:
+    """A random rotation [d, d]."""
     return torch.linalg.qr(rand(d, d, seed=7))[0]
 
 
-def context(s: Tensor, t: Tensor, **more: Any) -> Context:
-    return Context(before=s, after=s.relu(), teacher=TeacherOutput(t, None), **more)
+def context(s: Tensor, t: Tensor, **values: Any) -> Context:
+    """A batch with these features of student and teacher."""
+    return Context(before=s, after=s.relu(), teacher=TeacherOutput(t, None), **values)
 
 
-def total(objective: Objective, s: Tensor, t: Tensor, **more: Any) -> Tensor:
-    terms = objective.terms(context(s, t, **more))
+def total(objective: Objective, s: Tensor, t: Tensor, **values: Any) -> Tensor:
+    """The sum of the means of all terms; checks that each term is per sample."""
+    terms = objective.terms(context(s, t, **values))
     assert all(v.shape == (len(s),) for v in terms.values())
     return torch.stack([v.mean() for v in terms.values()]).sum()
 
 
-def views(m: int) -> ViewGram:
+def view_gram(m: int) -> ViewGram:
+    """The objective on Gram matrices of m views per image."""
     return ViewGram(views=m)
 
 
@@ -52,12 +57,12 @@ RELATIONS: dict[str, Objective] = {
     "cc": CorrelationCongruence(),
     "graph": InstanceGraph(None),
     "attention": InstanceGraph(None, form="attention"),
-    "view_gram": views(2),
+    "view_gram": view_gram(2),
 }
 
 
 @pytest.mark.parametrize("name", RELATIONS)
-def test_zero_for_a_rotated_and_scaled_teacher_of_any_width(name: str):
+def test_the_loss_is_zero_for_a_rotated_and_scaled_teacher_of_any_width(name: str):
     s = rand(B, DS)
     wide = torch.cat((s, torch.zeros(B, DT - DS, dtype=s.dtype)), 1)
     assert float(total(RELATIONS[name], s, 3 * wide @ rotation(DT), rows=ROWS)) < 1e-6
@@ -71,7 +76,7 @@ def test_gradients_are_those_of_finite_differences(name: str):
     assert torch.autograd.gradcheck(lambda x: total(RELATIONS[name], x, t, rows=ROWS), (s,))
 
 
-def test_rkd_is_what_its_formula_says():
+def test_rkd_equals_its_formula():
     s, t = rand(B, DS), rand(B, DT, seed=1)
     d = torch.cdist(s, s)
     assert torch.allclose(scaled_distances(s), d / d[d > 0].mean(), atol=1e-5)
@@ -81,21 +86,21 @@ def test_rkd_is_what_its_formula_says():
     terms = RKD(distance=1.0, angle=2.0).terms(context(s, t))
     huber = torch.nn.functional.smooth_l1_loss
     dt = torch.cdist(t, t)
-    want = huber(d / d[d > 0].mean(), dt / dt[dt > 0].mean())
-    assert float(terms["distance"].mean()) == pytest.approx(float(want), abs=1e-6)
+    expected = huber(d / d[d > 0].mean(), dt / dt[dt > 0].mean())
+    assert float(terms["distance"].mean()) == pytest.approx(float(expected), abs=1e-6)
     assert float(terms["angle"].mean()) == pytest.approx(
         2 * float(huber(angles(s, B), angles(t, B)))
     )
-    # A shift of the teacher's feature is no change either.
+    # A shift of the teacher's feature does not change the loss.
     assert float(total(RKD(), s, t + 5)) == pytest.approx(float(total(RKD(), s, t)))
 
 
 def test_fewer_vertices_estimate_the_same_mean():
     s, t = rand(B, DS), rand(B, DT, seed=1)
-    every = RKD(distance=0).terms(context(s, t))["angle"]
-    some = RKD(distance=0, vertices=2).terms(context(s, t))["angle"]
-    assert torch.allclose(some[:2], every[:2] * B / 2)
-    assert not some[2:].any()
+    all_vertices = RKD(distance=0).terms(context(s, t))["angle"]
+    two_vertices = RKD(distance=0, vertices=2).terms(context(s, t))["angle"]
+    assert torch.allclose(two_vertices[:2], all_vertices[:2] * B / 2)
+    assert not two_vertices[2:].any()
     with pytest.raises(KdepError, match="vertices=0"):
         RKD(vertices=0)
 
@@ -103,11 +108,11 @@ def test_fewer_vertices_estimate_the_same_mean():
 def test_similarity_preserving_is_the_frobenius_norm_of_the_grams():
     s, t = rand(B, DS), rand(B, DT, seed=1)
     g = [torch.nn.functional.normalize(x @ x.T, dim=1) for x in (s, t)]
-    want = 3000 * (g[0] - g[1]).square().sum() / B**2
-    assert float(total(SimilarityPreserving(), s, t)) == pytest.approx(float(want))
+    expected = 3000 * (g[0] - g[1]).square().sum() / B**2
+    assert float(total(SimilarityPreserving(), s, t)) == pytest.approx(float(expected))
 
 
-def test_pkt_rows_are_probabilities_and_lengths_do_not_matter():
+def test_pkt_ignores_the_lengths_of_features():
     s, t = rand(B, DS), rand(B, DT, seed=1)
     lengths = torch.linspace(0.5, 4, B, dtype=s.dtype)[:, None]
     assert float(total(PKT(), s * lengths, t)) == pytest.approx(float(total(PKT(), s, t)), rel=1e-4)
@@ -145,15 +150,17 @@ def test_the_change_between_layers_is_zero_for_equal_graphs(form: str):
 
 def test_view_gram_matches_norms_for_one_view_and_ignores_the_order_of_views():
     s, t = rand(B, DS), rand(B, DT, seed=1)
-    alone = total(views(1), s, t, rows=ROWS)
-    n = [x.square().sum(1) / x.square().sum(1).mean() for x in (s, t)]
-    assert float(alone) == pytest.approx(20 * float((n[0] - n[1]).square().mean()))
+    one_view = total(view_gram(1), s, t, rows=ROWS)
+    normalised = [x.square().sum(1) / x.square().sum(1).mean() for x in (s, t)]
+    assert float(one_view) == pytest.approx(
+        20 * float((normalised[0] - normalised[1]).square().mean())
+    )
     swap = torch.tensor([1, 0, 3, 2, 5, 4])
-    assert float(total(views(2), s[swap], t[swap], rows=ROWS)) == pytest.approx(
-        float(total(views(2), s, t, rows=ROWS))
+    assert float(total(view_gram(2), s[swap], t[swap], rows=ROWS)) == pytest.approx(
+        float(total(view_gram(2), s, t, rows=ROWS))
     )
     with pytest.raises(KdepError, match="are not adjacent"):
-        total(views(2), s, t, rows=torch.tensor([0, 2, 1, 3, 4, 5]))
+        total(view_gram(2), s, t, rows=torch.tensor([0, 2, 1, 3, 4, 5]))
     with pytest.raises(KdepError, match="one view"):
         ViewGram(views=1, cosine=True)
 
@@ -170,7 +177,7 @@ def test_bad_arguments_are_refused():
 
 
 def test_the_kernel_s_order_is_1_or_more_and_its_gamma_positive():
-    # order 1 is the plane exp(-2 gamma) (1 + 2 gamma cos)
+    # of order 1, the kernel is exp(-2 gamma) (1 + 2 gamma cos)
     kernel = CorrelationCongruence(gamma=0.5, order=1).kernel(torch.eye(2))
     torch.testing.assert_close(kernel, math.exp(-1) * torch.tensor([[2.0, 1.0], [1.0, 2.0]]))
     for bad in (dict(order=0), dict(gamma=0.0), dict(gamma=-1.0)):

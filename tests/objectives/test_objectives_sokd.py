@@ -1,4 +1,4 @@
-"""Semi-online distillation: which loss reaches which network, and the bridge's place."""
+"""Semi-online distillation: which loss trains which network, and the bridge's level."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ from tests.objectives import tiny
 WIDTH, CLASSES = 3, tiny.LOGITS
 
 
-def semi_online(**more: Any) -> SemiOnline:
+def semi_online(**options: Any) -> SemiOnline:
+    """The objective with fixed initial weights."""
     torch.manual_seed(0)
-    return SemiOnline(dict(s16="s16"), WIDTH, CLASSES, tiny.TEACHER, **more)
+    return SemiOnline(dict(s16="s16"), WIDTH, CLASSES, tiny.TEACHER, **options)
 
 
 def context(count: int = 6) -> Context:
+    """A batch with the tiny teacher's outputs."""
     torch.manual_seed(1)
     teacher = build_teacher(tiny.TEACHER)(tiny.batch(count, 0)["images"])
     after = torch.randn(count, WIDTH, requires_grad=True)
     return Context(after, after, teacher=teacher, labels=torch.arange(count) % CLASSES)
 
 
-def reached(loss: Tensor, model: SemiOnline) -> set[str]:
-    """The networks, of the bridge and the student's head, that a loss has a gradient for."""
+def networks_with_gradient(loss: Tensor, model: SemiOnline) -> set[str]:
+    """Which of "bridge" and "head" (the student's) the loss has a gradient for."""
     parts = {"bridge": model.bridge, "head": model.head}
     names = set()
     for name, part in parts.items():
@@ -47,12 +49,12 @@ def reached(loss: Tensor, model: SemiOnline) -> set[str]:
 def test_the_student_s_loss_does_not_train_the_bridge_nor_the_bridge_s_the_student():
     model, ctx = semi_online(), context()
     terms = model.terms(ctx)
-    assert reached(terms["student"].sum(), model) == {"head"}
-    assert reached(terms["bridge_teacher"].sum(), model) == {"bridge"}
-    assert reached(terms["bridge_student"].sum(), model) == {"bridge"}
+    assert networks_with_gradient(terms["student"].sum(), model) == {"head"}
+    assert networks_with_gradient(terms["bridge_teacher"].sum(), model) == {"bridge"}
+    assert networks_with_gradient(terms["bridge_student"].sum(), model) == {"bridge"}
 
 
-def test_the_terms_of_known_outputs():
+def test_the_terms_equal_kl_divergences_computed_by_hand():
     """KL((1/2, 1/2) || (1/4, 3/4)) = ln(2) / 2 + ln(2/3) / 2, and so on; tau = 1."""
 
     class Fixed(nn.Module):
@@ -64,16 +66,16 @@ def test_the_terms_of_known_outputs():
     student, teacher = (torch.tensor([[0.0, math.log(x)]]) for x in (3.0, 1 / 7))
     teacher_output = TeacherOutput(student, teacher, {"s16": torch.zeros(1, 10, 2, 2)})
     terms = model.terms(Context(student, student, teacher=teacher_output))
-    want = {
+    expected = {
         "student": math.log(2) / 2 + math.log(2 / 3) / 2,
         "bridge_teacher": 7 / 8 * math.log(7 / 4) + 1 / 8 * math.log(1 / 4),
         "bridge_student": 1 / 4 * math.log(1 / 2) + 3 / 4 * math.log(3 / 2),
     }
-    assert {k: v.item() for k, v in terms.items()} == pytest.approx(want)
+    assert {k: v.item() for k, v in terms.items()} == pytest.approx(expected)
 
 
 def test_the_student_s_and_the_bridge_s_mutual_terms_are_those_of_mutual_learning():
-    """At tau 1, S and A teach each other as two peers do."""
+    """At tau 1, student and bridge learn from each other like two peers."""
     model, ctx = semi_online(tau=1.0), context()
     terms, z, a = model.terms(ctx), model.head(ctx.after), model.bridged(ctx)
     torch.testing.assert_close(terms["student"], kl(a, z))
@@ -81,14 +83,14 @@ def test_the_student_s_and_the_bridge_s_mutual_terms_are_those_of_mutual_learnin
     assert issubclass(Mutual, nn.Module)
 
 
-def test_the_bridge_has_new_weights_and_is_trained_and_the_teacher_is_not():
+def test_the_bridge_has_new_trainable_weights_and_the_teacher_is_unchanged():
     teacher = build_teacher(tiny.TEACHER)
     before = teacher.checksum()
     model = semi_online()
-    old = teacher.tail("s16").state_dict()
+    teacher_weights = teacher.tail("s16").state_dict()
     assert all(p.requires_grad for p in model.bridge.parameters())
     assert model.bridge.training
-    assert any(not torch.equal(v, old[k]) for k, v in model.bridge.state_dict().items())
+    assert any(not torch.equal(v, teacher_weights[k]) for k, v in model.bridge.state_dict().items())
     assert teacher.checksum() == before
 
 
@@ -101,14 +103,14 @@ def test_the_published_form_adds_two_cross_entropies():
         *("student", "bridge_teacher", "bridge_student"),
         *("cross_entropy", "bridge_cross_entropy"),
     }
-    want = nn.functional.cross_entropy(model.bridged(ctx), ctx.labels, reduction="none")  # type: ignore[arg-type]
-    torch.testing.assert_close(terms["bridge_cross_entropy"], want)
-    assert reached(terms["bridge_cross_entropy"].sum(), model) == {"bridge"}
+    expected = nn.functional.cross_entropy(model.bridged(ctx), ctx.labels, reduction="none")  # type: ignore[arg-type]
+    torch.testing.assert_close(terms["bridge_cross_entropy"], expected)
+    assert networks_with_gradient(terms["bridge_cross_entropy"].sum(), model) == {"bridge"}
     with pytest.raises(KdepError, match="labels have 3 classes and the teacher 5"):
         SemiOnlineWithLabels(dict(s16="s16"), WIDTH, CLASSES, tiny.TEACHER, 3)
 
 
-def test_a_bridge_without_a_place_is_refused():
+def test_a_bridge_at_several_levels_or_without_following_layers_is_refused():
     with pytest.raises(KdepError, match="has 2 levels"):
         SemiOnline(dict(s8="s8", s16="s16"), WIDTH, CLASSES, tiny.TEACHER)
     with pytest.raises(KdepError, match="does not give its layers after the map 's4'"):

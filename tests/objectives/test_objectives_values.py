@@ -1,9 +1,9 @@
-"""Every method's loss on fixed networks and pictures, to the kept digits.
+"""Every method's loss on fixed networks and images equals the stored value.
 
-The closed forms of the other files say that a formula is right; this says that a method's default
-weights, temperatures, levels, schedules and projectors, on which published scores rest, are still
-the same. A change that is meant: `python -m tests.objectives.test_objectives_values` writes the
-values anew, to be looked at in the diff.
+The closed forms in the other files test the formulas. These values test that a method's default
+weights, temperatures, levels, schedules and projectors are still those of the published scores.
+After an intended change, `python -m tests.objectives.test_objectives_values` writes new values;
+check the difference.
 """
 
 from __future__ import annotations
@@ -18,43 +18,43 @@ import pytest
 import torch
 
 from tests.objectives import tiny
-from tests.objectives.test_methods_train import BATCH, STEPS, TRAINED, Arm
+from tests.objectives.test_methods_train import BATCH, STEPS, TRAINED, TinyRun
 
-KEPT = Path(__file__).with_name("objective_values.json")
-AT = (0, 3, STEPS // 2, STEPS - 1)  # steps of the run whose loss is kept
+STORED_VALUES = Path(__file__).with_name("objective_values.json")
+STORED_STEPS = (0, 3, STEPS // 2, STEPS - 1)  # steps whose losses are stored
 
 
 def values(name: str, folder: Path) -> dict[str, list[float]]:
-    """{term: its mean over a batch in the steps AT}, one step of training after each."""
+    """{term: its mean over a batch in each of STORED_STEPS}, with a training step after each."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of over-confident teachers
-        arm = Arm(name, folder)
-        arm.optimizer = torch.optim.SGD(arm.model.parameters(), 1e-3)  # type: ignore[assignment]
-        arm.model.train()
-        out: dict[str, list[float]] = {}
-        for k, step in enumerate(AT):
-            arm.model.step = step
-            terms = arm.terms(tiny.batch(BATCH, k))
+        run = TinyRun(name, folder)
+        run.optimizer = torch.optim.SGD(run.model.parameters(), 1e-3)  # type: ignore[assignment]
+        run.model.train()
+        means: dict[str, list[float]] = {}
+        for k, step in enumerate(STORED_STEPS):
+            run.model.step = step
+            terms = run.terms(tiny.batch(BATCH, k))
             for term, value in terms.items():
                 assert value.ndim == 0
-                out.setdefault(term, []).append(float(value))
-            arm.optimizer.zero_grad()
+                means.setdefault(term, []).append(float(value))
+            run.optimizer.zero_grad()
             torch.stack(list(terms.values())).sum().backward()
-            torch.nn.utils.clip_grad_norm_(arm.model.parameters(), 5.0)
-            arm.optimizer.step()
-            arm.model.objective.after_step()
-    return out
+            torch.nn.utils.clip_grad_norm_(run.model.parameters(), 5.0)
+            run.optimizer.step()
+            run.model.objective.after_step()
+    return means
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_the_loss_of_a_method_is_that_of_the_published_runs(name: str, tmp_path: Path):
-    table = json.loads(KEPT.read_text())
+def test_the_loss_of_a_method_equals_the_stored_value(name: str, tmp_path: Path):
+    table = json.loads(STORED_VALUES.read_text())
     assert name in table, "a new method: python -m tests.objectives.test_objectives_values adds it"
-    kept = table[name]
-    got = values(name, tmp_path)
-    assert got.keys() == kept.keys()
-    for term, numbers in kept.items():
-        assert got[term] == pytest.approx(numbers, rel=2e-4, abs=2e-6), term
+    expected = table[name]
+    computed = values(name, tmp_path)
+    assert computed.keys() == expected.keys()
+    for term, numbers in expected.items():
+        assert computed[term] == pytest.approx(numbers, rel=2e-4, abs=2e-6), term
 
 
 def write() -> None:
@@ -66,7 +66,7 @@ def write() -> None:
             computed = values(name, Path(folder))
         table[name] = {k: [float(f"{x:.6g}") for x in v] for k, v in computed.items()}
     text = json.dumps(table, indent=1).replace(",\n   ", ",").replace("[\n   ", "[")
-    KEPT.write_text(text.replace("\n  ]", "]") + "\n")
+    STORED_VALUES.write_text(text.replace("\n  ]", "]") + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What objectives declare, what they are told, and sums of them."""
+"""Requirements of objectives, their construction, and weighted sums."""
 
 from __future__ import annotations
 
@@ -11,67 +11,73 @@ from torch import Tensor
 from kdep_bench.errors import KdepError
 from kdep_bench.objectives.base import Context, Objective, build_objective, demands
 
-HERE = __name__
+MODULE = __name__
 REGRESSION = "kdep_bench.objectives.feature_regression.FeatureRegression"
 ENTROPY = "kdep_bench.objectives.cross_entropy.CrossEntropy"
 SUM = "kdep_bench.objectives.weighted_sum.WeightedSum"
 
 
 class TwoTerms(Objective):
+    """An objective with two terms that counts its finished steps."""
+
     needs = frozenset({"pooled"})
     requires = frozenset({"teacher_width"})
     couples_samples = True
 
     def __init__(self, teacher_width: int) -> None:
         super().__init__()
-        self.teacher_width, self.done = teacher_width, 0
+        self.teacher_width, self.steps_done = teacher_width, 0
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         return {"a": ctx.before.sum(1), "b": ctx.after.sum(1)}
 
     def after_step(self) -> None:
-        self.done += 1
+        self.steps_done += 1
 
 
 class Misspelt(TwoTerms):
+    """Declares an input that does not exist."""
+
     needs = frozenset({"lables"})
 
 
 def config(**weights: Any) -> dict[str, Any]:
+    """A sum of feature regression and `TwoTerms`."""
     return dict(
         type=SUM,
         parts=dict(
             feature=dict(objective=dict(type=REGRESSION, weight=2.0)),
-            two=dict(objective=dict(type=f"{HERE}.TwoTerms"), **weights),
+            two=dict(objective=dict(type=f"{MODULE}.TwoTerms"), **weights),
         ),
     )
 
 
-def context(**more: Any) -> Context:
-    one = torch.ones(3, 4)
-    return Context(before=one, after=2 * one, target=0 * one, **more)
+def context(**values: Any) -> Context:
+    """A batch with features 1 and 2 and the target 0."""
+    ones = torch.ones(3, 4)
+    return Context(before=ones, after=2 * ones, target=0 * ones, **values)
 
 
 def test_a_weighted_sum_requires_what_its_parts_require():
-    got = demands(config())
-    assert got.needs == {"target", "pooled"}
-    assert got.requires == {"epochs", "target_mean_square", "teacher_width"}
-    assert got.couples_samples
+    requirements = demands(config())
+    assert requirements.needs == {"target", "pooled"}
+    assert requirements.requires == {"epochs", "target_mean_square", "teacher_width"}
+    assert requirements.couples_samples
     assert not demands({"type": REGRESSION}).couples_samples
 
 
 def test_terms_are_weighted_and_named_by_part():
-    facts = dict(epochs=10, target_mean_square=1.0, teacher_width=7, width=99)
-    line = dict(type="kdep_bench.schedules.linear.Linear", start=1.0, end=0.0, span=5)
-    made = build_objective(config(weight=line), facts)
-    terms = made.terms(context(step=1, steps=10))
+    arguments = dict(epochs=10, target_mean_square=1.0, teacher_width=7, width=99)
+    schedule = dict(type="kdep_bench.schedules.linear.Linear", start=1.0, end=0.0, span=5)
+    objective = build_objective(config(weight=schedule), arguments)
+    terms = objective.terms(context(step=1, steps=10))
     assert set(terms) == {"feature", "two.a", "two.b"}
     assert terms["feature"].tolist() == [2.0] * 3  # weight 2 x mean square 1
     assert terms["two.a"].tolist() == pytest.approx([0.8 * 4] * 3)  # 1 of 5 steps done
     assert terms["two.b"].tolist() == pytest.approx([0.8 * 8] * 3)
-    assert made.terms(context(step=5, steps=10))["two.a"].tolist() == [0.0] * 3
-    made.after_step()
-    assert made.members["two"].done == 1  # type: ignore[index]
+    assert objective.terms(context(step=5, steps=10))["two.a"].tolist() == [0.0] * 3
+    objective.after_step()
+    assert objective.members["two"].steps_done == 1  # type: ignore[index]
 
 
 def test_a_sum_of_one_part_is_that_part():
@@ -90,17 +96,17 @@ def test_a_required_argument_that_nothing_provides_is_named():
 
 
 @pytest.mark.parametrize(
-    ("bad", "says"),
+    ("bad", "message"),
     [
-        (dict(type=f"{HERE}.Misspelt"), "did you mean labels"),
+        (dict(type=f"{MODULE}.Misspelt"), "did you mean labels"),
         (dict(type="torch.nn.Linear"), "is not an Objective"),
         (dict(type=SUM, parts={}), "has no parts"),
         (dict(type=SUM, parts={"a.b": dict(objective=dict(type=REGRESSION))}), "has no dot"),
         (dict(type=SUM, parts=dict(a=dict(objective=dict(type=REGRESSION), wieght=1))), "wieght"),
     ],
 )
-def test_misdeclared_objectives_are_refused(bad: dict[str, Any], says: str):
-    with pytest.raises(KdepError, match=says):
+def test_wrong_objective_configs_are_refused(bad: dict[str, Any], message: str):
+    with pytest.raises(KdepError, match=message):
         build_objective(bad, dict(epochs=1, target_mean_square=1.0, teacher_width=3))
 
 
