@@ -28,8 +28,13 @@ TARGETS = {
     "throughput against the paper's live loop": (
         *("throughput / that of a live-teacher loop with fresh crops, as in the paper", ">=", 2.0),
     ),
+    "step of KDEP on maps / KDEP step": (
+        *("step of `kdep_maps` with a filled cache / KDEP step", "<=", 1.1),
+    ),
+    "step of KDEP on int8 maps / KDEP step": (*("the same with maps stored as int8", "<=", 1.1),),
 }
-STEPS = ("student", "kdep", "live", "paper", "teacher")  # in the order of the page
+# In the order of the page.
+STEPS = ("student", "kdep", "kdep_maps", "kdep_maps_int8", "live", "paper", "teacher")
 FLOORS = {  # key in the JSON -> text
     "student_step_flops": "student step FLOPs",
     "teacher_forward_flops": "teacher forward pass FLOPs",

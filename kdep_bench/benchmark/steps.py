@@ -29,7 +29,7 @@ from kdep_bench.data.views import Views, draw_recipe, open_views, read_rgb, rend
 from kdep_bench.devices import compute_device, synchronise
 from kdep_bench.features import align, cache
 from kdep_bench.features.cache_check import exact_float32
-from kdep_bench.objectives.base import Context, Objective
+from kdep_bench.objectives.base import Context, Objective, demands
 from kdep_bench.pretrain import assemble
 from kdep_bench.pretrain.distiller import Distiller
 from kdep_bench.pretrain.stream import ViewStream, already_batched
@@ -38,6 +38,8 @@ from kdep_bench.suite.config import resolve
 from kdep_bench.teachers.base import build_teacher
 
 BATCH = 64
+# Trainer of KDEP on maps -> how its teacher cache stores the maps.
+MAP_CACHES = {"kdep_maps": "maps", "kdep_maps_int8": "int8_maps"}
 
 
 class StudentAlone(Objective):
@@ -55,7 +57,7 @@ def silent(*_: Any) -> None:
 
 
 def make_stages(root: Path, images: int, student: dict[str, Any], teacher: dict[str, Any]):
-    """Runs prepare (random 160 px JPEG files), views, cache and align; stage -> folder."""
+    """Runs prepare (random 160 px JPEG files), views, the caches and align; stage -> folder."""
     rng, pool = np.random.default_rng(0), root / "prepare/data/pool/images/00"
     pool.mkdir(parents=True)
     for i in range(images):
@@ -66,6 +68,10 @@ def make_stages(root: Path, images: int, student: dict[str, Any], teacher: dict[
     for kind, run, spec in (
         ("views", views_stage.run, recipe),
         ("cache", cache.run, {"teacher": teacher}),
+        *(
+            (f"cache.{kind}", cache.run, {"teacher": teacher, "outputs": map_outputs(kind)})
+            for kind in MAP_CACHES.values()
+        ),
         (
             "align",
             align.run,
@@ -76,6 +82,12 @@ def make_stages(root: Path, images: int, student: dict[str, Any], teacher: dict[
         run(spec, done, root / kind, silent)
         done[kind] = root / kind
     return done
+
+
+def map_outputs(kind: str) -> list[str]:
+    """Outputs of a cache with the maps that KDEP on maps reads, as "maps" or "int8_maps"."""
+    levels = resolve("method", "kdep_maps")["objective"]["levels"]
+    return sorted(f"{kind}.{teacher_map}" for teacher_map in levels.values())
 
 
 class StepTime(NamedTuple):
@@ -176,6 +188,8 @@ def measure(
             "cache read, share of a student step": (wait["kdep"] - wait["student"])
             / total["student"],
             "throughput against the paper's live loop": total["paper"] / total["kdep"],
+            "step of KDEP on maps / KDEP step": total["kdep_maps"] / total["kdep"],
+            "step of KDEP on int8 maps / KDEP step": total["kdep_maps_int8"] / total["kdep"],
         },
     }
 
@@ -191,7 +205,8 @@ class _Pair(NamedTuple):
     @classmethod
     def prepared(cls, root: Path, images: int, px: int | None) -> _Pair:
         """Runs the stages on `images` random images; the trainers "student", "kdep" (from the
-        cache), "live" (teacher in every step) and "paper" (as "live", with fresh crops)."""
+        cache), those of MAP_CACHES, "live" (teacher in every step) and "paper" (as "live", with
+        fresh crops)."""
         student = resolve("student", "resnet18_w32")
         teacher = {k: v for k, v in resolve("teacher", "efficientnet_lite0").items() if k != "card"}
         if px is not None:
@@ -217,6 +232,10 @@ class _Pair(NamedTuple):
                 _batches(views(**source.stream)),
                 Distiller(student, objective, target, teacher=source.model),
             ),
+            **{
+                name: _from_maps(root / name, spec, done | {"cache": done[f"cache.{kind}"]}, views)
+                for name, kind in MAP_CACHES.items()
+            },
             "live": Trainer(
                 _batches(live_views), Distiller(student, objective, target, teacher=live)
             ),
@@ -226,6 +245,22 @@ class _Pair(NamedTuple):
             ),
         }
         return cls(student, teacher, trainers, views(**source.stream))
+
+
+def _from_maps(
+    out: Path,
+    spec: dict[str, Any],
+    inputs: dict[str, Path],
+    views: Callable[..., ViewStream],
+) -> Trainer:
+    """The trainer of KDEP on maps, with the maps in the cache of `inputs`."""
+    out.mkdir()
+    spec = spec | {"method": {"labels_used": False, **resolve("method", "kdep_maps")}}
+    wanted = demands(spec["method"]["objective"])
+    source = teaching(wanted.needs, spec, inputs, open_views(inputs["views"], inputs["prepare"]))
+    objective, _, _ = assemble.objective_config(spec, inputs, source, out)
+    model = Distiller(spec["student"], objective, teacher=source.model, maps=wanted.pyramid)
+    return Trainer(_batches(views(**source.stream)), model)
 
 
 def _batches(data: ViewStream) -> Callable[[int], Any]:
