@@ -82,7 +82,7 @@ def test_the_pre_trainer_over_two_nodes_equals_one_process(
     """One process per node (gloo, torchrun under srun); both runs have the same global batch."""
     import torch
 
-    suite_text = faults.SMOKE.read_text() + faults.CUT + SMALL
+    suite_text = faults.SMOKE.read_text() + faults.ONE_METHOD + SMALL
     files = {1: tmp_path / "one.py", 2: tmp_path / "two.py"}
     files[1].write_text(suite_text)
     files[2].write_text(suite_text + faults.RANKS.format("nodes"))

@@ -1,4 +1,4 @@
-"""A tiny pool of real files, run through the real stages once for all tests of this room."""
+"""A tiny image pool of real files; the real stages run on it once per test session."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ BUDGET: dict[str, Any] = dict(
 
 
 def silent(*_: Any) -> None:
-    """A progress callback that says nothing."""
+    """A progress callback that prints nothing."""
 
 
 def make_pool(root: Path, images: int = IMAGES) -> Path:
-    """Blobs of colour, 40 px, with labels by hue; returns the folder of a `prepare` stage."""
+    """Writes images of 40 px with a square, labelled by its colour, as a `prepare` stage does."""
     rng = np.random.default_rng(0)
     labels = {}
     pool = root / "data" / "pool" / "images" / "00"
     pool.mkdir(parents=True)
     for i in range(images):
-        picture = cv2.resize(rng.integers(0, 255, (5, 5, 3), dtype=np.uint8), (40, 40))
-        picture[8:32, 8:32, i % 3] = 255
-        cv2.imwrite(str(pool / f"{i:06d}.jpg"), picture)
+        image = cv2.resize(rng.integers(0, 255, (5, 5, 3), dtype=np.uint8), (40, 40))
+        image[8:32, 8:32, i % 3] = 255
+        cv2.imwrite(str(pool / f"{i:06d}.jpg"), image)
         labels[f"00/{i:06d}.jpg"] = i % 3
     write_json(
         root / "data" / "pool" / "labels.json", {"classes": ["b", "g", "r"], "labels": labels}
@@ -60,9 +60,9 @@ def make_pool(root: Path, images: int = IMAGES) -> Path:
 
 @pytest.fixture(scope="session")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Finished stages: prepare, views, cache, align."""
+    """Folders of finished stages: prepare, views, cache, align."""
     root = tmp_path_factory.mktemp("stages")
-    done = {"prepare": make_pool(root / "prepare")}
+    folders = {"prepare": make_pool(root / "prepare")}
     for kind, function, spec in (
         ("views", views.run, VIEWS),
         ("cache", cache.run, {"teacher": TEACHER, "batch": 16}),
@@ -70,6 +70,6 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ):
         out = root / kind
         out.mkdir()
-        function(spec, done, out, silent)
-        done[kind] = out
-    return done
+        function(spec, folders, out, silent)
+        folders[kind] = out
+    return folders

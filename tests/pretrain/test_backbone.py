@@ -1,4 +1,4 @@
-"""Students: the tap sits before the last activation, and given weights are given exactly."""
+"""Students: the tap is before the last activation, and given weights are loaded exactly."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def test_resnet_tap_equals_an_independent_forward():
         h = getattr(net, name)(h)
     first, last = net.layer4
     h = first(h)
-    own = h + last.norm2(last.conv2(last.norm1(last.conv1(h)).relu()))
-    torch.testing.assert_close(before, own)
+    expected = h + last.norm2(last.conv2(last.norm1(last.conv1(h)).relu()))
+    torch.testing.assert_close(before, expected)
 
 
 def test_gradient_reaches_the_student_through_the_tap():
@@ -94,9 +94,9 @@ def test_lite0_with_its_imagenet_weights_equals_timm_s_features():
     pixels = torch.rand(2, 3, 64, 64) * 255
     mean = torch.tensor([123.675, 116.28, 103.53]).view(1, 3, 1, 1)
     std = torch.tensor([58.395, 57.12, 57.375]).view(1, 3, 1, 1)
-    ours = net((pixels - mean) / std)[-1]
-    theirs = reference.forward_features((pixels - 127.5) / 127.5)  # type: ignore[operator]
-    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+    features = net((pixels - mean) / std)[-1]
+    expected = reference.forward_features((pixels - 127.5) / 127.5)  # type: ignore[operator]
+    torch.testing.assert_close(features, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_lite_levels_have_the_strides_and_channels_of_the_config():
@@ -107,43 +107,47 @@ def test_lite_levels_have_the_strides_and_channels_of_the_config():
     assert dense(torch.randn(1, 3, 64, 64))[0].shape == (1, 320, 8, 8)
 
 
-def test_the_trunk_has_the_rank_that_the_whole_network_s_feature_lacks():
+def test_lite_without_its_head_is_the_trunk_of_320_channels():
     trunk = EfficientNetLite(0, out_indices=(3,), head=False).eval()
-    whole = EfficientNetLite(0, out_indices=(3,)).eval()
+    with_head = EfficientNetLite(0, out_indices=(3,)).eval()
     imagenet_weights(trunk)
-    imagenet_weights(whole)
+    imagenet_weights(with_head)
     x = torch.randn(2, 3, 64, 64)
-    assert torch.equal(trunk(x)[0], whole(x)[0])
-    assert set(whole.state_dict()) - set(trunk.state_dict()) == {
-        k for k in whole.state_dict() if k.startswith(("conv_head.", "bn2."))
+    assert torch.equal(trunk(x)[0], with_head(x)[0])
+    assert set(with_head.state_dict()) - set(trunk.state_dict()) == {
+        k for k in with_head.state_dict() if k.startswith(("conv_head.", "bn2."))
     }
     assert sum(p.numel() for p in trunk.parameters()) == pytest.approx(3.0e6, rel=0.02)
     # Before its activation the 1280-channel feature is linear in the trunk's 320 channels.
-    weight = whole.conv_head.weight.flatten(1).double()  # type: ignore[union-attr]
+    weight = with_head.conv_head.weight.flatten(1).double()  # type: ignore[union-attr]
     assert weight.shape == (1280, 320)
     assert int(torch.linalg.matrix_rank(weight)) <= 320
     with pytest.raises(KdepError, match="head=False"):
         EfficientNetLite(0, out_indices=(4,), head=False)
 
 
-@pytest.mark.parametrize(("frozen", "share"), [(-1, 0.0), (0, 0.0), (2, 0.01), (4, 1.0)])
-def test_lite0_freezes_its_leading_stages(frozen: int, share: float):
+@pytest.mark.parametrize(
+    ("frozen", "expected_fraction"), [(-1, 0.0), (0, 0.0), (2, 0.01), (4, 1.0)]
+)
+def test_lite0_freezes_its_leading_stages(frozen: int, expected_fraction: float):
     net = EfficientNetLite(0, out_indices=(3, 4), frozen_stages=frozen)
     net.train()
-    held = [p for p in net.parameters() if not p.requires_grad]
-    every = [p.numel() for p in net.parameters()]
-    assert sum(p.numel() for p in held) / sum(every) == pytest.approx(share, abs=0.01)
-    assert (len(held) == len(every)) == (frozen == 4)
-    assert (len(held) == 0) == (frozen == -1)
+    frozen_parameters = [p for p in net.parameters() if not p.requires_grad]
+    sizes = [p.numel() for p in net.parameters()]
+    assert sum(p.numel() for p in frozen_parameters) / sum(sizes) == pytest.approx(
+        expected_fraction, abs=0.01
+    )
+    assert (len(frozen_parameters) == len(sizes)) == (frozen == 4)
+    assert (len(frozen_parameters) == 0) == (frozen == -1)
     assert net.bn1.training == (frozen == -1)
     before = {k: v.clone() for k, v in net.state_dict().items()}
     net(torch.randn(2, 3, 64, 64))
-    moved = [k for k, v in net.state_dict().items() if not torch.equal(v, before[k])]
-    assert bool(moved) == (frozen < 4)  # a frozen stage keeps its BatchNorm statistics
-    kept = EfficientNetLite(0, norm_eval=True)
-    kept.train()
-    assert not any(m.training for m in kept.modules() if isinstance(m, torch.nn.BatchNorm2d))
-    assert all(p.requires_grad for p in kept.parameters())
+    changed = [k for k, v in net.state_dict().items() if not torch.equal(v, before[k])]
+    assert bool(changed) == (frozen < 4)  # a frozen stage keeps its BatchNorm statistics
+    norm_eval = EfficientNetLite(0, norm_eval=True)
+    norm_eval.train()
+    assert not any(m.training for m in norm_eval.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    assert all(p.requires_grad for p in norm_eval.parameters())
 
 
 def test_weights_of_another_variant_are_refused():

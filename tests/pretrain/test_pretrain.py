@@ -42,6 +42,7 @@ SUPERVISED: dict[str, Any] = dict(
     transform=None,
 )
 LONG = BUDGET | dict(epochs=10, optimizer=BUDGET["optimizer"] | dict(lr=0.05))
+# A schedule and a first-batch scale: state that a resumed run must restore.
 STATEFUL = KDEP | dict(
     objective=dict(
         type="kdep_bench.objectives.weighted_sum.WeightedSum",
@@ -54,28 +55,31 @@ STATEFUL = KDEP | dict(
         ),
     )
 )
-KEEPING = BUDGET | dict(ema=0.9, accumulate=2)
+EMA_AND_ACCUMULATION = BUDGET | dict(ema=0.9, accumulate=2)
 SCRATCH: dict[str, Any] = dict(name="scratch", labels_used=False, objective=None, transform=None)
 
 
-def spec(method: dict[str, Any], **more: Any) -> dict[str, Any]:
+def spec(method: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """The spec of a pre-training stage, with changes."""
     return (
-        dict(student=STUDENT, method=method, budget=BUDGET, share=1.0, share_seed=0, seed=0) | more
+        dict(student=STUDENT, method=method, budget=BUDGET, share=1.0, share_seed=0, seed=0)
+        | changes
     )
 
 
-def pretrain(out: Path, stages: dict[str, Path], method: dict[str, Any], **more: Any):
+def pretrain(out: Path, stages: dict[str, Path], method: dict[str, Any], **changes: Any):
+    """Runs the stage; returns (its outputs, the saved tensors)."""
     out.mkdir(parents=True, exist_ok=True)
-    outputs = stage.run(spec(method, **more), stages, out, silent)
+    outputs = stage.run(spec(method, **changes), stages, out, silent)
     return outputs, torch.load(out / checkpoint.CHECKPOINT, weights_only=True)
 
 
 def configured(method: dict[str, Any], stages: dict[str, Path]):
-    """(objective config, target config, probes) as the stage works them out."""
+    """(objective config, target config, probes) as the stage computes them."""
     first_spec = spec(method)
     needs = demands(method["objective"]).needs
-    taught = teaching(needs, first_spec, stages, open_views(stages["views"]))
-    return assemble.objective_config(first_spec, stages, taught, stages["views"].parent)
+    teacher_source = teaching(needs, first_spec, stages, open_views(stages["views"]))
+    return assemble.objective_config(first_spec, stages, teacher_source, stages["views"].parent)
 
 
 # -- views and subsets --------------------------------------------------------------------------
@@ -86,8 +90,8 @@ def test_views_are_the_recipe_rendered_from_the_files(stages: dict[str, Path]):
     assert v.rows == IMAGES * 2
     for row in (0, 1, 50):
         image = views.read_rgb(v.root / v.files[row // 2])
-        again = views.render(image, v.box[row], bool(v.flip[row]), PX)
-        np.testing.assert_array_equal(v.pixels[row], again)
+        rendered = views.render(image, v.box[row], bool(v.flip[row]), PX)
+        np.testing.assert_array_equal(v.pixels[row], rendered)
 
 
 def test_recipe_is_seeded_and_stays_inside_the_image():
@@ -99,11 +103,11 @@ def test_recipe_is_seeded_and_stays_inside_the_image():
     assert not np.array_equal(box, draw_recipe(50, 3, 8, (0.4, 1), (0.75, 1.33))[0])
 
 
-def test_shares_are_nested_and_refuse_nothing_left():
-    one, ten = subset(1000, 0.01), subset(1000, 0.1)
-    assert len(one) == 10
-    assert len(ten) == 100
-    assert set(one) <= set(ten)
+def test_data_fractions_are_nested_and_an_empty_one_is_refused():
+    one_percent, ten_percent = subset(1000, 0.01), subset(1000, 0.1)
+    assert len(one_percent) == 10
+    assert len(ten_percent) == 100
+    assert set(one_percent) <= set(ten_percent)
     with pytest.raises(KdepError, match="selects 0 images"):
         subset(10, 0.01)
     with pytest.raises(KdepError, match=r"data fraction of 1\.5"):
@@ -136,18 +140,18 @@ def test_a_cache_resumed_after_its_last_shard_keeps_its_cost(
     out.mkdir()
     first = cache.run({"teacher": TEACHER, "batch": 16}, stages, out, silent)
     (out / cache_read.MANIFEST).unlink()
-    again = cache.run({"teacher": TEACHER, "batch": 16}, stages, out, silent)
-    assert again == first
-    assert again["forwards"] == again["rows"] == 2 * IMAGES
-    assert again["fill_s"] > 0
+    resumed = cache.run({"teacher": TEACHER, "batch": 16}, stages, out, silent)
+    assert resumed == first
+    assert resumed["forwards"] == resumed["rows"] == 2 * IMAGES
+    assert resumed["fill_s"] > 0
     # 407 M multiply-adds at 224 px (reported, tensorflow/tpu), 1.3 M of them in the classifier.
-    assert again["teacher"]["flops"] == pytest.approx(2 * (405.7e6 / 49 + 1.3e6), rel=0.1)
+    assert resumed["teacher"]["flops"] == pytest.approx(2 * (405.7e6 / 49 + 1.3e6), rel=0.1)
 
 
-def test_a_cache_and_views_rendered_ahead_are_the_same_to_the_last_byte(
+def test_a_cache_and_views_rendered_by_threads_are_bitwise_equal(
     stages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    # The GPU's way of reading; the teacher itself stays where it is.
+    # Reads ahead as on a GPU, while the teacher stays on the CPU.
     monkeypatch.setattr(cache, "compute_device", lambda: torch.device("cuda"))
     monkeypatch.setattr(cache_check, "compute_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(cache.Teacher, "to", lambda self, *_: self)
@@ -156,14 +160,14 @@ def test_a_cache_and_views_rendered_ahead_are_the_same_to_the_last_byte(
     for kind in ("views", "cache"):
         (tmp_path / kind).mkdir()
     views.run(VIEWS, stages, tmp_path / "views", silent)
-    opened, seen = open_views(tmp_path / "views", stages["prepare"]), []
+    opened, rows_done = open_views(tmp_path / "views", stages["prepare"]), []
     order, teacher = np.arange(opened.rows), build_teacher(TEACHER)
-    told = lambda done, *_: seen.append(done)  # noqa: E731
-    cache.fill_shard(0, order, teacher, opened, 16, [], {}, tmp_path / "cache", told)
-    assert seen == [*range(16, 97, 16)]
-    for one in ("views/student.npy", "cache/features-00000.npy"):
-        a, b = (np.load(folder / one) for folder in (stages["views"].parent, tmp_path))
-        np.testing.assert_array_equal(a, b)
+    progress = lambda done, *_: rows_done.append(done)  # noqa: E731
+    cache.fill_shard(0, order, teacher, opened, 16, [], {}, tmp_path / "cache", progress)
+    assert rows_done == [*range(16, 97, 16)]
+    for file in ("views/student.npy", "cache/features-00000.npy"):
+        expected, actual = (np.load(folder / file) for folder in (stages["views"].parent, tmp_path))
+        np.testing.assert_array_equal(expected, actual)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "no note"])
@@ -174,15 +178,15 @@ def test_a_damaged_shard_of_an_interrupted_run_is_recomputed(
     shutil.copytree(stages["cache"], out)
     (out / cache_read.MANIFEST).unlink()
     shard = cache_read.shard_path(out, 0)
-    whole = shard.read_bytes()
-    bent = bytearray(whole)
-    bent[-100] ^= 4
+    complete = shard.read_bytes()
+    flipped = bytearray(complete)
+    flipped[-100] ^= 4
     if damage == "no note":
         shard.with_suffix(".json").unlink()
     else:
-        shard.write_bytes(bytes(bent) if damage == "flip" else whole[:-10])
+        shard.write_bytes(bytes(flipped) if damage == "flip" else complete[:-10])
     cache.run({"teacher": TEACHER, "batch": 16}, stages, out, silent)
-    assert shard.read_bytes() == whole
+    assert shard.read_bytes() == complete
 
 
 def test_cache_of_another_teacher_view_or_normalisation_is_refused(
@@ -211,7 +215,7 @@ def test_a_truncated_shard_is_refused(stages: dict[str, Path], tmp_path: Path):
         cache_read.open_cache(tmp_path / "c")
 
 
-def test_shards_of_an_interrupted_try_are_kept_for_the_same_teacher_only(tmp_path: Path):
+def test_shards_of_an_interrupted_run_are_kept_for_the_same_teacher_only(tmp_path: Path):
     cache.resumable(tmp_path, {"teacher": "a"})
     (tmp_path / "features-00000.npy").write_bytes(b"x")
     cache.resumable(tmp_path, {"teacher": "a"})
@@ -258,8 +262,8 @@ def test_a_label_free_set_raises_when_a_label_is_read(stages: dict[str, Path]):
     with pytest.raises(KdepError, match="labels_used=False"):
         s.label(np.array([0]))
     assert set(s.__getitems__([0, 1])) == {"images", "rows", "teacher"}
-    alone = ViewStream(stages["views"], 16, 1.0, 0, seed=0, teacher_px=8)  # and no pool
-    assert set(alone.__getitems__([0, 1])) == {"images", "rows"}
+    without_pool = ViewStream(stages["views"], 16, 1.0, 0, seed=0, teacher_px=8)
+    assert set(without_pool.__getitems__([0, 1])) == {"images", "rows"}
 
 
 def test_teacher_rows_belong_to_the_images_of_the_batch(stages: dict[str, Path]):
@@ -287,9 +291,11 @@ def test_kdep_loss_falls_and_exports_only_what_it_should(stages: dict[str, Path]
 
 
 def test_bfloat16_follows_float32(stages: dict[str, Path], tmp_path: Path):
-    full, _ = pretrain(tmp_path / "a", stages, KDEP)
-    half, state = pretrain(tmp_path / "b", stages, KDEP, budget=BUDGET | {"precision": "bfloat16"})
-    a, b = (np.array(o["curves"]["pretrain_loss"])[:, 1] for o in (full, half))
+    float32, _ = pretrain(tmp_path / "a", stages, KDEP)
+    bfloat16, state = pretrain(
+        tmp_path / "b", stages, KDEP, budget=BUDGET | {"precision": "bfloat16"}
+    )
+    a, b = (np.array(o["curves"]["pretrain_loss"])[:, 1] for o in (float32, bfloat16))
     # One step differs by rounding (2**-9); training amplifies it, so later steps agree on average.
     np.testing.assert_allclose(a[0], b[0], rtol=2.0**-8)
     np.testing.assert_allclose(a[:4], b[:4], rtol=0.03)
@@ -299,12 +305,12 @@ def test_bfloat16_follows_float32(stages: dict[str, Path], tmp_path: Path):
 
 
 def test_kdep_never_opens_the_labels(stages: dict[str, Path], tmp_path: Path):
-    bare = dict(stages, prepare=tmp_path / "nothing")
-    outputs, _ = pretrain(tmp_path / "out", bare, KDEP)
+    without_labels = dict(stages, prepare=tmp_path / "nothing")
+    outputs, _ = pretrain(tmp_path / "out", without_labels, KDEP)
     assert outputs["steps"] == 12
 
 
-def test_supervised_learns_and_says_it_used_labels(stages: dict[str, Path], tmp_path: Path):
+def test_supervised_learns_and_reports_labels_used(stages: dict[str, Path], tmp_path: Path):
     outputs, state = pretrain(tmp_path, stages, SUPERVISED)
     curve = [v for _, v in outputs["curves"]["pretrain_loss"]]
     assert curve[-1] < curve[0]
@@ -322,9 +328,9 @@ def test_an_objective_that_needs_labels_in_a_label_free_method_is_refused(
 def test_a_feature_objective_without_an_alignment_is_refused(
     stages: dict[str, Path], tmp_path: Path
 ):
-    bare = {k: v for k, v in stages.items() if k != "align"}
+    without_align = {k: v for k, v in stages.items() if k != "align"}
     with pytest.raises(KdepError, match="lacks `align`"):
-        pretrain(tmp_path, bare, KDEP)
+        pretrain(tmp_path, without_align, KDEP)
 
 
 def test_scratch_is_seeded_and_untrained(stages: dict[str, Path], tmp_path: Path):
@@ -349,22 +355,22 @@ def test_methods_of_one_seed_start_from_the_same_student(stages: dict[str, Path]
 def test_every_method_of_a_seed_starts_from_the_scratch_weights(
     stages: dict[str, Path], tmp_path: Path
 ):
-    still = BUDGET | dict(epochs=0.4, optimizer=dict(type="SGD", lr=1e-12))
-    starts = []
+    negligible_training = BUDGET | dict(epochs=0.4, optimizer=dict(type="SGD", lr=1e-12))
+    initial_weights = []
     for seed in (3, 4):
         scratch = pretrain(tmp_path / f"s{seed}", stages, SCRATCH, seed=seed)[1]
         weights = [k for k in scratch if "running" not in k and "num_batches" not in k]
         for method in (KDEP, SUPERVISED):
             folder = tmp_path / f"{method['name']}{seed}"
-            outputs, state = pretrain(folder, stages, method, seed=seed, budget=still)
+            outputs, state = pretrain(folder, stages, method, seed=seed, budget=negligible_training)
             assert outputs["steps"] == 1
             for k in weights:
                 torch.testing.assert_close(state[k], scratch[k], rtol=0, atol=1e-9)
-        starts.append(scratch["backbone.conv1.weight"])
-    assert not torch.equal(*starts)
+        initial_weights.append(scratch["backbone.conv1.weight"])
+    assert not torch.equal(*initial_weights)
 
 
-def test_live_and_cached_training_see_the_same_target(stages: dict[str, Path]):
+def test_live_and_cached_training_have_the_same_target(stages: dict[str, Path]):
     teacher, v = build_teacher(TEACHER), open_views(stages["views"], stages["prepare"])
     target = build_target(stages["align"], {"type": KDEP["transform"]["type"]})
     rows = np.arange(16)
@@ -386,46 +392,50 @@ def test_the_auto_weight_makes_an_output_of_zero_cost_the_same(stages: dict[str,
     assert open_basis(stages["align"]).components.shape == (1280, STUDENT["width"])
 
 
-def test_a_run_killed_in_mid_epoch_and_resumed_equals_an_uninterrupted_one(
+def test_a_run_killed_in_mid_epoch_and_resumed_equals_an_uninterrupted_run(
     stages: dict[str, Path], tmp_path: Path
 ):
-    """kill -9 after a checkpoint, then again: the same weights to the last bit.
+    """Killed by SIGKILL after a checkpoint and resumed, it has bitwise equal weights.
 
-    With everything that keeps a state: momentum, schedules, the weight average, term shares; and
-    with accumulation, whose micro-batches must not count as steps.
+    With everything that has state: momentum, schedules, the weight average, fractions of the loss
+    terms; and with accumulation, whose micro-batches must not count as steps.
     """
-    undisturbed, whole = pretrain(tmp_path / "whole", stages, STATEFUL, budget=KEEPING)
+    undisturbed, weights = pretrain(
+        tmp_path / "whole", stages, STATEFUL, budget=EMA_AND_ACCUMULATION
+    )
     interrupted = tmp_path / "cut"
     interrupted.mkdir()
     code = (
         "import os, signal, time, torch; torch.set_num_threads(1)\n"
         "from pathlib import Path\n"
-        "from tests.pretrain.test_pretrain import KEEPING, STATEFUL, spec, stage\n"
+        "from tests.pretrain.test_pretrain import EMA_AND_ACCUMULATION, STATEFUL, spec, stage\n"
         f"stages = { ({k: str(p) for k, p in stages.items()})!r}\n"
         "def die(done, total, note=''):\n"
         "    time.sleep(0.2)\n"
         "    if done == 8: os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"stage.run(spec(STATEFUL, budget=KEEPING), "
+        f"stage.run(spec(STATEFUL, budget=EMA_AND_ACCUMULATION), "
         f"{{k: Path(p) for k, p in stages.items()}}, Path({str(interrupted)!r}), die)"
     )
     root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, env={**os.environ}, check=False)
-    assert done.returncode == -signal.SIGKILL
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, env={**os.environ}, check=False
+    )
+    assert process.returncode == -signal.SIGKILL
     assert list((interrupted / "run").glob("*.pth"))
     assert not (interrupted / checkpoint.CHECKPOINT).exists()
-    outputs, resumed = pretrain(interrupted, stages, STATEFUL, budget=KEEPING)
-    # Six steps of at least 0.2 s led to the checkpoint; they are part of what the run cost.
+    outputs, resumed = pretrain(interrupted, stages, STATEFUL, budget=EMA_AND_ACCUMULATION)
+    # Six steps of at least 0.2 s came before the checkpoint; they count as training time.
     assert outputs["train_s"] > 1.2
     assert outputs["curves"] == undisturbed["curves"]
     assert outputs["terms"] == undisturbed["terms"]
-    assert resumed.keys() == whole.keys()
-    assert all(torch.equal(v, resumed[k]) for k, v in whole.items())
+    assert resumed.keys() == weights.keys()
+    assert all(torch.equal(v, resumed[k]) for k, v in weights.items())
 
 
 # -- other teachers and students ------------------------------------------------------------------
 
 
-def test_a_vit_teacher_and_a_student_that_ends_in_no_activation(
+def test_a_vit_teacher_trains_a_student_without_a_last_activation(
     stages: dict[str, Path], tmp_path: Path
 ):
     teacher = dict(
@@ -443,17 +453,17 @@ def test_a_vit_teacher_and_a_student_that_ends_in_no_activation(
         input_px=32,
         tap="output",
     )
-    done = dict(stages)
-    for kind, function, given in (
+    folders = dict(stages)
+    for kind, function, stage_spec in (
         ("cache", cache.run, {"teacher": teacher, "batch": 16}),
         ("align", align.run, dict(width=64, share=1.0, share_seed=0, align={"type": "svd"})),
     ):
         (tmp_path / kind).mkdir()
-        function(given, done, tmp_path / kind, silent)
-        done[kind] = tmp_path / kind
-    outputs, state = pretrain(tmp_path / "p", done, KDEP, student=student)
+        function(stage_spec, folders, tmp_path / kind, silent)
+        folders[kind] = tmp_path / kind
+    outputs, state = pretrain(tmp_path / "p", folders, KDEP, student=student)
     assert outputs["steps"] > 0
     assert "backbone.net.head.norm.weight" in state
-    broken = {**student, "tap": "net.stages.0"}
+    wrong_tap = {**student, "tap": "net.stages.0"}
     with pytest.raises(KdepError, match="24 channels"):
-        pretrain(tmp_path / "q", done, KDEP, student=broken)
+        pretrain(tmp_path / "q", folders, KDEP, student=wrong_tap)

@@ -1,4 +1,4 @@
-"""Augmentations through the real pre-training stage, with stored and live teachers."""
+"""Augmentations in the real pre-training stage, with stored and live teachers."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ CROP = dict(type="kdep_bench.augments.crop.RandomCrop")
 SHORT = BUDGET | dict(epochs=1)
 
 
-class Nothing(Augment):
-    """Changes nothing and adds the sample's number."""
+class AddNumbers(Augment):
+    """Leaves the images as they are and adds a random number per sample."""
 
     keeps = frozenset({"pooled", "target"})
 
@@ -36,8 +36,8 @@ class Nothing(Augment):
         )
 
 
-class Twice(Objective):
-    """Two passes of the student, mirrored images in the second."""
+class TwoPasses(Objective):
+    """Runs the student twice, the second time on mirrored images."""
 
     needs = frozenset({"target"})
     forwards = 1
@@ -48,26 +48,27 @@ class Twice(Objective):
         assert ctx.images is not None
         assert ctx.target is not None
         self.seen.append(ctx)
-        again = ctx.student(ctx.images.flip(3))
+        mirrored = ctx.student(ctx.images.flip(3))
         return {
             "first": (ctx.before - ctx.target).square().mean(1),
-            "agree": (ctx.after - again.after).square().mean(1),
+            "agree": (ctx.after - mirrored.after).square().mean(1),
         }
 
 
 def curve(outputs: dict[str, Any]) -> np.ndarray:
+    """The loss of every step."""
     return np.array(outputs["curves"]["pretrain_loss"])[:, 1]
 
 
-def test_an_augmentation_that_changes_nothing_changes_no_bit(
+def test_an_augmentation_that_leaves_the_images_gives_bitwise_equal_training(
     stages: dict[str, Path], tmp_path: Path
 ):
     plain, weights = pretrain(tmp_path / "a", stages, KDEP, budget=SHORT)
-    nothing = KDEP | dict(augment=dict(type=f"{__name__}.Nothing"))
-    same, again = pretrain(tmp_path / "b", stages, nothing, budget=SHORT)
+    add_numbers = KDEP | dict(augment=dict(type=f"{__name__}.AddNumbers"))
+    same, same_weights = pretrain(tmp_path / "b", stages, add_numbers, budget=SHORT)
     np.testing.assert_array_equal(curve(plain), curve(same))
-    assert weights.keys() == again.keys()
-    assert all(torch.equal(v, again[k]) for k, v in weights.items())
+    assert weights.keys() == same_weights.keys()
+    assert all(torch.equal(v, same_weights[k]) for k, v in weights.items())
 
 
 def test_mixup_trains_from_the_cache_and_crops_with_a_live_teacher(
@@ -88,16 +89,16 @@ def test_mixup_trains_from_the_cache_and_crops_with_a_live_teacher(
     assert {k.split(".")[0] for k in state} == {"backbone", "target"}
 
 
-def test_the_objective_may_run_the_student_again_and_reads_what_was_added(
+def test_an_objective_can_run_the_student_again_and_read_added_values(
     stages: dict[str, Path], tmp_path: Path
 ):
-    Twice.seen.clear()
-    twice = KDEP | dict(
-        objective=dict(type=f"{__name__}.Twice"), augment=dict(type=f"{__name__}.Nothing")
+    TwoPasses.seen.clear()
+    method = KDEP | dict(
+        objective=dict(type=f"{__name__}.TwoPasses"), augment=dict(type=f"{__name__}.AddNumbers")
     )
-    outputs, _ = pretrain(tmp_path, stages, twice, budget=SHORT)
+    outputs, _ = pretrain(tmp_path, stages, method, budget=SHORT)
     assert outputs["extra_forwards"] == outputs["images_seen"]
-    ctx = Twice.seen[0]
+    ctx = TwoPasses.seen[0]
     assert ctx.extra["numbers"].tolist() == Draw(0, 0, 16).uniform().tolist()
     assert ctx.student is not None
     assert ctx.images is not None
@@ -105,7 +106,7 @@ def test_the_objective_may_run_the_student_again_and_reads_what_was_added(
         assert ctx.student(ctx.images).after.shape == ctx.after.shape
 
 
-def test_stored_outputs_and_labels_that_no_longer_hold_are_refused(
+def test_augmentations_that_invalidate_stored_outputs_or_labels_are_refused(
     stages: dict[str, Path], tmp_path: Path
 ):
     with pytest.raises(KdepError, match="reads target from a cache, which do not describe"):
@@ -130,14 +131,14 @@ VIT: dict[str, Any] = dict(
 )
 
 
-def test_mae_trains_without_a_teacher_and_leaves_its_decoder_behind(
+def test_mae_trains_without_a_teacher_and_its_decoder_is_not_exported(
     stages: dict[str, Path], tmp_path: Path
 ):
     method = load_config("method", "mae")
-    bare = {"views": stages["views"]}
+    only_views = {"views": stages["views"]}
     adam = BUDGET | dict(epochs=8, optimizer=dict(type="AdamW", lr=3e-3))
     method["augment"]["ratio"] = 0.5
-    outputs, state = pretrain(tmp_path, bare, method, student=VIT, budget=adam)
+    outputs, state = pretrain(tmp_path, only_views, method, student=VIT, budget=adam)
     losses = curve(outputs)
     assert losses[-3:].mean() < losses[:3].mean()
     assert outputs["extra_forwards"] == 0
@@ -147,19 +148,19 @@ def test_mae_trains_without_a_teacher_and_leaves_its_decoder_behind(
     assert set(kept) == set(build_backbone(VIT).state_dict())
 
 
-def test_dmae_trains_with_a_teacher_that_stops_and_is_mae_where_alpha_is_0(
+def test_dmae_trains_with_a_live_teacher_and_equals_mae_with_alpha_0(
     stages: dict[str, Path], tmp_path: Path
 ):
     live = {"views": stages["views"], "images": stages["prepare"]}
     method = load_config("method", "dmae")
     method["objective"] |= {"teacher_layer": "s16", "student_block": 4, "alpha": 0.0}
-    more = dict(student=VIT, budget=SHORT, teacher=TEACHER)
-    same, _ = pretrain(tmp_path / "0", live, method, **more)
+    options = dict(student=VIT, budget=SHORT, teacher=TEACHER)
+    same, _ = pretrain(tmp_path / "0", live, method, **options)
     mae = load_config("method", "mae")
     plain, _ = pretrain(tmp_path / "m", {"views": stages["views"]}, mae, student=VIT, budget=SHORT)
     np.testing.assert_array_equal(curve(same), curve(plain))
     method["objective"]["alpha"] = 1.0
-    outputs, state = pretrain(tmp_path / "1", live, method, **more)
+    outputs, state = pretrain(tmp_path / "1", live, method, **options)
     assert not np.array_equal(curve(outputs), curve(plain))
     assert set(outputs["terms"]) == {"layer", "reconstruction"}
     assert outputs["teacher_source"] == "live"

@@ -1,4 +1,4 @@
-"""Two teachers of different width, maps and input size, through the real stages on tiny data."""
+"""Two teachers of different width, maps and input size, in the real stages on tiny data."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ R18: dict[str, Any] = {
 }
 
 
-class Tiny(Teacher):
-    """A strided convolution and a classifier of the pool's three classes."""
+class TinyTeacher(Teacher):
+    """A strided convolution and a classifier for the pool's three classes."""
 
     has_logits, tap = True, "after the activation"
     map_names = tails = ("s16",)
@@ -59,50 +59,54 @@ class Tiny(Teacher):
 
 
 TEACHERS: dict[str, dict[str, Any]] = dict(
-    small=dict(type=f"{__name__}.Tiny", name="small", width=36, input_px=32, seed=1),
-    large=dict(type=f"{__name__}.Tiny", name="large", width=44, input_px=48, seed=2),
+    small=dict(type=f"{__name__}.TinyTeacher", name="small", width=36, input_px=32, seed=1),
+    large=dict(type=f"{__name__}.TinyTeacher", name="large", width=44, input_px=48, seed=2),
 )
 
 
 @pytest.fixture(scope="module")
-def both(stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The inputs of a pre-training with two teachers, the large one's cache with its map."""
+def two_teachers(
+    stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Inputs of a pre-training with two teachers; the large one's cache includes its map."""
     root = tmp_path_factory.mktemp("both")
-    done = {k: stages[k] for k in ("prepare", "views")}
+    folders = {k: stages[k] for k in ("prepare", "views")}
     for role, teacher in TEACHERS.items():
         outputs = ["maps.s16"] if role == "large" else []
-        for kind, function, told in (
+        for kind, function, stage_spec in (
             ("cache", cache.run, dict(teacher=teacher, outputs=outputs)),
             ("align", align.run, dict(width=WIDTH, share=1.0, share_seed=0, align={"type": "svd"})),
         ):
             out = root / role / kind
             out.mkdir(parents=True)
-            own = {k.rpartition(".")[2]: v for k, v in done.items() if k in stages or role in k}
-            function(told, own, out, silent)
-            done[f"{role}.{kind}"] = out
-    return done
+            inputs = {
+                k.rpartition(".")[2]: v for k, v in folders.items() if k in stages or role in k
+            }
+            function(stage_spec, inputs, out, silent)
+            folders[f"{role}.{kind}"] = out
+    return folders
 
 
-class Reader(Objective):
-    """Keeps what it is given of the first batch."""
+class Recorder(Objective):
+    """Records its construction arguments and every batch."""
 
     needs = frozenset({"pooled", "logits"})
     requires = frozenset({"teacher_width", "teacher_classes", "teacher_maps"})
     every_teacher = True
     seen: ClassVar[list[Context]] = []
-    told: ClassVar[dict[str, Any]] = {}
+    arguments: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, teachers: Mapping[str, Any]) -> None:
         super().__init__()
-        self.told.update(teachers)
+        self.arguments.update(teachers)
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         self.seen.append(ctx)
         return {"a": ctx.before.square().mean(1)}
 
 
-class Learned(Weighting):
-    """A weight that is trained, times one that counts the steps: parameters and state."""
+class LearnedWeight(Weighting):
+    """A trained weight plus a count of steps: it has a parameter and a state."""
 
     needs = frozenset({"logits"})
     count: Tensor
@@ -120,7 +124,7 @@ class Learned(Weighting):
         self.count += 1
 
 
-# A KDEP target of the small teacher, logits of the large one, weights with a state of their own.
+# A KDEP target of the small teacher, logits of the large one, and a weighting with state.
 MIXED: dict[str, Any] = dict(
     name="mixed",
     labels_used=False,
@@ -134,51 +138,56 @@ MIXED: dict[str, Any] = dict(
                 objective=dict(type="kdep_bench.objectives.logit_kd.LogitKD"), teacher="large"
             ),
         ),
-        weighting=dict(type=f"{__name__}.Learned"),
+        weighting=dict(type=f"{__name__}.LearnedWeight"),
     ),
     transform=dict(type="kdep_bench.features.transform.PowerTemperature"),
 )
 
 
 def method(name: str) -> dict[str, Any]:
-    found = load_config("method", name)
-    return {k: found[k] for k in ("name", "labels_used", "objective", "transform")}
+    """The entries of a method's config that the stage reads."""
+    config = load_config("method", name)
+    return {k: config[k] for k in ("name", "labels_used", "objective", "transform")}
 
 
 def test_every_teacher_s_output_reaches_the_objective_cached_and_live(
-    both: dict[str, Path], tmp_path: Path
+    two_teachers: dict[str, Path], tmp_path: Path
 ):
-    """Each row is the teacher's own output for that view at its own size, whatever the source."""
-    read = dict(
-        name="read", labels_used=False, objective=dict(type=f"{__name__}.Reader"), transform=None
+    """Each row is that teacher's output for the view at its input size, cached or live."""
+    method = dict(
+        name="read", labels_used=False, objective=dict(type=f"{__name__}.Recorder"), transform=None
     )
-    opened = open_views(both["views"], both["prepare"])
-    live_inputs = {"views": both["views"], "images": both["prepare"]}
-    mixed_inputs = {**live_inputs, "small.cache": both["small.cache"]}
+    opened = open_views(two_teachers["views"], two_teachers["prepare"])
+    live_inputs = {"views": two_teachers["views"], "images": two_teachers["prepare"]}
+    mixed_inputs = {**live_inputs, "small.cache": two_teachers["small.cache"]}
     large = {"large": TEACHERS["large"]}
     one_epoch = BUDGET | dict(epochs=1 / 3)
     for name, inputs, live in (
-        ("cached", both, {}),
+        ("cached", two_teachers, {}),
         ("live", live_inputs, TEACHERS),
         ("mixed", mixed_inputs, large),
     ):
-        Reader.seen.clear()
-        more = {"teachers": live} if live else {}
-        outputs, _ = pretrain(tmp_path / name, inputs, read, roles=ROLES, budget=one_epoch, **more)
-        ctx = Reader.seen[0]
+        Recorder.seen.clear()
+        options = {"teachers": live} if live else {}
+        outputs, _ = pretrain(
+            tmp_path / name, inputs, method, roles=ROLES, budget=one_epoch, **options
+        )
+        ctx = Recorder.seen[0]
         assert list(ctx.teachers) == ROLES
         assert ctx.teacher is ctx.teachers["small"]
         assert ctx.rows is not None
         for role, out in ctx.teachers.items():
             teacher = build_teacher(TEACHERS[role])
             pixels = cache_check.render_rows(opened, ctx.rows.numpy(), teacher.input_px)
-            want = teacher(pixels)
-            assert want.logits is not None
-            for got, expected in ((out.pooled, want.pooled), (out.logits, want.logits)):
-                scale = float(expected.abs().max())
-                torch.testing.assert_close(got, expected, atol=2.0**-8 * scale, rtol=0)
-        assert {r: t["teacher_width"] for r, t in Reader.told.items()} == dict(small=36, large=44)
-        assert {t["teacher_classes"] for t in Reader.told.values()} == {3}
+            expected = teacher(pixels)
+            assert expected.logits is not None
+            for got, want in ((out.pooled, expected.pooled), (out.logits, expected.logits)):
+                scale = float(want.abs().max())
+                torch.testing.assert_close(got, want, atol=2.0**-8 * scale, rtol=0)
+        assert {r: t["teacher_width"] for r, t in Recorder.arguments.items()} == dict(
+            small=36, large=44
+        )
+        assert {t["teacher_classes"] for t in Recorder.arguments.values()} == {3}
         assert outputs["extra_forwards"] == len(live) * outputs["images_seen"]
         source = {"cached": "cache", "live": "live", "mixed": "cache and live"}[name]
         assert outputs["teacher_source"] == source
@@ -187,25 +196,25 @@ def test_every_teacher_s_output_reaches_the_objective_cached_and_live(
 
 @pytest.mark.parametrize("name", ["multi_teacher_kd", "ebkd", "aekd", "ca_mkd"])
 def test_a_method_of_several_teachers_learns_and_its_modules_stay_out_of_the_export(
-    name: str, both: dict[str, Path], tmp_path: Path
+    name: str, two_teachers: dict[str, Path], tmp_path: Path
 ):
-    own = method(name)
-    sums = [f"{role}.cache" for role in ROLES]
-    inputs = {k: v for k, v in both.items() if k in ("views", *sums)}
-    if own["labels_used"]:
-        inputs["prepare"] = both["prepare"]
+    config = method(name)
+    caches = [f"{role}.cache" for role in ROLES]
+    inputs = {k: v for k, v in two_teachers.items() if k in ("views", *caches)}
+    if config["labels_used"]:
+        inputs["prepare"] = two_teachers["prepare"]
     budget = BUDGET | dict(epochs=8, optimizer=BUDGET["optimizer"] | dict(lr=0.1))
-    outputs, state = pretrain(tmp_path, inputs, own, roles=ROLES, budget=budget)
+    outputs, state = pretrain(tmp_path, inputs, config, roles=ROLES, budget=budget)
     terms = outputs["terms"]
     parts = [k for k in terms if k.rpartition(".")[2] in ("kl_small", "kl_large")]
     assert len(parts) == 2
     assert all(terms[k] > 0 for k in terms)
     if name == "ca_mkd":
         assert {"features.small", "features.large", "logits.cross_entropy"} < set(terms)
-    else:  # the sum of CA-MKD gains a term when its features begin
+    else:  # CA-MKD's total loss gains a term during training
         curve = [v for _, v in outputs["curves"]["pretrain_loss"]]
         assert sum(curve[-4:]) < 0.97 * sum(curve[:4])
-    assert outputs["extra_forwards"] == 0  # cached: counted by the caches, as a record sums them
+    assert outputs["extra_forwards"] == 0  # counted by the caches
     assert outputs["extra_parameters"] == sum(
         v.numel() for k, v in state.items() if k.startswith("objective.")
     )
@@ -214,18 +223,18 @@ def test_a_method_of_several_teachers_learns_and_its_modules_stay_out_of_the_exp
     assert not any("classifier" in k for k in kept)
 
 
-def test_parts_with_a_teacher_each_and_a_weighting_with_state_resume_equal(
-    both: dict[str, Path], tmp_path: Path
+def test_parts_with_different_teachers_and_a_weighting_with_state_resume_bit_for_bit(
+    two_teachers: dict[str, Path], tmp_path: Path
 ):
-    """Interrupted after a checkpoint, then again: the same weights to the last bit."""
-    inputs = {k: both[k] for k in ("views", "small.cache", "small.align", "large.cache")}
-    undisturbed, whole = pretrain(tmp_path / "whole", inputs, MIXED, roles=ROLES)
+    """Interrupted after a checkpoint and resumed, it has bitwise equal weights."""
+    inputs = {k: two_teachers[k] for k in ("views", "small.cache", "small.align", "large.cache")}
+    undisturbed, weights = pretrain(tmp_path / "whole", inputs, MIXED, roles=ROLES)
     assert set(undisturbed["terms"]) == {"feature", "logits"}
     assert undisturbed["targets"]["small"]["target_mean_square"] > 0
     assert set(undisturbed["targets"]) == {"small"}
-    assert whole["objective.weighting.count"] == undisturbed["steps"]
-    assert whole["objective.weighting.scale"] != 1  # trained
-    assert "objective.members.logits.head.weight" in whole
+    assert weights["objective.weighting.count"] == undisturbed["steps"]
+    assert weights["objective.weighting.scale"] != 1  # trained
+    assert "objective.members.logits.head.weight" in weights
 
     class Stop(Exception):
         pass
@@ -241,12 +250,12 @@ def test_parts_with_a_teacher_each_and_a_weighting_with_state_resume_equal(
     assert list((interrupted / "run").glob("*.pth"))
     outputs, resumed = pretrain(interrupted, inputs, MIXED, roles=ROLES)
     assert outputs["curves"] == undisturbed["curves"]
-    assert resumed.keys() == whole.keys()
-    assert all(torch.equal(v, resumed[k]) for k, v in whole.items())
+    assert resumed.keys() == weights.keys()
+    assert all(torch.equal(v, resumed[k]) for k, v in weights.items())
 
 
-def test_a_part_reads_the_map_of_its_own_teacher(both: dict[str, Path], tmp_path: Path):
-    """Hints at the large teacher's map, 44 channels at 3 x 3, beside logits of the small one."""
+def test_a_part_reads_the_map_of_its_own_teacher(two_teachers: dict[str, Path], tmp_path: Path):
+    """Hints from the large teacher's map (44 channels, 3 x 3) and logits of the small one."""
     objective = dict(
         type=SUM,
         parts=dict(
@@ -257,10 +266,10 @@ def test_a_part_reads_the_map_of_its_own_teacher(both: dict[str, Path], tmp_path
             ),
         ),
     )
-    own = dict(name="maps", labels_used=False, objective=objective, transform=None)
-    inputs = {k: both[k] for k in ("views", "small.cache", "large.cache")}
-    one = BUDGET | dict(epochs=1)
-    outputs, state = pretrain(tmp_path, inputs, own, roles=ROLES, student=R18, budget=one)
+    config = dict(name="maps", labels_used=False, objective=objective, transform=None)
+    inputs = {k: two_teachers[k] for k in ("views", "small.cache", "large.cache")}
+    budget = BUDGET | dict(epochs=1)
+    outputs, state = pretrain(tmp_path, inputs, config, roles=ROLES, student=R18, budget=budget)
     assert set(outputs["terms"]) == {"logits", "maps"}
     projectors = [v for k, v in state.items() if "members.maps" in k and v.ndim == 4]
     assert [tuple(v.shape[:2]) for v in projectors] == [(44, 32)]
@@ -270,17 +279,17 @@ def test_a_part_reads_the_map_of_its_own_teacher(both: dict[str, Path], tmp_path
 
 @pytest.mark.parametrize("live", [False, True], ids=["cached", "live"])
 def test_a_bridge_of_the_teacher_s_last_layers_learns_with_the_student(
-    live: bool, both: dict[str, Path], tmp_path: Path
+    live: bool, two_teachers: dict[str, Path], tmp_path: Path
 ):
-    """SOKD with one teacher, its map and its logits from the cache or from the teacher itself."""
-    own = method("sokd")
-    own["objective"] = {**own["objective"], "levels": {"s16": "s16"}}
-    inputs = {"views": both["views"], "cache": both["large.cache"]}
+    """SOKD with one teacher, whose map and logits are cached or live."""
+    config = method("sokd")
+    config["objective"] = {**config["objective"], "levels": {"s16": "s16"}}
+    inputs = {"views": two_teachers["views"], "cache": two_teachers["large.cache"]}
     if live:
-        inputs = {"views": both["views"], "images": both["prepare"]}
-    more = {"teacher": TEACHERS["large"]} if live else {}
+        inputs = {"views": two_teachers["views"], "images": two_teachers["prepare"]}
+    options = {"teacher": TEACHERS["large"]} if live else {}
     budget = BUDGET | dict(epochs=8, optimizer=BUDGET["optimizer"] | dict(lr=0.1))
-    outputs, state = pretrain(tmp_path, inputs, own, student=R18, budget=budget, **more)
+    outputs, state = pretrain(tmp_path, inputs, config, student=R18, budget=budget, **options)
     assert set(outputs["terms"]) == {"student", "bridge_teacher", "bridge_student"}
     curve = [v for _, v in outputs["curves"]["pretrain_loss"]]
     assert sum(curve[-4:]) < sum(curve[:4])

@@ -1,4 +1,4 @@
-"""What an objective sees in a real run of the stage: facts, teacher, maps, rows, clock."""
+"""What an objective receives in a real run: arguments, teacher, maps, rows, step numbers."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ R18: dict[str, Any] = {
 }
 
 
-class Witness(Objective):
-    """Keeps what it was told and shown."""
+class Recorder(Objective):
+    """Records its construction arguments, its batches and its finished steps."""
 
     needs = frozenset({"target", "pooled", "maps"})
     requires = frozenset({"width", "teacher_width", "student_maps", "epochs"})
     seen: ClassVar[list[Context]] = []
-    told: ClassVar[dict[str, Any]] = {}
-    done: ClassVar[list[int]] = []
+    arguments: ClassVar[dict[str, Any]] = {}
+    steps_done: ClassVar[list[int]] = []
 
-    def __init__(self, **told: Any) -> None:
+    def __init__(self, **arguments: Any) -> None:
         super().__init__()
-        self.told.update(told)
+        self.arguments.update(arguments)
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         self.seen.append(ctx)
@@ -42,31 +42,35 @@ class Witness(Objective):
 
     def after_step(self) -> None:
         assert not torch.is_grad_enabled()
-        self.done.append(len(self.seen))
+        self.steps_done.append(len(self.seen))
 
 
-class Pooled(Witness):
+class Pooled(Recorder):
+    """Like `Recorder`, without maps."""
+
     needs = frozenset({"target", "pooled"})
-    requires = Witness.requires - {"student_maps"}
+    requires = Recorder.requires - {"student_maps"}
 
 
 METHOD = KDEP | dict(objective=dict(type=f"{__name__}.Pooled"))
 
 
-def test_facts_rows_and_the_clock(stages: dict[str, Path], tmp_path: Path):
-    Witness.seen.clear()
+def test_the_objective_receives_arguments_rows_and_step_numbers(
+    stages: dict[str, Path], tmp_path: Path
+):
+    Recorder.seen.clear()
     outputs, _ = pretrain(tmp_path, stages, METHOD)
-    assert Witness.told["width"] == WIDTH
-    assert Witness.told["teacher_width"] == 1280
-    assert Witness.told["epochs"] == BUDGET["epochs"]
+    assert Recorder.arguments["width"] == WIDTH
+    assert Recorder.arguments["teacher_width"] == 1280
+    assert Recorder.arguments["epochs"] == BUDGET["epochs"]
     steps = outputs["steps"]
-    assert [c.step for c in Witness.seen] == list(range(steps))
-    assert {c.steps for c in Witness.seen} == {steps}
-    assert 0 <= Witness.seen[0].progress < Witness.seen[-1].progress < 1
-    assert Witness.done == list(range(1, steps + 1))
-    rows = torch.cat([c.rows for c in Witness.seen[: IMAGES // 16] if c.rows is not None])
+    assert [c.step for c in Recorder.seen] == list(range(steps))
+    assert {c.steps for c in Recorder.seen} == {steps}
+    assert 0 <= Recorder.seen[0].progress < Recorder.seen[-1].progress < 1
+    assert Recorder.steps_done == list(range(1, steps + 1))
+    rows = torch.cat([c.rows for c in Recorder.seen[: IMAGES // 16] if c.rows is not None])
     assert sorted(rows.tolist()) == [2 * i for i in range(IMAGES)]  # view 0 in the first epoch
-    teacher = Witness.seen[0].teacher
+    teacher = Recorder.seen[0].teacher
     assert teacher is not None
     assert teacher.pooled.shape == (16, 1280)
     assert not teacher.pooled.requires_grad
@@ -74,14 +78,14 @@ def test_facts_rows_and_the_clock(stages: dict[str, Path], tmp_path: Path):
     assert set(outputs["terms"]) == {"a", "b"}
 
 
-def test_what_is_recorded_of_a_run_is_what_it_did(stages: dict[str, Path], tmp_path: Path):
-    """A third of 48 images, 16 of them, in batches of 5: 6 steps in 2 epochs, 30 samples."""
-    Witness.seen.clear()
+def test_the_recorded_counts_are_those_of_the_run(stages: dict[str, Path], tmp_path: Path):
+    """16 of 48 images in batches of 5: 6 steps in 2 epochs, 30 samples."""
+    Recorder.seen.clear()
     budget = BUDGET | dict(epochs=2, batch=5)
     outputs, _ = pretrain(tmp_path, stages, METHOD, budget=budget, share=1 / 3, seed=2)
-    seen = sum(len(c.before) for c in Witness.seen)
+    seen = sum(len(c.before) for c in Recorder.seen)
     assert seen == outputs["images_seen"] == 30
-    assert outputs["steps"] == len(Witness.seen) == 6
+    assert outputs["steps"] == len(Recorder.seen) == 6
     assert outputs["epochs"] == pytest.approx(30 / 16)
     assert (outputs["images"], outputs["views"]) == (16, 2)
     assert outputs["image_list"]["images"] == 16
@@ -100,33 +104,35 @@ def test_what_is_recorded_of_a_run_is_what_it_did(stages: dict[str, Path], tmp_p
     assert outputs["std_ratio_after_transform"] >= 1
     steps = [k for k, _ in outputs["curves"]["pretrain_loss"]]
     assert steps[-1] == 6
-    assert not list((tmp_path / "run").glob("*.pth"))  # what only a resume needs is gone
+    assert not list((tmp_path / "run").glob("*.pth"))  # resume files are deleted
 
 
 def test_a_pyramid_changes_neither_the_weights_nor_the_tap():
     x = torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8)
-    seen = []
+    results = []
     for maps in (False, True):
         torch.manual_seed(3)
-        d = Distiller(R18, dict(type=f"{__name__}.Plain"), maps=maps)
-        d(x, mode="loss")
-        seen.append((d.backbone.state_dict(), Witness.seen[-1]))
-    (w0, plain), (w1, deep) = seen
+        distiller = Distiller(R18, dict(type=f"{__name__}.Plain"), maps=maps)
+        distiller(x, mode="loss")
+        results.append((distiller.backbone.state_dict(), Recorder.seen[-1]))
+    (w0, without_maps), (w1, with_maps) = results
     assert all(torch.equal(v, w1[k]) for k, v in w0.items())
-    assert torch.equal(plain.before, deep.before)
-    assert not plain.maps
-    shapes = {k: tuple(v.shape) for k, v in deep.maps.items()}
+    assert torch.equal(without_maps.before, with_maps.before)
+    assert not without_maps.maps
+    shapes = {k: tuple(v.shape) for k, v in with_maps.maps.items()}
     assert shapes == {
         "s4": (4, 4, 8, 8),
         "s8": (4, 8, 4, 4),
         "s16": (4, 16, 2, 2),
         "s32": (4, 32, 1, 1),
     }
-    torch.testing.assert_close(deep.maps["s32"].mean((2, 3)), deep.after)
-    assert deep.maps["s4"].requires_grad
+    torch.testing.assert_close(with_maps.maps["s32"].mean((2, 3)), with_maps.after)
+    assert with_maps.maps["s4"].requires_grad
 
 
-class Plain(Witness):
+class Plain(Recorder):
+    """An objective that reads nothing of a teacher."""
+
     needs = frozenset()
     requires = frozenset()
 
@@ -136,35 +142,35 @@ class Plain(Witness):
 
 
 @pytest.mark.parametrize(
-    ("pyramid", "says"),
+    ("pyramid", "message"),
     [
         ({}, "has no `pyramid`"),
         (dict(out_indices=(0, 1), channels=(4, 9), strides=(4, 8)), r"level s8 .*\(8, 4, 4\)"),
         (dict(out_indices=(0, 1), channels=(4, 8), strides=(8, 8)), "unique strides"),
     ],
 )
-def test_a_wrong_pyramid_is_refused(pyramid: dict[str, Any], says: str):
-    with pytest.raises(KdepError, match=says):
+def test_a_wrong_pyramid_is_refused(pyramid: dict[str, Any], message: str):
+    with pytest.raises(KdepError, match=message):
         Distiller({**R18, "pyramid": pyramid}, dict(type=f"{__name__}.Plain"), maps=True)
 
 
 def test_an_objective_whose_teacher_is_not_planned_is_refused(
     stages: dict[str, Path], tmp_path: Path
 ):
-    bare = {k: v for k, v in stages.items() if k not in ("align", "cache")}
+    without_teacher = {k: v for k, v in stages.items() if k not in ("align", "cache")}
     with pytest.raises(
         KdepError,
         match="method kdep reads pooled, target of the teacher, but the method has no `needs`",
     ):
-        stage.run(spec(METHOD), bare, tmp_path, silent)
+        stage.run(spec(METHOD), without_teacher, tmp_path, silent)
 
 
 def test_a_second_network_runs_in_the_precision_of_the_student():
-    seen: list[torch.dtype] = []
+    output_dtypes: list[torch.dtype] = []
     for name, dtype in PRECISIONS.items():
         peer = NewNetwork(STUDENT, dtype)
         conv = next(m for m in peer.modules() if isinstance(m, torch.nn.Conv2d))
-        conv.register_forward_hook(lambda _m, _args, out: seen.append(out.dtype))
+        conv.register_forward_hook(lambda _m, _args, out: output_dtypes.append(out.dtype))
         before, after = peer(torch.randn(2, 3, 32, 32))
         assert before.dtype == after.dtype == torch.float32, name
-    assert seen == list(PRECISIONS.values())
+    assert output_dtypes == list(PRECISIONS.values())

@@ -1,4 +1,4 @@
-"""Teacher maps stored as int8: values, sizes and checks, through the real cache stage."""
+"""Teacher maps stored as int8: values, sizes and checks, with the real cache stage."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ INT8_BYTES = {"s16": 112 * (4 + 2), "s32": 320 * (1 + 2)}
 KDEP_MAPS: dict[str, Any] = load_config("method", "kdep_maps")
 
 
-def test_codes_and_scales_of_two_views_by_hand():
+def test_codes_and_scales_of_two_views_are_those_computed_by_hand():
     maps = torch.zeros(2, 2, 1, 3)
     maps[0, 0, 0] = torch.tensor([-254.0, 127.9, 0.6])
     maps[0, 1, 0] = torch.tensor([0.127, 0.0625, 0.0])
@@ -49,11 +49,11 @@ def test_codes_and_scales_of_two_views_by_hand():
 
 
 @given(st.integers(0, 10_000), st.floats(-12, 4))
-def test_the_error_is_at_most_half_a_step(seed: int, exponent: float):
+def test_the_quantisation_error_is_at_most_half_a_step(seed: int, exponent: float):
     maps = torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(seed)) * 10**exponent
     codes, scales = quantise(maps)
     restored = codes.double() * scales[:, :, None, None].double()
-    half_step = maps.abs().amax((2, 3), keepdim=True) / 253  # 254, and the scale's own rounding
+    half_step = maps.abs().amax((2, 3), keepdim=True) / 253  # 254, less the rounding of the scale
     assert bool(((restored - maps).abs() <= half_step.clamp(min=SMALLEST_SCALE / 2)).all())
 
 
@@ -65,7 +65,7 @@ def test_a_value_that_float16_cannot_hold_has_no_finite_scale(value: float):
 
 @pytest.fixture(scope="module")
 def caches(stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same maps stored in both types."""
+    """Caches of the same maps in float16 ("maps") and int8 ("int8_maps")."""
     folders = {}
     for kind in ("maps", "int8_maps"):
         folders[kind] = tmp_path_factory.mktemp(kind)
@@ -78,7 +78,9 @@ def caches(stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     return folders
 
 
-def test_a_reader_gets_the_same_names_shapes_and_almost_the_same_values(caches: dict[str, Path]):
+def test_int8_maps_have_the_names_shapes_and_nearly_the_values_of_float16_maps(
+    caches: dict[str, Path],
+):
     half, int8 = (open_cache(caches[kind]) for kind in ("maps", "int8_maps"))
     assert sorted(half.extras) == sorted(int8.extras) == ["maps.s16", "maps.s32"]
     assert half.extra_names(frozenset({"maps"})) == int8.extra_names(frozenset({"maps"}))
@@ -103,7 +105,7 @@ def test_training_from_int8_maps_follows_training_from_float16_maps(
         outputs, _ = pretrain(tmp_path / kind, inputs, KDEP_MAPS, budget=BUDGET, student=R18)
         assert outputs["cache_check"]["rows"] == 8
         curves.append(np.array(outputs["curves"]["pretrain_loss"])[:, 1])
-    # Steps amplify the difference of the first ones.
+    # Training amplifies the differences of the first steps.
     np.testing.assert_allclose(curves[0][:2], curves[1][:2], rtol=1e-3)
     np.testing.assert_allclose(*curves, rtol=0.05)
     assert not np.array_equal(*curves)
@@ -121,6 +123,7 @@ def test_a_wrong_stored_array_is_found_before_training(
 
 
 def outputs_of_caches(*methods: Any) -> list[list[str]]:
+    """The outputs stored by each cache that is planned for these methods."""
     specs = [s.spec for s in plan(*methods).stages.values() if s.kind == "cache"]
     return sorted(spec.get("outputs", []) for spec in specs)
 
@@ -128,12 +131,12 @@ def outputs_of_caches(*methods: Any) -> list[list[str]]:
 def test_int8_maps_have_their_own_cache_and_change_no_other():
     int8 = dict(base="kdep_maps", name="kdep_maps_int8", stored_maps="int8")
     assert outputs_of_caches("kdep", int8) == [[], ["int8_maps.s16", "int8_maps.s32"]]
-    both = plan("kdep_maps", int8, "fitnets").stages
-    assert plan("kdep_maps", "fitnets").stages.keys() <= both.keys()
-    labels = [s.spec["method"] for s in both.values() if s.kind == "pretrain"]
-    assert not any("stored_maps" in method for method in labels)
-    # The stored type is part of a result's identity: another cache, another pre-training.
-    assert len([s for s in both.values() if s.kind == "pretrain" and "kdep_maps" in s.name]) == 2
+    stages = plan("kdep_maps", int8, "fitnets").stages
+    assert plan("kdep_maps", "fitnets").stages.keys() <= stages.keys()
+    methods = [s.spec["method"] for s in stages.values() if s.kind == "pretrain"]
+    assert not any("stored_maps" in method for method in methods)
+    # The stored type changes the ids of the cache and of the pre-training.
+    assert len([s for s in stages.values() if s.kind == "pretrain" and "kdep_maps" in s.name]) == 2
 
 
 def test_int8_maps_are_refused_where_no_maps_are_stored():
@@ -146,7 +149,7 @@ def test_int8_maps_are_refused_where_no_maps_are_stored():
         plan(dict(base="kdep_maps", name="k", stored_maps="int4"))
 
 
-def test_bytes_of_a_view():
+def test_bytes_per_view_are_summed_over_the_stored_arrays():
     shapes = {"maps.a": [3, 2, 2], "int8_maps.b": [3, 2, 2], "int8_scales.b": [3], "logits": [10]}
     assert bytes_of_view(5, shapes) == 10 + 24 + 12 + 6 + 20
     # The forecast does not know the number of channels, and gives an upper bound.

@@ -1,4 +1,4 @@
-"""The loader's workers, and how far they read ahead, are no part of what is trained."""
+"""The number of loader workers, and how far they read ahead, does not change the training."""
 
 from __future__ import annotations
 
@@ -15,51 +15,65 @@ from kdep_bench.errors import KdepError
 from kdep_bench.pretrain import loop, stage
 from kdep_bench.pretrain.stream import ViewStream
 from tests.pretrain.conftest import TEACHER
-from tests.pretrain.test_pretrain import KDEP, KEEPING, STATEFUL, pretrain, silent, spec
+from tests.pretrain.test_pretrain import (
+    EMA_AND_ACCUMULATION,
+    KDEP,
+    STATEFUL,
+    pretrain,
+    silent,
+    spec,
+)
 
 
 def with_workers(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Sets the number of loader workers."""
     monkeypatch.setattr(stage, "workers_for", lambda *_: count)
 
 
-def test_workers_and_a_resume_while_they_read_ahead_change_nothing(
+def test_workers_and_a_resume_while_they_read_ahead_give_equal_training(
     stages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     with_workers(monkeypatch, 0)
-    alone, state = pretrain(tmp_path / "alone", stages, STATEFUL, budget=KEEPING)
+    without_workers, state = pretrain(
+        tmp_path / "alone", stages, STATEFUL, budget=EMA_AND_ACCUMULATION
+    )
     with_workers(monkeypatch, 2)
 
-    def cut(done: int, *_: object) -> None:
+    def interrupt(done: int, *_: object) -> None:
         if done == 8:  # the checkpoint is of step 6; four batches are read ahead
             raise KeyboardInterrupt
 
     (tmp_path / "cut").mkdir()
     with pytest.raises(KeyboardInterrupt):
-        stage.run(spec(STATEFUL, budget=KEEPING), stages, tmp_path / "cut", cut)
-    again, resumed = pretrain(tmp_path / "cut", stages, STATEFUL, budget=KEEPING)
-    assert again["curves"] == alone["curves"]
-    assert again["terms"] == alone["terms"]
+        stage.run(spec(STATEFUL, budget=EMA_AND_ACCUMULATION), stages, tmp_path / "cut", interrupt)
+    resumed_outputs, resumed = pretrain(
+        tmp_path / "cut", stages, STATEFUL, budget=EMA_AND_ACCUMULATION
+    )
+    assert resumed_outputs["curves"] == without_workers["curves"]
+    assert resumed_outputs["terms"] == without_workers["terms"]
     assert all(torch.equal(v, resumed[k]) for k, v in state.items())
 
 
-def test_a_resumed_run_reads_only_what_is_left(
+def test_a_resumed_run_reads_only_the_remaining_batches(
     stages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     with_workers(monkeypatch, 0)
-    read: list[int] = []
-    batch = ViewStream._batch
-    monkeypatch.setattr(ViewStream, "_batch", lambda s, p: read.append(p[0]) or batch(s, p))
+    first_positions: list[int] = []
+    real_batch = ViewStream._batch
+    monkeypatch.setattr(
+        ViewStream, "_batch", lambda s, p: first_positions.append(p[0]) or real_batch(s, p)
+    )
 
-    def cut(done: int, *_: object) -> None:
+    def interrupt(done: int, *_: object) -> None:
         if done == 8:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        stage.run(spec(KDEP), stages, tmp_path, cut)
-    assert read == [16 * k for k in range(8)]
-    read.clear()
+        stage.run(spec(KDEP), stages, tmp_path, interrupt)
+    assert first_positions == [16 * k for k in range(8)]
+    first_positions.clear()
     stage.run(spec(KDEP), stages, tmp_path, silent)
-    assert read == [16 * k for k in range(6, 12)]
+    assert first_positions == [16 * k for k in range(6, 12)]
 
 
 def test_an_image_that_a_worker_cannot_decode_raises_kdep_error(
@@ -79,16 +93,16 @@ def test_an_image_that_a_worker_cannot_decode_raises_kdep_error(
 def test_positions_are_those_of_the_default_sampler(rank, ranks, monkeypatch):
     for module in ("kdep_bench.pretrain.loop", "mmengine.dataset.sampler"):
         monkeypatch.setattr(f"{module}.get_dist_info", lambda: (rank, ranks))
-    data, ours = range(24), loop.Positions(range(24))
-    assert list(ours) == list(DefaultSampler(data, shuffle=False))
-    assert len(ours) == 24 // ranks
-    ours.first = 5
-    assert list(ours) == list(DefaultSampler(data, shuffle=False))[5:]
+    data, positions = range(24), loop.Positions(range(24))
+    assert list(positions) == list(DefaultSampler(data, shuffle=False))
+    assert len(positions) == 24 // ranks
+    positions.first = 5
+    assert list(positions) == list(DefaultSampler(data, shuffle=False))[5:]
 
 
 def test_workers_fit_the_cores_and_the_shared_memory(stages, monkeypatch):
-    free = os.statvfs_result((1 << 20, 1 << 20, 90, 90, 90, 0, 0, 0, 0, 255))  # 90 MiB
-    monkeypatch.setattr(os, "statvfs", lambda _: free)
+    shared_memory = os.statvfs_result((1 << 20, 1 << 20, 90, 90, 90, 0, 0, 0, 0, 255))  # 90 MiB
+    monkeypatch.setattr(os, "statvfs", lambda _: shared_memory)
     for cpus, batch, ranks, workers in (
         (1, 1 << 20, 1, 0),
         (3, 1 << 20, 1, 2),
@@ -104,8 +118,8 @@ def test_workers_fit_the_cores_and_the_shared_memory(stages, monkeypatch):
     dataset |= dict(share_seed=0, seed=0, cache=stages["cache"])
     monkeypatch.setattr(loop, "compute_device", lambda: torch.device("cpu"))
     assert loop.workers_for(dataset, 16) == 0
-    asked: list[int] = []
+    batch_bytes: list[int] = []
     monkeypatch.setattr(loop, "compute_device", lambda: torch.device("cuda"))
-    monkeypatch.setattr(loop, "loader_workers", lambda b: asked.append(b) or 5)
+    monkeypatch.setattr(loop, "loader_workers", lambda b: batch_bytes.append(b) or 5)
     assert loop.workers_for(dataset, 16) == 5
-    assert asked == [16 * (3 * 32 * 32 + 8 + 2 * 1280)]  # pixels, row number, float16 feature
+    assert batch_bytes == [16 * (3 * 32 * 32 + 8 + 2 * 1280)]  # pixels, row number, float16 feature

@@ -1,4 +1,4 @@
-"""Every feature method's config page, through the real align and pretrain stages on tiny data."""
+"""Every method with a fixed alignment, in the real align and pretrain stages on tiny data."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def test_a_fixed_alignment_trains_and_reports_the_variance_it_keeps(
     method = load_config("method", name)
     (tmp_path / "a").mkdir()
     spec = dict(width=WIDTH, share=1.0, share_seed=0, align=method["align"])
-    told = align.run(spec, stages, tmp_path / "a", silent)
-    listed = told["image_list"]
-    assert (listed["images"], listed["of"], listed["file"]) == (IMAGES, IMAGES, None)
-    assert told["rows"] == IMAGES * VIEWS["views"]
-    assert 0 < told["explained_variance_ratio"] <= 1 + 1e-6
-    assert told["variance_after"] <= told["variance_before"] * (1 + 1e-6)
-    if name != "interpolate":  # it may pick a channel that never fires: then there is no ratio
-        assert told["std_ratio_after_align"] >= 1
+    aligned = align.run(spec, stages, tmp_path / "a", silent)
+    image_list = aligned["image_list"]
+    assert (image_list["images"], image_list["of"], image_list["file"]) == (IMAGES, IMAGES, None)
+    assert aligned["rows"] == IMAGES * VIEWS["views"]
+    assert 0 < aligned["explained_variance_ratio"] <= 1 + 1e-6
+    assert aligned["variance_after"] <= aligned["variance_before"] * (1 + 1e-6)
+    if name != "interpolate":  # it may pick a channel that is always 0, which has no ratio
+        assert aligned["std_ratio_after_align"] >= 1
     outputs, state = pretrain(
         tmp_path / "p", stages | {"align": tmp_path / "a"}, method, budget=BUDGET | {"epochs": 1}
     )

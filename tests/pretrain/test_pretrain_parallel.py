@@ -1,4 +1,4 @@
-"""One global batch in parts: micro-batches and processes give what one process does at once."""
+"""One global batch split into micro-batches and processes gives the training of one process."""
 
 from __future__ import annotations
 
@@ -29,15 +29,16 @@ from tests.pretrain.conftest import BUDGET, STUDENT, WIDTH, silent
 from tests.pretrain.test_pretrain import KDEP, SCRATCH, pretrain, spec
 
 REPO = Path(__file__).parents[2]
-FREE: dict[str, Any] = {
+# The student without BatchNorm, whose statistics depend on the size of the batch.
+WITHOUT_BATCH_NORM: dict[str, Any] = {
     **STUDENT,
     "backbone": STUDENT["backbone"] | dict(norm_cfg=dict(type="GN", num_groups=2)),
 }
-# Small steps: what differs is rounding, and training must not amplify it.
+# A small learning rate, so that training does not amplify differences in rounding.
 SHORT = BUDGET | dict(epochs=4 / 3, optimizer=BUDGET["optimizer"] | dict(lr=0.005))
 
 
-def test_batches_fall_into_parts_nested_ones_too():
+def test_nested_batches_are_split_into_micro_batches():
     batch = {"a": torch.arange(6), "b": {"c": torch.arange(12).view(6, 2)}}
     parts = list(micro_batches(batch, 3))
     assert [p["a"].tolist() for p in parts] == [[0, 1], [2, 3], [4, 5]]
@@ -45,7 +46,7 @@ def test_batches_fall_into_parts_nested_ones_too():
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("arguments", "message"),
     [
         ((512, 3, 1, False), "3 processes x 1 micro-batches"),
         ((512, 2, 3, False), "a multiple of 6"),
@@ -53,62 +54,67 @@ def test_batches_fall_into_parts_nested_ones_too():
         ((512, 2, 1, True), "compares the samples of a batch"),
     ],
 )
-def test_a_batch_that_must_not_be_split_is_refused(given: Any, says: str):
-    with pytest.raises(KdepError, match=says):
-        check_split(*given)
+def test_a_batch_that_must_not_be_split_is_refused(arguments: Any, message: str):
+    with pytest.raises(KdepError, match=message):
+        check_split(*arguments)
     check_split(512, 2, 4, False)
     check_split(512, 1, 1, True)
 
 
 def curve(outputs: dict[str, Any]) -> np.ndarray:
+    """[steps, 2]: step number and loss."""
     return np.array(outputs["curves"]["pretrain_loss"])
 
 
 def test_accumulation_equals_the_big_batch_without_batch_norm(
     stages: dict[str, Path], tmp_path: Path
 ):
-    big, w0 = pretrain(tmp_path / "1", stages, KDEP, student=FREE, budget=SHORT)
+    one_batch, w0 = pretrain(tmp_path / "1", stages, KDEP, student=WITHOUT_BATCH_NORM, budget=SHORT)
     parts, w1 = pretrain(
-        tmp_path / "4", stages, KDEP, student=FREE, budget=SHORT | dict(accumulate=4)
+        tmp_path / "4", stages, KDEP, student=WITHOUT_BATCH_NORM, budget=SHORT | dict(accumulate=4)
     )
-    assert big["steps"] == parts["steps"] == 4  # a step is an update, not a micro-batch
-    np.testing.assert_allclose(curve(parts), curve(big), rtol=1e-4)
+    assert one_batch["steps"] == parts["steps"] == 4  # a step is an update, not a micro-batch
+    np.testing.assert_allclose(curve(parts), curve(one_batch), rtol=1e-4)
     for key, value in w0.items():
         torch.testing.assert_close(w1[key], value, rtol=1e-3, atol=1e-5)
 
 
-def test_accumulation_with_batch_norm_is_another_batch_norm(
+def test_accumulation_with_batch_norm_uses_statistics_of_micro_batches(
     stages: dict[str, Path], tmp_path: Path
 ):
-    big, _ = pretrain(tmp_path / "1", stages, KDEP, budget=SHORT)
+    one_batch, _ = pretrain(tmp_path / "1", stages, KDEP, budget=SHORT)
     parts, _ = pretrain(tmp_path / "2", stages, KDEP, budget=SHORT | dict(accumulate=2))
-    assert not np.allclose(curve(parts), curve(big), rtol=1e-4)  # the stated caveat
-    np.testing.assert_allclose(curve(parts), curve(big), rtol=0.5)
+    assert not np.allclose(curve(parts), curve(one_batch), rtol=1e-4)  # as documented
+    np.testing.assert_allclose(curve(parts), curve(one_batch), rtol=0.5)
 
 
-@pytest.mark.parametrize("mine", [3, 0])
-def test_shared_statistics_weigh_ranks_by_what_they_hold(mine: int, monkeypatch: Any):
-    """A detector's ranks hold images of other sizes and other numbers of RoIs."""
+@pytest.mark.parametrize("local_batch", [3, 0])
+def test_shared_statistics_weigh_ranks_by_their_number_of_values(
+    local_batch: int, monkeypatch: Any
+):
+    """In detection, ranks have images of different sizes and different numbers of RoIs."""
     torch.manual_seed(0)
-    here, there = torch.randn(mine, 2, 4, 4) + 1, 3 * torch.randn(5, 2, 2, 3)
-    both = torch.cat([x.transpose(0, 1).flatten(1) for x in (here, there)], 1)  # [C, values]
-    centred = there - both.mean(1).view(1, 2, 1, 1)
-    count = torch.tensor([float(there.numel() / 2)])
-    of_the_other = iter([torch.cat([there.sum((0, 2, 3)), count]), centred.square().sum((0, 2, 3))])
-    monkeypatch.setattr("torch.distributed.all_reduce", lambda x: x.add_(next(of_the_other)))
+    local, remote = torch.randn(local_batch, 2, 4, 4) + 1, 3 * torch.randn(5, 2, 2, 3)
+    combined = torch.cat([x.transpose(0, 1).flatten(1) for x in (local, remote)], 1)  # [C, values]
+    centred = remote - combined.mean(1).view(1, 2, 1, 1)
+    count = torch.tensor([float(remote.numel() / 2)])
+    remote_sums = iter([torch.cat([remote.sum((0, 2, 3)), count]), centred.square().sum((0, 2, 3))])
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda x: x.add_(next(remote_sums)))
     bn = nn.BatchNorm2d(2)
     nn.init.normal_(bn.weight)
-    got = _shared_norm(bn, here)
-    plain = nn.BatchNorm1d(2)
-    plain.load_state_dict(bn.state_dict() | {"num_batches_tracked": torch.tensor(0)})
-    plain.running_mean, plain.running_var = torch.zeros(2), torch.ones(2)
-    want = plain(both.T)[: mine * 16].T  # [C, values of this rank]
-    torch.testing.assert_close(got.transpose(0, 1).flatten(1), want)
-    torch.testing.assert_close(bn.running_mean, plain.running_mean)
-    torch.testing.assert_close(bn.running_var, plain.running_var)
+    output = _shared_norm(bn, local)
+    batch_norm = nn.BatchNorm1d(2)
+    batch_norm.load_state_dict(bn.state_dict() | {"num_batches_tracked": torch.tensor(0)})
+    batch_norm.running_mean, batch_norm.running_var = torch.zeros(2), torch.ones(2)
+    expected = batch_norm(combined.T)[: local_batch * 16].T  # [C, values of this rank]
+    torch.testing.assert_close(output.transpose(0, 1).flatten(1), expected)
+    torch.testing.assert_close(bn.running_mean, batch_norm.running_mean)
+    torch.testing.assert_close(bn.running_var, batch_norm.running_var)
 
 
-class Fake:
+class FakeRunner:
+    """A runner with a model that has only a backbone."""
+
     def __init__(self, net: nn.Module) -> None:
         self.model = nn.Module()
         self.model.backbone = net
@@ -116,23 +122,23 @@ class Fake:
 
 def test_the_weight_average_has_its_closed_form():
     net = nn.BatchNorm1d(2)
-    hook, runner = WeightAverage(0.9), Fake(net)
+    hook, runner = WeightAverage(0.9), FakeRunner(net)
     hook.before_train(runner)
-    want = net.weight.detach().clone()
+    expected = net.weight.detach().clone()
     for value in (2.0, 5.0, -1.0):
         nn.init.constant_(net.weight, value)
         assert net.num_batches_tracked is not None
         net.num_batches_tracked += 1
         hook.after_train_iter(runner, 0)
-        want = 0.9 * want + 0.1 * value
-    torch.testing.assert_close(hook.average["weight"], want)
+        expected = 0.9 * expected + 0.1 * value
+    torch.testing.assert_close(hook.average["weight"], expected)
     assert int(hook.average["num_batches_tracked"]) == 3
-    kept: dict[str, Any] = {}
-    hook.before_save_checkpoint(runner, kept)
-    again = WeightAverage(0.9)
-    again.after_load_checkpoint(runner, kept)
-    again.before_train(runner)
-    assert torch.equal(again.average["weight"], hook.average["weight"])
+    saved: dict[str, Any] = {}
+    hook.before_save_checkpoint(runner, saved)
+    restored = WeightAverage(0.9)
+    restored.after_load_checkpoint(runner, saved)
+    restored.before_train(runner)
+    assert torch.equal(restored.average["weight"], hook.average["weight"])
 
 
 def test_a_run_exports_its_average(stages: dict[str, Path], tmp_path: Path):
@@ -148,9 +154,9 @@ def test_a_compiled_student_is_checked_against_the_eager_one():
     tap = PreActivationTap(build_backbone(STUDENT))
     before = {k: v.clone() for k, v in tap.state_dict().items()}
     x = torch.randn(4, 3, 32, 32)
-    fast = compiled(tap, "aot_eager", x)
+    compiled_tap = compiled(tap, "aot_eager", x)
     assert all(torch.equal(v, before[k]) for k, v in tap.state_dict().items())
-    for a, b in zip(fast(x), tap(x), strict=True):
+    for a, b in zip(compiled_tap(x), tap(x), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
     with pytest.raises(KdepError, match="back end 'no_such' fails"):
         compiled(tap, "no_such", x)
@@ -159,10 +165,10 @@ def test_a_compiled_student_is_checked_against_the_eager_one():
 def test_a_compiler_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch):
     tap = PreActivationTap(build_backbone(STUDENT))
 
-    def wrong(module: Any, backend: str) -> Any:
+    def wrong_compile(module: Any, backend: str) -> Any:
         return lambda x: tuple(1.1 * out for out in module(x))
 
-    monkeypatch.setattr(torch, "compile", wrong)
+    monkeypatch.setattr(torch, "compile", wrong_compile)
     with pytest.raises(KdepError, match="differs from the eager one"):
         compiled(tap, "inductor", torch.randn(4, 3, 32, 32))
 
@@ -175,7 +181,9 @@ def test_float16_without_a_gpu_is_refused(
         stage.run(spec(KDEP, budget=SHORT | dict(precision="float16")), stages, tmp_path, silent)
 
 
-class Pairs(Objective):
+class CoupledSamples(Objective):
+    """An objective whose loss couples the samples of a batch."""
+
     needs = frozenset()
     couples_samples = True
 
@@ -186,7 +194,7 @@ class Pairs(Objective):
 def test_an_objective_that_couples_samples_is_refused_with_accumulation(
     stages: dict[str, Path], tmp_path: Path
 ):
-    method = KDEP | dict(objective=dict(type=f"{__name__}.Pairs"))
+    method = KDEP | dict(objective=dict(type=f"{__name__}.CoupledSamples"))
     with pytest.raises(KdepError, match="compares the samples"):
         stage.run(spec(method, budget=SHORT | dict(accumulate=2)), stages, tmp_path, silent)
 
@@ -207,7 +215,7 @@ def test_only_rank_0_writes_untrained_outputs(
 
 @pytest.fixture
 def second_of_two() -> Iterator[None]:
-    """A group of two processes as torch knows it; the other one is never waited for."""
+    """A fake process group of two, without a second process."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     distributed.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
@@ -217,7 +225,7 @@ def second_of_two() -> Iterator[None]:
 
 @pytest.mark.usefixtures("second_of_two")
 def test_two_processes_share_the_statistics_of_every_batch_norm():
-    """Not each its own half's: the pre-training would depend on the number of processes."""
+    """Statistics per process would make pre-training depend on the number of processes."""
     mutual = dict(type="kdep_bench.objectives.mutual.Mutual", width=WIDTH, classes=3)
     model = Distiller(STUDENT, mutual)
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
@@ -225,17 +233,17 @@ def test_two_processes_share_the_statistics_of_every_batch_norm():
     x = torch.randn(4, norms[0].num_features, 2, 2)
     for norm in norms:
         assert type(norm).__name__.startswith("Shared")
-    # This process holds all of the batch that there is: the statistics are its own.
+    # The fake group adds nothing, so the statistics are those of this process.
     torch.testing.assert_close(norms[0](x).mean((0, 2, 3)), torch.zeros(4), atol=1e-5, rtol=0)
 
 
 @pytest.mark.slow
 def test_two_processes_equal_one_at_the_same_global_batch(stages: dict[str, Path], tmp_path: Path):
-    """With BatchNorm, whose statistics are the global batch's; gloo, torchrun, the real stage."""
+    """With BatchNorm over the global batch; gloo, torchrun, the real stage."""
     budget = SHORT | dict(ema=0.8)
-    one, w0 = pretrain(tmp_path / "one", stages, KDEP, budget=budget)
-    two = tmp_path / "two"
-    two.mkdir()
+    single, w0 = pretrain(tmp_path / "one", stages, KDEP, budget=budget)
+    folder = tmp_path / "two"
+    folder.mkdir()
     script = tmp_path / "rank.py"
     script.write_text(
         textwrap.dedent(
@@ -248,15 +256,15 @@ def test_two_processes_equal_one_at_the_same_global_batch(stages: dict[str, Path
             outputs = stage.run(
                 spec(KDEP, budget={budget!r}),
                 {{k: Path(p) for k, p in stages.items()}},
-                Path({str(two)!r}),
+                Path({str(folder)!r}),
                 lambda *_: None,
             )
             name = f"outputs-{{os.environ['RANK']}}.json"
-            (Path({str(two)!r}) / name).write_text(json.dumps(outputs))
+            (Path({str(folder)!r}) / name).write_text(json.dumps(outputs))
             """
         )
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
             *("--nproc_per_node=2", str(script)),
@@ -272,12 +280,12 @@ def test_two_processes_equal_one_at_the_same_global_batch(stages: dict[str, Path
             "PYTHONPATH": f"{REPO}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
         },
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    reports = [json.loads((two / f"outputs-{r}.json").read_text()) for r in (0, 1)]
+    assert process.returncode == 0, process.stdout + process.stderr
+    reports = [json.loads((folder / f"outputs-{r}.json").read_text()) for r in (0, 1)]
     assert reports[0]["processes"] == 2
     assert reports[0]["curves"] == reports[1]["curves"]
-    np.testing.assert_allclose(curve(reports[0]), curve(one), rtol=1e-3)
-    w1 = torch.load(two / checkpoint.CHECKPOINT, weights_only=True)
+    np.testing.assert_allclose(curve(reports[0]), curve(single), rtol=1e-3)
+    w1 = torch.load(folder / checkpoint.CHECKPOINT, weights_only=True)
     assert w1.keys() == w0.keys()
     for key, value in w0.items():
         scale = float(value.abs().max()) if value.numel() else 1.0

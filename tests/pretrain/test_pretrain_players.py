@@ -1,4 +1,4 @@
-"""An objective with players through the real pre-training stage: resumed, exported, refused."""
+"""An objective with players in the real pre-training stage: resumed, exported, refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.pretrain.test_pretrain import pretrain
 
 
 class Opponent(Objective):
-    """An adversary tells teacher and student features apart; the student is to deceive it."""
+    """An adversary classifies features as teacher's or student's; the student must mislead it."""
 
     needs = frozenset({"pooled"})
     requires = frozenset({"width", "teacher_width"})
@@ -58,10 +58,10 @@ METHOD: dict[str, Any] = dict(
 )
 
 
-def test_a_run_with_a_player_killed_and_resumed_equals_an_uninterrupted_one(
+def test_a_killed_and_resumed_run_with_a_player_equals_an_uninterrupted_run(
     stages: dict[str, Path], tmp_path: Path
 ):
-    outputs, whole = pretrain(tmp_path / "whole", stages, METHOD)
+    outputs, weights = pretrain(tmp_path / "whole", stages, METHOD)
     interrupted = tmp_path / "cut"
     interrupted.mkdir()
     code = (
@@ -76,26 +76,26 @@ def test_a_run_with_a_player_killed_and_resumed_equals_an_uninterrupted_one(
         f"Path({str(interrupted)!r}), die)"
     )
     root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, env={**os.environ}, check=False)
-    assert done.returncode == -signal.SIGKILL
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, env={**os.environ}, check=False
+    )
+    assert process.returncode == -signal.SIGKILL
     assert list((interrupted / "run").glob("*.pth"))
     assert not (interrupted / checkpoint.CHECKPOINT).exists()
-    again, resumed = pretrain(interrupted, stages, METHOD)
-    assert again["curves"] == outputs["curves"]
-    assert all(torch.equal(v, resumed[k]) for k, v in whole.items())
+    resumed_outputs, resumed = pretrain(interrupted, stages, METHOD)
+    assert resumed_outputs["curves"] == outputs["curves"]
+    assert all(torch.equal(v, resumed[k]) for k, v in weights.items())
     # The adversary is counted, saved, and not exported.
     numbers = 32 * 1280 + 1280 + 1280 + 1
     assert outputs["extra_parameters"] == numbers
-    assert "objective.adversary.weight" in whole
-    kept, dropped = export.strip(whole)
+    assert "objective.adversary.weight" in weights
+    kept, dropped = export.strip(weights)
     assert dropped == ["objective"]
     assert not any("adversary" in k for k in kept)
 
 
-def test_a_player_without_its_saved_state_would_go_on_differently(
-    stages: dict[str, Path], tmp_path: Path
-):
-    """The state of Adam is part of the run: the test above can fail."""
+def test_the_state_of_a_player_s_optimiser_is_saved(stages: dict[str, Path], tmp_path: Path):
+    """Without Adam's state, a resumed run would differ from an uninterrupted one."""
     players = Players({"a": Player(nn.Linear(2, 1), dict(type="Adam", lr=0.1))})
     for size in (1.0, 5.0):
         players.apply("a", [torch.full((1, 2), size), torch.zeros(1)])
@@ -103,7 +103,9 @@ def test_a_player_without_its_saved_state_would_go_on_differently(
     fresh = Players({"a": Player(nn.Linear(2, 1), dict(type="Adam", lr=0.1))})
     fresh.load_state_dict(state)
     assert fresh.state_dict()["a"]["state"][0]["step"] == 2
-    assert state["a"]["param_groups"][0]["lr"] == 0.1  # the schedule is not left in the rate
+    assert (
+        state["a"]["param_groups"][0]["lr"] == 0.1
+    )  # the saved rate is without the schedule's factor
 
 
 def test_players_are_refused_with_micro_batches(stages: dict[str, Path], tmp_path: Path):
@@ -111,7 +113,7 @@ def test_players_are_refused_with_micro_batches(stages: dict[str, Path], tmp_pat
         pretrain(tmp_path, stages, METHOD, budget=BUDGET | {"accumulate": 2})
 
 
-def test_the_students_loss_does_not_move_a_player():
+def test_the_student_s_loss_does_not_train_a_player():
     model = Distiller(
         STUDENT, METHOD["objective"] | {"width": 32, "teacher_width": 5}, teacher={}
     ).train()

@@ -1,4 +1,4 @@
-"""The rival methods' config pages through the real cache and pre-training stages on tiny data."""
+"""The methods compared with KDEP, in the real cache and pre-training stages on tiny data."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.pretrain.conftest import BUDGET, IMAGES, TEACHER, silent
 from tests.pretrain.test_pretrain import pretrain
 from tests.pretrain.test_pretrain_context import R18
 
-RIVALS = (
+METHODS = (
     "rkd",
     "similarity",
     "pkt",
@@ -54,21 +54,22 @@ SHORT = BUDGET | {"epochs": 1}
 def with_maps(stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache with four map levels, of half of the images."""
     out = tmp_path_factory.mktemp("maps")
-    told = dict(teacher=TEACHER, batch=16, outputs=LEVELS, share=0.5, share_seed=0)
-    cache.run(told, stages, out, silent)
+    spec = dict(teacher=TEACHER, batch=16, outputs=LEVELS, share=0.5, share_seed=0)
+    cache.run(spec, stages, out, silent)
     return out
 
 
-def page(name: str) -> dict[str, Any]:
+def load_method(name: str) -> dict[str, Any]:
+    """A copy of a method's config."""
     return copy.deepcopy(resolve("method", name))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("name", METHODS)
 def test_a_method_trains_in_the_real_stage(
     name: str, stages: dict[str, Path], with_maps: Path, tmp_path: Path
 ):
-    method = page(name)
+    method = load_method(name)
     if levels_of(method["objective"]):
         stages = stages | {"cache": with_maps}
     outputs, state = pretrain(
@@ -76,37 +77,37 @@ def test_a_method_trains_in_the_real_stage(
     )
     assert outputs["steps"] == 3
     assert sum(outputs["terms"].values()) == pytest.approx(1)
-    beside = sum(v.numel() for k, v in state.items() if k.startswith("objective."))
-    assert outputs["extra_parameters"] == beside
-    peers = name in ("dml", "mean_teacher")
-    assert outputs["extra_forwards"] == (outputs["images_seen"] if peers else 0)
+    extra_parameters = sum(v.numel() for k, v in state.items() if k.startswith("objective."))
+    assert outputs["extra_parameters"] == extra_parameters
+    has_peer = name in ("dml", "mean_teacher")
+    assert outputs["extra_forwards"] == (outputs["images_seen"] if has_peer else 0)
     out = tmp_path / "e"
     out.mkdir()
-    told = export.run({"student": R18}, {"pretrain": tmp_path}, out, silent)
-    assert told["coverage"] == 1
+    exported = export.run({"student": R18}, {"pretrain": tmp_path}, out, silent)
+    assert exported["coverage"] == 1
     assert not any("peer" in k for k in torch.load(out / "backbone.pth", weights_only=True))
 
 
 def test_a_cache_of_a_data_fraction_has_only_its_rows(stages: dict[str, Path], with_maps: Path):
-    opened, whole = open_cache(with_maps), open_cache(stages["cache"])
+    opened, full_cache = open_cache(with_maps), open_cache(stages["cache"])
     views = open_views(stages["views"])
     rows = np.sort(subset(IMAGES, 0.5, 0))[[0, 3, 7]] * views.views + 1
-    np.testing.assert_array_equal(opened.rows(rows), whole.rows(rows))
+    np.testing.assert_array_equal(opened.rows(rows), full_cache.rows(rows))
     assert len(opened) == IMAGES  # half of the images in two views
     assert opened.rows(rows, "maps.s16").shape == (3, 112, 2, 2)
     assert sorted(opened.extras) == LEVELS
-    other = np.setdiff1d(np.arange(IMAGES), subset(IMAGES, 0.5, 0))[:1] * views.views
+    missing_rows = np.setdiff1d(np.arange(IMAGES), subset(IMAGES, 0.5, 0))[:1] * views.views
     with pytest.raises(KdepError, match="is not in the cache"):
-        opened.rows(other)
+        opened.rows(missing_rows)
 
 
 def test_the_temperature_of_ctkd_is_learned(stages: dict[str, Path], tmp_path: Path):
-    _, state = pretrain(tmp_path, stages, page("ctkd"), budget=SHORT | {"epochs": 10})
+    _, state = pretrain(tmp_path, stages, load_method("ctkd"), budget=SHORT | {"epochs": 10})
     assert float(state["objective.theta"]) != 1.0
 
 
-def know_photographs(folder: Path) -> None:
-    """Photographs of known ImageNet classes, which no student of an arm recognises."""
+def write_known_photographs(folder: Path) -> None:
+    """Writes images labelled with ImageNet classes, as a `prepare` stage does."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for k in range(3):
@@ -114,27 +115,29 @@ def know_photographs(folder: Path) -> None:
     write_json(folder / "known.json", {f"{k}.png": 1 + k for k in range(3)})
 
 
-def test_the_second_student_is_trained_with_the_exported_assistant(
+def test_the_student_is_trained_with_the_exported_assistant(
     stages: dict[str, Path], tmp_path: Path
 ):
     """Logit KD -> assistant -> logit KD, or its feature: files, hashes and logits agree."""
-    ta = {"student": R18, "method": page("logit_kd"), "epochs": None}
+    ta = {"student": R18, "method": load_method("logit_kd"), "epochs": None}
     config = assistant_of({"name": "takd", "teacher": ta})
     assert config is not None
     assert config["has_logits"]
-    pretrain(tmp_path / "ta", stages, page("logit_kd"), student=R18, budget=SHORT)
+    pretrain(tmp_path / "ta", stages, load_method("logit_kd"), student=R18, budget=SHORT)
     (tmp_path / "e").mkdir()
-    made = export.run({"student": R18}, {"pretrain": tmp_path / "ta"}, tmp_path / "e", silent)
-    hop = dict(stages, pretrain=tmp_path / "ta", export=tmp_path / "e", prepare=tmp_path / "p")
-    shutil.copytree(stages["prepare"], hop["prepare"])
-    know_photographs(hop["prepare"] / "data" / "known")
-    told = {k: v for k, v in config.items() if k != "card"}
+    exported = export.run({"student": R18}, {"pretrain": tmp_path / "ta"}, tmp_path / "e", silent)
+    inputs = dict(stages, pretrain=tmp_path / "ta", export=tmp_path / "e", prepare=tmp_path / "p")
+    shutil.copytree(stages["prepare"], inputs["prepare"])
+    write_known_photographs(inputs["prepare"] / "data" / "known")
+    teacher_config = {k: v for k, v in config.items() if k != "card"}
     for folder in ("c", "a"):
         (tmp_path / folder).mkdir()
-    filled = cache.run(dict(teacher=told, outputs=["logits"]), hop, tmp_path / "c", silent)
-    assert filled["teacher"]["export"] == made["checksum"]
-    hop["cache"] = tmp_path / "c"
-    # Moved with its work dir, the cache still finds its teacher.
+    filled = cache.run(
+        dict(teacher=teacher_config, outputs=["logits"]), inputs, tmp_path / "c", silent
+    )
+    assert filled["teacher"]["export"] == exported["checksum"]
+    inputs["cache"] = tmp_path / "c"
+    # In a moved work dir, the cache still finds its teacher.
     assert not any(Path(f).is_absolute() for f in read_json(tmp_path / "c/cache.json")["files"])
     shutil.copytree(tmp_path, tmp_path.with_name("moved"))
     moved = load_teacher_config(tmp_path.with_name("moved") / "c")
@@ -147,26 +150,26 @@ def test_the_second_student_is_trained_with_the_exported_assistant(
     logits = teacher(pixels).logits
     assert logits is not None
     assert logits.shape[1] == len(state["objective.head.bias"])
-    outputs, _ = pretrain(tmp_path / "s", hop, page("takd"), student=R18, budget=SHORT)
+    outputs, _ = pretrain(tmp_path / "s", inputs, load_method("takd"), student=R18, budget=SHORT)
     assert outputs["cache_check"]["rows"] > 0
-    same = page("identity")  # so little data leaves the assistant's feature a rank below 32
-    fit = dict(width=32, share=1.0, share_seed=0, align=same["align"])
-    align.run(fit, hop, tmp_path / "a", silent)
-    hop["align"] = tmp_path / "a"
-    regressed, _ = pretrain(tmp_path / "k", hop, same, student=R18, budget=SHORT)
+    identity = load_method("identity")  # as the assistant's feature has a rank below 32
+    fit = dict(width=32, share=1.0, share_seed=0, align=identity["align"])
+    align.run(fit, inputs, tmp_path / "a", silent)
+    inputs["align"] = tmp_path / "a"
+    regressed, _ = pretrain(tmp_path / "k", inputs, identity, student=R18, budget=SHORT)
     assert regressed["target_mean_square"] > 0
-    # An assistant without a head cannot teach by logits, and says so.
-    headless = {**told, "backbone": str(tmp_path / "e/backbone.pth"), "checkpoint": None}
+    # An assistant without a classifier is refused as a teacher with logits.
+    headless = {**teacher_config, "backbone": str(tmp_path / "e/backbone.pth"), "checkpoint": None}
     with pytest.raises(KdepError, match="without a linear classifier"):
         build_teacher(headless)
     with pytest.raises(KdepError, match="has no weights"):
-        build_teacher(told)
+        build_teacher(teacher_config)
 
 
 def test_an_objective_without_gradient_for_the_last_stage_is_refused(
     stages: dict[str, Path], with_maps: Path, tmp_path: Path
 ):
-    method = page("fitnets")
+    method = load_method("fitnets")
     method["objective"]["levels"] = {"s16": "s16"}
     with pytest.raises(
         KdepError, match=r"15 of 60 student parameters get no gradient.*layer4\.0\.conv1"
@@ -175,9 +178,9 @@ def test_an_objective_without_gradient_for_the_last_stage_is_refused(
 
 
 def test_the_reference_loss_of_a_projector_s_target_is_its_variance(stages: dict[str, Path]):
-    """A mean that a bias has at once is nothing to be weighed by."""
-    spec = {"method": page("conv1x1"), "share": 1.0, "share_seed": 0}
-    rows = open_cache(stages["cache"])
-    every = rows.rows(np.arange(len(rows))).astype(np.float64)
-    assert mean_variance(spec, stages) == pytest.approx(every.var(0).mean(), rel=1e-9)
-    assert mean_variance(spec, stages) < 0.9 * np.square(every).mean()
+    """The mean is excluded, as a projector's bias learns it at once."""
+    spec = {"method": load_method("conv1x1"), "share": 1.0, "share_seed": 0}
+    opened = open_cache(stages["cache"])
+    features = opened.rows(np.arange(len(opened))).astype(np.float64)
+    assert mean_variance(spec, stages) == pytest.approx(features.var(0).mean(), rel=1e-9)
+    assert mean_variance(spec, stages) < 0.9 * np.square(features).mean()

@@ -1,4 +1,4 @@
-"""A cache of sparse class probabilities, from the real cache stage to the trained student."""
+"""A cache of the K largest class probabilities, from the real cache stage to training."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ TINYVIT: dict[str, Any] = load_config("method", "tinyvit")
 
 
 @pytest.fixture(scope="module")
-def small(stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The stages with the cache that the plan gives this method."""
+def sparse_stages(
+    stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """The stages, with the cache that is planned for this method."""
     out = tmp_path_factory.mktemp("small")
     spec = {"teacher": TEACHER, "outputs": [f"probabilities.{K}"], "pooled": False, "batch": 16}
     filled = cache.run(spec, stages, out, silent)
@@ -38,11 +40,13 @@ def small(stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     return {**stages, "cache": out}
 
 
-def test_stored_probabilities_are_the_teacher_s_largest(small: dict[str, Path]):
-    opened = cache_read.open_cache(small["cache"])
+def test_stored_probabilities_are_the_teacher_s_largest(sparse_stages: dict[str, Path]):
+    opened = cache_read.open_cache(sparse_stages["cache"])
     assert len(opened) == IMAGES * VIEWS["views"]
     rows = np.array([90, 3, 41])
-    images = cache_check.render_rows(open_views(small["views"], small["prepare"]), rows, 32)
+    images = cache_check.render_rows(
+        open_views(sparse_stages["views"], sparse_stages["prepare"]), rows, 32
+    )
     logits = build_teacher(TEACHER)(images).logits
     assert logits is not None
     values, index = (torch.from_numpy(opened.rows(rows, n)) for n in sparse.names(K))
@@ -54,51 +58,58 @@ def test_stored_probabilities_are_the_teacher_s_largest(small: dict[str, Path]):
     )
 
 
-def test_cached_and_live_training_give_the_same_loss_curve(small: dict[str, Path], tmp_path: Path):
+def test_cached_and_live_training_give_the_same_loss_curve(
+    sparse_stages: dict[str, Path], tmp_path: Path
+):
     budget = BUDGET | dict(epochs=8 / 3, optimizer=BUDGET["optimizer"] | dict(lr=0.005))
-    live = {k: v for k, v in small.items() if k not in ("cache", "align")}
+    live = {k: v for k, v in sparse_stages.items() if k not in ("cache", "align")}
     live["images"] = live["prepare"]
     curves = []
-    for name, inputs, more in (("cached", small, {}), ("live", live, {"teacher": TEACHER})):
-        outputs, state = pretrain(tmp_path / name, inputs, TINYVIT, budget=budget, **more)
+    for name, inputs, options in (
+        ("cached", sparse_stages, {}),
+        ("live", live, {"teacher": TEACHER}),
+    ):
+        outputs, state = pretrain(tmp_path / name, inputs, TINYVIT, budget=budget, **options)
         curves.append(np.array(outputs["curves"]["pretrain_loss"])[:, 1])
         assert {k.split(".")[0] for k in state} == {"backbone", "objective"}
     np.testing.assert_allclose(*curves, rtol=1e-4)
     assert curves[0][0] == pytest.approx(np.log(1000), rel=0.1)
-    assert not np.array_equal(*curves)  # they are two computations
+    assert not np.array_equal(
+        *curves
+    )  # bitwise equal curves would mean that live training read the cache
 
 
-def test_the_student_learns_the_stored_distribution(small: dict[str, Path], tmp_path: Path):
+def test_the_student_learns_the_stored_distribution(sparse_stages: dict[str, Path], tmp_path: Path):
     budget = BUDGET | dict(epochs=10, optimizer=BUDGET["optimizer"] | dict(lr=0.5))
-    outputs, _ = pretrain(tmp_path, small, TINYVIT, budget=budget)
+    outputs, _ = pretrain(tmp_path, sparse_stages, TINYVIT, budget=budget)
     curve = [v for _, v in outputs["curves"]["pretrain_loss"]]
-    opened = cache_read.open_cache(small["cache"])
+    opened = cache_read.open_cache(sparse_stages["cache"])
     values, index = (
         torch.from_numpy(opened.rows(np.arange(len(opened)), n)) for n in sparse.names(K)
     )
-    least = float(torch.special.entr(sparse.dense(values, index, 1000)).sum(1).mean())
-    assert least < np.mean(curve[-3:]) < least + 0.8 * (curve[0] - least)
+    entropy = float(torch.special.entr(sparse.dense(values, index, 1000)).sum(1).mean())
+    assert entropy < np.mean(curve[-3:]) < entropy + 0.8 * (curve[0] - entropy)
     assert outputs["cache_check"]["rows"] == 8
 
 
 @pytest.mark.parametrize("array", ["probabilities", "class_numbers"])
 def test_a_wrong_stored_array_is_found_before_training(
-    small: dict[str, Path], tmp_path: Path, array: str
+    sparse_stages: dict[str, Path], tmp_path: Path, array: str
 ):
-    shutil.copytree(small["cache"], tmp_path / "c")
+    shutil.copytree(sparse_stages["cache"], tmp_path / "c")
     path = tmp_path / "c" / f"{array}.{K}-00000.npy"
     np.save(path, np.roll(np.load(path), 1, axis=0))
     with pytest.raises(KdepError, match=f"cached probabilities.{K} differ"):
-        pretrain(tmp_path / "p", {**small, "cache": tmp_path / "c"}, TINYVIT)
+        pretrain(tmp_path / "p", {**sparse_stages, "cache": tmp_path / "c"}, TINYVIT)
 
 
 def test_a_cache_without_these_probabilities_is_refused(
-    stages: dict[str, Path], small: dict[str, Path], tmp_path: Path
+    stages: dict[str, Path], sparse_stages: dict[str, Path], tmp_path: Path
 ):
-    five = TINYVIT | {"objective": TINYVIT["objective"] | {"top_classes": 5}}
-    for name, inputs in (("other k", small), ("none", stages)):
+    five_classes = TINYVIT | {"objective": TINYVIT["objective"] | {"top_classes": 5}}
+    for name, inputs in (("other k", sparse_stages), ("none", stages)):
         with pytest.raises(KdepError, match="does not have the 5 largest"):
-            pretrain(tmp_path / name, inputs, five)
+            pretrain(tmp_path / name, inputs, five_classes)
 
 
 def test_more_probabilities_than_classes_are_refused_by_cache_and_live_run(
@@ -107,7 +118,7 @@ def test_more_probabilities_than_classes_are_refused_by_cache_and_live_run(
     spec = {"teacher": TEACHER, "outputs": ["probabilities.1001"], "pooled": False}
     with pytest.raises(KdepError, match="it has 1000 classes"):
         cache.run(spec, stages, tmp_path, silent)
-    many = TINYVIT | {"objective": TINYVIT["objective"] | {"top_classes": 1001}}
+    too_many = TINYVIT | {"objective": TINYVIT["objective"] | {"top_classes": 1001}}
     live = {"views": stages["views"], "images": stages["prepare"]}
     with pytest.raises(KdepError, match="it has 1000 classes"):
-        pretrain(tmp_path / "l", live, many, teacher=TEACHER)
+        pretrain(tmp_path / "l", live, too_many, teacher=TEACHER)

@@ -1,4 +1,4 @@
-"""What a run hears of its teacher: stored, recomputed or live, and checked before each use."""
+"""Teacher outputs of a run: stored, recomputed or live, and checked before each use."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ R18: dict[str, Any] = {
 }
 
 
-class Spatial(EfficientNetLite):
-    """Gives its last map."""
+class WithLastMap(EfficientNetLite):
+    """EfficientNet-Lite that also returns its last map."""
 
     def features(self, x_B3HW: Tensor) -> TeacherOutput:
         net: Any = self.net
@@ -46,11 +46,11 @@ class Spatial(EfficientNetLite):
         return TeacherOutput(pooled, net.classifier(pooled), {"last": last})
 
 
-MAPS = {**TEACHER, "type": f"{__name__}.Spatial"}
+MAPS = {**TEACHER, "type": f"{__name__}.WithLastMap"}
 
 
-class Dumb(EfficientNetLite):
-    """The same network without a classifier, or with a wrong one."""
+class WithoutLogits(EfficientNetLite):
+    """EfficientNet-Lite without a classifier."""
 
     has_logits = False
     logit_head = None  # type: ignore[assignment]
@@ -59,23 +59,25 @@ class Dumb(EfficientNetLite):
         return TeacherOutput(super().features(x_B3HW).pooled, None)
 
 
-class Crooked(EfficientNetLite):
+class WrongClassifier(EfficientNetLite):
+    """EfficientNet-Lite with a random classifier."""
+
     @property
     def logit_head(self) -> torch.nn.Module:
         return torch.nn.Linear(1280, 1000)
 
 
 class Reader(Objective):
-    """Reads everything a teacher can say."""
+    """Reads every kind of teacher output and records it."""
 
     needs = frozenset({"pooled", "logits", "maps"})
     requires = frozenset({"teacher_width", "teacher_classes", "teacher_maps", "student_maps"})
     seen: ClassVar[list[TeacherOutput]] = []
-    told: ClassVar[dict[str, Any]] = {}
+    arguments: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, **told: Any) -> None:
+    def __init__(self, **arguments: Any) -> None:
         super().__init__()
-        self.told.update(told)
+        self.arguments.update(arguments)
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.teacher is not None
@@ -87,18 +89,20 @@ READ = LOGIT_KD | dict(name="read", objective=dict(type=f"{__name__}.Reader"))
 
 
 @pytest.fixture(scope="module")
-def rich(stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The stages with a cache that holds logits and maps as well."""
+def stages_with_maps(
+    stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """The stages with a cache that also stores logits and maps."""
     out = tmp_path_factory.mktemp("rich")
-    heard: list[str] = []
+    progress_notes: list[str] = []
     outputs = cache.run(
         {"teacher": MAPS, "batch": 16, "outputs": ["logits", "maps"]},
         stages,
         out,
-        lambda done, total, note="": heard.append(f"{done}: {note}"),
+        lambda done, total, note="": progress_notes.append(f"{done}: {note}"),
     )
     assert (
-        heard[0]
+        progress_notes[0]
         == f"0: {cache.estimate(outputs['rows'], 2 * (1280 + 1000 + 1280), VIEWS['views'])}"
     )
     assert outputs["bytes"] == outputs["rows"] * 2 * (1280 + 1000 + 1280)
@@ -116,84 +120,101 @@ def test_the_cost_of_a_cache_is_printed_before_it_is_filled():
     )
 
 
-def test_stored_logits_and_maps_are_the_teacher_s(rich: dict[str, Path]):
-    opened = cache_read.open_cache(rich["cache"])
+def test_stored_logits_and_maps_are_the_teacher_s(stages_with_maps: dict[str, Path]):
+    opened = cache_read.open_cache(stages_with_maps["cache"])
     assert set(opened.extras) == {"logits", "maps.last"}
-    v = open_views(rich["views"], rich["prepare"])
+    v = open_views(stages_with_maps["views"], stages_with_maps["prepare"])
     rows = np.array([90, 3, 41])
     teacher_output = build_teacher(MAPS)(cache_check.render_rows(v, rows, 32))
     assert teacher_output.logits is not None
-    for name, want in (
+    for name, expected in (
         ("logits", teacher_output.logits),
         ("maps.last", teacher_output.maps["last"]),
     ):
-        got = torch.from_numpy(opened.rows(rows, name)).float()
-        torch.testing.assert_close(got, want, atol=2e-3 * float(want.abs().max()), rtol=0)
+        stored = torch.from_numpy(opened.rows(rows, name)).float()
+        torch.testing.assert_close(
+            stored, expected, atol=2e-3 * float(expected.abs().max()), rtol=0
+        )
 
 
-def test_logits_recomputed_from_the_cached_feature_are_those_stored(rich: dict[str, Path]):
-    opened, rows = cache_read.open_cache(rich["cache"]), np.arange(96)
-    head = cache_check.open_head(rich["cache"])
-    again = head(torch.from_numpy(opened.rows(rows)).float())
+def test_logits_recomputed_from_the_cached_feature_are_those_stored(
+    stages_with_maps: dict[str, Path],
+):
+    opened, rows = cache_read.open_cache(stages_with_maps["cache"]), np.arange(96)
+    head = cache_check.open_head(stages_with_maps["cache"])
+    recomputed = head(torch.from_numpy(opened.rows(rows)).float())
     stored = torch.from_numpy(opened.rows(rows, "logits")).float()
-    assert not again.requires_grad
-    torch.testing.assert_close(again, stored, atol=2.0**-8 * float(stored.abs().max()), rtol=0)
+    assert not recomputed.requires_grad
+    torch.testing.assert_close(recomputed, stored, atol=2.0**-8 * float(stored.abs().max()), rtol=0)
 
 
-def test_an_objective_that_reads_everything_cached_and_live(rich: dict[str, Path], tmp_path: Path):
-    heard = {}
-    live = {k: v for k, v in rich.items() if k not in ("cache", "align")}
+def test_cached_and_live_teachers_give_the_same_outputs_to_the_objective(
+    stages_with_maps: dict[str, Path], tmp_path: Path
+):
+    outputs_by_source = {}
+    live = {k: v for k, v in stages_with_maps.items() if k not in ("cache", "align")}
     live["images"] = live.pop("prepare")
     one_epoch = BUDGET | dict(epochs=1 / 3)
-    for name, inputs, more in (("cached", rich, {}), ("live", live, {"teacher": MAPS})):
+    for name, inputs, options in (
+        ("cached", stages_with_maps, {}),
+        ("live", live, {"teacher": MAPS}),
+    ):
         Reader.seen.clear()
-        outputs, _ = pretrain(tmp_path / name, inputs, READ, student=R18, budget=one_epoch, **more)
+        outputs, _ = pretrain(
+            tmp_path / name, inputs, READ, student=R18, budget=one_epoch, **options
+        )
         assert outputs["teacher_source"] == ("live" if name == "live" else "cache")
-        heard[name] = Reader.seen[0]
-        assert Reader.told["teacher_classes"] == 1000
-        assert Reader.told["teacher_maps"] == {"last": {"channels": 1280, "stride": 32}}
+        outputs_by_source[name] = Reader.seen[0]
+        assert Reader.arguments["teacher_classes"] == 1000
+        assert Reader.arguments["teacher_maps"] == {"last": {"channels": 1280, "stride": 32}}
     for a, b in (
-        (heard["cached"].pooled, heard["live"].pooled),
-        (heard["cached"].logits, heard["live"].logits),
-        (heard["cached"].maps["last"], heard["live"].maps["last"]),
+        (outputs_by_source["cached"].pooled, outputs_by_source["live"].pooled),
+        (outputs_by_source["cached"].logits, outputs_by_source["live"].logits),
+        (outputs_by_source["cached"].maps["last"], outputs_by_source["live"].maps["last"]),
     ):
         torch.testing.assert_close(a, b, atol=2.0**-10 * float(b.abs().max()), rtol=0)
 
 
-def test_a_method_reads_only_the_map_levels_that_it_names(rich: dict[str, Path]):
-    opened = open_views(rich["views"])
+def test_a_method_reads_only_the_map_levels_that_it_names(stages_with_maps: dict[str, Path]):
+    opened = open_views(stages_with_maps["views"])
     for levels, names in (({"last"}, ["maps.last"]), (set(), ["maps.last"])):
-        taught = cached_teaching(frozenset({"maps"}), levels, rich["cache"], opened)
-        assert taught.stream == {"cache": str(rich["cache"]), "outputs": names}
-        assert taught.facts["teacher_maps"]() == {"last": {"channels": 1280, "stride": 32}}
-        assert taught.outputs["teacher_source"] == "cache"
+        teacher_source = cached_teaching(
+            frozenset({"maps"}), levels, stages_with_maps["cache"], opened
+        )
+        assert teacher_source.stream == {"cache": str(stages_with_maps["cache"]), "outputs": names}
+        assert teacher_source.facts["teacher_maps"]() == {"last": {"channels": 1280, "stride": 32}}
+        assert teacher_source.outputs["teacher_source"] == "cache"
     with pytest.raises(KdepError, match="has no maps"):
-        cached_teaching(frozenset({"maps"}), {"s8"}, rich["cache"], opened)
-    both = cached_teaching(frozenset({"maps", "logits"}), {"last"}, rich["cache"], opened)
-    assert sorted(both.stream["outputs"]) == ["logits", "maps.last"]
-    assert both.model == {}  # the logits are stored: no head is needed
+        cached_teaching(frozenset({"maps"}), {"s8"}, stages_with_maps["cache"], opened)
+    logits_and_maps = cached_teaching(
+        frozenset({"maps", "logits"}), {"last"}, stages_with_maps["cache"], opened
+    )
+    assert sorted(logits_and_maps.stream["outputs"]) == ["logits", "maps.last"]
+    assert logits_and_maps.model == {}  # the logits are stored: no head is needed
 
 
 @pytest.mark.parametrize("method", [KDEP, SVD, LOGIT_KD], ids=["kdep", "svd", "logit_kd"])
 def test_cached_and_live_training_give_the_same_loss_curve(
     stages: dict[str, Path], tmp_path: Path, method: dict[str, Any]
 ):
-    """Float16 moves a feature by 2**-11 of its scale, and the loss by less than 1e-4 of itself.
+    """Float16 changes a feature by 2**-11 of its scale and the loss by less than 1e-4.
 
-    At a rate at which training does not amplify differences of its own accord.
+    The learning rate is small, so that training does not amplify the differences.
     """
     budget = BUDGET | dict(epochs=8 / 3, optimizer=BUDGET["optimizer"] | dict(lr=0.005))
     live = {**stages, "images": stages["prepare"]}
     curves = []
-    for name, inputs, more in (("cached", stages, {}), ("live", live, {"teacher": TEACHER})):
-        outputs, _ = pretrain(tmp_path / name, inputs, method, budget=budget, **more)
+    for name, inputs, options in (("cached", stages, {}), ("live", live, {"teacher": TEACHER})):
+        outputs, _ = pretrain(tmp_path / name, inputs, method, budget=budget, **options)
         curves.append(np.array(outputs["curves"]["pretrain_loss"])[:, 1])
-    cached, lively = curves
-    assert len(cached) == 8
-    assert cached[-1] != cached[0]
-    np.testing.assert_allclose(cached[0], lively[0], rtol=5e-4)
-    np.testing.assert_allclose(cached, lively, rtol=5e-3)
-    assert not np.array_equal(cached, lively)  # they are two computations
+    cached_curve, live_curve = curves
+    assert len(cached_curve) == 8
+    assert cached_curve[-1] != cached_curve[0]
+    np.testing.assert_allclose(cached_curve[0], live_curve[0], rtol=5e-4)
+    np.testing.assert_allclose(cached_curve, live_curve, rtol=5e-3)
+    assert not np.array_equal(
+        cached_curve, live_curve
+    )  # bitwise equal curves would mean that live training read the cache
 
 
 def test_logit_kd_learns_and_the_head_stays_out_of_the_file(
@@ -210,23 +231,23 @@ def test_logit_kd_learns_and_the_head_stays_out_of_the_file(
 def test_a_teacher_without_logits_is_refused_before_training(
     stages: dict[str, Path], tmp_path: Path
 ):
-    dumb = {**TEACHER, "type": f"{__name__}.Dumb"}
+    without_logits = {**TEACHER, "type": f"{__name__}.WithoutLogits"}
     with pytest.raises(KdepError, match="lite0 has no logits"):
-        cache.run({"teacher": dumb, "outputs": ["logits"]}, stages, tmp_path, silent)
+        cache.run({"teacher": without_logits, "outputs": ["logits"]}, stages, tmp_path, silent)
     live = {"views": stages["views"], "images": stages["prepare"]}
     with pytest.raises(KdepError, match=r"reads logits of the teacher, but .*lite0 returns none"):
-        pretrain(tmp_path / "l", live, LOGIT_KD, teacher=dumb)
-    told = dict(read_json(stages["cache"] / cache_read.MANIFEST), config=dumb)
+        pretrain(tmp_path / "l", live, LOGIT_KD, teacher=without_logits)
+    manifest = dict(read_json(stages["cache"] / cache_read.MANIFEST), config=without_logits)
     shutil.copytree(stages["cache"], tmp_path / "c")
-    write_json(tmp_path / "c" / cache_read.MANIFEST, told)
+    write_json(tmp_path / "c" / cache_read.MANIFEST, manifest)
     with pytest.raises(KdepError, match="cannot be computed from its pooled feature"):
         pretrain(tmp_path / "p", {**stages, "cache": tmp_path / "c"}, LOGIT_KD)
     with pytest.raises(KdepError, match="has no maps"):
         pretrain(tmp_path / "m", stages, READ, student=R18)
 
 
-def change(stages: dict[str, Path], folder: Path, **fields: Any) -> dict[str, Path]:
-    """The stages with a copy of the cache whose manifest says something else."""
+def change_manifest(stages: dict[str, Path], folder: Path, **fields: Any) -> dict[str, Path]:
+    """The stages with a copy of the cache whose manifest has these fields changed."""
     shutil.copytree(stages["cache"], folder)
     manifest = folder / cache_read.MANIFEST
     write_json(manifest, {**read_json(manifest), **fields})
@@ -234,13 +255,17 @@ def change(stages: dict[str, Path], folder: Path, **fields: Any) -> dict[str, Pa
 
 
 def test_a_wrong_classifier_is_found_by_the_sample(stages: dict[str, Path], tmp_path: Path):
-    crooked = {**TEACHER, "type": f"{__name__}.Crooked"}
+    wrong_classifier = {**TEACHER, "type": f"{__name__}.WrongClassifier"}
     with pytest.raises(KdepError, match="does not reproduce its logits"):
-        pretrain(tmp_path / "p", change(stages, tmp_path / "c", config=crooked), LOGIT_KD)
+        pretrain(
+            tmp_path / "p",
+            change_manifest(stages, tmp_path / "c", config=wrong_classifier),
+            LOGIT_KD,
+        )
 
 
 @pytest.mark.parametrize(
-    ("fields", "says"),
+    ("fields", "message"),
     [
         (dict(config={**TEACHER, "variant": 2}), "was made by teacher lite0"),
         (dict(config={**TEACHER, "input_px": 64}), "was computed with px 32"),
@@ -249,17 +274,17 @@ def test_a_wrong_classifier_is_found_by_the_sample(stages: dict[str, Path], tmp_
     ],
 )
 def test_a_cache_of_another_identity_is_refused_before_each_use(
-    stages: dict[str, Path], tmp_path: Path, fields: dict[str, Any], says: str
+    stages: dict[str, Path], tmp_path: Path, fields: dict[str, Any], message: str
 ):
-    with pytest.raises(KdepError, match=says):
-        pretrain(tmp_path / "p", change(stages, tmp_path / "c", **fields), KDEP)
+    with pytest.raises(KdepError, match=message):
+        pretrain(tmp_path / "p", change_manifest(stages, tmp_path / "c", **fields), KDEP)
 
 
 def test_a_corrupted_cache_row_is_detected_before_use(stages: dict[str, Path], tmp_path: Path):
-    inputs = change(stages, tmp_path / "c")
+    inputs = change_manifest(stages, tmp_path / "c")
     path = cache_read.shard_path(tmp_path / "c", 0)
     shard = np.load(path)
-    np.save(path, np.roll(shard, 1, 0))  # every row is another's
+    np.save(path, np.roll(shard, 1, 0))  # every row has the feature of the row before
     with pytest.raises(KdepError, match="differ from the live teacher"):
         pretrain(tmp_path / "p", inputs, KDEP)
 
@@ -272,21 +297,21 @@ def test_views_of_another_seed_are_refused(stages: dict[str, Path], tmp_path: Pa
 
 
 def test_an_old_cache_without_samples_is_used_with_a_note(stages: dict[str, Path], tmp_path: Path):
-    inputs = change(stages, tmp_path / "c")
+    inputs = change_manifest(stages, tmp_path / "c")
     (tmp_path / "c" / cache_read.SAMPLE).unlink()
     checked = cache_check.verify_cache(inputs["cache"], open_views(inputs["views"]))
     assert checked == {"rows": 0, "error": None}
 
 
 def test_a_damaged_extra_array_of_an_interrupted_run_is_recomputed(
-    rich: dict[str, Path], tmp_path: Path
+    stages_with_maps: dict[str, Path], tmp_path: Path
 ):
     out = tmp_path / "c"
-    shutil.copytree(rich["cache"], out)
+    shutil.copytree(stages_with_maps["cache"], out)
     (out / cache_read.MANIFEST).unlink()
     path = cache_read.shard_path(out, 0, "logits")
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-10])
+    complete = path.read_bytes()
+    path.write_bytes(complete[:-10])
     spec = {"teacher": MAPS, "batch": 16, "outputs": ["logits", "maps"]}
-    cache.run(spec, rich, out, silent)
-    assert path.read_bytes() == whole
+    cache.run(spec, stages_with_maps, out, silent)
+    assert path.read_bytes() == complete

@@ -1,4 +1,4 @@
-"""What a tracker gets of a real pre-training."""
+"""What a tracker records of a real pre-training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ STEPS = BUDGET | dict(epochs=34)  # 102 steps, of which mmengine logs the 50th a
 
 
 @pytest.fixture(autouse=True)
-def _told_nothing() -> Iterator[None]:
+def without_trackers() -> Iterator[None]:
+    """No tracker is set before and after each test."""
     trackers.set_backends([], "")
     yield
     trackers.set_backends([], "")
@@ -27,19 +28,19 @@ def test_tensorboard_gets_the_losses_and_the_result_is_the_same(
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     plain, state = pretrain(tmp_path / "plain", stages, KDEP, budget=STEPS)
     trackers.set_backends(trackers.resolve(["tensorboard"]), "pretrain-x")
-    watched, same = pretrain(tmp_path / "watched", stages, KDEP, budget=STEPS)
+    tracked, tracked_state = pretrain(tmp_path / "watched", stages, KDEP, budget=STEPS)
     (events,) = (tmp_path / "watched").rglob("events.out.tfevents.*")
-    read = accumulator.EventAccumulator(str(events.parent)).Reload()
-    got = read.Scalars("loss")
-    assert [s.step for s in got] == [50, 100]
-    # mmengine smooths over a window of 10 steps; the record's curve of so few has one point each.
-    curve = dict(watched["curves"]["pretrain_loss"])
-    for s in got:
-        window = [curve[step] for step in range(s.step - 9, s.step + 1)]
-        assert s.value == pytest.approx(sum(window) / 10, rel=1e-5)
+    events_read = accumulator.EventAccumulator(str(events.parent)).Reload()
+    scalars = events_read.Scalars("loss")
+    assert [scalar.step for scalar in scalars] == [50, 100]
+    # mmengine averages over 10 steps; the recorded curve has one point per step.
+    curve = dict(tracked["curves"]["pretrain_loss"])
+    for scalar in scalars:
+        window = [curve[step] for step in range(scalar.step - 9, scalar.step + 1)]
+        assert scalar.value == pytest.approx(sum(window) / 10, rel=1e-5)
     assert not list((tmp_path / "plain").rglob("events.out.tfevents.*"))
-    assert watched["curves"] == plain["curves"]
-    assert all((state[k] == same[k]).all() for k in state)
+    assert tracked["curves"] == plain["curves"]
+    assert all((state[k] == tracked_state[k]).all() for k in state)
 
 
 def test_mlflow_gets_the_losses_in_a_file_store(stages: dict[str, Path], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The loss weight's rule on real teachers, and learned projectors through stage and export."""
+"""The automatic loss weight with real teachers, and learned projectors from stage to export."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kdep_bench.transfer import export
 from tests.pretrain.conftest import BUDGET, IMAGES, STUDENT, TEACHER, WIDTH, silent
 from tests.pretrain.test_pretrain import KDEP, configured, pretrain
 
-C = 128.0  # about 100 times, and exact in float16
+C = 128.0  # factor of the features: about 100, and exact in float16
 FEATURE = "kdep_bench.objectives.feature_regression.FeatureRegression"
 SVD: dict[str, Any] = KDEP | dict(
     name="svd", transform=dict(type="kdep_bench.features.transform.NoTransform")
@@ -29,7 +29,8 @@ PROJECTORS = {
 }
 
 
-def aligned(stages: dict[str, Path], out: Path) -> None:
+def run_align(stages: dict[str, Path], out: Path) -> None:
+    """Runs the align stage."""
     out.mkdir()
     align.run(
         dict(width=WIDTH, share=1.0, share_seed=0, align={"type": "svd"}), stages, out, silent
@@ -37,23 +38,25 @@ def aligned(stages: dict[str, Path], out: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def louder(stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same teacher with every feature times C: its cache, and the alignment fitted to it."""
+def scaled_stages(
+    stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """The stages with every teacher feature times C: its cache, and the alignment fitted to it."""
     root = tmp_path_factory.mktemp("louder")
     shutil.copytree(stages["cache"], root / "cache")
     shard = root / "cache" / "features-00000.npy"
     scaled = np.load(shard) * np.float16(C)
     assert np.isfinite(scaled).all()
     np.save(shard, scaled)
-    # Without it nothing computes rows again, which would show that no teacher gave these.
+    # Without the sample, the rows are not compared with the live teacher.
     (root / "cache" / cache_read.SAMPLE).unlink()
-    done = stages | {"cache": root / "cache"}
-    aligned(done, root / "align")
-    return done | {"align": root / "align"}
+    folders = stages | {"cache": root / "cache"}
+    run_align(folders, root / "align")
+    return folders | {"align": root / "align"}
 
 
 def zero_output_loss(method: dict[str, Any], stages: dict[str, Path]) -> tuple[float, float]:
-    """(w, the loss of an output of zero over all rows)."""
+    """(w, mean loss of an output of zero over all rows)."""
     objective, target, _ = configured(method, stages)
     assert target is not None
     rows = torch.from_numpy(cache_read.open_cache(stages["cache"]).rows(np.arange(2 * IMAGES)))
@@ -62,38 +65,39 @@ def zero_output_loss(method: dict[str, Any], stages: dict[str, Path]) -> tuple[f
 
 
 def curve(method: dict[str, Any], stages: dict[str, Path], out: Path) -> np.ndarray:
+    """[steps, 2]: step number and loss."""
     outputs, _ = pretrain(out, stages, method, budget=BUDGET | {"epochs": 3})
     return np.array(outputs["curves"]["pretrain_loss"])
 
 
 def test_raw_targets_100_times_apart_start_at_the_same_loss(
-    stages: dict[str, Path], louder: dict[str, Path]
+    stages: dict[str, Path], scaled_stages: dict[str, Path]
 ):
-    (w, loss), (w_louder, loss_louder) = (zero_output_loss(SVD, s) for s in (stages, louder))
-    assert w / w_louder == pytest.approx(C**2, rel=1e-3)
+    (w, loss), (w_scaled, loss_scaled) = (zero_output_loss(SVD, s) for s in (stages, scaled_stages))
+    assert w / w_scaled == pytest.approx(C**2, rel=1e-3)
     assert loss == pytest.approx(DEFAULT_LOSS_AT_ZERO, rel=1e-4)
-    assert loss_louder == pytest.approx(DEFAULT_LOSS_AT_ZERO, rel=1e-4)
+    assert loss_scaled == pytest.approx(DEFAULT_LOSS_AT_ZERO, rel=1e-4)
 
 
-def test_scaling_features_and_t_alike_changes_no_step(
-    stages: dict[str, Path], louder: dict[str, Path], tmp_path: Path
+def test_scaling_features_and_T_by_the_same_factor_gives_the_same_training(
+    stages: dict[str, Path], scaled_stages: dict[str, Path], tmp_path: Path
 ):
-    moved = KDEP | dict(transform=KDEP["transform"] | {"T": 0.1 * C})
-    a, b = curve(KDEP, stages, tmp_path / "a"), curve(moved, louder, tmp_path / "b")
+    scaled_method = KDEP | dict(transform=KDEP["transform"] | {"T": 0.1 * C})
+    a, b = curve(KDEP, stages, tmp_path / "a"), curve(scaled_method, scaled_stages, tmp_path / "b")
     np.testing.assert_allclose(a, b, rtol=1e-4)
     assert a[-1, 1] < a[0, 1]
 
 
 @pytest.mark.parametrize("method", [SVD, KDEP], ids=["svd", "kdep"])
-def test_in_the_targets_own_unit_a_teacher_times_c_changes_no_step(
-    method: dict[str, Any], stages: dict[str, Path], louder: dict[str, Path], tmp_path: Path
+def test_with_unit_a_scaled_teacher_gives_the_same_training(
+    method: dict[str, Any], stages: dict[str, Path], scaled_stages: dict[str, Path], tmp_path: Path
 ):
     unit = method | dict(objective=dict(type=FEATURE, unit=True))
-    a, b = curve(unit, stages, tmp_path / "a"), curve(unit, louder, tmp_path / "b")
+    a, b = curve(unit, stages, tmp_path / "a"), curve(unit, scaled_stages, tmp_path / "b")
     np.testing.assert_allclose(a, b, rtol=1e-3)
 
 
-def test_two_teachers_need_two_weights_and_the_rule_finds_both(
+def test_the_automatic_weights_of_two_teachers_give_the_same_initial_loss(
     stages: dict[str, Path], tmp_path: Path
 ):
     """EfficientNet-Lite0 and Lite2, real weights."""
@@ -106,7 +110,7 @@ def test_two_teachers_need_two_weights_and_the_rule_finds_both(
         silent,
     )
     other["align"] = tmp_path / "align"
-    aligned(other, other["align"])
+    run_align(other, other["align"])
     for method in (SVD, KDEP):
         (w0, loss0), (w2, loss2) = (zero_output_loss(method, s) for s in (stages, other))
         assert abs(w0 / w2 - 1) > 0.02
@@ -119,8 +123,8 @@ def test_a_learned_projector_trains_without_labels_and_is_dropped_at_export(
     name: str, stages: dict[str, Path], tmp_path: Path
 ):
     method = dict(name=name, labels_used=False, objective=PROJECTORS[name], transform=None)
-    bare = {"views": stages["views"], "cache": stages["cache"]}
-    outputs, state = pretrain(tmp_path / "p", bare, method)
+    inputs = {"views": stages["views"], "cache": stages["cache"]}
+    outputs, state = pretrain(tmp_path / "p", inputs, method)
     losses = [v for _, v in outputs["curves"]["pretrain_loss"]]
     assert losses[-1] < losses[0]
     assert outputs["labels_used"] is False
