@@ -1,4 +1,4 @@
-"""Tests of data leave the user's own memory of images alone."""
+"""Fixture: tests of data do not use the user's own memory of decoded images."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from kdep_bench.data import image_memory
 
 
 @pytest.fixture(autouse=True)
-def _own_image_memory(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
+def separate_image_memory(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+):
+    """Uses a temporary image memory unless the test sets KDEP_CACHE."""
     path = tmp_path_factory.getbasetemp() / "images.sqlite"
-    given = image_memory.memory_path
+    real_memory_path = image_memory.memory_path
 
-    def inside() -> Path:
-        return given() if "KDEP_CACHE" in os.environ else path
+    def memory_path() -> Path:
+        return real_memory_path() if "KDEP_CACHE" in os.environ else path
 
-    monkeypatch.setattr(image_memory, "memory_path", inside)
+    monkeypatch.setattr(image_memory, "memory_path", memory_path)

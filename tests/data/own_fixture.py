@@ -1,4 +1,4 @@
-"""A small data set of one's own with every part, as files and as the spec that names them."""
+"""A small user data set with every part, as files and as the spec that names them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from PIL import Image
 from kdep_bench.data.official import tiny
 from kdep_bench.data.own import prepare
 
-SIZE = (64, 48)  # of every picture, width and height
+SIZE = (64, 48)  # width and height of every image
 SPLITS = ("train", "test")
 
 
 def make(root: Path) -> dict[str, Any]:
     """Writes the data set below `root`; returns its spec.
 
-    The pool has 4 images in two folders; of every split: 3 pictures with one box each, of the
-    classes cat, dog, cat; 3 with masks of the values 0, 1 and 255; 2 of each class a and b.
+    The pool has 4 images in two folders. Each split has 3 images with one box each (of the classes
+    cat, dog, cat), 3 images with masks of the values 0, 1 and 255, and 2 images per class a and b.
     """
     rng = np.random.default_rng(0)
     for i in range(4):
@@ -35,7 +35,7 @@ def make(root: Path) -> dict[str, Any]:
             tiny.save(root / split / f"{i}.jpg", tiny.noise_image(rng))
             tiny.save(root / "seg" / split / f"{i}.jpg", tiny.noise_image(rng))
             mask = np.zeros((48, 64), np.uint8)
-            top = split == "train"  # the masks and boxes of no two splits are equal
+            top = split == "train"  # so that masks and boxes differ between the splits
             mask[top : 10 + i + top], mask[-1] = 1, 255
             tiny.save(root / "masks" / split / f"{i}.png", mask)
             images.append({"id": i, "file_name": f"{i}.jpg", "width": 64, "height": 48})
@@ -56,33 +56,34 @@ def make(root: Path) -> dict[str, Any]:
 
 
 def write(path: Path, table: Any) -> None:
+    """Writes a table as JSON."""
     path.write_text(json.dumps(table))
 
 
 def edit(path: Path, change: Callable[[Any], object]) -> None:
-    """Changes a json file in place."""
+    """Changes the content of a JSON file."""
     table = json.loads(path.read_text())
     change(table)
     write(path, table)
 
 
-def each_mask(folder: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Changes every mask below `folder` in place."""
+def change_masks(folder: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Changes every mask below `folder`."""
     for path in sorted(folder.rglob("*.png")):
         Image.fromarray(change(np.asarray(Image.open(path)).copy())).save(path)
 
 
 def run(spec: dict[str, Any], out: Path) -> dict[str, Any]:
-    """The outputs of stage `prepare` in the new folder `out`."""
+    """Runs stage `prepare` in the new folder `out`; returns its outputs."""
     out.mkdir(parents=True)
     return prepare(spec, {}, out, lambda *_: None)
 
 
 def contents(data: Path) -> dict[str, bytes]:
-    """Every file below a prepared folder, through its links."""
-    out = {}
+    """Relative path -> content of every file below a prepared folder; links are followed."""
+    content_by_path = {}
     for base, _, files in os.walk(data, followlinks=True):
         for file in files:
             path = Path(base, file)
-            out[str(path.relative_to(data))] = path.read_bytes()
-    return out
+            content_by_path[str(path.relative_to(data))] = path.read_bytes()
+    return content_by_path

@@ -1,4 +1,4 @@
-"""A damaged archive is never unpacked in part and taken for whole; a good one is not skipped."""
+"""A damaged archive is refused and never unpacked in part; an intact one is not skipped."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from kdep_bench.data.official.base import OfficialSet, verify
 from kdep_bench.errors import KdepError
 
 FILES = {"d/a.txt": b"first" * 150, "d/b.txt": b"", "c.txt": b"last" * 300}
-BLOCK = 512
+BLOCK = 512  # bytes of a tar block
 
 
 def quiet(*_: object) -> None:
-    pass
+    """A progress callback that prints nothing."""
 
 
 def tar_bytes(files: dict[str, bytes] = FILES, form: int = tarfile.USTAR_FORMAT) -> bytes:
+    """An uncompressed tar of these files."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=form) as t:
         for name, data in files.items():
@@ -38,6 +39,7 @@ def tar_bytes(files: dict[str, bytes] = FILES, form: int = tarfile.USTAR_FORMAT)
 
 
 def zip_bytes(files: dict[str, bytes] = FILES) -> bytes:
+    """A zip of these files."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as z:
         for name, data in files.items():
@@ -46,12 +48,13 @@ def zip_bytes(files: dict[str, bytes] = FILES) -> bytes:
 
 
 def content(folder: Path) -> dict[str, bytes]:
+    """Relative path -> content of every unpacked file."""
     files = [p for p in folder.rglob("*") if p.is_file() and SEALS not in p.parts]
     return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
-def refused(path: Path, target: Path) -> bool:
-    """Whether `path` is refused with nothing sealed; where it is not, all of it must be there."""
+def is_refused(path: Path, target: Path) -> bool:
+    """Whether the archive is refused; if not, asserts that all its files were unpacked."""
     try:
         unpack(path, target, quiet)
     except KdepError as e:
@@ -64,62 +67,65 @@ def refused(path: Path, target: Path) -> bool:
 
 
 def test_every_flipped_header_byte_of_a_tar_is_refused_or_changes_nothing(tmp_path: Path):
-    whole = tar_bytes()
-    headers = [0, 3 * BLOCK, 4 * BLOCK]  # 750 bytes fill two blocks, none follow the empty file
-    passed = []
+    complete = tar_bytes()
+    headers = [0, 3 * BLOCK, 4 * BLOCK]  # the first file has two blocks of data, the second none
+    accepted = []
     for header in headers:
-        for at in range(BLOCK):
-            bent = bytearray(whole)
-            bent[header + at] ^= 1 << at % 8
+        for position in range(BLOCK):
+            changed = bytearray(complete)
+            changed[header + position] ^= 1 << position % 8
             path = tmp_path / "a.tar"
-            path.write_bytes(bent)
-            if not refused(path, tmp_path / f"{header}-{at}"):
-                passed.append(at)
-    # In the checksum's own field: a leading zero that becomes a space, and the two that end it.
-    assert set(passed) <= {148, 154, 155}
+            path.write_bytes(changed)
+            if not is_refused(path, tmp_path / f"{header}-{position}"):
+                accepted.append(position)
+    # Bytes of the checksum field that tar ignores: a leading zero, and the two end bytes.
+    assert set(accepted) <= {148, 154, 155}
 
 
-def test_every_cut_of_a_tar_at_a_block_is_refused_up_to_its_two_end_blocks(tmp_path: Path):
-    whole = tar_bytes()
-    end = 4 * BLOCK + 4 * BLOCK  # header, and 1,200 bytes in three blocks
-    assert not whole[end:].strip(b"\0")
-    for at in range(0, len(whole) + 1, BLOCK):
+def test_a_tar_truncated_at_any_block_before_its_end_blocks_is_refused(tmp_path: Path):
+    complete = tar_bytes()
+    end = 4 * BLOCK + 4 * BLOCK  # last: its header and three blocks
+    assert not complete[end:].strip(b"\0")
+    for length in range(0, len(complete) + 1, BLOCK):
         for path, raw in (
-            (tmp_path / "a.tar", whole[:at]),
-            (tmp_path / "a.tgz", gzip.compress(whole[:at])),
+            (tmp_path / "a.tar", complete[:length]),
+            (tmp_path / "a.tgz", gzip.compress(complete[:length])),
         ):
             path.write_bytes(raw)
-            assert refused(path, tmp_path / f"{path.suffix}{at}") == (at < end + 2 * BLOCK)
+            assert is_refused(path, tmp_path / f"{path.suffix}{length}") == (
+                length < end + 2 * BLOCK
+            )
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_every_byte_cut_of_a_compressed_tar_is_refused(tmp_path: Path, form: int):
-    long = {"x" * 90 + "/" + "y" * 120 + ".txt": b"1"} if form != tarfile.USTAR_FORMAT else {}
-    whole = gzip.compress(tar_bytes(FILES | long, form))
+def test_a_compressed_tar_truncated_anywhere_is_refused(tmp_path: Path, form: int):
+    long_name = {"x" * 90 + "/" + "y" * 120 + ".txt": b"1"} if form != tarfile.USTAR_FORMAT else {}
+    complete = gzip.compress(tar_bytes(FILES | long_name, form))
     path = tmp_path / "a.tgz"
-    for at in range(1, len(whole), 7):
-        path.write_bytes(whole[:at])
+    for length in range(1, len(complete), 7):
+        path.write_bytes(complete[:length])
         with pytest.raises(KdepError):
             unpack(path, tmp_path / "out", quiet)
-    path.write_bytes(whole)
+    path.write_bytes(complete)
     unpack(path, tmp_path / "out", quiet)
-    assert content(tmp_path / "out") == FILES | long
+    assert content(tmp_path / "out") == FILES | long_name
 
 
-def bent_crc(raw: bytes) -> bytes:
+def with_wrong_crc(raw: bytes) -> bytes:
+    """The gzip file with one bit of its CRC flipped."""
     return raw[:-8] + bytes([raw[-8] ^ 1]) + raw[-7:]
 
 
 @pytest.mark.parametrize(
     ("name", "raw"),
     [
-        ("a.tgz", bent_crc(gzip.compress(tar_bytes()))),
+        ("a.tgz", with_wrong_crc(gzip.compress(tar_bytes()))),
         ("a.tgz", gzip.compress(tar_bytes())[:-1] + b"\xff"),  # the length after the checksum
         ("a.tgz", gzip.compress(tar_bytes()) + b"garbage"),
         ("a.tgz", gzip.compress(tar_bytes()) + gzip.compress(b"more")),
         ("a.tar", tar_bytes() + b"garbage"),
-        ("a.tar", tar_bytes() + tar_bytes()),  # tar reads the first of two alone
-        ("a.tar", tar_bytes() + bytes(2 << 20)),  # zeros that a download has not filled
+        ("a.tar", tar_bytes() + tar_bytes()),  # tar reads only the first of two
+        ("a.tar", tar_bytes() + bytes(2 << 20)),  # as left by an incomplete download
         ("a.tar", bytes(20 * BLOCK)),
         ("a.tar", b""),
         ("a.zip", zip_bytes() + b"garbage"),
@@ -132,7 +138,9 @@ def bent_crc(raw: bytes) -> bytes:
         ("a.tar", tar_bytes({"n" * 99 + "/" + "m" * 90: b"1", "n" * 99: b"2"})),
     ],
 )
-def test_damage_and_what_surrounds_an_archive_is_refused(tmp_path: Path, name: str, raw: bytes):
+def test_damaged_archives_and_data_around_archives_are_refused(
+    tmp_path: Path, name: str, raw: bytes
+):
     (tmp_path / name).write_bytes(raw)
     with pytest.raises(KdepError, match=name):
         unpack(tmp_path / name, tmp_path / "out", quiet)
@@ -140,24 +148,24 @@ def test_damage_and_what_surrounds_an_archive_is_refused(tmp_path: Path, name: s
     assert not list((tmp_path / "out").rglob("*.json"))
 
 
-def test_every_flipped_byte_and_cut_of_a_zip_is_refused_or_changes_nothing(
+def test_a_zip_with_a_flipped_byte_or_truncated_anywhere_is_refused_or_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(os, "fsync", lambda _: None)  # hundreds of them are a minute of waiting
-    whole = zip_bytes()
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # hundreds of them would take a minute
+    complete = zip_bytes()
     path = tmp_path / "a.zip"
-    for at in range(len(whole)):
-        bent = bytearray(whole)
-        bent[at] ^= 1 << at % 8
-        path.write_bytes(bent)
-        refused(path, tmp_path / f"bent{at}")
-        if at % 5 == 0:
-            path.write_bytes(whole[:at])
-            assert refused(path, tmp_path / f"cut{at}")
+    for position in range(len(complete)):
+        changed = bytearray(complete)
+        changed[position] ^= 1 << position % 8
+        path.write_bytes(changed)
+        is_refused(path, tmp_path / f"bent{position}")
+        if position % 5 == 0:
+            path.write_bytes(complete[:position])
+            assert is_refused(path, tmp_path / f"cut{position}")
 
 
 def header(kind: bytes, size: bytes) -> bytes:
-    """A header with the size as written, and the right checksum."""
+    """A tar header with this kind and raw size field, and the right checksum."""
     raw = bytearray(tarfile.TarInfo("odd").tobuf(tarfile.USTAR_FORMAT))
     raw[124:136], raw[156:157] = size, kind
     raw[148:156] = b" " * 8
@@ -165,6 +173,7 @@ def header(kind: bytes, size: bytes) -> bytes:
     return bytes(raw)
 
 
+# Size fields that make tarfile loop: a negative size, and a sparse file that never ends.
 NEGATIVE = struct.pack(">Bxxxq", 0xFF, -1024).replace(b"\0", b"\xff")
 ENDLESS = tarfile.TarInfo("sparse")
 ENDLESS.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "s"}
@@ -184,7 +193,7 @@ ENDLESS.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sp
         ENDLESS.tobuf(tarfile.PAX_FORMAT) + b"9" * BLOCK,
     ],
 )
-def test_headers_that_tarfile_follows_for_ever_raise_kdep_error(tmp_path: Path, raw: bytes):
+def test_headers_on_which_tarfile_loops_raise_kdep_error(tmp_path: Path, raw: bytes):
     path = tmp_path / "a.tar"
     path.write_bytes(raw)
     with pytest.raises(KdepError, match=r"a\.tar"):
@@ -192,14 +201,14 @@ def test_headers_that_tarfile_follows_for_ever_raise_kdep_error(tmp_path: Path, 
 
 
 def test_a_good_archive_is_unpacked_after_a_damaged_one_of_the_same_size(tmp_path: Path):
-    good = tar_bytes()
-    bad = good.replace(b"last", b"lost")  # no checksum of a tar covers its data
+    intact = tar_bytes()
+    altered = intact.replace(b"last", b"lost")  # a tar's checksums do not cover the files' data
     path, out = tmp_path / "a.tar", tmp_path / "out"
-    path.write_bytes(bad)
+    path.write_bytes(altered)
     unpack(path, out, quiet)
     assert content(out) != FILES
     before = path.stat()
-    path.write_bytes(good)
+    path.write_bytes(intact)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert unpack(path, out, quiet)["skipped"] == 2
     assert content(out) == FILES
@@ -219,7 +228,7 @@ def test_a_seal_without_the_archive_s_hash_is_not_used(tmp_path: Path, seal: str
     assert content(out) == FILES
 
 
-def test_an_interrupted_run_resumes_and_files_of_another_archive_are_compared(tmp_path: Path):
+def test_an_interrupted_run_resumes_and_replaces_files_of_another_archive(tmp_path: Path):
     path, out = tmp_path / "a.tar", tmp_path / "out"
     path.write_bytes(tar_bytes())
 
@@ -235,8 +244,8 @@ def test_an_interrupted_run_resumes_and_files_of_another_archive_are_compared(tm
     assert content(out) == FILES | {"c.txt": b"lost" * 300}
 
 
-def test_an_incomplete_set_loses_its_seals(tmp_path: Path):
-    def check(fault: str) -> Callable[[Path, int | None], dict[str, int]]:
+def test_the_seals_of_an_incomplete_data_set_are_removed(tmp_path: Path):
+    def make_check(fault: str) -> Callable[[Path, int | None], dict[str, int]]:
         def run(folder: Path, decode: int | None) -> dict[str, int]:
             if fault:
                 raise KdepError(fault)
@@ -250,7 +259,7 @@ def test_an_incomplete_set_loses_its_seals(tmp_path: Path):
         for target in (folder, folder / "train"):
             unpack(path, target, quiet)
         dataset = OfficialSet(
-            "one", "", "", "", (), {"images": count}, check(fault), lambda *_: None
+            "one", "", "", "", (), {"images": count}, make_check(fault), lambda *_: None
         )
         with pytest.raises(KdepError):
             verify(dataset, tmp_path / "root")
@@ -260,8 +269,8 @@ def test_an_incomplete_set_loses_its_seals(tmp_path: Path):
 
 def test_an_encrypted_zip_and_a_blocking_folder_raise_kdep_error(tmp_path: Path):
     raw = bytearray(zip_bytes())
-    at = raw.rindex(b"PK\1\2")
-    raw[at + 8] |= 1
+    position = raw.rindex(b"PK\1\2")
+    raw[position + 8] |= 1
     path = tmp_path / "a.zip"
     path.write_bytes(raw)
     with pytest.raises(KdepError, match="is encrypted"):

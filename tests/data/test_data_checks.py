@@ -1,4 +1,4 @@
-"""Every check lets sound data pass and says one sentence about each kind of damage."""
+"""Every check accepts intact data and reports each kind of damage in one sentence."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from kdep_bench.errors import KdepError
 
 
 def save(path: Path, size: tuple[int, int] = (32, 24), mode: str = "RGB", fill: Any = None) -> Path:
+    """Saves a random image, or one of a single colour."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     if fill is None:
@@ -31,38 +32,38 @@ def save(path: Path, size: tuple[int, int] = (32, 24), mode: str = "RGB", fill: 
     return path
 
 
-def test_sound_images_pass(tmp_path: Path) -> None:
+def test_intact_images_are_accepted(tmp_path: Path) -> None:
     assert check_image(save(tmp_path / "a.jpg")) == (32, 24, "RGB")
     assert check_image(save(tmp_path / "a.png", mode="L")).mode == "L"
     assert check_image(save(tmp_path / "b.png", mode="RGBA"), alpha=True).mode == "RGBA"
 
 
-@pytest.mark.parametrize("keep", [0.3, 0.6, 0.95])
+@pytest.mark.parametrize("kept_fraction", [0.3, 0.6, 0.95])
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_truncated_image(tmp_path: Path, suffix: str, keep: float) -> None:
+def test_a_truncated_image_is_refused(tmp_path: Path, suffix: str, kept_fraction: float) -> None:
     path = save(tmp_path / f"a.{suffix}", size=(200, 150))
     raw = path.read_bytes()
-    path.write_bytes(raw[: int(len(raw) * keep)])
+    path.write_bytes(raw[: int(len(raw) * kept_fraction)])
     with pytest.raises(KdepError, match=r"a\.\w+ is (truncated|damaged)"):
         check_image(path)
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         (b"", "0 bytes"),
         (b"<html>404 not found</html>", "is not an image"),
         (b"\x89PNG\r\n\x1a\n" + bytes(40), "is (not an image|damaged|truncated)"),
     ],
 )
-def test_not_an_image(tmp_path: Path, content: bytes, words: str) -> None:
+def test_a_file_that_is_no_image_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(content)
-    with pytest.raises(KdepError, match=words):
+    with pytest.raises(KdepError, match=message):
         check_image(path)
 
 
-def test_missing_and_unusual_images(tmp_path: Path) -> None:
+def test_missing_images_and_unusual_modes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(KdepError, match="does not exist"):
         check_image(tmp_path / "none.jpg")
     with pytest.raises(KdepError, match="is CMYK"):
@@ -74,7 +75,10 @@ def test_missing_and_unusual_images(tmp_path: Path) -> None:
 
 
 def coco(folder: Path, **changes: Any) -> Path:
-    """A sound file of two images and two annotations, with `changes` laid over it."""
+    """An intact COCO file of two images and two annotations, with changes.
+
+    `changes` replace a list of the file or, for other keys, an entry of the first annotation.
+    """
     for name in ("1.jpg", "2.jpg"):
         save(folder / "img" / name)
     box = {"category_id": 1, "bbox": [2, 3, 10, 10], "area": 60, "iscrowd": 0}
@@ -96,7 +100,7 @@ def coco(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def test_sound_coco_passes_crowds_too(tmp_path: Path) -> None:
+def test_an_intact_coco_file_with_crowds_is_accepted(tmp_path: Path) -> None:
     got = check_coco(coco(tmp_path), tmp_path / "img")
     assert got == {"images": 2, "annotations": 2, "categories": 1, "decoded": 2}
     assert check_coco(coco(tmp_path), tmp_path / "img", decode=1)["decoded"] == 1
@@ -104,7 +108,7 @@ def test_sound_coco_passes_crowds_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"image_id": 7}, "annotation 1 in .* points to image id 7"),
         ({"category_id": 5}, "category id 5"),
@@ -121,14 +125,16 @@ def test_sound_coco_passes_crowds_too(tmp_path: Path) -> None:
         ({"annotations": None}, "contains"),
     ],
 )
-def test_damaged_coco(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+def test_a_damaged_coco_file_is_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     path = coco(tmp_path, **changes)
-    with pytest.raises(KdepError, match=words) as caught:
+    with pytest.raises(KdepError, match=message) as caught:
         check_coco(path, tmp_path / "img")
     assert str(path) in str(caught.value)
 
 
-def test_coco_images(tmp_path: Path) -> None:
+def test_missing_images_and_wrong_sizes_of_a_coco_file_are_refused(tmp_path: Path) -> None:
     path = coco(tmp_path)
     save(tmp_path / "img/2.jpg", size=(30, 24))
     with pytest.raises(KdepError, match=r"is 30x24; expected 32x24"):
@@ -143,15 +149,15 @@ def test_coco_images(tmp_path: Path) -> None:
         check_coco(path)
 
 
-def tree(root: Path, split: str = "val") -> tuple[Path, Path]:
-    """One sound pair; returns (image, mask)."""
+def make_pair(root: Path, split: str = "val") -> tuple[Path, Path]:
+    """Writes an intact image with its mask; returns (image, mask)."""
     image = save(root / f"leftImg8bit/{split}/city/a_000001_000019_leftImg8bit.png")
     mask = root / f"gtFine/{split}/city/a_000001_000019_gtFine_labelTrainIds.png"
     return image, save(mask, mode="L", fill=3)
 
 
-def test_segmentation_tree(tmp_path: Path) -> None:
-    image, mask = tree(tmp_path)
+def test_wrong_masks_of_a_segmentation_folder_are_refused(tmp_path: Path) -> None:
+    image, mask = make_pair(tmp_path)
     assert check_segmentation(tmp_path, 4, ["val"]) == {"val": 1}
     with pytest.raises(KdepError, match=r"values \[3\].*labelIds instead of trainIds"):
         check_segmentation(tmp_path, 3, ["val"])
@@ -172,7 +178,7 @@ def test_segmentation_tree(tmp_path: Path) -> None:
         check_segmentation(tmp_path, 3, ["val"])
 
 
-def test_image_folder(tmp_path: Path) -> None:
+def test_wrong_class_folders_are_refused(tmp_path: Path) -> None:
     for name in ("cat/1.jpg", "cat/2.jpg", "dog/1.jpg"):
         save(tmp_path / name)
     assert check_image_folder(tmp_path, ["cat", "dog"]) == {"cat": 2, "dog": 1}

@@ -1,4 +1,4 @@
-"""SHA-256 of files, remembered by signature: never believed where the file may have changed."""
+"""SHA-256 of files is stored with their stat; it is not reused where a file may have changed."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from kdep_bench.data.content import (
 )
 from kdep_bench.errors import KdepError
 
-TICK = 0.05  # seconds; longer than the ticks of the file systems that tests run on
+TICK = 0.05  # seconds; longer than the time resolution of the tests' file systems
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    """A pool of three files in two folders."""
     root = tmp_path / "pool"
     for name in ("a/1.png", "a/2.png", "b/3.png"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -35,24 +36,26 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Files count as changed long ago as soon as TICK has passed."""
+    """Files older than TICK count as unchanged."""
     monkeypatch.setattr(content, "RACY_NS", int(TICK / 2 * 1e9))
     time.sleep(TICK)
 
 
 def index(tmp_path: Path) -> Index:
+    """The index of a test."""
     return Index(tmp_path / "index")
 
 
-def same_size_and_times(path: Path) -> None:
-    """Changes the content, and puts back the times that a program can set."""
+def edit_with_same_stat(path: Path) -> None:
+    """Changes the content, but keeps the size and the time of modification."""
     before = path.stat()
     path.write_bytes(path.read_bytes()[::-1])
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert path.stat().st_mtime_ns == before.st_mtime_ns
 
 
-def replaced(path: Path) -> None:
+def replace_with_same_stat(path: Path) -> None:
+    """Replaces the file by another one with the same size and time of modification."""
     before = path.stat()
     other = path.with_name("other")
     other.write_bytes(path.read_bytes()[::-1])
@@ -63,42 +66,46 @@ def replaced(path: Path) -> None:
 @pytest.mark.usefixtures("settled")
 def test_unchanged_files_are_not_read_again(folder: Path, tmp_path: Path) -> None:
     first = index(tmp_path).read(images_of(folder))
-    again = index(tmp_path).read(images_of(folder))
-    assert (first.read, again.read) == (3, 0)
-    assert again.digest() == first.digest()
+    second = index(tmp_path).read(images_of(folder))
+    assert (first.read, second.read) == (3, 0)
+    assert second.digest() == first.digest()
     assert index(tmp_path).read(images_of(folder), verify=True).read == 3
 
 
 @pytest.mark.usefixtures("settled")
-@pytest.mark.parametrize("edit", [same_size_and_times, replaced])
-def test_an_edit_that_keeps_size_and_mtime_is_seen(
+@pytest.mark.parametrize("edit", [edit_with_same_stat, replace_with_same_stat])
+def test_an_edit_that_keeps_size_and_mtime_is_detected(
     edit: Callable[[Path], None], folder: Path, tmp_path: Path
 ) -> None:
     first = index(tmp_path).read(images_of(folder))
     edit(folder / "a/1.png")
-    again = index(tmp_path).read(images_of(folder))
-    assert again.digest() != first.digest()
-    assert again.read == 1
-    assert str(first.changes(again)) == "1.png changed"
+    second = index(tmp_path).read(images_of(folder))
+    assert second.digest() != first.digest()
+    assert second.read == 1
+    assert str(first.changes(second)) == "1.png changed"
 
 
 @pytest.mark.usefixtures("settled")
-def test_renamed_added_and_removed_files_are_other_content(folder: Path, tmp_path: Path) -> None:
-    where = index(tmp_path)
-    first = where.read(images_of(folder))
+def test_renamed_added_and_removed_files_change_the_content_hash(
+    folder: Path, tmp_path: Path
+) -> None:
+    file_index = index(tmp_path)
+    first = file_index.read(images_of(folder))
     (folder / "a/1.png").rename(folder / "a/9.png")
-    renamed = where.read(images_of(folder))
+    renamed = file_index.read(images_of(folder))
     assert renamed.digest() != first.digest()
     assert str(first.changes(renamed)) == "1 file added (9.png), 1 removed (1.png)"
     (folder / "a/9.png").rename(folder / "a/1.png")
     (folder / "notes.txt").write_text("no image")
-    assert where.read(images_of(folder)).digest() == first.digest()
-    assert where.read(all_of(folder)).digest() != first.digest()
-    assert where.read(all_of(folder, ["notes.txt"])).digest() == first.digest()
+    assert file_index.read(images_of(folder)).digest() == first.digest()
+    assert file_index.read(all_of(folder)).digest() != first.digest()
+    assert file_index.read(all_of(folder, ["notes.txt"])).digest() == first.digest()
 
 
 @pytest.mark.usefixtures("settled")
-def test_a_touched_copied_or_moved_file_is_the_same_content(folder: Path, tmp_path: Path) -> None:
+def test_touching_or_moving_files_does_not_change_the_content_hash(
+    folder: Path, tmp_path: Path
+) -> None:
     first = index(tmp_path).read(images_of(folder))
     os.utime(folder / "a/1.png")
     assert index(tmp_path).read(images_of(folder)).digest() == first.digest()
@@ -109,7 +116,7 @@ def test_a_touched_copied_or_moved_file_is_the_same_content(folder: Path, tmp_pa
 def test_a_file_changed_in_the_tick_in_which_it_was_read_is_read_again(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file system with coarse times leaves such an edit the same signature."""
+    """With coarse file times, such an edit does not change the signature."""
     monkeypatch.setattr(content, "_signature", lambda s: b"%d 0 0 %d" % (s.st_size, s.st_ino))
     source = one_file(folder / "a/1.png")
     first = index(tmp_path).read(source)
@@ -118,7 +125,7 @@ def test_a_file_changed_in_the_tick_in_which_it_was_read_is_read_again(
 
 
 @pytest.mark.usefixtures("settled")
-def test_an_mtime_far_in_the_future_does_not_cost_a_reading_each_time(
+def test_a_file_with_an_mtime_in_the_future_is_not_read_every_time(
     folder: Path, tmp_path: Path
 ) -> None:
     os.utime(folder / "a/1.png", (4e9, 4e9))
@@ -128,41 +135,41 @@ def test_an_mtime_far_in_the_future_does_not_cost_a_reading_each_time(
 
 
 @pytest.mark.usefixtures("settled")
-@pytest.mark.parametrize("place", [0, 20, 70, 100, -1])
+@pytest.mark.parametrize("position", [0, 20, 70, 100, -1])  # of the flipped byte
 def test_a_damaged_index_is_rebuilt_and_never_used(
-    place: int, folder: Path, tmp_path: Path
+    position: int, folder: Path, tmp_path: Path
 ) -> None:
-    where, source = index(tmp_path), images_of(folder)
-    first = where.read(source)
-    raw = bytearray(where.path(source).read_bytes())
-    raw[place] ^= 1
-    where.path(source).write_bytes(raw)
-    assert where.stored(source) is None
-    again = where.read(source)
-    assert (again.read, again.digest()) == (3, first.digest())
-    assert where.read(source).read == 0
+    file_index, source = index(tmp_path), images_of(folder)
+    first = file_index.read(source)
+    raw = bytearray(file_index.path(source).read_bytes())
+    raw[position] ^= 1
+    file_index.path(source).write_bytes(raw)
+    assert file_index.stored(source) is None
+    second = file_index.read(source)
+    assert (second.read, second.digest()) == (3, first.digest())
+    assert file_index.read(source).read == 0
 
 
 @pytest.mark.usefixtures("settled")
 def test_an_index_of_another_source_or_behind_a_link_is_not_used(
     folder: Path, tmp_path: Path
 ) -> None:
-    where, source = index(tmp_path), images_of(folder)
-    first = where.read(source)
+    file_index, source = index(tmp_path), images_of(folder)
+    first = file_index.read(source)
     other = one_file(folder / "a/1.png")
-    where.path(source).rename(where.path(other))
-    assert where.stored(other) is None
-    target = where.path(other).rename(tmp_path / "target")
-    where.path(source).symlink_to(target)
-    assert where.stored(source) is None
+    file_index.path(source).rename(file_index.path(other))
+    assert file_index.stored(other) is None
+    target = file_index.path(other).rename(tmp_path / "target")
+    file_index.path(source).symlink_to(target)
+    assert file_index.stored(source) is None
     before = target.read_bytes()
-    assert where.read(source).digest() == first.digest()
+    assert file_index.read(source).digest() == first.digest()
     assert target.read_bytes() == before
     assert read_catalogue(tmp_path / "nowhere") is None
 
 
 @pytest.mark.usefixtures("settled")
-def test_what_was_read_before_an_interruption_is_not_read_again(
+def test_files_read_before_an_interruption_are_not_read_again(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(content, "_CHUNK", 1)
@@ -177,31 +184,31 @@ def test_what_was_read_before_an_interruption_is_not_read_again(
 
 
 def test_an_unreadable_file_changes_the_content_hash(folder: Path, tmp_path: Path) -> None:
-    whole = Catalogue(images_of(folder)).scan()
+    readable = Catalogue(images_of(folder)).scan()
     (folder / "a/4.png").symlink_to(folder / "nowhere.png")
-    os.mkfifo(folder / "a/5.png")  # opening it would never end
-    odd = Catalogue(images_of(folder)).scan()
-    assert odd.digest() != whole.digest()
-    assert odd.digest() == Catalogue(images_of(folder)).scan().digest()
-    assert str(whole.changes(odd)) == "2 files added (4.png, 5.png)"
+    os.mkfifo(folder / "a/5.png")  # opening it would block
+    with_unreadable = Catalogue(images_of(folder)).scan()
+    assert with_unreadable.digest() != readable.digest()
+    assert with_unreadable.digest() == Catalogue(images_of(folder)).scan().digest()
+    assert str(readable.changes(with_unreadable)) == "2 files added (4.png, 5.png)"
 
 
 def test_a_file_that_is_being_written_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = os.read
+    real_read = os.read
 
-    def growing(fd: int, size: int) -> bytes:
+    def read_and_append(fd: int, size: int) -> bytes:
         with open(folder / "a/1.png", "ab") as f:
             f.write(b"more")
-        return real(fd, size) if os.lseek(fd, 0, os.SEEK_CUR) < 1000 else b""
+        return real_read(fd, size) if os.lseek(fd, 0, os.SEEK_CUR) < 1000 else b""
 
-    monkeypatch.setattr(content.os, "read", growing)
+    monkeypatch.setattr(content.os, "read", read_and_append)
     with pytest.raises(KdepError, match=r"1\.png changed while it was read"):
         Catalogue(one_file(folder / "a/1.png")).scan()
 
 
-def test_names_of_any_bytes_are_kept_apart(tmp_path: Path) -> None:
+def test_file_names_of_any_bytes_are_distinguished(tmp_path: Path) -> None:
     root = tmp_path / "pool"
     root.mkdir()
     for name in (b"lat\xe9.png", b"a\nb.png", b"a\tb.png", "é.png".encode()):
@@ -214,7 +221,7 @@ def test_names_of_any_bytes_are_kept_apart(tmp_path: Path) -> None:
 
 
 def test_changes_name_the_first_few_files() -> None:
-    many = Changes(["x/test.json"], [f"x/{i}.png" for i in range(5)], ["x/gone.png"])
-    assert str(many) == (
+    changes = Changes(["x/test.json"], [f"x/{i}.png" for i in range(5)], ["x/gone.png"])
+    assert str(changes) == (
         "test.json changed, 5 files added (0.png, 1.png, 2.png, ...), 1 removed (gone.png)"
     )

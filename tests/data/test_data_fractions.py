@@ -1,4 +1,4 @@
-"""Data shares: seeded, nested, label-free or per class, and saved as a list."""
+"""Data fractions: seeded, nested, label-free or per class, and saved as a list."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ from kdep_bench.data.fractions import (
 from kdep_bench.errors import KdepError
 from kdep_bench.files import write_json
 
-SHARES = (0.01, 0.05, 0.1, 1.0)
+FRACTIONS = (0.01, 0.05, 0.1, 1.0)
 FILES = [f"00/{i:06d}.jpg" for i in range(2000)]
 
 
-def labelled(path: Path, labels: np.ndarray) -> Path:
+def write_labels(path: Path, labels: np.ndarray) -> Path:
+    """Writes a labels.json for FILES; returns its path."""
     table = {f: int(label) for f, label in zip(FILES, labels, strict=True)}
     write_json(path, {"classes": ["a", "b", "c"], "labels": table})
     return path
@@ -36,42 +37,44 @@ def labelled(path: Path, labels: np.ndarray) -> Path:
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 5), st.booleans())
-def test_shares_are_seeded_nested_and_of_their_size(seed: int, by_class: bool):
+def test_data_fractions_are_seeded_nested_and_of_the_right_size(seed: int, by_class: bool):
     labels = np.random.default_rng(seed).choice(3, 2000, p=[0.7, 0.25, 0.05])
-    draw = (
-        (lambda share, seed: per_class(labels, share, seed))
+    select = (
+        (lambda fraction, seed: per_class(labels, fraction, seed))
         if by_class
-        else (lambda share, seed: select_images(FILES, share, seed))
+        else (lambda fraction, seed: select_images(FILES, fraction, seed))
     )
-    lists = [draw(share, seed) for share in SHARES]
+    lists = [select(fraction, seed) for fraction in FRACTIONS]
     for small, large in pairwise(lists):
         assert set(small) < set(large)
-    for share, got in zip(SHARES, lists, strict=True):
+    for fraction, got in zip(FRACTIONS, lists, strict=True):
         assert np.array_equal(got, np.unique(got))
-        assert np.array_equal(got, draw(share, seed))
-        assert abs(len(got) - share * 2000) <= 2
-    assert not np.array_equal(draw(0.1, seed), draw(0.1, seed + 1))
+        assert np.array_equal(got, select(fraction, seed))
+        assert abs(len(got) - fraction * 2000) <= 2
+    assert not np.array_equal(select(0.1, seed), select(0.1, seed + 1))
     assert len(lists[-1]) == 2000
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.floats(0.001, 1.0))
-def test_a_share_per_class_has_the_share_of_every_class_and_never_none(share: float):
+def test_a_fraction_per_class_has_that_fraction_of_every_class_and_at_least_one_image(
+    fraction: float,
+):
     labels = np.repeat([0, 1, 2], [1400, 590, 10])
-    counts = np.bincount(labels[per_class(labels, share)], minlength=3)
+    counts = np.bincount(labels[per_class(labels, fraction)], minlength=3)
     for n, got in zip((1400, 590, 10), counts, strict=True):
-        assert got == max(1, round(share * n))
+        assert got == max(1, round(fraction * n))
 
 
-@pytest.mark.parametrize("share", [0.0, -0.1, 1.5])
-def test_an_impossible_data_fraction_raises_kdep_error(share: float):
+@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.5])
+def test_an_impossible_data_fraction_raises_kdep_error(fraction: float):
     with pytest.raises(KdepError, match="data fraction"):
-        per_class(np.zeros(10, int), share)
+        per_class(np.zeros(10, int), fraction)
     with pytest.raises(KdepError, match="data fraction"):
-        select_images(FILES, share)
+        select_images(FILES, fraction)
 
 
-def test_a_label_free_share_reads_no_label_and_one_per_class_reads_them_all(tmp_path: Path):
+def test_only_a_fraction_per_class_reads_the_labels(tmp_path: Path):
     inputs = {"prepare": tmp_path}
     assert labels_for_fraction({"share": 0.1}, inputs) is None
     expected = labels_for_fraction({"share": 0.1, "share_by": "class"}, inputs)
@@ -79,14 +82,14 @@ def test_a_label_free_share_reads_no_label_and_one_per_class_reads_them_all(tmp_
     with pytest.raises(KdepError, match="'image' or 'class'"):
         labels_for_fraction({"share": 0.1, "share_by": "colour"}, inputs)
     labels = np.arange(2000) % 3
-    path = labelled(tmp_path / "labels.json", labels)
+    path = write_labels(tmp_path / "labels.json", labels)
     assert np.array_equal(select_images(FILES, 0.1, 0, path), per_class(labels, 0.1, 0))
     with pytest.raises(KdepError, match="have no label"):
         select_images([*FILES, "unknown.jpg"], 0.1, 0, path)
 
 
 def test_invalid_labels_raise_kdep_error_with_a_fix_that_works(tmp_path: Path):
-    """KeyError, TypeError, or numbers cut out of strings and booleans."""
+    """Otherwise: KeyError, TypeError, or labels made from strings and booleans."""
     path = tmp_path / "labels.json"
     with pytest.raises(KdepError, match="remove such methods"):
         read_labels(path, ["a"])
@@ -125,12 +128,12 @@ def test_the_data_fraction_of_a_seed_is_that_of_the_published_runs():
     labels = np.arange(40) % 3
     assert per_class(labels, 0.2).tolist() == [1, 5, 6, 7, 12, 18, 23, 28, 38]
     assert per_class(labels, 0.2, 1).tolist() == [2, 5, 10, 16, 18, 21, 33, 35, 37]
-    # a class's images do not depend on which other classes there are
-    alone = per_class(np.where(labels == 1, 1, 0), 0.2)
-    assert [i for i in alone if labels[i] == 1] == [1, 7, 28]
+    # The images of a class do not depend on the other classes.
+    two_classes = per_class(np.where(labels == 1, 1, 0), 0.2)
+    assert [i for i in two_classes if labels[i] == 1] == [1, 7, 28]
 
 
-def test_labels_are_those_of_the_file_whatever_its_order_and_stay_in_range(tmp_path: Path):
+def test_labels_are_read_by_file_name_and_must_be_in_range(tmp_path: Path):
     path = tmp_path / "labels.json"
     write_json(path, {"classes": ["a", "b"], "labels": {"z.jpg": 1, "b.jpg": 0, "a.jpg": 1}})
     assert read_labels(path, ["a.jpg", "b.jpg"]).tolist() == [1, 0]
@@ -142,7 +145,7 @@ def test_labels_are_those_of_the_file_whatever_its_order_and_stay_in_range(tmp_p
     assert labels_file({"prepare": tmp_path}) == tmp_path / "data" / "pool" / "labels.json"
     spec = {"share": 0.5, "share_seed": 3, "share_by": "class"}
     (tmp_path / "data" / "pool").mkdir(parents=True)
-    labelled(tmp_path / "data" / "pool" / "labels.json", np.arange(2000) % 3)
+    write_labels(tmp_path / "data" / "pool" / "labels.json", np.arange(2000) % 3)
     got = select_for_spec(FILES, spec, {"prepare": tmp_path})
     assert np.array_equal(got, per_class(np.arange(2000) % 3, 0.5, 3))
     spec["share_by"] = "image"

@@ -1,4 +1,4 @@
-"""Weights files that a config names are told apart by their content."""
+"""Weights files named in a config are identified by their content."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_file_that_changed_after_the_plan_is_not_read(tmp_path: Path) -> None:
     assert without_content({**planned, "weights": "random"})["weights"] == "random"
 
 
-def test_a_folder_of_weights_is_all_of_its_files(tmp_path: Path) -> None:
+def test_a_folder_of_weights_is_identified_by_all_its_files(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     config = {"type": "x", "weights": str(tmp_path)}
     before = with_content(config, lambda s: Catalogue(s).scan())
@@ -32,7 +32,9 @@ def test_a_folder_of_weights_is_all_of_its_files(tmp_path: Path) -> None:
     assert with_content(config, lambda s: Catalogue(s).scan()) != before
 
 
-def test_texts_that_are_no_paths_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_that_are_no_paths_are_not_read_as_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("before", "random"):
         (tmp_path / name).touch()

@@ -1,4 +1,4 @@
-"""Images that were decoded once are not decoded again, and a damaged memory changes no result."""
+"""Images decoded once are not decoded again, and a damaged image memory changes no result."""
 
 from __future__ import annotations
 
@@ -18,33 +18,35 @@ from kdep_bench.data.image_memory import ImageMemory
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    made = [tmp_path / f"{i}.png" for i in range(5)]
-    for i, file in enumerate(made):
+    """Five images; the fourth has an alpha channel."""
+    paths = [tmp_path / f"{i}.png" for i in range(5)]
+    for i, file in enumerate(paths):
         pixels = np.random.default_rng(i).integers(0, 256, (20, 30, 3), dtype=np.uint8)
         Image.fromarray(pixels).convert("RGBA" if i == 3 else "RGB").save(file)
-    return made
+    return paths
 
 
-def look(files: list[Path], path: Path) -> images.Inspection:
+def inspect(files: list[Path], path: Path) -> images.Inspection:
+    """Inspects the files with the image memory at `path`."""
     with ImageMemory(path) as memory:
         return images.inspect(files, memory)
 
 
 def test_a_second_run_decodes_nothing_and_finds_the_same(files, tmp_path: Path) -> None:
-    first = look(files, tmp_path / "m" / "images.sqlite")
+    first = inspect(files, tmp_path / "m" / "images.sqlite")
     assert first.decoded == 5
-    again = look(files, tmp_path / "m" / "images.sqlite")
-    assert again.decoded == 0
-    assert again.info == first.info
+    second = inspect(files, tmp_path / "m" / "images.sqlite")
+    assert second.decoded == 0
+    assert second.info == first.info
     files[0].write_bytes(files[1].read_bytes())
     moved = files[2].rename(files[2].with_name("moved.png"))
-    assert look([files[0], moved], tmp_path / "m" / "images.sqlite").decoded == 0
+    assert inspect([files[0], moved], tmp_path / "m" / "images.sqlite").decoded == 0
 
 
 def test_a_fault_is_found_every_time(files, tmp_path: Path) -> None:
     files[2].write_bytes(files[2].read_bytes()[:-30])
     for _ in range(2):
-        assert len(look(files, tmp_path / "images.sqlite").faults) == 1
+        assert len(inspect(files, tmp_path / "images.sqlite").faults) == 1
 
 
 def not_a_database(path: Path) -> None:
@@ -104,14 +106,14 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize("spoil", BROKEN)
-def test_an_unusable_image_memory_changes_no_result(files, tmp_path: Path, spoil) -> None:
+@pytest.mark.parametrize("damage", BROKEN)
+def test_an_unusable_image_memory_changes_no_result(files, tmp_path: Path, damage) -> None:
     path = tmp_path / "images.sqlite"
-    first = look(files, path)
-    spoil(path)
-    again = look(files, path)
-    assert again.decoded == 5
-    assert again.info == first.info
+    first = inspect(files, path)
+    damage(path)
+    second = inspect(files, path)
+    assert second.decoded == 5
+    assert second.info == first.info
 
 
 def test_an_image_memory_locked_by_another_process_is_skipped_after_a_wait(
@@ -119,15 +121,15 @@ def test_an_image_memory_locked_by_another_process_is_skipped_after_a_wait(
 ) -> None:
     monkeypatch.setattr(image_memory, "_BUSY", 0.1)
     path = tmp_path / "images.sqlite"
-    look(files[:1], path)
+    inspect(files[:1], path)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
-    assert look(files, path).decoded == 5
+    assert inspect(files, path).decoded == 5
     other.execute("ROLLBACK")
     other.close()
 
 
-def test_many_threads_may_use_it(tmp_path: Path) -> None:
+def test_the_image_memory_can_be_used_by_several_threads(tmp_path: Path) -> None:
     with ImageMemory(tmp_path / "images.sqlite") as memory:
 
         def work(k: int) -> None:
@@ -145,7 +147,9 @@ def test_many_threads_may_use_it(tmp_path: Path) -> None:
         assert memory.get("5-399") == ["5-399", 399]
 
 
-def test_prepare_and_prepare_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preparing_data_again_decodes_no_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("KDEP_CACHE", str(tmp_path / "cache"))
     spec = own.make(tmp_path / "mine")
     first = own.run(spec, tmp_path / "a")

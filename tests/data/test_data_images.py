@@ -1,4 +1,4 @@
-"""Images of one's own: every fault is found, and what is not plain becomes plain 8-bit pixels."""
+"""User images: every fault is found, and every readable image becomes plain 8-bit pixels."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ from kdep_bench.data import images
 from kdep_bench.errors import KdepError
 
 RNG = np.random.default_rng(0)
-PICTURE = RNG.integers(0, 256, (12, 20, 3), dtype=np.uint8)
-SMOOTH = np.asarray(Image.fromarray(PICTURE).resize((200, 120), Image.Resampling.BICUBIC))
+PIXELS = RNG.integers(0, 256, (12, 20, 3), dtype=np.uint8)
+SMOOTH = np.asarray(Image.fromarray(PIXELS).resize((200, 120), Image.Resampling.BICUBIC))
 
 
-def save(path: Path, pixels: np.ndarray = PICTURE, mode: str = "", **options: Any) -> Path:
+def save(path: Path, pixels: np.ndarray = PIXELS, mode: str = "", **options: Any) -> Path:
+    """Saves the pixels in a mode; returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(pixels)
     (image.convert(mode) if mode else image).save(path, **options)
@@ -35,12 +36,14 @@ def save(path: Path, pixels: np.ndarray = PICTURE, mode: str = "", **options: An
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
+    """The image file as bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
 
 
-def placed(tmp_path: Path, file: Path) -> tuple[Path, images.ImageInfo]:
+def place_image(tmp_path: Path, file: Path) -> tuple[Path, images.ImageInfo]:
+    """Inspects a file and places it as stage `prepare` does; returns (link or copy, info)."""
     inspected = images.inspect([file])
     assert not inspected.faults, inspected.faults
     link = tmp_path / "out" / images.placed_name(file.name, inspected.info[file])
@@ -49,7 +52,7 @@ def placed(tmp_path: Path, file: Path) -> tuple[Path, images.ImageInfo]:
 
 
 def read_by_all(path: Path) -> np.ndarray:
-    """RGB pixels, after a check that every reader of a suite sees the same ones."""
+    """RGB pixels; asserts that Pillow, OpenCV and `read_rgb` return the same ones."""
     with Image.open(path) as image:
         assert image.mode in ("RGB", "L")
         assert image.getexif().get(images.ORIENTATION) not in range(2, 9)
@@ -63,7 +66,7 @@ def read_by_all(path: Path) -> np.ndarray:
 @pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.jpg", "grey.png", "grey.jpg"])
 def test_a_plain_image_is_linked_untouched(tmp_path: Path, name: str) -> None:
     file = save(tmp_path / name, SMOOTH, "L" if "grey" in name else "")
-    link, info = placed(tmp_path, file)
+    link, info = place_image(tmp_path, file)
     assert info.plain
     assert link.is_symlink()
     assert link.name == name
@@ -71,7 +74,7 @@ def test_a_plain_image_is_linked_untouched(tmp_path: Path, name: str) -> None:
     assert info[1:3] == (200, 120)
 
 
-def test_rgb_of_a_plain_image_is_what_opencv_read_before(tmp_path: Path) -> None:
+def test_rgb_of_a_plain_image_equals_opencv_s(tmp_path: Path) -> None:
     for name in ("a.jpg", "a.png", "a.bmp"):
         file = save(tmp_path / name, SMOOTH)
         before = np.asarray(cv2.imread(str(file), cv2.IMREAD_COLOR))[..., ::-1]
@@ -99,7 +102,7 @@ def test_other_formats_become_a_plain_png_and_are_counted(
 ) -> None:
     options: dict[str, Any] = {"lossless": True} if name == "a.webp" else {}
     file = save(tmp_path / name, SMOOTH, mode, **options)
-    link, info = placed(tmp_path, file)
+    link, info = place_image(tmp_path, file)
     assert kind in info.kinds
     assert images.inspect([file]).kinds()[kind] == 1
     assert link.name == f"{name}.png"
@@ -110,22 +113,22 @@ def test_other_formats_become_a_plain_png_and_are_counted(
         np.testing.assert_array_equal(seen, np.asarray(source.convert("RGB")))
 
 
-def test_a_jpeg_named_jfif_is_linked_under_a_name_that_readers_take(tmp_path: Path) -> None:
+def test_a_jpeg_named_jfif_is_linked_under_a_name_with_jpg(tmp_path: Path) -> None:
     (tmp_path / "a.jfif").write_bytes(encoded(Image.fromarray(SMOOTH), "JPEG"))
-    link, info = placed(tmp_path, tmp_path / "a.jfif")
+    link, info = place_image(tmp_path, tmp_path / "a.jfif")
     assert info.plain
     assert link.name == "a.jfif.jpg"
 
 
-def test_alpha_is_put_on_white_and_not_shown_as_the_hidden_colour(tmp_path: Path) -> None:
+def test_transparent_pixels_are_blended_with_white(tmp_path: Path) -> None:
     pixels = np.zeros((2, 3, 4), np.uint8)
     pixels[:, 0] = (200, 0, 0, 255)
     pixels[:, 1] = (200, 0, 0, 0)
     pixels[:, 2] = (0, 0, 0, 128)
-    seen = read_by_all(placed(tmp_path, save(tmp_path / "a.png", pixels))[0])
+    seen = read_by_all(place_image(tmp_path, save(tmp_path / "a.png", pixels))[0])
     assert seen[0].tolist() == [[200, 0, 0], [255, 255, 255], [127, 127, 127]]
     grey = save(tmp_path / "b.png", np.zeros((2, 2), np.uint8), transparency=0)
-    assert read_by_all(placed(tmp_path, grey)[0]).min() == 255
+    assert read_by_all(place_image(tmp_path, grey)[0]).min() == 255
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
@@ -133,7 +136,7 @@ def test_16_bit_grey_is_scaled_over_the_whole_range(tmp_path: Path, suffix: str)
     deep = np.array([[0, 128, 129, 257], [32768, 65278, 65407, 65535]], np.uint16)
     file = tmp_path / f"a.{suffix}"
     cv2.imwrite(str(file), deep)
-    link, info = placed(tmp_path, file)
+    link, info = place_image(tmp_path, file)
     assert images.DEEP in info.kinds
     assert read_by_all(link)[..., 0].tolist() == [[0, 0, 1, 1], [128, 254, 255, 255]]
 
@@ -155,17 +158,19 @@ def test_exif_orientation_of_a_16_bit_image_is_applied_once(
         file.write_bytes(plain[:33] + sized + plain[33:])
     elif colour:
         cv2.imwrite(str(file), deep[..., ::-1])
-        turned = bytearray(file.read_bytes())
-        at = turned.find(struct.pack("<HHIH", 284, 3, 1, 1))  # planar configuration, the default
-        assert at > 0
-        turned[at : at + 12] = struct.pack("<HHIHH", images.ORIENTATION, 3, 1, 6, 0)
-        file.write_bytes(bytes(turned))
+        edited = bytearray(file.read_bytes())
+        offset = edited.find(
+            struct.pack("<HHIH", 284, 3, 1, 1)
+        )  # planar configuration, the default
+        assert offset > 0
+        edited[offset : offset + 12] = struct.pack("<HHIHH", images.ORIENTATION, 3, 1, 6, 0)
+        file.write_bytes(bytes(edited))
     else:
         Image.fromarray(deep).save(file, exif=exif)
-    link, info = placed(tmp_path, file)
+    link, info = place_image(tmp_path, file)
     assert (info.orientation, info.width, info.height, info.upright) == (6, 9, 5, (5, 9))
-    right = np.rot90((deep.reshape(5, 9, -1).astype(np.uint32) + 128) // 257, -1)
-    np.testing.assert_array_equal(read_by_all(link), np.broadcast_to(right, (9, 5, 3)))
+    expected = np.rot90((deep.reshape(5, 9, -1).astype(np.uint32) + 128) // 257, -1)
+    np.testing.assert_array_equal(read_by_all(link), np.broadcast_to(expected, (9, 5, 3)))
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "ppm"])
@@ -174,7 +179,7 @@ def test_16_bit_rgb_is_scaled_and_keeps_its_channels(tmp_path: Path, suffix: str
     deep[..., 0], deep[..., 1], deep[..., 2] = 65535, 129, 32768
     file = tmp_path / f"a.{suffix}"
     cv2.imwrite(str(file), deep[..., ::-1])
-    link, info = placed(tmp_path, file)
+    link, info = place_image(tmp_path, file)
     assert images.DEEP in info.kinds
     assert read_by_all(link)[0, 0].tolist() == [255, 1, 128]
 
@@ -192,7 +197,7 @@ def test_12_bit_values_in_a_16_bit_file_do_not_become_a_black_image(tmp_path: Pa
 def test_pixels_without_a_stated_range_are_refused(tmp_path: Path) -> None:
     for mode in ("I", "F"):
         file = tmp_path / f"{mode}.tif"
-        Image.fromarray(PICTURE[..., 0]).convert(mode).save(file)
+        Image.fromarray(PIXELS[..., 0]).convert(mode).save(file)
         with pytest.raises(KdepError, match="32 bit without a stated range"):
             images.inspect([file]).raise_faults()
 
@@ -203,11 +208,11 @@ def test_an_exif_orientation_is_applied_once(tmp_path: Path, orientation: int, n
     exif = Image.Exif()
     exif[images.ORIENTATION] = orientation
     file = save(tmp_path / name, SMOOTH, exif=exif)
-    link, info = placed(tmp_path, file)
+    link, info = place_image(tmp_path, file)
     with Image.open(file) as source:
-        right = np.asarray(ImageOps.exif_transpose(source).convert("RGB"))
+        expected = np.asarray(ImageOps.exif_transpose(source).convert("RGB"))
     seen = read_by_all(link)
-    np.testing.assert_array_equal(seen, right)
+    np.testing.assert_array_equal(seen, expected)
     assert info.upright == seen.shape[1::-1]
     assert info.plain == (orientation == 1 and name != "a.tif")
 
@@ -218,13 +223,13 @@ def test_the_first_frame_of_an_animation_is_used(tmp_path: Path) -> None:
         lossless: dict[str, Any] = {"lossless": True} if name == "a.webp" else {}
         file = tmp_path / name
         frames[0].save(file, save_all=True, append_images=frames[1:], **lossless)
-        link, info = placed(tmp_path, file)
+        link, info = place_image(tmp_path, file)
         assert info.frames == 2
         assert images.FRAMES in info.kinds
         assert read_by_all(link)[0, 0].tolist() == [255, 0, 0]
 
 
-def break_cut(file: Path) -> None:
+def break_truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-40])
 
 
@@ -275,7 +280,7 @@ def break_postscript(file: Path) -> None:
 
 
 FAULTS = {
-    break_cut: "truncated",
+    break_truncate: "truncated",
     break_zero_tail: "truncated|damaged",
     break_empty: "0 bytes",
     break_text: "not an image .*<html>",
@@ -292,13 +297,13 @@ FAULTS = {
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 def test_every_fault_of_a_list_is_found_in_one_run(tmp_path: Path, suffix: str) -> None:
     files = [save(tmp_path / f"{i}.{suffix}", SMOOTH) for i in range(30)]
-    late = {breaker: files[13 + i] for i, breaker in enumerate(FAULTS)}
-    for breaker, file in late.items():
+    broken_files = {breaker: files[13 + i] for i, breaker in enumerate(FAULTS)}
+    for breaker, file in broken_files.items():
         breaker(file)
     inspected = images.inspect(files)
     assert len(inspected.faults) == len(FAULTS)
     assert len(inspected.info) == 30 - len(FAULTS)
-    for (breaker, file), fault in zip(late.items(), inspected.faults, strict=True):
+    for (breaker, file), fault in zip(broken_files.items(), inspected.faults, strict=True):
         assert str(file) in str(fault), breaker
         assert re.search(FAULTS[breaker], str(fault)), (breaker, fault)
     with pytest.raises(KdepError, match="11 images cannot be used") as all_of_them:
@@ -306,26 +311,26 @@ def test_every_fault_of_a_list_is_found_in_one_run(tmp_path: Path, suffix: str) 
     assert "and 1 more" in str(all_of_them.value)
 
 
-@pytest.mark.parametrize("cut", [0.2, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("kept_fraction", [0.2, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.bmp", "a.gif", "a.webp", "a.tif"])
 def test_a_truncated_image_is_refused_and_never_filled_with_grey(
-    tmp_path: Path, name: str, cut: float
+    tmp_path: Path, name: str, kept_fraction: float
 ) -> None:
     file = save(tmp_path / name, SMOOTH)
     data = file.read_bytes()
-    file.write_bytes(data[: int(len(data) * cut)])
+    file.write_bytes(data[: int(len(data) * kept_fraction)])
     assert len(images.inspect([file]).faults) == 1
     with pytest.raises(KdepError, match=str(file)):
         images.read_rgb(file)
 
 
 def test_the_end_marker_of_a_thumbnail_does_not_end_the_image(tmp_path: Path) -> None:
-    thumb = encoded(Image.fromarray(PICTURE), "JPEG")
+    thumb = encoded(Image.fromarray(PIXELS), "JPEG")
     data = encoded(Image.fromarray(SMOOTH), "JPEG")
     app1 = b"\xff\xe1" + (len(thumb) + 2).to_bytes(2, "big") + thumb
-    whole = data[:2] + app1 + data[2:]
-    images.check_whole(whole, tmp_path)
-    images.check_whole(whole + b"trailing bytes of a camera", tmp_path)
+    complete = data[:2] + app1 + data[2:]
+    images.check_whole(complete, tmp_path)
+    images.check_whole(complete + b"trailing bytes of a camera", tmp_path)
     for progressive in (False, True):
         data = encoded(Image.fromarray(SMOOTH), "JPEG", progressive=progressive)
         images.check_whole(data, tmp_path)
@@ -338,9 +343,9 @@ def test_what_was_inspected_once_is_not_decoded_again(tmp_path: Path) -> None:
     memory: dict = {}
     first = images.inspect(files, memory)
     assert first.decoded == 3
-    again = images.inspect(files, memory)
-    assert again.decoded == 0
-    assert again.info == first.info
+    second = images.inspect(files, memory)
+    assert second.decoded == 0
+    assert second.info == first.info
     Image.new("RGB", (9, 9)).save(files[1])
     assert images.inspect(files, memory).decoded == 1
 
@@ -348,7 +353,7 @@ def test_what_was_inspected_once_is_not_decoded_again(tmp_path: Path) -> None:
 def test_a_name_that_is_not_utf8_is_placed_and_read(tmp_path: Path) -> None:
     name = os.fsdecode(b"lat\xe9.png")
     file = save(tmp_path / "a.png", SMOOTH).rename(tmp_path / name)
-    link, info = placed(tmp_path, file)
+    link, info = place_image(tmp_path, file)
     assert link.name == "lat%E9.png"
     assert info.plain
     np.testing.assert_array_equal(read_by_all(link), SMOOTH)
@@ -370,9 +375,7 @@ def test_an_error_about_a_name_that_is_not_utf8_can_be_printed(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("orientation", [2, 3, 4, 5, 6, 7, 8])
-def test_labels_of_a_turned_image_are_taken_only_where_they_are_certain(
-    tmp_path: Path, orientation: int
-) -> None:
+def test_labels_of_a_rotated_image_need_the_upright_size(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[images.ORIENTATION] = orientation
     file = save(tmp_path / "a.jpg", SMOOTH, exif=exif)
@@ -433,10 +436,10 @@ def test_any_readable_image_becomes_upright_8_bit(
     try:
         data = encoded(image, kind, exif=exif)
     except (OSError, KeyError, ValueError):
-        return  # this format does not hold this mode
+        return  # the format does not support the mode
     folder = tmp_path_factory.mktemp("any")
     (folder / "a").write_bytes(data)
-    link, _ = placed(folder, folder / "a")
+    link, _ = place_image(folder, folder / "a")
     seen = read_by_all(link)
     with Image.open(io.BytesIO(data)) as source:  # by path, Pillow 13 turns a raw TIFF wrongly
         turned = ImageOps.exif_transpose(source)
@@ -451,7 +454,7 @@ def test_any_readable_image_becomes_upright_8_bit(
     changes=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=6),
     cut=st.integers(0, 10**6),
 )
-def test_a_damaged_file_is_a_fault_or_an_image_and_nothing_else(
+def test_a_damaged_file_is_an_image_or_raises_kdep_error(
     kind: str, changes: list[tuple[int, int]], cut: int
 ) -> None:
     data = bytearray(encoded(Image.fromarray(SMOOTH[:30, :40]), kind))
@@ -468,11 +471,11 @@ def test_a_damaged_file_is_a_fault_or_an_image_and_nothing_else(
 
 @settings(max_examples=100, deadline=None)
 @given(name=st.binary(min_size=1, max_size=20), odd=st.booleans())
-def test_any_name_becomes_one_that_every_reader_takes(name: bytes, odd: bool) -> None:
+def test_any_file_name_becomes_one_that_every_reader_accepts(name: bytes, odd: bool) -> None:
     name = name.replace(b"/", b"_").replace(b"\0", b"_")
     info = images.ImageInfo("", 1, 1, "RGB", "JPEG", 1, 1, ("palette",) if odd else ())
-    placed = images.placed_name(os.fsdecode(name), info)
-    placed.encode("utf-8")
-    assert placed.isprintable() or not placed.isascii()
-    assert Path(placed).suffix.lower() in {".jpg", ".jpeg", ".png", ".bmp"}
-    assert images.placed_name(placed, info._replace(kinds=())) == placed
+    place_image = images.placed_name(os.fsdecode(name), info)
+    place_image.encode("utf-8")
+    assert place_image.isprintable() or not place_image.isascii()
+    assert Path(place_image).suffix.lower() in {".jpg", ".jpeg", ".png", ".bmp"}
+    assert images.placed_name(place_image, info._replace(kinds=())) == place_image

@@ -1,4 +1,4 @@
-"""Images that splits share are found, counted and named, and others are not."""
+"""Images shared between splits are found, counted and named; different images are not."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RNG = np.random.default_rng(3)
 
 
 def photo(seed: int, size: tuple[int, int] = (120, 90)) -> Image.Image:
-    """A picture with contrast at every scale, unlike that of any other seed."""
+    """An image with contrast at every scale, different for every seed."""
     rng, out = np.random.default_rng(seed), np.zeros((size[1], size[0], 3))
     for cells in (3, 6, 12, 24):
         small = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
@@ -29,13 +29,15 @@ def photo(seed: int, size: tuple[int, int] = (120, 90)) -> Image.Image:
     return Image.fromarray(out.astype(np.uint8))
 
 
-def put(path: Path, image: Image.Image, **options: Any) -> Path:
+def save(path: Path, image: Image.Image, **options: Any) -> Path:
+    """Saves an image, creating its folder; returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, **options)
     return path
 
 
-def find(sets: dict[str, list[Path]], allow: object = ()) -> list[leaks.Leak]:
+def find_leaks(sets: dict[str, list[Path]], allow: object = ()) -> list[leaks.Leak]:
+    """Images shared between the sets; `allow` lists pairs of sets that may share some."""
     inspected = inspect([f for files in sets.values() for f in files])
     inspected.raise_faults()
     return leaks.find(sets, inspected.info, read_allowed(allow, sets))
@@ -43,22 +45,22 @@ def find(sets: dict[str, list[Path]], allow: object = ()) -> list[leaks.Leak]:
 
 @pytest.fixture
 def sets(tmp_path: Path) -> dict[str, list[Path]]:
-    """Twelve pictures in each of four sets, all different."""
+    """Twelve images in each of four sets, all different."""
     names = ("pool", "coco/train", "coco/test", "masks/test")
     return {
-        name: [put(tmp_path / name / f"{i}.png", photo(100 * k + i)) for i in range(12)]
+        name: [save(tmp_path / name / f"{i}.png", photo(100 * k + i)) for i in range(12)]
         for k, name in enumerate(names)
     }
 
 
 def test_different_images_are_no_duplicates(sets: dict[str, list[Path]]) -> None:
-    assert find(sets) == []
+    assert find_leaks(sets) == []
 
 
 def test_equal_files_between_train_and_test_are_counted_and_named(sets, tmp_path: Path) -> None:
     for i in (0, 7):
         sets["coco/test"][i].write_bytes(sets["coco/train"][i + 1].read_bytes())
-    (leak,) = find(sets)
+    (leak,) = find_leaks(sets)
     assert (leak.first, leak.second, leak.images) == ("coco/train", "coco/test", 12)
     assert (leak.equal, leak.near) == (2, 0)
     assert leak.examples == [
@@ -74,42 +76,42 @@ def test_equal_files_between_train_and_test_are_counted_and_named(sets, tmp_path
     assert json.loads(json.dumps(leaks.table([leak])))[0]["equal"] == 2
 
 
-@pytest.mark.parametrize("how", ["jpeg", "half", "twice", "bright", "grey", "noise", "turned"])
-def test_a_changed_copy_is_a_near_duplicate(sets, tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize("change", ["jpeg", "half", "twice", "bright", "grey", "noise", "turned"])
+def test_a_changed_copy_is_a_near_duplicate(sets, tmp_path: Path, change: str) -> None:
     image, options = photo(1), dict[str, Any]()
-    path = tmp_path / "coco/test" / ("a.jpg" if how in ("jpeg", "turned") else "a.png")
-    if how == "jpeg":
+    path = tmp_path / "coco/test" / ("a.jpg" if change in ("jpeg", "turned") else "a.png")
+    if change == "jpeg":
         options["quality"] = 40
-    elif how in ("half", "twice"):
-        image = image.resize((60, 45) if how == "half" else (240, 180))
-    elif how == "bright":
+    elif change in ("half", "twice"):
+        image = image.resize((60, 45) if change == "half" else (240, 180))
+    elif change == "bright":
         image = ImageEnhance.Brightness(image).enhance(1.15)
-    elif how == "grey":
+    elif change == "grey":
         image = image.convert("L")
-    elif how == "noise":
+    elif change == "noise":
         noisy = np.asarray(image) + RNG.normal(0, 6, (90, 120, 3))
         image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
-    elif how == "turned":
+    elif change == "turned":
         exif = Image.Exif()
         exif[0x0112] = 6
         image, options = image.transpose(Image.Transpose.ROTATE_90), {"exif": exif}
-    sets["coco/test"].append(put(path, image, **options))
-    (leak,) = find(sets)
+    sets["coco/test"].append(save(path, image, **options))
+    (leak,) = find_leaks(sets)
     assert (leak.first, leak.second, leak.equal, leak.near) == ("pool", "coco/test", 0, 1)
     assert leak.examples[0][:2] == [f"test/{path.name}", "pool/1.png"]
 
 
 def test_images_without_contrast_are_no_near_duplicates(tmp_path: Path) -> None:
-    made = {
+    image_sets = {
         f"coco/{split}": [
-            put(tmp_path / split / f"{i}.png", Image.new("RGB", (9, 9), (i, 3, 99 - 20 * k)))
+            save(tmp_path / split / f"{i}.png", Image.new("RGB", (9, 9), (i, 3, 99 - 20 * k)))
             for i in range(5)
         ]
         for k, split in enumerate(("train", "test"))
     }
-    assert find(made) == []
-    made["coco/test"][0].write_bytes(made["coco/train"][4].read_bytes())
-    assert [leak.equal for leak in find(made)] == [1]
+    assert find_leaks(image_sets) == []
+    image_sets["coco/test"][0].write_bytes(image_sets["coco/train"][4].read_bytes())
+    assert [leak.equal for leak in find_leaks(image_sets)] == [1]
 
 
 def test_squares_on_noise_are_no_near_duplicates(tmp_path: Path) -> None:
@@ -119,32 +121,32 @@ def test_squares_on_noise_are_no_near_duplicates(tmp_path: Path) -> None:
         a[y : y + 44, x : x + 44] = [(220, 40, 40), (40, 60, 220)][RNG.integers(2)]
         return Image.fromarray(a)
 
-    made = {
-        f"coco/{s}": [put(tmp_path / s / f"{i}.png", scene()) for i in range(60)]
+    image_sets = {
+        f"coco/{s}": [save(tmp_path / s / f"{i}.png", scene()) for i in range(60)]
         for s in ("train", "test")
     }
-    assert find(made) == []
+    assert find_leaks(image_sets) == []
 
 
-def test_the_pool_may_hold_training_images_and_not_test_images(sets) -> None:
+def test_test_images_in_the_pool_are_noted_and_training_images_are_not(sets) -> None:
     sets["pool"] += [sets["coco/train"][0], sets["masks/test"][3]]
-    found = {(leak.first, leak.second): leak for leak in find(sets)}
-    assert found.keys() == {("pool", "coco/train"), ("pool", "masks/test")}
-    assert leaks.notes(found.values()).keys() == {"masks"}
+    leaks_by_sets = {(leak.first, leak.second): leak for leak in find_leaks(sets)}
+    assert leaks_by_sets.keys() == {("pool", "coco/train"), ("pool", "masks/test")}
+    assert leaks.notes(leaks_by_sets.values()).keys() == {"masks"}
 
 
-def test_a_waiver_by_name_takes_the_note_away_and_keeps_the_count(sets) -> None:
+def test_an_allowed_pair_of_sets_has_no_note_but_is_counted(sets) -> None:
     sets["pool"].append(sets["coco/test"][0])
-    (leak,) = find(sets, [["coco/test", "pool"]])
+    (leak,) = find_leaks(sets, [["coco/test", "pool"]])
     assert leak.allowed
     assert leak.equal == 1
     assert leaks.notes([leak]) == {}
-    (leak,) = find(sets, [["pool", "masks/test"]])
+    (leak,) = find_leaks(sets, [["pool", "masks/test"]])
     assert leaks.notes([leak])
 
 
 @pytest.mark.parametrize(
-    ("allow", "sentence"),
+    ("allow", "message"),
     [
         (["pool"], "pairs of sets"),
         ("pool", "pairs of sets"),
@@ -154,8 +156,10 @@ def test_a_waiver_by_name_takes_the_note_away_and_keeps_the_count(sets) -> None:
         ([["pool", 3]], "unknown set"),
     ],
 )
-def test_a_waiver_that_names_nothing_is_refused(sets, allow: object, sentence: str) -> None:
-    with pytest.raises(KdepError, match=sentence):
+def test_an_allowed_pair_of_unknown_or_uncompared_sets_is_refused(
+    sets, allow: object, message: str
+) -> None:
+    with pytest.raises(KdepError, match=message):
         read_allowed(allow, sets)
 
 
@@ -173,7 +177,9 @@ def test_one_file_in_two_splits_is_refused_and_the_fix_works(sets, tmp_path: Pat
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 24), st.booleans())
-def test_the_search_finds_what_comparing_all_pairs_finds(seed: int, radius: int, skewed: bool):
+def test_the_search_finds_the_same_matches_as_comparing_all_pairs(
+    seed: int, radius: int, skewed: bool
+):
     rng = np.random.default_rng(seed)
     bits = (rng.random((300, leaks.BITS)) < (0.03 if skewed else 0.5)).astype(np.uint8)
     queries = bits[rng.integers(0, 300, 80)].copy()
@@ -188,8 +194,8 @@ def test_the_search_finds_what_comparing_all_pairs_finds(seed: int, radius: int,
     np.testing.assert_array_equal(all_pairs[hit, match[hit]], distance[hit])
 
 
-def test_the_search_is_quick_among_many_alike(tmp_path: Path) -> None:
-    """A fixed camera: all hashes lie close together, and every query has thousands of matches."""
+def test_the_search_is_fast_among_similar_images(tmp_path: Path) -> None:
+    """As with a fixed camera: all hashes are similar, and every query has thousands of matches."""
     rng = np.random.default_rng(0)
     bits = np.tile(rng.integers(0, 2, leaks.BITS, dtype=np.uint8), (20_000, 1))
     bits[np.arange(20_000), rng.integers(0, leaks.BITS, 20_000)] ^= 1

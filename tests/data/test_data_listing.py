@@ -1,4 +1,4 @@
-"""One rule for which files of a folder are images."""
+"""The rule which files of a folder are images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from kdep_bench.data.views import read_rgb
 from kdep_bench.errors import KdepError
 
 
-def put(root: Path, *names: str) -> Path:
+def make_files(root: Path, *names: str) -> Path:
+    """Creates small files below `root`; returns `root`."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,8 +25,12 @@ def put(root: Path, *names: str) -> Path:
 
 
 def test_system_files_in_a_folder_are_skipped_and_counted(tmp_path: Path) -> None:
-    root = put(tmp_path, "b/1.png", "a/2.WEBP", "a/c/3.gif", "README.txt", ".cache/p.png", ".x.png")
-    put(root, "a/.DS_Store", "a/._2.webp", "b/Thumbs.db", "b/desktop.ini", "__MACOSX/a/2.webp")
+    root = make_files(
+        tmp_path, "b/1.png", "a/2.WEBP", "a/c/3.gif", "README.txt", ".cache/p.png", ".x.png"
+    )
+    make_files(
+        root, "a/.DS_Store", "a/._2.webp", "b/Thumbs.db", "b/desktop.ini", "__MACOSX/a/2.webp"
+    )
     listing = list_images(root)
     assert listing.images == ["a/2.WEBP", "a/c/3.gif", "b/1.png"]
     assert listing.other_files == ["README.txt"]
@@ -43,9 +48,9 @@ def test_system_files_in_a_folder_are_skipped_and_counted(tmp_path: Path) -> Non
     assert listing.by_class() == {"a": ["a/2.WEBP", "a/c/3.gif"], "b": ["b/1.png"]}
 
 
-def test_links_to_folders_are_followed_and_a_circle_ends(tmp_path: Path) -> None:
-    put(tmp_path / "real", "1.png")
-    root = put(tmp_path / "pool", "0.png")
+def test_links_to_folders_are_followed_and_a_cycle_ends(tmp_path: Path) -> None:
+    make_files(tmp_path / "real", "1.png")
+    root = make_files(tmp_path / "pool", "0.png")
     (root / "linked").symlink_to(tmp_path / "real")
     (root / "up").symlink_to(root)
     (root / "self").symlink_to(root / "self")
@@ -62,10 +67,10 @@ def test_a_folder_that_cannot_be_read_is_no_empty_folder(tmp_path: Path) -> None
 
 
 def test_a_name_that_is_not_utf8_is_listed_read_and_printed(tmp_path: Path) -> None:
-    picture = tiny.noise_image(np.random.default_rng(0))
-    os.rename(tiny.save(tmp_path / "1.png", picture), os.fsencode(tmp_path) + b"/lat\xe9.png")
+    image = tiny.noise_image(np.random.default_rng(0))
+    os.rename(tiny.save(tmp_path / "1.png", image), os.fsencode(tmp_path) + b"/lat\xe9.png")
     (name,) = list_images(tmp_path).images
-    assert np.array_equal(read_rgb(tmp_path / name), picture)
+    assert np.array_equal(read_rgb(tmp_path / name), image)
     assert shown(name) == "lat\\xe9.png"
 
 

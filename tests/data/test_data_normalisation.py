@@ -1,4 +1,4 @@
-"""A teacher never gets pixels on another scale than it was trained on, without a word."""
+"""A teacher whose normalisation has another pixel scale than 0-255 is refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.teachers.base import Teacher, TeacherOutput
 
 CAFFE = ((123.675, 116.28, 103.53), (1.0, 1.0, 1.0))
-RIGHT = [
+VALID = [
     (MEAN, STD),
     ((127.5,) * 3, (127.5,) * 3),
     ((122.770938, 116.7460125, 104.09373615), (68.5005327, 66.6321579, 70.32316305)),  # CLIP
@@ -22,9 +22,9 @@ RIGHT = [
     ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     CAFFE,
     ((-31.875,) * 3, (318.75,) * 3),  # mmpretrain, EfficientNet for edge devices
-    ((33.0, 34.0, 35.0), (78.0, 79.0, 80.0)),  # dark pictures
+    ((33.0, 34.0, 35.0), (78.0, 79.0, 80.0)),  # dark images
 ]
-WRONG: dict[str, tuple[Any, Any]] = {
+INVALID: dict[str, tuple[Any, Any]] = {
     "0-1 scale": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "mean of the 0-1 scale": ((0.485, 0.456, 0.406), STD),
     "deviation of the 0-1 scale": (MEAN, (0.229, 0.224, 0.225)),
@@ -46,21 +46,21 @@ WRONG: dict[str, tuple[Any, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("mean", "std"), RIGHT)
-def test_what_networks_are_published_with_is_taken(mean: Any, std: Any) -> None:
+@pytest.mark.parametrize(("mean", "std"), VALID)
+def test_normalisations_of_published_networks_are_accepted(mean: Any, std: Any) -> None:
     check_normalisation(mean, std, "x")
     check_normalisation(list(mean), list(std), "x")
 
 
-@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("name", INVALID)
 def test_a_normalisation_of_another_scale_is_refused(name: str) -> None:
     with pytest.raises(KdepError, match=r"^x normalises with .*0-255 scale"):
-        check_normalisation(*WRONG[name], "x")
+        check_normalisation(*INVALID[name], "x")
 
 
 @pytest.mark.parametrize("name", ["0-1 scale", "scaled twice", "exchanged", "BGR"])
-def test_the_fix_works(name: str) -> None:
-    mean, std = WRONG[name]
+def test_the_fix_in_the_error_gives_a_valid_normalisation(name: str) -> None:
+    mean, std = INVALID[name]
     with pytest.raises(KdepError) as caught:
         check_normalisation(mean, std, "x")
     fix = caught.value.fix
@@ -76,22 +76,24 @@ def test_the_fix_works(name: str) -> None:
     check_normalisation(mean, std, "x")
 
 
-class Plain(Teacher):
+class MeanColour(Teacher):
+    """A teacher whose feature is the mean colour."""
+
     name, width, input_px, has_logits, tap = "plain", 3, 8, False, "the mean"
 
     def features(self, x_B3HW: Tensor) -> TeacherOutput:
         return TeacherOutput(x_B3HW.mean((2, 3)), None)
 
 
-def test_no_teacher_is_built_with_it() -> None:
-    for mean, std in WRONG.values():
-        with pytest.raises(KdepError, match=r"the teacher \(Plain\) normalises"):
-            Plain(mean, std)
+def test_a_teacher_with_a_wrong_normalisation_is_not_built() -> None:
+    for mean, std in INVALID.values():
+        with pytest.raises(KdepError, match=r"the teacher \(MeanColour\) normalises"):
+            MeanColour(mean, std)
     grey = torch.full((2, 3, 8, 8), 127, dtype=torch.uint8)
-    assert Plain(MEAN, STD)(grey).pooled.abs().max() < 0.5  # one deviation holds most pictures
+    assert MeanColour(MEAN, STD)(grey).pooled.abs().max() < 0.5  # the mean grey is near 0
 
 
-def test_one_of_the_two_alone_is_refused() -> None:
+def test_a_mean_without_std_or_std_without_mean_is_refused() -> None:
     with pytest.raises(KdepError, match="has mean but no std"):
         check_stated({"name": "x", "mean": MEAN})
     with pytest.raises(KdepError, match="has std but no mean"):
@@ -99,7 +101,7 @@ def test_one_of_the_two_alone_is_refused() -> None:
     check_stated({"name": "x"})
 
 
-def test_a_suite_with_it_is_refused_before_anything_runs(tmp_path: Path) -> None:
+def test_a_suite_with_a_wrong_normalisation_is_not_planned(tmp_path: Path) -> None:
     from kdep_bench.suite.config import load_suite
     from kdep_bench.suite.plan import build_plan
 
@@ -119,7 +121,7 @@ def test_a_suite_with_it_is_refused_before_anything_runs(tmp_path: Path) -> None
             build_plan(load_suite(str(path)))
 
 
-def test_a_recipe_cannot_state_another_normalisation_for_students() -> None:
+def test_a_task_recipe_cannot_change_the_students_normalisation() -> None:
     from kdep_bench.data.normalisation import check_recipe
     from kdep_bench.suite.config import resolve
 

@@ -1,4 +1,4 @@
-"""Official sets: tiny copies in the real formats, the wrong ones, and the archives they come in."""
+"""Official data sets: tiny copies in the real formats, faulty copies, and archives."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ from kdep_bench.errors import KdepError
 
 
 def quiet(*_: object) -> None:
+    """A progress callback that prints nothing."""
     return None
 
 
 def make(name: str, root: Path) -> OfficialSet:
+    """Writes a tiny copy of a set; returns the set."""
     dataset = get_set(name)
     (root / name).mkdir(parents=True)
     dataset.tiny(root / name, np.random.default_rng(0))
@@ -41,6 +43,7 @@ def make(name: str, root: Path) -> OfficialSet:
 
 @pytest.fixture(params=set_names())
 def tiny_set(request: pytest.FixtureRequest, tmp_path: Path) -> OfficialSet:
+    """Each official set in turn, with a tiny copy in tmp_path."""
     return make(request.param, tmp_path)
 
 
@@ -123,7 +126,9 @@ def test_an_absent_set_names_the_command(tmp_path: Path) -> None:
         verify(get_set("coco"), tmp_path)
 
 
-def test_root_by_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_data_root_is_read_from_kdep_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("KDEP_DATA", raising=False)
     with pytest.raises(KdepError, match="KDEP_DATA"):
         data_root()
@@ -131,10 +136,10 @@ def test_root_by_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert data_root() == tmp_path
 
 
-# ---- the wrong ones ----
+# ---- faulty copies ----
 
 
-def test_cityscapes_label_ids_for_train_ids(tmp_path: Path) -> None:
+def test_cityscapes_masks_with_label_ids_are_refused(tmp_path: Path) -> None:
     dataset = make("cityscapes", tmp_path)
     mask = next((tmp_path / "cityscapes/gtFine/train").rglob(f"*{cityscapes.TRAIN_IDS}"))
     ids = mask.with_name(mask.name.replace("labelTrainIds", "labelIds"))
@@ -153,7 +158,7 @@ def test_cityscapes_train_ids_agree_with_the_label_ids(tmp_path: Path) -> None:
             assert (b[a == label] == number).all()
 
 
-def test_cityscapes_mask_of_another_size(tmp_path: Path) -> None:
+def test_a_cityscapes_mask_of_another_size_is_refused(tmp_path: Path) -> None:
     dataset = make("cityscapes", tmp_path)
     mask = next((tmp_path / "cityscapes/gtFine/val").rglob(f"*{cityscapes.TRAIN_IDS}"))
     Image.open(mask).resize((32, 24)).save(mask)
@@ -161,14 +166,14 @@ def test_cityscapes_mask_of_another_size(tmp_path: Path) -> None:
         verify(dataset, tmp_path, None, whole=False)
 
 
-def test_voc_missing_split_file(tmp_path: Path) -> None:
+def test_a_missing_split_list_of_voc_is_refused(tmp_path: Path) -> None:
     dataset = make("voc", tmp_path)
     (tmp_path / "voc/VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt").unlink()
     with pytest.raises(KdepError, match=r"Segmentation/val.txt does not exist"):
         verify(dataset, tmp_path, None, whole=False)
 
 
-def test_voc_list_of_one_class_is_refused(tmp_path: Path) -> None:
+def test_a_voc_list_of_a_single_class_is_refused(tmp_path: Path) -> None:
     dataset = make("voc", tmp_path)
     path = tmp_path / "voc/VOCdevkit/VOC2007/ImageSets/Main/test.txt"
     path.write_text("".join(f"{x}  1\n" for x in path.read_text().split()))
@@ -176,7 +181,7 @@ def test_voc_list_of_one_class_is_refused(tmp_path: Path) -> None:
         verify(dataset, tmp_path, None, whole=False)
 
 
-def test_voc_difficult_flags(tmp_path: Path) -> None:
+def test_difficult_flags_of_voc_are_read_and_wrong_ones_refused(tmp_path: Path) -> None:
     make("voc", tmp_path)
     xmls = sorted((tmp_path / "voc/VOCdevkit/VOC2007/Annotations").glob("*.xml"))
     info = [voc.check_xml(x) for x in xmls]
@@ -188,7 +193,7 @@ def test_voc_difficult_flags(tmp_path: Path) -> None:
         voc.check_xml(xmls[0])
 
 
-def test_voc_unknown_class(tmp_path: Path) -> None:
+def test_an_unknown_class_of_voc_is_refused(tmp_path: Path) -> None:
     make("voc", tmp_path)
     xml = next((tmp_path / "voc/VOCdevkit/VOC2007/Annotations").glob("*.xml"))
     text = xml.read_text()
@@ -202,13 +207,13 @@ def test_voc_augmented_masks_leave_out_the_official_lists(tmp_path: Path) -> Non
     dataset = make("voc", tmp_path)
     folder = tmp_path / "voc"
     lists = folder / "VOCdevkit/VOC2012/ImageSets/Segmentation"
-    own = (lists / "val.txt").read_text().split()[0]
+    official_name = (lists / "val.txt").read_text().split()[0]
     with (folder / "sbd/dataset/val.txt").open("a") as f:
-        f.write(f"{own}\n")
+        f.write(f"{official_name}\n")
     voc.convert(folder, quiet)
-    assert own not in (lists / "aug.txt").read_text().split()
+    assert official_name not in (lists / "aug.txt").read_text().split()
     verify(dataset, tmp_path, None, whole=False)
-    (lists / "aug.txt").open("a").write(f"{own}\n")
+    (lists / "aug.txt").open("a").write(f"{official_name}\n")
     with pytest.raises(KdepError, match=r"SegmentationClassAug|are both in the training lists"):
         verify(dataset, tmp_path, None, whole=False)
 
@@ -239,14 +244,14 @@ def test_the_mask_of_a_tiny_crowd_covers_its_box(tmp_path: Path) -> None:
         assert mask.area(coded) == crowd["area"]
 
 
-def test_coco_half_unpacked_images(tmp_path: Path) -> None:
+def test_coco_images_unpacked_in_part_are_refused(tmp_path: Path) -> None:
     dataset = make("coco", tmp_path)
     sorted((tmp_path / "coco/train2017").iterdir())[-1].unlink()
     with pytest.raises(KdepError, match="unpacked in part"):
         verify(dataset, tmp_path, None, whole=False)
 
 
-def test_ade20k_coloured_mask(tmp_path: Path) -> None:
+def test_a_coloured_mask_of_ade20k_is_refused(tmp_path: Path) -> None:
     dataset = make("ade20k", tmp_path)
     mask = next((tmp_path / "ade20k").rglob("annotations/training/*.png"))
     Image.open(mask).convert("RGB").save(mask)
@@ -254,7 +259,7 @@ def test_ade20k_coloured_mask(tmp_path: Path) -> None:
         verify(dataset, tmp_path, None, whole=False)
 
 
-def test_cifar_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
+def test_a_cifar_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
     make("cifar100", tmp_path)
     mark = tmp_path / "ran"
 
@@ -269,7 +274,7 @@ def test_cifar_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
-def test_cifar10_in_place_of_cifar100(tmp_path: Path) -> None:
+def test_cifar10_in_place_of_cifar100_is_refused(tmp_path: Path) -> None:
     make("cifar100", tmp_path)
     base = tmp_path / "cifar100" / cifar100.FOLDER
     (base / "meta").write_bytes(pickle.dumps({"label_names": ["a"]}, protocol=2))
@@ -277,7 +282,7 @@ def test_cifar10_in_place_of_cifar100(tmp_path: Path) -> None:
         cifar100.read_split(tmp_path / "cifar100", "train")
 
 
-def test_cub_lists_that_disagree(tmp_path: Path) -> None:
+def test_inconsistent_lists_of_cub_are_refused(tmp_path: Path) -> None:
     dataset = make("cub200", tmp_path)
     path = tmp_path / "cub200/CUB_200_2011/train_test_split.txt"
     path.write_text("".join(f"{x}\n" for x in path.read_text().splitlines()[:-1]))
@@ -285,7 +290,7 @@ def test_cub_lists_that_disagree(tmp_path: Path) -> None:
         verify(dataset, tmp_path, None, whole=False)
 
 
-def test_dtd_lists_and_table_that_disagree(tmp_path: Path) -> None:
+def test_inconsistent_lists_of_dtd_are_refused(tmp_path: Path) -> None:
     dataset = make("dtd", tmp_path)
     labels = tmp_path / "dtd/dtd/labels"
     a, b = (labels / "train1.txt").read_text(), (labels / "val1.txt").read_text()
@@ -295,7 +300,7 @@ def test_dtd_lists_and_table_that_disagree(tmp_path: Path) -> None:
         verify(dataset, tmp_path, None, whole=False)
 
 
-def test_caltech_class_number_missing(tmp_path: Path) -> None:
+def test_a_missing_class_number_of_caltech_is_refused(tmp_path: Path) -> None:
     make("caltech256", tmp_path)
     base = tmp_path / "caltech256" / caltech256.FOLDER
     (base / "002.american-flag").rename(base / "009.american-flag")
@@ -307,6 +312,7 @@ def test_caltech_class_number_missing(tmp_path: Path) -> None:
 
 
 def tar(path: Path, files: dict[str, bytes], extra: tarfile.TarInfo | None = None) -> Path:
+    """Writes a tar, or .tgz, of these files; returns the path."""
     with tarfile.open(path, "w:gz" if path.suffix == ".tgz" else "w") as t:
         for name, data in files.items():
             info = tarfile.TarInfo(name)
@@ -318,6 +324,7 @@ def tar(path: Path, files: dict[str, bytes], extra: tarfile.TarInfo | None = Non
 
 
 def link(name: str, kind: bytes) -> tarfile.TarInfo:
+    """A tar member that is a link to /etc/passwd or a device."""
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, "/etc/passwd"
     return info
@@ -327,7 +334,9 @@ def link(name: str, kind: bytes) -> tarfile.TarInfo:
     "name", ["/abs.jpg", "../up.jpg", "a/../../b", "C:\\x", "C:", "C:x", "a\\b", "a\nb"]
 )
 @pytest.mark.parametrize("kind", ["tar", "zip"])
-def test_paths_that_leave_the_folder(tmp_path: Path, name: str, kind: str) -> None:
+def test_archive_members_outside_the_folder_are_refused(
+    tmp_path: Path, name: str, kind: str
+) -> None:
     path = tmp_path / f"a.{kind}"
     if kind == "tar":
         tar(path, {"fine.jpg": b"x", name: b"x"})
@@ -343,13 +352,13 @@ def test_paths_that_leave_the_folder(tmp_path: Path, name: str, kind: str) -> No
 @pytest.mark.parametrize(
     "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE]
 )
-def test_links_and_devices(tmp_path: Path, kind: bytes) -> None:
+def test_links_and_devices_in_a_tar_are_refused(tmp_path: Path, kind: bytes) -> None:
     path = tar(tmp_path / "a.tar", {"fine.jpg": b"x"}, link("odd", kind))
     with pytest.raises(KdepError, match=r"link|device"):
         unpack(path, tmp_path / "out", quiet)
 
 
-def test_zip_symlink(tmp_path: Path) -> None:
+def test_a_link_in_a_zip_is_refused(tmp_path: Path) -> None:
     info = zipfile.ZipInfo("odd")
     info.external_attr = 0o120777 << 16
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as z:
@@ -379,13 +388,13 @@ def test_unpacking_resumes_and_is_sealed(tmp_path: Path) -> None:
     (out / "d/1.jpg").write_bytes(b"half")
     assert unpack(path, out, quiet) == {"files": 6, "bytes": 300, "skipped": 1}
     assert all((out / n).read_bytes() == data for n, data in files.items())
-    (out / "d/0.jpg").unlink()  # sealed: what was unpacked once is a person's own
+    (out / "d/0.jpg").unlink()  # sealed: later changes by the user are kept
     assert unpack(path, out, quiet)["skipped"] == 6
     assert not list(out.rglob(".unpack.*"))
 
 
 @pytest.mark.parametrize("suffix", ["tar", "tgz", "zip"])
-def test_half_an_archive(tmp_path: Path, suffix: str) -> None:
+def test_a_truncated_archive_is_refused(tmp_path: Path, suffix: str) -> None:
     path, data = tmp_path / f"a.{suffix}", np.random.default_rng(0).bytes(60000)
     if suffix == "zip":
         with zipfile.ZipFile(path, "w") as z:
@@ -398,7 +407,7 @@ def test_half_an_archive(tmp_path: Path, suffix: str) -> None:
     assert not (tmp_path / "out/a.jpg").exists()
 
 
-def test_wrong_size_and_checksum(tmp_path: Path) -> None:
+def test_an_archive_of_wrong_size_or_checksum_is_refused(tmp_path: Path) -> None:
     path = tar(tmp_path / "a.tar", {"a.jpg": b"x"})
     with pytest.raises(KdepError, match="download it again"):
         check_archive(path, Archive("a.tar", "", bytes=7), quiet)
@@ -406,8 +415,8 @@ def test_wrong_size_and_checksum(tmp_path: Path) -> None:
         check_archive(path, Archive("a.tar", "", "00", "somewhere"), quiet)
 
 
-def test_imagenet_tar_of_tars(tmp_path: Path) -> None:
-    """The official nesting: unpacked into class folders, a cut run goes on, others are refused."""
+def test_imagenet_s_nested_tars_are_unpacked_into_class_folders(tmp_path: Path) -> None:
+    """A truncated archive is refused, and an interrupted run continues."""
     make("imagenet", tmp_path / "source")
     tree, outer = tmp_path / "source/imagenet/train", {}
     for wnid in imagenet.TINY_WNIDS:
@@ -415,32 +424,36 @@ def test_imagenet_tar_of_tars(tmp_path: Path) -> None:
         outer[f"{wnid}.tar"] = tar(tmp_path / "inner.tar", inner).read_bytes()
     (tmp_path / "down").mkdir()
     path = tar(tmp_path / "down" / imagenet.TRAIN, outer)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
+    complete = path.read_bytes()
+    path.write_bytes(complete[: len(complete) // 2])
     dataset, root = get_set("imagenet"), tmp_path / "root"
     with pytest.raises(KdepError, match=r"truncated|ends"):
         lay_out(dataset, root, [tmp_path / "down"], quiet, checksums=False)
-    path.write_bytes(whole)
+    path.write_bytes(complete)
     with pytest.raises(KdepError, match="1d675b47d978889d74fa0da5fadfb00e"):
         lay_out(dataset, root, [tmp_path / "down"], quiet)
     lay_out(dataset, root, [tmp_path / "down"], quiet, checksums=False)
     counts = verify(dataset, root, None, whole=False)
     assert counts == {"train_classes": 4, "train_images": 4 * imagenet.TINY_IMAGES}
     first = root / "imagenet/train" / imagenet.TINY_WNIDS[0]
-    kept = {p.name: p.read_bytes() for p in first.iterdir()}
+    expected = {p.name: p.read_bytes() for p in first.iterdir()}
     for p in first.iterdir():
         p.write_bytes(b"x")
     with pytest.raises(KdepError, match="not an image"):
-        verify(dataset, root, None, whole=False)  # ... which drops the seals,
+        verify(dataset, root, None, whole=False)  # this removes the seals,
     lay_out(dataset, root, [tmp_path / "down"], quiet, checksums=False)
-    assert {p.name: p.read_bytes() for p in first.iterdir()} == kept  # ... so that all comes back
-    path.write_bytes(whole[: len(whole) - 10240])  # no end-of-archive blocks: a class may be lost
+    assert {
+        p.name: p.read_bytes() for p in first.iterdir()
+    } == expected  # so all files were unpacked again
+    path.write_bytes(
+        complete[: len(complete) - 10240]
+    )  # no end-of-archive blocks: a class may be lost
     with pytest.raises(KdepError, match=r"end-of-archive|damaged"):
         lay_out(dataset, tmp_path / "new", [tmp_path / "down"], quiet, checksums=False)
 
 
 def test_validation_images_go_to_the_class_that_the_ground_truth_names(tmp_path: Path) -> None:
-    """By the devkit's class numbers, which are in another order than the folders' names."""
+    """The devkit's class numbers are in a different order than the folders' names."""
     from scipy.io import savemat
 
     wnids = ["n00000020", "n00000010", "n00000030"]  # of the class numbers 1, 2, 3
@@ -471,12 +484,12 @@ def test_validation_images_go_to_the_class_that_the_ground_truth_names(tmp_path:
     }
     folders = ["n00000010", "n00000030", "n00000020", "n00000010"]
     assert sorted_to == {f"{w}/{n}": n.encode() for w, n in zip(folders, names, strict=True)}
-    # What is sorted already stays where it is.
+    # Images that are sorted already stay in their folders.
     lay_out(get_set("imagenet"), root, [down], quiet, checksums=False)
     assert len(list((root / "imagenet/val").rglob("*.JPEG"))) == 4
 
 
-def test_a_damaged_image_of_imagenet_is_refused_and_its_odd_ones_are_not(tmp_path: Path) -> None:
+def test_a_damaged_imagenet_image_is_refused_and_png_or_cmyk_is_not(tmp_path: Path) -> None:
     """The release has a PNG and CMYK JPEGs under the suffix .JPEG."""
     dataset = make("imagenet", tmp_path)
     files = sorted((tmp_path / "imagenet/train").rglob("*.JPEG"))
@@ -488,10 +501,10 @@ def test_a_damaged_image_of_imagenet_is_refused_and_its_odd_ones_are_not(tmp_pat
         verify(dataset, tmp_path, None, whole=False)
 
 
-def test_a_set_from_its_archives_by_the_tool(
+def test_the_tool_lays_out_voc_from_its_archives(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Archives of a tiny VOC -> laid out, SBD converted; its counts are then not the release's."""
+    """Archives of a tiny VOC are laid out and SBD is converted; its counts are then refused."""
     make("voc", tmp_path / "source")
     source, down = tmp_path / "source/voc", tmp_path / "down"
     down.mkdir()
@@ -524,9 +537,9 @@ def test_prepare_links_the_sets_and_labels_the_pool(tmp_path: Path) -> None:
     spec = {"sets": ["coco", "voc"], "pool": "imagenet", "tiny_seed": 0}
     out = tmp_path / "stage"
     out.mkdir()
-    made = prepare(spec, {}, out, quiet)
-    assert made["counts"]["images"]["pool"] == 4 * imagenet.TINY_IMAGES
-    assert list(made["counts"]) == ["images", "coco", "imagenet", "voc"]  # in every process
+    outputs = prepare(spec, {}, out, quiet)
+    assert outputs["counts"]["images"]["pool"] == 4 * imagenet.TINY_IMAGES
+    assert list(outputs["counts"]) == ["images", "coco", "imagenet", "voc"]  # a fixed order
     labels = json.loads((out / "data/pool/labels.json").read_text())
     for name, number in labels["labels"].items():
         assert (out / "data/pool/images" / name).is_file()
@@ -536,14 +549,14 @@ def test_prepare_links_the_sets_and_labels_the_pool(tmp_path: Path) -> None:
     assert (moved / "data/pool/images" / next(iter(labels["labels"]))).is_file()
     again = tmp_path / "again"
     again.mkdir()
-    assert prepare(spec, {}, again, quiet)["fingerprint"] == made["fingerprint"]
+    assert prepare(spec, {}, again, quiet)["fingerprint"] == outputs["fingerprint"]
 
 
 @pytest.mark.parametrize("name", ["voc", "dtd"])
 def test_a_tiny_copy_has_the_same_bytes_at_another_time(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """scipy writes the time into MATLAB files: a rehearsal's fingerprint would be another's."""
+    """scipy writes the time into MATLAB files, which would change the fingerprint."""
     import time
 
     copies = []
@@ -567,7 +580,7 @@ def test_an_empty_class_folder_of_the_pool_shifts_no_label(tmp_path: Path) -> No
     assert table["labels"] == {"a/1.png": 0, "c/1.png": 2, "c/2.png": 2}
 
 
-def test_prepare_refuses_what_is_incomplete(tmp_path: Path) -> None:
+def test_prepare_refuses_an_incomplete_set_and_an_unknown_key(tmp_path: Path) -> None:
     make("imagenet", tmp_path)
     with pytest.raises(KdepError, match="official release"):
         prepare({"sets": [], "pool": "imagenet", "root": str(tmp_path)}, {}, tmp_path, quiet)
@@ -575,20 +588,22 @@ def test_prepare_refuses_what_is_incomplete(tmp_path: Path) -> None:
         prepare({"sets": [], "pool": "imagenet", "roots": ""}, {}, tmp_path, quiet)
 
 
-def test_list_names_every_checksum(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_shows_every_checksum(capsys: pytest.CaptureFixture[str]) -> None:
     assert prepare_data.main(["--list"]) == 0
     output = capsys.readouterr().out
     assert "md5 unknown" in output
     assert "1d675b47d978889d74fa0da5fadfb00e" in output
 
 
-def swap(path: Path, old: str, new: str) -> None:
+def replace_text(path: Path, old: str, new: str) -> None:
+    """Replaces a text that must be in the file."""
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
 
 
-def refused(name: str, root: Path, match: str) -> None:
+def assert_refused(name: str, root: Path, match: str) -> None:
+    """Asserts that verifying the set raises an error that matches."""
     with pytest.raises(KdepError, match=match):
         verify(get_set(name), root, 1, whole=False)
 
@@ -596,18 +611,18 @@ def refused(name: str, root: Path, match: str) -> None:
 def test_a_wrong_label_in_a_list_of_caltech_is_refused(tmp_path: Path) -> None:
     make("caltech256", tmp_path)
     path = tmp_path / "caltech256/kdep_test.txt"
-    swap(path, "001.ak47/001_0005.jpg 0", "001.ak47/001_0005.jpg 1")
-    refused("caltech256", tmp_path, r"001_0005.jpg 1.*that class folder, from 0: 0")
+    replace_text(path, "001.ak47/001_0005.jpg 0", "001.ak47/001_0005.jpg 1")
+    assert_refused("caltech256", tmp_path, r"001_0005.jpg 1.*that class folder, from 0: 0")
     path.unlink()
-    caltech256.write_lists(tmp_path / "caltech256", 4)  # what laying out again does
+    caltech256.write_lists(tmp_path / "caltech256", 4)  # as laying out again does
     verify(get_set("caltech256"), tmp_path, 1, whole=False)
 
 
 def test_a_wrong_label_of_cub_is_refused(tmp_path: Path) -> None:
     make("cub200", tmp_path)
     base = tmp_path / "cub200/CUB_200_2011"
-    swap(base / "image_class_labels.txt", "\n7 2\n", "\n7 3\n")
-    refused("cub200", tmp_path, "image 7 the class 3.*002.Blue_Wren")
+    replace_text(base / "image_class_labels.txt", "\n7 2\n", "\n7 3\n")
+    assert_refused("cub200", tmp_path, "image 7 the class 3.*002.Blue_Wren")
 
 
 def test_a_file_named_twice_is_refused(tmp_path: Path) -> None:
@@ -616,11 +631,11 @@ def test_a_file_named_twice_is_refused(tmp_path: Path) -> None:
     rows = path.read_text().splitlines()
     rows[1] = f"2 {rows[0].split(' ')[1]}"
     path.write_text("\n".join(rows))
-    refused("cub200", tmp_path, "occurs twice in .*images.txt")
+    assert_refused("cub200", tmp_path, "occurs twice in .*images.txt")
     make("voc", tmp_path)
     path = tmp_path / "voc/VOCdevkit/VOC2007/ImageSets/Main/test.txt"
     path.write_text(path.read_text() + path.read_text())
-    refused("voc", tmp_path, "occurs twice in test")
+    assert_refused("voc", tmp_path, "occurs twice in test")
 
 
 def test_a_class_number_of_dtd_that_is_not_its_folder_is_refused(tmp_path: Path) -> None:
@@ -640,7 +655,7 @@ def test_validation_images_of_imagenet_left_flat_are_refused(tmp_path: Path) -> 
     folder = sorted((tmp_path / "imagenet/val").iterdir())[0]
     file = sorted(folder.iterdir())[0]
     file.rename(tmp_path / "imagenet/val/ILSVRC2012_val_00000009.JPEG")
-    refused("imagenet", tmp_path, "00000009.JPEG is not in a class folder")
+    assert_refused("imagenet", tmp_path, "00000009.JPEG is not in a class folder")
 
 
 def test_voc_training_images_in_the_test_list_are_refused(tmp_path: Path) -> None:
@@ -649,4 +664,4 @@ def test_voc_training_images_in_the_test_list_are_refused(tmp_path: Path) -> Non
     name = (year / "ImageSets/Main/test.txt").read_text().splitlines()[0]
     with (year / "ImageSets/Main/trainval.txt").open("a") as f:
         f.write(f"{name}\n")
-    refused("voc", tmp_path, f"share 1 images, the first is {name}")
+    assert_refused("voc", tmp_path, f"share 1 images, the first is {name}")

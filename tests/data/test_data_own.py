@@ -1,4 +1,4 @@
-"""Data of one's own: laid out for the tasks, and each fault a sentence whose fix works."""
+"""User data: laid out for the tasks; each fault is an error whose fix works."""
 
 from __future__ import annotations
 
@@ -23,22 +23,24 @@ Spec = dict[str, Any]
 
 
 @pytest.fixture
-def mine(tmp_path: Path) -> Path:
+def user_folder(tmp_path: Path) -> Path:
+    """The user's folder with the data set."""
     return tmp_path / "mine"
 
 
 @pytest.fixture
-def spec(mine: Path) -> Spec:
-    return own.make(mine)
+def spec(user_folder: Path) -> Spec:
+    """The spec of the small user data set."""
+    return own.make(user_folder)
 
 
 def refusal(spec: Spec, out: Path) -> str:
-    """The sentence with which `prepare` refuses the data, checked for what none may say."""
+    """The error with which `prepare` refuses the data; never advises deleting, nor names links."""
     with pytest.raises(KdepError) as e:
         own.run(spec, out)
     text = str(e.value)
     assert "delete" not in text
-    assert str(out) not in text  # the user's file, never our link to it
+    assert str(out) not in text  # it names the user's file, not the link to it
     return text
 
 
@@ -46,9 +48,9 @@ def refusal(spec: Spec, out: Path) -> str:
 
 
 def test_files_are_where_the_tasks_read_them(spec: Spec, tmp_path: Path) -> None:
-    made = own.run({**spec, "pool_labels": True}, tmp_path / "out")
+    outputs = own.run({**spec, "pool_labels": True}, tmp_path / "out")
     data = tmp_path / "out" / "data"
-    assert made["counts"]["images"] == {
+    assert outputs["counts"]["images"] == {
         "pool": 4,
         **{f"{part}/{s}": n for part, n in (("classify", 4), ("detect", 3), ("cityscapes", 3))
            for s in own.SPLITS},
@@ -77,24 +79,26 @@ def test_boxes_keep_image_class_and_numbers(spec: Spec, tmp_path: Path) -> None:
     assert list(names.values()) == ["cat", "dog"]
 
 
-def test_the_fingerprint_is_that_of_the_content(spec: Spec, mine: Path, tmp_path: Path) -> None:
-    prints = {own.run(spec, tmp_path / "a")["fingerprint"]}
-    prints.add(own.run(spec, tmp_path / "b")["fingerprint"])
-    assert len(prints) == 1
-    path = mine / "masks/test/0.png"
+def test_the_fingerprint_is_that_of_the_content(
+    spec: Spec, user_folder: Path, tmp_path: Path
+) -> None:
+    fingerprints = {own.run(spec, tmp_path / "a")["fingerprint"]}
+    fingerprints.add(own.run(spec, tmp_path / "b")["fingerprint"])
+    assert len(fingerprints) == 1
+    path = user_folder / "masks/test/0.png"
     pixels = np.asarray(Image.open(path)).copy()
     pixels[20, 3] = 1
     Image.fromarray(pixels).save(path)
-    prints.add(own.run(spec, tmp_path / "c")["fingerprint"])
-    edit(mine / "test.json", lambda t: t["annotations"][0].update(category_id=3))
-    prints.add(own.run(spec, tmp_path / "d")["fingerprint"])
-    picture = mine / "pool/a/0.jpg"
-    tiny.save(picture, tiny.noise_image(np.random.default_rng(9)))
-    prints.add(own.run(spec, tmp_path / "e")["fingerprint"])
-    assert len(prints) == 4
+    fingerprints.add(own.run(spec, tmp_path / "c")["fingerprint"])
+    edit(user_folder / "test.json", lambda t: t["annotations"][0].update(category_id=3))
+    fingerprints.add(own.run(spec, tmp_path / "d")["fingerprint"])
+    image_path = user_folder / "pool/a/0.jpg"
+    tiny.save(image_path, tiny.noise_image(np.random.default_rng(9)))
+    fingerprints.add(own.run(spec, tmp_path / "e")["fingerprint"])
+    assert len(fingerprints) == 4
 
 
-def test_paths_relative_to_the_root(
+def test_paths_are_relative_to_the_data_root(
     spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KDEP_DATA", str(tmp_path))
@@ -109,33 +113,34 @@ def test_paths_relative_to_the_root(
 
 
 def rewrite(path: Path, change: Callable[[str], str]) -> None:
+    """Changes the text of a file."""
     path.write_text(change(path.read_text()))
 
 
 def mask_file(name: str) -> Callable[[Path, Callable[[Image.Image], Image.Image]], None]:
+    """A function that changes the image of a file below a folder."""
+
     def change(root: Path, how: Callable[[Image.Image], Image.Image]) -> None:
         how(Image.open(root / name)).save(root / name)
 
     return change
 
 
-_mask0 = mask_file("masks/test/0.png")
+_change_mask0 = mask_file("masks/test/0.png")
 _CROP = (0, 0, 64, 48)
 
 
 def _one_bit(root: Path) -> None:
-    _mask0(root, lambda m: Image.fromarray(np.asarray(m) == 1))
+    _change_mask0(root, lambda m: Image.fromarray(np.asarray(m) == 1))
 
 
 def _four_bits(root: Path) -> None:
-    """A grey PNG of 4 bits, which Pillow cannot write: OpenCV neither, so byte by byte."""
+    """Writes a grey PNG of 4 bits byte by byte, as neither Pillow nor OpenCV can."""
     import struct
     import zlib
 
     pixels = np.asarray(Image.open(root / "masks/test/0.png")) == 1
-    packed = np.packbits(np.repeat(pixels[..., None], 4, -1) & [0, 0, 0, 1], axis=-1)
     rows = (pixels[:, ::2].astype(np.uint8) << 4) | pixels[:, 1::2]
-    del packed
     raw = b"".join(b"\0" + r.tobytes() for r in rows)
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -226,7 +231,7 @@ def _turned_for_good(root: Path) -> None:
 
 Step = Callable[[Path], object]
 JSON, TRAIN = "mine/test.json", "mine/train.json"
-# name: (fault, file that the sentence names, words of it, what the sentence says to do)
+# name: (fault, file that the error names, part of its text, the fix that it advises)
 CASES: dict[str, tuple[Step, str, str, Step]] = {
     "json cut": (
         lambda r: rewrite(r / "test.json", lambda s: s[:200]),
@@ -431,13 +436,13 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
         lambda r: (r / "2.png").rename(r / "masks/test/2.png"),
     ),
     "mask of another size": (
-        lambda r: _mask0(r, lambda m: m.resize((32, 24), Image.Resampling.NEAREST)),
+        lambda r: _change_mask0(r, lambda m: m.resize((32, 24), Image.Resampling.NEAREST)),
         "masks/test/0.png",
         "is 32x24",
-        lambda r: _mask0(r, lambda m: m.resize((64, 48), Image.Resampling.NEAREST)),
+        lambda r: _change_mask0(r, lambda m: m.resize((64, 48), Image.Resampling.NEAREST)),
     ),
     "mask value beyond the classes": (
-        lambda r: _mask0(r, lambda m: Image.fromarray(np.full((48, 64), 9, np.uint8))),
+        lambda r: _change_mask0(r, lambda m: Image.fromarray(np.full((48, 64), 9, np.uint8))),
         "masks/test/0.png",
         "the values [9]",
         lambda r: shutil.copy(r / "masks/test/1.png", r / "masks/test/0.png"),
@@ -446,25 +451,25 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
         _one_bit,
         "masks/test/0.png",
         "Image.open(f).convert('L').point(lambda v: v // 255).save(f)",
-        lambda r: _mask0(r, lambda m: m.convert("L").point([v // 255 for v in range(256)])),
+        lambda r: _change_mask0(r, lambda m: m.convert("L").point([v // 255 for v in range(256)])),
     ),
     "mask of 4 bits": (
         _four_bits,
         "masks/test/0.png",
         "Image.open(f).point(lambda v: v * 15 // 255).save(f)",
-        lambda r: _mask0(r, lambda m: m.point([v * 15 // 255 for v in range(256)])),
+        lambda r: _change_mask0(r, lambda m: m.point([v * 15 // 255 for v in range(256)])),
     ),
     "mask of 16 bits": (
-        lambda r: _mask0(r, lambda m: Image.fromarray(np.asarray(m).astype(np.uint16))),
+        lambda r: _change_mask0(r, lambda m: Image.fromarray(np.asarray(m).astype(np.uint16))),
         "masks/test/0.png",
         "16 bits",
-        lambda r: _mask0(r, lambda m: Image.fromarray(np.asarray(m).astype("uint8"))),
+        lambda r: _change_mask0(r, lambda m: Image.fromarray(np.asarray(m).astype("uint8"))),
     ),
     "mask of three channels": (
-        lambda r: _mask0(r, lambda m: m.convert("RGB")),
+        lambda r: _change_mask0(r, lambda m: m.convert("RGB")),
         "masks/test/0.png",
         "Image.open(f).getchannel(0).save(f)",
-        lambda r: _mask0(r, lambda m: m.getchannel(0)),
+        lambda r: _change_mask0(r, lambda m: m.getchannel(0)),
     ),
     "masks with a palette each": (
         _two_palettes,
@@ -490,7 +495,7 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
         lambda r: each_mask(r / "masks/test", lambda m: np.zeros_like(m)),
         "masks/test",
         "have the class 'x'",
-        lambda r: _mask0(r, lambda m: Image.fromarray(np.eye(48, 64, dtype=np.uint8))),
+        lambda r: _change_mask0(r, lambda m: Image.fromarray(np.eye(48, 64, dtype=np.uint8))),
     ),
     "two images of one mask": (
         lambda r: shutil.copy(r / "seg/test/0.jpg", r / "seg/test/0.png"),
@@ -542,43 +547,43 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_an_error_names_its_file_and_its_fix_works(
-    name: str, spec: Spec, mine: Path, tmp_path: Path
+    name: str, spec: Spec, user_folder: Path, tmp_path: Path
 ) -> None:
-    fault, file, words, fix = CASES[name]
+    fault, file, message, fix = CASES[name]
     for split, backup in (("test", "backup.json"), ("train", "backup_train.json")):
-        shutil.copy(mine / f"{split}.json", mine / backup)
-    fault(mine)
+        shutil.copy(user_folder / f"{split}.json", user_folder / backup)
+    fault(user_folder)
     text = refusal(spec, tmp_path / "a")
     assert file in text
-    assert words in text
-    fix(mine)
+    assert message in text
+    fix(user_folder)
     own.run(spec, tmp_path / "b")
 
 
-def test_pool_labels_need_classes(spec: Spec, mine: Path, tmp_path: Path) -> None:
+def test_pool_labels_need_classes(spec: Spec, user_folder: Path, tmp_path: Path) -> None:
     labelled = {"pool": spec["pool"], "pool_labels": True}
-    shutil.copy(mine / "pool/a/0.jpg", mine / "pool/loose.jpg")
+    shutil.copy(user_folder / "pool/a/0.jpg", user_folder / "pool/loose.jpg")
     assert "is not in a class folder" in refusal(labelled, tmp_path / "a")
-    (mine / "pool/loose.jpg").rename(mine / "pool/a/9.jpg")
-    (mine / "pool/b").rename(mine / "b")
+    (user_folder / "pool/loose.jpg").rename(user_folder / "pool/a/9.jpg")
+    (user_folder / "pool/b").rename(user_folder / "b")
     assert "only one class, 'a'" in refusal(labelled, tmp_path / "b")
     assert own.run({"pool": spec["pool"]}, tmp_path / "c")["counts"]["images"] == {"pool": 3}
-    (mine / "pool/a").rename(mine / "pool/train")
-    (mine / "b").rename(mine / "pool/val")
+    (user_folder / "pool/a").rename(user_folder / "pool/train")
+    (user_folder / "b").rename(user_folder / "pool/val")
     text = refusal(labelled, tmp_path / "d")
     assert "'train', 'val', which are splits and not classes" in text
-    (mine / "pool/val").rename(mine / "pool/valley")
+    (user_folder / "pool/val").rename(user_folder / "pool/valley")
     own.run(labelled, tmp_path / "e")
 
 
 def test_hidden_folders_are_no_classes_and_are_counted(
-    spec: Spec, mine: Path, tmp_path: Path
+    spec: Spec, user_folder: Path, tmp_path: Path
 ) -> None:
-    for folder in (mine / "pool/.cache", mine / "classes/train/.cache"):
+    for folder in (user_folder / "pool/.cache", user_folder / "classes/train/.cache"):
         folder.mkdir()
-        shutil.copy(mine / "pool/a/0.jpg", folder)
-    (mine / "classes/test/a/Thumbs.db").write_bytes(b"x")
-    (mine / "classes/test/a/._0.png").write_bytes(b"x")
+        shutil.copy(user_folder / "pool/a/0.jpg", folder)
+    (user_folder / "classes/test/a/Thumbs.db").write_bytes(b"x")
+    (user_folder / "classes/test/a/._0.png").write_bytes(b"x")
     made = own.run({**spec, "pool_labels": True}, tmp_path / "out")
     data = tmp_path / "out/data"
     assert json.loads((data / "pool/labels.json").read_text())["classes"] == ["a", "b"]
@@ -589,54 +594,56 @@ def test_hidden_folders_are_no_classes_and_are_counted(
 
 
 def test_an_image_in_two_classes_is_counted_and_listed(
-    spec: Spec, mine: Path, tmp_path: Path
+    spec: Spec, user_folder: Path, tmp_path: Path
 ) -> None:
-    shutil.copy(mine / "classes/test/a/0.png", mine / "classes/test/b/again.png")
-    made = own.run(spec, tmp_path / "out")
-    twice = made["card"]["classify"]["in_two_classes"]
-    assert twice["count"] == 1
-    assert twice["files"] == [["test/a/0.png", "test/b/again.png"]]
-    assert "1 pictures lie in two classes" in made["task_notes"]["classify"][0]
-    shutil.copy(mine / "pool/a/0.jpg", mine / "pool/b/again.jpg")
-    made = own.run({"pool": spec["pool"], "pool_labels": True}, tmp_path / "labelled")
-    assert made["card"]["pool"]["in_two_classes"] == {
+    shutil.copy(user_folder / "classes/test/a/0.png", user_folder / "classes/test/b/again.png")
+    outputs = own.run(spec, tmp_path / "out")
+    duplicates = outputs["card"]["classify"]["in_two_classes"]
+    assert duplicates["count"] == 1
+    assert duplicates["files"] == [["test/a/0.png", "test/b/again.png"]]
+    assert "1 pictures lie in two classes" in outputs["task_notes"]["classify"][0]
+    shutil.copy(user_folder / "pool/a/0.jpg", user_folder / "pool/b/again.jpg")
+    outputs = own.run({"pool": spec["pool"], "pool_labels": True}, tmp_path / "labelled")
+    assert outputs["card"]["pool"]["in_two_classes"] == {
         "count": 1,
         "files": [["pool/a/0.jpg", "pool/b/again.jpg"]],
     }
 
 
 def test_all_faults_are_reported_at_once_and_each_once(
-    spec: Spec, mine: Path, tmp_path: Path
+    spec: Spec, user_folder: Path, tmp_path: Path
 ) -> None:
-    CASES["json cut"][0](mine)
-    CASES["mask of 1 bit"][0](mine)
-    CASES["pool image empty"][0](mine)
-    CASES["class folder empty"][0](mine)
+    CASES["json cut"][0](user_folder)
+    CASES["mask of 1 bit"][0](user_folder)
+    CASES["pool image empty"][0](user_folder)
+    CASES["class folder empty"][0](user_folder)
     text = refusal(spec, tmp_path / "a")
     for name in ("json cut", "mask of 1 bit", "pool image empty", "class folder empty"):
         assert text.count(CASES[name][2]) == 1
         assert CASES[name][1] in text
-    edit_all = [{"id": i, "image_id": 0, "category_id": 7, "bbox": None} for i in range(500)]
-    own.write(mine / "test.json", {**json.loads((mine / "train.json").read_text()),
-                                   "annotations": edit_all})  # fmt: skip
+    wrong_annotations = [
+        {"id": i, "image_id": 0, "category_id": 7, "bbox": None} for i in range(500)
+    ]
+    own.write(user_folder / "test.json", {**json.loads((user_folder / "train.json").read_text()),
+                                   "annotations": wrong_annotations})  # fmt: skip
     text = refusal(spec, tmp_path / "b")
     assert "(498 more of this kind)" in text
     assert text.count("\n") <= 11
 
 
-def test_a_byte_order_mark_is_read(spec: Spec, mine: Path, tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_read(spec: Spec, user_folder: Path, tmp_path: Path) -> None:
     before = own.run(spec, tmp_path / "a")["fingerprint"]
-    path = mine / "test.json"
+    path = user_folder / "test.json"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert own.run(spec, tmp_path / "b")["fingerprint"] == before
 
 
 def test_absent_classes_are_allowed_by_name_and_noted(
-    spec: Spec, mine: Path, tmp_path: Path
+    spec: Spec, user_folder: Path, tmp_path: Path
 ) -> None:
-    _drop_class(mine)
-    each_mask(mine / "masks/train", lambda m: np.where(m == 1, 2, m).astype(np.uint8))
-    each_mask(mine / "masks/test", lambda m: np.where(m == 1, 2, m).astype(np.uint8))
+    _drop_class(user_folder)
+    each_mask(user_folder / "masks/train", lambda m: np.where(m == 1, 2, m).astype(np.uint8))
+    each_mask(user_folder / "masks/test", lambda m: np.where(m == 1, 2, m).astype(np.uint8))
     allowed = {**spec, "classes": ["x", "y", "z"], "allow_absent": ["y", "dog"]}
     notes = own.run(allowed, tmp_path / "a")["task_notes"]
     assert "train has no box of 'dog' (allowed by the data config)" in notes["detect"]
@@ -645,17 +652,21 @@ def test_absent_classes_are_allowed_by_name_and_noted(
     assert "did you mean dog" in text
 
 
-def test_a_class_that_the_test_lacks_is_noted(spec: Spec, mine: Path, tmp_path: Path) -> None:
-    edit(mine / "test.json", lambda t: [t["annotations"].pop(1), t["categories"].pop(1)])
+def test_a_class_that_the_test_lacks_is_noted(
+    spec: Spec, user_folder: Path, tmp_path: Path
+) -> None:
+    edit(user_folder / "test.json", lambda t: [t["annotations"].pop(1), t["categories"].pop(1)])
     notes = own.run(spec, tmp_path / "a")["task_notes"]["detect"]
     assert notes == ["test has no box of 'dog': its AP is the mean over the other 1 of 2 classes"]
 
 
-def test_the_card_counts_boxes_pixels_and_images(spec: Spec, mine: Path, tmp_path: Path) -> None:
-    _test_annotation(iscrowd=1)(mine)
+def test_the_card_counts_boxes_pixels_and_images(
+    spec: Spec, user_folder: Path, tmp_path: Path
+) -> None:
+    _test_annotation(iscrowd=1)(user_folder)
     _no_dog = {"cat": 2, "dog": 0}
-    shutil.copy(mine / "pool/a/0.jpg", mine / "pool/a/again.jpg")
-    Image.open(mine / "pool/b/1.jpg").convert("CMYK").save(mine / "pool/b/1.jpg")
+    shutil.copy(user_folder / "pool/a/0.jpg", user_folder / "pool/a/again.jpg")
+    Image.open(user_folder / "pool/b/1.jpg").convert("CMYK").save(user_folder / "pool/b/1.jpg")
     card = own.run(spec, tmp_path / "a")["card"]
     assert card["detect"]["splits"]["test"]["boxes"] == _no_dog
     assert card["detect"]["splits"]["test"]["crowds"] == 1
@@ -672,7 +683,7 @@ def test_the_card_counts_boxes_pixels_and_images(spec: Spec, mine: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"pool": None}, "pool = None"),
         ({"coco": {"train": "train.json"}}, "coco.train = "),
@@ -690,32 +701,36 @@ def test_the_card_counts_boxes_pixels_and_images(spec: Spec, mine: Path, tmp_pat
     ],
 )
 def test_a_config_without_the_expected_dict_raises_kdep_error(
-    change: Spec, words: str, spec: Spec, tmp_path: Path
+    change: Spec, message: str, spec: Spec, tmp_path: Path
 ) -> None:
-    assert words in refusal({**spec, **change}, tmp_path / "a")
+    assert message in refusal({**spec, **change}, tmp_path / "a")
 
 
-def test_the_doctor_reads_every_image_of_own_data(spec: Spec, mine: Path) -> None:
+def test_the_doctor_reads_every_image_of_own_data(spec: Spec, user_folder: Path) -> None:
     from kdep_bench.cli.doctor import _check_own_data
 
     for i in range(100):
-        shutil.copy(mine / "pool/a/0.jpg", mine / f"pool/a/{i:03}.jpg")
+        shutil.copy(user_folder / "pool/a/0.jpg", user_folder / f"pool/a/{i:03}.jpg")
     assert _check_own_data({"type": "x", "name": "mine", "labels": False, **spec}).startswith(
         "104 pool"
     )
-    path = mine / "pool/a/090.jpg"
+    path = user_folder / "pool/a/090.jpg"
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(KdepError, match=r"pool/a/090\.jpg"):
         _check_own_data({"type": "x", "name": "mine", **spec})
 
 
-def test_images_and_masks_of_one_folder_are_refused(spec: Spec, mine: Path, tmp_path: Path) -> None:
-    both = str(mine / "masks/test")
+def test_images_and_masks_of_one_folder_are_refused(
+    spec: Spec, user_folder: Path, tmp_path: Path
+) -> None:
+    both = str(user_folder / "masks/test")
     masks = {**spec["masks"], "test": {"images": both, "masks": both}}
     assert "are in the same folder" in refusal({**spec, "masks": masks}, tmp_path / "a")
 
 
-def test_splits_do_not_share_a_folder_or_a_json(spec: Spec, mine: Path, tmp_path: Path) -> None:
+def test_splits_do_not_share_a_folder_or_a_json(
+    spec: Spec, user_folder: Path, tmp_path: Path
+) -> None:
     same = {"train": spec["classify"]["train"], "test": spec["classify"]["train"]}
     assert "is used for two splits" in refusal({**spec, "classify": same}, tmp_path / "a")
     same = {"train": spec["masks"]["train"], "test": spec["masks"]["train"]}
@@ -726,44 +741,44 @@ def test_splits_do_not_share_a_folder_or_a_json(spec: Spec, mine: Path, tmp_path
     assert "the task needs 'train'" in refusal({**spec, "coco": only}, tmp_path / "d")
 
 
-# ---- images that the identity of the data would not cover, and labels of another split ----
+# ---- images that the content hash does not cover, and labels of another split ----
 
 
 @pytest.mark.parametrize("name", [".h/0.jpg", "0", "0.dat", "__MACOSX/0.jpg"])
-def test_a_json_names_no_image_whose_edit_would_keep_the_old_scores(
-    name: str, spec: Spec, mine: Path, tmp_path: Path
+def test_images_that_the_content_hash_does_not_cover_are_refused_in_a_json(
+    name: str, spec: Spec, user_folder: Path, tmp_path: Path
 ) -> None:
-    moved = mine / "test" / name
+    moved = user_folder / "test" / name
     moved.parent.mkdir(exist_ok=True)
-    (mine / "test/0.jpg").rename(moved)
-    edit(mine / "test.json", lambda t: t["images"][0].update(file_name=name))
+    (user_folder / "test/0.jpg").rename(moved)
+    edit(user_folder / "test.json", lambda t: t["images"][0].update(file_name=name))
     text = refusal(spec, tmp_path / "a")
     assert f"the first is {name}" in text
-    assert str(mine / "test.json") in text
-    moved.rename(mine / "test/new.jpg")
-    edit(mine / "test.json", lambda t: t["images"][0].update(file_name="new.jpg"))
+    assert str(user_folder / "test.json") in text
+    moved.rename(user_folder / "test/new.jpg")
+    edit(user_folder / "test.json", lambda t: t["images"][0].update(file_name="new.jpg"))
     own.run(spec, tmp_path / "b")
 
 
 def test_masks_of_a_split_that_are_links_to_those_of_train_are_refused(
-    spec: Spec, mine: Path, tmp_path: Path
+    spec: Spec, user_folder: Path, tmp_path: Path
 ) -> None:
-    (mine / "masks/test").rename(mine / "kept")
-    (mine / "masks/test").symlink_to(mine / "masks/train")
+    (user_folder / "masks/test").rename(user_folder / "kept")
+    (user_folder / "masks/test").symlink_to(user_folder / "masks/train")
     text = refusal(spec, tmp_path / "a")
-    assert f"{mine / 'masks/test/0.png'} of test" in text
+    assert f"{user_folder / 'masks/test/0.png'} of test" in text
     assert "are the same file" in text
-    (mine / "masks/test").unlink()
-    (mine / "kept").rename(mine / "masks/test")
+    (user_folder / "masks/test").unlink()
+    (user_folder / "kept").rename(user_folder / "masks/test")
     own.run(spec, tmp_path / "b")
 
 
-def test_labels_that_are_a_copy_of_those_of_train_are_noted_beside_the_score(
-    spec: Spec, mine: Path, tmp_path: Path
+def test_test_labels_copied_from_train_are_noted_with_the_score(
+    spec: Spec, user_folder: Path, tmp_path: Path
 ) -> None:
     assert own.run(spec, tmp_path / "a")["task_notes"] == {}
-    shutil.copy(mine / "train.json", mine / "test.json")
-    shutil.copytree(mine / "masks/train", mine / "masks/test", dirs_exist_ok=True)
+    shutil.copy(user_folder / "train.json", user_folder / "test.json")
+    shutil.copytree(user_folder / "masks/train", user_folder / "masks/test", dirs_exist_ok=True)
     notes = own.run(spec, tmp_path / "b")["task_notes"]
     assert "every box of test is also one of train" in notes["detect"][0]
     assert "every mask of test equals" in notes["cityscapes"][0]
@@ -775,16 +790,16 @@ def test_labels_that_are_a_copy_of_those_of_train_are_noted_beside_the_score(
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
 
 
-def test_two_spellings_of_one_accented_name_are_not_two_classes(
-    spec: Spec, mine: Path, tmp_path: Path
+def test_two_unicode_forms_of_one_name_are_refused_as_two_classes(
+    spec: Spec, user_folder: Path, tmp_path: Path
 ) -> None:
-    (mine / "pool/a").rename(mine / "pool" / COMPOSED)
-    (mine / "pool/b").rename(mine / "pool" / DECOMPOSED)
+    (user_folder / "pool/a").rename(user_folder / "pool" / COMPOSED)
+    (user_folder / "pool/b").rename(user_folder / "pool" / DECOMPOSED)
     text = refusal({**spec, "pool_labels": True}, tmp_path / "a")
     assert r"'cafe\u0301' and 'caf\xe9'" in text
     for split, name in (("train", COMPOSED), ("test", DECOMPOSED)):
-        (mine / "classes" / split / "a").rename(mine / "classes" / split / name)
-        edit(mine / f"{split}.json", lambda t, n=name: t["categories"][0].update(name=n))
+        (user_folder / "classes" / split / "a").rename(user_folder / "classes" / split / name)
+        edit(user_folder / f"{split}.json", lambda t, n=name: t["categories"][0].update(name=n))
     text = refusal(spec, tmp_path / "b")
     assert text.count(r"'cafe\u0301' and 'caf\xe9' look like one class") == 2
 
@@ -794,10 +809,14 @@ def test_an_impossible_path_raises_kdep_error(pool: str, spec: Spec, tmp_path: P
     assert "(pool) does not exist" in refusal({**spec, "pool": pool}, tmp_path / "a")
 
 
-def test_an_id_of_another_type_names_the_valid_form(spec: Spec, mine: Path, tmp_path: Path) -> None:
-    edit(mine / "test.json", lambda t: t["annotations"][1].update(image_id="1"))
+def test_an_id_of_another_type_names_the_valid_form(
+    spec: Spec, user_folder: Path, tmp_path: Path
+) -> None:
+    edit(user_folder / "test.json", lambda t: t["annotations"][1].update(image_id="1"))
     assert "write the id as in its own list, 1," in refusal(spec, tmp_path / "a")
-    edit(mine / "test.json", lambda t: t["annotations"][1].update(image_id=1, category_id=3.0))
+    edit(
+        user_folder / "test.json", lambda t: t["annotations"][1].update(image_id=1, category_id=3.0)
+    )
     assert "write the id as in its own list, 3," in refusal(spec, tmp_path / "b")
-    edit(mine / "test.json", lambda t: t["annotations"][1].update(category_id=3))
+    edit(user_folder / "test.json", lambda t: t["annotations"][1].update(category_id=3))
     own.run(spec, tmp_path / "c")

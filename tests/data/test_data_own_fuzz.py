@@ -1,4 +1,4 @@
-"""Hostile jsons and masks of a user end in a sentence, never in another exception."""
+"""Arbitrary JSON files and masks of a user raise KdepError and no other exception."""
 
 from __future__ import annotations
 
@@ -38,30 +38,32 @@ JUNK = st.recursive(LEAVES, lambda x: st.lists(x, max_size=4) | st.dictionaries(
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small user data set."""
     folder = tmp_path_factory.mktemp("fuzz")
     own.make(folder)
     return folder
 
 
-def places(value: Any, path: tuple = ()) -> list[tuple]:
-    """The path of every value inside a table."""
-    found = [path]
+def paths_of_values(value: Any, path: tuple = ()) -> list[tuple]:
+    """The path (keys and indices) of every value in a table."""
+    paths = [path]
     items: Any = value.items() if isinstance(value, dict) else ()
     for key, inner in enumerate(value) if isinstance(value, list) else items:
-        found += places(inner, (*path, key))
-    return found
+        paths += paths_of_values(inner, (*path, key))
+    return paths
 
 
-def replaced(table: Any, path: tuple, value: Any) -> Any:
+def replace_at(table: Any, path: tuple, value: Any) -> Any:
+    """A copy of the table with the value at a path replaced."""
     if not path:
         return value
     table = copy.copy(table)
-    table[path[0]] = replaced(table[path[0]], path[1:], value)
+    table[path[0]] = replace_at(table[path[0]], path[1:], value)
     return table
 
 
 def check(path: Path, root: Path) -> None:
-    """Reads the json as both splits; only sentences may come out."""
+    """Reads the JSON as split test; asserts that all faults can be printed."""
     faults, splits = Faults(), {}
     for split, file in (("train", root / "train.json"), ("test", path)):
         got = read_boxes(file, root / split, faults)
@@ -78,11 +80,13 @@ def check(path: Path, root: Path) -> None:
 
 @quiet
 @given(data=st.data())
-def test_a_json_with_any_value_replaced(data: st.DataObject, root: Path, tmp_path: Path) -> None:
+def test_a_json_with_any_value_replaced_raises_only_kdep_error(
+    data: st.DataObject, root: Path, tmp_path: Path
+) -> None:
     table = json.loads((root / "test.json").read_text())
     for _ in range(data.draw(st.integers(1, 3))):
-        path = data.draw(st.sampled_from(places(table)))
-        table = replaced(table, path, data.draw(JUNK))
+        path = data.draw(st.sampled_from(paths_of_values(table)))
+        table = replace_at(table, path, data.draw(JUNK))
         if not isinstance(table, dict | list):
             break
     file = tmp_path / "test.json"
@@ -92,13 +96,13 @@ def test_a_json_with_any_value_replaced(data: st.DataObject, root: Path, tmp_pat
 
 @quiet
 @given(cut=st.integers(0), at=st.integers(0), byte=st.integers(0, 255))
-def test_a_json_with_bytes_changed(
-    cut: int, at: int, byte: int, root: Path, tmp_path: Path
+def test_a_json_with_changed_bytes_raises_only_kdep_error(
+    length: int, position: int, byte: int, root: Path, tmp_path: Path
 ) -> None:
     raw = bytearray((root / "test.json").read_bytes())
-    raw[at % len(raw)] = byte
+    raw[position % len(raw)] = byte
     file = tmp_path / "test.json"
-    file.write_bytes(raw[: cut % (2 * len(raw))])
+    file.write_bytes(raw[: length % (2 * len(raw))])
     check(file, root)
 
 
@@ -106,15 +110,17 @@ def test_a_json_with_bytes_changed(
 @given(
     flips=st.lists(st.tuples(st.integers(0), st.integers(0, 255)), max_size=4), cut=st.integers(0)
 )
-def test_a_mask_with_bytes_changed(flips: list[tuple[int, int]], cut: int, tmp_path: Path) -> None:
+def test_a_mask_with_changed_bytes_raises_only_kdep_error(
+    flips: list[tuple[int, int]], length: int, tmp_path: Path
+) -> None:
     file = tmp_path / "m.png"
     Image.fromarray(np.eye(32, dtype=np.uint8)).save(file)
     raw = bytearray(file.read_bytes())
-    for at, byte in flips:
-        raw[at % len(raw)] = byte
-    file.write_bytes(raw[: cut % (2 * len(raw))])
-    answer = _try_read(file)
-    if isinstance(answer, KdepError):
-        assert "m.png" in str(answer)
+    for position, byte in flips:
+        raw[position % len(raw)] = byte
+    file.write_bytes(raw[: length % (2 * len(raw))])
+    result = _try_read(file)
+    if isinstance(result, KdepError):
+        assert "m.png" in str(result)
     else:
-        assert answer.counts.sum() == answer.size[0] * answer.size[1]
+        assert result.counts.sum() == result.size[0] * result.size[1]

@@ -1,4 +1,4 @@
-"""Images of one's own through stage `prepare` and the views: all are checked, all become plain."""
+"""User images in stage `prepare` and in the views: all are checked, all become plain."""
 
 from __future__ import annotations
 
@@ -24,50 +24,57 @@ VIEWS = {"views": 1, "px": 16, "seed": 0, "scale": [0.3, 1.0], "ratio": [0.75, 4
 
 
 @pytest.fixture
-def mine(tmp_path: Path) -> Path:
+def user_folder(tmp_path: Path) -> Path:
+    """The user's folder with the data set."""
     return tmp_path / "mine"
 
 
 @pytest.fixture
-def spec(mine: Path) -> Spec:
-    return own.make(mine)
+def spec(user_folder: Path) -> Spec:
+    """The spec of the small user data set."""
+    return own.make(user_folder)
 
 
-def picture(seed: int) -> np.ndarray:
+def random_image(seed: int) -> np.ndarray:
+    """A random image with a fixed seed."""
     return tiny.noise_image(np.random.default_rng(1000 + seed))
 
 
-def test_a_broken_image_anywhere_in_the_pool_is_refused(spec: Spec, mine: Path, tmp_path: Path):
+def test_a_broken_image_anywhere_in_the_pool_is_refused(
+    spec: Spec, user_folder: Path, tmp_path: Path
+):
     for i in range(100):
-        tiny.save(mine / "pool" / "c" / f"{i:03}.png", picture(i))
-    bad = mine / "pool" / "c" / "089.png"
+        tiny.save(user_folder / "pool" / "c" / f"{i:03}.png", random_image(i))
+    bad = user_folder / "pool" / "c" / "089.png"
     bad.write_bytes(bad.read_bytes()[:2000])
     with pytest.raises(KdepError, match=f"{bad} is truncated") as caught:
         own.run(spec, tmp_path / "out")
     assert str(tmp_path / "out") not in str(caught.value)
-    tiny.save(bad, picture(89))  # "copy it again"
+    tiny.save(bad, random_image(89))  # "copy it again"
     assert own.run(spec, tmp_path / "again")["counts"]["images"]["pool"] == 104
 
 
-def test_a_dangling_link_in_the_pool_is_refused(spec: Spec, mine: Path, tmp_path: Path) -> None:
-    link = mine / "pool" / "z.png"
-    link.symlink_to(mine / "nowhere.png")
-    with pytest.raises(KdepError, match=f"{link} is a link to {mine}/nowhere.png"):
+def test_a_dangling_link_in_the_pool_is_refused(
+    spec: Spec, user_folder: Path, tmp_path: Path
+) -> None:
+    link = user_folder / "pool" / "z.png"
+    link.symlink_to(user_folder / "nowhere.png")
+    with pytest.raises(KdepError, match=f"{link} is a link to {user_folder}/nowhere.png"):
         own.run(spec, tmp_path / "out")
     link.unlink()
     own.run(spec, tmp_path / "again")
 
 
 def test_cmyk_alpha_and_other_formats_of_the_pool_become_plain_and_are_counted(
-    spec: Spec, mine: Path, tmp_path: Path
+    spec: Spec, user_folder: Path, tmp_path: Path
 ) -> None:
-    pool = mine / "pool"
-    Image.fromarray(picture(0)).convert("CMYK").save(pool / "p089.jpg")
-    Image.fromarray(picture(1)).save(pool / "a.webp")
-    Image.fromarray(picture(2)).convert("RGBA").save(pool / "alpha.png")
-    made = own.run(spec, tmp_path / "out")
-    assert made["counts"]["images"]["pool"] == 7
-    assert made["card"]["pool"]["normalised"] == {
+    pool = user_folder / "pool"
+    Image.fromarray(random_image(0)).convert("CMYK").save(pool / "p089.jpg")
+    Image.fromarray(random_image(1)).save(pool / "a.webp")
+    Image.fromarray(random_image(2)).convert("RGBA").save(pool / "alpha.png")
+    outputs = own.run(spec, tmp_path / "out")
+    assert outputs["counts"]["images"]["pool"] == 7
+    assert outputs["card"]["pool"]["normalised"] == {
         "CMYK": 1,
         "WEBP file": 1,
         images.ALPHA: 1,
@@ -80,8 +87,10 @@ def test_cmyk_alpha_and_other_formats_of_the_pool_become_plain_and_are_counted(
             assert image.mode in ("RGB", "L"), file
 
 
-def test_a_name_that_is_not_utf8_reaches_the_views(spec: Spec, mine: Path, tmp_path: Path) -> None:
-    old = next((mine / "pool" / "a").iterdir())
+def test_a_name_that_is_not_utf8_reaches_the_views(
+    spec: Spec, user_folder: Path, tmp_path: Path
+) -> None:
+    old = next((user_folder / "pool" / "a").iterdir())
     old.rename(old.with_name(os.fsdecode(b"lat\xe9.jpg")))
     own.run(spec, tmp_path / "out")
     (tmp_path / "views").mkdir()
@@ -112,24 +121,24 @@ def test_one_folder_of_classes_for_two_splits_is_refused_by_the_plan(spec: Spec)
 
 
 def test_one_image_in_the_json_of_two_splits_is_refused(
-    spec: Spec, mine: Path, tmp_path: Path
+    spec: Spec, user_folder: Path, tmp_path: Path
 ) -> None:
     spec["coco"]["test"]["images"] = spec["coco"]["train"]["images"]
-    with pytest.raises(KdepError, match=f"share 3 image files, such as {mine}/train/0.jpg"):
+    with pytest.raises(KdepError, match=f"share 3 image files, such as {user_folder}/train/0.jpg"):
         own.run(spec, tmp_path / "out")
     allowed = {**spec, "allow_duplicates": [["coco/train", "coco/test"]]}  # the fix
     assert "detect" not in own.run(allowed, tmp_path / "again")["task_notes"]
 
 
 def test_equal_and_similar_images_of_train_and_test_are_noted_beside_the_score(
-    spec: Spec, mine: Path, tmp_path: Path
+    spec: Spec, user_folder: Path, tmp_path: Path
 ) -> None:
-    shutil.copy(mine / "train" / "2.jpg", mine / "test" / "0.jpg")
-    Image.open(mine / "pool" / "a" / "0.jpg").resize((64, 48)).save(
-        mine / "seg" / "test" / "1.jpg", quality=60
+    shutil.copy(user_folder / "train" / "2.jpg", user_folder / "test" / "0.jpg")
+    Image.open(user_folder / "pool" / "a" / "0.jpg").resize((64, 48)).save(
+        user_folder / "seg" / "test" / "1.jpg", quality=60
     )
-    made = own.run(spec, tmp_path / "out")
-    assert made["task_notes"] == {
+    outputs = own.run(spec, tmp_path / "out")
+    assert outputs["task_notes"] == {
         "detect": [
             "1 of 3 images of test is also in train (1 equal file), such as test/0.jpg and "
             "train/2.jpg"
@@ -139,7 +148,7 @@ def test_equal_and_similar_images_of_train_and_test_are_noted_beside_the_score(
             "a/0.jpg"
         ],
     }
-    data_card.write(tmp_path, "mine", made)
+    data_card.write(tmp_path, "mine", outputs)
     table = (tmp_path / "data_card.md").read_text()
     assert "## Images that sets share" in table
     assert "| coco/test | coco/train | 1 | 0 | test/0.jpg = train/2.jpg | no |" in table
@@ -149,7 +158,7 @@ def test_equal_and_similar_images_of_train_and_test_are_noted_beside_the_score(
     assert [row["allowed"] for row in waived["card"]["shared_images"]] == [True, True]
 
 
-def test_a_waiver_that_names_nothing_is_refused_before_anything_is_read(spec: Spec) -> None:
+def test_an_unknown_set_in_allow_duplicates_is_refused_by_the_plan(spec: Spec) -> None:
     with pytest.raises(KdepError, match="did you mean coco/test"):
         check_plan({"name": "x", **spec, "allow_duplicates": [["pool", "coco/tst"]]}, [])
     check_plan({"name": "x", **spec, "allow_duplicates": [["pool", "coco/test"]]}, [])
@@ -157,22 +166,22 @@ def test_a_waiver_that_names_nothing_is_refused_before_anything_is_read(spec: Sp
 
 @pytest.mark.parametrize("part", ["coco", "masks"])
 def test_an_exif_rotated_image_with_labels_is_used_upright_or_refused(
-    spec: Spec, mine: Path, tmp_path: Path, part: str
+    spec: Spec, user_folder: Path, tmp_path: Path, part: str
 ) -> None:
     exif = Image.Exif()
     exif[images.ORIENTATION] = 6
-    file = mine / ("train" if part == "coco" else "seg/train") / "0.jpg"
+    file = user_folder / ("train" if part == "coco" else "seg/train") / "0.jpg"
     upright = Image.open(file)
     upright.transpose(Image.Transpose.ROTATE_90).save(file, exif=exif, quality=95)
-    made = own.run(spec, tmp_path / "out")  # labels state the upright size
-    assert images.TURNED in str(made["card"])
+    outputs = own.run(spec, tmp_path / "out")  # the labels have the upright size
+    assert images.TURNED in str(outputs["card"])
     name = "detect/train/0.jpg.png"
     if part == "masks":
         name = "cityscapes/leftImg8bit/train/own/0_leftImg8bit.png"
-    place = tmp_path / "out/data" / name
-    seen = images.read_rgb(place)
-    assert seen.shape == (48, 64, 3)
-    assert np.abs(seen.astype(int) - np.asarray(upright)).mean() < 12
-    upright.save(file, exif=exif)  # labels state the stored size: nobody knows
+    path = tmp_path / "out/data" / name
+    pixels = images.read_rgb(path)
+    assert pixels.shape == (48, 64, 3)
+    assert np.abs(pixels.astype(int) - np.asarray(upright)).mean() < 12
+    upright.save(file, exif=exif)  # the labels have the stored size, so the orientation is unclear
     with pytest.raises(KdepError, match=f"{file} has the EXIF orientation 6"):
         own.run(spec, tmp_path / "again")

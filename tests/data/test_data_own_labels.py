@@ -1,4 +1,4 @@
-"""The labels of one's own class folders, read back with the pixels they belong to."""
+"""Labels of a user's class folders, read back with their images' pixels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdep_bench.data.official import tiny
 from kdep_bench.files import read_json
 from kdep_bench.pretrain.stream import ViewStream
 
-# Class -> its images; of other numbers and orders than the folders', some in deeper folders.
+# Class -> its images: different numbers, not in the order of the folders, some in subfolders.
 CLASSES = {
     "walnut": ["z.png"],
     "Acorn": ["1.png", "10.png", "2.png"],
@@ -27,36 +27,36 @@ COLOUR = {name: 40 * k + 20 for k, name in enumerate(CLASSES)}
 
 
 def write_pool(pool: Path) -> None:
-    """Every picture shows its class as its red, and is like no other picture."""
+    """Writes images whose red value is that of their class; all images differ."""
     rng = np.random.default_rng(0)
     for name, files in CLASSES.items():
         for file in files:
-            picture = tiny.noise_image(rng, (48, 48))
-            picture[..., 0] = COLOUR[name]
+            image = tiny.noise_image(rng, (48, 48))
+            image[..., 0] = COLOUR[name]
             path = pool / name / file
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(path)
+            Image.fromarray(image).save(path)
 
 
 @pytest.mark.parametrize("source", ["own", "official"])
 def test_each_image_has_the_label_of_its_class_folder(source: str, tmp_path: Path) -> None:
-    """Not labels dealt out in turn, those of the next image, or of classes in another order."""
+    """Not labels in turn, labels of the next image, or classes in another order."""
     write_pool(tmp_path / "pool")
     out = tmp_path / "prepare"
     if source == "own":
-        mine = own.make(tmp_path / "mine")
-        own.run(mine | {"pool": str(tmp_path / "pool"), "pool_labels": True}, out)
+        spec = own.make(tmp_path / "mine")
+        own.run(spec | {"pool": str(tmp_path / "pool"), "pool_labels": True}, out)
     else:  # as stage `prepare` lists the pool of an official set
         official._pool(tmp_path / "pool", out / "data" / "pool", out)
-    done = {"prepare": out}
+    stages = {"prepare": out}
     (tmp_path / "views").mkdir()
     recipe = dict(views=2, px=16, seed=0, scale=[0.5, 1.0], ratio=[1.0, 1.0])
-    views.run(recipe, done, tmp_path / "views", lambda *_: None)
-    names = read_json(labels_file(done))["classes"]
+    views.run(recipe, stages, tmp_path / "views", lambda *_: None)
+    names = read_json(labels_file(stages))["classes"]
     assert names == sorted(CLASSES)
     count = 2 * sum(map(len, CLASSES.values()))
     stream = ViewStream(
-        tmp_path / "views", count, 1.0, 0, seed=1, labels=labels_file(done), together=True
+        tmp_path / "views", count, 1.0, 0, seed=1, labels=labels_file(stages), together=True
     )
     batch = stream.__getitems__(list(range(count)))
     red = batch["images"][:, 0].float().mean((1, 2)).round().int().tolist()

@@ -1,4 +1,4 @@
-"""Scores cannot depend on the order of lists or keys in a COCO json, nor on its ids."""
+"""Scores do not depend on the order of lists or keys in a COCO JSON, nor on its ids."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ Json = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> Json:
-    """A data set with boxes alone, of which one json lists its parts as one would."""
+    """A data set with only boxes."""
     root = tmp_path_factory.mktemp("order") / "mine"
-    made = own.make(root)
-    return {"pool": made["pool"], "coco": made["coco"]}
+    full_spec = own.make(root)
+    return {"pool": full_spec["pool"], "coco": full_spec["coco"]}
 
 
 @pytest.fixture(scope="module")
 def expected(spec: Json, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Every prepared file of the data set as written."""
     out = tmp_path_factory.mktemp("expected") / "out"
     own.run(spec, out)
     return own.contents(out / "data")
 
 
 def shuffled(value: Any, rng: random.Random) -> Any:
-    """The value with the keys of every object, and the lists of entries, in another order."""
+    """The value with shuffled keys of objects and shuffled lists of entries."""
     if isinstance(value, dict):
         items = [(k, shuffled(v, rng)) for k, v in value.items()]
         rng.shuffle(items)
@@ -45,13 +46,13 @@ def shuffled(value: Any, rng: random.Random) -> Any:
 
 
 def renumbered(table: Json, rng: random.Random, texts: bool) -> Json:
-    """The table under other ids, one to one, in each of its three lists."""
+    """The table with other ids in each of its three lists."""
 
-    def fresh(key: str) -> dict[int, Any]:
+    def new_ids(key: str) -> dict[int, Any]:
         ids = rng.sample(range(-(2**40), 2**40), len(table[key]))
         return {e["id"]: f"id {i}" if texts else i for e, i in zip(table[key], ids, strict=True)}
 
-    images, categories, annotations = map(fresh, ("images", "categories", "annotations"))
+    images, categories, annotations = map(new_ids, ("images", "categories", "annotations"))
     return {
         "images": [{**e, "id": images[e["id"]]} for e in table["images"]],
         "categories": [{**e, "id": categories[e["id"]]} for e in table["categories"]],
@@ -71,7 +72,7 @@ def renumbered(table: Json, rng: random.Random, texts: bool) -> Json:
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(seeds=st.tuples(st.integers(0), st.integers(0)), texts=st.booleans(), bom=st.booleans())
-def test_order_and_ids_never_reach_what_is_scored(
+def test_order_and_ids_in_a_json_do_not_change_the_prepared_files(
     seeds: tuple[int, int],
     texts: bool,
     bom: bool,
@@ -79,7 +80,7 @@ def test_order_and_ids_never_reach_what_is_scored(
     expected: dict[str, bytes],
     tmp_path: Path,
 ) -> None:
-    """Each split is permuted and renumbered differently: classes are matched by name alone."""
+    """Each split is permuted and renumbered differently; classes are matched by name."""
     changed, work = {}, tmp_path / str(len(list(tmp_path.iterdir())))
     work.mkdir()
     for (split, part), seed in zip(spec["coco"].items(), seeds, strict=True):
@@ -94,7 +95,7 @@ def test_order_and_ids_never_reach_what_is_scored(
     shutil.rmtree(work)
 
 
-def test_another_label_does_reach_it(
+def test_another_label_changes_the_prepared_annotations(
     spec: Json, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
     table = json.loads(Path(spec["coco"]["test"]["json"]).read_text())

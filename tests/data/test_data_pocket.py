@@ -1,4 +1,4 @@
-"""The pocket data: same bytes by seed, exact annotations, splits apart, faults as sentences."""
+"""The pocket data: equal bytes for a seed, exact annotations, disjoint splits, errors."""
 
 from __future__ import annotations
 
@@ -37,16 +37,19 @@ SPEC: dict[str, Any] = {
 
 
 def read_mask(path: str) -> np.ndarray:
+    """The pixels of a mask file."""
     mask = cv2.imread(path, cv2.IMREAD_UNCHANGED)
     assert mask is not None, path
     return mask
 
 
 def quiet(done: int, total: int, note: str = "") -> None:
+    """A progress callback that checks its arguments."""
     assert 0 <= done <= total, note
 
 
 def noise_photo(index: int) -> np.ndarray:
+    """Smooth noise, different for every index."""
     rng = np.random.default_rng(index)
     small = rng.integers(0, 255, (9, 12, 3)).astype(np.uint8)
     return cv2.resize(small, (340, 256), interpolation=cv2.INTER_CUBIC)
@@ -54,7 +57,7 @@ def noise_photo(index: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def material() -> Material:
-    """Drawn objects in pairs of one group, smooth noise as photographs, six labelled ones."""
+    """Drawn objects (two per group), smooth noise as photographs, and six labelled ones."""
     cutouts = [
         Cutout(name, label, f"{label}-{int(name[-2:]) // 2}", premultiplied(image))
         for name, label, image in procedural_cutouts(CLASSES, DISTRACTOR, 96)
@@ -69,11 +72,12 @@ Made = tuple[Path, dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def made(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """(data folder, outputs) of the small data set."""
     out = tmp_path_factory.mktemp("made")
     return out / "data", make.make(SPEC, material, out, quiet)
 
 
-def test_same_seed_same_bytes_whatever_the_number_of_processes(
+def test_a_seed_gives_the_same_bytes_for_any_number_of_processes(
     material: Material, made: Made, tmp_path: Path
 ) -> None:
     again = make.make(SPEC, material, tmp_path / "a", quiet, workers=2)
@@ -82,7 +86,7 @@ def test_same_seed_same_bytes_whatever_the_number_of_processes(
     assert other["fingerprint"] != made[1]["fingerprint"]
 
 
-def test_leftovers_of_an_interrupted_try_are_gone(
+def test_files_of_an_interrupted_run_are_removed(
     material: Material, made: Made, tmp_path: Path
 ) -> None:
     stray = tmp_path / "data/pool/images/00/999999.jpg"
@@ -93,7 +97,7 @@ def test_leftovers_of_an_interrupted_try_are_gone(
     assert not stray.exists()
 
 
-def test_outputs_and_manifest(made: Made) -> None:
+def test_the_manifest_agrees_with_the_outputs_and_the_files(made: Made) -> None:
     root, outputs = made
     json.dumps(outputs, allow_nan=False)
     manifest = json.loads((root / "manifest.json").read_text())
@@ -112,13 +116,13 @@ def test_outputs_and_manifest(made: Made) -> None:
 def test_splits_share_no_group(material: Material, made: Made) -> None:
     splits = json.loads((made[0] / "manifest.json").read_text())["splits"]
     items = {"objects": material.cutouts, "backgrounds": material.backgrounds}
-    for kind, found in items.items():
-        group = {i.name: i.group for i in found}
+    for kind, material_items in items.items():
+        group = {i.name: i.group for i in material_items}
         homes: dict[str, set[str]] = {}
         for split, names in splits[kind].items():
             for name in names:
                 homes.setdefault(group[name], set()).add(split)
-        assert sum(map(len, splits[kind].values())) == len(found)
+        assert sum(map(len, splits[kind].values())) == len(material_items)
         assert all(len(h) == 1 for h in homes.values())
 
 
@@ -132,7 +136,7 @@ def test_pool_labels_are_balanced_and_complete(made: Made) -> None:
     assert [values.count(i) for i in range(9)] == [3] * 8 + [8]
 
 
-def test_checks_pass_on_what_we_make(made: Made) -> None:
+def test_the_generated_data_pass_the_checks_of_user_data(made: Made) -> None:
     root, _ = made
     for split, count in SPEC["scenes"].items():
         got = check_coco(root / f"detect/annotations/{split}.json", root / "detect" / split)
@@ -176,17 +180,17 @@ def test_boxes_areas_and_train_ids_follow_from_the_masks(made: Made) -> None:
     assert seen >= SPEC["scenes"]["train"]
 
 
-def test_what_is_drawn_is_in_the_mask() -> None:
+def test_drawn_pixels_are_those_of_the_masks() -> None:
     """White objects on black: bright pixels are the instances, up to the edge blend."""
     white = np.full((60, 60, 4), 255, np.uint8)
     cutouts = {label: [Cutout("w", label, "w", white)] for label in CLASSES}
     cutouts[DISTRACTOR] = [Cutout("d", DISTRACTOR, "d", np.zeros((9, 9, 4), np.uint8))]
     shelf = compose.Shelf(cutouts, [Photo("b", "x", "b", np.zeros((200, 200, 3), np.uint8))])
     for seed in range(12):
-        made = compose.scene(np.random.default_rng(seed), shelf, (160, 120))
-        wrong = (made.image.max(2) > 90) != (made.instances > 0)
+        scene = compose.scene(np.random.default_rng(seed), shelf, (160, 120))
+        wrong = (scene.image.max(2) > 90) != (scene.instances > 0)
         assert wrong.mean() < 0.02
-        assert set(np.unique(made.instances)) <= set(range(len(made.labels) + 1))
+        assert set(np.unique(scene.instances)) <= set(range(len(scene.labels) + 1))
 
 
 def test_the_dominant_object_has_the_stated_size() -> None:
@@ -199,7 +203,7 @@ def test_the_dominant_object_has_the_stated_size() -> None:
         assert abs(max(np.ptp(xs), np.ptp(ys)) + 1 - long_side) < 4
 
 
-def test_a_changed_missing_or_strange_file_is_found(made: Made, tmp_path: Path) -> None:
+def test_a_changed_missing_or_additional_file_is_detected(made: Made, tmp_path: Path) -> None:
     root = tmp_path / "data"
     shutil.copytree(made[0], root)
     victim = root / "classify/test/bird/00001.jpg"
@@ -211,14 +215,14 @@ def test_a_changed_missing_or_strange_file_is_found(made: Made, tmp_path: Path) 
         (lambda: (root / "checksums.txt").write_text(""), r"checksums\.txt is missing or changed"),
         (lambda: (root / "manifest.json").unlink(), r"manifest\.json does not exist"),
     ]
-    for do, words in faults:
+    for do, message in faults:
         do()
-        with pytest.raises(KdepError, match=words):
+        with pytest.raises(KdepError, match=message):
             verify.verify(root)
 
 
 @pytest.mark.parametrize(
-    ("spec", "words"),
+    ("spec", "message"),
     [
         ({"pool_compositse": 3}, "did you mean pool_composites"),
         ({"pool_crops": -1}, "integers >= 0"),
@@ -228,8 +232,8 @@ def test_a_changed_missing_or_strange_file_is_found(made: Made, tmp_path: Path) 
         ({"source": "debian"}, "unknown source"),
     ],
 )
-def test_impossible_specs_are_refused(spec: dict[str, Any], words: str, tmp_path: Path) -> None:
-    with pytest.raises(KdepError, match=words):
+def test_impossible_specs_are_refused(spec: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(KdepError, match=message):
         prepare(spec, {}, tmp_path, quiet)
 
 

@@ -1,4 +1,4 @@
-"""Where the material comes from: .rcc containers, Debian packages, the pip-only fallback."""
+"""Sources of the pocket data: .rcc containers, Debian packages, the pip-only fallback."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def build_rcc(files: dict[str, bytes], version: int, flags: int = 0) -> bytes:
 
 @pytest.mark.parametrize("version", [1, 2, 3])
 @pytest.mark.parametrize("flags", [0, 1])
-def test_rcc_gives_back_its_files(tmp_path: Path, version: int, flags: int) -> None:
+def test_files_of_an_rcc_container_are_read_back(tmp_path: Path, version: int, flags: int) -> None:
     files = {"a.webp": b"picture" * 9, "größe.txt": b"", "c": bytes(300)}
     path = tmp_path / "x.rcc"
     path.write_bytes(build_rcc(files, version, flags))
     assert dict(read_rcc(path)) == {f"dir/{k}": v for k, v in files.items()}
 
 
-def test_rcc_damage_raises_kdep_error(tmp_path: Path) -> None:
+def test_a_damaged_rcc_container_raises_kdep_error(tmp_path: Path) -> None:
     path = tmp_path / "x.rcc"
     whole = build_rcc({"a": b"x" * 50}, 2)
     path.write_bytes(b"PK\3\4" + whole)
@@ -87,8 +87,8 @@ def test_a_group_is_in_one_split_and_each_label_in_all() -> None:
     assert split_by_group(items, 3) != split_by_group(items, 4)
 
 
-def test_a_large_group_is_placed_first_so_that_every_split_has_its_share() -> None:
-    """Groups of 9, 5, 4 and 2 of 20 are the shares themselves; small ones first are not."""
+def test_large_groups_are_placed_first() -> None:
+    """Groups of 9, 5, 4 and 2 of 20 items fit the splits exactly only in descending order."""
     pixel = np.zeros((1, 1, 4), np.uint8)
     items = [
         material.Cutout(f"{size}-{k}", "a", f"group of {size}", pixel)
@@ -102,15 +102,15 @@ def test_a_large_group_is_placed_first_so_that_every_split_has_its_share() -> No
 
 
 def test_procedural_cutouts_are_fixed_and_fill_their_box() -> None:
-    one, two = (list(procedural_cutouts(("a", "b"), "d", 64)) for _ in range(2))
-    assert {label for _, label, _ in one} == {"a", "b", "d"}
-    for (name, _, image), (_, _, again) in zip(one, two, strict=True):
-        assert np.array_equal(image, again), name
+    first, second = (list(procedural_cutouts(("a", "b"), "d", 64)) for _ in range(2))
+    assert {label for _, label, _ in first} == {"a", "b", "d"}
+    for (name, _, image), (_, _, same_image) in zip(first, second, strict=True):
+        assert np.array_equal(image, same_image), name
         assert 40 <= max(image.shape[:2]) <= 64
         assert (image[..., 3] > 127).mean() > 0.3
 
 
-def test_without_apt_the_source_is_pip_only_and_says_so(
+def test_without_apt_the_source_is_pip_only_with_a_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -125,7 +125,7 @@ def test_without_apt_the_source_is_pip_only_and_says_so(
         material.gather("debian+pip")
 
 
-def test_damaged_package_in_the_cache_is_named(
+def test_a_damaged_package_in_the_cache_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not shutil.which("dpkg-deb") or not shutil.which("apt-get"):
@@ -182,8 +182,8 @@ def test_unreadable_sources_raise_kdep_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_real_material() -> None:
-    """Needs the Debian packages in the cache already; downloads nothing."""
+def test_the_real_material_is_complete_and_its_splits_are_disjoint() -> None:
+    """Needs the Debian packages in the cache; downloads nothing."""
     names = ("tuxpaint-stamps-default", "lomiri-wallpapers-16.04", "gcompris-qt-data")
     if not all(debian._cached(debian.cache_dir() / "debian", name) for name in names):
         pytest.skip("the Debian packages are not in the cache")
@@ -200,8 +200,8 @@ def test_the_real_material() -> None:
             assert found == {*material.CLASSES, material.DISTRACTOR}, split
         homes = {c.name: split for split, members in objects.items() for c in members}
         for name, home in homes.items():
-            twin = name.replace("_mirror", "")
-            assert homes[twin] == home
+            unmirrored = name.replace("_mirror", "")
+            assert homes[unmirrored] == home
         photos = split_by_group(got.backgrounds, seed)
         hashes = [(s, p.name, material.gradient_hash(p.image)) for s in photos for p in photos[s]]
         for (s, name, a), (t, other, b) in itertools.combinations(hashes, 2):

@@ -1,4 +1,4 @@
-"""The stage that renders fixed views: what it needs before it begins."""
+"""The stage that renders fixed views: what it requires and what it renders."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ SPEC = {"views": 3, "px": 16, "seed": 0, "scale": [0.3, 1.0], "ratio": [0.75, 4 
 
 @pytest.fixture
 def prepared(tmp_path: Path) -> dict[str, Path]:
+    """A finished stage `prepare` with two images."""
     for i in range(2):
-        picture = tiny.noise_image(np.random.default_rng(i))
-        tiny.save(tmp_path / "p/data/pool/images" / f"{i}.png", picture)
+        image = tiny.noise_image(np.random.default_rng(i))
+        tiny.save(tmp_path / "p/data/pool/images" / f"{i}.png", image)
     return {"prepare": tmp_path / "p"}
 
 
@@ -44,37 +45,37 @@ def test_a_full_disk_is_refused_before_a_byte_is_written(
 
 
 def index_image(h: int, w: int) -> np.ndarray:
-    """[h, w, 3]: each pixel says its row, its column and 7."""
+    """[h, w, 3]: channels 10 * row, 10 * column and 7."""
     rows, columns = np.mgrid[:h, :w]
     return np.stack([10 * rows, 10 * columns, np.full((h, w), 7)], 2).astype(np.uint8)
 
 
 def test_a_view_holds_exactly_the_pixels_of_its_box():
     image = index_image(8, 12)
-    half = views.render(image, np.array([0.25, 0.5, 0.25, 0.375]), False, 3)
-    np.testing.assert_array_equal(half, image[4:7, 3:6])
+    crop = views.render(image, np.array([0.25, 0.5, 0.25, 0.375]), False, 3)
+    np.testing.assert_array_equal(crop, image[4:7, 3:6])
     np.testing.assert_array_equal(
         views.render(image, np.array([0.25, 0.5, 0.25, 0.375]), True, 3), image[4:7, 5:2:-1]
     )
-    whole = views.render(image[:, :8], np.array([0, 0, 1, 1]), False, 4)  # means of 2 x 2 pixels
-    np.testing.assert_array_equal(whole[..., 0], np.repeat([[5], [25], [45], [65]], 4, 1))
-    np.testing.assert_array_equal(whole[..., 1], np.repeat([[5, 25, 45, 65]], 4, 0))
-    # enlarged: linear between the centres of pixels, which keep their place
-    line = views.render(index_image(2, 2), np.array([0, 0, 1, 1]), False, 4)[0, :, 1]
-    np.testing.assert_allclose(line, [0, 2.5, 7.5, 10], atol=0.5)
-    # made smaller: the mean of all pixels under one of the result, not that in their middle
-    spike = np.zeros((12, 12, 3), np.uint8)
-    spike[0, 0] = 90
-    small = views.render(spike, np.array([0, 0, 1, 1]), False, 4)
-    assert small[0, 0].tolist() == [10, 10, 10]
-    assert not small[1:].any()
-    # a box thinner than a pixel still holds one
+    halved = views.render(image[:, :8], np.array([0, 0, 1, 1]), False, 4)  # means of 2 x 2 pixels
+    np.testing.assert_array_equal(halved[..., 0], np.repeat([[5], [25], [45], [65]], 4, 1))
+    np.testing.assert_array_equal(halved[..., 1], np.repeat([[5, 25, 45, 65]], 4, 0))
+    # Enlarged: linear interpolation between the centres of pixels.
+    enlarged = views.render(index_image(2, 2), np.array([0, 0, 1, 1]), False, 4)[0, :, 1]
+    np.testing.assert_allclose(enlarged, [0, 2.5, 7.5, 10], atol=0.5)
+    # Reduced: the mean of all source pixels, not the one in the middle.
+    bright_pixel = np.zeros((12, 12, 3), np.uint8)
+    bright_pixel[0, 0] = 90
+    reduced = views.render(bright_pixel, np.array([0, 0, 1, 1]), False, 4)
+    assert reduced[0, 0].tolist() == [10, 10, 10]
+    assert not reduced[1:].any()
+    # A box thinner than a pixel still has one pixel.
     assert views.render(image, np.array([0.99, 0.99, 0.001, 0.001]), False, 2).shape == (2, 2, 3)
     sliver = views.render(image, np.array([0.5, 0.0, 0.001, 1.0]), False, 8)
     assert set(sliver[..., 1].ravel()) == {60}
 
 
-def test_boxes_have_the_areas_and_shapes_that_were_asked_for():
+def test_boxes_have_the_requested_areas_and_aspect_ratios():
     box, flip = views.draw_recipe(4000, 1, 0, (0.2, 0.5), (0.5, 2.0))
     area, aspect = box[:, 2] * box[:, 3], box[:, 2] / box[:, 3]
     assert 0.2 - 1e-6 <= area.min() < 0.21
@@ -84,10 +85,10 @@ def test_boxes_have_the_areas_and_shapes_that_were_asked_for():
     assert 1.98 < aspect.max() <= 2 + 1e-6
     assert np.log(aspect).mean() == pytest.approx(0, abs=0.03)  # as often wide as high
     assert flip.mean() == pytest.approx(0.5, abs=0.03)
-    free = box[:, :2] / (1 - box[:, 2:])  # uniform over the places the box may have
-    assert np.allclose(free.mean(0), 0.5, atol=0.02)
-    assert free.min() >= 0
-    assert free.max() <= 1
+    relative_position = box[:, :2] / (1 - box[:, 2:])  # uniform over the possible positions
+    assert np.allclose(relative_position.mean(0), 0.5, atol=0.02)
+    assert relative_position.min() >= 0
+    assert relative_position.max() <= 1
     wide, _ = views.draw_recipe(200, 1, 0, (1.0, 1.0), (2.0, 2.0))
     np.testing.assert_array_equal(wide[:, 2], 1)  # cut at the edge
     np.testing.assert_allclose(wide[:, 3], 0.5**0.5, rtol=1e-6)
@@ -139,7 +140,7 @@ def test_views_that_lack_rows_are_refused(prepared: dict[str, Path], tmp_path: P
         views.open_views(tmp_path)
 
 
-def test_shares_have_their_ends():
+def test_the_limits_of_data_fractions_are_checked():
     assert views.subset(10, 1.0).tolist() == list(range(10))
     assert len(views.subset(10, 0.05001)) == 1
     for bad in (0.0, -0.5, 1.0001, 0.04):
@@ -153,7 +154,7 @@ def test_a_damaged_views_file_raises_kdep_error(
     prepared: dict[str, Path], tmp_path: Path, name: str, content: bytes | None
 ):
     views.run(SPEC, prepared, tmp_path, lambda *_: None)
-    whole = (tmp_path / name).read_bytes()
-    (tmp_path / name).write_bytes(whole[:-50] if content is None else content)
+    complete = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(complete[:-50] if content is None else content)
     with pytest.raises(KdepError, match=r"images\.json|the views in"):
         views.open_views(tmp_path)
