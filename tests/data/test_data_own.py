@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import own_fixture as own
 import pytest
-from own_fixture import each_mask, edit
+from own_fixture import change_masks, edit
 from PIL import Image
 
 from kdep_bench.data.checks import check_coco, check_segmentation
@@ -184,11 +184,11 @@ def _pixels(table: Any) -> None:
 
 
 def _binary(root: Path) -> None:
-    each_mask(root / "masks", lambda m: np.where(m == 1, 255, 0).astype(np.uint8))
+    change_masks(root / "masks", lambda m: np.where(m == 1, 255, 0).astype(np.uint8))
 
 
 def _one_for_255(root: Path) -> None:
-    each_mask(root / "masks", lambda m: np.where(m == 255, 1, m).astype(np.uint8))
+    change_masks(root / "masks", lambda m: np.where(m == 255, 1, m).astype(np.uint8))
 
 
 def _palette(root: Path, colours: list[int], name: str = "test/0") -> None:
@@ -484,15 +484,15 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
         _one_for_255,
     ),
     "masks of the test all ignored": (
-        lambda r: each_mask(r / "masks/test", lambda m: np.full_like(m, 255)),
+        lambda r: change_masks(r / "masks/test", lambda m: np.full_like(m, 255)),
         "masks/test",
         "are 255, which is ignored",
-        lambda r: each_mask(
+        lambda r: change_masks(
             r / "masks/test", lambda m: (np.arange(m.size) % 2).reshape(m.shape).astype(np.uint8)
         ),
     ),
     "masks of the test of one class": (
-        lambda r: each_mask(r / "masks/test", lambda m: np.zeros_like(m)),
+        lambda r: change_masks(r / "masks/test", lambda m: np.zeros_like(m)),
         "masks/test",
         "have the class 'x'",
         lambda r: _change_mask0(r, lambda m: Image.fromarray(np.eye(48, 64, dtype=np.uint8))),
@@ -642,8 +642,8 @@ def test_absent_classes_are_allowed_by_name_and_noted(
     spec: Spec, user_folder: Path, tmp_path: Path
 ) -> None:
     _drop_class(user_folder)
-    each_mask(user_folder / "masks/train", lambda m: np.where(m == 1, 2, m).astype(np.uint8))
-    each_mask(user_folder / "masks/test", lambda m: np.where(m == 1, 2, m).astype(np.uint8))
+    change_masks(user_folder / "masks/train", lambda m: np.where(m == 1, 2, m).astype(np.uint8))
+    change_masks(user_folder / "masks/test", lambda m: np.where(m == 1, 2, m).astype(np.uint8))
     allowed = {**spec, "classes": ["x", "y", "z"], "allow_absent": ["y", "dog"]}
     notes = own.run(allowed, tmp_path / "a")["task_notes"]
     assert "train has no box of 'dog' (allowed by the data config)" in notes["detect"]

@@ -314,9 +314,9 @@ def shuffled_teacher() -> Iterator[torch.Generator]:
 def train_with_teacher(name: str, folder: Path) -> tuple[tuple[float, float], tuple[float, float]]:
     """(held-out loss, agreement) before and after normal training of a method."""
     run = TinyRun(name, folder)
-    before = run.held_out(), run.agreement()
+    before = run.held_out_loss(), run.agreement()
     run.train(STEPS)
-    return before, (run.held_out(), run.agreement())
+    return before, (run.held_out_loss(), run.agreement())
 
 
 @pytest.fixture(scope="module")
@@ -412,16 +412,16 @@ def test_gradients_reach_only_the_student_and_the_export_is_a_plain_backbone(
 ):
     run = TinyRun(name, subfolder(folder, name))
     run.model.step = STEPS // 2
-    before = run.model.teacher_side.live.checksum() if run.taught else None  # type: ignore[union-attr]
+    before = run.model.teacher_side.live.checksum() if run.has_teacher else None  # type: ignore[union-attr]
     torch.stack(list(run.terms(tiny.batch(BATCH, 0)).values())).sum().backward()
     first_gradient = run.model.backbone.get_parameter("convs.0.weight").grad
     assert first_gradient is not None
     assert bool(first_gradient.any())
-    if not ("maps" in run.wanted.needs and "pooled" not in run.wanted.needs):
+    if not ("maps" in run.requirements.needs and "pooled" not in run.requirements.needs):
         last_gradient = run.model.backbone.get_parameter("convs.3.weight").grad
         assert last_gradient is not None
         assert bool(last_gradient.any())
-    if run.taught:
+    if run.has_teacher:
         live = run.model.teacher_side.live
         assert live is not None
         assert all(p.grad is None for p in live.parameters())
@@ -450,4 +450,4 @@ def test_the_cost_column_counts_forward_passes_of_all_other_networks(name: str, 
             module.register_forward_hook(lambda _m, args, _out: samples.append(len(args[0])))
     run.model.step = STEPS // 2
     run.terms(tiny.batch(BATCH, 0))
-    assert sum(samples) == run.wanted.forwards * BATCH
+    assert sum(samples) == run.requirements.forwards * BATCH
