@@ -1,4 +1,4 @@
-"""The doctor: a healthy machine has no fault, and every fault of a data set has its sentence."""
+"""The doctor: a machine that runs the tests has no fault; every fault of data is listed."""
 
 from __future__ import annotations
 
@@ -41,15 +41,17 @@ def test_every_fault_is_listed_and_counted(tmp_path: Path) -> None:
     for image, message in zip(images, ("0 bytes", "truncated", "CMYK", "EXIF"), strict=True):
         assert any(image.name in str(f) and message in str(f) for f in findings), (image, text)
     assert "unpacked in part" in text
-    words = [f.level for f in findings]
-    assert words.count("fault") == 4  # the set's own check, the cut archive, two broken images
-    assert words.count("note") == 2  # OpenCV reads these two
+    levels = [f.level for f in findings]
+    assert (
+        levels.count("fault") == 4
+    )  # the data set's check, the half-unpacked file, two broken images
+    assert levels.count("note") == 2  # OpenCV reads these two
     lines: list[str] = []
     assert doctor.report(iter(findings), lines.append) == 4
     assert lines[-1] == "4 fault(s)"
 
 
-def test_wrong_counts_and_an_absent_set(tmp_path: Path) -> None:
+def test_wrong_counts_and_a_missing_data_set_are_faults(tmp_path: Path) -> None:
     (tmp_path / "dtd").mkdir()
     get_set("dtd").tiny(tmp_path / "dtd", np.random.default_rng(0))
     findings = list(doctor.official(["dtd", "coco"], tmp_path))
@@ -74,22 +76,24 @@ def test_too_little_disk_space_for_a_suite_s_views_is_reported(
 ) -> None:
     """ImageNet at 224 px, two views of each of 1,281,167 images: 385.7 GB."""
     monkeypatch.delenv("KDEP_DATA", raising=False)
-    monkeypatch.setattr(doctor, "_teacher", lambda config: "not looked at here")
+    monkeypatch.setattr(doctor, "_teacher", lambda config: "not checked here")
 
-    def said(free: float) -> doctor.Finding:
+    def finding(free: float) -> doctor.Finding:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
         findings = doctor.suite("paper_r18", work=tmp_path / "work")
         return next(f for f in findings if f.subject == "space for views")
 
-    assert said(400e9) == doctor.Finding(
+    assert finding(400e9) == doctor.Finding(
         "ok", "space for views", "386 GB of fixed views, 0 GB of them rendered"
     )
-    assert said(300e9).level == "fault"
-    assert "need 385.7 GB of disk space" in said(300e9).sentence
-    assert "only 300.0 GB free" in said(300e9).sentence
+    assert finding(300e9).level == "fault"
+    assert "need 385.7 GB of disk space" in finding(300e9).sentence
+    assert "only 300.0 GB free" in finding(300e9).sentence
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_faults_and_exits_with_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tiny.save(tmp_path / "coco" / "a.jpg", tiny.noise_image(np.random.default_rng(0)))
     assert command.main(["--data", "coco", "--root", str(tmp_path)]) == 1
     output = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""`kdep-bench init`: what it finds in a folder, and the suite that it writes."""
+"""`kdep-bench init`: the parts it finds in a folder, and the suite that it writes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from kdep_bench.suite.plan import build_plan
 
 
 def save(path: Path, size: tuple[int, ...] = (48, 64, 3)) -> None:
+    """Saves a black image of this shape, creating its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.zeros(size, np.uint8)).save(path)
 
 
 def coco(path: Path, names: list[str]) -> None:
+    """Writes a COCO JSON of these images, with two boxes of the class cat."""
     images = [{"id": i, "file_name": n, "width": 64, "height": 48} for i, n in enumerate(names)]
     boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [1, 1, 9, 9]} for i in range(2)]
     categories = [{"id": 1, "name": "cat"}]
@@ -72,7 +74,7 @@ def test_every_part_of_a_folder_is_found_with_its_split(root):
 
 
 def test_boxes_are_not_paired_with_images_of_another_split(root):
-    """Both splits have a 0.jpg: without its own images, a test json would get training images."""
+    """Both splits have a 0.jpg, so a test JSON without its images would fit training images."""
     shutil.rmtree(root / "test")
     shutil.rmtree(root / "scenes" / "test")
     parts = discover(root)
@@ -95,7 +97,7 @@ def test_a_split_with_other_classes_is_left_out(root):
     assert any("other classes than" in note for note in parts.notes)
 
 
-def test_images_alone_make_a_suite_that_only_pre_trains(tmp_path, capsys):
+def test_a_folder_of_images_gives_a_suite_that_only_pre_trains(tmp_path, capsys):
     for i in range(300):
         save(tmp_path / "holiday" / f"{i}.jpg", (8, 8, 3))
     assert init.main([str(tmp_path / "holiday"), "--out", str(tmp_path / "suites")]) == 0
@@ -138,7 +140,7 @@ def test_a_suite_that_exists_is_not_overwritten(root, tmp_path, capsys):
     assert "--name" in capsys.readouterr().err
 
 
-def pairs(folder: Path, split: str, value: int, kind: type = np.uint8) -> None:
+def make_pair(folder: Path, split: str, value: int, kind: type = np.uint8) -> None:
     """An image and its mask, which has two values: 0 and `value`."""
     save(folder / split / "images" / "0.jpg")
     mask = np.zeros((48, 64), kind)
@@ -148,10 +150,10 @@ def pairs(folder: Path, split: str, value: int, kind: type = np.uint8) -> None:
 
 
 def test_masks_are_paired_with_the_images_of_their_own_data_set(tmp_path):
-    """Both sets have a 0.jpg: the masks of the second fitted the images of the first."""
+    """Both sets have a 0.jpg, so masks of one would fit images of the other."""
     for name in ("first", "second"):
         for split in ("train", "test"):
-            pairs(tmp_path / name, split, 2)
+            make_pair(tmp_path / name, split, 2)
     shutil.rmtree(tmp_path / "first" / "train" / "masks")
     parts = discover(tmp_path)
     second = tmp_path / "second"
@@ -162,16 +164,16 @@ def test_masks_are_paired_with_the_images_of_their_own_data_set(tmp_path):
 
 
 def test_splits_of_different_data_sets_are_named(tmp_path):
-    pairs(tmp_path / "first", "train", 2)
-    pairs(tmp_path / "second", "test", 2)
+    make_pair(tmp_path / "first", "train", 2)
+    make_pair(tmp_path / "second", "test", 2)
     assert any("check that they fit" in note for note in discover(tmp_path).notes)
 
 
 @pytest.mark.parametrize(("value", "kind"), [(255, np.uint8), (40_000, np.uint16)])
 def test_masks_without_two_classes_give_no_task(tmp_path, value, kind):
-    """0 and 255 are one class: every score would be 1. `images` and `masks` are no classes."""
+    """With 0 and 255 there is one class, and every score would be 1."""
     for split in ("train", "test"):
-        pairs(tmp_path, split, value, kind)
+        make_pair(tmp_path, split, value, kind)
     parts = discover(tmp_path)
     assert not parts.masks
     assert not parts.classify
@@ -180,7 +182,7 @@ def test_masks_without_two_classes_give_no_task(tmp_path, value, kind):
 
 def test_masks_of_16_bits_are_counted(tmp_path):
     for split in ("train", "test"):
-        pairs(tmp_path, split, 3, np.uint16)
+        make_pair(tmp_path, split, 3, np.uint16)
     assert discover(tmp_path).mask_values == 4
 
 
@@ -214,7 +216,7 @@ def test_a_json_without_boxes_is_no_task(tmp_path):
     assert not discover(tmp_path).coco
 
 
-def test_a_link_to_a_folder_above_is_not_followed_in_circles(tmp_path):
+def test_a_link_to_a_parent_folder_is_not_followed(tmp_path):
     for split in ("train", "test"):
         for name in ("cat", "dog"):
             save(tmp_path / split / name / "0.png")
@@ -231,7 +233,7 @@ def test_a_folder_with_quotes_and_backslashes_gives_a_suite_that_loads(tmp_path)
     assert load_suite(str(tmp_path / "out" / "odd.py")).data["pool"] == str(folder)
 
 
-def test_a_folder_whose_name_is_not_utf_8_is_a_sentence(tmp_path, capsys):
+def test_a_folder_whose_name_is_not_utf_8_is_refused(tmp_path, capsys):
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
     save(folder / "0.png")
     assert init.main([str(folder), "--out", str(tmp_path / "out")]) == 2
@@ -248,15 +250,15 @@ def classes_with_boxes(folder: Path) -> Path:
     return folder
 
 
-def test_class_folders_of_images_with_boxes_are_left_out_with_a_remedy_that_works(tmp_path, capsys):
+def test_class_folders_of_images_with_boxes_are_left_out_with_a_fix_that_works(tmp_path, capsys):
     folder, out = classes_with_boxes(tmp_path / "pets"), tmp_path / "out"
     assert init.main([str(folder), "--out", str(out)]) == 0
     printed, written = capsys.readouterr().out, " ".join((out / "pets.py").read_text().split())
     for text in (printed, written):
         assert "run init again with --classes-of-boxes and another --name" in text
     assert "classify" not in load_suite(str(out / "pets.py")).data
-    again = [str(folder), "--out", str(out), "--classes-of-boxes", "--name", "pets2"]
-    assert init.main(again) == 0
+    advised_arguments = [str(folder), "--out", str(out), "--classes-of-boxes", "--name", "pets2"]
+    assert init.main(advised_arguments) == 0
     suite = load_suite(str(out / "pets2.py"))
     assert suite.data["classify"] == {s: str(folder / s) for s in ("train", "test")}
     assert {t["family"] for t in suite.tasks} == {"classification", "detection"}
@@ -283,8 +285,8 @@ def test_folders_that_are_too_deep_are_named(tmp_path):
     )
 
 
-def keypoints(path: Path, box: list[float]) -> None:
-    """Rewrites a COCO json: its annotations are keypoints with the given box."""
+def set_keypoints(path: Path, box: list[float]) -> None:
+    """Turns the annotations of a COCO JSON into keypoints with the given box."""
     table = json.loads(path.read_text())
     for annotation in table["annotations"]:
         annotation.update(keypoints=[5, 5, 2], num_keypoints=1, bbox=box)
@@ -303,18 +305,18 @@ def test_a_json_of_keypoints_counts_only_by_its_boxes(tmp_path, box, counts, not
         save(tmp_path / split / "0.jpg")
         save(tmp_path / split / "1.jpg")
         coco(tmp_path / f"{split}.json", ["0.jpg", "1.jpg"])
-        keypoints(tmp_path / f"{split}.json", box)
+        set_keypoints(tmp_path / f"{split}.json", box)
     parts = discover(tmp_path)
     assert bool(parts.coco) is counts
     assert any(note in n for n in parts.notes)
 
 
 def test_boxes_of_keypoints_are_not_preferred_to_boxes_of_classes(root):
-    """`a_keypoints` is found before `instances`: its boxes were the detection task."""
+    """`a_keypoints` is found before `instances`, but must not become the detection task."""
     for split in ("train", "test"):
         path = root / "boxes" / f"a_keypoints_{split}.json"
         shutil.copy(root / "boxes" / f"instances_{split}.json", path)
-        keypoints(path, [1, 1, 9, 9])
+        set_keypoints(path, [1, 1, 9, 9])
     parts = discover(root)
     assert {path.name for path, _ in parts.coco.values()} == {
         "instances_train.json",
@@ -337,7 +339,7 @@ def test_classes_without_splits_are_named_as_no_task(tmp_path):
     assert any("no folder is named train or test" in note for note in parts.notes)
 
 
-def test_an_out_that_is_a_file_is_refused_and_the_fix_works(root, tmp_path, capsys):
+def test_a_file_as_out_is_refused_and_the_fix_works(root, tmp_path, capsys):
     out = tmp_path / "suites" / "birds.py"
     out.parent.mkdir()
     out.write_text("mine")

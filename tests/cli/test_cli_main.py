@@ -1,4 +1,4 @@
-"""The installed command: every sub-command starts, from a wheel alone and from any folder."""
+"""The installed command: every sub-command starts, from a wheel and from any folder."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from kdep_bench.suite import config
 
 @pytest.mark.parametrize("command", main.COMMANDS)
 def test_every_command_prints_its_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         main.main([command, "--help"])
-    assert ended.value.code == 0
+    assert exit_info.value.code == 0
     assert f"usage: kdep-bench {command}" in capsys.readouterr().out
 
 
@@ -69,7 +69,7 @@ def test_a_missing_folder_of_configs_is_named(
         config.names("method")
 
 
-def test_an_installed_wheel_does_not_state_another_repositorys_revision(
+def test_an_installed_wheel_reports_no_git_revision(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert machine.git_revision()
@@ -78,16 +78,18 @@ def test_an_installed_wheel_does_not_state_another_repositorys_revision(
 
 
 @pytest.mark.slow
-def test_a_wheel_alone_plans_a_suite_in_an_empty_folder_and_finds_a_plug_in(tmp_path: Path) -> None:
+def test_an_installed_wheel_plans_a_suite_in_an_empty_folder_and_finds_a_plug_in(
+    tmp_path: Path,
+) -> None:
     built = tmp_path / "wheel"
-    sources = tmp_path / "sources"  # a build in the clone would leave folders there
+    sources = tmp_path / "sources"  # so that the build leaves no folders in the clone
     for name in ("kdep_bench", "configs"):
         shutil.copytree(ROOT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, sources)
-    stale = sources / "build" / "lib" / "kdep_bench" / "suite" / "gone.py"
-    stale.parent.mkdir(parents=True)
-    stale.write_text("")
+    old_build_file = sources / "build" / "lib" / "kdep_bench" / "suite" / "gone.py"
+    old_build_file.parent.mkdir(parents=True)
+    old_build_file.write_text("")
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
     options = ["--no-deps", "--no-build-isolation", "--wheel-dir", str(built), str(sources)]
     subprocess.run([*pip, *options], check=True)
@@ -98,16 +100,16 @@ def test_a_wheel_alone_plans_a_suite_in_an_empty_folder_and_finds_a_plug_in(tmp_
     assert not (site / "configs").exists()
     assert not (site / "kdep_bench" / "suite" / "gone.py").exists()
     user_configs(site / "my_plugin", "my_kdep")
-    registered = site / "my_plugin-1.0.dist-info"
-    registered.mkdir()
-    (registered / "METADATA").write_text("Metadata-Version: 2.1\nName: my-plugin\nVersion: 1.0\n")
-    (registered / "entry_points.txt").write_text("[kdep_bench.configs]\nmine = my_plugin\n")
+    dist_info = site / "my_plugin-1.0.dist-info"
+    dist_info.mkdir()
+    (dist_info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-plugin\nVersion: 1.0\n")
+    (dist_info / "entry_points.txt").write_text("[kdep_bench.configs]\nmine = my_plugin\n")
     (site / "my_plugin" / "__init__.py").write_text("")
     empty = tmp_path / "empty"
     empty.mkdir()
     user_configs(empty / "configs", "local_kdep")
 
-    def command(*args: str) -> str:
+    def run_command(*args: str) -> str:
         done = subprocess.run(
             [sys.executable, "-c", "from kdep_bench.cli.main import console; console()", *args],
             cwd=empty,
@@ -119,8 +121,8 @@ def test_a_wheel_alone_plans_a_suite_in_an_empty_folder_and_finds_a_plug_in(tmp_
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    listed = command("methods")
+    listed = run_command("methods")
     assert "my_kdep" in listed
     assert "local_kdep" in listed
-    plan = command("run", "smoke", "--dry-run")
+    plan = run_command("run", "smoke", "--dry-run")
     assert "prepare-smoke" in plan

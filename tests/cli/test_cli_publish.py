@@ -1,4 +1,4 @@
-"""Published students load elsewhere with equal features; their cards say where they are from."""
+"""Published students load in other libraries with equal features; their cards are complete."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SUITE = {
 
 @pytest.fixture(scope="module")
 def r18(tmp_path_factory: pytest.TempPathFactory, in_subprocess: Callable[..., Any]) -> Path:  # noqa: F811
-    """A random ResNet-18's export with statistics that are not those of a fresh network."""
+    """The export of a random ResNet-18 with changed BatchNorm statistics."""
     out = tmp_path_factory.mktemp("r18")
     in_subprocess(export_random, resolve("student", "resnet18"), out)
     file = out / "export" / PTH
@@ -53,33 +53,38 @@ def r18(tmp_path_factory: pytest.TempPathFactory, in_subprocess: Callable[..., A
     return file.parent
 
 
-def picture() -> torch.Tensor:
+def random_images() -> torch.Tensor:
+    """Random images [2, 3, 64, 64]."""
     return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 def mm_features(folder: Path) -> np.ndarray:
+    """The last map of mmpretrain's ResNet-18 with the exported weights; run in a subprocess."""
     from kdep_bench.networks.backbone import build_backbone
 
     student = resolve("student", "resnet18")
     init = {"type": "Pretrained", "checkpoint": str(folder / PTH)}
     net = build_backbone(student, init_cfg=init)
-    net.eval()  # mmpretrain's returns nothing
+    net.eval()  # on its own line, as mmpretrain's eval() returns None
     with torch.inference_mode():
-        return net(picture())[-1].numpy()
+        return net(random_images())[-1].numpy()
 
 
 @pytest.fixture(scope="module")
 def image() -> torch.Tensor:
-    return picture()
+    """Random images [2, 3, 64, 64]."""
+    return random_images()
 
 
 @pytest.fixture(scope="module")
-def truth(r18: Path, in_subprocess: Callable[..., Any]) -> torch.Tensor:  # noqa: F811
-    """The features of mmpretrain's ResNet-18, loaded by its own `init_cfg`."""
+def expected(r18: Path, in_subprocess: Callable[..., Any]) -> torch.Tensor:  # noqa: F811
+    """The features of mmpretrain's ResNet-18, loaded with `init_cfg`."""
     return torch.from_numpy(in_subprocess(mm_features, r18))
 
 
-def test_loads_in_torchvision(r18: Path, image: torch.Tensor, truth: torch.Tensor) -> None:
+def test_a_published_student_loads_in_torchvision(
+    r18: Path, image: torch.Tensor, expected: torch.Tensor
+) -> None:
     import torchvision
     from safetensors.torch import load_file
 
@@ -90,26 +95,28 @@ def test_loads_in_torchvision(r18: Path, image: torch.Tensor, truth: torch.Tenso
     net.fc = torch.nn.Identity()  # type: ignore[assignment]
     with torch.inference_mode():
         pooled = net.eval()(image)
-    assert torch.allclose(pooled, truth.mean((2, 3)), atol=1e-5, rtol=1e-4)
+    assert torch.allclose(pooled, expected.mean((2, 3)), atol=1e-5, rtol=1e-4)
 
 
-def test_loads_in_timm(r18: Path, image: torch.Tensor, truth: torch.Tensor) -> None:
+def test_a_published_student_loads_in_timm(
+    r18: Path, image: torch.Tensor, expected: torch.Tensor
+) -> None:
     import timm
 
     net = timm.create_model("resnet18", num_classes=0)
     net.load_state_dict(torch.load(r18 / PTH, weights_only=True), strict=True)
     with torch.inference_mode():
-        found = net.eval().forward_features(image)  # type: ignore[operator]
-    assert torch.allclose(found, truth, atol=1e-5, rtol=1e-4)
+        features = net.eval().forward_features(image)  # type: ignore[operator]
+    assert torch.allclose(features, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_loads_in_mmpretrain(r18: Path, truth: torch.Tensor) -> None:
-    """`truth` came through init_cfg; a network that was not loaded would differ from it."""
-    assert truth.shape == (2, 512, 2, 2)
-    assert truth.std() > 0
+def test_a_published_student_loads_in_mmpretrain(r18: Path, expected: torch.Tensor) -> None:
+    """`expected` was loaded with init_cfg; the other tests compare other libraries with it."""
+    assert expected.shape == (2, 512, 2, 2)
+    assert expected.std() > 0
 
 
-def test_safetensors_hold_the_same_tensors(r18: Path) -> None:
+def test_safetensors_have_the_same_tensors(r18: Path) -> None:
     from safetensors.torch import load_file
 
     a, b = torch.load(r18 / PTH, weights_only=True), load_file(r18 / SAFE)
@@ -117,27 +124,29 @@ def test_safetensors_hold_the_same_tensors(r18: Path) -> None:
     assert all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
 
 
-def test_published_with_a_card(r18: Path, tmp_path: Path) -> None:
+def test_a_student_is_published_with_a_card_and_a_changed_file_is_refused(
+    r18: Path, tmp_path: Path
+) -> None:
     suite = build_suite(SUITE)
     plan = build_plan(suite)
-    one = next(i for i, s in plan.stages.items() if s.kind == "export" and "kdep" in i)
+    stage_id = next(i for i, s in plan.stages.items() if s.kind == "export" and "kdep" in i)
     work = tmp_path / "work"
     with pytest.raises(KdepError, match="no export stage"):
         publish(suite, plan, work, tmp_path / "out")
-    stage = plan.stages[one]
-    folder = state.folder(work, one)
+    stage = plan.stages[stage_id]
+    folder = state.folder(work, stage_id)
     folder.mkdir(parents=True)
     (folder / PTH).write_bytes((r18 / PTH).read_bytes())
     outputs = {"checksum": file_hash(folder / PTH), "parameters": 11176512}
     files, rest = state.list_files(folder)
-    about = {"id": one, "kind": "export", "version": stage.version, "outputs": outputs}
+    about = {"id": stage_id, "kind": "export", "version": stage.version, "outputs": outputs}
     about |= {"spec": stage.spec, "needs": dict(stage.needs), "files": files, "rest": rest}
     about |= {"finished": "2026-01-01T00:00:00+00:00", "wall_s": 1.0, "peak_rss": 1}
     state.write_stage(folder, {"schema": state.SCHEMA, "environment": {}, **about})
-    (made,) = publish(suite, plan, work, tmp_path / "out")
-    text = (made / CARD).read_text()
-    assert f"{file_hash(made / SAFE)}  {SAFE}" in text
-    assert f"{file_hash(made / PTH)}  {PTH}" in text
+    (published_folder,) = publish(suite, plan, work, tmp_path / "out")
+    text = (published_folder / CARD).read_text()
+    assert f"{file_hash(published_folder / SAFE)}  {SAFE}" in text
+    assert f"{file_hash(published_folder / PTH)}  {PTH}" in text
     assert "Apache-2.0" in text
     assert "| labels used in pre-training | no |" in text
     (folder / PTH).write_bytes(b"\0" * (folder / PTH).stat().st_size)
@@ -149,15 +158,15 @@ def test_a_card_states_an_unknown_licence() -> None:
     plan = build_plan(build_suite(SUITE))
     stage = next(s for s in plan.stages.values() if s.kind == "export" and "kdep" in s.name)
     assert stage.about["teacher"]["card"]["licence"] == "Apache-2.0"
-    odd = {**stage.about, "teacher": {"name": "a|b<script>", "card": {}}}
-    text = card(odd, stage.spec["student"], {}, {"parameters": 1}, {PTH: "0"}, stage.id)
+    unusual = {**stage.about, "teacher": {"name": "a|b<script>", "card": {}}}
+    text = card(unusual, stage.spec["student"], {}, {"parameters": 1}, {PTH: "0"}, stage.id)
     assert "not stated: ask its makers" in text
     assert "<script>" not in text
     assert "a&#124;b" in text
 
 
-def made_export(plan: Plan, work: Path, stage_id: str, source: Path) -> Path:
-    """A finished export stage; returns its file."""
+def make_export(plan: Plan, work: Path, stage_id: str, source: Path) -> Path:
+    """Makes a finished export stage; returns its file."""
     stage, folder = plan.stages[stage_id], state.folder(work, stage_id)
     folder.mkdir(parents=True)
     shutil.copyfile(source, folder / PTH)
@@ -170,12 +179,13 @@ def made_export(plan: Plan, work: Path, stage_id: str, source: Path) -> Path:
     return folder / PTH
 
 
-def command(work: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def run_publish(work: Path, out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs tools/publish.py for the suite."""
     suite = work / "little.py"
     suite.write_text(f"suite = {SUITE!r}\n")
     args = [str(REPO / "tools/publish.py"), str(suite), "--work-dir", str(work), "--out", str(out)]
     return subprocess.run(
-        [sys.executable, *args, *more], capture_output=True, text=True, check=False
+        [sys.executable, *args, *arguments], capture_output=True, text=True, check=False
     )
 
 
@@ -185,21 +195,21 @@ def test_a_truncated_or_missing_export_is_named_and_sets_the_exit_code(
     suite = build_suite(SUITE)
     plan, work = build_plan(suite), tmp_path / "work"
     kdep, scratch = sorted(i for i, s in plan.stages.items() if s.kind == "export")
-    made_export(plan, work, kdep, r18 / PTH)
-    completed = command(work, tmp_path / "a")
+    make_export(plan, work, kdep, r18 / PTH)
+    completed = run_publish(work, tmp_path / "a")
     assert completed.returncode == 1
     assert f"not published: {scratch}: it was never run" in completed.stderr
     assert "1 of 2 students published" in completed.stderr
     assert "lacks what prepare-" in completed.stderr
     assert [p.name for p in (tmp_path / "a").iterdir()] == [kdep]
-    assert command(work, tmp_path / "b", "--partial").returncode == 0
-    assert command(work, tmp_path / "b", "--only", "kdep").returncode == 0  # the fixes
-    assert command(work, tmp_path / "b", "--only", "nothing").returncode == 2
+    assert run_publish(work, tmp_path / "b", "--partial").returncode == 0
+    assert run_publish(work, tmp_path / "b", "--only", "kdep").returncode == 0  # the fixes
+    assert run_publish(work, tmp_path / "b", "--only", "nothing").returncode == 2
 
-    path = made_export(plan, work, scratch, r18 / PTH)
-    assert command(work, tmp_path / "c").returncode == 0
+    path = make_export(plan, work, scratch, r18 / PTH)
+    assert run_publish(work, tmp_path / "c").returncode == 0
     os.truncate(path, path.stat().st_size - 1)
-    completed = command(work, tmp_path / "d")
+    completed = run_publish(work, tmp_path / "d")
     assert completed.returncode == 1
     assert f"not published: {scratch}: its file {PTH} has" in completed.stderr
     gaps = Gaps()

@@ -1,4 +1,4 @@
-"""`kdep-bench search`: replaying its log gives the same best student; errors and interruption."""
+"""`kdep-bench search`: replaying its log gives the same best student; errors, interruption."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from kdep_bench.search.run import Interrupted, Score
 
 
 def score(proposal: dict[str, Any], epochs: float, size: Any) -> Score:
+    """A score that is known in closed form and needs no training."""
     return Score(proposal["method.transform.n"] - 1 / epochs - size.params / 1e6)
 
 
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Options for temporary folders; trials are scored by `score`."""
     monkeypatch.setattr(command, "_stages", lambda *_: score)
     return ["--work-dir", str(tmp_path / "work"), "--out", str(tmp_path / "students")]
 
@@ -61,7 +63,7 @@ def test_the_replayed_log_prints_the_best_of_the_live_search(
         (["--replay", "gone.jsonl"], "the log gone.jsonl does not exist"),
     ],
 )
-def test_a_wrong_argument_is_one_sentence(
+def test_a_wrong_argument_is_refused_with_a_message(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command.main(arguments) == 2
@@ -71,9 +73,9 @@ def test_a_wrong_argument_is_one_sentence(
 def test_an_interrupted_search_exits_with_the_signal(
     tmp_path: Path, folders: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopped(*_: Any) -> Score:
+    def interrupt(*_: Any) -> Score:
         raise Interrupted(2)
 
-    monkeypatch.setattr(command, "_stages", lambda *_: stopped)
+    monkeypatch.setattr(command, "_stages", lambda *_: interrupt)
     log = str(tmp_path / "log.jsonl")
     assert command.main(["smoke_kdep", "--log", log, *folders]) == 130

@@ -1,4 +1,4 @@
-"""Scores and intervals in README and docs/results.md are those of the published leaderboards."""
+"""Scores and intervals in README and docs/results.md equal those of the leaderboards."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def leaderboards(text: str) -> str:
     return "\n".join(p.read_text().replace("\\", "") for p in paths if p.is_file())
 
 
-def mirrored(difference: str) -> str:
-    """a - b for b - a: "-6.0 [-8.3, -3.6]" is "+6.0 [+3.6, +8.3]"."""
+def reversed_difference(difference: str) -> str:
+    """The difference with the opposite sign: "-6.0 [-8.3, -3.6]" -> "+6.0 [+3.6, +8.3]"."""
     mean, low, high = (-float(v) for v in re.findall(r"[+-]?\d+\.\d", difference))
     return f"{mean:+.1f} [{high:+.1f}, {low:+.1f}]"
 
 
-def wrong(path: Path) -> list[str]:
+def wrong_numbers(path: Path) -> list[str]:
     """Numbers of `path` that no leaderboard named in their section contains."""
     faults = []
     for heading, text in sections(path):
@@ -42,7 +42,7 @@ def wrong(path: Path) -> list[str]:
         differences = {
             n
             for n in INTERVAL.findall(plain)
-            if n not in published and mirrored(n) not in published
+            if n not in published and reversed_difference(n) not in published
         }
         faults += [f"{heading}: {n}" for n in sorted(scores | differences)]
     return faults
@@ -50,12 +50,12 @@ def wrong(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", ["README.md", "docs/results.md"])
 def test_no_score_or_interval_differs_from_its_leaderboard(name):
-    assert wrong(REPO / name) == []
+    assert wrong_numbers(REPO / name) == []
 
 
-def test_a_changed_score_is_noticed(tmp_path):
+def test_a_changed_score_is_detected(tmp_path):
     text = (REPO / "docs/results.md").read_text()
     assert "26.3 ± 1.1" in text
     changed = tmp_path / "results.md"
     changed.write_text(text.replace("26.3 ± 1.1", "26.8 ± 1.1"))
-    assert {f.rpartition(": ")[2] for f in wrong(changed)} == {"26.8 ± 1.1"}
+    assert {f.rpartition(": ")[2] for f in wrong_numbers(changed)} == {"26.8 ± 1.1"}

@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md, followed word for word in an empty folder: its files, then its suite."""
+"""The examples of CONTRIBUTING.md, written into an empty folder, and the suite that uses them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def files() -> dict[str, str]:
     return dict(re.findall(r"```python\n# file: (\S+)\n(.*?)```", GUIDE, re.DOTALL))
 
 
-def test_the_guide_walks_through_every_kind_of_component() -> None:
+def test_the_guide_has_an_example_of_every_kind_of_component() -> None:
     folders = {name.split("/")[1] for name in files() if name.startswith("configs/")}
     assert folders >= {"methods", "teachers", "tasks", "probes", "suites", "searches"}
     assert "tools/make_student.py" in GUIDE
@@ -54,8 +54,8 @@ def test_the_suite_of_the_guide_runs_with_the_examples(tmp_path: Path) -> None:
     pretrained = {"cosine_kdep", "cosine_bright", "kdep", "scratch"}
     assert {r["arm"]["method"] for r in records} == {*pretrained, with_transfer}
     assert {r["status"] for r in records} == {"ok"}
-    taught = [r for r in records if r["arm"]["method"] != "scratch"]
-    assert {r["teacher"]["name"] for r in taught} == {"pixels"}
+    with_teacher = [r for r in records if r["arm"]["method"] != "scratch"]
+    assert {r["teacher"]["name"] for r in with_teacher} == {"pixels"}
     assert "mean length" in (results / "leaderboard.md").read_text()
 
     log = str(tmp_path / "log.jsonl")

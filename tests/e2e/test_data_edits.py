@@ -1,4 +1,4 @@
-"""Own data edited between two runs of the real command: no old score under the new data."""
+"""User data edited between two runs of the command: no former score for the new data."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ pytestmark = pytest.mark.e2e
 
 
 def make(root: Path) -> Path:
-    """Squares of two colours on noise, boxes around them, and a suite of one untrained arm."""
+    """Images of squares in two colours with boxes, and a suite with an untrained student."""
     rng, splits = np.random.default_rng(0), {}
     for split in ("train", "test", "pool"):
         images, boxes = [], []
         for i in range(8):
-            picture, c = rng.integers(90, 140, (96, 128, 3), dtype=np.uint8), 1 + i % 2
+            image, category = rng.integers(90, 140, (96, 128, 3), dtype=np.uint8), 1 + i % 2
             x, y = (int(v) for v in rng.integers(5, 40, 2))
-            picture[y : y + 44, x : x + 44] = COLOUR[c]
+            image[y : y + 44, x : x + 44] = COLOUR[category]
             path = root / split / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(path)
+            Image.fromarray(image).save(path)
             images.append({"id": i, "file_name": path.name, "width": 128, "height": 96})
             box = {"bbox": [x, y, 44, 44], "area": 44 * 44, "iscrowd": 0}
-            boxes.append({"id": i, "image_id": i, "category_id": c, **box})
+            boxes.append({"id": i, "image_id": i, "category_id": category, **box})
         names = [{"id": 1, "name": "red"}, {"id": 2, "name": "blue"}]
         table = {"images": images, "annotations": boxes, "categories": names}
         if split != "pool":
@@ -61,15 +61,24 @@ def make(root: Path) -> Path:
     return root
 
 
-def run_suite(root: Path, *more: str) -> str:
+def run_suite(root: Path, *arguments: str) -> str:
+    """Runs the suite; returns its output."""
     command = [sys.executable, str(REPO / "tools/run_suite.py"), str(root / "suite.py")]
-    command += ["--work-dir", str(root / "w"), "--results-dir", str(root / "r"), "--plain", *more]
+    command += [
+        "--work-dir",
+        str(root / "w"),
+        "--results-dir",
+        str(root / "r"),
+        "--plain",
+        *arguments,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def record(root: Path) -> dict:
+    """The only record of the suite."""
     (path,) = (root / "r/records").glob("*.json")
     return json.loads(path.read_text())
 
@@ -86,7 +95,7 @@ def test_scores_of_edited_data_are_measured_again(tmp_path: Path) -> None:
     assert path.stat().st_size == size
     assert "data changed: test.json changed" in run_suite(root, "--dry-run")
     completed = run_suite(root)
-    # prepare and the transfer; nothing else reads this data
+    # prepare and the transfer; no other stage reads these data
     assert "edited: 2 finished in this run" in completed
     assert "1 downstream stage(s) will be rerun" in completed
     second = record(root)
@@ -99,9 +108,9 @@ def test_scores_of_edited_data_are_measured_again(tmp_path: Path) -> None:
     path.write_text(json.dumps(table))
     assert "edited: 2 finished in this run" in run_suite(root)
     third = record(root)
-    prints = {r["data"]["fingerprint"] for r in (first, second, third)}
-    assert len(prints) == 3
-    old = [json.loads(p.read_text()) for p in (root / "r/superseded").glob("*.json")]
-    assert {r["id"]: r["data"]["fingerprint"] for r in old} == {
+    fingerprints = {r["data"]["fingerprint"] for r in (first, second, third)}
+    assert len(fingerprints) == 3
+    superseded = [json.loads(p.read_text()) for p in (root / "r/superseded").glob("*.json")]
+    assert {r["id"]: r["data"]["fingerprint"] for r in superseded} == {
         r["id"]: r["data"]["fingerprint"] for r in (first, second)
     }

@@ -1,4 +1,4 @@
-"""A sample of the full-scale suites' rehearsals, by their own command; `make rehearse` runs all."""
+"""A sample of the rehearsals of the full-scale suites; `make rehearse` runs all."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ SUITES = ("paper_r18", "paper_mnv2")
 
 
 def plan(name: str) -> Plan:
+    """The plan of a rehearsal."""
     return build_plan(rehearsed(load_suite(name)))
 
 
 @pytest.mark.parametrize("name", SUITES)
-def test_the_protocol_is_complete(name: str) -> None:
-    """Four teachers, five arms, two shares at three budgets each, nine sets, three seeds."""
+def test_the_full_scale_protocol_is_complete(name: str) -> None:
+    """4 teachers, 5 methods, 2 data fractions with 3 budgets each, 9 data sets, 3 seeds."""
     suite = load_suite(name)
     assert {t["name"] for v in suite.variants for t in v.teachers.values() if t} == {
         *("resnet50", "microsoft_resnet50", "swin_b", "dinov2_vitb14")
@@ -42,33 +43,33 @@ def test_the_protocol_is_complete(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SUITES)
-def test_the_rehearsal_has_every_arm_and_task(name: str) -> None:
-    def arms(some: Plan) -> set[tuple[str, str, bool]]:
+def test_the_rehearsal_has_every_method_and_task(name: str) -> None:
+    def methods(a_plan: Plan) -> set[tuple[str, str, bool]]:
         return {
             (c.method["name"], (c.teacher or {}).get("name", "").removeprefix("random_"),
-             c.fraction == 1) for c in some.runs
+             c.fraction == 1) for c in a_plan.runs
         }  # fmt: skip
 
     full, small = build_plan(load_suite(name)), plan(name)
-    assert arms(small) == arms(full)
+    assert methods(small) == methods(full)
     assert {c.task["name"] for c in small.runs} == {c.task["name"] for c in full.runs}
 
 
 @pytest.mark.e2e
-def test_a_sample_of_stages_runs(tmp_path: Path) -> None:
-    """The chain of one logit arm to its pre-training, and a transfer of the scratch arm."""
-    some = plan("paper_r18")
-    taught = next(
-        c for c in some.runs
+def test_a_sample_of_rehearsed_stages_runs(tmp_path: Path) -> None:
+    """All stages up to a pre-training by logit_kd, and a transfer of scratch."""
+    rehearsal = plan("paper_r18")
+    logit_kd = next(
+        c for c in rehearsal.runs
         if c.method["name"] == "logit_kd" and c.teacher and "resnet50" in c.teacher["name"]
     )  # fmt: skip
     scratch = next(
-        c for c in some.runs if c.method["name"] == "scratch" and c.task["name"] == "dtd"
+        c for c in rehearsal.runs if c.method["name"] == "scratch" and c.task["name"] == "dtd"
     )
-    expected = [taught.chain["pretrain"], scratch.id]
+    expected = [logit_kd.chain["pretrain"], scratch.id]
     command = [sys.executable, str(REPO / "tools/run_suite.py"), "paper_r18", "--rehearse"]
-    for one in expected:
-        command += ["--only", one]
+    for stage_id in expected:
+        command += ["--only", stage_id]
     command += ["--work-dir", str(tmp_path), "--plain"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

@@ -1,4 +1,4 @@
-"""The smoke suite end to end, from real packages to the leaderboard, and what comes after it."""
+"""The smoke suite end to end, from real packages to the leaderboard, and a rerun."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ TASKS = {"smoke_probe", "smoke_finetune", "smoke_photos", "smoke_det", "smoke_se
 pytestmark = pytest.mark.e2e
 
 
-def run_suite(home: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def run_suite(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs the smoke suite with its folders below `home`."""
     return subprocess.run(
         [
             sys.executable,
@@ -24,7 +25,7 @@ def run_suite(home: Path, *more: str) -> subprocess.CompletedProcess[str]:
             str(REPO / "configs/suites/smoke.py"),
             f"--work-dir={home / 'work'}",
             f"--results-dir={home / 'results'}",
-            *more,
+            *arguments,
         ],
         capture_output=True,
         text=True,
@@ -45,15 +46,16 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def records(home: Path) -> list[dict]:
+    """All records of the suite."""
     return [json.loads(p.read_text()) for p in sorted(home.glob("results/**/records/*.json"))]
 
 
 def test_every_run_has_a_record_with_its_provenance(home: Path):
-    got = records(home)
-    assert {r["task"]["name"] for r in got} == TASKS
-    assert {r["arm"]["method"] for r in got} == {"kdep", "supervised", "scratch"}
-    assert len(got) == 15
-    for r in got:
+    all_records = records(home)
+    assert {r["task"]["name"] for r in all_records} == TASKS
+    assert {r["arm"]["method"] for r in all_records} == {"kdep", "supervised", "scratch"}
+    assert len(all_records) == 15
+    for r in all_records:
         assert r["status"] == "ok"
         assert r["gate"]["coverage"] == 1.0
         assert 0 <= r["value"] <= 1
@@ -77,14 +79,14 @@ def test_each_export_has_its_card(home: Path):
         content = json.loads((folder / "stage.json").read_text())
         text = (folder / "README.md").read_text()
         assert content["outputs"]["checksum"] in text
-        assert "about" not in content["spec"]  # told to the stage, and no part of its identity
+        assert "about" not in content["spec"]  # passed to the stage, but not part of its id
         teacher = "kdep" in folder.name
         assert ("| licence of the teacher | Apache-2.0 |" in text) == teacher
         assert ("| teacher's checksum |" in text) == teacher
 
 
-# Of a few steps on tiny data: near chance, and on any processor between these.
-CANARY = {
+# Bounds of each score: after a few steps on tiny data they are near chance.
+SCORE_BOUNDS = {
     "smoke_probe": (0.04, 0.30),
     "smoke_finetune": (0.04, 0.30),
     "smoke_photos": (0.38, 0.66),
@@ -95,7 +97,7 @@ CANARY = {
 
 def test_scores_are_within_their_bounds_on_any_processor(home: Path):
     for r in records(home):
-        low, high = CANARY[r["task"]["name"]]
+        low, high = SCORE_BOUNDS[r["task"]["name"]]
         assert low <= r["value"] <= high, (r["id"], r["value"])
         assert r["cost"]["processor_units"]
 
@@ -109,7 +111,7 @@ def test_every_score_follows_from_its_per_sample_outputs(home: Path):
     assert "15 of 15 scores were computed again from per-sample outputs" in findings.notes
 
 
-def test_tables_and_page_are_there(home: Path):
+def test_tables_and_page_are_written_with_a_warning(home: Path):
     (board,) = home.glob("results/**/leaderboard.md")
     text = board.read_text()
     assert all(task in text for task in TASKS)
@@ -119,15 +121,15 @@ def test_tables_and_page_are_there(home: Path):
         assert (board.parent / name).stat().st_size > 500
 
 
-def test_a_second_run_does_nothing_and_a_dry_run_answers_at_once(home: Path):
+def test_a_second_run_does_nothing_and_a_dry_run_takes_under_1_5_s(home: Path):
     start = time.perf_counter()
-    again = run_suite(home)
-    assert again.returncode == 0
-    assert "0 finished in this run" in again.stdout or "nothing to run" in again.stdout, (
-        again.stdout
+    second_run = run_suite(home)
+    assert second_run.returncode == 0
+    assert "0 finished in this run" in second_run.stdout or "nothing to run" in second_run.stdout, (
+        second_run.stdout
     )
     assert time.perf_counter() - start < 3
     start = time.perf_counter()
-    dry = run_suite(home, "--dry-run")
-    assert "0 to run" in dry.stdout
+    dry_run = run_suite(home, "--dry-run")
+    assert "0 to run" in dry_run.stdout
     assert time.perf_counter() - start < 1.5

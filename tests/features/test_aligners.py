@@ -1,4 +1,4 @@
-"""Fixed aligners: closed forms, Ds > Dt by policy, and properties that hold for all of them."""
+"""Fixed aligners: closed forms, policies for wider students, and common properties."""
 
 from __future__ import annotations
 
@@ -31,12 +31,14 @@ ALL = (Svd, SmallestBasis, RandomBasis, TopVariance, Interpolate, Identity)
 
 
 def features(n: int = 400, d: int = 24, seed: int = 0) -> torch.Tensor:
+    """Correlated features [n, d] in float64 with a mean of 5."""
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(n, d, generator=g, dtype=torch.float64) * torch.linspace(0.1, 3, d)
     return x @ orthogonal(d, seed + 100) + 5.0
 
 
 def moments(x: torch.Tensor, batch: int = 37) -> Moments:
+    """Moments of the rows, added in batches."""
     m = Moments(x.shape[1])
     for i in range(0, len(x), batch):
         m.add(x[i : i + batch])
@@ -44,6 +46,7 @@ def moments(x: torch.Tensor, batch: int = 37) -> Moments:
 
 
 def width_for(kind: type[Aligner], narrow: int, d: int) -> int:
+    """The student's width; Identity needs that of the teacher."""
     return d if kind is Identity else narrow
 
 
@@ -52,12 +55,14 @@ def width_for(kind: type[Aligner], narrow: int, d: int) -> int:
 
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(ALL), st.integers(3, 12), st.integers(1, 12), st.integers(0, 3))
-def test_shape_determinism_and_moments(kind: type[Aligner], d: int, narrow: int, seed: int):
+def test_every_aligner_is_deterministic_and_its_statistics_are_right(
+    kind: type[Aligner], d: int, narrow: int, seed: int
+):
     width, x = width_for(kind, min(narrow, d), d), features(60, d, seed)
     aligner = kind(seed=seed)
-    basis, again = aligner.fit(moments(x), width), kind(seed=seed).fit(moments(x), width)
+    basis, same_basis = aligner.fit(moments(x), width), kind(seed=seed).fit(moments(x), width)
     assert basis.components.shape == (d, width)
-    assert torch.equal(basis.components, again.components)
+    assert torch.equal(basis.components, same_basis.components)
     assert not any(p.requires_grad for p in basis.parameters())
     z = basis(x.float()).double()
     torch.testing.assert_close(z.mean(0), torch.zeros(width).double(), atol=1e-4, rtol=0)
@@ -73,15 +78,18 @@ def test_shape_determinism_and_moments(kind: type[Aligner], d: int, narrow: int,
 
 @settings(max_examples=30, deadline=None)
 @given(st.sampled_from(ALL), st.sampled_from(sorted(POLICIES)), st.integers(1, 6))
-def test_a_wider_student_is_refused_by_default_and_served_by_a_policy(
-    kind: type[Aligner], policy: str, more: int
+def test_a_wider_student_is_refused_without_a_policy(
+    kind: type[Aligner], policy: str, extra_channels: int
 ):
     x = features(60, 6)
     with pytest.raises(KdepError, match="channels and the teacher only"):
-        kind().fit(moments(x), 6 + more)
-    basis, plain = kind(policy=policy).fit(moments(x), 6 + more), kind().fit(moments(x), 6)
+        kind().fit(moments(x), 6 + extra_channels)
+    basis, plain = (
+        kind(policy=policy).fit(moments(x), 6 + extra_channels),
+        kind().fit(moments(x), 6),
+    )
     z, a = basis(x.float()), plain(x.float())
-    assert z.shape == (60, 6 + more)
+    assert z.shape == (60, 6 + extra_channels)
     assert explained_variance_ratio(moments(x), basis) == pytest.approx(
         explained_variance_ratio(moments(x), plain), rel=1e-5
     )
@@ -89,8 +97,10 @@ def test_a_wider_student_is_refused_by_default_and_served_by_a_policy(
         torch.testing.assert_close(z[:, :6], a, rtol=1e-4, atol=1e-4)
         assert not z[:, 6:].any()
     elif policy == "repeat":
-        torch.testing.assert_close(z, a[:, torch.arange(6 + more) % 6], rtol=1e-4, atol=1e-4)
-    else:  # angles and lengths are kept, and no channel is idle
+        torch.testing.assert_close(
+            z, a[:, torch.arange(6 + extra_channels) % 6], rtol=1e-4, atol=1e-4
+        )
+    else:  # angles and lengths are unchanged, and no channel is constant
         torch.testing.assert_close(z @ z.T, a @ a.T, rtol=1e-3, atol=1e-3)
         assert (z.std(0) > 0).all()
 
@@ -107,7 +117,7 @@ def test_too_few_rows_constant_features_and_nan_raise_kdep_error(kind: type[Alig
         kind().fit(moments(bad), 6)
 
 
-def test_the_policies_for_wider_students_are_these():
+def test_there_are_three_policies_for_wider_students():
     assert set(POLICIES) == {"zero_pad", "random_rotation", "repeat"}
 
 
@@ -116,7 +126,7 @@ def test_an_unknown_policy_names_the_nearest():
         Svd(policy="zero_padd")
 
 
-def test_a_type_that_is_no_aligner_and_a_wrong_argument():
+def test_a_type_that_is_no_aligner_and_a_wrong_argument_are_refused():
     with pytest.raises(KdepError, match="is not an Aligner"):
         build_aligner({"type": "torch.nn.Linear"})
     with pytest.raises(KdepError, match="does not accept the arguments"):
@@ -128,16 +138,16 @@ def test_a_type_that_is_no_aligner_and_a_wrong_argument():
 # -- each one -----------------------------------------------------------------------------------
 
 
-def test_svd_keeps_the_most_and_smallest_the_least():
+def test_svd_explains_the_most_variance_and_smallest_basis_the_least():
     m = moments(features())
-    kept = {
+    ratios = {
         kind: explained_variance_ratio(m, kind().fit(m, 8)) for kind in ALL if kind is not Identity
     }
     _, values = svd_basis(m, 8)
-    assert kept[Svd] == pytest.approx(float(values[:8].sum() / values.sum()), rel=1e-6)
-    assert kept[SmallestBasis] == pytest.approx(float(values[-8:].sum() / values.sum()), rel=1e-3)
-    assert max(kept, key=lambda k: kept[k]) is Svd
-    assert min(kept, key=lambda k: kept[k]) is SmallestBasis
+    assert ratios[Svd] == pytest.approx(float(values[:8].sum() / values.sum()), rel=1e-6)
+    assert ratios[SmallestBasis] == pytest.approx(float(values[-8:].sum() / values.sum()), rel=1e-3)
+    assert max(ratios, key=lambda k: ratios[k]) is Svd
+    assert min(ratios, key=lambda k: ratios[k]) is SmallestBasis
 
 
 def test_explained_variance_ratio_is_that_of_the_best_reconstruction_from_the_span():
@@ -151,17 +161,17 @@ def test_explained_variance_ratio_is_that_of_the_best_reconstruction_from_the_sp
         assert explained_variance_ratio(m, basis) == pytest.approx(1 - float(error), abs=1e-6)
 
 
-def test_a_random_basis_is_orthonormal_seeded_and_keeps_its_share_on_average():
+def test_a_random_basis_is_orthonormal_and_explains_ds_over_dt_on_average():
     m = moments(features())
     v = RandomBasis(seed=1).fit(m, 8).components
     torch.testing.assert_close(v.T @ v, torch.eye(8), atol=1e-6, rtol=0)
     assert not torch.allclose(v, RandomBasis(seed=2).fit(m, 8).components)
-    kept = [explained_variance_ratio(m, RandomBasis(seed=s).fit(m, 8)) for s in range(200)]
-    assert sum(kept) / 200 == pytest.approx(8 / 24, abs=0.03)
+    ratios = [explained_variance_ratio(m, RandomBasis(seed=s).fit(m, 8)) for s in range(200)]
+    assert sum(ratios) / 200 == pytest.approx(8 / 24, abs=0.03)
 
 
 def test_random_orthogonal_matrices_are_uniform():
-    """The mean of Q is 0 and of its squared entries 1 / n; a QR without the sign rule fails it."""
+    """The mean of Q is 0, that of its squared entries 1 / n. Fails for QR without the sign rule."""
     q = torch.stack([orthogonal(4, s) for s in range(2000)])
     assert float(q.mean(0).abs().max()) < 0.05
     torch.testing.assert_close(
@@ -181,7 +191,7 @@ def test_smallest_basis_skips_rounding_noise():
         SmallestBasis().fit(moments(low), 6)
 
 
-def test_top_variance_picks_those_channels():
+def test_top_variance_selects_the_channels_of_largest_variance():
     x = torch.randn(500, 5, generator=torch.Generator().manual_seed(0)).double()
     x *= torch.tensor([1.0, 5.0, 0.0, 3.0, 2.0])
     basis = TopVariance().fit(moments(x), 3)
@@ -204,7 +214,7 @@ def test_nearest_interpolation_keeps_every_kth_channel_and_linear_is_torchs():
         Interpolate("cubic")
 
 
-def test_identity_wants_equal_widths():
+def test_identity_requires_equal_widths():
     x = features(100, 12)
     basis = Identity().fit(moments(x), 12)
     torch.testing.assert_close(basis(x.float()), (x - x.mean(0)).float(), atol=1e-5, rtol=1e-4)
@@ -215,28 +225,28 @@ def test_identity_wants_equal_widths():
 # -- the file -----------------------------------------------------------------------------------
 
 
-def test_the_basis_survives_its_file_and_that_of_svd_has_its_old_form(tmp_path: Path):
+def test_a_saved_basis_is_read_back_and_damaged_files_are_refused(tmp_path: Path):
     m = moments(features())
     for k, kind in enumerate((Svd, RandomBasis)):
         (tmp_path / str(k)).mkdir()
         basis = kind().fit(m, 8)
         basis.save(tmp_path / str(k))
-        back = open_basis(tmp_path / str(k))
-        assert all(torch.equal(v, back.state_dict()[n]) for n, v in basis.state_dict().items())
-        torch.testing.assert_close(back.covariance, basis.covariance)
-        assert back.raw_std is not None
-        assert std_ratio(back.raw_std) == std_ratio(m.std)
+        read_back = open_basis(tmp_path / str(k))
+        assert all(torch.equal(v, read_back.state_dict()[n]) for n, v in basis.state_dict().items())
+        torch.testing.assert_close(read_back.covariance, basis.covariance)
+        assert read_back.raw_std is not None
+        assert std_ratio(read_back.raw_std) == std_ratio(m.std)
     svd = torch.load(tmp_path / "0" / BASIS, weights_only=True)
     assert set(svd) == {"mean", "components", "std"}
     (tmp_path / "0" / BASIS).write_bytes(b"no basis")
     with pytest.raises(KdepError, match="is a text"):
         open_basis(tmp_path / "0")
-    for bad, words in (
+    for bad, message in (
         ({**svd, "std": svd["std"].clone().fill_(torch.nan)}, "std contains NaN"),
         ({**svd, "std": svd["std"][:-1]}, "has the shapes"),
         ({k: v for k, v in svd.items() if k != "mean"}, "mean is missing"),
         (list(svd.values()), "mean is missing"),
     ):
         torch.save(bad, tmp_path / "0" / BASIS)
-        with pytest.raises(KdepError, match=words):
+        with pytest.raises(KdepError, match=message):
             open_basis(tmp_path / "0")

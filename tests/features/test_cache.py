@@ -1,4 +1,4 @@
-"""The teacher's cache: photographs of known classes prove its weights before it is filled."""
+"""The teacher's cache: images of known classes check its weights before it is filled."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COLOURS = ("red", "green", "blue")
 
 
 class Colours(Teacher):
-    """Names the colour of an image: class 0 is red, 1 green, 2 blue."""
+    """Classifies the colour of an image: class 0 is red, 1 green, 2 blue."""
 
     name, width, input_px, has_logits, tap = "colours", 3, 8, True, "colour"
 
@@ -33,8 +33,8 @@ class Colours(Teacher):
         return TeacherOutput(colour, colour)
 
 
-def photographs(folder: Path, wrong: int) -> None:
-    """Five pictures, the first `wrong` of them under another class."""
+def write_photographs(folder: Path, wrong: int) -> None:
+    """Writes five images; the first `wrong` of them have a wrong class."""
     folder.mkdir(exist_ok=True)
     known = {}
     for k in range(5):
@@ -51,10 +51,10 @@ def test_a_teacher_that_misses_more_than_40_percent_of_known_photographs_is_refu
     teacher = Colours()
     assert known_images(teacher, tmp_path) is None
     for wrong in (0, 1, 2):
-        photographs(tmp_path, wrong)
+        write_photographs(tmp_path, wrong)
         assert known_images(teacher, tmp_path) == {"right": 5 - wrong, "of": 5}
     for wrong in (3, 5):
-        photographs(tmp_path, wrong)
+        write_photographs(tmp_path, wrong)
         with pytest.raises(KdepError, match=f"only {5 - wrong} of 5 test photographs"):
             known_images(teacher, tmp_path)
 
@@ -70,9 +70,9 @@ def test_an_output_that_the_teacher_does_not_give_is_refused():
     }
     assert set(extra_outputs(teacher, full, ["maps.s8"])) == {"maps.s8"}
     assert extra_outputs(teacher, full, []) == {}
-    bare = TeacherOutput(pooled, None)
+    only_pooled = TeacherOutput(pooled, None)
     for expected in ("logits", "tokens", "maps"):
         with pytest.raises(KdepError, match=f"has no {expected}"):
-            extra_outputs(teacher, bare, [expected])
+            extra_outputs(teacher, only_pooled, [expected])
     with pytest.raises(KdepError, match=r"has no maps\.s4"):
         extra_outputs(teacher, full, ["maps.s4"])

@@ -1,4 +1,4 @@
-"""Moments of maps: every place of a row counts alike, over rows spread evenly."""
+"""Moments of maps: all positions have equal weight, and sampled rows are evenly spread."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from kdep_bench.features.layers import evenly_spaced
 ROWS, CHANNELS = 10, 3
 
 
-class Stored:
-    """Maps [ROWS, CHANNELS, 4, 4] as a cache keeps them."""
+class FakeCache:
+    """A cache with maps [ROWS, CHANNELS, 4, 4]."""
 
     def __init__(self) -> None:
         generator = np.random.default_rng(0)
@@ -27,35 +27,35 @@ class Stored:
         return self.maps[rows]
 
 
-def places(maps: np.ndarray, side: int) -> np.ndarray:
-    """[N, C]: means of 4 / side x 4 / side blocks, every place a sample."""
+def position_means(maps: np.ndarray, side: int) -> np.ndarray:
+    """[N, C]: means of blocks of 4 / side x 4 / side positions; every block is a sample."""
     step = 4 // side
     blocks = maps.reshape(len(maps), CHANNELS, side, step, side, step).mean((3, 5))
     return blocks.transpose(0, 2, 3, 1).reshape(-1, CHANNELS)
 
 
 @pytest.mark.parametrize("side", [1, 2, 4])
-def test_the_moments_are_those_of_all_places(side: int):
-    stored = Stored()
-    got = map_moments.map_moments(cast(Any, stored), np.arange(ROWS), "a", side)
-    x = places(stored.maps, side)
-    assert got.n == len(x) == ROWS * side**2
-    np.testing.assert_allclose(got.mean.numpy(), x.mean(0), atol=1e-6)
+def test_the_moments_are_those_of_all_positions(side: int):
+    stored = FakeCache()
+    moments = map_moments.map_moments(cast(Any, stored), np.arange(ROWS), "a", side)
+    x = position_means(stored.maps, side)
+    assert moments.n == len(x) == ROWS * side**2
+    np.testing.assert_allclose(moments.mean.numpy(), x.mean(0), atol=1e-6)
     centred = x - x.mean(0)
-    np.testing.assert_allclose(got.scatter.numpy(), centred.T @ centred, atol=1e-4)
+    np.testing.assert_allclose(moments.scatter.numpy(), centred.T @ centred, atol=1e-4)
 
 
 def test_a_sample_of_many_rows_is_evenly_spread(monkeypatch: pytest.MonkeyPatch, tmp_path):
     monkeypatch.setattr(map_moments, "MAX_ROWS", 4)
-    stored, shuffled = Stored(), np.random.default_rng(1).permutation(ROWS)
-    got = map_moments.map_moments(cast(Any, stored), shuffled, "a", 2)
-    read = evenly_spaced(np.arange(ROWS), 4)
-    assert len(read) <= 4
-    x = places(stored.maps[read], 2)
-    assert got.n == len(x)
-    np.testing.assert_allclose(got.mean.numpy(), x.mean(0), atol=1e-6)
+    stored, shuffled = FakeCache(), np.random.default_rng(1).permutation(ROWS)
+    moments = map_moments.map_moments(cast(Any, stored), shuffled, "a", 2)
+    sampled_rows = evenly_spaced(np.arange(ROWS), 4)
+    assert len(sampled_rows) <= 4
+    x = position_means(stored.maps[sampled_rows], 2)
+    assert moments.n == len(x)
+    np.testing.assert_allclose(moments.mean.numpy(), x.mean(0), atol=1e-6)
     map_moments.save_map_moments(cast(Any, stored), shuffled, [("a", 2), ("a", 2)], tmp_path)
-    again = map_moments.open_map_moments(tmp_path, "a", 2)
-    assert again.n == got.n
-    torch.testing.assert_close(again.mean, got.mean)
-    torch.testing.assert_close(again.scatter, got.scatter)
+    saved_moments = map_moments.open_map_moments(tmp_path, "a", 2)
+    assert saved_moments.n == moments.n
+    torch.testing.assert_close(saved_moments.mean, moments.mean)
+    torch.testing.assert_close(saved_moments.scatter, moments.scatter)

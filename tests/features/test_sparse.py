@@ -1,4 +1,4 @@
-"""Sparse class probabilities: closed forms of what is stored and rebuilt."""
+"""Sparse class probabilities: closed forms of the stored and the rebuilt distribution."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ LOGITS = 3 * torch.randn(64, 20, generator=torch.Generator().manual_seed(0))
 
 
 def rebuilt(k: int, half: bool = True) -> torch.Tensor:
+    """The distribution [64, 20] rebuilt from the k largest probabilities."""
     values, index = sparse.largest(LOGITS, k, "t")
     return sparse.dense(values.half() if half else values, index, 20)
 
 
 @pytest.mark.parametrize("k", [1, 5, 19, 20])
-def test_the_rebuilt_distribution_sums_to_1_and_is_nowhere_negative(k: int):
+def test_the_rebuilt_distribution_sums_to_1_and_is_not_negative(k: int):
     p = rebuilt(k)
     torch.testing.assert_close(p.sum(1), torch.ones(64), rtol=0, atol=1e-6)
     assert bool((p >= 0).all())
 
 
-def test_with_all_classes_stored_it_is_the_teacher_s_own_distribution():
+def test_with_all_classes_stored_the_distribution_is_the_teacher_s():
     full = F.softmax(LOGITS, 1)
     torch.testing.assert_close(rebuilt(20, half=False), full)
     torch.testing.assert_close(rebuilt(20), full, rtol=0, atol=2.0**-11)
 
 
-def test_the_largest_are_exact_and_the_rest_is_spread_evenly():
+def test_the_largest_probabilities_are_exact_and_the_rest_is_spread_evenly():
     full, p = F.softmax(LOGITS, 1), rebuilt(3, half=False)
     order = full.argsort(1, descending=True)
     torch.testing.assert_close(p.gather(1, order)[:, :3], full.gather(1, order)[:, :3])
-    others = p.gather(1, order)[:, 3:]
+    small_probabilities = p.gather(1, order)[:, 3:]
     rest = (1 - full.gather(1, order)[:, :3].sum(1)) / 17
-    torch.testing.assert_close(others, rest[:, None].expand_as(others))
+    torch.testing.assert_close(small_probabilities, rest[:, None].expand_as(small_probabilities))
 
 
 def test_float16_that_rounds_the_sum_above_1_gives_no_negative_rest():
@@ -54,7 +55,7 @@ def test_more_probabilities_than_classes_are_refused():
         sparse.largest(torch.zeros(1, 40000), 3, "t")
 
 
-def test_the_check_allows_ties_and_notices_wrong_classes_and_values():
+def test_the_check_accepts_ties_and_detects_wrong_classes_and_values():
     logits = torch.tensor([[2.0, 2.0, 0.0, -9.0]])
     value = F.softmax(logits, 1)[:, :1]
     for tied in (0, 1):

@@ -1,4 +1,4 @@
-"""Transforms: PTS, whitening, variance matching and PHI-S against closed forms."""
+"""Transforms: PTS, whitening, variance matching and PHI-S compared with closed forms."""
 
 from __future__ import annotations
 
@@ -32,12 +32,15 @@ PATHS = {
 
 
 def fitted(kind: type[Transform], basis: Basis) -> Transform:
+    """The transform with the arguments that it requires of the basis."""
     return kind(**{name: getattr(basis, name) for name in kind.required_args})
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(sorted(PATHS, key=str)), st.integers(2, 12), st.integers(0, 3))
-def test_shape_determinism_and_no_gradient(kind: type[Transform], width: int, seed: int):
+def test_every_transform_is_deterministic_and_has_no_parameters(
+    kind: type[Transform], width: int, seed: int
+):
     x = features(80, 12, seed)
     basis = Svd().fit(moments(x), width)
     a = basis(x.float())
@@ -52,7 +55,7 @@ def test_shape_determinism_and_no_gradient(kind: type[Transform], width: int, se
 # -- power temperature scaling ------------------------------------------------------------------
 
 
-def test_pts_is_the_identity_at_one():
+def test_pts_with_t_1_and_n_1_is_the_identity():
     x = features()
     torch.testing.assert_close(PowerTemperature(1, 1)(x), x)
 
@@ -80,7 +83,7 @@ def test_pts_refuses_impossible_parameters(t: float, n: float):
         PowerTemperature(t, n)
 
 
-def test_scaling_features_and_t_alike_changes_no_target():
+def test_scaling_features_and_T_by_the_same_factor_changes_no_target():
     x = features()
     torch.testing.assert_close(PowerTemperature(6.4, 3)(64 * x), PowerTemperature(0.1, 3)(x))
 
@@ -88,7 +91,7 @@ def test_scaling_features_and_t_alike_changes_no_target():
 # -- std ratio, none, whitening -----------------------------------------------------------------
 
 
-def test_std_ratio():
+def test_the_std_ratio_is_the_largest_over_the_smallest_std():
     assert std_ratio(torch.tensor([2.0, 0.5, 1.0])) == 4.0
     assert std_ratio(torch.tensor([2.0, 0.0])) == float("inf")
 
@@ -134,18 +137,18 @@ def test_std_match_to_a_ratio_is_linear_in_the_old_std():
     x = features()
     basis = Svd().fit(moments(x), 8)
     z = StdMatch(basis.std, None, ratio=2.98)(basis(x.float())).double()
-    got, s = z.std(0, correction=0), basis.std.double()
-    assert float(got.max()) == pytest.approx(2.98, rel=1e-4)
-    assert float(got.min()) == pytest.approx(1.0, rel=1e-4)
-    slope = (got[:-1] - got[1:]) / (s[:-1] - s[1:])
+    new_std, old_std = z.std(0, correction=0), basis.std.double()
+    assert float(new_std.max()) == pytest.approx(2.98, rel=1e-4)
+    assert float(new_std.min()) == pytest.approx(1.0, rel=1e-4)
+    slope = (new_std[:-1] - new_std[1:]) / (old_std[:-1] - old_std[1:])
     torch.testing.assert_close(
-        slope, torch.full_like(slope, 1.98) / (s[0] - s[-1]), rtol=1e-2, atol=0
+        slope, torch.full_like(slope, 1.98) / (old_std[0] - old_std[-1]), rtol=1e-2, atol=0
     )
 
 
-def test_std_match_of_equal_stds_and_without_what_it_needs():
-    same = StdMatch(torch.full((3,), 2.0), None, ratio=5)
-    torch.testing.assert_close(same(torch.ones(1, 3)), torch.full((1, 3), 0.5))
+def test_std_match_of_equal_stds_and_with_missing_or_wrong_arguments():
+    equal_stds = StdMatch(torch.full((3,), 2.0), None, ratio=5)
+    torch.testing.assert_close(equal_stds(torch.ones(1, 3)), torch.full((1, 3), 0.5))
     with pytest.raises(KdepError, match="no standard deviations of the teacher's channels"):
         StdMatch(torch.ones(3), None)
     with pytest.raises(KdepError, match=r"ratio=0\.5"):
@@ -158,7 +161,7 @@ def test_std_match_of_equal_stds_and_without_what_it_needs():
 
 
 @pytest.mark.parametrize("order", [1, 2, 4, 8, 12, 20, 24, 28, 32, 40, 192, 320, 384, 768])
-def test_hadamard_matrices(order: int):
+def test_hadamard_matrices_are_orthogonal(order: int):
     h = hadamard(order)
     assert h is not None
     assert set(np.unique(h)) <= {-1, 1}
@@ -166,7 +169,7 @@ def test_hadamard_matrices(order: int):
 
 
 @pytest.mark.parametrize("order", [3, 5, 6, 10, 17, 250, 92])
-def test_orders_without_a_hadamard_matrix_here(order: int):
+def test_orders_without_a_known_hadamard_matrix_give_none(order: int):
     assert hadamard(order) is None
 
 
@@ -176,14 +179,14 @@ def test_usual_widths_have_a_hadamard_matrix():
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(0, 1e4), min_size=1, max_size=40))
-def test_the_rotation_is_orthogonal_and_equalises_any_variances(found: list[float]):
-    v = torch.tensor(found, dtype=torch.float64)
+def test_the_rotation_is_orthogonal_and_equalises_any_variances(variances: list[float]):
+    v = torch.tensor(variances, dtype=torch.float64)
     before, scale = v.clone(), max(float(v.max()), 1e-300)
     for q in (rotation(v), balancing(v)):
         torch.testing.assert_close(q @ q.T, torch.eye(len(v)).double(), atol=1e-9, rtol=0)
-        got = (q * v) @ q.T
+        rotated = (q * v) @ q.T
         torch.testing.assert_close(
-            got.diagonal() / scale, (v.mean() / scale).expand(len(v)), atol=1e-9, rtol=0
+            rotated.diagonal() / scale, (v.mean() / scale).expand(len(v)), atol=1e-9, rtol=0
         )
     assert torch.equal(v, before)
 
@@ -240,7 +243,7 @@ def test_a_target_passes_each_transform_its_required_arguments(path: str, tmp_pa
     assert not g.requires_grad
 
 
-def test_a_target_of_an_old_alignment_or_a_strange_transform(tmp_path: Path):
+def test_a_target_of_an_older_alignment_or_a_wrong_transform_is_refused(tmp_path: Path):
     Svd().fit(moments(features()), 8).save(tmp_path)
     (tmp_path / CHANNELS).unlink()
     with pytest.raises(KdepError, match="no standard deviations of the teacher's channels"):

@@ -1,4 +1,4 @@
-"""Estimates: from like stages and like work, never from a median over unlike ones."""
+"""Estimated times come from equal or similar stages, never from a median over different ones."""
 
 from __future__ import annotations
 
@@ -19,31 +19,34 @@ BUDGET = {**GOOD["budget"], "epochs": EPOCHS, "views": VIEWS}
 
 
 def plan_of(**change: Any) -> Plan:
+    """A plan of the test suite with these changes."""
     return build_plan(build(**{"budget": BUDGET, "methods": ["kdep", "scratch"], **change}))
 
 
 def stage(plan: Plan, kind: str, part: str = "") -> Stage:
+    """The first stage of a kind with `part` in its name."""
     return next(s for s in plan.stages.values() if s.kind == kind and part in s.name)
 
 
-def record(s: Stage, seconds: float, **outputs: Any) -> dict[str, Any]:
-    told = {
+def record(finished_stage: Stage, seconds: float, **outputs: Any) -> dict[str, Any]:
+    """The stage.json of a finished stage."""
+    default_outputs = {
         "views": {"images": IMAGES, "rows": IMAGES * VIEWS, "views": VIEWS},
         "prepare": {"counts": {"images": {"pool": IMAGES}}},
         "cache": {"rows": IMAGES * VIEWS},
         "align": {"rows": IMAGES * VIEWS},
-    }.get(s.kind, {})
+    }.get(finished_stage.kind, {})
     return {
-        "id": s.id,
-        "kind": s.kind,
-        "name": s.name,
-        "spec": s.spec,
+        "id": finished_stage.id,
+        "kind": finished_stage.kind,
+        "name": finished_stage.name,
+        "spec": finished_stage.spec,
         "wall_s": seconds,
-        "outputs": {**told, **outputs},
+        "outputs": {**default_outputs, **outputs},
     }
 
 
-def test_without_a_measurement_it_is_the_kinds_own_guess():
+def test_without_a_measurement_the_estimate_is_the_kind_s_default():
     plan = plan_of()
     costs = Costs(plan)
     assert all(costs.seconds(s) == s.cost for s in plan.stages.values())
@@ -58,30 +61,30 @@ def test_scratch_is_not_used_to_estimate_a_trained_method():
 
 
 def test_estimate_is_seconds_per_image_times_images_of_fraction_and_budget():
-    done = plan_of()
+    finished_plan = plan_of()
     seen = IMAGES * EPOCHS
-    known = [
-        record(stage(done, "views"), 5.0),
-        record(stage(done, "pretrain", "kdep"), 80.0, images_seen=seen),
+    records = [
+        record(stage(finished_plan, "views"), 5.0),
+        record(stage(finished_plan, "pretrain", "kdep"), 80.0, images_seen=seen),
     ]
     tenth = plan_of(shares=[0.1])
-    assert Costs(tenth, known).seconds(stage(tenth, "pretrain", "kdep")) == pytest.approx(8.0)
+    assert Costs(tenth, records).seconds(stage(tenth, "pretrain", "kdep")) == pytest.approx(8.0)
     longer = plan_of(budget={**BUDGET, "epochs": 3 * EPOCHS})
-    assert Costs(longer, known).seconds(stage(longer, "pretrain", "kdep")) == pytest.approx(240.0)
-    hotter = plan_of(methods=[{"base": "kdep", "name": "hot", "transform": {"T": 0.9}}])
-    assert Costs(hotter, known).seconds(stage(hotter, "pretrain", "hot")) == pytest.approx(80.0)
-    # Autocast is another speed, and another student another net.
-    half = plan_of(budget={**BUDGET, "precision": "bfloat16"})
-    assert Costs(half, known).seconds(stage(half, "pretrain", "kdep")) == 600
-    other = plan_of(students=["mobilenetv2_w50"], teacher="efficientnet_lite0")
-    assert Costs(other, known).seconds(stage(other, "pretrain", "kdep")) == 600
+    assert Costs(longer, records).seconds(stage(longer, "pretrain", "kdep")) == pytest.approx(240.0)
+    other_t = plan_of(methods=[{"base": "kdep", "name": "hot", "transform": {"T": 0.9}}])
+    assert Costs(other_t, records).seconds(stage(other_t, "pretrain", "hot")) == pytest.approx(80.0)
+    # Stages with another precision or student are not comparable.
+    bfloat16 = plan_of(budget={**BUDGET, "precision": "bfloat16"})
+    assert Costs(bfloat16, records).seconds(stage(bfloat16, "pretrain", "kdep")) == 600
+    other_student = plan_of(students=["mobilenetv2_w50"], teacher="efficientnet_lite0")
+    assert Costs(other_student, records).seconds(stage(other_student, "pretrain", "kdep")) == 600
 
 
 def test_the_time_of_a_resumed_stage_includes_all_its_runs():
     plan = plan_of()
     kdep = stage(plan, "pretrain", "kdep")
-    again = record(kdep, 3.0, images_seen=IMAGES * EPOCHS, train_s=90.0)
-    costs = Costs(plan, [record(stage(plan, "views"), 1.0), again])
+    resumed = record(kdep, 3.0, images_seen=IMAGES * EPOCHS, train_s=90.0)
+    costs = Costs(plan, [record(stage(plan, "views"), 1.0), resumed])
     assert costs.seconds(kdep) == pytest.approx(90.0)
 
 
@@ -95,32 +98,34 @@ def test_estimate_uses_stages_with_the_nearest_workload():
 
 
 def test_the_cache_is_estimated_by_its_rows_once_they_are_counted():
-    done = plan_of()
-    cache = record(stage(done, "cache"), 40.0)
-    more = plan_of(budget={**BUDGET, "views": 2 * VIEWS})
-    new = stage(more, "cache")
-    assert Costs(more, [cache]).seconds(new) == new.cost  # how many images is not known yet
-    assert Costs(more, [cache, record(stage(more, "prepare"), 9.0)]).seconds(new) == pytest.approx(
-        80.0
-    )
+    finished_plan = plan_of()
+    cache = record(stage(finished_plan, "cache"), 40.0)
+    larger_plan = plan_of(budget={**BUDGET, "views": 2 * VIEWS})
+    larger_cache = stage(larger_plan, "cache")
+    assert (
+        Costs(larger_plan, [cache]).seconds(larger_cache) == larger_cache.cost
+    )  # the number of images is not known yet
+    assert Costs(larger_plan, [cache, record(stage(larger_plan, "prepare"), 9.0)]).seconds(
+        larger_cache
+    ) == pytest.approx(80.0)
 
 
-def test_a_task_is_compared_with_itself_and_scaled_by_its_iterations():
+def test_a_task_s_time_is_scaled_by_its_iterations_and_not_used_for_other_tasks():
     plan = plan_of(tasks=["pocket_det", "pocket_probe"])
     costs = Costs(plan, [record(stage(plan, "transfer", "pocket_det"), 100.0)])
     assert costs.seconds(stage(plan, "transfer", "pocket_det")) == pytest.approx(100.0)
     assert costs.seconds(stage(plan, "transfer", "pocket_probe")) == 120
     iters = stage(plan, "transfer", "pocket_det").spec["task"]["recipe"]["iters"]
     half = plan_of(tasks=[{"base": "pocket_det", "recipe": {"iters": iters // 2}}])
-    got = Costs(half, [record(stage(plan, "transfer", "pocket_det"), 100.0)])
-    assert got.seconds(stage(half, "transfer")) == pytest.approx(50.0)
+    half_costs = Costs(half, [record(stage(plan, "transfer", "pocket_det"), 100.0)])
+    assert half_costs.seconds(stage(half, "transfer")) == pytest.approx(50.0)
 
 
 def test_a_dry_run_estimates_from_stages_no_longer_in_the_plan(tmp_path):
     fakes.run(fakes.diamond(a={"sleep": 0.4}), tmp_path)
     plan = fakes.diamond(a={"sleep": 0.41})
-    known = state.statuses(plan, tmp_path)
-    lines = explain(plan, known, tmp_path)
+    statuses = state.statuses(plan, tmp_path)
+    lines = explain(plan, statuses, tmp_path)
     line = next(x for x in lines.splitlines() if "make-a" in x)
     assert 0.4 <= float(line.split("~")[1].split(" s ")[0]) < 5
     assert "spec changed: sleep 0.4 -> 0.41" in line
@@ -132,7 +137,7 @@ def test_records_of_an_older_spec_are_ignored_in_estimates():
     assert costs.seconds(stage(plan, "transfer")) == 120
 
 
-def test_the_pool_learns_while_it_runs(tmp_path):
+def test_the_pool_updates_its_estimates_while_it_runs(tmp_path):
     plan = fakes.chain(3, sleep=0.1)
     pool = local_pool.Pool(plan, tmp_path, state.statuses(plan, tmp_path), fakes.FAST)
     assert set(pool.cost.values()) == {1.0}

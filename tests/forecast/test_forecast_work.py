@@ -1,4 +1,4 @@
-"""Forecasts: closed forms from specs, counts and rates; what is not known stays unknown."""
+"""Forecasts: closed forms of specs, counts and throughputs; unknown amounts stay unknown."""
 
 from __future__ import annotations
 
@@ -38,10 +38,12 @@ IMAGES = 1_281_167  # of ImageNet-1K's training set
 
 @pytest.fixture(scope="module")
 def paper() -> Plan:
+    """The plan of the suite paper_r18."""
     return build_plan(load_suite("paper_r18"))
 
 
 def stage(plan: Plan, kind: str, *parts: str) -> Stage:
+    """The first stage of a kind with all `parts` in its name."""
     return next(
         s for s in plan.stages.values() if s.kind == kind and all(p in s.name for p in parts)
     )
@@ -53,25 +55,25 @@ def test_every_network_of_the_paper_suites_is_counted():
             assert COUNTS[network_id(network)]["flops"] > 0, network["name"]
 
 
-def test_what_each_kind_of_stage_takes_in_closed_form(paper):
+def test_resources_of_each_kind_of_stage_equal_closed_forms(paper):
     forecast, flops = Forecast(paper, COUNTS), {c["name"]: c["flops"] for c in COUNTS.values()}
     rows = 2 * IMAGES
     assert forecast.estimate(stage(paper, "views")) == ResourceEstimate(disk=rows * 224 * 224 * 3)
     # The feature (2048) and the logits (1000) that logit_kd reads, in half precision.
-    want = ResourceEstimate(rows, rows * flops["resnet50"], rows * 2 * (2048 + 1000))
-    assert forecast.estimate(stage(paper, "cache", "resnet50")) == want
+    expected = ResourceEstimate(rows, rows * flops["resnet50"], rows * 2 * (2048 + 1000))
+    assert forecast.estimate(stage(paper, "cache", "resnet50")) == expected
     tenth = [s for s in paper.stages.values() if s.kind == "pretrain" and "kdep.0.1.s0" in s.name]
-    seen = [math.floor(e * 128_117 / 512) * 512 for e in (90, 180, 900)]
-    got = sorted((forecast.estimate(s).images, forecast.estimate(s).flops) for s in tenth)
-    assert got == [(n, 3 * n * flops["resnet18"]) for n in seen for _ in range(4)]
+    images_seen = [math.floor(e * 128_117 / 512) * 512 for e in (90, 180, 900)]
+    estimates = sorted((forecast.estimate(s).images, forecast.estimate(s).flops) for s in tenth)
+    assert estimates == [(n, 3 * n * flops["resnet18"]) for n in images_seen for _ in range(4)]
     scratch = forecast.estimate(stage(paper, "pretrain", "scratch"))
     assert (scratch.images, scratch.flops) == (0, 0)
-    cub = 150 * (5994 // 64) * 64
-    want = ResourceEstimate(cub, 3 * cub * flops["resnet18"])
-    assert forecast.estimate(stage(paper, "transfer", "cub200")) == want
-    coco = 90_000 * 16
-    want = ResourceEstimate(coco, 3 * coco * flops["coco_c4.resnet18"])
-    assert forecast.estimate(stage(paper, "transfer", "coco_c4")) == want
+    cub_images = 150 * (5994 // 64) * 64
+    expected = ResourceEstimate(cub_images, 3 * cub_images * flops["resnet18"])
+    assert forecast.estimate(stage(paper, "transfer", "cub200")) == expected
+    coco_images = 90_000 * 16
+    expected = ResourceEstimate(coco_images, 3 * coco_images * flops["coco_c4.resnet18"])
+    assert forecast.estimate(stage(paper, "transfer", "coco_c4")) == expected
 
 
 def test_a_shared_stage_is_in_the_sums_once(paper):
@@ -84,15 +86,15 @@ def test_a_shared_stage_is_in_the_sums_once(paper):
 
 
 def test_an_uncounted_network_is_a_dash_with_a_reason(paper):
-    known = {k: v for k, v in COUNTS.items() if v["name"] != "swin_b"}
-    forecast = Forecast(paper, known)
-    need = forecast.estimate(stage(paper, "cache", "swin_b"))
-    assert (need.images, need.flops, need.disk) == (2 * IMAGES, None, None)
+    other_counts = {k: v for k, v in COUNTS.items() if v["name"] != "swin_b"}
+    forecast = Forecast(paper, other_counts)
+    estimate = forecast.estimate(stage(paper, "cache", "swin_b"))
+    assert (estimate.images, estimate.flops, estimate.disk) == (2 * IMAGES, None, None)
     lines = table(paper, forecast, paper.stages, None)
     assert ">= " in next(x for x in lines if x.startswith("cache"))
     assert "excluded: the FLOPs of teacher swin_b are unknown: add --count-flops (1 stage)" in lines
-    nothing = table(paper, Forecast(paper, {}), paper.stages, None)
-    assert next(x for x in nothing if x.startswith("transfer")).split()[-3] == "-"
+    without_counts = table(paper, Forecast(paper, {}), paper.stages, None)
+    assert next(x for x in without_counts if x.startswith("transfer")).split()[-3] == "-"
 
 
 def test_a_pool_is_counted_by_its_recipe_or_by_its_finished_stage():
@@ -102,10 +104,10 @@ def test_a_pool_is_counted_by_its_recipe_or_by_its_finished_stage():
     pool = spec["pool_composites"] + spec["pool_crops"]
     assert Forecast(plan, {}).pool(views.id) == pool
     outputs = {"counts": {"images": {"pool": 77}}}
-    done = {"id": views.needs["prepare"], "kind": "prepare", "outputs": outputs}
-    assert Forecast(plan, {}, [done]).pool(views.id) == 77
-    own = build_plan(load_suite("mine"))
-    cache = Forecast(own, COUNTS).estimate(stage(own, "cache"))
+    finished_stage = {"id": views.needs["prepare"], "kind": "prepare", "outputs": outputs}
+    assert Forecast(plan, {}, [finished_stage]).pool(views.id) == 77
+    user_plan = build_plan(load_suite("mine"))
+    cache = Forecast(user_plan, COUNTS).estimate(stage(user_plan, "cache"))
     assert cache.images is None
     assert "until the data are prepared" in cache.why
 
@@ -117,44 +119,47 @@ def test_a_live_teacher_runs_in_every_step():
     student = student_network(pretrain_stage.spec["student"])
     teacher = teacher_network(pretrain_stage.spec["teacher"])
     counts = {network_id(student): {"flops": 10, "bytes": 1}, network_id(teacher): {"flops": 7}}
-    need = Forecast(plan, counts).estimate(pretrain_stage)
-    assert need.images
-    assert need.flops == need.images * (3 * 10 + 7)
+    estimate = Forecast(plan, counts).estimate(pretrain_stage)
+    assert estimate.images
+    assert estimate.flops == estimate.images * (3 * 10 + 7)
 
 
-def test_a_network_is_known_by_what_shapes_it():
+def test_a_network_s_id_depends_only_on_what_changes_its_flops():
     suite = load_suite("paper_r18")
     (student,), teacher = suite.students, suite.variants[0].teachers["resnet18"]
     task = next(t for t in suite.tasks if t["name"] == "coco_c4")
     assert teacher is not None
 
-    def other(page: dict[str, Any], **change: Any) -> dict[str, Any]:
-        return {**page, **change}
+    def with_changes(config: dict[str, Any], **change: Any) -> dict[str, Any]:
+        return {**config, **change}
 
-    def recipe(**change: Any) -> dict[str, Any]:
-        return other(task, name="other", recipe={**task["recipe"], **change})
+    def with_recipe(**change: Any) -> dict[str, Any]:
+        return with_changes(task, name="other", recipe={**task["recipe"], **change})
 
     first_id = network_id(task_network(task, student))
-    assert network_id(task_network(recipe(lr=1.0, iters=9, batch=3), student)) == first_id
-    assert network_id(task_network(recipe(head="fpn"), student)) != first_id
-    deeper = other(student, backbone={**student["backbone"], "depth": 34})
+    assert network_id(task_network(with_recipe(lr=1.0, iters=9, batch=3), student)) == first_id
+    assert network_id(task_network(with_recipe(head="fpn"), student)) != first_id
+    deeper = with_changes(student, backbone={**student["backbone"], "depth": 34})
     assert network_id(task_network(task, deeper)) != first_id
     first_id = network_id(teacher_network(teacher))
-    assert network_id(teacher_network(other(teacher, name="x", weights="y", card={}))) == first_id
-    assert network_id(teacher_network(other(teacher, input_px=256))) != first_id
+    assert (
+        network_id(teacher_network(with_changes(teacher, name="x", weights="y", card={})))
+        == first_id
+    )
+    assert network_id(teacher_network(with_changes(teacher, input_px=256))) != first_id
     first_id = network_id(student_network(student))
-    assert network_id(student_network(other(student, name="x", tap="output"))) == first_id
-    assert network_id(student_network(other(student, input_px=256))) != first_id
+    assert network_id(student_network(with_changes(student, name="x", tap="output"))) == first_id
+    assert network_id(student_network(with_changes(student, input_px=256))) != first_id
 
 
 @settings(deadline=None)
 @given(st.floats(0.01, 1000), st.integers(1, 10**7), st.integers(1, 4096))
-def test_steps_are_those_of_the_training(epochs, images, batch):
+def test_forecast_steps_equal_those_of_training(epochs, images, batch):
     budget = {"epochs": epochs, "batch": batch}
     assert steps_of(budget, images) == max(1, whole_batches(budget, images, images))
 
 
-def test_hours_at_a_rate(paper):
+def test_hours_are_flops_over_the_stated_throughput(paper):
     forecast, cache = Forecast(paper, COUNTS), stage(paper, "cache", "resnet50")
     views = stage(paper, "views")
     rate = rates.stated_rate("a100.tf32:0.25")
@@ -172,7 +177,7 @@ def test_hours_at_a_rate(paper):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("a100", "peak of a device, which training never reaches"),
         ("a100.tf32", "peak of a device, which training never reaches"),
@@ -185,10 +190,10 @@ def test_hours_at_a_rate(paper):
         ("12:half", "--device-rate is '12:half'"),
     ],
 )
-def test_a_bad_device_rate_raises_kdep_error(text, says):
+def test_a_bad_device_rate_raises_kdep_error(text, message):
     with pytest.raises(KdepError) as e:
         rates.stated_rate(text)
-    assert says in str(e.value)
+    assert message in str(e.value)
 
 
 def test_a_measured_network_uses_its_throughput_and_the_others_the_student_s(paper):
@@ -203,17 +208,17 @@ def test_a_measured_network_uses_its_throughput_and_the_others_the_student_s(pap
     rate = rates.measured_rate(probe, COUNTS)
     assert rate.source.startswith("measured here (a test;")
     forecast = Forecast(paper, COUNTS)
-    of = rates.at_rate(paper, forecast, rate, [cache.id, coco.id]).by_stage
-    assert of[cache.id] == pytest.approx(2 * IMAGES / 50 / 3600)
+    hours = rates.at_rate(paper, forecast, rate, [cache.id, coco.id]).by_stage
+    assert hours[cache.id] == pytest.approx(2 * IMAGES / 50 / 3600)
     flops = forecast.estimate(coco).flops
     assert flops is not None
-    assert of[coco.id] == pytest.approx(flops / (300 * COUNTS[student]["flops"]) / 3600)
+    assert hours[coco.id] == pytest.approx(flops / (300 * COUNTS[student]["flops"]) / 3600)
     with pytest.raises(KdepError, match="no student"):
         rates.measured_rate({"device": "a test"}, COUNTS)
 
 
-def test_hours_of_finished_stages_count_gpu_stages_alone(paper):
-    """Of an equal stage that took two hours; the rendering of views takes no GPU."""
+def test_hours_of_finished_stages_count_only_gpu_stages(paper):
+    """From an equal stage that took two hours; rendering views uses no GPU."""
     cache, views = stage(paper, "cache", "resnet50"), stage(paper, "views")
     other = stage(paper, "pretrain", "kdep")
 
@@ -229,14 +234,14 @@ def test_hours_of_finished_stages_count_gpu_stages_alone(paper):
     assert gpu_hours.by_stage[other.id] is None
 
 
-def test_sizes():
+def test_sizes_are_printed_with_their_unit():
     assert [size(b) for b in (0, 999, 1e4, 385.7e9, 2e13)] == [
         "0 B", "999 B", "10 kB", "386 GB", "20 TB"
     ]  # fmt: skip
 
 
 def test_a_transfer_method_s_teacher_counts_its_forward_passes():
-    """A forecast without them would call a transfer with a large teacher cheap."""
+    """Without them, a transfer with a large teacher would appear cheap."""
     suite = load_suite("smoke")
     raw = dict(
         name="t",
@@ -255,11 +260,13 @@ def test_a_transfer_method_s_teacher_counts_its_forward_passes():
         small = network["kind"] == "task" and network["student"]["name"] == "resnet18_w32"
         counts[network_id(network)] = {"flops": 10.0 if small else flops, "bytes": 7}
     forecast = Forecast(plan, counts)
-    found = {run.method.get("transfer") is not None: plan.stages[run.id] for run in plan.runs}
+    stage_by_method = {
+        run.method.get("transfer") is not None: plan.stages[run.id] for run in plan.runs
+    }
     images = 10 * 2
-    assert forecast.estimate(found[False]).flops == images * 3 * 10
-    assert forecast.estimate(found[True]).flops == images * (3 * 10 + 100)
-    teacher = plan.stages[found[True].needs["teacher"]]
+    assert forecast.estimate(stage_by_method[False]).flops == images * 3 * 10
+    assert forecast.estimate(stage_by_method[True]).flops == images * (3 * 10 + 100)
+    teacher = plan.stages[stage_by_method[True].needs["teacher"]]
     assert forecast.estimate(teacher).flops == images * 3 * 100
     assert forecast.estimate(teacher).disk == 7
-    assert forecast.estimate(found[True]).disk == 0
+    assert forecast.estimate(stage_by_method[True]).disk == 0
