@@ -1,4 +1,4 @@
-"""Fixtures of the results room."""
+"""Fixtures of the tests of results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdep_bench.results.records.record import Record
 
 @pytest.fixture
 def results(tmp_path: Path) -> Callable[[Iterable[Record]], Path]:
-    """Writes records into a fresh results folder and returns it."""
+    """A function that writes records into a new results folder and returns the folder."""
 
     def fill(records: Iterable[Record], name: str = "golden") -> Path:
         folder = tmp_path / name

@@ -1,4 +1,4 @@
-"""Records for tests: plausible in shape, made up in value; never a result."""
+"""Records for tests: valid fields with invented values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def fields(
     share: float = 1.0,
     **changes: Any,
 ) -> dict[str, Any]:
-    """The fields of one record."""
+    """The fields of a record."""
     distilled = method in ("kdep", "svd")
     policy = LABELS.get(method, "labels")
     trained = method not in ("scratch", "imagenet")
@@ -95,12 +95,12 @@ def fields(
 
 
 def record(*args: Any, **kwargs: Any) -> Record:
-    """One valid record; arguments as `fields`."""
+    """A valid record; the arguments are those of `fields`."""
     return make(fields(*args, **kwargs))
 
 
 def failed(*args: Any, **kwargs: Any) -> Record:
-    """A record that failed."""
+    """A record of a failed run; the arguments are those of `fields`."""
     kwargs |= {"value": None, "status": "failed", "error": "the loss became NaN at step 312."}
     return make(fields(*args, **kwargs))
 

@@ -1,4 +1,4 @@
-"""The sentences at the top of a leaderboard say what the table below them says, and no more."""
+"""The sentences at the top of a leaderboard agree with the tables below them."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from kdep_bench.results.records.record import make
 from kdep_bench.results.report import board_rows, markdown
 
 
-def answer(records):
+def answer_sentences(records):
+    """The sentences about the only student."""
     view = board_rows.make_view(board_of(records))
-    (sentences,) = board_rows.answers(view).values()
-    return sentences
+    (by_student,) = board_rows.answers(view).values()
+    return by_student
 
 
-def test_higher_lower_and_not_significant_are_those_of_the_difference_table():
+def test_higher_lower_and_not_significant_agree_with_the_difference_table():
     scores = {
         "kdep": {"probe": [0.50, 0.51, 0.52], "det": [0.20, 0.21, 0.22]},
         "supervised": {"probe": [0.40, 0.41, 0.42], "det": [0.30, 0.31, 0.32]},
         "scratch": {"probe": [0.10, 0.12, 0.11], "det": [0.05, 0.06, 0.07]},
     }
-    scratch, supervised, spent, limits = answer(grid(scores))
+    scratch, supervised, spent, limits = answer_sentences(grid(scores))
     assert scratch.startswith("kdep scores higher than no pre-training: +27.5 [")
-    # +10 on one family and -10 on the other: the mean is 0, and both are named.
+    # +10 on one task family and -10 on the other: the mean is 0, and both are named.
     assert supervised.startswith("kdep is not significantly different from supervised")
     assert ": 0.0 [" in supervised
     assert "mean of 2 tasks (2 task families, equal weights)" in supervised
     assert supervised.endswith("; higher on probe; lower on det.")
-    # 300 s, 100 s of cache and 2 s of alignment against 300 s.
+    # kdep: 300 s of training, 100 s of cache, 2 s of alignment; supervised: 300 s.
     assert spent == (
         "kdep used 100 % of the images of supervised, without labels, and 1.3 times its "
         "pre-training time, teacher cache included."
@@ -39,12 +40,15 @@ def test_higher_lower_and_not_significant_are_those_of_the_difference_table():
 
 def test_the_data_fraction_is_stated():
     records = grid(SCORES) + grid({"kdep": SCORES["kdep"]}, share=0.1)
-    assert any(s.startswith("kdep · 10 % data used 10 % of the images of") for s in answer(records))
+    assert any(
+        s.startswith("kdep · 10 % data used 10 % of the images of")
+        for s in answer_sentences(records)
+    )
 
 
-def test_one_seed_answers_nothing():
+def test_one_seed_gives_no_tested_difference():
     records = [make(fields(m, "probe", v)) for m, v in (("kdep", 0.9), ("scratch", 0.1))]
-    sentences = answer(records)
+    sentences = answer_sentences(records)
     untested = "kdep - no pre-training: +80.0 points x100 with one seed pair, so not tested."
     assert sentences[0] == untested
     assert sentences[-1].endswith("No difference was tested.")
@@ -55,7 +59,7 @@ def test_the_best_of_many_methods_are_named_together():
     scores = {f"m{i}": {"probe": [v, v + 0.01, v + 0.02]} for i, v in enumerate((0.5, 0.5, 0.1))}
     scores["m0"] = {"probe": [0.51, 0.50, 0.52]}
     scores |= {"kdep": {"probe": [0.2, 0.21, 0.22]}, "scratch": {"probe": [0.1, 0.11, 0.12]}}
-    sentences = answer(grid(scores))
+    sentences = answer_sentences(grid(scores))
     best = "Best of 5 rows on probe: m0, m1 (in order of the mean; none significantly worse than "
     assert f"{best}the first)." in sentences
 
@@ -73,7 +77,7 @@ def test_a_mean_below_chance_or_below_no_pre_training_is_marked():
     assert marked == {"svd", "supervised"}
 
 
-def test_where_less_is_better_the_smallest_is_marked():
+def test_scores_below_no_pre_training_are_marked_where_smaller_is_better():
     records = [
         make(fields(m, "probe", v, transfer=s) | {"task": {**fields()["task"], **minimised}})
         for minimised in [{"direction": "min", "chance": None}]
@@ -93,7 +97,7 @@ def test_a_failed_score_leaves_no_mean_over_the_other_tasks():
     }
     records = grid(scores)
     records[5] = failed("kdep", "det", transfer=2)
-    first = answer(records)[0]
+    first = answer_sentences(records)[0]
     assert first.startswith("kdep has no mean over tasks to compare with supervised pre-training")
     assert first.endswith("higher on probe; lower on det.")
 
@@ -103,7 +107,7 @@ def test_a_reference_without_the_first_task_is_still_compared():
         "kdep": {"probe": [0.50, 0.51, 0.52], "det": [0.10, 0.11, 0.12]},
         "supervised": {"det": [0.30, 0.31, 0.32]},
     }
-    assert answer(grid(scores))[0].endswith("lower on det.")
+    assert answer_sentences(grid(scores))[0].endswith("lower on det.")
 
 
 def test_one_diverging_method_hides_no_difference_of_the_others():
@@ -125,11 +129,11 @@ def test_a_method_with_one_seed_is_neither_best_nor_hides_the_others():
     scores = {"kdep": {"probe": [0.5, 0.51, 0.52]}, "svd": {"probe": [0.02]}}
     board = board_of(grid(scores | {"scratch": {"probe": [0.1, 0.11, 0.12]}}))
     assert {a.method for a in compare.best(board, "resnet18_w32", board.columns[0])} == {"kdep"}
-    (*_, limits) = answer(grid(scores | {"scratch": {"probe": [0.1, 0.11, 0.12]}}))
+    (*_, limits) = answer_sentences(grid(scores | {"scratch": {"probe": [0.1, 0.11, 0.12]}}))
     assert limits.startswith("Measured with 1 pre-trained network and 1 to 3 transfer runs")
 
 
-def test_equal_means_are_no_difference_whatever_the_rounding():
+def test_means_that_differ_only_by_rounding_are_not_significant():
     values = [0.1, 0.2, 0.3, 0.7]
     scores = {"kdep": {"probe": values}, "scratch": {"probe": values[::-1]}}
     scores = {
@@ -140,7 +144,7 @@ def test_equal_means_are_no_difference_whatever_the_rounding():
     assert difference.verdict == "not significant"
 
 
-def test_crossed_seeds_are_not_thinned_by_other_methods():
+def test_crossed_seed_pairs_are_all_used_next_to_methods_with_fewer_pairs():
     crossed = [
         make(
             fields(m, "probe", v + 0.01 * p + 0.003 * t, pretrain=p, transfer=t)
@@ -154,7 +158,7 @@ def test_crossed_seeds_are_not_thinned_by_other_methods():
         make(fields("svd", "probe", 0.4 + 0.01 * s, pretrain=s, transfer=s) | {"id": f"svd{s}"})
         for s in range(3)
     ]
-    alone, together = (
+    without_others, with_others = (
         next(
             d
             for d in compare.difference_table(board_of(r), "resnet18_w32")
@@ -162,5 +166,5 @@ def test_crossed_seeds_are_not_thinned_by_other_methods():
         )
         for r in (crossed, crossed + diagonal)
     )
-    assert together.estimate == alone.estimate
-    assert together.pairs == 9
+    assert with_others.estimate == without_others.estimate
+    assert with_others.pairs == 9

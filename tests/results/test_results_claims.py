@@ -25,20 +25,21 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "claims"
 
 
 def verdict(records, **claim):
-    """The verdict over all tasks of one claim."""
+    """The verdict over all tasks of a claim, by default that kdep is better than scratch."""
     (only_verdict,) = headlines(judge(board_of(records), [BEATS | claim]))
     return only_verdict
 
 
 def method_records(method, values, share=1.0, cost=None, images=None):
+    """Records of a method with these scores on one task."""
     records = []
     for t, v in enumerate(values):
-        f = fields(method, "probe", v, transfer=t, share=share)
+        record_fields = fields(method, "probe", v, transfer=t, share=share)
         if cost is not None:
-            f["cost"]["pretrain_s"] = cost
+            record_fields["cost"]["pretrain_s"] = cost
         if images is not None:
-            f["data"]["images"] = images
-        records.append(make(f))
+            record_fields["data"]["images"] = images
+        records.append(make(record_fields))
     return records
 
 
@@ -49,7 +50,7 @@ def test_a_clear_difference_is_supported_or_refuted():
 
 
 def test_a_method_compared_with_itself_has_no_verdict():
-    """A difference of exactly 0 would refute every margin above it and support every one below."""
+    """A difference of exactly 0 would support or refute every margin."""
     itself = verdict(grid(SCORES), b={"method": "kdep"}, margin=-0.01)
     assert itself.verdict == "not testable here"
     assert "the same row" in itself.reason
@@ -78,14 +79,14 @@ def test_a_claim_has_one_row_per_family_and_all_tasks_last():
     ]
 
 
-def test_one_family_is_judged_once_and_two_also_together():
-    one = {m: {"probe": tasks["probe"]} for m, tasks in SCORES.items()}
-    two = {m: {t: tasks[t] for t in ("probe", "det")} for m, tasks in SCORES.items()}
+def test_two_task_families_have_a_verdict_each_and_one_together():
+    one_family = {m: {"probe": tasks["probe"]} for m, tasks in SCORES.items()}
+    two_families = {m: {t: tasks[t] for t in ("probe", "det")} for m, tasks in SCORES.items()}
     for per_family in (True, False):
         claim = BEATS | {"per_family": per_family}
-        assert [v.scope for v in judge(board_of(grid(one)), [claim])] == ["classification"]
-        both = [v.scope for v in judge(board_of(grid(two)), [claim])]
-        assert both == ["classification", "detection", "all tasks"][0 if per_family else 2 :]
+        assert [v.scope for v in judge(board_of(grid(one_family)), [claim])] == ["classification"]
+        scopes = [v.scope for v in judge(board_of(grid(two_families)), [claim])]
+        assert scopes == ["classification", "detection", "all tasks"][0 if per_family else 2 :]
 
 
 def test_a_mean_dominated_by_one_family_is_undecided_if_another_disagrees():
@@ -117,7 +118,7 @@ def test_an_undecided_claim_states_the_seeds_needed():
     assert v.seeds_to_decide > 3
 
 
-def test_a_margin_makes_not_worse_than():
+def test_a_negative_margin_tests_that_a_method_is_not_worse():
     records = method_records("kdep", [0.50, 0.51, 0.52]) + method_records(
         "scratch", [0.501, 0.512, 0.521]
     )
@@ -131,7 +132,7 @@ def test_a_claim_about_a_missing_method_is_not_testable():
     assert "scratch" in v.reason
 
 
-def test_one_seed_decides_nothing():
+def test_one_seed_leaves_a_claim_undecided():
     assert (
         verdict(method_records("kdep", [0.9]) + method_records("scratch", [0.1])).verdict
         == "undecided"
@@ -149,7 +150,7 @@ def test_a_missing_result_is_not_averaged_over():
     assert "failed or missing" in verdicts["all tasks"].reason
 
 
-def test_the_cost_holds_the_teacher_cache():
+def test_the_cost_includes_the_teacher_cache():
     records = method_records("kdep", [0.8, 0.81, 0.82], cost=10) + method_records(
         "supervised", [0.5, 0.51, 0.52], cost=100
     )
@@ -168,6 +169,7 @@ def test_an_unknown_cost_supports_no_claim_about_cost():
 
 
 def _curve(noise=0.002, top=0.50):
+    """Records of kdep with 1, 10 and 100 % of 100,000 images."""
     rng = np.random.default_rng(0)
     records = []
     for share, score in ((0.01, 0.30), (0.1, 0.40), (1.0, top)):
@@ -179,8 +181,8 @@ def _curve(noise=0.002, top=0.50):
 EFFICIENCY = {"kind": "efficiency", "b": {"method": "supervised"}, "axis": "images"}
 
 
-def test_data_efficiency_is_read_off_the_curve():
-    # kdep reaches .45 half-way between 10,000 and 100,000 images in log: a factor sqrt(10).
+def test_data_efficiency_is_interpolated_on_the_curve():
+    # kdep reaches .45 half-way between 10,000 and 100,000 images on a log scale: factor sqrt(10).
     records = _curve() + method_records("supervised", [0.45, 0.4505, 0.4495], images=100_000)
     v = verdict(records, **EFFICIENCY, at_least=2.0)
     assert v.verdict == "supported"
@@ -188,7 +190,7 @@ def test_data_efficiency_is_read_off_the_curve():
     assert verdict(records, **EFFICIENCY, at_least=10.0).verdict == "refuted"
 
 
-def test_a_score_never_reached_refutes_and_one_reached_by_the_smallest_budget_is_a_bound():
+def test_a_score_outside_the_curve_gives_a_bound_on_the_ratio():
     high = _curve() + method_records("supervised", [0.6, 0.61, 0.59], images=100_000)
     v = verdict(high, **EFFICIENCY, at_least=2.0)
     assert v.verdict == "refuted"
@@ -200,11 +202,11 @@ def test_a_score_never_reached_refutes_and_one_reached_by_the_smallest_budget_is
     assert verdict(low, **EFFICIENCY, at_least=500.0).verdict == "undecided"
 
 
-def test_the_page_states_the_ratio_on_every_axis_with_the_claims_own_number():
+def test_the_page_shows_the_ratio_of_the_claim_on_every_axis():
     records = _curve() + method_records("supervised", [0.45, 0.4505, 0.4495], images=100_000)
     board = board_of(records)
     savings = {axis: s for _, _, axis, s in efficiency.savings(board, "resnet18_w32")}
-    # Only the images differ between these arms; the other axes have no curve.
+    # These methods differ only in the number of images; the other axes have no curve.
     assert set(savings) == {"images", "flops"}
     shown = text.times(savings["images"].estimate, savings["images"].bound)
     assert shown == verdict(records, **EFFICIENCY, at_least=2.0).interval
@@ -214,14 +216,14 @@ def test_the_page_states_the_ratio_on_every_axis_with_the_claims_own_number():
 def test_a_cost_with_an_unknown_part_is_unknown():
     f = fields("kdep", "probe", 0.5)
     f["cost"]["cache_s"] = None
-    board = board_of([make(f)])  # a live teacher: its time is in the training's
+    board = board_of([make(f)])  # a live teacher, whose time is part of the training time
     assert efficiency.amount(board, board.rows[0], "seconds") == 302.0
     f["stages"]["cache"] = "cache-x"
     board = board_of([make(f)])
     assert efficiency.amount(board, board.rows[0], "seconds") is None
 
 
-def test_no_cost_ratio_against_a_row_that_was_not_pretrained():
+def test_a_row_without_pre_training_gives_no_cost_ratio():
     records = method_records("kdep", [0.8, 0.81, 0.82]) + method_records(
         "scratch", [0.5, 0.51, 0.52], cost=0.2
     )
@@ -229,8 +231,8 @@ def test_no_cost_ratio_against_a_row_that_was_not_pretrained():
 
 
 @pytest.mark.parametrize("noise", [0.004, 0.012])
-def test_the_efficiency_ratio_covers_a_known_one(noise):
-    """kdep gains .1 a decade of images and supervised has its score at sqrt(10) times as many."""
+def test_the_interval_of_the_efficiency_ratio_covers_the_true_ratio(noise):
+    """kdep gains .1 per tenfold images; supervised needs sqrt(10) times as many for its score."""
     rng = np.random.default_rng(int(noise * 1000))
     truth, hits, runs = 0.5 * math.log(10), 0, 1200
     keys = [(0, t) for t in range(3)]
@@ -248,31 +250,32 @@ def test_the_efficiency_ratio_covers_a_known_one(noise):
     assert 0.93 < hits / runs < 0.97
 
 
-def test_a_curve_of_one_point_is_no_curve():
+def test_one_point_is_no_curve_for_an_efficiency_claim():
     records = method_records("kdep", [0.5, 0.51, 0.52]) + method_records(
         "supervised", [0.4, 0.41, 0.42]
     )
     assert verdict(records, **EFFICIENCY, at_least=2.0).verdict == "not testable here"
 
 
-def test_amounts_count_the_teacher():
+def test_costs_include_the_teacher_s_forward_passes():
     board = board_of(method_records("kdep", [0.5, 0.6]) + method_records("scratch", [0.1, 0.2]))
     kdep, scratch = board.rows
     assert efficiency.amount(board, kdep, "seconds") == 402.0
-    # 60,000 images forward and backward, and the teacher once over 10,000 images in 2 views.
+    # 60,000 images forward and backward; the teacher runs on 10,000 images in 2 views.
     assert efficiency.amount(board, kdep, "flops_without_teacher") == 60_000 * 1e8 * 3
     assert efficiency.amount(board, kdep, "flops") == 60_000 * 1e8 * 3 + 20_000 * 4e8
     assert efficiency.amount(board, scratch, "images") is None
 
 
-def _teachers(energies, scores, tops=None, share=1.0, method="kdep"):
+def _teachers(ratios, scores, tops=None, share=1.0, method="kdep"):
+    """Records of a method with several teachers of these explained variance ratios and scores."""
     records = []
-    for i, (energy, score) in enumerate(zip(energies, scores, strict=True)):
+    for i, (ratio, score) in enumerate(zip(ratios, scores, strict=True)):
         for t in range(2):
             f = fields(method, "probe", score, transfer=t, share=share, id=f"r{share}-{i}-{t}")
             f["teacher"]["name"] = f"teacher{i}"
             f["teacher"]["top1"] = None if tops is None else tops[i]
-            f["align"]["explained_variance_ratio"] = energy
+            f["align"]["explained_variance_ratio"] = ratio
             records.append(make(f))
     return records
 
@@ -281,29 +284,29 @@ COMPACT = load_config(CONFIGS / "compact_teacher_is_worse.py")
 BETTER = load_config(CONFIGS / "better_teacher_is_not_better.py")
 
 
-def test_compactness_over_teachers():
-    energies = np.linspace(0.5, 0.95, 8)
-    falling = _teachers(energies, np.linspace(0.6, 0.3, 8))
+def test_the_compactness_claim_is_a_rank_correlation_over_teachers():
+    ratios = np.linspace(0.5, 0.95, 8)
+    falling = _teachers(ratios, np.linspace(0.6, 0.3, 8))
     assert verdict(falling, **COMPACT).verdict == "supported"
-    kept = COMPACT | {"by": "energy_kept"}  # as claims.json of earlier versions has it
-    assert verdict(falling, **kept) == verdict(falling, **COMPACT)
-    assert verdict(_teachers(energies, np.linspace(0.3, 0.6, 8)), **COMPACT).verdict == "refuted"
+    former_name = COMPACT | {"by": "energy_kept"}  # as in claims.json of earlier versions
+    assert verdict(falling, **former_name) == verdict(falling, **COMPACT)
+    assert verdict(_teachers(ratios, np.linspace(0.3, 0.6, 8)), **COMPACT).verdict == "refuted"
 
 
-def test_accuracy_over_teachers_is_the_reported_one():
-    energies, tops = np.full(9, 0.8), np.linspace(0.70, 0.86, 9)
+def test_the_accuracy_claim_uses_the_teachers_reported_accuracy():
+    ratios, tops = np.full(9, 0.8), np.linspace(0.70, 0.86, 9)
     rising, falling = np.linspace(0.3, 0.6, 9), np.linspace(0.6, 0.3, 9)
-    assert verdict(_teachers(energies, rising, tops), **BETTER).verdict == "refuted"
-    assert verdict(_teachers(energies, falling, tops), **BETTER).verdict == "supported"
-    unrelated = verdict(_teachers(energies, rising[[4, 0, 8, 3, 5, 1, 7, 2, 6]], tops), **BETTER)
+    assert verdict(_teachers(ratios, rising, tops), **BETTER).verdict == "refuted"
+    assert verdict(_teachers(ratios, falling, tops), **BETTER).verdict == "supported"
+    unrelated = verdict(_teachers(ratios, rising[[4, 0, 8, 3, 5, 1, 7, 2, 6]], tops), **BETTER)
     assert unrelated.verdict == "undecided"
-    unknown = verdict(_teachers(energies, rising), **BETTER)
+    unknown = verdict(_teachers(ratios, rising), **BETTER)
     assert unknown.verdict == "not testable here"
     assert "0 here" in unknown.reason
 
 
 @pytest.mark.parametrize("claim", [COMPACT, BETTER], ids=["compactness", "accuracy"])
-def test_few_teachers_decide_nothing(claim):
+def test_too_few_teachers_leave_a_claim_undecided(claim):
     for n in (2, 5, 7):
         x = np.linspace(0.5, 0.9, n)
         v = verdict(_teachers(x, np.linspace(0.6, 0.3, n), x), **claim)
@@ -313,14 +316,14 @@ def test_few_teachers_decide_nothing(claim):
 
 
 def test_a_teacher_is_represented_by_its_row_with_most_data():
-    energies = np.linspace(0.5, 0.95, 8)
-    whole = _teachers(energies, np.linspace(0.6, 0.3, 8))
-    tenth = _teachers(energies, np.linspace(0.2, 0.5, 8), share=0.1)
-    for records in ([*whole, *tenth], [*tenth, *whole]):
+    ratios = np.linspace(0.5, 0.95, 8)
+    all_data = _teachers(ratios, np.linspace(0.6, 0.3, 8))
+    tenth = _teachers(ratios, np.linspace(0.2, 0.5, 8), share=0.1)
+    for records in ([*all_data, *tenth], [*tenth, *all_data]):
         assert verdict(records, **COMPACT).interval.startswith("-1.00")
 
 
-def test_spearman_is_scipys():
+def test_the_rank_correlation_equals_scipy_s_spearmanr():
     rng = np.random.default_rng(0)
     for _ in range(20):
         x, y = rng.integers(0, 5, 9), rng.normal(size=9)
@@ -352,7 +355,7 @@ def test_claims_have_the_stated_false_positive_rate():
 
 
 @pytest.mark.parametrize(
-    ("change", "word"),
+    ("change", "message"),
     [
         ({"margn": 1}, "margin"),
         ({"b": None}, "needs b"),
@@ -362,10 +365,10 @@ def test_claims_have_the_stated_false_positive_rate():
         ({"max_cost_ratio": 0}, "max_cost_ratio"),
     ],
 )
-def test_a_malformed_claim_raises_kdep_error(change, word):
+def test_a_malformed_claim_raises_kdep_error(change, message):
     with pytest.raises(KdepError) as e:
         make_claim(BEATS | change)
-    assert word in str(e.value)
+    assert message in str(e.value)
 
 
 def test_two_claims_with_the_same_name_are_refused():
@@ -399,8 +402,8 @@ def test_a_claim_config_may_inherit_from_another(tmp_path):
     assert load_config(tmp_path / "derived.py") == {"name": "a", "title": "A", "margin": 0.25}
 
 
-def test_no_headline_refutes_what_a_family_supports():
-    """The mean is carried by the loss on one family; on another the claim holds."""
+def test_a_claim_supported_on_a_family_is_not_refuted_overall():
+    """The mean is negative because of one family; on the others the claim holds."""
     gaps = {"probe": -0.30, "det": 0.05, "seg": 0.05}
     table = {
         method: {
@@ -416,9 +419,9 @@ def test_no_headline_refutes_what_a_family_supports():
 
 
 def test_an_untestable_claim_has_one_row_for_all_students():
-    two = grid(SCORES) + grid(SCORES, student={"name": "other", "width": 64})
-    two = [r.model_copy(update={"id": f"{r.id}-{k}"}) for k, r in enumerate(two)]
-    board = board_of(two)
+    records = grid(SCORES) + grid(SCORES, student={"name": "other", "width": 64})
+    records = [r.model_copy(update={"id": f"{r.id}-{k}"}) for k, r in enumerate(records)]
+    board = board_of(records)
     assert len(board.students) == 2
     assert len(judge(board, [BEATS | {"a": {"method": "nobody"}}])) == 1
     assert len(headlines(judge(board, [BEATS]))) == 2
@@ -429,19 +432,26 @@ def test_every_axis_of_a_claim_has_a_heading():
 
 
 def _trained(method, score, teacher="", share=1.0, seen=60_000):
+    """Records of a method with three transfer seeds, for `seen` images seen in pre-training."""
     records = []
     for t in range(3):
-        f = fields(method, "probe", score + 0.001 * t, transfer=t, share=share)
-        f["id"] += f"-{teacher}-{seen}"
-        f["teacher"] = {"name": teacher, "width": 1280, "flops": 4e8} if teacher else None
-        f["budget"] |= {"images_seen": seen, "epochs": seen / f["data"]["images"], "views": 2}
-        f["cost"] |= {"pretrain_s": seen / 100, "cache_s": 0.0, "align_s": 0.0}
-        records.append(make(f))
+        record_fields = fields(method, "probe", score + 0.001 * t, transfer=t, share=share)
+        record_fields["id"] += f"-{teacher}-{seen}"
+        record_fields["teacher"] = (
+            {"name": teacher, "width": 1280, "flops": 4e8} if teacher else None
+        )
+        record_fields["budget"] |= {
+            "images_seen": seen,
+            "epochs": seen / record_fields["data"]["images"],
+            "views": 2,
+        }
+        record_fields["cost"] |= {"pretrain_s": seen / 100, "cache_s": 0.0, "align_s": 0.0}
+        records.append(make(record_fields))
     return records
 
 
-def test_each_teacher_and_data_fraction_has_one_line():
-    """lite0 at 10 % reaches the goal with 20,000 images seen, at 100 % with 40,000; lite2 never."""
+def test_each_teacher_and_data_fraction_has_one_curve():
+    """lite0 reaches the goal with 20,000 images seen at 10 % data, 40,000 at 100 %; lite2 never."""
     scores = {
         ("lite0", 0.1): (0.40, 0.50, 0.55),
         ("lite0", 1.0): (0.30, 0.40, 0.50),
@@ -467,7 +477,7 @@ def test_each_teacher_and_data_fraction_has_one_line():
         }
     )
     assert [lines[n].bound for n in sorted(lines)] == ["", "", "at most"]
-    # The claim means the arm at full data that its side picks, and says so.
+    # A claim that names no data fraction is about the row with all data.
     claim = EFFICIENCY | {"axis": "images_seen", "a": {"method": "kdep", "teacher": "lite0"}}
     assert verdict(records, **claim, at_least=3.0).reason.startswith("kdep · lite0 · 100 % data:")
     assert verdict(records, **claim, at_least=3.0).verdict == "refuted"
@@ -475,24 +485,26 @@ def test_each_teacher_and_data_fraction_has_one_line():
     assert verdict(records, **claim, at_least=3.0).verdict == "supported"
 
 
-def test_data_fractions_are_points_of_a_line_with_equal_images_seen():
+def test_data_fractions_with_equal_images_seen_are_points_of_one_curve():
     records = _trained("supervised", 0.50, seen=20_000)
     for share, scores in ((0.1, (0.30, 0.50)), (1.0, (0.40, 0.60))):
         for s, n in zip(scores, (10_000, 20_000), strict=True):
             records += _trained("kdep", s, "lite0", share, n)
     board = board_of(records)
-    arms = [a for a in board.rows if a.method == "kdep"]
-    lines = efficiency.lines_of(board, arms, "images")
-    assert {name: [a.fraction for a in some] for name, some in lines.items()} == {
+    rows = [a for a in board.rows if a.method == "kdep"]
+    lines = efficiency.lines_of(board, rows, "images")
+    assert {name: [a.fraction for a in curve_rows] for name, curve_rows in lines.items()} == {
         "kdep · 0.02 M images seen": [1.0, 0.1],
         "kdep · 0.01 M images seen": [1.0, 0.1],
     }
     savings = {(n, axis): s for n, _, axis, s in efficiency.savings(board, "resnet18_w32")}
-    least = savings["kdep · 0.02 M images seen", "images"]
-    assert math.exp(least.estimate.mean) == pytest.approx(10)  # the tenth has the score at once
+    saving = savings["kdep · 0.02 M images seen", "images"]
+    assert math.exp(saving.estimate.mean) == pytest.approx(
+        10
+    )  # 10 % of the data already reach the score
 
 
-def test_too_many_lines_are_split_into_one_chart_per_teacher():
+def test_too_many_curves_are_split_into_one_chart_per_teacher():
     records = _trained("supervised", 0.5) + _trained("supervised", 0.6, seen=80_000)
     for i in range(3):
         for share in (0.01, 0.1, 1.0):
@@ -537,7 +549,7 @@ def test_teachers_in_perfect_order_have_a_correlation_and_an_interval_below_1():
 
 
 def test_a_curve_is_plotted_over_cost_and_not_over_epochs():
-    """kdep's 3 epochs were slow: 400 s, against 100 s of its 6."""
+    """kdep's 3 epochs took 400 s, its 6 epochs 100 s."""
     records = _trained("supervised", 0.50, seen=80_000)
     for seen, seconds, score in ((30_000, 400.0, 0.60), (60_000, 100.0, 0.40)):
         for r in _trained("kdep", score, "lite0", seen=seen):
@@ -547,11 +559,11 @@ def test_a_curve_is_plotted_over_cost_and_not_over_epochs():
     (goal,) = [a for a in board.rows if a.method == "supervised"]
     curve = [a for a in board.rows if a.method == "kdep"]
     for order in (curve, curve[::-1]):
-        got = efficiency.saving(board, order, goal, board.columns, "seconds")
-        assert got is not None
-        # Half of the way from 0.40 to 0.60 in log seconds: 200 s, against the goal's 800.
-        assert math.exp(got.estimate.mean) == pytest.approx(4)
-        assert got.bound == ""
+        saving = efficiency.saving(board, order, goal, board.columns, "seconds")
+        assert saving is not None
+        # Half of the way from 0.40 to 0.60 on a log scale: 200 s; the goal took 800 s.
+        assert math.exp(saving.estimate.mean) == pytest.approx(4)
+        assert saving.bound == ""
 
 
 def test_the_chart_of_claims_shows_each_measured_difference_once():

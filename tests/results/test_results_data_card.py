@@ -1,4 +1,4 @@
-"""The data card: what is counted stands in results/, and a damaged card is a sentence."""
+"""The data card: counts are shown in the report, and a damaged card is an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A note about the data stands beside every score that it is about, in every table."""
+"""A note about the data is shown with every score that it concerns, in every table."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ LEAK = (
 TEACHER = "lite0 was trained on coco, and this task is evaluated on coco"
 
 
-def noted() -> list[Record]:
-    """Every score on `det` has a leak, and those of kdep a teacher that knows the test set."""
+def records_with_notes() -> list[Record]:
+    """Every score on `det` has a note on shared images, kdep's also one on its teacher's data."""
     records = []
     for method, tasks in SCORES.items():
         for task, values in tasks.items():
@@ -33,12 +33,13 @@ def noted() -> list[Record]:
 
 
 def tables(records: list[Record]) -> tuple[str, str, str]:
+    """leaderboard.md, leaderboard.csv and leaderboard.tex of the records."""
     view = board_rows.make_view(board_of(records))
     return markdown.markdown(view), csv_table.csv_table(view), latex.latex(view)
 
 
 def test_the_leaderboard_marks_the_scores_and_explains_the_marks() -> None:
-    md, _, _ = tables(noted())
+    md, _, _ = tables(records_with_notes())
     det = md.split("## Task family: detection")[1].split("##")[0]
     rows = {line.split("|")[2].strip(): line for line in det.splitlines() if line.startswith("| r")}
     assert re.search(r"31\.0 ± 1\.0 \(3\)\*?\*? \(a, b\) \|", rows["kdep"])
@@ -51,7 +52,7 @@ def test_the_leaderboard_marks_the_scores_and_explains_the_marks() -> None:
 
 
 def test_the_csv_and_the_latex_contain_the_notes() -> None:
-    _, text, tex = tables(noted())
+    _, text, tex = tables(records_with_notes())
     rows = {(r["method"], r["task"]): r for r in csv.DictReader(io.StringIO(text))}
     assert rows["kdep", "det"]["data_notes"] == f"{LEAK}; {TEACHER}"
     assert rows["scratch", "det"]["data_notes"] == LEAK
@@ -61,7 +62,7 @@ def test_the_csv_and_the_latex_contain_the_notes() -> None:
 
 
 def test_the_page_shows_the_notes(results) -> None:
-    folder = results(noted())
+    folder = results(records_with_notes())
     build(folder, "golden", [])
     html = (folder / "index.html").read_text()
     assert '<section id="data-notes"' in html
@@ -70,7 +71,7 @@ def test_the_page_shows_the_notes(results) -> None:
     assert html.count('<a href="#data-notes">(a, b)</a>') == 1
 
 
-def test_records_without_notes_give_the_tables_they_gave() -> None:
+def test_tables_without_notes_have_no_marks() -> None:
     md, text, tex = tables(golden_records())
     assert data_notes.HEADING not in md
     assert "data_notes" not in text

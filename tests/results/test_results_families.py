@@ -1,4 +1,4 @@
-"""The comparison of method families: closed forms, holes, and names nobody vouches for."""
+"""The comparison of method families: closed forms, missing results, hostile names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kdep_bench.results.records.record import Record, make
 from kdep_bench.results.report import board_rows
 
 SEEDS = 3
-# method -> (family, labels, score on probe, on seg, seconds of a step, extra parameters, forwards)
+# method -> (family, labels used, scores on probe and seg, s per step, extra parameters and passes)
 METHODS: dict[str, tuple[str, bool, float, float, float | None, int, int]] = {
     "scratch": ("none", False, 0.20, 0.10, None, 0, 0),
     "kdep": ("feature", False, 0.50, 0.40, 0.10, 0, 20_000),
@@ -43,26 +43,30 @@ INPUTS = {
 def seed_record(
     method: str, task: str, value: float | None, seed: int, with_costs: bool = True
 ) -> Record:
-    family, labels, _, _, step, extra, forwards = METHODS[method]
-    f = fields(method, task, value, pretrain=seed, transfer=seed)
-    f["arm"] |= {"family": family, "labels_used": labels}
-    f["arm"]["label_policy"] = (
-        "none" if method == "scratch" else "labels" if labels else "label-free"
+    """A record of a method; its costs are those in METHODS."""
+    family, uses_labels, _, _, step, extra_parameters, extra_forwards = METHODS[method]
+    record_fields = fields(method, task, value, pretrain=seed, transfer=seed)
+    record_fields["arm"] |= {"family": family, "labels_used": uses_labels}
+    record_fields["arm"]["label_policy"] = (
+        "none" if method == "scratch" else "labels" if uses_labels else "label-free"
     )
-    f["cost"] |= {
+    record_fields["cost"] |= {
         "images_per_s": None if step is None else 120 / step,  # 60,000 images in 500 steps
         "peak_memory_bytes": (2 if task == "seg" else 1) * 2**30,
     }
     if method == "dml":
-        f["budget"] |= {"learning_rate": 0.05}
-        f["terms"] = {"cross_entropy": 0.9 - 0.1 * seed, "mut|ual": 0.1 + 0.1 * seed}
+        record_fields["budget"] |= {"learning_rate": 0.05}
+        record_fields["terms"] = {"cross_entropy": 0.9 - 0.1 * seed, "mut|ual": 0.1 + 0.1 * seed}
     if with_costs:
-        f["cost"] |= {"extra_parameters": extra, "extra_forwards": forwards}
-    return make(f | ({"status": "missing"} if value is None else {}))
+        record_fields["cost"] |= {
+            "extra_parameters": extra_parameters,
+            "extra_forwards": extra_forwards,
+        }
+    return make(record_fields | ({"status": "missing"} if value is None else {}))
 
 
 def records(missing: tuple[str, str, int] | None = None, with_costs: bool = True) -> list[Record]:
-    """Seeds move all scores alike, so that every paired difference is exact."""
+    """Records of all methods; a seed shifts all scores equally, so paired differences are exact."""
     return [
         seed_record(m, task, None if missing == (m, task, s) else value + 0.01 * s, s, with_costs)
         for m, values in METHODS.items()
@@ -72,18 +76,26 @@ def records(missing: tuple[str, str, int] | None = None, with_costs: bool = True
 
 
 def board_of(seed_records: list[Record]) -> tuple[Board, dict[RowKey, RowSummary]]:
+    """The board of the records and the summaries of its rows."""
     sharer = store._Sharer()
     board = make_board(store.Store([sharer.run(r, f"{r.id}.json") for r in seed_records], []))
     return board, board_rows.make_view(board).summaries
 
 
-def named(board: Board, summaries: dict[RowKey, RowSummary]) -> dict[str, families.MethodFamily]:
+def families_by_name(
+    board: Board, summaries: dict[RowKey, RowSummary]
+) -> dict[str, families.MethodFamily]:
+    """Family name -> comparison of that family."""
     return {f.name: f for f in families.families(board, summaries, INPUTS)}
 
 
-def test_a_familys_strength_is_the_mean_of_its_paired_differences():
-    by_name = named(*board_of(records()))
-    assert set(by_name) == {"feature", "relation", "online"}  # scratch is a reference, no family
+def test_a_family_s_difference_is_the_mean_of_its_paired_differences():
+    by_name = families_by_name(*board_of(records()))
+    assert set(by_name) == {
+        "feature",
+        "relation",
+        "online",
+    }  # scratch is a reference and belongs to no family
     # ((0.40 + 0.42) / 2 - 0.50 + (0.30 + 0.32) / 2 - 0.40) / 2, the same for every seed
     to_kdep = by_name["relation"].strength["kdep"]
     assert to_kdep.methods == 2
@@ -94,7 +106,7 @@ def test_a_familys_strength_is_the_mean_of_its_paired_differences():
     scratch = by_name["relation"].strength["scratch"].estimate
     assert scratch is not None
     assert scratch.mean == pytest.approx(0.21)
-    # kdep is no rival of itself, but one of its family's rows beside scratch.
+    # kdep is not compared with itself, but it is one of its family's rows compared with scratch.
     feature = by_name["feature"].strength
     assert (feature["kdep"].methods, feature["scratch"].methods) == (1, 2)
     assert feature["kdep"].estimate is not None
@@ -105,36 +117,37 @@ def test_a_familys_strength_is_the_mean_of_its_paired_differences():
     assert by_name["feature"].reads == {"maps": 1, "pooled": 1}
 
 
-def test_the_interval_is_over_seeds_and_is_students():
+def test_the_family_s_interval_is_a_t_interval_over_seeds():
     seed_records = records()
-    moved = [r if r.arm.method != "dml" else wobbled(r) for r in seed_records]
-    dml = named(*board_of(moved))["online"].strength["kdep"].estimate
+    moved = [r if r.arm.method != "dml" else with_seed_noise(r) for r in seed_records]
+    dml = families_by_name(*board_of(moved))["online"].strength["kdep"].estimate
     assert dml is not None
     # Seed s is off by 0, 0.03 and 0.06 on both tasks: sd 0.03 around 0.015 + 0.03.
     assert dml.mean == pytest.approx(0.045)
     assert dml.low == pytest.approx(0.045 - 4.302653 * 0.03 / 3**0.5, abs=1e-6)
 
 
-def wobbled(r: Record) -> Record:
+def with_seed_noise(r: Record) -> Record:
+    """The record with a score that depends on the pre-training seed."""
     assert r.value is not None
     return r.model_copy(update={"value": r.value + 0.03 * r.seed.pretrain})
 
 
 def test_a_missing_result_is_never_averaged_over():
     board, summaries = board_of(records(missing=("pkt", "seg", 1)))
-    relation = named(board, summaries)["relation"]
+    relation = families_by_name(board, summaries)["relation"]
     assert relation.left_out == ["pkt"]
     assert relation.strength["kdep"].methods == 1
     assert relation.strength["kdep"].estimate is not None
     assert relation.strength["kdep"].estimate.mean == pytest.approx(-0.10)  # rkd alone
     board, summaries = board_of(records(missing=("kdep", "probe", 0)))
-    for family in named(board, summaries).values():
+    for family in families_by_name(board, summaries).values():
         assert family.strength["kdep"].estimate is None
         assert family.strength["kdep"].methods == 0
-    assert named(board, summaries)["relation"].strength["scratch"].methods == 2
+    assert families_by_name(board, summaries)["relation"].strength["scratch"].methods == 2
 
 
-def test_methods_of_another_length_have_separate_rows():
+def test_methods_with_other_training_lengths_have_separate_rows():
     short = []
     for r in records():
         if r.arm.method == "dml":
@@ -147,13 +160,13 @@ def test_methods_of_another_length_have_separate_rows():
     assert [m.mean for m in means if m] == pytest.approx([0.015, -0.085])
 
 
-def test_rows_of_less_data_are_below_those_of_all_data():
-    less = []
+def test_rows_of_data_fractions_are_below_those_of_all_data():
+    tenth = []
     for r in records():
         if r.arm.method == "dml":
             data = r.data.model_copy(update={"share": 0.1, "images": 1000})
-            less.append(r.model_copy(update={"id": f"{r.id}-less", "data": data}))
-    with_labels = [f for f in families.families(*board_of(records() + less), INPUTS) if f.labels]
+            tenth.append(r.model_copy(update={"id": f"{r.id}-less", "data": data}))
+    with_labels = [f for f in families.families(*board_of(records() + tenth), INPUTS) if f.labels]
     assert [f.fraction for f in with_labels] == [1, 0.1]
     assert with_labels[0].strength["kdep"].methods == 1
     assert with_labels[1].strength["kdep"].methods == 0  # no kdep of a tenth of the data here
@@ -174,7 +187,7 @@ def test_costs_are_those_of_the_row_s_own_training():
     assert families.spread([None]) == "—"
 
 
-def test_tables_and_page_show_them_only_if_records_have_them(
+def test_tables_and_page_show_families_and_costs_only_if_recorded(
     results: Callable[..., Path],
 ):
     folder = results(records())
@@ -185,7 +198,7 @@ def test_tables_and_page_show_them_only_if_records_have_them(
     assert "-9.0 [-9.0, -9.0]" in md
     assert "cross_entropy 80 %, mut\\|ual 20 %" in md  # the mean of three seeds
     assert "| dml | online | 0.05 | 200 ms | 2.00 |" in md
-    assert "| kdep | feature | — | 100 ms | 1.00 |" in md  # a record that does not tell its rate
+    assert "| kdep | feature | — | 100 ms | 1.00 |" in md  # a record without a learning rate
     assert "learning_rate" not in next((folder / "records").glob("*kdep*")).read_text()
     assert '"terms"' in next((folder / "records").glob("*dml*")).read_text()
     assert '"terms"' not in next((folder / "records").glob("*kdep*")).read_text()
@@ -196,7 +209,7 @@ def test_tables_and_page_show_them_only_if_records_have_them(
     assert (float(row["step_time_over_kdep"]), row["extra_parameters"]) == (2.0, "2800000")
     assert row["learning_rate"] == "0.05"
     assert read_json(folder / "methods.json") == INPUTS
-    build(folder, "golden")  # from the records and what was kept
+    build(folder, "golden")  # from the records and methods.json
     assert (folder / "leaderboard.md").read_text() == md
     write_json(folder / "methods.json", {"kdep": "pooled"})
     with pytest.raises(KdepError, match=r"has the wrong structure.*move it to another folder"):
@@ -211,7 +224,7 @@ def test_tables_and_page_show_them_only_if_records_have_them(
     assert not (silent / "methods.json").exists()
 
 
-def test_a_hostile_family_and_method_name_stay_text(results: Callable[..., Path]):
+def test_hostile_family_and_method_names_are_escaped(results: Callable[..., Path]):
     bad: dict[str, Any] = {"family": "<script>x</script>|a", "labels_used": False}
     seed_records = [
         r.model_copy(update={"arm": r.arm.model_copy(update=bad)}) if r.arm.method == "pkt" else r

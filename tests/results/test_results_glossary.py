@@ -1,4 +1,4 @@
-"""Every column heading is in the glossary or is a textbook term, and no private word is shown."""
+"""Every column heading is in the glossary or is a textbook term; no private word is shown."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ PRIVATE = {
 
 
 def md_headings(text: str) -> Iterator[str]:
+    """The headings of all tables of a Markdown text."""
     lines = text.splitlines()
     for line, rule in itertools.pairwise(lines):
         if re.fullmatch(r"\|( -+:? \|)+", rule):
@@ -47,7 +48,7 @@ def md_headings(text: str) -> Iterator[str]:
 
 
 def headings(folder: Path) -> set[str]:
-    """Column headings of leaderboard.md and leaderboard.csv, less the tasks' score columns."""
+    """Column headings of leaderboard.md and leaderboard.csv, without those of task scores."""
     with (folder / "leaderboard.csv").open() as file:
         rows = list(csv.DictReader(file))
     tasks = {f"{r['task']} ({r['metric']})" for r in rows}
@@ -62,19 +63,19 @@ def test_every_heading_is_explained(folder: Path):
     assert plain <= TEXTBOOK
 
 
-def test_the_glossary_explains_no_heading_that_is_gone():
-    there = {h for folder in PUBLISHED for h in headings(folder)}
+def test_every_heading_in_the_glossary_is_used():
+    used_headings = {h for folder in PUBLISHED for h in headings(folder)}
     tex = "\n".join((f / "leaderboard.tex").read_text() for f in PUBLISHED)
-    there |= {h.strip(" \\") for line in re.findall(r"^student &.*$", tex, re.M)
+    used_headings |= {h.strip(" \\") for line in re.findall(r"^student &.*$", tex, re.M)
               for h in line.split("&")}  # fmt: skip
-    there |= {*VALUE_NAMES, *probe_tables.CSV_HEAD}
-    used = {t.name for h in there if (t := glossary.term_of(h))}
+    used_headings |= {*VALUE_NAMES, *probe_tables.CSV_HEAD}
+    used = {t.name for h in used_headings if (t := glossary.term_of(h))}
     assert used == {t.name for t in glossary.TERMS if t.headings}
-    shown = {glossary.plain_heading(h) for h in there}
+    shown = {glossary.plain_heading(h) for h in used_headings}
     assert {h for t in glossary.TERMS for h in t.headings} - shown <= {"run"}  # of failures
 
 
-def test_glossary_md_is_the_one_in_code():
+def test_glossary_md_is_that_of_the_code():
     text = (ROOT / "GLOSSARY.md").read_text()
     assert text == glossary.markdown(), "python -m kdep_bench.results.report.glossary > GLOSSARY.md"
 
@@ -98,5 +99,5 @@ def test_no_private_word_is_published(folder: Path, name: str):
     text = re.sub(r"<style>.*?</style>|<script>.*?</script>|base64,[\w+/=]+", "", text, flags=re.S)
     text = text.split('id="glossary"')[0].split("## Environment")[0]
     text = re.sub(r"<[^>]*>", " ", text)
-    found = {w: fix for w, fix in PRIVATE.items() if re.search(w, text, re.I)}
-    assert not found, f"{folder.name}/{name}: write the standard term"
+    private_words = {w: fix for w, fix in PRIVATE.items() if re.search(w, text, re.I)}
+    assert not private_words, f"{folder.name}/{name}: write the standard term"

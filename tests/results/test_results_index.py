@@ -1,4 +1,4 @@
-"""results/index.html: what it says is what the suites' own tables say."""
+"""results/index.html shows the answers and scores of the suites' tables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PUBLISHED = sorted(p.name for p in RESULTS.iterdir() if (p / "records").is_dir()
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
-    """A copy of the published folders with a fresh index."""
+    """A copy of the published folders with a new index."""
     root = tmp_path_factory.mktemp("index") / "results"
     ignored = shutil.ignore_patterns("pictures", "plots", "superseded")
     shutil.copytree(RESULTS, root, ignore=ignored)
@@ -47,13 +47,13 @@ class _Links(HTMLParser):
         self.words.append(data)
 
 
-def test_the_published_index_is_what_the_records_give(built):
+def test_the_published_index_equals_a_rebuilt_one(built):
     assert (RESULTS / "index.html").read_bytes() == built.read_bytes(), (
         "run: python tools/report.py --index results"
     )
 
 
-def test_every_suite_is_there_with_the_answer_of_its_own_table(built):
+def test_every_suite_is_listed_with_the_sentences_of_its_leaderboard(built):
     shown = " ".join(" ".join(_Links(built.read_text()).words).split())
     for name in PUBLISHED:
         assert question(CONFIGS / f"{name}.py").replace("`", "") in shown
@@ -114,6 +114,6 @@ def test_the_command_writes_the_index(built, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert (root / "index.html").is_file()
-    both = subprocess.run([sys.executable, str(tool), "--index", str(root), str(root / "pocket")],
-                          capture_output=True, text=True)  # fmt: skip
-    assert both.returncode == 2
+    command = [sys.executable, str(tool), "--index", str(root), str(root / "pocket")]
+    both_options = subprocess.run(command, capture_output=True, text=True)
+    assert both_options.returncode == 2

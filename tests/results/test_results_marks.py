@@ -1,4 +1,4 @@
-"""What a mean would hide is named: mixed configurations, task versions, scores below chance."""
+"""What a mean would hide has a remark: mixed configurations, versions, scores below chance."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from kdep_bench.results.records.store import read
 
 
 def board_of(folder) -> Board:
+    """The board of a results folder."""
     return make_board(read(folder))
 
 
-def test_one_name_with_two_learning_rates_is_named(results):
+def test_one_method_name_with_two_learning_rates_has_a_remark(results):
     runs = [
         record("kdep", "probe", 0.5, transfer=seed, budget={"epochs": 6.0, "learning_rate": rate})
         for seed, rate in enumerate((0.2, 0.2, 0.05))
@@ -29,7 +30,7 @@ def test_one_name_with_two_learning_rates_is_named(results):
     ), remarks
 
 
-def test_one_name_with_two_recipes_is_named_and_one_recipe_is_not(results):
+def test_one_method_name_with_two_configurations_has_a_remark(results):
     runs = grid({"kdep": {"probe": [0.5, 0.6, 0.7]}})
     assert not any("under one name" in r for r in board_of(results(runs)).remarks)
     changed = make(fields("kdep", "probe", 0.7, transfer=2) | {"config_hash": "ba5e"})
@@ -37,7 +38,7 @@ def test_one_name_with_two_recipes_is_named_and_one_recipe_is_not(results):
     assert any("its 3 runs have 2 configurations under one name" in r for r in remarks), remarks
 
 
-def test_two_versions_of_a_task_are_two_columns_and_named(results):
+def test_two_versions_of_a_task_are_two_columns_with_a_remark(results):
     runs = grid({"kdep": {"probe": [0.5, 0.6]}})
     task = fields("kdep", "probe")["task"] | {"version": 2}
     runs += [

@@ -1,4 +1,4 @@
-"""Normalised means by hand-worked numbers."""
+"""Normalised means compared with values computed by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kdep_bench.results.board.normalised import normalised
 from kdep_bench.results.records.record import make
 from kdep_bench.results.records.store import read
 
-# chance .125 everywhere; two classification tasks, one detection task
+# Chance is .125 on all tasks: two of classification, one of detection.
 SCORES = {
     "supervised": {"probe": [0.525], "other": [0.325], "det": [0.625]},
     "kdep": {"probe": [0.325], "other": [0.525], "det": [0.375]},
@@ -20,20 +20,23 @@ SCORES = {
 
 
 def board_of(folder) -> Board:
+    """The board of a results folder."""
     return make_board(read(folder))
 
 
-def one_task(method: str, task: str, value: float):
+def task_record(method: str, task: str, value: float):
+    """A record of a task; "other" is a classification task."""
     family = "classification" if task == "other" else fields(method, task)["task"]["family"]
     named = fields(method, task)["task"] | {"family": family}
     return make(fields(method, task, value) | {"task": named})
 
 
 def records(scores=SCORES):
-    return [one_task(m, t, v[0]) for m, tasks in scores.items() for t, v in tasks.items()]
+    """One record per method and task."""
+    return [task_record(m, t, v[0]) for m, tasks in scores.items() for t, v in tasks.items()]
 
 
-def test_scores_lie_between_chance_and_supervised_and_families_weigh_the_same(results):
+def test_normalised_scores_are_0_at_chance_1_at_supervised_and_families_have_equal_weight(results):
     table = {n.row.method: n for n in normalised(board_of(results(records())), "resnet18_w32")}
     assert table["supervised"].mean == pytest.approx(1)
     assert table["scratch"].mean == pytest.approx(0)
@@ -54,17 +57,17 @@ def test_scores_lie_between_chance_and_supervised_and_families_weigh_the_same(re
 
 
 def test_no_normalised_mean_without_a_reference_above_chance_or_with_a_missing_task(results):
-    bad = {m: dict(t) for m, t in SCORES.items()}
-    bad["supervised"]["det"] = [0.13]
-    assert normalised(board_of(results(records(bad), "a")), "resnet18_w32") == []
-    gone = {m: dict(t) for m, t in SCORES.items() if m != "supervised"}
-    assert normalised(board_of(results(records(gone), "b")), "resnet18_w32") == []
-    hole = {m: dict(t) for m, t in SCORES.items()}
-    del hole["kdep"]["det"]
-    table = normalised(board_of(results(records(hole), "c")), "resnet18_w32")
+    reference_near_chance = {m: dict(t) for m, t in SCORES.items()}
+    reference_near_chance["supervised"]["det"] = [0.13]
+    assert normalised(board_of(results(records(reference_near_chance), "a")), "resnet18_w32") == []
+    without_reference = {m: dict(t) for m, t in SCORES.items() if m != "supervised"}
+    assert normalised(board_of(results(records(without_reference), "b")), "resnet18_w32") == []
+    missing_task = {m: dict(t) for m, t in SCORES.items()}
+    del missing_task["kdep"]["det"]
+    table = normalised(board_of(results(records(missing_task), "c")), "resnet18_w32")
     assert {n.row.method for n in table} == {"supervised", "scratch"}
-    alone = [record(m, "probe", v["probe"][0]) for m, v in SCORES.items()]
-    assert normalised(board_of(results(alone, "d")), "resnet18_w32") == []
+    one_family = [record(m, "probe", v["probe"][0]) for m, v in SCORES.items()]
+    assert normalised(board_of(results(one_family, "d")), "resnet18_w32") == []
 
 
 def test_an_unknown_chance_gives_no_normalised_mean(results):

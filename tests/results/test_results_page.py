@@ -1,4 +1,4 @@
-"""The HTML page: offline and safe, usable by keyboard, with the values of the records."""
+"""The HTML report: offline and safe, usable by keyboard, with the values of the records."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ PNG = base64.b64decode(
 VOID = {"meta", "img", "input", "br"}
 
 
-class Reader(HTMLParser):
-    """Collects tags, and checks that they close in order."""
+class PageParser(HTMLParser):
+    """Collects tags and texts; asserts that tags are closed in order."""
 
     def __init__(self, source):
         super().__init__()
@@ -60,13 +60,14 @@ class Reader(HTMLParser):
 
 
 def page_of(folder, **kwargs):
+    """Builds the report of a folder; returns the page's source."""
     build(folder, **kwargs)
     return (folder / "index.html").read_text()
 
 
 def test_the_page_is_offline_and_its_policy_holds(results):
     source = page_of(results(golden_records()), claims=[BEATS])
-    page = Reader(source)
+    page = PageParser(source)
     names = [t for t, _ in page.tags]
     assert not {"link", "iframe", "object", "embed", "base", "form"} & set(names)
     assert names.count("script") == names.count("style") == 1
@@ -88,8 +89,8 @@ def test_the_page_is_offline_and_its_policy_holds(results):
     )
 
 
-def test_the_page_can_be_used_by_keyboard_and_reader(results):
-    page = Reader(page_of(results(golden_records()), claims=[BEATS]))
+def test_the_page_can_be_used_by_keyboard_and_screen_reader(results):
+    page = PageParser(page_of(results(golden_records()), claims=[BEATS]))
     names = [t for t, _ in page.tags]
     assert {"main", "header", "nav", "footer"} <= set(names)
     assert names.count("h1") == 1
@@ -131,7 +132,7 @@ def test_the_page_shows_the_values_of_the_records(results):
 
 
 @pytest.mark.parametrize(("timed", "count"), [(True, 0), (False, 2)])
-def test_the_page_says_why_costs_are_dashes(results, timed, count):
+def test_the_page_explains_dashes_in_cost_columns(results, timed, count):
     values = [fields(m, "probe", v) for m, v in (("kdep", 0.5), ("scratch", 0.2))]
     if not timed:
         values = [f | {"cost": {"device": "cpu", "threads": 1}} for f in values]
@@ -140,9 +141,9 @@ def test_the_page_says_why_costs_are_dashes(results, timed, count):
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_names_are_text(name, results):
+def test_hostile_names_are_escaped(name, results):
     source = page_of(results(hostile_records(name)))
-    page = Reader(source)
+    page = PageParser(source)
     assert [t for t, _ in page.tags].count("script") == 1
     for _, attrs in page.tags:
         assert not [k for k in attrs if k.startswith("on")]
@@ -182,7 +183,7 @@ def test_charts_of_flat_and_single_values_do_not_break():
     for svg in (single_dot, flat, log):
         assert svg.startswith("<svg")
         assert "nan" not in svg
-        Reader(svg)
+        PageParser(svg)
 
 
 def test_svg_escapes_every_string_except_markup():
@@ -195,7 +196,7 @@ def test_a_hostile_name_adds_no_tag_and_no_attribute(results):
     harmless = re.sub(r"\W", "x", hostile)
     tags = {}
     for name in (hostile, harmless):
-        page = Reader(page_of(results(hostile_records(name), f"folder {len(tags)}")))
+        page = PageParser(page_of(results(hostile_records(name), f"folder {len(tags)}")))
         tags[name] = [(t, sorted(attrs)) for t, attrs in page.tags]
         assert name in "".join(page.texts)
     assert len(tags[harmless]) > 200
@@ -222,7 +223,7 @@ def test_templates_and_styles_are_in_the_wheel():
     assert files <= packaged
 
 
-def test_efficiency_curves_and_plot_files(results):
+def test_plot_files_are_written_and_outdated_ones_removed(results):
     records = grid(SCORES)
     records += grid({"kdep": {t: [v - 0.1 for v in vs] for t, vs in SCORES["kdep"].items()}}, 0.1)
     folder = results(records)
@@ -239,11 +240,11 @@ def test_efficiency_curves_and_plot_files(results):
     assert {p.name for p in (folder / "plots").iterdir()} == plots | {"mine.svg"}
 
 
-def test_a_chart_file_needs_no_page_around_it_and_its_png_shows_it(tmp_path):
+def test_a_chart_s_svg_is_complete_and_its_png_shows_it(tmp_path):
     rows = [Dot("kdep", 50.0, 45.0, 55.0, 0, True), Dot("x" * 60, 20.0, 19.0, 21.0, 1)]
     drawing = standalone(dots(rows, "</title><script>", "u", 12.5, "chance"))
     assert not re.search(r"var\(|--|light-dark|@media|<script", drawing)
-    Reader(drawing)
+    PageParser(drawing)
     with Image.open(io.BytesIO(png(drawing))) as image:
         seen = image.convert("RGB")
     width, height = re.findall(r'(?:width|height)="([\d.]+)"', drawing)[:2]
@@ -251,7 +252,7 @@ def test_a_chart_file_needs_no_page_around_it_and_its_png_shows_it(tmp_path):
     pixels = np.asarray(seen)
     for colour in ((255, 255, 255), (0x1B, 0x63, 0xC0), (0xB4, 0x54, 0x0A), (0x1B, 0x1F, 0x24)):
         assert (pixels == colour).all(-1).sum() > 20, colour
-    # Letters are drawn, with no font of the system: ink in the label of the first row.
+    # The label of the first row is drawn without a system font.
     assert (pixels[44:100, :300].sum(-1) < 200).sum() > 100
 
 
@@ -277,7 +278,7 @@ def test_two_students_have_different_labels(results):
         )
         for r in grid(SCORES)
     ]
-    page = Reader(page_of(results(grid(SCORES) + other)))
+    page = PageParser(page_of(results(grid(SCORES) + other)))
     assert any(t == "select" for t, _ in page.tags)
     assert {a["data-student"] for t, a in page.tags if t == "tr" and a.get("data-student")} == {
         "lite0",
@@ -285,24 +286,25 @@ def test_two_students_have_different_labels(results):
     }
 
 
-def test_the_answer_is_followed_by_its_chart_and_then_by_tables(results):
+def test_the_summary_sentences_come_first_then_their_chart_then_the_tables(results):
     source = page_of(results(golden_records()))
-    places = ["kdep · 100 % data scores higher than no pre-training", "<figure", "<table"]
-    assert sorted(places, key=source.index) == places
+    parts_in_order = ["kdep · 100 % data scores higher than no pre-training", "<figure", "<table"]
+    assert sorted(parts_in_order, key=source.index) == parts_in_order
     assert "<figcaption>kdep · 100 % data - no pre-training</figcaption>" in source
     chart = source[source.index("<figure") : source.index("</figure>")]
     assert chart.index("mean of 3 tasks") < chart.index(">probe<")
 
 
 def headings_of(source, section):
+    """(column headings, source) of a section of the page."""
     part = source[source.index(f'id="{section}"') :]
     part = part[: part.index("</section>")]
     return re.findall(r"<th [^>]*>([^<]*)</th>", part), part
 
 
-def test_a_column_that_never_changes_is_a_sentence_and_a_score_is_never_hidden(results):
-    same = {m: {"probe": [0.5, 0.5]} for m in ("kdep", "svd", "scratch")}
-    source = page_of(results(grid(same)))
+def test_a_constant_column_becomes_a_sentence_unless_it_is_a_score(results):
+    equal_scores = {m: {"probe": [0.5, 0.5]} for m in ("kdep", "svd", "scratch")}
+    source = page_of(results(grid(equal_scores)))
     heads, part = headings_of(source, "summary")
     assert "weights loaded" not in heads
     assert re.search(r"The same in every row: .*weights loaded</span> 1.00", part, re.S)
@@ -313,7 +315,7 @@ def test_a_column_that_never_changes_is_a_sentence_and_a_score_is_never_hidden(r
     assert part.count("50.0 ± 0.0 (2)") == 3
 
 
-def test_one_row_alone_keeps_all_its_columns(results):
+def test_a_table_of_one_row_has_all_columns(results):
     heads, _ = headings_of(page_of(results(grid({"kdep": {"probe": [0.5, 0.6]}}))), "summary")
     assert "weights loaded" in heads
 
@@ -336,7 +338,7 @@ def test_task_tables_are_sorted_by_score(results):
     assert order == ["kdep", "svd", "supervised", "scratch"]
 
 
-def test_methods_of_a_family_share_a_colour_and_references_keep_theirs(results):
+def test_methods_of_a_family_have_one_colour_and_references_their_own(results):
     values = {m: {"probe": [0.5, 0.6]} for m in ("kdep", "svd", "fitnets", "scratch", "tf_nkd")}
     records = grid(values)
     families = {"fitnets": "feature", "tf_nkd": "logit"}
@@ -367,16 +369,16 @@ def test_training_charts_show_kdep_and_the_references_whatever_their_names(resul
         assert {">kdep<", ">scratch<", ">supervised<"} <= set(re.findall(r">\w+<", chart))
     loss, val = charts
     assert len(re.findall(r'class="line', loss)) == 16  # 8 lines, 8 samples in the legend
-    assert len(re.findall(r'class="line', val)) == 8  # folds are points, not a curve
+    assert len(re.findall(r'class="line', val)) == 8  # scores of folds are drawn as points
     assert len(re.findall(r'class="dot', val)) == 24
 
 
-def test_the_pareto_front_has_no_row_that_a_cheaper_one_beats():
+def test_the_pareto_front_has_no_row_with_a_cheaper_and_better_one():
     marks = [Mark(n, x, y, 0) for n, x, y in
              (("a", 1, 5), ("b", 2, 4), ("c", 2, 7), ("d", 3, 7), ("e", 9, 8))]  # fmt: skip
     assert [m.label for m in front(marks)] == ["a", "c", "e"]
     drawn = scatter(marks, "t", "x", "y")
-    Reader(drawn)
+    PageParser(drawn)
     assert re.findall(r">\d  (\w)<", drawn) == ["a", "c", "e"]
 
 
@@ -391,7 +393,7 @@ def test_scores_are_charted_against_cost_and_against_the_size_of_several_student
     assert "Score against parameters of the student" in source
     chart = (folder / "plots" / "pareto-params.svg").read_text()
     assert len(re.findall(r'class="dot', chart)) == 8  # four methods of each student
-    # No pre-training has no cost; supervised is the cheaper of the three others.
+    # scratch has no cost; supervised is the cheapest of the three others.
     chart = (folder / "plots" / "pareto-0-seconds.svg").read_text()
     assert len(re.findall(r'class="dot', chart)) == 3
     assert re.findall(r">\d  (\w+)<", chart) == ["supervised", "kdep"]

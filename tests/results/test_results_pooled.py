@@ -1,4 +1,4 @@
-"""The model of all methods on a task: exact cases, references, and what its intervals cover."""
+"""The pooled model of all methods on a task: exact cases, references, coverage of intervals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kdep_bench.results.records.record import Record, make
 from kdep_bench.results.statistics import comparisons, pooled
 from kdep_bench.results.statistics import intervals as st
 
-stats: Any = scipy.stats  # its stubs lack keywords that are there
+stats: Any = scipy.stats  # its type stubs lack some keywords
 
 
 def by_method(table: np.ndarray) -> dict[str, dict[tuple[int, int], float]]:
@@ -29,6 +29,7 @@ def by_method(table: np.ndarray) -> dict[str, dict[tuple[int, int], float]]:
 
 
 def fitted(table: np.ndarray) -> pooled.Pooled:
+    """The model of a table [methods, seeds]."""
     model = pooled.fit(by_method(table))
     assert model is not None
     return model
@@ -36,28 +37,32 @@ def fitted(table: np.ndarray) -> pooled.Pooled:
 
 def test_two_methods_give_the_paired_t_interval():
     table = np.array([[0.31, 0.35, 0.30], [0.28, 0.33, 0.22]])
-    got = fitted(table).difference("m0", "m1")
-    want = st.estimate(st.differences(by_method(table)["m0"], by_method(table)["m1"]))
-    assert (got.mean, got.se, got.df) == pytest.approx((want.mean, want.se, want.df))
-    assert (got.low, got.high) == pytest.approx((want.low, want.high))
-    assert got.seeds == "3 pre-training seeds"
+    pooled_difference = fitted(table).difference("m0", "m1")
+    paired = st.estimate(st.differences(by_method(table)["m0"], by_method(table)["m1"]))
+    assert (pooled_difference.mean, pooled_difference.se, pooled_difference.df) == pytest.approx(
+        (paired.mean, paired.se, paired.df)
+    )
+    assert (pooled_difference.low, pooled_difference.high) == pytest.approx(
+        (paired.low, paired.high)
+    )
+    assert pooled_difference.seeds == "3 pre-training seeds"
 
 
-def test_three_methods_on_three_seeds_by_hand():
+def test_three_methods_on_three_seeds_equal_values_computed_by_hand():
     # Residuals from method and seed means: m0 (1, -1, 0), m1 (-1, 1, 0), m2 (0, 0, 0), so that the
     # sum of squares is 4 on (3 - 1)(3 - 1) = 4 degrees of freedom: variance 1.
     table = np.array([[11.0, 10.0, 12.0], [5.0, 8.0, 8.0], [0.0, 1.0, 2.0]])
     model = fitted(table)
     assert model.df == 4
     assert model.variance == pytest.approx(1.0)
-    got = model.difference("m1", "m2")
-    # Their own differences 5, 7, 6 have variance 1, over 3 seeds 1/3; the pooled one is 2/3.
-    assert got.mean == pytest.approx(6.0)
-    assert got.se == pytest.approx((2 / 3) ** 0.5)
-    # Those of m0 and m1, 6, 2, 4, have variance 4: 4/3 is larger than 2/3.
+    difference = model.difference("m1", "m2")
+    # Their differences 5, 7, 6 have variance 1, and 1/3 over 3 seeds; the pooled one is 2/3.
+    assert difference.mean == pytest.approx(6.0)
+    assert difference.se == pytest.approx((2 / 3) ** 0.5)
+    # Those of m0 and m1 (6, 2, 4) have variance 4: 4/3 is larger than 2/3.
     assert model.difference("m0", "m1").se == pytest.approx((4 / 3) ** 0.5)
     half = stats.t.ppf(0.975, 4) * (2 / 3) ** 0.5
-    assert (got.low, got.high) == pytest.approx((6 - half, 6 + half))
+    assert (difference.low, difference.high) == pytest.approx((6 - half, 6 + half))
 
 
 def test_a_table_with_a_gap_is_fitted_by_least_squares():
@@ -75,9 +80,9 @@ def test_a_table_with_a_gap_is_fitted_by_least_squares():
     assert model.variance == pytest.approx(rest[0] / 4)
     inverse = np.linalg.inv(x.T @ x)
     contrast = np.array([1.0, 0, 0, -1, 0, 0])
-    got = model.difference("m0", "m3")
-    assert got.mean == pytest.approx(contrast @ beta)
-    assert got.se == pytest.approx((contrast @ inverse @ contrast * rest[0] / 4) ** 0.5)
+    difference = model.difference("m0", "m3")
+    assert difference.mean == pytest.approx(contrast @ beta)
+    assert difference.se == pytest.approx((contrast @ inverse @ contrast * rest[0] / 4) ** 0.5)
 
 
 @pytest.mark.parametrize(
@@ -88,16 +93,16 @@ def test_a_table_with_a_gap_is_fitted_by_least_squares():
         [[1.0, 2.0, np.nan, np.nan], [np.nan, np.nan, 1.0, 3.0]],  # no common seed
     ],
 )
-def test_no_model_where_nothing_is_left_to_estimate_the_spread(table):
+def test_no_model_is_fitted_without_degrees_of_freedom(table):
     assert pooled.fit(by_method(np.array(table))) is None
 
 
-def test_crossed_seeds_are_not_taken_for_independent_ones():
+def test_no_model_is_fitted_to_crossed_seeds():
     grid = {(p, t): 0.1 * p + 0.2 * t for p in range(3) for t in range(2)}
     assert pooled.fit({"a": grid, "b": grid}) is None
 
 
-def test_a_method_with_one_seed_is_left_out_and_not_guessed():
+def test_a_method_with_one_seed_is_left_out_of_the_model():
     two_methods = by_method(np.array([[0.1, 0.2, 0.3], [0.2, 0.2, 0.4]]))
     model = pooled.fit(two_methods | {"single": {(0, 0): 0.9}})
     assert model is not None
@@ -105,20 +110,22 @@ def test_a_method_with_one_seed_is_left_out_and_not_guessed():
 
 
 @pytest.mark.parametrize("two_sided", [False, True])
-@pytest.mark.parametrize(("others", "df"), [(1, 4), (3, 20), (9, 8), (27, 54)])
-def test_dunnetts_constant_has_the_level_of_the_multivariate_t(others, df, two_sided):
-    c = pooled.dunnett(others, df, two_sided=two_sided)
-    if others == 1:
+@pytest.mark.parametrize(("n_others", "df"), [(1, 4), (3, 20), (9, 8), (27, 54)])
+def test_dunnett_s_constant_has_a_level_of_95_percent_in_the_multivariate_t(
+    n_others, df, two_sided
+):
+    c = pooled.dunnett(n_others, df, two_sided=two_sided)
+    if n_others == 1:
         assert c == pytest.approx(stats.t.ppf(0.975 if two_sided else 0.95, df), abs=1e-4)
         return
-    shape = np.full((others, others), 0.5) + 0.5 * np.eye(others)
-    law = stats.multivariate_t(shape=shape, df=df, seed=0)
-    lower = np.full(others, -c if two_sided else -np.inf)
-    level = law.cdf(np.full(others, c), lower_limit=lower, maxpts=200_000)
+    shape = np.full((n_others, n_others), 0.5) + 0.5 * np.eye(n_others)
+    distribution = stats.multivariate_t(shape=shape, df=df, seed=0)
+    lower = np.full(n_others, -c if two_sided else -np.inf)
+    level = distribution.cdf(np.full(n_others, c), lower_limit=lower, maxpts=200_000)
     assert level == pytest.approx(0.95, abs=1.5e-3)
 
 
-def test_dunnetts_published_constants():
+def test_dunnett_s_constants_equal_the_published_ones():
     # Dunnett 1955, tables 1a and 2a (level 0.95): 3 treatments at 20 df, 9 at infinity.
     assert pooled.dunnett(3, 20, two_sided=False) == pytest.approx(2.19, abs=5e-3)
     assert pooled.dunnett(9, 1e6, two_sided=False) == pytest.approx(2.42, abs=5e-3)
@@ -138,26 +145,26 @@ def test_a_difference_agrees_with_scipys_dunnett_where_seeds_do_not_matter():
         assert (result.pvalue[i - 1] < 0.05) == (abs(est.mean) > limit * est.se)
 
 
-def test_holms_correction_by_hand():
-    got = pooled.holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
+def test_holm_s_correction_equals_values_computed_by_hand():
+    adjusted = pooled.holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
     # Sorted .005 x 4, .01 x 3, .03 x 2, .04 x 1, made non-decreasing.
-    assert got == pytest.approx({"d": 0.02, "a": 0.03, "c": 0.06, "b": 0.06})
+    assert adjusted == pytest.approx({"d": 0.02, "a": 0.03, "c": 0.06, "b": 0.06})
     assert pooled.holm({}) == {}
 
 
-# ---- what the intervals and the best set hold, simulated ----
+# ---- simulated coverage of the intervals and of the best set ----
 
 SEEDS, RUNS = 3, 1500
 
 
 def draw(rng: np.random.Generator, sds: np.ndarray, means: np.ndarray) -> np.ndarray:
-    """[methods, SEEDS] scores; a seed's common effect is as large as a quiet method's noise."""
+    """Scores [methods, SEEDS]; the sd of a seed's common effect is 1, as that of a quiet method."""
     noise = rng.normal(size=(len(sds), SEEDS)) * sds[:, None]
     return means[:, None] + noise + rng.normal(size=(1, SEEDS))
 
 
 def coverage(sds: np.ndarray) -> tuple[float, float]:
-    """(over all pairs of methods, over the pairs of two of the noisiest) at equal true means."""
+    """(coverage over all pairs of methods, over pairs of the noisiest) at equal true means."""
     rng = np.random.default_rng(0)
     k = len(sds)
     noisy = np.flatnonzero(sds == sds.max())
@@ -165,14 +172,14 @@ def coverage(sds: np.ndarray) -> tuple[float, float]:
     for _ in range(RUNS):
         table = draw(rng, sds, np.zeros(k))
         model = pooled.fit(by_method(table))
-        gaps = table[:, None] - table[None]  # the pair's own interval, outside the model
+        gaps = table[:, None] - table[None]  # the paired interval, for methods outside the model
         half = stats.t.ppf(0.975, SEEDS - 1) * gaps.std(-1, ddof=1) / SEEDS**0.5
         means = gaps.mean(-1)
         if model is not None:
-            at = [int(name[1:]) for name in model.names]
+            positions = [int(name[1:]) for name in model.names]
             t = stats.t.ppf(0.975, model.df)
-            for i, place in enumerate(at):
-                half[place, at] = t * model._errors(i)
+            for i, position in enumerate(positions):
+                half[position, positions] = t * model._errors(i)
         inside += np.abs(means) <= half
     inside /= RUNS
     pairs = ~np.eye(k, dtype=bool)
@@ -184,7 +191,7 @@ def coverage(sds: np.ndarray) -> tuple[float, float]:
 @pytest.mark.parametrize(
     ("k", "noisy", "least_average", "least_noisy"),
     [
-        # variances equal; then three times as large for half of the methods, for 3 of 28
+        # Equal variances; then three times as large for half of the methods, or for 3 of 28.
         (3, 0, 0.94, 0.94),
         (8, 0, 0.945, 0.945),
         (28, 0, 0.945, 0.945),
@@ -203,6 +210,7 @@ def test_intervals_cover_95_percent_of_all_pairs(k, noisy, least_average, least_
 
 
 def tables(sds: np.ndarray, means: np.ndarray, runs: int) -> list[np.ndarray]:
+    """Simulated tables of scores."""
     rng = np.random.default_rng(0)
     return [draw(rng, sds, means) for _ in range(runs)]
 
@@ -211,59 +219,61 @@ def tables(sds: np.ndarray, means: np.ndarray, runs: int) -> list[np.ndarray]:
     ("ratio", "least"), [(1.0, 0.945), (3**0.5, 0.92)], ids=["equal", "variances 1 and 3"]
 )
 def test_the_best_set_contains_the_best_true_mean(ratio, least):
-    sds = np.where(np.arange(8) % 2 == 0, ratio, 1.0)  # the best one is a noisy one
+    sds = np.where(np.arange(8) % 2 == 0, ratio, 1.0)  # the best method has the larger noise
     models = [fitted(t) for t in tables(sds, np.zeros(8), 1000)]
-    held = float(np.mean(["m0" in m.best() for m in models if "m0" in m.names]))
-    print(f"truly best in the set: {held:.3f}")
-    assert held >= least
+    fraction = float(np.mean(["m0" in m.best() for m in models if "m0" in m.names]))
+    print(f"best true mean in the best set: {fraction:.3f}")
+    assert fraction >= least
 
 
-def test_fewer_methods_pass_for_the_best_than_by_paired_tests():
+def test_the_best_set_of_the_model_is_smaller_than_that_of_paired_tests():
     # 28 methods, two standard deviations from the best to the worst per step of 7 methods.
     means = -np.repeat([0.0, 2.0, 4.0, 6.0], 7)
     drawn = tables(np.ones(28), means, 60)
     size = np.mean([len(fitted(t).best()) for t in drawn])
-    before = np.mean([len(comparisons.best_set(by_method(t))) for t in drawn])
-    print(f"of 28 methods {size:.1f} are among the best, {before:.1f} by paired t tests")
+    size_by_paired_tests = np.mean([len(comparisons.best_set(by_method(t))) for t in drawn])
+    print(
+        f"of 28 methods {size:.1f} are among the best, {size_by_paired_tests:.1f} by paired t tests"
+    )
     assert size < 15
-    assert before > 25
+    assert size_by_paired_tests > 25
 
 
-# ---- the tables and claims that rest on the model ----
+# ---- tables and claims that use the model ----
 
 FOUR = ("probe", "finetune", "photos", "det")
 
 
-def four_tasks(gap: dict[str, float]) -> list[Record]:
-    """kdep leads supervised by `gap` on each task; scratch is far below; the noise is small."""
+def four_tasks(gaps_of_kdep: dict[str, float]) -> list[Record]:
+    """Records: kdep is better than supervised by `gaps_of_kdep`, scratch far below; small noise."""
     noise = ([0.0, 0.001, -0.001], [0.001, -0.001, 0.0], [-0.001, 0.0, 0.001])
     base = {
-        "kdep": gap,
+        "kdep": gaps_of_kdep,
         "supervised": dict.fromkeys(FOUR, 0.0),
         "scratch": dict.fromkeys(FOUR, -0.3),
     }
     records = []
-    for (method, gaps), wobble in zip(base.items(), noise, strict=True):
+    for (method, gaps), seed_noise in zip(base.items(), noise, strict=True):
         for task in FOUR:
-            for seed, e in enumerate(wobble):
-                f = fields(method, task, 0.5 + gaps[task] + e, transfer=seed)
+            for seed, error in enumerate(seed_noise):
+                f = fields(method, task, 0.5 + gaps[task] + error, transfer=seed)
                 f["task"]["family"] = "detection" if task == "det" else "classification"
                 records.append(make(f))
     return records
 
 
-def test_a_mean_over_tasks_is_no_mean_over_classification():
+def test_task_families_have_equal_weight_in_the_mean_over_tasks():
     board = board_of(four_tasks({"probe": 0.06, "finetune": 0.06, "photos": 0.06, "det": -0.06}))
     rows = compare.difference_table(board, "resnet18_w32")
     mean = next(d for d in rows if d.column is None and d.reference.method == "supervised")
     assert mean.estimate is not None
-    # Task by task it would be (3 x 6 - 6) / 4 = +3; both families count the same: 0.
+    # The mean over tasks would be (3 x 6 - 6) / 4 = +3; with equal family weights it is 0.
     assert mean.estimate.mean == pytest.approx(0.0, abs=1e-9)
     assert mean.verdict == "not significant"
     assert compare.task_weights(board.columns) == pytest.approx([1 / 6] * 3 + [1 / 2])
 
 
-def test_a_difference_that_is_significant_alone_is_not_among_many():
+def test_differences_are_corrected_for_multiple_comparisons():
     # By the pooled model kdep - supervised on probe has p = 0.02; eight such are tested.
     board = board_of(four_tasks({"probe": 0.0035, "finetune": 0.0, "photos": 0.0, "det": 0.0}))
     rows = compare.difference_table(board, "resnet18_w32")
@@ -288,17 +298,17 @@ CLAIM = {"name": "c", "title": "t", "a": {"method": "kdep"}, "b": {"method": "su
 
 def test_claims_are_corrected_for_each_other():
     records = four_tasks(dict.fromkeys(FOUR, 0.0033))
-    alone = headlines(judge(board_of(records), [CLAIM]))
-    assert alone[0].verdict == "supported"
-    assert alone[0].p is not None
-    assert 0.01 < alone[0].p < 0.05
-    three = [CLAIM | {"name": n} for n in "abc"]
-    together = headlines(judge(board_of(records), three))
-    assert [v.verdict for v in together] == ["undecided"] * 3
-    assert "if it were the only claim" in together[0].reason
+    single_claim = headlines(judge(board_of(records), [CLAIM]))
+    assert single_claim[0].verdict == "supported"
+    assert single_claim[0].p is not None
+    assert 0.01 < single_claim[0].p < 0.05
+    three_claims = [CLAIM | {"name": n} for n in "abc"]
+    three_verdicts = headlines(judge(board_of(records), three_claims))
+    assert [v.verdict for v in three_verdicts] == ["undecided"] * 3
+    assert "if it were the only claim" in three_verdicts[0].reason
 
 
-def test_a_verdict_on_one_network_states_it():
+def test_a_verdict_on_one_pre_trained_network_is_marked():
     records = four_tasks(dict.fromkeys(FOUR, 0.1))
     (verdict,) = headlines(judge(board_of(records), [CLAIM]))
     assert verdict.shown == "supported (for one pre-trained network)"
@@ -313,7 +323,7 @@ def test_a_verdict_on_one_network_states_it():
     assert three.shown == "supported"
 
 
-def test_bold_and_ranks_are_those_of_the_model():
+def test_bold_scores_and_ranks_are_those_of_the_model():
     # Means .51, .44, .43; residual variance far below the gaps of 7 points, not below 1 point.
     scores = {"kdep": [0.50, 0.51, 0.52], "svd": [0.44, 0.45, 0.43], "fit": [0.42, 0.44, 0.43]}
     board = board_of(grid({m: {"probe": v} for m, v in scores.items()}))
@@ -323,7 +333,7 @@ def test_bold_and_ranks_are_those_of_the_model():
     assert ranks == {"kdep": (1, 1), "svd": (2, 3), "fit": (2, 3)}
 
 
-def test_a_scored_row_without_a_teacher_is_not_taken_for_the_one_with_a_teacher():
+def test_a_row_without_a_teacher_is_separate_from_the_row_with_a_teacher():
     with_teacher = [fields("kdep", "probe", 0.5, transfer=s) for s in range(2)]
     without = [fields("kdep", "probe", 0.1, transfer=s) | {"teacher": None} for s in range(2)]
     for i, f in enumerate(without):
@@ -342,7 +352,10 @@ def test_a_failed_run_of_another_teacher_is_not_counted_as_this_teachers():
     rows = {a.teacher: board.result(a, board.columns[0]) for a in board.rows}
     assert sorted(rows) == ["lite0", "lite2"]
     assert rows["lite0"].complete
-    f["teacher"], f["id"] = None, "c"  # failed before its teacher was known: the only one's
+    f["teacher"], f["id"] = (
+        None,
+        "c",
+    )  # failed before its teacher was known: belongs to the only row
     board = board_of([*ok, make(f)])
     assert [a.teacher for a in board.rows] == ["lite0"]
     assert not board.result(board.rows[0], board.columns[0]).complete

@@ -1,4 +1,4 @@
-"""Tables of probes: known means, what is left out, and that nothing else sees the values."""
+"""Tables of probes: known means, missing seeds, and no effect on other tables."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ VALUE_NAMES = (
 
 
 def probe(method: str = "kdep", seed: int = 0, top1: float | None = 0.5, **change: Any):
+    """A probe record with changes."""
     fields: dict[str, Any] = {
         "schema": 1,
         "id": f"probe-knn.{method}.s{seed}",
@@ -53,7 +54,8 @@ def probe(method: str = "kdep", seed: int = 0, top1: float | None = 0.5, **chang
     return probe_record.make(fields | change)
 
 
-def written(results: Path, *probes: probe_record.ProbeRecord) -> str:
+def write_and_build(results: Path, *probes: probe_record.ProbeRecord) -> str:
+    """Writes records and builds the report; returns leaderboard.md."""
     for r in grid({"kdep": {"probe": [0.5, 0.6]}, "scratch": {"probe": [0.2, 0.3]}}):
         store.write(results, r)
     for p in probes:
@@ -62,9 +64,9 @@ def written(results: Path, *probes: probe_record.ProbeRecord) -> str:
     return (results / "leaderboard.md").read_text()
 
 
-def test_means_deviations_and_seeds_by_hand(tmp_path):
+def test_means_deviations_and_seeds_equal_values_computed_by_hand(tmp_path):
     probes = [probe(seed=s, top1=v) for s, v in enumerate((0.5, 0.6, 0.7))]
-    page = written(tmp_path, *probes, probe("scratch", top1=0.25))
+    page = write_and_build(tmp_path, *probes, probe("scratch", top1=0.25))
     assert "### knn (classify)" in page
     assert "\nAccuracy of neighbours.\n" in page
     assert "| kdep | 60.0 ± 10.0 (3) | 1.400 ± 0.100 (3) |" in page
@@ -73,13 +75,13 @@ def test_means_deviations_and_seeds_by_hand(tmp_path):
     assert "top1 x100 ↑" in page
     assert "NLL ↓" in page
     section = page[page.index("## Probes") :]
-    assert section.index("| kdep | 60.0") < section.index("| scratch | 25.0")  # the best first
+    assert section.index("| kdep | 60.0") < section.index("| scratch | 25.0")  # sorted by score
 
 
 def test_no_score_mean_or_bold_changes_because_of_probes(tmp_path):
-    """Everything but the section itself is the same with and without probe records."""
-    without = written(tmp_path / "a")
-    page = written(tmp_path / "b", probe(top1=0.99), probe("scratch", top1=0.01))
+    """Apart from the section of probes, the report does not depend on probe records."""
+    without = write_and_build(tmp_path / "a")
+    page = write_and_build(tmp_path / "b", probe(top1=0.99), probe("scratch", top1=0.01))
     start, end = page.index("## Probes"), page.index("## Environment")
     assert page[:start] + page[end:] == without
     assert "**" not in page[start:end]
@@ -90,11 +92,11 @@ def test_no_score_mean_or_bold_changes_because_of_probes(tmp_path):
 
 def test_failed_and_missing_seeds_are_named_and_never_averaged(tmp_path):
     absent = probe(seed=2, top1=None, status="missing", error=None)
-    page = written(tmp_path, probe(top1=0.5), probe(seed=1, top1=None), absent)
+    page = write_and_build(tmp_path, probe(top1=0.5), probe(seed=1, top1=None), absent)
     assert "| kdep | 50.0 (1), 1 failed, 1 missing |" in page
     assert "probe knn of kdep, seed 1: the loss became NaN." in page
-    page = written(tmp_path / "only", probe(top1=None))
-    assert "| resnet18_w32 | kdep | failed |" in page  # no column of values, and yet a reason
+    page = write_and_build(tmp_path / "only", probe(top1=None))
+    assert "| resnet18_w32 | kdep | failed |" in page  # without values, the row still has a status
 
 
 @pytest.mark.parametrize(
@@ -105,8 +107,8 @@ def test_failed_and_missing_seeds_are_named_and_never_averaged(tmp_path):
         {"folder": "classify2"},
     ],
 )
-def test_other_data_or_another_config_is_another_table(other):
-    """The mean of numbers measured on different data says nothing."""
+def test_probes_on_other_data_or_with_another_config_have_separate_tables(other):
+    """Numbers measured on different data may not be averaged."""
     section = make_section([probe(), probe(seed=1, top1=0.7, **other)], [])
     assert [len(t.rows) for t in section.tables] == [1, 1]
     assert len({t.title for t in section.tables}) == 2
@@ -114,7 +116,7 @@ def test_other_data_or_another_config_is_another_table(other):
     assert sorted(t.rows[0].score_text(column) for t in section.tables) == ["50.0 (1)", "70.0 (1)"]
 
 
-def test_another_fraction_or_length_is_another_row_with_a_label():
+def test_other_data_fractions_and_lengths_have_separate_labelled_rows():
     tenth = probe(data={"name": "pocket", "fingerprint": "f0" * 8, "share": 0.1}, id="probe-a")
     section = make_section([probe(), tenth, probe(id="probe-b", epochs=2.0)], [])
     assert sorted(section.labels.values()) == [
@@ -130,9 +132,11 @@ def test_two_records_of_one_seed_are_refused_instead_of_counted_twice():
     assert "2 records of kdep, seed 0" in section.remarks[0]
 
 
-def test_hostile_names_are_text(tmp_path):
+def test_hostile_names_are_escaped(tmp_path):
     name = "<script>alert(1)</script>|=cmd()"
-    page = written(tmp_path, probe(probe=name, about=name, id="probe-x"), probe(name, id="probe-y"))
+    page = write_and_build(
+        tmp_path, probe(probe=name, about=name, id="probe-x"), probe(name, id="probe-y")
+    )
     assert "<script>alert" not in page
     assert "<script>alert" not in (tmp_path / "index.html").read_text()
     rows = list(csv.reader(io.StringIO((tmp_path / "probes.csv").read_text())))
@@ -140,7 +144,7 @@ def test_hostile_names_are_text(tmp_path):
 
 
 def test_the_csv_has_every_value(tmp_path):
-    written(tmp_path, probe(top1=0.5), probe(seed=1, top1=0.75))
+    write_and_build(tmp_path, probe(top1=0.5), probe(seed=1, top1=0.75))
     rows = list(csv.DictReader(io.StringIO((tmp_path / "probes.csv").read_text())))
     assert [(r["seed"], r["metric"], r["value"]) for r in rows] == [
         ("0", "top1", "0.5"),
@@ -158,7 +162,7 @@ def test_probes_of_another_suite_in_the_folder_are_not_shown(tmp_path):
     assert "Probes" not in (tmp_path / "leaderboard.md").read_text()
 
 
-def test_records_without_sense_are_refused():
+def test_inconsistent_probe_records_are_refused():
     for change in (
         {"status": "ok", "values": []},
         {"status": "failed", "error": None, "values": []},
@@ -180,7 +184,7 @@ def test_a_value_is_shown_with_its_unit():
 
 
 def test_every_heading_of_the_probes_in_the_configs_is_explained():
-    """A reader looks a number up in the glossary; headings are made from the values' names."""
+    """Headings are made from the names of values, and the glossary must have each of them."""
     from kdep_bench.probes import base
     from kdep_bench.results.report import glossary
 

@@ -21,7 +21,7 @@ from kdep_bench.results.records.record import (
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_a_record_survives_the_file_unchanged(tmp_path):
+def test_a_record_written_and_read_is_unchanged(tmp_path):
     r = record()
     path = tmp_path / "r.json"
     path.write_text(dump(r))
@@ -30,7 +30,7 @@ def test_a_record_survives_the_file_unchanged(tmp_path):
     assert dump(load(path)) == dump(r)
 
 
-def test_memory_of_a_gpu_is_in_a_record_that_used_one():
+def test_gpu_memory_is_only_in_records_of_runs_on_a_gpu():
     on_cpu, cost = record(), fields()["cost"]
     assert "peak_gpu_bytes" not in json.loads(dump(on_cpu))["cost"]
     on_gpu = make(fields() | {"cost": cost | {"peak_gpu_bytes": 5}})
@@ -39,7 +39,7 @@ def test_memory_of_a_gpu_is_in_a_record_that_used_one():
 
 
 @pytest.mark.parametrize(
-    ("change", "word"),
+    ("change", "message"),
     [
         ({"surprise": 1}, "surprise"),
         ({"metrics": {"a": float("nan")}}, "finite"),
@@ -56,10 +56,10 @@ def test_memory_of_a_gpu_is_in_a_record_that_used_one():
         ({"seed": {"pretrain": 0}}, "transfer"),
     ],
 )
-def test_a_bad_record_raises_kdep_error(change, word):
+def test_a_bad_record_raises_kdep_error(change, message):
     with pytest.raises(KdepError) as e:
         make(fields() | change)
-    assert word in str(e.value)
+    assert message in str(e.value)
     assert " Fix: " in str(e.value)
 
 
@@ -81,8 +81,8 @@ def test_every_older_schema_has_a_migration():
     assert sorted(MIGRATIONS) == list(range(1, SCHEMA))
 
 
-def _without_new(value: dict) -> dict:
-    """A record's JSON less what schemas after the first added."""
+def _without_added_fields(value: dict) -> dict:
+    """A record's JSON without the fields that schemas 2 and 3 added."""
     out = json.loads(json.dumps(value))
     del out["schema"]
     if out["teacher"]:
@@ -93,8 +93,8 @@ def _without_new(value: dict) -> dict:
     return out
 
 
-def _under_names_of_2(value: dict) -> dict:
-    """A record's JSON with the field names of schema 2 where they are known under schema 3."""
+def _with_names_of_schema_2(value: dict) -> dict:
+    """A record's JSON with the field names of schema 2 instead of schema 3."""
     out = json.loads(json.dumps(value))
     for part, names in RENAMED_IN_3.items():
         for old, new in names.items():
@@ -104,26 +104,26 @@ def _under_names_of_2(value: dict) -> dict:
 
 
 def test_published_records_of_schema_1_are_read_completely(results):
-    """The records of results/pocket were written under schema 1 and are left as they were."""
+    """Records of results/pocket were written with schema 1 and have not been rewritten."""
     paths = sorted((ROOT / "results" / "pocket" / "records").glob("*.json"))
     old = [p for p in paths if json.loads(p.read_text())["schema"] == 1]
     for path in old[:12]:
         r = load(path)
         assert r.schema_version == SCHEMA
         now = json.loads(dump(r))
-        old_names = _without_new(_under_names_of_2(now))
-        assert old_names == _without_new(json.loads(path.read_text()))
-        assert load(store.write(path_of(results), r)) == r
+        old_names = _without_added_fields(_with_names_of_schema_2(now))
+        assert old_names == _without_added_fields(json.loads(path.read_text()))
+        assert load(store.write(new_results_folder(results), r)) == r
 
 
-def path_of(results) -> Path:
-    """A fresh results folder."""
+def new_results_folder(results) -> Path:
+    """A new results folder."""
     return results([], "again")
 
 
 def test_a_record_of_schema_1_is_migrated(tmp_path):
     new = json.loads(dump(record()))
-    old = _without_new(_under_names_of_2(new)) | {"schema": 1}
+    old = _without_added_fields(_with_names_of_schema_2(new)) | {"schema": 1}
     path = tmp_path / "r.json"
     path.write_text(json.dumps(old))
     assert load(path) == record()
@@ -133,7 +133,7 @@ def test_a_record_of_schema_1_is_migrated(tmp_path):
 
 
 def test_a_record_of_schema_2_keeps_every_value_under_its_new_name():
-    """As the file of an earlier version had them; the numbers tell the fields apart."""
+    """The file is as an earlier version wrote it; each field has a different number."""
     new = json.loads(dump(record()))
     new["cost"] |= {"extra_forwards": 123456, "extra_parameters": 7}
     new["align"] = {
@@ -160,29 +160,29 @@ def test_a_record_of_schema_2_keeps_every_value_under_its_new_name():
 
 
 def test_every_published_record_reads_as_the_same_values():
-    """Of every published folder a few records: reading changes names, never a value."""
+    """Checks some records of every published folder: reading changes names but no value."""
     for folder in sorted((ROOT / "results").glob("*/records")):
         for path in sorted(folder.glob("*.json"))[::40]:
             raw = json.loads(path.read_text())
             now = json.loads(dump(load(path)))
             if raw["schema"] < 3:
-                now = _under_names_of_2(now)
+                now = _with_names_of_schema_2(now)
             if raw["schema"] == 1:
-                raw, now = _without_new(raw), _without_new(now)
+                raw, now = _without_added_fields(raw), _without_added_fields(now)
             raw.pop("schema", None)
             now.pop("schema", None)
             assert now == raw, path
 
 
 @pytest.mark.parametrize("raw", ["", "{", "[]", "null", '{"schema": 1}', "\x00\xff"])
-def test_damage_names_the_file(raw, tmp_path):
+def test_an_error_about_a_damaged_record_names_the_file(raw, tmp_path):
     path = tmp_path / "hurt.json"
     path.write_text(raw, encoding="latin-1")
     with pytest.raises(KdepError, match=r"hurt\.json"):
         load(path)
 
 
-def test_a_field_of_the_gate_that_looks_like_an_old_schema_makes_no_old_record():
+def test_a_field_named_schema_inside_the_record_is_not_its_schema():
     r = record(gate={"coverage": 1.0, "file": {"schema": 1}}, notes=['"schema": 2'])
     assert parse(dump(r), "r.json") == r
 
@@ -229,7 +229,7 @@ def test_a_record_with_invalid_json_values_is_damaged(tmp_path, old, new):
         load(path)
 
 
-def test_text_that_looks_like_a_key_is_no_doubled_key(tmp_path):
+def test_text_that_looks_like_a_key_is_not_a_duplicate_key(tmp_path):
     r = record(gate={"coverage": 1.0, "more": {"a": [{"b": 1}]}}, notes=['say "a": 1', 'x" : '])
     (tmp_path / "r.json").write_text(dump(r))
     assert load(tmp_path / "r.json") == r

@@ -23,12 +23,13 @@ def children_s() -> float:
 
 
 def run(*args):
+    """Runs tools/report.py."""
     return subprocess.run(
         [sys.executable, str(TOOL), *map(str, args)], capture_output=True, text=True
     )
 
 
-def test_a_rebuild_is_the_same_to_the_byte_and_quick(results):
+def test_a_rebuilt_report_is_bytewise_equal_and_takes_under_1_5_s(results):
     folder = results(golden_records())
     build(folder, claims=[BEATS])
     names = ("leaderboard.md", "leaderboard.csv", "leaderboard.tex", "index.html")
@@ -70,14 +71,14 @@ def test_jinja2_is_imported_only_to_build_a_page():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_shipped_claims_are_used_where_none_were_kept(results):
+def test_the_shipped_claims_are_used_in_a_folder_without_claims(results):
     folder = results(golden_records())
     assert run(folder).returncode == 0
-    kept = json.loads((folder / "claims.json").read_text())
-    assert "pts_helps" in {c["name"] for c in kept}
+    claims = json.loads((folder / "claims.json").read_text())
+    assert "pts_helps" in {c["name"] for c in claims}
 
 
-def test_faults_raise_kdep_error(tmp_path):
+def test_wrong_arguments_are_refused_without_a_traceback(tmp_path):
     done = run(tmp_path / "nowhere")
     assert done.returncode == 2
     assert "does not exist" in done.stderr
@@ -86,7 +87,7 @@ def test_faults_raise_kdep_error(tmp_path):
     assert run("--help").returncode == 0
 
 
-def test_diff_tells_change_from_noise(results):
+def test_diff_tests_each_difference_for_significance(results):
     old = results(grid(SCORES), "old")
     better = {
         "kdep": {
@@ -143,7 +144,7 @@ def test_a_diff_with_a_folder_without_records_is_an_error_and_not_zero_changes(r
 
 
 def test_the_folder_of_all_suites_is_not_reported_as_one_suite(results, tmp_path, capsys):
-    """Its index.html, which lists the suites, would be replaced by the page of an empty suite."""
+    """Otherwise its index.html would be replaced by the page of an empty suite."""
     from kdep_bench.cli import report as command
 
     folder = results(golden_records())

@@ -1,4 +1,4 @@
-"""Per-sample outputs beside the records: scored again, and shown only where both rows have them."""
+"""Per-sample outputs next to the records: scored again, compared only if both rows have them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from kdep_bench.results.records.submission import join
 from kdep_bench.results.records.validate import validate
 
 IMAGES = 200
-SCORES = {"kdep": (120, 122, 124), "scratch": (80, 82, 84)}  # right predictions by seed
+SCORES = {"kdep": (120, 122, 124), "scratch": (80, 82, 84)}  # number of right predictions per seed
 
 
 def outputs(right: int, images: int = IMAGES) -> Samples:
+    """Per-sample outputs with this number of right predictions."""
     truth = np.arange(images) % 2
     wrong = np.arange(images) >= right
     arrays = {
@@ -38,11 +39,12 @@ def folder(tmp_path: Path) -> Path:
     table = tmp_path / "golden"
     for method, counts in SCORES.items():
         for seed, right in enumerate(counts):
-            add(table, method, seed, right)
+            add_record(table, method, seed, right)
     return table
 
 
-def add(table: Path, method: str, seed: int, right: int, kept: bool = True) -> None:
+def add_record(table: Path, method: str, seed: int, right: int, with_outputs: bool = True) -> None:
+    """Writes a record, with its per-sample outputs if `with_outputs`."""
     name = f"transfer-probe.{method}.s{seed}-{'0' * 11}{seed}"
     value = right / IMAGES
     stages = {"transfer": name, "export": "export-x-000000000000"}
@@ -52,14 +54,14 @@ def add(table: Path, method: str, seed: int, right: int, kept: bool = True) -> N
         | {"config_hash": "0" * 12, "metrics": {"top1": value}}
         | {"curves": {}}
     )
-    if kept:
+    if with_outputs:
         made = samples.write(table / "samples" / f"{name}.npz", outputs(right))
         part = {**made, "file": f"samples/{name}.npz"}
         record = make({**record.model_dump(by_alias=True), "samples": part})
     store.write(table, record)
 
 
-def test_the_difference_over_images_is_shown_and_says_what_it_covers(folder):
+def test_the_difference_over_images_is_shown_with_its_numbers_of_seeds_and_images(folder):
     build(folder, claims=[])
     text = (folder / "leaderboard.md").read_text()
     section = text.split("## Differences over test images")[1].split("\n## ")[0]
@@ -71,23 +73,23 @@ def test_the_difference_over_images_is_shown_and_says_what_it_covers(folder):
     assert "| per-sample outputs | kept in samples/ |" in text
 
 
-def test_a_row_without_outputs_for_one_seed_is_not_shown_and_says_so(folder):
+def test_a_row_with_a_seed_without_outputs_is_not_compared_over_images(folder):
     (folder / "records").joinpath("transfer-probe.kdep.s2-000000000002.json").unlink()
-    add(folder, "kdep", 2, 124, kept=False)
+    add_record(folder, "kdep", 2, 124, kept=False)
     build(folder, claims=[])
     text = (folder / "leaderboard.md").read_text()
     assert "Differences over test images" not in text
     assert "kept in samples/ (5 records)<br>none kept (1 records)" in text
 
 
-def test_records_of_earlier_stages_have_no_outputs_and_stay_as_they_are(tmp_path):
-    add(tmp_path, "kdep", 0, 120, kept=False)
+def test_records_without_outputs_are_read_and_written_unchanged(tmp_path):
+    add_record(tmp_path, "kdep", 0, 120, kept=False)
     path = next((tmp_path / "records").iterdir())
     assert "samples" not in path.read_text()
     assert dump(parse(path.read_bytes())) == path.read_text()
 
 
-def test_a_damaged_file_and_other_images_are_not_compared(folder):
+def test_damaged_outputs_are_not_compared(folder):
     path = folder / "samples" / "transfer-probe.kdep.s0-000000000000.npz"
     path.write_bytes(b"damaged")
     done = build(folder, claims=[])
@@ -95,7 +97,7 @@ def test_a_damaged_file_and_other_images_are_not_compared(folder):
     assert "Differences over test images" not in (folder / "leaderboard.md").read_text()
 
 
-def test_validate_scores_outputs_again_and_names_a_score_they_do_not_give(folder):
+def test_validate_recomputes_scores_and_names_one_that_differs(folder):
     report = validate(folder)
     assert report.faults == []
     assert "6 of 6 scores were computed again from per-sample outputs" in report.notes
@@ -107,7 +109,7 @@ def test_validate_scores_outputs_again_and_names_a_score_they_do_not_give(folder
     assert any("cannot be read" in fault for fault in validate(folder).faults)
 
 
-def test_a_path_out_of_the_folder_is_not_followed(folder, tmp_path):
+def test_outputs_outside_the_folder_are_not_read(folder, tmp_path):
     path = folder / "records" / "transfer-probe.kdep.s1-000000000001.json"
     name = "samples/transfer-probe.kdep.s1-000000000001.npz"
     shutil.copy(folder / name, tmp_path / "other.npz")
@@ -118,7 +120,7 @@ def test_a_path_out_of_the_folder_is_not_followed(folder, tmp_path):
     assert "Differences over test images" not in (folder / "leaderboard.md").read_text()
 
 
-def test_a_submission_brings_its_outputs(folder, tmp_path):
+def test_a_submission_s_outputs_are_used(folder, tmp_path):
     table = tmp_path / "table"
     shutil.copytree(folder, table)
     join(validate(folder, table), table, "lab", folder)

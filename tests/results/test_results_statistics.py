@@ -1,18 +1,19 @@
-"""Coverage, false-positive rate and power, by simulation on data whose truth is known."""
+"""Coverage, false-positive rate and power, by simulation on data with known parameters."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as some
+from hypothesis import strategies as strategies
 from scipy import stats as scipy_stats
 
 from kdep_bench.results.statistics import comparisons, power
 from kdep_bench.results.statistics import intervals as st
 
 
-def _cell(values):
+def _scores(values):
+    """Scores by (pre-training seed 0, transfer seed)."""
     return {(0, i): float(v) for i, v in enumerate(values)}
 
 
@@ -21,7 +22,7 @@ def test_95_percent_intervals_cover_93_to_97_percent(n):
     rng = np.random.default_rng(n)
     hits = 0
     for row in rng.normal(0.4, 0.02, (3000, n)):
-        e = st.estimate(_cell(row))
+        e = st.estimate(_scores(row))
         assert e.low is not None
         assert e.high is not None
         hits += e.low < 0.4 < e.high
@@ -29,7 +30,7 @@ def test_95_percent_intervals_cover_93_to_97_percent(n):
 
 
 @pytest.mark.parametrize("n", [3, 5, 10])
-def test_why_not_the_bootstrap_at_few_seeds(n):
+def test_bootstrap_intervals_of_few_seeds_cover_too_little(n):
     rng = np.random.default_rng(n)
     hits = 0
     for row in rng.normal(size=(600, n)):
@@ -39,7 +40,7 @@ def test_why_not_the_bootstrap_at_few_seeds(n):
 
 
 @pytest.mark.parametrize("skewed", [False, True])
-def test_bca_covers_where_it_is_used(skewed):
+def test_bca_intervals_cover_from_the_number_of_seeds_where_they_are_used(skewed):
     rng = np.random.default_rng(3)
     n = st.BOOTSTRAP_FROM
     x = rng.exponential(size=(1000, n)) - 1 if skewed else rng.normal(size=(1000, n))
@@ -48,7 +49,7 @@ def test_bca_covers_where_it_is_used(skewed):
         low, high = st.bca_interval(row, resamples=1000)
         hits += low < 0 < high
     assert 0.915 < hits / 1000 < 0.97
-    assert st.estimate(_cell(x[0])).method == "bca"
+    assert st.estimate(_scores(x[0])).method == "bca"
 
 
 @pytest.mark.parametrize(("p", "t"), [(3, 3), (3, 5), (5, 3)])
@@ -63,8 +64,8 @@ def test_crossed_seeds_never_cover_less_than_stated(p, t, sds):
     assert np.mean(np.abs(mean) < half) > 0.94
 
 
-def test_nine_values_of_three_pretrainings_are_not_nine_independent_ones():
-    # The naive t over all nine undercovers badly when pre-training seeds matter.
+def test_nine_values_of_three_pre_trainings_are_not_treated_as_independent():
+    # A t interval over all nine values covers too little if pre-training seeds have an effect.
     rng = np.random.default_rng(0)
     hits = naive = 0
     for _ in range(1500):
@@ -80,9 +81,9 @@ def test_nine_values_of_three_pretrainings_are_not_nine_independent_ones():
     assert naive / 1500 < 0.8
 
 
-def test_the_interval_is_students_own():
+def test_the_interval_is_student_s_t_interval():
     x = [0.41, 0.44, 0.47]
-    e = st.estimate(_cell(x))
+    e = st.estimate(_scores(x))
     low, high = scipy_stats.t.interval(0.95, 2, np.mean(x), scipy_stats.sem(x))
     assert (e.low, e.high) == pytest.approx((low, high))
     assert (e.n, e.method, e.seeds) == (3, "t", "3 transfer seeds")
@@ -106,36 +107,40 @@ def test_paired_differences_find_small_effects_with_5_percent_false_positives():
     rng = np.random.default_rng(1)
     runs, detected, false = 2000, 0, 0
     for _ in range(runs):
-        seeds = rng.normal(0.4, 0.05, 5)  # what the two arms share
-        a = _cell(seeds + rng.normal(0, 0.005, 5) + 0.02)
-        b = _cell(seeds + rng.normal(0, 0.005, 5))
-        c = _cell(seeds + rng.normal(0, 0.005, 5))
+        seeds = rng.normal(0.4, 0.05, 5)  # common to both methods
+        a = _scores(seeds + rng.normal(0, 0.005, 5) + 0.02)
+        b = _scores(seeds + rng.normal(0, 0.005, 5))
+        c = _scores(seeds + rng.normal(0, 0.005, 5))
         detected += st.estimate(st.differences(a, b)).excludes_zero
         false += st.estimate(st.differences(b, c)).excludes_zero
     assert detected / runs > 0.9
     assert 0.035 < false / runs < 0.065
 
 
-@pytest.mark.parametrize("arms", [3, 6])
-def test_the_bold_set_contains_the_best_method_and_equal_ones(arms):
-    rng = np.random.default_rng(arms)
+@pytest.mark.parametrize("n_methods", [3, 6])
+def test_the_bold_set_contains_the_best_method_and_equal_ones(n_methods):
+    rng = np.random.default_rng(n_methods)
     runs, lost_best, lost_equal = 800, 0, 0
     for _ in range(runs):
-        shift = np.zeros(arms)
+        shift = np.zeros(n_methods)
         shift[0] = 0.01
-        cells = {i: _cell(rng.normal(0.4 + shift[i], 0.02, 3)) for i in range(arms)}
-        lost_best += 0 not in comparisons.best_set(cells)
-        equal = {i: _cell(rng.normal(0.4, 0.02, 3)) for i in range(arms)}
+        scores = {i: _scores(rng.normal(0.4 + shift[i], 0.02, 3)) for i in range(n_methods)}
+        lost_best += 0 not in comparisons.best_set(scores)
+        equal = {i: _scores(rng.normal(0.4, 0.02, 3)) for i in range(n_methods)}
         lost_equal += 0 not in comparisons.best_set(equal)
     assert lost_best / runs <= 0.05
     assert lost_equal / runs <= 0.05
 
 
-def test_only_a_clear_winner_is_bold():
-    cells = {"a": _cell([0.8, 0.81, 0.82]), "b": _cell([0.1, 0.12, 0.11]), "c": _cell([0.2] * 3)}
-    assert comparisons.best_set(cells) == {"a"}
-    assert comparisons.best_set(cells, sign=-1) == {"b"}
-    assert comparisons.rank_intervals(cells) == {"a": (1, 1), "b": (3, 3), "c": (2, 2)}
+def test_only_a_significantly_better_method_is_bold():
+    scores_by_method = {
+        "a": _scores([0.8, 0.81, 0.82]),
+        "b": _scores([0.1, 0.12, 0.11]),
+        "c": _scores([0.2] * 3),
+    }
+    assert comparisons.best_set(scores_by_method) == {"a"}
+    assert comparisons.best_set(scores_by_method, sign=-1) == {"b"}
+    assert comparisons.rank_intervals(scores_by_method) == {"a": (1, 1), "b": (3, 3), "c": (2, 2)}
 
 
 def test_power_and_seeds_needed_agree_with_simulation():
@@ -157,21 +162,21 @@ def test_power_and_seeds_needed_agree_with_simulation():
 
 def test_noise_floor_pools_within_methods():
     rng = np.random.default_rng(0)
-    cells = [_cell(rng.normal(m, 0.02, 5)) for m in np.linspace(0.1, 0.9, 60)]
-    floor = power.noise_floor(cells)
+    scores_by_method = [_scores(rng.normal(m, 0.02, 5)) for m in np.linspace(0.1, 0.9, 60)]
+    floor = power.noise_floor(scores_by_method)
     assert floor is not None
     assert floor.sd == pytest.approx(0.02, rel=0.1)
     assert (floor.df, floor.n) == (240, 5)
-    assert power.noise_floor([_cell([0.5])]) is None
+    assert power.noise_floor([_scores([0.5])]) is None
 
 
 def test_the_noise_floor_of_crossed_seeds_counts_pretraining_seeds():
     rng = np.random.default_rng(0)
-    cells = []
+    scores_by_method = []
     for _ in range(40):
         grid = 0.05 * rng.normal(size=(3, 1)) + 0.001 * rng.normal(size=(3, 3))
-        cells.append({(p, t): float(grid[p, t]) for p in range(3) for t in range(3)})
-    floor = power.noise_floor(cells)
+        scores_by_method.append({(p, t): float(grid[p, t]) for p in range(3) for t in range(3)})
+    floor = power.noise_floor(scores_by_method)
     assert floor is not None
     assert floor.n == 3
     assert floor.detectable_difference == pytest.approx(
@@ -181,7 +186,7 @@ def test_the_noise_floor_of_crossed_seeds_counts_pretraining_seeds():
 
 def test_one_pre_training_seed_gives_no_pre_training_noise():
     several = {(p, t): 0.1 * p + 0.01 * t for p in range(2) for t in range(2)}
-    floor = power.noise_floor([several, _cell([0.1, 0.2, 0.3, 0.4, 0.5]), _cell([0.7])])
+    floor = power.noise_floor([several, _scores([0.1, 0.2, 0.3, 0.4, 0.5]), _scores([0.7])])
     assert floor is not None
     assert floor.n == 2
     assert floor.detectable_difference == pytest.approx(power.smallest_gap(0.1, 2), rel=1e-4)
@@ -206,12 +211,14 @@ def test_published_weights_are_compared_with_every_pre_training_seed():
 
 @settings(max_examples=60, deadline=None)
 @given(
-    some.dictionaries(
-        some.tuples(some.integers(0, 3), some.integers(0, 3)), some.floats(0, 1), min_size=1
+    strategies.dictionaries(
+        strategies.tuples(strategies.integers(0, 3), strategies.integers(0, 3)),
+        strategies.floats(0, 1),
+        min_size=1,
     ),
-    some.randoms(use_true_random=False),
+    strategies.randoms(use_true_random=False),
 )
-def test_order_never_matters(values, random):
+def test_an_estimate_does_not_depend_on_the_order_of_values(values, random):
     items = list(values.items())
     random.shuffle(items)
     assert st.estimate(dict(items)) == st.estimate(values)
@@ -224,16 +231,16 @@ def test_order_never_matters(values, random):
 def test_bca_is_scipy_s_on_skewed_values():
     x = np.random.default_rng(5).exponential(size=60)
     for level in (0.95, 0.8):
-        ours = st.bca_interval(x, level, resamples=20_000)
-        theirs = scipy_stats.bootstrap(
+        interval = st.bca_interval(x, level, resamples=20_000)
+        expected = scipy_stats.bootstrap(
             (x,), np.mean, confidence_level=level, method="BCa", n_resamples=20_000, rng=1
         ).confidence_interval
-        width = theirs.high - theirs.low
-        assert ours == pytest.approx((theirs.low, theirs.high), abs=0.03 * width)
+        width = expected.high - expected.low
+        assert interval == pytest.approx((expected.low, expected.high), abs=0.03 * width)
     assert st.bca_interval(np.full(60, 0.3)) == (0.3, 0.3)
 
 
-def test_crossed_moments_by_hand():
+def test_crossed_moments_equal_values_computed_by_hand():
     # row means 1.5 and 4.5, column means 2 and 4, residuals +-0.5
     mean, se, df = st.crossed_moments(np.array([[1.0, 2.0], [3.0, 6.0]]))
     assert mean == 3
@@ -243,19 +250,19 @@ def test_crossed_moments_by_hand():
     assert (e.mean, e.n, e.method, e.seeds) == (3, 4, "crossed t", "2 x 2 seeds")
     half = scipy_stats.t.ppf(0.975, df) * 3**0.5
     assert (e.low, e.high) == pytest.approx((3 - half, 3 + half))
-    three = np.array([[1.0, 2.0, 3.0], [3.0, 6.0, 3.0]])  # unequal numbers of seeds
-    rows = np.var(three.mean(1), ddof=1) / 2
-    columns = np.var(three.mean(0), ddof=1) / 3
-    residuals = three - three.mean(1)[:, None] - three.mean(0)[None] + 3
+    unequal = np.array([[1.0, 2.0, 3.0], [3.0, 6.0, 3.0]])  # unequal numbers of seeds
+    rows = np.var(unequal.mean(1), ddof=1) / 2
+    columns = np.var(unequal.mean(0), ddof=1) / 3
+    residuals = unequal - unequal.mean(1)[:, None] - unequal.mean(0)[None] + 3
     rest = (residuals**2).sum() / (1 * 2) / 6
     variance = max(rows + columns - rest, rows, columns)
-    got = st.crossed_moments(three)
-    assert got[1] == pytest.approx(variance**0.5)
+    moments = st.crossed_moments(unequal)
+    assert moments[1] == pytest.approx(variance**0.5)
     raw = variance**2 / (rows**2 / 1 + columns**2 / 2 + rest**2 / 2)
-    assert got[2] == pytest.approx(np.clip(raw, 1, 5))
+    assert moments[2] == pytest.approx(np.clip(raw, 1, 5))
 
 
-def test_seeds_are_named_as_what_they_are():
+def test_the_kind_of_seeds_is_named():
     def seeds(keys):
         return st.estimate({k: 0.1 * i for i, k in enumerate(keys)}).seeds
 
@@ -266,54 +273,58 @@ def test_seeds_are_named_as_what_they_are():
     assert seeds([(0, 0), (0, 1), (1, 0)]) == "2 pre-training seeds"  # an incomplete grid
 
 
-def test_differences_join_by_seed_and_never_by_place():
+def test_differences_join_by_seed_and_not_by_position():
     a = {(0, 0): 0.5, (0, 1): 0.7, (0, 2): 0.9}
     b = {(0, 2): 0.1, (0, 1): 0.2, (0, 5): 0.3}
     assert st.differences(a, b) == pytest.approx({(0, 1): 0.5, (0, 2): 0.8})
     assert st.differences(a, {}) == {}
-    # published weights have one pre-training, which stands against each of a's
+    # Published weights have one pre-training seed, which is compared with each of a's.
     crossed = {(0, 0): 0.5, (1, 0): 0.6, (1, 1): 0.8}
     single = {(0, 0): 0.1, (0, 1): 0.3}
     fixed = st.differences(crossed, single, fixed_b=True)
     assert fixed == pytest.approx({(0, 0): 0.4, (1, 0): 0.5, (1, 1): 0.5})
     assert set(st.differences(crossed, single)) == {(0, 0)}
-    two = {(0, 0): 0.1, (1, 0): 0.3}  # two pre-trainings: joined as usual
+    two = {(0, 0): 0.1, (1, 0): 0.3}  # two pre-training seeds: joined as usual
     assert st.differences(crossed, two, fixed_b=True) == pytest.approx({(0, 0): 0.4, (1, 0): 0.3})
 
 
-def test_p_values_and_the_bold_set_by_hand():
-    e = st.estimate(_cell([-0.03, -0.01, -0.02]))
+def test_p_values_and_the_bold_set_equal_values_computed_by_hand():
+    e = st.estimate(_scores([-0.03, -0.01, -0.02]))
     assert comparisons.p_less(e) == pytest.approx(
         scipy_stats.ttest_1samp([-0.03, -0.01, -0.02], 0).pvalue / 2  # type: ignore[attr-defined]
     )
     shifted = scipy_stats.ttest_1samp([-0.04, -0.02, -0.03], 0).pvalue / 2  # type: ignore[attr-defined]
     assert comparisons.p_less(e, margin=0.01) == pytest.approx(shifted)
-    assert comparisons.p_less(st.estimate(_cell([0.5]))) == 1
-    assert comparisons.p_less(st.estimate(_cell([0.5, 0.5]))) == 1
-    assert comparisons.p_less(st.estimate(_cell([-0.5, -0.5]))) == 0
-    assert comparisons.p_less(st.estimate(_cell([0.0, 0.0]))) == 1
-    low = _cell([0.10, 0.11, 0.12])
-    cells = {"low": low, "high": _cell([0.50, 0.52, 0.51]), "near": _cell([0.50, 0.53, 0.49])}
-    assert comparisons.best_set(cells) == {"high", "near"}
-    assert comparisons.best_set(cells, sign=-1) == {"low"}
+    assert comparisons.p_less(st.estimate(_scores([0.5]))) == 1
+    assert comparisons.p_less(st.estimate(_scores([0.5, 0.5]))) == 1
+    assert comparisons.p_less(st.estimate(_scores([-0.5, -0.5]))) == 0
+    assert comparisons.p_less(st.estimate(_scores([0.0, 0.0]))) == 1
+    low = _scores([0.10, 0.11, 0.12])
+    scores_by_method = {
+        "low": low,
+        "high": _scores([0.50, 0.52, 0.51]),
+        "near": _scores([0.50, 0.53, 0.49]),
+    }
+    assert comparisons.best_set(scores_by_method) == {"high", "near"}
+    assert comparisons.best_set(scores_by_method, sign=-1) == {"low"}
     assert comparisons.best_set({"a": {}, "b": {}}) == set()
-    # nothing shared with the best: it cannot be called worse
-    assert comparisons.best_set({"a": _cell([0.9, 0.9]), "b": {(5, 5): 0.1}}) == {"a", "b"}
+    # Without a common seed, a method cannot be significantly worse.
+    assert comparisons.best_set({"a": _scores([0.9, 0.9]), "b": {(5, 5): 0.1}}) == {"a", "b"}
 
 
-def test_rank_intervals_by_hand():
-    cells = {
-        "best": _cell([0.90, 0.91, 0.92]),
-        "worst": _cell([0.10, 0.11, 0.13]),
-        "middle": _cell([0.50, 0.52, 0.51]),
-        "as middle": _cell([0.52, 0.50, 0.51]),
+def test_rank_intervals_equal_values_computed_by_hand():
+    scores_by_method = {
+        "best": _scores([0.90, 0.91, 0.92]),
+        "worst": _scores([0.10, 0.11, 0.13]),
+        "middle": _scores([0.50, 0.52, 0.51]),
+        "as middle": _scores([0.52, 0.50, 0.51]),
         "none": {},
     }
-    ranks = comparisons.rank_intervals(cells)
+    ranks = comparisons.rank_intervals(scores_by_method)
     assert ranks == {"best": (1, 1), "worst": (4, 4), "middle": (2, 3), "as middle": (2, 3)}
-    small = comparisons.rank_intervals(cells, sign=-1)
+    small = comparisons.rank_intervals(scores_by_method, sign=-1)
     assert small == {"best": (4, 4), "worst": (1, 1), "middle": (2, 3), "as middle": (2, 3)}
-    # joined by seed where seeds differ: over the common ones "a" is ahead by 0.1 each time
+    # Over the common seeds, "a" is higher by 0.1 each time.
     a = {(0, 0): 0.9, (0, 1): 0.11, (0, 2): 0.5, (0, 3): 0.3}
     b = {(0, 1): 0.01, (0, 2): 0.401, (0, 3): 0.2, (0, 4): 0.99}
     assert comparisons.rank_intervals({"a": a, "b": b}) == {"a": (1, 1), "b": (2, 2)}
@@ -329,7 +340,7 @@ def test_power_of_the_paired_t_test_is_the_noncentral_t_s():
         assert power.power(gap, sd, n) == pytest.approx(expected, abs=1e-6)
     assert power.power(0.1, 1.0, 1) == 0
     assert (power.power(0.1, 0.0, 2), power.power(0.0, 0.0, 2)) == (1, 0)
-    # far from the centre the normal approximation takes over, and joins on
+    # Far from the centre a normal approximation is used, which joins without a jump.
     assert power._nct(5, 29.9, 30.0) == pytest.approx(power._nct(5, 30.1, 30.2), abs=0.03)
     assert power._nct(50, 40.0, 40.0) == pytest.approx(0.5, abs=0.03)
     assert 0.05 < power._nct(50, 40.0, 36.0) < 0.2
@@ -353,8 +364,8 @@ def test_quantiles_match_published_tables():
     assert st.normal_quantile(0.9) == pytest.approx(1.644854, abs=1e-6)
 
 
-def test_mean_ranks_by_hand():
+def test_mean_ranks_equal_values_computed_by_hand():
     table = {"a": [0.9, 10.0], "b": [0.9, 5.0], "c": [0.1, 1.0]}
-    # accuracy: a and b share 1.5; of the second column small is good
+    # First column: a and b share rank 1.5; in the second, smaller is better.
     assert comparisons.mean_ranks(table, [1, -1]) == {"a": 2.25, "b": 1.75, "c": 2.0}
     assert comparisons.mean_ranks({}, [1]) == {}

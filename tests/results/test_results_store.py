@@ -14,6 +14,7 @@ from kdep_bench.results.records.record import dump, make
 
 
 def _write_many(folder, first):
+    """Writes 40 records with different ids."""
     for i in range(40):
         store.write(folder, make(fields(transfer=i) | {"id": f"t-{first}-{i}"}))
 

@@ -1,4 +1,4 @@
-"""The board and the leaderboard: golden files, and what must never mislead."""
+"""The board and the leaderboard: golden files, and remarks on what could mislead."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as some
+from hypothesis import strategies as strategies
 from make_records import failed, fields, grid, record
 
 from kdep_bench.results import build, text
@@ -46,7 +46,7 @@ BEATS = {
 
 
 def golden_records() -> list[Record]:
-    """Three complete arms, one with a failed and one with a missing seed, one on a tenth."""
+    """Three complete methods, one with a failed seed, one with less data and a missing seed."""
     records = grid(SCORES)
     records += grid({"kdep": {"probe": [0.47, 0.48, 0.46], "det": [0.27, 0.26, 0.28]}}, share=0.1)
     records[8 + 9] = failed("svd", "seg", transfer=2)
@@ -55,39 +55,39 @@ def golden_records() -> list[Record]:
 
 
 def board_of(records: list[Record], damaged: list[Damaged] | None = None) -> Board:
-    """A board without the disk."""
+    """The board of records that are not written to disk."""
     sharer = store._Sharer()
     runs: list[Run] = [sharer.run(r, f"{r.id}.json") for r in records]
     return make_board(Store(runs, damaged or []))
 
 
-def everything(records: list[Record]) -> tuple[str, str, str]:
-    """All three tables."""
+def all_tables(records: list[Record]) -> tuple[str, str, str]:
+    """leaderboard.md, leaderboard.csv and leaderboard.tex of the records."""
     board = board_of(records)
     view = board_rows.make_view(board, judge(board, [BEATS]))
     return markdown.markdown(view), csv_table.csv_table(view), latex.latex(view)
 
 
 def rows(csv_text: str) -> list[dict[str, str]]:
-    """The CSV as a spreadsheet reads it."""
+    """The rows of the CSV."""
     return list(csv.DictReader(io.StringIO(csv_text)))
 
 
 @pytest.mark.parametrize("name", ["leaderboard.md", "leaderboard.csv", "leaderboard.tex"])
-def test_golden(name, results):
+def test_the_leaderboards_equal_the_golden_files(name, results):
     folder = results(golden_records())
     build(folder, "golden", [BEATS])
-    got = (folder / name).read_text()
+    written = (folder / name).read_text()
     if os.environ.get("UPDATE_GOLDEN"):
         GOLDEN.mkdir(parents=True, exist_ok=True)
-        (GOLDEN / name).write_text(got)
-    assert got == (GOLDEN / name).read_text(), "run with UPDATE_GOLDEN=1 where this is meant"
+        (GOLDEN / name).write_text(written)
+    assert written == (GOLDEN / name).read_text(), "if intended: run with UPDATE_GOLDEN=1"
 
 
-def test_the_golden_csv_holds_what_numpy_says():
+def test_the_golden_csv_has_values_computed_by_hand():
     kdep = next(
         r
-        for r in rows(everything(golden_records())[1])
+        for r in rows(all_tables(golden_records())[1])
         if r["row"] == "kdep · 100 % data" and r["task"] == "probe"
     )
     assert float(kdep["mean"]) == pytest.approx(0.51)
@@ -118,48 +118,60 @@ def test_the_commands_of_the_published_rows_select_those_rows_alone():
     folder = Path(__file__).resolve().parents[2] / "results" / "pocket"
     board = make_board(store.read(folder))
     ids = {a: {r.id for r in board.runs_of(a)} for a in board.rows}
-    for arm, mine in ids.items():
-        pattern = shlex.split(board_rows.command(board, arm))[-1]
-        assert set(fnmatch.filter([i for all_ in ids.values() for i in all_], pattern)) == mine
+    for row, row_ids in ids.items():
+        pattern = shlex.split(board_rows.command(board, row))[-1]
+        assert set(fnmatch.filter([i for all_ in ids.values() for i in all_], pattern)) == row_ids
 
 
 @settings(max_examples=15, deadline=None)
-@given(some.integers(0, 10**6))
-def test_the_order_of_records_never_matters(seed):
+@given(strategies.integers(0, 10**6))
+def test_the_tables_do_not_depend_on_the_order_of_records(seed):
     records = golden_records()
     shuffled = records[:]
     random.Random(seed).shuffle(shuffled)
-    assert everything(shuffled) == everything(records)
+    assert all_tables(shuffled) == all_tables(records)
 
 
 def curve_records() -> list[Record]:
-    """Every kind of claim has something to judge: shares, eight teachers, a supervised goal."""
+    """Records for every kind of claim: data fractions, eight teachers, supervised pre-training."""
     records = grid(SCORES)
     records += grid({"kdep": {t: [v - 0.2 for v in vs] for t, vs in SCORES["kdep"].items()}}, 0.1)
     for i in range(8):
         for t in range(2):
-            f = fields("svd", "probe", 0.3 + 0.02 * i + 0.01 * t, transfer=t, id=f"teacher{i}-{t}")
-            f["student"]["name"] = "other"
-            f["teacher"] |= {"name": f"t{i}", "top1": 0.9 - 0.01 * i}
-            f["align"]["explained_variance_ratio"] = 0.9 - 0.05 * i
-            records.append(make(f))
+            record_fields = fields(
+                "svd", "probe", 0.3 + 0.02 * i + 0.01 * t, transfer=t, id=f"teacher{i}-{t}"
+            )
+            record_fields["student"]["name"] = "other"
+            record_fields["teacher"] |= {"name": f"t{i}", "top1": 0.9 - 0.01 * i}
+            record_fields["align"]["explained_variance_ratio"] = 0.9 - 0.05 * i
+            records.append(make(record_fields))
     return records
 
 
 def every_claim() -> list[dict]:
     """One claim of each kind."""
-    over = {"kind": "rank_correlation", "a": {"method": "svd"}, "at_most": 0.0, "title": "x"}
-    less = {"kind": "efficiency", "axis": "images", "at_least": 1.2, "b": {"method": "supervised"}}
+    rank_correlation = {
+        "kind": "rank_correlation",
+        "a": {"method": "svd"},
+        "at_most": 0.0,
+        "title": "x",
+    }
+    efficiency = {
+        "kind": "efficiency",
+        "axis": "images",
+        "at_least": 1.2,
+        "b": {"method": "supervised"},
+    }
     return [
         BEATS,
-        BEATS | less | {"name": "less"},
-        over | {"name": "compact", "by": "explained_variance_ratio"},
-        over | {"name": "accurate", "by": "top1"},
+        BEATS | efficiency | {"name": "less"},
+        rank_correlation | {"name": "compact", "by": "explained_variance_ratio"},
+        rank_correlation | {"name": "accurate", "by": "top1"},
     ]
 
 
 @settings(max_examples=8, deadline=None)
-@given(some.integers(0, 10**6))
+@given(strategies.integers(0, 10**6))
 def test_no_kind_of_claim_depends_on_the_order_of_records(seed):
     records = curve_records()
     before = judge(board_of(records), every_claim())
@@ -170,7 +182,7 @@ def test_no_kind_of_claim_depends_on_the_order_of_records(seed):
 
 
 @settings(max_examples=12, deadline=None)
-@given(some.integers(0, 10**6), some.floats(0, 1), some.booleans())
+@given(strategies.integers(0, 10**6), strategies.floats(0, 1), strategies.booleans())
 def test_a_duplicated_seed_changes_no_claim_without_a_remark(index, value, newer):
     records = curve_records()
     copied = records[index % len(records)]
@@ -183,15 +195,15 @@ def test_a_duplicated_seed_changes_no_claim_without_a_remark(index, value, newer
 
 def test_missing_results_are_visible_and_never_averaged_over():
     board = board_of(golden_records())
-    md, table, _ = everything(golden_records())
+    md, table, _ = all_tables(golden_records())
     assert "2 failed" not in md
     assert "41.0 ± 1.4 (2), 1 failed" in md
     assert "| missing |" in md
     svd = next(a for a in board.rows if a.method == "svd")
     tenth = next(a for a in board.rows if a.fraction < 1)
-    for arm in (svd, tenth):
-        assert arm not in compare.complete_rows(board, "resnet18_w32")
-        assert arm not in compare.mean_ranks(board, "resnet18_w32")
+    for row in (svd, tenth):
+        assert row not in compare.complete_rows(board, "resnet18_w32")
+        assert row not in compare.mean_ranks(board, "resnet18_w32")
     kdep = next(a for a in board.rows if a.method == "kdep" and a.fraction == 1)
     columns = compare.columns_of(board, "resnet18_w32")
     assert compare.mean_difference(board, svd, kdep, columns) is None
@@ -201,10 +213,10 @@ def test_missing_results_are_visible_and_never_averaged_over():
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(some.sets(some.integers(0, 35), max_size=12), some.booleans())
-def test_a_row_with_a_missing_result_has_no_mean_rank(holes, missing):
+@given(strategies.sets(strategies.integers(0, 35), max_size=12), strategies.booleans())
+def test_a_row_with_a_missing_result_has_no_mean_rank(missing_indices, missing):
     records = grid(SCORES)
-    for i in holes:
+    for i in missing_indices:
         r = records[i]
         status = (
             {"status": "missing", "error": None}
@@ -213,17 +225,17 @@ def test_a_row_with_a_missing_result_has_no_mean_rank(holes, missing):
         )
         records[i] = r.model_copy(update={"value": None, **status})
     board = board_of(records)
-    broken = {records[i].arm.method for i in holes}
+    incomplete = {records[i].arm.method for i in missing_indices}
     ranked = {a.method for a in compare.mean_ranks(board, "resnet18_w32")}
-    assert ranked == set(SCORES) - broken
+    assert ranked == set(SCORES) - incomplete
 
 
 def test_an_identical_duplicate_changes_nothing_and_has_a_remark():
     records = golden_records()
-    again = records[0].model_copy(update={"id": "copy"})
-    board, plain = board_of([*records, again]), board_of(records)
+    copy = records[0].model_copy(update={"id": "copy"})
+    board, expected = board_of([*records, copy]), board_of(records)
     assert {k: c.values for k, c in board.results.items()} == {
-        k: c.values for k, c in plain.results.items()
+        k: c.values for k, c in expected.results.items()
     }
     assert any("Duplicates" in r and "copy" in r for r in board.remarks)
 
@@ -241,7 +253,7 @@ def test_the_newer_of_two_records_is_used_with_a_remark():
         assert any("Duplicates" in r and "newer" in r for r in board.remarks)
 
 
-def test_time_zones_are_understood_when_looking_for_the_newer():
+def test_time_zones_are_used_to_find_the_newer_record():
     early = record(value=0.1, created="2026-01-01T12:00:00+05:00", id="early")
     late = record(value=0.2, created="2026-01-01T08:00:00+00:00", id="late")
     result = next(iter(board_of([late, early]).results.values()))
@@ -249,8 +261,8 @@ def test_time_zones_are_understood_when_looking_for_the_newer():
 
 
 def test_equally_old_records_that_disagree_are_a_conflict():
-    rival = record("kdep", "probe", 0.9, id="rival")
-    board = board_of([*golden_records(), rival])
+    contradiction = record("kdep", "probe", 0.9, id="rival")
+    board = board_of([*golden_records(), contradiction])
     result = next(
         c
         for (a, col), c in board.results.items()
@@ -262,7 +274,7 @@ def test_equally_old_records_that_disagree_are_a_conflict():
 
 
 @settings(max_examples=20, deadline=None)
-@given(some.integers(0, 35), some.floats(0, 1), some.booleans())
+@given(strategies.integers(0, 35), strategies.floats(0, 1), strategies.booleans())
 def test_a_duplicate_record_never_changes_a_verdict_without_a_remark(index, value, newer):
     records = grid(SCORES)
     created = "2026-03-01T00:00:00+00:00" if newer else records[0].created
@@ -273,7 +285,7 @@ def test_a_duplicate_record_never_changes_a_verdict_without_a_remark(index, valu
     assert after.remarks
 
 
-def test_other_data_is_another_column():
+def test_scores_on_other_data_are_in_a_separate_column():
     other = [
         r.model_copy(
             update={"id": f"{r.id}-b", "data": r.data.model_copy(update={"fingerprint": "beef"})}
@@ -307,8 +319,10 @@ def test_a_run_that_failed_before_its_data_was_known_joins_its_row():
 def test_a_diverged_transfer_has_a_remark():
     runs = grid({"kdep": {"probe": [0.5, 0.51, 0.52]}, "imagenet": {"probe": [0.1, 0.11, 0.12]}})
     curves = {"kdep": [[1, 2.0], [2, 3.9], [3, 1.0]], "imagenet": [[1, 2.0], [2, 44.0], [3, 2.0]]}
-    told = [r.model_copy(update={"curves": {"loss": curves[r.arm.method]}}) for r in runs]
-    remarks = [r for r in board_of(told).remarks if "diverged" in r]
+    runs_with_curves = [
+        r.model_copy(update={"curves": {"loss": curves[r.arm.method]}}) for r in runs
+    ]
+    remarks = [r for r in board_of(runs_with_curves).remarks if "diverged" in r]
     assert len(remarks) == 1
     assert "imagenet" in remarks[0]
     assert "for 3 seeds: the loss rose to 22 times" in remarks[0]
@@ -322,52 +336,52 @@ def test_seeds_without_effect_have_a_remark():
 
 def test_a_suite_without_times_explains_its_empty_cost_columns():
     records = golden_records()
-    assert board_rows.UNTIMED not in everything(records)[0]
+    assert board_rows.UNTIMED not in all_tables(records)[0]
     times = ("pretrain_s", "cache_s", "align_s", "transfer_s", "images_per_s")
-    blank: dict[str, None] = dict.fromkeys(times)
-    untimed = [r.model_copy(update={"cost": r.cost.model_copy(update=blank)}) for r in records]
-    parts = everything(untimed)[0].split("\n## ")
-    where = [p.partition("\n")[0] for p in parts if "No times: other work ran" in p]
-    assert where == [
+    no_times: dict[str, None] = dict.fromkeys(times)
+    untimed = [r.model_copy(update={"cost": r.cost.model_copy(update=no_times)}) for r in records]
+    parts = all_tables(untimed)[0].split("\n## ")
+    sections = [p.partition("\n")[0] for p in parts if "No times: other work ran" in p]
+    assert sections == [
         "Summary",
         *(f"Task family: {f}" for f in ("classification", "detection", "segmentation")),
     ]
-    # Those are all the tables that have such a column; one timed run would be another story.
-    assert len(where) == sum("| pre-training cost |" in p for p in parts)
-    assert "No times" not in everything([*untimed[1:], records[0]])[0]
+    # These are all tables with such a column; with one timed run there is no explanation.
+    assert len(sections) == sum("| pre-training cost |" in p for p in parts)
+    assert "No times" not in all_tables([*untimed[1:], records[0]])[0]
 
 
 def test_labels_used_by_a_teacher_are_reported():
     first = fields("kdep", "probe", 0.5)
     first["arm"] |= {"label_policy": "labels", "labels_used": False}
-    assert "| by its teacher |" in everything([make(first)])[0]
+    assert "| by its teacher |" in all_tables([make(first)])[0]
 
 
 def test_low_coverage_has_a_remark():
     board = board_of([record(gate={"coverage": 0.5})])
     assert any("Weights loaded below 1.0" in r for r in board.remarks)
-    many = [record(transfer=t, gate={"coverage": 0.5}) for t in range(7)]
-    (remark,) = [r for r in board_of(many).remarks if "Weights loaded" in r]
+    records = [record(transfer=t, gate={"coverage": 0.5}) for t in range(7)]
+    (remark,) = [r for r in board_of(records).remarks if "Weights loaded" in r]
     assert "in 7 records" in remark
     assert remark.count("transfer-kdep") == 5  # the first five by name
 
 
 def test_a_run_that_failed_early_joins_the_row_of_its_own_teacher_alone():
-    def early(teacher: str | None, transfer: int) -> Record:
-        """Failed before its epochs, and perhaps its teacher, were known."""
+    def early_failure(teacher: str | None, transfer: int) -> Record:
+        """A run that failed before its epochs (and its teacher, if None) were known."""
         f = fields("kdep", "probe", None, transfer=transfer) | {"status": "failed", "error": "no"}
         f["id"] += f"-{teacher}"
         f["teacher"] = None if teacher is None else {"name": teacher}
         f["budget"] = {}
         return make(f)
 
-    whole = [record("kdep", "probe", 0.5, transfer=t) for t in range(2)]
-    assert [a.teacher for a in board_of([*whole, early("lite0", 2)]).rows] == ["lite0"]
-    assert [a.teacher for a in board_of([*whole, early(None, 2)]).rows] == ["lite0"]
-    other = board_of([*whole, early("lite2", 2)])
-    assert {a.teacher: a.epochs for a in other.rows} == {"lite0": 6.0, "lite2": None}
-    (row,) = [a for a in other.rows if a.teacher == "lite0"]
-    assert other.result(row, other.columns[0]).complete
+    complete = [record("kdep", "probe", 0.5, transfer=t) for t in range(2)]
+    assert [a.teacher for a in board_of([*complete, early_failure("lite0", 2)]).rows] == ["lite0"]
+    assert [a.teacher for a in board_of([*complete, early_failure(None, 2)]).rows] == ["lite0"]
+    other_teacher = board_of([*complete, early_failure("lite2", 2)])
+    assert {a.teacher: a.epochs for a in other_teacher.rows} == {"lite0": 6.0, "lite2": None}
+    (row,) = [a for a in other_teacher.rows if a.teacher == "lite0"]
+    assert other_teacher.result(row, other_teacher.columns[0]).complete
 
 
 def test_smaller_scores_are_better_where_the_task_says_so():
@@ -381,8 +395,8 @@ def test_smaller_scores_are_better_where_the_task_says_so():
     assert compare.difference(board, kdep, scratch, column).verdict == "better"
 
 
-def rivals(count: int) -> list[Record]:
-    """kdep, scratch and `count` rivals on two tasks; rival i stands i points behind kdep."""
+def many_methods(count: int) -> list[Record]:
+    """kdep, scratch and `count` methods on two tasks; method i is i points below kdep."""
     scores = {f"rival{i:02}": 0.50 - 0.01 * i for i in range(count)}
     scores |= {"kdep": 0.50, "scratch": 0.20}
     return grid(
@@ -391,25 +405,27 @@ def rivals(count: int) -> list[Record]:
 
 
 def test_methods_are_compared_with_kdep_only():
-    pairs = compare.compared(board_of(rivals(1)), "resnet18_w32")
-    found = [(a.method, b.method) for a, b in pairs]
-    assert found == [("kdep", "scratch"), ("rival00", "kdep"), ("rival00", "scratch")]
+    pairs = compare.compared(board_of(many_methods(1)), "resnet18_w32")
+    names = [(a.method, b.method) for a, b in pairs]
+    assert names == [("kdep", "scratch"), ("rival00", "kdep"), ("rival00", "scratch")]
 
 
 def test_many_differences_are_listed_over_all_tasks_first():
-    few, many = (everything(rivals(n))[0] for n in (2, 12))
-    assert "Task by task" not in few
-    above, below = many.split("## Paired differences")[1].split("<summary>Task by task</summary>")
+    two_methods, twelve_methods = (all_tables(many_methods(n))[0] for n in (2, 12))
+    assert "Task by task" not in two_methods
+    over_tasks, by_task = twelve_methods.split("## Paired differences")[1].split(
+        "<summary>Task by task</summary>"
+    )
     mean = "mean of 2 tasks (2 task families, equal weights)"
-    assert above.count(mean) == 2 * 12 + 1  # to kdep and scratch; kdep to scratch
-    assert "probe" not in above
-    assert f"| resnet18_w32 | rival03 - kdep | {mean} | -3.0 [-3.0, -3.0] |" in above
-    assert below.count("| resnet18_w32 | rival03 - kdep |") == 2
+    assert over_tasks.count(mean) == 2 * 12 + 1  # to kdep and scratch; kdep to scratch
+    assert "probe" not in over_tasks
+    assert f"| resnet18_w32 | rival03 - kdep | {mean} | -3.0 [-3.0, -3.0] |" in over_tasks
+    assert by_task.count("| resnet18_w32 | rival03 - kdep |") == 2
 
 
 def test_no_pair_of_many_is_left_out_of_the_charts():
     for count, charts in ((2, 5), (12, 2)):  # of pairs, of references
-        view = board_rows.make_view(board_of(rivals(count)))
+        view = board_rows.make_view(board_of(many_methods(count)))
         drawn = [p for p in plots.draw(view, []) if p.group == "differences"]
         assert len(drawn) == charts
         for i in range(count):
@@ -417,11 +433,13 @@ def test_no_pair_of_many_is_left_out_of_the_charts():
 
 
 def test_a_chart_that_omits_rows_states_it():
-    few, many = (plots.draw(board_rows.make_view(board_of(rivals(n))), []) for n in (2, 45))
-    assert not any("the first" in p.caption for p in few)
-    cut = [p.caption for p in many if "the first 40 of" in p.caption]
-    assert len(cut) == 4  # two tasks with 47 rows; to kdep 45 rows, to scratch 46
-    assert any("the first 40 of 47" in c for c in cut)
+    complete_charts, shortened_charts = (
+        plots.draw(board_rows.make_view(board_of(many_methods(n))), []) for n in (2, 45)
+    )
+    assert not any("the first" in p.caption for p in complete_charts)
+    captions = [p.caption for p in shortened_charts if "the first 40 of" in p.caption]
+    assert len(captions) == 4  # two tasks with 47 rows; to kdep 45 rows, to scratch 46
+    assert any("the first 40 of 47" in c for c in captions)
 
 
 HOSTILE = [
@@ -465,7 +483,7 @@ def hostile_records(name: str) -> list[Record]:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_names_are_text_in_every_table(name, results):
+def test_hostile_names_are_escaped_in_every_table(name, results):
     folder = results(hostile_records(name))
     build(folder)
     md = (folder / "leaderboard.md").read_text()
@@ -473,9 +491,9 @@ def test_hostile_names_are_text_in_every_table(name, results):
     assert "<script" not in re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", md)
     assert max(map(len, md.splitlines())) < 8000
     tables = [line for line in md.splitlines() if line.startswith("|")]
-    for line, after in itertools.pairwise(tables):
-        if set(after) <= set("|-: "):
-            assert line.count("|") - line.count("\\|") == after.count("|")
+    for line, next_line in itertools.pairwise(tables):
+        if set(next_line) <= set("|-: "):
+            assert line.count("|") - line.count("\\|") == next_line.count("|")
     for row in csv.reader(io.StringIO((folder / "leaderboard.csv").read_text())):
         assert len(row) == len(csv_table.CSV_HEAD)
         assert not [c for c in row if c[:1] in "=+@\t\r" and c[:1]]
@@ -484,15 +502,17 @@ def test_hostile_names_are_text_in_every_table(name, results):
     assert max(map(len, tex.splitlines())) < 8000
     for line in tex.splitlines():
         if not line.startswith("%") and line.endswith(r"\\"):
-            # Escapes taken out, nothing is left that TeX would act upon.
-            bare = re.sub(r"\\text\w+\{\}|\\textbf|\$\\(pm|cdot)\$|\\[&%#_${}]|\\\\$", "", line)
-            assert not re.search(r"[\\$#%^~_]", bare), bare
-            assert bare.count("&") in (7, len(latex._TEX_ENDS) + 2)
+            # Without escapes, no character remains that TeX interprets.
+            unescaped = re.sub(
+                r"\\text\w+\{\}|\\textbf|\$\\(pm|cdot)\$|\\[&%#_${}]|\\\\$", "", line
+            )
+            assert not re.search(r"[\\$#%^~_]", unescaped), unescaped
+            assert unescaped.count("&") in (7, len(latex._TEX_ENDS) + 2)
     assert "\u202e" not in md + tex
 
 
 @settings(max_examples=40, deadline=None)
-@given(some.text(max_size=40))
+@given(strategies.text(max_size=40))
 def test_any_name_stays_in_one_table_cell(name):
     assert "\n" not in text.md(name)
     assert "|" not in text.md(name).replace("\\|", "")

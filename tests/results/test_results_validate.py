@@ -1,4 +1,4 @@
-"""tools/report.py validate: every planted fault is found, and no published folder has one."""
+"""tools/report.py validate: every planted fault is found; published folders have none."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ KDEP, SUPERVISED = "pocket_seg.resnet18_w32.kdep.s0-0", "pocket_seg.resnet18_w32
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    """A copy of the published records of pocket."""
     target = tmp_path / "theirs"
     shutil.copytree(POCKET / "records", target / "records")
     return target
 
 
 def file_of(folder: Path, name: str) -> Path:
+    """The file of a record."""
     (path,) = (folder / "records").glob(f"transfer-{name}-*.json")
     return path
 
@@ -45,7 +47,9 @@ def edit(folder: Path, name: str, change: Callable[[dict[str, Any]], None]) -> s
     return f"records/{path.name}"
 
 
-def put(*keys: str, value: Any) -> Callable[[dict[str, Any]], None]:
+def set_field(*keys: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    """A function that sets a field of a record."""
+
     def change(record: dict[str, Any]) -> None:
         part = record
         for key in keys[:-1]:
@@ -64,71 +68,95 @@ def test_no_published_record_has_a_fault(name):
     assert report.faults == []
 
 
-ALONE = {
-    "partly loaded weights": (put("gate", "coverage", value=0.97), "97 % of the backbone's"),
-    "a tensor that was not loaded": (put("gate", "missing", value=["conv1.weight"]), "1 missing"),
-    "no load gate": (put("gate", value=None), "no load gate"),
-    "a score in percent": (put("value", value=15.2), "less than or equal to 1"),
-    "a metric in percent": (put("metrics", "aAcc", value=83.4), "fractions"),
-    "a score that its metric contradicts": (put("value", value=0.9), "its metrics say mIoU ="),
-    "milliseconds": (put("cost", "pretrain_s", value=940_761.0), "times are seconds"),
-    "nanoseconds": (put("cost", "transfer_s", value=7.8e10), "times are seconds"),
-    "labels of a label-free method": (put("arm", "labels_used", value=True), "labels were used"),
-    "a time to come": (put("created", value="2999-01-01T00:00:00+00:00"), "in the future"),
-    "a config hash that is none": (put("config_hash", value="mine"), "is no hash"),
-    "a stage without a hash": (put("stages", "export", value="export-mine"), "12 digits"),
-    "an unknown field": (put("trust", value="me"), "trust"),
-    "no number": (put("metrics", "aAcc", value=float("nan")), "NaN"),
+FAULTS_OF_ONE = {
+    "partly loaded weights": (set_field("gate", "coverage", value=0.97), "97 % of the backbone's"),
+    "a tensor that was not loaded": (
+        set_field("gate", "missing", value=["conv1.weight"]),
+        "1 missing",
+    ),
+    "no load gate": (set_field("gate", value=None), "no load gate"),
+    "a score in percent": (set_field("value", value=15.2), "less than or equal to 1"),
+    "a metric in percent": (set_field("metrics", "aAcc", value=83.4), "fractions"),
+    "a score that its metric contradicts": (
+        set_field("value", value=0.9),
+        "its metrics say mIoU =",
+    ),
+    "milliseconds": (set_field("cost", "pretrain_s", value=940_761.0), "times are seconds"),
+    "nanoseconds": (set_field("cost", "transfer_s", value=7.8e10), "times are seconds"),
+    "labels of a label-free method": (
+        set_field("arm", "labels_used", value=True),
+        "labels were used",
+    ),
+    "a time to come": (set_field("created", value="2999-01-01T00:00:00+00:00"), "in the future"),
+    "a config hash that is none": (set_field("config_hash", value="mine"), "is no hash"),
+    "a stage without a hash": (set_field("stages", "export", value="export-mine"), "12 digits"),
+    "an unknown field": (set_field("trust", value="me"), "trust"),
+    "no number": (set_field("metrics", "aAcc", value=float("nan")), "NaN"),
     "more images at the same epochs": (
-        put("budget", "images_seen", value=1_024_000),
+        set_field("budget", "images_seen", value=1_024_000),
         "are not 16 epochs of 32000 images",
     ),
 }
 
 
-@pytest.mark.parametrize("what", sorted(ALONE))
-def test_a_fault_of_one_record_is_named_with_its_file(folder, what):
-    change, words = ALONE[what]
+@pytest.mark.parametrize("fault_name", sorted(FAULTS_OF_ONE))
+def test_a_fault_of_one_record_is_named_with_its_file(folder, fault_name):
+    change, message = FAULTS_OF_ONE[fault_name]
     file = edit(folder, KDEP, change)
     faults = validate(folder).faults
     assert faults
     assert all(file in fault for fault in faults)
-    assert any(words in fault for fault in faults), faults
+    assert any(message in fault for fault in faults), faults
 
 
-TOGETHER = {
+FAULTS_OF_SEVERAL = {
     "a method with twice the budget": (
         lambda r: r["budget"].update(epochs=32.0, images_seen=1_024_000, steps=16_000),
         "kdep saw 1024000 images in 16000 steps, others on the same data 512000",
     ),
-    "another teacher": (put("teacher", "checksum", value="0" * 16), "two checksums of the teacher"),
-    "another student": (put("student", "params", value=1), "numbers of parameters of the student"),
-    "other data": (put("data", "fingerprint", value="1" * 16), "fingerprints of the data pocket"),
-    "another version of the task": (put("task", "version", value=2), "definitions"),
-    "another split": (put("task", "split", value="val"), "definitions"),
-    "another recipe for one seed": (put("config_hash", value="0" * 12), "config hashes of kdep"),
-    "another scorer": (put("packages", "mmsegmentation", value="9"), "versions of mmsegmentation"),
+    "another teacher": (
+        set_field("teacher", "checksum", value="0" * 16),
+        "two checksums of the teacher",
+    ),
+    "another student": (
+        set_field("student", "params", value=1),
+        "numbers of parameters of the student",
+    ),
+    "other data": (
+        set_field("data", "fingerprint", value="1" * 16),
+        "fingerprints of the data pocket",
+    ),
+    "another version of the task": (set_field("task", "version", value=2), "definitions"),
+    "another split": (set_field("task", "split", value="val"), "definitions"),
+    "another recipe for one seed": (
+        set_field("config_hash", value="0" * 12),
+        "config hashes of kdep",
+    ),
+    "another scorer": (
+        set_field("packages", "mmsegmentation", value="9"),
+        "versions of mmsegmentation",
+    ),
 }
 
 
-@pytest.mark.parametrize("what", sorted(TOGETHER))
-def test_records_that_do_not_belong_together_are_named(folder, what):
-    change, words = TOGETHER[what]
+@pytest.mark.parametrize("fault_name", sorted(FAULTS_OF_SEVERAL))
+def test_records_of_different_experiments_are_named(folder, fault_name):
+    change, message = FAULTS_OF_SEVERAL[fault_name]
     files = [
         edit(folder, f"pocket_seg.resnet18_w32.kdep.s0-{seed}", change)
-        for seed in ((0, 1, 2) if "twice" in what else (0,))
+        for seed in ((0, 1, 2) if "twice" in fault_name else (0,))
     ]
-    if "twice" in what:  # all runs of the method: its row alone would look consistent
+    if "twice" in fault_name:  # all runs of the method: its row alone would look consistent
         for task in ("det", "finetune", "photos", "probe"):
             for seed in range(3):
                 edit(folder, f"pocket_{task}.resnet18_w32.kdep.s0-{seed}", change)
     faults = validate(folder).faults
-    assert any(words in fault and "records/" in fault for fault in faults), (files, faults)
-    if "twice" in what:
+    assert any(message in fault and "records/" in fault for fault in faults), (files, faults)
+    if "twice" in fault_name:
         assert validate(folder, other_budgets=True).faults == []
 
 
-def test_a_run_copied_under_another_seed_and_one_copied_under_another_id_are_found(folder):
+def test_copies_of_a_run_under_another_seed_or_id_are_detected(folder):
     path = file_of(folder, KDEP)
     value = json.loads(path.read_text())
     copy = folder / "records" / path.name.replace("s0-0-7661a89f5814", "s0-7-000000000000")
@@ -145,7 +173,7 @@ def test_a_run_copied_under_another_seed_and_one_copied_under_another_id_are_fou
     assert fault.startswith(f"records/{copy.name}: the same method, task and seeds as")
 
 
-def test_a_damaged_file_and_one_named_otherwise_are_faults_not_skipped(folder):
+def test_damaged_and_wrongly_named_files_are_faults(folder):
     (folder / "records" / "transfer-x.json").write_text("{")
     shutil.copy(file_of(folder, KDEP), folder / "records" / "transfer-y.json")
     faults = validate(folder).faults
@@ -163,20 +191,23 @@ def test_the_same_methods_from_another_processor_have_no_fault_and_a_note(folder
     assert any("another processor: cpu: AMD EPYC here" in note for note in report.notes)
 
 
-AGAINST = {
-    "another suite": (put("suite", value="mine"), "belongs to the suite mine"),
-    "a seed that was selected": (put("seed", "transfer", value=41), "seeds may not be selected"),
-    "a task that is not in the table": (put("task", "name", value="x"), "has no task x"),
+FAULTS_AGAINST_TABLE = {
+    "another suite": (set_field("suite", value="mine"), "belongs to the suite mine"),
+    "a seed that was selected": (
+        set_field("seed", "transfer", value=41),
+        "seeds may not be selected",
+    ),
+    "a task that is not in the table": (set_field("task", "name", value="x"), "has no task x"),
 }
 
 
-@pytest.mark.parametrize("what", sorted(AGAINST))
-def test_what_does_not_fit_the_table_is_named(folder, what):
-    change, words = AGAINST[what]
+@pytest.mark.parametrize("fault_name", sorted(FAULTS_AGAINST_TABLE))
+def test_records_that_do_not_fit_the_table_are_named(folder, fault_name):
+    change, message = FAULTS_AGAINST_TABLE[fault_name]
     file = edit(folder, KDEP, change)
     assert validate(folder).faults == []
     faults = validate(folder, POCKET).faults
-    assert any(words in fault and fault.startswith(file) for fault in faults), faults
+    assert any(message in fault and fault.startswith(file) for fault in faults), faults
 
 
 def test_all_records_with_other_data_or_budgets_than_the_table_are_refused(folder):
@@ -207,13 +238,14 @@ def test_a_folder_without_records_is_an_error(tmp_path):
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
+    """A copy of the published folder of pocket."""
     target = tmp_path / "pocket"
     shutil.copytree(POCKET, target)
     return target
 
 
 def own_lines(table: Path) -> list[str]:
-    """What the leaderboard says of this suite's own scores, differences and claims."""
+    """The lines of the leaderboard with the suite's scores and differences, without submissions."""
     lines = (table / "leaderboard.md").read_text().splitlines()
     scores = [x for x in lines if "submitted" not in x and "±" in x]
     differences = [x for x in lines if "| kdep - " in x]  # in two tables where there are many
@@ -251,14 +283,14 @@ def test_a_submission_changed_after_it_joined_is_not_in_the_table(folder, table)
     assert len(store.read_own(table).runs) == 45
 
 
-def test_records_with_faults_and_a_name_that_is_taken_do_not_join(folder, table):
+def test_faulty_records_and_a_used_name_are_not_joined(folder, table):
     report = validate(folder, table)
     join(report, table, "lab", folder)
     with pytest.raises(KdepError, match="exists already"):
         join(report, table, "lab", folder)
     with pytest.raises(KdepError, match="cannot be used as a file name"):
         join(report, table, "../lab", folder)
-    edit(folder, KDEP, put("gate", value=None))
+    edit(folder, KDEP, set_field("gate", value=None))
     with pytest.raises(KdepError, match="1 faults"):
         join(validate(folder, table), table, "lab2", folder)
     assert store.submitters(table) == ["lab"]
@@ -272,7 +304,7 @@ def test_the_command_prints_each_fault_and_exits_with_1(folder, table):
 
     assert run("validate", folder, "--join", table, "--name", "lab").returncode == 0
     assert "submitted by lab" in (table / "index.html").read_text()
-    file = edit(folder, SUPERVISED, put("gate", value=None))
+    file = edit(folder, SUPERVISED, set_field("gate", value=None))
     done = run("validate", folder, "--against", table)
     assert done.returncode == 1
     assert f"fault: {file}: no load gate" in done.stderr

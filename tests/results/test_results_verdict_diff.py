@@ -1,4 +1,4 @@
-"""`report.py diff` names the verdicts that do not hold in the other folder."""
+"""`report.py diff` names the verdicts that differ in the other folder."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ NEW = {
 }
 
 
-def on(device: str, units: list[str], scores: dict) -> list:
+def records_on(device: str, units: list[str], scores: dict) -> list:
+    """Records measured on a processor with these units."""
     cost = fields()["cost"] | {"device": device, "processor_units": units}
     return grid(scores, cost=cost)
 
 
-def test_a_verdict_that_survives_one_that_is_lost_and_one_that_is_opposite(results):
-    old = results(on("cpu: A", ["amx_bf16", "avx512f"], OLD), "old")
-    new = results(on("cpu: B", ["avx2"], NEW), "new")
+def test_changed_and_opposite_verdicts_are_named_and_equal_ones_are_not(results):
+    old = results(records_on("cpu: A", ["amx_bf16", "avx512f"], OLD), "old")
+    new = results(records_on("cpu: B", ["avx2"], NEW), "new")
     text = diff(old, new)
     assert "Processors: cpu: A (amx_bf16, avx512f) -> cpu: B (avx2). Another kind" in text
     lines = {
@@ -42,8 +43,8 @@ def test_a_verdict_that_survives_one_that_is_lost_and_one_that_is_opposite(resul
     assert "1 are opposite" in text
 
 
-def test_the_same_folder_twice_says_nothing_of_verdicts_or_processors(results):
-    old = results(on("cpu: A", [], OLD), "old")
+def test_a_folder_compared_with_itself_has_no_changed_verdict(results):
+    old = results(records_on("cpu: A", [], OLD), "old")
     assert diff(old, old).strip() == "6 scores in both, 6 of them the same."
 
 
@@ -53,11 +54,11 @@ def test_single_seeds_give_no_verdict_to_compare(results):
     assert "tested in both" not in diff(old, new)
 
 
-def test_a_table_of_two_processors_says_so(results):
+def test_a_table_of_two_processors_has_a_remark(results):
     from kdep_bench.results.board.board import make_board
     from kdep_bench.results.records.store import read
 
-    runs = on("cpu: A", [], {"kdep": {"probe": [0.5, 0.6]}})
+    runs = records_on("cpu: A", [], {"kdep": {"probe": [0.5, 0.6]}})
     cost = fields()["cost"] | {"device": "cpu: B"}
     runs.append(make(fields("kdep", "probe", 0.7, transfer=2) | {"cost": cost}))
     remarks = make_board(read(results(runs))).remarks
