@@ -1,4 +1,4 @@
-"""A wrong argument, optimiser, seed or name of an arm is refused when the suite is planned."""
+"""Wrong arguments, optimisers, seeds or names of methods are refused when the suite is planned."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ SGD = dict(type="SGD", lr=0.1)
 
 
 def refusal(**change: Any) -> str:
+    """The error of planning the test suite with these changes; asserts that it is one line."""
     with pytest.raises(KdepError) as e:
         build_plan(build(**change))
     assert "\n" not in str(e.value)
     return str(e.value)
 
 
-def arm(base: str = "kdep", **over: Any) -> dict[str, Any]:
+def one_method(base: str = "kdep", **over: Any) -> dict[str, Any]:
+    """Suite changes: a single method with these entries."""
     return dict(methods=[dict(base=base, **over)])
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "says"),
+    ("optimizer", "message"),
     [
         (dict(type="SDG", lr=0.1), "did you mean SGD"),
         (dict(type="LBFGS", lr=0.1), "unknown type"),
@@ -54,14 +56,16 @@ def arm(base: str = "kdep", **over: Any) -> dict[str, Any]:
         (dict(type="AdamW", lr=0.1, betas=0.9), "betas"),
     ],
 )
-def test_an_optimiser_that_could_not_train_is_refused(optimizer, says):
+def test_an_optimiser_that_could_not_train_is_refused(optimizer, message):
     budget = dict(GOOD["budget"], optimizer=optimizer)
-    assert says in refusal(budget=budget)
-    if "type" in optimizer and "lr" in optimizer:  # of a method: laid on the budget's
-        assert says in refusal(**arm(optimizer=optimizer))
+    assert message in refusal(budget=budget)
+    if (
+        "type" in optimizer and "lr" in optimizer
+    ):  # as a method's optimizer, which overrides the budget's
+        assert message in refusal(**one_method(optimizer=optimizer))
 
 
-def test_arguments_that_an_optimiser_takes_are_taken():
+def test_valid_arguments_of_optimisers_are_accepted():
     for optimizer in (
         dict(SGD, momentum=0.9, nesterov=True, weight_decay=5e-4),
         dict(type="AdamW", lr=1e-3, betas=[0.9, 0.95], weight_decay=0.05),
@@ -69,53 +73,61 @@ def test_arguments_that_an_optimiser_takes_are_taken():
         dict(type="mypackage.optim.Mine", lr=0.1, beta=7),
     ):
         build_plan(build(budget=dict(GOOD["budget"], optimizer=optimizer)))
-    # Not in the page, and no slip: the class takes it.
+    # Not in the config, but an argument of the class.
     momentum = dict(SGD, momentum=0.9)
     suite = build(
-        budget=dict(GOOD["budget"], optimizer=momentum), **arm(optimizer=dict(nesterov=True))
+        budget=dict(GOOD["budget"], optimizer=momentum), **one_method(optimizer=dict(nesterov=True))
     )
     plan = build_plan(suite)
-    got = [s.spec["budget"]["optimizer"] for s in plan.stages.values() if s.kind == "pretrain"]
-    assert got == [dict(momentum, nesterov=True)]
+    optimizers = [
+        s.spec["budget"]["optimizer"] for s in plan.stages.values() if s.kind == "pretrain"
+    ]
+    assert optimizers == [dict(momentum, nesterov=True)]
 
 
 @pytest.mark.parametrize(
-    ("method", "says"),
+    ("method", "message"),
     [
-        (arm(transform=dict(T=0.0)), "T = 0.0; expected greater than 0"),
-        (arm(transform=dict(T=-1)), "greater than 0"),
-        (arm(transform=dict(n=0)), "greater than or equal to 1"),
-        (arm(transform=dict(T="warm")), "number"),
-        (arm(transform=dict(t=0.1)), "choose one of: T, n, type"),
-        (arm("stdmatch", transform=dict(ratio=0.5)), "greater than or equal to 1"),
-        (arm(transform=dict(type="kdep_bench.features.transform.PowerTemp")), "does not exist"),
-        (arm(transform=dict(type="kdep_bench.features.transform.NoTransform")), "_delete_=True"),
-        (arm(transform=None), "has no `transform`"),
-        (arm(align=None), "has no `align`"),
-        (arm(align=dict(policy="zero_pad", sed=1)), "did you mean seed"),
-        (arm(objective=dict(weight="aut")), "number or 'auto'"),
-        (arm(objective=dict(weight=-3.0)), "greater than 0"),
-        (arm(objective=dict(scale=0)), "greater than 0"),
-        (arm(objective=dict(weigth=3.0)), "did you mean weight"),
-        (arm("logit_kd", objective=dict(tau=0.0)), "greater than 0"),
-        (arm("logit_kd", needs=["pooled"]), "reads logits of a batch"),
-        (arm("fitnets", objective=dict(levels="s16")), "dictionary"),
-        (arm("supervised", objective=dict(label_smoothing=1.0)), "less than 1"),
-        (arm("supervised", labels_used=False, needs=[]), "labels_used=True"),
-        (arm("mean_teacher", objective=dict(decay=1.0)), "less than 1"),
+        (one_method(transform=dict(T=0.0)), "T = 0.0; expected greater than 0"),
+        (one_method(transform=dict(T=-1)), "greater than 0"),
+        (one_method(transform=dict(n=0)), "greater than or equal to 1"),
+        (one_method(transform=dict(T="warm")), "number"),
+        (one_method(transform=dict(t=0.1)), "choose one of: T, n, type"),
+        (one_method("stdmatch", transform=dict(ratio=0.5)), "greater than or equal to 1"),
         (
-            arm(objective=dict(_delete_=True, type=KDEP + "kdep.KDEP")),
+            one_method(transform=dict(type="kdep_bench.features.transform.PowerTemp")),
+            "does not exist",
+        ),
+        (
+            one_method(transform=dict(type="kdep_bench.features.transform.NoTransform")),
+            "_delete_=True",
+        ),
+        (one_method(transform=None), "has no `transform`"),
+        (one_method(align=None), "has no `align`"),
+        (one_method(align=dict(policy="zero_pad", sed=1)), "did you mean seed"),
+        (one_method(objective=dict(weight="aut")), "number or 'auto'"),
+        (one_method(objective=dict(weight=-3.0)), "greater than 0"),
+        (one_method(objective=dict(scale=0)), "greater than 0"),
+        (one_method(objective=dict(weigth=3.0)), "did you mean weight"),
+        (one_method("logit_kd", objective=dict(tau=0.0)), "greater than 0"),
+        (one_method("logit_kd", needs=["pooled"]), "reads logits of a batch"),
+        (one_method("fitnets", objective=dict(levels="s16")), "dictionary"),
+        (one_method("supervised", objective=dict(label_smoothing=1.0)), "less than 1"),
+        (one_method("supervised", labels_used=False, needs=[]), "labels_used=True"),
+        (one_method("mean_teacher", objective=dict(decay=1.0)), "less than 1"),
+        (
+            one_method(objective=dict(_delete_=True, type=KDEP + "kdep.KDEP")),
             "there is no module kdep_bench.objectives.kdep",
         ),
     ],
 )
-def test_an_argument_out_of_its_range_is_refused(method, says):
+def test_an_argument_out_of_its_range_is_refused(method, message):
     budget = dict(GOOD["budget"], views=2)
-    assert says in refusal(budget=budget, **method)
+    assert message in refusal(budget=budget, **method)
 
 
 @pytest.mark.parametrize(
-    ("phi", "says"),
+    ("phi", "message"),
     [
         (dict(t_max=0), "t_max=0"),
         (dict(t_max="ten"), "integer"),
@@ -133,28 +145,28 @@ def test_an_argument_out_of_its_range_is_refused(method, says):
         (dict(_delete_=True, type="kdep_bench.schedules.ramp.Rmp"), "does not exist"),
     ],
 )
-def test_an_impossible_schedule_is_refused(phi, says):
-    assert says in refusal(**arm("continuation", objective=dict(phi=phi)))
+def test_an_impossible_schedule_is_refused(phi, message):
+    assert message in refusal(**one_method("continuation", objective=dict(phi=phi)))
 
 
-def test_an_argument_that_the_class_takes_is_not_called_unknown():
-    suite = build(**arm(objective=dict(unit=True), align=dict(policy="zero_pad")))
+def test_an_argument_of_the_class_that_the_config_omits_is_accepted():
+    suite = build(**one_method(objective=dict(unit=True), align=dict(policy="zero_pad")))
     build_plan(suite)
     assert suite.methods[0]["objective"]["unit"] is True
     assert suite.methods[0]["align"] == dict(type="svd", policy="zero_pad")
 
 
 def test_accumulation_is_refused_for_an_objective_that_couples_samples():
-    """It was refused by the pre-training, when the teacher's cache was full."""
+    """Otherwise it would be refused only after the teacher's cache was filled."""
     budget = dict(GOOD["budget"], accumulate=2)
-    assert "compares the samples" in refusal(budget=budget, **arm("similarity"))
-    two = dict(processes=dict(pretrain=2))
-    assert "compares the samples" in refusal(runtime=two, **arm("similarity"))
-    build_plan(build(budget=budget, **arm("kdep")))
+    assert "compares the samples" in refusal(budget=budget, **one_method("similarity"))
+    two_processes = dict(processes=dict(pretrain=2))
+    assert "compares the samples" in refusal(runtime=two_processes, **one_method("similarity"))
+    build_plan(build(budget=budget, **one_method("kdep")))
 
 
 @pytest.mark.parametrize(
-    ("seeds", "says"),
+    ("seeds", "message"),
     [
         (dict(pretrain=[-1], transfer=[0]), "greater than or equal to 0"),
         (dict(pretrain=[0], transfer=[2**32]), "less than or equal to 4000000"),
@@ -164,12 +176,12 @@ def test_accumulation_is_refused_for_an_objective_that_couples_samples():
         (dict(pretrain=[0, 0], transfer=[0]), "more than once"),
     ],
 )
-def test_a_seed_that_a_generator_would_not_take_is_refused(seeds, says):
-    assert says in refusal(seeds=seeds)
+def test_a_seed_that_random_generators_do_not_accept_is_refused(seeds, message):
+    assert message in refusal(seeds=seeds)
 
 
 def test_two_pairs_of_seeds_never_draw_the_same_untrained_weights():
-    """(0, 1000) and (1, 0) both were the initialisation 1000, counted as independent."""
+    """Otherwise (0, 1000) and (1, 0) would both use the initialisation 1000."""
     seeds = dict(pretrain=[0, 1], transfer=[0, 1000])
     assert "the same random weights" in refusal(seeds=seeds)
     build_plan(build(seeds=dict(pretrain=[0, 1], transfer=[1500, 1600])))
@@ -188,12 +200,12 @@ def test_millions_of_runs_are_refused_in_seconds(count):
 
 
 def test_one_name_for_two_contents_in_two_variants_is_refused():
-    """Their rows were one row: a mean over two methods, or over two teachers' weights."""
-    other = dict(base="kdep", transform=dict(T=1.0))
-    assert "under one name" in refusal(variants=[dict(methods=["kdep"]), dict(methods=[other])])
+    """Otherwise their scores would be averaged in one row."""
+    other_t = dict(base="kdep", transform=dict(T=1.0))
+    assert "under one name" in refusal(variants=[dict(methods=["kdep"]), dict(methods=[other_t])])
     weights = dict(base="efficientnet_lite2", name="efficientnet_lite0")
     assert "under one name" in refusal(methods=["kdep"], variants=[{}, dict(teacher=weights)])
-    build_plan(build(variants=[{}, dict(methods=[dict(other, name="kdep_T1")])]))
+    build_plan(build(variants=[{}, dict(methods=[dict(other_t, name="kdep_T1")])]))
     build_plan(build(variants=[{}, dict(budget=dict(epochs=2))]))
 
 
@@ -210,7 +222,7 @@ def test_a_name_twice_is_refused(change):
 
 
 @pytest.mark.parametrize(
-    ("views", "says"),
+    ("views", "message"),
     [
         (dict(scale=[0.0, 1.0]), "scale"),
         (dict(scale=[0.5, 1.5]), "scale"),
@@ -218,13 +230,13 @@ def test_a_name_twice_is_refused(change):
         (dict(ratio=[-1.0, 1.0]), "ratio"),
     ],
 )
-def test_a_crop_of_no_area_is_refused(views, says):
-    assert says in refusal(views=views)
+def test_a_crop_of_no_area_is_refused(views, message):
+    assert message in refusal(views=views)
 
 
 @pytest.mark.parametrize("name", config.names("method"))
 def test_every_method_s_source_matches_its_class(name):
-    """Names, defaults and needs as read from the source, against the imported classes."""
+    """Arguments, defaults and inputs read from the source code equal those of the classes."""
     import inspect
 
     from kdep_bench.registry import locate
@@ -239,9 +251,9 @@ def test_every_method_s_source_matches_its_class(name):
         assert stated is not None
         expected = inspect.signature(kind).parameters
         kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-        own = {k: p.default is p.empty for k, p in expected.items() if p.kind not in kinds}
-        got = {a.name: a.required for a in stated.arguments.values()}
-        assert got == {**got, **own}
+        required = {k: p.default is p.empty for k, p in expected.items() if p.kind not in kinds}
+        stated_required = {a.name: a.required for a in stated.arguments.values()}
+        assert stated_required == {**stated_required, **required}
         if key == "objective":
             assert class_value(path, "needs") == kind.needs
             assert (class_value(path, "requires") or frozenset()) == kind.requires

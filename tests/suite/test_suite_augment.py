@@ -1,4 +1,4 @@
-"""Augmentations and live teachers of one method in the plan."""
+"""Augmentations and live teachers of single methods in the plan."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from tests.suite.test_suite_methods import plan
 CROP = "kdep_bench.augments.crop.RandomCrop"
 
 
-def kdep(**more: Any) -> dict[str, Any]:
-    return dict(base="kdep", name="changed", **more)
+def kdep(**changes: Any) -> dict[str, Any]:
+    """The method kdep under another name, with changes."""
+    return dict(base="kdep", name="changed", **changes)
 
 
-def test_one_method_chooses_a_live_teacher_and_changes_no_stage_of_the_others():
-    alone, both = plan("kdep").stages, plan("kdep", "kdep_crops").stages
-    assert set(alone) <= set(both)
-    (live,) = (s for s in both.values() if s.kind == "pretrain" and s.id not in alone)
+def test_a_method_with_a_live_teacher_changes_no_stage_of_other_methods():
+    without, with_live = plan("kdep").stages, plan("kdep", "kdep_crops").stages
+    assert set(without) <= set(with_live)
+    (live,) = (s for s in with_live.values() if s.kind == "pretrain" and s.id not in without)
     assert live.spec["teacher"]["name"] == "efficientnet_lite0"
     assert set(live.needs) == {"views", "cache", "align", "images"}
-    assert [s.kind for i, s in both.items() if i not in alone].count("cache") == 0
+    assert [s.kind for i, s in with_live.items() if i not in without].count("cache") == 0
 
 
 def test_the_plan_passes_an_augmentation_to_the_stage_and_keeps_the_cache():
@@ -41,7 +42,7 @@ def test_the_plan_passes_an_augmentation_to_the_stage_and_keeps_the_cache():
 def test_a_stored_output_under_an_augmentation_that_breaks_it_is_refused():
     with pytest.raises(KdepError, match=r"reads target of the teacher from a cache.*RandomCrop"):
         plan(kdep(augment=dict(type=CROP)))
-    assert plan(kdep(augment=dict(type=CROP), teacher_source="live")).runs  # the stated fix
+    assert plan(kdep(augment=dict(type=CROP), teacher_source="live")).runs  # the fix in the error
     with pytest.raises(KdepError, match="reads logits of the teacher from a cache"):
         plan(dict(base="takd", augment=dict(type="kdep_bench.augments.mixup.Mixup")))
     budget = load_suite("smoke").budget.model_dump() | dict(teacher="live")
@@ -49,7 +50,7 @@ def test_a_stored_output_under_an_augmentation_that_breaks_it_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("method", "says"),
+    ("method", "message"),
     [
         (kdep(augment=dict(type=CROP, scales=[0.1, 1.0])), "unknown argument of RandomCrop"),
         (kdep(augment=dict(scale=[0.1, 1.0])), "without `type`"),
@@ -62,8 +63,8 @@ def test_a_stored_output_under_an_augmentation_that_breaks_it_is_refused():
         (kdep(teacher_source="lively"), "teacher_source"),
     ],
 )
-def test_an_augmentation_that_cannot_work_is_refused(method: dict[str, Any], says: str):
-    with pytest.raises(KdepError, match=says):
+def test_an_augmentation_that_cannot_work_is_refused(method: dict[str, Any], message: str):
+    with pytest.raises(KdepError, match=message):
         plan(method)
 
 
@@ -86,7 +87,7 @@ VIT: dict[str, Any] = dict(students=["vit_t"])
 
 
 class NoLayers(EfficientNetLite):
-    """A teacher that cannot stop."""
+    """A teacher that cannot stop at a layer."""
 
     layers = ()
 
@@ -109,7 +110,7 @@ def test_dmae_plans_with_a_vision_transformer_or_a_layer_of_a_convolutional_teac
 
 
 @pytest.mark.parametrize(
-    ("method", "more", "says"),
+    ("method", "suite_changes", "message"),
     [
         ("dmae", VIT, r"'blocks.8', which the teacher 'efficientnet_lite0'.*one of s4, s8, s16"),
         (
@@ -155,7 +156,7 @@ def test_dmae_plans_with_a_vision_transformer_or_a_layer_of_a_convolutional_teac
     ],
 )
 def test_dmae_with_a_student_or_teacher_that_cannot_work_is_refused(
-    method: Any, more: dict[str, Any], says: str
+    method: Any, suite_changes: dict[str, Any], message: str
 ):
-    with pytest.raises(KdepError, match=says):
-        plan(method, **more)
+    with pytest.raises(KdepError, match=message):
+        plan(method, **suite_changes)

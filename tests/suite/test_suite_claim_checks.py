@@ -18,6 +18,7 @@ BEATS = "kdep_beats_scratch"
 
 
 def refusal(claim: Any, **change: Any) -> str:
+    """The error of planning the test suite with this claim; asserts that it is one line."""
     with pytest.raises(KdepError) as e:
         build_plan(build(claims=[claim], **change))
     assert "\n" not in str(e.value)
@@ -25,7 +26,7 @@ def refusal(claim: Any, **change: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("claim", "says"),
+    ("claim", "message"),
     [
         (dict(base=BEATS, b=None), "needs b"),
         (dict(base=BEATS, kind="diference"), "'difference', 'efficiency' or 'rank_correlation'"),
@@ -56,12 +57,12 @@ def refusal(claim: Any, **change: Any) -> str:
         ),
     ],
 )
-def test_a_claim_that_no_record_could_answer_is_refused(claim, says):
-    assert says in refusal(claim)
+def test_a_claim_that_the_suite_cannot_test_is_refused(claim, message):
+    assert message in refusal(claim)
 
 
 @pytest.mark.parametrize(
-    "more",
+    "changes",
     [
         dict(margin=0.02),
         dict(families=["classification"]),
@@ -71,15 +72,15 @@ def test_a_claim_that_no_record_could_answer_is_refused(claim, says):
         dict(a=dict(method=["kdep_v2", "kdep"])),
     ],
 )
-def test_an_override_of_a_key_that_the_page_leaves_out_is_not_called_unknown(more):
-    suite = build(claims=[dict(base=BEATS, **more)])
+def test_a_claim_s_key_that_its_config_omits_can_be_set(changes):
+    suite = build(claims=[dict(base=BEATS, **changes)])
     build_plan(suite)
-    for key, value in more.items():
-        got = suite.claims[0][key]
-        assert got == ({**got, **value} if isinstance(value, dict) else value)
+    for key, value in changes.items():
+        resolved = suite.claims[0][key]
+        assert resolved == ({**resolved, **value} if isinstance(value, dict) else value)
 
 
-def test_a_claim_between_two_shares_of_one_method_is_no_claim_against_itself():
+def test_a_claim_between_two_data_fractions_of_one_method_is_accepted():
     claim = dict(base=BEATS, a=dict(share=0.5), b=dict(method="kdep"))
     build_plan(build(claims=[claim], shares=[1.0, 0.5]))
     same = dict(base=BEATS, a=dict(share=0.5), b=dict(method="kdep", share=0.5))
@@ -87,23 +88,23 @@ def test_a_claim_between_two_shares_of_one_method_is_no_claim_against_itself():
 
 
 def test_methods_of_different_students_are_not_compared():
-    """kdep on one student and imagenet on another were never in one row of verdicts."""
-    arms = [dict(base="kdep", students=["resnet18_w32"]), "imagenet"]
+    """Without a common student there would be no verdict."""
+    methods = [dict(base="kdep", students=["resnet18_w32"]), "imagenet"]
     message = refusal(
-        "kdep_reaches_imagenet", methods=arms, students=["resnet18_w32", "efficientnet_lite0"]
+        "kdep_reaches_imagenet", methods=methods, students=["resnet18_w32", "efficientnet_lite0"]
     )
     assert "runs both for no student" in message
 
 
-def test_epochs_of_a_claim_are_those_of_the_arm_s_own_images():
-    """Counted over the pool, an epoch of a tenth of the images is ten of its own."""
+def test_epochs_in_a_claim_are_those_over_the_images_of_the_data_fraction():
+    """With epochs over the pool, a tenth of the images is seen ten times per epoch."""
     budget = dict(GOOD["budget"], epochs_over="pool", epochs=2)
     claim = dict(base=BEATS, a=dict(share=0.1, epochs=20))
     build_plan(build(claims=[claim], budget=budget, shares=[1.0, 0.1]))
 
 
 def test_a_typo_in_a_claim_ends_the_dry_run_with_2(tmp_path):
-    """It ended a finished run with 2, and left it without a leaderboard."""
+    """Otherwise the error would come only after the run, which would have no leaderboard."""
     path = tmp_path / "s.py"
     path.write_text(f"suite = {GOOD | dict(claims=[dict(base=BEATS, kind='diference')])!r}\n")
     command = [sys.executable, "tools/run_suite.py", str(path), "--dry-run"]

@@ -1,4 +1,4 @@
-"""Suite configs: resolution by name, overrides, and every refusal a sentence."""
+"""Suite configs: resolution by name, overrides, and errors in one line."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ GOOD: dict[str, Any] = {
 
 
 def build(**change: Any) -> schema.Suite:
+    """The test suite with changes."""
     return config.build_suite({**GOOD, **change})
 
 
 def refusal(**change: Any) -> str:
+    """The error of the test suite with these changes; asserts that it is one line."""
     with pytest.raises(KdepError) as e:
         build(**change)
     assert "\n" not in str(e.value)
@@ -50,7 +52,7 @@ def test_references_are_resolved_and_classes_become_strings():
     assert teacher["name"] == "efficientnet_lite0"
 
 
-def test_overrides_are_merged_and_a_slip_in_one_is_refused():
+def test_overrides_are_merged_and_an_unknown_key_is_refused():
     suite = build(methods=[{"base": "kdep", "name": "kdep_T1", "transform": {"T": 1.0}}])
     assert suite.methods[0]["transform"] == {**build().methods[0]["transform"], "T": 1.0}
     message = refusal(methods=[{"base": "kdep", "transform": {"t": 1.0}}])
@@ -63,9 +65,9 @@ def test_overrides_are_merged_and_a_slip_in_one_is_refused():
 OWN = "kdep_bench.data.own.prepare"
 
 
-def test_a_suite_holds_its_data_inline():
-    whole = {"type": OWN, "name": "case", "pool": "p", "classify": {"train": "a", "dev": "b"}}
-    assert build(data=whole).data == whole
+def test_a_suite_can_contain_its_data_config():
+    user_data = {"type": OWN, "name": "case", "pool": "p", "classify": {"train": "a", "dev": "b"}}
+    assert build(data=user_data).data == user_data
     official = {
         "type": "kdep_bench.data.official.stage.prepare",
         "name": "o",
@@ -73,19 +75,19 @@ def test_a_suite_holds_its_data_inline():
         "pool": "x",
     }
     assert build(data=official).data == official
-    assert "did you mean classify" in refusal(data={**whole, "clasify": {}})
+    assert "did you mean classify" in refusal(data={**user_data, "clasify": {}})
     assert "has no `name`" in refusal(data={"type": OWN, "pool": "p"})
     assert "dict(type=..., name=..." in refusal(data={"pool": "p"})
 
 
-def test_an_override_adds_any_part_that_the_data_s_prepare_knows():
-    got = build(
+def test_an_override_can_add_any_part_that_the_data_s_prepare_reads():
+    suite = build(
         data={"base": "mine", "allow_absent": ["a"], "coco": {"val": {"json": "j", "images": "i"}}}
     )
-    assert got.data["allow_absent"] == ["a"]
-    assert sorted(got.data["coco"]) == ["test", "train", "val"]
-    assert got.data["coco"]["val"] == {"json": "j", "images": "i"}
-    assert set(got.data) - {"allow_absent"} == set(config.load_config("data", "mine"))
+    assert suite.data["allow_absent"] == ["a"]
+    assert sorted(suite.data["coco"]) == ["test", "train", "val"]
+    assert suite.data["coco"]["val"] == {"json": "j", "images": "i"}
+    assert set(suite.data) - {"allow_absent"} == set(config.load_config("data", "mine"))
     assert build(data={"base": "mine", "classify": None}).data["classify"] is None
     assert "did you mean classify" in refusal(data={"base": "mine", "clasify": {}})
     assert "did you mean test" in refusal(data={"base": "mine", "coco": {"tets": {}}})
@@ -93,7 +95,7 @@ def test_an_override_adds_any_part_that_the_data_s_prepare_knows():
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"metods": ["kdep"]}, "did you mean methods"),
         ({"budget": {**GOOD["budget"], "epoch": 3}}, "did you mean epochs"),
@@ -122,8 +124,8 @@ def test_an_override_adds_any_part_that_the_data_s_prepare_knows():
         ({"methods": [{"base": "kdep", "needs": ["logit"]}]}, "did you mean logits"),
     ],
 )
-def test_a_bad_suite_prints_one_line(change, says):
-    assert says in refusal(**change)
+def test_a_wrong_suite_is_refused_in_one_line(change, message):
+    assert message in refusal(**change)
 
 
 def test_a_missing_key_is_named():
@@ -132,7 +134,7 @@ def test_a_missing_key_is_named():
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("suite = dict(", "cannot be read"),
         ("raise SystemError('no')", "cannot be read"),
@@ -144,10 +146,10 @@ def test_a_missing_key_is_named():
         ("suite = dict(name=float('nan'))", "not plain data"),
     ],
 )
-def test_a_broken_file_raises_kdep_error(tmp_path: Path, text, says):
+def test_a_broken_file_raises_kdep_error(tmp_path: Path, text, message):
     path = tmp_path / "s.py"
     path.write_text(text)
-    with pytest.raises(KdepError, match=says):
+    with pytest.raises(KdepError, match=message):
         config.load_suite(path)
     with pytest.raises(KdepError, match="does not exist"):
         config.load_suite(tmp_path / "other.py")

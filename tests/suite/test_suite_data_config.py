@@ -1,4 +1,4 @@
-"""Checks of a user's data config against the tasks and methods of a suite, when it is planned."""
+"""Checks of a user's data config against the tasks and methods of a suite, when planned."""
 
 from __future__ import annotations
 
@@ -14,11 +14,17 @@ CLASSES = ["bg", "red", "blue"]
 
 
 def plan(data: dict[str, Any], recipe: dict[str, Any], **change: Any) -> None:
+    """Plans a suite with a segmentation task on a user's data."""
     masks = {s: {"images": f"i/{s}", "masks": f"m/{s}"} for s in ("train", "test")}
-    own = {"type": "kdep_bench.data.own.prepare", "name": "case", "pool": "p", "masks": masks}
+    data_config = {
+        "type": "kdep_bench.data.own.prepare",
+        "name": "case",
+        "pool": "p",
+        "masks": masks,
+    }
     suite = {
         "name": "tiny",
-        "data": {**own, "classes": CLASSES, "labels": False, **data},
+        "data": {**data_config, "classes": CLASSES, "labels": False, **data},
         "students": ["resnet18_w32"],
         "methods": ["scratch"],
         "tasks": [{"base": "pocket_seg", "name": "case_seg", "recipe": recipe}],
@@ -31,22 +37,22 @@ def plan(data: dict[str, Any], recipe: dict[str, Any], **change: Any) -> None:
 PALETTE = [[0, 0, 0], [1, 0, 0], [0, 0, 1]]
 
 
-def test_recipe_classes_are_those_of_the_masks() -> None:
+def test_recipe_classes_equal_to_those_of_the_masks_are_accepted() -> None:
     plan({}, {"classes": CLASSES, "palette": PALETTE})
 
 
 @pytest.mark.parametrize(
-    ("classes", "words"),
+    ("classes", "message"),
     [
         (["bg", "blue", "red"], "the same names in another order"),
         (["bg", "red", "Blue"], "('bg', 'red', 'Blue')"),
         (["bg", "red"], "('bg', 'red', 'blue')"),
     ],
 )
-def test_recipe_classes_in_another_order_would_swap_scores(classes: list[str], words: str) -> None:
+def test_recipe_classes_in_another_order_are_refused(classes: list[str], message: str) -> None:
     with pytest.raises(KdepError) as e:
         plan({}, {"classes": classes, "palette": PALETTE[: len(classes)]})
-    assert words in str(e.value)
+    assert message in str(e.value)
     assert "set classes=('bg', 'red', 'blue')" in str(e.value)
 
 

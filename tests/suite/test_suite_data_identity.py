@@ -1,6 +1,6 @@
-"""A score is shown for the data it was measured on: edits, moves, touches, and edits during a run.
+"""A score is shown for the data it was measured on, after any edit, also during a run.
 
-The true graph over one's own data: stage `prepare` is the real one, the others pretend.
+The plans are real and use a user's data; stage `prepare` is real, the other stages are fake.
 """
 
 from __future__ import annotations
@@ -31,21 +31,22 @@ from kdep_bench.suite.schema import Suite
 BUDGET = {"epochs": 1, "views": 1, "batch": 8, "optimizer": {"type": "SGD", "lr": 0.1}}
 
 
-def picture(rng: np.random.Generator, path: Path) -> None:
+def save_noise(rng: np.random.Generator, path: Path) -> None:
+    """Saves a random image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(rng.integers(90, 140, (48, 64, 3), dtype=np.uint8)).save(path)
 
 
 @pytest.fixture
-def mine(tmp_path: Path) -> Path:
-    """A pool and two splits of boxes of two classes."""
+def user_data(tmp_path: Path) -> Path:
+    """A user's folder with a pool and two splits of boxes of two classes."""
     rng, root = np.random.default_rng(0), tmp_path / "mine"
     for i in range(8):
-        picture(rng, root / "pool" / f"{i}.png")
+        save_noise(rng, root / "pool" / f"{i}.png")
     for split in ("train", "test"):
         images, boxes = [], []
         for i in range(6):
-            picture(rng, root / split / f"{i}.png")
+            save_noise(rng, root / split / f"{i}.png")
             images.append({"id": i, "file_name": f"{i}.png", "width": 64, "height": 48})
             box = {"bbox": [4, 5, 20, 30], "area": 600, "iscrowd": 0}
             boxes += [
@@ -61,6 +62,7 @@ def mine(tmp_path: Path) -> Path:
 
 
 def data_of(root: Path) -> dict[str, Any]:
+    """The data config of a user's folder."""
     splits = {s: {"json": f"{root}/{s}.json", "images": f"{root}/{s}"} for s in ("train", "test")}
     return {
         "type": "kdep_bench.data.own.prepare",
@@ -72,6 +74,7 @@ def data_of(root: Path) -> dict[str, Any]:
 
 
 def suite_of(root: Path) -> Suite:
+    """A suite that uses a user's folder."""
     return build_suite(
         {
             "name": "case",
@@ -86,21 +89,25 @@ def suite_of(root: Path) -> Suite:
     )
 
 
-def planned(root: Path, work: Path) -> tuple[Suite, Plan]:
+def plan_suite(root: Path, work: Path) -> tuple[Suite, Plan]:
+    """The suite with its content hashes, and its plan."""
     suite, _ = with_content(suite_of(root), work)
     return suite, build_plan(suite, fakes.PRETEND)
 
 
 def run(root: Path, work: Path) -> tuple[Plan, local_pool.Outcome]:
-    _, plan = planned(root, work)
+    """Plans and runs the suite."""
+    _, plan = plan_suite(root, work)
     return plan, fakes.run(plan, work)
 
 
-def stage_of(plan: Plan, kind: str) -> Stage:
+def first_stage(plan: Plan, kind: str) -> Stage:
+    """The first stage of a kind."""
     return next(s for s in plan.stages.values() if s.kind == kind)
 
 
-def same_size(root: Path) -> None:
+def change_category(root: Path) -> None:
+    """Edits test.json without changing its size or time of modification."""
     path = root / "test.json"
     before = path.stat()
     path.write_text(path.read_text().replace('"category_id": 1', '"category_id": 2'))
@@ -108,136 +115,144 @@ def same_size(root: Path) -> None:
     assert path.stat().st_size == before.st_size
 
 
-def half(root: Path) -> None:
+def drop_half_of_boxes(root: Path) -> None:
+    """Removes half of the boxes in test.json."""
     table = read_json(root / "test.json")
     table["annotations"] = table["annotations"][: len(table["annotations"]) // 2]
     (root / "test.json").write_text(json.dumps(table))
 
 
-def replaced(root: Path) -> None:
-    picture(np.random.default_rng(9), root / "train/3.png")
+def replace_image(root: Path) -> None:
+    """Replaces a training image by another one."""
+    save_noise(np.random.default_rng(9), root / "train/3.png")
 
 
-def renamed(root: Path) -> None:
+def rename_image(root: Path) -> None:
+    """Renames an image of the pool."""
     (root / "pool/3.png").rename(root / "pool/9.png")
 
 
-def added(root: Path) -> None:
-    picture(np.random.default_rng(9), root / "pool/8.png")
+def add_image(root: Path) -> None:
+    """Adds an image to the pool."""
+    save_noise(np.random.default_rng(9), root / "pool/8.png")
 
 
 EDITS: dict[Callable[[Path], None], str] = {
-    same_size: "test.json changed",
-    half: "test.json changed",
-    replaced: "3.png changed",
-    renamed: "1 file added (9.png), 1 removed (3.png)",
-    added: "1 file added (8.png)",
+    change_category: "test.json changed",
+    drop_half_of_boxes: "test.json changed",
+    replace_image: "3.png changed",
+    rename_image: "1 file added (9.png), 1 removed (3.png)",
+    add_image: "1 file added (8.png)",
 }
 
 
 @pytest.mark.parametrize("edit", EDITS, ids=lambda e: e.__name__)
-def test_an_edit_runs_all_that_reads_the_data_again_and_says_why(
-    edit: Callable[[Path], None], mine: Path, tmp_path: Path
+def test_stages_that_read_edited_data_run_again_with_the_reason(
+    edit: Callable[[Path], None], user_data: Path, tmp_path: Path
 ) -> None:
     work = tmp_path / "w"
-    first, outcome = run(mine, work)
+    first, outcome = run(user_data, work)
     assert outcome.ok
-    assert not fakes.run(planned(mine, work)[1], work).ran
-    edit(mine)
-    _, plan = planned(mine, work)
-    known = state.statuses(plan, work)
-    why = {plan.stages[i].kind: s.why for i, s in known.items() if s.run}
-    assert why["prepare"] == f"data changed: {EDITS[edit]}"
-    assert {"prepare", "views", "cache", "transfer"} <= set(why)
-    again = [i for i, s in known.items() if s.run]
-    assert not set(again) & set(first.stages)
-    rerun = f"; {len(again) - 1} downstream stage(s) will be rerun"
-    assert changed_data(plan, known)[0].endswith(rerun)
-    assert sorted(fakes.run(plan, work).ran) == sorted(again)
+    assert not fakes.run(plan_suite(user_data, work)[1], work).ran
+    edit(user_data)
+    _, plan = plan_suite(user_data, work)
+    statuses = state.statuses(plan, work)
+    reasons = {plan.stages[i].kind: s.why for i, s in statuses.items() if s.run}
+    assert reasons["prepare"] == f"data changed: {EDITS[edit]}"
+    assert {"prepare", "views", "cache", "transfer"} <= set(reasons)
+    rerun_ids = [i for i, s in statuses.items() if s.run]
+    assert not set(rerun_ids) & set(first.stages)
+    rerun = f"; {len(rerun_ids) - 1} downstream stage(s) will be rerun"
+    assert changed_data(plan, statuses)[0].endswith(rerun)
+    assert sorted(fakes.run(plan, work).ran) == sorted(rerun_ids)
 
 
-def test_a_touched_or_copied_file_runs_nothing_again(mine: Path, tmp_path: Path) -> None:
+def test_a_touched_or_copied_file_runs_nothing_again(user_data: Path, tmp_path: Path) -> None:
     work = tmp_path / "w"
-    assert run(mine, work)[1].ok
-    os.utime(mine / "test.json")
-    shutil.copy(mine / "pool/1.png", tmp_path / "copy.png")
-    (tmp_path / "copy.png").replace(mine / "pool/1.png")
-    (mine / "pool/.DS_Store").write_bytes(b"x")
-    _, outcome = run(mine, work)
+    assert run(user_data, work)[1].ok
+    os.utime(user_data / "test.json")
+    shutil.copy(user_data / "pool/1.png", tmp_path / "copy.png")
+    (tmp_path / "copy.png").replace(user_data / "pool/1.png")
+    (user_data / "pool/.DS_Store").write_bytes(b"x")
+    _, outcome = run(user_data, work)
     assert outcome.ok
     assert not outcome.ran
 
 
-def test_an_edit_undone_finds_its_own_stages_again(mine: Path, tmp_path: Path) -> None:
+def test_an_edit_undone_finds_its_own_stages_again(user_data: Path, tmp_path: Path) -> None:
     work = tmp_path / "w"
-    first, _ = run(mine, work)
-    before = (mine / "test.json").read_bytes()
-    same_size(mine)
-    assert run(mine, work)[1].ran
-    (mine / "test.json").write_bytes(before)
-    plan, outcome = run(mine, work)
+    first, _ = run(user_data, work)
+    before = (user_data / "test.json").read_bytes()
+    change_category(user_data)
+    assert run(user_data, work)[1].ran
+    (user_data / "test.json").write_bytes(before)
+    plan, outcome = run(user_data, work)
     assert plan.stages.keys() == first.stages.keys()
     assert not outcome.ran
 
 
 @pytest.mark.parametrize("edit", EDITS, ids=lambda e: e.__name__)
 def test_a_later_stage_of_a_run_does_not_score_edited_files(
-    edit: Callable[[Path], None], mine: Path, tmp_path: Path
+    edit: Callable[[Path], None], user_data: Path, tmp_path: Path
 ) -> None:
     work = tmp_path / "w"
-    _, plan = planned(mine, work)
-    known = state.statuses(plan, work, plan.upstream([stage_of(plan, "prepare").id]))
-    assert local_pool.run_plan(plan, work, known, fakes.FAST).ok
-    edit(mine)
-    outcome = fakes.run(plan, work)  # the plan of before
-    reads_boxes = edit in (same_size, half, replaced)
+    _, plan = plan_suite(user_data, work)
+    statuses = state.statuses(plan, work, plan.upstream([first_stage(plan, "prepare").id]))
+    assert local_pool.run_plan(plan, work, statuses, fakes.FAST).ok
+    edit(user_data)
+    outcome = fakes.run(plan, work)  # the plan made before the edit
+    reads_boxes = edit in (change_category, drop_half_of_boxes, replace_image)
     kinds = {"transfer"} if reads_boxes else {"views"}
     assert {plan.stages[i].kind for i in outcome.failed} == kinds, outcome
-    named: dict[object, str] = {same_size: "test.json", half: "test.json", replaced: "train/3.png"}
+    changed_file: dict[object, str] = {
+        change_category: "test.json",
+        drop_half_of_boxes: "test.json",
+        replace_image: "train/3.png",
+    }
     for sentence in outcome.failed.values():
-        assert f"the file {mine}/{named.get(edit, 'pool/')}" in sentence
+        assert f"the file {user_data}/{changed_file.get(edit, 'pool/')}" in sentence
         assert "since it was prepared" in sentence
-    assert run(mine, work)[1].ok  # the fix: run again
+    assert run(user_data, work)[1].ok  # the fix: run again
 
 
-def test_an_edit_during_a_stage_gives_no_score(mine: Path, tmp_path: Path) -> None:
+def test_an_edit_during_a_stage_gives_no_score(user_data: Path, tmp_path: Path) -> None:
     work = tmp_path / "w"
-    plan, _ = run(mine, work)
-    transfer = stage_of(plan, "transfer")
+    plan, _ = run(user_data, work)
+    transfer = first_stage(plan, "transfer")
     guard = Guard(transfer, work, work / transfer.id)
     guard.before()
     assert guard.after({"value": 1}) == {"value": 1}
-    same_size(mine)
+    change_category(user_data)
     with pytest.raises(KdepError, match=rf"while the stage {transfer.id} read it"):
         guard.after({"value": 1})
 
 
 def test_an_edit_between_plan_and_prepare_or_during_prepare_is_refused(
-    mine: Path, tmp_path: Path
+    user_data: Path, tmp_path: Path
 ) -> None:
     work = tmp_path / "w"
-    _, plan = planned(mine, work)
-    prepare = stage_of(plan, "prepare")
+    _, plan = plan_suite(user_data, work)
+    prepare = first_stage(plan, "prepare")
     guard = Guard(prepare, tmp_path / "other", tmp_path / "out")
     guard.before()
-    half(mine)
+    drop_half_of_boxes(user_data)
     with pytest.raises(KdepError, match=r"test\.json changed"):
         guard.after({})
     outcome = fakes.run(plan, work)
     assert "after the run was planned" in outcome.failed[prepare.id]
-    assert f"{mine}/test.json" in outcome.failed[prepare.id]
+    assert f"{user_data}/test.json" in outcome.failed[prepare.id]
     assert not list(work.glob("transfer-*/stage.json"))
-    assert run(mine, work)[1].ok
+    assert run(user_data, work)[1].ok
 
 
 def test_a_pool_edit_does_not_stop_a_stage_that_reads_boxes_only(
-    mine: Path, tmp_path: Path
+    user_data: Path, tmp_path: Path
 ) -> None:
     work = tmp_path / "w"
-    plan, _ = run(mine, work)
-    added(mine)
+    plan, _ = run(user_data, work)
+    add_image(user_data)
     for kind, stops in (("transfer", False), ("views", True), ("cache", True), ("export", False)):
-        stage = stage_of(plan, kind)
+        stage = first_stage(plan, kind)
         guard = Guard(stage, work, work / stage.id)
         if stops:
             with pytest.raises(KdepError, match=r"pool/8\.png"):
@@ -246,56 +261,58 @@ def test_a_pool_edit_does_not_stop_a_stage_that_reads_boxes_only(
             guard.before()
 
 
-def test_data_absent_where_the_suite_is_planned_still_plans(mine: Path, tmp_path: Path) -> None:
+def test_a_suite_is_planned_without_its_data_and_refused_when_run(
+    user_data: Path, tmp_path: Path
+) -> None:
     work = tmp_path / "w"
-    away = mine.rename(tmp_path / "away")
-    suite, lines = with_content(suite_of(mine), work)
+    away = user_data.rename(tmp_path / "away")
+    suite, lines = with_content(suite_of(user_data), work)
     plan = build_plan(suite, fakes.PRETEND)
     assert "was not read" in lines[0]
-    assert str(mine) in lines[0]
+    assert str(user_data) in lines[0]
     assert not data_identity.is_read(suite)
     assert not work.exists()
     outcome = fakes.run(plan, work)
     (sentence,) = outcome.failed.values()
     assert "does not exist" in sentence
-    away.rename(mine)  # there when the stage runs, and nobody knows what the plan was made for
+    away.rename(user_data)  # now present, but its content was unknown when planned
     outcome = fakes.run(plan, work)
     (sentence,) = outcome.failed.values()
     assert "could not be read when the suite was planned" in sentence
-    assert run(mine, work)[1].ok
+    assert run(user_data, work)[1].ok
 
 
 def test_a_record_keeps_the_fingerprint_of_the_data_it_was_measured_on(
-    mine: Path, tmp_path: Path
+    user_data: Path, tmp_path: Path
 ) -> None:
     work, results = tmp_path / "w", tmp_path / "r"
 
-    def prints(folder: str = "records") -> dict[str, str]:
+    def fingerprints(folder: str = "records") -> dict[str, str]:
         paths = [read_json(p) for p in (results / folder).glob("*.json")]
         return {r["id"]: r["data"]["fingerprint"] for r in paths}
 
-    def recorded() -> dict[str, str]:
-        suite, plan = planned(mine, work)
+    def run_and_collect() -> dict[str, str]:
+        suite, plan = plan_suite(user_data, work)
         fakes.run(plan, work)
         collect.collect(suite, plan, work, results)
-        return prints()
+        return fingerprints()
 
-    first = recorded()
+    first = run_and_collect()
     assert len(first) == 2
     assert len(set(first.values())) == 1
-    same_size(mine)
+    change_category(user_data)
     (work / "break-transfers").touch()
-    failed = recorded()
+    failed = run_and_collect()
     assert not set(failed) & set(first)
-    assert not set(failed.values()) & set(first.values())  # a failed cell is one of the new data
-    assert prints("superseded") == first
+    assert not set(failed.values()) & set(first.values())  # failed runs belong to the new data
+    assert fingerprints("superseded") == first
     (work / "break-transfers").unlink()
-    second = recorded()
+    second = run_and_collect()
     assert second == failed
     shutil.rmtree(next(work.glob(f"prepare-case-{stage_hash(work, second)}")))
-    suite, plan = planned(mine, work)
+    suite, plan = plan_suite(user_data, work)
     collect.collect(suite, plan, work, results)
-    assert prints() == second  # `prepare` was pruned
+    assert fingerprints() == second  # `prepare` was pruned
 
 
 def stage_hash(work: Path, records: dict[str, str]) -> str:
@@ -304,7 +321,7 @@ def stage_hash(work: Path, records: dict[str, str]) -> str:
     return stage_id.rpartition("-")[2]
 
 
-def test_the_path_of_official_sets_is_no_part_of_identity(
+def test_ids_do_not_depend_on_the_path_of_official_sets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from kdep_bench.data.official import base
@@ -313,8 +330,8 @@ def test_the_path_of_official_sets_is_no_part_of_identity(
     for name in ("cifar100", "imagenet"):
         (root / name).mkdir(parents=True)
         base.get_set(name).tiny(root / name, np.random.default_rng(0))
-    maker = "kdep_bench.data.official.stage.prepare"
-    data = {"type": maker, "name": "sets", "sets": ["cifar100"], "pool": "imagenet"}
+    prepare = "kdep_bench.data.official.stage.prepare"
+    data = {"type": prepare, "name": "sets", "sets": ["cifar100"], "pool": "imagenet"}
     suite = suite_of(tmp_path).model_copy(update={"data": data})
 
     def content(folder: Path) -> dict[str, str]:
@@ -334,29 +351,31 @@ def test_the_path_of_official_sets_is_no_part_of_identity(
     assert other["pool"] == first["pool"]
 
 
-def test_generated_data_has_the_ids_it_had(tmp_path: Path) -> None:
+def test_generated_data_have_no_content_hash(tmp_path: Path) -> None:
     for name in ("smoke", "paper_r18"):
         from kdep_bench.suite.config import load_suite
 
         suite = load_suite(name)
-        with_it, lines = with_content(suite, tmp_path / "w")
-        assert with_it == suite
-        assert len(lines) == (name == "paper_r18")  # which has no root here
+        with_hashes, lines = with_content(suite, tmp_path / "w")
+        assert with_hashes == suite
+        assert len(lines) == (name == "paper_r18")  # its official sets have no root here
     assert not (tmp_path / "w").exists()
 
 
-def test_a_malformed_data_config_prints_one_line(mine: Path, tmp_path: Path) -> None:
+def test_a_malformed_data_config_prints_one_line(user_data: Path, tmp_path: Path) -> None:
     official = "kdep_bench.data.official.stage.prepare"
     for wrong in ({"type": official}, {"coco": 3, "pool": None}, {"coco": {"train": [1]}}):
-        suite = suite_of(mine).model_copy(update={"data": {**data_of(mine), **wrong}})
-        with_it, lines = with_content(suite, tmp_path / "w")
-        assert "content" not in with_it.data or "coco" in wrong
+        suite = suite_of(user_data).model_copy(update={"data": {**data_of(user_data), **wrong}})
+        with_hashes, lines = with_content(suite, tmp_path / "w")
+        assert "content" not in with_hashes.data or "coco" in wrong
         assert len(lines) <= 1
 
 
-def test_a_type_that_does_not_say_what_it_reads_gets_a_line(mine: Path, tmp_path: Path) -> None:
-    data = {**data_of(mine), "type": "engine_fakes.pretend"}
-    suite = suite_of(mine).model_copy(update={"data": data})
+def test_a_data_type_that_does_not_declare_its_files_has_a_note(
+    user_data: Path, tmp_path: Path
+) -> None:
+    data = {**data_of(user_data), "type": "engine_fakes.pretend"}
+    suite = suite_of(user_data).model_copy(update={"data": data})
     assert with_content(suite, tmp_path)[0] == suite
     assert "changed files are not noticed" in with_content(suite, tmp_path)[1][0]
     assert data_identity.is_read(suite)
@@ -366,6 +385,7 @@ def test_a_type_that_does_not_say_what_it_reads_gets_a_line(mine: Path, tmp_path
 
 
 def stages_with(root: Path, work: Path, **change: Any) -> set[str]:
+    """Ids of the stages of a suite with changes."""
     config = {
         "name": "mine",
         "data": data_of(root),
@@ -381,31 +401,29 @@ def stages_with(root: Path, work: Path, **change: Any) -> set[str]:
     return set(build_plan(suite, fakes.PRETEND).stages)
 
 
-def test_another_checkpoint_under_the_same_name_does_not_keep_the_old_scores(
-    mine: Path, tmp_path: Path
+def test_a_changed_checkpoint_of_a_teacher_runs_its_stages_again(
+    user_data: Path, tmp_path: Path
 ) -> None:
     file, work = tmp_path / "w.pth", tmp_path / "work"
     teacher = {"base": "efficientnet_lite0", "weights": str(file)}
     file.write_bytes(b"a" * 99)
-    before = stages_with(mine, work, teacher=teacher)
+    before = stages_with(user_data, work, teacher=teacher)
     times = file.stat()
     file.write_bytes(b"b" * 99)
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
-    changed = {i.split("-")[0] for i in before - stages_with(mine, work, teacher=teacher)}
+    changed = {i.split("-")[0] for i in before - stages_with(user_data, work, teacher=teacher)}
     assert {"cache", "pretrain", "export"} <= changed
     assert not changed & {"prepare", "views"}
     file.write_bytes(b"a" * 99)
-    assert stages_with(mine, work, teacher=teacher) == before
+    assert stages_with(user_data, work, teacher=teacher) == before
 
 
-def test_another_file_of_given_weights_does_not_keep_the_old_scores(
-    mine: Path, tmp_path: Path
-) -> None:
+def test_changed_given_weights_run_their_stages_again(user_data: Path, tmp_path: Path) -> None:
     file, work = tmp_path / "w.pth", tmp_path / "work"
     given = {"base": "imagenet", "students": None, "weights": {"path": str(file)}}
     given["weights"] |= {"_delete_": True, "type": "nobody.here.load"}
     file.write_bytes(b"a" * 99)
-    before = stages_with(mine, work, methods=[given])
+    before = stages_with(user_data, work, methods=[given])
     file.write_bytes(b"b" * 99)
-    after = stages_with(mine, work, methods=[given])
+    after = stages_with(user_data, work, methods=[given])
     assert {i.split("-")[0] for i in before - after} >= {"pretrain", "export"}

@@ -1,4 +1,4 @@
-"""What enters a stage's id: a changed input that kept the id would keep a wrong score."""
+"""What enters a stage's id: a changed input with the old id would keep a wrong score."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from kdep_bench.suite.plan import build_plan
 
 
 def ids(plan: Plan) -> dict[str, set[str]]:
-    """Stage ids by kind."""
-    found: dict[str, set[str]] = {}
+    """Kind -> ids of its stages."""
+    ids_by_kind: dict[str, set[str]] = {}
     for stage in plan.stages.values():
-        found.setdefault(stage.kind, set()).add(stage.id)
-    return found
+        ids_by_kind.setdefault(stage.kind, set()).add(stage.id)
+    return ids_by_kind
 
 
-# Kind whose version is raised -> kinds that follow from it, all of whose stages run again.
-FOLLOW = {
+# Kind whose version is raised -> kinds whose stages can run again.
+RERUN_KINDS = {
     "prepare": {"prepare", "views", "cache", "align", "pretrain", "export", "transfer"},
     "views": {"views", "cache", "align", "pretrain", "export", "transfer"},
     "cache": {"cache", "align", "pretrain", "export", "transfer"},
@@ -35,11 +35,11 @@ FOLLOW = {
 }
 
 
-@pytest.mark.parametrize("kind", FOLLOW)
-def test_a_kind_s_version_changes_its_ids_and_all_that_follow(
+@pytest.mark.parametrize("kind", RERUN_KINDS)
+def test_a_kind_s_version_changes_its_ids_and_those_downstream(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not the old scores of stages whose function now computes another result."""
+    """Otherwise scores of the former version would be shown."""
     before = ids(build_plan(load_suite("smoke")))
     raised = replace(kinds.KINDS[kind], version=kinds.KINDS[kind].version + 1)
     table: Any = kinds.KINDS
@@ -47,12 +47,12 @@ def test_a_kind_s_version_changes_its_ids_and_all_that_follow(
     after = ids(build_plan(load_suite("smoke")))
     assert before.keys() == after.keys()
     assert not before[kind] & after[kind]
-    for other in before.keys() - FOLLOW[kind]:
+    for other in before.keys() - RERUN_KINDS[kind]:
         assert before[other] == after[other]
     changed = {k for k in before if not before[k] & after[k]}
-    # An arm without a teacher has no cache and no alignment before its pre-training.
-    assert changed <= FOLLOW[kind]
-    for other in FOLLOW[kind] & before.keys():
+    # A method without a teacher has no cache and no alignment.
+    assert changed <= RERUN_KINDS[kind]
+    for other in RERUN_KINDS[kind] & before.keys():
         assert before[other] != after[other]
 
 
@@ -72,42 +72,41 @@ def test_a_kind_s_version_changes_its_ids_and_all_that_follow(
     ids=str,
 )
 def test_each_part_of_a_stage_enters_its_id(change: dict[str, Any]) -> None:
-    """Not one id for two kinds, names, versions, specs or inputs."""
-    one = dict(
+    """Two kinds, names, versions, specs or inputs never have the same id."""
+    parts = dict(
         kind="views",
         name="a",
         version=1,
         spec={"seed": 0, "views": 2},
         needs={"prepare": "prepare-x"},
     )
-    plain: Any = make_stage_id
-    assert plain(Plan(""), **one) != plain(Plan(""), **{**one, **change})
-    assert plain(Plan(""), **one) == plain(Plan(""), **dict(reversed(one.items())))
+    stage_id: Any = make_stage_id
+    assert stage_id(Plan(""), **parts) != stage_id(Plan(""), **{**parts, **change})
+    assert stage_id(Plan(""), **parts) == stage_id(Plan(""), **dict(reversed(parts.items())))
 
 
 @pytest.mark.parametrize("name", ["pocket", "methods_pocket"])
-def test_published_records_are_those_of_the_suites_as_they_are_now(name: str) -> None:
-    """An id that changes without a reason would run hours of finished stages again."""
+def test_published_records_have_the_ids_of_the_present_suites(name: str) -> None:
+    """An id changed by accident would make finished stages run again for hours."""
     planned = {run.id: dict(run.chain) for run in build_plan(load_suite(name)).runs}
     records = [json.loads(p.read_text()) for p in (REPO / "results" / name / "records").iterdir()]
     assert {r["id"]: r["stages"] for r in records} == planned
 
 
-def test_planner_only_keys_reach_no_stage() -> None:
-    """The spec of a stage enters its id: an edit of these keys changes no result."""
+def test_keys_that_only_planning_reads_are_in_no_spec() -> None:
+    """These keys change no result, so they must not change an id."""
     suite = load_suite("smoke")
     suite.data["labels"] = True
     plan = build_plan(suite)
-    specs = {kind: [s.spec for s in plan.stages.values() if s.kind == kind] for kind in FOLLOW}
+    specs = {kind: [s.spec for s in plan.stages.values() if s.kind == kind] for kind in RERUN_KINDS}
     assert not specs["prepare"][0].keys() & {"name", "type", "labels", "pool_classes"}
     for spec in specs["pretrain"]:
         planning = {"align", "family", "label_policy", "students", "needs", "teacher", "optimizer"}
         assert not spec["method"].keys() & planning
 
 
-def test_each_kind_of_stage_runs_where_and_as_often_as_it_may() -> None:
-    """A pre-training without its GPU takes weeks; one that resumes wrongly, or is cut by another
-    kind's time limit, gives no number at all."""
+def test_each_kind_of_stage_has_its_gpu_time_limit_and_resuming() -> None:
+    """The GPU, DDP, resuming, time limit in hours and cores of each kind."""
     table = {
         kind: (k.gpu, k.ddp, k.resumable, k.timeout / 3600, k.cpus)
         for kind, k in kinds.KINDS.items()

@@ -1,6 +1,6 @@
-"""What the data's counts and parts make impossible is refused before anything runs.
+"""Suites that are impossible with the data's counts and parts are refused before anything runs.
 
-Each fix is followed: the suite changed as the sentence says is accepted.
+The tests also follow each error's fix: the suite changed accordingly is accepted.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ REPO = Path(__file__).resolve().parents[2]
 
 
 def refusal(suite: Suite) -> str:
+    """The error of the suite; asserts that it is one line."""
     with pytest.raises(KdepError) as e:
         accept(suite)
     assert "\n" not in str(e.value)
@@ -31,24 +32,27 @@ def refusal(suite: Suite) -> str:
 
 
 def accept(suite: Suite) -> None:
+    """Plans the suite and checks its counts; raises KdepError if it is impossible."""
     build_plan(suite)
     check_counts(suite)
 
 
-def budget(**more: Any) -> dict[str, Any]:
-    return {**GOOD["budget"], **more}
+def budget(**changes: Any) -> dict[str, Any]:
+    """The test suite's budget with changes."""
+    return {**GOOD["budget"], **changes}
 
 
-def images(folder: Path, count: int) -> None:
-    """Files with an image's name: nothing here decodes them."""
+def make_images(folder: Path, count: int) -> None:
+    """Creates empty files with image names, which these tests do not decode."""
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(count):
         (folder / f"{i}.png").write_bytes(b"")
 
 
-def own(root: Path, pool: int = 300, **parts: Any) -> dict[str, Any]:
-    images(root / "pool/a", pool - pool // 2)
-    images(root / "pool/b", pool // 2)
+def user_data(root: Path, pool: int = 300, **parts: Any) -> dict[str, Any]:
+    """The data config of a user's folder whose pool has this number of images."""
+    make_images(root / "pool/a", pool - pool // 2)
+    make_images(root / "pool/b", pool // 2)
     kind = "kdep_bench.data.own.prepare"
     return dict(
         type=kind, name="own", labels=True, pool_labels=True, pool=str(root / "pool"), **parts
@@ -56,10 +60,10 @@ def own(root: Path, pool: int = 300, **parts: Any) -> dict[str, Any]:
 
 
 def classes(root: Path, *per_class: int, **splits: int) -> dict[str, str]:
-    """A `classify` part with so many images in each class of every split."""
+    """A `classify` part with these numbers of images per class in every split."""
     for split in ("train", "val", "test"):
         for k, count in enumerate(per_class):
-            images(root / split / f"class{k}", count)
+            make_images(root / split / f"class{k}", count)
     return {split: str(root / split) for split in ("train", "val", "test")}
 
 
@@ -67,32 +71,32 @@ def classes(root: Path, *per_class: int, **splits: int) -> dict[str, str]:
 
 
 def test_a_batch_larger_than_the_images_does_not_train_other_epochs(tmp_path):
-    """A batch of 4,096 over 90 images made epochs=1 train 45.5 epochs."""
-    data = own(tmp_path, 90)
-    told = dict(data=data, methods=["supervised"], tasks=probe_of(data, tmp_path))
-    message = refusal(build(**told, budget=budget(batch=4096)))
+    """With a batch of 4,096, one step over 90 images would be 45.5 epochs."""
+    data = user_data(tmp_path, 90)
+    suite_changes = dict(data=data, methods=["supervised"], tasks=probe_of(data, tmp_path))
+    message = refusal(build(**suite_changes, budget=budget(batch=4096)))
     assert "45.5 epochs" in message
     fix = re.search(r"set budget.batch to (\d+) or less", message)
     assert fix is not None
-    assert "share" not in message.partition(" Fix: ")[2]  # impossible at the share 1
-    accept(build(**told, budget=budget(batch=int(fix[1]))))
+    assert "share" not in message.partition(" Fix: ")[2]  # no larger data fraction exists
+    accept(build(**suite_changes, budget=budget(batch=int(fix[1]))))
 
 
 def probe_of(data: dict[str, Any], root: Path) -> list[Any]:
-    """A probe on classes that are large enough."""
+    """A probe task on classes with enough images."""
     data["classify"] = classes(root / "classes", 20, 20)
     return [dict(base="smoke_probe", recipe=dict(train_share=1.0))]
 
 
-def test_a_batch_larger_than_a_share_names_the_share_that_would_do():
+def test_a_batch_larger_than_a_data_fraction_names_a_sufficient_one():
     message = refusal(build(shares=[0.01], budget=budget(batch=8)))  # 4 of 400 images
     fix = re.search(r"a data fraction of ([\d.]+) or more", message)
     assert fix is not None
     accept(build(shares=[float(fix[1])], budget=budget(batch=8), methods=["supervised"]))
 
 
-def test_epochs_that_are_no_whole_batch_are_refused():
-    """epochs=0.01 trained 0.18 epochs."""
+def test_epochs_of_less_than_one_batch_are_refused():
+    """Otherwise epochs=0.01 would train for 0.18 epochs."""
     message = refusal(build(budget=budget(batch=64, epochs=0.01)))
     assert "4 samples" in message
     fix = re.search(r"set budget.epochs to ([\d.]+) or more", message)
@@ -100,7 +104,7 @@ def test_epochs_that_are_no_whole_batch_are_refused():
     accept(build(budget=budget(batch=64, epochs=float(fix[1]))))
 
 
-def test_epochs_over_the_pool_are_counted_in_the_pool():
+def test_epochs_over_the_pool_are_counted_over_all_images():
     accept(build(methods=["supervised"], shares=[0.05], budget=budget(epochs_over="pool")))
     over = budget(batch=20, epochs=0.1, epochs_over="pool")
     accept(build(methods=["supervised"], shares=[0.05], budget=over))
@@ -110,7 +114,7 @@ def test_epochs_over_the_pool_are_counted_in_the_pool():
 
 
 def test_a_weight_average_that_is_still_the_initial_weights_is_refused():
-    """0.9999 over 50 steps exports 99.5 % of the random weights."""
+    """With a decay of 0.9999, 50 steps would export 99.5 % of the random weights."""
     message = refusal(build(budget=budget(ema=0.9999)))
     assert "100 % of the average" in message or "99 % of the average" in message
     fix = re.search(r"set budget.ema to ([\d.]+) or less", message)
@@ -118,7 +122,7 @@ def test_a_weight_average_that_is_still_the_initial_weights_is_refused():
     accept(build(budget=budget(ema=float(fix[1]))))
 
 
-def test_the_epochs_of_an_assistant_are_checked():
+def test_the_epochs_of_an_intermediate_teacher_are_checked():
     chain = dict(base="takd", teacher=dict(student="resnet18_w48", method="logit_kd", epochs=0.01))
     message = refusal(build(methods=[chain]))
     assert "resnet18_w48" in message
@@ -129,8 +133,8 @@ def test_the_epochs_of_an_assistant_are_checked():
 
 
 def test_too_few_images_for_the_students_width_name_a_fix_that_is_possible(tmp_path):
-    """It was refused after the teacher's cache, with 'use a larger data share' at 100 %."""
-    data = own(tmp_path, 24)
+    """The fix must not be a larger data fraction, as all data are used."""
+    data = user_data(tmp_path, 24)
     tasks = probe_of(data, tmp_path)
     message = refusal(build(data=data, tasks=tasks))
     assert "24 features, too few to estimate 256 directions" in message
@@ -139,18 +143,18 @@ def test_too_few_images_for_the_students_width_name_a_fix_that_is_possible(tmp_p
     assert fix is not None
     accept(build(data=data, tasks=tasks, budget=budget(views=int(fix[1]))))
     accept(build(data=data, tasks=tasks, methods=["conv1x1", "scratch"]))
-    images(tmp_path / "pool/c", 257 - 24)
+    make_images(tmp_path / "pool/c", 257 - 24)
     accept(build(data=data, tasks=tasks))
 
 
-def test_a_share_too_small_for_the_width_names_the_share_that_would_do():
+def test_a_data_fraction_too_small_for_the_width_names_a_sufficient_one():
     message = refusal(build(shares=[0.5]))
     fix = re.search(r"use a data fraction of ([\d.]+) or more", message)
     assert fix is not None
     accept(build(shares=[float(fix[1])]))
 
 
-def test_the_alignment_stage_reports_what_the_plan_could_not_check():
+def test_the_alignment_stage_s_fix_is_possible_with_all_data():
     from kdep_bench.features.policies import check_rows
 
     with pytest.raises(KdepError) as e:
@@ -158,10 +162,10 @@ def test_the_alignment_stage_reports_what_the_plan_could_not_check():
     assert "share" not in e.value.fix
 
 
-def test_images_are_counted_by_the_rule_of_all_readers(tmp_path):
-    """A hidden folder and a text file are no images."""
-    data = own(tmp_path, 24)
-    images(tmp_path / "pool/.cache", 500)
+def test_hidden_folders_and_other_files_are_not_counted_as_images(tmp_path):
+    """A hidden folder and a text file are ignored."""
+    data = user_data(tmp_path, 24)
+    make_images(tmp_path / "pool/.cache", 500)
     (tmp_path / "pool/a/readme.txt").write_text("x")
     assert "24 images" in refusal(build(data=data, tasks=probe_of(data, tmp_path)))
 
@@ -170,16 +174,18 @@ def test_images_are_counted_by_the_rule_of_all_readers(tmp_path):
 
 
 def detection() -> dict[str, Any]:
+    """A detection task."""
     return dict(base="smoke_det")
 
 
 def coco(root: Path, *splits: str) -> dict[str, Any]:
+    """A `coco` part with these splits."""
     return {s: dict(json=str(root / f"{s}.json"), images=str(root / s)) for s in splits}
 
 
-def test_a_task_whose_part_the_data_lack_is_refused_with_a_fix_that_works(tmp_path):
-    """'prepare the data again' was the fix for a part that the config never had."""
-    data = own(tmp_path, 300)
+def test_a_task_without_its_part_of_the_data_is_refused_with_a_fix_that_works(tmp_path):
+    """The fix must not be to prepare the data again, as the config lacks the part."""
+    data = user_data(tmp_path, 300)
     message = refusal(build(data=data, tasks=[detection()]))
     assert "has no `coco`" in message
     assert "prepare" not in message
@@ -187,21 +193,21 @@ def test_a_task_whose_part_the_data_lack_is_refused_with_a_fix_that_works(tmp_pa
 
 
 def test_a_missing_split_is_named(tmp_path):
-    data = own(tmp_path, 300, coco=coco(tmp_path, "train"))
+    data = user_data(tmp_path, 300, coco=coco(tmp_path, "train"))
     message = refusal(build(data=data, tasks=[detection()]))
     assert "add coco.test" in message
     accept(build(data=dict(data, coco=coco(tmp_path, "train", "test")), tasks=[detection()]))
 
 
 def test_a_probe_without_a_validation_split_is_refused(tmp_path):
-    data = own(tmp_path, 300, classify=classes(tmp_path / "c", 20, 20) | dict(val=None))
+    data = user_data(tmp_path, 300, classify=classes(tmp_path / "c", 20, 20) | dict(val=None))
     message = refusal(build(data=data, tasks=["smoke_probe"]))
     assert "add classify.val" in message
     accept(build(data=data, tasks=["smoke_finetune"], budget=budget(), methods=["supervised"]))
 
 
 @pytest.mark.parametrize(
-    ("task", "says"),
+    ("task", "message"),
     [
         (dict(base="smoke_probe", split="tst"), "classify/tst"),
         ("smoke_photos", "the folder 'photos'"),
@@ -209,27 +215,29 @@ def test_a_probe_without_a_validation_split_is_refused(tmp_path):
         ("cifar100", "no official set"),
     ],
 )
-def test_other_parts_that_own_data_lack(tmp_path, task, says):
-    data = own(tmp_path, 300, classify=classes(tmp_path / "c", 20, 20))
-    assert says in refusal(build(data=data, tasks=[task]))
+def test_other_missing_parts_of_user_data_are_refused(tmp_path, task, message):
+    data = user_data(tmp_path, 300, classify=classes(tmp_path / "c", 20, 20))
+    assert message in refusal(build(data=data, tasks=[task]))
 
 
 def test_an_official_set_that_the_data_do_not_name_is_refused():
-    more = dict(base="imagenet", sets=["coco"])
-    message = refusal(build(data=more, tasks=["cifar100"], students=["resnet18"]))
+    data = dict(base="imagenet", sets=["coco"])
+    message = refusal(build(data=data, tasks=["cifar100"], students=["resnet18"]))
     assert "add 'cifar100' to `sets`" in message
-    more["sets"] = ["coco", "cifar100"]
-    build_plan(build(data=more, tasks=["cifar100"], students=["resnet18"]))
+    data["sets"] = ["coco", "cifar100"]
+    build_plan(build(data=data, tasks=["cifar100"], students=["resnet18"]))
 
 
-def test_data_of_a_users_own_function_are_left_to_it():
+def test_data_of_a_user_s_function_are_not_checked():
     data = dict(type="mypackage.data.prepare", name="theirs", whatever=1)
     accept(build(data=data, tasks=["smoke_det", "cifar100"]))
 
 
-def test_labels_that_the_config_does_not_read_are_not_promised(tmp_path):
-    """With `labels` left at its default and pool_labels=False there is no labels file to read."""
-    data = own(tmp_path, 300, classify=classes(tmp_path / "c", 20, 20)) | dict(pool_labels=False)
+def test_labels_require_pool_labels(tmp_path):
+    """With pool_labels=False there is no labels file."""
+    data = user_data(tmp_path, 300, classify=classes(tmp_path / "c", 20, 20)) | dict(
+        pool_labels=False
+    )
     del data["labels"]
     tasks = ["smoke_probe"]
     assert "pool_labels=True" in refusal(build(data=data, tasks=tasks, methods=["supervised"]))
@@ -243,7 +251,7 @@ def test_labels_that_the_config_does_not_read_are_not_promised(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("task", "recipe", "says"),
+    ("task", "recipe", "message"),
     [
         ("smoke_det", dict(iters=0), "greater than or equal to 1"),
         ("smoke_det", dict(warmup=10), "warmup=10 and iters=10"),
@@ -276,24 +284,24 @@ def test_labels_that_the_config_does_not_read_are_not_promised(tmp_path):
         ("smoke_photos", dict(inner_folds=1), "2 or more"),
     ],
 )
-def test_an_impossible_recipe_is_refused(task, recipe, says):
-    assert says in refusal(build(tasks=[dict(base=task, recipe=recipe)]))
+def test_an_impossible_recipe_is_refused(task, recipe, message):
+    assert message in refusal(build(tasks=[dict(base=task, recipe=recipe)]))
 
 
 def test_an_official_recipe_that_never_lowers_its_rate_is_refused():
-    told = dict(base="cifar100", recipe=dict(epochs=40))
-    message = refusal(build(data="imagenet", tasks=[told], students=["resnet18"]))
+    task = dict(base="cifar100", recipe=dict(epochs=40))
+    message = refusal(build(data="imagenet", tasks=[task], students=["resnet18"]))
     assert "step_epochs=50 and epochs=40" in message
 
 
-def test_a_detector_on_a_student_it_cannot_be_built_around_is_refused():
+def test_a_detector_that_cannot_use_the_student_is_refused():
     suite = build(data="imagenet", tasks=["coco_c4"], students=["mobilenetv2"])
     assert "use the FPN task" in refusal(suite)
     build_plan(build(data="imagenet", tasks=["coco_fpn"], students=["mobilenetv2"]))
 
 
-def test_a_probe_whose_smallest_class_leaves_the_folds_empty(tmp_path):
-    data = own(tmp_path, 300, classify=classes(tmp_path / "c", 20, 4))
+def test_a_probe_with_fewer_images_per_class_than_folds_is_refused(tmp_path):
+    data = user_data(tmp_path, 300, classify=classes(tmp_path / "c", 20, 4))
     recipe = dict(folder="classify/train", folds=5, inner_folds=3)
     suite = build(data=data, tasks=[dict(base="smoke_photos", recipe=recipe)])
     message = refusal(suite)
@@ -307,14 +315,14 @@ def test_a_probe_whose_smallest_class_leaves_the_folds_empty(tmp_path):
 
 
 def test_a_fine_tuning_of_fewer_images_than_its_batch_is_refused(tmp_path):
-    data = own(tmp_path, 300, classify=classes(tmp_path / "c", 7, 8))
+    data = user_data(tmp_path, 300, classify=classes(tmp_path / "c", 7, 8))
     message = refusal(build(data=data, tasks=["smoke_finetune"]))
     assert "15 or less" in message
     accept(build(data=data, tasks=[dict(base="smoke_finetune", recipe=dict(batch=15))]))
 
 
 @pytest.mark.parametrize(
-    ("task", "says"),
+    ("task", "message"),
     [
         (dict(base="smoke_probe", metric="top_1"), "did you mean top1"),
         (dict(base="smoke_finetune", metric="mean_class_recall"), "unknown metric"),
@@ -324,9 +332,9 @@ def test_a_fine_tuning_of_fewer_images_than_its_batch_is_refused(tmp_path):
         (dict(base="smoke_seg", chance=9.0), "less than or equal to 1"),
     ],
 )
-def test_a_metric_that_the_task_does_not_measure_is_refused(task, says):
-    """It ended the transfer after its training."""
-    with pytest.raises(KdepError, match=re.escape(says)):
+def test_a_metric_that_the_task_does_not_measure_is_refused(task, message):
+    """Otherwise the transfer would fail after its training."""
+    with pytest.raises(KdepError, match=re.escape(message)):
         accept(build(tasks=[task]))
 
 
@@ -344,14 +352,14 @@ def test_every_task_s_metric_and_family_are_those_of_its_class():
         assert class_value(task["type"], "families") == kind.families
 
 
-def test_two_shares_of_the_same_images_are_refused():
+def test_two_data_fractions_of_the_same_images_are_refused():
     message = refusal(build(shares=[0.1, 0.101], methods=["supervised"]))
     assert "the same 40 images" in message
     accept(build(shares=[0.1, 0.11], methods=["supervised"]))
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (dict(runtime=dict(cpus=dict(transfer=-1))), "greater than or equal to 0"),
         (dict(runtime=dict(timeout=dict(transfer=0.0))), "greater than 0"),
@@ -360,15 +368,15 @@ def test_two_shares_of_the_same_images_are_refused():
         (dict(teacher=dict(base="efficientnet_lite0", input_px="big")), "integer"),
     ],
 )
-def test_other_slips_of_a_suite_are_refused(change, says):
-    with pytest.raises(KdepError, match=re.escape(says)):
+def test_other_wrong_entries_of_a_suite_are_refused(change, message):
+    with pytest.raises(KdepError, match=re.escape(message)):
         accept(build(**change))
 
 
 # ---- commands ----
 
 
-def test_a_dry_run_refuses_it_too_and_so_does_doctor(tmp_path):
+def test_a_dry_run_and_the_doctor_refuse_an_impossible_suite(tmp_path):
     path = tmp_path / "s.py"
     path.write_text(f"suite = {GOOD | dict(budget=budget(batch=512))!r}\n")
     for command in (

@@ -1,4 +1,4 @@
-"""The method configs: each is a page that says its source, and alignment ablations share stages."""
+"""Method configs: each states its source; alignments are shared; overrides and refusals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from kdep_bench.suite.plan import build_plan
 SGD = dict(type="SGD", lr=0.1, momentum=0.9, weight_decay=5e-4)
 
 
-def plan(*methods: str | dict[str, Any], width: int | None = None, **more: Any) -> Plan:
+def plan(*methods: str | dict[str, Any], width: int | None = None, **changes: Any) -> Plan:
+    """The plan of a small suite with these methods; `width`: the teacher's feature width."""
     suite = load_suite("smoke")
     raw = dict(
         name="several",
@@ -33,7 +34,7 @@ def plan(*methods: str | dict[str, Any], width: int | None = None, **more: Any) 
         budget=suite.budget.model_dump(),
         seeds=dict(pretrain=[0], transfer=[0]),
     )
-    built = build_suite(raw | more)
+    built = build_suite(raw | changes)
     if width is not None:
         narrow = {"name": "narrow", "width": width}
         built = built.model_copy(update={"teachers": {"resnet18_w32": narrow}})
@@ -42,22 +43,22 @@ def plan(*methods: str | dict[str, Any], width: int | None = None, **more: Any) 
 
 @pytest.mark.parametrize("name", names("method"))
 def test_a_method_config_has_a_docstring_and_a_source(name: str):
-    page = ast.get_docstring(ast.parse((CONFIGS / "methods" / f"{name}.py").read_text())) or ""
-    assert len(page.partition("\n")[0]) > 20
+    docstring = ast.get_docstring(ast.parse((CONFIGS / "methods" / f"{name}.py").read_text())) or ""
+    assert len(docstring.partition("\n")[0]) > 20
     method = load_config("method", name)
     assert method["name"] == name
     assert method["source"]
     assert method["family"]
 
 
-def test_methods_that_differ_in_the_transform_alone_share_one_alignment():
+def test_methods_that_differ_only_in_the_transform_share_one_alignment():
     stages = plan("kdep", "svd", "phis", "whiten", "stdmatch", "random_basis").stages
     kinds = [s.kind for s in stages.values()]
     assert kinds.count("align") == 2
     assert kinds.count("cache") == 1
     assert kinds.count("pretrain") == 6
-    alone = [i for i in plan("kdep").stages if i.startswith("align")]
-    assert set(alone) <= set(stages)
+    kdep_alignment = [i for i in plan("kdep").stages if i.startswith("align")]
+    assert set(kdep_alignment) <= set(stages)
 
 
 @pytest.mark.parametrize("name", ["kdep", "interpolate", "top_variance", "random_basis"])
@@ -83,8 +84,8 @@ def test_identity_alignment_of_unequal_widths_is_refused_before_any_work():
     plan("identity", width=256)
 
 
-def of(plan: Plan, kind: str, method: str) -> list[dict[str, Any]]:
-    """Specs of the stages of a kind that train `method`."""
+def training_specs(plan: Plan, kind: str, method: str) -> list[dict[str, Any]]:
+    """Specs of the stages of a kind that train this method."""
     return [
         s.spec
         for s in plan.stages.values()
@@ -93,78 +94,84 @@ def of(plan: Plan, kind: str, method: str) -> list[dict[str, Any]]:
 
 
 def test_a_method_s_optimiser_overrides_only_the_budget_s_optimiser():
-    usual, own = plan("kdep", "svd"), plan(dict(base="kdep", optimizer=dict(lr=0.05)), "svd")
-    new = [s for i, s in own.stages.items() if i not in usual.stages]
+    default, with_lr = plan("kdep", "svd"), plan(dict(base="kdep", optimizer=dict(lr=0.05)), "svd")
+    new = [s for i, s in with_lr.stages.items() if i not in default.stages]
     assert {s.kind for s in new} == {"pretrain", "export", "transfer"}
     assert all("kdep" in s.name for s in new)
-    (told,) = of(own, "pretrain", "kdep")
-    assert told["budget"]["optimizer"] == {**SGD, "lr": 0.05}
-    assert "optimizer" not in told["method"]
+    (spec,) = training_specs(with_lr, "pretrain", "kdep")
+    assert spec["budget"]["optimizer"] == {**SGD, "lr": 0.05}
+    assert "optimizer" not in spec["method"]
     with pytest.raises(KdepError, match="did you mean momentum"):
         plan(dict(base="kdep", optimizer=dict(momentun=0.5)))
 
 
-def test_the_grid_shares_what_is_at_the_common_rate_and_reads_no_test_split():
+def test_the_grid_of_learning_rates_reads_no_test_split_and_shares_finished_stages():
     suite = load_suite("methods_pocket_grid")
-    every, grid = build_plan(load_suite("methods_pocket")), build_plan(suite)
+    full, grid = build_plan(load_suite("methods_pocket")), build_plan(suite)
     assert {t["split"] for t in suite.tasks} == {"val"}
-    rates = {
+    learning_rates = {
         s.id: s.spec["budget"]["optimizer"]["lr"]
         for s in grid.stages.values()
         if s.kind == "pretrain" and "budget" in s.spec
     }
-    kept = {s.id for s in every.stages.values() if s.kind == "pretrain" and "budget" in s.spec}
-    at_common = {i for i, lr in rates.items() if lr == 0.2}
+    finished = {s.id for s in full.stages.values() if s.kind == "pretrain" and "budget" in s.spec}
+    at_common = {i for i, lr in learning_rates.items() if lr == 0.2}
     chosen = sum(m.get("optimizer") is not None for m in load_suite("methods_pocket").methods)
-    assert len(at_common - kept) == chosen > 0
+    assert len(at_common - finished) == chosen > 0
     methods = [m["name"] for m in suite.methods if "-lr" not in m["name"]]
     assert methods == [m["name"] for m in load_suite("methods_pocket").methods]
-    for other in (0.05, 0.8):
-        assert sum(lr == other for lr in rates.values()) == len(methods) - 1  # scratch has no rate
-    assert {s.id for s in grid.stages.values() if s.kind == "cache"} <= set(every.stages)
+    for other_rate in (0.05, 0.8):
+        assert (
+            sum(lr == other_rate for lr in learning_rates.values()) == len(methods) - 1
+        )  # scratch has no rate
+    assert {s.id for s in grid.stages.values() if s.kind == "cache"} <= set(full.stages)
 
 
 def test_every_method_has_the_learning_rate_chosen_by_the_grid():
-    """The highest validation score, and at equal scores the common rate; no cell is missing."""
+    """The rate of the highest validation score; at equal scores 0.2. No run is missing."""
     planned = {c.id for c in build_plan(load_suite("methods_pocket_grid")).runs}
     assert planned == {p.stem for p in records_dir(REPO / "results/methods_pocket_grid").iterdir()}
     scores: dict[str, dict[float, float]] = {}
     for path in records_dir(REPO / "results" / "methods_pocket_grid").glob("*.json"):
-        all_records = record.load(path)
-        assert all_records.status != "missing"
-        method, _, rate = all_records.arm.method.partition("-lr")
-        if all_records.value is not None:
-            scores.setdefault(method, {})[float(rate or 0.2)] = all_records.value
+        grid_record = record.load(path)
+        assert grid_record.status != "missing"
+        method, _, rate = grid_record.arm.method.partition("-lr")
+        if grid_record.value is not None:
+            scores.setdefault(method, {})[float(rate or 0.2)] = grid_record.value
     methods = load_suite("methods_pocket").methods
     assert set(scores) == {m["name"] for m in methods}
     for method in methods:
-        own = scores[method["name"]]
-        best = max(own, key=lambda rate: (own[rate], rate == 0.2))
+        scores_by_rate = scores[method["name"]]
+        best = max(scores_by_rate, key=lambda rate: (scores_by_rate[rate], rate == 0.2))
         assert (method.get("optimizer") or {"lr": 0.2}) == {"lr": best}, method["name"]
 
 
 def test_at_equal_compute_every_method_costs_as_much_as_kdep():
-    """In passes of the student: 3 a step of its own, 2.25 times as many for the wider assistant."""
+    """Cost in forward passes of the student; the wider intermediate teacher costs 2.25 times."""
     plan, wider = build_plan(load_suite("methods_pocket_compute")), 1.5**2
-    whole = {i for i, s in plan.stages.items() if s.spec.get("budget", {}).get("epochs") == 16}
-    assert whole <= set(build_plan(load_suite("methods_pocket")).stages)
-    assert {b["budget"]["epochs"] * 2 for b in of(plan, "pretrain", "dml")} == {16, 32}
-    assert {b["budget"]["epochs"] * 4 / 3 for b in of(plan, "pretrain", "mean_teacher")} == {
+    full_length = {
+        i for i, s in plan.stages.items() if s.spec.get("budget", {}).get("epochs") == 16
+    }
+    assert full_length <= set(build_plan(load_suite("methods_pocket")).stages)
+    assert {b["budget"]["epochs"] * 2 for b in training_specs(plan, "pretrain", "dml")} == {16, 32}
+    assert {
+        b["budget"]["epochs"] * 4 / 3 for b in training_specs(plan, "pretrain", "mean_teacher")
+    } == {
         16,
         16 * 4 / 3,
     }
-    for arm, teacher in (
+    for method, teacher in (
         ("takd", "logit_kd"),
         ("kdep_assistant", "kdep"),
         ("eskd_teacher", "supervised"),
     ):
-        short = min(b["budget"]["epochs"] for b in of(plan, "pretrain", arm))
-        above = min(
+        epochs = min(b["budget"]["epochs"] for b in training_specs(plan, "pretrain", method))
+        teacher_epochs = min(
             b["budget"]["epochs"]
-            for b in of(plan, "pretrain", teacher)
+            for b in training_specs(plan, "pretrain", teacher)
             if b["student"]["name"] == "resnet18_w48"
         )
-        assert short + wider * above == pytest.approx(16, abs=0.02)
+        assert epochs + wider * teacher_epochs == pytest.approx(16, abs=0.02)
 
 
 LABELLED = dict(
@@ -181,11 +188,11 @@ def test_labels_of_other_classes_than_the_teachers_are_refused_by_the_plan():
         KdepError, match="has 9 classes and the teacher 'efficientnet_lite0' has 1000"
     ):
         plan(LABELLED)
-    # An arm trained on the pool's labels has its classes; one taught by logits has the teacher's.
+    # A teacher trained on the pool's labels has its classes; one trained on logits has others.
     plan({**LABELLED, "teacher": dict(student="resnet18_w48", method="supervised")})
     with pytest.raises(KdepError, match="logit of each image's label"):
         plan({**LABELLED, "teacher": dict(student="resnet18_w48", method="takd")})
-    plan("eskd", "continuation_labels")  # a head of their own for either set of classes
+    plan("eskd", "continuation_labels")  # they have a separate head per set of classes
 
 
 def test_a_level_the_student_does_not_have_is_refused_by_the_plan():
@@ -197,14 +204,14 @@ def test_a_level_the_student_does_not_have_is_refused_by_the_plan():
 SHORT = dict(curriculum=dict(span=2.0))
 
 
-def test_a_schedule_longer_than_a_shortened_assistants_run_is_refused_by_the_plan():
+def test_a_schedule_longer_than_an_intermediate_teacher_s_run_is_refused():
     teacher = dict(student="resnet18_w48", method=dict(base="ctkd", objective=SHORT))
     plan(dict(base="eskd_teacher", teacher={**teacher, "epochs": 2.0}))
     with pytest.raises(KdepError, match="'ctkd' has a schedule of 2 epochs, but trains for 1"):
         plan(dict(base="eskd_teacher", teacher={**teacher, "epochs": 1.0}))
 
 
-def test_the_card_of_a_method_whose_teacher_read_labels_says_so():
+def test_the_card_states_whether_an_intermediate_teacher_used_labels():
     methods = {m["name"]: m for m in load_suite("methods_pocket").methods}
     cards = [assistant_of(methods[m]) for m in ("eskd_teacher", "takd")]
     assert [c["card"]["labels_used"] for c in cards if c] == [True, False]
@@ -219,7 +226,7 @@ def test_given_weights_without_a_file_are_refused(weights, cause):
 
 
 def test_a_suite_without_tasks_pre_trains_and_exports():
-    made = plan("kdep", tasks=[])
-    assert not made.runs
-    assert {s.kind for s in made.stages.values()} >= {"pretrain", "export"}
-    assert not any(s.kind == "transfer" for s in made.stages.values())
+    a_plan = plan("kdep", tasks=[])
+    assert not a_plan.runs
+    assert {s.kind for s in a_plan.stages.values()} >= {"pretrain", "export"}
+    assert not any(s.kind == "transfer" for s in a_plan.stages.values())

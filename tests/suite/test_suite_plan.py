@@ -1,4 +1,4 @@
-"""The graph: what is shared, what an id depends on, and what is refused."""
+"""The planned stages: which are shared, what an id depends on, and what is refused."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from kdep_bench.suite.schema import Suite
 
 
 def kinds(plan: Plan) -> Counter:
+    """The number of stages per kind."""
     return Counter(s.kind for s in plan.stages.values())
 
 
-def changed(a: Plan, b: Plan) -> set[str]:
+def new_kinds(a: Plan, b: Plan) -> set[str]:
+    """Kinds of the stages of plan b that plan a does not have."""
     return {s.kind for i, s in b.stages.items() if i not in a.stages}
 
 
@@ -31,16 +33,16 @@ def test_the_plan_of_a_real_suite_and_its_shared_stages():
         "prepare": 1,
         "views": 1,
         "cache": 1,
-        "align": 1,  # kdep and svd differ in the transform alone
-        "pretrain": 5,  # scratch: one initialisation a transfer seed
+        "align": 1,  # kdep and svd differ only in the transform
+        "pretrain": 5,  # scratch: one initialisation per transfer seed
         "export": 5,
         "transfer": 8,
     }
-    seen: set[str] = set()
+    upstream_ids: set[str] = set()
     for stage in plan.stages.values():  # upstream first
-        assert set(stage.needs.values()) <= seen
+        assert set(stage.needs.values()) <= upstream_ids
         assert safe_name(stage.id) == stage.id
-        seen.add(stage.id)
+        upstream_ids.add(stage.id)
     by_name = {s.name: s for s in plan.stages.values() if s.kind == "pretrain"}
     assert set(by_name["resnet18_w32.kdep.s0"].needs) == {"views", "cache", "align"}
     assert set(by_name["resnet18_w32.supervised.s0"].needs) == {"views", "prepare"}
@@ -54,12 +56,12 @@ def test_a_label_free_method_never_gets_the_labels():
             assert "prepare" not in stage.needs
 
 
-def test_changing_T_touches_pretraining_and_its_transfers_alone():
+def test_a_changed_T_changes_only_pre_training_export_and_transfer():
     first_plan = build_plan(build())
-    two = build_plan(build(methods=[{"base": "kdep", "transform": {"T": 0.3}}, "scratch"]))
-    assert changed(first_plan, two) == {"pretrain", "export", "transfer"}
-    assert kinds(two) == kinds(first_plan)
-    new = [s for i, s in two.stages.items() if i not in first_plan.stages]
+    changed_plan = build_plan(build(methods=[{"base": "kdep", "transform": {"T": 0.3}}, "scratch"]))
+    assert new_kinds(first_plan, changed_plan) == {"pretrain", "export", "transfer"}
+    assert kinds(changed_plan) == kinds(first_plan)
+    new = [s for i, s in changed_plan.stages.items() if i not in first_plan.stages]
     assert all("kdep" in s.name for s in new)
 
 
@@ -88,25 +90,25 @@ def test_changing_T_touches_pretraining_and_its_transfers_alone():
         ),
     ],
 )
-def test_what_a_change_touches(change, kinds_changed):
-    assert changed(build_plan(build()), build_plan(build(**change))) == kinds_changed
+def test_a_change_of_the_suite_changes_only_stages_that_depend_on_it(change, kinds_changed):
+    assert new_kinds(build_plan(build()), build_plan(build(**change))) == kinds_changed
 
 
-def test_shares_and_seeds():
+def test_data_fractions_share_the_cache_and_seeds_multiply_runs():
     plan = build_plan(build(shares=[1.0, 0.1], seeds={"pretrain": [0, 1], "transfer": [0, 1]}))
     count = kinds(plan)
-    assert count["views"] == count["cache"] == 1  # a share is a subset of the one cache
+    assert count["views"] == count["cache"] == 1  # a data fraction uses a part of the cache
     assert count["align"] == 2
     kdep = [c for c in plan.runs if c.method["name"] == "kdep"]
     scratch = [c for c in plan.runs if c.method["name"] == "scratch"]
     assert len(kdep) == 2 * 2 * 2
-    assert len(scratch) == 2 * 2  # saw no image of any share: once
+    assert len(scratch) == 2 * 2  # not pre-trained, so planned for one data fraction
     assert {c.fraction for c in scratch} == {1.0}
     assert len({c.chain["pretrain"] for c in scratch}) == 4
     assert len({c.id for c in plan.runs}) == len(plan.runs)
 
 
-def test_diagonal_seeds():
+def test_diagonal_seeds_are_paired_in_order():
     plan = build_plan(build(seeds={"pretrain": [0, 1], "transfer": [5, 6], "pairs": "diagonal"}))
     pairs = {(c.pretrain_seed, c.transfer_seed) for c in plan.runs}
     assert pairs == {(0, 5), (1, 6)}
@@ -120,7 +122,7 @@ def test_a_method_for_other_students_is_not_planned():
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"teacher": None}, "needs a teacher"),
         ({"methods": [{"base": "kdep", "needs": ["labels", "pooled"]}]}, "labels_used=False"),
@@ -131,8 +133,8 @@ def test_a_method_for_other_students_is_not_planned():
         ({"runtime": {"cpus": {"pretran": 1}}}, "did you mean pretrain"),
     ],
 )
-def test_impossible_pairs_fail_when_planned(change, says):
-    with pytest.raises(KdepError, match=says):
+def test_impossible_pairs_fail_when_planned(change, message):
+    with pytest.raises(KdepError, match=message):
         build_plan(build(**change))
 
 
@@ -145,21 +147,21 @@ def test_a_student_wider_than_its_teacher_needs_a_policy():
 
 
 @pytest.mark.parametrize(
-    ("objective", "says"),
+    ("objective", "message"),
     [
         ({"sign": "plain"}, "128 channels and map s16 of the teacher only 112"),
         ({"sign": "pair"}, "did you mean pairs"),
         ({"levels": {"_delete_": True, "s64": "s32"}}, "s64"),
     ],
 )
-def test_a_level_that_no_basis_can_serve_is_refused_before_anything_runs(objective, says):
-    arm = {"base": "kdep_maps", "objective": objective}
+def test_a_level_without_a_possible_basis_is_refused_when_planned(objective, message):
+    method = {"base": "kdep_maps", "objective": objective}
     build_plan(build(methods=["kdep_maps"]))
-    with pytest.raises(KdepError, match=says):
-        build_plan(build(methods=[arm]))
+    with pytest.raises(KdepError, match=message):
+        build_plan(build(methods=[method]))
 
 
-def test_pairs_of_an_odd_level_are_refused_before_anything_runs():
+def test_pairs_of_an_odd_number_of_channels_are_refused_when_planned():
     suite = build(methods=["kdep_maps"])
     odd = json.loads(json.dumps(suite.students[0]))
     odd["pyramid"]["channels"][2] = 127
@@ -167,28 +169,29 @@ def test_pairs_of_an_odd_level_are_refused_before_anything_runs():
         build_plan(suite.model_copy(update={"students": [odd]}))
 
 
-def test_logits_from_a_teacher_without_any():
+def test_logits_of_a_teacher_without_logits_are_refused():
     suite = build(methods=[{"base": "kdep", "needs": ["logits"]}])
-    mute = {"name": "mute", "has_logits": False}
+    without_logits = {"name": "mute", "has_logits": False}
     with pytest.raises(KdepError, match="has none"):
-        build_plan(suite.model_copy(update={"teachers": {"resnet18_w32": mute}}))
+        build_plan(suite.model_copy(update={"teachers": {"resnet18_w32": without_logits}}))
 
 
-def ten_thousand() -> Suite:
+def suite_of_10000_stages() -> Suite:
+    """A suite with more than 10,000 stages."""
     seeds = {"pretrain": list(range(25)), "transfer": list(range(25))}
     tasks = [{"base": "pocket_det", "name": f"det{k}"} for k in range(8)]
     return build(tasks=tasks, seeds=seeds, methods=["kdep", "svd"], shares=[1.0])
 
 
-def test_planning_10000_stages_is_fast_and_small():
-    suite = ten_thousand()
+def test_planning_10000_stages_takes_under_2_s_and_300_mb():
+    suite = suite_of_10000_stages()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    begun = time.process_time()
+    start = time.process_time()
     plan = build_plan(suite)
-    spent = time.process_time() - begun
+    cpu_s = time.process_time() - start
     assert len(plan.stages) > 10_000
-    assert spent < 2.0
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10
+    assert cpu_s < 2.0
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10  # kB
 
 
 def test_a_schedule_longer_than_the_run_is_refused_when_planned():
@@ -211,6 +214,7 @@ def test_comparing_views_needs_two_of_them_in_a_batch():
 
 
 def cache_specs(plan: Plan) -> list[dict]:
+    """Specs of the caches."""
     return [s.spec for s in plan.stages.values() if s.kind == "cache"]
 
 
@@ -222,18 +226,20 @@ def test_options_of_the_budget_that_are_not_used_are_in_no_spec():
     used = build_plan(build(budget={**budget, "accumulate": 2, "ema": 0.9}))
     specs = [s.spec["budget"] for s in used.stages.values() if "budget" in s.spec]
     assert all(s["accumulate"] == 2 and s["ema"] == 0.9 and "compile" not in s for s in specs)
-    assert changed(plain, used) == {"pretrain", "export", "transfer"}
+    assert new_kinds(plain, used) == {"pretrain", "export", "transfer"}
     with pytest.raises(KdepError, match="3 micro-batches"):
         build_plan(build(budget={**budget, "accumulate": 3}))
 
 
 def test_logits_that_follow_from_the_pooled_feature_are_not_stored():
-    plain = build_plan(build(methods=["kdep", "scratch"]))
-    both = build_plan(build(methods=["kdep", "logit_kd", "scratch"]))
-    assert cache_specs(both) == cache_specs(plain)
-    (logit,) = [s for s in both.stages.values() if s.kind == "pretrain" and "logit" in s.name]
+    without = build_plan(build(methods=["kdep", "scratch"]))
+    with_logit_kd = build_plan(build(methods=["kdep", "logit_kd", "scratch"]))
+    assert cache_specs(with_logit_kd) == cache_specs(without)
+    (logit,) = [
+        s for s in with_logit_kd.stages.values() if s.kind == "pretrain" and "logit" in s.name
+    ]
     assert set(logit.needs) == {"views", "cache"}
-    assert not changed(both, plain)
+    assert not new_kinds(with_logit_kd, without)
 
 
 def test_other_logits_are_stored_once_for_all_methods():
@@ -258,71 +264,93 @@ def test_a_live_teacher_is_given_the_images_and_no_labels():
 
 def test_logits_of_a_teacher_without_any_and_maps_of_a_student_without_any_are_refused():
     suite = build(methods=["logit_kd"])
-    mute = {"name": "mute", "has_logits": False}
+    without_logits = {"name": "mute", "has_logits": False}
     with pytest.raises(KdepError, match="'mute' has none"):
-        build_plan(suite.model_copy(update={"teachers": {"resnet18_w32": mute}}))
+        build_plan(suite.model_copy(update={"teachers": {"resnet18_w32": without_logits}}))
     maps = [{"base": "logit_kd", "needs": ["maps"]}]
     flat = [{"base": "resnet18_w32", "pyramid": {"_delete_": True}}]
     with pytest.raises(KdepError, match="config has no `pyramid`"):
         build_plan(build(methods=maps, students=flat))
 
 
-def test_maps_have_a_cache_of_their_own_with_the_rows_and_levels_that_are_read():
-    plain = build_plan(build(methods=["kdep"], shares=[0.5]))
-    both = build_plan(build(methods=["kdep", "nfd", "fitnets"], shares=[0.5]))
-    assert not changed(both, plain)  # the arms without maps keep every stage
-    own, other = sorted(cache_specs(both), key=len)
-    assert set(own) == {"teacher"}
-    assert other["outputs"] == ["maps.s16", "maps.s32"]  # of four
-    assert other["share"] == 0.5
+def test_maps_have_a_separate_cache_of_the_rows_and_levels_that_are_read():
+    without_maps = build_plan(build(methods=["kdep"], shares=[0.5]))
+    with_maps = build_plan(build(methods=["kdep", "nfd", "fitnets"], shares=[0.5]))
+    assert not new_kinds(with_maps, without_maps)  # methods without maps keep their stages
+    pooled_cache, map_cache = sorted(cache_specs(with_maps), key=len)
+    assert set(pooled_cache) == {"teacher"}
+    assert map_cache["outputs"] == ["maps.s16", "maps.s32"]  # of four
+    assert map_cache["share"] == 0.5
 
 
-def chain(**more) -> dict:
-    told = {"student": "resnet18_w32", "method": "kdep", **more}
-    return {"base": "kdep", "name": "hop", "teacher": told}
+def with_intermediate_teacher(**changes) -> dict:
+    """A kdep whose teacher is a student pre-trained by kdep."""
+    teacher = {"student": "resnet18_w32", "method": "kdep", **changes}
+    return {"base": "kdep", "name": "hop", "teacher": teacher}
 
 
-def test_an_assistant_is_a_method_whose_export_is_the_teacher():
-    plan = build_plan(build(methods=["kdep", {**chain(epochs=0.5), "align": {"type": "svd"}}]))
+def test_the_export_of_an_intermediate_teacher_is_the_teacher():
+    plan = build_plan(
+        build(methods=["kdep", {**with_intermediate_teacher(epochs=0.5), "align": {"type": "svd"}}])
+    )
     cache = next(s for s in plan.stages.values() if s.kind == "cache" and "export" in s.needs)
-    made = plan.stages[cache.needs["export"]]
-    assert plan.stages[made.needs["pretrain"]].spec["budget"]["epochs"] == 0.5
+    export = plan.stages[cache.needs["export"]]
+    assert plan.stages[export.needs["pretrain"]].spec["budget"]["epochs"] == 0.5
     assert cache.spec["teacher"]["name"] == "resnet18_w32.kdep.0.5ep"
-    assert cache.needs["pretrain"] == made.needs["pretrain"]
+    assert cache.needs["pretrain"] == export.needs["pretrain"]
     run = next(c for c in plan.runs if c.method["name"] == "hop")
-    assert run.chain["teacher.export"] == made.id
+    assert run.chain["teacher.export"] == export.id
     assert run.chain["cache"] == cache.id
     assert "teacher" not in plan.stages[run.chain["pretrain"]].spec["method"]
-    # The whole budget is the very arm of the suite, not another one.
-    same = build_plan(build(methods=["kdep", chain()]))
+    # With the complete budget, the intermediate teacher is the suite's own kdep.
+    same = build_plan(build(methods=["kdep", with_intermediate_teacher()]))
     hop, kdep = (next(c for c in same.runs if c.method["name"] == n) for n in ("hop", "kdep"))
     assert hop.chain["teacher.export"] == kdep.chain["export"]
 
 
 @pytest.mark.parametrize(
-    ("methods", "says"),
+    ("methods", "message"),
     [
         (
-            [{**chain(), "teacher": {"student": "resnet18_w32", "method": "scratch"}}],
+            [
+                {
+                    **with_intermediate_teacher(),
+                    "teacher": {"student": "resnet18_w32", "method": "scratch"},
+                }
+            ],
             "is not trained",
         ),
-        ([chain(epochs=99.0)], "is 99, but the budget has 1 epochs"),
+        ([with_intermediate_teacher(epochs=99.0)], "is 99, but the budget has 1 epochs"),
         (
-            [{**chain(), "teacher": {"student": "resnet18_w32", "method": "supervised"}}],
+            [
+                {
+                    **with_intermediate_teacher(),
+                    "teacher": {"student": "resnet18_w32", "method": "supervised"},
+                }
+            ],
             "has a label-free policy",
         ),
-        ([{**chain(), "base": "logit_kd"}], "needs logits, but the teacher 'resnet18_w32.kdep'"),
-        ([{**chain(), "base": "nfd"}], "needs feature maps, but the teacher"),
-        ([{**chain(), "teacher": {"student": "nobody", "method": "kdep"}}], "nobody"),
-        ([{**chain(), "teacher": {"student": "resnet18_w32"}}], "lacks the key 'method'"),
+        (
+            [{**with_intermediate_teacher(), "base": "logit_kd"}],
+            "needs logits, but the teacher 'resnet18_w32.kdep'",
+        ),
+        ([{**with_intermediate_teacher(), "base": "nfd"}], "needs feature maps, but the teacher"),
+        (
+            [{**with_intermediate_teacher(), "teacher": {"student": "nobody", "method": "kdep"}}],
+            "nobody",
+        ),
+        (
+            [{**with_intermediate_teacher(), "teacher": {"student": "resnet18_w32"}}],
+            "lacks the key 'method'",
+        ),
     ],
 )
-def test_impossible_assistants_are_refused_when_planned(methods, says):
-    with pytest.raises(KdepError, match=says):
+def test_impossible_intermediate_teachers_are_refused_when_planned(methods, message):
+    with pytest.raises(KdepError, match=message):
         build_plan(build(methods=methods))
 
 
-def test_a_chain_that_loops_is_refused(tmp_path):
+def test_intermediate_teachers_that_form_a_loop_are_refused(tmp_path):
     import shutil
 
     from kdep_bench.suite.config import CONFIGS, build_suite, load_suite
@@ -348,7 +376,7 @@ def test_a_chain_that_loops_is_refused(tmp_path):
         build_suite(raw, tmp_path / "configs")
 
 
-def test_nothing_left_to_learn_from_is_refused_when_planned():
+def test_loss_weights_that_are_all_0_after_some_steps_are_refused():
     stop = {"type": "kdep_bench.schedules.until.Until", "stop": 0.5}
     objective = {
         "_delete_": True,
@@ -363,20 +391,28 @@ def test_nothing_left_to_learn_from_is_refused_when_planned():
 def test_methods_pocket_shares_budget_and_methods_with_the_other_suites():
     from kdep_bench.suite.config import load_suite
 
-    rivals, full = build_plan(load_suite("methods_pocket")), build_plan(load_suite("pocket_full"))
+    methods_pocket, full = (
+        build_plan(load_suite("methods_pocket")),
+        build_plan(load_suite("pocket_full")),
+    )
     dense = build_plan(load_suite("methods_pocket_dense"))
-    bars = {c.id for c in rivals.runs if c.method["name"] in ("supervised", "scratch")}
-    assert len(bars) == 18
-    assert bars <= set(full.stages)
-    (kdep,) = {c.chain["align"] for c in rivals.runs if c.method["name"] == "kdep"}
-    assert kdep in full.stages  # with the data, views and cache under it; its rate is the grid's
+    reference_runs = {
+        c.id for c in methods_pocket.runs if c.method["name"] in ("supervised", "scratch")
+    }
+    assert len(reference_runs) == 18
+    assert reference_runs <= set(full.stages)
+    (kdep,) = {c.chain["align"] for c in methods_pocket.runs if c.method["name"] == "kdep"}
+    assert kdep in full.stages  # but not its pre-training, which has another learning rate
     trained = {i for i, s in dense.stages.items() if s.kind == "pretrain"}
-    assert trained <= set(rivals.stages)
-    assert len({len(s) for s in _seeds(rivals).values()}) == 1  # no arm has fewer seeds
+    assert trained <= set(methods_pocket.stages)
+    assert (
+        len({len(s) for s in _seeds(methods_pocket).values()}) == 1
+    )  # every method has equally many seeds
 
 
 def _seeds(plan: Plan) -> dict[str, set[int]]:
-    out: dict[str, set[int]] = {}
+    """ "method task" -> its pre-training seeds."""
+    seeds: dict[str, set[int]] = {}
     for c in plan.runs:
-        out.setdefault(f"{c.method['name']} {c.task['name']}", set()).add(c.pretrain_seed)
-    return out
+        seeds.setdefault(f"{c.method['name']} {c.task['name']}", set()).add(c.pretrain_seed)
+    return seeds

@@ -1,4 +1,4 @@
-"""Probes in a suite: which stages are added, and what is refused when the plan is built."""
+"""Probes in a suite: which stages are added, and what is refused when planned."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ POCKET = {**GOOD, "data": "pocket", "tasks": ["pocket_probe"]}
 ALL = sorted(set(names("probe")))
 
 
-def refused(**change: Any) -> str:
+def planning_error(**change: Any) -> str:
+    """The error of planning a suite on the pocket data with these changes."""
     suite = build(**{**POCKET, **change})
     with pytest.raises(KdepError) as e:
         plan_and_count(suite)
@@ -26,12 +27,12 @@ def refused(**change: Any) -> str:
 
 
 def plan_and_count(suite: Suite) -> None:
-    """What the command does before anything runs."""
+    """Plans the suite and checks its counts, as the command does before anything runs."""
     build_plan(suite)
     check_counts(suite)
 
 
-def test_a_suite_without_probes_plans_what_it_planned_before():
+def test_a_suite_without_probes_has_no_stages_of_probes():
     plan = build_plan(build())
     assert not plan.probes
     assert not {s.kind for s in plan.stages.values()} & {"features", "probe"}
@@ -47,12 +48,14 @@ def test_probes_add_stages_and_change_none():
     assert len(plan.probes) == len(ALL) * len(exports)
 
 
-def test_one_extraction_serves_all_probes_of_a_backbone_and_all_suites():
+def test_features_of_a_backbone_are_extracted_once_for_all_probes():
     plan = build_plan(build(**POCKET, probes=ALL))
     ids = {r.chain["features"] for r in plan.probes if r.seed == 0 and "features" in r.chain}
     assert len(ids) == 2  # kdep and scratch
-    lone = build_plan(build(**POCKET, probes=["retrieval"]))  # reads the test split alone
-    assert {s.id for s in lone.stages.values() if s.kind == "features"} <= set(plan.stages)
+    retrieval_only = build_plan(build(**POCKET, probes=["retrieval"]))  # reads only the test split
+    assert {s.id for s in retrieval_only.stages.values() if s.kind == "features"} <= set(
+        plan.stages
+    )
 
 
 def test_transfer_seeds_share_the_probes_of_one_pre_training():
@@ -62,8 +65,8 @@ def test_transfer_seeds_share_the_probes_of_one_pre_training():
 
 
 def test_variants_share_probes_of_equal_backbones():
-    two = [{"budget": {"epochs": 1}}, {"budget": {"epochs": 2}}]
-    plan = build_plan(build(**POCKET, probes=["knn"], variants=two))
+    variants = [{"budget": {"epochs": 1}}, {"budget": {"epochs": 2}}]
+    plan = build_plan(build(**POCKET, probes=["knn"], variants=variants))
     assert len({r.id for r in plan.probes}) == len(plan.probes) == 4
 
 
@@ -73,11 +76,11 @@ def test_an_unknown_probe_names_the_nearest():
 
 
 def test_a_wrong_argument_is_refused_before_anything_runs():
-    assert "k = [0]" in refused(probes=[{"base": "knn", "k": [0]}])
-    assert "k = []" in refused(probes=[{"base": "knn", "k": []}])
-    assert "corruptions" in refused(probes=[{"base": "robustness", "corruptions": ["fog"]}])
-    assert "teacher = 'own'" in refused(probes=[{"base": "cka", "teacher": "own"}])
-    assert "T = 'warm'" in refused(probes=[{"base": "knn", "T": "warm"}])
+    assert "k = [0]" in planning_error(probes=[{"base": "knn", "k": [0]}])
+    assert "k = []" in planning_error(probes=[{"base": "knn", "k": []}])
+    assert "corruptions" in planning_error(probes=[{"base": "robustness", "corruptions": ["fog"]}])
+    assert "teacher = 'own'" in planning_error(probes=[{"base": "cka", "teacher": "own"}])
+    assert "T = 'warm'" in planning_error(probes=[{"base": "knn", "T": "warm"}])
     assert "key" in refusal(probes=[{"base": "knn", "kk": [1]}])
 
 
@@ -88,10 +91,10 @@ def test_a_type_that_is_no_probe_is_refused(monkeypatch):
         build_plan(suite)
 
 
-def test_a_split_that_the_data_lack_is_refused_and_the_remedy_works():
+def test_a_missing_split_is_refused_and_the_fix_works():
     data = {"base": "pocket", "classify": {"val": 0}}
     change = {"data": data, "tasks": ["pocket_finetune"]}
-    message = refused(**change, probes=["knn"])
+    message = planning_error(**change, probes=["knn"])
     assert "probe 'knn' reads classify/val" in message
     assert "add classify.val to the data config, or remove the probe" in message
     plan = build_plan(build(**{**POCKET, **change}, probes=["retrieval"]))  # needs no val
@@ -110,7 +113,7 @@ def test_a_split_that_the_data_lack_is_refused_and_the_remedy_works():
     ],
 )
 def test_a_folder_without_class_labels_or_splits_is_refused(folder, reason):
-    assert reason in refused(probes=[{"base": "knn", "folder": folder}])
+    assert reason in planning_error(probes=[{"base": "knn", "folder": folder}])
 
 
 def test_official_data_have_no_class_folders():
@@ -120,38 +123,40 @@ def test_official_data_have_no_class_folders():
         build_plan(suite.model_copy(update={"variants": parts}))
 
 
-def test_a_comparison_with_a_teacher_needs_one():
-    alone = {"teacher": None, "methods": ["supervised", "scratch"]}
-    message = refused(**alone, probes=["cka"])
+def test_a_probe_that_compares_with_a_teacher_requires_one():
+    without_teacher = {"teacher": None, "methods": ["supervised", "scratch"]}
+    message = planning_error(**without_teacher, probes=["cka"])
     assert "the suite has none for student 'resnet18_w32'" in message
-    own = {"base": "cka", "teacher": "method"}
-    message = refused(probes=[own])
+    cka_with_method_teacher = {"base": "cka", "teacher": "method"}
+    message = planning_error(probes=[cka_with_method_teacher])
     assert "the method 'scratch' has none" in message
     assert "set teacher='suite'" in message
-    assert build_plan(build(**{**POCKET, "methods": ["kdep"]}, probes=[own])).probes
+    assert build_plan(
+        build(**{**POCKET, "methods": ["kdep"]}, probes=[cka_with_method_teacher])
+    ).probes
     live = {**POCKET["budget"], "teacher": "live"}
-    assert "budget.teacher is 'live'" in refused(budget=live, probes=["cka"])
+    assert "budget.teacher is 'live'" in planning_error(budget=live, probes=["cka"])
 
 
-def test_the_teacher_of_a_method_is_the_one_that_it_learned_from():
-    """An assistant's cache, with the images of its data fraction, instead of the suite's."""
+def test_teacher_method_in_a_probe_is_the_method_s_intermediate_teacher():
+    """It uses the intermediate teacher's cache and data fraction instead of the suite's teacher."""
     change = {"methods": ["takd"], "shares": [0.1]}
-    both = ["cka", {"base": "cka", "name": "cka_own", "teacher": "method"}]
-    plan = build_plan(build(**{**POCKET, **change}, probes=both))
-    suites, own = (
+    probes = ["cka", {"base": "cka", "name": "cka_own", "teacher": "method"}]
+    plan = build_plan(build(**{**POCKET, **change}, probes=probes))
+    suite_cache, method_cache = (
         next(r.chain["cache"] for r in plan.probes if r.probe["name"] == name)
         for name in ("cka", "cka_own")
     )
-    assert "efficientnet_lite0" in suites
-    assert "resnet18_w48" in own
+    assert "efficientnet_lite0" in suite_cache
+    assert "resnet18_w48" in method_cache
     pools = {r.probe["name"]: plan.stages[r.chain["pool"]].spec["images"] for r in plan.probes}
     assert "share" not in pools["cka"]
-    assert pools["cka_own"]["share"] == plan.stages[own].spec["share"] == 0.1
+    assert pools["cka_own"]["share"] == plan.stages[method_cache].spec["share"] == 0.1
 
 
-def test_more_shots_than_images_are_refused_and_the_remedy_works():
+def test_more_shots_than_images_are_refused_and_the_fix_works():
     data = {"base": "pocket", "classify": {"train": 100}}  # 12 of the smallest of 8 classes
-    message = refused(data=data, probes=["few_shot"])
+    message = planning_error(data=data, probes=["few_shot"])
     assert "uses 16 training images per class, but the smallest class of classify/train" in message
     assert "has 12" in message
     suite = build(**{**POCKET, "data": data}, probes=[{"base": "few_shot", "shots": [1, 12]}])
@@ -159,19 +164,24 @@ def test_more_shots_than_images_are_refused_and_the_remedy_works():
 
 
 def test_a_rank_from_fewer_images_than_dimensions_is_refused():
-    message = refused(data={"base": "pocket", "classify": {"test": 200}}, probes=["effective_rank"])
+    message = planning_error(
+        data={"base": "pocket", "classify": {"test": 200}}, probes=["effective_rank"]
+    )
     assert "needs more images than the student 'resnet18_w32' has dimensions (256)" in message
 
 
-def test_the_published_suite_trains_nothing_that_methods_pocket_has_not():
-    """Other stage ids would train 84 backbones again."""
-    plan, made = build_plan(load_suite("pocket_probes")), build_plan(load_suite("methods_pocket"))
-    added = [s.kind for i, s in plan.stages.items() if i not in made.stages]
+def test_pocket_probes_uses_the_backbones_of_methods_pocket():
+    """With other stage ids, 84 backbones would be trained again."""
+    plan, methods_pocket = (
+        build_plan(load_suite("pocket_probes")),
+        build_plan(load_suite("methods_pocket")),
+    )
+    added = [s.kind for i, s in plan.stages.items() if i not in methods_pocket.stages]
     assert set(added) == {"features", "probe"}
     assert len(plan.probes) == 7 * 84
 
 
-def test_the_planner_knows_what_probes_may_read():
+def test_the_planner_s_list_of_probe_inputs_is_that_of_the_probes():
     from kdep_bench.probes import base
 
     assert READS == base.READS

@@ -1,4 +1,4 @@
-"""Variants of a suite (several teachers, budgets by share), and its rehearsal."""
+"""Variants of a suite (several teachers, budgets per data fraction), and its rehearsal."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from kdep_bench.suite.schema import Suite
 
 
 def raw(**changes: Any) -> dict[str, Any]:
+    """The entries of a full-scale suite, with changes."""
     suite = {
         "name": "full",
         "data": "imagenet",
@@ -46,6 +47,7 @@ def raw(**changes: Any) -> dict[str, Any]:
 
 
 def variants() -> list[dict[str, Any]]:
+    """Two teachers, each with all data for 9 epochs and a tenth for 90."""
     return [
         {
             "teacher": teacher,
@@ -59,13 +61,14 @@ def variants() -> list[dict[str, Any]]:
 
 
 def kinds(suite: Suite) -> Counter[str]:
+    """The number of stages per kind."""
     return Counter(s.kind for s in build_plan(suite).stages.values())
 
 
-def test_variants_share_what_is_equal() -> None:
+def test_variants_share_equal_stages() -> None:
     suite = build_suite(raw(variants=variants()))
     plan = build_plan(suite)
-    # kdep: 2 teachers x 2 budgets; supervised: 2 budgets, whatever the teacher; scratch once.
+    # kdep: 2 teachers x 2 budgets; supervised: 2 budgets for any teacher; scratch once.
     assert kinds(suite) == {
         "prepare": 1,
         "views": 1,
@@ -76,21 +79,21 @@ def test_variants_share_what_is_equal() -> None:
         "transfer": 21,
     }
     assert len(plan.runs) == 21
-    arms = {(c.method["name"], c.teacher and c.teacher["name"], c.fraction) for c in plan.runs}
-    assert ("supervised", None, 0.1) in arms
-    assert ("kdep", "swin_b", 1.0) in arms
-    assert len(arms) == 7
+    methods = {(c.method["name"], c.teacher and c.teacher["name"], c.fraction) for c in plan.runs}
+    assert ("supervised", None, 0.1) in methods
+    assert ("kdep", "swin_b", 1.0) in methods
+    assert len(methods) == 7
 
 
-def test_a_variant_equals_a_suite_of_its_own() -> None:
+def test_a_variant_has_the_ids_of_a_separate_suite() -> None:
     """Ids do not depend on whether a suite is written with variants."""
-    alone = build_suite(raw(methods=["kdep"], shares=[0.1]))
-    within = build_suite(raw(methods=["kdep"], variants=[{"shares": [0.1]}]))
-    assert list(build_plan(alone).stages) == list(build_plan(within).stages)
+    separate = build_suite(raw(methods=["kdep"], shares=[0.1]))
+    with_variant = build_suite(raw(methods=["kdep"], variants=[{"shares": [0.1]}]))
+    assert list(build_plan(separate).stages) == list(build_plan(with_variant).stages)
 
 
 @pytest.mark.parametrize(
-    ("variant", "said"),
+    ("variant", "message"),
     [
         ({"techer": "swin_b"}, "did you mean teacher"),
         ({"budget": {"epoch": 3}}, "did you mean epochs"),
@@ -100,8 +103,8 @@ def test_a_variant_equals_a_suite_of_its_own() -> None:
         ({"methods": []}, "methods"),
     ],
 )
-def test_wrong_variants(variant: dict[str, Any], said: str) -> None:
-    with pytest.raises(KdepError, match=said):
+def test_wrong_variants_are_refused(variant: dict[str, Any], message: str) -> None:
+    with pytest.raises(KdepError, match=message):
         build_suite(raw(variants=[variant]))
 
 
@@ -124,35 +127,38 @@ def test_a_rehearsal_has_every_stage_and_no_id_of_the_suite() -> None:
         assert variant.budget.epochs * IMAGES * variant.shares[0] == pytest.approx(STEPS * BATCH)
 
 
-def test_budgets_and_seeds_of_one_share_become_one() -> None:
-    many = [{"shares": [1.0], "budget": {"epochs": e}} for e in (9, 18, 90)]
-    suite = build_suite(raw(variants=many, seeds={"pretrain": [0, 1], "transfer": [0, 1]}))
+def test_a_rehearsal_has_one_budget_and_seed_per_data_fraction() -> None:
+    variants_of_length = [{"shares": [1.0], "budget": {"epochs": e}} for e in (9, 18, 90)]
+    suite = build_suite(
+        raw(variants=variants_of_length, seeds={"pretrain": [0, 1], "transfer": [0, 1]})
+    )
     assert kinds(suite)["pretrain"] == 3 * 2 * 2 + 2 * 2
     assert kinds(rehearsed(suite))["pretrain"] == 3
 
 
-def differences(a: Any, b: Any, place: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+def differences(a: Any, b: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Paths of the entries in which two nested dicts differ."""
     if isinstance(a, dict) and a.keys() == b.keys():
-        return [found for k in a for found in differences(a[k], b[k], (*place, k))]
-    return [] if a == b else [place]
+        return [inner_path for k in a for inner_path in differences(a[k], b[k], (*path, k))]
+    return [] if a == b else [path]
 
 
 def test_only_the_listed_numbers_change() -> None:
-    """The rest of every task, its models and augmentations included, is rehearsed as it is."""
+    """Everything else in a task, including models and augmentations, is rehearsed unchanged."""
     suite = build_suite(raw())
     for task in suite.tasks:
         small = shrink_task(task)
         different = {k for k in task["recipe"] if task["recipe"][k] != small["recipe"][k]}
         assert different <= set(RECIPE) | {"model"}
-        whole, shrunk = (t["recipe"].get("model") or {} for t in (task, small))
-        assert set(differences(whole, shrunk)) <= set(MODEL)
+        full, reduced = (t["recipe"].get("model") or {} for t in (task, small))
+        assert set(differences(full, reduced)) <= set(MODEL)
         assert {k: v for k, v in task.items() if k != "recipe"} == {
             k: v for k, v in small.items() if k != "recipe"
         }
 
 
-def test_both_steps_are_taken_in_every_share() -> None:
-    """A share and an epoch that do not divide well would round to one step and a half."""
+def test_a_rehearsal_takes_its_steps_for_every_data_fraction() -> None:
+    """Fractions and epochs that do not divide evenly would round to another number of steps."""
     from kdep_bench.pretrain.budgets import whole_batches
 
     for variant in rehearsed(build_suite(raw(variants=variants()))).variants:
@@ -169,7 +175,7 @@ def test_a_rehearsal_lists_its_changes(capsys: pytest.CaptureFixture[str], tmp_p
     assert all(f"{key} " in output for key in (*RECIPE, *(".".join(m) for m in MODEL)))
 
 
-def test_the_tiny_pool_is_as_large_as_it_says() -> None:
+def test_the_tiny_pool_has_the_stated_number_of_images() -> None:
     from kdep_bench.data.official import imagenet, stage
     from kdep_bench.suite import rehearse
 

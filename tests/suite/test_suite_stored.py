@@ -1,4 +1,4 @@
-"""Caches of class probabilities in the plan: their own, without changing anybody else's."""
+"""Caches of class probabilities in the plan: separate, without changing other caches."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from kdep_bench.errors import KdepError
 from kdep_bench.suite.config import load_suite
 from tests.suite.test_suite_methods import plan
 
-LATE = dict(base="tinyvit", name="many", objective=dict(top_classes=1001))
+TOO_MANY_CLASSES = dict(base="tinyvit", name="many", objective=dict(top_classes=1001))
 
 
 def caches(*methods: Any) -> dict[str, Any]:
+    """Id -> spec of the caches planned for these methods."""
     return {s.id: s.spec for s in plan(*methods).stages.values() if s.kind == "cache"}
 
 
 def test_a_method_of_class_probabilities_changes_no_other_method_s_cache():
     for other in ("kdep", "fitnets", "logit_kd"):
-        alone, both = caches(other), caches(other, "tinyvit")
-        assert alone.items() <= both.items()
-        (spec,) = (s for i, s in both.items() if i not in alone)
+        without, with_probabilities = caches(other), caches(other, "tinyvit")
+        assert without.items() <= with_probabilities.items()
+        (spec,) = (s for i, s in with_probabilities.items() if i not in without)
         assert spec["outputs"] == ["probabilities.10"]
         assert spec["pooled"] is False
 
 
 def test_more_probabilities_than_the_teacher_s_classes_are_refused():
     with pytest.raises(KdepError, match="the teacher 'efficientnet_lite0' has 1000 classes"):
-        plan(LATE)
-    assert plan(LATE | {"objective": dict(top_classes=1000)}).runs
+        plan(TOO_MANY_CLASSES)
+    assert plan(TOO_MANY_CLASSES | {"objective": dict(top_classes=1000)}).runs
 
 
 def test_class_probabilities_of_a_teacher_without_a_classifier_are_refused():
@@ -45,6 +46,6 @@ def test_players_are_refused_with_gradient_accumulation():
 
 
 def test_a_player_s_optimiser_is_checked_by_the_plan():
-    bad = dict(base="amal", objective=dict(optimizer=dict(type="SGD", lr=-1.0)))
+    negative_rate = dict(base="amal", objective=dict(optimizer=dict(type="SGD", lr=-1.0)))
     with pytest.raises(KdepError, match=r"objective\.optimizer has lr = -1\.0"):
-        plan(bad)
+        plan(negative_rate)

@@ -1,4 +1,4 @@
-"""Teachers by role in the plan: what is shared, what the records say, what is refused."""
+"""Teachers by role in the plan: what is shared, what records contain, what is refused."""
 
 from __future__ import annotations
 
@@ -22,15 +22,18 @@ AEKD = dict(_delete_=True, type=f"{OBJECTIVES}.aekd.AgreementKD")
 SGD = dict(type="SGD", lr=0.1)
 
 
-def plan(*methods: Any, **more: Any) -> Plan:
-    return build_plan(build(methods=list(methods), claims=[], **more))
+def plan(*methods: Any, **changes: Any) -> Plan:
+    """The plan of the test suite with these methods."""
+    return build_plan(build(methods=list(methods), claims=[], **changes))
 
 
-def named(method: str, **teachers: Any) -> dict[str, Any]:
+def with_teachers(method: str, **teachers: Any) -> dict[str, Any]:
+    """The method under the name "own", with these teachers by role."""
     return dict(base=method, name="own", teachers=dict(_delete_=True, **teachers))
 
 
-def pretrain_of(made_plan: Plan, method: str) -> Stage:
+def pretrain_stage(made_plan: Plan, method: str) -> Stage:
+    """The pre-training stage of a method."""
     (stage,) = [
         s
         for s in made_plan.stages.values()
@@ -40,27 +43,30 @@ def pretrain_of(made_plan: Plan, method: str) -> Stage:
 
 
 def caches(made_plan: Plan) -> set[str]:
+    """Ids of the plan's caches."""
     return {i for i, s in made_plan.stages.items() if s.kind == "cache"}
 
 
 def test_a_teacher_s_cache_is_shared_by_methods_of_one_and_of_several_teachers():
-    alone, both = plan("kdep"), plan("kdep", "ebkd", "aekd")
-    assert set(alone.stages) <= set(both.stages)  # no finished stage runs again
-    assert len(caches(both)) == 2
-    assert caches(plan("ebkd", seeds={"pretrain": [3], "transfer": [3]})) == caches(both)
-    stage = pretrain_of(both, "ebkd")
+    kdep_plan, plan_of_three = plan("kdep"), plan("kdep", "ebkd", "aekd")
+    assert set(kdep_plan.stages) <= set(plan_of_three.stages)  # no finished stage runs again
+    assert len(caches(plan_of_three)) == 2
+    assert caches(plan("ebkd", seeds={"pretrain": [3], "transfer": [3]})) == caches(plan_of_three)
+    stage = pretrain_stage(plan_of_three, "ebkd")
     assert stage.spec["roles"] == ["first", "second"]
     assert {k for k in stage.needs if k.endswith("cache")} == {"first.cache", "second.cache"}
 
 
-def test_the_order_of_the_roles_is_part_of_a_run_s_identity():
-    """The first is the one that a class of one teacher reads."""
-    one = named("multi_teacher_kd", a="suite", b="efficientnet_lite2")
-    two = named("multi_teacher_kd", b="efficientnet_lite2", a="suite")
-    assert pretrain_of(plan(one), "own").id != pretrain_of(plan(two), "own").id
+def test_the_order_of_the_roles_changes_a_run_s_id():
+    """An objective for one teacher reads the first role."""
+    suite_first = with_teachers("multi_teacher_kd", a="suite", b="efficientnet_lite2")
+    suite_second = with_teachers("multi_teacher_kd", b="efficientnet_lite2", a="suite")
+    assert (
+        pretrain_stage(plan(suite_first), "own").id != pretrain_stage(plan(suite_second), "own").id
+    )
 
 
-def test_a_record_names_every_teacher_and_its_hash_holds_both():
+def test_a_record_names_every_teacher_and_its_hash_depends_on_all():
     (run,) = [r for r in plan("ebkd").runs if r.method["name"] == "ebkd"][:1]
     assert run.teacher is not None
     assert run.teacher["name"] == "efficientnet_lite0+efficientnet_lite2"
@@ -70,8 +76,8 @@ def test_a_record_names_every_teacher_and_its_hash_holds_both():
     other = plan(dict(base="ebkd", teachers=dict(second=small)))
     assert _config_hash(run) != _config_hash(other.runs[0])
     stated = dict(base="efficientnet_lite2", card=dict(top1=0.5))
-    prose = plan(dict(base="ebkd", teachers=dict(second=stated)))
-    assert prose.runs[0].id == run.id
+    other_card = plan(dict(base="ebkd", teachers=dict(second=stated)))
+    assert other_card.runs[0].id == run.id
 
 
 def test_the_card_of_several_teachers_states_every_licence():
@@ -87,7 +93,7 @@ def test_the_card_of_several_teachers_states_every_licence():
 
 
 def test_a_part_of_a_sum_reads_the_teacher_that_it_names():
-    """The second teacher's cache holds its maps, the first one's nothing beside the feature."""
+    """The second teacher's cache contains its maps, the first one's only the feature."""
     objective: dict[str, Any] = dict(
         _delete_=True,
         type=f"{OBJECTIVES}.weighted_sum.WeightedSum",
@@ -99,11 +105,11 @@ def test_a_part_of_a_sum_reads_the_teacher_that_it_names():
             ),
         ),
     )
-    method = named("logit_kd", small="suite", large="efficientnet_lite2") | dict(
+    method = with_teachers("logit_kd", small="suite", large="efficientnet_lite2") | dict(
         objective=objective, needs=["logits", "maps"]
     )
     small_plan = plan("kdep", method)
-    stage = pretrain_of(small_plan, "own")
+    stage = pretrain_stage(small_plan, "own")
     assert small_plan.stages[stage.needs["small.cache"]].spec.get("outputs") is None
     assert small_plan.stages[stage.needs["large.cache"]].spec["outputs"] == ["maps.s32"]
     assert caches(plan("kdep")) <= caches(small_plan)
@@ -113,12 +119,12 @@ def test_a_part_of_a_sum_reads_the_teacher_that_it_names():
     objective["parts"]["maps"]["teacher"] = "small"
     with pytest.raises(KdepError, match=r"has 2 teachers \(small, large\), but its"):
         plan(method)
-    alone = dict(base="logit_kd", objective=objective, needs=["logits", "maps"])
+    without_teachers = dict(base="logit_kd", objective=objective, needs=["logits", "maps"])
     with pytest.raises(KdepError, match="add `teachers` to the method"):
-        plan(alone)
+        plan(without_teachers)
 
 
-def test_an_alignment_is_fitted_for_the_roles_that_regress_it_alone():
+def test_an_alignment_is_fitted_only_for_roles_that_are_regressed():
     objective: dict[str, Any] = dict(
         _delete_=True,
         type=f"{OBJECTIVES}.weighted_sum.WeightedSum",
@@ -127,18 +133,18 @@ def test_an_alignment_is_fitted_for_the_roles_that_regress_it_alone():
             logits=dict(objective=dict(type=f"{OBJECTIVES}.logit_kd.LogitKD"), teacher="b"),
         ),
     )
-    method = named("kdep", a="suite", b="efficientnet_lite2") | dict(
+    method = with_teachers("kdep", a="suite", b="efficientnet_lite2") | dict(
         objective=objective, needs=["pooled", "logits"]
     )
     small_plan = plan("kdep", method)
-    stage = pretrain_of(small_plan, "own")
+    stage = pretrain_stage(small_plan, "own")
     assert {k for k in stage.needs if "." in k} == {"a.cache", "b.cache", "a.align"}
-    assert stage.needs["a.align"] == pretrain_of(small_plan, "kdep").needs["align"]
+    assert stage.needs["a.align"] == pretrain_stage(small_plan, "kdep").needs["align"]
 
 
 def test_intermediate_teachers_can_have_a_role():
     weak = dict(student="resnet18_w32", method="supervised", epochs=None)
-    method = named("ebkd", a=SUPERVISED, b=weak) | dict(label_policy="labels")
+    method = with_teachers("ebkd", a=SUPERVISED, b=weak) | dict(label_policy="labels")
     small_plan = plan(method)
     run = small_plan.runs[0]
     assert set(run.chain) == {
@@ -149,12 +155,12 @@ def test_intermediate_teachers_can_have_a_role():
     assert run.teacher is not None
     assert run.teacher["name"] == "resnet18_w48.supervised+resnet18_w32.supervised"
     with pytest.raises(KdepError, match="label-free policy, but its teacher 'supervised'"):
-        plan(named("ebkd", a=SUPERVISED, b=weak))
+        plan(with_teachers("ebkd", a=SUPERVISED, b=weak))
 
 
-def test_live_teachers_are_told_by_role_and_counted():
+def test_live_teachers_by_role_are_in_the_spec_and_in_the_costs():
     small_plan = plan("ebkd", budget=dict(epochs=1, batch=8, optimizer=SGD, teacher="live"))
-    stage = pretrain_of(small_plan, "ebkd")
+    stage = pretrain_stage(small_plan, "ebkd")
     assert [t["variant"] for t in live_teachers(stage.spec)] == [0, 2]
     assert "images" in stage.needs
     assert not caches(small_plan)
@@ -162,8 +168,10 @@ def test_live_teachers_are_told_by_role_and_counted():
 
 
 def test_a_comparison_of_gpu_hours_is_that_of_the_suite_s_teacher():
-    """Otherwise a budget could take the method without what it is compared with."""
-    small_plan = plan("kdep", "ebkd", named("ebkd", a="efficientnet_lite2", b="mobilenetv2"))
+    """Otherwise a budget could select the method without the methods it is compared with."""
+    small_plan = plan(
+        "kdep", "ebkd", with_teachers("ebkd", a="efficientnet_lite2", b="mobilenetv2")
+    )
     names = {r.method["name"]: teacher_of(small_plan, r) for r in small_plan.runs}
     assert names == {
         "kdep": "efficientnet_lite0",
@@ -172,33 +180,35 @@ def test_a_comparison_of_gpu_hours_is_that_of_the_suite_s_teacher():
     }
 
 
-def test_an_intermediate_teacher_of_several_knows_all_their_data_classes_and_costs():
+def test_an_intermediate_teacher_inherits_data_and_classes_of_all_its_teachers():
     """Otherwise a note about a test set that a teacher was trained on would be missing."""
     coco = dict(base="efficientnet_lite2", card=dict(trained_on=["coco"]))
     raw = build(methods=[dict(base="ebkd", teachers=dict(second=coco))], claims=[])
     ebkd, student = raw.methods[0], raw.students[0]
-    taught = {
+    method = {
         **build(methods=["logit_kd"], claims=[]).methods[0],
         "teacher": {"student": student, "method": ebkd, "epochs": None},
     }
-    teacher = teacher_config_for(taught, raw.teachers["resnet18_w32"])
+    teacher = teacher_config_for(method, raw.teachers["resnet18_w32"])
     assert teacher is not None
     assert teacher["card"]["trained_on"] == ["imagenet", "coco"]
-    assert head_classes(raw, taught, raw.teachers["resnet18_w32"]) == 1000
-    built_plan = build_plan(raw.model_copy(update={"methods": [taught]}))
+    assert head_classes(raw, method, raw.teachers["resnet18_w32"]) == 1000
+    built_plan = build_plan(raw.model_copy(update={"methods": [method]}))
     assert {k for k in built_plan.runs[0].chain if k.endswith("cache")} == {
         *("cache", "teacher.first.cache", "teacher.second.cache")
     }
     assert teacher_of(built_plan, built_plan.runs[0]) == "efficientnet_lite0"
-    weak = dict(
+    supervised = dict(
         student=student, method=build(methods=["supervised"], claims=[]).methods[0], epochs=None
     )
-    own = {"teachers": {"a": weak, "b": "suite"}, "needs": ["logits"]}
-    upstream = {"teacher": {"student": student, "method": own, "epochs": None}}
-    assert head_classes(raw, upstream, raw.teachers["resnet18_w32"]) == raw.data["pool_classes"]
+    with_roles = {"teachers": {"a": supervised, "b": "suite"}, "needs": ["logits"]}
+    with_upstream = {"teacher": {"student": student, "method": with_roles, "epochs": None}}
+    assert (
+        head_classes(raw, with_upstream, raw.teachers["resnet18_w32"]) == raw.data["pool_classes"]
+    )
 
 
-def test_a_change_of_each_role_teacher_keeps_the_order_and_the_rest():
+def test_with_role_teachers_keeps_the_order_and_other_entries():
     method = {"name": "m", "teachers": {"b": "suite", "a": {"type": "T", "name": "x"}}}
     changed = with_role_teachers(method, lambda t: {**t, "content": 1})
     assert list(changed["teachers"].items()) == [
@@ -208,10 +218,13 @@ def test_a_change_of_each_role_teacher_keeps_the_order_and_the_rest():
     assert with_role_teachers({"name": "m"}, dict) == {"name": "m"}
 
 
-def test_role_teachers_of_intermediate_teachers_get_their_files_hashes_too():
-    """Otherwise another checkpoint under the same name would keep the old scores."""
-    own = {"name": "own", "teachers": {"x": {"type": "T", "name": "x"}, "y": "suite"}}
-    inner = {"name": "inner", "teacher": {"student": {"name": "s"}, "method": own, "epochs": 1}}
+def test_role_teachers_of_intermediate_teachers_get_content_hashes():
+    """Otherwise a changed checkpoint would keep the former scores."""
+    innermost = {"name": "own", "teachers": {"x": {"type": "T", "name": "x"}, "y": "suite"}}
+    inner = {
+        "name": "inner",
+        "teacher": {"student": {"name": "s"}, "method": innermost, "epochs": 1},
+    }
     outer = {"teachers": {"p": {"student": {}, "method": inner}, "q": {"type": "T", "name": "q"}}}
     filled = with_role_teachers(outer, lambda t: {**t, "content": 1})
     assert [t["name"] for t in role_teachers(filled)] == ["x", "q"]
@@ -221,16 +234,25 @@ def test_role_teachers_of_intermediate_teachers_get_their_files_hashes_too():
 
 
 @pytest.mark.parametrize(
-    ("method", "says"),
+    ("method", "message"),
     [
-        (named("kdep", a="suite", b="efficientnet_lite2"), "its objective reads one"),
-        (named("supervised", a="suite", b="efficientnet_lite2"), "its objective reads no teacher"),
-        (named("ebkd", a="suite"), "has one teacher in `teachers`; expected two or more"),
-        (named("ebkd", a="suite", b="efficientnet_lite0"), "are the same network"),
-        (named("ebkd", a="suite", b="efficientnet_lite9"), "unknown teacher config"),
-        (named("ebkd", a="suite", b="dinov2_vitb14"), r"teacher 'b'. needs logits, but .*has none"),
-        (named("ebkd", a="suite", **{"b.c": "efficientnet_lite2"}), "is no plain name"),
-        (named("ebkd", a="suite", b=SUPERVISED), r"different numbers of classes \(a 1000, b 9\)"),
+        (with_teachers("kdep", a="suite", b="efficientnet_lite2"), "its objective reads one"),
+        (
+            with_teachers("supervised", a="suite", b="efficientnet_lite2"),
+            "its objective reads no teacher",
+        ),
+        (with_teachers("ebkd", a="suite"), "has one teacher in `teachers`; expected two or more"),
+        (with_teachers("ebkd", a="suite", b="efficientnet_lite0"), "are the same network"),
+        (with_teachers("ebkd", a="suite", b="efficientnet_lite9"), "unknown teacher config"),
+        (
+            with_teachers("ebkd", a="suite", b="dinov2_vitb14"),
+            r"teacher 'b'. needs logits, but .*has none",
+        ),
+        (with_teachers("ebkd", a="suite", **{"b.c": "efficientnet_lite2"}), "is no plain name"),
+        (
+            with_teachers("ebkd", a="suite", b=SUPERVISED),
+            r"different numbers of classes \(a 1000, b 9\)",
+        ),
         (dict(base="ebkd", teacher=SUPERVISED), "has both `teacher` and `teachers`"),
         ("ca_mkd", "pool of 'smoke' has 9 classes and the teacher 'efficientnet_lite0' has 1000"),
         (
@@ -238,9 +260,9 @@ def test_role_teachers_of_intermediate_teachers_get_their_files_hashes_too():
             "has no teacher in `teachers`; expected two or more",
         ),
     ],
-)  # fmt: skip
-def test_roles_that_cannot_be_are_refused_when_the_plan_is_built(method: Any, says: str):
-    with pytest.raises(KdepError, match=says):
+)
+def test_impossible_roles_are_refused_when_planned(method: Any, message: str):
+    with pytest.raises(KdepError, match=message):
         plan(method)
 
 
@@ -253,22 +275,22 @@ def test_a_role_that_no_part_reads_is_refused():
         },
     )
     teachers = dict(a="suite", b="efficientnet_lite2", c="mobilenetv2")
-    method = named("logit_kd", **teachers) | dict(objective=objective)
+    method = with_teachers("logit_kd", **teachers) | dict(objective=objective)
     with pytest.raises(KdepError, match=r"no part of the objective of method 'own' reads .* 'c'"):
         plan(method)
     del teachers["c"]
-    plan(named("logit_kd", **teachers) | dict(objective=objective))
+    plan(with_teachers("logit_kd", **teachers) | dict(objective=objective))
 
 
 def test_a_classifier_that_does_not_read_the_pooled_feature_is_refused():
     objective = dict(_delete_=True, type=f"{OBJECTIVES}.ca_mkd.ConfidenceAwareFeatures")
-    method = named("ca_mkd", a=SUPERVISED, b=dict(SUPERVISED, student="resnet18_w32"))
+    method = with_teachers("ca_mkd", a=SUPERVISED, b=dict(SUPERVISED, student="resnet18_w32"))
     method |= dict(objective=objective)
     with pytest.raises(KdepError, match="applies the teacher's classifier to a pooled feature"):
         plan(method)
 
 
-def test_a_part_of_one_teacher_cannot_hold_what_reads_several():
+def test_a_part_with_one_teacher_cannot_have_an_objective_of_several():
     objective = dict(
         _delete_=True,
         type=f"{OBJECTIVES}.weighted_sum.WeightedSum",
@@ -277,12 +299,14 @@ def test_a_part_of_one_teacher_cannot_hold_what_reads_several():
             b=dict(objective=dict(type=f"{OBJECTIVES}.logit_kd.LogitKD"), teacher="b"),
         ),
     )
-    method = named("logit_kd", a="suite", b="efficientnet_lite2") | dict(objective=objective)
+    method = with_teachers("logit_kd", a="suite", b="efficientnet_lite2") | dict(
+        objective=objective
+    )
     with pytest.raises(KdepError, match="names the teacher 'a' and has MultiTeacherKD, which"):
         plan(method)
 
 
-def test_a_bridge_is_refused_for_a_teacher_that_does_not_give_its_last_layers():
+def test_a_bridge_is_refused_for_a_teacher_without_access_to_its_last_layers():
     plan("sokd")
     with pytest.raises(KdepError, match="trains the teacher's layers after the map 's16', which"):
         plan("sokd", teacher="mobilenetv2")

@@ -1,4 +1,4 @@
-"""`runtime.trackers`: named in a suite, checked before any work, no part of a stage's identity."""
+"""`runtime.trackers`: set in a suite, checked before any work, not part of a stage's id."""
 
 from __future__ import annotations
 
@@ -17,24 +17,31 @@ BOARD = {"type": "mmengine.TensorboardVisBackend"}
 
 
 @pytest.fixture(autouse=True)
-def _told_nothing(monkeypatch):
+def without_trackers(monkeypatch):
+    """No tracker is set by the environment."""
     monkeypatch.delenv("KDEP_TRACKERS", raising=False)
 
 
 @pytest.fixture
 def all_installed(monkeypatch):
-    real, packages = importlib.util.find_spec, {t.package for t in trackers.TRACKERS.values()}
+    """Every tracker's package counts as installed."""
+    real_find_spec, packages = (
+        importlib.util.find_spec,
+        {t.package for t in trackers.TRACKERS.values()},
+    )
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: object() if name in packages else real(name)
+        importlib.util,
+        "find_spec",
+        lambda name: object() if name in packages else real_find_spec(name),
     )
 
 
-def test_trackers_change_no_stage_id_and_reach_what_has_a_runner(all_installed):
+def test_trackers_change_no_stage_id_and_are_set_for_training_stages(all_installed):
     plain = build_plan(build(), fakes.PRETEND)
-    watched = build_plan(build(runtime=dict(trackers=["tensorboard"])), fakes.PRETEND)
-    assert list(plain.stages) == list(watched.stages)
+    tracked = build_plan(build(runtime=dict(trackers=["tensorboard"])), fakes.PRETEND)
+    assert list(plain.stages) == list(tracked.stages)
     assert not any(s.trackers for s in plain.stages.values())
-    for stage in watched.stages.values():
+    for stage in tracked.stages.values():
         assert list(stage.trackers) == ([BOARD] if stage.kind in ("pretrain", "transfer") else [])
         assert "ensorboard" not in str(stage.spec)
 
@@ -52,7 +59,7 @@ def test_a_worker_names_only_its_current_stage(all_installed):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "word"),
+    ("tracker_list", "message"),
     [
         (["tensorbord"], "tensorboard"),
         ([dict(type="mlflow", tracking_url="x")], "tracking_uri"),
@@ -60,16 +67,16 @@ def test_a_worker_names_only_its_current_stage(all_installed):
         ([dict(save_dir="x")], "runtime.trackers contains"),
     ],
 )
-def test_mistakes_raise_kdep_error(all_installed, wanted, word):
+def test_wrong_trackers_raise_kdep_error(all_installed, tracker_list, message):
     with pytest.raises(KdepError) as e:
-        build(runtime=dict(trackers=wanted))
-    assert word in str(e.value)
+        build(runtime=dict(trackers=tracker_list))
+    assert message in str(e.value)
 
 
 def test_a_missing_package_raises_kdep_error_before_any_work(monkeypatch):
-    real = importlib.util.find_spec
+    real_find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        trackers.importlib.util, "find_spec", lambda n: None if n == "mlflow" else real(n)
+        trackers.importlib.util, "find_spec", lambda n: None if n == "mlflow" else real_find_spec(n)
     )
     with pytest.raises(KdepError, match="mlflow is not installed") as e:
         build(runtime=dict(trackers=["mlflow"]))

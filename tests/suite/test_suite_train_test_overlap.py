@@ -1,4 +1,4 @@
-"""A teacher that was trained on what a task tests is a note beside the score, and no new run."""
+"""A teacher trained on a task's test data gives a note with the score, and no new run."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ TEACHER = {"name": "big", "card": {"trained_on": ["ImageNet-22k", "MS-COCO"]}}
         ({"recipe": {"folder": "classify"}}, "mine", []),
     ],
 )
-def test_overlaps_are_found_by_name_whatever_its_spelling(task, data, names) -> None:
+def test_overlaps_are_found_by_name_in_any_spelling(task, data, names) -> None:
     notes = overlap_notes([TEACHER, None], {"name": "t", **task}, data)
     assert [n.rpartition("evaluated on ")[2] for n in notes] == names
     assert all(n.startswith("big was trained on ") for n in notes)
 
 
-def test_the_teacher_that_saw_coco_is_marked_on_coco_and_nowhere_else() -> None:
+def test_a_teacher_trained_on_coco_is_noted_only_on_coco() -> None:
     teacher = resolve("teacher", "microsoft_resnet50")
     for name, marked in {"coco_fpn": True, "voc0712_fpn": False, "dtd": False}.items():
         task = resolve("task", name)
@@ -44,38 +44,38 @@ def test_the_teacher_that_saw_coco_is_marked_on_coco_and_nowhere_else() -> None:
 
 
 @pytest.mark.parametrize("value", ["imagenet", [1], ["--"], {"a": 1}])
-def test_what_is_no_list_of_names_is_refused(value: object) -> None:
+def test_a_wrong_list_of_data_sets_is_refused(value: object) -> None:
     with pytest.raises(KdepError, match=r"card.trained_on of 'x'.*a list of data set names"):
         trained_on({"name": "x", "card": {"trained_on": value}})
     with pytest.raises(KdepError, match="tests_on of the task 'x'"):
         train_test_overlap.tests_on({"name": "x", "tests_on": value}, "mine")
 
 
-def test_the_record_says_so_and_no_stage_runs_again(tmp_path: Path) -> None:
+def test_a_record_has_the_note_and_no_stage_runs_again(tmp_path: Path) -> None:
     suite, plan, work, results = make_suite(tmp_path, methods=["kdep", "scratch"])
     assert fakes.run(plan, work).ok
     collect(suite, plan, work, results)
     stated = suite.data["scores_note"]
-    before_any = [load_record(results, m).notes for m in ("kdep", "scratch")]
-    assert before_any == [[NOTE + stated]] * 2
+    former_notes = [load_record(results, m).notes for m in ("kdep", "scratch")]
+    assert former_notes == [[NOTE + stated]] * 2
 
     name = suite.data["name"]
     for teacher in suite.teachers.values():
         assert teacher is not None
         teacher["card"] = {**teacher.get("card", {}), "trained_on": [name]}
-    again = build_plan(suite, fakes.PRETEND)
-    assert again.stages.keys() == plan.stages.keys()
-    before = load_record(results, "kdep").config_hash
-    collect(suite, again, work, results)
+    changed_plan = build_plan(suite, fakes.PRETEND)
+    assert changed_plan.stages.keys() == plan.stages.keys()
+    former_hash = load_record(results, "kdep").config_hash
+    collect(suite, changed_plan, work, results)
     (note,) = [
         n for n in load_record(results, "kdep").notes if n.startswith(NOTE) and stated not in n
     ]
     assert f"was trained on {name}, and this task is evaluated on {name}" in note
     assert load_record(results, "scratch").notes == [NOTE + stated]
-    assert load_record(results, "kdep").config_hash == before
+    assert load_record(results, "kdep").config_hash == former_hash
 
 
-def test_a_suite_may_declare_both() -> None:
+def test_a_suite_can_set_trained_on_and_tests_on() -> None:
     task = resolve("task", {"base": "pocket_det", "name": "mine_det", "tests_on": ["coco"]})
     assert train_test_overlap.tests_on(task, "mine") == ["coco"]
     base = {"base": "efficientnet_lite0", "card": {"trained_on": ["mine"]}}
@@ -86,13 +86,13 @@ def test_a_suite_may_declare_both() -> None:
         build_plan(build(teacher={"base": "efficientnet_lite0", "card": {"trained_on": "mine"}}))
 
 
-def test_an_assistant_passes_on_what_its_own_teacher_was_trained_on() -> None:
+def test_an_intermediate_teacher_inherits_the_training_data_of_its_teacher() -> None:
     from kdep_bench.suite.methods import assistant_of
     from kdep_bench.suite.teachers import teacher_config_for
 
     base = {"name": "big", "card": {"trained_on": ["coco"]}}
     student, method = {"name": "small", "width": 8}, {"name": "kdep", "objective": {"type": "x"}}
-    taught = {
+    with_intermediate = {
         "name": "chain",
         "objective": {"type": "y"},
         "needs": ["features"],
@@ -102,6 +102,8 @@ def test_an_assistant_passes_on_what_its_own_teacher_was_trained_on() -> None:
             "epochs": None,
         },
     }
-    teacher = teacher_config_for(taught, base)
+    teacher = teacher_config_for(with_intermediate, base)
     assert overlap_notes([teacher], {"name": "t", "recipe": {"set": "coco"}}, "mine")
-    assert "trained_on" not in (assistant_of(taught) or {})["card"]  # no stage hears of it
+    assert (
+        "trained_on" not in (assistant_of(with_intermediate) or {})["card"]
+    )  # not in the spec of a stage

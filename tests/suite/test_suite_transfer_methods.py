@@ -25,6 +25,7 @@ PHRASE = "pre-trained by {}, transferred with {}"
 
 
 def suite(*methods: Any, **change: Any) -> Suite:
+    """A small suite with these methods."""
     raw = dict(
         name="several",
         data="smoke",
@@ -39,32 +40,36 @@ def suite(*methods: Any, **change: Any) -> Suite:
 
 
 def plan(*methods: Any, **change: Any) -> Plan:
+    """The plan of a small suite with these methods."""
     return build_plan(suite(*methods, **change))
 
 
-def of(plan: Plan, kind: str) -> list[str]:
+def ids_of_kind(plan: Plan, kind: str) -> list[str]:
+    """Ids of the plan's stages of a kind."""
     return [i for i, s in plan.stages.items() if s.kind == kind]
 
 
 def test_a_transfer_method_adds_its_own_stages_and_changes_no_other():
-    alone, both = plan("kdep", "scratch"), plan("kdep", "scratch", "transkd")
-    assert set(alone.stages) <= set(both.stages)
-    new = [both.stages[i] for i in both.stages if i not in alone.stages]
+    without, with_transkd = plan("kdep", "scratch"), plan("kdep", "scratch", "transkd")
+    assert set(without.stages) <= set(with_transkd.stages)
+    new = [with_transkd.stages[i] for i in with_transkd.stages if i not in without.stages]
     # The teacher's pre-training, export and transfer once, and a transfer for each seed.
     assert sorted(s.kind for s in new) == ["export", "pretrain", *["transfer"] * 3]
-    for run in both.runs:
-        stage = both.stages[run.id]
+    for run in with_transkd.runs:
+        stage = with_transkd.stages[run.id]
         assert ("transfer" in stage.spec) == (run.method.get("transfer") is not None)
         assert ("teacher" in stage.needs) == (run.method.get("transfer") is not None)
 
 
 def test_one_tuned_teacher_serves_every_method_and_seed_of_a_task():
-    made = plan("transkd", "nfd_transfer", dict(base="transkd", pretrained_by="kdep"))
-    teachers = [i for i in of(made, "transfer") if made.stages[i].spec.get("keep_model")]
+    a_plan = plan("transkd", "nfd_transfer", dict(base="transkd", pretrained_by="kdep"))
+    teachers = [
+        i for i in ids_of_kind(a_plan, "transfer") if a_plan.stages[i].spec.get("keep_model")
+    ]
     assert len(teachers) == 1
-    assert {made.stages[r.id].needs["teacher"] for r in made.runs} == set(teachers)
-    assert all(r.chain["tuned.transfer"] == teachers[0] for r in made.runs)
-    assert "transfer" not in made.stages[teachers[0]].spec
+    assert {a_plan.stages[r.id].needs["teacher"] for r in a_plan.runs} == set(teachers)
+    assert all(r.chain["tuned.transfer"] == teachers[0] for r in a_plan.runs)
+    assert "transfer" not in a_plan.stages[teachers[0]].spec
 
 
 def test_a_row_names_the_pre_training_and_the_transfer_method():
@@ -74,50 +79,54 @@ def test_a_row_names_the_pre_training_and_the_transfer_method():
 
 
 def test_the_pre_training_of_both_rows_is_one_stage():
-    made = plan("kdep", dict(base="transkd", pretrained_by="kdep"))
-    plain, taught = (
-        {r.chain["export"] for r in made.runs if (r.method.get("transfer") is None) == known}
-        for known in (True, False)
+    a_plan = plan("kdep", dict(base="transkd", pretrained_by="kdep"))
+    plain_exports, transfer_exports = (
+        {r.chain["export"] for r in a_plan.runs if (r.method.get("transfer") is None) == is_plain}
+        for is_plain in (True, False)
     )
-    assert plain == taught
+    assert plain_exports == transfer_exports
 
 
 def test_a_name_or_source_is_in_no_spec_and_an_argument_is():
     first_plan = plan("transkd")
-    prose = plan(dict(base="transkd", source="elsewhere"))
-    assert set(first_plan.stages) == set(prose.stages)
-    other = plan(dict(base="transkd", transfer=dict(weight=2.0)))
-    new = [other.stages[i] for i in other.stages if i not in first_plan.stages]
+    other_source = plan(dict(base="transkd", source="elsewhere"))
+    assert set(first_plan.stages) == set(other_source.stages)
+    other_weight = plan(dict(base="transkd", transfer=dict(weight=2.0)))
+    new = [other_weight.stages[i] for i in other_weight.stages if i not in first_plan.stages]
     assert {(s.kind, s.spec["transfer"]["weight"]) for s in new} == {("transfer", 2.0)}
 
 
-def test_tasks_of_a_transfer_method_restrict_it_alone():
-    only = dict(base="transkd", transfer=dict(tasks=["smoke_seg"]))
-    made = plan("kdep", only, tasks=["smoke_seg", "smoke_finetune"])
-    found = {(row_name(r.method), r.task["name"]) for r in made.runs}
-    assert found == {
+def test_tasks_of_a_transfer_method_restrict_only_that_method():
+    restricted = dict(base="transkd", transfer=dict(tasks=["smoke_seg"]))
+    a_plan = plan("kdep", restricted, tasks=["smoke_seg", "smoke_finetune"])
+    rows = {(row_name(r.method), r.task["name"]) for r in a_plan.runs}
+    assert rows == {
         ("kdep", "smoke_seg"),
         ("kdep", "smoke_finetune"),
         (PHRASE.format("scratch", "transkd"), "smoke_seg"),
     }
 
 
-LACKS = dict(base="transkd", transfer=dict(teacher=None))
+WITHOUT_TEACHER = dict(base="transkd", transfer=dict(teacher=None))
 NO_LEVELS = dict(_delete_=True, s4="s4", s64="s32")
 NO_MAPS = dict(_delete_=True, s4="s4", s32="s64")
 KD = dict(_delete_=True, type="kdep_bench.objectives.logit_kd.LogitKD", tau=1.0)
-TOOK = dict(base="nfd_transfer", transfer=dict(objective=dict(wieght=1.0)))
+UNKNOWN_ARGUMENT = dict(base="nfd_transfer", transfer=dict(objective=dict(wieght=1.0)))
 
 
 @pytest.mark.parametrize(
     ("method", "change", "match"),
     [
-        (LACKS, {}, "needs a teacher that was transferred to the same task, and has none"),
+        (
+            WITHOUT_TEACHER,
+            {},
+            "needs a teacher that was transferred to the same task, and has none",
+        ),
         ("transkd", dict(tasks=["smoke_finetune"]), "does not support the task 'smoke_finetune'"),
         ("transkd", dict(tasks=["smoke_probe"]), "does not support the task 'smoke_probe'"),
         (dict(base="transkd", transfer=dict(weigth=1.0)), {}, "did you mean weight"),
         (dict(base="transkd", transfer=dict(weight=-1.0)), {}, "weight = -1.0"),
-        (TOOK, {}, "did you mean weight"),
+        (UNKNOWN_ARGUMENT, {}, "did you mean weight"),
         (dict(base="nfd_transfer", transfer=dict(objective=KD)), {}, "reads logits"),
         (
             dict(base="transkd", transfer=dict(levels=NO_LEVELS)),
@@ -153,35 +162,35 @@ TOOK = dict(base="nfd_transfer", transfer=dict(objective=dict(wieght=1.0)))
         ),
     ],
 )
-def test_what_cannot_work_is_refused_when_the_plan_is_built(method, change, match):
-    """Before any stage has run, with the name of what is wrong."""
-    with pytest.raises(KdepError, match=match) as refused:
+def test_impossible_transfer_methods_are_refused_when_planned(method, change, match):
+    """Each error has a fix or states what is expected."""
+    with pytest.raises(KdepError, match=match) as error_info:
         plan(method, **change)
-    assert refused.value.fix or refused.value.expected
+    assert error_info.value.fix or error_info.value.expected
 
 
 def test_a_network_that_the_method_cannot_read_is_refused():
-    made = suite("transkd")
-    student = {**made.students[0], "backbone": {"type": "mmpretrain.VisionTransformer"}}
-    made = made.model_copy(update={"students": [student]})
+    a_suite = suite("transkd")
+    student = {**a_suite.students[0], "backbone": {"type": "mmpretrain.VisionTransformer"}}
+    a_suite = a_suite.model_copy(update={"students": [student]})
     with pytest.raises(KdepError, match="cannot read the backbone VisionTransformer"):
-        build_plan(made)
+        build_plan(a_suite)
 
 
-def test_the_remedy_for_a_missing_teacher_works():
+def test_the_fix_for_a_missing_teacher_works():
     with pytest.raises(KdepError, match="add teacher=dict"):
-        plan(LACKS)
+        plan(WITHOUT_TEACHER)
     assert plan(TRANSKD).runs
 
 
-def test_a_method_twice_is_refused_and_two_pre_trainings_of_one_are_not():
+def test_a_duplicate_method_is_refused_and_one_with_two_pre_trainings_is_not():
     with pytest.raises(KdepError, match="more than once"):
         suite("transkd", dict(base="transkd", pretrained_by="scratch"))
     assert len(suite("transkd", dict(base="transkd", pretrained_by="kdep")).methods) == 2
 
 
-def test_a_claim_means_the_plain_method_unless_it_says_the_other():
-    """A claim on kdep is not tested on KDEP with a transfer method."""
+def test_a_claim_is_about_the_plain_method_unless_it_names_the_transfer_method():
+    """A claim about kdep is not tested on kdep with a transfer method."""
     both = dict(base="transkd", pretrained_by="kdep")
     claim = dict(
         base="kdep_beats_scratch", name="c", a=dict(method=PHRASE.format("kdep", "transkd"))
@@ -194,29 +203,30 @@ def test_a_claim_means_the_plain_method_unless_it_says_the_other():
 # ---- records ----
 
 
-def world(tmp_path: Path) -> tuple[Suite, Plan, Path, Path]:
-    made = suite("kdep", "scratch", TRANSKD)
-    return made, build_plan(made, fakes.PRETEND), tmp_path / "work", tmp_path / "results"
+def suite_and_plan(tmp_path: Path) -> tuple[Suite, Plan, Path, Path]:
+    """(suite, plan, work dir, results folder) of a suite with a transfer method."""
+    a_suite = suite("kdep", "scratch", TRANSKD)
+    return a_suite, build_plan(a_suite, fakes.PRETEND), tmp_path / "work", tmp_path / "results"
 
 
-def test_records_and_rows_keep_a_transfer_method_apart(tmp_path):
-    """Never averaged with the plain rows, and named in every table."""
-    made, graph, work, results = world(tmp_path)
-    assert fakes.run(graph, work).ok
-    collect(made, graph, work, results)
+def test_records_and_rows_of_a_transfer_method_are_separate(tmp_path):
+    """They are not averaged with the plain rows, and are named in every table."""
+    a_suite, a_plan, work, results = suite_and_plan(tmp_path)
+    assert fakes.run(a_plan, work).ok
+    collect(a_suite, a_plan, work, results)
     all_records = [records.load(p) for p in records_dir(results).glob("*.json")]
-    taught = [r for r in all_records if r.transfer is not None]
+    transfer_records = [r for r in all_records if r.transfer is not None]
     assert len(all_records) == 6
-    assert len(taught) == 2
-    for r in taught:
+    assert len(transfer_records) == 2
+    for r in transfer_records:
         assert r.arm.method == PHRASE.format("scratch", "transkd")
         assert r.transfer is not None
         assert r.transfer.teacher == "resnet18_w48.scratch"
         assert (r.transfer.pretrained_by, r.transfer.method) == ("scratch", "transkd")
-        # The teacher's own training is part of the cost.
-        own = read_strict(work / r.stages["transfer"] / "stage.json")["wall_s"]
-        its = read_strict(work / r.stages["tuned.transfer"] / "stage.json")["wall_s"]
-        assert r.cost.transfer_s == pytest.approx(own + its, abs=0.01)
+        # The training of the teacher is part of the cost.
+        transfer_s = read_strict(work / r.stages["transfer"] / "stage.json")["wall_s"]
+        teacher_s = read_strict(work / r.stages["tuned.transfer"] / "stage.json")["wall_s"]
+        assert r.cost.transfer_s == pytest.approx(transfer_s + teacher_s, abs=0.01)
     for name in ("leaderboard.md", "leaderboard.csv", "leaderboard.tex", "index.html"):
         assert PHRASE.format("scratch", "transkd") in (results / name).read_text()
     text = (results / "leaderboard.md").read_text()
@@ -224,24 +234,24 @@ def test_records_and_rows_keep_a_transfer_method_apart(tmp_path):
     assert "transfer-*.resnet18_w32.scratch.s*.transkd-*" in text.replace("\\", "")
 
 
-def test_a_record_without_a_transfer_method_is_written_as_before(tmp_path):
-    made, graph, work, results = world(tmp_path)
-    assert fakes.run(graph, work).ok
-    collect(made, graph, work, results)
+def test_a_record_without_a_transfer_method_has_no_field_for_it(tmp_path):
+    a_suite, a_plan, work, results = suite_and_plan(tmp_path)
+    assert fakes.run(a_plan, work).ok
+    collect(a_suite, a_plan, work, results)
     for path in records_dir(results).glob("*.json"):
         assert ("transfer" in read_strict(path)) == ("transkd" in path.name)
         assert records.dump(records.load(path)) == path.read_text()
 
 
-def test_a_tuned_teacher_that_was_trained_on_what_the_task_tests_is_noted(tmp_path):
-    """A score that a teacher has seen the test data of stands beside a note."""
+def test_a_tuned_teacher_trained_on_the_task_s_test_data_has_a_note(tmp_path):
+    """The score has a note, as the teacher was trained on the test data."""
     task = dict(base="smoke_seg", tests_on=["imagenet"])
-    made = suite("scratch", "transkd", tasks=[task])
-    graph, work, results = build_plan(made, fakes.PRETEND), tmp_path / "w", tmp_path / "r"
-    assert fakes.run(graph, work).ok
-    collect(made, graph, work, results)
-    noted = {
+    a_suite = suite("scratch", "transkd", tasks=[task])
+    a_plan, work, results = build_plan(a_suite, fakes.PRETEND), tmp_path / "w", tmp_path / "r"
+    assert fakes.run(a_plan, work).ok
+    collect(a_suite, a_plan, work, results)
+    has_note = {
         r.transfer is not None: any("imagenet" in note.lower() for note in r.notes)
         for r in map(records.load, records_dir(results).glob("*.json"))
     }
-    assert noted == {True: True, False: False}
+    assert has_note == {True: True, False: False}
