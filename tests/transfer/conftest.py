@@ -17,13 +17,13 @@ from tests.transfer import tiny
 REPO = Path(__file__).resolve().parents[2]
 
 
-def config(room: str, name: str) -> dict[str, Any]:
-    """The one dict of configs/<room>/<name>.py in plain values, as a stage's spec carries it."""
+def config(kind: str, name: str) -> dict[str, Any]:
+    """The one dict of configs/<kind>/<name>.py in plain values, as a stage's spec carries it."""
     from mmengine.config import Config
 
     from kdep_bench.transfer.mm_config import plain
 
-    return plain(Config.fromfile(REPO / "configs" / room / f"{name}.py")[room[:-1]])
+    return plain(Config.fromfile(REPO / "configs" / kind / f"{name}.py")[kind[:-1]])
 
 
 def quiet(done: int, total: int, note: str = "") -> None:
@@ -63,8 +63,8 @@ def in_subprocess() -> Iterator[Callable[..., Any]]:
 
 
 def with_toolkits(function: Callable[..., Any], *args: Any) -> Any:
-    """The function's result, the toolkits imported before: the fork server may have been started by
-    another test, which asked it for another preload."""
+    """The function's result, with the toolkits imported first: another test may have started the
+    fork server, with another preload."""
     importlib.import_module("tests.transfer.preload")
     return function(*args)
 
@@ -78,11 +78,13 @@ def in_a_fork(function: Callable[..., Any], *args: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def student() -> dict[str, Any]:
+    """The student config that the tests of this folder share: a narrow ResNet-18."""
     return config("students", "resnet18_w32")
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny data tree in the layout of the prepared pocket data."""
     return tiny.make(tmp_path_factory.mktemp("tiny"))
 
 

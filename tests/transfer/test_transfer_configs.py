@@ -1,4 +1,4 @@
-"""What a task's mm Config says: split, seed, rates, sizes, frozen stages, modules to import."""
+"""What a task's mm Config says: split, seed, learning rates, sizes, frozen stages, imports."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ R18 = config("students", "resnet18")
 
 
 def task_config(name: str, **recipe: Any) -> dict[str, Any]:
+    """The config of this task, with changes to its recipe."""
     task = config("tasks", name)
     task["recipe"].update(recipe)
     return task
@@ -111,7 +112,7 @@ def test_the_probe_s_config_freezes_every_stage_of_the_backbone(data: Path, tmp_
 
 @pytest.mark.parametrize("name", ["smoke_det", "smoke_seg", "voc0712_fpn", "coco_c4"])
 def test_the_counted_network_is_the_one_that_trains(name: str, data: Path, tmp_path: Path) -> None:
-    """But for the checkpoint, and the number of classes where only the data name them."""
+    """Except for the checkpoint, and the number of classes where only the data give it."""
     task = build(task_config(name))
     cfg = task.build_cfg(data, R18, tmp_path / "b.pth", 0, tmp_path)
     trained, counted = (
@@ -133,8 +134,8 @@ def registered(value: Any) -> Iterator[str]:
             yield value["type"]
         value = list(value.values())
     if isinstance(value, list):
-        for one in value:
-            yield from registered(one)
+        for item in value:
+            yield from registered(item)
 
 
 def missing_imports(name: str, data: Path, out: Path) -> list[str]:
@@ -145,18 +146,18 @@ def missing_imports(name: str, data: Path, out: Path) -> list[str]:
 
     task = build(task_config(name))
     setup(task.scope)
-    plain = mm_config.plain(task.build_cfg(data, R18, out / "b.pth", 0, out).to_dict())
-    used = set(registered(plain))
+    values = mm_config.plain(task.build_cfg(data, R18, out / "b.pth", 0, out).to_dict())
+    used = set(registered(values))
     assert "KdepLoadGate" in used
-    modules = [importlib.import_module(m) for m in plain["custom_imports"]["imports"]]
-    places = {
+    modules = [importlib.import_module(m) for m in values["custom_imports"]["imports"]]
+    module_of = {
         kind: cls.__module__
         for scope in ("mmengine", task.scope)
         for registry in vars(importlib.import_module(f"{scope}.registry")).values()
         if isinstance(registry, Registry)
         for kind, cls in registry.module_dict.items()
     }
-    return sorted(k for k in used if places[k] not in {m.__name__ for m in modules})
+    return sorted(k for k in used if module_of[k] not in {m.__name__ for m in modules})
 
 
 @pytest.mark.parametrize(
@@ -169,65 +170,71 @@ def test_a_dumped_config_imports_the_modules_of_its_classes(
     assert in_subprocess(missing_imports, name, data, tmp_path) == []
 
 
-# ---- the sizes of pictures ----
+# ---- the sizes of images ----
 
 
-def sizes() -> list[tuple[int, int]]:
-    """(height, width) of a 40 x 80 picture after the resize of training and of testing."""
+def resized_sizes() -> list[tuple[int, int]]:
+    """(height, width) of a 40 x 80 image after the resize of training and of testing."""
     from kdep_bench.openmmlab import setup
 
     setup("mmdet")
     from mmdet.registry import TRANSFORMS
 
     task = build(task_config("coco_fpn", scales=[60], test_scale=80, long_edge=100))
-    found = []
+    sizes = []
     for train in (True, False):
         step = next(s for s in task._pipeline(train=train) if "Resize" in s["type"])
-        picture = {"img": np.zeros((40, 80, 3), np.uint8), "img_shape": (40, 80)}
-        found.append(TRANSFORMS.build(step)(picture)["img"].shape[:2])
-    return found
+        sample = {"img": np.zeros((40, 80, 3), np.uint8), "img_shape": (40, 80)}
+        sizes.append(TRANSFORMS.build(step)(sample)["img"].shape[:2])
+    return sizes
 
 
 def test_the_full_scale_detectors_keep_the_aspect_ratio(
     in_subprocess: Callable[..., Any],
 ) -> None:
     """The short edge at its scale, or the long one at its bound; never stretched to both."""
-    assert in_subprocess(sizes) == [(50, 100), (50, 100)]
+    assert in_subprocess(resized_sizes) == [(50, 100), (50, 100)]
 
 
-# ---- the rates ----
+# ---- the learning rates ----
 
 
-def rates(schedule: list[dict[str, Any]], lr: float, steps: int) -> list[float]:
-    """The rate of each step, by mmengine's own schedulers."""
+def rates_of(schedule: list[dict[str, Any]], lr: float, steps: int) -> list[float]:
+    """The learning rate of each step, by mmengine's own schedulers."""
     import mmengine.optim  # noqa: F401  (registers the schedulers)
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=lr)
-    running = [PARAM_SCHEDULERS.build({**s, "optimizer": optimizer}) for s in schedule]
-    found = []
+    schedulers = [PARAM_SCHEDULERS.build({**part, "optimizer": optimizer}) for part in schedule]
+    rates = []
     for _ in range(steps):
-        found.append(optimizer.param_groups[0]["lr"])
+        rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        for one in running:
-            one.step()
-    return found
+        for scheduler in schedulers:
+            scheduler.step()
+    return rates
 
 
-def warm(t: int, steps: int) -> float:
-    """A linear warm-up from a twentieth, as a factor."""
+def warm_up(t: int, steps: int) -> float:
+    """The factor of the learning rate in step t: a linear warm-up from a twentieth."""
     return 0.05 + 0.95 * min(t / (steps - 1), 1)
 
 
-def test_the_step_schedule_falls_to_a_tenth_at_its_shares() -> None:
-    computed_rates = rates(mm_config.step_schedule({"warmup": 5, "steps": [0.5, 0.8]}, 20), 0.4, 20)
-    want = [0.4 * warm(t, 5) * (0.1 if t >= 10 else 1) * (0.1 if t >= 16 else 1) for t in range(20)]
-    np.testing.assert_allclose(computed_rates, want, rtol=1e-9)
+def test_the_step_schedule_divides_the_rate_by_ten_at_each_of_its_fractions() -> None:
+    computed_rates = rates_of(
+        mm_config.step_schedule({"warmup": 5, "steps": [0.5, 0.8]}, 20), 0.4, 20
+    )
+    expected = [
+        0.4 * warm_up(t, 5) * (0.1 if t >= 10 else 1) * (0.1 if t >= 16 else 1) for t in range(20)
+    ]
+    np.testing.assert_allclose(computed_rates, expected, rtol=1e-9)
 
 
 def test_the_poly_schedule_falls_to_a_hundredth_after_its_warm_up() -> None:
     recipe = {"warmup": 5, "poly_power": 0.9, "lr": 0.4}
-    computed_rates = rates(mm_config.poly_schedule(recipe, 20), 0.4, 20)
-    np.testing.assert_allclose(computed_rates[:5], [0.4 * warm(t, 5) for t in range(5)], rtol=1e-9)
+    computed_rates = rates_of(mm_config.poly_schedule(recipe, 20), 0.4, 20)
+    np.testing.assert_allclose(
+        computed_rates[:5], [0.4 * warm_up(t, 5) for t in range(5)], rtol=1e-9
+    )
     falling = [0.004 + (0.4 - 0.004) * (1 - (t - 5) / 14) ** 0.9 for t in range(5, 20)]
     np.testing.assert_allclose(computed_rates[5:], falling, rtol=1e-6)
     assert math.isclose(computed_rates[5], 0.4)
@@ -235,7 +242,7 @@ def test_the_poly_schedule_falls_to_a_hundredth_after_its_warm_up() -> None:
 
 # ---- numbers that a recipe may not have ----
 
-WRONG: dict[str, list[Any]] = {
+REFUSED_VALUES: dict[str, list[Any]] = {
     **{k: [0, 1.5, "8", None] for k in ("iters", "epochs", "batch", "test_batch", "step_epochs")},
     **{k: [0, -1, 2.5] for k in ("max_iter", "folds", "inner_folds", "warmup")},
     **{k: [0, 1.5] for k in ("test_scale", "long_edge")},
@@ -258,7 +265,7 @@ WRONG: dict[str, list[Any]] = {
     "c_grid": [[], [0.0, 1.0]],
     "steps": [[], [0.5, 1.5], [0.8, 0.5]],
 }
-CASES = [(key, value) for key, values in WRONG.items() for value in values]
+CASES = [(key, value) for key, values in REFUSED_VALUES.items() for value in values]
 
 
 @pytest.mark.parametrize(("key", "value"), CASES, ids=[f"{k}={v!r:.20}" for k, v in CASES])
@@ -267,35 +274,35 @@ def test_a_number_that_a_recipe_may_not_have_is_refused_by_its_key(key: str, val
         check_recipe("t", {key: value})
 
 
-def test_every_number_of_the_recipes_has_a_rule() -> None:
-    free = {"set", "folder", "model", "classes", "palette", "workers"}
+def test_every_number_of_the_recipes_has_a_refused_value_here() -> None:
+    without_rule = {"set", "folder", "model", "classes", "palette", "workers"}
     known = {key for name in names("task") for key in resolve("task", name)["recipe"]}
-    assert known - free <= set(WRONG)
+    assert known - without_rule <= set(REFUSED_VALUES)
 
 
 def test_numbers_of_a_recipe_that_contradict_each_other_are_refused() -> None:
-    for good in (
+    for consistent in (
         {"iters": 10, "warmup": 9},
         {"epochs": 3, "step_epochs": 3},
         {"protocol": "folds", "folds": 2, "inner_folds": 2},
         {"protocol": "split", "folds": 1, "inner_folds": 1},
     ):
-        check_recipe("t", good)
-    for bad, says in (
+        check_recipe("t", consistent)
+    for contradicting, message in (
         ({"iters": 10, "warmup": 10}, "warmup=10 and iters=10"),
         ({"epochs": 3, "step_epochs": 4}, "step_epochs=4 and epochs=3"),
         ({"protocol": "folds", "folds": 1, "inner_folds": 2}, "folds = 1"),
         ({"protocol": "folds", "folds": 2, "inner_folds": 1}, "inner_folds = 1"),
     ):
-        with pytest.raises(KdepError, match=says):
-            check_recipe("t", bad)
+        with pytest.raises(KdepError, match=message):
+            check_recipe("t", contradicting)
 
 
 @pytest.mark.parametrize(
     "colour", [(0, 0), (0, 0, 0, 0), (0, 0, 256), (-1, 0, 0), (0.5, 0, 0), "red", 7, (True, 0, 0)]
 )
-def test_a_colour_that_is_none_is_refused_before_the_training(colour: Any) -> None:
-    """It ended the transfer with a traceback, in its pictures, after the score was measured."""
+def test_a_malformed_palette_colour_is_refused_before_the_training(colour: Any) -> None:
+    """It used to end the transfer with a traceback, when images were drawn after the scoring."""
     with pytest.raises(KdepError, match=r"the colour .* in its palette"):
         check_recipe("t", {"classes": ["a", "b"], "palette": [[0, 0, 0], colour]})
     check_recipe("t", {"classes": ["a", "b"], "palette": [[0, 0, 0], (255, 255, 255)]})
@@ -319,8 +326,8 @@ MEASURES: dict[str, set[str]] = {
 def test_each_measure_of_a_task_may_be_its_metric_and_no_other(name: str) -> None:
     from kdep_bench.suite.pairs import measured
 
-    everything = set().union(*MEASURES.values())
-    for metric in everything:
+    every_measure = set().union(*MEASURES.values())
+    for metric in every_measure:
         task = {**resolve("task", name), "metric": metric}
         if metric in MEASURES[name]:
             measured({}, task)

@@ -1,4 +1,4 @@
-"""Every task loads exactly the images that were counted in its files."""
+"""Every task loads exactly the images that its data check counted."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from PIL import Image
 
 from kdep_bench.errors import KdepError
 from kdep_bench.transfer.counts import SplitCount, compare, trained_images
-from tests.transfer.test_transfer_tasks import run_stage, sentence, task_config
+from tests.transfer.test_transfer_tasks import error_of, run_stage, task_config
 
 
 @pytest.fixture
 def spoilt(data: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny data tree that a test may damage."""
     return Path(shutil.copytree(data, tmp_path / "spoilt" / "data"))
 
 
 def half_webp(folder: Path) -> int:
-    """Makes every second image a .webp, as far as the suffix goes; returns how many there are."""
+    """Saves every second image as .webp and adds files to ignore; returns the number of images."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     for path in files[::2]:
         Image.open(path).save(path.with_suffix(".webp"))
@@ -55,9 +56,9 @@ def test_an_image_that_only_the_toolkit_counts_is_refused(
         target.parent.mkdir()
         shutil.copy(source, target)
     args = (task_config("seg"), student, 0, spoilt, exported, tmp_path / "t")
-    text = in_subprocess(sentence, *args)
+    message = in_subprocess(error_of, *args)
     folder = (spoilt / "cityscapes" / "leftImg8bit" / "test").resolve()
-    assert f"loads 9 images of the split test, but {folder} contains 8" in text
+    assert f"loads 9 images of the split test, but {folder} contains 8" in message
     for part in ("leftImg8bit", "gtFine"):  # the fix: move it out
         shutil.rmtree(spoilt / "cityscapes" / part / "test" / ".old")
     task = task_config("seg", iters=2, warmup=1)
@@ -92,7 +93,7 @@ def test_left_out_images_are_counted_by_reason() -> None:
     assert note == "3 of 4 training images are left out: 1 under 16 pixels, 2 without a box"
 
 
-def test_a_loader_that_nothing_was_counted_for_is_refused(tmp_path: Path) -> None:
+def test_a_loader_without_an_image_count_is_refused(tmp_path: Path) -> None:
     count = SplitCount("train", "train", 3, tmp_path)
     assert compare("t", [count], {"train": 3}) == []
     with pytest.raises(KdepError, match="returned no image count for its test data"):

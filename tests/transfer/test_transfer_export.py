@@ -1,4 +1,4 @@
-"""Export proves the backbone whole and strips the rest."""
+"""Export checks that the backbone is complete, and strips everything else."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SMALL["backbone"]["base_channels"] = 4
 
 
 def spoil_and_export(out: Path, case: str) -> tuple[str, dict[str, Any] | None]:
-    """Exports a student damaged in one way; returns the sentence, or the outputs."""
+    """Exports a student damaged in one way; returns (error, None) or ("", outputs)."""
     export_random(SMALL, out)
     source = out / "pretrain" / "student.pth"
     tensors = torch.load(source, weights_only=True)
@@ -49,7 +49,7 @@ def spoil_and_export(out: Path, case: str) -> tuple[str, dict[str, Any] | None]:
 
 
 @pytest.mark.parametrize(
-    ("case", "sentence"),
+    ("case", "problem"),
     [
         ("missing", "1 missing from the file (layer1.0.conv1.weight)"),
         ("shape", "shape [4, 4, 3, 3] in the model, [4, 2, 3, 3] in the file"),
@@ -58,10 +58,10 @@ def spoil_and_export(out: Path, case: str) -> tuple[str, dict[str, Any] | None]:
         ("nan", "NaN or infinity"),
     ],
 )
-def test_a_damaged_student_is_refused(case, sentence, tmp_path, in_subprocess):
+def test_a_damaged_student_is_refused(case, problem, tmp_path, in_subprocess):
     message, outputs = in_subprocess(spoil_and_export, tmp_path, case)
     assert outputs is None
-    assert sentence in message
+    assert problem in message
 
 
 def test_a_wrapped_state_dict_is_opened(tmp_path, in_subprocess):
@@ -70,7 +70,7 @@ def test_a_wrapped_state_dict_is_opened(tmp_path, in_subprocess):
     assert outputs["coverage"] == 1.0
 
 
-def test_the_file_holds_the_plain_backbone(exported):
+def test_the_exported_file_holds_the_backbone_s_tensors_alone(exported):
     tensors = torch.load(exported / "backbone.pth", weights_only=True)
     assert isinstance(tensors, OrderedDict)
     assert all(isinstance(v, torch.Tensor) for v in tensors.values())
@@ -79,7 +79,7 @@ def test_the_file_holds_the_plain_backbone(exported):
     }
 
 
-def test_outputs_say_what_was_written(tmp_path, in_subprocess):
+def test_the_outputs_describe_the_written_file(tmp_path, in_subprocess):
     outputs = in_subprocess(export_random, SMALL, tmp_path)
     path = tmp_path / "export" / "backbone.pth"
     tensors = torch.load(path, weights_only=True)
@@ -92,12 +92,12 @@ def test_outputs_say_what_was_written(tmp_path, in_subprocess):
 
 
 @pytest.mark.parametrize("name", ["resnet18_w32", "mobilenetv2_w50"])
-def test_student_configs_state_what_the_backbone_gives(name, in_subprocess):
+def test_student_configs_state_the_real_sizes_of_the_backbone_s_maps(name, in_subprocess):
     in_subprocess(check_student, config("students", name))
 
 
 def check_student(student: dict[str, Any]) -> None:
-    """Width and pyramid of a student config against the backbone's real output."""
+    """Compares the width and the pyramid of a student config with the backbone's real output."""
     pyramid, px = student["pyramid"], student["input_px"]
     image = torch.zeros(1, 3, px, px)
     backbone = build_backbone(student)
@@ -106,8 +106,8 @@ def check_student(student: dict[str, Any]) -> None:
     backbone = build_backbone(student, out_indices=pyramid["out_indices"])
     backbone.eval()
     maps = backbone(image)
-    assert [m.shape[1] for m in maps] == pyramid["channels"]
-    assert [px // m.shape[2] for m in maps] == pyramid["strides"]
+    assert [level.shape[1] for level in maps] == pyramid["channels"]
+    assert [px // level.shape[2] for level in maps] == pyramid["strides"]
 
 
 def test_the_same_tensors_make_the_same_file(tmp_path: Path):
@@ -117,22 +117,25 @@ def test_the_same_tensors_make_the_same_file(tmp_path: Path):
 
 
 def test_a_model_card_is_written_next_to_the_backbone(tmp_path, in_subprocess):
-    """Of what the plan tells, and of the stages before, as far as they say anything."""
+    """It tells what the plan says, and what the earlier stages recorded, where they did."""
     in_subprocess(export_random, SMALL, tmp_path)
-    bare = (tmp_path / "export" / "README.md").read_text()
+    card_without_plan = (tmp_path / "export" / "README.md").read_text()
     digest = file_hash(tmp_path / "export" / "backbone.pth")
-    assert f"{digest}  backbone.pth" in bare
-    assert "licence" not in bare.partition("## Files")[0].replace("both licences", "")
-    told = {
+    assert f"{digest}  backbone.pth" in card_without_plan
+    assert "licence" not in card_without_plan.partition("## Files")[0].replace("both licences", "")
+    records = {
         "pretrain": ({"cache": "cache-1", "views": "views-1"}, {"images_seen": 640, "images": 64}),
         "cache-1": (
             {"prepare": "prepare-1", "pretrain": "pretrain-0"},
             {"teacher": {"name": "t", "checksum": "abc123"}},
         ),
-        "pretrain-0": ({}, {"images_seen": 1}),  # of an arm that taught
+        "pretrain-0": (
+            {},
+            {"images_seen": 1},
+        ),  # the pre-training of the teacher, not of this student
         "prepare-1": ({}, {"fingerprint": "f00", "licences": {"set": "its own"}}),
     }
-    for name, (needs, outputs) in told.items():
+    for name, (needs, outputs) in records.items():
         (tmp_path / name).mkdir(exist_ok=True)
         record = {"kind": name.partition("-")[0], "needs": needs, "outputs": outputs}
         write_json(tmp_path / name / "stage.json", record)
@@ -140,10 +143,10 @@ def test_a_model_card_is_written_next_to_the_backbone(tmp_path, in_subprocess):
     method = {"name": "kdep", "source": "a paper", "labels_used": False}
     about = model_card.about(method, {"name": "small"}, teacher, "pool", 0.1, 3)
     spec = {"student": SMALL, "about": about}
-    made = tmp_path / "export"
-    in_subprocess(export.run, spec, {"pretrain": tmp_path / "pretrain"}, made, quiet)
+    folder = tmp_path / "export"
+    in_subprocess(export.run, spec, {"pretrain": tmp_path / "pretrain"}, folder, quiet)
     rows = dict(
-        line.strip("| ").split(" | ") for line in (made / "README.md").read_text().splitlines()
+        line.strip("| ").split(" | ") for line in (folder / "README.md").read_text().splitlines()
         if line.startswith("| ") and line.count(" | ") == 1 and line != "| | |"
     )  # fmt: skip
     assert rows["teacher"] == "t"

@@ -25,7 +25,7 @@ TASKS = (
     *("cifar100", "cub200", "dtd", "caltech256", "cityscapes", "voc12_seg", "ade20k"),
     *("voc0712_c4", "voc0712_fpn", "coco_c4", "coco_fpn"),
 )
-# One of each family runs in every test run; `make rehearse` runs all, on both students.
+# One task of each family runs in every test run; `make rehearse` runs all, on both students.
 SAMPLE = ("cifar100", "voc12_seg", "voc0712_c4")
 
 R18: dict[str, Any] = {
@@ -51,6 +51,7 @@ R18: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a finished `prepare` stage with tiny copies of all sets."""
     out = tmp_path_factory.mktemp("official")
     stage.prepare({"sets": SETS, "pool": "imagenet", "tiny_seed": 0}, {}, out, quiet)
     return out
@@ -58,12 +59,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def r18(tmp_path_factory: pytest.TempPathFactory, in_subprocess: Callable[..., Any]) -> Path:
+    """Directory of a finished export stage of a random full ResNet-18."""
     out = tmp_path_factory.mktemp("r18")
     assert in_subprocess(export_random, R18, out)["coverage"] == 1.0
     return out / "export"
 
 
 def run_task(name: str, prepared: Path, export: Path, out: Path) -> dict[str, Any]:
+    """The outputs of the real transfer stage for the shrunk task `name`."""
     out.mkdir(parents=True, exist_ok=True)
     spec = {"task": shrink_task(resolve("task", name)), "student": R18, "seed": 0, "threads": 1}
     return transfer_stage.run(spec, {"prepare": prepared, "export": export}, out, quiet)
@@ -81,40 +84,40 @@ def dump_and_reload(name: str, prepared: Path, export: Path, out: Path) -> bool:
     setup(task.scope)
     cfg = task.build_cfg(prepared / "data", R18, export / "backbone.pth", 0, out / "mm")
     cfg.dump(out / "dumped.py")
-    again = Config.fromfile(out / "dumped.py")
-    same = plain(again.to_dict()) == plain(cfg.to_dict())
-    import_modules_from_strings(**again.custom_imports)
+    reloaded = Config.fromfile(out / "dumped.py")
+    equal = plain(reloaded.to_dict()) == plain(cfg.to_dict())
+    import_modules_from_strings(**reloaded.custom_imports)
     import importlib
 
     registry = importlib.import_module(f"{task.scope}.registry")
     for part in ("train_dataloader", "test_dataloader"):
-        assert len(registry.DATASETS.build(again[part].dataset)) > 0
-    model = registry.MODELS.build(again.model)
+        assert len(registry.DATASETS.build(reloaded[part].dataset)) > 0
+    model = registry.MODELS.build(reloaded.model)
     assert sum(p.numel() for p in model.parameters()) > 10_000_000
-    return same
+    return equal
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_config_builds_dumps_and_reloads(
+def test_a_full_size_config_builds_and_is_unchanged_by_dump_and_reload(
     name: str, prepared: Path, r18: Path, tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
     assert in_subprocess(dump_and_reload, name, prepared, r18, tmp_path)
 
 
 @pytest.mark.parametrize("name", SAMPLE)
-def test_task_trains_and_scores(
+def test_a_full_scale_task_trains_and_scores_on_tiny_data(
     name: str, prepared: Path, r18: Path, tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    out = in_subprocess(run_task, name, prepared, r18, tmp_path)
-    assert out["gate"]["coverage"] == 1.0
-    assert not out["gate"]["missing"]
-    assert not out["gate"]["unexpected"]
-    assert 0 <= out["value"] <= 1
-    assert out["metric"] == resolve("task", name)["metric"]
-    assert all(math.isfinite(v) for _, v in out["curves"]["loss"])
+    outputs = in_subprocess(run_task, name, prepared, r18, tmp_path)
+    assert outputs["gate"]["coverage"] == 1.0
+    assert not outputs["gate"]["missing"]
+    assert not outputs["gate"]["unexpected"]
+    assert 0 <= outputs["value"] <= 1
+    assert outputs["metric"] == resolve("task", name)["metric"]
+    assert all(math.isfinite(v) for _, v in outputs["curves"]["loss"])
 
 
-def voc_ap(prepared: Path) -> dict[str, float]:
+def voc_ap_of_the_truth(prepared: Path) -> dict[str, float]:
     """The VOC metric of detections that are the truth itself, difficult objects left out."""
     from mmengine.structures import InstanceData
 
@@ -161,17 +164,17 @@ def voc_ap(prepared: Path) -> dict[str, float]:
 def test_voc_difficult_objects_do_not_count(
     prepared: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    """Boxes that are the truth without the difficult ones score 1: none of those is missed."""
-    out = in_subprocess(voc_ap, prepared)
+    """Detecting exactly the objects that are not difficult scores 1: the others are not missed."""
+    result = in_subprocess(voc_ap_of_the_truth, prepared)
     xmls = sorted((prepared / "data/voc/VOCdevkit/VOC2007/Annotations").glob("test*.xml"))
     difficult = sum(voc.check_xml(x)["difficult"] for x in xmls)
-    assert out["ignored"] == difficult > 0
-    assert out["kept"] == 2 * len(xmls) - difficult
-    assert out["pascal_voc/AP"] == pytest.approx(1.0)
+    assert result["ignored"] == difficult > 0
+    assert result["kept"] == 2 * len(xmls) - difficult
+    assert result["pascal_voc/AP"] == pytest.approx(1.0)
 
 
-def crowds(prepared: Path) -> tuple[int, int]:
-    """(objects that train, objects set aside) of the tiny COCO as mmdet reads it."""
+def count_crowds(prepared: Path) -> tuple[int, int]:
+    """(objects that are trained on, ignored objects) of the tiny COCO as mmdet reads it."""
     from kdep_bench.openmmlab import setup
     from kdep_bench.transfer.full_detection import datasets
 
@@ -181,15 +184,18 @@ def crowds(prepared: Path) -> tuple[int, int]:
     import kdep_bench.transfer.coco_sets  # noqa: F401  # registers the data set, as a run does
 
     data = DATASETS.build(datasets("coco", prepared / "data/coco", train=True, pipeline=[]))
-    flags = [o["ignore_flag"] for i in range(len(data)) for o in data.get_data_info(i)["instances"]]
+    flags = [
+        box["ignore_flag"] for i in range(len(data)) for box in data.get_data_info(i)["instances"]
+    ]
     return flags.count(0), flags.count(1)
 
 
 def test_coco_crowds_do_not_train(prepared: Path, in_subprocess: Callable[..., Any]) -> None:
-    assert in_subprocess(crowds, prepared) == (12, 4)
+    assert in_subprocess(count_crowds, prepared) == (12, 4)
 
 
-def counts(prepared: Path) -> dict[str, tuple[int, int]]:
+def count_classification_images(prepared: Path) -> dict[str, tuple[int, int]]:
+    """(training, test) images of each classification set, as mmpretrain reads it."""
     from kdep_bench.openmmlab import setup
     from kdep_bench.transfer.full_classification import datasets
 
@@ -198,31 +204,33 @@ def counts(prepared: Path) -> dict[str, tuple[int, int]]:
 
     import kdep_bench.transfer.datasets  # noqa: F401
 
-    out = {}
+    counts = {}
     for name in SETS[:4]:
         train, test, _ = datasets(name, prepared / "data" / name)
-        a, b = (DATASETS.build({**d, "pipeline": []}) for d in (train, test))
-        out[name] = len(a), len(b)
-        image = a[0].get("img")
+        train_set, test_set = (DATASETS.build({**cfg, "pipeline": []}) for cfg in (train, test))
+        counts[name] = len(train_set), len(test_set)
+        image = train_set[0].get("img")
         if image is not None:  # CIFAR: as stored, but BGR
             from kdep_bench.data.official.cifar100 import read_split
 
             stored = read_split(prepared / "data" / name, "train")[0]
             assert np.array_equal(image[..., ::-1], stored[0])
-    return out
+    return counts
 
 
-def test_classification_splits(prepared: Path, in_subprocess: Callable[..., Any]) -> None:
+def test_classification_sets_have_the_images_of_their_official_splits(
+    prepared: Path, in_subprocess: Callable[..., Any]
+) -> None:
     data = prepared / "data"
-    parts = {
+    lines_of = {
         s: len((data / "dtd" / dtd.FOLDER / f"labels/{s}.txt").read_text().split())
         for s in dtd.SPLITS
     }
-    found = in_subprocess(counts, prepared)
-    assert found["dtd"] == (parts["train1"] + parts["val1"], parts["test1"])
-    assert found["cub200"] == (16, 8)
-    assert found["cifar100"] == (40, 20)
-    assert found["caltech256"] == (16, 8)
+    counts = in_subprocess(count_classification_images, prepared)
+    assert counts["dtd"] == (lines_of["train1"] + lines_of["val1"], lines_of["test1"])
+    assert counts["cub200"] == (16, 8)
+    assert counts["cifar100"] == (40, 20)
+    assert counts["caltech256"] == (16, 8)
     first = (data / "caltech256" / caltech256.LISTS["train"]).read_text().splitlines()[:4]
     assert [r.rsplit("_", 1)[1] for r in first] == [f"{i:04d}.jpg 0" for i in range(1, 5)]
 
@@ -234,13 +242,15 @@ def test_a_c4_detector_refuses_a_student_without_a_last_stage(tmp_path: Path) ->
         task._full_model(student, tmp_path)
 
 
-def test_the_gate_joins_parts_and_refuses_one_that_is_short(tmp_path: Path) -> None:
-    a, b = torch.nn.Linear(2, 2), torch.nn.Sequential(torch.nn.Linear(3, 1))
-    tensors = {k: v.clone() for m in (a, b) for k, v in m.state_dict().items()}
-    assert check(Parts([a, b]), "file", tensors=tensors)["coverage"] == 1.0
+def test_the_gate_checks_a_backbone_in_parts_and_refuses_a_changed_or_repeated_part(
+    tmp_path: Path,
+) -> None:
+    first, second = torch.nn.Linear(2, 2), torch.nn.Sequential(torch.nn.Linear(3, 1))
+    tensors = {k: v.clone() for part in (first, second) for k, v in part.state_dict().items()}
+    assert check(Parts([first, second]), "file", tensors=tensors)["coverage"] == 1.0
     with torch.no_grad():
-        b[0].weight += 1  # type: ignore[operator]
+        second[0].weight += 1  # type: ignore[operator]
     with pytest.raises(KdepError, match=r"0\.weight"):
-        check(Parts([a, b]), "file", tensors=tensors)
+        check(Parts([first, second]), "file", tensors=tensors)
     with pytest.raises(KdepError, match="two parts"):
-        check(Parts([a, a]), "file", tensors=tensors)
+        check(Parts([first, first]), "file", tensors=tensors)

@@ -1,4 +1,4 @@
-"""The load gate stops every way of not loading, each with a sentence."""
+"""The load gate stops every way in which weights fail to load, each with its own message."""
 
 from __future__ import annotations
 
@@ -23,26 +23,31 @@ class Backbone(BaseModule):
         self.bn = nn.BatchNorm2d(4)
 
 
-class Careless(Backbone):
-    """Loads nothing and says nothing, as some backbones of the toolkits do."""
+class SkipsLoading(Backbone):
+    """Loads nothing and reports nothing, as some backbones of the toolkits do."""
 
     def init_weights(self) -> None:
         return None
 
 
 class Model(nn.Module):
+    """A network with a backbone, as mm's models have."""
+
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
 
 
 class FakeRunner:
+    """The one attribute of mmengine's runner that the hook reads."""
+
     def __init__(self, backbone: nn.Module) -> None:
         self.model = Model(backbone)
 
 
 @pytest.fixture
 def tensors() -> OrderedDict[str, torch.Tensor]:
+    """The weights of a random backbone."""
     torch.manual_seed(1)
     source = Backbone()
     nn.init.normal_(source.bn.weight)
@@ -50,17 +55,19 @@ def tensors() -> OrderedDict[str, torch.Tensor]:
 
 
 def save(tensors: dict, path: Path) -> Path:
+    """Saves the tensors; returns the path."""
     torch.save(tensors, path)
     return path
 
 
 def loaded(path: Path, kind: type[Backbone] = Backbone) -> Backbone:
+    """A backbone of class `kind` that mm's own initialisation has loaded from the file."""
     backbone = kind(init_cfg={"type": "Pretrained", "checkpoint": str(path)})
     backbone.init_weights()
     return backbone
 
 
-def test_a_loaded_backbone_passes(tensors, tmp_path):
+def test_a_loaded_backbone_passes_the_gate(tensors, tmp_path):
     path = save(tensors, tmp_path / "b.pth")
     gate = check(loaded(path), path)
     assert gate["coverage"] == 1.0
@@ -68,7 +75,7 @@ def test_a_loaded_backbone_passes(tensors, tmp_path):
     assert gate["missing"] == gate["unexpected"] == gate["mismatched"] == gate["waived"] == []
 
 
-def test_the_hook_keeps_the_gate(tensors, tmp_path):
+def test_the_hook_stores_the_gate_s_result(tensors, tmp_path):
     path = save(tensors, tmp_path / "b.pth")
     hook = LoadGate(str(path))
     hook.before_train(FakeRunner(loaded(path)))
@@ -76,7 +83,7 @@ def test_the_hook_keeps_the_gate(tensors, tmp_path):
     assert hook.gate["coverage"] == 1.0
 
 
-def test_wrong_prefix(tensors, tmp_path):
+def test_names_with_another_prefix_are_refused_and_the_prefix_is_named(tensors, tmp_path):
     path = save({f"student.{k}": v for k, v in tensors.items()}, tmp_path / "b.pth")
     with pytest.raises(KdepError, match=r"strip the prefix 'student\.'") as error:
         check(loaded(path), path)
@@ -84,14 +91,14 @@ def test_wrong_prefix(tensors, tmp_path):
     assert "7 missing from the file" in str(error.value)
 
 
-def test_transposed_shape(tensors, tmp_path):
+def test_a_transposed_tensor_is_refused(tensors, tmp_path):
     tensors["conv.weight"] = tensors["conv.weight"].transpose(0, 1).contiguous()
     path = save(tensors, tmp_path / "b.pth")
     with pytest.raises(KdepError, match=r"shape \[4, 3, 3, 3\] in the model, \[3, 4, 3, 3\]"):
         check(loaded(path), path)
 
 
-def test_other_type_of_number(tensors, tmp_path):
+def test_a_tensor_of_another_dtype_is_refused(tensors, tmp_path):
     tensors["conv.weight"] = tensors["conv.weight"].half()
     path = save(tensors, tmp_path / "b.pth")
     with pytest.raises(KdepError, match=r"torch\.float16 in the file"):
@@ -99,22 +106,22 @@ def test_other_type_of_number(tensors, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"),
+    ("content", "problem"),
     [
         (b"", "is empty"),
         (b"no checkpoint", "is a text"),
         (None, "does not exist"),
     ],
 )
-def test_no_usable_file(content, sentence, tmp_path):
+def test_an_empty_a_text_and_a_missing_file_are_refused(content, problem, tmp_path):
     path = tmp_path / "b.pth"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(KdepError, match=sentence):
+    with pytest.raises(KdepError, match=problem):
         read_tensors(path)
 
 
-def test_cut_file(tensors, tmp_path):
+def test_a_truncated_file_is_refused(tensors, tmp_path):
     path = save(tensors, tmp_path / "b.pth")
     path.write_bytes(path.read_bytes()[:900])
     with pytest.raises(KdepError, match="is truncated"):
@@ -122,7 +129,7 @@ def test_cut_file(tensors, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"),
+    ("content", "problem"),
     [
         ({}, "no tensor at all"),
         ({"state_dict": {}}, "no tensor at all"),
@@ -131,8 +138,8 @@ def test_cut_file(tensors, tmp_path):
         ({"w": torch.tensor([1.0, float("nan")])}, r"NaN or infinity in 1 tensors \(w\)"),
     ],
 )
-def test_wrong_content(content, sentence, tmp_path):
-    with pytest.raises(KdepError, match=sentence):
+def test_a_file_without_usable_tensors_is_refused(content, problem, tmp_path):
+    with pytest.raises(KdepError, match=problem):
         read_tensors(save(content, tmp_path / "b.pth"))
 
 
@@ -142,7 +149,7 @@ def test_a_pickled_object_is_refused(tmp_path):
         read_tensors(path)
 
 
-def test_one_changed_value_after_init(tensors, tmp_path):
+def test_a_single_value_that_differs_after_loading_is_refused(tensors, tmp_path):
     path = save(tensors, tmp_path / "b.pth")
     backbone = loaded(path)
     with torch.no_grad():
@@ -151,7 +158,7 @@ def test_one_changed_value_after_init(tensors, tmp_path):
         check(backbone, path)
 
 
-def test_a_changed_buffer_counts(tensors, tmp_path):
+def test_a_buffer_that_differs_after_loading_is_refused(tensors, tmp_path):
     path = save(tensors, tmp_path / "b.pth")
     backbone = loaded(path)
     assert isinstance(backbone.bn.running_mean, torch.Tensor)
@@ -160,34 +167,34 @@ def test_a_changed_buffer_counts(tensors, tmp_path):
         check(backbone, path)
 
 
-def test_init_weights_that_skips_in_silence(tensors, tmp_path):
+def test_a_backbone_whose_init_weights_loads_nothing_is_refused(tensors, tmp_path):
     path = save(tensors, tmp_path / "b.pth")
     hook = LoadGate(str(path))
     with pytest.raises(KdepError, match="re-initialises or skips the backbone"):
-        hook.before_train(FakeRunner(loaded(path, Careless)))
+        hook.before_train(FakeRunner(loaded(path, SkipsLoading)))
 
 
-def test_unexpected_tensors_are_reported(tensors, tmp_path):
+def test_a_surplus_tensor_in_the_file_is_refused(tensors, tmp_path):
     tensors["layer5.weight"] = torch.zeros(2)
     path = save(tensors, tmp_path / "b.pth")
     with pytest.raises(KdepError, match=r"1 in the file only \(layer5\.weight\)"):
         check(loaded(path), path)
 
 
-def test_waiver_by_name(tensors, tmp_path):
+def test_a_tensor_is_waived_by_its_full_name_alone(tensors, tmp_path):
     del tensors["bn.bias"]
     path = save(tensors, tmp_path / "b.pth")
     backbone = loaded(path)
     with pytest.raises(KdepError, match=r"bn\.bias"):
-        check(backbone, path, ["bn"])  # a part of the name waives nothing
+        check(backbone, path, ["bn"])  # only a part of the name: nothing is waived
     gate = check(backbone, path, [r"bn\.bias"])
     assert gate["waived"] == ["bn.bias"]
     assert gate["coverage"] == pytest.approx(1 - 4 / 129)
 
 
-def test_coverage_counts_elements(tensors):
+def test_coverage_is_a_fraction_of_values_not_of_tensors(tensors):
     backbone = Backbone()
     backbone.load_state_dict(tensors)
     del tensors["conv.weight"]
-    total = 108 + 4 + 4 * 4 + 1
+    total = 108 + 4 + 4 * 4 + 1  # convolution, its bias, four tensors of the norm, its counter
     assert compare(backbone, tensors)["coverage"] == pytest.approx(1 - 108 / total)

@@ -32,14 +32,20 @@ TIMED = {"train_s", "eval_s", "images_per_s"}
 
 
 def maps(**channels: int) -> dict[str, dict[str, int]]:
-    return {k: {"channels": c, "stride": int(k[1:]), "side": 8} for k, c in channels.items()}
+    """What a network tells of its levels, from their numbers of channels."""
+    return {
+        level: {"channels": count, "stride": int(level[1:]), "side": 8}
+        for level, count in channels.items()
+    }
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
+    """A random tensor that depends on the seed alone."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def context(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> TransferContext:
+    """The context that a method's losses get, for these maps of student and teacher."""
     count = len(next(iter(student.values())))
     return TransferContext(torch.zeros(count, 3, 8, 8), [], student, teacher)
 
@@ -49,8 +55,8 @@ def context(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> TransferC
 
 def test_hcl_on_1x1_maps_is_the_mean_squared_error():
     s, t = drawn(3, 5, 1, 1), drawn(3, 5, 1, 1, seed=1)
-    want = (s - t).square().mean((1, 2, 3))
-    torch.testing.assert_close(hierarchical_context(s, t), want)
+    expected = (s - t).square().mean((1, 2, 3))
+    torch.testing.assert_close(hierarchical_context(s, t), expected)
 
 
 def test_hcl_of_a_constant_difference_is_its_square_at_every_size():
@@ -62,24 +68,24 @@ def test_hcl_of_a_constant_difference_is_its_square_at_every_size():
 def test_hcl_weighs_each_pooled_size_half_as_much_as_the_one_before():
     """On an 8x8 checkerboard of +-1 every pooled map is 0: 1 / (1 + 1/2 + 1/4 + 1/8) remains. On
     2x2 there is one pooled size: 1 / (1 + 1/2)."""
-    for side, want in ((8, 8 / 15), (2, 2 / 3)):
+    for side, expected in ((8, 8 / 15), (2, 2 / 3)):
         i = torch.arange(side)
         board = ((i[:, None] + i) % 2 * 2.0 - 1).expand(1, 4, side, side)
-        got = hierarchical_context(board, torch.zeros_like(board))
-        torch.testing.assert_close(got, torch.tensor([want]))
+        loss = hierarchical_context(board, torch.zeros_like(board))
+        torch.testing.assert_close(loss, torch.tensor([expected]))
 
 
-def test_fusion_of_one_level_is_its_two_convolutions():
+def test_fusing_one_level_applies_its_two_convolutions_and_selects_nothing():
     fusion = CrossSelectiveFusion([5], [7], 16).eval()
     x = drawn(2, 5, 6, 6)
-    own = cast(Any, fusion.fusions[0])
-    (got,) = fusion([x])
-    torch.testing.assert_close(got, own.expand(own.reduce(x)))
+    level = cast(Any, fusion.fusions[0])
+    (fused,) = fusion([x])
+    torch.testing.assert_close(fused, level.expand(level.reduce(x)))
     assert not [name for name, _ in fusion.named_parameters() if "select" in name]
 
 
-def test_fusion_is_a_mixture_of_the_level_and_the_one_below_it():
-    """With equal choices the two weights are one half: the mean of both maps."""
+def test_fusing_two_levels_mixes_each_with_the_deeper_one():
+    """When the selection has no preference both weights are one half: the mean of both maps."""
     fusion = CrossSelectiveFusion([5, 6], [7, 8], 16).eval()
     high, low = (cast(Any, f) for f in fusion.fusions)
     for p in high.select.parameters():
@@ -87,9 +93,9 @@ def test_fusion_is_a_mixture_of_the_level_and_the_one_below_it():
     x, deep = drawn(2, 5, 6, 6), drawn(2, 6, 3, 3, seed=1)
     below = low.reduce(deep)
     enlarged = below.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    got = fusion([x, deep])
-    torch.testing.assert_close(got[0], high.expand((high.reduce(x) + enlarged) / 2))
-    torch.testing.assert_close(got[1], low.expand(below))
+    fused = fusion([x, deep])
+    torch.testing.assert_close(fused[0], high.expand((high.reduce(x) + enlarged) / 2))
+    torch.testing.assert_close(fused[1], low.expand(below))
 
 
 class Network(nn.Module):
@@ -112,31 +118,37 @@ class Network(nn.Module):
 Network.__name__ = "ResNet"
 
 
-class Whole(nn.Module):
+class Model(nn.Module):
+    """A model with a backbone, as a task trains it."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.backbone = Network(width)
 
 
-def transkd(student: int, teacher: int, **more: Any) -> tuple[TransKD, Whole, Whole]:
+def transkd(student: int, teacher: int, **options: Any) -> tuple[TransKD, Model, Model]:
+    """TransKD attached to a (student, teacher) of these widths, and the two models."""
     levels = {k: k for k in LEVELS}
-    own, its = (maps(**{k: w * 2**i for i, k in enumerate(LEVELS)}) for w in (student, teacher))
+    student_maps, teacher_maps = (
+        maps(**{k: w * 2**i for i, k in enumerate(LEVELS)}) for w in (student, teacher)
+    )
     torch.manual_seed(0)
-    method = TransKD(levels, own, its, **more)
-    networks = Whole(student), Whole(teacher)
+    method = TransKD(levels, student_maps, teacher_maps, **options)
+    networks = Model(student), Model(teacher)
     method.attach(*networks)
     return method, *networks
 
 
-def losses_on(method: TransKD, student: Whole, teacher: Whole, x: Tensor) -> dict[str, Tensor]:
-    own = dict(zip(LEVELS, student.backbone(x), strict=True))
+def losses_on(method: TransKD, student: Model, teacher: Model, x: Tensor) -> dict[str, Tensor]:
+    """The losses of the method for the input x."""
+    student_maps = dict(zip(LEVELS, student.backbone(x), strict=True))
     with torch.no_grad():
-        its = dict(zip(LEVELS, teacher.backbone(x), strict=True))
-    return method.losses(context(own, its))
+        teacher_maps = dict(zip(LEVELS, teacher.backbone(x), strict=True))
+    return method.losses(context(student_maps, teacher_maps))
 
 
 def test_transkd_without_betas_has_no_patch_embedding_graph():
-    """Neither a term nor parameters nor hooks in the networks."""
+    """Neither a loss term nor parameters nor hooks in the networks."""
     method, student, teacher = transkd(4, 6, betas={})
     losses = losses_on(method, student, teacher, drawn(2, 3, 64, 64))
     assert set(losses) == {"hcl"}
@@ -150,21 +162,23 @@ def test_transkd_adds_the_weighted_errors_of_the_patch_embeddings():
     method, student, teacher = transkd(4, 6, betas=betas)
     x = drawn(2, 3, 64, 64)
     losses = losses_on(method, student, teacher, x)
-    want = torch.zeros(2)
-    own, its = student.backbone(x), teacher.backbone(x)
-    for k, a, b in zip(LEVELS, own, its, strict=True):
-        if k in betas:
-            want = want + betas[k] * (method.embeddings[k](a) - b).square().mean((1, 2, 3))
-    torch.testing.assert_close(losses["pea"], want)
+    expected = torch.zeros(2)
+    student_maps, teacher_maps = student.backbone(x), teacher.backbone(x)
+    for level, own, taught in zip(LEVELS, student_maps, teacher_maps, strict=True):
+        if level in betas:
+            expected = expected + betas[level] * (
+                method.embeddings[level](own) - taught
+            ).square().mean((1, 2, 3))
+    torch.testing.assert_close(losses["pea"], expected)
     assert set(method.embeddings) == set(LEVELS[1:])
 
 
 def test_transkd_fuses_by_stride_whatever_the_order_of_its_levels():
     """The engine stores a spec with sorted keys: s16 would otherwise be read as the finest."""
-    known = maps(s4=4, s8=8, s16=16, s32=32)
-    mixed = TransKD({k: k for k in sorted(LEVELS)}, known, known)
-    assert list(mixed.levels) == list(LEVELS)
-    assert [f.select is None for f in cast(Any, mixed.fusion.fusions)] == [False] * 3 + [True]
+    level_maps = maps(s4=4, s8=8, s16=16, s32=32)
+    method = TransKD({k: k for k in sorted(LEVELS)}, level_maps, level_maps)
+    assert list(method.levels) == list(LEVELS)
+    assert [f.select is None for f in cast(Any, method.fusion.fusions)] == [False] * 3 + [True]
 
 
 def test_transkd_s_weight_scales_hcl_alone():
@@ -183,29 +197,31 @@ def test_transkd_teaches_the_student_and_never_the_teacher():
 
 
 @pytest.mark.parametrize(
-    ("change", "match"),
+    ("change", "message"),
     [
         (dict(levels={"s4": "s4"}, betas={"s8": 1.0}), "level in `betas`"),
         (dict(levels={"s64": "s4"}), "level of the student"),
         (dict(levels={"s4": "s64"}), "map of the teacher"),
     ],
 )
-def test_transkd_refuses_levels_that_do_not_fit(change, match):
-    known = maps(s4=4, s8=8, s16=16, s32=32)
-    with pytest.raises(KdepError, match=match):
+def test_transkd_refuses_levels_that_do_not_fit(change, message):
+    level_maps = maps(s4=4, s8=8, s16=16, s32=32)
+    with pytest.raises(KdepError, match=message):
         TransKD(
-            **{"levels": {k: k for k in LEVELS}, **change}, student_maps=known, teacher_maps=known
+            **{"levels": {k: k for k in LEVELS}, **change},
+            student_maps=level_maps,
+            teacher_maps=level_maps,
         )
 
 
 @pytest.mark.parametrize("model", ["test_convnext", "swin_tiny_patch4_window7_224"])
 def test_patch_embeddings_of_timm_networks_have_the_levels_sizes(model):
-    """A module that was renamed, or whose output has another layout, would be read as another."""
+    """Otherwise a renamed module, or one with another output layout, would be read by mistake."""
     from kdep_bench.students.timm_backbone import TimmBackbone
     from kdep_bench.transfer.methods.transkd import Embeddings
 
-    more = {"strict_img_size": False, "always_partition": True} if "swin" in model else {}
-    backbone = TimmBackbone(model, out_indices=(0, 1, 2, 3), **more).eval()
+    options = {"strict_img_size": False, "always_partition": True} if "swin" in model else {}
+    backbone = TimmBackbone(model, out_indices=(0, 1, 2, 3), **options).eval()
     assert list(embedding_paths(backbone)) == list(LEVELS)
     reader = Embeddings(backbone, LEVELS)
     with torch.no_grad():
@@ -220,23 +236,23 @@ def test_an_unknown_network_has_no_patch_embeddings():
 
 
 def test_nfd_at_transfer_is_two_less_twice_the_correlation():
-    own = maps(s8=1)
-    method = AddedObjective(dict(type=NFD, levels={"s8": "s8"}, weight=1.0), own, own)
+    level_maps = maps(s8=1)
+    method = AddedObjective(dict(type=NFD, levels={"s8": "s8"}, weight=1.0), level_maps, level_maps)
     s, t = drawn(4, 1, 16, 16), drawn(4, 1, 16, 16, seed=1)
-    (got,) = method.losses(context({"s8": s}, {"s8": t})).values()
+    (loss,) = method.losses(context({"s8": s}, {"s8": t})).values()
     rho = torch.stack(
         [
-            torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]
-            for a, b in zip(s, t, strict=True)
+            torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1]
+            for first, second in zip(s, t, strict=True)
         ]
     )
-    torch.testing.assert_close(got, 2 - 2 * rho, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(loss, 2 - 2 * rho, atol=1e-4, rtol=1e-4)
 
 
 # ---- whole stages ----
 
 
-class Toy(TransferMethod):
+class LevelSquare(TransferMethod):
     """Weight times the mean square of the student's deepest level."""
 
     families = frozenset({"segmentation"})
@@ -253,10 +269,11 @@ class Toy(TransferMethod):
         return {"toy": self.weight * deepest.square().flatten(1).mean(1)}
 
 
-TOY = f"{__name__}.Toy"
+LEVEL_SQUARE = f"{__name__}.LevelSquare"
 
 
-def seg(**recipe: Any) -> dict[str, Any]:
+def short_task(**recipe: Any) -> dict[str, Any]:
+    """The smoke segmentation task with four iterations, and further changes to its recipe."""
     task = config("tasks", "smoke_seg")
     task["recipe"].update({"iters": 4, "warmup": 1, **recipe})
     return task
@@ -267,19 +284,20 @@ def run(
     data: Path,
     export: Path,
     out: Path,
-    more: dict[str, Any],
+    changes: dict[str, Any],
     teacher: Path | None = None,
     task: dict[str, Any] | None = None,
     stop_at: int | None = None,
 ) -> dict[str, Any]:
-    """The outputs of a real transfer stage; `stop_at`: it is interrupted in that step."""
+    """The outputs of a real transfer stage; with `stop_at` it is interrupted in that step."""
 
     def progress(done: int, total: int, note: str = "") -> None:
+        """Stands for Ctrl-C in the step `stop_at`."""
         if stop_at is not None and done >= stop_at:
             raise KeyboardInterrupt
 
     out.mkdir(parents=True, exist_ok=True)
-    spec = {"task": task or seg(), "student": student, "seed": 0, "threads": 1, **more}
+    spec = {"task": task or short_task(), "student": student, "seed": 0, "threads": 1, **changes}
     spec = json.loads(json.dumps(spec, sort_keys=True))  # as the engine stores it
     inputs = {"prepare": data.parent, "export": export}
     if teacher is not None:
@@ -287,8 +305,8 @@ def run(
     return stage.run(spec, inputs, out, progress if stop_at is not None else quiet)
 
 
-def sentence(*args: Any) -> str:
-    """The KdepError of a stage that must fail."""
+def error_of(*args: Any) -> str:
+    """The message of the KdepError of a stage that must fail."""
     try:
         run(*args)
     except KdepError as e:
@@ -297,6 +315,7 @@ def sentence(*args: Any) -> str:
 
 
 def interrupted(*args: Any) -> bool:
+    """Whether the stage was interrupted."""
     try:
         run(*args)
     except KeyboardInterrupt:
@@ -305,23 +324,26 @@ def interrupted(*args: Any) -> bool:
 
 
 def untimed(outputs: dict[str, Any]) -> dict[str, Any]:
+    """The outputs without the measured times."""
     return {k: v for k, v in outputs.items() if k not in TIMED}
 
 
 @pytest.fixture(scope="module")
-def other() -> dict[str, Any]:
-    """The teacher's student: of another width."""
+def teacher_student() -> dict[str, Any]:
+    """The teacher's network: a student of another width."""
     return config("students", "resnet18_w48")
 
 
 @pytest.fixture(scope="module")
-def tuned(tmp_path_factory, other, data, in_subprocess) -> Path:
+def tuned_teacher(tmp_path_factory, teacher_student, data, in_subprocess) -> Path:
     """A finished transfer stage that kept its model."""
     out = tmp_path_factory.mktemp("tuned")
-    in_subprocess(export_random, other, out)
-    made = in_subprocess(run, other, data, out / "export", out / "t", {"keep_model": True})
-    assert len(made["model_checksum"]) == 64
-    assert "transfer" not in made
+    in_subprocess(export_random, teacher_student, out)
+    outputs = in_subprocess(
+        run, teacher_student, data, out / "export", out / "t", {"keep_model": True}
+    )
+    assert len(outputs["model_checksum"]) == 64
+    assert "transfer" not in outputs
     return out / "t"
 
 
@@ -334,83 +356,92 @@ METHODS = {
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", METHODS)
 def test_a_transfer_method_trains_and_leaves_only_the_task_s_model(
-    name, data, exported, student, other, tuned, tmp_path, in_subprocess
+    name, data, exported, student, teacher_student, tuned_teacher, tmp_path, in_subprocess
 ):
-    more = {"transfer": METHODS[name], "teacher": other, "keep_model": True}
-    made = in_subprocess(run, student, data, exported, tmp_path / "a", more, tuned)
+    changes = {"transfer": METHODS[name], "teacher": teacher_student, "keep_model": True}
+    outputs = in_subprocess(run, student, data, exported, tmp_path / "a", changes, tuned_teacher)
     plain = in_subprocess(run, student, data, exported, tmp_path / "plain", {"keep_model": True})
-    json.dumps(made, allow_nan=False)
-    assert made["gate"]["coverage"] == 1.0
-    assert made["gate"] == plain["gate"]
+    json.dumps(outputs, allow_nan=False)
+    assert outputs["gate"]["coverage"] == 1.0
+    assert outputs["gate"] == plain["gate"]
     # The saved model is the task's own: no teacher, no projector.
-    kept, want = (read_tensors(tmp_path / n / MODEL) for n in ("a", "plain"))
-    assert {k: v.shape for k, v in kept.items()} == {k: v.shape for k, v in want.items()}
-    # Every step's loss is the task's and the method's; the first batch's is the plain one's.
-    terms = {k: dict(v) for k, v in made["curves"].items() if k != "loss"}
+    saved, saved_plain = (read_tensors(tmp_path / n / MODEL) for n in ("a", "plain"))
+    assert {k: v.shape for k, v in saved.items()} == {k: v.shape for k, v in saved_plain.items()}
+    # Each step's loss is the task's plus the method's; the task's own of step 1 is the plain run's.
+    terms = {k: dict(v) for k, v in outputs["curves"].items() if k != "loss"}
     assert terms
     assert all(k.startswith("transfer.loss_") for k in terms)
-    first, alone = dict(made["curves"]["loss"])[1], dict(plain["curves"]["loss"])[1]
-    assert sum(t[1] for t in terms.values()) > 0
-    assert first == pytest.approx(alone + sum(t[1] for t in terms.values()), rel=1e-5)
-    assert made["transfer"]["extra_forwards"] == 4 * 2  # steps x batch
-    assert made["transfer"]["extra_parameters"] > 6e6  # of the teacher and the method
-    assert made["curves"]["loss"] != plain["curves"]["loss"]
-    again = in_subprocess(run, student, data, exported, tmp_path / "b", more, tuned)
-    assert untimed(again) == untimed(made)
+    first, plain_first = dict(outputs["curves"]["loss"])[1], dict(plain["curves"]["loss"])[1]
+    assert sum(curve[1] for curve in terms.values()) > 0
+    assert first == pytest.approx(plain_first + sum(curve[1] for curve in terms.values()), rel=1e-5)
+    assert outputs["transfer"]["extra_forwards"] == 4 * 2  # steps x batch
+    assert outputs["transfer"]["extra_parameters"] > 6e6  # of the teacher and the method
+    assert outputs["curves"]["loss"] != plain["curves"]["loss"]
+    repeated = in_subprocess(run, student, data, exported, tmp_path / "b", changes, tuned_teacher)
+    assert untimed(repeated) == untimed(outputs)
 
 
 @pytest.mark.e2e
 def test_a_method_of_weight_0_changes_no_score(data, exported, student, tmp_path, in_subprocess):
-    """The networks beside the model draw nothing from its generator and are not scored."""
-    toy = {"transfer": {"type": TOY, "weight": 0.0}}
-    made = in_subprocess(run, student, data, exported, tmp_path / "a", toy)
+    """The method's networks draw nothing from the task's random generator and are not scored."""
+    changes = {"transfer": {"type": LEVEL_SQUARE, "weight": 0.0}}
+    outputs = in_subprocess(run, student, data, exported, tmp_path / "a", changes)
     plain = in_subprocess(run, student, data, exported, tmp_path / "b", {})
     for key in ("value", "metrics", "per_class", "gate"):
-        assert made[key] == plain[key]
-    assert made["curves"]["loss"] == plain["curves"]["loss"]
-    assert made["transfer"] == {"extra_parameters": 20, "extra_forwards": 0}
+        assert outputs[key] == plain[key]
+    assert outputs["curves"]["loss"] == plain["curves"]["loss"]
+    assert outputs["transfer"] == {"extra_parameters": 20, "extra_forwards": 0}
     assert "transfer" not in plain
 
 
 @pytest.mark.e2e
 def test_an_interrupted_transfer_with_a_method_repeats_what_an_uninterrupted_one_gives(
-    data, exported, student, other, tuned, tmp_path, in_subprocess
+    data, exported, student, teacher_student, tuned_teacher, tmp_path, in_subprocess
 ):
-    more = {"transfer": METHODS["transkd"], "teacher": other}
-    call = (student, data, exported, tmp_path / "a", more, tuned)
+    changes = {"transfer": METHODS["transkd"], "teacher": teacher_student}
+    call = (student, data, exported, tmp_path / "a", changes, tuned_teacher)
     assert in_subprocess(interrupted, *call, None, 3)
-    made = in_subprocess(run, *call)
-    whole = in_subprocess(run, student, data, exported, tmp_path / "b", more, tuned)
-    assert untimed(made) == untimed(whole)
+    resumed = in_subprocess(run, *call)
+    uninterrupted = in_subprocess(
+        run, student, data, exported, tmp_path / "b", changes, tuned_teacher
+    )
+    assert untimed(resumed) == untimed(uninterrupted)
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize(
-    ("more", "match"),
+    ("changes", "message"),
     [
         ({"transfer": METHODS["nfd"]}, "needs a tuned teacher"),
         ({"transfer": {"type": NFD}}, "is not a transfer method"),
-        ({"transfer": {"type": TOY, "bad": True}}, "one value per sample, or"),
+        ({"transfer": {"type": LEVEL_SQUARE, "bad": True}}, "one value per sample, or"),
     ],
 )
-def test_the_stage_refuses(more, match, data, exported, student, tmp_path, in_subprocess):
-    assert match in in_subprocess(sentence, student, data, exported, tmp_path, more)
+def test_the_stage_refuses_a_method_that_cannot_be_used(
+    changes, message, data, exported, student, tmp_path, in_subprocess
+):
+    assert message in in_subprocess(error_of, student, data, exported, tmp_path, changes)
 
 
 @pytest.mark.e2e
 def test_the_stage_refuses_a_task_that_the_method_does_not_support(
     data, exported, student, tmp_path, in_subprocess
 ):
-    for kind, match in (("finetune", "does not support the task"), ("probe", "no transfer method")):
+    for kind, problem in (
+        ("finetune", "does not support the task"),
+        ("probe", "no transfer method"),
+    ):
         task = config("tasks", f"smoke_{kind}")
-        more = {"transfer": {"type": TOY}}
-        message = in_subprocess(sentence, student, data, exported, tmp_path, more, None, task)
-        assert match in message
+        changes = {"transfer": {"type": LEVEL_SQUARE}}
+        message = in_subprocess(error_of, student, data, exported, tmp_path, changes, None, task)
+        assert problem in message
 
 
 @pytest.mark.e2e
 def test_a_tuned_teacher_of_other_shapes_is_refused(
-    data, exported, student, tuned, tmp_path, in_subprocess
+    data, exported, student, tuned_teacher, tmp_path, in_subprocess
 ):
-    more = {"transfer": METHODS["nfd"], "teacher": student}
-    assert "do not fit" in in_subprocess(sentence, student, data, exported, tmp_path, more, tuned)
+    changes = {"transfer": METHODS["nfd"], "teacher": student}
+    assert "do not fit" in in_subprocess(
+        error_of, student, data, exported, tmp_path, changes, tuned_teacher
+    )

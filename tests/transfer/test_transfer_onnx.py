@@ -1,4 +1,4 @@
-"""ONNX files: equal to the network at other batch sizes, and a wrong one is refused."""
+"""ONNX files: they compute what the network does at any batch size; a wrong one is refused."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ PX = 16
 
 
 def backbone(seed: int = 0) -> nn.Module:
+    """A small random network."""
     torch.manual_seed(seed)
     return nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU())
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
+    """The ONNX file of the network."""
     path = tmp_path_factory.mktemp("onnx") / "backbone.onnx"
     write_onnx(backbone(), PX, path)
     return path
@@ -48,7 +50,7 @@ def test_a_file_with_other_weights_is_refused(file):
         check_onnx(WithPreprocessing(backbone(seed=1)).eval(), file, PX)
 
 
-def test_latencies_are_positive_per_batch(file):
+def test_latencies_are_measured_for_each_batch_size(file):
     table = latencies(backbone(), file, PX, batches=(1, 2))
     assert [row["batch"] for row in table] == [1, 2]
     assert all(row["torch_ms"] > 0 and row["onnxruntime_ms"] > 0 for row in table)
@@ -64,7 +66,7 @@ def test_a_file_that_fails_its_check_is_not_left_and_replaces_nothing(tmp_path, 
     assert path.read_text() == "earlier"
 
 
-def test_a_file_that_is_no_network_is_a_sentence(tmp_path):
+def test_a_file_that_is_no_network_is_named_in_the_error(tmp_path):
     (tmp_path / "cut.onnx").write_bytes(b"abc")
     with pytest.raises(KdepError, match=r"onnxruntime cannot read the ONNX file .*cut\.onnx"):
         open_session(tmp_path / "cut.onnx")

@@ -1,4 +1,4 @@
-"""Two own data sets that differ in order and ids alone get one score, to the last digit."""
+"""Two own data sets that differ only in order and ids get the same score, to the last digit."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from tests.transfer.conftest import config, quiet
 
 
 def permuted(table: dict[str, Any], step: int) -> dict[str, Any]:
-    """Every list reversed, every id another one, every object's keys reversed."""
+    """The same table with every list reversed, every id changed, every object's keys reversed."""
 
-    def fresh(key: str) -> dict[int, int]:
-        return {e["id"]: 1000 + step * (k * 7 % 1009) for k, e in enumerate(table[key])}
+    def new_ids(key: str) -> dict[int, int]:
+        """{old id: new id} of the rows of one list."""
+        return {row["id"]: 1000 + step * (k * 7 % 1009) for k, row in enumerate(table[key])}
 
-    images, categories, boxes = map(fresh, ("images", "categories", "annotations"))
+    images, categories, boxes = map(new_ids, ("images", "categories", "annotations"))
     rows = {
         "annotations": [
             {
@@ -33,10 +34,13 @@ def permuted(table: dict[str, Any], step: int) -> dict[str, Any]:
         "categories": [{**c, "id": categories[c["id"]]} for c in table["categories"]],
         "images": [{**i, "id": images[i["id"]]} for i in table["images"]],
     }
-    return {k: [dict(reversed(e.items())) for e in reversed(v)] for k, v in rows.items()}
+    return {
+        key: [dict(reversed(row.items())) for row in reversed(table_rows)]
+        for key, table_rows in rows.items()
+    }
 
 
-def prepared(data: Path, out: Path, change: bool) -> Path:
+def prepare_scenes(data: Path, out: Path, change: bool) -> Path:
     """Stage `prepare` over the tiny scenes as own data; returns the stage's directory."""
     coco = {}
     for number, split in enumerate(("train", "test"), 1):
@@ -46,13 +50,16 @@ def prepared(data: Path, out: Path, change: bool) -> Path:
         file.write_text(json.dumps(permuted(table, number) if change else table))
         coco[split] = {"json": str(file), "images": str(data / "detect" / split)}
     (out / "prepare").mkdir()
-    absent = [c["name"] for c in table["categories"]]  # 8 scenes do not show every class
+    absent = [c["name"] for c in table["categories"]]  # in 8 scenes some classes are missing
     spec = {"pool": str(data / "classify/train"), "coco": coco, "allow_absent": absent}
     prepare(spec, {}, out / "prepare", quiet)
     return out / "prepare"
 
 
-def score(student: dict[str, Any], prepare_dir: Path, exported: Path, out: Path) -> dict[str, Any]:
+def run_detection(
+    student: dict[str, Any], prepare_dir: Path, exported: Path, out: Path
+) -> dict[str, Any]:
+    """The outputs of a short detection transfer on the prepared scenes."""
     from kdep_bench.transfer import stage
 
     task = config("tasks", "pocket_det")
@@ -70,11 +77,15 @@ def test_order_and_ids_of_a_coco_json_do_not_change_the_score(
     tmp_path: Path,
     in_subprocess: Callable[..., Any],
 ) -> None:
-    got = []
+    results = []
     for name in ("plain", "permuted"):
-        stage_dir = prepared(data, tmp_path / name, name == "permuted")
-        outputs = in_subprocess(score, student, stage_dir, exported, tmp_path / f"{name}_det")
-        got.append({k: outputs[k] for k in ("value", "metrics", "per_class", "curves")})
-    assert got[0] == got[1]
-    losses = [loss for _, loss in got[0]["curves"]["loss"]]
-    assert len(set(losses)) > 3  # so that the training itself was the same, step by step
+        stage_dir = prepare_scenes(data, tmp_path / name, name == "permuted")
+        outputs = in_subprocess(
+            run_detection, student, stage_dir, exported, tmp_path / f"{name}_det"
+        )
+        results.append({k: outputs[k] for k in ("value", "metrics", "per_class", "curves")})
+    assert results[0] == results[1]
+    losses = [loss for _, loss in results[0]["curves"]["loss"]]
+    assert (
+        len(set(losses)) > 3
+    )  # the losses change from step to step, so equal curves mean equal training

@@ -1,4 +1,4 @@
-"""A transfer as two gloo processes: the same data, steps and scores as one."""
+"""A transfer as two gloo processes: the same data, steps and scores as with one process."""
 
 from __future__ import annotations
 
@@ -34,27 +34,30 @@ from tests.transfer.conftest import config, quiet, with_toolkits
 @given(images=st.integers(1, 200), part=st.integers(1, 8), ranks=st.integers(1, 5))
 def test_the_ranks_read_what_one_process_reads(images: int, part: int, ranks: int):
     batch, data = part * ranks, range(images)
-    one = DefaultSampler(data, shuffle=True, seed=7)
-    one.set_epoch(3)
-    order = list(one)
-    want = [order[i : i + batch] for i in range(0, images - batch + 1, batch)]
-    dealt = []
+    whole = DefaultSampler(data, shuffle=True, seed=7)
+    whole.set_epoch(3)
+    order = list(whole)
+    expected = [order[i : i + batch] for i in range(0, images - batch + 1, batch)]
+    per_rank = []
     for rank in range(ranks):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(parallel, "get_dist_info", lambda rank=rank: (rank, ranks))
             sampler = parallel.DealtBatches(data, batch=batch, seed=7)
         sampler.set_epoch(3)
-        mine = list(sampler)
-        assert len(mine) == len(sampler) == len(want) * part
-        dealt.append([mine[i : i + part] for i in range(0, len(mine), part)])
-    got = [[i for mine in step for i in mine] for step in zip(*dealt, strict=True)]
-    assert [sorted(g) for g in got] == [sorted(w) for w in want]
+        own = list(sampler)
+        assert len(own) == len(sampler) == len(expected) * part
+        per_rank.append([own[i : i + part] for i in range(0, len(own), part)])
+    joined = [
+        [i for part_of_step in step for i in part_of_step] for step in zip(*per_rank, strict=True)
+    ]
+    assert [sorted(step) for step in joined] == [sorted(step) for step in expected]
 
 
 # ---- the config of a rank ----
 
 
-def one_process() -> Config:
+def whole_batch_config() -> Config:
+    """The part of a task's Config that is divided among processes."""
     return Config(
         dict(
             train_dataloader=dict(
@@ -65,16 +68,16 @@ def one_process() -> Config:
     )
 
 
-def test_one_process_is_left_alone():
-    cfg = one_process()
+def test_the_config_of_a_single_process_is_unchanged():
+    cfg = whole_batch_config()
     assert parallel.split_over_ranks(cfg, 3, "t") == []
-    assert cfg.to_dict() == one_process().to_dict()
+    assert cfg.to_dict() == whole_batch_config().to_dict()
 
 
-def test_the_batch_is_that_of_all_ranks_together(monkeypatch: pytest.MonkeyPatch):
+def test_a_batch_is_divided_among_the_ranks(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "8")
-    cfg = one_process()
+    cfg = whole_batch_config()
     parallel.split_over_ranks(cfg, 3, "t")
     assert cfg.train_dataloader.batch_size == 2
     assert cfg.train_dataloader.sampler.batch == 16
@@ -82,14 +85,14 @@ def test_the_batch_is_that_of_all_ranks_together(monkeypatch: pytest.MonkeyPatch
     assert cfg.randomness.diff_rank_seed
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(KdepError, match=r"batch of task t of 16 images .* among 3 processes"):
-        parallel.split_over_ranks(one_process(), 3, "t")
+        parallel.split_over_ranks(whole_batch_config(), 3, "t")
 
 
 # ---- two processes ----
 
 
-class Steady(FineTune):
-    """Fine-tuning without augmentation, the one thing in which ranks may draw otherwise."""
+class WithoutAugmentation(FineTune):
+    """Fine-tuning without augmentation: in nothing else do the ranks draw other numbers."""
 
     def build_cfg(self, *args: Any, **kwargs: Any) -> Any:
         cfg = super().build_cfg(*args, **kwargs)
@@ -101,12 +104,12 @@ def run_rank(
     rank: int,
     ranks: int,
     port: int,
-    more: dict[str, Any],
+    changes: dict[str, Any],
     task: dict[str, Any],
     student: dict[str, Any],
     *paths: Path,
 ) -> dict[str, Any]:
-    """One process of a transfer stage; `ranks` 1 is a plain process, `more` is for its spec."""
+    """One process of a transfer stage; `ranks` 1 is a plain process. `changes` go into its spec."""
     prepare, export, out, *teacher = paths
     torch.set_num_threads(1)
     if ranks > 1:
@@ -121,13 +124,13 @@ def run_rank(
         )
     out.mkdir(parents=True, exist_ok=True)
     os.chdir(out)
-    spec = {"task": task, "student": student, "seed": 0, "threads": 1, **more}
+    spec = {"task": task, "student": student, "seed": 0, "threads": 1, **changes}
     inputs = {"prepare": prepare, "export": export, **dict(zip(["teacher"], teacher, strict=False))}
     return transfer_stage.run(spec, inputs, out, quiet)
 
 
-def together(ranks: int, *args: Any, **more: Any) -> list[dict[str, Any]]:
-    """The outputs of every rank."""
+def run_ranks(ranks: int, *args: Any, **changes: Any) -> list[dict[str, Any]]:
+    """The outputs of a transfer stage in every one of its processes."""
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -135,7 +138,7 @@ def together(ranks: int, *args: Any, **more: Any) -> list[dict[str, Any]]:
     context.set_forkserver_preload(["tests.transfer.preload"])
     with ProcessPoolExecutor(ranks, mp_context=context) as pool:
         jobs = [
-            pool.submit(with_toolkits, run_rank, r, ranks, store.port, more, *args)
+            pool.submit(with_toolkits, run_rank, r, ranks, store.port, changes, *args)
             for r in range(ranks)
         ]
         return [j.result(timeout=300) for j in jobs]
@@ -144,23 +147,27 @@ def together(ranks: int, *args: Any, **more: Any) -> list[dict[str, Any]]:
 def test_two_processes_train_and_score_as_one(
     data: Path, exported: Path, student: dict[str, Any], tmp_path: Path
 ):
-    own = tmp_path / "p" / "data"
-    shutil.copytree(data / "classify", own / "classify")
-    next((own / "classify/test/bird").iterdir()).unlink()  # 47 images: the ranks are padded
-    next((own / "classify/train/bird").iterdir()).unlink()  # 47 again: 2 whole batches of 16
+    prepare = tmp_path / "p" / "data"
+    shutil.copytree(data / "classify", prepare / "classify")
+    next(
+        (prepare / "classify/test/bird").iterdir()
+    ).unlink()  # 47 test images: the smaller share is padded
+    next(
+        (prepare / "classify/train/bird").iterdir()
+    ).unlink()  # 47 training images: 2 whole batches of 16
     task = config("tasks", "smoke_finetune")
-    task.update(type=f"{Steady.__module__}.Steady")
+    task.update(type=f"{WithoutAugmentation.__module__}.WithoutAugmentation")
     task["recipe"].update(epochs=2, batch=16, test_batch=5, lr=0.01)
-    alone = together(1, task, student, own.parent, exported, tmp_path / "one")[0]
-    two, other = together(2, task, student, own.parent, exported, tmp_path / "two")
-    assert [s for s, _ in two["curves"]["loss"]] == [1, 2, 3, 4]
-    np.testing.assert_allclose(two["curves"]["loss"], alone["curves"]["loss"], rtol=1e-3)
-    assert two["value"] * 47 == pytest.approx(round(two["value"] * 47))
-    assert two["metrics"] == pytest.approx(alone["metrics"])
-    assert two["per_class"] == pytest.approx(alone["per_class"])
-    assert two["gate"] == alone["gate"]
-    assert {k: v for k, v in other.items() if k in ("value", "curves", "per_class")} == {
-        k: v for k, v in two.items() if k in ("value", "curves", "per_class")
+    single = run_ranks(1, task, student, prepare.parent, exported, tmp_path / "one")[0]
+    first, second = run_ranks(2, task, student, prepare.parent, exported, tmp_path / "two")
+    assert [s for s, _ in first["curves"]["loss"]] == [1, 2, 3, 4]
+    np.testing.assert_allclose(first["curves"]["loss"], single["curves"]["loss"], rtol=1e-3)
+    assert first["value"] * 47 == pytest.approx(round(first["value"] * 47))
+    assert first["metrics"] == pytest.approx(single["metrics"])
+    assert first["per_class"] == pytest.approx(single["per_class"])
+    assert first["gate"] == single["gate"]
+    assert {k: v for k, v in second.items() if k in ("value", "curves", "per_class")} == {
+        k: v for k, v in first.items() if k in ("value", "curves", "per_class")
     }
     assert not list((tmp_path / "two").glob("**/.dist_test"))
 
@@ -174,41 +181,41 @@ def test_dense_tasks_run_as_two_processes(
     official.prepare({"sets": ["voc"], "pool": "imagenet", "tiny_seed": 0}, {}, prepared, quiet)
     task, student = shrink_task(resolve("task", name)), {**student, "input_px": 32}
     args = (task, student, prepared, exported, tmp_path / "two")
-    two, other = together(2, *args)
-    assert two["gate"]["coverage"] == 1.0
-    assert two["curves"] == other["curves"]
-    assert two["value"] == other["value"]
+    first, second = run_ranks(2, *args)
+    assert first["gate"]["coverage"] == 1.0
+    assert first["curves"] == second["curves"]
+    assert first["value"] == second["value"]
 
 
 @pytest.mark.e2e
 def test_a_transfer_method_runs_as_two_processes(
     data: Path, exported: Path, student: dict[str, Any], tmp_path: Path
 ):
-    """Its losses are those of the whole batch, and rank 0 saves the task's own model."""
+    """Its losses are those of the whole batch, and rank 0 saves the bare task's model."""
     task = config("tasks", "smoke_seg")
     task["recipe"].update(iters=2, warmup=1, batch=4)
-    own = (task, student, data.parent, exported)
-    together(1, *own, tmp_path / "tuned", keep_model=True)
+    shared = (task, student, data.parent, exported)
+    run_ranks(1, *shared, tmp_path / "tuned", keep_model=True)
     transkd = {
         "type": "kdep_bench.transfer.methods.transkd.TransKD",
         "levels": {k: k for k in ("s4", "s8", "s16", "s32")},
         "betas": {"s32": 1.0},
     }
-    more = {"transfer": transkd, "teacher": student, "keep_model": True}
-    args = (*own, tmp_path / "two", tmp_path / "tuned")
-    two, other = together(2, *args, **more)
-    assert two["gate"]["coverage"] == 1.0
-    assert two["curves"] == other["curves"]
-    assert {"loss", "transfer.loss_hcl", "transfer.loss_pea"} == set(two["curves"])
-    assert two["transfer"]["extra_forwards"] == 2 * 4
-    kept, plain = (read_tensors(tmp_path / n / MODEL) for n in ("two", "tuned"))
-    assert {k: v.shape for k, v in kept.items()} == {k: v.shape for k, v in plain.items()}
+    changes = {"transfer": transkd, "teacher": student, "keep_model": True}
+    args = (*shared, tmp_path / "two", tmp_path / "tuned")
+    first, second = run_ranks(2, *args, **changes)
+    assert first["gate"]["coverage"] == 1.0
+    assert first["curves"] == second["curves"]
+    assert {"loss", "transfer.loss_hcl", "transfer.loss_pea"} == set(first["curves"])
+    assert first["transfer"]["extra_forwards"] == 2 * 4
+    saved, saved_plain = (read_tensors(tmp_path / n / MODEL) for n in ("two", "tuned"))
+    assert {k: v.shape for k, v in saved.items()} == {k: v.shape for k, v in saved_plain.items()}
 
 
-def test_a_task_of_its_own_runs_in_one_of_the_processes(
+def test_a_task_without_mm_runs_in_one_of_the_processes(
     data: Path, exported: Path, student: dict[str, Any], tmp_path: Path
 ):
     task = config("tasks", "smoke_photos")
-    first, second = together(2, task, student, data.parent, exported, tmp_path)
+    first, second = run_ranks(2, task, student, data.parent, exported, tmp_path)
     assert 0 <= first["value"] <= 1
     assert second == {}

@@ -1,4 +1,4 @@
-"""Each fix of a task's data check is followed, and then the check passes."""
+"""The fix that a data check names is carried out, and then the check passes."""
 
 from __future__ import annotations
 
@@ -15,47 +15,47 @@ from kdep_bench.transfer.mm_config import class_folders, reading_images
 from tests.transfer.conftest import config
 
 
-def test_a_split_that_was_never_prepared_is_no_reason_to_prepare_again(tmp_path: Path):
+def test_a_missing_split_is_added_by_the_named_fix(tmp_path: Path):
     root = tmp_path / "classify" / "test"
-    with pytest.raises(KdepError, match="no folder classify/test") as e:
+    with pytest.raises(KdepError, match="no folder classify/test") as error:
         class_folders(root)
-    assert "add that split to `classify`" in e.value.fix
+    assert "add that split to `classify`" in error.value.fix
     root.mkdir(parents=True)
-    with pytest.raises(KdepError, match="has 0 class folders") as e:
+    with pytest.raises(KdepError, match="has 0 class folders") as error:
         class_folders(root)
-    assert "add a folder for each class there" in e.value.fix
+    assert "add a folder for each class there" in error.value.fix
     for name in ("a", "b"):
         (root / name).mkdir()
     assert class_folders(root) == ["a", "b"]
 
 
-def test_the_folder_named_is_the_users_own(tmp_path: Path):
+def test_an_error_names_the_user_s_folder_and_not_the_link_to_it(tmp_path: Path):
     own = tmp_path / "mine"
     own.mkdir()
     (tmp_path / "classify").mkdir()
     (tmp_path / "classify" / "train").symlink_to(own)
-    with pytest.raises(KdepError) as e:
+    with pytest.raises(KdepError) as error:
         class_folders(tmp_path / "classify" / "train")
-    assert str(own) in str(e.value)
-    assert "classify" not in e.value.problem
+    assert str(own) in str(error.value)
+    assert "classify" not in error.value.problem
 
 
-def test_categories_that_differ_name_both_files_of_the_user(data: Path, tmp_path: Path):
+def test_differing_categories_are_refused_with_the_user_s_file(data: Path, tmp_path: Path):
     root, own = tmp_path / "data", tmp_path / "own.json"
     shutil.copytree(data, root)
     path = root / "detect" / "annotations" / "test.json"
-    told = json.loads(path.read_text())
-    right = path.read_text()
-    told["categories"][0]["name"] = "something else"
-    own.write_text(json.dumps(told))
+    changed = json.loads(path.read_text())
+    original = path.read_text()
+    changed["categories"][0]["name"] = "something else"
+    own.write_text(json.dumps(changed))
     path.unlink()
     path.symlink_to(own)
     task = build(config("tasks", "smoke_det"))
-    with pytest.raises(KdepError) as e:
+    with pytest.raises(KdepError) as error:
         task.check_data(root)
-    assert str(own) in str(e.value)
-    assert "the same list of categories" in e.value.fix
-    own.write_text(right)
+    assert str(own) in str(error.value)
+    assert "the same list of categories" in error.value.fix
+    own.write_text(original)
     task.check_data(root)
 
 

@@ -20,14 +20,15 @@ from kdep_bench.transfer import samples as kept
 CLASSES = ("bird", "coin", "disc")
 
 
-def again(tmp_path: Path, samples: Samples) -> Samples:
-    """The samples through their file."""
+def through_file(tmp_path: Path, samples: Samples) -> Samples:
+    """The samples, written to a file and read back."""
     stored_summary = stored.write(tmp_path / stored.FILE, samples)
     assert stored_summary["bytes"] == (tmp_path / stored.FILE).stat().st_size
     return stored.read(tmp_path / stored.FILE, stored_summary["sha256"])
 
 
-def names(n: int) -> tuple[str, ...]:
+def image_names(n: int) -> tuple[str, ...]:
+    """The names of n test images."""
     return tuple(f"test/{i}.jpg" for i in range(n))
 
 
@@ -41,17 +42,18 @@ def test_accuracy_is_that_of_mmpretrain(tmp_path, images):
     probabilities[::5] = 1 / 3  # ties
     results = [{"pred_score": p, "gt_label": torch.randint(0, 3, (1,))} for p in probabilities]
     raw = Accuracy(topk=(1,)).compute_metrics(results)
-    samples = Samples("accuracy", CLASSES, names(images), kept._accuracy(results))
-    assert stored.scores(again(tmp_path, samples))["top1"] == float(raw["top1"]) / 100
+    samples = Samples("accuracy", CLASSES, image_names(images), kept._accuracy(results))
+    assert stored.scores(through_file(tmp_path, samples))["top1"] == float(raw["top1"]) / 100
 
 
-def areas_of(images: int, metric: Any) -> list[Any]:
+def random_areas(images: int, metric: Any) -> list[Any]:
+    """The intersections and unions of random masks, as the metric computes them."""
     torch.manual_seed(images)
     results = []
     for _ in range(images):
-        found, truth = torch.randint(0, 3, (2, 96, 96))
-        truth[:9] = 255  # not scored
-        results.append(metric.intersect_and_union(found, truth, 4, 255))
+        predicted, truth = torch.randint(0, 3, (2, 96, 96))
+        truth[:9] = 255  # the ignored label
+        results.append(metric.intersect_and_union(predicted, truth, 4, 255))
     return results
 
 
@@ -61,15 +63,18 @@ def test_mean_iou_is_that_of_mmseg_with_a_class_that_is_absent(tmp_path):
 
     metric = ClasswiseIoU()
     metric.dataset_meta = {"classes": (*CLASSES, "nowhere")}
-    results = areas_of(29, metric)
+    results = random_areas(29, metric)
     raw = metric.compute_metrics(list(results))
-    samples = Samples("iou", (*CLASSES, "nowhere"), names(29), kept._areas(results))
-    again_scores = stored.scores(again(tmp_path, samples))
-    assert again_scores == {k: float(raw[k]) / 100 for k in ("mIoU", "mAcc", "aAcc")}
+    samples = Samples("iou", (*CLASSES, "nowhere"), image_names(29), kept._areas(results))
+    scores = stored.scores(through_file(tmp_path, samples))
+    assert scores == {k: float(raw[k]) / 100 for k in ("mIoU", "mAcc", "aAcc")}
 
 
-def annotated(path: Path, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Writes annotations whose images and categories are not in the order of their ids."""
+def write_annotations(path: Path, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Writes random COCO annotations whose images are not in the order of their ids.
+
+    Returns the id and the boxes of each image.
+    """
     images = [
         {"id": i, "file_name": f"{i}.jpg", "width": 100, "height": 100} for i in (30, 4, 17, 9, 1)
     ]
@@ -99,7 +104,7 @@ def test_average_precision_is_that_of_mmdet(tmp_path, seed):
     from kdep_bench.transfer.coco_sets import NamedCocoMetric
 
     rng = np.random.default_rng(seed)
-    truth = annotated(tmp_path / "truth.json", rng)
+    truth = write_annotations(tmp_path / "truth.json", rng)
     metric = NamedCocoMetric(ann_file=str(tmp_path / "truth.json"), metric="bbox", classwise=True)
     metric.dataset_meta = {"classes": CLASSES}
     results = []
@@ -108,8 +113,8 @@ def test_average_precision_is_that_of_mmdet(tmp_path, seed):
         for box in image["boxes"] * 3:
             x, y, w, h = box["bbox"]
             boxes.append(np.array([x, y, x + w, y + h]) + rng.normal(0, 3, 4))
-            right = rng.random() < 0.8
-            labels.append([2, 5, 7].index(box["category_id"]) if right else 1)
+            correct = rng.random() < 0.8
+            labels.append([2, 5, 7].index(box["category_id"]) if correct else 1)
             scores.append(round(rng.random(), 1))  # ties within and between images
         results.append(
             (
@@ -123,7 +128,7 @@ def test_average_precision_is_that_of_mmdet(tmp_path, seed):
             )
         )
     raw = metric.compute_metrics(list(results))
-    samples = again(tmp_path, kept._detections(metric, results, CLASSES))
+    samples = through_file(tmp_path, kept._detections(metric, results, CLASSES))
     assert stored.scores(samples) == {k: raw[k] for k in ("bbox_mAP", "bbox_mAP_50", "bbox_mAP_75")}
     assert len(coco_json(samples)) == sum(len(r["scores"]) for _, r in results)
     assert {a["category_id"] for a in truth_json(samples)["annotations"]} <= {1, 2, 3}
@@ -141,13 +146,14 @@ def test_nothing_detected_scores_0():
         "truth_area": np.ones(1),
         "truth_crowd": np.zeros(1, np.int8),
     }
-    scores = stored.scores(Samples("coco", CLASSES, names(1), arrays))
+    scores = stored.scores(Samples("coco", CLASSES, image_names(1), arrays))
     assert scores == {"bbox_mAP": 0.0, "bbox_mAP_50": 0.0, "bbox_mAP_75": 0.0}
 
 
 def probe(truth: list[int], guess: list[int]) -> Samples:
+    """The samples of a linear probe with these labels and predictions."""
     arrays = kept.classification(truth, guess, np.full((len(truth), 3), 1 / 3))
-    return Samples("probe", CLASSES, names(len(truth)), arrays)
+    return Samples("probe", CLASSES, image_names(len(truth)), arrays)
 
 
 def test_outputs_that_do_not_give_the_reported_score_are_not_kept(tmp_path):
@@ -160,7 +166,7 @@ def test_outputs_that_do_not_give_the_reported_score_are_not_kept(tmp_path):
     assert not (tmp_path / stored.FILE).exists()
 
 
-BAD = {
+BAD_ARRAYS = {
     "class numbers out of range": {"prediction": np.array([0, 1, 2, 3], np.int32)},
     "another length": {"truth": np.zeros(3, np.int32)},
     "NaN": {"probability": np.array([0, 1, np.nan, 1], np.float32)},
@@ -169,10 +175,10 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("what", sorted(BAD))
-def test_a_file_with_other_content_is_refused(tmp_path, what):
+@pytest.mark.parametrize("fault", sorted(BAD_ARRAYS))
+def test_a_file_with_arrays_that_fit_no_scorer_is_refused(tmp_path, fault):
     good = probe([0, 1, 2, 2], [0, 1, 2, 0])
-    bad = Samples(good.scorer, good.classes, good.images, {**good.arrays, **BAD[what]})
+    bad = Samples(good.scorer, good.classes, good.images, {**good.arrays, **BAD_ARRAYS[fault]})
     stored.write(tmp_path / "bad.npz", bad)
     with pytest.raises(KdepError, match="is no file of per-sample outputs"):
         stored.read(tmp_path / "bad.npz")

@@ -26,6 +26,7 @@ OVERFIT = {
 
 
 def task_config(kind: str, **recipe: Any) -> dict[str, Any]:
+    """The smoke task of this kind, with changes to its recipe."""
     task = config("tasks", f"smoke_{kind}")
     if kind == "photos":
         recipe = {"folds": 4, **recipe}
@@ -36,13 +37,14 @@ def task_config(kind: str, **recipe: Any) -> dict[str, Any]:
 def run_stage(
     task: dict[str, Any], student: dict[str, Any], seed: int, data: Path, export: Path, out: Path
 ) -> dict[str, Any]:
+    """The outputs of the real transfer stage."""
     out.mkdir(parents=True, exist_ok=True)
     spec = {"task": task, "student": student, "seed": seed, "threads": 1}
     return stage.run(spec, {"prepare": data.parent, "export": export}, out, quiet)
 
 
-def sentence(*args: Any) -> str:
-    """The KdepError of a stage that must fail."""
+def error_of(*args: Any) -> str:
+    """The message of the KdepError of a stage that must fail."""
     try:
         run_stage(*args)
     except KdepError as e:
@@ -74,6 +76,7 @@ def rebuild(
 
 
 def check_outputs(outputs: dict[str, Any], task: dict[str, Any], out: Path) -> None:
+    """Checks the parts that every task's outputs have, and its files."""
     json.dumps(outputs, allow_nan=False)
     assert outputs["metric"] == task["metric"]
     assert outputs["value"] == outputs["metrics"][task["metric"]]
@@ -84,13 +87,13 @@ def check_outputs(outputs: dict[str, Any], task: dict[str, Any], out: Path) -> N
     assert outputs["per_class"]
     assert all(0 <= v <= 1 for v in outputs["per_class"].values())
     # The per-sample outputs give the reported metrics, to the last digit.
-    part = outputs["samples"]
-    kept = samples.read(out / part["file"], part["sha256"])
-    again = samples.scores(kept)
-    assert again[task["metric"]] == outputs["value"]
-    assert {k: outputs["metrics"][k] for k in again} == again
-    assert part["images"] == len(kept.images) == len(set(kept.images))
-    assert set(outputs["per_class"]) <= set(kept.classes)
+    record = outputs["samples"]
+    saved = samples.read(out / record["file"], record["sha256"])
+    rescored = samples.scores(saved)
+    assert rescored[task["metric"]] == outputs["value"]
+    assert {k: outputs["metrics"][k] for k in rescored} == rescored
+    assert record["images"] == len(saved.images) == len(set(saved.images))
+    assert set(outputs["per_class"]) <= set(saved.classes)
     for picture in outputs["pictures"]:
         assert (out / picture).stat().st_size <= 30_000
         Image.open(out / picture).load()
@@ -98,7 +101,9 @@ def check_outputs(outputs: dict[str, Any], task: dict[str, Any], out: Path) -> N
 
 @pytest.mark.parametrize("kind", TASKS)
 @pytest.mark.parametrize("name", ["resnet18_w32", "mobilenetv2_w50"])
-def test_configs_dump_and_reload(kind, name, data, exported, tmp_path, in_subprocess):
+def test_configs_are_unchanged_by_dump_and_reload(
+    kind, name, data, exported, tmp_path, in_subprocess
+):
     student = config("students", name)
     built, reloaded = in_subprocess(rebuild, task_config(kind), student, data, exported, tmp_path)
     assert reloaded == built
@@ -116,21 +121,23 @@ def test_configs_dump_and_reload(kind, name, data, exported, tmp_path, in_subpro
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("kind", TASKS)
-def test_a_task_runs_and_repeats(kind, data, exported, student, tmp_path, in_subprocess):
+def test_a_task_run_twice_gives_equal_outputs(
+    kind, data, exported, student, tmp_path, in_subprocess
+):
     task = task_config(kind)
-    first, again = (
+    first, second = (
         in_subprocess(run_stage, task, student, 0, data, exported, tmp_path / name) for name in "ab"
     )
     check_outputs(first, task, tmp_path / "a")
     timed = {"train_s", "eval_s", "images_per_s"}
     assert {k: v for k, v in first.items() if k not in timed} == {
-        k: v for k, v in again.items() if k not in timed
+        k: v for k, v in second.items() if k not in timed
     }
     assert bool(first["pictures"]) == (kind in ("det", "seg"))
 
 
 @pytest.mark.e2e
-def test_another_seed_gives_other_samples(data, exported, student, tmp_path, in_subprocess):
+def test_another_seed_gives_another_training(data, exported, student, tmp_path, in_subprocess):
     runs = [
         in_subprocess(
             run_stage, task_config("finetune"), student, s, data, exported, tmp_path / str(s)
@@ -141,21 +148,21 @@ def test_another_seed_gives_other_samples(data, exported, student, tmp_path, in_
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize(("kind", "reached"), [("det", 0.3), ("seg", 0.5)])
-def test_eight_scenes_are_learnt(kind, reached, data, exported, student, tmp_path, in_subprocess):
+@pytest.mark.parametrize(("kind", "least"), [("det", 0.3), ("seg", 0.5)])
+def test_eight_scenes_are_learnt(kind, least, data, exported, student, tmp_path, in_subprocess):
     """Scored on the training scenes: the whole path of images, labels and boxes fits together."""
     task = task_config(kind, **OVERFIT[kind])
     task["split"] = "train"
     outputs = in_subprocess(run_stage, task, student, 1, data, exported, tmp_path)
     losses = [v for _, v in outputs["curves"]["loss"]]
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
-    assert outputs["value"] > reached
+    assert outputs["value"] > least
     assert outputs["pictures"] == []
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("kind", ["det", "seg"])
-def test_a_backbone_without_dilation(kind, data, tmp_path, in_subprocess):
+def test_det_and_seg_run_with_a_backbone_without_dilation(kind, data, tmp_path, in_subprocess):
     student = config("students", "mobilenetv2_w50")
     in_subprocess(export_random, student, tmp_path)
     task = task_config(kind, iters=2, warmup=1)
@@ -165,8 +172,8 @@ def test_a_backbone_without_dilation(kind, data, tmp_path, in_subprocess):
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("kind", ["probe", "det"])
-def test_a_student_of_timm_s(kind, data, tmp_path, in_subprocess):
-    """ConvNeXt: its pyramid's levels and what its classifier pools share all parameters."""
+def test_probe_and_det_run_with_a_timm_student(kind, data, tmp_path, in_subprocess):
+    """ConvNeXt: the pyramid's levels and the features for the classifier share all parameters."""
     student: dict[str, Any] = dict(
         name="convnext",
         backbone=dict(type="kdep_bench.students.timm_backbone.TimmBackbone", model="test_convnext"),
@@ -182,7 +189,9 @@ def test_a_student_of_timm_s(kind, data, tmp_path, in_subprocess):
 
 
 @pytest.mark.e2e
-def test_no_detection_is_zero_with_a_note(data, exported, student, tmp_path, in_subprocess):
+def test_a_detector_that_detects_nothing_scores_0_with_a_note(
+    data, exported, student, tmp_path, in_subprocess
+):
     task = task_config("det", iters=2, warmup=1, lr=1e-9)
     task["recipe"]["model"]["test_cfg"]["rcnn"]["score_thr"] = 0.99
     outputs = in_subprocess(run_stage, task, student, 0, data, exported, tmp_path)
@@ -196,86 +205,97 @@ def test_no_detection_is_zero_with_a_note(data, exported, student, tmp_path, in_
 
 @pytest.fixture
 def spoilt(data: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny data tree that a test may damage."""
     return Path(shutil.copytree(data, tmp_path / "spoilt" / "data"))
 
 
-def test_dangling_image_id(spoilt, exported, student, tmp_path, in_subprocess):
+def test_an_annotation_of_an_unknown_image_is_refused(
+    spoilt, exported, student, tmp_path, in_subprocess
+):
     path = spoilt / "detect" / "annotations" / "train.json"
     table = json.loads(path.read_text())
     table["annotations"][3]["image_id"] = 999
     path.write_text(json.dumps(table))
     message = in_subprocess(
-        sentence, task_config("det"), student, 0, spoilt, exported, tmp_path / "t"
+        error_of, task_config("det"), student, 0, spoilt, exported, tmp_path / "t"
     )
     assert "points to image id 999" in message
 
 
-def test_categories_that_differ_between_splits(spoilt, exported, student, tmp_path, in_subprocess):
+def test_categories_that_differ_between_splits_are_refused(
+    spoilt, exported, student, tmp_path, in_subprocess
+):
     path = spoilt / "detect" / "annotations" / "test.json"
     table = json.loads(path.read_text())
     table["categories"][0]["name"] = "unicorn"
     path.write_text(json.dumps(table))
     message = in_subprocess(
-        sentence, task_config("det"), student, 0, spoilt, exported, tmp_path / "t"
+        error_of, task_config("det"), student, 0, spoilt, exported, tmp_path / "t"
     )
     assert "unicorn" in message
     assert "export both files with the same list of categories" in message
 
 
-def test_label_ids_for_train_ids(spoilt, exported, student, tmp_path, in_subprocess):
+def test_masks_of_label_ids_in_place_of_train_ids_are_refused(
+    spoilt, exported, student, tmp_path, in_subprocess
+):
     fine = spoilt / "cityscapes" / "gtFine" / "train" / "pocket"
     for ids in fine.glob("*_labelIds.png"):
         shutil.copy(ids, str(ids).replace("_labelIds", "_labelTrainIds"))
     message = in_subprocess(
-        sentence, task_config("seg"), student, 0, spoilt, exported, tmp_path / "t"
+        error_of, task_config("seg"), student, 0, spoilt, exported, tmp_path / "t"
     )
     assert "look like labelIds instead of trainIds" in message
 
 
 @pytest.mark.parametrize("kind", ["probe", "finetune"])
-def test_truncated_image(kind, spoilt, exported, student, tmp_path, in_subprocess):
+def test_a_truncated_image_is_named(kind, spoilt, exported, student, tmp_path, in_subprocess):
     path = next((spoilt / "classify" / "test" / "coin").glob("*.jpg"))
     path.write_bytes(path.read_bytes()[:700])
     message = in_subprocess(
-        sentence, task_config(kind), student, 0, spoilt, exported, tmp_path / "t"
+        error_of, task_config(kind), student, 0, spoilt, exported, tmp_path / "t"
     )
     assert str(path) in message
     assert "truncated" in message
 
 
-def test_missing_class_folder(spoilt, exported, student, tmp_path, in_subprocess):
+def test_a_missing_class_folder_is_named(spoilt, exported, student, tmp_path, in_subprocess):
     shutil.rmtree(spoilt / "classify" / "test" / "coin")
     message = in_subprocess(
-        sentence, task_config("finetune"), student, 0, spoilt, exported, tmp_path / "t"
+        error_of, task_config("finetune"), student, 0, spoilt, exported, tmp_path / "t"
     )
     assert "coin is missing" in message
 
 
 @pytest.mark.parametrize("kind", TRAINED)
-def test_checkpoint_of_another_shape(kind, data, exported, student, tmp_path, in_subprocess):
+def test_a_checkpoint_with_another_shape_is_refused(
+    kind, data, exported, student, tmp_path, in_subprocess
+):
     tensors = torch.load(exported / "backbone.pth", weights_only=True)
     name = "layer2.0.conv1.weight"
     tensors[name] = tensors[name].transpose(0, 1).contiguous()
     torch.save(tensors, tmp_path / "backbone.pth")
-    message = in_subprocess(sentence, task_config(kind), student, 0, data, tmp_path, tmp_path / "t")
+    message = in_subprocess(error_of, task_config(kind), student, 0, data, tmp_path, tmp_path / "t")
     assert f"{name}: shape [64, 32, 3, 3] in the model, [32, 64, 3, 3] in the file" in message
 
 
-def test_empty_checkpoint(data, student, tmp_path, in_subprocess):
+def test_an_empty_checkpoint_is_refused(data, student, tmp_path, in_subprocess):
     (tmp_path / "backbone.pth").write_bytes(b"")
     message = in_subprocess(
-        sentence, task_config("seg"), student, 0, data, tmp_path, tmp_path / "t"
+        error_of, task_config("seg"), student, 0, data, tmp_path, tmp_path / "t"
     )
     assert "backbone.pth is empty" in message
 
 
-def test_exploding_loss(data, exported, student, tmp_path, in_subprocess):
+def test_an_infinite_loss_ends_the_training_with_its_iteration(
+    data, exported, student, tmp_path, in_subprocess
+):
     task = task_config("seg", lr=1e30, warmup=1)
-    message = in_subprocess(sentence, task, student, 0, data, exported, tmp_path / "t")
+    message = in_subprocess(error_of, task, student, 0, data, exported, tmp_path / "t")
     assert "the loss became NaN or infinite in iteration" in message
 
 
-def test_recipe_keys_are_checked():
+def test_unknown_and_missing_recipe_keys_are_refused():
     task = task_config("seg", iter=5)
     with pytest.raises(KdepError, match="unknown keys: iter"):
         build(task)
@@ -287,7 +307,7 @@ def test_recipe_keys_are_checked():
         build(task)
 
 
-def test_fewer_images_than_a_batch(data, exported, student, tmp_path, in_subprocess):
+def test_fewer_images_than_a_batch_are_refused(data, exported, student, tmp_path, in_subprocess):
     task = task_config("finetune", batch=64)
-    message = in_subprocess(sentence, task, student, 0, data, exported, tmp_path)
+    message = in_subprocess(error_of, task, student, 0, data, exported, tmp_path)
     assert "task smoke_finetune has 48 training images, fewer than one batch" in message

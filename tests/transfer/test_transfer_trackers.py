@@ -1,4 +1,4 @@
-"""What a tracker gets of a real transfer."""
+"""What a tracker receives from a real transfer."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from tests.transfer.test_transfer_tasks import run_stage, task_config
 
 
-def watched(task: dict[str, Any], *args: Any) -> dict[str, Any]:
-    """The stage, in a process that was told of TensorBoard."""
+def run_with_tensorboard(task: dict[str, Any], *args: Any) -> dict[str, Any]:
+    """The stage's outputs, in a process with TensorBoard as its tracker."""
     from kdep_bench import trackers
 
     trackers.set_backends(trackers.resolve(["tensorboard"]), "transfer-x")
@@ -23,10 +23,10 @@ def test_tensorboard_gets_the_losses(
 ) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     task = task_config("seg", iters=50)
-    outputs = in_subprocess(watched, task, student, 0, data, exported, tmp_path)
+    outputs = in_subprocess(run_with_tensorboard, task, student, 0, data, exported, tmp_path)
     assert 0 <= outputs["value"] <= 1
     (events,) = tmp_path.rglob("events.out.tfevents.*")
     read = accumulator.EventAccumulator(str(events.parent)).Reload()
-    got = read.Scalars("loss")
-    assert got[-1].step == 50
-    assert 0 < got[-1].value < 20
+    losses = read.Scalars("loss")
+    assert losses[-1].step == 50
+    assert 0 < losses[-1].value < 20

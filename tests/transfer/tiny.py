@@ -1,4 +1,4 @@
-"""A tiny data tree in the layout of the pocket data: coloured shapes on noise, easily learnt."""
+"""A tiny data tree in the layout of the pocket data: coloured shapes on noise, easy to learn."""
 
 from __future__ import annotations
 
@@ -29,32 +29,36 @@ def make(root: Path, *, per_class: int = 6, scenes: int = 8, seed: int = 0) -> P
     for split in ("train", "val", "test"):
         for i, name in enumerate(CLASSES):
             for k in range(per_class):
-                _single(data / "classify" / split / name / f"{k:03}.jpg", i, 128, rng)
-        _scenes(data, split, scenes, rng)
+                write_image(data / "classify" / split / name / f"{k:03}.jpg", i, 128, rng)
+        write_scenes(data, split, scenes, rng)
     for i, name in enumerate(PHOTO_CLASSES):
         for k in range(8):
-            _single(data / "photos" / name / f"{k:03}.jpg", i, 100 + 20 * (k % 3), rng)
+            write_image(data / "photos" / name / f"{k:03}.jpg", i, 100 + 20 * (k % 3), rng)
     return data
 
 
-def _noise(width: int, height: int, rng: np.random.Generator) -> Image.Image:
+def noise(width: int, height: int, rng: np.random.Generator) -> Image.Image:
+    """A background of grey noise in blocks of 8 x 8 pixels."""
     small = rng.integers(90, 160, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((width, height))
 
 
-def _shape(draw: ImageDraw.ImageDraw, box: list[int], kind: int, fill: object) -> None:
+def draw_shape(draw: ImageDraw.ImageDraw, box: list[int], kind: int, fill: object) -> None:
+    """Draws an ellipse for an odd class, a rectangle for an even one."""
     (draw.ellipse if kind % 2 else draw.rectangle)(box, fill=fill)  # type: ignore[arg-type]
 
 
-def _single(path: Path, kind: int, px: int, rng: np.random.Generator) -> None:
-    image = _noise(px, px, rng)
+def write_image(path: Path, kind: int, px: int, rng: np.random.Generator) -> None:
+    """Writes a JPEG with one shape of the class `kind`."""
+    image = noise(px, px, rng)
     x, y = rng.integers(5, px // 3, 2).tolist()
-    _shape(ImageDraw.Draw(image), [x, y, x + px // 2, y + px // 2], kind, COLOURS[kind])
+    draw_shape(ImageDraw.Draw(image), [x, y, x + px // 2, y + px // 2], kind, COLOURS[kind])
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, quality=92)
 
 
-def _scenes(data: Path, split: str, count: int, rng: np.random.Generator) -> None:
+def write_scenes(data: Path, split: str, count: int, rng: np.random.Generator) -> None:
+    """Writes scenes of two shapes each, as a split of `detect` and of `cityscapes`."""
     images, annotations = [], []
     detect = data / "detect" / split
     left = data / "cityscapes" / "leftImg8bit" / split / "pocket"
@@ -62,15 +66,15 @@ def _scenes(data: Path, split: str, count: int, rng: np.random.Generator) -> Non
     for folder in (detect, left, fine, data / "detect" / "annotations"):
         folder.mkdir(parents=True, exist_ok=True)
     for n in range(count):
-        image, ids = _noise(160, 120, rng), Image.new("L", (160, 120), 8)
+        image, ids = noise(160, 120, rng), Image.new("L", (160, 120), 8)
         for slot in range(2):
             kind = int(rng.integers(len(CLASSES)))
             w, h = rng.integers(28, 56, 2).tolist()
             x = int(rng.integers(2, 78 - w)) + 80 * slot
             y = int(rng.integers(2, 118 - h))
             box = [x, y, x + w, y + h]
-            _shape(ImageDraw.Draw(image), box, kind, COLOURS[kind])
-            _shape(ImageDraw.Draw(ids), box, kind, kind)
+            draw_shape(ImageDraw.Draw(image), box, kind, COLOURS[kind])
+            draw_shape(ImageDraw.Draw(ids), box, kind, kind)
             annotations.append(
                 dict(
                     id=len(annotations) + 1,

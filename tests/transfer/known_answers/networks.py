@@ -1,4 +1,4 @@
-"""Networks with fixed weights whose output is read off the colour of a picture.
+"""Networks with fixed weights whose output is read off the colour of an image.
 
 Colours are codes: red = 8 * code + 4, green = 8 * index + 4, blue = 255 - red. A pixel whose blue
 does not fit its red (swapped channels, another normalisation) reads as code `BAD`.
@@ -24,15 +24,15 @@ BAD = CODES - 1
 # ImageNet's, in full: the code under test must not lend its own.
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
-#: The learning rate of each training step, where a task has the hook `Rates`.
+#: The learning rate of each training step, where a task has the hook `RecordLearningRate`.
 RATES: list[float] = []
 
-#: What the backbone saw, in order: ("train" or "test", code, index) of each picture's first pixel.
+#: What the backbone saw, in order: ("train" or "test", code, index) of each image's first pixel.
 SEEN: list[tuple[str, int, int]] = []
 
 
-class Rates(Hook):
-    """Notes the rate of the head before each step."""
+class RecordLearningRate(Hook):
+    """Appends the learning rate of the head to `RATES` before each step."""
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         RATES.append(max(runner.optim_wrapper.get_lr()["lr"]))
@@ -43,13 +43,13 @@ class ColourBackbone(BaseModule):
 
     The BatchNorm's stored statistics are those of doing nothing and never change, and the
     Dropout drops everything. In evaluation mode both pass on what they get; in training mode the
-    codes of a picture depend on its neighbours, and are then lost. `norm_eval` keeps the BatchNorm
+    codes of an image depend on its neighbours, and are then lost. `norm_eval` keeps the BatchNorm
     in evaluation mode always, and `drops=False` leaves the Dropout out: a head can then be trained.
 
     Args:
         output: "one_hot", [B, 32, H, W] of the code; or "codes", [B, 3, H, W] of red, green, blue.
         drops: whether the Dropout drops.
-        input_hw: the size every test picture must have here; at another all codes are `BAD`.
+        input_hw: the size that every test image must have; at any other size all codes are `BAD`.
     """
 
     def __init__(
@@ -75,15 +75,15 @@ class ColourBackbone(BaseModule):
             self.norm.eval()
         return self
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        mean, std = (x.new_tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
-        rgb = (x * std + mean).round()
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        mean, std = (images.new_tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
+        rgb = (images * std + mean).round()
         codes = (rgb / 8).floor()
         for first in codes[:, :, 0, 0].tolist():
             mode = "train" if self.training else "test"
             SEEN.append((mode, int(first[0]), int(first[1])))
         fits = (rgb[:, 0] + rgb[:, 2] - 255).abs() <= 6
-        if self.input_hw is not None and not self.training and x.shape[2:] != self.input_hw:
+        if self.input_hw is not None and not self.training and images.shape[2:] != self.input_hw:
             fits = torch.zeros_like(fits)
         if self.output == "codes":
             out = self.drop(self.norm(codes)) * fits[:, None]
@@ -95,10 +95,10 @@ class ColourBackbone(BaseModule):
 
 
 class BoxReader(BaseDetector):
-    """Gives the boxes that `answers` holds for a picture's code.
+    """Gives the boxes that `answers` holds for an image's code.
 
-    answers: {code of the picture's first pixel: [[code of the class, score, x, y, w, h], ...]} with
-    boxes in shares of the picture. Which label belongs to which class code it learns from the
+    answers: {code of the image's first pixel: [[code of the class, score, x, y, w, h], ...]} with
+    boxes as fractions of the image size. Which label belongs to which class code it learns from the
     training set's boxes: it looks at the colour in the middle of each. A Dropout that drops
     everything takes the scores in training mode.
     """
@@ -125,39 +125,39 @@ class BoxReader(BaseDetector):
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: Any) -> dict[str, Tensor]:
         codes = self.extract_feat(batch_inputs)
-        for picture, sample in zip(codes, batch_data_samples, strict=True):
+        for code_map, sample in zip(codes, batch_data_samples, strict=True):
             boxes = sample.gt_instances.bboxes
             boxes = getattr(boxes, "tensor", boxes).tolist()
             for (x0, y0, x1, y1), label in zip(
                 boxes, sample.gt_instances.labels.tolist(), strict=True
             ):
-                code = int(picture[int((y0 + y1) / 2), int((x0 + x1) / 2)])
+                code = int(code_map[int((y0 + y1) / 2), int((x0 + x1) / 2)])
                 if self.label_of.setdefault(code, label) != label:
                     self.label_of[code] = -1  # one colour, two labels: never right
         return {"loss": self.weight * 0.0}
 
     def predict(self, batch_inputs: Tensor, batch_data_samples: Any, rescale: bool = True) -> Any:
         codes = self.extract_feat(batch_inputs)
-        found = []
-        for picture, sample in zip(codes, batch_data_samples, strict=True):
-            rows = self.answers.get(str(int(picture[0, 0])), [])
+        predictions = []
+        for code_map, sample in zip(codes, batch_data_samples, strict=True):
+            rows = self.answers.get(str(int(code_map[0, 0])), [])
             h, w = sample.img_shape
-            boxes = torch.tensor([r[2:] for r in rows]).reshape(-1, 4).double()
+            boxes = torch.tensor([row[2:] for row in rows]).reshape(-1, 4).double()
             boxes[:, 2:] += boxes[:, :2]
             boxes *= torch.tensor([w, h, w, h])
             if rescale:
                 boxes /= torch.tensor(sample.scale_factor).repeat(2)
-            labels = [self.label_of.get(int(r[0]), -1) for r in rows]
+            labels = [self.label_of.get(int(row[0]), -1) for row in rows]
             known = torch.tensor([0 <= k < self.classes for k in labels], dtype=torch.bool)
-            scores = dropout(torch.tensor([r[1] for r in rows]), 1.0, self.training)
-            found.append(
+            scores = dropout(torch.tensor([row[1] for row in rows]), 1.0, self.training)
+            predictions.append(
                 InstanceData(
                     bboxes=boxes.float()[known],
                     scores=scores[known],
                     labels=torch.tensor(labels, dtype=torch.long)[known],
                 )
             )
-        return self.add_pred_to_datasample(batch_data_samples, found)
+        return self.add_pred_to_datasample(batch_data_samples, predictions)
 
     def _forward(self, batch_inputs: Tensor, batch_data_samples: Any = None) -> Any:
         return self.extract_feat(batch_inputs)

@@ -1,4 +1,4 @@
-"""Pictures whose colours are codes (see networks.py), and the student that reads them."""
+"""Images whose colours are codes (see networks.py), and the student that reads them."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def field(code: int, index: int = 0, size: tuple[int, int] = (32, 32)) -> np.nda
 def save(path: Path, pixels: np.ndarray) -> None:
     """A PNG, or a JPEG that keeps the colours of blocks of 8 x 8 pixels within 2."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    more: dict[str, Any] = {} if path.suffix == ".png" else {"quality": 100, "subsampling": 0}
-    Image.fromarray(pixels).save(path, **more)
+    options: dict[str, Any] = {} if path.suffix == ".png" else {"quality": 100, "subsampling": 0}
+    Image.fromarray(pixels).save(path, **options)
 
 
 def student(output: str = "one_hot", **backbone: Any) -> dict[str, Any]:
@@ -73,8 +73,8 @@ def run_stage(
 
 
 def seen_in(seen: Iterable[tuple[str, int, int]], mode: str) -> list[int]:
-    """The indices of the pictures seen in a mode, in order."""
-    return [index for m, _, index in seen if m == mode]
+    """The indices of the images seen in a mode, in order."""
+    return [index for seen_mode, _, index in seen if seen_mode == mode]
 
 
 def head(file: Path, meaning: dict[int, int], classes: int, layer: str) -> Path:

@@ -12,7 +12,7 @@ from tests.transfer.known_answers.pictures import head
 class FixedFineTune(FineTune):
     """FineTune whose linear head names, for each code, the class of `recipe["meaning"]`.
 
-    Notes the rate of each step in `networks.RATES`.
+    Records the learning rate of each step in `networks.RATES`.
     """
 
     recipe_keys = FineTune.recipe_keys | {"meaning"}
@@ -24,5 +24,7 @@ class FixedFineTune(FineTune):
         meaning = {int(k): v for k, v in self.recipe["meaning"].items()}
         file = head(checkpoint.parent / "head.pth", meaning, len(set(meaning.values())), "fc")
         cfg.model.head.init_cfg = dict(type="Pretrained", checkpoint=str(file))
-        cfg.custom_hooks.append(dict(type="tests.transfer.known_answers.networks.Rates"))
+        cfg.custom_hooks.append(
+            dict(type="tests.transfer.known_answers.networks.RecordLearningRate")
+        )
         return cfg

@@ -26,10 +26,10 @@ WIDTH, HEIGHT = 128, 96
 CLASSES = {"zebra": (7, 20), "ant": (3, 22), "Bee": (5, 21)}
 BOX = [32, 16, 64, 32]  # x, y, width, height
 Order = tuple[str, ...]
-Truth = list[list[tuple[str, bool]]]  # of each picture: (class, crowd); boxes as BOXES
+Truth = list[list[tuple[str, bool]]]  # for each image: (class, crowd); boxes as BOXES
 BOXES = [[32, 16, 64, 32], [32, 56, 64, 32]]
 
-#: Pictures of the test split. Codes of pictures are 1, 2, ...; of other splits 11, 12, ...
+#: Images of the test split. Their codes are 1, 2, ...; those of other splits 11, 12, ...
 TEST: Truth = [
     [("ant", False)],
     [("Bee", False), ("Bee", False)],
@@ -37,36 +37,37 @@ TEST: Truth = [
     [],
     [("zebra", True)],
 ]
-#: The splits that are not scored have the same objects in other pictures.
+#: The splits that are not scored have the same objects in other images.
 TRAIN: Truth = [[("ant", False), ("Bee", False)], [("zebra", False)], [("Bee", False)]]
 
 
 def narrow(box: list[int], iou: float) -> list[float]:
-    """A box in shares of the picture whose IoU with `box` is `iou`."""
+    """A box, as fractions of the image size, whose IoU with `box` is `iou`."""
     x, y, w, h = box
     return [x / WIDTH, y / HEIGHT, iou * w / WIDTH, h / HEIGHT]
 
 
-def found(name: str, score: float, box: int, iou: float) -> list[float]:
+def answer(name: str, score: float, box: int, iou: float) -> list[float]:
+    """A row of `ANSWERS`: [code of the class, score, x, y, w, h] of a box that fits BOXES[box]."""
     return [CLASSES[name][1], score, *narrow(BOXES[box], iou)]
 
 
 ANSWERS = {
     # ant: IoU .72: right at .50 to .70, five of the ten thresholds. AP 5/10, AP50 1, AP75 0.
-    "1": [found("ant", 0.5, 0, 0.72)],
+    "1": [answer("ant", 0.5, 0, 0.72)],
     # Bee: one of two found, IoU .52: right at .50 alone. Recall 1/2 covers 51 of the 101 points.
     # AP 1/10 x 51/101, AP50 51/101, AP75 0.
-    "2": [found("Bee", 0.9, 1, 0.52)],
+    "2": [answer("Bee", 0.9, 1, 0.52)],
     # zebra: found with IoU .77, right at .50 to .75, but a higher score is wrong: precision 1/2.
     # AP 6/10 x 1/2, AP50 and AP75 1/2. What lies in a crowd is neither right nor wrong, although
     # it scores highest.
-    "3": [found("zebra", 0.3, 0, 0.77)],
-    "4": [found("zebra", 0.8, 0, 1.0)],
-    "5": [found("zebra", 0.95, 0, 1.0)],
+    "3": [answer("zebra", 0.3, 0, 0.77)],
+    "4": [answer("zebra", 0.8, 0, 1.0)],
+    "5": [answer("zebra", 0.95, 0, 1.0)],
     # The training and validation splits: everything found, and scored 1.
-    "11": [found("ant", 0.9, 0, 1.0), found("Bee", 0.9, 1, 1.0)],
-    "12": [found("zebra", 0.9, 0, 1.0)],
-    "13": [found("Bee", 0.9, 0, 1.0)],
+    "11": [answer("ant", 0.9, 0, 1.0), answer("Bee", 0.9, 1, 1.0)],
+    "12": [answer("zebra", 0.9, 0, 1.0)],
+    "13": [answer("Bee", 0.9, 0, 1.0)],
 }
 HALF = 51 / 101
 PER_CLASS = {"ant": 0.5, "Bee": 0.1 * HALF, "zebra": 0.3}
@@ -74,7 +75,7 @@ AP, AP50, AP75 = sum(PER_CLASS.values()) / 3, (1 + HALF + 0.5) / 3, 0.5 / 3
 
 
 def rounded(values: dict[str, float]) -> dict[str, float]:
-    """CocoMetric gives three decimals."""
+    """The values at three decimals, as CocoMetric gives them."""
     return {k: round(v, 3) for k, v in values.items()}
 
 
@@ -87,13 +88,13 @@ def write_split(
     order: Sequence[str],
     suffix: str = ".png",
 ) -> None:
-    """Pictures and COCO json of a split; ids with gaps, images and annotations shuffled.
+    """Images and COCO json of a split; ids with gaps, images and annotations shuffled.
 
     classes: name -> (category id, colour code); `order` the names in the order of the json.
     """
     images, annotations = [], []
     for k, objects in enumerate(truth):
-        picture = scene(first + k, k, [classes[name][1] for name, _ in objects])
+        pixels = scene(first + k, k, [classes[name][1] for name, _ in objects])
         for (name, crowd), (x, y, w, h) in zip(objects, BOXES, strict=False):
             annotations.append(
                 dict(
@@ -106,7 +107,7 @@ def write_split(
                     segmentation=[[x, y, x + w, y, x + w, y + h, x, y + h]],
                 )
             )
-        save(folder / f"{k:03}{suffix}", picture)
+        save(folder / f"{k:03}{suffix}", pixels)
         images.append(dict(id=50 - 2 * k, file_name=f"{k:03}{suffix}", width=WIDTH, height=HEIGHT))
     categories = [dict(id=classes[name][0], name=name) for name in order]
     rng = random.Random(" ".join(order))
@@ -119,15 +120,15 @@ def write_split(
 
 
 def scene(code: int, index: int, objects: list[int]) -> np.ndarray:
-    """A picture of one code with boxes of other codes in it, at BOXES."""
-    picture = field(code, index, (WIDTH, HEIGHT))
+    """An image of one code, with boxes of other codes at BOXES."""
+    pixels = field(code, index, (WIDTH, HEIGHT))
     for colour, (x, y, w, h) in zip(objects, BOXES, strict=False):
-        picture[y : y + h, x : x + w] = field(colour, 0, (w, h))
-    return picture
+        pixels[y : y + h, x : x + w] = field(colour, 0, (w, h))
+    return pixels
 
 
-def detect(root: Path, train: Order, test: Order) -> Path:
-    """A prepared `detect`; `train` and `test` are the orders of the categories in their files."""
+def write_detect(root: Path, train: Order, test: Order) -> Path:
+    """Writes a prepared `detect`; `train` and `test` are the orders of the categories in them."""
     folder = root / "data/detect"
     for split, truth, first, order in (
         ("train", TRAIN, 11, train),
@@ -139,17 +140,17 @@ def detect(root: Path, train: Order, test: Order) -> Path:
     return root
 
 
-def task() -> dict[str, Any]:
-    """pocket_det with the box reader for its detector; every test picture is halved to 64 x 48."""
+def detection_task() -> dict[str, Any]:
+    """pocket_det with the box reader as its detector; every test image is halved to 64 x 48."""
     task = config("tasks", "pocket_det")
     task["recipe"].update(
         scale=[64, 48], iters=6, batch=2, test_batch=2, warmup=1, lr=STILL, norm_eval=True
     )
-    task["recipe"]["model"] = reader(task["recipe"]["model"])
+    task["recipe"]["model"] = box_reader(task["recipe"]["model"])
     return task
 
 
-def reader(model: dict[str, Any]) -> dict[str, Any]:
+def box_reader(model: dict[str, Any]) -> dict[str, Any]:
     """The detector's config with its class and answers replaced; its preprocessor is kept."""
     return dict(
         type=f"{NETWORKS}.BoxReader",
@@ -177,8 +178,10 @@ def test_detection_scores_test_at_each_threshold_whatever_the_order_of_the_categ
     Classes are identified by name: mmdet by itself numbers them in the order of each file, and
     reads the AP of a class as if that order were that of the ids.
     """
-    prepare = detect(tmp_path / "p", train, test)
-    outputs, seen = in_subprocess(run_stage, task(), student(drops=False), prepare, tmp_path, 3)
+    prepare = write_detect(tmp_path / "p", train, test)
+    outputs, seen = in_subprocess(
+        run_stage, detection_task(), student(drops=False), prepare, tmp_path, 3
+    )
     assert outputs["metrics"] == rounded({"bbox_mAP": AP, "bbox_mAP_50": AP50, "bbox_mAP_75": AP75})
     assert outputs["metric"] == "bbox_mAP_50"
     assert outputs["value"] == round(AP50, 3)

@@ -1,6 +1,6 @@
-"""The full-scale families on tiny sets in their real formats: the worked-out score, and no other.
+"""The full-scale families on tiny sets in their real formats: the worked-out score, no other.
 
-Each set has a split that is not read at all, training data in every part that trains, and a head
+Each set has a split that must not be read, training data in every part that trains, and a head
 that learns from them what a colour means.
 """
 
@@ -25,50 +25,51 @@ from tests.transfer.known_answers.pictures import STILL, field, run_stage, save,
 
 # ---- classification ----
 
-# Code of a class's training pictures, by the place of the class among the four of a set.
+# Code of a class's training images, by the place of the class among the four of a set.
 MEANING = [5, 2, 7, 0]
-# Codes of the test pictures of each class: right are 1 of 2, 6 of 8, 1 of 4 and 2 of 2; 10 of 16.
+# Codes of the test images of each class: right are 1 of 2, 6 of 8, 1 of 4 and 2 of 2; 10 of 16.
 TEST = [[5, 2], [2, 2, 2, 2, 2, 2, 7, 0], [0, 7, 2, 5], [0, 0]]
 RECALL = [1 / 2, 6 / 8, 1 / 4, 2 / 2]
 PX = 28
 
-Rows = list[tuple[int, np.ndarray]]  # (class 0..3, picture)
+Rows = list[tuple[int, np.ndarray]]  # (class 0..3, image)
 
 
-def training(split: int = 0, parts: int = 1) -> Rows:
-    """16 pictures, four a class; of `parts` parts of the training data the one of number `split`.
+def training_rows(split: int = 0, parts: int = 1) -> Rows:
+    """Part number `split` of the 16 training images, four a class, cut into `parts` parts.
 
-    A part has classes of its own: without it, a quarter of the meanings stays unknown.
+    Each part has classes of its own: without it, the network never learns what their codes mean.
     """
     classes = range(split * 4 // parts, (split + 1) * 4 // parts)
     return [(k, field(MEANING[k], k, (PX, PX))) for k in classes for _ in range(4)]
 
 
-def scored(framed: bool) -> Rows:
-    """The 16 test pictures; in a frame (index 30) that the centre crop at 7/8 leaves out."""
+def scored_rows(framed: bool) -> Rows:
+    """The 16 test images; `framed`: in a frame (index 30) that the centre crop leaves out."""
     rows: Rows = []
     for k, codes in enumerate(TEST):
         for code in codes:
             if framed:
-                picture = field(code, 30, (256, 256))
-                picture[8:-8, 8:-8] = field(code, len(rows), (240, 240))
+                pixels = field(code, 30, (256, 256))
+                pixels[8:-8, 8:-8] = field(code, len(rows), (240, 240))
             else:
-                picture = field(code, len(rows))
-            rows.append((k, picture))
+                pixels = field(code, len(rows))
+            rows.append((k, pixels))
     return rows
 
 
 def write_cifar100(folder: Path) -> list[str]:
+    """Writes the set in its official format; returns the names of its four classes."""
     labels = [97, 3, 60, 42]
     names = [f"name_{(7 * i) % 100:02}" for i in range(100)]
     base = folder / "cifar-100-python"
     base.mkdir(parents=True)
     (base / "meta").write_bytes(pickle.dumps({"fine_label_names": names}, protocol=2))
-    train = [(k, field(MEANING[k], k)) for k, _ in training()]
-    for split, rows in (("train", train), ("test", scored(framed=False))):
-        pixels = np.stack([picture for _, picture in rows]).transpose(0, 3, 1, 2)
+    train = [(k, field(MEANING[k], k)) for k, _ in training_rows()]
+    for split, rows in (("train", train), ("test", scored_rows(framed=False))):
+        images = np.stack([pixels for _, pixels in rows]).transpose(0, 3, 1, 2)
         fine = [labels[k] for k, _ in rows]
-        table = {"data": pixels.reshape(len(rows), -1), "fine_labels": fine}
+        table = {"data": images.reshape(len(rows), -1), "fine_labels": fine}
         table["coarse_labels"] = [int(k) for k, _ in rows][::-1]
         (base / split).write_bytes(pickle.dumps(table, protocol=2))
     return [names[k] for k in labels]
@@ -83,13 +84,13 @@ def write_cub200(folder: Path) -> list[str]:
         37: "Acadian_Flycatcher",
         200: "Common_Yellowthroat",
     }
-    rows = [(*row, 1) for row in training()] + [(*row, 0) for row in scored(framed=True)]
+    rows = [(*row, 1) for row in training_rows()] + [(*row, 0) for row in scored_rows(framed=True)]
     rows = rows[::2] + rows[1::2]
     files = []
-    for i, (k, picture, _) in enumerate(rows):
+    for i, (k, pixels, _) in enumerate(rows):
         number = numbers[k]
         files.append(f"{number:03}.{names[number]}/{names[number]}_{i:04}_{i}.jpg")
-        save(base / "images" / files[-1], picture)
+        save(base / "images" / files[-1], pixels)
     lists = (files, [numbers[k] for k, _, _ in rows], [train for _, _, train in rows])
     for file, column in zip(
         ("images.txt", "image_class_labels.txt", "train_test_split.txt"), lists, strict=True
@@ -104,12 +105,16 @@ def write_dtd(folder: Path) -> list[str]:
 
     textures = {"zigzagged": 47, "banded": 1, "dotted": 11, "woven": 45}
     names, base, rows = list(textures), folder / dtd.FOLDER, []
-    parts = {"train1": training(0, 2), "val1": training(1, 2), "test1": scored(framed=True)}
+    parts = {
+        "train1": training_rows(0, 2),
+        "val1": training_rows(1, 2),
+        "test1": scored_rows(framed=True),
+    }
     for number, (split, part) in enumerate(parts.items(), 1):
         files = []
-        for i, (k, picture) in enumerate(part):
+        for i, (k, pixels) in enumerate(part):
             files.append(f"{names[k]}/{names[k]}_{number}{i:03}.jpg")
-            save(base / "images" / files[-1], picture)
+            save(base / "images" / files[-1], pixels)
             rows.append((files[-1], textures[names[k]], number))
         write_lines(base / "labels" / f"{split}.txt", files)
     cells = np.empty((1, len(rows)), object)
@@ -126,10 +131,10 @@ def write_dtd(folder: Path) -> list[str]:
 def write_caltech256(folder: Path) -> list[str]:
     """The first four images of each class by name train, the others are scored."""
     names = ["001.zebra", "002.ak47", "003.yo-yo", "004.clutter"]
-    for part, rows in enumerate((training(), scored(framed=True))):
-        for i, (k, picture) in enumerate(rows):
+    for part, rows in enumerate((training_rows(), scored_rows(framed=True))):
+        for i, (k, pixels) in enumerate(rows):
             file = f"{names[k]}/{names[k][:3]}_{part}{i:03}.jpg"
-            save(folder / caltech256.FOLDER / file, picture)
+            save(folder / caltech256.FOLDER / file, pixels)
     caltech256.write_lists(folder, 4)
     return names
 
@@ -146,16 +151,16 @@ CLASSIFICATION = {
 def test_official_finetuning_scores_the_test_images_by_their_own_labels(
     name: str, tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    """Not the 16/16 of the training images, not a quarter unknown (a part of the training data
-    left out), not the accuracy of labels counted from another number, not uncropped pictures.
+    """Not the 16/16 of the training images, not a quarter of it lost (a part of the training data
+    left out), not the accuracy of labels counted from another number, not uncropped images.
     """
     names = CLASSIFICATION[name](tmp_path / "p/data" / name)
     task = resolve("task", name)
     task["recipe"].update(
         epochs=3, step_epochs=3, batch=8, test_batch=5, lr=1.0, norm_eval=True, workers=0
     )
-    given = {**student(input_hw=[PX, PX], drops=False), "input_px": PX}
-    outputs, seen = in_subprocess(run_stage, task, given, tmp_path / "p", tmp_path, 1)
+    student_config = {**student(input_hw=[PX, PX], drops=False), "input_px": PX}
+    outputs, seen = in_subprocess(run_stage, task, student_config, tmp_path / "p", tmp_path, 1)
     assert outputs["value"] == 10 / 16
     assert outputs["per_class"] == pytest.approx(dict(zip(names, RECALL, strict=True)), abs=1e-7)
     order = seen_in(seen, "test")
@@ -171,6 +176,7 @@ def test_official_finetuning_scores_the_test_images_by_their_own_labels(
 
 
 def detection_task(name: str, answers: dict[str, Any]) -> dict[str, Any]:
+    """The full-scale detection task with a short schedule and the box reader as its detector."""
     task = resolve("task", name)
     recipe = task["recipe"]
     recipe.update(
@@ -185,23 +191,23 @@ def detection_task(name: str, answers: dict[str, Any]) -> dict[str, Any]:
         norm_eval=True,
         workers=0,
     )
-    recipe["model"] = {**boxes.reader(recipe["model"]), "answers": answers}
+    recipe["model"] = {**boxes.box_reader(recipe["model"]), "answers": answers}
     return task
 
 
 def test_coco_scores_val2017_at_each_threshold(
     tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    """Not AP 1 (train2017), not another threshold's AP, nor that of the class 10 ids further."""
+    """Not AP 1 (train2017), not another threshold's AP, nor that of another of the 80 classes."""
     used = {"ant": "person", "Bee": "zebra", "zebra": "toothbrush"}
     number = {name: int(key) for key, name in coco.NAMES.items()}
     classes = {name: (k, 1) for name, k in number.items()}
     classes |= {new: (number[new], boxes.CLASSES[old][1]) for old, new in used.items()}
     folder = tmp_path / "p/data/coco"
     for split, truth, first in (("train2017", boxes.TRAIN, 11), ("val2017", boxes.TEST, 1)):
-        named: boxes.Truth = [[(used[n], crowd) for n, crowd in objects] for objects in truth]
+        renamed: boxes.Truth = [[(used[n], crowd) for n, crowd in objects] for objects in truth]
         file = folder / "annotations" / f"instances_{split}.json"
-        boxes.write_split(folder / split, file, named, first, classes, list(classes), ".jpg")
+        boxes.write_split(folder / split, file, renamed, first, classes, list(classes), ".jpg")
     task = detection_task("coco_fpn", boxes.ANSWERS)
     outputs, seen = in_subprocess(run_stage, task, student(drops=False), tmp_path / "p", tmp_path)
     assert outputs["metrics"] == boxes.rounded(
@@ -214,7 +220,8 @@ def test_coco_scores_val2017_at_each_threshold(
 
 
 VOC_CODES = {"aeroplane": 22, "dog": 21, "tvmonitor": 20}
-#: List -> pictures of (class, difficult). 2007 trains two of the classes, 2012 the third.
+#: (year, split) -> the (class, difficult) objects of each image.
+#: 2007 trains two of the classes, 2012 the third.
 VOC: dict[tuple[str, str], list[list[tuple[str, int]]]] = {
     ("VOC2007", "trainval"): [[("aeroplane", 0), ("dog", 0)], [("dog", 0)]],
     ("VOC2012", "trainval"): [[("tvmonitor", 0)], [("tvmonitor", 0)]],
@@ -229,26 +236,26 @@ VOC: dict[tuple[str, str], list[list[tuple[str, int]]]] = {
 
 
 def write_voc_detection(folder: Path) -> None:
-    """Codes of the test pictures are 1, 2, ...; of the training pictures 11, 12, ..."""
+    """Codes of the test images are 1, 2, ...; of the training images 11, 12, ..."""
     first = 11
     for (year, split), truth in VOC.items():
         base, names = folder / voc.DEVKIT / year, []
         code = 1 if split == "test" else first
         for k, objects in enumerate(truth):
             names.append(f"{split}_known_{k}")
-            picture = boxes.scene(code + k, k, [VOC_CODES[name] for name, _ in objects])
-            save(base / "JPEGImages" / f"{names[-1]}.jpg", picture)
-            found = [
+            pixels = boxes.scene(code + k, k, [VOC_CODES[name] for name, _ in objects])
+            save(base / "JPEGImages" / f"{names[-1]}.jpg", pixels)
+            objects_of_xml = [
                 {"name": name, "difficult": difficult, "box": (x, y, x + w, y + h)}
                 for (name, difficult), (x, y, w, h) in zip(objects, boxes.BOXES, strict=False)
             ]
             xml = base / "Annotations" / f"{names[-1]}.xml"
-            voc.write_xml(xml, f"{names[-1]}.jpg", (boxes.WIDTH, boxes.HEIGHT), found)
+            voc.write_xml(xml, f"{names[-1]}.jpg", (boxes.WIDTH, boxes.HEIGHT), objects_of_xml)
         write_lines(base / "ImageSets/Main" / f"{split}.txt", names)
         first += 0 if split == "test" else len(truth)
 
 
-def test_voc_scores_2007_test_by_11_points_at_each_threshold(
+def test_voc_scores_the_2007_test_split_by_11_points_at_each_threshold(
     tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
     """Not the AP of a training list, nor of 101 points; difficult objects are neither missed nor
@@ -259,6 +266,7 @@ def test_voc_scores_2007_test_by_11_points_at_each_threshold(
     write_voc_detection(folder)
 
     def answer(name: str, score: float, box: int, iou: float) -> list[float]:
+        """As in the test of COCO, with the codes of the VOC classes."""
         return [VOC_CODES[name], score, *boxes.narrow(boxes.BOXES[box], iou)]
 
     # As in COCO's test, with boxes that end a pixel earlier, as VOC's do: IoU .715, .519 and .763.
@@ -284,7 +292,7 @@ def test_voc_scores_2007_test_by_11_points_at_each_threshold(
 
 # ---- segmentation ----
 
-# Set -> (its names of road, car, tree and sky; their labels in the masks; the ignored value).
+# Set -> (its classes in the roles of road, car, tree and sky; their mask labels; the ignored one).
 SEGMENTATION: dict[str, tuple[list[str], list[int], int]] = {
     "cityscapes": (["road", "pole", "rider", "bicycle"], [0, 5, 12, 18], 255),
     "voc12_seg": (["background", "bird", "dog", "tvmonitor"], [0, 3, 12, 20], 255),
@@ -295,9 +303,10 @@ Scenes = list[tuple[np.ndarray, np.ndarray]]
 
 
 def scenes(name: str, pairs: list[tuple[str, str, int]]) -> Scenes:
+    """(image, mask) pairs with the mask labels of the set `name`."""
     _, values, ignored = SEGMENTATION[name]
     labels = dict(zip(masks.CLASSES, values, strict=True)) | {"": ignored}
-    return masks.pictures(pairs, labels, masks.CODES)
+    return masks.images_and_masks(pairs, labels, masks.CODES)
 
 
 def halves(name: str) -> Iterator[Scenes]:
@@ -308,13 +317,14 @@ def halves(name: str) -> Iterator[Scenes]:
 
 
 def write_cityscapes(folder: Path) -> None:
-    parts = {"train": [p for h in halves("cityscapes") for p in h]}
+    """Writes the set in its official format; the split `test` must not be read."""
+    parts = {"train": [pair for half in halves("cityscapes") for pair in half]}
     parts["val"] = scenes("cityscapes", masks.PAIRS["test"])
     parts["test"] = scenes("cityscapes", masks.PAIRS["val"])
     for split, part in parts.items():
-        for k, (picture, mask) in enumerate(part):
+        for k, (pixels, mask) in enumerate(part):
             stem = f"{split}/town/town_{k:06}_000019"
-            save(folder / "leftImg8bit" / f"{stem}_leftImg8bit.png", picture)
+            save(folder / "leftImg8bit" / f"{stem}_leftImg8bit.png", pixels)
             save(folder / "gtFine" / f"{stem}_gtFine_labelTrainIds.png", mask)
             save(folder / "gtFine" / f"{stem}_gtFine_labelIds.png", mask // 2)
 
@@ -327,23 +337,24 @@ def write_voc12_seg(folder: Path) -> None:
     parts = {"train": train, "aug": aug, "val": scenes("voc12_seg", masks.PAIRS["test"])}
     for split, part in parts.items():
         names = [f"known_{split}_{k}" for k in range(len(part))]
-        for file, (picture, mask) in zip(names, part, strict=True):
-            save(year / "JPEGImages" / f"{file}.jpg", picture)
-            where = year / f"SegmentationClass{'Aug' if split == 'aug' else ''}"
+        for file, (pixels, mask) in zip(names, part, strict=True):
+            save(year / "JPEGImages" / f"{file}.jpg", pixels)
+            mask_folder = year / f"SegmentationClass{'Aug' if split == 'aug' else ''}"
             palette = [[i, 255 - i, 7] for i in range(21)]
-            save_palette(where / f"{file}.png", mask, palette)
+            save_palette(mask_folder / f"{file}.png", mask, palette)
         write_lines(year / "ImageSets/Segmentation" / f"{split}.txt", names)
 
 
 def write_ade20k(folder: Path) -> None:
+    """Writes the set in its official format."""
     base = folder / "ADEChallengeData2016"
-    train = [p for h in halves("ade20k") for p in h]
+    train = [pair for half in halves("ade20k") for pair in half]
     for split, part in (
         ("training", train),
         ("validation", scenes("ade20k", masks.PAIRS["test"])),
     ):
-        for k, (picture, mask) in enumerate(part):
-            save(base / "images" / split / f"ADE_{split}_{k}.jpg", picture)
+        for k, (pixels, mask) in enumerate(part):
+            save(base / "images" / split / f"ADE_{split}_{k}.jpg", pixels)
             save(base / "annotations" / split / f"ADE_{split}_{k}.png", mask)
 
 
@@ -378,16 +389,16 @@ def test_official_segmentation_scores_val_with_its_own_reading_of_0_and_255(
         workers=0,
     )
     recipe["model"] = masks.segmenter(recipe["model"])
-    given = student(input_hw=[64, 64], drops=False)
-    outputs, seen = in_subprocess(run_stage, task, given, tmp_path / "p", tmp_path, 1)
-    want = {
+    student_config = student(input_hw=[64, 64], drops=False)
+    outputs, seen = in_subprocess(run_stage, task, student_config, tmp_path / "p", tmp_path, 1)
+    expected = {
         "mIoU": masks.MIOU,
         "mAcc": masks.MEAN_ACCURACY,
         "aAcc": masks.ALL_ACCURACY,
         "constant_mIoU": masks.CONSTANT,
     }
     assert outputs["metric"] == "mIoU"
-    assert outputs["metrics"] == pytest.approx(want, abs=1e-7)
+    assert outputs["metrics"] == pytest.approx(expected, abs=1e-7)
     names = SEGMENTATION[name][0]
     iou = dict(zip(names, masks.IOU.values(), strict=True))
     assert outputs["per_class"] == pytest.approx(iou, abs=1e-7)

@@ -25,9 +25,9 @@ CODES = {"road": 9, "car": 4, "tree": 12, "sky": 6}
 CLASSES = list(CODES)
 IGNORE = 255
 SIZE = (64, 64)
-BLOCK = 16  # a picture is 4 x 4 blocks of one class each
+BLOCK = 16  # pixels; an image is 4 x 4 blocks of one class each
 
-# Rows of (truth, guess) of 16 blocks. Two pictures: 32 blocks, 28 of them labelled.
+# (truth, guess, number of blocks), 16 blocks an image. Two images: 32 blocks, 28 of them labelled.
 #   road: truth 14, guess 16, both 12      IoU 12/18
 #   car:  truth  8, guess  6, both  6      IoU  6/8
 #   tree: truth  4, guess  4, both  1      IoU  1/7
@@ -58,51 +58,53 @@ CONSTANT = 14 / 28 / 4
 
 
 def blocks(values: list[Any]) -> np.ndarray:
-    """[64, 64, ...] of 16 blocks, row by row."""
+    """[64, 64, ...] from 16 blocks, row by row."""
     rows = [np.concatenate(values[i : i + 4], 1) for i in range(0, 16, 4)]
     return np.concatenate(rows)
 
 
-def pictures(
+def images_and_masks(
     pairs: list[tuple[str, str, int]], labels: dict[str, int], guesses: dict[str, int]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(picture, mask) of each 16 blocks: colours are the codes of the guesses."""
-    flat = [(labels[t], guesses[g]) for t, g, count in pairs for _ in range(count)]
+    """(image, mask) for every 16 blocks: the colours are the codes of the guesses."""
+    flat = [(labels[truth], guesses[guess]) for truth, guess, count in pairs for _ in range(count)]
     assert len(flat) % 16 == 0
-    out = []
+    images = []
     for k in range(0, len(flat), 16):
         part = flat[k : k + 16]
-        picture = blocks([field(code, k // 16, (BLOCK, BLOCK)) for _, code in part])
+        pixels = blocks([field(code, k // 16, (BLOCK, BLOCK)) for _, code in part])
         mask = blocks([np.full((BLOCK, BLOCK), label, np.uint8) for label, _ in part])
-        out.append((picture, mask))
-    return out
+        images.append((pixels, mask))
+    return images
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scene_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared Cityscapes folders with the scenes of `PAIRS`."""
     root = tmp_path_factory.mktemp("seg")
     labels = {name: i for i, name in enumerate(CLASSES)} | {"": IGNORE}
     for split, pairs in PAIRS.items():
-        for k, (picture, mask) in enumerate(pictures(pairs, labels, CODES)):
+        for k, (pixels, mask) in enumerate(images_and_masks(pairs, labels, CODES)):
             tree = root / "data/cityscapes"
             stem = f"{split}/town/town_{k:06}_000019"
-            save(tree / "leftImg8bit" / f"{stem}_leftImg8bit.png", picture)
+            save(tree / "leftImg8bit" / f"{stem}_leftImg8bit.png", pixels)
             save(tree / "gtFine" / f"{stem}_gtFine_labelTrainIds.png", mask)
     return root
 
 
-def segmenter(model: dict[str, Any], **more: Any) -> dict[str, Any]:
+def segmenter(model: dict[str, Any], **options: Any) -> dict[str, Any]:
     """The segmenter's config with one linear layer for its head; the rest is kept."""
     kept = {k: v for k, v in model.items() if k != "auxiliary_head"}
     loss = dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0)
     linear = dict(
         type="FCNHead", num_convs=0, concat_input=False, channels=32, dropout_ratio=0.0,
-        align_corners=False, loss_decode=loss, **more,
+        align_corners=False, loss_decode=loss, **options,
     )  # fmt: skip
     return {**kept, "decode_head": linear}
 
 
-def task(kind: str, tmp_path: Path) -> dict[str, Any]:
+def segmentation_task(kind: str, tmp_path: Path) -> dict[str, Any]:
+    """pocket_seg with a linear head, whose weights are given ("fixed") or learnt."""
     task = config("tasks", "pocket_seg")
     recipe = task["recipe"]
     recipe.update(
@@ -129,7 +131,7 @@ def task(kind: str, tmp_path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["fixed", "learned"])
 def test_segmentation_scores_the_test_split_by_iou_with_label_0_and_without_255(
-    kind: str, scenes: Path, tmp_path: Path, in_subprocess: Callable[..., Any]
+    kind: str, scene_folder: Path, tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
     """Not 1 (train), 7/16 ... (val), 19/28 (accuracy), nor a mean with ignored pixels or without
     label 0; not the scores of training mode, or of another class's name.
@@ -137,8 +139,10 @@ def test_segmentation_scores_the_test_split_by_iou_with_label_0_and_without_255(
     'fixed': the head's weights are given and do not change, and a BatchNorm and a Dropout tell the
     mode. 'learned': the head learns from the training split what a colour means.
     """
-    given = student(input_hw=[32, 32], drops=kind == "fixed")
-    outputs, seen = in_subprocess(run_stage, task(kind, tmp_path), given, scenes, tmp_path, 5)
+    student_config = student(input_hw=[32, 32], drops=kind == "fixed")
+    outputs, seen = in_subprocess(
+        run_stage, segmentation_task(kind, tmp_path), student_config, scene_folder, tmp_path, 5
+    )
     assert outputs["metric"] == "mIoU"
     assert outputs["value"] == pytest.approx(MIOU, abs=1e-7)
     assert outputs["metrics"] == pytest.approx(
