@@ -27,6 +27,7 @@ from kdep_bench.features.target import build_target
 from kdep_bench.features.transform import Moments
 from kdep_bench.networks.backbone import build_backbone
 from kdep_bench.networks.resize import resize_map
+from kdep_bench.objectives.attention_features import AttentionFeatures, spatial_pattern
 from kdep_bench.objectives.base import TEACHER_ARGUMENTS, Demands, demands
 from kdep_bench.objectives.entropy_weights import EntropyWeights
 from kdep_bench.pretrain.distiller import Distiller, NewNetwork
@@ -272,6 +273,11 @@ class TinyRun:
         if not self.has_teacher:
             return cka(outputs["pooled"], torch.nn.functional.one_hot(data["labels"]).float())
         teacher_output = self.model.teacher_side.live(data["images"])  # type: ignore[misc]
+        if isinstance(self.model.objective, AttentionFeatures):  # compares where a map is large
+            patterns = [
+                spatial_pattern(levels["s16"], (2, 2)) for levels in (outputs, teacher_output.maps)
+            ]
+            return cka(*patterns)
         if self.model.target is not None:
             return cka(outputs["pooled"], self.model.target(teacher_output.pooled))
         if "pooled" in self.requirements.needs:

@@ -1,0 +1,86 @@
+"""DPK: the part of the teacher's map that completes the student's follows their CKA."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdep_bench.features.layers import linear_cka
+from kdep_bench.objectives.base import Context, demands
+from kdep_bench.objectives.dynamic_prior import DynamicPrior, batch_cka
+from kdep_bench.teachers.base import TeacherOutput
+from tests.objectives.test_objectives_maps import rand
+
+MAPS = {"s8": {"channels": 3, "stride": 8}}
+B = 8
+
+
+def build(**arguments: Any) -> DynamicPrior:
+    """An objective with fixed initial weights."""
+    torch.manual_seed(0)
+    return DynamicPrior({"s8": "s8"}, student_maps=MAPS, teacher_maps=MAPS, hidden=6, **arguments)
+
+
+def context(student: Tensor, teacher: Tensor, step: int = 0) -> Context:
+    """A batch with these maps at stride 8."""
+    pooled = torch.zeros(B, 4)
+    teacher_output = TeacherOutput(torch.zeros(B, 5), None, {"s8": teacher})
+    maps = {"s8": student}
+    return Context(before=pooled, after=pooled, teacher=teacher_output, maps=maps, step=step)
+
+
+def test_cka_of_a_batch_is_that_of_layer_distances():
+    x, y = rand(B, 5), rand(B, 3, seed=1)
+    expected = linear_cka(x.double().numpy(), y.double().numpy())
+    np.testing.assert_allclose(batch_cka(x, y), expected, rtol=1e-4)
+    torch.testing.assert_close(batch_cka(x, 3 * x - 1), torch.tensor(1.0))
+    assert float(batch_cka(x, torch.ones(B, 3))) == 0
+
+
+def test_equal_maps_take_nothing_from_the_teacher_and_the_loss_is_the_decoder_s():
+    teacher = rand(B, 3, 4, 4)
+    objective = build()
+    ctx = context(teacher.clone(), teacher)
+    assert float(objective.teacher_fraction(ctx, "s8")) < 1e-5
+    projected = objective.projectors["s8"](teacher)
+    error = (objective.decoders["s8"](projected) - teacher).square().mean((1, 2, 3))
+    loss = objective.terms(ctx)["s8"]
+    torch.testing.assert_close(loss, 20 / teacher.square().mean() * error)
+
+
+def test_a_student_without_any_similarity_gets_the_teacher_s_map_and_no_gradient():
+    teacher, student = rand(B, 3, 4, 4), torch.ones(B, 3, 4, 4, requires_grad=True)
+    objective = build()
+    ctx = context(student, teacher)
+    assert float(objective.teacher_fraction(ctx, "s8")) == 1
+    loss = objective.terms(ctx)["s8"]
+    error = (objective.decoders["s8"](teacher) - teacher).square().mean((1, 2, 3))
+    torch.testing.assert_close(loss, 20 / teacher.square().mean() * error)
+    loss.sum().backward()
+    assert student.grad is not None
+    assert not bool(student.grad.any())
+
+
+def test_the_loss_equals_a_reference_with_the_positions_drawn_from_the_step():
+    student, teacher = rand(B, 3, 4, 4), rand(B, 3, 4, 4, seed=1)
+    objective, ctx = build(), context(student, teacher, step=7)
+    fraction = 1 - linear_cka(
+        student.mean((2, 3)).double().numpy(), teacher.mean((2, 3)).double().numpy()
+    )
+    assert 0.2 < fraction < 0.95
+    drawn = np.random.default_rng([7, 0]).random((B, 1, 4, 4), np.float32) < fraction
+    projected = objective.projectors["s8"](student).detach().numpy()
+    completed = torch.from_numpy(np.where(drawn, teacher.numpy(), projected))
+    error = (objective.decoders["s8"](completed) - teacher).square().mean((1, 2, 3))
+    expected = 20 / teacher.square().mean() * error
+    torch.testing.assert_close(objective.terms(ctx)["s8"], expected)
+    other_step = objective.terms(context(student, teacher, step=8))["s8"]
+    assert not torch.equal(other_step, expected)
+
+
+def test_a_split_batch_is_refused_because_cka_reads_the_whole_batch():
+    config = dict(type=f"{DynamicPrior.__module__}.DynamicPrior", levels={"s8": "s8"})
+    assert demands(config).couples_samples
