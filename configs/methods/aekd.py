@@ -1,10 +1,10 @@
-"""AEKD: logit KD from two teachers, weighted so that the common gradient opposes none of them.
+"""AEKD: logit KD from two teachers, with weights that minimise the norm of the joint gradient.
 
-Source       Du et al., NeurIPS 2020, in the form of the CA-MKD repository: least-norm combination
-             of the gradients at the student's logits, tolerance 0.6. Its cross-entropy is left out.
-Differs      from `multi_teacher_kd` in the weights, which are those of a batch. The repository's
-             one-class SVM stops at its starting point where gradients are small; here the problem
-             is solved.
+Source       Du et al., NeurIPS 2020, in the form of the CA-MKD repository: gradients with respect
+             to the student's logits, largest weight (tolerance) 0.6. Its cross-entropy is omitted.
+Differs      from `multi_teacher_kd` in the weights, which are computed for every batch. The
+             repository's solver (a one-class SVM) returns its starting point when gradients are
+             small; the solver here does not.
 """
 
 from mmengine.config import read_base

@@ -1,12 +1,12 @@
-"""AMAL: labels and teacher weighted per image, by weights learned on held-out images.
+"""AMAL: loss weights per image for label and teacher, meta-learned on held-out images.
 
-Source       Iyer et al., AAAI 2023; durgas16/AMAL. Weights, temperature and rate are its CIFAR-100
-             values; when they are updated is written in `kdep_bench/objectives/amal.py`.
-Differs      from logit distillation with labels in the weights, which there are two numbers. The
-             teacher is a larger student, supervised on the same labels, since one head learns both.
-             A tenth of the images of the share is held out for the weights and not trained on.
-Cost         two numbers per image of the pool; in every tenth step five products of the size of the
-             head. Includes the teacher's pre-training.
+Source       Iyer et al., AAAI 2023; durgas16/AMAL. Initial weights, temperature and learning rate
+             are its CIFAR-100 values; `kdep_bench/objectives/amal.py` lists the differences.
+Differs      from logit distillation with labels, which has the same two weights for all images. The
+             teacher is a larger student that is pre-trained with the same labels, because one head
+             is trained on both. A tenth of the images is held out to train the weights.
+Cost         two numbers per image of the pool; in every tenth step five matrix products of the size
+             of the head. Includes the teacher's pre-training.
 """
 
 from kdep_bench.objectives.amal import Amal

@@ -1,12 +1,13 @@
-"""CA-MKD: two teachers, per image weighted by how well each predicts the label; with labels.
+"""CA-MKD: two teachers, weighted per image by how well each predicts the label; with labels.
 
-Source       Zhang et al., ICASSP 2022; Rorozhl/CA-MKD. Logit weights from the teachers' own
-             cross-entropy, feature weights from the cross-entropy of each teacher's classifier on
-             the projected student feature; both divided by K once more than in the paper. The
-             feature term has weight 50 and starts in the second epoch of 16 here, of 240 there.
+Source       Zhang et al., ICASSP 2022; Rorozhl/CA-MKD. The weights of the logit terms depend on the
+             cross-entropy of each teacher, those of the feature terms on the cross-entropy of each
+             teacher's classifier on the projected student feature. As in that code, both are
+             divided by the number of teachers, which the paper does not do. The feature terms have
+             weight 50 and start in the second epoch (of 16; of 240 in that code).
 Differs      from the repository in pooled features instead of the last maps.
-Needs        labels of the teachers' classes, and logits that follow from the pooled feature.
-             Without labels: `ebkd`.
+Needs        labels of the teachers' classes, and teachers whose logits are a function of the pooled
+             feature. Without labels: `ebkd`.
 """
 
 from kdep_bench.objectives.ca_mkd import ConfidenceAwareFeatures, ConfidenceWeights

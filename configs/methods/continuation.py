@@ -1,9 +1,9 @@
-"""Continuation-KD, label-free (psi = 0): a hinge loss on logits with a gradually faded-in teacher.
+"""Continuation-KD, label-free: a hinge loss on logits, with the teacher's logits scaled up to 1.
 
-Source       arXiv 2212.05998, eqs 3-5; the margin is this project's choice. The fade-in takes one
-             step per epoch of the pocket suites' 16 (t_max=16; 20 steps in 200 epochs as
-             published).
-Differs      from `logit_kd` in using a squared logit distance with a margin, and in the fade-in.
+Source       arXiv 2212.05998, eqs 3-5, without its cross-entropy; the margin was chosen in this
+             project. The factor phi of the teacher's logits increases once per epoch of the pocket
+             suites' 16 (t_max=16); as published, 20 times in 200 epochs.
+Differs      from `logit_kd` in the loss, a squared distance of logits with a margin, and in phi.
 """
 
 from kdep_bench.objectives.continuation import Continuation

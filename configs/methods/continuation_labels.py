@@ -1,9 +1,9 @@
-"""Continuation-KD with labels: from the faded-in teacher to cross-entropy, psi = min(e / 150, 1).
+"""Continuation-KD with labels: psi * cross-entropy + (1 - psi) * the loss of `continuation`.
 
-Source       arXiv 2212.05998, eqs 3-5: psi is 1 after 150 of 200 epochs, so after 12 of 16 here;
-             phi takes one step per epoch, as in `continuation`.
-Differs      from `continuation` in the cross-entropy, which gradually replaces the teacher. The
-             label classes are not the teacher's classes, so each term has its own linear head.
+Source       arXiv 2212.05998, eqs 3-5: psi increases linearly to 1 in the first 150 of 200 epochs,
+             here in the first 12 of 16. phi increases once per epoch, as in `continuation`.
+Differs      from `continuation` in the cross-entropy, which gradually replaces the teacher's term.
+             The labels have other classes than the teacher, so each term has its own linear head.
 """
 
 from kdep_bench.objectives.continuation import Continuation

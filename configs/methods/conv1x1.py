@@ -3,10 +3,11 @@
 Source       KDEP's parametric baseline ("1x1 conv" of Figure 1; He et al., CVPR 2022), in the form
              of FitNets. On pooled features it is a linear layer, as convolution and pooling
              commute. Trained with the student, dropped at export.
-Differs      from `svd` in what is adapted: here the student's feature is projected up by a learned
-             layer, there the teacher's feature is reduced by a fixed one.
-Expectation  *reported* in Figure 1 (mean top-1 of four data sets, 10 % data, about 8 h): 74.02
-             against KDEP's 77.07; the projector can learn what the student should.
+Differs      from `svd` in the alignment: here a learned layer projects the student's feature to the
+             teacher's width, there a fixed one reduces the teacher's feature.
+Expectation  worse than KDEP, as reported in Figure 1: mean top-1 on four data sets, with 10 % of
+             the data and about 8 h of training, 74.02 (KDEP: 77.07). The projector, which is
+             dropped, may fit the teacher in place of the student.
 """
 
 from kdep_bench.objectives.projected_regression import ProjectedRegression

@@ -1,7 +1,7 @@
 """Correlation congruence: a Gaussian kernel between the images of a batch, label-free.
 
-Source       Peng et al., ICCV 2019; the kernel as in AberHu's zoo. The weight is this project's
-             choice: the initial loss is of the same order as that of the other methods.
+Source       Peng et al., ICCV 2019; the kernel as in AberHu/Knowledge-Distillation-Zoo. The weight
+             was chosen in this project, so that the initial loss is about that of other methods.
 Differs      from `similarity` in using the kernel (Taylor series of order 2) instead of the Gram
              matrix.
 Cost         O(B^2 D) per batch.

@@ -1,9 +1,9 @@
 """Curriculum temperature: logit KD with an adversarially trained temperature, label-free.
 
 Source       CTKD, AAAI 2023; zhengli97/CTKD, global temperature, 1 to 21, initially 15.6.
-Differs      from `logit_kd` only in the temperature, one extra learned number, trained at the
-             student's learning rate. The published curriculum lasts ten epochs of 120 or 240; in a
-             run of 16 epochs it covers most of the training. Budgets below ten epochs are refused.
+Differs      from `logit_kd` only in the temperature, a learned parameter with the student's
+             learning rate. The published curriculum takes ten epochs of 120 or 240; in a run of 16
+             epochs it covers most of the training. A budget below ten epochs raises an error.
 """
 
 from kdep_bench.objectives.ctkd import CTKD

@@ -1,23 +1,24 @@
-"""DMAE: masked image modelling, and a middle layer of a teacher on the same visible patches.
+"""DMAE: masked autoencoding, and regression of a middle layer of a teacher, on visible patches.
 
-Source       Bai et al., CVPR 2023; UCSC-VLAA/DMAE. Mask ratio, L1 distance, weight 1 and the layers
-             at three quarters of both depths as there; MAE's decoder is that of `mae`. The
-             optimiser is the suite's; DMAE uses AdamW at 1.5e-4 per 256 images, weight decay 0.05.
-Two forms    The paper's formula compares the projected features as they are, its code after scaling
-             every token to length 1. `unit_length=True`, the default, is the code's, whose scores
-             are the published ones; with `unit_length=False` the scale of the teacher's layer
-             weighs the term.
-Differs      from `mae` in the teacher; from `fitnets` in the masks and in what is compared, the
-             tokens of the visible patches. The teacher stops after `teacher_layer`, as the paper
-             states; the published code runs all of it. It cannot be read from a cache, because the
-             patches are drawn in every step.
+Source       Bai et al., CVPR 2023; UCSC-VLAA/DMAE. From there: mask ratio, L1 distance, weight 1,
+             and layers at three quarters of the depth of student and teacher. The decoder is that
+             of `mae`. The optimiser is the suite's; DMAE uses AdamW with learning rate 1.5e-4 per
+             256 images and weight decay 0.05.
+Two forms    The paper's formula compares unscaled features; its code divides every token by its
+             length first. The default, `unit_length=True`, is that of the code. With
+             `unit_length=False` the weight of the term depends on the scale of the teacher's layer.
+Differs      from `mae` in the teacher; from `fitnets` in the masks, and in comparing tokens of
+             visible patches. The teacher's layers after `teacher_layer` are not run, as in the
+             paper; the published code runs them. The teacher cannot be cached, because the masks
+             are random in every step.
 Teacher      a vision transformer with as many patches as the student, 14 x 14 at 224 px: for
-             example teacher=dict(base="dinov2_vitb14", input_px=196); `blocks.8` is the ninth of
-             its twelve blocks (`encoder.layers.8` of clip_vitb16). A convolutional teacher sees
-             images whose hidden patches have one colour: teacher_layer="s16" of efficientnet_lite0.
-Student      vit_t. For a convolutional student, `dmae_maps` is the distance alone.
-Cost         student and teacher see a quarter of the patches, and the teacher a part of its
-             layers; the column of forward passes counts that as one pass of the teacher.
+             example teacher=dict(base="dinov2_vitb14", input_px=196). `blocks.8` is the ninth of
+             its twelve blocks (for clip_vitb16: `encoder.layers.8`). A convolutional teacher gets
+             images with a constant colour in the hidden patches: teacher_layer="s16" of
+             efficientnet_lite0.
+Student      vit_t. For a convolutional student see `dmae_maps`.
+Cost         student and teacher process a quarter of the patches, and the teacher a part of its
+             layers. The column of forward passes counts this as one pass of the teacher.
 """
 
 from kdep_bench.augments.mask_patches import MaskPatches

@@ -1,15 +1,15 @@
-"""The distance of DMAE for a convolutional student: its last map, at the visible patches.
+"""The regression term of DMAE for a convolutional student: its last map, at the visible patches.
 
-Source       own form of Bai et al., CVPR 2023 (`dmae`), which has transformers alone. Hidden
-             patches have the mean colour in the student's and the teacher's image; no pixels
-             are reconstructed, because a convolution sees across the patches' edges.
-             alpha is 100 and not 1, so that the first loss is about ten, as that of `fitnets`: the
-             suites' SGD follows the scale of a single term, the source's AdamW does not.
-             The student's map is its last one and not a middle one, after which no loss would train
-             a layer.
-Differs      from `fitnets` in the masks, the L1 distance of tokens of length 1, and in the levels:
-             the student's last with the teacher's at stride 16.
-Cost         a pass of the teacher up to that map, counted as one.
+Source       a variant by this project of Bai et al., CVPR 2023 (`dmae`), which is for transformers.
+             In the images of student and teacher, hidden patches have the mean colour. There is no
+             reconstruction term, because a convolution mixes visible and hidden patches. alpha is
+             100 instead of 1, so that the initial loss is about ten, as for `fitnets`: a step of
+             the suites' SGD depends on the scale of the loss, one of the source's AdamW does not.
+             The last map of the student is used, because with a middle one no loss would train the
+             layers after it.
+Differs      from `fitnets` in the masks, in the L1 distance of tokens of length 1, and in the
+             levels: the student's last map regresses the teacher's map at stride 16.
+Cost         one forward pass of the teacher up to that map, counted as a full one.
 """
 
 from kdep_bench.augments.mask_patches import MaskPatches

@@ -1,6 +1,6 @@
-"""Deep mutual learning: two students of the same kind teach each other, in addition to the labels.
+"""Deep mutual learning: labels, and mutual distillation of two students of one architecture.
 
-Source       Zhang et al., CVPR 2018; AberHu's zoo.
+Source       Zhang et al., CVPR 2018; AberHu/Knowledge-Distillation-Zoo.
 Differs      from `supervised` in the peer network and the two KL terms; the first student is
              exported.
 Cost         twice the student's forward and backward pass.

@@ -1,8 +1,9 @@
-"""EBKD: logit KD from two teachers, per image weighted by how certain each one is, label-free.
+"""EBKD: logit KD from two teachers, weighted per image by the entropy of their outputs; label-free.
 
 Source       Kwon et al., ICASSP 2020, in the form of the CA-MKD repository: weights
-             (1 - H_k / sum of H) / K, which sum to (K - 1) / K. Its cross-entropy is left out.
-Differs      from `multi_teacher_kd` in the weights. It is also the label-free form of `ca_mkd`.
+             (1 - H_k / sum of H) / K for K teachers with entropies H_k. Its cross-entropy is
+             omitted.
+Differs      from `multi_teacher_kd` in the weights. It is the label-free counterpart of `ca_mkd`.
 """
 
 from mmengine.config import read_base

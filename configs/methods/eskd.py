@@ -1,10 +1,10 @@
 """Early-stopped KD: logit KD plus cross-entropy for the first half, then cross-entropy only.
 
 Source       Cho and Hariharan, ICCV 2019. The paper stops at about a third to a half of its run.
-Differs      from logit KD with labels only in the early stop; the suites have no such method, so a
-             gain over `logit_kd` may come from the labels. Both terms have weight 1 here (0.1 and
-             0.9 in the papers' usual form). Without labels no loss would remain after the stop,
-             which the plan refuses.
+Differs      from logit KD with labels only in the early stop. The suites have no such method, so a
+             gain over `logit_kd` may be due to the labels. Both terms have weight 1; usual weights
+             are 0.1 and 0.9. A label-free form is not possible, because no loss would remain after
+             the stop.
 """
 
 from kdep_bench.objectives.cross_entropy import CrossEntropy

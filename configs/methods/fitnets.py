@@ -1,8 +1,7 @@
 """FitNets-style hints, label-free: two levels regress the teacher's maps through projectors.
 
-Source       Romero et al., ICLR 2015; RepDistiller's FitNet.py. Without the cross-entropy that
-             trains the later layers in the source: here a hint at the last level does, otherwise
-             the last stage would keep its random initialisation.
+Source       Romero et al., ICLR 2015; RepDistiller's FitNet.py, without its cross-entropy. A hint
+             at the last level is added, because otherwise no loss would train the last stage.
 Differs      from `kdep` in learned projectors, maps instead of a pooled feature, and an additional
              hint at the middle of the network.
 """

@@ -1,11 +1,11 @@
 """A backbone that was pre-trained elsewhere, from a file of its weights.
 
-A reference: nothing is known of its data, budget or teacher but what you state. In a suite:
+A reference, whose data, budget and teacher are known only as far as you state them. In a suite:
 
     dict(base="given_weights", name="mine", labels_used=False, weights=dict(weights="mine.pth"))
 
-The file is a state dict of the student's backbone; every tensor is compared after loading. It is
-identified by its content: another file under the same name is another method run.
+The file contains a state dict of the student's backbone; every tensor is compared after loading.
+The file is identified by the hash of its content: if it changes, the stages are run again.
 """
 
 from kdep_bench.students.given_weights import given_weights

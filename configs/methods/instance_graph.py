@@ -1,8 +1,8 @@
-"""An instance graph of two layers: similarities within a batch, and their change with depth.
+"""Similarities between the images of a batch at two layers, and their change between the layers.
 
-Source       the idea of Liu et al., CVPR 2019 (IRG), re-implemented; the objective lists the
-             differences.
-Differs      from `similarity` in the graph of an earlier layer and the change between the two.
+Source       Liu et al., CVPR 2019 (IRG), re-implemented; `kdep_bench/objectives/instance_graph.py`
+             lists the differences.
+Differs      from `similarity` in the terms of an earlier layer and of the change.
 Cost         O(B^2 D) per layer and batch.
 """
 

@@ -1,9 +1,9 @@
 """1-D interpolation of the teacher's channels down to the student's width.
 
 Source       CVMI-Lab/KDEP src/resnet.py, comments "interpolate" (nearest, torch's default there).
-Differs      from `svd` only in the alignment: no transform, centred, the same loss weight rule.
-Expectation  with nearest and Dt a multiple of Ds this is every (Dt / Ds)-th channel: about Ds / Dt
-             of the variance, chosen by position, although channels have no order.
+Differs      from `svd` only in the alignment.
+Expectation  if Dt is a multiple of Ds, mode "nearest" selects every (Dt / Ds)-th channel, which is
+             arbitrary, because channels have no order: about Ds / Dt of the variance.
 """
 
 from kdep_bench.features.aligners import Interpolate

@@ -1,8 +1,7 @@
 """KDEP (CVPR 2022): regress the teacher's SVD-compressed, power-temperature-scaled feature.
 
-Label-free, without learned layers between the networks. T and n are the public code's defaults; the
-loss weight follows the rule in `kdep_bench/objectives/feature_regression.py` instead of one number
-per teacher.
+Label-free, without learned layers between the networks. T and n are the public code's defaults. The
+loss weight is set automatically (`kdep_bench/objectives/weight.py`), not by hand for each teacher.
 """
 
 from kdep_bench.features.transform import PowerTemperature

@@ -1,8 +1,8 @@
 """KDEP with a live teacher on a new random crop of every view in every step.
 
-Source       He et al., CVPR 2022, whose loop runs the teacher on every augmented image.
-Differs      from `kdep` in the crops, of which no two epochs see the same; the targets are the
-             teacher's own for them, so that nothing can be read from a cache but the alignment.
+Source       He et al., CVPR 2022, whose training runs the teacher on every augmented image.
+Differs      from `kdep` in the crops, which are new in every epoch. The teacher is run on them, so
+             only the alignment uses the cache.
 Cost         one forward pass of the teacher per sample.
 """
 

@@ -1,10 +1,11 @@
 """KDEP on maps: two levels regress the teacher's maps, reduced by SVD, in signed pairs.
 
-Source       ours; SVD of the teacher's feature without a projector as in He et al., CVPR 2022.
-Differs      from `kdep` in the target (every position of two maps, not one pooled feature), in the
-             student's tap (after the ReLU, which is the feature that transfers) and therefore in
-             the sign: each component is split into its positive and its negative part. From
-             `fitnets` in the projectors: here no layer is learned between the networks.
+Source       this project, after He et al., CVPR 2022: an SVD of the teacher's feature, without a
+             projector.
+Differs      from `kdep` in the target (every position of two maps instead of a pooled feature) and
+             in the student's tap (after the ReLU, the feature that tasks read). That feature is not
+             negative, so each component of the target is split into its positive and its negative
+             part. From `fitnets` in having no learned layer between the networks.
 """
 
 from kdep_bench.objectives.map_regression import MapRegression

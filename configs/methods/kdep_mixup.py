@@ -1,8 +1,8 @@
-"""KDEP with mixup: images are mixed with others of the batch, and their stored targets likewise.
+"""KDEP with mixup: images are mixed with others of the batch, and cached targets in the same way.
 
 Source       Zhang et al., ICLR 2018 (mixup); KDEP as in `kdep`. alpha is mixup's ImageNet value.
-Differs      from `kdep` in the mixed images. The cache stays in use: the target of a mixed image is
-             the mixture of the two stored targets, not what the teacher would give for it.
+Differs      from `kdep` in the mixed images. The target of a mixed image is the mixture of the two
+             cached targets, not the teacher's output for the mixed image.
 Cost         as `kdep`.
 """
 

@@ -1,8 +1,8 @@
 """KDEP with the target divided by its root mean square: no constant is specific to one teacher.
 
-Source       as `kdep`; the normalisation is ours. The public code tunes the loss weight (3 or 20)
-             and T (0.1, 0.03 or 0.2) per teacher. T only multiplies the target by T^(-1/n), so with
-             the weight rule and this normalisation neither has an effect; only n shapes the target.
+Source       as `kdep`; the normalisation is by this project. The public code tunes the loss weight
+             (3 or 20) and T (0.1, 0.03 or 0.2) per teacher. T only multiplies the target by
+             T^(-1/n), so with the normalisation and the automatic loss weight it has no effect.
 Differs      from `kdep` only in the normalisation of the target.
 Expectation  as `kdep` if the root mean square of its target is near 1.
 """

@@ -1,7 +1,7 @@
 """Logit distillation, label-free: the teacher's class probabilities instead of its feature.
 
-The baseline of the feature methods that needs a teacher with a classifier. The student's linear
-head over the teacher's classes is dropped at export, like that of `supervised`.
+A baseline for the feature methods. It needs a teacher with a classifier. The student's linear head
+over the teacher's classes is dropped at export, like that of `supervised`.
 """
 
 from kdep_bench.objectives.logit_kd import LogitKD

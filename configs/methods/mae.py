@@ -1,10 +1,10 @@
 """MAE: masked image modelling without teacher or labels, for transformer students.
 
-Source       He et al., CVPR 2022; facebookresearch/mae. Mask ratio and normalised pixels as there;
-             a smaller decoder. The optimiser is the suite's; MAE uses AdamW at 1.5e-4 per 256
-             images, weight decay 0.05, betas 0.9 and 0.95.
-Differs      from every other method in that nothing is learned from a teacher or a label.
-Cost         the student sees a quarter of the patches; the decoder is small. No teacher pass.
+Source       He et al., CVPR 2022; facebookresearch/mae. Mask ratio and normalised pixels as there,
+             but a smaller decoder. The optimiser is the suite's; MAE uses AdamW with learning rate
+             1.5e-4 per 256 images, weight decay 0.05, betas 0.9 and 0.95.
+Differs      from every other method in using neither a teacher nor labels.
+Cost         the student processes a quarter of the patches; the decoder is small. No teacher.
 """
 
 from kdep_bench.augments.mask_patches import MaskPatches

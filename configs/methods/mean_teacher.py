@@ -1,9 +1,9 @@
-"""Mean teacher: the student's moving average is its teacher across two views of an image.
+"""Mean teacher: labels, and consistency with a moving average of the student on another view.
 
-Source       Tarvainen and Valpola 2017; CuriousAI/mean-teacher. Weight and ramp are this project's
-             choice.
-Differs      from `supervised` in the consistency term, with both views of an image in one batch.
-Cost         one more forward pass of the student.
+Source       Tarvainen and Valpola 2017; CuriousAI/mean-teacher. Weight and ramp were chosen in this
+             project.
+Differs      from `supervised` in the consistency term; both views of an image are in one batch.
+Cost         one extra forward pass per sample, of the moving average.
 """
 
 from kdep_bench.objectives.mean_teacher import MeanTeacher

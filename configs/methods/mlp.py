@@ -1,9 +1,9 @@
 """A learned two-layer projector from the student to the teacher's width.
 
-Source       the non-linear form of `conv1x1`; the hidden width is our choice, from no paper.
-Differs      from `conv1x1` in a hidden layer of 1024 with a ReLU.
-Expectation  a lower training loss than `conv1x1`, more of it due to the projector, which is
-             dropped.
+Source       the non-linear form of `conv1x1`; the hidden width was chosen in this project.
+Differs      from `conv1x1` in a hidden layer with 1024 channels and a ReLU.
+Expectation  a lower training loss than `conv1x1`, but a larger part of the fit is due to the
+             projector, which is dropped at export.
 """
 
 from kdep_bench.objectives.projected_regression import ProjectedRegression

@@ -1,8 +1,9 @@
-"""Logit KD from two teachers, equally weighted: the reference of the multi-teacher methods.
+"""Logit KD from two teachers with equal weights: the baseline of the multi-teacher methods.
 
 Source       AVERAGE_LOSS of the CA-MKD repository, without its cross-entropy (label-free).
 Differs      from `logit_kd` in the second teacher: the mean of two KL terms on one student head.
-Cost         a cache per teacher. The teachers must have the same classes.
+Cost         one cache per teacher.
+Needs        teachers with the same classes.
 """
 
 from kdep_bench.objectives.multi_teacher import MultiTeacherKD

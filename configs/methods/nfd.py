@@ -1,9 +1,10 @@
-"""Normalised feature distillation: the spatial pattern of each channel of two maps, label-free.
+"""Normalised feature distillation: regression of standardised maps at two levels, label-free.
 
-Source       arXiv 2207.05256 as quoted in one sentence; the weight is this project's choice.
-Differs      from `kdep` in regressing maps (with positions) instead of a pooled feature, through a
-             learned 1x1 convolution instead of a fixed basis. The last level is one of the two,
-             otherwise the last stage would receive no gradient.
+Source       arXiv 2207.05256, as defined in one sentence by Liu et al. 2022; the weight was chosen
+             in this project.
+Differs      from `kdep` in regressing maps instead of a pooled feature, through a learned 1x1
+             convolution instead of a fixed basis. The last level is included, because otherwise no
+             loss would train the last stage.
 """
 
 from kdep_bench.objectives.nfd import NFD

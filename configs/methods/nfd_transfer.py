@@ -1,9 +1,10 @@
-"""Normalised feature distillation where it was proposed: at segmentation, from a tuned segmenter.
+"""Normalised feature distillation while a segmenter is trained, from a teacher tuned on the task.
 
-Source       arXiv 2207.05256 as quoted in one sentence; the weight is this project's choice.
-Differs      from `nfd` in acting at transfer, on the task's own images, with a teacher that was
-             trained on the task. `pretrained_by` names the pre-training.
-Cost         the teacher is trained on the task once for all runs, and reads every training batch.
+Source       arXiv 2207.05256, as defined in one sentence by Liu et al. 2022; the weight was chosen
+             in this project.
+Differs      from `nfd` in being a transfer method: it uses the task's images and a teacher that was
+             trained on the task. `pretrained_by` names the method of pre-training.
+Cost         the teacher is trained on the task once for all runs, and run on every training batch.
 """
 
 from kdep_bench.objectives.nfd import NFD

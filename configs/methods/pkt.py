@@ -1,8 +1,8 @@
 """Probabilistic knowledge transfer: similarities between the images of a batch, as probabilities.
 
 Source       Passalis and Tefas, ECCV 2018; weight of RepDistiller.
-Differs      from `similarity` in comparing cosine similarities, normalised to probabilities per
-             row, by KL.
+Differs      from `similarity` in the loss: the KL divergence between cosine similarities that are
+             normalised to probabilities per image.
 Cost         O(B^2 D) per batch.
 """
 

@@ -1,9 +1,9 @@
-"""FitNets with hint levels chosen by clustering the teacher's levels: those that differ most.
+"""FitNets with hint levels that are chosen by clustering the teacher's levels.
 
 Source       PURSUhInT (Expert Systems with Applications 2023), as quoted by a re-implementation.
-Differs      from `fitnets` in how the levels are chosen: two of four, the last one always included.
-Cost         the clustering reads at most 10,000 cached views; four levels are read, two of them
-             regressed.
+Differs      from `fitnets` in the choice of the levels: two of four, always including the last.
+Cost         clustering reads at most 10,000 cached views. Four levels are cached, two are used in
+             training.
 """
 
 from kdep_bench.objectives.pursuhint import Pursuhint

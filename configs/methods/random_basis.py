@@ -1,10 +1,10 @@
-"""A random orthonormal basis: the value of an alignment that is independent of the features.
+"""A random orthonormal basis: a baseline whose alignment does not depend on the features.
 
-Source       CVMI-Lab/KDEP src/resnet.py, comments "random indice" (random singular vectors there; a
-             uniformly random basis here).
-Differs      from `svd` only in the alignment: no transform, centred, the same loss weight rule.
-Expectation  Ds / Dt of the variance on average, and a low Std Ratio, as all channels are similar
-             mixtures.
+Source       CVMI-Lab/KDEP src/resnet.py, comments "random indice", which select random singular
+             vectors; here the basis is uniformly random.
+Differs      from `svd` only in the alignment.
+Expectation  Ds / Dt of the variance on average, and a low std ratio, because all channels are
+             mixtures of all directions.
 """
 
 from kdep_bench.features.aligners import RandomBasis

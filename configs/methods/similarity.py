@@ -1,8 +1,8 @@
 """Similarity-preserving KD: the row-normalised Gram matrix of a batch, label-free.
 
-Source       Tung and Mori, ICCV 2019; weight of RepDistiller, where the last maps are flattened:
-             here they are pooled, as for every method.
-Differs      from `kdep` in the objective: no alignment, no target per image, no projector.
+Source       Tung and Mori, ICCV 2019; weight of RepDistiller. The last maps are pooled here;
+             RepDistiller flattens them.
+Differs      from `kdep` in the objective, which compares pairs of images; there is no alignment.
 Cost         O(B^2 D) per batch.
 """
 

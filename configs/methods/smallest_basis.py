@@ -2,9 +2,9 @@
 
 Source       CVMI-Lab/KDEP src/resnet.py, comments "smallest eigen values". Directions that are
              rounding noise (variance below 2^-22 of the largest) are skipped.
-Differs      from `svd` only in the alignment: no transform, centred, the same loss weight rule.
-Expectation  the least variance of all bases; a gain over random initialisation is not due to
-             variance.
+Differs      from `svd` only in the alignment.
+Expectation  the smallest variance of all bases. A gain over `scratch` would not be due to the
+             explained variance.
 """
 
 from kdep_bench.features.aligners import SmallestBasis

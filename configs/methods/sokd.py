@@ -1,11 +1,11 @@
-"""Semi-online KD: the student learns from a bridge, the teacher's last layers trained in the run.
+"""Semi-online KD: the student learns from a bridge, a trained copy of the teacher's last layers.
 
 Source       Liu et al., BMVC 2021; swlzq/Semi-Online-KD trainer/sokd.py. Its two cross-entropies
-             are left out (label-free); SemiOnlineWithLabels has them.
-Differs      from `logit_kd` in what the student learns from: layers with new weights on the
-             teacher's stored map at stride 16, which learn from teacher and student. From `dml` in
-             the peer, which is no second student.
-Cost         a forward and backward pass of these layers; a cache of the map.
+             are omitted (label-free); SemiOnlineWithLabels has them.
+Differs      from `logit_kd` in the student's target: the logits of the bridge. The bridge has new
+             random weights, reads the teacher's cached map at stride 16, and is trained on the
+             logits of teacher and student. From `dml` in that the peer is not a second student.
+Cost         a forward and backward pass of the bridge; a cache of the map.
 """
 
 from kdep_bench.objectives.sokd import SemiOnline

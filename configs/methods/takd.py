@@ -1,8 +1,9 @@
 """Teacher-assistant KD: logit KD to a middle-sized network, which is then the student's teacher.
 
-Source       Mirzadeh et al., AAAI 2020. KL as batchmean; the public code's `nn.KLDivLoss()` divides
-             that by the number of classes, so its weights do not carry over. Label-free: alpha = 1.
-Differs      from `logit_kd` in the source of the logits, the assistant.
+Source       Mirzadeh et al., AAAI 2020, without labels (alpha = 1). The KL divergence is averaged
+             over the batch only; the public code's `nn.KLDivLoss()` also divides by the number of
+             classes.
+Differs      from `logit_kd` in the teacher, which is the assistant.
 Cost         includes a second pre-training, of the assistant.
 """
 

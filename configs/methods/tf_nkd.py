@@ -1,6 +1,6 @@
-"""Teacher-free NKD: supervised, with the student's own confidence as a soft target.
+"""Teacher-free NKD: supervised, with the student's confidence in the label as a soft target.
 
-Source       arXiv 2208.10139 section 3.3; the older distiller of yzd-v.
+Source       arXiv 2208.10139 section 3.3; the older distiller of yzd-v/cls_KD.
 Differs      from `supervised` only in the soft target; there is no teacher.
 """
 

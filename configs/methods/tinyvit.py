@@ -1,12 +1,13 @@
-"""TinyViT's stored targets: cross-entropy with the teacher's ten largest class probabilities.
+"""TinyViT's distillation: cross-entropy with the teacher's ten largest class probabilities.
 
-Source       Wu et al., ECCV 2022; microsoft/Cream TinyViT. k = 10 is its ImageNet-1k value (100 for
-             22k); no labels and no mixup, as there. Its fast distillation alone: contraction of the
-             student is not part of it.
-Differs      from `logit_kd` in what is stored (4 k = 40 bytes per view, no pooled feature), in the
-             temperature, 1, and in the loss, which omits the teacher's entropy. The views are fixed
-             crops of the suite; TinyViT draws a crop per epoch and stores its seed.
-Cost         one more pass of the teacher over the views, for a cache of its own.
+Source       Wu et al., ECCV 2022; microsoft/Cream TinyViT. As there: k = 10 for ImageNet-1k, no
+             labels, no mixup. Only the distillation of TinyViT is used, not its method to shrink
+             the student.
+Differs      from `logit_kd` in the cache (4 k = 40 bytes per view, no pooled feature), in the
+             temperature, 1, and in the loss, cross-entropy instead of KL, which has the same
+             gradient. The views are the suite's fixed crops; TinyViT uses a new crop per epoch and
+             stores its seed.
+Cost         one forward pass of the teacher per view, for a separate cache.
 """
 
 from kdep_bench.objectives.soft_target import SoftTarget

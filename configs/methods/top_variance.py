@@ -1,8 +1,8 @@
 """The teacher's Ds channels of largest variance, without rotation.
 
 Source       CVMI-Lab/KDEP src/resnet.py, comments "directly select by var".
-Differs      from `svd` only in the alignment: no transform, centred, the same loss weight rule.
-Expectation  more variance than `interpolate`, less than `svd`: both by construction.
+Differs      from `svd` only in the alignment.
+Expectation  more variance than `interpolate` and less than `svd`, by construction.
 """
 
 from kdep_bench.features.aligners import TopVariance

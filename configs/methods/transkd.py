@@ -1,16 +1,16 @@
-"""TransKD base: a segmenter learns from a larger one, tuned on the same task, while it is trained.
+"""TransKD-Base: distillation while a segmenter is trained, from a larger one trained on the task.
 
-Source       Liu et al., arXiv 2202.13393; RuipingL/TransKD, the form "Base": maps through cross
-             selective fusion, and patch embeddings, with the authors' weights.
-Differs      from a pre-training in acting at transfer, with the task's labels. Rows without
-             pre-training compare with `kdep`; `dict(base="transkd", pretrained_by="kdep")` is KDEP
-             and TransKD. The task keeps its own loss and recipe; in a convolutional network the
-             patch embedding is the first block of a level's stage.
-Scale        the authors' weights, for the normalised maps of their transformers. The linear maps of
-             EfficientNet-Lite0 are larger: on the smoke data the two terms begin at 127 and 42,
-             the task's own loss at 3. Choose `weight` and `betas` for such a teacher on
-             validation data before a score is compared.
-Cost         the teacher is trained on the task once for all runs, and reads every training batch.
+Source       Liu et al., arXiv 2202.13393; RuipingL/TransKD, the form "Base": it compares maps, by
+             cross selective fusion, and patch embeddings. The loss weights are the authors'.
+Differs      from pre-training methods in being a transfer method, which uses the task's labels. By
+             default the student is not pre-trained; `dict(base="transkd", pretrained_by="kdep")`
+             combines KDEP and TransKD. Loss and recipe of the task are unchanged. In a
+             convolutional network, the first block of a stage is used as its patch embedding.
+Scale        the authors' weights are for the normalised maps of their transformers. The maps of
+             EfficientNet-Lite0 are not normalised and larger: on the smoke data the two terms begin
+             at 127 and 42, the task's loss at 3. For such a teacher, choose `weight` and `betas` on
+             validation data first.
+Cost         the teacher is trained on the task once for all runs, and run on every training batch.
 """
 
 from kdep_bench.transfer.methods.transkd import TransKD

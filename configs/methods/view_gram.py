@@ -1,9 +1,9 @@
-"""The Gram matrix of an image's views: a label-free relation within a sample, not between samples.
+"""The Gram matrix of an image's views: similarities between the views of one image, label-free.
 
-Source       re-implemented from the abstract of arXiv 2112.11447; its modalities are the fixed
-             views here.
-Differs      from `similarity` in what is compared: the views of one image instead of the batch.
-Cost         negligible; needs two views of an image in one batch.
+Source       re-implemented from the abstract of arXiv 2112.11447, which compares the modalities of
+             a sample; here they are the fixed views.
+Differs      from `similarity` in comparing the views of one image instead of the images of a batch.
+Cost         negligible. Needs two views of an image in one batch.
 """
 
 from kdep_bench.objectives.view_gram import ViewGram

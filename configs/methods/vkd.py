@@ -1,9 +1,10 @@
-"""VkD (CVPR 2024): a learned orthogonal projector, which only rotates the student's feature.
+"""VkD (CVPR 2024): feature regression through a learned orthogonal projector.
 
 Source       Miles, Elezi and Deng, arXiv 2403.06213; roymiles/VkD train.py, engine.py.
-Differs      from the authors' recipe in what is fixed here for all methods: SGD and its schedule
-             instead of AdamW, no label loss, no logit loss, pooled features of a CNN student.
-Expectation  between `svd` and `conv1x1` in freedom: the projector is learned, but cannot scale.
+Differs      from the authors' recipe in the settings that are equal for all methods here: SGD and
+             its schedule instead of AdamW, no label loss, no logit loss, pooled features of a CNN
+             student.
+Expectation  between `svd` and `conv1x1`, because the projector is learned but cannot scale.
 """
 
 from kdep_bench.objectives.vkd import OrthogonalProjection

@@ -1,10 +1,11 @@
-"""Whitening instead of power temperature scaling: every direction kept has the same variance.
+"""Whitening instead of power temperature scaling: all channels of the target have equal variance.
 
-Source       CVMI-Lab/KDEP src/resnet.py, comments "Var matching", step 1 (divide by the singular
-             value, times 500; here the automatic loss weight replaces the factor 500).
+Source       CVMI-Lab/KDEP src/resnet.py, comments "Var matching", step 1: division by the singular
+             values. The automatic loss weight replaces the factor 500 there.
 Differs      from `svd` and `kdep` only in the transform.
-Expectation  Std Ratio 1 after the transform. The smallest directions, which are the noisiest, weigh
-             as much as the largest: the failure that power temperature scaling reduces.
+Expectation  std ratio 1 after the transform. The directions of smallest variance, which are the
+             noisiest, have the same weight as the largest; power temperature scaling reduces their
+             weight.
 """
 
 from kdep_bench.features.transform import Whitening

@@ -1,20 +1,20 @@
-"""A student of at most the size of `resnet18_w32`, and settings of KDEP for it, on the pocket data.
+"""Search for a student no larger than `resnet18_w32`, with settings of KDEP, on the pocket data.
 
 Command   kdep-bench search pocket_kdep                      proposals by TPE
-          kdep-bench search pocket_kdep --sampler random     as many random ones, to compare with
-Cost      not run yet. 27 evaluations of at most 8,000, 24,000 and 72,000 samples; about a third of
-          the trials at a rung continue, so about 0.8 million samples, 1.5 times the pre-training of
-          `pocket` (16 minutes on one core). With about 45 probes of 10 to 15 s: 40 minutes on one
-          core per sampler and seed, after the stages that `pocket` shares with it (data, views,
-          teacher cache)
-Outcome   searches/pocket_kdep-tpe-0.jsonl and configs/students/resnet_....py, to be compared with
-          `resnet18_w32` in a suite, on the test split and over several seeds. One search per
-          sampler shows little: compare the best scores of several --seed
+          kdep-bench search pocket_kdep --sampler random     random proposals, as a baseline
+Cost      not measured; estimated 40 minutes on one core per sampler and seed, in addition to the
+          stages that it shares with `pocket` (data, views, teacher cache). 27 trials with 8,000
+          samples; about a third of them continue with 24,000 samples, and about a third of these
+          with 72,000. That is about 0.8 million samples, 1.5 times the pre-training of `pocket`
+          (16 minutes on one core), and about 45 linear probes of 10 to 15 s
+Outcome   searches/pocket_kdep-tpe-0.jsonl and configs/students/resnet_....py. Compare this student
+          with `resnet18_w32` in a suite, on the test split and with several seeds. To compare
+          samplers, run each with several values of --seed
 
-A re-implementation of AutoKD, not a replication: its students come from a generator of random
-graphs (Watts-Strogatz, per level), these from plain ResNets of free depths, width, growth and stem.
-As there, Bayesian optimisation proposes the student together with the settings of distillation, and
-a short training scores it. The score is a linear probe on the validation split at a fixed
+A re-implementation of AutoKD with another family of students: those of AutoKD are random graphs
+(Watts-Strogatz, per level), these are ResNets with variable depth, width, growth and stem. As in
+AutoKD, Bayesian optimisation proposes a student together with settings of distillation, and a short
+training scores it. The score is the accuracy of a linear probe on the validation split with a fixed
 regularisation; the test split is not read.
 """
 

@@ -4,7 +4,7 @@ Command   python tools/gpu_check.py, which runs it on a GPU
 Cost      about four minutes on two cores
 Outcome   one score per task, inside the prediction interval of `gpu_check_reference`
 
-The scores show whether two machines train alike; they are not a result about methods.
+The scores show whether training works equally on two machines; they do not compare methods.
 """
 
 suite = dict(

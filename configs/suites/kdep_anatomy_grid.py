@@ -1,14 +1,14 @@
-"""The learning rates of `kdep_anatomy`: every method at 0.05, 0.2 and 0.8, and beyond if needed.
+"""The learning rates of `kdep_anatomy`: every method at 0.05, 0.2, 0.8 and, if needed, at others.
 
 Command   python tools/run_suite.py configs/suites/kdep_anatomy_grid.py
-Cost      a pre-training (90 to 105 s on one core) and a linear probe of a few seconds per run
-Outcome   results/kdep_anatomy_grid: 67 of 68 scores; conv1x1 diverges at 0.8. The rate with the
-          highest validation score is the method's rate in `kdep_anatomy`, with equal scores the one
-          nearest to 0.2. It is inside the tried rates for every method. One seed and 400 images:
-          the choice is noisy, and no method is compared here
+Cost      per run a pre-training (90 to 105 s on one core) and a linear probe (a few seconds)
+Outcome   results/kdep_anatomy_grid: 67 of 68 scores; conv1x1 diverges at 0.8. `kdep_anatomy` uses
+          the rate with the highest validation score for each method, and of equal ones the nearest
+          to 0.2. For no method is it the smallest or largest rate that was tried. With one seed and
+          400 images the choice is noisy; the scores do not compare methods
 
-The test split is not read by this suite. `wider` names the methods whose best rate was at the edge
-of the first three; they are run at the next rate beyond, until the best one is inside the grid.
+The suite does not read the test split. `wider` lists methods whose best rate was the smallest or
+largest of the first three; they are also run at lower or higher rates.
 """
 
 from mmengine.config import read_base
@@ -25,8 +25,8 @@ wider = dict(
     **dict.fromkeys(("fitnets", "maps_before", "maps_pooled"), (1.6,)),
     kdep_hint=(1.6, 3.2),
 )
-for name, more in wider.items():
-    rates_of[name] = (*rates_of[name], *more)
+for name, other_rates in wider.items():
+    rates_of[name] = (*rates_of[name], *other_rates)
 
 suite.update(
     name="kdep_anatomy_grid",

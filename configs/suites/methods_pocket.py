@@ -1,19 +1,20 @@
 """All methods under one protocol: the pocket data, a tenth of its images, three seeds.
 
 Command   python tools/run_suite.py configs/suites/methods_pocket.py   (can be stopped and resumed)
-Cost      1 h 55 min on two cores: a method and seed is 800 steps at batch 64 (90 to 105 s on one;
-          dml 180 s, a teacher assistant 190 s more), then 43 s of tasks
+Cost      1 h 55 min on two cores. Per method and seed: 800 steps at batch 64 (90 to 105 s on one
+          core; dml 180 s; with a teacher assistant 190 s more), then 43 s of tasks
 Outcome   results/methods_pocket: the method families compared with KDEP, supervised and no
           pre-training, each with step time, memory, extra parameters and teacher forward passes.
           Hints at the teacher's maps are best; relations between images are last on average
 
-One protocol: the same 3,200 images in the same two fixed views, 16 epochs, batch 64, one weight
-decay and schedule, labels if a method uses them. The learning rate is chosen per method from 0.05,
-0.2 and 0.8: the one with the best validation score in `methods_pocket_grid`, used for all seeds.
+Equal for all methods: the 3,200 images, their two fixed views, 16 epochs, batch 64, weight decay
+and schedule. Labels are read only by methods that use them. The learning rate of each method is
+that with the best validation score in `methods_pocket_grid`, of 0.05, 0.2 and 0.8, for all seeds.
 Teacher assistants are trained at 0.2. Supervised and scratch are the same stages as in
-`pocket_full` at data fraction 0.1, where kdep has 0.2. Detection and segmentation are in a separate
-suite with one seed, `methods_pocket_dense`, as means over one and over three seeds must not be in
-one table. `methods_pocket_compute` has the costlier methods at kdep's compute.
+`pocket_full` at data fraction 0.1, where kdep has the learning rate 0.2. Detection and
+segmentation, with one seed, are in the suite `methods_pocket_dense`, because means over one and
+over three seeds must not be in one table. `methods_pocket_compute` has the costlier methods at
+kdep's compute.
 """
 
 from mmengine.config import read_base
@@ -51,7 +52,8 @@ arms = [
     "dml",
     "mean_teacher",
 ]
-# Learning rates chosen in `methods_pocket_grid`, if not the budget's 0.2; tested to agree.
+# Learning rates chosen in `methods_pocket_grid`, where they are not the budget's 0.2. A test
+# compares them with the results of that suite.
 rates = dict(
     continuation=0.8,
     continuation_labels=0.8,

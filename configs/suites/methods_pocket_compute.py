@@ -1,19 +1,18 @@
 """The methods with a costlier step or teacher, at kdep's compute and at its number of epochs.
 
 Command   python tools/run_suite.py configs/suites/methods_pocket_compute.py
-Cost      the rows at 16 epochs are stages of `methods_pocket`; the others are five methods and
-          three seeds, each at the compute of one kdep run (800 steps of the student): 20 minutes on
-          two cores
+Cost      20 minutes on two cores in addition to a finished `methods_pocket`: five methods and three
+          seeds, each at the compute of one kdep run (800 steps of the student)
 Outcome   results/methods_pocket_compute. Each of the five methods runs twice: at equal epochs,
           and with the number of epochs divided by its relative cost
 
-Compute is counted in passes of the student, a backward pass counted as two forward passes: a
-trained peer doubles a step (dml: 8 epochs), a forward pass of a weight average adds a third
-(mean_teacher: 12). A teacher assistant of one and a half times the width costs 2.25 students: takd
-and kdep_assistant have 16 / (1 + 2.25) = 4.92 epochs for each training; eskd_teacher trains it for
-half as many, 16 / (1 + 1.125) = 7.53. Measured step times are in the cost table. Learning rates
-are those of `methods_pocket`, chosen at 16 epochs. view_gram is not repeated: it costs
-the same as kdep.
+Compute is counted in forward passes of the student; a backward pass counts as two. A trained peer
+doubles the cost of a step (dml: 8 epochs); a forward pass of a weight average adds a third
+(mean_teacher: 12 epochs). A teacher assistant, with 1.5 times the width, costs 2.25 times as much
+as the student: takd and kdep_assistant have 16 / (1 + 2.25) = 4.92 epochs for each of the two
+trainings. eskd_teacher trains its teacher for half as many epochs as the student, which has 16 / (1
++ 1.125) = 7.53. Measured step times are in the cost table. Learning rates are those of
+`methods_pocket`, chosen at 16 epochs. view_gram is not included, because it costs as much as kdep.
 """
 
 from mmengine.config import read_base

@@ -1,11 +1,11 @@
 """The methods of `methods_pocket` on detection and segmentation, with the first of its three seeds.
 
 Command   python tools/run_suite.py configs/suites/methods_pocket_dense.py
-Cost      the pre-trainings of `methods_pocket` are reused; 45 minutes on two cores shared with the
-          tests, so no times are reported (110 s per detector and 75 s per segmentor on one idle
-          core)
-Outcome   results/methods_pocket_dense. One seed: differences are shown without an interval and
-          decide nothing
+Cost      45 minutes on two shared cores in addition to a finished `methods_pocket`; on one idle
+          core 110 s per detector and 75 s per segmentor. The tables report no times, because the
+          machine was shared
+Outcome   results/methods_pocket_dense. With one seed, differences have no interval and no
+          conclusions can be drawn
 """
 
 from mmengine.config import read_base

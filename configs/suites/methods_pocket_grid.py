@@ -1,21 +1,20 @@
 """The learning-rate grid of `methods_pocket`: every method at 0.05, 0.2 and 0.8.
 
 Command   python tools/run_suite.py configs/suites/methods_pocket_grid.py
-Cost      82 runs, each one pre-training seed and a linear probe on the validation split; 47 minutes
-          on two cores beyond the 28 methods at 0.2, shared with some tests, so no times are
-          reported
-Outcome   three rows per method. The rate with the highest validation score is used; with equal
-          scores 0.2, that of `pocket`. 12 of 27 methods use another rate, kdep 0.05; conv1x1
-          diverges at 0.8, a failed run
+Cost      82 runs, each of one pre-training seed and a linear probe on the validation split;
+          47 minutes on two shared cores in addition to the 28 methods at 0.2. The tables report no
+          times, because the machine was shared
+Outcome   three rows per method. The rate with the highest validation score is used, and 0.2, the
+          rate of `pocket`, if scores are equal. 12 of 27 methods use another rate than 0.2; kdep
+          uses 0.05. conv1x1 diverges at 0.8, which is a failed run
 
-The losses differ in scale: kdep, the hints and the projectors start at 20 by rule, the relation
-methods with their published weights far below. A factor of four in both directions tests whether
-the common rate suits a method at all. One seed cannot show more: the split has 400 images, so a
-score of 35 % has a standard error of 2.4 points.
+The losses of the methods differ in scale: those of kdep, the hints and the projectors start at 20;
+those of the relation methods, with their published weights, are much smaller. A factor of four in
+both directions tests whether the common rate suits a method at all. A finer grid would not help,
+because of the single seed and the 400 images: a score of 35 % has a standard error of 2.4 points.
 
-The choice uses only the validation split (`pocket_probe_val`, at a fixed regularisation) and one
-pre-training seed; this suite does not read the test split. The chosen rates are `rates` in
-`methods_pocket`.
+The suite reads only the validation split (`pocket_probe_val`, with a fixed regularisation), not the
+test split. The chosen rates are `rates` in `methods_pocket`.
 """
 
 from mmengine.config import read_base

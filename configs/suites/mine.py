@@ -4,9 +4,9 @@ Command   python tools/run_suite.py mine --dry-run, then without --dry-run
 Cost      --dry-run forecasts it
 
 First edit configs/data/mine.py (paths, class names), then this file: the teacher and its weights
-file (`python tools/run_suite.py --list teachers`), sizes in pixels, and numbers of steps. KDEP and
-no pre-training are compared. With class folders in the pool (labels=True, pool_labels=True) add
-"supervised", the comparison that matters most.
+file (`python tools/run_suite.py --list teachers`), sizes in pixels, and numbers of steps. The suite
+compares KDEP with no pre-training. If the pool has labels (labels=True, pool_labels=True), add the
+method "supervised", the most important baseline.
 """
 
 from mmengine.config import read_base
@@ -20,7 +20,7 @@ suite = dict(
     name="mine",
     about="my teacher, my images, my tasks",
     data="mine",
-    # weights= takes a file; the teacher's config says where to get the weights.
+    # weights= is the path of a file; the teacher's config says where to download it.
     teacher=dict(base="resnet50", weights=None),
     students=["resnet18"],
     methods=["kdep", "scratch"],

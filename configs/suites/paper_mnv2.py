@@ -1,15 +1,16 @@
-"""The paper's protocol with MobileNetV2; as `paper_r18` except for what MobileNetV2 needs.
+"""The paper's protocol with MobileNetV2 as the student; otherwise as `paper_r18`.
 
-Command   python tools/run_suite.py paper_mnv2 --dry-run     # and --rehearse, as paper_r18
-Cost      not run here; --dry-run forecasts it. Data, views and teacher caches are paper_r18's
-Outcome   as paper_r18
+Command   python tools/run_suite.py paper_mnv2 --dry-run     # or --rehearse, as for paper_r18
+Cost      not measured; --dry-run estimates it. Data, views and teacher caches of paper_r18 are
+          reused
+Outcome   as for paper_r18
 
 From CVMI-Lab/KDEP: learning rate 0.1 in pre-training, 0.006 on Cityscapes; Faster R-CNN with FPN.
 
-Departures in addition to those of paper_r18: MobileNetV2 is 1280 wide, Swin-B (1024) and DINOv2
-ViT-B (768) are narrower, a case that the public code does not handle: the methods named
-`..._zero_pad` pad the target with zeros. Segmentation uses no dilated convolutions, as the paper
-states them for ResNet-18 only: the head reads the levels from stride 8 on.
+Differences from the paper, in addition to those of paper_r18: the feature of MobileNetV2 has 1280
+channels, more than those of Swin-B (1024) and DINOv2 ViT-B (768). The public code has no such case;
+here the method `kdep_zero_pad` pads the target with zeros. Segmentation uses no dilated
+convolutions, which the paper states for ResNet-18 only; the head reads the levels from stride 8 on.
 """
 
 from mmengine.config import read_base
@@ -38,7 +39,7 @@ suite.update(
             ("microsoft_resnet50", ["kdep"]),
             *(
                 (
-                    narrow,
+                    narrow_teacher,
                     [
                         dict(
                             base="kdep",
@@ -48,7 +49,7 @@ suite.update(
                         *logits,
                     ],
                 )
-                for narrow, logits in (("swin_b", ["logit_kd"]), ("dinov2_vitb14", []))
+                for narrow_teacher, logits in (("swin_b", ["logit_kd"]), ("dinov2_vitb14", []))
             ),
         )
         for share, epochs in ((1.0, 9), (1.0, 18), (1.0, 90), (0.1, 90), (0.1, 180), (0.1, 900))

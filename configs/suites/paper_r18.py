@@ -3,19 +3,19 @@
 Command   python tools/run_suite.py paper_r18 --dry-run      # the stages and their cost
           python tools/run_suite.py paper_r18 --rehearse     # every stage, tiny data, on a CPU
           KDEP_DATA=/data python tools/run_suite.py paper_r18
-Cost      not run here; --dry-run forecasts it, --budget-hours and --fit-budget limit it
+Cost      not measured; --dry-run estimates it, --budget-hours and --fit-budget limit it
 Outcome   kdep, conv1x1, logit_kd (of teachers with logits), supervised and scratch at 10 % of
           ImageNet-1K for 90, 180 and 900 epochs and at 100 % for 9, 18 and 90, three seeds each
 
 From CVMI-Lab/KDEP: SGD, momentum 0.9, weight decay 5e-4, batch 512 over all GPUs, learning rate
-0.3, divided by ten after each third, float32, 224 px; equal budgets are equal numbers of steps
-(22,500 to 225,000).
+0.3, multiplied by 0.1 after each third of the steps, float32, 224 px. Budgets are compared at equal
+numbers of steps (22,500 to 225,000).
 
-Departures, each the same for all methods: two fixed views per image (crop and flip) instead of a
-fresh crop every epoch, because a cached teacher feature belongs to exactly one view; no colour
-jitter and no PCA lighting; the 10 % are a seeded random list without regard to labels (the public
-code takes 128 per class, which reads labels); the loss weight follows a rule instead of a number
-per teacher; real seeds for pre-training and transfer; no choice by test scores.
+Differences from the paper, the same for all methods: two fixed views per image (crop and flip)
+instead of a new crop in every epoch, because a cached teacher feature is of one view; no colour
+jitter and no PCA lighting; the 10 % are chosen at random without labels (the public code takes 128
+images per class, which reads labels); the loss weight is set automatically instead of by hand for
+each teacher; several seeds for pre-training and transfer; no setting is chosen by test scores.
 """
 
 suite = dict(
@@ -42,7 +42,7 @@ suite = dict(
     variants=[
         dict(
             teacher=teacher,
-            # scratch sees no data: planned once
+            # scratch does not depend on the data fraction, so it is listed for one of them only.
             methods=["kdep", "conv1x1", *logits, "supervised", *["scratch"] * (share == 1)],
             shares=[share],
             budget=dict(epochs=epochs),

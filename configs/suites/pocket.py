@@ -1,15 +1,16 @@
 """The main suite: KDEP against supervised pre-training and no pre-training, on three kinds of task.
 
 Command   python tools/run_suite.py configs/suites/pocket.py   (or `make pocket`)
-Cost      see README: under an hour on two CPU cores with bfloat16 units, 3 GB below work_dirs/
-Outcome   45 runs: 3 methods x 5 tasks x 3 transfer seeds, one pre-training seed. Expect kdep above
-          scratch; supervised is trained on exactly the classes of the tasks and is hard to beat
-          here.
+Cost      see README: under an hour on two CPU cores with bfloat16 support, 3 GB in work_dirs/
+Outcome   45 runs: 3 methods x 5 tasks x 3 transfer seeds, one pre-training seed. Expected: kdep is
+          better than scratch; supervised is a strong baseline here, because it is trained on the
+          classes of the tasks
 
-Every method sees 16 epochs of the same 32,000 images in two fixed views, in the same order, with
-SGD as in the paper (momentum 0.9, weight decay 5e-4) at batch 64 and learning rate 0.2; kdep's loss
-weight follows from the scale of its target. Departures from the paper's protocol: cosine instead of
-steps, 64 px for the student and 128 px for the teacher, bfloat16, batch 64.
+Every method is trained for 16 epochs on the same 32,000 images with two fixed views, in the same
+order, by SGD with the paper's momentum 0.9 and weight decay 5e-4, at batch 64 and learning rate
+0.2; kdep's loss weight is set automatically. Differences from the paper's protocol: a cosine
+schedule instead of steps, images of 64 px for the student and 128 px for the teacher, bfloat16,
+batch 64.
 """
 
 suite = dict(

@@ -3,12 +3,12 @@
 Command   python tools/run_suite.py configs/suites/pocket_full.py   (or `make pocket-full`)
 Cost      see results/README.md; hours, can be stopped and resumed
 Outcome   75 runs: 2 trained methods x 2 data fractions x 3 seeds x 5 tasks, and scratch. Seed i is
-          used for pre-training and then transfer, so the standard deviation includes the variance
-          of both. A tenth of the images at the same 16 epochs is a tenth of the steps. Finished
-          stages of `pocket` are reused.
+          used for pre-training and for transfer, so the standard deviation includes the variance of
+          both. With a tenth of the images, 16 epochs have a tenth of the steps. Finished stages of
+          `pocket` are reused.
 
-The second student, EfficientNet-Lite0 with its own ImageNet weights as a baseline, trains four to
-eight times slower on a CPU and has a suite with another budget: `pocket_lite0`.
+The second student, EfficientNet-Lite0, is in the suite `pocket_lite0` with a smaller budget,
+because its training takes four to eight times as long on a CPU.
 """
 
 from mmengine.config import read_base

@@ -2,16 +2,16 @@
 
 Command   python tools/run_suite.py configs/suites/pocket_lite0.py
 Cost      see results/README.md: under two hours on two CPU cores, can be stopped and resumed
-Outcome   60 runs: 4 methods x 3 seeds x 5 tasks. `imagenet` is what a user gets by downloading:
-          trained on 1.28 M labelled images for hundreds of epochs, the other methods on 32,000 for
-          two.
+Outcome   60 runs: 4 methods x 3 seeds x 5 tasks. `imagenet` are published weights, trained on
+          1.28 M labelled images for hundreds of epochs; the other methods are trained on 32,000
+          images for two
 
-The student is the trunk, without the last 1x1 convolution: see `configs/students/`. Departures from
-`pocket`: 2 epochs instead of 16, in float32 (on the CPU of the published run bfloat16 does not help
-this network's depthwise convolutions); and two learning rates of transfer, the same for all
-methods, at which fine-tuning from the `imagenet` weights does not diverge: the fine-tuned head uses
-the backbone's rate, with gradient clipping, and the detector a quarter of pocket's rate. At
-pocket's rates both diverge from the `imagenet` weights.
+The student is the trunk, without the last 1x1 convolution: see `configs/students/`. Differences
+from `pocket`: 2 epochs instead of 16; float32, because bfloat16 does not speed up depthwise
+convolutions on the CPU of the published run; and two lower learning rates of transfer for all
+methods, because training from the `imagenet` weights diverges at those of `pocket`. In fine-tuning,
+the head has the backbone's learning rate, and gradients are clipped; the detector has a quarter of
+pocket's.
 """
 
 from mmengine.config import read_base

@@ -1,17 +1,15 @@
-"""Probes of the backbones that `methods_pocket` pre-trains; nothing is trained again for it.
+"""Probes of the backbones that `methods_pocket` pre-trains; no backbone is trained again.
 
 Command   python tools/run_suite.py configs/suites/pocket_probes.py
-Cost      the stages of `methods_pocket`, which are reused where they are done; per backbone, on one
-          core of a shared machine, about 20 s for the features, 20 s for six probes and one to two
-          minutes for the corrupted images
+Cost      in addition to a finished `methods_pocket`, per backbone on one core of a shared machine:
+          20 s for the features, 20 s for six probes, one to two minutes for the corrupted images
 Outcome   results/pocket_probes: the linear probe of `methods_pocket`, and a section of probes: kNN,
           few shots, retrieval, calibration, corrupted images, effective rank, similarity to the
           teacher
 
-Of the seven corruptions, four (noise, blur, contrast, compression): they take most of the time.
-
-One task, the finished linear probe, so that scores and probes are in one table. Probes are in no
-mean, ranking, difference or claim.
+Only four of the seven corruptions are used (noise, blur, contrast, compression), because they take
+most of the time. The finished linear probe is included so that scores and probes are in one table.
+No mean, ranking, difference or claim includes probes.
 """
 
 from mmengine.config import read_base

@@ -1,17 +1,17 @@
 """The loss weight on two teachers: the public code's two values against the automatic weight.
 
 Command   python tools/run_suite.py configs/suites/pocket_weight_teachers.py
-Cost      in addition to a finished `pocket` the cache of EfficientNet-Lite2 and 18 pre-trainings of
-          400 steps: a quarter of an hour on two shared CPU cores
+Cost      15 minutes on two shared CPU cores in addition to a finished `pocket`: the cache of
+          EfficientNet-Lite2 and 18 pre-trainings of 400 steps
 Outcome   18 runs: 3 methods x 2 teachers x 3 pre-training seeds, on a tenth of the images, scored
-          on the *validation* split by a linear probe with a fixed C. Four claims: the automatic
-          weight is not more than a point below w = 3 and w = 20, for both teachers. Measured:
-          automatic and w = 3 are similar for both, w = 20 is lower on average; one claim supported,
-          three undecided.
+          on the validation split by a linear probe with a fixed C. Four claims: the automatic
+          weight is at most one point worse than w = 3 and than w = 20, for each teacher. Measured:
+          the automatic weight and w = 3 are similar for both teachers, w = 20 is worse on average;
+          one claim is supported, three are undecided
 
-`kdep` uses w = 20 / (mean square of the target). These two teachers are close: over 1,600 pocket
-views the rule gives w = 4.5 for Lite0 and 4.2 for Lite2. `kdep_unit`, which also divides the target
-by its root mean square, is left out to save time.
+`kdep` uses w = 20 / (mean square of the target). For these two teachers the values are similar:
+w = 4.5 for Lite0 and 4.2 for Lite2 over 1,600 pocket views. `kdep_unit`, which also divides the
+target by its root mean square, is omitted to save time.
 """
 
 from mmengine.config import read_base

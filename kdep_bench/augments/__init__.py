@@ -1,1 +1,1 @@
-"""Changes to a pre-training batch: see base.py."""
+"""Augmentations of pre-training batches; see base.py."""

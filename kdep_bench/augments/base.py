@@ -1,8 +1,8 @@
-"""A change to the batch inside the pre-training step: mixup, another crop, masks, further views.
+"""Base class of augmentations, which change a batch in the training step (mixup, crop, masks).
 
-`method.augment = dict(type=..., ...)`. The class declares which stored teacher outputs still
-describe the changed images; a method that reads any other needs a live teacher
-(`teacher_source="live"` in its config), which the plan checks.
+Configured as `augment=dict(type=..., ...)` of a method. The class declares which cached teacher
+outputs still describe the changed images. A method that reads other outputs needs a live teacher
+(`teacher_source="live"` in its config); this is checked at planning time.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ class Batch:
     """The images and teacher outputs of a batch that an Augment may change.
 
     Attributes:
-        images: [B, 3, px, px] float32, 0 to 255: what the student sees.
-        teacher_images: by role of a live teacher, the same crops at its resolution, float32.
-        stored: by role, outputs that were read from a cache.
-        targets: [B, Ds] by role, the aligned and transformed features of `stored`.
-        extra: what the Augment adds for the objective (`Context.extra`), each [B, ...].
+        images: [B, 3, px, px] float32, 0 to 255: the student's images.
+        teacher_images: {role: [B, 3, teacher_px, teacher_px] float32}, the same crops for each live
+            teacher.
+        stored: {role: outputs read from a cache}.
+        targets: {role: [B, Ds]}, the aligned and transformed features of `stored`.
+        extra: tensors [B, ...] that the Augment adds for the objective (`Context.extra`).
     """
 
     images: Tensor
@@ -41,15 +42,18 @@ class Batch:
 
 
 class Draw:
-    """Random numbers of one step, a function of (seed, step) alone.
+    """Random numbers of one step, which depend on (seed, step) only.
 
-    So a resumed run draws what an uninterrupted one does, and the samples of a batch that is split
-    over processes and micro-batches get the numbers they would get in one.
+    A resumed run therefore gets the numbers of an uninterrupted one, and a sample gets the same
+    numbers however the batch is split over processes and micro-batches.
 
     Args:
-        size: samples in this part of the batch.
-        rank, ranks: process and number of processes; the samples are dealt out to them in turn.
-        part, parts: micro-batch of the process and number of micro-batches.
+        seed: seed of the run.
+        step: number of the optimiser step.
+        size: number of samples in this part of the batch.
+        rank, ranks: number of this process, and number of processes. Process r has the samples r,
+            r + ranks, ... of the global batch.
+        part, parts: number of this micro-batch in the process, and number of micro-batches.
     """
 
     def __init__(
@@ -63,29 +67,29 @@ class Draw:
         parts: int = 1,
     ) -> None:
         self._generator = np.random.default_rng([seed, step])
-        self._whole = size * ranks * parts
+        self._batch_size = size * ranks * parts
         start = part * size
         self._samples = slice(rank + start * ranks, rank + (start + size) * ranks, ranks)
 
     def uniform(self, *shape: int) -> Tensor:
         """[B, *shape] float32 in [0, 1), on the CPU."""
-        numbers = self._generator.random((self._whole, *shape), np.float32)
+        numbers = self._generator.random((self._batch_size, *shape), np.float32)
         return torch.from_numpy(numbers[self._samples])
 
     def beta(self, a: float, b: float) -> float:
-        """One number for the whole batch, Beta(a, b)."""
+        """One number from the distribution Beta(a, b), equal for all samples of the batch."""
         return float(self._generator.beta(a, b))
 
 
 class Augment(nn.Module, ABC):
-    """One change, one file.
+    """An augmentation. Each subclass has its own file.
 
     Class attributes:
-        keeps: teacher outputs (words of `objectives.base.NEEDS`) that, read from a cache, still
-            describe the changed images.
-        keeps_labels: whether a label still describes its image.
-        couples_samples: whether a sample depends on the others of the batch; then refused where a
-            batch is split over processes or micro-batches.
+        keeps: cached teacher outputs (words of `objectives.base.NEEDS`) that still describe the
+            changed images, or that `change` changes accordingly.
+        keeps_labels: whether a label still describes its changed image.
+        couples_samples: whether a changed sample depends on the other samples of the batch. Such an
+            augmentation raises an error if a batch is split over processes or micro-batches.
         adds: names that `change` adds to `Batch.extra`.
     """
 
@@ -96,19 +100,16 @@ class Augment(nn.Module, ABC):
 
     @abstractmethod
     def change(self, batch: Batch, draw: Draw) -> Batch:
-        """The changed batch. Randomness comes from `draw` alone.
-
-        (`apply` is a method of every torch module.)
-        """
+        """The changed batch; all random numbers must come from `draw`."""
 
 
 def as_uint8(images: Tensor) -> Tensor:
-    """Changed images as a teacher takes them: rounded, within 0 to 255."""
+    """Changed images in the format of a teacher's input: rounded and clipped to 0 to 255."""
     return images.round().clamp(0, 255).to(torch.uint8)
 
 
 def augment_class(config: Mapping[str, Any]) -> type[Augment]:
-    """The class of an augmentation's config; KdepError for any other class."""
+    """The class of an augmentation's config; raises KdepError if it is not an Augment."""
     kind = locate(config["type"])
     if not (isinstance(kind, type) and issubclass(kind, Augment)):
         raise KdepError(
@@ -120,6 +121,6 @@ def augment_class(config: Mapping[str, Any]) -> type[Augment]:
 
 
 def build_augment(config: Mapping[str, Any]) -> Augment:
-    """The augmentation of a method's config."""
+    """Builds the augmentation of a method's config; raises KdepError if it is not an Augment."""
     augment_class(config)
     return build(config)

@@ -1,4 +1,4 @@
-"""A new random crop of every view in every step, the same for the student and a live teacher."""
+"""A random crop of every view in every step, the same for the student and live teachers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from kdep_bench.errors import KdepError
 
 
 class RandomCrop(Augment):
-    """A square part of each view, resized to the view's size, mirrored half of the time.
+    """Crops a random square of each view, resizes it to the view's size, and flips half of them.
 
-    Stored teacher outputs belong to the whole view, so none of them holds.
+    Cached teacher outputs describe the uncropped view, so they cannot be used.
 
     Args:
-        scale: smallest and largest area of the part, as a fraction of the view.
+        scale: smallest and largest area of the crop, as a fraction of the view.
     """
 
     def __init__(self, scale: Sequence[float] = (0.4, 1.0)) -> None:
@@ -33,13 +33,14 @@ class RandomCrop(Augment):
         self.scale = float(scale[0]), float(scale[1])
 
     def change(self, batch: Batch, draw: Draw) -> Batch:
-        area, x, y, mirror = draw.uniform(4).unbind(1)
+        area, x, y, flip = draw.uniform(4).unbind(1)
         low, high = self.scale
         side = (low + (high - low) * area).sqrt()
         transform = torch.zeros(len(side), 2, 3)
-        transform[:, 0, 0] = torch.where(mirror < 0.5, -side, side)
+        transform[:, 0, 0] = torch.where(flip < 0.5, -side, side)
         transform[:, 1, 1] = side
-        transform[:, 0, 2], transform[:, 1, 2] = ((1 - side) * (2 * place - 1) for place in (x, y))
+        transform[:, 0, 2] = (1 - side) * (2 * x - 1)
+        transform[:, 1, 2] = (1 - side) * (2 * y - 1)
         return replace(
             batch,
             images=cropped(batch.images, transform),
@@ -48,7 +49,7 @@ class RandomCrop(Augment):
 
 
 def cropped(images_B3HW: Tensor, transform_B23: Tensor) -> Tensor:
-    """The parts that an affine map from [-1, 1]^2 to the image's [-1, 1]^2 reads, bilinear."""
+    """Resamples images by affine maps of the normalised coordinates [-1, 1]^2, bilinearly."""
     grid = F.affine_grid(
         transform_B23.to(images_B3HW), list(images_B3HW.shape), align_corners=False
     )

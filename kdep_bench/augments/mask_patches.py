@@ -1,4 +1,4 @@
-"""Random patch masks: which patches of each image the networks see."""
+"""Random masks of image patches, for masked autoencoders."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from kdep_bench.errors import KdepError
 
 
 class MaskPatches(Augment):
-    """Hides random patches: adds `visible` and `hidden`.
+    """Chooses random patches to mask, and adds the masks `visible` and `hidden` to `Batch.extra`.
 
-    `visible` [B, n] int64: the numbers, row by row, of the patches that stay visible. `hidden`
-    [B, s, s] bool: the other ones, in the grid of s x s = L patches.
+    `visible` [B, n] int64: numbers of the visible patches, counted row by row. `hidden` [B, s, s]
+    bool: whether a patch of the grid of s x s = L patches is masked. n = max(1, L - round(ratio
+    L)). The patches are chosen by sorting uniform noise, as by He et al., CVPR 2022.
 
-    A random n = max(1, L - round(ratio L)) of the L patches of each image (He et al., CVPR 2022,
-    draw them by sorting uniform noise as well). The images are unchanged; the objective hides the
-    other patches from the student. Stored teacher outputs are of whole images, so none holds.
+    The images are unchanged; the objective applies the mask. Cached teacher outputs describe the
+    unmasked images, so they cannot be used.
 
     Args:
         patch: side of a patch in the student's pixels.
@@ -39,10 +39,11 @@ class MaskPatches(Augment):
                 f"images of {px} pixels cannot be divided into patches of {self.patch}",
                 fix="set `patch` of the method's `augment` to the student's patch size",
             )
-        patches = (px // self.patch) ** 2
-        visible = max(1, patches - round(self.ratio * patches))
+        side = px // self.patch  # patches per row
+        patches = side**2
+        n_visible = max(1, patches - round(self.ratio * patches))
         order = draw.uniform(patches).argsort(stable=True, dim=1)
-        chosen = order[:, :visible].to(batch.images.device, non_blocking=True)
-        hidden = torch.ones(order.shape, dtype=torch.bool, device=chosen.device)
-        hidden = hidden.scatter(1, chosen, False).unflatten(1, (px // self.patch, px // self.patch))
-        return replace(batch, extra={**batch.extra, "visible": chosen, "hidden": hidden})
+        visible = order[:, :n_visible].to(batch.images.device, non_blocking=True)
+        hidden = torch.ones(order.shape, dtype=torch.bool, device=visible.device)
+        hidden = hidden.scatter(1, visible, False).unflatten(1, (side, side))
+        return replace(batch, extra={**batch.extra, "visible": visible, "hidden": hidden})

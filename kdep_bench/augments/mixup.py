@@ -1,4 +1,4 @@
-"""Mixup: every image is mixed with another of the batch, and so is what the teacher gave for it."""
+"""Mixup of images and of cached teacher outputs (Zhang et al., ICLR 2018)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from kdep_bench.teachers.base import TeacherOutput
 
 
 class Mixup(Augment):
-    """x <- w x + (1 - w) x', x' the image at the mirrored place of the batch, w ~ Beta(a, a).
+    """x <- w x + (1 - w) x', with x' from the batch in reverse order and w ~ Beta(a, a) per batch.
 
-    A stored target is mixed with the same w (Zhang et al., ICLR 2018); the partner by flipping the
-    batch and one w per batch are timm's. Not so the logits: the softmax of mixed logits is not the
-    mixture of the probabilities. A live teacher sees the mixed images.
+    Cached features, targets and probabilities are mixed with the same w; a live teacher gets the
+    mixed images. Cached logits cannot be used, because the softmax of mixed logits is not the
+    mixture of the probabilities. Reversing the batch and one w per batch are as in timm.
 
     Args:
         alpha: a; 0.2 is mixup's ImageNet value.
@@ -42,15 +42,15 @@ class Mixup(Augment):
 
 
 def mixed(value: Tensor, weight: float) -> Tensor:
-    """w value + (1 - w) value in reverse order of the samples."""
+    """weight * value + (1 - weight) * (value with the samples in reverse order)."""
     return weight * value + (1 - weight) * value.flip(0)
 
 
 def mixed_output(out: TeacherOutput, weight: float) -> TeacherOutput:
-    """Pooled feature and probabilities mixed; outputs for which a mixture is wrong are removed."""
-    p = out.probabilities
+    """A teacher output with mixed pooled feature and probabilities, without the other outputs."""
+    probabilities = out.probabilities
     return TeacherOutput(
         mixed(out.pooled, weight),
         None,
-        probabilities=None if p is None else mixed(p, weight),
+        probabilities=None if probabilities is None else mixed(probabilities, weight),
     )

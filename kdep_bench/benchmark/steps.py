@@ -33,7 +33,7 @@ from kdep_bench.objectives.base import Context, Objective, demands
 from kdep_bench.pretrain import assemble
 from kdep_bench.pretrain.distiller import Distiller
 from kdep_bench.pretrain.stream import ViewStream, already_batched
-from kdep_bench.pretrain.teaching import teaching
+from kdep_bench.pretrain.teaching import open_teacher_source
 from kdep_bench.suite.config import resolve
 from kdep_bench.teachers.base import build_teacher
 
@@ -216,7 +216,7 @@ class _Pair(NamedTuple):
         spec = dict(student=student, method=method, share=1.0, share_seed=0, seed=0)
         spec["budget"] = dict(epochs=1, batch=BATCH)
         opened = open_views(done["views"], done["prepare"])
-        source = teaching(frozenset({"target"}), spec, done, opened)
+        source = open_teacher_source(frozenset({"target"}), spec, done, opened)
         objective, target, _ = assemble.objective_config(spec, done, source, root)
         live = {"live": teacher}
 
@@ -257,7 +257,9 @@ def _from_maps(
     out.mkdir()
     spec = spec | {"method": {"labels_used": False, **resolve("method", "kdep_maps")}}
     wanted = demands(spec["method"]["objective"])
-    source = teaching(wanted.needs, spec, inputs, open_views(inputs["views"], inputs["prepare"]))
+    source = open_teacher_source(
+        wanted.needs, spec, inputs, open_views(inputs["views"], inputs["prepare"])
+    )
     objective, _, _ = assemble.objective_config(spec, inputs, source, out)
     model = Distiller(spec["student"], objective, teacher=source.model, maps=wanted.pyramid)
     return Trainer(_batches(views(**source.stream)), model)

@@ -82,7 +82,7 @@ def _replay(args: argparse.Namespace) -> int:
         from kdep_bench.search.run import header_of
 
         logs.check_owner(log, header_of(_load(args), _work(args)))
-    if log.torn:
+    if log.is_torn:
         print(f"the last line of {args.replay} is incomplete and was not used")
     print(logs.summary(log.trials, log.header.settings))
     return 0

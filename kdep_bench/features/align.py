@@ -1,7 +1,7 @@
-"""Stage `align`: one pass over the cached teacher features of a data fraction, then a basis is fit.
+"""Stage `align`: fits the alignment to the cached teacher features of a data fraction.
 
-The pass keeps the mean and the covariance only, so its time is linear in the rows and its memory
-O(Dt^2); see `aligners.py` for what is fitted to them.
+One pass over the features computes their mean and covariance, in O(Dt^2) memory; the aligners
+(`aligners.py`) use nothing else.
 """
 
 from __future__ import annotations
@@ -43,16 +43,22 @@ def run(
     out: Path,
     progress: Callable[..., None],
 ) -> dict[str, Any]:
-    """Fits `align` for a student of `width` Ds on the images of a data fraction.
+    """Fits the alignment to the features of all views of the images of a data fraction.
 
-    Spec: `align` (config of an Aligner), `width`, and the fraction (see `data.fractions`).
+    Args:
+        spec: `align` (config of an Aligner), `width` (Ds) and the data fraction (see
+            `data.fractions`).
+        inputs: folders `cache` and `views`.
+        out: folder of this stage, for the files of `Basis.save`.
+        progress: called with (rows done, rows, note).
 
     Returns:
-        `explained_variance_ratio`: see `aligners.explained_variance_ratio`; `variance_before` and
-        `variance_after`: sums of the channel variances of the teacher's feature and of the aligned
-        one, in units of the teacher's feature squared; `std_ratio_before` and
-        `std_ratio_after_align`: largest over smallest channel standard deviation of the two, None
-        where the smallest is 0. Defined in the same way for every alignment.
+        `rows`: number of features; `image_list`: of the data fraction; `teacher_width`, `width`: Dt
+        and Ds; `explained_variance_ratio`: see `aligners.explained_variance_ratio`;
+        `variance_before` and `variance_after`: sums of the channel variances of the teacher's
+        feature and of the aligned one, in units of the teacher's feature squared;
+        `std_ratio_before` and `std_ratio_after_align`: largest over smallest channel standard
+        deviation of the two, None where the smallest is 0.
 
     Raises:
         KdepError: too few images for the directions to fit, features that are not finite or have
@@ -62,9 +68,9 @@ def run(
     cache, views = open_cache(inputs["cache"]), open_views(inputs["views"])
     images = select_for_spec(views.files, spec, inputs)
     rows = rows_of(images, views.views)
-    subject = f"the alignment to a student {width} wide"
-    narrow = min(width, cache.width)
-    check_rows(len(images), views.views, narrow, spec["share"], len(views.files), subject)
+    subject = f"the alignment to a student with {width} channels"
+    directions = min(width, cache.width)
+    check_rows(len(images), views.views, directions, spec["share"], len(views.files), subject)
     moments = Moments(cache.width)
     for start in range(0, len(rows), 4096):
         moments.add(torch.from_numpy(cache.rows(rows[start : start + 4096])))
@@ -86,10 +92,10 @@ def run(
 
 
 def finite(x: float) -> float | None:
-    """`x`, or None if it is infinite, as the ratio is if a raw channel is constant."""
+    """`x`, or None if it is infinite (a std ratio is, if a channel is constant)."""
     return x if x < float("inf") else None
 
 
 def rows_of(images: Any, views: int) -> Any:
-    """Row numbers (image-major) of all views of the given image numbers, sorted."""
+    """Row numbers (image * views + view) of all views of the image numbers `images`, in order."""
     return (images[:, None] * views + torch.arange(views).numpy()[None]).ravel()

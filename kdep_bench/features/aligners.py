@@ -1,13 +1,12 @@
 """Fixed aligners: linear maps from the teacher's width Dt to the student's Ds, fitted once.
 
-A method's config names an aligner by the dotted path of its class, `align=dict(type=...)`; 'svd' is
-short for `Svd`. Each computes z = (f - mean) V and chooses V [Dt, Ds] in its own way, so that two
-methods can differ in the alignment alone.
+All compute z = (f - mean) V, with different V [Dt, Ds]. A method's config names an aligner by the
+dotted path of its class, `align=dict(type=...)`; 'svd' is short for `Svd`.
 
 Sources: CVMI-Lab/KDEP `src/gen_svd_weights.py` (SVD) and the alternatives in the comments of
 `src/resnet.py`, class ResNet_feat_svd_pre_relu: channels of largest variance, interpolation, random
-and smallest singular vectors. There, chosen and interpolated channels keep their mean; here every
-aligner centres, so that the automatic loss weight means the same for every method.
+and smallest singular vectors. There, selected and interpolated channels keep their mean; here every
+aligner subtracts it, so that the automatic loss weight is comparable between methods.
 """
 
 from __future__ import annotations
@@ -32,11 +31,12 @@ class Aligner(ABC):
 
     Args:
         policy: what to do when Ds > Dt, one of `policies.POLICIES`; None raises KdepError.
-        seed: of the random numbers that it draws, if any.
+        seed: seed of its random numbers, if any.
     """
 
     correlated = True  # whether the channels of z are correlated over the alignment samples
-    eigenvalues: Tensor | None = None  # [Dt], largest first, if `fit` computes them
+    # Eigenvalues [Dt] of the covariance, largest first; None if `fit` does not compute them.
+    eigenvalues: Tensor | None = None
 
     def __init__(self, policy: str | None = None, seed: int = 0) -> None:
         check_widths(0, 0, policy)
@@ -54,42 +54,41 @@ class Aligner(ABC):
         """The fitted basis for a student of width Ds = `width`.
 
         Raises:
-            KdepError: Ds > Dt without a policy, no more features than directions, features that
-                are the same for every image, or what `components` raises.
+            KdepError: Ds > Dt without a policy, too few features, features that are the same for
+                every image, or what `components` raises.
         """
         dt = len(moments.mean)
         check_widths(width, dt, self.policy)
-        narrow = min(width, dt)
-        enough_rows(moments, narrow)
-        v = self.components(moments, narrow)
+        directions = min(width, dt)
+        enough_rows(moments, directions)
+        v = self.components(moments, directions)
         if width > dt:
             v = v @ widening(str(self.policy), dt, width, self.seed)
         covariance = v.T @ moments.covariance @ v
         variance = covariance.diagonal().clamp(min=0)
-        kept = covariance if self.correlated or width > dt else None
-        return Basis(moments.mean, v, variance.sqrt(), kept, moments.std)
+        stored_covariance = covariance if self.correlated or width > dt else None
+        return Basis(moments.mean, v, variance.sqrt(), stored_covariance, moments.std)
 
 
 class Svd(Aligner):
     """The first Ds principal directions, as in KDEP: the rank-Ds map of least squared error.
 
-    The right singular vectors of the centred features are the eigenvectors of their covariance,
-    which one streaming pass gives with memory O(Dt^2). The features are rotated and truncated, not
-    whitened.
+    They are computed as eigenvectors of the covariance, which equal the right singular vectors of
+    the centred features. z is not whitened.
     """
 
     correlated = False
 
     def components(self, moments: Moments, width: int) -> Tensor:
         self.eigenvalues, vectors = spectrum(moments)
-        # If a policy pads Dt channels to more, a direction without variance is one more pad.
+        # With a policy and Ds >= Dt, a direction without variance is treated like a padded channel.
         if self.policy is None or width < len(moments.mean):
             enough_rank(self.eigenvalues, width, can_pad=width == len(moments.mean))
         return vectors[:, :width]
 
 
 class SmallestBasis(Aligner):
-    """The last Ds principal directions above rounding noise: those that `Svd` keeps last."""
+    """The Ds principal directions of smallest variance that is above rounding noise."""
 
     correlated = False
 
@@ -110,14 +109,14 @@ class RandomBasis(Aligner):
 
 
 class TopVariance(Aligner):
-    """The Ds channels of largest variance, in their own order of variance; no rotation."""
+    """Selects the Ds channels of largest variance, largest first."""
 
     def components(self, moments: Moments, width: int) -> Tensor:
         order = moments.std.argsort(descending=True, stable=True)[:width]
-        alive = int((moments.std > 0).sum())
-        if alive < width:
+        varying = int((moments.std > 0).sum())
+        if varying < width:
             raise KdepError(
-                f"only {alive} of the teacher's {len(moments.mean)} channels vary over the "
+                f"only {varying} of the teacher's {len(moments.mean)} channels vary over the "
                 f"images, fewer than the student's {width} channels",
                 fix="choose another alignment, such as svd, or a narrower student",
             )
@@ -125,7 +124,7 @@ class TopVariance(Aligner):
 
 
 class Interpolate(Aligner):
-    """1-D interpolation along the channel axis (a control: neighbouring channels are unrelated).
+    """1-D interpolation along the channel axis; a control, as neighbouring channels are unrelated.
 
     Args:
         mode: 'nearest' (the public code's `torch.nn.functional.interpolate` default, which for
@@ -143,7 +142,7 @@ class Interpolate(Aligner):
         self.mode = mode
 
     def components(self, moments: Moments, width: int) -> Tensor:
-        # The map is linear, so the images of the unit vectors are the rows of its matrix.
+        # Interpolation is linear: its matrix has the interpolated unit vectors as rows.
         unit = torch.eye(len(moments.mean), dtype=torch.float64)[:, None]
         return torch.nn.functional.interpolate(unit, size=width, mode=self.mode)[:, 0]
 
@@ -168,8 +167,7 @@ def svd_basis(moments: Moments, width: int) -> tuple[Basis, Tensor]:
 def spectrum(moments: Moments) -> tuple[Tensor, Tensor]:
     """Eigenvalues [Dt] of the covariance, largest first, and eigenvectors [Dt, Dt] as columns.
 
-    Sign rule: the entry of largest magnitude of every direction is positive, so that the same
-    covariance gives the same basis.
+    The signs are chosen so that the entry of largest magnitude of every eigenvector is positive.
     """
     values, vectors = torch.linalg.eigh(moments.covariance)
     v = vectors.flip(1)
@@ -193,32 +191,35 @@ def enough_rows(moments: Moments, width: int) -> None:
 
 
 def enough_rank(values: Tensor, width: int, can_pad: bool = False) -> int:
-    """The numerical rank of the covariance; KdepError if it is below `width`.
+    """The numerical rank of the covariance.
 
     Args:
         values: [Dt] eigenvalues, largest first.
-        width: how many directions are needed.
-        can_pad: whether a policy of `align` would accept directions without variance; changes the
-            advice of the error only.
+        width: required rank.
+        can_pad: whether a policy of `align` would permit directions without variance; the error
+            then suggests it.
+
+    Raises:
+        KdepError: the rank is below `width`.
     """
     rank = int((values > values[0] * RANK_TOLERANCE).sum())
     if rank < width:
         raise KdepError(
             f"the teacher's features have rank {rank}, but the student has {width} channels",
-            fix="the output of a LayerNorm has rank width - 1: name a policy in method.align "
-            f"({', '.join(POLICIES)}), which pads the direction without variance"
+            fix="the output of a LayerNorm has one direction without variance: set `policy` in the "
+            f"method's `align` to one of {', '.join(POLICIES)}, which permit it"
             if can_pad
-            else "tap the teacher after its last activation (a last linear layer limits the "
+            else "set the teacher's `tap` to its last activation (a last linear layer limits the "
             "rank), or choose a narrower student",
         )
     return rank
 
 
 def explained_variance_ratio(moments: Moments, basis: Basis) -> float:
-    """Fraction of the teacher's variance in the span of V: tr(Q' C Q) / tr(C), Q = orth(V).
+    """Fraction of the teacher's variance in the span of V: tr(Q' C Q) / tr(C).
 
-    1 - ratio is the squared error of the best linear reconstruction from that span, relative to the
-    total variance. For the SVD it is the sum of the first Ds eigenvalues over the sum of all.
+    C is the covariance of the features and Q an orthonormal basis of the span. For `Svd` it is the
+    sum of the first Ds eigenvalues divided by the sum of all.
     """
     q = basis.components.double()
     if not torch.allclose(q.T @ q, torch.eye(q.shape[1], dtype=q.dtype), atol=1e-5):
@@ -228,7 +229,7 @@ def explained_variance_ratio(moments: Moments, basis: Basis) -> float:
 
 
 def widening(policy: str, dt: int, width: int, seed: int) -> Tensor:
-    """[Dt, width] float64 matrix that maps Dt channels to width > Dt; see `policies.POLICIES`.
+    """The matrix [Dt, width], float64, of a policy for width > Dt; see `policies.POLICIES`.
 
     The rows are orthonormal for 'zero_pad' and 'random_rotation', which preserve all distances.
     """

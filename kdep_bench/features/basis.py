@@ -78,13 +78,13 @@ def open_basis(align_dir: Path) -> Basis:
     mean, components, std = stored["mean"], stored["components"], stored["std"]
     covariance = stored.get("covariance")
     width = std.shape[:1]
-    fits = (
+    shapes_agree = (
         components.ndim == 2
         and (mean.shape, std.shape) == (components.shape[:1], components.shape[1:])
         and (covariance is None or covariance.shape == width + width)
         and (channels is None or channels.shape == mean.shape)
     )
-    if not fits:
+    if not shapes_agree:
         shapes = {k: list(v.shape) for k, v in stored.items()}
         raise KdepError(
             f"the alignment in {align_dir} has the shapes {shapes}",
@@ -100,15 +100,15 @@ def _tensors(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
     Raises:
         KdepError: an unreadable file, one of `names` is missing, or a tensor that is not finite.
     """
-    stored = read_checkpoint(path, "the alignment", made_again(path.parent))
-    held = stored if isinstance(stored, dict) else {}
-    tensors = {k: v for k, v in held.items() if isinstance(v, Tensor)}
-    bad = bad_tensors(tensors)
-    wrong = [k for k in names if k not in tensors or k in bad]
-    wrong += [k for k in tensors if k in bad and k not in names]
-    if wrong:
+    content = read_checkpoint(path, "the alignment", made_again(path.parent))
+    entries = content if isinstance(content, dict) else {}
+    tensors = {k: v for k, v in entries.items() if isinstance(v, Tensor)}
+    fault_by_name = bad_tensors(tensors)
+    faulty = [k for k in names if k not in tensors or k in fault_by_name]
+    faulty += [k for k in tensors if k in fault_by_name and k not in names]
+    if faulty:
         raise KdepError(
-            f"the alignment {path}: {wrong[0]} {bad.get(wrong[0], 'is missing')}",
+            f"the alignment {path}: {faulty[0]} {fault_by_name.get(faulty[0], 'is missing')}",
             expected=f"the tensors {', '.join(names)} as the align stage wrote them",
             fix=made_again(path.parent),
         )

@@ -2,9 +2,9 @@
 
 The folder contains the pooled features as float16 in memory-mapped shards, shards of every extra
 output that a method reads (logits, maps, tokens, largest class probabilities; maps as float16 or
-int8), and a manifest, which is written last. When the cache is complete, a sample of its rows is
-computed again by the live teacher and compared. The images of that sample are stored, and compared
-again before every use (`verify_cache`). A mismatch raises KdepError.
+int8), and a manifest, which is written last. When the cache is complete, the teacher computes a
+sample of its rows again, and the results are compared. The images of that sample are stored, so
+that the comparison can be repeated before every use (`verify_cache`). A mismatch raises KdepError.
 """
 
 from __future__ import annotations
@@ -55,18 +55,22 @@ def run(
     out: Path,
     progress: Callable[..., None],
 ) -> dict[str, Any]:
-    """Fills the cache; finished shards of an interrupted run are kept.
+    """Computes the cache; finished shards of an interrupted run are reused.
 
-    Spec: `teacher` config; `batch` size; `outputs` in addition to the pooled feature (of OUTPUTS,
-    "maps.<name>", "int8_maps.<name>" for quantised maps; "probabilities.<k>" for the k largest
-    class probabilities); `pooled`, False if the pooled feature is not stored because no method
-    reads it; `share` and `share_seed` if only the rows of that data fraction are stored. For a
-    teacher that another method of the suite has trained, the inputs include `export` and `pretrain`
-    of that method.
+    Args:
+        spec: `teacher`, its config; `batch`, rows per forward pass; `outputs`, in addition to the
+            pooled feature: words of OUTPUTS, "maps.<name>", "int8_maps.<name>" for quantised maps,
+            or "probabilities.<k>" for the k largest class probabilities; `pooled`, False if no
+            method reads the pooled feature; `share` and `share_seed`, if only the rows of a data
+            fraction are stored.
+        inputs: folders `views` and `prepare`; for a teacher that another method of the suite
+            trained, also `export` and `pretrain` of that method.
+        out: folder of the cache.
+        progress: called with (rows done, rows, note).
 
     Returns:
         teacher (name, checksum, width, flops per image), rows, bytes, bytes_per_view, forwards
-        (images computed), fill_s, images_per_s, known_images (see `known_images`).
+        (images computed), fill_s (seconds), images_per_s, known_images (see `known_images`).
 
     Raises:
         KdepError: weights that change, features that are not finite or that differ when computed
@@ -76,15 +80,16 @@ def run(
     teacher = build_teacher({**spec["teacher"], **{k: str(path) for k, path in files.items()}})
     checksum, outputs = teacher.checksum(), list(spec.get("outputs", []))
     teacher.to(compute_device())
-    # A student of this suite has other classes, or was trained too briefly for ImageNet; its
-    # identity is checked by its files instead.
+    # The known images have ImageNet classes. A teacher that this suite trained is identified by the
+    # hash of its files instead.
     check = None if files else known_images(teacher, inputs["prepare"] / "data" / "known")
     views = open_views(inputs["views"], inputs["prepare"])
     index = stored_rows(spec, inputs, views)
-    resumable(out, _identity(spec, teacher, checksum, views, all_rows=index is None))
+    delete_foreign_shards(out, _identity(spec, teacher, checksum, views, all_rows=index is None))
     order = np.arange(views.rows) if index is None else index
     shapes, classes = _extra_shapes(teacher, views, outputs)
-    view_bytes = bytes_of_view(teacher.width * spec.get("pooled", True), shapes)
+    stored_width = teacher.width if spec.get("pooled", True) else 0
+    view_bytes = bytes_of_view(stored_width, shapes)
     cost = estimate(len(order), view_bytes, views.views)
     print(f"cache of teacher {teacher.name}: {cost}", flush=True)
     progress(0, len(order), cost)
@@ -115,7 +120,7 @@ def run(
 def _identity(
     spec: Mapping[str, Any], teacher: Teacher, checksum: str, views: Views, all_rows: bool
 ) -> dict[str, Any]:
-    """What must be equal for the shards of an interrupted run to be kept."""
+    """Values that must be unchanged for the shards of an interrupted run to be reused."""
     identity = {"teacher": checksum, "px": teacher.input_px, "rows": views.rows}
     if not all_rows:
         identity["part"] = [spec["share"], spec["share_seed"], spec.get("share_by")]
@@ -137,7 +142,7 @@ def _extra_shapes(
 
 
 def _check_frozen(teacher: Teacher, checksum: str) -> None:
-    """KdepError for weights that are not those of the start. Leaves the teacher on the CPU."""
+    """Raises KdepError if the teacher's weights have changed; moves the teacher to the CPU."""
     if teacher.cpu().checksum() != checksum:
         raise KdepError(
             f"the weights of teacher {teacher.name} changed while the cache was computed; they "
@@ -155,7 +160,7 @@ def _fill(
     out: Path,
     progress: Callable[..., None],
 ) -> tuple[int, float]:
-    """Computes the shards that are missing; (forward passes, seconds) of all shards."""
+    """Computes the missing shards; returns (forward passes, seconds) of all shards."""
     pooled, shards = spec.get("pooled", True), -(-len(order) // SHARD_ROWS)
     batch, outputs = int(spec.get("batch", 32)), list(spec.get("outputs", []))
     for k in range(shards):
@@ -193,7 +198,10 @@ def _manifest(
 
 
 def _verify_sample(out: Path, teacher: Teacher, views: Views, order: np.ndarray) -> torch.Tensor:
-    """Computes a sample of the cache again and stores its images; one of them on the device."""
+    """Compares a sample of the cache with the teacher, and stores the sample's images.
+
+    Returns one of these images, [1, 3, px, px] uint8 on the device.
+    """
     teacher.to(compute_device())
     rows = order[sample_rows(len(order))]
     pixels = render_rows(views, rows, teacher.input_px)
@@ -203,10 +211,10 @@ def _verify_sample(out: Path, teacher: Teacher, views: Views, order: np.ndarray)
 
 
 def estimate(rows: int, view_bytes: int, views: int) -> str:
-    """Text: disk space and forward passes of a cache, and the number of epochs where it pays off.
+    """A message with the cost of a cache, and from how many epochs on a live teacher costs more.
 
-    A live teacher runs once per sample of every training run, the cache once per view of an image,
-    so that it pays off beyond `views` epochs, summed over all runs that read it.
+    A live teacher is run for every sample of every training run, a cached one once per view of an
+    image. So the cache is cheaper if all runs that read it have more than `views` epochs in total.
 
     Args:
         rows: number of (image, view) pairs.
@@ -222,7 +230,7 @@ def estimate(rows: int, view_bytes: int, views: int) -> str:
 
 
 def exported_files(spec: Mapping[str, Any], inputs: Mapping[str, Path]) -> dict[str, Path]:
-    """Files of a teacher that another method of the suite trained, by constructor argument."""
+    """{constructor argument: file} of a teacher that a method of the suite trained, else {}."""
     if "export" not in inputs:
         return {}
     files = {"backbone": inputs["export"] / "backbone.pth"}
@@ -253,12 +261,10 @@ def fill_shard(
     progress: Callable[..., None],
     pooled: bool = True,
 ) -> None:
-    """Computes shard `k` of every output; then writes the note that marks it as done.
-
-    The file of pooled features, if there is one, appears after the note.
+    """Computes shard `k` of every output and writes its files.
 
     Args:
-        k: number of the shard, rows k * SHARD_ROWS and following of `order`.
+        k: number of the shard, which has SHARD_ROWS rows of `order` from k * SHARD_ROWS on.
         order: row numbers that the cache stores.
         teacher: on its device.
         views: the views to compute.
@@ -285,7 +291,7 @@ def fill_shard(
         return render_rows(views, rows_at(i), teacher.input_px)
 
     starts = range(0, count, batch)
-    # A GPU is faster than one core decodes images; on a CPU the teacher uses all cores itself.
+    # Threads decode images while a GPU computes; on a CPU the teacher itself uses all cores.
     threads = 0 if compute_device().type == "cpu" else cores()
     for i, pixels in zip(starts, prefetch(images_at, starts, threads), strict=True):
         rows, output = rows_at(i), run_teacher(teacher, pixels)
@@ -304,7 +310,11 @@ def fill_shard(
 def _as_stored(
     values: Mapping[str, torch.Tensor], teacher: str, views: Views, rows: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Outputs of a batch as they are stored; KdepError for a value that float16 cannot hold."""
+    """Outputs of a batch as arrays of the data types in which they are stored.
+
+    Raises:
+        KdepError: NaN, infinity or a value that is too large for float16.
+    """
     arrays = {}
     for name, value in values.items():
         with np.errstate(over="ignore"):  # reported below
@@ -327,10 +337,17 @@ def _finish_shard(
     extras: Mapping[str, Path],
     spent: dict[str, Any],
 ) -> None:
-    """Moves the files of shard k into place, and writes the note with its cost and hashes.
+    """Moves the files of shard k into place, and writes its note, a JSON file.
 
-    `pooled`: the pooled features, if they are stored; `extras`: file of each extra output.
-    The cost is stored with the shard, so that a resumed cache reports that of all its shards.
+    The note has the shard's hashes and its cost, so that a resumed stage can report the cost of all
+    shards. The file of pooled features, if there is one, appears last.
+
+    Args:
+        out: folder of the cache.
+        k: number of the shard.
+        pooled: the pooled features, if they are stored.
+        extras: temporary file of each extra output.
+        spent: cost of the shard, seconds and forwards.
     """
     for name, file in extras.items():
         file.replace(shard_path(out, k, name))
@@ -350,33 +367,33 @@ def note_path(out: Path, k: int) -> Path:
     return shard_path(out, k).with_suffix(".json")
 
 
-def resumable(out: Path, identity: dict[str, Any]) -> None:
-    """Deletes shards of an interrupted run unless `identity` (teacher, views) is the same."""
-    mark = out / "identity.json"
-    if not (mark.exists() and read_strict(mark) == identity):
-        for old in out.glob("*.npy"):
-            old.unlink()
-    write_json(mark, identity)
+def delete_foreign_shards(out: Path, identity: dict[str, Any]) -> None:
+    """Deletes the shards of an interrupted run if its `identity` (teacher, views) was another."""
+    path = out / "identity.json"
+    if not (path.exists() and read_strict(path) == identity):
+        for shard in out.glob("*.npy"):
+            shard.unlink()
+    write_json(path, identity)
 
 
 def is_complete(out: Path, k: int, names: Iterable[str] = (), pooled: bool = True) -> bool:
-    """Whether shard `k` exists for every output in `names`, with the checksums noted for it."""
+    """Whether shard `k` exists for every output in `names`, with the hashes in its note."""
     try:
         note = read_strict(note_path(out, k))
-        sums = {name: note["further"][name] for name in names}
+        hashes = {name: note["further"][name] for name in names}
         if pooled:
-            sums["features"] = note["sha256"]
-        paths = {name: shard_path(out, k, name) for name in sums}
-        return all(path.exists() and file_hash(path) == sums[n] for n, path in paths.items())
+            hashes["features"] = note["sha256"]
+        paths = {name: shard_path(out, k, name) for name in hashes}
+        return all(path.exists() and file_hash(path) == hashes[n] for n, path in paths.items())
     except (KdepError, KeyError, TypeError):
         return False
 
 
 def known_images(teacher: Teacher, folder: Path) -> dict[str, Any] | None:
-    """Top-1 of the teacher on photographs of known ImageNet classes: {"right": n, "of": N}.
+    """Number of photographs that the teacher classifies correctly: {"right": n, "of": N}.
 
-    `folder/known.json` maps file name to ImageNet-1k class number. None without that file or
-    without logits.
+    `folder/known.json` maps the file name of each photograph to its ImageNet-1k class number. None
+    if there is no such file or the teacher has no logits.
 
     Raises:
         KdepError: fewer than 60 % are right, which shows wrong weights or a wrong normalisation.
@@ -385,8 +402,8 @@ def known_images(teacher: Teacher, folder: Path) -> dict[str, Any] | None:
         return None
     known: dict[str, int] = read_strict(folder / "known.json")
     px = teacher.input_px
-    uncropped = np.array([0, 0, 1, 1], np.float32)
-    images = np.stack([render(read_rgb(folder / f), uncropped, False, px) for f in known])
+    full_image = np.array([0, 0, 1, 1], np.float32)  # box of the crop, relative to the image
+    images = np.stack([render(read_rgb(folder / f), full_image, False, px) for f in known])
     logits = run_teacher(teacher, torch.from_numpy(images).permute(0, 3, 1, 2)).logits
     assert logits is not None
     hits = int((logits.argmax(1) == torch.tensor(list(known.values()))).sum())

@@ -1,4 +1,4 @@
-"""Checks that a cache belongs to given views and a teacher, by computing some rows again."""
+"""Checks that a cache matches views and teacher: some rows are computed again and compared."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from kdep_bench.features.cache_read import MANIFEST, SAMPLE, Cache, open_cache
 from kdep_bench.files import canonical_json, read_strict, safe_name, text_hash
 from kdep_bench.teachers.base import Teacher, TeacherOutput, build_teacher
 
-# float16 has 11 significant bits, so its rounding error is 2**-11 of the scale; twice that also
-# allows for a different batch size in the recomputation.
+# Largest relative error. The rounding error of float16 is 2**-11 (11 significant bits); the factor
+# 2 allows for the batch size, which may differ from that of the cache.
 TOLERANCE = 2.0**-10
 STORED_INT8 = (int8_maps.CODES, int8_maps.SCALES)
 _MOVE = made_again("of this cache stage")
@@ -39,9 +39,9 @@ def exact_float32() -> Iterator[None]:
 
 
 def run_teacher(teacher: Teacher, images: Tensor) -> TeacherOutput:
-    """The teacher's output for uint8 images [B, 3, px, px], computed in float32 without TF32.
+    """The teacher's output on the CPU for uint8 images [B, 3, px, px].
 
-    Computed on this process's device; the result is on the CPU.
+    It is computed on the device of this process in float32, without TF32.
     """
     with exact_float32():
         out = teacher(images.to(compute_device()))
@@ -61,7 +61,7 @@ def extra_outputs(
     """The requested outputs of a teacher, other than the pooled feature.
 
     Args:
-        teacher: named in the error.
+        teacher: its name is used in the error.
         out: its output for B images.
         outputs: "logits", "tokens", "maps" (all maps), "maps.<name>", "probabilities.<k>", or
             "int8_maps" and "int8_maps.<name>" for quantised maps.
@@ -94,7 +94,7 @@ def extra_outputs(
         if not any(output in (n, n.partition(".")[0]) for n in arrays):
             raise KdepError(
                 f"the teacher {teacher.name} has no {output}",
-                fix="choose another teacher, or remove the methods that read them",
+                fix=f"choose another teacher, or remove the methods that read {output}",
             )
     return arrays
 
@@ -119,7 +119,7 @@ def normalisation(teacher: Teacher) -> dict[str, list[float]]:
 def recipe_hash(views: Views) -> str:
     """Hash (16 hex digits) of the crops: image list, boxes, flips and V.
 
-    Seed, scale and ratio are covered, because they determine boxes and flips.
+    Seed, scale and ratio of the views are covered, because boxes and flips depend on them.
     """
     h = hashlib.sha256(np.ascontiguousarray(views.box).tobytes())
     h.update(np.ascontiguousarray(views.flip).tobytes())
@@ -127,7 +127,7 @@ def recipe_hash(views: Views) -> str:
 
 
 def sample_rows(rows: int, count: int = 16) -> np.ndarray:
-    """Sorted random positions 0..rows-1, at most `count`, always the same for one `rows`."""
+    """At most `count` random row numbers below `rows`, sorted; always the same for equal `rows`."""
     return np.sort(np.random.default_rng(0).choice(rows, min(count, rows), False))
 
 
@@ -149,7 +149,7 @@ def verify_sample(cache: Cache, teacher: Teacher, views: Views, count: int = 16)
 
 
 def same_teacher(cache: Cache, teacher: Teacher) -> None:
-    """KdepError unless the cache was computed by a teacher with the same checksum."""
+    """Raises KdepError unless the cache was computed by a teacher with the same checksum."""
     if cache.teacher["checksum"] != teacher.checksum():
         raise KdepError(
             f"the cache was made by teacher {cache.teacher['name']} "
@@ -168,13 +168,13 @@ def verify_images(cache: Cache, teacher: Teacher, rows: np.ndarray, pixels: Tens
         pixels: [n, 3, px, px] uint8, the views of these rows.
 
     Returns:
-        the largest error, relative to the largest magnitude of its output.
+        the largest error, relative to the largest magnitude of the output in question.
 
     Raises:
         KdepError: an error above the rounding of the stored type: another teacher, view,
             normalisation or resolution.
     """
-    output, worst = run_teacher(teacher, pixels), 0.0
+    output, largest_error = run_teacher(teacher, pixels), 0.0
     outputs = [n for n in sorted(cache.extras) if not n.startswith(f"{sparse.CLASSES}.")]
     compared = extra_outputs(teacher, output, outputs)
     for name, live in {"features": output.pooled, **compared}.items():
@@ -198,8 +198,8 @@ def verify_images(cache: Cache, teacher: Teacher, rows: np.ndarray, pixels: Tens
                 expected=f"at most {limit:.2g}, the rounding error of the stored numbers",
                 fix=f"{_MOVE} (the views, the normalisation or the resolution have changed)",
             )
-        worst = max(worst, error)
-    return worst
+        largest_error = max(largest_error, error)
+    return largest_error
 
 
 def load_teacher_config(folder: Path) -> dict[str, Any] | None:
@@ -217,27 +217,27 @@ def load_teacher_config(folder: Path) -> dict[str, Any] | None:
 
 
 def verify_cache(folder: Path, views: Views, count: int = 8) -> dict[str, Any]:
-    """Checks before a training run that a cache belongs to these views and the present teacher.
+    """Checks before a training run that a cache matches the views and the current teacher.
 
-    Compares the identity fields (rows, crops, resolution, normalisation, checksum), and `count`
-    images of the stored sample, computed again. Builds the teacher and runs `count` forward passes.
+    Compares the fields of the manifest (rows, crops, resolution, normalisation, checksum), and runs
+    the teacher on `count` images of the stored sample to compare its outputs.
 
     Returns:
-        {"rows": number of rows computed again, "error": largest relative error}; rows is 0 and
-        error None for an older cache without a sample, of which only identity fields are checked.
+        {"rows": number of rows computed again, "error": largest relative error}. For a cache of an
+        older version without a sample, rows is 0 and error is None.
 
     Raises:
         KdepError: a cache of other views or of another teacher, or a teacher whose weights are
             missing.
     """
-    m, cache = read_strict(folder / MANIFEST), open_cache(folder)
-    if m.get("of", len(cache)) != views.rows:
+    manifest, cache = read_strict(folder / MANIFEST), open_cache(folder)
+    if manifest.get("of", len(cache)) != views.rows:
         raise KdepError(
             f"the cache {folder} has {len(cache)} rows",
             expected=f"{views.rows}, one per view",
             fix=made_again(folder),
         )
-    if m.get("recipe", recipe_hash(views)) != recipe_hash(views):
+    if manifest.get("recipe", recipe_hash(views)) != recipe_hash(views):
         raise KdepError(
             f"the cache {folder} was computed from different crops than these views",
             expected="the same image list, view seed, scale and ratio",
@@ -249,9 +249,9 @@ def verify_cache(folder: Path, views: Views, count: int = 8) -> dict[str, Any]:
     teacher = build_teacher(config)
     same_teacher(cache, teacher)
     for field, current in (("px", teacher.input_px), ("normalisation", normalisation(teacher))):
-        if m[field] != current:
+        if manifest[field] != current:
             raise KdepError(
-                f"the cache {folder} was computed with {field} {m[field]}",
+                f"the cache {folder} was computed with {field} {manifest[field]}",
                 expected=f"{current}, the current value of teacher {teacher.name}",
                 fix=made_again(folder),
             )
@@ -286,7 +286,8 @@ def open_head(folder: Path) -> nn.Module:
         logits = teacher(pixels).logits
         with torch.no_grad():
             from_cache = teacher.logit_head(torch.from_numpy(cache.rows(rows)).float())
-        # Allows for the float16 rounding of Dt channels; a wrong head is off by the whole scale.
+        # Allows for the float16 rounding of Dt channels; the relative error of a wrong head is
+        # about 1.
         limit = 0.0 if logits is None else 2.0**-6 * float(logits.abs().max())
         if logits is None or float((from_cache - logits).abs().max()) > limit:
             raise KdepError(

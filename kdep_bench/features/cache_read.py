@@ -1,4 +1,4 @@
-"""An opened teacher cache: memory-mapped shards of numbers, read row by row."""
+"""Reads a teacher cache: memory-mapped arrays with one row per (image, view)."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from kdep_bench.errors import KdepError, made_again
 from kdep_bench.features import int8_maps
 from kdep_bench.files import read_strict
 
+# Files of a cache: its description; images for verification; row numbers of a data fraction.
 MANIFEST, SAMPLE, INDEX = "cache.json", "sample.npz", "rows.npy"
 # Outputs that a cache can store in addition to the pooled feature.
 OUTPUTS = ("logits", "maps", "tokens", "probabilities")
+SHARD_ROWS = 16384  # rows per file
 Shard = np.ndarray | int8_maps.Int8Shard
-SHARD_ROWS = 16384
 
 
 @dataclass(frozen=True)
 class Cache:
-    """An opened cache of one teacher output per (image, view).
+    """The outputs of one teacher for every (image, view) of a pool or of a data fraction.
 
     Attributes:
         teacher: `name`, `checksum` and `width` of the teacher.
         width: Dt.
-        shards: the pooled features, memory maps [<=SHARD_ROWS, Dt] float16; empty in a cache of
-            probabilities whose methods do not read the pooled feature.
-        extras: memory maps [<=SHARD_ROWS, ...] float16 of each extra output, by name: "logits",
-            "tokens", "maps.<name>", "probabilities.<k>"; "class_numbers.<k>" is int16. Maps that
-            are stored as int8 are converted to float16 when rows are read.
-        index: sorted row numbers that are stored, of a cache of one data fraction; None for all.
-        classes: number of the teacher's classes, in a cache of probabilities; otherwise None.
+        shards: memory maps [<=SHARD_ROWS, Dt] float16 of the pooled feature; empty if it is not
+            stored.
+        extras: {name: memory maps [<=SHARD_ROWS, ...]} of the other outputs: "logits", "tokens",
+            "maps.<name>" and "probabilities.<k>" are float16, "class_numbers.<k>" is int16. Maps
+            that are stored as int8 are converted to float16 when rows are read.
+        index: sorted row numbers of the stored rows; None if all rows are stored.
+        classes: number of the teacher's classes, if probabilities are stored; otherwise None.
     """
 
     teacher: dict[str, Any]
@@ -48,16 +49,17 @@ class Cache:
         return sum(len(s) for s in self.shards or next(iter(self.extras.values())))
 
     def rows(self, index: np.ndarray, name: str | None = None) -> np.ndarray:
-        """The pooled features [len(index), Dt] float16 of the rows `index`, in that order.
-
-        Only these rows are read, so that memory does not grow with the cache.
+        """Reads the pooled feature, or another output, of some rows.
 
         Args:
             index: [n] row numbers (image * views + view).
-            name: an extra output to read instead, of shape [len(index), ...].
+            name: key of `extras`; None for the pooled feature.
+
+        Returns:
+            [n, Dt] float16, or [n, ...] for another output, in the order of `index`.
 
         Raises:
-            KdepError: a row that a cache of one data fraction does not hold.
+            KdepError: a row is not stored, because the cache is of another data fraction.
         """
         if self.index is not None:
             position = np.searchsorted(self.index, index)
@@ -65,10 +67,9 @@ class Cache:
             if not is_stored.all():
                 raise KdepError(
                     f"row {index[~is_stored][0]} is not in the cache of teacher "
-                    f"{self.teacher['name']}",
-                    expected=f"one of the {len(self.index)} rows of the data fraction that it was "
-                    "computed for",
-                    fix="use the data fraction of the suite that planned it",
+                    f"{self.teacher['name']}, which has {len(self.index)} rows of one data "
+                    "fraction",
+                    fix="use the data fraction for which the cache was computed",
                 )
             index = position
         shards: Sequence[Shard] = self.shards if name is None else self.extras[name]
@@ -80,13 +81,15 @@ class Cache:
         return out
 
     def extra_names(self, needs: Sequence[str] | frozenset[str]) -> list[str]:
-        """Names of the extra outputs that serve the needs among OUTPUTS."""
-        indices = {"class_numbers"} if "probabilities" in needs else set()
-        return sorted(n for n in self.extras if n.partition(".")[0] in {*needs, *indices})
+        """Keys of `extras` for `needs`, words of OUTPUTS (others are ignored), sorted."""
+        kinds = set(needs)
+        if "probabilities" in needs:
+            kinds.add("class_numbers")
+        return sorted(name for name in self.extras if name.partition(".")[0] in kinds)
 
 
 def shard_path(folder: Path, k: int, name: str = "features") -> Path:
-    """File of shard `k` of an output in a cache's folder."""
+    """Path of the file with shard `k` of an output; `folder` is that of the cache."""
     return folder / f"{name}-{k:05d}.npy"
 
 
@@ -96,24 +99,26 @@ def open_cache(folder: Path) -> Cache:
     Raises:
         KdepError: a missing or truncated shard, or one of another shape or type.
     """
-    m = read_strict(folder / MANIFEST)
-    width = m["teacher"]["width"]
+    manifest = read_strict(folder / MANIFEST)
+    width = manifest["teacher"]["width"]
 
-    def shards(name: str, shape: Sequence[int]) -> list[np.ndarray]:
-        return [
-            open_shard(shard_path(folder, k, name), (rows, *shape), dtype_of(name))
-            for k in range(m["shards"])
-            for rows in [min(SHARD_ROWS, m["rows"] - k * SHARD_ROWS)]
-        ]
+    def open_shards(name: str, shape: Sequence[int]) -> list[np.ndarray]:
+        shards = []
+        for k in range(manifest["shards"]):
+            rows = min(SHARD_ROWS, manifest["rows"] - k * SHARD_ROWS)
+            shards.append(open_shard(shard_path(folder, k, name), (rows, *shape), dtype_of(name)))
+        return shards
 
-    stored = {name: shards(name, shape) for name, shape in m.get("outputs", {}).items()}
-    index = np.load(folder / INDEX) if "of" in m else None
-    pooled = shards("features", (width,)) if m.get("pooled", True) else []
-    return Cache(m["teacher"], width, pooled, _with_float_maps(stored), index, m.get("classes"))
+    outputs = manifest.get("outputs", {})
+    stored = {name: open_shards(name, shape) for name, shape in outputs.items()}
+    extras = _with_float_maps(stored)
+    index = np.load(folder / INDEX) if "of" in manifest else None
+    pooled = open_shards("features", (width,)) if manifest.get("pooled", True) else []
+    return Cache(manifest["teacher"], width, pooled, extras, index, manifest.get("classes"))
 
 
 def _with_float_maps(stored: Mapping[str, list[np.ndarray]]) -> dict[str, Sequence[Shard]]:
-    """The arrays of a cache by name; int8 maps and their scales as one array "maps.<name>"."""
+    """The arrays of a cache by name; int8 maps and their scales are joined to "maps.<name>"."""
     arrays: dict[str, Sequence[Shard]] = {}
     for name, shards in stored.items():
         kind, _, map_name = name.partition(".")
@@ -127,24 +132,28 @@ def _with_float_maps(stored: Mapping[str, list[np.ndarray]]) -> dict[str, Sequen
 
 
 def dtype_of(name: str) -> np.dtype:
-    """Type of the numbers in an output's shards."""
+    """The data type of a stored array, by its name in the manifest."""
     types = {"class_numbers": np.int16, int8_maps.CODES: np.int8}
     return np.dtype(types.get(name.partition(".")[0], np.float16))
 
 
 def bytes_of_view(width: int, shapes: Mapping[str, Sequence[int]]) -> int:
-    """Bytes that a cache stores per view.
+    """Number of bytes that a cache stores per view.
 
     Args:
-        width: numbers of the pooled feature; 0 where it is not stored.
-        shapes: shape of each extra output of one view, by name.
+        width: numbers of the pooled feature; 0 if it is not stored.
+        shapes: {name: shape of the array for one view} of the other outputs.
     """
     extras = sum(math.prod(shape) * dtype_of(name).itemsize for name, shape in shapes.items())
     return width * np.dtype(np.float16).itemsize + extras
 
 
 def open_shard(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """One memory-mapped array; KdepError unless it has exactly the given shape and type."""
+    """Opens one shard as a memory map.
+
+    Raises:
+        KdepError: the file cannot be read, or has another shape or data type.
+    """
     try:
         shard = np.load(path, mmap_mode="r")
     except (OSError, ValueError) as e:

@@ -1,4 +1,4 @@
-"""Similarity of a teacher's layers: linear CKA of their spatially averaged maps."""
+"""Distances between a teacher's layers: 1 - linear CKA of their spatially averaged maps."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from numpy.typing import NDArray
 from kdep_bench.errors import KdepError
 from kdep_bench.features.cache_read import Cache
 
-MAX_ROWS = 10_000  # about as many as PURSUhInT uses
+MAX_ROWS = 10_000  # samples; about as many as in PURSUhInT
 
 
 def evenly_spaced(rows: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
-    """At most `limit` of the rows, evenly spaced: the first rows may cover only a few classes."""
+    """At most `limit` of the rows, evenly spaced (the first ones may be of only a few classes)."""
     return rows[:: -(-len(rows) // limit)] if len(rows) else rows
 
 
 def linear_cka(a_NC: NDArray[np.float64], b_ND: NDArray[np.float64]) -> float:
-    """Linear centred kernel alignment in [0, 1]; 1 where b = a R s + t, R a rotation.
+    """Linear centred kernel alignment, from 0 to 1 (Kornblith et al., ICML 2019, eq. 5).
 
-    |A^T B|_F^2 / (|A^T A|_F |B^T B|_F) of centred A and B (Kornblith et al., ICML 2019, eq. 5).
+    |A^T B|_F^2 / (|A^T A|_F |B^T B|_F) of the centred features A and B. It is 1 if one is a
+    rotated, scaled and shifted copy of the other.
 
     Args:
         a_NC: features of N samples.
@@ -41,7 +42,7 @@ def linear_cka(a_NC: NDArray[np.float64], b_ND: NDArray[np.float64]) -> float:
 def layer_distances(
     cache: Cache, rows: NDArray[np.int64], names: list[str]
 ) -> dict[str, dict[str, float]]:
-    """{layer: {layer: 1 - CKA}} of the cached maps `names`, over at most MOST_ROWS of `rows`."""
+    """{layer: {layer: 1 - CKA}} of the cached maps `names`, over at most MAX_ROWS of `rows`."""
     rows = evenly_spaced(np.sort(rows), MAX_ROWS)
     means = {name: _means(cache, rows, name) for name in names}
     return {

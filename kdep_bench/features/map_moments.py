@@ -1,8 +1,8 @@
-"""Mean and covariance of a teacher's maps over images and spatial positions, for bases of maps.
+"""Mean and covariance of a teacher's feature maps over images and spatial positions.
 
-A map is first resized to the side at which it is regressed; each of its positions is one sample,
-and side 1 is the global mean. At most MAX_ROWS rows are read, evenly spaced over the data fraction:
-for a level of 4 x 4 positions these are 65,536 samples.
+The alignment of MapRegression is fitted to them. A map is first resized to the side of the student
+level that regresses it (1: the global mean); each position is then one sample. At most MAX_ROWS
+views are read, evenly spaced over the data fraction: for 4 x 4 positions these are 65,536 samples.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kdep_bench.features.transform import Moments
 from kdep_bench.networks.resize import resize_map
 from kdep_bench.openmmlab import load_weights
 
-MAX_ROWS = 4096
+MAX_ROWS = 4096  # views
 
 
 def map_moments(cache: Cache, rows: NDArray[np.int64], name: str, side: int) -> Moments:
@@ -30,8 +30,8 @@ def map_moments(cache: Cache, rows: NDArray[np.int64], name: str, side: int) -> 
     Args:
         cache: holds the map.
         rows: row numbers of the views to use, at most MAX_ROWS of them.
-        name: of the map.
-        side: side of the resized map, in positions.
+        name: name of the map.
+        side: height and width of the resized map, in positions.
 
     Raises:
         KdepError: a value that is not finite.
@@ -63,7 +63,7 @@ def write_moments(moments: Moments, folder: Path, name: str, side: int) -> None:
 
 
 def open_map_moments(folder: str | Path, name: str, side: int) -> Moments:
-    """The saved moments of a map at a side; KdepError if there are none in `folder`."""
+    """Reads the moments that `write_moments` wrote; raises KdepError if there are none."""
     path = Path(folder) / f"{name}@{side}.pt"
     if not path.is_file():
         raise KdepError(

@@ -19,16 +19,16 @@ from kdep_bench.features.transform import Transform, principal_axes
 
 
 class PhiS(Transform):
-    """a -> Q U' a / phi: every channel has unit variance, by a rotation and one number.
+    """a -> Q U' a / phi: a rotation and a division that give every channel unit variance.
 
     U L U' is the covariance of a, phi^2 = mean(L), and Q an orthogonal matrix for which Q L Q' has
-    a constant diagonal: a Hadamard matrix over sqrt(Ds) if `hadamard` can build one of that order,
-    else `balancing`. (For orders without one the authors' code draws a random orthogonal matrix,
-    whose channel variances are nearly, not exactly, equal.)
+    a constant diagonal: a Hadamard matrix divided by sqrt(Ds) if `hadamard` can construct one of
+    that order, else `balancing`. (For other orders the authors' code uses a random orthogonal
+    matrix, for which the channel variances are only about equal.)
 
-    Up to phi this is a rotation: invertible for every rank, and the relative sizes of errors stay,
-    which whitening does not preserve. The squared error of a student equals that of the plain SVD
-    target divided by phi^2; only the distribution over channels differs.
+    Apart from the division by phi this is a rotation. Unlike whitening, it is invertible for every
+    rank and does not change the relative sizes of errors: the squared error of a student equals
+    that of the SVD target divided by phi^2, distributed differently over the channels.
 
     Args:
         covariance: [Ds, Ds] of the aligned feature over the alignment samples.

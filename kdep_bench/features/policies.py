@@ -1,7 +1,7 @@
 """Policies for a student wider than the teacher (Ds > Dt). No torch: planning imports this.
 
-The case does not occur in KDEP's public code (2048 -> 512 or 1280), but for example with ViT-S
-(384) -> ResNet-18 (512). It is an error unless the method's `align` has one of these as `policy`:
+KDEP's public code has no such case (2048 -> 512 or 1280); an example is ViT-S (384) -> ResNet-18
+(512). It raises an error unless the method's `align` has one of the policies:
 `dict(base="kdep", name="kdep_padded", align=dict(_delete_=True, type="svd", policy="zero_pad"))`.
 """
 
@@ -29,15 +29,15 @@ def check_widths(
         teacher: Dt.
         policy: `policy` of the method's `align`, or None.
         name: the teacher's name, for the error.
-        equal: whether Ds < Dt is refused too (the identity alignment).
+        equal: whether Ds < Dt raises an error as well (for the identity alignment).
     """
     if policy is not None and policy not in POLICIES:
         raise unknown_name("policy of method.align", str(policy), POLICIES)
     if student > teacher and policy is None:
         raise KdepError(
             f"the student has {student} channels and {name} only {teacher}",
-            fix="choose a wider teacher or a narrower student, or name a policy in method.align "
-            f"({', '.join(POLICIES)})",
+            fix="choose a wider teacher or a narrower student, or set `policy` in the method's "
+            f"`align` to one of {', '.join(POLICIES)}",
         )
     if equal and student < teacher:
         raise KdepError(
@@ -57,24 +57,24 @@ def check_rows(
         views: views per image; each gives one feature.
         directions: min(Ds, Dt).
         fraction: data fraction in (0, 1], for the advice of the error.
-        pool: number of images of the whole pool, likewise.
-        subject: what is fitted; the error begins with it.
+        pool: number of images of the whole pool, for the advice of the error.
+        subject: the thing that is fitted; the error begins with it.
     """
     if images * views > directions:
         return
-    ways = []
+    fixes = []
     needed_images = math.floor(directions / views) + 1
     if fraction < 1 and pool >= needed_images:
-        ways.append(
+        fixes.append(
             f"use a data fraction of {math.ceil(1000 * needed_images / pool) / 1000:g} or more"
         )
-    ways.append(f"set budget.views to {math.floor(directions / max(images, 1)) + 1} or more")
+    fixes.append(f"set budget.views to {math.floor(directions / max(images, 1)) + 1} or more")
     each = "1 fixed view" if views == 1 else f"{views} fixed views"
-    ways.append(f"add images to the pool ({needed_images} with {each} each)")
-    ways.append("choose a narrower student or a method without alignment")
+    fixes.append(f"add images to the pool ({needed_images} with {each} each)")
+    fixes.append("choose a narrower student or a method without alignment")
     raise KdepError(
         f"{subject}: {images} images with {each} each give {images * views} features, too few to "
         f"estimate {directions} directions",
         expected=f"more than {directions} features",
-        fix=", or ".join(ways),
+        fix=", or ".join(fixes),
     )

@@ -1,9 +1,8 @@
-"""The k largest class probabilities of a teacher, all that a cache needs to store of them.
+"""Stores only the k largest class probabilities of a teacher, as TinyViT does.
 
-TinyViT (Wu et al., ECCV 2022; microsoft/Cream `TinyViT/save_logits.py`, `main.py`) stores k
-float16 probabilities and k int16 class numbers per view: 4 k bytes, instead of 2 C for the logits.
-The remaining probability is spread evenly over the other classes. Its 4-byte augmentation seed is
-not needed here, because the views are fixed.
+They are k float16 probabilities and k int16 class numbers per view: 4 k bytes instead of 2 C for
+the logits of C classes. The remaining probability is spread evenly over the other classes. Source:
+Wu et al., ECCV 2022; microsoft/Cream `TinyViT/save_logits.py`, `main.py`.
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ def names(k: int) -> tuple[str, str]:
 def largest(logits_BC: Tensor, k: int, teacher: str) -> tuple[Tensor, Tensor]:
     """(probabilities [B, k] float32 in descending order, class numbers [B, k] int16).
 
-    Args:
-        teacher: its name, for errors.
+    `teacher`: its name, for errors.
 
     Raises:
-        KdepError: for k above the number of classes, or more classes than int16 can number.
+        KdepError: k is above the number of classes, or there are more classes than int16 can
+            represent.
     """
     classes = logits_BC.shape[1]
     if k > classes:
         raise KdepError(
-            f"the {k} largest class probabilities of the teacher {teacher} are to be stored, but "
-            f"it has {classes} classes",
+            f"the objective reads the {k} largest class probabilities of the teacher {teacher}, "
+            f"but it has {classes} classes",
             fix=f"set top_classes to {classes} or less in the method's objective",
         )
     if classes > MOST_CLASSES:
@@ -52,10 +51,10 @@ def largest(logits_BC: Tensor, k: int, teacher: str) -> tuple[Tensor, Tensor]:
 
 
 def dense(values_Bk: Tensor, classes_Bk: Tensor, classes: int) -> Tensor:
-    """[B, classes] float32 distribution: the stored values, and 1 - their sum spread evenly.
+    """The probabilities of all classes, [B, classes] float32, from the k largest ones.
 
-    Rows sum to 1 also where float16 has rounded the stored values to a sum above 1. With
-    k = classes nothing is left to spread.
+    The other classes share the rest evenly. Rows are divided by their sum if the stored values have
+    a sum above 1 (by rounding to float16), or if k = classes.
     """
     values, index = values_Bk.float(), classes_Bk.long()
     n_spread = classes - values.shape[1]
@@ -66,10 +65,10 @@ def dense(values_Bk: Tensor, classes_Bk: Tensor, classes: int) -> Tensor:
 
 
 def stored_error(logits_BC: Tensor, values_Bk: Tensor, classes_Bk: Tensor) -> float:
-    """Largest error of stored probabilities, relative to 1, against the teacher's own logits.
+    """Largest absolute error of stored probabilities, compared with the teacher's logits.
 
-    Compared class by class, so that two classes of equal probability may be stored in either order;
-    a class that was left out although its probability is larger than a stored one counts as well.
+    The order of classes with equal probability does not matter. If a class is not stored although
+    its probability is larger than a stored one, the difference counts as an error.
     """
     live, index = F.softmax(logits_BC.float(), 1), classes_Bk.long()
     values = values_Bk.float()

@@ -1,4 +1,4 @@
-"""The regression target of a feature method: alignment, then transform, both fixed."""
+"""The regression target of a feature method: a fixed alignment, then a fixed transform."""
 
 from __future__ import annotations
 

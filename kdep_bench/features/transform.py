@@ -1,7 +1,7 @@
-"""Fixed transforms of the aligned teacher feature, applied before the student regresses it.
+"""Transforms of the aligned teacher feature into the regression target, without parameters.
 
-`a` below is the aligned feature [B, Ds]. A transform is fixed before training: no parameters, no
-gradient. A method's config names it by the dotted path of its class, `transform=dict(type=...)`.
+`a` below is the aligned feature [B, Ds]. A method's config names a transform by the dotted path of
+its class, `transform=dict(type=...)`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class PowerTemperature(Transform):
 
     Source: KDEP, CVMI-Lab/KDEP `src/train_distill.py`, with its defaults T=0.1, n=3. The function
     is odd and monotone, and the identity at T = n = 1. For channels whose distributions differ only
-    in scale, a Std Ratio r becomes r ** (1 / n).
+    in scale, a std ratio r becomes r ** (1 / n).
 
     Args:
         T: temperature, > 0, in units of the feature.
@@ -64,11 +64,11 @@ class PowerTemperature(Transform):
 
 
 class SignedPairs(Transform):
-    """The first half of the components, each as two channels: max(g, 0), then max(-g, 0).
+    """The positive parts max(g, 0) of the first Ds / 2 components, then the parts max(-g, 0).
 
-    For a student's feature after its ReLU, which is non-negative and cannot regress a signed
-    target; `kdep_bench/objectives/signs.py` says what each form can represent. g is the component
-    after power temperature scaling with T and n (n = 1: scaled by 1 / T only).
+    For a student's feature after a ReLU, which is non-negative and cannot represent a signed target
+    (see `kdep_bench/objectives/signs.py`). g is the component after power temperature scaling with
+    T and n (n = 1: multiplied by 1 / T only).
 
     `forward` raises KdepError for an odd number of aligned channels.
     """
@@ -80,8 +80,8 @@ class SignedPairs(Transform):
     def forward(self, a: Tensor) -> Tensor:
         if a.shape[1] % 2:
             raise KdepError(
-                f"the aligned feature has {a.shape[1]} channels, an odd number that cannot be "
-                "split into pairs",
+                f"the aligned feature has {a.shape[1]} channels, but SignedPairs needs an even "
+                "number",
                 fix="choose another transform or student",
             )
         g = self.power(a[:, : a.shape[1] // 2])
@@ -91,9 +91,9 @@ class SignedPairs(Transform):
 class Whitening(Transform):
     """Uncorrelated channels of unit variance: a -> L^(-1/2) U' a, with U L U' the covariance of a.
 
-    PCA whitening; after SVD, whose channels are uncorrelated already, U is the identity and every
-    channel is divided by its standard deviation. The first step of the "variance matching" in the
-    comments of CVMI-Lab/KDEP `src/resnet.py`, which divides by the singular values (times 500).
+    PCA whitening. After an SVD alignment the channels are uncorrelated, so U is the identity and
+    every channel is divided by its standard deviation. Source: the first step of the "variance
+    matching" in the comments of CVMI-Lab/KDEP `src/resnet.py`, which also multiplies by 500.
 
     Args:
         covariance: [Ds, Ds] of the aligned feature over the alignment samples, of full rank.
@@ -121,19 +121,19 @@ class Whitening(Transform):
 
 
 class StdMatch(Transform):
-    """Rescales the aligned channels to the standard deviations of the teacher's raw channels.
+    """Rescales the aligned channels to new standard deviations (stds).
 
-    After SVD the channel stds decrease with the singular values. By default the k-th largest is set
-    to the k-th largest std of the raw feature ("match to original variance"). With a `ratio` r the
-    new stds range from r to 1, linear in the old std s: (max - r min + (r - 1) s) / (max - min).
+    By default, the k-th largest std of the aligned channels is replaced by the k-th largest std of
+    the raw feature. With a `ratio` r, the new stds range from r to 1 and are linear in the old std
+    s: (max - r min + (r - 1) s) / (max - min).
 
-    Source: CVMI-Lab/KDEP `src/resnet.py`, comments "Var matching", step 2, methods 2 and 1 (r =
-    2.98 or 4.57 there, then times 357, which the automatic loss weight makes unnecessary).
+    Source: CVMI-Lab/KDEP `src/resnet.py`, comments "Var matching", step 2, methods 2 and 1, with r
+    = 2.98 or 4.57. The factor 357 there is not needed with the automatic loss weight.
 
     Args:
         std: [Ds] of the aligned feature over the alignment samples, all positive.
         raw_std: [Dt] of the raw feature, Dt >= Ds.
-        ratio: Std Ratio after the transform, >= 1; None matches the raw feature's stds.
+        ratio: std ratio after the transform, >= 1; None for the stds of the raw feature.
 
     Raises:
         KdepError: a channel without variance, a ratio below 1, or no `raw_std` without a `ratio`.
@@ -173,19 +173,19 @@ class StdMatch(Transform):
 
 
 def _largest(raw_std: Tensor | None, count: int) -> Tensor:
-    """The `count` largest raw channel stds, largest first; KdepError if fewer have variance."""
+    """The `count` largest raw channel stds, largest first; KdepError if fewer are above 0."""
     if raw_std is None:
         raise KdepError(
-            "the alignment stage is of an older version and has no standard deviations of the "
-            "teacher's channels (channels.pt beside basis.pt)",
-            fix="rerun that stage (--force align), or give StdMatch a `ratio`",
+            "the alignment was computed by an older version and has no standard deviations of the "
+            "teacher's channels (channels.pt)",
+            fix="rerun that stage (--force align), or set `ratio` in the method's `transform`",
         )
     largest = raw_std.double().sort(descending=True).values[:count]
     if len(largest) < count or not bool((largest > 0).all()):
         raise KdepError(
             f"only {int((largest > 0).sum())} of the teacher's channels have variance, fewer than "
             f"the student's {count} channels",
-            fix="give StdMatch a `ratio`",
+            fix="set `ratio` in the method's `transform`",
         )
     return largest
 
@@ -202,13 +202,13 @@ def principal_axes(covariance: Tensor) -> tuple[Tensor, Tensor]:
     else:
         values, axes = torch.linalg.eigh(c)
         values, axes = values.flip(0), axes.flip(1)
-    # float64 sums of D products leave about D ulp of the largest.
+    # The rounding error of float64 sums of D products is about D ulp of the largest.
     noise = values.max() * len(c) * torch.finfo(c.dtype).eps
     return torch.where(values > noise, values, torch.zeros_like(values)), axes
 
 
 def std_ratio(std: Tensor) -> float:
-    """Largest channel standard deviation over the smallest (KDEP's Std Ratio); inf if one is 0."""
+    """Largest channel standard deviation divided by the smallest; infinite if one is 0."""
     low, high = float(std.min()), float(std.max())
     return high / low if low > 0 else math.inf
 

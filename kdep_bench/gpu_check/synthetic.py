@@ -21,7 +21,7 @@ from kdep_bench.objectives.base import demands
 from kdep_bench.pretrain import assemble
 from kdep_bench.pretrain.distiller import Distiller
 from kdep_bench.pretrain.stream import ViewStream
-from kdep_bench.pretrain.teaching import teaching
+from kdep_bench.pretrain.teaching import open_teacher_source
 from kdep_bench.suite.config import resolve
 
 CLASSES = 1000
@@ -112,7 +112,7 @@ def build(
     requirements = demands(method["objective"])
     inputs = dict(done)
     opened = open_views(done["views"], done["prepare"])
-    source = teaching(requirements.needs, spec, inputs, opened)
+    source = open_teacher_source(requirements.needs, spec, inputs, opened)
     objective, target, _ = assemble.objective_config(spec, inputs, source, out)
     labels = done["prepare"] / "data/pool/labels.json"
     data = ViewStream(

@@ -1,4 +1,4 @@
-"""Teachers weighted by how far their gradients agree (Du et al., NeurIPS 2020)."""
+"""Multi-teacher KD with teacher weights that minimise the gradient norm (Du et al. 2020)."""
 
 from __future__ import annotations
 
@@ -14,48 +14,54 @@ from kdep_bench.bounds import Positive
 from kdep_bench.objectives.base import Context
 from kdep_bench.objectives.multi_teacher import MultiTeacherKD
 
-SWEEPS = 30  # over all pairs of teachers; one is exact for two teachers
+SWEEPS = 30  # iterations over all pairs of three or more teachers; for two teachers 1 is exact
 
 
 def least_norm_weights(gradients_KD: Tensor, limit: float) -> Tensor:
-    """[K]: argmin |sum_k a_k g_k|^2 over sum a = 1, 0 <= a_k <= limit (at least 1 / K).
+    """Weights a [K] that minimise |sum_k a_k g_k|^2 subject to sum a = 1, 0 <= a_k <= limit.
 
-    By exact minimisation over one pair of weights after another, from equal weights: where the
-    gradients are equal, so are the weights. On the device of the gradients, without waiting for it.
+    Coordinate descent: starting from equal weights, every pair of weights in turn is minimised
+    exactly. Equal gradients therefore give equal weights. No synchronisation with the GPU.
+
+    Args:
+        gradients_KD: g, one row per teacher.
+        limit: upper bound of a weight; raised to 1 / K where it is lower.
     """
     count = len(gradients_KD)
     limit = max(limit, 1 / count)
     gram = (gradients_KD @ gradients_KD.T).double()
-    a = gram.new_full((count,), 1 / count)
+    weights = gram.new_full((count,), 1 / count)
     pairs = list(itertools.combinations(range(count), 2))
     for _ in range(1 if count == 2 else SWEEPS):
         for i, j in pairs:
-            slope = (gram[i] - gram[j]) @ a  # along e_i - e_j
+            # Newton step that adds to weight i and subtracts the same from weight j.
+            slope = (gram[i] - gram[j]) @ weights
             curvature = gram[i, i] + gram[j, j] - 2 * gram[i, j]
             step = torch.where(curvature > 0, -slope / curvature.clamp_min(1e-300), 0 * slope)
-            low = torch.maximum(-a[i], a[j] - limit)
-            high = torch.minimum(a[j], limit - a[i])
+            low = torch.maximum(-weights[i], weights[j] - limit)
+            high = torch.minimum(weights[j], limit - weights[i])
             step = step.clamp(low, high)
-            a = a.clone()
-            a[i], a[j] = a[i] + step, a[j] - step
-    return a.to(gradients_KD.dtype)
+            weights = weights.clone()
+            weights[i], weights[j] = weights[i] + step, weights[j] - step
+    return weights.to(gradients_KD.dtype)
 
 
 class AgreementKD(MultiTeacherKD):
-    """MultiTeacherKD whose w_k, equal for all samples of a batch, give the least-norm gradient.
+    """MultiTeacherKD with the weights w_k per batch that minimise the norm of the summed gradient.
 
-    w = argmin |sum_k w_k g_k|^2, sum w = 1, 0 <= w_k <= tolerance, with g_k the mean over the batch
-    of the gradient of teacher k's term with respect to the student's logits: a direction in which
-    no teacher's loss grows. g_k = tau (softmax(z_s / tau) - softmax(z_k / tau)) for tau^2 KL_tau.
+    w = argmin |sum_k w_k g_k|^2 subject to sum w = 1, 0 <= w_k <= tolerance. g_k is the gradient of
+    teacher k's term with respect to the student's logits, averaged over the batch; for tau^2 KL_tau
+    it is tau (softmax(z_s / tau) - softmax(z_k / tau)). A step against the summed gradient
+    increases no teacher's loss.
 
     Source: Du et al. 2020, "Agree to Disagree", as AEKD in Rorozhl/CA-MKD `helper/loops.py`,
-    `helper/optimization.py` (a one-class SVM with nu = 1 / (C K), the same problem; tolerance is
-    its C = 0.6). That SVM stops at its starting point where the gradients are small; here the
-    problem is solved.
+    `helper/optimization.py`. That code solves the same problem as a one-class SVM with
+    nu = 1 / (C K), C = 0.6 (the tolerance here), but its solver returns the starting point when the
+    gradients are small.
 
     Args:
-        tolerance: largest weight of a teacher; below 1 / K it is 1 / K, equal weights.
-        the others: as in MultiTeacherKD.
+        tolerance: largest weight of a teacher; a value below 1 / K gives equal weights 1 / K.
+        width, teachers, tau, epochs: as in MultiTeacherKD.
     """
 
     couples_samples = True
@@ -73,7 +79,7 @@ class AgreementKD(MultiTeacherKD):
 
     @torch.no_grad()
     def agreement(self, ctx: Context, student_BC: Tensor) -> Tensor:
-        """[K]: the weights of this batch."""
+        """The weights [K] of the teachers in this batch."""
         tau = self.tau(ctx.step, ctx.steps)
         student, gradients = F.softmax(student_BC / tau, 1), []
         for teacher in ctx.teachers.values():

@@ -1,4 +1,4 @@
-"""AMAL: labels and teacher weighted per image, by weights learned on held-out images."""
+"""AMAL: loss weights per image for label and teacher, meta-learned on held-out images."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.objectives.logit_kd import soft_kl
 from kdep_bench.objectives.players import Player, Players
 
-LEAST = 1e-7  # weights stay in [LEAST, 2 - LEAST]
+MIN_WEIGHT = 1e-7  # weights are clamped to [MIN_WEIGHT, 2 - MIN_WEIGHT], as in the source
 
 
 class Amal(Objective):
     """L = mean over training samples of w_0 CE(y, p) + w_1 tau^2 KL_tau(teacher || student).
 
-    The weights w [images of the pool, 2] minimise the cross-entropy of held-out images after one
-    SGD step of the last layer on L: w <- w - rate dL_val/dw, clamped to [1e-7, 2 - 1e-7], `repeats`
-    times in every `every`-th step after the warm-up. For a linear last layer the derivative is
-    closed-form, see `meta_gradient`.
+    The weights w [images of the pool, 2] are trained to minimise L_val, the cross-entropy of
+    held-out images after one virtual SGD step of the last layer on L: w <- w - lr dL_val/dw,
+    clamped to [1e-7, 2 - 1e-7]. For a linear last layer the derivative has a closed form, see
+    `meta_gradient`.
 
-    Source: durgas16/AMAL `KD/LearnMultiLambdaMeta.py`, CIFAR-100 configuration: weights start at
-    (0.1, 0.9), tau 4, rate 1500, 5 repeats, warm-up of 10 of 200 epochs. There a whole epoch in ten
-    updates the weights, here every tenth step. There the held-out images are a list of their own;
-    here they are those of the batch with a fixed hash: their loss terms are 0 and they are never
-    used to train, except that BatchNorm sees them.
+    Source: durgas16/AMAL `KD/LearnMultiLambdaMeta.py`, CIFAR-100 configuration: initial weights
+    (0.1, 0.9), tau 4, lr 1500, 5 repeats, warm-up of 10 of 200 epochs. Two differences: the weights
+    are updated in every tenth step, there in all steps of every tenth epoch; and the held-out
+    images are chosen by a hash of the image number, there from a separate list. Held-out images
+    have loss 0; only BatchNorm statistics depend on them.
 
     Args:
         tau: temperature.
         held_out: fraction of the images that are held out.
-        every, warmup: when the weights are updated; `warmup` is a fraction of the run.
-        repeats: updates per such step.
-        virtual_lr: of the SGD step of the last layer.
-        optimizer: of the weights.
+        every: the weights are updated in every `every`-th step.
+        warmup: fraction of the run before the first update.
+        repeats: updates of the weights in each such step.
+        virtual_lr: learning rate of the virtual SGD step of the last layer.
+        optimizer: config of the optimiser of the weights.
         width, classes, teacher_classes, views, pool_images: set by the pre-training stage.
     """
 
@@ -66,7 +67,7 @@ class Amal(Objective):
         if classes != teacher_classes:
             raise KdepError(
                 f"the data have {classes} classes and the teacher has {teacher_classes}, but one "
-                "head learns both",
+                "head is trained on both",
                 fix="use a teacher trained on these classes",
             )
         if not 0 < held_out < 1:
@@ -86,7 +87,10 @@ class Amal(Objective):
         return {"mixing": Player(self.mixing, self.optimizer, scheduled=False)}
 
     def is_held_out(self, images: Tensor) -> Tensor:
-        """[B] bool: a fixed choice by image number (Knuth's multiplicative hash)."""
+        """[B] bool for image numbers [B]: whether the image is held out, by its hash.
+
+        Knuth's multiplicative hash, so that the same images are held out in every run.
+        """
         return (images * 2654435761 % 2**32) < self.held_out * 2**32
 
     def play(self, ctx: Context, players: Players) -> None:
@@ -97,22 +101,24 @@ class Amal(Objective):
         assert ctx.teacher is not None
         assert ctx.teacher.logits is not None
         images = ctx.rows // self.views
-        held = self.is_held_out(images)
+        held_out = self.is_held_out(images)
         with torch.no_grad():
-            features = F.pad(ctx.after, (0, 1), value=1.0)  # the bias as one more weight
+            # The bias is one more weight, of a feature that is always 1.
+            features = F.pad(ctx.after, (0, 1), value=1.0)
             layer = torch.cat([self.head.weight, self.head.bias[:, None]], 1)
             for _ in range(self.repeats):
                 gradient = meta_gradient(
                     layer,
                     (features, ctx.labels, ctx.teacher.logits),
-                    held,
+                    held_out,
                     self.mixing.weights[images],
                     self.tau,
                     self.virtual_lr,
                 )
-                table = torch.zeros_like(self.mixing.weights).index_add_(0, images, gradient)
-                players.apply("mixing", [table])
-                self.mixing.weights.clamp_(LEAST, 2 - LEAST)
+                # One gradient per image of the pool: zero for those that are not in the batch.
+                of_pool = torch.zeros_like(self.mixing.weights).index_add_(0, images, gradient)
+                players.apply("mixing", [of_pool])
+                self.mixing.weights.clamp_(MIN_WEIGHT, 2 - MIN_WEIGHT)
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.rows is not None
@@ -121,18 +127,19 @@ class Amal(Objective):
         assert ctx.teacher.logits is not None
         images = ctx.rows // self.views
         used = (~self.is_held_out(images)).float()
+        # The loss is averaged over the batch; this makes it the mean over the training samples.
         scale = used * len(used) / used.sum().clamp(min=1)
         weights = self.mixing.weights.detach()[images] * scale[:, None]
-        z = self.head(ctx.after)
-        hard = F.cross_entropy(z, ctx.labels, reduction="none")
+        logits = self.head(ctx.after)
+        cross_entropy = F.cross_entropy(logits, ctx.labels, reduction="none")
         return {
-            "cross_entropy": weights[:, 0] * hard,
-            "kl": weights[:, 1] * soft_kl(ctx.teacher.logits, z, self.tau),
+            "cross_entropy": weights[:, 0] * cross_entropy,
+            "kl": weights[:, 1] * soft_kl(ctx.teacher.logits, logits, self.tau),
         }
 
 
 class MixingWeights(nn.Module):
-    """[images, 2] weights of the cross-entropy and of the distillation term."""
+    """Parameter `weights` [images, 2]: weights of cross-entropy and distillation term per image."""
 
     def __init__(self, images: int) -> None:
         super().__init__()
@@ -142,29 +149,37 @@ class MixingWeights(nn.Module):
 def meta_gradient(
     layer_CD: Tensor,
     batch: tuple[Tensor, Tensor, Tensor],
-    held_B: Tensor,
+    held_out_B: Tensor,
     weights_B2: Tensor,
     tau: float,
     lr: float,
 ) -> Tensor:
-    """[B, 2]: derivative of the held-out cross-entropy by the weights of the training samples.
+    """Derivative [B, 2] of the held-out cross-entropy L_val with respect to the loss weights.
 
-    After layer' = layer - lr dL/dlayer, L the mean of the weighted terms over the training samples.
-    With g_bm the gradient of the unweighted term m of sample b over their number, it is
-    -lr <g_bm, dL_val/dlayer'>; g_bm is an outer product, so it is never formed. 0 for held-out
-    samples, and for all without a held-out one. Masks instead of indexing: a GPU need not wait.
+    L_val is computed with the layer after one virtual step, layer' = layer - lr dL/dlayer, where L
+    is the mean of the weighted terms over the training samples. The derivative for the weight of
+    term m of sample b is -lr <g_bm, dL_val/dlayer'>, with g_bm the gradient of that term (without
+    its weight) with respect to the layer, divided by the number of training samples. g_bm is an
+    outer product and is not computed explicitly. The result is 0 for held-out samples, and
+    everywhere if no sample of the batch is held out.
 
     Args:
-        batch: features [B, D], labels [B], teacher logits [B, C].
-        held_B: bool, the held-out samples; the others are the training samples.
+        layer_CD: weights of the last layer, the bias in the last column.
+        batch: features [B, D] with a last column of ones, labels [B], teacher logits [B, C].
+        held_out_B: bool; the other samples are the training samples.
+        weights_B2: weights of the cross-entropy and of the distillation term.
+        tau: temperature of the distillation term.
+        lr: learning rate of the virtual step.
     """
     x, labels, teacher = batch
-    held, used = held_B.to(x), (~held_B).to(x)
-    z, right = x @ layer_CD.T, F.one_hot(labels, len(layer_CD))
-    hard = F.softmax(z, 1) - right
-    soft = tau * (F.softmax(z / tau, 1) - F.softmax(teacher / tau, 1))
-    by_logit = torch.stack([hard, soft], 1) * (used / used.sum().clamp(min=1))[:, None, None]
-    step = torch.einsum("bm,bmc,bd->cd", weights_B2, by_logit, x)
-    error = F.softmax(x @ (layer_CD - lr * step).T, 1) - right
-    error = error * (held / held.sum().clamp(min=1))[:, None]
-    return -lr * torch.einsum("bmc,cd,bd->bm", by_logit, error.T @ x, x)
+    # Masks instead of indexing, which would wait for a GPU.
+    held_out, used = held_out_B.to(x), (~held_out_B).to(x)
+    logits, one_hot = x @ layer_CD.T, F.one_hot(labels, len(layer_CD))
+    cross_entropy_grad = F.softmax(logits, 1) - one_hot
+    kl_grad = tau * (F.softmax(logits / tau, 1) - F.softmax(teacher / tau, 1))
+    logit_grads = torch.stack([cross_entropy_grad, kl_grad], 1)
+    logit_grads = logit_grads * (used / used.sum().clamp(min=1))[:, None, None]
+    layer_grad = torch.einsum("bm,bmc,bd->cd", weights_B2, logit_grads, x)
+    val_grad = F.softmax(x @ (layer_CD - lr * layer_grad).T, 1) - one_hot
+    val_grad = val_grad * (held_out / held_out.sum().clamp(min=1))[:, None]
+    return -lr * torch.einsum("bmc,cd,bd->bm", logit_grads, val_grad.T @ x, x)

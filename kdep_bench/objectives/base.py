@@ -1,4 +1,4 @@
-"""A distillation objective: declares what it needs, returns its terms per sample."""
+"""Base class of the objectives, which declare their inputs and return loss terms per sample."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ if TYPE_CHECKING:
     from kdep_bench.objectives.players import Player, Players
     from kdep_bench.teachers.base import TeacherOutput
 
-# NEEDS: inputs that an objective may read from a batch. ARGUMENTS: constructor arguments that the
-# pre-training stage can supply.
+# Inputs that an objective may read from a batch. Not evident from their names:
 # "views": the fixed views of an image are consecutive in the batch.
 # "classes": the labels are those of the teacher's own classifier.
 # "classifier": the teacher's classifier, as a function of its pooled feature.
-# "tail": the teacher's layers after a map are trained (Teacher.tail).
-# "layer": the output of the live teacher's layer `teacher_layer`, after which it stops; it sees the
-# visible patches alone (Teacher.up_to).
+# "tail": the teacher's layers after a map, which are trained again (Teacher.tail).
+# "layer": the output of the layer `teacher_layer` of a live teacher. The teacher processes only the
+# visible patches, and its later layers are not run (Teacher.up_to).
 # "probabilities": the largest `top_classes` class probabilities, the rest spread evenly.
 NEEDS = frozenset(
     {
@@ -31,27 +30,28 @@ NEEDS = frozenset(
         *("classifier", "tail", "probabilities", "layer"),
     }
 )
+# Constructor arguments that the pre-training stage can supply.
 ARGUMENTS = frozenset(
     {
-        "width",  # Ds of the student
+        "width",  # Ds: number of channels of the student's pooled feature
         "classes",  # number of classes of the labels file
         "epochs",  # epochs of the run, for schedules with a span
         "views",  # fixed views per image
-        "pool_images",  # images of the pool, of which the run may use a fraction
+        "pool_images",  # number of images of the whole pool; the run may use a fraction of them
         "target_mean_square",  # mean square of the target over the alignment samples
-        "teacher_width",  # Dt
-        "teacher_mean_variance",  # mean over the teacher's pooled channels of their variance
+        "teacher_width",  # Dt: number of channels of the teacher's pooled feature
+        "teacher_mean_variance",  # variance of each channel of the teacher's pooled feature, mean
         "teacher_config",  # config of the teacher, for `build_teacher`
-        "layer_width",  # channels of the layer of need "layer"
+        "layer_width",  # channels of the layer's output, for "layer" in NEEDS
         "teacher_classes",  # number of classes of the teacher's logits
         "student_maps",  # {name: {"channels": C, "stride": s}}, as in Context.maps
-        "teacher_maps",  # the same of Context.teacher.maps
-        "layer_distances",  # {map: {map: 1 - CKA}} of the teacher's maps among the `levels`
-        "map_moments",  # folder of the moments of these maps: features/map_moments.py
+        "teacher_maps",  # the same for Context.teacher.maps
+        "layer_distances",  # {map: {map: 1 - CKA}} between the teacher's maps in `levels`
+        "map_moments",  # folder with the moments of these maps: features/map_moments.py
     }
 )
-# Those of ARGUMENTS that describe one teacher. A class that reads every teacher gets them for each,
-# as the argument `teachers`: {role: {argument: value}}, in the order of the roles.
+# The members of ARGUMENTS that describe one teacher. A class that reads every teacher gets them in
+# the argument `teachers` instead: {role: {argument: value}}, in the order of the roles.
 TEACHER_ARGUMENTS = frozenset(
     {
         *("target_mean_square", "teacher_width", "teacher_mean_variance", "teacher_classes"),
@@ -62,7 +62,7 @@ TEACHER_ARGUMENTS = frozenset(
 
 @dataclass(frozen=True)
 class StudentOutput:
-    """One pass of the student: `before`, `after`, `maps`, `maps_before` as in Context."""
+    """The student's outputs for a batch: `before`, `after`, `maps`, `maps_before` as in Context."""
 
     before: Tensor
     after: Tensor
@@ -76,29 +76,31 @@ class Context:
 
     Attributes:
         before: [B, Ds] pooled student feature before the last activation (the KDEP tap).
-        after: [B, Ds] pooled student feature after it (what a classifier would read).
-        target: [B, Ds] aligned and transformed teacher feature, without gradient; with need
-            "target".
-        labels: [B] int64 class numbers; with need "labels", None in a label-free run.
-        teacher: the teacher's outputs, without gradient: `pooled` [B, Dt] at the tap, `logits`
-            [B, C] with need "logits", `maps` {name: [B, C, H, W]} with "maps", `tokens` [B, T, C]
-            with "tokens", `probabilities` [B, C] with "probabilities", `layer` [B, p + n, C] with
-            "layer". None in a run without a teacher; of several teachers, the first.
-        teachers: the same of every teacher, by its role in the method; a method with one teacher
-            has the role "teacher".
-        targets: [B, Ds] by role, as `target` of each teacher whose aligned feature is read.
-        maps: the student's pyramid by level, {"s8": [B, C, H/8, W/8], ...}, named by stride in
-            pixels; filled for a class that needs "maps" or requires "student_maps".
-        maps_before: levels before their last activation, those that `Objective.levels_before`
-            names.
-        images: [B, 3, px, px] the student's normalised input, for an objective with networks of its
-            own (see `Objective.attach`).
+        after: [B, Ds] pooled student feature after the last activation (the input of a classifier).
+        target: [B, Ds] aligned and transformed teacher feature, without gradient. None unless the
+            class has "target" in `needs`.
+        labels: [B] int64 class numbers. None in a label-free run, and unless the class has "labels"
+            in `needs`.
+        teacher: the teacher's outputs, without gradient: `pooled` [B, Dt] at the tap and, for the
+            words of the same name in `needs`, `logits` [B, C], `maps` {name: [B, C, H, W]},
+            `tokens` [B, T, C], `probabilities` [B, C] and `layer` [B, p + n, C] (p class tokens, n
+            visible patches). The first teacher where there are several; None in a run without a
+            teacher.
+        teachers: the same outputs of every teacher, by its role in the method; a method with one
+            teacher has the role "teacher".
+        targets: {role: [B, Ds]}, the `target` of every teacher whose aligned feature is read.
+        maps: the student's feature pyramid, {"s8": [B, C, H/8, W/8], ...}: levels are named by
+            their stride in pixels. Empty unless the class has "maps" in `needs` or "student_maps"
+            in `requires`.
+        maps_before: the levels named by `Objective.levels_before`, before their last activation.
+        images: [B, 3, px, px] the student's normalised input, for an objective that has its own
+            networks (see `Objective.attach`).
         rows: [B] int64 row number (image-major) of each view: image = row // views.
-        step: optimiser step, from 0. The micro-batches of gradient accumulation share one.
-        steps: optimiser steps of the whole run.
-        extra: what the method's Augment added, by the names that its class documents.
-        student: runs the student again, on normalised images [B, 3, H, W]; a class that does counts
-            it in `forwards`.
+        step: number of the optimiser step, from 0; equal for all micro-batches of a step.
+        steps: number of optimiser steps of the whole run.
+        extra: tensors that the method's Augment added, by the names that its class documents.
+        student: runs the student once more, on normalised images [B, 3, H, W]. A class that calls
+            it includes these forward passes in `forwards`.
     """
 
     before: Tensor
@@ -118,7 +120,7 @@ class Context:
     student: Callable[[Tensor], StudentOutput] | None = None
 
     def of_teacher(self, role: str) -> Context:
-        """The batch as a method with this teacher alone would see it."""
+        """The same batch, with the outputs of this teacher only."""
         return replace(
             self,
             teacher=self.teachers[role],
@@ -129,30 +131,30 @@ class Context:
 
     @property
     def progress(self) -> float:
-        """Fraction of the run's steps that are done, in [0, 1)."""
+        """Fraction of the run's optimiser steps that are finished, in [0, 1)."""
         return self.step / self.steps
 
 
 class Component(nn.Module, ABC):
-    """Base class of Objective and weighting.Weighting: declares the inputs that they read.
+    """Base class of Objective and weighting.Weighting, which declares the inputs of a class.
+
+    Parameters are trained and dropped at export; buffers are stored in checkpoints.
 
     Class attributes:
-        needs: subset of NEEDS, the inputs read from a batch. The method's config declares the same
-            in its `needs` ("target" there is "pooled" and an alignment), so that an impossible
-            combination is refused when the plan is built.
-        requires: subset of ARGUMENTS, keyword arguments of the constructor that follow from the
-            data, the student or the teacher; the pre-training stage gives exactly these.
-        every_teacher: whether all teachers of a method are read (`Context.teachers`); otherwise
-            only the first is, or the one that a part of a weighted sum names. Such a class is for
-            methods with two teachers or more; what it requires of TEACHER_ARGUMENTS
-            is given as `teachers`.
-        couples_samples: whether the result for one sample depends on the other samples of the batch
-            (Gram matrices, contrast). Such an objective is refused where a batch is split, by
-            gradient accumulation or over several processes, because it would see another batch.
-        forwards: forward passes per sample of its own networks, and additional ones of the student;
-            for the cost columns.
-
-    Parameters are trained and dropped at export; buffers are kept in resume files.
+        needs: subset of NEEDS, the inputs read from a batch. The method's config has a list `needs`
+            as well (with "pooled" and an alignment in place of "target"), which is compared with
+            this set when the plan is built.
+        requires: subset of ARGUMENTS, keyword arguments of the constructor whose values depend on
+            the data, the student or the teacher. The pre-training stage supplies exactly these.
+        every_teacher: whether all teachers of a method are read (`Context.teachers`), for methods
+            with two or more teachers. The class then gets the argument `teachers` in place of those
+            of its `requires` that are in TEACHER_ARGUMENTS. False: only one teacher is read, the
+            first, or the one that a part of a weighted sum names.
+        couples_samples: whether the loss of one sample depends on the other samples of the batch
+            (Gram matrices, contrast). Such an objective raises an error if a batch is split, by
+            gradient accumulation or over several processes, because the loss would differ.
+        forwards: number of forward passes per sample of its own networks, plus additional passes
+            of the student; used for the cost columns of the tables.
     """
 
     needs: ClassVar[frozenset[str]]
@@ -162,27 +164,30 @@ class Component(nn.Module, ABC):
     forwards: ClassVar[int] = 0
 
     def after_step(self) -> None:
-        """Called after every optimiser step, without gradient: the place of moving averages."""
+        """Called after every optimiser step, without gradient; for example for moving averages."""
 
     @classmethod
     def levels_before(cls, config: Mapping[str, Any]) -> frozenset[str]:
-        """Student levels that `config`, a config of this class, reads from `maps_before`."""
+        """Names of the student levels that an objective with this `config` reads before activation.
+
+        They are in `Context.maps_before`.
+        """
         return frozenset()
 
     @classmethod
     def parts(cls, config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        """Configs of the components that `config`, a config of this class, is made of."""
+        """Configs of the components inside `config`, a config of this class."""
         return []
 
 
 class Objective(Component):
-    """One objective, one file.
+    """Base class of the pre-training losses; every subclass has its own file.
 
     Class attributes:
-        has_players: whether parts of it are trained by optimisers of their own (`players`). Such an
-            objective is refused under gradient accumulation: its players would take one step per
+        has_players: whether parts of it have separate optimisers (see `players`). Such an objective
+            raises an error with gradient accumulation, because its players would take one step per
             micro-batch.
-        reads_extra: what is read of `Context.extra`; the method's Augment adds it.
+        reads_extra: names that it reads from `Context.extra`; the method's Augment adds them.
         transformer: whether the student must be a vision transformer of timm.
     """
 
@@ -192,43 +197,45 @@ class Objective(Component):
 
     @abstractmethod
     def terms(self, ctx: Context) -> dict[str, Tensor]:
-        """Un-reduced terms, each of shape (B,); the loss is the mean over B of their sum."""
+        """{name: loss per sample (B,)}; the training loss is the mean over B of their sum."""
 
     def attach(self, student: nn.Module, new_network: Callable[[], nn.Module]) -> None:
-        """Called once, before training: the place of a second network (a peer, an average).
+        """Called once, before training, for example to create a peer or an averaged network.
 
         Args:
-            student: the backbone that is trained. Keep it in a list, or it is registered twice.
-            new_network: makes one more network of the student's kind, freshly initialised; called
-                with `Context.images` it returns (before, after), pooled like the student's.
+            student: the backbone that is trained. Store it in a list; as an attribute it would be
+                registered as a submodule a second time.
+            new_network: creates a network of the student's architecture with new random weights.
+                Called with `Context.images`, the network returns (before, after), pooled as the
+                student's features are.
         """
 
     def before_student(self, extra: Mapping[str, Tensor]) -> None:
-        """Called before the student's pass of every batch that an Augment changed.
+        """Called before the student's forward pass on every batch that an Augment changed.
 
         Args:
-            extra: what it added, as in `Context.extra`: for instance the patches to hide.
+            extra: the tensors that it added, as in `Context.extra`; for example the hidden patches.
         """
 
     def players(self) -> dict[str, Player]:
-        """Submodules with an optimiser of their own, by name: a bridge, an opponent, meta weights.
+        """Submodules with a separate optimiser, by name (an adversary, meta-learned weights).
 
-        They are saved and resumed with the run and dropped at export. No gradient of `terms`
-        reaches them. Called once, after `attach`.
+        They are stored in checkpoints and dropped at export. No gradient of `terms` reaches them.
+        Called once, after `attach`.
         """
         return {}
 
     def play(self, ctx: Context, players: Players) -> None:
-        """The players' steps, in every training step before `terms`: with `players.minimise`.
+        """Updates the players, with `players.minimise`; called in every step before `terms`.
 
-        The student is as `terms` will see it; its features in `ctx` carry gradient, which
-        `minimise` does not follow.
+        The student's weights are the same as in `terms`. Its features in `ctx` are part of the
+        autograd graph, but `minimise` computes gradients for the player's parameters only.
         """
 
 
 @dataclass(frozen=True)
 class Demands:
-    """The class attributes of a config's objective and all its parts, united."""
+    """The union of the class attributes of an objective and all its parts; see Component."""
 
     needs: frozenset[str]
     requires: frozenset[str]
@@ -239,14 +246,16 @@ class Demands:
 
     @property
     def pyramid(self) -> bool:
-        """Whether the student's maps are read."""
+        """Whether the objective reads the student's feature pyramid."""
         return "maps" in self.needs or "student_maps" in self.requires
 
 
 def demands(config: Mapping[str, Any], base: type[Component] = Objective) -> Demands:
-    """The demands of an objective config, its parts included; nothing is built.
+    """The Demands of an objective's config and its parts; only classes are read, nothing is built.
 
-    Raises KdepError for a type that is no `base`, or declares a word not in NEEDS or ARGUMENTS.
+    Raises:
+        KdepError: the type is not a subclass of `base`, or a class declares a word that is not in
+            NEEDS or ARGUMENTS.
     """
     kind = locate(config["type"])
     if not (isinstance(kind, type) and issubclass(kind, base)):
@@ -257,65 +266,77 @@ def demands(config: Mapping[str, Any], base: type[Component] = Objective) -> Dem
             expected="a class of kdep_bench.objectives",
             fix="correct `type` in the method's objective",
         )
-    for what, got, known in (("need", kind.needs, NEEDS), ("question", kind.requires, ARGUMENTS)):
-        for word in sorted(got - known):
-            raise unknown_name(f"{what} of {type_path(kind)}", word, known)
-    inner = [demands(part, Component) for part in kind.parts(config)]
+    for attribute, declared, known in (
+        ("needs", kind.needs, NEEDS),
+        ("requires", kind.requires, ARGUMENTS),
+    ):
+        for word in sorted(declared - known):
+            raise unknown_name(f"word in `{attribute}` of {type_path(kind)}", word, known)
+    of_parts = [demands(part, Component) for part in kind.parts(config)]
     return Demands(
-        kind.needs.union(*(d.needs for d in inner)),
-        kind.requires.union(*(d.requires for d in inner)),
-        kind.couples_samples or any(d.couples_samples for d in inner),
-        kind.forwards + sum(d.forwards for d in inner),
-        kind.levels_before(config).union(*(d.levels_before for d in inner)),
-        getattr(kind, "has_players", False) or any(d.has_players for d in inner),
+        kind.needs.union(*(d.needs for d in of_parts)),
+        kind.requires.union(*(d.requires for d in of_parts)),
+        kind.couples_samples or any(d.couples_samples for d in of_parts),
+        kind.forwards + sum(d.forwards for d in of_parts),
+        kind.levels_before(config).union(*(d.levels_before for d in of_parts)),
+        getattr(kind, "has_players", False) or any(d.has_players for d in of_parts),
     )
 
 
-def build_objective(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Objective:
-    """Builds the objective of a config, with those of `facts` that it requires as arguments.
+def build_objective(config: Mapping[str, Any], build_args: Mapping[str, Any]) -> Objective:
+    """Builds the objective of a config.
 
-    A value set in the config wins over the same fact. `facts["teachers"]`, where a method has
-    several teachers, is handed to what reads them all or passes them on to its parts.
+    Args:
+        config: {type, ...}; its values take precedence over `build_args`.
+        build_args: values of ARGUMENTS, of which the class gets those in its `requires`; and, for
+            a method with several teachers, "teachers": {role: {argument: value}}, which a class
+            gets that reads all teachers or has parts that may read them.
+
+    Raises:
+        KdepError: a required argument is missing, or what `demands` raises.
     """
     demands(config)
-    made = build_component(config, facts)
-    assert isinstance(made, Objective)
-    return made
+    objective = build_component(config, build_args)
+    assert isinstance(objective, Objective)
+    return objective
 
 
-def build_component(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Component:
-    """The objective or weighting of a config; see `build_objective`."""
-    requirements = demands(config, Component)
-    facts = {k: v for k, v in facts.items() if k not in config}
-    values_by_role = config.get("teachers", facts.get("teachers")) or {}
-    of_each = set[str]().union(*values_by_role.values())
-    lacking = sorted(requirements.requires - set(facts) - set(config) - of_each)
-    if lacking:
+def build_component(config: Mapping[str, Any], build_args: Mapping[str, Any]) -> Component:
+    """Builds the objective or weighting of a config; arguments as in `build_objective`."""
+    required = demands(config, Component).requires
+    build_args = {k: v for k, v in build_args.items() if k not in config}
+    args_by_role = config.get("teachers", build_args.get("teachers")) or {}
+    args_of_roles = set[str]().union(*args_by_role.values())
+    missing = sorted(required - set(build_args) - set(config) - args_of_roles)
+    if missing:
         raise KdepError(
-            f"missing constructor argument {', '.join(lacking)} of {type_path(config['type'])}",
+            f"missing constructor argument {', '.join(missing)} of {type_path(config['type'])}",
             fix="set it in the method's config, or provide it from the pre-training stage",
         )
-    # A sum gives its parts the facts of one teacher too: not to those that take them of each.
-    singular = requirements.requires - (
-        TEACHER_ARGUMENTS if locate(config["type"]).every_teacher else frozenset()
-    )
-    arguments = {k: facts[k] for k in sorted(singular & set(facts))}
-    if "teachers" in facts and takes_teachers(config):
-        arguments["teachers"] = facts["teachers"]
+    # The parts of a weighted sum also get the arguments of one teacher. A class that reads every
+    # teacher does not accept them: it gets them by role.
+    if locate(config["type"]).every_teacher:
+        required -= TEACHER_ARGUMENTS
+    arguments = {k: build_args[k] for k in sorted(required & set(build_args))}
+    if "teachers" in build_args and takes_teachers(config):
+        arguments["teachers"] = build_args["teachers"]
     return build(config, **arguments)
 
 
 def takes_teachers(config: Mapping[str, Any]) -> bool:
-    """Whether the class of a config has the argument `teachers`: facts of each of several."""
+    """Whether the class of a config has the argument `teachers` (arguments by teacher role)."""
     kind = locate(config["type"])
     return bool((kind.every_teacher and kind.requires & TEACHER_ARGUMENTS) or kind.parts(config))
 
 
-def values_of_part(facts: Mapping[str, Any], role: str | None = None) -> dict[str, Any]:
-    """The facts of a part of a sum: with those of the teacher it reads, `role` or the first."""
-    by_role: Mapping[str, Any] = facts.get("teachers") or {}
+def build_args_of_part(build_args: Mapping[str, Any], role: str | None = None) -> dict[str, Any]:
+    """The `build_args` for one part of a weighted sum.
+
+    They include the arguments of the teacher that the part reads: that of `role`, or the first.
+    """
+    by_role: Mapping[str, Any] = build_args.get("teachers") or {}
     if not by_role:
-        return dict(facts)
+        return dict(build_args)
     part_role = next(iter(by_role)) if role is None else role
     visible = by_role if role is None else {role: by_role[role]}
-    return {**facts, **by_role[part_role], "teachers": visible}
+    return {**build_args, **by_role[part_role], "teachers": visible}

@@ -1,4 +1,4 @@
-"""Confidence-aware multi-teacher distillation (Zhang et al., ICASSP 2022): weights, features."""
+"""Confidence-aware multi-teacher distillation: logits and features (Zhang et al., ICASSP 2022)."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ from kdep_bench.objectives.weighting import Weighting
 
 
 def confidence(losses_KB: Tensor) -> Tensor:
-    """[K, B]: (1 - softmax over teachers of their cross-entropies) / (K - 1) / K.
+    """Weights [K, B] of K teachers: (1 - softmax over teachers of their losses) / (K - 1) / K.
 
-    Without the last 1 / K the weights of a sample sum to 1; the published code divides by K again.
+    The weights of a sample sum to 1 / K, because the published code divides by K as well.
+
+    Args:
+        losses_KB: cross-entropy of each teacher for each sample.
     """
     count = len(losses_KB)
     return (1 - F.softmax(losses_KB, 0)) / (count - 1) / count
 
 
 class ConfidenceWeights(Weighting):
-    """w_k of `confidence`, of the cross-entropy of teacher k's logits with the label.
+    """Weights each teacher by the `confidence` of the cross-entropy of its logits with the label.
 
-    The terms are named by the teachers' roles. Source: Rorozhl/CA-MKD `helper/loops.py`, CAMKD.
-    The label-free form is EntropyWeights.
+    The keys of the terms are the teachers' roles. Source: Rorozhl/CA-MKD `helper/loops.py`, CAMKD.
+    The label-free counterpart is EntropyWeights.
     """
 
     needs = frozenset({"logits", "labels", "classes"})
@@ -46,13 +49,14 @@ class ConfidenceWeights(Weighting):
 class ConfidenceAwareFeatures(Objective):
     """sum over teachers k of w_k * mean over channels of (r_k(student) - F_k)^2, per sample.
 
-    r_k is Linear, BatchNorm, ReLU; w_k is `confidence` of the cross-entropy of teacher k's own
-    classifier on r_k(student), so a teacher counts where its classifier is right about what the
-    student has learned of it. The gradient passes through w_k, as in the published code. Pooled
-    features: the published r_k is the same with a 1x1 convolution on the last maps, pooled after.
+    r_k is Linear, BatchNorm, ReLU, and is dropped at export. w_k is the `confidence` of the
+    cross-entropy of teacher k's classifier applied to r_k(student): a teacher has a large weight
+    where its classifier predicts the label from the projected student feature. The gradient passes
+    through w_k, as in the published code.
 
-    Source: Rorozhl/CA-MKD `distiller_zoo/CAMKD.py`, `models/util.py` CalWeight, Embed. There the
-    weight is 50, and 0 in the first epoch. r_k is dropped at export.
+    Source: Rorozhl/CA-MKD `distiller_zoo/CAMKD.py`, `models/util.py` CalWeight, Embed. There r_k
+    has a 1x1 convolution on the last maps in place of Linear and is followed by pooling, and the
+    weight of the loss is 50, but 0 in the first epoch.
 
     Args:
         width, classes, teachers: set by the pre-training stage.
@@ -66,7 +70,8 @@ class ConfidenceAwareFeatures(Objective):
         super().__init__()
         at_least_two(teachers)
         check_labels(classes, teachers)
-        self.embed = nn.ModuleDict(  # "of_": a role may be called as an attribute of ModuleDict
+        # The prefix "of_" avoids clashes of roles with attributes of ModuleDict.
+        self.embed = nn.ModuleDict(
             {
                 f"of_{role}": nn.Sequential(
                     nn.Linear(width, values["teacher_width"]),

@@ -1,4 +1,4 @@
-"""Continuation-KD's hinge: follow a teacher that is faded in, and ignore what is close enough."""
+"""Continuation-KD: a hinge loss on logits, with the teacher's logits scaled up over training."""
 
 from __future__ import annotations
 
@@ -17,28 +17,27 @@ PHI: Mapping[str, Any] = {"type": "kdep_bench.schedules.annealing.Annealing", "t
 
 
 def hinge(s_BC: Tensor, t_BC: Tensor, phi: float, margin: float | Tensor) -> Tensor:
-    """[B]: max(0, |s - phi t|^2 - margin phi), the sum over channels."""
+    """max(0, |s - phi t|^2 - margin phi) per sample, shape [B]; | |^2 sums over channels."""
     return ((s_BC - phi * t_BC).square().sum(1) - margin * phi).clamp(min=0)
 
 
 class Continuation(Objective):
-    """w max(0, |z_s - phi z_t|^2 / C - m phi E) / E on logits, phi rising to 1; label-free.
+    """w max(0, |z_s - phi z_t|^2 / C - m phi E) / E on logits, with phi rising to 1; label-free.
 
-    As published the loss is psi CE + (1 - psi) of this, psi rising: a WeightedSum of this and
-    CrossEntropy with two schedules (configs/methods/continuation_labels.py). Without labels psi is
-    0. With m = 0 it is Annealing-KD.
+    E is the mean square of the teacher's logits in the first batch. The published loss is
+    psi CE + (1 - psi) L with this L and a rising psi: see configs/methods/continuation_labels.py,
+    a WeightedSum of this class and CrossEntropy with two schedules. Here psi is 0. With m = 0 the
+    loss is that of Annealing-KD.
 
-    Source: arXiv 2212.05998, eqs 3-5 and algorithm 1, where the sum over the C classes has no
-    divisor. Chosen in this project: the margin's value, which the paper does not state, and the
-    unit of weight and margin: E is the mean square of the teacher's logits in the first batch, so
-    that one weight and one margin fit every teacher, as KDEP's weight does. An output of zero has
-    the loss w (1 - m) at phi = 1. While phi < m, an output of zero is within the margin, so nothing
-    would be learned.
+    Source: arXiv 2212.05998, eqs 3-5 and algorithm 1. Chosen in this project: the division by C and
+    by E, so that one weight and one margin suit every teacher; and the value of the margin, which
+    the paper does not state. An output of zero has the loss w (1 - m) at phi = 1, and no loss
+    while phi < m.
 
     Args:
         margin: m, as a fraction of E.
         weight: w.
-        phi: a number or a schedule.
+        phi: a number or the config of a schedule.
         width, teacher_classes, epochs: set by the pre-training stage.
     """
 
@@ -74,5 +73,5 @@ class Continuation(Objective):
         square_norm = self.classes * self.scale(
             lambda: logits.square().mean(), "the teacher's logit"
         )
-        far = hinge(self.head(ctx.after), logits, phi, self.margin * square_norm)
-        return {"hinge": self.weight / square_norm * far}
+        loss = hinge(self.head(ctx.after), logits, phi, self.margin * square_norm)
+        return {"hinge": self.weight / square_norm * loss}

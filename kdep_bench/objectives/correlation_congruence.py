@@ -1,4 +1,4 @@
-"""Correlation congruence (Peng et al., ICCV 2019), its correlation term."""
+"""The correlation term of correlation congruence (Peng et al., ICCV 2019)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from kdep_bench.objectives.base import Context, Objective
 class CorrelationCongruence(Objective):
     """w * mean over B^2 of (K_s - K_t)^2, K a Gaussian kernel of normalised features.
 
-    K(x, y) = exp(-gamma |x - y|^2) = exp(-2 gamma) exp(2 gamma x.y) for |x| = |y| = 1, by its
-    Taylor series to order P: exp(-2 gamma) sum_p (2 gamma)^p / p! (x.y)^p.
+    K(x, y) = exp(-gamma |x - y|^2), which is exp(-2 gamma) exp(2 gamma x.y) for |x| = |y| = 1, is
+    approximated by its Taylor series of order P: exp(-2 gamma) sum_p (2 gamma)^p / p! (x.y)^p.
 
     Source: the paper's kernel as in AberHu/Knowledge-Distillation-Zoo `kd_losses/cc.py` (gamma 0.4,
-    P = 2). RepDistiller's `CC.py` is something else, neighbouring differences of projected
-    features, and needs equal widths. The weight is this project's.
+    P = 2). RepDistiller's `CC.py` is a different loss. The default weight was chosen in this
+    project.
 
     Args:
-        gamma, order: of the kernel.
+        gamma: inverse squared width of the kernel.
+        order: P.
         weight: w.
     """
 
@@ -37,12 +38,12 @@ class CorrelationCongruence(Objective):
             raise KdepError(
                 f"correlation congruence has gamma={gamma}, order={order}",
                 expected="gamma above 0, order 1 or more",
-                fix="correct them in the method's objective",
+                fix="correct `gamma` and `order` in the method's objective",
             )
         self.gamma, self.order, self.weight = float(gamma), order, float(weight)
 
     def kernel(self, x_BD: Tensor) -> Tensor:
-        """[B, B]: the kernel of every pair."""
+        """Kernel matrix [B, B] of features [B, D]."""
         unit = F.normalize(x_BD, dim=1)
         cosine = unit @ unit.T
         total = torch.zeros_like(cosine)

@@ -10,12 +10,12 @@ from kdep_bench.objectives.base import Context, Objective
 
 
 class CrossEntropy(Objective):
-    """Cross-entropy over `classes`; the linear head lives here and is dropped at export.
+    """Cross-entropy of a linear head, which is dropped at export.
 
     Args:
         width: Ds, set by the pre-training stage.
         classes: number of classes, set by the pre-training stage from the labels file.
-        label_smoothing: as in torch's `cross_entropy`.
+        label_smoothing: as in `torch.nn.functional.cross_entropy`.
     """
 
     needs = frozenset({"labels"})

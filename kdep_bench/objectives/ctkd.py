@@ -1,4 +1,4 @@
-"""Curriculum temperature (CTKD): the temperature is learned against the student."""
+"""CTKD: logit distillation with a temperature that is trained adversarially (AAAI 2023)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CURRICULUM: Mapping[str, Any] = {
 
 
 class ScaledGradient(torch.autograd.Function):
-    """x forward; its gradient times a number backward (negative: the parameter ascends)."""
+    """Identity whose gradient is multiplied by `factor`; negative means gradient ascent."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
@@ -35,18 +35,21 @@ class ScaledGradient(torch.autograd.Function):
 
 
 class CTKD(Objective):
-    """Label-free logit KD at tau = start + range * sigmoid(theta), theta's gradient times lambda.
+    """Label-free logit KD with a learned temperature tau = start + range * sigmoid(theta).
 
-    lambda goes along half a cosine from 0 to -1 over the first 10 epochs, so that the temperature
-    comes to *ascend* the loss while the student descends it. tau^2 is inside the graph.
+    The gradient with respect to theta is multiplied by lambda, which decreases from 0 to -1 along
+    half a cosine over the first 10 epochs: the temperature then maximises the loss that the student
+    minimises. The gradient includes that of the factor tau^2.
 
     Source: zhengli97/CTKD `models/temp_global.py`, `helper/loops.py`, `train_student.py`
-    CosineDecay: start 1, range 20, theta 1 at first (tau = 15.62), so tau stays in (1, 21).
-    The paper's cross-entropy is left out: no labels.
+    CosineDecay: start 1, range 20, initial theta 1 (tau = 15.62), so tau stays in (1, 21). The
+    paper's cross-entropy with labels is omitted.
 
     Args:
-        start, range, theta: see above.
-        curriculum: lambda, a number or a schedule.
+        start: lower bound of tau.
+        range: upper bound of tau minus `start`.
+        theta: initial value of the parameter.
+        curriculum: lambda, a number or the config of a schedule.
         width, teacher_classes, epochs: set by the pre-training stage.
     """
 
@@ -68,7 +71,7 @@ class CTKD(Objective):
             raise KdepError(
                 f"CTKD has start={start}, range={range}",
                 expected="start above 0, range 0 or more",
-                fix="correct them in the method's objective",
+                fix="correct `start` and `range` in the method's objective",
             )
         self.head = nn.Linear(width, teacher_classes)
         self.start, self.range = float(start), float(range)
@@ -76,7 +79,7 @@ class CTKD(Objective):
         self.curriculum = as_schedule(curriculum, epochs)
 
     def temperature(self, factor: float) -> Tensor:
-        """tau, a scalar whose gradient to theta is multiplied by `factor`."""
+        """tau, a scalar; its gradient with respect to theta is multiplied by `factor`."""
         return self.start + self.range * torch.sigmoid(ScaledGradient.apply(self.theta, factor))
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:

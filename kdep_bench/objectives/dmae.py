@@ -1,4 +1,4 @@
-"""DMAE: a student of masked images also regresses a middle layer of a teacher (CVPR 2023)."""
+"""DMAE: masked-autoencoder training plus regression of a middle layer of a teacher (CVPR 2023)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ from kdep_bench.objectives.masked_autoencoder import MaskedAutoencoder
 def token_distance(
     student_BTC: Tensor, teacher_BTC: Tensor, visible: int, unit_length: bool
 ) -> Tensor:
-    """[B]: mean over tokens and channels of |s - t|, with `unit_length` of s / |s| and t / |t|.
+    """Mean over tokens and channels of |s - t| per sample, shape [B].
 
-    Class tokens count where both networks have equally many; otherwise only the last `visible`
-    tokens, those of the patches.
+    Args:
+        student_BTC, teacher_BTC: tokens, with C equal for both.
+        visible: number of visible patches, whose tokens are the last ones. Only they are compared
+            if the two networks have different numbers of tokens (class tokens).
+        unit_length: divide every token by its Euclidean norm first.
     """
     s, t = student_BTC, teacher_BTC
     if s.shape[1] != t.shape[1]:
@@ -33,24 +36,24 @@ def token_distance(
 
 
 class Dmae(MaskedAutoencoder):
-    """L_MAE + alpha mean |u(W z_s + b) - u(z_t)|; u(z) = z / |z|.
+    """L_MAE + alpha mean |u(W z_s + b) - u(z_t)|, with u(z) = z / |z|.
 
-    z_s and z_t are the tokens of the same visible patches after block `student_block` of the
-    student and after the layer `teacher_layer` of the frozen teacher, which stops there; L_MAE is
-    that of MaskedAutoencoder. A teacher with feature maps gets the image with the hidden patches in
-    the mean colour, and its map is read at the visible patches.
+    L_MAE is the loss of MaskedAutoencoder. z_s are the tokens of the visible patches after block
+    `student_block` of the student; z_t are those of the same patches after the layer
+    `teacher_layer` of the frozen teacher, whose later layers are not run. A convolutional teacher
+    gets the image with the hidden patches replaced by the mean colour, and z_t is its map at the
+    visible patches.
 
     Source: Bai et al., CVPR 2023; UCSC-VLAA/DMAE `models_mae_distill.py` (alpha 1, one linear layer
-    W, 9th of 12 blocks of the student and 18th of 24 of the teacher). The paper's formula has no u
-    (`unit_length=False`), its code has. That code runs the teacher's later blocks and its decoder
-    too, and discards them.
+    W, 9th of 12 blocks of the student and 18th of 24 of the teacher). u is in the published code
+    but not in the paper's formula (`unit_length=False`).
 
     Args:
         teacher_layer: name or module path of the layer (`Teacher.up_to`).
         student_block: number of the block, from 0.
         alpha: weight of the distance.
         unit_length: whether u is applied.
-        decoder: arguments of MaskedAutoencoder.
+        decoder: other arguments, passed to MaskedAutoencoder.
         width, layer_width: set by the pre-training stage.
     """
 
@@ -74,7 +77,7 @@ class Dmae(MaskedAutoencoder):
         self.unit_length = bool(unit_length)
 
     def attach(self, student: nn.Module, new_network: Callable[[], nn.Module]) -> None:
-        self.read(VisibleTokens(student, self.student_block))
+        self.set_tokens(VisibleTokens(student, self.student_block))
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.teacher is not None
@@ -89,14 +92,15 @@ class Dmae(MaskedAutoencoder):
 
 
 class DmaeMaps(Objective):
-    """The distance of DMAE alone, for a convolutional student: alpha mean |u(W z_s + b) - u(z_t)|.
+    """The second term of Dmae for a convolutional student: alpha mean |u(W z_s + b) - u(z_t)|.
 
-    The student sees the image with the hidden patches in the mean colour. z_s is its level
-    `student_level`, resized to the grid of patches and read at the visible ones; it should be the
-    last one, because no other loss trains the layers after it. No pixels are reconstructed: a
-    convolution sees across the patches' edges, so that it would not be the source's task.
+    The student's input is the image with the hidden patches replaced by the mean colour. z_s is its
+    level `student_level`, resized to the grid of patches and read at the visible patches. The level
+    should be the last one, because no other loss trains the layers after it. There is no
+    reconstruction term: a convolution mixes visible and hidden patches, so the task would not be
+    that of the source.
 
-    Source: the distance of `Dmae`; its use with a convolutional student is our own.
+    Source: as for Dmae; its use with a convolutional student is a choice of this project.
 
     Args:
         teacher_layer, alpha, unit_length: as in `Dmae`.

@@ -1,4 +1,4 @@
-"""KDEP's objective: mean squared error to the fixed target, no labels, nothing learnable."""
+"""KDEP's objective: mean squared error to a fixed target, without labels or learned parameters."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ class FeatureRegression(Objective):
 
     Source: CVMI-Lab/KDEP `src/train_distill.py` (`mse_loss`, mean over batch and channels).
 
-    Under SGD the weight multiplies the learning rate, so a fixed w ties the rate to the scale of
-    one teacher's target; "auto" is the rule of `loss_weight`. It makes the loss independent of the
-    target's scale, but the student's output still has to reach that scale. With `unit`, the target
-    is divided by its root mean square, and nothing depends on the scale: a teacher's feature times
-    a constant then trains exactly the same student.
+    With SGD, w multiplies the learning rate, so the best fixed w depends on the scale of the
+    teacher's target. "auto" divides by the target's mean square (see `loss_weight`), which makes
+    the loss independent of that scale; but the student's output must still grow to it. With `unit`,
+    the target is divided by its root mean square, and training does not depend on the scale at all.
 
     Args:
         weight: w, or "auto".
-        scale: the loss of an output of zero under "auto".
+        scale: the loss of an output of zero, for weight="auto".
         target_mean_square: mean square of the target over the alignment samples; set by the
             pre-training stage.
         unit: divide the target by its root mean square over the alignment samples.
         tap: "before" regresses the student's feature before its last activation, as KDEP does;
-            "after" the feature that a classifier reads.
+            "after" regresses the feature after it, which a classifier reads.
     """
 
     needs = frozenset({"target"})
@@ -49,9 +48,9 @@ class FeatureRegression(Objective):
         if tap not in ("before", "after"):
             raise unknown_name("tap of the student", tap, ("before", "after"))
         self.tap = tap
-        # Of the target as shown to the student, whose mean square is 1 in the unit of its own rms.
+        # A target divided by its root mean square has the mean square 1.
         self.weight = loss_weight(weight, scale, 1.0 if unit else target_mean_square)
-        # 1 / loss_weight("auto", 1, mean_square) is the mean square, checked.
+        # loss_weight("auto", 1, mean_square) is 1 / mean_square, or an error if that is not finite.
         self.rms = loss_weight("auto", 1.0, target_mean_square) ** -0.5 if unit else 1.0
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""A scale that the first batch sets and the whole run keeps."""
+"""Constants that are measured on the first batch and used for the whole run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from kdep_bench.errors import KdepError
 
 
 class FirstBatch(nn.Module):
-    """Remembers `count` means over the first batch, so that a weight can be relative to them.
+    """Stores `count` means over the first batch, by which an objective normalises its loss.
 
-    What is averaged is the caller's: a mean square, or a mean distance to zero. `means` [count] is
-    a buffer, 0 where not yet known: a resumed run continues with the same values. Under several
-    processes they are those of the first global batch, equal on every rank.
+    The caller chooses what is averaged, for example the mean square of a target. With several
+    processes, the means are over the global batch and equal on every rank.
+
+    Attributes:
+        means: [count] buffer, 0 for values that are not measured yet. It is stored in checkpoints,
+            so that a resumed run uses the same values.
     """
 
     means: Tensor
@@ -29,23 +32,33 @@ class FirstBatch(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        old = f"{prefix}energy"  # its name in resume files of earlier versions
-        if old in state_dict:
-            state_dict[f"{prefix}means"] = state_dict.pop(old)
+        old_name = f"{prefix}energy"  # the name of `means` in checkpoints of earlier versions
+        if old_name in state_dict:
+            state_dict[f"{prefix}means"] = state_dict.pop(old_name)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def forward(self, mean: Callable[[], Tensor], what: str, k: int = 0) -> Tensor:
-        """The k-th scale, a scalar; `mean` gives a batch's. KdepError where that is not above 0."""
+    def forward(self, mean: Callable[[], Tensor], quantity: str, k: int = 0) -> Tensor:
+        """The k-th mean, a scalar tensor.
+
+        Args:
+            mean: returns the mean of this batch; called in the first batch only.
+            quantity: name of the averaged quantity, for the error.
+            k: number of the mean, 0 to count - 1.
+
+        Raises:
+            KdepError: the mean of the first batch is not positive.
+        """
         if k not in self._known and not float(self.means[k]) > 0:
-            found = mean().detach().float()
+            batch_mean = mean().detach().float()
             if distributed.is_initialized():
-                distributed.all_reduce(found)
-                found = found / distributed.get_world_size()
-            if not float(found) > 0:
+                distributed.all_reduce(batch_mean)
+                batch_mean = batch_mean / distributed.get_world_size()
+            if not float(batch_mean) > 0:
                 raise KdepError(
-                    f"{what} is zero for the whole first batch, so the loss cannot be normalised",
+                    f"{quantity} is zero for the whole first batch, so the loss cannot be "
+                    "normalised",
                     fix="choose another teacher or another of its outputs",
                 )
-            self.means[k] = found
+            self.means[k] = batch_mean
         self._known.add(k)
         return self.means[k]

@@ -1,4 +1,4 @@
-"""FitNets-style hints: chosen levels of the student regress maps of the teacher."""
+"""FitNets hints: levels of the student regress feature maps of the teacher."""
 
 from __future__ import annotations
 
@@ -23,26 +23,27 @@ DISTANCES = {
 
 
 def _loss_of_zero(difference: Callable[[Tensor, Tensor], Tensor], t: Tensor) -> Tensor:
-    """Scalar mean distance of an output of zero to the map t [B, C, H, W]."""
+    """Mean loss, a scalar, of predicting zero for the map t [B, C, H, W]."""
     return difference(torch.zeros_like(t), t).mean()
 
 
 class Hints(Objective):
     """w * sum over levels of mean |r(F_s) - F_t|^p / mean |F_t|^p.
 
+    r is a learned 1x1 convolution, dropped at export. The divisor is measured on the first batch,
+    so that one weight suits every teacher: an output of zero has the loss w per level.
+
     Source: FitNets (Romero et al., ICLR 2015) in the form of HobbitLong/RepDistiller
     `distiller_zoo/FitNet.py` (mean squared error after a 1x1 convolution, weight 100, one middle
-    level). Two departures: there is no additional cross-entropy (label-free), and the weight is
-    relative to the mean of the teacher map's |F_t|^p in the first batch, as KDEP's here, so that
-    one number fits every teacher: an output of zero has the loss w per level.
+    level). Two differences: there is no cross-entropy (label-free), and the divisor.
 
     Args:
         levels: {student level: teacher map}.
         weight: w.
-        distance: "l2", "l1" or "huber".
-        hidden: channels of a hidden layer that makes r non-linear; None for linear.
-        init: r's weights are drawn from U(-init, init), as AberHu's and RKD's code do; None for
-            torch's own.
+        distance: "l2", "l1" or "huber", in place of |.|^p.
+        hidden: channels of a hidden layer with ReLU in r; None for a linear r.
+        init: r's weights are initialised from U(-init, init), as in the code of AberHu and RKD;
+            None for torch's default.
         student_maps, teacher_maps: set by the pre-training stage.
     """
 

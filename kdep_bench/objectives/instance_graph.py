@@ -1,4 +1,4 @@
-"""An instance relationship graph over two layers: a reading, not the authors' own code."""
+"""Distillation of an instance relationship graph over two layers, after IRG (CVPR 2019)."""
 
 from __future__ import annotations
 
@@ -18,31 +18,33 @@ FORMS = ("gram", "attention")
 
 
 def attention(x_BD: Tensor, tau: float) -> Tensor:
-    """[B, B] log-probabilities: softmax over the other samples of cosine / tau."""
+    """Log-softmax of cosine / tau over the other samples, [B, B], of features [B, D]."""
     unit = F.normalize(x_BD, dim=1)
     is_self = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
     return F.log_softmax((unit @ unit.T / tau).masked_fill(is_self, -1e4), dim=1)
 
 
 class InstanceGraph(Objective):
-    """The batch as a graph: nodes are samples, edges their similarities, at two depths.
-
-    Reconstruction. The idea is that of IRG (Liu et al., CVPR 2019): match the edges of a layer, and
-    how the graph changes from an earlier layer to a later one. IRG compares changes of feature
-    maps, which needs maps of equal shape on both sides; here the change is that of the edges,
-    A_late - A_early, so that no projector is needed. Its vertex term (logits) is left out.
+    """Matches the similarities between the samples of a batch at two layers, and their change.
 
         L = edges * (|A_late^s - A_late^t|^2 + |A_early^s - A_early^t|^2) / B^2
             + change * |(A_late - A_early)^s - (A_late - A_early)^t|^2 / B^2
 
-    form "gram": A as in similarity-preserving distillation, to which the whole reduces without an
-    earlier layer. form "attention": the edge terms are KL(A^t || A^s) / B of A = softmax over the
-    others of cosine / tau, and the change is that of these probabilities.
+    A [B, B] is the similarity matrix of the batch (the edges of a graph whose nodes are samples).
+    form "gram": A as in SimilarityPreserving; without an earlier layer the loss is the same. form
+    "attention": A is the softmax of cosine / tau over the other samples, and the edge terms are
+    KL(A^t || A^s) / B.
+
+    Re-implementation after IRG (Liu et al., CVPR 2019). IRG compares the change of feature maps,
+    which needs maps of equal shape in student and teacher; here it is the change of A, so that no
+    projector is needed. IRG's term on logits is omitted.
 
     Args:
-        levels: {student level: teacher map} of one earlier layer, pooled; None for the late alone.
-        edges, change: weights.
-        form, tau: see above; tau for "attention" alone.
+        levels: {student level: teacher map} of one earlier layer, pooled; None for the last layer
+            only.
+        edges, change: weights of the two kinds of terms.
+        form: "gram" or "attention".
+        tau: temperature, for form "attention" only.
     """
 
     needs = frozenset({"pooled", "maps"})
@@ -62,8 +64,8 @@ class InstanceGraph(Objective):
         if levels is not None and len(levels) != 1:
             raise KdepError(
                 f"the instance graph has {len(levels)} earlier layers",
-                expected="one, or None",
-                fix="give `levels` of the method's objective one entry, or leave it out",
+                expected="one earlier layer, or none",
+                fix="set `levels` in the method's objective to one entry or to None",
             )
         if not tau > 0:
             raise KdepError(
@@ -76,11 +78,11 @@ class InstanceGraph(Objective):
         self.form, self.tau = form, float(tau)
 
     def graph(self, x_BD: Tensor) -> Tensor:
-        """[B, B] edges; log-probabilities in the attention form."""
+        """The edges [B, B] of features [B, D]; log-probabilities for form "attention"."""
         return row_gram(x_BD) if self.form == "gram" else attention(x_BD, self.tau)
 
     def difference(self, s_BB: Tensor, t_BB: Tensor) -> Tensor:
-        """[B]: how far the edges of two graphs are apart."""
+        """Distance of the edges of two graphs per sample, shape [B]."""
         if self.form == "gram":
             return (s_BB - t_BB).square().mean(1)
         return (t_BB.exp() * (t_BB - s_BB)).sum(1)
@@ -95,8 +97,8 @@ class InstanceGraph(Objective):
             out["early"] = self.edges * self.difference(early_s, early_t)
             if self.form == "attention":
                 late_s, late_t, early_s, early_t = (
-                    a.exp() for a in (late_s, late_t, early_s, early_t)
+                    edges.exp() for edges in (late_s, late_t, early_s, early_t)
                 )
-            moved = (late_s - early_s) - (late_t - early_t)
-            out["change"] = self.change * moved.square().mean(1)
+            difference = (late_s - early_s) - (late_t - early_t)
+            out["change"] = self.change * difference.square().mean(1)
         return out

@@ -1,4 +1,4 @@
-"""Finds the teacher outputs that an objective's config names. Imports no torch, for planning."""
+"""Student levels and teacher outputs named in an objective's config. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from kdep_bench.errors import KdepError
 
 
 def levels_of(config: Any) -> set[str]:
-    """Names of the teacher's maps that an objective reads: the values of its `levels`."""
-    return {its for levels in _levels(config) for its in levels.values()}
+    """Names of the teacher's maps that an objective reads: the values of `levels`."""
+    return {teacher_map for levels in _levels(config) for teacher_map in levels.values()}
 
 
 def student_levels(config: Any) -> set[str]:
-    """Names of the student's levels that an objective reads: keys of `levels`, `student_level`."""
+    """Names of the student's levels that an objective reads: `student_level`, keys of `levels`."""
     return {level for levels in _levels(config) for level in levels} | {
         str(level) for level in _values(config, "student_level")
     }
 
 
 def level_pairs(config: Any) -> set[tuple[str, str]]:
-    """(student level, teacher map) of every pair that an objective names."""
+    """The (student level, teacher map) pairs of an objective: the items of `levels`."""
     return {pair for levels in _levels(config) for pair in levels.items()}
 
 
 def _levels(config: Any) -> Iterator[Mapping[str, str]]:
-    """Every `levels` of a config and its parts."""
+    """Yields every `levels` in a config and in its parts."""
     if isinstance(config, Mapping):
         if isinstance(config.get("levels"), Mapping):
             yield config["levels"]
@@ -38,7 +38,7 @@ def top_classes(config: Any) -> int:
     """The number of largest class probabilities that an objective reads: its `top_classes`.
 
     Raises:
-        KdepError: where its parts name none or several.
+        KdepError: its parts set no value, or different ones.
     """
     named = sorted(set(_values(config, "top_classes")))
     if len(named) != 1:
@@ -54,7 +54,7 @@ def teacher_layer(config: Any) -> str:
     """The layer of a live teacher that an objective reads: its `teacher_layer`.
 
     Raises:
-        KdepError: where its parts name none or several.
+        KdepError: its parts set no value, or different ones.
     """
     named = sorted(set(map(str, _values(config, "teacher_layer"))))
     if len(named) != 1:
@@ -67,7 +67,7 @@ def teacher_layer(config: Any) -> str:
 
 
 def _values(config: Any, key: str) -> Iterator[Any]:
-    """Every value of `key` in a config and its parts."""
+    """Yields every value of `key` in a config and in its parts."""
     if isinstance(config, Mapping):
         if key in config:
             yield config[key]

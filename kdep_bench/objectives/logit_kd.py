@@ -18,26 +18,26 @@ from kdep_bench.schedules.build import as_schedule
 
 
 def soft_kl(teacher_BC: Tensor, student_BC: Tensor, tau: float | Tensor) -> Tensor:
-    """tau^2 KL(softmax(z_t / tau) || softmax(z_s / tau)), [B].
+    """tau^2 KL(softmax(z_t / tau) || softmax(z_s / tau)) per sample, shape [B].
 
-    Zero where the logits agree up to a constant a row; for tau -> infinity it goes to
-    |c(z_t) - c(z_s)|^2 / (2 C) with centred logits c(z) = z - mean(z).
+    It is 0 if the logits of a sample differ by a constant only. For tau -> infinity it approaches
+    |c(z_t) - c(z_s)|^2 / (2 C), with centred logits c(z) = z - mean(z).
     """
     log_t, log_s = (F.log_softmax(z / tau, 1) for z in (teacher_BC, student_BC))
     return tau**2 * (log_t.exp() * (log_t - log_s)).sum(1)
 
 
 class LogitKD(Objective):
-    """L = tau^2 KL_tau(teacher || student): the student's linear head is dropped at export.
+    """L = tau^2 KL_tau(teacher || student) of the logits of a linear head, dropped at export.
 
-    Source: Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network"; per sample
-    as `F.kl_div(..., reduction="batchmean") * T**2` of RepDistiller `distiller_zoo/KD.py`, with the
-    weight of the cross-entropy at zero. tau = 4 is that repository's default (CIFAR).
+    Source: Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network"; equals
+    `F.kl_div(..., reduction="batchmean") * T**2` of RepDistiller `distiller_zoo/KD.py`, without its
+    cross-entropy term. tau = 4 is that repository's default (CIFAR).
 
     Args:
-        tau: temperature, a number or a schedule.
-        entropy_floor: a teacher whose softened outputs have a mean entropy (nats) below it in the
-            first batch is reported: such logits contain hardly more than the top-1 class.
+        tau: temperature, a number or the config of a schedule.
+        entropy_floor: warn if the mean entropy (nats) of the teacher's softened outputs in the
+            first batch is lower: such logits contain little more than the top-1 class.
         width, teacher_classes, epochs: set by the pre-training stage.
     """
 
@@ -61,29 +61,29 @@ class LogitKD(Objective):
             )
         self.head = nn.Linear(width, teacher_classes)
         self.tau, self.entropy_floor = as_schedule(tau, epochs), entropy_floor
-        self._looked = False
+        self._entropy_checked = False
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         return {"kl": self.kl(ctx, self.head(ctx.after))}
 
     def kl(self, ctx: Context, student_BC: Tensor) -> Tensor:
-        """[B]: the distillation term at this step's temperature."""
+        """The distillation term per sample, [B], at the temperature of this step."""
         assert ctx.teacher is not None
         assert ctx.teacher.logits is not None
         tau = self.tau(ctx.step, ctx.steps)
-        if not self._looked:
-            self._looked = True
-            self.report(ctx.teacher.logits, tau)
+        if not self._entropy_checked:
+            self._entropy_checked = True
+            self._warn_of_low_entropy(ctx.teacher.logits, tau)
         return soft_kl(ctx.teacher.logits, student_BC, tau)
 
-    def report(self, teacher_BC: Tensor, tau: float) -> None:
-        """Warns of an over-confident teacher."""
+    def _warn_of_low_entropy(self, teacher_BC: Tensor, tau: float) -> None:
+        """Warns of a teacher whose softened outputs are nearly one-hot."""
         entropy = float(torch.special.entr(F.softmax(teacher_BC / tau, 1)).sum(1).mean())
         if entropy < self.entropy_floor:
             warnings.warn(
                 f"the teacher's outputs at temperature {tau:g} have a mean entropy of "
-                f"{entropy:.3g} nats of {math.log(teacher_BC.shape[1]):.3g} possible: they say "
-                f"hardly more than a label; raise tau",
+                f"{entropy:.3g} nats of {math.log(teacher_BC.shape[1]):.3g} possible, so they "
+                "contain little more than the top-1 class; raise tau",
                 stacklevel=2,
             )
 
@@ -91,8 +91,8 @@ class LogitKD(Objective):
 class LogitKDWithLabels(LogitKD):
     """L = (1 - alpha) CE(y, softmax(z_s)) + alpha tau^2 KL_tau, on one head.
 
-    Source as above: RepDistiller's CIFAR weights are 0.1 and 0.9 (alpha = 0.9). alpha = 0 is the
-    cross-entropy method bit for bit. The labels must be those of the teacher's classifier.
+    Source as for LogitKD; alpha = 0.9 is RepDistiller's for CIFAR. alpha = 0 is the objective
+    CrossEntropy. The labels must be those of the teacher's classifier.
 
     Args:
         alpha: weight of the distillation term, 0 to 1.
@@ -122,7 +122,7 @@ class LogitKDWithLabels(LogitKD):
         if classes != teacher_classes:
             raise KdepError(
                 f"the data have {classes} classes and the teacher has {teacher_classes}, but one "
-                "head learns both",
+                "head is trained on both",
                 fix="use the label-free LogitKD, or a teacher trained on these classes",
             )
         self.alpha = alpha
@@ -130,5 +130,8 @@ class LogitKDWithLabels(LogitKD):
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.labels is not None
         z = self.head(ctx.after)
-        hard = F.cross_entropy(z, ctx.labels, reduction="none")
-        return {"cross_entropy": (1 - self.alpha) * hard, "kl": self.alpha * self.kl(ctx, z)}
+        cross_entropy = F.cross_entropy(z, ctx.labels, reduction="none")
+        return {
+            "cross_entropy": (1 - self.alpha) * cross_entropy,
+            "kl": self.alpha * self.kl(ctx, z),
+        }

@@ -1,4 +1,4 @@
-"""KDEP on maps: levels of the student regress the teacher's maps, reduced by SVD."""
+"""KDEP on feature maps: levels of the student regress the teacher's maps, reduced by SVD."""
 
 from __future__ import annotations
 
@@ -27,17 +27,26 @@ ROTATION_SEED = 0
 class MapTarget(nn.Module):
     """A teacher's map [B, Ct, H, W] -> the fixed target [B, C, side, side] of one student level.
 
-    z = V' (t - mean) at every place, g = sign(z) |z|^(1/n), then `sign` (see
-    `objectives/signs.py`). Nothing in it is learned. Projection and averaging commute, so the map
-    is reduced first.
+    z = V' (t - mean) at every position, then g = sign(z) |z|^(1/n), then the form `sign` (see
+    `objectives/signs.py`). Nothing is trained. Projection and resizing commute, so the channels are
+    reduced before the map is resized, which is cheaper.
+
+    Args:
+        folder: the saved moments of the teacher's maps; see `features/map_moments.py`.
+        name: of the teacher's map.
+        side: height and width of the target, in positions.
+        channels: C, channels of the student level.
+        sign: "pairs", "plain" or "rotation".
+        n: exponent of power temperature scaling.
+        align: config of the alignment, V and mean.
 
     Attributes:
-        explained_variance_ratio: fraction of the variance over places inside the span of V.
+        explained_variance_ratio: fraction of the variance over positions that is in the span of V.
     """
 
     mean: Tensor
     components: Tensor
-    turn: Tensor | None
+    rotation: Tensor | None
 
     def __init__(
         self,
@@ -55,12 +64,12 @@ class MapTarget(nn.Module):
         width = components(sign, channels)
         basis = build_aligner(align).fit(moments, width)
         self.explained_variance_ratio = explained_variance_ratio(moments, basis)
-        # Not persistent: fitted again from the same moments on resume, and no part of the state
-        # that is counted as the method's own parameters.
+        # Not persistent: a resumed run fits them again from the same moments. They would otherwise
+        # be counted as extra parameters of the method.
         self.register_buffer("mean", basis.mean, persistent=False)
         self.register_buffer("components", basis.components, persistent=False)
-        turn = orthogonal(width, ROTATION_SEED).float() if sign == "rotation" else None
-        self.register_buffer("turn", turn, persistent=False)
+        rotation = orthogonal(width, ROTATION_SEED).float() if sign == "rotation" else None
+        self.register_buffer("rotation", rotation, persistent=False)
         self.power = PowerTemperature(T=1.0, n=n)
 
     @torch.no_grad()
@@ -69,30 +78,30 @@ class MapTarget(nn.Module):
         g = resize_map(z, (self.side, self.side))
         if self.power.n != 1:
             g = self.power(g)
-        if self.turn is not None:
-            g = torch.einsum("bkhw,kj->bjhw", g, self.turn)
+        if self.rotation is not None:
+            g = torch.einsum("bkhw,kj->bjhw", g, self.rotation)
         return torch.cat([g.relu(), (-g).relu()], 1) if self.sign == "pairs" else g
 
 
 class MapRegression(Objective):
-    """sum over levels of w_l * mean over channels and places of (F_s - g / rms(g))^2, per sample.
+    """sum over levels l of w_l * mean over channels, positions of (F_s - g / rms(g))^2, per sample.
 
-    Ours: KDEP's recipe (He et al., CVPR 2022: SVD of the teacher's feature, no projector, no label)
-    applied to every place of maps instead of to a pooled feature. The target is in units of its
-    root mean square over the first batch, so the temperature of PTS is without effect and only its
-    n shapes the target; an output of zero costs w_l.
+    A method of this project: KDEP's recipe (He et al., CVPR 2022: SVD of the teacher's feature, no
+    projector, no labels) applied to every position of feature maps instead of the pooled feature. g
+    is the output of MapTarget. rms(g) is measured on the first batch, so an output of zero has the
+    loss w_l, and the temperature of power temperature scaling has no effect.
 
     Args:
         levels: {student level: teacher map}.
         weight: sum of w_l over the levels; 20 as for KDEP's loss.
         shares: {student level: its fraction of `weight`}, sum 1; None for equal fractions.
         sign: "pairs", "plain" or "rotation": see `objectives/signs.py`.
-        n: exponent of power temperature scaling; 1 leaves the components as they are.
-        tap: "after" regresses the student's maps as they leave a stage (after its ReLU), "before"
-            the same before that activation.
-        pooled: regress the global means of both maps instead of every place.
-        align: config of the alignment that is fitted over places, as `align` of a method; with
-            `policy` for a level that is wider in the student than in the teacher.
+        n: exponent of power temperature scaling; 1 leaves the components unchanged.
+        tap: "after" regresses the student's levels after their last activation, "before" the input
+            of that activation.
+        pooled: regress the global means of both maps instead of every position.
+        align: config of the alignment, fitted over positions, as `align` of a method; it needs a
+            `policy` if a level has more channels in the student than in the teacher.
         student_maps, teacher_maps, map_moments: set by the pre-training stage.
     """
 
@@ -147,16 +156,21 @@ class MapRegression(Objective):
             mean_square = self.scale(
                 lambda g=target: g.square().mean(), f"the target of {student_map}", k
             )
-            student = (
-                maps[student_map].mean((2, 3), keepdim=True) if self.pooled else maps[student_map]
-            )
+            student = maps[student_map]
+            if self.pooled:
+                student = student.mean((2, 3), keepdim=True)
             error = student - target / mean_square.sqrt()
             out[student_map] = self.weights[student_map] * error.square().mean((1, 2, 3))
         return out
 
 
 def level_shares(levels: Mapping[str, str], shares: Mapping[str, float] | None) -> dict[str, float]:
-    """Each level's fraction of the weight; KdepError unless `shares` names exactly the levels."""
+    """The fraction of the weight per level: `shares`, or equal fractions if that is None.
+
+    Raises:
+        KdepError: `shares` has other keys than `levels`, a value that is not positive, or a sum
+            other than 1.
+    """
     if shares is None:
         return dict.fromkeys(levels, 1.0 / len(levels))
     if (
@@ -165,7 +179,7 @@ def level_shares(levels: Mapping[str, str], shares: Mapping[str, float] | None) 
         or min(shares.values()) <= 0
     ):
         raise KdepError(
-            f"the shares of the levels are {dict(shares)}",
+            f"MapRegression has shares={dict(shares)}",
             expected=f"one positive number for each of {', '.join(levels)}, with sum 1",
             fix="correct `shares` in the method's objective",
         )

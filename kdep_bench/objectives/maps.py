@@ -1,4 +1,4 @@
-"""Common functions of objectives on spatial maps: pairing levels, matching channels and sizes."""
+"""Shared functions of objectives on feature maps: pair levels, match channels and sizes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.networks.resize import resize_map
 from kdep_bench.objectives.base import Context
 
-Maps = Mapping[str, Mapping[str, int]]
+Maps = Mapping[str, Mapping[str, int]]  # name -> {"channels": C, "stride": s, ...}
 
 
 def check_levels(levels: Mapping[str, str], student_maps: Maps, teacher_maps: Maps) -> None:
-    """KdepError for no levels, or one that the student or the teacher does not give."""
+    """Raises KdepError if `levels` is empty or names a map that student or teacher do not have."""
     if not levels:
         raise KdepError(
             "an objective on feature maps has no levels",
-            expected="levels={student: teacher}",
+            expected="levels={student level: teacher map}",
             fix="set `levels` in the method's objective",
         )
     for student_map, teacher_map in levels.items():
@@ -32,21 +32,30 @@ def check_levels(levels: Mapping[str, str], student_maps: Maps, teacher_maps: Ma
 def projectors(
     levels: Mapping[str, str], student_maps: Maps, teacher_maps: Maps, make: Any, always: bool
 ) -> nn.ModuleDict:
-    """{student level: make(Cs, Ct)}; the identity where channels agree, unless `always`."""
-    made = {}
+    """A module per student level that maps its channels to those of the teacher's map.
+
+    Args:
+        make: called with (student channels, teacher channels), returns the module.
+        always: whether to call `make` also for equal channels; otherwise the identity is used.
+    """
+    modules = {}
     for student_map, teacher_map in levels.items():
         cs, ct = student_maps[student_map]["channels"], teacher_maps[teacher_map]["channels"]
-        made[student_map] = nn.Identity() if cs == ct and not always else make(cs, ct)
-    return nn.ModuleDict(made)
+        modules[student_map] = nn.Identity() if cs == ct and not always else make(cs, ct)
+    return nn.ModuleDict(modules)
 
 
 def pairs(
-    ctx: Context, levels: Mapping[str, str], through: nn.ModuleDict
+    ctx: Context, levels: Mapping[str, str], level_projectors: nn.ModuleDict
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """(level, projected student map, teacher map) at the student's size, level by level."""
+    """Yields (level, projected student map, teacher map), both maps at the student's size.
+
+    Raises:
+        KdepError: the two maps have different channels.
+    """
     assert ctx.teacher is not None
     for student_map, teacher_map in levels.items():
-        s = through[student_map](ctx.maps[student_map])
+        s = level_projectors[student_map](ctx.maps[student_map])
         t = resize_map(ctx.teacher.maps[teacher_map], (s.shape[2], s.shape[3]))
         if s.shape != t.shape:
             raise KdepError(

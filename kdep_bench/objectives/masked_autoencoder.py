@@ -1,4 +1,4 @@
-"""MAE: a transformer that sees a quarter of the patches reconstructs the others (CVPR 2022)."""
+"""MAE: a vision transformer reconstructs the masked patches of an image (CVPR 2022)."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ from kdep_bench.objectives.base import Context, Objective
 class MaskedAutoencoder(Objective):
     """L = mean over masked patches of the mean squared error of their pixels.
 
-    The student encodes the visible patches alone. A small transformer gets its tokens, mapped to
-    `decoder_width`, a learned mask token at every other place and fixed sine-cosine positions, and
-    predicts the pixels of each patch, by default normalised to mean 0 and variance 1 per patch.
+    The student encodes the visible patches only. The decoder, a small transformer that is dropped
+    at export, gets the student's tokens (mapped linearly to `decoder_width`), a learned mask token
+    at the position of every masked patch, and fixed sine-cosine position embeddings. It predicts
+    the pixels of each patch.
 
-    Source: He et al., CVPR 2022; facebookresearch/mae `models_mae.py`. There the decoder is 512
-    wide and 8 blocks deep for ViT-B; its defaults here are for ViT-T. The student is a timm
-    transformer, with its own (learned) positions.
+    Source: He et al., CVPR 2022; facebookresearch/mae `models_mae.py`. That decoder has width 512
+    and 8 blocks, for ViT-B; the defaults here are for ViT-T. The student is a timm transformer,
+    with learned position embeddings.
 
     Args:
-        decoder_width, decoder_depth, decoder_heads: of the decoder.
-        normalise: whether pixels are normalised per patch.
-        patch: side of a patch in pixels: the student's.
+        decoder_width: token width of the decoder.
+        decoder_depth: number of its blocks.
+        decoder_heads: number of its attention heads.
+        normalise: whether the target pixels of each patch are normalised to mean 0, variance 1.
+        patch: side of the student's patches, in pixels.
         width: set by the pre-training stage.
     """
 
@@ -49,9 +52,9 @@ class MaskedAutoencoder(Objective):
         super().__init__()
         if decoder_width % 4 or decoder_width % decoder_heads:
             raise KdepError(
-                f"the decoder has width {decoder_width} and {decoder_heads} heads",
+                f"the decoder has decoder_width={decoder_width} and decoder_heads={decoder_heads}",
                 expected="a width that is a multiple of 4 and of the number of heads",
-                fix="correct `objective` in the method",
+                fix="correct `decoder_width` or `decoder_heads` in the method's objective",
             )
         self.embed = nn.Linear(width, decoder_width)
         self.mask_token = nn.Parameter(0.02 * torch.randn(decoder_width))
@@ -64,10 +67,10 @@ class MaskedAutoencoder(Objective):
         self._student: list[VisibleTokens] = []
 
     def attach(self, student: nn.Module, new_network: Callable[[], nn.Module]) -> None:
-        self.read(VisibleTokens(student))
+        self.set_tokens(VisibleTokens(student))
 
-    def read(self, tokens: VisibleTokens) -> None:
-        """Sets what is read of the student; KdepError for patches of another size."""
+    def set_tokens(self, tokens: VisibleTokens) -> None:
+        """Stores the reader of the student's tokens; KdepError if its patches have another size."""
         if tokens.patch != self.patch:
             raise KdepError(
                 f"the objective has patch={self.patch}, but the student's patches have "
@@ -88,32 +91,42 @@ class MaskedAutoencoder(Objective):
             pixels = centred / (pixels.var(2, keepdim=True) + 1e-6).sqrt()
         predicted = self.decode(tokens, visible, pixels.shape[1])
         error = (predicted - pixels).square().mean(2)  # [B, L]
-        masked = torch.ones_like(error).scatter(1, visible, 0.0)
+        masked = torch.ones_like(error).scatter(1, visible, 0.0)  # 1 where masked, else 0
         return {"reconstruction": (error * masked).sum(1) / masked.sum(1).clamp(min=1)}
 
     def decode(self, tokens_BTD: Tensor, visible_Bn: Tensor, patches: int) -> Tensor:
-        """[B, L, 3 patch^2]: predicted pixels of all L patches."""
+        """Predicted pixels [B, L, 3 patch^2] of all L patches.
+
+        Args:
+            tokens_BTD: the student's tokens: class tokens, then those of the n visible patches.
+            visible_Bn: numbers of the visible patches, row by row.
+            patches: L.
+        """
         x = self.embed(tokens_BTD)
-        prefix, seen = x[:, : self._student[0].prefix], x[:, self._student[0].prefix :]
+        n_class_tokens = self._student[0].prefix
+        class_tokens, patch_tokens = x[:, :n_class_tokens], x[:, n_class_tokens:]
         index = visible_Bn[:, :, None].expand(-1, -1, x.shape[2])
-        full = self.mask_token.expand(len(x), patches, -1).scatter(1, index, seen)
-        full = full + positions(round(patches**0.5), x.shape[2]).to(x)
-        out = self.norm(self.blocks(torch.cat([prefix, full], 1)))
-        return self.predict(out[:, prefix.shape[1] :])
+        all_patches = self.mask_token.expand(len(x), patches, -1).scatter(1, index, patch_tokens)
+        all_patches = all_patches + position_embedding(round(patches**0.5), x.shape[2]).to(x)
+        out = self.norm(self.blocks(torch.cat([class_tokens, all_patches], 1)))
+        return self.predict(out[:, n_class_tokens:])
 
 
 def patchify(images_B3HW: Tensor, patch: int) -> Tensor:
-    """[B, L, patch * patch * 3]: patches row by row, each pixel's three channels together."""
+    """Splits images into L patches, row by row: [B, L, patch * patch * 3], channels last."""
     b, c, h, w = images_B3HW.shape
     x = images_B3HW.reshape(b, c, h // patch, patch, w // patch, patch)
     return x.permute(0, 2, 4, 3, 5, 1).reshape(b, -1, patch * patch * c)
 
 
-def positions(side: int, width: int) -> Tensor:
-    """[side^2, width] fixed embedding: sine and cosine of column and row, a quarter each."""
-    rate = 10000.0 ** -(torch.arange(width // 4) / (width / 4))
-    angle = torch.arange(side)[:, None] * rate  # [side, width / 4]
-    waves = torch.cat([angle.sin(), angle.cos()], 1)
-    rows = waves[:, None].expand(side, side, -1)
-    columns = waves[None].expand(side, side, -1)
+def position_embedding(side: int, width: int) -> Tensor:
+    """Fixed embedding [side^2, width] of the positions in a square grid, row by row.
+
+    A quarter of the channels each is sine and cosine of the column, then of the row.
+    """
+    frequency = 10000.0 ** -(torch.arange(width // 4) / (width / 4))
+    angle = torch.arange(side)[:, None] * frequency  # [side, width / 4]
+    embedding = torch.cat([angle.sin(), angle.cos()], 1)
+    rows = embedding[:, None].expand(side, side, -1)
+    columns = embedding[None].expand(side, side, -1)
     return torch.cat([columns, rows], 2).reshape(side * side, width)

@@ -1,4 +1,4 @@
-"""Mean teacher: the student's moving average teaches it across two views of an image."""
+"""Mean teacher: cross-entropy plus consistency with a moving average of the student (2017)."""
 
 from __future__ import annotations
 
@@ -22,31 +22,34 @@ RAMP: Mapping[str, Any] = {
 }
 
 
-def average(into: nn.Module, of: nn.Module, decay: float) -> None:
-    """into <- decay * into + (1 - decay) * of: parameters and floating buffers; counters copied."""
-    own = into.state_dict()
-    for name, value in of.state_dict().items():
+def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """average <- decay * average + (1 - decay) * network, in place.
+
+    For parameters and floating-point buffers; other buffers (counters) are copied.
+    """
+    state = average.state_dict()
+    for name, value in network.state_dict().items():
         if value.is_floating_point():
-            own[name].lerp_(value.detach(), 1 - decay)
+            state[name].lerp_(value.detach(), 1 - decay)
         else:
-            own[name].copy_(value)
+            state[name].copy_(value)
 
 
 class MeanTeacher(Objective):
     """CE(y, p_s(v)) + w(t) mean over classes of (p_s(v) - p_ema(v'))^2, v' the image's next view.
 
-    The teacher is the moving average of student and head, BatchNorm statistics included (the
-    averages in circulation that keep parameters alone leave those behind), run in eval mode.
+    p_ema is the output of an exponential moving average of student and head, BatchNorm statistics
+    included, in eval mode.
 
     Source: Tarvainen and Valpola 2017; CuriousAI/mean-teacher `pytorch/mean_teacher/losses.py`
-    (softmax_mse_loss). Here every image has a label, so the second term is a regulariser. Also
-    unlike there: the average is run in eval mode and has one decay from its start (a running mean
-    at first there), the student is exported and not its average, and decay, weight and ramp are
-    this project's.
+    (softmax_mse_loss). Differences: every image has a label here, so the second term is only a
+    regulariser; the average is run in eval mode and has the same decay from the start (there it
+    begins as a running mean); the student is exported, not its average; and decay, weight and ramp
+    were chosen in this project.
 
     Args:
-        decay: of the average.
-        weight: w, a number or a schedule.
+        decay: decay per step of the moving average.
+        weight: w, a number or the config of a schedule.
         width, classes, views, epochs: set by the pre-training stage.
     """
 
@@ -91,21 +94,22 @@ class MeanTeacher(Objective):
         return self
 
     @torch.no_grad()
-    def opinion(self, ctx: Context) -> Tensor:
-        """[B, C]: the average's probabilities for the next view of each image."""
+    def ema_probabilities(self, ctx: Context) -> Tensor:
+        """Class probabilities [B, C] of the moving average for the next view of each image."""
         assert ctx.images is not None
-        self.teacher.eval()  # mm backbones switch themselves back when a parent trains
+        # Again, because mm backbones go to training mode when a parent module does.
+        self.teacher.eval()
         p = F.softmax(self.teacher_head(self.teacher(ctx.images)[1]), 1)
         return p.unflatten(0, (-1, self.views)).roll(-1, 1).flatten(0, 1)
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.labels is not None
-        z, w = self.head(ctx.after), self.weight(ctx.step, ctx.steps)
-        difference = (F.softmax(z, 1) - self.opinion(ctx)).square().mean(1)
-        hard = F.cross_entropy(z, ctx.labels, reduction="none")
-        return {"cross_entropy": hard, "consistency": w * difference}
+        logits, weight = self.head(ctx.after), self.weight(ctx.step, ctx.steps)
+        difference = (F.softmax(logits, 1) - self.ema_probabilities(ctx)).square().mean(1)
+        cross_entropy = F.cross_entropy(logits, ctx.labels, reduction="none")
+        return {"cross_entropy": cross_entropy, "consistency": weight * difference}
 
     @torch.no_grad()
     def after_step(self) -> None:
-        average(self.teacher.get_submodule("backbone"), self._student[0], self.decay)
-        average(self.teacher_head, self.head, self.decay)
+        update_average(self.teacher.get_submodule("backbone"), self._student[0], self.decay)
+        update_average(self.teacher_head, self.head, self.decay)

@@ -17,7 +17,7 @@ from kdep_bench.schedules.build import as_schedule
 
 
 def at_least_two(teachers: Mapping[str, Any]) -> int:
-    """Number of teachers K; KdepError for fewer than two."""
+    """The number of teachers; raises KdepError if it is below 2."""
     if len(teachers) < 2:
         raise KdepError(
             f"an objective for several teachers has {len(teachers)} of them",
@@ -28,20 +28,20 @@ def at_least_two(teachers: Mapping[str, Any]) -> int:
 
 
 def common_classes(teachers: Mapping[str, Mapping[str, Any]]) -> int:
-    """Number of classes of the teachers' logits; KdepError where they differ."""
+    """The number of classes of the teachers' logits; raises KdepError if the teachers differ."""
     counts = {role: values["teacher_classes"] for role, values in teachers.items()}
     if len(set(counts.values())) != 1:
         raise KdepError(
             "the teachers have different numbers of classes "
             f"({', '.join(f'{role} {n}' for role, n in counts.items())})",
-            expected="logits of the same classes, which one student head is compared with",
+            expected="teachers with the same classes, because one student head is trained on all",
             fix="choose teachers with the same classes in `teachers` of the method",
         )
     return int(next(iter(counts.values())))
 
 
 def check_labels(classes: int, teachers: Mapping[str, Mapping[str, Any]]) -> None:
-    """KdepError where the teachers' classes are not as many as those of the labels."""
+    """Raises KdepError unless teachers and labels have the same number of classes."""
     if classes != (teacher_classes := common_classes(teachers)):
         raise KdepError(
             f"the labels have {classes} classes and the teachers {teacher_classes}",
@@ -53,15 +53,15 @@ def check_labels(classes: int, teachers: Mapping[str, Mapping[str, Any]]) -> Non
 class MultiTeacherKD(Objective):
     """sum over teachers k of w_k tau^2 KL_tau(teacher k || student); w_k = 1 / K by default.
 
-    Terms: "kl_<role>" for each teacher. All teachers must have the same classes. The student's
-    linear head is dropped at export. Source of the default, the mean of the teachers' losses:
-    AVERAGE_LOSS of Rorozhl/CA-MKD `helper/loops.py`; tau = 4 is that repository's.
+    The terms are named "kl_<role>". All teachers must have the same classes. The student's linear
+    head is dropped at export. Source of the default, the mean of the teachers' losses: AVERAGE_LOSS
+    of Rorozhl/CA-MKD `helper/loops.py`, with its tau = 4.
 
     Args:
-        tau: temperature, a number or a schedule.
-        weighting: config of a Weighting over the terms {role: tau^2 KL}, whose weights then hold
-            any 1 / K; None for the mean.
-        width, teachers, epochs, facts: set by the pre-training stage.
+        tau: temperature, a number or the config of a schedule.
+        weighting: config of a Weighting that computes w_k from the terms {role: tau^2 KL}; None for
+            w_k = 1 / K.
+        width, teachers, epochs, build_args: set by the pre-training stage.
     """
 
     needs = frozenset({"logits"})
@@ -75,7 +75,7 @@ class MultiTeacherKD(Objective):
         tau: Positive | Mapping[str, Any] = 4.0,
         weighting: Mapping[str, Any] | None = None,
         epochs: float | None = None,
-        **facts: Any,
+        **build_args: Any,
     ) -> None:
         super().__init__()
         at_least_two(teachers)
@@ -87,8 +87,8 @@ class MultiTeacherKD(Objective):
             )
         self.head = nn.Linear(width, common_classes(teachers))
         self.tau = as_schedule(tau, epochs)
-        known_values = {"width": width, "teachers": teachers, "epochs": epochs, **facts}
-        self.weighting = build_weighting(weighting, known_values)
+        known_args = {"width": width, "teachers": teachers, "epochs": epochs, **build_args}
+        self.weighting = build_weighting(weighting, known_args)
 
     @classmethod
     def parts(cls, config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -98,7 +98,7 @@ class MultiTeacherKD(Objective):
         return self.distilled(ctx, self.head(ctx.after))
 
     def distilled(self, ctx: Context, student_BC: Tensor) -> dict[str, Tensor]:
-        """The weighted terms of the student's logits."""
+        """{"kl_<role>": weighted distillation term (B,)} of the student's logits."""
         tau, terms = self.tau(ctx.step, ctx.steps), dict[str, Tensor]()
         for role, teacher in ctx.teachers.items():
             assert teacher.logits is not None
@@ -108,7 +108,7 @@ class MultiTeacherKD(Objective):
     def weighed(
         self, ctx: Context, student_BC: Tensor, terms: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """`terms` {role: (B,)} times their weights."""
+        """The terms {role: (B,)} multiplied by the teachers' weights."""
         if self.weighting is not None:
             return self.weighting.weighted(ctx, terms)
         return {role: term / len(terms) for role, term in terms.items()}
@@ -138,11 +138,17 @@ class MultiTeacherKDWithLabels(MultiTeacherKD):
         tau: Positive | Mapping[str, Any] = 4.0,
         weighting: Mapping[str, Any] | None = None,
         epochs: float | None = None,
-        **facts: Any,
+        **build_args: Any,
     ) -> None:
         check_labels(classes, teachers)
         super().__init__(
-            width, teachers, tau=tau, weighting=weighting, epochs=epochs, classes=classes, **facts
+            width,
+            teachers,
+            tau=tau,
+            weighting=weighting,
+            epochs=epochs,
+            classes=classes,
+            **build_args,
         )
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:

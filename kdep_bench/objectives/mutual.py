@@ -1,4 +1,4 @@
-"""Deep mutual learning (Zhang et al., CVPR 2018): two students teach each other."""
+"""Deep mutual learning (Zhang et al., CVPR 2018): two students distil each other."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from kdep_bench.bounds import Positive
 from kdep_bench.objectives.base import Context, Objective
 
 
-def kl(of_BC: Tensor, to_BC: Tensor) -> Tensor:
-    """[B]: KL(softmax(of) || softmax(to)); no gradient reaches `of`."""
-    log_p, log_q = F.log_softmax(of_BC.detach(), 1), F.log_softmax(to_BC, 1)
+def kl(target_BC: Tensor, logits_BC: Tensor) -> Tensor:
+    """KL(softmax(target) || softmax(logits)) per sample, [B]; no gradient for `target`."""
+    log_p, log_q = F.log_softmax(target_BC.detach(), 1), F.log_softmax(logits_BC, 1)
     return (log_p.exp() * (log_p - log_q)).sum(1)
 
 
 class Mutual(Objective):
-    """L_1 + L_2, L_i = CE(y, p_i) + w KL(p_j || p_i), p_j without gradient.
+    """L_1 + L_2 with L_i = CE(y, p_i) + w KL(p_j || p_i); p_j has no gradient in L_i.
 
-    The peer is a second student of the same kind with another initialisation, trained by the same
-    optimiser; it and both heads are dropped at export. Supervised: two untrained students have
-    nothing else to say.
+    The peer is a second student of the same architecture with another initialisation, trained by
+    the same optimiser. It and both heads are dropped at export. The method needs labels: the KL
+    terms alone contain no information on the images.
 
     Source: AberHu/Knowledge-Distillation-Zoo `kd_losses/dml.py`, `train_dml.py`; weight 1.
 
@@ -47,10 +47,10 @@ class Mutual(Objective):
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.labels is not None
         assert ctx.images is not None
-        mine, its = self.head(ctx.after), self.peer_head(self.peer(ctx.images)[1])
+        logits, peer_logits = self.head(ctx.after), self.peer_head(self.peer(ctx.images)[1])
         return {
-            "cross_entropy": F.cross_entropy(mine, ctx.labels, reduction="none"),
-            "mutual": self.weight * kl(its, mine),
-            "peer_cross_entropy": F.cross_entropy(its, ctx.labels, reduction="none"),
-            "peer_mutual": self.weight * kl(mine, its),
+            "cross_entropy": F.cross_entropy(logits, ctx.labels, reduction="none"),
+            "mutual": self.weight * kl(peer_logits, logits),
+            "peer_cross_entropy": F.cross_entropy(peer_logits, ctx.labels, reduction="none"),
+            "peer_mutual": self.weight * kl(logits, peer_logits),
         }

@@ -1,4 +1,4 @@
-"""Normalised feature distillation: each channel's spatial pattern, whatever its scale."""
+"""Normalised feature distillation: regression of standardised maps (arXiv 2207.05256)."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from kdep_bench.bounds import Positive
 from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.objectives.maps import Maps, check_levels, pairs, projectors
 
-EPS = 1e-6
+EPS = 1e-6  # added to a variance
 
 
 def standardised(x_BCHW: Tensor) -> Tensor:
-    """Every channel of every sample at mean 0 and deviation 1 over H x W; 0 if it is constant."""
+    """Scales each channel of each sample to mean 0 and std 1 over H x W; 0 where it is constant."""
     centred = x_BCHW - x_BCHW.mean((2, 3), keepdim=True)
     return centred / (centred.square().mean((2, 3), keepdim=True) + EPS).sqrt()
 
 
 class NFD(Objective):
-    """w * sum over levels of mean over channels and places of (z(r(F_s)) - z(F_t))^2.
+    """w * sum over levels of mean over channels and positions of (z(r(F_s)) - z(F_t))^2.
 
-    z standardises a channel over its map, so that a level's mean is 2 (1 - rho) averaged over
-    channels, rho the correlation of the two maps; it does not change when either side is scaled or
-    shifted per channel. r is a 1x1 convolution where channels differ (dropped at export).
+    z standardises each channel over its positions. A channel's mean is therefore 2 (1 - rho), with
+    rho the correlation of the two maps, and does not depend on their scale and offset. r is a 1x1
+    convolution if the channels differ (dropped at export), else the identity.
 
-    Source: "Normalized Feature Distillation for Semantic Segmentation" (arXiv 2207.05256), in the
-    one-sentence definition that Liu et al. 2022 quote (standardise over width and height, then the
-    Euclidean distance). Its weight was not read: 10 makes an uncorrelated map cost 20.
+    Source: "Normalized Feature Distillation for Semantic Segmentation" (arXiv 2207.05256), as
+    defined in one sentence by Liu et al. 2022 (standardise over width and height, then the
+    Euclidean distance). The default weight was chosen in this project: uncorrelated maps have the
+    loss 20.
 
     Args:
         levels: {student level: teacher map}.

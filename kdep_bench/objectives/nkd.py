@@ -1,4 +1,4 @@
-"""Normalised KD and its teacher-free form (Yang et al. 2022)."""
+"""Normalised knowledge distillation (NKD) and its teacher-free form (Yang et al. 2022)."""
 
 from __future__ import annotations
 
@@ -12,23 +12,21 @@ from kdep_bench.objectives.base import Context, Objective
 
 
 def without(logits_BC: Tensor, y_B: Tensor) -> Tensor:
-    """[B, C - 1]: the logits less that of class y."""
-    # By place: for a mask, whose number of places depends on values, a GPU would be waited for.
-    place = torch.arange(logits_BC.shape[1] - 1, device=logits_BC.device)
-    return logits_BC.gather(1, place + (place >= y_B[:, None]))
+    """The logits of all classes except y, [B, C - 1]."""
+    # Not by a boolean mask, which would wait for the GPU.
+    index = torch.arange(logits_BC.shape[1] - 1, device=logits_BC.device)
+    return logits_BC.gather(1, index + (index >= y_B[:, None]))
 
 
 def target_term(teacher_BC: Tensor, student_BC: Tensor, y_B: Tensor) -> Tensor:
-    """[B]: -p^t_y log p^s_y."""
-    one = y_B[:, None]
-    target_terms = F.softmax(teacher_BC, 1).gather(1, one) * F.log_softmax(student_BC, 1).gather(
-        1, one
-    )
-    return -target_terms[:, 0]
+    """-p^t_y log p^s_y per sample, [B]; p is the softmax of the logits."""
+    p_t = F.softmax(teacher_BC, 1).gather(1, y_B[:, None])
+    log_p_s = F.log_softmax(student_BC, 1).gather(1, y_B[:, None])
+    return -(p_t * log_p_s)[:, 0]
 
 
 def others_term(teacher_BC: Tensor, student_BC: Tensor, y_B: Tensor, tau: float) -> Tensor:
-    """[B]: cross-entropy over the classes other than y, both sides renormalised; 0 for C = 2."""
+    """Cross-entropy [B] of the softmax over the classes other than y; 0 for C = 2."""
     p_t = F.softmax(without(teacher_BC, y_B) / tau, 1)
     return -(p_t * F.log_softmax(without(student_BC, y_B) / tau, 1)).sum(1)
 
@@ -36,14 +34,17 @@ def others_term(teacher_BC: Tensor, student_BC: Tensor, y_B: Tensor, tau: float)
 class NKD(Objective):
     """CE(y) - p^t_y log p^s_y - gamma tau^2 sum_{i != y} q^t_i log q^s_i, label-free.
 
-    q is the softmax over the classes other than y, so that the teacher's confidence in y does not
-    weigh the rest. y is the teacher's own top-1 (the label-free form); NKDWithLabels takes labels.
+    p^t and p^s are the softmax of the teacher's and the student's logits. q is the softmax over the
+    classes other than y, so that the last term does not depend on the teacher's confidence in y. y
+    is the teacher's top-1 class here, and the label in NKDWithLabels. The student's linear head is
+    dropped at export.
 
     Source: yzd-v/cls_KD `mmcls/models/dis_losses/nkd.py` (gamma 1.5, tau 1 on ImageNet),
-    arXiv 2208.10139. The linear head is dropped at export.
+    arXiv 2208.10139.
 
     Args:
-        gamma, tau: see above.
+        gamma: weight of the last term.
+        tau: temperature of q.
         hard: weight of CE(y).
         width, teacher_classes: set by the pre-training stage.
     """
@@ -70,7 +71,7 @@ class NKD(Objective):
         self.gamma, self.tau, self.hard = float(gamma), float(tau), float(hard)
 
     def target(self, ctx: Context) -> Tensor:
-        """[B]: the class that stands apart."""
+        """The class y of each sample, [B]."""
         assert ctx.teacher is not None
         assert ctx.teacher.logits is not None
         return ctx.teacher.logits.argmax(1)
@@ -78,11 +79,11 @@ class NKD(Objective):
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.teacher is not None
         assert ctx.teacher.logits is not None
-        z, t, y = self.head(ctx.after), ctx.teacher.logits, self.target(ctx)
+        student, teacher, y = self.head(ctx.after), ctx.teacher.logits, self.target(ctx)
         return {
-            "cross_entropy": self.hard * F.cross_entropy(z, y, reduction="none"),
-            "target": target_term(t, z, y),
-            "others": self.gamma * self.tau**2 * others_term(t, z, y, self.tau),
+            "cross_entropy": self.hard * F.cross_entropy(student, y, reduction="none"),
+            "target": target_term(teacher, student, y),
+            "others": self.gamma * self.tau**2 * others_term(teacher, student, y, self.tau),
         }
 
 
@@ -92,12 +93,12 @@ class NKDWithLabels(NKD):
     needs = frozenset({"logits", "labels", "classes"})
     requires = NKD.requires | {"classes"}
 
-    def __init__(self, width: int, teacher_classes: int, classes: int, **more: float) -> None:
-        super().__init__(width, teacher_classes, **more)
+    def __init__(self, width: int, teacher_classes: int, classes: int, **nkd_args: float) -> None:
+        super().__init__(width, teacher_classes, **nkd_args)
         if classes != teacher_classes:
             raise KdepError(
                 f"the data have {classes} classes and the teacher has {teacher_classes}, but NKD "
-                "reads the teacher's output at the label",
+                "reads the teacher's logit of the label",
                 fix="use the label-free NKD, or a teacher trained on these classes",
             )
 
@@ -107,15 +108,15 @@ class NKDWithLabels(NKD):
 
 
 class TeacherFreeNKD(Objective):
-    """CE(y) - w_b log p^s_y with w_b = p^s_y + v - (batch mean of p^s_y), no gradient in w.
+    """CE(y) - w_b log p^s_y with w_b = p^s_y + v - (batch mean of p^s_y); no gradient for w_b.
 
-    No teacher: the student's own confidence, moved to mean v, takes the place of p^t_y.
+    There is no teacher: p^t_y of NKD is replaced by the student's confidence in the label, shifted
+    to the mean v.
 
-    Source: yzd-v/cls_KD (its older distiller's "tf-nkd"), arXiv 2208.10139 section 3.3; v is the
-    value of the label, 1 without mixup.
+    Source: yzd-v/cls_KD ("tf-nkd" of its older distiller), arXiv 2208.10139 section 3.3.
 
     Args:
-        value: v.
+        value: v, the value of the label in the target; 1 without mixup.
         width, classes: set by the pre-training stage.
     """
 
@@ -129,12 +130,12 @@ class TeacherFreeNKD(Objective):
         self.value = float(value)
 
     def weights(self, log_py_B: Tensor) -> Tensor:
-        """[B], mean v, without gradient."""
+        """The weights w_b, [B], with mean v and without gradient."""
         p = log_py_B.detach().exp()
         return p + self.value - p.mean()
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.labels is not None
-        z = self.head(ctx.after)
-        log_py = F.log_softmax(z, 1).gather(1, ctx.labels[:, None])[:, 0]
+        logits = self.head(ctx.after)
+        log_py = F.log_softmax(logits, 1).gather(1, ctx.labels[:, None])[:, 0]
         return {"cross_entropy": -log_py, "target": -self.weights(log_py) * log_py}

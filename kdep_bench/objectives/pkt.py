@@ -11,18 +11,23 @@ from kdep_bench.objectives.base import Context, Objective
 EPS = 1e-7  # as in the source
 
 
-def neighbours(x_BD: Tensor) -> Tensor:
-    """[B, B]: (cosine + 1) / 2 of every pair, each row divided by its sum."""
+def neighbour_probabilities(x_BD: Tensor) -> Tensor:
+    """(cosine + 1) / 2 of every pair of samples, [B, B], each row divided by its sum."""
     unit = F.normalize(x_BD, dim=1)
-    likeness = (unit @ unit.T + 1) / 2
-    return likeness / likeness.sum(1, keepdim=True)
+    similarity = (unit @ unit.T + 1) / 2
+    return similarity / similarity.sum(1, keepdim=True)
 
 
 class PKT(Objective):
-    """w * mean over B^2 of P_t log(P_t / P_s), P a row of cosine similarities as probabilities.
+    """w * mean over B^2 of P_t log(P_t / P_s), with P of `neighbour_probabilities`.
+
+    Invariant to rotations of the features and to the length of each. Takes O(B^2 D) time.
 
     Source: HobbitLong/RepDistiller `distiller_zoo/PKT.py` (authors: passalis/probabilistic_kt),
-    weight 30000. Invariant to rotation and to the length of each feature. O(B^2 D).
+    weight 30000.
+
+    Args:
+        weight: w.
     """
 
     needs = frozenset({"pooled"})
@@ -34,5 +39,6 @@ class PKT(Objective):
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.teacher is not None
-        p_s, p_t = neighbours(ctx.before), neighbours(ctx.teacher.pooled)
+        p_s = neighbour_probabilities(ctx.before)
+        p_t = neighbour_probabilities(ctx.teacher.pooled)
         return {"pkt": self.weight * (p_t * ((p_t + EPS) / (p_s + EPS)).log()).mean(1)}

@@ -1,4 +1,4 @@
-"""Parts of an objective with an optimiser of their own: a bridge, an opponent, meta weights."""
+"""Players: parts of an objective that have a separate optimiser, such as an adversary."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Player:
     """A part of an objective and its optimiser.
 
     Attributes:
-        module: a submodule of the objective; all its parameters are the player's.
-        optimizer: {type, lr, ...} as in a suite's budget.
-        scheduled: whether its learning rate follows the shape of the student's schedule.
+        module: a submodule of the objective; the optimiser updates all its parameters.
+        optimizer: config {type, lr, ...}, as in a suite's budget.
+        scheduled: whether its learning rate is multiplied by `Players.factor`.
     """
 
     module: nn.Module
@@ -31,13 +31,16 @@ class Player:
 
 
 class Players:
-    """The players of a run.
+    """The players of a run and their optimisers.
 
-    Their parameters require no gradient except inside `training()`: the student's loss passes
-    through them and never changes them, and the student's optimiser has nothing to apply.
+    The parameters of players require gradients only inside `training()`, so that neither the
+    student's loss nor its optimiser changes them.
 
     Attributes:
-        factor: the student's learning rate over its first one; set before every step.
+        factor: the student's learning rate divided by its initial one; set before every step.
+
+    Raises:
+        KdepError: a player without parameters.
     """
 
     def __init__(self, players: Mapping[str, Player]) -> None:
@@ -57,7 +60,7 @@ class Players:
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Inside, the players' parameters require gradients."""
+        """Context in which the players' parameters require gradients."""
         for player in self._players.values():
             player.module.requires_grad_(True)
         try:
@@ -67,21 +70,21 @@ class Players:
                 player.module.requires_grad_(False)
 
     def parameters(self, name: str) -> list[nn.Parameter]:
-        """The parameters of one player."""
+        """The parameters of one player; KdepError for an unknown name."""
         name = self._prefix + name
         if name not in self._players:
             raise unknown_name("player of the objective", name, self._players)
         return list(self._players[name].module.parameters())
 
     def minimise(self, name: str, loss: Tensor) -> None:
-        """One optimiser step of a player on a scalar loss; nothing else gets a gradient."""
+        """One optimiser step of a player on a scalar loss; no other parameter gets a gradient."""
         self.apply(name, torch.autograd.grad(loss, self.parameters(name), allow_unused=True))
 
     @torch.no_grad()
     def apply(self, name: str, gradients: Sequence[Tensor | None]) -> None:
-        """One optimiser step of a player with given gradients, one per parameter.
+        """One optimiser step of a player with the given gradients, one per parameter.
 
-        Over several processes the gradients are averaged.
+        With several processes, the gradients are averaged over them.
         """
         parameters, optimizer = self.parameters(name), self._optimizers[self._prefix + name]
         for p, gradient in zip(parameters, gradients, strict=True):
@@ -90,23 +93,23 @@ class Players:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
                 distributed.all_reduce(p.grad)
                 p.grad /= distributed.get_world_size()
-        rates = [group["lr"] for group in optimizer.param_groups]
+        base_lrs = [group["lr"] for group in optimizer.param_groups]
         if self._players[self._prefix + name].scheduled:
             for group in optimizer.param_groups:
                 group["lr"] *= self.factor
         optimizer.step()
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+        for group, lr in zip(optimizer.param_groups, base_lrs, strict=True):
+            group["lr"] = lr
         optimizer.zero_grad(set_to_none=True)
 
     def part(self, prefix: str) -> Players:
-        """The same players, of which those named "<prefix>.<name>" are now called <name>."""
+        """The players of one part of a sum: "<prefix>.<name>" is then called "<name>"."""
         part = copy.copy(self)
         part._prefix = f"{self._prefix}{prefix}."
         return part
 
     def state_dict(self) -> dict[str, Any]:
-        """States of the optimisers; parameters are in the model's."""
+        """States of the optimisers by player; the parameters are in the model's state dict."""
         return {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
-"""Regression of the teacher's own feature through a learned projector on the student's side.
+"""Regression of the teacher's feature by the student's, through a learned projector.
 
-The parametric alignment that KDEP argues against (row B-2), in a linear and a non-linear form.
+This is the parametric alignment that the KDEP paper compares with, linear or with a hidden layer.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ from kdep_bench.objectives.weight import DEFAULT_LOSS_AT_ZERO, loss_weight
 class ProjectedRegression(Objective):
     """w * mean over channels of (p(student) - teacher)^2, per sample; p is dropped at export.
 
-    p is linear, Ds -> Dt with a bias: on pooled features this is the 1x1 convolution of FitNets
-    (Romero et al. 2015) and of KDEP's comparison, since a 1x1 convolution commutes with average
-    pooling. With `hidden` it is Linear, ReLU, Linear.
+    p is a linear layer Ds -> Dt with bias. It equals the 1x1 convolution of FitNets (Romero et al.
+    2015) and of KDEP's comparison, because a 1x1 convolution commutes with average pooling. With
+    `hidden`, p is Linear, ReLU, Linear.
 
     Args:
-        width: Ds. teacher_width: Dt. teacher_mean_variance: mean variance of the teacher's
-            channels, since the projector's bias has their means at once; all three given by the
-            pre-training stage.
-        hidden: width of the MLP's hidden layer; None for the linear projector.
-        weight, scale: as in FeatureRegression.
+        width: Ds, set by the pre-training stage.
+        teacher_width: Dt, set by the pre-training stage.
+        teacher_mean_variance: mean of the variances of the teacher's channels, set by the
+            pre-training stage. It replaces the mean square in weight="auto", because the bias of
+            the projector learns the channel means within a few steps.
+        hidden: width of the hidden layer; None for the linear projector.
+        weight: w, or "auto" for `scale` / `teacher_mean_variance`; see `loss_weight`.
+        scale: as in FeatureRegression.
     """
 
     needs = frozenset({"pooled"})

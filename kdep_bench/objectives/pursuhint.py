@@ -10,22 +10,22 @@ from kdep_bench.errors import KdepError
 from kdep_bench.objectives.hints import Hints
 from kdep_bench.objectives.maps import Maps, check_levels
 
-SAME = 1e-9  # distance below which two layers count as duplicates
+DUPLICATE = 1e-9  # distance (1 - CKA) up to which two layers count as duplicates
 
 
 def hint_points(
     distances: Sequence[Sequence[float]], count: int, fixed: int | None = None
 ) -> list[int]:
-    """Indices of the layers that represent `count` clusters, ascending.
+    """Indices, in ascending order, of the layers that are the centres of `count` clusters.
 
-    k-means with centres restricted to layers (k-medoids). Starting from centres spread evenly over
-    the depth, a centre is exchanged for the layer that lowers the sum of squared distances most,
-    until no exchange lowers it. Deterministic.
+    k-medoids: the initial centres are spread evenly over the depth. The exchange of a centre for
+    another layer that lowers the sum of squared distances most is applied until none lowers it.
+    Deterministic.
 
     Args:
-        distances: [L, L], between layers.
+        distances: [L, L] distances between layers.
         count: number of clusters; fewer are returned if layers are duplicates.
-        fixed: a layer that is always a centre.
+        fixed: index of a layer that is always a centre.
     """
     layers = range(len(distances))
 
@@ -43,32 +43,33 @@ def hint_points(
             if new not in centres and old != fixed
         ]
         better = min(swaps, key=lambda c: (cost(c), c), default=centres)
-        if not cost(better) < cost(centres) - SAME**2:
+        if not cost(better) < cost(centres) - DUPLICATE**2:
             break
         centres = better
-    kept: list[int] = [] if fixed is None else [fixed]
+    hints: list[int] = [] if fixed is None else [fixed]
     for c in centres:
-        if all(distances[c][k] > SAME for k in kept):
-            kept.append(c)
-    return sorted(kept)
+        if all(distances[c][k] > DUPLICATE for k in hints):
+            hints.append(c)
+    return sorted(hints)
 
 
 class Pursuhint(Hints):
     """The objective Hints at those candidate levels that represent clusters of similar levels.
 
     Re-implementation of PURSUhInT (Expert Systems with Applications 2023), after another
-    re-implementation that quotes it. Every teacher layer is described by its spatially averaged
-    features of about 10^4 images; the distance of two layers is 1 - CKA (linear); k-means over
-    *layers* has its centres restricted to layers; the centres are the hint points, for any hint
-    loss. The candidates here are the levels of the teacher that a cache can store, not each of its
-    blocks. One departure: the deepest candidate is always a centre, since without cross-entropy
-    nothing else would train the layers after the last hint.
+    re-implementation that quotes it. A teacher layer is described by its spatially averaged
+    features of about 10^4 images; the distance of two layers is 1 - linear CKA; the centres of the
+    clusters of layers are the hint points. Two differences: the candidates are the maps that a
+    teacher cache stores, not all blocks; and the deepest candidate is always a centre, because
+    without cross-entropy no other loss would train the layers after the last hint.
 
     Args:
         levels: {student level: teacher map}, the candidates.
-        points: clusters, and so hint points.
-        weight: of each point; the others as in Hints.
+        points: number of clusters, which is the number of hint points.
+        weight: weight of each hint point.
+        distance, hidden, init: as in Hints.
         layer_distances: {teacher map: {teacher map: distance}}, set by the pre-training stage.
+        student_maps, teacher_maps: set by the pre-training stage.
     """
 
     requires = Hints.requires | {"layer_distances"}
@@ -89,11 +90,11 @@ class Pursuhint(Hints):
             raise KdepError(
                 f"the number of hint points is {points}, with {len(levels)} levels",
                 expected="at least 1, and at most the number of candidate levels",
-                fix="correct `points`, or add levels",
+                fix="correct `points` in the method's objective, or add entries to `levels`",
             )
         check_levels(levels, student_maps, teacher_maps)
-        deep = sorted(levels, key=lambda own: (teacher_maps[levels[own]]["stride"], own))
-        difference = [[layer_distances[levels[a]][levels[b]] for b in deep] for a in deep]
-        centres = hint_points(difference, points, fixed=len(deep) - 1)
-        chosen = {deep[i]: levels[deep[i]] for i in centres}
+        by_depth = sorted(levels, key=lambda level: (teacher_maps[levels[level]]["stride"], level))
+        distances = [[layer_distances[levels[a]][levels[b]] for b in by_depth] for a in by_depth]
+        centres = hint_points(distances, points, fixed=len(by_depth) - 1)
+        chosen = {by_depth[i]: levels[by_depth[i]] for i in centres}
         super().__init__(chosen, student_maps, teacher_maps, weight, distance, hidden, init)

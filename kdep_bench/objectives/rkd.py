@@ -10,39 +10,45 @@ from kdep_bench.bounds import Count, NotNegative
 from kdep_bench.errors import KdepError
 from kdep_bench.objectives.base import Context, Objective
 
-EPS = 1e-12
+EPS = 1e-12  # as in the source; it keeps the gradient of the square root finite
 
 
 def scaled_distances(x_BD: Tensor) -> Tensor:
-    """[B, B] Euclidean distances over the mean of the positive ones; the diagonal is 0."""
+    """Euclidean distances [B, B] divided by the mean of the positive ones; the diagonal is 0."""
     square = x_BD.square().sum(1)
-    d = (square[:, None] + square[None] - 2 * x_BD @ x_BD.T).clamp(min=EPS).sqrt()
-    d = d * (1 - torch.eye(len(d), dtype=d.dtype, device=d.device))
-    positive = (d > 0).to(d.dtype)
-    return d / ((d * positive).sum() / positive.sum().clamp(min=1)).clamp(min=EPS)
+    distance = (square[:, None] + square[None] - 2 * x_BD @ x_BD.T).clamp(min=EPS).sqrt()
+    distance = distance * (1 - torch.eye(len(distance), dtype=x_BD.dtype, device=x_BD.device))
+    positive = (distance > 0).to(distance.dtype)
+    mean = (distance * positive).sum() / positive.sum().clamp(min=1)
+    return distance / mean.clamp(min=EPS)
 
 
 def angles(x_BD: Tensor, vertices: int) -> Tensor:
-    """[V, B, B]: cosine of the angle at each of the first V samples between every two others."""
+    """Cosines [V, B, B] of the angles at the first V samples, V = `vertices`.
+
+    Entry (v, i, j) is the cosine of the angle between the directions from sample v to i and to j.
+    """
     rays = F.normalize(x_BD[None] - x_BD[:vertices, None], dim=2)
     return rays @ rays.transpose(1, 2)
 
 
 class RKD(Objective):
-    """a * mean_ij huber(d_ij) + b * mean_ijk huber(cos angle_jik), student against teacher.
+    """a * mean of huber(d^s - d^t) over pairs + b * mean of huber(c^s - c^t) over triples.
 
-    Source: lenscloth/RKD `metric/loss.py`: Huber with threshold 1, eps 1e-12, the means over all
-    pairs and triples, the diagonal included; distances over their batch mean, so that the loss is
-    zero for any shift, rotation and scale of the teacher's feature. Weights 1 and 2 for metric
-    learning there, 25 and 50 in HobbitLong/RepDistiller (the defaults here).
+    d are the `scaled_distances` and c the `angles` (cosines) of the batch, of student and teacher.
+    The loss is 0 if the student's feature is a shifted, rotated and scaled copy of the teacher's.
+    The widths may differ; there is no projector. Cost: O(B^2 D) time for the distances,
+    O(V B^2 D) time and O(V B (B + D)) memory for the angles.
 
-    Needs no projector: widths may differ. Costs O(B^2 D) for the distances and O(V B^2 D) time and
-    O(V B (B + D)) memory for the angles.
+    Source: lenscloth/RKD `metric/loss.py`: Huber loss with threshold 1, eps 1e-12, means over all
+    pairs and triples, the diagonal included. Its weights are 1 and 2, for metric learning; the
+    defaults here, 25 and 50, are those of HobbitLong/RepDistiller.
 
     Args:
-        distance, angle: a and b.
-        vertices: V, how many samples of a batch serve as the vertex of angles; None for all B. The
-            first V are taken: a batch is in random order already.
+        distance: a, weight of the distances.
+        angle: b, weight of the angles.
+        vertices: V, number of samples of a batch that are used as vertices of angles; None for all
+            B. The first V are used, which is a random choice, because batches are in random order.
     """
 
     needs = frozenset({"pooled"})
@@ -62,13 +68,15 @@ class RKD(Objective):
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.teacher is not None
-        s, t = ctx.before, ctx.teacher.pooled
-        b = len(s)
-        v = b if self.vertices is None else min(self.vertices, b)
+        student, teacher = ctx.before, ctx.teacher.pooled
+        batch = len(student)
+        vertices = batch if self.vertices is None else min(self.vertices, batch)
         with torch.no_grad():
-            t_distance, t_angle = scaled_distances(t), angles(t, v)
-        far = F.smooth_l1_loss(scaled_distances(s), t_distance, reduction="none").mean(1)
-        turn = F.smooth_l1_loss(angles(s, v), t_angle, reduction="none").mean((1, 2))
-        # Samples that are no vertex have no angle of their own; b / v keeps the mean over b.
-        turn = torch.cat((turn * (b / v), turn.new_zeros(b - v)))
-        return {"distance": self.distance * far, "angle": self.angle * turn}
+            t_distances, t_angles = scaled_distances(teacher), angles(teacher, vertices)
+        s_distances, s_angles = scaled_distances(student), angles(student, vertices)
+        distance_loss = F.smooth_l1_loss(s_distances, t_distances, reduction="none").mean(1)
+        angle_loss = F.smooth_l1_loss(s_angles, t_angles, reduction="none").mean((1, 2))
+        # The other samples get 0; the factor makes the mean over the batch the mean over vertices.
+        angle_loss = angle_loss * (batch / vertices)
+        angle_loss = torch.cat((angle_loss, angle_loss.new_zeros(batch - vertices)))
+        return {"distance": self.distance * distance_loss, "angle": self.angle * angle_loss}

@@ -1,9 +1,9 @@
-"""Assigns the teachers of a method with several to the parts of its objective. Imports no torch.
+"""Which parts of an objective read which of a method's teachers. Imports no torch.
 
-A method with several teachers names each by a role. A class with `every_teacher = True` reads all
-of them; any other reads the first, or the one that its part of a weighted sum names:
-`parts=dict(maps=dict(objective=dict(type=...), teacher="large"))`. Nothing else is declared twice:
-what a role's teacher must give follows from the `needs` of the classes that read it.
+A method with several teachers gives each a name, its role. A class with `every_teacher = True`
+reads all of them. Every other class reads the first, or the teacher named in its part of a weighted
+sum: `parts=dict(maps=dict(objective=dict(type=...), teacher="large"))`. The outputs that a teacher
+must have follow from the `needs` of the classes that read it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.registry import locate, type_path
 from kdep_bench.signatures import class_value, resolve_alias
 
-ONLY = "teacher"  # role of the teacher of a method that has one
+ONLY = "teacher"  # role of the teacher in a method with a single one
 
 # Words of `needs` that name an output of a teacher.
 FROM_TEACHER = frozenset(
@@ -23,60 +23,61 @@ FROM_TEACHER = frozenset(
 )
 
 Json = dict[str, Any]
-Lookup = Callable[[str, str], Any]
+Lookup = Callable[[str, str], Any]  # (dotted path of a class, attribute) -> its value, or None
 
 
 def from_source(path: str, name: str) -> Any:
-    """An attribute of a class, read from its source: the lookup of the plan."""
+    """An attribute of a class, read from its source without importing it; used for planning."""
     return class_value(resolve_alias(path), name)
 
 
 def from_class(path: str, name: str) -> Any:
-    """An attribute of a class that is imported: the lookup of the pre-training stage."""
+    """An attribute of a class, which is imported; used by the pre-training stage."""
     return getattr(locate(path), name, None)
 
 
 def readers(
     objective: Any, roles: Sequence[str], lookup: Lookup = from_source
 ) -> dict[str, list[Json]]:
-    """Role -> the configs, inside an objective's, of the classes that read that role's teacher.
+    """{role: the configs inside `objective` whose class reads the teacher of that role}.
 
     Args:
-        objective: config of the method's objective; None reads nothing.
-        roles: of the method's teachers, the first one first.
-        lookup: (dotted path, name) -> value of a class attribute, None where it has none.
+        objective: config of the method's objective, or None.
+        roles: roles of the method's teachers, in order.
+        lookup: how class attributes are read.
 
     Raises:
-        KdepError: a part that names no role of the method, or one for a class that reads several.
+        KdepError: a part names a role that the method does not have, or names one although its
+            class reads every teacher.
     """
     by_role: dict[str, list[Json]] = {role: [] for role in roles}
     for config, visible in _typed(objective, tuple(roles)):
         path = type_path(config["type"])
         if lookup(path, "needs"):
-            every = lookup(path, "every_teacher")
-            if every and len(visible) == 1 < len(roles):
+            reads_all = lookup(path, "every_teacher")
+            if reads_all and len(visible) == 1 < len(roles):
                 raise KdepError(
-                    f"objective part that names the teacher {visible[0]!r} and has "
-                    f"{path.rpartition('.')[2]}, which reads several teachers",
+                    f"a part of the objective has teacher={visible[0]!r}, but its class "
+                    f"{path.rpartition('.')[2]} reads every teacher",
                     fix="remove `teacher` from that part",
                 )
-            read_roles = visible if every else visible[:1]
+            read_roles = visible if reads_all else visible[:1]
             for role in read_roles:
                 by_role[role].append(config)
     return by_role
 
 
 def _typed(value: Any, visible: tuple[str, ...] | None) -> Iterator[tuple[Json, tuple[str, ...]]]:
-    """Every config with a `type`, with the roles of the teachers that its place may read.
+    """Yields every config with a `type` inside `value`, with the roles that it may read.
 
-    `seen` None: whatever the roles are.
+    `visible`: the roles of the method's teachers; None if they are not needed.
     """
     if isinstance(value, list | tuple):
         for item in value:
             yield from _typed(item, visible)
     elif isinstance(value, Mapping):
-        names_one = isinstance(value.get("objective"), Mapping) and value.get("teacher") is not None
-        if names_one and visible is not None:
+        is_part = isinstance(value.get("objective"), Mapping)
+        if is_part and value.get("teacher") is not None and visible is not None:
             if value["teacher"] not in visible:
                 raise unknown_name("teacher role of a part", value["teacher"], visible)
             visible = (value["teacher"],)
@@ -93,7 +94,7 @@ def reads_every(objective: Any, lookup: Lookup = from_source) -> list[str]:
 
 
 def together(configs: Sequence[Json]) -> Json:
-    """All of `configs` in one dict, for functions that search nested configs."""
+    """One dict that contains all `configs`, for functions that search nested configs."""
     return {str(k): config for k, config in enumerate(configs)}
 
 

@@ -1,18 +1,24 @@
-"""Ways to represent a signed target in channels that a ReLU keeps non-negative. Imports no torch.
+"""Forms of a signed regression target for student channels after a ReLU. Imports no torch.
 
-How much of a signed feature a non-negative one can represent has a closed form. Take K uncorrelated
-target channels g_k, symmetric about zero, of variances v_1 >= v_2 >= ... (those of an SVD). The
-best non-negative approximation of g_k is max(g_k, 0), with error E[min(g_k, 0)^2] = v_k / 2.
-So with one student channel per component ("plain"), at most half of the variance of the first C
-components is represented: (v_1 + ... + v_C) / 2. With "pairs", g_k = max(g_k, 0) - max(-g_k, 0)
-takes two channels and loses nothing: v_1 + ... + v_(C/2) is represented. Since the variances fall,
-the first half of the components holds at least half of all the variance, so
+A feature after a ReLU is non-negative, so it can represent only a part of a signed target. That
+part can be computed. Let the target have uncorrelated channels g_1, g_2, ... (the components of an
+SVD), symmetric about zero, with variances v_1 >= v_2 >= ..., and the student C channels.
 
-    kept("pairs") - kept("plain") = ((v_1 + ... + v_(C/2)) - (v_(C/2+1) + ... + v_C)) / 2 >= 0,
+"plain": one student channel per component. The best non-negative approximation of g_k is
+max(g_k, 0), with error E[min(g_k, 0)^2] = v_k / 2. So half of the variance of C components is
+represented: (v_1 + ... + v_C) / 2.
 
-with equality for a flat spectrum alone. "rotation" turns the C components by a fixed random
-orthogonal matrix: each channel then holds the mean variance and is still symmetric, so the bound is
-that of "plain". For a feature before its activation nothing is lost, and "plain" is best.
+"pairs": two student channels per component, since g_k = max(g_k, 0) - max(-g_k, 0). All variance of
+C / 2 components is represented: v_1 + ... + v_(C/2). Compared with "plain" this is
+
+    ((v_1 + ... + v_(C/2)) - (v_(C/2+1) + ... + v_C)) / 2
+
+more, which is positive unless all variances are equal.
+
+"rotation": the C components are rotated by a fixed random orthogonal matrix, so that all channels
+have about the same variance. They remain symmetric, so the represented variance is that of "plain".
+
+For a feature before its activation, "plain" represents the whole variance of C components.
 """
 
 from __future__ import annotations
@@ -24,16 +30,19 @@ from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.features.policies import check_widths
 
 SIGNS = {
-    "plain": "one channel per component, negative values and all",
+    "plain": "one channel per component, with its sign",
     "pairs": "two channels per component: its positive and its negative part",
     "rotation": "one channel per component, after a fixed random rotation of all of them",
 }
 
 
 def components(sign: str, channels: int, where: str = "the student") -> int:
-    """Number of teacher components that a student map of `channels` channels represents.
+    """Number of SVD components that are regressed by a student map with `channels` channels.
 
-    Raises KdepError for an unknown `sign`, and for "pairs" with an odd number of channels.
+    `where` names the map in errors.
+
+    Raises:
+        KdepError: an unknown `sign`, or "pairs" with an odd number of channels.
     """
     if sign not in SIGNS:
         raise unknown_name("form of the sign", sign, SIGNS)
@@ -48,16 +57,19 @@ def components(sign: str, channels: int, where: str = "the student") -> int:
 
 
 def check_map_targets(
-    objective: Any, student: Mapping[str, int], teacher: Mapping[str, int], who: str
+    objective: Any, student: Mapping[str, int], teacher: Mapping[str, int], subject: str
 ) -> None:
-    """Refuses levels that cannot be given a target without learned weights: KdepError.
+    """Checks at planning time that every level of a MapRegression can have a target.
 
     Args:
-        objective: a method's objective config, its parts included.
-        student: channels by level, as the student's config declares them ("s16": 128).
-        teacher: channels by map, as the teacher's card states them; maps it does not name are
-            checked when the run begins.
-        who: the method and student, for messages.
+        objective: config of a method's objective; its parts are checked as well.
+        student: {level: channels} of the student's config ("s16": 128).
+        teacher: {map: channels} of the teacher's card; other maps are checked when training starts.
+        subject: the method and student, for errors.
+
+    Raises:
+        KdepError: "pairs" with an odd number of channels, or more components than the teacher's map
+            has channels without a policy in `align`.
     """
     if not isinstance(objective, Mapping):
         return
@@ -66,15 +78,15 @@ def check_map_targets(
         policy = (objective.get("align") or {}).get("policy")
         for student_level, teacher_map in levels.items():
             if student_level not in student:
-                continue  # refused by the check of levels
-            need = components(
+                continue  # another check of the plan reports unknown levels
+            required = components(
                 objective.get("sign", "pairs"),
                 student[student_level],
-                f"{who}: level {student_level} of the student",
+                f"{subject}: level {student_level} of the student",
             )
             if teacher_map in teacher:
                 check_widths(
-                    need, teacher[teacher_map], policy, f"map {teacher_map} of the teacher"
+                    required, teacher[teacher_map], policy, f"map {teacher_map} of the teacher"
                 )
     for value in objective.values():
-        check_map_targets(value, student, teacher, who)
+        check_map_targets(value, student, teacher, subject)

@@ -10,15 +10,19 @@ from kdep_bench.objectives.base import Context, Objective
 
 
 def row_gram(x_BD: Tensor) -> Tensor:
-    """[B, B]: the Gram matrix with every row divided by its length."""
+    """The Gram matrix [B, B] of features [B, D], with every row divided by its Euclidean norm."""
     return F.normalize(x_BD @ x_BD.T, dim=1)
 
 
 class SimilarityPreserving(Objective):
-    """w * |G_s - G_t|_F^2 / B^2 with G = Q Q^T, its rows normalised.
+    """w * |G_s - G_t|_F^2 / B^2, with G the `row_gram` of student and teacher feature.
 
-    Source: HobbitLong/RepDistiller `distiller_zoo/SP.py`, weight 3000. Invariant to rotation and
-    scale of either side; widths may differ. O(B^2 D).
+    Invariant to rotation and scale of both features, whose widths may differ. Takes O(B^2 D) time.
+
+    Source: HobbitLong/RepDistiller `distiller_zoo/SP.py`, weight 3000.
+
+    Args:
+        weight: w.
     """
 
     needs = frozenset({"pooled"})
@@ -31,5 +35,5 @@ class SimilarityPreserving(Objective):
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.teacher is not None
         difference = row_gram(ctx.before) - row_gram(ctx.teacher.pooled)
-        # The mean over B of a row's mean square is the sum over B^2.
+        # One value per sample; their mean over B is |.|_F^2 / B^2.
         return {"similarity": self.weight * difference.square().mean(1)}

@@ -10,16 +10,17 @@ from kdep_bench.objectives.base import Context, Objective
 
 
 class SoftTarget(Objective):
-    """L = -sum over classes of p log softmax(z_s), p the teacher's probabilities at temperature 1.
+    """L = -sum over classes of p log softmax(z_s), with p the teacher's probabilities.
 
-    Of p the `top_classes` largest are exact and the others equal, so that they sum to 1. A student
-    whose probabilities are p has the loss H(p), not 0, and no gradient.
+    The `top_classes` largest values of p are the teacher's softmax at temperature 1; the rest of
+    the probability is spread evenly over the other classes. The minimum of the loss is the entropy
+    of p, not 0. The student's linear head is dropped at export.
 
-    Source: Wu et al. 2022; microsoft/Cream `TinyViT/main.py`, train_one_epoch_distill_using_saved_
-    logits. The student's linear head is dropped at export.
+    Source: Wu et al. 2022; microsoft/Cream `TinyViT/main.py`, function
+    `train_one_epoch_distill_using_saved_logits`.
 
     Args:
-        top_classes: k; a cache stores 4 k bytes per view.
+        top_classes: k, number of probabilities that the cache stores per view (4 k bytes).
         width, teacher_classes: set by the pre-training stage.
     """
 

@@ -1,4 +1,4 @@
-"""Semi-online distillation (Liu et al., BMVC 2021): a bridge between frozen teacher and student."""
+"""Semi-online distillation (Liu et al., BMVC 2021), with a trained bridge network."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from kdep_bench.teachers.base import build_teacher
 
 
 class SemiOnline(Objective):
-    """L_A + L_S: a bridge A learns from teacher T and student S, the student from the bridge.
+    """KL(T || A) + KL(S || A) + KL(A || S) of the logits of teacher T, bridge A and student S.
 
-    L_A = KL(T || A) + KL(S || A), L_S = KL(A || S), each tau^2 KL at temperature tau without
-    gradient to its first argument. A is the layers of the teacher after the map `level`, with new
-    random weights and in training mode, on the stored map; it and the student's linear head are
-    dropped at export. The teacher stays in evaluation mode: the published code leaves it in
-    training mode, so that its BatchNorm statistics drift.
+    Each term is tau^2 KL at temperature tau, without gradient for its first argument: the bridge
+    learns from teacher and student, the student from the bridge. The bridge consists of the
+    teacher's layers after one map, with new random weights, applied to the stored map; it is
+    trained by the student's optimiser. It and the student's linear head are dropped at export.
 
     Source: swlzq/Semi-Online-KD `trainer/sokd.py`, `models/wrn.py`; tau 4, all weights 1, one
-    learning rate for student and bridge; without its two cross-entropies (SemiOnlineWithLabels).
-    The bridge is no player (`Objective.players`): a player steps before the student's loss, which
-    would then read a bridge that is one step ahead, and its two losses would leave the loss curve.
+    learning rate for student and bridge. Two differences: its two cross-entropies are omitted (see
+    SemiOnlineWithLabels), and the teacher is in eval mode, where the published code leaves it in
+    training mode and its BatchNorm statistics drift.
 
     Args:
         levels: {student level: teacher map}, one entry; only the teacher's map is read.
@@ -50,23 +49,25 @@ class SemiOnline(Objective):
         if len(levels) != 1:
             raise KdepError(
                 f"the bridge of semi-online distillation has {len(levels)} levels",
-                expected="one map of the teacher, after which the bridge begins",
-                fix="correct `levels` of the objective",
+                expected="one level, whose teacher map is the input of the bridge",
+                fix="correct `levels` in the method's objective",
             )
         self.level, self.tau = next(iter(levels.values())), float(tau)
         self.head = nn.Linear(width, teacher_classes)
-        self.bridge = fresh(build_teacher(teacher_config).tail(self.level))
+        # Not a player (`Objective.players`): players are updated before the student's loss, and
+        # their losses are not part of the loss curve.
+        self.bridge = reinitialised(build_teacher(teacher_config).tail(self.level))
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
-        return self.distilled(ctx, self.head(ctx.after), self.bridged(ctx))
+        return self.kl_terms(ctx, self.head(ctx.after), self.bridge_logits(ctx))
 
-    def bridged(self, ctx: Context) -> Tensor:
-        """[B, C]: the bridge's logits of the teacher's map."""
+    def bridge_logits(self, ctx: Context) -> Tensor:
+        """The bridge's logits [B, C] for the teacher's map."""
         assert ctx.teacher is not None
         return self.bridge(ctx.teacher.maps[self.level])
 
-    def distilled(self, ctx: Context, student_BC: Tensor, bridge_BC: Tensor) -> dict[str, Tensor]:
-        """The three KL terms."""
+    def kl_terms(self, ctx: Context, student_BC: Tensor, bridge_BC: Tensor) -> dict[str, Tensor]:
+        """The three KL terms, each (B,)."""
         assert ctx.teacher is not None
         assert ctx.teacher.logits is not None
         return {
@@ -107,16 +108,16 @@ class SemiOnlineWithLabels(SemiOnline):
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.labels is not None
-        student, bridge = self.head(ctx.after), self.bridged(ctx)
+        student, bridge = self.head(ctx.after), self.bridge_logits(ctx)
         return {
-            **self.distilled(ctx, student, bridge),
+            **self.kl_terms(ctx, student, bridge),
             "cross_entropy": F.cross_entropy(student, ctx.labels, reduction="none"),
             "bridge_cross_entropy": F.cross_entropy(bridge, ctx.labels, reduction="none"),
         }
 
 
-def fresh(module: nn.Module) -> nn.Module:
-    """The module with random weights and trainable, layer by layer as torch initialises them."""
+def reinitialised(module: nn.Module) -> nn.Module:
+    """The same module, its layers reinitialised by `reset_parameters`, trainable, in train mode."""
     for layer in module.modules():
         reset = getattr(layer, "reset_parameters", None)
         if callable(reset):

@@ -1,4 +1,4 @@
-"""The Gram matrix of the views of one image: a reading of modality-level Gram distillation."""
+"""Distillation of the Gram matrix of an image's views, after arXiv 2112.11447."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ from kdep_bench.objectives.base import Context, Objective
 
 
 class ViewGram(Objective):
-    """w * |G^s - G^t|_F^2 / M^2, G = A A^T of the M views of an image, A [M, D].
+    """w * |G^s - G^t|_F^2 / M^2 with G = A A^T, A [M, D] the features of an image's M views.
 
-    Reconstruction of "Modality-level Gram Matrix" (arXiv 2112.11447), of which the abstract alone
-    was read: relations between the *modalities* of a sample are matched, not only its output. Here
-    the modalities are the fixed views (crops) of an image, so it is named for what it is. No
-    projector; invariant to a rotation common to all views; M = 1 matches lengths alone.
+    Student and teacher features are first divided by the root mean square of their lengths in the
+    batch, because the scales of the two networks are unrelated. There is no projector. The loss is
+    invariant to a rotation of all views; with M = 1 only lengths are matched.
 
-    Features are divided by the root of their mean squared length over the batch first, on both
-    sides, because the two networks' scales have nothing to do with each other; `cosine` divides
-    each by its own length instead.
+    Re-implementation of "Modality-level Gram Matrix" (arXiv 2112.11447) from its abstract only: it
+    matches relations between the modalities of a sample. Here these are the fixed views of an
+    image.
 
     Args:
         views: M, set by the pre-training stage.
         weight: w.
-        cosine: compare angles between views and no lengths.
+        cosine: divide each feature by its own length instead, so that only angles are compared.
     """
 
     needs = frozenset({"pooled", "views"})
@@ -43,10 +42,10 @@ class ViewGram(Objective):
                 fix="set budget.views=2",
             )
         self.views, self.weight, self.cosine = views, float(weight), cosine
-        self._looked = False
+        self._order_checked = False
 
     def gram(self, x_BD: Tensor) -> Tensor:
-        """[B / M, M, M] inner products of the views of each image."""
+        """Inner products [B / M, M, M] of the views of each image, of features [B, D]."""
         if self.cosine:
             x = F.normalize(x_BD, dim=1)
         else:
@@ -57,16 +56,17 @@ class ViewGram(Objective):
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.teacher is not None
         assert ctx.rows is not None
-        if not self._looked:  # once: a GPU would be waited for in every step
-            self._look(ctx.rows)
-            self._looked = True
+        if not self._order_checked:  # once, because the check waits for a GPU
+            self._check_order(ctx.rows)
+            self._order_checked = True
         with torch.no_grad():
-            wanted = self.gram(ctx.teacher.pooled)
-        difference = (self.gram(ctx.before) - wanted).square().mean(2)
-        # One value a view: the mean over a row of G, so that the mean over B is |.|^2 / M^2.
+            target = self.gram(ctx.teacher.pooled)
+        difference = (self.gram(ctx.before) - target).square().mean(2)
+        # One value per view, the mean over a row of G; their mean over B is |.|_F^2 / M^2.
         return {"gram": self.weight * difference.flatten()}
 
-    def _look(self, rows_B: Tensor) -> None:
+    def _check_order(self, rows_B: Tensor) -> None:
+        """Raises KdepError unless the views of each image are consecutive in the batch."""
         image = (rows_B // self.views).unflatten(0, (-1, self.views))
         if not bool((image == image[:, :1]).all()):
             raise KdepError(

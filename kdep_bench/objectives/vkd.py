@@ -1,4 +1,4 @@
-"""VkD: an orthogonal projector on the student's side and a normalised teacher feature."""
+"""VkD: regression of the normalised teacher feature through an orthogonal projector."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from kdep_bench.objectives.weight import DEFAULT_LOSS_AT_ZERO
 class OrthogonalProjection(Objective):
     """w * mean over channels of smooth_l1(P student, layer_norm(teacher)), per sample.
 
-    P [Dt, Ds] has orthonormal columns (rows where Ds > Dt) and no bias, so it can turn the
-    student's feature but not stretch any of it: what is learned must be in the student. The
-    teacher's feature is normalised over its channels, without learned scale.
+    P [Dt, Ds] is trained, with orthonormal columns (rows if Ds > Dt) and no bias: it can rotate the
+    student's feature but not scale its directions. It is dropped at export. The teacher's feature
+    is normalised over its channels, without learned scale.
 
     Source: Miles, Elezi and Deng, "VkD: Improving Knowledge Distillation using Orthogonal
     Projections", CVPR 2024, arXiv 2403.06213; formula as in the authors' roymiles/VkD `train.py`
@@ -26,9 +26,10 @@ class OrthogonalProjection(Objective):
     teacher feature, smooth L1, factor alpha = 1, in addition to label and logit terms).
 
     Args:
-        width: Ds. teacher_width: Dt. Both given by the pre-training stage.
-        weight: w, or "auto": twice `scale`, since smooth L1 is half the square near zero and the
-            normalised target has mean square 1: the slope is that of FeatureRegression's rule.
+        width: Ds, set by the pre-training stage.
+        teacher_width: Dt, set by the pre-training stage.
+        weight: w, or "auto" for 2 * `scale`. The factor 2 is there because smooth L1 is half the
+            square near zero; the normalised target has mean square 1.
         scale: see `loss_weight`.
     """
 
@@ -49,11 +50,11 @@ class OrthogonalProjection(Objective):
         self.wide = width > teacher_width
 
     def projector(self) -> Tensor:
-        """P [Dt, Ds]: the Q of the unique QR of a free matrix with positive diagonal of R.
+        """P [Dt, Ds]: Q of the QR decomposition, with a positive diagonal of R, of a free matrix.
 
-        Not torch's `parametrizations.orthogonal`: its default for such shapes keeps +-1 signs in
-        the diagonal of the parameter, casts them to integers, and so loses a column to the first
-        weight decay; and at [1280, 256] it takes 1.5 s a step on one core where this takes 25 ms.
+        `torch.nn.utils.parametrizations.orthogonal` is not used: for these shapes it stores signs
+        in the diagonal of its parameter, and the first weight decay turns one of them into 0; and
+        for [1280, 256] it takes 1.5 s per step on one core, this 25 ms.
         """
         q, r = torch.linalg.qr(self.free)
         q = q * r.diagonal().sign()

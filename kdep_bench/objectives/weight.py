@@ -1,22 +1,29 @@
-"""The loss weight's rule: one number that serves every teacher."""
+"""The automatic loss weight: inversely proportional to the mean square of the target."""
 
 from __future__ import annotations
 
 from kdep_bench.errors import KdepError
 
-# The loss of an output of zero under weight="auto". With 20, KDEP trains at the learning
-# rates of the supervised method (see `configs/suites/pocket_weight.py`, which varies it), and the
-# paper's weight decay keeps its meaning; a larger learning rate instead would change it.
+# The loss of an output of zero for weight="auto". With 20, KDEP trains well at the learning rates
+# of the supervised method (`configs/suites/pocket_weight.py` varies it). A smaller loss with a
+# larger learning rate would also change the effect of the weight decay.
 DEFAULT_LOSS_AT_ZERO = 20.0
 
 
 def loss_weight(weight: float | str, scale: float, mean_square: float | None) -> float:
-    """w itself, or for "auto" w = `scale` / `mean_square`.
+    """`weight` if it is a number; for "auto", `scale` / `mean_square`.
 
-    `mean_square` is the mean square of the target, over channels and alignment samples. An output
-    of zero then costs `scale`, and the loss is `scale` times the unexplained fraction of that mean
-    square, whatever the teacher, its features' unit, T or n. The public scripts of CVMI-Lab/KDEP
-    guess instead: w = 3 for one teacher and 20 for another.
+    With "auto", an output of zero has the loss `scale`, for every teacher and every T and n of the
+    power temperature scaling. The public scripts of CVMI-Lab/KDEP set w by hand: 3 for one teacher,
+    20 for another.
+
+    Args:
+        weight: a number or "auto".
+        scale: the loss of an output of zero, for "auto".
+        mean_square: mean square of the target over channels and alignment samples.
+
+    Raises:
+        KdepError: "auto" with a mean square that is None, 0, infinite or NaN.
     """
     if weight != "auto":
         return float(weight)
@@ -24,6 +31,7 @@ def loss_weight(weight: float | str, scale: float, mean_square: float | None) ->
         raise KdepError(
             f"the target's mean square is {mean_square}",
             expected="a positive number for weight='auto'",
-            fix="check the teacher's features, or give `weight` a number",
+            fix="check the teacher's features, or set `weight` in the method's objective to a "
+            "number",
         )
     return scale / mean_square

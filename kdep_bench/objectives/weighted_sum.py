@@ -1,4 +1,4 @@
-"""Several objectives added up, each with a weight that may change over training."""
+"""A weighted sum of objectives; each weight may change over training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdep_bench.errors import KdepError
-from kdep_bench.objectives.base import Context, Objective, build_objective, values_of_part
+from kdep_bench.objectives.base import Context, Objective, build_args_of_part, build_objective
 from kdep_bench.objectives.players import Player, Players
 from kdep_bench.objectives.weighting import build_weighting
 from kdep_bench.schedules.build import as_schedule
@@ -17,15 +17,18 @@ from kdep_bench.schedules.build import as_schedule
 class WeightedSum(Objective):
     """L = sum over parts k of w_k(step) * L_k.
 
-    A term of part `a` called `b` is returned as "a.b", weighted, or as "a" where the part has one
-    term alone; so the record's share of each term is its share of the loss as optimised.
+    The weighted terms are named "<part>.<term>", or "<part>" if the part has only one term.
 
     Args:
-        parts: {name: {"objective": {type, ...}, "weight": number or {type: schedule, ...},
-            "teacher": role}}; `teacher` only in a method with several teachers: the one that this
-            part reads, where it is not the first.
-        weighting: config of a Weighting, which weighs the terms per sample as well.
-        epochs, facts: set by the pre-training stage; each part gets the values that it requires.
+        parts: {name: {"objective": {type, ...}, "weight": number or config of a schedule,
+            "teacher": role}}. `weight` is 1 by default. `teacher` is for methods with several
+            teachers, if the part reads another than the first.
+        weighting: config of a Weighting, which gives the terms additional weights per sample.
+        epochs, build_args: set by the pre-training stage; each part gets the values that it
+            requires.
+
+    Raises:
+        KdepError: no parts, or a part with a wrong key or a dot in its name.
     """
 
     needs = frozenset()
@@ -36,11 +39,14 @@ class WeightedSum(Objective):
         parts: Mapping[str, Mapping[str, Any]],
         epochs: float | None = None,
         weighting: Mapping[str, Any] | None = None,
-        **facts: Any,
+        **build_args: Any,
     ) -> None:
         super().__init__()
         if not parts:
-            raise KdepError("a weighted sum has no parts", fix="add at least one to `parts`")
+            raise KdepError(
+                "a weighted sum has no parts",
+                fix="add at least one to `parts` in the method's objective",
+            )
         for name, part in parts.items():
             if (
                 set(part) - {"objective", "weight", "teacher"}
@@ -51,18 +57,19 @@ class WeightedSum(Objective):
                     f"the part {name!r} of a weighted sum has the keys {sorted(part)}",
                     expected="'objective' and optionally 'weight' (default 1) and 'teacher' (the "
                     "role of the teacher that it reads), in a part whose name has no dot",
-                    fix="correct the method's config",
+                    fix="correct `parts` in the method's objective",
                 )
+        build_args["epochs"] = epochs
         self.members = nn.ModuleDict(
             {
-                k: build_objective(
-                    p["objective"], values_of_part({**facts, "epochs": epochs}, p.get("teacher"))
+                name: build_objective(
+                    part["objective"], build_args_of_part(build_args, part.get("teacher"))
                 )
-                for k, p in parts.items()
+                for name, part in parts.items()
             }
         )
         self.roles = {k: p["teacher"] for k, p in parts.items() if p.get("teacher") is not None}
-        self.weighting = build_weighting(weighting, {**facts, "epochs": epochs})
+        self.weighting = build_weighting(weighting, build_args)
         self.weights = {k: as_schedule(p.get("weight", 1.0), epochs) for k, p in parts.items()}
 
     @classmethod
@@ -76,12 +83,13 @@ class WeightedSum(Objective):
         for name, member in self.members.items():
             assert isinstance(member, Objective)
             weight = self.weights[name](ctx.step, ctx.steps)
-            terms = member.terms(self._seen_by(name, ctx))
+            terms = member.terms(self._part_context(name, ctx))
             for term, value in terms.items():
                 out[name if len(terms) == 1 else f"{name}.{term}"] = weight * value
         return out if self.weighting is None else self.weighting.weighted(ctx, out)
 
-    def _seen_by(self, name: str, ctx: Context) -> Context:
+    def _part_context(self, name: str, ctx: Context) -> Context:
+        """The batch with the outputs of the teacher that the part `name` reads."""
         return ctx.of_teacher(self.roles[name]) if name in self.roles else ctx
 
     def attach(self, student: nn.Module, new_network: Callable[[], nn.Module]) -> None:
@@ -96,16 +104,16 @@ class WeightedSum(Objective):
 
     def players(self) -> dict[str, Player]:
         return {
-            f"{name}.{own}": player
+            f"{name}.{player_name}": player
             for name, member in self.members.items()
             if isinstance(member, Objective)
-            for own, player in member.players().items()
+            for player_name, player in member.players().items()
         }
 
     def play(self, ctx: Context, players: Players) -> None:
         for name, member in self.members.items():
             assert isinstance(member, Objective)
-            member.play(self._seen_by(name, ctx), players.part(name))
+            member.play(self._part_context(name, ctx), players.part(name))
 
     def after_step(self) -> None:
         for member in self.members.values():

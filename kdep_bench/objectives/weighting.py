@@ -1,4 +1,4 @@
-"""Weights of loss terms per sample. Schedules, in contrast, weight a term over time."""
+"""Base class of weightings: weights of loss terms per sample (a schedule weights over time)."""
 
 from __future__ import annotations
 
@@ -14,45 +14,51 @@ from kdep_bench.registry import locate, type_path
 
 
 class Weighting(Component):
-    """One weight per sample for every term of an objective. Each subclass has its own file.
+    """Weights the terms of an objective per sample. Each subclass has its own file.
 
-    Where it is set: `weighting=dict(type=...)` of a WeightedSum or of MultiTeacherKD. It declares
-    what it reads of a batch as an Objective does. Its parameters are trained with the student's,
-    its buffers are kept in resume files, and both are dropped at export. Weights that follow from
-    the student's own outputs must be detached by the weighting, unless the method's paper lets
-    gradients pass.
+    Configured as `weighting=dict(type=...)` of a WeightedSum or of MultiTeacherKD. Parameters,
+    buffers and class attributes as for an Objective. A weighting must detach weights that depend on
+    the student's outputs, unless the method's paper has their gradient.
     """
 
     @abstractmethod
     def weigh(self, ctx: Context, terms: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """{term: weights (B,)}, one entry for each of `terms` ({term: losses (B,)})."""
+        """The weights {term: (B,)} for the losses `terms` {term: (B,)}."""
 
     def weighted(self, ctx: Context, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The terms times their weights.
+        """The terms multiplied by their weights.
 
         Raises:
-            KdepError: weights of other terms, or not one per sample.
+            KdepError: `weigh` returned other terms, or not one weight per sample.
         """
         weights = self.weigh(ctx, terms)
         if weights.keys() != terms.keys():
             raise KdepError(
-                f"{type(self).__name__} gives weights for the terms {', '.join(sorted(weights))}",
+                f"{type(self).__name__} returns weights for the terms {', '.join(sorted(weights))}",
                 expected=f"one for each of {', '.join(sorted(terms))}",
                 fix="use a weighting that is made for this objective",
             )
         for name, weight in weights.items():
             if weight.shape != terms[name].shape:
                 raise KdepError(
-                    f"{type(self).__name__} gives the term {name!r} weights of shape "
-                    f"{tuple(weight.shape)}",
+                    f"{type(self).__name__} returns weights of shape {tuple(weight.shape)} for the "
+                    f"term {name!r}",
                     expected=f"{tuple(terms[name].shape)}, one value per sample",
                     fix="return one weight per sample from the `weigh` method of that class",
                 )
         return {name: weights[name] * term for name, term in terms.items()}
 
 
-def build_weighting(config: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> Weighting | None:
-    """Builds the weighting of a config, with the `facts` that it requires; None without one."""
+def build_weighting(
+    config: Mapping[str, Any] | None, build_args: Mapping[str, Any]
+) -> Weighting | None:
+    """Builds the weighting of a config; None if `config` is None.
+
+    `build_args`: values of ARGUMENTS, of which the class gets those in its `requires`.
+
+    Raises:
+        KdepError: a type that is not a Weighting, or a required argument that is missing.
+    """
     if config is None:
         return None
     kind = locate(config["type"])
@@ -62,6 +68,6 @@ def build_weighting(config: Mapping[str, Any] | None, facts: Mapping[str, Any]) 
             expected="a subclass of kdep_bench.objectives.weighting.Weighting",
             fix="correct `weighting` in the method's config",
         )
-    weighting = build_component(config, facts)
+    weighting = build_component(config, build_args)
     assert isinstance(weighting, Weighting)
     return weighting

@@ -1,4 +1,4 @@
-"""From the config of a method to its objective, target transform and schedule."""
+"""Builds the configs of objective, target, augmentation and schedule of a pre-training run."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from kdep_bench.objectives.roles import FROM_TEACHER
 from kdep_bench.pretrain.by_role import of_role, words_of_role
 from kdep_bench.pretrain.diagnostics import distances, mean_variance, moments_of_maps, target_probes
 from kdep_bench.pretrain.pyramid import describe
-from kdep_bench.pretrain.teaching import Teaching
+from kdep_bench.pretrain.teaching import TeacherSource
 from kdep_bench.registry import type_path
 
 
 def check_precision(precision: str) -> None:
-    """Refuses float16 where there is no GPU: a CPU has no loss scaling and little use for it."""
+    """Raises KdepError for float16 without a GPU, because a CPU run has no loss scaling."""
     if precision == "float16" and not torch.cuda.is_available():
         raise KdepError(
             "budget.precision is 'float16', which needs a GPU, and this machine has none",
@@ -32,47 +32,51 @@ def check_precision(precision: str) -> None:
 
 
 def augment_config(
-    method: dict[str, Any], wanted: Demands, taught: Teaching
+    method: dict[str, Any], required: Demands, teacher_source: TeacherSource
 ) -> dict[str, Any] | None:
-    """The method's augmentation; None without one.
+    """The config of the method's augmentation, or None.
 
-    Raises KdepError where it changes what labels or stored teacher outputs belong to.
+    Raises:
+        KdepError: the objective reads labels or cached teacher outputs that do not describe the
+            augmented images.
     """
     config = method.get("augment")
     if config is None:
         return None
     kind = augment_class(config)
-    if "labels" in wanted.needs and not kind.keeps_labels:
+    if "labels" in required.needs and not kind.keeps_labels:
         raise KdepError(
-            f"the method {method['name']} reads labels, which do not describe the images of "
-            f"{kind.__name__}",
+            f"the method {method['name']} reads labels, which do not describe the images that "
+            f"{kind.__name__} returns",
             fix="remove `augment`, or choose an objective without labels",
         )
-    stored = len(taught.by_role) or bool(taught.model or taught.stream)
-    broken = sorted((wanted.needs & FROM_TEACHER) - kind.keeps) if stored > taught.live else []
-    if broken:
+    n_teachers = len(teacher_source.by_role) or bool(teacher_source.model or teacher_source.stream)
+    invalid = sorted((required.needs & FROM_TEACHER) - kind.keeps)
+    if invalid and n_teachers > teacher_source.n_live:
         raise KdepError(
-            f"the method {method['name']} reads {', '.join(broken)} from a cache, which do not "
-            f"describe the images of {kind.__name__}",
+            f"the method {method['name']} reads {', '.join(invalid)} from a cache, which do not "
+            f"describe the images that {kind.__name__} returns",
             fix="set teacher_source='live' in the method, or remove `augment`",
         )
     return dict(config)
 
 
 def objective_config(
-    spec: dict[str, Any], inputs: dict[str, Path], taught: Teaching, out: Path
+    spec: dict[str, Any], inputs: dict[str, Path], teacher_source: TeacherSource, out: Path
 ) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any]]:
-    """(objective config with all its arguments, target config, probes).
+    """(objective config with all constructor arguments, target config, measurements).
 
-    With several teachers the target config and `probes["targets"]` are by role, for those roles
-    whose aligned feature is regressed.
+    The target config is None if the objective has no target. The measurements are those of
+    `diagnostics.target_probes`. With several teachers, target config and `measurements["targets"]`
+    are dicts by role.
 
-    Raises KdepError for an objective that this method's labels or alignment cannot serve.
+    Raises:
+        KdepError: the objective needs labels, an alignment or an argument that is not available.
     """
     method = spec["method"]
     objective, name = dict(method["objective"]), type_path(method["objective"]["type"])
-    wanted = demands(objective)
-    if "labels" in wanted.needs and not method["labels_used"]:
+    required = demands(objective)
+    if "labels" in required.needs and not method["labels_used"]:
         raise KdepError(
             f"the objective {name} needs labels, but the method {method['name']} has "
             "labels_used=False",
@@ -86,18 +90,18 @@ def objective_config(
         "pool_images": lambda: len(open_views(inputs["views"]).files),
         "student_maps": lambda: describe(spec["student"]),
     }
-    if taught.by_role:
-        return _of_several(objective, answers, spec, inputs, taught, out)
-    target, probes = _target(wanted.needs, name, spec, inputs)
-    answers |= _teacher_answers(spec, inputs, taught, probes, out)
+    if teacher_source.by_role:
+        return _of_several(objective, answers, spec, inputs, teacher_source, out)
+    target, probes = _target(required.needs, name, spec, inputs)
+    answers |= _teacher_answers(spec, inputs, teacher_source, probes, out)
     return (
-        objective | _required_values(name, wanted.requires - set(objective), answers),
+        objective | _required_values(name, required.requires - set(objective), answers),
         target,
         probes,
     )
 
 
-Answers = dict[str, Callable[[], Any]]
+Answers = dict[str, Callable[[], Any]]  # argument name -> function that computes its value
 
 
 def _of_several(
@@ -105,25 +109,22 @@ def _of_several(
     answers: Answers,
     spec: dict[str, Any],
     inputs: dict[str, Path],
-    taught: Teaching,
+    teacher_source: TeacherSource,
     out: Path,
 ) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any]]:
-    """`objective_config` of a method with several teachers."""
-    objective_name, targets, probes = (
-        type_path(objective["type"]),
-        dict[str, Any](),
-        dict[str, Any](),
-    )
+    """`objective_config` for a method with several teachers."""
+    objective_name = type_path(objective["type"])
+    targets, probes = dict[str, Any](), dict[str, Any]()
     teachers: dict[str, dict[str, Any]] = {}
-    for role, teacher_source in taught.by_role.items():
+    for role, role_source in teacher_source.by_role.items():
         role_spec, role_inputs = of_role(role, spec, inputs)
         needs = frozenset(words_of_role(role, spec, "needs"))
-        target, probed = _target(needs, objective_name, role_spec, role_inputs)
+        target, target_values = _target(needs, objective_name, role_spec, role_inputs)
         if target is not None:
-            targets[role], probes[role] = target, probed
+            targets[role], probes[role] = target, target_values
         required = words_of_role(role, spec, "requires") & TEACHER_ARGUMENTS
         answers_of_role = _teacher_answers(
-            role_spec, role_inputs, teacher_source, probed, out / "teachers" / role
+            role_spec, role_inputs, role_source, target_values, out / "teachers" / role
         )
         teachers[role] = _required_values(objective_name, required, answers_of_role)
     required = demands(objective).requires - set(objective) - TEACHER_ARGUMENTS
@@ -136,7 +137,7 @@ def _of_several(
 def _target(
     needs: frozenset[str], name: str, spec: dict[str, Any], inputs: dict[str, Path]
 ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """(config of the regression target, its probes); (None, {}) where none is read."""
+    """(config of the regression target, `target_probes` of it); (None, {}) without a target."""
     method = spec["method"]
     if "target" not in needs:
         return None, {}
@@ -153,58 +154,63 @@ def _target(
 def _teacher_answers(
     spec: dict[str, Any],
     inputs: dict[str, Path],
-    taught: Teaching,
+    teacher_source: TeacherSource,
     probes: dict[str, Any],
     out: Path,
 ) -> Answers:
-    """Functions that compute values of one teacher, by their name in ARGUMENTS."""
+    """Functions that compute the ARGUMENTS of one teacher, by argument name."""
     return {
         "target_mean_square": lambda: probes.get("target_mean_square"),
         "teacher_mean_variance": lambda: mean_variance(spec, inputs),
         "layer_distances": lambda: distances(spec, inputs),
         "map_moments": lambda: moments_of_maps(spec, inputs, out),
-        **taught.facts,
+        **teacher_source.build_args,
     }
 
 
 def _required_values(
     name: str, required: set[str] | frozenset[str], answers: Answers
 ) -> dict[str, Any]:
+    """The values of the required arguments; KdepError if `answers` lacks one."""
     unavailable = sorted(required - set(answers))
     if unavailable:
         raise KdepError(
             f"the objective {name} requires the constructor argument {', '.join(unavailable)}, "
             "which pre-training cannot provide",
             expected=f"one of {', '.join(sorted(answers))}",
-            fix="set it in the method's config, or add the teacher output it belongs to to the "
+            fix="set it in the method's config, or add the teacher output that it describes to the "
             "objective's `needs`",
         )
     return {word: answers[word]() for word in sorted(required)}
 
 
 def schedule(budget: dict[str, Any], steps: int) -> list[dict[str, Any]]:
-    """Learning-rate schedule by iteration, its shape stretched over the budget.
+    """The mmengine configs of the learning-rate schedule for a run of `steps` steps.
 
-    "cosine": linear warm-up over the share `warmup` of the steps, then half a cosine to zero.
-    "step": x0.1 after each third, KDEP's shape (x0.1 every 30 of 90 epochs).
+    "cosine": linear warm-up over the fraction `warmup` of the steps, then half a cosine to zero.
+    "step": the learning rate is multiplied by 0.1 after each third, as by KDEP (every 30 of 90
+    epochs).
+
+    Raises:
+        KdepError: another value of `schedule`.
     """
-    warm = int(budget.get("warmup", 0.0) * steps)
-    if warm == 1:  # mmengine's LinearLR of one step would keep its start factor for the whole run
-        warm = 0
+    warmup = int(budget.get("warmup", 0.0) * steps)
+    if warmup == 1:  # mmengine's LinearLR of one step would keep its start factor for the whole run
+        warmup = 0
     plan: list[dict[str, Any]] = []
-    if warm:
+    if warmup:
         plan.append(
-            {"type": "LinearLR", "start_factor": 0.01, "by_epoch": False, "begin": 0, "end": warm}
+            {"type": "LinearLR", "start_factor": 0.01, "by_epoch": False, "begin": 0, "end": warmup}
         )
     shape = budget.get("schedule", "cosine")
     if shape == "cosine":
         plan.append(
             {
                 "type": "CosineAnnealingLR",
-                "T_max": max(1, steps - warm),
+                "T_max": max(1, steps - warmup),
                 "eta_min": 0.0,
                 "by_epoch": False,
-                "begin": warm,
+                "begin": warmup,
                 "end": steps,
             }
         )

@@ -1,7 +1,7 @@
 """Number of optimiser steps of a pre-training budget, and checks of the budget. Imports no torch.
 
-Called when a suite is planned, if the number of images is already known, and again by the
-pre-training stage.
+Used when a suite is planned, if the number of images is already known, and by the pre-training
+stage.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from kdep_bench.errors import KdepError
 
-DIFFERENCE = 0.05  # relative difference between requested and actual epochs that is reported
+DIFFERENCE = 0.05  # relative difference of actual and requested epochs above which a note says so
 
 
 def whole_batches(budget: Mapping[str, Any], images: int, pool: int) -> int:
@@ -20,62 +20,71 @@ def whole_batches(budget: Mapping[str, Any], images: int, pool: int) -> int:
 
     Args:
         budget: epochs, batch; with epochs_over="pool", an epoch is `pool` images, not `images`.
-        images: images of the data fraction.
-        pool: images of the pool.
+        images: number of images of the data fraction.
+        pool: number of images of the pool.
     """
-    counted = pool if budget.get("epochs_over") == "pool" else images
-    return math.floor(budget["epochs"] * counted / budget["batch"])
+    epoch_images = pool if budget.get("epochs_over") == "pool" else images
+    return math.floor(budget["epochs"] * epoch_images / budget["batch"])
 
 
-def check_budget(budget: Mapping[str, Any], images: int, pool: int, share: float, who: str) -> int:
+def check_budget(
+    budget: Mapping[str, Any], images: int, pool: int, share: float, subject: str
+) -> int:
     """The number of optimiser steps of a budget.
 
     Args:
         budget: epochs, batch, and optionally epochs_over and ema.
-        images: images of the data fraction.
-        pool: images of the pool.
-        share: the data fraction, for messages.
-        who: name of the method, for messages.
+        images: number of images of the data fraction.
+        pool: number of images of the pool.
+        share: the data fraction, for errors.
+        subject: name of the method, for errors.
 
     Raises:
-        KdepError: more images per batch than the data fraction has, less than one batch in all, or
-            a moving average of the weights that consists mostly of the initial weights at the end.
+        KdepError: a batch is larger than the data fraction, the whole run is shorter than one
+            batch, or more than half of the final weight average would be the initial weights.
     """
     batch, epochs = budget["batch"], budget["epochs"]
     if batch > images:
-        more = ""
+        or_fraction = ""
         if share < 1 and pool >= batch:
-            more = f", or use a data fraction of {math.ceil(1000 * batch / pool) / 1000:g} or more"
+            fraction = math.ceil(1000 * batch / pool) / 1000
+            or_fraction = f", or use a data fraction of {fraction:g} or more"
         raise KdepError(
-            f"{who} has a batch of {batch}, but only {images} images: one step would be "
+            f"{subject} has a batch of {batch}, but only {images} images: one step would be "
             f"{batch / max(images, 1):.3g} epochs",
-            fix=f"set budget.batch to {images} or less{more}, or add images to the pool",
+            fix=f"set budget.batch to {images} or less{or_fraction}, or add images to the pool",
         )
     steps = whole_batches(budget, images, pool)
     if steps < 1:
-        counted = pool if budget.get("epochs_over") == "pool" else images
+        epoch_images = pool if budget.get("epochs_over") == "pool" else images
         raise KdepError(
-            f"{who} trains for {epochs:g} epochs of {counted} images, {epochs * counted:.4g} "
-            f"samples, which is less than one batch of {batch}",
-            fix=f"set budget.epochs to {math.ceil(1000 * batch / counted) / 1000:g} or more, or "
-            "lower budget.batch",
+            f"{subject} trains for {epochs:g} epochs of {epoch_images} images, "
+            f"{epochs * epoch_images:.4g} samples, which is less than one batch of {batch}",
+            fix=f"set budget.epochs to {math.ceil(1000 * batch / epoch_images) / 1000:g} or more, "
+            "or lower budget.batch",
         )
     ema = budget.get("ema")
     if ema is not None and ema**steps > 0.5:
         raise KdepError(
-            f"{who} averages weights with ema = {ema:g} over {steps} steps: "
+            f"{subject} averages weights with ema = {ema:g} over {steps} steps: "
             f"{100 * ema**steps:.0f} % of the average would be the initial weights",
             expected="at most 50 %",
             fix=f"set budget.ema to {math.floor(1000 * 0.5 ** (1 / steps)) / 1000:g} or less, or "
-            "train for longer",
+            "increase budget.epochs",
         )
     return steps
 
 
 def epochs_note(budget: Mapping[str, Any], images: int, pool: int, steps: int) -> str | None:
-    """A note if the complete batches give another number of epochs than requested, else None."""
-    counted = pool if budget.get("epochs_over") == "pool" else images
-    done, asked = steps * budget["batch"] / counted, budget["epochs"]
-    if abs(done - asked) <= DIFFERENCE * asked:
+    """A note for the record if actual and requested epochs differ by more than DIFFERENCE.
+
+    They differ because only complete batches are trained.
+    """
+    epoch_images = pool if budget.get("epochs_over") == "pool" else images
+    actual, requested = steps * budget["batch"] / epoch_images, budget["epochs"]
+    if abs(actual - requested) <= DIFFERENCE * requested:
         return None
-    return f"pre-trained for {done:.3g} epochs, asked for {asked:.3g}: only whole batches are taken"
+    return (
+        f"pre-trained for {actual:.3g} of {requested:.3g} requested epochs, because only complete "
+        "batches are trained"
+    )

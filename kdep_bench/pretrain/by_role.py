@@ -1,4 +1,4 @@
-"""The spec and the inputs of a pre-training with several teachers, as one of them is concerned."""
+"""Spec and inputs of a pre-training with several teachers, restricted to one teacher."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from kdep_bench.objectives.roles import from_class, readers, together, union
 def of_role(
     role: str, spec: Mapping[str, Any], inputs: Mapping[str, Path]
 ) -> tuple[dict[str, Any], dict[str, Path]]:
-    """(spec, inputs) as they would be with the teacher of `role` alone.
+    """(spec, inputs) as they would be if the method had only the teacher of `role`.
 
-    The objective is what reads that teacher; the inputs "<role>.cache" and "<role>.align" are
-    "cache" and "align".
+    The objective consists of the parts that read this teacher. The inputs "<role>.cache" and
+    "<role>.align" are renamed to "cache" and "align".
     """
     method = spec["method"]
-    reading = readers(method["objective"], spec["roles"], from_class)[role]
+    configs = readers(method["objective"], spec["roles"], from_class)[role]
     role_spec = {k: v for k, v in spec.items() if k not in ("roles", "teachers")}
-    role_spec["method"] = {**method, "objective": together(reading)}
+    role_spec["method"] = {**method, "objective": together(configs)}
     live_teacher = spec.get("teachers", {}).get(role)
     if live_teacher is not None:
         role_spec["teacher"] = live_teacher
@@ -30,6 +30,9 @@ def of_role(
 
 
 def words_of_role(role: str, spec: Mapping[str, Any], name: str) -> set[str]:
-    """The `needs` or `requires` of the classes that read the teacher of `role`."""
-    reading = readers(spec["method"]["objective"], spec["roles"], from_class)[role]
-    return union(reading, name, from_class)
+    """The union of `needs` or `requires` over the classes that read the teacher of `role`.
+
+    `name`: "needs" or "requires".
+    """
+    configs = readers(spec["method"]["objective"], spec["roles"], from_class)[role]
+    return union(configs, name, from_class)

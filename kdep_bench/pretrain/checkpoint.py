@@ -1,4 +1,4 @@
-"""The checkpoint that a pre-training run leaves, trained or not."""
+"""Writes the result of a pre-training stage, and builds students that are not trained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ CHECKPOINT = "student.pth"
 
 
 def untrained(spec: dict[str, Any], out: Path) -> dict[str, Any]:
-    """The method scratch (seeded random weights), or a reference with given weights."""
+    """Writes a student that is not pre-trained, and returns the outputs of the stage.
+
+    Its weights are random, drawn from the spec's `seed` (the method scratch), or loaded by the
+    method's `weights` (a reference such as imagenet).
+    """
     method = spec["method"]
     torch.manual_seed(spec["seed"])
     backbone = build_backbone(spec["student"])
@@ -40,7 +44,7 @@ def untrained(spec: dict[str, Any], out: Path) -> dict[str, Any]:
 
 
 def save_state(state: dict[str, Any], out: Path) -> None:
-    """Pure tensors, contiguous, written whole or not at all."""
+    """Writes a state dict of CPU tensors to `student.pth` in the folder `out`, atomically."""
     partial = out / f".{CHECKPOINT}"
     torch.save({k: v.detach().cpu().contiguous().clone() for k, v in state.items()}, partial)
     partial.replace(out / CHECKPOINT)

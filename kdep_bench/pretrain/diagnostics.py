@@ -1,4 +1,4 @@
-"""Diagnostics of a pre-training run: its target, its distances, its extra cost."""
+"""Values of a pre-training run that are measured on the cached teacher features, and its cost."""
 
 from __future__ import annotations
 
@@ -22,31 +22,41 @@ from kdep_bench.features.transform import Moments, std_ratio
 from kdep_bench.objectives.base import Demands
 from kdep_bench.objectives.levels import level_pairs, levels_of
 from kdep_bench.pretrain.pyramid import describe
-from kdep_bench.pretrain.teaching import Teaching
+from kdep_bench.pretrain.teaching import TeacherSource
 
 
 def extra_cost(
     state: dict[str, Any],
     required: Demands,
-    taught: Teaching,
+    teacher_source: TeacherSource,
     seen: int,
 ) -> dict[str, Any]:
-    """Parameters and forward passes that a method needs in addition to its student's.
+    """Parameters and forward passes of a method in addition to those of its student.
 
-    `extra_parameters`: number of values that are trained or stored with the backbone and dropped at
-    export. `extra_forwards`: forward passes of all other networks (a live teacher, a peer, a moving
-    average) over the `seen` samples of the run; those of a cached teacher are counted by its cache.
+    Args:
+        state: state dict of the trained model.
+        required: of the method's objective.
+        teacher_source: of the run.
+        seen: number of samples of the run.
+
+    Returns:
+        `extra_parameters`: number of values that are trained or stored with the backbone and
+        dropped at export. `extra_forwards`: number of forward passes of all other networks (live
+        teachers, peers, moving averages); those of a cached teacher are counted by the cache stage.
     """
     dropped = ("objective.", "augment.")
     parameters = sum(v.numel() for k, v in state.items() if k.startswith(dropped))
-    forwards = (required.forwards + taught.live) * seen
+    forwards = (required.forwards + teacher_source.n_live) * seen
     return {"extra_parameters": parameters, "extra_forwards": forwards}
 
 
 def target_probes(
     spec: dict[str, Any], inputs: dict[str, Path], target: dict[str, Any]
 ) -> dict[str, Any]:
-    """Mean square and std ratio of the target over the alignment samples."""
+    """{"target_mean_square", "std_ratio_after_transform"} of the target, on alignment samples.
+
+    `target`: arguments of `build_target`. The std ratio is None if it is infinite.
+    """
     head, moments = build_target(**target), Moments(spec["student"]["width"])
 
     def transform_and_add(f: Tensor) -> Tensor:
@@ -61,10 +71,14 @@ def target_probes(
 
 
 def moments_of_maps(spec: dict[str, Any], inputs: dict[str, Path], out: Path) -> str:
-    """Fits the moments of the maps that the objective names, over places; their folder.
+    """Computes mean and covariance of the maps in the objective's `levels`; returns their folder.
 
-    At the sides of the student's levels and at side 1. Each rank writes a folder of its own, so
-    that none reads what another is writing; the rows and so the moments are the same.
+    For every (student level, teacher map), the map is resized to the side of the level, and to 1
+    for the pooled form. Each rank writes a separate folder, so that no rank reads a file that
+    another is writing; their content is the same.
+
+    Raises:
+        KdepError: there is no teacher cache.
     """
     if "cache" not in inputs:
         raise KdepError(
@@ -74,23 +88,22 @@ def moments_of_maps(spec: dict[str, Any], inputs: dict[str, Path], out: Path) ->
         )
     views, cache = open_views(inputs["views"]), open_cache(inputs["cache"])
     rows = rows_of(select_for_spec(views.files, spec, inputs), views.views)
-    student, required = describe(spec["student"]), set[tuple[str, int]]()
-    for own, its in level_pairs(spec["method"]["objective"]):
-        if own in student and f"maps.{its}" in cache.extras:
-            required |= {(its, student[own]["side"]), (its, 1)}
+    student, maps_and_sides = describe(spec["student"]), set[tuple[str, int]]()
+    for level, teacher_map in level_pairs(spec["method"]["objective"]):
+        if level in student and f"maps.{teacher_map}" in cache.extras:
+            maps_and_sides |= {(teacher_map, student[level]["side"]), (teacher_map, 1)}
     folder = out / "map_moments" / str(openmmlab.planned_rank())
-    save_map_moments(cache, rows, required, folder)
+    save_map_moments(cache, rows, maps_and_sides, folder)
     return str(folder)
 
 
 def distances(spec: dict[str, Any], inputs: dict[str, Path]) -> dict[str, dict[str, float]]:
-    """Distances between the teacher maps that the objective names, over the alignment samples.
+    """{map: {map: 1 - CKA}} of the teacher maps in the objective's `levels`.
 
-    Returns:
-        level -> level -> distance, see `features/layers.py`.
+    Computed over the alignment samples; see `features/layers.py`.
 
     Raises:
-        KdepError: no cached teacher features.
+        KdepError: there is no teacher cache.
     """
     if "cache" not in inputs:
         raise KdepError(
@@ -104,38 +117,49 @@ def distances(spec: dict[str, Any], inputs: dict[str, Path]) -> dict[str, dict[s
 
 
 def mean_variance(spec: dict[str, Any], inputs: dict[str, Path]) -> float:
-    """Mean variance of the channels of the teacher's feature, over the alignment samples."""
+    """Variance of each channel of the teacher's feature over alignment samples, averaged."""
     sums: list[Tensor] = []
+    counts: list[int] = []
 
-    def add(f: Tensor) -> Tensor:
+    def add_to_mean(f: Tensor) -> Tensor:
         sums.append(f.double().sum(0))
         counts.append(len(f))
         return f
 
-    counts: list[int] = []
-    square = mean_square(add, spec, inputs)
+    square = mean_square(add_to_mean, spec, inputs)
     mean = torch.stack(sums).sum(0) / sum(counts)
     return square - float(mean.square().mean())
 
 
 def mean_square(
-    of: Callable[[Tensor], Tensor], spec: dict[str, Any], inputs: dict[str, Path], most: int = 65536
+    transform: Callable[[Tensor], Tensor],
+    spec: dict[str, Any],
+    inputs: dict[str, Path],
+    max_rows: int = 65536,
 ) -> float:
-    """Mean square of a function of the teacher's feature, over channels and alignment samples.
+    """Mean square of the transformed teacher feature, over channels and alignment samples.
 
-    Of at most `most` rows: the standard error is then far below what a loss weight can feel.
+    Args:
+        transform: maps features [B, Dt] to [B, D].
+        spec: of the pre-training stage.
+        inputs: of that stage; "cache" and "views" are read.
+        max_rows: at most this many samples are read, evenly spaced. With 65,536 the standard error
+            is negligible for a loss weight.
+
+    Raises:
+        KdepError: there is no teacher cache.
     """
     if "cache" not in inputs:
         raise KdepError(
             f"the loss weight of method {spec['method']['name']} depends on the mean square of "
-            "the teacher's feature, which is unknown before training with a live teacher and no "
-            "alignment",
+            "the teacher's feature, which is not known before training if the teacher is live and "
+            "the method has no alignment",
             fix="remove budget.teacher='live' from the suite",
         )
     views, cache = open_views(inputs["views"]), open_cache(inputs["cache"])
     images = select_for_spec(views.files, spec, inputs)
-    rows, total = evenly_spaced(rows_of(images, views.views), most), 0.0
+    rows, total = evenly_spaced(rows_of(images, views.views), max_rows), 0.0
     for start in range(0, len(rows), 4096):
         f = torch.from_numpy(cache.rows(rows[start : start + 4096])).float()
-        total += float(of(f).double().square().mean(1).sum())
+        total += float(transform(f).double().square().mean(1).sum())
     return total / len(rows)

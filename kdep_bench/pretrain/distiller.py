@@ -1,4 +1,4 @@
-"""The pre-training model: student, fixed target and one objective, as an mmengine model."""
+"""The pre-training model (an mmengine model): student, teacher outputs, target and objective."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ from kdep_bench.pretrain.parallel import (
     world_size,
 )
 from kdep_bench.pretrain.pyramid import Pyramid
-from kdep_bench.pretrain.teaching import TeacherSide
+from kdep_bench.pretrain.teaching import TeacherReader
 from kdep_bench.teachers.base import TeacherOutput
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class NewNetwork(nn.Module):
-    """One more network of the student's kind: normalised images -> (before, after), pooled.
+    """A network of the student's architecture with new random weights, for objectives.
 
-    For objectives with networks of their own; runs in the precision the student runs in.
+    Maps normalised images [B, 3, H, W] to (before, after), both pooled [B, Ds], in the precision of
+    the student.
     """
 
     def __init__(self, student: Mapping[str, Any], dtype: torch.dtype) -> None:
@@ -52,27 +53,32 @@ class NewNetwork(nn.Module):
 
 
 class Distiller(BaseModel):
-    """Student backbone + objective. The state dict's `backbone.*` is what gets exported.
+    """Student backbone and objective. Only `backbone.*` of the state dict is exported.
 
     Args:
         student: student config.
-        objective: {type, ...} of the objective, with the arguments that it requires.
-        target: {align_dir, transform}, or None for an objective without a teacher.
+        objective: config {type, ...} of the objective, with the arguments that it requires.
+        target: arguments of `build_target`, or None for an objective without "target" in `needs`.
         precision: "float32", or "bfloat16" / "float16" to run the backbone under autocast
-            (parameters, BatchNorm statistics, target and loss stay float32). bfloat16 has float32's
-            range, so no loss scaling is needed, on CPU or CUDA; float16 is for CUDA and needs it
-            (AmpOptimWrapper).
-        maps: whether the objective reads the student's pyramid.
+            (parameters, BatchNorm statistics, target and loss stay float32). float16 needs a GPU
+            and loss scaling (AmpOptimWrapper); bfloat16 needs neither.
+        maps: whether the objective reads the student's feature pyramid.
         levels_before: the levels that it reads before their last activation.
-        teacher: arguments of TeacherSide.
-        accumulate: micro-batches a step.
+        teacher: arguments of TeacherReader.
+        accumulate: number of micro-batches per step.
         compile: back end of torch.compile for the student, or None.
-        roles: of a method with several teachers, the first one first; `teacher` and `target` are
-            then by role.
+        roles: teacher roles of a method with several teachers, in order; `teacher` and `target` are
+            then dicts by role.
         augment: config of an Augment that changes every batch, or None.
-        seed: of its random numbers.
+        seed: seed of the augmentation.
 
-    `step` and `steps` are set by the training loop before every step.
+    Attributes:
+        step, steps: number of the current step (from 0) and of all steps; set before every step.
+        micro_batch: number of the current micro-batch of the step.
+
+    Raises:
+        KdepError: an unknown precision, players together with gradient accumulation, or a student
+            whose network does not fit its config.
     """
 
     mean: Tensor
@@ -93,7 +99,7 @@ class Distiller(BaseModel):
         augment: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
-        # Non-blocking: from the loader's pinned memory a batch is copied while the GPU works.
+        # Non-blocking, so that the next batch is copied from pinned memory while the GPU computes.
         super().__init__({"type": "BaseDataPreprocessor", "non_blocking": True})
         if precision not in PRECISIONS:
             raise KdepError(
@@ -102,11 +108,11 @@ class Distiller(BaseModel):
                 fix="correct `precision` in the suite's budget",
             )
         self.dtype = PRECISIONS[precision]
-        self.step, self.steps, self.accumulate, self.part = 0, 1, accumulate, 0
+        self.step, self.steps, self.accumulate, self.micro_batch = 0, 1, accumulate, 0
         self.augment = None if augment is None else build_augment(augment)
         self.seed = seed
-        sides = {role: (teacher or {})[role] for role in roles} or {ONLY: teacher or {}}
-        self.teacher_sides = {role: TeacherSide(**side) for role, side in sides.items()}
+        reader_args = {role: (teacher or {})[role] for role in roles} or {ONLY: teacher or {}}
+        self.teacher_readers = {k: TeacherReader(**args) for k, args in reader_args.items()}
         self._pyramid = Pyramid(student, levels_before) if maps else None
         self.backbone = build_backbone(student) if self._pyramid is None else self._pyramid.backbone
         self._tap = [PreActivationTap(self.backbone, student["tap"])]
@@ -115,37 +121,38 @@ class Distiller(BaseModel):
         if self._pyramid is not None:
             self._pyramid.verify()
         self.compile_with = compile
-        self._student: list[Any] = []  # in a list: no second registration in the state dict
+        self._student: list[Any] = []  # in a list, so that it is not registered as a submodule
         self.objective = build_objective(objective, {})
         self.objective.attach(self.backbone, lambda: NewNetwork(student, self.dtype))
         self.players = None
         if demands(objective).has_players:
             if accumulate > 1:
                 raise KdepError(
-                    f"{type(self.objective).__name__} has parts with an optimiser of their own, "
-                    f"which would take a step in each of {accumulate} micro-batches",
+                    f"{type(self.objective).__name__} has parts with separate optimisers, which "
+                    f"would take a step in each of {accumulate} micro-batches",
                     fix="set budget.accumulate=1",
                 )
             self.players = Players(self.objective.players())
-        if world_size() > 1:  # a peer's and a projector's statistics are shared like the student's
+        if world_size() > 1:
+            # BatchNorm of projectors and peers is synchronised like the student's.
             share_batch_norm(self.backbone)
             share_batch_norm(self.objective)
         self.by_role = bool(roles)
         self.target = None
         if target and not roles:
             self.target = build_target(**target)
-        elif target:  # "of_": a role may be called as an attribute of ModuleDict
+        elif target:  # the prefix "of_" avoids clashes of roles with attributes of ModuleDict
             self.target = nn.ModuleDict({f"of_{k}": build_target(**v) for k, v in target.items()})
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
 
     @property
-    def teacher_side(self) -> TeacherSide:
-        """The side of the first teacher."""
-        return next(iter(self.teacher_sides.values()))
+    def first_teacher_reader(self) -> TeacherReader:
+        """The reader of the first teacher."""
+        return next(iter(self.teacher_readers.values()))
 
     def init_weights(self) -> None:
-        """Nothing: the backbone was initialised, under the run's seed, when it was built."""
+        """Does nothing: the backbone is initialised, with the run's seed, when it is built."""
 
     def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, Tensor]:
         if self.accumulate == 1:
@@ -157,14 +164,14 @@ class Distiller(BaseModel):
         return loss, mean_over_ranks(log)
 
     def student(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(before, after): the last maps of the backbone, eager or compiled."""
+        """(before, after) the last activation: the last maps, each [B, Ds, h, w]."""
         if not self._student:
             tap = self._tap[0]
             self._student.append(compiled(tap, self.compile_with, x) if self.compile_with else tap)
         return self._student[0](x)
 
     def run_student(self, x: Tensor) -> StudentOutput:
-        """One pass of the student on normalised images [B, 3, H, W]; float32 outputs."""
+        """Runs the student on normalised images [B, 3, H, W]; the outputs are float32."""
         device = x.device.type
         with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
             before, after = self.student(x)
@@ -183,7 +190,22 @@ class Distiller(BaseModel):
         teachers: Mapping[str, Mapping[str, Any]] | None = None,
         mode: str = "loss",
     ) -> dict[str, Tensor]:
-        """The mean of every loss term over one batch of ViewStream, keyed `loss_<term>`."""
+        """{"loss_<term>": mean over the batch} of every loss term.
+
+        Args:
+            images: [B, 3, px, px] uint8.
+            teacher: [B, Dt] float16, the cached pooled feature.
+            outputs: {name: [B, ...]}, other cached teacher outputs.
+            teacher_images: [B, 3, teacher_px, teacher_px] uint8, for a live teacher.
+            labels: [B] int64.
+            rows: [B] int64 row numbers of the views.
+            teachers: {role: {"teacher", "outputs", "teacher_images"}}, in place of these three, for
+                several teachers.
+            mode: "loss"; mmengine calls it so in training.
+
+        Raises:
+            KdepError: another mode, or a loss term that is not one value per sample.
+        """
         if mode != "loss":
             raise KdepError(
                 f"the pre-training model was run in mode {mode!r}",
@@ -191,18 +213,21 @@ class Distiller(BaseModel):
                 fix="call it with mode='loss'; it makes no predictions",
             )
         single = {"teacher": teacher, "outputs": outputs, "teacher_images": teacher_images}
-        parts, batch = teachers or {ONLY: single}, None
+        teacher_inputs, batch = teachers or {ONLY: single}, None
         if self.augment is not None:
-            batch, parts = self.augmented(images, parts)
+            batch, teacher_inputs = self.augmented(images, teacher_inputs)
             images = batch.images
             self.objective.before_student(batch.extra)
         x = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         student = self.run_student(x)
         with torch.autocast(images.device.type, enabled=False):
-            by_role = self.teacher_outputs(parts, {} if batch is None else batch.extra)
+            by_role = self.teacher_outputs(teacher_inputs, {} if batch is None else batch.extra)
             if batch is not None:
-                both = {**batch.stored, **by_role}
-                by_role = {role: both[role] for role in self.teacher_sides if role in both}
+                # Cached outputs, then those of live teachers, in the order of the roles.
+                outputs_by_role = {**batch.stored, **by_role}
+                by_role = {
+                    k: outputs_by_role[k] for k in self.teacher_readers if k in outputs_by_role
+                }
             targets = self.targets(by_role)
             if batch is not None:
                 targets |= batch.targets
@@ -210,51 +235,63 @@ class Distiller(BaseModel):
 
     @torch.no_grad()
     def augmented(
-        self, images: Tensor, parts: Mapping[str, Mapping[str, Any]]
+        self, images: Tensor, teacher_inputs: Mapping[str, Mapping[str, Any]]
     ) -> tuple[Batch, dict[str, Mapping[str, Any]]]:
-        """(the changed batch with the stored outputs, what live teachers will see of it)."""
+        """Applies the augmentation to a batch.
+
+        Returns:
+            (the augmented batch with the cached teacher outputs, inputs of the live teachers by
+            role).
+        """
         assert self.augment is not None
-        live = {r: parts[r]["teacher_images"] for r, s in self.teacher_sides.items() if s.live}
+        live = {
+            role: teacher_inputs[role]["teacher_images"]
+            for role, reader in self.teacher_readers.items()
+            if reader.live
+        }
+        cached = {role: values for role, values in teacher_inputs.items() if role not in live}
         with torch.autocast(images.device.type, enabled=False):
-            stored = self.teacher_outputs({r: p for r, p in parts.items() if r not in live})
+            stored = self.teacher_outputs(cached)
             batch = self.augment.change(
                 Batch(
                     images.float(),
-                    {role: shown.float() for role, shown in live.items()},
+                    {role: pixels.float() for role, pixels in live.items()},
                     stored,
                     self.targets(stored),
                 ),
                 Draw(
                     self.seed, self.step, len(images), rank(), world_size(),
-                    self.part, self.accumulate,
+                    self.micro_batch, self.accumulate,
                 ),
             )  # fmt: skip
-        changed = {role: as_uint8(shown) for role, shown in batch.teacher_images.items()}
-        return batch, {role: {"teacher_images": shown} for role, shown in changed.items()}
+        changed = {role: as_uint8(pixels) for role, pixels in batch.teacher_images.items()}
+        return batch, {role: {"teacher_images": pixels} for role, pixels in changed.items()}
 
     def teacher_outputs(
         self,
-        batch_parts: Mapping[str, Mapping[str, Any]],
+        teacher_inputs: Mapping[str, Mapping[str, Any]],
         extra: Mapping[str, Tensor] | None = None,
     ) -> dict[str, TeacherOutput]:
-        """The outputs, by role, of the teachers that have a part in the batch.
+        """The teacher outputs by role, for the roles in `teacher_inputs`.
 
-        `extra`: what the augmentation added.
+        Args:
+            teacher_inputs: {role: {"teacher", "outputs", "teacher_images"}}; see `forward`.
+            extra: tensors that the augmentation added.
         """
         outputs = {
-            role: side(
-                batch_parts[role].get("teacher"),
-                batch_parts[role].get("outputs") or {},
-                batch_parts[role].get("teacher_images"),
+            role: reader(
+                teacher_inputs[role].get("teacher"),
+                teacher_inputs[role].get("outputs") or {},
+                teacher_inputs[role].get("teacher_images"),
                 extra or {},
             )
-            for role, side in self.teacher_sides.items()
-            if role in batch_parts
+            for role, reader in self.teacher_readers.items()
+            if role in teacher_inputs
         }
         return {role: out for role, out in outputs.items() if out is not None}
 
     def targets(self, teachers: Mapping[str, TeacherOutput]) -> dict[str, Tensor]:
-        """The aligned and transformed feature of every teacher that has a target."""
+        """{role: [B, Ds]}, the aligned and transformed feature of every teacher with a target."""
         if self.target is None:
             return {}
         if not self.by_role:
@@ -277,7 +314,13 @@ class Distiller(BaseModel):
         images: Tensor | None = None,
         batch: Batch | None = None,
     ) -> dict[str, Tensor]:
-        """The objective's terms on one batch, each checked and averaged."""
+        """{"loss_<term>": mean over the batch} of the objective's terms.
+
+        Players of the objective take their step first.
+
+        Raises:
+            KdepError: a term that is not one value per sample.
+        """
         first = next(iter(teachers), "")
         ctx = Context(
             before=student.before,

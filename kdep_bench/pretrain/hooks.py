@@ -1,4 +1,4 @@
-"""mmengine hooks of the pre-training run. Whatever they keep is in the resume files."""
+"""mmengine hooks of the pre-training run. Their state is stored in the checkpoints."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from kdep_bench.errors import KdepError
 
 
 def unwrapped(runner: Any) -> Any:
-    """The model of a runner, out of its DDP wrapper if there is one."""
+    """The model of a runner without its DDP wrapper."""
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
-class Clock(Hook):
+class StepCounterHook(Hook):
     """Sets the model's step number, and calls the objective's `after_step` after each step.
 
-    The number is the runner's iteration, so a resumed run continues at the step of interruption.
+    It also sets the learning-rate factor of the players, if the objective has any.
     """
 
     priority = "VERY_HIGH"
@@ -39,27 +39,28 @@ class Clock(Hook):
         unwrapped(runner).objective.after_step()
 
 
-class EveryWeightTaught(Hook):
-    """Refuses an objective under which some weights of the student get no gradient.
+class GradientCoverageHook(Hook):
+    """Raises KdepError after the first step if a parameter of the student has got no gradient.
 
-    These would keep their random initialisation and be exported as pre-trained: for example, hints
-    at a middle level train no layer after it. A resumed run is checked again.
+    Such a parameter would keep its random initialisation and be exported as pre-trained. For
+    example, hints at a middle level do not train the layers after it. A resumed run is checked
+    again.
     """
 
     priority = "NORMAL"
 
     def __init__(self) -> None:
-        self._reached: dict[str, bool] = {}
+        self._has_gradient: dict[str, bool] = {}
         self._handles: list[Any] = []
 
     def before_train(self, runner: Any) -> None:
         for name, p in unwrapped(runner).backbone.named_parameters():
             if p.requires_grad:
-                self._reached[name] = False
-                self._handles.append(p.register_hook(partial(self._note, name)))
+                self._has_gradient[name] = False
+                self._handles.append(p.register_hook(partial(self._record_gradient, name)))
 
-    def _note(self, name: str, grad: torch.Tensor) -> None:
-        self._reached[name] = True
+    def _record_gradient(self, name: str, grad: torch.Tensor) -> None:
+        self._has_gradient[name] = True
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -69,20 +70,20 @@ class EveryWeightTaught(Hook):
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        never = [name for name, reached in self._reached.items() if not reached]
-        if never:
+        untrained = [name for name, has_gradient in self._has_gradient.items() if not has_gradient]
+        if untrained:
             raise KdepError(
-                f"{len(never)} of {len(self._reached)} student parameters get no gradient from "
-                f"the objective (the first is {never[0]}) and would be exported untrained",
+                f"{len(untrained)} of {len(self._has_gradient)} student parameters get no gradient "
+                f"from the objective (the first is {untrained[0]}) and would be exported untrained",
                 fix="add the last level to the objective's `levels`, or a loss term on the pooled "
                 "feature",
             )
 
 
 class TermShares(Hook):
-    """The mean over all steps of |term| / sum of |terms|, by term.
+    """Measures the fraction of the loss of each term: |term| / sum of |terms|, mean over all steps.
 
-    Magnitudes, because a term may be negative; a step whose terms are all zero counts for none.
+    Magnitudes are used because a term may be negative. Steps in which all terms are 0 are omitted.
     """
 
     priority = "BELOW_NORMAL"
@@ -93,7 +94,7 @@ class TermShares(Hook):
         self._steps = 0
 
     @property
-    def shares(self) -> dict[str, float]:
+    def fractions(self) -> dict[str, float]:
         """Mean fraction of the loss magnitude per term; empty before the first step."""
         return {k: v / self._steps for k, v in self._sums.items()} if self._steps else {}
 
@@ -121,7 +122,7 @@ class TermShares(Hook):
 
 
 class PlayersState(Hook):
-    """Keeps the states of the players' optimisers in the resume files."""
+    """Stores the states of the players' optimisers in the checkpoints."""
 
     priority = "NORMAL"
     _KEY = "kdep_players"
@@ -138,11 +139,11 @@ class PlayersState(Hook):
 
 
 class RandomState(Hook):
-    """Keeps the state of torch's random generators in the resume files.
+    """Stores the state of torch's random generators in the checkpoints.
 
-    A student with dropout or random depth (Swin, ConvNeXt) draws in every step; without the state,
-    a resumed run would draw other numbers than an uninterrupted one. The first process writes; all
-    processes have one seed and draw equally often, so its state is that of every one.
+    A student with dropout or stochastic depth (Swin, ConvNeXt) uses random numbers in every step.
+    Without the state, a resumed run would use other numbers than an uninterrupted one. The state of
+    the first process is valid for all, because they have the same seed and draw equally often.
     """
 
     _KEY = "kdep_random_state"
@@ -162,11 +163,14 @@ class RandomState(Hook):
 
 
 class WeightAverage(Hook):
-    """Exponential moving average of the student: a <- decay * a + (1 - decay) * w, every step.
+    """Exponential moving average of the student: a <- decay * a + (1 - decay) * w in every step.
 
-    All floating tensors of the backbone, BatchNorm statistics included, in float32; counters are
-    copied. Starts as a copy of the initial weights. mmengine's EMAHook copies the whole model,
-    with its teacher and the hooks of its tap; this keeps the student alone.
+    For all floating-point tensors of the backbone, BatchNorm statistics included, in float32; other
+    tensors (counters) are copied. It starts as a copy of the initial weights. mmengine's EMAHook is
+    not used, because it would also copy the live teacher and the hooks of the tap.
+
+    Attributes:
+        average: state dict of the averaged backbone; empty before training.
     """
 
     priority = "NORMAL"

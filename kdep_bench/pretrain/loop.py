@@ -1,7 +1,8 @@
-"""The training loop over the fixed sequence of samples, which can resume at any step.
+"""The training loop over the fixed sequence of samples; it can resume at any step.
 
-The samples of a step depend only on its number (pretrain/stream.py). So neither the number of
-loader workers, nor how far they had read ahead when a run was interrupted, changes the training.
+The samples of a step depend only on its number (pretrain/stream.py). Therefore training does not
+depend on the number of loader workers, nor on the samples that they had read in advance when a run
+was interrupted.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ from kdep_bench.pretrain.stream import FAULT, ViewStream
 
 
 class Positions(Sampler[int]):
-    """This rank's positions of the sequence, which is dealt out to the ranks in turn.
+    """Sampler of this rank's positions in the sequence: every `ranks`-th, from `rank` on.
 
-    mmengine's DefaultSampler gives the same, from a list of all positions: 4.6 GB of memory for the
-    115 million samples of 90 epochs of ImageNet.
+    mmengine's DefaultSampler yields the same positions, but from a list of all of them, which takes
+    4.6 GB of memory for the 115 million samples of 90 epochs of ImageNet.
 
     Attributes:
-        first: of this rank's positions, how many are passed over.
+        n_skipped: number of this rank's positions to skip, when a run resumes.
     """
 
     def __init__(self, dataset: Sized, seed: int | None = None) -> None:
         self.rank, self.ranks = get_dist_info()
-        self.length, self.first = len(dataset), 0
+        self.length, self.n_skipped = len(dataset), 0
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(self.rank + self.first * self.ranks, self.length, self.ranks))
+        return iter(range(self.rank + self.n_skipped * self.ranks, self.length, self.ranks))
 
     def __len__(self) -> int:
         return self.length // self.ranks
@@ -44,7 +45,7 @@ class Positions(Sampler[int]):
 class SequenceLoop(IterBasedTrainLoop):
     """IterBasedTrainLoop that resumes at sample `iter * batch_size` of each process.
 
-    mmengine's own loop resumes by reading, and decoding, every batch before that again.
+    mmengine's loop reads and decodes all earlier batches again when it resumes.
     """
 
     def run(self) -> Any:
@@ -52,10 +53,11 @@ class SequenceLoop(IterBasedTrainLoop):
             batch = self.dataloader.batch_size
             assert isinstance(self.dataloader.sampler, Positions)
             assert batch is not None
-            self.dataloader.sampler.first = self._iter * batch
-            done = itertools.repeat(None, self._iter)  # which the base class passes over
-            with torch.random.fork_rng(devices=[]):  # a loader draws a seed as it starts
-                self.dataloader_iterator: Any = itertools.chain(done, iter(self.dataloader))
+            self.dataloader.sampler.n_skipped = self._iter * batch
+            skipped = itertools.repeat(None, self._iter)  # the base class reads and ignores these
+            # A loader draws a seed when it starts; the run's generator must not advance.
+            with torch.random.fork_rng(devices=[]):
+                self.dataloader_iterator: Any = itertools.chain(skipped, iter(self.dataloader))
         return super().run()
 
     def run_iter(self, data_batch: Any) -> None:
@@ -65,17 +67,22 @@ class SequenceLoop(IterBasedTrainLoop):
 
 
 def workers_for(dataset: Mapping[str, Any], batch: int) -> int:
-    """Worker processes for a loader of batches of `batch` samples of a ViewStream's config.
+    """Number of worker processes for a data loader.
 
-    None on a CPU: the views are memory maps, and workers would take the student's cores.
+    0 on a CPU: reading views from memory maps is cheap, and workers would use the student's cores.
+
+    Args:
+        dataset: config of a ViewStream.
+        batch: samples per batch.
     """
     if compute_device().type == "cpu":
         return 0
-    one = ViewStream(**{k: v for k, v in dataset.items() if k != "type"})[0]
-    return loader_workers(batch * _bytes(one))
+    sample = ViewStream(**{k: v for k, v in dataset.items() if k != "type"})[0]
+    return loader_workers(batch * _bytes(sample))
 
 
 def _bytes(value: Any) -> int:
+    """Size of the tensors in a nested mapping."""
     if isinstance(value, Mapping):
         return sum(_bytes(v) for v in value.values())
     return value.numel() * value.element_size() if isinstance(value, Tensor) else 0

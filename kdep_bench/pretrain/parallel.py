@@ -1,13 +1,13 @@
-"""One optimiser step of a global batch: in micro-batches, and over several processes.
+"""One optimiser step on a global batch, split into micro-batches and over several processes.
 
-The number of processes and of micro-batches is no part of what is trained. What makes it so:
+Training does not depend on the number of processes, because
 
 * every rank and micro-batch has the same number of samples, so the mean of means is the mean;
-* BatchNorm statistics are those of the global batch over all *processes* (`share_batch_norm`).
-  Over *micro-batches* they cannot be: each is normalised by its own statistics, as everywhere.
-  With BatchNorm an accumulated step therefore equals the big batch only in expectation; without
-  it, it is equal but for rounding;
-* the losses that are logged are means over all ranks and micro-batches.
+* BatchNorm statistics are computed over the samples of all processes (`share_batch_norm`);
+* logged losses are means over all ranks and micro-batches.
+
+With several micro-batches, BatchNorm normalises each by its own statistics. The step then differs
+from that of the undivided batch; without BatchNorm, it is equal up to rounding.
 """
 
 from __future__ import annotations
@@ -35,54 +35,66 @@ def rank() -> int:
 
 
 def check_split(batch: int, processes: int, accumulate: int, couples_samples: bool) -> None:
-    """Refuses a global batch that does not fall into equal parts, or must not be split."""
+    """Raises KdepError if a global batch must not be split, or not into equal parts.
+
+    Args:
+        batch: samples of the global batch.
+        processes: number of processes.
+        accumulate: micro-batches per process.
+        couples_samples: whether the loss of a sample depends on the other samples of the batch.
+    """
     parts = processes * accumulate
-    how = f"{processes} processes x {accumulate} micro-batches"
+    split = f"{processes} processes x {accumulate} micro-batches"
     if batch % parts:
         raise KdepError(
-            f"a batch of {batch} cannot be split into {how} of equal size",
+            f"a batch of {batch} cannot be split into {split} of equal size",
             expected=f"a multiple of {parts}",
             fix="change the batch, the number of processes or budget.accumulate",
         )
     if couples_samples and parts > 1:
         raise KdepError(
             "the objective compares the samples of a batch with each other, but the batch is "
-            f"split into {how}",
-            fix="run it in one process with accumulate=1",
+            f"split into {split}",
+            fix="run it in one process with budget.accumulate=1",
         )
 
 
 def micro_batches(data: Mapping[str, Any], parts: int) -> Iterator[dict[str, Any]]:
-    """The batch in `parts` of one size, nested mappings included."""
+    """Yields `parts` consecutive parts of equal size of a batch, nested mappings included."""
 
-    def part(value: Any, k: int) -> Any:
+    def take_part(value: Any, k: int) -> Any:
         if isinstance(value, Mapping):
-            return {key: part(v, k) for key, v in value.items()}
+            return {key: take_part(v, k) for key, v in value.items()}
         size = len(value) // parts
         return value[k * size : (k + 1) * size]
 
     for k in range(parts):
-        yield {key: part(value, k) for key, value in data.items()}
+        yield {key: take_part(value, k) for key, value in data.items()}
 
 
 def accumulated_step(
-    runs: Any, model: Any, data: Mapping[str, Any], optim_wrapper: Any, parts: int
+    wrapper: Any, model: Any, data: Mapping[str, Any], optim_wrapper: Any, parts: int
 ) -> dict[str, Tensor]:
-    """Forward and backward of each micro-batch at 1 / parts of its loss, then one update.
+    """One optimiser step with gradient accumulation; returns the mean of the logged values.
 
-    Not mmengine's `accumulative_counts`, under which an iteration is a micro-batch: the rate, the
-    checkpoints and the step an objective sees would then belong to parts of a batch.
+    mmengine's `accumulative_counts` is not used, because it counts a micro-batch as an iteration:
+    learning rate, checkpoints and the step number of the objective would be those of micro-batches.
 
     Args:
-        runs: what is called, `model` or its DDP wrapper; gradients are exchanged once, at the end.
+        wrapper: the DDP wrapper of the model, or the model itself. Gradients are exchanged between
+            processes once, in the last micro-batch.
+        model: the Distiller.
+        data: the batch of this process, as loaded.
+        optim_wrapper: mmengine's OptimWrapper.
+        parts: number of micro-batches.
     """
-    whole, logs = model.data_preprocessor(data, True), []
-    for k, part in enumerate(micro_batches(whole, parts)):
-        model.part = k
-        alone = runs.no_sync() if k < parts - 1 and hasattr(runs, "no_sync") else nullcontext()
-        with alone:
-            with optim_wrapper.optim_context(runs):
-                losses = runs._run_forward(part, mode="loss")
+    batch, logs = model.data_preprocessor(data, True), []
+    for k, part in enumerate(micro_batches(batch, parts)):
+        model.micro_batch = k
+        defer_sync = k < parts - 1 and hasattr(wrapper, "no_sync")
+        with wrapper.no_sync() if defer_sync else nullcontext():
+            with optim_wrapper.optim_context(wrapper):
+                losses = wrapper._run_forward(part, mode="loss")
             loss, log = model.parse_losses(losses)
             optim_wrapper.backward(loss / parts)
         logs.append(log)
@@ -92,7 +104,7 @@ def accumulated_step(
 
 
 def mean_over_ranks(log: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The logged losses as every rank would see them on the global batch."""
+    """The logged values averaged over all ranks."""
     if world_size() == 1:
         return log
     values = torch.stack([v.detach().float() for v in log.values()])
@@ -101,7 +113,7 @@ def mean_over_ranks(log: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class DistributedDistiller(MMDistributedDataParallel):
-    """mmengine's DDP wrapper with accumulation inside a step."""
+    """mmengine's DDP wrapper with gradient accumulation inside a training step."""
 
     def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, Tensor]:
         parts = self.module.accumulate
@@ -125,13 +137,13 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 def _shared_norm(bn: Any, x: Tensor) -> Tensor:
-    """Batch norm of [B, C, ...] with the statistics of all ranks' samples, in float32.
+    """Batch norm of [B, C, ...] with the statistics of the samples of all ranks, in float32.
 
-    The ranks may hold different numbers of samples and positions, even none.
+    The ranks may have different numbers of samples and positions, even none.
     """
     axes, shape = [d for d in range(x.ndim) if d != 1], [1, -1] + [1] * (x.ndim - 2)
     value = x.float()
-    # new_full, not new_tensor: a GPU fills it, where a list would be copied there.
+    # new_full and not new_tensor, which would copy a list from the CPU to the GPU.
     count = value.new_full((1,), value.numel() / value.shape[1])
     sums = _SumOverRanks.apply(torch.cat([value.sum(axes), count]))
     n = sums[-1].detach()  # type: ignore[index]
@@ -141,9 +153,10 @@ def _shared_norm(bn: Any, x: Tensor) -> Tensor:
     if bn.track_running_stats:
         with torch.no_grad():
             bn.num_batches_tracked += 1
-            rate = 1 / float(bn.num_batches_tracked) if bn.momentum is None else bn.momentum
-            bn.running_mean.lerp_(mean.detach(), rate)
-            bn.running_var.lerp_(var.detach() * n / (n - 1).clamp(min=1), rate)
+            # momentum None: cumulative average, as in torch's BatchNorm.
+            momentum = 1 / float(bn.num_batches_tracked) if bn.momentum is None else bn.momentum
+            bn.running_mean.lerp_(mean.detach(), momentum)
+            bn.running_var.lerp_(var.detach() * n / (n - 1).clamp(min=1), momentum)
     out = centred * (var + bn.eps).rsqrt().view(shape)
     if bn.affine:
         out = out * bn.weight.view(shape) + bn.bias.view(shape)
@@ -151,27 +164,29 @@ def _shared_norm(bn: Any, x: Tensor) -> Tensor:
 
 
 def share_batch_norm(net: nn.Module) -> int:
-    """Lets every BatchNorm of `net` take its training statistics over all processes.
+    """Makes every BatchNorm of `net` compute its training statistics over all processes.
 
-    torch's SyncBatchNorm is for GPUs alone and does not know timm's BatchNorm with an activation;
-    this runs wherever all_reduce does. Modules keep their place, parameters, buffers and hooks:
-    only what happens in training mode changes. Returns how many were changed.
+    torch's SyncBatchNorm is not used: it runs only on GPUs and does not support timm's
+    BatchNormAct2d. Parameters, buffers, hooks and evaluation mode are unchanged. The class of each
+    module is replaced by a subclass. Returns the number of changed modules.
     """
     count = 0
     for module in net.modules():
         if isinstance(module, _BatchNorm):
-            own = type(module)
-            module.__class__ = type(f"Shared{own.__name__}", (own,), {"forward": _forward(own)})
+            cls = type(module)
+            module.__class__ = type(f"Shared{cls.__name__}", (cls,), {"forward": _forward(cls)})
             count += 1
     return count
 
 
-def _forward(own: type) -> Any:
+def _forward(cls: type) -> Any:
+    """The `forward` of the synchronised subclass of a BatchNorm class."""
+
     def forward(self: Any, x: Tensor) -> Tensor:
         if not self.training or world_size() == 1:
-            return own.forward(self, x)  # type: ignore[attr-defined]
+            return cls.forward(self, x)  # type: ignore[attr-defined]
         out = _shared_norm(self, x)
-        # timm's BatchNormAct2d: drop and activation follow.
+        # timm's BatchNormAct2d also applies dropout and an activation.
         return self.act(self.drop(out)) if hasattr(self, "act") and hasattr(self, "drop") else out
 
     return forward

@@ -1,4 +1,4 @@
-"""The student's pyramid during pre-training: its levels as maps, for objectives that read them."""
+"""The student's feature pyramid in pre-training, for objectives that read feature maps."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from kdep_bench.networks.taps import find_last_activation, is_rectified
 
 
 def describe(student: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-    """{level name: {"channels": C, "stride": s, "side": places per side}} of a student's config.
+    """The levels of a student's config: {"s8": {"channels": C, "stride": 8, "side": n}, ...}.
 
-    Levels are named by stride ("s8"). Raises KdepError where the config declares none, or two of
-    one stride.
+    Levels are named by stride; side is the height and width of the map, in positions.
+
+    Raises:
+        KdepError: the config has no `pyramid`, or two levels of the same stride.
     """
     declared = student.get("pyramid") or {}
     if not declared.get("out_indices"):
@@ -40,35 +42,41 @@ def describe(student: Mapping[str, Any]) -> dict[str, dict[str, int]]:
 
 
 class Pyramid:
-    """Builds a backbone that also gives its pyramid, and keeps the maps of the last forward.
+    """Builds a backbone that also returns its pyramid, and records the maps of a forward pass.
 
-    The levels are added to the outputs the backbone gives anyway, so its last output, and with it
-    the tap, stays what it was; the generator is put back in between, so the initial weights are
-    those of the same student without a pyramid.
+    The levels are added to the backbone's default outputs, so the last output, which the tap reads,
+    is unchanged. The initial weights are also those of the student without a pyramid.
 
     Args:
-        before: levels of which what enters their last activation is kept too; for a level that
-            ends in none (a linear bottleneck), that is the level itself.
+        student: student config with a `pyramid`.
+        before: names of levels for which the input of the last activation is recorded as well. If a
+            level does not end in an activation (a linear bottleneck), it is the level itself.
+
+    Attributes:
+        backbone: the network.
+
+    Raises:
+        KdepError: a wrong `pyramid`, or a backbone that cannot return several levels.
     """
 
     def __init__(self, student: Mapping[str, Any], before: Sequence[str] = ()) -> None:
         self.student, self.levels = student, describe(student)
         state = torch.get_rng_state()
-        own = build_backbone(student)
-        last = getattr(own, "out_indices", None)
-        if last is None:
+        default = build_backbone(student)
+        default_indices = getattr(default, "out_indices", None)
+        if default_indices is None:
             raise KdepError(
-                f"the backbone {type(own).__name__} has no out_indices, so it cannot return "
+                f"the backbone {type(default).__name__} has no out_indices, so it cannot return "
                 "several levels",
                 fix="choose an objective that uses pooled features",
             )
         declared = [int(i) for i in student["pyramid"]["out_indices"]]
-        indices = sorted({*declared, *last})
-        torch.set_rng_state(state)
+        indices = sorted({*declared, *default_indices})
+        torch.set_rng_state(state)  # so that the second network gets the same initial weights
         self.backbone: nn.Module = build_backbone(student, out_indices=tuple(indices))
-        self._at = [indices.index(i) for i in declared]
-        self._seen: tuple[Tensor, ...] = ()
-        self._entered: dict[str, Tensor] = {}
+        self._positions = [indices.index(i) for i in declared]  # of the levels in the output
+        self._outputs: tuple[Tensor, ...] = ()
+        self._activation_inputs: dict[str, Tensor] = {}
         self._before = tuple(before)
         self._activated: set[str] = set()
         if before:
@@ -77,72 +85,81 @@ class Pyramid:
 
     @torch.no_grad()
     def _record_activations(self) -> None:
-        """Finds the last activation of each level on noise, and records what enters it."""
+        """Finds the last activation of each level in `before`, and registers hooks on its input."""
         px, mode = int(self.student["input_px"]), self.backbone.training
         with torch.random.fork_rng(devices=[]):
             x = torch.randn(1, 3, px, px)
-        self.backbone.eval()  # mm backbones return nothing from it
-        for name, k in zip(self.levels, self._at, strict=True):
+        self.backbone.eval()  # a separate statement: `eval` of mm backbones returns None
+        for name, k in zip(self.levels, self._positions, strict=True):
             if name not in self._before:
                 continue
             path = find_last_activation(self.backbone, lambda k=k: self.backbone(x)[k])
             if path is None:
                 continue
 
-            def enter(_module: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
-                self._entered[name] = args[0]
+            def record_input(
+                _module: nn.Module, args: tuple[Tensor, ...], name: str = name
+            ) -> None:
+                self._activation_inputs[name] = args[0]
 
             module = self.backbone.get_submodule(path)
             if hasattr(module, "inplace"):
                 module.inplace = False  # type: ignore[assignment]
-            module.register_forward_pre_hook(enter)
+            module.register_forward_pre_hook(record_input)
             self._activated.add(name)
         self.backbone.train(mode)
 
     def _record(self, _module: nn.Module, _args: Any, out: Any) -> None:
-        self._seen = tuple(out)
+        self._outputs = tuple(out)
 
     def maps(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """(levels, levels before their last activation) of the forward just done.
+        """(levels, inputs of their last activation) of the latest forward pass.
 
-        Each {level: [B, C, H, W]} float32; both are then let go. The second holds the levels of
-        `before`.
+        Both are {level: [B, C, H, W]} float32; the second has the levels of `before` only. The
+        recorded maps are then released.
         """
-        seen, entered = self._seen, self._entered
-        self._seen, self._entered = (), {}
-        after = {name: seen[k].float() for name, k in zip(self.levels, self._at, strict=True)}
-        before = {k: entered[k].float() if k in entered else after[k] for k in self._before}
+        outputs, inputs = self._outputs, self._activation_inputs
+        self._outputs, self._activation_inputs = (), {}
+        positions = zip(self.levels, self._positions, strict=True)
+        after = {name: outputs[k].float() for name, k in positions}
+        before = {k: inputs[k].float() if k in inputs else after[k] for k in self._before}
         return after, before
 
     @torch.no_grad()
     def verify(self) -> None:
-        """Proves on noise that every level has the channels and the stride its config declares.
+        """Checks, by a forward pass on noise, that the levels are those that the config declares.
 
-        And, where levels before the activation are read, that the activation gives the level.
+        Raises:
+            KdepError: other channels or another side; or, for a level in `before`, an activation
+                that is not a module or whose input has another shape than the level.
         """
         px, mode = int(self.student["input_px"]), self.backbone.training
-        self.backbone.eval()  # mm backbones return nothing from it
+        self.backbone.eval()
         self.backbone(torch.randn(1, 3, px, px))
         self.backbone.train(mode)
         after, before = self.maps()
-        for name, got in after.items():
-            want = self.levels[name]
-            if tuple(got.shape[1:]) != (want["channels"], want["side"], want["side"]):
+        for name, level in after.items():
+            side = self.levels[name]["side"]
+            expected = (self.levels[name]["channels"], side, side)
+            if tuple(level.shape[1:]) != expected:
                 raise KdepError(
-                    f"the level {name} of {self.student['name']} has shape {tuple(got.shape[1:])}",
-                    expected=f"({want['channels']}, {want['side']}, {want['side']})",
+                    f"the level {name} of {self.student['name']} has shape "
+                    f"{tuple(level.shape[1:])}",
+                    expected=f"{expected}",
                     fix="correct `pyramid` in the student's config",
                 )
-            if name in before and name not in self._activated and is_rectified(got, pool(got)):
+            if name not in before:
+                continue
+            if name not in self._activated and is_rectified(level, pool(level)):
                 raise KdepError(
                     f"the last activation of level {name} of {self.student['name']} is not a "
                     "module, so its input cannot be read",
-                    fix="use tap='after'",
+                    fix="set tap='after' in the method's objective",
                 )
-            if name in before and before[name].shape != got.shape:
+            if before[name].shape != level.shape:
                 raise KdepError(
                     f"the input of the last activation of level {name} of {self.student['name']} "
                     f"has shape {tuple(before[name].shape[1:])}",
-                    expected=f"{tuple(got.shape[1:])}, the shape of the level",
-                    fix="use tap='after'",
+                    expected=f"{tuple(level.shape[1:])}, the shape of the level",
+                    fix="set tap='after' in the method's objective",
                 )

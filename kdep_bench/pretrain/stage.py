@@ -1,4 +1,4 @@
-"""Stage `pretrain`: one student, one method, one seed, on an mmengine Runner."""
+"""Stage `pretrain`: pre-trains one student by one method with one seed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kdep_bench.pretrain.checkpoint import save_state, untrained
 from kdep_bench.pretrain.diagnostics import extra_cost
 from kdep_bench.pretrain.loop import workers_for
 from kdep_bench.pretrain.parallel import check_split
-from kdep_bench.pretrain.teaching import Teaching, teaching
+from kdep_bench.pretrain.teaching import TeacherSource, open_teacher_source
 from kdep_bench.pretrain.train import Trained, runner_config, train
 from kdep_bench.students.discover import check_student
 
@@ -35,18 +35,32 @@ def run(
 ) -> dict[str, Any]:
     """Trains the student and writes its state dict to `student.pth`.
 
-    Spec: `student`, `method`, `budget`, `share`, `share_seed`, `seed`; for a live teacher also its
-    config `teacher`; its images are under the input `images`. With several teachers: `roles`, their
-    names in order; the inputs `<role>.cache` and `<role>.align`; and `teachers`, the configs of the
-    live ones. A method without objective (scratch) gives the initialised student. A method with
-    `weights` is a reference: a function that builds given backbone weights.
+    A method without an objective is not trained: `student.pth` then has random weights (scratch) or
+    the weights that the method's `weights` loads (a reference).
 
-    `budget`: epochs, batch, optimizer, warmup, schedule, precision; optionally accumulate
-    (micro-batches per step), ema (decay), compile (back end of torch.compile).
+    The stage may run as several processes, one per rank, started by torchrun or srun with the same
+    arguments. The batch of the budget is the global batch; rank 0 writes the files; every rank
+    returns the same outputs; the process group is destroyed at the end.
 
-    May run as several processes at once, one per rank, started by torchrun or srun with the same
-    arguments: the batch is the global one, rank 0 writes, every rank returns the same outputs, and
-    the process group is left at the end.
+    Args:
+        spec: `student`, `method`, `budget`, `share` and `share_seed` (the data fraction), `seed`;
+            `teacher`, the config of a live teacher. With several teachers: `roles`, their names in
+            order, and `teachers`, the configs of the live ones by role. `budget` has epochs,
+            batch, optimizer, warmup, schedule, precision, and optionally accumulate (micro-batches
+            per step), ema (decay), compile (back end of torch.compile).
+        inputs: folders of earlier stages: `views`; `prepare`, with labels; `cache` and `align`, or
+            `<role>.cache` and `<role>.align` with several teachers; `images`, the source images for
+            a live teacher.
+        out: folder of this stage.
+        progress: called as in every stage.
+
+    Returns:
+        the outputs of the stage: amounts (see `_amounts`), image_list, notes, views, labels_used,
+        processes, those of `extra_cost`, `TeacherSource.outputs` and `target_probes`.
+
+    Raises:
+        KdepError: a method that does not fit its data, student, teacher or budget, or training
+            that fails (see `train.train`).
     """
     method, budget = spec["method"], spec["budget"] if spec["method"].get("objective") else {}
     if not budget:
@@ -54,27 +68,30 @@ def run(
     check_precision(budget.get("precision", "float32"))
     check_student(spec["student"])
     views = open_views(inputs["views"])
-    shared, drawn_by = select_for_spec(views.files, spec, inputs), labels_for_fraction(spec, inputs)
-    images, listing = len(shared), save_list(out, views.files, shared)
-    who = f"method {method['name']!r} on student {spec['student']['name']!r}"
-    steps = check_budget(budget, images, len(views.files), spec["share"], who)
+    selected = select_for_spec(views.files, spec, inputs)
+    fraction_labels = labels_for_fraction(spec, inputs)
+    images, listing = len(selected), save_list(out, views.files, selected)
+    subject = f"method {method['name']!r} on student {spec['student']['name']!r}"
+    steps = check_budget(budget, images, len(views.files), spec["share"], subject)
     required, ranks = demands(method["objective"]), openmmlab.planned_ranks()
-    taught = teaching(required.needs, spec, inputs, views)
-    augment = augment_config(method, required, taught)
+    teacher_source = open_teacher_source(required.needs, spec, inputs, views)
+    augment = augment_config(method, required, teacher_source)
     _check_split(budget, ranks, required, augment)
-    objective, target, probes = objective_config(spec, inputs, taught, out)
+    objective, target, probes = objective_config(spec, inputs, teacher_source, out)
     model = {"objective": objective, "target": target, "augment": augment}
-    dataset = _dataset_config(spec, inputs, steps, required, taught, drawn_by)
+    dataset = _dataset_config(spec, inputs, steps, required, teacher_source, fraction_labels)
     config = _runner_config(
-        spec, _model_config(spec, required, taught) | model, dataset, steps, ranks, required
+        spec, _model_config(spec, required, teacher_source) | model, dataset, steps, ranks, required
     )
     trained = train(config, spec["seed"], out / "run", progress, budget.get("ema"))
     if openmmlab.is_main_rank():
         save_state(trained.state, out)
-        for used in (out / "run").glob("*.pth*"):
-            used.unlink()
+        for checkpoint in (out / "run").glob("*.pth*"):  # no longer needed for resuming
+            checkpoint.unlink()
     openmmlab.leave_distributed()
-    by_label = "the images of the share were drawn per class, by label" if drawn_by else None
+    by_label = None
+    if fraction_labels:
+        by_label = "the images of the data fraction were drawn per class, by label"
     notes = [by_label, epochs_note(budget, images, len(views.files), steps)]
     return {
         **_amounts(steps, budget["batch"], images, trained),
@@ -83,8 +100,8 @@ def run(
         "views": views.views,
         "labels_used": bool(method["labels_used"]),
         "processes": ranks,
-        **extra_cost(trained.state, required, taught, steps * budget["batch"]),
-        **taught.outputs,
+        **extra_cost(trained.state, required, teacher_source, steps * budget["batch"]),
+        **teacher_source.outputs,
         **probes,
     }
 
@@ -104,10 +121,13 @@ def _dataset_config(
     inputs: dict[str, Path],
     steps: int,
     required: Demands,
-    taught: Teaching,
-    drawn_by: Path | None,
+    teacher_source: TeacherSource,
+    fraction_labels: Path | None,
 ) -> dict[str, Any]:
-    """Config of the training samples. `drawn_by`: labels by which the share was drawn."""
+    """Config of the ViewStream.
+
+    `fraction_labels`: labels file, if the images of the data fraction are drawn per class.
+    """
     return {
         "type": "kdep_bench.pretrain.stream.ViewStream",
         "views": str(inputs["views"]),
@@ -116,13 +136,15 @@ def _dataset_config(
         "share_seed": spec["share_seed"],
         "seed": spec["seed"],
         "labels": str(labels_file(inputs)) if spec["method"]["labels_used"] else None,
-        "share_labels": drawn_by and str(drawn_by),
+        "share_labels": fraction_labels and str(fraction_labels),
         "together": "views" in required.needs,
-        **taught.stream,
+        **teacher_source.stream,
     }
 
 
-def _model_config(spec: dict[str, Any], required: Demands, taught: Teaching) -> dict[str, Any]:
+def _model_config(
+    spec: dict[str, Any], required: Demands, teacher_source: TeacherSource
+) -> dict[str, Any]:
     """Config of the Distiller without its objective, target and augmentation."""
     budget = spec["budget"]
     return {
@@ -131,7 +153,7 @@ def _model_config(spec: dict[str, Any], required: Demands, taught: Teaching) -> 
         "precision": budget.get("precision", "float32"),
         "maps": required.pyramid,
         "levels_before": sorted(required.levels_before),
-        "teacher": taught.model,
+        "teacher": teacher_source.model,
         "roles": spec.get("roles", []),
         "accumulate": budget.get("accumulate", 1),
         "compile": budget.get("compile"),
@@ -166,7 +188,11 @@ def _runner_config(
 
 
 def _amounts(steps: int, batch: int, images: int, trained: Trained) -> dict[str, Any]:
-    """How much was trained, how fast, and the curves of the losses."""
+    """Amount of training, throughput and loss curve: outputs of the stage.
+
+    Keys: steps, epochs (of the data fraction), images (of the data fraction), images_seen (repeats
+    included), images_per_s, train_s (seconds), curves, terms (mean fraction of the loss per term).
+    """
     seen = steps * batch
     return {
         "steps": steps,

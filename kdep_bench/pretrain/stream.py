@@ -1,10 +1,10 @@
 """The pre-training samples as one fixed sequence: a step's samples depend only on its number.
 
-Position p of the sequence belongs to epoch p // N. Every epoch is a seeded permutation of the N
-images of the data fraction, with view (epoch mod V) of each. Therefore a run that was interrupted
-at step k and resumed reads exactly the samples of an uninterrupted one, and R ranks that divide a
-global batch together read those of one process. With `together`, the V views of an image are
-consecutive and a permutation takes V epochs, which contain the same samples in another order.
+Position p of the sequence belongs to epoch p // N, where N is the number of images of the data
+fraction. Every epoch is a seeded permutation of these images, with view (epoch mod V) of each.
+Therefore a resumed run reads exactly the samples of an uninterrupted one, and several ranks
+together read those of one process. With `together`, the V views of an image are consecutive: V
+epochs are one permutation of the images, and contain the same samples in another order.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from kdep_bench.errors import KdepError
 from kdep_bench.features.cache_check import render_rows
 from kdep_bench.features.cache_read import open_cache
 
-FAULT = "fault"  # key of a KdepError, in place of a batch, that a loader's worker met
+FAULT = "fault"  # key of a KdepError that a loader's worker returns in place of a batch
 
 
-class TeacherSource:
-    """The part of a batch that comes from one teacher; see ViewStream for the arguments."""
+class TeacherInputs:
+    """Reads the inputs of one teacher for a batch; arguments as in ViewStream."""
 
     def __init__(
         self,
@@ -40,7 +40,10 @@ class TeacherSource:
         self.outputs, self.teacher_px = list(outputs), teacher_px if pool else 0
 
     def batch(self, views: Views, rows: np.ndarray) -> dict[str, Any]:
-        """`teacher`, `outputs` and `teacher_images` of these rows, as far as they are read."""
+        """`teacher`, `outputs` and `teacher_images` of these rows (see ViewStream.__getitems__).
+
+        Only those that the objective reads.
+        """
         batch: dict[str, Any] = {}
         if self.cache is not None and self.cache.shards:
             batch["teacher"] = torch.from_numpy(self.cache.rows(rows))
@@ -54,24 +57,25 @@ class TeacherSource:
 
 
 class ViewStream(Dataset):
-    """`length` samples drawn in the order above, read batch-wise from memory maps.
+    """Data set of `length` samples in the order described above, read batch-wise from memory maps.
 
     Args:
         views: folder of the `views` stage.
         length: number of samples in the whole run.
-        share, share_seed: the random data fraction.
-        share_labels: path of the pool's labels file where the share is drawn per class, read for
-            that alone; None for a label-free share.
+        share, share_seed: size and seed of the random data fraction.
+        share_labels: path of the pool's labels file if the data fraction is drawn per class; used
+            for nothing else. None if it is drawn without labels.
         seed: seed of the epoch permutations.
         cache: folder of the `cache` stage, or None.
-        outputs: names of the cache's further arrays (logits, maps, tokens) to read as well.
-        pool: folder of the `prepare` stage whose images a live teacher sees, rendered at
-            `teacher_px` in the very crops of the views; None without a live teacher.
-        labels: path of the pool's labels file, or None. Without it the set is label-free and
-            asking for a label raises.
-        together: the views of an image one after another.
-        teachers: role -> `cache`, `outputs`, `pool` and `teacher_px` of each of several teachers,
-            in place of these four.
+        outputs: names of the cache's extra outputs (logits, maps, tokens) to read.
+        pool: folder of the `prepare` stage with the images for a live teacher, which are rendered
+            at `teacher_px` pixels with the same crops as the views; None without a live teacher.
+        teacher_px: side of the live teacher's images, in pixels.
+        labels: path of the pool's labels file; None for a label-free run, in which reading a label
+            raises KdepError.
+        together: whether the views of an image are consecutive.
+        teachers: {role: {`cache`, `outputs`, `pool`, `teacher_px`}} for several teachers, in place
+            of these four arguments.
     """
 
     def __init__(
@@ -91,11 +95,11 @@ class ViewStream(Dataset):
         teachers: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.together = together
-        pools = [pool, *(source.get("pool") for source in (teachers or {}).values())]
-        pool_used = next((source for source in pools if source), None)
-        self.views = open_views(Path(views), Path(pool_used) if pool_used else None)
-        self.source = TeacherSource(cache, outputs, pool, teacher_px)
-        self.sources = {role: TeacherSource(**source) for role, source in (teachers or {}).items()}
+        pools = [pool, *(args.get("pool") for args in (teachers or {}).values())]
+        first_pool = next((folder for folder in pools if folder), None)
+        self.views = open_views(Path(views), Path(first_pool) if first_pool else None)
+        self.source = TeacherInputs(cache, outputs, pool, teacher_px)
+        self.sources = {role: TeacherInputs(**args) for role, args in (teachers or {}).items()}
         self.images = select_images(self.views.files, share, share_seed, share_labels)
         self.length, self.seed = length, seed
         self._labels = read_labels(Path(labels), self.views.files) if labels else None
@@ -105,17 +109,17 @@ class ViewStream(Dataset):
         return self.length
 
     def row(self, position: int) -> int:
-        """The row (image-major) read at a position of the sequence."""
-        side = self.views.views if self.together else 1
-        epoch, k = divmod(position, len(self.images) * side)
-        if self._order[0] != epoch:
-            order = np.random.default_rng([self.seed, epoch]).permutation(self.images)
-            self._order = (epoch, order)
-        view = k % side if self.together else epoch % self.views.views
-        return int(self._order[1][k // side]) * self.views.views + view
+        """The row number (image * views + view) of a position of the sequence."""
+        adjacent = self.views.views if self.together else 1  # consecutive views of an image
+        permutation, k = divmod(position, len(self.images) * adjacent)
+        if self._order[0] != permutation:
+            order = np.random.default_rng([self.seed, permutation]).permutation(self.images)
+            self._order = (permutation, order)
+        view = k % adjacent if self.together else permutation % self.views.views
+        return int(self._order[1][k // adjacent]) * self.views.views + view
 
     def label(self, rows: np.ndarray) -> torch.Tensor:
-        """[B] class numbers of rows; KdepError in a label-free set."""
+        """Class numbers [B] of row numbers [B]; raises KdepError in a label-free run."""
         if self._labels is None:
             raise KdepError(
                 "an objective read labels, but the method has labels_used=False",
@@ -124,19 +128,22 @@ class ViewStream(Dataset):
         return torch.from_numpy(self._labels[rows // self.views.views])
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        """A batch of one."""
+        """A batch with the sample at one position."""
         return self.__getitems__([position])
 
     def __getitems__(self, positions: list[int]) -> dict[str, Any]:
-        """A whole batch: `images` [B, 3, px, px] uint8 and `rows` [B] int64.
+        """The batch of samples at the given positions.
 
-        With a cache also `teacher` [B, Dt] float16 (where it holds the pooled feature) and
-        `outputs` {name: [B, ...] float16}; for a
-        live teacher `teacher_images` [B, 3, teacher_px, teacher_px] uint8; in a set with labels
-        `labels` [B] int64. Of several teachers, `teachers` {role: these three}.
+        Returns:
+            `images` [B, 3, px, px] uint8; `rows` [B] int64. With a cache: `teacher` [B, Dt]
+            float16, if it stores the pooled feature, and `outputs` {name: [B, ...] float16}. With a
+            live teacher: `teacher_images` [B, 3, teacher_px, teacher_px] uint8. With labels:
+            `labels` [B] int64. With several teachers: `teachers` {role: {teacher, outputs,
+            teacher_images}}. In a loader's worker, {FAULT: error} in place of a KdepError, because
+            torch would print a traceback of the worker.
 
-        In a loader's worker, a KdepError comes as {FAULT: error}: torch would make its sentence a
-        traceback.
+        Raises:
+            KdepError: a file that cannot be read; in the main process.
         """
         try:
             return self._batch(positions)

@@ -28,18 +28,18 @@ from kdep_bench.pretrain.by_role import of_role, words_of_role
 from kdep_bench.teachers.base import TeacherOutput, build_teacher
 
 
-class TeacherSide:
-    """Turns what a batch carries into a TeacherOutput. It is no Module: nothing of it is trained,
-    checkpointed, averaged or exported.
+class TeacherReader:
+    """Computes a TeacherOutput from the teacher inputs of a batch.
+
+    It is not an nn.Module, so that the teacher is not trained, checkpointed, averaged or exported.
 
     Args:
-        live: config of a teacher that runs in the step, on the crops the student sees.
-        head: folder of a cache whose pooled features give the logits (`open_head`).
-        top: k of the class probabilities that the objective reads; computed from a live teacher's
-            logits as from the stored ones.
-        classes: number of the teacher's classes, for stored probabilities.
-        classifier: whether the objective applies the teacher's classifier itself.
-        layer: name of the layer after which the live teacher stops.
+        live: config of a live teacher, which is run in every training step on the student's crops.
+        head: folder of a cache whose pooled features are mapped to logits (see `open_head`).
+        top: number k of class probabilities that the objective reads.
+        classes: number of the teacher's classes, for cached probabilities.
+        classifier: whether the objective applies the teacher's classifier.
+        layer: name of the last layer that the live teacher runs; its output is then the only one.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class TeacherSide:
         classifier: bool = False,
         layer: str | None = None,
     ) -> None:
-        # The student is initialised from the same generator: methods must start from one student.
+        # Keeps the random generator unchanged, so that every method has the same initial student.
         with torch.random.fork_rng(devices=[]):
             self.live = None if live is None else build_teacher(live)
             self.head = None if head is None else open_head(Path(head))
@@ -67,23 +67,30 @@ class TeacherSide:
         images: Tensor | None,
         extra: Mapping[str, Tensor],
     ) -> TeacherOutput | None:
-        """`pooled` [B, Dt] and `outputs` (see Cache.extras) float16, or `images` uint8.
+        """The teacher's output for a batch, float32 without gradient; None without any input.
 
-        `extra`: what the augmentation added; with `layer`, `visible` and `hidden`.
+        Args:
+            pooled: [B, Dt] float16, cached.
+            outputs: cached extra outputs, float16; see Cache.extras.
+            images: [B, 3, px, px] uint8, for a live teacher.
+            extra: tensors that the augmentation added; for `layer` it has "visible" and "hidden".
         """
         if self.live is not None:
             assert images is not None
             with torch.autocast(images.device.type, enabled=False), exact_float32():
                 if self.layer is not None:
                     live = self.live.to(images.device)
-                    read = live.up_to(images, self.layer, extra["visible"], extra["hidden"])
-                    return TeacherOutput(read.new_empty((len(images), 0)), None, layer=read)
+                    layer = live.up_to(images, self.layer, extra["visible"], extra["hidden"])
+                    return TeacherOutput(layer.new_empty((len(images), 0)), None, layer=layer)
                 out = self._with_top(self.live.to(images.device)(images))
             return replace(out, classifier=self.live.logit_head) if self.classifier else out
         if pooled is None and not outputs:
             return None
-        first = next(iter(outputs.values())) if pooled is None else pooled
-        feature = first.new_empty((len(first), 0)).float() if pooled is None else pooled.float()
+        if pooled is None:  # the cache does not store it
+            some_output = next(iter(outputs.values()))
+            feature = some_output.new_empty((len(some_output), 0)).float()
+        else:
+            feature = pooled.float()
         head = None if self.head is None else self.head.to(feature.device)
         logits = outputs.get("logits")
         if logits is None and head is not None:
@@ -92,13 +99,18 @@ class TeacherSide:
         return TeacherOutput(
             feature,
             None if logits is None else logits.float(),
-            {k[5:]: v.float() for k, v in outputs.items() if k.startswith("maps.")},
+            {
+                k.removeprefix("maps."): v.float()
+                for k, v in outputs.items()
+                if k.startswith("maps.")
+            },
             None if tokens is None else tokens.float(),
             probabilities=self._stored_top(outputs),
             classifier=head if self.classifier else None,
         )
 
     def _with_top(self, out: TeacherOutput) -> TeacherOutput:
+        """Adds the `top` largest class probabilities to a live teacher's output."""
         if self.top is None or out.logits is None or self.live is None:
             return out
         values, index = sparse.largest(out.logits, self.top, self.live.name)
@@ -106,13 +118,14 @@ class TeacherSide:
         return replace(out, probabilities=dense)
 
     def _stored_top(self, outputs: Mapping[str, Tensor]) -> Tensor | None:
+        """Class probabilities [B, classes] from the cached `top` largest ones."""
         if self.top is None or self.classes is None:
             return None
         values, index = (outputs[name] for name in sparse.names(self.top))
         return sparse.dense(values, index, self.classes)
 
-    def still_frozen(self) -> None:
-        """KdepError when the live teacher is not what it was at the start."""
+    def check_frozen(self) -> None:
+        """Raises KdepError if the weights of the live teacher have changed; moves it to the CPU."""
         if self.live is not None and self.live.cpu().checksum() != self.checksum:
             raise KdepError(
                 f"the weights of teacher {self.live.name} changed during training; they must stay "
@@ -122,68 +135,76 @@ class TeacherSide:
 
 
 @dataclass(frozen=True)
-class Teaching:
-    """The source of a run's teacher outputs: a cache, or the teacher itself in every step.
+class TeacherSource:
+    """Where a run's teacher outputs come from: a cache, or a live teacher run in every step.
 
     Attributes:
         stream: arguments of ViewStream.
-        model: arguments of TeacherSide.
-        facts: functions that return teacher_width, teacher_classes, teacher_maps, layer_width.
-        outputs: entries of the stage's outputs about the teacher.
-        by_role: a Teaching per teacher, for a method with several. `stream` and `model` are then by
-            role as well, and `facts` is empty.
+        model: arguments of TeacherReader.
+        build_args: {argument of the objective: function that returns its value}, for arguments such
+            as teacher_width, teacher_classes, teacher_maps, layer_width.
+        outputs: entries about the teacher for the outputs of the stage.
+        by_role: a TeacherSource per teacher, for a method with several. `stream` and `model` are
+            then by role as well, and `build_args` is empty.
     """
 
     stream: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
-    facts: dict[str, Callable[[], Any]] = field(default_factory=dict)
+    build_args: dict[str, Callable[[], Any]] = field(default_factory=dict)
     outputs: dict[str, Any] = field(default_factory=dict)
-    by_role: dict[str, Teaching] = field(default_factory=dict)
+    by_role: dict[str, TeacherSource] = field(default_factory=dict)
 
     @property
-    def live(self) -> int:
-        """Number of teachers that run in the step."""
-        models = [teaching_of_role.model for teaching_of_role in self.by_role.values()] or [
-            self.model
-        ]
+    def n_live(self) -> int:
+        """Number of live teachers."""
+        models = [source.model for source in self.by_role.values()] or [self.model]
         return sum("live" in model for model in models)
 
 
-def teaching(
+def open_teacher_source(
     needs: frozenset[str], spec: Mapping[str, Any], inputs: Mapping[str, Path], views: Views
-) -> Teaching:
-    """The teaching of a run, its cache or live teacher checked.
+) -> TeacherSource:
+    """The TeacherSource of a run, after a check of its cache or live teacher.
 
-    Raises KdepError for a need that neither serves, and what `verify_cache` raises.
+    Args:
+        needs: the objective's `needs`.
+        spec: of the pre-training stage.
+        inputs: of that stage.
+        views: the views that are trained on.
+
+    Raises:
+        KdepError: the cache or teacher lacks an output in `needs`, or what `verify_cache` raises.
     """
     if spec.get("roles"):
-        return teaching_by_role(spec, inputs, views)
+        return open_sources_by_role(spec, inputs, views)
     required = needs & FROM_TEACHER
     if not required:
-        return Teaching()
+        return TeacherSource()
     objective = spec["method"]["objective"]
     top = top_classes(objective) if "probabilities" in required else None
     if "layer" in required:
-        return layer_teaching(required, spec, inputs)
+        return layer_source(required, spec, inputs)
     if spec.get("teacher") is not None:
-        return live_teaching(required, spec["teacher"], inputs, top)
+        return live_source(required, spec["teacher"], inputs, top)
     if "cache" not in inputs:
         raise KdepError(
             f"the objective of method {spec['method']['name']} reads {', '.join(sorted(required))} "
             "of the teacher, but the method has no `needs`",
             fix="list them as needs=[...] in the method's config",
         )
-    return cached_teaching(required, levels_of(objective), inputs["cache"], views, top)
+    return cached_source(required, levels_of(objective), inputs["cache"], views, top)
 
 
-def teaching_by_role(spec: Mapping[str, Any], inputs: Mapping[str, Path], views: Views) -> Teaching:
-    """The teaching of a run with several teachers, each as if it were the only one."""
-    by_role: dict[str, Teaching] = {}
+def open_sources_by_role(
+    spec: Mapping[str, Any], inputs: Mapping[str, Path], views: Views
+) -> TeacherSource:
+    """The TeacherSource of a run with several teachers; see `open_teacher_source`."""
+    by_role: dict[str, TeacherSource] = {}
     for role in spec["roles"]:
         needs = frozenset(words_of_role(role, spec, "needs"))
-        by_role[role] = teaching(needs, *of_role(role, spec, inputs), views)
+        by_role[role] = open_teacher_source(needs, *of_role(role, spec, inputs), views)
     sources = {part.outputs.get("teacher_source") for part in by_role.values()}
-    return Teaching(
+    return TeacherSource(
         {"teachers": {role: part.stream for role, part in by_role.items()}},
         {role: part.model for role, part in by_role.items()},
         {},
@@ -195,18 +216,26 @@ def teaching_by_role(spec: Mapping[str, Any], inputs: Mapping[str, Path], views:
     )
 
 
-def cached_teaching(
+def cached_source(
     required: frozenset[str], levels: set[str], folder: Path, views: Views, top: int | None = None
-) -> Teaching:
-    """From the cache in `folder`; of its maps only `levels`, all where none is named.
+) -> TeacherSource:
+    """A TeacherSource that reads the cache in `folder`.
 
-    `top`: k of the class probabilities that the objective reads; None where it reads none.
+    Args:
+        required: outputs that the objective reads, words of FROM_TEACHER.
+        levels: names of the maps to read; empty for all.
+        folder: of the `cache` stage.
+        views: the views that are trained on.
+        top: number k of class probabilities that the objective reads, or None.
+
+    Raises:
+        KdepError: the cache lacks an output, or what `verify_cache` and `open_head` raise.
     """
     checked = verify_cache(folder, views)
     cache, px = open_cache(folder), read_strict(folder / MANIFEST)["px"]
     names = cache.extra_names(required)
-    if levels:  # methods share a cache of maps, and each reads its own levels
-        names = [n for n in names if n.partition(".")[0] != "maps" or n[5:] in levels]
+    if levels:  # a shared cache may contain the maps of other methods as well
+        names = [n for n in names if not n.startswith("maps.") or n.removeprefix("maps.") in levels]
     for need in sorted(required & {"maps", "tokens"}):
         if not any(n.partition(".")[0] == need for n in names):
             raise KdepError(
@@ -230,7 +259,7 @@ def cached_teaching(
             return int(cache.extras["logits"][0].shape[1])
         return int(head(torch.zeros(1, cache.width)).shape[1])
 
-    return Teaching(
+    return TeacherSource(
         {"cache": str(folder), "outputs": names},
         {
             **({"head": str(folder)} if from_head else {}),
@@ -242,7 +271,7 @@ def cached_teaching(
             "teacher_config": lambda: load_teacher_config(folder),
             "teacher_classes": classes,
             "teacher_maps": lambda: {
-                n[5:]: {"channels": int(c), "stride": px // int(h)}
+                n.removeprefix("maps."): {"channels": int(c), "stride": px // int(h)}
                 for n in names
                 if n.startswith("maps.")
                 for c, h in [cache.extras[n][0].shape[1:3]]
@@ -252,28 +281,42 @@ def cached_teaching(
     )
 
 
-def live_teaching(
+def live_source(
     required: frozenset[str],
     config: Mapping[str, Any],
     inputs: Mapping[str, Path],
     top: int | None = None,
-) -> Teaching:
+) -> TeacherSource:
+    """A TeacherSource with a live teacher; a black image shows which outputs the teacher has.
+
+    Args:
+        required: outputs that the objective reads, words of FROM_TEACHER.
+        config: of the teacher.
+        inputs: of the stage; `images` is read.
+        top: number k of class probabilities that the objective reads, or None.
+
+    Raises:
+        KdepError: the teacher lacks an output, or has fewer than `top` classes.
+    """
     teacher = build_teacher(config)
     px = teacher.input_px
     teacher_output = teacher(torch.zeros(1, 3, px, px, dtype=torch.uint8))
-    has = {"logits": teacher_output.logits is not None, "maps": bool(teacher_output.maps)}
-    has["tokens"] = teacher_output.tokens is not None
-    has["probabilities"] = teacher_output.logits is not None
-    has["classifier"] = teacher.logit_head is not None
-    for need, there in has.items():
-        if need in required and not there:
+    is_available = {
+        "logits": teacher_output.logits is not None,
+        "maps": bool(teacher_output.maps),
+        "tokens": teacher_output.tokens is not None,
+        "probabilities": teacher_output.logits is not None,
+        "classifier": teacher.logit_head is not None,
+    }
+    for need, available in is_available.items():
+        if need in required and not available:
             raise KdepError(
                 f"the method reads {need} of the teacher, but {teacher.name} returns none",
                 fix="choose another teacher or method",
             )
     if top is not None and teacher_output.logits is not None:
-        sparse.largest(teacher_output.logits, top, teacher.name)  # refuses more than it has
-    return Teaching(
+        sparse.largest(teacher_output.logits, top, teacher.name)  # raises if `top` is too large
+    return TeacherSource(
         {"pool": str(inputs["images"]), "teacher_px": px},
         {
             "live": dict(config),
@@ -295,13 +338,19 @@ def live_teaching(
     )
 
 
-def layer_teaching(
+def layer_source(
     required: frozenset[str], spec: Mapping[str, Any], inputs: Mapping[str, Path]
-) -> Teaching:
-    """From a live teacher that sees a part of the patches and stops after a layer.
+) -> TeacherSource:
+    """A TeacherSource with a live teacher that runs up to one layer, on the visible patches.
 
-    Raises KdepError for a teacher that is not live, an augmentation that hides no patches, a
-    further output of the teacher, and what `Teacher.up_to` raises for such images.
+    Args:
+        required: outputs that the objective reads; only "layer" is permitted.
+        spec: of the pre-training stage.
+        inputs: of that stage; `images` is read.
+
+    Raises:
+        KdepError: the teacher is not live, the method has no augmentation that masks patches, the
+            objective reads another output as well, or what `Teacher.up_to` raises.
     """
     method, layer = spec["method"], teacher_layer(spec["method"]["objective"])
     problems = {
@@ -322,7 +371,7 @@ def layer_teaching(
     masks = build_augment(method["augment"]).change(blank, Draw(0, 0, 1)).extra
     images = torch.zeros(1, 3, teacher.input_px, teacher.input_px, dtype=torch.uint8)
     width = teacher.up_to(images, layer, masks["visible"], masks["hidden"]).shape[2]
-    return Teaching(
+    return TeacherSource(
         {"pool": str(inputs["images"]), "teacher_px": teacher.input_px},
         {"live": dict(spec["teacher"]), "layer": layer},
         {

@@ -1,4 +1,4 @@
-"""One training run on an mmengine Runner: assembled as an ordinary config, resumable."""
+"""Runs a training on an mmengine Runner; an interrupted run resumes from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mmengine.config import Config
 
 from kdep_bench import openmmlab
 from kdep_bench.pretrain.hooks import (
-    Clock,
-    EveryWeightTaught,
+    GradientCoverageHook,
     PlayersState,
     RandomState,
+    StepCounterHook,
     TermShares,
     WeightAverage,
     unwrapped,
@@ -36,11 +36,21 @@ def runner_config(
     some_unused: bool = False,
     workers: int = 0,
 ) -> dict[str, Any]:
-    """The mmengine config of a run of `steps` iterations at a *global* batch of `batch`.
+    """The mmengine config of a training run.
 
-    The sampler deals the fixed sequence of samples out to the ranks in turn, so the ranks read
-    together what one process would; no shuffling happens here. `loss_scaling` is for float16 on a
-    GPU; `some_unused` for losses that some weights have no part in; `workers` processes read ahead.
+    Args:
+        model: config of the model.
+        dataset: config of the data set, which defines the order of the samples (no shuffling).
+        collate: dotted path of the collate function.
+        steps: number of iterations.
+        batch: samples per step over all processes.
+        optimizer: config of the optimiser.
+        schedule: configs of mmengine's parameter schedulers.
+        checkpoint_every: steps between checkpoints.
+        world_size: number of processes.
+        loss_scaling: whether to scale the loss dynamically, for float16 on a GPU.
+        some_unused: whether the loss may not depend on some parameters.
+        workers: number of loader processes.
     """
     scaling = {"type": "AmpOptimWrapper", "dtype": "float16", "loss_scale": "dynamic"}
     return {
@@ -87,11 +97,10 @@ class Trained:
     """The result of a training run.
 
     Attributes:
-        state: state dict of the trained model, out of any wrapper; with a weight average, the
-            backbone is that average.
+        state: state dict of the trained model; its backbone is the weight average if there is one.
         curve: loss curve [[step, loss], ...].
         terms: mean fraction of the loss magnitude per term, over all steps.
-        seconds: wall seconds of all steps, those before a resume included.
+        seconds: wall time of all steps, those before an interruption included.
     """
 
     state: dict[str, Any]
@@ -107,22 +116,40 @@ def train(
     progress: Callable[..., None],
     ema: float | None = None,
 ) -> Trained:
-    """Runs the config, from the newest whole checkpoint in `work_dir` if there is one."""
+    """Trains from the latest complete checkpoint in `work_dir`, or from the start.
+
+    Args:
+        config: see `runner_config`.
+        seed: seed of all random generators.
+        work_dir: folder for checkpoints and logs.
+        progress: called by the progress hook with (steps done, steps, note).
+        ema: decay of the weight average, or None.
+
+    Raises:
+        KdepError: the loss is not finite, a student parameter gets no gradient, the live teacher's
+            weights changed, or what the model raises.
+    """
     if openmmlab.current_scope() is None:
         openmmlab.setup("mmpretrain")
     progress_hook, term_shares = openmmlab.ProgressHook(progress), TermShares()
     average = None if ema is None else WeightAverage(ema)
-    states = (RandomState(), PlayersState())
-    given = (Clock(), EveryWeightTaught(), *states, term_shares, average, progress_hook)
-    hooks = [h for h in given if h is not None]
+    hooks = [
+        StepCounterHook(),
+        GradientCoverageHook(),
+        RandomState(),
+        PlayersState(),
+        term_shares,
+        *([] if average is None else [average]),
+        progress_hook,
+    ]
     runner = openmmlab.build_runner(
         Config(config), work_dir=work_dir, seed=seed, hooks=hooks, resume=True
     )
     runner.train()
     model = unwrapped(runner)
-    for side in model.teacher_sides.values():
-        side.still_frozen()
+    for reader in model.teacher_readers.values():
+        reader.check_frozen()
     state = model.state_dict()
     if average is not None:
         state |= {f"backbone.{k}": v for k, v in average.average.items()}
-    return Trained(state, progress_hook.points, term_shares.shares, progress_hook.seconds)
+    return Trained(state, progress_hook.points, term_shares.fractions, progress_hook.seconds)

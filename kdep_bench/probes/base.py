@@ -1,9 +1,9 @@
 """Base class of the probes, with their inputs and outputs.
 
-A probe measures one property of an exported backbone, most often from its features on the splits
-of a folder of class folders; these are extracted once for all probes (see `extract`). Probes are
-shown in a section of their own: no mean, rank, best set, difference or claim includes them. Models
-(a number of neighbours, a regularisation) are chosen on the validation split only.
+A probe measures one property of an exported backbone, in most cases from its features of labelled
+images, which are extracted once for all probes (see `extract`). Reports show probes in a separate
+section; no mean, rank, difference or claim includes them. Hyperparameters (a number of neighbours,
+a regularisation) are chosen on the validation split only.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import numpy as np
 
 from kdep_bench.errors import KdepError
 
-# What a probe may read: features and labels of its `splits`; features of pool images (no labels);
-# the teacher's cached features of the same pool images; the backbone itself.
+# Inputs of probes. "classes": features and labels of `Probe.splits`; "pool": features of images of
+# the pool, without labels; "teacher": the teacher's cached features of the same images; "backbone":
+# the backbone, to run it on other images.
 READS = ("classes", "pool", "teacher", "backbone")
 CLASSES, POOL, TEACHER, BACKBONE = READS
 
-Better = Literal["larger", "smaller", ""]
+Better = Literal["larger", "smaller", ""]  # which values are better; "": neither
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,10 @@ class Features:
     """Features of N images, pooled over the last map.
 
     Attributes:
-        after: [N, D] float32 after the last activation, which tasks read.
-        before: [N, D] float32 before it, which KDEP trains.
-        labels: [N] class numbers; all -1 where the images have none.
-        classes: names by class number.
+        after: [N, D] float32, after the last activation; the input of a classifier.
+        before: [N, D] float32, before the last activation; the feature that KDEP trains.
+        labels: [N] class numbers; all -1 if the images have no labels.
+        classes: class names, by class number.
     """
 
     after: np.ndarray
@@ -51,10 +52,10 @@ class Value:
     """One measured number.
 
     Attributes:
-        value: finite; a fraction where `percent`.
-        better: whether a 'larger' or a 'smaller' one is better; '' where neither is.
-        percent: shown x100.
-        chance: what guessing reaches, where that is known.
+        value: finite.
+        better: whether larger or smaller values are better.
+        percent: whether `value` is a fraction that reports show in percent.
+        chance: the value of guessing, or None if it is unknown.
     """
 
     value: float
@@ -65,16 +66,16 @@ class Value:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The inputs of a probe; only those in its `reads` and `splits` are given.
+    """The inputs of a probe; those that are not in its `reads` are left at their defaults.
 
     Attributes:
-        splits: features by split of the class folders.
-        pool: features of pool images.
-        teacher: [N, Dt] the teacher's features of the same pool images.
-        images: `images(split)` yields the images of a split, in the order of its features, as
+        splits: {split: features of its images}.
+        pool: features of images of the pool.
+        teacher: [N, Dt] the teacher's features of the same images.
+        images: function that yields the images of a split, in the order of its features, as
             [B, px, px, 3] uint8 RGB.
-        extract: (before, after), each [B, D] float32, of such images.
-        progress: progress(done, total, note).
+        extract: function from such images to their features (before, after), each [B, D] float32.
+        progress: called with (done, total, note).
     """
 
     splits: Mapping[str, Features] = field(default_factory=dict)
@@ -87,20 +88,20 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Measured:
-    """The result of a probe: numbers by name, and notes for the record."""
+    """The result of a probe: {name: value}, and notes for the record."""
 
     values: Mapping[str, Value]
     notes: tuple[str, ...] = ()
 
 
 class Probe(ABC):
-    """One probe, one file, one config in configs/probes/.
+    """A probe. Each subclass has its own file, and a config in configs/probes/.
 
-    Class attributes, literals because the plan reads them from the source:
+    Class attributes must be literals, because planning reads them from the source:
         reads: subset of READS.
-        splits: splits of the class folders that it reads; more than () needs "classes" in `reads`.
-        shots_argument: the argument that holds numbers of training images per class, or "".
-        more_images_than_width: whether the test split needs more images than the feature has
+        splits: splits that it reads, with "classes" in `reads`.
+        shots_argument: name of the argument with numbers of training images per class, or "".
+        more_images_than_width: whether the test split must have more images than the feature has
             dimensions.
     """
 
@@ -114,22 +115,28 @@ class Probe(ABC):
         """Measures one backbone.
 
         Raises:
-            KdepError: features that are not finite, or images that do not suffice.
+            KdepError: features that are not finite, or too few images.
         """
 
 
 def outputs(measured: Measured, label: str) -> dict[str, Any]:
-    """Values and notes as strict JSON; KdepError for a value that is not a finite number."""
-    bad = {k: v.value for k, v in measured.values.items() if not math.isfinite(v.value)}
-    if bad or not measured.values:
-        shown = ", ".join(f"{k} = {v}" for k, v in bad.items()) or "no value"
+    """{"values": [...], "notes": [...]} for the outputs of the stage, as JSON values.
+
+    `label` names the probe in the error.
+
+    Raises:
+        KdepError: there is no value, or one is not a finite number.
+    """
+    not_finite = {k: v.value for k, v in measured.values.items() if not math.isfinite(v.value)}
+    if not_finite or not measured.values:
+        shown = ", ".join(f"{k} = {v}" for k, v in not_finite.items()) or "no value"
         raise KdepError(
             f"the result of {label} is {shown}",
             expected="finite numbers",
             fix="check the loss curve of the pre-training and the features of the backbone",
         )
     return {
-        "values": [  # a list: the keys of a JSON object are stored sorted
+        "values": [  # a list, because the keys of JSON objects are sorted when they are stored
             {
                 "name": name,
                 "value": float(v.value),
@@ -144,13 +151,13 @@ def outputs(measured: Measured, label: str) -> dict[str, Any]:
 
 
 def top1(truth: np.ndarray, predicted: np.ndarray) -> Value:
-    """Accuracy; chance is the fraction of the most frequent class."""
+    """Accuracy of predicted class numbers; chance is the fraction of the most frequent class."""
     frequent = np.bincount(truth).max() / len(truth)
     return Value(float((truth == predicted).mean()), "larger", True, float(frequent))
 
 
 def unit(x_ND: np.ndarray) -> np.ndarray:
-    """Rows of length 1 in float64; a row of zeros stays one."""
+    """The rows divided by their Euclidean norm, float64; rows of zeros are unchanged."""
     x = np.asarray(x_ND, np.float64)
     length = np.linalg.norm(x, axis=1, keepdims=True)
     return x / np.where(length == 0, 1.0, length)

@@ -1,4 +1,4 @@
-"""Calibration of a linear classifier: do its probabilities agree with how often it is right?"""
+"""Calibration of a linear classifier: whether its probabilities agree with its accuracy."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from kdep_bench.probes.linear import fit
 
 
 def binned_error(predicted_N: np.ndarray, true_N: np.ndarray, bins: int) -> float:
-    """Sum over bins of (fraction of samples) * |mean prediction - fraction that came true|.
+    """Sum over bins of (fraction of samples) * |mean probability - fraction of true outcomes|.
 
-    Bins are equally wide, (0, 1/bins], (1/bins, 2/bins], ...; 0 belongs to the first.
+    Args:
+        predicted_N: probabilities.
+        true_N: whether the outcome is true, 0 or 1.
+        bins: number of bins of equal width, (0, 1/bins], (1/bins, 2/bins], ...; 0 is in the first.
     """
     edges = np.linspace(0, 1, bins + 1)
     bin_N = np.clip(np.digitize(predicted_N, edges, right=True) - 1, 0, bins - 1)
@@ -26,7 +29,7 @@ def calibration_error(p_NC: np.ndarray, labels: np.ndarray, bins: int) -> float:
 
 
 def classwise_error(p_NC: np.ndarray, labels: np.ndarray, bins: int) -> float:
-    """Mean over classes of `binned_error` of their probability (Kull et al., NeurIPS 2019)."""
+    """Mean of `binned_error` over the probabilities of the classes (Kull et al., NeurIPS 2019)."""
     classes = p_NC.shape[1]
     return float(
         np.mean([binned_error(p_NC[:, c], (labels == c) * 1.0, bins) for c in range(classes)])
@@ -43,8 +46,8 @@ class Calibration(Probe):
 
     Args:
         c_grid: values of C to choose from, by accuracy on the validation split.
-        max_iter: steps of the solver.
-        bins: of the two calibration errors.
+        max_iter: largest number of iterations of the solver.
+        bins: number of bins of the two calibration errors.
     """
 
     reads = frozenset({"classes"})

@@ -1,4 +1,4 @@
-"""Similarity of the student's feature to the teacher's: linear centred kernel alignment."""
+"""Similarity of the student's and the teacher's feature: linear centred kernel alignment (CKA)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from kdep_bench.probes.base import Inputs, Measured, Probe, Value
 
 
 def hsic(a_NN: np.ndarray, b_NN: np.ndarray) -> float:
-    """Unbiased estimate of HSIC of two Gram matrices (Song et al., JMLR 2012, equation 5)."""
+    """Unbiased estimate of the Hilbert-Schmidt independence criterion of two Gram matrices.
+
+    Song et al., JMLR 2012, equation 5.
+    """
     n = len(a_NN)
     a, b = a_NN - np.diag(np.diag(a_NN)), b_NN - np.diag(np.diag(b_NN))
     cross = (a * b).sum()
@@ -22,11 +25,14 @@ def hsic(a_NN: np.ndarray, b_NN: np.ndarray) -> float:
 
 
 def linear_cka(x_ND: np.ndarray, y_NE: np.ndarray) -> float:
-    """Linear CKA of two features of the same N images: 1 where one is a rotation of the other.
+    """Linear CKA of two features of the same N images: 1 if one is a rotation of the other.
 
-    Kornblith et al., ICML 2019, with the unbiased HSIC (Nguyen et al., ICLR 2021): the biased one
-    grows with the width, so that random wide features look similar. About 0 (and slightly negative
-    by chance) for unrelated ones.
+    Unrelated features give values near 0, which may be negative. Source: Kornblith et al., ICML
+    2019, with the unbiased HSIC (Nguyen et al., ICLR 2021), because the biased estimate increases
+    with the width of the features.
+
+    Raises:
+        KdepError: fewer than four images, or features that are equal for all images.
     """
     n = len(x_ND)
     x, y = (np.asarray(a, np.float64) - np.mean(a, 0, dtype=np.float64) for a in (x_ND, y_NE))
@@ -48,14 +54,14 @@ def linear_cka(x_ND: np.ndarray, y_NE: np.ndarray) -> float:
 class Cka(Probe):
     """CKA between the backbone's feature and the teacher's cached one, on images of the pool.
 
-    `CKA before activation` compares the two features that KDEP compares, `CKA` the one that tasks
-    read. One view of each of `rows` images, the same for every backbone. A method has trained on
-    those that are in its data fraction.
+    `CKA before activation` uses the student's feature before its last activation, which KDEP
+    trains; `CKA` uses the feature after it, which tasks read. The images are the same for every
+    backbone; a method may have trained on some of them.
 
     Args:
-        rows: images.
-        teacher: 'suite' compares every method with the suite's teacher; 'method' with the method's
-            own, which is an assistant where it has one.
+        rows: number of images, one view of each.
+        teacher: 'suite' compares every method with the suite's teacher, 'method' with the method's
+            teacher, which may be an assistant.
     """
 
     reads = frozenset({"pool", "teacher"})

@@ -14,24 +14,25 @@ import numpy as np
 from PIL import Image
 
 SEVERITIES = (1, 2, 3, 4, 5)
-PX = 64  # side of the images that the severities were chosen for
+PX = 64  # side in pixels of the images of Tiny-ImageNet-C
 
+# (images [B, H, W, 3] in 0..1, severity, random generator) -> corrupted images; may exceed 0..1
 Corruption = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 
 
 def gaussian_noise(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Adds normal noise, the same strength in every channel."""
+    """Adds Gaussian noise of equal variance to every channel."""
     return x + rng.normal(0, (0.04, 0.08, 0.12, 0.15, 0.18)[severity - 1], x.shape)
 
 
 def shot_noise(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Poisson noise of few photons."""
+    """Replaces pixel values by Poisson counts of a limited number of photons."""
     photons = (250, 100, 50, 30, 15)[severity - 1]
     return rng.poisson(x * photons) / photons
 
 
 def gaussian_blur(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Blurs by a Gaussian whose width is in proportion to the image."""
+    """Blurs by a Gaussian whose width is proportional to the image height."""
     from scipy.ndimage import gaussian_filter
 
     sigma = (0.5, 0.75, 1.0, 1.25, 1.5)[severity - 1] * x.shape[1] / PX
@@ -39,7 +40,7 @@ def gaussian_blur(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.
 
 
 def brightness(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Adds to the value of HSV: the channels are scaled together; black becomes grey."""
+    """Increases V of HSV: scales the three channels by a common factor; black becomes grey."""
     added = (0.1, 0.2, 0.3, 0.4, 0.5)[severity - 1]
     value = x.max(-1, keepdims=True)
     brighter = np.minimum(value + added, 1)
@@ -47,13 +48,13 @@ def brightness(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.nda
 
 
 def contrast(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Draws every channel of an image towards its mean."""
+    """Moves every channel of an image towards its mean over the image."""
     mean = x.mean((1, 2), keepdims=True)
     return (x - mean) * (0.4, 0.3, 0.2, 0.1, 0.05)[severity - 1] + mean
 
 
 def pixelate(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Reduces an image and enlarges it again, both by averaging over boxes."""
+    """Resizes an image to a smaller size and back, both with a box filter."""
     h, w = x.shape[1:3]
     scale = (0.9, 0.8, 0.7, 0.6, 0.5)[severity - 1]
     small, box = (max(1, int(w * scale)), max(1, int(h * scale))), Image.Resampling.BOX
@@ -62,12 +63,12 @@ def pixelate(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarr
 
 
 def jpeg_compression(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Stores an image as a JPEG of low quality."""
+    """Encodes and decodes an image as a JPEG of low quality."""
     quality = [cv2.IMWRITE_JPEG_QUALITY, (65, 58, 50, 40, 25)[severity - 1]]
     out = []
     for image in to_bytes(x):
-        stored = cv2.imencode(".jpg", image[..., ::-1], quality)[1]
-        decoded = cv2.imdecode(stored, cv2.IMREAD_COLOR)
+        encoded = cv2.imencode(".jpg", image[..., ::-1], quality)[1]
+        decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
         assert decoded is not None
         out.append(decoded[..., ::-1] / 255)
     return np.stack(out)
@@ -88,11 +89,11 @@ CORRUPTIONS: Mapping[str, Corruption] = {
 
 
 def to_bytes(x: np.ndarray) -> np.ndarray:
-    """Values of 0..1 as uint8, clipped and rounded."""
+    """Converts values in 0..1 to uint8, clipped and rounded."""
     return np.rint(np.clip(x, 0, 1) * 255).astype(np.uint8)
 
 
 def corrupted(images: np.ndarray, name: str, severity: int, seed: list[int]) -> np.ndarray:
-    """[B, H, W, 3] uint8 RGB images with one corruption; the noise is drawn from `seed`."""
+    """Applies a corruption to images [B, H, W, 3] uint8 RGB; noise depends on `seed` only."""
     rng = np.random.default_rng(seed)
     return to_bytes(CORRUPTIONS[name](images / 255.0, severity, rng))

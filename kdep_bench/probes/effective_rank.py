@@ -1,4 +1,4 @@
-"""Number of dimensions that vary: effective rank, participation ratio, dead dimensions."""
+"""How many dimensions a feature uses: effective rank, participation ratio, dead dimensions."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from kdep_bench.probes.base import Inputs, Measured, Probe, Value
 
 
 def singular_values(x_ND: np.ndarray) -> np.ndarray:
-    """Singular values of the centred features, largest first."""
+    """Singular values of the features [N, D] after subtraction of their mean, largest first."""
     x = np.asarray(x_ND, np.float64)
     return np.linalg.svd(x - x.mean(0), compute_uv=False)
 
 
 def effective_rank(s: np.ndarray) -> float:
-    """exp(entropy of s / sum(s)), of singular values (Roy and Vetterli, 2007); 0 for none."""
+    """exp(entropy of s / sum(s)) of singular values s (Roy and Vetterli 2007); 0 if all are 0."""
     p = s[s > 0] / s.sum() if s.sum() > 0 else np.zeros(0)
     return float(np.exp(-(p * np.log(p)).sum())) if len(p) else 0.0
 
 
 def participation_ratio(s: np.ndarray) -> float:
-    """(sum of variances)^2 / sum of their squares, over principal components; 0 for none."""
+    """(sum of variances)^2 / sum of squared variances, with variances s^2; 0 if all are 0."""
     variance = s**2
     return float(variance.sum() ** 2 / (variance**2).sum()) if variance.sum() > 0 else 0.0
 
 
-def dead(x_ND: np.ndarray, relative: float) -> float:
-    """Fraction of dimensions whose deviation is at most `relative` times the largest one."""
+def dead_fraction(x_ND: np.ndarray, relative: float) -> float:
+    """Fraction of channels whose standard deviation is at most `relative` times the largest."""
     deviation = np.asarray(x_ND, np.float64).std(0)
     return float((deviation <= relative * deviation.max()).mean())
 
 
 class EffectiveRank(Probe):
-    """Dimensions in use by the feature of the test images; needs no label.
+    """Number of dimensions in which the features of the test images vary; reads no labels.
 
-    `effective rank` and `participation ratio` are between 1 and the width (0 where all features
-    are equal), of the feature that tasks read and of that before the last activation; neither
-    direction is better in itself, because noise has full rank. `dead dimensions`: fraction of
-    channels that hardly vary over the images after the activation.
+    `effective rank` and `participation ratio` are between 1 and the width (0 if all features are
+    equal). They are measured after and before the last activation. Larger is not always better,
+    because noise has full rank. `dead dimensions`: fraction of channels, after the activation, with
+    almost no variance over the images.
 
     Args:
         dead_below: a channel is dead if its standard deviation is at most this fraction of the
@@ -57,17 +57,19 @@ class EffectiveRank(Probe):
         test = data.splits["test"]
         if len(test) <= test.after.shape[1]:
             raise KdepError(
-                f"the effective rank of a feature {test.after.shape[1]} wide cannot be measured "
-                f"from {len(test)} test images",
+                f"the effective rank of a feature with {test.after.shape[1]} dimensions cannot be "
+                f"measured from {len(test)} test images",
                 expected="more images than dimensions",
-                fix="add test images, or remove the probe",
+                fix="add test images, or remove the probe from the suite",
             )
         s, s_before = singular_values(test.after), singular_values(test.before)
         return Measured(
             {
                 "effective rank": Value(effective_rank(s)),
                 "participation ratio": Value(participation_ratio(s)),
-                "dead dimensions": Value(dead(test.after, self.dead_below), "smaller", True),
+                "dead dimensions": Value(
+                    dead_fraction(test.after, self.dead_below), "smaller", True
+                ),
                 "effective rank before activation": Value(effective_rank(s_before)),
                 "participation ratio before activation": Value(participation_ratio(s_before)),
             }

@@ -1,7 +1,7 @@
 """Stage `features`: the features of an exported backbone, extracted once for all probes.
 
-Of class folders: one file per split, read as the linear probe of `transfer.classification` reads
-them, so that both see the same features. Of the pool: one view each of some images.
+There are features of class folders, one file per split, preprocessed as by the linear probe of
+`transfer.classification`; and features of images of the pool, one view of each.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ from kdep_bench.errors import KdepError
 from kdep_bench.files import read_strict, write_json
 from kdep_bench.probes.base import Features
 
-BATCH = 128  # part of what noise is drawn for; see `robustness`
+BATCH = 128  # images; the noise of the probe `robustness` depends on it
 LISTING, POOL = "features.json", "pool"
 
+# Images [B, px, px, 3] uint8 RGB -> (before, after): features [B, D] before, after last activation.
 Extract = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def extractor(student: Mapping[str, Any], checkpoint: Path) -> Extract:
-    """A function from [B, px, px, 3] uint8 RGB images to their (before, after), [B, D] float32.
+    """A function that computes the float32 features of images with a backbone in eval mode.
 
-    KdepError unless every weight of the backbone is that of the file.
+    Raises:
+        KdepError: the file and the backbone have different tensors.
     """
     import torch
 
@@ -41,8 +43,8 @@ def extractor(student: Mapping[str, Any], checkpoint: Path) -> Extract:
     tensors = read_tensors(checkpoint)
     backbone = build_backbone(student)
     expected = backbone.state_dict()
-    fits = {k: v for k, v in tensors.items() if k in expected and expected[k].shape == v.shape}
-    backbone.load_state_dict(fits, strict=False)
+    loadable = {k: v for k, v in tensors.items() if k in expected and expected[k].shape == v.shape}
+    backbone.load_state_dict(loadable, strict=False)
     check(backbone, checkpoint, tensors=tensors)
     prefer_channels_last(backbone)
     device = compute_device()
@@ -59,7 +61,7 @@ def extractor(student: Mapping[str, Any], checkpoint: Path) -> Extract:
 
 
 def batches(folder: Path, classes: list[str], px: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(images [B, px, px, 3] uint8 RGB, labels [B]) of class folders, in a fixed order."""
+    """Yields (images [B, px, px, 3] uint8 RGB, labels [B]) of class folders, in a fixed order."""
     from mmpretrain.registry import DATASETS
 
     import kdep_bench.transfer.folders  # noqa: F401, registers KdepFolders
@@ -92,17 +94,19 @@ def run(
     """Extracts the features of `spec["images"]`.
 
     Args:
-        spec: `student` (a student config); `images`: dict(folder=, splits=) of class folders below
-            the data, or dict(rows=, seed=) and, for the images of a data fraction, its `share`,
-            `share_seed` and `share_by`, of the pool.
-        inputs: `export`; `prepare` for class folders; `views` for the pool.
-        out: receives one npz per split and `features.json`.
+        spec: `student`, its config; `images`: dict(folder=, splits=) for class folders of the data,
+            or dict(rows=, seed=) for images of the pool, with `share`, `share_seed` and `share_by`
+            for those of a data fraction.
+        inputs: folders `export`; `prepare` for class folders; `views` for the pool.
+        out: folder of this stage, for one npz per split and `features.json`.
+        progress: called with (done, total, note).
 
     Returns:
-        images (number by split), width, extract_s, images_per_s, bytes.
+        images (number by split), width, extract_s (seconds), images_per_s, bytes.
 
     Raises:
-        KdepError: bad data, a backbone that does not load, features that are not finite.
+        KdepError: data that cannot be read, a backbone that does not load, features that are not
+            finite.
     """
     from kdep_bench.openmmlab import setup
 
@@ -137,7 +141,11 @@ def _split_features(
     out: Path,
     progress: Callable[..., None],
 ) -> tuple[list[str], dict[str, int]]:
-    """(class names, images by split); every split must have the classes of the first."""
+    """Writes one file per split; returns (class names, number of images by split).
+
+    Raises:
+        KdepError: a split with other classes than the first, or an image that cannot be read.
+    """
     from kdep_bench.data.checks import check_image_folder
     from kdep_bench.transfer.mm_config import class_folders, reading_images
 
@@ -146,10 +154,10 @@ def _split_features(
     with reading_images(f"features of {root.name}"):
         for i, split in enumerate(splits):
             progress(i, len(splits), f"features of {split}")
-            # mm's decoder fills a truncated JPEG with grey; the check refuses it.
+            # mm's decoder fills a truncated JPEG with grey; this check raises an error.
             expected = sum(check_image_folder(root / split, classes).values())
             parts = [(*extract(x), y) for x, y in batches(root / split, classes, px)]
-            before, after, labels = (np.concatenate(p) for p in zip(*parts, strict=True))
+            before, after, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
             if len(labels) != expected:
                 raise KdepError(
                     f"{root / split} has {expected} images, but {len(labels)} were read",
@@ -166,14 +174,17 @@ def _pool_features(
     out: Path,
     progress: Callable[..., None],
 ) -> dict[str, int]:
-    """Returns the number of images; `rows.npy` lists their rows in the views and the cache."""
+    """Writes the features of pool images, and their row numbers in `rows.npy`.
+
+    Returns {"pool": number of images}.
+    """
     views = open_views(Path(inputs["views"]))
     rows = pool_rows(image_spec, inputs, views)
     parts = []
     for start in range(0, len(rows), BATCH):
         progress(start, len(rows), "features of pool images")
         parts.append(extract(np.asarray(views.pixels[rows[start : start + BATCH]])))
-    before, after = (np.concatenate(p) for p in zip(*parts, strict=True))
+    before, after = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     np.save(out / "rows.npy", rows)
     return {POOL: _save(out, POOL, before, after, np.full(len(rows), -1))}
 
@@ -181,16 +192,18 @@ def _pool_features(
 def pool_rows(
     image_spec: Mapping[str, Any], inputs: Mapping[str, Path], views: Views
 ) -> np.ndarray:
-    """Sorted row numbers of the first view of up to `rows` images, drawn by `seed`."""
+    """Sorted row numbers of the first view of at most `rows` images, chosen at random by `seed`."""
     images = np.arange(len(views.files))
     if "share" in image_spec:
         images = np.sort(select_for_spec(views.files, image_spec, inputs))
     count = min(int(image_spec["rows"]), len(images))
-    drawn = np.random.default_rng([int(image_spec["seed"]), 7]).permutation(images)[:count]
-    return np.sort(drawn) * views.views
+    # 7 makes the random numbers independent of other uses of the same seed.
+    chosen = np.random.default_rng([int(image_spec["seed"]), 7]).permutation(images)[:count]
+    return np.sort(chosen) * views.views
 
 
 def _save(out: Path, name: str, before: np.ndarray, after: np.ndarray, labels: np.ndarray) -> int:
+    """Writes `<name>.npz`; returns the number of images. KdepError for NaN or infinity."""
     for x in (before, after):
         if not np.isfinite(x).all():
             raise KdepError(
@@ -202,7 +215,7 @@ def _save(out: Path, name: str, before: np.ndarray, after: np.ndarray, labels: n
 
 
 def open_features(folder: Path) -> dict[str, Features]:
-    """Features by split of a finished `features` stage; the pool's as "pool"."""
+    """{split: features} of a finished `features` stage; pool images are the split "pool"."""
     listing = read_strict(folder / LISTING)
     features = {}
     for name in listing["splits"]:

@@ -1,4 +1,4 @@
-"""Accuracy from a few labelled images per class: logistic regression on normalised features."""
+"""Few-shot accuracy: logistic regression trained on a few labelled images per class."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ from kdep_bench.probes.base import Inputs, Measured, Probe, Value, top1, unit
 
 
 def draw(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
-    """Indices of `shots` images of every class; those of fewer shots are among them.
+    """Indices of `shots` random images of every class.
 
-    KdepError for a class that has fewer.
+    With the same seed, those of a smaller number of shots are a subset of those of a larger one.
+
+    Raises:
+        KdepError: a class has fewer images.
     """
+    # 5 makes the random numbers independent of other uses of the same seed.
     rng = np.random.default_rng([seed, 5])
     chosen = []
     for c in np.unique(labels):
         members = np.flatnonzero(labels == c)
         if len(members) < shots:
             raise KdepError(
-                f"{shots} training images per class are asked for, but class number {c} has "
+                f"the probe needs {shots} training images per class, but class number {c} has "
                 f"{len(members)}",
                 fix=f"lower `shots` in the probe's config to {len(members)}, or add images",
             )
@@ -31,18 +35,18 @@ def draw(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
 
 
 class FewShot(Probe):
-    """Top-1 accuracy with 1, 2, 4, ... training images per class, averaged over `draws` draws.
+    """Top-1 accuracy with few training images per class, averaged over random draws of them.
 
-    Features are divided by their length, then classified by logistic regression, as by Tian et al.,
-    ECCV 2020 ("Rethinking few-shot image classification: a good embedding is all you need?"). For
-    every number of shots, C is the one with the best mean accuracy on the validation split over all
-    draws. The draws are the same for every backbone.
+    Features are divided by their Euclidean norm and classified by logistic regression, as by Tian
+    et al., ECCV 2020 ("Rethinking few-shot image classification: a good embedding is all you
+    need?"). For every number of images, C is the value with the best mean accuracy on the
+    validation split. The draws are the same for every backbone.
 
     Args:
-        shots: training images per class.
-        draws: random draws of these images.
-        c_grid: values of C to choose from.
-        max_iter: steps of the solver.
+        shots: numbers of training images per class, one result for each.
+        draws: number of random draws.
+        c_grid: values of C (inverse strength of the regularisation) to choose from.
+        max_iter: largest number of iterations of the solver.
     """
 
     reads = frozenset({"classes"})
@@ -64,21 +68,24 @@ class FewShot(Probe):
         x, val_x, test_x = unit(train.after), unit(val.after), unit(test.after)
         values: dict[str, Value] = {}
         notes = []
-        for done, shots in enumerate(self.numbers):
-            data.progress(done, len(self.numbers), f"{shots} images per class")
-            picks = [draw(train.labels, shots, d) for d in range(self.draws)]
-            models = {c: [self._fit(x[p], train.labels[p], c) for p in picks] for c in self.c_grid}
+        for index_of_shots, shots in enumerate(self.numbers):
+            data.progress(index_of_shots, len(self.numbers), f"{shots} images per class")
+            chosen = [draw(train.labels, shots, seed) for seed in range(self.draws)]
+            models = {
+                c: [self._fit(x[index], train.labels[index], c) for index in chosen]
+                for c in self.c_grid
+            }
             scores = {
                 c: float(np.mean([m.score(val_x, val.labels) for m in fitted]))
                 for c, fitted in models.items()
             }
             c = max(self.c_grid, key=lambda C: (scores[C], -C))
-            tested = [top1(test.labels, m.predict(test_x)) for m in models[c]]
-            spread = [v.value for v in tested]
+            results = [top1(test.labels, m.predict(test_x)) for m in models[c]]
+            accuracies = [result.value for result in results]
             values[f"top1, {shots} per class"] = Value(
-                float(np.mean(spread)), "larger", True, tested[0].chance
+                float(np.mean(accuracies)), "larger", True, results[0].chance
             )
-            deviation = f", standard deviation over draws {np.std(spread, ddof=1):.4f}"
+            deviation = f", standard deviation over draws {np.std(accuracies, ddof=1):.4f}"
             notes.append(
                 f"{shots} per class: C = {c:g} chosen on val ({scores[c]:.4f})"
                 + (deviation if self.draws > 1 else "")

@@ -9,32 +9,44 @@ import numpy as np
 from kdep_bench.bounds import Counts, Positive
 from kdep_bench.probes.base import Features, Inputs, Measured, Probe, top1, unit
 
-ROWS = 1024  # queries at once
+ROWS = 1024  # queries per matrix product, which limits memory
 
 
 def votes(bank: Features, queries: Features, ks: Sequence[int], T: float) -> dict[int, np.ndarray]:
-    """k -> [N, classes]: the sum of exp(cosine / T) over the k nearest of `bank`, by class.
+    """Votes of the nearest neighbours for each class, for several numbers of neighbours.
 
-    Equally near images of the bank count in the order of the bank.
+    Args:
+        bank: labelled features among which neighbours are found.
+        queries: features of N images.
+        ks: numbers of neighbours.
+        T: temperature.
+
+    Returns:
+        {k: [N, classes]}, the sum over the k nearest images of each class of exp((cosine - 1) / T).
+        Images at equal distance are taken in the order of the bank.
     """
-    x, number = unit(bank.after), len(bank.classes) or int(bank.labels.max()) + 1
-    per_k = {k: np.zeros((len(queries), number)) for k in ks}
+    bank_features = unit(bank.after)
+    n_classes = len(bank.classes) or int(bank.labels.max()) + 1
+    votes_by_k = {k: np.zeros((len(queries), n_classes)) for k in ks}
     for start in range(0, len(queries), ROWS):
-        cosine = unit(queries.after[start : start + ROWS]) @ x.T
+        cosine = unit(queries.after[start : start + ROWS]) @ bank_features.T
         nearest = np.argsort(-cosine, axis=1, kind="stable")[:, : max(ks)]
-        weight = np.exp((np.take_along_axis(cosine, nearest, 1) - 1) / T)  # - 1: no overflow
+        # Subtracting 1 avoids overflow and changes no comparison of classes.
+        weight = np.exp((np.take_along_axis(cosine, nearest, 1) - 1) / T)
         labels = bank.labels[nearest]
-        for k, out in per_k.items():
-            for c in range(number):
-                out[start : start + ROWS, c] = (weight * (labels == c))[:, :k].sum(1)
-    return per_k
+        for k, votes_of_k in votes_by_k.items():
+            for c in range(n_classes):
+                weight_of_class = weight * (labels == c)
+                votes_of_k[start : start + ROWS, c] = weight_of_class[:, :k].sum(1)
+    return votes_by_k
 
 
 class Knn(Probe):
-    """Top-1 accuracy of the class with the largest sum of exp(cosine / T) over the k nearest.
+    """Top-1 accuracy of weighted k-nearest-neighbour classification by cosine similarity.
 
-    The bank is the training split; `k` is chosen on the validation split, the smallest of equally
-    good ones. Source: Wu et al., CVPR 2018, section 3.4 (T = 0.07).
+    Neighbours are images of the training split, with weights exp(cosine / T). k is chosen on the
+    validation split; of equally good values the smallest. Source: Wu et al., CVPR 2018, section 3.4
+    (T = 0.07).
 
     Args:
         k: numbers of neighbours to choose from.
@@ -51,8 +63,8 @@ class Knn(Probe):
         bank, val, test = (data.splits[s] for s in self.splits)
         ks = [k for k in self.k if k <= len(bank)] or [len(bank)]
         scores = {
-            k: float((v.argmax(1) == val.labels).mean())
-            for k, v in votes(bank, val, ks, self.T).items()
+            k: float((votes_of_k.argmax(1) == val.labels).mean())
+            for k, votes_of_k in votes(bank, val, ks, self.T).items()
         }
         k = max(ks, key=lambda n: (scores[n], -n))
         predicted = votes(bank, test, [k], self.T)[k].argmax(1)

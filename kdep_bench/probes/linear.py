@@ -1,4 +1,4 @@
-"""Logistic regression on frozen features, its regularisation chosen on the validation split."""
+"""Logistic regression on frozen features, with C chosen on the validation split."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from kdep_bench.probes.base import Features
 
 
 class Linear(NamedTuple):
-    """A fitted classifier (scikit-learn), its C, and its accuracy on the validation split."""
+    """A fitted linear classifier.
+
+    Attributes:
+        model: the fitted pipeline of scikit-learn.
+        c: its C, the inverse strength of the regularisation.
+        val: its accuracy on the validation split.
+    """
 
     model: Any
     c: float
@@ -17,12 +23,12 @@ class Linear(NamedTuple):
 
     @property
     def note(self) -> str:
-        """The choice as a sentence for the record."""
+        """A note for the record: the chosen C."""
         return f"C = {self.c:g} chosen on val ({self.val:.4f})"
 
 
 def logistic(c: float, max_iter: int) -> Any:
-    """Standardisation by the training features, then multinomial logistic regression."""
+    """Standardisation of the features, then multinomial logistic regression; not yet fitted."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -31,10 +37,10 @@ def logistic(c: float, max_iter: int) -> Any:
 
 
 def fit(train: Features, val: Features, c_grid: Sequence[float], max_iter: int) -> Linear:
-    """The classifier of `train` with the C of `c_grid` that scores best on `val`.
+    """Fits a classifier to `train` for each C of `c_grid`, and returns the best one on `val`.
 
-    The same fit as that of the task `LinearProbe` with train_share=1. Of equally good ones the
-    smallest C, the strongest regularisation, is kept.
+    Of equally good ones, that with the smallest C is returned. Equal to the task `LinearProbe` with
+    train_share=1.
     """
     best: Linear | None = None
     x, y = train.after.astype("float64"), train.labels

@@ -1,4 +1,4 @@
-"""Retrieval among the test images: mean average precision, recall at K."""
+"""Image retrieval among the test images: mean average precision and recall at K."""
 
 from __future__ import annotations
 
@@ -10,26 +10,31 @@ from kdep_bench.probes.base import Inputs, Measured, Probe, Value, unit
 
 
 def average_precision(score_N: np.ndarray, relevant_N: np.ndarray) -> float:
-    """Area under precision over recall, without interpolation; equal scores enter at once.
+    """Area under the precision-recall curve, without interpolation.
 
-    Equal to scikit-learn's `average_precision_score`: features that are all alike give the fraction
-    of relevant images, whatever order the images are stored in. At least one must be relevant.
+    Images with equal scores have the same rank, so the result does not depend on their order.
+    Equal to scikit-learn's `average_precision_score`.
+
+    Args:
+        score_N: scores, largest first in the ranking.
+        relevant_N: whether each image is relevant; at least one must be.
     """
     order = np.argsort(-score_N, kind="stable")
-    score, hit = score_N[order], relevant_N[order]
-    last = np.append(np.flatnonzero(np.diff(score)), len(score) - 1)  # of each group of equals
-    hits = np.cumsum(hit)[last]
+    score, relevant = score_N[order], relevant_N[order]
+    # Index of the last image in each group of equal scores.
+    last = np.append(np.flatnonzero(np.diff(score)), len(score) - 1)
+    hits = np.cumsum(relevant)[last]
     precision = hits / (last + 1)
     return float((precision * np.diff(hits, prepend=0)).sum() / hits[-1])
 
 
 class Retrieval(Probe):
-    """Every test image is a query for the other test images, ranked by cosine similarity.
+    """Every test image is a query; the other test images are ranked by cosine similarity.
 
-    Relevant are the images of the query's class. `mAP`: mean over queries of
-    `average_precision`. `recall at K`: fraction of queries with a relevant image among the K most
-    similar (Jegou et al., TPAMI 2011, as metric learning uses it); equally similar images are
-    ordered at random, by a fixed seed.
+    The relevant images are those of the query's class. `mAP`: mean of `average_precision` over all
+    queries. `recall at K`: fraction of queries with a relevant image among the K most similar, as
+    usual in metric learning (Jegou et al., TPAMI 2011). Images of equal similarity are in random
+    order, with a fixed seed.
 
     Args:
         ranks: values of K.
@@ -47,21 +52,24 @@ class Retrieval(Probe):
         if counts[counts > 0].min() < 2:
             raise KdepError(
                 "retrieval needs two test images of every class, but a class has one",
-                fix="add images of that class to the test split, or remove the probe",
+                fix="add images of that class to the test split, or remove the probe from the "
+                "suite",
             )
         shuffled = np.random.default_rng(0).permutation(len(test))
         x, y = unit(test.after)[shuffled], test.labels[shuffled]
         precisions, hits = [], dict.fromkeys(self.ranks, 0)
         for i in range(len(x)):
-            gallery = np.arange(len(x)) != i
-            cosine, same = (x @ x[i])[gallery], (y == y[i])[gallery]
-            precisions.append(average_precision(cosine, same))
+            is_other = np.arange(len(x)) != i
+            cosine, relevant = (x @ x[i])[is_other], (y == y[i])[is_other]
+            precisions.append(average_precision(cosine, relevant))
             nearest = np.argsort(-cosine, kind="stable")[: self.ranks[-1]]
             for k in self.ranks:
-                hits[k] += bool(same[nearest[:k]].any())
-        relevant = (counts * (counts - 1.0)).sum() / (len(test) * (len(test) - 1.0))
-        values = {"mAP": Value(float(np.mean(precisions)), "larger", True, float(relevant))}
+                hits[k] += bool(relevant[nearest[:k]].any())
+        # Mean fraction of relevant images: the expected precision of a random ranking.
+        relevant_fraction = (counts * (counts - 1.0)).sum() / (len(test) * (len(test) - 1.0))
+        chance_map = float(relevant_fraction)
+        values = {"mAP": Value(float(np.mean(precisions)), "larger", True, chance_map)}
         for k in self.ranks:
-            chance = float(relevant) if k == 1 else None
+            chance = chance_map if k == 1 else None
             values[f"recall at {k}"] = Value(hits[k] / len(x), "larger", True, chance)
         return Measured(values)

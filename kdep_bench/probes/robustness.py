@@ -16,17 +16,17 @@ from kdep_bench.probes.linear import fit
 
 
 class Robustness(Probe):
-    """The linear probe of the clean training images, tested on corrupted test images.
+    """Accuracy on corrupted test images of a linear probe that is trained on clean images.
 
-    `top1, clean`: on the test images as they are. `top1, severity S`: mean over corruptions.
-    `top1, corrupted`: mean over corruptions and the five severities. `top1, clean - corrupted`: for
-    backbones of different accuracy; neither direction of it is better in itself, because a
-    backbone at chance has nothing to lose. Noise is the same for every backbone.
+    `top1, clean`: accuracy on the uncorrupted test images. `top1, severity S`: mean over all
+    corruptions. `top1, <corruption>`: mean over the five severities. `top1, corrupted`: mean over
+    both. `top1, clean - corrupted`: a smaller difference is not always better, because a backbone
+    with chance accuracy has none. Noise is the same for every backbone.
 
     Args:
         corruptions: names of `corruptions.CORRUPTIONS`.
         c_grid: values of C to choose from, by accuracy on the clean validation split.
-        max_iter: steps of the solver.
+        max_iter: largest number of iterations of the solver.
     """
 
     reads = frozenset({"classes", "backbone"})
@@ -57,7 +57,7 @@ class Robustness(Probe):
         train, val, test = (data.splits[s] for s in self.splits)
         linear = fit(train, val, self.c_grid, self.max_iter)
         clean = top1(test.labels, linear.model.predict(test.after.astype(np.float64)))
-        right: dict[tuple[str, int], int] = defaultdict(int)
+        n_correct: dict[tuple[str, int], int] = defaultdict(int)
         start = 0
         for batch in data.images("test"):
             labels = test.labels[start : start + len(batch)]
@@ -66,7 +66,7 @@ class Robustness(Probe):
                 for severity in SEVERITIES:
                     copies = corrupted(batch, name, severity, [start, number, severity])
                     after = data.extract(copies)[1].astype(np.float64)
-                    right[name, severity] += int((linear.model.predict(after) == labels).sum())
+                    n_correct[name, severity] += int((linear.model.predict(after) == labels).sum())
             start += len(batch)
             data.progress(start, len(test), "corrupted images")
         if start != len(test):
@@ -74,7 +74,7 @@ class Robustness(Probe):
                 f"the test split has {start} images now, but its features are of {len(test)}",
                 fix="run the suite again with --force features",
             )
-        score = {key: count / len(test) for key, count in right.items()}
+        score = {key: count / len(test) for key, count in n_correct.items()}
         mean = float(np.mean(list(score.values())))
         values = {
             "top1, clean": clean,

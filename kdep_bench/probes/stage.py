@@ -1,4 +1,4 @@
-"""Stage `probe`: one probe of one exported backbone."""
+"""Stage `probe`: measures one exported backbone by one probe."""
 
 from __future__ import annotations
 
@@ -29,15 +29,17 @@ def run(
 
     Args:
         spec: `probe` (a probe config); `student`, for a probe that runs the backbone.
-        inputs: as the probe's `reads` say: `features` (class folders), `pool` (features of pool
-            images) with `cache` (the teacher's), `export` and `prepare` (the backbone and images).
-        out: the stage's own directory.
+        inputs: folders of earlier stages, as required by the probe's `reads`: `features` (of class
+            folders), `pool` (features of pool images), `cache` (the teacher's features), `export`
+            and `prepare` (the backbone and the images).
+        out: folder of this stage; not used.
+        progress: called with (done, total, note).
 
     Returns:
-        values (see `base.outputs`), notes, probe_s.
+        values and notes (see `base.outputs`), probe_s (seconds).
 
     Raises:
-        KdepError: a type that is no probe, images that do not suffice, a value that is not finite.
+        KdepError: a type that is not a Probe, too few images, or a value that is not finite.
     """
     import torch
 
@@ -60,29 +62,31 @@ def run(
 def _inputs(
     probe: Probe, spec: Mapping[str, Any], inputs: Mapping[str, Path], progress: Callable[..., None]
 ) -> Inputs:
-    given: dict[str, Any] = {"progress": progress}
+    """Opens the inputs in the probe's `reads`."""
+    arguments: dict[str, Any] = {"progress": progress}
     if CLASSES in probe.reads:
         features = open_features(inputs["features"])
-        given["splits"] = {split: features[split] for split in probe.splits}
+        arguments["splits"] = {split: features[split] for split in probe.splits}
     if POOL in probe.reads:
-        given["pool"] = open_features(inputs["pool"])["pool"]
+        arguments["pool"] = open_features(inputs["pool"])["pool"]
     if TEACHER in probe.reads:
         from kdep_bench.features.cache_read import open_cache
 
         rows = np.load(inputs["pool"] / "rows.npy")
-        given["teacher"] = open_cache(inputs["cache"]).rows(rows).astype(np.float32)
+        arguments["teacher"] = open_cache(inputs["cache"]).rows(rows).astype(np.float32)
     if BACKBONE in probe.reads:
         from kdep_bench.openmmlab import setup
 
         setup("mmpretrain")
-        given["extract"] = extractor(spec["student"], inputs["export"] / "backbone.pth")
-        given["images"] = _images(spec, inputs)
-    return Inputs(**given)
+        arguments["extract"] = extractor(spec["student"], inputs["export"] / "backbone.pth")
+        arguments["images"] = _images(spec, inputs)
+    return Inputs(**arguments)
 
 
 def _images(
     spec: Mapping[str, Any], inputs: Mapping[str, Path]
 ) -> Callable[[str], Iterator[np.ndarray]]:
+    """The function `Inputs.images`."""
     from kdep_bench.transfer.mm_config import class_folders
 
     root = inputs["prepare"] / "data" / spec["probe"]["folder"]

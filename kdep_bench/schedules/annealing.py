@@ -1,4 +1,4 @@
-"""Continuation-KD's phi: equal steps up to 1."""
+"""The schedule of Continuation-KD's phi: increases in equal steps to 1."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from kdep_bench.schedules.base import Schedule
 
 
 class Annealing(Schedule):
-    """phi = 1 - (T - 1) / t_max, where T decreases from t_max to 1 in equal parts of the span.
+    """phi = 1 - (T - 1) / t_max, where T decreases by 1 from t_max to 1 in equal parts of the span.
 
-    So phi is 1 / t_max in the first part, and 1 in the last part and after it.
+    phi is 1 / t_max in the first of the t_max parts, and 1 in the last part and afterwards.
 
     Source: Continuation-KD (arXiv 2212.05998), eq. 5 and algorithm 1, as Annealing-KD. The printed
     algorithm continues to T = 0 and phi = 1 + 1 / t_max; here T stops at 1.
+
+    Args:
+        t_max: number of parts.
+        span, epochs: as in Schedule.
     """
 
     def __init__(
@@ -27,5 +31,5 @@ class Annealing(Schedule):
             )
         self.t_max = t_max
 
-    def at(self, x: float) -> float:
+    def value_at(self, x: float) -> float:
         return min(self.t_max, int(x * self.t_max) + 1) / self.t_max

@@ -1,4 +1,4 @@
-"""A number that changes over training: a pure function of (step, steps). Imports no torch."""
+"""Base class of schedules, numbers that depend on the step of a run. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from kdep_bench.registry import type_path
 
 
 class Schedule(ABC):
-    """One schedule, one file.
+    """A number that changes over training. Each subclass has its own file.
 
     Args:
-        span: epochs the schedule takes; it stays at its last value after them. None: the whole
-            run. A span longer than the run is refused when the plan is built, because a schedule
-            that never arrives is another schedule.
-        epochs: epochs of the whole run, given by `as_schedule`; only needed with a `span`.
+        span: duration of the schedule in epochs, after which it stays at its last value; None for
+            the whole run. A span longer than the run raises an error.
+        epochs: epochs of the whole run, passed by `as_schedule`; needed with a `span` only.
+
+    Raises:
+        KdepError: a span that is not positive or longer than the run.
     """
 
     def __init__(self, span: float | None = None, epochs: float | None = None) -> None:
@@ -30,9 +32,9 @@ class Schedule(ABC):
                 check_span(span, epochs, type_path(type(self)))
         self.span, self.epochs = span, epochs
 
-    def done(self, step: int, steps: int) -> float:
-        """Fraction of the schedule that is done at step `step` (from 0) of `steps`, 0 to 1."""
-        share = 1.0
+    def elapsed_fraction(self, step: int, steps: int) -> float:
+        """Fraction of the schedule, 0 to 1, that is over at step `step` (from 0) of `steps`."""
+        fraction_of_run = 1.0
         if self.span is not None:
             if self.epochs is None:
                 raise KdepError(
@@ -40,22 +42,25 @@ class Schedule(ABC):
                     "was not passed",
                     fix="build it with as_schedule(config, epochs)",
                 )
-            share = self.span / self.epochs
-        return min(1.0, step / max(1.0, steps * share))
+            fraction_of_run = self.span / self.epochs
+        return min(1.0, step / max(1.0, steps * fraction_of_run))
 
     @abstractmethod
-    def at(self, x: float) -> float:
-        """The value when the fraction `x` in [0, 1] of the schedule is done."""
+    def value_at(self, x: float) -> float:
+        """The value after the fraction `x`, 0 to 1, of the schedule."""
 
     def __call__(self, step: int, steps: int) -> float:
         """The value in optimiser step `step`, counted from 0, of a run of `steps`."""
-        return self.at(self.done(step, steps))
+        return self.value_at(self.elapsed_fraction(step, steps))
 
 
-def check_span(span: float, epochs: float, who: str) -> None:
-    """KdepError when a schedule of `span` epochs does not fit into a run of `epochs`."""
+def check_span(span: float, epochs: float, subject: str) -> None:
+    """Raises KdepError if a schedule of `span` epochs is longer than a run of `epochs`.
+
+    `subject`: name of the method or schedule, for the error.
+    """
     if span > epochs:
         raise KdepError(
-            f"{who} has a schedule of {span:g} epochs, but trains for {epochs:g}",
+            f"{subject} has a schedule of {span:g} epochs, but trains for {epochs:g}",
             fix="shorten `span`, or leave it out: the schedule then covers the whole training",
         )

@@ -1,4 +1,4 @@
-"""Schedules from configs, and their checks at planning time. Imports no torch."""
+"""Builds schedules from configs, and checks them at planning time. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,24 +9,28 @@ from kdep_bench.errors import KdepError
 from kdep_bench.registry import build, type_path
 from kdep_bench.schedules.base import Schedule
 
-LOOKS = 200  # at how many places of a run its weights are looked at
+N_CHECKED_STEPS = 200  # steps of a run, evenly spaced, at which loss weights are checked
 
 
 def as_schedule(value: Any, epochs: float | None = None) -> Schedule:
-    """A number, or the config `dict(type=..., ...)` of a schedule, as a Schedule."""
+    """The Schedule of `value`: a number, the config dict(type=..., ...) of one, or a Schedule.
+
+    Raises:
+        KdepError: any other value, or a type that is not a Schedule.
+    """
     from kdep_bench.schedules.constant import Constant
 
     if isinstance(value, Schedule):
         return value
     if isinstance(value, Mapping):
-        made = build(value, epochs=epochs)
-        if not isinstance(made, Schedule):
+        schedule = build(value, epochs=epochs)
+        if not isinstance(schedule, Schedule):
             raise KdepError(
                 f"{type_path(value['type'])} is not a Schedule",
                 expected="a class of kdep_bench.schedules",
                 fix="correct `type` of the loss weight in the method's objective",
             )
-        return made
+        return schedule
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise KdepError(
             f"the loss weight {value!r} is not a number",
@@ -37,7 +41,7 @@ def as_schedule(value: Any, epochs: float | None = None) -> Schedule:
 
 
 def spans(config: Any) -> Iterator[float]:
-    """Every `span` in a nested config; what the plan checks before anything runs."""
+    """Yields every `span`, in epochs, inside a nested config."""
     if isinstance(config, Mapping):
         for key, value in config.items():
             if key == "span" and isinstance(value, int | float) and not isinstance(value, bool):
@@ -49,20 +53,25 @@ def spans(config: Any) -> Iterator[float]:
             yield from spans(value)
 
 
-def check_heard(objective: Any, epochs: float, who: str) -> None:
-    """KdepError when all weights of a sum are zero at some time of a run of `epochs`.
+def check_some_weight_nonzero(objective: Any, epochs: float, subject: str) -> None:
+    """Raises KdepError if all weights of a WeightedSum are 0 at some time of a run.
 
-    A student that has nothing left to learn from is not a shorter run of the same method: it is
-    weight decay. Early-stopped distillation needs another term, such as the labels'.
+    From then on, only weight decay would change the student.
+
+    Args:
+        objective: config of an objective; others than a WeightedSum are not checked.
+        epochs: of the run.
+        subject: name of the method, for the error.
     """
     parts = objective.get("parts") if isinstance(objective, Mapping) else None
     if not isinstance(parts, Mapping) or not parts:
         return
     weights = [as_schedule(part.get("weight", 1.0), epochs) for part in parts.values()]
-    for k in range(LOOKS):
-        if not any(w(k, LOOKS) for w in weights):
+    for step in range(N_CHECKED_STEPS):
+        if not any(weight(step, N_CHECKED_STEPS) for weight in weights):
             raise KdepError(
-                f"all loss weights of {who} are 0 after {k / LOOKS:.0%} of the training",
+                f"all loss weights of {subject} are 0 after {step / N_CHECKED_STEPS:.0%} of the "
+                "training",
                 fix="keep at least one weight above 0: let the schedule end later, or add a loss "
                 "term",
             )

@@ -1,4 +1,4 @@
-"""The schedule that is no schedule."""
+"""A constant value."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ class Constant(Schedule):
         super().__init__(None, epochs)
         self.value = float(value)
 
-    def at(self, x: float) -> float:
+    def value_at(self, x: float) -> float:
         return self.value

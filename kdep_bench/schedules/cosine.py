@@ -1,4 +1,4 @@
-"""Half a cosine."""
+"""From one value to another along half a cosine."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ class Cosine(Schedule):
         super().__init__(span, epochs)
         self.start, self.end = float(start), float(end)
 
-    def at(self, x: float) -> float:
+    def value_at(self, x: float) -> float:
         return self.end + (self.start - self.end) * (1 + math.cos(math.pi * x)) / 2

@@ -1,4 +1,4 @@
-"""A straight line."""
+"""From one value to another along a straight line."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ class Linear(Schedule):
         super().__init__(span, epochs)
         self.start, self.end = float(start), float(end)
 
-    def at(self, x: float) -> float:
+    def value_at(self, x: float) -> float:
         return self.start + (self.end - self.start) * x

@@ -1,4 +1,4 @@
-"""A straight line, then a plateau."""
+"""A linear ramp over a fraction of the run, then a constant."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from kdep_bench.schedules.base import Schedule
 class Ramp(Schedule):
     """Linear from `start` to `end` over the first fraction `over` of the run, then `end`.
 
-    As Linear, with its span as a share: Continuation-KD's psi = min(e / 150, 1) of 200 epochs is
-    Ramp(0, 1, over=0.75), whatever the epochs of the run.
+    For example, Continuation-KD's psi = min(e / 150, 1) in 200 epochs is Ramp(0, 1, over=0.75).
     """
 
     def __init__(
@@ -25,5 +24,5 @@ class Ramp(Schedule):
             )
         self.start, self.end, self.over = float(start), float(end), float(over)
 
-    def at(self, x: float) -> float:
+    def value_at(self, x: float) -> float:
         return self.start + (self.end - self.start) * min(1.0, x / self.over)

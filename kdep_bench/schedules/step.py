@@ -1,4 +1,4 @@
-"""A piecewise constant schedule."""
+"""A schedule that is constant in each of several equal parts."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ class Step(Schedule):
             raise KdepError("a step schedule has no values", fix="add at least one to `values`")
         self.values = [float(v) for v in values]
 
-    def at(self, x: float) -> float:
+    def value_at(self, x: float) -> float:
         return self.values[min(int(x * len(self.values)), len(self.values) - 1)]

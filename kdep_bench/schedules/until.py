@@ -1,4 +1,4 @@
-"""On, then off."""
+"""A constant value for a fraction of the run, then 0."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from kdep_bench.schedules.base import Schedule
 class Until(Schedule):
     """`value` for the first fraction `stop` of the run, then 0.
 
-    Early-stopped distillation (Cho and Hariharan, ICCV 2019) ends the teacher's term at an epoch e0
-    of E: stop = e0 / E. stop = 1 never ends it, stop = 0 never begins.
+    For early-stopped distillation (Cho and Hariharan, ICCV 2019), which sets the weight of the
+    teacher's term to 0 at epoch e0 of E: stop = e0 / E.
     """
 
     def __init__(self, stop: float, value: float = 1.0, epochs: float | None = None) -> None:
@@ -23,5 +23,5 @@ class Until(Schedule):
             )
         self.stop, self.value = float(stop), float(value)
 
-    def at(self, x: float) -> float:
+    def value_at(self, x: float) -> float:
         return self.value if x < self.stop else 0.0

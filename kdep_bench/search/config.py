@@ -1,7 +1,7 @@
-"""Search configs: what is searched, from which student on, at which budget, and the score.
+"""Configs of searches for a student: the space, the budgets and the score.
 
-A proposal becomes an ordinary suite of one student, one method and one task: its stages are those
-of `run_suite.py`, with the same ids, so that finished ones are never run twice.
+For every proposal, a suite of one student, one method and one task is built. Its stages have the
+same ids as in `run_suite.py`, so finished stages are reused.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from kdep_bench.suite.methods import PROSE, without
 from kdep_bench.suite.plan import build_plan
 from kdep_bench.suite.schema import Json, Runtime, Suite, ViewRecipe
 
-# Kinds of the stages that give a score.
+# Kinds of the stages of such a suite.
 _STAGES = ("prepare", "views", "cache", "align", "pretrain", "export", "transfer")
 _Count = Annotated[int, Field(ge=1)]
 
 
 class _Part(BaseModel):
+    """Base class of the models: unknown keys and wrong types are errors."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
@@ -44,10 +46,10 @@ class _Limits(_Part):
 
 
 class Halving(_Part):
-    """Budgets of the pre-trainings: epochs, epochs * factor, ..., at `rungs` rungs.
+    """Successive halving: the budgets are epochs, epochs * factor, ... at `rungs` rungs.
 
-    Every rung is a pre-training of its own, with a whole learning-rate schedule. Of the trials
-    that were scored at a rung, the best 1 / factor continue to the next.
+    Of the trials that were scored at a rung, the best 1 / factor continue to the next one. Each
+    rung is a new pre-training from random weights, with a complete learning-rate schedule.
     """
 
     epochs: float = Field(gt=0)
@@ -56,23 +58,24 @@ class Halving(_Part):
 
 
 class SearchFile(_Part):
-    """`search` of a file in configs/searches/.
+    """The content of `search` in a file of configs/searches/.
 
     Attributes:
-        family: dict(type=<a Family of kdep_bench.students.space>, <arguments equal for all>).
-        space: dimensions; see kdep_bench/students/space.py.
-        limits: largest size of a student; a larger one is proposed, counted and never trained.
+        family: dict(type=<a Family of kdep_bench.students.space>, ...) with the arguments that are
+            equal for all students.
+        space: the dimensions; see kdep_bench/students/space.py.
+        limits: largest parameter count and FLOPs of a student; a larger one is not trained.
         data, teacher, views, runtime: as in a suite.
-        method: whose entries "method." dimensions override.
-        task: gives the score; must have split='val'.
+        method: the method; dimensions whose key begins with "method." override its entries.
+        task: the task whose result is the score; it must have split='val'.
         fraction: data fraction of the pre-trainings.
         budget: as in a suite, without epochs.
         halving: the epochs.
-        trials: evaluations, that is proposals within the limits.
+        trials: number of proposals within the limits that are evaluated.
         sampler: "tpe" or "random".
-        seed: of the proposals.
-        pretrain_seed: of every pre-training.
-        source: whose search it is, and whether it is a re-implementation.
+        seed: seed of the proposals.
+        pretrain_seed: seed of every pre-training.
+        source: the publication of the search, and whether this is a re-implementation.
     """
 
     name: str
@@ -98,7 +101,7 @@ class SearchFile(_Part):
 
 @dataclass(frozen=True)
 class Search:
-    """A checked search."""
+    """A search whose config was checked by `load_search`."""
 
     file: SearchFile
     configs: Path = CONFIGS
@@ -120,7 +123,7 @@ class Search:
 
     @cached_property
     def first(self) -> Json:
-        """The first proposal whose student is within the limits; KdepError without one."""
+        """The first proposal whose student is within the limits; KdepError if there is none."""
         return self.space.first_within(self.limits)
 
     @property
@@ -135,10 +138,10 @@ class Search:
         if not settings:
             return method
         base: Json = method if isinstance(method, dict) else {"base": method}
-        return _joined(base, settings)
+        return _merged(base, settings)
 
     def suite(self, proposal: Mapping[str, Any], epochs: float) -> Suite:
-        """The suite that trains and scores a proposal."""
+        """The suite that trains and scores a proposal; KdepError if the proposal is not valid."""
         file = self.file
         raw = {
             "name": file.name,
@@ -157,10 +160,9 @@ class Search:
         return build_suite(raw, self.configs)
 
     def settings(self, suite: Suite) -> Json:
-        """Everything that proposals and scores depend on, for the header of a log.
+        """All settings that proposals and scores depend on, for the header of a log.
 
-        Args:
-            suite: that of `first`, with the content of its data.
+        `suite`: the suite of the proposal `first`, with the hashes of its data.
         """
         file = self.file
         (task,), (method,) = suite.tasks, suite.methods
@@ -188,28 +190,34 @@ class Search:
 
 
 def _split(task: Json) -> str:
-    """The split that a task scores on; the test split where its config has none."""
+    """The split on which a task is scored; by default the test split."""
     return task.get("split", "test")
 
 
-def _joined(base: Json, overrides: Json) -> Json:
-    """`base` with the entries of `overrides`, dict by dict."""
+def _merged(base: Json, overrides: Json) -> Json:
+    """`base` with the entries of `overrides`; nested dicts are merged."""
     out = dict(base)
     for key, value in overrides.items():
-        old = out.get(key)
-        if isinstance(old, dict) and isinstance(value, dict):
-            out[key] = _joined(old, value)
+        base_value = out.get(key)
+        if isinstance(base_value, dict) and isinstance(value, dict):
+            out[key] = _merged(base_value, value)
         else:
             out[key] = value
     return out
 
 
 def _described(teacher: Json | None) -> Json | None:
+    """A teacher's config without its prose, for the header."""
     return None if teacher is None else without(teacher, PROSE)
 
 
 def load_search(name: str, configs: Path = CONFIGS, **overrides: Any) -> Search:
-    """Reads and checks a search; `overrides` that are not None replace entries of its config.
+    """Reads and checks a search.
+
+    Args:
+        name: name of its config.
+        configs: folder of configs.
+        overrides: values that replace entries of the config, unless they are None.
 
     Raises:
         KdepError: an unknown name, a wrong entry, a space without a student within the limits, or
@@ -230,8 +238,8 @@ def load_search(name: str, configs: Path = CONFIGS, **overrides: Any) -> Search:
     if _split(task) != "val":
         raise KdepError(
             f"the search {file.name!r} scores proposals on the split {_split(task)!r} of task "
-            f"{task['name']!r}; the best of many has an optimistic score, and later results on "
-            "this split would not be independent of the search",
+            f"{task['name']!r}; results of the best student on this split would be too optimistic, "
+            "because the student was chosen by them",
             expected="a task with split='val'",
             fix="set task=dict(base=..., name=..., split='val') in the search's config",
         )
@@ -239,7 +247,7 @@ def load_search(name: str, configs: Path = CONFIGS, **overrides: Any) -> Search:
 
 
 def _check_method_keys(search: Search) -> None:
-    """Raises KdepError for a "method." dimension that also `method` sets."""
+    """Raises KdepError if a "method." dimension sets an entry that `method` sets as well."""
     fixed = search.file.method if isinstance(search.file.method, dict) else {}
     for dimension in search.space.dimensions:
         head, *path = dimension.key.split(".")
@@ -255,10 +263,10 @@ def _check_method_keys(search: Search) -> None:
 
 
 def check_values(search: Search) -> None:
-    """Plans a proposal per value of each dimension, the other dimensions as in `first`.
+    """Plans one proposal for every value of every dimension; the other values are as in `first`.
 
     Raises:
-        KdepError: a value that the method, the student or the pair of both refuses.
+        KdepError: a value that is not valid for the method or the student.
     """
     for dimension in search.space.dimensions:
         for value in dimension.values:

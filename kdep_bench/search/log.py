@@ -1,7 +1,7 @@
-"""The log of a search: JSON lines, the settings first, then one line per trial; only appended to.
+"""The log of a search, a file of JSON lines: first the settings, then one line per trial.
 
-The best trial is a function of the log. A trial enters the log when it has ended: an interrupted
-one is proposed again, and its finished stages are reused.
+Lines are only appended. A trial is logged when it has ended; an interrupted one is proposed again,
+and its finished stages are reused.
 """
 
 from __future__ import annotations
@@ -23,20 +23,22 @@ from kdep_bench.files import canonical_json, parse_strict, read_bytes, text_hash
 from kdep_bench.safe_files import open_regular
 
 Json = dict[str, Any]
-LARGEST = 256 << 20  # bytes
+MAX_BYTES = 256 << 20  # largest log that is read
 
 
 class _Line(BaseModel):
+    """Base class of the lines: unknown keys and wrong types are errors."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Header(_Line):
-    """The first line: whose log it is.
+    """The first line, which identifies the search.
 
     Attributes:
         search: name of the search.
-        settings: everything that its scores and proposals depend on.
-        hash: of `settings`.
+        settings: all settings that its scores and proposals depend on.
+        hash: hash of `settings`.
     """
 
     search: str
@@ -45,20 +47,20 @@ class Header(_Line):
 
 
 class Trial(_Line):
-    """One proposal.
+    """A proposal and its result.
 
     Attributes:
         trial: its number, from 0.
-        state: 'complete' (scored at the full budget), 'pruned' (stopped at an earlier rung),
-            'failed' (a stage failed, or the score is not a finite number), 'over_limit' (never
-            trained).
-        proposal: value by key of the dimension.
+        state: 'complete' (scored at the last rung), 'pruned' (stopped at an earlier rung), 'failed'
+            (a stage failed, or the score is not a finite number), 'over_limit' (not trained,
+            because the student is above the limits).
+        proposal: {key of a dimension: value}.
         student: name of the student.
-        params, flops: its size.
-        epochs: budget of the last pre-training; None for 'over_limit'.
-        scores: at each rung that was scored.
-        stages: ids of the stages of the last rung, by role.
-        error: why it failed.
+        params, flops: size of the student.
+        epochs: epochs of the last pre-training; None for 'over_limit'.
+        scores: the score at each rung.
+        stages: {kind: stage id} of the last rung.
+        error: the error of a failed trial.
     """
 
     trial: int
@@ -74,12 +76,12 @@ class Trial(_Line):
 
     @property
     def score(self) -> float | None:
-        """The score at the last rung that was scored; None without one."""
+        """The last score, or None."""
         return self.scores[-1] if self.scores else None
 
     @property
     def trained(self) -> bool:
-        """Whether it counts as an evaluation."""
+        """Whether training was tried; only such trials count as evaluations."""
         return self.state != "over_limit"
 
 
@@ -90,28 +92,36 @@ def make_header(search: str, settings: Json) -> Header:
 
 @dataclass(frozen=True)
 class Log:
-    """A log that was read: `kept` bytes are complete lines, `torn` whether more bytes follow."""
+    """The content of a log.
+
+    Attributes:
+        path: its file.
+        header: the first line.
+        trials: the other lines.
+        n_bytes: length of the complete lines.
+        is_torn: whether an incomplete line follows.
+    """
 
     path: Path
     header: Header
     trials: Sequence[Trial]
-    kept: int
-    torn: bool
+    n_bytes: int
+    is_torn: bool
 
 
 def read(path: Path) -> Log | None:
-    """Reads a log; None if the file is missing or holds no complete line.
+    """Reads a log; None if the file is missing or has no complete line.
 
-    A last line without a line feed was interrupted while it was written and is not used.
+    A last line without a line feed is ignored: writing it was interrupted.
 
     Raises:
         KdepError: a damaged line, or trials that are not numbered 0, 1, 2, ...
     """
     if not path.exists():
         return None
-    raw = read_bytes(path, LARGEST)
-    kept = raw.rfind(b"\n") + 1
-    lines = raw[:kept].split(b"\n")[:-1]
+    raw = read_bytes(path, MAX_BYTES)
+    n_bytes = raw.rfind(b"\n") + 1
+    lines = raw[:n_bytes].split(b"\n")[:-1]
     if not lines:
         return None
     header = _parse(Header, lines[0], path, 1)
@@ -123,30 +133,31 @@ def read(path: Path) -> Log | None:
             raise _damaged(path, expected + 2, f"trial {trial.trial} in place of {expected}")
         if trial.state == "complete" and not trial.scores:
             raise _damaged(path, expected + 2, "a complete trial without a score")
-    return Log(path, header, trials, kept, kept < len(raw))
+    return Log(path, header, trials, n_bytes, n_bytes < len(raw))
 
 
 def _parse(model: Any, line: bytes, path: Path, number: int) -> Any:
+    """A line as `model`; raises KdepError with its number if it is damaged."""
     try:
         return model.model_validate(parse_strict(line, f"{path}:{number}"))
     except KdepError as e:
         raise _damaged(path, number, e.problem) from None
     except ValidationError as e:
         fault = e.errors(include_url=False)[0]
-        place = ".".join(map(str, fault["loc"]))
-        raise _damaged(path, number, f"{place}: {fault['msg']}") from None
+        field_path = ".".join(map(str, fault["loc"]))
+        raise _damaged(path, number, f"{field_path}: {fault['msg']}") from None
 
 
 def _damaged(path: Path, line: int, why: str) -> KdepError:
     return KdepError(
         f"line {line} of the log {path} is damaged ({why[:200]})",
-        fix="restore the file from a copy, or give another file with --log: finished stages are "
+        fix="restore the file from a copy, or name another file with --log: finished stages are "
         "reused",
     )
 
 
 def check_owner(log: Log, header: Header) -> None:
-    """Raises KdepError for a log of other settings; the error names what differs."""
+    """Raises KdepError if a log has other settings than `header`; the error names differences."""
     if log.header.hash == header.hash:
         return
     from kdep_bench.engine.state import differences
@@ -157,14 +168,15 @@ def check_owner(log: Log, header: Header) -> None:
         f"the log {log.path} belongs to another search: {', '.join(changes[:3])}{remainder}",
         expected=f"a log with the hash {header.hash} of {header.search!r}; it has {log.header.hash}"
         f" of {log.header.search!r}",
-        fix="undo the change, or give another file with --log",
+        fix="undo the change, or name another file with --log",
     )
 
 
 def best(trials: Sequence[Trial], direction: str) -> Trial | None:
-    """The complete trial with the best score; None without one.
+    """The complete trial with the best score, or None.
 
-    Of equal scores: the one with fewer FLOPs, then with fewer parameters, then the earlier one.
+    Of equally good trials, the one with the fewest FLOPs, then the fewest parameters, then the
+    first.
     """
     sign = -1 if direction == "max" else 1
     complete = [t for t in trials if t.state == "complete" and math.isfinite(t.scores[-1])]
@@ -174,16 +186,17 @@ def best(trials: Sequence[Trial], direction: str) -> Trial | None:
 
 
 def _text(line: Header | Trial) -> bytes:
+    """A line of the log, as UTF-8."""
     text = json.dumps(line.model_dump(), sort_keys=True, allow_nan=False)
     return f"{text}\n".encode()
 
 
 def _check_begun(path: Path, raw: bytes, header: Header) -> None:
-    """Raises KdepError where a file without a complete line is no log that was just begun."""
+    """Raises KdepError unless `raw`, a file without a complete line, is the start of `header`."""
     if not _text(header).startswith(raw):
         raise KdepError(
-            f"the file {path} is no log of a search",
-            fix="give another file with --log; this one stays as it is",
+            f"the file {path} is not the log of a search",
+            fix="name another file with --log; this one is not changed",
         )
 
 
@@ -202,10 +215,12 @@ class Writer:
 
 @contextlib.contextmanager
 def writing(path: Path, header: Header) -> Iterator[tuple[Writer, Log | None]]:
-    """Opens a log for one process: (writer, what it holds already); begins a missing one.
+    """Opens a log for appending, or creates it; yields (writer, the log so far or None).
+
+    An incomplete last line is removed.
 
     Raises:
-        KdepError: another process writes it, or it is damaged or of other settings.
+        KdepError: another process writes the log, or it is damaged or has other settings.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, follow=True)
@@ -215,14 +230,14 @@ def writing(path: Path, header: Header) -> Iterator[tuple[Writer, Log | None]]:
         except BlockingIOError:
             raise KdepError(
                 f"another process writes the log {path}",
-                fix="wait until it has ended, or give another file with --log",
+                fix="wait until it has ended, or name another file with --log",
             ) from None
         log, writer = read(path), Writer(fd)
         if log is not None:
             check_owner(log, header)
         if log is None:
-            _check_begun(path, os.pread(fd, LARGEST, 0), header)
-        os.ftruncate(fd, 0 if log is None else log.kept)
+            _check_begun(path, os.pread(fd, MAX_BYTES, 0), header)
+        os.ftruncate(fd, 0 if log is None else log.n_bytes)
         if log is None:
             writer.append(header)
         yield writer, log
@@ -231,7 +246,7 @@ def writing(path: Path, header: Header) -> Iterator[tuple[Writer, Log | None]]:
 
 
 def summary(trials: Sequence[Trial], settings: Mapping[str, Any]) -> str:
-    """The outcome in one line: counts of trials, and the best one.
+    """A text with the number of trials by state, and the best trial.
 
     Raises:
         KdepError: no trial is complete.

@@ -1,4 +1,4 @@
-"""Runs a search: propose, count, train briefly, score, log; continues where its log ends."""
+"""Runs a search: proposes students, trains and scores them; continues from the log."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from kdep_bench.search.sampler import Sampler
 from kdep_bench.students.space import Json, Size
 from kdep_bench.suite.methods import PROSE, without
 
-MOST_OVER_LIMIT = 1000  # successive proposals above the limits
-MOST_FAILED = 3  # successive failed trials
+MAX_OVER_LIMIT = 1000  # successive proposals above the limits, after which the search stops
+MAX_FAILED = 3  # successive failed trials, after which the search stops
 
-Say = Callable[[str], object]
+PrintLine = Callable[[str], object]  # prints a line
 
 
 class TrialFailed(Exception):
-    """A proposal that has no score; its text is the reason."""
+    """A proposal could not be scored; the message is the reason."""
 
 
 class Interrupted(Exception):
-    """The search was stopped; `signal` is the number of the signal."""
+    """The search was interrupted by the signal with the number `signal`."""
 
     def __init__(self, signal: int) -> None:
         super().__init__(signal)
@@ -35,23 +35,25 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class Score:
-    """A score, and the ids of the stages that gave it, by role."""
+    """The score of a proposal, and {kind: id} of the stages that computed it."""
 
     value: float
     stages: Mapping[str, str] = field(default_factory=dict)
 
 
 class Evaluate(Protocol):
-    """Trains a proposal for some epochs and scores it; raises TrialFailed where that fails."""
+    """Trains a proposal for some epochs and scores it; raises TrialFailed if that fails."""
 
     def __call__(self, proposal: Json, epochs: float, size: Size) -> Score: ...
 
 
 def header_of(search: Search, work: Path) -> Header:
-    """The header of the search's log, with the content of its data.
+    """The header of the search's log, which includes hashes of its data.
+
+    `work`: the work dir.
 
     Raises:
-        KdepError: a value that cannot be planned, or data that cannot be read.
+        KdepError: a value of the space that is not valid, or data that cannot be read.
     """
     from kdep_bench.suite import data_identity
     from kdep_bench.suite.image_counts import check_counts
@@ -63,30 +65,32 @@ def header_of(search: Search, work: Path) -> Header:
     return make_header(search.name, search.settings(suite))
 
 
-def run(search: Search, path: Path, header: Header, evaluate: Evaluate, say: Say) -> list[Trial]:
-    """Runs the search until it has `trials` evaluations; returns all trials of its log.
+def run(
+    search: Search, path: Path, header: Header, evaluate: Evaluate, print_line: PrintLine
+) -> list[Trial]:
+    """Runs the search until it has the number of evaluations in its config; returns all trials.
 
     Args:
-        search: what to run.
-        path: of the log, which is continued where it exists.
-        header: of the log; see `header_of`.
+        search: the search.
+        path: file of the log, which is continued if it exists.
+        header: header of the log; see `header_of`.
         evaluate: trains and scores a proposal.
-        say: receives a line per trial.
+        print_line: called with a line of text per trial.
 
     Raises:
-        KdepError: a log of another search, limits that almost no proposal meets, or several failed
-            trials in succession.
-        Interrupted: raised by `evaluate`; the current trial is not in the log.
+        KdepError: the log is of another search, MAX_OVER_LIMIT successive proposals are above the
+            limits, or MAX_FAILED successive trials failed.
+        Interrupted: raised by `evaluate`; the current trial is not logged.
     """
     with writing(path, header) as (writer, log):
         trials = list(log.trials) if log is not None else []
-        if log is not None and log.torn:
-            say(
-                f"the last line of {path} is incomplete (interrupted while it was written): "
+        if log is not None and log.is_torn:
+            print_line(
+                f"the last line of {path} is incomplete, because writing it was interrupted; "
                 f"trial {len(trials)} is proposed again"
             )
         if trials:
-            say(f"{len(trials)} trials are in {path}")
+            print_line(f"{path} has {len(trials)} trials")
         if _evaluations(trials) >= search.file.trials:
             return trials
         sampler = Sampler(
@@ -98,7 +102,7 @@ def run(search: Search, path: Path, header: Header, evaluate: Evaluate, say: Say
         )
         for trial in trials:
             sampler.repeat(trial)
-        _continue(search, trials, sampler, writer, evaluate, say)
+        _continue(search, trials, sampler, writer, evaluate, print_line)
         return trials
 
 
@@ -108,41 +112,44 @@ def _continue(
     sampler: Sampler,
     writer: Writer,
     evaluate: Evaluate,
-    say: Say,
+    print_line: PrintLine,
 ) -> None:
+    """Runs and logs trials until the search has its number of evaluations."""
     resumed = len(trials)
     while _evaluations(trials) < search.file.trials:
         trial = _trial(search, len(trials), sampler, evaluate)
         sampler.finish(trial)
         writer.append(trial)
         trials.append(trial)
-        say(_line(trial))
-        last = [t.state for t in trials[max(resumed, len(trials) - MOST_OVER_LIMIT) :]]
-        if len(last) == MOST_OVER_LIMIT and set(last) == {"over_limit"}:
+        print_line(_line(trial))
+        last_states = [t.state for t in trials[max(resumed, len(trials) - MAX_OVER_LIMIT) :]]
+        if len(last_states) == MAX_OVER_LIMIT and set(last_states) == {"over_limit"}:
             raise KdepError(
-                f"the last {MOST_OVER_LIMIT} proposals of the search {search.name!r} are above its "
+                f"the last {MAX_OVER_LIMIT} proposals of the search {search.name!r} are above its "
                 f"limits of {search.limits}",
                 fix="raise `limits` in its config, or remove large values from its space",
             )
-        tried = [t for t in trials[resumed:] if t.trained][-MOST_FAILED:]
-        if len(tried) == MOST_FAILED and all(t.state == "failed" for t in tried):
+        last_trained = [t for t in trials[resumed:] if t.trained][-MAX_FAILED:]
+        if len(last_trained) == MAX_FAILED and all(t.state == "failed" for t in last_trained):
             raise KdepError(
-                f"the last {MOST_FAILED} trials of the search {search.name!r} failed; the last "
+                f"the last {MAX_FAILED} trials of the search {search.name!r} failed; the last "
                 f"error: {trial.error.partition(' Fix: ')[0].rstrip('.')[:500]}",
-                fix="correct its cause; the same command then continues with the next trial",
+                fix="correct the cause of the error, then run the same command again; it continues "
+                "with the next trial",
             )
 
 
 def _evaluations(trials: Sequence[Trial]) -> int:
+    """Number of trials that count as evaluations."""
     return sum(t.trained for t in trials)
 
 
 def _trial(search: Search, number: int, sampler: Sampler, evaluate: Evaluate) -> Trial:
-    """Proposes, counts, trains and scores one trial."""
+    """Proposes a student, trains and scores it at every rung, and returns the trial."""
     proposal = sampler.propose()
     member = search.space.member(proposal)
     size = member.size()
-    about: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "trial": number,
         "proposal": proposal,
         "student": member.student()["name"],
@@ -150,26 +157,27 @@ def _trial(search: Search, number: int, sampler: Sampler, evaluate: Evaluate) ->
         "flops": size.flops,
     }
     if not search.limits.allow(size):
-        return Trial(state="over_limit", **about)
+        return Trial(state="over_limit", **fields)
     scores: list[float] = []
     stages: Mapping[str, str] = {}
     for rung, epochs in enumerate(search.epochs):
-        about["epochs"] = epochs
+        fields["epochs"] = epochs
         try:
             score = evaluate(proposal, epochs, size)
             if not math.isfinite(score.value):
                 raise TrialFailed(f"the score is {score.value}")
         except TrialFailed as e:
             error = str(e)[:2000]
-            return Trial(state="failed", scores=scores, stages={}, error=error, **about)
+            return Trial(state="failed", scores=scores, stages={}, error=error, **fields)
         scores.append(score.value)
         stages = dict(score.stages)
         if epochs != search.epochs[-1] and not sampler.continues(rung, score.value):
-            return Trial(state="pruned", scores=scores, stages=stages, **about)
-    return Trial(state="complete", scores=scores, stages=stages, **about)
+            return Trial(state="pruned", scores=scores, stages=stages, **fields)
+    return Trial(state="complete", scores=scores, stages=stages, **fields)
 
 
 def _line(trial: Trial) -> str:
+    """The line that is printed for a trial."""
     values = ", ".join(f"{k.rpartition('.')[2]} {v}" for k, v in sorted(trial.proposal.items()))
     outcome = {
         "complete": f"{trial.score:.6g}" if trial.scores else "",
@@ -182,22 +190,22 @@ def _line(trial: Trial) -> str:
     return f"trial {trial.trial} ({values}): {outcome}"
 
 
-# ---- by stages ----
+# ---- evaluation by the stages of a suite ----
 
-# A fault of a stage before these is no fault of the proposal: it would fail every trial.
+# Stages that depend on the proposal. An error in another stage would occur in every trial.
 _OF_PROPOSAL = {"align", "pretrain", "export", "transfer"}
 
 
 @dataclass(frozen=True)
 class Stages:
-    """Evaluates proposals by the stages of an ordinary suite, in the local pool.
+    """Evaluates proposals by running the stages of a suite on this machine.
 
     Attributes:
-        search: whose proposals.
-        data: the data of the log's header, with the hashes of their files.
+        search: the search.
+        data: the data in the log's header, with the hashes of their files.
         work: the work dir.
-        options: of the pool (`local_pool.PoolOptions`).
-        view: shows the progress.
+        options: `local_pool.PoolOptions`, or None for the defaults.
+        view: shows the progress, or None.
     """
 
     search: Search
@@ -220,8 +228,8 @@ class Stages:
         if without(suite.data, PROSE) != self.data:
             raise KdepError(
                 f"the data {suite.data['name']!r} changed while the search {self.search.name!r} "
-                "ran: its scores would be of different data",
-                fix="restore the data, or give another file with --log",
+                "ran, so its scores would not be comparable",
+                fix="restore the data, or start a new log with --log",
             )
         plan = build_plan(suite)
         (run,) = plan.runs
@@ -234,7 +242,7 @@ class Stages:
                 if plan.stages[stage_id].kind not in _OF_PROPOSAL:
                     raise KdepError(
                         f"the stage {stage_id}, which all trials need, failed: {error}",
-                        fix="correct the cause, then run the same command again",
+                        fix="correct the cause of the error, then run the same command again",
                     )
                 raise TrialFailed(f"{stage_id}: {error}")
         records = {i: state.finished(plan.stages[i], self.work)[0] for i in run.chain.values()}
@@ -246,27 +254,27 @@ class Stages:
         return Score(float(transfer["outputs"]["value"]), run.chain)
 
     def _check_size(self, size: Size, exported: Json) -> None:
-        """Raises KdepError where the family computes another size than the exported network has."""
+        """Raises KdepError unless the family's computed size is that of the exported network."""
         counted = Size(exported["parameters"], exported["flops"] or size.flops)
         if counted != size:
             raise KdepError(
                 f"the family {self.search.file.family['type']} computes {size} for a student that "
                 f"has {counted}, so the limits of the search {self.search.name!r} do not hold",
-                fix="correct `size` of that class, and give another file with --log",
+                fix="correct the method `size` of that class, and start a new log with --log",
             )
 
 
 def planned(search: Search, trials: Sequence[Trial] = ()) -> str:
-    """What the search would do, in words: sizes of the space, limits and budgets."""
+    """A description of the search: size of the space, limits and budgets."""
     epochs = search.epochs
     members = len(search.space)
-    done = _evaluations(trials)
+    n_done = _evaluations(trials)
     max_epochs = sum(epochs)
     return (
         f"{search.name}: {members:,} proposals, limits {search.limits}\n"
         f"{search.file.sampler} sampler, seed {search.file.seed}, {search.file.trials} trials "
-        f"({done} done)\n"
+        f"({n_done} done)\n"
         f"epochs of a trial: {', then '.join(f'{e:g}' for e in epochs)}, at most {max_epochs:g}; "
         f"of the trials at a rung, the best 1/{search.file.halving.factor} continue\n"
-        f"at most {(search.file.trials - done) * max_epochs:g} epochs to run"
+        f"at most {(search.file.trials - n_done) * max_epochs:g} epochs to run"
     )

@@ -1,8 +1,8 @@
-"""Proposals and early stopping by optuna, as a function of the seed and the earlier trials.
+"""Proposals and early stopping of a search, by optuna.
 
-The sampler's generator is seeded again for every trial, and an earlier trial enters by the values
-in the search's log. So a search that continues from its log proposes what an uninterrupted one
-does. optuna is imported with the first Sampler.
+Proposals depend only on the seed and the earlier trials: the random generator is seeded for every
+trial, and earlier trials are read from the search's log. A resumed search therefore makes the same
+proposals as an uninterrupted one. optuna is imported when the first Sampler is made.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NAMES = ("tpe", "random")
 
 
 def version() -> str:
-    """The version of optuna, as another one can propose otherwise. KdepError if it is missing."""
+    """The version of optuna, on which proposals depend; KdepError if it is not installed."""
     try:
         return metadata.version("optuna")
     except metadata.PackageNotFoundError:
@@ -30,17 +30,17 @@ def version() -> str:
 
 
 class Sampler:
-    """One study.
+    """An optuna study: proposes values, and decides which trials continue.
 
-    Successive halving (Jamieson and Talwalkar, AISTATS 2016) in its asynchronous form (Li et al.,
-    MLSys 2020): of the trials that were scored at a rung so far, those among the best 1 / `factor`
-    continue to the next rung.
+    It uses asynchronous successive halving (Jamieson and Talwalkar, AISTATS 2016; Li et al., MLSys
+    2020): a trial continues to the next rung if it is among the best 1 / `factor` of the trials
+    scored at its rung so far.
 
     Args:
         space: the dimensions.
         name: "tpe" (tree-structured Parzen estimator, Bergstra et al., NeurIPS 2011) or "random".
-        seed: of the proposals.
-        factor: ratio of the budgets of two rungs.
+        seed: seed of the proposals.
+        factor: ratio of the budgets of successive rungs.
         direction: whether the largest score is best ("max") or the smallest ("min").
     """
 
@@ -63,31 +63,32 @@ class Sampler:
         self._trial: Any = None
 
     def _distribution(self, dimension: Dimension) -> Any:
-        """Over positions in the list of values; ordered where neighbours are similar."""
+        """optuna's distribution over the indices of a dimension's values."""
         distributions, count = self._optuna.distributions, len(dimension.values)
         if dimension.ordered:
             return distributions.IntDistribution(0, count - 1)
         return distributions.CategoricalDistribution(tuple(range(count)))
 
     def _seeded(self, number: int) -> Any:
+        """optuna's sampler for the trial with this number."""
         seed = int(text_hash(f"{self.seed} {number}", 8), 16)
         if self.name == "random":
             return self._optuna.samplers.RandomSampler(seed=seed)
         return self._optuna.samplers.TPESampler(seed=seed)
 
     def propose(self) -> Json:
-        """The values of the next trial, by key of their dimension."""
+        """The proposal of the next trial: {key of a dimension: value}."""
         self._study.sampler = self._seeded(len(self._study.get_trials(deepcopy=False)))
         self._trial = self._study.ask(self._distributions)
         return {d.key: d.values[self._trial.params[d.key]] for d in self.space.dimensions}
 
     def continues(self, rung: int, score: float) -> bool:
-        """Whether the current trial, with this score at rung 0, 1, ..., continues to the next."""
+        """Whether the current trial, with this score at `rung` (from 0), continues to the next."""
         self._trial.report(score, step=self.factor**rung)
         return not self._trial.should_prune()
 
     def finish(self, trial: Trial) -> None:
-        """Ends the current trial; one without a score does not guide later proposals."""
+        """Ends the current trial; a failed one has no influence on later proposals."""
         states = self._optuna.trial.TrialState
         if trial.state == "complete":
             self._study.tell(self._trial, trial.score)
@@ -97,24 +98,25 @@ class Sampler:
         self._trial = None
 
     def repeat(self, trial: Trial) -> None:
-        """Enters a trial of the log in place of a proposal.
+        """Adds a trial of the log to the study.
 
         Raises:
             KdepError: its values are not in the space.
         """
         try:
-            positions = {
+            indices = {
                 d.key: list(d.values).index(trial.proposal[d.key]) for d in self.space.dimensions
             }
         except (KeyError, ValueError):
             raise KdepError(
                 f"trial {trial.trial} of the log has the proposal {trial.proposal}, which is not "
                 "in the space of the search",
-                fix="restore the log from a copy, or give another file with --log",
+                fix="restore the log from a copy, or name another file with --log",
             ) from None
-        self._study.enqueue_trial(positions)
+        self._study.enqueue_trial(indices)
         self._trial = self._study.ask(self._distributions)
-        last = len(trial.scores) - (trial.state == "complete")
-        for rung, score in enumerate(trial.scores[:last]):
+        # The score of a complete trial is reported by `finish`.
+        scores = trial.scores[:-1] if trial.state == "complete" else trial.scores
+        for rung, score in enumerate(scores):
             self.continues(rung, score)
         self.finish(trial)

@@ -1,4 +1,4 @@
-"""Writes the best student of a search as an ordinary config."""
+"""Writes the best student of a search as a student config."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from kdep_bench.suite.config import read_config
 
 
 def write(search: Search, trial: Trial, folder: Path, metric: str) -> tuple[Path, bool]:
-    """Writes the student of a trial to `folder`; returns its path and whether it is new.
+    """Writes the config of a trial's student to `folder`; returns (path, whether it is new).
 
-    A file that defines the same student is kept as it is.
+    An existing file that defines the same student is not changed. `metric` is named in the
+    docstring of the config.
 
     Raises:
-        KdepError: a file of that name that defines anything else.
+        KdepError: a file of that name defines another student.
     """
     student = search.space.member(trial.proposal).student()
     path = folder / f"{student['name']}.py"
@@ -27,14 +28,14 @@ def write(search: Search, trial: Trial, folder: Path, metric: str) -> tuple[Path
             return path, False
         raise KdepError(
             f"the file {path} exists and defines another student than the best of the search",
-            fix="choose another folder with --out; the file stays as it is",
+            fix="choose another folder with --out; the file is not changed",
         )
     write_atomic(path, config_text(search, trial, metric))
     return path, True
 
 
 def config_text(search: Search, trial: Trial, metric: str) -> str:
-    """The text of the config."""
+    """The Python source of the config."""
     student = search.space.member(trial.proposal).student()
     file = search.file
     source = f"\nSource: {file.source}." if file.source else ""

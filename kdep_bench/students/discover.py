@@ -1,9 +1,9 @@
-"""Makes a student's config from a network's name: runs it to find tap, width and pyramid.
+"""Creates a student's config for a network of timm or mmpretrain: tap, width and pyramid.
 
     python tools/make_student.py timm/resnet18d
 
-writes a config to `configs/students/`, which suites can use like any other. All of its values are
-measured and verified; the pre-training stage verifies them again before it trains.
+writes a config to `configs/students/`. Its values are measured by running the network; the
+pre-training stage checks them again before it trains.
 """
 
 from __future__ import annotations
@@ -20,29 +20,30 @@ from kdep_bench.networks.backbone import OUTPUT, PreActivationTap, build_backbon
 from kdep_bench.networks.taps import find_last_activation, is_rectified, nonzero_scales
 from kdep_bench.students.python_text import python_text
 
-STRIDES = (4, 8, 16, 32)
+STRIDES = (4, 8, 16, 32)  # of the levels of a pyramid
 TIMM = "kdep_bench.students.timm_backbone.TimmBackbone"
-# Tried in this order, so that networks of fixed input size accept others: ViT, Swin, all others.
+# Arguments that let networks with a fixed input size accept other sizes: of ViT, of Swin, and none.
+# The first ones that timm accepts are used.
 TIMM_ARGS: tuple[dict[str, Any], ...] = (
     {"dynamic_img_size": True},
     {"strict_img_size": False, "always_partition": True},
     {},
 )
-# Arguments set by a task, or not part of an architecture.
+# Arguments that are set by a task, or that are not part of an architecture.
 _TASK_ARGS = {"init_cfg", "frozen_stages", "out_indices", "drop_path_rate"}
-_MAX_LEVELS = 20
+_MAX_LEVELS = 20  # most levels that are tried for a backbone of mmpretrain
 
 
 def discover(name: str, input_px: int = 224) -> dict[str, Any]:
     """The student config of "timm/<model>" or "mmpretrain/<name in its zoo>".
 
     Args:
-        name: the library and the library's name of the network.
+        name: the library, and the name of the network in it.
         input_px: side of the images in pre-training, in pixels.
 
     Raises:
-        KdepError: an unknown name (the nearest ones are listed), or a network that cannot be
-            pre-trained here.
+        KdepError: an unknown name (the error lists similar ones), or a network that does not fit
+            the requirements of a student.
     """
     library, _, model = name.partition("/")
     if library == "timm":
@@ -67,6 +68,7 @@ def discover(name: str, input_px: int = 224) -> dict[str, Any]:
 
 
 def _timm(model: str, px: int) -> dict[str, Any]:
+    """The backbone config of a network of timm, with arguments for images of `px` pixels."""
     fault: Exception | None = None
     for args in TIMM_ARGS:
         config = {"type": TIMM, "model": model, **args}
@@ -87,6 +89,7 @@ def _timm(model: str, px: int) -> dict[str, Any]:
 
 
 def _mmpretrain(model: str) -> dict[str, Any]:
+    """The backbone config of a network of mmpretrain."""
     from kdep_bench.teachers.mmpretrain_models import zoo_entry
 
     entry = zoo_entry(model).config.model
@@ -96,6 +99,7 @@ def _mmpretrain(model: str) -> dict[str, Any]:
 
 
 def _build(backbone: Mapping[str, Any], **overrides: Any) -> nn.Module:
+    """Builds a network with fixed random weights; the global random generator is unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return build_backbone({"backbone": backbone}, **overrides)
@@ -103,7 +107,11 @@ def _build(backbone: Mapping[str, Any], **overrides: Any) -> nn.Module:
 
 @torch.no_grad()
 def _outputs(net: nn.Module, height: int, width: int | None = None) -> list[Tensor]:
-    """The output maps of a backbone for one noise image, in eval mode."""
+    """The output maps of a backbone for one noise image, in eval mode.
+
+    `height` and `width` in pixels; a square image without `width`. Raises KdepError if the outputs
+    are not maps [1, C, H, W].
+    """
     net.eval()
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 3, height, width or height, generator=generator)
@@ -138,10 +146,11 @@ def find_tap(net: nn.Module, px: int) -> tuple[int, str]:
 
 
 def find_pyramid(backbone: Mapping[str, Any], net: nn.Module, px: int) -> dict[str, Any] | None:
-    """`out_indices`, `channels` and `strides` of the last levels at strides 4, 8, 16 and 32.
+    """`out_indices`, `channels` and `strides` of the levels at strides 4, 8, 16 and 32.
 
-    None if there are no such levels, or if returning them changes the parameters (mmpretrain's
-    ConvNeXt and Swin add a norm per level), so that pre-trained weights could not be loaded fully.
+    Of several levels with the same stride, the last one. None if a stride is missing, or if the
+    network has other parameters when it returns all levels (mmpretrain's ConvNeXt and Swin add a
+    norm per level), because pre-trained weights could then not be loaded completely.
     """
     if hasattr(net, "strides") and hasattr(net, "channels"):  # a TimmBackbone
         indices: Sequence[int] = range(len(net.strides))  # type: ignore[arg-type]
@@ -166,7 +175,10 @@ def find_pyramid(backbone: Mapping[str, Any], net: nn.Module, px: int) -> dict[s
 
 
 def _all_levels(backbone: Mapping[str, Any]) -> range:
-    """All levels that a mm backbone can return, found by trying smaller and smaller numbers."""
+    """The indices of all levels that an mm backbone can return, found by trial.
+
+    The largest number of levels that runs is used; an empty range if there are fewer than four.
+    """
     for count in range(_MAX_LEVELS, len(STRIDES) - 1, -1):
         try:
             _outputs(_build(backbone, out_indices=tuple(range(count))), 64)
@@ -177,13 +189,10 @@ def _all_levels(backbone: Mapping[str, Any]) -> range:
 
 
 def check_student(student: Mapping[str, Any]) -> None:
-    """Verifies tap, width and pyramid of a student config by running its network.
-
-    The pyramid's levels must have the stated channels and strides, for an image that is not square,
-    and the network with all levels the same parameters as the one that is pre-trained.
+    """Checks tap, width and pyramid of a student config by running its network.
 
     Raises:
-        KdepError: the config does not fit the network.
+        KdepError: the config does not fit the network; see also `check_pyramid`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -193,7 +202,12 @@ def check_student(student: Mapping[str, Any]) -> None:
 
 
 def check_pyramid(student: Mapping[str, Any], net: nn.Module) -> None:
-    """Verifies the pyramid of a student, if it has one; `net` is its network. Raises KdepError."""
+    """Checks the pyramid of a student, if it has one; `net` is its network.
+
+    Raises:
+        KdepError: levels of other channels or strides, for an image that is not square; or a
+            network with other parameters when it returns all levels.
+    """
     declared = student.get("pyramid") or {}
     if not declared:
         return
@@ -212,9 +226,10 @@ def check_pyramid(student: Mapping[str, Any], net: nn.Module) -> None:
     ]
     if shapes != expected:
         raise KdepError(
-            f"the levels of {student['name']} are {shapes} for an image of {height}x{width}",
+            f"the levels of {student['name']} have the shapes {shapes} for an image of "
+            f"{height}x{width} pixels",
             expected=f"{expected}, as in its `pyramid`",
-            fix="correct `pyramid` in the student config; tools/make_student.py finds it",
+            fix="correct `pyramid` in the student config; tools/make_student.py measures it",
         )
 
 

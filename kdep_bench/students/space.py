@@ -1,9 +1,8 @@
-"""Spaces that a search proposes from: named dimensions, and families of students of known size.
+"""Search spaces: named dimensions over a parametrised family of students. Imports no torch.
 
-A proposal is one value per dimension. The key of a dimension says what the value sets:
-"student.<argument>" an argument of the family, "method.<key>.<key>" an entry of the method's
-config. The size of a proposed student is computed, not measured, so that no network is built for a
-proposal above the limits. Imports no torch.
+A proposal is one value per dimension. The key of a dimension names what its value sets:
+"student.<argument>" is an argument of the family, "method.<key>.<key>" an entry of the method's
+config. The size of a student is computed without building its network.
 """
 
 from __future__ import annotations
@@ -28,8 +27,13 @@ STUDENT, METHOD = "student", "method"
 
 @dataclass(frozen=True)
 class Size:
-    """`params`: elements of learnable tensors; `flops`: of one image's forward pass, two per
-    multiply-add of convolutions and matrix products, as `kdep_bench.flops` counts."""
+    """The size of a network.
+
+    Attributes:
+        params: number of trainable parameters.
+        flops: FLOPs of a forward pass of one image, counted as by `kdep_bench.flops`: two per
+            multiply-add of convolutions and matrix products.
+    """
 
     params: int
     flops: int
@@ -40,7 +44,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest size of a student; None is no limit."""
+    """The largest size of a student; None means no limit."""
 
     params: int | None = None
     flops: int | None = None
@@ -60,29 +64,28 @@ class Family(ABC):
 
     @abstractmethod
     def student(self) -> Json:
-        """The config of this student, as a file of configs/students/ defines it.
-
-        Its name must differ between students that differ.
+        """The student config, as in a file of configs/students/; different students need names
+        that differ.
         """
 
     @abstractmethod
     def size(self) -> Size:
         """Size of the backbone at the student's `input_px`, computed without building it.
 
-        A search compares it with the size that is counted when a student is exported.
+        A search compares it with the size that the export stage counts.
         """
 
 
 class ResNetFamily(Family):
-    """ResNets of basic blocks, by timm: blocks per stage, width, growth and stem are free.
+    """timm's ResNets of basic blocks, with variable depth, width and stem.
 
     Args:
         input_px: side of the images in pre-training, in pixels.
-        depth1: blocks of the stage at stride 4; `depth2` to `depth4` at strides 8, 16 and 32.
-        width: channels of the first stage.
-        growth: ratio of channels from one stage to the next, rounded to multiples of 8.
-        stem: "7x7" one convolution to 64 channels, as in ResNet; "3x3" three convolutions to
-            `width` channels, as in ResNet-C. Both have stride 4 with the pooling that follows.
+        depth1, depth2, depth3, depth4: number of blocks in the stages at strides 4, 8, 16 and 32.
+        width: channels of the first stage, a multiple of 8.
+        growth: ratio of the channels of successive stages, which are rounded to multiples of 8.
+        stem: "7x7" for one convolution to 64 channels, as in ResNet; "3x3" for three convolutions
+            to `width` channels, as in ResNet-C. Both are followed by pooling, to stride 4.
     """
 
     def __init__(
@@ -134,7 +137,7 @@ class ResNetFamily(Family):
         params = flops = 0
 
         def conv(inner: int, outer: int, kernel: int, side: int) -> None:
-            """A convolution without bias to maps of `side` pixels, and its BatchNorm."""
+            """Adds a convolution without bias, with output side `side`, and its BatchNorm."""
             nonlocal params, flops
             weights = inner * outer * kernel * kernel
             params += weights + 2 * outer
@@ -163,7 +166,15 @@ class ResNetFamily(Family):
 
 @dataclass(frozen=True)
 class Dimension:
-    """One dimension of a space: `key` says what its values set (see above); no value twice."""
+    """One dimension of a space.
+
+    Attributes:
+        key: what its values set; see the module's docstring.
+        values: at least one, without duplicates.
+
+    Raises:
+        KdepError: a key of another form, no values, or a duplicate value.
+    """
 
     key: str
     values: Sequence[Any]
@@ -182,26 +193,30 @@ class Dimension:
                 fix="list its values in the search's config, or remove the dimension",
             )
         texts = [canonical_json(v) for v in self.values]
-        if twice := [t for i, t in enumerate(texts) if t in texts[:i]]:
+        duplicates = [t for i, t in enumerate(texts) if t in texts[:i]]
+        if duplicates:
             raise KdepError(
-                f"the dimension {self.key!r} of the space lists the value {twice[0]} twice",
+                f"the dimension {self.key!r} of the space lists the value {duplicates[0]} twice",
                 fix="remove one of them from the search's config",
             )
 
     @property
     def ordered(self) -> bool:
-        """Whether neighbouring values are similar: ascending numbers."""
-        numbers = all(type(v) in (int, float) for v in self.values)
-        return numbers and list(self.values) == sorted(self.values)
+        """Whether the values are numbers in ascending order, so that neighbours are similar."""
+        are_numbers = all(type(v) in (int, float) for v in self.values)
+        return are_numbers and list(self.values) == sorted(self.values)
 
 
 @dataclass(frozen=True)
 class Space:
-    """The product of dimensions over a family of students.
+    """A search space: all combinations of the values of its dimensions.
 
     Attributes:
-        dimensions: at least one; none sets what another one or `family` sets.
-        family: dict(type=<a Family>, <arguments that are equal for all students>).
+        dimensions: at least one. No two of them, nor `family`, may set the same value.
+        family: dict(type=<a Family>, ...) with the arguments that are equal for all students.
+
+    Raises:
+        KdepError: no dimension, or a value that is set twice.
     """
 
     dimensions: Sequence[Dimension]
@@ -230,15 +245,16 @@ class Space:
         return math.prod(len(d.values) for d in self.dimensions)
 
     def member(self, proposal: Mapping[str, Any]) -> Family:
-        """The student of a proposal. Raises KdepError for values that its family refuses."""
-        heads = ((d.key.partition("."), proposal[d.key]) for d in self.dimensions)
-        values = {rest: value for (head, _, rest), value in heads if head == STUDENT}
+        """The student of a proposal; raises KdepError for values that are not valid."""
+        keys = ((d.key.partition("."), proposal[d.key]) for d in self.dimensions)
+        values = {rest: value for (head, _, rest), value in keys if head == STUDENT}
         config = {**self.family, **values}
         check_arguments(config, "the family of the search")
         member = build(config)
         if not isinstance(member, Family):
             raise KdepError(
-                f"the type {self.family['type']!r} of the search's family is no family of students",
+                f"the type {self.family['type']!r} of the search's family is not a family of "
+                "students",
                 expected="a subclass of kdep_bench.students.space.Family",
                 fix="correct `family` in the search's config",
             )
@@ -257,7 +273,7 @@ class Space:
         return out
 
     def students(self) -> Iterator[Json]:
-        """One proposal per student of the space, with the first values of the other dimensions."""
+        """One proposal for every student, with the first value of each "method." dimension."""
         choices = [
             d.values if d.key.startswith(f"{STUDENT}.") else d.values[:1] for d in self.dimensions
         ]
@@ -268,7 +284,7 @@ class Space:
         """The first proposal whose student is within the limits.
 
         Raises:
-            KdepError: there is none; the error names the smallest student.
+            KdepError: there is none; the error states the smallest student's size.
         """
         sizes: list[Size] = []
         for proposal in self.students():

@@ -1,4 +1,4 @@
-"""Any timm network as an mm backbone, with the same tensors in pre-training and every task."""
+"""A timm network as an mm backbone, for pre-training and all tasks."""
 
 from __future__ import annotations
 
@@ -20,22 +20,24 @@ STRIDES = (4, 8, 16, 32)  # of a pyramid's levels
 class TimmBackbone(BaseModule):
     """The network `model` of timm without its classifier.
 
-    Levels 0, 1, ... are the last stages of stride 4, 8, 16 and 32 (`channels`, `strides`). The
-    level after them is what the classifier pools: the last map, or, if the classifier does not read
-    the mean of a map (the class token of a ViT, the norm of the mean in ConvNeXt), its input as
-    [B, C, 1, 1]. A network without stages of stride 32 (ViT) has only that level. The parameters do
-    not depend on the choice of levels.
+    Levels 0, 1, 2 and 3 are the outputs of the last stages at strides 4, 8, 16 and 32 (`channels`,
+    `strides`). The last level is the input of the classifier before pooling: the last map. If the
+    classifier does not read the mean of a map (a ViT reads the class token, ConvNeXt the norm of
+    the mean), the last level is its input as [B, C, 1, 1]. A network without stages at these
+    strides (ViT) has the last level only. The parameters do not depend on the choice of levels.
 
     Args:
-        model: a name of timm ("resnet18d").
+        model: name of the network in timm ("resnet18d").
         out_indices: levels to return, ascending; None for the last.
-        frozen_stages: -1 none; 0 the layers before level 0; k also levels 0..k-1; the whole
-            network for the number of levels and above.
-        norm_eval: BatchNorm keeps its statistics.
-        args: further arguments of `timm.create_model` (`output_stride=8` dilates, if timm can).
+        frozen_stages: -1 freezes nothing, 0 the layers before level 0, k these and levels 0..k-1,
+            and the number of levels or more the whole network.
+        norm_eval: whether BatchNorm is always in eval mode.
+        init_cfg: of mmengine.
+        args: other arguments of `timm.create_model` (`output_stride=8` dilates some networks).
 
     Raises:
-        KdepError: an unknown model, arguments that timm refuses, or levels that do not exist.
+        KdepError: an unknown model, arguments that timm does not accept, or levels that do not
+            exist.
     """
 
     def __init__(
@@ -83,15 +85,15 @@ class TimmBackbone(BaseModule):
         chosen = [self._stages[i] for i in self.out_indices if i < self.last]
         if not chosen:
             return (self._head(self.net.forward_features(x_B3HW)),)
-        wants_head = self.last in self.out_indices
+        returns_last = self.last in self.out_indices
         out = self.net.forward_intermediates(
             x_B3HW,
             indices=chosen,
             norm=True,
             output_fmt="NCHW",
-            intermediates_only=not wants_head,
+            intermediates_only=not returns_last,
         )
-        if not wants_head:
+        if not returns_last:
             return tuple(out)
         return (*out[1], self._head(out[0]))
 
@@ -105,6 +107,7 @@ class TimmBackbone(BaseModule):
         return self
 
     def _head(self, out: Tensor) -> Tensor:
+        """The last level, [B, C, H, W] or [B, C, 1, 1], from the output of `forward_features`."""
         if not self._head_is_map:
             return self.net.forward_head(out, pre_logits=True).flatten(1)[:, :, None, None]
         nhwc = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
@@ -112,14 +115,14 @@ class TimmBackbone(BaseModule):
 
     @torch.no_grad()
     def _settle_head(self, model: str) -> None:
-        """Finds by one forward pass whether the last level is a map; removes unused modules.
+        """Finds by a forward pass whether the last level is a map; replaces unused modules.
 
-        MobileNetV3 has a 1x1 convolution after pooling: if the last level is the map before it,
-        that convolution would never be trained, so it is replaced by the identity.
+        If it is a map, modules after it that have parameters would not be trained (MobileNetV3 has
+        a 1x1 convolution after pooling), so they are replaced by the identity.
         """
-        ran: set[str] = set()
+        used: set[str] = set()  # names of the children that `forward_features` runs
         handles = [
-            module.register_forward_hook(lambda *_, name=name: ran.add(name))
+            module.register_forward_hook(lambda *_, name=name: used.add(name))
             for name, child in self.net.named_children()
             for module in child.modules()
         ]
@@ -127,7 +130,7 @@ class TimmBackbone(BaseModule):
         self.net.eval()
         try:
             out = self.net.forward_features(pattern(64))
-        except (AssertionError, RuntimeError):  # a fixed input size
+        except (AssertionError, RuntimeError):  # the network has a fixed input size
             out = self.net.forward_features(pattern(self.net.pretrained_cfg["input_size"][-1]))
         finally:
             for handle in handles:
@@ -142,18 +145,19 @@ class TimmBackbone(BaseModule):
         if out.ndim == 4:
             self._head_is_map = True
             last = self._head(out)
-            read = self.net.forward_head(out, pre_logits=True).flatten(1)
-            same_width = read.shape[1] == last.shape[1]
+            classifier_input = self.net.forward_head(out, pre_logits=True).flatten(1)
+            same_width = classifier_input.shape[1] == last.shape[1]
             self._head_is_map = not same_width or torch.allclose(
-                global_mean(last), read, rtol=1e-3, atol=1e-5
+                global_mean(last), classifier_input, rtol=1e-3, atol=1e-5
             )
         if self._head_is_map:
             for name, child in list(self.net.named_children()):
-                if name not in ran and any(True for _ in child.parameters()):
+                if name not in used and any(True for _ in child.parameters()):
                     setattr(self.net, name, nn.Identity())
         self.net.train(mode)
 
     def _freeze(self, stages_frozen: int) -> None:
+        """Sets requires_grad=False for the parameters that `frozen_stages` freezes."""
         names = [n for n, _ in self.net.named_parameters()]
         if stages_frozen < 0:
             return
@@ -168,9 +172,10 @@ class TimmBackbone(BaseModule):
 
 
 def stages(net: Any, dilated: bool) -> tuple[list[int], list[int], list[int]]:
-    """(timm's stage numbers, channels, strides) of a network's last stages at strides 4 to 32.
+    """(timm's stage numbers, channels, strides) of the last stages at strides 4, 8, 16 and 32.
 
-    Empty lists if it has no such stages. With `dilated` the last four stages, at smaller strides.
+    Empty lists if the network lacks one of them. With `dilated`, of the last four stages, whose
+    strides are smaller.
     """
     info = getattr(net, "feature_info", None)
     if not info or not hasattr(net, "forward_intermediates"):

@@ -18,7 +18,7 @@ from kdep_bench.objectives.levels import levels_of, student_levels, teacher_laye
 from kdep_bench.objectives.roles import FROM_TEACHER
 from kdep_bench.objectives.signs import check_map_targets
 from kdep_bench.schedules.base import check_span
-from kdep_bench.schedules.build import check_heard, spans
+from kdep_bench.schedules.build import check_some_weight_nonzero, spans
 from kdep_bench.signatures import check_arguments, class_value
 from kdep_bench.suite.arguments import (
     check_augment,
@@ -346,7 +346,7 @@ def schedule_spans(pair: StudentMethod) -> None:
 
 def something_to_learn(pair: StudentMethod) -> None:
     """A training in which the weights of all terms are 0 at some time."""
-    check_heard(pair.method.get("objective"), pair.epochs, pair.name)
+    check_some_weight_nonzero(pair.method.get("objective"), pair.epochs, pair.name)
 
 
 # ---- rules of methods that read a teacher ----

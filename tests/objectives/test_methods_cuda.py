@@ -21,7 +21,7 @@ def test_a_step_stays_on_the_gpu(name: str, tmp_path: Path):
     run = TinyRun(name, tmp_path)
     run.train(1)  # some objectives read values of their first batch
     model = run.model.train()
-    live = [side.live for side in model.teacher_sides.values() if side.live is not None]
+    live = [side.live for side in model.teacher_readers.values() if side.live is not None]
     data = run.batch(tiny.batch(BATCH, 0))
     with fake_cuda(model, *live) as fake:
         data = fake(data)
@@ -37,7 +37,7 @@ def test_a_step_stays_on_the_gpu(name: str, tmp_path: Path):
 def test_cached_features_are_moved_to_the_gpu(tmp_path: Path):
     run, data = TinyRun("kdep", tmp_path), dict(tiny.batch(BATCH, 0))
     feature = teacher(run.width)(data["images"]).pooled.half()
-    run.model.teacher_side.live = None
+    run.model.first_teacher_reader.live = None
     with fake_cuda(run.model.train()) as fake:
         batch = fake({"images": data["images"], "rows": data["rows"], "teacher": feature})
         run.model.to("cuda")

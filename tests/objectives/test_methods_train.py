@@ -202,14 +202,14 @@ class TinyRun:
             maps=self.requirements.pyramid,
             augment=augment,
             levels_before=sorted(self.requirements.levels_before),
-            teacher=self.teacher_side_arguments(side_options),
+            teacher=self.teacher_reader_arguments(side_options),
             roles=self.roles,
         )
         self.optimizer = torch.optim.Adam(self.model.parameters(), 4e-3)
         self.model.steps = STEPS
 
-    def teacher_side_arguments(self, extra_arguments: dict[str, Any]) -> dict[str, Any]:
-        """Arguments of TeacherSide; with several teachers by role, each a different network."""
+    def teacher_reader_arguments(self, extra_arguments: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of TeacherReader; with several teachers by role, each a different network."""
         if not self.has_teacher:
             return {}
         live = {**tiny.TEACHER, "width": self.width, "logits": self.n_logits}
@@ -272,7 +272,7 @@ class TinyRun:
         outputs = build_levels(self.model, x)
         if not self.has_teacher:
             return cka(outputs["pooled"], torch.nn.functional.one_hot(data["labels"]).float())
-        teacher_output = self.model.teacher_side.live(data["images"])  # type: ignore[misc]
+        teacher_output = self.model.first_teacher_reader.live(data["images"])  # type: ignore[misc]
         if isinstance(self.model.objective, AttentionFeatures):  # compares where a map is large
             patterns = [
                 spatial_pattern(levels["s16"], (2, 2)) for levels in (outputs, teacher_output.maps)
@@ -418,7 +418,7 @@ def test_gradients_reach_only_the_student_and_the_export_is_a_plain_backbone(
 ):
     run = TinyRun(name, subfolder(folder, name))
     run.model.step = STEPS // 2
-    before = run.model.teacher_side.live.checksum() if run.has_teacher else None  # type: ignore[union-attr]
+    before = run.model.first_teacher_reader.live.checksum() if run.has_teacher else None  # type: ignore[union-attr]
     torch.stack(list(run.terms(tiny.batch(BATCH, 0)).values())).sum().backward()
     first_gradient = run.model.backbone.get_parameter("convs.0.weight").grad
     assert first_gradient is not None
@@ -428,7 +428,7 @@ def test_gradients_reach_only_the_student_and_the_export_is_a_plain_backbone(
         assert last_gradient is not None
         assert bool(last_gradient.any())
     if run.has_teacher:
-        live = run.model.teacher_side.live
+        live = run.model.first_teacher_reader.live
         assert live is not None
         assert all(p.grad is None for p in live.parameters())
         assert live.checksum() == before

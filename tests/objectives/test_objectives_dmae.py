@@ -97,7 +97,7 @@ def losses(m: Distiller, x: Tensor | None = None) -> dict[str, Tensor]:
 
 def live_teacher(m: Distiller) -> Any:
     """The live teacher."""
-    return m.teacher_side.live
+    return m.first_teacher_reader.live
 
 
 def copy_student_weights(m: Distiller) -> None:

@@ -82,7 +82,7 @@ def test_nkd_without_labels_uses_the_teacher_s_top_1():
         label_free.terms(ctx).values(), with_labels.terms(ctx_labels).values(), strict=True
     ):
         assert torch.equal(a, b)
-    with pytest.raises(KdepError, match="output at the label"):
+    with pytest.raises(KdepError, match="logit of the label"):
         build(NKDWithLabels, classes=C + 1)
 
 

@@ -11,7 +11,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.networks.backbone import build_backbone
 from kdep_bench.networks.visible import VisibleTokens
 from kdep_bench.objectives.base import Context
-from kdep_bench.objectives.masked_autoencoder import MaskedAutoencoder, patchify, positions
+from kdep_bench.objectives.masked_autoencoder import MaskedAutoencoder, patchify, position_embedding
 
 TIMM = "kdep_bench.students.timm_backbone.TimmBackbone"
 STUDENT = dict(backbone=dict(type=TIMM, model="test_vit", dynamic_img_size=True))
@@ -101,7 +101,7 @@ def test_the_loss_is_the_error_on_masked_patches_only():
 def test_patches_are_ordered_row_by_row_and_have_different_position_codes():
     x = torch.arange(16.0).view(1, 1, 4, 4).expand(1, 3, 4, 4)
     assert patchify(x, 2)[0, 1, ::3].tolist() == [2, 3, 6, 7]
-    table = positions(4, 32)
+    table = position_embedding(4, 32)
     assert table.shape == (16, 32)
     assert torch.cdist(table, table).fill_diagonal_(9).min() > 0.5
     torch.testing.assert_close(table[1, :16], table[5, :16])  # the same column

@@ -262,7 +262,7 @@ def test_each_part_of_a_weighted_sum_gets_the_arguments_and_outputs_of_its_teach
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"one": [1.0, 1.0]}, "gives weights for the terms one"),
+        ({"one": [1.0, 1.0]}, "returns weights for the terms one"),
         ({"one": [1.0, 1.0], "two": [1.0]}, "shape"),
     ],
 )

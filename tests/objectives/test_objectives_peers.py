@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from kdep_bench.errors import KdepError
 from kdep_bench.objectives.base import Context
-from kdep_bench.objectives.mean_teacher import MeanTeacher, average
+from kdep_bench.objectives.mean_teacher import MeanTeacher, update_average
 from kdep_bench.objectives.mutual import Mutual
 
 WIDTH, CLASSES, VIEWS = 3, 3, 2
@@ -98,7 +98,7 @@ def test_the_target_of_each_of_three_views_is_from_the_next_view():
     attach(objective)
     colours = torch.arange(18.0).view(6, 3) % 7
     images = colours[:, :, None, None].expand(6, 3, 2, 2)
-    targets = objective.opinion(Context(before=colours, after=colours, images=images))
+    targets = objective.ema_probabilities(Context(before=colours, after=colours, images=images))
     p = F.softmax(colours / (1 + 1e-5) ** 0.5, 1)
     torch.testing.assert_close(targets, p[[1, 2, 0, 4, 5, 3]])
 
@@ -129,7 +129,7 @@ def test_the_mean_teacher_starts_as_the_student_and_follows_it_by_its_decay():
 
 def test_an_average_of_decay_0_is_a_copy():
     a, b = Student(1.0), Student(4.0)
-    average(a, b, 0.0)
+    update_average(a, b, 0.0)
     assert a.state_dict()["scale"] == 4
 
 

@@ -216,7 +216,7 @@ def test_a_sum_has_players_if_one_of_its_parts_has():
 
 
 def test_amal_refuses_other_classes_and_no_held_out_image():
-    with pytest.raises(KdepError, match="one head learns both"):
+    with pytest.raises(KdepError, match="one head is trained on both"):
         Amal(4, 3, 5, 1, 10)
     with pytest.raises(KdepError, match="held_out=0"):
         amal(held_out=0.0)

@@ -77,7 +77,7 @@ def test_the_terms_equal_kl_divergences_computed_by_hand():
 def test_the_student_s_and_the_bridge_s_mutual_terms_are_those_of_mutual_learning():
     """At tau 1, student and bridge learn from each other like two peers."""
     model, ctx = semi_online(tau=1.0), context()
-    terms, z, a = model.terms(ctx), model.head(ctx.after), model.bridged(ctx)
+    terms, z, a = model.terms(ctx), model.head(ctx.after), model.bridge_logits(ctx)
     torch.testing.assert_close(terms["student"], kl(a, z))
     torch.testing.assert_close(terms["bridge_student"], kl(z, a))
     assert issubclass(Mutual, nn.Module)
@@ -103,7 +103,7 @@ def test_the_published_form_adds_two_cross_entropies():
         *("student", "bridge_teacher", "bridge_student"),
         *("cross_entropy", "bridge_cross_entropy"),
     }
-    expected = nn.functional.cross_entropy(model.bridged(ctx), ctx.labels, reduction="none")  # type: ignore[arg-type]
+    expected = nn.functional.cross_entropy(model.bridge_logits(ctx), ctx.labels, reduction="none")  # type: ignore[arg-type]
     torch.testing.assert_close(terms["bridge_cross_entropy"], expected)
     assert networks_with_gradient(terms["bridge_cross_entropy"].sum(), model) == {"bridge"}
     with pytest.raises(KdepError, match="labels have 3 classes and the teacher 5"):

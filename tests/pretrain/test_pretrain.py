@@ -25,7 +25,7 @@ from kdep_bench.objectives.feature_regression import DEFAULT_LOSS_AT_ZERO, Featu
 from kdep_bench.pretrain import assemble, checkpoint, stage
 from kdep_bench.pretrain.distiller import Distiller
 from kdep_bench.pretrain.stream import ViewStream
-from kdep_bench.pretrain.teaching import teaching
+from kdep_bench.pretrain.teaching import open_teacher_source
 from kdep_bench.teachers.base import build_teacher
 from tests.pretrain.conftest import BUDGET, IMAGES, PX, STUDENT, TEACHER, VIEWS, silent
 
@@ -78,7 +78,7 @@ def configured(method: dict[str, Any], stages: dict[str, Path]):
     """(objective config, target config, probes) as the stage computes them."""
     first_spec = spec(method)
     needs = demands(method["objective"]).needs
-    teacher_source = teaching(needs, first_spec, stages, open_views(stages["views"]))
+    teacher_source = open_teacher_source(needs, first_spec, stages, open_views(stages["views"]))
     return assemble.objective_config(first_spec, stages, teacher_source, stages["views"].parent)
 
 
@@ -216,11 +216,11 @@ def test_a_truncated_shard_is_refused(stages: dict[str, Path], tmp_path: Path):
 
 
 def test_shards_of_an_interrupted_run_are_kept_for_the_same_teacher_only(tmp_path: Path):
-    cache.resumable(tmp_path, {"teacher": "a"})
+    cache.delete_foreign_shards(tmp_path, {"teacher": "a"})
     (tmp_path / "features-00000.npy").write_bytes(b"x")
-    cache.resumable(tmp_path, {"teacher": "a"})
+    cache.delete_foreign_shards(tmp_path, {"teacher": "a"})
     assert (tmp_path / "features-00000.npy").exists()
-    cache.resumable(tmp_path, {"teacher": "b"})
+    cache.delete_foreign_shards(tmp_path, {"teacher": "b"})
     assert not (tmp_path / "features-00000.npy").exists()
 
 

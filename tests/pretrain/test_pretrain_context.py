@@ -98,7 +98,7 @@ def test_the_recorded_counts_are_those_of_the_run(stages: dict[str, Path], tmp_p
     assert outputs["processes"] == 1
     assert outputs["images_per_s"] == pytest.approx(30 / outputs["train_s"], rel=0.2)
     assert outputs["notes"] == [
-        "pre-trained for 1.88 epochs, asked for 2: only whole batches are taken"
+        "pre-trained for 1.88 of 2 requested epochs, because only complete batches are trained"
     ]
     assert outputs["target_mean_square"] > 0
     assert outputs["std_ratio_after_transform"] >= 1

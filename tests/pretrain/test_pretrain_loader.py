@@ -96,7 +96,7 @@ def test_positions_are_those_of_the_default_sampler(rank, ranks, monkeypatch):
     data, positions = range(24), loop.Positions(range(24))
     assert list(positions) == list(DefaultSampler(data, shuffle=False))
     assert len(positions) == 24 // ranks
-    positions.first = 5
+    positions.n_skipped = 5
     assert list(positions) == list(DefaultSampler(data, shuffle=False))[5:]
 
 

@@ -17,7 +17,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.features import cache, cache_check, cache_read
 from kdep_bench.files import read_json, write_json
 from kdep_bench.objectives.base import Context, Objective
-from kdep_bench.pretrain.teaching import cached_teaching
+from kdep_bench.pretrain.teaching import cached_source
 from kdep_bench.teachers.base import TeacherOutput, build_teacher
 from kdep_bench.teachers.efficientnet_lite import EfficientNetLite
 from tests.pretrain.conftest import BUDGET, STUDENT, TEACHER, VIEWS, silent
@@ -178,15 +178,17 @@ def test_cached_and_live_teachers_give_the_same_outputs_to_the_objective(
 def test_a_method_reads_only_the_map_levels_that_it_names(stages_with_maps: dict[str, Path]):
     opened = open_views(stages_with_maps["views"])
     for levels, names in (({"last"}, ["maps.last"]), (set(), ["maps.last"])):
-        teacher_source = cached_teaching(
+        teacher_source = cached_source(
             frozenset({"maps"}), levels, stages_with_maps["cache"], opened
         )
         assert teacher_source.stream == {"cache": str(stages_with_maps["cache"]), "outputs": names}
-        assert teacher_source.facts["teacher_maps"]() == {"last": {"channels": 1280, "stride": 32}}
+        assert teacher_source.build_args["teacher_maps"]() == {
+            "last": {"channels": 1280, "stride": 32}
+        }
         assert teacher_source.outputs["teacher_source"] == "cache"
     with pytest.raises(KdepError, match="has no maps"):
-        cached_teaching(frozenset({"maps"}), {"s8"}, stages_with_maps["cache"], opened)
-    logits_and_maps = cached_teaching(
+        cached_source(frozenset({"maps"}), {"s8"}, stages_with_maps["cache"], opened)
+    logits_and_maps = cached_source(
         frozenset({"maps", "logits"}), {"last"}, stages_with_maps["cache"], opened
     )
     assert sorted(logits_and_maps.stream["outputs"]) == ["logits", "maps.last"]

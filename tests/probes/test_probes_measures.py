@@ -24,7 +24,7 @@ from kdep_bench.probes.calibration import (
 from kdep_bench.probes.cka import Cka, linear_cka
 from kdep_bench.probes.effective_rank import (
     EffectiveRank,
-    dead,
+    dead_fraction,
     effective_rank,
     participation_ratio,
     singular_values,
@@ -235,8 +235,8 @@ def test_a_common_offset_of_all_features_is_no_dimension():
 def test_dead_dimensions_and_a_collapsed_backbone():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(100, 4)) * [1, 1, 1e-5, 0]
-    assert dead(x, 1e-3) == 0.5
-    assert dead(np.ones((10, 3)), 1e-3) == 1
+    assert dead_fraction(x, 1e-3) == 0.5
+    assert dead_fraction(np.ones((10, 3)), 1e-3) == 1
     values = EffectiveRank().measure(Inputs({"test": same()})).values
     assert values["effective rank"].value == 0
     assert values["dead dimensions"].value == 1
@@ -245,7 +245,7 @@ def test_dead_dimensions_and_a_collapsed_backbone():
 def test_effective_rank_refuses_fewer_images_than_dimensions():
     """The rank would be that of the number of images."""
     few = features(np.eye(5), np.arange(5))
-    with pytest.raises(KdepError, match="5 wide cannot be measured from 5 test images"):
+    with pytest.raises(KdepError, match="with 5 dimensions cannot be measured from 5 test images"):
         EffectiveRank().measure(Inputs({"test": few}))
 
 

@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 from kdep_bench.errors import KdepError
 from kdep_bench.schedules.annealing import Annealing
 from kdep_bench.schedules.base import check_span
-from kdep_bench.schedules.build import LOOKS, as_schedule, check_heard, spans
+from kdep_bench.schedules.build import (
+    N_CHECKED_STEPS,
+    as_schedule,
+    check_some_weight_nonzero,
+    spans,
+)
 from kdep_bench.schedules.cosine import Cosine
 from kdep_bench.schedules.linear import Linear
 from kdep_bench.schedules.ramp import Ramp
@@ -70,9 +75,9 @@ def test_a_schedule_without_a_span_takes_the_whole_run_whatever_its_epochs():
         config = {"type": f"kdep_bench.schedules.{kind}", **more}
         for epochs in (None, 1, 90):
             assert [as_schedule(config, epochs)(k, 4) for k in range(4)] == values
-    assert Linear(1, 0).done(1, 4) == 0.25
-    assert Linear(1, 0).done(0, 0) == 0
-    assert Linear(1, 0).done(9, 4) == 1
+    assert Linear(1, 0).elapsed_fraction(1, 4) == 0.25
+    assert Linear(1, 0).elapsed_fraction(0, 0) == 0
+    assert Linear(1, 0).elapsed_fraction(9, 4) == 1
 
 
 def test_values_outside_the_run_are_refused():
@@ -109,21 +114,23 @@ def sum_of(**weights: object) -> dict:
 def test_a_sum_whose_weights_are_all_zero_for_a_while_is_refused():
     until = {"type": "kdep_bench.schedules.until.Until", "stop": 0.5}
     late = {"type": "kdep_bench.schedules.step.Step", "values": [0, 1]}
-    check_heard(sum_of(a=until, b=late), 4, "m")  # one ends where the other begins
-    check_heard(sum_of(a=until, b=1e-9), 4, "m")
-    check_heard({"type": "x", "parts": {"a": {"weight": until}, "b": {}}}, 4, "m")  # b weighs 1
+    check_some_weight_nonzero(sum_of(a=until, b=late), 4, "m")  # one ends where the other begins
+    check_some_weight_nonzero(sum_of(a=until, b=1e-9), 4, "m")
+    check_some_weight_nonzero(
+        {"type": "x", "parts": {"a": {"weight": until}, "b": {}}}, 4, "m"
+    )  # b weighs 1
     with pytest.raises(KdepError, match="all loss weights of m are 0 after 50%"):
-        check_heard(sum_of(a=until), 4, "m")
+        check_some_weight_nonzero(sum_of(a=until), 4, "m")
     with pytest.raises(KdepError, match="after 0%"):
-        check_heard(sum_of(a=late, b=0), 4, "m")
-    last = {"type": "kdep_bench.schedules.until.Until", "stop": 1 - 1 / LOOKS}
+        check_some_weight_nonzero(sum_of(a=late, b=0), 4, "m")
+    last = {"type": "kdep_bench.schedules.until.Until", "stop": 1 - 1 / N_CHECKED_STEPS}
     with pytest.raises(KdepError, match="are 0 after"):
-        check_heard(sum_of(a=last), 4, "m")
+        check_some_weight_nonzero(sum_of(a=last), 4, "m")
     span = {"type": "kdep_bench.schedules.linear.Linear", "start": 1, "end": 0, "span": 2}
     with pytest.raises(KdepError, match="after 50%"):
-        check_heard(sum_of(a=span), 4, "m")
+        check_some_weight_nonzero(sum_of(a=span), 4, "m")
     for other in (None, {}, {"type": "x"}, {"type": "x", "parts": []}, {"type": "x", "parts": {}}):
-        check_heard(other, 4, "m")  # no sum, nothing to check
+        check_some_weight_nonzero(other, 4, "m")  # no sum, nothing to check
 
 
 def test_a_number_called_span_that_is_true_is_not_a_span_of_one_epoch():

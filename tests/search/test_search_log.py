@@ -123,7 +123,7 @@ def test_a_nan_in_a_log_is_refused(tmp_path: Path) -> None:
 def test_a_users_file_without_a_line_feed_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("my notes")
-    with pytest.raises(KdepError, match="is no log of a search"):
+    with pytest.raises(KdepError, match="is not the log of a search"):
         result(search(trials=2), path)
     assert path.read_text() == "my notes"
 

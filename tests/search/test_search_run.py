@@ -154,7 +154,7 @@ def test_successive_failures_stop_the_search_and_the_same_command_continues(
 def test_limits_that_almost_no_proposal_meets_end_the_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdep_bench.search.run.MOST_OVER_LIMIT", 20)
+    monkeypatch.setattr("kdep_bench.search.run.MAX_OVER_LIMIT", 20)
     tried = search(
         space=[
             dict(key="student.width", values=[8, *range(64, 64 + 8 * 400, 8)]),

@@ -107,7 +107,7 @@ def test_a_value_that_the_family_does_not_accept_is_named(
 
 def test_a_type_that_is_no_family_is_named() -> None:
     tried = Space([Dimension("method.x", (1,))], {"type": "kdep_bench.probes.knn.Knn"})
-    with pytest.raises(KdepError, match="is no family of students"):
+    with pytest.raises(KdepError, match="is not a family of students"):
         tried.first_within(Limits())
 
 

@@ -167,7 +167,7 @@ class ReadableMeanTeacher(MeanTeacher):
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         append_step(self.seen, ctx)
-        self.seen[-1]["opinion"] = self.opinion(ctx)
+        self.seen[-1]["opinion"] = self.ema_probabilities(ctx)
         self.seen[-1]["head"] = self.teacher_head.weight.clone()
         return super().terms(ctx)
 
