@@ -2,7 +2,7 @@
 
 Source       a variant by this project of Bai et al., CVPR 2023 (`dmae`), which is for transformers.
              In the images of student and teacher, hidden patches have the mean colour. There is no
-             reconstruction term, because a convolution mixes visible and hidden patches. alpha is
+             loss on pixels, because a convolution mixes visible and hidden patches. alpha is
              100 instead of 1, so that the initial loss is about ten, as for `fitnets`: a step of
              the suites' SGD depends on the scale of the loss, one of the source's AdamW does not.
              The last map of the student is used, because with a middle one no loss would train the
