@@ -25,10 +25,11 @@ REPO = Path(__file__).resolve().parents[2]
 TOOL = REPO / "tools/gpu_check.py"
 
 
-def machine_info(**more: Any) -> MachineInfo:
+def machine_info(**changes: Any) -> MachineInfo:
+    """A machine with one usable GPU, but for these changes."""
     card = {"number": "0", "name": "A", "free_gib": 70.0, "total_gib": 80.0}
     known = dict(torch="2.11", built_for="13.0", driver="580", library=True, available=True)
-    return MachineInfo(**{**known, "cards": [card], **more})
+    return MachineInfo(**{**known, "cards": [card], **changes})
 
 
 @pytest.mark.parametrize(
@@ -64,13 +65,13 @@ def test_without_a_driver_the_command_prints_one_line_and_exits_with_2(tmp_path:
     assert not (tmp_path / "o").exists()
 
 
-def test_a_prediction_interval_of_three_runs():
+def test_the_prediction_interval_of_three_runs_is_that_of_student_s_t():
     low, high = prediction_interval([1.0, 2.0, 3.0])
     # t(0.975, 2) = 4.302653, times sqrt(1 + 1/3)
     assert (low, high) == pytest.approx((2 - 4.968276, 2 + 4.968276), abs=1e-5)
-    for useless in ([1.0], [0.0, 0.0, 0.0]):
+    for values in ([1.0], [0.0, 0.0, 0.0]):
         with pytest.raises(KdepError, match="two or more different"):
-            prediction_interval(useless)
+            prediction_interval(values)
 
 
 def test_only_complete_records_are_compared(tmp_path: Path):
@@ -84,21 +85,25 @@ def test_only_complete_records_are_compared(tmp_path: Path):
 # ---- time limits ----
 
 
-def _measures_then_hangs(setting: Setting, measurements: Measurements) -> None:
+def measure_then_hang(setting: Setting, measurements: Measurements) -> None:
+    """A check that records a figure and then hangs."""
     measurements.figure("before the hang", 7, "s")
     time.sleep(60)
 
 
-def _crashes(setting: Setting, measurements: Measurements) -> None:
+def crash(setting: Setting, measurements: Measurements) -> None:
+    """A check whose process ends with status 9."""
     measurements.claim("before the crash", True, 1, "1")
     os._exit(9)
 
 
-def _refuses(setting: Setting, measurements: Measurements) -> None:
+def refuse(setting: Setting, measurements: Measurements) -> None:
+    """A check that raises a KdepError."""
     raise KdepError("no such thing", expected="it", fix="bring it")
 
 
 def run_check(function: Any, tmp_path: Path, limit: float = 30.0) -> dict[str, Any]:
+    """The result of this check, run in a process with a time limit in seconds."""
     check = Check("c", 1, 9, 1, function)
     running = run.Running.start("c", check, "cpu", (), True, tmp_path, limit)
     (ended,) = run._wait([running])
@@ -107,17 +112,17 @@ def run_check(function: Any, tmp_path: Path, limit: float = 30.0) -> dict[str, A
 
 def test_measurements_before_the_time_limit_are_kept(tmp_path: Path):
     start = time.monotonic()
-    result = run_check(_measures_then_hangs, tmp_path, 2.0)
+    result = run_check(measure_then_hang, tmp_path, 2.0)
     assert time.monotonic() - start < 20
     assert result["status"] == "interrupted"
     assert result["figures"] == [{"what": "before the hang", "value": 7.0, "unit": "s"}]
 
 
 def test_a_failing_check_does_not_stop_the_others(tmp_path: Path):
-    crashed = run_check(_crashes, tmp_path)
+    crashed = run_check(crash, tmp_path)
     assert (crashed["status"], crashed["claims"][0]["ok"]) == ("failed", True)
     assert "status 9" in crashed["why"]
-    refused = run_check(_refuses, tmp_path)
+    refused = run_check(refuse, tmp_path)
     assert refused["why"] == "no such thing; expected it. Fix: bring it."
 
 
@@ -173,8 +178,8 @@ def test_every_check_runs_on_a_cpu(tmp_path: Path):
         [*command, "--budget", "900"], capture_output=True, text=True, check=False
     )
     result = read_json(tmp_path / "gpu_check.json")
-    bad = {n: (c["status"], c.get("why"), [x for x in c.get("claims", ()) if not x["ok"]])
+    checks_run = {n: (c["status"], c.get("why"), [x for x in c.get("claims", ()) if not x["ok"]])
            for n, c in result["checks"].items()}  # fmt: skip
-    assert done.returncode == 0, f"{bad}\n{done.stdout}{done.stderr}"
+    assert done.returncode == 0, f"{checks_run}\n{done.stdout}{done.stderr}"
     assert {c["status"] for c in result["checks"].values()} == {"done"}
     assert "mean nothing" in (tmp_path / "gpu.md").read_text()

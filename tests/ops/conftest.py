@@ -1,4 +1,4 @@
-"""Every test of this folder uses the stand-in, on the CPU and, where there is one, on CUDA."""
+"""Every test of this folder uses the torchvision stand-in for mmcv, on the CPU and any CUDA GPU."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ ops.install()
 
 @pytest.fixture(params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
 def device(request: pytest.FixtureRequest) -> torch.device:
+    """The CPU and, where there is one, a GPU."""
     return torch.device(request.param)
 
 
 @pytest.fixture(autouse=True)
-def _stand_in() -> None:
+def require_stand_in() -> None:
+    """Skips the tests where a compiled mmcv is installed."""
     if ops.backend() != "torchvision":
         pytest.skip("a compiled mmcv is installed; these tests are of its stand-in")

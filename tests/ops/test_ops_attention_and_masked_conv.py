@@ -15,54 +15,55 @@ SHAPES = [(4, 5), (2, 3)]
 attend = MultiScaleDeformableAttnFunction.apply
 
 
-def make() -> tuple[Tensor, Tensor, Tensor]:
+def random_inputs() -> tuple[Tensor, Tensor, Tensor]:
+    """(values, sampling locations, attention weights) of two levels."""
     g = torch.Generator().manual_seed(2)
     value = torch.randn(2, 26, 2, 3, generator=g, dtype=torch.float64)  # B, sum HW, heads, d
-    where = torch.rand(2, 3, 2, 2, 2, 2, generator=g, dtype=torch.float64) * 1.2 - 0.1
+    locations = torch.rand(2, 3, 2, 2, 2, 2, generator=g, dtype=torch.float64) * 1.2 - 0.1
     weights = torch.rand(2, 3, 2, 2, 2, generator=g, dtype=torch.float64)
-    return value, where, weights
+    return value, locations, weights
 
 
-def reference(value: Tensor, where: Tensor, weights: Tensor) -> Tensor:
-    """Bilinear with zeros outside; a location in [0, 1] spans a level from edge to edge."""
-    batch, queries, heads, levels, points, _ = where.shape
+def reference(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    """Attention in loops: bilinear, zero outside; [0, 1] spans a level from edge to edge."""
+    batch, queries, heads, levels, points, _ = locations.shape
     output = value.new_zeros(batch, queries, heads, value.shape[-1])
     starts = [0, 20]
     for b, q, h, level, p in torch.cartesian_prod(
         *[torch.arange(n) for n in (batch, queries, heads, levels, points)]
     ).tolist():
         height, width = SHAPES[level]
-        x = float(where[b, q, h, level, p, 0]) * width - 0.5
-        y = float(where[b, q, h, level, p, 1]) * height - 0.5
+        x = float(locations[b, q, h, level, p, 0]) * width - 0.5
+        y = float(locations[b, q, h, level, p, 1]) * height - 0.5
         for row in (math.floor(y), math.floor(y) + 1):
             for column in (math.floor(x), math.floor(x) + 1):
                 if 0 <= row < height and 0 <= column < width:
-                    share = (1 - abs(y - row)) * (1 - abs(x - column))
+                    corner_weight = (1 - abs(y - row)) * (1 - abs(x - column))
                     pixel = value[b, starts[level] + row * width + column, h]
-                    output[b, q, h] += weights[b, q, h, level, p] * share * pixel
+                    output[b, q, h] += weights[b, q, h, level, p] * corner_weight * pixel
     return output.flatten(2)
 
 
-def test_attention_forward_backward_and_half() -> None:
-    value, where, weights = make()
+def test_attention_equals_loops_and_has_correct_gradients() -> None:
+    value, locations, weights = random_inputs()
     shapes, starts = torch.tensor(SHAPES), torch.tensor([0, 20])
-    ours = attend(value, shapes, starts, where, weights, 64)
-    torch.testing.assert_close(ours, reference(value, where, weights), rtol=0, atol=1e-12)
-    leaves = tuple(t.clone().requires_grad_() for t in (value, where, weights))
+    ours = attend(value, shapes, starts, locations, weights, 64)
+    torch.testing.assert_close(ours, reference(value, locations, weights), rtol=0, atol=1e-12)
+    leaves = tuple(t.clone().requires_grad_() for t in (value, locations, weights))
     assert torch.autograd.gradcheck(
         lambda v, w, a: attend(v, shapes, starts, w, a, 64), leaves, fast_mode=True
     )
-    half = attend(value.bfloat16(), shapes, starts, where.float(), weights.float(), 64)
+    half = attend(value.bfloat16(), shapes, starts, locations.float(), weights.float(), 64)
     assert half.dtype == torch.bfloat16
 
 
-def test_masked_conv() -> None:
+def test_masked_convolution_is_a_convolution_at_the_masked_positions() -> None:
     torch.manual_seed(0)
     x, weight, bias = torch.randn(1, 3, 6, 7), torch.randn(4, 3, 3, 3), torch.randn(4)
     whole = F.conv2d(x, weight, bias, padding=1)
     mask = torch.rand(1, 6, 7) > 0.5
-    got = masked_conv2d(x, mask.float(), weight, bias, 1)
-    torch.testing.assert_close(got, whole * mask, rtol=0, atol=1e-5)
+    masked = masked_conv2d(x, mask.float(), weight, bias, 1)
+    torch.testing.assert_close(masked, whole * mask, rtol=0, atol=1e-5)
     assert not masked_conv2d(x, torch.zeros(1, 6, 7), weight, bias, 1).any()
     with pytest.raises(IndexError):  # without padding the output is smaller than the mask
         masked_conv2d(x, torch.ones(1, 6, 7), weight, bias, 0)

@@ -22,15 +22,17 @@ THRESHOLDS = (0.25, 0.5, 0.75)
 
 
 def iou64(a: list[float], b: list[float], offset: int = 0) -> float:
+    """The IoU of two boxes; `offset` 1 counts both edges as part of a box."""
     width = min(a[2], b[2]) - max(a[0], b[0]) + offset
     height = min(a[3], b[3]) - max(a[1], b[1]) + offset
     shared = max(width, 0.0) * max(height, 0.0)
-    areas = [(c[2] - c[0] + offset) * (c[3] - c[1] + offset) for c in (a, b)]
+    areas = [(box[2] - box[0] + offset) * (box[3] - box[1] + offset) for box in (a, b)]
     union = sum(areas) - shared
     return shared / union if union else 0.0
 
 
 def nms64(boxes: list, scores: list, threshold: float, offset: int = 0) -> list[int]:
+    """Indices of the boxes that non-maximum suppression keeps, best first."""
     kept: list[int] = []
     for i in sorted(range(len(boxes)), key=lambda i: -scores[i]):
         if all(iou64(boxes[i], boxes[j], offset) <= threshold for j in kept):
@@ -41,6 +43,7 @@ def nms64(boxes: list, scores: list, threshold: float, offset: int = 0) -> list[
 def soft_nms64(
     boxes: list, scores: list, threshold: float, sigma: float, floor: float, method: str
 ) -> list[tuple[int, float]]:
+    """(index, remaining score) of each box that soft NMS keeps, in the order of being taken."""
     left, result = dict(enumerate(scores)), []
     while left:
         best = max(left, key=lambda i: (left[i], -i))
@@ -57,6 +60,7 @@ def soft_nms64(
 
 
 def random_boxes(seed: int, n: int = 40, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+    """n boxes with whole coordinates, and their scores, no two of them equal."""
     rng = np.random.default_rng(seed)
     near = rng.integers(0, size, (n, 2))
     far = near + rng.integers(1, size, (n, 2))
@@ -81,7 +85,9 @@ def test_nms_equals_the_float64_reference(seed: int, offset: int, device: torch.
 
 @settings(deadline=None, max_examples=60)
 @given(boxes_strategy, st.sampled_from(THRESHOLDS), st.randoms(use_true_random=False))
-def test_nms_properties(boxes: torch.Tensor, threshold: float, random) -> None:
+def test_nms_is_idempotent_and_independent_of_the_order_of_boxes(
+    boxes: torch.Tensor, threshold: float, random
+) -> None:
     scores = torch.arange(1, len(boxes) + 1) / len(boxes)
     dets, kept = nms(boxes, scores, threshold)
     again = nms(dets[:, :4].contiguous(), dets[:, 4].contiguous(), threshold)[1]
@@ -89,15 +95,15 @@ def test_nms_properties(boxes: torch.Tensor, threshold: float, random) -> None:
     order = list(range(len(boxes)))
     random.shuffle(order)
     shuffled = nms(boxes[order], scores[order], threshold)[1]
-    assert [order[i] for i in shuffled] == kept.tolist()  # the order of the input is no matter
-    for i in set(range(len(boxes))) - set(kept.tolist()):  # what went had a better one in its way
+    assert [order[i] for i in shuffled] == kept.tolist()  # the order of the input does not matter
+    for i in set(range(len(boxes))) - set(kept.tolist()):  # a kept box suppresses each that went
         assert any(
             scores[j] > scores[i] and iou64(boxes[i].tolist(), boxes[j].tolist()) > threshold
             for j in kept.tolist()
         )
 
 
-def test_nms_edges(device: torch.device) -> None:
+def test_nms_of_no_boxes_equal_boxes_and_an_iou_at_the_threshold(device: torch.device) -> None:
     none = torch.empty(0, 4, device=device)
     assert nms(none, none[:, 0], 0.5)[1].tolist() == []
     twins = torch.tensor([[0, 0, 4, 4], [0, 0, 4, 4.0]], device=device)
@@ -108,7 +114,7 @@ def test_nms_edges(device: torch.device) -> None:
         assert len(nms(twins.to(dtype), torch.ones(2, device=device).to(dtype), 0.5)[1]) == 1
 
 
-def test_nms_of_numpy_and_batched_nms() -> None:
+def test_nms_takes_numpy_arrays_and_batched_nms_works_class_by_class() -> None:
     boxes, scores = random_boxes(3)
     dets, kept = nms(boxes.numpy(), scores.numpy(), 0.5)
     assert isinstance(dets, np.ndarray)
@@ -118,8 +124,8 @@ def test_nms_of_numpy_and_batched_nms() -> None:
     expected: list[int] = []
     for c in range(3):
         rows = torch.nonzero(classes == c)[:, 0].tolist()
-        local = nms64(boxes[rows].tolist(), scores[rows].tolist(), 0.5)
-        expected += [rows[i] for i in local]
+        kept_of_class = nms64(boxes[rows].tolist(), scores[rows].tolist(), 0.5)
+        expected += [rows[i] for i in kept_of_class]
     assert sorted(kept.tolist()) == sorted(expected)
 
 
@@ -134,7 +140,7 @@ def test_soft_nms_equals_the_float64_reference(seed: int, method: str) -> None:
     np.testing.assert_allclose(dets[:, 4], [s for _, s in expected], rtol=1e-5)
 
 
-def test_soft_nms_example_of_mmcv_and_empty() -> None:
+def test_soft_nms_of_mmcv_s_example_and_of_no_boxes() -> None:
     boxes = [[4, 3, 5, 3], [4, 3, 5, 4], [3, 1, 3, 1], [3, 1, 3, 1], [3, 1, 3, 1], [3, 1, 3, 1]]
     scores = np.array([0.9, 0.9, 0.5, 0.5, 0.4, 0.0], dtype=np.float32)
     dets, kept = soft_nms(np.array(boxes, dtype=np.float32), scores, 0.6, sigma=0.5)
@@ -145,14 +151,20 @@ def test_soft_nms_example_of_mmcv_and_empty() -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(boxes_strategy, st.sampled_from([0.3, 0.55, 0.7]))
-def test_nms_match_groups(boxes: torch.Tensor, threshold: float) -> None:
+def test_nms_match_groups_each_box_with_the_one_that_suppresses_it(
+    boxes: torch.Tensor, threshold: float
+) -> None:
     scores = torch.arange(1, len(boxes) + 1) / len(boxes)
-    groups = [g.tolist() for g in nms_match(torch.cat([boxes, scores[:, None]], 1), threshold)]
-    assert sorted(i for g in groups for i in g) == list(range(len(boxes)))  # each box in one group
-    # with 0.3, 0.55 and 0.7 ">=" and ">" differ only where an IoU of these boxes is that fraction
+    groups = [
+        group.tolist() for group in nms_match(torch.cat([boxes, scores[:, None]], 1), threshold)
+    ]
+    assert sorted(i for group in groups for i in group) == list(
+        range(len(boxes))
+    )  # each box in one group
+    # Only an IoU equal to the threshold makes mmcv's ">=" differ from the ">" of nms64.
     tie = any(abs(iou64(a, b) - threshold) < 1e-6 for a in boxes.tolist() for b in boxes.tolist())
     if not tie:
-        assert [g[0] for g in groups] == nms64(boxes.tolist(), scores.tolist(), threshold)
+        assert [group[0] for group in groups] == nms64(boxes.tolist(), scores.tolist(), threshold)
     for head, *rest in groups:
         assert all(iou64(boxes[head].tolist(), boxes[i].tolist()) > threshold - 1e-6 for i in rest)
         assert rest == sorted(rest, reverse=True)  # by score, which rises with the index here
@@ -165,10 +177,13 @@ def test_nms_match_suppresses_at_the_threshold_itself() -> None:
 
 @pytest.mark.parametrize("offset", [0, 1])
 @pytest.mark.parametrize("mode", ["iou", "iof"])
-def test_bbox_overlaps(mode: str, offset: int, device: torch.device) -> None:
+def test_bbox_overlaps_equal_the_float64_reference(
+    mode: str, offset: int, device: torch.device
+) -> None:
     first, second = random_boxes(1, 9)[0], random_boxes(2, 9)[0]
 
     def reference(a: list[float], b: list[float]) -> float:
+        """The IoU or, in mode "iof", the intersection over the area of `a`."""
         if mode == "iou":
             return iou64(a, b, offset)
         width = max(min(a[2], b[2]) - max(a[0], b[0]) + offset, 0)

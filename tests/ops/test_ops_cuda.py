@@ -17,10 +17,12 @@ from tests.fake_cuda import fake_cuda
 
 
 def gpu(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Zeros on the (fake) GPU."""
     return torch.zeros(shape, dtype=dtype, device="cuda")
 
 
-def _roi_align(backward: bool) -> Tensor:
+def run_roi_align(backward: bool) -> Tensor:
+    """RoIAlign's output, or the gradient of its images."""
     rois, out, none = gpu(3, 5), gpu(3, 4, 2, 2), gpu(0)
     x = gpu(2, 4, 8, 8)
     settings = (2, 2, 0.5, 2, 1, True)
@@ -31,7 +33,8 @@ def _roi_align(backward: bool) -> Tensor:
     return out
 
 
-def _deform(modulated: bool) -> Tensor:
+def run_deform_conv(modulated: bool) -> Tensor:
+    """The output of a (modulated) deformable convolution."""
     x, weight, out, offset = gpu(2, 4, 8, 8), gpu(6, 4, 3, 3), gpu(2, 6, 8, 8), gpu(2, 18, 8, 8)
     if modulated:
         mask, bias, none = gpu(2, 9, 8, 8), gpu(6), gpu(0)
@@ -45,34 +48,37 @@ def _deform(modulated: bool) -> Tensor:
     return out
 
 
-def _focal(step: Callable[..., None]) -> Tensor:
+def run_focal(step: Callable[..., None]) -> Tensor:
+    """The loss, or its gradient, that `step` writes."""
     x, out = gpu(5, 3), gpu(5, 3)
     step(x, gpu(5, dtype=torch.long), gpu(0), out, 2.0, 0.25)
     return out
 
 
-def _overlaps(aligned: bool) -> Tensor:
+def run_overlaps(aligned: bool) -> Tensor:
+    """The IoU of four boxes with four others, of pairs or of all with all."""
     out = gpu(4) if aligned else gpu(4, 4)
     boxes.bbox_overlaps(gpu(4, 4), gpu(4, 4), out, 0, aligned, 0)
     return out
 
 
-def _gather() -> Tensor:
+def run_masked_im2col() -> Tensor:
+    """The columns of the masked positions."""
     place, col = gpu(6, dtype=torch.long), gpu(4 * 9, 6)
     masked_conv.masked_im2col_forward(gpu(1, 4, 8, 8), place, place, col, 3, 3, 1, 1)
     return col
 
 
 CALLS: dict[str, Callable[[], Any]] = {
-    "roi_align": lambda: _roi_align(False),
-    "roi_align_backward": lambda: _roi_align(True),
-    "deform_conv": lambda: _deform(False),
-    "modulated_deform_conv": lambda: _deform(True),
-    "focal": lambda: _focal(focal.sigmoid_focal_loss_forward),
-    "focal_backward": lambda: _focal(focal.sigmoid_focal_loss_backward),
-    "overlaps": lambda: _overlaps(False),
-    "aligned_overlaps": lambda: _overlaps(True),
-    "masked_im2col": _gather,
+    "roi_align": lambda: run_roi_align(False),
+    "roi_align_backward": lambda: run_roi_align(True),
+    "deform_conv": lambda: run_deform_conv(False),
+    "modulated_deform_conv": lambda: run_deform_conv(True),
+    "focal": lambda: run_focal(focal.sigmoid_focal_loss_forward),
+    "focal_backward": lambda: run_focal(focal.sigmoid_focal_loss_backward),
+    "overlaps": lambda: run_overlaps(False),
+    "aligned_overlaps": lambda: run_overlaps(True),
+    "masked_im2col": run_masked_im2col,
 }
 
 

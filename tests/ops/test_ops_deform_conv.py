@@ -11,10 +11,14 @@ from torch import Tensor
 STRIDE, PAD, DILATION = 2, 1, 1
 
 
-def make(groups: int = 1, offset_groups: int = 1, device: torch.device | str = "cpu") -> dict:
+def random_inputs(
+    groups: int = 1, offset_groups: int = 1, device: torch.device | str = "cpu"
+) -> dict:
+    """Tensors of a deformable convolution, by argument name."""
     g = torch.Generator().manual_seed(5)
 
     def normal(*shape: int) -> Tensor:
+        """A tensor of normal random numbers."""
         return torch.randn(*shape, generator=g, dtype=torch.float64).to(device)
 
     taps = offset_groups * 9
@@ -43,8 +47,8 @@ def reference(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Ten
     return torch.einsum("ock,knchw->nohw", kernel, torch.stack(taps)) + bias[:, None, None]
 
 
-def test_zero_offset_is_a_convolution(device: torch.device) -> None:
-    t = make(groups=2, device=device)
+def test_with_zero_offsets_it_is_a_convolution(device: torch.device) -> None:
+    t = random_inputs(groups=2, device=device)
     x, weight = t["x"].requires_grad_(), t["weight"].requires_grad_()
     zero = torch.zeros_like(t["offset"])
     plain = F.conv2d(x, weight, None, STRIDE, PAD, DILATION, 2)
@@ -59,8 +63,8 @@ def test_zero_offset_is_a_convolution(device: torch.device) -> None:
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
-def test_modulated_with_zero_offset_scales_a_convolution(device: torch.device) -> None:
-    t = make(device=device)
+def test_with_zero_offsets_the_mask_scales_a_convolution(device: torch.device) -> None:
+    t = random_inputs(device=device)
     zero, half = torch.zeros_like(t["offset"]), torch.full_like(t["mask"], 0.5)
     plain = F.conv2d(t["x"], t["weight"], None, STRIDE, PAD)
     for bias, shift in ((t["bias"], t["bias"][:, None, None]), (None, 0.0)):
@@ -69,7 +73,7 @@ def test_modulated_with_zero_offset_scales_a_convolution(device: torch.device) -
 
 
 def test_forward_and_gradients_equal_the_sampled_reference() -> None:
-    t = {name: v.requires_grad_() for name, v in make().items()}
+    t = {name: v.requires_grad_() for name, v in random_inputs().items()}
     expected = reference(t["x"], t["offset"], t["mask"], t["weight"], t["bias"])
     ours = modulated_deform_conv2d(
         t["x"], t["offset"], t["mask"], t["weight"], t["bias"], STRIDE, PAD, DILATION
@@ -82,13 +86,13 @@ def test_forward_and_gradients_equal_the_sampled_reference() -> None:
         torch.autograd.grad(expected, [t[n] for n in names], upstream),
         strict=True,
     )
-    for got, wanted in pairs:
-        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-10)
+    for grad, expected_grad in pairs:
+        torch.testing.assert_close(grad, expected_grad, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(("groups", "offset_groups"), [(1, 1), (2, 2)])
-def test_gradcheck(groups: int, offset_groups: int) -> None:
-    t = {name: v.requires_grad_() for name, v in make(groups, offset_groups).items()}
+def test_gradients_equal_finite_differences(groups: int, offset_groups: int) -> None:
+    t = {name: v.requires_grad_() for name, v in random_inputs(groups, offset_groups).items()}
     args = (STRIDE, PAD, DILATION, groups, offset_groups)
     fast = {"fast_mode": True}
     assert torch.autograd.gradcheck(

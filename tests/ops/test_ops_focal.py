@@ -13,6 +13,7 @@ from kdep_bench.errors import KdepError
 
 
 def focal64(x: Tensor, target: Tensor, gamma: float, alpha: float) -> Tensor:
+    """The loss of each entry by the paper's formula; the last class of `target` is background."""
     p = 1 / (1 + torch.exp(-x))
     is_class = torch.nn.functional.one_hot(target, x.shape[1] + 1)[:, :-1].bool()
     p_t = torch.where(is_class, p, 1 - p)
@@ -22,7 +23,7 @@ def focal64(x: Tensor, target: Tensor, gamma: float, alpha: float) -> Tensor:
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 10**6), st.floats(0.5, 5), st.floats(0.05, 0.95))
-def test_forward_and_backward(seed: int, gamma: float, alpha: float) -> None:
+def test_loss_and_gradient_equal_the_formula(seed: int, gamma: float, alpha: float) -> None:
     g = torch.Generator().manual_seed(seed)
     x = (torch.randn(6, 3, generator=g, dtype=torch.float64) * 4).requires_grad_()
     target = torch.randint(0, 4, (6,), generator=g)  # 3 is background
@@ -38,16 +39,18 @@ def test_forward_and_backward(seed: int, gamma: float, alpha: float) -> None:
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_reductions_and_devices(reduction: str, device: torch.device) -> None:
+def test_the_mean_divides_by_rows_and_the_sum_by_nothing_on_every_device(
+    reduction: str, device: torch.device
+) -> None:
     x = torch.randn(5, 4, device=device)
     target = torch.tensor([0, 1, 2, 3, 4], device=device)
     total = focal64(x.double(), target, 2.0, 0.25).sum()
-    got = sigmoid_focal_loss(x, target, 2.0, 0.25, None, reduction)
+    loss = sigmoid_focal_loss(x, target, 2.0, 0.25, None, reduction)
     expected = total / 5 if reduction == "mean" else total
-    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_extreme_logits_stay_finite_and_exact() -> None:
+def test_extreme_logits_have_a_finite_and_exact_loss() -> None:
     x = torch.tensor([[-300.0, 300.0]], requires_grad=True)
     loss = sigmoid_focal_loss(x, torch.tensor([0]), 2.0, 0.25, None, "none")
     assert loss.tolist() == [[75.0, 225.0]]  # alpha * 300 and (1 - alpha) * 300

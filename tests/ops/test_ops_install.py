@@ -1,4 +1,4 @@
-"""Where `mmcv._ext` comes from, and what the stand-in does with operators it lacks."""
+"""Where `mmcv._ext` comes from, and what the stand-in does with operators that it lacks."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ print(ops.backend(), 'torch' in sys.modules, 'mmcv' in sys.modules)
     assert python(code) == "torchvision False False"
 
 
-def test_install_is_idempotent_and_last() -> None:
+def test_install_puts_its_finder_once_and_last() -> None:
     class Later:
+        """A finder that was added to the path by another package."""
+
         @staticmethod
         def find_spec(name: str, path: object = None, target: object = None) -> None:
             return None
@@ -47,8 +49,8 @@ def test_install_is_idempotent_and_last() -> None:
         sys.meta_path.remove(Later)  # pyright: ignore[reportArgumentType]
 
 
-def test_a_compiled_extension_wins(tmp_path: Path) -> None:
-    # as a compiled mmcv has it: the file _ext.* in mmcv's own folder
+def test_a_compiled_extension_is_used_instead_of_the_stand_in(tmp_path: Path) -> None:
+    # a compiled mmcv has a file _ext.* in its own folder
     (tmp_path / "mmcv").mkdir()
     (tmp_path / "mmcv" / "__init__.py").write_text("")
     (tmp_path / "mmcv" / "_ext.py").write_text("nms = 'compiled'\n")
@@ -79,7 +81,7 @@ except Exception as e:
     assert out.startswith("KdepError mmcv is not installed")
 
 
-def test_other_operators_exist_and_raise_kdep_error() -> None:
+def test_an_operator_that_the_stand_in_lacks_raises_kdep_error_when_called() -> None:
     import mmcv._ext as ext  # pyright: ignore[reportMissingImports]
     from mmcv.ops import RoIPool, softmax_focal_loss
 
@@ -92,7 +94,7 @@ def test_other_operators_exist_and_raise_kdep_error() -> None:
     assert not hasattr(ext, "_no_such_private_name")
 
 
-def test_the_nineteen_operators_are_real() -> None:
+def test_all_nineteen_listed_operators_are_implemented() -> None:
     import mmcv._ext as ext  # pyright: ignore[reportMissingImports]
 
     assert len(ext.__all__) == 19
@@ -100,7 +102,7 @@ def test_the_nineteen_operators_are_real() -> None:
     assert all("_missing" not in getattr(ext, name).__qualname__ for name in ext.__all__)
 
 
-def test_version_getters() -> None:
+def test_the_compiler_and_cuda_versions_are_those_of_torchvision_and_torch() -> None:
     from mmcv.ops import get_compiler_version, get_compiling_cuda_version
 
     assert torchvision.__version__ in get_compiler_version()
@@ -109,7 +111,7 @@ def test_version_getters() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("toolkit", ["mmdet.models", "mmseg.models", "mmpretrain.models"])
-def test_toolkits_import(toolkit: str) -> None:
+def test_a_toolkit_imports_with_the_stand_in(toolkit: str) -> None:
     code = f"""
 from kdep_bench import ops
 ops.install()

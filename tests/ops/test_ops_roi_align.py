@@ -28,10 +28,11 @@ def sample64(image: torch.Tensor, y: float, x: float) -> torch.Tensor:
 def roi_align64(
     images: torch.Tensor, rois: list, size: tuple, scale: float, ratio: int, aligned: bool
 ) -> torch.Tensor:
+    """RoIAlign in loops: each bin is the mean of its sampled points."""
     pooled = []
     for index, *box in rois:
         shift = 0.5 if aligned else 0.0
-        x1, y1, x2, y2 = (c * scale - shift for c in box)
+        x1, y1, x2, y2 = (edge * scale - shift for edge in box)
         width, height = x2 - x1, y2 - y1
         if not aligned:
             width, height = max(width, 1.0), max(height, 1.0)
@@ -67,7 +68,9 @@ ROIS = [
 
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("ratio", [0, 2])
-def test_forward_and_backward(ratio: int, aligned: bool, device: torch.device) -> None:
+def test_output_and_gradient_equal_the_reference(
+    ratio: int, aligned: bool, device: torch.device
+) -> None:
     torch.manual_seed(0)
     images = torch.randn(2, 3, 12, 14, dtype=torch.float64, requires_grad=True)
     expected = roi_align64(images, ROIS, (3, 2), 0.5, ratio, aligned)
@@ -84,7 +87,9 @@ def test_forward_and_backward(ratio: int, aligned: bool, device: torch.device) -
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_types_compute_in_float32(dtype: torch.dtype, device: torch.device) -> None:
+def test_half_precision_inputs_are_computed_in_float32(
+    dtype: torch.dtype, device: torch.device
+) -> None:
     images = torch.randn(2, 3, 12, 14, device=device).to(dtype).requires_grad_()
     rois = torch.tensor(ROIS, device=device)
     output = RoIAlign((3, 2), 0.5)(images, rois)
@@ -95,7 +100,7 @@ def test_half_types_compute_in_float32(dtype: torch.dtype, device: torch.device)
     assert images.grad.dtype == dtype
 
 
-def test_no_rois_and_a_constant_image() -> None:
+def test_no_rois_give_no_output_and_a_constant_image_its_constant() -> None:
     images = torch.full((1, 2, 8, 8), 3.0)
     assert roi_align(images, torch.empty(0, 5), (2, 2)).shape == (0, 2, 2, 2)
     inside = torch.tensor([[0, 1.0, 1, 6, 6]])

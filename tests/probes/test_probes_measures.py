@@ -36,6 +36,7 @@ from kdep_bench.probes.robustness import Robustness
 
 
 def features(x: Any, labels: np.ndarray, classes: int = 0) -> Features:
+    """Features whose two taps are equal, with class names c0, c1, ..."""
     x = np.asarray(x, np.float32)
     names = tuple(f"c{i}" for i in range(classes or int(labels.max()) + 1))
     return Features(x, x, np.asarray(labels), names)
@@ -51,52 +52,55 @@ def clusters(
     return features(x, y)
 
 
-def three(noise: float = 0.05, **more) -> Inputs:
-    splits = {s: clusters(noise=noise, seed=i, **more) for i, s in enumerate(("train", "val"))}
-    return Inputs({**splits, "test": clusters(noise=noise, seed=2, **more)})
+def three_splits(noise: float = 0.05, **options) -> Inputs:
+    """The three splits, each with its own noise; `options` go to `clusters`."""
+    splits = {
+        split: clusters(noise=noise, seed=i, **options) for i, split in enumerate(("train", "val"))
+    }
+    return Inputs({**splits, "test": clusters(noise=noise, seed=2, **options)})
 
 
-def same(n: int = 40, classes: int = 4) -> Features:
-    """A collapsed backbone: every image has the same feature."""
+def collapsed_features(n: int = 40, classes: int = 4) -> Features:
+    """Features of a collapsed backbone: all images have the same."""
     return features(np.ones((n, 5)), np.repeat(np.arange(classes), n // classes))
 
 
 # ---- kNN ----
 
 
-def test_knn_by_hand():
+def test_knn_votes_equal_those_worked_out_by_hand():
     """Two far images of class 1 outvote the nearest of class 0 only at a high temperature."""
     bank = features([[1, 0], [0, 1], [0, 1]], np.array([0, 1, 1]))
     query = features([[2, 1]], np.array([0]), 2)  # cosines 0.894, 0.447, 0.447
-    v = votes(bank, query, [1, 3], T=1.0)
+    votes_of = votes(bank, query, [1, 3], T=1.0)
     near, far = np.exp(2 / 5**0.5 - 1), np.exp(1 / 5**0.5 - 1)
-    assert v[1][0] == pytest.approx([near, 0])
-    assert v[3][0] == pytest.approx([near, 2 * far])
-    assert v[3].argmax() == 1
+    assert votes_of[1][0] == pytest.approx([near, 0])
+    assert votes_of[3][0] == pytest.approx([near, 2 * far])
+    assert votes_of[3].argmax() == 1
     assert votes(bank, query, [3], T=0.1)[3].argmax() == 0
 
 
 @pytest.mark.parametrize("k", [1, 3, 10])
 def test_knn_equals_scikit_learn(k: int):
     bank, queries = clusters(200, noise=0.5, seed=0), clusters(120, noise=0.5, seed=1)
-    weights: Any = lambda d: np.exp(-d / 0.07)  # noqa: E731, typed as a string only
-    oracle = KNeighborsClassifier(k, weights=weights, metric="cosine", algorithm="brute")
-    oracle.fit(bank.after, bank.labels)
-    assert (votes(bank, queries, [k], 0.07)[k].argmax(1) == oracle.predict(queries.after)).all()
+    weights: Any = lambda d: np.exp(-d / 0.07)  # noqa: E731, scikit-learn's stub allows only a string
+    reference = KNeighborsClassifier(k, weights=weights, metric="cosine", algorithm="brute")
+    reference.fit(bank.after, bank.labels)
+    assert (votes(bank, queries, [k], 0.07)[k].argmax(1) == reference.predict(queries.after)).all()
 
 
 def test_k_is_chosen_on_val_and_never_on_test():
     """The test split is made to prefer k = 1: its score with the chosen k = 3 is 0."""
     bank = features([[1, 0.1], [1, -0.1], [1, 0.12], [-1, 0]], np.array([0, 1, 1, 2]))
     val, test = features([[1, 0.0999]], np.array([1]), 3), features([[1, 0.0999]], np.array([0]), 3)
-    made = Knn(k=(1, 3), T=10.0).measure(Inputs({"train": bank, "val": val, "test": test}))
-    assert "k = 3 chosen on val (1.0000)" in made.notes[0]
-    assert made.values["top1"].value == 0.0
+    measured = Knn(k=(1, 3), T=10.0).measure(Inputs({"train": bank, "val": val, "test": test}))
+    assert "k = 3 chosen on val (1.0000)" in measured.notes[0]
+    assert measured.values["top1"].value == 0.0
 
 
 def test_knn_scores_separated_classes_fully_and_a_collapsed_backbone_at_chance():
-    assert Knn().measure(three()).values["top1"] == Value(1.0, "larger", True, 0.25)
-    collapsed = Inputs(dict.fromkeys(("train", "val", "test"), same()))
+    assert Knn().measure(three_splits()).values["top1"] == Value(1.0, "larger", True, 0.25)
+    collapsed = Inputs(dict.fromkeys(("train", "val", "test"), collapsed_features()))
     assert Knn().measure(collapsed).values["top1"].value == 0.25
 
 
@@ -116,15 +120,15 @@ def test_draws_are_nested_balanced_and_refuse_a_class_with_too_few():
 
 def test_few_shot_accuracy_is_full_for_separated_classes_and_chance_for_a_collapsed_backbone():
     probe = FewShot(shots=[1, 4], draws=3, c_grid=[1.0, 10.0])
-    values = probe.measure(three()).values
+    values = probe.measure(three_splits()).values
     assert [v.value for v in values.values()] == [1.0, 1.0]
     assert list(values) == ["top1, 1 per class", "top1, 4 per class"]
-    collapsed = Inputs(dict.fromkeys(("train", "val", "test"), same()))
+    collapsed = Inputs(dict.fromkeys(("train", "val", "test"), collapsed_features()))
     assert probe.measure(collapsed).values["top1, 1 per class"].value == 0.25
 
 
 def test_more_shots_are_better_on_overlapping_classes():
-    values = FewShot(shots=[1, 8], draws=10).measure(three(noise=0.5, n=160)).values
+    values = FewShot(shots=[1, 8], draws=10).measure(three_splits(noise=0.5, n=160)).values
     assert values["top1, 8 per class"].value > values["top1, 1 per class"].value + 0.05
 
 
@@ -138,7 +142,7 @@ def test_average_precision_equals_scikit_learn_also_with_ties(seed: int):
     assert average_precision(score, hit) == pytest.approx(average_precision_score(hit, score))
 
 
-def test_average_precision_by_hand():
+def test_average_precision_is_that_worked_out_by_hand():
     assert average_precision(
         np.array([4, 3, 2, 1.0]), np.array([True, False, True, False])
     ) == pytest.approx((1 / 1 + 2 / 3) / 2)
@@ -146,7 +150,7 @@ def test_average_precision_by_hand():
 
 def test_retrieval_of_a_collapsed_backbone_is_chance_although_images_lie_in_class_order():
     """A ranking that breaks ties by position would find the classes of sorted folders."""
-    values = Retrieval(ranks=[1]).measure(Inputs({"test": same(400)})).values
+    values = Retrieval(ranks=[1]).measure(Inputs({"test": collapsed_features(400)})).values
     assert values["mAP"].value == pytest.approx(99 / 399)
     assert values["mAP"].chance == pytest.approx(99 / 399)
     assert values["recall at 1"].value == pytest.approx(99 / 399, abs=0.1)
@@ -156,9 +160,9 @@ def test_retrieval_of_separated_classes_is_full_and_a_query_never_finds_itself()
     values = Retrieval().measure(Inputs({"test": clusters()})).values
     assert values["mAP"].value == pytest.approx(1)
     assert values["recall at 1"].value == 1
-    # Each image is as its own class's opposite: only itself would be a right first answer.
-    lonely = features(np.eye(4)[[0, 1, 1, 0]], np.array([0, 0, 1, 1]))
-    assert Retrieval(ranks=[1]).measure(Inputs({"test": lonely})).values["recall at 1"].value == 0
+    # Each image equals one of the other class: only itself would be a correct first answer.
+    crossed = features(np.eye(4)[[0, 1, 1, 0]], np.array([0, 0, 1, 1]))
+    assert Retrieval(ranks=[1]).measure(Inputs({"test": crossed})).values["recall at 1"].value == 0
     with pytest.raises(KdepError, match="a class has one"):
         Retrieval().measure(Inputs({"test": features(np.eye(3), np.array([0, 0, 1]))}))
 
@@ -166,11 +170,13 @@ def test_retrieval_of_separated_classes_is_full_and_a_query_never_finds_itself()
 # ---- calibration ----
 
 
-def test_binned_error_by_hand():
-    """0.9 predicted and 0.5 true for four, 0.3 and 0 for one: (4 * 0.4 + 1 * 0.3) / 5."""
+def test_the_binned_error_is_that_worked_out_by_hand():
+    """Four at 0.9 of which half are true, one at 0.3 that is false: gaps of 0.4 and 0.3."""
     p, true = np.array([0.9] * 4 + [0.3]), np.array([1, 1, 0, 0, 0])
     assert binned_error(p, true, 10) == pytest.approx((4 * 0.4 + 0.3) / 5)
-    assert binned_error(np.array([0.0, 1.0]), np.array([0, 1]), 10) == 0  # both ends have a bin
+    assert (
+        binned_error(np.array([0.0, 1.0]), np.array([0, 1]), 10) == 0
+    )  # 0 and 1 both fall into a bin
     # 0.1 and 0.15 cancel in one bin of ten, and not in two of twenty.
     p, true = np.array([0.11, 0.19]), np.array([0.19, 0.11])
     assert binned_error(p, true, 10) == pytest.approx(0)
@@ -180,7 +186,7 @@ def test_binned_error_by_hand():
 def test_calibration_errors_of_a_known_table():
     p = np.array([[0.7, 0.2, 0.1], [0.7, 0.2, 0.1], [0.7, 0.2, 0.1], [0.2, 0.2, 0.6]])
     y = np.array([0, 0, 1, 2])
-    # Top class: 0.7 thrice, right twice; 0.6 once, right.
+    # Top class: 0.7 three times, correct twice; 0.6 once, correct.
     assert calibration_error(p, y, 10) == pytest.approx((abs(2.1 - 2) + 0.4) / 4)
     first, second = (abs(2.1 - 2) + 0.2) / 4, abs(0.8 - 1) / 4
     third = (0.3 + 0.4) / 4
@@ -188,27 +194,31 @@ def test_calibration_errors_of_a_known_table():
 
 
 def test_calibration_of_an_overconfident_and_of_a_collapsed_backbone():
-    collapsed = Inputs(dict.fromkeys(("train", "val", "test"), same()))
-    values = Calibration().measure(collapsed).values  # says 0.25 for every class, which is right
+    collapsed = Inputs(dict.fromkeys(("train", "val", "test"), collapsed_features()))
+    values = (
+        Calibration().measure(collapsed).values
+    )  # predicts 0.25 for every class, which is correct
     assert values["ECE"].value == pytest.approx(0, abs=1e-6)
     assert values["NLL"].value == pytest.approx(np.log(4), abs=1e-6)
     assert values["Brier"].value == pytest.approx(0.75, abs=1e-6)
     assert values["top1"].value == 0.25
-    clear = three()
-    turned = features(clear.splits["test"].after, (clear.splits["test"].labels + 1) % 4)
-    wrong = Calibration(c_grid=[1.0]).measure(Inputs({**clear.splits, "test": turned})).values
-    assert wrong["top1"].value == 0
-    assert wrong["ECE"].value > 0.5
-    assert wrong["Brier"].value > 1
-    assert wrong["NLL"].value > np.log(4)
+    separated = three_splits()
+    shifted = features(separated.splits["test"].after, (separated.splits["test"].labels + 1) % 4)
+    values_when_wrong = (
+        Calibration(c_grid=[1.0]).measure(Inputs({**separated.splits, "test": shifted})).values
+    )
+    assert values_when_wrong["top1"].value == 0
+    assert values_when_wrong["ECE"].value > 0.5
+    assert values_when_wrong["Brier"].value > 1
+    assert values_when_wrong["NLL"].value > np.log(4)
 
 
 def test_probabilities_belong_to_their_class_where_the_training_split_lacks_one():
     """scikit-learn has no column for a class without training images."""
-    clear = three()
-    kept = clear.splits["train"].labels != 1
-    train = features(clear.splits["train"].after[kept], clear.splits["train"].labels[kept])
-    values = Calibration(c_grid=[1.0]).measure(Inputs({**clear.splits, "train": train})).values
+    separated = three_splits()
+    kept = separated.splits["train"].labels != 1
+    train = features(separated.splits["train"].after[kept], separated.splits["train"].labels[kept])
+    values = Calibration(c_grid=[1.0]).measure(Inputs({**separated.splits, "train": train})).values
     assert values["top1"].value == pytest.approx(0.75)
 
 
@@ -225,7 +235,7 @@ def test_effective_rank_of_known_spectra():
     assert effective_rank(np.zeros(3)) == participation_ratio(np.zeros(3)) == 0
 
 
-def test_a_common_offset_of_all_features_is_no_dimension():
+def test_a_common_offset_of_all_features_does_not_change_the_singular_values():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(50, 3))
     s = singular_values(x + 1000)
@@ -237,13 +247,13 @@ def test_dead_dimensions_and_a_collapsed_backbone():
     x = rng.normal(size=(100, 4)) * [1, 1, 1e-5, 0]
     assert dead_fraction(x, 1e-3) == 0.5
     assert dead_fraction(np.ones((10, 3)), 1e-3) == 1
-    values = EffectiveRank().measure(Inputs({"test": same()})).values
+    values = EffectiveRank().measure(Inputs({"test": collapsed_features()})).values
     assert values["effective rank"].value == 0
     assert values["dead dimensions"].value == 1
 
 
 def test_effective_rank_refuses_fewer_images_than_dimensions():
-    """The rank would be that of the number of images."""
+    """The rank would be limited by the number of images."""
     few = features(np.eye(5), np.arange(5))
     with pytest.raises(KdepError, match="with 5 dimensions cannot be measured from 5 test images"):
         EffectiveRank().measure(Inputs({"test": few}))
@@ -254,11 +264,11 @@ def test_effective_rank_refuses_fewer_images_than_dimensions():
 
 def test_cka_is_one_for_a_rotated_and_scaled_feature_and_about_zero_for_an_unrelated_one():
     rng = np.random.default_rng(0)
-    x, other = rng.normal(size=(400, 30)), rng.normal(size=(400, 300))
+    x, unrelated = rng.normal(size=(400, 30)), rng.normal(size=(400, 300))
     rotation = np.linalg.qr(rng.normal(size=(30, 30)))[0]
     assert linear_cka(x, x) == pytest.approx(1)
     assert linear_cka(x, 7 * x @ rotation + 3) == pytest.approx(1)
-    assert abs(linear_cka(x, other)) < 0.03  # the biased estimate gives 0.25 for these
+    assert abs(linear_cka(x, unrelated)) < 0.03  # the biased estimate gives 0.25 for these
     assert 0.3 < linear_cka(x, np.hstack([x[:, :15], rng.normal(size=(400, 15))])) < 0.7
 
 
@@ -268,8 +278,8 @@ def test_cka_equals_the_estimator_written_out():
     x, y = rng.normal(size=(7, 2)), rng.normal(size=(7, 3))
     y[:, 0] += x[:, 0]
 
-    def slow(a, b):
-        k, m, n = a @ a.T, b @ b.T, len(a)
+    def hsic_by_definition(a, b):
+        gram_a, gram_b, n = a @ a.T, b @ b.T, len(a)
         total = np.zeros(3)
         counts = np.zeros(3)
         for i in range(n):
@@ -277,19 +287,21 @@ def test_cka_equals_the_estimator_written_out():
                 for q in range(n):
                     for r in range(n):
                         if len({i, j, q, r}) == 4:
-                            total[1] += k[i, j] * m[q, r]
+                            total[1] += gram_a[i, j] * gram_b[q, r]
                             counts[1] += 1
                     if len({i, j, q}) == 3:
-                        total[2] += k[i, j] * m[i, q]
+                        total[2] += gram_a[i, j] * gram_b[i, q]
                         counts[2] += 1
                 if i != j:
-                    total[0] += k[i, j] * m[i, j]
+                    total[0] += gram_a[i, j] * gram_b[i, j]
                     counts[0] += 1
-        one, two, three = total / counts
-        return one + two - 2 * three
+        pairs, quadruples, triples = total / counts
+        return pairs + quadruples - 2 * triples
 
     x, y = x - x.mean(0), y - y.mean(0)
-    expected = slow(x, y) / np.sqrt(slow(x, x) * slow(y, y))
+    expected = hsic_by_definition(x, y) / np.sqrt(
+        hsic_by_definition(x, x) * hsic_by_definition(y, y)
+    )
     assert linear_cka(x, y) == pytest.approx(expected)
 
 
@@ -313,35 +325,40 @@ def test_the_cka_probe_compares_each_feature_with_the_teacher():
 # ---- robustness ----
 
 
-def picture(value: float = 0.5, px: int = 64, n: int = 2) -> np.ndarray:
+def flat_images(value: float = 0.5, px: int = 64, n: int = 2) -> np.ndarray:
+    """n flat grey images of px pixels."""
     return np.full((n, px, px, 3), round(255 * value), np.uint8)
 
 
-def test_corruptions_of_known_pictures():
-    flat = picture(0.4)
-    for severity, c in enumerate((0.4, 0.3, 0.2, 0.1, 0.05), 1):
+def test_corruptions_of_flat_and_two_coloured_images_are_those_worked_out():
+    flat = flat_images(0.4)
+    for severity, contrast in enumerate((0.4, 0.3, 0.2, 0.1, 0.05), 1):
         assert (corruptions.corrupted(flat, "contrast", severity, [0]) == flat).all()
         half = flat.copy()
         half[:, :32] = 204
-        made = corruptions.corrupted(half, "contrast", severity, [0]).astype(int)
-        assert made.max() - made.min() == pytest.approx((204 - 102) * c, abs=1)
+        corrupted = corruptions.corrupted(half, "contrast", severity, [0]).astype(int)
+        assert corrupted.max() - corrupted.min() == pytest.approx((204 - 102) * contrast, abs=1)
     assert corruptions.corrupted(flat, "brightness", 2, [0])[0, 0, 0].tolist() == [153] * 3
     coloured = np.zeros((1, 4, 4, 3), np.uint8) + np.array([100, 50, 0], np.uint8)
-    made = corruptions.corrupted(coloured, "brightness", 1, [0])[0, 0, 0]
-    assert made.tolist() == [126, 63, 0]  # the largest channel plus 25.5, the others in proportion
-    assert corruptions.corrupted(picture(0), "brightness", 5, [0]).max() == 128
+    corrupted = corruptions.corrupted(coloured, "brightness", 1, [0])[0, 0, 0]
+    assert corrupted.tolist() == [
+        126,
+        63,
+        0,
+    ]  # the largest channel plus 25.5, the others in proportion
+    assert corruptions.corrupted(flat_images(0), "brightness", 5, [0]).max() == 128
     for name in ("gaussian_blur", "pixelate"):
         assert (corruptions.corrupted(flat, name, 5, [0]) == flat).all()
 
 
 def test_noise_has_the_stated_strength_and_depends_on_its_seed_alone():
-    flat = picture(0.5, n=8)
+    flat = flat_images(0.5, n=8)
     noisy = [corruptions.corrupted(flat, "gaussian_noise", s, [1]) / 255 for s in (1, 2, 3)]
     assert [x.std() for x in noisy] == pytest.approx([0.04, 0.08, 0.12], rel=0.03)
     shot = corruptions.corrupted(flat, "shot_noise", 1, [1]) / 255
     assert shot.std() == pytest.approx(np.sqrt(0.5 / 250), rel=0.05)
-    again = corruptions.corrupted(flat, "gaussian_noise", 1, [1]) / 255
-    assert (again == noisy[0]).all()
+    repeated = corruptions.corrupted(flat, "gaussian_noise", 1, [1]) / 255
+    assert (repeated == noisy[0]).all()
     assert (corruptions.corrupted(flat, "gaussian_noise", 1, [2]) / 255 != noisy[0]).any()
 
 
@@ -351,22 +368,22 @@ def test_every_corruption_keeps_the_shape_and_grows_with_severity(name: str):
     smooth = gaussian_filter(rng.normal(0, 1, (4, 64, 64, 3)), (0, 2, 2, 0))
     images = np.clip(120 + 40 * smooth / smooth.std(), 0, 255).astype(np.uint8)
     images[:, 16:48, 16:48] //= 3
-    gaps = []
+    changes = []
     for severity in corruptions.SEVERITIES:
-        made = corruptions.corrupted(images, name, severity, [3])
-        assert made.shape == images.shape
-        assert made.dtype == np.uint8
-        gaps.append(float(np.abs(made.astype(float) - images).mean()))
-    assert gaps[-1] > gaps[0] > 0
+        corrupted = corruptions.corrupted(images, name, severity, [3])
+        assert corrupted.shape == images.shape
+        assert corrupted.dtype == np.uint8
+        changes.append(float(np.abs(corrupted.astype(float) - images).mean()))
+    assert changes[-1] > changes[0] > 0
 
 
 def test_red_stays_red_in_a_jpeg():
     """Exchanged channel orders at encoding or decoding would turn it blue."""
     red = np.zeros((1, 16, 16, 3), np.uint8)
     red[..., 0] = 200
-    made = corruptions.corrupted(red, "jpeg_compression", 5, [0])
-    assert made[..., 0].min() > 150
-    assert made[..., 2].max() < 50
+    corrupted = corruptions.corrupted(red, "jpeg_compression", 5, [0])
+    assert corrupted[..., 0].min() > 150
+    assert corrupted[..., 2].max() < 50
 
 
 def test_the_config_may_name_exactly_the_corruptions_that_there_are():
@@ -376,13 +393,13 @@ def test_the_config_may_name_exactly_the_corruptions_that_there_are():
 
 
 def test_robustness_of_a_backbone_that_reads_brightness_alone():
-    """Three classes of flat pictures: contrast changes none of them, brightness all of them."""
+    """Three classes of flat images: contrast changes none of them, brightness all of them."""
     levels = np.array([0.2, 0.4, 0.6])
     y = np.repeat(np.arange(3), 10)
-    images = np.stack([picture(levels[c], px=16, n=1)[0] for c in y])
+    images = np.stack([flat_images(levels[c], px=16, n=1)[0] for c in y])
 
-    def extract(some: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        x = some.reshape(len(some), -1).mean(1, keepdims=True).astype(np.float32) / 255
+    def extract(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        x = batch.reshape(len(batch), -1).mean(1, keepdims=True).astype(np.float32) / 255
         return x, np.hstack([x, x])
 
     split = Features(extract(images)[1], extract(images)[1], y, ("a", "b", "c"))
@@ -398,7 +415,7 @@ def test_robustness_of_a_backbone_that_reads_brightness_alone():
     values = probe.measure(data).values
     assert calls == ["test"]
     assert values["top1, clean"].value == values["top1, contrast"].value == 1
-    # + 0.2: every class looks as the next one, and the last stays last; + 0.4 and more: all last.
+    # + 0.2: every class looks like the next, and the last stays last; + 0.4 and more: all last.
     assert values["top1, brightness"].value <= 0.6
     both = [values["top1, contrast"].value, values["top1, brightness"].value]
     assert values["top1, corrupted"].value == pytest.approx(np.mean(both))
@@ -410,10 +427,10 @@ def test_robustness_refuses_images_that_are_not_those_of_the_features():
     split = clusters(wide=2)
 
     def stream(_: str):
-        yield picture(0.5, px=8, n=3)
+        yield flat_images(0.5, px=8, n=3)
 
-    def extract(some: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return np.zeros((len(some), 2)), np.zeros((len(some), 2))
+    def extract(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros((len(batch), 2)), np.zeros((len(batch), 2))
 
     data = Inputs(dict.fromkeys(("train", "val", "test"), split), images=stream, extract=extract)
     with pytest.raises(KdepError, match="has 3 images now, but its features are of 40"):

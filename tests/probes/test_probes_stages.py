@@ -16,8 +16,8 @@ from kdep_bench.errors import KdepError
 from kdep_bench.suite.config import resolve
 
 
-def quiet(*_: object) -> None:
-    pass
+def ignore_progress(*_: object) -> None:
+    """A progress function that does nothing."""
 
 
 def write_cache(folder: Path, features: np.ndarray) -> None:
@@ -31,7 +31,7 @@ def write_cache(folder: Path, features: np.ndarray) -> None:
     write_json(folder / MANIFEST, {"teacher": teacher, "rows": len(features), "shards": 1})
 
 
-def compute(root: Path) -> dict[str, Any]:
+def run_stages(root: Path) -> dict[str, Any]:
     """Everything that the tests look at, computed in a process of its own (mm toolkits)."""
     import torch
 
@@ -52,134 +52,141 @@ def compute(root: Path) -> dict[str, Any]:
         grid = rng.integers(0, 255, (4, 4, 3), dtype=np.uint8)
         Image.fromarray(grid).resize((96, 96)).save(data / "pool" / "images" / f"{i:03}.png")
     export_random(student, root)
-    # Residual branches start at zero, so that nothing is below zero before the last activation.
+    # Residual branches start at zero: the last activation would otherwise have no negative input.
     tensors = read_tensors(root / "export" / "backbone.pth")
     norms = {k: v + 0.5 for k, v in tensors.items() if k.endswith("bn2.weight")}
     save_tensors({**tensors, **norms}, root / "export" / "backbone.pth")
     inputs = {"prepare": root / "prepare", "export": root / "export"}
     images = {"folder": "classify", "splits": ["train", "val", "test"]}
-    out = {name: root / name for name in ("features", "views", "pool", "probe")}
-    for folder in out.values():
+    folders = {name: root / name for name in ("features", "views", "pool", "probe")}
+    for folder in folders.values():
         folder.mkdir()
-    outputs = extract.run({"student": student, "images": images}, inputs, out["features"], quiet)
-    features = extract.open_features(out["features"])
+    outputs = extract.run(
+        {"student": student, "images": images}, inputs, folders["features"], ignore_progress
+    )
+    features = extract.open_features(folders["features"])
 
-    task = classification.LinearProbe(**_arguments(config("tasks", "pocket_probe")))
+    task = classification.LinearProbe(**arguments_of(config("tasks", "pocket_probe")))
     cfg = task.build_cfg(data, student, root / "export" / "backbone.pth", 0, root / "mm")
     model, _ = classification._frozen_model(cfg, root / "export" / "backbone.pth")
-    theirs = classification._features(model, cfg, data / "classify" / "test")
+    task_features = classification._features(model, cfg, data / "classify" / "test")
 
     spec = dict(views=2, px=64, seed=0, scale=[0.4, 1.0], ratio=[0.75, 1.33])
-    views.run(spec, inputs, out["views"], quiet)
-    with_views = {**inputs, "views": out["views"]}
+    views.run(spec, inputs, folders["views"], ignore_progress)
+    with_views = {**inputs, "views": folders["views"]}
     pool = {"student": student, "images": {"rows": 30, "seed": 0}}
-    pool_outputs = extract.run(pool, with_views, out["pool"], quiet)
+    pool_outputs = extract.run(pool, with_views, folders["pool"], ignore_progress)
     backbone = extract.extractor(student, root / "export" / "backbone.pth")
-    opened = views.open_views(out["views"])
+    opened = views.open_views(folders["views"])
     before, after = backbone(np.asarray(opened.pixels))
     write_cache(root / "cache", before)  # a teacher whose feature is the student's own
 
     def probe(name: str, **change: Any) -> dict[str, Any]:
+        """The outputs of the stage of this probe, with its values by name."""
         spec = {"probe": {**resolve("probe", name), **change}, "student": student}
-        given = {**inputs, "features": out["features"], "pool": out["pool"]}
-        made = stage.run(spec, {**given, "cache": root / "cache"}, out["probe"], quiet)
-        return {**made, "values": {v["name"]: v for v in made["values"]}}
+        probe_inputs = {**inputs, "features": folders["features"], "pool": folders["pool"]}
+        outputs = stage.run(
+            spec, {**probe_inputs, "cache": root / "cache"}, folders["probe"], ignore_progress
+        )
+        return {**outputs, "values": {v["name"]: v for v in outputs["values"]}}
 
-    found = {
+    probes = {
         "knn": probe("knn"),
         "cka": probe("cka", rows=30),
         "robustness": probe("robustness", corruptions=["jpeg_compression"], c_grid=[1.0]),
     }
     errors = {}
-    with pytest.raises(KdepError) as e:
+    with pytest.raises(KdepError) as error:
         probe("knn", type="builtins.dict")
-    errors["type"] = str(e.value)
+    errors["type"] = str(error.value)
     damaged = root / "damaged"
     shutil.copytree(root / "prepare", damaged)
     target = sorted((damaged / "data" / "classify" / "val" / "bird").iterdir())[0]
     target.write_bytes(target.read_bytes()[:400])
-    (root / "again").mkdir()
+    (root / "from-damaged").mkdir()
     spec, damaged_inputs = {"student": student, "images": images}, {**inputs, "prepare": damaged}
-    with pytest.raises(KdepError) as e:
-        extract.run(spec, damaged_inputs, root / "again", quiet)
-    errors["truncated"] = str(e.value)
+    with pytest.raises(KdepError) as error:
+        extract.run(spec, damaged_inputs, root / "from-damaged", ignore_progress)
+    errors["truncated"] = str(error.value)
     tensors = torch.load(root / "export" / "backbone.pth")
     tensors.pop(next(iter(tensors)))
     (root / "short").mkdir()
     torch.save(tensors, root / "short" / "backbone.pth")
-    with pytest.raises(KdepError) as e:
+    with pytest.raises(KdepError) as error:
         extract.extractor(student, root / "short" / "backbone.pth")
-    errors["weights"] = str(e.value)
+    errors["weights"] = str(error.value)
     return {
         "outputs": outputs,
         "features": features,
-        "theirs": theirs,
+        "task_features": task_features,
         "pool_outputs": pool_outputs,
-        "pool": extract.open_features(out["pool"])["pool"],
-        "rows": np.load(out["pool"] / "rows.npy"),
+        "pool": extract.open_features(folders["pool"])["pool"],
+        "rows": np.load(folders["pool"] / "rows.npy"),
         "all": (before, after),
         "errors": errors,
-        **found,
+        **probes,
     }
 
 
-def _arguments(task: dict[str, Any]) -> dict[str, Any]:
+def arguments_of(task: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of the task's class."""
     return {k: v for k, v in task.items() if k not in ("type", "about", "tests_on")}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What `run_stages` returns."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(compute, tmp_path_factory.mktemp("probes")).result()
+        return pool.submit(run_stages, tmp_path_factory.mktemp("probes")).result()
 
 
-def test_features_are_those_of_the_linear_probe_task(made):
+def test_features_are_those_of_the_linear_probe_task(results):
     """Another resizing, channel order or normalisation would measure another network."""
-    x, y = made["theirs"]
-    test = made["features"]["test"]
+    x, y = results["task_features"]
+    test = results["features"]["test"]
     np.testing.assert_allclose(test.after, x, rtol=1e-4, atol=1e-5)
     assert (test.labels == y).all()
     assert len(test.classes) == 8
     assert test.classes[test.labels[0]] == "bird"
 
 
-def test_the_feature_before_the_activation_is_the_one_that_was_cut_at_zero(made):
-    test = made["features"]["test"]
+def test_the_feature_before_the_activation_is_the_one_that_was_cut_at_zero(results):
+    test = results["features"]["test"]
     assert (test.after >= 0).all()
     assert (test.before < 0).any()
     assert (test.before <= test.after + 1e-6).all()
 
 
-def test_the_cost_of_the_extraction_is_in_its_outputs(made):
-    assert made["outputs"]["images"] == {"train": 40, "val": 40, "test": 40}
-    assert made["outputs"]["width"] == 256
-    assert made["outputs"]["extract_s"] > 0
-    assert made["outputs"]["bytes"] > 2 * 120 * 256 * 4
+def test_the_cost_of_the_extraction_is_in_its_outputs(results):
+    assert results["outputs"]["images"] == {"train": 40, "val": 40, "test": 40}
+    assert results["outputs"]["width"] == 256
+    assert results["outputs"]["extract_s"] > 0
+    assert results["outputs"]["bytes"] > 2 * 120 * 256 * 4
 
 
-def test_pool_features_are_of_the_rows_that_are_read_from_the_cache(made):
+def test_pool_features_are_of_the_rows_that_are_read_from_the_cache(results):
     """CKA with a teacher that is the student itself is 1 only if both are of the same images."""
-    rows = made["rows"]
+    rows = results["rows"]
     assert len(set(rows)) == 30
     assert (rows % 2 == 0).all()  # the first of two views
-    before, after = made["all"]
-    np.testing.assert_allclose(made["pool"].before, before[rows], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(made["pool"].after, after[rows], rtol=1e-4, atol=1e-5)
-    assert made["cka"]["values"]["CKA before activation"]["value"] == pytest.approx(1, abs=1e-3)
+    before, after = results["all"]
+    np.testing.assert_allclose(results["pool"].before, before[rows], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(results["pool"].after, after[rows], rtol=1e-4, atol=1e-5)
+    assert results["cka"]["values"]["CKA before activation"]["value"] == pytest.approx(1, abs=1e-3)
 
 
-def test_the_probe_stage_returns_values_notes_and_its_time(made):
-    knn = made["knn"]
+def test_the_probe_stage_returns_values_notes_and_its_time(results):
+    knn = results["knn"]
     assert set(knn) == {"values", "notes", "probe_s"}
     assert knn["values"]["top1"]["chance"] == pytest.approx(1 / 8)
     assert knn["values"]["top1"]["value"] > 0.3  # coloured shapes: easy also for random weights
     assert "chosen on val" in knn["notes"][0]
 
 
-def test_the_robustness_stage_runs_the_backbone_on_the_images_of_the_features(made):
+def test_the_robustness_stage_runs_the_backbone_on_the_images_of_the_features(results):
     """A good JPEG changes little: a wrong order of images or labels would give chance."""
-    values = made["robustness"]["values"]
+    values = results["robustness"]["values"]
     clean = values["top1, clean"]["value"]
     assert values["top1, severity 1"]["value"] > clean / 2 > 1 / 8
     assert values["top1, clean - corrupted"]["value"] == pytest.approx(
@@ -187,7 +194,7 @@ def test_the_robustness_stage_runs_the_backbone_on_the_images_of_the_features(ma
     )
 
 
-def test_what_cannot_be_measured_is_refused(made):
-    assert "is not a probe" in made["errors"]["type"]
-    assert "classify/val/bird" in made["errors"]["truncated"]
-    assert "backbone's weights equal the file" in made["errors"]["weights"]
+def test_a_wrong_type_a_truncated_image_and_other_weights_are_refused(results):
+    assert "is not a probe" in results["errors"]["type"]
+    assert "classify/val/bird" in results["errors"]["truncated"]
+    assert "backbone's weights equal the file" in results["errors"]["weights"]

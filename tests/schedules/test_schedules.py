@@ -1,4 +1,4 @@
-"""Schedules are pure functions with known ends, and one longer than the run is refused."""
+"""Schedules are pure functions with known end values; one longer than the run is refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from kdep_bench.schedules.step import Step
 from kdep_bench.schedules.until import Until
 
 
-def test_closed_forms():
+def test_each_schedule_has_its_closed_form():
     assert [Linear(1, 0)(k, 4) for k in range(4)] == [1, 0.75, 0.5, 0.25]
     assert Cosine(2, 0)(2, 4) == pytest.approx(1)
     assert Cosine(2, 0)(1, 3) == pytest.approx(1.5)  # 1 + cos(60 degrees)
@@ -71,8 +71,8 @@ def test_a_span_of_2_of_6_epochs_ends_at_a_third_of_the_run(kind, arguments, val
 
 def test_a_schedule_without_a_span_takes_the_whole_run_whatever_its_epochs():
     for kind, values in (("until.Until", [1, 1, 0, 0]), ("ramp.Ramp", [0, 0.5, 1, 1])):
-        more = {"stop": 0.5} if kind == "until.Until" else {"start": 0, "end": 1, "over": 0.5}
-        config = {"type": f"kdep_bench.schedules.{kind}", **more}
+        arguments = {"stop": 0.5} if kind == "until.Until" else {"start": 0, "end": 1, "over": 0.5}
+        config = {"type": f"kdep_bench.schedules.{kind}", **arguments}
         for epochs in (None, 1, 90):
             assert [as_schedule(config, epochs)(k, 4) for k in range(4)] == values
     assert Linear(1, 0).elapsed_fraction(1, 4) == 0.25
@@ -81,12 +81,12 @@ def test_a_schedule_without_a_span_takes_the_whole_run_whatever_its_epochs():
 
 
 def test_values_outside_the_run_are_refused():
-    for bad in (-0.01, 1.01):
+    for value in (-0.01, 1.01):
         with pytest.raises(KdepError, match="stop="):
-            Until(bad)
-    for bad in (0, -1, 1.01):
+            Until(value)
+    for value in (0, -1, 1.01):
         with pytest.raises(KdepError, match="over="):
-            Ramp(0, 1, over=bad)
+            Ramp(0, 1, over=value)
     with pytest.raises(KdepError, match="t_max=0"):
         Annealing(0)
     with pytest.raises(KdepError, match="no values"):
@@ -94,46 +94,49 @@ def test_values_outside_the_run_are_refused():
 
 
 def test_a_schedule_object_stays_itself_and_another_class_is_refused():
-    made = Linear(1, 0)
-    assert as_schedule(made) is made
+    schedule = Linear(1, 0)
+    assert as_schedule(schedule) is schedule
     with pytest.raises(KdepError, match="is not a Schedule"):
-        as_schedule({"type": "tests.schedules.test_schedules.Other"})
+        as_schedule({"type": "tests.schedules.test_schedules.NoSchedule"})
 
 
-class Other:
-    """Takes what a schedule takes and is none."""
+class NoSchedule:
+    """Takes what a schedule takes, but is none."""
 
     def __init__(self, epochs: float | None = None) -> None:
         self.epochs = epochs
 
 
-def sum_of(**weights: object) -> dict:
+def method_with_weights(**weights: object) -> dict:
+    """The config of a method that is a sum of parts with these loss weights."""
     return {"type": "x", "parts": {name: {"weight": w} for name, w in weights.items()}}
 
 
 def test_a_sum_whose_weights_are_all_zero_for_a_while_is_refused():
     until = {"type": "kdep_bench.schedules.until.Until", "stop": 0.5}
     late = {"type": "kdep_bench.schedules.step.Step", "values": [0, 1]}
-    check_some_weight_nonzero(sum_of(a=until, b=late), 4, "m")  # one ends where the other begins
-    check_some_weight_nonzero(sum_of(a=until, b=1e-9), 4, "m")
+    check_some_weight_nonzero(
+        method_with_weights(a=until, b=late), 4, "m"
+    )  # the second begins where the first ends
+    check_some_weight_nonzero(method_with_weights(a=until, b=1e-9), 4, "m")
     check_some_weight_nonzero(
         {"type": "x", "parts": {"a": {"weight": until}, "b": {}}}, 4, "m"
-    )  # b weighs 1
+    )  # the weight of b is 1
     with pytest.raises(KdepError, match="all loss weights of m are 0 after 50%"):
-        check_some_weight_nonzero(sum_of(a=until), 4, "m")
+        check_some_weight_nonzero(method_with_weights(a=until), 4, "m")
     with pytest.raises(KdepError, match="after 0%"):
-        check_some_weight_nonzero(sum_of(a=late, b=0), 4, "m")
+        check_some_weight_nonzero(method_with_weights(a=late, b=0), 4, "m")
     last = {"type": "kdep_bench.schedules.until.Until", "stop": 1 - 1 / N_CHECKED_STEPS}
     with pytest.raises(KdepError, match="are 0 after"):
-        check_some_weight_nonzero(sum_of(a=last), 4, "m")
+        check_some_weight_nonzero(method_with_weights(a=last), 4, "m")
     span = {"type": "kdep_bench.schedules.linear.Linear", "start": 1, "end": 0, "span": 2}
     with pytest.raises(KdepError, match="after 50%"):
-        check_some_weight_nonzero(sum_of(a=span), 4, "m")
-    for other in (None, {}, {"type": "x"}, {"type": "x", "parts": []}, {"type": "x", "parts": {}}):
-        check_some_weight_nonzero(other, 4, "m")  # no sum, nothing to check
+        check_some_weight_nonzero(method_with_weights(a=span), 4, "m")
+    for config in (None, {}, {"type": "x"}, {"type": "x", "parts": []}, {"type": "x", "parts": {}}):
+        check_some_weight_nonzero(config, 4, "m")  # not a sum: nothing to check
 
 
-def test_a_number_called_span_that_is_true_is_not_a_span_of_one_epoch():
+def test_a_span_of_true_is_not_one_epoch():
     assert list(spans({"span": True, "deep": ({"span": 2},)})) == [2.0]
     assert list(spans({"span": {"span": 3}, "other": 4})) == [3.0]
 
@@ -145,15 +148,17 @@ def test_a_number_called_span_that_is_true_is_not_a_span_of_one_epoch():
     st.integers(1, 500),
     st.floats(0.05, 1),
 )
-def test_ends_bounds_and_the_span(kind, start: float, end: float, steps: int, share: float):
-    s = kind(start, end, span=10 * share, epochs=10)
-    assert s(0, steps) == pytest.approx(start)
-    values = [s(k, steps) for k in range(steps)]
+def test_a_schedule_goes_steadily_from_start_to_end_within_its_span(
+    kind, start: float, end: float, steps: int, span_fraction: float
+):
+    schedule = kind(start, end, span=10 * span_fraction, epochs=10)
+    assert schedule(0, steps) == pytest.approx(start)
+    values = [schedule(k, steps) for k in range(steps)]
     assert all(min(start, end) - 1e-9 <= v <= max(start, end) + 1e-9 for v in values)
-    late = [v for k, v in enumerate(values) if k >= max(1, steps * share)]
-    assert late == pytest.approx([end] * len(late))
-    rising = [b - a for a, b in pairwise(values)]
-    assert all(d * (end - start) >= -1e-9 for d in rising)
+    after_span = [v for k, v in enumerate(values) if k >= max(1, steps * span_fraction)]
+    assert after_span == pytest.approx([end] * len(after_span))
+    changes = [after - before for before, after in pairwise(values)]
+    assert all(change * (end - start) >= -1e-9 for change in changes)
 
 
 def test_a_schedule_longer_than_the_run_is_refused():

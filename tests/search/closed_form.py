@@ -1,4 +1,4 @@
-"""A search whose scores have a closed form, also as a process that can be killed."""
+"""A search whose scores have a closed form; run as a script, it is a process to be killed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEPTHS, LRS = [1, 2, 3, 4], [0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8]
 
 
 def search(**changes: Any) -> Search:
-    """depth3, width, n and lr; the largest width is above the limit."""
+    """A search over depth3, width, stem, n and lr; the largest width is above the parameter limit."""
     raw: dict[str, Any] = dict(
         name="toy",
         family=dict(type="kdep_bench.students.space.ResNetFamily", input_px=64),
@@ -37,8 +37,8 @@ def search(**changes: Any) -> Search:
     return Search(SearchFile.model_validate(raw | changes))
 
 
-def value(proposal: dict[str, Any]) -> float:
-    """Largest at depth 3, width 24, stem 3x3, n = 3 and lr = 0.1."""
+def score_of(proposal: dict[str, Any]) -> float:
+    """The score of a proposal: largest at depth 3, width 24, stem 3x3, n = 3 and lr = 0.1."""
     return (
         -abs(proposal["student.depth3"] - 3)
         - abs(proposal["student.width"] - 24) / 8
@@ -49,31 +49,34 @@ def value(proposal: dict[str, Any]) -> float:
 
 
 def evaluate(proposal: dict[str, Any], epochs: float, size: Any) -> Score:
-    """Scores grow with the epochs."""
-    return Score(value(proposal) - 1 / epochs, {"transfer": f"t-{epochs:g}"})
+    """The score after these epochs: it grows with them."""
+    return Score(score_of(proposal) - 1 / epochs, {"transfer": f"t-{epochs:g}"})
 
 
-def header(tried: Search, direction: str = "max") -> Header:
+def header(searched: Search, direction: str = "max") -> Header:
+    """The header of the search's log."""
     settings = {
-        "space": {d.key: list(d.values) for d in tried.space.dimensions},
-        "seed": tried.file.seed,
+        "space": {d.key: list(d.values) for d in searched.space.dimensions},
+        "seed": searched.file.seed,
         "direction": direction,
         "metric": "top1",
         "split": "val",
     }
-    return make_header(tried.name, settings)
+    return make_header(searched.name, settings)
 
 
-def result(
-    tried: Search, path: Path, scores: Any = evaluate, direction: str = "max"
+def run_search(
+    searched: Search, path: Path, scores: Any = evaluate, direction: str = "max"
 ) -> list[Trial]:
-    return run(tried, path, header(tried, direction), scores, lambda line: None)
+    """The trials of the search, logged at `path`."""
+    return run(searched, path, header(searched, direction), scores, lambda line: None)
 
 
-if __name__ == "__main__":  # LOG: a slow search, to be killed
+if __name__ == "__main__":  # argument: the log's path; slow, to be killed in between
 
     def slow(proposal: dict[str, Any], epochs: float, size: Any) -> Score:
+        """`evaluate`, slowly enough for the process to be killed in the middle."""
         time.sleep(0.05)
         return evaluate(proposal, epochs, size)
 
-    result(search(), Path(sys.argv[1]), slow)
+    run_search(search(), Path(sys.argv[1]), slow)

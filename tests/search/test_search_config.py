@@ -17,7 +17,8 @@ from kdep_bench.suite.plan import build_plan
 SMOKE = load_config("search", "smoke_kdep")
 
 
-def load(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Any:
+def load_changed(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Any:
+    """The smoke search with these keys changed."""
     monkeypatch.setattr("kdep_bench.search.config.load_config", lambda *_: SMOKE | changes)
     return load_search("smoke_kdep")
 
@@ -45,7 +46,7 @@ def test_a_search_that_cannot_work_is_refused(
     monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(KdepError, match=message):
-        load(monkeypatch, **changes)
+        load_changed(monkeypatch, **changes)
 
 
 def test_a_task_without_split_and_direction_is_scored_on_test_and_larger_is_better(
@@ -57,21 +58,21 @@ def test_a_task_without_split_and_direction_is_scored_on_test_and_larger_is_bett
     (tmp_path / "tasks" / "plain.py").write_text(f"task = {plain | {'name': 'plain'}!r}\n")
     monkeypatch.setenv("KDEP_CONFIGS", str(tmp_path))
     with pytest.raises(KdepError, match="on the split 'test'"):
-        load(monkeypatch, task="plain")
-    search = load(monkeypatch, task=dict(base="plain", name="plain_val", split="val"))
+        load_changed(monkeypatch, task="plain")
+    search = load_changed(monkeypatch, task=dict(base="plain", name="plain_val", split="val"))
     assert header_of(search, tmp_path).settings["direction"] == "max"
 
 
 def test_the_stated_remedy_for_a_score_on_the_test_split_works(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fixed = dict(task=dict(base="smoke_probe", name="my_val", split="val"))
-    assert load(monkeypatch, **fixed).first
+    task = dict(task=dict(base="smoke_probe", name="my_val", split="val"))
+    assert load_changed(monkeypatch, **task).first
 
 
 def test_data_without_a_validation_split_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = dict(base="smoke", classify=dict(train=80, val=0, test=80))
-    search = load(monkeypatch, data=data)
+    search = load_changed(monkeypatch, data=data)
     with pytest.raises(KdepError, match="classify/val"):
         check_values(search)
 
@@ -81,13 +82,13 @@ def test_a_value_that_the_method_refuses_is_named_before_training(
 ) -> None:
     space = [*SMOKE["space"][:2], dict(key="method.transform.n", values=[1.0, -1.0])]
     with pytest.raises(KdepError, match=r"value -1.0 of the dimension 'method.transform.n'"):
-        check_values(load(monkeypatch, space=space))
+        check_values(load_changed(monkeypatch, space=space))
 
 
 def test_a_proposal_is_an_ordinary_suite_with_its_settings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    search = load(monkeypatch)
+    search = load_changed(monkeypatch)
     proposal = search.first | {"method.transform.n": 3.0, "method.optimizer.lr": 0.05}
     plan = build_plan(search.suite(proposal, search.epochs[1]))
     (run,) = plan.runs
@@ -98,13 +99,14 @@ def test_a_proposal_is_an_ordinary_suite_with_its_settings(
     assert run.task["split"] == "val"
 
 
-def test_the_log_belongs_to_everything_that_scores_depend_on(
+def test_the_hash_of_a_log_covers_everything_that_scores_depend_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def header(**changes: Any) -> str:
-        return header_of(load(monkeypatch, **changes), tmp_path).hash
+        """The hash in the header of the log."""
+        return header_of(load_changed(monkeypatch, **changes), tmp_path).hash
 
-    changed = [
+    changes_of_scores = [
         dict(seed=1),
         dict(sampler="random"),
         dict(pretrain_seed=1),
@@ -115,10 +117,10 @@ def test_the_log_belongs_to_everything_that_scores_depend_on(
         dict(teacher="efficientnet_lite2"),
         dict(budget=SMOKE["budget"] | {"warmup": 0.0}),
     ]
-    hashes = [header(), *(header(**c) for c in changed)]
+    hashes = [header(), *(header(**change) for change in changes_of_scores)]
     assert len(set(hashes)) == len(hashes)
-    same = [dict(trials=9), dict(about="x"), dict(runtime=dict(timed=False))]
-    assert {header(**s) for s in same} == {hashes[0]}
+    harmless_changes = [dict(trials=9), dict(about="x"), dict(runtime=dict(timed=False))]
+    assert {header(**change) for change in harmless_changes} == {hashes[0]}
 
 
 @pytest.mark.parametrize("name", names("search"))
@@ -126,7 +128,7 @@ def test_every_search_of_the_project_can_be_planned(name: str) -> None:
     check_values(load_search(name))
 
 
-def test_a_search_without_optuna_says_how_to_install_it(
+def test_without_optuna_the_error_names_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def missing(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Logs of searches: the best is a function of the log; damaged and foreign logs are refused."""
+"""Logs of searches: they alone give the best trial; damaged and foreign logs are refused."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from kdep_bench.errors import KdepError
 from kdep_bench.search import log as logs
 from kdep_bench.search.log import Trial
 
-from .closed_form import header, result, search
+from .closed_form import header, run_search, search
 
 
 def trial(number: int, score: float | None = None, **values: Any) -> Trial:
-    given: dict[str, Any] = dict(
+    """A complete trial, but for these values."""
+    defaults: dict[str, Any] = dict(
         trial=number,
         state="complete",
         proposal={"student.width": 8},
@@ -26,7 +27,7 @@ def trial(number: int, score: float | None = None, **values: Any) -> Trial:
         epochs=1.0,
         scores=[] if score is None else [score],
     )
-    return Trial(**(given | values))
+    return Trial(**(defaults | values))
 
 
 def test_equal_scores_go_to_fewer_flops_then_fewer_parameters_then_the_earlier_trial() -> None:
@@ -60,7 +61,7 @@ def test_only_complete_trials_can_be_the_best() -> None:
 
 def test_the_log_alone_gives_the_best_of_the_live_search(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    live = result(search(), path)
+    live = run_search(search(), path)
     log = logs.read(path)
     assert log is not None
     assert list(log.trials) == live
@@ -71,15 +72,15 @@ def test_the_log_alone_gives_the_best_of_the_live_search(tmp_path: Path) -> None
 
 def test_a_log_of_another_space_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    result(search(trials=2), path)
+    run_search(search(trials=2), path)
     before = path.read_bytes()
     other = search(space=[dict(key="student.width", values=[8, 16])])
     with pytest.raises(
         KdepError, match=r"log .*log.jsonl belongs to another search: space.*Fix: undo the change"
     ):
-        result(other, path)
+        run_search(other, path)
     with pytest.raises(KdepError, match="seed 0 -> 1"):
-        result(search(seed=1), path)
+        run_search(search(seed=1), path)
     assert path.read_bytes() == before
 
 
@@ -102,17 +103,17 @@ def test_a_damaged_log_is_refused_and_stays_as_it_is(
     tmp_path: Path, damage: Any, message: str
 ) -> None:
     path = tmp_path / "log.jsonl"
-    result(search(trials=2), path)
+    run_search(search(trials=2), path)
     path.write_text("\n".join(damage(path.read_text().splitlines())) + "\n")
     before = path.read_bytes()
     with pytest.raises(KdepError, match=message):
-        result(search(trials=3), path)
+        run_search(search(trials=3), path)
     assert path.read_bytes() == before
 
 
 def test_a_nan_in_a_log_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    trials = result(search(trials=2), path)
+    trials = run_search(search(trials=2), path)
     line = trials[-1].model_dump() | {"scores": [float("nan")]}
     text = path.read_text().splitlines()[:-1]
     path.write_text("\n".join([*text, json.dumps(line)]) + "\n")
@@ -124,16 +125,16 @@ def test_a_users_file_without_a_line_feed_is_not_overwritten(tmp_path: Path) -> 
     path = tmp_path / "notes.txt"
     path.write_text("my notes")
     with pytest.raises(KdepError, match="is not the log of a search"):
-        result(search(trials=2), path)
+        run_search(search(trials=2), path)
     assert path.read_text() == "my notes"
 
 
 def test_a_log_that_was_interrupted_in_its_first_line_is_begun_again(tmp_path: Path) -> None:
-    whole, path = tmp_path / "whole.jsonl", tmp_path / "log.jsonl"
-    result(search(trials=2), whole)
-    path.write_bytes(whole.read_bytes()[:40])
-    result(search(trials=2), path)
-    assert path.read_bytes() == whole.read_bytes()
+    complete_log, path = tmp_path / "whole.jsonl", tmp_path / "log.jsonl"
+    run_search(search(trials=2), complete_log)
+    path.write_bytes(complete_log.read_bytes()[:40])
+    run_search(search(trials=2), path)
+    assert path.read_bytes() == complete_log.read_bytes()
 
 
 def test_two_processes_cannot_write_one_log(tmp_path: Path) -> None:
@@ -142,4 +143,4 @@ def test_two_processes_cannot_write_one_log(tmp_path: Path) -> None:
         logs.writing(path, header(search())),
         pytest.raises(KdepError, match="another process writes the log"),
     ):
-        result(search(), path)
+        run_search(search(), path)

@@ -1,4 +1,4 @@
-"""Searches with scores in closed form: same proposals after SIGKILL, honest best, halving."""
+"""Searches with scores in closed form: proposals after SIGKILL, the best trial, halving."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kdep_bench.search import log as logs
 from kdep_bench.search.run import Score, TrialFailed
 from kdep_bench.students.space import Size
 
-from .closed_form import evaluate, header, result, search, value
+from .closed_form import evaluate, header, run_search, score_of, search
 
 REPO = Path(__file__).resolve().parents[2]
 ONE_RUNG = dict(epochs=1.0, factor=3, rungs=1)
@@ -28,8 +28,8 @@ ONE_RUNG = dict(epochs=1.0, factor=3, rungs=1)
 def test_a_killed_search_continues_with_the_proposals_of_an_uninterrupted_one(
     tmp_path: Path,
 ) -> None:
-    whole, path = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
-    expected = result(search(), whole)
+    complete_log, path = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    expected = run_search(search(), complete_log)
     for stop_at in (2, 5, 8):
         child = subprocess.Popen(
             [sys.executable, "-m", "tests.search.closed_form", str(path)],
@@ -44,14 +44,14 @@ def test_a_killed_search_continues_with_the_proposals_of_an_uninterrupted_one(
         child.send_signal(signal.SIGKILL)
         child.wait()
         with open(path, "ab") as f:
-            f.write(b'{"trial": 99, "sta')  # as of a kill in the middle of a line
+            f.write(b'{"trial": 99, "sta')  # what a kill in the middle of a line leaves
     lines: list[str] = []
     from kdep_bench.search.run import run
 
     assert run(search(), path, header(search()), evaluate, lines.append) == expected
-    assert path.read_bytes() == whole.read_bytes()
+    assert path.read_bytes() == complete_log.read_bytes()
     assert "the last line of" in lines[0]
-    assert {t.state for t in expected} >= {"complete", "pruned", "over_limit"}
+    assert {trial.state for trial in expected} >= {"complete", "pruned", "over_limit"}
 
 
 def test_a_proposal_above_the_limits_is_never_trained_and_counts_as_no_evaluation(
@@ -59,12 +59,13 @@ def test_a_proposal_above_the_limits_is_never_trained_and_counts_as_no_evaluatio
 ) -> None:
     trained: list[Size] = []
 
-    def counted(proposal: dict[str, Any], epochs: float, size: Size) -> Score:
+    def record_size(proposal: dict[str, Any], epochs: float, size: Size) -> Score:
+        """`evaluate`, recording the size of the student."""
         trained.append(size)
         return evaluate(proposal, epochs, size)
 
-    trials = result(search(), tmp_path / "log.jsonl", counted)
-    assert max(s.params for s in trained) <= 5_000_000
+    trials = run_search(search(), tmp_path / "log.jsonl", record_size)
+    assert max(size.params for size in trained) <= 5_000_000
     over = [t for t in trials if t.state == "over_limit"]
     assert over
     assert all(t.params > 5_000_000 and not t.scores for t in over)
@@ -75,31 +76,33 @@ def test_a_proposal_above_the_limits_is_never_trained_and_counts_as_no_evaluatio
 def test_the_best_third_of_the_trials_at_a_rung_continues(tmp_path: Path, direction: str) -> None:
     sign = 1 if direction == "max" else -1
     path = tmp_path / "log.jsonl"
-    trials = [t for t in result(search(trials=30), path, direction=direction) if t.trained]
-    seen: list[list[float]] = [[], []]
+    trials = [t for t in run_search(search(trials=30), path, direction=direction) if t.trained]
+    scores_at: list[list[float]] = [[], []]
     for trial in trials:
         for rung, score in enumerate(trial.scores[:2]):
-            seen[rung].append(score)
-            better = sum(sign * s > sign * score for s in seen[rung])
-            assert (len(trial.scores) > rung + 1) == (better < max(1, len(seen[rung]) // 3))
+            scores_at[rung].append(score)
+            better = sum(sign * earlier > sign * score for earlier in scores_at[rung])
+            assert (len(trial.scores) > rung + 1) == (better < max(1, len(scores_at[rung]) // 3))
     assert {len(t.scores) for t in trials} == {1, 2, 3}
 
 
 def test_more_trials_extend_a_finished_search(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    first = result(search(trials=4), path)
-    assert result(search(trials=9), path)[: len(first)] == first
-    assert result(search(trials=9), path) == result(search(trials=9), tmp_path / "other.jsonl")
+    first = run_search(search(trials=4), path)
+    assert run_search(search(trials=9), path)[: len(first)] == first
+    assert run_search(search(trials=9), path) == run_search(
+        search(trials=9), tmp_path / "other.jsonl"
+    )
 
 
 def test_tpe_beats_random_proposals_at_equal_evaluations(tmp_path: Path) -> None:
     best: dict[str, list[float]] = {"tpe": [], "random": []}
     for sampler, scores in best.items():
         for seed in range(6):
-            tried = search(sampler=sampler, seed=seed, trials=40, halving=ONE_RUNG, limits={})
-            trials = result(tried, tmp_path / f"{sampler}{seed}.jsonl")
+            searched = search(sampler=sampler, seed=seed, trials=40, halving=ONE_RUNG, limits={})
+            trials = run_search(searched, tmp_path / f"{sampler}{seed}.jsonl")
             assert sum(t.trained for t in trials) == 40
-            scores.append(max(value(t.proposal) for t in trials))
+            scores.append(max(score_of(t.proposal) for t in trials))
     mean = {name: sum(scores) / len(scores) for name, scores in best.items()}
     assert mean["tpe"] > mean["random"] + 0.5, best
 
@@ -109,13 +112,14 @@ def test_a_trial_without_a_finite_score_never_becomes_the_best(tmp_path: Path, b
     calls = iter(range(1000))
 
     def some_fail(proposal: dict[str, Any], epochs: float, size: Size) -> Score:
+        """Every second trial fails or has no finite score."""
         if next(calls) % 2:
             if bad == "failed":
                 raise TrialFailed("pretrain-x: the loss is not finite")
             return Score(bad)
         return evaluate(proposal, epochs, size)
 
-    trials = result(search(halving=ONE_RUNG), tmp_path / "log.jsonl", some_fail)
+    trials = run_search(search(halving=ONE_RUNG), tmp_path / "log.jsonl", some_fail)
     failed = [t for t in trials if t.state == "failed"]
     assert len(failed) == 6
     assert all(t.error and t.score is None for t in failed)
@@ -126,9 +130,10 @@ def test_a_trial_without_a_finite_score_never_becomes_the_best(tmp_path: Path, b
 
 def test_a_pruned_trial_with_a_higher_score_is_not_the_best(tmp_path: Path) -> None:
     def drops(proposal: dict[str, Any], epochs: float, size: Size) -> Score:
+        """Scores that fall with the epochs."""
         return Score(evaluate(proposal, epochs, size).value - 10 * epochs)
 
-    trials = result(search(trials=20), tmp_path / "log.jsonl", drops)
+    trials = run_search(search(trials=20), tmp_path / "log.jsonl", drops)
     chosen = logs.best(trials, "max")
     assert chosen is not None
     assert chosen.epochs == 9
@@ -139,14 +144,15 @@ def test_successive_failures_stop_the_search_and_the_same_command_continues(
     tmp_path: Path,
 ) -> None:
     def fails(proposal: dict[str, Any], epochs: float, size: Size) -> Score:
+        """Every trial fails."""
         raise TrialFailed("no space left. Fix: free disk space.")
 
     path = tmp_path / "log.jsonl"
     with pytest.raises(
         KdepError, match=r"last 3 trials .* failed; the last error: no space left. Fix: correct"
     ):
-        result(search(), path, fails)
-    trials = result(search(), path)
+        run_search(search(), path, fails)
+    trials = run_search(search(), path)
     assert [t.state for t in trials if t.trained][:4].count("failed") == 3
     assert sum(t.trained for t in trials) == 12
 
@@ -155,7 +161,7 @@ def test_limits_that_almost_no_proposal_meets_end_the_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kdep_bench.search.run.MAX_OVER_LIMIT", 20)
-    tried = search(
+    searched = search(
         space=[
             dict(key="student.width", values=[8, *range(64, 64 + 8 * 400, 8)]),
             dict(key="method.transform.n", values=[1.0]),
@@ -165,17 +171,18 @@ def test_limits_that_almost_no_proposal_meets_end_the_search(
     with pytest.raises(
         KdepError, match=r"last 20 proposals .* are above its limits of 200,000 par"
     ):
-        result(tried, tmp_path / "log.jsonl")
+        run_search(searched, tmp_path / "log.jsonl")
 
 
 def test_an_interrupted_trial_is_not_logged(tmp_path: Path) -> None:
     from kdep_bench.search.run import Interrupted
 
     def stopped(proposal: dict[str, Any], epochs: float, size: Size) -> Score:
+        """Ctrl-C during the trial."""
         raise Interrupted(2)
 
     path = tmp_path / "log.jsonl"
     with pytest.raises(Interrupted):
-        result(search(), path, stopped)
+        run_search(search(), path, stopped)
     states = [json.loads(line)["state"] for line in path.read_text().splitlines()[1:]]
     assert set(states) <= {"over_limit"}

@@ -18,6 +18,7 @@ from kdep_bench.suite import plan as planning
 
 @pytest.fixture
 def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stages:
+    """The evaluation of the smoke search, with pretended stages."""
     pretended = partial(planning.build_plan, kinds=PRETEND)
     monkeypatch.setattr("kdep_bench.suite.plan.build_plan", pretended)
     search = load_search("smoke_kdep")
@@ -28,7 +29,7 @@ def test_scores_are_those_of_the_stages_and_wrong_sizes_are_errors(
     stages: Stages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proposal = stages.search.first
-    exported = Size(7, 9)  # of the pretended export
+    exported = Size(7, 9)  # what the pretended export counts
     (stages.work / "break-transfers").touch()
     with pytest.raises(TrialFailed, match=r"transfer-smoke_probe_val.*a broken transfer"):
         stages(proposal, 1.0, exported)
@@ -38,11 +39,12 @@ def test_scores_are_those_of_the_stages_and_wrong_sizes_are_errors(
     assert set(score.stages) >= {"prepare", "cache", "pretrain", "export", "transfer"}
     with pytest.raises(KdepError, match="computes 8 parameters and 9 FLOPs for a student that has"):
         stages(proposal, 1.0, Size(8, 9))
-    began = (stages.work / "trace.log").read_text().count("begin")
+    begun_stages = (stages.work / "trace.log").read_text().count("begin")
     assert stages(proposal, 1.0, exported) == score
-    assert (stages.work / "trace.log").read_text().count("begin") == began
+    assert (stages.work / "trace.log").read_text().count("begin") == begun_stages
 
     def changed(suite: Any, work: Path) -> Any:
+        """The data as if a file of it had been replaced."""
         return suite.model_copy(update={"data": suite.data | {"content": {"pool": "x"}}}), []
 
     monkeypatch.setattr("kdep_bench.suite.data_identity.with_content", changed)

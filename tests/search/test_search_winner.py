@@ -1,4 +1,4 @@
-"""The best student is an ordinary config; no file is overwritten."""
+"""The best student is written as an ordinary config; no file of the user is overwritten."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from kdep_bench.suite.config import build_suite, load_config
 from kdep_bench.suite.plan import build_plan
 
 
-def chosen(proposal: dict[str, Any]) -> Trial:
+def best_trial(proposal: dict[str, Any]) -> Trial:
+    """A complete trial of this proposal."""
     return Trial(
         trial=5,
         state="complete",
@@ -32,7 +33,7 @@ def test_a_suite_with_the_written_student_reuses_the_stages_of_the_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     search = load_search("smoke_kdep")
-    trial = chosen(search.first | {"method.transform.n": 3.0})
+    trial = best_trial(search.first | {"method.transform.n": 3.0})
     path, new = winner.write(search, trial, tmp_path / "students", "top1")
     assert new
     text = path.read_text()
@@ -56,22 +57,22 @@ def test_a_suite_with_the_written_student_reuses_the_stages_of_the_search(
         )
     )
     searched = build_plan(search.suite(trial.proposal, 2.0)).stages
-    mine = build_plan(suite)
-    (run,) = mine.runs
-    assert set(mine.stages) - set(searched) == {run.id}
+    plan = build_plan(suite)
+    (run,) = plan.runs
+    assert set(plan.stages) - set(searched) == {run.id}
 
 
 def test_a_file_of_the_user_is_not_overwritten(tmp_path: Path) -> None:
     search = load_search("smoke_kdep")
-    trial = chosen(search.first)
+    trial = best_trial(search.first)
     path, _ = winner.write(search, trial, tmp_path, "top1")
     edited = "# mine\n" + path.read_text()
     path.write_text(edited)
     assert winner.write(search, trial, tmp_path, "top1") == (path, False)
     assert path.read_text() == edited
-    other = edited.replace("width=", "width=1")
-    path.write_text(other)
+    another_student = edited.replace("width=", "width=1")
+    path.write_text(another_student)
     with pytest.raises(KdepError, match=r"defines another student .* Fix: choose another folder"):
         winner.write(search, trial, tmp_path, "top1")
-    assert path.read_text() == other
+    assert path.read_text() == another_student
     assert winner.write(search, trial, tmp_path / "elsewhere", "top1")[1]

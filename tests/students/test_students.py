@@ -1,4 +1,4 @@
-"""Every student's tap, width and pyramid; any timm network as a mm backbone; pages from names."""
+"""Every student's tap, width and pyramid; timm networks as mm backbones; configs from names."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ SWIN: dict[str, Any] = dict(
 
 
 def noise(px: int = 64, width: int | None = None) -> Tensor:
+    """A batch of two random images."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(2, 3, px, width or px, generator=generator)
 
 
-# -- the pages ------------------------------------------------------------------------------------
+# -- the configs -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", names("student"))
@@ -62,12 +63,12 @@ def test_a_dilated_student_keeps_stride_8_and_its_parameters(name: str):
 
 def test_a_wrong_pyramid_or_tap_is_refused():
     student = resolve("student", "resnet18_w32")
-    wrong = {**student, "pyramid": {**student["pyramid"], "channels": [32, 64, 128, 512]}}
+    wrong_channels = {**student, "pyramid": {**student["pyramid"], "channels": [32, 64, 128, 512]}}
     with pytest.raises(KdepError, match=r"\(512, 2, 3\)\], as in its `pyramid`"):
-        check_student(wrong)
-    strides = {**student, "pyramid": {**student["pyramid"], "strides": [2, 4, 8, 16]}}
+        check_student(wrong_channels)
+    wrong_strides = {**student, "pyramid": {**student["pyramid"], "strides": [2, 4, 8, 16]}}
     with pytest.raises(KdepError, match="as in its `pyramid`"):
-        check_student(strides)
+        check_student(wrong_strides)
     with pytest.raises(KdepError, match=r"ends in an activation, layer4\.1\.relu"):
         check_student({**student, "tap": "output"})
 
@@ -118,23 +119,25 @@ def test_the_last_level_is_what_timm_s_own_classifier_pools(model: str, args: di
     torch.manual_seed(0)
     net = TimmBackbone(model, **args).eval()
     reference: Any = timm.create_model(model, num_classes=0, **args).eval()
-    own = {k.removeprefix("net."): v for k, v in net.state_dict().items()}
-    _, leftover = reference.load_state_dict(own, strict=False)
+    weights = {k.removeprefix("net."): v for k, v in net.state_dict().items()}
+    _, leftover = reference.load_state_dict(weights, strict=False)
     assert leftover == []
     features = reference.forward_features(noise())
     if model.startswith("mobilenetv3"):  # pooled before its last convolution
         pooled = features.mean((2, 3))
     else:
-        assert set(own) == set(reference.state_dict())
+        assert set(weights) == set(reference.state_dict())
         pooled = reference.forward_head(features, pre_logits=True)
     torch.testing.assert_close(net(noise())[-1].mean((2, 3)), pooled, rtol=1e-4, atol=1e-5)
-    every = TimmBackbone(model, out_indices=range(net.last + 1), **args).eval()
-    every.load_state_dict(net.state_dict())
+    with_all_levels = TimmBackbone(model, out_indices=range(net.last + 1), **args).eval()
+    with_all_levels.load_state_dict(net.state_dict())
     x = noise(64, 96)
-    assert torch.equal(every(x)[-1], net(x)[-1])
-    inner = reference.forward_intermediates(x, norm=True, output_fmt="NCHW")[1] if net.last else []
-    for level, i in zip(every(x), net._stages, strict=False):
-        torch.testing.assert_close(level, inner[i], rtol=1e-4, atol=1e-5)
+    assert torch.equal(with_all_levels(x)[-1], net(x)[-1])
+    expected_levels = (
+        reference.forward_intermediates(x, norm=True, output_fmt="NCHW")[1] if net.last else []
+    )
+    for level, i in zip(with_all_levels(x), net._stages, strict=False):
+        torch.testing.assert_close(level, expected_levels[i], rtol=1e-4, atol=1e-5)
 
 
 def test_a_tap_before_a_swish_and_the_tap_of_a_network_without_a_last_activation():
@@ -142,16 +145,16 @@ def test_a_tap_before_a_swish_and_the_tap_of_a_network_without_a_last_activation
     tap = PreActivationTap(net, "net.bn2.act").eval()
     before, after = tap(noise())
     torch.testing.assert_close(before * before.sigmoid(), after)
-    plain = PreActivationTap(
+    output_tap = PreActivationTap(
         build_backbone({"backbone": {**TINY, "model": "test_convnext"}}), "output"
     )
-    before, after = plain.eval()(noise())
+    before, after = output_tap.eval()(noise())
     assert before is after
     assert before.shape[2:] == (1, 1)
     before.sum().backward()
 
 
-def test_frozen_stages_and_norm_eval_hold_in_training_mode():
+def test_frozen_stages_and_norm_eval_stay_in_force_in_training_mode():
     net = TimmBackbone("test_resnet", frozen_stages=2, norm_eval=True)
     net.train()
     trained = {n.split(".")[1] for n, p in net.named_parameters() if p.requires_grad}
@@ -159,19 +162,20 @@ def test_frozen_stages_and_norm_eval_hold_in_training_mode():
     norms = [m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert norms
     assert not any(m.training for m in norms)
-    partly = TimmBackbone("test_resnet", frozen_stages=1)
-    partly.train()
-    assert not partly.net.layer1[0].bn1.training
-    assert partly.net.layer2[0].bn1.training
-    whole = TimmBackbone("test_resnet", frozen_stages=4)
-    assert not any(p.requires_grad for p in whole.parameters())
+    with_one_frozen = TimmBackbone("test_resnet", frozen_stages=1)
+    with_one_frozen.train()
+    assert not with_one_frozen.net.layer1[0].bn1.training
+    assert with_one_frozen.net.layer2[0].bn1.training
+    with_all_frozen = TimmBackbone("test_resnet", frozen_stages=4)
+    assert not any(p.requires_grad for p in with_all_frozen.parameters())
     assert any(p.requires_grad for p in TimmBackbone("test_resnet").net.conv1.parameters())
 
 
-# -- a page from a name ---------------------------------------------------------------------------
+# -- a config from a name --------------------------------------------------------------------------
 
 
-def make(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
+def make_student_config(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
+    """The status of the command that writes a student's config."""
     return make_student.main(list(args))
 
 
@@ -188,18 +192,20 @@ def test_a_config_is_written_from_a_name_and_used_by_a_suite(
 ):
     (tmp_path / "students").mkdir()
     arguments = (name, "--px", "64", "--out", str(tmp_path / "students"))
-    assert make(monkeypatch, *arguments) == 0
-    (config_text,) = (tmp_path / "students").glob("*.py")
-    student = resolve("student", config_text.stem, tmp_path)
+    assert make_student_config(monkeypatch, *arguments) == 0
+    (config_file,) = (tmp_path / "students").glob("*.py")
+    student = resolve("student", config_file.stem, tmp_path)
     assert (student["width"], student["tap"]) == (width, tap)
     assert bool(student.get("pyramid")) == dense
     check_student(student)
-    assert ("classification only" in config_text.read_text()) != dense
-    assert make(monkeypatch, *arguments) == 1  # it never overwrites
+    assert ("classification only" in config_file.read_text()) != dense
+    assert (
+        make_student_config(monkeypatch, *arguments) == 1
+    )  # the file exists and is not overwritten
 
 
 @pytest.mark.parametrize(
-    ("name", "sentence"),
+    ("name", "message"),
     [
         ("timm/resnt18", "did you mean resnet18"),
         ("mmpretrain/resnet18_8xb32", "did you mean resnet18_8xb32_in1k"),
@@ -207,6 +213,6 @@ def test_a_config_is_written_from_a_name_and_used_by_a_suite(
         ("mmpretrain/convnext-tiny_32xb128_in1k", "take the student from timm"),
     ],
 )
-def test_an_unknown_or_unusable_name_raises_kdep_error(name: str, sentence: str):
-    with pytest.raises(KdepError, match=sentence):
+def test_an_unknown_or_unusable_name_raises_kdep_error(name: str, message: str):
+    with pytest.raises(KdepError, match=message):
         discover(name, 64)

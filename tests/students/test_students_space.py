@@ -1,4 +1,4 @@
-"""Spaces of students: sizes equal the built networks', limits hold, faulty spaces are refused."""
+"""Spaces of students: sizes are the built networks', limits hold, faulty spaces are refused."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ FAMILY = dict(type="kdep_bench.students.space.ResNetFamily", input_px=64)
 
 
 def space(*dimensions: tuple[str, list[Any]], **family: Any) -> Space:
+    """A space with these (key, values); `family` holds further arguments of the family."""
     return Space([Dimension(k, v) for k, v in dimensions], {**FAMILY, **family})
 
 
@@ -42,27 +43,27 @@ def test_the_computed_size_is_that_of_the_built_network(arguments: dict[str, Any
 
 def test_students_that_differ_have_names_that_differ() -> None:
     members = [
-        ResNetFamily(64, depth1=d, depth2=e, width=w, growth=g, stem=s)
-        for d in (1, 11)
-        for e in (1, 11)
-        for w in (8, 16)
-        for g in (1.5, 1.25)
-        for s in ("7x7", "3x3")
+        ResNetFamily(64, depth1=depth1, depth2=depth2, width=width, growth=growth, stem=stem)
+        for depth1 in (1, 11)
+        for depth2 in (1, 11)
+        for width in (8, 16)
+        for growth in (1.5, 1.25)
+        for stem in ("7x7", "3x3")
     ]
-    assert len({m.student()["name"] for m in members}) == len(members)
+    assert len({member.student()["name"] for member in members}) == len(members)
 
 
 def test_limits_are_checked_against_every_student_of_the_space() -> None:
-    tried = space(("student.width", [64, 8, 32]), ("method.transform.n", [1.0, 3.0]))
-    assert len(list(tried.students())) == 3
-    small = tried.first_within(Limits(params=300_000))
+    searched = space(("student.width", [64, 8, 32]), ("method.transform.n", [1.0, 3.0]))
+    assert len(list(searched.students())) == 3
+    small = searched.first_within(Limits(params=300_000))
     assert small == {"student.width": 8, "method.transform.n": 1.0}
     with pytest.raises(
         KdepError, match=r"no student of the space is within.*smallest of 3 has 189,616 para"
     ):
-        tried.first_within(Limits(params=1000))
+        searched.first_within(Limits(params=1000))
     with pytest.raises(KdepError, match=r"limits of 10 FLOPs"):
-        tried.first_within(Limits(flops=10))
+        searched.first_within(Limits(flops=10))
 
 
 @pytest.mark.parametrize(
@@ -106,12 +107,12 @@ def test_a_value_that_the_family_does_not_accept_is_named(
 
 
 def test_a_type_that_is_no_family_is_named() -> None:
-    tried = Space([Dimension("method.x", (1,))], {"type": "kdep_bench.probes.knn.Knn"})
+    searched = Space([Dimension("method.x", (1,))], {"type": "kdep_bench.probes.knn.Knn"})
     with pytest.raises(KdepError, match="is not a family of students"):
-        tried.first_within(Limits())
+        searched.first_within(Limits())
 
 
 def test_method_dimensions_become_nested_overrides() -> None:
-    tried = space(("method.transform.n", [3.0]), ("method.optimizer.lr", [0.1]))
-    got = tried.settings({"method.transform.n": 3.0, "method.optimizer.lr": 0.1})
-    assert got == {"transform": {"n": 3.0}, "optimizer": {"lr": 0.1}}
+    searched = space(("method.transform.n", [3.0]), ("method.optimizer.lr", [0.1]))
+    overrides = searched.settings({"method.transform.n": 3.0, "method.optimizer.lr": 0.1})
+    assert overrides == {"transform": {"n": 3.0}, "optimizer": {"lr": 0.1}}

@@ -1,4 +1,4 @@
-"""What the tests of this room share."""
+"""What the tests of this folder share."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from torch import Tensor
 from kdep_bench.teachers.base import Teacher, TeacherOutput
 
 
-def pictures(px: int, count: int = 2) -> Tensor:
+def random_images(px: int, count: int = 2) -> Tensor:
+    """`count` images of random pixels."""
     generator = torch.Generator().manual_seed(1)
     return torch.randint(0, 256, (count, 3, px, px), dtype=torch.uint8, generator=generator)
 
 
 def normalised(teacher: Teacher, images: Tensor) -> Tensor:
-    """What the network of `teacher` reads, computed apart from it."""
+    """What the teacher's network gets for these images, computed independently of the teacher."""
     return (images.float() - teacher.mean) / teacher.std
 
 
-def asked(teacher: Teacher, images: Tensor) -> TeacherOutput:
-    """The teacher's answer, given in eval mode, without gradient and without changing it."""
+def output_of(teacher: Teacher, images: Tensor) -> TeacherOutput:
+    """The teacher's output, which must come in eval mode, without gradients and change nothing."""
     before = teacher.checksum()
     teacher.train()
     out = teacher(images)
-    assert not any(m.training for m in teacher.modules())
+    assert not any(module.training for module in teacher.modules())
     tensors = [out.pooled, *out.maps.values(), out.logits, out.tokens]
     assert not any(t.requires_grad for t in tensors if t is not None)
     assert not any(p.requires_grad for p in teacher.parameters())
@@ -33,15 +34,15 @@ def asked(teacher: Teacher, images: Tensor) -> TeacherOutput:
     return out
 
 
-def close(a: Tensor | None, b: Tensor | None) -> None:
-    """Equal up to the rounding of another order of the same sums."""
+def assert_close(a: Tensor | None, b: Tensor | None) -> None:
+    """The two are equal up to the rounding of another order of the same sums."""
     assert a is not None
     assert b is not None
     torch.testing.assert_close(a, b, rtol=2e-4, atol=2e-5)
 
 
-def lively(net: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """`net` with every parameter and statistic random: nothing zero or one hides a slip."""
+def randomised(net: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """The network with every parameter and statistic random: no zero or one hides a mistake."""
     generator = torch.Generator().manual_seed(seed)
     state = net.state_dict()
     for name, value in state.items():

@@ -1,4 +1,4 @@
-"""Vision towers of transformers against timm's with the same weights."""
+"""Vision towers of transformers, compared with timm's of the same weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdep_bench.errors import KdepError
 from kdep_bench.teachers.huggingface import HuggingFace
-from tests.teachers.conftest import asked, close, lively, normalised, pictures
+from tests.teachers.conftest import assert_close, normalised, output_of, random_images, randomised
 
 SIZE: dict[str, Any] = dict(
     hidden_size=24, num_hidden_layers=2, num_attention_heads=3, image_size=32, patch_size=8
@@ -25,6 +25,7 @@ TIMM: dict[str, Any] = dict(img_size=32, patch_size=8, embed_dim=24, depth=2, nu
 
 @pytest.fixture
 def library() -> Any:
+    """The transformers library."""
     return pytest.importorskip("transformers", reason="the optional extra `hf` is not installed")
 
 
@@ -67,21 +68,23 @@ def timm_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return named
 
 
-def reference(model: str, state: dict[str, Tensor], **more: Any) -> Any:
-    net = timm.create_model(model, **TIMM, **more)
+def reference(model: str, state: dict[str, Tensor], **options: Any) -> Any:
+    """timm's network with the weights of a transformers tower."""
+    net = timm.create_model(model, **TIMM, **options)
     net.load_state_dict(timm_names(state), strict=True)
     return net.eval()
 
 
-def stored(net: Any, folder: Path) -> Path:
+def saved_weights(net: Any, folder: Path) -> Path:
+    """Saves the tower; returns the file of its weights."""
     net.save_pretrained(folder)
     return folder / "model.safetensors"
 
 
 def test_vit_equals_timm_s(library: Any, tmp_path: Path):
     config = dict(SIZE, intermediate_size=96)
-    net = lively(library.ViTForImageClassification(library.ViTConfig(**config, num_labels=5)))
-    path = stored(net, tmp_path)
+    net = randomised(library.ViTForImageClassification(library.ViTConfig(**config, num_labels=5)))
+    path = saved_weights(net, tmp_path)
     teacher = HuggingFace(
         "vit",
         "x/y",
@@ -90,15 +93,15 @@ def test_vit_equals_timm_s(library: Any, tmp_path: Path):
         maps={"first": "vit.layers.0"},
         args=dict(model_type="vit", num_labels=5, **config),
     )
-    own = reference(
-        "vit_tiny_patch16_224", dict(net.state_dict()), num_classes=5, norm_layer=norm(1e-12)
+    timm_net = reference(
+        "vit_tiny_patch16_224", dict(net.state_dict()), num_classes=5, norm_layer=layer_norm(1e-12)
     )
-    images = pictures(32)
-    out = asked(teacher, images)
-    tokens = own.forward_features(normalised(teacher, images))
-    close(out.tokens, tokens)
-    close(out.pooled, tokens[:, 0])
-    close(out.logits, own.head(tokens[:, 0]))
+    images = random_images(32)
+    out = output_of(teacher, images)
+    tokens = timm_net.forward_features(normalised(teacher, images))
+    assert_close(out.tokens, tokens)
+    assert_close(out.pooled, tokens[:, 0])
+    assert_close(out.logits, timm_net.head(tokens[:, 0]))
     assert out.maps["first"].shape == (2, 24, 4, 4)
     headless = HuggingFace(
         "vit",
@@ -108,98 +111,102 @@ def test_vit_equals_timm_s(library: Any, tmp_path: Path):
         has_logits=False,
         args=dict(model_type="vit", **config),
     )
-    close(asked(headless, images).pooled, out.pooled)
+    assert_close(output_of(headless, images).pooled, out.pooled)
     larger = HuggingFace(
         "vit", "x/y", 48, weights=path, args=dict(model_type="vit", num_labels=5, **config)
     )
-    assert asked(larger, pictures(48)).maps["last"].shape == (2, 24, 6, 6)
+    assert output_of(larger, random_images(48)).maps["last"].shape == (2, 24, 6, 6)
 
 
-def norm(eps: float) -> Any:
+def layer_norm(eps: float) -> Any:
+    """LayerNorm with this epsilon."""
     from functools import partial
 
     return partial(torch.nn.LayerNorm, eps=eps)
 
 
 def test_dinov2_equals_timm_s(library: Any, tmp_path: Path):
-    net = lively(library.Dinov2Model(library.Dinov2Config(**SIZE)))
+    net = randomised(library.Dinov2Model(library.Dinov2Config(**SIZE)))
     teacher = HuggingFace(
         "dino",
         "x/y",
         32,
-        weights=stored(net, tmp_path),
+        weights=saved_weights(net, tmp_path),
         width=24,
         has_logits=False,
         args=dict(model_type="dinov2", **SIZE),
     )
-    own = reference("vit_small_patch14_dinov2", dict(net.state_dict()))
-    images = pictures(32)
-    out = asked(teacher, images)
-    tokens = own.forward_features(normalised(teacher, images))
-    close(out.tokens, tokens)
-    close(out.pooled, tokens[:, 0])
-    close(out.maps["last"], tokens[:, 1:].transpose(1, 2).reshape(2, 24, 4, 4))
-    classifier = lively(
+    timm_net = reference("vit_small_patch14_dinov2", dict(net.state_dict()))
+    images = random_images(32)
+    out = output_of(teacher, images)
+    tokens = timm_net.forward_features(normalised(teacher, images))
+    assert_close(out.tokens, tokens)
+    assert_close(out.pooled, tokens[:, 0])
+    assert_close(out.maps["last"], tokens[:, 1:].transpose(1, 2).reshape(2, 24, 4, 4))
+    classifier = randomised(
         library.Dinov2ForImageClassification(library.Dinov2Config(**SIZE, num_labels=5))
     )
     labelled = HuggingFace(
         "dino",
         "x/y",
         32,
-        weights=stored(classifier, tmp_path / "c"),
+        weights=saved_weights(classifier, tmp_path / "c"),
         args=dict(model_type="dinov2", num_labels=5, **SIZE),
     )
-    seen = asked(labelled, images)
-    assert seen.tokens is not None
-    close(seen.pooled, torch.cat([seen.tokens[:, 0], seen.tokens[:, 1:].mean(1)], 1))
-    close(seen.logits, classifier(pixel_values=normalised(labelled, images)).logits)
+    output = output_of(labelled, images)
+    assert output.tokens is not None
+    assert_close(output.pooled, torch.cat([output.tokens[:, 0], output.tokens[:, 1:].mean(1)], 1))
+    assert_close(output.logits, classifier(pixel_values=normalised(labelled, images)).logits)
 
 
 def test_clip_s_tower_equals_timm_s_and_leaves_the_text_tower(library: Any, tmp_path: Path):
     config = dict(SIZE, intermediate_size=96)
     text = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    net: Any = lively(
+    net: Any = randomised(
         library.CLIPModel(
             library.CLIPConfig(vision_config=config, text_config=text, projection_dim=8)
         )
     )
-    path = stored(net, tmp_path)
-    more: dict[str, Any] = dict(args=dict(model_type="clip_vision_model", **config))
-    teacher = HuggingFace("clip", "x/y", 32, weights=path, prefix="vision_model.", **more)
-    own = reference(
+    path = saved_weights(net, tmp_path)
+    arguments: dict[str, Any] = dict(args=dict(model_type="clip_vision_model", **config))
+    teacher = HuggingFace("clip", "x/y", 32, weights=path, prefix="vision_model.", **arguments)
+    timm_net = reference(
         "vit_base_patch16_clip_quickgelu_224",
         dict(net.vision_model.state_dict()),
         num_classes=0,
     )
-    images = pictures(32)
-    out = asked(teacher, images)
-    tokens = own.forward_features(normalised(teacher, images))
-    close(out.tokens, tokens)
-    close(out.pooled, tokens[:, 0])
+    images = random_images(32)
+    out = output_of(teacher, images)
+    tokens = timm_net.forward_features(normalised(teacher, images))
+    assert_close(out.tokens, tokens)
+    assert_close(out.pooled, tokens[:, 0])
     assert not teacher.has_logits
     with pytest.raises(KdepError, match="text_model"):
-        HuggingFace("clip", "x/y", 32, weights=path, **more)
+        HuggingFace("clip", "x/y", 32, weights=path, **arguments)
 
 
 def test_a_config_that_disagrees_with_the_weights_is_refused(library: Any, tmp_path: Path):
     net = library.Dinov2Model(library.Dinov2Config(**SIZE))
-    path = stored(net, tmp_path)
+    path = saved_weights(net, tmp_path)
 
-    def ask(where: Path = path, **more: Any) -> None:
-        HuggingFace("d", "x/y", 32, weights=where, args=dict(model_type="dinov2") | SIZE | more)
+    def build(path_of_weights: Path = path, **changes: Any) -> None:
+        """Builds the teacher from this file, with these arguments changed."""
+        HuggingFace(
+            "d", "x/y", 32, weights=path_of_weights, args=dict(model_type="dinov2") | SIZE | changes
+        )
 
-    ask()
+    build()
     with pytest.raises(KdepError, match="num_attention_heads=2; expected 3"):
-        ask(num_attention_heads=2)
+        build(num_attention_heads=2)
     with pytest.raises(KdepError, match="did you mean hidden_size"):
-        ask(hiden_size=24)
-    bare = tmp_path / "bare" / "model.safetensors"
-    bare.parent.mkdir()
-    shutil.copy(path, bare)
+        build(hiden_size=24)
+    without_config = tmp_path / "bare" / "model.safetensors"
+    without_config.parent.mkdir()
+    shutil.copy(path, without_config)
     with pytest.raises(KdepError, match="do not fit Dinov2Model"):
-        ask(bare, hidden_size=48)
+        build(without_config, hidden_size=48)
     with pytest.raises(KdepError, match="do not fit Dinov2Model"):
-        ask(bare, num_hidden_layers=3)
+        build(without_config, num_hidden_layers=3)
     assert json.loads((tmp_path / "config.json").read_text())["hidden_size"] == 24
 
 

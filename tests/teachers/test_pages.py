@@ -1,4 +1,4 @@
-"""Every teacher page: a whole card, and a teacher that builds and is as wide as the page says."""
+"""Every teacher config: a complete card, and a teacher that builds and has the stated width."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torchvision
 from kdep_bench.errors import KdepError
 from kdep_bench.suite.config import load_config, names, resolve
 from kdep_bench.teachers.base import build_teacher
-from tests.teachers.conftest import asked, pictures
+from tests.teachers.conftest import output_of, random_images
 
 CARD = {"pretraining", "labels_used", "top1", "licence", "source", "trained_on"}
-# A tiny network of the same family in place of the page's, which then is as wide as said here.
+# Config -> (width, arguments) of a tiny network of the same family that is built in its place.
 SMALL: dict[str, tuple[int, dict[str, Any]]] = {
     "resnet50": (2048, {}),
     "microsoft_resnet50": (2048, {}),
@@ -35,11 +35,12 @@ LARGE = {"swin_b": "head", "convnext_b": "classifier"}
 INSTALLED = {"efficientnet_lite0", "efficientnet_lite2"}
 
 
-def page(name: str) -> dict[str, Any]:
+def teacher_config(name: str) -> dict[str, Any]:
+    """The complete config of the teacher."""
     return resolve("teacher", name)
 
 
-def test_every_method_config_is_tested_here():
+def test_every_teacher_config_is_tested_here():
     assert set(names("teacher")) == set(SMALL) | set(LARGE) | INSTALLED
 
 
@@ -52,33 +53,33 @@ def test_every_card_names_the_teacher_s_training_data(name: str):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_config_builds(name: str):
+def test_a_teacher_builds_from_its_config(name: str):
     if name == "clip_vitb16":
         pytest.importorskip("transformers", reason="the optional extra `hf` is not installed")
-    width, over = SMALL[name]
+    width, changes = SMALL[name]
     px = 70 if name.startswith("dinov2") else 64
-    config = {**page(name), "weights": "random", "input_px": px, "width": width}
-    if over:
-        config["args"] = {**config["args"], **over["args"]}
+    config = {**teacher_config(name), "weights": "random", "input_px": px, "width": width}
+    if changes:
+        config["args"] = {**config["args"], **changes["args"]}
     teacher = build_teacher(config)
-    out = asked(teacher, pictures(px, 1))
+    out = output_of(teacher, random_images(px, 1))
     assert out.pooled.shape == (1, width)
-    told = page(name)["card"].get("classes")
-    assert told == (None if out.logits is None else out.logits.shape[1])
+    classes = teacher_config(name)["card"].get("classes")
+    assert classes == (None if out.logits is None else out.logits.shape[1])
 
 
-def test_the_large_pages_are_as_wide_as_they_say():
+def test_the_large_networks_have_the_widths_of_their_configs():
     for name in LARGE:
-        config = page(name)
+        config = teacher_config(name)
         with torch.device("meta"):
             net: Any = torchvision.models.get_model(config["model"])
         linear = [m for m in net.modules() if isinstance(m, torch.nn.Linear)][-1]
         assert linear.in_features == config["width"]
         assert linear.out_features == config["card"]["classes"]
     with torch.device("meta"):
-        net = timm.create_model(page("dinov2_vitb14")["model"])
-    assert net.num_features == page("dinov2_vitb14")["width"]
-    clip = page("clip_vitb16")
+        net = timm.create_model(teacher_config("dinov2_vitb14")["model"])
+    assert net.num_features == teacher_config("dinov2_vitb14")["width"]
+    clip = teacher_config("clip_vitb16")
     assert clip["args"]["hidden_size"] == clip["width"]
 
 
@@ -88,16 +89,16 @@ def test_a_config_without_weights_names_their_source(
 ):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    config = page(name)
+    config = teacher_config(name)
     if name == "dinov2_vitb14":
         config["args"]["depth"] = 1  # quick to build
     with pytest.raises(KdepError, match=r"downloaded from https|set `weights=` to the path"):
         build_teacher(config)
 
 
-def test_the_checksums_of_torchvision_s_pages_are_those_in_the_names_of_their_files():
+def test_the_checksums_of_torchvision_s_configs_are_those_in_its_file_names():
     for name in ("resnet50", "swin_b", "convnext_b", "efficientnet_b0", "mobilenetv2"):
-        config = page(name)
+        config = teacher_config(name)
         entry = torchvision.models.get_model_weights(config["model"])[config["args"]["hub"]]
         assert f"-{config['sha256']}.pth" in entry.url
         assert config["card"]["top1"] == pytest.approx(

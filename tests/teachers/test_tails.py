@@ -17,7 +17,7 @@ def test_the_layers_after_each_map_give_the_teacher_s_logits():
     for level in teacher.tails:
         tail = teacher.tail(level).eval()
         torch.testing.assert_close(tail(out.maps[level]), out.logits, atol=1e-4, rtol=1e-4)
-        with torch.no_grad():  # a copy: what is done to it does not reach the teacher
+        with torch.no_grad():  # the tail is a copy: changing it does not change the teacher
             for p in tail.parameters():
                 p.zero_()
     assert teacher.checksum() == before

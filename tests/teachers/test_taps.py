@@ -1,7 +1,7 @@
-"""Every kind of teacher gives the right tap: against the same weights in another library.
+"""Every kind of teacher gives the right tap, compared with another library's same weights.
 
-The reference never goes through the code under test: its network is another implementation of the
-architecture, run by hand.
+The reference never uses the code under test: it is another implementation of the architecture,
+whose layers are called one by one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kdep_bench.teachers.checkpoint import Checkpoint
 from kdep_bench.teachers.mmpretrain_models import MMPretrain
 from kdep_bench.teachers.timm_models import Timm
 from kdep_bench.teachers.torchvision_models import Torchvision
-from tests.teachers.conftest import asked, close, lively, normalised, pictures
+from tests.teachers.conftest import assert_close, normalised, output_of, random_images, randomised
 
 TINY_VIT: dict[str, Any] = dict(
     img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3, num_classes=5
@@ -34,15 +34,16 @@ TINY_SWIN: dict[str, Any] = dict(
 
 
 def by_order(target: nn.Module, source: nn.Module) -> dict[str, Tensor]:
-    """The tensors of `source` under the names of `target`: order, shapes and last parts agree."""
-    a, b = target.state_dict(), source.state_dict()
-    for (one, x), (two, y) in zip(a.items(), b.items(), strict=True):
+    """The tensors of `source` under the names of `target`, whose order, shapes and endings agree."""
+    named, values = target.state_dict(), source.state_dict()
+    for (name, x), (source_name, y) in zip(named.items(), values.items(), strict=True):
         assert x.shape == y.shape
-        assert one.split(".")[-1] == two.split(".")[-1]
-    return dict(zip(a, b.values(), strict=True))
+        assert name.split(".")[-1] == source_name.split(".")[-1]
+    return dict(zip(named, values.values(), strict=True))
 
 
 def saved(tmp_path: Path, tensors: dict[str, Tensor]) -> Path:
+    """Saves the tensors; returns the file."""
     torch.save(tensors, tmp_path / "weights.pth")
     return tmp_path / "weights.pth"
 
@@ -60,18 +61,19 @@ def resnet_by_hand(net: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return before, net.fc(torch.relu(before).mean((2, 3))), third
 
 
-def test_resnet_in_four_ways_is_torchvision_s_resnet_without_its_last_relu(tmp_path: Path):
-    reference = lively(torchvision.models.resnet18(num_classes=7))
+def test_four_kinds_of_resnet_teacher_give_torchvision_s_map_before_its_last_relu(tmp_path: Path):
+    reference = randomised(torchvision.models.resnet18(num_classes=7))
     state = dict(reference.state_dict())
     plain = saved(tmp_path, state)
     prefixed = tmp_path / "own.pth"
     torch.save({"epoch": 3, "model": {f"module.net.{k}": v for k, v in state.items()}}, prefixed)
-    mm = tmp_path / "mm.pth"
+    mm_file = tmp_path / "mm.pth"
     torch.save(
-        {("head." if k.startswith("fc.") else "backbone.") + k: v for k, v in state.items()}, mm
+        {("head." if k.startswith("fc.") else "backbone.") + k: v for k, v in state.items()},
+        mm_file,
     )
-    trunk = tmp_path / "trunk.pth"
-    torch.save({k: v for k, v in state.items() if not k.startswith("fc.")}, trunk)
+    trunk_file = tmp_path / "trunk.pth"
+    torch.save({k: v for k, v in state.items() if not k.startswith("fc.")}, trunk_file)
     classes: dict[str, Any] = dict(args=dict(num_classes=7))
     teachers: list[Teacher] = [
         Torchvision("tv", "resnet18", 64, weights=plain, maps={"s3": "layer3"}, **classes),
@@ -80,7 +82,7 @@ def test_resnet_in_four_ways_is_torchvision_s_resnet_without_its_last_relu(tmp_p
             "mm",
             "resnet18_8xb32_in1k",
             64,
-            weights=mm,
+            weights=mm_file,
             maps={"s3": "backbone.layer3"},
             args=dict(head=dict(num_classes=7)),
         ),
@@ -93,24 +95,24 @@ def test_resnet_in_four_ways_is_torchvision_s_resnet_without_its_last_relu(tmp_p
             maps={"s3": "layer3"},
             **classes,
         ),
-        Checkpoint("trunk", dict(type="mmpretrain.ResNet", depth=18), 64, weights=trunk),
+        Checkpoint("trunk", dict(type="mmpretrain.ResNet", depth=18), 64, weights=trunk_file),
     ]
-    images = pictures(64)
+    images = random_images(64)
     for teacher in teachers:
-        out = asked(teacher, images)
+        out = output_of(teacher, images)
         before, logits, third = resnet_by_hand(reference, normalised(teacher, images))
         assert bool((out.pooled < 0).any())
-        close(out.pooled, before.mean((2, 3)))
-        close(out.maps["last"], before)
+        assert_close(out.pooled, before.mean((2, 3)))
+        assert_close(out.maps["last"], before)
         assert teacher.tap.startswith("before ")
         if "s3" in out.maps:
-            close(out.maps["s3"], third)
+            assert_close(out.maps["s3"], third)
         if teacher.has_logits:
-            close(out.logits, logits)
+            assert_close(out.logits, logits)
     assert [t.has_logits for t in teachers] == [True, True, True, False, False]
-    read = Torchvision("read", "resnet18", 64, weights=plain, tap="read", **classes)
-    before, _, _ = resnet_by_hand(reference, normalised(read, images))
-    close(asked(read, images).pooled, before.relu().mean((2, 3)))
+    after_relu = Torchvision("read", "resnet18", 64, weights=plain, tap="read", **classes)
+    before, _, _ = resnet_by_hand(reference, normalised(after_relu, images))
+    assert_close(output_of(after_relu, images).pooled, before.relu().mean((2, 3)))
 
 
 # -- MobileNetV2, EfficientNet ------------------------------------------------------------------
@@ -133,29 +135,31 @@ def efficientnet_by_hand(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("here", "there", "by_hand", "args"),
+    ("torchvision_name", "timm_name", "by_hand", "args"),
     [
         ("mobilenet_v2", "mobilenetv2_100", mobilenet_by_hand, {}),
         ("efficientnet_b0", "efficientnet_b0", efficientnet_by_hand, {}),
     ],
 )
 def test_mobilenet_and_efficientnet_equal_torchvision_s_before_the_last_activation(
-    tmp_path: Path, here: str, there: str, by_hand: Any, args: dict[str, Any]
+    tmp_path: Path, torchvision_name: str, timm_name: str, by_hand: Any, args: dict[str, Any]
 ):
-    reference = lively(torchvision.models.get_model(here, num_classes=3))
-    of_timm = timm.create_model(there, num_classes=3, **args)
-    path = saved(tmp_path, by_order(of_timm, reference))
+    reference = randomised(torchvision.models.get_model(torchvision_name, num_classes=3))
+    timm_net = timm.create_model(timm_name, num_classes=3, **args)
+    path = saved(tmp_path, by_order(timm_net, reference))
     torch.save(reference.state_dict(), tmp_path / "tv.pth")
-    images = pictures(64)
+    images = random_images(64)
     for teacher in (
-        Timm("timm", there, 64, weights=path, args=dict(num_classes=3)),
-        Torchvision("tv", here, 64, weights=tmp_path / "tv.pth", args=dict(num_classes=3)),
+        Timm("timm", timm_name, 64, weights=path, args=dict(num_classes=3)),
+        Torchvision(
+            "tv", torchvision_name, 64, weights=tmp_path / "tv.pth", args=dict(num_classes=3)
+        ),
     ):
-        out = asked(teacher, images)
+        out = output_of(teacher, images)
         before, logits = by_hand(reference, normalised(teacher, images))
-        close(out.pooled, before.mean((2, 3)))
-        close(out.maps["last"], before)
-        close(out.logits, logits)
+        assert_close(out.pooled, before.mean((2, 3)))
+        assert_close(out.maps["last"], before)
+        assert_close(out.logits, logits)
         assert teacher.width == 1280
 
 
@@ -172,31 +176,31 @@ def test_swin_gives_the_mean_of_its_normed_map():
         args=TINY_SWIN,
     )
     net: Any = teacher.net
-    images = pictures(64)
-    out = asked(teacher, images)
+    images = random_images(64)
+    out = output_of(teacher, images)
     h = net.patch_embed(normalised(teacher, images))
     for layer in net.layers[:3]:
         h = layer(h)
     third = h
     h = net.layers[3](h)
-    own = torch.nn.functional.layer_norm(h, h.shape[-1:], net.norm.weight, net.norm.bias, 1e-5)
-    close(out.pooled, own.mean((1, 2)))
-    close(out.maps["last"], own.permute(0, 3, 1, 2))
-    close(out.maps["s3"], third.permute(0, 3, 1, 2))
-    close(out.logits, net.head.fc(own.mean((1, 2))))
+    normed = torch.nn.functional.layer_norm(h, h.shape[-1:], net.norm.weight, net.norm.bias, 1e-5)
+    assert_close(out.pooled, normed.mean((1, 2)))
+    assert_close(out.maps["last"], normed.permute(0, 3, 1, 2))
+    assert_close(out.maps["s3"], third.permute(0, 3, 1, 2))
+    assert_close(out.logits, net.head.fc(normed.mean((1, 2))))
     assert "does not end in an activation" in teacher.tap
 
 
 def test_torchvision_s_swin_gives_the_mean_of_its_normed_map():
     teacher = Torchvision("swin", "swin_t", 32, weights="random", maps={"s1": "features.1"})
     net: Any = teacher.net
-    images = pictures(32, 1)
-    out = asked(teacher, images)
+    images = random_images(32, 1)
+    out = output_of(teacher, images)
     x = normalised(teacher, images)
     normed = net.norm(net.features(x))
-    close(out.pooled, normed.mean((1, 2)))
-    close(out.maps["s1"], net.features[:2](x).permute(0, 3, 1, 2))
-    close(out.logits, net(x))
+    assert_close(out.pooled, normed.mean((1, 2)))
+    assert_close(out.maps["s1"], net.features[:2](x).permute(0, 3, 1, 2))
+    assert_close(out.logits, net(x))
 
 
 def vit_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -223,7 +227,7 @@ def vit_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def test_vit_gives_the_normed_class_token_of_torchvision_s_vit(tmp_path: Path):
-    reference: Any = lively(
+    reference: Any = randomised(
         torchvision.models.VisionTransformer(32, 8, 2, 3, 24, 96, num_classes=5)
     )
     path = saved(tmp_path, vit_names(reference.state_dict()))
@@ -237,17 +241,17 @@ def test_vit_gives_the_normed_class_token_of_torchvision_s_vit(tmp_path: Path):
         has_logits=True,
         args=TINY_VIT,
     )
-    images = pictures(32)
-    out = asked(teacher, images)
+    images = random_images(32)
+    out = output_of(teacher, images)
     x = reference._process_input(normalised(teacher, images))
     x = torch.cat([reference.class_token.expand(2, -1, -1), x], 1)
     tokens = reference.encoder(x)
-    close(out.tokens, tokens)
-    close(out.pooled, tokens[:, 0])
-    close(out.logits, reference.heads(tokens[:, 0]))
-    close(out.maps["last"], tokens[:, 1:].transpose(1, 2).reshape(2, 24, 4, 4))
+    assert_close(out.tokens, tokens)
+    assert_close(out.pooled, tokens[:, 0])
+    assert_close(out.logits, reference.heads(tokens[:, 0]))
+    assert_close(out.maps["last"], tokens[:, 1:].transpose(1, 2).reshape(2, 24, 4, 4))
     first = reference.encoder.layers[0](x + reference.encoder.pos_embedding)
-    close(out.maps["first"], first[:, 1:].transpose(1, 2).reshape(2, 24, 4, 4))
+    assert_close(out.maps["first"], first[:, 1:].transpose(1, 2).reshape(2, 24, 4, 4))
 
 
 def test_mmpretrain_s_vit_gives_the_normed_class_token(tmp_path: Path):
@@ -259,8 +263,8 @@ def test_mmpretrain_s_vit_gives_the_normed_class_token(tmp_path: Path):
         args=dict(backbone=dict(img_size=32, patch_size=8)),
     )
     net: Any = teacher.net
-    images = pictures(32)
-    out = asked(teacher, images)
+    images = random_images(32)
+    out = output_of(teacher, images)
     x = normalised(teacher, images)
     tokens = net.backbone.patch_embed(x)[0]
     tokens = torch.cat([net.backbone.cls_token.expand(2, -1, -1), tokens], 1)
@@ -268,9 +272,9 @@ def test_mmpretrain_s_vit_gives_the_normed_class_token(tmp_path: Path):
     for layer in net.backbone.layers:
         tokens = layer(tokens)
     tokens = net.backbone.ln1(tokens)
-    close(out.tokens, tokens)
-    close(out.pooled, tokens[:, 0])
-    close(out.logits, net.head.layers.head(tokens[:, 0]))
+    assert_close(out.tokens, tokens)
+    assert_close(out.pooled, tokens[:, 0])
+    assert_close(out.logits, net.head.layers.head(tokens[:, 0]))
 
 
 def convnext_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -278,8 +282,8 @@ def convnext_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     out = {}
     for name, value in state.items():
         name = re.sub(r"^features\.0\.", "stem.", name)
-        if found := re.match(r"features\.(\d)\.(\d+)\.(.*)", name):
-            part, inner, rest = int(found[1]), found[2], found[3]
+        if match := re.match(r"features\.(\d)\.(\d+)\.(.*)", name):
+            part, inner, rest = int(match[1]), match[2], match[3]
             if part % 2:
                 rest = re.sub(r"^block\.(\d)", lambda m: BLOCK[m[1]], rest)
                 rest = rest.replace("layer_scale", "gamma")
@@ -296,8 +300,11 @@ BLOCK = {"0": "conv_dw", "2": "norm", "3": "mlp.fc1", "5": "mlp.fc2"}
 
 def test_convnext_gives_the_norm_of_the_mean_of_torchvision_s_convnext(tmp_path: Path):
     dims = (8, 12, 16, 24)
-    blocks = [CNBlockConfig(a, b, 1) for a, b in zip(dims, (*dims[1:], None), strict=True)]
-    reference: Any = lively(torchvision.models.ConvNeXt(blocks, num_classes=5))
+    blocks = [
+        CNBlockConfig(width, following, 1)
+        for width, following in zip(dims, (*dims[1:], None), strict=True)
+    ]
+    reference: Any = randomised(torchvision.models.ConvNeXt(blocks, num_classes=5))
     path = saved(tmp_path, convnext_names(reference.state_dict()))
     teacher = Timm(
         "convnext",
@@ -306,14 +313,14 @@ def test_convnext_gives_the_norm_of_the_mean_of_torchvision_s_convnext(tmp_path:
         weights=path,
         args=dict(depths=(1, 1, 1, 1), dims=dims, num_classes=5),
     )
-    images = pictures(64)
-    out = asked(teacher, images)
+    images = random_images(64)
+    out = output_of(teacher, images)
     x = normalised(teacher, images)
     last = reference.features(x)
     read = reference.classifier[0](reference.avgpool(last)).flatten(1)
-    close(out.maps["last"], last)
-    close(out.pooled, read)
-    close(out.logits, reference.classifier[2](read))
+    assert_close(out.maps["last"], last)
+    assert_close(out.pooled, read)
+    assert_close(out.logits, reference.classifier[2](read))
 
 
 def test_mmpretrain_s_convnext_gives_the_norm_of_the_mean():
@@ -326,15 +333,17 @@ def test_mmpretrain_s_convnext_gives_the_norm_of_the_mean():
         args=dict(backbone=dict(arch=arch), head=dict(in_channels=24)),
     )
     net: Any = teacher.net.backbone
-    images = pictures(64)
-    out = asked(teacher, images)
+    images = random_images(64)
+    out = output_of(teacher, images)
     h = normalised(teacher, images)
     for down, stage in zip(net.downsample_layers, net.stages, strict=True):
         h = stage(down(h))
-    close(out.maps["last"], h)
+    assert_close(out.maps["last"], h)
     mean = h.mean((2, 3))
     norm = net.norm3
-    close(out.pooled, nn.functional.layer_norm(mean, (24,), norm.weight, norm.bias, norm.eps))
+    assert_close(
+        out.pooled, nn.functional.layer_norm(mean, (24,), norm.weight, norm.bias, norm.eps)
+    )
 
 
 # -- what is refused ----------------------------------------------------------------------------
@@ -344,16 +353,16 @@ def test_a_relu_that_cannot_be_found_is_refused_and_read_is_offered():
     with pytest.raises(KdepError, match="tap='read'"):  # torchvision's is a function
         Torchvision("dense", "densenet121", 32, weights="random")
     teacher = Torchvision("dense", "densenet121", 32, weights="random", tap="read")
-    images = pictures(32)
-    out = asked(teacher, images)
+    images = random_images(32)
+    out = output_of(teacher, images)
     net: Any = teacher.net
-    close(out.pooled, net.features(normalised(teacher, images)).relu().mean((2, 3)))
+    assert_close(out.pooled, net.features(normalised(teacher, images)).relu().mean((2, 3)))
     before = Timm("dense", "densenet121", 32, weights="random")  # timm's is a module
-    assert asked(before, images).pooled.min() < 0
+    assert output_of(before, images).pooled.min() < 0
 
 
 @pytest.mark.parametrize(
-    ("kind", "model", "more", "sentence"),
+    ("kind", "model", "changes", "message"),
     [
         (Timm, "resnt18", {}, "did you mean resnet18"),
         (Torchvision, "resnet81", {}, "did you mean resnet18"),
@@ -373,10 +382,10 @@ def test_a_relu_that_cannot_be_found_is_refused_and_read_is_offered():
     ],
 )
 def test_a_mistake_in_a_teacher_s_config_raises_kdep_error(
-    kind: Any, model: Any, more: dict[str, Any], sentence: str
+    kind: Any, model: Any, changes: dict[str, Any], message: str
 ):
-    with pytest.raises(KdepError, match=sentence):
-        kind("t", model, 64, weights="random", **more)
+    with pytest.raises(KdepError, match=message):
+        kind("t", model, 64, weights="random", **changes)
 
 
 def test_random_weights_are_the_same_in_every_process():

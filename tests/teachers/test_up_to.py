@@ -1,4 +1,4 @@
-"""A teacher that sees some patches and stops after a layer: transformers of every library."""
+"""A teacher that gets only some patches and stops after a layer: transformers of every library."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.networks.taps import capture_modules
 from kdep_bench.networks.visible import token_source
 from kdep_bench.teachers.base import Teacher, TeacherOutput, freeze
-from tests.teachers.conftest import lively, pictures
+from tests.teachers.conftest import random_images, randomised
 
 PX, SIDE, WIDTH = 64, 4, 16
 
@@ -38,11 +38,13 @@ class Wrapped(Teacher):
 
 
 def torchvision_vit() -> tuple[nn.Module, Any, str]:
+    """(network, how to call it, path of its second block)."""
     net = VisionTransformer(PX, 16, 3, 2, WIDTH, 32, num_classes=4)
     return net, net, "encoder.layers.encoder_layer_1"
 
 
 def mmpretrain_vit() -> tuple[nn.Module, Any, str]:
+    """(network, how to call it, path of its second block)."""
     if openmmlab.current_scope() is None:
         openmmlab.setup("mmpretrain")
     from mmpretrain.models import VisionTransformer as MMVisionTransformer
@@ -53,6 +55,7 @@ def mmpretrain_vit() -> tuple[nn.Module, Any, str]:
 
 
 def huggingface_vit() -> tuple[nn.Module, Any, str]:
+    """(network, how to call it, path of its second block)."""
     library = pytest.importorskip("transformers")
     sizes = dict(image_size=PX, patch_size=16, hidden_size=WIDTH, num_hidden_layers=3)
     config = library.CLIPVisionConfig(**sizes, num_attention_heads=2, intermediate_size=32)
@@ -62,42 +65,44 @@ def huggingface_vit() -> tuple[nn.Module, Any, str]:
 
 
 @pytest.mark.parametrize("make", [torchvision_vit, mmpretrain_vit, huggingface_vit])
-def test_the_blocks_get_the_visible_patches_alone_and_later_ones_none(make: Any):
+def test_only_visible_patches_are_computed_and_only_up_to_the_layer(make: Any):
     net, call, layer = make()
-    lively(net)
+    randomised(net)
     teacher = Wrapped(net, call)
     source = token_source(teacher)
     assert source is not None
     assert source.prefix == 1
     later = teacher.layer_module(layer.replace("1", "2") if "_1" not in layer else layer[:-1] + "2")
-    ran: list[int] = []
-    later.register_forward_hook(lambda *_: ran.append(1))
-    x = pictures(PX)
-    whole = torch.zeros(2, SIDE, SIDE, dtype=torch.bool)
-    everything = torch.arange(SIDE**2).repeat(2, 1)
+    runs_of_later_block: list[int] = []
+    later.register_forward_hook(lambda *_: runs_of_later_block.append(1))
+    x = random_images(PX)
+    nothing_hidden = torch.zeros(2, SIDE, SIDE, dtype=torch.bool)
+    all_patches = torch.arange(SIDE**2).repeat(2, 1)
     with torch.no_grad(), capture_modules(teacher.net, {"z": (layer, "out")}) as recorded:
         teacher(x)
-    want = recorded["z"][0] if isinstance(recorded["z"], tuple) else recorded["z"]
-    assert ran == [1]
-    torch.testing.assert_close(teacher.up_to(x, layer, everything, whole), want)
+    expected = recorded["z"][0] if isinstance(recorded["z"], tuple) else recorded["z"]
+    assert runs_of_later_block == [1]
+    torch.testing.assert_close(teacher.up_to(x, layer, all_patches, nothing_hidden), expected)
     order = torch.randperm(SIDE**2, generator=torch.Generator().manual_seed(0)).repeat(2, 1)
-    moved = teacher.up_to(x, layer, order, whole)  # without masks, the order is all that differs
-    torch.testing.assert_close(moved[:, 1:], want[:, 1:][:, order[0]], rtol=1e-4, atol=1e-4)
+    reordered = teacher.up_to(
+        x, layer, order, nothing_hidden
+    )  # nothing is hidden: only the order differs
+    torch.testing.assert_close(reordered[:, 1:], expected[:, 1:][:, order[0]], rtol=1e-4, atol=1e-4)
     visible = torch.tensor([[3, 5], [0, 9]])
     hidden = torch.ones(2, SIDE**2, dtype=torch.bool).scatter(1, visible, False)
     hidden = hidden.unflatten(1, (SIDE, SIDE))
-    seen = teacher.up_to(x, layer, visible, hidden)
-    assert seen.shape == (2, 3, WIDTH)
+    output = teacher.up_to(x, layer, visible, hidden)
+    assert output.shape == (2, 3, WIDTH)
     inside = hidden.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, None].expand_as(x)
     changed = torch.where(inside, 255 - x, x)
-    torch.testing.assert_close(teacher.up_to(changed, layer, visible, hidden), seen)
-    assert ran == [1]
-    teacher(x)  # the hooks are gone
-    assert ran == [1, 1]
+    torch.testing.assert_close(teacher.up_to(changed, layer, visible, hidden), output)
+    assert runs_of_later_block == [1]
+    teacher(x)  # the hooks have been removed
+    assert runs_of_later_block == [1, 1]
 
 
-class Tokens(nn.Module):
-    """A network of tokens that hides none."""
+class NoHiding(nn.Module):
+    """A network of tokens that cannot leave any out."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,15 +117,17 @@ def test_a_network_that_would_see_hidden_patches_is_refused():
     hidden[:, 0, 0] = False
     visible = torch.zeros(2, 1, dtype=torch.int64)
     with pytest.raises(KdepError, match=r"cannot be hidden from the teacher wrapped.*'block'"):
-        Wrapped(Tokens()).up_to(pictures(PX), "block", visible, hidden)
-    vit, call, _ = torchvision_vit()  # a layer before its tokens
+        Wrapped(NoHiding()).up_to(random_images(PX), "block", visible, hidden)
+    vit, call, _ = torchvision_vit()  # a layer before the patches become tokens
     with pytest.raises(KdepError, match=r"cannot be hidden from the teacher wrapped.*'conv_proj'"):
-        Wrapped(vit, call).up_to(pictures(PX), "conv_proj", visible, hidden)
+        Wrapped(vit, call).up_to(random_images(PX), "conv_proj", visible, hidden)
 
 
 def test_the_base_class_has_no_layers():
     class Bare(Wrapped):
+        """A teacher with the base class's own method."""
+
         layer_module = Teacher.layer_module
 
     with pytest.raises(KdepError, match="unknown layer of the teacher wrapped 'block'"):
-        Bare(Tokens()).layer_module("block")
+        Bare(NoHiding()).layer_module("block")

@@ -1,4 +1,4 @@
-"""Weights come from a checked file, or from a hub by permission; every fault is a sentence."""
+"""Weights come from a checked file, or from a hub by permission; each fault has its own message."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ from kdep_bench.teachers import torchvision_models, weights
 from kdep_bench.teachers.mmpretrain_models import MMPretrain
 from kdep_bench.teachers.timm_models import Timm
 from kdep_bench.teachers.torchvision_models import Torchvision
-from tests.teachers.conftest import asked, close, lively, pictures
+from tests.teachers.conftest import assert_close, output_of, random_images, randomised
 
 ARGS: dict[str, Any] = dict(depths=(1, 1, 1, 1), dims=(4, 4, 8, 8), num_classes=3)
 
 
 @pytest.fixture(scope="module")
 def state() -> dict[str, Tensor]:
-    return dict(lively(timm.create_model("convnext_atto", **ARGS)).state_dict())
+    """The random weights of a tiny ConvNeXt."""
+    return dict(randomised(timm.create_model("convnext_atto", **ARGS)).state_dict())
 
 
-def teacher(path: Path | str | None, **more: Any) -> Timm:
-    return Timm("t", "convnext_atto", 32, weights=path, args=ARGS, **more)
+def teacher(path: Path | str | None, **options: Any) -> Timm:
+    """That ConvNeXt as a teacher, with weights from `path`."""
+    return Timm("t", "convnext_atto", 32, weights=path, args=ARGS, **options)
 
 
 def write(path: Path, content: Any) -> Path:
+    """Saves the content; returns the file."""
     torch.save(content, path)
     return path
 
@@ -40,17 +43,20 @@ def test_every_layout_of_a_file_gives_the_same_teacher(tmp_path: Path, state: di
     plain = write(tmp_path / "plain.pth", state)
     save_file(state, tmp_path / "a.safetensors")
     wrapped = write(tmp_path / "w.pth", {"epoch": 1, "state_dict": state, "args": {"lr": 0.1}})
-    two = {"model": {"x": torch.ones(1)}, "model_ema": state}
-    ema = write(tmp_path / "ema.pth", two)
-    inner = {f"net.{k}": v for k, v in state.items()} | {"net.extra.x": torch.ones(1), "o": state}
-    prefixed = write(tmp_path / "p.pth", {k: v for k, v in inner.items() if k != "o"})
+    both = {"model": {"x": torch.ones(1)}, "model_ema": state}
+    ema_file = write(tmp_path / "ema.pth", both)
+    with_surplus = {f"net.{k}": v for k, v in state.items()} | {
+        "net.extra.x": torch.ones(1),
+        "o": state,
+    }
+    prefixed = write(tmp_path / "p.pth", {k: v for k, v in with_surplus.items() if k != "o"})
     checksums = {
         t.checksum()
         for t in (
             teacher(plain),
             teacher(str(tmp_path / "a.safetensors")),
             teacher(wrapped),
-            teacher(ema, key="model_ema"),
+            teacher(ema_file, key="model_ema"),
             teacher(prefixed, prefix="net.", drop=["extra."]),
             teacher(plain, sha256=hashlib.sha256(plain.read_bytes()).hexdigest()),
         )
@@ -63,27 +69,31 @@ def test_a_headless_teacher_leaves_the_classifier_in_the_file(
     tmp_path: Path, state: dict[str, Tensor]
 ):
     path = write(tmp_path / "plain.pth", state)
-    whole, headless = teacher(path), teacher(path, has_logits=False)
-    images = pictures(32)
-    close(asked(whole, images).pooled, asked(headless, images).pooled)
-    assert asked(headless, images).logits is None
+    complete, headless = teacher(path), teacher(path, has_logits=False)
+    images = random_images(32)
+    assert_close(output_of(complete, images).pooled, output_of(headless, images).pooled)
+    assert output_of(headless, images).logits is None
 
 
 def test_half_precision_files_are_read_in_full(tmp_path: Path, state: dict[str, Tensor]):
     half = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
-    out = asked(teacher(write(tmp_path / "half.pth", half)), pictures(32))
+    out = output_of(teacher(write(tmp_path / "half.pth", half)), random_images(32))
     assert out.pooled.dtype is torch.float32
 
 
-def test_old_checkpoints_without_batch_counters_are_taken(tmp_path: Path):
-    net = lively(timm.create_model("resnet18", num_classes=3))
+def test_old_checkpoints_without_batch_counters_are_accepted(tmp_path: Path):
+    net = randomised(timm.create_model("resnet18", num_classes=3))
     old = {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
     path = write(tmp_path / "old.pth", old)
-    read = Timm("old", "resnet18", 32, weights=path, args=dict(num_classes=3))
-    close(read.net.state_dict()["layer4.1.bn2.running_var"], old["layer4.1.bn2.running_var"])
+    teacher_of_old = Timm("old", "resnet18", 32, weights=path, args=dict(num_classes=3))
+    assert_close(
+        teacher_of_old.net.state_dict()["layer4.1.bn2.running_var"], old["layer4.1.bn2.running_var"]
+    )
 
 
-class _Code:
+class RunsCode:
+    """An object whose unpickling would run code."""
+
     def __reduce__(self) -> tuple[Any, ...]:
         return print, ("run",)
 
@@ -105,11 +115,11 @@ def test_faults_of_a_file_raise_kdep_error(tmp_path: Path, state: dict[str, Tens
         ({"a": state, "b": state}, {}, "several sets of tensors: a, b"),
         ({"a": 1, **state}, {}, "not tensors"),
         ({}, {}, "no tensor"),
-        ({"x": _Code()}, {}, "more than plain weights"),
+        ({"x": RunsCode()}, {}, "more than plain weights"),
     ]
-    for i, (content, more, sentence) in enumerate(faults):
-        with pytest.raises(KdepError, match=sentence):
-            teacher(write(tmp_path / f"{i}.pth", content), **more)
+    for i, (content, options, message) in enumerate(faults):
+        with pytest.raises(KdepError, match=message):
+            teacher(write(tmp_path / f"{i}.pth", content), **options)
     interrupted = tmp_path / "cut.pth"
     interrupted.write_bytes(plain.read_bytes()[:-200])
     with pytest.raises(KdepError, match="is truncated"):
@@ -152,15 +162,15 @@ def test_key_takes_dots_for_entries_within_entries_and_for_names_with_dots(
         teacher(tmp_path / "plain.pth", key="model")
 
 
-def test_every_fix_for_a_wrong_sha256_works(tmp_path: Path, state: dict[str, Tensor]):
+def test_every_fix_for_a_wrong_sha256_works(tmp_path: Path, staterror: dict[str, Tensor]):
     path = write(tmp_path / "plain.pth", state)
-    with pytest.raises(KdepError, match="sha256=None") as e:
+    with pytest.raises(KdepError, match="sha256=None") as error:
         teacher(path, sha256="0" * 64)
-    got = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert f"has the SHA-256 {got}" in str(e.value)
-    assert "configs/teachers/microsoft_resnet50.py" in str(e.value)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert f"has the SHA-256 {digest}" in str(error.value)
+    assert "configs/teachers/microsoft_resnet50.py" in str(error.value)
     assert Path("configs/teachers/microsoft_resnet50.py").is_file()
-    same = {teacher(path, sha256=s).checksum() for s in (got, got[:8], got.upper(), None)}
+    same = {teacher(path, sha256=s).checksum() for s in (digest, digest[:8], digest.upper(), None)}
     assert len(same) == 1
     for wrong in (123, "", "0" * 7, "xyz" * 10):
         with pytest.raises(KdepError, match="8 to 64 hex digits"):
