@@ -37,42 +37,43 @@ class Outcome:
     faults: list[tuple[int, str]] = field(default_factory=list)
 
 
-class _Hang(BaseException):
-    pass
+class Hang(BaseException):
+    """Raised by the timer when a reader takes too long."""
 
 
-def _alarm(*_: object) -> None:
-    raise _Hang
+def stop_hanging_reader(*_: object) -> None:
+    """Handler of both timers."""
+    raise Hang
 
 
 def run(target: Target, inputs: int, seed: int, seconds: float, keep: Path | None) -> Outcome:
     """Feeds `inputs` changed files to a reader, or as many as `seconds` of CPU time allow."""
-    out = Outcome(target.name)
+    outcome = Outcome(target.name)
     for number in (signal.SIGALRM, signal.SIGPROF):
-        signal.signal(number, _alarm)
+        signal.signal(number, stop_hanging_reader)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path, read = target.setup(Path(folder))
         valid = path.read_bytes()
         read()  # the unchanged file must be valid
         until = time.process_time() + seconds
-        while out.inputs < inputs and time.process_time() < until:
-            input_seed = seed + out.inputs
+        while outcome.inputs < inputs and time.process_time() < until:
+            input_seed = seed + outcome.inputs
             raw = target.mutate(random.Random(input_seed), valid)
             path.write_bytes(raw)
-            fault = _feed(read, out)
+            fault = read_once(read, outcome)
             if fault:
-                out.faults.append((input_seed, fault))
+                outcome.faults.append((input_seed, fault))
                 if keep is not None:
                     keep.mkdir(parents=True, exist_ok=True)
                     name = "".join(c if c.isalnum() else "_" for c in target.name)
                     (keep / f"{name}-{input_seed}{path.suffix}").write_bytes(raw)
-    return out
+    return outcome
 
 
-def _feed(read, out: Outcome) -> str:
-    """Reads once; returns the fault as 'Type: text', or ''."""
-    out.inputs += 1
+def read_once(read, outcome: Outcome) -> str:
+    """Reads the file once; returns the fault as 'Type: text', or '' where there is none."""
+    outcome.inputs += 1
     begun = time.process_time()
     fault = ""
     signal.setitimer(signal.ITIMER_PROF, 4 * SLOW)  # CPU time
@@ -81,28 +82,28 @@ def _feed(read, out: Outcome) -> str:
     try:
         read()
     except KdepError as e:
-        out.refused += 1
+        outcome.refused += 1
         text = str(e)
         if "weights_only" in text or "\x1b" in text or "Traceback" in text:
             fault = f"KdepError: {text[:300]!r}"
-    except _Hang:
+    except Hang:
         fault = "hang"
     except Exception as e:
         import traceback
 
-        where = traceback.extract_tb(e.__traceback__)
-        ours = next((f for f in reversed(where) if "kdep_bench" in f.filename), where[-1])
-        place = f"{Path(ours.filename).name}:{ours.lineno}"
-        fault = f"{type(e).__name__} at {place}: {str(e)[:200]!r}"
+        trace = traceback.extract_tb(e.__traceback__)
+        own_frame = next((f for f in reversed(trace) if "kdep_bench" in f.filename), trace[-1])
+        location = f"{Path(own_frame.filename).name}:{own_frame.lineno}"
+        fault = f"{type(e).__name__} at {location}: {str(e)[:200]!r}"
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
     took = time.process_time() - begun
-    out.slowest = max(out.slowest, took)
+    outcome.slowest = max(outcome.slowest, took)
     return fault or (f"took {took:.1f} s" if took > SLOW else "")
 
 
-def table(outcomes: list[Outcome], seed: int) -> str:
+def report_table(outcomes: list[Outcome], seed: int) -> str:
     """The report as Markdown."""
     total = sum(o.inputs for o in outcomes)
     faults = sum(len(o.faults) for o in outcomes)
@@ -127,31 +128,37 @@ def table(outcomes: list[Outcome], seed: int) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Prints and writes the report; returns 1 if a reader has a fault."""
-    p = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--inputs", type=int, default=2000, help="maximum inputs per reader")
-    p.add_argument("--seconds", type=float, default=15, help="CPU seconds per reader")
-    p.add_argument("--seed", type=int, default=0, help="first seed")
-    p.add_argument("--only", default="", help="readers whose name contains this")
-    p.add_argument("--keep", type=Path, default=Path("work_dirs/fuzz"), help="folder for failures")
-    p.add_argument("--out", type=Path, help="write the table here")
-    args = p.parse_args(argv)
+    parser.add_argument("--inputs", type=int, default=2000, help="maximum inputs per reader")
+    parser.add_argument("--seconds", type=float, default=15, help="CPU seconds per reader")
+    parser.add_argument("--seed", type=int, default=0, help="first seed")
+    parser.add_argument("--only", default="", help="readers whose name contains this")
+    parser.add_argument(
+        "--keep", type=Path, default=Path("work_dirs/fuzz"), help="folder for failures"
+    )
+    parser.add_argument("--out", type=Path, help="write the table here")
+    args = parser.parse_args(argv)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     outcomes = []
     for target in TARGETS:
         if args.only.lower() not in target.name.lower():
             continue
-        o = run(target, args.inputs, args.seed, args.seconds, args.keep)
-        outcomes.append(o)
-        print(f"{o.name}: {o.inputs} inputs, {o.refused} refused, {o.slowest:.2f} s", flush=True)
-        kinds = Counter(f for _, f in o.faults)
+        outcome = run(target, args.inputs, args.seed, args.seconds, args.keep)
+        outcomes.append(outcome)
+        print(
+            f"{outcome.name}: {outcome.inputs} inputs, {outcome.refused} refused, "
+            f"{outcome.slowest:.2f} s",
+            flush=True,
+        )
+        kinds = Counter(f for _, f in outcome.faults)
         for fault, count in kinds.most_common(12):
-            first = next(n for n, f in o.faults if f == fault)
+            first = next(n for n, f in outcome.faults if f == fault)
             print(f"  {count} x {fault} (first: seed {first})", flush=True)
     if args.out:
-        args.out.write_text(table(outcomes, args.seed))
-    return int(any(o.faults for o in outcomes))
+        args.out.write_text(report_table(outcomes, args.seed))
+    return int(any(outcome.faults for outcome in outcomes))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Changes of a valid file that keep most of its structure: bytes, JSON, lines, tar, zip, PNG."""
+"""Changes to a valid file that keep most of its structure: bytes, JSON, lines, tar, zip, PNG."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ODD_BYTES = (
     b"\x1b[31m",
 )
 DEEP: Any = object()  # stands for very deep nesting
-RAW = {  # texts that json.dumps does not write
+RAW = {  # placeholder -> text that json.dumps cannot write
     "@deep@": "[" * 3000 + "]" * 3000,
     "@big@": "1e308",
     "@huge@": "1" + "0" * 400,
@@ -63,8 +63,8 @@ def bytes_(rng: random.Random, raw: bytes) -> bytes:
     """One to four changes of single bytes or slices."""
     out = bytearray(raw)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
-        at, far = rng.randrange(len(out) + 1), rng.randrange(len(out) + 1)
-        low, high = min(at, far), max(at, far)
+        at, end = rng.randrange(len(out) + 1), rng.randrange(len(out) + 1)
+        low, high = min(at, end), max(at, end)
         high = min(high, low + rng.choice((1, 2, 4, 16, 512)))
         kind = rng.randrange(7)
         if kind <= 2 and at < len(out):
@@ -81,59 +81,66 @@ def bytes_(rng: random.Random, raw: bytes) -> bytes:
 
 
 def json_(rng: random.Random, raw: bytes) -> bytes:
-    """A node replaced, removed, doubled or moved; now and then bytes."""
+    """A node replaced, removed, doubled or moved; in one of ten inputs single bytes changed."""
     if rng.random() < 0.1:
         return bytes_(rng, raw)
     value = json.loads(raw)
     for _ in range(rng.choice((1, 1, 2))):
-        value = _changed(rng, value)
+        value = change_node(rng, value)
     text = json.dumps(value)
-    for name, stands in RAW.items():
-        text = text.replace(f'"{name}"', stands)
+    for name, written in RAW.items():
+        text = text.replace(f'"{name}"', written)
     if rng.random() < 0.1 and (keys := list(re.finditer(r'("[^"\\]*"): ', text))):
         at = rng.choice(keys)
-        twin = f"{at[0]}{json.dumps(rng.choice(VALUES[:28]))}, "
-        text = text[: at.start()] + twin + text[at.start() :]
+        repeated_key = f"{at[0]}{json.dumps(rng.choice(VALUES[:28]))}, "
+        text = text[: at.start()] + repeated_key + text[at.start() :]
     return text.encode()
 
 
-def _nodes(value: Any, found: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+def nodes_in(value: Any, found: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    """Appends (container, key) of every node below `value` to `found`; returns `found`."""
     items = value.items() if isinstance(value, dict) else enumerate(value)
     for key, part in items:
         found.append((value, key))
         if isinstance(part, (dict, list)):
-            _nodes(part, found)
+            nodes_in(part, found)
     return found
 
 
-def _changed(rng: random.Random, value: Any) -> Any:
-    nodes = _nodes(value, []) if isinstance(value, (dict, list)) else []
+def change_node(rng: random.Random, value: Any) -> Any:
+    """The value with one node replaced, removed, copied, renamed or scaled."""
+    nodes = nodes_in(value, []) if isinstance(value, (dict, list)) else []
     if not nodes or rng.random() < 0.02:
         return rng.choice(VALUES)
-    whole, key = rng.choice(nodes)
+    container, key = rng.choice(nodes)
     kind = rng.randrange(10)
     if kind < 5:
-        whole[key] = rng.choice(VALUES)
+        container[key] = rng.choice(VALUES)
     elif kind == 5:
-        del whole[key]
+        del container[key]
     elif kind == 6:
-        other, there = rng.choice(nodes)
-        whole[key] = json.loads(json.dumps(other[there] if _has(other, there) else None))
-    elif kind == 7 and isinstance(whole, dict):
-        whole[rng.choice(("x", "", "id", "name", str(key).upper()))] = whole.pop(key)
-    elif kind == 8 and isinstance(whole, list):
-        whole.append(json.loads(json.dumps(whole[key])))
-    elif isinstance(whole[key], (int, float)) and not isinstance(whole[key], bool):
-        whole[key] = rng.choice((-whole[key], whole[key] * 10**6, str(whole[key]), [whole[key]]))
+        other, other_key = rng.choice(nodes)
+        container[key] = json.loads(
+            json.dumps(other[other_key] if has_key(other, other_key) else None)
+        )
+    elif kind == 7 and isinstance(container, dict):
+        container[rng.choice(("x", "", "id", "name", str(key).upper()))] = container.pop(key)
+    elif kind == 8 and isinstance(container, list):
+        container.append(json.loads(json.dumps(container[key])))
+    elif isinstance(container[key], (int, float)) and not isinstance(container[key], bool):
+        container[key] = rng.choice(
+            (-container[key], container[key] * 10**6, str(container[key]), [container[key]])
+        )
     return value
 
 
-def _has(whole: Any, key: Any) -> bool:
-    return key in whole if isinstance(whole, dict) else key < len(whole)
+def has_key(container: Any, key: Any) -> bool:
+    """Whether the container still has this key or index."""
+    return key in container if isinstance(container, dict) else key < len(container)
 
 
 def lines(rng: random.Random, raw: bytes) -> bytes:
-    """A line, or a word of one, removed, doubled, moved or replaced."""
+    """A line, or a word of a line, removed, doubled, moved or replaced."""
     rows = raw.split(b"\n")
     odd = (b"-1", b"0", b"1", b"999999", b"1e9", b"x", b"", b"\xff\xfe", b"\0", b"..", b"\xc2\xb2")
     for _ in range(rng.choice((1, 1, 2))):
@@ -154,7 +161,7 @@ def lines(rng: random.Random, raw: bytes) -> bytes:
 
 
 def tar(rng: random.Random, raw: bytes) -> bytes:
-    """A field of a header with its checksum made right again, a block moved, or bytes."""
+    """A field of a header, with its checksum corrected; or a block moved; or single bytes."""
     if rng.random() < 0.3:
         return bytes_(rng, raw)
     out = bytearray(raw)
@@ -191,9 +198,10 @@ def tar(rng: random.Random, raw: bytes) -> bytes:
 
 
 def zip_(inner: Mutator, member: str) -> Mutator:
-    """The bytes of a zip, or the content of its member whose name ends in `member`, zipped anew."""
+    """Changes the bytes of a zip, or the member with a name that ends in `member`."""
 
     def mutate(rng: random.Random, raw: bytes) -> bytes:
+        """The changed zip."""
         if rng.random() < 0.3:
             return bytes_(rng, raw)
         out = io.BytesIO()
@@ -209,7 +217,7 @@ def zip_(inner: Mutator, member: str) -> Mutator:
 
 
 def safetensors(rng: random.Random, raw: bytes) -> bytes:
-    """The JSON header with its length made right again, or bytes."""
+    """The JSON header with its length corrected, or single bytes."""
     if rng.random() < 0.3:
         return bytes_(rng, raw)
     length = struct.unpack("<Q", raw[:8])[0]
@@ -218,7 +226,7 @@ def safetensors(rng: random.Random, raw: bytes) -> bytes:
 
 
 def png(rng: random.Random, raw: bytes) -> bytes:
-    """A byte of a chunk with its checksum made right again, or bytes."""
+    """A byte of a chunk with its checksum corrected, a chunk doubled or removed, or any bytes."""
     if rng.random() < 0.4:
         return bytes_(rng, raw)
     chunks, at = [], 8
@@ -226,15 +234,15 @@ def png(rng: random.Random, raw: bytes) -> bytes:
         size = struct.unpack(">I", raw[at : at + 4])[0]
         chunks.append((raw[at + 4 : at + 8], raw[at + 8 : at + 8 + size]))
         at += 12 + size
-    k = rng.randrange(len(chunks))
-    kind, data = chunks[k]
+    number = rng.randrange(len(chunks))
+    kind, data = chunks[number]
     action = rng.randrange(4)
     if action == 0:
-        chunks.insert(rng.randrange(len(chunks) + 1), chunks[k])
+        chunks.insert(rng.randrange(len(chunks) + 1), chunks[number])
     elif action == 1:
-        del chunks[k]
+        del chunks[number]
     else:
-        chunks[k] = (kind, bytes_(rng, data or b"\0"))
+        chunks[number] = (kind, bytes_(rng, data or b"\0"))
     out = raw[:8]
     for kind, data in chunks:
         out += (

@@ -25,7 +25,7 @@ from tests.fuzz.mutate import Mutator
 
 @dataclass(frozen=True)
 class Target:
-    """A reader.
+    """A reader that is fuzzed.
 
     Attributes:
         name: of the reader, in the table.
@@ -38,7 +38,7 @@ class Target:
     mutate: Mutator
 
 
-def _official(name: str, file: str) -> Callable[[Path], tuple[Path, Callable[[], Any]]]:
+def official_set(name: str, file: str) -> Callable[[Path], tuple[Path, Callable[[], Any]]]:
     """A file of the tiny copy of an official set, and the set's check."""
 
     def setup(root: Path) -> tuple[Path, Callable[[], Any]]:
@@ -53,7 +53,9 @@ def _official(name: str, file: str) -> Callable[[Path], tuple[Path, Callable[[],
     return setup
 
 
-def _own(file: str) -> Callable[[Path], tuple[Path, Callable[[], Any]]]:
+def own_data(file: str) -> Callable[[Path], tuple[Path, Callable[[], Any]]]:
+    """A file of somebody's own data, and the reading of all its parts."""
+
     def setup(root: Path) -> tuple[Path, Callable[[], Any]]:
         from kdep_bench.data.own.stage import read_parts
         from tests.data.own_fixture import make
@@ -64,7 +66,9 @@ def _own(file: str) -> Callable[[Path], tuple[Path, Callable[[], Any]]]:
     return setup
 
 
-def _picture(suffix: str, mode: str = "RGB") -> Callable[[Path], tuple[Path, Callable[[], Any]]]:
+def image_file(suffix: str, mode: str = "RGB") -> Callable[[Path], tuple[Path, Callable[[], Any]]]:
+    """An image of this format and mode, and every way in which images are read."""
+
     def setup(root: Path) -> tuple[Path, Callable[[], Any]]:
         from kdep_bench.data.checks import check_image
         from kdep_bench.data.images import examine, plain_pixels, read_rgb
@@ -78,7 +82,7 @@ def _picture(suffix: str, mode: str = "RGB") -> Callable[[Path], tuple[Path, Cal
             Image.fromarray(pixels).convert(mode).save(path)
 
         def read() -> None:
-            with contextlib.suppress(KdepError):  # which takes fewer kinds than `examine`
+            with contextlib.suppress(KdepError):  # it accepts fewer kinds than `examine`
                 check_image(path, alpha=True)
             data = path.read_bytes()
             info = examine(data, path)
@@ -91,7 +95,9 @@ def _picture(suffix: str, mode: str = "RGB") -> Callable[[Path], tuple[Path, Cal
     return setup
 
 
-def _archive(kind: str) -> Callable[[Path], tuple[Path, Callable[[], Any]]]:
+def archive_file(kind: str) -> Callable[[Path], tuple[Path, Callable[[], Any]]]:
+    """A small archive, and its unpacking."""
+
     def setup(root: Path) -> tuple[Path, Callable[[], Any]]:
         import shutil
 
@@ -124,7 +130,9 @@ def _archive(kind: str) -> Callable[[Path], tuple[Path, Callable[[], Any]]]:
     return setup
 
 
-def _checkpoint(kind: str) -> Callable[[Path], tuple[Path, Callable[[], Any]]]:
+def checkpoint_file(kind: str) -> Callable[[Path], tuple[Path, Callable[[], Any]]]:
+    """A checkpoint of three tensors, and both of its readers."""
+
     def setup(root: Path) -> tuple[Path, Callable[[], Any]]:
         import torch
         from safetensors.torch import save_file
@@ -150,7 +158,8 @@ def _checkpoint(kind: str) -> Callable[[Path], tuple[Path, Callable[[], Any]]]:
     return setup
 
 
-def _record(root: Path) -> tuple[Path, Callable[[], Any]]:
+def record_file(root: Path) -> tuple[Path, Callable[[], Any]]:
+    """A record of the stored results, and its two readers."""
     from kdep_bench.results.records import store
     from kdep_bench.results.records.record import load
 
@@ -168,8 +177,8 @@ def _record(root: Path) -> tuple[Path, Callable[[], Any]]:
     return path, read
 
 
-def _stage(root: Path) -> tuple[Path, Callable[[], Any]]:
-    """stage.json under its right sum, so that what is behind the sum's check is reached as well."""
+def stage_file(root: Path) -> tuple[Path, Callable[[], Any]]:
+    """stage.json with its checksum corrected, so that the code after that check is reached."""
     from kdep_bench.engine import state
 
     record = {
@@ -196,7 +205,8 @@ def _stage(root: Path) -> tuple[Path, Callable[[], Any]]:
     return path, read
 
 
-def _plan(root: Path) -> tuple[Path, Callable[[], Any]]:
+def plan_file(root: Path) -> tuple[Path, Callable[[], Any]]:
+    """A plan of the smoke suite, and the reading of its first stage."""
     from kdep_bench.engine.stage import read_stage, write_plan
     from kdep_bench.suite.config import load_suite
     from kdep_bench.suite.plan import build_plan
@@ -208,7 +218,9 @@ def _plan(root: Path) -> tuple[Path, Callable[[], Any]]:
     return path, lambda: read_stage(path, stage_id)
 
 
-def _reader(value: Any, read: Callable[[Path], Any]):
+def json_file(value: Any, read: Callable[[Path], Any]):
+    """A JSON file with this value, and this reader."""
+
     def setup(root: Path) -> tuple[Path, Callable[[], Any]]:
         path = root / "a.json"
         path.write_text(json.dumps(value))
@@ -217,14 +229,16 @@ def _reader(value: Any, read: Callable[[Path], Any]):
     return setup
 
 
-def _strict(path: Path) -> Any:
+def read_both_ways(path: Path) -> Any:
+    """Reads the file as JSON, leniently and strictly."""
     from kdep_bench.files import read_json, read_strict
 
     read_json(path)
     return read_strict(path)
 
 
-def _coco(path: Path) -> Any:
+def check_coco_json(path: Path) -> Any:
+    """The check of COCO files; imported late, so that the import is not measured."""
     from kdep_bench.data.checks import check_coco
 
     return check_coco(path)
@@ -239,8 +253,8 @@ COCO = {
 }
 
 
-def _pickled(rng: random.Random, raw: bytes) -> bytes:
-    """The values of a CIFAR pickle, or its bytes."""
+def change_pickle(rng: random.Random, raw: bytes) -> bytes:
+    """Changes a value of a CIFAR pickle, or single bytes."""
     if rng.random() < 0.5:
         return mutate.bytes_(rng, raw)
     table = pickle.loads(raw)
@@ -252,40 +266,48 @@ def _pickled(rng: random.Random, raw: bytes) -> bytes:
 
 
 TARGETS = (
-    Target("JSON files (read_json, read_strict)", _reader(COCO, _strict), mutate.json_),
-    Target("COCO json (check_coco)", _reader(COCO, _coco), mutate.json_),
-    Target("COCO json of one's own data", _own("train.json"), mutate.json_),
-    Target("COCO json of the official set", _official("coco", "annotations/*.json"), mutate.json_),
-    Target("mask of one's own data", _own("masks/train/1.png"), mutate.png),
-    Target("image of one's own data", _own("train/1.jpg"), mutate.bytes_),
-    Target("image, PNG", _picture("png"), mutate.png),
-    Target("image, PNG with palette", _picture("png", "P"), mutate.png),
-    Target("image, 16-bit PNG", _picture("png", "I;16"), mutate.png),
-    Target("image, JPEG", _picture("jpg"), mutate.bytes_),
-    Target("image, CMYK JPEG", _picture("jpg", "CMYK"), mutate.bytes_),
-    Target("image, GIF", _picture("gif"), mutate.bytes_),
-    Target("image, WebP", _picture("webp"), mutate.bytes_),
-    Target("image, TIFF", _picture("tif"), mutate.bytes_),
-    Target("image, BMP", _picture("bmp"), mutate.bytes_),
-    Target("archive, tar", _archive("tar"), mutate.tar),
-    Target("archive, compressed tar", _archive("tgz"), mutate.bytes_),
-    Target("archive, zip", _archive("zip"), mutate.bytes_),
-    Target("checkpoint, torch", _checkpoint("pth"), mutate.zip_(mutate.bytes_, "data.pkl")),
-    Target("checkpoint, torch before 1.6", _checkpoint("old"), mutate.bytes_),
-    Target("checkpoint, safetensors", _checkpoint("safetensors"), mutate.safetensors),
-    Target("record", _record, mutate.json_),
-    Target("stage.json", _stage, mutate.json_),
-    Target("plan as a file", _plan, mutate.json_),
-    Target("CUB list", _official("cub200", "*/images.txt"), mutate.lines),
-    Target("CUB classes", _official("cub200", "*/image_class_labels.txt"), mutate.lines),
-    Target("CUB split", _official("cub200", "*/train_test_split.txt"), mutate.lines),
-    Target("Caltech list", _official("caltech256", "kdep_train.txt"), mutate.lines),
-    Target("VOC list", _official("voc", "VOCdevkit/VOC2012/ImageSets/Main/*.txt"), mutate.lines),
-    Target("VOC annotation", _official("voc", "VOCdevkit/VOC2007/Annotations/*.xml"), mutate.lines),
-    Target("VOC mask", _official("voc", "VOCdevkit/VOC2012/SegmentationClass/*.png"), mutate.png),
-    Target("DTD list", _official("dtd", "dtd/labels/train*.txt"), mutate.lines),
-    Target("DTD table (MATLAB)", _official("dtd", "dtd/imdb/imdb.mat"), mutate.bytes_),
-    Target("CIFAR pickle", _official("cifar100", "*/test"), _pickled),
-    Target("Cityscapes mask", _official("cityscapes", "gtFine/train/*/*TrainIds.png"), mutate.png),
-    Target("ADE20K mask", _official("ade20k", "*/annotations/training/*.png"), mutate.png),
+    Target("JSON files (read_json, read_strict)", json_file(COCO, read_both_ways), mutate.json_),
+    Target("COCO json (check_coco)", json_file(COCO, check_coco_json), mutate.json_),
+    Target("COCO json of one's own data", own_data("train.json"), mutate.json_),
+    Target(
+        "COCO json of the official set", official_set("coco", "annotations/*.json"), mutate.json_
+    ),
+    Target("mask of one's own data", own_data("masks/train/1.png"), mutate.png),
+    Target("image of one's own data", own_data("train/1.jpg"), mutate.bytes_),
+    Target("image, PNG", image_file("png"), mutate.png),
+    Target("image, PNG with palette", image_file("png", "P"), mutate.png),
+    Target("image, 16-bit PNG", image_file("png", "I;16"), mutate.png),
+    Target("image, JPEG", image_file("jpg"), mutate.bytes_),
+    Target("image, CMYK JPEG", image_file("jpg", "CMYK"), mutate.bytes_),
+    Target("image, GIF", image_file("gif"), mutate.bytes_),
+    Target("image, WebP", image_file("webp"), mutate.bytes_),
+    Target("image, TIFF", image_file("tif"), mutate.bytes_),
+    Target("image, BMP", image_file("bmp"), mutate.bytes_),
+    Target("archive, tar", archive_file("tar"), mutate.tar),
+    Target("archive, compressed tar", archive_file("tgz"), mutate.bytes_),
+    Target("archive, zip", archive_file("zip"), mutate.bytes_),
+    Target("checkpoint, torch", checkpoint_file("pth"), mutate.zip_(mutate.bytes_, "data.pkl")),
+    Target("checkpoint, torch before 1.6", checkpoint_file("old"), mutate.bytes_),
+    Target("checkpoint, safetensors", checkpoint_file("safetensors"), mutate.safetensors),
+    Target("record", record_file, mutate.json_),
+    Target("stage.json", stage_file, mutate.json_),
+    Target("plan as a file", plan_file, mutate.json_),
+    Target("CUB list", official_set("cub200", "*/images.txt"), mutate.lines),
+    Target("CUB classes", official_set("cub200", "*/image_class_labels.txt"), mutate.lines),
+    Target("CUB split", official_set("cub200", "*/train_test_split.txt"), mutate.lines),
+    Target("Caltech list", official_set("caltech256", "kdep_train.txt"), mutate.lines),
+    Target("VOC list", official_set("voc", "VOCdevkit/VOC2012/ImageSets/Main/*.txt"), mutate.lines),
+    Target(
+        "VOC annotation", official_set("voc", "VOCdevkit/VOC2007/Annotations/*.xml"), mutate.lines
+    ),
+    Target(
+        "VOC mask", official_set("voc", "VOCdevkit/VOC2012/SegmentationClass/*.png"), mutate.png
+    ),
+    Target("DTD list", official_set("dtd", "dtd/labels/train*.txt"), mutate.lines),
+    Target("DTD table (MATLAB)", official_set("dtd", "dtd/imdb/imdb.mat"), mutate.bytes_),
+    Target("CIFAR pickle", official_set("cifar100", "*/test"), change_pickle),
+    Target(
+        "Cityscapes mask", official_set("cityscapes", "gtFine/train/*/*TrainIds.png"), mutate.png
+    ),
+    Target("ADE20K mask", official_set("ade20k", "*/annotations/training/*.png"), mutate.png),
 )

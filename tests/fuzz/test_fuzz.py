@@ -1,4 +1,4 @@
-"""Changed files of every kind are read or refused with a sentence; a short run of `make fuzz`."""
+"""Damaged files of every kind are read or raise KdepError: a short run of `make fuzz`."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def test_a_fuzzed_file_raises_only_kdep_error(target):
     assert out.refused > 0
 
 
-# What the fuzzing found, each with its input.
+# The faults that fuzzing has found, each with its input.
 
 
 @pytest.mark.parametrize("value", [{}, [], [1], True, 1.0, "1", None, 10**18])
 @pytest.mark.parametrize("key", ["image_id", "category_id"])
-def test_an_id_that_is_no_whole_number_is_no_id(tmp_path: Path, key: str, value: Any):
+def test_an_unknown_or_non_integer_id_raises_kdep_error(tmp_path: Path, key: str, value: Any):
     table = json.loads(json.dumps(COCO))
     table["annotations"][0][key] = value
     (tmp_path / "a.json").write_text(json.dumps(table))
@@ -39,7 +39,8 @@ def test_an_id_that_is_no_whole_number_is_no_id(tmp_path: Path, key: str, value:
         check_coco(tmp_path / "a.json")
 
 
-def official(root: Path, name: str):
+def tiny_set(root: Path, name: str):
+    """The official set, with its tiny copy under `root`."""
     dataset = get_set(name)
     (root / name).mkdir()
     dataset.tiny(root / name, np.random.default_rng(0))
@@ -65,7 +66,7 @@ def official(root: Path, name: str):
     ],
 )
 def test_a_coco_entry_of_another_type_raises_kdep_error(tmp_path: Path, part: str, entry: Any):
-    dataset = official(tmp_path, "coco")
+    dataset = tiny_set(tmp_path, "coco")
     path = tmp_path / "coco/annotations/instances_train2017.json"
     table = json.loads(path.read_text())
     table[part][0] = entry
@@ -80,7 +81,7 @@ def test_a_coco_entry_of_another_type_raises_kdep_error(tmp_path: Path, part: st
 def test_a_number_that_int_does_not_parse_raises_kdep_error(
     tmp_path: Path, name: str, word: str, column: int
 ):
-    dataset = official(tmp_path, "cub200")
+    dataset = tiny_set(tmp_path, "cub200")
     path = tmp_path / "cub200/CUB_200_2011" / name
     rows = [r.split(" ") for r in path.read_text().splitlines()]
     rows[3][column] = word
@@ -92,39 +93,39 @@ def test_a_number_that_int_does_not_parse_raises_kdep_error(
 @pytest.mark.parametrize("row", [0.5, [], {}, {"id": {}}, {"id": 3}, None])
 def test_a_plan_with_a_malformed_row_raises_kdep_error(tmp_path: Path, row: Any):
     plan = build_plan(load_suite("smoke"))
-    one, other = list(plan.stages)[:2]
+    stage_id, second_id = list(plan.stages)[:2]
     path = tmp_path / "plan.json"
-    write_plan(path, "smoke", [plan.stages[one], plan.stages[other]])
-    whole = json.loads(path.read_text())
-    broken = (
-        {**whole, "stages": [whole["stages"][0], row]},
-        {**whole, "stages": row},
-        {k: v for k, v in whole.items() if k != "stages"},
-        {k: v for k, v in whole.items() if k != "git"},
-        {**whole, "stages": [whole["stages"][0]] * 2},
+    write_plan(path, "smoke", [plan.stages[stage_id], plan.stages[second_id]])
+    plan_rows = json.loads(path.read_text())
+    broken_plans = (
+        {**plan_rows, "stages": [plan_rows["stages"][0], row]},
+        {**plan_rows, "stages": row},
+        {k: v for k, v in plan_rows.items() if k != "stages"},
+        {k: v for k, v in plan_rows.items() if k != "git"},
+        {**plan_rows, "stages": [plan_rows["stages"][0]] * 2},
     )
-    for plan_ in broken:
-        path.write_text(json.dumps(plan_))
+    for content in broken_plans:
+        path.write_text(json.dumps(content))
         with pytest.raises(KdepError, match=r"plan\.json is damaged: its stages"):
-            read_stage(path, one)
-    path.write_text(json.dumps(whole))
-    assert read_stage(path, one)[0].id == one
+            read_stage(path, stage_id)
+    path.write_text(json.dumps(plan_rows))
+    assert read_stage(path, stage_id)[0].id == stage_id
 
 
-def test_a_table_of_dtd_with_columns_of_other_types_is_a_sentence(tmp_path: Path):
+def test_a_dtd_table_with_columns_of_other_types_raises_kdep_error(tmp_path: Path):
     from scipy.io import loadmat, savemat
 
-    dataset = official(tmp_path, "dtd")
+    dataset = tiny_set(tmp_path, "dtd")
     path = tmp_path / "dtd/dtd/imdb/imdb.mat"
     images = loadmat(path, simplify_cells=True)["images"]
-    whole = {k: np.asarray(v) for k, v in images.items()}
+    columns = {k: np.asarray(v) for k, v in images.items()}
     for change in (
         {"name": 3},
-        {"set": whole["set"][:-1]},
-        {"class": whole["class"] + 0.5},
-        {"name": np.arange(len(whole["name"]))},
+        {"set": columns["set"][:-1]},
+        {"class": columns["class"] + 0.5},
+        {"name": np.arange(len(columns["name"]))},
     ):
-        savemat(path, {"images": whole | change})
+        savemat(path, {"images": columns | change})
         with pytest.raises(KdepError, match=r"imdb\.mat"):
             verify(dataset, tmp_path, 1, whole=False)
 
@@ -134,5 +135,5 @@ def test_control_characters_in_a_file_s_names_are_escaped():
     assert text == "the file a\\x1b[31m\\x07b\\x9b\\x0d.jpg\nis\tbad \\xff \\ud800."
 
 
-def test_a_name_is_looked_up_among_names_of_other_types():
+def test_similar_names_are_found_among_names_of_other_types():
     assert "did you mean 12?" in str(unknown_name("stage", "13", [12, "x"]))  # type: ignore[list-item]

@@ -1,8 +1,8 @@
-"""Plants faults one at a time and asks the tests: `python -m tests.mutation [PACKAGE ...]`.
+"""Plants faults one at a time and runs the tests: `python -m tests.mutation [PACKAGE ...]`.
 
-Why a driver of our own. *mutmut 3* rewrites every function of a file into a trampoline with all its
-faults beside it: signatures, pickling and source hashes, on which stage ids and objectives rest,
-are no longer those of the program, and module constants and class defaults cannot be changed.
+Why the project has its own driver: *mutmut 3* rewrites every function into a trampoline with all
+its faults beside it. Signatures, pickling and source hashes, which stage ids and objectives need,
+are then no longer those of the program; module constants and class defaults cannot be changed.
 *cosmic-ray* starts the whole test command anew for each fault: 6 s of imports (torch, three mm
 toolkits) and minutes of tests where the one test that calls the line takes 0.1 s. Neither knows
 `train=`, `split=`, `seed=` or a dropped `sorted`, nor draws a sample by seed. What is needed is
@@ -45,36 +45,36 @@ from tests.mutation.targets import PACKAGES, REPO, files, mirrors
 SEED = 23
 
 
-def sha(path: Path) -> str:
-    """Of the content, short."""
+def short_hash(path: Path) -> str:
+    """The first 16 digits of the SHA-256 of the file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-def planted(package: str, root: Path) -> list[Fault]:
-    """The package's sample."""
+def sample_of(package: str, root: Path) -> list[Fault]:
+    """The sampled faults of the package."""
     sources = {name: (root / name).read_text() for name in files(package, root)}
     return sample(sources, PACKAGES[package].sample, SEED)
 
 
-def copy_tree(to: Path) -> None:
-    """What git tracks or would add, of the working tree, without what is built."""
+def copy_tree(target_tree: Path) -> None:
+    """Brings the copy of the tree up to date with what git tracks or would add, without builds."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=REPO, check=True, capture_output=True
     ).stdout.decode()
     keep = set(listed.splitlines())
-    for old in (p for p in to.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
-        if old.relative_to(to).as_posix() not in keep:
+    for old in (p for p in target_tree.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+        if old.relative_to(target_tree).as_posix() not in keep:
             old.unlink()
     for name in sorted(keep):
-        source, target = REPO / name, to / name
-        if not source.exists() or (target.exists() and sha(target) == sha(source)):
+        source, target = REPO / name, target_tree / name
+        if not source.exists() or (target.exists() and short_hash(target) == short_hash(source)):
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source, target)
 
 
 class Server:
-    """A fork server in its copy of the tree."""
+    """A fork server with its own copy of the tree."""
 
     def __init__(self, number: int, work: Path) -> None:
         self.tree, self.work = work / f"tree-{number}", work / f"job-{number}"
@@ -92,8 +92,8 @@ class Server:
                 text=True,
             )
 
-    def ask(self, **question: Any) -> dict[str, Any]:
-        """One question, one answer."""
+    def request(self, **question: Any) -> dict[str, Any]:
+        """Sends one request and returns the answer."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(question) + "\n")
@@ -112,21 +112,24 @@ class Maps:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, test: str) -> Path:
-        return self.folder / f"{test.replace('/', '.')}-{sha(self.root / test)}.json"
+        """The file of the map of this test file."""
+        return self.folder / f"{test.replace('/', '.')}-{short_hash(self.root / test)}.json"
 
     def test_files(self, package: str) -> list[str]:
-        """Of the package, from the root of the repository."""
+        """The package's test files, relative to the root of the repository."""
         folders = [self.root / f for f in PACKAGES[package].tests]
         paths = sorted(p for f in folders for p in f.rglob("test_*.py"))
         return [p.relative_to(self.root).as_posix() for p in paths]
 
     def missing(self, packages: list[str]) -> list[str]:
+        """The test files of these packages that have no map."""
         return [t for p in packages for t in self.test_files(p) if not self.path(t).exists()]
 
     def measure(self, server: Server, test: str) -> None:
+        """Runs the test file on the server and writes its map."""
         log = self.folder / f"{test.replace('/', '.')}.calls"
         log.unlink(missing_ok=True)
-        reply = server.ask(map=test, calls=str(log))
+        reply = server.request(map=test, calls=str(log))
         tests = calls.read(log) if log.exists() else []
         failed = sum(not t.passed for t in tests)
         shutil.copy(server.work / "child.log", log.with_suffix(".log"))
@@ -137,39 +140,44 @@ class Maps:
         )
 
     def load(self) -> list[calls.Test]:
-        """Of every test file that was measured, of all packages, that passed."""
+        """The tests that passed, of every measured test file of all packages."""
         paths = [self.path(t) for p in PACKAGES for t in self.test_files(p)]
         return [t for path in paths if path.exists() for t in calls.load(path) if t.passed]
 
 
 def choose(fault: Fault, package: str, tests: list[calls.Test], limit: float) -> list[calls.Test]:
-    """The tests that call the function, then the package's that call its file, up to `limit` s.
+    """The tests that call the fault's function, then those that call its file, up to `limit` s.
 
-    Mirrored ones first, then the package's; quick ones first.
+    Tests named after the file come first, then the package's; quick ones first in each group.
     """
-    place = f"{fault.file} {fault.function}"
-    inside = f"{fault.file} "
+    function_name = f"{fault.file} {fault.function}"
+    file_prefix = f"{fault.file} "
     if fault.function:
-        chosen = [t for t in tests if place in t.calls]
+        chosen = [t for t in tests if function_name in t.calls]
     else:
-        chosen = [t for t in tests if any(c.startswith(inside) for c in t.calls)]
+        chosen = [t for t in tests if any(c.startswith(file_prefix) for c in t.calls)]
     folders = PACKAGES[package].tests
-    own = [t for t in tests if t.name.startswith(folders)]
+    tests_of_package = [t for t in tests if t.name.startswith(folders)]
     if not fault.function:
-        chosen += [t for t in own if mirrors(fault.file, t.name.split("::")[0]) and t not in chosen]
-        chosen = chosen or own
+        chosen += [
+            t
+            for t in tests_of_package
+            if mirrors(fault.file, t.name.split("::")[0]) and t not in chosen
+        ]
+        chosen = chosen or tests_of_package
 
     calling = {t.name for t in chosen}
-    # A map is as old as its test file; a function renamed since is in none. So then those that call
-    # another function of the file, and for a constant of a module all: it may be read elsewhere.
+    # A map is as old as its test file: a function renamed since is in no map. So tests that call
+    # another function of the file follow; for a constant all do, as it may be read elsewhere.
     chosen += [
         t
-        for t in own
+        for t in tests_of_package
         if t.name not in calling
-        and (not fault.function or any(c.startswith(inside) for c in t.calls))
+        and (not fault.function or any(c.startswith(file_prefix) for c in t.calls))
     ]
 
     def order(t: calls.Test) -> tuple[bool, int, float]:
+        """Tests that call the function first, near ones before others, quick ones first."""
         file = t.name.split("::")[0]
         near = 0 if mirrors(fault.file, file) else 1 if t.name.startswith(folders) else 2
         return t.name not in calling, near, t.seconds
@@ -190,30 +198,32 @@ class Results:
         self.lock = threading.Lock()
 
     def read(self) -> dict[str, dict[str, Any]]:
+        """{name of a fault: its last row}."""
         if not self.path.exists():
             return {}
         rows = (json.loads(line) for line in self.path.read_text().splitlines() if line)
         return {r["key"]: r for r in rows}
 
     def add(self, row: dict[str, Any]) -> None:
+        """Appends a row."""
         with self.lock, self.path.open("a") as f:
             f.write(json.dumps(row) + "\n")
 
 
 def work_through(server: Server, queue: Queue, tests: list[calls.Test], results: Results) -> None:
-    """Takes faults until none is left."""
+    """Takes faults from the queue and tries them until none is left."""
     while True:
         try:
             package, fault, limit = queue.get_nowait()
         except Empty:
             return
         source = (server.tree / fault.file).read_text()
-        named = not any(t.calls for t in tests)
-        chosen = tests if named else choose(fault, package, tests, limit)
+        tests_given = not any(t.calls for t in tests)
+        chosen = tests if tests_given else choose(fault, package, tests, limit)
         row = {"key": fault.key, "package": package, "kind": fault.kind, "line": fault.line}
         row |= {"content": fault.content, "tests": len(chosen)}
         if chosen:
-            row |= server.ask(
+            row |= server.request(
                 file=fault.file,
                 source=fault.plant(source),
                 tests=[t.name for t in chosen],
@@ -243,7 +253,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=REPO / "work_dirs" / "mutation", help="state")
     args = parser.parse_args()
     packages = args.packages or list(PACKAGES)
-    faults = [(p, f) for p in packages for f in planted(p, REPO)]
+    faults = [(p, f) for p in packages for f in sample_of(p, REPO)]
     if args.only:
         faults = [(p, f) for p, f in faults if args.only in f.key]
     if args.list:
@@ -258,7 +268,7 @@ def main() -> None:
     rows = [
         (p, f, r if (r := done.get(f.key)) and r["content"] == f.content else None)
         for p in PACKAGES
-        for f in planted(p, REPO)
+        for f in sample_of(p, REPO)
     ]
     report.write(rows, known, REPO / "results" / "mutation.md", SEED)
 
@@ -269,13 +279,13 @@ def run(
     faults: list[tuple[str, Fault]],
     results: Results,
 ) -> None:
-    """Maps what has no map, then plants what has no result."""
+    """Maps the test files without a map, then tries the faults without a result."""
     work = args.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     servers = [Server(i, work) for i in range(args.jobs)]
     tree = servers[0].tree
     maps = Maps(work, tree)
-    share_out(servers, maps, [] if args.tests else maps.missing(packages))
+    map_test_files(servers, maps, [] if args.tests else maps.missing(packages))
     done = results.read()
     known = report.equivalent()
     queue: Queue = Queue()
@@ -288,32 +298,34 @@ def run(
     tests = [calls.Test(t, args.seconds, True, frozenset()) for t in args.tests or ()]
     tests = tests or maps.load()
     threads = [
-        threading.Thread(target=work_through, args=(s, queue, tests, results)) for s in servers
+        threading.Thread(target=work_through, args=(server, queue, tests, results))
+        for server in servers
     ]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
-def share_out(servers: list[Server], maps: Maps, tests: list[str]) -> None:
-    """Measures test files, each server taking the next."""
+def map_test_files(servers: list[Server], maps: Maps, tests: list[str]) -> None:
+    """Maps these test files, each server taking the next one that is left."""
     queue: Queue = Queue()
     for test in tests:
         queue.put(test)
 
     def measure(server: Server) -> None:
+        """Maps test files until none is left."""
         while True:
             try:
                 maps.measure(server, queue.get_nowait())
             except Empty:
                 return
 
-    threads = [threading.Thread(target=measure, args=(s,)) for s in servers]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
+    threads = [threading.Thread(target=measure, args=(server,)) for server in servers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Test(NamedTuple):
-    """`calls` are "kdep_bench/x.py qualified.name"; `seconds` as measured when all was well."""
+    """`calls` are "kdep_bench/x.py qualified.name"; `seconds` as measured without a fault."""
 
     name: str
     seconds: float
@@ -18,7 +18,7 @@ class Test(NamedTuple):
 
 
 def read(log: Path) -> list[Test]:
-    """The tests of a mapping run; one that uses a shared fixture makes the fixture's calls too."""
+    """The tests of a mapping run; a test's calls include those of its shared fixtures."""
     fixtures: dict[str, set[str]] = defaultdict(set)
     rows: list[tuple[str, list[str], set[str], float, bool]] = []
     inside: list[str] = []
@@ -40,13 +40,13 @@ def read(log: Path) -> list[Test]:
         elif word == "C":
             (fixtures[inside[-1]] if inside else own).add(rest)
     return [
-        Test(n, s, ok, frozenset(own.union(*(fixtures[f] for f in sh))))
-        for n, sh, own, s, ok in rows
+        Test(name, seconds, passed, frozenset(own.union(*(fixtures[used] for used in shared))))
+        for name, shared, own, seconds, passed in rows
     ]
 
 
 def save(tests: list[Test], path: Path) -> None:
-    """As JSON, the names of functions kept once."""
+    """Writes the tests as JSON, with each function's name written once."""
     names = sorted(set().union(*(t.calls for t in tests)))
     number = {n: i for i, n in enumerate(names)}
     rows = [[t.name, t.seconds, t.passed, sorted(number[c] for c in t.calls)] for t in tests]
@@ -54,7 +54,7 @@ def save(tests: list[Test], path: Path) -> None:
 
 
 def load(path: Path) -> list[Test]:
-    """What `save` wrote."""
+    """Reads the tests that `save` wrote."""
     content = json.loads(path.read_text())
     names = content["functions"]
     return [

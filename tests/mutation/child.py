@@ -16,52 +16,55 @@ import pytest
 FAILED = 1
 
 
-class _Forked(multiprocessing.context.ForkContext):
-    """Stands in for "forkserver": the toolkits are in memory here already, six seconds saved.
+class ForkInsteadOfServer(multiprocessing.context.ForkContext):
+    """Stands in for "forkserver": the toolkits are already in memory here, which saves six seconds.
 
-    Calls itself forkserver, as the standard library refuses `max_tasks_per_child` for fork.
+    It calls itself forkserver, since the standard library refuses `max_tasks_per_child` for fork.
     """
 
     def get_start_method(self, allow_none: bool = False) -> str:
         return "forkserver"
 
     def set_forkserver_preload(self, module_names: list[str]) -> None:
-        """Nothing: what the tests would load is loaded."""
+        """Does nothing: what the tests would load is already loaded."""
 
 
-_get_context = multiprocessing.get_context
+original_get_context = multiprocessing.get_context
 
 
-def _context(method: str | None = None) -> Any:
-    return _Forked() if method == "forkserver" else _get_context(method)
+def get_context(method: str | None = None) -> Any:
+    """`multiprocessing.get_context`, but with a fork in place of a fork server."""
+    return ForkInsteadOfServer() if method == "forkserver" else original_get_context(method)
 
 
 def enter(tree: Path, log: Path) -> None:
-    """Makes this process the leader of a group, at home in `tree`, its output in `log`."""
+    """Makes this process a group leader that works in `tree` and writes its output to `log`."""
     os.setsid()
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1)
     os.dup2(out, 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.chdir(tree)
-    multiprocessing.get_context = _context
+    multiprocessing.get_context = get_context
     # The pool of the transfer tests would otherwise fork from a thread, where another one's import
-    # lock stays held for ever in the copy.
+    # lock would stay held for ever in the copy.
     os.environ["KDEP_TESTS_FORK"] = "1"
 
 
-def _fixture_name(fixturedef: Any) -> str:
+def fixture_name(fixturedef: Any) -> str:
+    """The name of the fixture with the place of its definition."""
     return f"{fixturedef.baseid}::{fixturedef.argname}"
 
 
 class Mapper:
-    """pytest plugin: writes windows of tests and shared fixtures among the calls, and durations."""
+    """pytest plugin: marks in the log where tests and shared fixtures begin and end."""
 
     def __init__(self, trace: Any) -> None:
         self.trace = trace
         self.open: list[str] = []
 
-    def _mark(self, line: str) -> None:
+    def mark(self, line: str) -> None:
+        """Writes a line, and lets every function be written again after it."""
         self.trace.note(line)
         self.trace.forget()
 
@@ -69,25 +72,25 @@ class Mapper:
     def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Iterator[None]:
         if fixturedef.scope == "function":
             return (yield)
-        self._mark(f"F+ {_fixture_name(fixturedef)}")
+        self.mark(f"F+ {fixture_name(fixturedef)}")
         try:
             return (yield)
         finally:
-            self._mark(f"F- {_fixture_name(fixturedef)}")
+            self.mark(f"F- {fixture_name(fixturedef)}")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: Any, nextitem: Any) -> Iterator[None]:
         shared = [
-            _fixture_name(d[-1])
+            fixture_name(d[-1])
             for d in item._fixtureinfo.name2fixturedefs.values()
             if d[-1].scope != "function"
         ]
-        self._mark("\t".join([f"T+ {item.nodeid}", *shared]))
+        self.mark("\t".join([f"T+ {item.nodeid}", *shared]))
         began = time.perf_counter()
         try:
             return (yield)
         finally:
-            self._mark(f"T- {time.perf_counter() - began:.3f}")
+            self.mark(f"T- {time.perf_counter() - began:.3f}")
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.outcome != "passed":
@@ -95,7 +98,7 @@ class Mapper:
 
 
 class Chooser:
-    """pytest plugin: keeps the named tests (or files), in their order; notes the last to run."""
+    """pytest plugin: runs only the named tests (or files), in their order; records the last one."""
 
     def __init__(self, tests: list[str], last: Path) -> None:
         self.place = {t: i for i, t in enumerate(tests)}
@@ -103,6 +106,7 @@ class Chooser:
 
     def pytest_collection_modifyitems(self, config: Any, items: list[Any]) -> None:
         def place(item: Any) -> int:
+            """The place of the test in the given order, or -1."""
             names = (item.nodeid, item.nodeid.partition("[")[0], item.nodeid.partition("::")[0])
             return next((self.place[n] for n in names if n in self.place), -1)
 
@@ -124,13 +128,13 @@ def map_calls(tests: list[str], calls: Path, tree: Path) -> int:
     os.environ["PYTHONPATH"] = os.pathsep.join([folder, os.environ["PYTHONPATH"]])
     os.environ |= {"KDEP_CALLS": str(calls), "KDEP_CALLS_ROOT": str(tree)}
     trace.start(str(calls), str(tree))
-    return int(pytest.main([*_QUIET, *tests], plugins=[Mapper(trace)]))
+    return int(pytest.main([*QUIET_OPTIONS, *tests], plugins=[Mapper(trace)]))
 
 
 def try_fault(tests: list[str], last: Path) -> int:
     """Runs `tests` in their order, to the first that fails."""
     paths = list(dict.fromkeys(t.split("::")[0] for t in tests))
-    return int(pytest.main([*_QUIET, "-x", *paths], plugins=[Chooser(tests, last)]))
+    return int(pytest.main([*QUIET_OPTIONS, "-x", *paths], plugins=[Chooser(tests, last)]))
 
 
-_QUIET = ["-q", "-p", "no:cacheprovider", "-m", "", "--tb=short"]
+QUIET_OPTIONS = ["-q", "-p", "no:cacheprovider", "-m", "", "--tb=short"]

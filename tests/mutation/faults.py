@@ -1,4 +1,4 @@
-"""One-line faults of a Python source: which can be planted, and the sample that is.
+"""One-line faults of a Python source: which ones can be planted, and which are drawn.
 
 A fault replaces the text of one node of the syntax tree. It is known by its file, the function it
 lies in, the text before and after and a count among equals, not by its line: an edit elsewhere in
@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 SPLITS = {"train": "test", "val": "train", "test": "train", "trainval": "test"}
-_COMPARE = {
+OTHER_COMPARISON = {
     ast.Lt: ast.LtE,
     ast.LtE: ast.Lt,
     ast.Gt: ast.GtE,
@@ -29,7 +29,7 @@ _COMPARE = {
     ast.Is: ast.IsNot,
     ast.IsNot: ast.Is,
 }
-_BINARY = {
+OTHER_OPERATION = {
     ast.Add: ast.Sub,
     ast.Sub: ast.Add,
     ast.Mult: ast.Div,
@@ -41,15 +41,24 @@ _BINARY = {
     ast.BitOr: ast.BitAnd,
 }
 # Calls whose arguments are text for people, or checks of the type checker.
-_TALK = {"KdepError", "print", "warn", "progress", "say", "cast", "debug", "info", "warning"}
-_TALK |= {"Archive", "unknown_name", "TypeVar", "Path.home", "isEnabledFor"}
+TEXT_CALLS = {"KdepError", "print", "warn", "progress", "say", "cast", "debug", "info", "warning"}
+TEXT_CALLS |= {"Archive", "unknown_name", "TypeVar", "Path.home", "isEnabledFor"}
 # Keywords that change no value: a check that lengths agree, text for people, speed.
-_IDLE = {"strict", "encoding", "help", "non_blocking", "pin_memory", "note", "desc", "description"}
-_IDLE |= {"page", "licence", "title", "timeout"}
+IDLE_KEYWORDS = {
+    "strict",
+    "encoding",
+    "help",
+    "non_blocking",
+    "pin_memory",
+    "note",
+    "desc",
+    "description",
+}
+IDLE_KEYWORDS |= {"page", "licence", "title", "timeout"}
 # Calls that only crash without one of their arguments: any test that runs the line would notice.
-_CRASHING = {"isinstance", "hasattr", "issubclass", "super"}
-_NAME = re.compile(r"[\w./:*-]+")
-_OPERATORS = (ast.operator, ast.cmpop, ast.unaryop, ast.boolop, ast.expr_context)
+CRASHING_CALLS = {"isinstance", "hasattr", "issubclass", "super"}
+NAME = re.compile(r"[\w./:*-]+")
+OPERATORS = (ast.operator, ast.cmpop, ast.unaryop, ast.boolop, ast.expr_context)
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,7 @@ class Fault:
         return (raw[: self.start] + self.after.encode() + raw[self.end :]).decode()
 
 
-class _Finder:
+class Finder:
     """Walks a tree and yields (function, kind, node, new text)."""
 
     def __init__(self, source: str) -> None:
@@ -93,12 +102,12 @@ class _Finder:
         self.parents = {c: p for p in ast.walk(self.tree) for c in ast.iter_child_nodes(p)}
         self.silent: set[ast.AST] = set()
         for node in ast.walk(self.tree):
-            for child in self._text_for_people(node):
+            for child in self.without_effect(node):
                 self.silent |= set(ast.walk(child))
 
-    def _text_for_people(self, node: ast.AST) -> Iterator[ast.AST]:
-        """Parts of `node` that decide no number: texts, hints, imports, what is raised."""
-        if self._is_silent(node):
+    def without_effect(self, node: ast.AST) -> Iterator[ast.AST]:
+        """Parts of `node` that cannot change a number: texts, hints, imports, raised errors."""
+        if self.is_without_effect(node):
             yield node
         elif isinstance(node, ast.AnnAssign):
             yield node.annotation
@@ -111,14 +120,15 @@ class _Finder:
             yield from node.decorator_list
             yield from node.bases
 
-    def _is_silent(self, node: ast.AST) -> bool:
+    def is_without_effect(self, node: ast.AST) -> bool:
+        """Whether the node is text, a hint or an import, or an argument that changes no value."""
         match node:
             case ast.Expr(value=ast.Constant()):
                 return True
             case ast.JoinedStr() | ast.Raise() | ast.Import() | ast.ImportFrom() | ast.Assert():
                 return True
             case ast.Call():
-                return self._called(node) in _TALK
+                return self.called_name(node) in TEXT_CALLS
             case ast.FunctionDef():  # `tiny`: makes the data of the rehearsal
                 return node.name in ("__repr__", "__str__", "tiny")
             case ast.Assign(targets=[ast.Name(id="__all__" | "__slots__")]):
@@ -126,19 +136,27 @@ class _Finder:
             case ast.If():
                 return "TYPE_CHECKING" in ast.unparse(node.test)
             case ast.keyword():
-                return node.arg in _IDLE
+                return node.arg in IDLE_KEYWORDS
             case ast.Subscript():
-                return self._is_hint(node)
+                return self.is_hint(node)
         return False
 
-    def _is_hint(self, node: ast.Subscript) -> bool:
+    def is_hint(self, node: ast.Subscript) -> bool:
+        """Whether the subscript is a type hint."""
         name = node.value.id if isinstance(node.value, ast.Name) else ""
         return name in {"dict", "list", "tuple", "set", "type", "Callable", "Literal", "Mapping"}
 
     @staticmethod
-    def _called(node: ast.Call) -> str:
-        f = node.func
-        return f.attr if isinstance(f, ast.Attribute) else f.id if isinstance(f, ast.Name) else ""
+    def called_name(node: ast.Call) -> str:
+        """The name of the called function or method."""
+        function = node.func
+        return (
+            function.attr
+            if isinstance(function, ast.Attribute)
+            else function.id
+            if isinstance(function, ast.Name)
+            else ""
+        )
 
     def function(self, node: ast.AST) -> str:
         """Qualified name as the interpreter gives it to the function that `node` lies in."""
@@ -163,37 +181,38 @@ class _Finder:
                 break
             inside = self.parents[inside]
         if inside not in self.contents:
-            shape = self._shape(inside)
+            shape = self.shape(inside)
             self.contents[inside] = hashlib.sha256(shape.encode()).hexdigest()[:12]
         return self.contents[inside]
 
-    def _shape(self, value: Any) -> str:
+    def shape(self, value: Any) -> str:
+        """The tree as text, without the texts of errors and docstrings."""
         match value:
             case ast.Raise():
                 return "raise"
             case ast.Expr(value=ast.Constant()):
                 return ""
-            case ast.Call() if self._called(value) in _TALK:
+            case ast.Call() if self.called_name(value) in TEXT_CALLS:
                 return "text"
             case ast.AST():
-                fields = ",".join(self._shape(v) for _, v in ast.iter_fields(value))
+                fields = ",".join(self.shape(v) for _, v in ast.iter_fields(value))
                 return f"{type(value).__name__}({fields})"
             case list():
-                return f"[{','.join(map(self._shape, value))}]"
+                return f"[{','.join(map(self.shape, value))}]"
         return repr(value)
 
     def find(self) -> Iterator[tuple[ast.AST, str, str]]:
         """(node, kind, the text that replaces it) of every fault."""
         for node in ast.walk(self.tree):
-            if node in self.silent or isinstance(node, _OPERATORS):
+            if node in self.silent or isinstance(node, OPERATORS):
                 continue
-            visit = getattr(self, f"_{type(node).__name__.lower()}", None)
+            visit = getattr(self, f"faults_of_{type(node).__name__.lower()}", None)
             if visit is None or not hasattr(node, "end_lineno"):
                 continue
             for kind, new in visit(node):
-                yield node, kind, new if isinstance(new, str) else f"{_text(node, new)}"
+                yield node, kind, new if isinstance(new, str) else f"{source_of(node, new)}"
 
-    def _constant(self, node: ast.Constant) -> Iterator[tuple[str, str]]:
+    def faults_of_constant(self, node: ast.Constant) -> Iterator[tuple[str, str]]:
         value = node.value
         if isinstance(value, bool):
             yield "constant", repr(not value)
@@ -207,86 +226,91 @@ class _Finder:
             yield "constant", repr(value * 2 if value else 1.0)
         elif isinstance(value, str) and value in SPLITS:
             yield "split", repr(SPLITS[value])
-        elif isinstance(value, str) and _NAME.fullmatch(value):
+        elif isinstance(value, str) and NAME.fullmatch(value):
             yield "text", repr(f"{value}_")
 
-    def _compare(self, node: ast.Compare) -> Iterator[tuple[str, ast.AST]]:
+    def faults_of_compare(self, node: ast.Compare) -> Iterator[tuple[str, ast.AST]]:
         for i, op in enumerate(node.ops):
             ops = list(node.ops)
-            ops[i] = _COMPARE[type(op)]()
+            ops[i] = OTHER_COMPARISON[type(op)]()
             yield "comparison", ast.Compare(node.left, ops, node.comparators)
 
-    def _binop(self, node: ast.BinOp) -> Iterator[tuple[str, ast.AST]]:
+    def faults_of_binop(self, node: ast.BinOp) -> Iterator[tuple[str, ast.AST]]:
         parent = self.parents[node]
-        if isinstance(parent, ast.Call) and self._called(parent) in _CRASHING:
+        if isinstance(parent, ast.Call) and self.called_name(parent) in CRASHING_CALLS:
             return
-        if type(node.op) in _BINARY:
-            yield "arithmetic", ast.BinOp(node.left, _BINARY[type(node.op)](), node.right)
+        if type(node.op) in OTHER_OPERATION:
+            yield "arithmetic", ast.BinOp(node.left, OTHER_OPERATION[type(node.op)](), node.right)
 
-    def _augassign(self, node: ast.AugAssign) -> Iterator[tuple[str, ast.AST]]:
-        if type(node.op) in _BINARY:
-            yield "arithmetic", ast.AugAssign(node.target, _BINARY[type(node.op)](), node.value)
+    def faults_of_augassign(self, node: ast.AugAssign) -> Iterator[tuple[str, ast.AST]]:
+        if type(node.op) in OTHER_OPERATION:
+            yield (
+                "arithmetic",
+                ast.AugAssign(node.target, OTHER_OPERATION[type(node.op)](), node.value),
+            )
         yield "arithmetic", ast.Assign([node.target], node.value, lineno=0)
 
-    def _unaryop(self, node: ast.UnaryOp) -> Iterator[tuple[str, ast.AST]]:
+    def faults_of_unaryop(self, node: ast.UnaryOp) -> Iterator[tuple[str, ast.AST]]:
         if isinstance(node.op, ast.USub | ast.Not) and not isinstance(node.operand, ast.Constant):
             yield "arithmetic" if isinstance(node.op, ast.USub) else "branch", node.operand
 
-    def _boolop(self, node: ast.BoolOp) -> Iterator[tuple[str, ast.AST]]:
+    def faults_of_boolop(self, node: ast.BoolOp) -> Iterator[tuple[str, ast.AST]]:
         other = ast.Or() if isinstance(node.op, ast.And) else ast.And()
         yield "branch", ast.BoolOp(other, node.values)
         for i in range(len(node.values)):
             left = [v for j, v in enumerate(node.values) if j != i]
             yield "branch", left[0] if len(left) == 1 else ast.BoolOp(node.op, left)
 
-    def _ifexp(self, node: ast.IfExp) -> Iterator[tuple[str, ast.AST]]:
+    def faults_of_ifexp(self, node: ast.IfExp) -> Iterator[tuple[str, ast.AST]]:
         yield "branch", ast.IfExp(node.test, node.orelse, node.body)
         yield "branch", node.body
         yield "branch", node.orelse
 
-    def _return(self, node: ast.Return) -> Iterator[tuple[str, str]]:
+    def faults_of_return(self, node: ast.Return) -> Iterator[tuple[str, str]]:
         if node.value is not None and not (
             isinstance(node.value, ast.Constant) and node.value.value is None
         ):
             yield "return", "return None"
 
-    def _subscript(self, node: ast.Subscript) -> Iterator[tuple[str, ast.AST]]:
+    def faults_of_subscript(self, node: ast.Subscript) -> Iterator[tuple[str, ast.AST]]:
         if isinstance(node.slice, ast.Slice) and isinstance(node.ctx, ast.Load):
             yield "slice", node.value
 
-    def _continue(self, node: ast.Continue) -> Iterator[tuple[str, str]]:
+    def faults_of_continue(self, node: ast.Continue) -> Iterator[tuple[str, str]]:
         yield "branch", "break"
 
-    def _break(self, node: ast.Break) -> Iterator[tuple[str, str]]:
+    def faults_of_break(self, node: ast.Break) -> Iterator[tuple[str, str]]:
         yield "branch", "continue"
 
-    def _dict(self, node: ast.Dict) -> Iterator[tuple[str, ast.AST]]:
+    def faults_of_dict(self, node: ast.Dict) -> Iterator[tuple[str, ast.AST]]:
         for i in range(len(node.keys)):
             keys = [k for j, k in enumerate(node.keys) if j != i]
             yield "entry dropped", ast.Dict(keys, [v for j, v in enumerate(node.values) if j != i])
 
-    def _expr(self, node: ast.Expr) -> Iterator[tuple[str, str]]:
+    def faults_of_expr(self, node: ast.Expr) -> Iterator[tuple[str, str]]:
         if isinstance(node.value, ast.Call):
             yield "call removed", "pass"
 
-    def _assign(self, node: ast.Assign) -> Iterator[tuple[str, str]]:
+    def faults_of_assign(self, node: ast.Assign) -> Iterator[tuple[str, str]]:
         target = node.targets[0]
         if isinstance(target, ast.Attribute | ast.Subscript):
             yield "assignment removed", "pass"
 
-    def _listcomp(self, node: Any) -> Iterator[tuple[str, ast.AST]]:
+    def faults_of_listcomp(self, node: Any) -> Iterator[tuple[str, ast.AST]]:
         generators = node.generators
         for i, g in enumerate(generators):
             if g.ifs:
                 new = list(generators)
                 new[i] = ast.comprehension(g.target, g.iter, [], g.is_async)
-                kept = {f: getattr(node, f) for f in node._fields if f != "generators"}
+                kept = {
+                    field: getattr(node, field) for field in node._fields if field != "generators"
+                }
                 yield "branch", type(node)(**kept, generators=new)
 
-    _setcomp = _dictcomp = _generatorexp = _listcomp
+    faults_of_setcomp = faults_of_dictcomp = faults_of_generatorexp = faults_of_listcomp
 
-    def _call(self, node: ast.Call) -> Iterator[tuple[str, ast.AST]]:
-        if self._called(node) in _CRASHING:
+    def faults_of_call(self, node: ast.Call) -> Iterator[tuple[str, ast.AST]]:
+        if self.called_name(node) in CRASHING_CALLS:
             return
         plain = [a for a in node.args if not isinstance(a, ast.Starred)]
         if len(plain) == len(node.args) and len(plain) >= 2:
@@ -295,7 +319,7 @@ class _Finder:
                 yield "arguments swapped", ast.Call(node.func, swapped, node.keywords)
             yield "argument dropped", ast.Call(node.func, plain[:-1], node.keywords)
         for i, keyword in enumerate(node.keywords):
-            if keyword.arg in _IDLE or keyword.arg is None:
+            if keyword.arg in IDLE_KEYWORDS or keyword.arg is None:
                 continue
             rest = [k for j, k in enumerate(node.keywords) if j != i]
             yield "keyword dropped", ast.Call(node.func, node.args, rest)
@@ -310,18 +334,18 @@ class _Finder:
             root = owner
             while isinstance(root, ast.Attribute | ast.Call | ast.Subscript):
                 root = root.func if isinstance(root, ast.Call) else root.value
-            module = isinstance(owner, ast.Name) and owner.id in _MODULES
+            module = isinstance(owner, ast.Name) and owner.id in MODULES
             if module and plain:
                 yield "call removed", plain[0]
             elif not module:
                 yield "call removed", owner
 
 
-_MODULES = {"torch", "np", "F", "math", "json", "os", "nn", "itertools", "functools", "random"}
-_MODULES |= {"stats", "statistics", "hashlib", "shutil", "re", "cv2", "dataclasses", "copy"}
+MODULES = {"torch", "np", "F", "math", "json", "os", "nn", "itertools", "functools", "random"}
+MODULES |= {"stats", "statistics", "hashlib", "shutil", "re", "cv2", "dataclasses", "copy"}
 
 
-def _text(old: ast.AST, new: ast.AST) -> str:
+def source_of(old: ast.AST, new: ast.AST) -> str:
     """Source of `new`, in brackets where it may stand inside another expression."""
     text = ast.unparse(ast.fix_missing_locations(new))
     compound = ast.BinOp | ast.BoolOp | ast.Compare | ast.UnaryOp | ast.IfExp | ast.Lambda
@@ -330,7 +354,7 @@ def _text(old: ast.AST, new: ast.AST) -> str:
     return text
 
 
-def _branches(finder: _Finder) -> Iterator[tuple[ast.AST, str, str]]:
+def inverted_branches(finder: Finder) -> Iterator[tuple[ast.AST, str, str]]:
     """`if` and `while` inverted: the test is replaced, so the edit stays on its line."""
     for node in ast.walk(finder.tree):
         if isinstance(node, ast.If | ast.While) and node not in finder.silent:
@@ -341,7 +365,7 @@ def _branches(finder: _Finder) -> Iterator[tuple[ast.AST, str, str]]:
 
 def faults_of(file: str, source: str) -> list[Fault]:
     """All faults that can be planted in a source, in the order of the text."""
-    finder = _Finder(source)
+    finder = Finder(source)
     whole = source.encode()
     raw = whole.splitlines(keepends=True)
     starts = [0]
@@ -350,7 +374,7 @@ def faults_of(file: str, source: str) -> list[Fault]:
     found: list[Fault] = []
     seen: Counter[str] = Counter()
     edits: set[tuple[int, int, str]] = set()
-    nodes: list[tuple[Any, str, str]] = [*finder.find(), *_branches(finder)]
+    nodes: list[tuple[Any, str, str]] = [*finder.find(), *inverted_branches(finder)]
     nodes.sort(key=lambda f: (f[0].lineno, f[0].col_offset, f[0].end_lineno, f[0].end_col_offset))
     for node, kind, new in nodes:
         start = starts[node.lineno - 1] + node.col_offset
@@ -367,7 +391,8 @@ def faults_of(file: str, source: str) -> list[Fault]:
     return found
 
 
-def _compiles(source: str) -> bool:
+def compiles(source: str) -> bool:
+    """Whether the source is valid Python."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)
         try:
@@ -380,8 +405,8 @@ def _compiles(source: str) -> bool:
 def sample(sources: dict[str, str], count: int, seed: int) -> list[Fault]:
     """`count` faults of these files (path -> source), drawn by the hash of their names.
 
-    So an edit moves few others into or out of the sample. Every second one is of the kind that has
-    the fewest so far, so that rare kinds are there; a line has one fault at most.
+    So an edit moves few other faults into or out of the sample. Every second fault is of the kind
+    with the fewest so far, so that rare kinds occur; a line has one fault at most.
     """
     faults = [f for file, source in sources.items() for f in faults_of(file, source)]
     order = sorted(faults, key=lambda f: hashlib.sha256(f"{seed} {f.key}".encode()).digest())
@@ -394,7 +419,7 @@ def sample(sources: dict[str, str], count: int, seed: int) -> list[Fault]:
             fewest = min({f.kind for f in order}, key=lambda k: (kinds[k], k))
             chosen = next(f for f in order if f.kind == fewest)
         order.remove(chosen)
-        if (chosen.file, chosen.line) in lines or not _compiles(chosen.plant(sources[chosen.file])):
+        if (chosen.file, chosen.line) in lines or not compiles(chosen.plant(sources[chosen.file])):
             continue
         lines.add((chosen.file, chosen.line))
         kinds[chosen.kind] += 1

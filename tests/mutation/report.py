@@ -1,4 +1,4 @@
-"""results/mutation.md: per package planted, noticed, equivalent, unnoticed."""
+"""Writes results/mutation.md: planted, noticed, equivalent and unnoticed faults of each package."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tests.mutation.faults import Fault
 from tests.mutation.targets import PACKAGES, REPO
 
 EQUIVALENT = Path(__file__).parent / "equivalent.txt"
-BAR = 95.0
+BAR = 95.0  # per cent of the faults that tests must notice
 
 
 def equivalent(path: Path = EQUIVALENT) -> dict[str, str]:
-    """Fault -> reason, of the reviewed list: each name is followed by an indented reason."""
+    """Fault -> reason, from the reviewed list: each name is followed by an indented reason."""
     known: dict[str, str] = {}
     name = ""
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -53,36 +53,43 @@ def write(
         f"below with the reason. Required: {BAR:g} % of the others noticed in every package. What",
         "is *not tried* has no result for the code as it is now: `make mutation` continues there.",
         "*Unnoticed* is as of the last try: tests written since count after `--again`.",
-        f"The code is that of commit {_commit()}.",
+        f"The code is that of commit {current_commit()}.",
         "",
         "| package | planted | noticed | equivalent | unnoticed | not tried | noticed, % |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    same: list[str] = []
-    open_: list[str] = []
+    equivalent_rows: list[str] = []
+    unnoticed_rows: list[str] = []
     total = [0] * 5
     for package in PACKAGES:
-        own = [(f, r) for p, f, r in rows if p == package]
-        equal = [f for f, _ in own if f.key in known]
-        rest = [(f, r) for f, r in own if f.key not in known]
+        rows_of_package = [(f, r) for p, f, r in rows if p == package]
+        equal = [f for f, _ in rows_of_package if f.key in known]
+        rest = [(f, r) for f, r in rows_of_package if f.key not in known]
         noticed = [f for f, r in rest if r and r["result"] == "noticed"]
         unnoticed = [f for f, r in rest if r and r["result"] == "unnoticed"]
-        counts = [len(own), len(noticed), len(equal), len(unnoticed)]
+        counts = [len(rows_of_package), len(noticed), len(equal), len(unnoticed)]
         counts.append(counts[0] - sum(counts[1:]))
         total = [a + b for a, b in zip(total, counts, strict=True)]
-        lines.append(_row(package, counts))
-        same += [f"| {cell(f.key)} | {known[f.key]} |" for f in equal]
-        open_ += [f"| {cell(f.key)} | {f.kind} |" for f in unnoticed]
-    lines.append(_row("all", total))
-    lines += ["", "## Equivalent", "", "| fault | why no result changes |", "|---|---|", *same]
-    if open_:
-        lines += ["", "## Unnoticed", "", "| fault | kind |", "|---|---|", *open_]
+        lines.append(table_row(package, counts))
+        equivalent_rows += [f"| {cell(f.key)} | {known[f.key]} |" for f in equal]
+        unnoticed_rows += [f"| {cell(f.key)} | {f.kind} |" for f in unnoticed]
+    lines.append(table_row("all", total))
+    lines += [
+        "",
+        "## Equivalent",
+        "",
+        "| fault | why no result changes |",
+        "|---|---|",
+        *equivalent_rows,
+    ]
+    if unnoticed_rows:
+        lines += ["", "## Unnoticed", "", "| fault | kind |", "|---|---|", *unnoticed_rows]
     out.write_text("\n".join(lines) + "\n")
     print(f"wrote {out}")
     print("\n".join(lines[10 : 13 + len(PACKAGES)]))
 
 
-def _commit() -> str:
+def current_commit() -> str:
     """The short name of the commit that is checked out."""
     command = ["git", "rev-parse", "--short", "HEAD"]
     return subprocess.run(
@@ -90,7 +97,8 @@ def _commit() -> str:
     ).stdout.strip()
 
 
-def _row(name: str, counts: list[int]) -> str:
+def table_row(name: str, counts: list[int]) -> str:
+    """A row of the table: the counts and the percentage noticed."""
     tried = counts[1] + counts[3]
-    share = f"{100 * counts[1] / tried:.1f}" if tried else "-"
-    return f"| {name} | {' | '.join(map(str, counts))} | {share} |"
+    percentage = f"{100 * counts[1] / tried:.1f}" if tried else "-"
+    return f"| {name} | {' | '.join(map(str, counts))} | {percentage} |"

@@ -1,7 +1,7 @@
-"""Fork server of one job: torch and the toolkits in memory, a fresh child for each piece of work.
+"""Fork server of one job: torch and the toolkits in memory, a fresh child for each request.
 
 Started by `__main__.py` inside its own copy of the tree, so that a planted fault reaches every
-process that a test starts and no file of anybody else. Reads one JSON object per line from stdin,
+process that a test starts, and no file outside the copy. Reads one JSON object per line from stdin,
 answers one per line to stdout:
 
     {"map": "tests/x/test_y.py", "calls": "..."}  ->  {"rc": 0, "seconds": 12.3}
@@ -35,11 +35,11 @@ LIBRARIES = (
     "tests.mutation.child",
 )
 
-_PARENT = os.getppid()  # where it is gone, nobody waits for an answer
+PARENT = os.getppid()  # once it has ended, nobody waits for an answer
 
 
 def preload() -> None:
-    """Everything but the project's own modules, of which only the stand-in operators are loaded."""
+    """Imports the libraries, but of the project's own modules only the stand-in operators."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = "1"
     for name in LIBRARIES:
@@ -52,7 +52,7 @@ def preload() -> None:
 def in_child(work: Callable[[], int], tree: Path, log: Path, limit: float) -> int | None:
     """Exit code of `work` in a forked process; None when it took more than `limit` seconds.
 
-    Seconds of processor time in the tests' own process, or ten times as many by the clock: on a
+    The limit is processor time of the tests' own process, or ten times as long by the clock: on a
     busy machine a test that only waits for its turn does not hang.
     """
     pid = os.fork()
@@ -71,9 +71,9 @@ def in_child(work: Callable[[], int], tree: Path, log: Path, limit: float) -> in
             os._exit(code)
     end = time.monotonic() + 10 * limit
     code = None
-    while time.monotonic() < end and os.getppid() == _PARENT:
-        got, status = os.waitpid(pid, os.WNOHANG)
-        if got:
+    while time.monotonic() < end and os.getppid() == PARENT:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
             code = os.waitstatus_to_exitcode(status)
             code = None if code == -signal.SIGXCPU else code
             break
@@ -86,29 +86,31 @@ def in_child(work: Callable[[], int], tree: Path, log: Path, limit: float) -> in
     return code
 
 
-def answer(ask: dict[str, Any], tree: Path, work: Path) -> dict[str, Any]:
-    """Does one piece of work."""
+def answer(request: dict[str, Any], tree: Path, work: Path) -> dict[str, Any]:
+    """Carries out one request."""
     log = work / "child.log"
     began = time.monotonic()
-    if "map" in ask:
+    if "map" in request:
         from tests.mutation import child
 
-        job = lambda: child.map_calls([ask["map"]], Path(ask["calls"]), tree)  # noqa: E731
+        job = lambda: child.map_calls([request["map"]], Path(request["calls"]), tree)  # noqa: E731
         code = in_child(job, tree, log, 3600)
         return {"rc": code, "seconds": round(time.monotonic() - began, 1)}
     last = work / "last"
     last.unlink(missing_ok=True)
-    path = tree / ask["file"]
-    plain, stat = path.read_bytes(), path.stat()
+    path = tree / request["file"]
+    original, stat = path.read_bytes(), path.stat()
     compiled = Path(importlib.util.cache_from_source(str(path)))
     compiled.unlink(missing_ok=True)
     try:
-        path.write_text(ask["source"])
+        path.write_text(request["source"])
         from tests.mutation import child
 
-        code = in_child(lambda: child.try_fault(ask["tests"], last), tree, log, ask["limit"])
+        code = in_child(
+            lambda: child.try_fault(request["tests"], last), tree, log, request["limit"]
+        )
     finally:
-        path.write_bytes(plain)
+        path.write_bytes(original)
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
         compiled.unlink(missing_ok=True)
     by = last.read_text() if last.exists() else "import"
@@ -120,18 +122,18 @@ def answer(ask: dict[str, Any], tree: Path, work: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Answers until stdin ends."""
+    """Answers requests until stdin ends."""
     tree, work = Path.cwd(), Path(sys.argv[1])
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     preload()
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     for line in sys.stdin:
-        ask = json.loads(line)
-        sys.dont_write_bytecode = "map" not in ask
-        if os.getppid() != _PARENT:
+        request = json.loads(line)
+        sys.dont_write_bytecode = "map" not in request
+        if os.getppid() != PARENT:
             return
-        replies.write(json.dumps(answer(ask, tree, work)) + "\n")
+        replies.write(json.dumps(answer(request, tree, work)) + "\n")
         replies.flush()
 
 

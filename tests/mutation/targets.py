@@ -1,4 +1,4 @@
-"""The files in which faults are planted, by package, and the tests that mirror a file."""
+"""The files in which faults are planted, by package, and the tests named after a file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Package(NamedTuple):
     tests: tuple[str, ...]
 
 
-# Everything that decides which number a table shows. What only draws, prints or downloads is not
+# All code that decides which number a table shows. What only draws, prints or downloads is not
 # here, nor is the generator of the pocket data, whose output is checked by its hash.
 PACKAGES: dict[str, Package] = {
     "schedules": Package(("schedules/*.py",), 20, ("tests/schedules",)),
@@ -73,7 +73,7 @@ PACKAGES: dict[str, Package] = {
         ("tests/suite", "tests/engine", "tests/forecast"),
     ),
 }
-# A few tests of the whole, for what only shows there.
+# Tests of the whole program, for faults that only show there.
 WHOLE = ("tests/e2e/test_smoke.py",)
 
 
@@ -86,6 +86,6 @@ def files(package: str, root: Path = REPO) -> list[str]:
 
 
 def mirrors(file: str, test: str) -> bool:
-    """Whether `test` (tests/<package>/test_<...>.py) carries the name of the module `file`."""
+    """Whether `test` (tests/<package>/test_<...>.py) is named after the module `file`."""
     module = Path(file).stem
     return Path(test).stem.removeprefix("test_").endswith(module) or module in Path(test).stem

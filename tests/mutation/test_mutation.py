@@ -1,4 +1,4 @@
-"""The planted faults themselves: which are found in a source, and the sample."""
+"""The planted faults themselves: which ones are found in a source, and which are drawn."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def score(folders: list[str], seed: int = 0) -> float:
 '''
 
 
-def planted(source: str) -> dict[str, str]:
+def planted_sources(source: str) -> dict[str, str]:
     """ "before -> after" of each fault, with the source that holds it."""
     return {f"{f.before} -> {f.after}": f.plant(source) for f in faults_of("m.py", source)}
 
@@ -50,14 +50,18 @@ def planted(source: str) -> dict[str, str]:
         ),
     ],
 )
-def test_each_usual_operator_changes_its_own_place_only(fault: str, line: str) -> None:
-    changed = planted(SOURCE)[fault]
+def test_each_kind_of_fault_changes_one_line_only(fault: str, line: str) -> None:
+    changed = planted_sources(SOURCE)[fault]
     assert line in changed
-    differ = [a for a, b in zip(SOURCE.splitlines(), changed.splitlines(), strict=True) if a != b]
+    differ = [
+        old
+        for old, new in zip(SOURCE.splitlines(), changed.splitlines(), strict=True)
+        if old != new
+    ]
     assert len(differ) == 1
 
 
-def test_texts_hints_and_errors_are_left_alone() -> None:
+def test_no_fault_is_planted_in_texts_hints_and_errors() -> None:
     lines = {f.line for f in faults_of("m.py", SOURCE)}
     assert lines == {3, 6, 8, 10, 11}
     assert not any("str" in f.before and f.line == 6 for f in faults_of("m.py", SOURCE))
@@ -70,8 +74,9 @@ def test_an_edit_elsewhere_changes_no_fault_of_the_sample() -> None:
     assert {f.key for f in sample({"m.py": SOURCE}, 4, seed=2)} != first
 
 
-def test_a_result_holds_while_only_texts_change_and_no_longer() -> None:
+def test_a_result_stays_valid_while_only_texts_change() -> None:
     def contents(source: str) -> dict[int, str]:
+        """{line: the hash of the code it lies in}."""
         return {f.line: f.content for f in faults_of("m.py", source)}
 
     before = contents(SOURCE)
@@ -93,12 +98,12 @@ def test_a_test_makes_the_calls_of_the_shared_fixtures_it_uses(tmp_path) -> None
         "T+ t.py::a\tt.py::data\nF+ t.py::data\nC k/x.py make\nF- t.py::data\nC k/x.py own\n"
         "T- 0.5\nT+ t.py::b\tt.py::data\nR failed\nT- 0.1\nT+ t.py::c\nT- 0.2\n"
     )
-    a, b, c = calls.read(log)
-    assert a == ("t.py::a", 0.5, True, {"k/x.py make", "k/x.py own"})
-    assert b == ("t.py::b", 0.1, False, {"k/x.py make"})
-    assert c.calls == set()
-    calls.save([a, b, c], tmp_path / "map.json")
-    assert calls.load(tmp_path / "map.json") == [a, b, c]
+    first, second, third = calls.read(log)
+    assert first == ("t.py::a", 0.5, True, {"k/x.py make", "k/x.py own"})
+    assert second == ("t.py::b", 0.1, False, {"k/x.py make"})
+    assert third.calls == set()
+    calls.save([first, second, third], tmp_path / "map.json")
+    assert calls.load(tmp_path / "map.json") == [first, second, third]
 
 
 def test_every_fault_called_equivalent_has_a_reason() -> None:

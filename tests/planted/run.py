@@ -4,7 +4,7 @@
 
 One process imports the toolkits once; each fault is planted in a copy of the package, and its tests
 run in a fork that imports the copy. The named tests run without a fault first: they must pass. Ends
-with 1 where a fault passes unnoticed, or stands for a line that is no longer there.
+with 1 if a fault passes unnoticed, or if the line that it changes is no longer there.
 """
 
 from __future__ import annotations
@@ -30,51 +30,51 @@ COPIED = ("kdep_bench", "tests", "configs", "tools", "pyproject.toml", "README.m
 IMPORTED = ("torch", "sklearn.linear_model", "scipy.stats", "mmengine.runner", "pytest", "pydantic")
 
 
-def place(repo: Path, fault: Fault) -> Path:
-    """The file of a fault, after a look whether its line is there.
+def file_of(repo: Path, fault: Fault) -> Path:
+    """The file of a fault, which must contain the fault's line exactly once.
 
     Raises:
-        LookupError: the line stands there never, or more than once.
+        LookupError: the file contains the line never, or more than once.
     """
     file = repo / fault.file
     times = file.read_text().count(fault.old) if file.is_file() else 0
     if times != 1:
-        where = [
+        elsewhere = [
             f"{path.relative_to(repo)}"
             for path in sorted((repo / "kdep_bench").rglob("*.py"))
             if fault.old in path.read_text()
         ]
         raise LookupError(
             f"{fault.file} holds {times} times: {fault.old!r}; "
-            f"elsewhere: {', '.join(where) or 'nowhere'}. "
+            f"elsewhere: {', '.join(elsewhere) or 'nowhere'}. "
             f"Correct the fault '{fault.wrong}' in tests/planted/table.py"
         )
     return file
 
 
-def plant(repo: Path, fault: Fault, to: Path) -> Path:
-    """Copies the package below `to` and changes the fault's line in the copy; returns `to`."""
-    place(repo, fault)
-    shutil.copytree(repo / PACKAGE, to / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
-    file = to / fault.file
+def plant(repo: Path, fault: Fault, folder: Path) -> Path:
+    """Copies the package into the folder and plants the fault in the copy; returns the folder."""
+    file_of(repo, fault)
+    shutil.copytree(repo / PACKAGE, folder / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
+    file = folder / fault.file
     file.write_text(file.read_text().replace(fault.old, fault.new))
-    return to
+    return folder
 
 
-def copy_of(repo: Path, to: Path) -> Path:
-    """What the tests need of a repository, without compiled files."""
+def copy_of(repo: Path, folder: Path) -> Path:
+    """Copies what the tests need of the repository, without compiled files; returns the folder."""
     for name in COPIED:
         source = repo / name
         if source.is_dir():
             hidden = shutil.ignore_patterns("__pycache__", ".*")
-            shutil.copytree(source, to / name, ignore=hidden)
+            shutil.copytree(source, folder / name, ignore=hidden)
         elif source.is_file():
-            shutil.copy2(source, to / name)
-    return to
+            shutil.copy2(source, folder / name)
+    return folder
 
 
 def import_toolkits(repo: Path) -> None:
-    """Imports what is large, and of the project only what these imports need."""
+    """Imports the large libraries, and of the project only what they need."""
     sys.dont_write_bytecode = True
     sys.path[:] = [str(repo), *(p for p in sys.path if p not in ("", str(REPO)))]
     for name in [n for n in sys.modules if n.partition(".")[0] in ("kdep_bench", "tests")]:
@@ -93,7 +93,7 @@ def import_toolkits(repo: Path) -> None:
 
 @dataclass
 class Job:
-    """One run of tests in a fork: of a fault, or without any."""
+    """One run of tests in a fork, with a fault or without any."""
 
     tests: str
     folder: Path
@@ -104,6 +104,7 @@ class Job:
 
     @property
     def log(self) -> str:
+        """The output of pytest."""
         return (self.folder / "log.txt").read_text()
 
     def fork(self, repo: Path) -> None:
@@ -121,7 +122,7 @@ class Job:
             with (self.folder / "log.txt").open("w") as out:
                 os.dup2(out.fileno(), 1)
                 os.dup2(out.fileno(), 2)
-            if self.fault is not None:  # what is imported from now on comes from the copy
+            if self.fault is not None:  # from now on imports read the copy
                 sys.path.insert(0, str(self.folder))
                 sys.modules[PACKAGE].__path__ = [str(self.folder / PACKAGE)]
                 os.environ["PYTHONPATH"] = str(self.folder)
@@ -133,17 +134,17 @@ class Job:
             sys.stderr.flush()
             os._exit(status)
 
-    def told(self) -> str:
-        """One line on what came of it."""
+    def result_line(self) -> str:
+        """The result in one line."""
         failed = [r for r in self.log.splitlines() if r.startswith("FAILED")]
-        by = (
+        noticed_by = (
             failed[0].split(" - ")[0].removeprefix("FAILED ") if failed else f"pytest {self.status}"
         )
-        took = f"{time.perf_counter() - self.start:5.1f} s"
+        duration = f"{time.perf_counter() - self.start:5.1f} s"
         if self.fault is None:
             return f"without a fault, {self.tests} ends with {self.status}"
-        word = "noticed  " if self.status == 1 else "UNNOTICED"
-        return f"{word} {took}  {self.fault.kind}: {self.fault.wrong}  [{by}]"
+        verdict = "noticed  " if self.status == 1 else "UNNOTICED"
+        return f"{verdict} {duration}  {self.fault.kind}: {self.fault.wrong}  [{noticed_by}]"
 
 
 def run_all(jobs: Iterable[Job], repo: Path, cores: int) -> Iterator[Job]:
@@ -162,15 +163,18 @@ def run_all(jobs: Iterable[Job], repo: Path, cores: int) -> Iterator[Job]:
 
 
 def module_of(file: str) -> str:
+    """The name of the module in this file."""
     return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
 def read_table(name: str) -> tuple[Fault, ...]:
+    """The faults of "module:NAME"."""
     module, _, attribute = name.partition(":")
     return tuple(getattr(importlib.import_module(module), attribute))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs every fault; see the module's docstring."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "--table", default="tests.planted.table:FAULTS", help="module:NAME of the faults"
@@ -179,38 +183,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--unchecked", action="store_true", help="skip the initial run without faults"
     )
-    given = parser.parse_args(arguments)
-    faults, begin = read_table(given.table), time.perf_counter()
+    options = parser.parse_args(arguments)
+    faults, start = read_table(options.table), time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="planted-") as name:
         folder = Path(name)
         repo = copy_of(REPO, folder / "repo")
-        gone = []
+        missing = []
         for fault in faults:
             try:
-                place(repo, fault)
+                file_of(repo, fault)
             except LookupError as e:
-                gone.append(str(e))
-        if gone:
-            print("\n".join(gone))
+                missing.append(str(e))
+        if missing:
+            print("\n".join(missing))
             return 1
         import_toolkits(repo)
         gc.freeze()  # forks then copy fewer pages
-        print(f"{len(faults)} faults; imported in {time.perf_counter() - begin:.0f} s", flush=True)
-        clean = [] if given.unchecked else sorted({f.tests for f in faults})
+        print(f"{len(faults)} faults; imported in {time.perf_counter() - start:.0f} s", flush=True)
+        clean = [] if options.unchecked else sorted({f.tests for f in faults})
         jobs = [Job(tests, folder / f"clean-{k}") for k, tests in enumerate(clean)]
         jobs += [Job(f.tests, folder / f"fault-{k}", f) for k, f in enumerate(faults)]
-        wrong = 0
-        for job in run_all(jobs, repo, given.jobs):
+        unexpected = 0
+        for job in run_all(jobs, repo, options.jobs):
             # pytest's 1: tests ran and some failed; anything else is no answer.
-            right = 0 if job.fault is None else 1
-            if job.fault is not None or job.status != right:
-                print(job.told(), flush=True)
+            expected = 0 if job.fault is None else 1
+            if job.fault is not None or job.status != expected:
+                print(job.result_line(), flush=True)
             if job.status not in (0, 1) or (job.fault is None and job.status):
                 print(job.log[-4000:], flush=True)
-            wrong += job.status != right
-    took = time.perf_counter() - begin
-    print(f"{len(faults)} faults, {wrong} runs not as they should be, {took:.0f} s")
-    return int(wrong > 0)
+            unexpected += job.status != expected
+    took = time.perf_counter() - start
+    print(
+        f"{len(faults)} faults, {unexpected} runs with another result than expected, {took:.0f} s"
+    )
+    return int(unexpected > 0)
 
 
 if __name__ == "__main__":

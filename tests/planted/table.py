@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_TRANSFER = "tests/transfer/known_answers"
-_PRETRAIN = "tests/pretrain/known_answers/test_known_pretraining.py"
+TRANSFER = "tests/transfer/known_answers"
+PRETRAIN = "tests/pretrain/known_answers/test_known_pretraining.py"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ FAULTS: tuple[Fault, ...] = (
         file="kdep_bench/transfer/segmentation.py",
         old="self._dataset(root, self.split, train=False), 1",
         new='self._dataset(root, "train", train=False), 1',
-        tests=f"{_TRANSFER}/test_segmentation.py -k fixed",
+        tests=f"{TRANSFER}/test_segmentation.py -k fixed",
     ),
     Fault(
         kind="the split that is scored",
@@ -43,7 +43,7 @@ FAULTS: tuple[Fault, ...] = (
         file="kdep_bench/transfer/classification.py",
         old='fitted.score(*sets["val"])',
         new='fitted.score(*sets["test"])',
-        tests=f"{_TRANSFER}/test_classification.py -k chooses_c",
+        tests=f"{TRANSFER}/test_classification.py -k chooses_c",
     ),
     Fault(
         kind="order and mode",
@@ -51,7 +51,7 @@ FAULTS: tuple[Fault, ...] = (
         file="kdep_bench/transfer/mm_config.py",
         old="sampler=dict(type=kind, shuffle=train)",
         new="sampler=dict(type=kind, shuffle=True)",
-        tests=f"{_TRANSFER}/test_classification.py -k 'finetuning and fixed'",
+        tests=f"{TRANSFER}/test_classification.py -k 'finetuning and fixed'",
     ),
     Fault(
         kind="the entry of the metric",
@@ -59,7 +59,7 @@ FAULTS: tuple[Fault, ...] = (
         file="kdep_bench/transfer/datasets.py",
         old="np.nanmean(ap[5])",
         new="np.nanmean(ap[4])",
-        tests=f"{_TRANSFER}/test_full_scale.py -k voc_scores",
+        tests=f"{TRANSFER}/test_full_scale.py -k voc_scores",
     ),
     Fault(
         kind="labels",
@@ -67,7 +67,7 @@ FAULTS: tuple[Fault, ...] = (
         file="kdep_bench/pretrain/stream.py",
         old="self._labels[rows // self.views.views]",
         new="self._labels[rows // self.views.views - 1]",
-        tests=f"{_PRETRAIN} -k 'own_image and 3-0.5'",
+        tests=f"{PRETRAIN} -k 'own_image and 3-0.5'",
     ),
     Fault(
         kind="labels",
@@ -83,7 +83,7 @@ FAULTS: tuple[Fault, ...] = (
         file="kdep_bench/pretrain/stream.py",
         old="default_rng([self.seed, epoch])",
         new="default_rng([0, epoch])",
-        tests=f"{_PRETRAIN} -k 'own_image and 3-0.5'",
+        tests=f"{PRETRAIN} -k 'own_image and 3-0.5'",
     ),
     Fault(
         kind="randomness",
@@ -91,7 +91,7 @@ FAULTS: tuple[Fault, ...] = (
         file="kdep_bench/objectives/mean_teacher.py",
         old=".roll(-1, 1)",
         new="",
-        tests=f"{_PRETRAIN} -k mean_teacher",
+        tests=f"{PRETRAIN} -k mean_teacher",
     ),
     Fault(
         kind="identity",

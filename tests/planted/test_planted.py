@@ -1,4 +1,4 @@
-"""The tests notice ten faults that decide a number; a fault whose line is gone is an error."""
+"""The tests notice ten faults that decide a number; a fault without its line is an error."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.planted.run import REPO, place, plant
+from tests.planted.run import REPO, file_of, plant
 from tests.planted.table import FAULTS
 
 
@@ -28,7 +28,7 @@ def test_no_planted_fault_passes_unnoticed() -> None:
     assert "UNNOTICED" not in done.stdout
 
 
-def test_every_kind_of_the_protocol_has_a_fault_whose_line_is_there() -> None:
+def test_every_kind_of_line_has_a_fault_and_each_fault_s_line_exists() -> None:
     assert len(FAULTS) == 10
     assert {f.kind for f in FAULTS} == {
         "the split that is scored",
@@ -40,12 +40,12 @@ def test_every_kind_of_the_protocol_has_a_fault_whose_line_is_there() -> None:
         "reports",
     }
     for fault in FAULTS:
-        assert place(REPO, fault).is_file()
+        assert file_of(REPO, fault).is_file()
         assert fault.old != fault.new
 
 
 def test_a_missing_or_repeated_line_is_an_error_with_its_location(tmp_path: Path) -> None:
-    """Not a fault that is planted nowhere and counts as noticed."""
+    """It must not be skipped and counted as noticed."""
     (tmp_path / "kdep_bench").mkdir()
     (tmp_path / "kdep_bench/a.py").write_text("x = 1\ny = 2\n")
     (tmp_path / "kdep_bench/moved.py").write_text("z = 3\n")
@@ -54,8 +54,8 @@ def test_a_missing_or_repeated_line_is_an_error_with_its_location(tmp_path: Path
     assert (copy / "kdep_bench/a.py").read_text() == "x = 1\ny = 1\n"
     assert (tmp_path / "kdep_bench/a.py").read_text() == "x = 1\ny = 2\n"
     with pytest.raises(LookupError, match=r"a\.py holds 0 times: 'z = 3'.*kdep_bench/moved\.py"):
-        place(tmp_path, replace(fault, old="z = 3"))
+        file_of(tmp_path, replace(fault, old="z = 3"))
     with pytest.raises(LookupError, match=r"a\.py holds 2 times"):
-        place(tmp_path, replace(fault, old=" = "))
+        file_of(tmp_path, replace(fault, old=" = "))
     with pytest.raises(LookupError, match="elsewhere: nowhere"):
-        place(tmp_path, replace(fault, file="kdep_bench/gone.py", old="no such line"))
+        file_of(tmp_path, replace(fault, file="kdep_bench/gone.py", old="no such line"))

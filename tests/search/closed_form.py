@@ -15,7 +15,7 @@ DEPTHS, LRS = [1, 2, 3, 4], [0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8]
 
 
 def search(**changes: Any) -> Search:
-    """A search over depth3, width, stem, n and lr; the largest width is above the parameter limit."""
+    """A search over depth3, width, stem, n and lr; the largest width is above the limit."""
     raw: dict[str, Any] = dict(
         name="toy",
         family=dict(type="kdep_bench.students.space.ResNetFamily", input_px=64),

@@ -34,7 +34,7 @@ TINY_SWIN: dict[str, Any] = dict(
 
 
 def by_order(target: nn.Module, source: nn.Module) -> dict[str, Tensor]:
-    """The tensors of `source` under the names of `target`, whose order, shapes and endings agree."""
+    """The tensors of `source` under the names of `target`; order, shapes and endings agree."""
     named, values = target.state_dict(), source.state_dict()
     for (name, x), (source_name, y) in zip(named.items(), values.items(), strict=True):
         assert x.shape == y.shape

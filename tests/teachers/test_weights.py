@@ -162,7 +162,7 @@ def test_key_takes_dots_for_entries_within_entries_and_for_names_with_dots(
         teacher(tmp_path / "plain.pth", key="model")
 
 
-def test_every_fix_for_a_wrong_sha256_works(tmp_path: Path, staterror: dict[str, Tensor]):
+def test_every_fix_for_a_wrong_sha256_works(tmp_path: Path, state: dict[str, Tensor]):
     path = write(tmp_path / "plain.pth", state)
     with pytest.raises(KdepError, match="sha256=None") as error:
         teacher(path, sha256="0" * 64)

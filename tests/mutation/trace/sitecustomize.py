@@ -1,4 +1,4 @@
-"""Writes which functions of the project are called, in every process of a test run.
+"""Records which functions of the project are called, in every process of a test run.
 
 On the path of the run that maps tests to functions; loaded by each interpreter as it starts. One
 line per function and process goes to the file that KDEP_CALLS names; the tests' own process puts
@@ -18,16 +18,17 @@ _out = -1
 
 
 def note(line: str) -> None:
-    """One line to the log of calls; lines of several processes do not mix."""
+    """Writes one line to the log of calls; lines of several processes do not mix."""
     os.write(_out, f"{line}\n".encode())
 
 
 def forget() -> None:
-    """The next call of each function is written again."""
+    """Lets the next call of each function be written again."""
     _seen.clear()
 
 
-def _called(frame: FrameType, event: str, argument: object) -> None:
+def record_call(frame: FrameType, event: str, argument: object) -> None:
+    """Trace function: writes the first call of each of the project's functions."""
     code = frame.f_code
     if code in _seen:
         return
@@ -41,8 +42,8 @@ def start(path: str, root: str) -> None:
     global _out, _root
     _root = f"{root}/kdep_bench/"
     _out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    threading.settrace(_called)  # type: ignore[arg-type]
-    sys.settrace(_called)  # type: ignore[arg-type]
+    threading.settrace(record_call)  # type: ignore[arg-type]
+    sys.settrace(record_call)  # type: ignore[arg-type]
 
 
 if os.environ.get("KDEP_CALLS"):
