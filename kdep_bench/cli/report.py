@@ -95,7 +95,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--suite", help="use only records of this suite")
     parser.add_argument(
-        "--index", metavar="RESULTS", help="write RESULTS/index.html, which lists all suites"
+        "--index",
+        metavar="RESULTS",
+        help="write RESULTS/index.html, which lists all suites, and RESULTS/methods.md",
     )
     group = parser.add_argument_group("validate")
     group.add_argument("--against", metavar="TABLE", help="results folder to compare with")
@@ -112,9 +114,14 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.index:
             from kdep_bench.results.report.index import write_index
+            from kdep_bench.results.report.systems import SUITE, write_systems
+            from kdep_bench.suite.config import load_config, names
 
-            configs = CONFIGS / "suites"
-            print(f"  wrote {write_index(Path(args.index), configs)}")
+            root = Path(args.index)
+            if (root / SUITE / "leaderboard.csv").is_file():
+                configs = {name: load_config("method", name) for name in names("method")}
+                print(f"  wrote {write_systems(root, configs)}")
+            print(f"  wrote {write_index(root, CONFIGS / 'suites')}")
             return 0
         if args.what[0] == "diff":
             if len(args.what) != 3:
