@@ -1,14 +1,14 @@
-"""For all tests: one thread; the same examples of a property in every run, and no deadline.
+"""For all tests: one thread; hypothesis tries the same examples in every run, without a deadline.
 
-The tests' tensors are tiny: with two threads each that wait for one another, three tests took
-145 s on two busy cores that take 9 s with one. A deadline depends on how busy the machine is.
+The tests' tensors are tiny: with two threads that wait for each other, three tests took 145 s on
+two busy cores, and 9 s with one thread. A deadline would depend on how busy the machine is.
 """
 
 import os
 
-# Before torch is imported, here and in what the tests start.
-for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ[_name] = "1"
+# Before torch is imported, here and in the processes that tests start.
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[name] = "1"
 
 from hypothesis import settings  # noqa: E402
 

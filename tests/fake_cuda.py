@@ -1,8 +1,8 @@
-"""A GPU that is not there: torch's FakeTensorMode keeps devices and shapes, and computes nothing.
+"""A fake GPU: torch's FakeTensorMode tracks devices and shapes, and computes nothing.
 
-Tensors of two devices in one operation raise as on a GPU, where a CPU of real tensors shows
-nothing; a tensor that was left out of a module's parameters and buffers raises too, and so does a
-value that is asked for (`item`, a boolean index), for which a GPU would have to be waited for.
+Tensors of two devices in one operation raise, as on a GPU; real tensors on a CPU would not show
+the fault. A tensor that was left out of a module's parameters and buffers raises too, and so does
+reading a value (`item`, a boolean index), for which the program would have to wait for a GPU.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 
-def _apply(module: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-    """Module._apply without swap_tensors, which fake tensors do not bear."""
+def apply_without_swapping(
+    module: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True
+) -> nn.Module:
+    """Module._apply without swap_tensors, which fake tensors do not support."""
     for child in module.children():
-        _apply(child, fn)
+        apply_without_swapping(child, fn)
     for name, p in module._parameters.items():
         if p is not None:
             module._parameters[name] = nn.Parameter(fn(p.detach()), p.requires_grad)
@@ -30,12 +32,12 @@ def _apply(module: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = Tr
 
 @contextmanager
 def fake_cuda(*modules: nn.Module) -> Iterator[Callable[[Any], Any]]:
-    """Fakes of the modules, still on the CPU, in place; gives a function that fakes batches."""
-    mode, real = FakeTensorMode(), nn.Module._apply
-    nn.Module._apply = _apply  # type: ignore[method-assign, assignment]
+    """Makes the modules' tensors fake, still on the CPU; yields a function that fakes batches."""
+    mode, original = FakeTensorMode(), nn.Module._apply
+    nn.Module._apply = apply_without_swapping  # type: ignore[method-assign, assignment]
     try:
         for module in modules:
-            _apply(module, mode.from_tensor)
+            apply_without_swapping(module, mode.from_tensor)
 
         def fake(value: Any) -> Any:
             if isinstance(value, Mapping):
@@ -45,4 +47,4 @@ def fake_cuda(*modules: nn.Module) -> Iterator[Callable[[Any], Any]]:
         with mode:
             yield fake
     finally:
-        nn.Module._apply = real
+        nn.Module._apply = original

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process."""
+"""Freed memory stays with the process, so that the next large block causes no page faults."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-FAULTS = """
+COUNT_PAGE_FAULTS = """
 import ctypes, resource, sys
 from kdep_bench.allocator import keep_freed_memory
 libc = ctypes.CDLL(None)
@@ -26,9 +26,9 @@ print(int(kept), first, second)
 """
 
 
-def test_a_large_block_is_mapped_once():
+def test_a_large_block_is_mapped_only_once():
     completed = subprocess.run(
-        [sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True
+        [sys.executable, "-c", COUNT_PAGE_FAULTS], capture_output=True, text=True, check=True
     ).stdout.split()
     kept, first, second = map(int, completed)
     if not kept:

@@ -1,4 +1,4 @@
-"""The Python functions, through the real stages on a set whose right scores are known."""
+"""The Python functions, run through the real stages on images whose correct scores are known."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ def folder(tmp_path_factory) -> Path:
     rng = np.random.default_rng(0)
 
     def save(path: Path, colour: tuple[int, ...]) -> None:
+        """Saves an image of this colour with noise."""
         path.parent.mkdir(parents=True, exist_ok=True)
         noise = rng.integers(-20, 20, (72, 80, 3))
         Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(path)
@@ -46,6 +47,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(folder) -> Pretrained:
+    """The student that a short pre-training gives."""
     return kb.pretrain(
         teacher=dict(base="efficientnet_lite0"),
         student="resnet18_w32",
@@ -55,7 +57,8 @@ def trained(folder) -> Pretrained:
     )
 
 
-def evaluated(trained, folder, **change) -> ScoreTable:
+def evaluate(trained, folder, **change) -> ScoreTable:
+    """The scores of the trained student on the colours; `change` holds other arguments."""
     splits = {name: str(folder / name) for name in ("train", "val", "test")}
     probe = dict(base="pocket_probe", name="colours", chance=None, recipe=dict(train_share=1.0))
     arguments: dict[str, Any] = dict(
@@ -84,8 +87,8 @@ def test_the_returned_backbone_is_the_exported_file(trained):
     assert "efficientnet_lite0" in trained.card.read_text()
 
 
-def test_plain_colours_are_told_apart_with_a_score_of_1(trained, folder):
-    table = evaluated(trained, folder)
+def test_plain_colours_are_classified_with_a_score_of_1(trained, folder):
+    table = evaluate(trained, folder)
     assert {(s.method, s.task, s.mean) for s in table.scores} == {
         ("given", "colours", 1.0),
         ("scratch", "colours", 1.0),
@@ -96,7 +99,7 @@ def test_plain_colours_are_told_apart_with_a_score_of_1(trained, folder):
 
 def test_a_network_that_is_not_the_student_is_refused(trained, folder):
     with pytest.raises(KdepError, match="do not fit"):
-        evaluated(trained, folder, student="resnet18_w48", results_dir=folder / "wrong")
+        evaluate(trained, folder, student="resnet18_w48", results_dir=folder / "wrong")
 
 
 def test_features_are_averages_of_the_last_level(trained):
@@ -124,11 +127,11 @@ def test_a_folder_without_images_is_named_in_the_error(tmp_path):
 
 
 def test_a_folder_with_records_of_another_suite_is_not_emptied(trained, folder):
-    """A run moves records that it does not plan to superseded/: another suite's whole table."""
-    evaluated(trained, folder)
+    """A run moves records outside its plan to superseded/: here, those of the other suite."""
+    evaluate(trained, folder)
     before = {p.name for p in (folder / "results" / "records").iterdir()}
     with pytest.raises(KdepError, match="'evaluated'"):
-        evaluated(trained, folder, name="another")
+        evaluate(trained, folder, name="another")
     assert {p.name for p in (folder / "results" / "records").iterdir()} == before
 
 
@@ -145,7 +148,7 @@ def test_a_folder_with_records_of_another_suite_is_not_emptied(trained, folder):
 )
 def test_an_argument_of_another_type_is_named(trained, folder, change, message):
     with pytest.raises(KdepError, match=message):
-        evaluated(trained, folder, **change)
+        evaluate(trained, folder, **change)
 
 
 def test_paths_and_numpy_numbers_become_text_and_numbers_of_the_suite_file(tmp_path):
@@ -154,7 +157,7 @@ def test_paths_and_numpy_numbers_become_text_and_numbers_of_the_suite_file(tmp_p
     assert "[3]" in suite.read_text()
 
 
-def test_features_of_any_memory_layout_and_precision_and_frozen_layers():
+def test_features_take_any_memory_layout_and_precision_and_keep_frozen_layers():
     network = build_backbone(resolve("student", "resnet18_w32"))
     network.train()
     norm = next(m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d))
@@ -180,7 +183,7 @@ def test_a_file_with_a_value_that_is_no_weight_is_refused(trained, tmp_path, fau
 
 def test_the_exported_student_is_not_its_teacher_assistant():
     smoke = load_suite("smoke")
-    made = build_plan(
+    plan = build_plan(
         build_suite(
             dict(
                 name="assistant",
@@ -194,6 +197,6 @@ def test_the_exported_student_is_not_its_teacher_assistant():
             )
         )
     )
-    assert sum(s.kind == "export" for s in made.stages.values()) == 2
-    assert "resnet18_w32" in kb.student_export(made)
-    assert "kdep_assistant" in kb.student_export(made)
+    assert sum(s.kind == "export" for s in plan.stages.values()) == 2
+    assert "resnet18_w32" in kb.student_export(plan)
+    assert "kdep_assistant" in kb.student_export(plan)

@@ -1,4 +1,4 @@
-"""A file that is no checkpoint is named for what it is, and no code of a file runs."""
+"""A file that is no checkpoint is reported as what it is, and no code in a file is run."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 468305
 
 
 def zipped(files: dict[str, bytes]) -> bytes:
+    """A zip archive of these files."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as z:
         for name, content in files.items():
@@ -33,6 +34,7 @@ def zipped(files: dict[str, bytes]) -> bytes:
 
 
 def tarred() -> bytes:
+    """A tar archive of one empty file."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as t:
         t.addfile(tarfile.TarInfo("a"))
@@ -40,16 +42,18 @@ def tarred() -> bytes:
 
 
 def saved(value: Any, zip_format: bool = True) -> bytes:
+    """What torch.save writes, in its new or its old format."""
     out = io.BytesIO()
     torch.save(value, out, _use_new_zipfile_serialization=zip_format)
     return out.getvalue()
 
 
 def refusal(path: Path, content: bytes) -> str:
+    """The error that this content causes, checked for the parts that every error has."""
     path.write_bytes(content)
-    with pytest.raises(KdepError) as e:
+    with pytest.raises(KdepError) as error:
         read_checkpoint(path)
-    text = str(e.value)
+    text = str(error.value)
     assert path.name in text
     assert "weights_only" not in text
     assert "\x1b" not in text
@@ -58,7 +62,7 @@ def refusal(path: Path, content: bytes) -> str:
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         (LFS, "is a git-lfs pointer"),
         (b"<!DOCTYPE html><html><title>Sign in</title></html>", "is a web page"),
@@ -77,14 +81,16 @@ def refusal(path: Path, content: bytes) -> str:
         (saved(STATE, False)[:-100], "cannot be read|not a file of plain weights"),
     ],
 )
-def test_a_file_that_is_no_checkpoint_is_named_for_what_it_is(tmp_path, content, words):
+def test_the_error_says_what_the_file_is_instead_of_a_checkpoint(tmp_path, content, message):
     import re
 
     for name in ("w.pth", "w.safetensors", "w"):
-        assert re.search(words, refusal(tmp_path / name, content))
+        assert re.search(message, refusal(tmp_path / name, content))
 
 
-class Code:
+class RunsCode:
+    """An object whose unpickling would make a folder."""
+
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, (os.environ["KDEP_TEST_MADE"],)
 
@@ -92,7 +98,7 @@ class Code:
 @pytest.mark.parametrize(
     ("value", "name"),
     [
-        ({"w": Code()}, "mkdir"),
+        ({"w": RunsCode()}, "mkdir"),
         ({"args": argparse.Namespace(lr=1), **STATE}, "argparse.Namespace"),
         ({"epoch": np.float64(1), **STATE}, "numpy"),
         (torch.nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
@@ -108,7 +114,7 @@ def test_a_pickled_class_is_named_and_never_run(tmp_path, monkeypatch, value, na
     assert not (tmp_path / "made").exists()
 
 
-def test_the_suffix_of_a_name_decides_nothing(tmp_path):
+def test_the_format_is_recognised_whatever_the_suffix(tmp_path):
     save_file(STATE, tmp_path / "renamed.pth")
     torch.save(STATE, tmp_path / "renamed.safetensors")
     torch.save(STATE, tmp_path / "old", _use_new_zipfile_serialization=False)
@@ -121,18 +127,18 @@ def test_folders_pipes_and_absent_files_raise_kdep_error_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "model.safetensors").touch()
-    for name, words in (
+    for name, message in (
         ("hf", r"is a folder.*give the path of the file in it: model\.safetensors"),
         ("pipe", "is a pipe or device"),
         ("none", "does not exist"),
         ("a\0b", "does not exist|cannot be read"),
         ("n" * 300, "does not exist|cannot be read"),
     ):
-        with pytest.raises(KdepError, match=words):
+        with pytest.raises(KdepError, match=message):
             read_checkpoint(tmp_path / name)
 
 
-def test_a_tensor_larger_than_its_file_is_not_looked_at(tmp_path):
+def test_a_tensor_larger_than_its_file_is_reported_without_reading_its_values(tmp_path):
     huge = torch.ones(1).expand(10**13)
     ids = torch.arange(50).expand((1, -1))
     torch.save({"w": huge, "ids": ids}, tmp_path / "w.pth")
@@ -141,7 +147,7 @@ def test_a_tensor_larger_than_its_file_is_not_looked_at(tmp_path):
 
 
 def test_tensors_that_cannot_be_weights_are_named():
-    bad = bad_tensors(
+    named = bad_tensors(
         {
             "nan": torch.tensor([1.0, torch.nan]),
             "inf": torch.tensor([torch.inf], dtype=torch.float16),
@@ -154,4 +160,4 @@ def test_tensors_that_cannot_be_weights_are_named():
             "good": torch.ones(3),
         }
     )
-    assert set(bad) == {"nan", "inf", "complex", "float8", "sparse", "meta"}
+    assert set(named) == {"nan", "inf", "complex", "float8", "sparse", "meta"}

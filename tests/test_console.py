@@ -1,4 +1,4 @@
-"""Every command of tools/ with a reader that has left."""
+"""Every command of tools/ with a broken pipe, a full disk, a closed stream or another locale."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parents[1]
-GONE = 128 + signal.SIGPIPE
+SIGPIPE_EXIT = 128 + signal.SIGPIPE
 
 
-def unread(*command: str) -> tuple[int, str]:
+def run_unread(*command: str) -> tuple[int, str]:
     """Exit code and standard error of a Python program whose standard output nobody reads."""
     reader, writer = os.pipe()
     os.close(reader)
@@ -35,21 +35,21 @@ def unread(*command: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("tool", sorted((REPO / "tools").glob("*.py")), ids=lambda p: p.stem)
 def test_a_broken_pipe_prints_no_traceback(tool: Path) -> None:
-    code, output = unread(str(tool), "--help")
-    assert code in (0, GONE)  # argparse forgives a write that fails at once, without a buffer
+    code, output = run_unread(str(tool), "--help")
+    assert code in (0, SIGPIPE_EXIT)  # argparse ignores a write that fails
     assert output == ""
 
 
 def test_a_broken_pipe_in_the_middle_of_long_output_prints_no_traceback() -> None:
-    """Output beyond the buffer fails inside `main`, where OSErrors are taken for a full disk."""
+    """Output beyond the buffer fails inside `main`, where an OSError would mean a full disk."""
     code = "from kdep_bench.console import run_main\nrun_main(lambda: print('x' * 100_000))"
-    assert unread("-c", code) == (GONE, "")
-    assert unread("tools/run_suite.py", "paper_r18", "--dry-run") == (GONE, "")
+    assert run_unread("-c", code) == (SIGPIPE_EXIT, "")
+    assert run_unread("tools/run_suite.py", "paper_r18", "--dry-run") == (SIGPIPE_EXIT, "")
 
 
 def test_ctrl_c_prints_no_traceback() -> None:
     code = "import signal; from kdep_bench.console import run_main; "
-    code += "signal.signal(signal.SIGINT, signal.default_int_handler); "  # nohup has it ignored
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler); "  # nohup ignores it
     code += "run_main(lambda: signal.raise_signal(signal.SIGINT))"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPO)
@@ -60,7 +60,7 @@ TOOLS = sorted((REPO / "tools").glob("*.py"))
 
 
 def shell(command: str, **environment: str) -> tuple[int, str]:
-    """Exit code and what the shell's standard error shows; redirections are in the command."""
+    """Exit code and standard error of a shell command, which holds its own redirections."""
     done = subprocess.run(
         ["bash", "-c", command],
         capture_output=True,
@@ -76,12 +76,12 @@ def shell(command: str, **environment: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda p: p.stem)
 @pytest.mark.parametrize("buffered", ["", "1"], ids=["buffered", "unbuffered"])
-def test_output_that_is_lost_never_ends_with_0(tool: Path, buffered: str) -> None:
-    """On a full disk the code was 0 or 120 and a traceback; with a closed stream it was 0."""
-    for stream, says in ((">/dev/full", "No space left"), (">&-", "standard output is closed")):
+def test_a_command_whose_output_is_lost_never_ends_with_0(tool: Path, buffered: str) -> None:
+    """It used to be 0, or 120 with a traceback, on a full disk, and 0 with a closed stream."""
+    for stream, message in ((">/dev/full", "No space left"), (">&-", "standard output is closed")):
         code, output = shell(f"$PYTHON {tool} --help {stream}", PYTHONUNBUFFERED=buffered)
         assert code == 1
-        assert says in output
+        assert message in output
         assert len(output.splitlines()) == 1
 
 
@@ -94,7 +94,7 @@ def test_a_full_disk_during_long_output_prints_one_line() -> None:
 
 
 def test_a_closed_stderr_changes_neither_the_exit_code_nor_a_file(tmp_path: Path) -> None:
-    """The next file that is opened would get its number, and what libraries print there."""
+    """The next opened file would get its number, and then contain what libraries print."""
     assert shell("$PYTHON tools/run_suite.py --list suites 2>&- >/dev/null")[0] == 0
     assert shell("$PYTHON tools/run_suite.py nothing 2>&- >/dev/null")[0] == 2
     assert shell("$PYTHON tools/run_suite.py nothing 2>/dev/full")[0] in (1, 2)
@@ -117,7 +117,9 @@ def test_a_closed_stderr_changes_neither_the_exit_code_nor_a_file(tmp_path: Path
     ],
     ids=str,
 )
-def test_a_locale_that_is_not_utf8_ends_no_command(tmp_path: Path, locale: dict[str, str]) -> None:
+def test_every_command_works_in_a_locale_without_utf8(
+    tmp_path: Path, locale: dict[str, str]
+) -> None:
     config = tmp_path / "s.py"
     config.write_text("suite = dict(name='é', about='± — ü')\n", encoding="utf-8")
     script = tmp_path / "m.py"

@@ -1,4 +1,4 @@
-"""The fork server leaves the GPUs alone, and each stage sees its own: shown without a GPU."""
+"""The fork server does not initialise the GPUs, and each stage sees its own; tested without one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kdep_bench import devices
 from kdep_bench.engine import environment
 from kdep_bench.errors import KdepError
 
-# A machine with one GPU, as far as torch asks NVML; to ask the driver, which initialises it, fails.
+# To torch, NVML reports one GPU; asking the driver, which would initialise it, raises.
 SERVER = """
 import os, sys, torch
 def driver(): raise AssertionError("the driver was initialised in the fork server")
@@ -35,9 +35,9 @@ for gpus in ((), ("0",), ("7",)):
 """
 
 
-def test_the_fork_server_leaves_the_driver_to_its_stages():
+def test_only_stages_and_not_the_fork_server_initialise_the_driver():
     # Without `hide_gpus` the import itself raises here, and `_is_in_bad_fork` is True in each
-    # child: torch notes a driver asked before the fork, on machines without one too.
+    # child: torch records that the driver was asked before the fork, even without a GPU.
     done = subprocess.run(
         [sys.executable, "-c", SERVER], capture_output=True, text=True, check=False
     )
@@ -66,7 +66,7 @@ def test_gpu_memory_of_a_stage_is_reported_only_with_a_gpu(monkeypatch):
     assert environment.largest_peak([{}, {"peak_gpu": 3}, {"peak_gpu": 9}]) == {"peak_gpu": 9}
 
 
-def test_cores_are_those_of_the_stage(monkeypatch):
+def test_the_number_of_cores_is_the_one_assigned_to_the_stage(monkeypatch):
     monkeypatch.setenv("KDEP_CPUS", "3")
     assert devices.cores() == 3
     monkeypatch.delenv("KDEP_CPUS")
@@ -75,13 +75,13 @@ def test_cores_are_those_of_the_stage(monkeypatch):
 
 def test_every_rank_of_a_node_computes_on_its_own_gpu(monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    for found, rank, device in (
+    for available, rank, device in (
         (False, "1", "cpu"),
         (True, None, "cuda"),
         (True, "0", "cuda:0"),
         (True, "3", "cuda:3"),
     ):
-        monkeypatch.setattr("torch.cuda.is_available", lambda found=found: found)
+        monkeypatch.setattr("torch.cuda.is_available", lambda available=available: available)
         if rank is not None:
             monkeypatch.setenv("LOCAL_RANK", rank)
         else:

@@ -20,7 +20,7 @@ from kdep_bench.errors import KdepError, unknown_name
          "Fix: copy it again."),
     ],
 )  # fmt: skip
-def test_the_sentence_has_only_the_parts_that_were_given(expected, fix, text):
+def test_the_text_has_only_the_parts_that_were_given(expected, fix, text):
     assert str(KdepError("the file a.json is empty", expected=expected, fix=fix)) == text
 
 
@@ -41,7 +41,7 @@ def test_control_characters_of_a_file_name_do_not_reach_the_terminal():
     assert str(error) == (
         "the file \\x1b[31ma\\x0d is bad; expected \\x00. Fix: see \\xff\ttab\nline."
     )
-    assert error.problem == "the file \x1b[31ma\r is bad"  # as it was given
+    assert error.problem == "the file \x1b[31ma\r is bad"  # unchanged
 
 
 @pytest.mark.parametrize("expected", ["", "b"])
@@ -54,12 +54,12 @@ def test_an_error_of_another_process_keeps_its_parts(expected, fix):
     assert (copy.problem, copy.expected, copy.fix) == ("a", expected, fix)
 
 
-def test_an_unknown_name_gets_the_nearest_ones_or_all_of_them():
-    near = unknown_name("method", "kdpe", ["kdep", "fitnets", "at"])
-    assert near.fix == "did you mean kdep?"
-    assert str(near) == (
+def test_the_error_for_an_unknown_name_offers_similar_names_or_all():
+    with_similar_name = unknown_name("method", "kdpe", ["kdep", "fitnets", "at"])
+    assert with_similar_name.fix == "did you mean kdep?"
+    assert str(with_similar_name) == (
         "unknown method 'kdpe'; expected one of 3 known names. Fix: did you mean kdep?"
     )
-    far = unknown_name("method", "zzz", ["kdep", "at"])
-    assert str(far) == "unknown method 'zzz'. Fix: choose one of: at, kdep."
+    without_similar_name = unknown_name("method", "zzz", ["kdep", "at"])
+    assert str(without_similar_name) == "unknown method 'zzz'. Fix: choose one of: at, kdep."
     assert unknown_name("method", "zzz", ["at"], fix="run --list").fix == "run --list"

@@ -1,4 +1,4 @@
-"""The faked GPU finds what a real one would: else the tests that lean on it prove nothing."""
+"""The fake GPU raises where a real one would, as the tests that use it rely on."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from tests.fake_cuda import fake_cuda
 
 
 class Net(nn.Module):
+    """A network with one fault that shows only on a GPU."""
+
     def __init__(self, fault: str) -> None:
         super().__init__()
         self.layer, self.fault, self.kept = nn.Linear(4, 4), fault, torch.ones(4)
@@ -26,7 +28,7 @@ class Net(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "message"),
     [
         ("made on the CPU", "cuda:0 and cpu"),
         ("no buffer", "convert all Tensors to FakeTensors"),
@@ -35,13 +37,13 @@ class Net(nn.Module):
         ("", None),
     ],
 )
-def test_each_fault_is_found(fault: str, said: str | None):
+def test_each_fault_is_found(fault: str, message: str | None):
     net = Net(fault)
     with fake_cuda(net) as fake:
         x = fake({"x": torch.ones(2, 4)})["x"].to("cuda")
         net.to("cuda")
-        if said is None:
+        if message is None:
             assert net(x).device.type == "cuda"
             return
-        with pytest.raises(Exception, match=said):
+        with pytest.raises(Exception, match=message):
             net(x)

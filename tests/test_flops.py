@@ -30,6 +30,8 @@ def test_flops_of_attention_do_not_depend_on_the_kernel() -> None:
     net = nn.MultiheadAttention(width, 4, batch_first=True)
 
     class FusedAttention(nn.Module):
+        """The same attention with PyTorch's fused operation."""
+
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             q, k, v = (x.reshape(len(x), tokens, 4, 8).transpose(1, 2) for _ in range(3))
             return net.out_proj(

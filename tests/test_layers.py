@@ -1,4 +1,4 @@
-"""Packages import only from packages below them, and no two files import each other in a circle."""
+"""Packages import only from packages below them, and no files import each other in a circle."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LAYERS = (
     ("cli",),
 )
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
-# Inside `results`.
+# The same for the packages inside `results`.
 RESULTS = {n: i for i, n in enumerate(("records", "statistics", "board", "claims", "report"))}
 
 
@@ -72,8 +72,8 @@ def test_no_module_imports_from_a_package_above_it(name: str) -> None:
         if package(name) and package(other) and package(name) != package(other):
             assert HEIGHT[package(other)] < HEIGHT[package(name)], f"{name} imports {other}"
         if name.startswith("kdep_bench.results.") and other.startswith("kdep_bench.results."):
-            mine, theirs = name.split(".")[2], other.split(".")[2]
-            assert RESULTS.get(theirs, -1) <= RESULTS.get(mine, 9), f"{name} imports {other}"
+            importing, imported = name.split(".")[2], other.split(".")[2]
+            assert RESULTS.get(imported, -1) <= RESULTS.get(importing, 9), f"{name} imports {other}"
 
 
 def test_every_package_has_a_layer() -> None:

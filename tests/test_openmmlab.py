@@ -1,4 +1,4 @@
-"""The OpenMMLab room on real Runners with a toy model of four weights."""
+"""The package `openmmlab` with real Runners and a toy model of four weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.openmmlab import environment
 
 REPO = Path(__file__).parents[1]
-_TOY = textwrap.dedent(
+TOY_SOURCE = textwrap.dedent(
     """
     import torch
     from mmengine.config import Config
@@ -70,12 +70,13 @@ _TOY = textwrap.dedent(
 def toy() -> Any:
     """`toy_config` in this process, set up for mmpretrain."""
     openmmlab.setup("mmpretrain", switch=True)
-    space: dict[str, Any] = {}
-    exec(_TOY, space)
-    return space["toy_config"]
+    namespace: dict[str, Any] = {}
+    exec(TOY_SOURCE, namespace)
+    return namespace["toy_config"]
 
 
 def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs the code in another process."""
     return subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -86,6 +87,7 @@ def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 def weights(runner: Any) -> list[float]:
+    """The four weights of the toy model."""
     return runner.model.linear.weight[0].tolist()
 
 
@@ -102,7 +104,7 @@ def test_import_and_versions_do_not_import_torch() -> None:
     assert done.stdout.splitlines()[1] == "[]", done.stderr
 
 
-def test_versions_lists_what_is_installed() -> None:
+def test_versions_lists_the_installed_packages() -> None:
     versions = openmmlab.versions()
     assert {"python", "torch", "mmengine", "mmdet", "setuptools", "kdep_bench"} <= set(versions)
     assert all(isinstance(v, str) and v[0].isdigit() for v in versions.values())
@@ -111,7 +113,7 @@ def test_versions_lists_what_is_installed() -> None:
 def test_mmpretrain_imports_beside_transformers_5(
     tmp_path: Path,
 ) -> None:
-    """A stand-in of the name and version: like transformers 5 it lacks what BLIP asks for."""
+    """A stand-in of that name and version; like transformers 5 it lacks what BLIP imports."""
     info = tmp_path / "transformers-5.23.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 5.23.0\n")
@@ -123,7 +125,7 @@ def test_mmpretrain_imports_beside_transformers_5(
 
 
 @pytest.mark.parametrize(
-    ("distribution", "version", "sentence"),
+    ("distribution", "version", "message"),
     [
         ("setuptools", "84.0.0", "setuptools 84.0.0 is installed.*pkg_resources.*'setuptools<82'"),
         ("mmcv-lite", "2.2.0", r"mmcv-lite 2\.2\.0 .*mmdet and mmseg refuse.*mmcv-lite==2\.1\.0"),
@@ -132,29 +134,31 @@ def test_mmpretrain_imports_beside_transformers_5(
         ("torch", "2.15.0+cu131", r"torch 2\.15\.0\+cu131 is installed.*< 2\.15"),
     ],
 )
-def test_wrong_versions_are_named(
-    monkeypatch: pytest.MonkeyPatch, distribution: str, version: str | None, sentence: str
+def test_a_wrong_version_is_named_with_the_right_one(
+    monkeypatch: pytest.MonkeyPatch, distribution: str, version: str | None, message: str
 ) -> None:
-    real = environment._version
+    original = environment._version
     monkeypatch.setattr(
-        environment, "_version", lambda name: version if name == distribution else real(name)
+        environment, "_version", lambda name: version if name == distribution else original(name)
     )
-    with pytest.raises(KdepError, match=sentence):
+    with pytest.raises(KdepError, match=message):
         openmmlab.check_versions("mmdet")
 
 
 def test_a_compiled_mmcv_and_the_maintained_fork_are_accepted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    other = {"mmcv": "2.1.0", "mmcv-lite": None, "mmengine": None, "onedl-mmengine": "0.10.12"}
-    real = environment._version
+    installed = {"mmcv": "2.1.0", "mmcv-lite": None, "mmengine": None, "onedl-mmengine": "0.10.12"}
+    original = environment._version
     monkeypatch.setattr(
-        environment, "_version", lambda name: other[name] if name in other else real(name)
+        environment,
+        "_version",
+        lambda name: installed[name] if name in installed else original(name),
     )
     openmmlab.check_versions("mmseg")
 
 
-def test_unknown_and_second_scope(toy: Any) -> None:
+def test_an_unknown_toolkit_and_a_second_one_in_a_process_are_refused(toy: Any) -> None:
     with pytest.raises(KdepError, match=r"unknown OpenMMLab toolkit 'mmdetection'.*mmdet"):
         openmmlab.setup("mmdetection")
     assert openmmlab.current_scope() == "mmpretrain"
@@ -166,7 +170,7 @@ def test_unknown_and_second_scope(toy: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("scope", ["mmpretrain", "mmdet", "mmseg"])
 def test_setup_is_quiet_and_builds_the_students_backbone(scope: str) -> None:
-    own = {
+    registered = {
         "mmpretrain": ("TRANSFORMS", "ResizeEdge"),
         "mmdet": ("TRANSFORMS", "mmdet.PackDetInputs"),
         "mmseg": ("TRANSFORMS", "PackSegInputs"),
@@ -175,11 +179,11 @@ def test_setup_is_quiet_and_builds_the_students_backbone(scope: str) -> None:
         f"from kdep_bench import openmmlab as mm\nmm.setup({scope!r})\n"
         "from mmengine.registry import DefaultScope\n"
         "print(DefaultScope.get_current_instance().scope_name)\n"
-        f"from {scope}.registry import MODELS, {own[0]}\n"
+        f"from {scope}.registry import MODELS, {registered[0]}\n"
         "net = MODELS.build(dict(type='mmpretrain.ResNet', depth=18, base_channels=8,\n"
         "    stem_channels=8))\n"
         "net.init_weights()\n"
-        f"print(type(net).__module__, {own[0]}.get({own[1]!r}) is not None)",
+        f"print(type(net).__module__, {registered[0]}.get({registered[1]!r}) is not None)",
         PYTHONWARNINGS="default",
     )
     assert done.stdout.split() == [scope, "mmpretrain.models.backbones.resnet", "True"]
@@ -196,10 +200,10 @@ def test_train_reports_progress_and_writes_log_seals_and_curve(
     hook = openmmlab.ProgressHook(lambda done, total, note: reports.append((done, total, note)))
     runner = openmmlab.build_runner(toy(3), work_dir=tmp_path, seed=1, hooks=[hook])
     runner.train()
-    assert [t[:2] for t in reports] == [(i, 24) for i in range(1, 25)]
+    assert [report[:2] for report in reports] == [(i, 24) for i in range(1, 25)]
     assert reports[-1][2] == f"loss {hook.points[-1][1]:.3f}"
-    assert [p[0] for p in hook.points] == list(range(1, 25))
-    assert hook.points[-1][1] < hook.points[0][1] / 3  # it has learned
+    assert [step for step, _ in hook.points] == list(range(1, 25))
+    assert hook.points[-1][1] < hook.points[0][1] / 3  # the loss has fallen
     json.dumps(hook.points, allow_nan=False)
     assert "Epoch(train)" in (tmp_path / "log.txt").read_text()
     assert sorted(p.name for p in tmp_path.glob("*.pth*")) == [
@@ -213,7 +217,9 @@ def test_train_reports_progress_and_writes_log_seals_and_curve(
     assert out.out + out.err == ""
 
 
-def test_the_config_given_is_left_alone_and_seeds_decide(toy: Any, tmp_path: Path) -> None:
+def test_the_given_config_is_unchanged_and_the_seed_determines_the_weights(
+    toy: Any, tmp_path: Path
+) -> None:
     cfg = toy(1)
     before = cfg.to_dict()
     finals = []
@@ -227,6 +233,7 @@ def test_the_config_given_is_left_alone_and_seeds_decide(toy: Any, tmp_path: Pat
 
 def test_a_resumed_run_equals_an_uninterrupted_one(toy: Any, tmp_path: Path) -> None:
     def run(epochs: int, where: str, resume: bool) -> tuple[Any, Any]:
+        """Trains the toy model; returns the runner and the hook with its losses."""
         hook = openmmlab.ProgressHook(lambda *_: None)
         runner = openmmlab.build_runner(
             toy(epochs), work_dir=tmp_path / where, seed=0, hooks=[hook], resume=resume
@@ -234,15 +241,17 @@ def test_a_resumed_run_equals_an_uninterrupted_one(toy: Any, tmp_path: Path) -> 
         runner.train()
         return runner, hook
 
-    whole, whole_curve = run(4, "whole", resume=True)  # nothing there yet: starts afresh
+    uninterrupted, uninterrupted_curve = run(
+        4, "whole", resume=True
+    )  # nothing to resume yet: starts from the beginning
     run(2, "cut", resume=False)
-    # the machine died while epoch 3 was being written: no seal, so epoch 2 is taken
+    # the machine failed while epoch 3 was being written: it has no checksum, so epoch 2 is resumed
     (tmp_path / "cut" / "epoch_3.pth").write_bytes(b"half a file")
     assert openmmlab.latest_sealed(tmp_path / "cut") == tmp_path / "cut" / "epoch_2.pth"
     resumed, resumed_curve = run(4, "cut", resume=True)
-    assert resumed.iter == whole.iter == 32
-    assert weights(resumed) == weights(whole)
-    assert resumed_curve.points == whole_curve.points
+    assert resumed.iter == uninterrupted.iter == 32
+    assert weights(resumed) == weights(uninterrupted)
+    assert resumed_curve.points == uninterrupted_curve.points
 
 
 def test_nan_loss_stops_with_iteration_and_terms(toy: Any, tmp_path: Path) -> None:
@@ -252,7 +261,9 @@ def test_nan_loss_stops_with_iteration_and_terms(toy: Any, tmp_path: Path) -> No
     assert [p.name for p in tmp_path.glob("*.pth")] == ["epoch_1.pth"]
 
 
-def test_build_runner_refuses(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_runner_refuses_configs_that_cannot_be_reproduced_or_run(
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(KdepError, match="no seed"):
         openmmlab.build_runner(toy(), work_dir=tmp_path)
     with pytest.raises(KdepError, match="no work_dir"):
@@ -278,11 +289,11 @@ def test_build_runner_refuses(toy: Any, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
-def test_ddp_on_two_cpu_processes(tmp_path: Path) -> None:
+def test_two_cpu_processes_train_to_the_same_weights(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(
         "from kdep_bench import openmmlab\nopenmmlab.setup('mmpretrain')\n"
-        + _TOY
+        + TOY_SOURCE
         + textwrap.dedent(
             f"""
             import os, torch.distributed as dist
@@ -310,7 +321,7 @@ def test_ddp_on_two_cpu_processes(tmp_path: Path) -> None:
         timeout=180,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )
-    assert done.returncode == 0, done.stdout + done.stderr  # of both ranks, whole
+    assert done.returncode == 0, done.stdout + done.stderr  # the complete output of both ranks
     first, second = [(tmp_path / f"rank{r}.txt").read_text() for r in (0, 1)]
     assert first == second  # averaged gradients: the same weights in both
     assert first.startswith("MMDistributedDataParallel 2 4 ")
@@ -320,7 +331,9 @@ def test_ddp_on_two_cpu_processes(tmp_path: Path) -> None:
 # -------------------------------------------------------------------- loading
 
 
-def test_pickles_load_only_sealed_and_only_in_the_work_dir(toy: Any, tmp_path: Path) -> None:
+def test_resume_files_are_unpickled_only_with_a_checksum_and_in_the_work_dir(
+    toy: Any, tmp_path: Path
+) -> None:
     import torch
     from mmengine.runner.checkpoint import CheckpointLoader
 
@@ -347,13 +360,15 @@ def test_pickles_load_only_sealed_and_only_in_the_work_dir(toy: Any, tmp_path: P
     assert load(str(plain))["w"].tolist() == [1, 1]
 
 
-class _Evil:
+class MakesFolder:
+    """An object whose unpickling would make a folder."""
+
     def __reduce__(self) -> tuple[Any, ...]:
         return (os.mkdir, (os.environ["KDEP_TEST_EVIL"],))
 
 
-class _Sly:
-    """Reaches for more by way of the one `getattr` that resume files may use."""
+class UsesGetattr:
+    """An object whose unpickling would misuse the `getattr` that resume files may call."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         from mmengine.logging import HistoryBuffer
@@ -361,9 +376,9 @@ class _Sly:
         return (getattr, (HistoryBuffer, "__init__"))
 
 
-@pytest.mark.parametrize("bad", [_Evil, _Sly])
-def test_a_sealed_file_runs_no_code_either(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: type
+@pytest.mark.parametrize("kind", [MakesFolder, UsesGetattr])
+def test_no_code_of_a_file_with_a_checksum_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type
 ) -> None:
     import torch
 
@@ -371,7 +386,7 @@ def test_a_sealed_file_runs_no_code_either(
 
     monkeypatch.setenv("KDEP_TEST_EVIL", str(tmp_path / "made"))
     path = tmp_path / "epoch_1.pth"
-    torch.save({"w": bad()}, path)
+    torch.save({"w": kind()}, path)
     loading.seal(path)
     loading.trust_work_dir(tmp_path)
     with pytest.raises(KdepError, match="plain weights"):
@@ -379,16 +394,16 @@ def test_a_sealed_file_runs_no_code_either(
     assert not (tmp_path / "made").exists()
 
 
-def test_load_weights_never_runs_code_and_names_faults(
+def test_load_weights_runs_no_code_and_names_the_fault_of_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
 
-    evil = tmp_path / "evil.pth"
+    with_code = tmp_path / "evil.pth"
     monkeypatch.setenv("KDEP_TEST_EVIL", str(tmp_path / "made"))
-    torch.save({"w": _Evil()}, evil)
+    torch.save({"w": MakesFolder()}, with_code)
     with pytest.raises(KdepError, match=r"evil\.pth contains more than plain weights"):
-        openmmlab.load_weights(evil)
+        openmmlab.load_weights(with_code)
     assert not (tmp_path / "made").exists()
     with pytest.raises(KdepError, match="does not exist"):
         openmmlab.load_weights(tmp_path / "absent.pth")
@@ -396,38 +411,40 @@ def test_load_weights_never_runs_code_and_names_faults(
         (tmp_path / name).write_bytes(content)
         with pytest.raises(KdepError, match=name):
             openmmlab.load_weights(tmp_path / name)
-    good = tmp_path / "good.pth"
-    torch.save({"w": torch.arange(10000.0)}, good)
-    good.write_bytes(good.read_bytes()[:-3000])
+    truncated = tmp_path / "good.pth"
+    torch.save({"w": torch.arange(10000.0)}, truncated)
+    truncated.write_bytes(truncated.read_bytes()[:-3000])
     with pytest.raises(KdepError, match=r"good\.pth"):
-        openmmlab.load_weights(good)
+        openmmlab.load_weights(truncated)
 
 
 # -------------------------------------------------------------------- metrics
 
 
-class _Counted:
+class Counts:
+    """The numbers that a detection hook counts."""
+
     def __init__(self, images: int, detections: int) -> None:
         self.images, self.detections = images, detections
 
 
-def test_read_metrics() -> None:
+def test_missing_and_non_finite_metrics_are_refused_unless_nothing_was_detected() -> None:
     assert openmmlab.read_metrics({"a": 0.25, "b": 7}, ["a"]) == ({"a": 0.25}, [])
     expected = ["coco/bbox_mAP", "coco/bbox_mAP_50"]
-    values, notes = openmmlab.read_metrics({}, expected, _Counted(12, 0))
+    values, notes = openmmlab.read_metrics({}, expected, Counts(12, 0))
     assert values == dict.fromkeys(expected, 0.0)
     assert notes == [f"nothing was detected in 12 images: {', '.join(expected)} counts 0"]
-    for counted in (None, _Counted(0, 0), _Counted(12, 3)):  # silence for another reason
+    for counted in (None, Counts(0, 0), Counts(12, 3)):  # missing for another reason
         with pytest.raises(KdepError, match="returned no coco/bbox_mAP, coco/bbox_mAP_50, only"):
             openmmlab.read_metrics({"other": 1.0}, expected, counted)
-    for bad in (math.nan, math.inf, "high", None):
+    for value in (math.nan, math.inf, "high", None):
         with pytest.raises(KdepError, match=r"the metric a is .*finite"):
-            openmmlab.read_metrics({"a": bad}, ["a"])
+            openmmlab.read_metrics({"a": value}, ["a"])
     with pytest.raises(KdepError, match="no annotated objects of that kind"):
         openmmlab.read_metrics({"coco/bbox_mAP_s": -1.0}, ["coco/bbox_mAP_s"])
 
 
-_COCO = textwrap.dedent(
+COCO_SCRIPT = textwrap.dedent(
     """
     import json, sys, torch
     from pathlib import Path
@@ -485,7 +502,7 @@ _COCO = textwrap.dedent(
 @pytest.mark.parametrize(("found", "value"), [("some", 1.0), ("none", 0.0)])
 def test_coco_metric_with_and_without_detections(tmp_path: Path, found: str, value: float) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", _COCO, str(tmp_path), found],
+        [sys.executable, "-c", COCO_SCRIPT, str(tmp_path), found],
         capture_output=True,
         text=True,
         timeout=180,

@@ -53,7 +53,7 @@ class Rule(NamedTuple):
 
     word: str
     use: str
-    most: dict[str, int]  # area -> count; an area that is not checked is missing
+    limits: dict[str, int]  # area -> count; an area that is not checked is left out
 
 
 def rules(text: str) -> list[Rule]:
@@ -66,8 +66,8 @@ def rules(text: str) -> list[Rule]:
         if len(counts) == len(AREAS) - 1:
             counts.append("-")
         assert len(counts) == len(AREAS), f"{WORDS.name}: {line!r} needs {len(AREAS)} counts"
-        most = {a: int(n) for a, n in zip(AREAS, counts, strict=True) if n != "-"}
-        out.append(Rule(word, use, most))
+        limits = {a: int(n) for a, n in zip(AREAS, counts, strict=True) if n != "-"}
+        out.append(Rule(word, use, limits))
     return out
 
 
@@ -125,7 +125,7 @@ def called(node: ast.Call) -> str:
     return getattr(node.func, "attr", getattr(node.func, "id", ""))
 
 
-def of_docs(root: Path) -> Iterator[Text]:
+def texts_of_docs(root: Path) -> Iterator[Text]:
     """Hand-written pages and the docstrings and shown texts of the configs."""
     for name in DOCS:
         if (root / name).is_file():
@@ -139,7 +139,7 @@ def of_docs(root: Path) -> Iterator[Text]:
                 yield Text("docs", name, node.value.lineno, string(node.value))
 
 
-def of_commands(root: Path) -> Iterator[Text]:
+def texts_of_commands(root: Path) -> Iterator[Text]:
     """What `--help` prints: the module's docstring or a description, epilogs and help texts."""
     for path in sorted(p for pattern in COMMANDS for p in root.glob(pattern)):
         tree, name = ast.parse(path.read_text()), str(path.relative_to(root))
@@ -155,8 +155,8 @@ def of_commands(root: Path) -> Iterator[Text]:
                 yield Text("docs", name, node.lineno, string(node.value))
 
 
-def of_errors(root: Path) -> Iterator[Text]:
-    """Sentences of every KdepError."""
+def texts_of_errors(root: Path) -> Iterator[Text]:
+    """The texts of every KdepError."""
     for path in sorted((root / "kdep_bench").rglob("*.py")):
         name = str(path.relative_to(root))
         for node in ast.walk(ast.parse(path.read_text())):
@@ -165,7 +165,7 @@ def of_errors(root: Path) -> Iterator[Text]:
                     yield Text("errors", name, part.lineno, string(part))
 
 
-def of_names(root: Path, folder: str, area: str) -> Iterator[Text]:
+def texts_of_names(root: Path, folder: str, area: str) -> Iterator[Text]:
     """The names of functions, classes, arguments, variables and attributes in a folder."""
     for path in sorted((root / folder).rglob("*.py")):
         name = str(path.relative_to(root))
@@ -180,7 +180,7 @@ def of_names(root: Path, folder: str, area: str) -> Iterator[Text]:
                 yield Text(area, name, node.lineno, node.attr)
 
 
-def of_headings(root: Path) -> Iterator[Text]:
+def texts_of_headings(root: Path) -> Iterator[Text]:
     """Headings and column names of the published leaderboards."""
     for path in sorted((root / "results").glob("*/leaderboard.md")):
         lines = path.read_text().splitlines()
@@ -192,30 +192,36 @@ def of_headings(root: Path) -> Iterator[Text]:
 @cache
 def texts(root: Path = REPO) -> list[Text]:
     """Every text that is checked."""
-    names = [*of_names(root, "kdep_bench", "names"), *of_names(root, "tests", "tests")]
-    return [*of_docs(root), *of_commands(root), *of_errors(root), *names, *of_headings(root)]
+    names = [*texts_of_names(root, "kdep_bench", "names"), *texts_of_names(root, "tests", "tests")]
+    return [
+        *texts_of_docs(root),
+        *texts_of_commands(root),
+        *texts_of_errors(root),
+        *names,
+        *texts_of_headings(root),
+    ]
 
 
 # --- the check -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("area", AREAS)
-def test_users_read_standard_terms(area: str):
-    bad = []
+def test_texts_and_names_use_standard_terms(area: str):
+    found = []
     for rule in rules(WORDS.read_text()):
-        most = rule.most.get(area)
-        if most is None:
+        limits = rule.limits.get(area)
+        if limits is None:
             continue
         places = occurrences(rule, texts(), area)
-        if len(places) > most:
-            allowed = f" ({len(places)} in all, {most} at most)" if most else ""
-            bad += [f"{place}: write {rule.use!r}{allowed}" for place in places]
-    assert not bad, "\n".join(["private words instead of standard terms:", *bad])
+        if len(places) > limits:
+            allowed = f" ({len(places)} in all, {limits} at most)" if limits else ""
+            found += [f"{place}: write {rule.use!r}{allowed}" for place in places]
+    assert not found, "\n".join(["private words instead of standard terms:", *found])
 
 
 def test_a_private_word_is_named_with_its_line_and_the_standard_term():
     (rule,) = rules("cannot be told | not significant | 0 | - | - | 0\n")
-    assert rule.most == {"docs": 0, "names": 0}
+    assert rule.limits == {"docs": 0, "names": 0}
     page = Text("docs", "A.md", 1, without_code("fine\n`cannot be told`\nit cannot be\ntold yet"))
     assert occurrences(rule, [page], "docs") == ["A.md:3: 'cannot be told'"]
     assert occurrences(rule, [page], "errors") == []
@@ -257,6 +263,7 @@ COMMENT_WORDS = {
 
 
 def docstrings_and_comments(root: Path) -> Iterator[Text]:
+    """The docstrings and comments of the package."""
     for path in sorted((root / "kdep_bench").rglob("*.py")):
         source, name = path.read_text(), str(path.relative_to(root))
         for node in ast.walk(ast.parse(source)):
@@ -272,10 +279,10 @@ def test_docstrings_and_comments_use_standard_terms():
     texts = list(docstrings_and_comments(REPO))
     assert len(texts) > 3000
     rules = [Rule(word, use, {}) for word, use in COMMENT_WORDS.items()]
-    bad = [
+    found = [
         f"{place}: write {r.use!r}" for r in rules for place in occurrences(r, texts, "comments")
     ]
-    assert not bad, "\n".join(bad)
+    assert not found, "\n".join(found)
 
 
 # Paths of these classes are in configs, and so in the ids of finished stages. Score is a class of
@@ -295,7 +302,7 @@ def test_no_two_modules_define_a_public_class_of_one_name():
 
 if __name__ == "__main__":
     for rule in rules(WORDS.read_text()):
-        for area, most in rule.most.items():
+        for area, limits in rule.limits.items():
             count = len(occurrences(rule, texts(), area))
-            if count != most:
-                print(f"{rule.word}: {area} {most} -> {count}")
+            if count != limits:
+                print(f"{rule.word}: {area} {limits} -> {count}")

@@ -1,4 +1,4 @@
-"""Work ahead: the same results in the same order, bounded, and errors in their turn."""
+"""Prefetching: the same results and errors in the same order, and a limit on items in work."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ def test_a_worker_exception_is_raised_in_order_and_ends_the_iteration(threads):
     begun: list[int] = []
 
     def work(k: int) -> int:
+        """Fails at item 40."""
         begun.append(k)
         if k == 40:
             raise ValueError("the fortieth")
         return k
 
-    seen: list[int] = []
+    results: list[int] = []
     with pytest.raises(ValueError, match="fortieth"):
-        deque(map(seen.append, prefetch(work, range(1000), threads)))
-    assert seen == list(range(40))
+        deque(map(results.append, prefetch(work, range(1000), threads)))
+    assert results == list(range(40))
     assert max(begun) <= 40 + 2 * threads
 
 
 @pytest.mark.parametrize("threads", [0, 1, 4])
-def test_no_more_is_begun_than_is_bounded(threads):
+def test_the_number_of_items_in_work_is_limited(threads):
     lock, begun, ended = threading.Lock(), 0, 0
     before = cv2.getNumThreads()
 
@@ -52,7 +53,7 @@ def test_no_more_is_begun_than_is_bounded(threads):
             assert begun - ended <= max(0, 2 * threads - 1)
     assert begun == ended == 200
     assert cv2.getNumThreads() == before
-    left = prefetch(work, range(200), threads)
-    next(left)
-    left.close()  # who reads no further waits for little
+    unfinished = prefetch(work, range(200), threads)
+    next(unfinished)
+    unfinished.close()  # closing waits only for the few items in work
     assert begun <= 200 + max(1, 2 * threads)

@@ -1,4 +1,4 @@
-"""Imports that fail: the reason given is the one a person has to act on."""
+"""Failing imports: the error names the cause that a person has to remove."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from kdep_bench import registry
 from kdep_bench.engine import stage_process
 from kdep_bench.errors import KdepError
 
-# numpy's and the dynamic loader's own words when memory runs out while a library is loaded.
+# The messages of numpy and of the dynamic loader when memory runs out while a library is loaded.
 NO_MEMORY = (
     "Importing the numpy C-extensions failed. Original error was: x.so: failed to map segment"
     " from shared object",

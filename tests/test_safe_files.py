@@ -1,4 +1,4 @@
-"""Opening, reading and removing below a work dir: no link is followed, no FIFO is waited for."""
+"""Opening, reading and removing in a work dir: links are not followed, FIFOs are not waited for."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def outside(tmp_path: Path) -> Path:
     return path
 
 
-def planted(folder: Path, kind: str, target: Path) -> Path:
-    """`folder`/x: a link to `target`, or another thing that is no regular file."""
+def make_obstacle(folder: Path, kind: str, target: Path) -> Path:
+    """Makes `folder`/x a link to `target`, or something else that is not a regular file."""
     folder.mkdir(exist_ok=True)
     path = folder / "x"
     if kind == "link":
@@ -41,8 +41,8 @@ def planted(folder: Path, kind: str, target: Path) -> Path:
 @pytest.mark.parametrize(
     "flags", [os.O_RDONLY, os.O_WRONLY | os.O_CREAT | os.O_APPEND, os.O_RDWR | os.O_CREAT]
 )
-def test_only_a_regular_file_is_opened_and_nothing_is_waited_for(tmp_path, outside, kind, flags):
-    path = planted(tmp_path / "work", kind, outside)
+def test_only_a_regular_file_is_opened_without_waiting_for_others(tmp_path, outside, kind, flags):
+    path = make_obstacle(tmp_path / "work", kind, outside)
     with pytest.raises(KdepError, match="expected a regular file"):
         safe_files.open_regular(path, flags)
     assert outside.read_text() == "my thesis"
@@ -66,26 +66,26 @@ def test_a_file_of_unknown_size_is_read_completely():
     assert b"VmHWM" in safe_files.read_bytes("/proc/self/status")
 
 
-def test_a_fifo_where_a_file_is_hashed_is_refused(tmp_path):
-    path = planted(tmp_path, "fifo", tmp_path)
+def test_a_fifo_is_refused_in_place_of_a_file_to_hash(tmp_path):
+    path = make_obstacle(tmp_path, "fifo", tmp_path)
     with pytest.raises(KdepError, match="is a FIFO"):
         files.file_hash(path)
     with pytest.raises(KdepError, match="is a FIFO"):
         files.read_json(path)
 
 
-def test_removing_a_link_leaves_what_it_points_to(tmp_path, outside):
+def test_removing_a_link_keeps_its_target(tmp_path, outside):
     folder = tmp_path / "photos"
     folder.mkdir()
     (folder / "a.jpg").write_text("a")
-    link = planted(tmp_path / "work", "link", folder)
+    link = make_obstacle(tmp_path / "work", "link", folder)
     safe_files.remove(link)
     assert not os.path.lexists(link)
     assert (folder / "a.jpg").exists()
-    inner = tmp_path / "work" / "stage"
-    inner.mkdir()
-    (inner / "photos").symlink_to(folder)
-    safe_files.remove(inner)
+    stage = tmp_path / "work" / "stage"
+    stage.mkdir()
+    (stage / "photos").symlink_to(folder)
+    safe_files.remove(stage)
     assert (folder / "a.jpg").exists()
 
 
@@ -103,7 +103,7 @@ def test_a_link_below_the_root_is_refused_and_one_above_is_allowed(tmp_path):
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
-def test_new_files_get_what_the_umask_leaves(tmp_path, umask, mode):
+def test_new_files_get_the_permissions_that_the_umask_leaves(tmp_path, umask, mode):
     old = os.umask(umask)
     try:
         files.write_atomic(tmp_path / "sub" / "a.json", "{}")
@@ -115,8 +115,8 @@ def test_new_files_get_what_the_umask_leaves(tmp_path, umask, mode):
     assert stat.S_IMODE((tmp_path / "sub").stat().st_mode) == mode | (mode & 0o444) >> 2
 
 
-def test_writing_replaces_a_planted_link_and_not_its_target(tmp_path, outside):
-    path = planted(tmp_path / "results", "link", outside)
+def test_writing_replaces_a_link_and_leaves_its_target(tmp_path, outside):
+    path = make_obstacle(tmp_path / "results", "link", outside)
     files.write_atomic(path, "table")
     assert outside.read_text() == "my thesis"
     assert not path.is_symlink()
