@@ -207,7 +207,7 @@ def texts(root: Path = REPO) -> list[Text]:
 
 @pytest.mark.parametrize("area", AREAS)
 def test_texts_and_names_use_standard_terms(area: str):
-    found = []
+    violations = []
     for rule in rules(WORDS.read_text()):
         limits = rule.limits.get(area)
         if limits is None:
@@ -215,8 +215,8 @@ def test_texts_and_names_use_standard_terms(area: str):
         places = occurrences(rule, texts(), area)
         if len(places) > limits:
             allowed = f" ({len(places)} in all, {limits} at most)" if limits else ""
-            found += [f"{place}: write {rule.use!r}{allowed}" for place in places]
-    assert not found, "\n".join(["private words instead of standard terms:", *found])
+            violations += [f"{place}: write {rule.use!r}{allowed}" for place in places]
+    assert not violations, "\n".join(["private words instead of standard terms:", *violations])
 
 
 def test_a_private_word_is_named_with_its_line_and_the_standard_term():
@@ -279,10 +279,10 @@ def test_docstrings_and_comments_use_standard_terms():
     texts = list(docstrings_and_comments(REPO))
     assert len(texts) > 3000
     rules = [Rule(word, use, {}) for word, use in COMMENT_WORDS.items()]
-    found = [
+    violations = [
         f"{place}: write {r.use!r}" for r in rules for place in occurrences(r, texts, "comments")
     ]
-    assert not found, "\n".join(found)
+    assert not violations, "\n".join(violations)
 
 
 # Paths of these classes are in configs, and so in the ids of finished stages. Score is a class of
