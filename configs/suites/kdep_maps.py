@@ -14,6 +14,8 @@ from mmengine.config import read_base
 with read_base():
     from .kdep_anatomy import methods, suite
 
+# The claims about maps_4 were added after its classification scores in `kdep_anatomy` were known,
+# and before any detection or segmentation score of this suite was.
 # With maps_4 the teacher cache holds the same maps as in `kdep_anatomy`, so that it is reused.
 finalists = ["scratch", "supervised", "kdep", "kdep_maps", "maps_4", "fitnets", "kdep_hint"]
 differences = [
@@ -22,6 +24,9 @@ differences = [
     ("kdep_maps", "supervised"),
     ("fitnets", "kdep_maps"),
     ("kdep_hint", "kdep"),
+    ("maps_4", "kdep"),
+    ("maps_4", "supervised"),
+    ("maps_4", "fitnets"),
 ]
 
 suite.update(
