@@ -128,7 +128,11 @@ def test_mmpretrain_imports_beside_transformers_5(
     ("distribution", "version", "message"),
     [
         ("setuptools", "84.0.0", "setuptools 84.0.0 is installed.*pkg_resources.*'setuptools<82'"),
-        ("mmcv-lite", "2.2.0", r"mmcv-lite 2\.2\.0 .*mmdet and mmseg refuse.*mmcv-lite==2\.1\.0"),
+        (
+            "mmcv-lite",
+            "2.2.0",
+            r"mmcv-lite 2\.2\.0 .*mmdet and mmseg do not accept.*mmcv-lite==2\.1\.0",
+        ),
         ("numpy", "3.0.0", r"numpy 3\.0\.0 is installed.*'numpy>=2,<3'"),
         ("mmdet", None, r"mmdet is not installed.*mmdet==3\.3\.0"),
         ("torch", "2.15.0+cu131", r"torch 2\.15\.0\+cu131 is installed.*< 2\.15"),
@@ -433,7 +437,7 @@ def test_missing_and_non_finite_metrics_are_refused_unless_nothing_was_detected(
     expected = ["coco/bbox_mAP", "coco/bbox_mAP_50"]
     values, notes = openmmlab.read_metrics({}, expected, Counts(12, 0))
     assert values == dict.fromkeys(expected, 0.0)
-    assert notes == [f"nothing was detected in 12 images: {', '.join(expected)} counts 0"]
+    assert notes == [f"there are no detections in 12 images, so {', '.join(expected)} counts 0"]
     for counted in (None, Counts(0, 0), Counts(12, 3)):  # missing for another reason
         with pytest.raises(KdepError, match="returned no coco/bbox_mAP, coco/bbox_mAP_50, only"):
             openmmlab.read_metrics({"other": 1.0}, expected, counted)

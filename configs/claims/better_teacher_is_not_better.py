@@ -1,7 +1,8 @@
 """A more accurate teacher is not a better KDEP teacher.
 
-Rank correlation, over teachers, between their reported ImageNet accuracy and the student's score.
-Undecided below eight teachers. The related claim about compactness is compact_teacher_is_worse.
+Tested by the rank correlation, over teachers, of their reported ImageNet accuracy and the student's
+score. With fewer than eight teachers it is undecided. The claim compact_teacher_is_worse tests the
+same for compactness.
 """
 
 claim = dict(

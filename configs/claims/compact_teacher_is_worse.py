@@ -1,6 +1,6 @@
-"""A compact teacher (most variance in few directions) makes a worse student.
+"""A compact teacher, with most variance in few directions, results in a worse student.
 
-Rank correlation over teachers. Undecided below eight teachers.
+Tested by the rank correlation over teachers. With fewer than eight teachers it is undecided.
 """
 
 claim = dict(

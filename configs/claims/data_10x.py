@@ -1,4 +1,7 @@
-"""Ten times less data, as a curve: images that KDEP needs for the score of supervised on all."""
+"""Ten times less data: how many images KDEP needs for the score of supervised with all images.
+
+The number is read from the curve of score against images.
+"""
 
 claim = dict(
     name="data_10x",

@@ -1,4 +1,4 @@
-"""Both at once: a tenth of the images and a fifth of the time, including the teacher's."""
+"""A tenth of the images and a fifth of the time (teacher cache included) at the same time."""
 
 claim = dict(
     name="data_10x_time_5x",

@@ -1,4 +1,4 @@
-"""Ten times less data: KDEP on 10 % of the images against supervised on all of them."""
+"""Ten times less data: KDEP on 10 % of the images compared with supervised on all of them."""
 
 claim = dict(
     name="kdep_10pct_vs_supervised",

@@ -1,4 +1,4 @@
-"""Non-parametric alignment (SVD + PTS) against a learnt 1x1 convolution."""
+"""Alignment without trained parameters (SVD + PTS) compared with a learnt 1x1 convolution."""
 
 claim = dict(
     name="kdep_beats_conv1x1",

@@ -1,4 +1,4 @@
-"""Feature distillation against logit distillation, both label-free."""
+"""Feature distillation compared with logit distillation; neither uses labels."""
 
 claim = dict(
     name="kdep_beats_logit_kd",

@@ -1,7 +1,7 @@
-"""KDEP pre-training against no pre-training.
+"""KDEP pre-training compared with no pre-training.
 
-With an ImageNet teacher this must hold; otherwise the pre-training code, the recipe or the budget
-is wrong.
+This must hold with an ImageNet teacher. If it does not, the pre-training code, the hyperparameters
+or the budget are wrong.
 """
 
 claim = dict(

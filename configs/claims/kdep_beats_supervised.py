@@ -1,4 +1,4 @@
-"""Label-free KDEP against supervised pre-training on the same images, budget and views."""
+"""KDEP, which uses no labels, compared with supervised pre-training on the same views."""
 
 claim = dict(
     name="kdep_beats_supervised",

@@ -1,4 +1,4 @@
-"""KDEP on the small pool against the student's own supervised ImageNet weights."""
+"""KDEP on the small pool compared with supervised ImageNet weights of the same student."""
 
 claim = dict(
     name="kdep_reaches_imagenet",

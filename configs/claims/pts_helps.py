@@ -1,4 +1,4 @@
-"""Power temperature scaling against the SVD projection alone."""
+"""SVD with power temperature scaling (PTS) compared with SVD alone."""
 
 claim = dict(
     name="pts_helps",

@@ -1,6 +1,6 @@
-"""The automatic loss weight against one of the public code's two values.
+"""The automatic loss weight compared with one of the two values in the public code.
 
-A suite names the teacher and the value: dict(base="weight_rule_holds", name=...,
+A suite sets the teacher and the value: dict(base="weight_rule_holds", name=...,
 a=dict(teacher=...), b=dict(...)).
 """
 

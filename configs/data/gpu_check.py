@@ -1,7 +1,7 @@
-"""The pocket data at a size that is easy to copy: 2,000 pool images and a few per task.
+"""A small version of the pocket data that is quickly copied: 2,000 pool images and a few per task.
 
 Command   python tools/prepare_data.py configs/data/gpu_check.py --out work_dirs/gpu_check_data
-Cost      as configs/data/pocket.py for downloads; about 15 s on 2 cores; 20 MB on disk
+Cost      the downloads of configs/data/pocket.py; about 15 s on 2 cores; 20 MB on disk
 """
 
 data = dict(

@@ -1,10 +1,10 @@
-"""ImageNet-1K as the pool and the nine downstream sets of KDEP's protocol, below $KDEP_DATA.
+"""ImageNet-1K as the pre-training pool, and the downstream data sets of KDEP's protocol.
 
 Command   tools/prepare_data.py SET --root $KDEP_DATA, for each SET of tools/prepare_data.py --list
-Cost      the archives (about 200 GB, most of it ImageNet) and about as much again unpacked
-Outcome   the stage `prepare` checks counts and samples of every set, and links them
+Cost      disk space for the archives (about 200 GB, mostly ImageNet) and the same again unpacked
+Outcome   stage `prepare` checks the image counts and some images of every set, and links the sets
 
-Set `sets` to the sets that the suite's tasks read: only these are checked and linked.
+Set `sets` to the sets that the suite's tasks read; only these are checked and linked.
 """
 
 data = dict(

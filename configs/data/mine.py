@@ -1,16 +1,16 @@
-"""Template: your own images, boxes, masks and class folders. Copy it, and change the paths.
+"""Template for your own images, boxes, masks and class folders: copy it and change the paths.
 
-Paths are absolute, or relative to $KDEP_DATA. Drop the parts that you do not have, and their tasks
-in `configs/suites/mine.py`. A suite may also contain this whole dict as its `data`, or change
-single keys with data=dict(base="mine", ...).
+Paths are absolute, or relative to $KDEP_DATA. Remove the parts that you do not have, and their
+tasks in `configs/suites/mine.py`. Alternatively, a suite can contain this dict as its `data`, or
+change single keys with data=dict(base="mine", ...).
 """
 
 data = dict(
     type="kdep_bench.data.own.prepare",
     name="mine",
-    labels=False,  # True where the sub-folders of the pool are classes
-    pool="mine/images",  # any images, without labels; sub-folders are fine
-    pool_labels=False,
+    labels=False,  # True allows supervised methods; it needs pool_labels=True
+    pool="mine/images",  # images for pre-training, with or without sub-folders
+    pool_labels=False,  # True if the sub-folders of the pool are classes
     # For classification: folders with one sub-folder per class, the same in every split.
     # classify=dict(train="mine/classes/train", val="mine/classes/val", test="mine/classes/test"),
     coco=dict(
@@ -23,6 +23,6 @@ data = dict(
     ),
     classes=["road", "field", "water"],  # mask value 0, 1, 2; 255 is ignored
     # allow_absent=["water"],  # classes of boxes or masks that the training split may lack
-    # Sets that may share images, without a note next to the scores of the second one:
+    # Pairs of sets that may share images (otherwise scores are shown with a note):
     # allow_duplicates=[["pool", "coco/test"]],
 )

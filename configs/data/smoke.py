@@ -1,8 +1,8 @@
-"""The pocket data at a tiny size: the same code, photographs and formats.
+"""A tiny version of the pocket data, made by the same code from the same photographs.
 
 Command   python tools/prepare_data.py configs/data/smoke.py --out work_dirs/smoke_data
-Cost      as configs/data/pocket.py for downloads; about 10 s on 2 cores, most of it decoding
-Outcome   400 pool images, 200 for classification, 44 scenes; scores on it mean nothing
+Cost      the downloads of configs/data/pocket.py; about 10 s on 2 cores, mostly for decoding
+Outcome   400 pool images, 200 for classification, 44 scenes; scores are meaningless
 """
 
 data = dict(

@@ -1,7 +1,8 @@
-"""ConvNeXt-T (27.8 M parameters without classifier), timm's, 224 px.
+"""ConvNeXt-T from timm, 27.8 M parameters without classifier, 224 px.
 
-It does not end in an activation: the tap is the norm of the mean of its last map, which a
-classifier reads. Dense tasks read the maps before that norm.
+The network does not end in an activation. The tap is the input of its classifier: the last map,
+averaged over positions and then normalised (LayerNorm). Detection and segmentation read the maps
+before that norm.
 """
 
 from kdep_bench.students.timm_backbone import TimmBackbone

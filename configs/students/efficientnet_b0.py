@@ -1,6 +1,7 @@
-"""EfficientNet-B0 (4.0 M parameters without classifier), timm's, 224 px.
+"""EfficientNet-B0 from timm, 4.0 M parameters without classifier, 224 px.
 
-The tap is before the last SiLU; that feature is a linear function of 320 channels.
+The tap is the input of the last SiLU, 1280 channels wide. It is a linear function of 320 channels,
+so its rank is at most 320.
 """
 
 from kdep_bench.students.timm_backbone import TimmBackbone

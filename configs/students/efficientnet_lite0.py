@@ -1,7 +1,7 @@
-"""EfficientNet-Lite0 (3.4 M parameters without classifier): a student with ImageNet weights.
+"""EfficientNet-Lite0, 3.4 M parameters without classifier, 64 px.
 
-The same architecture's own supervised ImageNet-1k weights (1.28 M labelled images) are the method
-`imagenet`. The tap is before the last ReLU6, as KDEP taps MobileNetV2.
+For this architecture, supervised ImageNet-1k weights (1.28 M labelled images) are available; the
+method `imagenet` uses them. The tap is the input of the last ReLU6, as KDEP's for MobileNetV2.
 """
 
 student = dict(

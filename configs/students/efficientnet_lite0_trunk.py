@@ -1,11 +1,13 @@
 """EfficientNet-Lite0 without its last 1x1 convolution: 3.0 M parameters, 320 channels at stride 32.
 
-The 1280 channels of the whole network are a linear map of these 320, so before its activation that
-feature has rank 320 at most. With a target of 1280 directions, which the power transform brings to
-nearly equal scale, the whole network hardly starts to learn; the trunk's target is the leading 320.
-Its last block ends in a projection without an activation: the tap is the output itself. Detectors
-and segmenters read this trunk anyway. The method `imagenet` loads the trunk of the network's own
-ImageNet-1k weights.
+Before their activation, the 1280 channels of the full network are a linear function of these 320
+channels, so the rank of that feature is at most 320. A target of 1280 directions, which the power
+transform scales to nearly equal variance, cannot be matched, and the full network learns little.
+The target of this student is the leading 320 directions.
+
+The last block ends in a convolution without activation, so the tap is the output itself. Detectors
+and segmenters read the same output. The method `imagenet` loads this part of the ImageNet-1k
+weights.
 """
 
 from mmengine.config import read_base

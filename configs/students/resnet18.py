@@ -1,4 +1,4 @@
-"""ResNet-18 (11.2 M parameters without classifier), mmpretrain's: KDEP's main student, 224 px."""
+"""ResNet-18 from mmpretrain, 11.2 M parameters without classifier, 224 px: KDEP's main student."""
 
 student = dict(
     name="resnet18",
@@ -13,6 +13,6 @@ student = dict(
     input_px=224,
     tap="last_pre_activation",
     pyramid=dict(out_indices=(0, 1, 2, 3), channels=(64, 128, 256, 512), strides=(4, 8, 16, 32)),
-    # Dilated to stride 8, as in KDEP's segmentation.
+    # For segmentation: dilated, so that the last map has stride 8, as in KDEP.
     dilated=dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)),
 )

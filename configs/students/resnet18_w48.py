@@ -1,7 +1,8 @@
 """ResNet-18 of three quarters width (48-96-192-384): the teacher assistant of the pocket suites.
 
-Between EfficientNet-Lite0 and `resnet18_w32` in FLOPs and width, not in parameters: its 6.3 M are
-more than the teacher's. It is only used as a teacher and is not transferred.
+Its FLOPs and width are between those of the teacher EfficientNet-Lite0 and of the student
+`resnet18_w32`; its 6.3 M parameters are more than the teacher's. It is only used as a teacher and
+is not evaluated on the tasks.
 """
 
 from mmengine.config import read_base

@@ -1,4 +1,4 @@
-"""ResNet-34 (21.3 M parameters without classifier), mmpretrain's, 224 px."""
+"""ResNet-34 from mmpretrain, 21.3 M parameters without classifier, 224 px."""
 
 student = dict(
     name="resnet34",

@@ -1,4 +1,4 @@
-"""ResNet-50 (23.5 M parameters without classifier), mmpretrain's, 224 px."""
+"""ResNet-50 from mmpretrain, 23.5 M parameters without classifier, 224 px."""
 
 student = dict(
     name="resnet50",

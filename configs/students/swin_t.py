@@ -1,6 +1,6 @@
-"""Swin-T (27.5 M parameters without classifier), timm's, 224 px; pads other sizes.
+"""Swin-T from timm, 27.5 M parameters without classifier, 224 px; it pads images of other sizes.
 
-It does not end in an activation: the tap is the last map after its norm.
+The network does not end in an activation; the tap is the last map after the final LayerNorm.
 """
 
 from kdep_bench.students.timm_backbone import TimmBackbone

@@ -1,7 +1,8 @@
-"""ViT-T/16 (5.5 M parameters without classifier), timm's, 224 px; position embeddings are resized.
+"""ViT-T/16 from timm, 5.5 M parameters without classifier, 224 px.
 
-It does not end in an activation: the tap is the class token after the last norm. Without pyramid
-levels it can be used for classification only; a dense task refuses it before any training.
+For other image sizes the position embeddings are resized. The network does not end in an
+activation; the tap is the class token after the final LayerNorm. It has no feature pyramid, so it
+can be used for classification only; detection and segmentation tasks stop with an error.
 """
 
 from kdep_bench.students.timm_backbone import TimmBackbone

@@ -1,13 +1,15 @@
 """ADE20K, 150 classes: PSPNet on 20,210 training images, scored on 2,000.
 
-CVMI-Lab/KDEP's recipe: PSPNet, crop 512, batch 16 over all GPUs, SyncBN, SGD with a poly learning
-rate of power 0.9, weight decay 1e-4, new layers at 10x the learning rate, mIoU of one pass at full
-size. ResNet-18 is dilated to stride 8 with an auxiliary head of weight 0.4; a student without
-dilation (MobileNetV2) passes its levels from stride 8 on to the head.
+Recipe of CVMI-Lab/KDEP: PSPNet, crop size 512, batch size 16 over all GPUs, SyncBN, SGD with a
+polynomial learning rate schedule of power 0.9, weight decay 1e-4, 10 times the learning rate for
+new layers; mIoU at a single scale and full size. ResNet-18 is dilated to stride 8 and has an
+auxiliary head with loss weight 0.4. For a student without dilation (MobileNetV2), the head reads
+its levels at strides 8, 16 and 32.
 
-Departures: steps are counted, not epochs (100 epochs of 20,210 images at batch 16 are 126,300;
-126,000 here); no rotation and no blur; every run has a different seed; the normalisation is the
-backbone's own; the last step is scored. No size range is known: 0.5 to 2.0 is mmseg's.
+Differences from the public code: the length is given in steps (100 epochs of 20,210 images at batch
+size 16 are 126,300 steps; 126,000 here); no rotation and no blur; every run has a different seed;
+the input normalisation is that of pre-training; the weights of the last step are scored. The range
+of that recipe's random resize is unknown; 0.5 to 2.0 is mmseg's default.
 """
 
 from mmengine.config import read_base

@@ -1,12 +1,12 @@
-"""Caltech-256, fine-tuned: the first 60 images of each of 257 classes train, 15,187 test.
+"""Caltech-256, fine-tuning: 60 training images of each of 257 classes, 15,187 test images.
 
-CVMI-Lab/KDEP's downstream recipe: 224 px, SGD, batch 64, weight decay 5e-4, 150 epochs, learning
-rate x0.1 every 50, RandomResizedCrop and flip.
+Recipe of CVMI-Lab/KDEP: 224 px, SGD, batch size 64, weight decay 5e-4, 150 epochs, learning rate
+x0.1 every 50 epochs, RandomResizedCrop and flip.
 
-Departures from the public code: only the last epoch is scored (the public code reports the best
-*test* epoch, which is biased upwards); every run has a different seed; the normalisation is the
-backbone's own in pre-training and transfer; the runs are the suite's transfer seeds (2 in the
-public code); the score is top-1 over all test images.
+Differences from the public code: the last epoch is scored (the public code reports the best *test*
+epoch, which is biased upwards); every run has a different seed; the input normalisation is that of
+pre-training; the suite sets the number of transfer seeds (2 in the public code); the score is the
+top-1 accuracy over all test images.
 """
 
 task = dict(

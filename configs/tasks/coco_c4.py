@@ -1,6 +1,6 @@
 """COCO 2017 detection, Faster R-CNN C4 (for ResNet-18).
 
-Recipe and departures: configs/_base_/tasks/coco.py; the detector:
+Recipe and differences from the public code: configs/_base_/tasks/coco.py. Detector:
 configs/_base_/models/faster_rcnn_c4.py.
 """
 

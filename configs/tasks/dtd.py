@@ -1,12 +1,11 @@
-"""DTD, fine-tuned: split 1, 3,760 training (train + val) and 1,880 test images of 47 textures.
+"""DTD, fine-tuning: split 1 with 3,760 training (train + val) and 1,880 test images of 47 textures.
 
-CVMI-Lab/KDEP's downstream recipe: 224 px, SGD, batch 64, weight decay 5e-4, 150 epochs, learning
-rate x0.1 every 50, RandomResizedCrop and flip.
+Recipe of CVMI-Lab/KDEP: 224 px, SGD, batch size 64, weight decay 5e-4, 150 epochs, learning rate
+x0.1 every 50 epochs, RandomResizedCrop and flip.
 
-Departures from the public code: only the last epoch is scored (the public code reports the best
-*test* epoch, which is biased upwards); every run has a different seed; the normalisation is the
-backbone's own in pre-training and transfer; the runs are the suite's transfer seeds (2 in the
-public code).
+Differences from the public code: the last epoch is scored (the public code reports the best *test*
+epoch, which is biased upwards); every run has a different seed; the input normalisation is that of
+pre-training; the suite sets the number of transfer seeds (2 in the public code).
 """
 
 task = dict(

@@ -1,8 +1,8 @@
 """Detection of 8 classes in pocket scenes (COCO format): Faster R-CNN FPN with a reduced head.
 
-No stage is frozen and BatchNorm is trained for every method: stock detector settings (one stage
-frozen, norm_eval) are tuned for ImageNet ResNets and would put a random student at a disadvantage.
-About 120 s on one core for the half-width ResNet-18.
+For every method, all stages and BatchNorm are trained. mmdet's usual settings (one frozen stage,
+norm_eval) are for ImageNet weights and would put randomly initialised students at a disadvantage.
+Training takes about 120 s on one core for the half-width ResNet-18.
 """
 
 from mmengine.config import read_base

@@ -1,4 +1,4 @@
-"""Fine-tuning of the whole network on the pocket composites; the last epoch is scored."""
+"""Fine-tuning of all weights on the pocket composites, 8 classes; the last epoch is scored."""
 
 task = dict(
     type="kdep_bench.transfer.classification.FineTune",

@@ -1,7 +1,7 @@
-"""Linear probe on 178 real photographs, 6 classes: stratified 5-fold, repetition = transfer seed.
+"""Linear probe on 178 real photographs in 6 classes: stratified 5-fold cross-validation.
 
-Chance is the fraction of the most frequent class (57 animals of 178); records store the measured
-value.
+The transfer seed determines the folds. `chance` is the fraction of the most frequent class (57 of
+178 show animals); records store the value computed from the data.
 """
 
 task = dict(

@@ -1,4 +1,7 @@
-"""Linear probe on the pocket composites: held-out objects on held-out backgrounds, 8 classes."""
+"""Linear probe on the pocket composites, 8 classes.
+
+Objects and backgrounds of the test split are in no other split.
+"""
 
 task = dict(
     type="kdep_bench.transfer.classification.LinearProbe",

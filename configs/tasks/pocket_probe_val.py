@@ -1,4 +1,4 @@
-"""The pocket probe scored on the validation split with a fixed C: for choosing constants."""
+"""Like pocket_probe, but scored on the validation split with a fixed C: to tune hyperparameters."""
 
 task = dict(
     type="kdep_bench.transfer.classification.LinearProbe",

@@ -1,13 +1,13 @@
 """Segmentation of 8 classes and the background (Cityscapes layout): PSPNet on three levels.
 
-The head reads the stages at strides 8, 16 and 32, concatenated at stride 8. The paper dilates the
-backbone to stride 8 instead. Here the students are pre-trained at 64 px, where their last map is
-2x2, so a dilated last stage would see neighbourhoods that it never saw in pre-training (in a
-one-seed trial on another split, KDEP weights were worse than random ones when dilated:
-`dilate=True` repeats it). The same for every method.
+For every method, the head reads the stages at strides 8, 16 and 32, resized to stride 8 and
+concatenated. The KDEP paper dilates the backbone to stride 8 instead. That does not fit here: the
+students are pre-trained at 64 px, where the last map is 2x2, so a dilated last stage would have
+inputs unlike those of pre-training. In a trial with one seed on another split, dilated KDEP weights
+were worse than random weights; set `dilate=True` to repeat it.
 
-Chance is the mIoU of predicting background everywhere; records store the measured value. About 80 s
-on one core for the half-width ResNet-18.
+`chance` is the mIoU of predicting background everywhere; records store the value computed from the
+data. Training takes about 80 s on one core for the half-width ResNet-18.
 """
 
 from mmengine.config import read_base

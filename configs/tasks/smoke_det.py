@@ -1,4 +1,4 @@
-"""Tiny version of pocket_det: the same code, a handful of steps; its score means nothing."""
+"""Tiny version of pocket_det with 10 steps, to test the code; its score is meaningless."""
 
 from mmengine.config import read_base
 

@@ -1,4 +1,4 @@
-"""Tiny version of pocket_finetune: the same code, one epoch; its score means nothing."""
+"""Tiny version of pocket_finetune with one epoch, to test the code; its score is meaningless."""
 
 from mmengine.config import read_base
 

@@ -1,4 +1,4 @@
-"""Tiny version of pocket_photos: the same code, a coarser grid; its score means nothing."""
+"""Tiny version of pocket_photos with two values of C, to test code; its score is meaningless."""
 
 from mmengine.config import read_base
 

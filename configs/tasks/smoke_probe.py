@@ -1,4 +1,4 @@
-"""Tiny version of pocket_probe: the same code, a coarser grid; its score means nothing."""
+"""Tiny version of pocket_probe with two values of C, to test the code; its score is meaningless."""
 
 from mmengine.config import read_base
 

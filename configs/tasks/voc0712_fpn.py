@@ -1,6 +1,6 @@
 """PASCAL VOC 07+12 detection, Faster R-CNN FPN (for MobileNetV2).
 
-Recipe and departures: configs/_base_/tasks/voc0712.py; the detector:
+Recipe and differences from the public code: configs/_base_/tasks/voc0712.py. Detector:
 configs/_base_/models/faster_rcnn_fpn.py.
 """
 

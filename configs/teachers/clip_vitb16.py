@@ -1,8 +1,8 @@
-"""CLIP ViT-B/16, vision tower only, by transformers (`pip install 'kdep_bench[hf]'`).
+"""CLIP ViT-B/16, vision tower only, from transformers (`pip install 'kdep_bench[hf]'`).
 
-Weights: huggingface.co/openai/clip-vit-base-patch16, whose file also contains the text tower; give
-`weights=` that file or `download=True`. Tap: the class token after the last norm, before CLIP's
-projection; no activation follows.
+Weights: huggingface.co/openai/clip-vit-base-patch16 (that file also contains the text tower); set
+`weights=` to the path of the file, or `download=True`. Tap: the class token after the final
+LayerNorm, before CLIP's projection.
 """
 
 from kdep_bench.teachers.huggingface import HuggingFace

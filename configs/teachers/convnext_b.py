@@ -2,9 +2,10 @@
 
 Weights: torchvision's `IMAGENET1K_V1`, 338 MB from
 https://download.pytorch.org/models/convnext_base-6075fbad.pth
-The file name contains the start of its SHA-256, which is verified. A copy in torch.hub's folder is
-used; otherwise give `weights=` a path, or `download=True`.
-Tap: the norm of the mean of the last map, which its classifier reads; no activation follows.
+The file name contains the first digits of its SHA-256, which are verified. A copy in torch.hub's
+folder is used; otherwise set `weights=` to a path, or `download=True`.
+Tap: the input of the classifier, that is, the last map averaged over positions and then normalised
+(LayerNorm).
 """
 
 from kdep_bench.teachers.torchvision_models import Torchvision

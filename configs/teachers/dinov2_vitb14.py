@@ -1,8 +1,8 @@
 """DINOv2 ViT-B/14 (distilled from ViT-g), trained without labels.
 
-Weights: timm's copy, huggingface.co/timm/vit_base_patch14_dinov2.lvd142m; give `weights=` its
-model.safetensors, or `download=True`. Position embeddings are resized from 37x37
-patches to 16x16. Tap: the class token after the last norm; no activation follows.
+Weights: timm's copy, huggingface.co/timm/vit_base_patch14_dinov2.lvd142m; set `weights=` to the
+path of its model.safetensors, or `download=True`. Position embeddings are resized from 37x37 to
+16x16 patches. Tap: the class token after the final LayerNorm.
 """
 
 from kdep_bench.teachers.timm_models import Timm

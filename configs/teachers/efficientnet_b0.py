@@ -2,10 +2,10 @@
 
 Weights: torchvision's `IMAGENET1K_V1`, 20 MB from
 https://download.pytorch.org/models/efficientnet_b0_rwightman-7f5810bc.pth
-The file name contains the start of its SHA-256, which is verified. A copy in torch.hub's folder is
-used; otherwise give `weights=` a path, or `download=True`.
-Tap: after the last activation. Before it the feature is a linear function of 320 channels, so an
-SVD beyond rank 320 would fit noise; KDEP uses tap="before" anyway.
+The file name contains the first digits of its SHA-256, which are verified. A copy in torch.hub's
+folder is used; otherwise set `weights=` to a path, or `download=True`.
+Tap: after the last activation. KDEP's tap, before the activation (tap="before"), is a linear
+function of 320 channels, so singular vectors beyond rank 320 would be noise.
 """
 
 from kdep_bench.teachers.torchvision_models import Torchvision

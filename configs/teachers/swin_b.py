@@ -2,9 +2,9 @@
 
 Weights: torchvision's `IMAGENET1K_V1`, 335 MB from
 https://download.pytorch.org/models/swin_b-68c6b09e.pth
-The file name contains the start of its SHA-256, which is verified. A copy in torch.hub's folder is
-used; otherwise give `weights=` a path, or `download=True`.
-Tap: the mean of the last map after its norm; no activation follows.
+The file name contains the first digits of its SHA-256, which are verified. A copy in torch.hub's
+folder is used; otherwise set `weights=` to a path, or `download=True`.
+Tap: the last map after the final LayerNorm, averaged over positions.
 """
 
 from kdep_bench.teachers.torchvision_models import Torchvision

@@ -1,6 +1,6 @@
-"""The pairs of image sets that are compared for shared images, and those allowed to share them.
+"""Pairs of image sets that are checked for shared images, and `allow_duplicates` of a data config.
 
-A set is "pool", or "<part>/<split>" as the data config names them: "coco/train", "masks/test".
+The name of a set is "pool", or "<part>/<split>" as in the data config ("coco/train").
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from kdep_bench.errors import KdepError, unknown_name
 POOL = "pool"
 
 
-def pairs_of(sets: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of sets that are compared: the pool with each split, and splits of one part."""
-    order = sorted(sets, key=_place)
+def compared_pairs(sets: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of sets that are compared: the pool with each split, and the splits of each part."""
+    order = sorted(sets, key=_sort_key)
     return [
         (a, b)
         for a, b in combinations(order, 2)
@@ -24,7 +24,8 @@ def pairs_of(sets: Iterable[str]) -> list[tuple[str, str]]:
     ]
 
 
-def _place(name: str) -> tuple[bool, str, int, str]:
+def _sort_key(name: str) -> tuple[bool, str, int, str]:
+    """Sorts the pool first, then by part, then train, val, test and other splits."""
     part, _, split = name.partition("/")
     usual = ("train", "val", "test")
     return name != POOL, part, usual.index(split) if split in usual else len(usual), split
@@ -34,10 +35,11 @@ def read_allowed(allow: Any, sets: Iterable[str]) -> set[frozenset[str]]:
     """`allow_duplicates=[["pool", "coco/test"], ...]` of a data config as a set of pairs.
 
     Raises:
-        KdepError: another form, a set that the config has not got, a pair that is not compared.
+        KdepError: not a list of pairs, a set that the config does not have, or a pair that is not
+            compared.
     """
     names, out = list(sets), set()
-    example = next((f"[{a!r}, {b!r}]" for a, b in pairs_of(names)), "['pool', 'coco/test']")
+    example = next((f"[{a!r}, {b!r}]" for a, b in compared_pairs(names)), "['pool', 'coco/test']")
     if not isinstance(allow, list | tuple):
         allow = [allow]
     for pair in allow:
@@ -50,7 +52,7 @@ def read_allowed(allow: Any, sets: Iterable[str]) -> set[frozenset[str]]:
         for name in pair:
             if name not in names:
                 raise unknown_name("set in `allow_duplicates` of the data config", str(name), names)
-        if frozenset(pair) not in {frozenset(p) for p in pairs_of(names)}:
+        if frozenset(pair) not in {frozenset(p) for p in compared_pairs(names)}:
             raise KdepError(
                 f"`allow_duplicates` of the data config contains the pair {list(pair)}, which is "
                 "never compared",

@@ -1,7 +1,7 @@
-"""Checks of image data sets before hours are spent on them: images, COCO, Cityscapes, folders.
+"""Checks of data sets before training: single images, COCO, Cityscapes, class folders.
 
-Each check raises KdepError for the first fault, with the file, what is wrong, what was expected and
-the fix. Without faults it returns counts, which show that data was in fact checked.
+Each check raises KdepError for the first fault. Without a fault it returns what it checked: the
+size of an image, or counts.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from kdep_bench.data.mask_files import read_mask
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_json
 
-IGNORE = 255  # train id of pixels that neither train nor score (Cityscapes)
-_ORIENTATION = 0x0112  # the EXIF tag
+IGNORE = 255  # train id of pixels that are ignored in training and in the score (Cityscapes)
+_ORIENTATION = 0x0112  # number of the EXIF tag
 _EIGHT_BIT = {"RGB", "L", "P"}
 _FETCH = "copy or download it again"
 
 
 class ImageFormat(NamedTuple):
-    """Size in pixels and PIL mode of an image that decodes."""
+    """Size in pixels and PIL mode of an image."""
 
     width: int
     height: int
@@ -43,14 +43,15 @@ class ImageFormat(NamedTuple):
 
 
 def check_image(path: str | Path, alpha: bool = False) -> ImageFormat:
-    """Decodes the whole image.
+    """Decodes the whole image, and returns its size and mode.
 
     Args:
-        path: the file.
-        alpha: whether an alpha channel is fine; data sets are expected without.
+        path: path of the image.
+        alpha: whether an alpha channel is accepted.
 
     Raises:
-        KdepError: missing, empty, no image, truncated or damaged, 16-bit, CMYK or with alpha.
+        KdepError: missing, empty, not an image, truncated or damaged, 16-bit, CMYK, or with an
+            alpha channel that is not accepted.
     """
     path = Path(path)
     _check_bytes(path)
@@ -90,8 +91,8 @@ def check_upright(path: str | Path) -> None:
     if orientation != 1:
         raise KdepError(
             f"the image {path} is stored rotated or mirrored (EXIF orientation {orientation}); "
-            "some readers turn it and some do not",
-            fix="store its pixels upright with "
+            "some image readers rotate it and others do not",
+            fix="rotate its pixels with "
             "PIL.ImageOps.exif_transpose(Image.open(f)).save(...), and check that its boxes and "
             "masks still fit",
         )
@@ -128,13 +129,12 @@ def _check_mode(path: Path, mode: str, alpha: bool) -> None:
 def check_coco(
     json_path: str | Path, image_dir: str | Path | None = None, decode: int | None = None
 ) -> dict[str, int]:
-    """A COCO annotation file and its images.
+    """Checks a COCO annotation file and its images.
 
     Args:
-        json_path: with images, annotations, categories (https://cocodataset.org/#format-data).
-        image_dir: folder of the images; None checks the json alone.
-        decode: how many images to decode in full, None for all; that they
-            exist is always checked.
+        json_path: annotation file (https://cocodataset.org/#format-data).
+        image_dir: folder of the images; all must exist. None: only the json is checked.
+        decode: number of images to decode; None: all.
 
     Returns:
         {images, annotations, categories, decoded}.
@@ -147,9 +147,9 @@ def check_coco(
     table = read_json(json_path)
     keys = ("images", "annotations", "categories")
     if not isinstance(table, dict) or any(not isinstance(table.get(k), list) for k in keys):
-        found = sorted(table) if isinstance(table, dict) else type(table).__name__
+        content = sorted(table) if isinstance(table, dict) else type(table).__name__
         raise KdepError(
-            f"the file {json_path} contains {found}",
+            f"the file {json_path} contains {content}",
             expected="lists named images, annotations, categories",
             fix="export the annotations as COCO json",
         )
@@ -168,6 +168,7 @@ def check_coco(
 
 
 def _by_id(path: Path, kind: str, items: list[Any]) -> dict[Hashable, dict[str, Any]]:
+    """The entries by id; raises KdepError for an id that is missing, repeated or no integer."""
     out: dict[Hashable, dict[str, Any]] = {}
     for position, item in enumerate(items):
         if not isinstance(item, dict) or type(item.get("id")) is not int:
@@ -190,30 +191,32 @@ def _check_annotation(
     images: dict[Hashable, dict[str, Any]],
     categories: dict[Hashable, dict[str, Any]],
 ) -> None:
-    here = f"annotation {annotation['id']} in {path}"
-    image = _of_id(images, annotation.get("image_id"))
+    subject = f"annotation {annotation['id']} in {path}"
+    image = _get(images, annotation.get("image_id"))
     if image is None:
         raise KdepError(
-            f"{here} points to image id {annotation.get('image_id')!r:.80}, which is not in images",
+            f"{subject} points to image id {annotation.get('image_id')!r:.80}, which is not in "
+            "images",
             expected=f"one of {len(images)} image ids",
             fix="remove the annotation or add the image entry",
         )
-    if _of_id(categories, annotation.get("category_id")) is None:
+    if _get(categories, annotation.get("category_id")) is None:
         raise KdepError(
-            f"{here} has category id {annotation.get('category_id')!r:.80}, which is not in "
+            f"{subject} has category id {annotation.get('category_id')!r:.80}, which is not in "
             "categories",
             expected=f"one of {len(categories)} category ids",
             fix="correct the id or add the category",
         )
-    _check_box(here, annotation, image)
+    _check_box(subject, annotation, image)
 
 
-def _of_id(items: dict[Hashable, dict[str, Any]], value: Any) -> dict[str, Any] | None:
-    """The item of an id; Python counts True and 1.0 as the key 1, and a list is no key at all."""
-    return items.get(value) if type(value) is int else None
+def _get(items: dict[Hashable, dict[str, Any]], item_id: Any) -> dict[str, Any] | None:
+    """The item with this id; None if there is none or the id is not an integer."""
+    # `items.get` alone would accept True and 1.0 as the id 1, and raise TypeError for a list.
+    return items.get(item_id) if type(item_id) is int else None
 
 
-def _check_box(here: str, annotation: dict[str, Any], image: dict[str, Any]) -> None:
+def _check_box(subject: str, annotation: dict[str, Any], image: dict[str, Any]) -> None:
     box = annotation.get("bbox")
     number = (int, float)
     if (
@@ -222,34 +225,34 @@ def _check_box(here: str, annotation: dict[str, Any], image: dict[str, Any]) -> 
         or not all(isinstance(v, number) and math.isfinite(v) for v in box)
     ):
         raise KdepError(
-            f"{here} has the bbox {box!r}",
+            f"{subject} has the bbox {box!r}",
             expected="[x, y, width, height] in pixels",
             fix="correct the box, or remove the annotation",
         )
     x, y, w, h = box
     if w <= 0 or h <= 0:
         raise KdepError(
-            f"{here} has a bbox without area: {box}",
+            f"{subject} has a bbox without area: {box}",
             expected="width and height above 0",
             fix="remove it",
         )
     width, height = image.get("width"), image.get("height")
     if not isinstance(width, int) or not isinstance(height, int):
         raise KdepError(
-            f"{here}: the entry of its image {image.get('file_name')} has no width and height",
+            f"{subject}: the entry of its image {image.get('file_name')} has no width and height",
             fix="add them to the image's entry",
         )
-    # half a pixel of slack: real COCO rounds to 0.01 px and some boxes end at width + 0.49
+    # 0.5 px of tolerance: COCO rounds to 0.01 px, and some of its boxes end at width + 0.49.
     if x < -0.5 or y < -0.5 or x + w > width + 0.5 or y + h > height + 0.5:
         raise KdepError(
-            f"{here} has the bbox {box}, outside its image of {width}x{height}",
+            f"{subject} has the bbox {box}, outside its image of {width}x{height}",
             expected="x + width <= image width, y + height <= image height",
             fix="clip the box; if many are outside, they may be [x1, y1, x2, y2]",
         )
     area = annotation.get("area")
     if not isinstance(area, number) or not area > 0:
         raise KdepError(
-            f"{here} has the area {area!r}", expected="above 0", fix="recompute it or remove it"
+            f"{subject} has the area {area!r}", expected="above 0", fix="recompute it or remove it"
         )
 
 
@@ -287,20 +290,24 @@ def check_segmentation(
     mask_suffix: str = "_gtFine_labelTrainIds.png",
     limit: int | None = None,
 ) -> dict[str, int]:
-    """A Cityscapes tree: leftImg8bit/<split>/<city>/*, gtFine/<split>/<city>/* with train ids.
+    """Checks images and masks in the Cityscapes layout.
+
+    The layout is leftImg8bit/<split>/<city>/*_leftImg8bit.png for images and
+    gtFine/<split>/<city>/*<mask_suffix> for masks of train ids.
 
     Args:
-        tree: folder that holds leftImg8bit and gtFine.
-        num_classes: masks may hold 0..num_classes-1 and 255.
-        splits: which must exist.
-        mask_suffix: of the mask that belongs to X_leftImg8bit.png.
-        limit: check so many pairs of each split, None for all.
+        tree: folder that contains leftImg8bit and gtFine.
+        num_classes: masks may contain 0..num_classes-1 and 255.
+        splits: names of the splits to check.
+        mask_suffix: end of the mask's file name, where an image has "_leftImg8bit.png".
+        limit: number of pairs to check per split; None: all.
 
     Returns:
-        pairs checked, by split.
+        {split: number of pairs checked}.
 
     Raises:
-        KdepError: missing folder or partner, sizes that differ, label ids for train ids.
+        KdepError: a folder, image or mask is missing, sizes differ, or a mask contains other
+            values (label ids instead of train ids).
     """
     tree = Path(tree)
     counts = {}
@@ -324,7 +331,7 @@ def check_segmentation(
 
 
 def _stems(folder: Path, suffix: str) -> set[str]:
-    """Paths below `folder` that end in `suffix`, without it."""
+    """Relative paths of the images below `folder` that end in `suffix`, with the suffix removed."""
     names = list_images(folder).images if folder.is_dir() else ()
     return {n.removesuffix(suffix) for n in names if n.endswith(suffix)}
 
@@ -333,9 +340,9 @@ def _check_pairs(
     images: set[str], masks: set[str], image_dir: Path, mask_dir: Path, suffix: str
 ) -> None:
     if unpaired := sorted(images - masks):
-        fix = "fetch the masks of this split"
+        fix = "download the masks of this split"
         if suffix.endswith("labelTrainIds.png") and _stems(mask_dir, "_gtFine_labelIds.png"):
-            fix = "make them from labelIds with cityscapesscripts' createTrainIdLabelImgs"
+            fix = "create them from labelIds with cityscapesscripts' createTrainIdLabelImgs"
         raise KdepError(
             f"{len(unpaired)} images in {image_dir} have no mask, the first is {unpaired[0]}",
             expected=f"{mask_dir / (unpaired[0] + suffix)}",
@@ -345,7 +352,7 @@ def _check_pairs(
         raise KdepError(
             f"{len(unpaired)} masks in {mask_dir} have no image, the first is {unpaired[0]}",
             expected=f"{image_dir / (unpaired[0] + '_leftImg8bit.png')}",
-            fix="fetch the images of this split",
+            fix="download the images of this split",
         )
 
 
@@ -373,20 +380,22 @@ def check_image_folder(
     limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, int]:
-    """A folder of class folders of images, as mmpretrain's CustomDataset and torchvision read it.
+    """Checks a folder with one folder of images per class.
+
+    This is the layout of mmpretrain's CustomDataset and torchvision's ImageFolder.
 
     Args:
-        root: with one folder a class.
-        classes: the names expected; None takes what is there.
-        limit: decode so many images of each class, None for all.
-        progress: called with (done, total) classes.
+        root: folder that contains the class folders.
+        classes: expected names of the class folders; None: any names.
+        limit: number of images to decode per class; None: all.
+        progress: called with (classes done, classes).
 
     Returns:
-        number of images by class.
+        {class: number of images}.
 
     Raises:
-        KdepError: no root, missing, unexpected or empty class folder, a file that is no image,
-            a broken image.
+        KdepError: a class folder is missing, unexpected or empty, or a file is not an image or is
+            damaged.
     """
     root = Path(root)
     if not root.is_dir():
@@ -405,8 +414,8 @@ def check_image_folder(
 
 
 def _expected_classes(root: Path, classes: Iterable[str] | None) -> list[str]:
-    """Sorted names of the class folders; KdepError unless they are exactly `classes`, if given."""
-    found = class_names(root)
+    """Sorted names of the class folders; raises KdepError if `classes` is given and differs."""
+    present = class_names(root)
     with os.scandir(root) as entries:
         unsorted = sorted(e.name for e in entries if is_image_name(e.name) and e.is_file())
     if unsorted := [n for n in unsorted if not reason_to_pass_over(n, is_dir=False)]:
@@ -414,7 +423,7 @@ def _expected_classes(root: Path, classes: Iterable[str] | None) -> list[str]:
             f"the image {shown(root / unsorted[0])} is not in a class folder",
             fix="move it into the folder of its class, or out of the data set",
         )
-    expected = sorted(classes) if classes is not None else found
+    expected = sorted(classes) if classes is not None else present
     if not expected:
         raise KdepError(
             f"the folder {root} has no class folders",
@@ -422,12 +431,12 @@ def _expected_classes(root: Path, classes: Iterable[str] | None) -> list[str]:
             fix="check the data root, or move the images into one folder per class",
         )
     for name in expected:
-        if name not in found:
+        if name not in present:
             raise KdepError(
                 f"the class folder {root / name} is missing (classes: {expected})",
                 fix="add it, or correct the classes",
             )
-    if extra := sorted(set(found) - set(expected)):
+    if extra := sorted(set(present) - set(expected)):
         raise KdepError(
             f"the class folder {root / extra[0]} is not among the classes",
             expected=f"only {', '.join(expected)}",

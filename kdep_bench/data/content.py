@@ -37,12 +37,12 @@ from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, write_atomic
 
 RACY_NS = 2_000_000_000  # coarsest timestamps in use: 2 s (FAT)
-NAMED = 3  # most files that a message names
+NAMED = 3  # maximum number of files that a message names
 _MAGIC = b"kdep content 1 "
 _UNSETTLED = b"-"  # in place of a signature: read this file again next time
-_CHUNK = 256  # files that a thread takes at once
-_PIECE = 1 << 20
-_TRIES = 3
+_FILES_PER_TASK = 256  # a task is the work that one thread does at a time
+_READ_BYTES = 1 << 20
+_ATTEMPTS = 3
 
 Progress = Callable[[int, int], object]
 Rows = dict[bytes, bytes]  # name -> b"<sha256> <signature>"
@@ -53,8 +53,9 @@ class Source:
     """A file or folder that a data type reads.
 
     Attributes:
-        path: of the file or folder.
-        kind: "file"; "images" of a folder; or "all" files of a folder that `listing` does not skip.
+        path: path of the file or folder.
+        kind: "file": a single file; "images": the images of a folder; "all": all files of a folder
+            that `kdep_bench.data.listing` does not skip.
         skip: names directly below `path` that no stage reads, such as downloaded archives.
     """
 
@@ -63,7 +64,7 @@ class Source:
     skip: frozenset[str] = frozenset()
 
     def key(self) -> str:
-        """A text that is different for different sources."""
+        """A string that is different for different sources."""
         return json.dumps([os.path.abspath(self.path), self.kind, sorted(self.skip)])
 
     def names(self) -> list[str]:
@@ -96,7 +97,7 @@ def images_of(folder: str | Path) -> Source:
 
 
 def all_of(folder: str | Path, skip: Iterable[str] = ()) -> Source:
-    """All files of a folder and its subfolders, less the names `skip` directly below it."""
+    """All files of a folder and its subfolders, except the entries `skip` directly below it."""
     return Source(Path(folder), "all", frozenset(skip))
 
 
@@ -137,13 +138,13 @@ class Catalogue:
             KdepError: a folder that cannot be read, or a file that changes while it is read.
         """
         names = self.source.names()
-        chunks = [names[i : i + _CHUNK] for i in range(0, len(names), _CHUNK)]
+        chunks = [names[i : i + _FILES_PER_TASK] for i in range(0, len(names), _FILES_PER_TASK)]
 
-        def look(chunk: list[str]) -> list[tuple[bytes, bytes, int, bool]]:
-            return [_look(self.source, name, known) for name in chunk]
+        def read_chunk(chunk: list[str]) -> list[tuple[bytes, bytes, int, bool]]:
+            return [_read_row(self.source, name, known) for name in chunk]
 
-        for chunk in _parallel(look, chunks):
-            for name, row, size, read in chunk:
+        for rows in _parallel(read_chunk, chunks):
+            for name, row, size, read in rows:
                 self.rows[name] = row
                 self.bytes += size
                 self.read += read
@@ -211,12 +212,12 @@ class Changes:
         return ", ".join(parts)
 
     def first(self) -> str:
-        """The path of the first changed file, else removed, else added one; printable."""
+        """The printable path of the first changed file; if none, of a removed or an added file."""
         return shown((self.changed or self.removed or self.added)[0])
 
 
 def read_catalogue(path: Path, source: Source | None = None) -> Catalogue | None:
-    """The catalogue in a file; None if there is none, or it is damaged or of another source.
+    """Reads a catalogue; None if the file is missing, damaged, or of another source.
 
     Args:
         path: written by `Catalogue.write`.
@@ -232,11 +233,11 @@ def read_catalogue(path: Path, source: Source | None = None) -> Catalogue | None
             return None
         key, *rows = body.split(b"\0")
         path_, kind, skip = json.loads(key)
-        found = Source(Path(path_), kind, frozenset(skip))
-        if source is not None and found.key() != source.key():
+        stored_source = Source(Path(path_), kind, frozenset(skip))
+        if source is not None and stored_source.key() != source.key():
             return None
         pairs = (row.partition(b"\t") for row in rows if row)
-        return Catalogue(found, {name: row for row, _, name in pairs})
+        return Catalogue(stored_source, {name: row for row, _, name in pairs})
     except (OSError, ValueError, TypeError):
         return None
 
@@ -284,13 +285,13 @@ class Index:
             now.scan(known, progress)
         except BaseException:  # interrupted: keep the rows so far, so that they are not read again
             if now.rows:
-                self._keep(Catalogue(source, {**(stored.rows if stored else {}), **now.rows}))
+                self._store(Catalogue(source, {**(stored.rows if stored else {}), **now.rows}))
             raise
         if stored is None or stored.rows != now.rows:
-            self._keep(now)
+            self._store(now)
         return now
 
-    def _keep(self, catalogue: Catalogue) -> None:
+    def _store(self, catalogue: Catalogue) -> None:
         with contextlib.suppress(OSError):
             catalogue.write(self.path(catalogue.source))
 
@@ -304,7 +305,7 @@ def _parallel(work: Callable[[list[str]], list], chunks: list[list[str]]) -> Ite
     if len(chunks) < 2:
         yield from map(work, chunks)
         return
-    # More threads than cores, because on a network disk they mostly wait for the disk.
+    # More threads than cores: on a network disk the threads mostly wait for data.
     pool = ThreadPoolExecutor(max(8, cores()))
     try:
         yield from pool.map(work, chunks)
@@ -312,7 +313,7 @@ def _parallel(work: Callable[[list[str]], list], chunks: list[list[str]]) -> Ite
         pool.shutdown(cancel_futures=True)
 
 
-def _look(
+def _read_row(
     source: Source, name: str, known: Sequence[Mapping[bytes, bytes]]
 ) -> tuple[bytes, bytes, int, bool]:
     """Hashes a file unless its signature is known: (name, row, size, whether it was read)."""
@@ -326,7 +327,7 @@ def _look(
                 if row is not None and row[65:] == signature:
                     return key, row, status.st_size, False
             return key, _read(path), status.st_size, True
-        reason = "no regular file"
+        reason = "no regular file"  # part of the data's hash: do not reword
     except OSError as e:
         reason = e.strerror or type(e).__name__
     return key, b"!" + reason.encode() + b" " + _UNSETTLED, 0, True
@@ -337,14 +338,14 @@ def _read(path: str) -> bytes:
 
     Raises:
         OSError: it cannot be read.
-        KdepError: it changes while it is read, several times.
+        KdepError: it changed during each of _ATTEMPTS attempts to read it.
     """
-    for _ in range(_TRIES):
+    for _ in range(_ATTEMPTS):
         begun = time.time_ns()
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             before, h = os.fstat(fd), hashlib.sha256()
-            while piece := os.read(fd, _PIECE):
+            while piece := os.read(fd, _READ_BYTES):
                 h.update(piece)
             after = os.fstat(fd)
         finally:

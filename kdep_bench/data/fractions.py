@@ -1,4 +1,4 @@
-"""Data fractions: seeded selection of pool images, their labels, and the saved list of names."""
+"""Data fractions: selects a random fraction of the pool images, and reads their labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdep_bench.data.views import subset
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_strict, write_atomic
 
-LIST = "images.txt"
+LIST = "images.txt"  # written into the stage's folder
 
 
 def select_images(
@@ -23,13 +23,13 @@ def select_images(
 
     Args:
         files: names of the pool images.
-        fraction: in (0, 1].
-        seed: of the selection.
+        fraction: data fraction in (0, 1].
+        seed: random seed of the selection.
         labels: a labels file, to select the same fraction of every class (KDEP's public list has
-            128 images of each of 1000 classes); None selects from all images and reads no labels.
+            128 images of each of 1000 classes). None: select from all images, without labels.
 
     Raises:
-        KdepError: a fraction out of range, or labels that are missing or invalid.
+        KdepError: the fraction is out of range, or labels are missing or invalid.
     """
     if labels is None:
         return subset(len(files), fraction, seed)
@@ -37,9 +37,17 @@ def select_images(
 
 
 def per_class(labels: np.ndarray, fraction: float, seed: int = 0) -> np.ndarray:
-    """Sorted indices: the first `round(fraction * n)`, at least one, of a permutation per class.
+    """Sorted indices of a random fraction of the images of each class, at least one per class.
 
-    `labels` are the [N] class numbers. Raises KdepError unless 0 < fraction <= 1.
+    Takes the first `round(fraction * n)` of a seeded permutation of the n images of the class.
+
+    Args:
+        labels: [N] class numbers.
+        fraction: data fraction in (0, 1].
+        seed: random seed of the permutations.
+
+    Raises:
+        KdepError: the fraction is out of range.
     """
     if not 0 < fraction <= 1:
         raise KdepError(
@@ -58,14 +66,14 @@ def per_class(labels: np.ndarray, fraction: float, seed: int = 0) -> np.ndarray:
 def select_for_spec(
     files: list[str], spec: Mapping[str, Any], inputs: Mapping[str, Path]
 ) -> np.ndarray:
-    """Sorted indices of the images of a stage's fraction (`share`, `share_seed`, `share_by`)."""
+    """Sorted indices of a stage's images, by `share`, `share_seed` and `share_by` of its spec."""
     return select_images(
         files, spec["share"], spec["share_seed"], labels_for_fraction(spec, inputs)
     )
 
 
 def labels_for_fraction(spec: Mapping[str, Any], inputs: Mapping[str, Path]) -> Path | None:
-    """The labels file, if the stage's fraction is drawn per class; otherwise None."""
+    """The labels file if the stage's spec has share_by="class", otherwise None."""
     grouping = spec.get("share_by", "image")
     if grouping not in ("image", "class"):
         raise KdepError(
@@ -82,8 +90,8 @@ def labels_file(inputs: Mapping[str, Path]) -> Path:
 
 
 _LABELS_FIX = (
-    "prepare the data again with --force prepare; a data function of your own must write the label "
-    "of each pool image there"
+    "run the suite again with --force prepare; if the data config has a data function of your own, "
+    "it must write the label of each pool image there"
 )
 
 
@@ -126,26 +134,26 @@ def read_labels(path: Path, files: list[str]) -> np.ndarray:
 
 
 def save_list(folder: Path, files: list[str], images: np.ndarray) -> dict[str, Any]:
-    """Describes the selected images for a stage's outputs, and writes their list.
+    """Writes the names of the selected images, and returns an entry for the stage's outputs.
 
-    A list that is not the whole pool is written to `images.txt`, one name per line;
-    `sha256sum images.txt` gives the same `sha256`.
+    The names are written to `images.txt`, one per line, unless all images are selected.
 
     Args:
-        folder: of the stage.
+        folder: folder of the stage.
         files: names of the pool images.
-        images: indices of the selected ones.
+        images: indices of the selected images.
 
     Returns:
-        images (number), of (pool size), sha256 (over the names), file ("images.txt" or None).
+        "images": their number; "of": the size of the pool; "sha256": as `sha256sum images.txt`
+        prints it; "file": "images.txt" or None.
     """
     text = "".join(f"{files[i]}\n" for i in images)
-    whole = len(images) == len(files)
-    if not whole:
+    is_full_pool = len(images) == len(files)
+    if not is_full_pool:
         write_atomic(folder / LIST, text)
     return {
         "images": len(images),
         "of": len(files),
         "sha256": hashlib.sha256(text.encode()).hexdigest(),
-        "file": None if whole else LIST,
+        "file": None if is_full_pool else LIST,
     }

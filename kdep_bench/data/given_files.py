@@ -1,6 +1,7 @@
-"""Files that the config of a teacher, or of given weights, names: their content in the config.
+"""Adds the SHA-256 of the files that a config names (teacher checkpoints, given weights) to it.
 
-A path alone would keep the old scores where another checkpoint is saved under the same name.
+The config is part of the stage ids. With the path alone, the scores of an old checkpoint would be
+reused after another checkpoint is saved under the same name.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from kdep_bench.data.content import Catalogue, Source, all_of, one_file
 from kdep_bench.data.listing import shown
 from kdep_bench.errors import KdepError
 
-CONTENT = "content"  # the key in the config: {key of the path: SHA-256}
+CONTENT = "content"  # added to the config: {config key of a path: SHA-256 of the file}
 
 Config = Mapping[str, Any]
 
 
 def given_paths(config: Config) -> dict[str, Path]:
-    """Files and folders that exist, by the key that names them.
+    """Paths of the files and folders that the config names and that exist, by config key.
 
-    A text names a path where its key is `weights`, or where it has a "/". Weights with a stated
-    `sha256` are left out: that is their identity, and it is checked when they are read.
+    A string is taken as a path if its key is `weights` or if it contains a "/". Weights with a
+    stated `sha256` are left out: that hash identifies them, and is checked when they are read.
     """
-    out = {}
+    paths = {}
     for key, value in config.items():
         if key in ("type", "name", CONTENT) or not isinstance(value, str):
             continue
@@ -33,33 +34,34 @@ def given_paths(config: Config) -> dict[str, Path]:
             continue
         path = os.path.abspath(os.path.expanduser(value))
         if (key == "weights" or "/" in value) and os.path.exists(path):
-            out[key] = Path(path)
-    return out
+            paths[key] = Path(path)
+    return paths
 
 
-def source_of(path: Path) -> Source:
+def _source(path: Path) -> Source:
     return all_of(path) if path.is_dir() else one_file(path)
 
 
 def with_content(config: Config, read: Callable[[Source], Catalogue]) -> dict[str, Any]:
-    """The config with the SHA-256 of the files it names; as it is where it names none.
+    """A copy of the config with the SHA-256 of the files it names, under the key CONTENT.
 
     Args:
-        read: the content of a source, as `content.Index.read` gives it.
+        config: arguments of a teacher or of given weights.
+        read: hashes the files of a source, for example `content.Index.read`.
     """
-    digests = {k: read(source_of(p)).digest() for k, p in given_paths(config).items()}
+    digests = {k: read(_source(p)).digest() for k, p in given_paths(config).items()}
     return {**config, CONTENT: digests} if digests else dict(config)
 
 
 def without_content(config: Config) -> dict[str, Any]:
-    """The arguments of the config.
+    """A copy of the config without the key CONTENT, after the files were compared with it.
 
     Raises:
-        KdepError: a file is not the one that the run was planned with.
+        KdepError: a file changed after the run was planned.
     """
     planned, paths = config.get(CONTENT) or {}, given_paths(config)
     for key in planned.keys() & paths.keys():
-        if Catalogue(source_of(paths[key])).scan().digest() != planned[key]:
+        if Catalogue(_source(paths[key])).scan().digest() != planned[key]:
             raise KdepError(
                 f"{shown(paths[key])} ({key}) changed after the run was planned",
                 fix="run the suite again: every stage that depends on the file is rerun",

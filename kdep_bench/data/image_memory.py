@@ -1,7 +1,7 @@
-"""A cache of `ImageInfo` of images decoded before, by the SHA-256 of their bytes.
+"""A cache of `ImageInfo` by the SHA-256 of an image's bytes, so that images are decoded only once.
 
-One SQLite file, `images.sqlite` in the cache folder, for all data sets and work dirs of a user. A
-file that is damaged, locked or cannot be written costs decoding the images again and nothing else.
+The cache is one SQLite file, `images.sqlite` in the cache folder, for all data sets and work dirs
+of a user. If it is damaged, locked or cannot be written, the images are decoded again.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ import PIL
 from kdep_bench.data.pocket.debian import cache_dir
 from kdep_bench.files import canonical_json
 
-# Facts of another version are not used: raise it when what `images.examine` finds changes.
-VERSION = f"1 Pillow {PIL.__version__}"
-_KEPT = 1000  # facts that wait to be written together
-_BUSY = 2.0  # seconds to wait for another process
+# Entries of another version are ignored. Raise the number when the result of `images.examine`
+# changes.
+VERSION = f"2 Pillow {PIL.__version__}"
+_BATCH = 1000  # new entries are written in batches of this number
+_LOCK_TIMEOUT = 2.0  # seconds to wait while another process has locked the file
 
 
 def memory_path() -> Path:
-    """$KDEP_CACHE/images.sqlite, or that in ~/.cache/kdep_bench."""
+    """Path of the cache file: $KDEP_CACHE/images.sqlite, by default in ~/.cache/kdep_bench."""
     return cache_dir() / "images.sqlite"
 
 
 class ImageMemory:
-    """ImageInfo by SHA-256, stored in a file; `images.inspect` uses it from several threads.
+    """ImageInfo by SHA-256, stored in a file; safe to use from several threads.
 
-    Use it as a context manager; new entries are written at its end at the latest.
+    It is a context manager; new entries are written when it exits, at the latest.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -73,13 +74,13 @@ class ImageMemory:
             info = json.loads(text)
         except ValueError:
             return None
-        fits = isinstance(info, list) and info[:1] == [sha256]
-        return info if fits else None
+        is_valid = isinstance(info, list) and info[:1] == [sha256]
+        return info if is_valid else None
 
     def __setitem__(self, sha256: str, info: Sequence[Any]) -> None:
         with self._lock:
             self._new[sha256] = canonical_json(list(info))
-            if len(self._new) >= _KEPT and self._table is not None:
+            if len(self._new) >= _BATCH and self._table is not None:
                 self._write()
 
     def _write(self) -> None:
@@ -91,21 +92,21 @@ class ImageMemory:
             self._new.clear()
 
     def _open(self) -> sqlite3.Connection:
-        """Raises OSError or sqlite3.Error where the file cannot be used."""
+        """Opens the file, or creates it; raises OSError or sqlite3.Error if it cannot be used."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             if not stat.S_ISREG(os.lstat(self.path).st_mode):
-                raise OSError("no regular file")
+                raise OSError("not a regular file")
         try:
             return self._connect()
         except sqlite3.DatabaseError as e:
             if isinstance(e, sqlite3.OperationalError):
                 raise  # locked, read-only, no space
-        self.path.unlink()  # not a database: ours, and it holds nothing that cannot be found again
+        self.path.unlink()  # damaged; a cache can be deleted, as its content can be computed again
         return self._connect()
 
     def _connect(self) -> sqlite3.Connection:
-        table = sqlite3.connect(self.path, timeout=_BUSY, check_same_thread=False)
+        table = sqlite3.connect(self.path, timeout=_LOCK_TIMEOUT, check_same_thread=False)
         try:
             table.execute(
                 "CREATE TABLE IF NOT EXISTS images "

@@ -1,9 +1,9 @@
-"""The user's images: decodes each file once, and converts those that are not plain.
+"""Checks the user's images, and converts those that image libraries decode differently.
 
-A plain image is one that all decoders of a suite (OpenCV in the views and in mm's
-`LoadImageFromFile`, Pillow in the checks) read as the same pixels: a JPEG, PNG or BMP of 8-bit RGB
-or grey, without alpha and without an EXIF orientation. Plain images are linked. Other images that
-Pillow can decode are written as upright PNGs. All else is a fault that names the user's file.
+A plain image is a JPEG, PNG or BMP of 8-bit RGB or grey, without alpha channel and without EXIF
+orientation: OpenCV (which reads images for training) and Pillow (which reads them here) decode it
+to the same pixels. Plain images are linked. Other images that Pillow can decode are written as PNG,
+rotated as their EXIF orientation states. For any other file, a KdepError names it.
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ from kdep_bench.devices import cores
 from kdep_bench.errors import KdepError
 from kdep_bench.prefetch import prefetch
 
-# No others: Pillow hands some of them to other programs (EPS), or reads them in part.
+# Pillow's other formats are excluded: it opens some of them with external programs (EPS), and reads
+# others only in part.
 FORMATS = tuple(
     str(plugin.format)
     for plugin in (
-        JpegImagePlugin.JpegImageFile,  # also MPO, a JPEG with more JPEGs behind it
+        JpegImagePlugin.JpegImageFile,  # also MPO, a JPEG followed by more JPEGs
         PngImagePlugin.PngImageFile,
         BmpImagePlugin.BmpImageFile,
         GifImagePlugin.GifImageFile,
@@ -52,11 +53,11 @@ FORMATS = tuple(
         PpmImagePlugin.PpmImageFile,
     )
 )
-MAX_PIXELS = 89_478_485  # Pillow's own limit, above which a small file may be an attack
+MAX_PIXELS = 89_478_485  # Pillow's limit against decompression bombs
 MAX_BYTES = 1 << 30
-ORIENTATION = 0x0112  # the EXIF tag
-PLAIN_SD = 2.0  # standard deviation of the 64 x 64 grey image, of 255
-LISTED = 10  # faults of one list that an error shows
+ORIENTATION = 0x0112  # number of the EXIF tag
+PLAIN_SD = 2.0  # grey levels (0..255); below it a 64 x 64 thumbnail counts as having no contrast
+LISTED = 10  # maximum number of faults that one error lists
 _PLAIN_FORMATS = ("JPEG", "MPO", "PNG", "BMP")
 _PLAIN_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
 _ALPHA = ("LA", "RGBA", "PA")
@@ -64,25 +65,27 @@ _DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
 _FETCH = "copy or download it again"
 _SHALLOW = 4096  # 16-bit values that are all below this come from a 12-bit camera
 
-ALPHA = "with alpha (put on white)"
-TURNED = "EXIF orientation (turned upright)"
+# Reasons for a conversion, as shown in the data card.
+ALPHA = "alpha channel (composited on white)"
+TURNED = "EXIF orientation (rotated upright)"
 DEEP = "16-bit (0..65535 scaled to 0..255)"
 FRAMES = "several frames (the first is used)"
 
 
 class ImageInfo(NamedTuple):
-    """One image that decodes.
+    """Size, format and hashes of an image that can be decoded.
 
     Attributes:
-        sha256: of the file's bytes, in hex.
-        width: in pixels, as stored (before any EXIF orientation).
-        height: in pixels, as stored.
+        sha256: SHA-256 of the file, in hex.
+        width: width in pixels, before the EXIF orientation is applied.
+        height: height in pixels, before the EXIF orientation is applied.
         mode: Pillow's name of the pixel format.
         format: Pillow's name of the file format.
         frames: number of frames or pages.
         orientation: EXIF orientation, 1..8; 1 is upright.
         kinds: reasons for a conversion, as text for the data card; () for a plain image.
-        phash: perceptual hash of 256 bit in hex (see `kdep_bench.data.leaks`); "" without contrast.
+        phash: perceptual hash of 256 bits in hex (see `kdep_bench.data.leaks`); "" for an image
+            without contrast.
     """
 
     sha256: str
@@ -97,13 +100,14 @@ class ImageInfo(NamedTuple):
 
     @property
     def plain(self) -> bool:
+        """Whether the image needs no conversion (see the top of this module)."""
         return not self.kinds
 
     @property
     def upright(self) -> tuple[int, int]:
         """Width and height after the EXIF orientation is applied."""
-        turned = self.orientation >= 5
-        return (self.height, self.width) if turned else (self.width, self.height)
+        swaps_sides = self.orientation >= 5  # 5..8 include a rotation by 90 or 270 degrees
+        return (self.height, self.width) if swaps_sides else (self.width, self.height)
 
 
 @dataclass
@@ -111,9 +115,9 @@ class Inspection:
     """Result of `inspect`.
 
     Attributes:
-        info: of every image without a fault, by file.
-        faults: of the other files, in their order.
-        decoded: number of images that were decoded (the others were known from earlier calls).
+        info: ImageInfo of every image without a fault, by file.
+        faults: one error for each other file, in the order of the files.
+        decoded: number of images that were decoded (the others were in the cache).
     """
 
     info: dict[Path, ImageInfo] = field(default_factory=dict)
@@ -121,20 +125,20 @@ class Inspection:
     decoded: int = 0
 
     def raise_faults(self) -> None:
-        """KdepError that lists the faults, the first `LISTED` in words; nothing without faults."""
+        """Raises a KdepError that lists the faults, if there are any."""
         raise_all(self.faults, "images")
 
     def kinds(self) -> dict[str, int]:
-        """Number of images by kind of normalisation, for the data card."""
+        """Number of converted images by reason, for the data card."""
         return dict(sorted(Counter(k for f in self.info.values() for k in f.kinds).items()))
 
 
 def raise_all(faults: Sequence[KdepError], subject: str) -> None:
-    """Raises one KdepError that lists `faults`, or the only fault itself; nothing without faults.
+    """Raises one KdepError that lists the first LISTED `faults`; a single fault is raised as it is.
 
     Args:
-        faults: may be empty.
-        subject: plural noun of the things with the faults ("images").
+        faults: if empty, nothing is raised.
+        subject: plural noun for what has the faults ("images").
     """
     if len(faults) == 1:
         raise faults[0]
@@ -146,7 +150,7 @@ def raise_all(faults: Sequence[KdepError], subject: str) -> None:
 
 
 class Memory(Protocol):
-    """ImageInfo as a list by SHA-256 of the image's bytes: a dict or `image_memory.ImageMemory`."""
+    """A cache {SHA-256 of an image: its ImageInfo as a list}: a dict or an `ImageMemory`."""
 
     def get(self, key: str, /) -> Any: ...
 
@@ -163,21 +167,19 @@ def inspect(
     """Decodes every image once and collects all faults.
 
     Args:
-        files: the user's files.
-        memory: facts by SHA-256 of earlier calls, read and added to; an image whose hash is there
-            is not decoded again. Only images without a fault are remembered.
-        digest: SHA-256 of a file from an index; None reads the file and computes it.
-        progress: called with (done, total).
-        threads: None takes all cores.
-
-    Returns:
-        facts by file (those without a fault), faults in the order of `files`.
+        files: paths of the user's images.
+        memory: cache of ImageInfo. Images in it are not decoded again; those without a fault are
+            added.
+        digest: returns the SHA-256 of a file without reading it. None: files are read.
+        progress: called with (images done, images).
+        threads: number of threads; None: one per core.
     """
     files = list(files)
     memory = dict[str, Any]() if memory is None else memory
     result = Inspection()
 
-    def look(file: Path) -> tuple[ImageInfo | None, KdepError | None, bool]:
+    def inspect_one(file: Path) -> tuple[ImageInfo | None, KdepError | None, bool]:
+        """(info, fault, whether it was decoded); one of the first two is None."""
         try:
             check_regular(file)
             known = memory.get(digest(file)) if digest else None
@@ -192,10 +194,10 @@ def inspect(
             return None, fault, True
 
     threads = cores() if threads is None else threads
-    with warnings.catch_warnings():  # not safe inside threads; a copy of a bad image is refused
+    with warnings.catch_warnings():  # outside the threads: warning filters are not thread-safe
         warnings.simplefilter("ignore")
-        answers = prefetch(look, files, threads if threads > 1 else 0)
-        for done, (file, (info, fault, decoded)) in enumerate(zip(files, answers, strict=True)):
+        results = prefetch(inspect_one, files, threads if threads > 1 else 0)
+        for done, (file, (info, fault, decoded)) in enumerate(zip(files, results, strict=True)):
             result.decoded += decoded
             if info is not None:
                 result.info[file] = info
@@ -213,9 +215,9 @@ def _from_memory(known: Sequence[Any]) -> ImageInfo:
 
 
 def check_regular(file: Path) -> None:
-    """KdepError unless `file` is a regular file with content (a link to one is fine).
+    """Raises KdepError unless `file` is a regular file, or a link to one, and is not empty.
 
-    A FIFO or a device would hang its reader or never end.
+    Reading a FIFO or a device would block or never end.
     """
     try:
         status = os.stat(file)
@@ -262,11 +264,16 @@ def _read(file: Path) -> bytes:
 
 
 def examine(data: bytes, file: Path, sha256: str = "") -> ImageInfo:
-    """Facts of one image, all of it decoded.
+    """Decodes an image completely and returns its ImageInfo.
+
+    Args:
+        data: content of the file.
+        file: path of the file, for errors.
+        sha256: SHA-256 of `data`.
 
     Raises:
-        KdepError: not an image of `FORMATS`, truncated or damaged, too large, a pixel format
-            without a certain meaning in 8 bit.
+        KdepError: not an image of `FORMATS`, truncated or damaged, too large, or a pixel format
+            without a defined conversion to 8 bits.
     """
     with _decoding(data, file) as image:
         check_whole(data, file)
@@ -275,14 +282,14 @@ def examine(data: bytes, file: Path, sha256: str = "") -> ImageInfo:
         orientation, broken = _orientation(image)
         depth = _depth(image, data)
         if kind in ("JPEG", "MPO"):
-            image.draft(mode, (64, 64))  # decodes every byte, at an eighth of the size
+            image.draft(mode, (64, 64))  # faster: decodes all data, at an eighth of the resolution
         image.load()
         alpha = mode in _ALPHA or "transparency" in image.info
         grey = image.convert("L") if mode in ("L", "RGB") else None
     kinds: list[str] = []
     if kind not in _PLAIN_FORMATS:
         kinds.append(f"{kind} file")
-    if frames > 1 and kind != "MPO":  # an MPO is a JPEG with more JPEGs behind it
+    if frames > 1 and kind != "MPO":  # JPEG readers ignore the other frames of an MPO
         kinds.append(FRAMES)
     if alpha:
         kinds.append(ALPHA)
@@ -308,7 +315,7 @@ def examine(data: bytes, file: Path, sha256: str = "") -> ImageInfo:
 
 
 def perceptual_hash(grey: Image.Image) -> str:
-    """256 bit in hex of a grey image; "" where it has no contrast (see `kdep_bench.data.leaks`)."""
+    """Hash of a grey image, 256 bits in hex, for `kdep_bench.data.leaks`; "" without contrast."""
     import imagehash
 
     grey = grey.resize((64, 64), Image.Resampling.LANCZOS)
@@ -318,7 +325,7 @@ def perceptual_hash(grey: Image.Image) -> str:
 
 
 class _decoding:
-    """Opens an image held in memory; what Pillow raises becomes a KdepError naming `file`."""
+    """Context manager: opens an image in memory; exceptions of Pillow become KdepErrors."""
 
     def __init__(self, data: bytes, file: Path) -> None:
         self.data, self.file = data, file
@@ -361,7 +368,7 @@ class _decoding:
 
 
 def _orientation(image: Image.Image) -> tuple[int, bool]:
-    """EXIF orientation (1 where none or no valid one is stated), and whether EXIF is damaged."""
+    """(EXIF orientation, 1 if there is no valid one; whether the EXIF data is damaged)."""
     try:
         value = image.getexif().get(ORIENTATION, 1)
         return (value if value in range(1, 9) else 1), False
@@ -370,21 +377,22 @@ def _orientation(image: Image.Image) -> tuple[int, bool]:
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height before any EXIF orientation: of a TIFF Pillow states those after it."""
+    """Width and height before the EXIF orientation is applied."""
+    # Pillow's size of a TIFF is that after rotation. Tags 256 and 257: ImageWidth, ImageLength.
     tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     return int(tags.get(256, image.width)), int(tags.get(257, image.height))
 
 
 def _depth(image: Image.Image, data: bytes) -> int:
-    """Bits of a channel. Pillow's mode hides 16-bit RGB, which it reads as 8-bit."""
+    """Bits per channel in the file; Pillow's mode does not show it, as it reads 16-bit RGB as 8."""
     if image.mode == "1":
         return 1
     if image.mode in _DEEP or (image.mode == "I" and image.format == "PPM"):
         return 16
     if image.format == "PNG" and len(data) > 24:
-        return data[24] if image.mode not in ("P", "PA") else 8  # IHDR
+        return data[24] if image.mode not in ("P", "PA") else 8  # bit depth in the IHDR chunk
     if image.format == "TIFF":
-        bits = getattr(image, "tag_v2", {}).get(258, (8,))
+        bits = getattr(image, "tag_v2", {}).get(258, (8,))  # BitsPerSample
         bits = max(bits) if isinstance(bits, tuple) else int(bits)
         return 16 if bits > 8 else 8
     if image.format == "PPM" and data[:2] in (b"P5", b"P6", b"P2", b"P3"):
@@ -393,6 +401,7 @@ def _depth(image: Image.Image, data: bytes) -> int:
 
 
 def _pnm_maximum(data: bytes) -> int:
+    """The maximum pixel value in the header of a PPM or PGM (magic, width, height, maximum)."""
     header = re.sub(rb"#[^\n]*\n", b" ", data[:4096]).split(maxsplit=4)
     return int(header[3]) if len(header) > 3 and header[3].isdigit() else 255
 
@@ -411,9 +420,10 @@ def _check_mode(info: ImageInfo, file: Path) -> None:
 
 
 def _check_range(data: bytes, file: Path) -> None:
+    """Raises KdepError for a 16-bit image whose values do not use the range of 16 bits."""
     with _decoding(data, file) as image:
-        colour = image.mode not in (*_DEEP, "I")
-        top = int((_deep_colour(data) if colour else np.asarray(image)).max())
+        is_colour = image.mode not in (*_DEEP, "I")
+        top = int((_deep_colour(data) if is_colour else np.asarray(image)).max())
     if 0 < top < _SHALLOW:
         raise KdepError(
             f"the 16-bit image {file} has no value above {top}; converted to 8 bit it would be "
@@ -424,10 +434,10 @@ def _check_range(data: bytes, file: Path) -> None:
 
 
 def check_whole(data: bytes, file: Path) -> None:
-    """KdepError for a JPEG or PNG that does not reach its end marker.
+    """Raises KdepError for a truncated JPEG or PNG, or a PNG with a wrong checksum.
 
-    Some decoders fill what is missing with grey and report nothing. Takes 2 to 3 % of the
-    time of decoding, so that it is done wherever an image is read.
+    Some decoders fill missing pixels with grey without an error. This check takes 2 to 3 % of the
+    decoding time, so it is done whenever an image is read.
     """
     if data.startswith(b"\xff\xd8") and not _jpeg_ends(data):
         raise KdepError(
@@ -437,24 +447,24 @@ def check_whole(data: bytes, file: Path) -> None:
         raise KdepError(f"the image {file} is {fault}", fix=_FETCH)
 
 
-# A first byte that is always the same makes the search 80 times as fast as one of any length.
+# Matching a single 0xFF, not a run of them, makes the search 80 times as fast.
 _NEXT_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 
 
 def _jpeg_ends(data: bytes) -> bool:
-    """Whether following the markers leads to an EOI (not one inside a thumbnail or after a gap)."""
+    """Whether the JPEG's segments end with an EOI marker; those inside thumbnails do not count."""
     position, size, scanned = 2, len(data), False
     while position < size:
         marker_match = _NEXT_MARKER.search(data, position)
         if marker_match is None:
             return False
         position, marker = marker_match.end(), data[marker_match.end() - 1]
-        if marker == 0xD9:
+        if marker == 0xD9:  # EOI, end of image
             return scanned
         if position + 2 > size:
             return False
         position += struct.unpack_from(">H", data, position)[0]
-        scanned |= marker == 0xDA
+        scanned |= marker == 0xDA  # SOS, start of the pixel data
     return False
 
 
@@ -480,11 +490,13 @@ def _png_fault(data: bytes) -> str:
 
 
 def plain_pixels(data: bytes, file: Path) -> Image.Image:
-    """The image upright as 8-bit RGB or grey: its first frame, alpha put on white.
+    """Converts an image to 8-bit RGB or grey, rotated as its EXIF orientation states.
+
+    Of several frames the first is used. An alpha channel is composited on white.
 
     Args:
-        data: bytes of the file.
-        file: its name, for errors.
+        data: content of the file.
+        file: path of the file, for errors.
 
     Returns:
         a Pillow image of mode RGB or L, without metadata.
@@ -495,10 +507,10 @@ def plain_pixels(data: bytes, file: Path) -> Image.Image:
         if depth > 8 and image.mode not in (*_DEEP, "I"):
             out = _eight_bit(_deep_colour(data))
             if image.format == "TIFF":
-                orientation = 1  # OpenCV turns a TIFF, and with IMREAD_UNCHANGED no other format
+                orientation = 1  # OpenCV has rotated it; with IMREAD_UNCHANGED only TIFFs are
         else:
             image.load()
-            orientation = _orientation(image)[0]  # Pillow turns a TIFF as it loads it
+            orientation = _orientation(image)[0]  # again: Pillow rotates a TIFF when it loads it
             if depth > 8:
                 out = _eight_bit(np.asarray(image).astype(np.uint16))
             elif image.mode in _ALPHA or "transparency" in image.info:
@@ -529,16 +541,16 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _deep_colour(data: bytes) -> np.ndarray:
-    """[H, W, 3 or 4] uint16 in RGB(A) order: Pillow keeps 8 bit of a 16-bit RGB."""
+    """[H, W] or [H, W, 3 or 4] uint16 in RGB(A) order, by OpenCV: Pillow reduces it to 8 bits."""
     flat = np.frombuffer(data, np.uint8)
-    read = cv2.imdecode(flat, cv2.IMREAD_UNCHANGED)
-    if read is None or read.dtype != np.uint16:
+    image = cv2.imdecode(flat, cv2.IMREAD_UNCHANGED)
+    if image is None or image.dtype != np.uint16:
         raise ValueError("an unsupported 16-bit format")
-    return read if read.ndim == 2 else read[..., [2, 1, 0, 3][: read.shape[2]]]
+    return image if image.ndim == 2 else image[..., [2, 1, 0, 3][: image.shape[2]]]
 
 
 def _eight_bit(deep: np.ndarray) -> Image.Image:
-    """round(v / 257): 0 stays 0 and 65535 becomes 255. Alpha is put on white."""
+    """Scales uint16 values v to round(v / 257), so 65535 becomes 255; alpha goes on white."""
     out = ((deep.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if out.ndim == 3 and out.shape[2] == 4:
         return _on_white(Image.fromarray(out, "RGBA"))
@@ -546,10 +558,15 @@ def _eight_bit(deep: np.ndarray) -> Image.Image:
 
 
 def placed_name(name: str, info: ImageInfo) -> str:
-    """Relative name under which `place` should put an image: UTF-8, with a suffix of its content.
+    """The relative path at which `place` puts an image: UTF-8, with the suffix of its format.
 
-    A plain image with an ordinary name keeps it. Otherwise the suffix .png or .jpg is appended, so
-    that `a.gif` and `a.png` stay two files; bytes that are not UTF-8 become %XX.
+    A plain image keeps its name if the suffix fits. Otherwise .png or .jpg is appended, not
+    exchanged, so `a.gif` and `a.png` do not get the same name. Control characters and bytes that
+    are not UTF-8 become %XX.
+
+    Args:
+        name: path of the image relative to its folder.
+        info: ImageInfo of the image.
     """
     name = re.sub(
         r"[\x00-\x1f\x7f\udc80-\udcff]",
@@ -564,10 +581,10 @@ def placed_name(name: str, info: ImageInfo) -> str:
 
 
 def place(file: Path, link: Path, info: ImageInfo) -> None:
-    """Puts the image at `link`: a plain one as a link to it, any other as a plain PNG.
+    """Makes `link` a symbolic link to a plain image, or else a PNG with the converted image.
 
     Raises:
-        KdepError: `link` is taken, the file changed since it was inspected, the disk is full.
+        KdepError: `link` exists, the file changed since it was inspected, or it cannot be written.
     """
     link.parent.mkdir(parents=True, exist_ok=True)
     if os.path.lexists(link):
@@ -599,7 +616,7 @@ def place(file: Path, link: Path, info: ImageInfo) -> None:
 def place_all(
     info: Mapping[Path, ImageInfo], links: Mapping[Path, Path], threads: int | None = None
 ) -> None:
-    """`place` of each file of `links`, in threads."""
+    """Calls `place` for each (file, link) of `links`, in threads (None: one per core)."""
     threads = cores() if threads is None else threads
     files = list(links)
     for _ in prefetch(lambda f: place(f, links[f], info[f]), files, threads if threads > 1 else 0):
@@ -607,20 +624,20 @@ def place_all(
 
 
 def check_turn(file: Path, info: ImageInfo, width: int, height: int, where: str) -> None:
-    """KdepError where it is not certain that labels fit an image with an EXIF orientation.
+    """Raises KdepError if boxes or masks may not fit an image with an EXIF orientation.
 
-    Labels certainly fit the upright image if the size in the annotations is that of the upright
-    image and differs from the stored size: the program that wrote it applied the orientation. If it
-    is the stored size, this is not certain (the size may have been read from the file, but the
-    labels drawn on the upright image), nor for a square image, a rotation by 180 degrees or a
-    mirrored image, whose sizes are equal.
+    They fit the upright image if the annotations state its size and the stored size is different:
+    the annotation program then applied the orientation. They may not fit
+
+    - if the annotations state the stored size: labels may still be drawn on the upright image;
+    - if both sizes are equal (a square image, a rotation by 180 degrees, a mirrored image).
 
     Args:
         file: the user's image.
-        info: of the image.
-        width: stated width in pixels, of the json or the mask.
-        height: stated height.
-        where: who states it, for the error ("train.json", "its mask").
+        info: ImageInfo of the image.
+        width: width in pixels, as stated in the annotations or as that of the mask.
+        height: height in pixels, likewise.
+        where: source of the size, for the error ("train.json", "its mask").
     """
     if info.orientation == 1:
         return
@@ -639,18 +656,18 @@ def check_turn(file: Path, info: ImageInfo, width: int, height: int, where: str)
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """[H, W, 3] uint8 RGB of an image that is decoded wholly.
+    """Decodes an image to [H, W, 3] uint8 RGB.
 
-    The bytes are read by Python: OpenCV ends the process (SIGSEGV) when a name is not UTF-8.
+    The file is read by Python, because OpenCV crashes (SIGSEGV) when a file name is not UTF-8.
 
     Raises:
-        KdepError: no regular file, truncated, damaged, or not decoded by OpenCV.
+        KdepError: not a regular file, truncated, damaged, or OpenCV cannot decode it.
     """
     path = Path(os.path.realpath(path))  # errors name the user's file, not a link in work_dirs
     check_regular(path)
     data = _read(path)
     check_whole(data, path)
-    if not data.startswith((b"\xff\xd8", b"\x89PNG")):  # without a cheap check: decoded twice
+    if not data.startswith((b"\xff\xd8", b"\x89PNG")):  # no JPEG or PNG: Pillow finds truncation
         with _decoding(data, path) as image:
             image.load()
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)

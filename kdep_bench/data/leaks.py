@@ -1,8 +1,9 @@
 """Finds images that two splits share: equal files, and near duplicates by a perceptual hash.
 
-The hash is `imagehash.phash` with 256 bits: whether each of the 16 x 16 lowest DCT coefficients of
-the 64 x 64 grey image is above their median. Two images are near duplicates if at most `NEAR` bits
-differ. Measured on 2,500 images of the pocket pool, 178 photographs and synthetic images:
+The hash is `imagehash.phash` with 256 bits. Each bit states whether one of the 16 x 16 lowest DCT
+coefficients of the 64 x 64 grey image is above their median. Two images are near duplicates if at
+most NEAR bits differ. Measured on 2,500 images of the pocket pool, 178 photographs and synthetic
+images:
 
 | change of an image | bits that differ: median, 95th percentile |
 |---|---|
@@ -33,15 +34,16 @@ from typing import Any
 
 import numpy as np
 
-from kdep_bench.data.allowed import POOL, pairs_of
+from kdep_bench.data.allowed import POOL, compared_pairs
 from kdep_bench.data.images import ImageInfo
 from kdep_bench.data.listing import shown
 from kdep_bench.errors import KdepError
 
-NEAR = 20
+NEAR = 20  # maximum number of differing bits of near duplicates
 BITS = 256
-LISTED = 5  # most pairs of files that an output names
+LISTED = 5  # maximum number of pairs of files that an output names
 _BLOCK = 32  # candidates per query that are compared at once
+_QUERIES = 4096  # queries that are compared at once; limits the memory
 
 
 @dataclass
@@ -54,9 +56,9 @@ class Leak:
         images: number of images of `second`.
         equal: number of files of `second` that are byte for byte equal to one of `first`.
         near: number of other images of `second` that are near duplicates of one of `first`.
-        examples: [file of `second`, file of `first`, "equal" or the number of bits that differ],
-            each file with only the last folder of its path.
-        allowed: whether the data config names this pair in `allow_duplicates`.
+        examples: [file of `second`, file of `first`, "equal" or the number of bits that differ];
+            each path is shortened to the file and its folder.
+        allowed: whether the data config allows this pair in `allow_duplicates`.
     """
 
     first: str
@@ -74,7 +76,7 @@ class Leak:
 
     @property
     def harmless(self) -> bool:
-        """Whether only training images of a task are in the pool, which affects no test score."""
+        """Whether the shared images are in the pool and a training split: no test score changes."""
         return self.first == POOL and self.second.endswith("/train")
 
     def sentence(self) -> str:
@@ -101,7 +103,7 @@ def find(
 
     Args:
         sets: files by name of the set: "pool", or "<part>/<split>".
-        info: hashes of every file.
+        info: ImageInfo of every file.
         allowed: pairs of sets that the data config allows to share images, see
             `allowed.read_allowed`.
 
@@ -110,7 +112,7 @@ def find(
     """
     prints = {name: _Prints(files, info) for name, files in sets.items()}
     leaks = []
-    for first, second in pairs_of(sets):
+    for first, second in compared_pairs(sets):
         leak = _compare(first, second, prints[first], prints[second])
         if leak.equal or leak.near:
             leak.allowed = frozenset((first, second)) in allowed
@@ -124,7 +126,7 @@ def check_paths(
     """One error per pair of splits of one part that contain the same image file."""
     real = {n: {os.path.realpath(f): f for f in files} for n, files in sets.items() if n != POOL}
     faults = []
-    for first, second in pairs_of(real):
+    for first, second in compared_pairs(real):
         same = sorted(real[first].keys() & real[second].keys())
         if same and frozenset((first, second)) not in allowed:
             faults.append(
@@ -155,7 +157,7 @@ def table(leaks: Iterable[Leak]) -> list[dict[str, Any]]:
 
 
 class _Prints:
-    """Content and perceptual hashes of one set of images."""
+    """SHA-256 and perceptual hashes of one set of images."""
 
     def __init__(self, files: Sequence[Path], info: Mapping[Path, ImageInfo]) -> None:
         self.files = list(files)
@@ -168,13 +170,13 @@ class _Prints:
 
 
 def _compare(first: str, second: str, a: _Prints, b: _Prints) -> Leak:
-    where = {}
+    first_with = {}  # SHA-256 -> index of the first image of `a` with it
     for i, sha256 in enumerate(a.content):
-        where.setdefault(sha256, i)
+        first_with.setdefault(sha256, i)
     leak = Leak(first, second, len(b.files))
-    equal = {i for i, sha256 in enumerate(b.content) if sha256 in where}
+    equal = {i for i, sha256 in enumerate(b.content) if sha256 in first_with}
     leak.equal = len(equal)
-    rows = [[b.files[i], a.files[where[b.content[i]]], "equal"] for i in sorted(equal)]
+    rows = [[b.files[i], a.files[first_with[b.content[i]]], "equal"] for i in sorted(equal)]
     rest = np.array([k for k, i in enumerate(b.index) if int(i) not in equal], np.int64)
     match, distance = nearest_within(a.words, a.bits, b.words[rest], b.bits[rest], NEAR)
     near_rows = np.flatnonzero(match >= 0)
@@ -187,58 +189,64 @@ def _compare(first: str, second: str, a: _Prints, b: _Prints) -> Leak:
 
 
 def _short(file: Path) -> str:
-    """A file with the last folder of its path: outputs are published, full paths are private."""
+    """The file and its folder, without the rest of the path, which should not be published."""
     return shown("/".join(file.parts[-2:]))
 
 
 def nearest_within(
     words: np.ndarray, bits: np.ndarray, queries: np.ndarray, query_bits: np.ndarray, radius: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each query, a hash that differs from it by at most `radius` bits.
+    """For each query, finds a hash that differs from it by at most `radius` bits.
 
-    Not all pairs are compared. The bits are divided into `radius + 1` bands; two hashes that differ
-    in at most `radius` bits are equal in one band or more, so only hashes with an equal band are
-    compared. The bits of a band are spread over all frequencies.
+    The bits are divided into `radius + 1` bands. Two hashes that differ in at most `radius` bits
+    are equal in at least one band, so only hashes with an equal band are compared. Each band takes
+    every (radius + 1)-th bit.
 
     Args:
-        words: [N, BITS / 64] uint64.
+        words: [N, BITS / 64] uint64, the hashes.
         bits: [N, BITS] of 0 and 1, the same hashes.
-        queries: [M, BITS / 64].
-        query_bits: [M, BITS].
-        radius: greatest number of bits that may differ.
+        queries: [M, BITS / 64] uint64.
+        query_bits: [M, BITS] of 0 and 1, the same queries.
+        radius: maximum number of bits that may differ.
 
     Returns:
-        index of the first hash found or -1 [M], and the number of bits that differ [M].
+        [M] index of a hash within the radius, or -1; [M] number of bits that differ.
     """
     match, distance = np.full(len(queries), -1, np.int64), np.zeros(len(queries), np.int64)
     if not len(words) or not len(queries):
         return match, distance
     for band in range(radius + 1):
-        left = np.flatnonzero(match < 0)
-        keys, query_keys = _keys(bits[:, band :: radius + 1]), query_bits[left, band :: radius + 1]
+        unmatched = np.flatnonzero(match < 0)
+        keys = _keys(bits[:, band :: radius + 1])
         order = np.argsort(keys, kind="stable")
-        keys, query_keys = keys[order], _keys(query_keys)
+        keys, query_keys = keys[order], _keys(query_bits[unmatched, band :: radius + 1])
+        # The candidates of a query are order[start:stop].
         start = np.searchsorted(keys, query_keys, "left")
         stop = np.searchsorted(keys, query_keys, "right")
-        while len(left):
-            open_ = start < stop
-            left, start, stop = left[open_], start[open_], stop[open_]
-            if not len(left):
+        while len(unmatched):
+            has_candidates = start < stop
+            unmatched, start, stop = (v[has_candidates] for v in (unmatched, start, stop))
+            if not len(unmatched):
                 break
-            for chunk in range(0, len(left), 4096):
-                part = slice(chunk, chunk + 4096)
-                place = start[part, None] + np.arange(_BLOCK)
-                inside = place < stop[part, None]
-                rows = order[np.minimum(place, len(order) - 1)]
-                differ = np.bitwise_count(words[rows] ^ queries[left[part], None]).sum(2)
-                differ = np.where(inside, differ, BITS + 1)
-                best = differ.argmin(1)
-                lines = np.arange(len(best))
-                hit = differ[lines, best] <= radius
-                match[left[part][hit]] = rows[lines, best][hit]
-                distance[left[part][hit]] = differ[lines, best][hit]
-            missing = match[left] < 0
-            left, start, stop = left[missing], start[missing] + _BLOCK, stop[missing]
+            for first in range(0, len(unmatched), _QUERIES):
+                chunk = slice(first, first + _QUERIES)
+                position = start[chunk, None] + np.arange(_BLOCK)
+                is_candidate = position < stop[chunk, None]
+                candidates = order[np.minimum(position, len(order) - 1)]
+                differ = words[candidates] ^ queries[unmatched[chunk], None]
+                bit_count = np.bitwise_count(differ).sum(2)
+                bit_count = np.where(is_candidate, bit_count, BITS + 1)
+                best = bit_count.argmin(1)
+                rows = np.arange(len(best))
+                is_match = bit_count[rows, best] <= radius
+                match[unmatched[chunk][is_match]] = candidates[rows, best][is_match]
+                distance[unmatched[chunk][is_match]] = bit_count[rows, best][is_match]
+            remains = match[unmatched] < 0
+            unmatched, start, stop = (
+                unmatched[remains],
+                start[remains] + _BLOCK,
+                stop[remains],
+            )
     return match, distance
 
 

@@ -1,12 +1,12 @@
-"""Lists the images of a folder, by one list of suffixes and one rule for all readers.
+"""Lists the images of a folder; all readers use the same suffixes and skip the same files.
 
-Skipped, and counted by reason, are hidden files and folders and those of operating systems
-(`Thumbs.db`, `desktop.ini`, `__MACOSX`, ...). Other files with an image suffix are images; the rest
-is returned as `other_files`, and the caller decides whether that is a fault.
+Hidden files and folders and those of operating systems (`Thumbs.db`, `desktop.ini`, `__MACOSX`,
+...) are skipped and counted by reason. Other files with an image suffix are images. All remaining
+files are returned as `other_files`; the caller decides whether they are a fault.
 
-Links to files and folders are followed; a link to a folder above it is passed over. Names that are
-not UTF-8 keep their bytes (Python's surrogateescape): open such a file with Python's `open`, not
-with a C library's own reader, and print its name through `shown`.
+Links to files and folders are followed, except a link to a folder above it, which is skipped. File
+names that are not UTF-8 keep their bytes (Python's surrogateescape): open such a file with Python's
+`open`, not with a C library's own reader, and print its name through `shown`.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Listing:
 
     Attributes:
         root: the folder.
-        images: files with an image suffix, sorted as text. A link to nothing counts as a file, so
-            that a check of the image names it.
+        images: files with an image suffix, sorted as text. A broken link counts as a file; the
+            check of the image reports it.
         other_files: files with another suffix, sorted.
         passed_over: number of skipped entries by reason; a folder counts as one entry.
         examples: the first skipped entry by reason.
@@ -57,7 +57,7 @@ class Listing:
             f"{count} {reason} ({shown(self.examples[reason])}{', ...' if count > 1 else ''})"
             for reason, count in sorted(self.passed_over.items())
         ]
-        return f"passed over in {shown(self.root)}: {', '.join(parts)}" if parts else ""
+        return f"skipped in {shown(self.root)}: {', '.join(parts)}" if parts else ""
 
     def by_class(self) -> dict[str, list[str]]:
         """Images by their folder directly below `root`, both sorted.
@@ -70,7 +70,7 @@ class Listing:
             classes.setdefault(head if slash else "", []).append(name)
         return dict(sorted(classes.items()))
 
-    def _pass_over(self, reason: str, path: str) -> None:
+    def _skip(self, reason: str, path: str) -> None:
         self.passed_over[reason] = self.passed_over.get(reason, 0) + 1
         self.examples[reason] = min(path, self.examples.get(reason, path))
 
@@ -97,7 +97,7 @@ def reason_to_pass_over(name: str, is_dir: bool) -> str:
 
 
 def list_images(folder: str | Path) -> Listing:
-    """Every file below `folder` by the rule of this module.
+    """All files below `folder`, divided as described at the top of this module.
 
     Raises:
         KdepError: the folder, or one below it, does not exist or cannot be read.
@@ -112,7 +112,7 @@ def list_images(folder: str | Path) -> Listing:
 
 
 def count_images(folder: str | Path, limit: int) -> int:
-    """The number of images below `folder`, or `limit` where there are more: reading stops there.
+    """The number of images below `folder`, at most `limit`: counting stops there.
 
     Raises:
         KdepError: the folder, or one below it, does not exist or cannot be read.
@@ -122,7 +122,7 @@ def count_images(folder: str | Path, limit: int) -> int:
 
 
 def class_names(folder: str | Path) -> list[str]:
-    """Sorted names of the folders directly below `folder` that are not passed over."""
+    """Sorted names of the folders directly below `folder`, without those that are skipped."""
     return sorted(
         e.name
         for e in _entries(str(folder))
@@ -131,36 +131,36 @@ def class_names(folder: str | Path) -> list[str]:
 
 
 def shown(path: str | Path) -> str:
-    """A path as text that can always be printed: bytes that are not UTF-8 become \\xNN."""
+    """A path as printable text: bytes that are not UTF-8 become \\xNN."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _walk(listing: Listing) -> Iterator[str]:
-    """Files below `listing.root`, relative to it, in no order."""
+    """Yields the paths of files below `listing.root`, relative to it, in no particular order."""
     root = str(listing.root)
-    # Folders still to read, each with the (device, inode) of the folders that lead to it.
+    # Folders still to read, each with the (device, inode) of its parent folders.
     stack: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while stack:
-        below, above = stack.pop()
-        here = os.path.join(root, below) if below else root
-        above = above | {_identity(here)}
-        for entry in _entries(here):
-            path = f"{below}/{entry.name}" if below else entry.name
+        relative, parents = stack.pop()
+        folder = os.path.join(root, relative) if relative else root
+        parents = parents | {_identity(folder)}
+        for entry in _entries(folder):
+            path = f"{relative}/{entry.name}" if relative else entry.name
             is_dir = _is_dir(entry)
             if reason := reason_to_pass_over(entry.name, is_dir):
-                listing._pass_over(reason, path)
+                listing._skip(reason, path)
             elif not is_dir:
                 yield path
-            elif entry.is_symlink() and _identity(entry.path) in above:
-                listing._pass_over("link(s) to a folder above", path)
+            elif entry.is_symlink() and _identity(entry.path) in parents:
+                listing._skip("link(s) to a folder above", path)
             else:
-                stack.append((path, above))
+                stack.append((path, parents))
 
 
 def _is_dir(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads to itself: no folder
+    except OSError:  # a link to itself
         return False
 
 

@@ -1,4 +1,4 @@
-"""Reads one mask of class numbers; anything else is a sentence with a fix for its kind."""
+"""Reads a segmentation mask: a PNG with one 8-bit channel of class numbers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from kdep_bench.errors import KdepError
 
 
 class MaskInfo(NamedTuple):
-    """One mask: its pixels counted by value.
+    """Size and pixel counts of one mask.
 
     Attributes:
         size: width and height in pixels.
-        counts: [256] int64, pixels of each value.
-        sha256: of the file, in hex.
-        palette: colour of each value that occurs, of a mask with a palette; () without.
+        counts: [256] int64, number of pixels with each value.
+        sha256: SHA-256 of the file, in hex.
+        palette: (value, RGB colour) for each value that occurs; () for a mask without a palette.
     """
 
     size: tuple[int, int]
@@ -32,10 +32,10 @@ class MaskInfo(NamedTuple):
 
 
 def read_mask(path: Path) -> MaskInfo:
-    """Pixels by value of one mask.
+    """Reads one mask and counts its pixels by value.
 
     Raises:
-        KdepError: no whole PNG, or not one 8-bit channel of class numbers.
+        KdepError: not a complete PNG, or not one 8-bit channel of class numbers.
     """
     check_regular(path)
     data = path.read_bytes()
@@ -56,9 +56,9 @@ def read_mask(path: Path) -> MaskInfo:
     counts = np.bincount(values.ravel(), minlength=256).astype(np.int64)
     palette: tuple[tuple[int, tuple[int, ...]], ...] = ()
     if mode == "P":
-        table = image.getpalette("RGB") or []
-        there = [int(v) for v in np.flatnonzero(counts) if 3 * v + 3 <= len(table)]
-        palette = tuple((v, tuple(table[3 * v : 3 * v + 3])) for v in there)
+        table = image.getpalette("RGB") or []  # R, G, B of value 0, then of value 1, ...
+        values = [int(v) for v in np.flatnonzero(counts) if 3 * v + 3 <= len(table)]
+        palette = tuple((v, tuple(table[3 * v : 3 * v + 3])) for v in values)
     return MaskInfo(size, counts, hashlib.sha256(data).hexdigest(), palette)
 
 
@@ -71,7 +71,7 @@ def _check_mode(path: Path, mode: str, data: bytes) -> None:
             fix="save it as class numbers 0 and 1: "
             "Image.open(f).convert('L').point(lambda v: v // 255).save(f)",
         )
-    if mode == "L" and len(data) > 24 and data[24] < 8:  # IHDR: bits of a channel
+    if mode == "L" and len(data) > 24 and data[24] < 8:  # byte 24 of a PNG: bits per channel
         top = (1 << data[24]) - 1
         raise KdepError(
             f"the mask {shown(path)} has {data[24]} bits per pixel, which image readers scale to "
@@ -84,7 +84,7 @@ def _check_mode(path: Path, mode: str, data: bytes) -> None:
         raise KdepError(
             f"the mask {shown(path)} has 16 bits per pixel",
             expected=numbers,
-            fix="save it with 8: "
+            fix="save it with 8 bits per pixel: "
             "Image.fromarray(numpy.asarray(Image.open(f)).astype('uint8')).save(f)",
         )
     if mode in ("RGB", "RGBA", "LA", "PA"):

@@ -1,7 +1,8 @@
-"""The one normalisation of every student, in pre-training and in every transfer; checks of others.
+"""Input normalisation: the mean and std of every student, and checks of those in configs.
 
-ImageNet channel statistics, RGB, on the 0-255 scale (mmpretrain 1.2.0's ImageNet data
-preprocessor; torchvision's 0.485, 0.456, 0.406 and 0.229, 0.224, 0.225 times 255).
+All students are normalised with MEAN and STD, in pre-training and in transfer training: ImageNet
+channel statistics in RGB order, on the 0-255 scale (mmpretrain 1.2.0's ImageNet data preprocessor;
+torchvision's 0.485, 0.456, 0.406 and 0.229, 0.224, 0.225 times 255).
 """
 
 from __future__ import annotations
@@ -15,24 +16,27 @@ from kdep_bench.errors import KdepError
 
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
-WHITE = 255.0
+WHITE = 255.0  # largest pixel value
 _EXAMPLE = f"RGB, on the 0-255 scale, such as mean={MEAN}, std={STD}"
 
 
 def check_normalisation(mean: Any, std: Any, where: str) -> None:
-    """KdepError where a network would get pixels on a scale that it was not trained on.
+    """Raises KdepError if `mean` and `std` do not fit RGB pixels on the 0-255 scale.
 
-    Pixels are RGB from 0 to 255, and the network reads (pixel - mean) / std. Refused: other than
-    three finite numbers, a deviation of 0 or less, values of the 0-1 scale, values scaled twice,
-    mean and deviation exchanged (a deviation of values in 0..255 is at most
-    sqrt(mean (255 - mean))), the mean of ImageNet in BGR order. Allowed are a deviation of 1 for
-    every channel (Caffe's networks), a mean of 0 with any deviation, and what puts all pixels
-    inside 0..1: mere changes of scale.
+    The network reads (pixel - mean) / std. These values are refused:
+
+    - not three finite numbers each; a std of 0 or less,
+    - values on the 0-1 scale, or multiplied by 255 twice,
+    - mean and std exchanged (a std of values in 0..255 is at most sqrt(mean (255 - mean))),
+    - the ImageNet mean in BGR order.
+
+    A std of 1 for every channel (Caffe's networks), a mean of 0 with any std, and values that map
+    all pixels into 0..1 are accepted.
 
     Args:
-        mean: one value per channel.
-        std: the same.
-        where: who states them, for the error ("teacher resnet50").
+        mean: one value per channel, R, G, B.
+        std: one value per channel, R, G, B.
+        where: the config that states them; the error begins with it ("teacher resnet50").
     """
     for name, values in (("mean", mean), ("std", std)):
         if (fault := _not_three_numbers(values)) is not None:
@@ -40,47 +44,50 @@ def check_normalisation(mean: Any, std: Any, where: str) -> None:
     m, s = [float(v) for v in mean], [float(v) for v in std]
     both = f"mean = {_shown(m)} and std = {_shown(s)}"
     if min(s) <= 0:
-        raise _refusal(where, f"{both}: a deviation of {min(s):g}, by which nothing can be divided")
+        raise _refusal(where, f"{both}: a std of {min(s):g}, which is not above 0")
     if all(a < 0 and WHITE - a < b for a, b in zip(m, s, strict=True)):
-        return  # pixels become values inside 0..1, as in mmpretrain's EfficientNet (0.1 to 0.9)
+        return  # maps pixels into 0..1, as mmpretrain's EfficientNet does (0.1 to 0.9)
     if min(m) < 0:
-        raise _refusal(where, f"{both}: a mean below 0, which no pixel has")
+        raise _refusal(where, f"{both}: a mean below 0, although pixels are 0 or more")
     if 0 < max(m) <= 1 or min(s) < 1:
-        raise _refusal(where, f"{both}: values of the 0-1 scale", "multiply both by 255")
+        raise _refusal(where, f"{both}: values on the 0-1 scale", "multiply both by 255")
     if max(m) > WHITE or max(s) > WHITE:
         raise _refusal(where, f"{both}: values above 255", "divide both by 255")
-    # 1e-6: (127.5, 127.5) meets the bound exactly
+    # The factor 1 + 1e-6 is for rounding: a mean and std of 127.5 are exactly at the bound.
     if any(a > 0 and b * b > a * (WHITE - a) * (1 + 1e-6) for a, b in zip(m, s, strict=True)):
-        reason = "no pixels between 0 and 255 with this mean have this deviation"
-        raise _refusal(where, f"{both}: {reason}", "see whether mean and std are exchanged")
+        reason = "pixels between 0 and 255 with this mean cannot have so large a std"
+        raise _refusal(where, f"{both}: {reason}", "check whether mean and std are exchanged")
     if all(abs(a - b) < 0.5 for a, b in zip(m, reversed(MEAN), strict=True)):
-        raise _refusal(where, f"{both}: ImageNet's mean in BGR order", "reverse both")
+        raise _refusal(
+            where, f"{both}: the ImageNet mean in BGR order", "reverse the order of both"
+        )
 
 
 def check_stated(teacher: Mapping[str, Any]) -> None:
-    """`check_normalisation` of a teacher's config that states `mean` or `std`.
+    """Checks `mean` and `std` of a teacher's config, if it has them.
 
     Raises:
-        KdepError: as there; or one is stated without the other.
+        KdepError: see `check_normalisation`; or the config has only one of the two.
     """
     mean, std = teacher.get("mean"), teacher.get("std")
     where = f"the config of teacher {teacher.get('name')!r}"
     if mean is None and std is None:
         return
     if mean is None or std is None:
-        given, lacking = ("std", "mean") if mean is None else ("mean", "std")
+        present, missing = ("std", "mean") if mean is None else ("mean", "std")
         raise KdepError(
-            f"{where} has {given} but no {lacking}",
+            f"{where} has {present} but no {missing}",
             expected="both, or neither (then the values of its library are used)",
-            fix=f"add {lacking}=",
+            fix=f"add {missing}=",
         )
     check_normalisation(mean, std, where)
 
 
 def check_recipe(task: Mapping[str, Any]) -> None:
-    """KdepError where a task's model states another normalisation than that of every student.
+    """Raises KdepError if a task's model has a `mean` or `std` other than MEAN and STD.
 
-    It would be replaced without a word: a student is fine-tuned on pixels as it was pre-trained on.
+    Every student is fine-tuned with the normalisation of its pre-training, so other values would be
+    silently replaced.
     """
     model = (task.get("recipe") or {}).get("model") or {}
     stated = model.get("data_preprocessor") or {} if isinstance(model, Mapping) else {}
@@ -97,7 +104,7 @@ def check_recipe(task: Mapping[str, Any]) -> None:
 
 def _not_three_numbers(values: Any) -> str | None:
     if not isinstance(values, Sequence) or isinstance(values, str):
-        return "which is no list"
+        return "which is not a list"
     if not all(isinstance(v, Real) and not isinstance(v, bool) for v in values):
         return "which are not all numbers"
     if len(values) != 3:
@@ -107,10 +114,10 @@ def _not_three_numbers(values: Any) -> str | None:
     return None
 
 
-def _refusal(where: str, got: str, fix: str = "") -> KdepError:
+def _refusal(where: str, fault: str, fix: str = "") -> KdepError:
     fix = f"{fix}; the correct values are in the network's documentation" if fix else "correct both"
     return KdepError(
-        f"{where} normalises with {got}", expected=f"three channels, {_EXAMPLE}", fix=fix
+        f"{where} normalises with {fault}", expected=f"three channels, {_EXAMPLE}", fix=fix
     )
 
 

@@ -1,4 +1,7 @@
-"""Splits by source: a group (an object with its twins, a place) is in exactly one split."""
+"""Divides items into splits such that all items of a group are in the same split.
+
+A group is, for example, several images of one object, or several photographs of one place.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,13 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-#: Shares of the groups; 'pool' feeds pre-training, the others the downstream tasks.
+#: Fraction of the items of each label per split. 'pool' is for pre-training, the others for tasks.
 SPLIT_FRACTIONS = {"pool": 0.45, "train": 0.25, "val": 0.10, "test": 0.20}
 
 
 class Grouped(Protocol):
+    """An item with a unique name, a class label and the name of its group."""
+
     @property
     def name(self) -> str: ...
     @property
@@ -26,9 +31,9 @@ Item = TypeVar("Item", bound=Grouped)
 def split_by_group(items: Iterable[Item], seed: int) -> dict[str, list[Item]]:
     """Items by split, stratified by label.
 
-    Each label's groups are shuffled by `seed`, large groups first, and each goes to the split
-    furthest below its share of that label's items, so that every split has some of every label.
-    A group belongs to the label of its first item.
+    The groups of a label are shuffled with `seed` and sorted by size, largest first. Each group is
+    assigned to the split that is furthest below its fraction of that label's items. The label of a
+    group is that of its first item.
     """
     groups: dict[str, list[Item]] = {}
     for item in sorted(items, key=lambda i: i.name):

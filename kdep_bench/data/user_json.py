@@ -1,4 +1,4 @@
-"""Reads JSON that a user wrote: whatever is wrong with it is a sentence that names the file."""
+"""Reads JSON files of the user; every fault becomes a KdepError that names the file."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any
 
 from kdep_bench.errors import KdepError
 
-MAX_BYTES = 4 << 30
+MAX_BYTES = 4 << 30  # 4 GiB
 
 
 def read_user_json(path: str | Path) -> Any:
-    """Parsed JSON of a user's own file, UTF-8 with or without a byte order mark.
+    """The parsed content of a JSON file in UTF-8, with or without a byte order mark.
 
     Raises:
-        KdepError: no regular file, not UTF-8, cut or invalid, NaN or infinite numbers, a key twice
-            in one object (readers disagree which one counts), nested too deep.
+        KdepError: not a regular file, not UTF-8, truncated or invalid, with NaN or infinite
+            numbers, nested too deeply, or with a key twice in one object (parsers differ in which
+            of them they keep).
     """
     path = Path(path)
     try:
@@ -48,8 +49,8 @@ def read_user_json(path: str | Path) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
     except json.JSONDecodeError as e:
-        cut = e.pos >= len(text.rstrip()) or e.msg.startswith("Unterminated")
-        fault = "ends in the middle of its JSON" if cut else "is not valid JSON"
+        is_truncated = e.pos >= len(text.rstrip()) or e.msg.startswith("Unterminated")
+        fault = "is truncated" if is_truncated else "is not valid JSON"
         raise KdepError(
             f"the file {path} {fault} (line {e.lineno}, column {e.colno}: {e.msg})",
             fix="export or copy the file again",
@@ -70,8 +71,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = dict(pairs)
     if len(out) < len(pairs):
         keys = [k for k, _ in pairs]
-        twice = next(k for k in keys if keys.count(k) > 1)
-        raise ValueError(f"the key {twice!r:.60} occurs twice in one object")
+        repeated = next(k for k in keys if keys.count(k) > 1)
+        raise ValueError(f"the key {repeated!r:.60} occurs twice in one object")
     return out
 
 

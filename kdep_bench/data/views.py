@@ -1,13 +1,13 @@
-"""Fixed views: every pool image cropped and flipped V times, once, and kept decoded.
+"""Fixed views: V random crops of every pool image, drawn once and stored decoded.
 
-A view is a seeded (crop box, flip) of one pool image. The student reads it from a memory-mapped
-uint8 array at its own resolution; the teacher renders the *same* box at its resolution when the
-cache is filled. Every method, student seed and suite that shares the data and the seed shares the
-views, so decode and augmentation cost nothing during training, and a teacher feature belongs to
-exactly the pixels the student sees. ("Fixed views": Beyer et al. 2022, "Knowledge distillation: a
-good teacher is patient and consistent", the case for showing both networks the same crop.)
+A view is a crop box and a flip of one pool image. The student reads it at its resolution from a
+memory-mapped uint8 array; for the teacher cache the same box is rendered at the teacher's
+resolution. So a teacher feature belongs to exactly the pixels that the student sees, as recommended
+by Beyer et al. 2022, "Knowledge distillation: a good teacher is patient and consistent". All
+methods, student seeds and suites with the same data and seed share the views, so training needs no
+decoding and no augmentation.
 
-Row order is image-major: row = image * views + view.
+Row order: row = image * V + view.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ from kdep_bench.files import (
 )
 from kdep_bench.prefetch import prefetch
 
-PIXELS, RECIPE, LISTING = "student.npy", "recipe.npz", "images.json"
+PIXELS, RECIPE, LISTING = "student.npy", "recipe.npz", "images.json"  # files of stage `views`
 
 
 @dataclass(frozen=True)
 class Views:
-    """The views of one pool, opened.
+    """The opened views of one pool: R = N * V rows of N images with V views each.
 
     Attributes:
         root: folder of the pool images.
         files: N image paths relative to `root`, sorted.
         box: [R, 4] float32, x0, y0, width, height as fractions of the image's sides.
-        flip: [R] bool, mirrored left-right.
-        views: V, so R = N * V.
+        flip: [R] bool, whether the crop is mirrored left-right.
+        views: V, the number of views per image.
         pixels: [R, px, px, 3] uint8 RGB, memory-mapped.
     """
 
@@ -69,11 +69,19 @@ class Views:
 def draw_recipe(
     images: int, views: int, seed: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes [N*V, 4] and flips [N*V] of a RandomResizedCrop on square images.
+    """Draws the crop boxes and flips of all views, as torchvision's RandomResizedCrop does.
 
-    The fraction of the area is uniform in `scale`, and the log aspect ratio in log `ratio`, as in
-    torchvision's RandomResizedCrop; sides are clipped to the image. The result depends on `seed`, N
-    and V only.
+    Unlike there, the image counts as square, and sides longer than the image are clipped.
+
+    Args:
+        images: N, the number of images.
+        views: V, the number of views per image.
+        seed: random seed.
+        scale: smallest and largest area as a fraction of the image; uniformly distributed.
+        ratio: smallest and largest aspect ratio; its logarithm is uniformly distributed.
+
+    Returns:
+        boxes [N*V, 4] (see `Views.box`) and flips [N*V].
     """
     rng = np.random.default_rng([seed, images, views])
     n = images * views
@@ -87,7 +95,10 @@ def draw_recipe(
 
 
 def render(image: np.ndarray, box: np.ndarray, flip: bool, px: int) -> np.ndarray:
-    """One view of a decoded image [H, W, 3] at [px, px, 3]: crop, area or linear resize, flip."""
+    """Crops a decoded image [H, W, 3] to `box`, resizes it to [px, px, 3] and flips it if `flip`.
+
+    The resize averages over areas when it shrinks both sides, otherwise it is bilinear.
+    """
     h, w = image.shape[:2]
     x0, y0 = int(box[0] * w), int(box[1] * h)
     x1 = min(w, max(x0 + 1, round(float(box[0] + box[2]) * w)))
@@ -106,8 +117,8 @@ def pixel_bytes(images: int, views: int, px: int) -> int:
 def check_disk_space(need: int, folder: Path, subject: str) -> None:
     """Raises KdepError if fewer than `need` bytes are free at `folder`.
 
-    Checked in advance, because a memory map on a full disk kills the process with SIGBUS. `subject`
-    is what needs the space; the error begins with it.
+    Checked in advance, because writing to a memory map on a full disk kills the process (SIGBUS).
+    The error begins with `subject`, a plural noun for the data to be written.
     """
     free = shutil.disk_usage(folder).free
     if need > free:
@@ -124,10 +135,15 @@ def run(
     out: Path,
     progress: Callable[..., None],
 ) -> dict[str, Any]:
-    """Stage `views`: draws the recipe and renders every view at the student's size.
+    """Stage `views`: draws boxes and flips, and renders every view at the student's size.
 
-    Spec: `views` V, `px` student side in pixels, `seed`, `scale`, `ratio`; `pool` folder of images
-    relative to the data folder (default `pool/images`).
+    Args:
+        spec: `views`, `seed`, `scale` and `ratio` (see `draw_recipe`); `px`, the side of a rendered
+            view in pixels; `pool`, the folder of the images relative to the data folder (default
+            `pool/images`).
+        inputs: folder of stage `prepare`.
+        out: folder of this stage.
+        progress: called with (images done, images, note).
 
     Raises:
         KdepError: an empty pool, an image that cannot be decoded, or not enough disk space.
@@ -204,8 +220,11 @@ def open_views(views_dir: Path, prepare_dir: Path | None = None) -> Views:
 def subset(images: int, fraction: float, seed: int = 0) -> np.ndarray:
     """Sorted indices of a random fraction of the images, selected without labels.
 
-    The first `round(fraction * images)` of one seeded permutation, so the 1 % list is a subset of
-    the 10 % list. Raises KdepError unless 0 < fraction <= 1 and at least one image is left.
+    Takes the first `round(fraction * images)` of a seeded permutation, so the selection of 1 % is a
+    subset of that of 10 %.
+
+    Raises:
+        KdepError: unless 0 < fraction <= 1 and at least one image is selected.
     """
     count = round(fraction * images)
     if not 0 < fraction <= 1 or count < 1:

@@ -1,1 +1,1 @@
-"""Code shared by teachers and students: building a backbone, reading a pre-activation feature."""
+"""Code for teachers and students: builds backbones, reads features before the last activation."""

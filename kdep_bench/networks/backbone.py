@@ -1,8 +1,8 @@
 """Builds mm backbones, and reads their last map before the final activation (the tap).
 
-A network that does not end in an activation (ConvNeXt, Swin, ViT end in a norm) has the tap
-"output": the map that its classifier pools. `kdep_bench/students/discover.py` finds the tap of any
-network.
+For a network that does not end in an activation (ConvNeXt, Swin and ViT end in a norm), the tap is
+"output": the map that its classifier averages. `kdep_bench/students/discover.py` finds the tap of
+any network.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from kdep_bench import openmmlab
 from kdep_bench.errors import KdepError
 from kdep_bench.networks.taps import find_last_activation, global_mean, is_rectified, nonzero_scales
 
-# The module path of the last activation, by backbone class (mmpretrain 1.2.0 sources).
+# By backbone class: a function that returns the module path of the last activation (mmpretrain
+# 1.2.0).
 LAST_ACTIVATION: dict[str, Callable[[Any], str]] = {
     "ResNet": lambda net: f"{net.res_layers[-1]}.{len(getattr(net, net.res_layers[-1])) - 1}.relu",
     "MobileNetV2": lambda net: "conv2.activate",
@@ -25,20 +26,21 @@ LAST_ACTIVATION: dict[str, Callable[[Any], str]] = {
     "EfficientNetLite": lambda net: "bn2.act",
 }
 
-OUTPUT = "output"
+OUTPUT = "output"  # the tap of a network that does not end in an activation
 
 
 def build_backbone(student: Mapping[str, Any], **overrides: Any) -> nn.Module:
-    """The student's backbone from the mm registry, with initialised weights.
+    """Builds the student's backbone with random weights, or as its `init_cfg` states.
 
-    Weights are drawn from torch's global generator: seed it first.
+    Weights are drawn from torch's global generator, which the caller must seed.
 
     Args:
         student: a student config; its `backbone` is built.
-        overrides: arguments of the backbone to replace (`out_indices`, `init_cfg`, ...).
+        overrides: arguments of the backbone that replace those of the config (`out_indices`,
+            `init_cfg`, ...).
 
     Raises:
-        KdepError: a type that is not a network.
+        KdepError: the type is not a network.
     """
     if openmmlab.current_scope() is None:  # every scope has mmpretrain's models
         openmmlab.setup("mmpretrain")
@@ -47,7 +49,7 @@ def build_backbone(student: Mapping[str, Any], **overrides: Any) -> nn.Module:
     net = MODELS.build({**student["backbone"], **overrides})
     if not isinstance(net, nn.Module):
         raise KdepError(
-            f"the backbone type {student['backbone'].get('type')} built no network",
+            f"the backbone type {student['backbone'].get('type')} is not a torch.nn.Module",
             fix="correct `backbone` in the student config",
         )
     net.init_weights()  # type: ignore[operator]
@@ -55,7 +57,11 @@ def build_backbone(student: Mapping[str, Any], **overrides: Any) -> nn.Module:
 
 
 def activation_module(backbone: nn.Module, tap: str) -> nn.Module:
-    """The backbone's last activation; KdepError for an unknown class or module path."""
+    """The backbone's last activation; see `PreActivationTap` for `tap`.
+
+    Raises:
+        KdepError: an unknown class or module path.
+    """
     kind = type(backbone).__name__
     path = tap
     if tap == "last_pre_activation":
@@ -80,15 +86,15 @@ def activation_module(backbone: nn.Module, tap: str) -> nn.Module:
 class PreActivationTap(nn.Module):
     """Runs a backbone and returns its last map before and after the final activation.
 
-    A hook records the input of the last activation module, whose `inplace` is switched off (it has
-    no parameters, so the state dict does not change). ResNet blocks call it twice, the second time
-    on the sum with the shortcut; the last call is used.
+    A hook records the input of the last activation module, and `inplace` is set to False there. The
+    names of the backbone's parameters do not change. A ResNet block calls its activation twice, the
+    second time after the addition of the shortcut; the last call is used.
 
     Args:
         backbone: an mm backbone whose last output is the final map.
-        tap: "last_pre_activation" (the last activation is known from the backbone's class),
-            "output" (the last map itself, for a network that does not end in an activation), or the
-            module path of the last activation.
+        tap: "last_pre_activation": before the last activation, which is known for some classes (see
+            LAST_ACTIVATION); "output": the last map itself, for a network that does not end in an
+            activation; or the module path of the last activation.
 
     Raises:
         KdepError: an unknown class or module path.
@@ -98,7 +104,7 @@ class PreActivationTap(nn.Module):
         super().__init__()
         self.backbone = backbone
         self._recorded: Tensor | None = None
-        self._activation: list[nn.Module] = []  # a list: no second registration in the state dict
+        self._activation: list[nn.Module] = []  # in a list, so that torch does not register it
         if tap == OUTPUT:
             return
         module = activation_module(backbone, tap)
@@ -111,9 +117,11 @@ class PreActivationTap(nn.Module):
         self._recorded = args[0]
 
     def forward(self, x_B3HW: Tensor) -> tuple[Tensor, Tensor]:
-        """The last map before and after the final activation, each [B, Ds, H, W].
+        """Runs the backbone on a normalised batch.
 
-        `x_B3HW` is normalised float. With the tap "output" both are the same map.
+        Returns:
+            the last map before and after the final activation, each [B, Ds, H, W]; with the tap
+            "output" both are the same map.
         """
         out = self.backbone(x_B3HW)
         post_activation = out[-1] if isinstance(out, (tuple, list)) else out
@@ -125,24 +133,26 @@ class PreActivationTap(nn.Module):
 
     @torch.no_grad()
     def verify(self, width: int, px: int) -> None:
-        """Checks on noise that activation(tap) equals the backbone's output, and its width.
+        """Checks with noise images that activation(tap) equals the backbone's output.
 
-        Norm scales initialised to zero (residual branches) are set to one for the check: with zero
-        a block is the identity, and a tap one block too early would pass.
+        For the check, norm scales that are initialised to zero (in residual branches) are set to
+        one. With zero, a block is the identity, and a tap at an earlier block would not be noticed.
 
         Args:
             width: Ds, the expected number of channels.
             px: side of the noise images in pixels.
 
         Raises:
-            KdepError: another width, or a tap that is not the input of the last activation.
+            KdepError: another number of channels, or the tap is not the input of the last
+                activation.
         """
         mode = self.training
         self.eval()
         x = torch.randn(2, 3, px, px)
         with nonzero_scales(self):
             pre_activation, post_activation = self(x)
-        hidden = None if self._activation else find_last_activation(self, lambda: self(x)[1])
+        # With the tap "output" the backbone must not end in an activation.
+        unexpected = None if self._activation else find_last_activation(self, lambda: self(x)[1])
         self.train(mode)
         if pre_activation.shape[1] != width:
             raise KdepError(
@@ -150,13 +160,17 @@ class PreActivationTap(nn.Module):
                 expected=f"{width}, the `width` of its config",
                 fix="correct `width` in the student config",
             )
-        if hidden is not None or (
+        if unexpected is not None or (
             not self._activation and is_rectified(post_activation, pool(post_activation))
         ):
             raise KdepError(
                 f"tap='output' is wrong for {type(self.backbone).__name__}, which ends in an "
                 "activation"
-                + (f", {hidden.removeprefix('backbone.')}" if hidden else " that is not a module"),
+                + (
+                    f", {unexpected.removeprefix('backbone.')}"
+                    if unexpected
+                    else " that is not a module"
+                ),
                 fix="set `tap=` in the student config to the module path of that activation",
             )
         if self._activation and not torch.equal(

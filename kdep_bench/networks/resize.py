@@ -7,7 +7,10 @@ from torch.nn import functional as F
 
 
 def resize_map(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """[B, C, *size]: adaptive average pooling if both sides shrink, else bilinear interpolation."""
+    """Resizes maps to `size` (height, width).
+
+    Uses adaptive average pooling if no side grows, otherwise bilinear interpolation.
+    """
     h, w = x_BCHW.shape[2:]
     if (h, w) == size:
         return x_BCHW

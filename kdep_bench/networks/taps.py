@@ -1,6 +1,6 @@
-"""Finds a network's last activation by running the network, and records inputs of its modules.
+"""Records inputs and outputs of modules, and finds a network's last activation by running it.
 
-KDEP reads the pooled feature before the last ReLU, on both sides (He et al., CVPR 2022;
+KDEP reads the pooled feature before the last ReLU, of teacher and student (He et al., CVPR 2022;
 CVMI-Lab/KDEP src/resnet.py, src/mobilenet.py).
 """
 
@@ -29,11 +29,11 @@ def capture_modules(
 
     Args:
         net: any network.
-        points: name -> (module path, "in" for the first argument or "out" for the result).
+        points: {name: (module path, "in" for the first argument or "out" for the result)}.
 
     Yields:
-        a dict that each forward pass fills: name -> recorded value. Of a module that runs several
-        times in one pass (the ReLU of a ResNet block), the last call is kept.
+        {name: recorded value}, filled by each forward pass. If a module runs several times in a
+        pass (the ReLU of a ResNet block), the value of its last call is kept.
     """
     recorded: dict[str, Any] = {}
     handles = []
@@ -55,33 +55,34 @@ def capture_modules(
 
 @contextmanager
 def nonzero_scales(net: nn.Module) -> Iterator[None]:
-    """Context manager: sets all-zero `weight`s (zero-initialised residual branches) to one.
+    """Context manager: sets every `weight` that is all zero to one.
 
-    With zeros a block is the identity, and a tap one block too early would look right.
+    These are norms of residual branches. With zeros, a residual block is the identity, and the
+    activation of an earlier block could be taken for the last one.
     """
-    scales = [getattr(m, "weight", None) for m in net.modules()]
-    zero = [w for w in scales if isinstance(w, Tensor) and not w.is_meta and not bool(w.any())]
+    weights = [getattr(m, "weight", None) for m in net.modules()]
+    zeros = [w for w in weights if isinstance(w, Tensor) and not w.is_meta and not bool(w.any())]
     with torch.no_grad():
-        for weight in zero:
+        for weight in zeros:
             weight.fill_(1.0)
         try:
             yield
         finally:
-            for weight in zero:
+            for weight in zeros:
                 weight.zero_()
 
 
 @torch.no_grad()
 def find_last_activation(net: nn.Module, forward: Callable[[], Tensor]) -> str | None:
-    """The module path of the activation whose output is the network's final map, or None.
+    """The module path of the activation whose output is the network's final map; None without one.
+
+    An activation is a module without parameters and children whose output has the shape of its
+    input but other values. Its output must equal the final map exactly. If several modules qualify,
+    the one that ran last is returned. Its `inplace` stays False, so that its input can be recorded.
 
     Args:
         net: the network, in eval mode.
-        forward: runs `net` on noise and returns its final map.
-
-    A candidate has neither parameters nor children, its output has the shape of its input but other
-    values, and equals the final map bit for bit; of several, the one that ran last is returned. Its
-    `inplace` stays switched off, so that its input can be recorded.
+        forward: function that runs `net` on noise and returns its final map.
     """
     leaves = {
         path: module
@@ -92,7 +93,7 @@ def find_last_activation(net: nn.Module, forward: Callable[[], Tensor]) -> str |
     calls: dict[str, tuple[int, Tensor, Tensor]] = {}
     handles = []
 
-    def watch(path: str) -> Callable[..., None]:
+    def recorder(path: str) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
             if args and isinstance(args[0], Tensor) and isinstance(out, Tensor):
                 calls[path] = (len(order), args[0], out)
@@ -105,17 +106,17 @@ def find_last_activation(net: nn.Module, forward: Callable[[], Tensor]) -> str |
     try:
         for module in inplace:
             module.inplace = False  # type: ignore[assignment]
-        handles = [m.register_forward_hook(watch(p)) for p, m in leaves.items()]
+        handles = [m.register_forward_hook(recorder(p)) for p, m in leaves.items()]
         with nonzero_scales(net):
             final = forward()
-        fits = [
+        candidates = [
             (number, path)
             for path, (number, before, after) in calls.items()
             if after.shape == final.shape == before.shape
             and torch.equal(after, final)
             and not torch.equal(before, after)
         ]
-        last = max(fits)[1] if fits else None
+        last = max(candidates)[1] if candidates else None
     finally:
         for handle in handles:
             handle.remove()
@@ -125,10 +126,14 @@ def find_last_activation(net: nn.Module, forward: Callable[[], Tensor]) -> str |
 
 
 def is_rectified(last_BCHW: Tensor, read_BD: Tensor) -> bool:
-    """Whether a ReLU acts between a network's last map and the feature that its classifier reads.
+    """Whether a ReLU is applied to a network's last map without being a module.
 
-    Either the map has exact zeros and no negative value (an in-place ReLU, or pooling after one),
-    or the feature `read_BD` is the mean of the map's rectified values (DenseNet).
+    This is the case if the map has exact zeros and no negative values (after a functional ReLU), or
+    if the input of the classifier is the mean of the rectified map (DenseNet).
+
+    Args:
+        last_BCHW: the last map.
+        read_BD: the input of the classifier.
     """
     if bool((last_BCHW >= 0).all()) and bool((last_BCHW == 0).any()):
         return True

@@ -1,4 +1,4 @@
-"""Patches that a network does not see, and passes that stop after a layer."""
+"""Hides patches of the input from a network, and runs networks only up to a given module."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from kdep_bench.networks.resize import resize_map
 
 
 class TokenSource(NamedTuple):
-    """Where a transformer's patches have become tokens and no block has run yet.
+    """The module whose output is the input of a transformer's first block.
 
     Attributes:
-        module: its output is [B, prefix + L, D], the positions added.
+        module: its output is [B, prefix + L, D]: the tokens with position embeddings.
         prefix: number of tokens before the L patches (class token, registers).
     """
 
@@ -30,7 +30,7 @@ class TokenSource(NamedTuple):
 def token_source(net: nn.Module) -> TokenSource | None:
     """The token source of a vision transformer inside `net`; None for other networks.
 
-    Known are those of timm, torchvision, mmpretrain and Hugging Face (ViT, DINOv2, CLIP).
+    Supports the transformers of timm, torchvision, mmpretrain and Hugging Face (ViT, DINOv2, CLIP).
     """
     for module in net.modules():
         source = timm_source(module) or _other_source(module)
@@ -40,7 +40,7 @@ def token_source(net: nn.Module) -> TokenSource | None:
 
 
 def timm_source(module: Any) -> TokenSource | None:
-    """`token_source` of one module, if it is a vision transformer of timm."""
+    """The token source of a module if it is a vision transformer of timm, otherwise None."""
     if isinstance(getattr(module, "patch_drop", None), nn.Module) and hasattr(module, "blocks"):
         return TokenSource(module.patch_drop, int(module.num_prefix_tokens))
     return None
@@ -57,7 +57,7 @@ def _other_source(module: Any) -> TokenSource | None:
 
 
 def select(tokens_BTD: Tensor, prefix: int, visible_Bn: Tensor) -> Tensor:
-    """[B, prefix + n, D]: the first `prefix` tokens and those of the visible patches."""
+    """The first `prefix` tokens and those of the n visible patches: [B, prefix + n, D]."""
     patches = tokens_BTD[:, prefix:]
     index = visible_Bn[:, :, None].expand(-1, -1, tokens_BTD.shape[2])
     return torch.cat([tokens_BTD[:, :prefix], patches.gather(1, index)], 1)
@@ -67,18 +67,24 @@ def select(tokens_BTD: Tensor, prefix: int, visible_Bn: Tensor) -> Tensor:
 def only_visible(
     source: TokenSource, visible_Bn: Tensor, patches: int, name: str
 ) -> Iterator[None]:
-    """Inside, the transformer's blocks get the visible patches alone.
+    """Context manager: the transformer's blocks receive only the tokens of the visible patches.
 
-    Raises KdepError, in the pass, for a transformer that has not `patches` patches.
+    Args:
+        source: the transformer's token source.
+        visible_Bn: [B, n] indices of the visible patches.
+        patches: expected number of patches, visible and hidden.
+        name: the transformer, for errors.
+
+    Raises:
+        KdepError: in the forward pass, if the transformer has another number of patches.
     """
 
     def hook(_module: nn.Module, _args: Any, tokens: Tensor) -> Tensor:
         count = tokens.shape[1] - source.prefix
         if count != patches:
             raise KdepError(
-                f"{name} has {count} patches and the student {patches}, so that they cannot see "
-                "the same ones",
-                expected="equal numbers",
+                f"{name} has {count} patches, but the student has {patches}",
+                expected="the same number, so that the same patches can be hidden from both",
                 fix=f"set input_px of the teacher to {round(patches**0.5)} times the side of its "
                 "patches",
             )
@@ -92,26 +98,37 @@ def only_visible(
 
 
 def blanked(x_B3HW: Tensor, hidden_Bss: Tensor) -> Tensor:
-    """Normalised images whose hidden patches, a grid of s x s, are 0: the mean colour."""
-    seen = (~hidden_Bss)[:, None].to(x_B3HW.dtype)
+    """Normalised images with the hidden patches set to 0, the mean colour.
+
+    Args:
+        x_B3HW: normalised images.
+        hidden_Bss: [B, s, s] bool, whether a patch of the s x s grid is hidden.
+    """
+    is_visible = (~hidden_Bss)[:, None].to(x_B3HW.dtype)
     size = (int(x_B3HW.shape[2]), int(x_B3HW.shape[3]))
-    return x_B3HW * F.interpolate(seen, size=size, mode="nearest")
+    return x_B3HW * F.interpolate(is_visible, size=size, mode="nearest")
 
 
 def at_patches(x_BCHW: Tensor, visible_Bn: Tensor, side: int) -> Tensor:
-    """[B, n, C]: a map at the visible patches of a grid of side x side, in their order."""
+    """Resizes a map to a grid of side x side, and returns its values at the patches: [B, n, C].
+
+    Args:
+        x_BCHW: the map.
+        visible_Bn: [B, n] indices of the patches.
+        side: number of patches per side.
+    """
     tokens = resize_map(x_BCHW, (side, side)).flatten(2).transpose(1, 2)
     return select(tokens, 0, visible_Bn)
 
 
 class _Stopped(Exception):
-    """Ends a forward pass."""
+    """Raised to end a forward pass early."""
 
 
-def output_of(module: nn.Module, forward: Callable[[], Any]) -> Any:
-    """The output of a module in the forward pass `forward`, which ends there.
+def run_until(module: nn.Module, forward: Callable[[], Any]) -> Any:
+    """Runs `forward` only until `module` has run; returns the module's output, or None.
 
-    No module after it runs. None where the pass does not reach it.
+    None means that the forward pass did not run the module.
     """
     outputs: list[Any] = []
 
@@ -130,36 +147,40 @@ def output_of(module: nn.Module, forward: Callable[[], Any]) -> Any:
 
 
 class VisibleTokens:
-    """Lets a timm transformer inside `net` see chosen patches alone, and keeps its last tokens.
+    """Hides patches from a timm transformer inside `net`, and records its output tokens.
 
-    It hooks `patch_drop`, after which timm's transformers hold the tokens with their positions, and
-    `norm`, the last one. The network's parameters, names and other callers are unaffected: without
-    `keep`, all patches are seen.
+    It hooks the token source and the final norm of the transformer. The parameters of the network
+    and their names do not change. If `keep` is None, all patches are visible.
 
     Args:
-        net: a network with a transformer of timm inside.
-        block: number, from 0, of a block whose output is kept as well.
+        net: a network that contains a transformer of timm.
+        block: index of a block whose output is also recorded.
 
     Attributes:
-        keep: [B, n] int64 numbers of the patches that the next pass sees; None for all.
+        keep: [B, n] int64 indices of the patches that are visible in the next forward pass; None:
+            all patches.
         patch: side of a patch in pixels.
         prefix: number of tokens before the patches (class token, registers).
+
+    Raises:
+        KdepError: `net` contains no transformer of timm, or the block does not exist.
     """
 
     def __init__(self, net: nn.Module, block: int | None = None) -> None:
-        capable = [(m, s) for m in net.modules() if (s := timm_source(m)) is not None]
-        if not capable:
+        transformers = [(m, s) for m in net.modules() if (s := timm_source(m)) is not None]
+        if not transformers:
             raise KdepError(
                 f"the student {type(net).__name__} is not a vision transformer of timm, so no "
                 "patches can be hidden from it",
                 fix="use such a student (vit_t), or another method",
             )
-        vit: Any = capable[0][0]
-        self.patch, self.prefix = int(vit.patch_embed.patch_size[0]), capable[0][1].prefix
+        vit: Any = transformers[0][0]
+        source = transformers[0][1]
+        self.patch, self.prefix = int(vit.patch_embed.patch_size[0]), source.prefix
         self.keep: Tensor | None = None
         self._tokens: Tensor | None = None
-        self._of_block: Tensor | None = None
-        capable[0][1].module.register_forward_hook(self._select)
+        self._block_tokens: Tensor | None = None
+        source.module.register_forward_hook(self._select)
         vit.norm.register_forward_hook(self._record)
         if block is not None:
             if not 0 <= block < len(vit.blocks):
@@ -178,10 +199,14 @@ class VisibleTokens:
         self._tokens = tokens if self.keep is not None else None
 
     def _record_block(self, _module: nn.Module, _args: Any, tokens: Tensor) -> None:
-        self._of_block = tokens if self.keep is not None else None
+        self._block_tokens = tokens if self.keep is not None else None
 
     def tokens(self) -> tuple[Tensor, Tensor]:
-        """(tokens [B, prefix + n, D] float32, keep [B, n]) of the last pass, which are released."""
+        """The tokens after the final norm in the last forward pass; both values are then released.
+
+        Returns:
+            tokens [B, prefix + n, D] float32, and the indices `keep` [B, n] of that pass.
+        """
         assert self._tokens is not None
         assert self.keep is not None
         out = self._tokens.float(), self.keep
@@ -189,7 +214,7 @@ class VisibleTokens:
         return out
 
     def of_block(self) -> Tensor:
-        """[B, prefix + n, D] float32: the block's output in the last pass, which is released."""
-        assert self._of_block is not None
-        out, self._of_block = self._of_block.float(), None
+        """The block's output [B, prefix + n, D] float32 in the last forward pass; then released."""
+        assert self._block_tokens is not None
+        out, self._block_tokens = self._block_tokens.float(), None
         return out

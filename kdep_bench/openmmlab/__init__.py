@@ -1,18 +1,18 @@
-"""All workarounds for OpenMMLab: versions, scope, operators, loading, Runner and hooks.
+"""All code that depends on faults and versions of OpenMMLab: setup, loading, Runner and hooks.
 
     from kdep_bench import openmmlab
 
-    openmmlab.setup("mmdet")                       # once, first thing in a stage's process
+    openmmlab.setup("mmdet")                       # once, at the start of a stage's process
     curve = openmmlab.ProgressHook(progress)
     runner = openmmlab.build_runner(cfg, work_dir=out / "run", seed=0, hooks=[curve], resume=True)
     runner.train()
-    seen = openmmlab.DetectionCount()
-    runner.register_hook(seen)
-    metrics, notes = openmmlab.read_metrics(runner.test(), ["coco/bbox_mAP_50"], detections=seen)
+    count = openmmlab.DetectionCount()
+    runner.register_hook(count)
+    metrics, notes = openmmlab.read_metrics(runner.test(), ["coco/bbox_mAP_50"], detections=count)
     outputs["curves"]["loss"] = curve.points
 
-Importing it imports neither torch nor an mm toolkit; the names below that need them are imported on
-first use.
+Importing this package imports neither torch nor a toolkit; names that need them are imported when
+they are first used.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         wait_for_ranks,
     )
 
-_LAZY = {
+_LAZY = {  # name -> module that defines it
     "DetectionCount": "hooks",
     "ProgressHook": "hooks",
     "SealHook": "hooks",

@@ -1,4 +1,4 @@
-"""Installed package versions, their compatibility, and the OpenMMLab toolkit of a process."""
+"""Installed package versions and their compatibility; sets a process up for a toolkit."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Scope = Literal["mmpretrain", "mmdet", "mmseg"]
 
 
 class _Requirement(NamedTuple):
-    """A range of versions known to work.
+    """A required package and the range of its versions that is known to work.
 
     Attributes:
-        distributions: alternative names of the package; the first that is installed counts.
+        distributions: alternative names of the package; the first that is installed is checked.
         at_least, below: at_least <= version < below.
-        why: reason for the range.
+        why: reason for the range, as a clause for the error.
         install: argument of pip install.
     """
 
@@ -45,30 +45,36 @@ _COMMON = (
         "82 has no pkg_resources, which the toolkits import",
         "setuptools<82",
     ),
-    _Requirement(("numpy",), "1.26", "3", "the toolkits were tried with these", "numpy>=2,<3"),
-    _Requirement(("torch",), "2.6", "2.15", "the toolkits were tried with these", "torch==2.14.1"),
+    _Requirement(("numpy",), "1.26", "3", "the versions that were tested", "numpy>=2,<3"),
+    _Requirement(("torch",), "2.6", "2.15", "the versions that were tested", "torch==2.14.1"),
     _Requirement(
-        ("torchvision",), "0.21", "0.30", "its operators stand in for mmcv's", "torchvision==0.29.1"
+        ("torchvision",),
+        "0.21",
+        "0.30",
+        "its operators replace those of mmcv",
+        "torchvision==0.29.1",
     ),
     _Requirement(
         ("mmengine", "onedl-mmengine"),
         "0.10.7",
         "0.11",
-        "the toolkits were tried with these",
+        "the versions that were tested",
         "mmengine==0.10.7",
     ),
     _Requirement(
-        ("mmcv", "mmcv-lite"), "2.1.0", "2.2.0", "mmdet and mmseg refuse 2.2", "mmcv-lite==2.1.0"
+        ("mmcv", "mmcv-lite"),
+        "2.1.0",
+        "2.2.0",
+        "mmdet and mmseg do not accept 2.2",
+        "mmcv-lite==2.1.0",
     ),
 )
-_MMPRETRAIN = _Requirement(
-    ("mmpretrain",), "1.2.0", "1.3", "students come from it", "mmpretrain==1.2.0"
-)
-_MMDET = _Requirement(("mmdet",), "3.3.0", "3.4", "detection runs on it", "mmdet==3.3.0")
+_MMPRETRAIN = _Requirement(("mmpretrain",), "1.2.0", "1.3", "for the students", "mmpretrain==1.2.0")
+_MMDET = _Requirement(("mmdet",), "3.3.0", "3.4", "for detection", "mmdet==3.3.0")
 _MMSEG = _Requirement(
-    ("mmsegmentation",), "1.2.2", "1.3", "segmentation runs on it", "mmsegmentation==1.2.2"
+    ("mmsegmentation",), "1.2.2", "1.3", "for segmentation", "mmsegmentation==1.2.2"
 )
-# mmseg imports both and declares neither
+# mmseg imports these two packages without declaring them as dependencies.
 _FTFY = _Requirement(("ftfy",), "0", "100", "mmseg imports it", "ftfy")
 _REGEX = _Requirement(("regex",), "0", "9999", "mmseg imports it", "regex")
 
@@ -107,7 +113,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     ),
 }
 
-# Warnings of the toolkits, on import or on every use, that users cannot act on.
+# Patterns of warnings of the toolkits that users cannot avoid.
 _NOISE = (
     r".*has been moved to ``mmcv\.ops",
     r".*pkg_resources is deprecated",
@@ -144,7 +150,7 @@ _scope: str | None = None
 
 
 def versions() -> dict[str, str]:
-    """Installed versions by distribution name, and `python`; reads metadata, imports nothing."""
+    """Versions of the installed packages that matter, and of Python; imports none of them."""
     installed = {name: v for name in _LISTED if (v := _version(name)) is not None}
     return {"python": platform.python_version(), **installed}
 
@@ -171,14 +177,11 @@ def check_versions(scope: str) -> None:
         fix = f"run: pip install '{requirement.install}'"
         if not installed:
             raise KdepError(f"{label} is not installed", expected=expected, fix=fix)
-        name, got = installed[0]
-        # base version: "2.14.1+cu130" and "2.9.0.dev1" count as their releases
-        if (
-            not Version(requirement.at_least)
-            <= Version(Version(got).base_version)
-            < Version(requirement.below)
-        ):
-            raise KdepError(f"{name} {got} is installed", expected=expected, fix=fix)
+        name, installed_version = installed[0]
+        # The base version of "2.14.1+cu130" is 2.14.1, that of "2.9.0.dev1" is 2.9.0.
+        base = Version(Version(installed_version).base_version)
+        if not Version(requirement.at_least) <= base < Version(requirement.below):
+            raise KdepError(f"{name} {installed_version} is installed", expected=expected, fix=fix)
 
 
 def _requirements(scope: str) -> tuple[_Requirement, ...]:
@@ -193,7 +196,7 @@ def backend() -> Literal["compiled", "torchvision"]:
 
 
 def current_scope() -> str | None:
-    """The toolkit that `setup` chose in this process; None before."""
+    """The toolkit that `setup` was called for in this process; None before that."""
     return _scope
 
 
@@ -201,14 +204,14 @@ def setup(scope: str, *, switch: bool = False) -> None:
     """Sets this process up for a toolkit: operators, imports, registries, default scope.
 
     Args:
-        scope: 'mmpretrain', 'mmdet' or 'mmseg'. The backbones of mmpretrain are registered in all.
-        switch: allow another scope than an earlier call chose; only if every earlier Runner of
-            this process has finished, as in a test session.
+        scope: 'mmpretrain', 'mmdet' or 'mmseg'. mmpretrain's backbones are registered for each.
+        switch: whether a scope other than that of an earlier call is allowed. Only safe if all
+            earlier Runners of this process have finished, as in a test session.
 
     Raises:
-        KdepError: an unknown scope, a wrong or missing package, an mmcv extension that does not
-            load, or a second scope in one process (mmengine's globals are shared by toolkits, so
-            that a transform could be looked up in the wrong registry).
+        KdepError: an unknown scope, a wrong or missing package, an mmcv extension that cannot be
+            loaded, or a second scope in one process (toolkits share mmengine's global state, so a
+            transform could be looked up in the wrong registry).
     """
     global _scope
     check_versions(scope)
@@ -218,7 +221,7 @@ def setup(scope: str, *, switch: bool = False) -> None:
             expected="one toolkit per process, because mmengine's default scope is global",
             fix="run each stage in its own process",
         )
-    # albumentations, imported by all three, would ask the network for a newer version of itself
+    # Otherwise albumentations, which all three toolkits import, looks for updates on the network.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     ops.install()
     for pattern in _NOISE:
@@ -232,9 +235,10 @@ def setup(scope: str, *, switch: bool = False) -> None:
 def without_multimodal() -> None:
     """Makes mmpretrain skip its multi-modal models.
 
-    Workaround: mmpretrain 1.2.0 does not import with transformers 5, which lacks classes that BLIP
-    imports. A constant of `mmpretrain.utils.dependency` decides; the module is loaded from its
-    file, because importing it by name would first import the whole package.
+    Workaround: mmpretrain 1.2.0 cannot be imported with transformers 5, because its BLIP model
+    imports classes that were removed there. Those models are skipped if a constant in
+    `mmpretrain.utils.dependency` is False. That module is loaded from its file, because importing
+    it by name would import the whole package first.
     """
     name = "mmpretrain.utils.dependency"
     package = importlib.util.find_spec("mmpretrain")
@@ -265,7 +269,7 @@ def _import_toolkit(scope: str) -> None:
 
 
 def _quiet_default_logger() -> None:
-    """Shows only warnings: without a Runner, `init_weights` prints a paragraph per tensor."""
+    """Shows only warnings; otherwise `init_weights` prints several lines per tensor."""
     from mmengine.logging import MMLogger
 
     MMLogger.get_instance("mmengine", log_level="WARNING").setLevel("WARNING")
@@ -276,5 +280,5 @@ def _set_default_scope(scope: str) -> None:
 
     current = DefaultScope.get_current_instance()
     if current is None or current.scope_name != scope:
-        # a new name each time: get_instance of a known name would return the older scope
+        # A new name each time: for a known name, get_instance returns the old scope.
         DefaultScope.get_instance(f"kdep_bench-{scope}-{id(current)}", scope_name=scope)

@@ -1,4 +1,4 @@
-"""mmengine hooks shared by all stages. This module imports mmengine, and so torch."""
+"""mmengine hooks that several stages use. This module imports mmengine and torch."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from kdep_bench.openmmlab import loading
 
 
 class Progress(Protocol):
-    """The callback by which a stage reports its progress: (done, total, note)."""
+    """The callback through which a stage reports its progress."""
 
     def __call__(self, done: int, total: int, note: str = "", /) -> None: ...
 
 
-def _plain(value: Any) -> float:
+def _number(value: Any) -> float:
     return value.item() if hasattr(value, "item") else float(value)
 
 
 class StopOnBadLoss(Hook):
-    """Raises KdepError in the iteration in which a loss is NaN or infinite.
+    """Raises KdepError after an iteration in which a loss is NaN or infinite.
 
-    mmengine reads every loss in each iteration for its log, so that this adds no GPU
-    synchronisation. The optimiser step of that iteration has been taken already; the broken model
-    is not saved, because this hook runs before the one that saves checkpoints.
+    This adds no GPU synchronisation, because mmengine reads every loss in each iteration anyway.
+    The optimiser step of the iteration was already taken, but the model is not saved, because this
+    hook runs before the one that saves checkpoints.
     """
 
     priority = "VERY_HIGH"
@@ -39,22 +39,23 @@ class StopOnBadLoss(Hook):
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        terms = {k: _plain(v) for k, v in (outputs or {}).items() if "loss" in k}
+        terms = {k: _number(v) for k, v in (outputs or {}).items() if "loss" in k}
         bad = [f"{k} = {v}" for k, v in terms.items() if not math.isfinite(v)]
         if bad:
-            fine = ", ".join(f"{k} = {v:.4g}" for k, v in terms.items() if math.isfinite(v))
+            finite = ", ".join(f"{k} = {v:.4g}" for k, v in terms.items() if math.isfinite(v))
             raise KdepError(
                 f"the loss became NaN or infinite in iteration {runner.iter + 1} of "
                 f"{runner.max_iters}: {', '.join(bad)}"
-                + (f" (still finite: {fine})" if fine else ""),
+                + (f" (still finite: {finite})" if finite else ""),
                 fix="lower the learning rate, add warm-up or gradient clipping, or check the data",
             )
 
 
 class LossCurve:
-    """A loss curve of at most `limit` points [step, mean loss since the previous point].
+    """A loss curve with at most `limit` points [step, mean loss since the previous point].
 
-    When it is full, neighbouring points are averaged, and each point covers twice as many steps.
+    When it is full, pairs of neighbouring points are averaged, so that each point covers twice as
+    many steps.
     """
 
     def __init__(self, limit: int = 200) -> None:
@@ -79,7 +80,7 @@ class LossCurve:
         self._sum, self._count = 0.0, 0
 
     def state(self) -> dict[str, Any]:
-        """The curve as plain values, the argument of `restore`."""
+        """The curve as plain values, for `restore`."""
         return {
             "points": [list(p) for p in self.points],
             "stride": self.stride,
@@ -94,10 +95,10 @@ class LossCurve:
 
 
 class ProgressHook(Hook):
-    """Calls `progress(done, total, note)` in each training iteration and keeps the loss curve.
+    """Calls `progress(done, total, note)` in each training iteration and records the loss curve.
 
-    Curve and training time are stored in resume files, so that they cover all steps of a run that
-    was interrupted and resumed.
+    Curve and training time are stored in checkpoints, so they cover all steps of a run that was
+    interrupted and resumed.
 
     Args:
         progress: the stage's callback.
@@ -110,7 +111,7 @@ class ProgressHook(Hook):
     def __init__(self, progress: Progress | Callable[..., None], limit: int = 200) -> None:
         self._progress = progress
         self._curve = LossCurve(limit)
-        self._earlier = 0.0  # seconds of earlier processes, up to the checkpoint resumed from
+        self._earlier = 0.0  # seconds of training before the checkpoint that was resumed from
         self._start = time.perf_counter()
 
     @property
@@ -125,14 +126,14 @@ class ProgressHook(Hook):
         loss = (outputs or {}).get("loss")
         note = ""
         if loss is not None:
-            value = _plain(loss)
+            value = _number(loss)
             self._curve.add(step, value)
             note = f"loss {value:.3f}"
         self._progress(step, runner.max_iters, note)
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds of training, those before a resumed checkpoint included."""
+        """Wall-clock seconds of training, including those before a resumed checkpoint."""
         return self._earlier + time.perf_counter() - self._start
 
     def before_train(self, runner: Any) -> None:
@@ -148,7 +149,7 @@ class ProgressHook(Hook):
 
 
 class SealHook(Hook):
-    """Writes the checksum (seal) of each checkpoint that mmengine's CheckpointHook has written."""
+    """Writes a checksum (seal) next to each checkpoint that mmengine's CheckpointHook writes."""
 
     priority = "LOWEST"  # after CheckpointHook, which is VERY_LOW
 
@@ -165,7 +166,7 @@ class SealHook(Hook):
             self._sealed = last
 
     def before_train(self, runner: Any) -> None:
-        if "last_ckpt" in runner.message_hub.runtime_info:  # from a resume file: already sealed
+        if "last_ckpt" in runner.message_hub.runtime_info:  # the checkpoint that was resumed from
             self._sealed = runner.message_hub.get_info("last_ckpt")
 
     def after_train_iter(
@@ -178,9 +179,9 @@ class SealHook(Hook):
 
 
 class DetectionCount(Hook):
-    """Counts images and detections of the last val or test pass, for `read_metrics`.
+    """Counts images and detections of the last validation or test run, for `read_metrics`.
 
-    The counts are summed over all ranks; images that are read twice to pad ranks to equal length
+    The counts are summed over all ranks. Images that are repeated to give all ranks the same number
     count twice.
     """
 

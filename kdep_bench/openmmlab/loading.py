@@ -1,10 +1,10 @@
-"""Loads checkpoints, always with `weights_only=True`: tensors and plain containers only.
+"""Loads checkpoints, always with `weights_only=True`: only tensors and plain containers.
 
-mmengine's resume files also contain HistoryBuffer objects with numpy arrays. For resume files of
-this run these classes are allowed, and `getattr` of HistoryBuffer's statistics only; no other code
-can run from a file. Such a file must be in the work dir of this process's Runner, and its SHA-256
-must equal the seal that `SealHook` wrote next to it. A seal proves that the file is complete and
-unchanged; it is not a signature.
+The checkpoints from which mmengine resumes also contain HistoryBuffer objects with numpy arrays.
+These classes, and `getattr` for the statistics of HistoryBuffer, are allowed in checkpoints of this
+run only; no other code in a file can run. Such a file must be in the work dir of this process's
+Runner, and its SHA-256 must equal the seal that `SealHook` wrote next to it. A seal shows that the
+file is complete and unchanged; it is not a signature.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from kdep_bench.files import file_hash, write_atomic
 
 RESUME = "kdep-resume://"  # scheme of a sealed resume file, followed by its path
 
-_roots: set[Path] = set()  # work dirs with sealed files from which this process may resume
-_STATISTICS = ("min", "max", "current", "mean")  # HistoryBuffer's, which pickle names by getattr
+_roots: set[Path] = set()  # work dirs with sealed files that this process may resume from
+_STATISTICS = ("min", "max", "current", "mean")  # methods of HistoryBuffer that pickles refer to
 
 
 def _statistic(owner: Any, name: str) -> Any:
-    """Replaces `builtins.getattr` in resume files: HistoryBuffer's statistics only."""
+    """Replaces `builtins.getattr` in checkpoints; allows only some methods of HistoryBuffer."""
     if owner is not HistoryBuffer or name not in _STATISTICS:
-        raise pickle.UnpicklingError(f"it asks for {name!r} of {owner!r}")
+        raise pickle.UnpicklingError(f"it uses the attribute {name!r} of {owner!r}")
     return getattr(owner, name)
 
 
@@ -56,11 +56,11 @@ def seal(checkpoint: Path) -> None:
 
 def is_sealed(checkpoint: Path) -> bool:
     """Whether the file exists and its SHA-256 equals its seal."""
-    mark = _seal_path(checkpoint)
+    seal_file = _seal_path(checkpoint)
     return (
         checkpoint.is_file()
-        and mark.is_file()
-        and mark.read_text().strip() == file_hash(checkpoint)
+        and seal_file.is_file()
+        and seal_file.read_text().strip() == file_hash(checkpoint)
     )
 
 
@@ -70,22 +70,22 @@ def _seal_path(checkpoint: Path) -> Path:
 
 def drop_orphan_seals(work_dir: Path) -> None:
     """Removes the seals of checkpoints that mmengine has deleted."""
-    for mark in work_dir.glob("*.pth.sha256"):
-        if not mark.with_suffix("").exists():
-            mark.unlink(missing_ok=True)
+    for seal_file in work_dir.glob("*.pth.sha256"):
+        if not seal_file.with_suffix("").exists():
+            seal_file.unlink(missing_ok=True)
 
 
 def latest_sealed(work_dir: str | Path) -> Path | None:
-    """The newest complete resume file in `work_dir`; None if there is none.
+    """The newest complete checkpoint in `work_dir`; None if there is none.
 
-    A file whose writing was interrupted has no matching seal and is skipped.
+    A file that was not completely written has no matching seal, and is skipped.
     """
     files = sorted(Path(work_dir).glob("*.pth"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
     return next((p for p in files if is_sealed(p)), None)
 
 
 def trust_work_dir(work_dir: Path) -> None:
-    """Lets this process resume from sealed files directly in `work_dir`."""
+    """Allows this process to resume from sealed files directly in `work_dir`."""
     _roots.add(work_dir.resolve())
 
 
@@ -95,17 +95,17 @@ def load_weights(path: str | Path, map_location: Any = "cpu") -> Any:
 
 
 def load_from_sealed(filename: str, map_location: Any = "cpu") -> Any:
-    """mmengine's loader for `kdep-resume://<path>`.
+    """The loader that mmengine calls for `kdep-resume://<path>`.
 
     Raises:
-        KdepError: a file outside the trusted work dirs, or one that does not match its seal.
+        KdepError: the file is outside the trusted work dirs, or does not match its seal.
     """
     path = Path(filename.removeprefix(RESUME))
     if path.resolve().parent not in _roots:
         raise KdepError(
             f"the file to resume from, {path}, is outside the work dir of this run",
             expected="a checkpoint that this stage wrote in its own directory",
-            fix="load other weights with init_cfg or load_from, which read only tensors",
+            fix="to load other weights, use init_cfg or load_from, which read only tensors",
         )
     if not is_sealed(path):
         raise KdepError(
@@ -118,11 +118,11 @@ def load_from_sealed(filename: str, map_location: Any = "cpu") -> Any:
 
 
 def load_from_tensors(filename: str, map_location: Any = None) -> Any:
-    """mmengine's loader for all other local paths; see `load_weights`."""
+    """The loader that mmengine calls for all other local paths; see `load_weights`."""
     return load_weights(filename, map_location)
 
 
 def register_loaders() -> None:
-    """Registers both loaders in mmengine, replacing its loader of local files. Idempotent."""
+    """Registers both loaders in mmengine, in place of its loader of local files. Idempotent."""
     CheckpointLoader.register_scheme("", load_from_tensors, force=True)
     CheckpointLoader.register_scheme(RESUME, load_from_sealed, force=True)

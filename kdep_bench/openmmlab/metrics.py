@@ -1,4 +1,7 @@
-"""Reads the metrics of an mm evaluator; a missing metric is an error. Imports no torch."""
+"""Reads metrics from the result of an mm evaluator; a missing metric is an error.
+
+This module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from kdep_bench.errors import KdepError
 
 
 class DetectionCounts(Protocol):
-    """The two numbers that a `DetectionCount` hook holds after a test run."""
+    """The two numbers that a `DetectionCount` hook has counted in a test run."""
 
     images: int
     detections: int
@@ -19,26 +22,31 @@ class DetectionCounts(Protocol):
 def read_metrics(
     metrics: Mapping[str, Any], names: Sequence[str], detections: DetectionCounts | None = None
 ) -> tuple[dict[str, float], list[str]]:
-    """The `names` entries of what `runner.test()` or `runner.val()` returned, and notes.
+    """Reads the metrics `names` from the result of `runner.test()` or `runner.val()`.
+
+    CocoMetric returns no metrics if there are no detections at all. With `detections`, missing
+    metrics then count 0, and a note states this.
 
     Args:
-        metrics: the evaluator's dict, with keys such as 'coco/bbox_mAP_50'.
+        metrics: the result, with keys such as 'coco/bbox_mAP_50'.
         names: the keys to read, with their prefix.
-        detections: for a COCO evaluator, the DetectionCount that watched the pass. CocoMetric logs
-            no metric at all when nothing was detected: if images were counted but no detection,
-            missing metrics are 0, and a note says so. Any other absence is a KdepError.
+        detections: for a COCO evaluator, the DetectionCount of the same test run.
 
-    Returns values keyed as in `names`, finite, in the evaluator's own unit.
-    Raises KdepError when a metric is absent, not a number, NaN, infinite, or COCO's -1.
+    Returns:
+        finite values by key, in the unit of the evaluator; notes.
+
+    Raises:
+        KdepError: a metric is missing, not a number, NaN, infinite, or COCO's -1.
     """
     absent = [key for key in names if key not in metrics]
     if absent and detections is not None and detections.images and not detections.detections:
-        note = f"nothing was detected in {detections.images} images: {', '.join(absent)} counts 0"
+        names_text = ", ".join(absent)
+        note = f"there are no detections in {detections.images} images, so {names_text} counts 0"
         return {key: _number(metrics.get(key, 0.0), key) for key in names}, [note]
     if absent:
         raise KdepError(
             f"the evaluator returned no {', '.join(absent)}, only {sorted(metrics) or 'nothing'}",
-            fix="correct `metric` in the task's config: a key as listed above, with its prefix",
+            fix="set `metric` in the task's config to one of the metrics that it returned",
         )
     return {key: _number(metrics[key], key) for key in names}, []
 
@@ -50,7 +58,9 @@ def _number(value: Any, key: str) -> float:
         number = math.nan
     if not math.isfinite(number):
         raise KdepError(
-            f"the metric {key} is {value!r}", expected="a finite number", fix="read the stage's log"
+            f"the metric {key} is {value!r}",
+            expected="a finite number",
+            fix="look for the cause in the stage's log",
         )
     if number == -1.0:  # COCOeval's value for a group without ground truth
         raise KdepError(

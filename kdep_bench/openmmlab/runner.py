@@ -1,4 +1,4 @@
-"""Builds an mmengine Runner from an ordinary mm Config, working around known faults of mmengine."""
+"""Builds an mmengine Runner from an ordinary mm Config, with workarounds for faults of mmengine."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from kdep_bench.errors import KdepError
 from kdep_bench.openmmlab import environment, loading
 from kdep_bench.openmmlab.hooks import SealHook, StopOnBadLoss
 
-_number = itertools.count()  # makes experiment names unique within a process
+_counter = itertools.count()  # makes experiment names unique within a process
 
 
 class _FileLogRunner(Runner):
-    """Logs to `work_dir/log.txt`; only errors are printed to the console."""
+    """A Runner that logs to `work_dir/log.txt` and prints only errors to the console."""
 
     def build_logger(
         self, log_level: int | str = "INFO", log_file: str | None = None, **kwargs: Any
@@ -46,39 +46,39 @@ def build_runner(
     log_level: str = "INFO",
     resume: bool = False,
 ) -> Runner:
-    """`Runner.from_cfg` of a copy of `cfg`; call `setup(scope)` before.
+    """Builds a Runner from a copy of `cfg`; `setup(scope)` must be called before.
+
+    The Runner also logs to the suite's `runtime.trackers`. A loss that is NaN or infinite stops the
+    training (StopOnBadLoss), and checkpoints are sealed when they are written (SealHook). Under
+    `torchrun` the process group is started here, and the model is wrapped in DDP, also on a CPU.
 
     Args:
         cfg: a Config that the toolkit's own runner could run.
         work_dir: replaces cfg.work_dir; the log is `work_dir/log.txt`.
         seed: replaces cfg.randomness.seed. One of the two is required.
         hooks: additional hooks, registered with their own priorities.
-        log_level: of the log file. Only errors are printed to the console.
-        resume: continue from the newest sealed checkpoint in `work_dir`, if there is one (see
-            `latest_sealed`).
-
-    The Visualizer also logs to the suite's `runtime.trackers`. A loss that is NaN or infinite stops
-    the training (StopOnBadLoss), and checkpoints are sealed when written (SealHook). Under
-    `torchrun` the process group is started here and the model is wrapped in DDP, also on a CPU.
+        log_level: level of the log file.
+        resume: whether to resume from the newest sealed checkpoint in `work_dir`, if there is one
+            (see `latest_sealed`).
 
     Raises:
-        KdepError: `setup` was not called, another default scope, no seed, no work dir, mixed
-            precision without a GPU, or `resume` set in the config.
+        KdepError: `setup` was not called, the config has another default scope, no seed or no work
+            dir, uses mixed precision without a GPU, or sets `resume`.
     """
-    # Workaround: mmengine writes the config up to five times, and formatting by yapf takes seconds
-    # of CPU for a detector or a segmenter. The unformatted text is the same Python.
+    # Workaround: mmengine writes the config up to five times, and formatting it takes seconds of
+    # CPU time for a detector or a segmenter. Without formatting, the Python code is equivalent.
     cfg = Config(cfg.to_dict(), filename=cfg.filename, format_python_code=False)
     scope = _check_scope(cfg)
-    out = _settle_work_dir(cfg, work_dir)
-    _settle_seed(cfg, seed)
+    out = _set_work_dir(cfg, work_dir)
+    _set_seed(cfg, seed)
     _check_precision(cfg)
-    _settle_distributed(cfg)
-    _settle_resume(cfg, out, resume)
+    _set_distributed(cfg)
+    _set_resume(cfg, out, resume)
     loading.register_loaders()
     loading.trust_work_dir(out)
     cfg.log_level = log_level
-    # Runners built in the same second would share a name, and with it scope and message hub.
-    cfg.experiment_name = f"{scope}-{os.getpid()}-{next(_number)}"
+    # By default, Runners built in the same second would share a name, and so their global state.
+    cfg.experiment_name = f"{scope}-{os.getpid()}-{next(_counter)}"
     cfg.setdefault("visualizer", {"type": "mmengine.Visualizer", "vis_backends": []})
     cfg.visualizer.setdefault("name", cfg.experiment_name)
     cfg.visualizer.vis_backends = [
@@ -92,6 +92,7 @@ def build_runner(
 
 
 def _check_scope(cfg: Config) -> str:
+    """The toolkit of this process; raises KdepError if the config is for another one."""
     scope = environment.current_scope()
     if scope is None:
         raise KdepError(
@@ -102,12 +103,12 @@ def _check_scope(cfg: Config) -> str:
         raise KdepError(
             f"the config has default_scope {cfg.default_scope!r}, but the process was set up for "
             f"{scope}",
-            fix="run the stage with setup() of the config's toolkit",
+            fix="call openmmlab.setup() for the toolkit of the config",
         )
     return scope
 
 
-def _settle_work_dir(cfg: Config, work_dir: str | Path | None) -> Path:
+def _set_work_dir(cfg: Config, work_dir: str | Path | None) -> Path:
     if work_dir is not None:
         cfg.work_dir = str(work_dir)
     if not cfg.get("work_dir"):
@@ -120,7 +121,7 @@ def _settle_work_dir(cfg: Config, work_dir: str | Path | None) -> Path:
     return out
 
 
-def _settle_seed(cfg: Config, seed: int | None) -> None:
+def _set_seed(cfg: Config, seed: int | None) -> None:
     randomness = dict(cfg.get("randomness") or {})
     if seed is not None:
         randomness["seed"] = seed
@@ -132,7 +133,7 @@ def _settle_seed(cfg: Config, seed: int | None) -> None:
 
 
 def _check_precision(cfg: Config) -> None:
-    """Raises KdepError for mixed precision on a CPU, where AmpOptimWrapper fails an assertion."""
+    """Raises KdepError for mixed precision without a GPU: AmpOptimWrapper needs one."""
     kind = str((cfg.get("optim_wrapper") or {}).get("type", ""))
     if kind.endswith("AmpOptimWrapper") and not torch.cuda.is_available():
         raise KdepError(
@@ -142,7 +143,7 @@ def _check_precision(cfg: Config) -> None:
 
 
 def planned_rank() -> int:
-    """The rank of this process, 0 to `planned_ranks() - 1`."""
+    """The rank of this process, 0 to `planned_ranks() - 1`; 0 in a plain process."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -152,16 +153,16 @@ def planned_ranks() -> int:
 
 
 def is_main_rank() -> bool:
-    """Whether this process is rank 0, which writes files."""
+    """Whether this process has rank 0; only this rank writes files."""
     return planned_ranks() == 1 or os.environ["RANK"] == "0"
 
 
 def leave_distributed() -> None:
     """Destroys the process group, if there is one, after a barrier; call it last in every rank.
 
-    Workaround: if a rank exits or destroys its group while a peer is still in a collective or in
-    gloo's shutdown, the peer may abort (SIGABRT) on the closed connection. The store is not
-    affected: torchrun's agent on the first node hosts it, and outlives all ranks.
+    Workaround: if a rank exits or destroys its group while another rank is still in a collective
+    operation or in gloo's shutdown, the other rank may abort (SIGABRT) because its connection is
+    closed.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
@@ -171,7 +172,8 @@ def leave_distributed() -> None:
 def join_distributed() -> None:
     """Joins the process group of the ranks that torchrun or srun started, if there are several.
 
-    With GPUs: nccl and one GPU per local rank (mmengine's initialisation); otherwise gloo.
+    Uses nccl and one GPU per local rank (mmengine's initialisation) if there are GPUs, otherwise
+    gloo.
     """
     if planned_ranks() == 1 or torch.distributed.is_initialized():
         return
@@ -187,10 +189,10 @@ def wait_for_ranks() -> None:
         torch.distributed.barrier()
 
 
-def _settle_distributed(cfg: Config) -> None:
-    """Starts distributed training, also on a CPU.
+def _set_distributed(cfg: Config) -> None:
+    """Joins the process group, if there is one, and sets the config for it.
 
-    Workaround: mmengine's launcher calls torch.cuda.set_device and passes device ids to DDP.
+    Workaround: mmengine's launcher needs GPUs; here distributed training also works on CPUs.
     """
     if planned_ranks() == 1:
         cfg.launcher = "none"
@@ -201,14 +203,14 @@ def _settle_distributed(cfg: Config) -> None:
         return
     wrapper = dict(cfg.get("model_wrapper_cfg") or {})
     wrapper.setdefault("type", "mmengine.MMDistributedDataParallel")
-    wrapper.setdefault("broadcast_buffers", False)  # as mmengine's default wrapper
+    wrapper.setdefault("broadcast_buffers", False)  # as in mmengine's default wrapper
     wrapper.setdefault("find_unused_parameters", cfg.get("find_unused_parameters", False))
     wrapper["device_ids"] = None
     cfg.model_wrapper_cfg = ConfigDict(wrapper)
 
 
-def _settle_resume(cfg: Config, out: Path, resume: bool) -> None:
-    """Sets the config to resume from a sealed file in the work dir, by our loader only."""
+def _set_resume(cfg: Config, out: Path, resume: bool) -> None:
+    """Sets the config to resume from the newest sealed checkpoint in `out`, if `resume`."""
     if cfg.get("resume"):
         raise KdepError(
             "the config sets `resume`",

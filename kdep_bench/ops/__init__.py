@@ -1,11 +1,11 @@
-"""mmcv's compiled operators, supplied from torchvision where mmcv is `mmcv-lite`.
+"""Replaces mmcv's compiled operators by those of torchvision if mmcv is `mmcv-lite`.
 
-`install()` appends a finder to `sys.meta_path`. It finds only the module `mmcv._ext`, and only
-after all ordinary finders have failed, so that a compiled extension has priority. With it
-`import mmcv.ops`, `import mmdet` and `import mmseg` work without compiling anything, on every
-device that torchvision's operators support.
+`mmcv-lite` has no compiled extension `mmcv._ext`. `install()` appends a finder to `sys.meta_path`
+that provides this module. Finders before it have priority, so a compiled extension is used if there
+is one. With it, `import mmcv.ops`, `import mmdet` and `import mmseg` work without compilation, on
+every device that torchvision's operators support.
 
-Importing this package costs nothing: torch is imported when `mmcv._ext` itself is.
+Importing this package does not import torch; importing `mmcv._ext` does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _STAND_IN = Path(__file__).with_name("_ext.py")
 
 
 class _StandInFinder(MetaPathFinder):
-    """Finds `mmcv._ext` as `_ext.py` of this package, and nothing else."""
+    """Finds the module `mmcv._ext` in the file `_ext.py` of this package; finds no other module."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -40,10 +40,10 @@ _FINDER = _StandInFinder()
 
 
 def install() -> None:
-    """Makes `mmcv._ext` importable; call it before the first `import mmcv.ops`. Idempotent.
+    """Makes `mmcv._ext` importable; must be called before the first `import mmcv.ops`. Idempotent.
 
-    Each call moves the finder to the end of `sys.meta_path`, behind finders that were appended in
-    the meantime.
+    Each call moves the finder to the end of `sys.meta_path`, so that all other finders have
+    priority.
     """
     if _FINDER in sys.meta_path:
         sys.meta_path.remove(_FINDER)

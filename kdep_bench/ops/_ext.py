@@ -1,8 +1,8 @@
 """Replacement of the compiled module `mmcv._ext`, imported under that name only.
 
-mmcv calls its extension in C style: the caller allocates the outputs, and the function fills them.
-Each operator keeps mmcv's argument names and order. `mmcv.ops` asserts on import that 112 names
-exist; those without a replacement exist as well, and raise KdepError when called.
+Most functions of mmcv's extension return nothing: the caller allocates the outputs, and the
+function fills them. Names and order of arguments are those of mmcv. `mmcv.ops` requires on import
+that 112 names exist; those without a replacement here raise KdepError when they are called.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from kdep_bench.ops.focal import sigmoid_focal_loss_backward, sigmoid_focal_loss
 from kdep_bench.ops.masked_conv import masked_col2im_forward, masked_im2col_forward
 from kdep_bench.ops.roi_align import roi_align_backward, roi_align_forward
 
-KDEP_STAND_IN = True  # kdep_bench.ops.backend() distinguishes it from the compiled module by this
+KDEP_STAND_IN = True  # by this name, kdep_bench.ops.backend() recognises the replacement
 
 
 def get_compiler_version() -> str:
-    """The text that mmcv prints as its compiler version."""
+    """The text that mmcv reports as its compiler version."""
     return f"none, operators of torchvision {torchvision.__version__}"
 
 
@@ -54,7 +54,7 @@ def _missing(name: str) -> Callable[..., NoReturn]:
 
 
 def __getattr__(name: str) -> Callable[..., NoReturn]:
-    if name.startswith("_"):  # names that the import system and pickle look up must stay absent
+    if name.startswith("_"):  # such as __path__, which the import system and pickle look for
         raise AttributeError(name)
     return globals().setdefault(name, _missing(name))
 

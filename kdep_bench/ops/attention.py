@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention (arXiv:2010.04159) by way of mmcv's own pure-torch version."""
+"""Multi-scale deformable attention (arXiv:2010.04159), by mmcv's implementation in PyTorch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kdep_bench.ops._dtype import compute_dtype
 
 
 def _attend(value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-    # not at the top of the file: mmcv.ops imports this module
+    # Not imported at the top of the file, because mmcv.ops imports this module.
     from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
     return multi_scale_deformable_attn_pytorch(value, shapes, locations, weights)
@@ -23,7 +23,19 @@ def ms_deform_attn_forward(
     attention_weights: Tensor,
     im2col_step: int,
 ) -> Tensor:
-    """Output (B, Q, heads*d) of value (B, sum HW, heads, d), locations (B, Q, heads, L, P, 2)."""
+    """Computes the attention output.
+
+    Args:
+        value: (B, sum of H*W over levels, heads, d).
+        value_spatial_shapes: (L, 2), height and width of each level.
+        value_level_start_index: not used.
+        sampling_locations: (B, Q, heads, L, P, 2), x and y in 0..1.
+        attention_weights: (B, Q, heads, L, P).
+        im2col_step: not used.
+
+    Returns:
+        (B, Q, heads * d).
+    """
     dtype = compute_dtype(value)
     operands = (t.to(dtype) for t in (sampling_locations, attention_weights))
     return _attend(value.to(dtype), value_spatial_shapes, *operands).to(value.dtype)

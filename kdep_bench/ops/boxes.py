@@ -1,6 +1,7 @@
-"""Box operators: nms, softnms, nms_match, bbox_overlaps. Boxes are x1, y1, x2, y2.
+"""Box operators: nms, softnms, nms_match, bbox_overlaps. Boxes are x1, y1, x2, y2 in pixels.
 
-`offset` is mmcv's: a box is x2 - x1 + offset wide, 0 by default and 1 in the oldest detectors.
+The width of a box is x2 - x1 + offset. As in mmcv, `offset` is 0 by default, and 1 in old
+detectors.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ from torchvision.ops import nms as torchvision_nms
 
 from kdep_bench.ops._dtype import compute_dtype
 
-_NAIVE, _LINEAR, _GAUSSIAN = 0, 1, 2  # mmcv's codes for the soft-NMS weighting
-_IOU, _IOF = 0, 1  # mmcv's codes for intersection over union / over the first box
+_NAIVE, _LINEAR, _GAUSSIAN = 0, 1, 2  # mmcv's codes of the soft-NMS methods
+_IOU, _IOF = 0, 1  # mmcv's codes: intersection over union, or over the area of the first box
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) -> Tensor:
-    """Indices (K,) int64 kept by greedy NMS of `boxes` (N, 4) by `scores` (N,), best first.
+    """Greedy non-maximum suppression of `boxes` (N, 4) with `scores` (N,).
 
     A box is removed if its IoU with a kept box is *greater than* the threshold.
+
+    Returns:
+        indices of the kept boxes, (K,) int64, highest score first.
     """
     if boxes.numel() == 0:
         return boxes.new_empty(0, dtype=torch.long)
@@ -27,8 +31,9 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) ->
     boxes = boxes.detach().to(dtype)
     if offset:  # the same IoU as for boxes with their far corner moved by one pixel
         boxes = boxes + boxes.new_tensor([0.0, 0.0, 1.0, 1.0]) * offset
-    # mmcv breaks ties by torch's default sort, torchvision by a stable one. Sorting here, and then
-    # passing ranks, gives mmcv's result. float32 represents ranks up to 2 ** 24 exactly.
+    # For equal scores, mmcv uses the order of torch's default sort, torchvision that of a stable
+    # sort. Sorting here and passing ranks as scores gives mmcv's result. float32 represents ranks
+    # up to 2 ** 24 exactly.
     order = scores.detach().sort(0, descending=True)[1]
     ranks = torch.arange(len(order), 0, -1, device=boxes.device, dtype=dtype)
     return order[torchvision_nms(boxes[order], ranks, float(iou_threshold))]
@@ -44,55 +49,79 @@ def softnms(
     method: int,
     offset: int,
 ) -> Tensor:
-    """Soft-NMS (Bodla et al. 2017, arXiv:1704.04503); returns the kept indices (K,) int64.
+    """Soft-NMS (Bodla et al. 2017, arXiv:1704.04503).
 
-    Fills the first K rows of `dets` (N, 5) with box and reduced score, best first. Each round keeps
-    the best remaining box, reduces the scores of the others by their IoU with it, and drops those
-    below `min_score`. Equal scores are ordered by index.
+    Each round keeps the remaining box with the highest score, multiplies the scores of the others
+    by a factor that depends on their IoU with it, and removes those below `min_score`. Of equal
+    scores, the one with the lowest index is first.
+
+    Args:
+        boxes: (N, 4).
+        scores: (N,).
+        dets: (N, 5); the first K rows are filled with box and reduced score, in the order kept.
+        iou_threshold: for the naive and the linear method.
+        sigma: for the Gaussian method.
+        min_score: minimum reduced score of a kept box.
+        method: _NAIVE, _LINEAR or _GAUSSIAN.
+        offset: see the top of this module.
+
+    Returns:
+        indices of the kept boxes, (K,) int64.
     """
-    left = torch.arange(len(boxes))
+    remaining = torch.arange(len(boxes))
     dtype = compute_dtype(boxes, scores)
     boxes, scores = boxes.detach().cpu().to(dtype), scores.detach().cpu().to(dtype).clone()
     kept: list[int] = []
-    while len(left):
-        best = left[scores[left].argmax()]
+    while len(remaining):
+        best = remaining[scores[remaining].argmax()]
         dets[len(kept), :4], dets[len(kept), 4] = boxes[best], scores[best]
         kept.append(int(best))
-        left = left[left != best]
-        iou = _overlaps(boxes[best][None], boxes[left], _IOU, offset)
-        scores[left] *= _soft_weight(iou, iou_threshold, sigma, method)
-        left = left[scores[left] >= min_score]
+        remaining = remaining[remaining != best]
+        iou = _overlaps(boxes[best][None], boxes[remaining], _IOU, offset)
+        scores[remaining] *= _soft_factor(iou, iou_threshold, sigma, method)
+        remaining = remaining[scores[remaining] >= min_score]
     return torch.tensor(kept, dtype=torch.long)
 
 
-def _soft_weight(iou: Tensor, iou_threshold: float, sigma: float, method: int) -> Tensor:
+def _soft_factor(iou: Tensor, iou_threshold: float, sigma: float, method: int) -> Tensor:
     if method == _GAUSSIAN:
         return torch.exp(-(iou * iou) / sigma)
-    lowered = torch.zeros_like(iou) if method == _NAIVE else 1 - iou
-    return torch.where(iou >= iou_threshold, lowered, 1.0)
+    reduced = torch.zeros_like(iou) if method == _NAIVE else 1 - iou
+    return torch.where(iou >= iou_threshold, reduced, 1.0)
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
-    """Groups of indices into `dets` (N, 5): a kept box, then those it suppressed, by score.
+    """Groups the boxes of `dets` (N, 5) into kept boxes and those that they suppress.
 
-    Here a box is removed if its IoU is greater than *or equal to* the threshold, as in mmcv.
+    A box is suppressed if its IoU is greater than *or equal to* the threshold, as in mmcv.
+
+    Returns:
+        one list of indices per kept box: its index, then those of the suppressed boxes by score.
     """
     dets = dets.detach().to("cpu", compute_dtype(dets))
-    left = dets[:, 4].sort(descending=True)[1]
+    remaining = dets[:, 4].sort(descending=True)[1]
     iou = box_iou(dets[:, :4], dets[:, :4])
     groups: list[list[int]] = []
-    while len(left):
-        best, rest = left[0], left[1:]
-        hit = iou[best, rest] >= iou_threshold
-        groups.append([int(best), *rest[hit].tolist()])
-        left = rest[~hit]
+    while len(remaining):
+        best, others = remaining[0], remaining[1:]
+        is_suppressed = iou[best, others] >= iou_threshold
+        groups.append([int(best), *others[is_suppressed].tolist()])
+        remaining = others[~is_suppressed]
     return groups
 
 
 def bbox_overlaps(
     bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, aligned: bool, offset: int
 ) -> None:
-    """Fills `ious` (M, N), or (M,) when `aligned`; two empty boxes overlap by 0."""
+    """Fills `ious` with the overlaps of `bboxes1` (M, 4) and `bboxes2` (N, 4).
+
+    Args:
+        bboxes1, bboxes2: the boxes.
+        ious: (M, N); if `aligned`, (M,). The overlap of two empty boxes is 0.
+        mode: _IOU or _IOF.
+        aligned: whether to compare box i only with box i; then M = N.
+        offset: see the top of this module.
+    """
     dtype = compute_dtype(bboxes1, bboxes2)
     first, second = bboxes1.to(dtype), bboxes2.to(dtype)
     if not aligned:
@@ -101,11 +130,11 @@ def bbox_overlaps(
 
 
 def _overlaps(first: Tensor, second: Tensor, mode: int, offset: int) -> Tensor:
-    """Overlaps of boxes (..., 4) with broadcasting."""
-    near = torch.maximum(first[..., :2], second[..., :2])
-    far = torch.minimum(first[..., 2:], second[..., 2:])
-    shared = (far - near + offset).clamp(min=0).prod(-1)
+    """Overlaps of boxes (..., 4), with broadcasting."""
+    top_left = torch.maximum(first[..., :2], second[..., :2])
+    bottom_right = torch.minimum(first[..., 2:], second[..., 2:])
+    intersection = (bottom_right - top_left + offset).clamp(min=0).prod(-1)
     base = (first[..., 2:] - first[..., :2] + offset).prod(-1)
     if mode != _IOF:
-        base = base + (second[..., 2:] - second[..., :2] + offset).prod(-1) - shared
-    return torch.where(base > 0, shared / base, 0.0)
+        base = base + (second[..., 2:] - second[..., :2] + offset).prod(-1) - intersection
+    return torch.where(base > 0, intersection / base, 0.0)

@@ -1,7 +1,8 @@
 """Deformable convolution v1 (arXiv:1703.06211) and v2, modulated (arXiv:1811.11168).
 
-torchvision's kernel is the same code as mmcv's, with the offsets in the same order (y, x for each
-tap). mmcv's column buffers (`columns`, `ones`, `im2col_step`) have no counterpart and stay unused.
+torchvision's kernel has the same code as mmcv's, with the offsets in the same order: y and x for
+each position in the kernel. The arguments `columns`, `ones` and `im2col_step`, buffers of mmcv, are
+not used.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ class _Geometry(NamedTuple):
 
 
 class _Grads(NamedTuple):
+    """Gradients, in the order in which torchvision's kernel returns them."""
+
     input: Tensor
     weight: Tensor
     offset: Tensor
@@ -38,7 +41,7 @@ class _Grads(NamedTuple):
 def _operands(
     input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """The five tensors in one dtype; an absent mask or bias as torchvision expects it."""
+    """The five tensors in one type; a mask or bias that is None becomes zeros, for torchvision."""
     dtype = compute_dtype(input)
     mask = input.new_zeros((len(input), 1)) if mask is None else mask
     bias = input.new_zeros(len(weight)) if bias is None else bias
@@ -91,7 +94,10 @@ def deform_conv_forward(
     deformable_group: int,
     im2col_step: int,
 ) -> None:
-    """Fills `output` (N, Co, Ho, Wo) from input (N, Ci, H, W), offset (N, 2*G*kH*kW, Ho, Wo)."""
+    """Fills `output` (N, Co, Ho, Wo) with the convolution of `input` (N, Ci, H, W).
+
+    `offset` is (N, 2*G*kH*kW, Ho, Wo) with G = `deformable_group`, `weight` (Co, Ci/group, kH, kW).
+    """
     geometry = _Geometry(dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
     output.copy_(_forward(input, weight, offset, None, None, geometry))
 
@@ -116,7 +122,7 @@ def deform_conv_backward_input(
     deformable_group: int,
     im2col_step: int,
 ) -> None:
-    """Fills `grad_input` and `grad_offset` from `grad_output`; shapes of input and offset."""
+    """Fills `grad_input` and `grad_offset` from `grad_output`."""
     geometry = _Geometry(dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
     grads = _backward(grad_output, input, weight, offset, None, None, geometry)
     grad_input.copy_(grads.input)
@@ -143,9 +149,9 @@ def deform_conv_backward_parameters(
     scale: float,
     im2col_step: int,
 ) -> None:
-    """Adds `scale` times the weight's gradient to `grad_weight` (Co, Ci, kH, kW)."""
+    """Adds `scale` times the gradient of the weight to `grad_weight` (Co, Ci/group, kH, kW)."""
     geometry = _Geometry(dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
-    # mmcv does not pass the weight; its gradient does not depend on its values.
+    # mmcv does not pass the weight; the gradient does not depend on its values.
     weight = torch.zeros_like(grad_weight)
     grads = _backward(grad_output, input, weight, offset, None, None, geometry)
     grad_weight.add_(grads.weight.to(grad_weight.dtype), alpha=scale)
@@ -172,7 +178,7 @@ def modulated_deform_conv_forward(
     deformable_group: int,
     with_bias: bool,
 ) -> None:
-    """As `deform_conv_forward`, each sample multiplied by `mask` (N, G*kH*kW, Ho, Wo)."""
+    """Like `deform_conv_forward`, with sampled values multiplied by `mask` (N, G*kH*kW, Ho, Wo)."""
     geometry = _Geometry(
         stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group
     )

@@ -1,8 +1,9 @@
-"""Sigmoid focal loss (Lin et al. 2017, arXiv:1708.02002, eq. 5), element by element.
+"""Sigmoid focal loss (Lin et al. 2017, arXiv:1708.02002, eq. 5), for each logit.
 
-With p = sigmoid(x):  -alpha (1-p)^gamma log p  where the column is the target's class, and
--(1-alpha) p^gamma log(1-p) elsewhere. A target equal to the number of classes is background. The
-logarithms are `logsigmoid`, so that they stay exact where mmcv clamps p at the smallest float.
+With p = sigmoid(x), the loss is -alpha (1-p)^gamma log p in the column of the target's class, and
+-(1-alpha) p^gamma log(1-p) in the other columns. A target equal to the number of classes is
+background. Logarithms are computed by `logsigmoid`, which is exact also for very small p, where
+mmcv's kernel clamps p.
 """
 
 from __future__ import annotations
@@ -18,12 +19,20 @@ from kdep_bench.ops._dtype import compute_dtype
 def sigmoid_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Fills `output` (N, C) from logits (N, C), targets (N,) int64, weights (C,) or empty."""
+    """Fills `output` (N, C) with the loss.
+
+    Args:
+        input: logits (N, C).
+        target: class numbers (N,) int64.
+        weight: class weights (C,), or empty for none.
+        output: (N, C).
+        gamma, alpha: see the top of this module.
+    """
     x = input.to(compute_dtype(input))
-    p, q = x.sigmoid(), (-x).sigmoid()
-    hit = -alpha * q.pow(gamma) * F.logsigmoid(x)
-    miss = -(1 - alpha) * p.pow(gamma) * F.logsigmoid(-x)
-    output.copy_(_weighted(torch.where(_is_class(target, x), hit, miss), target, weight))
+    p, q = x.sigmoid(), (-x).sigmoid()  # q = 1 - p
+    positive = -alpha * q.pow(gamma) * F.logsigmoid(x)
+    negative = -(1 - alpha) * p.pow(gamma) * F.logsigmoid(-x)
+    output.copy_(_weighted(torch.where(_is_class(target, x), positive, negative), target, weight))
 
 
 def sigmoid_focal_loss_backward(
@@ -31,13 +40,15 @@ def sigmoid_focal_loss_backward(
 ) -> None:
     """Fills `grad_input` (N, C) with the derivative of each element of the loss by its logit."""
     x = input.to(compute_dtype(input))
-    p, q = x.sigmoid(), (-x).sigmoid()
-    hit = -alpha * q.pow(gamma) * (q - gamma * p * F.logsigmoid(x))
-    miss = (1 - alpha) * p.pow(gamma) * (p - gamma * q * F.logsigmoid(-x))
-    grad_input.copy_(_weighted(torch.where(_is_class(target, x), hit, miss), target, weight))
+    p, q = x.sigmoid(), (-x).sigmoid()  # q = 1 - p
+    positive = -alpha * q.pow(gamma) * (q - gamma * p * F.logsigmoid(x))
+    negative = (1 - alpha) * p.pow(gamma) * (p - gamma * q * F.logsigmoid(-x))
+    gradient = torch.where(_is_class(target, x), positive, negative)
+    grad_input.copy_(_weighted(gradient, target, weight))
 
 
 def _is_class(target: Tensor, logits: Tensor) -> Tensor:
+    """(N, C) bool: whether a column is that of the target's class."""
     return target[:, None] == torch.arange(logits.size(1), device=logits.device)
 
 
@@ -45,11 +56,11 @@ def _weighted(values: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
     if weight is None or weight.numel() == 0 or target.numel() == 0:
         return values
     highest = int(target.max())
-    if highest >= weight.numel():  # mmcv reads past the end of the weights here
+    if highest >= weight.numel():  # mmcv's kernel would read past the end of the weights
         raise KdepError(
             f"the focal loss has {weight.numel()} class weights, but a target has the class "
             f"{highest}",
-            expected="one weight per class, the background included",
-            fix="append the background's weight, or leave the weights out",
+            expected="one weight per class, including the background",
+            fix="append a weight for the background, or remove the class weights",
         )
     return values * weight.to(values.dtype)[target][:, None]

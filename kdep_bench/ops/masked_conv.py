@@ -1,4 +1,7 @@
-"""The two halves of mmcv's masked convolution (stride 1, one image): gather windows, scatter."""
+"""The two steps of mmcv's masked convolution: gather windows, write results.
+
+The stride is 1, and the batch has one image.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,15 @@ def masked_im2col_forward(
     pad_h: int,
     pad_w: int,
 ) -> None:
-    """Fills `col` (C*kh*kw, M) with the window of `im` (1, C, H, W) at each of M pixels."""
+    """Fills `col` (C*kh*kw, M) with the windows of `im` (1, C, H, W) around M pixels.
+
+    `mask_h_idx` and `mask_w_idx` (M,) are the rows and columns of the pixels.
+    """
     padded = F.pad(im[0], (pad_w, pad_w, pad_h, pad_h))
-    taps = [
+    shifted = [
         padded[:, mask_h_idx + i, mask_w_idx + j] for i in range(kernel_h) for j in range(kernel_w)
     ]
-    col.copy_(torch.stack(taps, dim=1).flatten(0, 1))
+    col.copy_(torch.stack(shifted, dim=1).flatten(0, 1))
 
 
 def masked_col2im_forward(
@@ -34,5 +40,5 @@ def masked_col2im_forward(
     width: int,
     channels: int,
 ) -> None:
-    """Writes `col` (C, M) to the M pixels of `im` (1, C, H, W)."""
+    """Writes `col` (C, M) to M pixels of `im` (1, C, H, W)."""
     im[0][:, mask_h_idx, mask_w_idx] = col

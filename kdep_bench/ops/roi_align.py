@@ -1,7 +1,7 @@
 """RoIAlign with average pooling (He et al. 2017, arXiv:1703.06870), forward and backward.
 
-torchvision's and mmcv's kernels compute the same function: bilinear samples at the same grid, the
-same clamping at the border, `aligned` shifts by half a pixel.
+torchvision's and mmcv's kernels compute the same function: bilinear samples on the same grid, with
+the same clamping at the border; `aligned` shifts the samples by half a pixel.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ def roi_align_forward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Fills `output` (K, C, h, w) from `input` (N, C, H, W) and `rois` (K, 5) = image, box."""
+    """Fills `output` (K, C, h, w) from `input` (N, C, H, W).
+
+    A row of `rois` (K, 5) is the index of the image in the batch, then the box x1, y1, x2, y2.
+    """
     _only_average(pool_mode)
     dtype = compute_dtype(input)
     size = (aligned_height, aligned_width)
@@ -55,7 +58,7 @@ def roi_align_backward(
     """Fills `grad_input` (N, C, H, W) from `grad_output` (K, C, h, w)."""
     _only_average(pool_mode)
     dtype = compute_dtype(grad_output)
-    # The kernel of torchvision's own autograd: no second forward pass is needed.
+    # torchvision's backward kernel is called directly, so no second forward pass is needed.
     grad = torch.ops.torchvision._roi_align_backward(
         grad_output.to(dtype),
         rois.to(dtype),
@@ -70,6 +73,7 @@ def roi_align_backward(
 
 
 def _only_average(pool_mode: int) -> None:
+    """Raises KdepError for max pooling."""
     if pool_mode != _AVERAGE:
         raise KdepError(
             "RoIAlign has pool_mode='max', which torchvision does not support",

@@ -1,4 +1,4 @@
-"""The interface of all teachers: uint8 images to pooled features and logits, never trained."""
+"""Teacher, the interface of all teachers: frozen networks from images to features and logits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kdep_bench.networks.visible import (
     at_patches,
     blanked,
     only_visible,
-    output_of,
+    run_until,
     token_source,
 )
 from kdep_bench.registry import build
@@ -29,17 +29,17 @@ class TeacherOutput:
     """A teacher's output for B images, float32, without gradient.
 
     Attributes:
-        pooled: [B, Dt], the feature that KDEP regresses, read at the teacher's tap.
-        logits: [B, C], or None without a classifier.
+        pooled: [B, Dt], the feature at the teacher's tap, which KDEP regresses.
+        logits: [B, C], or None if there is no classifier.
         maps: spatial maps by name (the teacher's `map_names`), each [B, C, H, W].
-        tokens: [B, T, C], the token sequence after the last norm, or None for a convolutional net.
-        classifier: the teacher's frozen classifier, `logits = classifier(pooled)`; set by the
-            pre-training step with need "classifier". Gradient passes to its input.
-        probabilities: [B, C] class probabilities of which only the largest k are exact and the
-            others equal (features/sparse.py); set by the pre-training step where a method reads
-            them. `pooled` is then [B, 0] if no method reads it from the cache.
-        layer: [B, p + n, C], what `Teacher.up_to` returns; set by the pre-training step with need
-            "layer". `pooled` is then [B, 0].
+        tokens: [B, T, C], the tokens after the last norm; None for a convolutional network.
+        classifier: the frozen classifier, with `logits = classifier(pooled)`. Gradients pass
+            through it. Set in pre-training if the objective needs "classifier".
+        probabilities: [B, C] class probabilities, of which only the k largest are exact; the
+            others are equal (see `kdep_bench.features.sparse`). Set in pre-training if the
+            objective reads them; `pooled` is then [B, 0] unless it is also read.
+        layer: [B, p + n, C], the result of `Teacher.up_to`. Set in pre-training if the objective
+            needs "layer"; `pooled` is then [B, 0].
     """
 
     pooled: Tensor
@@ -60,13 +60,18 @@ class Teacher(nn.Module, ABC):
         input_px: side of the square input in pixels.
         mean, std: [1, 3, 1, 1], normalisation per RGB channel on the 0-255 scale.
         has_logits: whether `TeacherOutput.logits` is not None.
-        tap: where in the network the pooled feature is read, as text.
+        tap: text that states where in the network the pooled feature is read.
         map_names: names of the spatial maps in its output.
-        tails: those of them for which `tail` returns the following layers.
-        layers: names of layers after which `up_to` can stop.
-        layers_by_path: whether `up_to` also takes the path of any module of the network.
+        tails: names of the maps for which `tail` returns the layers that follow.
+        layers: names of the layers that `up_to` accepts.
+        layers_by_path: whether `up_to` also accepts the path of any module of the network.
 
-    Raises KdepError for an implausible normalisation.
+    Args:
+        mean: mean per RGB channel on the 0-255 scale.
+        std: standard deviation per RGB channel on the 0-255 scale.
+
+    Raises:
+        KdepError: an implausible normalisation.
     """
 
     name: str
@@ -89,9 +94,9 @@ class Teacher(nn.Module, ABC):
 
     @property
     def logit_head(self) -> nn.Module | None:
-        """The classifier, if the logits are exactly logit_head(pooled); otherwise None.
+        """The classifier if logits = classifier(pooled) exactly, otherwise None.
 
-        The logits can then be computed from cached features. The teacher's config declares it with
+        If not None, logits are computed from cached features. The teacher's config then has
         `card.logits_from_pooled`; otherwise the cache stores the logits.
         """
         return None
@@ -103,7 +108,7 @@ class Teacher(nn.Module, ABC):
             KdepError: a map that is not in `tails`.
         """
         raise KdepError(
-            f"the teacher {self.name} does not give its layers after the map {level!r}",
+            f"the layers of the teacher {self.name} after the map {level!r} are not available",
             expected=f"one of {', '.join(self.tails)}" if self.tails else "a teacher with `tails`",
             fix="correct `levels` in the method's objective, or choose another teacher",
         )
@@ -126,14 +131,14 @@ class Teacher(nn.Module, ABC):
 
     @abstractmethod
     def features(self, x_B3HW: Tensor) -> TeacherOutput:
-        """The output for a *normalised* float batch [B, 3, H, W]."""
+        """Runs the network on a *normalised* float batch [B, 3, H, W]."""
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> TeacherOutput:
-        """The output for `images` [B, 3, H, W], uint8 RGB with H = W; it carries no gradient.
+        """Runs the network on `images` [B, 3, H, W], uint8 RGB with H = W, without gradient.
 
         Raises:
-            KdepError: another type of images, or a feature that is not [B, width].
+            KdepError: images of another type, or a feature that is not [B, width].
         """
         out = self.features(self._normalised(images))
         if out.pooled.shape != (len(images), self.width):
@@ -146,33 +151,33 @@ class Teacher(nn.Module, ABC):
 
     @torch.no_grad()
     def up_to(self, images: Tensor, layer: str, visible_Bn: Tensor, hidden_Bss: Tensor) -> Tensor:
-        """A layer's output where only some patches of the images are seen; no later layer runs.
+        """The output of a layer if some patches of the images are hidden.
 
-        A transformer gets the tokens of the visible patches alone. In the images of any other
-        network the hidden patches have the mean colour, and the map is resized to the grid of
-        patches and read at the visible ones.
+        A transformer receives only the tokens of the visible patches. For any other network, hidden
+        patches are filled with the mean colour; the layer's map is resized to the grid of patches,
+        and its values at the visible patches are returned. Layers after it do not run.
 
         Args:
             images: [B, 3, H, W] as in `forward`.
-            layer: one of `layers`, or with `layers_by_path` the path of a module.
-            visible_Bn: [B, n] numbers, row by row, of the visible patches.
-            hidden_Bss: [B, s, s] bool, the hidden patches of the grid.
+            layer: one of `layers` or, with `layers_by_path`, the path of a module.
+            visible_Bn: [B, n] indices of the visible patches, counted row by row.
+            hidden_Bss: [B, s, s] bool, whether a patch of the s x s grid is hidden.
 
         Returns:
-            [B, p + n, C]: p class and register tokens, then the visible patches in their order; p
-            is 0 where the layer has a map.
+            [B, p + n, C]: p class and register tokens, then the visible patches in the order of
+            `visible_Bn`; p is 0 for a layer with a spatial map.
 
         Raises:
-            KdepError: no such layer, a transformer with another number of patches or one from
-                which none can be hidden.
+            KdepError: an unknown layer, a transformer with another number of patches, or a network
+                whose patches cannot be hidden.
         """
         x, module = self._normalised(images), self.layer_module(layer)
         source, side = token_source(self), hidden_Bss.shape[1]
         if source is None:
-            out = output_of(module, lambda: self.features(blanked(x, hidden_Bss)))
+            out = run_until(module, lambda: self.features(blanked(x, hidden_Bss)))
         else:
             with only_visible(source, visible_Bn, side**2, f"the teacher {self.name}"):
-                out = output_of(module, lambda: self.features(x))
+                out = run_until(module, lambda: self.features(x))
         out = out[0] if isinstance(out, tuple) else out
         shape = tuple(getattr(out, "shape", ()))
         if source is None and len(shape) != 3:
@@ -197,13 +202,13 @@ class Teacher(nn.Module, ABC):
         return x.contiguous(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> Teacher:
-        """Stays in eval mode whatever `mode` is: BatchNorm statistics must not change."""
+        """Stays in eval mode for any `mode`, because BatchNorm statistics must not change."""
         return super().train(False)
 
     def checksum(self) -> str:
-        """SHA-256 over names, shapes, types and bytes of all tensors, 16 hex digits.
+        """First 16 hex digits of the SHA-256 over names, shapes, types and values of all tensors.
 
-        Identifies the teacher in caches and records.
+        It identifies the teacher in caches and records.
         """
         h = hashlib.sha256()
         for key, value in sorted(self.state_dict().items()):
@@ -219,16 +224,16 @@ def freeze(module: nn.Module) -> nn.Module:
 
 
 def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Loads `tensors` into `module` and verifies it; nothing is skipped.
+    """Loads `tensors` into `module`, and verifies that every tensor was loaded.
 
     Args:
         module: the network.
-        tensors: its complete state dict, by name.
-        source: where they come from, for errors.
+        tensors: complete state dict of the network.
+        source: origin of the tensors, for errors.
 
     Raises:
         KdepError: missing or unexpected names, another shape or kind of number, or a value that
-            differs after loading; names the first of them.
+            differs after loading; the error names the first ones.
     """
     state = module.state_dict()
     missing, extra = sorted(set(state) - set(tensors)), sorted(set(tensors) - set(state))
@@ -262,7 +267,7 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
 
 
 def _kind(value: Tensor) -> str:
-    return "complex" if value.is_complex() else "float" if value.is_floating_point() else "whole"
+    return "complex" if value.is_complex() else "float" if value.is_floating_point() else "integer"
 
 
 def _counters(state: Mapping[str, Tensor]) -> set[str]:
@@ -271,11 +276,12 @@ def _counters(state: Mapping[str, Tensor]) -> set[str]:
 
 
 def build_teacher(config: Mapping[str, Any]) -> Teacher:
-    """Builds the teacher of a config; its `card` (facts for planning and reports) is not passed on.
+    """Builds a teacher from its config.
+
+    The config's `card`, information for planning and reports, is not passed to the class.
 
     Raises:
-        KdepError: a `type` that is not a Teacher, a file that changed after planning, or what the
-            class raises.
+        KdepError: `type` is not a Teacher, a file changed after planning, or the class raised it.
     """
     teacher = build({k: v for k, v in without_content(config).items() if k != "card"})
     if not isinstance(teacher, Teacher):

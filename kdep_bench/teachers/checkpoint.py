@@ -1,4 +1,4 @@
-"""A teacher from a user's checkpoint: an architecture, a file and a prefix of names."""
+"""A teacher from the user's own checkpoint file and a known architecture."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ LIBRARIES = {"timm": timm_models, "torchvision": torchvision_models}
 
 
 class Checkpoint(NetworkTeacher):
-    """The trunk of a network with the weights of a file.
+    """A network of a known architecture with the weights of a file.
 
-    `model` is "torchvision/resnet50", "timm/resnet50", or a mm backbone as a dict
-    (`dict(type="mmpretrain.ResNet", depth=50)`). The file's names are those of that library, after
-    `prefix` ("module.model.", "backbone."). Unless `has_logits=True`, the classifier is not built
-    and its tensors are ignored; `drop` lists other tensors to ignore. The input normalisation is
-    ImageNet's unless `mean` and `std` are given. See `NetworkTeacher` for the other arguments.
+    `model` is "torchvision/resnet50", "timm/resnet50", or an mm backbone as a dict
+    (`dict(type="mmpretrain.ResNet", depth=50)`). The tensors in the file must have the names of
+    that library, after `prefix` is removed ("module.model.", "backbone."). Unless
+    `has_logits=True`, the classifier is not built and its tensors are ignored; `drop` lists other
+    tensors to ignore. The input normalisation is ImageNet's unless `mean` and `std` are given. See
+    `NetworkTeacher` for the other arguments.
     """
 
     def __init__(
@@ -74,7 +75,11 @@ class Checkpoint(NetworkTeacher):
 
 
 def split_name(model: Any) -> tuple[str, str]:
-    """(library, model name) of "timm/resnet50"; KdepError for an unknown library."""
+    """Splits a name such as "timm/resnet50" into library and model name.
+
+    Raises:
+        KdepError: an unknown library.
+    """
     library, _, name = str(model).partition("/")
     if library not in LIBRARIES or not name:
         raise unknown_name(f"library of the model {model!r}:", library, LIBRARIES)
@@ -82,7 +87,7 @@ def split_name(model: Any) -> tuple[str, str]:
 
 
 def make_backbone(model: Mapping[str, Any], args: Mapping[str, Any]) -> nn.Module:
-    """A mm backbone with random weights; KdepError if mmpretrain cannot build it."""
+    """Builds an mm backbone with random weights; raises KdepError if mmpretrain cannot."""
     mmpretrain_models.register_models()
     from mmpretrain.registry import MODELS
 
@@ -90,7 +95,8 @@ def make_backbone(model: Mapping[str, Any], args: Mapping[str, Any]) -> nn.Modul
         net: Any = MODELS.build({**model, **args, "init_cfg": None})
     except (KeyError, TypeError, ValueError, AssertionError) as e:
         raise KdepError(
-            f"the backbone {dict(model)} cannot be built ({e})", fix="correct `model=`"
+            f"the backbone {dict(model)} cannot be built ({e})",
+            fix="correct `model=` in the teacher's config",
         ) from e
     net.init_weights()
     return net

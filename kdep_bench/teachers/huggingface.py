@@ -20,7 +20,7 @@ from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import plain_text, read_json
 from kdep_bench.networks.taps import capture_modules
 from kdep_bench.teachers.network import NetworkOutput, NetworkTeacher, grid
-from kdep_bench.teachers.weights import Hub, hugging_face_hub, size_of
+from kdep_bench.teachers.weights import Hub, file_size_text, hugging_face_hub
 
 HF_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -29,8 +29,10 @@ class ModelFamily(NamedTuple):
     """A model type of transformers.
 
     Attributes:
-        config, tower, classifier: names of its classes; classifier is None if there is none.
-        mean, std: its input normalisation on the 0-1 scale.
+        config: name of its configuration class.
+        tower: name of its class for the vision tower.
+        classifier: name of its class with a classifier; None if there is none.
+        mean, std: input normalisation per RGB channel on the 0-1 scale.
     """
 
     config: str
@@ -45,8 +47,8 @@ _IMAGENET = (
     tuple(v / 255 for v in normalisation.MEAN),
     tuple(v / 255 for v in normalisation.STD),
 )
-# Normalisations: transformers' image processors (IMAGENET_STANDARD_MEAN for ViT,
-# IMAGENET_DEFAULT_MEAN for DINOv2's BitImageProcessor configs, OPENAI_CLIP_MEAN for CLIP).
+# Normalisations as in transformers' image processors: IMAGENET_STANDARD_MEAN for ViT,
+# IMAGENET_DEFAULT_MEAN for DINOv2's BitImageProcessor, OPENAI_CLIP_MEAN for CLIP.
 FAMILIES: dict[str, ModelFamily] = {
     "vit": ModelFamily("ViTConfig", "ViTModel", "ViTForImageClassification", _HALF, _HALF),
     "dinov2": ModelFamily(
@@ -63,7 +65,7 @@ FAMILIES: dict[str, ModelFamily] = {
         (0.26862954, 0.26130258, 0.27577711),
     ),
 }
-# Settings that change a tower's output for the same tensors; must agree with their config.json.
+# Settings that change a tower's output for the same tensors; compared with a stored config.json.
 DECISIVE = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "mlp_ratio"),
     *("hidden_act", "layer_norm_eps", "image_size", "patch_size", "qkv_bias", "use_swiglu_ffn"),
@@ -71,7 +73,7 @@ DECISIVE = (
 
 
 def transformers() -> Any:
-    """The imported package; KdepError with the pip command if it cannot be imported."""
+    """Imports the package transformers; raises KdepError, with the pip command, if that fails."""
     try:
         return importlib.import_module("transformers")
     except ImportError as e:
@@ -85,18 +87,18 @@ class HuggingFace(NetworkTeacher):
     """A vision tower of transformers.
 
     `model` is a repository of the hub ("facebook/dinov2-base"), used only if no file is given.
-    `args` is the tower's configuration: `model_type` ("vit", "dinov2", "clip_vision_model") and
-    values that differ from that type's defaults; a config.json in the folder of the weights must
-    agree with it.
+    `args` is the tower's configuration: `model_type` ("vit", "dinov2", "clip_vision_model") and the
+    values that differ from the defaults of that type. If the folder of the weights has a
+    config.json, it must agree with `args`.
 
-    Tap: the class token after the last norm (ViT, DINOv2, CLIP before its projection); a DINOv2
-    with its linear classifier reads [class token, mean of patch tokens], twice as wide. Tokens: all
-    after the last norm, the class token first (for CLIP, `last_hidden_state` of transformers is
-    before that norm). If `args` has `num_labels`, the classifier is part of the teacher (ViT,
-    DINOv2). `maps` are outputs of named modules ("encoder.layers.5").
+    Tap: the class token after the last norm (for CLIP, before its projection). A DINOv2 with its
+    linear classifier reads the class token and the mean of the patch tokens, twice as wide. Tokens:
+    all tokens after the last norm, the class token first. (For CLIP, `last_hidden_state` of
+    transformers is before that norm.) If `args` has `num_labels`, the teacher includes the
+    classifier (ViT, DINOv2). `maps` are outputs of named modules ("encoder.layers.5").
 
-    A file may use the names of any transformers version: transformers translates them, and it is
-    then checked that every tensor of the network is one of the file's.
+    The tensors of a file may have the names of any version of transformers, which converts them.
+    Then it is checked that the file contains every tensor of the network.
     """
 
     def make(self, model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
@@ -128,7 +130,7 @@ class HuggingFace(NetworkTeacher):
             raise KdepError(
                 f"the weights in {source} do not fit {type(net).__name__} ({plain_text(e)})",
                 expected="the weights of exactly this architecture",
-                fix="correct `args=`",
+                fix="correct `args=` in the teacher's config",
             ) from e
         finally:
             log.set_verbosity(level)
@@ -140,7 +142,7 @@ class HuggingFace(NetworkTeacher):
                 f"the weights in {source} do not fit {type(net).__name__}: {faults}",
                 expected="exactly the tensors of this network",
                 fix="correct `args=`, set `prefix=` to that of the network, or list in `drop=` "
-                "what is not part of it",
+                "the tensors that are not part of it",
             )
         unmatched = unmatched_tensors(filled.state_dict(), tensors)
         if unmatched:
@@ -160,10 +162,10 @@ class HuggingFace(NetworkTeacher):
             tokens = apply_last_norm(net, net(pixel_values=x_B3HW, **options).last_hidden_state)
             return NetworkOutput(grid(tokens, 1), tokens[:, 0], None, tokens)
         base = net.base_model_prefix
-        with capture_modules(net, {"out": (base, "out"), "read": ("classifier", "in")}) as seen:
+        with capture_modules(net, {"out": (base, "out"), "read": ("classifier", "in")}) as recorded:
             logits = net(pixel_values=x_B3HW, **options).logits
-        tokens = seen["out"].last_hidden_state
-        return NetworkOutput(grid(tokens, 1), seen["read"], logits, tokens)
+        tokens = recorded["out"].last_hidden_state
+        return NetworkOutput(grid(tokens, 1), recorded["read"], logits, tokens)
 
     def as_map(self, out: Any) -> Tensor:
         out = out[0] if isinstance(out, tuple) else out
@@ -172,7 +174,7 @@ class HuggingFace(NetworkTeacher):
         return super().as_map(out)
 
     def hub(self, model: str, args: dict[str, Any], net: nn.Module) -> Hub | None:
-        weights = hugging_face_hub(model, HF_FILES, size_of(net))
+        weights = hugging_face_hub(model, HF_FILES, file_size_text(net))
 
         def fetch() -> Path:
             from huggingface_hub import hf_hub_download
@@ -190,13 +192,16 @@ class HuggingFace(NetworkTeacher):
 
 
 def apply_last_norm(net: Any, tokens_BTC: Tensor) -> Tensor:
-    """Tokens after the tower's last norm (CLIP itself applies it to the class token only)."""
+    """The tokens after the tower's last norm, which CLIP itself applies only to the class token."""
     norm = getattr(net, "post_layernorm", None)
     return tokens_BTC if norm is None else norm(tokens_BTC)
 
 
 def make_config(args: Mapping[str, Any]) -> tuple[Any, ModelFamily]:
-    """(transformers' configuration object, model family) for `args` of a HuggingFace teacher.
+    """Creates transformers' configuration object from `args` of a HuggingFace teacher.
+
+    Returns:
+        the configuration, and the ModelFamily.
 
     Raises:
         KdepError: an unknown `model_type` or key.
@@ -204,20 +209,20 @@ def make_config(args: Mapping[str, Any]) -> tuple[Any, ModelFamily]:
     kind = args.get("model_type")
     if kind not in FAMILIES:
         raise unknown_name("model_type of a Hugging Face teacher", str(kind), FAMILIES)
-    given = {k: v for k, v in args.items() if k != "model_type"}
+    settings = {k: v for k, v in args.items() if k != "model_type"}
     family = FAMILIES[kind]
     default = getattr(transformers(), family.config)()
-    for name in given:
+    for name in settings:
         if not hasattr(default, name):
             raise unknown_name(f"key of {family.config}", name, default.to_dict())
-    return getattr(transformers(), family.config)(**given), family
+    return getattr(transformers(), family.config)(**settings), family
 
 
 def check_config(config: Any, path: Path) -> None:
-    """Compares `config` with a config.json stored with the weights, if there is one.
+    """Compares `config` with the config.json at `path`, if that file exists.
 
     Raises:
-        KdepError: a file that is not valid, or a setting in DECISIVE that differs.
+        KdepError: the file is not valid, or a setting in DECISIVE differs.
     """
     if not path.is_file():
         return
@@ -226,12 +231,12 @@ def check_config(config: Any, path: Path) -> None:
         clip = config.model_type.startswith("clip")
         stored = stored.get("vision_config", stored) if clip else stored
         from_file = type(config).from_dict(stored)
-    except Exception as e:  # transformers raises many types for a malformed file
+    except Exception as e:  # transformers raises many types of exceptions for a malformed file
         raise KdepError(
-            f"{path} is not a valid config of a {config.model_type} ({type(e).__name__}: "
-            f"{plain_text(e)})",
+            f"the file {path} is not a valid config of a {config.model_type} "
+            f"({type(e).__name__}: {plain_text(e)})",
             expected="the config.json of these weights",
-            fix="download it again, or move it elsewhere: it is only compared with `args=`",
+            fix="download it again, or move it elsewhere (it is only compared with `args=`)",
         ) from None
     for name in DECISIVE:
         value, file_value = getattr(config, name, None), getattr(from_file, name, None)
@@ -239,12 +244,12 @@ def check_config(config: Any, path: Path) -> None:
             raise KdepError(
                 f"the teacher's config has {name}={value!r}",
                 expected=f"{file_value!r}, as in {path}",
-                fix="correct `args=`",
+                fix="correct `args=` in the teacher's config",
             )
 
 
 def unmatched_tensors(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names in the state dict whose tensor (shape and bytes) equals none of `tensors`."""
+    """Names of the tensors in `state` that differ, in shape or values, from all of `tensors`."""
     known = {_digest(v) for v in tensors.values()}
     return [k for k, v in state.items() if _digest(v) not in known]
 

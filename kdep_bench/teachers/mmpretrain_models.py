@@ -1,4 +1,4 @@
-"""Teachers from mmpretrain: a name of its model zoo ("resnet50_8xb32_in1k") or a config file."""
+"""Teachers from mmpretrain, by name in its model zoo ("resnet50_8xb32_in1k") or config file."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from kdep_bench import openmmlab
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.networks.taps import capture_modules, global_mean
 from kdep_bench.teachers.network import NetworkOutput, NetworkTeacher, grid
-from kdep_bench.teachers.weights import Hub, size_of, url_hub
+from kdep_bench.teachers.weights import Hub, file_size_text, url_hub
 
 
 def register_models() -> None:
-    """Registers mmpretrain's models, unless a toolkit is set up already (every scope has them)."""
+    """Registers mmpretrain's models, unless a toolkit was set up (each setup registers them)."""
     if openmmlab.current_scope() is None:
         openmmlab.setup("mmpretrain")
 
 
 def zoo_entry(model: str) -> Any:
-    """mmpretrain's metainfo of a model zoo name: `.config`, and `.weights` (a URL or None).
+    """mmpretrain's entry for a name in its model zoo, with `.config` and `.weights` (URL or None).
 
     Raises:
-        KdepError: an unknown name; lists the nearest ones.
+        KdepError: an unknown name; the error lists similar ones.
     """
     register_models()
     from mmpretrain.apis import list_models
@@ -38,15 +38,18 @@ def zoo_entry(model: str) -> Any:
 
 
 def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
-    """mmpretrain's ImageClassifier with random weights, and the path of its classifier, "head".
+    """Builds an ImageClassifier of mmpretrain with random weights.
 
     Args:
-        model: a name of the model zoo, or the path of a config file.
+        model: a name in the model zoo, or the path of a config file.
         args: merged into the config's `model`.
         head: whether to build the classifier.
 
+    Returns:
+        the network, and the module path of its classifier, "head".
+
     Raises:
-        KdepError: no such model or file, not an ImageClassifier, or arguments it does not take.
+        KdepError: no such model or file, not an ImageClassifier, or invalid arguments.
     """
     register_models()
     from mmengine.config import Config, ConfigDict
@@ -55,7 +58,10 @@ def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
 
     is_file = str(model).endswith(".py")
     if is_file and not Path(model).is_file():
-        raise KdepError(f"the mmpretrain config {model} does not exist", fix="correct `model=`")
+        raise KdepError(
+            f"the mmpretrain config {model} does not exist",
+            fix="correct `model=` in the teacher's config",
+        )
     config = Config.fromfile(model) if is_file else zoo_entry(model).config
     classifier = ConfigDict(config.model)
     if classifier.type != "ImageClassifier":
@@ -66,27 +72,28 @@ def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
         )
     classifier.setdefault("data_preprocessor", config.get("data_preprocessor"))
     classifier.pop("init_cfg", None)
-    classifier.backbone.pop("init_cfg", None)  # never its own unchecked loading
+    classifier.backbone.pop("init_cfg", None)  # it would load weights without checking them
     if not head:
         classifier.pop("head", None)
-    holder = Config({"model": classifier})
+    merged = Config({"model": classifier})
     try:
-        holder.merge_from_dict({"model": args})
+        merged.merge_from_dict({"model": args})
         with DefaultScope.overwrite_default_scope("mmpretrain"):
-            net: Any = MODELS.build(holder.model)
+            net: Any = MODELS.build(merged.model)
     except (KeyError, TypeError, ValueError, AssertionError) as e:
         raise KdepError(
-            f"mmpretrain cannot build {model} with {args} ({e})", fix="correct `args=`"
+            f"mmpretrain cannot build {model} with {args} ({e})",
+            fix="correct `args=` in the teacher's config",
         ) from e
     net.init_weights()
     return net, "head"
 
 
 def backbone_parts(backbone: Any, x_B3HW: Tensor) -> tuple[Any, Tensor | None, Tensor | None]:
-    """(the backbone's outputs, last map or None, tokens or None) of a mm backbone.
+    """Runs an mm backbone; returns (its outputs, last map or None, tokens or None).
 
-    A ViT returns only its class token, and ConvNeXt the norm of its mean; their tokens and map are
-    recorded inside the network.
+    A ViT returns only its class token, and ConvNeXt only its normalised mean; their tokens or map
+    are recorded inside the network.
     """
     points: dict[str, Any] = {}
     extra = getattr(backbone, "num_extra_tokens", None)
@@ -105,7 +112,7 @@ def backbone_parts(backbone: Any, x_B3HW: Tensor) -> tuple[Any, Tensor | None, T
 
 
 def parts(net: Any, x_B3HW: Tensor) -> NetworkOutput:
-    """Runs backbone, neck and head of an ImageClassifier one after the other."""
+    """Runs backbone, neck and head of an ImageClassifier."""
     outs, final, tokens = backbone_parts(net.backbone, x_B3HW)
     feats = net.neck(outs) if net.with_neck else outs
     if not net.with_head:
@@ -114,7 +121,7 @@ def parts(net: Any, x_B3HW: Tensor) -> NetworkOutput:
 
 
 def pooled(feature: Any) -> Tensor:
-    """[B, D]: a map averaged over positions; of a list, the last item (a ViT's class token)."""
+    """The feature as [B, D]: a map is averaged over positions; of a list, the last item is used."""
     feature = feature[-1] if isinstance(feature, (list, tuple)) else feature
     return global_mean(feature) if feature.ndim == 4 else feature.flatten(1)
 
@@ -122,8 +129,8 @@ def pooled(feature: Any) -> Tensor:
 class MMPretrain(NetworkTeacher):
     """An ImageClassifier of mmpretrain; `args` are merged into its model config.
 
-    `maps` are outputs of named modules ("backbone.layer3"). `has_logits=False` builds no head, for
-    files without one. For a model trained on BGR the channels of images, mean and std are reversed.
+    `maps` are outputs of named modules ("backbone.layer3"). `has_logits=False` is for files without
+    a head. For a model that was trained on BGR images, images, mean and std are converted to BGR.
     """
 
     def make(self, model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
@@ -142,7 +149,7 @@ class MMPretrain(NetworkTeacher):
         if str(model).endswith(".py"):
             return None
         url = zoo_entry(model).weights
-        return url_hub(url, size_of(net)) if url else None
+        return url_hub(url, file_size_text(net)) if url else None
 
     def statistics(
         self, model: str, args: dict[str, Any], net: Any

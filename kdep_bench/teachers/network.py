@@ -1,4 +1,4 @@
-"""Teachers built from a library's network, with checked weights and an automatically found tap."""
+"""NetworkTeacher: a teacher built from a library's network, which finds its tap itself."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class NetworkOutput(NamedTuple):
     """The output of a library's network for a batch.
 
     Attributes:
-        final: [B, C, H, W], the last spatial map (patch tokens as a grid), or None without one.
+        final: [B, C, H, W], the last spatial map (patch tokens as a grid); None if there is none.
         read: [B, D], the input of the classifier.
         logits: [B, classes] or None.
         tokens: [B, T, D] or None.
@@ -42,7 +42,15 @@ class NetworkOutput(NamedTuple):
 
 
 def grid(tokens_BTC: Tensor, extra: int) -> Tensor:
-    """[B, T, C] patch tokens after `extra` leading ones -> [B, C, H, W], H = W."""
+    """Reshapes the patch tokens to a map [B, C, H, W] with H = W.
+
+    Args:
+        tokens_BTC: [B, T, C] tokens.
+        extra: number of leading tokens that are not patches (class token, registers).
+
+    Raises:
+        KdepError: the number of patches is not a square.
+    """
     b, t, c = tokens_BTC.shape
     side = math.isqrt(t - extra)
     if side * side != t - extra:
@@ -55,37 +63,37 @@ def grid(tokens_BTC: Tensor, extra: int) -> Tensor:
 
 
 class NetworkTeacher(Teacher):
-    """A teacher whose network a library builds by name. One subclass per library.
+    """A teacher whose network is built by a library from a name; each library has a subclass.
 
-    Tap "before" (as in KDEP): the global mean of the last map before the last activation. It is
-    found by running the network on noise, and verified: activation(tap) equals the final map. For a
-    network that does not end in an activation (Swin, ViT, ConvNeXt end in a norm) the tap is the
-    input of the classifier: the mean of the normed map (Swin), the normed class token or mean
-    (ViT), the norm of the mean (ConvNeXt).
+    Tap "before" (as in KDEP): the input of the last activation, averaged over positions. It is
+    found by running the network on noise, and verified: activation(tap) must equal the last map. A
+    network that does not end in an activation (Swin, ViT and ConvNeXt end in a norm) is tapped at
+    the input of its classifier. That is the mean of the normalised map (Swin), the normalised class
+    token or mean (ViT), or the normalised mean (ConvNeXt).
 
-    Tap "read": the input of the classifier, for any network. If the network ends in a linear 1x1
-    convolution (EfficientNet: 320 -> 1280, MobileNetV2: 320 -> 1280), the feature "before" has rank
-    <= 320, and "read" is the richer target. The output of a LayerNorm has rank <= width - 1.
+    Tap "read": the input of the classifier, for any network. Use it for networks that end in a
+    linear 1x1 convolution from 320 to 1280 channels (EfficientNet, MobileNetV2): there the feature
+    "before" has a rank of at most 320. (The output of a LayerNorm has a rank of at most width - 1.)
 
     Args:
         name: name in records.
         model: the library's name of the architecture.
         input_px: side of the square input in pixels.
-        weights: a file (see `read_weights`), None for the library's weights of that name, or
-            "random" (seeded; for tests).
-        sha256: of the weights file; verified.
+        weights: path of a file (see `read_weights`); None: the library's weights of that name;
+            "random": seeded random weights, for tests.
+        sha256: expected SHA-256 of the weights file.
         download: whether the library's weights may be downloaded if they are not on this machine.
         prefix, drop, key: see `read_weights`.
         tap: "before" or "read".
-        maps: name -> module path inside the network, of additional spatial maps. "last" is always
-            among the maps: the map whose mean is the pooled feature for a tap before an activation,
-            else the network's last map.
-        width, has_logits: if given, compared with the network; has_logits=False builds no
-            classifier and ignores its tensors in the file.
+        maps: {name: module path in the network} of additional spatial maps. The map "last" always
+            exists: for a tap before an activation, the map whose mean is the pooled feature,
+            otherwise the network's last map.
+        width, has_logits: if given, compared with the network; with has_logits=False no classifier
+            is built, and its tensors in the file are ignored.
         mean, std: normalisation per RGB channel on the 0-255 scale; default: the library's.
         args: further arguments of the architecture.
 
-    `up_to` takes a name of `maps` or a module path.
+    `up_to` accepts a name in `maps` or a module path.
 
     Raises:
         KdepError: an unknown model or argument, weights that are missing or do not fit, or a
@@ -123,7 +131,8 @@ class NetworkTeacher(Teacher):
         check_stated({"name": name, "mean": mean, "std": std})
         options = dict(args or {})
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # tensors that no file fills must be equal in all processes
+            # Tensors that are not in the weights file must be equal in all processes.
+            torch.manual_seed(0)
             net, head = self.make(model, options, has_logits is not False)
         if weights != RANDOM:
             path = find_weights(name, weights, self.hub(model, options, net), download)
@@ -145,7 +154,11 @@ class NetworkTeacher(Teacher):
 
     @abstractmethod
     def make(self, model: Any, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
-        """The network with random weights, and the path of its classifier ("" for none)."""
+        """Builds the network with random weights.
+
+        Returns:
+            the network, and the module path of its classifier ("" if there is none).
+        """
 
     @abstractmethod
     def parts(self, x_B3HW: Tensor) -> NetworkOutput:
@@ -153,7 +166,7 @@ class NetworkTeacher(Teacher):
 
     @abstractmethod
     def hub(self, model: Any, args: dict[str, Any], net: nn.Module) -> Hub | None:
-        """Source of the library's weights for that name; None if it has none."""
+        """The Hub for the library's weights of that name; None if there are none."""
 
     @abstractmethod
     def statistics(
@@ -162,7 +175,7 @@ class NetworkTeacher(Teacher):
         """Mean and standard deviation per RGB channel of the input, on the 0-255 scale."""
 
     def load(self, net: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
-        """Loads all tensors into `net` and verifies it; see `load_network`."""
+        """Loads all tensors into `net`, and verifies them; see `load_network`."""
         load_network(net, tensors, source)
 
     def layer_module(self, layer: str) -> nn.Module:
@@ -176,7 +189,7 @@ class NetworkTeacher(Teacher):
     # -- the tap -------------------------------------------------------------------------------
 
     def features(self, x_B3HW: Tensor) -> TeacherOutput:
-        """See `TeacherOutput`; `tokens` are the output of the network's last layer or norm."""
+        """Runs the network; `tokens` are the output of its last layer or norm."""
         points: dict[str, Any] = {f"map:{n}": (p, "out") for n, p in self._paths.items()}
         if self._activation:
             points["tap"] = (self._activation, "in")
@@ -190,21 +203,23 @@ class NetworkTeacher(Teacher):
 
     @staticmethod
     def _end(output: NetworkOutput) -> Tensor:
+        """The last map, or the input of the classifier if there is no map."""
         return output.read if output.final is None else output.final
 
     def _noise(self) -> Tensor:
+        """Two seeded images of Gaussian noise, as normalised input."""
         generator = torch.Generator().manual_seed(0)
         return torch.randn(2, 3, self.input_px, self.input_px, generator=generator)
 
     @torch.no_grad()
     def _find_tap(self, tap: str) -> str:
-        """Finds and verifies the tap; returns its place in the network as text."""
+        """Finds and verifies the tap; returns text that states where in the network it is."""
         missing = [p for p in self._paths.values() if p not in dict(self.net.named_modules())]
         if missing or LAST in self._paths:
             raise KdepError(
                 f"`maps` of teacher {self.name} contains {missing or [LAST]}",
                 expected="module paths of the network, and no map named 'last'",
-                fix="correct `maps=`",
+                fix="correct `maps=` in the teacher's config",
             )
         if tap == "read":
             return "what the classifier reads"
@@ -221,9 +236,9 @@ class NetworkTeacher(Teacher):
         if path is not None:
             self._activation = path
             module = self.net.get_submodule(path)
-            with capture_modules(self.net, {"tap": (path, "in")}) as seen:
-                after = self.parts(x).final
-            if after is None or not torch.equal(module(seen["tap"]), after):
+            with capture_modules(self.net, {"tap": (path, "in")}) as recorded:
+                final = self.parts(x).final
+            if final is None or not torch.equal(module(recorded["tap"]), final):
                 raise KdepError(
                     f"the tap {path} of teacher {self.name} is not the input of the activation "
                     "before its final map",
@@ -235,8 +250,8 @@ class NetworkTeacher(Teacher):
             raise KdepError(
                 f"the last activation of teacher {self.name} is a ReLU that is not a module, so "
                 "its input cannot be read",
-                expected="a network whose last activation is a module, or that has none at its end",
-                fix="set tap='read' to use the feature that its classifier reads",
+                expected="a network that ends in an activation module, or in no activation",
+                fix="set tap='read' to use the input of its classifier",
             )
         return "what the classifier reads (the network does not end in an activation)"
 
@@ -244,7 +259,8 @@ class NetworkTeacher(Teacher):
     def _measure(self, width: int | None, has_logits: bool | None) -> None:
         """Sets width, has_logits and map_names from a forward pass on noise.
 
-        KdepError if the config has other values of `width` or `has_logits`.
+        Raises:
+            KdepError: the config states another `width` or `has_logits`.
         """
         out = self.features(self._noise())
         self.width, self.has_logits = out.pooled.shape[1], out.logits is not None

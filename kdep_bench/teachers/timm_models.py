@@ -10,17 +10,25 @@ from torch import Tensor, nn
 
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.teachers.network import NetworkOutput, NetworkTeacher, grid
-from kdep_bench.teachers.weights import Hub, hugging_face_hub, size_of, url_hub
+from kdep_bench.teachers.weights import Hub, file_size_text, hugging_face_hub, url_hub
 
 # timm's own order of preference (timm/models/_hub.py, load_state_dict_from_hf).
 HF_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
-    """A timm model with random weights, and the path of its classifier ("" for none).
+    """Builds a timm model with random weights.
+
+    Args:
+        model: timm's model name.
+        args: arguments of `timm.create_model`.
+        head: whether to keep the classifier.
+
+    Returns:
+        the network, and the module path of its classifier ("" if it has none).
 
     Raises:
-        KdepError: an unknown name, or arguments that timm refuses.
+        KdepError: an unknown name or invalid arguments.
     """
     if not timm.is_model(model.split(".")[0]):
         raise unknown_name("timm model", model, timm.list_models())
@@ -28,18 +36,19 @@ def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
         net: Any = timm.create_model(model, pretrained=False, **args)
     except (TypeError, RuntimeError) as e:
         raise KdepError(
-            f"timm cannot build {model} with {args} ({e})", fix="correct `args=`"
+            f"timm cannot build {model} with {args} ({e})",
+            fix="correct `args=` in the teacher's config",
         ) from e
     path = next((p for p, m in net.named_modules() if m is net.get_classifier()), "")
     if not isinstance(net.get_submodule(path), nn.Linear | nn.Conv2d):
-        path = ""  # built without classes: the classifier is an Identity
+        path = ""  # with num_classes=0 the classifier is an Identity
     if path and not head:
         net.reset_classifier(0)
     return net, path
 
 
 def parts(net: Any, x_B3HW: Tensor) -> NetworkOutput:
-    """Runs timm's `forward_features` and `forward_head` one after the other."""
+    """Runs a timm model: `forward_features`, then `forward_head`."""
     out = net.forward_features(x_B3HW)
     if not isinstance(out, Tensor):
         raise KdepError(
@@ -55,7 +64,7 @@ def parts(net: Any, x_B3HW: Tensor) -> NetworkOutput:
 
 
 def as_map(net: Any, out: Any) -> Any:
-    """A stage's output as [B, C, H, W]: from NHWC (Swin) or from tokens."""
+    """A module's output as [B, C, H, W]; converts NHWC (Swin) and tokens."""
     if not isinstance(out, Tensor):
         return out
     if out.ndim == 3:
@@ -64,11 +73,12 @@ def as_map(net: Any, out: Any) -> Any:
 
 
 class Timm(NetworkTeacher):
-    """A timm model; `args` go to `timm.create_model` (`dynamic_img_size=True`, `num_classes=0`...).
+    """A timm model.
 
-    The weights file uses timm's names, as the files of huggingface.co/timm do. Tokens: those of a
-    ViT as `forward_features` returns them (class and register tokens first). `maps` are outputs of
-    named modules ("stages.2", "blocks.11"); tokens are reshaped to a grid.
+    `args` are passed to `timm.create_model` (`dynamic_img_size=True`, `num_classes=0`, ...). The
+    weights file must have timm's tensor names, as the files of huggingface.co/timm do. The tokens
+    of a ViT are those that `forward_features` returns, class and register tokens first. `maps` are
+    outputs of named modules ("stages.2", "blocks.11"); tokens are reshaped to a grid.
     """
 
     def make(self, model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
@@ -90,14 +100,14 @@ class Timm(NetworkTeacher):
 
 
 def hub(net: Any) -> Hub | None:
-    """Source of timm's weights for a built model; None if timm has none."""
+    """The Hub for timm's weights of a model; None if timm has none."""
     cfg = net.pretrained_cfg
     if cfg.get("hf_hub_id"):
-        return hugging_face_hub(cfg["hf_hub_id"], HF_FILES, size_of(net))
-    return url_hub(cfg["url"], size_of(net)) if cfg.get("url") else None
+        return hugging_face_hub(cfg["hf_hub_id"], HF_FILES, file_size_text(net))
+    return url_hub(cfg["url"], file_size_text(net)) if cfg.get("url") else None
 
 
 def statistics(net: Any) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and std per RGB channel that timm declares for a model, on the 0-255 scale."""
+    """Mean and std per RGB channel that timm states for a model, on the 0-255 scale."""
     mean, std = net.pretrained_cfg["mean"], net.pretrained_cfg["std"]
     return [255 * v for v in mean], [255 * v for v in std]

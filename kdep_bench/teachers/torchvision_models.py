@@ -15,8 +15,8 @@ from kdep_bench.networks.taps import Side, capture_modules
 from kdep_bench.teachers.network import NetworkOutput, NetworkTeacher, grid
 from kdep_bench.teachers.weights import Hub, url_hub
 
-# Place of the last map, by the name of a submodule; the first that a network has is used. The
-# encoder of a ViT returns tokens, the class token first.
+# Submodules whose input or output is the last feature map; the first that a network has is used.
+# The encoder of a ViT returns tokens, with the class token first.
 FINAL: tuple[tuple[str, Side], ...] = (
     ("avgpool", "in"),
     ("encoder", "out"),
@@ -27,10 +27,18 @@ FINAL: tuple[tuple[str, Side], ...] = (
 
 
 def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
-    """A torchvision classifier with random weights, and the path of its last linear layer.
+    """Builds a torchvision classifier with random weights.
+
+    Args:
+        model: torchvision's name of the architecture.
+        args: arguments of `torchvision.models.get_model`.
+        head: whether to keep the last linear layer; otherwise it is replaced by an Identity.
+
+    Returns:
+        the network, and the module path of its last linear layer.
 
     Raises:
-        KdepError: an unknown name, arguments that torchvision refuses, or no linear layer.
+        KdepError: an unknown name, invalid arguments, or no linear layer.
     """
     names = torchvision.models.list_models(module=torchvision.models)
     if model not in names:
@@ -39,7 +47,8 @@ def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
         net = torchvision.models.get_model(model, weights=None, **args)
     except TypeError as e:
         raise KdepError(
-            f"torchvision cannot build {model} with {args} ({e})", fix="correct `args=`"
+            f"torchvision cannot build {model} with {args} ({e})",
+            fix="correct `args=` in the teacher's config",
         ) from e
     path = last_linear(net)
     if not head:
@@ -48,7 +57,7 @@ def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
 
 
 def last_linear(net: nn.Module) -> str:
-    """The path of the last nn.Linear by order of definition, torchvision's classifier."""
+    """The path of the last nn.Linear in order of definition, which is torchvision's classifier."""
     paths = [p for p, m in net.named_modules() if isinstance(m, nn.Linear)]
     if not paths:
         raise KdepError(
@@ -58,15 +67,15 @@ def last_linear(net: nn.Module) -> str:
 
 
 def parts(net: Any, x_B3HW: Tensor, head: str) -> NetworkOutput:
-    """Runs the network, recording the last map and the input of the classifier at `head`."""
-    place: tuple[str, Side] | None = next((f for f in FINAL if hasattr(net, f[0])), None)
-    if place is None:
+    """Runs the network and records its last map and the input of the classifier at path `head`."""
+    final_point: tuple[str, Side] | None = next((f for f in FINAL if hasattr(net, f[0])), None)
+    if final_point is None:
         raise KdepError(
             f"the last feature map of {type(net).__name__} is not known",
             expected=f"one of the submodules {', '.join(p for p, _ in FINAL)}",
             fix="choose another architecture",
         )
-    points: dict[str, tuple[str, Side]] = {"final": place, "read": (head, "in")}
+    points: dict[str, tuple[str, Side]] = {"final": final_point, "read": (head, "in")}
     with capture_modules(net, points) as recorded:
         out = net(x_B3HW)
     final, read = recorded["final"], recorded["read"]
@@ -78,7 +87,7 @@ def parts(net: Any, x_B3HW: Tensor, head: str) -> NetworkOutput:
 
 
 def as_map(net: Any, out: Any) -> Any:
-    """A stage's output as [B, C, H, W]: from Swin's [B, H, W, C] or from ViT's tokens."""
+    """A module's output as [B, C, H, W]; converts Swin's [B, H, W, C] and a ViT's tokens."""
     if isinstance(out, Tensor) and out.ndim == 3:
         return grid(out, 1)
     return out.permute(0, 3, 1, 2) if isinstance(net, SwinTransformer) else out
@@ -87,8 +96,8 @@ def as_map(net: Any, out: Any) -> Any:
 class Torchvision(NetworkTeacher):
     """A torchvision classifier.
 
-    `args` go to `torchvision.models.get_model`, except for the entry `hub`, the name of the weights
-    ("IMAGENET1K_V1") to use if no file is given (default: torchvision's default). `maps` are
+    `args` are passed to `torchvision.models.get_model`, except for the entry `hub`: the name of the
+    weights to use if no file is given ("IMAGENET1K_V1"; default: torchvision's default). `maps` are
     outputs of named modules ("layer3", "features.5").
     """
 
@@ -107,12 +116,12 @@ class Torchvision(NetworkTeacher):
     def statistics(
         self, model: str, args: dict[str, Any], net: nn.Module
     ) -> tuple[Sequence[float], Sequence[float]]:
-        """ImageNet's statistics, with which all torchvision classifiers are trained."""
+        """ImageNet statistics, which all torchvision classifiers were trained with."""
         return normalisation.MEAN, normalisation.STD
 
 
 def hub(model: str, name: str) -> Hub:
-    """Source of torchvision's weights `name` of a model; KdepError for an unknown name."""
+    """The Hub for torchvision's weights `name` of a model; KdepError for an unknown name."""
     known = torchvision.models.get_model_weights(model)
     if name not in known.__members__:
         raise unknown_name(f"weights of torchvision's {model}", name, known.__members__)

@@ -1,4 +1,4 @@
-"""Weights of a teacher, from a file or a hub; always checked, and never downloaded silently."""
+"""Finds, checks and loads the weights of teachers; downloads them only if the config allows it."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from kdep_bench.errors import KdepError
 from kdep_bench.files import file_hash, plain_text
 from kdep_bench.teachers.base import load_exactly
 
-RANDOM = "random"
-_LISTED = 4
+RANDOM = "random"  # value of `weights`: keep the random initial weights
+_LISTED = 4  # maximum number of names that an error lists
 
 
 @dataclass(frozen=True)
 class Hub:
-    """Source of the weights of a name in a model hub.
+    """Weights of a model that can be downloaded.
 
     Attributes:
         where: the URL.
         local: path of an earlier download, or None.
-        size: of the file as text ("102 MB", "about 346 MB"), or "".
-        fetch: downloads the file and returns its path.
+        size: size of the file as text ("102 MB", "about 346 MB"); "" if unknown.
+        fetch: function that downloads the file and returns its path.
     """
 
     where: str
@@ -38,9 +38,9 @@ class Hub:
 
 
 def url_hub(url: str, size: str = "") -> Hub:
-    """The Hub of a URL whose file name ends in the first digits of its SHA-256.
+    """A Hub for a URL whose file name ends with the first digits of the file's SHA-256.
 
-    The file is stored in torch.hub's checkpoints folder, downloaded or copied by the user.
+    The file is stored in torch.hub's folder `checkpoints`, where the user may also copy it.
     """
     name = url.rsplit("/", 1)[-1]
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
@@ -54,7 +54,7 @@ def url_hub(url: str, size: str = "") -> Hub:
 
 
 def hugging_face_hub(repo: str, names: Sequence[str], size: str = "") -> Hub:
-    """The Hub of a Hugging Face repository; the first file of `names` that it has is used."""
+    """A Hub for a Hugging Face repository, with the first of the files `names` that it has."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -72,37 +72,37 @@ def hugging_face_hub(repo: str, names: Sequence[str], size: str = "") -> Hub:
     return Hub(f"https://huggingface.co/{repo}", local, size, fetch)
 
 
-def size_of(net: nn.Module) -> str:
-    """Approximate size of a file with a network's tensors, as text."""
+def file_size_text(net: nn.Module) -> str:
+    """Approximate size of a weights file of the network, as text."""
     total = sum(v.numel() * v.element_size() for v in net.state_dict().values())
     return f"about {total / 1e6:.0f} MB"
 
 
 def named_hash(name: str) -> str | None:
-    """The first digits of the SHA-256 in a file name such as "resnet50-0676ba61.pth"; or None."""
+    """The SHA-256 digits in a file name such as "resnet50-0676ba61.pth"; None if there are none."""
     match = re.search(r"-([0-9a-f]{8,64})\.[a-z]+$", name)
     return match.group(1) if match else None
 
 
 def find_weights(name: str, weights: str | Path | None, hub: Hub | None, download: bool) -> Path:
-    """The file with the weights of teacher `name`, downloaded only if `download` allows it.
+    """The path of the file with the weights of a teacher.
 
     Args:
-        name: of the teacher, for errors.
-        weights: a path, or None for the hub's weights.
-        hub: source of those; None if there is none.
+        name: name of the teacher, for errors.
+        weights: path of a file; None: the weights of `hub`.
+        hub: the downloadable weights; None if there are none.
         download: whether a file that is not on this machine may be downloaded.
 
     Raises:
-        KdepError: a path that does not exist, no source, a download that is not allowed or fails,
-            or an earlier download with a wrong checksum.
+        KdepError: the path does not exist, there are no weights, the download is not allowed or
+            fails, or an earlier download has a wrong checksum.
     """
     if weights is not None:
         path = _path(weights)
         if not path.exists():
             raise KdepError(
                 f"the weights file {path} of teacher {name} does not exist",
-                fix="correct `weights=`",
+                fix="correct `weights=` in the teacher's config",
             )
         return path
     if hub is None:
@@ -110,19 +110,19 @@ def find_weights(name: str, weights: str | Path | None, hub: Hub | None, downloa
             f"teacher {name} has no weights", fix="set `weights=` to the path of a weights file"
         )
     if hub.local is not None:
-        if (start := named_hash(hub.local.name)) and not file_hash(hub.local).startswith(start):
+        if (digits := named_hash(hub.local.name)) and not file_hash(hub.local).startswith(digits):
             raise KdepError(
                 f"the checksum of {hub.local} differs from the one in its name",
-                expected=f"a SHA-256 that starts with {start}",
+                expected=f"a SHA-256 that starts with {digits}",
                 fix="download it again, or set `weights=` to the path of an intact copy",
             )
         return hub.local
     size = f" ({hub.size})" if hub.size else ""
     if not download:
         raise KdepError(
-            f"the weights of teacher {name} are not on this machine; they would be downloaded from "
-            f"{hub.where}{size}",
-            fix="set download=True, or set `weights=` to the path of that file",
+            f"the weights of teacher {name} are not on this machine",
+            expected=f"the file from {hub.where}{size}",
+            fix="set download=True to download it, or set `weights=` to the path of that file",
         )
     try:
         return hub.fetch()
@@ -141,15 +141,15 @@ def read_weights(
     prefix: str = "",
     drop: Sequence[str] = (),
 ) -> dict[str, Tensor]:
-    """The named tensors of a checkpoint.
+    """Reads the tensors of a checkpoint, by name.
 
     Args:
-        path: a safetensors file, or one that `torch.load(weights_only=True)` reads, of any name.
+        path: a safetensors file, or a file that `torch.load(weights_only=True)` can read.
         sha256: expected SHA-256 of the file, or its first digits (at least 8); None for no check.
         key: the entry that contains the tensors ("state_dict", or "ema.model" for the entry "model"
-            of the entry "ema"); may be omitted if there is only one.
-        prefix: only names that start with it are kept, without it.
-        drop: beginnings of names (after the prefix) of tensors that are not part of the teacher.
+            in the entry "ema"); not needed if there is only one.
+        prefix: if not "", only names that start with it are read, and it is removed from them.
+        drop: tensors whose names (after the prefix is removed) start with one of these are ignored.
 
     Raises:
         KdepError: another checksum, an unreadable file, a prefix or `drop` that matches no name, or
@@ -159,21 +159,20 @@ def read_weights(
     _check_hash(path, sha256)
     tensors = _flat(path, key)
     if prefix:
-        kept = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        if not kept:
+        selected = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        if not selected:
             raise KdepError(
-                f"no tensor of {path} has a name that begins with {prefix!r}",
-                expected=f"names such as {', '.join(list(tensors)[:_LISTED])}",
-                fix="correct `prefix=`",
+                f"no tensor of {path} has a name that begins with {prefix!r} (`prefix=`); its "
+                f"names are {', '.join(list(tensors)[:_LISTED])}, ...",
+                fix="correct `prefix=` in the teacher's config",
             )
-        tensors = kept
+        tensors = selected
     for start in drop:
         if not any(k.startswith(start) for k in tensors):
             raise KdepError(
-                f"no tensor of {path} has a name that begins with {start!r}, which is to be "
-                "dropped",
-                expected=f"names such as {', '.join(list(tensors)[:_LISTED])}",
-                fix="correct `drop=`",
+                f"no tensor of {path} has a name that begins with {start!r} (`drop=`); its names "
+                f"are {', '.join(list(tensors)[:_LISTED])}, ...",
+                fix="correct `drop=` in the teacher's config",
             )
     tensors = {k: v for k, v in tensors.items() if not k.startswith(tuple(drop))}
     refuse_bad(tensors, f"the weights file {path}", "get another copy")
@@ -181,12 +180,12 @@ def read_weights(
 
 
 def refuse_bad(tensors: Mapping[str, Tensor], what: str, fix: str) -> None:
-    """Raises KdepError that names the tensors that cannot be weights; see `bad_tensors`.
+    """Raises KdepError if a tensor cannot be a weight (NaN, sparse, ...; see `bad_tensors`).
 
     Args:
-        tensors: by name.
-        what: what contains them; the error begins with it.
-        fix: advice of the error.
+        tensors: tensors by name.
+        what: the file or object that contains them; the error begins with it.
+        fix: the fix that the error states.
     """
     bad = bad_tensors(tensors)
     if not bad:
@@ -206,7 +205,9 @@ def refuse_bad(tensors: Mapping[str, Tensor], what: str, fix: str) -> None:
 def _path(path: Any) -> Path:
     if not isinstance(path, (str, Path)) or not str(path):
         raise KdepError(
-            f"`weights` is {path!r}", expected="the path of a file", fix="correct `weights=`"
+            f"`weights` is {path!r}",
+            expected="the path of a file",
+            fix="correct `weights=` in the teacher's config",
         )
     return Path(path).expanduser()
 
@@ -232,14 +233,15 @@ def _check_hash(path: Path, sha256: str | None) -> None:
     if not actual.startswith(expected):
         raise KdepError(
             f"the weights file {path} has the SHA-256 {actual}",
-            expected=f"one that starts with {expected} (`sha256=`)",
-            fix="use the file that the teacher's config names; or, to use this one, set sha256 to "
-            "its checksum, or sha256=None for no check; weights of your own training are best "
-            "loaded by a config of type Checkpoint (see configs/teachers/microsoft_resnet50.py)",
+            expected=f"a SHA-256 that starts with {expected} (`sha256=`)",
+            fix="use the file that the teacher's config names; or, to use this file, set sha256 to "
+            "its checksum, or sha256=None for no check; for weights that you trained, use a config "
+            "of type Checkpoint (see configs/teachers/microsoft_resnet50.py)",
         )
 
 
 def _flat(path: Path, key: str | None) -> dict[str, Tensor]:
+    """The tensors of a file by name; see `read_weights` for `key`."""
     loaded = read_checkpoint(path)
     where = "at the top level"
     if isinstance(loaded, Mapping):
@@ -248,7 +250,7 @@ def _flat(path: Path, key: str | None) -> dict[str, Tensor]:
             if len(sets) > 1:
                 raise KdepError(
                     f"the weights file {path} contains several sets of tensors: {', '.join(sets)}",
-                    fix="set `key` in the teacher's weights config to one of them",
+                    fix="set `key` in the teacher's config to one of them",
                 )
             key = next(iter(sets))
         if key is not None:
@@ -266,18 +268,19 @@ def _flat(path: Path, key: str | None) -> dict[str, Tensor]:
         raise KdepError(
             f"the weights file {path} contains {content} {where}",
             expected="a mapping from names to tensors",
-            fix="save only the state_dict, or set `key=` to the entry that holds it",
+            fix="save only the state_dict, or set `key=` to the entry that contains it",
         )
     return dict(loaded)
 
 
-_DEEPEST = 4  # levels of entries within entries that are searched for tensors
+_DEEPEST = 4  # levels of nested entries that are searched for tensors
 
 
 def _sets(loaded: Mapping[Any, Any]) -> dict[str, Any]:
-    """Mappings with tensors on the highest level that has any, by dotted path; "" is the top.
+    """The mappings that contain tensors, by dotted path ("" for the top level).
 
-    An optimiser's state is nested deeper than the weights, so it is not among them.
+    Only those at the highest level with tensors are returned; the state of an optimiser is at a
+    lower level than the weights.
     """
     level: dict[str, Any] = {"": loaded}
     for _ in range(_DEEPEST):
@@ -293,7 +296,7 @@ def _sets(loaded: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _entry(loaded: Mapping[Any, Any], key: str, path: Path, sets: Mapping[str, Any]) -> Any:
-    """The set of tensors at `key`: a name, or names joined by dots; names may contain dots."""
+    """The mapping with tensors at `key`: a name, or names of nested entries joined by dots."""
     matches = [v for v in _resolve(loaded, str(key)) if _holds_tensors(v)]
     if not matches:
         known = [repr(k) for k in sets if k]
@@ -306,14 +309,15 @@ def _entry(loaded: Mapping[Any, Any], key: str, path: Path, sets: Mapping[str, A
         )
     if len(matches) > 1:
         raise KdepError(
-            f"{key!r} is ambiguous: the weights file {path} has {len(matches)} sets of tensors of "
-            "that name (a name with a dot, and an entry inside an entry)",
-            fix="save the intended set alone in a file",
+            f"key={key!r} is ambiguous: the weights file {path} has {len(matches)} sets of tensors "
+            "with that path (one name contains a dot)",
+            fix="save the intended tensors alone in a file",
         )
     return matches[0]
 
 
 def _resolve(value: Any, key: str) -> list[Any]:
+    """All entries whose path is `key`; there are several if names contain dots."""
     if not isinstance(value, Mapping):
         return []
     matches = [value[key]] if key in value else []
@@ -328,10 +332,13 @@ def _holds_tensors(value: object) -> bool:
 
 
 def load_network(net: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """`load_exactly`, with an error that names the prefix if all names have one in addition.
+    """Loads tensors with `load_exactly`; if all names have a prefix, the error states it.
 
-    `num_batches_tracked` may be missing: checkpoints older than torch 0.4.1 lack it, and it is not
-    used in eval mode.
+    `num_batches_tracked` may be missing: checkpoints older than torch 0.4.1 do not have it, and it
+    is not used in eval mode.
+
+    Raises:
+        KdepError: the tensors do not fit the network.
     """
     state = net.state_dict()
     counters = {k: v for k, v in state.items() if k.endswith("num_batches_tracked")}
@@ -341,8 +348,8 @@ def load_network(net: nn.Module, tensors: Mapping[str, Tensor], source: Path) ->
         ends = [k for k in tensors if k.endswith("." + first)]
         if ends:
             raise KdepError(
-                f"the tensors of {source} have other names than those of this network: {ends[0]} "
-                f"is its {first}",
+                f"the tensors of {source} have other names than those of the network: {ends[0]} "
+                f"instead of {first}",
                 fix=f"set prefix={ends[0].removesuffix(first)!r}",
             )
     load_exactly(net, full, str(source))

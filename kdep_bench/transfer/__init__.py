@@ -1,1 +1,1 @@
-"""Transfer: one exported backbone into the stock mm models, trained and scored per task."""
+"""Transfer: trains mmpretrain, mmdet and mmseg models on tasks, with a pre-trained backbone."""

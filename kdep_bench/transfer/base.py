@@ -1,8 +1,8 @@
-"""Base classes of the transfer tasks: the mm Config around a backbone, one training, one test.
+"""Base classes of the transfer tasks.
 
-A task's `build_cfg` returns an ordinary mm Config: dumped to a file it can be run by the stock
-mmpretrain, mmdet or mmseg runner. `run` builds it, trains, checks that the pre-trained weights were
-loaded, scores the test split exactly once and returns the outputs of the transfer stage.
+A task's `build_cfg` returns an ordinary mm Config; written to a file, it can be run by the tools of
+mmpretrain, mmdet or mmseg. `run` trains the model, checks that the pre-trained weights were loaded,
+scores the test split exactly once and returns the outputs of stage `transfer`.
 """
 
 from __future__ import annotations
@@ -24,29 +24,33 @@ from kdep_bench.transfer.recipes import check_recipe
 if TYPE_CHECKING:
     from kdep_bench.transfer.method import TransferMethodConfig
 
-MEAN, STD = list(normalisation.MEAN), list(normalisation.STD)  # lists: mm configs dump them
-CURVE_POINTS = 100
+MEAN, STD = list(normalisation.MEAN), list(normalisation.STD)  # lists can be written into configs
+CURVE_POINTS = 100  # maximum number of points of a loss curve
 
 ProgressFn = Callable[..., None]
 
 
 class Task(ABC):
-    """One downstream task of one family.
+    """One downstream task.
 
     Args:
-        name, family, version: identify the task.
+        name, version: identify the task.
+        family: task family: 'classification', 'detection' or 'segmentation'.
         split: the split that is scored.
-        metric: the key of the metrics that is the task's value.
+        metric: the metric that is the task's score.
         direction: 'max' if higher values are better, otherwise 'min'.
-        chance: value of a guess that does not look at the image.
-        recipe: every number of the training recipe; the same for all methods.
+        chance: score of a guess that does not look at the image.
+        recipe: all settings of the training; the same for all methods.
+
+    Raises:
+        KdepError: the recipe has unknown, missing or invalid keys.
     """
 
-    scope: ClassVar[str]
-    measures: ClassVar[frozenset[str]]  # metric keys; a config's `metric` must be one
-    families: ClassVar[frozenset[str]]  # allowed values of a config's `family`
-    recipe_keys: ClassVar[frozenset[str]] = frozenset()
-    alone: ClassVar[bool] = True  # runs in rank 0 only, also if several processes were started
+    scope: ClassVar[str]  # 'mmpretrain', 'mmdet' or 'mmseg'
+    measures: ClassVar[frozenset[str]]  # names of the metrics; `metric` must be one of them
+    families: ClassVar[frozenset[str]]  # allowed values of `family`
+    recipe_keys: ClassVar[frozenset[str]] = frozenset()  # keys that a recipe must have
+    alone: ClassVar[bool] = True  # whether it runs in rank 0 only
     supports_transfer_methods: ClassVar[bool] = False
 
     def __init__(
@@ -68,16 +72,16 @@ class Task(ABC):
 
     def _check_recipe(self) -> None:
         normalisation.check_recipe({"name": self.name, "recipe": self.recipe})
-        got = set(self.recipe)
-        if surplus := got - self.recipe_keys:
+        keys = set(self.recipe)
+        if unknown := keys - self.recipe_keys:
             raise KdepError(
-                f"the recipe of task {self.name} has unknown keys: {', '.join(sorted(surplus))}",
+                f"the recipe of task {self.name} has unknown keys: {', '.join(sorted(unknown))}",
                 expected="only " + ", ".join(sorted(self.recipe_keys)),
                 fix="remove or rename them in the task config",
             )
-        if lacking := self.recipe_keys - got:
+        if missing := self.recipe_keys - keys:
             raise KdepError(
-                f"the recipe of task {self.name} lacks the keys {', '.join(sorted(lacking))}",
+                f"the recipe of task {self.name} lacks the keys {', '.join(sorted(missing))}",
                 fix="add them to the task config",
             )
         check_recipe(self.name, self.recipe)
@@ -91,7 +95,15 @@ class Task(ABC):
         seed: int,
         work_dir: Path,
     ) -> Any:
-        """The mm Config (mmengine.Config): model with the exported backbone, data, schedule."""
+        """Builds the mm Config of the training and the test.
+
+        Args:
+            data_root: folder of the prepared data.
+            student: student config.
+            checkpoint: the exported backbone.
+            seed: random seed of the training.
+            work_dir: folder for logs.
+        """
 
     @abstractmethod
     def run(
@@ -103,7 +115,13 @@ class Task(ABC):
         out: Path,
         progress: ProgressFn,
     ) -> dict[str, Any]:
-        """Trains and scores; returns the outputs of the transfer stage (strict JSON)."""
+        """Trains and scores; returns the outputs of stage `transfer`.
+
+        Args:
+            data_root, student, checkpoint, seed: see `build_cfg`.
+            out: folder of the stage.
+            progress: called with (done, total, note).
+        """
 
     def outputs(
         self,
@@ -120,7 +138,11 @@ class Task(ABC):
         samples: Mapping[str, Any] | None = None,
         chance: float | None = None,
     ) -> dict[str, Any]:
-        """The stage's outputs; KdepError if the task's value is missing or not finite."""
+        """The stage's outputs; see `kdep_bench.transfer.stage.run`.
+
+        Raises:
+            KdepError: the task's metric is missing or not finite.
+        """
         value = metrics.get(self.metric)
         chance = self.chance if chance is None else chance
         if value is None or not math.isfinite(value):
@@ -151,16 +173,15 @@ class Task(ABC):
 
 
 class MMTask(Task):
-    """A task trained and tested by the mm Runner, in one process or, under torchrun, in several.
+    """A task that an mm Runner trains and tests, in one process or, under torchrun, in several.
 
-    The number of processes does not change the training (see `parallel`); rank 0 writes the files,
-    and every rank returns the outputs. If the task measures a metric `constant_<metric>`, its value
-    replaces the config's `chance`.
+    The number of processes does not change the training (see `kdep_bench.transfer.parallel`). Rank
+    0 writes the files, and every rank returns the outputs. If there is a metric
+    `constant_<metric>`, its value replaces `chance`.
 
     Attributes:
-        transfer_method: the transfer method of the training, set by the stage; None without one.
-        keeps_model: whether the trained model is saved (`transfer.method.MODEL`), as the teacher of
-            transfer methods.
+        transfer_method: the transfer method, set by the stage; None if there is none.
+        keeps_model: whether the trained model is saved, as the teacher for transfer methods.
     """
 
     alone: ClassVar[bool] = False
@@ -170,23 +191,29 @@ class MMTask(Task):
 
     @abstractmethod
     def check_data(self, data_root: Path) -> list[SplitCount]:
-        """Counts the images of the training and the test split in their files.
+        """Checks the data, and counts the images of the training and the test split.
 
         Raises:
-            KdepError: data that would be trained on or scored wrongly without any error.
+            KdepError: a fault that would change training or score without an error.
         """
 
     @abstractmethod
     def read_metrics(
         self, raw: Mapping[str, Any], cfg: Any, count: Any
     ) -> tuple[dict[str, float], dict[str, float], list[str]]:
-        """The Runner's test metrics as fractions: (metrics, per class, notes).
+        """Converts the Runner's test metrics to fractions.
 
-        `count` is the DetectionCount of the pass (zeros outside detection).
+        Args:
+            raw: the result of `runner.test()`.
+            cfg: the mm Config.
+            count: the DetectionCount of the test; zeros for tasks other than detection.
+
+        Returns:
+            metrics by name, the task's metric by class, notes.
         """
 
     def draw(self, runner: Any, out: Path) -> list[str]:
-        """Draws sample predictions as images into `out`; returns their relative file names."""
+        """Saves images of some predictions in the folder `out`; returns their file names."""
         return []
 
     def run(
@@ -207,14 +234,14 @@ class MMTask(Task):
         from kdep_bench.transfer.samples import save_samples
 
         openmmlab.setup(self.scope)
-        read_tensors(checkpoint)  # reports a damaged file before any work
+        read_tensors(checkpoint)  # raises an error for a damaged file before the training
         counted = self.check_data(data_root)
         work_dir = out / "mm"
         _join_ranks(work_dir)
         cfg = self.build_cfg(data_root, student, checkpoint, seed, work_dir)
         if self.transfer_method is not None:
             self.transfer_method.change(cfg, self, data_root, seed, work_dir)
-        import_modules_from_strings(**cfg.custom_imports)  # as Config.fromfile of a dump does
+        import_modules_from_strings(**cfg.custom_imports)  # Config.fromfile would do this
         curve = ProgressHook(progress, limit=CURVE_POINTS)
         batch = int(cfg.train_dataloader.batch_size)  # of all processes together
         runner, method_hooks = self._runner(cfg, seed, curve)
@@ -253,25 +280,28 @@ class MMTask(Task):
         return {**outputs, **method_outputs}
 
     def _runner(self, cfg: Any, seed: int, curve: Any) -> tuple[Any, list[Any]]:
-        """(the Runner of a config, the hooks of a transfer method in it)."""
+        """Builds the Runner; returns it and the hooks of the transfer method."""
         from kdep_bench import openmmlab
         from kdep_bench.openmmlab import build_runner
         from kdep_bench.transfer import method, parallel
 
         hooks = parallel.split_over_ranks(cfg, seed, self.name)
         runner = build_runner(cfg, hooks=[*hooks, curve])
-        method_hooks = method.hooks_of(runner)
+        method_hooks = method.method_hooks(runner)
         for hook in method_hooks:
             runner.register_hook(hook)
-        # channels_last only without DDP: DDP's gradient buffers already have a memory format, and
-        # losses of two ranks then differed from those of one process by more than 0.1 % within
-        # four steps.
+        # Not with DDP, whose gradient buffers have another memory format: within four steps, the
+        # losses of two ranks then differed from those of one process by more than 0.1 %.
         if openmmlab.planned_ranks() == 1:
             prefer_channels_last(runner.model)
         return runner, method_hooks
 
     def _check_image_counts(self, runner: Any, counted: Any, batch: int) -> list[str]:
-        """Notes on images that were left out; KdepError where less than a batch is left."""
+        """Compares the numbers of loaded images with `counted`; returns notes on omitted images.
+
+        Raises:
+            KdepError: the numbers differ, or there are fewer training images than a batch has.
+        """
         sets: Any = runner.train_dataloader.dataset, runner.test_dataloader.dataset
         loaded = {"train": len(sets[0]), "test": len(sets[1])}
         left_out = compare(self.name, counted, loaded)
@@ -284,7 +314,7 @@ class MMTask(Task):
         return left_out
 
     def _gate(self, runner: Any) -> Any:
-        """What the check of the loaded weights measured; KdepError where it did not run."""
+        """The result of the check of the loaded weights; raises KdepError if it did not run."""
         from kdep_bench.transfer.gate import LoadGate
 
         gates = [h for h in runner.hooks if isinstance(h, LoadGate)]
@@ -297,7 +327,7 @@ class MMTask(Task):
         return gates[0].gate
 
     def _test(self, runner: Any, work_dir: Path) -> tuple[Any, Any, Any]:
-        """(the Runner's metrics, its DetectionCount, its outputs per sample)."""
+        """Runs the test; returns the Runner's metrics, its DetectionCount and its TestOutputs."""
         from kdep_bench.openmmlab import DetectionCount
         from kdep_bench.transfer import parallel
         from kdep_bench.transfer.samples import TestOutputs
@@ -311,7 +341,7 @@ class MMTask(Task):
 
 
 def _join_ranks(work_dir: Path) -> None:
-    """Joins the processes of a run; rank 0 removes the work dir of an interrupted attempt."""
+    """Joins the process group; rank 0 first removes the work dir of an interrupted attempt."""
     from kdep_bench import openmmlab
 
     openmmlab.join_distributed()

@@ -87,7 +87,14 @@ def _cfg(
     work_dir: Path,
     recipe: Mapping[str, Any],
 ) -> Any:
-    """The mm Config of a classifier over folders `root/splits[role]`, roles train and test."""
+    """The mm Config of a classifier, for folders of class folders.
+
+    Args:
+        root: folder with the splits.
+        splits: folder below `root` for "train" and for "test".
+        student, checkpoint, seed, work_dir: see `Task.build_cfg`.
+        recipe: settings of the training.
+    """
     from mmengine import Config
 
     classes = mm_config.class_folders(root / splits["train"])
@@ -124,9 +131,15 @@ def _cfg(
 
 
 def _check_folders(root: Path, splits: Sequence[str]) -> tuple[list[str], dict[str, int]]:
-    """The class names, equal in every split, and images by split; every image is decoded once.
+    """Checks the class folders, and decodes every image once.
 
-    mm's decoder fills a truncated JPEG with grey and gives no error; the check refuses it.
+    The image decoder of the toolkits fills a truncated JPEG with grey instead of raising an error.
+
+    Returns:
+        the class names, and the number of images by split.
+
+    Raises:
+        KdepError: splits with different classes, or an image that cannot be decoded.
     """
     classes = mm_config.class_folders(root / splits[0])
     counts = {s: sum(check_image_folder(root / s, classes).values()) for s in splits}
@@ -134,9 +147,10 @@ def _check_folders(root: Path, splits: Sequence[str]) -> tuple[list[str], dict[s
 
 
 class FineTune(MMTask):
-    """The whole network trained on `classify/train`, its last epoch scored on `classify/test`.
+    """Fine-tuning of all weights on the training split; the last epoch is scored.
 
-    No epoch is chosen: choosing by test accuracy, as KDEP's public code does, is biased upwards.
+    No epoch is selected: to select one by test accuracy, as in KDEP's public code, is biased
+    upwards.
     """
 
     scope: ClassVar[str] = "mmpretrain"
@@ -179,7 +193,7 @@ class FineTune(MMTask):
             c: float(r) / 100 if n > 0 else float("nan")
             for c, r, n in zip(classes, recall, images, strict=True)
         }
-        # Always naming the commonest class: what `chance` means for a split of any balance.
+        # Accuracy of always predicting the most frequent class; it replaces `chance`.
         metrics = {"constant_top1": float(max(images)) / float(sum(images))}
         return {"top1": float(raw["accuracy/top1"]) / 100, **metrics}, per_class, []
 
@@ -187,14 +201,14 @@ class FineTune(MMTask):
 class LinearProbe(Task):
     """Multinomial logistic regression on the frozen backbone's pooled features.
 
-    The feature is that of the standard architecture in eval mode (after its last activation,
-    globally averaged), taken from an mmpretrain ImageClassifier with the exported backbone.
-    Features are standardised by the training set's mean and deviation.
+    The feature is the last map of the backbone in eval mode, after its last activation, averaged
+    over positions. Features are standardised with mean and standard deviation of the training set.
 
-    `protocol` 'split': C chosen on `val`, scored on `test`; the seed draws a stratified
-    `train_share` of the training images. 'folds': one folder of classes, `folds` stratified folds,
-    C chosen by inner folds of each training part, all out-of-fold predictions scored; the seed is
-    the repetition.
+    With the recipe's `protocol` 'split', the regularisation C is chosen on `val`, and `test` is
+    scored; the seed selects a stratified fraction `train_share` of the training images. With
+    'folds', one folder of class folders is divided into `folds` stratified folds by the seed. C is
+    chosen by cross-validation within each training part (`inner_folds`), and the predictions for
+    all images, each made without that image's fold, are scored.
     """
 
     scope: ClassVar[str] = "mmpretrain"
@@ -215,8 +229,10 @@ class LinearProbe(Task):
         seed: int,
         work_dir: Path,
     ) -> Any:
-        """A classifier with every stage frozen: `run` takes its features; a stock runner would
-        train its linear head by SGD, which this probe replaces by an exact fit."""
+        """A classifier with a frozen backbone, of which `run` uses only the features.
+
+        mmpretrain's own tools would train its linear head by SGD; `run` fits it exactly.
+        """
         splits = {"train": "train", "test": self.split}
         if self.recipe["protocol"] == "folds":
             splits = {"train": ".", "test": "."}
@@ -250,8 +266,8 @@ class LinearProbe(Task):
 
         setup(self.scope)
         root = Path(data_root) / self.recipe["folder"]
-        folds = self.recipe["protocol"] == "folds"
-        splits = (".",) if folds else SPLITS
+        uses_folds = self.recipe["protocol"] == "folds"
+        splits = (".",) if uses_folds else SPLITS
         classes, counted = _check_folders(root, splits)
         cfg = self.build_cfg(data_root, student, checkpoint, seed, out / "mm")
         start = time.perf_counter()
@@ -267,22 +283,23 @@ class LinearProbe(Task):
         features_s = time.perf_counter() - start
         progress(len(splits), len(splits) + 1, "fitting")
         start = time.perf_counter()
-        if folds:
-            truth, guess, probability, curve, notes = self._fit_folds(sets["."], seed)
+        if uses_folds:
+            truth, prediction, probability, curve, notes = self._fit_folds(sets["."], seed)
         else:
-            truth, guess, probability, curve, notes = self._fit_split(sets, seed)
+            truth, prediction, probability, curve, notes = self._fit_split(sets, seed)
         fit_s = time.perf_counter() - start
-        recall = {c: float((guess[truth == i] == i).mean()) for i, c in enumerate(classes)}
-        top1 = float((guess == truth).mean())
+        recall = {c: float((prediction[truth == i] == i).mean()) for i, c in enumerate(classes)}
+        top1 = float((prediction == truth).mean())
         progress(1, 1, f"top1 {top1:.4f}")
-        shares = np.bincount(truth, minlength=len(classes)) / len(truth)
+        class_fractions = np.bincount(truth, minlength=len(classes)) / len(truth)
         metrics = {"top1": top1, "mean_class_recall": float(np.mean(list(recall.values())))}
         names = samples.image_names(
-            _folder_set(cfg, root / ("." if folds else self.split)), data_root
+            _folder_set(cfg, root / ("." if uses_folds else self.split)), data_root
         )
-        arrays = samples.classification(truth, guess, probability)
-        kept = Samples("probe", tuple(classes), names, arrays)
-        kept, lost = samples.save_samples(out, kept, metrics)
+        arrays = samples.classification(truth, prediction, probability)
+        saved, sample_notes = samples.save_samples(
+            out, Samples("probe", tuple(classes), names, arrays), metrics
+        )
         return self.outputs(
             metrics=metrics,
             per_class=recall,
@@ -291,28 +308,33 @@ class LinearProbe(Task):
             train_s=features_s + fit_s,
             eval_s=0.0,
             images_per_s=images / max(features_s, 1e-9),
-            notes=[*notes, *lost],
-            samples=kept,
-            chance=float(shares.max()),  # of always predicting the most frequent class
+            notes=[*notes, *sample_notes],
+            samples=saved,
+            # The accuracy of always predicting the most frequent class.
+            chance=float(class_fractions.max()),
         )
 
     def _fit_split(
         self, sets: Mapping[str, Any], seed: int
     ) -> tuple[Any, Any, Any, list, list[str]]:
+        """Chooses C on val; returns (labels, predictions, probabilities, curve, notes) of the test.
+
+        The curve has a point [log10(C), accuracy on val] for each C.
+        """
         from sklearn.model_selection import train_test_split
 
         x, y = sets["train"]
-        share = float(self.recipe["train_share"])
+        fraction = float(self.recipe["train_share"])
         check_probe(self.recipe, np.bincount(y).tolist(), f"{self.recipe['folder']}/train")
-        if share < 1:
-            x, _, y, _ = train_test_split(x, y, train_size=share, stratify=y, random_state=seed)
+        if fraction < 1:
+            x, _, y, _ = train_test_split(x, y, train_size=fraction, stratify=y, random_state=seed)
         best, curve, model = -1.0, [], None
         c_best = 0.0
         for c in sorted(self.recipe["c_grid"]):
             fitted = self._logistic(c).fit(x, y)
             score = float(fitted.score(*sets["val"]))
             curve.append([float(np.log10(c)), score])
-            if score > best:  # the smaller C of equals: the stronger regularisation
+            if score > best:  # of equal scores the smaller C, which regularises more, is chosen
                 best, model, c_best = score, fitted, c
         assert model is not None
         test_x, test_y = sets[self.split]
@@ -322,11 +344,15 @@ class LinearProbe(Task):
     def _fit_folds(
         self, images: tuple[Any, Any], seed: int
     ) -> tuple[Any, Any, Any, list, list[str]]:
+        """Cross-validation; returns (labels, predictions, probabilities, curve, notes).
+
+        The curve has a point [fold, best accuracy of the inner folds] for each fold.
+        """
         from sklearn.model_selection import StratifiedKFold, cross_val_score
 
         x, y = images
         check_probe(self.recipe, np.bincount(y).tolist(), self.recipe["folder"])
-        guess, curve, chosen = np.full_like(y, -1), [], []
+        prediction, curve, chosen = np.full_like(y, -1), [], []
         probability = np.zeros((len(y), int(y.max()) + 1))
         outer = StratifiedKFold(self.recipe["folds"], shuffle=True, random_state=seed)
         for fold, (train, test) in enumerate(outer.split(x, y)):
@@ -338,10 +364,11 @@ class LinearProbe(Task):
             c = sorted(self.recipe["c_grid"])[int(np.argmax(scores))]
             chosen.append(c)
             model = self._logistic(c).fit(x[train], y[train])
-            guess[test], probability[test] = model.predict(x[test]), model.predict_proba(x[test])
+            prediction[test] = model.predict(x[test])
+            probability[test] = model.predict_proba(x[test])
             curve.append([float(fold), float(max(scores))])
         notes = [f"C by inner folds: {', '.join(f'{c:g}' for c in chosen)}"]
-        return y, guess, probability, curve, notes
+        return y, prediction, probability, curve, notes
 
     def _logistic(self, c: float) -> Any:
         from sklearn.linear_model import LogisticRegression
@@ -354,13 +381,13 @@ class LinearProbe(Task):
 
 
 def _frozen_model(cfg: Any, checkpoint: Path) -> tuple[Any, dict[str, Any]]:
-    """The ImageClassifier in eval mode and its load gate."""
+    """Builds the ImageClassifier in eval mode; returns it and the check of its loaded weights."""
     from mmengine.logging import MMLogger
     from mmpretrain.registry import MODELS
 
     from kdep_bench.transfer.gate import check, read_tensors
 
-    MMLogger.get_current_instance().setLevel("ERROR")  # it lists every tensor it initialises
+    MMLogger.get_current_instance().setLevel("ERROR")  # else it prints every initialised tensor
     tensors = read_tensors(checkpoint)
     model = MODELS.build(cfg.model)
     model.init_weights()
@@ -370,7 +397,7 @@ def _frozen_model(cfg: Any, checkpoint: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def _folder_set(cfg: Any, folder: Path) -> Any:
-    """The data set whose features `_features` takes, in the same order."""
+    """The data set of the images whose features `_features` returns, in the same order."""
     import copy
 
     from mmpretrain.registry import DATASETS

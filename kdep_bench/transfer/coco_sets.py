@@ -1,4 +1,4 @@
-"""COCO data sets for mmdet whose classes are identified by name, not by place in the json."""
+"""A COCO data set and a metric for mmdet that identify classes by name, not by position."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from mmdet.registry import DATASETS, METRICS
 from kdep_bench.errors import KdepError
 
 
-def ids_of(coco: COCO, names: Sequence[str]) -> list[int]:
-    """Category ids in the order of `names`; mmdet gives them in the order of the file.
+def category_ids(coco: COCO, names: Sequence[str]) -> list[int]:
+    """Category ids in the order of `names`.
 
-    With the order of the file, one label would mean two classes where the files of two splits list
-    their categories in different orders, and CocoMetric would report the AP of one class under the
-    name of another.
+    mmdet returns them in the order of the file. If the files of two splits list their categories in
+    different orders, a label would then mean different classes, and CocoMetric would report the AP
+    of a class under the name of another.
 
     Raises:
-        KdepError: a name that the file does not have, or has twice.
+        KdepError: the file does not have a name, or has it twice.
     """
     categories = coco.load_cats(coco.get_cat_ids())
     ids: list[int] = []
     for name in names:
-        found = [c["id"] for c in categories if c["name"] == name]
-        if len(found) != 1:
+        matches = [c["id"] for c in categories if c["name"] == name]
+        if len(matches) != 1:
             raise KdepError(
-                f"an annotation file has {len(found)} categories named {name!r}",
+                f"an annotation file has {len(matches)} categories named {name!r}",
                 expected="exactly one",
                 fix="correct `categories` in the json of every split",
             )
-        ids += found
+        ids += matches
     return ids
 
 
 @DATASETS.register_module(name="KdepCocoDataset")
 class NamedCocoDataset(CocoDataset):
-    """CocoDataset whose label k is the k-th name of `metainfo["classes"]`."""
+    """A CocoDataset in which label k means the k-th name in `metainfo["classes"]`."""
 
     class COCOAPI(COCO):
         def get_cat_ids(
@@ -47,22 +47,23 @@ class NamedCocoDataset(CocoDataset):
         ) -> list[int]:
             if not cat_names:
                 return super().get_cat_ids([], sup_names, cat_ids)
-            return ids_of(self, cat_names)
+            return category_ids(self, cat_names)
 
 
 @METRICS.register_module(name="KdepCocoMetric")
 class NamedCocoMetric(CocoMetric):
-    """CocoMetric for labels that count `dataset_meta["classes"]`, in increasing order of their ids.
+    """CocoMetric for labels that are indices into `dataset_meta["classes"]`.
 
-    pycocotools sorts categories by id, and CocoMetric reads each class's AP by its place among
-    them, so any other order would give an AP to the wrong name: it is refused.
+    The category ids must increase in the order of these classes. pycocotools sorts categories by
+    id, and CocoMetric reads the AP of each class by its position, so with any other order it would
+    report an AP under the name of another class. Such data is rejected.
     """
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         assert self.dataset_meta is not None
         assert self._coco_api is not None
         names = list(self.dataset_meta["classes"])
-        self.cat_ids = ids_of(self._coco_api, names)
+        self.cat_ids = category_ids(self._coco_api, names)
         if self.cat_ids != sorted(self.cat_ids):
             raise KdepError(
                 f"in the annotations of the evaluated split, the classes {', '.join(names[:8])} "

@@ -1,7 +1,7 @@
-"""Images counted from files and annotations, against those that a built data set loads.
+"""Compares the number of images in files and annotations with the number that a data set loads.
 
-A toolkit's data set has its own idea of what an image is. Where it skips one, a score would be that
-of a part of the split without a word: `compare` refuses it.
+The data set classes of the toolkits have their own rules for which files are images. If one of them
+skipped images, the score would silently be that of a part of the split.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ Role = Literal["train", "val", "test"]
 
 @dataclass(frozen=True)
 class SplitCount:
-    """Images that a split must load.
+    """Number of images that a data set must load.
 
     Attributes:
-        role: the loader that reads the split.
-        split: its name.
-        images: how many images it must load.
-        place: folder or file that was counted.
-        left_out: images that are left out on purpose, in words; "" for none.
+        role: the data loader that reads the split.
+        split: name of the split.
+        images: number of images.
+        place: folder or file in which the images were counted.
+        left_out: note on images that are intentionally omitted; "" for none.
     """
 
     role: Role
@@ -37,13 +37,18 @@ class SplitCount:
 
 
 def compare(task: str, counted: Iterable[SplitCount], loaded: Mapping[str, int]) -> list[str]:
-    """Compares the counts with the lengths of the built data sets, by role.
+    """Compares counted images with the lengths of data sets.
+
+    Args:
+        task: name of the task, for errors.
+        counted: one SplitCount per role.
+        loaded: lengths of the data sets, by role.
 
     Returns:
-        What was left out on purpose, one note per split.
+        notes on images that are intentionally omitted.
 
     Raises:
-        KdepError: a data set of another length, or one that nothing was counted for.
+        KdepError: a length differs, or there is no SplitCount for a role.
     """
     by_role = {c.role: c for c in counted}
     for role, images in loaded.items():
@@ -68,25 +73,32 @@ def compare(task: str, counted: Iterable[SplitCount], loaded: Mapping[str, int])
 def trained_images(
     table: Mapping[str, Any], classes: Iterable[str], min_size: int
 ) -> tuple[int, str]:
-    """(number of images in a COCO table that mmdet trains on, a sentence on those it leaves out).
+    """Number of images in a COCO json that mmdet trains on, and a note on those that it omits.
 
-    mmdet's `filter_cfg` drops images without an annotation of `classes`, and images whose shorter
-    side is under `min_size` pixels.
+    mmdet's `filter_cfg` omits images without annotations of `classes`, and images whose shorter
+    side is below `min_size` pixels.
     """
     names = set(classes)
-    known = {c["id"] for c in table["categories"] if c["name"] in names}
-    with_boxes = {a["image_id"] for a in table["annotations"] if a["category_id"] in known}
+    category_ids = {c["id"] for c in table["categories"] if c["name"] in names}
+    with_boxes = {a["image_id"] for a in table["annotations"] if a["category_id"] in category_ids}
     images = table["images"]
     small = sum(min(i["width"], i["height"]) < min_size for i in images)
-    kept = sum(i["id"] in with_boxes and min(i["width"], i["height"]) >= min_size for i in images)
-    return kept, left_out(len(images), kept, small, min_size)
+    used = sum(i["id"] in with_boxes and min(i["width"], i["height"]) >= min_size for i in images)
+    return used, left_out(len(images), used, small, min_size)
 
 
-def left_out(images: int, kept: int, small: int, min_size: int) -> str:
-    """The note on training images that a detector leaves out; "" where it leaves out none."""
-    if kept == images:
+def left_out(images: int, used: int, small: int, min_size: int) -> str:
+    """A note on the training images that a detector does not use; "" if it uses all.
+
+    Args:
+        images: number of images.
+        used: number of images that are used.
+        small: number of images with a side below `min_size` pixels.
+        min_size: see `trained_images`.
+    """
+    if used == images:
         return ""
     reasons = [f"{small} under {min_size} pixels"] if small else []
-    if images - kept - small > 0:
-        reasons.append(f"{images - kept - small} without a box")
-    return f"{images - kept} of {images} training images are left out: {', '.join(reasons)}"
+    if images - used - small > 0:
+        reasons.append(f"{images - used - small} without a box")
+    return f"{images - used} of {images} training images are left out: {', '.join(reasons)}"

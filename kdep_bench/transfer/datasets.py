@@ -1,4 +1,4 @@
-"""Data set classes for the mm registries where the stock one does not serve."""
+"""Replacements for a data set class of mmpretrain and a metric of mmdet."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from mmpretrain.registry import DATASETS
 
 from kdep_bench.data.official.cifar100 import read_split
 
-THRESHOLDS = [round(0.5 + 0.05 * i, 2) for i in range(10)]
+THRESHOLDS = [round(0.5 + 0.05 * i, 2) for i in range(10)]  # of the IoU
 
 
 @DATASETS.register_module(name="KdepCIFAR100")
 class SafeCIFAR100(CIFAR100):
-    """mmpretrain's CIFAR100, read by an unpickler that builds arrays only.
+    """mmpretrain's CIFAR100 with a safe unpickler.
 
-    mmpretrain's class unpickles any file with the right MD5. This class needs no MD5, so that the
-    generated copy of a rehearsal is read by the same code, and it never downloads. Its images are
-    BGR, mm's order (mmpretrain's class gives RGB under to_rgb=False).
+    mmpretrain's class loads only files with the official MD5. This class does not compare the MD5,
+    so it can also read generated tiny copies, and it never downloads. Its images are in BGR order,
+    which the data preprocessor expects; those of mmpretrain's class are RGB.
     """
 
     def load_data_list(self) -> list[dict[str, Any]]:
@@ -39,35 +39,42 @@ class SafeCIFAR100(CIFAR100):
 
 @METRICS.register_module(name="KdepVOCMetric")
 class ExactVOC(VOCMetric):
-    """VOC AP over ten thresholds with each class, unrounded.
+    """VOC AP over ten IoU thresholds, also per class, not rounded.
 
-    `AP` is the mean over IoU 0.50:0.05:0.95 of the 11-point mAP,
-    as Detectron2's PascalVOCDetectionEvaluator reports for VOC2007.
+    `AP` is the mean of the 11-point mAP over the IoU thresholds 0.50, 0.55, ..., 0.95, as in
+    Detectron2's PascalVOCDetectionEvaluator for VOC2007.
     """
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        truth, found = zip(*results, strict=True)
+        truth, detections = zip(*results, strict=True)
         assert self.dataset_meta is not None
         classes = self.dataset_meta["classes"]
-        ap = np.array([[_ap(found, truth, i, t) for i in range(len(classes))] for t in THRESHOLDS])
-        # A class without an object in the split has no AP and is left out of the mean.
+        ap = np.array(
+            [[_ap(detections, truth, i, t) for i in range(len(classes))] for t in THRESHOLDS]
+        )
+        # A class without an object in the split has no AP (NaN), and is not part of the mean.
         out = {"AP": np.nanmean(ap), "AP50": np.nanmean(ap[0]), "AP75": np.nanmean(ap[5])}
-        per = {f"AP.{c}": v for c, v in zip(classes, ap.mean(0), strict=True)}
-        return {k: float(v) for k, v in {**out, **per}.items()}
+        per_class = {f"AP.{c}": v for c, v in zip(classes, ap.mean(0), strict=True)}
+        return {k: float(v) for k, v in {**out, **per_class}.items()}
 
 
-def _ap(found: Any, truth: Any, number: int, iou: float) -> float:
-    """11-point AP of one class; NaN without an object that counts.
+def _ap(detections: Any, truth: Any, class_index: int, iou: float) -> float:
+    """The 11-point AP of one class; NaN if the split has no object of it that is scored.
 
-    mmdet's `eval_map` for one class, on its own functions, without the four processes it forks
-    at every call: a fork of a process that holds a GPU and threads may hang.
+    Computes the same as mmdet's `eval_map`, with mmdet's functions, but in this process. `eval_map`
+    forks four processes at every call, and a fork of a process with a GPU and threads may hang.
     """
-    boxes, real, ignored = get_cls_results(found, truth, number)
-    objects = sum(len(b) for b in real)
-    if objects == 0:
+    boxes, objects, ignored = get_cls_results(detections, truth, class_index)
+    count = sum(len(b) for b in objects)
+    if count == 0:
         return float("nan")
-    each = [tpfp_default(*x, iou, None, True) for x in zip(boxes, real, ignored, strict=True)]
+    per_image = [
+        tpfp_default(*x, iou, None, True) for x in zip(boxes, objects, ignored, strict=True)
+    ]
     order = np.argsort(-np.vstack(boxes)[:, -1], kind="stable")
-    right, wrong = (np.cumsum(np.hstack([e[k] for e in each])[0, order]) for k in (0, 1))
-    precision = right / np.maximum(right + wrong, np.finfo(np.float32).eps)
-    return float(average_precision(right / objects, precision, "11points"))
+    true_positives, false_positives = (
+        np.cumsum(np.hstack([image[k] for image in per_image])[0, order]) for k in (0, 1)
+    )
+    eps = np.finfo(np.float32).eps
+    precision = true_positives / np.maximum(true_positives + false_positives, eps)
+    return float(average_precision(true_positives / count, precision, "11points"))

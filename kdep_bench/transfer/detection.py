@@ -1,4 +1,4 @@
-"""Detection: mmdet's Faster R-CNN + FPN on the exported backbone, scored by CocoMetric."""
+"""Detection: mmdet's Faster R-CNN with FPN and the exported backbone, scored by CocoMetric."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from kdep_bench.transfer.base import MEAN, STD, MMTask
 from kdep_bench.transfer.counts import SplitCount, trained_images
 from kdep_bench.transfer.pictures import draw_boxes, save_small
 
-PICTURES = 4
-SHOWN_SCORE = 0.3
-MIN_SIZE = 16  # pixels of the shorter side below which mmdet leaves out a training image
+PICTURES = 4  # number of saved images with predictions
+SHOWN_SCORE = 0.3  # detections with a lower score are not drawn
+MIN_SIZE = 16  # pixels; training images with a shorter side below it are omitted by mmdet
 
 
 class Detection(MMTask):
-    """Fixed number of steps on `train`, one evaluation of bbox AP on the split.
+    """Trains for a fixed number of steps on `train`; the bbox AP on the split is computed once.
 
-    `frozen_stages` and `norm_eval` are in the recipe and equal for all methods. `model` in the
-    recipe is a mm detector config without backbone, class counts and normalisation.
+    `model` in the recipe is an mmdet config of a detector, without backbone, number of classes and
+    normalisation.
     """
 
     scope: ClassVar[str] = "mmdet"
@@ -91,10 +91,12 @@ class Detection(MMTask):
         root = Path(data_root) / self.recipe["folder"]
         files = {s: root / "annotations" / f"{s}.json" for s in ("train", self.split)}
         images = {s: check_coco(file, root / s)["images"] for s, file in files.items()}
-        if (got := self._classes(root, self.split)) != (classes := self._classes(root, "train")):
+        classes, test_classes = self._classes(root, "train"), self._classes(root, self.split)
+        if test_classes != classes:
             train_file, test_file = (shown(files[s].resolve()) for s in ("train", self.split))
             raise KdepError(
-                f"the categories of {train_file} and {test_file} differ: {classes}, {got}",
+                f"the categories of {train_file} and {test_file} differ: {classes} and "
+                f"{test_classes}",
                 expected="the same categories with the same ids in every split",
                 fix="export both files with the same list of categories",
             )
@@ -109,14 +111,14 @@ class Detection(MMTask):
     ) -> tuple[dict[str, float], dict[str, float], list[str]]:
         classes = cfg.test_dataloader.dataset.metainfo.classes
         names = ("bbox_mAP", "bbox_mAP_50", "bbox_mAP_75")
-        found, notes = read_metrics(raw, [f"coco/{n}" for n in names], detections=count)
-        metrics = {n: found[f"coco/{n}"] for n in names}
+        values, notes = read_metrics(raw, [f"coco/{n}" for n in names], detections=count)
+        metrics = {n: values[f"coco/{n}"] for n in names}
         if notes:  # no detections at all: CocoMetric then has no values per class
             return metrics, dict.fromkeys(classes, 0.0), notes
         return metrics, {c: float(raw[f"coco/{c}_precision"]) for c in classes}, []
 
     def draw(self, runner: Any, out: Path) -> list[str]:
-        """Draws the first images of the split with true (thin white) and detected boxes."""
+        """Saves the first images of the split with true boxes (white) and detections (red)."""
         import torch
         from mmdet.registry import DATASETS
 
@@ -127,35 +129,33 @@ class Detection(MMTask):
         for i in range(min(PICTURES, len(dataset))):
             with torch.inference_mode():
                 sample = dataset[i]
-                found = model.test_step(
+                detections = model.test_step(
                     {"inputs": [sample["inputs"]], "data_samples": [sample["data_samples"]]}
                 )[0].pred_instances
             info = truth.get_data_info(i)
-            keep = found.scores > SHOWN_SCORE
-            picture = draw_boxes(
+            is_shown = detections.scores > SHOWN_SCORE
+            class_names = dataset.metainfo["classes"]
+            labels = detections.labels[is_shown].tolist()
+            scores = detections.scores[is_shown].tolist()
+            image = draw_boxes(
                 Path(info["img_path"]),
                 [x["bbox"] for x in info["instances"]],
-                found.bboxes[keep].tolist(),
-                [
-                    f"{dataset.metainfo['classes'][c]} {s:.2f}"
-                    for c, s in zip(
-                        found.labels[keep].tolist(), found.scores[keep].tolist(), strict=True
-                    )
-                ],
+                detections.bboxes[is_shown].tolist(),
+                [f"{class_names[c]} {s:.2f}" for c, s in zip(labels, scores, strict=True)],
             )
-            names.append(save_small(picture, out / f"prediction_{i}.png"))
+            names.append(save_small(image, out / f"prediction_{i}.png"))
         return names
 
     def training_model(self, student: Mapping[str, Any]) -> dict[str, Any]:
-        """The detector's config without data or checkpoint, for counting its FLOPs.
+        """The detector's config without data and checkpoint, for counting its FLOPs.
 
-        It has 80 classes if their number is only known from the data; the difference is less than
-        one percent of the FLOPs.
+        The number of classes is not known without the data; 80 is used. The error is less than one
+        percent of the FLOPs.
         """
         return mm_config.without_sync_bn(self._model(student, Path("none"), 80))
 
     def training_size(self) -> tuple[int, int]:
-        """(height, width) of a training image, padded as the preprocessor pads it."""
+        """(height, width) of a training image after padding by the data preprocessor."""
         width, height = self.recipe["scale"]
         return self._padded(height, width)
 
@@ -164,7 +164,7 @@ class Detection(MMTask):
         return math.ceil(height / unit) * unit, math.ceil(width / unit) * unit
 
     def _classes(self, root: Path, split: str = "train") -> list[str]:
-        """Category names of a split's annotations in order of their ids."""
+        """Category names in a split's annotations, in the order of their ids."""
         categories = read_strict(root / "annotations" / f"{split}.json")["categories"]
         return [c["name"] for c in sorted(categories, key=lambda c: c["id"])]
 

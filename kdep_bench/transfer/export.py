@@ -1,4 +1,4 @@
-"""Stage `export`: takes the backbone out of a pre-training checkpoint and checks every tensor."""
+"""Stage `export`: writes the backbone of a pre-training checkpoint, and checks every tensor."""
 
 from __future__ import annotations
 
@@ -25,42 +25,49 @@ PREFIX = "backbone."
 def strip(
     tensors: Mapping[str, Tensor], path: str | Path = "the checkpoint"
 ) -> tuple[OrderedDict[str, Tensor], list[str]]:
-    """Splits a pre-training model's tensors into the backbone's (without prefix) and the rest.
+    """Selects the backbone's tensors of a pre-training model.
+
+    Args:
+        tensors: state dict of the pre-training model.
+        path: its file, for errors.
 
     Returns:
-        The backbone's tensors and the sorted top-level names of everything dropped
-        (for instance `["aligner", "head"]`).
+        the backbone's tensors, with the prefix `backbone.` removed from their names; the sorted
+        top-level names of all other tensors, for example `["aligner", "head"]`.
 
     Raises:
-        KdepError: when no tensor has the prefix `backbone.`.
+        KdepError: no tensor has the prefix `backbone.`.
     """
-    kept = OrderedDict(
+    backbone = OrderedDict(
         (k[len(PREFIX) :], v.detach().contiguous().cpu())
         for k, v in tensors.items()
         if k.startswith(PREFIX)
     )
-    heads = sorted({k.split(".")[0] for k in tensors if not k.startswith(PREFIX)})
-    if not kept:
+    others = sorted({k.split(".")[0] for k in tensors if not k.startswith(PREFIX)})
+    if not backbone:
         raise KdepError(
             f"no tensor in {path} has a name beginning with {PREFIX}; the names begin with "
-            f"{', '.join(heads[:6])}",
-            fix="save the state dict of the whole pre-training model, neither wrapped nor only a "
-            "part of it",
+            f"{', '.join(others[:6])}",
+            fix="save the state dict of the complete pre-training model, without DDP wrapper",
         )
-    return kept, heads
+    return backbone, others
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> str:
-    """Writes a flat mapping of tensors atomically; returns the file's SHA-256."""
+    """Writes a state dict atomically; returns the SHA-256 of the file.
+
+    Raises:
+        KdepError: the file cannot be written.
+    """
     fd, tmp = new_temporary(path)
     try:
-        # Through the handle: given a path, torch writes that (random) name into the file.
+        # A file object, because torch would write the name of a path, here random, into the file.
         with os.fdopen(fd, "wb") as f:
             torch.save(OrderedDict(tensors), f)
         os.replace(tmp, path)
     except (OSError, RuntimeError) as e:
         raise KdepError(
-            f"{path} cannot be written ({e})", fix="free disk space and run again"
+            f"the file {path} cannot be written ({e})", fix="free disk space and run again"
         ) from None
     finally:
         tmp.unlink(missing_ok=True)
@@ -73,48 +80,52 @@ def run(
     out: Path,
     progress: Callable[..., None],
 ) -> dict[str, Any]:
-    """Stage `export`: `student.pth` of the pretrain stage -> `backbone.pth`.
+    """Stage `export`: writes `backbone.pth` from `student.pth` of stage `pretrain`.
 
     Args:
-        spec: uses `student.backbone` (a mm backbone config) and, if given, `allow_missing`;
-            `about`: values for the model card, see `kdep_bench.transfer.model_card.about`.
-        inputs: `pretrain`, a finished stage directory with `student.pth`.
-        out: receives `backbone.pth`: a flat OrderedDict of tensors, keys as in the mm backbone;
-            and `README.md`, its model card.
+        spec: `student`, the student config; `allow_missing`, see `gate.compare` (optional);
+            `about`, values for the model card (see `model_card.about`; optional).
+        inputs: `pretrain`, the directory of a finished stage.
+        out: the stage's directory. Written are `backbone.pth`, a state dict of the mm backbone, and
+            `README.md`, its model card.
+        progress: called with (done, total, note).
 
     Returns:
-        `checksum` (SHA-256 of the file), `coverage` (fraction of the backbone's parameters and
-        buffers, by element count, that equal the file),
-        `tensors`, `parameters` (elements of learnable tensors), `flops` (of one image's forward
-        pass at the student's `input_px`), `dropped` (top-level names).
+        checksum: SHA-256 of the file.
+        coverage: fraction of the backbone's parameters and buffers, by element count, that are
+            equal to the file.
+        tensors: number of tensors.
+        parameters: number of elements of parameters.
+        flops: FLOPs of the forward pass of one image at the student's `input_px`, or None.
+        dropped: top-level names of the tensors that are not part of the backbone.
 
     Raises:
-        KdepError: when a backbone tensor is missing, surplus, of the wrong shape, or not finite.
+        KdepError: a backbone tensor is missing, unexpected, has the wrong shape or is not finite.
     """
     source = Path(inputs["pretrain"]) / "student.pth"
     progress(0, 1, "reading the student")
-    kept, dropped = strip(read_tensors(source), source)
+    tensors, dropped = strip(read_tensors(source), source)
     backbone = build_backbone(spec["student"])
     expected = backbone.state_dict()
-    # Load the tensors that fit; `check` then names all the others at once.
-    fits = {k: v for k, v in kept.items() if k in expected and expected[k].shape == v.shape}
-    backbone.load_state_dict(fits, strict=False)
-    gate = check(backbone, source, spec.get("allow_missing", ()), tensors=kept)
+    # Load only the tensors that fit; `check` then reports all others in one error.
+    fitting = {k: v for k, v in tensors.items() if k in expected and expected[k].shape == v.shape}
+    backbone.load_state_dict(fitting, strict=False)
+    gate = check(backbone, source, spec.get("allow_missing", ()), tensors=tensors)
     target = Path(out) / PTH
-    checksum = save_tensors(kept, target)
-    check(backbone, target, spec.get("allow_missing", ()))  # the written file
+    checksum = save_tensors(tensors, target)
+    check(backbone, target, spec.get("allow_missing", ()))  # compares with the written file
     progress(1, 1, "exported")
     px = spec["student"].get("input_px")
-    made = {
+    outputs = {
         "checksum": checksum,
         "coverage": gate["coverage"],
-        "tensors": len(kept),
+        "tensors": len(tensors),
         "parameters": sum(p.numel() for p in backbone.parameters()),
         "flops": forward_flops(backbone, torch.zeros(1, 3, px, px)) if px else None,
         "dropped": dropped,
     }
-    before = outputs_before(Path(inputs["pretrain"]))
+    earlier = outputs_before(Path(inputs["pretrain"]))
     plan_values, files = spec.get("about", {}), {PTH: checksum}
-    text = card(plan_values, spec["student"], before, made, files, Path(out).name)
+    text = card(plan_values, spec["student"], earlier, outputs, files, Path(out).name)
     write_atomic(Path(out) / CARD, text)
-    return made
+    return outputs

@@ -1,4 +1,4 @@
-"""mmpretrain's CustomDataset over class folders, with kdep_bench's own listing of image files."""
+"""A data set of class folders for mmpretrain that lists files as the rest of kdep_bench does."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from kdep_bench.errors import KdepError
 
 @DATASETS.register_module(name="KdepFolders")
 class ClassFolders(CustomDataset):
-    """Images of class folders, ordered by class, then by path, as CustomDataset orders them.
+    """Images of class folders, sorted by class and then by path, as in CustomDataset.
 
-    Unlike CustomDataset, it accepts the same file suffixes as the rest of kdep_bench, skips hidden
-    folders, and finds the class number of a folder by its name, not by its position.
+    Differences from CustomDataset: the accepted file suffixes are those of
+    `kdep_bench.data.listing`, hidden folders are skipped, and the class number of a folder is
+    determined by its name, not by its position.
     """
 
     def _find_samples(self) -> list[tuple[str, int]]:
         folders = class_names(self.img_prefix)
         names = list(self.CLASSES or folders)
         if sorted(names) != folders:
-            odd = sorted(set(names) ^ set(folders))
+            different = sorted(set(names) ^ set(folders))
             raise KdepError(
                 f"the class folders of {self.img_prefix} differ from the {len(names)} classes of "
-                f"the task: {', '.join(odd[:3])}",
+                f"the task: {', '.join(different[:3])}",
                 expected="one folder per class",
                 fix="give every split the same class folders",
             )

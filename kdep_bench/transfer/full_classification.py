@@ -1,4 +1,4 @@
-"""Fine-tuning on CIFAR-100, CUB-200-2011, DTD and Caltech-256, on mmpretrain's own data sets."""
+"""Fine-tuning on CIFAR-100, CUB-200-2011, DTD and Caltech-256, with mmpretrain's data sets."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from kdep_bench.transfer import full_scale, mm_config
 from kdep_bench.transfer.classification import FineTune, _classifier
 from kdep_bench.transfer.counts import SplitCount
 
-# As torchvision's transforms on PIL images, which the public code uses.
-HOW = dict(interpolation="bilinear", backend="pillow")
+# Interpolation as in torchvision's transforms of PIL images, which KDEP's public code uses.
+RESIZE_OPTIONS = dict(interpolation="bilinear", backend="pillow")
 
 
 def datasets(name: str, root: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """(training set, test set, class names) of an official set whose folder is `root`.
+    """The configs of training and test set of an official set, and its class names.
 
-    The official splits: DTD trains on split 1's train and val; Caltech-256 on the first 60 images
-    of each class.
+    DTD is trained on train and val of split 1, Caltech-256 on the first 60 images of each class.
+
+    Args:
+        name: name of the set.
+        root: folder of the set.
     """
     if name == "cifar100":
         common = dict(type="KdepCIFAR100", data_root=str(root), download=False)
@@ -61,11 +64,12 @@ def datasets(name: str, root: Path) -> tuple[dict[str, Any], dict[str, Any], lis
 
 
 class OfficialFineTune(FineTune):
-    """The whole network trained by KDEP's recipe on an official set; the last epoch is scored once.
+    """Fine-tuning of all weights on an official set with KDEP's recipe; the last epoch is scored.
 
-    Recipe: `set`; `step_epochs`: the rate falls to a tenth after each so many; `resize`: at
-    test time, short edge before the centre crop in shares of the crop (256 / 224 is usual; None:
-    images are scaled to the input size outright, for sets of tiny images).
+    Keys of the recipe: `set` is the name of the set. The learning rate is divided by 10 every
+    `step_epochs` epochs. In the test, the shorter edge is resized to `resize` times the input size
+    (usually 256 / 224) before the centre crop; None: images are resized to the input size without a
+    crop, for sets of tiny images.
     """
 
     recipe_keys: ClassVar[frozenset[str]] = frozenset(
@@ -126,7 +130,7 @@ class OfficialFineTune(FineTune):
 
     def _pipeline(self, px: int, *, train: bool) -> list[dict[str, Any]]:
         recipe = self.recipe
-        # CIFAR's images come as arrays.
+        # The images of CIFAR-100 are arrays, not files.
         load = [] if recipe["set"] == "cifar100" else [dict(type="LoadImageFromFile")]
         if train:
             steps = [
@@ -134,16 +138,16 @@ class OfficialFineTune(FineTune):
                     type="RandomResizedCrop",
                     scale=px,
                     crop_ratio_range=tuple(recipe["crop_scale"]),
-                    **HOW,
+                    **RESIZE_OPTIONS,
                 ),
                 dict(type="RandomFlip", prob=0.5, direction="horizontal"),
             ]
         elif recipe["resize"] is None:
-            steps = [dict(type="Resize", scale=(px, px), **HOW)]
+            steps = [dict(type="Resize", scale=(px, px), **RESIZE_OPTIONS)]
         else:
             edge = round(px * recipe["resize"])
             steps = [
-                dict(type="ResizeEdge", scale=edge, edge="short", **HOW),
+                dict(type="ResizeEdge", scale=edge, edge="short", **RESIZE_OPTIONS),
                 dict(type="CenterCrop", crop_size=px),
             ]
         return [*load, *steps, dict(type="PackInputs")]

@@ -1,4 +1,4 @@
-"""Faster R-CNN (C4 or FPN) on VOC07+12 and COCO, on mmdet's own data sets."""
+"""Detection on VOC07+12 and COCO with Faster R-CNN (C4 or FPN) and mmdet's data sets."""
 
 from __future__ import annotations
 
@@ -16,14 +16,21 @@ from kdep_bench.transfer.base import MEAN, STD
 from kdep_bench.transfer.counts import SplitCount, left_out, trained_images
 from kdep_bench.transfer.detection import Detection
 
-MIN_SIZE = 32  # pixels of the shorter side below which mmdet leaves out a training image
+MIN_SIZE = 32  # pixels; training images with a shorter side below it are omitted by mmdet
 TEST_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
 
 
 def datasets(
     name: str, root: Path, *, train: bool, pipeline: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """mmdet's data set of the official splits; `root` is the set's folder."""
+    """The config of mmdet's data set for the official training or test split.
+
+    Args:
+        name: name of the set.
+        root: folder of the set.
+        train: whether to return the training set.
+        pipeline: transforms of the images.
+    """
     common: dict[str, Any] = dict(pipeline=pipeline, test_mode=not train)
     if train:
         common["filter_cfg"] = dict(filter_empty_gt=True, min_size=MIN_SIZE)
@@ -54,15 +61,16 @@ def datasets(
 
 
 class OfficialDetection(Detection):
-    """A fixed number of steps on the training splits, one evaluation on val2017 or 07 test.
+    """Trains for a fixed number of steps; the AP on val2017 or 07 test is computed once.
 
-    `head` 'c4': the backbone's first three stages feed the RPN at stride 16, its last stage works
-    on every RoI; 'fpn': all four stages. Either way every tensor of the exported backbone is in the
-    detector, and the load gate compares all of them. COCO is scored by CocoMetric, VOC by the
-    11-point AP over ten IoU thresholds.
+    Keys of the recipe: `set` is the name of the set. With `head` 'c4', the RPN reads the output of
+    the backbone's third stage, and its last stage is applied to every RoI; with 'fpn', the FPN
+    reads all four stages. In both cases all tensors of the exported backbone are in the detector
+    and are compared by the load gate. `scales` are the short edges in training, one of which is
+    drawn for each image, `test_scale` is the short edge in testing, and `long_edge` limits the long
+    edge. `steps` are fractions of `iters`.
 
-    Recipe: `set`; `scales` short edges drawn in training, `test_scale` in testing, `long_edge` the
-    bound; `steps` in shares of `iters`.
+    COCO is scored by CocoMetric, VOC by the 11-point AP over ten IoU thresholds.
     """
 
     voc_measures = frozenset({"AP", "AP50", "AP75"})
@@ -142,14 +150,17 @@ class OfficialDetection(Detection):
         return metrics, {c: float(raw[f"pascal_voc/AP.{c}"]) for c in voc.CLASSES}, []
 
     def draw(self, runner: Any, out: Path) -> list[str]:
-        return []  # photographs of other people: none is copied
+        return []  # because of their licences, images of official sets are not copied
 
     def training_model(self, student: Mapping[str, Any]) -> dict[str, Any]:
         return mm_config.without_sync_bn(self._full_model(student, Path("none")))
 
     def training_size(self) -> tuple[int, int]:
-        """(height, width) of a 4:3 image, as most of COCO and VOC are, at the root mean square of
-        the recipe's short edges."""
+        """(height, width) of a typical training image.
+
+        It has the aspect ratio 4:3, as most images of COCO and VOC, and the short edge is the root
+        mean square of the recipe's `scales`.
+        """
         scales = self.recipe["scales"]
         short = math.sqrt(sum(s * s for s in scales) / len(scales))
         return self._padded(short, min(short * 4 / 3, self.recipe["long_edge"]))
@@ -197,7 +208,7 @@ class OfficialDetection(Detection):
         checkpoint: Path,
         channels: list[int],
     ) -> None:
-        """Stage 4 as mmdet's ResLayer in the RoI head, from the same exported file."""
+        """Adds stage 4 of the backbone to the RoI head, with weights of the same exported file."""
         roi = model["roi_head"]
         roi["shared_head"] = dict(
             type="ResLayer",
@@ -224,5 +235,5 @@ class OfficialDetection(Detection):
             return [load, labels, resize, flip, dict(type="PackDetInputs")]
         scale = (recipe["long_edge"], recipe["test_scale"])
         resize = dict(type="Resize", scale=scale, keep_ratio=True)
-        # Labels after the resize: VOCMetric reads them, at the image's own size.
+        # Annotations are loaded after the resize: VOCMetric needs them at the original size.
         return [load, resize, labels, dict(type="PackDetInputs", meta_keys=TEST_KEYS)]

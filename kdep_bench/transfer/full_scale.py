@@ -1,4 +1,4 @@
-"""Common functions of the tasks on official data sets: checks, number of worker processes."""
+"""Functions that the tasks on official data sets share: checks, image counts, data loaders."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from kdep_bench.devices import compute_device
 from kdep_bench.transfer import mm_config
 from kdep_bench.transfer.counts import SplitCount
 
-CHECKED = 2  # images of each split that a task decodes before it trains
+CHECKED = 2  # number of images per split that a task decodes before training
 
 
 def check_set(name: str, data_root: Path) -> dict[str, int]:
-    """Checks the set's format; counts were compared with the release by the stage `prepare`.
+    """Checks the format of a set. Stage `prepare` has compared the counts with the release.
 
     Returns:
-        What the set's `verify` counts, for example {"train_images": 50000, ...}.
+        the counts of the set, for example {"train_images": 50000, ...}.
     """
     return verify(get_set(name), Path(data_root), decode=CHECKED, whole=False)
 
@@ -29,18 +29,24 @@ def split_counts(
     train: Sequence[str],
     test: Sequence[str],
 ) -> list[SplitCount]:
-    """Images of the training and the test data: the sums of the named counts of the set."""
-    counts, place = check_set(name, data_root), Path(data_root) / name
+    """Numbers of training and test images of a set.
+
+    Args:
+        name: name of the set.
+        data_root: folder of the prepared data.
+        train, test: splits whose images are used for training and for the test.
+    """
+    counts, folder = check_set(name, data_root), Path(data_root) / name
     return [
-        SplitCount("train", "+".join(train), sum(counts[f"{k}_images"] for k in train), place),
-        SplitCount("test", "+".join(test), sum(counts[f"{k}_images"] for k in test), place),
+        SplitCount("train", "+".join(train), sum(counts[f"{k}_images"] for k in train), folder),
+        SplitCount("test", "+".join(test), sum(counts[f"{k}_images"] for k in test), folder),
     ]
 
 
 def loader(
     recipe: Mapping[str, Any], dataset: Mapping[str, Any], *, train: bool, infinite: bool = False
 ) -> dict[str, Any]:
-    """`base.loader` with the recipe's worker processes (a process)."""
+    """The config of a data loader, with the number of worker processes that the recipe states."""
     batch = int(recipe["batch" if train else "test_batch"])
     cfg = mm_config.loader(dataset, batch, train=train, infinite=infinite)
     workers = int(recipe["workers"])

@@ -1,4 +1,4 @@
-"""PSPNet on Cityscapes, VOC12 (trainaug) and ADE20K, on mmseg's own data sets."""
+"""Segmentation on Cityscapes, VOC12 (trainaug) and ADE20K with PSPNet and mmseg's data sets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdep_bench.transfer.counts import SplitCount
 from kdep_bench.transfer.segmentation import Segmentation
 
 KINDS = {"cityscapes": "CityscapesDataset", "voc": "PascalVOCDataset", "ade20k": "ADE20KDataset"}
-#: Counts of a set's `verify` that make its training and its test data, without "_images".
+#: Splits that are used for training and for the test, by set.
 COUNTED = {
     "cityscapes": (("train",), ("val",)),
     "voc": (("segmentation_train", "segmentation_aug"), ("segmentation_val",)),
@@ -24,7 +24,14 @@ COUNTED = {
 def datasets(
     name: str, root: Path, *, train: bool, pipeline: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """mmseg's data set of the official training or validation split; `root` is the set's folder."""
+    """The config of mmseg's data set for the official training or validation split.
+
+    Args:
+        name: name of the set.
+        root: folder of the set.
+        train: whether to return the training set.
+        pipeline: transforms of the images.
+    """
     if name not in KINDS:
         raise unknown_name("segmentation set", name, KINDS)
     common = dict(type=KINDS[name], test_mode=not train, pipeline=pipeline)
@@ -52,7 +59,7 @@ def datasets(
 
 
 def class_names(name: str) -> tuple[tuple[str, ...], list[list[int]]]:
-    """(classes, palette) as mmseg has them."""
+    """Class names and palette of a set, as mmseg defines them."""
     import mmseg.datasets
 
     meta = getattr(mmseg.datasets, KINDS[name]).METAINFO
@@ -60,10 +67,11 @@ def class_names(name: str) -> tuple[tuple[str, ...], list[list[int]]]:
 
 
 class OfficialSegmentation(Segmentation):
-    """Steps on the training split, one single-scale mIoU at full size on the validation split.
+    """Trains for a fixed number of steps; the mIoU on the validation split is computed once.
 
-    Recipe: `set`; `scale` the size that `resize_ratio` multiplies. No warm-up; the rate falls as
-    (1 - t) ** `poly_power` to 0.
+    The mIoU is computed at a single scale and full size. Keys of the recipe: `set` is the name of
+    the set; a random factor in `resize_ratio` multiplies `scale` in training. The learning rate
+    decreases as (1 - t) ** `poly_power` to 0, without warm-up.
     """
 
     recipe_keys: ClassVar[frozenset[str]] = frozenset(
@@ -129,7 +137,7 @@ class OfficialSegmentation(Segmentation):
         return super().read_metrics(raw, cfg, count)
 
     def draw(self, runner: Any, out: Path) -> list[str]:
-        return []  # full-size scenes belong to their data sets' licences: none is copied
+        return []  # because of their licences, images of official sets are not copied
 
     def training_model(self, student: Mapping[str, Any]) -> dict[str, Any]:
         self._name_classes()
@@ -143,7 +151,7 @@ class OfficialSegmentation(Segmentation):
         labels: dict[str, Any] = dict(type="LoadAnnotations")
         if recipe["set"] == "ade20k":
             labels["reduce_zero_label"] = True
-        if not train:  # labels and image at their own size
+        if not train:  # images and labels at full size
             return [dict(type="LoadImageFromFile"), labels, dict(type="PackSegInputs")]
         return [
             dict(type="LoadImageFromFile"),

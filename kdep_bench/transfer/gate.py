@@ -1,8 +1,8 @@
 """The load gate: checks that a downstream model contains exactly the exported backbone.
 
-mm's `init_cfg=dict(type='Pretrained')` loads with `strict=False` and only warns, so a wrong prefix
-or a renamed layer loads nothing and the run silently measures a random network. The gate compares
-every backbone tensor, bit by bit, with the exported file after the model has initialised.
+mm's `init_cfg=dict(type='Pretrained')` loads with `strict=False` and only warns. With a wrong
+prefix or a renamed layer it would load nothing, and the run would silently score a random network.
+So the gate compares every tensor of the backbone with the exported file after initialisation.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from torch import Tensor, nn
 from kdep_bench.checkpoints import bad_tensors, read_checkpoint
 from kdep_bench.errors import KdepError, made_again
 
-_LISTED = 8  # names quoted in a message; the gate's own lists are complete
+_LISTED = 8  # maximum number of names in an error; the gate's own lists are complete
 
 
 def read_tensors(path: str | Path) -> OrderedDict[str, Tensor]:
-    """The flat name -> tensor mapping of a checkpoint, loaded with `weights_only=True`.
+    """The tensors of a checkpoint by name, loaded with `weights_only=True`.
 
-    A `{"state_dict": {...}}` wrapper is opened.
+    If the file contains {"state_dict": {...}}, the inner tensors are returned.
 
     Raises:
-        KdepError: the file is missing, empty or damaged, contains anything but tensors, contains no
-            tensor, or a value that is not finite.
+        KdepError: the file is missing, empty or damaged, contains objects that are not tensors, no
+            tensors, or a value that is not finite.
     """
     fix = made_again(Path(path).parent)
     loaded = read_checkpoint(path, "the checkpoint", fix)
@@ -42,11 +42,13 @@ def read_tensors(path: str | Path) -> OrderedDict[str, Tensor]:
             expected="a mapping from names to tensors",
             fix=fix,
         )
-    alien = [str(k)[:60] for k, v in loaded.items() if not (isinstance(v, Tensor) and _named(k))]
-    if alien or not loaded:
-        what = f"entries that are not tensors ({_names(alien)})" if alien else "no tensor at all"
+    others = [
+        str(k)[:60] for k, v in loaded.items() if not (isinstance(v, Tensor) and type(k) is str)
+    ]
+    if others or not loaded:
+        content = f"entries that are not tensors ({_names(others)})" if others else "no tensor"
         raise KdepError(
-            f"the checkpoint {path} contains {what}",
+            f"the checkpoint {path} contains {content}",
             expected="a flat mapping from names to tensors",
             fix=fix,
         )
@@ -66,32 +68,31 @@ def read_tensors(path: str | Path) -> OrderedDict[str, Tensor]:
     return OrderedDict(loaded)
 
 
-def _named(key: Any) -> bool:
-    return type(key) is str
-
-
 def compare(
     module: nn.Module, tensors: Mapping[str, Tensor], allow_missing: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Compares a backbone's parameters and buffers with the file it should have been loaded from.
+    """Compares a backbone's parameters and buffers with those in its file.
 
     Args:
-        module: the plain backbone inside the downstream model.
-        tensors: the exported file, names without prefix.
-        allow_missing: regular expressions; a fault whose whole tensor name matches one is waived.
+        module: the backbone in the downstream model.
+        tensors: the tensors of the exported file.
+        allow_missing: regular expressions for names of tensors that may be missing or different.
 
     Returns:
-        `matched` (count of equal tensors), `missing` (in the model only), `unexpected` (in the
-        file only), `mismatched` (other shape, type or value, with the reason), `waived`, and
-        `coverage` ("weights loaded" in the tables): fraction of the model's parameters and
-        buffers, by element count, that are equal to the file. Waived tensors count as not equal.
+        matched: number of equal tensors.
+        missing: names of tensors that are only in the model.
+        unexpected: names of tensors that are only in the file.
+        mismatched: names of tensors with another shape, type or value, each with the reason.
+        waived: names of missing, unexpected or mismatched tensors that `allow_missing` allows.
+        coverage: fraction of the model's parameters and buffers, by element count, that are equal
+            to the file ("weights loaded" in the tables). Waived tensors count as not equal.
     """
-    own = module.state_dict()
-    missing = [k for k in own if k not in tensors]
-    unexpected = [k for k in tensors if k not in own]
+    state = module.state_dict()
+    missing = [k for k in state if k not in tensors]
+    unexpected = [k for k in tensors if k not in state]
     mismatched: dict[str, str] = {}
     equal = total = matched = 0
-    for name, value in own.items():
+    for name, value in state.items():
         total += value.numel()
         if name not in tensors:
             continue
@@ -118,13 +119,19 @@ def check(
     allow_missing: Sequence[str] = (),
     tensors: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
-    """`compare`, stopped with a KdepError at every fault that is not waived by name.
+    """Compares a backbone with its file, and raises KdepError if they are not equal.
 
     Args:
-        module: the plain backbone inside the downstream model, after `init_weights()`.
-        path: the exported file (named in the message; read unless `tensors` is given).
+        module: the backbone in the downstream model, after `init_weights()`.
+        path: the exported file; it is read unless `tensors` is given.
         allow_missing: see `compare`.
-        tensors: the file's content, if the caller has read it already.
+        tensors: the content of the file, if it was already read.
+
+    Returns:
+        the result of `compare`.
+
+    Raises:
+        KdepError: a tensor that is not waived is missing, unexpected or different.
     """
     tensors = read_tensors(path) if tensors is None else tensors
     gate = compare(module, tensors, allow_missing)
@@ -135,8 +142,8 @@ def check(
     if not (missing or unexpected or mismatched) and (gate["matched"] or waived):
         return gate
     parts = [
-        f"{len(names)} {what} ({_names(names)})"
-        for what, names in (
+        f"{len(names)} {fault} ({_names(names)})"
+        for fault, names in (
             ("missing from the file", missing),
             ("in the file only", unexpected),
             ("different", mismatched),
@@ -152,7 +159,7 @@ def check(
 
 
 def _difference(own: Tensor, file: Tensor) -> str:
-    """The difference between two tensors, as a clause; "" if they are bit-equal."""
+    """The difference between a tensor of the model and of the file, as text; "" if equal."""
     if own.shape != file.shape:
         return f"shape {list(own.shape)} in the model, {list(file.shape)} in the file"
     if own.dtype != file.dtype:
@@ -162,18 +169,19 @@ def _difference(own: Tensor, file: Tensor) -> str:
 
 
 def _fix_for(missing: list[str], unexpected: list[str], mismatched: list[str]) -> str:
-    for theirs in unexpected:
-        for ours in missing:
-            if theirs.endswith("." + ours):
-                prefix = theirs[: -len(ours)]
-                return f"strip the prefix {prefix!r} from the names in the file"
+    for file_name in unexpected:
+        for model_name in missing:
+            if file_name.endswith("." + model_name):
+                prefix = file_name[: -len(model_name)]
+                return f"remove the prefix {prefix!r} from the names in the file"
     if missing or unexpected:
         return (
-            "use the student config the file was exported from, or list the names in allow_missing"
+            "use the student config that the file was exported with, or list the names in "
+            "allow_missing"
         )
     if any("values differ" in m for m in mismatched):
-        return "look for code that re-initialises or skips the backbone after the file is loaded"
-    return "export the backbone from the same student config"
+        return "look for code that initialises the backbone again after the file is loaded"
+    return "export the backbone with the same student config"
 
 
 def _names(names: Iterable[str]) -> str:
@@ -183,37 +191,40 @@ def _names(names: Iterable[str]) -> str:
 
 
 class Parts(nn.Module):
-    """Several modules that together contain one backbone, with one flat state dict.
+    """Several modules that together contain one backbone; their state dicts are joined.
 
-    A C4 detector, for instance, keeps the last stage in its RoI head.
+    For example, a C4 detector has the last stage of the backbone in its RoI head.
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.parts = list(modules)  # a plain list: their names stay as they are
+        self.parts = list(modules)  # in a list, so that torch adds no prefix to their names
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         joined: OrderedDict[str, Tensor] = OrderedDict()
         for part in self.parts:
-            own = part.state_dict()
-            if twice := joined.keys() & own.keys():
+            state = part.state_dict()
+            if repeated := joined.keys() & state.keys():
                 raise KdepError(
-                    f"the tensor {min(twice)!r} belongs to two parts of the model",
+                    f"the tensor {min(repeated)!r} belongs to two parts of the model",
                     expected="each backbone tensor in one part",
                     fix="correct `parts` of the load gate",
                 )
-            joined.update(own)
+            joined.update(state)
         return joined
 
 
 @HOOKS.register_module(name="KdepLoadGate")
 class LoadGate(Hook):
-    """Runs the gate when training begins, after mm has initialised the model, before any step.
+    """Runs the gate after the model is initialised and before the first training step.
 
     Args:
-        checkpoint: the exported backbone file.
+        checkpoint: the exported file.
         allow_missing: see `compare`.
-        parts: module paths that hold the backbone between them.
+        parts: paths of the modules that together contain the backbone.
+
+    Attributes:
+        gate: the result of `check`; None before training.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""IoUMetric that also returns each class and does not round."""
+"""mmseg's IoUMetric with values per class and without rounding."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from mmseg.registry import METRICS
 
 @METRICS.register_module(name="KdepIoUMetric")
 class ClasswiseIoU(IoUMetric):
-    """mmseg's IoUMetric: the same areas and formulas, per class and unrounded as well.
+    """mmseg's IoUMetric with values per class and without rounding; all values are in percent.
 
-    Adds `IoU.<class>` in percent (NaN where a class is in neither truth nor prediction) and
-    replaces mIoU, mAcc and aAcc, which the parent rounds to two decimals, by the exact figures.
-    `constant_mIoU` is what naming the commonest class everywhere would score: that class's share of
-    the labelled pixels, over the number of classes present.
+    Adds `IoU.<class>`, NaN for a class that is neither in the truth nor predicted. mIoU, mAcc and
+    aAcc, which mmseg rounds to two decimals, are replaced by the exact values. `constant_mIoU` is
+    the mIoU of predicting the most frequent class everywhere: the fraction of labelled pixels with
+    that class, divided by the number of classes in the truth.
     """
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         metrics: dict[str, Any] = dict(super().compute_metrics(results))
         areas: list[Any] = [sum(part) for part in zip(*results, strict=True)]
-        inter, union, found, truth = areas
+        intersection, union, prediction, truth = areas  # pixels per class
         exact = self.total_area_to_metrics(
-            inter, union, found, truth, self.metrics, self.nan_to_num, self.beta
+            intersection, union, prediction, truth, self.metrics, self.nan_to_num, self.beta
         )
         assert self.dataset_meta is not None
         for name, value in zip(self.dataset_meta["classes"], exact["IoU"], strict=True):
@@ -32,6 +32,6 @@ class ClasswiseIoU(IoUMetric):
         metrics["mIoU"] = float(np.nanmean(exact["IoU"])) * 100
         metrics["mAcc"] = float(np.nanmean(exact["Acc"])) * 100
         metrics["aAcc"] = float(exact["aAcc"]) * 100
-        share = float(truth.max() / truth.sum())
-        metrics["constant_mIoU"] = share / int((truth > 0).sum()) * 100
+        most_frequent = float(truth.max() / truth.sum())
+        metrics["constant_mIoU"] = most_frequent / int((truth > 0).sum()) * 100
         return metrics

@@ -1,10 +1,10 @@
-"""Methods that act at transfer: additional losses, networks and data in a task's training.
+"""Transfer methods: additional losses, networks and data in the training of a task.
 
-`transfer=dict(type=..., ...)` of a method config names a subclass of `TransferMethod`. `change`
-adds the method to the task's mm Config. The model is then the task's own, with the method as an
-additional module `transfer_method.*`; `backbone.*` keeps its name, which the load gate looks for.
-After training, `remove` takes out the method and its teacher, and only the task's own model is
-scored and saved.
+A method config with `transfer=dict(type=..., ...)` names a subclass of `TransferMethod`.
+`TransferMethodConfig.change` adds the method to the task's mm Config. During training, the task's
+model has an additional module `transfer_method`; its other modules keep their names. After
+training, `remove` removes the method and its teacher, so only the task's own model is scored and
+saved.
 """
 
 from __future__ import annotations
@@ -34,24 +34,25 @@ from kdep_bench.transfer.parallel import unwrapped
 NEEDS = frozenset({"tuned_teacher"})
 REQUIRES = frozenset(
     {
-        "student_maps",  # {level: {"channels": C, "stride": s, "side": n}}, as in the context
-        "teacher_maps",  # the same of the tuned teacher
+        "student_maps",  # {level: {"channels": C, "stride": s, "side": n}} of the student
+        "teacher_maps",  # the same for the tuned teacher
     }
 )
 MODEL = "model.pth"  # a task's trained model, in the folder of its stage
-PREFIX = "transfer.loss_"  # of the method's losses in the training log
+PREFIX = "transfer.loss_"  # prefix of the names of the method's losses in the training log
 
 
 @dataclass(frozen=True)
 class TransferContext:
-    """One training batch of the task as a transfer method sees it.
+    """One training batch of the task, the argument of `TransferMethod.losses`.
 
     Attributes:
-        inputs: [B, 3, H, W] the batch as the networks read it (normalised).
+        inputs: [B, 3, H, W], normalised images.
         samples: the toolkit's data samples, with the task's labels.
-        maps: the student's levels by name, {"s8": [B, C, H/8, W/8], ...}, named by stride.
-        teacher_maps: the same of the tuned teacher, without gradient; empty without one.
-        step, steps: optimiser step, from 0, and their number in the whole training.
+        maps: the student's maps, named by stride: {"s8": [B, C, H/8, W/8], ...}.
+        teacher_maps: the maps of the tuned teacher, without gradient; empty if there is none.
+        step: number of the optimiser step, from 0.
+        steps: number of optimiser steps of the training.
     """
 
     inputs: Tensor
@@ -63,18 +64,18 @@ class TransferContext:
 
 
 class TransferMethod(nn.Module, ABC):
-    """One transfer method, one file in `kdep_bench/transfer/methods/`.
+    """Base class of transfer methods; each has a file in `kdep_bench/transfer/methods/`.
+
+    Its parameters are trained with the model, with the learning rate of layers outside the
+    backbone, and are removed after training. The state of the random number generator is restored
+    after the method is built, so the task's model has the same initial weights as without it.
 
     Class attributes:
         families: task families that it supports.
-        needs: subset of NEEDS. "tuned_teacher": another student that was transferred to the same
-            task before; the config then has `teacher=dict(student=..., method=...)`.
-        requires: subset of REQUIRES, keyword arguments of the constructor that the stage gives.
-        backbones: class names of the backbones that it can read; None for any.
-
-    Parameters and buffers are trained with the model, by the optimiser's rules for layers outside
-    the backbone, and removed after training. The state of the random number generator is restored
-    after the method is built, so the task's own model starts from the same weights as without it.
+        needs: subset of NEEDS. "tuned_teacher": another student that was trained on the same task
+            before; the config then has `teacher=dict(student=..., method=...)`.
+        requires: subset of REQUIRES: keyword arguments of the constructor that the stage sets.
+        backbones: class names of the supported backbones; None: any.
     """
 
     families: ClassVar[frozenset[str]]
@@ -84,36 +85,46 @@ class TransferMethod(nn.Module, ABC):
 
     @classmethod
     def change_config(cls, cfg: Any, config: Mapping[str, Any], data_root: Path) -> None:
-        """Changes the task's mm Config in place before anything is built (data, schedule, hooks).
+        """Changes the task's mm Config (data, schedule, hooks) in place; called before it is used.
 
         Args:
-            config: the method's own config.
-            data_root: the prepared data, for a method that reads further sets.
+            cfg: the mm Config.
+            config: the config of the transfer method.
+            data_root: folder of the prepared data, for methods that read additional data.
         """
 
     def attach(self, model: nn.Module, teacher: nn.Module | None) -> None:
-        """Called once, when all networks are built: the place of forward hooks and of layers whose
-        widths that only the networks have. Store no network as an attribute: it would become a
-        registered module."""
+        """Called once, after all networks are built.
+
+        Registers forward hooks, and creates layers whose widths depend on the networks. Do not
+        store a network as an attribute: torch would register it as a submodule.
+
+        Args:
+            model: the task's model.
+            teacher: the tuned teacher, or None.
+        """
 
     def hooks(self) -> list[Hook]:
-        """Further mmengine hooks of the training."""
+        """Additional mmengine hooks for the training."""
         return []
 
     @abstractmethod
     def losses(self, ctx: TransferContext) -> dict[str, Tensor]:
-        """Terms added to the task's losses: per sample, shape (B,), whose mean is taken, or ()."""
+        """The loss terms that are added to the task's losses, by name.
+
+        A term has shape (B,), one value per sample, which are averaged, or () for a scalar.
+        """
 
 
 @dataclass(frozen=True)
 class TransferMethodConfig:
-    """A transfer method in one stage.
+    """The transfer method of one stage.
 
     Attributes:
-        config: {type, ...} of the method.
-        student: config of the student that is transferred.
-        teacher: config of the tuned teacher's student, or None.
-        folder: directory of the stage that tuned the teacher, or None.
+        config: config of the transfer method, {type, ...}.
+        student: config of the student that is trained.
+        teacher: student config of the tuned teacher, or None.
+        folder: directory of the stage that trained the tuned teacher, or None.
     """
 
     config: Mapping[str, Any]
@@ -122,11 +133,16 @@ class TransferMethodConfig:
     folder: Path | None = None
 
     def change(self, cfg: Any, task: Any, data_root: Path, seed: int, work_dir: Path) -> None:
-        """Makes `cfg`, a Config of `task`, that of a training with the method, in place.
+        """Adds the transfer method to the mm Config `cfg` of `task`, in place.
+
+        Args:
+            cfg: the mm Config.
+            task: the task.
+            data_root, seed, work_dir: see `Task.build_cfg`.
 
         Raises:
-            KdepError: a type that is no TransferMethod, a task of a family that it does not
-                support, a method without the teacher that it needs.
+            KdepError: the type is not a TransferMethod, the method does not support the task's
+                family, or it needs a tuned teacher that is not given.
         """
         kind = _checked(self.config, task)
         if "tuned_teacher" in kind.needs and (self.teacher is None or self.folder is None):
@@ -137,10 +153,9 @@ class TransferMethodConfig:
         teacher = None
         if self.teacher is not None and self.folder is not None:
             path = self.folder / MODEL
-            whole = task.build_cfg(data_root, self.teacher, path, seed, work_dir).model
-            whole = whole.to_dict()
-            del whole["backbone"]["init_cfg"]  # the whole model's weights are read instead
-            teacher = dict(model=whole, checkpoint=str(path), maps=_levels(self.teacher))
+            model = task.build_cfg(data_root, self.teacher, path, seed, work_dir).model.to_dict()
+            del model["backbone"]["init_cfg"]  # the weights of the whole model are loaded instead
+            teacher = dict(model=model, checkpoint=str(path), maps=_levels(self.teacher))
         kind.change_config(cfg, self.config, data_root)
         cfg.model = dict(
             type="KdepTransferModel",
@@ -152,10 +167,10 @@ class TransferMethodConfig:
         cfg.custom_imports.imports.append("kdep_bench.transfer.method")
 
 
-def transfer_method_of(
+def transfer_method_config(
     spec: Mapping[str, Any], inputs: Mapping[str, Path]
 ) -> TransferMethodConfig | None:
-    """The transfer method of a stage's spec; None where it has none."""
+    """The transfer method of a stage `transfer`, from its spec and inputs; None if it has none."""
     if spec.get("transfer") is None:
         return None
     folder = inputs.get("teacher")
@@ -168,6 +183,7 @@ def transfer_method_of(
 
 
 def _checked(config: Mapping[str, Any], task: Any) -> type[TransferMethod]:
+    """The class of a transfer method; raises KdepError if it does not support the task."""
     kind = locate(config["type"])
     if not (isinstance(kind, type) and issubclass(kind, TransferMethod)):
         raise KdepError(
@@ -175,20 +191,24 @@ def _checked(config: Mapping[str, Any], task: Any) -> type[TransferMethod]:
             expected="a subclass of kdep_bench.transfer.method.TransferMethod",
             fix="correct `type` in the method's `transfer`",
         )
-    for what, stated, known in (("need", kind.needs, NEEDS), ("question", kind.requires, REQUIRES)):
-        for word in sorted(stated - known):
-            raise unknown_name(f"{what} of {type_path(kind)}", word, known)
+    for attribute, names, known in (
+        ("needs", kind.needs, NEEDS),
+        ("requires", kind.requires, REQUIRES),
+    ):
+        for name in sorted(names - known):
+            raise unknown_name(f"entry in `{attribute}` of {type_path(kind)}", name, known)
     if task.family not in kind.families:
         raise KdepError(
-            f"the transfer method {type_path(kind)} does not support the task {task.name}, of the "
+            f"the transfer method {type_path(kind)} does not support the task {task.name} of the "
             f"family {task.family}",
             expected=f"a task of the family {', '.join(sorted(kind.families))}",
-            fix="use such a task, or take the method out of the suite",
+            fix="use such a task, or remove the method from the suite",
         )
     return kind
 
 
 def _levels(student: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """{level: {"channels", "stride", "side"}} of a student; empty without a feature pyramid."""
     return describe(student) if (student.get("pyramid") or {}).get("out_indices") else {}
 
 
@@ -196,7 +216,15 @@ def _levels(student: Mapping[str, Any]) -> dict[str, dict[str, int]]:
 
 
 class _Attachment:
-    """State of a transfer method that is not a module of the model: its teacher and its records."""
+    """The tuned teacher and the recorded maps of a transfer method.
+
+    It is not a module, so the teacher is not registered as a part of the model.
+
+    Args:
+        plain: the task's model.
+        teacher: the tuned teacher, or None.
+        maps, teacher_maps: levels of student and teacher; see REQUIRES.
+    """
 
     def __init__(
         self,
@@ -207,26 +235,26 @@ class _Attachment:
     ) -> None:
         self.plain_class = type(plain)
         self.teacher = teacher
-        # In the order of a backbone's outputs; a dumped Config has lost that of the keys.
+        # Sorted by stride, as the outputs of a backbone; a saved Config has sorted keys.
         self.names, self.teacher_names = (
             tuple(sorted(m, key=lambda level: m[level]["stride"])) for m in (maps, teacher_maps)
         )
         self.teacher_images = 0
-        self._seen: tuple[Tensor, ...] = ()
+        self._recorded: tuple[Tensor, ...] = ()
         backbone = cast(nn.Module, plain.backbone)
         self.handle = backbone.register_forward_hook(self._record)
 
     def _record(self, _module: nn.Module, _args: Any, out: Any) -> None:
-        self._seen = tuple(out)
+        self._recorded = tuple(out)
 
     def maps(self) -> dict[str, Tensor]:
-        """The student's levels of the forward pass just done; they are then released."""
-        seen, self._seen = self._seen, ()
-        return dict(zip(self.names, seen, strict=True)) if self.names else {}
+        """The student's maps of the last forward pass, which are then released."""
+        recorded, self._recorded = self._recorded, ()
+        return dict(zip(self.names, recorded, strict=True)) if self.names else {}
 
     @torch.no_grad()
     def teacher_levels(self, inputs: Tensor) -> dict[str, Tensor]:
-        """The teacher's levels of `inputs`, float32."""
+        """Runs the teacher; returns its maps for `inputs`, float32."""
         if self.teacher is None:
             return {}
         self.teacher_images += len(inputs)
@@ -236,7 +264,7 @@ class _Attachment:
 
 
 class _WithMethod:
-    """Mixed into the class of a task's model: its losses, and those of the transfer method."""
+    """Mixin for the class of a task's model that adds the losses of the transfer method."""
 
     transfer_method: TransferMethod
     transfer_attachment: list[_Attachment]
@@ -268,10 +296,9 @@ class _WithMethod:
 
 
 def _progress() -> tuple[int, int]:
-    """(step, steps) of the Runner's training."""
-    hub = MessageHub.get_current_instance()
-    known = hub.runtime_info
-    return int(known.get("iter", 0)), max(1, int(known.get("max_iters", 1)))
+    """(number of the optimiser step, number of steps) of the Runner."""
+    info = MessageHub.get_current_instance().runtime_info
+    return int(info.get("iter", 0)), max(1, int(info.get("max_iters", 1)))
 
 
 @MODELS.register_module(name="KdepTransferModel")
@@ -281,37 +308,44 @@ def transfer_model(
     maps: Mapping[str, Mapping[str, int]],
     teacher: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """A task's own model whose losses include those of a transfer method.
+    """Builds a task's model with a transfer method, whose losses are added to the task's.
 
     Args:
-        model: the task's model config.
-        method: {type, ...} of the TransferMethod.
-        maps: the student's levels.
-        teacher: `model` (config), `checkpoint` (file of its whole state), `maps` (its levels).
+        model: config of the task's model.
+        method: config of the transfer method, {type, ...}.
+        maps: the student's levels; see REQUIRES.
+        teacher: `model`, the config of the tuned teacher; `checkpoint`, the file with its weights;
+            `maps`, its levels. None: no tuned teacher.
     """
-    plain = MODELS.build(dict(model))
+    task_model = MODELS.build(dict(model))
+    teacher_maps = (teacher or {}).get("maps", {})
     with torch.random.fork_rng(devices=[]):
-        tuned = None if teacher is None else _tuned(teacher)
+        tuned_teacher = None if teacher is None else _load_teacher(teacher)
         kind = locate(method["type"])
-        stated = {"student_maps": maps, "teacher_maps": (teacher or {}).get("maps", {})}
-        given = {k: v for k, v in stated.items() if k in kind.requires and k not in method}
-        acts = build(method, **given)
-        acts.attach(plain, tuned)
-    plain.transfer_method = acts
-    plain.transfer_attachment = [_Attachment(plain, tuned, maps, (teacher or {}).get("maps", {}))]
-    plain.__class__ = type(f"{type(plain).__name__}WithMethod", (_WithMethod, type(plain)), {})
-    return plain
+        available = {"student_maps": maps, "teacher_maps": teacher_maps}
+        required = {k: v for k, v in available.items() if k in kind.requires and k not in method}
+        transfer_method = build(method, **required)
+        transfer_method.attach(task_model, tuned_teacher)
+    task_model.transfer_method = transfer_method
+    task_model.transfer_attachment = [_Attachment(task_model, tuned_teacher, maps, teacher_maps)]
+    task_class = type(task_model)
+    task_model.__class__ = type(f"{task_class.__name__}WithMethod", (_WithMethod, task_class), {})
+    return task_model
 
 
-def _tuned(teacher: Mapping[str, Any]) -> nn.Module:
-    """The tuned teacher, frozen: every tensor of its file, and no other."""
-    made = MODELS.build(dict(teacher["model"]))
-    load_exactly(made, read_tensors(teacher["checkpoint"]), str(teacher["checkpoint"]))
-    return freeze(made)
+def _load_teacher(teacher: Mapping[str, Any]) -> nn.Module:
+    """Builds the tuned teacher, loads all its weights and freezes it."""
+    model = MODELS.build(dict(teacher["model"]))
+    load_exactly(model, read_tensors(teacher["checkpoint"]), str(teacher["checkpoint"]))
+    return freeze(model)
 
 
 class TransferLosses(Hook):
-    """Keeps the curve of each loss of the transfer method."""
+    """Records the curve of each loss of the transfer method.
+
+    Args:
+        limit: maximum number of points of a curve.
+    """
 
     priority = "BELOW_NORMAL"
 
@@ -333,47 +367,50 @@ class TransferLosses(Hook):
                 curve.add(runner.iter + 1, float(value))
 
 
-def hooks_of(runner: Any) -> list[Hook]:
-    """The hooks of the transfer method of a Runner's model; empty without a method."""
+def method_hooks(runner: Any) -> list[Hook]:
+    """The hooks of the transfer method of a Runner's model; empty if it has none."""
     method = getattr(unwrapped(runner), "transfer_method", None)
     return [] if method is None else [TransferLosses(), *method.hooks()]
 
 
 def strip_and_save(runner: Any, hooks: Sequence[Hook], save_in: Path | None) -> dict[str, Any]:
-    """Reduces the model to the task's own one after training; returns outputs of the stage.
+    """Removes the transfer method after training, and saves the task's model if required.
 
     Args:
-        hooks: those that `hooks_of` gave.
-        save_in: folder to save the model's state in, or None.
+        runner: the Runner.
+        hooks: the result of `method_hooks`.
+        save_in: folder to save the model in; None: the model is not saved.
 
     Returns:
-        of a training with a transfer method, `transfer` (see `remove`) and `curves` of its losses;
-        of a saved model, `model_checksum`.
+        outputs of the stage: with a transfer method, `transfer` (see `remove`) and the `curves` of
+        its losses; for a saved model, `model_checksum`.
     """
-    found: dict[str, Any] = {}
+    outputs: dict[str, Any] = {}
     cost = remove(runner)
     if cost:
-        found["transfer"] = cost
-        found["curves"] = next(h.curves for h in hooks if isinstance(h, TransferLosses))
+        outputs["transfer"] = cost
+        outputs["curves"] = next(h.curves for h in hooks if isinstance(h, TransferLosses))
     if save_in is not None and is_main_rank():
-        found["model_checksum"] = save_tensors(unwrapped(runner).state_dict(), save_in / MODEL)
-    return found
+        outputs["model_checksum"] = save_tensors(unwrapped(runner).state_dict(), save_in / MODEL)
+    return outputs
 
 
 def remove(runner: Any) -> dict[str, Any]:
-    """Takes the method and its teacher off the Runner's model; returns what they cost.
+    """Removes the transfer method and its teacher from the Runner's model; returns their cost.
 
-    `extra_parameters`: elements of the method's parameters and of its teacher's. `extra_forwards`:
-    images that its teacher read, over all processes. Empty where there is no method.
+    Returns:
+        extra_parameters: number of parameters of the method and of its teacher.
+        extra_forwards: number of images that the teacher processed, in all ranks.
+        Empty if there is no transfer method.
     """
     model = unwrapped(runner)
     if not hasattr(model, "transfer_method"):
         return {}
     attachment, method = model.transfer_attachment[0], model.transfer_method
     networks = [method, *([] if attachment.teacher is None else [attachment.teacher])]
-    counted = sum(p.numel() for network in networks for p in network.parameters())
+    parameters = sum(p.numel() for network in networks for p in network.parameters())
     attachment.handle.remove()
     model.__class__ = attachment.plain_class
     del model.transfer_method, model.transfer_attachment
     images = attachment.teacher_images * planned_ranks()
-    return {"extra_parameters": counted, "extra_forwards": images}
+    return {"extra_parameters": parameters, "extra_forwards": images}

@@ -1,4 +1,4 @@
-"""Pieces of an mm Config that the transfer tasks share."""
+"""Parts of mm Configs, and of runs, that the transfer tasks share."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 from kdep_bench.data.listing import class_names, shown
 from kdep_bench.errors import KdepError
 
-# ---- pieces of configs ----
+# ---- parts of configs ----
 
 
 def plain(value: Any) -> Any:
-    """A deep copy in plain dicts, lists and numbers (of ConfigDicts, tuples, lazy types)."""
+    """A deep copy with plain dicts and lists; a class becomes its path, "module:Class"."""
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -28,16 +28,21 @@ def plain(value: Any) -> Any:
 
 
 def pyramid(student: Mapping[str, Any], task: str) -> dict[str, Any]:
-    """The student's levels for a dense task; KdepError for one that has none (a plain ViT)."""
-    found = plain(student.get("pyramid") or {})
-    if not found.get("out_indices"):
+    """The student's feature pyramid; raises KdepError if it has none (a plain ViT).
+
+    Args:
+        student: student config.
+        task: name of the task, for the error.
+    """
+    levels = plain(student.get("pyramid") or {})
+    if not levels.get("out_indices"):
         raise KdepError(
             f"task {task} needs feature maps of several levels, but student {student['name']} has "
             "no `pyramid` in its config",
             fix="add `pyramid` to the student's config, or remove the task or the student from "
             "the suite",
         )
-    return found
+    return levels
 
 
 def backbone_cfg(
@@ -49,7 +54,15 @@ def backbone_cfg(
     norm_eval: bool = False,
     **more: Any,
 ) -> dict[str, Any]:
-    """The student's backbone config, loading `checkpoint`; the same class in every task."""
+    """The student's backbone config, which loads `checkpoint`.
+
+    Args:
+        student: student config.
+        checkpoint: the exported backbone.
+        out_indices: indices of the outputs; None: as in the student config.
+        frozen_stages, norm_eval: arguments of the backbone.
+        more: further arguments of the backbone.
+    """
     cfg = copy.deepcopy(plain(student["backbone"]))
     if out_indices is not None:
         cfg["out_indices"] = tuple(out_indices)
@@ -61,7 +74,7 @@ def backbone_cfg(
 def runtime_cfg(
     scope: str, work_dir: Path, seed: int, checkpoint: Path, allow_missing: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The part of a Config that is no task's own: hooks, seeds, logs, the load gate."""
+    """The part of a Config that is the same for all tasks: hooks, seeds, logs, the load gate."""
     return dict(
         default_scope=scope,
         custom_imports=dict(
@@ -74,8 +87,7 @@ def runtime_cfg(
             sampler_seed=dict(type="DistSamplerSeedHook"),
             logger=dict(type="LoggerHook", interval=50),
             param_scheduler=dict(type="ParamSchedulerHook"),
-            # None, or mmengine would keep a checkpoint of every epoch, and nothing reads them: a
-            # transfer that was interrupted begins again.
+            # No checkpoints: an interrupted transfer starts again from the beginning.
             checkpoint=None,
         ),
         custom_hooks=[
@@ -103,7 +115,7 @@ def runtime_cfg(
 def loader(
     dataset: Mapping[str, Any], batch: int, *, train: bool, infinite: bool = False
 ) -> dict[str, Any]:
-    """A dataloader config without worker processes (sets are small, a stage owns one core)."""
+    """A data loader config without worker processes: a stage has one core, and sets are small."""
     kind = "InfiniteSampler" if infinite else "DefaultSampler"
     return dict(
         batch_size=int(batch),
@@ -116,9 +128,9 @@ def loader(
 
 
 def sgd(recipe: Mapping[str, Any], head_lr_mult: float | None = None) -> dict[str, Any]:
-    """SGD with momentum from `lr`, `momentum`, `weight_decay`, `clip_norm` of the recipe.
+    """The config of SGD with `lr`, `momentum`, `weight_decay` and `clip_norm` of the recipe.
 
-    `head_lr_mult` multiplies the rate of every parameter outside the backbone.
+    `head_lr_mult` multiplies the learning rate of all parameters outside the backbone.
     """
     wrapper: dict[str, Any] = dict(
         type="OptimWrapper",
@@ -137,7 +149,10 @@ def sgd(recipe: Mapping[str, Any], head_lr_mult: float | None = None) -> dict[st
 
 
 def step_schedule(recipe: Mapping[str, Any], iters: int) -> list[dict[str, Any]]:
-    """Linear warm-up over `warmup` steps, then x0.1 at the fractions `steps` of `iters`."""
+    """Learning rate schedule: linear warm-up, then x0.1 at each of the fractions `steps`.
+
+    `warmup` is a number of steps; `steps` are fractions of `iters`.
+    """
     return [
         dict(type="LinearLR", start_factor=0.05, by_epoch=False, begin=0, end=recipe["warmup"]),
         dict(
@@ -152,7 +167,10 @@ def step_schedule(recipe: Mapping[str, Any], iters: int) -> list[dict[str, Any]]
 
 
 def poly_schedule(recipe: Mapping[str, Any], iters: int) -> list[dict[str, Any]]:
-    """Linear warm-up over `warmup` steps, then (1 - t)^`poly_power` down to 1 % of the rate."""
+    """Learning rate schedule: linear warm-up, then (1 - t)^`poly_power` down to 1 % of the rate.
+
+    `warmup` is a number of steps.
+    """
     warmup = int(recipe["warmup"])
     return [
         dict(type="LinearLR", start_factor=0.05, by_epoch=False, begin=0, end=warmup),
@@ -168,7 +186,7 @@ def poly_schedule(recipe: Mapping[str, Any], iters: int) -> list[dict[str, Any]]
 
 
 def without_sync_bn(cfg: Any) -> Any:
-    """SyncBN -> BN in place: over which samples a BatchNorm goes, `parallel` decides."""
+    """Replaces SyncBN by BN in place; for several processes, `parallel` sets SyncBN."""
     if isinstance(cfg, dict):
         if cfg.get("type") == "SyncBN":
             cfg["type"] = "BN"
@@ -180,18 +198,22 @@ def without_sync_bn(cfg: Any) -> Any:
     return cfg
 
 
-# ---- pieces of runs ----
+# ---- parts of runs ----
 
 
 def prefer_channels_last(model: Any) -> None:
-    """Convolution weights channels-last: 1.2x on CPU for these networks, values unchanged."""
+    """Sets the memory format channels-last, 1.2 times as fast on a CPU for these networks."""
     import torch
 
     model.to(memory_format=torch.channels_last)
 
 
 class reading_images:
-    """Turns the decoder's exceptions into a sentence that names the file."""
+    """Context manager: converts exceptions for images that cannot be decoded to KdepErrors.
+
+    Args:
+        task: name of the task, for the error.
+    """
 
     def __init__(self, task: str) -> None:
         self.task = task
@@ -203,7 +225,7 @@ class reading_images:
         if error is None or isinstance(error, KdepError):
             return
         text = str(error).strip().splitlines()[-1] if str(error).strip() else ""
-        if isinstance(error, OSError) and error.errno in _NO_FAULT_OF_AN_IMAGE:
+        if isinstance(error, OSError) and error.errno in _OTHER_FAULTS:
             return
         if isinstance(error, OSError) or "image" in text.lower() or "imdecode" in text:
             raise KdepError(
@@ -212,23 +234,23 @@ class reading_images:
             ) from error
 
 
-# A full disk or too many open files would otherwise be called a broken image.
-_NO_FAULT_OF_AN_IMAGE = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+# Errors such as a full disk or too many open files, which are not faults of an image.
+_OTHER_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def class_folders(root: Path) -> list[str]:
-    """Sorted names of the class folders under `root`; KdepError when there are fewer than two."""
+    """Sorted names of the class folders in `root`; raises KdepError if there are fewer than two."""
     if not root.is_dir():
         raise KdepError(
             f"the prepared data have no folder {root.parent.name}/{root.name}",
-            expected="one folder per class in it",
+            expected="a folder with one folder per class",
             fix="add that split to `classify` in the data config, or choose another `folder` or "
             "`split` in the task's config",
         )
     names = class_names(root)
     if len(names) < 2:
         raise KdepError(
-            f"{shown(root.resolve())} has {len(names)} class folders",
+            f"the folder {shown(root.resolve())} has {len(names)} class folders",
             expected="two or more",
             fix="add a folder for each class there, or correct its path in the data config",
         )

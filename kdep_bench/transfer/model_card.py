@@ -1,7 +1,7 @@
-"""Model cards: how a student was pre-trained, and how to load it.
+"""Model cards (README.md): how a student was pre-trained, and how to load it.
 
-The stage `export` writes one next to the backbone, from values of the plan and the outputs of the
-earlier stages; `kdep_bench.cli.publish` writes one for the files that it copies out.
+Stage `export` writes one next to the backbone, from the plan and the outputs of the earlier stages;
+`kdep_bench.cli.publish` writes one for the files that it copies.
 """
 
 from __future__ import annotations
@@ -22,7 +22,14 @@ Json = dict[str, Any]
 def about(
     method: Json, student: Json, teacher: Json | None, data: str, share: float, seed: int
 ) -> Json:
-    """Values for the model card that the plan passes to an export; not part of any stage id."""
+    """Values for the model card that the planner passes to stage `export`; not part of its id.
+
+    Args:
+        method, student, teacher: configs; `teacher` is None for a method without one.
+        data: name of the data.
+        share: data fraction.
+        seed: pre-training seed.
+    """
     fields = ("name", "source", "labels_used")
     return {
         "method": {k: method[k] for k in fields if k in method},
@@ -37,25 +44,26 @@ def about(
 
 
 def outputs_before(pretrain: Path) -> dict[str, Json]:
-    """Outputs by kind of the pre-training stage in `pretrain` and of those it comes from.
+    """Outputs, by kind, of the pre-training stage in `pretrain` and of the stages that it used.
 
-    Only stages whose stage.json is in the same work dir; of two stages of one kind, the nearer. The
-    cache and the alignment of one of several teachers are named by its role: "large.cache".
+    Stages are read from the same work dir; missing ones are left out. Of two stages of one kind,
+    the one closer to pre-training is used. For a method with several teachers, cache and alignment
+    are named by the role of the teacher: "large.cache".
     """
-    found: dict[str, Json] = {}
+    stage_outputs: dict[str, Json] = {}
     todo, seen = [("", pretrain.name)], set[str]()
     while todo:
-        role, one = todo.pop(0)
-        if one in seen:
+        role, stage = todo.pop(0)
+        if stage in seen:
             continue
-        seen.add(one)
+        seen.add(stage)
         with contextlib.suppress(KdepError, OSError, KeyError, AttributeError):
-            record = read_strict(pretrain.parent / one / "stage.json", follow=False)
-            of_a_role = role.partition(".")[2] == record["kind"]
-            found.setdefault(role if of_a_role else record["kind"], record["outputs"])
-            direct = one == pretrain.name
-            todo.extend((r if direct else "", up) for r, up in record["needs"].items())
-    return found
+            record = read_strict(pretrain.parent / stage / "stage.json", follow=False)
+            has_role = role.partition(".")[2] == record["kind"]
+            stage_outputs.setdefault(role if has_role else record["kind"], record["outputs"])
+            is_pretrain = stage == pretrain.name
+            todo.extend((r if is_pretrain else "", up) for r, up in record["needs"].items())
+    return stage_outputs
 
 
 def card(
@@ -66,14 +74,15 @@ def card(
     checksums: Mapping[str, str],
     stage: str,
 ) -> str:
-    """The model card, Markdown.
+    """The text of the model card, in Markdown.
 
     Args:
-        plan_values: the result of `about`, or {} for an export without a plan.
-        outputs: of prepare, cache, align and pretrain, by kind, as far as they are known.
-        exported: outputs of the export.
+        plan_values: the result of `about`, or {} if it is not known.
+        student: student config.
+        outputs: outputs of the stages prepare, cache, align and pretrain, as far as known.
+        exported: outputs of stage `export`.
         checksums: SHA-256 by file name.
-        stage: where it comes from.
+        stage: id of stage `export`.
     """
     method = plan_values.get("method", {})
     name = plan_values.get("student") or student.get("name", "student")
@@ -86,8 +95,8 @@ def card(
     title = ", ".join(_plain(part) for part in (name, method.get("name")) if part)
     lines = [f"# {title}", "", "| | |", "|---|---|"]
     lines += [f"| {k} | {_plain(v)} |" for k, v in rows.items() if v not in (None, "", {})]
-    lines += ["", "A student learns from its teacher's outputs and from the images: both licences"]
-    lines += ["may matter."]
+    lines += ["", "The student was trained on the images and on outputs of the teacher, if any;"]
+    lines += ["both licences may apply to it."]
     lines += ["", "## Files", "", "```"]
     lines += [f"{digest}  {name}" for name, digest in sorted(checksums.items())]
     lines += ["```", "", "## Loading", "", "```python", *_loading(student, checksums), "```", ""]
@@ -95,20 +104,20 @@ def card(
 
 
 def _training_rows(plan_values: Json, student: Json, outputs: Mapping[str, Json]) -> Json:
-    """Rows of the card on input, method, teacher, data and amount of training."""
+    """Rows of the card about input, method, teacher, data and amount of training."""
     method, pre = plan_values.get("method", {}), outputs.get("pretrain", {})
     prepared, px = outputs.get("prepare", {}), student.get("input_px")
     labels = pre.get("labels_used", method.get("labels_used", False))
     licences = (prepared.get("licences") or {}).items()
     return {
-        "input": px and f"{px} px, RGB, ImageNet mean and deviation",
+        "input": px and f"{px} px, RGB, normalised with ImageNet mean and std",
         "method": method and f"{method['name']} ({method.get('source') or 'no source stated'})",
         "labels used in pre-training": _yes(labels) if method or pre else None,
         **_teacher_rows(plan_values, outputs),
         "data": plan_values.get("data"),
         "data fingerprint": prepared.get("fingerprint"),
         "licences of the data": "; ".join(f"{k}: {v}" for k, v in licences),
-        "share of the data": f"{100 * plan_values['share']:g} %"
+        "data fraction": f"{100 * plan_values['share']:g} %"
         if plan_values and pre.get("images")
         else None,
         "images": pre.get("images"),
@@ -120,27 +129,27 @@ def _training_rows(plan_values: Json, student: Json, outputs: Mapping[str, Json]
 
 
 def _teacher_rows(plan_values: Json, outputs: Mapping[str, Json]) -> Json:
-    """Rows of the card on the teacher or teachers."""
-    taught, pre = plan_values.get("teacher") or {}, outputs.get("pretrain", {})
-    if plan_values and not taught:
+    """Rows of the card about the teacher or teachers."""
+    teacher, pre = plan_values.get("teacher") or {}, outputs.get("pretrain", {})
+    if plan_values and not teacher:
         return {"teacher": "none"}
-    facts = taught.get("card", {})
+    teacher_card = teacher.get("card", {})
     caches = [k for k in outputs if k.endswith(".cache")] or ["cache"]
     stored = [outputs.get(k, {}).get("teacher", {}) for k in caches]
     live = [pre, *(pre.get("teachers") or {}).values()]
     checksums = [t.get("checksum") for t in stored] + [v.get("teacher_checksum") for v in live]
-    licence = facts.get("licence")
-    if taught and not licence:
-        licence = "not stated: ask its makers before you use this student"
+    licence = teacher_card.get("licence")
+    if teacher and not licence:
+        licence = "not stated; ask its authors before you use this student"
     return {
-        "teacher": taught.get("name", "none")
+        "teacher": teacher.get("name", "none")
         if plan_values
         else ", ".join(t["name"] for t in stored if t.get("name")),
         "teacher's checksum": ", ".join(dict.fromkeys(c for c in checksums if c)),
-        "teacher's pre-training": facts.get("pretraining"),
-        "teacher's labels": _yes(facts.get("labels_used")),
+        "teacher's pre-training": teacher_card.get("pretraining"),
+        "teacher trained with labels": _yes(teacher_card.get("labels_used")),
         "licence of the teacher": licence,
-        "teacher's source": facts.get("source"),
+        "teacher's source": teacher_card.get("source"),
     }
 
 
@@ -149,7 +158,7 @@ def _yes(value: Any) -> str | None:
 
 
 def _plain(value: Any) -> str:
-    """One line of a Markdown table: names from configs are not trusted."""
+    """Text for a Markdown table, with characters escaped that have a meaning there or in HTML."""
     text = " ".join(str(value).split())
     for sign in "|<>`[]":
         text = text.replace(sign, f"&#{ord(sign)};")
@@ -157,6 +166,7 @@ def _plain(value: Any) -> str:
 
 
 def _loading(student: Json, files: Mapping[str, str]) -> list[str]:
+    """Lines of Python code that load the backbone."""
     kind = str(student["backbone"]["type"])
     lines = [
         "# mmpretrain, mmdet, mmseg: in the config",
@@ -164,19 +174,18 @@ def _loading(student: Json, files: Mapping[str, str]) -> list[str]:
         f"                init_cfg=dict(type='Pretrained', checkpoint='{PTH}'))",
     ]
     backbone = student["backbone"]
-    whole = not {"base_channels", "stem_channels"} & set(backbone)
-    if kind.endswith("ResNet") and whole:
+    has_standard_width = not {"base_channels", "stem_channels"} & set(backbone)
+    if kind.endswith("ResNet") and has_standard_width:
         depth = backbone["depth"]
-        safe = SAFE in files
+        has_safetensors = SAFE in files
         read = f"safetensors.torch.load_file('{SAFE}')"
-        if not safe:
+        if not has_safetensors:
             read = f"torch.load('{PTH}', weights_only=True)"
         lines += [
             f"# torchvision; timm: timm.create_model('resnet{depth}', num_classes=0)",
-            f"import {'safetensors.torch' if safe else 'torch'}, torchvision",
+            f"import {'safetensors.torch' if has_safetensors else 'torch'}, torchvision",
             f"net = torchvision.models.resnet{depth}()",
-            f"missing = net.load_state_dict({read}, strict=False)",
-            "assert missing.missing_keys == ['fc.weight', 'fc.bias'] and not "
-            "missing.unexpected_keys",
+            f"result = net.load_state_dict({read}, strict=False)",
+            "assert result.missing_keys == ['fc.weight', 'fc.bias'] and not result.unexpected_keys",
         ]
     return lines

@@ -1,4 +1,4 @@
-"""A backbone as an ONNX file, checked against the network, and its latency."""
+"""Writes a backbone as an ONNX file, checks its outputs, and measures latencies."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from kdep_bench.data.normalisation import MEAN, STD
 from kdep_bench.errors import KdepError
 
 ONNX = "backbone.onnx"
-TOLERANCE = 1e-4  # of the largest absolute value of an output
+TOLERANCE = 1e-4  # maximum difference, relative to the largest absolute value of an output
 _PACKAGES = "onnx, onnxruntime and onnxscript"
-_CHECKED_BATCHES = (1, 3)  # other than the batch of 2 that the file is exported with
-_RUNS, _WARM_UP = 20, 3
+_CHECKED_BATCHES = (1, 3)  # batch sizes; the file is exported with a batch of 2
+_RUNS, _WARM_UP = 20, 3  # numbers of forward passes for a latency
 
 
 class WithPreprocessing(nn.Module):
-    """A backbone that reads RGB pixels from 0 to 255 [B, 3, H, W].
+    """A backbone with input normalisation: reads RGB pixels from 0 to 255, [B, 3, H, W].
 
-    Outputs the average of the last level [B, C], and the last level [B, C, h, w].
+    It returns the pooled feature [B, C] and the last map [B, C, h, w].
     """
 
     mean: Tensor
@@ -44,14 +44,15 @@ class WithPreprocessing(nn.Module):
 
 
 def write_onnx(backbone: nn.Module, px: int, path: Path) -> None:
-    """Writes the backbone with its preprocessing as ONNX, for any batch size, and checks the file.
+    """Writes the backbone with its input normalisation as an ONNX file, and checks the file.
 
-    Input `images` [B, 3, px, px], float32, RGB from 0 to 255; outputs `feature` and `map`.
+    The input is `images` [B, 3, px, px], float32 RGB from 0 to 255, with any batch size B. The
+    outputs are `feature` and `map`; see `WithPreprocessing`.
 
     Args:
-        backbone: with weights; it is put into evaluation mode.
+        backbone: the backbone; it is set to eval mode.
         px: height and width of the images.
-        path: the file; replaced where it exists.
+        path: the file to write; an existing file is replaced.
 
     Raises:
         KdepError: packages are missing, the network cannot be exported, or onnxruntime's outputs
@@ -93,7 +94,13 @@ def write_onnx(backbone: nn.Module, px: int, path: Path) -> None:
 
 
 def check_onnx(network: nn.Module, path: Path, px: int) -> None:
-    """KdepError where the file's outputs differ from those of the network; see `write_onnx`."""
+    """Raises KdepError if the outputs of the file differ from those of the network.
+
+    Args:
+        network: a WithPreprocessing in eval mode.
+        path: the ONNX file.
+        px: height and width of the images.
+    """
     session = open_session(path)
     for batch in _CHECKED_BATCHES:
         images = _images(batch, px)
@@ -105,9 +112,9 @@ def check_onnx(network: nn.Module, path: Path, px: int) -> None:
             scale = right.abs().max().item()
             if not difference <= TOLERANCE * max(scale, 1e-12):
                 raise KdepError(
-                    f"the ONNX file {path} gives another {name} for a batch of {batch}: the "
-                    f"largest difference is {difference:.3g} for values up to {scale:.3g}",
-                    expected=f"at most {TOLERANCE:g} of the largest value",
+                    f"the output {name} of the ONNX file {path} differs from that of the network "
+                    f"by up to {difference:.3g}, for values up to {scale:.3g} (batch of {batch})",
+                    expected=f"a difference of at most {TOLERANCE:g} times the largest value",
                     fix="publish it without --onnx, and report the network",
                 )
 
@@ -138,10 +145,16 @@ def open_session(path: Path) -> Any:
 def latencies(
     backbone: nn.Module, path: Path, px: int, batches: tuple[int, ...] = (1, 32)
 ) -> list[dict[str, float]]:
-    """Median milliseconds per batch of torch and of onnxruntime, one CPU thread, in turns.
+    """Measures the latency of torch and of onnxruntime, alternately, with one CPU thread.
+
+    Args:
+        backbone: the backbone.
+        path: its ONNX file.
+        px: height and width of the images.
+        batches: batch sizes.
 
     Returns:
-        one dict per batch size: batch, torch_ms, onnxruntime_ms.
+        one dict per batch size: batch, torch_ms and onnxruntime_ms (median milliseconds per batch).
     """
     network, session = WithPreprocessing(backbone).eval(), open_session(path)
     threads = torch.get_num_threads()
@@ -170,14 +183,14 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 
 def _images(batch: int, px: int) -> Tensor:
-    """Random pixels, the same in every call."""
+    """Images of random pixels, the same for every call with this batch size."""
     generator = torch.Generator().manual_seed(batch)
     return torch.rand(batch, 3, px, px, generator=generator) * 255
 
 
 def _missing(error: ImportError) -> KdepError:
     return KdepError(
-        f"ONNX files need the package {error.name}",
+        f"the package {error.name}, which is needed for ONNX files, is not installed",
         expected=_PACKAGES,
-        fix="pip install 'kdep_bench[onnx]'",
+        fix="run: pip install 'kdep_bench[onnx]'",
     )

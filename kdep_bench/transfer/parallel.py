@@ -1,20 +1,21 @@
-"""A transfer over several processes: what one process would train, dealt out to the ranks.
+"""Transfer training in several processes (ranks) that is equivalent to training in one process.
 
-The number of processes is no part of a stage's identity, so it must not change what is trained:
+The number of processes is not part of the stage id, so it must not change the training:
 
-* the recipe's `batch` is the batch of all ranks together; each takes its part, and a batch that
-  does not fall into equal parts is refused;
-* the ranks read together, step by step, the images that one process would read: the samplers deal
-  one seeded order out in turn, and an epoch has as many steps (`DealtBatches`);
-* BatchNorm statistics are those of the whole batch (SyncBN);
-* weights are initialised from the seed itself; each rank draws its augmentations and samples of
-  RoIs from a seed of its own (mmengine's `diff_rank_seed`: seed + rank);
-* gradients and logged losses are means over the ranks. A loss that divides by what a rank happens
-  to hold (a detector's by its RoIs) is therefore a mean of such quotients, as everywhere in mmdet;
-* every image of the test split is scored once: ranks are padded to equal lengths, and what is
-  surplus is dropped before the metric is computed, in rank 0.
+* The recipe's `batch` is the batch size of all ranks together; it must be a multiple of the number
+  of ranks.
+* In each step the ranks together read the images that one process would read, and an epoch has the
+  same number of steps (`DealtBatches`).
+* BatchNorm statistics are those of the batches of all ranks (SyncBN).
+* Weights are initialised from the same seed. Augmentations and samples of RoIs are drawn with a
+  different seed in each rank (mmengine's `diff_rank_seed`: seed + rank).
+* Gradients and logged losses are means over the ranks. A loss that is divided by a number that
+  depends on the rank (in a detector, its number of RoIs) is the mean of the ranks' values, as
+  usual in mmdet.
+* Every image of the test split is scored once: some images are repeated to give all ranks the same
+  number, and the repetitions are removed before rank 0 computes the metric.
 
-Two runs of different numbers of processes hence agree but for their augmentations and rounding.
+So runs with different numbers of processes differ only by augmentations and rounding.
 """
 
 from __future__ import annotations
@@ -33,11 +34,19 @@ from kdep_bench import openmmlab
 from kdep_bench.errors import KdepError
 from kdep_bench.pretrain.parallel import mean_over_ranks, share_batch_norm
 
-COLLECTED = ".ranks"  # folder of the work dir through which the ranks hand their test results
+COLLECTED = ".ranks"  # folder in the work dir for the test results of the ranks
 
 
 def per_process(batch: int, what: str) -> int:
-    """The recipe's *global* batch divided over the processes; KdepError where it does not go."""
+    """The batch size of one process.
+
+    Args:
+        batch: batch size of all processes together.
+        what: name of the batch, for the error.
+
+    Raises:
+        KdepError: `batch` is not a multiple of the number of processes.
+    """
     ranks = openmmlab.planned_ranks()
     if batch % ranks:
         raise KdepError(
@@ -50,30 +59,33 @@ def per_process(batch: int, what: str) -> int:
 
 @DATA_SAMPLERS.register_module(name="KdepDealtBatches")
 class DealtBatches(Sampler):
-    """The whole batches of an epoch in one process's order, dealt out to the ranks in turn.
+    """A sampler that distributes the complete batches of an epoch over the ranks.
 
-    The order is that of mmengine's DefaultSampler at the same seed. That class alone would give a
-    rank another number of steps than one process takes: it pads the epoch to the ranks first and
-    each rank then drops its own last batch.
+    The images are in the order of mmengine's DefaultSampler with the same seed, and the ranks take
+    them in turn. DefaultSampler itself would change the number of steps: it first repeats images to
+    give all ranks the same number, and then each rank drops its last incomplete batch.
 
     Args:
-        batch: images per step, of all ranks together.
+        dataset: the data set.
+        batch: batch size of all ranks together.
+        seed: random seed of the order.
+        shuffle: whether to shuffle the images in each epoch.
     """
 
     def __init__(self, dataset: Sized, batch: int, seed: int, shuffle: bool = True) -> None:
         self.rank, self.ranks = get_dist_info()
         self.images, self.shuffle, self.seed, self.epoch = len(dataset), shuffle, seed, 0
-        self.dealt = self.images // batch * batch
+        self.used = self.images // batch * batch
 
     def __iter__(self) -> Iterator[int]:
         order = range(self.images)
         if self.shuffle:
-            drawn = torch.Generator().manual_seed(self.seed + self.epoch)
-            order = torch.randperm(self.images, generator=drawn).tolist()
-        return iter(order[self.rank : self.dealt : self.ranks])
+            generator = torch.Generator().manual_seed(self.seed + self.epoch)
+            order = torch.randperm(self.images, generator=generator).tolist()
+        return iter(order[self.rank : self.used : self.ranks])
 
     def __len__(self) -> int:
-        return self.dealt // self.ranks
+        return self.used // self.ranks
 
     def set_epoch(self, epoch: int) -> None:
         """Called by mmengine's DistSamplerSeedHook before each epoch."""
@@ -81,7 +93,7 @@ class DealtBatches(Sampler):
 
 
 class MeanLosses(Hook):
-    """Averages the losses over all ranks, so that all ranks stop together (StopOnBadLoss)."""
+    """Averages the losses over all ranks, so that StopOnBadLoss stops all of them in one step."""
 
     priority = "HIGHEST"
 
@@ -93,33 +105,46 @@ class MeanLosses(Hook):
 
 
 class WholeBatchNorm(Hook):
-    """BatchNorm over all ranks' samples from the first step on; after initialisation, whose
-    rules look at the classes of modules."""
+    """Converts BatchNorm to statistics over all ranks before the first step.
+
+    Not earlier, because the initialisation of weights depends on the classes of the modules.
+    """
 
     def before_train(self, runner: Any) -> None:
         share_batch_norm(unwrapped(runner))
 
 
 def unwrapped(runner: Any) -> Any:
-    """The Runner's model out of its DDP wrapper."""
+    """The Runner's model, without the DDP wrapper if there is one."""
     return getattr(runner.model, "module", runner.model)
 
 
 def split_over_ranks(cfg: Any, seed: int, task: str) -> list[Hook]:
-    """Makes the config of one process that of one rank, in place; returns the hooks it needs.
+    """Changes the config of a single process to that of one rank, in place.
 
-    Changes nothing where there is one process.
+    Nothing is changed if there is only one process.
+
+    Args:
+        cfg: the mm Config.
+        seed: random seed of the training.
+        task: name of the task, for errors.
+
+    Returns:
+        hooks for the Runner.
+
+    Raises:
+        KdepError: the batch size is not a multiple of the number of processes.
     """
     if openmmlab.planned_ranks() == 1:
         return []
     train = cfg.train_dataloader
-    whole = int(train.batch_size)
-    train.batch_size = per_process(whole, f"batch of task {task}")
+    global_batch = int(train.batch_size)
+    train.batch_size = per_process(global_batch, f"batch of task {task}")
     train.sampler.seed = int(seed)
     if train.sampler.type == "DefaultSampler" and train.drop_last:
-        train.sampler.update(type="KdepDealtBatches", batch=whole)
+        train.sampler.update(type="KdepDealtBatches", batch=global_batch)
     cfg.randomness.diff_rank_seed = True
-    # A backbone's last stage may have no part in a dense task's loss.
+    # The loss of a dense task may not depend on some layers at the end of the backbone.
     cfg.find_unused_parameters = True
     if torch.cuda.is_available():
         cfg.sync_bn = "torch"  # mmengine converts the model, backbone included
@@ -128,7 +153,7 @@ def split_over_ranks(cfg: Any, seed: int, task: str) -> list[Hook]:
 
 
 def set_collect_folder(runner: Any, folder: Path) -> None:
-    """Sets where the ranks' test results meet: mmengine would make a folder in the working dir."""
+    """Sets the folder for the test results of the ranks (default: in the working directory)."""
     if openmmlab.planned_ranks() == 1:
         return
     for i, metric in enumerate(runner.test_loop.evaluator.metrics):

@@ -1,6 +1,7 @@
-"""Checks of the numbers in a transfer recipe: types, ranges, and whether they fit the data.
+"""Checks the numbers in a transfer recipe: types, ranges, and whether they fit the data.
 
-Imports no torch. Called by the planner before anything runs, and again by the task.
+The planner calls these checks before anything runs, and the task calls them again. This module does
+not import torch.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 from kdep_bench.errors import KdepError
 from kdep_bench.signatures import check_value
 
-# Key of a recipe -> its type, as `signatures.check_value` reads it.
+# Type of each key, in the notation of `signatures.check_value`.
 _TYPES: Mapping[str, str] = {
     **dict.fromkeys(("iters", "epochs", "batch", "test_batch", "step_epochs"), "Count"),
     **dict.fromkeys(("max_iter", "folds", "inner_folds"), "Count"),
@@ -28,7 +29,7 @@ _TYPES: Mapping[str, str] = {
     "protocol": "Literal['split', 'folds']",
     "head": "Literal['c4', 'fpn']",
 }
-# Keys that hold several numbers -> (type of each, how many; None: one or more).
+# For keys with several numbers: (type of each number, how many; None: one or more).
 _SEVERAL: Mapping[str, tuple[str, int | None]] = {
     "scale": ("Count", 2),
     "crop": ("Count", 2),
@@ -41,10 +42,14 @@ _SEVERAL: Mapping[str, tuple[str, int | None]] = {
 
 
 def check_recipe(task: str, recipe: Mapping[str, Any]) -> None:
-    """Refuses a number of a recipe that is of a wrong type, out of range or at odds with another.
+    """Checks the numbers of a recipe.
+
+    Args:
+        task: name of the task, for errors.
+        recipe: the recipe.
 
     Raises:
-        KdepError: naming the task and the key.
+        KdepError: a number has a wrong type, is out of range or contradicts another one.
     """
     where = f"the recipe of task {task}"
     for key, annotation in _TYPES.items():
@@ -95,8 +100,8 @@ def _check_several(value: Any, annotation: str, count: int | None, where: str, k
         raise KdepError(
             f"{where} has {key} = {value!r:.60}", expected=many, fix="correct the task config"
         )
-    for one in value:
-        check_value(annotation, one, where, key)
+    for number in value:
+        check_value(annotation, number, where, key)
 
 
 def _check_palette(classes: Any, palette: Any, where: str) -> None:
@@ -115,12 +120,13 @@ def _check_palette(classes: Any, palette: Any, where: str) -> None:
         if not _is_colour(colour):
             raise KdepError(
                 f"{where} has the colour {colour!r:.60} in its palette",
-                expected="red, green and blue of each colour, whole numbers from 0 to 255",
-                fix="correct the palette",
+                expected="three integers from 0 to 255: red, green and blue",
+                fix="correct `palette` in the task config",
             )
-    if twice := sorted({str(c) for c in classes if list(classes).count(c) > 1}):
+    if repeated := sorted({str(c) for c in classes if list(classes).count(c) > 1}):
         raise KdepError(
-            f"{where} lists the class {twice[0]} twice", fix="correct `classes` in the task config"
+            f"{where} lists the class {repeated[0]} twice",
+            fix="correct `classes` in the task config",
         )
 
 
@@ -133,43 +139,46 @@ def _is_colour(value: Any) -> bool:
 
 
 def check_probe(recipe: Mapping[str, Any], per_class: Sequence[int], where: str) -> None:
-    """Refuses a linear probe whose split or folds the images of a class cannot fill: KdepError.
+    """Checks that the classes have enough images for the folds or the split of a linear probe.
 
     Args:
-        recipe: of a LinearProbe.
-        per_class: training images of each class.
-        where: the folder, for messages.
+        recipe: recipe of a LinearProbe.
+        per_class: number of training images of each class.
+        where: the folder, for errors.
+
+    Raises:
+        KdepError: a class has too few images.
     """
-    least, total, classes = min(per_class), sum(per_class), len(per_class)
+    smallest, total, classes = min(per_class), sum(per_class), len(per_class)
     if recipe["protocol"] == "folds":
         folds, inner = recipe["folds"], recipe["inner_folds"]
-        if least < folds:
+        if smallest < folds:
             raise KdepError(
-                f"the smallest class of {where} has {least} images",
+                f"the smallest class of {where} has {smallest} images",
                 expected=f"at least {folds}, one per fold",
-                fix=f"set folds={max(2, least)} in the task's recipe"
-                if least >= 2
+                fix=f"set folds={max(2, smallest)} in the task's recipe"
+                if smallest >= 2
                 else "add images to that class, or remove the class",
             )
-        left = least - math.ceil(least / folds)
-        if left < inner:
+        in_training = smallest - math.ceil(smallest / folds)
+        if in_training < inner:
             raise KdepError(
-                f"the smallest class of {where} has {left} images left for the inner folds",
+                f"the smallest class of {where} has {in_training} images left for the inner folds",
                 expected=f"at least {inner}, one per inner fold",
-                fix=f"set inner_folds={left} in the task's recipe"
-                if left >= 2
+                fix=f"set inner_folds={in_training} in the task's recipe"
+                if in_training >= 2
                 else "add images to that class, or remove the class",
             )
         return
-    share = recipe["train_share"]
-    if share >= 1:
+    fraction = recipe["train_share"]
+    if fraction >= 1:
         return
-    # scikit-learn takes floor(share * n) images, and requires one of every class in both parts.
-    taken = math.floor(share * total)
-    if least < 2 or taken < classes or total - taken < classes:
+    # scikit-learn selects floor(fraction * n) images, and needs one of every class in both parts.
+    selected = math.floor(fraction * total)
+    if smallest < 2 or selected < classes or total - selected < classes:
         raise KdepError(
-            f"train_share = {share:g} selects {taken} of {total} images of {where}, which has "
-            f"{classes} classes, the smallest with {least} images",
+            f"train_share = {fraction:g} selects {selected} of {total} images of {where}, which "
+            f"has {classes} classes, the smallest with {smallest} images",
             expected="at least two images per class, and at least one of each class in both parts",
             fix="set train_share=1.0 in the task's recipe, which uses all images, or add images",
         )

@@ -1,4 +1,4 @@
-"""Keeps the per-sample outputs of a test: what mm's metrics collected, image by image."""
+"""Saves the outputs of a test for each image, as the toolkit's metric collected them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ import numpy as np
 
 from kdep_bench.results.records.samples import FILE, Samples, scores, write
 
-CHECKED = 5000  # images up to which the score is computed again before the stage ends
+CHECKED = 5000  # for more images, the score is not computed again from the saved outputs
 #: metric class -> scorer; see kdep_bench/results/records/samples.py.
 SCORERS = {"Accuracy": "accuracy", "ClasswiseIoU": "iou", "NamedCocoMetric": "coco"}
 
 
 class TestOutputs:
-    """Watches the evaluator of a Runner's test; `samples` after it, in rank 0."""
+    """Records what the evaluator of a Runner collects in a test.
 
-    __test__ = False  # no test class for pytest
+    Create it before `runner.test()`, and call `samples` after it, in rank 0.
+    """
+
+    __test__ = False  # pytest would take the class for a test
 
     def __init__(self, runner: Any) -> None:
         self._results: list[Any] = []
@@ -28,16 +31,17 @@ class TestOutputs:
         if self._metric is not None:
             compute = self._metric.compute_metrics
 
-            def keep(results: list[Any]) -> Any:
+            def record_and_compute(results: list[Any]) -> Any:
                 self._results = results
                 return compute(results)
 
-            self._metric.compute_metrics = keep
+            self._metric.compute_metrics = record_and_compute
 
     def samples(self, data_root: Path) -> Samples | None:
-        """The outputs; None where no known metric ran (in other ranks than 0).
+        """The recorded outputs; None if no known metric ran, or the rank is not 0.
 
-        `data_root`: what the names of images are relative to.
+        Args:
+            data_root: names of images are relative to this folder.
         """
         if self._metric is None or not self._results:
             return None
@@ -53,10 +57,18 @@ class TestOutputs:
 def save_samples(
     out: Path, samples: Samples | None, metrics: dict[str, float]
 ) -> tuple[Any, list[str]]:
-    """Writes `samples` into the stage's directory; (entry for the stage's outputs, notes).
+    """Writes `samples` into the stage's directory.
 
-    They are kept only if the metrics follow from them to the last digit, which is computed for test
-    sets of up to `CHECKED` images.
+    For up to CHECKED images, the metrics are computed from the samples; if they are not exactly
+    equal to `metrics`, nothing is written.
+
+    Args:
+        out: the stage's directory.
+        samples: outputs per image; None: nothing is written.
+        metrics: the metrics of the test, as fractions.
+
+    Returns:
+        the entry for the stage's outputs, or None; notes.
     """
     if samples is None:
         return None, []
@@ -64,36 +76,48 @@ def save_samples(
         for name, value in scores(samples).items():
             if name in metrics and metrics[name] != value:
                 return None, [
-                    f"no per-sample outputs: they give {name} = {value!r}, not {metrics[name]!r}"
+                    f"outputs per image were not saved: they result in {name} = {value!r}, not "
+                    f"{metrics[name]!r}"
                 ]
     return write(out / FILE, samples), []
 
 
 def image_names(dataset: Any, data_root: Path) -> tuple[str, ...]:
-    """Paths below `data_root`, in the order of the data set; numbers where images are no files."""
+    """Paths of the images of a data set, relative to `data_root` where possible.
+
+    An image that is not a file has its index as name.
+    """
     root, names = Path(data_root).resolve(), []
     for i in range(len(dataset)):
-        path = dataset.get_data_info(i).get("img_path")
-        if path is None:
+        img_path = dataset.get_data_info(i).get("img_path")
+        if img_path is None:
             names.append(str(i))
             continue
-        place = Path(path).absolute()
-        below = place.is_relative_to(data_root) or place.is_relative_to(root)
-        base = data_root if place.is_relative_to(data_root) else root
-        names.append(place.relative_to(base).as_posix() if below else place.name)
+        path = Path(img_path).absolute()
+        if path.is_relative_to(data_root):
+            names.append(path.relative_to(data_root).as_posix())
+        elif path.is_relative_to(root):
+            names.append(path.relative_to(root).as_posix())
+        else:
+            names.append(path.name)
     return tuple(names)
 
 
 def classification(truth: Any, prediction: Any, probabilities: Any) -> dict[str, np.ndarray]:
-    """Arrays from class numbers [N] and probabilities [N, C] in the order of the classes."""
+    """The arrays that are saved for a classification task.
+
+    Args:
+        truth, prediction: class numbers [N].
+        probabilities: [N, C].
+    """
     truth, prediction = np.asarray(truth), np.asarray(prediction)
     probabilities = np.asarray(probabilities, np.float32)
-    every = np.arange(len(truth))
+    rows = np.arange(len(truth))
     return {
         "truth": truth.astype(np.int32),
         "prediction": prediction.astype(np.int32),
-        "probability": probabilities[every, prediction],
-        "truth_probability": probabilities[every, truth],
+        "probability": probabilities[rows, prediction],
+        "truth_probability": probabilities[rows, truth],
     }
 
 
@@ -102,21 +126,22 @@ def _accuracy(results: list[Any]) -> dict[str, np.ndarray]:
 
     truth = torch.cat([r["gt_label"] for r in results])
     probabilities = torch.stack([r["pred_score"] for r in results]).float()
-    prediction = probabilities.topk(1, dim=1)[1][:, 0]  # as mmpretrain's Accuracy breaks ties
+    prediction = probabilities.topk(1, dim=1)[1][:, 0]  # topk: as in mmpretrain's Accuracy
     return classification(truth.numpy(), prediction.numpy(), probabilities.numpy())
 
 
 def _areas(results: list[Any]) -> dict[str, np.ndarray]:
+    """Per image and class: pixels of intersection, union, prediction and truth."""
     areas = np.stack([np.stack([part.numpy() for part in image]) for image in results])
     return {"areas": areas.astype(np.int32)}
 
 
 def _detections(metric: Any, results: list[Any], classes: tuple[str, ...]) -> Samples:
     api = metric._coco_api
-    # In the order of ids, in which COCO breaks ties between images.
+    # Sorted by id, because COCO orders detections of equal score by the id of their image.
     predictions = sorted((prediction for _, prediction in results), key=lambda p: p["img_id"])
     ids = [prediction["img_id"] for prediction in predictions]
-    number = {image: i for i, image in enumerate(ids)}
+    image_index = {image: i for i, image in enumerate(ids)}
     label = {category: i for i, category in enumerate(metric.cat_ids)}
     names = tuple(str(image["file_name"]) for image in api.loadImgs(ids))
     truth = [a for a in api.loadAnns(api.getAnnIds(imgIds=ids)) if a["category_id"] in label]
@@ -126,7 +151,7 @@ def _detections(metric: Any, results: list[Any], classes: tuple[str, ...]) -> Sa
         "label": _joined(predictions, "labels", np.int32, (0,)),
         "score": _joined(predictions, "scores", np.float32, (0,)),
         "box": _joined(predictions, "bboxes", np.float32, (0, 4)),
-        "truth_image": np.array([number[a["image_id"]] for a in truth], np.int32),
+        "truth_image": np.array([image_index[a["image_id"]] for a in truth], np.int32),
         "truth_label": np.array([label[a["category_id"]] for a in truth], np.int32),
         "truth_box": np.array([a["bbox"] for a in truth], np.float64).reshape(-1, 4),
         "truth_area": np.array([a["area"] for a in truth], np.float64),
@@ -136,8 +161,9 @@ def _detections(metric: Any, results: list[Any], classes: tuple[str, ...]) -> Sa
 
 
 def _joined(
-    predictions: list[Any], key: str, kind: type[np.generic], empty: tuple[int, ...]
+    predictions: list[Any], key: str, dtype: type[np.generic], empty_shape: tuple[int, ...]
 ) -> np.ndarray:
-    parts = [np.asarray(prediction[key]).astype(kind) for prediction in predictions]
-    parts = [part.reshape(-1, *empty[1:]) for part in parts]
-    return np.concatenate(parts) if parts else np.zeros(empty, kind)
+    """The values `key` of all predictions in one array; `empty_shape` is its shape for none."""
+    parts = [np.asarray(prediction[key]).astype(dtype) for prediction in predictions]
+    parts = [part.reshape(-1, *empty_shape[1:]) for part in parts]
+    return np.concatenate(parts) if parts else np.zeros(empty_shape, dtype)

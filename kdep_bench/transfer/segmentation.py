@@ -1,4 +1,4 @@
-"""Segmentation: mmseg's PSPNet on the exported backbone, scored by IoUMetric."""
+"""Segmentation: mmseg's PSPNet with the exported backbone, scored by IoUMetric."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from kdep_bench.transfer.base import MEAN, STD, MMTask
 from kdep_bench.transfer.counts import SplitCount
 from kdep_bench.transfer.pictures import draw_masks, save_small
 
-PICTURES = 4
+PICTURES = 4  # number of saved images with predictions
 IMAGE_SUFFIX = "_leftImg8bit.png"
 LABEL_SUFFIX = "_gtFine_labelTrainIds.png"
 IGNORE = 255
 
 
 class Segmentation(MMTask):
-    """Fixed number of steps on `train`, one single-scale evaluation of mIoU on the split.
+    """Trains for a fixed number of steps on `train`; the single-scale mIoU is computed once.
 
-    With `dilate` in the recipe, a student with `dilated` (strides and dilations of its stages)
-    keeps stride 8 to the end and the head reads its last stage, as in the paper. Otherwise the
-    backbone is left as it was pre-trained and gives the head its levels from stride 8 on, resized
-    to stride 8 and concatenated (mmseg's `resize_concat`).
+    With `dilate` in the recipe, and `dilated` (strides and dilations of the stages) in the student
+    config, the backbone is dilated to stride 8 and the head reads its last stage, as in the paper.
+    Otherwise the head reads the stages at strides 8, 16 and 32, resized to stride 8 and
+    concatenated (mmseg's `resize_concat`).
     """
 
     scope: ClassVar[str] = "mmseg"
@@ -87,15 +87,16 @@ class Segmentation(MMTask):
         ]
 
     def _check_classes(self, path: Path) -> None:
-        """KdepError where the data name their classes by mask value, and the recipe otherwise."""
+        """Raises KdepError if the data states other class names than the recipe."""
         if not path.is_file():
             return
-        named, recipe = read_json(path), list(self.recipe["classes"])
-        if named != recipe:
+        data_classes, recipe_classes = read_json(path), list(self.recipe["classes"])
+        if data_classes != recipe_classes:
             raise KdepError(
-                f"task {self.name} has the classes {recipe}, but its data have {named}",
+                f"task {self.name} has the classes {recipe_classes}, but its data have "
+                f"{data_classes}",
                 expected="the same names in the same order, starting with mask value 0",
-                fix=f"set classes={tuple(named)} in the task's recipe",
+                fix=f"set classes={tuple(data_classes)} in the task's recipe",
             )
 
     def read_metrics(
@@ -106,7 +107,7 @@ class Segmentation(MMTask):
         return metrics, per_class, []
 
     def draw(self, runner: Any, out: Path) -> list[str]:
-        """The first scenes of the split: image, truth, prediction."""
+        """Saves the first images of the split, each with true and predicted classes."""
         import numpy as np
         import torch
         from PIL import Image
@@ -115,20 +116,20 @@ class Segmentation(MMTask):
         for i in range(min(PICTURES, len(dataset))):
             sample = dataset[i]
             with torch.inference_mode():
-                found = model.test_step(
+                prediction = model.test_step(
                     {"inputs": [sample["inputs"]], "data_samples": [sample["data_samples"]]}
                 )[0].pred_sem_seg.data[0]
             info = dataset.get_data_info(i)
             with Image.open(info["seg_map_path"]) as labels:
                 truth = np.asarray(labels)
-            picture = draw_masks(
-                Path(info["img_path"]), truth, found.cpu().numpy(), self.recipe["palette"]
+            image = draw_masks(
+                Path(info["img_path"]), truth, prediction.cpu().numpy(), self.recipe["palette"]
             )
-            names.append(save_small(picture, out / f"prediction_{i}.png"))
+            names.append(save_small(image, out / f"prediction_{i}.png"))
         return names
 
     def training_model(self, student: Mapping[str, Any]) -> dict[str, Any]:
-        """The segmenter's config without data or checkpoint, for counting what it computes."""
+        """The segmenter's config without data and checkpoint, for counting its FLOPs."""
         return mm_config.without_sync_bn(self._model(student, Path("none")))
 
     def training_size(self) -> tuple[int, int]:
@@ -184,7 +185,7 @@ class Segmentation(MMTask):
                 dict(type="RandomCrop", crop_size=tuple(recipe["crop"]), cat_max_ratio=0.9),
                 dict(type="RandomFlip", prob=0.5),
             ]
-        else:  # labels after the resize: they are scored at their own size
+        else:  # labels are loaded after the resize, because they are scored at their original size
             pipeline += [
                 dict(type="Resize", scale=scale, keep_ratio=True),
                 dict(type="LoadAnnotations"),

@@ -1,4 +1,4 @@
-"""Stage `transfer`: one task, one exported backbone, one seed."""
+"""Stage `transfer`: trains and scores one exported backbone on one task with one seed."""
 
 from __future__ import annotations
 
@@ -16,27 +16,30 @@ from kdep_bench.transfer.base import MMTask, ProgressFn, Task
 def run(
     spec: dict[str, Any], inputs: dict[str, Path], out: Path, progress: ProgressFn
 ) -> dict[str, Any]:
-    """Trains and scores `spec["task"]` on the exported backbone.
+    """Trains and scores the task `spec["task"]` with the exported backbone.
 
-    May run as several processes at once, one per rank, started by torchrun or srun with the same
-    arguments: the recipe's batch is that of all together, rank 0 writes, and its outputs count.
+    Can run in several processes, one per rank, which torchrun or srun start with the same
+    arguments. The recipe's batch size is then that of all ranks together; rank 0 writes the files,
+    and its outputs are used.
 
     Args:
-        spec: `task` (a task config), `student` (a student config), `seed`; `threads` if given;
-            `transfer` (config of a transfer method) and `teacher` (student config of its tuned
-            teacher); `keep_model` where the trained model is to be another stage's teacher.
-        inputs: `prepare` (its `data` tree) and `export` (its `backbone.pth`); `teacher`, the
-            transfer stage that kept the tuned teacher's model.
-        out: the stage's own directory.
+        spec: `task`, the task config; `student`, the student config; `seed`; optionally `threads`,
+            the number of CPU threads; `transfer`, the config of a transfer method, and `teacher`,
+            the student config of its tuned teacher; `keep_model`, whether the trained model is
+            saved as a tuned teacher.
+        inputs: directories of the stages `prepare` and `export`; for a transfer method with a tuned
+            teacher also `teacher`, the transfer stage that saved it.
+        out: the stage's directory.
+        progress: called with (done, total, note).
 
     Returns:
         value, metric, metrics, per_class, gate, chance, curves, train_s, eval_s, images_per_s,
-        pictures, notes. Metrics are fractions (0..1), times are seconds. With a transfer method
-        also `transfer`, its extra parameters and forward passes; with `keep_model`,
-        `model_checksum`.
+        pictures, notes; samples if outputs per image were saved. Metrics are fractions (0..1),
+        times are in seconds. With a transfer method also `transfer`, its extra parameters and
+        forward passes; with `keep_model` also `model_checksum`.
 
     Raises:
-        KdepError: bad data, a backbone that did not load, a loss that is not finite.
+        KdepError: invalid data, a backbone that was not loaded, or a loss that is not finite.
     """
     import torch
 
@@ -59,7 +62,7 @@ def run(
         Path(out),
         progress,
     )
-    json.dumps(result, allow_nan=False)  # strict JSON here, where the cause is near
+    json.dumps(result, allow_nan=False)  # fails here rather than later if a value is not valid JSON
     return result
 
 
@@ -73,9 +76,7 @@ def _extend(task: Task, spec: dict[str, Any], inputs: dict[str, Path]) -> None:
             "method and saves no model",
             fix="choose a task that is fine-tuned, such as segmentation",
         )
-    from kdep_bench.transfer.method import transfer_method_of
+    from kdep_bench.transfer.method import transfer_method_config
 
-    task.transfer_method, task.keeps_model = (
-        transfer_method_of(spec, inputs),
-        bool(spec.get("keep_model")),
-    )
+    task.transfer_method = transfer_method_config(spec, inputs)
+    task.keeps_model = bool(spec.get("keep_model"))

@@ -79,14 +79,14 @@ def test_boxes_are_not_paired_with_images_of_another_split(root):
     shutil.rmtree(root / "scenes" / "test")
     parts = discover(root)
     assert not parts.coco
-    assert any("no folder holds its images" in note for note in parts.notes)
+    assert any("no folder contains its images" in note for note in parts.notes)
 
 
 def test_without_a_test_split_the_validation_split_is_stated_to_be_the_test(root):
     shutil.rmtree(root / "classes" / "test")
     parts = discover(root)
     assert parts.classify["test"] == root / "classes" / "valid"
-    assert any("the validation split is the test split" in note for note in parts.notes)
+    assert any("the validation split is used as test split" in note for note in parts.notes)
 
 
 def test_a_split_with_other_classes_is_left_out(root):
@@ -166,7 +166,8 @@ def test_masks_are_paired_with_the_images_of_their_own_data_set(tmp_path):
 def test_splits_of_different_data_sets_are_named(tmp_path):
     make_pair(tmp_path / "first", "train", 2)
     make_pair(tmp_path / "second", "test", 2)
-    assert any("check that they fit" in note for note in discover(tmp_path).notes)
+    notes = discover(tmp_path).notes
+    assert any("check that they belong to one data set" in note for note in notes)
 
 
 @pytest.mark.parametrize(("value", "kind"), [(255, np.uint8), (40_000, np.uint16)])
@@ -191,7 +192,7 @@ def test_a_pool_that_holds_test_images_is_stated(tmp_path):
         save(tmp_path / "images" / f"{i}.jpg")
     coco(tmp_path / "train.json", ["0.jpg", "1.jpg"])
     coco(tmp_path / "test.json", ["2.jpg", "3.jpg"])
-    assert any("also holds test images" in note for note in discover(tmp_path).notes)
+    assert any("also contains test images" in note for note in discover(tmp_path).notes)
 
 
 @pytest.mark.parametrize("name", ["../{}", "{root}/images/{}", "a" * 5000])
@@ -204,7 +205,7 @@ def test_boxes_of_images_outside_a_folder_are_left_out(tmp_path, name):
         coco(tmp_path / "boxes" / f"{split}.json", names)
     parts = discover(tmp_path)
     assert not parts.coco
-    assert any("no folder holds its images" in note for note in parts.notes)
+    assert any("no folder contains its images" in note for note in parts.notes)
 
 
 def test_a_json_without_boxes_is_no_task(tmp_path):
@@ -328,7 +329,7 @@ def test_boxes_of_keypoints_are_not_preferred_to_boxes_of_classes(root):
 def test_a_damaged_json_is_named(root):
     path = root / "boxes" / "instances_test.json"
     path.write_text(path.read_text()[:-9])
-    assert any(f"{path}: left out" in n and "in the middle" in n for n in discover(root).notes)
+    assert any(f"{path}: left out" in n and "is truncated" in n for n in discover(root).notes)
 
 
 def test_classes_without_splits_are_named_as_no_task(tmp_path):

@@ -160,7 +160,7 @@ def test_a_card_states_an_unknown_licence() -> None:
     assert stage.about["teacher"]["card"]["licence"] == "Apache-2.0"
     unusual = {**stage.about, "teacher": {"name": "a|b<script>", "card": {}}}
     text = card(unusual, stage.spec["student"], {}, {"parameters": 1}, {PTH: "0"}, stage.id)
-    assert "not stated: ask its makers" in text
+    assert "not stated; ask its authors" in text
     assert "<script>" not in text
     assert "a&#124;b" in text
 

@@ -170,7 +170,7 @@ def test_wrong_masks_of_a_segmentation_folder_are_refused(tmp_path: Path) -> Non
     with pytest.raises(KdepError, match="mode RGB"):
         check_segmentation(tmp_path, 3, ["val"])
     mask.rename(mask.with_name("a_000001_000019_gtFine_labelIds.png"))
-    with pytest.raises(KdepError, match=r"no mask.*make them from labelIds"):
+    with pytest.raises(KdepError, match=r"no mask.*create them from labelIds"):
         check_segmentation(tmp_path, 3, ["val"])
     save(mask, mode="L", fill=0)
     image.unlink()

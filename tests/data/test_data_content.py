@@ -172,7 +172,7 @@ def test_an_index_of_another_source_or_behind_a_link_is_not_used(
 def test_files_read_before_an_interruption_are_not_read_again(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(content, "_CHUNK", 1)
+    monkeypatch.setattr(content, "_FILES_PER_TASK", 1)
 
     def interrupt(done: int, total: int) -> None:
         if done == 2:

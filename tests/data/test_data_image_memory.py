@@ -119,7 +119,7 @@ def test_an_unusable_image_memory_changes_no_result(files, tmp_path: Path, damag
 def test_an_image_memory_locked_by_another_process_is_skipped_after_a_wait(
     files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_memory, "_BUSY", 0.1)
+    monkeypatch.setattr(image_memory, "_LOCK_TIMEOUT", 0.1)
     path = tmp_path / "images.sqlite"
     inspect(files[:1], path)
     other = sqlite3.connect(path, isolation_level=None)

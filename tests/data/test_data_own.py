@@ -236,13 +236,13 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
     "json cut": (
         lambda r: rewrite(r / "test.json", lambda s: s[:200]),
         JSON,
-        "ends in the middle of its JSON",
+        "is truncated",
         lambda r: shutil.copy(r / "backup.json", r / "test.json"),
     ),
     "json empty": (
         lambda r: (r / "test.json").write_bytes(b""),
         JSON,
-        "ends in the middle of its JSON",
+        "is truncated",
         lambda r: shutil.copy(r / "backup.json", r / "test.json"),
     ),
     "json not UTF-8": (
@@ -377,7 +377,7 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
     "no test boxes": (
         lambda r: edit(r / "test.json", lambda t: t.update(annotations=[])),
         JSON,
-        "boxes with iscrowd 0 to score",
+        "boxes with iscrowd 0 for the score",
         lambda r: shutil.copy(r / "backup.json", r / "test.json"),
     ),
     "all boxes are crowds": (
@@ -480,7 +480,7 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
     "masks 0 and 255 for two classes": (
         _binary,
         "masks/train",
-        "255 means 'ignore': write 1",
+        "replace 255, which means 'ignore', by 1",
         _one_for_255,
     ),
     "masks of the test all ignored": (
@@ -514,7 +514,7 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
     ),
     "class folder besides in the test": (
         lambda r: shutil.copytree(r / "classes/test/b", r / "classes/test/c"),
-        "classes/test of test has 'c' besides",
+        "classes/test of test also has 'c'",
         "classes/train of train",
         lambda r: (r / "classes/test/c").rename(r / "c"),
     ),
@@ -601,7 +601,7 @@ def test_an_image_in_two_classes_is_counted_and_listed(
     duplicates = outputs["card"]["classify"]["in_two_classes"]
     assert duplicates["count"] == 1
     assert duplicates["files"] == [["test/a/0.png", "test/b/again.png"]]
-    assert "1 pictures lie in two classes" in outputs["task_notes"]["classify"][0]
+    assert "1 images are in two classes" in outputs["task_notes"]["classify"][0]
     shutil.copy(user_folder / "pool/a/0.jpg", user_folder / "pool/b/again.jpg")
     outputs = own.run({"pool": spec["pool"], "pool_labels": True}, tmp_path / "labelled")
     assert outputs["card"]["pool"]["in_two_classes"] == {
@@ -780,7 +780,7 @@ def test_test_labels_copied_from_train_are_noted_with_the_score(
     shutil.copy(user_folder / "train.json", user_folder / "test.json")
     shutil.copytree(user_folder / "masks/train", user_folder / "masks/test", dirs_exist_ok=True)
     notes = own.run(spec, tmp_path / "b")["task_notes"]
-    assert "every box of test is also one of train" in notes["detect"][0]
+    assert "every box of test is also in train" in notes["detect"][0]
     assert "every mask of test equals" in notes["cityscapes"][0]
     allowed = [["coco/train", "coco/test"], ["masks/train", "masks/test"]]
     made = own.run({**spec, "allow_duplicates": allowed}, tmp_path / "c")
@@ -813,10 +813,10 @@ def test_an_id_of_another_type_names_the_valid_form(
     spec: Spec, user_folder: Path, tmp_path: Path
 ) -> None:
     edit(user_folder / "test.json", lambda t: t["annotations"][1].update(image_id="1"))
-    assert "write the id as in its own list, 1," in refusal(spec, tmp_path / "a")
+    assert "write the id as 1 in all" in refusal(spec, tmp_path / "a")
     edit(
         user_folder / "test.json", lambda t: t["annotations"][1].update(image_id=1, category_id=3.0)
     )
-    assert "write the id as in its own list, 3," in refusal(spec, tmp_path / "b")
+    assert "write the id as 3 in all" in refusal(spec, tmp_path / "b")
     edit(user_folder / "test.json", lambda t: t["annotations"][1].update(category_id=3))
     own.run(spec, tmp_path / "c")

@@ -247,7 +247,7 @@ def test_a_full_disk_raises_kdep_error(material: Material, tmp_path: Path) -> No
 
 def test_a_split_without_a_class_is_refused(material: Material, tmp_path: Path) -> None:
     few = [c for c in material.cutouts if c.label != "coin"]
-    with pytest.raises(KdepError, match="has no coin"):
+    with pytest.raises(KdepError, match="include no coin"):
         make.make(SPEC, Material("pip-only", few, material.backgrounds, []), tmp_path, quiet)
 
 

@@ -162,7 +162,7 @@ def test_a_damaged_package_in_the_cache_is_named(
     known = deb.with_name(next(iter(debian.KNOWN)))
     known.write_bytes(b"!<arch>\n")
     with pytest.raises(
-        KdepError, match="to another folder and run again, which downloads it again"
+        KdepError, match="to another folder and run again; the package is downloaded again"
     ):
         debian.fetch(known.name.split("_")[0])
 

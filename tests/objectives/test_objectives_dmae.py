@@ -282,7 +282,7 @@ def test_the_distance_falls_more_with_the_teacher_of_the_same_image():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(input_px=96), r"teacher vit_teacher has 36 patches and the student 16.*4 times"),
+        (dict(input_px=96), r"teacher vit_teacher has 36 patches, but the student has 16.*4 times"),
         (dict(model="test_convnext", args={}), r"unknown layer of the teacher .*'blocks.3'"),
     ],
 )

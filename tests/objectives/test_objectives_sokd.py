@@ -113,5 +113,5 @@ def test_the_published_form_adds_two_cross_entropies():
 def test_a_bridge_at_several_levels_or_without_following_layers_is_refused():
     with pytest.raises(KdepError, match="has 2 levels"):
         SemiOnline(dict(s8="s8", s16="s16"), WIDTH, CLASSES, tiny.TEACHER)
-    with pytest.raises(KdepError, match="does not give its layers after the map 's4'"):
+    with pytest.raises(KdepError, match="after the map 's4' are not available"):
         SemiOnline(dict(s4="s4"), WIDTH, CLASSES, tiny.TEACHER)

@@ -44,7 +44,7 @@ def test_recipe_classes_equal_to_those_of_the_masks_are_accepted() -> None:
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        (["bg", "blue", "red"], "the same names in another order"),
+        (["bg", "blue", "red"], "shown for the wrong classes"),
         (["bg", "red", "Blue"], "('bg', 'red', 'Blue')"),
         (["bg", "red"], "('bg', 'red', 'blue')"),
     ],

@@ -109,7 +109,7 @@ def test_faults_of_a_file_raise_kdep_error(tmp_path: Path, state: dict[str, Tens
         ({f"a.b.{k}": v for k, v in state.items()}, {}, r"set prefix='a\.b\.'"),
         (state, dict(prefix="backbone."), "begins with 'backbone.'"),
         (state, dict(drop=["text."]), "begins with 'text.'"),
-        (state, dict(sha256="00000000"), "one that starts with 00000000"),
+        (state, dict(sha256="00000000"), "SHA-256 that starts with 00000000"),
         (state, dict(sha256="XY"), "hex digits"),
         (state, dict(key="ema"), "no set of tensors 'ema'"),
         ({"a": state, "b": state}, {}, "several sets of tensors: a, b"),

@@ -154,7 +154,7 @@ def test_a_model_card_is_written_next_to_the_backbone(tmp_path, in_subprocess):
     assert rows["licence of the teacher"] == "MIT"
     assert rows["licences of the data"] == "set: its own"
     assert rows["images seen"] == "640"
-    assert rows["share of the data"] == "10 %"
+    assert rows["data fraction"] == "10 %"
     assert rows["method"] == "kdep (a paper)"
     assert rows["labels used in pre-training"] == "no"
     assert rows["stage"] == "export"

@@ -85,7 +85,7 @@ def test_the_hook_stores_the_gate_s_result(tensors, tmp_path):
 
 def test_names_with_another_prefix_are_refused_and_the_prefix_is_named(tensors, tmp_path):
     path = save({f"student.{k}": v for k, v in tensors.items()}, tmp_path / "b.pth")
-    with pytest.raises(KdepError, match=r"strip the prefix 'student\.'") as error:
+    with pytest.raises(KdepError, match=r"remove the prefix 'student\.'") as error:
         check(loaded(path), path)
     assert "0.0%" in str(error.value)
     assert "7 missing from the file" in str(error.value)
@@ -131,8 +131,8 @@ def test_a_truncated_file_is_refused(tensors, tmp_path):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ({}, "no tensor at all"),
-        ({"state_dict": {}}, "no tensor at all"),
+        ({}, "contains no tensor"),
+        ({"state_dict": {}}, "contains no tensor"),
         ({"epoch": 3, "w": torch.zeros(1)}, r"not tensors \(epoch\)"),
         ([torch.zeros(1)], "contains a list"),
         ({"w": torch.tensor([1.0, float("nan")])}, r"NaN or infinity in 1 tensors \(w\)"),
@@ -170,7 +170,7 @@ def test_a_buffer_that_differs_after_loading_is_refused(tensors, tmp_path):
 def test_a_backbone_whose_init_weights_loads_nothing_is_refused(tensors, tmp_path):
     path = save(tensors, tmp_path / "b.pth")
     hook = LoadGate(str(path))
-    with pytest.raises(KdepError, match="re-initialises or skips the backbone"):
+    with pytest.raises(KdepError, match="initialises the backbone again"):
         hook.before_train(FakeRunner(loaded(path, SkipsLoading)))
 
 

@@ -46,7 +46,7 @@ def test_the_file_normalises_pixels_and_takes_any_batch(file):
 
 
 def test_a_file_with_other_weights_is_refused(file):
-    with pytest.raises(KdepError, match="gives another feature"):
+    with pytest.raises(KdepError, match="the output feature of the ONNX file"):
         check_onnx(WithPreprocessing(backbone(seed=1)).eval(), file, PX)
 
 

@@ -162,7 +162,7 @@ def test_outputs_that_do_not_give_the_reported_score_are_not_kept(tmp_path):
     (tmp_path / stored.FILE).unlink()
     none, notes = kept.save_samples(tmp_path, samples, {"top1": 0.7500001})
     assert none is None
-    assert notes == ["no per-sample outputs: they give top1 = 0.75, not 0.7500001"]
+    assert notes == ["outputs per image were not saved: they result in top1 = 0.75, not 0.7500001"]
     assert not (tmp_path / stored.FILE).exists()
 
 

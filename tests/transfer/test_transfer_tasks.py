@@ -196,7 +196,7 @@ def test_a_detector_that_detects_nothing_scores_0_with_a_note(
     task["recipe"]["model"]["test_cfg"]["rcnn"]["score_thr"] = 0.99
     outputs = in_subprocess(run_stage, task, student, 0, data, exported, tmp_path)
     assert outputs["value"] == 0.0
-    assert "nothing was detected" in outputs["notes"][0]
+    assert "there are no detections" in outputs["notes"][0]
     assert set(outputs["per_class"].values()) == {0.0}
 
 

@@ -1,7 +1,8 @@
-"""Common part of mmdet 3.3's stock Faster R-CNNs (faster-rcnn_r50_fpn, faster-rcnn_r50-caffe_c4).
+"""Common part of two standard Faster R-CNNs of mmdet 3.3.
 
-The configs in this folder add the neck, the widths and the numbers of proposals; the task fills in
-backbone, class count and normalisation.
+They are faster-rcnn_r50_fpn and faster-rcnn_r50-caffe_c4. The other configs in this folder add the
+neck, the widths and the numbers of proposals. The task adds the backbone, the number of classes and
+the normalisation.
 """
 
 roi_nms = dict(type="nms", iou_threshold=0.7)

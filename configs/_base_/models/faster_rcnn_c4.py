@@ -1,7 +1,8 @@
-"""Faster R-CNN C4 at its published size: mmdet 3.3's stock faster-rcnn_r50-caffe_c4 model.
+"""Faster R-CNN C4 at its published size: mmdet 3.3's standard faster-rcnn_r50-caffe_c4 model.
 
-Stages 1-3 feed the RPN at stride 16; the task fills in the RoI head's shared stage 4 and everything
-that depends on the student's widths and the class count.
+The RPN reads the output of the backbone's stage 3, at stride 16. The task adds stage 4 of the
+backbone as the shared part of the RoI head, and what depends on the student's widths and the number
+of classes.
 """
 
 from mmengine.config import read_base

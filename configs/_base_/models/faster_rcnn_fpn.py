@@ -1,6 +1,7 @@
-"""Faster R-CNN FPN at its published size: mmdet 3.3's stock faster-rcnn_r50_fpn model.
+"""Faster R-CNN FPN at its published size: mmdet 3.3's standard faster-rcnn_r50_fpn model.
 
-Backbone, FPN input channels, class count and normalisation are filled in by the task.
+The task adds the backbone, the input channels of the FPN, the number of classes and the
+normalisation.
 """
 
 from mmengine.config import read_base

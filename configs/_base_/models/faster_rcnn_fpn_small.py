@@ -1,8 +1,8 @@
 """Faster R-CNN with a narrow FPN and a reduced head, for scenes of about 160x120 on a CPU.
 
-Compared with the stock model: FPN 64 channels on strides 4-32, one anchor scale of 4 strides (16 to
-128 px), 200 proposals, 64 sampled RoIs, box head of two layers of 256. The head is the same for
-every method; backbone and class count are filled in by the task.
+Differences from the standard model: FPN with 64 channels at strides 4 to 32, anchors of 4 times the
+stride (16 to 128 px), 200 proposals, 64 sampled RoIs, and a box head of two layers with 256 units.
+The head is the same for every method. The task adds the backbone and the number of classes.
 """
 
 from mmengine.config import read_base

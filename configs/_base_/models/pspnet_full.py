@@ -1,6 +1,6 @@
-"""PSPNet at its published size (Zhao et al. 2017): mmseg's stock heads.
+"""PSPNet at its published size (Zhao et al. 2017), with mmseg's standard heads.
 
-Backbone, input channels, class count and normalisation are filled in by the task.
+The task adds the backbone, the input channels, the number of classes and the normalisation.
 """
 
 norm_cfg = dict(type="SyncBN", requires_grad=True)

@@ -1,8 +1,8 @@
 """PSPNet with narrow heads for scenes of about 160x120 on a CPU.
 
-The paper's recipe (main head on stage 4 at stride 8, auxiliary FCN head on stage 3 with weight
-0.4), with 64 and 32 channels instead of 512 and 256. Backbone, input channels and class count are
-filled in by the task.
+As in the paper, the main head reads stage 4 at stride 8, and an auxiliary FCN head with loss weight
+0.4 reads stage 3; they have 64 and 32 channels instead of 512 and 256. The task adds the backbone,
+the input channels and the number of classes.
 """
 
 norm_cfg = dict(type="SyncBN", requires_grad=True)

@@ -1,14 +1,13 @@
-"""COCO 2017 detection; the task sets the detector.
+"""COCO 2017 detection: 118,287 training images, scored on val2017. The task adds the detector.
 
-118,287 training images, scored on val2017.
+Recipe of CVMI-Lab/KDEP: batch size 16 over all GPUs, learning rate 0.02, 90,000 steps, learning
+rate x0.1 after 60,000 and 80,000 steps, SyncBN instead of BatchNorm.
 
-CVMI-Lab/KDEP's recipe: batch 16 over all GPUs, learning rate 0.02, 90,000 steps with x0.1 at 60,000
-and 80,000, SyncBN in every BatchNorm.
-
-Departures: mmdet's Faster R-CNN instead of Detectron2's; every run has a different seed; the
-normalisation is the backbone's own. No sizes and no warm-up are known: short edges of 640
-to 800 in training and 800 in testing and 1000 steps of linear warm-up are usual for this detector.
-Crowd regions are used neither in training nor in scoring.
+Differences from the public code: mmdet's Faster R-CNN instead of Detectron2's; every run has a
+different seed; the input normalisation is that of pre-training. Image sizes and warm-up of
+that recipe are unknown; the values here are usual for this detector: short edge 640 to 800 in
+training and 800 in testing, 1000 steps of linear warm-up. Crowd regions are ignored in
+training and scoring.
 """
 
 task = dict(

@@ -1,15 +1,16 @@
-"""PASCAL VOC 07+12 detection; the task sets the detector.
+"""PASCAL VOC 07+12 detection: 16,551 training images, scored on 07 test.
 
-16,551 training images, scored on 07 test.
+The task adds the detector.
 
-CVMI-Lab/KDEP's recipe: batch 16 over all GPUs, learning rate 0.02, 18,000 steps with x0.1 at 12,000
-and 16,000, SyncBN in every BatchNorm.
+Recipe of CVMI-Lab/KDEP: batch size 16 over all GPUs, learning rate 0.02, 18,000 steps, learning
+rate x0.1 after 12,000 and 16,000 steps, SyncBN instead of BatchNorm.
 
-Departures: mmdet's Faster R-CNN instead of Detectron2's; every run has a different seed; the
-normalisation is the backbone's own. No sizes and no warm-up are known: short edges of 480
-to 800 in training and 800 in testing and 100 steps of linear warm-up are usual for this detector.
-The score is the mean of the 11-point AP over IoU 0.50:0.05:0.95; difficult objects are used neither
-in training nor in scoring.
+Differences from the public code: mmdet's Faster R-CNN instead of Detectron2's; every run has a
+different seed; the input normalisation is that of pre-training. Image sizes and warm-up of
+that recipe are unknown; the values here are usual for this detector: short edge 480 to 800 in
+training and 800 in testing, 100 steps of linear warm-up. The score is the mean of the
+11-point AP over the IoU thresholds 0.50, 0.55, ..., 0.95. Difficult objects are ignored in training
+and scoring.
 """
 
 task = dict(

@@ -1,7 +1,7 @@
 """ADE20K scene parsing (2016): ADEChallengeData2016/{images,annotations}/{training,validation}/.
 
-Masks hold 0 for 'other' and 1..150 for the classes; mmseg's `reduce_zero_label` turns 0 into
-255 and the rest into 0..149.
+Masks contain 0 for 'other' and 1..150 for the classes; mmseg's `reduce_zero_label` changes 0 to 255
+and the others to 0..149.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ _HOMEPAGE = "http://sceneparsing.csail.mit.edu/"
 
 
 def verify(folder: Path, decode: int | None) -> dict[str, int]:
-    """Checks that images and masks pair up, sizes agree, and masks hold 0..150; returns counts."""
+    """Checks that images and masks exist in pairs of equal size, and mask values are 0..150.
+
+    Returns counts; see `OfficialSet.verify`.
+    """
     base, counts = folder / FOLDER, {}
     for split in ("training", "validation"):
         images = need_dir(base / "images" / split, "the images of ADEChallengeData2016.zip")
@@ -33,7 +36,7 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
         if not names:
             raise KdepError(f"the folder {images} contains no *.jpg", fix="unpack it again")
         need_files(masks, (f"{n}.png" for n in names), images)
-        need_files(images, _images_of(masks), masks)
+        need_files(images, _image_names(masks), masks)
         step = 1 if decode is None else max(1, len(names) // max(decode, 1))
         for name in names[::step][:decode]:
             _check_pair(images / f"{name}.jpg", masks / f"{name}.png")
@@ -41,14 +44,14 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
     return counts
 
 
-def _images_of(masks: Path) -> list[str]:
-    """The file name of the image of each mask."""
+def _image_names(masks: Path) -> list[str]:
+    """The file names of the images that belong to the masks."""
     names = list_images(masks).images
     return [n.removesuffix(".png") + ".jpg" for n in names if n.endswith(".png")]
 
 
 def _check_pair(image: Path, mask: Path) -> None:
-    """Decodes both. KdepError for a mask of another size or mode, or with values above 150."""
+    """Raises KdepError for a mask of another size or mode, or with values above 150."""
     info, image_info = check_image(mask), check_image(image)
     if info.mode not in ("L", "P"):
         raise KdepError(
@@ -73,7 +76,7 @@ def _check_pair(image: Path, mask: Path) -> None:
 
 
 def tiny(folder: Path, rng: np.random.Generator) -> None:
-    """Generates 4 training and 2 validation images with masks of 0..150."""
+    """Generates 4 training and 2 validation images with masks of values 0..150."""
     base = folder / FOLDER
     for split, code, count in (("training", "train", 4), ("validation", "val", 2)):
         for i in range(1, count + 1):
@@ -96,7 +99,7 @@ SET = OfficialSet(
             "ADEChallengeData2016.zip",
             _HOMEPAGE,
             "7328b3957e407ddae1d3cbf487f149ef",
-            "the value several public loaders check; no official one is published",
+            "used by several public loaders; no official MD5 is published",
         ),
     ),
     counts={"training_images": 20210, "validation_images": 2000},

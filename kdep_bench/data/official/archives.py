@@ -1,12 +1,13 @@
-"""Unpacks tar and zip archives: refuses unsafe paths, detects damage, resumes.
+"""Unpacks tar and zip archives: rejects unsafe paths, detects damage, and resumes.
 
-The whole archive is read and every name checked before the first file is written: headers up to the
-end-of-archive blocks, a compressed stream up to its checksum. (Python's tarfile treats a damaged
-header as the end.) Links and absolute names are refused; the standard library's data filter would
-keep links inside the folder and rewrite names. A file gets its name only when it is complete.
+Before the first file is written, the whole archive is read and every name is checked, up to the
+end-of-archive blocks and the checksum of a compressed stream. (Python's tarfile takes a damaged
+header for the end of the archive.) Archives with links or absolute names are rejected; the standard
+library's data filter would keep links inside the folder and change names. Each file is written
+under a temporary name and renamed when it is complete.
 
-A seal, a JSON file next to the data, records the SHA-256 of an unpacked archive. With the same
-archive, the next run does nothing; with another one, it compares the content of existing files.
+A seal, a JSON file next to the data, records the SHA-256 of an unpacked archive. If the archive is
+unpacked again, nothing is done; for a different archive, existing files are compared with it.
 """
 
 from __future__ import annotations
@@ -34,18 +35,18 @@ from kdep_bench.errors import KdepError
 from kdep_bench.files import read_strict, write_json
 from kdep_bench.safe_files import new_temporary
 
-SEALS = ".unpacked"
-_PIECE = 1 << 20
-#: Exceptions of the libraries for damaged content; for this they also raise OSErrors without errno.
+SEALS = ".unpacked"  # folder of the seals
+_PIECE = 1 << 20  # bytes per read
+#: Exceptions of the libraries for damaged content, in addition to OSErrors without errno.
 DAMAGE = (
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError),
     *(ValueError, LookupError, RuntimeError, OverflowError, AttributeError, TypeError),
 )
 _AGAIN = "download it again (an interrupted download is the usual cause)"
-_HASHED_ALWAYS = 256 << 20  # bytes; smaller archives are hashed even if their time stamps are equal
-_PADDING = 1 << 20  # bytes of zeros allowed after a tar; more come from an unfinished download
-_EXTENDED = b"xgXLK"  # headers that describe the next member
-_LONGEST_NAME = 1 << 20
+_HASHED_ALWAYS = 256 << 20  # bytes; smaller archives are hashed even if their time is unchanged
+_PADDING = 1 << 20  # bytes; more zeros after a tar are a sign of an unfinished download
+_EXTENDED = b"xgXLK"  # types of tar headers that describe the next member
+_LONGEST_NAME = 1 << 20  # bytes
 
 Progress = Callable[..., None]
 
@@ -56,11 +57,11 @@ class Archive:
 
     Attributes:
         name: file name.
-        homepage: the page with its download.
-        md5: None if no source for it was found.
-        md5_source: where the MD5 is from.
-        bytes: size; None if no source for it was found.
-        optional: whether the set can be used without it.
+        homepage: URL of the page with the download.
+        md5: MD5 of the file in hex; None if unknown.
+        md5_source: where the MD5 was found.
+        bytes: size of the file; None if unknown.
+        optional: whether the set can be used without this archive.
     """
 
     name: str
@@ -73,7 +74,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class Member:
-    """A regular file of an archive."""
+    """A regular file in an archive: its name, its size in bytes, and a function that opens it."""
 
     name: str
     size: int
@@ -81,7 +82,7 @@ class Member:
 
 
 def find_archive(archive: Archive, folders: list[Path]) -> Path | None:
-    """The archive's file in the first of `folders` that contains it; None if none does."""
+    """The path of the archive in the first of `folders` that contains it; None if none does."""
     for folder in folders:
         if (folder / archive.name).is_file():
             return folder / archive.name
@@ -92,7 +93,7 @@ def check_archive(path: Path, archive: Archive, progress: Progress) -> str:
     """Compares size and MD5 of a file with the official ones, if known; returns its MD5.
 
     Raises:
-        KdepError: another size or MD5 (an incomplete download, or another release).
+        KdepError: the size or MD5 differs (an incomplete download, or another release).
     """
     try:
         size = path.stat().st_size
@@ -110,7 +111,7 @@ def _check_archive(path: Path, archive: Archive, size: int, progress: Progress) 
         raise KdepError(f"the archive {path} is empty (0 bytes)", fix=_AGAIN)
     md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
     _read_all(path, (md5, sha256), progress)
-    _hashed[_stat_of(path)] = sha256.hexdigest()  # `unpack` needs it next
+    _hashed[_identity(path)] = sha256.hexdigest()  # `unpack` needs it next
     if archive.md5 is not None and md5.hexdigest() != archive.md5:
         raise KdepError(
             f"the archive {path} has the MD5 {md5.hexdigest()}",
@@ -121,7 +122,7 @@ def _check_archive(path: Path, archive: Archive, size: int, progress: Progress) 
 
 
 def unpack(path: Path, target: Path, progress: Progress, *, strip: int = 0) -> dict[str, int]:
-    """Unpacks `path` into the folder `target`; does nothing if its seal shows it was done before.
+    """Unpacks the archive `path` into the folder `target`, unless its seal shows this was done.
 
     Args:
         path: a .tar, .tar.gz, .tgz, .tar.bz2, .tar.xz or .zip file.
@@ -130,12 +131,12 @@ def unpack(path: Path, target: Path, progress: Progress, *, strip: int = 0) -> d
         strip: number of leading folders to remove from every name.
 
     Returns:
-        {files, bytes, skipped}.
+        "files" and "bytes" of the archive, and "skipped", the number of files that existed.
 
     Raises:
-        KdepError: a name that leads out of the folder (absolute, '..', drive, backslash), a link, a
-            device, two members with one name; a damaged, truncated or encrypted archive; not
-            enough disk space.
+        KdepError: a path that leads out of the folder (absolute, '..', drive letter, backslash), a
+            link, a device, or two members with one name; a damaged, truncated or encrypted
+            archive; not enough disk space.
     """
     seal = Seal(path, target)
     if (counts := seal.counts()) is not None:
@@ -152,14 +153,18 @@ def unpack(path: Path, target: Path, progress: Progress, *, strip: int = 0) -> d
 
 @contextlib.contextmanager
 def sentences(path: Path) -> Iterator[None]:
-    """Raises faults of the archive `path`, and of the disk it is unpacked to, as KdepErrors."""
+    """Context manager: converts exceptions of damaged archives and of the disk to KdepErrors.
+
+    Args:
+        path: the archive, for errors.
+    """
     try:
         yield
     except OSError as e:
         raise (_damaged(path, e) if e.errno is None else disk_error(path, e)) from None
     except MemoryError:
         raise KdepError(
-            f"unpacking {path} needs more memory than there is", fix="free memory and run again"
+            f"there is not enough memory to unpack {path}", fix="free memory and run again"
         ) from None
     except DAMAGE as e:
         raise _damaged(path, e) from None
@@ -171,7 +176,7 @@ def _damaged(path: Path, e: object) -> KdepError:
 
 
 def disk_error(path: Path, e: OSError) -> KdepError:
-    """The error for a file that could not be read or written while `path` was unpacked."""
+    """A KdepError for an OSError that occurred while the archive `path` was read or unpacked."""
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
         return KdepError(
             f"the disk is full while unpacking {path}",
@@ -186,10 +191,11 @@ def disk_error(path: Path, e: OSError) -> KdepError:
 
 # ---- seals ----
 
-_hashed: dict[tuple[Any, ...], str] = {}
+_hashed: dict[tuple[Any, ...], str] = {}  # SHA-256 by the result of `_identity`
 
 
-def _stat_of(path: Path) -> tuple[Any, ...]:
+def _identity(path: Path) -> tuple[Any, ...]:
+    """(resolved path, size, modification time in ns, inode) of a file."""
     s = path.stat()
     return str(path.resolve()), s.st_size, s.st_mtime_ns, s.st_ino
 
@@ -205,7 +211,7 @@ def _read_all(path: Path, digests: tuple[Any, ...], progress: Progress) -> None:
 
 
 def _sha256(path: Path, progress: Progress) -> str:
-    key = _stat_of(path)
+    key = _identity(path)
     if key not in _hashed or key[1] < _HASHED_ALWAYS:
         digest = hashlib.sha256()
         _read_all(path, (digest,), progress)
@@ -214,95 +220,101 @@ def _sha256(path: Path, progress: Progress) -> str:
 
 
 class Seal:
-    """The record of an archive that was unpacked into a folder.
+    """The record that an archive was unpacked into a folder: a JSON file in that folder.
 
     `<target>/.unpacked/<archive>.json` contains name, size, modification time, inode and SHA-256 of
-    the archive. A large archive of the same size, time and inode is not hashed again.
+    the archive. A large archive with the same size, time and inode is not hashed again.
+
+    Args:
+        path: the archive.
+        target: the folder.
     """
 
     def __init__(self, path: Path, target: Path) -> None:
         self.path = path
         self._file = target / SEALS / f"{path.name}.json"
-        self._begun = target / SEALS / f"{path.name}.begun"
+        self._started = target / SEALS / f"{path.name}.begun"
 
     def counts(self) -> dict[str, int] | None:
-        """{files, bytes} that were unpacked; None if this archive was not unpacked here."""
-        known = self._known(self._file)
-        if known is None or not self._is_of_this_archive(known):
+        """{files, bytes} that were unpacked; None if this archive was not completely unpacked."""
+        stored = self._read(self._file)
+        if stored is None or not self._is_of_this_archive(stored):
             return None
-        return known["counts"]
+        return stored["counts"]
 
     def begin(self, progress: Progress) -> bool:
-        """Marks the unpacking as begun; returns whether an interrupted run with the same archive
-        did so before."""
-        known = self._known(self._begun)
-        again = known is not None and self._is_of_this_archive(known)
+        """Records that unpacking has begun; returns whether it resumes an interrupted run."""
+        stored = self._read(self._started)
+        resumes = stored is not None and self._is_of_this_archive(stored)
         self._file.unlink(missing_ok=True)
-        if not again:
-            write_json(self._begun, self._content({"files": 0, "bytes": 0}, progress))
-        return again
+        if not resumes:
+            write_json(self._started, self._content({"files": 0, "bytes": 0}, progress))
+        return resumes
 
     def close(self, counts: dict[str, int]) -> None:
-        """Writes the seal: the archive is completely unpacked."""
+        """Writes the seal, which states that the archive is completely unpacked."""
         write_json(self._file, self._content(counts))
-        self._begun.unlink(missing_ok=True)
+        self._started.unlink(missing_ok=True)
 
     def sha256(self) -> str:
-        """The archive's SHA-256; from the seal if its time stamps show that it did not change."""
-        known = self._known(self._begun) or self._known(self._file)
-        same = known is not None and self._is_of_this_archive(known)
-        return known["archive"]["sha256"] if known and same else _sha256(self.path, _silent)
+        """The archive's SHA-256; from the seal if the archive has not changed since."""
+        stored = self._read(self._started) or self._read(self._file)
+        is_current = stored is not None and self._is_of_this_archive(stored)
+        return stored["archive"]["sha256"] if stored and is_current else _sha256(self.path, _silent)
 
     def _content(self, counts: dict[str, int], progress: Progress | None = None) -> dict[str, Any]:
-        _, size, mtime_ns, inode = _stat_of(self.path)
+        _, size, mtime_ns, inode = _identity(self.path)
         sha256 = _sha256(self.path, progress or _silent)
         archive = {"name": self.path.name, "bytes": size, "mtime_ns": mtime_ns, "inode": inode}
         return {"archive": {**archive, "sha256": sha256}, "counts": counts}
 
     @staticmethod
-    def _known(file: Path) -> dict[str, Any] | None:
+    def _read(file: Path) -> dict[str, Any] | None:
+        """The content of a seal; None if it is missing, damaged or of an older version."""
         try:
-            known = read_strict(file)
-            numbers = (*known["counts"].values(), known["archive"]["bytes"])
-            valid = set(known["counts"]) == {"files", "bytes"} and all(
+            stored = read_strict(file)
+            numbers = (*stored["counts"].values(), stored["archive"]["bytes"])
+            is_valid = set(stored["counts"]) == {"files", "bytes"} and all(
                 type(n) is int and n >= 0 for n in numbers
             )
-            return known if valid and len(known["archive"]["sha256"]) == 64 else None
+            return stored if is_valid and len(stored["archive"]["sha256"]) == 64 else None
         except (KdepError, AttributeError, LookupError, TypeError):
-            return None  # no seal, a damaged or an older one: `place` compares the content
+            return None
 
-    def _is_of_this_archive(self, known: dict[str, Any]) -> bool:
-        archive = known["archive"]
-        _, size, mtime_ns, inode = _stat_of(self.path)
+    def _is_of_this_archive(self, stored: dict[str, Any]) -> bool:
+        archive = stored["archive"]
+        _, size, mtime_ns, inode = _identity(self.path)
         if archive["bytes"] != size:
             return False
-        same = (archive.get("mtime_ns"), archive.get("inode")) == (mtime_ns, inode)
-        if same and size >= _HASHED_ALWAYS:
+        is_unchanged = (archive.get("mtime_ns"), archive.get("inode")) == (mtime_ns, inode)
+        if is_unchanged and size >= _HASHED_ALWAYS:
             return True
         return archive["sha256"] == _sha256(self.path, _silent)
 
 
 def _silent(*_: Any) -> None:
-    """No progress."""
+    """A progress function that does nothing."""
 
 
 def drop_seals(folder: Path) -> None:
-    """Removes the seals of a set's folder and its subfolders, so that the next run compares every
-    file with the archives."""
+    """Removes the seals in a set's folder and its subfolders.
+
+    The next run then compares every file with the archives.
+    """
     with contextlib.suppress(OSError):
-        for each in (folder, *(p for p in folder.iterdir() if p.is_dir())):
-            if not (each / SEALS).is_symlink():
-                shutil.rmtree(each / SEALS, ignore_errors=True)
+        for path in (folder, *(p for p in folder.iterdir() if p.is_dir())):
+            if not (path / SEALS).is_symlink():
+                shutil.rmtree(path / SEALS, ignore_errors=True)
 
 
 # ---- members ----
 
 
 def _listed(path: Path, strip: int) -> dict[str, int]:
-    """Reads the whole archive; returns the size of each file by its path below the target.
+    """Reads the whole archive; returns {path below the target: size in bytes} of its files.
 
     Raises:
-        KdepError: no file, two files of one path, or a path that is both a file and a folder.
+        KdepError: no file, two files with one path, or a path that is both a file and a folder.
     """
     names: dict[str, int] = {}
     for member in members(path):
@@ -315,15 +327,15 @@ def _listed(path: Path, strip: int) -> dict[str, int]:
     if not names:
         raise KdepError(f"the archive {path} contains no file", fix=_AGAIN)
     for name in names:
-        if above := next((p for p in PurePosixPath(name).parents if str(p) in names), None):
+        if parent := next((p for p in PurePosixPath(name).parents if str(p) in names), None):
             raise KdepError(
-                f"the archive {path} contains {str(above)!r} both as a file and as a folder",
+                f"the archive {path} contains {str(parent)!r} both as a file and as a folder",
                 fix=_AGAIN,
             )
     return names
 
 
-def _unpack(  # the checked archive: `names` is the result of `_listed`
+def _unpack(
     path: Path,
     target: Path,
     progress: Progress,
@@ -331,6 +343,7 @@ def _unpack(  # the checked archive: `names` is the result of `_listed`
     names: dict[str, int],
     resumed: bool,
 ) -> dict[str, int]:
+    """Unpacks an archive that was checked by `_listed`, whose result is `names`."""
     done = skipped = 0
     for member in members(path):
         rel = safe_member(member.name, path, strip)
@@ -349,38 +362,44 @@ def _unpack(  # the checked archive: `names` is the result of `_listed`
 def place(
     member: Member, target: Path, rel: PurePosixPath, source: Path, resumed: bool = False
 ) -> bool:
-    """Writes a member to target/rel unless that file has its content; returns whether it wrote.
+    """Writes a member to target/rel unless that file has its content.
 
     Args:
-        source: the archive, for messages.
-        resumed: an interrupted run with the same archive wrote here, so a file of the same size is
-            not compared.
+        member: the member.
+        target: the folder to unpack into.
+        rel: path of the member below it.
+        source: the archive, for errors.
+        resumed: whether an interrupted run unpacked the same archive here; then a file of the right
+            size is not compared.
+
+    Returns:
+        whether the file was written.
 
     Raises:
         KdepError: a link that leads out of `target`, or a member of another size than declared.
     """
     out = target / rel
     inside(out, target, source)
-    there = out.is_file() and not out.is_symlink() and out.stat().st_size == member.size
-    if there and (resumed or _equal(member, out)):
+    has_right_size = out.is_file() and not out.is_symlink() and out.stat().st_size == member.size
+    if has_right_size and (resumed or _equal(member, out)):
         return False
     out.parent.mkdir(parents=True, exist_ok=True)
     fd, tmp = new_temporary(out, ".unpack.")
     try:
-        left = member.size
+        remaining = member.size
         with os.fdopen(fd, "wb") as f, member.open() as data:
-            # Never more than declared, so that a false header cannot fill the disk.
-            while left and (piece := data.read(min(_PIECE, left))):
+            # Writes no more than the header states, so that a wrong header cannot fill the disk.
+            while remaining and (piece := data.read(min(_PIECE, remaining))):
                 f.write(piece)
-                left -= len(piece)
-            surplus = data.read(1)  # also makes zipfile compare the checksum at the end
-        if left or surplus:
-            excess = (
-                f"ends {left} bytes before the end of"
-                if left
-                else "has more bytes than declared for"
+                remaining -= len(piece)
+            surplus = data.read(1)  # at the end of a member, zipfile compares its checksum
+        if remaining or surplus:
+            fault = (
+                f"ends {remaining} bytes before the end of"
+                if remaining
+                else "has more bytes than its header states for"
             )
-            raise KdepError(f"the archive {source} {excess} {member.name!r}", fix=_AGAIN)
+            raise KdepError(f"the archive {source} {fault} {member.name!r}", fix=_AGAIN)
         os.replace(tmp, out)
     finally:
         tmp.unlink(missing_ok=True)
@@ -396,17 +415,22 @@ def _equal(member: Member, out: Path) -> bool:
 
 
 def inside(out: Path, target: Path, source: Path) -> None:
-    """KdepError if a folder in the path `out` is a link that leads out of `target`."""
+    """Raises KdepError if a folder in the path `out` is a link that leads out of `target`."""
     if not out.parent.resolve().is_relative_to(target.resolve()):
         raise KdepError(
             f"unpacking {source} would write to {out.parent.resolve()} through a link in {target}",
-            expected=f"a place below {target}",
+            expected=f"a path below {target}",
             fix="move that link to another folder, or choose another --root",
         )
 
 
 def safe_member(name: str, source: Path, strip: int = 0) -> PurePosixPath | None:
-    """`name` as a path below the target, less `strip` leading folders; None if nothing is left.
+    """The path of a member below the target, or None if it consists of `strip` folders only.
+
+    Args:
+        name: name in the archive.
+        source: the archive, for errors.
+        strip: number of leading folders to remove.
 
     Raises:
         KdepError: an absolute path, '..', a drive letter, a backslash or a control character.
@@ -434,11 +458,11 @@ def safe_member(name: str, source: Path, strip: int = 0) -> PurePosixPath | None
 def members(path: Path) -> Iterator[Member]:
     """Yields the regular files of an archive in its order.
 
-    When the iteration ends without an error, the archive is complete. The checksum of a zip's
-    member is compared when the member is read.
+    If the iteration ends without an error, the archive is complete. The checksum of a member of a
+    zip is compared when the member is read.
 
     Raises:
-        KdepError: a damaged, truncated or encrypted archive, a link or a device.
+        KdepError: a damaged, truncated or encrypted archive, or one with a link or a device.
     """
     with path.open("rb") as f:
         head = f.read(6)
@@ -464,7 +488,7 @@ def _decompressed(path: Path, head: bytes) -> IO[bytes]:
 
 
 class _Header(tarfile.TarInfo):
-    """A tar header that refuses impossible sizes; with a negative one, tarfile never ends."""
+    """A tar header that rejects impossible sizes; a negative one makes tarfile loop forever."""
 
     @classmethod
     def frombuf(cls, buf: Any, encoding: str, errors: str) -> Any:
@@ -478,16 +502,18 @@ _EXTENDED_TYPES = {bytes([c]) for c in _EXTENDED}
 
 
 class _Stream(io.RawIOBase):
-    """A stream that raises EOFError after 100 empty reads: tarfile would repeat them for ever for
-    some damaged headers."""
+    """A wrapper of a stream that raises EOFError after 100 empty reads.
 
-    def __init__(self, below: IO[bytes]) -> None:
-        self._below, self._empty = below, 0
+    For some damaged headers tarfile would repeat such reads forever.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream, self._empty_reads = stream, 0
 
     def read(self, size: int | None = -1) -> bytes:
-        data = self._below.read(-1 if size is None else size)
-        self._empty = 0 if data or size == 0 else self._empty + 1
-        if self._empty > 100:
+        data = self._stream.read(-1 if size is None else size)
+        self._empty_reads = 0 if data or size == 0 else self._empty_reads + 1
+        if self._empty_reads > 100:
             raise EOFError("it ends within a header")
         return data
 
@@ -498,17 +524,17 @@ class _Stream(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        return self._below.seek(offset, whence)
+        return self._stream.seek(offset, whence)
 
     def tell(self) -> int:
-        return self._below.tell()
+        return self._stream.tell()
 
 
 def tar_members(stream: IO[bytes], source: Path) -> Iterator[Member]:
     """Yields the regular files of an uncompressed tar; KdepError if it is damaged or truncated."""
-    below: Any = _Stream(stream)
+    limited: Any = _Stream(stream)
     try:
-        t = tarfile.open(fileobj=below, mode="r:", tarinfo=_Header)  # noqa: SIM115
+        t = tarfile.open(fileobj=limited, mode="r:", tarinfo=_Header)  # noqa: SIM115
     except (tarfile.TarError, EOFError, zlib.error) as e:
         raise KdepError(
             f"the file {source} is not a tar or zip archive, or it is damaged or truncated ({e})",
@@ -517,19 +543,20 @@ def tar_members(stream: IO[bytes], source: Path) -> Iterator[Member]:
     with t:
         last = -1
         while (info := t.next()) is not None:
-            t.members = []  # pyright: ignore (or memory grows by every header)
+            t.members = []  # pyright: ignore (otherwise tarfile keeps every header in memory)
             if info.size < 0 or info.offset_data <= last:
                 raise _damaged(source, f"a header states {info.size} bytes")
             last = info.offset_data
             if _tar_file(info, source):
                 yield Member(info.name, info.size, lambda i=info: _content(t, i))
-        _check_end(below, t.offset, source)
+        _check_end(limited, t.offset, source)
 
 
 def _check_end(stream: IO[bytes], position: int, source: Path) -> None:
-    """KdepError unless a tar ends at byte `position` with two zero blocks, and only zeros follow.
+    """Raises KdepError unless a tar ends at byte `position` with two blocks of zeros.
 
-    POSIX: https://pubs.opengroup.org/onlinepubs/9699919799/utilities/pax.html ("ustar").
+    Only zeros may follow. Source: POSIX, format "ustar",
+    https://pubs.opengroup.org/onlinepubs/9699919799/utilities/pax.html.
     """
     stream.seek(position)
     block = stream.read(2 * tarfile.BLOCKSIZE)
@@ -555,31 +582,34 @@ def _content(t: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
 
 
 def _check_zip(z: zipfile.ZipFile, path: Path) -> None:
-    """KdepError unless the zip's directory lists all entries and the file has no other bytes."""
+    """Raises KdepError unless the zip's directory lists all entries and no other bytes exist."""
+    end_size = 22  # bytes of the end-of-central-directory record, without the comment
     size = path.stat().st_size
     with path.open("rb") as f:
-        f.seek(max(0, size - (1 << 16) - 22))
+        f.seek(max(0, size - (1 << 16) - end_size))  # a comment has less than 1 << 16 bytes
         tail = f.read()
     position = tail.rfind(b"PK\5\6")
-    end = tail[position : position + 22]
-    if len(end) == 22:
-        entries, comment = struct.unpack("<10xH8xH", end)
+    end = tail[position : position + end_size]
+    if len(end) == end_size:
+        entries, comment_size = struct.unpack("<10xH8xH", end)
         first = min((i.header_offset for i in z.infolist()), default=0)
-        if entries not in (0xFFFF, len(z.infolist())):
+        if entries not in (0xFFFF, len(z.infolist())):  # 0xFFFF: see the Zip64 record
             raise _damaged(path, f"its directory lists {len(z.infolist())} of {entries} entries")
-        if len(tail) - position - 22 != comment:
-            raise _damaged(path, f"{len(tail) - position - 22 - comment} bytes follow its end")
+        extra = len(tail) - position - end_size - comment_size
+        if extra:
+            raise _damaged(path, f"{extra} bytes follow its end")
         if first:
             raise _damaged(path, f"its first {first} bytes are not in its directory")
-    locked = next((i.filename for i in z.infolist() if i.flag_bits & 1), None)
-    if locked is not None:
+    encrypted = next((i.filename for i in z.infolist() if i.flag_bits & 1), None)
+    if encrypted is not None:
         raise KdepError(
-            f"the archive {path} is encrypted ({locked[:100]!r})",
+            f"the archive {path} is encrypted ({encrypted[:100]!r})",
             fix="decrypt it, or download the official archive",
         )
 
 
 def _tar_file(info: tarfile.TarInfo, source: Path) -> bool:
+    """Whether a member is a file, not a folder; raises KdepError for a link or device."""
     if info.isdir():
         safe_member(info.name, source)
         return False
@@ -594,6 +624,7 @@ def _tar_file(info: tarfile.TarInfo, source: Path) -> bool:
 
 
 def _zip_file(info: zipfile.ZipInfo, source: Path) -> bool:
+    """Whether an entry is a file, not a folder; raises KdepError for a link or special file."""
     mode = info.external_attr >> 16
     kind = stat.S_IFMT(mode)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
@@ -609,8 +640,8 @@ def _zip_file(info: zipfile.ZipInfo, source: Path) -> bool:
 
 
 def _check_disk_space(path: Path, target: Path, names: dict[str, int], total: int) -> None:
-    there = sum(s for n, s in names.items() if (target / n).is_file())
-    free, need = shutil.disk_usage(target).free, total - there
+    existing = sum(s for n, s in names.items() if (target / n).is_file())
+    free, need = shutil.disk_usage(target).free, total - existing
     if need > free:
         raise KdepError(
             f"unpacking {path} needs {need / 1e9:.1f} GB, but {target} has only {free / 1e9:.1f} "

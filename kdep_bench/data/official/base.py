@@ -1,4 +1,4 @@
-"""OfficialSet, the description of an official data set; finds, unpacks and checks sets."""
+"""OfficialSet, the description of an official data set; functions that unpack and check sets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kdep_bench.data.official.archives import (
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import plain_text
 
-ROOT = "KDEP_DATA"  # the environment variable that names the root of all sets
+ROOT = "KDEP_DATA"  # environment variable: the folder with all sets
 # Modules of this package that do not define a set.
 _NOT_SETS = {"__init__", "archives", "base", "tiny", "stage"}
 
@@ -32,20 +32,21 @@ class OfficialSet:
     """One data set in its official format.
 
     Attributes:
-        name: its folder below the root, and its name on the command line.
-        title, homepage, licence: shown to users. A licence ends in "(unchecked)" where neither the
+        name: name on the command line, and of the set's folder below the root.
+        title, homepage, licence: shown to users. A licence ends in "(unchecked)" if neither the
             licence text nor a quotation of it was read.
-        archives: the files to download; unpacked into the folder unless `lay_out` is given.
-        counts: number of images (and classes) of the complete release, by the keys that `verify`
-            returns.
-        verify: (folder, decode) -> counts. Raises KdepError for the first fault. `decode`: how many
-            images of each split are decoded in full, None for all.
-        tiny: (folder, rng): writes a tiny copy in the same format.
-        convert: (folder, progress): makes files that are not in the archives, such as converted
-            masks; runs after every unpacking, so it must accept its own output.
-        lay_out: (folder, path by archive name, progress): replaces the plain unpacking.
-        notes: sentences on the data, shown with the results.
-        trained: the keys of `counts` whose sum is the number of images of one training epoch.
+        archives: the files to download; unpacked into the set's folder unless `lay_out` is given.
+        counts: number of images and classes of the complete release, with the same keys as the
+            result of `verify`.
+        verify: function (folder, decode) that checks the files and returns counts; it raises
+            KdepError for the first fault. `decode` is the number of images to decode per split,
+            None for all.
+        tiny: function (folder, rng) that writes a tiny copy in the same format.
+        convert: function (folder, progress) that creates files that are not in the archives, such
+            as converted masks. It also runs if its output already exists.
+        lay_out: function (folder, {archive name: path}, progress) that replaces the unpacking.
+        notes: sentences about the data, shown with the results.
+        trained: the keys of `counts` whose sum is the number of images in one training epoch.
     """
 
     name: str
@@ -63,20 +64,20 @@ class OfficialSet:
 
 
 def set_names() -> list[str]:
-    """The names of all sets, by file name; nothing is imported."""
+    """The names of all sets, from the names of their modules, which are not imported."""
     return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in _NOT_SETS)
 
 
 def get_set(name: str) -> OfficialSet:
-    """The set of that name; KdepError with similar names if there is none."""
+    """The set with that name; raises KdepError, with similar names, if there is none."""
     if name not in set_names():
         raise unknown_name("data set", name, set_names())
     return importlib.import_module(f"kdep_bench.data.official.{name}").SET
 
 
-def data_root(given: str | Path | None = None) -> Path:
-    """The folder with all sets: `given`, else $KDEP_DATA; KdepError if it is not a folder."""
-    chosen = given or os.environ.get(ROOT)
+def data_root(root: str | Path | None = None) -> Path:
+    """The folder with all sets: `root`, by default $KDEP_DATA; KdepError if it does not exist."""
+    chosen = root or os.environ.get(ROOT)
     if not chosen:
         raise KdepError(
             f"the folder of the data sets is not set (no ${ROOT})",
@@ -98,13 +99,16 @@ def lay_out(
     progress: Progress,
     checksums: bool = True,
 ) -> dict[str, str]:
-    """Checks, unpacks and converts a set's archives into its folder below `root`.
+    """Checks a set's archives, unpacks them into its folder below `root`, and converts files.
 
-    Can be interrupted at any time and run again.
+    An interrupted run can be repeated; it resumes.
 
     Args:
+        dataset: the set.
+        root: the folder with all sets.
         archives: folders to search for the archives, before the set's folder and `root`.
-        checksums: compute the MD5 of each archive, also where no official MD5 is known.
+        progress: called with (done, total, note).
+        checksums: whether to compute the MD5 of each archive, even if no official MD5 is known.
 
     Returns:
         MD5 by archive name; empty without `checksums`.
@@ -120,10 +124,9 @@ def lay_out(
             paths[archive.name] = path
         elif not archive.optional:
             raise KdepError(
-                f"the archive {archive.name} of {dataset.title} is in none of "
+                f"the archive {archive.name} of {dataset.title} was not found in "
                 f"{', '.join(str(a) for a in [*archives, folder])}",
-                expected=f"the file from {archive.homepage}",
-                fix="download it there and pass its folder as --archives",
+                fix=f"download it from {archive.homepage} and pass its folder as --archives",
             )
     digests = {}
     for archive in dataset.archives:
@@ -143,15 +146,17 @@ def lay_out(
 def verify(dataset: OfficialSet, root: Path, decode: int | None = 8, whole: bool = True) -> dict:
     """Checks a set below `root`; returns its counts of images and classes.
 
-    If the check fails, the set's seals are removed, so that the next `lay_out` compares every file
-    with the archives.
+    If the check fails, the set's seals (see `archives.Seal`) are removed, so that the next
+    `lay_out` compares every file with the archives.
 
     Args:
+        dataset: the set.
+        root: the folder with all sets.
         decode: see `OfficialSet.verify`.
-        whole: compare the counts with those of the official release.
+        whole: whether to compare the counts with those of the official release.
 
     Raises:
-        KdepError: no folder, the first fault of the set, or another count than the release has.
+        KdepError: no folder, the first fault of the set, or a count that differs from the release.
     """
     try:
         return _verify(dataset, root, decode, whole)
@@ -174,16 +179,21 @@ def _verify(dataset: OfficialSet, root: Path, decode: int | None, whole: bool) -
                 f"{dataset.title} at {folder} has {counts.get(key)} {key}",
                 expected=f"{official}, as in the official release",
                 fix=f"run: python tools/prepare_data.py {dataset.name} --root {root} (the archive "
-                "was unpacked in part, or is another release)",
+                "was not completely unpacked, or is another release)",
             )
     return counts
 
 
-# ---- pieces of checks ----
+# ---- used by the checks of several sets ----
 
 
 def need_dir(path: Path, description: str) -> Path:
-    """`path` if it is a folder; KdepError otherwise."""
+    """Returns `path` if it is a folder; raises KdepError otherwise.
+
+    Args:
+        path: the folder.
+        description: what the folder should contain, for the error.
+    """
     if not path.is_dir():
         raise KdepError(
             f"the folder {path} does not exist",
@@ -194,7 +204,12 @@ def need_dir(path: Path, description: str) -> Path:
 
 
 def need_file(path: Path, description: str) -> Path:
-    """`path` if it is a file that is not empty; KdepError otherwise."""
+    """Returns `path` if it is a file that is not empty; raises KdepError otherwise.
+
+    Args:
+        path: the file.
+        description: what the file should be, for the error.
+    """
     if not path.is_file():
         raise KdepError(
             f"the file {path} does not exist",
@@ -211,7 +226,7 @@ def need_file(path: Path, description: str) -> Path:
 
 
 def lines(path: Path, description: str) -> list[str]:
-    """The non-empty lines of a split or list file; KdepError when it is missing or empty."""
+    """The non-empty lines of a text file, stripped; raises KdepError if there are none."""
     try:
         text = need_file(path, description).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
@@ -232,7 +247,9 @@ def need_files(folder: Path, names: Iterable[str], source: Path | str) -> int:
     """Checks that each of `names` is a file below `folder`; returns their number.
 
     Args:
-        source: the list that contains the names, for messages.
+        folder: the folder.
+        names: paths relative to it.
+        source: the list that contains the names, for errors.
 
     Raises:
         KdepError: the first file that is missing, empty or listed twice.
@@ -243,7 +260,7 @@ def need_files(folder: Path, names: Iterable[str], source: Path | str) -> int:
         if name in seen:
             raise KdepError(
                 f"the file {path} occurs twice in {source}",
-                expected="each file once (a repeated file would count twice in every mean)",
+                expected="each file once (repeated files would count twice in the scores)",
                 fix="unpack the archive of the list again",
             )
         seen.add(name)
@@ -252,8 +269,8 @@ def need_files(folder: Path, names: Iterable[str], source: Path | str) -> int:
         except (OSError, ValueError):  # ValueError: a null byte in the name
             raise KdepError(
                 f"the file {path}, which is listed in {source}, does not exist",
-                fix="prepare the data set again with tools/prepare_data.py (the archive was "
-                "unpacked in part)",
+                fix="prepare the data set again with tools/prepare_data.py (the archive was not "
+                "completely unpacked)",
             ) from None
         if size == 0:
             raise KdepError(
@@ -264,7 +281,11 @@ def need_files(folder: Path, names: Iterable[str], source: Path | str) -> int:
 
 
 def decode_some(files: Iterable[Path], limit: int | None) -> int:
-    """Decodes `limit` evenly spaced files (None: all) and returns their number."""
+    """Decodes `limit` evenly spaced images (None: all) and returns their number.
+
+    Raises:
+        KdepError: an image that cannot be decoded.
+    """
     files = list(files)
     if limit is not None and len(files) > limit:
         step = len(files) / max(limit, 1)

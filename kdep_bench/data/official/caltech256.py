@@ -1,7 +1,8 @@
 """Caltech-256: 256_ObjectCategories/<number>.<name>/*.jpg, 257 classes including "clutter".
 
-The release has no split. As KDEP's public code does, `convert` takes the first 60 images of each
-class for training and the others for testing; it writes `kdep_train.txt` and `kdep_test.txt`.
+The release has no split. As in KDEP's public code, the first 60 images of each class are for
+training and the others for testing; `convert` writes the lists `kdep_train.txt` and
+`kdep_test.txt`.
 """
 
 from __future__ import annotations
@@ -31,13 +32,17 @@ _CLASS = re.compile(r"(\d{3})\.[\w.+-]+")
 
 
 def classes(folder: Path) -> list[str]:
-    """Names of the class folders by number; KdepError for a folder without the next number."""
+    """Names of the class folders in the order of their numbers.
+
+    Raises:
+        KdepError: no class folders, or numbers that are not 001, 002, ... without gaps.
+    """
     names = class_names(need_dir(folder / FOLDER, "class folders"))
     for position, name in enumerate(names, 1):
         m = _CLASS.fullmatch(name)
         if m is None or int(m[1]) != position:
             raise KdepError(
-                f"the class folder {folder / FOLDER / name} is number {position} in order",
+                f"the class folder {folder / FOLDER / name} is at position {position}",
                 expected=f"the name {position:03d}.<name>: numbers from 001 without gaps",
                 fix="unpack the archive again",
             )
@@ -51,7 +56,7 @@ def classes(folder: Path) -> list[str]:
 
 
 def _images(folder: Path) -> list[str]:
-    """File names of a class's images; the release also has folders and other files, left out."""
+    """File names of the images of a class; subfolders and other files are left out."""
     return [n for n in list_images(folder).images if "/" not in n and n.endswith(".jpg")]
 
 
@@ -61,7 +66,7 @@ def convert(folder: Path, progress: Progress) -> None:
 
 
 def write_lists(folder: Path, per_class: int) -> None:
-    """Lists the first `per_class` images of a class, by name, for training, the rest for testing.
+    """Writes the lists: of each class, the first `per_class` images by name are for training.
 
     Raises:
         KdepError: a class that has no image left for testing.
@@ -82,31 +87,35 @@ def write_lists(folder: Path, per_class: int) -> None:
 
 
 def verify(folder: Path, decode: int | None) -> dict[str, int]:
-    """Checks that class numbers have no gap and that the lists contain each image exactly once."""
+    """Checks that class numbers have no gap and that the lists contain each image exactly once.
+
+    Returns counts; see `OfficialSet.verify`.
+    """
     names = classes(folder)
     listed: list[str] = []
     counts = {}
     for split, file in LISTS.items():
-        part = [_path_of(folder / file, row, names) for row in lines(folder / file, _ROW)]
-        counts[f"{split}_images"] = len(part)
-        listed += part
-    there = sum(len(_images(folder / FOLDER / n)) for n in names)
-    if len(set(listed)) != len(listed) or len(listed) != there:
+        paths = [_row_path(folder / file, row, names) for row in lines(folder / file, _ROW)]
+        counts[f"{split}_images"] = len(paths)
+        listed += paths
+    total = sum(len(_images(folder / FOLDER / n)) for n in names)
+    if len(set(listed)) != len(listed) or len(listed) != total:
         raise KdepError(
-            f"the lists in {folder} contain {len(set(listed))} different images of {there}",
+            f"the lists in {folder} have {len(listed)} rows with {len(set(listed))} different "
+            f"images; the class folders contain {total} images",
             expected="every image in exactly one list",
             fix="prepare the data set again with tools/prepare_data.py",
         )
     need_files(folder, listed, f"{folder}/kdep_*.txt")
     decode_some((folder / n for n in listed), decode)
-    return {"classes": len(names), "images": there, **counts}
+    return {"classes": len(names), "images": total, **counts}
 
 
 _ROW = "one 'path label' per line"
 
 
-def _path_of(file: Path, row: str, names: list[str]) -> str:
-    """The path of a row whose label is that of its class folder; KdepError otherwise."""
+def _row_path(file: Path, row: str, names: list[str]) -> str:
+    """The path in a row of a list; raises KdepError if its label does not fit its class folder."""
     path, _, label = row.rpartition(" ")
     parts = path.split("/")
     number = names.index(parts[1]) if len(parts) == 3 and parts[1] in names else None
@@ -115,7 +124,8 @@ def _path_of(file: Path, row: str, names: list[str]) -> str:
             f"the list {file} has the line {row[:100]!r}",
             expected=f"{FOLDER}/<class folder>/<image> and the number of that class folder, from 0"
             + ("" if number is None else f": {number}"),
-            fix="move that list elsewhere and prepare the data set again, which writes a new list",
+            fix="move that list elsewhere and prepare the data set again; a new list is then "
+            "written",
         )
     return path
 

@@ -1,6 +1,6 @@
 """CIFAR-100, python version: cifar-100-python/{train,test,meta}, pickles of Python 2.
 
-The unpickler here only builds arrays, lists and strings, because a pickle can otherwise run code.
+A pickle can run code when it is loaded. The unpickler here creates only arrays and built-in types.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ _ALLOWED = {
 }
 
 
-class _Arrays(pickle.Unpickler):
+class _ArrayUnpickler(pickle.Unpickler):
+    """An unpickler that can create numpy arrays, but no other classes."""
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it requires {module}.{name}, which is not allowed")
@@ -35,12 +37,15 @@ class _Arrays(pickle.Unpickler):
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """A CIFAR pickle as a dict; KdepError if it is damaged or contains other objects than arrays,
-    lists and strings."""
+    """Reads a CIFAR pickle, which contains one dict.
+
+    Raises:
+        KdepError: the file is damaged, or contains other objects than arrays and built-in types.
+    """
     need_file(path, "a pickle of CIFAR-100")
     try:
         with path.open("rb") as f:
-            table = _Arrays(f, encoding="latin1").load()
+            table = _ArrayUnpickler(f, encoding="latin1").load()
     except Exception as e:  # a damaged pickle can raise any exception
         raise KdepError(
             f"the CIFAR file {path} cannot be read ({type(e).__name__}: {e})",
@@ -57,7 +62,14 @@ def read_pickle(path: Path) -> dict[str, Any]:
 
 
 def read_split(folder: Path, split: str) -> tuple[np.ndarray, list[int], list[str]]:
-    """Reads a split: (images [N, 32, 32, 3] uint8 RGB, fine labels [N], names of the fine classes).
+    """Reads a split.
+
+    Args:
+        folder: the set's folder.
+        split: "train" or "test".
+
+    Returns:
+        images [N, 32, 32, 3] uint8 RGB, N fine labels, names of the 100 fine classes.
 
     Raises:
         KdepError: a damaged file, or arrays of another shape or length.

@@ -1,9 +1,9 @@
 """Cityscapes, fine annotations: leftImg8bit/<split>/<city>/, gtFine/<split>/<city>/.
 
-The archives contain labelIds masks; `convert` maps them to the labelTrainIds masks that training
-reads. Ids are from cityscapesScripts, `helpers/labels.py`: 19 evaluated classes, all others 255.
-cityscapesScripts draws both kinds of mask from the same polygons in the same order, so mapping the
-ids of its labelIds masks gives the same pixels.
+The archives contain masks with labelIds; `convert` writes the masks with labelTrainIds that
+training reads. Ids are from cityscapesScripts, `helpers/labels.py`: 19 evaluated classes, 255 for
+all others. cityscapesScripts draws both kinds of masks from the same polygons in the same order, so
+mapping the ids has the same result.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ def convert(folder: Path, progress: Progress) -> None:
 
 
 def verify(folder: Path, decode: int | None) -> dict[str, int]:
-    """Checks that images and train-id masks pair up, sizes agree and values are train ids."""
+    """Checks that images and masks exist in pairs of equal size, and mask values are train ids.
+
+    Returns counts; see `OfficialSet.verify`.
+    """
     need_dir(folder / "gtFine", "the folder of gtFine_trainvaltest.zip")
     need_dir(folder / "leftImg8bit", "the folder of leftImg8bit_trainvaltest.zip")
     check_segmentation(folder, CLASSES, SPLITS, limit=decode)
@@ -54,14 +57,14 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
 
 
 def _files(split: Path, suffix: str) -> list[Path]:
-    """Files of a split's city folders that end in `suffix`, sorted."""
+    """Sorted paths of the files in a split's city folders that end in `suffix`."""
     if not split.is_dir():
         return []
     return [split / n for n in list_images(split).images if n.endswith(suffix)]
 
 
 def tiny(folder: Path, rng: np.random.Generator) -> None:
-    """Generates 4 training and 2 validation scenes with label ids, and converts these."""
+    """Generates 4 training and 2 validation scenes with labelIds masks, and converts the masks."""
     for split, count in (("train", 4), ("val", 2)):
         for i in range(count):
             stem = f"{split}/tinytown/tinytown_{i:06d}_000019"
@@ -86,5 +89,5 @@ SET = OfficialSet(
     verify=verify,
     tiny=tiny,
     convert=convert,
-    notes=("the page gives checksums to registered users only: none is compared",),
+    notes=("archives not compared with official checksums, which only registered users can see",),
 )

@@ -1,7 +1,7 @@
 """COCO 2017 detection: train2017/, val2017/, annotations/instances_{train,val}2017.json.
 
-Crowd regions (iscrowd = 1, run-length masks) are used neither in training nor in the score: mmdet
-sets their `ignore_flag`, and pycocotools ignores them.
+Crowd regions (iscrowd = 1, run-length masks) are ignored in training (mmdet sets their
+`ignore_flag`) and in the score (by pycocotools).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kdep_bench.data.user_json import read_user_json
 from kdep_bench.errors import KdepError
 
 _HOMEPAGE = "https://cocodataset.org/#download"
-_MD5_SOURCE = "the value several public download scripts check; none is published officially"
+_MD5_SOURCE = "used by several public download scripts; no official MD5 is published"
 SPLITS = ("train2017", "val2017")
 #: COCO's 80 categories, id -> name; the ids have gaps.
 NAMES = json.loads(
@@ -42,7 +42,10 @@ NAMES = json.loads(
 
 
 def verify(folder: Path, decode: int | None) -> dict[str, int]:
-    """Checks ids, the 80 categories, that images exist, and the size of some; returns counts."""
+    """Checks ids, the 80 categories, that images exist, and the size of some of them.
+
+    Returns counts; see `OfficialSet.verify`.
+    """
     counts: dict[str, int] = {}
     for split in SPLITS:
         path = folder / "annotations" / f"instances_{split}.json"
@@ -61,7 +64,14 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
 
 
 def check_table(path: Path, table: Any) -> dict[str, int]:
-    """Checks the lists and ids of an annotation file; returns {images, annotations, crowds}.
+    """Checks the lists and ids of an annotation file.
+
+    Args:
+        path: the file, for errors.
+        table: its parsed content.
+
+    Returns:
+        the number of images, annotations and crowds.
 
     Raises:
         KdepError: the first fault.
@@ -77,12 +87,12 @@ def check_table(path: Path, table: Any) -> dict[str, int]:
     _check_entries(path, table)
     names = {str(c["id"]): c["name"] for c in table["categories"]}
     if names != NAMES:
-        odd = sorted(set(names.items()) ^ set(NAMES.items()))
+        different = sorted(set(names.items()) ^ set(NAMES.items()))
         raise KdepError(
-            f"the categories of {path} are not those of COCO: there are {len(names)}, the first "
-            f"difference is {odd[0]}",
+            f"the {len(names)} categories of {path} are not those of COCO; the first difference is "
+            f"{different[0]}",
             expected="the 80 ids and names of COCO 2017",
-            fix="for a data set of your own, name its classes in the task's recipe",
+            fix="use the official annotations; for your own data, copy configs/data/mine.py",
         )
     images = {i["id"] for i in table["images"]}
     if len(images) != len(table["images"]):
@@ -100,7 +110,7 @@ def check_table(path: Path, table: Any) -> dict[str, int]:
     return {"images": len(images), "annotations": len(table["annotations"]), "crowds": crowds}
 
 
-#: List -> the keys its entries must have, with their types.
+#: Required keys and types of the entries, by list.
 _KEYS: dict[str, dict[str, type]] = {
     "images": {"id": int, "file_name": str, "width": int, "height": int},
     "annotations": {"id": int, "image_id": int, "category_id": int},
@@ -109,17 +119,17 @@ _KEYS: dict[str, dict[str, type]] = {
 
 
 def _check_entries(path: Path, table: dict[str, Any]) -> None:
-    """KdepError for the first entry that is not an object, or whose key is missing or of another
-    type."""
+    """Raises KdepError for the first entry that lacks a required key or has one of another type."""
     for part, keys in _KEYS.items():
-        for place, entry in enumerate(table[part]):
-            held = entry if isinstance(entry, dict) else {}
-            wrong = next((k for k, kind in keys.items() if type(held.get(k)) is not kind), None)
-            if wrong is None and type(held.get("iscrowd", 0)) is not int:
+        for position, item in enumerate(table[part]):
+            entry = item if isinstance(item, dict) else {}
+            wrong = next((k for k, kind in keys.items() if type(entry.get(k)) is not kind), None)
+            if wrong is None and type(entry.get("iscrowd", 0)) is not int:
                 wrong = "iscrowd"
             if wrong is not None:
                 raise KdepError(
-                    f"entry {place} of {part} in {path} has the {wrong} {held.get(wrong)!r:.80}",
+                    f"entry {position} of {part} in {path} has the {wrong} "
+                    f"{entry.get(wrong)!r:.80}",
                     expected="integers for ids, sizes and iscrowd, strings for names",
                     fix="unpack the annotations again",
                 )
@@ -136,8 +146,10 @@ def _check_size(file: Path, stated: dict[str, Any], path: Path) -> None:
 
 
 def tiny(folder: Path, rng: np.random.Generator) -> None:
-    """Generates 8 training and 4 validation images with two objects each; every fourth object is a
-    crowd with a run-length mask."""
+    """Generates 8 training and 4 validation images with two objects each.
+
+    Every fourth object is a crowd with a run-length mask.
+    """
     for split, count in (("train2017", 8), ("val2017", 4)):
         images, annotations = [], []
         for i in range(1, count + 1):

@@ -1,4 +1,4 @@
-"""CUB-200-2011: CUB_200_2011/ with images/ and the lists of names, classes and the split."""
+"""CUB-200-2011: the folder CUB_200_2011/ with images/ and lists of names, classes and splits."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ _LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt")
 
 
 def verify(folder: Path, decode: int | None) -> dict[str, int]:
-    """Checks that the three lists have the same ids, images exist and classes are 1..200."""
+    """Checks that the three lists have the same ids, images exist and classes are 1..200.
+
+    Returns counts; see `OfficialSet.verify`.
+    """
     base = folder / FOLDER
     images, labels, split = (_table(base / name) for name in _LISTS)
     for name, table in zip(_LISTS[1:], (labels, split), strict=True):
         if table.keys() != images.keys():
-            odd = sorted(table.keys() ^ images.keys())
+            different = sorted(table.keys() ^ images.keys())
             raise KdepError(
-                f"the file {base / name} and images.txt differ in {len(odd)} image ids, the first "
-                f"is {odd[0]}",
+                f"the file {base / name} and images.txt differ in {len(different)} image ids, the "
+                f"first is {different[0]}",
                 fix="unpack the archive again",
             )
     if wrong := sorted(v for v in set(labels.values()) if not _is_number(v)):
@@ -67,8 +70,11 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
 
 
 def _table(path: Path) -> dict[int, str]:
-    """id -> value of a list with one 'id value' per line; KdepError for another line or two equal
-    ids."""
+    """Reads a list with one 'id value' per line as {id: value}.
+
+    Raises:
+        KdepError: a line of another form, or an id that occurs twice.
+    """
     out = {}
     for row in lines(path, "one 'id value' per line"):
         key, _, value = row.partition(" ")
@@ -113,7 +119,7 @@ SET = OfficialSet(
             "CUB_200_2011.tgz",
             "https://data.caltech.edu/records/65de6-vp158",
             "97eceeb196236b17998738112f37df78",
-            "the value many public loaders check, for instance avalanche's datasets/cub200.py",
+            "used by many public loaders, for instance avalanche's datasets/cub200.py",
         ),
     ),
     counts={"images": 11788, "train_images": 5994, "test_images": 5794, "classes": 200},

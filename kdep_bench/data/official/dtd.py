@@ -18,10 +18,10 @@ SPLITS = ("train1", "val1", "test1")
 
 
 def verify(folder: Path, decode: int | None) -> dict[str, int]:
-    """Checks that split 1 is disjoint, its images exist, and imdb.mat has the same split.
+    """Checks that the parts of split 1 are disjoint, images exist, and imdb.mat has the same split.
 
-    mmpretrain reads imdb.mat, with the splits 1 train, 2 val, 3 test (mmpretrain 1.2.0,
-    `datasets/dtd.py`).
+    mmpretrain reads the split from imdb.mat, where 1 is train, 2 val and 3 test (mmpretrain 1.2.0,
+    `datasets/dtd.py`). Returns counts; see `OfficialSet.verify`.
     """
     base = folder / FOLDER
     parts = {s: lines(base / "labels" / f"{s}.txt", "one image per line") for s in SPLITS}
@@ -46,28 +46,28 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
 
 
 def _check_labels(path: Path, table: dict[str, list]) -> None:
-    """KdepError unless each folder has one class number, increasing in the order of its name."""
-    number: dict[str, int] = {}
+    """Raises KdepError unless each folder has one class number, in alphabetical order."""
+    class_number: dict[str, int] = {}  # by folder
     for name, label in zip(table["name"], table["class"], strict=True):
         folder = str(name).partition("/")[0]
-        if number.setdefault(folder, label) != label:
+        if class_number.setdefault(folder, label) != label:
             raise KdepError(
-                f"the table {path} gives the image {name} the class {label}, but other images of "
-                f"its folder {number[folder]}",
+                f"in the table {path}, the image {name} has the class {label}, but other images of "
+                f"its folder have the class {class_number[folder]}",
                 expected="one class per folder",
                 fix="unpack the archive again",
             )
-    labels = [number[folder] for folder in sorted(number)]
+    labels = [class_number[folder] for folder in sorted(class_number)]
     if any(a >= b for a, b in itertools.pairwise(labels)):
         raise KdepError(
-            f"the table {path} numbers the textures {labels[:8]}...",
-            expected="numbers in the order of the textures' names",
+            f"in the table {path}, the textures have the class numbers {labels[:8]}...",
+            expected="numbers in the alphabetical order of the textures",
             fix="unpack the archive again",
         )
 
 
 def _imdb(path: Path) -> dict[str, list]:
-    """The columns name, class and set of imdb.mat, one entry per image."""
+    """Reads imdb.mat: the columns name, class and set, each with one entry per image."""
     import mat4py
 
     from kdep_bench.data.official.base import need_file
@@ -75,14 +75,16 @@ def _imdb(path: Path) -> dict[str, list]:
     try:
         table = mat4py.loadmat(str(need_file(path, "DTD's table of images")))["images"]
         columns = [table[k] for k in ("name", "class", "set")]
-        texts, *numbers = ([type(v) for v in c] for c in columns)
-        complete = {len(c) for c in columns} == {len(texts)} and set(texts) == {str}
-        if complete and all(set(kinds) == {int} for kinds in numbers):
+        name_types, *number_types = ([type(v) for v in c] for c in columns)
+        lengths_are_equal = {len(c) for c in columns} == {len(name_types)}
+        names_are_valid = set(name_types) == {str}
+        numbers_are_valid = all(set(types) == {int} for types in number_types)
+        if lengths_are_equal and names_are_valid and numbers_are_valid:
             return table
         reason = "its columns name, class and set have different lengths or wrong types"
     except KdepError:
         raise
-    except Exception as e:  # mat4py has an error class of its own that it does not export
+    except Exception as e:  # mat4py does not export its own exception class
         reason = plain_text(e)
     raise KdepError(
         f"the file {path} cannot be read ({reason})",
@@ -108,7 +110,7 @@ def tiny(folder: Path, rng: np.random.Generator) -> None:
     (base / "imdb").mkdir(parents=True)
     name_cells = np.empty((1, len(rows)), object)
     name_cells[0] = [r[0] for r in rows]
-    # As in the real file, where MATLAB stored integer-valued doubles as small integers.
+    # uint8 as in the real file: MATLAB stores doubles with integer values as small integers.
     numbers = {k: np.array([[r[j] for r in rows]], np.uint8) for k, j in (("class", 1), ("set", 2))}
     table = {"id": np.arange(1, len(rows) + 1, dtype=np.uint8)[None], "name": name_cells, **numbers}
     draw.save_mat(base / "imdb" / "imdb.mat", {"images": table})

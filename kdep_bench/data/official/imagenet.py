@@ -1,8 +1,8 @@
 """ImageNet-1K (ILSVRC 2012), the pre-training pool: train/<wnid>/*.JPEG, val/<wnid>/*.JPEG.
 
-The training archive is a tar with one tar per class. The validation images are in one folder; the
-devkit's ground truth is used to sort them into class folders, as torchvision and mmpretrain expect.
-Pre-training reads `train` only; `val` and the devkit are optional.
+The training archive is a tar with one tar per class. The validation archive has all images in one
+folder; with the ground truth of the devkit they are sorted into class folders, which torchvision
+and mmpretrain expect. Pre-training reads only `train`; `val` and the devkit are optional.
 """
 
 from __future__ import annotations
@@ -41,7 +41,13 @@ TINY_IMAGES = 24  # per class
 
 
 def lay_out(folder: Path, archives: Mapping[str, Path], progress: Progress) -> None:
-    """Unpacks the training images into train/, the validation images into class folders of val/."""
+    """Unpacks the archives; sorts training and validation images into class folders.
+
+    Args:
+        folder: the set's folder.
+        archives: {archive name: path}.
+        progress: called with (done, total, note).
+    """
     _train(archives[TRAIN], folder / "train", progress)
     if DEVKIT in archives:
         unpack(archives[DEVKIT], folder / "devkit", progress, strip=1)
@@ -53,7 +59,7 @@ def lay_out(folder: Path, archives: Mapping[str, Path], progress: Progress) -> N
 def _train(path: Path, target: Path, progress: Progress) -> None:
     """Unpacks the inner tars while reading the outer one.
 
-    A marker file per class lets an interrupted run resume at the next class.
+    A marker file per class allows an interrupted run to resume at the next class.
     """
     seal = Seal(path, target)
     if seal.counts() is not None:
@@ -72,37 +78,39 @@ def _train(path: Path, target: Path, progress: Progress) -> None:
                     expected="one n########.tar per class",
                     fix="use the official training archive",
                 )
-            mark = target / SEALS / wnid
-            if not (mark.is_file() and mark.read_bytes() == sha256.encode()):
+            marker = target / SEALS / wnid
+            if not (marker.is_file() and marker.read_bytes() == sha256.encode()):
                 with inner.open() as data:
                     for member in tar_members(data, path):
                         rel = safe_member(f"{wnid}/{member.name}", path)
                         assert rel is not None
                         place(member, target, rel, path)
                         done, bytes_ = done + 1, bytes_ + member.size
-                write_atomic(mark, sha256)
+                write_atomic(marker, sha256)
             progress(number + 1, 1000, f"unpacking {wnid}")
     seal.close({"files": done, "bytes": bytes_})
 
 
 def _sort_val(folder: Path, progress: Progress) -> None:
-    """Moves val/ILSVRC2012_val_########.JPEG to val/<wnid>/; sorted images are left alone."""
-    flat = sorted((folder / "val").glob("ILSVRC2012_val_*.JPEG"))
-    if not flat:
+    """Moves images directly in val/ (ILSVRC2012_val_########.JPEG) to val/<wnid>/."""
+    unsorted = sorted((folder / "val").glob("ILSVRC2012_val_*.JPEG"))
+    if not unsorted:
         return
     data = need_dir(folder / "devkit" / "data", f"the devkit ({DEVKIT})")
     wnids = _wnids(data / "meta.mat")
     truth = lines(data / "ILSVRC2012_validation_ground_truth.txt", "one class number per image")
-    for i, file in enumerate(flat):
-        target = folder / "val" / _class_of(file.stem.rsplit("_", 1)[1], truth, wnids, data)
+    for i, file in enumerate(unsorted):
+        target = folder / "val" / _image_wnid(file.stem.rsplit("_", 1)[1], truth, wnids, data)
         target.mkdir(exist_ok=True)
         file.replace(target / file.name)
-        progress(i + 1, len(flat), "sorting val")
+        progress(i + 1, len(unsorted), "sorting val")
 
 
 def _wnids(meta: Path) -> dict[int, str]:
-    """ILSVRC class number -> WordNet id, of classes without subclasses (as `_parse_meta_mat` of
-    torchvision)."""
+    """{ILSVRC class number: WordNet id} of the classes without subclasses.
+
+    Same rule as `_parse_meta_mat` of torchvision.
+    """
     from scipy.io import loadmat
 
     try:
@@ -119,8 +127,18 @@ def _wnids(meta: Path) -> dict[int, str]:
         ) from None
 
 
-def _class_of(number: str, truth: list[str], wnids: dict[int, str], data: Path) -> str:
-    """The WordNet id of a validation image, by its number; KdepError if the devkit has none."""
+def _image_wnid(number: str, truth: list[str], wnids: dict[int, str], data: Path) -> str:
+    """The WordNet id of a validation image.
+
+    Args:
+        number: number of the image, from 1, as text.
+        truth: class number of each image, in order.
+        wnids: WordNet id by class number.
+        data: the devkit's folder, for errors.
+
+    Raises:
+        KdepError: the devkit has no class for the image.
+    """
     try:
         index = int(number) - 1
         wnid = wnids[int(truth[index])] if index >= 0 else ""
@@ -136,12 +154,15 @@ def _class_of(number: str, truth: list[str], wnids: dict[int, str], data: Path) 
 
 
 def class_folders(split: Path) -> list[Path]:
-    """The class folders of a split in sorted order, which defines the class numbers."""
+    """The class folders of a split, sorted; their order defines the class numbers."""
     return [split / name for name in class_names(need_dir(split, "one folder per class"))]
 
 
 def verify(folder: Path, decode: int | None) -> dict[str, int]:
-    """Checks class folders and decodes some images; returns counts of train and, if there, val."""
+    """Checks the class folders of train and, if it exists, val; decodes some images.
+
+    Returns counts; see `OfficialSet.verify`.
+    """
     counts = {}
     for split in ("train", "val"):
         if split == "val" and not (folder / split).is_dir():
@@ -189,7 +210,7 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
 
 
 def _is_cmyk_or_png(file: Path) -> bool:
-    """Whether a file is a PNG or a CMYK image; False for one that cannot be opened."""
+    """Whether a file is a PNG or a CMYK image; False if it cannot be opened."""
     from PIL import Image
 
     try:

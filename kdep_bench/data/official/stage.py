@@ -5,8 +5,8 @@
     out/data/pool/labels.json       their classes, read only by methods that use labels
     out/data/sets.json              counts of images and classes
 
-The stage id depends on the content of the files and not on the path of the root, so data that was
-moved is still the same data.
+The stage id depends on the content of the files and not on their path, so results remain valid if
+the data is moved.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from kdep_bench.files import canonical_json, write_atomic, write_json
 def reads(spec: dict[str, Any]) -> dict[str, list[Source]]:
     """The files that the stage reads: the folders of the sets, without the downloaded archives.
 
-    See `kdep_bench.data.content`. Nothing for generated tiny copies.
+    Empty for generated tiny copies. See `kdep_bench.data.content`.
 
     Raises:
         KdepError: $KDEP_DATA is not set or is not a folder.
@@ -51,15 +51,21 @@ def prepare(
     """Stage `prepare` of the full-scale suites.
 
     Args:
-        spec: `sets`: names of the sets that the suite's tasks read. `pool`: the set whose
-            `pool_folder` (default 'train') has the pre-training images, one folder per class.
-            `root`: default $KDEP_DATA. `decode`: number of images per split to decode (default 8).
-            With `tiny_seed`, tiny copies of all sets are generated in their real formats, for a
-            rehearsal, and `root` is not read.
+        spec: the data config, with these keys:
+            sets: names of the sets that the suite's tasks read.
+            pool: name of the set with the pre-training images.
+            pool_folder: folder of that set with one folder per class; default 'train'.
+            root: folder with all sets; default $KDEP_DATA.
+            decode: number of images per split to decode; default 8.
+            tiny_seed: if given, tiny copies of all sets are generated in their real formats, for a
+                rehearsal (a run on tiny data), and `root` is not read.
+        inputs: not used.
+        out: folder of the stage.
+        progress: called with (sets done, sets, note).
 
     Returns:
-        {data, source, counts, licences, notes}, and `fingerprint` for tiny copies (otherwise the
-        engine computes it from the files that `reads` names).
+        data, source, counts, licences, notes; for tiny copies also fingerprint (otherwise the
+        engine computes it from the files that `reads` returns).
 
     Raises:
         KdepError: a set that is missing, incomplete or damaged.
@@ -82,11 +88,11 @@ def prepare(
     images = _pool(pool, out / "data" / "pool", out)
     write_json(out / "data" / "sets.json", {"counts": counts})
     progress(len(sets) + 1, len(sets) + 1, "done")
-    prints = {n: Catalogue(all_of(root / n)).scan().digest() for n in names} if tiny else {}
+    digests = {n: Catalogue(all_of(root / n)).scan().digest() for n in names} if tiny else {}
     return {
         "data": "data",
         "source": "tiny copies in the real formats (a rehearsal)" if tiny else "official",
-        **({"fingerprint": fingerprint_of(prints)} if tiny else {}),
+        **({"fingerprint": fingerprint_of(digests)} if tiny else {}),
         "counts": {"images": {"pool": images}, **counts},
         "licences": {dataset.title: dataset.licence for dataset in sets},
         "notes": [note for dataset in sets for note in dataset.notes],
@@ -94,7 +100,7 @@ def prepare(
 
 
 def _generate(sets: list[OfficialSet], root: Path, seed: int) -> Path:
-    """Writes tiny copies of the sets below `root`, each with random numbers of its own."""
+    """Writes tiny copies of the sets below `root`; each set has its own random seed."""
     for dataset in sets:
         (root / dataset.name).mkdir(parents=True)
         code = int.from_bytes(hashlib.sha256(dataset.name.encode()).digest()[:4], "big")
@@ -103,10 +109,9 @@ def _generate(sets: list[OfficialSet], root: Path, seed: int) -> Path:
 
 
 def _link(target: Path, link: Path, stage: Path) -> None:
-    """Makes `link` a symbolic link to the folder `target`."""
+    """Makes `link` a symbolic link to the folder `target`; `stage` is the stage directory."""
     link.parent.mkdir(parents=True, exist_ok=True)
-    # The sets of a rehearsal are inside the stage directory: relative links stay valid if the work
-    # dir is moved.
+    # Tiny copies are in the stage directory: relative links stay valid if the work dir is moved.
     inside = target.resolve().is_relative_to(stage.resolve())
     destination = os.path.relpath(target, link.parent) if inside else target.resolve()
     link.unlink(missing_ok=True)
@@ -114,7 +119,13 @@ def _link(target: Path, link: Path, stage: Path) -> None:
 
 
 def _pool(source: Path, pool: Path, stage: Path) -> int:
-    """Links the pool's images, writes labels.json from its class folders; returns their number."""
+    """Links the pool's images and writes labels.json; returns the number of images.
+
+    Args:
+        source: folder with one folder of images per class.
+        pool: folder to write to.
+        stage: the stage directory.
+    """
     listing = list_images(need_dir(source, "the pre-training images"))
     if listing.other_files:
         raise KdepError(

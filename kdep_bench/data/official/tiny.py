@@ -14,7 +14,12 @@ SIZE = (64, 48)  # width, height
 
 
 def noise_image(rng: np.random.Generator, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """Smooth coloured noise, [h, w, 3] uint8, drawn from `rng`."""
+    """An image of smooth coloured noise, [h, w, 3] uint8.
+
+    Args:
+        rng: random numbers.
+        size: (width, height).
+    """
     w, h = size
     coarse = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
     smooth = cv2.resize(coarse, (w, h), interpolation=cv2.INTER_CUBIC)
@@ -23,7 +28,7 @@ def noise_image(rng: np.random.Generator, size: tuple[int, int] = SIZE) -> np.nd
 
 
 def save(path: Path, image: np.ndarray) -> Path:
-    """Writes [h, w, 3] RGB or [h, w] grey, uint8, in the format of the suffix (.JPEG, .png)."""
+    """Writes an image, [h, w, 3] RGB or [h, w] grey, uint8, in the format of the path's suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(path)
     return path
@@ -35,9 +40,13 @@ def mask(
     size: tuple[int, int] = SIZE,
     ignore: int | None = None,
 ) -> np.ndarray:
-    """A mask [h, w] uint8 whose quarters have random classes 0..classes-1.
+    """A mask [h, w] uint8 with a random class in each quarter.
 
-    With `ignore`, a cross of this value separates the quarters.
+    Args:
+        rng: random numbers.
+        classes: number of classes; values are 0..classes-1.
+        size: (width, height).
+        ignore: value of the row and column between the quarters; None: no such row and column.
     """
     w, h = size
     out = np.empty((h, w), np.uint8)
@@ -61,9 +70,9 @@ def save_palette(path: Path, labels: np.ndarray, palette: Sequence[Sequence[int]
 
 
 def box(rng: np.random.Generator, size: tuple[int, int] = SIZE) -> tuple[int, int, int, int]:
-    """A random box (x0, y0, x1, y1), x1 and y1 exclusive, in an image of `size`.
+    """A random box (x0, y0, x1, y1), x1 and y1 exclusive, in an image of `size` (width, height).
 
-    Each side is at least a quarter of the image's.
+    Its sides are a quarter to a half of the image's.
     """
     w, h = size
     bw, bh = int(rng.integers(w // 4, w // 2)), int(rng.integers(h // 4, h // 2))
@@ -79,14 +88,14 @@ def write_lines(path: Path, rows: Sequence[str]) -> Path:
 
 
 def save_mat(path: Path, tables: Mapping[str, Any]) -> Path:
-    """Writes a MATLAB file whose bytes depend only on `tables`.
+    """Writes a MATLAB file that depends only on `tables`.
 
-    scipy writes the current time into the header; it is overwritten.
+    The current time, which scipy writes into the header, is overwritten.
     """
     from scipy.io import savemat
 
     path.parent.mkdir(parents=True, exist_ok=True)
     savemat(path, dict(tables))
     with path.open("r+b") as f:
-        f.write(b"MATLAB 5.0 MAT-file".ljust(116))  # the header's text, before its version
+        f.write(b"MATLAB 5.0 MAT-file".ljust(116))  # the header begins with 116 bytes of text
     return path

@@ -1,10 +1,10 @@
-"""PASCAL VOC 2007 and 2012 below VOCdevkit/, and the augmented masks of SBD.
+"""PASCAL VOC 2007 and 2012 below VOCdevkit/, and additional masks from SBD.
 
-Detection reads Annotations/*.xml of the images in ImageSets/Main lists, segmentation the masks in
-SegmentationClass/ of the images in ImageSets/Segmentation lists. The 10,582 training masks
-("trainaug") are those of VOC's `train` list and of SBD images that are neither in VOC's `train` nor
-its `val`, as in mmseg's voc_aug.py; `convert` writes the latter to SegmentationClassAug/*.png and
-ImageSets/Segmentation/aug.txt.
+Detection uses the images listed in ImageSets/Main, with Annotations/*.xml. Segmentation uses the
+images listed in ImageSets/Segmentation, with the masks in SegmentationClass/. Its 10,582 training
+masks ("trainaug") are those of VOC's list `train`, and those of all SBD images that are in neither
+`train` nor `val` of VOC, as in mmseg's voc_aug.py. `convert` writes the SBD masks to
+SegmentationClassAug/*.png and their list to ImageSets/Segmentation/aug.txt.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CLASSES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
     *("train", "tvmonitor"),
 )
-#: (year, list) of the detection task.
+#: (year, list) used for detection; the last one is the test set.
 DETECTION = (("VOC2007", "trainval"), ("VOC2012", "trainval"), ("VOC2007", "test"))
 _HOMEPAGE = "http://host.robots.ox.ac.uk/pascal/VOC/"
 _TORCHVISION = "torchvision 0.29.1, datasets/voc.py"
@@ -46,7 +46,13 @@ _BENCHMARK = "benchmark.tgz"
 
 
 def lay_out(folder: Path, archives: Mapping[str, Path], progress: Progress) -> None:
-    """Unpacks SBD into sbd/, the VOC archives as they are (they contain VOCdevkit/)."""
+    """Unpacks SBD into sbd/, and the VOC archives, which contain VOCdevkit/, into the set's folder.
+
+    Args:
+        folder: the set's folder.
+        archives: {archive name: path}.
+        progress: called with (done, total, note).
+    """
     for name, path in archives.items():
         if name == _BENCHMARK:
             unpack(path, folder / SBD, progress, strip=1)
@@ -72,8 +78,10 @@ def convert(folder: Path, progress: Progress) -> None:
 
 
 def _write_mask(mat: Path, target: Path) -> None:
-    """Writes `GTcls.Segmentation` of an SBD file as a PNG, as mmseg's
-    tools/dataset_converters/voc_aug.py does."""
+    """Writes the mask in an SBD file (`GTcls.Segmentation`) as a PNG.
+
+    Same conversion as in mmseg's tools/dataset_converters/voc_aug.py.
+    """
     from scipy.io import loadmat
 
     try:
@@ -92,7 +100,10 @@ def _write_mask(mat: Path, target: Path) -> None:
 
 
 def verify(folder: Path, decode: int | None) -> dict[str, int]:
-    """Checks that listed images and their xml files or masks exist; reads some; returns counts."""
+    """Checks that listed images and their xml files or masks exist, and reads some of them.
+
+    Returns counts; see `OfficialSet.verify`.
+    """
     devkit = need_dir(folder / DEVKIT, "the folder of the VOC archives")
     counts = {}
     for year, split in DETECTION:
@@ -133,11 +144,15 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
 
 
 def ids(path: Path) -> list[str]:
-    """The image ids of a list; KdepError for the list of a single class, with lines 'id 1'."""
+    """The image ids in a list file.
+
+    Raises:
+        KdepError: no ids, or the list of a single class, which has lines such as 'id 1'.
+    """
     names = lines(path, "a VOC list, one image id per line")
     if any(" " in x for x in names):
         raise KdepError(
-            f"the list {path} has more than one id in a line ({names[0][:40]!r})",
+            f"the list {path} has lines that are not a single id ({names[0][:40]!r})",
             fix="use trainval.txt, not <class>_trainval.txt",
         )
     return names
@@ -152,9 +167,13 @@ def _some(names: list[str], limit: int | None) -> Iterable[str]:
 
 
 def check_xml(path: Path) -> dict[str, int]:
-    """Checks size, classes and boxes of one annotation; returns {objects, difficult}.
+    """Checks size, classes and boxes of one annotation file.
 
-    Difficult objects are used neither in training nor in the score; mmdet sets their `ignore_flag`.
+    Objects marked as difficult are ignored in training and in the score: mmdet sets their
+    `ignore_flag`.
+
+    Returns:
+        the number of objects, and of difficult ones among them.
 
     Raises:
         KdepError: the first fault.
@@ -193,7 +212,7 @@ def check_xml(path: Path) -> dict[str, int]:
                 expected="xmin, ymin, xmax, ymax",
                 fix="correct the annotation",
             ) from None
-        # VOC counts pixels from 1; a few official boxes end one beyond the stated size.
+        # VOC counts pixels from 1. A few official boxes end one pixel outside the image.
         if not (0 <= x0 < x1 <= size["width"] + 1 and 0 <= y0 < y1 <= size["height"] + 1):
             raise KdepError(
                 f"an object {name} in {path} has the box {[x0, y0, x1, y1]} in an image of "
@@ -221,7 +240,7 @@ def training_objects(folder: Path) -> list[tuple[int, int]]:
 
 
 def check_mask(path: Path, image: Path) -> None:
-    """KdepError unless a mask has one channel, its image's size, and values 0..20 and 255 only."""
+    """Raises KdepError unless a mask has one channel, its image's size, and values 0..20 or 255."""
     info, image_info = check_image(path), check_image(image)
     if info.mode not in ("P", "L"):
         raise KdepError(
@@ -247,12 +266,14 @@ def check_mask(path: Path, image: Path) -> None:
 
 
 def write_xml(path: Path, file: str, size: tuple[int, int], objects: list[dict]) -> None:
-    """Writes a VOC annotation.
+    """Writes a VOC annotation file.
 
     Args:
+        path: the file to write.
         file: name of the image.
         size: (width, height).
-        objects: dicts of name, difficult, and box (x0, y0, x1, y1): 0-based, x1 and y1 exclusive.
+        objects: dicts with `name`, `difficult` (0 or 1) and `box`, (x0, y0, x1, y1) counted from 0,
+            x1 and y1 exclusive.
     """
     root = ET.Element("annotation")
     ET.SubElement(root, "filename").text = file
@@ -272,9 +293,9 @@ def write_xml(path: Path, file: str, size: tuple[int, int], objects: list[dict])
 
 
 def tiny(folder: Path, rng: np.random.Generator) -> None:
-    """Generates both years with annotations, VOC's masks, SBD's MATLAB masks and all lists.
+    """Generates both years with annotations, VOC masks, SBD's MATLAB masks and all lists.
 
-    Every third object is difficult.
+    Some objects are marked as difficult.
     """
     devkit, size = folder / DEVKIT, draw.SIZE
     for year, split in DETECTION:
@@ -338,7 +359,7 @@ SET = OfficialSet(
             "torchvision 0.29.1, datasets/sbd.py",
         ),
     ),
-    # The VOC development kits' statistics; 10,582 = 1,464 + 9,118 training masks.
+    # From the VOC development kits; 10,582 = 1,464 + 9,118 training masks.
     counts={
         "2007_trainval_images": 5011,
         "2007_test_images": 4952,

@@ -1,14 +1,16 @@
-"""The user's data: stage `prepare` checks them and writes them in the layout that tasks read.
+"""The user's own data: stage `prepare` checks it and writes it in the layout that tasks read.
 
-    pool/images, pool/labels.json          `pool`: any images; labels from class folders alone
-    classify/{split}/<class>/              `classify`: folders of class folders
-    detect/{split}, detect/annotations/    `coco`: a COCO json and its images for each split
-    cityscapes/...                         `masks`: images, and masks of the same names
+Written below out/data, with the key of the data config that it comes from:
 
-Images are linked, except those that image readers decode differently (GIF, alpha, 16 bit, ...),
-which are converted to PNG. Annotations are written in a canonical order, so that neither their
-order in the file nor their ids affect a score: classes and images are matched by name. Paths are
-absolute, or relative to $KDEP_DATA.
+    pool/images, pool/labels.json          `pool`: any images; labels only if in class folders
+    classify/{split}/<class>/              `classify`: a folder of class folders per split
+    detect/{split}, detect/annotations/    `coco`: a COCO json and its images per split
+    cityscapes/...                         `masks`: images and masks with the same names per split
+
+Images are linked, except those that image libraries decode differently (GIF, alpha, 16 bit, ...),
+which are converted to PNG. Annotations are sorted, and classes and images are matched by name, so
+neither the order in the user's file nor its ids affect a score. Paths in the config are absolute,
+or relative to $KDEP_DATA.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any
 from kdep_bench.data.own.sources import reads as reads
 
 _SPLITS = dict.fromkeys(("train", "val", "test"))
-# Keys of the data config; below `classify`, `coco` and `masks` the usual names of splits.
+# Keys of the data config. The keys below `classify`, `coco` and `masks` are names of splits.
 KEYS: dict[str, Any] = {
     **dict.fromkeys(("type", "name", "pool", "pool_labels", "classes")),
     **dict.fromkeys(("allow_absent", "allow_duplicates")),
@@ -33,16 +35,24 @@ def prepare(
 ) -> dict[str, Any]:
     """Stage `prepare` of a suite on the user's data.
 
-    Spec: `pool` folder of images for pre-training; `pool_labels` True if its sub-folders are
-    classes (supervised methods need them); `classify` {split: folder}; `coco` {split: {json,
-    images}}; `masks` {split: {images, masks}} and `classes`, their names by mask value;
-    `allow_absent` names of classes of boxes or masks that the training split may lack;
-    `allow_duplicates` pairs of sets that may share images: [["pool", "coco/test"], ...].
+    Args:
+        spec: the data config, with these keys:
+            pool: folder of images for pre-training.
+            pool_labels: whether its sub-folders are classes (needed by supervised methods).
+            classify: {split: folder of class folders}.
+            coco: {split: {json, images}}.
+            masks: {split: {images, masks}}.
+            classes: class names of the masks, by mask value.
+            allow_absent: classes of boxes or masks that the training split may lack.
+            allow_duplicates: pairs of sets that may share images: [["pool", "coco/test"], ...].
+        inputs: not used.
+        out: folder of the stage.
+        progress: called with (images done, images, note).
 
     Returns:
-        data, source, fingerprint (over the content of all images and labels), counts, licences,
-        notes, task_notes (notes to show with the scores, by folder of the task: {"detect": [...]}),
-        card (counts; see `kdep_bench.results.report.data_card`).
+        data, source, counts, licences, notes; fingerprint, a hash of all images and labels;
+        task_notes, the notes to show with scores by folder of the task, {"detect": [...]};
+        card, the data card (see `kdep_bench.results.report.data_card`).
 
     Raises:
         KdepError: lists the faults of the data (at most `faults.SHOWN`), each with file and fix.

@@ -1,8 +1,8 @@
-"""Detection data of the user: converts the json of each split to a canonical COCO json.
+"""The user's detection data: checks the json of each split and writes a canonical COCO json.
 
-Images are sorted by file name, categories by name, annotations by (image, category, box), and all
-are numbered from 1. Files that differ only in the order of lists or keys, or in ids, give the same
-bytes, and so the same scores.
+In the canonical json, images are sorted by file name, categories by name, and annotations by
+(image, category, box); all are numbered from 1. So two user files that differ only in ids or in the
+order of lists and keys result in the same file, and in the same scores.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, write_atomic
 
 FOLDER = "detect"
-THINNEST = 1.0  # px; mmdet's loader ignores thinner boxes in training
+THINNEST = 1.0  # pixels; mmdet ignores boxes of smaller width or height in training
 
 
 def read_all(config: DataConfig, faults: Faults) -> dict[str, Boxes]:
-    """The annotations of every split; adds the faults of single splits and of all together."""
+    """Reads the annotations of every split, and checks each split and the splits together."""
     splits: dict[str, Boxes] = {}
-    known = len(faults)
+    count_at_start = len(faults)
     for split, (path, folder) in config.coco.items():
-        before = len(faults)
+        count_before = len(faults)
         boxes = read_boxes(path, folder, faults)
         if boxes is None:
             continue
         with faults.collect():
             _check_files(boxes)
         splits[split] = boxes
-        if len(faults) == before:
+        if len(faults) == count_before:
             with faults.collect():
                 _check_scorable(split, boxes)
     with faults.collect():
@@ -47,7 +47,8 @@ def read_all(config: DataConfig, faults: Faults) -> dict[str, Boxes]:
     if len(splits) == len(config.coco):
         with faults.collect():
             class_names(splits)
-            if len(faults) == known:  # of half a split it is not known what it lacks
+            # Annotations with a fault were not read, so classes could wrongly look absent.
+            if len(faults) == count_at_start:
                 _check_trainable(splits, config, faults)
     return splits
 
@@ -56,26 +57,26 @@ def class_names(splits: Mapping[str, Boxes]) -> list[str]:
     """The class names of all splits, sorted.
 
     Raises:
-        KdepError: no split has all of them, so that names differ rather than are missing.
+        KdepError: no split has all names; then the splits probably spell them differently.
     """
     sets = {split: set(b.categories) for split, b in splits.items()}
-    every = set().union(*sets.values())
-    if splits and not any(names == every for names in sets.values()):
-        # No split has all names, so some split has a name that `train` lacks.
+    all_names = set().union(*sets.values())
+    if splits and not any(names == all_names for names in sets.values()):
+        # No split has all names, so another split has a name that `train` does not have.
         train = "train" if "train" in sets else next(iter(sets))
         split = next(s for s in sets if sets[s] - sets[train])
-        only, lacking = sorted(sets[split] - sets[train]), sorted(every - sets[split])
-        near = twins([*only, *lacking]) or [
-            (a, b[0]) for a in only if (b := difflib.get_close_matches(a, lacking, 1, 0.8))
+        extra, missing = sorted(sets[split] - sets[train]), sorted(all_names - sets[split])
+        similar = twins([*extra, *missing]) or [
+            (a, b[0]) for a in extra if (b := difflib.get_close_matches(a, missing, 1, 0.8))
         ]
-        hint = f"; {pair_shown(*near[0])} look like one class" if near else ""
+        hint = f"; {pair_shown(*similar[0])} look like one class" if similar else ""
         raise KdepError(
             f"the classes of {splits[split].path} and {splits[train].path} differ: only the first "
-            f"has {listed(only)}, only the second has {listed(lacking)}{hint}",
+            f"has {listed(extra)}, only the second has {listed(missing)}{hint}",
             expected="one list of class names in all splits (ids and order do not matter)",
             fix="export all splits with the same categories, or rename them in one file",
         )
-    return sorted(every)
+    return sorted(all_names)
 
 
 def _check_files(boxes: Boxes) -> None:
@@ -91,7 +92,7 @@ def _check_files(boxes: Boxes) -> None:
             f"{boxes.folder}, the first is {missing[0]}",
             fix=hint,
         )
-    # The content of the data, its identity, is hashed over the images of this listing alone.
+    # The hash that identifies the data covers only the images of this listing.
     listed_images = set(list_images(boxes.folder).images)
     unlisted = [n for n in boxes.sizes if n not in listed_images]
     if unlisted:
@@ -119,14 +120,14 @@ def _check_scorable(split: str, boxes: Boxes) -> None:
     if any(not b.crowd for b in boxes.boxes):
         return
     problem = (
-        f"all {len(boxes.boxes)} annotations of {boxes.path} are crowds (iscrowd or ignore 1)"
+        f"all {len(boxes.boxes)} annotations of {boxes.path} have iscrowd or ignore set to 1"
         if boxes.boxes
         else f"the file {boxes.path} has no annotations"
     )
-    does = "train on" if split == "train" else "score"
+    purpose = "training" if split == "train" else "the score"
     raise KdepError(
         problem,
-        expected=f"boxes with iscrowd 0 to {does}",
+        expected=f"boxes with iscrowd 0 for {purpose}",
         fix=f"add boxes to this json, or remove `coco.{split}` from the data config"
         if split != "train"
         else "add boxes to this json, or remove `coco` from the data config and its tasks from "
@@ -135,32 +136,34 @@ def _check_scorable(split: str, boxes: Boxes) -> None:
 
 
 def _check_trainable(splits: Mapping[str, Boxes], config: DataConfig, faults: Faults) -> None:
-    """Every class that another split scores has boxes to train on, but for those allowed."""
+    """Adds a fault if another split has boxes of a class that train has no usable box of."""
     if "train" not in splits:
         return
     train = splits["train"]
-    wide = Counter(b.category for b in train.boxes if not b.crowd and min(b.bbox[2:]) >= THINNEST)
+    if all(b.crowd for b in train.boxes):
+        return
+    usable = Counter(b.category for b in train.boxes if not b.crowd and min(b.bbox[2:]) >= THINNEST)
     for split, boxes in splits.items():
         scored = {b.category for b in boxes.boxes if not b.crowd}
-        lacking = sorted(c for c in scored if not wide[c] and c not in config.allow_absent)
-        if split == "train" or not any(not b.crowd for b in train.boxes) or not lacking:
+        missing = sorted(c for c in scored if not usable[c] and c not in config.allow_absent)
+        if split == "train" or not missing:
             continue
         faults.add(
             KdepError(
-                f"the file {train.path} has no box of {listed(lacking, 500)} to train on (iscrowd "
+                f"the file {train.path} has no box of {listed(missing, 500)} to train on (iscrowd "
                 f"0, at least {THINNEST:g} px wide and high), but {boxes.path} has; their AP "
                 "would be 0 for every method",
                 fix=f"add boxes to {train.path.name}, remove the class from {boxes.path.name}, or "
-                "name it in `allow_absent` of the data config",
+                "add it to `allow_absent` in the data config",
             )
         )
 
 
 def check_sizes(boxes: Boxes, info: Mapping[Path, ImageInfo], faults: Faults) -> None:
-    """Compares the stated sizes with the files; skips images that have a fault already."""
+    """Adds a fault for each image whose size differs from the one stated in the json."""
     for name, (width, height) in boxes.sizes.items():
         file = boxes.folder / name
-        if file not in info:
+        if file not in info:  # the image has a fault, which is already reported
             continue
         image = info[file]
         with faults.collect(f"{boxes.path} size"):
@@ -174,8 +177,21 @@ def check_sizes(boxes: Boxes, info: Mapping[Path, ImageInfo], faults: Faults) ->
                 )
 
 
-def write(split: str, boxes: Boxes, classes: list[str], info: Mapping[Path, ImageInfo], data: Path):
-    """The canonical json of a split below `data`; returns the place of each image by its file."""
+def write(
+    split: str, boxes: Boxes, classes: list[str], info: Mapping[Path, ImageInfo], data: Path
+) -> dict[Path, Path]:
+    """Writes the canonical json of a split.
+
+    Args:
+        split: name of the split.
+        boxes: its annotations.
+        classes: class names of all splits, sorted.
+        info: ImageInfo by the user's file.
+        data: root folder of the layout.
+
+    Returns:
+        {user's image: its path in the layout}.
+    """
     names = {n: placed_name(n, info[boxes.folder / n]) for n in boxes.sizes}
     order = sorted(names, key=lambda n: names[n])
     image_ids = {n: i for i, n in enumerate(order, 1)}
@@ -209,13 +225,13 @@ def _size(size: tuple[int, int]) -> dict[str, int]:
 
 
 def copied(splits: Mapping[str, Boxes], config: DataConfig) -> list[str]:
-    """A note for each split whose boxes all equal boxes of the training split."""
+    """A note for each split whose boxes are all equal to boxes of the training split."""
     if "train" not in splits:
         return []
     train = Counter(splits["train"].boxes)
     return [
-        f"every box of {split} is also one of train, in an image of the same name: one json may "
-        "be a copy of the other"
+        f"every box of {split} is also in train, in an image with the same name: one json may be a "
+        "copy of the other"
         for split, boxes in splits.items()
         if split != "train"
         and frozenset((f"coco/{split}", "coco/train")) not in config.allow_duplicates
@@ -241,7 +257,7 @@ def card(splits: Mapping[str, Boxes], classes: list[str]) -> dict[str, Any]:
 
 
 def notes(config: DataConfig, counted: Mapping[str, Any]) -> list[str]:
-    """Notes to show with the scores on these boxes: absent classes, repeated annotations."""
+    """Notes on absent classes and repeated annotations, to show with the scores on these boxes."""
     out = []
     splits, classes = counted["splits"], counted["classes"]
     train = splits.get("train", {"boxes": {}})["boxes"]
@@ -253,7 +269,7 @@ def notes(config: DataConfig, counted: Mapping[str, Any]) -> list[str]:
                 f"{len(classes) - len(absent)} of {len(classes)} classes"
             )
         if row["repeated_annotations"]:
-            out.append(f"{row['repeated_annotations']} annotations of {split} are given twice")
+            out.append(f"{row['repeated_annotations']} annotations of {split} are repeated")
     allowed = sorted(c for c in config.allow_absent if c in classes and not train.get(c))
     if allowed:
         out.append(f"train has no box of {listed(allowed)} (allowed by the data config)")

@@ -1,4 +1,4 @@
-"""The data card: counts of a user's data set."""
+"""The data card: counts of images, boxes and pixels of a user's data set."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ def make_card(parts: DataParts) -> dict[str, Any]:
     """Counts by part and split.
 
     Returns:
-        {"pool": row, "classify": {"classes", "splits": {split: row}}, "detect": ..., "segment":
-        ...}. A row has images, width and height [least, most] in pixels, equal_files, and where
-        there are any normalised and passed_over; boxes and pixels by class stand in the row.
+        {"pool": row, "classify": {"classes": names, "splits": {split: row}}, "detect": likewise,
+        "segment": likewise}. A row has `images`; `width` and `height`, [smallest, largest] in
+        pixels; `equal_files`, the number of repeated images; counts by class; and, if not empty,
+        `normalised` (converted images by reason) and `passed_over` (skipped files by reason).
     """
     pool = {"images": len(parts.pool.images), **_images(parts.pool_files(), parts.info)}
     card: dict[str, Any] = {"pool": pool}
@@ -26,7 +27,7 @@ def make_card(parts: DataParts) -> dict[str, Any]:
         by_class = parts.labelled.classes
         pool["by_class"] = {c: len(by_class[c]) for c in sorted(by_class)}
         labelled = {"pool": parts.labelled}
-        pool["in_two_classes"] = class_folders.counted_twice(labelled, parts.info)
+        pool["in_two_classes"] = class_folders.contradictions(labelled, parts.info)
     if parts.classify:
         card["classify"] = class_folders.card(parts.classify, parts.info)
     if parts.detect:
@@ -36,7 +37,7 @@ def make_card(parts: DataParts) -> dict[str, Any]:
     for part, splits in parts.task_files().items():
         for split, files in splits.items():
             card[part]["splits"][split] |= _images(files, parts.info)
-    _passed_over(parts, card)
+    _add_skipped(parts, card)
     return card
 
 
@@ -52,12 +53,12 @@ def _images(files: list[Path], info: Mapping[Path, ImageInfo]) -> dict[str, Any]
     return row | ({"normalised": dict(sorted(kinds.items()))} if kinds else {})
 
 
-def _passed_over(parts: DataParts, card: dict[str, Any]) -> None:
+def _add_skipped(parts: DataParts, card: dict[str, Any]) -> None:
     rows = [(card["pool"], parts.pool.passed_over)]
     rows += [
         (card["classify"]["splits"][s], f.listing.passed_over) for s, f in parts.classify.items()
     ]
     rows += [(card["segment"]["splits"][s], m.passed_over) for s, m in parts.segment.items()]
-    for row, passed in rows:
-        if passed:
-            row["passed_over"] = dict(sorted(passed.items()))
+    for row, skipped in rows:
+        if skipped:
+            row["passed_over"] = dict(sorted(skipped.items()))

@@ -1,4 +1,4 @@
-"""Classification data of the user: folders of class folders, and the labels of the pool."""
+"""The user's classification data: folders of class folders, and the labels of the pool."""
 
 from __future__ import annotations
 
@@ -16,13 +16,19 @@ from kdep_bench.data.own.spec import DataConfig
 from kdep_bench.errors import KdepError
 
 FOLDER = "classify"
-LISTED = 20  # images named in the data card
+LISTED = 20  # maximum number of groups of equal images in the data card
 _UNLABELLED = "set pool_labels=False and labels=False, and remove the supervised method"
 
 
 @dataclass
 class Folders:
-    """One folder of class folders. `classes` are names of images relative to it, by class."""
+    """One folder of class folders.
+
+    Attributes:
+        folder: the folder.
+        listing: its files.
+        classes: paths of images relative to the folder, by class.
+    """
 
     folder: Path
     listing: Listing
@@ -30,11 +36,12 @@ class Folders:
 
     @property
     def files(self) -> list[Path]:
+        """Paths of all images."""
         return [self.folder / n for names in self.classes.values() for n in names]
 
 
 def check_others(listing: Listing, faults: Faults) -> None:
-    """Adds a fault for files that are neither images nor system files."""
+    """Adds a fault if the folder has files that are neither images nor skipped."""
     if listing.other_files:
         suffixes = sorted({Path(n).suffix or "none" for n in listing.other_files})
         count = len(listing.other_files)
@@ -50,12 +57,12 @@ def check_others(listing: Listing, faults: Faults) -> None:
 
 
 def read_folders(folder: Path, faults: Faults, fix: str) -> Folders | None:
-    """The class folders below a folder; None if there are none. Faults are added to `faults`.
+    """Reads the class folders below a folder; None if there are none.
 
     Args:
-        folder: holds one folder per class.
-        faults: receives what is wrong.
-        fix: advice if the folders are splits instead of classes.
+        folder: contains one folder per class.
+        faults: faults are added to it.
+        fix: the fix to state if the folders are splits instead of classes.
     """
     listing = list_images(folder)
     check_others(listing, faults)
@@ -102,58 +109,58 @@ def read_folders(folder: Path, faults: Faults, fix: str) -> Folders | None:
 
 
 def read_all(config: DataConfig, faults: Faults) -> dict[str, Folders]:
-    """The class folders of every split; adds faults where splits have different classes."""
+    """Reads the class folders of every split; adds a fault if splits have different classes."""
     splits: dict[str, Folders] = {}
+    fix = "give the folder of each split in the data config: classify=dict(train=..., test=...)"
     for split, folder in config.classify.items():
-        inner = "name the folder of each split: classify=dict(train=..., test=...)"
         with faults.collect():
-            got = read_folders(folder, faults, inner)
-            if got is None:
+            folders = read_folders(folder, faults, fix)
+            if folders is None:
                 raise KdepError(
                     f"the folder {folder} has no class folders with images",
                     expected="one folder per class",
                     fix="correct `classify` in the data config",
                 )
-            if len(got.classes) < 2:
+            if len(folders.classes) < 2:
                 raise KdepError(
-                    f"the folder {folder} has only one class, {listed(got.classes)}, so any "
+                    f"the folder {folder} has only one class, {listed(folders.classes)}, so any "
                     "network would get the full score",
                     fix="add the folders of the other classes",
                 )
-            splits[split] = got
+            splits[split] = folders
     train = splits.get("train")
-    for split, got in splits.items():
-        if train is None or got.classes.keys() == train.classes.keys():
+    for split, folders in splits.items():
+        if train is None or folders.classes.keys() == train.classes.keys():
             continue
-        lacking = sorted(train.classes.keys() - got.classes.keys())
-        extra = sorted(got.classes.keys() - train.classes.keys())
-        parts = [f"lacks {listed(lacking)}"] * bool(lacking)
-        parts += [f"has {listed(extra)} besides"] * bool(extra)
-        near = twins([*lacking, *extra])
-        hint = f" ({pair_shown(*near[0])} look like one class)" if near else ""
+        missing = sorted(train.classes.keys() - folders.classes.keys())
+        extra = sorted(folders.classes.keys() - train.classes.keys())
+        differences = [f"does not have {listed(missing)}"] if missing else []
+        differences += [f"also has {listed(extra)}"] if extra else []
+        similar = twins([*missing, *extra])
+        hint = f" ({pair_shown(*similar[0])} look like one class)" if similar else ""
         faults.add(
             KdepError(
-                f"the folder {got.folder} of {split} {' and '.join(parts)}, compared with "
-                f"{train.folder} of train{hint}",
+                f"the folder {folders.folder} of {split} {' and '.join(differences)}, compared "
+                f"with {train.folder} of train{hint}",
                 expected="the same class folders in every split",
                 fix="rename one of the folders"
-                if near
+                if similar
                 else "add the missing images, or move the class folder out of the other split",
             )
         )
     return splits
 
 
-def labels_of_pool(config: DataConfig, faults: Faults) -> Folders | None:
-    """The class folders of the pool, for a config with pool_labels=True."""
+def read_pool(config: DataConfig, faults: Faults) -> Folders | None:
+    """Reads the class folders of the pool, for a config with pool_labels=True."""
     assert config.pool is not None
-    got = read_folders(
+    folders = read_folders(
         config.pool,
         faults,
         f"set `pool` to the folder that contains the classes, or {_UNLABELLED}",
     )
-    if got is None or len(got.classes) < 2:
-        names = f"only one class, {listed(got.classes)}" if got else "no class folder"
+    if folders is None or len(folders.classes) < 2:
+        names = f"only one class, {listed(folders.classes)}" if folders else "no class folder"
         faults.add(
             KdepError(
                 f"the pool {config.pool} has {names}",
@@ -161,16 +168,16 @@ def labels_of_pool(config: DataConfig, faults: Faults) -> Folders | None:
                 fix=f"add the folders of other classes, or {_UNLABELLED}",
             )
         )
-    return got
+    return folders
 
 
-def in_two_classes(
+def _in_two_classes(
     folders: Mapping[str, Folders], info: Mapping[Path, ImageInfo]
 ) -> list[list[str]]:
     """Groups of files with equal content in different classes, over all splits.
 
-    Each file is given as "<split>/<class>/<file>": results are published, and must not contain
-    paths of the user's machine.
+    A file is named "<split>/<class>/<file>", because results may be published and then must not
+    contain paths of the user's machine.
     """
     by_content: dict[str, dict[str, str]] = defaultdict(dict)
     for split, folder_set in folders.items():
@@ -193,22 +200,32 @@ def card(splits: Mapping[str, Folders], info: Mapping[Path, ImageInfo]) -> dict[
             }
             for s, f in splits.items()
         },
-        "in_two_classes": counted_twice(splits, info),
+        "in_two_classes": contradictions(splits, info),
     }
 
 
-def counted_twice(folders: Mapping[str, Folders], info: Mapping[Path, ImageInfo]) -> dict[str, Any]:
-    """Images that are in two classes: {count, files}, with the first LISTED groups."""
-    twice = in_two_classes(folders, info)
-    return {"count": len(twice), "files": twice[:LISTED]}
+def contradictions(
+    folders: Mapping[str, Folders], info: Mapping[Path, ImageInfo]
+) -> dict[str, Any]:
+    """Equal images in different classes.
+
+    Returns:
+        {"count": number of groups of equal images, "files": the first LISTED groups}.
+    """
+    groups = _in_two_classes(folders, info)
+    return {"count": len(groups), "files": groups[:LISTED]}
 
 
-def notes(counted: Mapping[str, Any]) -> list[str]:
-    """Notes to show with the scores on these folders: images in two classes."""
-    twice = counted["in_two_classes"]
-    if not twice["count"]:
+def notes(class_card: Mapping[str, Any]) -> list[str]:
+    """A note on equal images in different classes, to show with the scores; empty without any.
+
+    Args:
+        class_card: the result of `card`.
+    """
+    groups = class_card["in_two_classes"]
+    if not groups["count"]:
         return []
     return [
-        f"{twice['count']} pictures lie in two classes with equal content, such as "
-        f"{' and '.join(twice['files'][0][:2])}: one of the labels is wrong"
+        f"{groups['count']} images are in two classes with equal content, such as "
+        f"{' and '.join(groups['files'][0][:2])}: one of the labels is wrong"
     ]

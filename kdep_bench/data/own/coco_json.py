@@ -1,6 +1,6 @@
-"""Reads a COCO json into boxes by image name and class name; ids are used up here.
+"""Reads and checks a COCO json (https://cocodataset.org/#format-data).
 
-https://cocodataset.org/#format-data. Every fault is a sentence with the file and the entry.
+The result refers to images and classes by name instead of by id.
 """
 
 from __future__ import annotations
@@ -19,13 +19,21 @@ from kdep_bench.data.user_json import read_user_json
 from kdep_bench.errors import KdepError
 
 LISTS = ("images", "annotations", "categories")
-LARGEST = 1 << 24  # pixels of a side; beyond it a number is a slip
-# Half a pixel of slack: real COCO rounds to 0.01 px, and some boxes end at width + 0.49.
+LARGEST = 1 << 24  # pixels; a longer side must be a mistake
+# Tolerance in pixels: COCO rounds to 0.01 px, and some of its boxes end at width + 0.49.
 SLACK = 0.5
 
 
 class Box(NamedTuple):
-    """One annotation. `bbox` is x, y, width, height in pixels; `crowd`: not scored, not trained."""
+    """One annotation.
+
+    Attributes:
+        image: file name of the image.
+        category: class name.
+        bbox: x, y, width, height in pixels.
+        area: area of the object in square pixels.
+        crowd: whether the box is ignored in training and in the score (`iscrowd` or `ignore` 1).
+    """
 
     image: str
     category: str
@@ -44,7 +52,7 @@ class Boxes:
         sizes: (width, height) as the json states them, by file name relative to `folder`.
         categories: class names.
         boxes: in the order of the file.
-        repeated: number of annotations that equal another one.
+        repeated: number of annotations that are equal to an earlier one.
     """
 
     path: Path
@@ -56,21 +64,21 @@ class Boxes:
 
 
 def read_boxes(path: Path, folder: Path, faults: Faults) -> Boxes | None:
-    """The annotations of a json; None where it cannot be read at all.
+    """Reads the annotations of a json; None if it is not a COCO json.
 
     Args:
         path: the json.
-        folder: the folder of its images; whether they exist is not looked at.
-        faults: receives all that is wrong.
+        folder: the folder of its images; whether they exist is not checked here.
+        faults: faults are added to it.
     """
     with faults.collect():
         table = read_user_json(path)
         if not isinstance(table, dict) or any(not isinstance(table.get(k), list) for k in LISTS):
-            got = f"a {type(table).__name__}"
+            content = f"a {type(table).__name__}"
             if isinstance(table, dict):
-                got = f"an object with the keys {listed(sorted(table))}" if table else "{}"
+                content = f"an object with the keys {listed(sorted(table))}" if table else "{}"
             raise KdepError(
-                f"the file {path} contains {got}",
+                f"the file {path} contains {content}",
                 expected="a COCO json: an object with the lists images, annotations and categories",
                 fix="export the boxes as COCO json; files of captions or keypoints cannot be used",
             )
@@ -91,9 +99,9 @@ def read_boxes(path: Path, folder: Path, faults: Faults) -> Boxes | None:
 def _entries(
     path: Path, kind: str, items: list[Any], faults: Faults
 ) -> list[tuple[Hashable, dict[str, Any]]]:
-    """(id, entry) of each entry that is an object with an id of its own."""
+    """(id, entry) for each entry that is an object with a unique id."""
     out: list[tuple[Hashable, dict[str, Any]]] = []
-    known: set[Hashable] = set()
+    seen: set[Hashable] = set()
     for position, item in enumerate(items):
         with faults.collect(f"{path} {kind} entry"):
             if not isinstance(item, dict):
@@ -102,47 +110,50 @@ def _entries(
                     expected="an object with an id",
                     fix="correct or remove the entry",
                 )
-            given = item.get("id")
-            if not _is_id(given):
+            entry_id = item.get("id")
+            if not _is_id(entry_id):
                 raise KdepError(
-                    f"entry {position} of {kind} in {path} has the id {_shown(given)}",
+                    f"entry {position} of {kind} in {path} has the id {_shown(entry_id)}",
                     expected="an integer or a string",
                     fix="give each entry its own id",
                 )
-            if given in known:
+            if entry_id in seen:
                 raise KdepError(
-                    f"the id {given!r:.40} occurs twice in {kind} of {path}",
+                    f"the id {entry_id!r:.40} occurs twice in {kind} of {path}",
                     fix="renumber the entries (merged files often have duplicate ids)",
                 )
-            known.add(given)
-            out.append((given, item))
+            seen.add(entry_id)
+            out.append((entry_id, item))
     return out
 
 
 def _categories(path: Path, items: list[Any], out: Boxes, faults: Faults) -> dict[Hashable, str]:
+    """Class names by category id; sets `out.categories`."""
     names: dict[Hashable, str] = {}
-    for given, item in _entries(path, "categories", items, faults):
+    for category_id, item in _entries(path, "categories", items, faults):
         name = item.get("name")
         if not _is_text(name) or len(name) > 200:
             faults.add(
                 KdepError(
-                    f"the category with id {given!r:.40} in {path} has the name {_shown(name)}",
+                    f"the category with id {category_id!r:.40} in {path} has the name "
+                    f"{_shown(name)}",
                     expected="a string of 1 to 200 characters",
                     fix="give the category its name; classes are matched by name",
                 ),
                 f"{path} category name",
             )
-            name = f"\0{given}"  # its annotations are no further faults
-        names[given] = name
+            name = f"\0{category_id}"  # a placeholder: its annotations are not also reported
+        names[category_id] = name
     out.categories = [n for n in names.values() if not n.startswith("\0")]
-    if twice := sorted({n for n in out.categories if out.categories.count(n) > 1}):
-        ids = [repr(i) for i, n in names.items() if n == twice[0]]
+    if repeated := sorted({n for n in out.categories if out.categories.count(n) > 1}):
+        ids = [repr(i) for i, n in names.items() if n == repeated[0]]
         faults.add(
             KdepError(
-                f"the file {path} has the category name {listed(twice)} more than once "
+                f"the file {path} has the category name {listed(repeated)} more than once "
                 f"(ids {', '.join(ids[:5])})",
                 expected="unique names, because classes are matched by name",
-                fix="rename one, or give its annotations the id of the other and remove its entry",
+                fix="rename one category, or merge them: use one id in all annotations and remove "
+                "the other entry",
             )
         )
     with faults.collect():
@@ -151,41 +162,42 @@ def _categories(path: Path, items: list[Any], out: Boxes, faults: Faults) -> dic
 
 
 def _images(path: Path, items: list[Any], out: Boxes, faults: Faults) -> dict[Hashable, str]:
+    """File names by image id, "" for an entry with a fault; sets `out.sizes`."""
     names: dict[Hashable, str] = {}
-    for given, item in _entries(path, "images", items, faults):
-        here = f"the image with id {given!r:.40} in {path}"
-        names[given] = ""  # known, so that its annotations are no further faults
+    for image_id, item in _entries(path, "images", items, faults):
+        subject = f"the image with id {image_id!r:.40} in {path}"
+        names[image_id] = ""  # a placeholder: annotations of a faulty entry are not also reported
         with faults.collect(f"{path} image entry"):
-            name = _file_name(item.get("file_name"), here)
+            name = _file_name(item.get("file_name"), subject)
             if name in out.sizes:
                 raise KdepError(
-                    f"{here} has the file_name {name!r} of another image",
+                    f"{subject} has the file_name {name!r} of another image",
                     fix="merge the two entries, and give their annotations one image_id",
                 )
-            sides = [_whole(item.get(k)) for k in ("width", "height")]
+            sides = [_side(item.get(k)) for k in ("width", "height")]
             if sides[0] is None or sides[1] is None:
                 got = ", ".join(f"{k} {_shown(item.get(k))}" for k in ("width", "height"))
                 raise KdepError(
-                    f"{here} has {got}",
+                    f"{subject} has {got}",
                     expected="integers above 0 (pixels)",
                     fix="write the size of the image file there",
                 )
             out.sizes[name] = (sides[0], sides[1])
-            names[given] = name
+            names[image_id] = name
     return names
 
 
-def _file_name(value: Any, here: str) -> str:
+def _file_name(value: Any, subject: str) -> str:
     if not _is_text(value):
         raise KdepError(
-            f"{here} has the file_name {_shown(value)}",
+            f"{subject} has the file_name {_shown(value)}",
             expected="a string: the path of the image below the image folder",
             fix="add the file_name to the entry",
         )
     parts = value.split("/")
     if value.startswith("/") or re.match(r"[A-Za-z]:[\\/]", value) or ".." in parts:
         raise KdepError(
-            f"{here} has the file_name {value!r:.120}",
+            f"{subject} has the file_name {value!r:.120}",
             expected="a path below the image folder, without '..'",
             fix="make it relative to the folder in `images` of the data config",
         )
@@ -199,65 +211,66 @@ def _annotations(
     out: Boxes,
     faults: Faults,
 ) -> None:
+    """Sets `out.boxes` and `out.repeated`."""
     path = out.path
-    fractions = 0
-    for given, item in _entries(path, "annotations", items, faults):
-        here = f"annotation {given!r:.40} in {path}"
+    in_unit_square = 0  # number of boxes that look like fractions of the image
+    for annotation_id, item in _entries(path, "annotations", items, faults):
+        subject = f"annotation {annotation_id!r:.40} in {path}"
         with faults.collect(f"{path} annotation"):
             image, category = item.get("image_id"), item.get("category_id")
             if not _is_id(image) or image not in images:
                 raise KdepError(
-                    f"{here} points to image id {_shown(image)}, which is not in images",
+                    f"{subject} points to image id {_shown(image)}, which is not in images",
                     expected=f"one of {len(images)} image ids",
                     fix=_same_kind(image, images) or "remove the annotation or add the image entry",
                 )
             if not _is_id(category) or category not in categories:
                 raise KdepError(
-                    f"{here} has category id {_shown(category)}",
+                    f"{subject} has category id {_shown(category)}",
                     expected="one of the ids "
                     f"{', '.join(f'{c!r:.40}' for c in list(categories)[:8])}",
                     fix=_same_kind(category, categories) or "correct the id or add the category",
                 )
             name = images[image]
             if not name:
-                continue  # its image entry is a fault
-            box = _box(item.get("bbox"), here, out.sizes[name])
-            fractions += max(box[0] + box[2], box[1] + box[3]) <= 1
-            crowd = _flag(item.get("iscrowd"), here, "iscrowd")
-            crowd |= _flag(item.get("ignore"), here, "ignore")
-            area = _area(item.get("area"), box, out.sizes[name], here)
+                continue  # the fault of its image entry is already reported
+            box = _box(item.get("bbox"), subject, out.sizes[name])
+            in_unit_square += max(box[0] + box[2], box[1] + box[3]) <= 1
+            crowd = _flag(item.get("iscrowd"), subject, "iscrowd")
+            crowd |= _flag(item.get("ignore"), subject, "ignore")
+            area = _area(item.get("area"), box, out.sizes[name], subject)
             out.boxes.append(Box(name, categories[category], box, area, crowd))
-    if fractions and fractions == len(out.boxes):
+    if in_unit_square and in_unit_square == len(out.boxes):
         faults.add(
             KdepError(
                 f"every box in {path} is within 1 x 1 pixel, the first is {out.boxes[0].bbox}",
                 expected="[x, y, width, height] in pixels",
-                fix="multiply x and width by the image's width, y and height by its height: these "
-                "look like fractions of the image",
+                fix="multiply x and width by the image's width, and y and height by its height; "
+                "these boxes look like fractions of the image",
             )
         )
     out.repeated = len(out.boxes) - len(set(out.boxes))
 
 
-def _box(value: Any, here: str, size: tuple[int, int]) -> tuple[float, float, float, float]:
+def _box(value: Any, subject: str, size: tuple[int, int]) -> tuple[float, float, float, float]:
     numbers = [_number(v) for v in value] if isinstance(value, list) else []
     if len(numbers) != 4 or any(n is None for n in numbers):
         raise KdepError(
-            f"{here} has the bbox {_shown(value)}",
+            f"{subject} has the bbox {_shown(value)}",
             expected="[x, y, width, height], four numbers in pixels",
             fix="correct the box, or remove the annotation",
         )
     x, y, w, h = (float(n) for n in numbers if n is not None)
     if w <= 0 or h <= 0:
         raise KdepError(
-            f"{here} has a bbox without area: {value}",
+            f"{subject} has a bbox without area: {value}",
             expected="width and height above 0",
             fix="correct the box, or remove the annotation",
         )
     width, height = size
     if x < -SLACK or y < -SLACK or x + w > width + SLACK or y + h > height + SLACK:
         raise KdepError(
-            f"{here} has the bbox {value}, outside its image of {width}x{height}",
+            f"{subject} has the bbox {value}, outside its image of {width}x{height}",
             expected="x + width <= image width, y + height <= image height",
             fix="clip the box; if many are outside, they may be [x1, y1, x2, y2]",
         )
@@ -265,33 +278,35 @@ def _box(value: Any, here: str, size: tuple[int, int]) -> tuple[float, float, fl
 
 
 def _area(
-    value: Any, box: tuple[float, float, float, float], size: tuple[int, int], here: str
+    value: Any, box: tuple[float, float, float, float], size: tuple[int, int], subject: str
 ) -> float:
-    """The stated area, or that of the box where none is stated."""
+    """The stated area in square pixels; without one, the area of the box."""
     if value is None:
         return box[2] * box[3]
     area = _number(value)
     if area is None or not 0 < area <= (size[0] + 1) * (size[1] + 1):
         raise KdepError(
-            f"{here} has the area {_shown(value)}",
+            f"{subject} has the area {_shown(value)}",
             expected=f"square pixels above 0, at most those of its image of {size[0]}x{size[1]}",
-            fix="write the box's width x height there, or leave `area` out",
+            fix="correct it, or remove the key `area`: then width x height of the box is used",
         )
     return float(area)
 
 
-def _flag(value: Any, here: str, key: str) -> bool:
+def _flag(value: Any, subject: str, key: str) -> bool:
     if value is None or value in (0, 1):
         return bool(value)
-    raise KdepError(f"{here} has {key} {_shown(value)}", expected="0 or 1", fix="correct it")
+    raise KdepError(f"{subject} has {key} {_shown(value)}", expected="0 or 1", fix="correct it")
 
 
 def _same_kind(value: Any, ids: Mapping[Hashable, str]) -> str:
-    """The fix for an id that is listed as another type (3, "3" or 3.0); "" if it is not listed."""
-    for known in list(ids)[:1000]:
-        text, whole = str(value), isinstance(value, float) and value.is_integer()
-        if str(known) in (text, f"{value:.0f}" if whole else text):
-            return f"write the id as in its own list, {known!r}, in all annotations"
+    """The fix for an id that is in `ids` with another type (3, "3" or 3.0); otherwise ""."""
+    spellings = {str(value)}
+    if isinstance(value, float) and value.is_integer():
+        spellings.add(f"{value:.0f}")
+    for listed_id in list(ids)[:1000]:
+        if str(listed_id) in spellings:
+            return f"write the id as {listed_id!r} in all annotations"
     return ""
 
 
@@ -300,24 +315,25 @@ def _is_id(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> TypeGuard[str]:
-    """Whether a value is a text that can be printed, and be the name of a file."""
+    """Whether a value is a non-empty string that can be printed and used as a file name."""
     if not isinstance(value, str) or not value.strip() or "\0" in value:
         return False
     try:
         value.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can contain
         return False
     return True
 
 
 def _number(value: Any) -> int | float | None:
-    """A finite number of a size that pixels have; None for anything else."""
+    """The value if it is a finite number up to LARGEST**2 (an area), otherwise None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return value if abs(value) <= LARGEST**2 and math.isfinite(value) else None
 
 
-def _whole(value: Any) -> int | None:
+def _side(value: Any) -> int | None:
+    """The value as an integer in 1..LARGEST; None if it is not one."""
     number = _number(value)
     if number is None or number != int(number) or not 0 < number <= LARGEST:
         return None
@@ -325,7 +341,8 @@ def _whole(value: Any) -> int | None:
 
 
 def _shown(value: Any) -> str:
-    """A value of the file, short; a long number is not written out (Python refuses to)."""
+    """A value of the json as short text for errors."""
+    # Python raises ValueError when it converts an integer of more than 4300 digits to text.
     if isinstance(value, int) and abs(value) > 10**30:
         return "a number of more than 30 digits"
     return "missing" if value is None else f"{value!r:.80}"

@@ -1,7 +1,8 @@
-"""Finds the parts of a data set in a folder: pool, class folders, COCO boxes, masks, by split.
+"""Searches a folder for the parts of a data set: pool, class folders, COCO boxes and masks.
 
-Files decide, not only names: a json counts where it is COCO and its images exist, a folder of masks
-where every image of another folder has one. The split is read from the names of the path.
+The content of files is checked, not only their names: a json is used if it is a COCO file and its
+images exist, a folder of masks if it has a mask for every image of another folder. The split is
+read from the path ("train", "val", ...).
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ SPLITS = {
     "test": ("test", "testing", "eval"),
 }
 POOL_NAMES = ("pool", "unlabeled", "unlabelled", "images", "photos", "raw")
-DEEPEST = 5  # levels of folders that are looked at
-_CHECKED = 20  # image names of a json that must exist
+DEEPEST = 5  # levels of folders that are searched
+_CHECKED = 20  # number of images per json or folder that are checked
 _IGNORED_MASK_VALUE = 255
-# Names of folders that hold one kind of file each, and no class.
+# Names of folders that are for a kind of file, and so are not classes.
 _KINDS = {"image", "images", "img", "imgs", "jpegimages", "mask", "masks", "label", "labels", "gt"}
 _KINDS |= {"annotation", "annotations", "depth", "segmentation"}
 _ONE_CHANNEL = ("1", "L", "P", "I", "I;16")
@@ -42,13 +43,14 @@ class Discovery:
 
     Attributes:
         root: the folder that was searched.
-        pool: images for pre-training.
+        pool: folder of images for pre-training.
+        pool_images: number of images in the pool.
         pool_labels: whether the sub-folders of the pool are classes.
         classify: folder of class folders by split.
         coco: (json, folder of its images) by split.
         masks: (folder of images, folder of masks) by split.
-        mask_values: the largest value in a mask, except 255, plus one; 0 without masks.
-        notes: what was decided, or left out, and why.
+        mask_values: the largest mask value except 255, plus one; 0 without masks.
+        notes: decisions and what was left out, with reasons, as text for the user.
     """
 
     root: Path
@@ -63,45 +65,45 @@ class Discovery:
 
 
 def discover(root: Path, classes_of_boxes: bool = False) -> Discovery:
-    """The parts of the data set below `root`.
+    """Searches the folder `root` for the parts of a data set.
 
     Args:
         root: the folder to search.
-        classes_of_boxes: folders of images with boxes can be classes too.
+        classes_of_boxes: whether folders of images with boxes may be used as classes.
 
     Raises:
-        KdepError: no such folder, or no image in it.
+        KdepError: the folder does not exist or contains no image.
     """
     if not root.is_dir():
         raise KdepError(
-            f"the folder {root} does not exist", fix="name the folder that holds your images"
+            f"the folder {root} does not exist", fix="give the folder that contains your images"
         )
     parts = Discovery(root)
     folders = dict(_walk(root, parts.notes))
     if not any(images for images, _ in folders.values()):
         raise KdepError(
-            f"the folder {root} contains no image, down to {DEEPEST} levels of folders",
+            f"the folder {root} contains no image (searched {DEEPEST} levels deep)",
             expected="files such as .jpg or .png",
-            fix="name the folder that holds your images"
+            fix="give the folder that contains your images"
             + "".join(f"; {note}" for note in parts.notes[:3]),
         )
     _find_boxes(parts, folders)
     _find_masks(parts, folders)
     _find_classes(parts, folders, classes_of_boxes)
     for part in (parts.classify, parts.coco, parts.masks):
-        _complete(part, parts.notes)
+        _require_test_split(part, parts.notes)
     _find_pool(parts, folders)
     return parts
 
 
-Folders = Mapping[Path, tuple[list[str], list[str]]]
+Folders = Mapping[Path, tuple[list[str], list[str]]]  # folder -> (image names, json names)
 
 
 def _walk(root: Path, notes: list[str]) -> Iterator[tuple[Path, tuple[list[str], list[str]]]]:
-    """(folder, (image names, json names)) of the root and the folders below it, sorted.
+    """Yields (folder, (image names, json names)) for the root and the folders below it, sorted.
 
-    A folder that links lead to a second time is left out. `notes` receives the folders that cannot
-    be read, and the first that is too deep.
+    A folder that is reached twice, through links, is yielded once. Notes on folders that cannot be
+    read or are too deep are added to `notes`.
     """
     seen: set[str] = set()
     too_deep: list[Path] = []
@@ -109,27 +111,27 @@ def _walk(root: Path, notes: list[str]) -> Iterator[tuple[Path, tuple[list[str],
     def unreadable(e: OSError) -> None:
         notes.append(f"{e.filename}: left out, because it cannot be read ({e.strerror})")
 
-    for where, inner, names in os.walk(root, onerror=unreadable, followlinks=True):
-        if os.path.realpath(where) in seen:
-            inner[:] = []
+    for path, subfolders, names in os.walk(root, onerror=unreadable, followlinks=True):
+        if os.path.realpath(path) in seen:
+            subfolders[:] = []  # os.walk then does not descend
             continue
-        seen.add(os.path.realpath(where))
-        folder = Path(where)
-        inner[:] = sorted(n for n in inner if not n.startswith((".", "__")))
+        seen.add(os.path.realpath(path))
+        folder = Path(path)
+        subfolders[:] = sorted(n for n in subfolders if not n.startswith((".", "__")))
         if len(folder.relative_to(root).parts) >= DEEPEST:
-            too_deep += [folder / n for n in inner]
-            inner[:] = []
+            too_deep += [folder / n for n in subfolders]
+            subfolders[:] = []
         images = sorted(n for n in names if is_image_name(n) and not n.startswith("."))
         yield folder, (images, sorted(n for n in names if n.endswith(".json")))
     if too_deep:
         notes.append(
             f"{too_deep[0]}: left out, because only {DEEPEST} levels of folders are searched"
-            + (f", like {len(too_deep) - 1} more" if len(too_deep) > 1 else "")
+            + (f", and {len(too_deep) - 1} more" if len(too_deep) > 1 else "")
         )
 
 
-def split_of(path: Path, root: Path) -> str | None:
-    """The split that the last fitting word of a path below `root` names; None without one."""
+def _split(path: Path, root: Path) -> str | None:
+    """The split in a path below `root`, by the last word of it in SPLITS; None if there is none."""
     words = re.split(r"[^a-z0-9]+", path.relative_to(root).as_posix().lower())
     for word in reversed(words):
         for split, names in SPLITS.items():
@@ -139,57 +141,64 @@ def split_of(path: Path, root: Path) -> str | None:
 
 
 def _find_boxes(parts: Discovery, folders: Folders) -> None:
-    """COCO files by split, each with the nearest folder that holds its images.
+    """Sets `parts.coco`: COCO files, each with the nearest folder that contains its images.
 
-    Files with keypoints count only where no other file of boxes has been found.
+    Files with keypoints are used only if there are no other files with boxes.
     """
     candidates: list[tuple[str, Path, Any]] = []
-    of_keypoints: list[tuple[str, Path, Any]] = []
+    keypoint_files: list[tuple[str, Path, Any]] = []
     for folder, (_, jsons) in folders.items():
         for name in jsons:
             path = folder / name
             table = _coco(path, parts.notes)
             if table is None:
                 continue
-            split = split_of(path, parts.root)
+            split = _split(path, parts.root)
             if split is None:
-                parts.notes.append(f"{path}: its path names no split, so it is left out")
+                parts.notes.append(f"{path}: left out, because its path contains no split name")
                 continue
-            images = _folder_of(table, path, folders, parts.root)
+            images = _image_folder(table, path, folders, parts.root)
             if images is None:
-                parts.notes.append(f"{path}: no folder holds its images, so it is left out")
+                parts.notes.append(f"{path}: left out, because no folder contains its images")
                 continue
-            kind = of_keypoints if _has_keypoints(table) else candidates
-            kind.append((split, path, (path, images)))
-    for _, path, _ in of_keypoints:
+            group = keypoint_files if _has_keypoints(table) else candidates
+            group.append((split, path, (path, images)))
+    for _, path, _ in keypoint_files:
         parts.notes.append(
             f"{path}: left out, because it describes keypoints and other files have boxes"
             if candidates
-            else f"{path}: it describes keypoints; only its boxes are used"
+            else f"{path}: describes keypoints; only its boxes are used"
         )
-    parts.coco = _one_data_set(candidates or of_keypoints, parts)
+    parts.coco = _one_data_set(candidates or keypoint_files, parts)
 
 
 def _one_data_set(candidates: Sequence[tuple[str, Path, Any]], parts: Discovery) -> dict[str, Any]:
-    """The candidates of one data set by split; notes name the others.
+    """Chooses the candidates that belong to one data set; the others are listed in the notes.
 
-    Splits of one data set have paths that are equal without the names of splits. Where no such
-    group has a training and another split, the first candidate of each split counts.
+    Candidates belong together if their paths are equal after the names of splits are removed. The
+    first such group with a training split and another split is chosen. If there is none, the first
+    candidate of each split is chosen.
 
     Args:
         candidates: (split, its file or folder, the value to return).
-        parts: for its root, and for notes.
+        parts: has the root; notes are added to it.
+
+    Returns:
+        value by split.
     """
     groups: dict[tuple[str, ...], dict[str, Any]] = defaultdict(dict)
-    of_split: dict[str, tuple[Path, Any]] = {}
+    first: dict[str, tuple[Path, Any]] = {}  # split -> its first candidate
     for split, path, value in candidates:
         groups[_without_split(path, parts.root)].setdefault(split, value)
-        of_split.setdefault(split, (path, value))
-    whole = [g for g in groups.values() if "train" in g and len(g) > 1]
-    chosen = whole[0] if whole else {split: value for split, (_, value) in of_split.items()}
-    if not whole and len(chosen) > 1:
-        paths = ", ".join(f"{split} {path}" for split, (path, _) in of_split.items())
-        parts.notes.append(f"the splits have paths of other forms, check that they fit: {paths}")
+        first.setdefault(split, (path, value))
+    complete = [g for g in groups.values() if "train" in g and len(g) > 1]
+    chosen = complete[0] if complete else {split: value for split, (_, value) in first.items()}
+    if not complete and len(chosen) > 1:
+        paths = ", ".join(f"{split} {path}" for split, (path, _) in first.items())
+        parts.notes.append(
+            "the paths of the splits are not alike; check that they belong to one data set: "
+            f"{paths}"
+        )
     for split, path, value in candidates:
         if chosen.get(split) is not value:
             parts.notes.append(f"{path}: left out, because another data set was found first")
@@ -197,18 +206,21 @@ def _one_data_set(candidates: Sequence[tuple[str, Path, Any]], parts: Discovery)
 
 
 def _without_split(path: Path, root: Path) -> tuple[str, ...]:
-    """The words of a path below `root` without names of splits."""
+    """The words of a path below `root`, without the names of splits."""
     words = re.split(r"[^a-z0-9]+", path.relative_to(root).as_posix().lower())
     splits = {name for names in SPLITS.values() for name in names}
     return tuple(w for w in words if w and w not in splits)
 
 
 def _coco(path: Path, notes: list[str]) -> dict[str, Any] | None:
-    """The content of a COCO json with boxes; None for another file, with a note if it is COCO."""
+    """The content of a file if it is a COCO json with boxes, otherwise None.
+
+    For a COCO json that cannot be used, the reason is added to `notes`.
+    """
     try:
         table = read_user_json(path)
     except KdepError as e:
-        notes.append(f"{path}: left out: {e.problem}")
+        notes.append(f"{path}: left out, because {e.problem}")
         return None
     lists = ("images", "annotations")
     if not isinstance(table, dict) or not all(isinstance(table.get(k), list) for k in lists):
@@ -216,14 +228,15 @@ def _coco(path: Path, notes: list[str]) -> dict[str, Any] | None:
     if not table["images"]:
         notes.append(f"{path}: left out, because its list of images is empty")
         return None
-    boxes = [_has_area(a) for a in table["annotations"] if isinstance(a, dict)]
-    if _has_keypoints(table) and not all(boxes):
+    has_box = [_has_area(a) for a in table["annotations"] if isinstance(a, dict)]
+    if _has_keypoints(table) and not all(has_box):
         notes.append(
-            f"{path}: left out, because it describes keypoints, and {boxes.count(False)} of its "
-            f"{len(boxes)} annotations have no box with an area"
+            f"{path}: left out, because it describes keypoints, and {has_box.count(False)} of its "
+            f"{len(has_box)} annotations have no box with an area"
         )
-    elif not any(boxes) or not isinstance(table.get("categories"), list):
-        notes.append(f"{path}: left out, because it has no boxes of classes")  # captions, ...
+    elif not any(has_box) or not isinstance(table.get("categories"), list):
+        # For example a json of captions or of panoptic segments.
+        notes.append(f"{path}: left out, because it has no boxes with classes")
     else:
         return table
     return None
@@ -241,33 +254,38 @@ def _has_area(annotation: Mapping[str, Any]) -> bool:
 
 
 def _has_keypoints(table: Mapping[str, Any]) -> bool:
+    """Whether an annotation of a COCO json has keypoints."""
     return any(isinstance(a, dict) and "keypoints" in a for a in table["annotations"])
 
 
-def _folder_of(table: Mapping[str, Any], path: Path, folders: Folders, root: Path) -> Path | None:
-    """The folder below which the first images of a COCO json exist, the nearest to the json.
+def _image_folder(
+    table: Mapping[str, Any], path: Path, folders: Folders, root: Path
+) -> Path | None:
+    """The folder, nearest to the json at `path`, that contains the first images of its `table`.
 
-    Splits may repeat file names, so that the folder of another split never counts.
+    A folder of another split is not accepted, because splits may have the same file names.
     """
     entries = [e for e in table["images"][:_CHECKED] if isinstance(e, dict)]
     names = [e["file_name"] for e in entries if isinstance(e.get("file_name"), str)]
-    split = split_of(path, root)
-    below = all(not os.path.isabs(n) and ".." not in Path(n).parts for n in names)
-    is_file = os.path.isfile  # unlike Path.is_file, False for a name that no file can have
-    fitting = [f for f in folders if names and below and all(is_file(f / n) for n in names)]
-    same = [f for f in fitting if split_of(f, root) == split]
-    fitting = same or [f for f in fitting if split_of(f, root) is None]
-    return min(fitting, key=lambda f: (_steps(f, path.parent), str(f)), default=None)
+    split = _split(path, root)
+    are_relative = all(not os.path.isabs(n) and ".." not in Path(n).parts for n in names)
+    if not names or not are_relative:
+        return None
+    is_file = os.path.isfile  # unlike Path.is_file, it returns False for an invalid name
+    candidates = [f for f in folders if all(is_file(f / n) for n in names)]
+    same_split = [f for f in candidates if _split(f, root) == split]
+    candidates = same_split or [f for f in candidates if _split(f, root) is None]
+    return min(candidates, key=lambda f: (_steps(f, path.parent), str(f)), default=None)
 
 
 def _steps(first: Path, second: Path) -> int:
-    """Number of folders between two folders."""
+    """Number of steps up and down in the folder tree from one folder to another."""
     common = os.path.commonpath([first, second])
     return sum(len(f.relative_to(common).parts) for f in (first, second))
 
 
 def _find_masks(parts: Discovery, folders: Folders) -> None:
-    """Pairs of an image folder and a folder of one-channel PNGs with the same names."""
+    """Sets `parts.masks`: image folders, each with a folder of one-channel PNGs of equal names."""
     by_names: dict[frozenset[str], list[Path]] = defaultdict(list)
     for folder, (images, _) in folders.items():
         if images:
@@ -277,8 +295,8 @@ def _find_masks(parts: Discovery, folders: Folders) -> None:
         masks = [f for f in same if _are_masks(f, folders[f][0])]
         image_folders = [f for f in same if f not in masks]
         for folder in masks:
-            split = split_of(folder, parts.root)
-            partners = [f for f in image_folders if split_of(f, parts.root) == split]
+            split = _split(folder, parts.root)
+            partners = [f for f in image_folders if _split(f, parts.root) == split]
             if split is None or not partners:
                 continue
             nearest = min(partners, key=lambda f, m=folder: (_steps(f, m), str(f)))
@@ -289,15 +307,15 @@ def _find_masks(parts: Discovery, folders: Folders) -> None:
     parts.mask_values = max(values, default=0)
     if parts.masks and not 2 <= parts.mask_values <= _IGNORED_MASK_VALUE:
         parts.notes.append(
-            f"{parts.masks[min(parts.masks)][1]}: left out, because mask values are numbers of "
-            f"classes from 0 on, 2 to {_IGNORED_MASK_VALUE} of them ({_IGNORED_MASK_VALUE} is "
-            f"ignored); these have {parts.mask_values}"
+            f"{parts.masks[min(parts.masks)][1]}: left out, because mask values must be class "
+            f"numbers 0, 1, ... of 2 to {_IGNORED_MASK_VALUE} classes ({_IGNORED_MASK_VALUE} is "
+            f"ignored), but these masks have {parts.mask_values}"
         )
         parts.masks, parts.mask_values = {}, 0
 
 
 def _are_masks(folder: Path, names: list[str]) -> bool:
-    """Whether the first images are PNGs with one channel."""
+    """Whether all files are PNGs, and the first _CHECKED of them have one channel."""
     if not all(n.lower().endswith(".png") for n in names):
         return False
     return all(_mode(folder / n) in _ONE_CHANNEL for n in names[:_CHECKED])
@@ -319,42 +337,47 @@ def _values(folder: Path, names: list[str]) -> int:
             with Image.open(folder / name) as image:
                 values = np.asarray(image)
         except (OSError, ValueError, Image.DecompressionBombError):
-            continue  # stage prepare names the broken file
+            continue  # stage `prepare` reports damaged files
         values = values[values != _IGNORED_MASK_VALUE]
         largest = max(largest, int(values.max()) if values.size else -1)
     return largest + 1
 
 
 def _find_classes(parts: Discovery, folders: Folders, classes_of_boxes: bool) -> None:
-    """Folders of class folders: splits side by side, each with the same two or more classes."""
-    of_masks = {folder for pair in parts.masks.values() for folder in pair}
-    of_boxes = {images for _, images in parts.coco.values()}
+    """Sets `parts.classify`: sibling folders of splits with the same two or more class folders."""
+    mask_folders = {folder for pair in parts.masks.values() for folder in pair}
+    box_folders = {images for _, images in parts.coco.values()}
     candidates: dict[Path, dict[str, Path]] = defaultdict(dict)
     for folder, (images, _) in folders.items():
         inner = _inner(folder, folders)
-        split = split_of(Path(folder.name), Path())
-        if split and len(inner) >= 2 and not images and not of_masks & {folder, *inner}:
+        split = _split(Path(folder.name), Path())
+        if split and len(inner) >= 2 and not images and not mask_folders & {folder, *inner}:
             if kinds := [f.name for f in inner if f.name.lower() in _KINDS]:
-                parts.notes.append(f"{folder}: its folder {kinds[0]} is no class, so it has none")
+                parts.notes.append(
+                    f"{folder}: its folders are not used as classes, because one is named "
+                    f"{kinds[0]}"
+                )
                 continue
             candidates[folder.parent][split] = folder
     for parent, splits in candidates.items():
         classes = {split: {f.name for f in _inner(f, folders)} for split, f in splits.items()}
         if "train" not in splits or len(splits) < 2:
-            where = ", ".join(map(str, splits.values()))
-            parts.notes.append(f"{where}: no classification, which needs train and test")
+            paths = ", ".join(map(str, splits.values()))
+            parts.notes.append(f"{paths}: no classification, which needs train and test")
             continue
         same = {s: f for s, f in splits.items() if classes[s] == classes["train"]}
         for split in splits.keys() - same.keys():
-            parts.notes.append(f"{splits[split]}: other classes than {splits['train']}")
+            parts.notes.append(
+                f"{splits[split]}: left out, because it has other classes than {splits['train']}"
+            )
         if len(same) < 2:
             continue
-        has_boxes = any(of_boxes & {f, *_inner(f, folders)} for f in same.values())
+        has_boxes = any(box_folders & {f, *_inner(f, folders)} for f in same.values())
         if has_boxes and not classes_of_boxes:
             parts.notes.append(
                 f"{parent}: no classification, because its images also have boxes, and folders of "
-                "images with boxes are often no classes; if they are, run init again with "
-                "--classes-of-boxes and another --name"
+                "images with boxes are often not classes; if these are classes, run init again "
+                "with --classes-of-boxes and another --name"
             )
         elif parts.classify:
             parts.notes.append(f"{parent}: left out, because other class folders were found first")
@@ -363,23 +386,26 @@ def _find_classes(parts: Discovery, folders: Folders, classes_of_boxes: bool) ->
 
 
 def _inner(folder: Path, folders: Folders) -> list[Path]:
-    """The folders directly below a folder that hold images."""
+    """The folders directly below a folder that contain images."""
     return [f for f in folders if f.parent == folder and folders[f][0]]
 
 
-def _complete(part: dict[str, Any], notes: list[str]) -> None:
-    """A part needs train and test: without a test split the validation split is the test."""
+def _require_test_split(part: dict[str, Any], notes: list[str]) -> None:
+    """Uses the validation split as test split if there is none; empties a part without both."""
     if "val" in part and "test" not in part:
         part["test"] = part.pop("val")
-        where = part["test"][0] if isinstance(part["test"], tuple) else part["test"]
-        notes.append(f"{where}: there is no test split, so the validation split is the test split")
+        path = part["test"][0] if isinstance(part["test"], tuple) else part["test"]
+        notes.append(
+            f"{path}: the validation split is used as test split, because there is no test split"
+        )
     if part and not {"train", "test"} <= part.keys():
-        notes.append(f"only the split {', '.join(part)} of {next(iter(part.values()))}: left out")
+        path = next(iter(part.values()))
+        notes.append(f"{path}: left out, because there is only the split {', '.join(part)}")
         part.clear()
 
 
 def _find_pool(parts: Discovery, folders: Folders) -> None:
-    """Images for pre-training: a folder named so, or the training images of a part."""
+    """Sets `parts.pool`: a folder named in POOL_NAMES, or the training images of a part."""
     evaluated = [p for s, p in parts.classify.items() if s != "train"]
     evaluated += [images for s, (_, images) in parts.coco.items() if s != "train"]
     evaluated += [images for s, (images, _) in parts.masks.items() if s != "train"]
@@ -399,19 +425,20 @@ def _find_pool(parts: Discovery, folders: Folders) -> None:
         parts.pool = max(named, key=lambda f: (count(f), str(f)))
     elif "train" in parts.classify:
         parts.pool, parts.pool_labels = parts.classify["train"], True
-        parts.notes.append(f"{parts.pool}: the training images are also the pool")
+        parts.notes.append(f"{parts.pool}: these training images are also used as the pool")
     elif parts.coco or parts.masks:
         parts.pool = parts.coco["train"][1] if parts.coco else parts.masks["train"][0]
-        parts.notes.append(f"{parts.pool}: the training images are also the pool")
+        parts.notes.append(f"{parts.pool}: these training images are also used as the pool")
         if any(e.is_relative_to(parts.pool) for e in evaluated):
             parts.notes[-1] = (
-                f"{parts.pool}: the pool, although it also holds test images, so that scores would "
-                "be too high and carry a note; move the training images to a folder of their own"
+                f"{parts.pool}: used as the pool, but it also contains test images, so scores "
+                "would be too high and would be shown with a note; move the training images to "
+                "their own folder"
             )
     else:
         parts.pool = parts.root
         inner = _inner(parts.root, folders)
-        if len(inner) >= 2 and not any(split_of(f, parts.root) for f in inner):
+        if len(inner) >= 2 and not any(_split(f, parts.root) for f in inner):
             parts.notes.append(
                 f"{parts.root}: no classification, because no folder is named train or test; if "
                 f"{inner[0].name}, {inner[1].name}, ... are classes, move their images to "

@@ -1,4 +1,4 @@
-"""Links or copies the images of a data set to the tasks' layout, and hashes their content."""
+"""Writes the images and masks of a data set into the tasks' layout, and hashes their content."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from kdep_bench.data.listing import shown
 
 
 class Layout:
-    """Links and converted copies below the folder `data`.
+    """Collects images and masks, and writes them below a folder as links or converted copies.
 
     Args:
-        data: the folder, created if missing.
-        info: of every image that will be placed, by the user's file.
+        data: the folder; created if missing.
+        info: ImageInfo of every image that will be added, by the user's file.
     """
 
     def __init__(self, data: Path, info: Mapping[Path, ImageInfo]) -> None:
@@ -26,31 +26,39 @@ class Layout:
         data.mkdir(parents=True, exist_ok=True)
 
     def images(self, places: Mapping[Path, Path]) -> None:
-        """Adds images: file -> place."""
+        """Adds images: {user's file: path in the layout}."""
         for file, place in places.items():
             self._links.append((file, place))
-            self._row(place, self.info[file].sha256)
+            self._add_row(place, self.info[file].sha256)
 
     def folder(self, root: Path, names: Iterable[str], target: Path, *, whole: bool) -> None:
-        """Adds images of one folder: one link to it where `whole` and no file changes."""
+        """Adds the images of one folder.
+
+        Args:
+            root: the user's folder.
+            names: paths of its images, relative to `root`.
+            target: the folder in the layout.
+            whole: `names` are all files of the folder. It is then linked as a whole, if no image
+                must be renamed or converted.
+        """
         placed = {n: placed_name(n, self.info[root / n]) for n in names}
         if whole and all(n == p and self.info[root / n].plain for n, p in placed.items()):
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(root, target_is_directory=True)
             for name in placed:
-                self._row(target / name, self.info[root / name].sha256)
+                self._add_row(target / name, self.info[root / name].sha256)
         else:
             self.images({root / n: target / p for n, p in placed.items()})
 
     def masks(self, places: Mapping[Path, Path], hashes: Mapping[Path, str]) -> None:
-        """Adds masks, which are linked as they are: file -> place, and file -> SHA-256."""
+        """Adds masks, which are linked: {user's file: path in the layout}, {file: SHA-256}."""
         for file, place in places.items():
             self._masks.append((file, place))
-            self._row(place, hashes[file])
+            self._add_row(place, hashes[file])
 
     def place(self) -> None:
-        """Makes all links and copies. One file may have several places."""
-        while self._links:
+        """Writes all links and converted copies."""
+        while self._links:  # each pass writes every file once; a file may have several paths
             now: dict[Path, Path] = {}
             later = [link for link in self._links if now.setdefault(*link) != link[1]]
             place_all(self.info, now)
@@ -60,11 +68,11 @@ class Layout:
             place.symlink_to(file)
 
     def fingerprint(self) -> str:
-        """SHA-256 over name and content of all images, and over the json files written here."""
+        """SHA-256 over names and contents of all images, masks and json files of the layout."""
         for path in sorted(self.data.glob("*/*.json")) + sorted(self.data.glob("*/*/*.json")):
             if not any(p.is_symlink() for p in (path, path.parent)):
-                self._row(path, hashlib.sha256(path.read_bytes()).hexdigest())
+                self._add_row(path, hashlib.sha256(path.read_bytes()).hexdigest())
         return hashlib.sha256("\n".join(sorted(self._rows)).encode()).hexdigest()
 
-    def _row(self, place: Path, sha256: str) -> None:
+    def _add_row(self, place: Path, sha256: str) -> None:
         self._rows.append(f"{sha256} {shown(place.relative_to(self.data))}")

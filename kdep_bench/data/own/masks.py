@@ -1,4 +1,4 @@
-"""Segmentation data of the user: pairs images with masks, and counts pixels by class."""
+"""The user's segmentation data: pairs images with masks, and counts pixels by class."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.prefetch import prefetch
 
 FOLDER = "cityscapes"
-IMAGE, MASK = "_leftImg8bit.png", "_gtFine_labelTrainIds.png"  # what the task looks for
+IMAGE, MASK = "_leftImg8bit.png", "_gtFine_labelTrainIds.png"  # suffixes of the Cityscapes layout
 
 
 @dataclass
@@ -32,9 +32,9 @@ class Masks:
         images: the user's folder of images.
         folder: the user's folder of masks.
         pairs: (image, mask), paths of the user's files.
-        counts: [256] pixels by value over all masks.
+        counts: [256] number of pixels by value, summed over all masks.
         hashes: SHA-256 of each mask that was read.
-        alone: number of masks without an image in the split.
+        alone: number of masks that have no image in the split.
         passed_over: number of skipped entries of the image folder, by reason (see `Listing`).
     """
 
@@ -48,7 +48,7 @@ class Masks:
 
 
 def find_all(config: DataConfig, faults: Faults) -> dict[str, Masks]:
-    """The pairs of image and mask by split; a mask is the PNG with the name of its image."""
+    """Pairs images and masks by split; a mask is a PNG with the same name as its image."""
     splits = {}
     for split, (images, folder) in config.masks.items():
         with faults.collect():
@@ -58,7 +58,7 @@ def find_all(config: DataConfig, faults: Faults) -> dict[str, Masks]:
 
 
 def _check_own_files(splits: Mapping[str, Masks], config: DataConfig, faults: Faults) -> None:
-    """A fault for a file that is a mask of two splits, as where a folder is a link to another."""
+    """Adds a fault if one file is a mask of two splits, for example if a folder is a link."""
     first: dict[str, tuple[str, Path]] = {}
     for split, masks in splits.items():
         for _, mask in masks.pairs:
@@ -69,7 +69,7 @@ def _check_own_files(splits: Mapping[str, Masks], config: DataConfig, faults: Fa
                     KdepError(
                         f"the mask {shown(mask)} of {split} and {shown(known)} of {earlier} are "
                         "the same file",
-                        fix="correct the link, or the paths of `masks` in the data config: each "
+                        fix="correct the link, or the paths of `masks` in the data config; each "
                         "split needs its own masks",
                     ),
                     f"{masks.folder} shared",
@@ -80,7 +80,8 @@ def _pairs(images: Path, folder: Path, faults: Faults) -> Masks:
     listing = list_images(images)
     out = Masks(images, folder, passed_over=dict(listing.passed_over))
     by_mask: dict[str, str] = {}
-    there = set(list_images(folder).images)  # what the content of the data is hashed over
+    # Only masks of this listing, because the hash of the data covers no other files.
+    listed_masks = set(list_images(folder).images)
     for name in listing.images:
         mask = str(Path(name).with_suffix(".png"))
         if earlier := by_mask.get(mask):
@@ -94,7 +95,7 @@ def _pairs(images: Path, folder: Path, faults: Faults) -> Masks:
             )
             continue
         by_mask[mask] = name
-        if mask not in there or not (folder / mask).is_file():
+        if mask not in listed_masks or not (folder / mask).is_file():
             faults.add(
                 KdepError(
                     f"the image {shown(images / name)} has no mask",
@@ -109,7 +110,7 @@ def _pairs(images: Path, folder: Path, faults: Faults) -> Masks:
         raise KdepError(
             f"the folder {images} contains no image", fix="correct `masks` in the data config"
         )
-    out.alone = len(there - set(by_mask))
+    out.alone = len(listed_masks - set(by_mask))
     return out
 
 
@@ -122,22 +123,23 @@ def read_all(
     for masks in splits.values():
         files = [mask for _, mask in masks.pairs]
         threads = cores()
-        answers = prefetch(_try_read, files, threads if threads > 1 else 0)
-        for (image, mask), answer in zip(masks.pairs, answers, strict=True):
-            if isinstance(answer, KdepError):
-                faults.add(answer, f"{masks.folder} unreadable")
+        results = prefetch(_try_read, files, threads if threads > 1 else 0)
+        for (image, mask), result in zip(masks.pairs, results, strict=True):
+            if isinstance(result, KdepError):
+                faults.add(result, f"{masks.folder} unreadable")
                 continue
-            masks.counts += answer.counts
-            masks.hashes[mask] = answer.sha256
+            masks.counts += result.counts
+            masks.hashes[mask] = result.sha256
             with faults.collect(f"{masks.folder} size"):
-                _check_size(image, mask, answer, info)
+                _check_size(image, mask, result, info)
             with faults.collect(f"{masks.folder} values"):
-                _check_values(mask, answer, len(classes))
+                _check_values(mask, result, len(classes))
             with faults.collect(f"{masks.folder} palette"):
-                _check_palette(mask, answer, colours)
+                _check_palette(mask, result, colours)
 
 
 def _try_read(path: Path) -> MaskInfo | KdepError:
+    """Reads a mask; returns the KdepError instead of raising it."""
     try:
         return read_mask(path)
     except KdepError as fault:
@@ -146,7 +148,7 @@ def _try_read(path: Path) -> MaskInfo | KdepError:
 
 def _check_size(image: Path, mask: Path, info: MaskInfo, images: Mapping[Path, ImageInfo]) -> None:
     if image not in images:
-        return  # a fault already
+        return  # the image has a fault, which is already reported
     image_info = images[image]
     check_turn(image, image_info, *info.size, f"its mask {shown(mask)}")
     if info.size != image_info.upright:
@@ -178,15 +180,17 @@ def _check_palette(
             raise KdepError(
                 f"the value {value} has the colour {colour} in the palette of {shown(mask)} and "
                 f"{known} in that of {shown(first)}",
-                expected="the same palette in all masks (a palette made per file numbers the "
-                "classes differently in each)",
-                fix="convert colours to class numbers with one table: the same colour, the same "
-                "number in every mask",
+                expected="the same palette in all masks (if each file has its own palette, the "
+                "class numbers differ from file to file)",
+                fix="convert colours to class numbers with one table for all masks",
             )
 
 
 def check_counts(splits: Mapping[str, Masks], config: DataConfig, faults: Faults) -> None:
-    """Adds faults for splits whose pixels cannot give a score; call it when all masks are valid."""
+    """Adds a fault for each split whose classes cannot be trained or scored.
+
+    Call it only if all masks were read and are valid.
+    """
     counts = {s: m.counts[: len(config.classes)] for s, m in splits.items()}
     total = np.sum(list(counts.values()), axis=0)
     for split, masks in splits.items():
@@ -201,32 +205,35 @@ def check_counts(splits: Mapping[str, Masks], config: DataConfig, faults: Faults
     if len(faults) or "train" not in splits:
         return
     train, folder = counts["train"], splits["train"].folder
-    lacking = [
+    missing = [
         c for i, c in enumerate(config.classes) if not train[i] and c not in config.allow_absent
     ]
-    if lacking:
-        elsewhere = [c for c in lacking if total[config.classes.index(c)]]
+    if missing:
+        elsewhere = [c for c in missing if total[config.classes.index(c)]]
         where = "although other splits have it" if elsewhere else "and no other split has it either"
+        number = config.classes.index(missing[0])
+        # 255 often stands for the second class of a binary mask, or for the one class not labelled.
         binary = len(config.classes) == 2 and any(m.counts[IGNORE] for m in splits.values())
-        number = config.classes.index(lacking[0])
+        is_written_as_255 = binary or (splits["train"].counts[IGNORE] and len(missing) == 1)
         faults.add(
             KdepError(
-                f"no pixel of the masks in {folder} has the class {listed(lacking, 500)} (value "
+                f"no pixel of the masks in {folder} has the class {listed(missing, 500)} (value "
                 f"{number}), {where}",
-                fix=f"{IGNORE} means 'ignore': write {number} where the masks mean {lacking[0]!r}"
-                if binary or (splits["train"].counts[IGNORE] and len(lacking) == 1)
-                else f"correct `classes` or the masks, or name {lacking[0]!r} in `allow_absent` of "
+                fix=f"replace {IGNORE}, which means 'ignore', by {number} where the masks should "
+                f"have {missing[0]!r}"
+                if is_written_as_255
+                else f"correct `classes` or the masks, or add {missing[0]!r} to `allow_absent` in "
                 "the data config",
             )
         )
         return
     for split, masks in splits.items():
-        there = [c for i, c in enumerate(config.classes) if counts[split][i]]
-        if len(there) < 2:
+        present = [c for i, c in enumerate(config.classes) if counts[split][i]]
+        if len(present) < 2:
             faults.add(
                 KdepError(
                     f"all labelled pixels of the masks in {masks.folder} have the class "
-                    f"{listed(there)}, so any network would get the full score",
+                    f"{listed(present)}, so any network would get the full score",
                     fix="add masks with other classes, or correct their values",
                 )
             )
@@ -244,7 +251,7 @@ def places(split: str, masks: Masks, data: Path, faults: Faults) -> tuple[dict, 
             faults.add(
                 KdepError(
                     f"the images {shown(earlier)} and {shown(image)} get the same name, {stem!r}, "
-                    "when folders are joined by '-'",
+                    "because '/' is replaced by '-' in the layout of the task",
                     fix="rename one of the images, and its mask accordingly",
                 )
             )
@@ -256,13 +263,13 @@ def places(split: str, masks: Masks, data: Path, faults: Faults) -> tuple[dict, 
 
 
 def copied(splits: Mapping[str, Masks], config: DataConfig) -> list[str]:
-    """A note for each split whose masks all equal masks of the training split."""
+    """A note for each split whose masks are all equal to masks of the training split."""
     names = {
         s: {(p.relative_to(m.folder), h) for p, h in m.hashes.items()} for s, m in splits.items()
     }
     return [
-        f"every mask of {split} equals that of the same name of train: one folder may be a copy "
-        "of the other"
+        f"every mask of {split} equals the mask of train with the same name: one folder may be a "
+        "copy of the other"
         for split, own_masks in names.items()
         if split != "train"
         and frozenset((f"masks/{split}", "masks/train")) not in config.allow_duplicates
@@ -287,15 +294,15 @@ def card(splits: Mapping[str, Masks], classes: Sequence[str]) -> dict[str, Any]:
 
 
 def notes(config: DataConfig, counted: Mapping[str, Any]) -> list[str]:
-    """Notes to show with the scores on these masks: absent classes."""
+    """Notes on classes without pixels, to show with the scores on these masks."""
     out, classes = [], counted["classes"]
     train = counted["splits"].get("train", {"pixels": {}})["pixels"]
     for split, row in counted["splits"].items():
         absent = [c for c in classes if not row["pixels"][c]]
         if split != "train" and absent:
             out.append(
-                f"{split} has no pixel of {listed(absent)}: such a class counts in the mean only "
-                "where a network predicts it, with IoU 0"
+                f"{split} has no pixel of {listed(absent)}: such a class counts in the mean IoU "
+                "only if a network predicts it, then with IoU 0"
             )
     allowed = sorted(c for c in config.allow_absent if c in classes and not train.get(c))
     if allowed:

@@ -1,4 +1,4 @@
-"""Class names: compared exactly, and refused if they differ only by case, spaces or Unicode."""
+"""Class names: two names that differ only by case, spaces or Unicode form are an error."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ SPLIT_WORDS = {"train", "training", "val", "valid", "validation", "test", "testi
 
 
 def plain(name: str) -> str:
-    """The name in lower case without invisible characters; runs of spaces and "_" are one space.
+    """Simplifies a name for comparison: "Traffic_Light " becomes "traffic light".
 
-    Also normalises Unicode (NFKC): accented letters have two encodings, of which macOS uses the
-    rarer one in file names.
+    Changes it to lower case, removes invisible characters, and replaces each run of spaces and "_"
+    by one space. Unicode is normalised (NFKC), because accented letters have two encodings, and
+    macOS uses the less common one in file names.
     """
-    seen = "".join(c for c in name if unicodedata.category(c) != "Cf")
-    seen = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", seen).casefold())
-    return " ".join(seen.replace("_", " ").split())
+    visible = "".join(c for c in name if unicodedata.category(c) != "Cf")
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", visible).casefold())
+    return " ".join(folded.replace("_", " ").split())
 
 
 def pair_shown(first: str, second: str) -> str:
-    """Two names, quoted; names that are not ASCII with escapes, because they can look the same."""
+    """Two names in quotes; with \\u escapes if one is not ASCII, because they can look the same."""
     quote = repr if first.isascii() and second.isascii() else ascii
     return f"{quote(first)} and {quote(second)}"
 
@@ -42,9 +43,9 @@ def check_twins(names: Iterable[str], where: str, fix: str) -> None:
     """Raises KdepError if two of the class names have equal `plain` names.
 
     Args:
-        names: of the classes.
-        where: what has them; the error begins with it.
-        fix: advice of the error.
+        names: class names.
+        where: the file or folder with the names; the error begins with it.
+        fix: the fix that the error states.
     """
     if pairs := twins(names):
         shown = ", ".join(pair_shown(a, b) for a, b in pairs[:3])
@@ -57,7 +58,7 @@ def check_twins(names: Iterable[str], where: str, fix: str) -> None:
 
 
 def listed(names: Iterable[str], max_shown: int = 8) -> str:
-    """The first `max_shown` names, quoted, and their number if there are more."""
+    """The first `max_shown` names in quotes; if there are more, also their total number."""
     names = list(names)
     rest = f", ... ({len(names)} in all)" if len(names) > max_shown else ""
     return ", ".join(repr(n) for n in names[:max_shown]) + rest

@@ -19,12 +19,13 @@ class DataParts:
     """The content of a user's data set, by part.
 
     Attributes:
-        config: its data config.
-        pool: the images for pre-training; `labelled` their classes, where the config has them.
+        config: the data config.
+        pool: the images for pre-training.
+        labelled: the class folders of the pool; None for a pool without labels.
         classify: class folders by split.
         detect: boxes by split.
         segment: pairs of image and mask by split.
-        info: of every image, by the user's file.
+        info: ImageInfo of every image, by the user's file.
     """
 
     config: DataConfig
@@ -48,7 +49,7 @@ class DataParts:
         }
 
     def sets(self) -> dict[str, list[Path]]:
-        """Images by the names of the data config: "pool", "coco/train", ..."""
+        """Images by set, named as in the data config: "pool", "coco/train", ..."""
         keys = {"classify": "classify", "detect": "coco", "segment": "masks"}
         sets = {POOL: self.pool_files()}
         for part, splits in self.task_files().items():
@@ -56,7 +57,7 @@ class DataParts:
         return sets
 
     def files(self) -> list[Path]:
-        """Every image that any part names, once."""
+        """All images of all parts, without repetitions."""
         files = dict.fromkeys(self.pool_files())
         for splits in self.task_files().values():
             for images in splits.values():

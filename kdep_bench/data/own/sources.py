@@ -1,4 +1,4 @@
-"""The files and folders that the config of a user's data names."""
+"""The files and folders that the data config of a user's own data names."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ ROOT = "KDEP_DATA"
 
 
 def reads(spec: Mapping[str, Any]) -> dict[str, list[Source]]:
-    """The sources that the stage reads, by part; see `kdep_bench.data.content`.
+    """The files and folders that stage `prepare` reads, by part; see `kdep_bench.data.content`.
 
-    Malformed entries of the config are skipped here; the stage refuses them.
+    Malformed entries of the config are skipped here; the stage reports them.
     """
     parts: dict[str, list[Source]] = {}
     if isinstance(spec.get("pool"), str):
         parts["pool"] = [images_of(_path(spec["pool"]))]
     for key, folder in (("classify", "classify"), ("coco", "detect"), ("masks", "cityscapes")):
         splits = spec.get(key)
-        for split, given in splits.items() if isinstance(splits, Mapping) else ():
-            paths = {"": given} if isinstance(given, str) else given
+        for split, value in splits.items() if isinstance(splits, Mapping) else ():
+            paths = {"": value} if isinstance(value, str) else value
             sources = []
             for key_name, path in paths.items() if isinstance(paths, Mapping) else ():
                 if isinstance(path, str):
@@ -33,8 +33,8 @@ def reads(spec: Mapping[str, Any]) -> dict[str, list[Source]]:
     return parts
 
 
-def _path(given: str) -> Path:
-    path = Path(os.path.expanduser(given))
+def _path(text: str) -> Path:
+    path = Path(os.path.expanduser(text))
     if not path.is_absolute() and os.environ.get(ROOT):
         path = Path(os.environ[ROOT]) / path
     return Path(os.path.abspath(path))

@@ -1,4 +1,4 @@
-"""The config of a user's data: reads it, resolves its paths, and checks it without reading data."""
+"""The data config of a user's own data: resolves its paths and checks it; opens no data files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kdep_bench.data.own.names import check_twins, listed
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import safe_name
 
-ROOT = "KDEP_DATA"  # the environment variable that relative paths start from
+ROOT = "KDEP_DATA"  # environment variable: the folder that paths in the config are relative to
 IGNORE = 255  # mask value of pixels that are used neither in training nor in the score
 
 
@@ -25,7 +25,7 @@ class DataConfig:
 
     Attributes:
         pool: folder of the images for pre-training.
-        pool_labels: whether the folders directly below it are classes.
+        pool_labels: whether the folders directly below the pool are classes.
         classify: folder of class folders by split.
         coco: (json, folder of images) by split.
         masks: (folder of images, folder of masks) by split.
@@ -45,7 +45,7 @@ class DataConfig:
 
 
 def read_spec(spec: Mapping[str, Any], faults: Faults) -> DataConfig:
-    """Converts the stage's spec to a DataConfig; faults are added to `faults`.
+    """Converts the spec of stage `prepare` to a DataConfig; adds faults to `faults`.
 
     Raises:
         KdepError: an unknown key.
@@ -68,8 +68,8 @@ def read_spec(spec: Mapping[str, Any], faults: Faults) -> DataConfig:
         if images.resolve() == folder.resolve():
             faults.add(
                 KdepError(
-                    f"the images and the masks of {split} are in the same folder, {images}, where "
-                    "a mask would count as an image",
+                    f"the images and the masks of {split} are in the same folder, {images}, so "
+                    "masks would be used as images",
                     fix="move the masks into their own folder",
                 )
             )
@@ -91,15 +91,20 @@ def read_spec(spec: Mapping[str, Any], faults: Faults) -> DataConfig:
 
 
 def existing(value: Any, key: str, *, folder: bool) -> Path:
-    """The path in the config under `key`, absolute, with links not resolved.
+    """The absolute path of a config value; links are not resolved.
+
+    Args:
+        value: the path as the config has it.
+        key: the config key, for errors.
+        folder: whether a folder is expected, not a file.
 
     Raises:
-        KdepError: not a path, or one that does not exist or is of the other kind.
+        KdepError: not a path, it does not exist, or it is a file instead of a folder or vice versa.
     """
     if not isinstance(value, str) or not value:
         raise KdepError(
             f"the data config has {key} = {value!r:.60}",
-            expected="a path: absolute, or relative to $" + ROOT,
+            expected=f"a path that is absolute or relative to ${ROOT}",
             fix=f"write the path of the {'folder' if folder else 'file'} there",
         )
     path = Path(os.path.expanduser(value))
@@ -122,7 +127,11 @@ def existing(value: Any, key: str, *, folder: bool) -> Path:
 
 
 def mask_classes(spec: Mapping[str, Any]) -> list[str]:
-    """`classes` of the config, names by mask value; empty if the config has no masks."""
+    """`classes` of the config: class names by mask value; empty if the config has no masks.
+
+    Raises:
+        KdepError: no names, fewer than 2 or more than 255, or two that are equal or nearly equal.
+    """
     if not spec.get("masks"):
         return []
     if not spec.get("classes"):
@@ -135,12 +144,12 @@ def mask_classes(spec: Mapping[str, Any]) -> list[str]:
         raise KdepError(
             f"`classes` in the data config has {len(classes)} names",
             expected=f"2 to {IGNORE}",
-            fix="include the name of the background, value 0, too",
+            fix="list one name per mask value, also for the background (value 0)",
         )
     if len(set(classes)) < len(classes):
-        twice = sorted({c for c in classes if classes.count(c) > 1})
+        repeated = sorted({c for c in classes if classes.count(c) > 1})
         raise KdepError(
-            f"the data config has the class {listed(twice)} more than once in `classes`",
+            f"the data config has the class {listed(repeated)} more than once in `classes`",
             fix="give each mask value its own name",
         )
     check_twins(classes, "`classes` of the data config", "give each class a name of its own")
@@ -148,18 +157,18 @@ def mask_classes(spec: Mapping[str, Any]) -> list[str]:
 
 
 def check_labels(data: Mapping[str, Any]) -> None:
-    """Raises KdepError if labels=True (allows supervised methods) but not pool_labels=True."""
+    """Raises KdepError if a config has labels=True, for supervised methods, but no pool labels."""
     if data.get("labels", False) and not data.get("pool_labels", False):
         raise KdepError(
-            f"the data {data.get('name')!r} has labels=True but not pool_labels=True, so a "
-            "supervised method would find no labels in the pool",
+            f"the data {data.get('name')!r} has labels=True but not pool_labels=True, so the pool "
+            "would have no labels for a supervised method",
             fix="set pool_labels=True if the sub-folders of the pool are classes, otherwise "
             "labels=False",
         )
 
 
 def check_paths(data: Mapping[str, Any]) -> None:
-    """Raises KdepError if two splits of a part have the same path in the config."""
+    """Raises KdepError if the config has the same path for two splits of a part."""
     for part, keys in (("classify", [None]), ("coco", ["json"]), ("masks", ["images", "masks"])):
         splits = data.get(part)
         if not isinstance(splits, Mapping):
@@ -182,7 +191,7 @@ def check_paths(data: Mapping[str, Any]) -> None:
 
 
 def check_waivers(spec: Mapping[str, Any]) -> set[frozenset[str]]:
-    """`allow_duplicates` of the config as pairs of sets; KdepError for an unknown set or pair."""
+    """Reads `allow_duplicates` as pairs of sets; raises KdepError for an unknown set or pair."""
     names = [POOL]
     for part in ("classify", "coco", "masks"):
         splits = spec.get(part)
@@ -200,14 +209,13 @@ def check_recipes(data: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -
         recipe = task.get("recipe") or {}
         if "classes" not in recipe or recipe.get("folder") != "cityscapes":
             continue
-        got = [str(c) for c in recipe["classes"]]
-        if got != classes:
-            same = sorted(got) == sorted(classes)
+        recipe_classes = [str(c) for c in recipe["classes"]]
+        if recipe_classes != classes:
+            is_reordered = sorted(recipe_classes) == sorted(classes)
             raise KdepError(
-                f"the task {task.get('name')!r} has the classes {tuple(got)} in its recipe, but "
-                f"the data {data.get('name')!r} has {tuple(classes)}"
-                + ": the same names in another order, so scores would get wrong names"
-                * same,
+                f"the task {task.get('name')!r} has the classes {tuple(recipe_classes)} in its "
+                f"recipe, but the data {data.get('name')!r} has {tuple(classes)}"
+                + (", so scores would be shown for the wrong classes" if is_reordered else ""),
                 expected="the same names in the same order, starting with mask value 0",
                 fix=f"set classes={tuple(classes)} in the task's recipe, with one colour each in "
                 "its palette",
@@ -222,7 +230,7 @@ def check_recipes(data: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -
 
 
 def _splits(spec: Mapping[str, Any], part: str, faults: Faults) -> list[tuple[str, Any]]:
-    """The splits that `part` of the data config names; a split that is None is left out."""
+    """(split, its value) for each split of `part` in the data config that is not None."""
     value = spec.get(part)
     if value is None or value == {}:
         return []
@@ -253,6 +261,7 @@ def _splits(spec: Mapping[str, Any], part: str, faults: Faults) -> list[tuple[st
 
 
 def _pair(value: Any, key: str, folders: Mapping[str, bool]) -> tuple[Path, Path]:
+    """The two paths of a split; `folders` has their keys and whether each must be a folder."""
     if not isinstance(value, Mapping) or set(value) != set(folders):
         got = sorted(map(str, value)) if isinstance(value, Mapping) else f"{value!r:.60}"
         raise KdepError(

@@ -1,4 +1,4 @@
-"""Stage `prepare` for a user's data, part by part; all faults are reported together."""
+"""Stage `prepare` for a user's own data: reads all parts, reports all faults, writes the layout."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kdep_bench.data.own.spec import read_spec
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import canonical_json, write_atomic, write_json
 
-SUBJECT = "the data set"
+SUBJECT = "the data set"  # begins the error that lists the faults
 Progress = Callable[..., None]
 
 
@@ -46,7 +46,7 @@ def run(spec: Mapping[str, Any], out: Path, progress: Progress) -> dict[str, Any
 
 
 def count_images(parts: DataParts) -> dict[str, int]:
-    """Number of images per set, by the folder of the tasks that read it ("detect/train")."""
+    """Number of images per set: "pool", or "<folder of the task>/<split>" ("detect/train")."""
     counts = {"pool": len(parts.pool.images)}
     counts |= {f"{class_folders.FOLDER}/{s}": len(f.files) for s, f in parts.classify.items()}
     counts |= {f"{boxes.FOLDER}/{s}": len(b.sizes) for s, b in parts.detect.items()}
@@ -55,7 +55,7 @@ def count_images(parts: DataParts) -> dict[str, int]:
 
 
 def read_parts(spec: Mapping[str, Any], progress: Progress) -> DataParts:
-    """Reads and checks all of the data; writes nothing.
+    """Reads and checks all data; writes nothing.
 
     Raises:
         KdepError: lists the faults.
@@ -66,7 +66,7 @@ def read_parts(spec: Mapping[str, Any], progress: Progress) -> DataParts:
     assert config.pool is not None
     parts = DataParts(config, list_images(config.pool))
     if config.pool_labels:
-        parts.labelled = class_folders.labels_of_pool(config, faults)
+        parts.labelled = class_folders.read_pool(config, faults)
     else:
         class_folders.check_others(parts.pool, faults)
     if not parts.pool.images:
@@ -93,12 +93,12 @@ def read_parts(spec: Mapping[str, Any], progress: Progress) -> DataParts:
 
 
 def _inspect(files: list[Path], faults: Faults, progress: Progress) -> dict[Path, ImageInfo]:
-    there = [f for f in files if os.path.lexists(f)]  # others are faults of their json already
+    existing = [f for f in files if os.path.lexists(f)]  # missing ones are already reported
     with ImageMemory() as memory:
-        seen = inspect(there, memory, progress=lambda i, n: progress(i, n, "checking images"))
-    for fault in seen.faults:
+        result = inspect(existing, memory, progress=lambda i, n: progress(i, n, "checking images"))
+    for fault in result.faults:
         faults.add(fault, "image")
-    return seen.info
+    return result.info
 
 
 def _check_allowed(parts: DataParts) -> None:
@@ -115,7 +115,8 @@ def _lay_out(parts: DataParts, data: Path) -> str:
         _write_labels(parts, data)
     for split, folders in parts.classify.items():
         names = [n for files in folders.classes.values() for n in files]
-        whole = not folders.listing.passed_over  # the toolkit's loader has a rule of its own
+        # mmpretrain lists a linked folder itself, and could read files that are skipped here.
+        whole = not folders.listing.passed_over
         layout.folder(folders.folder, names, data / class_folders.FOLDER / split, whole=whole)
     classes = boxes.class_names(parts.detect)
     for split, annotated in parts.detect.items():
@@ -150,7 +151,7 @@ def _task_notes(
 
     Args:
         parts: the data.
-        card: their data card.
+        card: its data card.
         shared: notes on images that splits share, by part of the data config.
     """
     notes: dict[str, list[str]] = {}

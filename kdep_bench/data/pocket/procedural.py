@@ -1,7 +1,7 @@
-"""Cut-outs drawn by formula, for systems without Debian packages.
+"""Procedurally drawn cut-outs, used if the Debian packages with cut-outs are not available.
 
-A class has one kind of outline and one kind of texture; colours are random, so that the class
-cannot be recognised by colour. A note with the results states that these are not photographs.
+Each class has one kind of outline and one kind of texture; colours are random, so they do not tell
+the class. Results on these data carry a note that the objects are not photographs.
 """
 
 from __future__ import annotations
@@ -11,13 +11,17 @@ from collections.abc import Iterator, Sequence
 import cv2
 import numpy as np
 
-PER_CLASS = 24
+PER_CLASS = 24  # objects per class
 
 
 def procedural_cutouts(
     classes: Sequence[str], distractor: str, px: int
 ) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Yields (name, class, [h, w, 4] uint8 BGRA) of PER_CLASS objects per class, always alike."""
+    """Yields PER_CLASS objects of each class and of `distractor`, the same in every call.
+
+    Yields:
+        (name, class, [h, w, 4] uint8 BGRA), cropped to the object; its longer side is about `px`.
+    """
     for number, label in enumerate((*classes, distractor)):
         for k in range(PER_CLASS):
             rng = np.random.default_rng([number, k])
@@ -29,19 +33,19 @@ def procedural_cutouts(
 
 
 def _outline(family: int, rng: np.random.Generator, px: int) -> np.ndarray:
-    """A mask [px, px] uint8; its radius is a function of the angle that depends on `family`."""
+    """A mask [px, px] uint8 of a closed curve, whose radius is a wave that depends on `family`."""
     angle = np.linspace(0, 2 * np.pi, 240, endpoint=False)
     lobes = (2, 3, 4, 5, 6, 8, 10, 14, 7)[family % 9]
     depth = rng.uniform(0.12, 0.3)
-    sharp = (np.sin, _triangle, _square)[family % 3]
-    radius = 1 + depth * sharp(lobes * angle + rng.uniform(0, 6.28))
+    wave = (np.sin, _triangle, _square)[family % 3]
+    radius = 1 + depth * wave(lobes * angle + rng.uniform(0, 6.28))
     radius *= 1 + 0.05 * np.sin(angle * 2 + rng.uniform(0, 6.28))
     stretch = rng.uniform(0.6, 1.0)
     points = np.stack([np.cos(angle) * radius, np.sin(angle) * radius * stretch], 1)
     points = points / np.abs(points).max() * (px / 2 - 2) + px / 2
     mask = np.zeros((px, px), np.uint8)
     cv2.fillPoly(mask, [np.round(points * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
-    if family % 4 == 3:
+    if family % 4 == 3:  # a round hole in the middle
         cv2.circle(mask, (px // 2, px // 2), int(px * rng.uniform(0.08, 0.14)), 0, -1, cv2.LINE_AA)
     return mask
 
@@ -55,17 +59,20 @@ def _square(x: np.ndarray) -> np.ndarray:
 
 
 def _texture(family: int, rng: np.random.Generator, px: int) -> np.ndarray:
-    """A texture [px, px, 3] uint8: two colours mixed by stripes, checks, rings, dots or noise."""
+    """A texture [px, px, 3] uint8: two random colours, mixed by a pattern, and shaded.
+
+    The pattern depends on `family`: stripes, checks, rings, dots or noise.
+    """
     y, x = np.mgrid[:px, :px] / px
-    turn, pitch = rng.uniform(0, np.pi), rng.uniform(4, 9)
-    u = x * np.cos(turn) + y * np.sin(turn)
-    v = -x * np.sin(turn) + y * np.cos(turn)
-    waves = np.sin(2 * np.pi * pitch * u), np.sin(2 * np.pi * pitch * v)
-    rings = np.sin(2 * np.pi * pitch * np.hypot(x - 0.5, y - 0.5) * 1.4)
+    angle, frequency = rng.uniform(0, np.pi), rng.uniform(4, 9)  # periods per image side
+    u = x * np.cos(angle) + y * np.sin(angle)
+    v = -x * np.sin(angle) + y * np.cos(angle)
+    waves = np.sin(2 * np.pi * frequency * u), np.sin(2 * np.pi * frequency * v)
+    rings = np.sin(2 * np.pi * frequency * np.hypot(x - 0.5, y - 0.5) * 1.4)
     noise = cv2.resize(rng.normal(size=(12, 12)), (px, px), interpolation=cv2.INTER_CUBIC)
-    kinds = (waves[0], waves[0] * waves[1] * 2, rings, np.maximum(*waves), noise)
-    mix = np.clip(0.5 + kinds[family % 5] * 0.7, 0, 1)[..., None]
-    low, high = rng.uniform(20, 235, (2, 3))
+    patterns = (waves[0], waves[0] * waves[1] * 2, rings, np.maximum(*waves), noise)
+    mix = np.clip(0.5 + patterns[family % 5] * 0.7, 0, 1)[..., None]
+    colour_a, colour_b = rng.uniform(20, 235, (2, 3))
     light = 0.75 + 0.5 * (1 - np.hypot(x - 0.35, y - 0.3))[..., None]
-    image = (low * (1 - mix) + high * mix) * np.clip(light, 0.6, 1.2)
+    image = (colour_a * (1 - mix) + colour_b * mix) * np.clip(light, 0.6, 1.2)
     return np.clip(image + rng.normal(0, 5, (px, px, 1)), 0, 255).astype(np.uint8)

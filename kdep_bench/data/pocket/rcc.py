@@ -1,11 +1,14 @@
-"""Reader of Qt binary resource containers (`.rcc`), the format that rcc(1) writes.
+"""Reads Qt binary resource containers (`.rcc`), the format that rcc(1) writes.
 
-Layout (big endian; source: qtbase, src/tools/rcc/rcc.cpp and src/corelib/io/qresource.cpp): magic
-`qres`, uint32 version, offsets of tree, data and names; a tree node is uint32 name offset, uint16
-flags, then either (uint32 children, uint32 first child) or (uint16 country, uint16 language,
-uint32 data offset), and from version 2 on a uint64 time. A name is uint16 length, uint32 hash,
-UTF-16. A payload is uint32 size, then bytes; when compressed with zlib its first 4 bytes are the
-unpacked size.
+Layout (big endian; source: qtbase, src/tools/rcc/rcc.cpp and src/corelib/io/qresource.cpp):
+
+- Header: magic "qres", then as uint32: version, offsets of the tree, the data and the names.
+- Tree node: uint32 name offset, uint16 flags, then for a folder uint32 number of children and
+  uint32 first child, for a file uint16 country, uint16 language and uint32 data offset; from
+  version 2 on also uint64 time.
+- Name: uint16 length, uint32 hash, text in UTF-16.
+- Data of a file: uint32 size, then the bytes. If compressed with zlib, the first 4 bytes are the
+  uncompressed size.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from pathlib import Path
 from kdep_bench.data.pocket.debian import unpacked_again
 from kdep_bench.errors import KdepError
 
-_ZLIB, _FOLDER, _ZSTD = 1, 2, 4
+_ZLIB, _FOLDER, _ZSTD = 1, 2, 4  # flags of a tree node
 
 
 def read_rcc(path: str | Path) -> Iterator[tuple[str, bytes]]:
@@ -53,26 +56,27 @@ def _walk(raw: bytes, path: str) -> Iterator[tuple[str, bytes]]:
         return raw[start : start + 2 * length].decode("utf-16-be")
 
     def visit(index: int, folder: str) -> Iterator[tuple[str, bytes]]:
-        offset_of_node = tree + index * node_size
-        name_at, flags = struct.unpack_from(">IH", raw, offset_of_node)
-        here = folder if index == 0 else f"{folder}/{name(name_at)}".lstrip("/")
+        node = tree + index * node_size
+        name_offset, flags = struct.unpack_from(">IH", raw, node)
+        node_path = folder if index == 0 else f"{folder}/{name(name_offset)}".lstrip("/")
         if flags & _FOLDER:
-            count, first = struct.unpack_from(">II", raw, offset_of_node + 6)
+            count, first = struct.unpack_from(">II", raw, node + 6)
             for child in range(first, first + count):
-                yield from visit(child, here)
+                yield from visit(child, node_path)
             return
         if flags & _ZSTD:
             raise KdepError(
-                f"{here} inside {path} is compressed with zstd",
+                f"the file {node_path} inside {path} is compressed with zstd",
                 expected="uncompressed data or zlib",
-                fix="use the package of another Debian release, or the pip-only source",
+                fix="use the package of another Debian release, or set source='pip-only' in the "
+                "data config",
             )
-        (data_at,) = struct.unpack_from(">I", raw, offset_of_node + 10)
-        (size,) = struct.unpack_from(">I", raw, data + data_at)
-        start = data + data_at + 4
+        (data_offset,) = struct.unpack_from(">I", raw, node + 10)
+        (size,) = struct.unpack_from(">I", raw, data + data_offset)
+        start = data + data_offset + 4
         payload = raw[start : start + size]
         if len(payload) != size:
-            raise struct.error(f"{here} is truncated")
-        yield here, zlib.decompress(payload[4:]) if flags & _ZLIB else payload
+            raise struct.error(f"{node_path} is truncated")
+        yield node_path, zlib.decompress(payload[4:]) if flags & _ZLIB else payload
 
     yield from visit(0, "")

@@ -1,4 +1,4 @@
-"""Checksums of the pocket data: written by `prepare`, compared with the files by `verify`."""
+"""Writes the checksums of the pocket data, and verifies its files with them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,13 @@ def write_checksums(root: Path, files: list[tuple[str, str]]) -> str:
 
 
 def verify(data_dir: str | Path) -> str:
-    """Compares every file of a data folder (out/data of `prepare`) with its checksum.
+    """Compares every file of the pocket data with its checksum.
+
+    Args:
+        data_dir: the folder `data` in the directory of stage `prepare`.
 
     Returns:
-        the fingerprint.
+        the fingerprint of the data.
 
     Raises:
         KdepError: names the first file (in path order) that is missing, changed or unlisted.
@@ -43,8 +46,8 @@ def verify(data_dir: str | Path) -> str:
         path = root / rel
         if not path.is_file():
             raise _damaged(root, path, "missing", "a file listed in checksums.txt")
-        if (got := file_hash(path)) != digest:
-            raise _damaged(root, path, f"changed (SHA-256 {got[:12]}...)", f"{digest[:12]}...")
+        if (actual := file_hash(path)) != digest:
+            raise _damaged(root, path, f"changed (SHA-256 {actual[:12]}...)", f"{digest[:12]}...")
         listed.add(rel)
     present = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()}
     if extra := sorted(present - listed):

@@ -1,4 +1,4 @@
-"""A distillation objective on feature maps as a further loss of the task's training."""
+"""Adds a distillation objective on feature maps to the losses of the task."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from kdep_bench.transfer.method import TransferContext, TransferMethod
 class AddedObjective(TransferMethod):
     """L = L_task + mean over the batch of the objective's terms.
 
-    The objective is one of `kdep_bench.objectives` that reads maps alone; its teacher is the tuned
-    one, on the same augmented crops.
+    The objective is one of `kdep_bench.objectives` that reads only maps. Its teacher is the tuned
+    teacher, which receives the same augmented crops as the student.
 
     Args:
         objective: config of the objective.

@@ -1,25 +1,25 @@
-"""TransKD base: the tuned teacher's maps and patch embeddings, regressed during segmentation.
+"""TransKD base: the student regresses maps and patch embeddings of a tuned teacher.
 
 L = L_task + weight * sum_i HCL(CSF(F^s)_i, F^t_i) + sum_i beta_i * mean (W_i E^s_i - E^t_i)^2,
-over the levels i, from the finest to the deepest.
+over the levels i, with maps F and patch embeddings E of student (s) and teacher (t).
 
-* CSF, cross selective fusion, from the deepest level up: x_i = BN(conv1x1(F^s_i)); at every level
-  but the deepest, y is the fused map of the level below, enlarged (nearest), and
-  x_i <- a * x_i + (1 - a) * y with a = the softmax over the two of one value per channel, from the
-  pooled x_i + y. CSF_i = BN(conv3x3(x_i)), with the teacher's channels. One level alone is the two
-  convolutions.
+* CSF, cross selective fusion, computed from the deepest (coarsest) level to the finest:
+  x_i = BN(conv1x1(F^s_i)). At every level but the deepest, x_i is replaced by
+  a * x_i + (1 - a) * y, where y is the fused map of the next deeper level, enlarged (nearest
+  neighbour), and a is one weight per channel, computed from the pooled x_i + y by a small network
+  with a softmax. Then CSF_i = BN(conv3x3(x_i)), with the teacher's number of channels.
 * HCL, hierarchical context loss: (m + sum_k m_k / 2^k) / (1 + sum_k 1 / 2^k), where m is the mean
-  squared error of the maps and m_1, m_2, ... those of the maps pooled to 4x4, 2x2 and 1x1, as far
-  as they are smaller than the map. On 1x1 maps it is the mean squared error.
-* Patch embeddings E_i: what a network computes when it goes to level i's resolution, before the
-  level's own blocks. W_i is linear on the channels. A level with beta_i = 0 has none of it.
+  squared error of the maps, and m_1, m_2, ... are those of the maps pooled to 4x4, 2x2 and 1x1,
+  without sizes that are not smaller than the map.
+* Patch embeddings E_i: the output of the layer with which a network changes to the resolution of
+  level i, before the blocks of that level. W_i is a linear map of the channels (a 1x1
+  convolution). Levels with beta_i = 0 have no such term.
 
-Source: Liu et al., "TransKD" (arXiv 2202.13393) and RuipingL/TransKD, the form "Base".
+Source: Liu et al., "TransKD" (arXiv 2202.13393) and RuipingL/TransKD, the version "Base".
 
-Differs: the task's cross-entropy is that of the recipe (the authors' weights its classes). In a
-convolutional network the patch embedding is the output of the first block of a level's stage (of
-the stem at the first level), which is this project's reading. Maps of another size than the
-student's are resized to it.
+Differs: the cross-entropy of the task has no class weights (the authors' has). For convolutional
+networks, which the paper does not cover, the patch embedding is the output of the first block of a
+stage, and of the stem for the first level. The teacher's maps are resized to the student's size.
 """
 
 from __future__ import annotations
@@ -38,31 +38,31 @@ from kdep_bench.networks.resize import resize_map
 from kdep_bench.objectives.maps import Maps, check_levels
 from kdep_bench.transfer.method import TransferContext, TransferMethod
 
-POOLED = (4, 2, 1)
-NOISE_PX = 64  # side of the noise on which the widths of the patch embeddings are read
-# Class of a backbone -> module paths of its patch embeddings at strides 4, 8, 16 and 32.
+POOLED = (4, 2, 1)  # sides of the pooled maps of the hierarchical context loss
+TEST_PX = 64  # side of the image with which the widths of the patch embeddings are determined
+# Module paths of the patch embeddings at strides 4, 8, 16 and 32, by class of the backbone.
 EMBEDDINGS: Mapping[str, tuple[str, ...]] = {
     "ResNet": ("maxpool", "layer2.0", "layer3.0", "layer4.0"),
     "MobileNetV2": ("layer2.0", "layer3.0", "layer4.0", "layer6.0"),
     "EfficientNetLite": ("blocks.1.0", "blocks.2.0", "blocks.3.0", "blocks.5.0"),
 }
-# The same of the networks that TimmBackbone wraps.
+# The same for the networks that TimmBackbone wraps.
 TIMM_EMBEDDINGS: Mapping[str, tuple[str, ...]] = {
     "ConvNeXt": ("net.stem", *(f"net.stages.{i}.downsample" for i in (1, 2, 3))),
     "SwinTransformer": ("net.patch_embed", *(f"net.layers.{i}.downsample" for i in (1, 2, 3))),
 }
-CHANNELS_LAST = frozenset({"SwinTransformer"})  # their embeddings are [B, H, W, C]
+CHANNELS_LAST = frozenset({"SwinTransformer"})  # networks with embeddings [B, H, W, C]
 STRIDES = (4, 8, 16, 32)
 
 
 class TransKD(TransferMethod):
-    """TransKD base, on every level of `levels`.
+    """TransKD base; see the top of this module.
 
     Args:
-        levels: {student level: teacher map}; fused from the deepest to the finest by stride.
-        weight: of the hierarchical context loss.
-        betas: {student level: weight of its patch embedding}; none for a level without an entry.
-        channels: width of the fused maps.
+        levels: {student map: teacher map} of the levels.
+        weight: weight of the hierarchical context loss.
+        betas: {student map: weight of the term of its patch embedding}; 0 for missing entries.
+        channels: number of channels of the fused maps.
         student_maps, teacher_maps: set by the transfer stage.
     """
 
@@ -85,7 +85,7 @@ class TransKD(TransferMethod):
         for student_map in betas:
             if student_map not in levels:
                 raise unknown_name("level in `betas` of TransKD", student_map, levels)
-        # A stage's spec is stored with sorted keys: the order of `levels` is lost.
+        # Sorted by stride, because the order of `levels` is lost in a stored spec.
         ordered = sorted(levels, key=lambda student_map: student_maps[student_map]["stride"])
         self.levels, self.weight = (
             {student_map: levels[student_map] for student_map in ordered},
@@ -98,41 +98,46 @@ class TransKD(TransferMethod):
             int(channels),
         )
         self.embeddings = nn.ModuleDict()
-        self._taps: list[Embeddings] = []  # of the student and the teacher, in no module
+        # Of the student and the teacher; in a list, so that torch does not register them.
+        self._taps: list[Embeddings] = []
 
     def attach(self, model: nn.Module, teacher: nn.Module | None) -> None:
         assert teacher is not None
         used = [student_map for student_map in self.levels if self.betas[student_map] > 0]
         if not used:
             return
-        student = Embeddings(cast(nn.Module, model.backbone), used)
-        other = Embeddings(
+        student_tap = Embeddings(cast(nn.Module, model.backbone), used)
+        teacher_tap = Embeddings(
             cast(nn.Module, teacher.backbone), [self.levels[student_map] for student_map in used]
         )
-        own_widths, widths = student.widths(), other.widths()
+        student_widths, teacher_widths = student_tap.widths(), teacher_tap.widths()
         for student_map in used:
-            shape = own_widths[student_map], widths[self.levels[student_map]]
-            self.embeddings[student_map] = nn.Conv2d(*shape, 1)
-        self._taps = [student, other]
+            in_channels = student_widths[student_map]
+            out_channels = teacher_widths[self.levels[student_map]]
+            self.embeddings[student_map] = nn.Conv2d(in_channels, out_channels, 1)
+        self._taps = [student_tap, teacher_tap]
 
     def losses(self, ctx: TransferContext) -> dict[str, Tensor]:
         fused = self.fusion([ctx.maps[student_map] for student_map in self.levels])
         terms = []
-        for made, teacher_map in zip(fused, self.levels.values(), strict=True):
-            target = resize_map(ctx.teacher_maps[teacher_map], (made.shape[2], made.shape[3]))
-            terms.append(hierarchical_context(made, target))
-        found = {"hcl": self.weight * torch.stack(terms).sum(0)}
+        for prediction, teacher_map in zip(fused, self.levels.values(), strict=True):
+            size = (prediction.shape[2], prediction.shape[3])
+            target = resize_map(ctx.teacher_maps[teacher_map], size)
+            terms.append(hierarchical_context(prediction, target))
+        losses = {"hcl": self.weight * torch.stack(terms).sum(0)}
         if self._taps:
-            found["pea"] = self._embedded()
-        return found
+            losses["pea"] = self._embedding_loss()
+        return losses
 
-    def _embedded(self) -> Tensor:
-        student_map, others = (tap.take() for tap in self._taps)
+    def _embedding_loss(self) -> Tensor:
+        """(B,) the weighted sum of the terms of the patch embeddings."""
+        student, teacher = (tap.take() for tap in self._taps)
         terms = []
         for name, layer in self.embeddings.items():
-            made = layer(student_map[name].float())
-            target = resize_map(others[self.levels[name]].float(), (made.shape[2], made.shape[3]))
-            terms.append(self.betas[name] * mean_square(made - target))
+            prediction = layer(student[name].float())
+            size = (prediction.shape[2], prediction.shape[3])
+            target = resize_map(teacher[self.levels[name]].float(), size)
+            terms.append(self.betas[name] * mean_square(prediction - target))
         return torch.stack(terms).sum(0)
 
 
@@ -140,29 +145,29 @@ class TransKD(TransferMethod):
 
 
 def mean_square(x: Tensor) -> Tensor:
-    """(B,) mean over all but the first dimension."""
+    """(B,) mean of the squares over all dimensions but the first."""
     return x.square().flatten(1).mean(1)
 
 
-def hierarchical_context(made: Tensor, target: Tensor) -> Tensor:
-    """HCL of two maps [B, C, H, W], by sample: (B,)."""
-    total, weights, weight = mean_square(made - target), 1.0, 1.0
+def hierarchical_context(prediction: Tensor, target: Tensor) -> Tensor:
+    """The hierarchical context loss of two maps [B, C, H, W], for each sample: (B,)."""
+    total, weights, weight = mean_square(prediction - target), 1.0, 1.0
     for side in POOLED:
-        if side >= made.shape[2]:
+        if side >= prediction.shape[2]:
             continue
         weight /= 2
-        pooled = [F.adaptive_avg_pool2d(x, side) for x in (made, target)]
+        pooled = [F.adaptive_avg_pool2d(x, side) for x in (prediction, target)]
         total = total + weight * mean_square(pooled[0] - pooled[1])
         weights += weight
     return total / weights
 
 
 class CrossSelectiveFusion(nn.Module):
-    """The student's levels, fused from the deepest up, each with the teacher's channels.
+    """Cross selective fusion of the student's maps; see the top of this module.
 
     Args:
-        student, teacher: channels of the levels, from the finest to the deepest.
-        channels: width of the fused maps.
+        student, teacher: numbers of channels of the levels, from the finest to the deepest.
+        channels: number of channels of the fused maps.
     """
 
     def __init__(self, student: Sequence[int], teacher: Sequence[int], channels: int) -> None:
@@ -176,17 +181,23 @@ class CrossSelectiveFusion(nn.Module):
         )
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """[B, C_s, H, W] of each level -> [B, C_t, H, W] of each level."""
+        """Maps [B, C_s, H, W] of the levels -> maps [B, C_t, H, W] with the teacher's channels."""
         out: list[Tensor] = []
-        below: Tensor | None = None
+        deeper: Tensor | None = None
         for x, fusion in reversed(list(zip(maps, self.fusions, strict=True))):
-            made, below = fusion(x, below)
-            out.insert(0, made)
+            expanded, deeper = fusion(x, deeper)
+            out.insert(0, expanded)
         return out
 
 
 class Fusion(nn.Module):
-    """One level of the fusion; `alone` for the deepest, which has nothing below it."""
+    """One level of the fusion.
+
+    Args:
+        student, teacher: numbers of channels of the student's and the teacher's map.
+        channels: number of channels of the fused map.
+        alone: whether it is the deepest level, which is not fused with another one.
+    """
 
     def __init__(self, student: int, teacher: int, channels: int, alone: bool) -> None:
         super().__init__()
@@ -198,44 +209,52 @@ class Fusion(nn.Module):
         )
         self.select = None if alone else Selection(channels)
 
-    def forward(self, x: Tensor, below: Tensor | None) -> tuple[Tensor, Tensor]:
-        """-> (map with the teacher's channels, the fused map that the level above reads)."""
+    def forward(self, x: Tensor, deeper: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Fuses the student's map `x` with the fused map of the next deeper level.
+
+        Returns:
+            the map with the teacher's channels, and the fused map for the next finer level.
+        """
         x = self.reduce(x)
-        if below is not None and self.select is not None:
-            y = F.interpolate(below, size=x.shape[2:], mode="nearest")
-            a = self.select(x + y)
-            x = a * x + (1 - a) * y
+        if deeper is not None and self.select is not None:
+            y = F.interpolate(deeper, size=x.shape[2:], mode="nearest")
+            weight = self.select(x + y)
+            x = weight * x + (1 - weight) * y
         return self.expand(x), x
 
 
 class Selection(nn.Module):
-    """[B, C, H, W] -> [B, C, 1, 1]: the part of a level's own map in the fused one."""
+    """[B, C, H, W] -> [B, C, 1, 1]: the weight per channel of a level's map in the fused map."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        narrow = max(channels // 16, 32)
-        self.squeeze = nn.Conv2d(channels, narrow, 1, bias=False)
-        self.norm = nn.BatchNorm2d(narrow)
-        self.choose = nn.Conv2d(narrow, 2 * channels, 1)
+        hidden = max(channels // 16, 32)
+        self.squeeze = nn.Conv2d(channels, hidden, 1, bias=False)
+        self.norm = nn.BatchNorm2d(hidden)
+        self.choose = nn.Conv2d(hidden, 2 * channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.squeeze(F.adaptive_avg_pool2d(x, 1))
-        if len(z) > 1:  # one pooled value has no variance: as in the authors' code
+        if len(z) > 1:  # as in the authors' code: BatchNorm needs more than one value per channel
             z = self.norm(z)
         return self.choose(F.relu(z)).unflatten(1, (2, -1)).softmax(1)[:, 0]
 
 
 class Embeddings:
-    """Reads the patch embeddings of a backbone during its forward pass.
+    """Records the patch embeddings of a backbone during its forward pass.
 
     Args:
-        backbone: of a class in EMBEDDINGS or, in a TimmBackbone, in TIMM_EMBEDDINGS.
+        backbone: a backbone of a class in EMBEDDINGS, or a TimmBackbone with a network of a class
+            in TIMM_EMBEDDINGS.
         levels: names of the levels, such as "s8".
+
+    Raises:
+        KdepError: the patch embeddings of the backbone or of a level are not known.
     """
 
     def __init__(self, backbone: nn.Module, levels: Sequence[str]) -> None:
         self.backbone = backbone
-        self._seen: dict[str, Tensor] = {}
+        self._recorded: dict[str, Tensor] = {}
         paths = embedding_paths(backbone)
         for level in levels:
             if level not in paths:
@@ -248,30 +267,30 @@ class Embeddings:
             backbone.get_submodule(paths[level]).register_forward_hook(self._record(level))
 
     def _record(self, level: str) -> Any:
-        last = type(getattr(self.backbone, "net", None)).__name__ in CHANNELS_LAST
+        channels_last = type(getattr(self.backbone, "net", None)).__name__ in CHANNELS_LAST
 
         def record(_module: nn.Module, _args: Any, out: Tensor) -> None:
-            self._seen[level] = out.permute(0, 3, 1, 2) if last else out
+            self._recorded[level] = out.permute(0, 3, 1, 2) if channels_last else out
 
         return record
 
     def take(self) -> dict[str, Tensor]:
-        """{level: [B, C, H, W]} of the forward pass just done; they are then released."""
-        seen, self._seen = self._seen, {}
-        return seen
+        """{level: [B, C, H, W]} of the last forward pass; the maps are then released."""
+        recorded, self._recorded = self._recorded, {}
+        return recorded
 
     @torch.no_grad()
     def widths(self) -> dict[str, int]:
-        """{level: channels}, read on a pattern."""
+        """{level: number of channels of its patch embedding}, from a forward pass on an image."""
         mode = self.backbone.training
-        self.backbone.eval()  # mm backbones return nothing from it
-        self.backbone(torch.linspace(-1, 1, 3 * NOISE_PX**2).view(1, 3, NOISE_PX, NOISE_PX))
+        self.backbone.eval()
+        self.backbone(torch.linspace(-1, 1, 3 * TEST_PX**2).view(1, 3, TEST_PX, TEST_PX))
         self.backbone.train(mode)
         return {k: int(v.shape[1]) for k, v in self.take().items()}
 
 
 def embedding_paths(backbone: nn.Module) -> dict[str, str]:
-    """{level: module path of its patch embedding}; KdepError for a network that is not known."""
+    """{level: module path of its patch embedding}; raises KdepError if they are not known."""
     kind = type(backbone).__name__
     paths = EMBEDDINGS.get(kind)
     if kind == "TimmBackbone":
