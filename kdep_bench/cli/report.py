@@ -1,6 +1,7 @@
 """Rebuild tables and pages from records, compare two results folders, or check submitted records.
 
 python tools/report.py results/pocket
+python tools/report.py results/pocket_full --seeds-needed
 python tools/report.py --index results
 python tools/report.py diff results/pocket results/pocket_new
 python tools/report.py validate FOLDER --against results/pocket
@@ -99,6 +100,12 @@ def main(argv: list[str] | None = None) -> int:
         metavar="RESULTS",
         help="write RESULTS/index.html, which lists all suites, and RESULTS/methods.md",
     )
+    parser.add_argument(
+        "--seeds-needed",
+        action="store_true",
+        help="print how many seeds tasks and probes need for the measured differences; write "
+        "nothing",
+    )
     group = parser.add_argument_group("validate")
     group.add_argument("--against", metavar="TABLE", help="results folder to compare with")
     group.add_argument("--join", metavar="TABLE", help="results folder that the records join")
@@ -111,6 +118,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if bool(args.what) == bool(args.index):
         parser.error("give results folders, or --index RESULTS")
+    if args.seeds_needed and (args.suite or not args.what or args.what[0] in ("diff", "validate")):
+        parser.error("--seeds-needed takes results folders")
     try:
         if args.index:
             from kdep_bench.results.report.index import write_index
@@ -138,6 +147,13 @@ def main(argv: list[str] | None = None) -> int:
             return _validate(args)
         if args.join or args.against or args.name or args.other_budgets:
             parser.error("--against, --join, --name and --other-budgets belong to validate")
+        if args.seeds_needed:
+            from kdep_bench.results.report.seeds_table import tables
+
+            for folder in args.what:
+                _check_single_suite(Path(folder))
+                print(tables(Path(folder)))
+            return 0
         for folder in args.what:
             _build(Path(folder), args.suite)
         return 0

@@ -15,7 +15,7 @@ from test_results_probes import VALUE_NAMES
 from test_results_tables import BEATS, SCORES
 
 from kdep_bench.results import build
-from kdep_bench.results.report import glossary, probe_tables
+from kdep_bench.results.report import glossary, image_tables, probe_tables
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = sorted(p.parent for p in (ROOT / "results").glob("*/records"))
@@ -69,6 +69,7 @@ def test_every_heading_in_the_glossary_is_used():
     used_headings |= {h.strip(" \\") for line in re.findall(r"^student &.*$", tex, re.M)
               for h in line.split("&")}  # fmt: skip
     used_headings |= {*VALUE_NAMES, *probe_tables.CSV_HEAD}
+    used_headings |= {*image_tables.HEAD, *image_tables.PAIRS_HEAD}
     used = {t.name for h in used_headings if (t := glossary.term_of(h))}
     assert used == {t.name for t in glossary.TERMS if t.headings}
     shown = {glossary.plain_heading(h) for h in used_headings}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kdep_bench.results.records.samples import Samples, scores, weighted_scores
+from kdep_bench.results.records.image_scores import image_scores
+from kdep_bench.results.records.samples import Samples, scores
 from kdep_bench.results.statistics import over_images as oi
 from kdep_bench.results.statistics.intervals import Estimate, estimate, p_two_sided
 
@@ -106,33 +107,34 @@ def test_a_paired_difference_over_images_equals_the_one_computed_by_hand():
     truth = [0] * 40
     first, second = samples(truth, [0] * 30 + [1] * 10), samples(truth, [0] * 20 + [1] * 20)
 
-    def top1(s: Samples, weights: np.ndarray) -> np.ndarray:
-        measured = weighted_scores(s, "top1", weights)
-        assert measured is not None
-        return measured
-
-    measured = oi.paired({(0, 0): first}, {(0, 0): second}, top1, 40)
+    rows = [{(0, 0): oi.resample(scored(x, "top1").weighted, 40)} for x in (first, second)]
+    measured = oi.paired(*rows, 40)
     assert measured is not None
     assert measured.mean == pytest.approx(0.25)
     # 10 of 40 images differ by 1: standard error sqrt(.25 * .75 / 40)
     assert measured.se == pytest.approx((0.25 * 0.75 / 40) ** 0.5, rel=0.08)
-    assert oi.paired({(0, 0): first}, {(1, 1): second}, top1, 40) is None
-    assert oi.score({(0, 0): first}, top1, 40).mean == pytest.approx(0.75)
+    assert oi.paired(rows[0], {(1, 1): rows[1][0, 0]}, 40) is None
+    assert oi.score(rows[0], 40).mean == pytest.approx(0.75)
+
+
+def scored(s: Samples, metric: str):
+    made = image_scores(s, metric)
+    assert made is not None
+    return made
 
 
 def test_weights_of_one_give_the_score_and_two_copies_of_an_image_count_twice():
     s = samples([0, 0, 1, 1], [0, 1, 1, 1])
-    weighted = weighted_scores(
-        s, "top1", np.array([[1, 1, 1, 1], [2, 2, 0, 0], [0, 0, 1, 3]], float)
-    )
-    assert weighted is not None
-    assert weighted.tolist() == [0.75, 0.5, 1.0]
-    assert weighted[0] == scores(s)["top1"]
+    weights = np.array([[1, 1, 1, 1], [2, 2, 0, 0], [0, 0, 1, 3]], float)
+    resampled = scored(s, "top1").weighted(weights)
+    assert resampled.tolist() == [0.75, 0.5, 1.0]
+    assert resampled[0] == scores(s)["top1"]
     areas = np.array([[[2, 0], [4, 2], [3, 1], [3, 1]], [[5, 0], [5, 0], [5, 0], [5, 0]]], np.int32)
     seg = Samples("iou", ("a", "b"), ("0", "1"), {"areas": areas})
-    weighted = weighted_scores(seg, "mIoU", np.array([[1, 1], [0, 2]], float))
-    assert weighted is not None
+    resampled = scored(seg, "mIoU").weighted(np.array([[1, 1], [0, 2]], float))
     # class a: 7 / 9, class b: 0 / 2; without image 0, class b is absent
-    assert weighted.tolist() == pytest.approx([7 / 18, 1.0])
-    assert weighted[0] == pytest.approx(scores(seg)["mIoU"])
-    assert weighted_scores(seg, "AP", np.ones((1, 2))) is None
+    assert resampled.tolist() == pytest.approx([7 / 18, 1.0])
+    assert resampled[0] == pytest.approx(scores(seg)["mIoU"])
+    # one image: a 2 / 4 and b 0 / 2; a 5 / 5, without b
+    assert scored(seg, "mIoU").per_image.tolist() == pytest.approx([0.25, 1.0])
+    assert image_scores(seg, "AP") is None

@@ -10,6 +10,8 @@ import pytest
 from make_records import fields
 
 from kdep_bench.results import build
+from kdep_bench.results.board.board import Column, RowKey
+from kdep_bench.results.board.image_pairs import ImageGap, image_pair
 from kdep_bench.results.records import samples, store
 from kdep_bench.results.records.record import dump, make, parse
 from kdep_bench.results.records.samples import Samples
@@ -18,6 +20,8 @@ from kdep_bench.results.records.validate import validate
 
 IMAGES = 200
 SCORES = {"kdep": (120, 122, 124), "scratch": (80, 82, 84)}  # number of right predictions per seed
+ROW = RowKey("r18", "kdep", "", 1.0, None)
+COLUMN = Column("segmentation", "seg", 1, "test", "mIoU", "max", "pocket", "")
 
 
 def outputs(right: int, images: int = IMAGES) -> Samples:
@@ -73,9 +77,55 @@ def test_the_difference_over_images_is_shown_with_its_numbers_of_seeds_and_image
     assert "| per-sample outputs | kept in samples/ |" in text
 
 
+def test_pairs_that_are_not_in_the_table_are_counted_with_the_reason(folder):
+    for seed, right in enumerate((90, 92, 94)):  # records of an earlier version
+        add_record(folder, "supervised", seed, right, with_outputs=False)
+    build(folder, claims=[])
+    line = "Not in the table, of 2 compared pairs of methods and tasks: 1: their records keep no"
+    for name in ("leaderboard.md", "index.html"):
+        assert line in (folder / name).read_text()
+
+
+def test_outputs_of_another_score_than_the_record_are_not_shown(folder):
+    path = folder / "records" / "transfer-probe.kdep.s1-000000000001.json"
+    path.write_text(path.read_text().replace("0.61", "0.81"))
+    done = build(folder, claims=[])
+    (remark,) = [r for r in done["remarks"] if "gives top1 = 0.61, but its record says 0.81" in r]
+    assert remark.startswith("samples/transfer-probe.kdep.s1")
+    assert "Differences over test images" not in (folder / "leaderboard.md").read_text()
+
+
+def test_the_images_on_which_two_rows_differ_are_named(folder):
+    """kdep is right on the first 120, 122, 124 images, scratch on the first 80, 82, 84."""
+    build(folder, claims=[])
+    text = (folder / "leaderboard.md").read_text()
+    section = text.split("## Images on which two methods differ most")[1].split("\n## ")[0]
+    (line,) = [x for x in section.splitlines() if "kdep - scratch" in x]
+    entries = [entry.strip() for entry in line.split("|")]
+    assert entries[4:6] == ["44 / 156 / 0", "correct"]  # images 80 to 123
+    assert entries[6] == (
+        "test/84.jpg (3 of 3 against 0 of 3); test/85.jpg (3 of 3 against 0 of 3); test/86.jpg "
+        "(3 of 3 against 0 of 3); 33 more with this difference"
+    )
+    assert entries[7] == "—"
+    assert "Images on which two methods differ most" in (folder / "index.html").read_text()
+
+
+def test_an_image_without_a_score_is_in_no_direction_and_rounding_is_no_difference():
+    nan = float("nan")
+    first = np.array([[0.1, 1.0, nan, nan, 0.5], [0.2, 0.0, nan, 0.4, 0.5]])
+    second = np.array([[0.1 + 0.2 - 0.3 + 0.15, 0.0, 0.3, 0.6, nan]])
+    pair = image_pair(ROW, ROW, COLUMN, "mIoU of the image", tuple("abcde"), first, second)
+    assert (pair.better, pair.equal, pair.worse, pair.undefined) == (1, 1, 1, 2)
+    assert pair.gains == (ImageGap("b", 0.5, 0.0),)
+    assert pair.losses == (ImageGap("d", 0.4, 0.6),)
+    assert pair.trainings == (2, 1)
+    assert not pair.counted
+
+
 def test_a_row_with_a_seed_without_outputs_is_not_compared_over_images(folder):
     (folder / "records").joinpath("transfer-probe.kdep.s2-000000000002.json").unlink()
-    add_record(folder, "kdep", 2, 124, kept=False)
+    add_record(folder, "kdep", 2, 124, with_outputs=False)
     build(folder, claims=[])
     text = (folder / "leaderboard.md").read_text()
     assert "Differences over test images" not in text
@@ -83,7 +133,7 @@ def test_a_row_with_a_seed_without_outputs_is_not_compared_over_images(folder):
 
 
 def test_records_without_outputs_are_read_and_written_unchanged(tmp_path):
-    add_record(tmp_path, "kdep", 0, 120, kept=False)
+    add_record(tmp_path, "kdep", 0, 120, with_outputs=False)
     path = next((tmp_path / "records").iterdir())
     assert "samples" not in path.read_text()
     assert dump(parse(path.read_bytes())) == path.read_text()

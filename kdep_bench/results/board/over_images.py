@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,27 @@ import numpy as np
 from kdep_bench.errors import KdepError
 from kdep_bench.results.board import compare
 from kdep_bench.results.board.board import Board, Column, RowKey
+from kdep_bench.results.board.image_pairs import ImagePair, image_pair
 from kdep_bench.results.records import samples
-from kdep_bench.results.records.samples import Samples
+from kdep_bench.results.records.image_scores import image_scores
 from kdep_bench.results.records.store import Run
 from kdep_bench.results.statistics import intervals as st
 from kdep_bench.results.statistics import over_images, pooled
+from kdep_bench.results.statistics.over_images import Resampled
 
 MOST_PAIRS = 400  # compared pairs of rows and tasks; each reads all files of both rows
+
+NO_OUTPUTS = (
+    "their records keep no per-sample outputs of every seed (records made before outputs were "
+    "kept have none)"
+)
+NOT_READ = "a file of theirs cannot be used (see the remarks)"
+OTHER_IMAGES = "their outputs are of different images"
+FEW_IMAGES = f"there are fewer than {over_images.FEWEST_IMAGES} test images"
+NO_FORM = "their outputs do not hold the metric"
+NO_TRUTH = "some bootstrap samples of the images have no truth"
+NO_SEEDS = "they have no common seed pair"
+TOO_MANY = f"the table has {MOST_PAIRS} rows at most"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,50 +54,82 @@ class ImageDifference:
         return "better" if self.estimate.mean > 0 else "worse"
 
 
-def differences(
-    board: Board, student: str, results_dir: Path
-) -> tuple[list[ImageDifference], list[str]]:
-    """(differences of the compared pairs of rows, remarks on files that cannot be used).
+@dataclass(slots=True)
+class OverImages:
+    """What the per-sample outputs of a student's rows show.
+
+    `left_out`: reason -> number of compared pairs of rows and tasks without a difference;
+    `remarks`: on files that cannot be used.
+    """
+
+    differences: list[ImageDifference] = field(default_factory=list)
+    pairs: list[ImagePair] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    remarks: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Training:
+    """One run: its test images, its score on resampled ones, larger is better, and by image."""
+
+    images: tuple[str, ...]
+    resampled: Resampled
+    per_image: np.ndarray
+    measure: str
+
+
+def over_test_images(board: Board, student: str, results_dir: Path) -> OverImages:
+    """The differences of the compared pairs of rows over test images.
 
     A pair is compared on a task where every scored run of both rows has its outputs in the folder,
     on the same images.
     """
-    reader = _Reader(board, results_dir)
-    table: list[ImageDifference] = []
+    reader, made = _Reader(board, results_dir), OverImages()
     for row, reference in compare.compared(board, student):
         for column in compare.columns_of(board, student):
-            if len(table) == MOST_PAIRS:
-                break
-            estimate = _difference(board, reader, row, reference, column)
-            if estimate is not None:
-                table.append(ImageDifference(row, reference, column, estimate))
-    adjusted = pooled.holm({i: st.p_two_sided(d.estimate) for i, d in enumerate(table)})
-    return [replace(d, adjusted=adjusted[i]) for i, d in enumerate(table)], reader.remarks
+            if not (board.values(row, column) and board.values(reference, column)):
+                continue
+            if len(made.differences) == MOST_PAIRS:
+                made.left_out[TOO_MANY] += 1
+                continue
+            first, second = reader.trainings(row, column), reader.trainings(reference, column)
+            if isinstance(first, str) or isinstance(second, str):
+                made.left_out[first if isinstance(first, str) else str(second)] += 1
+                continue
+            estimate = _difference(board, first, second, reference)
+            if isinstance(estimate, str):
+                made.left_out[estimate] += 1
+                continue
+            made.differences.append(ImageDifference(row, reference, column, estimate))
+            per_image = [np.stack([t.per_image for t in s.values()]) for s in (first, second)]
+            example = next(iter(first.values()))
+            pair = image_pair(row, reference, column, example.measure, example.images, *per_image)
+            made.pairs.append(pair)
+    adjusted = pooled.holm({i: st.p_two_sided(d.estimate) for i, d in enumerate(made.differences)})
+    made.differences = [replace(d, adjusted=adjusted[i]) for i, d in enumerate(made.differences)]
+    made.remarks = reader.remarks
+    return made
 
 
 def _difference(
-    board: Board, reader: _Reader, row: RowKey, reference: RowKey, column: Column
-) -> st.Estimate | None:
-    first, second = reader.outputs(row, column), reader.outputs(reference, column)
-    if not first or not second:
-        return None
-    pretrained = {key[0] for key in first}
-    if board.fixed(reference) and len({key[0] for key in second}) == 1:
-        # Without pre-training of its own it stands against every pre-training seed, as in gaps.
-        second = {(p, t): o for p in pretrained for (_, t), o in second.items()}
+    board: Board,
+    first: Mapping[st.Key, Training],
+    second: Mapping[st.Key, Training],
+    reference: RowKey,
+) -> st.Estimate | str:
+    """The difference, or the reason why there is none."""
     every = [*first.values(), *second.values()]
     images = every[0].images
-    if len(images) < over_images.FEWEST_IMAGES or any(o.images != images for o in every):
-        return None
-    if samples.weighted_scores(every[0], column.metric, np.ones((1, len(images)))) is None:
-        return None
-
-    def weighted(outputs: Samples, weights: np.ndarray) -> np.ndarray:
-        score = samples.weighted_scores(outputs, column.metric, weights)
-        assert score is not None
-        return column.sign * score
-
-    return over_images.paired(first, second, weighted, len(images))
+    if any(training.images != images for training in every):
+        return OTHER_IMAGES
+    if not all(np.isfinite(training.resampled.replicates).all() for training in every):
+        return NO_TRUTH
+    a, b = ({k: t.resampled for k, t in row.items()} for row in (first, second))
+    if board.fixed(reference) and len({key[0] for key in b}) == 1:
+        # Without pre-training of its own it stands against every pre-training seed, as in gaps.
+        pretrained = {key[0] for key in a}
+        b = {(p, t): training for p in pretrained for (_, t), training in b.items()}
+    return over_images.paired(a, b, len(images)) or NO_SEEDS
 
 
 class _Reader:
@@ -90,24 +137,47 @@ class _Reader:
 
     def __init__(self, board: Board, results_dir: Path) -> None:
         self.board, self.results_dir, self.remarks = board, results_dir, list[str]()
-        self._read: dict[str, Samples | None] = {}
+        self._read: dict[tuple[str, str], Training | str] = {}
+        self._names: dict[tuple[str, ...], tuple[str, ...]] = {}  # equal ones are held once
 
-    def outputs(self, row: RowKey, column: Column) -> Mapping[st.Key, Samples]:
-        """By seed pair; empty unless every scored run of the row has them."""
-        result = self.board.result(row, column)
-        runs = [r for r in result.runs if r.status == "ok"]
-        loaded = {(r.pretrain_seed, r.transfer_seed): self._load(r) for r in runs}
-        complete = {key: outputs for key, outputs in loaded.items() if outputs is not None}
-        return complete if len(complete) == len(result.values) else {}
+    def trainings(self, row: RowKey, column: Column) -> Mapping[st.Key, Training] | str:
+        """By seed pair; the reason why one of the row's scored runs has none."""
+        trainings: dict[st.Key, Training] = {}
+        for run in self.board.result(row, column).runs:
+            if run.status == "ok" and run.value is not None:
+                training = self._training(run, run.value, column)
+                if isinstance(training, str):
+                    return training
+                trainings[run.pretrain_seed, run.transfer_seed] = training
+        return trainings
 
-    def _load(self, run: Run) -> Samples | None:
+    def _training(self, run: Run, value: float, column: Column) -> Training | str:
         if run.samples is None or not run.samples[0] or ".." in Path(run.samples[0]).parts:
-            return None
+            return NO_OUTPUTS
         file, digest = run.samples
-        if file not in self._read:
+        key = file, column.metric
+        if key not in self._read:
             try:
-                self._read[file] = samples.read(self.results_dir / file, digest)
+                self._read[key] = self._score(self.results_dir / file, digest, value, column)
             except KdepError as e:
-                self._read[file] = None
+                self._read[key] = NOT_READ
                 self.remarks.append(str(e).replace(f"{self.results_dir}/", ""))
-        return self._read[file]
+        return self._read[key]
+
+    def _score(self, path: Path, digest: str, value: float, column: Column) -> Training | str:
+        outputs = samples.read(path, digest)
+        scores, count = image_scores(outputs, column.metric), len(outputs.images)
+        if scores is None:
+            return NO_FORM
+        again = float(scores.weighted(np.ones((1, count)))[0])
+        if not abs(again - value) <= scores.tolerance:
+            raise KdepError(
+                f"{path} gives {column.metric} = {again:.6g}, but its record says {value:.6g}",
+                fix="copy the file and its record again; `report.py validate` compares all of them",
+            )
+        if count < over_images.FEWEST_IMAGES:
+            return FEW_IMAGES
+        resampled = over_images.resample(scores.weighted, count, value)
+        signed = Resampled(column.sign * resampled.score, column.sign * resampled.replicates)
+        images = self._names.setdefault(outputs.images, outputs.images)
+        return Training(images, signed, scores.per_image, scores.measure)

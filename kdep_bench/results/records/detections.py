@@ -12,6 +12,7 @@ from kdep_bench.results.records.samples import Samples
 
 MAX_DETECTIONS = (100, 300, 1000)  # of mmdet's CocoMetric, whose AP50 and AP75 use the last
 STATS = {"bbox_mAP": 0, "bbox_mAP_50": 1, "bbox_mAP_75": 2}
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, int(np.round((0.95 - 0.5) / 0.05)) + 1, endpoint=True)
 
 
 def coco_json(samples: Samples) -> list[dict[str, Any]]:
@@ -58,6 +59,21 @@ def coco_scores(samples: Samples) -> dict[str, float]:
     nothing was detected."""
     if not len(samples.arrays["image"]):
         return dict.fromkeys(STATS, 0.0)
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = evaluation(samples)
+        coco.accumulate()
+        coco.summarize()
+    return {name: float(f"{round(coco.stats[i], 3)}") for name, i in STATS.items()}
+
+
+def evaluation(samples: Samples, thresholds: Any = IOU_THRESHOLDS, areas: int = 4) -> Any:
+    """pycocotools' COCOeval with the settings of mmdet's CocoMetric, every image matched.
+
+    Args:
+        samples: with at least one detection.
+        thresholds: IoU thresholds.
+        areas: ranges of box areas to match boxes in; the first one is all areas.
+    """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -65,12 +81,10 @@ def coco_scores(samples: Samples) -> dict[str, float]:
         truth: Any = COCO()  # the stubs know neither data in memory nor lists of detections
         truth.dataset = truth_json(samples)
         truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(coco_json(samples)), "bbox")
-        evaluation.params.maxDets = list(MAX_DETECTIONS)
-        evaluation.params.iouThrs = np.linspace(
-            0.5, 0.95, int(np.round((0.95 - 0.5) / 0.05)) + 1, endpoint=True
-        )
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return {name: float(f"{round(evaluation.stats[i], 3)}") for name, i in STATS.items()}
+        coco = COCOeval(truth, truth.loadRes(coco_json(samples)), "bbox")
+        coco.params.maxDets = list(MAX_DETECTIONS)
+        coco.params.iouThrs = np.asarray(thresholds)
+        coco.params.areaRng = coco.params.areaRng[:areas]
+        coco.params.areaRngLbl = coco.params.areaRngLbl[:areas]
+        coco.evaluate()
+    return coco

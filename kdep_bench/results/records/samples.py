@@ -206,20 +206,3 @@ def _iou(samples: Samples) -> dict[str, float]:
         "mAcc": float(np.nanmean(accuracy)) * 100 / 100,
         "aAcc": float(intersection.sum() / truth.sum()) * 100 / 100,
     }
-
-
-def weighted_scores(samples: Samples, metric: str, weights: np.ndarray) -> np.ndarray | None:
-    """[R] scores when image n counts `weights[r, n]` times; None for a metric without such a form
-    (COCO's AP ranks the detections of all images together).
-
-    With weights of 1 it is the metric of `scores`, up to rounding.
-    """
-    if samples.scorer in ("accuracy", "probe") and metric == "top1":
-        correct = samples.arrays["truth"] == samples.arrays["prediction"]
-        return weights @ correct / weights.sum(1)
-    if samples.scorer == "iou" and metric == "mIoU":
-        areas = samples.arrays["areas"].astype(float)
-        intersection, union = weights @ areas[:, 0], weights @ areas[:, 1]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.nanmean(np.where(union > 0, intersection / union, np.nan), axis=1)
-    return None

@@ -12,6 +12,7 @@ from typing import Any
 from kdep_bench.results import text
 from kdep_bench.results.board import compare, efficiency, families
 from kdep_bench.results.board.board import Board, Column, RowKey
+from kdep_bench.results.board.image_pairs import ImagePair
 from kdep_bench.results.board.over_images import ImageDifference
 from kdep_bench.results.board.row_summary import RowSummary, row_labels, summarize_row
 from kdep_bench.results.claims.verdict import Verdict
@@ -71,6 +72,8 @@ class BoardView:
     letters: dict[str, str] = field(default_factory=dict)
     probes: ProbeSection = field(default_factory=ProbeSection)
     image_differences: list[ImageDifference] = field(default_factory=list)
+    image_pairs: list[ImagePair] = field(default_factory=list)
+    image_left_out: Counter[str] = field(default_factory=Counter)
     differences: dict[str, list[DifferenceRow]] = field(default_factory=dict)
     colour_keys: dict[str, int] = field(default_factory=dict)
 

@@ -192,6 +192,13 @@ TERMS = (
         ("top1",),
     ),
     Term(
+        "mIoU, pixel accuracy (of a probe)",
+        "Linear segmentation: one 1x1 convolution on the frozen feature maps of strides 8, 16 and "
+        "32, trained on the scenes with masks; mean IoU over classes, and the fraction of labelled "
+        "pixels that are right, on the test split.",
+        ("mIoU", "pixel accuracy"),
+    ),
+    Term(
         "mAP, recall at K (of a probe)",
         "Every test image is a query for the others, ranked by cosine similarity: mean average "
         "precision of images of its class; fraction of queries with one among the K most similar.",
@@ -244,6 +251,23 @@ TERMS = (
         ("low95", "high95", "measured", "mean difference"),
     ),
     Term(
+        "differences over test images, covers",
+        "The difference of two methods with an interval over seeds and test images: the images are "
+        "drawn with replacement 1000 times, the same draw for both methods, and the metric is "
+        "computed for each draw (AP: COCO's 101 recalls over all detections of the drawn images). "
+        "It needs the per-sample outputs of every run; earlier records have none. Covers: seeds "
+        "and images that the interval speaks for.",
+        ("covers",),
+    ),
+    Term(
+        "images on which two methods differ",
+        "Test images with the largest differences of their own score, a mean over trainings. "
+        "Classification: right or wrong. Segmentation: mIoU of the image, over its classes. "
+        "Detection: best F1 of the image at IoU 0.5, 2 true positives / (detections + true boxes), "
+        "at the score threshold that is best for that image. Gains: the first method is better.",
+        ("images: better / equal / worse", "score of an image", "largest gains", "largest losses"),
+    ),
+    Term(
         "better, worse, not significant",
         "Result of a comparison: the mean difference is above or below 0 with p (Holm) below 0.05, "
         "or not. p (Holm): two-sided p value after Holm's correction (1979), made separately for "
@@ -291,6 +315,13 @@ TERMS = (
         "Number of independent seeds that would decide a claim with power 0.8 if mean and standard "
         "deviation stayed as measured; a dash where none or more than 1000 are needed.",
         ("seeds needed",),
+    ),
+    Term(
+        "seeds needed (report --seeds-needed)",
+        "For each task and each probe, the pre-training seeds with which a paired t test "
+        "(two-sided, 5 %) finds the measured difference of two methods with power 0.8. Difference "
+        "/ std. dev.: mean over standard deviation of the paired differences. Range: for the ends "
+        "of the 95 % interval of that standard deviation (chi squared).",
     ),
     Term(
         "budget, reduction factor",

@@ -1,8 +1,10 @@
-"""The section on differences over seeds and test images, for leaderboard.md and for the page."""
+"""The sections on differences over test images, for leaderboard.md and for the page."""
 
 from __future__ import annotations
 
 from kdep_bench.results import text
+from kdep_bench.results.board import compare
+from kdep_bench.results.board.image_pairs import SHOWN, ImageGap, ImagePair
 from kdep_bench.results.board.over_images import ImageDifference
 from kdep_bench.results.report import board_rows
 from kdep_bench.results.report.board_rows import BoardView
@@ -14,13 +16,36 @@ NOTE = (
     "For rows whose per-sample outputs are in this folder: the same differences with intervals "
     "that cover the seeds and the test images, paired by image (bootstrap of images, crossed with "
     "seeds). The intervals of all other tables cover seeds only. p after Holm's correction for the "
-    "rows of this table."
+    "rows of this table. mIoU and AP are computed for every bootstrap sample of the images."
 )
 HEAD = ["student", "comparison", "task", "mean difference x100 [95 %]", "covers", "p (Holm)"]
 HEAD += ["result"]
 
 
-def _labels(view: BoardView, d: ImageDifference) -> tuple[str, str, str]:
+PAIRS_HEADING = "Images on which two methods differ most"
+PAIRS_NOTE = (
+    "From the per-sample outputs: the test images with the largest differences between two "
+    f"methods, at most {SHOWN} in each direction, of means over the trainings of each. Score of a "
+    "single image: right or wrong, with the number of trainings that are right; for segmentation "
+    "the mIoU of the image, over its classes; for detection the F1 at IoU 0.5 with the score "
+    "threshold that is best for that image. The last two are not the metrics of the test set. "
+    "Chosen after the fact: such images illustrate a difference and are no evidence for one."
+)
+PAIRS_HEAD = ["student", "comparison", "task", "images: better / equal / worse"]
+PAIRS_HEAD += ["score of an image", "largest gains", "largest losses"]
+
+
+def notes(view: BoardView) -> list[str]:
+    """The explanation, and a sentence on the pairs that are not in the table."""
+    left_out = view.image_left_out
+    if not left_out:
+        return [NOTE]
+    reasons = "; ".join(f"{count}: {reason}" for reason, count in sorted(left_out.items()))
+    total = sum(left_out.values()) + len(view.image_differences)
+    return [NOTE, f"Not in the table, of {total} compared pairs of methods and tasks: {reasons}."]
+
+
+def _labels(view: BoardView, d: ImageDifference | ImagePair) -> tuple[str, str, str]:
     names = board_rows.column_names(view.board.columns)
     return (
         d.row.student,
@@ -57,4 +82,58 @@ def page_section(view: BoardView) -> Section | None:
     if not rows:
         return None
     table = page_table(view, HEADING, HEAD, rows, 3)
-    return Section("over-images", HEADING, "table", notes=[NOTE], table=table)
+    return Section("over-images", HEADING, "table", notes=notes(view), table=table)
+
+
+def _shown_pairs(view: BoardView) -> tuple[list[ImagePair], str]:
+    """(those shown, kdep's first; "" or a sentence on the others)."""
+    pairs = sorted(view.image_pairs, key=lambda p: p.row.method != compare.BASE)
+    if len(pairs) <= board_rows.LONG:
+        return pairs, ""
+    return pairs[: board_rows.LONG], f"The first {board_rows.LONG} of {len(pairs)} comparisons."
+
+
+def _gaps_text(pair: ImagePair, gaps: tuple[ImageGap, ...], n_more: int) -> str:
+    shown = []
+    for gap in gaps:
+        if pair.counted:
+            first, second = pair.trainings
+            scores = f"{gap.first * first:.0f} of {first} against {gap.second * second:.0f}"
+            scores += f" of {second}"
+        else:
+            scores = f"{gap.first:.2f} against {gap.second:.2f}"
+        shown.append(f"{gap.image} ({scores})")
+    return "; ".join(shown) + (f"; {n_more} more with this difference" if n_more else "") or "—"
+
+
+def _pair_texts(pair: ImagePair) -> list[str]:
+    """The entries of PAIRS_HEAD from the fourth on."""
+    counts = f"{pair.better} / {pair.equal} / {pair.worse}"
+    if pair.undefined:
+        counts += f", {pair.undefined} without a score"
+    gains = _gaps_text(pair, pair.gains, pair.more_gains)
+    return [counts, pair.measure, gains, _gaps_text(pair, pair.losses, pair.more_losses)]
+
+
+def pairs_markdown(view: BoardView) -> tuple[list[list[str]], str]:
+    """(rows of the table in leaderboard.md, "" or a sentence on those that are not in it)."""
+    pairs, rest = _shown_pairs(view)
+    rows = [[text.md(t, 600) for t in (*_labels(view, pair), *_pair_texts(pair))] for pair in pairs]
+    return rows, rest
+
+
+def pairs_section(view: BoardView) -> Section | None:
+    """The section of index.html."""
+    pairs, rest = _shown_pairs(view)
+    rows = []
+    for pair in pairs:
+        student, comparison, task = _labels(view, pair)
+        counts, measure, gains, losses = (text.plain(t, 600) for t in _pair_texts(pair))
+        entries = [name_entry(student), Entry(text.plain(comparison), "l"), name_entry(task)]
+        entries += [number_entry(counts, pair.better - pair.worse), Entry(measure, "l")]
+        rows.append((student, [*entries, Entry(gains, "l w"), Entry(losses, "l w")]))
+    if not rows:
+        return None
+    table = page_table(view, PAIRS_HEADING, PAIRS_HEAD, rows, 3)
+    shown = [PAIRS_NOTE, rest] if rest else [PAIRS_NOTE]
+    return Section("image-pairs", PAIRS_HEADING, "table", notes=shown, table=table)

@@ -166,8 +166,15 @@ def _image_differences(view: BoardView) -> list[str]:
     rows = image_tables.markdown_rows(view)
     if not rows:
         return []
-    table = md_table(image_tables.HEAD, rows, 3)
-    return [f"## {image_tables.HEADING}", "", image_tables.NOTE, "", *table, ""]
+    lines = [f"## {image_tables.HEADING}", ""]
+    for note in image_tables.notes(view):
+        lines += [note, ""]
+    lines += [*md_table(image_tables.HEAD, rows, 3), ""]
+    pairs, rest = image_tables.pairs_markdown(view)
+    lines += [f"## {image_tables.PAIRS_HEADING}", "", image_tables.PAIRS_NOTE, ""]
+    lines += ["<details><summary>Image by image</summary>", ""]
+    lines += [*md_table(image_tables.PAIRS_HEAD, pairs, 3), "", *([rest, ""] if rest else [])]
+    return [*lines, "</details>", ""]
 
 
 def _difference_table(differences: Iterable[tuple[str, str, str, compare.Difference]]) -> list[str]:

@@ -91,9 +91,11 @@ def _add_image_differences(view: board_rows.BoardView, results_dir: Path) -> Non
     from kdep_bench.results.board import over_images
 
     for student in board.students:
-        table, remarks = over_images.differences(board, student, results_dir)
-        view.image_differences += table
-        board.remarks += remarks
+        made = over_images.over_test_images(board, student, results_dir)
+        view.image_differences += made.differences
+        view.image_pairs += made.pairs
+        view.image_left_out += made.left_out
+        board.remarks += made.remarks
 
 
 def view_of(results_dir: Path) -> board_rows.BoardView:

@@ -17,7 +17,8 @@ the coverage of this one. With one training the interval covers images only, and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy.special import stdtrit
@@ -28,10 +29,13 @@ REPLICATES = 1000
 FEWEST_IMAGES = 20  # with fewer, resampled images say too little of others
 
 
+@lru_cache(maxsize=2)
 def image_weights(images: int, replicates: int = REPLICATES, seed: int = 0) -> Array:
     """[R, N] how often each image is in each bootstrap sample; equal for equal arguments."""
     rng = np.random.default_rng(seed)
-    return rng.multinomial(images, np.full(images, 1 / images), replicates).astype(float)
+    weights = rng.multinomial(images, np.full(images, 1 / images), replicates).astype(float)
+    weights.setflags(write=False)
+    return weights
 
 
 def crossed(scores: Array, replicates: Array, images: int, level: float = LEVEL) -> Estimate:
@@ -67,29 +71,44 @@ def crossed(scores: Array, replicates: Array, images: int, level: float = LEVEL)
     )
 
 
-Weighted = Callable[[Any, Array], Array]  # (per-sample outputs, [R, N]) -> [R]
+@dataclass(frozen=True, slots=True, eq=False)
+class Resampled:
+    """The score of one training on all images, and [R] on each bootstrap sample of them."""
+
+    score: float
+    replicates: Array
 
 
-def score(outputs: Mapping[Key, Any], weighted: Weighted, images: int) -> Estimate:
-    """The score of one row: `outputs` by seed pair, all on the same images."""
-    return _estimate({key: [(1, o)] for key, o in outputs.items()}, weighted, images)
+def resample(
+    weighted: Callable[[Array], Array], images: int, recorded: float | None = None
+) -> Resampled:
+    """The scores of one training on the samples of `image_weights`.
+
+    Args:
+        weighted: [R, N] -> [R], the score when image n counts `weights[r, n]` times.
+        recorded: the score on all images as its record has it, perhaps rounded.
+    """
+    score = float(weighted(np.ones((1, images)))[0]) if recorded is None else recorded
+    return Resampled(score, weighted(image_weights(images)))
+
+
+def score(trainings: Mapping[Key, Resampled], images: int) -> Estimate:
+    """The score of one row: `trainings` by seed pair, all on the same images."""
+    every = [trainings[key] for key in sorted(trainings)]
+    scores = np.array([t.score for t in every])
+    return crossed(scores, np.stack([t.replicates for t in every], 1), images)
 
 
 def paired(
-    first: Mapping[Key, Any], second: Mapping[Key, Any], weighted: Weighted, images: int
+    first: Mapping[Key, Resampled], second: Mapping[Key, Resampled], images: int
 ) -> Estimate | None:
     """first - second, paired by image and seed; None without a common seed pair."""
-    common = sorted(first.keys() & second.keys())
-    if not common:
-        return None
-    return _estimate({k: [(1, first[k]), (-1, second[k])] for k in common}, weighted, images)
-
-
-def _estimate(
-    terms: Mapping[Key, list[tuple[int, Any]]], weighted: Weighted, images: int
-) -> Estimate:
-    drawn, once = image_weights(images), np.ones((1, images))
-    columns = [terms[key] for key in sorted(terms)]
-    scores = [sum(sign * weighted(o, once)[0] for sign, o in column) for column in columns]
-    replicates = [sum(sign * weighted(o, drawn) for sign, o in column) for column in columns]
-    return crossed(np.array(scores, float), np.stack(replicates, 1), images)
+    common = first.keys() & second.keys()
+    gaps = {
+        key: Resampled(
+            first[key].score - second[key].score,
+            first[key].replicates - second[key].replicates,
+        )
+        for key in common
+    }
+    return score(gaps, images) if gaps else None

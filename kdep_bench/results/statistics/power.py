@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import nctdtr, ndtr, stdtrit
+from scipy.special import chdtri, nctdtr, ndtr, stdtrit
 
 from kdep_bench.results.statistics.intervals import LEVEL, MOST_SEEDS, POWER, Array, Values
 
@@ -62,6 +62,12 @@ def seeds_needed(
         middle = (low + high) // 2
         low, high = (low, middle) if reached(middle) else (middle + 1, high)
     return high
+
+
+def sd_interval(sd: float, df: float, level: float = LEVEL) -> tuple[float, float]:
+    """Ends of the interval of a standard deviation with `df` degrees of freedom, normal data."""
+    tail = (1 - level) / 2
+    return tuple(sd * (df / float(chdtri(df, p))) ** 0.5 for p in (tail, 1 - tail))  # type: ignore[return-value]
 
 
 def smallest_gap(

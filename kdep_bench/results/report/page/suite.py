@@ -74,6 +74,7 @@ def _sections(
         normalised_tables.page_section(view),
         comparisons.differences_section(view, drawn),
         image_tables.page_section(view),
+        image_tables.pairs_section(view),
         comparisons.efficiency_section(view, drawn),
         comparisons.alignment_section(view),
         comparisons.noise_section(view),

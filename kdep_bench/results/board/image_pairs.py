@@ -1,0 +1,106 @@
+"""The test images on which two rows differ most, from their per-sample outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdep_bench.results.board.board import Column, RowKey
+from kdep_bench.results.records.image_scores import CORRECT
+
+SHOWN = 3  # images in each direction
+
+
+@dataclass(frozen=True, slots=True)
+class ImageGap:
+    """One image: the scores of both rows on it, means over their trainings."""
+
+    image: str
+    first: float
+    second: float
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePair:
+    """`row` against `reference`, image by image.
+
+    Attributes:
+        measure: the score of a single image (see kdep_bench/results/records/image_scores.py).
+        better, equal, worse: numbers of images by the mean over trainings; `undefined`: without a
+            score in either row.
+        gains, losses: the images with the largest differences, at most SHOWN of each.
+        more_gains, more_losses: images that are as different as the last one shown.
+        trainings: of the row and of the reference.
+    """
+
+    row: RowKey
+    reference: RowKey
+    column: Column
+    measure: str
+    better: int
+    equal: int
+    worse: int
+    undefined: int
+    gains: tuple[ImageGap, ...]
+    losses: tuple[ImageGap, ...]
+    more_gains: int
+    more_losses: int
+    trainings: tuple[int, int]
+
+    @property
+    def counted(self) -> bool:
+        """Whether an image is right or wrong, so that trainings are counted."""
+        return self.measure == CORRECT
+
+
+def image_pair(
+    row: RowKey,
+    reference: RowKey,
+    column: Column,
+    measure: str,
+    images: tuple[str, ...],
+    first: np.ndarray,
+    second: np.ndarray,
+) -> ImagePair:
+    """Compares `first` [S, N] with `second` [S', N], scores by training and image (NaN: none)."""
+    means = [_mean(scores) for scores in (first, second)]
+    # Sums of a third are not exact: a rounding error is no difference.
+    gaps = np.round(means[0] - means[1], 9)
+    known = np.flatnonzero(~np.isnan(gaps))
+    gains, more_gains = _largest(known, gaps, means, images)
+    losses, more_losses = _largest(known, -gaps, means, images)
+    return ImagePair(
+        row,
+        reference,
+        column,
+        measure,
+        int((gaps > 0).sum()),
+        int((gaps == 0).sum()),
+        int((gaps < 0).sum()),
+        len(images) - len(known),
+        gains,
+        losses,
+        more_gains,
+        more_losses,
+        (len(first), len(second)),
+    )
+
+
+def _mean(scores: np.ndarray) -> np.ndarray:
+    """[N] mean over the trainings in which the image has a score; NaN without one."""
+    known = ~np.isnan(scores)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(known, scores, 0.0).sum(0) / known.sum(0)
+
+
+def _largest(
+    known: np.ndarray, gaps: np.ndarray, means: list[np.ndarray], images: tuple[str, ...]
+) -> tuple[tuple[ImageGap, ...], int]:
+    """(the images with the largest positive gaps, how many more have the last one's gap)."""
+    positive = [int(n) for n in known if gaps[n] > 0]
+    positive.sort(key=lambda n: (-gaps[n], n))
+    shown, rest = positive[:SHOWN], positive[SHOWN:]
+    n_equal = sum(1 for n in rest if gaps[n] == gaps[shown[-1]])
+    chosen = (ImageGap(images[n], float(means[0][n]), float(means[1][n])) for n in shown)
+    return tuple(chosen), n_equal

@@ -1,0 +1,172 @@
+"""COCO's average precision on resampled test images, and a score of detections per image.
+
+AP is no mean over images: detections of all images are ranked together. But which detections are
+true positives is decided image by image (pycocotools does that here, once per file), so a sample
+in which image n occurs w[n] times only counts its detections and its truth w[n] times. With
+
+    recall = true positives / truth,   precision = true positives / (true + false positives)
+
+along the ranked list, the AP of a class is the mean over the 101 recalls 0, 0.01, ..., 1 of the
+largest precision at that recall or above, and AP is the mean over the classes with truth and the
+IoU thresholds (`COCOeval.accumulate`). With every image once, it is pycocotools' number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdep_bench.results.records.detections import IOU_THRESHOLDS, MAX_DETECTIONS, evaluation
+from kdep_bench.results.records.samples import Samples
+
+Array = NDArray[np.float64]
+
+RECALLS = np.linspace(0.0, 1.0, 101)  # COCO's, by the same expression
+#: metric -> (numbers of its IoU thresholds, most detections per image and class that it counts).
+#: mmdet's AP over all thresholds counts 100, its AP50 and AP75 count 1000 (pycocotools' summarize).
+METRICS = {
+    "bbox_mAP": (tuple(range(len(IOU_THRESHOLDS))), MAX_DETECTIONS[0]),
+    "bbox_mAP_50": ((0,), MAX_DETECTIONS[-1]),
+    "bbox_mAP_75": ((5,), MAX_DETECTIONS[-1]),
+}
+ELEMENTS = 2_000_000  # of the arrays [true positives, replicates] that are computed at once
+F1_IOU = 0  # number of the threshold, 0.5, of the F1 per image
+
+
+@dataclass(frozen=True, eq=False)
+class ClassMatches:
+    """The D detections of one class, by decreasing score, and its truth.
+
+    Attributes:
+        image: [D] image numbers.
+        score: [D].
+        rank: [D] place among the image's detections of the class, by score, from 0.
+        true: number of the IoU threshold -> [D] whether it matches a true box.
+        ignored: the same for a match with a crowd, which counts neither as true nor as false.
+        truths: [N] true boxes of each image, without crowds.
+    """
+
+    image: NDArray[np.int64]
+    score: Array
+    rank: NDArray[np.int64]
+    true: Mapping[int, NDArray[np.bool_]]
+    ignored: Mapping[int, NDArray[np.bool_]]
+    truths: Array
+
+
+def matches(samples: Samples, metric: str) -> list[ClassMatches]:
+    """The matches of every class, by pycocotools, at the IoU thresholds of `metric` and at 0.5.
+
+    `samples`: of the scorer 'coco'; `metric`: one of METRICS.
+    """
+    thresholds = sorted({F1_IOU, *METRICS[metric][0]})
+    truths = np.zeros((len(samples.classes), len(samples.images)))
+    plain = samples.arrays["truth_crowd"] == 0
+    places = (samples.arrays["truth_label"][plain], samples.arrays["truth_image"][plain])
+    np.add.at(truths, places, 1)
+    parts: list[list[Any]] = [[] for _ in samples.classes]
+    if len(samples.arrays["image"]):
+        for part in evaluation(samples, IOU_THRESHOLDS[thresholds], areas=1).evalImgs:
+            if part is not None:  # ordered by class, then by image
+                parts[part["category_id"] - 1].append(part)
+    return [_joined(p, t, thresholds) for p, t in zip(parts, truths, strict=True)]
+
+
+def _joined(parts: Sequence[Any], truths: Array, thresholds: Sequence[int]) -> ClassMatches:
+    counts = [len(part["dtScores"]) for part in parts]
+    score = np.concatenate([np.zeros(0), *(part["dtScores"] for part in parts)])
+    order = np.argsort(-score, kind="mergesort")  # pycocotools' order of equal scores
+
+    def joined(name: str) -> NDArray[np.bool_]:
+        empty = np.zeros((len(thresholds), 0), bool)
+        return np.concatenate([empty, *(part[name] > 0 for part in parts)], 1)[:, order]
+
+    ignored = joined("dtIgnore")
+    true = joined("dtMatches") & ~ignored
+    image = np.repeat(np.array([part["image_id"] - 1 for part in parts], np.int64), counts)
+    rank = np.concatenate([np.zeros(0, np.int64), *map(np.arange, counts)])
+    return ClassMatches(
+        image[order],
+        score[order],
+        rank[order],
+        dict(zip(thresholds, true, strict=True)),
+        dict(zip(thresholds, ignored, strict=True)),
+        truths,
+    )
+
+
+def average_precision(per_class: Sequence[ClassMatches], metric: str, weights: Array) -> Array:
+    """[R] the metric when image n counts `weights[r, n]` times; NaN without any truth.
+
+    Args:
+        per_class: of `matches` for this metric.
+        metric: one of METRICS.
+        weights: [R, N] counts.
+    """
+    thresholds, limit = METRICS[metric]
+    values = [_class_ap(matched, t, limit, weights) for matched in per_class for t in thresholds]
+    table = np.array(values).reshape(-1, len(weights))
+    known = ~np.isnan(table)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(known, table, 0.0).sum(0) / known.sum(0)
+
+
+def _class_ap(matched: ClassMatches, threshold: int, limit: int, weights: Array) -> Array:
+    """[R] AP of one class at one IoU threshold; NaN where its truth is in no image of the sample.
+
+    It is enough to look at the true positives: between two of them the precision only falls.
+    """
+    from scipy import sparse
+
+    truths = weights @ matched.truths
+    counted = (matched.rank < limit) & ~matched.ignored[threshold]
+    image, true = matched.image[counted], matched.true[threshold][counted]
+    before = np.cumsum(true) - true  # true positives ranked above each detection
+    last = int(true.sum())
+    out = np.where(truths > 0, 0.0, np.nan)
+    if not last:
+        return out
+    image, before, true = image[before < last], before[before < last], true[before < last]
+    # Row p: the detections after true positive p - 1, up to and including true positive p.
+    places, images = (before, image), len(matched.truths)
+    detections = sparse.csr_matrix((np.ones(len(image)), places), (last, images))
+    step = max(1, ELEMENTS // last)
+    for start in range(0, len(weights), step):
+        part = slice(start, start + step)
+        drawn = np.ascontiguousarray(weights[part].T)
+        positives = np.cumsum(detections @ drawn, 0)
+        true_positives = np.cumsum(drawn[image[true]], 0)
+        precision = true_positives / (positives + np.spacing(1))
+        best = np.maximum.accumulate(precision[::-1], 0)[::-1]
+        recall = true_positives / np.maximum(truths[part], 1)
+        reached = np.searchsorted(RECALLS, recall.ravel(), "right").reshape(recall.shape)
+        new = np.diff(reached, axis=0, prepend=0)  # recalls first reached at this true positive
+        out[part] = np.where(truths[part] > 0, (best * new).sum(0) / len(RECALLS), np.nan)
+    return out
+
+
+def best_f1(per_class: Sequence[ClassMatches]) -> Array:
+    """[N] F1 = 2 TP / (detections + truth) of each image at IoU 0.5, classes together.
+
+    At the score threshold that is best for that image, so it needs no common threshold and is
+    higher than the F1 of any; 0 where nothing is matched, NaN for an image without truth.
+    """
+    truths = np.sum([matched.truths for matched in per_class], 0)
+    out = np.where(truths > 0, 0.0, np.nan)
+    counted = [~matched.ignored[F1_IOU] for matched in per_class]
+    pairs = list(zip(per_class, counted, strict=True))
+    image = np.concatenate([matched.image[keep] for matched, keep in pairs])
+    score = np.concatenate([matched.score[keep] for matched, keep in pairs])
+    true = np.concatenate([matched.true[F1_IOU][keep] for matched, keep in pairs])
+    order = np.lexsort((true, -score, image))  # of equal scores, false ones first: no luck
+    image, score, true = image[order], score[order], true[order]
+    for n in np.unique(image):
+        if truths[n] > 0:
+            here = slice(*np.searchsorted(image, [n, n + 1]))
+            positives = np.arange(1, here.stop - here.start + 1)
+            out[n] = (2 * np.cumsum(true[here]) / (positives + truths[n])).max()
+    return out

@@ -1,0 +1,88 @@
+"""Scores of one training that follow from its per-sample outputs: on resampled images, per image.
+
+A metric over the test set is not always a mean over its images: mIoU sums areas over all images
+and AP ranks the detections of all images, so both are computed from what each image adds. A score
+of a single image is therefore another number, with a name of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdep_bench.results.records.samples import Samples
+
+Array = NDArray[np.float64]
+
+CORRECT = "correct"
+IMAGE_IOU = "mIoU of the image"
+IMAGE_F1 = "best F1 of the image at IoU 0.5"
+ROUNDED = 5e-4  # mmdet rounds AP to three digits
+
+
+@dataclass(frozen=True, eq=False)
+class ImageScores:
+    """`weighted`: [R, N] -> [R], the metric when image n counts `weights[r, n]` times; NaN without
+    any truth. `per_image`: [N] scores of single images, NaN where undefined. `measure`: the name of
+    these. `tolerance`: how far the recorded score may be from `weighted` at weights of 1.
+    """
+
+    weighted: Callable[[Array], Array]
+    per_image: Array
+    measure: str
+    tolerance: float = 1e-6
+
+
+def image_scores(samples: Samples, metric: str) -> ImageScores | None:
+    """The scores by image; None for a metric that the outputs do not hold."""
+    if samples.scorer in ("accuracy", "probe") and metric == "top1":
+        return _accuracy(samples)
+    if samples.scorer == "iou" and metric == "mIoU":
+        return _iou(samples)
+    if samples.scorer == "coco":
+        return _coco(samples, metric)
+    return None
+
+
+def _accuracy(samples: Samples) -> ImageScores:
+    correct = samples.arrays["truth"] == samples.arrays["prediction"]
+    if samples.scorer == "accuracy":  # as mmpretrain's Accuracy
+        correct &= samples.arrays["probability"] > 0
+
+    def weighted(weights: Array) -> Array:
+        return weights @ correct / weights.sum(1)
+
+    return ImageScores(weighted, correct.astype(float), CORRECT)
+
+
+def _iou(samples: Samples) -> ImageScores:
+    areas = samples.arrays["areas"].astype(float)
+
+    def weighted(weights: Array) -> Array:
+        return mean_iou(weights @ areas[:, 0], weights @ areas[:, 1])
+
+    return ImageScores(weighted, mean_iou(areas[:, 0], areas[:, 1]), IMAGE_IOU)
+
+
+def mean_iou(intersection: Array, union: Array) -> Array:
+    """[R] mean over the classes with a union of [R, C]; NaN without one."""
+    known = union > 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        iou = np.where(known, intersection / union, 0.0)
+        return iou.sum(1) / known.sum(1)
+
+
+def _coco(samples: Samples, metric: str) -> ImageScores | None:
+    from kdep_bench.results.records import average_precision as ap
+
+    if metric not in ap.METRICS:
+        return None
+    per_class = ap.matches(samples, metric)
+
+    def weighted(weights: Array) -> Array:
+        return ap.average_precision(per_class, metric, weights)
+
+    return ImageScores(weighted, ap.best_f1(per_class), IMAGE_F1, ROUNDED + 1e-6)

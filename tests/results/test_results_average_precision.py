@@ -1,0 +1,206 @@
+"""AP on resampled test images: pycocotools' number, that of a literal resampling, and coverage."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from kdep_bench.results.records import average_precision as ap
+from kdep_bench.results.records.detections import coco_scores, evaluation
+from kdep_bench.results.records.image_scores import image_scores
+from kdep_bench.results.records.samples import Samples
+from kdep_bench.results.statistics import over_images as oi
+
+CLASSES = ("bird", "coin", "disc", "nowhere")  # the last has detections and no truth
+
+
+def make(
+    detected: list[tuple[int, int, float, list[float]]],
+    truth: list[tuple[int, int, list[float], int]],
+    images: int,
+) -> Samples:
+    """Detections (image, class, score, corners) and truth (image, class, corners, crowd)."""
+    boxes = np.array([t[2] for t in truth], float).reshape(-1, 4)
+    boxes[:, 2:] -= boxes[:, :2]
+    arrays = {
+        "image": np.array([f[0] for f in detected], np.int32),
+        "label": np.array([f[1] for f in detected], np.int32),
+        "score": np.array([f[2] for f in detected], np.float32),
+        "box": np.array([f[3] for f in detected], np.float32).reshape(-1, 4),
+        "truth_image": np.array([t[0] for t in truth], np.int32),
+        "truth_label": np.array([t[1] for t in truth], np.int32),
+        "truth_box": boxes,
+        "truth_area": boxes[:, 2] * boxes[:, 3],
+        "truth_crowd": np.array([t[3] for t in truth], np.int8),
+    }
+    return Samples("coco", CLASSES, tuple(map(str, range(images))), arrays)
+
+
+def draw(seed: int, images: int = 12, ties: bool = True) -> Samples:
+    """Shifted and wrong detections, crowds, and one image with more than 100 of one class."""
+    rng = np.random.default_rng(seed)
+    detected, truth = [], []
+    for n in range(images - 1):  # the last image is empty
+        for _ in range(int(rng.integers(1, 5))):
+            c, corner, size = int(rng.integers(3)), rng.uniform(0, 60, 2), rng.uniform(20, 40, 2)
+            box = np.r_[corner, corner + size]
+            truth.append((n, c, box.tolist(), int(rng.random() < 0.15)))
+            for _ in range(3):
+                label = c if rng.random() < 0.8 else int(rng.integers(4))
+                detected.append((n, label, rng.random(), (box + rng.normal(0, 4, 4)).tolist()))
+    for _ in range(130):
+        corner = rng.uniform(0, 60, 2)
+        detected.append((0, 1, rng.random(), [*corner, *(corner + 20)]))
+    if ties:
+        detected = [(n, c, round(score, 1), box) for n, c, score, box in detected]
+    return make(detected, truth, images)
+
+
+def exact(samples: Samples) -> dict[str, float]:
+    """AP, AP50 and AP75 by pycocotools, not rounded."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = evaluation(samples)
+        coco.accumulate()
+        coco.summarize()
+    return {"bbox_mAP": coco.stats[0], "bbox_mAP_50": coco.stats[1], "bbox_mAP_75": coco.stats[2]}
+
+
+def weighted(samples: Samples, metric: str, weights: np.ndarray) -> np.ndarray:
+    return ap.average_precision(ap.matches(samples, metric), metric, weights)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_with_every_image_once_it_is_the_number_of_pycocotools(seed):
+    samples = draw(seed)
+    once = np.ones((1, len(samples.images)))
+    recorded = coco_scores(samples)
+    for metric, value in exact(samples).items():
+        assert value > 0.01
+        assert weighted(samples, metric, once)[0] == pytest.approx(value, abs=1e-12)
+        scores = image_scores(samples, metric)
+        assert scores is not None
+        assert abs(scores.weighted(once)[0] - recorded[metric]) <= scores.tolerance
+
+
+def resampled(samples: Samples, order: np.ndarray) -> Samples:
+    """The images `order`, some of them several times, as images of their own."""
+    arrays = samples.arrays
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in arrays}
+    for new, old in enumerate(order):
+        for prefix in ("", "truth_"):
+            here = arrays[f"{prefix}image"] == old
+            for name in arrays:
+                if name.startswith("truth_") == bool(prefix):
+                    parts[name].append(arrays[name][here])
+            parts[f"{prefix}image"][-1] = np.full(here.sum(), new, np.int32)
+    joined = {name: np.concatenate(part) for name, part in parts.items()}
+    return Samples("coco", samples.classes, tuple(map(str, range(len(order)))), joined)
+
+
+def test_counting_an_image_twice_is_the_same_as_having_it_twice():
+    samples, rng = draw(7, ties=False), np.random.default_rng(0)
+    images = len(samples.images)
+    for _ in range(3):
+        order = rng.integers(0, images, images)
+        weights = np.bincount(order, minlength=images)[None].astype(float)
+        literal = exact(resampled(samples, np.sort(order)))
+        for metric in ap.METRICS:
+            assert weighted(samples, metric, weights)[0] == pytest.approx(literal[metric])
+
+
+BOX = [10.0, 10.0, 50.0, 50.0]
+AWAY = [100.0, 100.0, 140.0, 140.0]
+
+
+def test_two_images_by_hand():
+    """Image 0: its box is detected (0.9). Image 1: the detection (0.8) is elsewhere."""
+    samples = make([(0, 0, 0.9, BOX), (1, 0, 0.8, AWAY)], [(0, 0, BOX, 0), (1, 0, BOX, 0)], 2)
+    weights = np.array([[1, 1], [2, 0], [0, 2], [1, 3], [3, 1]], float)
+    # Precision 1 up to recall 1/2, 1, 0, 1/4, 3/4: 51, 101, 0, 26, 76 of the 101 recalls.
+    expected = np.array([51, 101, 0, 26, 76]) / 101
+    assert weighted(samples, "bbox_mAP_50", weights) == pytest.approx(expected)
+    # With the scores swapped, the false one is first: precision 1/2, 1, 0, 1/4, 3/4.
+    samples = make([(0, 0, 0.7, BOX), (1, 0, 0.8, AWAY)], [(0, 0, BOX, 0), (1, 0, BOX, 0)], 2)
+    expected *= np.array([1 / 2, 1, 0, 1 / 4, 3 / 4])
+    assert weighted(samples, "bbox_mAP_50", weights) == pytest.approx(expected)
+
+
+def test_a_class_without_truth_in_the_sample_is_no_zero():
+    truth = [(0, 0, BOX, 0), (1, 1, BOX, 0)]
+    samples = make([(0, 0, 0.9, BOX), (1, 1, 0.8, AWAY)], truth, 3)
+    got = weighted(samples, "bbox_mAP_50", np.array([[1, 1, 1], [3, 0, 0], [0, 3, 0], [0, 0, 3.0]]))
+    assert got[:3] == pytest.approx([0.5, 1.0, 0.0])
+    assert np.isnan(got[3])  # no truth at all
+    nothing = make([], truth, 3)
+    assert weighted(nothing, "bbox_mAP_50", np.ones((1, 3))).tolist() == [0.0]
+
+
+def test_the_f1_of_an_image_by_hand():
+    second_box = [60.0, 10.0, 90.0, 50.0]
+    truth = [(0, 0, BOX, 0), (0, 1, second_box, 0), (1, 0, BOX, 0), (3, 0, BOX, 1), (4, 0, BOX, 0)]
+    detected = [
+        *((0, 0, 0.9, BOX), (0, 0, 0.8, AWAY), (0, 1, 0.7, second_box)),
+        *((1, 0, 0.3, BOX), (2, 0, 0.9, AWAY), (3, 0, 0.9, BOX)),
+    ]
+    got = ap.best_f1(ap.matches(make(detected, truth, 5), "bbox_mAP_75"))
+    # Image 0: 2/3 above 0.8, 4/5 with all. 1: all. 2 and 3 (a crowd): no truth. 4: none detected.
+    assert got[[0, 1, 4]] == pytest.approx([4 / 5, 1.0, 0.0])
+    assert np.isnan(got[[2, 3]]).all()
+    # Equal scores cannot be told apart: the false one counts.
+    samples = make([(0, 0, 0.9, AWAY), (0, 0, 0.9, BOX)], [(0, 0, BOX, 0)], 1)
+    assert ap.best_f1(ap.matches(samples, "bbox_mAP"))[0] == pytest.approx(2 / 3)
+
+
+IMAGES = 120
+RUNS = 200
+WEIGHTS = oi.image_weights(IMAGES, 100)
+
+
+def one_class(true: np.ndarray, score: np.ndarray) -> list[ap.ClassMatches]:
+    """One detection per true box; `true`, `score`: [N, boxes per image]."""
+    image, rank = np.indices(true.shape)
+    order = np.argsort(-score.ravel(), kind="stable")
+    thresholds: Mapping[int, np.ndarray] = {0: true.ravel()[order]}
+    ignored = {0: np.zeros(true.size, bool)}
+    counts = np.full(len(true), float(true.shape[1]))
+    return [
+        ap.ClassMatches(
+            image.ravel()[order], score.ravel()[order], rank.ravel()[order],
+            thresholds, ignored, counts,
+        )
+    ]  # fmt: skip
+
+
+def covered(p: float, boxes: int, separated: bool) -> float:
+    """Coverage of the true AP, with boxes of an image right or wrong together.
+
+    With scores that separate right from wrong, precision is 1 up to recall p: AP = p. With scores
+    that say nothing it is p at any recall up to p: AP = p^2.
+    """
+    rng, hits = np.random.default_rng(3), 0
+    value = p if separated else p**2
+    for _ in range(RUNS):
+        true = np.repeat(rng.random((IMAGES, 1)) < p, boxes, 1)
+        score = rng.random((IMAGES, boxes)) + (true if separated else 0)
+        per_class = one_class(true, score)
+        once = ap.average_precision(per_class, "bbox_mAP_50", np.ones((1, IMAGES)))
+        drawn = ap.average_precision(per_class, "bbox_mAP_50", WEIGHTS)
+        detected = oi.crossed(once, drawn[:, None], IMAGES)
+        assert detected.low is not None
+        assert detected.high is not None
+        hits += detected.low <= value <= detected.high
+    return hits / RUNS
+
+
+def test_the_interval_of_ap_covers_95_percent_where_scores_separate():
+    """Boxes of one image are not independent; images are."""
+    assert 0.91 <= covered(0.6, 3, True) <= 0.985
+
+
+def test_the_interval_of_ap_covers_nearly_95_percent_where_scores_say_nothing():
+    """The largest precision at or above a recall is biased upwards, most at low recalls."""
+    assert 0.90 <= covered(0.6, 2, False) <= 0.985
