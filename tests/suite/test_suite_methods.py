@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from typing import Any
 
 import pytest
@@ -127,23 +128,40 @@ def test_the_grid_of_learning_rates_reads_no_test_split_and_shares_finished_stag
     assert {s.id for s in grid.stages.values() if s.kind == "cache"} <= set(full.stages)
 
 
-def test_every_method_has_the_learning_rate_chosen_by_the_grid():
-    """The rate of the highest validation score; at equal scores 0.2. No run is missing."""
-    planned = {c.id for c in build_plan(load_suite("methods_pocket_grid")).runs}
-    assert planned == {p.stem for p in records_dir(REPO / "results/methods_pocket_grid").iterdir()}
+@pytest.mark.parametrize("name", ["methods_pocket", "kdep_anatomy"])
+def test_every_method_has_the_learning_rate_chosen_by_the_grid(name: str):
+    """The rate of the highest validation score; at equal scores the nearest to 0.2.
+
+    No run of the grid is missing.
+    """
+    planned = {c.id for c in build_plan(load_suite(f"{name}_grid")).runs}
+    assert planned == {p.stem for p in records_dir(REPO / f"results/{name}_grid").iterdir()}
     scores: dict[str, dict[float, float]] = {}
-    for path in records_dir(REPO / "results" / "methods_pocket_grid").glob("*.json"):
+    for path in records_dir(REPO / "results" / f"{name}_grid").glob("*.json"):
         grid_record = record.load(path)
         assert grid_record.status != "missing"
         method, _, rate = grid_record.arm.method.partition("-lr")
         if grid_record.value is not None:
             scores.setdefault(method, {})[float(rate or 0.2)] = grid_record.value
-    methods = load_suite("methods_pocket").methods
+    methods = load_suite(name).methods
     assert set(scores) == {m["name"] for m in methods}
     for method in methods:
         scores_by_rate = scores[method["name"]]
-        best = max(scores_by_rate, key=lambda rate: (scores_by_rate[rate], rate == 0.2))
+        best = max(
+            scores_by_rate, key=lambda rate: (scores_by_rate[rate], -abs(math.log(rate / 0.2)))
+        )
         assert (method.get("optimizer") or {"lr": 0.2}) == {"lr": best}, method["name"]
+
+
+def test_every_best_rate_of_kdep_anatomy_is_inside_the_tried_rates():
+    tried: dict[str, set[float]] = {}
+    for method in load_suite("kdep_anatomy_grid").methods:
+        name, _, rate = method["name"].partition("-lr")
+        tried.setdefault(name, set()).add(float(rate or 0.2))
+    for method in load_suite("kdep_anatomy").methods:
+        if method["name"] != "scratch":
+            rate = (method.get("optimizer") or {"lr": 0.2})["lr"]
+            assert min(tried[method["name"]]) < rate < max(tried[method["name"]]), method["name"]
 
 
 def test_at_equal_compute_every_method_costs_as_much_as_kdep():
