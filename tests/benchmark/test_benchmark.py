@@ -316,10 +316,12 @@ def test_the_images_for_lightly_train_are_links_spread_over_the_pool(tmp_path):
     (tmp_path / "venv/bin").mkdir(parents=True)
     (tmp_path / "venv/bin/python").touch()
     lightly.check(tmp_path / "venv", tmp_path / "prepare", 64)
-    made = sorted((lightly.link_images(tmp_path / "prepare", 64, tmp_path / "some")).rglob("*.jpg"))
-    assert len(made) == 64
-    assert all(p.is_symlink() and p.read_bytes() == b"x" for p in made)
-    assert {p.parent.name for p in made} == {"0", "1"}
+    links = sorted(
+        (lightly.link_images(tmp_path / "prepare", 64, tmp_path / "some")).rglob("*.jpg")
+    )
+    assert len(links) == 64
+    assert all(p.is_symlink() and p.read_bytes() == b"x" for p in links)
+    assert {p.parent.name for p in links} == {"0", "1"}
     for images, message in ((100, "a multiple of 64"), (192, "use 192 of the pool's 130 images")):
         with pytest.raises(KdepError, match=message):
             lightly.check(tmp_path / "venv", tmp_path / "prepare", images)

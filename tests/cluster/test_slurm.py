@@ -184,12 +184,12 @@ def test_a_killed_coordinator_loses_nothing_and_nothing_is_done_twice(slurm: Slu
     assert len(slurm.jobs()) == 2  # the jobs continue without their coordinator
     (run_entry,) = (e for e in work_dir.survey(tmp_path, {}, {}) if e.is_run)
     assert run_entry.state == "running"  # while one of its stages runs
-    again = start_coordinator(tmp_path, expression)
+    restarted = start_coordinator(tmp_path, expression)
     wait_for(lambda: len(slurm.jobs("pending")) == 2, 400, "jobs that wait for the running ones")
     assert all("afterany" in slurm.job(j)["Dependency"] for j in slurm.jobs("pending"))
     (tmp_path / "go").touch()
-    output, _ = again.communicate(timeout=900)
-    assert again.returncode == 0, output
+    output, _ = restarted.communicate(timeout=900)
+    assert restarted.returncode == 0, output
     ran = Counter(fakes.traced(tmp_path))
     assert ran == Counter(["w0k0", "w0k1", "w1k0", "w1k1"])
 

@@ -55,8 +55,10 @@ def test_a_complete_suite_on_slurm_equals_a_local_run(slurm: Slurm, world: fault
     assert case.wrong() == 0  # outputs, checkpoints, features and records, to the last digit
     board = (case.results / "leaderboard.md").read_text()
     assert all(t in board for t in ("smoke_probe", "smoke_det", "smoke_seg"))
-    again = case.run(*SLURM_OPTIONS)
-    assert (again.returncode, "0 finished in this run" in again.stdout) == (0, True), again.stdout
+    second = case.run(*SLURM_OPTIONS)
+    assert (second.returncode, "0 finished in this run" in second.stdout) == (0, True), (
+        second.stdout
+    )
     case.close()
 
 

@@ -47,10 +47,10 @@ def test_data_fractions_are_seeded_nested_and_of_the_right_size(seed: int, by_cl
     lists = [select(fraction, seed) for fraction in FRACTIONS]
     for small, large in pairwise(lists):
         assert set(small) < set(large)
-    for fraction, got in zip(FRACTIONS, lists, strict=True):
-        assert np.array_equal(got, np.unique(got))
-        assert np.array_equal(got, select(fraction, seed))
-        assert abs(len(got) - fraction * 2000) <= 2
+    for fraction, chosen in zip(FRACTIONS, lists, strict=True):
+        assert np.array_equal(chosen, np.unique(chosen))
+        assert np.array_equal(chosen, select(fraction, seed))
+        assert abs(len(chosen) - fraction * 2000) <= 2
     assert not np.array_equal(select(0.1, seed), select(0.1, seed + 1))
     assert len(lists[-1]) == 2000
 
@@ -62,8 +62,8 @@ def test_a_fraction_per_class_has_that_fraction_of_every_class_and_at_least_one_
 ):
     labels = np.repeat([0, 1, 2], [1400, 590, 10])
     counts = np.bincount(labels[per_class(labels, fraction)], minlength=3)
-    for n, got in zip((1400, 590, 10), counts, strict=True):
-        assert got == max(1, round(fraction * n))
+    for n, count in zip((1400, 590, 10), counts, strict=True):
+        assert count == max(1, round(fraction * n))
 
 
 @pytest.mark.parametrize("fraction", [0.0, -0.1, 1.5])
@@ -138,15 +138,15 @@ def test_labels_are_read_by_file_name_and_must_be_in_range(tmp_path: Path):
     write_json(path, {"classes": ["a", "b"], "labels": {"z.jpg": 1, "b.jpg": 0, "a.jpg": 1}})
     assert read_labels(path, ["a.jpg", "b.jpg"]).tolist() == [1, 0]
     assert read_labels(path, ["b.jpg", "z.jpg"]).dtype == np.int64
-    for bad in (2, -1):
-        write_json(path, {"classes": ["a", "b"], "labels": {"a.jpg": bad, "b.jpg": 0}})
+    for label in (2, -1):
+        write_json(path, {"classes": ["a", "b"], "labels": {"a.jpg": label, "b.jpg": 0}})
         with pytest.raises(KdepError, match="0 to 1"):
             read_labels(path, ["a.jpg", "b.jpg"])
     assert labels_file({"prepare": tmp_path}) == tmp_path / "data" / "pool" / "labels.json"
     spec = {"share": 0.5, "share_seed": 3, "share_by": "class"}
     (tmp_path / "data" / "pool").mkdir(parents=True)
     write_labels(tmp_path / "data" / "pool" / "labels.json", np.arange(2000) % 3)
-    got = select_for_spec(FILES, spec, {"prepare": tmp_path})
-    assert np.array_equal(got, per_class(np.arange(2000) % 3, 0.5, 3))
+    chosen = select_for_spec(FILES, spec, {"prepare": tmp_path})
+    assert np.array_equal(chosen, per_class(np.arange(2000) % 3, 0.5, 3))
     spec["share_by"] = "image"
     assert np.array_equal(select_for_spec(FILES, spec, {}), select_images(FILES, 0.5, 3))

@@ -50,46 +50,55 @@ def test_a_fault_is_found_every_time(files, tmp_path: Path) -> None:
 
 
 def not_a_database(path: Path) -> None:
+    """Overwrites the memory with other bytes."""
     path.write_bytes(b"not a database" * 99)
 
 
 def another_table(path: Path) -> None:
+    """Replaces it by a database with other columns."""
     path.unlink()
     with sqlite3.connect(path) as table:
         table.execute("CREATE TABLE images (a, b)")
 
 
 def wrong_facts(path: Path) -> None:
+    """Stores facts of another form."""
     with sqlite3.connect(path) as table:
         table.execute("UPDATE images SET facts = '[\"another\", 1, 2]'")
 
 
 def no_json(path: Path) -> None:
+    """Stores facts that are not JSON."""
     with sqlite3.connect(path) as table:
         table.execute("UPDATE images SET facts = '{'")
 
 
 def other_version(path: Path) -> None:
+    """Stores facts of another version."""
     with sqlite3.connect(path) as table:
         table.execute("UPDATE images SET version = '0'")
 
 
 def fifo(path: Path) -> None:
+    """Replaces it by a FIFO."""
     path.unlink()
     os.mkfifo(path)
 
 
 def link(path: Path) -> None:
+    """Replaces it by a link to itself elsewhere."""
     path.rename(path.with_name("elsewhere"))
     path.symlink_to(path.with_name("elsewhere"))
 
 
 def folder(path: Path) -> None:
+    """Replaces it by a folder."""
     path.unlink()
     path.mkdir()
 
 
-def cut(path: Path) -> None:
+def truncated(path: Path) -> None:
+    """Keeps its first 5000 bytes."""
     path.write_bytes(path.read_bytes()[:5000])
 
 
@@ -102,7 +111,7 @@ BROKEN = [
     fifo,
     link,
     folder,
-    cut,
+    truncated,
 ]
 
 

@@ -230,52 +230,63 @@ def test_the_first_frame_of_an_animation_is_used(tmp_path: Path) -> None:
 
 
 def break_truncate(file: Path) -> None:
+    """Cuts off the last bytes."""
     file.write_bytes(file.read_bytes()[:-40])
 
 
 def break_zero_tail(file: Path) -> None:
+    """Fills the second half with zeros."""
     data = file.read_bytes()
     file.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
 
 
 def break_empty(file: Path) -> None:
+    """Empties the file."""
     file.write_bytes(b"")
 
 
 def break_text(file: Path) -> None:
+    """Stores a web page in its place."""
     file.write_text("<html>not found</html>")
 
 
 def break_dangling(file: Path) -> None:
+    """Replaces it by a link to nothing."""
     file.unlink()
     file.symlink_to(file.parent / "nowhere.png")
 
 
 def break_loop(file: Path) -> None:
+    """Replaces it by a link to itself."""
     file.unlink()
     file.symlink_to(file)
 
 
 def break_fifo(file: Path) -> None:
+    """Replaces it by a FIFO."""
     file.unlink()
     os.mkfifo(file)
 
 
 def break_device(file: Path) -> None:
+    """Replaces it by a link to a device without end."""
     file.unlink()
     file.symlink_to("/dev/zero")
 
 
 def break_folder(file: Path) -> None:
+    """Replaces it by a folder."""
     file.unlink()
     file.mkdir()
 
 
 def break_bomb(file: Path) -> None:
+    """Stores an image with far too many pixels."""
     Image.new("1", (20_000, 10_000)).save(file, "PNG")
 
 
 def break_postscript(file: Path) -> None:
+    """Stores an image format that is not accepted."""
     Image.new("RGB", (9, 9)).save(file, "EPS")
 
 

@@ -547,9 +547,9 @@ def test_prepare_links_the_sets_and_labels_the_pool(tmp_path: Path) -> None:
     moved = out.rename(tmp_path / "moved")
     assert (moved / "data/coco/train2017").is_dir()
     assert (moved / "data/pool/images" / next(iter(labels["labels"]))).is_file()
-    again = tmp_path / "again"
-    again.mkdir()
-    assert prepare(spec, {}, again, quiet)["fingerprint"] == outputs["fingerprint"]
+    second = tmp_path / "again"
+    second.mkdir()
+    assert prepare(spec, {}, second, quiet)["fingerprint"] == outputs["fingerprint"]
 
 
 @pytest.mark.parametrize("name", ["voc", "dtd"])

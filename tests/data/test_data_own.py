@@ -70,8 +70,10 @@ def test_boxes_keep_image_class_and_numbers(spec: Spec, tmp_path: Path) -> None:
     table = json.loads((tmp_path / "out/data/detect/annotations/test.json").read_text())
     names = {c["id"]: c["name"] for c in table["categories"]}
     files = {i["id"]: i["file_name"] for i in table["images"]}
-    got = {files[a["image_id"]]: (names[a["category_id"]], a["bbox"]) for a in table["annotations"]}
-    assert got == {
+    boxes = {
+        files[a["image_id"]]: (names[a["category_id"]], a["bbox"]) for a in table["annotations"]
+    }
+    assert boxes == {
         "0.jpg": ("cat", [1, 2, 9, 9]),
         "1.jpg": ("dog", [1, 2, 10, 9]),
         "2.jpg": ("cat", [1, 2, 11, 9]),
@@ -102,8 +104,8 @@ def test_paths_are_relative_to_the_data_root(
     spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KDEP_DATA", str(tmp_path))
-    got = own.run({"pool": "mine/pool"}, tmp_path / "a")
-    assert got["counts"]["images"] == {"pool": 4}
+    outputs = own.run({"pool": "mine/pool"}, tmp_path / "a")
+    assert outputs["counts"]["images"] == {"pool": 4}
     assert "mine/pol of the data config (pool) does not exist" in refusal(
         {"pool": "mine/pol"}, tmp_path / "b"
     )
@@ -126,15 +128,16 @@ def mask_file(name: str) -> Callable[[Path, Callable[[Image.Image], Image.Image]
     return change
 
 
-_change_mask0 = mask_file("masks/test/0.png")
-_CROP = (0, 0, 64, 48)
+change_first_mask = mask_file("masks/test/0.png")
+CROP = (0, 0, 64, 48)
 
 
-def _one_bit(root: Path) -> None:
-    _change_mask0(root, lambda m: Image.fromarray(np.asarray(m) == 1))
+def make_mask_one_bit(root: Path) -> None:
+    """Stores the mask with one bit per pixel."""
+    change_first_mask(root, lambda m: Image.fromarray(np.asarray(m) == 1))
 
 
-def _four_bits(root: Path) -> None:
+def make_mask_four_bits(root: Path) -> None:
     """Writes a grey PNG of 4 bits byte by byte, as neither Pillow nor OpenCV can."""
     import struct
     import zlib
@@ -153,76 +156,90 @@ def _four_bits(root: Path) -> None:
     (root / "masks/test/0.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
 
 
-def _drop_class(root: Path) -> None:
+def drop_class(root: Path) -> None:
+    """Removes the only training box of a class."""
     edit(root / "train.json", lambda t: t["annotations"].pop(1))
 
 
-def _no_cats(table: Any) -> None:
+def drop_cats(table: Any) -> None:
+    """Removes every annotation of the class 7."""
     table["annotations"] = [a for a in table["annotations"] if a["category_id"] != 7]
 
 
-def _all_crowd(table: Any) -> None:
+def mark_all_crowd(table: Any) -> None:
+    """Marks every annotation as a crowd."""
     for a in table["annotations"]:
         a["iscrowd"] = 1
 
 
-def _no_crowd(table: Any) -> None:
+def mark_none_crowd(table: Any) -> None:
+    """Marks no annotation as a crowd."""
     for a in table["annotations"]:
         a["iscrowd"] = 0
 
 
-def _fractions(table: Any) -> None:
+def to_fractions(table: Any) -> None:
+    """Gives boxes as fractions of the image size, without areas."""
     for a in table["annotations"]:
         x, y, w, h = a["bbox"]
         a["bbox"], a["area"] = [x / 64, y / 48, w / 64, h / 48], None
 
 
-def _pixels(table: Any) -> None:
+def to_pixels(table: Any) -> None:
+    """Gives boxes in pixels again."""
     for a in table["annotations"]:
         x, y, w, h = a["bbox"]
         a["bbox"] = [x * 64, y * 48, w * 64, h * 48]
 
 
-def _binary(root: Path) -> None:
+def make_masks_binary(root: Path) -> None:
+    """Stores the labels as 0 and 255."""
     change_masks(root / "masks", lambda m: np.where(m == 1, 255, 0).astype(np.uint8))
 
 
-def _one_for_255(root: Path) -> None:
+def replace_255_by_1(root: Path) -> None:
+    """Replaces the ignored label by 1."""
     change_masks(root / "masks", lambda m: np.where(m == 255, 1, m).astype(np.uint8))
 
 
-def _palette(root: Path, colours: list[int], name: str = "test/0") -> None:
+def set_palette(root: Path, colours: list[int], name: str = "test/0") -> None:
+    """Gives the mask a palette."""
     path = root / f"masks/{name}.png"
     image = Image.fromarray(np.asarray(Image.open(path)))
     image.putpalette(colours + [0] * (768 - len(colours)))
     image.save(path)
 
 
-def _two_palettes(root: Path) -> None:
-    _palette(root, [0, 0, 0, 255, 0, 0], "test/0")
-    _palette(root, [0, 0, 0, 0, 255, 0], "test/1")
+def set_two_palettes(root: Path) -> None:
+    """Gives two masks different palettes."""
+    set_palette(root, [0, 0, 0, 255, 0, 0], "test/0")
+    set_palette(root, [0, 0, 0, 0, 255, 0], "test/1")
 
 
-def _test_annotation(**change: Any) -> Callable[[Path], None]:
+def change_test_annotation(**change: Any) -> Callable[[Path], None]:
+    """A function that changes an annotation of the test split."""
     return lambda r: edit(r / "test.json", lambda t: t["annotations"][1].update(change))
 
 
-def _test_image(**change: Any) -> Callable[[Path], None]:
+def change_test_image(**change: Any) -> Callable[[Path], None]:
+    """A function that changes an image of the test split."""
     return lambda r: edit(r / "test.json", lambda t: t["images"][1].update(change))
 
 
 GOOD = {"bbox": [1, 2, 10, 9], "area": 81, "image_id": 1, "category_id": 3, "iscrowd": 0, "id": 1}
-_good_box = _test_annotation(**GOOD)
-_good_image = _test_image(file_name="1.jpg", width=64, height=48, id=1)
+repair_box = change_test_annotation(**GOOD)
+repair_image = change_test_image(file_name="1.jpg", width=64, height=48, id=1)
 
 
-def _turn(root: Path) -> None:
+def rotate_by_exif(root: Path) -> None:
+    """Lets the EXIF data of an image turn it by 180 degrees."""
     exif = Image.Exif()
     exif[0x0112] = 3
     Image.open(root / "train/0.jpg").save(root / "train/0.jpg", exif=exif)
 
 
-def _turned_for_good(root: Path) -> None:
+def rotate_pixels(root: Path) -> None:
+    """Turns the pixels themselves instead."""
     from PIL import ImageOps
 
     turned = ImageOps.exif_transpose(Image.open(root / "train/0.jpg"))
@@ -314,59 +331,114 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
         lambda r: edit(r / "test.json", lambda t: t["images"][0].update(file_name="0.jpg")),
     ),
     "absolute file name": (
-        _test_image(file_name="/etc/1.jpg"),
+        change_test_image(file_name="/etc/1.jpg"),
         JSON,
         "'/etc/1.jpg'",
-        _good_image,
+        repair_image,
     ),
-    "file name of Windows": (_test_image(file_name="C:\\1.jpg"), JSON, "'C:", _good_image),
+    "file name of Windows": (change_test_image(file_name="C:\\1.jpg"), JSON, "'C:", repair_image),
     "file name that leaves the folder": (
-        _test_image(file_name="../test/1.jpg"),
+        change_test_image(file_name="../test/1.jpg"),
         JSON,
         "'../test/1.jpg'",
-        _good_image,
+        repair_image,
     ),
     "backslash in a file name": (
-        _test_image(file_name="a\\1.jpg"),
+        change_test_image(file_name="a\\1.jpg"),
         JSON,
         "use / instead of \\",
-        _good_image,
+        repair_image,
     ),
-    "one file twice": (_test_image(file_name="./0.jpg"), JSON, "of another image", _good_image),
+    "one file twice": (
+        change_test_image(file_name="./0.jpg"),
+        JSON,
+        "of another image",
+        repair_image,
+    ),
     "file name is half a character": (
         lambda r: rewrite(r / "test.json", lambda s: s.replace("1.jpg", "\\ud800.jpg")),
         JSON,
         "has the file_name",
         lambda r: rewrite(r / "test.json", lambda s: s.replace("\\ud800.jpg", "1.jpg")),
     ),
-    "file name is a number": (_test_image(file_name=1), JSON, "has the file_name 1", _good_image),
-    "width is a text": (_test_image(width="64"), JSON, "width '64'", _good_image),
-    "width is null": (_test_image(width=None), JSON, "width missing", _good_image),
-    "height is huge": (_test_image(height=10**40), JSON, "more than 30 digits", _good_image),
-    "size of another picture": (_test_image(width=63), "test/1.jpg", "64x48", _good_image),
-    "image id is null": (_test_image(id=None), JSON, "has the id missing", _good_image),
-    "image id twice": (_test_image(id=0), JSON, "the id 0 occurs twice in images", _good_image),
+    "file name is a number": (
+        change_test_image(file_name=1),
+        JSON,
+        "has the file_name 1",
+        repair_image,
+    ),
+    "width is a text": (change_test_image(width="64"), JSON, "width '64'", repair_image),
+    "width is null": (change_test_image(width=None), JSON, "width missing", repair_image),
+    "height is huge": (change_test_image(height=10**40), JSON, "more than 30 digits", repair_image),
+    "size of another picture": (change_test_image(width=63), "test/1.jpg", "64x48", repair_image),
+    "image id is null": (change_test_image(id=None), JSON, "has the id missing", repair_image),
+    "image id twice": (
+        change_test_image(id=0),
+        JSON,
+        "the id 0 occurs twice in images",
+        repair_image,
+    ),
     "entry is no object": (
         lambda r: edit(r / "test.json", lambda t: t["annotations"].append(3)),
         JSON,
         "entry 3 of annotations",
         lambda r: edit(r / "test.json", lambda t: t["annotations"].pop()),
     ),
-    "annotation of no image": (_test_annotation(image_id=99), JSON, "image id 99", _good_box),
-    "annotation of no class": (_test_annotation(category_id=True), JSON, "id True", _good_box),
-    "annotation of a list": (_test_annotation(image_id=[1]), JSON, "image id [1]", _good_box),
-    "box without area": (_test_annotation(bbox=[1, 2, 0, 9]), JSON, "without area", _good_box),
-    "box of texts": (_test_annotation(bbox=["1", 2, 3, 4]), JSON, "['1', 2, 3, 4]", _good_box),
-    "box is null": (_test_annotation(bbox=None), JSON, "bbox missing", _good_box),
-    "box outside": (_test_annotation(bbox=[60, 2, 9, 9]), JSON, "outside its image", _good_box),
-    "box is huge": (_test_annotation(bbox=[0, 0, 10**400, 9]), JSON, "four numbers", _good_box),
-    "area beyond the image": (_test_annotation(area=10**12), JSON, "area 1000000000000", _good_box),
-    "iscrowd is a text": (_test_annotation(iscrowd="0"), JSON, "iscrowd '0'", _good_box),
+    "annotation of no image": (
+        change_test_annotation(image_id=99),
+        JSON,
+        "image id 99",
+        repair_box,
+    ),
+    "annotation of no class": (
+        change_test_annotation(category_id=True),
+        JSON,
+        "id True",
+        repair_box,
+    ),
+    "annotation of a list": (
+        change_test_annotation(image_id=[1]),
+        JSON,
+        "image id [1]",
+        repair_box,
+    ),
+    "box without area": (
+        change_test_annotation(bbox=[1, 2, 0, 9]),
+        JSON,
+        "without area",
+        repair_box,
+    ),
+    "box of texts": (
+        change_test_annotation(bbox=["1", 2, 3, 4]),
+        JSON,
+        "['1', 2, 3, 4]",
+        repair_box,
+    ),
+    "box is null": (change_test_annotation(bbox=None), JSON, "bbox missing", repair_box),
+    "box outside": (
+        change_test_annotation(bbox=[60, 2, 9, 9]),
+        JSON,
+        "outside its image",
+        repair_box,
+    ),
+    "box is huge": (
+        change_test_annotation(bbox=[0, 0, 10**400, 9]),
+        JSON,
+        "four numbers",
+        repair_box,
+    ),
+    "area beyond the image": (
+        change_test_annotation(area=10**12),
+        JSON,
+        "area 1000000000000",
+        repair_box,
+    ),
+    "iscrowd is a text": (change_test_annotation(iscrowd="0"), JSON, "iscrowd '0'", repair_box),
     "boxes as fractions": (
-        lambda r: edit(r / "test.json", _fractions),
+        lambda r: edit(r / "test.json", to_fractions),
         JSON,
         "within 1 x 1 pixel",
-        lambda r: edit(r / "test.json", _pixels),
+        lambda r: edit(r / "test.json", to_pixels),
     ),
     "no training boxes": (
         lambda r: edit(r / "train.json", lambda t: t.update(annotations=[])),
@@ -381,19 +453,19 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
         lambda r: shutil.copy(r / "backup.json", r / "test.json"),
     ),
     "all boxes are crowds": (
-        lambda r: edit(r / "test.json", _all_crowd),
+        lambda r: edit(r / "test.json", mark_all_crowd),
         JSON,
         "all 3 annotations",
-        lambda r: edit(r / "test.json", _no_crowd),
+        lambda r: edit(r / "test.json", mark_none_crowd),
     ),
     "a class that is scored and not trained": (
-        _drop_class,
+        drop_class,
         TRAIN,
         "no box of 'dog' to train on",
         lambda r: shutil.copy(r / "backup_train.json", r / "train.json"),
     ),
     "that class taken out of the test": (
-        _drop_class,
+        drop_class,
         JSON,
         "remove the class from test.json",
         lambda r: edit(r / "test.json", lambda t: t["annotations"].pop(1)),
@@ -404,7 +476,12 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
         "1 of 3 images named in",
         lambda r: (r / "2.jpg").rename(r / "test/2.jpg"),
     ),
-    "box image with EXIF turn": (_turn, "train/0.jpg", "EXIF orientation 3", _turned_for_good),
+    "box image with EXIF turn": (
+        rotate_by_exif,
+        "train/0.jpg",
+        "EXIF orientation 3",
+        rotate_pixels,
+    ),
     "pool image empty": (
         lambda r: (r / "pool/a/0.jpg").write_bytes(b""),
         "pool/a/0.jpg",
@@ -436,52 +513,54 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
         lambda r: (r / "2.png").rename(r / "masks/test/2.png"),
     ),
     "mask of another size": (
-        lambda r: _change_mask0(r, lambda m: m.resize((32, 24), Image.Resampling.NEAREST)),
+        lambda r: change_first_mask(r, lambda m: m.resize((32, 24), Image.Resampling.NEAREST)),
         "masks/test/0.png",
         "is 32x24",
-        lambda r: _change_mask0(r, lambda m: m.resize((64, 48), Image.Resampling.NEAREST)),
+        lambda r: change_first_mask(r, lambda m: m.resize((64, 48), Image.Resampling.NEAREST)),
     ),
     "mask value beyond the classes": (
-        lambda r: _change_mask0(r, lambda m: Image.fromarray(np.full((48, 64), 9, np.uint8))),
+        lambda r: change_first_mask(r, lambda m: Image.fromarray(np.full((48, 64), 9, np.uint8))),
         "masks/test/0.png",
         "the values [9]",
         lambda r: shutil.copy(r / "masks/test/1.png", r / "masks/test/0.png"),
     ),
     "mask of 1 bit": (
-        _one_bit,
+        make_mask_one_bit,
         "masks/test/0.png",
         "Image.open(f).convert('L').point(lambda v: v // 255).save(f)",
-        lambda r: _change_mask0(r, lambda m: m.convert("L").point([v // 255 for v in range(256)])),
+        lambda r: change_first_mask(
+            r, lambda m: m.convert("L").point([v // 255 for v in range(256)])
+        ),
     ),
     "mask of 4 bits": (
-        _four_bits,
+        make_mask_four_bits,
         "masks/test/0.png",
         "Image.open(f).point(lambda v: v * 15 // 255).save(f)",
-        lambda r: _change_mask0(r, lambda m: m.point([v * 15 // 255 for v in range(256)])),
+        lambda r: change_first_mask(r, lambda m: m.point([v * 15 // 255 for v in range(256)])),
     ),
     "mask of 16 bits": (
-        lambda r: _change_mask0(r, lambda m: Image.fromarray(np.asarray(m).astype(np.uint16))),
+        lambda r: change_first_mask(r, lambda m: Image.fromarray(np.asarray(m).astype(np.uint16))),
         "masks/test/0.png",
         "16 bits",
-        lambda r: _change_mask0(r, lambda m: Image.fromarray(np.asarray(m).astype("uint8"))),
+        lambda r: change_first_mask(r, lambda m: Image.fromarray(np.asarray(m).astype("uint8"))),
     ),
     "mask of three channels": (
-        lambda r: _change_mask0(r, lambda m: m.convert("RGB")),
+        lambda r: change_first_mask(r, lambda m: m.convert("RGB")),
         "masks/test/0.png",
         "Image.open(f).getchannel(0).save(f)",
-        lambda r: _change_mask0(r, lambda m: m.getchannel(0)),
+        lambda r: change_first_mask(r, lambda m: m.getchannel(0)),
     ),
     "masks with a palette each": (
-        _two_palettes,
+        set_two_palettes,
         "masks/test/1.png",
         "the value 1 has the colour (0, 255, 0)",
-        lambda r: _palette(r, [0, 0, 0, 255, 0, 0], "test/1"),
+        lambda r: set_palette(r, [0, 0, 0, 255, 0, 0], "test/1"),
     ),
     "masks 0 and 255 for two classes": (
-        _binary,
+        make_masks_binary,
         "masks/train",
         "replace 255, which means 'ignore', by 1",
-        _one_for_255,
+        replace_255_by_1,
     ),
     "masks of the test all ignored": (
         lambda r: change_masks(r / "masks/test", lambda m: np.full_like(m, 255)),
@@ -495,7 +574,7 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
         lambda r: change_masks(r / "masks/test", lambda m: np.zeros_like(m)),
         "masks/test",
         "have the class 'x'",
-        lambda r: _change_mask0(r, lambda m: Image.fromarray(np.eye(48, 64, dtype=np.uint8))),
+        lambda r: change_first_mask(r, lambda m: Image.fromarray(np.eye(48, 64, dtype=np.uint8))),
     ),
     "two images of one mask": (
         lambda r: shutil.copy(r / "seg/test/0.jpg", r / "seg/test/0.png"),
@@ -584,10 +663,10 @@ def test_hidden_folders_are_no_classes_and_are_counted(
         shutil.copy(user_folder / "pool/a/0.jpg", folder)
     (user_folder / "classes/test/a/Thumbs.db").write_bytes(b"x")
     (user_folder / "classes/test/a/._0.png").write_bytes(b"x")
-    made = own.run({**spec, "pool_labels": True}, tmp_path / "out")
+    outputs = own.run({**spec, "pool_labels": True}, tmp_path / "out")
     data = tmp_path / "out/data"
     assert json.loads((data / "pool/labels.json").read_text())["classes"] == ["a", "b"]
-    assert made["card"]["pool"]["passed_over"] == {"hidden folder(s)": 1}
+    assert outputs["card"]["pool"]["passed_over"] == {"hidden folder(s)": 1}
     for split in own.SPLITS:  # mmpretrain's loader has no rule for hidden files
         files = [Path(b, f).name for b, _, fs in os.walk(data / "classify" / split) for f in fs]
         assert sorted(files) == ["0.png", "0.png", "1.png", "1.png"]
@@ -641,7 +720,7 @@ def test_a_byte_order_mark_is_read(spec: Spec, user_folder: Path, tmp_path: Path
 def test_absent_classes_are_allowed_by_name_and_noted(
     spec: Spec, user_folder: Path, tmp_path: Path
 ) -> None:
-    _drop_class(user_folder)
+    drop_class(user_folder)
     change_masks(user_folder / "masks/train", lambda m: np.where(m == 1, 2, m).astype(np.uint8))
     change_masks(user_folder / "masks/test", lambda m: np.where(m == 1, 2, m).astype(np.uint8))
     allowed = {**spec, "classes": ["x", "y", "z"], "allow_absent": ["y", "dog"]}
@@ -663,7 +742,7 @@ def test_a_class_that_the_test_lacks_is_noted(
 def test_the_card_counts_boxes_pixels_and_images(
     spec: Spec, user_folder: Path, tmp_path: Path
 ) -> None:
-    _test_annotation(iscrowd=1)(user_folder)
+    change_test_annotation(iscrowd=1)(user_folder)
     _no_dog = {"cat": 2, "dog": 0}
     shutil.copy(user_folder / "pool/a/0.jpg", user_folder / "pool/a/again.jpg")
     Image.open(user_folder / "pool/b/1.jpg").convert("CMYK").save(user_folder / "pool/b/1.jpg")
@@ -783,8 +862,8 @@ def test_test_labels_copied_from_train_are_noted_with_the_score(
     assert "every box of test is also in train" in notes["detect"][0]
     assert "every mask of test equals" in notes["cityscapes"][0]
     allowed = [["coco/train", "coco/test"], ["masks/train", "masks/test"]]
-    made = own.run({**spec, "allow_duplicates": allowed}, tmp_path / "c")
-    assert made["task_notes"] == {}
+    outputs = own.run({**spec, "allow_duplicates": allowed}, tmp_path / "c")
+    assert outputs["task_notes"] == {}
 
 
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"

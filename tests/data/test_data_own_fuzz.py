@@ -66,9 +66,9 @@ def check(path: Path, root: Path) -> None:
     """Reads the JSON as split test; asserts that all faults can be printed."""
     faults, splits = Faults(), {}
     for split, file in (("train", root / "train.json"), ("test", path)):
-        got = read_boxes(file, root / split, faults)
-        if got is not None:
-            splits[split] = got
+        split_boxes = read_boxes(file, root / split, faults)
+        if split_boxes is not None:
+            splits[split] = split_boxes
     pairs = {"train": (root / "train.json", root / "train"), "test": (path, root / "test")}
     boxes.read_all(DataConfig(coco=pairs), faults)
     if len(faults):

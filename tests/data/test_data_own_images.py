@@ -45,12 +45,12 @@ def test_a_broken_image_anywhere_in_the_pool_is_refused(
 ):
     for i in range(100):
         tiny.save(user_folder / "pool" / "c" / f"{i:03}.png", random_image(i))
-    bad = user_folder / "pool" / "c" / "089.png"
-    bad.write_bytes(bad.read_bytes()[:2000])
-    with pytest.raises(KdepError, match=f"{bad} is truncated") as caught:
+    broken = user_folder / "pool" / "c" / "089.png"
+    broken.write_bytes(broken.read_bytes()[:2000])
+    with pytest.raises(KdepError, match=f"{broken} is truncated") as caught:
         own.run(spec, tmp_path / "out")
     assert str(tmp_path / "out") not in str(caught.value)
-    tiny.save(bad, random_image(89))  # "copy it again"
+    tiny.save(broken, random_image(89))  # "copy it again"
     assert own.run(spec, tmp_path / "again")["counts"]["images"]["pool"] == 104
 
 
@@ -80,8 +80,8 @@ def test_cmyk_alpha_and_other_formats_of_the_pool_become_plain_and_are_counted(
         images.ALPHA: 1,
     }
     (tmp_path / "views").mkdir()
-    got = views.run(VIEWS, {"prepare": tmp_path / "out"}, tmp_path / "views", lambda *_: None)
-    assert got["images"] == 7
+    rendered = views.run(VIEWS, {"prepare": tmp_path / "out"}, tmp_path / "views", lambda *_: None)
+    assert rendered["images"] == 7
     for file in (tmp_path / "out/data/pool/images").rglob("*.*"):
         with Image.open(file) as image:
             assert image.mode in ("RGB", "L"), file
@@ -94,8 +94,8 @@ def test_a_name_that_is_not_utf8_reaches_the_views(
     old.rename(old.with_name(os.fsdecode(b"lat\xe9.jpg")))
     own.run(spec, tmp_path / "out")
     (tmp_path / "views").mkdir()
-    got = views.run(VIEWS, {"prepare": tmp_path / "out"}, tmp_path / "views", lambda *_: None)
-    assert got["images"] == 4
+    rendered = views.run(VIEWS, {"prepare": tmp_path / "out"}, tmp_path / "views", lambda *_: None)
+    assert rendered["images"] == 4
     listed = json.loads((tmp_path / "views" / views.LISTING).read_text())["files"]
     assert "a/lat%E9.jpg" in listed
 

@@ -103,5 +103,5 @@ def test_another_label_changes_the_prepared_annotations(
     own.write(tmp_path / "test.json", table)
     test = {**spec["coco"]["test"], "json": str(tmp_path / "test.json")}
     own.run({**spec, "coco": {**spec["coco"], "test": test}}, tmp_path / "out")
-    got = own.contents(tmp_path / "out" / "data")
-    assert {n for n in got if got[n] != expected[n]} == {"detect/annotations/test.json"}
+    changed = own.contents(tmp_path / "out" / "data")
+    assert {n for n in changed if changed[n] != expected[n]} == {"detect/annotations/test.json"}

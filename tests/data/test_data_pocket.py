@@ -80,10 +80,10 @@ def made(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Made:
 def test_a_seed_gives_the_same_bytes_for_any_number_of_processes(
     material: Material, made: Made, tmp_path: Path
 ) -> None:
-    again = make.make(SPEC, material, tmp_path / "a", quiet, workers=2)
-    assert again["fingerprint"] == made[1]["fingerprint"]
-    other = make.make({**SPEC, "seed": 1}, material, tmp_path / "b", quiet)
-    assert other["fingerprint"] != made[1]["fingerprint"]
+    repeated = make.make(SPEC, material, tmp_path / "a", quiet, workers=2)
+    assert repeated["fingerprint"] == made[1]["fingerprint"]
+    other_seed = make.make({**SPEC, "seed": 1}, material, tmp_path / "b", quiet)
+    assert other_seed["fingerprint"] != made[1]["fingerprint"]
 
 
 def test_files_of_an_interrupted_run_are_removed(
@@ -92,8 +92,8 @@ def test_files_of_an_interrupted_run_are_removed(
     stray = tmp_path / "data/pool/images/00/999999.jpg"
     stray.parent.mkdir(parents=True)
     stray.write_bytes(b"half")
-    got = make.make(SPEC, material, tmp_path, quiet)
-    assert got["fingerprint"] == made[1]["fingerprint"]
+    outputs = make.make(SPEC, material, tmp_path, quiet)
+    assert outputs["fingerprint"] == made[1]["fingerprint"]
     assert not stray.exists()
 
 
@@ -118,12 +118,12 @@ def test_splits_share_no_group(material: Material, made: Made) -> None:
     items = {"objects": material.cutouts, "backgrounds": material.backgrounds}
     for kind, material_items in items.items():
         group = {i.name: i.group for i in material_items}
-        homes: dict[str, set[str]] = {}
+        splits_of: dict[str, set[str]] = {}
         for split, names in splits[kind].items():
             for name in names:
-                homes.setdefault(group[name], set()).add(split)
+                splits_of.setdefault(group[name], set()).add(split)
         assert sum(map(len, splits[kind].values())) == len(material_items)
-        assert all(len(h) == 1 for h in homes.values())
+        assert all(len(splits_of_group) == 1 for splits_of_group in splits_of.values())
 
 
 def test_pool_labels_are_balanced_and_complete(made: Made) -> None:
@@ -139,9 +139,9 @@ def test_pool_labels_are_balanced_and_complete(made: Made) -> None:
 def test_the_generated_data_pass_the_checks_of_user_data(made: Made) -> None:
     root, _ = made
     for split, count in SPEC["scenes"].items():
-        got = check_coco(root / f"detect/annotations/{split}.json", root / "detect" / split)
-        assert got["images"] == got["decoded"] == count
-        assert got["categories"] == 8
+        counts = check_coco(root / f"detect/annotations/{split}.json", root / "detect" / split)
+        assert counts["images"] == counts["decoded"] == count
+        assert counts["categories"] == 8
     assert check_segmentation(root / "cityscapes", 9) == SPEC["scenes"]
     for split in ("train", "val", "test"):
         assert set(check_image_folder(root / "classify" / split, CLASSES)) == set(CLASSES)
@@ -152,7 +152,7 @@ def test_the_generated_data_pass_the_checks_of_user_data(made: Made) -> None:
 def test_boxes_areas_and_train_ids_follow_from_the_masks(made: Made) -> None:
     root, _ = made
     coco = COCO(root / "detect/annotations/train.json")
-    seen = 0
+    n_boxes = 0
     for image in coco.loadImgs(coco.getImgIds()):
         stem = Path(image["file_name"]).stem
         base = root / f"cityscapes/gtFine/train/pocket/pocket_{stem}_000019_gtFine_"
@@ -170,14 +170,14 @@ def test_boxes_areas_and_train_ids_follow_from_the_masks(made: Made) -> None:
             rle: Any = ann["segmentation"]
             assert ann["bbox"] == list(coco_mask.toBbox(rle))
             assert ann["area"] == mask.sum() >= compose.MIN_VISIBLE_PX
-            seen += 1
+            n_boxes += 1
         assert covered.max() <= 1, "visible masks do not overlap"
         inside = train != 255
         assert 0.5 < inside.mean() < 1
         assert np.array_equal(train[inside], expected[inside])
         assert np.array_equal(label[inside], make.LABEL_IDS[train[inside]])
         assert (label[~inside] == make.LABEL_ID_UNLABELLED).all()
-    assert seen >= SPEC["scenes"]["train"]
+    assert n_boxes >= SPEC["scenes"]["train"]
 
 
 def test_drawn_pixels_are_those_of_the_masks() -> None:

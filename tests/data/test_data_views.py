@@ -119,11 +119,11 @@ def test_a_run_renders_every_view_of_every_image_in_order(
         assert image is not None
         expected = views.render(image[:, :, ::-1], box[row], bool(flip[row]), 16)
         np.testing.assert_array_equal(opened.pixels[row], expected)
-    again = tmp_path / "again"
-    again.mkdir()
-    assert views.run(SPEC, prepared, again, lambda *_: None) == outputs
+    second = tmp_path / "again"
+    second.mkdir()
+    assert views.run(SPEC, prepared, second, lambda *_: None) == outputs
     assert (
-        views.run({**SPEC, "seed": 1}, prepared, again, lambda *_: None)["fingerprint"]
+        views.run({**SPEC, "seed": 1}, prepared, second, lambda *_: None)["fingerprint"]
         != (outputs["fingerprint"])
     )
 
@@ -143,9 +143,9 @@ def test_views_that_lack_rows_are_refused(prepared: dict[str, Path], tmp_path: P
 def test_the_limits_of_data_fractions_are_checked():
     assert views.subset(10, 1.0).tolist() == list(range(10))
     assert len(views.subset(10, 0.05001)) == 1
-    for bad in (0.0, -0.5, 1.0001, 0.04):
+    for fraction in (0.0, -0.5, 1.0001, 0.04):
         with pytest.raises(KdepError, match="a data fraction"):
-            views.subset(10, bad)
+            views.subset(10, fraction)
 
 
 @pytest.mark.parametrize("name", [views.PIXELS, views.RECIPE, views.LISTING])

@@ -661,7 +661,7 @@ def full_results(world: World, rng: Random, fault: str = "disk full") -> Row:
 DAMAGE = {"truncated": truncate, "with a flipped bit": flip_bit}
 
 
-def damage(world: World, rng: Random, how: str, part: str, pattern: str, what: str) -> Row:
+def damage(world: World, rng: Random, kind: str, part: str, pattern: str, file_kind: str) -> Row:
     """A file of a finished stage is damaged; the stage and its readers run again."""
     stage_id = world.id_of(part)
     case = world.copy()
@@ -669,27 +669,27 @@ def damage(world: World, rng: Random, how: str, part: str, pattern: str, what: s
         for i in world.plan.downstream([user]):
             shutil.rmtree(case.work / i, ignore_errors=True)
     path = next((case.work / stage_id).glob(pattern))
-    DAMAGE[how](path, rng)
+    DAMAGE[kind](path, rng)
     case.settle()
     lost, wrong = world.wall[stage_id], case.wrong()
     case.close()
-    return Row(f"{what} {how}", 1, lost, wrong)
+    return Row(f"{file_kind} {kind}", 1, lost, wrong)
 
 
-def damaged_record(world: World, rng: Random, how: str) -> Row:
+def damaged_record(world: World, rng: Random, kind: str) -> Row:
     """Records in the results folder are damaged: they are written again."""
     case = world.copy()
     shutil.copytree(world.reference.results, case.results)
     paths = sorted((case.results / "records").glob("*.json"))
     for path in paths:
-        DAMAGE[how](path, rng)
+        DAMAGE[kind](path, rng)
     case.settle(1)
     wrong = case.wrong()
     case.close()
-    return Row(f"record {how}", len(paths), 0.0, wrong)
+    return Row(f"record {kind}", len(paths), 0.0, wrong)
 
 
-def damaged_resume(world: World, rng: Random, how: str) -> Row:
+def damaged_resume(world: World, rng: Random, kind: str) -> Row:
     """The checkpoint of a killed pre-training is damaged: training does not resume from it."""
     stage_id = world.id_of(PRETRAIN)
     case = world.copy(stage_id)
@@ -702,11 +702,11 @@ def damaged_resume(world: World, rng: Random, how: str) -> Row:
     runner.communicate()
     lost = world.wall[stage_id]
     for path in out.glob("run/*.pth"):
-        DAMAGE[how](path, rng)
+        DAMAGE[kind](path, rng)
     case.settle(1)
     wrong = case.wrong()
     case.close()
-    return Row(f"resume checkpoint {how}", 1, lost, wrong)
+    return Row(f"resume checkpoint {kind}", 1, lost, wrong)
 
 
 def out_of_memory(world: World, rng: Random, cause: str) -> Row:
@@ -1002,10 +1002,10 @@ def unless(reason: str, fault: str, inject: Callable[[], Row]) -> Callable[[], R
     return (lambda: Row(fault, 0, 0.0, 0, f"not injected: {reason}")) if reason else inject
 
 
-def faults(whole: World, world: World, seed: int) -> Iterator[tuple[str, Callable[[], Row]]]:
+def faults(complete: World, world: World, seed: int) -> Iterator[tuple[str, Callable[[], Row]]]:
     """(name, injection) of every fault.
 
-    Stages of the complete suite, `whole`, are killed; the other faults are injected into `world`,
+    Stages of the suite `complete` are killed; the other faults are injected into `world`,
     one method and one task of it.
     """
     rng = Random(seed)
@@ -1018,7 +1018,7 @@ def faults(whole: World, world: World, seed: int) -> Iterator[tuple[str, Callabl
         fault = f"disk full while {what}"
         return unless(root, fault, partial(full_disk, world, rng, part, fault))
 
-    yield "stage", lambda: kill_stages(whole, rng, 10 if whole.toy else 50)
+    yield "stage", lambda: kill_stages(complete, rng, 10 if complete.toy else 50)
     yield "runner", lambda: kill_runner(world, rng, 4)
     if not world.toy:
         yield "rank", lambda: kill_ranks(world, rng, 2)
@@ -1031,13 +1031,13 @@ def faults(whole: World, world: World, seed: int) -> Iterator[tuple[str, Callabl
     yield "disk-results", unless(root, fault, partial(full_results, world, rng, fault))
     shard, weights = ("state.bin", "state.bin") if world.toy else ("features-*.npy", "*.pth")
     export = "export-resnet18_w32.kdep"
-    for how in DAMAGE:
-        yield "d-cache", lambda h=how: damage(world, rng, h, "cache-", shard, "cache shard")
-        yield "d-check", lambda h=how: damage(world, rng, h, PRETRAIN, weights, "checkpoint")
-        yield "d-json", lambda h=how: damage(world, rng, h, export, "stage.json", "stage.json")
-        yield "d-record", lambda h=how: damaged_record(world, rng, h)
+    for kind in DAMAGE:
+        yield "d-cache", lambda h=kind: damage(world, rng, h, "cache-", shard, "cache shard")
+        yield "d-check", lambda h=kind: damage(world, rng, h, PRETRAIN, weights, "checkpoint")
+        yield "d-json", lambda h=kind: damage(world, rng, h, export, "stage.json", "stage.json")
+        yield "d-record", lambda h=kind: damaged_record(world, rng, h)
         if not world.toy:
-            yield "d-resume", lambda h=how: damaged_resume(world, rng, h)
+            yield "d-resume", lambda h=kind: damaged_resume(world, rng, h)
     yield "oom-rlimit", lambda: out_of_memory(world, rng, "rlimit")
     exhaust = partial(out_of_memory, world, rng, "cgroup")
     yield "oom-cgroup", unless(limit, "out of memory (cgroup)", exhaust)
@@ -1119,6 +1119,7 @@ compared with an undisturbed run of two processes. *Slurm*: a Slurm of three nod
 
 
 def main() -> int:
+    """Injects the faults and writes the report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--toy", action="store_true", help="use stages of 0.2 s, not the smoke suite"

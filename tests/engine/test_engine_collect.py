@@ -275,16 +275,16 @@ def edit_stage_json(path: Path, change) -> None:
 def test_one_bad_stage_json_fails_only_its_run(tmp_path, change, reason):
     suite, plan, work, results = make_suite(tmp_path)
     fakes.run(plan, work)
-    bad = next(run for run in plan.runs if run.method["name"] == "kdep")
-    edit_stage_json(work / bad.id, change)
+    damaged_run = next(run for run in plan.runs if run.method["name"] == "kdep")
+    edit_stage_json(work / damaged_run.id, change)
     summary = collect(suite, plan, work, results)
     assert (summary["ok"], summary["failed"], summary["missing"]) == (len(plan.runs) - 1, 1, 0)
-    record = records.load(results / "records" / f"{bad.id}.json")
+    record = records.load(results / "records" / f"{damaged_run.id}.json")
     assert record.status == "failed"
     assert reason in str(record.error)
     assert str(tmp_path) not in str(record.error)
     assert collect(suite, plan, work, results)["written"] == 0
-    (work / bad.id / "stage.json").write_text("{}")
+    (work / damaged_run.id / "stage.json").write_text("{}")
     assert collect(suite, plan, work, results)["failed"] == 1
     assert fakes.run(plan, work).ok
     assert collect(suite, plan, work, results)["ok"] == len(plan.runs)
@@ -309,10 +309,10 @@ def test_a_prediction_image_outside_its_stage_is_refused(tmp_path):
     suite, plan, work, results = make_suite(tmp_path)
     fakes.run(plan, work)
     collect(suite, plan, work, results)
-    bad = load_record(results, "kdep")
-    bad = bad.model_copy(update={"pictures": [f"pictures/{bad.id}/../../secret"]})
+    record = load_record(results, "kdep")
+    record = record.model_copy(update={"pictures": [f"pictures/{record.id}/../../secret"]})
     with pytest.raises(KdepError, match="outside the stage's directory"):
-        _copy_images(bad, work / bad.id, results)
+        _copy_images(record, work / record.id, results)
 
 
 def test_the_teacher_s_reported_accuracy_is_in_the_record_and_not_in_a_spec():

@@ -39,20 +39,20 @@ def test_stages_killed_at_random_moments_give_no_wrong_result(world, rng):
 
 
 @pytest.mark.parametrize(
-    ("how", "part", "what"),
+    ("kind", "part", "file_kind"),
     [
         ("with a flipped bit", "cache-", "state.bin"),
         ("truncated", "pretrain-resnet18_w32.kdep", "state.bin"),
         ("with a flipped bit", "export-resnet18_w32.kdep", "stage.json"),
     ],
 )
-def test_a_damaged_file_is_never_used(world, rng, how, part, what):
-    assert faults.damage(world, rng, how, part, what, what).wrong == 0
+def test_a_damaged_file_is_never_used(world, rng, kind, part, file_kind):
+    assert faults.damage(world, rng, kind, part, file_kind, file_kind).wrong == 0
 
 
-@pytest.mark.parametrize("how", list(faults.DAMAGE))
-def test_damaged_records_are_rewritten(world, rng, how):
-    assert faults.damaged_record(world, rng, how).wrong == 0
+@pytest.mark.parametrize("kind", list(faults.DAMAGE))
+def test_damaged_records_are_rewritten(world, rng, kind):
+    assert faults.damaged_record(world, rng, kind).wrong == 0
 
 
 @pytest.mark.parametrize("what", faults.PLANTED)
@@ -127,7 +127,7 @@ FAULTS = (
     *("kill -9 of a stage", "kill -9 of the runner", "kill -9 of a DDP rank"),
     *("death of a slurmd node", "SIGTERM to the runner", "two runners at once"),
     *("disk full while a checkpoint", "disk full while a cache shard", "disk full while records"),
-    *(f"{what} {how}" for how in faults.DAMAGE
+    *(f"{what} {kind}" for kind in faults.DAMAGE
       for what in ("checkpoint", "cache shard", "record", "stage.json")),
     *("out of memory", "hung stage", "clock going backwards"),
     *("a config that calls sys.exit(0)", "export cut by one byte"),

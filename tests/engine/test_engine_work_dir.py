@@ -43,13 +43,13 @@ def prune(work: Path, results: list[Path], plans: list[fakes.Plan]) -> set[str]:
     return {e.id.rpartition("-")[0] for e in entries}
 
 
-def test_sizes_and_states(tmp_path):
+def test_survey_gives_the_size_and_state_of_every_entry(tmp_path):
     plan = fakes.diamond(b={"do": "raise"})
     fakes.run(plan, tmp_path)
     (tmp_path / "make-cut-0123456789ab").mkdir()
     (tmp_path / "notes").mkdir()
-    bad = tmp_path / fakes.id_of(plan, "c") / "stage.json"
-    bad.write_bytes(bad.read_bytes()[:50])
+    damaged = tmp_path / fakes.id_of(plan, "c") / "stage.json"
+    damaged.write_bytes(damaged.read_bytes()[:50])
     entries = {e.id: e for e in work_dir.survey(tmp_path, {}, {})}
     assert {e.state for e in entries.values()} == {"done", "failed", "cut", "damaged"}
     a = tmp_path / fakes.id_of(plan, "a")

@@ -111,10 +111,10 @@ def test_too_few_rows_constant_features_and_nan_raise_kdep_error(kind: type[Alig
         kind().fit(moments(features(6, 6)), 6)
     with pytest.raises(KdepError, match="the same for every image"):
         kind().fit(moments(torch.full((50, 6), 0.7).double()), 6)
-    bad = features(50, 6)
-    bad[3, 2] = torch.nan
+    with_nan = features(50, 6)
+    with_nan[3, 2] = torch.nan
     with pytest.raises(KdepError, match="NaN"):
-        kind().fit(moments(bad), 6)
+        kind().fit(moments(with_nan), 6)
 
 
 def test_there_are_three_policies_for_wider_students():
@@ -241,12 +241,12 @@ def test_a_saved_basis_is_read_back_and_damaged_files_are_refused(tmp_path: Path
     (tmp_path / "0" / BASIS).write_bytes(b"no basis")
     with pytest.raises(KdepError, match="is a text"):
         open_basis(tmp_path / "0")
-    for bad, message in (
+    for damaged, message in (
         ({**svd, "std": svd["std"].clone().fill_(torch.nan)}, "std contains NaN"),
         ({**svd, "std": svd["std"][:-1]}, "has the shapes"),
         ({k: v for k, v in svd.items() if k != "mean"}, "mean is missing"),
         (list(svd.values()), "mean is missing"),
     ):
-        torch.save(bad, tmp_path / "0" / BASIS)
+        torch.save(damaged, tmp_path / "0" / BASIS)
         with pytest.raises(KdepError, match=message):
             open_basis(tmp_path / "0")

@@ -180,6 +180,6 @@ def test_the_kernel_s_order_is_1_or_more_and_its_gamma_positive():
     # of order 1, the kernel is exp(-2 gamma) (1 + 2 gamma cos)
     kernel = CorrelationCongruence(gamma=0.5, order=1).kernel(torch.eye(2))
     torch.testing.assert_close(kernel, math.exp(-1) * torch.tensor([[2.0, 1.0], [1.0, 2.0]]))
-    for bad in (dict(order=0), dict(gamma=0.0), dict(gamma=-1.0)):
+    for arguments in (dict(order=0), dict(gamma=0.0), dict(gamma=-1.0)):
         with pytest.raises(KdepError, match="correlation congruence has"):
-            CorrelationCongruence(**bad)  # type: ignore[arg-type]
+            CorrelationCongruence(**arguments)  # type: ignore[arg-type]

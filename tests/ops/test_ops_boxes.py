@@ -90,8 +90,8 @@ def test_nms_is_idempotent_and_independent_of_the_order_of_boxes(
 ) -> None:
     scores = torch.arange(1, len(boxes) + 1) / len(boxes)
     dets, kept = nms(boxes, scores, threshold)
-    again = nms(dets[:, :4].contiguous(), dets[:, 4].contiguous(), threshold)[1]
-    assert again.tolist() == list(range(len(kept)))  # idempotent
+    kept_again = nms(dets[:, :4].contiguous(), dets[:, 4].contiguous(), threshold)[1]
+    assert kept_again.tolist() == list(range(len(kept)))  # idempotent
     order = list(range(len(boxes)))
     random.shuffle(order)
     shuffled = nms(boxes[order], scores[order], threshold)[1]

@@ -181,9 +181,9 @@ def test_every_teacher_s_output_reaches_the_objective_cached_and_live(
             pixels = cache_check.render_rows(opened, ctx.rows.numpy(), teacher.input_px)
             expected = teacher(pixels)
             assert expected.logits is not None
-            for got, want in ((out.pooled, expected.pooled), (out.logits, expected.logits)):
-                scale = float(want.abs().max())
-                torch.testing.assert_close(got, want, atol=2.0**-8 * scale, rtol=0)
+            for output, reference in ((out.pooled, expected.pooled), (out.logits, expected.logits)):
+                scale = float(reference.abs().max())
+                torch.testing.assert_close(output, reference, atol=2.0**-8 * scale, rtol=0)
         assert {r: t["teacher_width"] for r, t in Recorder.arguments.items()} == dict(
             small=36, large=44
         )

@@ -1,3 +1,5 @@
+"""Claims about methods: the verdict of each kind of claim, and the tables and charts of it."""
+
 from __future__ import annotations
 
 import math
@@ -25,7 +27,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "claims"
 
 
 def verdict(records, **claim):
-    """The verdict over all tasks of a claim, by default that kdep is better than scratch."""
+    """The verdict on this claim."""
     (only_verdict,) = headlines(judge(board_of(records), [BEATS | claim]))
     return only_verdict
 
@@ -168,7 +170,7 @@ def test_an_unknown_cost_supports_no_claim_about_cost():
     assert verdict(records, max_cost_ratio=2.0).verdict == "undecided"
 
 
-def _curve(noise=0.002, top=0.50):
+def efficiency_records(noise=0.002, top=0.50):
     """Records of kdep with 1, 10 and 100 % of 100,000 images."""
     rng = np.random.default_rng(0)
     records = []
@@ -183,7 +185,9 @@ EFFICIENCY = {"kind": "efficiency", "b": {"method": "supervised"}, "axis": "imag
 
 def test_data_efficiency_is_interpolated_on_the_curve():
     # kdep reaches .45 half-way between 10,000 and 100,000 images on a log scale: factor sqrt(10).
-    records = _curve() + method_records("supervised", [0.45, 0.4505, 0.4495], images=100_000)
+    records = efficiency_records() + method_records(
+        "supervised", [0.45, 0.4505, 0.4495], images=100_000
+    )
     v = verdict(records, **EFFICIENCY, at_least=2.0)
     assert v.verdict == "supported"
     assert float(v.interval.split()[0]) == pytest.approx(math.sqrt(10), rel=0.05)
@@ -191,11 +195,11 @@ def test_data_efficiency_is_interpolated_on_the_curve():
 
 
 def test_a_score_outside_the_curve_gives_a_bound_on_the_ratio():
-    high = _curve() + method_records("supervised", [0.6, 0.61, 0.59], images=100_000)
+    high = efficiency_records() + method_records("supervised", [0.6, 0.61, 0.59], images=100_000)
     v = verdict(high, **EFFICIENCY, at_least=2.0)
     assert v.verdict == "refuted"
     assert "at most" in v.interval
-    low = _curve() + method_records("supervised", [0.2, 0.21, 0.19], images=100_000)
+    low = efficiency_records() + method_records("supervised", [0.2, 0.21, 0.19], images=100_000)
     v = verdict(low, **EFFICIENCY, at_least=10.0)
     assert v.verdict == "supported"
     assert "at least" in v.interval
@@ -203,7 +207,9 @@ def test_a_score_outside_the_curve_gives_a_bound_on_the_ratio():
 
 
 def test_the_page_shows_the_ratio_of_the_claim_on_every_axis():
-    records = _curve() + method_records("supervised", [0.45, 0.4505, 0.4495], images=100_000)
+    records = efficiency_records() + method_records(
+        "supervised", [0.45, 0.4505, 0.4495], images=100_000
+    )
     board = board_of(records)
     savings = {axis: s for _, _, axis, s in efficiency.savings(board, "resnet18_w32")}
     # These methods differ only in the number of images; the other axes have no curve.
@@ -267,7 +273,7 @@ def test_costs_include_the_teacher_s_forward_passes():
     assert efficiency.amount(board, scratch, "images") is None
 
 
-def _teachers(ratios, scores, tops=None, share=1.0, method="kdep"):
+def teacher_records(ratios, scores, tops=None, share=1.0, method="kdep"):
     """Records of a method with several teachers of these explained variance ratios and scores."""
     records = []
     for i, (ratio, score) in enumerate(zip(ratios, scores, strict=True)):
@@ -286,21 +292,25 @@ BETTER = load_config(CONFIGS / "better_teacher_is_not_better.py")
 
 def test_the_compactness_claim_is_a_rank_correlation_over_teachers():
     ratios = np.linspace(0.5, 0.95, 8)
-    falling = _teachers(ratios, np.linspace(0.6, 0.3, 8))
+    falling = teacher_records(ratios, np.linspace(0.6, 0.3, 8))
     assert verdict(falling, **COMPACT).verdict == "supported"
     former_name = COMPACT | {"by": "energy_kept"}  # as in claims.json of earlier versions
     assert verdict(falling, **former_name) == verdict(falling, **COMPACT)
-    assert verdict(_teachers(ratios, np.linspace(0.3, 0.6, 8)), **COMPACT).verdict == "refuted"
+    assert (
+        verdict(teacher_records(ratios, np.linspace(0.3, 0.6, 8)), **COMPACT).verdict == "refuted"
+    )
 
 
 def test_the_accuracy_claim_uses_the_teachers_reported_accuracy():
     ratios, tops = np.full(9, 0.8), np.linspace(0.70, 0.86, 9)
     rising, falling = np.linspace(0.3, 0.6, 9), np.linspace(0.6, 0.3, 9)
-    assert verdict(_teachers(ratios, rising, tops), **BETTER).verdict == "refuted"
-    assert verdict(_teachers(ratios, falling, tops), **BETTER).verdict == "supported"
-    unrelated = verdict(_teachers(ratios, rising[[4, 0, 8, 3, 5, 1, 7, 2, 6]], tops), **BETTER)
+    assert verdict(teacher_records(ratios, rising, tops), **BETTER).verdict == "refuted"
+    assert verdict(teacher_records(ratios, falling, tops), **BETTER).verdict == "supported"
+    unrelated = verdict(
+        teacher_records(ratios, rising[[4, 0, 8, 3, 5, 1, 7, 2, 6]], tops), **BETTER
+    )
     assert unrelated.verdict == "undecided"
-    unknown = verdict(_teachers(ratios, rising), **BETTER)
+    unknown = verdict(teacher_records(ratios, rising), **BETTER)
     assert unknown.verdict == "not testable here"
     assert "0 here" in unknown.reason
 
@@ -309,16 +319,16 @@ def test_the_accuracy_claim_uses_the_teachers_reported_accuracy():
 def test_too_few_teachers_leave_a_claim_undecided(claim):
     for n in (2, 5, 7):
         x = np.linspace(0.5, 0.9, n)
-        v = verdict(_teachers(x, np.linspace(0.6, 0.3, n), x), **claim)
+        v = verdict(teacher_records(x, np.linspace(0.6, 0.3, n), x), **claim)
         assert v.verdict == "undecided"
         assert f"{n} teachers" in v.reason
-    assert verdict(_teachers([0.5], [0.6], [0.7]), **claim).verdict == "not testable here"
+    assert verdict(teacher_records([0.5], [0.6], [0.7]), **claim).verdict == "not testable here"
 
 
 def test_a_teacher_is_represented_by_its_row_with_most_data():
     ratios = np.linspace(0.5, 0.95, 8)
-    all_data = _teachers(ratios, np.linspace(0.6, 0.3, 8))
-    tenth = _teachers(ratios, np.linspace(0.2, 0.5, 8), share=0.1)
+    all_data = teacher_records(ratios, np.linspace(0.6, 0.3, 8))
+    tenth = teacher_records(ratios, np.linspace(0.2, 0.5, 8), share=0.1)
     for records in ([*all_data, *tenth], [*tenth, *all_data]):
         assert verdict(records, **COMPACT).interval.startswith("-1.00")
 
@@ -431,7 +441,7 @@ def test_every_axis_of_a_claim_has_a_heading():
     assert set(efficiency.AXES) == set(get_args(Axis))
 
 
-def _trained(method, score, teacher="", share=1.0, seen=60_000):
+def trained_record(method, score, teacher="", share=1.0, seen=60_000):
     """Records of a method with three transfer seeds, for `seen` images seen in pre-training."""
     records = []
     for t in range(3):
@@ -458,10 +468,10 @@ def test_each_teacher_and_data_fraction_has_one_curve():
         ("lite2", 1.0): (0.20, 0.30, 0.40),
     }
     seen = (10_000, 20_000, 40_000)
-    records = _trained("supervised", 0.50, seen=80_000)
+    records = trained_record("supervised", 0.50, seen=80_000)
     for (teacher, share), line in scores.items():
         for s, n in zip(line, seen, strict=True):
-            records += _trained("kdep", s, teacher, share, n)
+            records += trained_record("kdep", s, teacher, share, n)
     board = board_of(records)
     lines = {
         label: s
@@ -486,10 +496,10 @@ def test_each_teacher_and_data_fraction_has_one_curve():
 
 
 def test_data_fractions_with_equal_images_seen_are_points_of_one_curve():
-    records = _trained("supervised", 0.50, seen=20_000)
+    records = trained_record("supervised", 0.50, seen=20_000)
     for share, scores in ((0.1, (0.30, 0.50)), (1.0, (0.40, 0.60))):
         for s, n in zip(scores, (10_000, 20_000), strict=True):
-            records += _trained("kdep", s, "lite0", share, n)
+            records += trained_record("kdep", s, "lite0", share, n)
     board = board_of(records)
     rows = [a for a in board.rows if a.method == "kdep"]
     lines = efficiency.lines_of(board, rows, "images")
@@ -505,11 +515,11 @@ def test_data_fractions_with_equal_images_seen_are_points_of_one_curve():
 
 
 def test_too_many_curves_are_split_into_one_chart_per_teacher():
-    records = _trained("supervised", 0.5) + _trained("supervised", 0.6, seen=80_000)
+    records = trained_record("supervised", 0.5) + trained_record("supervised", 0.6, seen=80_000)
     for i in range(3):
         for share in (0.01, 0.1, 1.0):
             for n in (10_000, 20_000):
-                records += _trained("kdep", 0.3 + 1e-6 * n, f"teacher{i}", share, n)
+                records += trained_record("kdep", 0.3 + 1e-6 * n, f"teacher{i}", share, n)
     view = board_rows.make_view(board_of(records))
     drawn = {p.name: p for p in plots.draw(view, [])}
     charts = [n for n in drawn if n.startswith("efficiency-0-images_seen")]
@@ -524,8 +534,8 @@ def test_too_many_curves_are_split_into_one_chart_per_teacher():
 def test_curves_with_and_without_a_teacher_are_labelled():
     records = []
     for k, seen in enumerate((10_000, 20_000)):
-        records += _trained("dml", 0.5 + 0.1 * k, seen=seen)
-        records += _trained("dml", 0.6 + 0.1 * k, "lite0", seen=4 * seen)
+        records += trained_record("dml", 0.5 + 0.1 * k, seen=seen)
+        records += trained_record("dml", 0.6 + 0.1 * k, "lite0", seen=4 * seen)
     board = board_of(records)
     assert set(efficiency.lines_of(board, board.rows, "images_seen")) == {
         "dml · lite0",
@@ -550,9 +560,9 @@ def test_teachers_in_perfect_order_have_a_correlation_and_an_interval_below_1():
 
 def test_a_curve_is_plotted_over_cost_and_not_over_epochs():
     """kdep's 3 epochs took 400 s, its 6 epochs 100 s."""
-    records = _trained("supervised", 0.50, seen=80_000)
+    records = trained_record("supervised", 0.50, seen=80_000)
     for seen, seconds, score in ((30_000, 400.0, 0.60), (60_000, 100.0, 0.40)):
-        for r in _trained("kdep", score, "lite0", seen=seen):
+        for r in trained_record("kdep", score, "lite0", seen=seen):
             cost = r.cost.model_copy(update={"pretrain_s": seconds})
             records.append(r.model_copy(update={"cost": cost}))
     board = board_of(records)

@@ -225,9 +225,11 @@ def test_tables_and_page_show_families_and_costs_only_if_recorded(
 
 
 def test_hostile_family_and_method_names_are_escaped(results: Callable[..., Path]):
-    bad: dict[str, Any] = {"family": "<script>x</script>|a", "labels_used": False}
+    hostile: dict[str, Any] = {"family": "<script>x</script>|a", "labels_used": False}
     seed_records = [
-        r.model_copy(update={"arm": r.arm.model_copy(update=bad)}) if r.arm.method == "pkt" else r
+        r.model_copy(update={"arm": r.arm.model_copy(update=hostile)})
+        if r.arm.method == "pkt"
+        else r
         for r in records()
     ]
     folder = results(seed_records)

@@ -1,3 +1,5 @@
+"""Records: the schema, migrations from older versions, and the refusal of damaged ones."""
+
 from __future__ import annotations
 
 import json
@@ -81,7 +83,7 @@ def test_every_older_schema_has_a_migration():
     assert sorted(MIGRATIONS) == list(range(1, SCHEMA))
 
 
-def _without_added_fields(value: dict) -> dict:
+def without_added_fields(value: dict) -> dict:
     """A record's JSON without the fields that schemas 2 and 3 added."""
     out = json.loads(json.dumps(value))
     del out["schema"]
@@ -93,7 +95,7 @@ def _without_added_fields(value: dict) -> dict:
     return out
 
 
-def _with_names_of_schema_2(value: dict) -> dict:
+def with_names_of_schema_2(value: dict) -> dict:
     """A record's JSON with the field names of schema 2 instead of schema 3."""
     out = json.loads(json.dumps(value))
     for part, names in RENAMED_IN_3.items():
@@ -111,8 +113,8 @@ def test_published_records_of_schema_1_are_read_completely(results):
         r = load(path)
         assert r.schema_version == SCHEMA
         now = json.loads(dump(r))
-        old_names = _without_added_fields(_with_names_of_schema_2(now))
-        assert old_names == _without_added_fields(json.loads(path.read_text()))
+        old_names = without_added_fields(with_names_of_schema_2(now))
+        assert old_names == without_added_fields(json.loads(path.read_text()))
         assert load(store.write(new_results_folder(results), r)) == r
 
 
@@ -123,7 +125,7 @@ def new_results_folder(results) -> Path:
 
 def test_a_record_of_schema_1_is_migrated(tmp_path):
     new = json.loads(dump(record()))
-    old = _without_added_fields(_with_names_of_schema_2(new)) | {"schema": 1}
+    old = without_added_fields(with_names_of_schema_2(new)) | {"schema": 1}
     path = tmp_path / "r.json"
     path.write_text(json.dumps(old))
     assert load(path) == record()
@@ -166,9 +168,9 @@ def test_every_published_record_reads_as_the_same_values():
             raw = json.loads(path.read_text())
             now = json.loads(dump(load(path)))
             if raw["schema"] < 3:
-                now = _with_names_of_schema_2(now)
+                now = with_names_of_schema_2(now)
             if raw["schema"] == 1:
-                raw, now = _without_added_fields(raw), _without_added_fields(now)
+                raw, now = without_added_fields(raw), without_added_fields(now)
             raw.pop("schema", None)
             now.pop("schema", None)
             assert now == raw, path

@@ -59,8 +59,8 @@ def add_record(table: Path, method: str, seed: int, right: int, with_outputs: bo
         | {"curves": {}}
     )
     if with_outputs:
-        made = samples.write(table / "samples" / f"{name}.npz", outputs(right))
-        part = {**made, "file": f"samples/{name}.npz"}
+        stored = samples.write(table / "samples" / f"{name}.npz", outputs(right))
+        part = {**stored, "file": f"samples/{name}.npz"}
         record = make({**record.model_dump(by_alias=True), "samples": part})
     store.write(table, record)
 

@@ -1,3 +1,5 @@
+"""The store of records: reading, writing by several processes, and damaged files."""
+
 from __future__ import annotations
 
 import multiprocessing
@@ -13,7 +15,7 @@ from kdep_bench.results.records import store
 from kdep_bench.results.records.record import dump, make
 
 
-def _write_many(folder, first):
+def write_many(folder, first):
     """Writes 40 records with different ids."""
     for i in range(40):
         store.write(folder, make(fields(transfer=i) | {"id": f"t-{first}-{i}"}))
@@ -21,7 +23,7 @@ def _write_many(folder, first):
 
 def test_concurrent_writers_lose_nothing(tmp_path):
     with multiprocessing.get_context("spawn").Pool(2) as pool:
-        pool.starmap(_write_many, [(tmp_path, 0), (tmp_path, 1)])
+        pool.starmap(write_many, [(tmp_path, 0), (tmp_path, 1)])
     stored = store.read(tmp_path)
     assert len(stored.runs) == 80
     assert not stored.damaged
@@ -60,7 +62,7 @@ def test_a_missing_folder_raises_kdep_error(tmp_path):
 
 
 def test_parallel_reading_finds_the_same(tmp_path, monkeypatch):
-    _write_many(tmp_path, 0)
+    write_many(tmp_path, 0)
     (store.records_dir(tmp_path) / "cut.json").write_text("{")
     alone = store.read(tmp_path)
     monkeypatch.setattr(store, "_PARALLEL_FROM", 1)

@@ -250,11 +250,11 @@ def test_a_download_is_checked_kept_and_found_again(empty_caches: Path, state: d
         weights.find_weights("t", None, hub, False)
     path = weights.find_weights("t", None, hub, True)
     assert path.read_bytes() == named.read_bytes()
-    again = weights.url_hub(named.as_uri())
-    assert weights.find_weights("t", None, again, False) == path
+    same_hub = weights.url_hub(named.as_uri())
+    assert weights.find_weights("t", None, same_hub, False) == path
     path.write_bytes(b"other")
     with pytest.raises(KdepError, match="differs from the one in its name"):
-        weights.find_weights("t", None, again, False)
+        weights.find_weights("t", None, same_hub, False)
     wrong = named.rename(empty_caches / "net-00000000.pth")
     with pytest.raises(KdepError, match="could not be downloaded"):
         weights.find_weights("t", None, weights.url_hub(wrong.as_uri()), True)
