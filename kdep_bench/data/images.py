@@ -550,7 +550,7 @@ def _deep_colour(data: bytes) -> np.ndarray:
 
 
 def _eight_bit(deep: np.ndarray) -> Image.Image:
-    """Scales uint16 values v to round(v / 257), so 65535 becomes 255; alpha goes on white."""
+    """Scales uint16 values v to round(v / 257), so 65535 becomes 255; alpha becomes white."""
     out = ((deep.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if out.ndim == 3 and out.shape[2] == 4:
         return _on_white(Image.fromarray(out, "RGBA"))

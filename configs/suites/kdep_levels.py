@@ -1,0 +1,42 @@
+"""Two and four levels of maps, each with learned projectors (FitNets) and without (KDEP on maps).
+
+Command   python tools/run_suite.py configs/suites/kdep_levels.py   (can be stopped and resumed)
+Cost      three pre-trainings and nine transfer runs; everything else is that of `kdep_anatomy`
+Outcome   not run yet
+
+In `kdep_anatomy`, KDEP on four levels scores as FitNets does with two. This suite adds FitNets with
+four levels, with the same sum of loss weights, at the learning rate chosen in `kdep_levels_grid`.
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .kdep_anatomy import methods, suite
+
+four_levels = dict(
+    base="fitnets",
+    name="fitnets_4",
+    objective=dict(levels=dict(_delete_=True, s4="s4", s8="s8", s16="s16", s32="s32"), weight=5.0),
+)
+# Fixed before the scores of fitnets_4 on the test split were known.
+differences = [("fitnets_4", "maps_4"), ("fitnets_4", "fitnets"), ("maps_4", "kdep_maps")]
+
+suite.update(
+    name="kdep_levels",
+    about="KDEP on maps and FitNets at two and at four levels, classification",
+    methods=[
+        *(methods[name] for name in ("scratch", "kdep", "kdep_maps", "maps_4", "fitnets")),
+        four_levels,
+    ],
+    claims=[
+        dict(
+            name=f"{better}_above_{other}",
+            title=f"{better} against {other}",
+            statement=f"{better} scores above {other} at the same data and epochs.",
+            kind="difference",
+            a=dict(method=better),
+            b=dict(method=other),
+        )
+        for better, other in differences
+    ],
+)
