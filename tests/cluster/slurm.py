@@ -47,10 +47,10 @@ def sweep() -> None:
     for folder in {r for r in folders if r.name.startswith(PREFIX)}:
         pids = [*folder.glob("*.pid"), *folder.glob("munge/*.pid")]
         if not any(Path(f"/proc/{pid.read_text().strip()}").exists() for pid in pids):
-            _delete(folder)
+            delete_folder(folder)
 
 
-def _delete(folder: Path) -> None:
+def delete_folder(folder: Path) -> None:
     """Deletes a cluster's folder, the links to it in /etc/slurm and its lines in /etc/hosts."""
     for link in ETC.glob("*.conf"):
         if link.is_symlink() and link.readlink().is_relative_to(folder):
@@ -94,9 +94,9 @@ class Slurm:
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
         self.folder.chmod(0o755)
         try:
-            self._configure()
-            self._munge()
-            self._daemon("slurmctld", "-f", str(self.conf))
+            self.configure()
+            self.start_munge()
+            self.start_daemon("slurmctld", "-f", str(self.conf))
             wait_for(lambda: "UP" in self.run("scontrol", "ping"), 120, "slurmctld")
             for name in self.names:
                 self.node_up(name)
@@ -116,11 +116,11 @@ class Slurm:
         for name in self.names:
             self.node_down(name)
         for pid in [*self.folder.glob("*.pid"), *self.folder.glob("munge/*.pid")]:
-            _end(int(pid.read_text()))
+            end_process(int(pid.read_text()))
         os.environ.pop("SLURM_CONF", None)
-        _delete(self.folder)
+        delete_folder(self.folder)
 
-    def _configure(self) -> None:
+    def configure(self) -> None:
         """Writes slurm.conf, gres.conf and cgroup.conf, and links them into /etc/slurm."""
         r, host = self.folder, socket.gethostname().partition(".")[0]
         control, *ports = free_ports(1 + len(self.names))
@@ -191,7 +191,7 @@ PartitionName=high Nodes=ALL State=UP PriorityTier=10 PreemptMode=OFF
         self.conf = r / "slurm.conf"
         os.environ["SLURM_CONF"] = str(self.conf)
 
-    def _munge(self) -> None:
+    def start_munge(self) -> None:
         """Starts munged with a new key, as its own user."""
         home = self.folder / "munge"
         home.mkdir(mode=0o755)
@@ -199,14 +199,14 @@ PartitionName=high Nodes=ALL State=UP PriorityTier=10 PreemptMode=OFF
         (home / "key").chmod(0o400)
         for path in (home, home / "key"):
             shutil.chown(path, "munge", "munge")
-        self._daemon(
+        self.start_daemon(
             *("setpriv", "--reuid=munge", "--regid=munge", "--clear-groups", "munged"),
             *(f"--key-file={home}/key", f"--socket={home}/sock", f"--seed-file={home}/seed"),
             *(f"--pid-file={home}/munged.pid", f"--log-file={home}/log", "--num-threads=2"),
         )
         wait_for(lambda: (home / "munged.pid").exists(), 60, "munged")
 
-    def _daemon(self, *command: str) -> None:
+    def start_daemon(self, *command: str) -> None:
         """Starts a program that becomes a daemon; its output goes to a log file."""
         path = "/usr/sbin:/usr/bin:/sbin:/bin"
         env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")} | {"PATH": path}
@@ -219,7 +219,7 @@ PartitionName=high Nodes=ALL State=UP PriorityTier=10 PreemptMode=OFF
 
     def node_up(self, name: str) -> None:
         """Starts the slurmd of a node."""
-        self._daemon("slurmd", "-f", str(self.conf), "-N", name)
+        self.start_daemon("slurmd", "-f", str(self.conf), "-N", name)
 
     def node_down(self, name: str) -> None:
         """Kills all processes of a node at once, as a power failure would."""
@@ -264,7 +264,7 @@ PartitionName=high Nodes=ALL State=UP PriorityTier=10 PreemptMode=OFF
         return dict(re.findall(r"(\w+)=(\S+)", shown))
 
 
-def _end(pid: int) -> None:
+def end_process(pid: int) -> None:
     """Sends SIGTERM and waits up to 10 s for the end of the process."""
     with contextlib.suppress(ProcessLookupError, TimeoutError):
         os.kill(pid, signal.SIGTERM)

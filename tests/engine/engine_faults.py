@@ -61,7 +61,7 @@ RANKS = "suite.update(runtime=dict({}=dict(pretrain=2)))\n"  # processes on this
 PRETRAIN = "pretrain-resnet18_w32.kdep"
 LIMIT = 3600.0  # seconds after which a run counts as hung; the machine may be busy
 MEMORY_CGROUP = Path("/sys/fs/cgroup/memory")  # version 1; version 2 has memory.max
-_TIMES = ("_s", "created", "git", "packages", "cost", "notes")
+TIME_FIELDS = ("_s", "created", "git", "packages", "cost", "notes")
 
 # --- the toy suite: the graph of a small suite with stages of 0.2 s ------------------------------
 
@@ -334,7 +334,7 @@ def same_tensors(a: Path, b: Path) -> bool:
 def timeless(value: Any) -> Any:
     """`value` without times, costs and the revision of the source code."""
     if isinstance(value, dict):
-        return {k: timeless(v) for k, v in value.items() if not k.endswith(_TIMES)}
+        return {k: timeless(v) for k, v in value.items() if not k.endswith(TIME_FIELDS)}
     return [timeless(v) for v in value] if isinstance(value, list) else value
 
 

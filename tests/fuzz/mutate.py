@@ -28,7 +28,7 @@ ODD_BYTES = (
     b"[",
     b"\x1b[31m",
 )
-DEEP: Any = object()  # stands for very deep nesting
+DEEP: Any = object()  # replaced by very deep nesting
 RAW = {  # placeholder -> text that json.dumps cannot write
     "@deep@": "[" * 3000 + "]" * 3000,
     "@big@": "1e308",

@@ -3,7 +3,7 @@
 Why the project has its own driver: *mutmut 3* rewrites every function into a trampoline with all
 its faults beside it. Signatures, pickling and source hashes, which stage ids and objectives need,
 are then no longer those of the program; module constants and class defaults cannot be changed.
-*cosmic-ray* starts the whole test command anew for each fault: 6 s of imports (torch, three mm
+*cosmic-ray* starts the whole test command again for each fault: 6 s of imports (torch, three mm
 toolkits) and minutes of tests where the one test that calls the line takes 0.1 s. Neither knows
 `train=`, `split=`, `seed=` or a dropped `sorted`, nor draws a sample by seed. What is needed is
 small: the faults (`faults.py`), a map from tests to the functions they call, in whatever process
@@ -265,11 +265,12 @@ def main() -> None:
         run(args, packages, faults, results)
     known = report.equivalent()
     done = results.read()
-    rows = [
-        (p, f, r if (r := done.get(f.key)) and r["content"] == f.content else None)
-        for p in PACKAGES
-        for f in sample_of(p, REPO)
-    ]
+    rows = []
+    for package in PACKAGES:
+        for fault in sample_of(package, REPO):
+            row = done.get(fault.key)
+            valid = row is not None and row["content"] == fault.content
+            rows.append((package, fault, row if valid else None))
     report.write(rows, known, REPO / "results" / "mutation.md", SEED)
 
 

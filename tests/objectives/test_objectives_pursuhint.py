@@ -78,7 +78,7 @@ def test_hint_points_are_the_centres_of_groups_and_include_the_last_level():
     near, far = 0.01, 0.9
     side = {"s4": 0, "s8": 0, "s16": 1, "s32": 1}
     layer_distances = {
-        a: {b: 0.0 if a == b else near if side[a] == side[b] else far for b in MAPS} for a in MAPS
+        a: {b: near if side[a] == side[b] else far for b in MAPS} | {a: 0.0} for a in MAPS
     }
     levels = {k: k for k in sorted(MAPS)}
     chosen = Pursuhint(levels, MAPS, MAPS, layer_distances, points=2)

@@ -47,8 +47,8 @@ def reference(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
 def test_attention_equals_loops_and_has_correct_gradients() -> None:
     value, locations, weights = random_inputs()
     shapes, starts = torch.tensor(SHAPES), torch.tensor([0, 20])
-    ours = attend(value, shapes, starts, locations, weights, 64)
-    torch.testing.assert_close(ours, reference(value, locations, weights), rtol=0, atol=1e-12)
+    output = attend(value, shapes, starts, locations, weights, 64)
+    torch.testing.assert_close(output, reference(value, locations, weights), rtol=0, atol=1e-12)
     leaves = tuple(t.clone().requires_grad_() for t in (value, locations, weights))
     assert torch.autograd.gradcheck(
         lambda v, w, a: attend(v, shapes, starts, w, a, 64), leaves, fast_mode=True

@@ -55,12 +55,12 @@ def test_with_zero_offsets_it_is_a_convolution(device: torch.device) -> None:
     deformed = deform_conv2d(x, zero, weight, STRIDE, PAD, DILATION, 2, 1)
     torch.testing.assert_close(deformed, plain, rtol=0, atol=1e-12)
     upstream = torch.randn_like(plain)
-    for ours, theirs in zip(
+    for grad, plain_grad in zip(
         torch.autograd.grad(deformed, (x, weight), upstream),
         torch.autograd.grad(plain, (x, weight), upstream),
         strict=True,
     ):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+        torch.testing.assert_close(grad, plain_grad, rtol=0, atol=1e-12)
 
 
 def test_with_zero_offsets_the_mask_scales_a_convolution(device: torch.device) -> None:
@@ -75,14 +75,14 @@ def test_with_zero_offsets_the_mask_scales_a_convolution(device: torch.device) -
 def test_forward_and_gradients_equal_the_sampled_reference() -> None:
     t = {name: v.requires_grad_() for name, v in random_inputs().items()}
     expected = reference(t["x"], t["offset"], t["mask"], t["weight"], t["bias"])
-    ours = modulated_deform_conv2d(
+    output = modulated_deform_conv2d(
         t["x"], t["offset"], t["mask"], t["weight"], t["bias"], STRIDE, PAD, DILATION
     )
-    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
     upstream = torch.randn_like(expected)
     names = ("x", "offset", "mask", "weight", "bias")
     pairs = zip(
-        torch.autograd.grad(ours, [t[n] for n in names], upstream),
+        torch.autograd.grad(output, [t[n] for n in names], upstream),
         torch.autograd.grad(expected, [t[n] for n in names], upstream),
         strict=True,
     )

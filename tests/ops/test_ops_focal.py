@@ -32,9 +32,9 @@ def test_loss_and_gradient_equal_the_formula(seed: int, gamma: float, alpha: flo
     (expected_grad,) = torch.autograd.grad(expected, x, upstream)
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
         leaf = x.detach().to(dtype).requires_grad_()
-        ours = sigmoid_focal_loss(leaf, target, gamma, alpha, None, "none")
-        (grad,) = torch.autograd.grad(ours, leaf, upstream.to(dtype))
-        torch.testing.assert_close(ours.double(), expected, rtol=tolerance, atol=tolerance)
+        loss = sigmoid_focal_loss(leaf, target, gamma, alpha, None, "none")
+        (grad,) = torch.autograd.grad(loss, leaf, upstream.to(dtype))
+        torch.testing.assert_close(loss.double(), expected, rtol=tolerance, atol=tolerance)
         torch.testing.assert_close(grad.double(), expected_grad, rtol=tolerance, atol=tolerance)
 
 

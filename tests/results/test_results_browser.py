@@ -55,9 +55,9 @@ class OpenPage:
         page.on("pageerror", lambda e: self.messages.append(str(e)))
         page.on("dialog", lambda d: (self.messages.append(f"dialog {d.message}"), d.dismiss()))
         page.on("request", lambda r: self.requests.append(r.url))
-        page.on("requestfailed", self._remove_blocked)
+        page.on("requestfailed", self.remove_blocked)
 
-    def _remove_blocked(self, request: Any) -> None:
+    def remove_blocked(self, request: Any) -> None:
         """Removes a request that the content security policy blocked in the browser."""
         if request.failure == "csp":
             self.requests.remove(request.url)

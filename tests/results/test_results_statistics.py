@@ -12,7 +12,7 @@ from kdep_bench.results.statistics import comparisons, power
 from kdep_bench.results.statistics import intervals as st
 
 
-def _scores(values):
+def scores_of(values):
     """Scores by (pre-training seed 0, transfer seed)."""
     return {(0, i): float(v) for i, v in enumerate(values)}
 
@@ -22,7 +22,7 @@ def test_95_percent_intervals_cover_93_to_97_percent(n):
     rng = np.random.default_rng(n)
     hits = 0
     for row in rng.normal(0.4, 0.02, (3000, n)):
-        e = st.estimate(_scores(row))
+        e = st.estimate(scores_of(row))
         assert e.low is not None
         assert e.high is not None
         hits += e.low < 0.4 < e.high
@@ -49,7 +49,7 @@ def test_bca_intervals_cover_from_the_number_of_seeds_where_they_are_used(skewed
         low, high = st.bca_interval(row, resamples=1000)
         hits += low < 0 < high
     assert 0.915 < hits / 1000 < 0.97
-    assert st.estimate(_scores(x[0])).method == "bca"
+    assert st.estimate(scores_of(x[0])).method == "bca"
 
 
 @pytest.mark.parametrize(("p", "t"), [(3, 3), (3, 5), (5, 3)])
@@ -83,7 +83,7 @@ def test_nine_values_of_three_pre_trainings_are_not_treated_as_independent():
 
 def test_the_interval_is_student_s_t_interval():
     x = [0.41, 0.44, 0.47]
-    e = st.estimate(_scores(x))
+    e = st.estimate(scores_of(x))
     low, high = scipy_stats.t.interval(0.95, 2, np.mean(x), scipy_stats.sem(x))
     assert (e.low, e.high) == pytest.approx((low, high))
     assert (e.n, e.method, e.seeds) == (3, "t", "3 transfer seeds")
@@ -108,9 +108,9 @@ def test_paired_differences_find_small_effects_with_5_percent_false_positives():
     runs, detected, false = 2000, 0, 0
     for _ in range(runs):
         seeds = rng.normal(0.4, 0.05, 5)  # common to both methods
-        a = _scores(seeds + rng.normal(0, 0.005, 5) + 0.02)
-        b = _scores(seeds + rng.normal(0, 0.005, 5))
-        c = _scores(seeds + rng.normal(0, 0.005, 5))
+        a = scores_of(seeds + rng.normal(0, 0.005, 5) + 0.02)
+        b = scores_of(seeds + rng.normal(0, 0.005, 5))
+        c = scores_of(seeds + rng.normal(0, 0.005, 5))
         detected += st.estimate(st.differences(a, b)).excludes_zero
         false += st.estimate(st.differences(b, c)).excludes_zero
     assert detected / runs > 0.9
@@ -124,9 +124,9 @@ def test_the_bold_set_contains_the_best_method_and_equal_ones(n_methods):
     for _ in range(runs):
         shift = np.zeros(n_methods)
         shift[0] = 0.01
-        scores = {i: _scores(rng.normal(0.4 + shift[i], 0.02, 3)) for i in range(n_methods)}
+        scores = {i: scores_of(rng.normal(0.4 + shift[i], 0.02, 3)) for i in range(n_methods)}
         lost_best += 0 not in comparisons.best_set(scores)
-        equal = {i: _scores(rng.normal(0.4, 0.02, 3)) for i in range(n_methods)}
+        equal = {i: scores_of(rng.normal(0.4, 0.02, 3)) for i in range(n_methods)}
         lost_equal += 0 not in comparisons.best_set(equal)
     assert lost_best / runs <= 0.05
     assert lost_equal / runs <= 0.05
@@ -134,9 +134,9 @@ def test_the_bold_set_contains_the_best_method_and_equal_ones(n_methods):
 
 def test_only_a_significantly_better_method_is_bold():
     scores_by_method = {
-        "a": _scores([0.8, 0.81, 0.82]),
-        "b": _scores([0.1, 0.12, 0.11]),
-        "c": _scores([0.2] * 3),
+        "a": scores_of([0.8, 0.81, 0.82]),
+        "b": scores_of([0.1, 0.12, 0.11]),
+        "c": scores_of([0.2] * 3),
     }
     assert comparisons.best_set(scores_by_method) == {"a"}
     assert comparisons.best_set(scores_by_method, sign=-1) == {"b"}
@@ -162,12 +162,12 @@ def test_power_and_seeds_needed_agree_with_simulation():
 
 def test_noise_floor_pools_within_methods():
     rng = np.random.default_rng(0)
-    scores_by_method = [_scores(rng.normal(m, 0.02, 5)) for m in np.linspace(0.1, 0.9, 60)]
+    scores_by_method = [scores_of(rng.normal(m, 0.02, 5)) for m in np.linspace(0.1, 0.9, 60)]
     floor = power.noise_floor(scores_by_method)
     assert floor is not None
     assert floor.sd == pytest.approx(0.02, rel=0.1)
     assert (floor.df, floor.n) == (240, 5)
-    assert power.noise_floor([_scores([0.5])]) is None
+    assert power.noise_floor([scores_of([0.5])]) is None
 
 
 def test_the_noise_floor_of_crossed_seeds_counts_pretraining_seeds():
@@ -186,7 +186,7 @@ def test_the_noise_floor_of_crossed_seeds_counts_pretraining_seeds():
 
 def test_one_pre_training_seed_gives_no_pre_training_noise():
     several = {(p, t): 0.1 * p + 0.01 * t for p in range(2) for t in range(2)}
-    floor = power.noise_floor([several, _scores([0.1, 0.2, 0.3, 0.4, 0.5]), _scores([0.7])])
+    floor = power.noise_floor([several, scores_of([0.1, 0.2, 0.3, 0.4, 0.5]), scores_of([0.7])])
     assert floor is not None
     assert floor.n == 2
     assert floor.detectable_difference == pytest.approx(power.smallest_gap(0.1, 2), rel=1e-4)
@@ -289,35 +289,35 @@ def test_differences_join_by_seed_and_not_by_position():
 
 
 def test_p_values_and_the_bold_set_equal_values_computed_by_hand():
-    e = st.estimate(_scores([-0.03, -0.01, -0.02]))
+    e = st.estimate(scores_of([-0.03, -0.01, -0.02]))
     assert comparisons.p_less(e) == pytest.approx(
         scipy_stats.ttest_1samp([-0.03, -0.01, -0.02], 0).pvalue / 2  # type: ignore[attr-defined]
     )
     shifted = scipy_stats.ttest_1samp([-0.04, -0.02, -0.03], 0).pvalue / 2  # type: ignore[attr-defined]
     assert comparisons.p_less(e, margin=0.01) == pytest.approx(shifted)
-    assert comparisons.p_less(st.estimate(_scores([0.5]))) == 1
-    assert comparisons.p_less(st.estimate(_scores([0.5, 0.5]))) == 1
-    assert comparisons.p_less(st.estimate(_scores([-0.5, -0.5]))) == 0
-    assert comparisons.p_less(st.estimate(_scores([0.0, 0.0]))) == 1
-    low = _scores([0.10, 0.11, 0.12])
+    assert comparisons.p_less(st.estimate(scores_of([0.5]))) == 1
+    assert comparisons.p_less(st.estimate(scores_of([0.5, 0.5]))) == 1
+    assert comparisons.p_less(st.estimate(scores_of([-0.5, -0.5]))) == 0
+    assert comparisons.p_less(st.estimate(scores_of([0.0, 0.0]))) == 1
+    low = scores_of([0.10, 0.11, 0.12])
     scores_by_method = {
         "low": low,
-        "high": _scores([0.50, 0.52, 0.51]),
-        "near": _scores([0.50, 0.53, 0.49]),
+        "high": scores_of([0.50, 0.52, 0.51]),
+        "near": scores_of([0.50, 0.53, 0.49]),
     }
     assert comparisons.best_set(scores_by_method) == {"high", "near"}
     assert comparisons.best_set(scores_by_method, sign=-1) == {"low"}
     assert comparisons.best_set({"a": {}, "b": {}}) == set()
     # Without a common seed, a method cannot be significantly worse.
-    assert comparisons.best_set({"a": _scores([0.9, 0.9]), "b": {(5, 5): 0.1}}) == {"a", "b"}
+    assert comparisons.best_set({"a": scores_of([0.9, 0.9]), "b": {(5, 5): 0.1}}) == {"a", "b"}
 
 
 def test_rank_intervals_equal_values_computed_by_hand():
     scores_by_method = {
-        "best": _scores([0.90, 0.91, 0.92]),
-        "worst": _scores([0.10, 0.11, 0.13]),
-        "middle": _scores([0.50, 0.52, 0.51]),
-        "as middle": _scores([0.52, 0.50, 0.51]),
+        "best": scores_of([0.90, 0.91, 0.92]),
+        "worst": scores_of([0.10, 0.11, 0.13]),
+        "middle": scores_of([0.50, 0.52, 0.51]),
+        "as middle": scores_of([0.52, 0.50, 0.51]),
         "none": {},
     }
     ranks = comparisons.rank_intervals(scores_by_method)

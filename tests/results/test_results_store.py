@@ -71,7 +71,7 @@ def test_parallel_reading_finds_the_same(tmp_path, monkeypatch):
     assert together == alone
 
 
-_BIG = """
+MEASURE_LARGE_FOLDER = """
 import resource, sys, time
 from pathlib import Path
 from kdep_bench.results.records import store
@@ -106,12 +106,15 @@ def test_100_000_records_and_all_tables_take_under_10_s_and_1_gb(tmp_path):
                 record_text = record_text.replace('"value": 0.5', f'"value": {value}')
                 (folder / f"r{n:06d}.json").write_text(record_text)
     done = subprocess.run(
-        [sys.executable, "-c", _BIG, str(tmp_path)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", MEASURE_LARGE_FOLDER, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     wall, two_cores, size = map(float, done.stdout.split())
     print(f"{wall:.1f} s, {two_cores:.1f} s of two cores of its own, {size / 1e6:.0f} MB")
     assert size < 1e9
-    # What else the machine does is not ours: time on two free cores, from the CPU time used.
+    # Other work on the machine does not count: the time on two free cores, from the CPU time used.
     # Each record is read strictly: types, ranges, doubled keys, a regular file and no link.
     assert min(wall, two_cores) < 10
 

@@ -406,13 +406,13 @@ def test_methods_pocket_shares_budget_and_methods_with_the_other_suites():
     trained = {i for i, s in dense.stages.items() if s.kind == "pretrain"}
     assert trained <= set(methods_pocket.stages)
     assert (
-        len({len(s) for s in _seeds(methods_pocket).values()}) == 1
+        len({len(s) for s in seeds_by_method_and_task(methods_pocket).values()}) == 1
     )  # every method has equally many seeds
 
 
-def _seeds(plan: Plan) -> dict[str, set[int]]:
+def seeds_by_method_and_task(plan: Plan) -> dict[str, set[int]]:
     """ "method task" -> its pre-training seeds."""
     seeds: dict[str, set[int]] = {}
-    for c in plan.runs:
-        seeds.setdefault(f"{c.method['name']} {c.task['name']}", set()).add(c.pretrain_seed)
+    for run in plan.runs:
+        seeds.setdefault(f"{run.method['name']} {run.task['name']}", set()).add(run.pretrain_seed)
     return seeds
