@@ -51,8 +51,8 @@ def test_only_a_regular_file_is_opened_without_waiting_for_others(tmp_path, outs
 
 def test_a_file_larger_than_the_limit_is_refused_before_it_is_read(tmp_path):
     path = tmp_path / "stage.json"
-    with open(path, "wb") as f:
-        f.truncate(1 << 40)  # a sparse file of a terabyte
+    with open(path, "wb") as file:
+        file.truncate(1 << 40)  # a sparse file of a terabyte
     with pytest.raises(KdepError, match="bytes; expected at most"):
         safe_files.read_bytes(path)
     path.write_bytes(b"x" * 100)

@@ -27,9 +27,12 @@ def test_random_numbers_of_a_split_batch_equal_those_of_the_complete_batch():
 
 
 def test_a_mixed_target_is_the_convex_mixture_of_the_stored_ones():
-    g = torch.Generator().manual_seed(0)
-    images, p = torch.rand(6, 3, 4, 4, generator=g), torch.rand(6, 9, generator=g).softmax(1)
-    target, pooled = torch.randn(6, 5, generator=g), torch.randn(6, 7, generator=g)
+    generator = torch.Generator().manual_seed(0)
+    images, p = (
+        torch.rand(6, 3, 4, 4, generator=generator),
+        torch.rand(6, 9, generator=generator).softmax(1),
+    )
+    target, pooled = torch.randn(6, 5, generator=generator), torch.randn(6, 7, generator=generator)
     out = TeacherOutput(pooled, pooled, {"s4": images}, probabilities=p)
     mixed = Mixup(0.7).change(Batch(images, {}, {"": out}, {"": target}), Draw(1, 2, 6))
     w = Draw(1, 2, 6).beta(0.7, 0.7)

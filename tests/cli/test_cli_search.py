@@ -43,8 +43,8 @@ def test_the_replayed_log_prints_the_best_of_the_live_search(
     assert "exists already" in capsys.readouterr().out
     assert command.main(["smoke_kdep", "--seed", "1", "--replay", log, *folders]) == 2
     assert "belongs to another search: seed 0 -> 1" in capsys.readouterr().err
-    with open(log, "a") as f:
-        f.write('{"trial"')
+    with open(log, "a") as file:
+        file.write('{"trial"')
     code = (
         "import sys; from kdep_bench.cli.search import main; "
         f"assert not main(['--replay', {log!r}]); "

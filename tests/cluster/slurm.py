@@ -186,8 +186,8 @@ PartitionName=high Nodes=ALL State=UP PriorityTier=10 PreemptMode=OFF
         ETC.mkdir(exist_ok=True)
         for conf in r.glob("*.conf"):
             (ETC / conf.name).symlink_to(conf)
-        with open(HOSTS, "a") as f:  # a job's nodes reach each other by name
-            f.writelines(f"127.0.0.1 {n} {MARK}\n" for n in self.names)
+        with open(HOSTS, "a") as file:  # a job's nodes reach each other by name
+            file.writelines(f"127.0.0.1 {n} {MARK}\n" for n in self.names)
         self.conf = r / "slurm.conf"
         os.environ["SLURM_CONF"] = str(self.conf)
 

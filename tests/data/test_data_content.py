@@ -199,8 +199,8 @@ def test_a_file_that_is_being_written_is_refused(
     real_read = os.read
 
     def read_and_append(fd: int, size: int) -> bytes:
-        with open(folder / "a/1.png", "ab") as f:
-            f.write(b"more")
+        with open(folder / "a/1.png", "ab") as file:
+            file.write(b"more")
         return real_read(fd, size) if os.lseek(fd, 0, os.SEEK_CUR) < 1000 else b""
 
     monkeypatch.setattr(content.os, "read", read_and_append)

@@ -116,9 +116,9 @@ def test_an_image_of_zero_bytes_is_found(tiny_set: OfficialSet, tmp_path: Path) 
     if not files:  # CIFAR has no image files
         files = [tmp_path / "cifar100" / cifar100.FOLDER / "train"]
     files[0].write_bytes(b"")
-    with pytest.raises(KdepError, match=r"0 bytes") as e:
+    with pytest.raises(KdepError, match=r"0 bytes") as error:
         verify(tiny_set, tmp_path, None, whole=False)
-    assert files[0].name in str(e.value)
+    assert files[0].name in str(error.value)
 
 
 def test_an_absent_set_names_the_command(tmp_path: Path) -> None:
@@ -208,8 +208,8 @@ def test_voc_augmented_masks_leave_out_the_official_lists(tmp_path: Path) -> Non
     folder = tmp_path / "voc"
     lists = folder / "VOCdevkit/VOC2012/ImageSets/Segmentation"
     official_name = (lists / "val.txt").read_text().split()[0]
-    with (folder / "sbd/dataset/val.txt").open("a") as f:
-        f.write(f"{official_name}\n")
+    with (folder / "sbd/dataset/val.txt").open("a") as file:
+        file.write(f"{official_name}\n")
     voc.convert(folder, quiet)
     assert official_name not in (lists / "aug.txt").read_text().split()
     verify(dataset, tmp_path, None, whole=False)
@@ -662,6 +662,6 @@ def test_voc_training_images_in_the_test_list_are_refused(tmp_path: Path) -> Non
     make("voc", tmp_path)
     year = tmp_path / "voc/VOCdevkit/VOC2007"
     name = (year / "ImageSets/Main/test.txt").read_text().splitlines()[0]
-    with (year / "ImageSets/Main/trainval.txt").open("a") as f:
-        f.write(f"{name}\n")
+    with (year / "ImageSets/Main/trainval.txt").open("a") as file:
+        file.write(f"{name}\n")
     assert_refused("voc", tmp_path, f"share 1 images, the first is {name}")

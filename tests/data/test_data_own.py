@@ -36,9 +36,9 @@ def spec(user_folder: Path) -> Spec:
 
 def refusal(spec: Spec, out: Path) -> str:
     """The error with which `prepare` refuses the data; never advises deleting, nor names links."""
-    with pytest.raises(KdepError) as e:
+    with pytest.raises(KdepError) as error:
         own.run(spec, out)
-    text = str(e.value)
+    text = str(error.value)
     assert "delete" not in text
     assert str(out) not in text  # it names the user's file, not the link to it
     return text

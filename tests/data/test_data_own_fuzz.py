@@ -72,10 +72,10 @@ def check(path: Path, root: Path) -> None:
     pairs = {"train": (root / "train.json", root / "train"), "test": (path, root / "test")}
     boxes.read_all(DataConfig(coco=pairs), faults)
     if len(faults):
-        with pytest.raises(KdepError) as e:
+        with pytest.raises(KdepError) as error:
             faults.raise_any("the data set")
-        str(e.value).encode()  # printable
-        assert str(e.value).count("\n") < 12
+        str(error.value).encode()  # printable
+        assert str(error.value).count("\n") < 12
 
 
 @quiet

@@ -146,9 +146,9 @@ def test_a_damaged_package_in_the_cache_is_named(
     assert debian.fetch("tiny") == package
     good = deb.read_bytes()
     deb.write_bytes(good[:-9])
-    with pytest.raises(KdepError, match=r"tiny_1\.0_all\.deb has SHA-256") as e:
+    with pytest.raises(KdepError, match=r"tiny_1\.0_all\.deb has SHA-256") as error:
         debian.fetch("tiny")
-    assert f"move {deb} to another folder" in e.value.fix
+    assert f"move {deb} to another folder" in error.value.fix
     deb.rename(tmp_path / deb.name)
 
     def download(cache: Path, name: str) -> Path:  # as apt-get would

@@ -33,8 +33,8 @@ FAST = local_pool.PoolOptions(jobs=2, cpus=2, preload="kdep_bench.engine.worker"
 
 def trace(out: Path, event: str) -> None:
     """Appends `event`, the stage's folder, the time and the process id to trace.log."""
-    with open(out.parent / "trace.log", "a") as f:
-        f.write(f"{event} {out.name} {time.time():.4f} {os.getpid()}\n")
+    with open(out.parent / "trace.log", "a") as file:
+        file.write(f"{event} {out.name} {time.time():.4f} {os.getpid()}\n")
 
 
 def steps(work: Path, stage_id: str) -> int:
@@ -77,9 +77,9 @@ def make(
     if do == "orphan":
         subprocess.Popen(["sleep", "54.321"])
     if do == "fill":
-        with open(out / "big.bin", "wb") as f:
+        with open(out / "big.bin", "wb") as file:
             for _ in range(64):
-                f.write(b"y" * (1 << 20))
+                file.write(b"y" * (1 << 20))
     end = time.monotonic() + float(spec.get("sleep", 0))
     while time.monotonic() < end:
         progress(1, 2, "sleeping")
@@ -100,8 +100,8 @@ def grow(
     steps_file = out / "steps.txt"
     first_step = len(steps_file.read_text().splitlines()) if steps_file.exists() else 0
     for k in range(first_step, spec["steps"]):
-        with open(steps_file, "a") as f:
-            f.write(f"{k}\n")
+        with open(steps_file, "a") as file:
+            file.write(f"{k}\n")
         progress(k + 1, spec["steps"])
         time.sleep(spec.get("sleep", 0.05))
     (out / "value.txt").write_text(str(spec["steps"]))

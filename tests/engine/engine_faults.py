@@ -77,8 +77,8 @@ def toy_stage(
     for k in range(steps_done, 10):
         time.sleep(0.01)
         hold = bytearray(8 << 20)  # bytes, so that a memory limit takes effect
-        with open(steps_file, "a") as f:
-            f.write(f"{k}\n")
+        with open(steps_file, "a") as file:
+            file.write(f"{k}\n")
         progress(k, 10)
         del hold
     steps_file.unlink()
@@ -607,10 +607,10 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
 
 def fill(disk: Path) -> None:
     """Writes until the disk has no free byte."""
-    with open(disk / "filler", "ab", buffering=0) as f:
+    with open(disk / "filler", "ab", buffering=0) as file:
         for piece in (1 << 20, 1 << 12, 1):
             with contextlib.suppress(OSError):
-                while f.write(b"\0" * piece):
+                while file.write(b"\0" * piece):
                     pass
 
 

@@ -39,8 +39,8 @@ def begin_attempt(
     if kernel is None:
         return attempts.begin(work, STAGE_ID, keep, lock_is_held)
     assert monkeypatch is not None
-    with monkeypatch.context() as m:
-        m.setattr(attempts, "boot_id", lambda: kernel)
+    with monkeypatch.context() as patched:
+        patched.setattr(attempts, "boot_id", lambda: kernel)
         return attempts.begin(work, STAGE_ID, keep, lock_is_held)
 
 

@@ -434,9 +434,9 @@ def test_a_too_long_tmpdir_for_sockets_raises_kdep_error(tmp_path, monkeypatch):
     deep = tmp_path / ("x" * 120)
     deep.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(deep))
-    with pytest.raises(KdepError, match="TMPDIR") as e:
+    with pytest.raises(KdepError, match="TMPDIR") as error:
         fakes.run(fakes.diamond(), tmp_path / "work")
-    assert str(deep) in str(e.value)
+    assert str(deep) in str(error.value)
     monkeypatch.setattr(tempfile, "tempdir", "/tmp")
     assert fakes.run(fakes.diamond(), tmp_path / "work").ok
 

@@ -12,17 +12,17 @@ from kdep_bench.features.transform import Moments
 
 def features(n: int = 500, d: int = 24, seed: int = 0) -> torch.Tensor:
     """Correlated features [n, d] in float64 with a mean of 5."""
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, d, generator=g, dtype=torch.float64) * torch.linspace(0.1, 3, d)
-    return x @ torch.randn(d, d, generator=g, dtype=torch.float64) + 5.0
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, d, generator=generator, dtype=torch.float64) * torch.linspace(0.1, 3, d)
+    return x @ torch.randn(d, d, generator=generator, dtype=torch.float64) + 5.0
 
 
 def moments(x: torch.Tensor, batch: int = 37) -> Moments:
     """Moments of the rows, added in batches."""
-    m = Moments(x.shape[1])
+    accumulated = Moments(x.shape[1])
     for i in range(0, len(x), batch):
-        m.add(x[i : i + batch])
-    return m
+        accumulated.add(x[i : i + batch])
+    return accumulated
 
 
 def test_streaming_basis_equals_the_full_svd_up_to_sign():

@@ -32,17 +32,17 @@ ALL = (Svd, SmallestBasis, RandomBasis, TopVariance, Interpolate, Identity)
 
 def features(n: int = 400, d: int = 24, seed: int = 0) -> torch.Tensor:
     """Correlated features [n, d] in float64 with a mean of 5."""
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, d, generator=g, dtype=torch.float64) * torch.linspace(0.1, 3, d)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, d, generator=generator, dtype=torch.float64) * torch.linspace(0.1, 3, d)
     return x @ orthogonal(d, seed + 100) + 5.0
 
 
 def moments(x: torch.Tensor, batch: int = 37) -> Moments:
     """Moments of the rows, added in batches."""
-    m = Moments(x.shape[1])
+    accumulated = Moments(x.shape[1])
     for i in range(0, len(x), batch):
-        m.add(x[i : i + batch])
-    return m
+        accumulated.add(x[i : i + batch])
+    return accumulated
 
 
 def width_for(kind: type[Aligner], narrow: int, d: int) -> int:
@@ -139,11 +139,13 @@ def test_a_type_that_is_no_aligner_and_a_wrong_argument_are_refused():
 
 
 def test_svd_explains_the_most_variance_and_smallest_basis_the_least():
-    m = moments(features())
+    feature_moments = moments(features())
     ratios = {
-        kind: explained_variance_ratio(m, kind().fit(m, 8)) for kind in ALL if kind is not Identity
+        kind: explained_variance_ratio(feature_moments, kind().fit(feature_moments, 8))
+        for kind in ALL
+        if kind is not Identity
     }
-    _, values = svd_basis(m, 8)
+    _, values = svd_basis(feature_moments, 8)
     assert ratios[Svd] == pytest.approx(float(values[:8].sum() / values.sum()), rel=1e-6)
     assert ratios[SmallestBasis] == pytest.approx(float(values[-8:].sum() / values.sum()), rel=1e-3)
     assert max(ratios, key=lambda k: ratios[k]) is Svd
@@ -162,11 +164,14 @@ def test_explained_variance_ratio_is_that_of_the_best_reconstruction_from_the_sp
 
 
 def test_a_random_basis_is_orthonormal_and_explains_ds_over_dt_on_average():
-    m = moments(features())
-    v = RandomBasis(seed=1).fit(m, 8).components
+    feature_moments = moments(features())
+    v = RandomBasis(seed=1).fit(feature_moments, 8).components
     torch.testing.assert_close(v.T @ v, torch.eye(8), atol=1e-6, rtol=0)
-    assert not torch.allclose(v, RandomBasis(seed=2).fit(m, 8).components)
-    ratios = [explained_variance_ratio(m, RandomBasis(seed=s).fit(m, 8)) for s in range(200)]
+    assert not torch.allclose(v, RandomBasis(seed=2).fit(feature_moments, 8).components)
+    ratios = [
+        explained_variance_ratio(feature_moments, RandomBasis(seed=s).fit(feature_moments, 8))
+        for s in range(200)
+    ]
     assert sum(ratios) / 200 == pytest.approx(8 / 24, abs=0.03)
 
 
@@ -180,8 +185,11 @@ def test_random_orthogonal_matrices_are_uniform():
 
 
 def test_smallest_basis_skips_rounding_noise():
-    g = torch.Generator().manual_seed(0)
-    low = torch.randn(300, 5, generator=g).double() @ torch.randn(5, 9, generator=g).double()
+    generator = torch.Generator().manual_seed(0)
+    low = (
+        torch.randn(300, 5, generator=generator).double()
+        @ torch.randn(5, 9, generator=generator).double()
+    )
     basis = SmallestBasis().fit(moments(low), 3)
     _, s, vh = torch.linalg.svd(low - low.mean(0), full_matrices=False)
     torch.testing.assert_close(basis.std.double(), s[2:5] / 300**0.5, rtol=1e-5, atol=0)
@@ -226,16 +234,16 @@ def test_identity_requires_equal_widths():
 
 
 def test_a_saved_basis_is_read_back_and_damaged_files_are_refused(tmp_path: Path):
-    m = moments(features())
+    feature_moments = moments(features())
     for k, kind in enumerate((Svd, RandomBasis)):
         (tmp_path / str(k)).mkdir()
-        basis = kind().fit(m, 8)
+        basis = kind().fit(feature_moments, 8)
         basis.save(tmp_path / str(k))
         read_back = open_basis(tmp_path / str(k))
         assert all(torch.equal(v, read_back.state_dict()[n]) for n, v in basis.state_dict().items())
         torch.testing.assert_close(read_back.covariance, basis.covariance)
         assert read_back.raw_std is not None
-        assert std_ratio(read_back.raw_std) == std_ratio(m.std)
+        assert std_ratio(read_back.raw_std) == std_ratio(feature_moments.std)
     svd = torch.load(tmp_path / "0" / BASIS, weights_only=True)
     assert set(svd) == {"mean", "components", "std"}
     (tmp_path / "0" / BASIS).write_bytes(b"no basis")

@@ -20,9 +20,9 @@ def rebuilt(k: int, half: bool = True) -> torch.Tensor:
 
 @pytest.mark.parametrize("k", [1, 5, 19, 20])
 def test_the_rebuilt_distribution_sums_to_1_and_is_not_negative(k: int):
-    p = rebuilt(k)
-    torch.testing.assert_close(p.sum(1), torch.ones(64), rtol=0, atol=1e-6)
-    assert bool((p >= 0).all())
+    probabilities = rebuilt(k)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(64), rtol=0, atol=1e-6)
+    assert bool((probabilities >= 0).all())
 
 
 def test_with_all_classes_stored_the_distribution_is_the_teacher_s():
@@ -42,10 +42,10 @@ def test_the_largest_probabilities_are_exact_and_the_rest_is_spread_evenly():
 
 def test_float16_that_rounds_the_sum_above_1_gives_no_negative_rest():
     values = torch.tensor([[0.5005, 0.5]]).half()
-    p = sparse.dense(values, torch.tensor([[2, 0]], dtype=torch.int16), 4)
+    probabilities = sparse.dense(values, torch.tensor([[2, 0]], dtype=torch.int16), 4)
     assert float(values.float().sum()) > 1
-    torch.testing.assert_close(p.sum(1), torch.ones(1))
-    assert float(p.min()) == 0
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(1))
+    assert float(probabilities.min()) == 0
 
 
 def test_more_probabilities_than_classes_are_refused():

@@ -72,8 +72,8 @@ def test_pts_is_odd_and_monotone(t: float, n: float, a: float, b: float):
 @settings(max_examples=30, deadline=None)
 @given(st.floats(1.0, 1000.0), st.floats(1, 6), st.floats(0.01, 10))
 def test_pts_maps_a_std_ratio_r_to_its_nth_root(r: float, n: float, t: float):
-    g = torch.Generator().manual_seed(0)
-    a = torch.randn(1000, 1, generator=g, dtype=torch.float64) * torch.tensor([[1.0, r]])
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(1000, 1, generator=generator, dtype=torch.float64) * torch.tensor([[1.0, r]])
     assert std_ratio(PowerTemperature(t, n)(a).std(0)) == pytest.approx(r ** (1 / n), rel=1e-6)
 
 

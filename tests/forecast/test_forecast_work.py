@@ -191,9 +191,9 @@ def test_hours_are_flops_over_the_stated_throughput(paper):
     ],
 )
 def test_a_bad_device_rate_raises_kdep_error(text, message):
-    with pytest.raises(KdepError) as e:
+    with pytest.raises(KdepError) as error:
         rates.stated_rate(text)
-    assert message in str(e.value)
+    assert message in str(error.value)
 
 
 def test_a_measured_network_uses_its_throughput_and_the_others_the_student_s(paper):

@@ -206,8 +206,8 @@ class Results:
 
     def add(self, row: dict[str, Any]) -> None:
         """Appends a row."""
-        with self.lock, self.path.open("a") as f:
-            f.write(json.dumps(row) + "\n")
+        with self.lock, self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 def work_through(server: Server, queue: Queue, tests: list[calls.Test], results: Results) -> None:

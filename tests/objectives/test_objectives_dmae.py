@@ -84,8 +84,8 @@ def model(
 
 def images(count: int = 3, seed: int = 1) -> Tensor:
     """Random images [count, 3, PX, PX] of blocks of 8 x 8 pixels."""
-    g = torch.Generator().manual_seed(seed)
-    coarse = torch.randint(0, 256, (count, 3, 8, 8), generator=g)
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randint(0, 256, (count, 3, 8, 8), generator=generator)
     return coarse.repeat_interleave(8, 2).repeat_interleave(8, 3).to(torch.uint8)
 
 
@@ -208,15 +208,17 @@ def test_the_token_distance_equals_the_formula_in_float64(
     unit_length: bool, class_tokens: tuple[int, int]
 ):
     """Token by token and channel by channel; class tokens only where both have equally many."""
-    g = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     n, c = 3, 7
-    s, t = (torch.randn(2, p + n, c, generator=g, dtype=torch.float64) for p in class_tokens)
+    student, teacher = (
+        torch.randn(2, p + n, c, generator=generator, dtype=torch.float64) for p in class_tokens
+    )
     skipped = (0, 0) if class_tokens[0] == class_tokens[1] else class_tokens
     expected = []
     for b in range(2):
         rows = [
             [[float(v) for v in token] for token in z[b, skip:]]
-            for z, skip in zip((s, t), skipped, strict=True)
+            for z, skip in zip((student, teacher), skipped, strict=True)
         ]
         total, count = 0.0, 0
         for x, y in zip(*rows, strict=True):
@@ -224,7 +226,9 @@ def test_the_token_distance_equals_the_formula_in_float64(
             total += sum(abs(p / lengths[0] - q / lengths[1]) for p, q in zip(x, y, strict=True))
             count += c
         expected.append(total / count)
-    assert token_distance(s, t, n, unit_length).tolist() == pytest.approx(expected, rel=1e-12)
+    assert token_distance(student, teacher, n, unit_length).tolist() == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 def test_gradients_reach_the_complete_student_only_and_the_export_is_a_plain_backbone():

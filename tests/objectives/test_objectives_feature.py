@@ -65,9 +65,9 @@ def test_unit_makes_loss_and_gradient_independent_of_the_target_s_scale(c: float
 
 
 def test_the_loss_is_the_mean_squared_error_times_w():
-    s, t = noise(16, 8), noise(16, 8, seed=1)
-    loss = FeatureRegression(weight=3).terms(context(s, t))["feature"].mean()
-    torch.testing.assert_close(loss, 3 * torch.nn.functional.mse_loss(s, t))
+    student, teacher = noise(16, 8), noise(16, 8, seed=1)
+    loss = FeatureRegression(weight=3).terms(context(student, teacher))["feature"].mean()
+    torch.testing.assert_close(loss, 3 * torch.nn.functional.mse_loss(student, teacher))
 
 
 # -- projectors ---------------------------------------------------------------------------------
@@ -88,15 +88,15 @@ def test_terms_are_per_sample_and_gradient_reaches_the_student_and_not_the_teach
     ds: int, dt: int, kind: int
 ):
     objective = projectors(ds, dt)[kind]
-    s, t = noise(6, ds).requires_grad_(), noise(6, dt, seed=1)
-    loss = objective.terms(context(s, t))["feature"]
+    student, teacher = noise(6, ds).requires_grad_(), noise(6, dt, seed=1)
+    loss = objective.terms(context(student, teacher))["feature"]
     assert loss.shape == (6,)
     assert bool((loss >= 0).all())
     loss.mean().backward()
-    assert s.grad is not None
-    assert not t.requires_grad
+    assert student.grad is not None
+    assert not teacher.requires_grad
     assert all(p.grad is not None for p in objective.parameters())
-    single_loss = objective.terms(context(s[2:3], t[2:3]))["feature"]
+    single_loss = objective.terms(context(student[2:3], teacher[2:3]))["feature"]
     torch.testing.assert_close(single_loss, loss[2:3], rtol=1e-4, atol=1e-5)
 
 
@@ -142,16 +142,22 @@ def test_the_vkd_projector_is_orthogonal_and_stays_so_under_sgd(ds: int, dt: int
 
 def test_vkd_is_smooth_l1_to_the_layer_normalised_teacher():
     objective = OrthogonalProjection(4, 6, weight=1.0)
-    s, t = noise(8, 4), 5 * noise(8, 6, seed=1) + 3
-    target = (t - t.mean(1, keepdim=True)) / (t.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
-    expected = torch.nn.functional.smooth_l1_loss(s @ objective.projector().T, target)
-    torch.testing.assert_close(objective.terms(context(s, t))["feature"].mean(), expected)
+    student, teacher = noise(8, 4), 5 * noise(8, 6, seed=1) + 3
+    target = (teacher - teacher.mean(1, keepdim=True)) / (
+        teacher.var(1, correction=0, keepdim=True) + 1e-5
+    ).sqrt()
+    expected = torch.nn.functional.smooth_l1_loss(student @ objective.projector().T, target)
+    torch.testing.assert_close(
+        objective.terms(context(student, teacher))["feature"].mean(), expected
+    )
 
 
 def test_vkd_is_independent_of_the_teacher_s_scale():
     objective = OrthogonalProjection(4, 6)
-    s, t = noise(8, 4), noise(8, 6, seed=1)
-    first, second = (objective.terms(context(s, c * t + 2))["feature"] for c in (1.0, 100.0))
+    student, teacher = noise(8, 4), noise(8, 6, seed=1)
+    first, second = (
+        objective.terms(context(student, c * teacher + 2))["feature"] for c in (1.0, 100.0)
+    )
     torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-4)
 
 

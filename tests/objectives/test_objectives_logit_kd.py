@@ -22,8 +22,10 @@ C = 7  # classes
 
 def logits(seed: int, scale: float = 3.0) -> tuple[Tensor, Tensor]:
     """Random teacher and student logits [5, C]."""
-    g = torch.Generator().manual_seed(seed)
-    return scale * torch.randn(5, C, generator=g), scale * torch.randn(5, C, generator=g)
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(5, C, generator=generator), scale * torch.randn(
+        5, C, generator=generator
+    )
 
 
 def context(after: Tensor, teacher: Tensor, **values: Any) -> Context:
@@ -42,60 +44,65 @@ def with_identity_head(objective: LogitKD) -> LogitKD:
 def test_the_kl_term_is_zero_for_equal_logits_and_ignores_a_shift(
     seed: int, tau: float, shift: float
 ):
-    t, s = logits(seed)
-    assert soft_kl(t, t + shift, tau).abs().max() < 2e-3 * tau**2
+    teacher, student = logits(seed)
+    assert soft_kl(teacher, teacher + shift, tau).abs().max() < 2e-3 * tau**2
     torch.testing.assert_close(
-        soft_kl(t, s + shift, tau), soft_kl(t, s, tau), rtol=1e-3, atol=1e-3 * tau**2
+        soft_kl(teacher, student + shift, tau),
+        soft_kl(teacher, student, tau),
+        rtol=1e-3,
+        atol=1e-3 * tau**2,
     )
-    assert bool((soft_kl(t, s, tau) > -1e-5).all())
+    assert bool((soft_kl(teacher, student, tau) > -1e-5).all())
 
 
 @pytest.mark.parametrize("tau", [1.0, 4.0])
 def test_the_kl_term_is_torch_s_kl_div_times_tau_squared(tau: float):
-    t, s = logits(1)
-    expected = F.kl_div(F.log_softmax(s / tau, 1), F.softmax(t / tau, 1), reduction="batchmean") * (
-        tau**2
-    )
-    loss = with_identity_head(LogitKD(C, C, tau=tau)).terms(context(s, t))["kl"]
+    teacher, student = logits(1)
+    expected = F.kl_div(
+        F.log_softmax(student / tau, 1), F.softmax(teacher / tau, 1), reduction="batchmean"
+    ) * (tau**2)
+    loss = with_identity_head(LogitKD(C, C, tau=tau)).terms(context(student, teacher))["kl"]
     torch.testing.assert_close(loss.mean(), expected)
 
 
 def test_a_high_temperature_compares_centred_logits():
-    t, s = (z.double() for z in logits(2))
-    centred = (t - t.mean(1, keepdim=True)) - (s - s.mean(1, keepdim=True))
+    teacher, student = (z.double() for z in logits(2))
+    centred = (teacher - teacher.mean(1, keepdim=True)) - (student - student.mean(1, keepdim=True))
     expected = centred.square().sum(1) / (2 * C)
-    torch.testing.assert_close(soft_kl(t, s, 1e4), expected, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(soft_kl(teacher, student, 1e4), expected, rtol=1e-3, atol=1e-6)
 
 
 def test_the_gradient_of_the_kl_term_is_that_of_finite_differences():
-    t, s = (z.double() for z in logits(3, 1.0))
-    assert torch.autograd.gradcheck(lambda x: soft_kl(t, x, 2.0), s.requires_grad_())
+    teacher, student = (z.double() for z in logits(3, 1.0))
+    assert torch.autograd.gradcheck(lambda x: soft_kl(teacher, x, 2.0), student.requires_grad_())
 
 
 def test_alpha_0_is_cross_entropy_and_alpha_1_is_label_free_bit_for_bit():
-    t, s = logits(4)
+    teacher, student = logits(4)
     y = torch.tensor([0, 6, 3, 3, 1])
-    terms = with_identity_head(LogitKDWithLabels(C, C, C, alpha=0.0)).terms(context(s, t, labels=y))
-    assert torch.equal(sum(terms.values()), F.cross_entropy(s, y, reduction="none"))  # type: ignore[arg-type]
-    alpha_1 = with_identity_head(LogitKDWithLabels(C, C, C, alpha=1.0)).terms(
-        context(s, t, labels=y)
+    terms = with_identity_head(LogitKDWithLabels(C, C, C, alpha=0.0)).terms(
+        context(student, teacher, labels=y)
     )
-    label_free = with_identity_head(LogitKD(C, C)).terms(context(s, t))
+    assert torch.equal(sum(terms.values()), F.cross_entropy(student, y, reduction="none"))  # type: ignore[arg-type]
+    alpha_1 = with_identity_head(LogitKDWithLabels(C, C, C, alpha=1.0)).terms(
+        context(student, teacher, labels=y)
+    )
+    label_free = with_identity_head(LogitKD(C, C)).terms(context(student, teacher))
     assert torch.equal(alpha_1["kl"], label_free["kl"])
     assert not alpha_1["cross_entropy"].any()
     mixed = with_identity_head(LogitKDWithLabels(C, C, C, alpha=0.25)).terms(
-        context(s, t, labels=y)
+        context(student, teacher, labels=y)
     )
     torch.testing.assert_close(mixed["kl"], 0.25 * label_free["kl"])
     torch.testing.assert_close(mixed["cross_entropy"], 0.75 * terms["cross_entropy"])
 
 
 def test_a_scheduled_temperature_is_used_at_each_step():
-    t, s = logits(5)
+    teacher, student = logits(5)
     schedule = dict(type="kdep_bench.schedules.linear.Linear", start=8.0, end=2.0)
     objective = with_identity_head(LogitKD(C, C, tau=schedule, epochs=4))
-    loss = objective.terms(context(s, t, step=5, steps=10))["kl"]
-    torch.testing.assert_close(loss, soft_kl(t, s, 5.0))
+    loss = objective.terms(context(student, teacher, step=5, steps=10))["kl"]
+    torch.testing.assert_close(loss, soft_kl(teacher, student, 5.0))
 
 
 def test_an_over_confident_teacher_is_reported_once():

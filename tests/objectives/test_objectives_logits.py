@@ -66,10 +66,10 @@ def test_soft_cross_entropy_is_nkd_s_terms_plus_the_term_that_nkd_drops():
 
 
 def test_nkd_with_two_classes_has_no_term_of_other_classes():
-    s, t = rand(B, 2), rand(B, 2, seed=1)
+    student, teacher = rand(B, 2), rand(B, 2, seed=1)
     y = torch.zeros(B, dtype=torch.int64)
-    assert without(s, y).shape == (B, 1)
-    assert not others_term(t, s, y, 1.0).any()
+    assert without(student, y).shape == (B, 1)
+    assert not others_term(teacher, student, y, 1.0).any()
 
 
 def test_nkd_without_labels_uses_the_teacher_s_top_1():

@@ -30,9 +30,12 @@ TEACHER = {"a": {"channels": CT, "stride": 8}}
 
 def maps(count: int = 64, seed: int = 0) -> Tensor:
     """Teacher maps [count, CT, 4, 4] with correlated channels of falling variance, mean not 0."""
-    g = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     mix = torch.linalg.qr(torch.randn(CT, CT, generator=torch.Generator().manual_seed(9)))[0]
-    x = torch.randn(count, CT, 4, 4, generator=g) * torch.linspace(3, 0.2, CT)[:, None, None]
+    x = (
+        torch.randn(count, CT, 4, 4, generator=generator)
+        * torch.linspace(3, 0.2, CT)[:, None, None]
+    )
     return torch.einsum("dc,bchw->bdhw", mix, x) + 5
 
 
@@ -121,20 +124,24 @@ def test_an_output_of_zero_costs_the_weight_and_the_target_costs_nothing(folder,
 
 
 def test_the_scale_of_the_teacher_s_maps_does_not_change_the_loss(folder, tmp_path):
-    t, s = maps(16, seed=2), torch.rand(16, CS, SIDE, SIDE)
+    teacher, student = maps(16, seed=2), torch.rand(16, CS, SIDE, SIDE)
     scaled_folder = tmp_path / "other"
     moments = Moments(CT)
     moments.add(100 * averaged(maps()).permute(0, 2, 3, 1).flatten(0, 2))
     write_moments(moments, scaled_folder, "a", SIDE)
-    expected = build(folder).terms(context(s, t))["s16"]
-    torch.testing.assert_close(build(scaled_folder).terms(context(s, 100 * t))["s16"], expected)
+    expected = build(folder).terms(context(student, teacher))["s16"]
+    torch.testing.assert_close(
+        build(scaled_folder).terms(context(student, 100 * teacher))["s16"], expected
+    )
 
 
 def test_tap_before_reads_the_maps_before_the_activation(folder):
-    t, s = maps(8, seed=2), torch.randn(8, CS, SIDE, SIDE)
-    before = build(folder, tap="before", sign="plain").terms(context(s.relu(), t, s))["s16"]
-    after = build(folder, tap="after", sign="plain").terms(context(s.relu(), t))["s16"]
-    expected = build(folder, tap="after", sign="plain").terms(context(s, t))["s16"]
+    teacher, student = maps(8, seed=2), torch.randn(8, CS, SIDE, SIDE)
+    before = build(folder, tap="before", sign="plain").terms(
+        context(student.relu(), teacher, student)
+    )["s16"]
+    after = build(folder, tap="after", sign="plain").terms(context(student.relu(), teacher))["s16"]
+    expected = build(folder, tap="after", sign="plain").terms(context(student, teacher))["s16"]
     torch.testing.assert_close(before, expected)
     assert not torch.equal(before, after)
     config = dict(type="kdep_bench.objectives.map_regression.MapRegression", levels={"s16": "a"})
@@ -162,11 +169,11 @@ def test_pairs_represent_at_least_as_much_as_plain_components(variances: list[fl
 
 
 def test_the_best_non_negative_feature_leaves_half_of_a_symmetric_component():
-    g = torch.randn(200_000, generator=torch.Generator().manual_seed(0)) * 3
-    residual = (g - g.clamp(min=0)).square().mean()
+    generator = torch.randn(200_000, generator=torch.Generator().manual_seed(0)) * 3
+    residual = (generator - generator.clamp(min=0)).square().mean()
     assert float(residual) == pytest.approx(9 / 2, rel=0.02)
-    difference = g.clamp(min=0) - (-g).clamp(min=0)
-    assert torch.equal(difference, g)
+    difference = generator.clamp(min=0) - (-generator).clamp(min=0)
+    assert torch.equal(difference, generator)
 
 
 def test_signed_pairs_use_the_first_half_of_the_components():

@@ -40,11 +40,13 @@ def build(kind: Any, levels: dict[str, str], **arguments: Any) -> Any:
 
 
 def test_nfd_equals_two_minus_twice_the_correlation():
-    s, t = rand(2, 3, 4, 4), rand(2, 3, 4, 4, seed=1)
-    loss = build(NFD, {"s8": "a"}, weight=1.0).terms(context({"a": t}, s8=s))["s8"]
+    student, teacher = rand(2, 3, 4, 4), rand(2, 3, 4, 4, seed=1)
+    loss = build(NFD, {"s8": "a"}, weight=1.0).terms(context({"a": teacher}, s8=student))["s8"]
     rho = torch.stack(
         [
-            torch.stack([torch.corrcoef(torch.stack((s[b, c].ravel(), t[b, c].ravel())))[0, 1]])
+            torch.stack(
+                [torch.corrcoef(torch.stack((student[b, c].ravel(), teacher[b, c].ravel())))[0, 1]]
+            )
             for b in range(2)
             for c in range(3)
         ]
@@ -53,13 +55,13 @@ def test_nfd_equals_two_minus_twice_the_correlation():
 
 
 def test_nfd_ignores_the_scale_and_shift_of_channels():
-    s, t = rand(2, 3, 4, 4), rand(2, 3, 4, 4, seed=1)
+    student, teacher = rand(2, 3, 4, 4), rand(2, 3, 4, 4, seed=1)
     scale, shift = rand(1, 3, 1, 1, seed=2).abs() + 0.5, rand(1, 3, 1, 1, seed=3)
     nfd = build(NFD, {"s8": "a"})
-    expected = nfd.terms(context({"a": t}, s8=s))["s8"]
+    expected = nfd.terms(context({"a": teacher}, s8=student))["s8"]
     for scaled in (
-        context({"a": t * scale + shift}, s8=s),
-        context({"a": t}, s8=s * scale + shift),
+        context({"a": teacher * scale + shift}, s8=student),
+        context({"a": teacher}, s8=student * scale + shift),
     ):
         torch.testing.assert_close(nfd.terms(scaled)["s8"], expected, atol=1e-3, rtol=1e-3)
 
@@ -123,10 +125,10 @@ def test_the_loss_of_a_zero_output_is_the_weight_for_any_scale_of_the_teacher(di
 
 def test_the_scale_of_the_first_batch_is_kept_and_saved():
     hints = build(Hints, {"s8": "a"}, hidden=5)
-    s, t = rand(2, 3, 4, 4), rand(2, 3, 4, 4, seed=1)
-    hints.terms(context({"a": t}, s8=s))
+    student, teacher = rand(2, 3, 4, 4), rand(2, 3, 4, 4, seed=1)
+    hints.terms(context({"a": teacher}, s8=student))
     means = hints.scale.means.clone()
-    hints.terms(context({"a": 10 * t}, s8=s))
+    hints.terms(context({"a": 10 * teacher}, s8=student))
     assert torch.equal(hints.scale.means, means)
     restored = build(Hints, {"s8": "a"}, hidden=5)
     restored.load_state_dict(hints.state_dict())

@@ -173,12 +173,12 @@ def test_least_norm_weights_are_those_computed_by_hand(
 @pytest.mark.parametrize("count", [3, 4, 5])
 def test_least_norm_weights_are_those_of_the_published_one_class_svm(count: int):
     for seed in range(5):
-        g = torch.randn(count, 7, generator=torch.Generator().manual_seed(seed)).double()
-        gram = (g @ g.T).numpy()
+        generator = torch.randn(count, 7, generator=torch.Generator().manual_seed(seed)).double()
+        gram = (generator @ generator.T).numpy()
         svm = OneClassSVM(kernel="precomputed", nu=1 / (0.6 * count), tol=1e-10).fit(gram)
         expected = np.zeros(count)
         expected[svm.support_] = svm.dual_coef_[0] * 0.6  # dual_coef_ sums to count * nu = 1 / 0.6
-        computed = least_norm_weights(g, 0.6).numpy()
+        computed = least_norm_weights(generator, 0.6).numpy()
         np.testing.assert_allclose(computed, expected, atol=1e-5)
 
 

@@ -51,8 +51,8 @@ def set_identity(*heads: nn.Linear) -> None:
 
 def context(step: int = 0, steps: int = 1) -> Context:
     """Two images of two views each; the colours of all four differ."""
-    g = torch.Generator().manual_seed(0)
-    colours = torch.randn(4, 3, generator=g)
+    generator = torch.Generator().manual_seed(0)
+    colours = torch.randn(4, 3, generator=generator)
     images = colours[:, :, None, None].expand(4, 3, 2, 2).contiguous()
     return Context(
         before=-colours,

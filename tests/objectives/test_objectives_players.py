@@ -101,10 +101,10 @@ def test_players_of_a_part_are_named_part_dot_player():
 
 def data(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Features [count, 4], labels and teacher logits [count, 3], in float64."""
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(count, 4, generator=g, dtype=torch.float64)
-    labels = torch.randint(0, 3, (count,), generator=g)
-    return x, labels, 2 * torch.randn(count, 3, generator=g, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 4, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 3, (count,), generator=generator)
+    return x, labels, 2 * torch.randn(count, 3, generator=generator, dtype=torch.float64)
 
 
 def test_the_meta_gradient_is_that_of_finite_differences():
@@ -149,8 +149,8 @@ def amal(**options: object) -> Amal:
 
 def batch(teacher: Tensor | None = None, step: int = 50) -> Context:
     """400 images, two views each, whose labels follow from their features."""
-    g = torch.Generator().manual_seed(5)
-    x = torch.randn(800, 4, generator=g)
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(800, 4, generator=generator)
     labels = x[:, :3].argmax(1)
     right = 5 * F.one_hot(labels, 3).float()
     return Context(

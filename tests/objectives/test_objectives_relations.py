@@ -72,33 +72,37 @@ def test_the_loss_is_zero_for_a_rotated_and_scaled_teacher_of_any_width(name: st
 
 @pytest.mark.parametrize("name", RELATIONS)
 def test_gradients_are_those_of_finite_differences(name: str):
-    s, t = rand(B, DS).requires_grad_(), rand(B, DT, seed=1)
-    assert torch.autograd.gradcheck(lambda x: total(RELATIONS[name], x, t, rows=ROWS), (s,))
+    student, teacher = rand(B, DS).requires_grad_(), rand(B, DT, seed=1)
+    assert torch.autograd.gradcheck(
+        lambda x: total(RELATIONS[name], x, teacher, rows=ROWS), (student,)
+    )
 
 
 def test_rkd_equals_its_formula():
-    s, t = rand(B, DS), rand(B, DT, seed=1)
-    d = torch.cdist(s, s)
-    assert torch.allclose(scaled_distances(s), d / d[d > 0].mean(), atol=1e-5)
+    student, teacher = rand(B, DS), rand(B, DT, seed=1)
+    d = torch.cdist(student, student)
+    assert torch.allclose(scaled_distances(student), d / d[d > 0].mean(), atol=1e-5)
     i, j, k = 1, 3, 4
-    a, b = s[j] - s[i], s[k] - s[i]
-    assert float(angles(s, B)[i, j, k]) == pytest.approx(float(a @ b / a.norm() / b.norm()))
-    terms = RKD(distance=1.0, angle=2.0).terms(context(s, t))
+    a, b = student[j] - student[i], student[k] - student[i]
+    assert float(angles(student, B)[i, j, k]) == pytest.approx(float(a @ b / a.norm() / b.norm()))
+    terms = RKD(distance=1.0, angle=2.0).terms(context(student, teacher))
     huber = torch.nn.functional.smooth_l1_loss
-    dt = torch.cdist(t, t)
+    dt = torch.cdist(teacher, teacher)
     expected = huber(d / d[d > 0].mean(), dt / dt[dt > 0].mean())
     assert float(terms["distance"].mean()) == pytest.approx(float(expected), abs=1e-6)
     assert float(terms["angle"].mean()) == pytest.approx(
-        2 * float(huber(angles(s, B), angles(t, B)))
+        2 * float(huber(angles(student, B), angles(teacher, B)))
     )
     # A shift of the teacher's feature does not change the loss.
-    assert float(total(RKD(), s, t + 5)) == pytest.approx(float(total(RKD(), s, t)))
+    assert float(total(RKD(), student, teacher + 5)) == pytest.approx(
+        float(total(RKD(), student, teacher))
+    )
 
 
 def test_fewer_vertices_estimate_the_same_mean():
-    s, t = rand(B, DS), rand(B, DT, seed=1)
-    all_vertices = RKD(distance=0).terms(context(s, t))["angle"]
-    two_vertices = RKD(distance=0, vertices=2).terms(context(s, t))["angle"]
+    student, teacher = rand(B, DS), rand(B, DT, seed=1)
+    all_vertices = RKD(distance=0).terms(context(student, teacher))["angle"]
+    two_vertices = RKD(distance=0, vertices=2).terms(context(student, teacher))["angle"]
     assert torch.allclose(two_vertices[:2], all_vertices[:2] * B / 2)
     assert not two_vertices[2:].any()
     with pytest.raises(KdepError, match="vertices=0"):
@@ -106,16 +110,18 @@ def test_fewer_vertices_estimate_the_same_mean():
 
 
 def test_similarity_preserving_is_the_frobenius_norm_of_the_grams():
-    s, t = rand(B, DS), rand(B, DT, seed=1)
-    g = [torch.nn.functional.normalize(x @ x.T, dim=1) for x in (s, t)]
+    student, teacher = rand(B, DS), rand(B, DT, seed=1)
+    g = [torch.nn.functional.normalize(x @ x.T, dim=1) for x in (student, teacher)]
     expected = 3000 * (g[0] - g[1]).square().sum() / B**2
-    assert float(total(SimilarityPreserving(), s, t)) == pytest.approx(float(expected))
+    assert float(total(SimilarityPreserving(), student, teacher)) == pytest.approx(float(expected))
 
 
 def test_pkt_ignores_the_lengths_of_features():
-    s, t = rand(B, DS), rand(B, DT, seed=1)
-    lengths = torch.linspace(0.5, 4, B, dtype=s.dtype)[:, None]
-    assert float(total(PKT(), s * lengths, t)) == pytest.approx(float(total(PKT(), s, t)), rel=1e-4)
+    student, teacher = rand(B, DS), rand(B, DT, seed=1)
+    lengths = torch.linspace(0.5, 4, B, dtype=student.dtype)[:, None]
+    assert float(total(PKT(), student * lengths, teacher)) == pytest.approx(
+        float(total(PKT(), student, teacher)), rel=1e-4
+    )
 
 
 def test_the_kernel_of_correlation_congruence_converges_to_the_gaussian():
@@ -126,10 +132,10 @@ def test_the_kernel_of_correlation_congruence_converges_to_the_gaussian():
 
 
 def test_an_instance_graph_of_one_layer_is_similarity_preserving():
-    s, t = rand(B, DS), rand(B, DT, seed=1)
+    student, teacher = rand(B, DS), rand(B, DT, seed=1)
     assert torch.equal(
-        InstanceGraph(None, edges=7.0).terms(context(s, t))["edges"],
-        SimilarityPreserving(weight=7.0).terms(context(s, t))["similarity"],
+        InstanceGraph(None, edges=7.0).terms(context(student, teacher))["edges"],
+        SimilarityPreserving(weight=7.0).terms(context(student, teacher))["similarity"],
     )
 
 
@@ -149,18 +155,18 @@ def test_the_change_between_layers_is_zero_for_equal_graphs(form: str):
 
 
 def test_view_gram_matches_norms_for_one_view_and_ignores_the_order_of_views():
-    s, t = rand(B, DS), rand(B, DT, seed=1)
-    one_view = total(view_gram(1), s, t, rows=ROWS)
-    normalised = [x.square().sum(1) / x.square().sum(1).mean() for x in (s, t)]
+    student, teacher = rand(B, DS), rand(B, DT, seed=1)
+    one_view = total(view_gram(1), student, teacher, rows=ROWS)
+    normalised = [x.square().sum(1) / x.square().sum(1).mean() for x in (student, teacher)]
     assert float(one_view) == pytest.approx(
         20 * float((normalised[0] - normalised[1]).square().mean())
     )
     swap = torch.tensor([1, 0, 3, 2, 5, 4])
-    assert float(total(view_gram(2), s[swap], t[swap], rows=ROWS)) == pytest.approx(
-        float(total(view_gram(2), s, t, rows=ROWS))
+    assert float(total(view_gram(2), student[swap], teacher[swap], rows=ROWS)) == pytest.approx(
+        float(total(view_gram(2), student, teacher, rows=ROWS))
     )
     with pytest.raises(KdepError, match="are not adjacent"):
-        total(view_gram(2), s, t, rows=torch.tensor([0, 2, 1, 3, 4, 5]))
+        total(view_gram(2), student, teacher, rows=torch.tensor([0, 2, 1, 3, 4, 5]))
     with pytest.raises(KdepError, match="one view"):
         ViewGram(views=1, cosine=True)
 

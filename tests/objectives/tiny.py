@@ -65,11 +65,11 @@ def batch(count: int, seed: int) -> dict[str, Tensor]:
     An image is a sum of `patterns()` weighted by its random latents; a view adds noise to the
     latents and to the pixels. The label is the largest of CLASSES linear functions of the latents.
     """
-    g = torch.Generator().manual_seed(seed)
-    z = torch.randn(count // VIEWS, LATENTS, generator=g).repeat_interleave(VIEWS, 0)
-    z = z + 0.2 * torch.randn(z.shape, generator=g)
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(count // VIEWS, LATENTS, generator=generator).repeat_interleave(VIEWS, 0)
+    z = z + 0.2 * torch.randn(z.shape, generator=generator)
     pixels = torch.einsum("bk,kchw->bchw", z, patterns()).expand(-1, 3, -1, -1)
-    noise = torch.randn(pixels.shape, generator=g)
+    noise = torch.randn(pixels.shape, generator=generator)
     images = (128 + 25 * pixels + 15 * noise).clamp(0, 255).to(torch.uint8)
     # One classifier for all batches, so its seed is fixed.
     classifier = torch.randn(LATENTS, CLASSES, generator=torch.Generator().manual_seed(99))

@@ -17,10 +17,12 @@ attend = MultiScaleDeformableAttnFunction.apply
 
 def random_inputs() -> tuple[Tensor, Tensor, Tensor]:
     """(values, sampling locations, attention weights) of two levels."""
-    g = torch.Generator().manual_seed(2)
-    value = torch.randn(2, 26, 2, 3, generator=g, dtype=torch.float64)  # B, sum HW, heads, d
-    locations = torch.rand(2, 3, 2, 2, 2, 2, generator=g, dtype=torch.float64) * 1.2 - 0.1
-    weights = torch.rand(2, 3, 2, 2, 2, generator=g, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(2)
+    value = torch.randn(
+        2, 26, 2, 3, generator=generator, dtype=torch.float64
+    )  # B, sum HW, heads, d
+    locations = torch.rand(2, 3, 2, 2, 2, 2, generator=generator, dtype=torch.float64) * 1.2 - 0.1
+    weights = torch.rand(2, 3, 2, 2, 2, generator=generator, dtype=torch.float64)
     return value, locations, weights
 
 

@@ -15,11 +15,11 @@ def random_inputs(
     groups: int = 1, offset_groups: int = 1, device: torch.device | str = "cpu"
 ) -> dict:
     """Tensors of a deformable convolution, by argument name."""
-    g = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(5)
 
     def normal(*shape: int) -> Tensor:
         """A tensor of normal random numbers."""
-        return torch.randn(*shape, generator=g, dtype=torch.float64).to(device)
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device)
 
     taps = offset_groups * 9
     return {
@@ -48,9 +48,9 @@ def reference(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Ten
 
 
 def test_with_zero_offsets_it_is_a_convolution(device: torch.device) -> None:
-    t = random_inputs(groups=2, device=device)
-    x, weight = t["x"].requires_grad_(), t["weight"].requires_grad_()
-    zero = torch.zeros_like(t["offset"])
+    tensors = random_inputs(groups=2, device=device)
+    x, weight = tensors["x"].requires_grad_(), tensors["weight"].requires_grad_()
+    zero = torch.zeros_like(tensors["offset"])
     plain = F.conv2d(x, weight, None, STRIDE, PAD, DILATION, 2)
     deformed = deform_conv2d(x, zero, weight, STRIDE, PAD, DILATION, 2, 1)
     torch.testing.assert_close(deformed, plain, rtol=0, atol=1e-12)
@@ -64,26 +64,37 @@ def test_with_zero_offsets_it_is_a_convolution(device: torch.device) -> None:
 
 
 def test_with_zero_offsets_the_mask_scales_a_convolution(device: torch.device) -> None:
-    t = random_inputs(device=device)
-    zero, half = torch.zeros_like(t["offset"]), torch.full_like(t["mask"], 0.5)
-    plain = F.conv2d(t["x"], t["weight"], None, STRIDE, PAD)
-    for bias, shift in ((t["bias"], t["bias"][:, None, None]), (None, 0.0)):
-        deformed = modulated_deform_conv2d(t["x"], zero, half, t["weight"], bias, STRIDE, PAD)
+    tensors = random_inputs(device=device)
+    zero, half = torch.zeros_like(tensors["offset"]), torch.full_like(tensors["mask"], 0.5)
+    plain = F.conv2d(tensors["x"], tensors["weight"], None, STRIDE, PAD)
+    for bias, shift in ((tensors["bias"], tensors["bias"][:, None, None]), (None, 0.0)):
+        deformed = modulated_deform_conv2d(
+            tensors["x"], zero, half, tensors["weight"], bias, STRIDE, PAD
+        )
         torch.testing.assert_close(deformed, 0.5 * plain + shift, rtol=0, atol=1e-12)
 
 
 def test_forward_and_gradients_equal_the_sampled_reference() -> None:
-    t = {name: v.requires_grad_() for name, v in random_inputs().items()}
-    expected = reference(t["x"], t["offset"], t["mask"], t["weight"], t["bias"])
+    tensors = {name: v.requires_grad_() for name, v in random_inputs().items()}
+    expected = reference(
+        tensors["x"], tensors["offset"], tensors["mask"], tensors["weight"], tensors["bias"]
+    )
     output = modulated_deform_conv2d(
-        t["x"], t["offset"], t["mask"], t["weight"], t["bias"], STRIDE, PAD, DILATION
+        tensors["x"],
+        tensors["offset"],
+        tensors["mask"],
+        tensors["weight"],
+        tensors["bias"],
+        STRIDE,
+        PAD,
+        DILATION,
     )
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
     upstream = torch.randn_like(expected)
     names = ("x", "offset", "mask", "weight", "bias")
     pairs = zip(
-        torch.autograd.grad(output, [t[n] for n in names], upstream),
-        torch.autograd.grad(expected, [t[n] for n in names], upstream),
+        torch.autograd.grad(output, [tensors[n] for n in names], upstream),
+        torch.autograd.grad(expected, [tensors[n] for n in names], upstream),
         strict=True,
     )
     for grad, expected_grad in pairs:
@@ -92,14 +103,16 @@ def test_forward_and_gradients_equal_the_sampled_reference() -> None:
 
 @pytest.mark.parametrize(("groups", "offset_groups"), [(1, 1), (2, 2)])
 def test_gradients_equal_finite_differences(groups: int, offset_groups: int) -> None:
-    t = {name: v.requires_grad_() for name, v in random_inputs(groups, offset_groups).items()}
+    tensors = {name: v.requires_grad_() for name, v in random_inputs(groups, offset_groups).items()}
     args = (STRIDE, PAD, DILATION, groups, offset_groups)
     fast = {"fast_mode": True}
     assert torch.autograd.gradcheck(
-        lambda x, o, w: deform_conv2d(x, o, w, *args), (t["x"], t["offset"], t["weight"]), **fast
+        lambda x, o, w: deform_conv2d(x, o, w, *args),
+        (tensors["x"], tensors["offset"], tensors["weight"]),
+        **fast,
     )
     assert torch.autograd.gradcheck(
         lambda x, o, m, w, b: modulated_deform_conv2d(x, o, m, w, b, *args),
-        (t["x"], t["offset"], t["mask"], t["weight"], t["bias"]),
+        (tensors["x"], tensors["offset"], tensors["mask"], tensors["weight"], tensors["bias"]),
         **fast,
     )

@@ -24,11 +24,11 @@ def focal64(x: Tensor, target: Tensor, gamma: float, alpha: float) -> Tensor:
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 10**6), st.floats(0.5, 5), st.floats(0.05, 0.95))
 def test_loss_and_gradient_equal_the_formula(seed: int, gamma: float, alpha: float) -> None:
-    g = torch.Generator().manual_seed(seed)
-    x = (torch.randn(6, 3, generator=g, dtype=torch.float64) * 4).requires_grad_()
-    target = torch.randint(0, 4, (6,), generator=g)  # 3 is background
+    generator = torch.Generator().manual_seed(seed)
+    x = (torch.randn(6, 3, generator=generator, dtype=torch.float64) * 4).requires_grad_()
+    target = torch.randint(0, 4, (6,), generator=generator)  # 3 is background
     expected = focal64(x, target, gamma, alpha)
-    upstream = torch.rand(6, 3, generator=g, dtype=torch.float64)
+    upstream = torch.rand(6, 3, generator=generator, dtype=torch.float64)
     (expected_grad,) = torch.autograd.grad(expected, x, upstream)
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
         leaf = x.detach().to(dtype).requires_grad_()

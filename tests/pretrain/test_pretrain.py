@@ -86,12 +86,12 @@ def configured(method: dict[str, Any], stages: dict[str, Path]):
 
 
 def test_views_are_the_recipe_rendered_from_the_files(stages: dict[str, Path]):
-    v = open_views(stages["views"], stages["prepare"])
-    assert v.rows == IMAGES * 2
+    opened = open_views(stages["views"], stages["prepare"])
+    assert opened.rows == IMAGES * 2
     for row in (0, 1, 50):
-        image = views.read_rgb(v.root / v.files[row // 2])
-        rendered = views.render(image, v.box[row], bool(v.flip[row]), PX)
-        np.testing.assert_array_equal(v.pixels[row], rendered)
+        image = views.read_rgb(opened.root / opened.files[row // 2])
+        rendered = views.render(image, opened.box[row], bool(opened.flip[row]), PX)
+        np.testing.assert_array_equal(opened.pixels[row], rendered)
 
 
 def test_recipe_is_seeded_and_stays_inside_the_image():
@@ -127,10 +127,10 @@ def test_an_unreadable_image_is_named(stages: dict[str, Path], tmp_path: Path):
 
 def test_cache_equals_the_live_teacher(stages: dict[str, Path]):
     teacher = build_teacher(TEACHER)
-    v = open_views(stages["views"], stages["prepare"])
-    opened = cache_read.open_cache(stages["cache"])
-    assert cache_check.verify_sample(opened, teacher, v) <= cache_check.TOLERANCE
-    assert len(opened) == v.rows
+    opened_views = open_views(stages["views"], stages["prepare"])
+    opened_cache = cache_read.open_cache(stages["cache"])
+    assert cache_check.verify_sample(opened_cache, teacher, opened_views) <= cache_check.TOLERANCE
+    assert len(opened_cache) == opened_views.rows
 
 
 def test_a_cache_resumed_after_its_last_shard_keeps_its_cost(
@@ -192,19 +192,19 @@ def test_a_damaged_shard_of_an_interrupted_run_is_recomputed(
 def test_cache_of_another_teacher_view_or_normalisation_is_refused(
     stages: dict[str, Path], tmp_path: Path
 ):
-    opened = cache_read.open_cache(stages["cache"])
-    v = open_views(stages["views"], stages["prepare"])
+    opened_cache = cache_read.open_cache(stages["cache"])
+    opened_views = open_views(stages["views"], stages["prepare"])
     teacher = build_teacher(TEACHER)
     teacher.mean += 20
     with pytest.raises(KdepError, match="differ from the live teacher"):
-        cache_check.verify_sample(opened, teacher, v)
+        cache_check.verify_sample(opened_cache, teacher, opened_views)
     teacher.mean -= 20
-    v.flip[:] = ~v.flip
+    opened_views.flip[:] = ~opened_views.flip
     with pytest.raises(KdepError, match="differ from the live teacher"):
-        cache_check.verify_sample(opened, teacher, v)
+        cache_check.verify_sample(opened_cache, teacher, opened_views)
     other = build_teacher({**TEACHER, "variant": 2})
     with pytest.raises(KdepError, match="was made by teacher lite0"):
-        cache_check.verify_sample(opened, other, v)
+        cache_check.verify_sample(opened_cache, other, opened_views)
 
 
 def test_a_truncated_shard_is_refused(stages: dict[str, Path], tmp_path: Path):
@@ -240,17 +240,17 @@ def test_a_teacher_stays_in_eval_mode_and_gives_no_gradient():
 
 
 def test_every_epoch_reads_every_image_once_and_the_views_in_turn(stages: dict[str, Path]):
-    s = ViewStream(stages["views"], IMAGES * 2, 1.0, 0, seed=3)
-    first = [s.row(p) for p in range(IMAGES)]
-    second = [s.row(p) for p in range(IMAGES, 2 * IMAGES)]
+    stream = ViewStream(stages["views"], IMAGES * 2, 1.0, 0, seed=3)
+    first = [stream.row(p) for p in range(IMAGES)]
+    second = [stream.row(p) for p in range(IMAGES, 2 * IMAGES)]
     assert sorted(first) == [2 * i for i in range(IMAGES)]
     assert sorted(second) == [2 * i + 1 for i in range(IMAGES)]
     assert [r // 2 for r in first] != [r // 2 for r in second]
 
 
 def test_views_together_are_the_same_samples_in_another_order(stages: dict[str, Path]):
-    s = ViewStream(stages["views"], IMAGES * 4, 1.0, 0, seed=3, together=True)
-    rows = np.array([s.row(p) for p in range(4 * IMAGES)])
+    stream = ViewStream(stages["views"], IMAGES * 4, 1.0, 0, seed=3, together=True)
+    rows = np.array([stream.row(p) for p in range(4 * IMAGES)])
     assert sorted(rows[: 2 * IMAGES]) == list(range(2 * IMAGES))
     np.testing.assert_array_equal(rows[1::2], rows[::2] + 1)
     assert (rows[::2] % 2 == 0).all()
@@ -258,19 +258,19 @@ def test_views_together_are_the_same_samples_in_another_order(stages: dict[str, 
 
 
 def test_a_label_free_set_raises_when_a_label_is_read(stages: dict[str, Path]):
-    s = ViewStream(stages["views"], 16, 1.0, 0, seed=0, cache=stages["cache"])
+    stream = ViewStream(stages["views"], 16, 1.0, 0, seed=0, cache=stages["cache"])
     with pytest.raises(KdepError, match="labels_used=False"):
-        s.label(np.array([0]))
-    assert set(s.__getitems__([0, 1])) == {"images", "rows", "teacher"}
+        stream.label(np.array([0]))
+    assert set(stream.__getitems__([0, 1])) == {"images", "rows", "teacher"}
     without_pool = ViewStream(stages["views"], 16, 1.0, 0, seed=0, teacher_px=8)
     assert set(without_pool.__getitems__([0, 1])) == {"images", "rows"}
 
 
 def test_teacher_rows_belong_to_the_images_of_the_batch(stages: dict[str, Path]):
-    s = ViewStream(stages["views"], IMAGES, 0.5, 0, seed=0, cache=stages["cache"])
+    stream = ViewStream(stages["views"], IMAGES, 0.5, 0, seed=0, cache=stages["cache"])
     opened, positions = cache_read.open_cache(stages["cache"]), [3, 0, 11]
-    batch = s.__getitems__(positions)
-    rows = np.array([s.row(p) for p in positions])
+    batch = stream.__getitems__(positions)
+    rows = np.array([stream.row(p) for p in positions])
     np.testing.assert_array_equal(batch["teacher"].numpy(), opened.rows(rows))
     assert set(rows // 2) <= set(subset(IMAGES, 0.5))
 

@@ -100,9 +100,9 @@ def test_a_budget_of_less_than_one_batch_is_refused(stages: dict[str, Path], tmp
         (dict(epochs=0.01), "less than one batch"),
         (dict(ema=0.9999), "the initial weights"),
     ):
-        with pytest.raises(KdepError, match=message) as e:
+        with pytest.raises(KdepError, match=message) as error:
             pretrain(tmp_path / "p", stages, KDEP, budget=BUDGET | change)
-        assert "data fraction" not in str(e.value)
+        assert "data fraction" not in str(error.value)
 
 
 def share_spec(**changes: Any) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def test_the_student_is_trained_with_the_exported_assistant(
     inputs = dict(stages, pretrain=tmp_path / "ta", export=tmp_path / "e", prepare=tmp_path / "p")
     shutil.copytree(stages["prepare"], inputs["prepare"])
     write_known_photographs(inputs["prepare"] / "data" / "known")
-    teacher_config = {k: v for k, v in config.items() if k != "card"}
+    teacher_config = {k: opened for k, opened in config.items() if k != "card"}
     for folder in ("c", "a"):
         (tmp_path / folder).mkdir()
     filled = cache.run(
@@ -147,8 +147,8 @@ def test_the_student_is_trained_with_the_exported_assistant(
     assert moved is not None
     assert str(tmp_path.with_name("moved")) in moved["backbone"]
     teacher = build_teacher(moved)
-    v = open_views(stages["views"])
-    pixels = torch.from_numpy(np.array(v.pixels[:4])).permute(0, 3, 1, 2)
+    opened = open_views(stages["views"])
+    pixels = torch.from_numpy(np.array(opened.pixels[:4])).permute(0, 3, 1, 2)
     state = torch.load(tmp_path / "ta/student.pth", weights_only=True)
     logits = teacher(pixels).logits
     assert logits is not None

@@ -121,17 +121,17 @@ def test_the_cost_of_a_cache_is_printed_before_it_is_filled():
 
 
 def test_stored_logits_and_maps_are_the_teacher_s(stages_with_maps: dict[str, Path]):
-    opened = cache_read.open_cache(stages_with_maps["cache"])
-    assert set(opened.extras) == {"logits", "maps.last"}
-    v = open_views(stages_with_maps["views"], stages_with_maps["prepare"])
+    opened_cache = cache_read.open_cache(stages_with_maps["cache"])
+    assert set(opened_cache.extras) == {"logits", "maps.last"}
+    opened_views = open_views(stages_with_maps["views"], stages_with_maps["prepare"])
     rows = np.array([90, 3, 41])
-    teacher_output = build_teacher(MAPS)(cache_check.render_rows(v, rows, 32))
+    teacher_output = build_teacher(MAPS)(cache_check.render_rows(opened_views, rows, 32))
     assert teacher_output.logits is not None
     for name, expected in (
         ("logits", teacher_output.logits),
         ("maps.last", teacher_output.maps["last"]),
     ):
-        stored = torch.from_numpy(opened.rows(rows, name)).float()
+        stored = torch.from_numpy(opened_cache.rows(rows, name)).float()
         torch.testing.assert_close(
             stored, expected, atol=2e-3 * float(expected.abs().max()), rtol=0
         )

@@ -46,8 +46,8 @@ def method_records(method, values, share=1.0, cost=None, images=None):
 
 
 def test_a_clear_difference_is_supported_or_refuted():
-    v = verdict(grid(SCORES))
-    assert (v.verdict, v.scope) == ("supported", "all tasks")
+    outcome = verdict(grid(SCORES))
+    assert (outcome.verdict, outcome.scope) == ("supported", "all tasks")
     assert verdict(grid(SCORES), a={"method": "scratch"}, b={"method": "kdep"}).verdict == "refuted"
 
 
@@ -63,9 +63,9 @@ def test_requested_epochs_match_the_method_with_rounded_epochs():
     records = []
     for epochs, method, value in ((7.52, "kdep", 0.5), (16.0, "kdep", 0.2), (0.0, "scratch", 0.3)):
         for seed in range(3):
-            f = fields(method, "probe", value + 0.01 * seed, transfer=seed)
-            f["budget"] = {**f.get("budget", {}), "epochs": epochs}
-            records.append(make(f))
+            record_fields = fields(method, "probe", value + 0.01 * seed, transfer=seed)
+            record_fields["budget"] = {**record_fields.get("budget", {}), "epochs": epochs}
+            records.append(make(record_fields))
     assert verdict(records, a={"method": "kdep", "epochs": 7.53}).verdict == "supported"
     assert verdict(records, a={"method": "kdep", "epochs": 16}).verdict == "refuted"
     assert verdict(records, a={"method": "kdep", "epochs": 12}).verdict == "not testable here"
@@ -98,20 +98,20 @@ def test_a_mean_dominated_by_one_family_is_undecided_if_another_disagrees():
         "kdep": {task: [score + gap for score in scores] for task, gap in gaps.items()},
         "scratch": {task: list(scores) for task in gaps},
     }
-    v = verdict(grid(table))
-    assert v.verdict == "undecided"
-    assert "refuted on detection" in v.reason
-    assert "would be supported" in v.reason
+    outcome = verdict(grid(table))
+    assert outcome.verdict == "undecided"
+    assert "refuted on detection" in outcome.reason
+    assert "would be supported" in outcome.reason
 
 
 def test_an_undecided_claim_states_the_seeds_needed():
     records = method_records("kdep", [0.50, 0.53, 0.47]) + method_records(
         "scratch", [0.49, 0.48, 0.50]
     )
-    v = verdict(records)
-    assert v.verdict == "undecided"
-    assert v.seeds_to_decide is not None
-    assert v.seeds_to_decide > 3
+    outcome = verdict(records)
+    assert outcome.verdict == "undecided"
+    assert outcome.seeds_to_decide is not None
+    assert outcome.seeds_to_decide > 3
 
 
 def test_a_negative_margin_tests_that_a_method_is_not_worse():
@@ -123,9 +123,9 @@ def test_a_negative_margin_tests_that_a_method_is_not_worse():
 
 
 def test_a_claim_about_a_missing_method_is_not_testable():
-    v = verdict(grid({"kdep": SCORES["kdep"]}))
-    assert v.verdict == "not testable here"
-    assert "scratch" in v.reason
+    outcome = verdict(grid({"kdep": SCORES["kdep"]}))
+    assert outcome.verdict == "not testable here"
+    assert "scratch" in outcome.reason
 
 
 def test_one_seed_leaves_a_claim_undecided():
@@ -152,8 +152,8 @@ def test_the_cost_includes_the_teacher_cache():
     )
     claim = {"b": {"method": "supervised"}, "max_cost_ratio": 0.2}
     # 10 s of training, but 102 s of cache and alignment.
-    v = verdict(records, **claim)
-    assert (v.verdict, v.cost) == ("refuted", "1.12")
+    outcome = verdict(records, **claim)
+    assert (outcome.verdict, outcome.cost) == ("refuted", "1.12")
     assert verdict(records, **(claim | {"max_cost_ratio": 1.2})).verdict == "supported"
 
 
@@ -182,21 +182,21 @@ def test_data_efficiency_is_interpolated_on_the_curve():
     records = efficiency_records() + method_records(
         "supervised", [0.45, 0.4505, 0.4495], images=100_000
     )
-    v = verdict(records, **EFFICIENCY, at_least=2.0)
-    assert v.verdict == "supported"
-    assert float(v.interval.split()[0]) == pytest.approx(math.sqrt(10), rel=0.05)
+    outcome = verdict(records, **EFFICIENCY, at_least=2.0)
+    assert outcome.verdict == "supported"
+    assert float(outcome.interval.split()[0]) == pytest.approx(math.sqrt(10), rel=0.05)
     assert verdict(records, **EFFICIENCY, at_least=10.0).verdict == "refuted"
 
 
 def test_a_score_outside_the_curve_gives_a_bound_on_the_ratio():
     high = efficiency_records() + method_records("supervised", [0.6, 0.61, 0.59], images=100_000)
-    v = verdict(high, **EFFICIENCY, at_least=2.0)
-    assert v.verdict == "refuted"
-    assert "at most" in v.interval
+    outcome = verdict(high, **EFFICIENCY, at_least=2.0)
+    assert outcome.verdict == "refuted"
+    assert "at most" in outcome.interval
     low = efficiency_records() + method_records("supervised", [0.2, 0.21, 0.19], images=100_000)
-    v = verdict(low, **EFFICIENCY, at_least=10.0)
-    assert v.verdict == "supported"
-    assert "at least" in v.interval
+    outcome = verdict(low, **EFFICIENCY, at_least=10.0)
+    assert outcome.verdict == "supported"
+    assert "at least" in outcome.interval
     assert verdict(low, **EFFICIENCY, at_least=500.0).verdict == "undecided"
 
 
@@ -214,12 +214,14 @@ def test_the_page_shows_the_ratio_of_the_claim_on_every_axis():
 
 
 def test_a_cost_with_an_unknown_part_is_unknown():
-    f = fields("kdep", "probe", 0.5)
-    f["cost"]["cache_s"] = None
-    board = board_of([make(f)])  # a live teacher, whose time is part of the training time
+    record_fields = fields("kdep", "probe", 0.5)
+    record_fields["cost"]["cache_s"] = None
+    board = board_of(
+        [make(record_fields)]
+    )  # a live teacher, whose time is part of the training time
     assert efficiency.amount(board, board.rows[0], "seconds") == 302.0
-    f["stages"]["cache"] = "cache-x"
-    board = board_of([make(f)])
+    record_fields["stages"]["cache"] = "cache-x"
+    board = board_of([make(record_fields)])
     assert efficiency.amount(board, board.rows[0], "seconds") is None
 
 
@@ -243,10 +245,10 @@ def test_the_interval_of_the_efficiency_ratio_covers_the_true_ratio(noise):
         }
         goal = dict(zip(keys, 0.45 + noise * rng.normal(size=3), strict=True))
         ratios = efficiency.reaches([math.log(1e5 * s) for s in scores], [*scores.values()], goal)
-        e = st.estimate({k: math.log(1e5) - v for k, v in ratios.items()})
-        assert e.low is not None
-        assert e.high is not None
-        hits += e.low < truth < e.high
+        estimated = st.estimate({k: math.log(1e5) - v for k, v in ratios.items()})
+        assert estimated.low is not None
+        assert estimated.high is not None
+        hits += estimated.low < truth < estimated.high
     assert 0.93 < hits / runs < 0.97
 
 
@@ -272,11 +274,13 @@ def teacher_records(ratios, scores, tops=None, share=1.0, method="kdep"):
     records = []
     for i, (ratio, score) in enumerate(zip(ratios, scores, strict=True)):
         for t in range(2):
-            f = fields(method, "probe", score, transfer=t, share=share, id=f"r{share}-{i}-{t}")
-            f["teacher"]["name"] = f"teacher{i}"
-            f["teacher"]["top1"] = None if tops is None else tops[i]
-            f["align"]["explained_variance_ratio"] = ratio
-            records.append(make(f))
+            record_fields = fields(
+                method, "probe", score, transfer=t, share=share, id=f"r{share}-{i}-{t}"
+            )
+            record_fields["teacher"]["name"] = f"teacher{i}"
+            record_fields["teacher"]["top1"] = None if tops is None else tops[i]
+            record_fields["align"]["explained_variance_ratio"] = ratio
+            records.append(make(record_fields))
     return records
 
 
@@ -313,9 +317,9 @@ def test_the_accuracy_claim_uses_the_teachers_reported_accuracy():
 def test_too_few_teachers_leave_a_claim_undecided(claim):
     for n in (2, 5, 7):
         x = np.linspace(0.5, 0.9, n)
-        v = verdict(teacher_records(x, np.linspace(0.6, 0.3, n), x), **claim)
-        assert v.verdict == "undecided"
-        assert f"{n} teachers" in v.reason
+        outcome = verdict(teacher_records(x, np.linspace(0.6, 0.3, n), x), **claim)
+        assert outcome.verdict == "undecided"
+        assert f"{n} teachers" in outcome.reason
     assert verdict(teacher_records([0.5], [0.6], [0.7]), **claim).verdict == "not testable here"
 
 
@@ -370,9 +374,9 @@ def test_claims_have_the_stated_false_positive_rate():
     ],
 )
 def test_a_malformed_claim_raises_kdep_error(change, message):
-    with pytest.raises(KdepError) as e:
+    with pytest.raises(KdepError) as error:
         make_claim(BEATS | change)
-    assert message in str(e.value)
+    assert message in str(error.value)
 
 
 def test_two_claims_with_the_same_name_are_refused():
@@ -414,10 +418,10 @@ def test_a_claim_supported_on_a_family_is_not_refuted_overall():
         "kdep": {task: [score + gap for score in scores] for task, gap in gaps.items()},
         "scratch": {task: list(scores) for task in gaps},
     }
-    v = verdict(grid(table))
-    assert v.verdict == "undecided"
-    assert "supported on detection" in v.reason
-    assert "would be refuted" in v.reason
+    outcome = verdict(grid(table))
+    assert outcome.verdict == "undecided"
+    assert "supported on detection" in outcome.reason
+    assert "would be refuted" in outcome.reason
 
 
 def test_an_untestable_claim_has_one_row_for_all_students():
@@ -537,9 +541,9 @@ def test_curves_with_and_without_a_teacher_are_labelled():
 
 def test_a_claim_about_families_that_were_not_measured_is_untestable():
     probe = grid({m: {"probe": tasks["probe"]} for m, tasks in SCORES.items()})
-    v = verdict(probe, families=["detection"])
-    assert v.verdict == "not testable here"
-    assert v.reason == "no task of these families is in the records"
+    outcome = verdict(probe, families=["detection"])
+    assert outcome.verdict == "not testable here"
+    assert outcome.reason == "no task of these families is in the records"
 
 
 def test_teachers_in_perfect_order_have_a_correlation_and_an_interval_below_1():

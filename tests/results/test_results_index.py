@@ -65,8 +65,8 @@ def test_every_suite_is_listed_with_the_sentences_of_its_leaderboard(built):
 
 def test_all_scores_are_those_of_the_csv_files(built):
     for suite in suites(built.parent, CONFIGS):
-        with (RESULTS / suite.folder / "leaderboard.csv").open() as f:
-            rows = list(csv.DictReader(f))
+        with (RESULTS / suite.folder / "leaderboard.csv").open() as file:
+            rows = list(csv.DictReader(file))
         assert len(rows) == len(suite.view.board.results)
         scores = {text.points(float(r["mean"])) for r in rows if r["mean"]}
         page = built.read_text()

@@ -359,9 +359,12 @@ def test_methods_of_a_family_have_one_colour_and_references_their_own(results):
 def test_training_charts_show_kdep_and_the_references_whatever_their_names(results):
     records = []
     for method in ("kdep", "supervised", "scratch", *(f"a{i}" for i in range(10))):
-        f = fields(method, "probe", 0.5)
-        f["curves"] = {"loss": [[0, 1.0], [1, 0.5]], "val": [[0, 0.1], [1, 0.3], [2, 0.2]]}
-        records.append(make(f))
+        record_fields = fields(method, "probe", 0.5)
+        record_fields["curves"] = {
+            "loss": [[0, 1.0], [1, 0.5]],
+            "val": [[0, 0.1], [1, 0.3], [2, 0.2]],
+        }
+        records.append(make(record_fields))
     folder = results(records)
     page_of(folder)
     charts = [(folder / "plots" / f"training-{i}.svg").read_text() for i in range(2)]
@@ -385,9 +388,9 @@ def test_the_pareto_front_has_no_row_with_a_cheaper_and_better_one():
 def test_scores_are_charted_against_cost_and_against_the_size_of_several_students(results):
     records = grid(SCORES)
     for r in grid(SCORES):
-        f = fields(r.arm.method, r.task.name, r.value, transfer=r.seed.transfer)
+        record_fields = fields(r.arm.method, r.task.name, r.value, transfer=r.seed.transfer)
         student = {"name": "lite0", "width": 1280, "params": 4_000_000, "flops": 4e8}
-        records.append(make(f | {"id": f"{r.id}-b", "student": student}))
+        records.append(make(record_fields | {"id": f"{r.id}-b", "student": student}))
     folder = results(records)
     source = page_of(folder)
     assert "Score against parameters of the student" in source

@@ -256,9 +256,9 @@ def four_tasks(gaps_of_kdep: dict[str, float]) -> list[Record]:
     for (method, gaps), seed_noise in zip(base.items(), noise, strict=True):
         for task in FOUR:
             for seed, error in enumerate(seed_noise):
-                f = fields(method, task, 0.5 + gaps[task] + error, transfer=seed)
-                f["task"]["family"] = "detection" if task == "det" else "classification"
-                records.append(make(f))
+                record_fields = fields(method, task, 0.5 + gaps[task] + error, transfer=seed)
+                record_fields["task"]["family"] = "detection" if task == "det" else "classification"
+                records.append(make(record_fields))
     return records
 
 

@@ -24,12 +24,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_record_written_and_read_is_unchanged(tmp_path):
-    r = record()
+    original = record()
     path = tmp_path / "r.json"
-    path.write_text(dump(r))
-    assert load(path) == r
-    assert json.loads(dump(r))["schema"] == SCHEMA
-    assert dump(load(path)) == dump(r)
+    path.write_text(dump(original))
+    assert load(path) == original
+    assert json.loads(dump(original))["schema"] == SCHEMA
+    assert dump(load(path)) == dump(original)
 
 
 def test_gpu_memory_is_only_in_records_of_runs_on_a_gpu():
@@ -59,19 +59,19 @@ def test_gpu_memory_is_only_in_records_of_runs_on_a_gpu():
     ],
 )
 def test_a_bad_record_raises_kdep_error(change, message):
-    with pytest.raises(KdepError) as e:
+    with pytest.raises(KdepError) as error:
         make(fields() | change)
-    assert message in str(e.value)
-    assert " Fix: " in str(e.value)
+    assert message in str(error.value)
+    assert " Fix: " in str(error.value)
 
 
 @pytest.mark.parametrize(("schema", "fix"), [(SCHEMA + 1, "update"), (0, "rerun"), ("1", "rerun")])
 def test_an_unknown_schema_raises_kdep_error(schema, fix):
     raw = json.dumps(fields() | {"schema": schema})
-    with pytest.raises(KdepError, match="has the schema version") as e:
+    with pytest.raises(KdepError, match="has the schema version") as error:
         parse(raw, "old.json")
-    assert "old.json" in str(e.value)
-    assert fix in str(e.value)
+    assert "old.json" in str(error.value)
+    assert fix in str(error.value)
 
 
 def test_a_file_that_names_no_schema_is_refused():
@@ -153,8 +153,8 @@ def test_a_record_of_schema_2_keeps_every_value_under_its_new_name():
         "std_ratio_after_svd": 8.0,
         "std_ratio_after_transform": 2.0,
     }
-    r = parse(json.dumps(old), "old.json")
-    assert json.loads(dump(r)) == new
+    migrated = parse(json.dumps(old), "old.json")
+    assert json.loads(dump(migrated)) == new
     for part in ("cost", "align"):
         with pytest.raises(KdepError, match=rf"old\.json is damaged .*{part}"):
             parse(json.dumps(old | {part: new[part]}), "old.json")  # no version wrote this
@@ -185,13 +185,13 @@ def test_an_error_about_a_damaged_record_names_the_file(raw, tmp_path):
 
 
 def test_a_field_named_schema_inside_the_record_is_not_its_schema():
-    r = record(gate={"coverage": 1.0, "file": {"schema": 1}}, notes=['"schema": 2'])
-    assert parse(dump(r), "r.json") == r
+    original = record(gate={"coverage": 1.0, "file": {"schema": 1}}, notes=['"schema": 2'])
+    assert parse(dump(original), "r.json") == original
 
 
 def test_gate_keeps_unknown_fields():
-    r = record(gate={"coverage": 1.0, "matched": 3, "waived": ["head.*"]})
-    assert json.loads(dump(r))["gate"]["waived"] == ["head.*"]
+    original = record(gate={"coverage": 1.0, "matched": 3, "waived": ["head.*"]})
+    assert json.loads(dump(original))["gate"]["waived"] == ["head.*"]
 
 
 @pytest.mark.parametrize(
@@ -232,14 +232,16 @@ def test_a_record_with_invalid_json_values_is_damaged(tmp_path, old, new):
 
 
 def test_text_that_looks_like_a_key_is_not_a_duplicate_key(tmp_path):
-    r = record(gate={"coverage": 1.0, "more": {"a": [{"b": 1}]}}, notes=['say "a": 1', 'x" : '])
-    (tmp_path / "r.json").write_text(dump(r))
-    assert load(tmp_path / "r.json") == r
+    original = record(
+        gate={"coverage": 1.0, "more": {"a": [{"b": 1}]}}, notes=['say "a": 1', 'x" : ']
+    )
+    (tmp_path / "r.json").write_text(dump(original))
+    assert load(tmp_path / "r.json") == original
 
 
 def test_the_first_three_faults_of_a_record_are_named_and_the_others_counted():
     change = {"value": "a", "suite": 1, "created": 2, "git": 3, "config_hash": 4}
-    with pytest.raises(KdepError) as e:
+    with pytest.raises(KdepError) as error:
         make(fields() | change)
-    assert str(e.value).count("Input should be") == 3
-    assert "and 2 more" in str(e.value)
+    assert str(error.value).count("Input should be") == 3
+    assert "and 2 more" in str(error.value)

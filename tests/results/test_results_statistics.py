@@ -22,10 +22,10 @@ def test_95_percent_intervals_cover_93_to_97_percent(n):
     rng = np.random.default_rng(n)
     hits = 0
     for row in rng.normal(0.4, 0.02, (3000, n)):
-        e = st.estimate(scores_of(row))
-        assert e.low is not None
-        assert e.high is not None
-        hits += e.low < 0.4 < e.high
+        estimated = st.estimate(scores_of(row))
+        assert estimated.low is not None
+        assert estimated.high is not None
+        hits += estimated.low < 0.4 < estimated.high
     assert 0.93 < hits / 3000 < 0.97
 
 
@@ -71,10 +71,10 @@ def test_nine_values_of_three_pre_trainings_are_not_treated_as_independent():
     for _ in range(1500):
         grid = rng.normal(size=(3, 1)) + 0.3 * rng.normal(size=(3, 3))
         scores = {(i, j): float(grid[i, j]) for i in range(3) for j in range(3)}
-        e = st.estimate(scores)
-        assert e.low is not None
-        assert e.high is not None
-        hits += e.low < 0 < e.high
+        estimated = st.estimate(scores)
+        assert estimated.low is not None
+        assert estimated.high is not None
+        hits += estimated.low < 0 < estimated.high
         half = scipy_stats.t.ppf(0.975, 8) * grid.std(ddof=1) / 3
         naive += abs(grid.mean()) < half
     assert hits / 1500 > 0.94
@@ -83,24 +83,24 @@ def test_nine_values_of_three_pre_trainings_are_not_treated_as_independent():
 
 def test_the_interval_is_student_s_t_interval():
     x = [0.41, 0.44, 0.47]
-    e = st.estimate(scores_of(x))
+    estimated = st.estimate(scores_of(x))
     low, high = scipy_stats.t.interval(0.95, 2, np.mean(x), scipy_stats.sem(x))
-    assert (e.low, e.high) == pytest.approx((low, high))
-    assert (e.n, e.method, e.seeds) == (3, "t", "3 transfer seeds")
+    assert (estimated.low, estimated.high) == pytest.approx((low, high))
+    assert (estimated.n, estimated.method, estimated.seeds) == (3, "t", "3 transfer seeds")
 
 
 def test_one_seed_has_no_interval_and_no_verdict():
-    e = st.estimate({(0, 0): 0.5})
-    assert (e.sd, e.low, e.high) == (None, None, None)
-    assert not e.excludes_zero
+    estimated = st.estimate({(0, 0): 0.5})
+    assert (estimated.sd, estimated.low, estimated.high) == (None, None, None)
+    assert not estimated.excludes_zero
     assert comparisons.best_set({"a": {(0, 0): 0.9}, "b": {(0, 0): 0.1}}) == {"a", "b"}
 
 
 def test_an_incomplete_grid_counts_pretraining_seeds():
     scores = {(0, 0): 0.1, (0, 1): 0.2, (1, 0): 0.3, (2, 0): 0.4}
-    e = st.estimate(scores)
-    assert e.df == 2
-    assert e.seeds == "3 pre-training seeds"
+    estimated = st.estimate(scores)
+    assert estimated.df == 2
+    assert estimated.seeds == "3 pre-training seeds"
 
 
 def test_paired_differences_find_small_effects_with_5_percent_false_positives():
@@ -222,10 +222,10 @@ def test_an_estimate_does_not_depend_on_the_order_of_values(values, random):
     items = list(values.items())
     random.shuffle(items)
     assert st.estimate(dict(items)) == st.estimate(values)
-    e = st.estimate(values)
-    if e.low is not None and e.high is not None:
-        assert e.low <= e.mean + 1e-12
-        assert e.mean - 1e-12 <= e.high
+    estimated = st.estimate(values)
+    if estimated.low is not None and estimated.high is not None:
+        assert estimated.low <= estimated.mean + 1e-12
+        assert estimated.mean - 1e-12 <= estimated.high
 
 
 def test_bca_is_scipy_s_on_skewed_values():
@@ -246,10 +246,15 @@ def test_crossed_moments_equal_values_computed_by_hand():
     assert mean == 3
     assert se == pytest.approx((2.25 + 1 - 0.25) ** 0.5)
     assert df == pytest.approx(3**2 / (2.25**2 + 1**2 + 0.25**2))
-    e = st.estimate({(7, 1): 1.0, (7, 2): 2.0, (9, 1): 3.0, (9, 2): 6.0})
-    assert (e.mean, e.n, e.method, e.seeds) == (3, 4, "crossed t", "2 x 2 seeds")
+    estimated = st.estimate({(7, 1): 1.0, (7, 2): 2.0, (9, 1): 3.0, (9, 2): 6.0})
+    assert (estimated.mean, estimated.n, estimated.method, estimated.seeds) == (
+        3,
+        4,
+        "crossed t",
+        "2 x 2 seeds",
+    )
     half = scipy_stats.t.ppf(0.975, df) * 3**0.5
-    assert (e.low, e.high) == pytest.approx((3 - half, 3 + half))
+    assert (estimated.low, estimated.high) == pytest.approx((3 - half, 3 + half))
     unequal = np.array([[1.0, 2.0, 3.0], [3.0, 6.0, 3.0]])  # unequal numbers of seeds
     rows = np.var(unequal.mean(1), ddof=1) / 2
     columns = np.var(unequal.mean(0), ddof=1) / 3
@@ -289,12 +294,12 @@ def test_differences_join_by_seed_and_not_by_position():
 
 
 def test_p_values_and_the_bold_set_equal_values_computed_by_hand():
-    e = st.estimate(scores_of([-0.03, -0.01, -0.02]))
-    assert comparisons.p_less(e) == pytest.approx(
+    estimated = st.estimate(scores_of([-0.03, -0.01, -0.02]))
+    assert comparisons.p_less(estimated) == pytest.approx(
         scipy_stats.ttest_1samp([-0.03, -0.01, -0.02], 0).pvalue / 2  # type: ignore[attr-defined]
     )
     shifted = scipy_stats.ttest_1samp([-0.04, -0.02, -0.03], 0).pvalue / 2  # type: ignore[attr-defined]
-    assert comparisons.p_less(e, margin=0.01) == pytest.approx(shifted)
+    assert comparisons.p_less(estimated, margin=0.01) == pytest.approx(shifted)
     assert comparisons.p_less(st.estimate(scores_of([0.5]))) == 1
     assert comparisons.p_less(st.estimate(scores_of([0.5, 0.5]))) == 1
     assert comparisons.p_less(st.estimate(scores_of([-0.5, -0.5]))) == 0

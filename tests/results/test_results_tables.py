@@ -102,9 +102,9 @@ def test_the_command_of_a_row_names_its_stages_where_their_ids_are_known():
     records = []
     for share, part in ((1.0, ""), (0.1, ".0.1")):
         for t in range(2):
-            f = fields("kdep", "probe", 0.5, transfer=t, share=share)
-            f["id"] = f"transfer-probe.resnet18_w32.kdep{part}.s0-{t}-0123456789ab"
-            records.append(make(f))
+            record_fields = fields("kdep", "probe", 0.5, transfer=t, share=share)
+            record_fields["id"] = f"transfer-probe.resnet18_w32.kdep{part}.s0-{t}-0123456789ab"
+            records.append(make(record_fields))
     board = board_of(records)
     lines = [board_rows.command(board, a) for a in board.rows]
     start = "python tools/run_suite.py configs/suites/golden.py --only "
@@ -369,11 +369,14 @@ def test_low_coverage_has_a_remark():
 def test_a_run_that_failed_early_joins_the_row_of_its_own_teacher_alone():
     def early_failure(teacher: str | None, transfer: int) -> Record:
         """A run that failed before its epochs (and its teacher, if None) were known."""
-        f = fields("kdep", "probe", None, transfer=transfer) | {"status": "failed", "error": "no"}
-        f["id"] += f"-{teacher}"
-        f["teacher"] = None if teacher is None else {"name": teacher}
-        f["budget"] = {}
-        return make(f)
+        record_fields = fields("kdep", "probe", None, transfer=transfer) | {
+            "status": "failed",
+            "error": "no",
+        }
+        record_fields["id"] += f"-{teacher}"
+        record_fields["teacher"] = None if teacher is None else {"name": teacher}
+        record_fields["budget"] = {}
+        return make(record_fields)
 
     complete = [record("kdep", "probe", 0.5, transfer=t) for t in range(2)]
     assert [a.teacher for a in board_of([*complete, early_failure("lite0", 2)]).rows] == ["lite0"]
@@ -463,21 +466,21 @@ def hostile_records(name: str) -> list[Record]:
     rows = []
     for method in (name, "scratch"):
         for t in range(2):
-            f = fields(method, name, 0.5 + 0.01 * t, transfer=t)
-            f["id"] = f"r-{method == name}-{t}"
-            f["suite"] = name
-            f["arm"]["source"] = name
-            f["student"]["name"] = name
-            f["task"] |= {"family": name, "metric": name, "split": name}
-            f["data"]["name"] = name
-            f["per_class"] = {name: 0.5}
-            f["curves"] = {name: [[0, 1.0], [1, 0.5]]}
-            f["pictures"] = [name]
-            f["notes"] = [name]
-            f["packages"] = {name: name}
-            f["git"] = name
-            f["cost"]["device"] = name
-            rows.append(make(f))
+            record_fields = fields(method, name, 0.5 + 0.01 * t, transfer=t)
+            record_fields["id"] = f"r-{method == name}-{t}"
+            record_fields["suite"] = name
+            record_fields["arm"]["source"] = name
+            record_fields["student"]["name"] = name
+            record_fields["task"] |= {"family": name, "metric": name, "split": name}
+            record_fields["data"]["name"] = name
+            record_fields["per_class"] = {name: 0.5}
+            record_fields["curves"] = {name: [[0, 1.0], [1, 0.5]]}
+            record_fields["pictures"] = [name]
+            record_fields["notes"] = [name]
+            record_fields["packages"] = {name: name}
+            record_fields["git"] = name
+            record_fields["cost"]["device"] = name
+            rows.append(make(record_fields))
     rows.append(failed(name, name, transfer=9, id="r-bad", error=name, suite=name))
     return rows
 

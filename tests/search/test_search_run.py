@@ -43,8 +43,8 @@ def test_a_killed_search_continues_with_the_proposals_of_an_uninterrupted_one(
             time.sleep(0.005)
         child.send_signal(signal.SIGKILL)
         child.wait()
-        with open(path, "ab") as f:
-            f.write(b'{"trial": 99, "sta')  # what a kill in the middle of a line leaves
+        with open(path, "ab") as file:
+            file.write(b'{"trial": 99, "sta')  # what a kill in the middle of a line leaves
     lines: list[str] = []
     from kdep_bench.search.run import run
 

@@ -21,10 +21,10 @@ SGD = dict(type="SGD", lr=0.1)
 
 def refusal(**change: Any) -> str:
     """The error of planning the test suite with these changes; asserts that it is one line."""
-    with pytest.raises(KdepError) as e:
+    with pytest.raises(KdepError) as error:
         build_plan(build(**change))
-    assert "\n" not in str(e.value)
-    return str(e.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def one_method(base: str = "kdep", **over: Any) -> dict[str, Any]:

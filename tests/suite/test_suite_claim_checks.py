@@ -19,10 +19,10 @@ BEATS = "kdep_beats_scratch"
 
 def refusal(claim: Any, **change: Any) -> str:
     """The error of planning the test suite with this claim; asserts that it is one line."""
-    with pytest.raises(KdepError) as e:
+    with pytest.raises(KdepError) as error:
         build_plan(build(claims=[claim], **change))
-    assert "\n" not in str(e.value)
-    return str(e.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -31,10 +31,10 @@ def build(**change: Any) -> schema.Suite:
 
 def refusal(**change: Any) -> str:
     """The error of the test suite with these changes; asserts that it is one line."""
-    with pytest.raises(KdepError) as e:
+    with pytest.raises(KdepError) as error:
         build(**change)
-    assert "\n" not in str(e.value)
-    return str(e.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 @pytest.mark.parametrize("name", config.names("suite"))

@@ -50,10 +50,10 @@ def test_recipe_classes_equal_to_those_of_the_masks_are_accepted() -> None:
     ],
 )
 def test_recipe_classes_in_another_order_are_refused(classes: list[str], message: str) -> None:
-    with pytest.raises(KdepError) as e:
+    with pytest.raises(KdepError) as error:
         plan({}, {"classes": classes, "palette": PALETTE[: len(classes)]})
-    assert message in str(e.value)
-    assert "set classes=('bg', 'red', 'blue')" in str(e.value)
+    assert message in str(error.value)
+    assert "set classes=('bg', 'red', 'blue')" in str(error.value)
 
 
 def test_a_palette_of_fewer_colours_is_refused() -> None:

@@ -25,10 +25,10 @@ REPO = Path(__file__).resolve().parents[2]
 
 def refusal(suite: Suite) -> str:
     """The error of the suite; asserts that it is one line."""
-    with pytest.raises(KdepError) as e:
+    with pytest.raises(KdepError) as error:
         accept(suite)
-    assert "\n" not in str(e.value)
-    return str(e.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def accept(suite: Suite) -> None:
@@ -157,9 +157,9 @@ def test_a_data_fraction_too_small_for_the_width_names_a_sufficient_one():
 def test_the_alignment_stage_s_fix_is_possible_with_all_data():
     from kdep_bench.features.policies import check_rows
 
-    with pytest.raises(KdepError) as e:
+    with pytest.raises(KdepError) as error:
         check_rows(24, 1, 256, 1.0, 24, "the alignment")
-    assert "share" not in e.value.fix
+    assert "share" not in error.value.fix
 
 
 def test_hidden_folders_and_other_files_are_not_counted_as_images(tmp_path):

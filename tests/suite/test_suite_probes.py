@@ -21,9 +21,9 @@ ALL = sorted(set(names("probe")))
 def planning_error(**change: Any) -> str:
     """The error of planning a suite on the pocket data with these changes."""
     suite = build(**{**POCKET, **change})
-    with pytest.raises(KdepError) as e:
+    with pytest.raises(KdepError) as error:
         plan_and_count(suite)
-    return str(e.value)
+    return str(error.value)
 
 
 def plan_and_count(suite: Suite) -> None:

@@ -68,9 +68,9 @@ def test_a_worker_names_only_its_current_stage(all_installed):
     ],
 )
 def test_wrong_trackers_raise_kdep_error(all_installed, tracker_list, message):
-    with pytest.raises(KdepError) as e:
+    with pytest.raises(KdepError) as error:
         build(runtime=dict(trackers=tracker_list))
-    assert message in str(e.value)
+    assert message in str(error.value)
 
 
 def test_a_missing_package_raises_kdep_error_before_any_work(monkeypatch):
@@ -78,6 +78,6 @@ def test_a_missing_package_raises_kdep_error_before_any_work(monkeypatch):
     monkeypatch.setattr(
         trackers.importlib.util, "find_spec", lambda n: None if n == "mlflow" else real_find_spec(n)
     )
-    with pytest.raises(KdepError, match="mlflow is not installed") as e:
+    with pytest.raises(KdepError, match="mlflow is not installed") as error:
         build(runtime=dict(trackers=["mlflow"]))
-    assert "kdep_bench[trackers]" in str(e.value)
+    assert "kdep_bench[trackers]" in str(error.value)

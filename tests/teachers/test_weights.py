@@ -226,9 +226,9 @@ def empty_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_hub_name_reports_what_would_be_downloaded(
     empty_caches: Path, kind: Any, model: str, where: str
 ):
-    with pytest.raises(KdepError, match=where) as e:
+    with pytest.raises(KdepError, match=where) as error:
         kind("t", model, 32)
-    assert "download=True" in str(e.value)
+    assert "download=True" in str(error.value)
 
 
 def test_a_failed_download_raises_kdep_error(empty_caches: Path):

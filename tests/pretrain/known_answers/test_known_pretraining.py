@@ -65,11 +65,11 @@ def image_number(file: str) -> int:
 
 def test_image_means_identify_every_view(stages: dict[str, Path]) -> None:
     """All rows have different means, so that a wrong row fails the other tests."""
-    v = open_views(stages["views"])
-    all_means = means(torch.from_numpy(np.array(v.pixels)).permute(0, 3, 1, 2)).numpy()
+    opened = open_views(stages["views"])
+    all_means = means(torch.from_numpy(np.array(opened.pixels)).permute(0, 3, 1, 2)).numpy()
     gaps = np.abs(all_means[:, None] - all_means[None]).max(2)
     assert gaps[~np.eye(IMAGES * VIEWS, dtype=bool)].min() > 2 * TOLERANCE
-    numbers = [image_number(f) for f in v.files]
+    numbers = [image_number(f) for f in opened.files]
     assert numbers != sorted(numbers)
     np.testing.assert_allclose(all_means[:, 0], np.repeat(numbers, VIEWS) * 16 + 8, atol=0.5)
 
@@ -82,10 +82,10 @@ def test_each_sample_has_the_label_and_teacher_row_of_its_own_image_and_view(
     """Not of the previous row, of the other view, or of the order of another seed."""
     budget = BUDGET | {"epochs": BUDGET["epochs"] / share}
     seen, _ = pretrain(tmp_path / "p", stages, seed=seed, share=share, share_seed=1, budget=budget)
-    v = open_views(stages["views"])
+    opened = open_views(stages["views"])
     rows = column(seen, "rows").astype(int)
-    numbers = np.array([image_number(v.files[r // VIEWS]) for r in rows])
-    stored = means(torch.from_numpy(np.array(v.pixels))[rows].permute(0, 3, 1, 2)).numpy()
+    numbers = np.array([image_number(opened.files[r // VIEWS]) for r in rows])
+    stored = means(torch.from_numpy(np.array(opened.pixels))[rows].permute(0, 3, 1, 2)).numpy()
     np.testing.assert_allclose(column(seen, "image_means"), stored, atol=1e-3)
     np.testing.assert_array_equal((column(seen, "image_means")[:, 0] // 16).astype(int), numbers)
     np.testing.assert_array_equal(column(seen, "labels"), [LABELS[i] for i in numbers])
@@ -194,10 +194,10 @@ def test_the_mean_teacher_gets_the_next_view_of_the_same_image(
     pretrain(tmp_path / "p", stages, method=method(ReadableMeanTeacher), budget=BUDGET)
     seen = ReadableMeanTeacher.seen
     assert [s["rows"] for s in seen] == expected_rows(np.arange(IMAGES), 3, SAMPLES, together=True)
-    v = open_views(stages["views"])
+    opened = open_views(stages["views"])
     for step in seen:
         next_view = [r // VIEWS * VIEWS + 1 - r % VIEWS for r in step["rows"]]
-        pixels = torch.from_numpy(np.array(v.pixels))
+        pixels = torch.from_numpy(np.array(opened.pixels))
         expected, same_view = (
             torch.softmax(means(pixels[rows].permute(0, 3, 1, 2)) @ step["head"].T, 1)
             for rows in (next_view, step["rows"])
