@@ -1,1 +1,1 @@
-"""Runs a plan: processes, locks, attempts, state, clusters, and records of what finished."""
+"""Runs the stages of a plan, on this machine or a cluster, and collects the finished ones."""

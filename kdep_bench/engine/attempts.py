@@ -1,23 +1,22 @@
-"""Attempts of stages: each works in a separate directory, renamed to the stage's when it ends.
+"""Attempts of stages: each works in a separate directory, which gets the stage's name at the end.
 
-A paused process (SIGSTOP, a suspended machine) can be mistaken for a dead one where flock does not
-work (see `lock`); another process then runs its stage. When the paused process continues, it still
-writes: by path into its directory, and through files that it has open. Neither may change the
-finished stage of its successor. Therefore
+The problem: if flock does not work (see `lock`), a paused process (SIGSTOP, a suspended machine)
+looks like a dead one, and a second process runs its stage. When the paused process continues, it
+still writes, by path into its directory and through files that it has open. It must not change the
+result of the second process. The solution:
 
-- an attempt works in `<work>/<stage id>.try-<token>`, a path that no other attempt has;
-- a successor first renames that directory (`.old-<token>`). From then on the paused process can
-  neither write there by path nor rename it to `<work>/<stage id>`: a rename is atomic on the file
-  server, whatever either process believes about the lock;
-- the files of a resumable stage are *copied* for the successor, because a renamed file is still
-  open in the process that wrote it. Where the earlier attempt ran under the same kernel and its
-  lock is free, that process is dead, and its directory is renamed instead.
+- An attempt works in `<work>/<stage id>.try-<token>`, a path that no other attempt has.
+- The next attempt first renames that directory to `<stage id>.old-<token>`. A rename is atomic on
+  the file server, also if both processes believe that they hold the lock. From then on the paused
+  process can neither write there by path nor rename the directory to `<work>/<stage id>`.
+- The next attempt of a resumable stage gets a *copy* of the files, because a renamed file is still
+  open in the process that wrote it. If the earlier attempt ran under the same kernel and its lock
+  is free, that process is dead, and its directory is renamed instead of copied.
 
-An attempt that ends by itself, with a result, a failure or a stop, leaves its directory as
-`<work>/<stage id>`. A killed one leaves it under the name of the attempt; the file `.try` in
-`<work>/<stage id>`, which also contains the log by then, has its token for the next attempt.
-Deleting `<work>/<stage id>` by hand therefore restarts the stage from scratch;
-`tools/work_dir.py --gc` lists what remains.
+An attempt that finishes, fails or is stopped renames its directory to `<work>/<stage id>`. The
+directory of a killed attempt keeps the attempt's name. `<work>/<stage id>` then contains only the
+log and the file `.try`, whose token names that directory for the next attempt. To restart a stage
+from scratch, delete `<work>/<stage id>`; `tools/work_dir.py --gc` lists directories that remain.
 """
 
 from __future__ import annotations
@@ -44,25 +43,26 @@ from kdep_bench.safe_files import (
     write_in_folder,
 )
 
+#: Directory name of an attempt: <stage id>.<try, old or new>-<token>.
 NAME = re.compile(r"(?P<stage>.+-[0-9a-f]{12})\.(?:try|old|new)-[0-9a-f]{16}")
 _TOKEN = re.compile(rb"[0-9a-f]{16}")
-_POINTER_BYTES = 4096
+_POINTER_BYTES = 4096  # most bytes that are read of the file `.try`
 
 
 class TakenOver(Exception):
     """Another process has taken over the stage."""
 
 
-def begin(work: Path, stage_id: str, keep: bool, still_held: Callable[[], bool]) -> Attempt:
-    """Starts a new attempt of a stage; with `keep`, its directory has the files of earlier ones.
+def begin(work: Path, stage_id: str, resume: bool, still_held: Callable[[], bool]) -> Attempt:
+    """Starts a new attempt of a stage.
 
-    The caller holds the stage's lock, and `<work>/<stage_id>` is a real folder. Results of earlier
-    attempts are removed.
+    The caller must hold the stage's lock, and `<work>/<stage_id>` must be a folder, not a link.
+    stage.json and failed.json of earlier attempts are removed.
 
     Args:
         work: the work dir.
         stage_id: id of the stage.
-        keep: continue from the files of earlier attempts; otherwise they are removed.
+        resume: continue from the files of the newest earlier attempt; otherwise they are removed.
         still_held: returns whether this process still holds the lock.
 
     Raises:
@@ -71,26 +71,25 @@ def begin(work: Path, stage_id: str, keep: bool, still_held: Callable[[], bool])
     """
     out = os.open(work / stage_id, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        # `out` is opened before the lock is checked: a successor replaces this directory, so that
-        # what is written through `out` afterwards cannot reach its result.
+        # Open `out` before checking the lock: an attempt that takes over replaces this directory,
+        # and what is written through `out` afterwards cannot reach the result of that attempt.
         if not still_held():
             raise TakenOver
         attempt = Attempt(work, stage_id, out)
-        earlier = _earlier(work, stage_id)
-        write_in_folder(
-            out, state.POINTER, "\n".join([attempt.token, *earlier]).encode(), sync=False
-        )
+        earlier_tokens = _earlier_tokens(work, stage_id)
+        pointer = "\n".join([attempt.token, *earlier_tokens]).encode()
+        write_in_folder(out, state.POINTER, pointer, sync=False)
         for name in (state.STAGE, state.FAILED):
             _remove_at(out, name)
-        if keep:
-            attempt.take_over(earlier)
+        if resume:
+            attempt.continue_from(earlier_tokens)
         else:
             attempt.path.mkdir()
-            attempt.empty_stage()
-        for token in earlier:
-            _end(work, stage_id, token)
-        if any(not _same_kernel(token) for token in earlier):
-            attempt.renew_log()
+            attempt.remove_stage_files()
+        for token in earlier_tokens:
+            _remove_attempt(work, stage_id, token)
+        if any(not _is_same_kernel(token) for token in earlier_tokens):
+            attempt.copy_log()
         attempt.open()
         return attempt
     except BaseException:
@@ -99,37 +98,40 @@ def begin(work: Path, stage_id: str, keep: bool, still_held: Callable[[], bool])
 
 
 class Attempt:
-    """One attempt of a stage; see `begin`.
+    """One attempt of a stage; made by `begin`.
 
     Attributes:
-        path: its directory, until `settle`.
+        path: directory of the attempt, until `commit` renames it.
         token: 16 hex digits; the first eight identify the running kernel.
     """
 
     def __init__(self, work: Path, stage_id: str, out: int) -> None:
         self.work, self.stage_id = work, stage_id
         self.token = _kernel() + os.urandom(4).hex()
-        self.path = _place(work, stage_id, "try", self.token)
-        self._out = out  # <work>/<stage_id>, opened while the lock was held
-        self._dir: int | None = None
+        self.path = _attempt_dir(work, stage_id, "try", self.token)
+        self._out = out  # descriptor of <work>/<stage_id>, opened while the lock was held
+        self._dir: int | None = None  # descriptor of `path`
 
-    # --- the beginning ---
+    # --- start ---
 
-    def take_over(self, earlier: Iterable[str]) -> None:
-        """Makes the directory from the files of the newest earlier attempt."""
-        for token in earlier:
-            # A paused process that continues may have made a directory of the former name again.
+    def continue_from(self, tokens: Iterable[str]) -> None:
+        """Makes the directory from the files of the newest earlier attempt.
+
+        `tokens`: tokens of the earlier attempts, newest first.
+        """
+        for token in tokens:
+            # `old` first: a paused process that continued may have made a new `try` directory.
             for kind in ("old", "try"):
-                source = _place(self.work, self.stage_id, kind, token)
+                source = _attempt_dir(self.work, self.stage_id, kind, token)
                 if is_real_folder(source):
-                    self._take(source, token)
+                    self._rename_or_copy(source, token)
                     break
             else:
                 continue
             break
         else:
             self.path.mkdir()
-        # Left by an attempt that was killed before its directory was renamed.
+        # An attempt that was killed before its directory was renamed leaves its stage.json here.
         remove(self.path / state.STAGE)
         for entry in os.scandir(self._out):
             if entry.name in state.ENGINE_FILES:
@@ -139,43 +141,46 @@ class Attempt:
             else:
                 self._move_here(entry.name)
 
-    def _take(self, source: Path, token: str) -> None:
-        if _same_kernel(token):
+    def _rename_or_copy(self, source: Path, token: str) -> None:
+        """Makes `path` from the directory `source` of the earlier attempt `token`."""
+        if _is_same_kernel(token):
             os.rename(source, self.path)
             return
-        old = _place(self.work, self.stage_id, "old", token)
+        old = _attempt_dir(self.work, self.stage_id, "old", token)
         if source != old:
             os.rename(source, old)
-        new = _place(self.work, self.stage_id, "new", self.token)
-        shutil.copytree(old, new, symlinks=True, ignore=_no_files)
+        new = _attempt_dir(self.work, self.stage_id, "new", self.token)
+        shutil.copytree(old, new, symlinks=True, ignore=_names_to_ignore)
         os.rename(new, self.path)
 
     def _move_here(self, name: str) -> None:
         try:
             os.rename(name, self.path / name, src_dir_fd=self._out)
         except OSError as e:
-            if e.errno != errno.EXDEV:  # a folder of an image's lower layer (overlayfs)
+            # In a container (overlayfs) folders of the image's lower layer cannot be renamed.
+            if e.errno != errno.EXDEV:
                 raise
             shutil.move(self.work / self.stage_id / name, self.path / name)
 
-    def empty_stage(self) -> None:
+    def remove_stage_files(self) -> None:
         """Removes the files of earlier attempts from the stage's directory, except the log."""
         for entry in os.scandir(self._out):
             if entry.name not in (state.LOG, state.DAMAGED, state.POINTER):
                 _remove_at(self._out, entry.name)
-        # Last: an attempt killed before this line leaves the mark, so that the next one starts from
-        # scratch as well.
+        # Last: if this attempt is killed before this line, the next one finds the file DAMAGED
+        # and starts from scratch as well.
         _remove_at(self._out, state.DAMAGED)
 
-    def renew_log(self) -> None:
-        """Copies the log into a new file, as a paused process may have the old file open."""
+    def copy_log(self) -> None:
+        """Copies the log into a new file, because a paused process may have the old file open."""
         with contextlib.suppress(FileNotFoundError):
             copy_file(self.work / self.stage_id / state.LOG, self.work / self.stage_id / state.LOG)
 
     def open(self) -> None:
+        """Opens the attempt's directory; `write`, `fail` and `commit` need it open."""
         self._dir = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
-    # --- the end ---
+    # --- end ---
 
     def open_log(self) -> int:
         """File descriptor of the stage's log, for appending."""
@@ -188,7 +193,7 @@ class Attempt:
             ) from None
 
     def write(self, name: str, raw: bytes) -> None:
-        """Writes an engine file into the directory, also after that was renamed."""
+        """Writes an engine file into the attempt's directory, also if that has been renamed."""
         assert self._dir is not None
         write_in_folder(self._dir, name, raw)
 
@@ -196,33 +201,34 @@ class Attempt:
         """Writes failed.json, and removes a stage.json that was written before the failure."""
         if self._dir is not None:
             _remove_at(self._dir, state.STAGE)
-            with contextlib.suppress(OSError):  # on a full disk only the log has the error
+            with contextlib.suppress(OSError):  # on a full disk the error is only in the log
                 self.write(state.FAILED, failure)
 
-    def settle(self, still_held: Callable[[], bool]) -> bool:
-        """Renames the directory to the stage's; does nothing where the stage was taken over.
+    def commit(self, still_held: Callable[[], bool]) -> bool:
+        """Renames the attempt's directory to `<work>/<stage id>`, unless the stage was taken over.
 
         It can be called again after an interruption at any point.
 
         Returns:
-            False where another process has taken over the stage.
+            False if another process has taken over the stage.
 
         Raises:
             KdepError: another program keeps writing into the stage's directory.
         """
         out = self.work / self.stage_id
         for _ in range(10):
-            if self._is(out):
+            if self._is_own_dir(out):
                 break
-            if not still_held() or not self._is(self.path) or os.path.lexists(out / state.STAGE):
+            is_taken_over = not still_held() or not self._is_own_dir(self.path)
+            if is_taken_over or os.path.lexists(out / state.STAGE):
                 return False
-            # Both renames fail where a successor has renamed this directory.
+            # Both renames fail if another attempt has renamed this directory.
             with contextlib.suppress(FileNotFoundError):
-                self._bring_log(out)
-                _set_aside(out, self.path)
+                self._link_log(out)
+                _move_into(out, self.path)
                 try:
                     os.rename(self.path, out)
-                except OSError as e:  # a file was written there meanwhile, for example failed.json
+                except OSError as e:  # a file was written to `out` meanwhile, e.g. failed.json
                     if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                         raise
         else:
@@ -235,9 +241,10 @@ class Attempt:
                 remove(entry.path)
         return True
 
-    def _bring_log(self, out: Path) -> None:
+    def _link_log(self, out: Path) -> None:
+        """Puts the log of the stage's directory `out` into the attempt's directory."""
         assert self._dir is not None
-        try:  # anything but a regular file is not kept
+        try:  # only a regular file is kept
             if not stat.S_ISREG(os.lstat(out / state.LOG).st_mode):
                 return
         except FileNotFoundError:
@@ -256,7 +263,7 @@ class Attempt:
         except OSError:  # a file system without hard links
             copy_file(out / state.LOG, self.path / state.LOG)
 
-    def _is(self, path: Path) -> bool:
+    def _is_own_dir(self, path: Path) -> bool:
         """Whether `path` is the directory of this attempt."""
         if self._dir is None:
             return False
@@ -266,7 +273,7 @@ class Attempt:
             return False
 
     def close(self, discard: bool) -> None:
-        """Ends the attempt. `discard`: also removes its directory."""
+        """Closes the attempt's files. `discard`: also removes its directory."""
         for fd in (self._out, self._dir):
             if fd is not None:
                 os.close(fd)
@@ -277,40 +284,44 @@ class Attempt:
 
 
 def current_dir(work: Path, stage_id: str) -> Path:
-    """Directory of the newest attempt of a stage: the one in progress, else the one it left."""
-    for token in _earlier(work, stage_id):
+    """Directory of the newest attempt of a stage; `<work>/<stage id>` if none is unfinished."""
+    for token in _earlier_tokens(work, stage_id):
         for kind in ("try", "old"):
-            if is_real_folder(place := _place(work, stage_id, kind, token)):
-                return place
+            if is_real_folder(path := _attempt_dir(work, stage_id, kind, token)):
+                return path
     return work / stage_id
 
 
 def attempt_names(work: Path, stage_id: str) -> set[str]:
     """Names of the directories that the next attempt of a stage continues from or removes."""
-    kinds = ("try", "old", "new")
     return {
-        _place(work, stage_id, k, token).name for token in _earlier(work, stage_id) for k in kinds
+        _attempt_dir(work, stage_id, kind, token).name
+        for token in _earlier_tokens(work, stage_id)
+        for kind in _KINDS
     }
 
 
 # --- names -----------------------------------------------------------------------------------
 
+_KINDS = ("try", "old", "new")  # in use, to be removed, being copied
 
-def _place(work: Path, stage_id: str, kind: str, token: str) -> Path:
+
+def _attempt_dir(work: Path, stage_id: str, kind: str, token: str) -> Path:
     return work / f"{stage_id}.{kind}-{token}"
 
 
 def _kernel() -> str:
-    """Eight hex digits that identify this kernel's boot; random where it is unknown."""
+    """Eight hex digits that identify this kernel's boot; random if the boot id is unknown."""
     boot = boot_id()
     return hashlib.sha256(boot.encode()).hexdigest()[:8] if boot else os.urandom(4).hex()
 
 
-def _same_kernel(token: str) -> bool:
+def _is_same_kernel(token: str) -> bool:
+    """Whether the attempt `token` ran under the kernel that is running now."""
     return token[:8] == _kernel()
 
 
-def _earlier(work: Path, stage_id: str) -> list[str]:
+def _earlier_tokens(work: Path, stage_id: str) -> list[str]:
     """Tokens of earlier attempts that left a directory, newest first."""
     if not is_real_folder(work / stage_id):
         return []
@@ -319,25 +330,31 @@ def _earlier(work: Path, stage_id: str) -> list[str]:
     except (OSError, KdepError):
         return []
     tokens = [t.decode() for t in _TOKEN.findall(raw)]
-    kinds = ("try", "old", "new")
-    return [t for t in tokens if any(os.path.lexists(_place(work, stage_id, k, t)) for k in kinds)]
+    return [
+        token
+        for token in tokens
+        if any(os.path.lexists(_attempt_dir(work, stage_id, kind, token)) for kind in _KINDS)
+    ]
 
 
 # --- files -----------------------------------------------------------------------------------
 
 
-def _end(work: Path, stage_id: str, token: str) -> None:
-    """Removes what an earlier attempt left; renamed first, so that it can no longer be settled."""
+def _remove_attempt(work: Path, stage_id: str, token: str) -> None:
+    """Removes the directories of an earlier attempt.
+
+    They are renamed first: from then on that attempt can no longer be committed.
+    """
     with contextlib.suppress(FileNotFoundError):
         old = work / f"{stage_id}.old-{token[:8]}{os.urandom(4).hex()}"
-        os.rename(_place(work, stage_id, "try", token), old)
+        os.rename(_attempt_dir(work, stage_id, "try", token), old)
         remove(old)
     for kind in ("old", "new"):
-        remove(_place(work, stage_id, kind, token))
+        remove(_attempt_dir(work, stage_id, kind, token))
 
 
-def _set_aside(out: Path, path: Path) -> None:
-    """Moves the stage's directory, which only has the log, into the attempt's."""
+def _move_into(out: Path, path: Path) -> None:
+    """Moves the stage's directory `out`, which contains only the log, into the attempt's `path`."""
     if not os.path.lexists(out):
         return
     try:
@@ -358,12 +375,12 @@ def _remove_at(folder: int, name: str) -> None:
         shutil.rmtree(name, dir_fd=folder)
 
 
-def _no_files(folder: str, names: list[str]) -> list[str]:
-    """Entries that are not copied: FIFOs, sockets, devices, and temporary files."""
+def _names_to_ignore(folder: str, names: list[str]) -> list[str]:
+    """Names in `folder` that are not copied: FIFOs, sockets, devices and temporary files."""
     with os.scandir(folder) as entries:
-        plain = {
+        copied = {
             e.name
             for e in entries
             if e.is_symlink() or e.is_dir(follow_symlinks=False) or e.is_file(follow_symlinks=False)
         }
-    return [n for n in names if n not in plain or (n.startswith(".") and n.endswith(".tmp"))]
+    return [n for n in names if n not in copied or (n.startswith(".") and n.endswith(".tmp"))]

@@ -1,7 +1,8 @@
-"""Results folders whose records cite the stages of a work dir, listed in the work dir.
+"""The work dir's list of the results folders that use its stages.
 
 `<work>/.cited_by/` has one small file per results folder. Pruning (`tools/work_dir.py --gc`) reads
-them, so that a results folder elsewhere keeps its stages without being named on the command line.
+them and keeps the stages that these results cite, also if the folder is not named on the command
+line.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from kdep_bench.files import read_strict, text_hash, write_json
 from kdep_bench.safe_files import is_real_folder, real_folder, remove
 
 FOLDER = ".cited_by"
-_BYTES = 1 << 16
+_MAX_BYTES = 1 << 16  # of one of these files
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class CitingFolder:
     """A results folder that is listed in a work dir.
 
     Attributes:
-        results: its path.
-        note: the file in the work dir.
+        results: path of the results folder.
+        note: file in the work dir that lists it.
     """
 
     results: Path
@@ -37,19 +38,22 @@ class CitingFolder:
 
     @property
     def removed(self) -> bool:
-        """Whether it was removed; False where it may be on a disk that is not mounted."""
+        """Whether the folder was removed.
+
+        False if its parent is missing as well: the folder may be on a disk that is not mounted.
+        """
         return not self.exists and self.results.parent.is_dir()
 
 
 def register(work: Path, results: Path) -> None:
-    """Notes in `work` that records in `results` cite its stages; does nothing if it is noted.
+    """Adds the folder `results` to the list in `work`; does nothing if it is listed.
 
     Raises:
-        KdepError: the note cannot be written, so that pruning would miss these records.
-        OSError: the disk is full, which other permissions would not change.
+        KdepError: the file cannot be written, so pruning would not see these records.
+        OSError: the disk is full.
     """
     work, results = work.absolute(), results.absolute()
-    # Relative inside the work dir: still right after that is moved.
+    # A relative path if `results` is inside the work dir: it stays right if the work dir is moved.
     path = os.path.relpath(results, work) if results.is_relative_to(work) else str(results)
     note = work / FOLDER / f"{text_hash(path)}.json"
     try:
@@ -67,15 +71,16 @@ def register(work: Path, results: Path) -> None:
 
 
 def citing_folders(work: Path) -> list[CitingFolder]:
-    """The results folders noted in `work`, sorted by path.
+    """The results folders listed in `work`, sorted by path.
 
     Raises:
-        KdepError: a note cannot be read: cited stages are unknown, so nothing may be pruned.
+        KdepError: a file of the list cannot be read. Some cited stages are then unknown, so nothing
+            may be pruned.
     """
     folder = work / FOLDER
     out = []
     for note in sorted(folder.glob("*.json")) if is_real_folder(folder) else ():
-        content = read_strict(note, _BYTES, follow=False)
+        content = read_strict(note, _MAX_BYTES, follow=False)
         path = content.get("results") if isinstance(content, dict) else None
         if not isinstance(path, str) or not path:
             raise KdepError(
@@ -84,22 +89,23 @@ def citing_folders(work: Path) -> list[CitingFolder]:
                 fix="move that file elsewhere, and pass the results folder as --results-dir",
             )
         out.append(CitingFolder(Path(os.path.normpath(work / path)), note))
-    return sorted(out, key=lambda r: str(r.results))
+    return sorted(out, key=lambda entry: str(entry.results))
 
 
 def unregister(work: Path, results: Path) -> None:
-    """Removes the note about `results`.
+    """Removes the folder `results` from the list in `work`.
 
     Raises:
-        KdepError: there is none.
+        KdepError: it is not listed.
     """
-    notes = [r for r in citing_folders(work) if r.results == results.absolute()]
-    if not notes:
-        known = [str(r.results) for r in citing_folders(work)]
+    listed = citing_folders(work)
+    matches = [entry for entry in listed if entry.results == results.absolute()]
+    if not matches:
+        paths = [str(entry.results) for entry in listed]
         raise KdepError(
             f"the results folder {results.absolute()} is not registered in {work}",
-            expected=f"one of: {', '.join(known) or 'none'}",
-            fix="correct --forget",
+            expected=f"one of: {', '.join(paths)}" if paths else None,
+            fix="correct --forget" if paths else "leave out --forget: no folder is registered",
         )
-    for entry in notes:
+    for entry in matches:
         remove(entry.note)

@@ -1,9 +1,9 @@
 """Runs a plan through Snakemake: on Slurm, on other executors with a plugin, or on this machine.
 
-Snakemake gets the stages that must run, and each of its jobs is the stage command (`stage.py`),
-which takes the stage's lock and checks its directory again. Local and cluster runs can therefore be
-mixed, and nothing is lost or done twice if this process or Snakemake is killed: jobs in Slurm's
-queue continue, and the jobs of a later run for the same stages wait for them.
+Snakemake receives the stages that must run. Each of its jobs is the stage command (`stage.py`),
+which takes the stage's lock and checks its directory again. Local and cluster runs can therefore
+share a work dir. If this process or Snakemake is killed, no result is lost and no stage runs twice:
+jobs in Slurm's queue continue, and jobs of a later run for the same stages wait for them.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from kdep_bench.suite.graph import Plan, Stage
 
 RUNS_DIR, RUN_FILE = ".cluster", "suite.json"
 SNAKEFILE = Path(__file__).with_name("Snakefile")
-# Cores requested for a stage that takes all cores of a machine, unless runtime.cpus is set.
+# Cores requested for a stage that would use all cores of a machine, unless runtime.cpus is set.
 WIDE_CORES = 4
 # Slurm can signal up to 60 s early: jobs with fewer seconds than this get no signal.
 SHORT_JOB = 120.0
-MAX_JOBS = 100  # most jobs in the cluster's queue at once
-_POLL = 1.0
+MAX_JOBS = 100  # largest number of jobs in the cluster's queue at once
+_POLL = 1.0  # seconds between checks of Snakemake and the stage directories
 # Line in Snakemake's log when it cancels its jobs.
 _CANCEL_MESSAGE = "Terminating processes on user request"
 _CANCEL_REPEAT = 15.0  # seconds after which the request is repeated, without that message
@@ -55,10 +55,11 @@ class ClusterOptions:
 
     Attributes:
         executor: name of a Snakemake executor plugin; 'snakemake-local' for this machine.
-        jobs: most jobs at once; None = MAX_JOBS, or as many as the cores allow on this machine.
+        jobs: largest number of jobs at once; None: MAX_JOBS on a cluster, one per core on this
+            machine.
         gpus: device numbers of this machine; a cluster assigns its GPUs itself.
         without_gpus: request no GPUs from a cluster (it has none, or none that torch can use).
-        fail_fast: submit nothing more after the first failure.
+        fail_fast: submit no more jobs after the first failure.
         retry: number of retries of a failed stage.
         extra_arguments: other arguments of Snakemake, such as the partition.
     """
@@ -77,10 +78,12 @@ class ClusterOptions:
 
 
 def find_snakemake() -> str:
-    """Path of Snakemake: $KDEP_SNAKEMAKE, next to this Python, from `make cluster`, or in PATH.
+    """Path of Snakemake, from the first of these places that has it.
+
+    $KDEP_SNAKEMAKE, the folder of this Python, the environment of `make cluster`, PATH.
 
     Raises:
-        KdepError: it is not installed.
+        KdepError: Snakemake is not installed.
     """
     adjacent = Path(sys.executable).with_name("snakemake")
     places = (os.environ.get("KDEP_SNAKEMAKE"), adjacent, ROOT / ".venv-cluster/bin/snakemake")
@@ -94,13 +97,13 @@ def find_snakemake() -> str:
     return program
 
 
-def prefix(work: Path) -> str:
-    """Prefix of a work dir's jobs in Slurm's queue; equal on all machines with the same path."""
+def job_name_prefix(work: Path) -> str:
+    """Prefix of the names of a work dir's jobs in Slurm; it depends on the path only."""
     return f"kdep-{text_hash(str(work.resolve()))}"
 
 
-def queued(work: Path) -> dict[str, list[str]]:
-    """Stage id -> Slurm jobs that are pending or running for it, whoever submitted them."""
+def queued_jobs(work: Path) -> dict[str, list[str]]:
+    """Stage id -> ids of this user's Slurm jobs that are pending or running for it."""
     out: dict[str, list[str]] = {}
     listing = subprocess.run(
         ["squeue", "--noheader", "--me", "--format=%i|%j|%k"],
@@ -111,7 +114,8 @@ def queued(work: Path) -> dict[str, list[str]]:
     )
     for line in listing.stdout.splitlines():
         job, name, comment = [*line.split("|", 2), "", ""][:3]
-        if name.startswith(prefix(work)):  # the plugin's comment: rule_stage_wildcards_<id>
+        if name.startswith(job_name_prefix(work)):
+            # Snakemake's Slurm plugin sets the comment rule_stage_wildcards_<stage id>.
             out.setdefault(comment.partition("_wildcards_")[2], []).append(job)
     return out
 
@@ -121,21 +125,26 @@ def run_lock(run_dir: Path) -> StageLock:
     return StageLock(run_dir, "run")
 
 
-def row(stage: Stage, options: ClusterOptions, before: Sequence[str] = ()) -> dict[str, Any]:
-    """Entry of one stage for the Snakefile. `before`: Slurm jobs that must end first."""
+def snakefile_entry(
+    stage: Stage, options: ClusterOptions, earlier_jobs: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Entry of one stage for the Snakefile: its resources and Slurm options.
+
+    `earlier_jobs`: ids of Slurm jobs that must end before the stage's job starts.
+    """
     nodes = 1 if options.is_local else stage.nodes
-    wide = cpu_count() if options.is_local else WIDE_CORES
-    limit = stage.time or stage.timeout
-    extra = ["--open-mode=append"]
-    # Signals the job's steps, where the stage runs, early enough for an orderly stop.
+    default_cores = cpu_count() if options.is_local else WIDE_CORES
+    limit = stage.time or stage.timeout  # seconds
+    slurm_options = ["--open-mode=append"]
     if limit >= SHORT_JOB:
-        extra.append(f"--signal=TERM@{round(min(NOTICE, limit / 4))}")
-    if before:
-        extra.append(f"--dependency=afterany:{':'.join(before)}")
+        # SIGTERM goes to the job's steps (the stage), early enough for it to save its state.
+        slurm_options.append(f"--signal=TERM@{round(min(NOTICE, limit / 4))}")
+    if earlier_jobs:
+        slurm_options.append(f"--dependency=afterany:{':'.join(earlier_jobs)}")
     return {
         "needs": [],
         "token": f"done/nodes/{stage.id}" if nodes > 1 else f"done/{stage.id}",
-        "threads": (stage.cpus or wide) * stage.processes,
+        "threads": (stage.cpus or default_cores) * stage.processes,
         "mem_mb": stage.memory,
         "runtime": math.ceil(limit / 60),
         "nodes": nodes,
@@ -144,27 +153,27 @@ def row(stage: Stage, options: ClusterOptions, before: Sequence[str] = ()) -> di
         "gpu": 0
         if options.executor == "slurm" or (options.is_local and not options.gpus)
         else stage.gpus,
-        "slurm_extra": " ".join(extra) if options.executor == "slurm" else "",
+        "slurm_extra": " ".join(slurm_options) if options.executor == "slurm" else "",
     }
 
 
 def run_plan(
     plan: Plan,
     work: Path,
-    known: Mapping[str, state.Status],
+    statuses: Mapping[str, state.Status],
     options: ClusterOptions,
     view: View | None = None,
 ) -> Outcome:
-    """Runs the stages that must run according to `known` (from `state.statuses`).
+    """Runs the stages that must run according to `statuses` (from `state.statuses`).
 
     Raises:
-        KdepError: Snakemake is missing, or ended before it ran any stage; a stage to be rerun by
-            --force is running.
+        KdepError: Snakemake is missing, or ended before it ran any stage, or a stage that --force
+            selects is running now.
     """
-    todo = [plan.stages[i] for i, s in known.items() if s.run]
+    todo = [plan.stages[stage_id] for stage_id, status in statuses.items() if status.run]
     if not todo:
         return Outcome()
-    return _Run(plan, work, known, todo, options, view or Silent()).run()
+    return _Run(plan, work, statuses, todo, options, view or Silent()).run()
 
 
 class _Run:
@@ -174,19 +183,19 @@ class _Run:
         self,
         plan: Plan,
         work: Path,
-        known: Mapping[str, state.Status],
+        statuses: Mapping[str, state.Status],
         todo: list[Stage],
         options: ClusterOptions,
         view: View,
     ) -> None:
         self.plan, self.work, self.options, self.view = plan, work, options, view
         self.todo = {s.id: replace(s, gpus=0) if options.without_gpus else s for s in todo}
-        self.cost = Costs(plan, state.records(work, known)).estimates(todo)
-        self.forced = [i for i in self.todo if known[i].forced]
+        self.cost = Costs(plan, state.records(work, statuses)).estimates(todo)
+        self.forced = [stage_id for stage_id in self.todo if statuses[stage_id].forced]
         self.outcome = Outcome()
         self.signal = 0
         self.run_token = os.urandom(8).hex()
-        self.failures: dict[str, int] = {}
+        self.failure_times: dict[str, int] = {}  # of failed.json in ns; 0: there is none
 
     def run(self) -> Outcome:
         program = find_snakemake()
@@ -196,8 +205,8 @@ class _Run:
                 fix="run this on the cluster's login node",
             )
         self._discard_forced()
-        self.failures = {i: self._failure_time(i) for i in self.todo}
-        # Not mkdtemp, whose folders only their owner can read: a work dir may be shared by a group.
+        self.failure_times = {i: self._failure_time(i) for i in self.todo}
+        # Not mkdtemp: only the owner can read its folders, but a group may share the work dir.
         run_dir = real_folder(self.work / RUNS_DIR) / f"{self.plan.name}-{os.urandom(4).hex()}"
         run_dir.mkdir()
         lock = run_lock(run_dir)
@@ -213,13 +222,13 @@ class _Run:
         finally:
             self.view.end()
             lock.free()
-        self._settle(child.returncode, log)
+        self._sort_unfinished(child.returncode, log)
         if self.outcome.ok:
             shutil.rmtree(run_dir, ignore_errors=True)
         return self.outcome
 
     def _discard_forced(self) -> None:
-        """Removes the outputs of forced stages now, as a job does not know that it is forced."""
+        """Removes the outputs of stages that --force selects; their jobs do not get that option."""
         for stage_id in self.forced:
             lock = StageLock(self.work, stage_id)
             if not lock.take():
@@ -229,18 +238,20 @@ class _Run:
                 )
             try:
                 real_folder(state.folder(self.work, stage_id), "stage directory")
-                attempts.begin(self.work, stage_id, keep=False, still_held=lock.still_held).close(
-                    discard=True
+                attempt = attempts.begin(
+                    self.work, stage_id, resume=False, still_held=lock.still_held
                 )
+                attempt.close(discard=True)
             finally:
                 lock.free()
 
     def _write(self, run_dir: Path) -> None:
+        """Writes the plan and the Snakefile's configuration."""
         write_plan(run_dir / "plan.json", self.plan.name, self.todo.values())
-        before = queued(self.work) if self.options.executor == "slurm" else {}
+        earlier_jobs = queued_jobs(self.work) if self.options.executor == "slurm" else {}
         stages = {}
         for stage_id, stage in self.todo.items():
-            stages[stage_id] = row(stage, self.options, before.get(stage_id, ()))
+            stages[stage_id] = snakefile_entry(stage, self.options, earlier_jobs.get(stage_id, ()))
             stages[stage_id]["needs"] = sorted(
                 u for u in set(stage.needs.values()) if u in self.todo
             )
@@ -258,24 +269,26 @@ class _Run:
         write_json(run_dir / RUN_FILE, content)
 
     def _arguments(self, run_dir: Path) -> list[str]:
-        o = self.options
+        """Command-line arguments of Snakemake."""
+        options = self.options
         out = ["--snakefile", str(SNAKEFILE), "--configfile", str(run_dir / RUN_FILE)]
-        out += ["--directory", str(run_dir), "--nocolor", "--retries", str(o.retry)]
-        out += [] if o.fail_fast else ["--keep-going"]
-        if o.is_local:
+        out += ["--directory", str(run_dir), "--nocolor", "--retries", str(options.retry)]
+        out += [] if options.fail_fast else ["--keep-going"]
+        if options.is_local:
             out += ["--executor", "local", "--cores", str(cpu_count()), "--jobs"]
-            out += [str(o.jobs or cpu_count())]
-            out += ["--resources", f"gpu={len(o.gpus)}"] if o.gpus else []
+            out += [str(options.jobs or cpu_count())]
+            out += ["--resources", f"gpu={len(options.gpus)}"] if options.gpus else []
         else:
-            out += ["--executor", o.executor, "--jobs", str(o.jobs or MAX_JOBS)]
-        if o.executor == "slurm":
-            out += ["--slurm-requeue", "--slurm-jobname-prefix", prefix(self.work)]
-        return [*out, *o.extra_arguments]
+            out += ["--executor", options.executor, "--jobs", str(options.jobs or MAX_JOBS)]
+        if options.executor == "slurm":
+            out += ["--slurm-requeue", "--slurm-jobname-prefix", job_name_prefix(self.work)]
+        return [*out, *options.extra_arguments]
 
     # --- watching ---
 
     def _watch(self, child: subprocess.Popen[bytes], log: Path) -> None:
-        requested_at = 0.0
+        """Waits until Snakemake ends; reports finished stages and passes signals on."""
+        requested_at = 0.0  # time.monotonic() of the last request to cancel
 
         def request_cancel() -> None:
             nonlocal requested_at
@@ -284,29 +297,31 @@ class _Run:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGINT)
 
-        def note(number: int, _: Any) -> None:
+        def on_signal(number: int, _: Any) -> None:
             if not self.signal:
                 request_cancel()
             self.signal = self.signal or number
 
-        old = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        old_handlers = {number: signal.signal(number, on_signal) for number in numbers}
         try:
             while True:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(_POLL)
                     return
-                # On a busy machine Snakemake can miss a SIGINT. A second one while it cancels would
-                # make it leave its jobs running, so the log is checked first.
-                late = self.signal and time.monotonic() > requested_at + _CANCEL_REPEAT
-                if late and _CANCEL_MESSAGE not in log.read_text(errors="replace"):
+                # On a busy machine Snakemake can miss a SIGINT, which is then repeated. If it has
+                # begun to cancel (see the log), a second SIGINT would leave its jobs running.
+                is_late = self.signal and time.monotonic() > requested_at + _CANCEL_REPEAT
+                if is_late and _CANCEL_MESSAGE not in log.read_text(errors="replace"):
                     request_cancel()
                 self._poll_stages()
                 self.view.refresh()
         finally:
-            for number, handler in old.items():
+            for number, handler in old_handlers.items():
                 signal.signal(number, handler)
 
     def _poll_stages(self) -> None:
+        """Reports stages that have finished or failed since the last call."""
         for stage_id, stage in list(self.todo.items()):
             out = state.folder(self.work, stage)
             if (out / state.STAGE).exists():
@@ -318,8 +333,8 @@ class _Run:
                     self.view.finished(stage, record, len(self.todo))
                     continue
             failed_at = self._failure_time(stage_id)
-            if failed_at != self.failures[stage_id] and failed_at:
-                self.failures[stage_id] = failed_at
+            if failed_at != self.failure_times[stage_id] and failed_at:
+                self.failure_times[stage_id] = failed_at
                 failure = state.failure(out)
                 if failure is not None:
                     self.outcome.failed[stage_id] = failure["error"]
@@ -331,10 +346,14 @@ class _Run:
         except OSError:
             return 0
 
-    # --- at the end ---
+    # --- end ---
 
-    def _settle(self, code: int, log: Path) -> None:
-        """Sorts unfinished stages into failed, skipped and left.
+    def _sort_unfinished(self, code: int, log: Path) -> None:
+        """Sorts the stages that did not finish into failed, skipped and unfinished.
+
+        Args:
+            code: exit code of Snakemake.
+            log: its log.
 
         Raises:
             KdepError: Snakemake failed before it ran any stage.
@@ -344,7 +363,7 @@ class _Run:
         outcome.signal = self.signal
         outcome.failed = {i: failures[i] for i in failures if i in self.todo}
         if self.signal:
-            outcome.failed, outcome.left = {}, sorted(self.todo)
+            outcome.failed, outcome.unfinished = {}, sorted(self.todo)
             return
         if (
             not (outcome.ran or outcome.elsewhere or outcome.failed)
@@ -355,7 +374,7 @@ class _Run:
                 f"Snakemake ended with exit code {code} and ran no stage ({_last_line(log)})",
                 fix=f"read {log}",
             )
-        for stage_id, stage in self.todo.items():  # upstream first
+        for stage_id, stage in self.todo.items():  # upstream stages come first
             if stage_id in outcome.failed:
                 continue
             cause = next(
@@ -384,13 +403,14 @@ class _Run:
 
 
 def _start(command: list[str], log: Any) -> subprocess.Popen[bytes]:
+    """Starts Snakemake in a session of its own, with its output in the file `log`."""
     libc = ctypes.CDLL(None)
 
     def detach() -> None:
         os.setsid()
-        # Without this process Snakemake would keep submitting jobs; submitted ones continue.
+        # If this process dies, Snakemake must not submit more jobs; submitted jobs continue.
         libc.prctl(stage_process.PR_SET_PDEATHSIG, signal.SIGKILL)
-        # After `nohup` or a shell's `&` SIGINT is ignored, and a child would inherit that.
+        # After `nohup` or a shell's `&`, SIGINT is ignored, and a child would inherit that.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     return subprocess.Popen(

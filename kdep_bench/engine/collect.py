@@ -1,7 +1,8 @@
 """Collects finished stages into one Record per transfer run, and builds the tables.
 
-A record has the cost of its run from the stage.json of every stage in its chain, and the scores
-from that of its transfer. Nothing is rerun and nothing is averaged here.
+The stages of a run are called its chain. A record has the costs from the stage.json of every stage
+in the chain, and the scores from the stage.json of the transfer. This module reruns and averages
+nothing.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ from kdep_bench.suite.train_test_overlap import overlap_notes
 if TYPE_CHECKING:
     from kdep_bench.results.records.record import Record
 
-CURVE_POINTS = 200
-MOST_COLLECTED = 128 << 10  # bytes of per-sample outputs that a results folder keeps per run
-SUPERSEDED = "superseded"
+CURVE_POINTS = 200  # most points of a curve in a record
+# Largest file of per-sample outputs, in bytes, that is copied into a results folder.
+MAX_SAMPLES_BYTES = 128 << 10
+SUPERSEDED = "superseded"  # folder of records that the suite no longer plans
 
 
 def collect(
@@ -43,31 +45,32 @@ def collect(
     failed: Mapping[str, str] | None = None,
     rebuild: bool = False,
 ) -> Json:
-    """Writes the record of every run of `plan` below `results`, then the tables where needed.
+    """Writes the record of every run of `plan` below `results`, and the tables if they change.
 
     A record with the status 'missing' never replaces one that has a value: the work dir may have
-    been pruned, or belong to another machine. Records of runs that the suite no longer plans are
-    moved to `superseded/`.
+    been pruned, or the value may come from another machine. Records of runs that the suite no
+    longer plans are moved to `superseded/`.
 
     Args:
         suite: the suite of `plan`.
         plan: its stages and runs.
         work: the work dir.
         results: the results folder.
-        failed: stage id -> error of this run, where failed.json could not be written.
-        rebuild: build the tables also when no record is new.
+        failed: stage id -> error of this run, for stages whose failed.json could not be written.
+        rebuild: build the tables also if no record is new.
 
     Returns:
-        counts {'ok', 'failed', 'missing', 'written'}; where the suite has probes, the same of
-        these as 'probes'; where tables were made, 'report'.
+        {'ok', 'failed', 'missing', 'written': numbers of records; 'probes': the same numbers for
+        probe records, if the suite has probes; 'report': result of `results.build`, if tables were
+        built}.
     """
-    from kdep_bench import results as results_room
+    from kdep_bench import results as results_package
 
     if work.is_dir():
         cited_stages.register(work, results)
     chains = _Chains(plan, work, failed or {})
     counts = {"ok": 0, "failed": 0, "missing": 0, "written": 0}
-    superseded = _set_aside(results, {c.id for c in plan.runs})
+    n_superseded = _move_superseded(results, {run.id for run in plan.runs})
     for run in plan.runs:
         record, written = _collect_run(suite, run, chains, work, results)
         counts[record.status] += 1
@@ -79,33 +82,37 @@ def collect(
         out["probes"] = probes
     if (
         rebuild
-        or superseded
+        or n_superseded
         or counts["written"]
         or card_written
         or probes["written"]
         or not (results / "leaderboard.md").exists()
     ):
-        reads_of_methods = {
-            row_name(c.method): {"reads": sorted(method_needs(c.method))} for c in plan.runs
+        method_inputs = {
+            row_name(run.method): {"reads": sorted(method_needs(run.method))} for run in plan.runs
         }
-        out["report"] = results_room.build(results, suite.name, suite.claims, reads_of_methods)
+        out["report"] = results_package.build(results, suite.name, suite.claims, method_inputs)
     return out
 
 
 def _collect_run(
     suite: Suite, run: TransferRun, chains: _Chains, work: Path, results: Path
 ) -> tuple[Record, bool]:
-    """(the record of a run, whether it was written because it is new or has changed)."""
+    """Makes the record of a run, and writes it if it is new or has changed.
+
+    Returns:
+        (the record, whether it was written).
+    """
     from kdep_bench.results.records import store
 
     record = _record_or_reason(suite, run, chains)
-    old = _old(store.records_dir(results) / f"{run.id}.json")
+    old = _load_or_none(store.records_dir(results) / f"{run.id}.json")
     if record.status == "missing" and old is not None and old.status == "ok":
         record = old
-    elif not record.data.fingerprint and old is not None:  # its `prepare` was pruned
-        kept = {"fingerprint": old.data.fingerprint, "source": old.data.source}
-        record = record.model_copy(update={"data": record.data.model_copy(update=kept)})
-    if old is not None and _same(old, record):
+    elif not record.data.fingerprint and old is not None:  # the `prepare` stage was pruned
+        old_values = {"fingerprint": old.data.fingerprint, "source": old.data.source}
+        record = record.model_copy(update={"data": record.data.model_copy(update=old_values)})
+    if old is not None and _is_same(old, record):
         return record, False
     _copy_images(record, state.folder(work, run.id), results)
     _copy_samples(record, state.folder(work, run.id), results)
@@ -114,14 +121,14 @@ def _collect_run(
 
 
 def check_folder(results: Path, suite: str) -> None:
-    """Raises KdepError for a results folder of another suite, whose records would be set aside."""
+    """Raises KdepError for a results folder of another suite: its records would be moved away."""
     from kdep_bench.results.records import record, store
 
     for path in sorted(store.records_dir(results).glob("*.json")):
         try:
             owner = record.load(path).suite
         except (KdepError, OSError):
-            continue  # a damaged record is made again
+            continue  # a damaged record is written again
         if owner != suite:
             raise KdepError(
                 f"the folder {results} has the records of the suite {owner!r}",
@@ -144,7 +151,7 @@ def _write_card(suite: Suite, plan: Plan, chains: _Chains, results: Path) -> boo
 
 
 class _Chains:
-    """The stage.json of every stage, read once; a damaged one counts as absent."""
+    """Reads the stage.json of every stage once; a damaged one counts as missing."""
 
     def __init__(self, plan: Plan, work: Path, failed: Mapping[str, str]) -> None:
         self.plan, self.work, self.failed = plan, work, failed
@@ -152,31 +159,32 @@ class _Chains:
 
     def _finished(self, stage_id: str) -> tuple[Json | None, str | None]:
         if stage_id not in self._read:
-            made, fault = state.finished(self.plan.stages[stage_id], self.work)
-            self._read[stage_id] = with_current_names(made), fault
+            stage, fault = state.finished(self.plan.stages[stage_id], self.work)
+            self._read[stage_id] = with_current_names(stage), fault
         return self._read[stage_id]
 
     def stage(self, stage_id: str | None) -> Json | None:
+        """The stage.json of a finished stage; None if it is not finished."""
         return None if stage_id is None else self._finished(stage_id)[0]
 
     def fault(self, stage_id: str) -> str | None:
         """The reason that a stage's outputs cannot be used, as a clause; None if they can."""
         fault = self._finished(stage_id)[1]
-        return fault and fault.replace(f"{self.work}/", "")  # records contain no paths of a machine
+        return fault and fault.replace(f"{self.work}/", "")  # no machine's paths in records
 
     def fingerprint(self, run: TransferRun) -> str:
-        """Fingerprint of the data that a run has read; "" where unknown.
+        """Fingerprint of the data that a run has read; "" if unknown.
 
-        For files it follows from the plan. Generated data may have been made again since the
-        transfer, whose stage.json therefore has the fingerprint of what it read.
+        For data in files it is computed from the plan. Generated data may have been generated again
+        after the transfer; the stage.json of the transfer has the fingerprint of the data it read.
         """
         prepare, transfer = run.chain["prepare"], self.stage(run.chain["transfer"])
         if content := self.plan.stages[prepare].spec.get(CONTENT):
             return fingerprint_of(content)
         if transfer is not None and "data" in transfer:
             return transfer["data"]
-        made = self.stage(prepare)
-        return made["outputs"].get("fingerprint", "") if made else ""
+        prepared = self.stage(prepare)
+        return prepared["outputs"].get("fingerprint", "") if prepared else ""
 
     def failure(self, stage_id: str) -> tuple[str, str] | None:
         """(error, time) of the last attempt of a stage that is not done; None without a failure."""
@@ -188,7 +196,7 @@ class _Chains:
         return (self.failed[stage_id], _now()) if stage_id in self.failed else None
 
 
-# Former name of a stage output -> its name now.
+# Former name of a stage output -> its current name.
 RENAMED_OUTPUTS = {
     "energy_kept": "explained_variance_ratio",
     "std_ratio_after_svd": "std_ratio_after_align",
@@ -196,9 +204,9 @@ RENAMED_OUTPUTS = {
 
 
 def with_current_names(stage: Json | None) -> Json | None:
-    """A stage.json with the current names of outputs, so that finished stages stay usable.
+    """A stage.json with the current names of outputs, so that old stages stay usable.
 
-    Where it has both names of an output, the current one counts.
+    If it has an output under both names, the current name counts.
     """
     if stage is None:
         return None
@@ -210,33 +218,36 @@ def with_current_names(stage: Json | None) -> Json | None:
 
 
 def _record_or_reason(suite: Suite, run: TransferRun, chains: _Chains) -> Record:
-    """`record_of`, or a failed record where the outputs of the stages cannot be made into one.
+    """The record of a run; a failed record if the outputs of its stages do not fit a record.
 
-    Outputs are whatever a stage's function returned: each can have another type than in the record.
+    Stage functions, also those of users, can return outputs of any type.
     """
     from kdep_bench.results.records import record
 
     try:
-        made = record_of(suite, run, chains)
-        _image_files(made, state.folder(chains.work, run.id))
-        return made
+        new_record = make_record(suite, run, chains)
+        _image_files(new_record, state.folder(chains.work, run.id))
+        return new_record
     except KdepError as e:
         sentence = str(e)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
-        got = (
+        problem = (
             f"the outputs of the stages of {run.id} cannot be made into a record "
             f"({type(e).__name__}: {e})"
         )
-        sentence = str(KdepError(got[:2000], fix="run the suite again"))
+        sentence = str(KdepError(problem[:2000], fix="run the suite again"))
     fields = _planned(suite, run, {}, chains)
     return record.make(fields | {"status": "failed", "error": sentence, "created": _now()})
 
 
-def record_of(suite: Suite, run: TransferRun, chains: _Chains) -> Record:
+def make_record(suite: Suite, run: TransferRun, chains: _Chains) -> Record:
     """The Record of one run, from its stage directories.
 
-    A damaged stage in its chain makes the record failed: its cost or scores cannot be read. An
-    absent one does not: work dirs are pruned.
+    If a stage of the run is damaged, the record is failed, because its cost or scores cannot be
+    read. A missing upstream stage does not make it failed, because work dirs are pruned.
+
+    Raises:
+        KdepError: the transfer stage lacks an output that records need.
     """
     from kdep_bench.results.records import record
 
@@ -245,8 +256,8 @@ def record_of(suite: Suite, run: TransferRun, chains: _Chains) -> Record:
     for stage_id in run.chain.values():
         fault = chains.fault(stage_id)
         if fault is not None and chains.failure(stage_id) is None:
-            got = f"the outputs of stage {stage_id} cannot be used: {fault}"
-            sentence = KdepError(got, fix="run the suite again")
+            problem = f"the outputs of stage {stage_id} cannot be used: {fault}"
+            sentence = KdepError(problem, fix="run the suite again")
             fields.update(status="failed", error=str(sentence), created=_now())
             return record.make(fields)
     transfer = stages["transfer"]
@@ -267,11 +278,14 @@ def record_of(suite: Suite, run: TransferRun, chains: _Chains) -> Record:
 def _planned(
     suite: Suite, run: TransferRun, stages: Mapping[str, Json | None], chains: _Chains
 ) -> Json:
-    """Record fields known from the plan, and from the upstream stages that are finished."""
+    """Record fields from the plan and from the upstream stages that are finished.
+
+    `stages`: role in the chain -> stage.json, None if it is not finished.
+    """
     method, task = run.method, run.task
     prepare, pretrain = _outputs(stages, "prepare"), _outputs(stages, "pretrain")
-    trained, terms = method.get("weights") is None, pretrain.get("terms") or {}
-    known = {k: pretrain.get(k) for k in ("images_seen", "epochs", "steps", "views")}
+    is_trained, terms = method.get("weights") is None, pretrain.get("terms") or {}
+    budget = {k: pretrain.get(k) for k in ("images_seen", "epochs", "steps", "views")}
     return {
         "id": run.id,
         "suite": suite.name,
@@ -289,14 +303,14 @@ def _planned(
             "fingerprint": chains.fingerprint(run),
             "source": prepare.get("source", ""),
             "share": run.fraction,
-            "images": pretrain.get("images") if trained else None,
+            "images": pretrain.get("images") if is_trained else None,
         },
         "budget": {
-            **known,
-            "learning_rate": _rate(stages.get("pretrain")),
-            "epochs_asked": _epochs_asked(stages.get("pretrain")),
+            **budget,
+            "learning_rate": _learning_rate(stages.get("pretrain")),
+            "epochs_asked": _planned_epochs(stages.get("pretrain")),
         }
-        if trained
+        if is_trained
         else {},
         "seed": {"pretrain": run.pretrain_seed, "transfer": run.transfer_seed},
         "task": {
@@ -318,6 +332,7 @@ def _planned(
 
 
 def _measured(run: TransferRun, stages: Mapping[str, Json | None], transfer: Json) -> Json:
+    """Record fields from `transfer`, the stage.json of the transfer."""
     outputs, environment = transfer["outputs"], transfer["environment"]
     required = ("value", "metrics", "per_class", "gate")
     missing = [k for k in required if k not in outputs]
@@ -360,14 +375,14 @@ def _measured(run: TransferRun, stages: Mapping[str, Json | None], transfer: Jso
     return fields
 
 
-def _samples(run: TransferRun, kept: Json | None) -> Json | None:
-    """The record's part about per-sample outputs; a large file stays in the work dir."""
+def _samples(run: TransferRun, samples: Json | None) -> Json | None:
+    """The record's field about per-sample outputs; a large file stays in the work dir."""
     from kdep_bench.results.records.samples import FOLDER
 
-    if kept is None:
+    if samples is None:
         return None
-    small = kept["bytes"] <= MOST_COLLECTED
-    return {**kept, "file": f"{FOLDER}/{run.id}.npz" if small else ""}
+    is_small = samples["bytes"] <= MAX_SAMPLES_BYTES
+    return {**samples, "file": f"{FOLDER}/{run.id}.npz" if is_small else ""}
 
 
 def _data_notes(run: TransferRun, stages: Mapping[str, Json | None]) -> list[str]:
@@ -380,34 +395,39 @@ def _data_notes(run: TransferRun, stages: Mapping[str, Json | None]) -> list[str
 
 
 def _suite_notes(suite: Suite, run: TransferRun) -> list[str]:
-    """Notes about a teacher, or given weights, that were trained on what the task tests, and the
-    `scores_note` of the data."""
+    """Notes that hold for the scores: the data's `scores_note`, and overlaps of train and test.
+
+    An overlap: a teacher or given weights were trained on images that the task tests on.
+    """
     from kdep_bench.results.report.data_card import NOTE
 
-    tuned = ((run.method.get("transfer") or {}).get("teacher") or {}).get("method")
+    tuned_method = ((run.method.get("transfer") or {}).get("teacher") or {}).get("method")
     suite_teacher = suite.teachers[run.student["name"]]
-    taught = [run.teacher, teacher_config_for(tuned, suite_teacher) if tuned else None]
-    trained = [teacher for t in taught for teacher in (t or {}).get("teachers", [t])]
-    trained += [m for m in (run.method, tuned) if m and m.get("weights") is not None]
-    notes = overlap_notes(trained, run.task, suite.data["name"])
-    stated = suite.data.get("scores_note")
-    return [f"{NOTE}{note}" for note in [*([stated] if stated else []), *notes]]
+    teachers = [run.teacher]
+    if tuned_method:
+        teachers.append(teacher_config_for(tuned_method, suite_teacher))
+    networks = [network for t in teachers for network in (t or {}).get("teachers", [t])]
+    networks += [m for m in (run.method, tuned_method) if m and m.get("weights") is not None]
+    notes = overlap_notes(networks, run.task, suite.data["name"])
+    scores_note = suite.data.get("scores_note")
+    return [f"{NOTE}{note}" for note in [*([scores_note] if scores_note else []), *notes]]
 
 
 def _outputs(stages: Mapping[str, Json | None], kind: str) -> Json:
+    """The outputs of a finished stage; {} if it is not finished."""
     record = stages.get(kind)
     return record["outputs"] if record else {}
 
 
-def _rate(pretrain: Json | None) -> float | None:
-    """Learning rate of a pre-training that took steps; None without steps."""
+def _learning_rate(pretrain: Json | None) -> float | None:
+    """Learning rate of the pre-training; None if it took no steps."""
     if pretrain is None or not pretrain["outputs"].get("steps"):
         return None
     return pretrain["spec"].get("budget", {}).get("optimizer", {}).get("lr")
 
 
-def _epochs_asked(pretrain: Json | None) -> float | None:
-    """Epochs of the budget over the data fraction; None where the steps are exactly those."""
+def _planned_epochs(pretrain: Json | None) -> float | None:
+    """Epochs of the budget over the data fraction; None if the pre-training took exactly those."""
     if pretrain is None or not (outputs := pretrain["outputs"]).get("steps"):
         return None
     budget, images = pretrain["spec"].get("budget", {}), outputs.get("images")
@@ -418,7 +438,7 @@ def _epochs_asked(pretrain: Json | None) -> float | None:
 
 
 def _method(method: Json) -> Json:
-    """A row's method; with a transfer method, the name, family and sources are those of both."""
+    """The record's field about the method; it describes the transfer method as well, if any."""
     transfer = method.get("transfer")
     both = [method] if transfer is None else [method, transfer]
     return {
@@ -432,7 +452,7 @@ def _method(method: Json) -> Json:
 
 
 def _transfer(run: TransferRun, stages: Mapping[str, Json | None]) -> Json | None:
-    """The transfer method of a run and its teacher; None without one."""
+    """The record's field about the transfer method and its teacher; None without one."""
     transfer = run.method.get("transfer")
     if transfer is None:
         return None
@@ -450,6 +470,7 @@ def _transfer(run: TransferRun, stages: Mapping[str, Json | None]) -> Json | Non
 
 
 def _teacher(run: TransferRun, stages: Mapping[str, Json | None]) -> Json | None:
+    """The record's field about the teacher; None without one."""
     if run.teacher is None:
         return None
     if "teachers" in run.teacher:
@@ -467,9 +488,10 @@ def _teacher(run: TransferRun, stages: Mapping[str, Json | None]) -> Json | None
 
 
 def _teachers(run: TransferRun, stages: Mapping[str, Json | None]) -> Json:
-    """Several teachers as one of a record: names and checksums joined, FLOPs of one pass of each.
+    """The record's field about several teachers.
 
-    A figure that one of them lacks is unknown for all.
+    Names and checksums are joined; the FLOPs are those of one forward pass of each, summed. A value
+    that is unknown for one teacher is unknown in the record.
     """
     assert run.teacher is not None
     roles = list(run.method["teachers"])
@@ -488,15 +510,15 @@ def _teachers(run: TransferRun, stages: Mapping[str, Json | None]) -> Json:
 
 
 def _config_hash(run: TransferRun) -> str:
-    """Hash of the configs of a run, without the text keys that published records do not include."""
-    prose = {"card", "tests_on"}
-    method = with_role_teachers(without(run.method, prose), _hashed_teacher)
-    parts = [method, run.student, _hashed(run), without(run.task, prose)]
+    """Hash of the configs of a run, without keys that earlier, published records did not have."""
+    description_keys = {"card", "tests_on"}
+    method = with_role_teachers(without(run.method, description_keys), _hashed_teacher)
+    parts = [method, run.student, _hashed_teachers(run), without(run.task, description_keys)]
     return text_hash(canonical_json(parts))
 
 
-def _hashed(run: TransferRun) -> Json | None:
-    """The teacher config as in the hash of published records, whose cards had fewer keys."""
+def _hashed_teachers(run: TransferRun) -> Json | None:
+    """The teacher configs of a run as they enter the hash; None without a teacher."""
     if run.teacher is None:
         return None
     if "teachers" in run.teacher:
@@ -505,6 +527,7 @@ def _hashed(run: TransferRun) -> Json | None:
 
 
 def _hashed_teacher(teacher: Json) -> Json:
+    """A teacher config without the card keys that published records did not have."""
     if "card" not in teacher:
         return teacher
     card = without(teacher["card"], {"classes", "trained_on"})
@@ -514,6 +537,7 @@ def _hashed_teacher(teacher: Json) -> Json:
 
 
 def _align(stages: Mapping[str, Json | None]) -> Json | None:
+    """The record's field about the alignment; None without one."""
     outputs = {**_outputs(stages, "align"), **_outputs(stages, "pretrain")}
     keys = (
         "explained_variance_ratio",
@@ -527,22 +551,25 @@ def _align(stages: Mapping[str, Json | None]) -> Json | None:
 
 @dataclass(frozen=True)
 class _Charges:
-    """What of a run's stages is charged to it; see `_cost`."""
+    """Costs of a run's stages, as far as they are charged to this run; see `_cost`."""
 
     run: TransferRun
     stages: Mapping[str, Json | None]
-    timed: bool
+    report_times: bool
 
-    def of_kind(self, kind: str) -> list[Json | None]:
-        """The stages of a kind, each once: several teachers may come from the same ones."""
+    def stages_of_kind(self, kind: str) -> list[Json | None]:
+        """The stages of a kind; a stage that several teachers of the run share is listed once."""
         same_kind = [r for role, r in self.stages.items() if role.rpartition(".")[2] == kind]
-        return list({id(r): r for r in same_kind}.values())
+        return list({id(record): record for record in same_kind}.values())
 
     def wall(self, kind: str) -> float | None:
-        """Seconds of the stages of a kind, including those of intermediate teachers."""
+        """Seconds of all stages of a kind, including those of intermediate teachers.
+
+        None if there are none, if one is not finished, or if no times are reported.
+        """
         seconds_key = {"cache": "fill_s", "pretrain": "train_s"}.get(kind, "")
-        same_kind = self.of_kind(kind)
-        if not same_kind or not self.timed or any(r is None for r in same_kind):
+        same_kind = self.stages_of_kind(kind)
+        if not same_kind or not self.report_times or any(r is None for r in same_kind):
             return None
         seconds = [
             max(r["wall_s"], r["outputs"].get(seconds_key) or 0.0) * self.fraction_used(r)
@@ -552,53 +579,54 @@ class _Charges:
         return round(sum(seconds), 3) if kind == "cache" else sum(seconds)
 
     def fraction_used(self, record: Json) -> float:
-        """Fraction of a stage that is charged to this run: below 1 for a cache of more images."""
+        """Fraction of a stage's cost that is charged to this run.
+
+        It is below 1 for a teacher cache that contains more images than the run uses.
+        """
         if "teacher" not in record["spec"] or record["kind"] != "cache":
             return 1.0
         return self.run.fraction / record["spec"].get("share", 1.0)
 
     def cache_total(self, key: str) -> float | None:
-        """The sum of an output of the caches; None where none states it."""
-        cache_stages = [r for r in self.of_kind("cache") if r]
-        values = [r["outputs"].get(key) for r in cache_stages]
-        return (
-            sum(g * self.fraction_used(r) for g, r in zip(values, cache_stages, strict=True) if g)
-            if any(values)
-            else None
-        )
+        """The sum of an output over the teacher caches; None if no cache has it."""
+        cache_stages = [r for r in self.stages_of_kind("cache") if r]
+        values = [(r["outputs"].get(key), self.fraction_used(r)) for r in cache_stages]
+        charged = [value * fraction for value, fraction in values if value]
+        return sum(charged) if charged else None
 
 
-def _cost(run: TransferRun, stages: Mapping[str, Json | None], timed: bool) -> Json:
+def _cost(run: TransferRun, stages: Mapping[str, Json | None], report_times: bool) -> Json:
     """Cost of a run: wall seconds per stage kind, sizes in bytes, forward passes.
 
-    The teacher cache is charged in proportion to the data fraction. Without `timed` (see `Runtime`)
-    there are no seconds. The wall time of a resumed stage is that of its last attempt; the seconds
-    in its outputs cover all attempts and are used where they are larger.
+    The teacher cache is charged in proportion to the data fraction. Without `report_times`
+    (`runtime.timed` of the suite) there are no seconds. The wall time of a resumed stage is that of
+    its last attempt; the seconds in its outputs are those of all attempts and count if larger.
     """
 
-    charges = _Charges(run, stages, timed)
+    charges = _Charges(run, stages, report_times)
     pretrain, transfer = stages.get("pretrain"), stages.get("transfer")
-    size, outputs = charges.cache_total("bytes"), _outputs(stages, "pretrain")
-    last = transfer or pretrain
-    fixed_weights = run.method.get("weights") is not None
+    cache_bytes, outputs = charges.cache_total("bytes"), _outputs(stages, "pretrain")
+    has_given_weights = run.method.get("weights") is not None
     finished = [r for r in (pretrain, transfer) if r]
-    extra = outputs.get("extra_forwards")  # absent in runs that did not count them
+    last_stage = transfer or pretrain
+    environment = last_stage["environment"] if last_stage else {}
+    extra_forwards = outputs.get("extra_forwards")  # old pre-trainings did not count them
+    if extra_forwards is not None:
+        extra_forwards = round(extra_forwards + (charges.cache_total("forwards") or 0))
     return {
-        "pretrain_s": None if fixed_weights else charges.wall("pretrain"),
+        "pretrain_s": None if has_given_weights else charges.wall("pretrain"),
         "cache_s": charges.wall("cache"),
         "align_s": charges.wall("align"),
         "transfer_s": charges.wall("transfer"),
-        "images_per_s": outputs.get("images_per_s") if timed else None,
-        "cache_bytes": None if size is None else round(size),
+        "images_per_s": outputs.get("images_per_s") if report_times else None,
+        "cache_bytes": None if cache_bytes is None else round(cache_bytes),
         "peak_memory_bytes": max((r["peak_rss"] for r in finished), default=None),
         "peak_gpu_bytes": max((r["peak_gpu"] for r in finished if "peak_gpu" in r), default=None),
         "extra_parameters": outputs.get("extra_parameters"),
-        "extra_forwards": None
-        if extra is None
-        else round(extra + (charges.cache_total("forwards") or 0)),
-        "device": last["environment"].get("device") if last else None,
-        "threads": last["environment"].get("threads") if last else None,
-        "processor_units": last["environment"].get("processor_units") if last else None,
+        "extra_forwards": extra_forwards,
+        "device": environment.get("device"),
+        "threads": environment.get("threads"),
+        "processor_units": environment.get("processor_units"),
     }
 
 
@@ -613,24 +641,29 @@ def _thinned(curves: Any) -> Json:
     return out
 
 
-def _old(path: Path) -> Record | None:
+def _load_or_none(path: Path) -> Record | None:
+    """The record at `path`; None if it is absent or damaged (it is then written again)."""
     from kdep_bench.results.records import record
 
     try:
         return record.load(path) if path.exists() else None
     except KdepError:
-        return None  # damaged: it is written again
+        return None
 
 
-def _same(old: Record, new: Record) -> bool:
-    """Whether two records are equal; the time of a 'missing' or failed one does not count."""
+def _is_same(old: Record, new: Record) -> bool:
+    """Whether two records are equal; the time of a missing or failed record does not count."""
     if new.status != "ok":
         new = new.model_copy(update={"created": old.created})
     return old == new
 
 
-def _set_aside(results: Path, planned: set[str]) -> int:
-    """Moves records of runs that are no longer planned, and their images, to `superseded/`.
+def _move_superseded(results: Path, planned: set[str]) -> int:
+    """Moves records of runs that are no longer planned, and their files, to `superseded/`.
+
+    Args:
+        results: the results folder.
+        planned: ids of the planned runs.
 
     Returns:
         the number of moved records.
@@ -647,16 +680,20 @@ def _set_aside(results: Path, planned: set[str]) -> int:
                 store.own_folder(results / SUPERSEDED, "pictures")
                 remove(results / SUPERSEDED / images)
                 (results / images).replace(results / SUPERSEDED / images)
-            outputs = Path("samples", f"{path.stem}.npz")
-            if is_real_folder(results / "samples") and (results / outputs).is_file():
+            samples = Path("samples", f"{path.stem}.npz")
+            if is_real_folder(results / "samples") and (results / samples).is_file():
                 store.own_folder(results / SUPERSEDED, "samples")
-                (results / outputs).replace(results / SUPERSEDED / outputs)
+                (results / samples).replace(results / SUPERSEDED / samples)
             moved += 1
     return moved
 
 
 def _image_files(record: Record, stage_dir: Path) -> dict[str, Path]:
-    """Image path in the record -> its file in the stage; KdepError for a file outside the stage."""
+    """Path of each image in the record -> its file in the stage's directory.
+
+    Raises:
+        KdepError: a file is outside the stage's directory.
+    """
     files = {p: stage_dir / p.removeprefix(f"pictures/{record.id}/") for p in record.pictures}
     for image, source in files.items():
         if stage_dir.resolve() not in source.resolve().parents or source.is_dir():
@@ -670,7 +707,7 @@ def _image_files(record: Record, stage_dir: Path) -> dict[str, Path]:
 
 
 def _copy_images(record: Record, stage_dir: Path, results: Path) -> None:
-    """Copies the images into the results folder, which is complete without its work dir."""
+    """Copies the images into the results folder, which must be complete without the work dir."""
     from kdep_bench.results.records import store
 
     for image, source in _image_files(record, stage_dir).items():

@@ -1,4 +1,4 @@
-"""Collects finished probe stages into one probe record each, in a separate folder."""
+"""Writes one probe record per planned probe into the folder `probes` of the results."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
 
 
 class Chains(Protocol):
-    """The finished stages of a plan, as `collect` reads them."""
+    """Reads the finished and failed stages of a plan; implemented in `collect`."""
 
     plan: Plan
 
     def stage(self, stage_id: str | None) -> Json | None:
-        """The stage.json of a finished stage."""
+        """The stage.json of a finished stage; None if it is not finished."""
 
     def fault(self, stage_id: str) -> str | None:
-        """The reason that the files of a stage cannot be used; None if they can."""
+        """The reason that the files of a stage cannot be used, as a clause; None if they can."""
 
     def failure(self, stage_id: str) -> tuple[str, str] | None:
-        """(sentence, time) of a failed stage."""
+        """(error, time) of a failed stage; None if it has not failed."""
 
 
 def collect_probes(suite: Suite, chains: Chains, results: Path, superseded: str) -> dict[str, int]:
     """Writes the record of every probe of the plan below `results`.
 
-    A record that would say 'missing' never replaces one that has values. Records of probes that
-    the suite no longer plans are moved to `superseded`/probes.
+    A record with the status 'missing' never replaces one that has values. Records of probes that
+    the suite no longer plans are moved to `<superseded>/probes`.
 
     Returns:
         counts {'ok', 'failed', 'missing', 'written'}; a moved record counts as written.
@@ -49,9 +49,9 @@ def collect_probes(suite: Suite, chains: Chains, results: Path, superseded: str)
         return counts
     from kdep_bench.results.records import probe_record, store
 
-    kept = {f"{run.id}.json" for run in chains.plan.probes}
+    planned_names = {f"{run.id}.json" for run in chains.plan.probes}
     for path in probe_record.paths(results):
-        if path.name not in kept:
+        if path.name not in planned_names:
             store.own_folder(results, superseded)
             target = store.own_folder(results / superseded, probe_record.PROBES)
             path.replace(target / path.name)
@@ -59,33 +59,37 @@ def collect_probes(suite: Suite, chains: Chains, results: Path, superseded: str)
     for run in chains.plan.probes:
         record = _record_or_reason(suite, run, chains)
         path = results / probe_record.PROBES / f"{run.id}.json"
-        old = _old(path, probe_record.load)
+        old = _load_or_none(path, probe_record.load)
         if record.status == "missing" and old is not None and old.status == "ok":
             record = old
         counts[record.status] += 1
-        if old is None or not _same(old, record):
+        if old is None or not _is_same(old, record):
             probe_record.write(results, record)
             counts["written"] += 1
     return counts
 
 
-def _old(path: Path, load: Callable[[Path], ProbeRecord]) -> ProbeRecord | None:
+def _load_or_none(path: Path, load: Callable[[Path], ProbeRecord]) -> ProbeRecord | None:
+    """The record at `path`; None if it is absent or damaged (it is then written again)."""
     try:
-        there = is_real_folder(path.parent) and path.exists()
-        return load(path) if there else None
+        exists = is_real_folder(path.parent) and path.exists()
+        return load(path) if exists else None
     except KdepError:
-        return None  # damaged: written again
+        return None
 
 
-def _same(old: ProbeRecord, new: ProbeRecord) -> bool:
-    """Equal except for the time of a record without values, which is when it was collected."""
+def _is_same(old: ProbeRecord, new: ProbeRecord) -> bool:
+    """Whether two records are equal.
+
+    The time of a record without values does not count: it is the time of collecting.
+    """
     if new.status != "ok":
         new = new.model_copy(update={"created": old.created})
     return old == new
 
 
 def _record_or_reason(suite: Suite, run: ProbeRun, chains: Chains) -> ProbeRecord:
-    """The record of a probe; of status failed if the outputs of its stages do not fit a record."""
+    """The record of a probe; a failed record if the outputs of its stages do not fit a record."""
     from kdep_bench.results.records import probe_record
 
     planned = _planned(suite, run, chains)
@@ -134,9 +138,9 @@ def _planned(suite: Suite, run: ProbeRun, chains: Chains) -> Json:
 
 
 def _epochs(budget: Json, fraction: float) -> float | None:
-    """Epochs of the budget in images of the data fraction; None for untrained backbones.
+    """Planned epochs over the images of the data fraction; None for untrained backbones.
 
-    As planned, not as done: a probe whose pre-training failed is in the same row.
+    The planned number is used, so that probes whose pre-training failed are in the same table row.
     """
     if not budget:
         return None
@@ -144,51 +148,51 @@ def _epochs(budget: Json, fraction: float) -> float | None:
 
 
 def _fingerprint(run: ProbeRun, chains: Chains) -> str:
-    """Of the data that the features were extracted from; "" where no stage recorded it."""
+    """Fingerprint of the data that the features were extracted from; "" if none is recorded."""
     prepare = run.chain["prepare"]
     if content := chains.plan.stages[prepare].spec.get(CONTENT):
         return fingerprint_of(content)
     features = chains.stage(run.chain.get("features"))
     if features is not None and "data" in features:
         return features["data"]
-    made = chains.stage(prepare)
-    return made["outputs"].get("fingerprint", "") if made else ""
+    prepared = chains.stage(prepare)
+    return prepared["outputs"].get("fingerprint", "") if prepared else ""
 
 
 def _result(suite: Suite, run: ProbeRun, chains: Chains) -> Json:
-    """Status, and values or the reason why there are none."""
+    """Record fields of the result: status, and the values or the reason why there are none."""
     for stage_id in run.chain.values():
         fault = chains.fault(stage_id)
         if fault is not None and chains.failure(stage_id) is None:
-            got = f"the outputs of stage {stage_id} cannot be used: {fault}"
-            return _failed(str(KdepError(got, fix="run the suite again")), _now())
-    made = chains.stage(run.id)
-    if made is None:
+            problem = f"the outputs of stage {stage_id} cannot be used: {fault}"
+            return _failed(str(KdepError(problem, fix="run the suite again")), _now())
+    finished_stage = chains.stage(run.id)
+    if finished_stage is None:
         for role, stage_id in run.chain.items():
             failure = chains.failure(stage_id)
             if failure is not None:
                 sentence = failure[0] if role == "probe" else f"{role} failed: {failure[0]}"
                 return _failed(sentence, failure[1])
         return {"status": "missing", "created": _now()}
-    outputs, environment = made["outputs"], made["environment"]
-    timed = suite.runtime.timed
+    outputs, environment = finished_stage["outputs"], finished_stage["environment"]
+    report_times = suite.runtime.timed
     return {
         "status": "ok",
         "values": outputs["values"],
         "notes": outputs["notes"],
-        "features_s": _features_seconds(run, chains) if timed else None,
-        "probe_s": outputs["probe_s"] if timed else None,
+        "features_s": _features_seconds(run, chains) if report_times else None,
+        "probe_s": outputs["probe_s"] if report_times else None,
         "device": environment.get("device"),
         "git": environment.get("git", ""),
         "packages": environment.get("packages", {}),
-        "created": made["finished"],
+        "created": finished_stage["finished"],
     }
 
 
 def _features_seconds(run: ProbeRun, chains: Chains) -> float | None:
-    """Seconds of the feature extractions that the probe reads; None where one is gone."""
+    """Seconds of the feature extractions that the probe reads; None if one is missing."""
     stages = [chains.stage(run.chain[role]) for role in ("features", "pool") if role in run.chain]
-    seconds = [made["outputs"]["extract_s"] for made in stages if made is not None]
+    seconds = [stage["outputs"]["extract_s"] for stage in stages if stage is not None]
     return sum(seconds) if seconds and len(seconds) == len(stages) else None
 
 

@@ -1,14 +1,13 @@
-"""Runs one stage as several processes (DDP) with torchrun, under srun on several nodes.
+"""Runs one stage as several processes (DDP) with torchrun, and with srun on several nodes.
 
-A stage process that has imported the toolkits, as in the local pool, forks torchrun's agent and the
-ranks, which then import nothing again.
+The stage process holds the lock, launches the ranks, and is the only one that writes stage.json.
+Every rank calls the stage function with the same spec, inputs and directory; the outputs of rank 0
+count. The processes exchange files in `<stage>/.ddp/`, which is removed at the end.
 
-The stage process holds the lock, launches the ranks, and alone writes stage.json. Every rank calls
-the stage function with the same spec, inputs and directory; the outputs of rank 0 count. The
-processes exchange files in `<stage>/.ddp/`, which is removed at the end.
-
-srun starts `python -m kdep_bench.engine.ddp node DIR` on each node; torchrun, where it runs as a
-command, starts `... rank DIR` for each process.
+In the local pool the stage process has already imported the toolkits. It forks torchrun's agent and
+the ranks, which therefore need not import them again. Otherwise torchrun is started as a command,
+which runs `python -m kdep_bench.engine.ddp rank DIR` for each process; on several nodes srun first
+runs `python -m kdep_bench.engine.ddp node DIR` on each node.
 """
 
 from __future__ import annotations
@@ -43,11 +42,11 @@ from kdep_bench.suite.schema import Suite
 
 DDP_DIR = ".ddp"
 _REQUEST, _OUTPUTS, _FAULT, _PROGRESS = "order.json", "outputs.json", "fault.json", "progress.json"
-# Seconds that the launcher may run on after a rank failed. Longer than Slurm's default
-# SlurmdTimeout (300): where a node is lost, srun waits until Slurm notices and requeues the job.
+# Seconds that the launcher may continue after a rank failed. Longer than Slurm's default
+# SlurmdTimeout (300 s): if a node is lost, srun waits until Slurm notices and requeues the job.
 _LINGER = 600.0
-# Outside Linux's ephemeral range (from 32768) and common service ports; torchrun's default 29500
-# collides when two jobs share a node.
+# Ports outside Linux's ephemeral range (from 32768) and the common service ports. With torchrun's
+# default 29500 for all, two jobs on one node would collide.
 _PORTS = range(20000, 32000)
 # Variables that torchrun sets for its processes (torch.distributed.run), with TORCHELASTIC_*.
 _TORCHRUN = frozenset(
@@ -61,14 +60,14 @@ _TORCHRUN = frozenset(
 def leave_launcher() -> tuple[int, int]:
     """Removes torchrun's variables from the environment, so that stages do not inherit them.
 
-    A stage with these variables would wait for a rank that runs another stage, or train together
-    with it.
+    With these variables, a stage would take processes of other stages for its own ranks, and wait
+    for them or train together with them.
 
     Returns:
-        (rank, processes per node) of the torchrun that started this process; (0, 1) without one.
+        (rank, processes per node) of the torchrun that started this process; (0, 1) if none did.
 
     Raises:
-        KdepError: a torchrun over several nodes.
+        KdepError: torchrun started this program on several nodes.
     """
     variables = {
         k: v for k, v in os.environ.items() if k in _TORCHRUN or k.startswith("TORCHELASTIC_")
@@ -87,9 +86,9 @@ def leave_launcher() -> tuple[int, int]:
 
 
 def spread(suite: Suite, processes: int) -> Suite:
-    """The suite with `processes` processes and GPUs per stage, for kinds that support DDP.
+    """The suite with `processes` processes and GPUs per stage, for stage kinds that support DDP.
 
-    Values that the suite sets itself are kept.
+    Values that the suite sets itself are not changed.
     """
     if processes == 1:
         return suite
@@ -98,13 +97,13 @@ def spread(suite: Suite, processes: int) -> Suite:
     for setting in ("processes", "gpus"):
         explicit = getattr(suite.runtime, setting)
         changes[setting] = {k: processes for k in kinds if k not in suite.runtime.gpus} | explicit
-    parts = [spread(v, processes) for v in suite.variants]
+    variants = [spread(v, processes) for v in suite.variants]
     runtime = suite.runtime.model_copy(update=changes)
-    return suite.model_copy(update={"runtime": runtime, "variants": parts})
+    return suite.model_copy(update={"runtime": runtime, "variants": variants})
 
 
 def shape(stage: Stage) -> tuple[int, int]:
-    """(nodes, processes per node) of the stage here: several nodes only in a Slurm job."""
+    """(nodes, processes per node) of the stage; outside a Slurm job there is one node."""
     return (stage.nodes if "SLURM_JOB_ID" in os.environ else 1), stage.processes
 
 
@@ -116,9 +115,15 @@ def launch(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Runs the stage function in all ranks.
 
+    Args:
+        request: the stage and its resources.
+        inputs: role -> directory of the upstream stage.
+        out: the stage's directory.
+        progress: receives the progress of rank 0.
+
     Returns:
         the outputs of rank 0, and the usage of each rank: {device, cpu_s, peak_rss in bytes;
-        peak_gpu in bytes where it used a GPU}.
+        peak_gpu in bytes if it used a GPU}.
 
     Raises:
         KdepError: a rank failed (with the error of the first one), disappeared or was stopped.
@@ -152,6 +157,7 @@ def launch(
 
 
 def _command(ddp_dir: Path, nodes: int, processes: int, cpus: int) -> list[str]:
+    """Command that starts all ranks: torchrun, or srun on several nodes."""
     module_command = [sys.executable, "-m", "kdep_bench.engine.ddp"]
     if nodes == 1:
         return _torchrun(ddp_dir, processes, "--standalone")
@@ -169,7 +175,7 @@ def _command(ddp_dir: Path, nodes: int, processes: int, cpus: int) -> list[str]:
 
 
 def _torchrun(ddp_dir: Path, processes: int, *rendezvous: str) -> list[str]:
-    # No restarts: a failure is reported at once, and a rerun resumes where the function can.
+    # No restarts by torchrun: a failure is reported at once, and a rerun of the suite resumes.
     return [
         *(sys.executable, "-m", "torch.distributed.run", *rendezvous, "--max-restarts=0"),
         *(f"--nproc-per-node={processes}", "-m", "kdep_bench.engine.ddp", "rank", str(ddp_dir)),
@@ -177,16 +183,20 @@ def _torchrun(ddp_dir: Path, processes: int, *rendezvous: str) -> list[str]:
 
 
 class _Fork:
-    """`body(*args)` in a fork of this process, with the methods of Popen that `_watch` calls."""
+    """A fork of this process that runs `body(*args)`, with the methods of Popen that `_watch` uses.
+
+    `poll` and `wait` return the exit code.
+    """
 
     def __init__(self, body: Callable[..., None], *args: Any) -> None:
         self._process = multiprocessing.get_context("fork").Process(target=body, args=args)
-        # A signal before `target` runs would raise in the child's copy of this stack.
-        old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        # SIGTERM is blocked until `body` runs: before that, the child has a copy of this process's
+        # handler, which would raise an exception in the child.
+        old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
             self._process.start()
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, old)
+            signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
 
     def poll(self) -> int | None:
         return self._process.exitcode
@@ -209,7 +219,8 @@ def _popen(command: list[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         command,
         env=_environment(),
-        # Ranks that outlive the process with the lock would write along with its successor's.
+        # If the process with the lock dies, its ranks must not write while another one reruns the
+        # stage.
         preexec_fn=lambda: libc.prctl(stage_process.PR_SET_PDEATHSIG, signal.SIGKILL),
     )
 
@@ -224,14 +235,18 @@ def _watch(
     ddp_dir: Path,
     progress: Callable[..., None],
 ) -> int:
+    """Starts the launcher and passes on the progress of rank 0; returns the exit code.
+
+    It is stopped if it still runs _LINGER seconds after a rank has failed.
+    """
     child = start()
-    latest, fault = None, float("inf")
+    latest, failed_at = None, float("inf")
     try:
-        while time.monotonic() < fault + _LINGER:
+        while time.monotonic() < failed_at + _LINGER:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return child.wait(timeout=0.5)
             if (ddp_dir / _FAULT).exists():
-                fault = min(fault, time.monotonic())
+                failed_at = min(failed_at, time.monotonic())
             message = _read(ddp_dir / _PROGRESS)
             if message is not None and message != latest:
                 latest = message
@@ -252,7 +267,7 @@ def _read(path: Path) -> Any:
 
 
 def node(ddp_dir: Path) -> None:
-    """Runs one torchrun agent in an srun task, where the address of the first node is known."""
+    """Runs torchrun on this node; srun calls it once per node, with the first node's address."""
     request = read_strict(ddp_dir / _REQUEST)
     hosts = subprocess.run(
         ["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]],
@@ -277,7 +292,8 @@ def _agent(ddp_dir: Path, processes: int) -> None:
     """Runs torchrun's agent for a single node; its ranks are forks of this process."""
     _end_with_parent()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    # Without NVML the stage has initialised the CUDA driver, which a fork cannot use.
+    # If NVML is missing, torch has initialised the CUDA driver in the stage process. A fork cannot
+    # use that driver, so torchrun starts new processes.
     if sys.modules["torch"].cuda._is_in_bad_fork():
         command = _torchrun(ddp_dir, processes, "--standalone")
         os.execve(command[0], command, _environment())
@@ -289,7 +305,7 @@ def _agent(ddp_dir: Path, processes: int) -> None:
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=processes,
-        # As --standalone: a separate store on a free port.
+        # As torchrun --standalone: a separate rendezvous store on a free port.
         run_id=str(uuid.uuid4()),
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
@@ -311,7 +327,8 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None and os.getppid() != parent.pid:  # the parent ended before the line above
         os._exit(stage_process.FAULT)
-    # The default action: a handler would not run while a rank waits in a collective.
+    # The default action ends the process at once; a Python handler would not run while the rank
+    # waits in a collective operation.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
@@ -319,7 +336,7 @@ def rank(ddp_dir: Path) -> None:
     """Runs the stage function as one rank, and writes its usage; rank 0 writes the outputs."""
     _end_with_parent()
     request = read_strict(ddp_dir / _REQUEST)
-    # A fork server keeps the environment of its start; ranks must import what the stage can.
+    # Ranks must be able to import what the stage process can.
     sys.path.extend(p for p in request["sys_path"] if p not in sys.path)
     stage, rank_number = request["stage"], int(os.environ["RANK"])
     try:
@@ -328,7 +345,7 @@ def rank(ddp_dir: Path) -> None:
         function = stage_process.locate(stage["function"])
         check_gpus([g for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g])
         inputs = {role: Path(path) for role, path in request["inputs"].items()}
-        progress = _ProgressFile(ddp_dir / _PROGRESS) if rank_number == 0 else _quiet
+        progress = _ProgressFile(ddp_dir / _PROGRESS) if rank_number == 0 else _ignore_progress
         outputs = function(stage["spec"], inputs, Path(request["out"]), progress)
         if rank_number == 0:
             stage_process.check_outputs(Stage(**stage), outputs)
@@ -337,13 +354,13 @@ def rank(ddp_dir: Path) -> None:
         _write_fault(ddp_dir, f"rank {rank_number}: {stage_process.sentence_of(e)}")
         traceback.print_exc()
         sys.exit(stage_process.FAULT)
-    used = resource.getrusage(resource.RUSAGE_SELF)
+    usage = resource.getrusage(resource.RUSAGE_SELF)
     write_json(
         ddp_dir / f"rank-{rank_number:05d}.json",
         {
             "device": environment.device(),
-            "cpu_s": used.ru_utime + used.ru_stime,
-            "peak_rss": used.ru_maxrss * 1024,
+            "cpu_s": usage.ru_utime + usage.ru_stime,
+            "peak_rss": usage.ru_maxrss * 1024,  # Linux counts in KiB
             **environment.peak_gpu(),
         },
     )
@@ -361,12 +378,15 @@ class _ProgressFile:
             write_json(self.path, [int(done), int(total), str(note)[:200]])
 
 
-def _quiet(done: int, total: int, note: str = "") -> None:
+def _ignore_progress(done: int, total: int, note: str = "") -> None:
     pass
 
 
 def _write_fault(ddp_dir: Path, sentence: str) -> None:
-    """Writes the error of the first rank that fails; the others mostly report its loss."""
+    """Writes the error of the first rank that fails.
+
+    The other ranks fail after it, mostly because they lost the connection to it.
+    """
     with contextlib.suppress(FileExistsError, FileNotFoundError), open(ddp_dir / _FAULT, "x") as f:
         f.write(json.dumps({"error": sentence}))
 

@@ -1,4 +1,4 @@
-"""Packages, device and peak memory of a process, for stage.json."""
+"""Package versions, device, CPU time and peak GPU memory of a process, for stage.json."""
 
 from __future__ import annotations
 
@@ -66,15 +66,16 @@ def device() -> str:
     return f"cpu: {platform.machine()}"
 
 
-#: What torch and NumPy choose their kernels by, as the kernel names it; widest first.
+#: CPU features by which torch and NumPy choose their kernels, as in /proc/cpuinfo; widest first.
 UNITS = ("amx_bf16", "amx_int8", "amx_fp16", "avx512_bf16", "avx512_vnni", "avx512_fp16", "avx512f",
          "avx2", "fma", "sve2", "sve", "bf16", "asimd")  # fmt: skip
 
 
 def processor_units(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
-    """Matrix and vector units of the processor: with others, the same seeds train other networks.
+    """Matrix and vector units of the processor; empty if the system does not list them.
 
-    Empty where the system does not list them.
+    They are recorded because results depend on them: on a processor with other units, the same seed
+    trains a different network.
     """
     flags: set[str] = set()
     with contextlib.suppress(OSError):
@@ -86,10 +87,10 @@ def processor_units(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
 
 
 def peak_gpu() -> dict[str, int]:
-    """{"peak_gpu": bytes} of GPU memory that torch reserved; empty where it used no GPU.
+    """{"peak_gpu": largest GPU memory in bytes that torch reserved}; empty if it used no GPU.
 
-    Reserved, not `max_memory_allocated`: mmengine resets that peak every time it logs, and reserved
-    memory is not returned.
+    The allocated memory (`max_memory_allocated`) is no alternative: mmengine resets that peak every
+    time it logs.
     """
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
@@ -98,11 +99,13 @@ def peak_gpu() -> dict[str, int]:
 
 
 def largest_peak(usages: list[dict[str, Any]]) -> dict[str, int]:
+    """{"peak_gpu": the largest of several processes}; empty if none used a GPU."""
     peaks = [usage["peak_gpu"] for usage in usages if "peak_gpu" in usage]
     return {"peak_gpu": max(peaks)} if peaks else {}
 
 
 def cpu_seconds() -> float:
+    """CPU time of this process and its ended children, user and system, in seconds."""
     total = 0.0
     for target in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
         usage = resource.getrusage(target)

@@ -1,4 +1,7 @@
-"""The fork server of the local pool: stages start as forks of a process with imported toolkits."""
+"""The fork server of the local pool: stages start as forks of a process with imported toolkits.
+
+The toolkits are torch, mmengine, mmpretrain, mmdet and mmseg; importing them takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ from typing import Any
 from kdep_bench.errors import KdepError
 from kdep_bench.paths import ROOT
 
-# A socket path can have 107 bytes; multiprocessing appends "/pymp-xxxxxxxx/listener-xxxxxxxx".
+# The path of a Unix socket has at most 107 bytes; multiprocessing appends
+# "/pymp-xxxxxxxx/listener-xxxxxxxx" (32 bytes).
 MAX_TEMPORARY_PATH = 107 - 32
 
 
@@ -27,64 +31,66 @@ class ForkServer:
 
     Args:
         preload: module that the server imports first.
-        stopped: whether the run was stopped; ends the wait for the imports.
+        is_stopped: returns whether the run was stopped; then `start` does not wait any longer.
         refresh: called about every 0.1 s while the server imports.
     """
 
     def __init__(
-        self, preload: str, stopped: Callable[[], bool], refresh: Callable[[], None]
+        self, preload: str, is_stopped: Callable[[], bool], refresh: Callable[[], None]
     ) -> None:
-        self.preload, self.stopped, self.refresh = preload, stopped, refresh
+        self.preload, self.is_stopped, self.refresh = preload, is_stopped, refresh
         self._context: Any = multiprocessing.get_context("forkserver")
 
     def start(self) -> float | None:
-        """Starts the server and waits for its imports, while signals are still handled.
+        """Starts the server and waits for its imports; signals are handled meanwhile.
 
         Returns:
-            seconds that the imports took; None where the run was stopped meanwhile.
+            seconds that the imports took; None if the run was stopped meanwhile.
 
         Raises:
             KdepError: the server does not start, or TMPDIR is too long for its sockets.
         """
         check_temporary_folder()
-        begun = time.monotonic()
+        started = time.monotonic()
         self._context.set_forkserver_preload([self.preload])
-        first = self._context.Process(target=_nothing)
+        first_child = self._context.Process(target=_do_nothing)
         with _python_path():
-            thread = threading.Thread(target=self._start_first, args=(first,), daemon=True)
+            thread = threading.Thread(target=self._start_first, args=(first_child,), daemon=True)
             thread.start()
-            while thread.is_alive() and not self.stopped():
+            while thread.is_alive() and not self.is_stopped():
                 thread.join(0.1)
                 self.refresh()
-        if self.stopped():
+        if self.is_stopped():
             _end_server()
             return None
-        if first.pid is None:
+        if first_child.pid is None:
             raise KdepError(
                 "the fork server could not be started",
                 fix="read the message above; free memory, or raise the limit on processes (ulimit "
                 "-u)",
             )
-        first.join()
-        return time.monotonic() - begun
+        first_child.join()
+        return time.monotonic() - started
 
     def _start_first(self, process: Any) -> None:
-        # The terminal sends Ctrl-C to all processes; only the pool handles it, and ends the others.
-        # The fork server, and so the stages, inherit the signal mask of this thread. The tracker
-        # starts first, because its start unblocks Ctrl-C again.
+        """Starts the fork server with `process` as its first child."""
+        # The terminal sends Ctrl-C (SIGINT) to all processes, but only the pool may handle it: the
+        # pool ends the others. The fork server and the stages inherit the signal mask of this
+        # thread. multiprocessing's resource tracker starts first: its start unblocks SIGINT.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             _start(process)
         except (EOFError, OSError):
-            if not self.stopped():  # a signal ends the server in the middle of its imports
+            # If the run was stopped, the server was ended in the middle of its imports.
+            if not self.is_stopped():
                 raise
 
     def launch(self, target: Callable[..., None], request: Any, name: str) -> tuple[Any, Any]:
         """Starts `target(request, writer)` as a fork of the server.
 
         Returns:
-            (process, reader): the reading end of the pipe does not block.
+            (process, reader): the child, and the reading end of its pipe, which does not block.
         """
         reader, writer = self._context.Pipe(duplex=False)
         process = self._context.Process(target=target, args=(request, writer), name=name)
@@ -96,7 +102,7 @@ class ForkServer:
 
 @contextlib.contextmanager
 def _python_path() -> Iterator[None]:
-    """Puts the repository into PYTHONPATH; the server inherits no sys.path (CPython < 3.13)."""
+    """Puts the repository into PYTHONPATH: before CPython 3.13 the server inherits no sys.path."""
     old = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([old] if old else [])])
     try:
@@ -109,7 +115,7 @@ def _python_path() -> Iterator[None]:
 
 
 def _start(process: Any) -> None:
-    """Starts a process that does not import this program's main file."""
+    """Starts a process; the child does not import the `__main__` file of this program."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
@@ -138,5 +144,5 @@ def check_temporary_folder() -> None:
         )
 
 
-def _nothing() -> None:
-    """First child of the fork server; it runs once the toolkits are imported."""
+def _do_nothing() -> None:
+    """First child of the fork server: when it ends, the toolkits have been imported."""

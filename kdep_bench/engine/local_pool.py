@@ -1,8 +1,9 @@
-"""The local pool: one process per stage on the cores and GPUs of this machine.
+"""The local pool: runs each stage in a process, on the cores and GPUs of this machine.
 
-The stage with the longest chain of dependents starts first. Stages are forks of a server that has
-imported the toolkits; it starts only when a stage must run. Process sentinels report the end of
-children. All state is in the stage directories: the pool can be killed at any time.
+Of the stages that can start, the one with the longest chain of dependent stages starts first. The
+processes are forks of a server that has imported the toolkits (see `fork_server`), which starts
+only if a stage must run. All state is in the stage directories, so the pool can be killed at any
+time without losing results.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from kdep_bench.suite.graph import Plan, Stage
 
 PRELOAD = "kdep_bench.engine.preload"
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL
-_POLL = 0.25
-_ELSEWHERE_POLL = 1.0
+_POLL = 0.25  # seconds between updates if no process reports anything
+_ELSEWHERE_POLL = 1.0  # seconds between checks of a stage that another process runs
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,12 @@ class PoolOptions:
     """Options of a run in the local pool.
 
     Attributes:
-        jobs: most stages at once; None = as many as the cores allow.
-        cpus: cores for all stages together; None = those this process may use.
+        jobs: largest number of stages at once; None: one per core.
+        cpus: cores for all stages together; None: all that this process may use.
         gpus: device numbers for all stages together.
-        fail_fast: start nothing more after the first failure.
+        fail_fast: start no more stages after the first failure.
         retry: number of retries of a failed stage.
-        preload: module the fork server imports first.
+        preload: module that the fork server imports first.
     """
 
     jobs: int | None = None
@@ -63,11 +64,11 @@ class Outcome:
     """Result of a run: stage ids by outcome.
 
     Attributes:
-        ran: finished by this run.
-        elsewhere: finished by another process meanwhile.
+        ran: stages that this run finished.
+        elsewhere: stages that another process finished during this run.
         failed: stage id -> error.
         skipped: stage id -> reason.
-        left: not finished, because the run was stopped.
+        unfinished: stages that did not finish because the run was stopped.
         signal: number of the signal that stopped the run, or 0.
     """
 
@@ -75,66 +76,83 @@ class Outcome:
     elsewhere: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
-    left: list[str] = field(default_factory=list)
+    unfinished: list[str] = field(default_factory=list)
     signal: int = 0
 
     @property
     def ok(self) -> bool:
-        return not (self.failed or self.skipped or self.left or self.signal)
+        return not (self.failed or self.skipped or self.unfinished or self.signal)
 
 
 @dataclass
-class _Running:
+class _Child:
+    """A process that runs a stage.
+
+    Attributes:
+        stage: the stage.
+        process: the process.
+        pipe: reading end of its pipe, with progress and errors as JSON lines.
+        started: time.monotonic() of its start.
+        gpus: device numbers assigned to it.
+        incomplete_line: bytes read from the pipe after the last complete line.
+        is_timed_out: whether it was killed at its time limit.
+        reported_error: error that it sent through the pipe.
+    """
+
     stage: Stage
     process: Any
     pipe: Any
     started: float
     gpus: tuple[str, ...]
-    pending: bytes = b""
-    timed_out: bool = False
+    incomplete_line: bytes = b""
+    is_timed_out: bool = False
     reported_error: str | None = None
 
 
 def chain_costs(plan: Plan, ids: set[str], cost: Mapping[str, float]) -> dict[str, float]:
     """Seconds of the longest chain of dependent stages that starts at each of `ids`."""
     consumers, out = plan.consumers(), dict[str, float]()
-    for stage_id in reversed(plan.stages):
+    for stage_id in reversed(plan.stages):  # consumers first
         if stage_id in ids:
-            following = (out[c] for c in consumers[stage_id] if c in out)
-            out[stage_id] = cost[stage_id] + max(following, default=0.0)
+            consumer_costs = (out[c] for c in consumers[stage_id] if c in out)
+            out[stage_id] = cost[stage_id] + max(consumer_costs, default=0.0)
     return out
 
 
 class Pool:
-    """Runs the stages of `plan` that must run according to `known`, in the work dir `work`."""
+    """Runs the stages of `plan` that must run according to `statuses`, in the work dir `work`."""
 
     def __init__(
         self,
         plan: Plan,
         work: Path,
-        known: Mapping[str, state.Status],
+        statuses: Mapping[str, state.Status],
         options: PoolOptions | None = None,
         view: View | None = None,
     ) -> None:
         self.options = options or PoolOptions()
         self.plan, self.work, self.view = plan, work, view or Silent()
-        self.todo = {i for i, s in known.items() if s.run}
-        self.forced = {i for i in self.todo if known[i].forced}
+        self.todo = {stage_id for stage_id, status in statuses.items() if status.run}
+        self.forced = {stage_id for stage_id in self.todo if statuses[stage_id].forced}
         self.cpus = self.options.cpus or cpu_count()
         self.jobs = self.options.jobs or self.cpus
         self.free_cpus, self.free_gpus = self.cpus, list(self.options.gpus)
-        self.costs = Costs(plan, state.records(work, known))
+        self.costs = Costs(plan, state.records(work, statuses))
+        # Estimated seconds of each stage, and of the chain of dependent stages that it starts.
         self.cost = self.costs.estimates(plan.stages[i] for i in self.todo)
         self.chain = chain_costs(plan, self.todo, self.cost)
-        self.done = {i for i, s in known.items() if s.done}
+        self.done = {stage_id for stage_id, status in statuses.items() if status.done}
+        # Stage id -> its upstream stages that have not finished.
         self.waits = {
-            i: {u for u in plan.stages[i].needs.values() if u in self.todo} for i in self.todo
+            i: {upstream for upstream in plan.stages[i].needs.values() if upstream in self.todo}
+            for i in self.todo
         }
         self.consumers = plan.consumers()
-        self.running: dict[str, _Running] = {}
+        self.running: dict[str, _Child] = {}
+        # Stages that another process runs -> time.monotonic() of the next check.
         self.elsewhere: dict[str, float] = {}
         self.watch = Watch(work)
-        self.tries: dict[str, int] = {}
+        self.failed_attempts: dict[str, int] = {}
         self.outcome = Outcome()
         self.signal = 0
         self.git = ""
@@ -144,7 +162,7 @@ class Pool:
     # --- the loop ---
 
     def run(self) -> Outcome:
-        """Runs until no stage is left that can run.
+        """Runs until no other stage can run, or until a signal stops the run.
 
         Raises:
             KdepError: the work dir is not writable, or the fork server cannot start.
@@ -166,7 +184,7 @@ class Pool:
                     self._wait()
             finally:
                 self._stop_all()
-                self.outcome.left = sorted(self.todo)
+                self.outcome.unfinished = sorted(self.todo)
                 self.outcome.signal = self.signal
                 self.view.end()
         return self.outcome
@@ -181,15 +199,19 @@ class Pool:
             ) from None
 
     def eta(self) -> float:
-        """Estimated seconds left: the longest chain or all work divided by the cores."""
+        """Estimated seconds until the end.
+
+        The larger of two bounds: the longest chain of stages, and the core-seconds of all stages
+        divided by the number of cores.
+        """
         now = time.monotonic()
-        left = dict(self.cost)
-        for stage_id, r in self.running.items():
-            left[stage_id] = max(0.0, self.cost[stage_id] - (now - r.started))
+        remaining = dict(self.cost)
+        for stage_id, child in self.running.items():
+            remaining[stage_id] = max(0.0, self.cost[stage_id] - (now - child.started))
         ids = [*self.todo, *self.running]
-        load = sum(left[i] * self._cpus_of(self.plan.stages[i]) for i in ids) / self.cpus
-        longest = max((self.chain[i] - self.cost[i] + left[i] for i in ids), default=0.0)
-        return max(load, longest)
+        core_seconds = sum(remaining[i] * self._cpus_of(self.plan.stages[i]) for i in ids)
+        chains = (self.chain[i] - self.cost[i] + remaining[i] for i in ids)
+        return max(core_seconds / self.cpus, max(chains, default=0.0))
 
     @contextlib.contextmanager
     def _signals(self) -> Any:
@@ -198,11 +220,12 @@ class Pool:
             yield
             return
 
-        def note(number: int, _: Any) -> None:
+        def on_signal(number: int, _: Any) -> None:
             self.signal = self.signal or number
 
-        old = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-        # A handler alone does not wake `connection.wait` (PEP 475): the wake-up pipe does.
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        old_handlers = {number: signal.signal(number, on_signal) for number in numbers}
+        # After a handler `connection.wait` continues to wait (PEP 475); this pipe wakes it.
         self._wake_r, wake_w = os.pipe()
         os.set_blocking(self._wake_r, False)
         os.set_blocking(wake_w, False)
@@ -211,23 +234,28 @@ class Pool:
             yield
         finally:
             signal.set_wakeup_fd(old_fd)
-            for s, handler in old.items():
-                signal.signal(s, handler)
+            for number, handler in old_handlers.items():
+                signal.signal(number, handler)
             os.close(self._wake_r)
             os.close(wake_w)
 
     # --- starting ---
 
     def _cpus_of(self, stage: Stage) -> int:
+        """Cores that the stage gets."""
         cores = stage.cpus * stage.processes or self.cpus
         if gpus := min(stage.gpus, len(self.options.gpus)):
-            # One core cannot decode images for a GPU: each GPU gets an equal part of the cores,
-            # and one core is left for other stages.
+            # One core cannot decode images fast enough for a GPU: each GPU gets an equal number of
+            # the cores, and one core remains for other stages.
             cores = max(cores, (self.cpus - 1) * gpus // len(self.options.gpus))
         return min(cores, self.cpus)
 
     def _start_ready(self) -> None:
-        """Starts ready stages, longest chain first; waits where the first does not fit."""
+        """Starts stages whose upstream stages are done, longest chain first.
+
+        If there are too few free cores or GPUs for a stage, those after it do not start either:
+        otherwise small stages could delay a large one without end.
+        """
         ready = [i for i in self.todo if not self.waits[i] and i not in self.elsewhere]
         for stage_id in sorted(ready, key=lambda i: (-self.chain[i], i)):
             stage = self.plan.stages[stage_id]
@@ -247,7 +275,7 @@ class Pool:
             self._postpone(stage)
             return
         cpus = self._cpus_of(stage)
-        # One process per GPU where there are any; the cores are divided among the processes.
+        # One process per GPU, if the stage gets GPUs; the processes share the cores equally.
         processes = len(gpus) if gpus else stage.processes
         resized = replace(stage, cpus=max(1, cpus // processes), processes=processes)
         forced = stage.id in self.forced
@@ -255,12 +283,13 @@ class Pool:
             resized, self.work, forced, gpus, self.git, self.run_token
         )
         process, reader = self.server.launch(worker.main, request, stage.id)
-        self.running[stage.id] = _Running(stage, process, reader, time.monotonic(), gpus)
+        self.running[stage.id] = _Child(stage, process, reader, time.monotonic(), gpus)
         self.todo.discard(stage.id)
         self.free_cpus -= cpus
         self.view.started(stage)
 
     def _postpone(self, stage: Stage) -> None:
+        """Notes that another process runs the stage; it is checked again later."""
         if stage.id not in self.elsewhere:
             self.view.elsewhere(stage, StageLock(self.work, stage.id).owner())
         self.elsewhere[stage.id] = time.monotonic() + _ELSEWHERE_POLL
@@ -268,69 +297,72 @@ class Pool:
     # --- watching ---
 
     def _wait(self) -> None:
-        sentinels: dict[Any, str] = {r.process.sentinel: i for i, r in self.running.items()}
-        pipes = {r.pipe: i for i, r in self.running.items() if not r.pipe.closed}
-        extra = [self._wake_r] if hasattr(self, "_wake_r") else []
-        ready = connection.wait([*sentinels, *pipes, *extra], timeout=_POLL)
-        for thing in ready:
-            if thing in pipes:
-                self._read_progress(self.running[pipes[thing]])
-        for thing in ready:
-            if isinstance(thing, int) and thing in sentinels:
-                self._finish(self.running[sentinels[thing]])
+        """Waits for an event of a child (at most _POLL seconds) and handles what has happened."""
+        sentinels: dict[Any, str] = {c.process.sentinel: i for i, c in self.running.items()}
+        pipes = {c.pipe: i for i, c in self.running.items() if not c.pipe.closed}
+        wake_up_pipes = [self._wake_r] if hasattr(self, "_wake_r") else []
+        ready = connection.wait([*sentinels, *pipes, *wake_up_pipes], timeout=_POLL)
+        for source in ready:
+            if source in pipes:
+                self._read_progress(self.running[pipes[source]])
+        for source in ready:
+            if isinstance(source, int) and source in sentinels:
+                self._finish(self.running[sentinels[source]])
         now = time.monotonic()
-        for r in list(self.running.values()):
-            if now - r.started > r.stage.timeout:
-                r.timed_out = True
-                self._kill([r])
-                self._finish(r)
-        for stage_id, when in list(self.elsewhere.items()):
-            if now >= when:
-                self._look_elsewhere(self.plan.stages[stage_id])
+        for child in list(self.running.values()):
+            if now - child.started > child.stage.timeout:
+                child.is_timed_out = True
+                self._kill([child])
+                self._finish(child)
+        for stage_id, check_at in list(self.elsewhere.items()):
+            if now >= check_at:
+                self._check_elsewhere(self.plan.stages[stage_id])
         self.view.refresh()
 
-    def _read_progress(self, r: _Running) -> None:
+    def _read_progress(self, child: _Child) -> None:
+        """Reads the lines in the child's pipe: progress as a list, an error as a string."""
         try:
-            piece = os.read(r.pipe.fileno(), 65536)
+            piece = os.read(child.pipe.fileno(), 65536)
         except BlockingIOError:
             return
         except OSError:
             piece = b""
         if not piece:
-            r.pipe.close()
+            child.pipe.close()
             return
-        *lines, r.pending = (r.pending + piece).split(b"\n")
+        *lines, child.incomplete_line = (child.incomplete_line + piece).split(b"\n")
         latest = None
         for line in lines:
             message = json.loads(line)
             if isinstance(message, str):
-                r.reported_error = message
+                child.reported_error = message
             else:
                 latest = message
         if latest is not None:
-            self.view.progress(r.stage, *latest)
+            self.view.progress(child.stage, *latest)
 
-    def _finish(self, r: _Running) -> None:
+    def _finish(self, child: _Child) -> None:
         """Handles a child that has ended; it succeeded only if stage.json is valid."""
-        r.process.join(GRACE)
-        code = r.process.exitcode
-        with contextlib.suppress(OSError):  # end what the stage may have left running
-            os.killpg(r.process.pid, signal.SIGKILL)
-        if not r.pipe.closed:
-            self._read_progress(r)
-            r.pipe.close()
-        del self.running[r.stage.id]
-        self.free_cpus += self._cpus_of(r.stage)
-        self.free_gpus.extend(r.gpus)
+        child.process.join(GRACE)
+        code = child.process.exitcode
+        with contextlib.suppress(OSError):  # processes of the stage may still be running
+            os.killpg(child.process.pid, signal.SIGKILL)
+        if not child.pipe.closed:
+            self._read_progress(child)
+            child.pipe.close()
+        stage = child.stage
+        del self.running[stage.id]
+        self.free_cpus += self._cpus_of(stage)
+        self.free_gpus.extend(child.gpus)
         if code == worker.BUSY:
-            self.todo.add(r.stage.id)
-            self._postpone(r.stage)
+            self.todo.add(stage.id)
+            self._postpone(stage)
             return
-        record, fault = state.finished(r.stage, self.work)
-        if record is not None and not r.timed_out and code == worker.DONE:
-            self._succeed(r.stage, record)
+        record, fault = state.finished(stage, self.work)
+        if record is not None and not child.is_timed_out and code == worker.DONE:
+            self._succeed(stage, record)
         else:
-            self._fail(r, code, fault)
+            self._fail(child, code, fault)
 
     def _succeed(self, stage: Stage, record: dict[str, Any]) -> None:
         ran_here = record.get("run") == self.run_token
@@ -340,36 +372,48 @@ class Pool:
         for consumer in self.consumers[stage.id]:
             if consumer in self.waits:
                 self.waits[consumer].discard(stage.id)
-        self._learn(stage, record)
+        self._update_estimates(stage, record)
         self.view.finished(stage, record, len(self.todo) + len(self.running))
 
-    def _learn(self, stage: Stage, record: dict[str, Any]) -> None:
-        """Updates the estimates of the stages that are still to run."""
+    def _update_estimates(self, stage: Stage, record: dict[str, Any]) -> None:
+        """Updates the estimated seconds of unfinished stages after `stage` has finished."""
         self.costs.learn(record)
         unfinished = self.todo | set(self.running)
         similar = (self.plan.stages[i] for i in unfinished)
-        if stage.kind not in ("prepare", "views"):  # their outputs determine the work of all others
+        # The outputs of `prepare` and `views` change the estimates of all kinds of stages.
+        if stage.kind not in ("prepare", "views"):
             similar = (s for s in similar if s.kind == stage.kind)
         estimates = self.costs.estimates(similar)
         if any(abs(cost - self.cost[i]) > 0.05 * self.cost[i] for i, cost in estimates.items()):
             self.cost.update(estimates)
             self.chain = chain_costs(self.plan, unfinished, self.cost)
 
-    def _fail(self, r: _Running, code: int | None, fault: str | None) -> None:
-        stage = r.stage
+    def _fail(self, child: _Child, code: int | None, fault: str | None) -> None:
+        """Handles a child without a valid result: retries the stage, or skips its dependents.
+
+        Args:
+            child: the child.
+            code: its exit code.
+            fault: what is wrong with its stage.json, as a clause; None if there is none.
+        """
+        stage = child.stage
         out = state.folder(self.work, stage)
         failure = state.failure(out)
-        reported: str | None = r.reported_error or (failure["error"] if failure else None)
-        sentence = reported if reported and not r.timed_out else self._cause(r, code, fault)
-        if self.signal:  # it was stopped and did not fail
+        reported: str | None = child.reported_error or (failure["error"] if failure else None)
+        if reported and not child.is_timed_out:
+            sentence = reported
+        else:
+            sentence = self._cause(child, code, fault)
+        if self.signal:  # the run was stopped; the stage did not fail by itself
             self.todo.add(stage.id)
             return
         if not failure or failure["error"] != sentence:
             stage_process.note_failure(out, sentence, stage)
-        self.tries[stage.id] = self.tries.get(stage.id, 0) + 1
-        if self.tries[stage.id] <= self.options.retry:
+        n_failed = self.failed_attempts.get(stage.id, 0) + 1
+        self.failed_attempts[stage.id] = n_failed
+        if n_failed <= self.options.retry:
             self.todo.add(stage.id)
-            self.view.retrying(stage, sentence, self.tries[stage.id], self.options.retry)
+            self.view.retrying(stage, sentence, n_failed, self.options.retry)
             return
         self.outcome.failed[stage.id] = sentence
         self.view.failed(stage, sentence, out / state.LOG)
@@ -386,32 +430,27 @@ class Pool:
             self.todo.clear()
             self.elsewhere.clear()
 
-    def _cause(self, r: _Running, code: int | None, fault: str | None) -> str:
-        subject, log = "the stage", f"read its {state.LOG}"
-        if r.timed_out:
-            return str(
-                KdepError(
-                    f"{subject} was stopped after its time limit of {r.stage.timeout:g} s",
-                    fix=f"{log}; if it was not stuck, raise runtime.timeout['{r.stage.kind}']",
-                )
-            )
-        if code is not None and code < 0:
+    def _cause(self, child: _Child, code: int | None, fault: str | None) -> str:
+        """Error message for a child that reported none itself."""
+        fix = f"read its {state.LOG}"
+        if child.is_timed_out:
+            stage = child.stage
+            problem = f"the stage was stopped after its time limit of {stage.timeout:g} s"
+            fix += f"; if it was not stuck, raise runtime.timeout['{stage.kind}']"
+        elif code is not None and code < 0:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
-            hint = (
-                "if the machine ran out of memory, run fewer stages at once (--jobs)"
-                if -code == signal.SIGKILL
-                else log
-            )
-            return str(KdepError(f"{subject} was killed by {name}", fix=hint))
-        if code == worker.STOPPED:
-            return str(
-                KdepError(f"{subject} was stopped by a SIGTERM from another process", fix=log)
-            )
-        if fault:
-            return str(KdepError(f"{subject} ended, but {fault}", fix=log))
-        return str(KdepError(f"{subject} ended with exit code {code} and no result", fix=log))
+            problem = f"the stage was killed by {name}"
+            if -code == signal.SIGKILL:
+                fix = "if the machine ran out of memory, run fewer stages at once (--jobs)"
+        elif code == worker.STOPPED:
+            problem = "the stage was stopped by a SIGTERM from another process"
+        elif fault:
+            problem = f"the stage ended, but {fault}"
+        else:
+            problem = f"the stage ended with exit code {code} and no result"
+        return str(KdepError(problem, fix=fix))
 
-    def _look_elsewhere(self, stage: Stage) -> None:
+    def _check_elsewhere(self, stage: Stage) -> None:
         """Takes the result of a stage that another process ran, once its lock is free."""
         if self.watch.held(stage.id):
             self.elsewhere[stage.id] = time.monotonic() + _ELSEWHERE_POLL
@@ -424,35 +463,35 @@ class Pool:
 
     # --- stopping ---
 
-    def _kill(self, processes: list[_Running]) -> None:
+    def _kill(self, children: list[_Child]) -> None:
         """Sends SIGTERM to the process groups, and SIGKILL after GRACE seconds."""
-        for r in processes:
-            _signal_group(r.process.pid, signal.SIGTERM)
+        for child in children:
+            _signal_group(child.process.pid, signal.SIGTERM)
         end = time.monotonic() + GRACE
-        for r in processes:
-            r.process.join(max(0.0, end - time.monotonic()))
-            _signal_group(r.process.pid, signal.SIGKILL)
-            r.process.join(GRACE)
+        for child in children:
+            child.process.join(max(0.0, end - time.monotonic()))
+            _signal_group(child.process.pid, signal.SIGKILL)
+            child.process.join(GRACE)
 
     def _stop_all(self) -> None:
-        running = list(self.running.values())
-        if running:
-            self.view.note(f"stopping {len(running)} running stage(s)")
-        self._kill(running)
-        for r in running:
-            record, _ = state.finished(r.stage, self.work)
-            r.pipe.close()
-            del self.running[r.stage.id]
+        children = list(self.running.values())
+        if children:
+            self.view.note(f"stopping {len(children)} running stage(s)")
+        self._kill(children)
+        for child in children:
+            record, _ = state.finished(child.stage, self.work)
+            child.pipe.close()
+            del self.running[child.stage.id]
             if record is not None:  # it finished meanwhile
-                self._succeed(r.stage, record)
+                self._succeed(child.stage, record)
             else:
-                self.todo.add(r.stage.id)
+                self.todo.add(child.stage.id)
 
 
 def _signal_group(pid: int | None, number: int) -> None:
     if pid is None:
         return
-    # Before its setsid the child is still in the fork server's group: signal the process alone.
+    # Until the child calls setsid, it is in the fork server's group: signal only the process.
     with contextlib.suppress(OSError):
         if os.getpgid(pid) == pid:
             os.killpg(pid, number)
@@ -463,12 +502,12 @@ def _signal_group(pid: int | None, number: int) -> None:
 def run_plan(
     plan: Plan,
     work: Path,
-    known: Mapping[str, state.Status],
+    statuses: Mapping[str, state.Status],
     options: PoolOptions | None = None,
     view: View | None = None,
 ) -> Outcome:
-    """Runs the stages that must run according to `known` (from `state.statuses`); see `Pool`."""
-    return Pool(plan, work, known, options, view).run()
+    """Runs the stages that must run according to `statuses` (from `state.statuses`); see `Pool`."""
+    return Pool(plan, work, statuses, options, view).run()
 
 
 __all__ = ["Outcome", "Pool", "PoolOptions", "run_plan", "select_stages"]

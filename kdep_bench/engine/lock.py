@@ -1,17 +1,17 @@
 """Stage locks: one process per stage, with a heartbeat and takeover from a dead owner.
 
-`<work>/.locks/<stage id>` is locked with flock(2) and contains its owner. On the owner's machine
-the kernel frees the lock when the owner ends, however it ends. Between machines flock may not work
-(some network file systems) or outlive its host. The owner therefore also increments a heartbeat in
-the file; an owner on another machine whose heartbeat has not changed for STALE seconds *of the
-watcher's monotonic clock* is dead. No two clocks are compared: a clock that is wrong, or goes
-backwards, neither breaks a lock nor keeps one.
+The file `<work>/.locks/<stage id>` is locked with flock(2) and names its owner. On the owner's
+machine the kernel frees the lock when the owner ends, for whatever reason. On some network file
+systems, flock does not work between machines, or the lock remains after its machine has crashed.
+The owner therefore also increments a counter in the file (the heartbeat). If the counter of an
+owner on another machine has not changed for STALE seconds, the owner counts as dead. Each watcher
+measures these seconds with its own monotonic clock: clocks of different machines are not compared.
 
-Where flock does not work, two processes that start a stage at the same moment both see it free. The
-later entry in the file counts: the other process stops at its next heartbeat, and `still_held()` is
-called before a stage's result is written, so that only one result is written.
+If flock does not work, two processes that start a stage at the same moment both find it free. The
+later entry in the file counts: the other process stops at its next heartbeat. Before a result is
+written, `still_held()` is called, so that only one of them writes it.
 
-A lock is a regular file in a real folder: a link in its place is refused, not followed.
+A lock must be a regular file in a real folder; symbolic links are refused.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from kdep_bench.safe_files import is_real_folder, open_regular, read_bytes, real
 
 LOCKS = ".locks"
 BEAT = 10.0  # seconds between heartbeats
-_ENTRY_BYTES = 4096
-STALE = 120.0  # seconds without a heartbeat after which an owner elsewhere is dead
+_ENTRY_BYTES = 4096  # most bytes that are read of a lock file
+STALE = 120.0  # seconds without a heartbeat after which an owner on another machine is dead
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ class Owner:
         host: name of its machine.
         boot: boot id of its kernel; under the same kernel flock alone decides.
         pid: process number.
-        started: start of the process in clock ticks since boot (proc(5), field 22), different for a
-            later process with the same number.
-        since: when it took the lock, by its clock; only for messages.
-        token: random, different for every time that a lock is taken.
+        started: start of the process in clock ticks since boot (proc(5), field 22); it tells apart
+            processes that had the same number.
+        since: local time at which it took the lock; only for messages.
+        token: random text, new each time a lock is taken.
     """
 
     host: str
@@ -66,7 +66,7 @@ class Owner:
 
 @cache
 def boot_id() -> str:
-    """This kernel's boot id; '' where it cannot be read."""
+    """This kernel's boot id; '' if it cannot be read."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -99,17 +99,17 @@ class StageLock:
         self._fd: int | None = None
         self._written = False  # whether the entry is in the file
         self._free = threading.Event()
-        # Held while the descriptor is written or closed: a heartbeat must not write to another file
-        # that got the number of a closed descriptor.
+        # Held while the descriptor is written or closed. Otherwise the heartbeat could write to
+        # another file that has got the number of the closed descriptor.
         self._writing = threading.Lock()
 
     # --- for the owner ---
 
     def take(self, on_loss: Callable[[], None] | None = None, beat: float | None = None) -> bool:
-        """Tries to take the lock; never waits.
+        """Tries to take the lock, without waiting.
 
-        The lock of a dead owner on this machine is free; that of an owner on another machine is
-        not, until a `Watch` has cleared it.
+        The lock of a dead owner on this machine is free. The lock of a dead owner on another
+        machine is free only after a `Watch` has cleared it.
 
         Args:
             on_loss: called from the heartbeat thread if the entry of another owner appears.
@@ -146,6 +146,7 @@ class StageLock:
         return True
 
     def _beat(self, interval: float, on_loss: Callable[[], None] | None) -> None:
+        """Body of the heartbeat thread; ends when the lock is freed or lost."""
         entry, count = self.entry, 0
         while not self._free.wait(interval):
             if not self.still_held():
@@ -158,7 +159,7 @@ class StageLock:
                     _write(self._fd, _text(entry, count))
 
     def still_held(self) -> bool:
-        """Whether this process still holds the lock; False where another one took it over."""
+        """Whether this process still holds the lock; False if another process took it over."""
         if self.entry is None:
             return False
         try:
@@ -167,11 +168,11 @@ class StageLock:
             return True  # a file that cannot be read was not taken over
         if not text.strip():  # never written (full disk), or cleared by a `Watch`
             return not self._written
-        now = _owner(text)
-        return now is None or now.token == self.entry.token
+        current_owner = _owner(text)
+        return current_owner is None or current_owner.token == self.entry.token
 
     def free(self) -> None:
-        """Releases the lock; no effect where it is not held."""
+        """Releases the lock; does nothing if it is not held."""
         self._free.set()
         with self._writing:
             fd, self._fd = self._fd, None
@@ -196,10 +197,9 @@ class StageLock:
         return read_bytes(self.path, _ENTRY_BYTES)
 
     def content(self) -> bytes | None:
-        """The entry of the owner, as it is in the file; None where the lock is free.
+        """The content of the lock file; None if the lock is free.
 
-        The lock of a dead process on this machine is free; an owner elsewhere may be dead: see
-        `Watch`.
+        An owner on another machine counts here even if it is dead; `Watch` finds that out.
         """
         try:
             fd = self._open()
@@ -217,7 +217,7 @@ class StageLock:
         return self.content() is not None
 
     def owner(self) -> str:
-        """The last owner, for messages."""
+        """Text that names the last owner, for messages."""
         try:
             text = self._entry()
         except (OSError, KdepError):
@@ -225,7 +225,13 @@ class StageLock:
         return str(_owner(text) or "another process")
 
     def clear(self, seen: bytes) -> bool:
-        """Removes the entry `seen` of a dead owner; False if the owner is alive after all."""
+        """Removes the entry of a dead owner.
+
+        `seen` is the expected content of the file.
+
+        Returns:
+            False, and changes nothing, if the file has changed or is locked: the owner is alive.
+        """
         fd = self._open()
         try:
             if not _flock(fd) or _read(fd) != seen:
@@ -245,9 +251,10 @@ class Watch:
         self._seen: dict[str, tuple[bytes, float]] = {}
 
     def held(self, stage_id: str) -> bool:
-        """Whether a live process holds the stage's lock; to be called about every second.
+        """Whether a live process holds the stage's lock; call it about every second.
 
-        An owner elsewhere counts as dead after its entry has not changed for `stale` seconds.
+        An owner on another machine counts as dead if its entry has not changed for `stale` seconds
+        between calls.
         """
         lock = StageLock(self.work, stage_id)
         text = lock.content()
@@ -269,6 +276,7 @@ class Watch:
 
 
 def _flock(fd: int, mode: int = fcntl.LOCK_EX) -> bool:
+    """Tries flock(2) without waiting; whether it succeeded."""
     try:
         fcntl.flock(fd, mode | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -286,7 +294,7 @@ def _write(fd: int, text: bytes) -> None:
 
 
 def _text(owner: Owner, beat: int) -> bytes:
-    # The counter has a fixed width, so that an entry is overwritten in place by one write.
+    # A counter of fixed width: one write then overwrites the whole entry in place.
     return json.dumps({**asdict(owner), "beat": f"{beat:012d}"}).encode() + b"\n"
 
 
@@ -300,15 +308,15 @@ def _owner(text: bytes) -> Owner | None:
 
 
 def _foreign(text: bytes) -> bool:
-    """Whether the entry belongs to another kernel, where flock here proves nothing."""
+    """Whether the owner in `text` runs under another kernel, so that flock here proves nothing."""
     if not text.strip() or text.strip().isdigit():
         return False
     owner = _owner(text)
     return owner is None or owner.boot != boot_id() or not owner.boot
 
 
-# A forked child (a data loader's worker) shares its parent's flock and would keep the lock of a
-# dead stage. Children therefore close the file.
+# A forked child (a data loader's worker) shares the flock of its parent, which would stay locked if
+# the parent dies. Children therefore close the file.
 _held: weakref.WeakSet[StageLock] = weakref.WeakSet()
 
 

@@ -30,9 +30,9 @@ def find_gpus() -> tuple[str, ...]:
 
 
 def _installed_gpus() -> int | None:
-    """Number of GPUs of this machine, whatever CUDA_VISIBLE_DEVICES hides; None where unknown."""
+    """Number of GPUs of this machine, also those hidden by CUDA_VISIBLE_DEVICES; None: unknown."""
     if shutil.which("nvidia-smi") is None:
-        # Without the tool GPUs can work all the same: then there are device files.
+        # GPUs can work without nvidia-smi; their device files exist then.
         return None if any(Path("/dev").glob(p) for p in ("nvidia*", "dxg")) else 0
     try:
         result = subprocess.run(
@@ -44,12 +44,11 @@ def _installed_gpus() -> int | None:
 
 
 def parse_gpus(text: str) -> tuple[str, ...]:
-    """The devices of a comma-separated list; none for an empty text.
+    """The devices of a comma-separated list (option --gpus); () for an empty text.
 
     Raises:
-        KdepError: an entry that is neither a device number nor a UUID, both kinds in one list
-            (CUDA ignores such a list from the first entry of the other kind on), or a device twice
-            (two stages would run on it at once).
+        KdepError: an entry is neither a device number nor a UUID; the list has both kinds (CUDA
+            would ignore its end); or a device occurs twice (two stages would use it at once).
     """
     if not text.strip():
         return ()
@@ -59,7 +58,7 @@ def parse_gpus(text: str) -> tuple[str, ...]:
     for gpu in gpus:
         if not (_NUMBER.fullmatch(gpu) or _UUID.fullmatch(gpu)):
             raise KdepError(
-                f"--gpus {text!r} contains {gpu!r}, which is no GPU", expected=expected, fix=fix
+                f"--gpus {text!r} contains {gpu!r}, which is not a GPU", expected=expected, fix=fix
             )
     if len({bool(_NUMBER.fullmatch(gpu)) for gpu in gpus}) > 1:
         raise KdepError(f"--gpus {text!r} mixes numbers and UUIDs", expected=expected, fix=fix)
@@ -75,7 +74,7 @@ def check_installed(gpus: Sequence[str]) -> None:
     if count is None:
         return
     missing = [gpu for gpu in gpus if not gpu.isdigit() or int(gpu) >= count]
-    if count:  # UUIDs are left to CUDA
+    if count:  # UUIDs are not checked here: CUDA reports a wrong one
         missing = [gpu for gpu in missing if gpu.isdigit()]
     if missing:
         present = "no GPU" if not count else f"GPU 0 to {count - 1}" if count > 1 else "GPU 0 only"
@@ -86,11 +85,8 @@ def check_installed(gpus: Sequence[str]) -> None:
 
 
 def git_revision() -> str:
-    """Short revision of the repository, '+' appended where files differ from it; '' if unknown.
-
-    An installed wheel has none: its folder may be inside another project's repository.
-    """
-    if IS_INSTALLED:
+    """Short git revision of this repository, with '+' if files differ from it; '' if unknown."""
+    if IS_INSTALLED:  # the wheel's folder may be inside the repository of another project
         return ""
     try:
         result = subprocess.run(

@@ -1,7 +1,8 @@
 """Imported once by the fork server, so that every stage starts with the toolkits in memory.
 
-Numbers of threads are set before torch is imported: a fork must not inherit running threads. GPUs
-are hidden (`hide_gpus`): forks cannot use a CUDA driver that is initialised here.
+The toolkits are torch, mmengine, mmpretrain, mmdet and mmseg. The thread counts are set to 1 before
+torch is imported, because a fork must not inherit running threads. GPUs are hidden (`hide_gpus`),
+because forks cannot use a CUDA driver that was initialised in their parent.
 """
 
 import os
@@ -13,7 +14,7 @@ hide_gpus()
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_name] = "1"
 
-# The fork server ignores import errors; the worker writes this one into the stage's log.
+# Traceback of a failed import. The fork server ignores it; the worker writes it to the stage's log.
 FAILURE = ""
 
 
@@ -40,8 +41,8 @@ def _load() -> None:
     ):
         importlib.import_module(name)
     kdep_bench.engine.environment.packages()
-    # Nothing of this is freed before the server ends: exclude it from garbage collection, which
-    # would also copy the memory pages in every fork.
+    # The imported objects live until the server ends. Excluded from garbage collection, their
+    # memory pages are not written to, so that forks keep sharing them.
     gc.freeze()
 
 

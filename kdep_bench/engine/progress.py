@@ -14,21 +14,25 @@ _LINE_EVERY = 60.0  # seconds between plain progress lines of one stage
 
 
 class View:
-    """Receives the events of a run. The base class shows nothing."""
+    """Receives the events of a run. The base class shows nothing.
+
+    `eta` returns the estimated seconds until the end; `record` is the content of stage.json;
+    `n_left` counts the stages that are unfinished; `n_failed` the failed attempts of a stage.
+    """
 
     def begin(self, count: int, eta: Callable[[], float]) -> None: ...
     def started(self, stage: Stage) -> None: ...
     def progress(self, stage: Stage, done: int, total: int, note: str) -> None: ...
-    def finished(self, stage: Stage, record: dict[str, Any], left: int) -> None: ...
+    def finished(self, stage: Stage, record: dict[str, Any], n_left: int) -> None: ...
     def failed(self, stage: Stage, sentence: str, log: Path) -> None: ...
-    def retrying(self, stage: Stage, sentence: str, tried: int, max_retries: int) -> None: ...
+    def retrying(self, stage: Stage, sentence: str, n_failed: int, max_retries: int) -> None: ...
     def elsewhere(self, stage: Stage, owner: str) -> None: ...
     def note(self, text: str) -> None: ...
     def refresh(self) -> None: ...
     def end(self) -> None: ...
 
     def reason(self, stage: Stage, sentence: str) -> str:
-        """The error of a stage, or the first stage that failed with the same error."""
+        """The text for a failed stage: its error, or a reference to a stage with the same error."""
         first = self.__dict__.setdefault("_reasons", {}).setdefault(sentence, stage.id)
         return sentence if first == stage.id else f"same error as {first}."
 
@@ -38,7 +42,7 @@ class Silent(View):
 
 
 def duration(seconds: float) -> str:
-    """'7 s', '3 min 20 s', '2 h 05 min'."""
+    """Seconds as text: '7.0 s', '3 min 20 s', '2 h 05 min'."""
     s = round(seconds)
     if s < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{s} s"
@@ -73,15 +77,17 @@ class Plain(View):
             percent = f" ({100 * done // total} %)" if total else ""
             self.write_line(f"       {stage.id}: {done}/{total}{percent} {note}")
 
-    def finished(self, stage: Stage, record: dict[str, Any], left: int) -> None:
-        remaining = f"; {left} left, about {duration(self.eta())}" if left else ""
+    def finished(self, stage: Stage, record: dict[str, Any], n_left: int) -> None:
+        remaining = f"; {n_left} left, about {duration(self.eta())}" if n_left else ""
         self.write_line(f"done   {stage.id} in {duration(record['wall_s'])}{remaining}")
 
     def failed(self, stage: Stage, sentence: str, log: Path) -> None:
         self.write_line(f"FAILED {stage.id}: {self.reason(stage, sentence)} Log: {log}")
 
-    def retrying(self, stage: Stage, sentence: str, tried: int, max_retries: int) -> None:
-        self.write_line(f"retry  {stage.id} (attempt {tried + 1} of {max_retries + 1}): {sentence}")
+    def retrying(self, stage: Stage, sentence: str, n_failed: int, max_retries: int) -> None:
+        self.write_line(
+            f"retry  {stage.id} (attempt {n_failed + 1} of {max_retries + 1}): {sentence}"
+        )
 
     def elsewhere(self, stage: Stage, owner: str) -> None:
         self.write_line(f"wait   {stage.id}: {owner} is running it")
@@ -99,10 +105,10 @@ class Live(View):
 
         self.console = Console()
         self.live = RichLive(console=self.console, auto_refresh=False, transient=True)
-        self.total, self.done, self.broken = 0, 0, 0
+        self.total, self.n_done, self.n_failed = 0, 0, 0
         self.eta: Callable[[], float] = lambda: 0.0
         self.rows: dict[str, list[Any]] = {}
-        self.begun, self._drawn = time.monotonic(), 0.0
+        self.start_time, self._last_draw = time.monotonic(), 0.0
 
     def begin(self, count: int, eta: Callable[[], float]) -> None:
         self.total, self.eta = count, eta
@@ -115,25 +121,25 @@ class Live(View):
         if stage.id in self.rows:
             self.rows[stage.id][1:] = [done, total, note]
 
-    def finished(self, stage: Stage, record: dict[str, Any], left: int) -> None:
+    def finished(self, stage: Stage, record: dict[str, Any], n_left: int) -> None:
         self.rows.pop(stage.id, None)
-        self.done += 1
+        self.n_done += 1
         self._print(f"[green]done[/]   {stage.id} in {duration(record['wall_s'])}")
 
     def failed(self, stage: Stage, sentence: str, log: Path) -> None:
         from rich.markup import escape
 
         self.rows.pop(stage.id, None)
-        self.broken += 1
+        self.n_failed += 1
         why = escape(self.reason(stage, sentence))
         self._print(f"[red]FAILED[/] {stage.id}: {why} Log: {escape(str(log))}")
 
-    def retrying(self, stage: Stage, sentence: str, tried: int, max_retries: int) -> None:
+    def retrying(self, stage: Stage, sentence: str, n_failed: int, max_retries: int) -> None:
         from rich.markup import escape
 
         self.rows.pop(stage.id, None)
         self._print(
-            f"[yellow]retry[/]  {stage.id} (attempt {tried + 1} of {max_retries + 1}): "
+            f"[yellow]retry[/]  {stage.id} (attempt {n_failed + 1} of {max_retries + 1}): "
             + escape(sentence)
         )
 
@@ -150,18 +156,19 @@ class Live(View):
 
     def refresh(self) -> None:
         now = time.monotonic()
-        if now - self._drawn >= 0.25:
-            self._drawn = now
+        if now - self._last_draw >= 0.25:  # at most four times per second
+            self._last_draw = now
             self.live.update(self._table(now), refresh=True)
 
     def _table(self, now: float) -> Any:
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
-        spent, remaining = duration(now - self.begun), duration(self.eta())
-        broken = f", {self.broken} failed" if self.broken else ""
+        spent, remaining = duration(now - self.start_time), duration(self.eta())
+        failures = f", {self.n_failed} failed" if self.n_failed else ""
+        count = f"{self.n_done} of {self.total} stages{failures}"
         table = Table(
-            title=f"{self.done} of {self.total} stages{broken} · {spent} · about {remaining} left",
+            title=f"{count} · {spent} · about {remaining} left",
             title_justify="left",
             box=None,
             show_header=False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from kdep_bench.errors import KdepError
 from kdep_bench.suite.graph import Plan
@@ -17,43 +16,45 @@ def select_stages(plan: Plan, patterns: Iterable[str]) -> set[str] | None:
         patterns: globs, or parts of names.
 
     Returns:
-        stage ids; None without patterns.
+        stage ids; None if `patterns` is empty.
 
     Raises:
-        KdepError: a pattern that matches nothing.
+        KdepError: a pattern matches no stage.
     """
     patterns = list(patterns)
     if not patterns:
         return None
     chosen: set[str] = set()
     for pattern in patterns:
-        hit = matcher(pattern)
-        matches = {s.id for s in plan.stages.values() if hit(s.kind) or hit(s.id)}
+        is_match = matcher(pattern)
+        matches = {s.id for s in plan.stages.values() if is_match(s.kind) or is_match(s.id)}
         for run in plan.runs:
-            if any(hit(c["name"]) for c in (run.method, run.task, run.student)):
+            if any(is_match(config["name"]) for config in (run.method, run.task, run.student)):
                 matches.add(run.id)
         if not matches:
-            known = sorted(
-                {s.kind for s in plan.stages.values()}
-                | {c[k] for run in plan.runs for c, k in _named(run)}
-            )
+            kinds = {s.kind for s in plan.stages.values()}
+            names = {
+                config["name"]
+                for run in plan.runs
+                for config in (run.method, run.task, run.student)
+            }
             raise KdepError(
                 f"--only {pattern!r} matches no stage of {plan.name}",
-                expected="part of a stage id, a glob for it, or one of: " + ", ".join(known),
+                expected="part of a stage id, a glob for it, or one of: "
+                + ", ".join(sorted(kinds | names)),
                 fix="list the ids with --dry-run",
             )
         chosen |= matches
     return plan.upstream(chosen)
 
 
-def _named(run: Any) -> list[tuple[dict[str, Any], str]]:
-    return [(run.method, "name"), (run.task, "name"), (run.student, "name")]
-
-
 def matcher(pattern: str) -> Callable[[str], bool]:
-    """Test of a text: a glob where the pattern has *, ? or [, otherwise a substring."""
+    """Function that returns whether a text matches `pattern`.
+
+    A pattern with *, ? or [ is a glob for the whole text; any other is a part of it.
+    """
     import fnmatch
 
-    if any(c in pattern for c in "*?["):
+    if any(wildcard in pattern for wildcard in "*?["):
         return lambda text: fnmatch.fnmatchcase(text, pattern)
     return lambda text: pattern in text

@@ -1,7 +1,7 @@
-"""Runs one stage of a written plan; the command of every cluster engine, and for plain sbatch.
+"""The stage command: runs one stage of a plan file, in a cluster job or by hand.
 
 `python -m kdep_bench.engine.stage --plan plan.json --stage ID --work-dir W` acquires the stage's
-lock (waiting while another process holds it), exits at once if the stage is done, checks its
+lock (and waits while another process holds it), exits at once if the stage is done, checks its
 inputs, runs it and writes its stage.json. In a Slurm job it requests a requeue if the job is
 preempted, or if the job reaches its time limit and the stage can resume.
 """
@@ -35,13 +35,14 @@ from kdep_bench.safe_files import open_regular, real_folder
 from kdep_bench.suite.graph import Plan, Stage, make_stage_id
 
 PLAN_SCHEMA = 1
-_SOURCE_KEY = "rooms"  # in plan files, of Stage.source_paths
-RUN_VARIABLE = "KDEP_RUN"  # environment variable: see `stage_process.StageRequest.run`
-NOTICE = 120.0  # most seconds between the signal to a job and its end
-_SLURM_LATE = 60.0  # Slurm may send the notice that much earlier (sbatch(1), --signal)
-_POLL = 2.0
+_SOURCE_KEY = "rooms"  # key of Stage.source_paths in plan files, kept so that old ones are readable
+RUN_VARIABLE = "KDEP_RUN"  # environment variable with `stage_process.StageRequest.run`
+NOTICE = 120.0  # seconds between the signal to a job and its end, at most
+_SLURM_LATE = 60.0  # seconds that Slurm may send the signal earlier (sbatch(1), --signal)
+_POLL = 2.0  # seconds between checks of a lock that another process holds
 EPILOG = """Exit codes: 0 done (now or before), 1 failed (see failed.json and stage.log),
-2 bad plan or argument, 75 another process is running it, 143 interrupted (rerun to resume)."""
+2 wrong plan file or argument, 75 another process is running it, 143 interrupted (run it again to
+resume)."""
 
 
 # --- the plan as a file --------------------------------------------------------------------------
@@ -54,16 +55,17 @@ def write_plan(path: Path, name: str, stages: Iterable[Stage]) -> None:
 
 
 def _row(stage: Stage) -> dict[str, Any]:
-    """A stage as JSON; `source_paths` has the key of earlier plan files, see _SOURCE_KEY."""
+    """A stage as JSON; the key of `source_paths` is _SOURCE_KEY."""
     row = asdict(stage) | {"needs": dict(stage.needs)}
     return row | {_SOURCE_KEY: list(row.pop("source_paths"))}
 
 
 def read_stage(path: Path, stage_id: str) -> tuple[Stage, str]:
-    """The stage `stage_id` of a plan file, and the git revision that planned it.
+    """The stage `stage_id` of the plan file `path`, and the git revision that planned it.
 
     Raises:
-        KdepError: no plan file, no such stage, or a stage whose content does not fit its id.
+        KdepError: the file is missing or damaged, has no such stage, or the stage's content does
+            not fit its id.
     """
     content = read_strict(path)
     if not isinstance(content, dict) or content.get("schema") != PLAN_SCHEMA:
@@ -72,9 +74,9 @@ def read_stage(path: Path, stage_id: str) -> tuple[Stage, str]:
             fix="write the plan again with this version",
         )
     stages, revision = content.get("stages"), content.get("git")
-    listed = stages if isinstance(stages, list) else []
-    rows = {r["id"]: r for r in listed if isinstance(r, dict) and type(r.get("id")) is str}
-    if len(rows) != len(listed) or not rows or not isinstance(revision, str):
+    entries = stages if isinstance(stages, list) else []
+    rows = {r["id"]: r for r in entries if isinstance(r, dict) and type(r.get("id")) is str}
+    if len(rows) != len(entries) or not rows or not isinstance(revision, str):
         raise KdepError(
             f"the plan file {path} is damaged: its stages or its revision are missing, or a stage "
             "occurs twice",
@@ -95,10 +97,13 @@ def read_stage(path: Path, stage_id: str) -> tuple[Stage, str]:
             f"({fault['msg']})",
             fix="write the plan again",
         ) from None
-    real = make_stage_id(Plan(""), stage.kind, stage.name, stage.version, stage.spec, stage.needs)
-    if real != stage_id:
+    computed_id = make_stage_id(
+        Plan(""), stage.kind, stage.name, stage.version, stage.spec, stage.needs
+    )
+    if computed_id != stage_id:
         raise KdepError(
-            f"the plan file {path} is damaged: the stage {stage_id} has the content of {real}",
+            f"the plan file {path} is damaged: the stage {stage_id} has the content of "
+            f"{computed_id}",
             fix="write the plan again",
         )
     return stage, revision
@@ -110,11 +115,14 @@ def read_stage(path: Path, stage_id: str) -> tuple[Stage, str]:
 def take_gpus(gpus: Sequence[str], count: int) -> tuple[str, ...]:
     """Waits until `count` of `gpus` are free, and locks them until this process ends.
 
-    For schedulers that count GPUs but do not assign numbers. All or none are taken, so that two
-    stages never wait for each other.
+    Needed with schedulers that count GPUs but do not assign device numbers. If too few are free,
+    all are released before the next try: otherwise two stages could wait for each other.
+
+    Returns:
+        the device numbers of the locked GPUs.
 
     Raises:
-        KdepError: the machine has fewer GPUs.
+        KdepError: `gpus` has fewer than `count` devices.
     """
     lock_dir = real_folder(Path(tempfile.gettempdir()) / f"kdep_gpus.{os.getuid()}")
     if count > len(gpus):
@@ -142,7 +150,7 @@ def take_gpus(gpus: Sequence[str], count: int) -> tuple[str, ...]:
 
 
 def _job() -> dict[str, str]:
-    """Slurm's description of the job of this process; empty outside a job."""
+    """Slurm's description (scontrol show job) of this process's job; empty outside a job."""
     if "SLURM_JOB_ID" not in os.environ:
         return {}
     result = subprocess.run(
@@ -156,11 +164,19 @@ def _job() -> dict[str, str]:
 
 
 def after_stop(stage: Stage, job: dict[str, str], now: datetime) -> tuple[bool, str | None]:
-    """(whether to requeue the job, error) for a stage stopped by SIGTERM in a Slurm job.
+    """What to do after a stage was stopped by SIGTERM in a Slurm job.
 
     A cancelled job is not requeued and has no error. A preempted job is requeued. A job at its time
-    limit is requeued if the stage can resume and all attempts so far together stay below the
-    stage's timeout; otherwise the stage took too long.
+    limit is requeued if the stage can resume and all its jobs so far took less than the stage's
+    timeout; otherwise the stage has failed.
+
+    Args:
+        stage: the stage.
+        job: Slurm's description of the job; see `_job`.
+        now: the local time.
+
+    Returns:
+        (whether to requeue the job, error or None).
     """
     if job.get("JobState") != "RUNNING":
         return False, None
@@ -168,15 +184,15 @@ def after_stop(stage: Stage, job: dict[str, str], now: datetime) -> tuple[bool, 
         return True, None
     try:
         begin, end = (datetime.fromisoformat(job[k]) for k in ("StartTime", "EndTime"))
-    except (KeyError, ValueError):  # no limit
+    except (KeyError, ValueError):  # the job has no time limit
         return False, None
     if (end - now).total_seconds() > NOTICE + _SLURM_LATE + _POLL:
         return False, None
-    limit, tries = (end - begin).total_seconds(), int(job.get("Restarts", 0)) + 1
-    if stage.resumable and limit * tries < stage.timeout:
+    limit, n_jobs = (end - begin).total_seconds(), int(job.get("Restarts", 0)) + 1
+    if stage.resumable and limit * n_jobs < stage.timeout:
         return True, None
     error = KdepError(
-        f"the stage was stopped at its job's time limit of {limit:.0f} s (in job number {tries})",
+        f"the stage was stopped at its job's time limit of {limit:.0f} s (in job number {n_jobs})",
         expected=f"an end within runtime.timeout['{stage.kind}'] = {stage.timeout:g} s"
         if stage.resumable
         else "an end within one job, because it cannot resume",
@@ -193,7 +209,8 @@ def _on_time_limit(*_: object) -> None:
     raise TimeLimitReached
 
 
-def _stopped(stage: Stage, work: Path) -> int:
+def _exit_code_after_stop(stage: Stage, work: Path) -> int:
+    """Requeues the job or writes failed.json, as `after_stop` decides; returns the exit code."""
     job = _job()
     requeue, fault = after_stop(stage, job, datetime.now())
     if fault:
@@ -203,9 +220,10 @@ def _stopped(stage: Stage, work: Path) -> int:
 
 
 def _requeue(stage: Stage, work: Path, job: dict[str, str]) -> int:
+    """Asks Slurm to requeue the job; returns the exit code."""
     (state.folder(work, stage) / state.FAILED).unlink(missing_ok=True)
     done = subprocess.run(["scontrol", "requeue", job["JobId"]], check=False).returncode == 0
-    print(f"--- {'back to the queue' if done else 'not requeued'}", flush=True)
+    print(f"--- {'requeued' if done else 'could not be requeued'}", flush=True)
     return worker.STOPPED
 
 
@@ -215,7 +233,7 @@ def _requeue(stage: Stage, work: Path, job: dict[str, str]) -> int:
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m kdep_bench.engine.stage",
-        description="Run one stage of a written plan.",
+        description="Run one stage of a plan file.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -224,7 +242,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--stage", required=True, metavar="ID", help="stage id")
     p.add_argument("--work-dir", type=Path, required=True, help="stage directories")
-    p.add_argument("--gpus", default="", help="use free GPUs of these, e.g. 0,1 (not on Slurm)")
+    p.add_argument(
+        "--gpus", default="", help="choose free GPUs among these, e.g. 0,1 (not on Slurm)"
+    )
     p.add_argument("--no-wait", action="store_true", help="exit with 75 if another process runs it")
     return p
 
@@ -258,8 +278,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             stage_process.note_failure(state.folder(work, stage), str(error), stage)
             return stage_process.FAULT
         except stage_process.Stopped:
-            return _stopped(stage, work)
-        # Slurm signals the steps of a job: with several nodes the ranks, not this process.
+            return _exit_code_after_stop(stage, work)
+        # Slurm sends its signal to the steps of a job. With several nodes these are the ranks, so
+        # this process only sees that they failed.
         if code == stage_process.FAULT and stage.nodes > 1:
             job = _job()
             if after_stop(stage, job, datetime.now())[0]:
@@ -278,8 +299,8 @@ def _request(stage: Stage, work: Path, git: str, gpus: str) -> stage_process.Sta
     if gpus and stage.gpus and not in_slurm:
         visible = take_gpus(gpus.split(","), stage.gpus)
     show_gpus(visible)
-    granted_cores = int(os.environ.get("SLURM_CPUS_PER_TASK") or cpu_count())
-    stage = replace(stage, cpus=stage.cpus or granted_cores)
+    available_cores = int(os.environ.get("SLURM_CPUS_PER_TASK") or cpu_count())
+    stage = replace(stage, cpus=stage.cpus or available_cores)
     stage_process.set_threads(stage.cpus)
     return stage_process.StageRequest(
         stage, work, gpus=visible, git=git, run=os.environ.get(RUN_VARIABLE, "")
@@ -287,12 +308,16 @@ def _request(stage: Stage, work: Path, git: str, gpus: str) -> stage_process.Sta
 
 
 def _run(request: stage_process.StageRequest, wait: bool) -> int:
+    """Runs the stage within its time limit; returns the exit code.
+
+    `wait`: while another process runs the stage, wait instead of returning BUSY.
+    """
     stage_id = request.stage.id
-    terminal = os.dup(2)  # before the output of the stage goes to its log
+    terminal = os.dup(2)  # `run_stage` redirects standard error to the stage's log
     watch = Watch(request.work)
     while True:
         signal.setitimer(signal.ITIMER_REAL, request.stage.timeout)
-        code, sentence = worker.run_stage(request, _quiet)
+        code, sentence = worker.run_stage(request, _ignore_progress)
         signal.setitimer(signal.ITIMER_REAL, 0)
         if code != worker.BUSY or not wait:
             break
@@ -305,7 +330,7 @@ def _run(request: stage_process.StageRequest, wait: bool) -> int:
     return code
 
 
-def _quiet(done: int, total: int, note: str = "") -> None:
+def _ignore_progress(done: int, total: int, note: str = "") -> None:
     pass
 
 

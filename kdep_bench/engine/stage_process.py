@@ -1,8 +1,9 @@
-"""Request to a stage process, its progress, exit codes and failures."""
+"""What the process of a stage exchanges with its runner: request, progress, exit code, failure."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import importlib.metadata
 import inspect
@@ -25,12 +26,12 @@ from kdep_bench.safe_files import is_real_folder
 from kdep_bench.suite.graph import Stage
 
 ORPHAN_GRACE = 10.0  # seconds between SIGTERM and SIGKILL
-DONE, FAULT, BUSY, STOPPED = 0, 1, 75, 143  # exit codes
-PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+DONE, FAULT, BUSY, STOPPED = 0, 1, 75, 143  # exit codes; BUSY: another process runs the stage
+PR_SET_PDEATHSIG = 1  # prctl(2): the signal that a process gets when its parent dies
 
 
 class Stopped(BaseException):
-    """SIGTERM arrived: unwinds the stage so that `finally` blocks run."""
+    """Raised when SIGTERM arrives, so that the `finally` blocks of the stage run."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,11 @@ class StageRequest:
     Attributes:
         stage: the stage, with its actual number of `cpus`.
         work: the work dir.
-        force: run although it is done.
-        gpus: device numbers this stage may see.
+        force: run the stage also if it is done.
+        gpus: device numbers that this stage may use.
         git: revision of the repository, '' if unknown.
-        run: random text of the run, written to stage.json, by which a run recognises its stages.
-        submitted: time.time() of the request, for the measured start overhead.
+        run: random text that identifies the run; stage.json contains it.
+        submitted: time.time() of the request; the start overhead is measured from it.
     """
 
     stage: Stage
@@ -75,23 +76,24 @@ class Reporter:
         self._send([int(done), int(total), str(note)[:200]])
 
     def report_failure(self, sentence: str) -> None:
-        """Sends the cause of a failure, which a full disk may keep out of failed.json."""
+        """Sends the error: on a full disk it cannot be written to failed.json."""
         self._send(sentence[:1500])
 
     def _send(self, message: Any) -> None:
-        # Short enough (PIPE_BUF) to arrive whole or not at all.
+        # Messages are shorter than PIPE_BUF: the kernel writes them completely or not at all.
         if self.fd is not None:
             with contextlib.suppress(OSError):
                 os.write(self.fd, (json.dumps(message) + "\n").encode())
 
 
 def stop(*_: Any) -> None:
+    """Signal handler: raises Stopped once; later SIGTERMs are ignored."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise Stopped
 
 
 def set_threads(cpus: int) -> None:
-    """Sets the threads of this process, in the environment and in imported libraries."""
+    """Sets the number of threads of this process, in the environment and in imported libraries."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "KDEP_CPUS"):
         os.environ[name] = str(cpus)
     if "torch" in sys.modules:
@@ -101,7 +103,7 @@ def set_threads(cpus: int) -> None:
 
 
 def locate(path: str) -> Callable[..., Any]:
-    """'module:function' -> the function.
+    """Imports the stage function at `path` ('module:function').
 
     Raises:
         KdepError: it cannot be imported, or does not accept (spec, inputs, out, progress).
@@ -113,7 +115,7 @@ def locate(path: str) -> Callable[..., Any]:
         raise KdepError(
             f"the stage function {path!r} cannot be imported ({e})",
             expected="'module:function'",
-            fix=import_fix(e, "install what it needs, or correct the table of stage kinds"),
+            fix=import_fix(e, "install what it needs, or correct its path in the config"),
         ) from e
     try:
         inspect.signature(function).bind({}, {}, Path(), None)
@@ -127,7 +129,7 @@ def locate(path: str) -> Callable[..., Any]:
 
 
 def check_outputs(stage: Stage, outputs: Any) -> None:
-    """Raises KdepError for outputs that are no dict of strict JSON."""
+    """Raises KdepError for outputs that are not a dict of strict JSON (no NaN, no objects)."""
     if not isinstance(outputs, dict):
         raise KdepError(
             f"{stage.function} returned {type(outputs).__name__}",
@@ -145,23 +147,25 @@ def check_outputs(stage: Stage, outputs: Any) -> None:
 
 
 def failure_record(sentence: str, stage: Stage) -> bytes:
+    """Content of failed.json."""
     record = {"id": stage.id, "error": sentence, "at": utc_now(), "log": state.LOG}
     return json.dumps(record, indent=1, sort_keys=True).encode()
 
 
 def note_failure(out: Path, sentence: str, stage: Stage) -> None:
-    """Writes failed.json; on a full disk only the log and the runner have the error."""
+    """Writes failed.json into `out`; does nothing on a full disk (the log has the error)."""
     with contextlib.suppress(OSError):
         if is_real_folder(out):
             write_atomic(out / state.FAILED, failure_record(sentence, stage))
 
 
 def sentence_of(e: BaseException) -> str:
-    """An error message for any exception; that of a KdepError is itself."""
+    """The error message for any exception, with a fix; of a KdepError its own text."""
     if isinstance(e, KdepError):
         return str(e)
     text = " ".join(str(e).split())[:300]
-    if (isinstance(e, OSError) and e.errno == 28) or "No space left on device" in text:
+    is_disk_full = isinstance(e, OSError) and e.errno == errno.ENOSPC
+    if is_disk_full or "No space left on device" in text:
         return str(
             KdepError(
                 f"the stage ran out of disk space ({text})",
@@ -184,4 +188,5 @@ def sentence_of(e: BaseException) -> str:
 
 
 def utc_now() -> str:
+    """The time in UTC, ISO 8601, in seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")

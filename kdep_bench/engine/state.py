@@ -1,8 +1,9 @@
-"""State of stages, read from their directories: done or not, and why not. There is no other state.
+"""State of stages, read from their directories: which are done, and why the others must run.
 
-`<work>/<stage id>/stage.json` is written last and atomically; without a valid one a stage is not
-done. Paths in it are relative, so that a moved or copied work dir stays valid. The work dir may be
-a link; a stage directory, and the engine's files in it, may not.
+A stage is done if `<work>/<stage id>/stage.json` is valid; this file is written last and
+atomically. State is stored nowhere else. Paths in stage.json are relative, so a moved or copied
+work dir stays valid. The work dir may be a symbolic link; stage directories, and the engine's files
+in them, may not.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from kdep_bench.suite.schema import Json
 
 SCHEMA = 1
 STAGE, FAILED, LOG = "stage.json", "failed.json", "stage.log"
-DAMAGED = "stage.json.damaged"  # a stage.json whose files do not fit it
+DAMAGED = "stage.json.damaged"  # a stage.json that does not describe the files of its stage
 POINTER, BEFORE = ".try", ".before-"  # see `attempts`
 ENGINE_FILES = {STAGE, FAILED, LOG, DAMAGED, POINTER}
-LISTED_FILES = 2000  # files beyond this many are summarised, not listed
-_FAILED_BYTES = 1 << 20
+LISTED_FILES = 2000  # files of a stage that stage.json lists with checksums; it summarises the rest
+_FAILED_BYTES = 1 << 20  # most bytes that are read of failed.json
 VERIFY_BYTES = 64 << 20  # bytes of an input that are hashed every time before it is used
-VERIFIED = ".verified"  # in the work dir: larger files that were found intact
+VERIFIED = ".verified"  # folder of the work dir that lists larger files with a correct checksum
 
 
 def folder(work: Path, stage: Stage | str) -> Path:
@@ -50,7 +51,8 @@ def folder(work: Path, stage: Stage | str) -> Path:
 def walk(out: Path) -> Iterator[tuple[str, int]]:
     """(relative path, size in bytes) of every file below `out` except the engine's, sorted.
 
-    Of a link its path counts: its target belongs to the user, and may be edited.
+    For a symbolic link, the size is that of the link, not of its target: the target is a file of
+    the user, who may edit it.
     """
     entries = []
     for base, folders, files in os.walk(out):
@@ -63,12 +65,17 @@ def walk(out: Path) -> Iterator[tuple[str, int]]:
                 name.startswith(".") and name.endswith(".tmp")
             ):
                 entries.append((relative, os.lstat(path).st_size))
-    # Files at the top first: manifests and checkpoints are listed before the trees they describe.
+    # Files in fewer folders first, so that manifests come before the many files that they describe.
     return iter(sorted(entries, key=lambda f: (f[0].count("/"), f[0])))
 
 
 def list_files(out: Path) -> tuple[dict[str, list[Any]], Json | None]:
-    """(files: {relative path: [bytes, sha256]}, rest: summary of files beyond LISTED_FILES)."""
+    """The files of a stage, for its stage.json.
+
+    Returns:
+        (files, rest): {relative path: [bytes, sha256]} of the first LISTED_FILES files, and the
+        `_summary` of the others, None if there are none.
+    """
     all_files = list(walk(out))
     listed, rest = all_files[:LISTED_FILES], all_files[LISTED_FILES:]
     files = {name: [size, _hash(out / name)] for name, size in listed}
@@ -83,68 +90,69 @@ def _hash(path: Path) -> str:
 
 
 def _summary(rest: list[tuple[str, int]]) -> Json:
+    """Number and bytes of files, and a hash of their names and sizes."""
     digest = hashlib.sha256(canonical_json(sorted(rest)).encode()).hexdigest()
     return {"count": len(rest), "bytes": sum(s for _, s in rest), "names_and_sizes": digest}
 
 
 def _first_mismatch(
-    out: Path, record: Json, checksums: bool, known_in: Path | None = None
+    out: Path, record: Json, checksums: bool, work: Path | None = None
 ) -> str | None:
-    """The first file that is not as recorded, as a clause; None when all are.
+    """A clause about the first file that is not as recorded; None if all are.
 
     Args:
         out: the stage's directory.
         record: its stage.json.
-        checksums: hash the files too.
-        known_in: work dir with the larger files that were found intact before, for `verify_input`;
-            those are not hashed again, and files that are not listed are not checked.
+        checksums: also compare checksums.
+        work: for `verify_input`: the work dir, which lists large files that have been verified.
+            They are not hashed again, and files that stage.json does not list are not checked.
     """
     files: dict[str, list[Any]] = record["files"]
     base = os.fspath(out)
     for name, (size, _) in files.items():
         try:
-            now = os.lstat(f"{base}/{name}").st_size
+            current_size = os.lstat(f"{base}/{name}").st_size
         except OSError:
             return f"its file {name} is missing"
-        if now != size:
-            return f"its file {name} has {now} bytes instead of {size}"
+        if current_size != size:
+            return f"its file {name} has {current_size} bytes instead of {size}"
     if not checksums:
         return None
-    verified = _VerifiedFiles(known_in, out.name) if known_in and _large(files) else None
+    verified = _VerifiedFiles(work, out.name) if work and _is_large(files) else None
     fault = _first_changed(out, files, verified)
     if verified is not None:
-        verified.keep()
-    if fault is None and known_in is None and record.get("rest"):
+        verified.write()
+    if fault is None and work is None and record.get("rest"):
         rest = [f for f in walk(out) if f[0] not in files]
         if _summary(rest) != record["rest"]:
             return f"files are missing or changed among the other {record['rest']['count']}"
     return fault
 
 
-def _large(files: Mapping[str, list[Any]]) -> bool:
+def _is_large(files: Mapping[str, list[Any]]) -> bool:
     return sum(size for size, _ in files.values()) > VERIFY_BYTES
 
 
 def _first_changed(
     out: Path, files: Mapping[str, list[Any]], verified: _VerifiedFiles | None
 ) -> str | None:
-    """The first file with another checksum, smaller files first, as a clause."""
-    budget = VERIFY_BYTES
-    for name, (size, digest) in sorted(files.items(), key=lambda f: f[1][0]):
-        budget -= size
+    """A clause about the first file with another checksum, smaller files first; None if none has.
+
+    `verified`: files that need not be hashed again after the first VERIFY_BYTES bytes.
+    """
+    remaining_bytes = VERIFY_BYTES
+    for name, (size, digest) in sorted(files.items(), key=lambda item: item[1][0]):
+        remaining_bytes -= size
         try:
-            # Before the file is read, so that a change meanwhile is noticed the next time.
-            stat_before = os.lstat(out / name) if verified is not None and budget < 0 else None
-            if (
-                verified is not None
-                and stat_before is not None
-                and verified.knows(name, digest, stat_before)
-            ):
+            # Read before the file is hashed: a change in between is then noticed the next time.
+            stat_before = os.lstat(out / name)
+            large_files = verified if remaining_bytes < 0 else None
+            if large_files is not None and large_files.contains(name, digest, stat_before):
                 continue
             if _hash(out / name) != digest:
                 return f"its file {name} has changed (its checksum differs)"
-            if verified is not None and stat_before is not None:
-                verified.learn(name, digest, stat_before)
+            if large_files is not None:
+                large_files.add(name, digest, stat_before)
         except KdepError as e:
             return f"its file {e.problem}"
         except OSError as e:
@@ -154,7 +162,8 @@ def _first_changed(
 
 # --- one stage ---------------------------------------------------------------------------------
 
-_SUM = b'\n "sum": "'  # json.dumps(indent=1) puts top-level keys after one space
+# Start of the checksum's line; json.dumps(indent=1) indents only top-level keys by one space.
+_SUM = b'\n "sum": "'
 _NO_SUM = b"0" * 64
 
 
@@ -164,9 +173,9 @@ def write_stage(out: Path, record: Json) -> None:
 
 
 def stage_text(record: Json) -> bytes:
-    """The text of a stage.json, with its SHA-256 in `sum`.
+    """The text of a stage.json, with its SHA-256 in the key `sum`.
 
-    The hash is that of the text with 64 zeros in its place, so that it is checked without parsing.
+    The hash is computed with 64 zeros in its place; it can be checked without parsing the JSON.
     """
     blank = {**record, "sum": _NO_SUM.decode()}
     raw = (json.dumps(blank, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
@@ -175,7 +184,7 @@ def stage_text(record: Json) -> bytes:
 
 
 def _is_intact(raw: bytes) -> bool:
-    """Whether a stage.json is unchanged; False without a checksum."""
+    """Whether the text of a stage.json fits its checksum; False if it has none."""
     position = raw.rfind(_SUM) + len(_SUM)
     if position < len(_SUM):
         return False
@@ -202,9 +211,9 @@ def _check_types(record: Json) -> None:
     """Raises TypeError for the first entry of a stage.json with a wrong type."""
     for key, kind in _KINDS.items():
         value = record[key]
-        number = isinstance(value, (int, float))
-        # Python counts True as the number 1.
-        if not isinstance(value, kind) or isinstance(value, bool) or (number and value < 0):
+        is_number = isinstance(value, (int, float))
+        # bool is excluded explicitly, because it is a subclass of int.
+        if not isinstance(value, kind) or isinstance(value, bool) or (is_number and value < 0):
             raise TypeError(f"{key} is {str(value)[:40]!r}")
     for name, (size, digest) in record["files"].items():
         if type(size) is not int or size < 0 or not isinstance(digest, str):
@@ -212,10 +221,14 @@ def _check_types(record: Json) -> None:
 
 
 def read_stage(out: Path) -> Json | None:
-    """The stage.json in `out`, or None when there is none; KdepError when it is damaged."""
+    """The stage.json in the directory `out`; None if there is none.
+
+    Raises:
+        KdepError: it is damaged or cannot be read, or `out` is not a real folder.
+    """
     path = f"{os.fspath(out)}/{STAGE}"
     try:
-        # Through the directory's descriptor: a link in its place is not followed.
+        # O_NOFOLLOW: a symbolic link in place of the directory is an error.
         folder_fd = os.open(out, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             raw = read_bytes(STAGE, dir_fd=folder_fd)
@@ -255,9 +268,11 @@ def read_stage(out: Path) -> Json | None:
 
 
 def finished(stage: Stage, work: Path, verify: bool = False) -> tuple[Json | None, str | None]:
-    """Reads a stage's result: (record, None); (None, fault) if damaged; (None, None) if absent.
+    """Reads stage.json and compares id, version and file sizes; with `verify` also all checksums.
 
-    Parses stage.json, and compares id, version and file sizes; with `verify` also all checksums.
+    Returns:
+        (stage.json, None) if the stage is done; (None, fault as a clause) if it is damaged; (None,
+        None) if it has no stage.json.
     """
     out = folder(work, stage)
     try:
@@ -277,15 +292,15 @@ def finished(stage: Stage, work: Path, verify: bool = False) -> tuple[Json | Non
 def verify_input(work: Path, stage_id: str) -> str:
     """Checks the size and checksum of every listed file of an upstream stage, before it is read.
 
-    The smallest files, up to VERIFY_BYTES together, are hashed every time. A larger one is hashed
-    again unless its size, change times and inode are those of the last successful check.
+    The smallest files, up to VERIFY_BYTES together, are hashed every time. A larger file is hashed
+    again only if its size, a change time or its inode has changed since the last successful check.
 
     Returns:
-        a sentence on files that were not checked; '' if all were.
+        a sentence about files that were not checked; '' if all were.
 
     Raises:
-        KdepError: the stage has no result, or a damaged one. A damaged stage loses its stage.json,
-            so that the next run makes it again.
+        KdepError: the stage has no result or a damaged one. The stage.json of a damaged stage is
+            renamed, so that the next run repeats the stage.
     """
     out, record = folder(work, stage_id), None
     try:
@@ -311,36 +326,37 @@ def verify_input(work: Path, stage_id: str) -> str:
 
 
 class _VerifiedFiles:
-    """The larger files of a stage that were found intact, with their stat(2) values.
+    """The list of larger files of a stage whose checksums were correct, with their stat(2) values.
 
-    Stored in `<work>/.verified/`, which needs no more protection than the stages next to it.
+    It is the file `<work>/.verified/<stage id>.json`.
     """
 
     def __init__(self, work: Path, stage_id: str) -> None:
         self.path = work / VERIFIED / f"{stage_id}.json"
         self._known: Json = {}
-        self._new = False
+        self._has_new = False
         with contextlib.suppress(KdepError):
             if is_real_folder(self.path.parent):
                 content = read_strict(self.path, follow=False)
                 self._known = content if isinstance(content, dict) else {}
 
-    def knows(self, name: str, digest: str, file_stat: os.stat_result) -> bool:
+    def contains(self, name: str, digest: str, file_stat: os.stat_result) -> bool:
+        """Whether the file had this checksum when it had the same stat(2) values."""
         return self._known.get(name) == self._entry(digest, file_stat)
 
-    def learn(self, name: str, digest: str, file_stat: os.stat_result) -> None:
-        self._known[name], self._new = self._entry(digest, file_stat), True
+    def add(self, name: str, digest: str, file_stat: os.stat_result) -> None:
+        self._known[name], self._has_new = self._entry(digest, file_stat), True
 
-    def keep(self) -> None:
-        """Writes new entries; if that fails, files are only hashed again."""
-        if self._new:
+    def write(self) -> None:
+        """Writes new entries. A failure is ignored: the files are then hashed again."""
+        if self._has_new:
             with contextlib.suppress(OSError, KdepError):
                 real_folder(self.path.parent)
                 write_json(self.path, self._known)
 
     @staticmethod
     def _entry(digest: str, file_stat: os.stat_result) -> list[Any]:
-        # The change time (ctime) cannot be set, so that a write is noticed even if mtime is reset.
+        # A program can reset mtime after a write, but not ctime.
         return [
             digest,
             file_stat.st_size,
@@ -351,7 +367,7 @@ class _VerifiedFiles:
 
 
 def data_fingerprint(work: Path, stage: Stage) -> Json:
-    """{"data": fingerprint} of the data that a stage reads; {} for a stage without data."""
+    """{"data": fingerprint of the data that the stage reads}; {} for a stage that reads none."""
     prepare = stage.needs.get("prepare")
     record = read_stage(folder(work, prepare)) if prepare else None
     fingerprint = record["outputs"].get("fingerprint") if record else None
@@ -359,7 +375,7 @@ def data_fingerprint(work: Path, stage: Stage) -> Json:
 
 
 def mark_damaged(out: Path) -> None:
-    """Renames stage.json to DAMAGED: the stage is not done, and restarts from scratch."""
+    """Renames stage.json to DAMAGED: the next run repeats the stage from scratch."""
     if is_real_folder(out):
         with contextlib.suppress(OSError):
             os.replace(out / STAGE, out / DAMAGED)
@@ -382,11 +398,11 @@ class Status:
     """Status of a stage.
 
     Attributes:
-        done: its result is there and fits.
-        run: it must run.
+        done: whether its result is complete and fits the plan.
+        run: whether it must run.
         why: the reason, as a clause.
         record: its stage.json, if it is done.
-        forced: it runs although its result may be intact.
+        forced: whether it runs although its result may be intact.
     """
 
     done: bool
@@ -397,10 +413,10 @@ class Status:
 
 
 @contextlib.contextmanager
-def no_collection() -> Iterator[None]:
+def without_garbage_collection() -> Iterator[None]:
     """Disables cyclic garbage collection while thousands of JSON files are parsed.
 
-    The collector would traverse all parsed objects again and again, and free nothing.
+    The collector would traverse all parsed objects many times and free nothing.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -418,22 +434,23 @@ def statuses(
     force: Callable[[Stage], bool] = lambda _: False,
     verify: bool = False,
 ) -> dict[str, Status]:
-    """Every stage of `selected` (default: all), upstream first, with whether it must run.
+    """The status of every selected stage, upstream stages first.
 
-    A stage that is not done must run if nothing depends on it, if a dependent stage must run, or if
-    its outputs are damaged. An absent stage whose dependents are all done is not repeated.
+    A stage that is not done must run if nothing depends on it, if a stage that depends on it must
+    run, or if its outputs are damaged. A missing stage is not repeated if all stages that depend on
+    it are done.
 
     Args:
         plan: the stages.
         work: the work dir.
-        selected: ids of the stages to consider.
-        force: whether a stage runs again; then all that depend on it run again as well.
+        selected: ids of the stages to consider; None: all.
+        force: returns whether a stage must run again; all that depend on it then run again as well.
         verify: check all checksums.
     """
     stages = [s for s in plan.stages.values() if selected is None or s.id in selected]
     ids = {s.id for s in stages}
     consumers = {i: [c for c in cs if c in ids] for i, cs in plan.consumers().items() if i in ids}
-    with no_collection():
+    with without_garbage_collection():
         results = {s.id: finished(s, work, verify) for s in stages}
     out = _done_or_forced(stages, results, force, verify)
     damaged = {i for i, (record, fault) in results.items() if record is None and fault}
@@ -466,9 +483,9 @@ def _done_or_forced(
     force: Callable[[Stage], bool],
     verify: bool,
 ) -> dict[str, Status]:
-    """Every stage's status by itself: done, forced, or neither; see `statuses`.
+    """The status of every stage without regard to its downstream stages; see `statuses`.
 
-    `results`: stage id -> (stage.json of a finished stage, fault of a damaged one).
+    `results`: stage id -> the result of `finished`.
     """
     out: dict[str, Status] = {}
     for stage in stages:
@@ -480,32 +497,40 @@ def _done_or_forced(
         elif record is not None:
             out[stage.id] = Status(True, False, "done", record)
         else:
-            # Without `forced` the size check alone would later accept what failed its checksum.
+            # If a checksum is wrong, the stage must be forced: its process checks only file sizes
+            # and would accept it as done.
             out[stage.id] = Status(False, False, fault or "", forced=verify and fault is not None)
     return out
 
 
-def records(work: Path, known: Mapping[str, Status], limit: int = 500) -> list[Json]:
-    """stage.json of finished stages, for estimates: the newest `limit` others, then `known`.
+def records(work: Path, plan_statuses: Mapping[str, Status], limit: int = 500) -> list[Json]:
+    """The stage.json of finished stages, from which durations are estimated.
 
-    The former belong to earlier versions of the plan and to other suites in the work dir.
+    Args:
+        work: the work dir.
+        plan_statuses: the stages of the plan; see `statuses`.
+        limit: largest number of stages of other plans (earlier versions, other suites).
+
+    Returns:
+        the newest `limit` stages of other plans, oldest first, then those of the plan.
     """
-    outside = []
+    others = []
     with contextlib.suppress(OSError):
         for entry in os.scandir(work):
-            if entry.name not in known and not entry.name.startswith("."):
+            if entry.name not in plan_statuses and not entry.name.startswith("."):
                 with contextlib.suppress(OSError):
-                    outside.append((os.stat(os.path.join(entry.path, STAGE)).st_mtime, entry.path))
+                    others.append((os.stat(os.path.join(entry.path, STAGE)).st_mtime, entry.path))
     stage_records = []
-    for _, path in sorted(outside)[-limit:]:
+    for _, path in sorted(others)[-limit:]:
         with contextlib.suppress(KdepError):
             record = read_stage(Path(path))
             if record is not None:
                 stage_records.append(record)
-    return stage_records + [s.record for s in known.values() if s.record is not None]
+    return stage_records + [s.record for s in plan_statuses.values() if s.record is not None]
 
 
 def _reason(stage: Stage, work: Path, known: Mapping[str, Status], newest: _Newest) -> str:
+    """Why a stage must run, as a clause. `newest`: finds the stage's predecessor."""
     failed = failure(folder(work, stage))
     if failed:
         return f"failed before: {failed['error']}"
@@ -525,12 +550,12 @@ def _reason(stage: Stage, work: Path, known: Mapping[str, Status], newest: _Newe
             return f"spec changed: {', '.join(changes[:3])}{remainder}"
     if predecessor is None:
         return "never run"
-    for up in stage.needs.values():
-        if up in known and known[up].run:
-            return f"upstream {up} will run"
-    for role, up in stage.needs.items():
-        if predecessor["needs"].get(role) != up:
-            return f"upstream changed: {predecessor['needs'].get(role)} -> {up}"
+    for upstream in stage.needs.values():
+        if upstream in known and known[upstream].run:
+            return f"upstream {upstream} will run"
+    for role, upstream in stage.needs.items():
+        if predecessor["needs"].get(role) != upstream:
+            return f"upstream changed: {predecessor['needs'].get(role)} -> {upstream}"
     return "never run"
 
 
@@ -558,7 +583,7 @@ def _short(value: Any) -> str:
 
 
 class _Newest:
-    """Finds the newest finished stage of a kind and name; lists the work dir once."""
+    """Finds the newest finished stage of the same kind and name; lists the work dir once."""
 
     def __init__(self, work: Path) -> None:
         self.work = work
@@ -583,10 +608,11 @@ class _Newest:
 
 @cache
 def code_hash(source_paths: tuple[str, ...]) -> str:
-    """Hash of the package's source in `source_paths` (paths below kdep_bench/)."""
-    root, h = PACKAGE, hashlib.sha256()
+    """Hash of the package's source in `source_paths` (files and folders below kdep_bench/)."""
+    digest = hashlib.sha256()
     for source in source_paths:
-        place = root / source
+        place = PACKAGE / source
         for path in [place] if place.is_file() else sorted(place.rglob("*.py")):
-            h.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
-    return h.hexdigest()[:16]
+            name = str(path.relative_to(PACKAGE)).encode()
+            digest.update(name + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]

@@ -1,15 +1,15 @@
 """Contents of a work dir: stage directories and cluster runs, their sizes, and their pruning.
 
-A stage is kept if a record in a results folder cites it (`stages` lists the whole chain), if a
-given suite plans it, if a kept stage was made from it, or while a process runs it. Only directories
-whose names look like a stage's are ever removed. Superseded records (`superseded/`) are in no table
-and keep nothing.
+A stage is kept if a record in a results folder cites it, if one of the named suites plans it, if a
+kept stage depends on it, or while a process runs it. Only directories whose names look like a
+stage's are ever removed. Superseded records (`superseded/`) are in no table; they keep no stages.
 
-An attempt of a stage works in a directory next to the stage's (see `attempts`). That of a killed
-attempt is kept as long as its stage is kept and would continue from it.
+An attempt of a stage works in a directory next to the stage's (see `attempts`). The directory of a
+killed attempt is kept if its stage is kept and would continue from it.
 
-A cluster run (`.cluster/<suite>-<random>`: its plan, Snakemake's state, logs of its jobs) leaves
-its folder if stages failed. The folder is kept while the run or jobs of it may be running.
+A cluster run has a folder `.cluster/<suite>-<random>` with its plan, Snakemake's state and the logs
+of its jobs. The folder remains if stages failed. It is kept while the run, or jobs of it, may be
+running.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdep_bench.engine import attempts, cluster, state
@@ -41,10 +41,10 @@ class WorkDirEntry:
     Attributes:
         id: its path in the work dir.
         bytes: total size of its files.
-        state: 'done', 'failed', 'cut' (interrupted), 'damaged' or 'running'; of a cluster run
+        state: 'done', 'failed', 'cut' (interrupted), 'damaged' or 'running'; for a cluster run
             'running', 'queued' (it has, or may have, queued jobs) or 'ended'.
-        finished: time at which it was done, UTC; '' if it is not.
-        needs: ids of the stages it was made from.
+        finished: time at which the stage finished, UTC; '' if it is not done.
+        needs: ids of the stages that it depends on.
         kept_by: why it is kept: names of results folders and suites, 'needed by ...', 'running'.
     """
 
@@ -71,33 +71,33 @@ def survey(
         planned: stage id -> names of the suites that plan it.
 
     Raises:
-        KdepError: `work` is no folder.
+        KdepError: the folder `work` does not exist.
     """
     if not work.is_dir():
         raise KdepError(f"the work dir {work} does not exist", fix="correct --work-dir")
     stages, attempt_dirs = {}, []
-    for stage_id in os.scandir(work):
-        if stage_id.is_dir(follow_symlinks=False):
-            if _STAGE_DIR.fullmatch(stage_id.name):
-                stages[stage_id.name] = _stage_entry(work, stage_id.name)
-            elif match := attempts.NAME.fullmatch(stage_id.name):
-                attempt_dirs.append((stage_id.name, match["stage"]))
-    kept: dict[str, list[str]] = {}
-    for i, entry in stages.items():
-        kept[i] = [*cited.get(i, ()), *(f"suite {n}" for n in planned.get(i, ()))]
+    for folder in os.scandir(work):
+        if folder.is_dir(follow_symlinks=False):
+            if _STAGE_DIR.fullmatch(folder.name):
+                stages[folder.name] = _stage_entry(work, folder.name)
+            elif match := attempts.NAME.fullmatch(folder.name):
+                attempt_dirs.append((folder.name, match["stage"]))
+    kept_by: dict[str, list[str]] = {}
+    for stage_id, entry in stages.items():
+        suites = (f"suite {name}" for name in planned.get(stage_id, ()))
+        kept_by[stage_id] = [*cited.get(stage_id, ()), *suites]
         if entry.state == "running":
-            kept[i].append("running")
-    todo = [i for i, why in kept.items() if why]
+            kept_by[stage_id].append("running")
+    todo = [stage_id for stage_id, reasons in kept_by.items() if reasons]
     while todo:
         stage_id = todo.pop()
-        for up in stages[stage_id].needs:
-            if up in kept and not kept[up]:
-                kept[up] = [f"needed by {stage_id}"]
-                todo.append(up)
-    entries = [WorkDirEntry(e.id, e.bytes, e.state, e.finished, e.needs, tuple(kept[i]))
-               for i, e in stages.items()]  # fmt: skip
+        for upstream in stages[stage_id].needs:
+            if upstream in kept_by and not kept_by[upstream]:
+                kept_by[upstream] = [f"needed by {stage_id}"]
+                todo.append(upstream)
+    entries = [replace(entry, kept_by=tuple(kept_by[i])) for i, entry in stages.items()]
     entries += [
-        _attempt_entry(work, name, stage_id, kept.get(stage_id, []))
+        _attempt_entry(work, name, stage_id, kept_by.get(stage_id, []))
         for name, stage_id in attempt_dirs
     ]
     entries += _run_entries(work)
@@ -105,6 +105,7 @@ def survey(
 
 
 def _stage_entry(work: Path, stage_id: str) -> WorkDirEntry:
+    """The entry of a stage directory, without `kept_by`."""
     out = work / stage_id
     finished, needs = "", ()
     try:
@@ -124,34 +125,38 @@ def _stage_entry(work: Path, stage_id: str) -> WorkDirEntry:
 
 
 def _attempt_entry(work: Path, name: str, stage_id: str, stage_kept_by: list[str]) -> WorkDirEntry:
-    """The entry of the directory `name` of an attempt of a stage."""
-    why: tuple[str, ...] = ()
+    """The entry of the directory `name` of an attempt of a stage.
+
+    `stage_kept_by`: why the stage is kept; empty if it is not.
+    """
+    status: str = "cut"
+    kept_by: tuple[str, ...] = ()
     if StageLock(work, stage_id).held_elsewhere():
-        why = ("running",)
+        status, kept_by = "running", ("running",)
     elif stage_kept_by and name in attempts.attempt_names(work, stage_id):
-        why = (f"the next attempt of {stage_id}",)
-    return WorkDirEntry(
-        name, size_of(work / name), "running" if "running" in why else "cut", "", (), why
-    )
+        kept_by = (f"the next attempt of {stage_id}",)
+    return WorkDirEntry(name, size_of(work / name), status, "", (), kept_by)
 
 
 def _run_entries(work: Path) -> list[WorkDirEntry]:
     """The folders of cluster runs."""
     out = []
-    queue = cluster.queued(work) if shutil.which("squeue") else None
+    queue = cluster.queued_jobs(work) if shutil.which("squeue") else None
     runs_dir = work / cluster.RUNS_DIR
     for run_dir in sorted(runs_dir.glob("*")) if is_real_folder(runs_dir) else ():
-        stage_id = run_dir.relative_to(work).as_posix()
-        if is_real_folder(run_dir) and _RUN_DIR.fullmatch(stage_id):
-            status, why = _run_state(work, run_dir, queue)
-            out.append(
-                WorkDirEntry(stage_id, size_of(run_dir), status, "", (), (why,) if why else ())
-            )
+        entry_id = run_dir.relative_to(work).as_posix()
+        if is_real_folder(run_dir) and _RUN_DIR.fullmatch(entry_id):
+            status, reason = _run_state(work, run_dir, queue)
+            kept_by = (reason,) if reason else ()
+            out.append(WorkDirEntry(entry_id, size_of(run_dir), status, "", (), kept_by))
     return out
 
 
 def _run_state(work: Path, run_dir: Path, queue: Mapping[str, list[str]] | None) -> tuple[str, str]:
-    """(state, why it is kept) of a cluster run. `queue`: jobs by stage; None without Slurm."""
+    """(state, why it is kept) of a cluster run; '' if it is not kept.
+
+    `queue`: stage id -> Slurm jobs; None if this machine has no Slurm.
+    """
     if cluster.run_lock(run_dir).held_elsewhere():
         return "running", "running"
     try:
@@ -164,8 +169,8 @@ def _run_state(work: Path, run_dir: Path, queue: Mapping[str, list[str]] | None)
     jobs = sorted(j for i in stages for j in (queue or {}).get(i, ()))
     if jobs:
         return "queued", f"Slurm's jobs {', '.join(jobs)}"
-    blind = executor != "snakemake-local" and (executor != "slurm" or queue is None)
-    if blind and not all((work / i / state.STAGE).exists() for i in stages):
+    may_have_jobs = executor != "snakemake-local" and (executor != "slurm" or queue is None)
+    if may_have_jobs and not all((work / i / state.STAGE).exists() for i in stages):
         return "queued", "it may have queued jobs that this machine cannot see"
     return "ended", ""
 
@@ -184,7 +189,8 @@ def citations(folders: Iterable[Path]) -> dict[str, list[str]]:
     """Stage id -> names of the results folders with a record that cites it.
 
     Raises:
-        KdepError: a record cannot be read: what it cites is unknown, so nothing may be removed.
+        KdepError: a record cannot be read. The stages it cites are then unknown, so none may be
+            removed.
     """
     out: dict[str, list[str]] = {}
     for folder in folders:
@@ -209,10 +215,10 @@ def citations(folders: Iterable[Path]) -> dict[str, list[str]]:
 
 
 def prunable(entries: Iterable[WorkDirEntry], any_reference: bool) -> list[WorkDirEntry]:
-    """Entries that nothing keeps.
+    """Entries without a reason to keep them.
 
     Raises:
-        KdepError: no stage at all is cited or planned (`any_reference` is False).
+        KdepError: `any_reference` is False: no stage at all is cited or planned.
     """
     if not any_reference:
         raise KdepError(
@@ -223,9 +229,9 @@ def prunable(entries: Iterable[WorkDirEntry], any_reference: bool) -> list[WorkD
 
 
 def remove(work: Path, entry: WorkDirEntry) -> bool:
-    """Deletes one entry while holding its lock; False where a process uses it.
+    """Deletes one entry while holding its lock; False if a process uses it.
 
-    stage.json is removed first: an interrupted removal leaves a stage that is not done.
+    stage.json is removed first, so that an interrupted removal leaves a stage that is not done.
     """
     out, attempt = work / entry.id, attempts.NAME.fullmatch(entry.id)
     removable = entry.is_run or attempt or _STAGE_DIR.fullmatch(entry.id)
@@ -244,7 +250,7 @@ def remove(work: Path, entry: WorkDirEntry) -> bool:
 
 
 def size_text(size: float) -> str:
-    """'12 B', '3.4 MB', '1.2 GB'; decimal units."""
+    """Bytes as text, in decimal units: '12 B', '3.4 MB', '1.2 GB'."""
     for unit in ("B", "kB", "MB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
@@ -253,7 +259,7 @@ def size_text(size: float) -> str:
 
 
 def summary(entries: Iterable[WorkDirEntry]) -> str:
-    """'3 stage directories, 1.2 GB', with cluster runs if there are any."""
+    """Number and size of the entries, for example '3 stage directories, 1.2 GB'."""
     entries = list(entries)
     runs = sum(e.is_run for e in entries)
     text = f"{len(entries) - runs} stage directories"
@@ -262,7 +268,7 @@ def summary(entries: Iterable[WorkDirEntry]) -> str:
 
 
 def table(entries: Iterable[WorkDirEntry]) -> str:
-    """The entries as lines: size, state, day, id, why it is kept."""
+    """The entries as lines: size, state, day on which it finished, id, why it is kept."""
     lines = []
     for e in entries:
         kept = ", ".join(e.kept_by) or "unreferenced"

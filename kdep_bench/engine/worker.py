@@ -53,19 +53,23 @@ from kdep_bench.suite import data_identity
 
 
 def main(request: StageRequest, pipe: Any) -> None:
-    """Process body in the local pool. Never returns."""
+    """Body of a process of the local pool: runs one stage and exits.
+
+    Args:
+        request: the stage.
+        pipe: writing end of the pipe to the runner, for progress and errors; None for no reports.
+    """
     os.setsid()
-    # The stage ends with the fork server or the runner: no process would monitor an orphan.
+    # If the fork server or the runner dies, the stage must end too: nothing would monitor it.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if pipe is not None:
-        threading.Thread(target=_leave_with_reader, args=(pipe.fileno(),), daemon=True).start()
+        threading.Thread(target=_end_with_reader, args=(pipe.fileno(),), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, stop)
     code = FAULT
     try:
         set_threads(request.stage.cpus)
-        # A stage that is assigned no GPU sees none.
-        show_gpus(request.gpus)
+        show_gpus(request.gpus)  # hides all other GPUs
         reporter = Reporter(None if pipe is None else pipe.fileno())
         code, sentence = run_stage(request, reporter)
         if sentence:
@@ -76,14 +80,15 @@ def main(request: StageRequest, pipe: Any) -> None:
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()
-        # No interpreter shutdown: with the toolkits loaded it costs as much as a small stage.
+        # Skip the shutdown of the interpreter: with the toolkits loaded it takes as long as a
+        # small stage.
         os._exit(code)
 
 
-def _leave_with_reader(fd: int) -> None:
-    """Ends this process group once the pipe's reader, the runner, is gone."""
+def _end_with_reader(fd: int) -> None:
+    """Ends this process group when the runner, which reads the pipe, has ended."""
     poll = select.poll()
-    poll.register(fd, 0)  # errors only; a closed reader is one
+    poll.register(fd, 0)  # reports only errors, such as a pipe without a reader
     while not poll.poll():
         pass
     os.killpg(0, signal.SIGTERM)
@@ -92,7 +97,7 @@ def _leave_with_reader(fd: int) -> None:
 
 
 def run_stage(request: StageRequest, progress: Callable[..., None]) -> tuple[int, str | None]:
-    """Runs one stage to its stage.json.
+    """Runs one stage and writes its stage.json or failed.json.
 
     Returns:
         (DONE, None); (BUSY, None) if another process runs it or took it over; (FAULT, error).
@@ -104,7 +109,7 @@ def run_stage(request: StageRequest, progress: Callable[..., None]) -> tuple[int
     logs = False
     try:
         real_folder(out, "stage directory")
-        # If another process takes the stage over, this one ends by its SIGTERM handler.
+        # If another process takes the stage over, SIGTERM ends this one.
         if not lock.take(on_loss=lambda: os.kill(os.getpid(), signal.SIGTERM)):
             return BUSY, None
     except (OSError, KdepError) as e:
@@ -115,7 +120,7 @@ def run_stage(request: StageRequest, progress: Callable[..., None]) -> tuple[int
             return DONE, None
         if fault:
             state.mark_damaged(out)
-        # Never resume from damaged files: their damage would get a valid checksum.
+        # Never resume from damaged files: the new stage.json would have checksums of the damage.
         from_scratch = request.force or (out / state.DAMAGED).exists()
         attempt = attempts.begin(
             work, stage.id, stage.resumable and not from_scratch, lock.still_held
@@ -130,10 +135,10 @@ def run_stage(request: StageRequest, progress: Callable[..., None]) -> tuple[int
             return BUSY, None
         if attempt is not None:
             with contextlib.suppress(OSError, KdepError):
-                attempt.settle(lock.still_held)
+                attempt.commit(lock.still_held)
         raise
     except Exception as e:
-        if not lock.still_held():  # the new owner has renamed this process's directory
+        if not lock.still_held():  # another process has taken the stage over
             return BUSY, None
         with contextlib.suppress(OSError, ValueError):
             if logs:  # the traceback goes into the log only
@@ -172,14 +177,14 @@ def _execute(
 ) -> bool:
     """Calls the stage's function and writes stage.json; False if the lock was lost meanwhile."""
     stage, work = request.stage, request.work
-    for up in sorted(set(stage.needs.values())):
-        left_out = state.verify_input(work, up)
-        if left_out:
-            print(left_out)
+    for upstream in sorted(set(stage.needs.values())):
+        unchecked_files = state.verify_input(work, upstream)
+        if unchecked_files:
+            print(unchecked_files)
     inputs = {role: state.folder(work, up).resolve() for role, up in stage.needs.items()}
     guard = data_identity.Guard(stage, work, attempt.path)
     guard.before()
-    started, begun = utc_now(), time.time()
+    started, start_s = utc_now(), time.time() - request.submitted
     clock, cpu = time.monotonic(), cpu_seconds()
     trackers.set_backends(stage.trackers, stage.id)  # child processes inherit them
     outputs, ranks = _call(request, inputs, attempt.path.resolve(), progress)
@@ -205,8 +210,8 @@ def _execute(
         "finished": utc_now(),
         "wall_s": round(wall, 3),
         "cpu_s": round(sum(r["cpu_s"] for r in ranks) or cpu_seconds() - cpu, 3),
-        "start_s": round(begun - request.submitted, 3),
-        # Linux counts kibibytes.
+        "start_s": round(start_s, 3),
+        # Linux reports ru_maxrss in KiB.
         "peak_rss": max([u.ru_maxrss * 1024 for u in usage] + [r["peak_rss"] for r in ranks]),
         **largest_peak([peak_gpu(), *ranks]),
         "environment": environment(request) | _distributed(ranks),
@@ -216,21 +221,25 @@ def _execute(
         "rest": rest,
     }
     attempt.write(state.STAGE, state.stage_text(record))
-    return attempt.settle(still_held)
+    return attempt.commit(still_held)
 
 
 def _call(
     request: StageRequest, inputs: dict[str, Path], out: Path, progress: Callable[..., None]
 ) -> tuple[Any, list[dict[str, Any]]]:
-    """The function's outputs and, for several processes, the usage of each."""
+    """Calls the stage function.
+
+    Returns:
+        its outputs, and the usage of each rank (see `ddp.launch`); [] for a single process.
+    """
     from kdep_bench.engine import ddp
 
     if ddp.shape(request.stage) != (1, 1):
         return ddp.launch(request, inputs, out, progress)
     keep_freed_memory()
     function = locate(request.stage.function)
-    check_gpus(request.gpus)  # by now torch is in memory, if the function needs it
-    # A deep copy through JSON: changes that the function makes to it do not reach the record.
+    check_gpus(request.gpus)  # after the import of the function, which imports torch if needed
+    # A deep copy through JSON: if the function changes its spec, the record stays as planned.
     spec = json.loads(canonical_json(request.stage.spec))
     if request.stage.kind == "prepare":
         spec.pop(data_identity.CONTENT, None)
@@ -249,11 +258,15 @@ def _fail(
     sentence: str,
     still_held: Callable[[], bool],
 ) -> tuple[int, str | None]:
-    """Writes failed.json, and leaves the attempt's directory as the stage's."""
+    """Writes failed.json and renames the attempt's directory to the stage's.
+
+    Returns:
+        (FAULT, error); (BUSY, None) if another process has taken the stage over.
+    """
     try:
         if attempt is not None:
             attempt.fail(failure_record(sentence, request.stage))
-            if not attempt.settle(still_held):
+            if not attempt.commit(still_held):
                 return BUSY, None
             return FAULT, sentence
     except (OSError, KdepError) as e:

@@ -245,7 +245,7 @@ def test_a_preempted_stage_is_requeued_and_resumes(slurm: Slurm, tmp_path):
     )
     wait_for(lambda: slurm.job(job)["JobState"] == "COMPLETED", 600, "the end")
     assert slurm.job(job)["Restarts"] == "1"
-    assert "back to the queue" in (out / "stage.log").read_text()
+    assert "--- requeued" in (out / "stage.log").read_text()
     assert record(plan, tmp_path, "g")["outputs"]["resumed_at"] > 4
     assert read_lines(out / "steps.txt") == [str(k) for k in range(160)]
 
@@ -257,7 +257,7 @@ def test_a_stage_resumes_in_another_job_after_the_time_limit(slurm: Slurm, tmp_p
     outcome = run(plan, tmp_path)
     assert outcome.ok, outcome
     out = tmp_path / fakes.id_of(plan, "g")
-    assert "back to the queue" in (out / "stage.log").read_text()
+    assert "--- requeued" in (out / "stage.log").read_text()
     assert record(plan, tmp_path, "g")["outputs"]["resumed_at"] > 10
     assert read_lines(out / "steps.txt") == [str(k) for k in range(420)]
 
