@@ -105,7 +105,9 @@ def _plan(args: argparse.Namespace, suite: Suite, work: Path) -> tuple[Suite, Pl
 
     plan = build_plan(suite)  # reports faults of the suite before its data are read
     check_counts(suite)
-    with_content, lines = data_identity.with_content(suite, work, verify=args.verify, say=_log)
+    with_content, lines = data_identity.with_content(
+        suite, work, verify=args.verify, show_message=_log
+    )
     for line in lines:
         print(line)
     if with_content == suite:

@@ -1,7 +1,8 @@
 """Checks of a method's config against its classes: arguments, ranges, inputs, the optimiser.
 
-`pairs` calls them. Each reads the source of the classes and imports none of them, so that a
-`--dry-run` stays without torch.
+`pairs` calls these functions. They read the source code of the classes instead of importing them,
+so that `--dry-run` does not import torch. In this package `label` is what an error calls the
+method, for example "method 'kdep'".
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from kdep_bench.signatures import (
 from kdep_bench.suite.schema import Json, method_needs
 
 _SCHEDULES = "kdep_bench.schedules."
-# Argument of an optimiser -> its range; torch refuses most of these only when training begins.
-_OPTIMIZER: Mapping[str, str] = {
+# Argument of an optimiser -> its range (see `signatures.check_value`). torch reports most wrong
+# values only when training begins.
+_OPTIMIZER_RANGES: Mapping[str, str] = {
     "lr": "Positive",
     "momentum": "BelowOne",
     "dampening": "Fraction",
@@ -42,11 +44,11 @@ _OPTIMIZER: Mapping[str, str] = {
 
 
 def check_optimizer(config: Json, where: str) -> None:
-    """Checks the config of an optimiser.
+    """Checks the config of an optimiser; `where` is what an error calls it.
 
     Raises:
-        KdepError: it does not exist, a wrong argument, or a learning rate that is missing, 0,
-            negative or not a number.
+        KdepError: the optimiser does not exist, an argument is wrong, or the learning rate is
+            missing, 0, negative or not a number.
     """
     kind = config.get("type")
     if not isinstance(kind, str):
@@ -54,10 +56,10 @@ def check_optimizer(config: Json, where: str) -> None:
     if "lr" not in config:
         raise KdepError(f"{where} has no learning rate `lr`", fix="add it, for example lr=0.1")
     path = optimizer_path(kind)
-    known = torch_optimizers()
-    if path is None and "." not in kind and known:
-        raise unknown_name(f"type of {where}", kind, known)
-    for name, annotation in _OPTIMIZER.items():
+    known_optimizers = torch_optimizers()
+    if path is None and "." not in kind and known_optimizers:
+        raise unknown_name(f"type of {where}", kind, known_optimizers)
+    for name, annotation in _OPTIMIZER_RANGES.items():
         if name in config:
             check_value(annotation, config[name], where, name)
     betas = config.get("betas")
@@ -82,34 +84,35 @@ def check_classes(method: Json, label: str, epochs: float) -> None:
     Args:
         method: its config.
         label: what an error calls the method.
-        epochs: of the pre-training, for schedules.
+        epochs: epochs of the pre-training; schedules are checked over them.
     """
-    for key, given in (("align", ()), ("weights", ("backbone",))):
+    # The second entry: arguments that the program passes itself.
+    for key, passed_arguments in (("align", ()), ("weights", ("backbone",))):
         config = method.get(key)
         if isinstance(config, Mapping):
             config = {k: v for k, v in config.items() if k != CONTENT}
-        check_arguments(config, f"{label}.{key}", given)
+        check_arguments(config, f"{label}.{key}", passed_arguments)
     _check_weights_file(method.get("weights"), label)
     transform = method.get("transform")
     if isinstance(transform, Mapping):
         required = class_value(resolve_alias(transform.get("type")), "required_args") or ()
         check_arguments(transform, f"{label}.transform", required)
-    for place, config in _typed(method.get("objective"), "objective"):
-        if place.endswith(".optimizer"):
-            check_optimizer(config, f"the {label}.{place}")
+    for key, config in _typed_dicts(method.get("objective"), "objective"):
+        if key.endswith(".optimizer"):
+            check_optimizer(config, f"the {label}.{key}")
             continue
-        where, path = f"{label}.{place}", resolve_alias(config["type"])
+        where, path = f"{label}.{key}", resolve_alias(config["type"])
         if path.startswith(_SCHEDULES) and signature(path) is not None:
             check_arguments(config, where, ("epochs",))
             _check_schedule(config, where, epochs)
         else:
             required = class_value(path, "requires") or ()
-            every = {"teachers"} if class_value(path, "every_teacher") else set()
-            check_arguments(config, where, {*required, "epochs"} | every)
+            teachers = {"teachers"} if class_value(path, "every_teacher") else set()
+            check_arguments(config, where, {*required, "epochs"} | teachers)
 
 
 def _check_weights_file(config: Any, label: str) -> None:
-    """Raises KdepError where the `weights` of given weights name a file that does not exist."""
+    """Raises KdepError if the method's `weights` name a file that does not exist."""
     path = config.get("weights") if isinstance(config, Mapping) else None
     if isinstance(path, str) and not Path(path).expanduser().is_file():
         raise KdepError(
@@ -119,20 +122,23 @@ def _check_weights_file(config: Any, label: str) -> None:
         )
 
 
-def _typed(config: Any, place: str) -> Iterator[tuple[str, Json]]:
-    """Every dict with a `type` in a nested config, the outer ones first, with its place."""
+def _typed_dicts(config: Any, path: str) -> Iterator[tuple[str, Json]]:
+    """(path, dict) of every dict with a `type` in a nested config, outer dicts first.
+
+    A path has the keys and list positions that lead to the dict, for example 'objective.terms.0'.
+    """
     if isinstance(config, dict):
         if isinstance(config.get("type"), str):
-            yield place, config
+            yield path, config
         for key, value in config.items():
-            yield from _typed(value, f"{place}.{key}")
+            yield from _typed_dicts(value, f"{path}.{key}")
     elif isinstance(config, list):
-        for k, value in enumerate(config):
-            yield from _typed(value, f"{place}.{k}")
+        for position, value in enumerate(config):
+            yield from _typed_dicts(value, f"{path}.{position}")
 
 
 def _check_schedule(config: Json, where: str, epochs: float) -> None:
-    """Builds a schedule and checks its values over the whole training."""
+    """Raises KdepError if a schedule cannot be built or has a value that is not finite."""
     try:
         schedule = as_schedule(config, epochs)
         values = [schedule(k, 100) for k in range(100)]
@@ -152,18 +158,18 @@ def _check_schedule(config: Json, where: str, epochs: float) -> None:
 
 def _objectives(method: Json) -> list[str]:
     """Import paths of the objective of a method and of its parts."""
-    typed = _typed(method.get("objective"), "objective")
-    return [resolve_alias(c["type"]) for place, c in typed if place.endswith("objective")]
+    typed = _typed_dicts(method.get("objective"), "objective")
+    return [resolve_alias(config["type"]) for path, config in typed if path.endswith("objective")]
 
 
 def requires_student_maps(method: Json) -> bool:
     """Whether a class of the method's objective reads the student's feature maps."""
-    requirements = (class_value(path, "requires") or () for path in _objectives(method))
-    return any("student_maps" in words for words in requirements)
+    required_args = (class_value(path, "requires") or () for path in _objectives(method))
+    return any("student_maps" in names for names in required_args)
 
 
 def check_needs(method: Json, label: str) -> None:
-    """Raises KdepError for inputs that the objective reads and the method does not declare."""
+    """Raises KdepError if the objective reads an input that the method's `needs` does not list."""
     needs: set[str] = set()
     for path in _objectives(method):
         needs |= class_value(path, "needs") or frozenset()
@@ -181,17 +187,20 @@ def check_needs(method: Json, label: str) -> None:
             f"{label} reads labels but has labels_used=False",
             fix="set labels_used=True, or choose an objective without labels",
         )
-    if lacking := sorted(needs - method_needs(method)):
+    if missing := sorted(needs - method_needs(method)):
         raise KdepError(
-            f"{label} reads {', '.join(lacking)} of a batch but its `needs` does not list "
-            f"{'it' if len(lacking) == 1 else 'them'}",
+            f"{label} reads {', '.join(missing)} from a batch but its `needs` does not list "
+            f"{'it' if len(missing) == 1 else 'them'}",
             expected=f"needs={sorted(needs | method_needs(method))}",
             fix="set `needs` in the method's config",
         )
 
 
-def check_relates(method: Json, label: str, parts: int) -> None:
-    """Raises KdepError for an objective that compares samples, with a batch split into `parts`."""
+def check_couples_samples(method: Json, label: str, parts: int) -> None:
+    """Raises KdepError if the objective compares samples of a batch that is split.
+
+    `parts`: number of micro-batches and processes that a batch is split into.
+    """
     if parts > 1 and any(class_value(path, "couples_samples") for path in _objectives(method)):
         raise KdepError(
             f"{label} compares the samples of a batch with each other, but the batch is split into "
@@ -200,29 +209,34 @@ def check_relates(method: Json, label: str, parts: int) -> None:
         )
 
 
-def check_players(method: Json, label: str, accumulate: int) -> None:
-    """Raises KdepError for an objective with optimisers of its own under gradient accumulation."""
+def check_extra_optimizers(method: Json, label: str, accumulate: int) -> None:
+    """Raises KdepError if the objective has separate optimisers and gradients are accumulated.
+
+    `accumulate`: number of micro-batches per optimiser step.
+    """
     if accumulate > 1 and any(class_value(path, "has_players") for path in _objectives(method)):
         raise KdepError(
-            f"{label} has parts with an optimiser of their own, which would take a step in each of "
-            f"the {accumulate} micro-batches",
+            f"{label} has parts with a separate optimiser, which would take a step in each of the "
+            f"{accumulate} micro-batches",
             fix="set budget.accumulate=1, or remove the method",
         )
 
 
 def check_augment(method: Json, label: str, live: bool, parts: int) -> None:
-    """Raises KdepError for an augmentation that does not fit what the method reads.
+    """Raises KdepError if the method's augmentation does not fit the inputs that it reads.
 
     Args:
-        live: whether all teachers of the method run in the step.
-        parts: micro-batches and processes that a batch is split into.
+        method: its config.
+        label: what an error calls the method.
+        live: whether all its teachers run in the training step, on the augmented images.
+        parts: number of micro-batches and processes that a batch is split into.
     """
     config = method.get("augment")
     added = class_value(resolve_alias((config or {}).get("type")), "adds") or frozenset()
     for objective in _objectives(method):
-        if lacking := sorted((class_value(objective, "reads_extra") or frozenset()) - added):
+        if missing := sorted((class_value(objective, "reads_extra") or frozenset()) - added):
             raise KdepError(
-                f"{label} reads {', '.join(lacking)}, which its `augment` does not add",
+                f"{label} reads {', '.join(missing)}, which its `augment` does not add",
                 fix="set `augment` of the method to a class that adds it, for example "
                 "kdep_bench.augments.mask_patches.MaskPatches for 'visible'",
             )
@@ -232,7 +246,7 @@ def check_augment(method: Json, label: str, live: bool, parts: int) -> None:
     if not isinstance(kind, str):
         raise KdepError(
             f"{label} has an `augment` without `type`",
-            fix="add it: a class of kdep_bench/augments",
+            fix="add the `type`: a class of kdep_bench/augments",
         )
     check_arguments(config, f"{label}.augment")
     path, name = resolve_alias(kind), kind.rpartition(".")[2]
@@ -247,14 +261,14 @@ def check_augment(method: Json, label: str, live: bool, parts: int) -> None:
         reads |= class_value(objective, "needs") or frozenset()
     if "labels" in reads and not class_value(path, "keeps_labels"):
         raise KdepError(
-            f"{label} reads labels, which do not describe the images of {name}",
+            f"{label} reads labels, but {name} changes the images so that their labels are wrong",
             fix="remove `augment`, or choose an objective without labels",
         )
-    broken = sorted((reads & FROM_TEACHER) - class_value(path, "keeps"))
-    if broken and not live:
+    changed = sorted((reads & FROM_TEACHER) - class_value(path, "keeps"))
+    if changed and not live:
         raise KdepError(
-            f"{label} reads {', '.join(broken)} of the teacher from a cache, which do not describe "
-            f"the images of {name}",
+            f"{label} reads {', '.join(changed)} of the teacher from a cache, but {name} changes "
+            "the images after the cache was computed",
             fix="remove `augment`; or, if the suite's teacher is read, set teacher_source='live' "
             "in the method",
         )
@@ -267,12 +281,12 @@ def check_augment(method: Json, label: str, live: bool, parts: int) -> None:
 
 
 def check_transformer(method: Json, label: str, student: Json) -> None:
-    """Raises KdepError for an objective on a transformer's tokens with any other student."""
+    """Raises KdepError if the objective reads a transformer's tokens and the student is none."""
     if not any(class_value(path, "transformer") for path in _objectives(method)):
         return
     backbone = student["backbone"]
-    timm = str(backbone.get("type")).endswith(".TimmBackbone")
-    if not (timm and "vit" in str(backbone.get("model"))):
+    is_timm = str(backbone.get("type")).endswith(".TimmBackbone")
+    if not (is_timm and "vit" in str(backbone.get("model"))):
         raise KdepError(
             f"{label} hides patches from the student, but {student['name']!r} is not a vision "
             "transformer of timm",

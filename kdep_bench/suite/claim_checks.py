@@ -1,9 +1,9 @@
-"""Checks that a suite can test its claims, when it is planned rather than after it has run.
+"""Checks, when a suite is planned, that it can test its claims.
 
-A claim is refused that names a method, data fraction, teacher, number of epochs or task family
-which the suite does not have, that compares a row with itself, or whose curve or correlation has
-fewer than two points. Records alone (`tools/report.py`) still answer such a claim with 'not
-testable here'.
+It is an error if a claim names a method, data fraction, teacher, number of epochs or task family
+that the suite does not have, compares a row with itself, or needs a curve or correlation that would
+have fewer than two points. `tools/report.py`, which reads only records, has no such errors: it
+reports these claims as 'not testable here'.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kdep_bench.suite.schema import Json
 
 
 class _Run(Protocol):
-    """The attributes that are read of a graph.TransferRun."""
+    """The attributes of a graph.TransferRun that are read here."""
 
     @property
     def method(self) -> Json: ...
@@ -36,7 +36,14 @@ class _Run(Protocol):
 
 
 class PlannedRow(NamedTuple):
-    """One row of the leaderboard; `epochs` over its data fraction, 0 without pre-training."""
+    """One row of the leaderboard.
+
+    Attributes:
+        student, method, teacher: names; teacher "" if there is none.
+        fraction: fraction of the pre-training images.
+        epochs: passes over that fraction; 0 without pre-training.
+        aligned: whether the method aligns the feature of a single teacher.
+    """
 
     student: str
     method: str
@@ -65,7 +72,13 @@ def planned_row(run: _Run, budget: Json | None) -> PlannedRow:
 def check_claims(
     claims: Iterable[Json], rows: Iterable[PlannedRow], families: Iterable[str]
 ) -> None:
-    """Raises KdepError for the first claim that these rows cannot test, whatever they measure."""
+    """Raises KdepError for the first claim that these rows cannot test.
+
+    Args:
+        claims: the claims' configs.
+        rows: the rows that the suite plans.
+        families: task families of the suite.
+    """
     all_rows, known_families = sorted(set(rows)), sorted(set(families))
     for fields in claims:
         claim = make_claim(fields)
@@ -74,34 +87,36 @@ def check_claims(
                 raise unknown_name(
                     f"task family of the claim {claim.name!r}", family, known_families
                 )
-        rule = {
-            "difference": _difference,
-            "efficiency": _efficiency,
-            "rank_correlation": _rank_correlation,
+        check_claim = {
+            "difference": _check_difference,
+            "efficiency": _check_efficiency,
+            "rank_correlation": _check_rank_correlation,
         }[claim.kind]
-        rule(claim, all_rows)
+        check_claim(claim, all_rows)
 
 
-def _untrained(row: PlannedRow) -> bool:
+def _is_untrained(row: PlannedRow) -> bool:
     return row.epochs == 0
 
 
-def _students(rows: list[PlannedRow]) -> list[list[PlannedRow]]:
-    students = sorted({a.student for a in rows})
-    return [[a for a in rows if a.student == student] for student in students]
+def _rows_by_student(rows: list[PlannedRow]) -> list[list[PlannedRow]]:
+    students = sorted({row.student for row in rows})
+    return [[row for row in rows if row.student == student] for student in students]
 
 
 def _check_side(claim: Claim, side_name: str, side: Side, rows: list[PlannedRow]) -> None:
-    """Raises KdepError where no row is the one that a side of a claim describes."""
+    """Raises KdepError if no row fits the description of a side ('a' or 'b') of a claim."""
     where = f"{side_name} of the claim {claim.name!r}"
-    methods = {a.method for a in rows}
-    candidates = [a for a in rows if a.method in side.methods]
+    methods = {row.method for row in rows}
+    candidates = [row for row in rows if row.method in side.methods]
     if not candidates:
         raise _unknown_method(where, side.methods[0], methods)
     if side.share is not None:
         fraction = side.share
-        fractions = sorted({a.fraction for a in candidates})
-        candidates = [a for a in candidates if math.isclose(a.fraction, fraction) or _untrained(a)]
+        fractions = sorted({row.fraction for row in candidates})
+        candidates = [
+            row for row in candidates if math.isclose(row.fraction, fraction) or _is_untrained(row)
+        ]
         if not candidates:
             raise KdepError(
                 f"{where} has the data fraction {fraction:g}, but the suite does not run "
@@ -111,7 +126,7 @@ def _check_side(claim: Claim, side_name: str, side: Side, rows: list[PlannedRow]
                 "`shares`",
             )
     if side.epochs is not None:
-        epochs = sorted({a.epochs for a in candidates})
+        epochs = sorted({row.epochs for row in candidates})
         candidates = with_epochs(candidates, side.epochs)
         if not candidates:
             raise KdepError(
@@ -121,7 +136,7 @@ def _check_side(claim: Claim, side_name: str, side: Side, rows: list[PlannedRow]
                 fix=f"correct {side_name}.epochs in the claim, or leave it out for the longest "
                 "training",
             )
-    teachers = {a.teacher for a in candidates}
+    teachers = {row.teacher for row in candidates}
     if side.teacher is not None and side.teacher not in teachers:
         if teachers == {""}:
             raise KdepError(
@@ -133,7 +148,10 @@ def _check_side(claim: Claim, side_name: str, side: Side, rows: list[PlannedRow]
 
 
 def _unknown_method(where: str, name: str, methods: set[str]) -> KdepError:
-    """The nearest method of the suite; of all configs where no method of the suite is near."""
+    """The error for a method that the suite lacks, with the most similar names.
+
+    If no method of the suite is similar but a method config is, it suggests to add that.
+    """
     near = difflib.get_close_matches(name, sorted(methods), n=1, cutoff=0.5)
     near_config = difflib.get_close_matches(name, names("method"), n=1, cutoff=0.5)
     hint = f"add {near_config[0]} to the suite's methods" if near_config and not near else ""
@@ -141,17 +159,20 @@ def _unknown_method(where: str, name: str, methods: set[str]) -> KdepError:
     return unknown_name(f"method in {where}", name, methods, fix=hint)
 
 
-def _difference(claim: Claim, rows: list[PlannedRow]) -> None:
+def _check_difference(claim: Claim, rows: list[PlannedRow]) -> None:
     assert claim.b is not None
     _check_side(claim, "a", claim.a, rows)
     _check_side(claim, "b", claim.b, rows)
     sides = (claim.a, claim.b)
-    both = [[pick(same, side, _untrained) for side in sides] for same in _students(rows)]
+    both = [
+        [pick(student_rows, side, _is_untrained) for side in sides]
+        for student_rows in _rows_by_student(rows)
+    ]
     pairs = [(a, b) for a, b in both if a is not None and b is not None]
     if not pairs:
         raise KdepError(
             f"the claim {claim.name!r} compares {' or '.join(claim.a.methods)} with "
-            f"{' or '.join(claim.b.methods)}, but the suite runs both for no student",
+            f"{' or '.join(claim.b.methods)}, but the suite has no student with both",
             fix="correct `a` or `b` of the claim, or add the missing method to the suite",
         )
     if all(a == b for a, b in pairs):
@@ -164,49 +185,49 @@ def _difference(claim: Claim, rows: list[PlannedRow]) -> None:
         )
 
 
-def _efficiency(claim: Claim, rows: list[PlannedRow]) -> None:
+def _check_efficiency(claim: Claim, rows: list[PlannedRow]) -> None:
     assert claim.b is not None
     _check_side(claim, "a", claim.a, rows)
     _check_side(claim, "b", claim.b, rows)
-    methods = {a.method for a in rows}
+    methods = {row.method for row in rows}
     method = next(m for m in claim.a.methods if m in methods)
-    lines = [
+    curves = [  # the points of each curve: one curve per student and teacher
         {
-            (a.fraction, a.epochs)
-            for a in same_student
-            if a.method == method and a.teacher == teacher
+            (row.fraction, row.epochs)
+            for row in student_rows
+            if row.method == method and row.teacher == teacher
         }
-        for same_student in _students(rows)
-        for teacher in {a.teacher for a in same_student if a.method == method}
+        for student_rows in _rows_by_student(rows)
+        for teacher in {row.teacher for row in student_rows if row.method == method}
     ]
-    if max(map(len, lines)) < 2:
+    if max(map(len, curves)) < 2:
         raise KdepError(
             f"the claim {claim.name!r} needs a curve of {method!r} over {claim.axis}, but the "
-            "suite has one value only",
+            "suite has only one value",
             expected="two or more data fractions or numbers of epochs",
             fix="add data fractions or variants to the suite, or remove the claim",
         )
 
 
-def _rank_correlation(claim: Claim, rows: list[PlannedRow]) -> None:
+def _check_rank_correlation(claim: Claim, rows: list[PlannedRow]) -> None:
     _check_side(claim, "a", claim.a, rows)
-    candidates = [a for a in rows if a.method in claim.a.methods and a.teacher]
+    candidates = [row for row in rows if row.method in claim.a.methods and row.teacher]
     if isinstance(claim.by, dict):
-        teachers = {a.teacher for a in candidates}
+        teachers = {row.teacher for row in candidates}
         for name in claim.by:
             if name not in teachers:
                 raise unknown_name(f"teacher in `by` of the claim {claim.name!r}", name, teachers)
-        candidates = [a for a in candidates if a.teacher in claim.by]
+        candidates = [row for row in candidates if row.teacher in claim.by]
     elif claim.by == "explained_variance_ratio":
-        candidates = [a for a in candidates if a.aligned]
-    n_teachers = max(
-        (len({a.teacher for a in same_student}) for same_student in _students(candidates)),
-        default=0,
+        candidates = [row for row in candidates if row.aligned]
+    teacher_counts = (
+        len({row.teacher for row in student_rows}) for student_rows in _rows_by_student(candidates)
     )
+    n_teachers = max(teacher_counts, default=0)
     if n_teachers < 2:
         raise KdepError(
-            f"the claim {claim.name!r} ranks teachers, but the suite has {n_teachers} of "
-            f"{' or '.join(claim.a.methods)} to rank",
+            f"the claim {claim.name!r} ranks teachers, but {' or '.join(claim.a.methods)} has only "
+            f"{n_teachers} of them in the suite",
             expected="two or more teachers (eight for a verdict)",
             fix="add variants with other teachers to the suite, or remove the claim",
         )

@@ -1,8 +1,9 @@
-"""Reads suite configs: mmengine pure-Python files -> one frozen, checked, JSON-able Suite.
+"""Reads a suite config (a Python file, read by mmengine) into a checked, immutable Suite.
 
 A suite names its data, students, teacher, methods, tasks and claims by file name in
-`configs/<kind>s/`, or as `dict(base='kdep', <overrides>)`. Classes imported in a config stay
-lazy: they become dotted path strings, so that reading a config never imports torch.
+`configs/<kind>s/`, or as `dict(base='kdep', <overrides>)`. A class that a config imports becomes
+a string with its dotted path, so that reading a config never imports torch. `Json` is a dict of
+plain values (numbers, strings, lists, dicts).
 
 A config file is code and is executed; read other people's suites before running them.
 """
@@ -14,7 +15,6 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
 from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -62,18 +62,17 @@ FOLDERS = {
     "suite": "suites",
     "search": "searches",
 }
-# Kinds whose config a suite may hold completely, by a key that every such config has.
-WHOLE = {"data": "type", "student": "backbone", "claim": "kind"}
+# Kinds whose complete config may be written in a suite -> a key that every such config has.
+COMPLETE_BY_KEY = {"data": "type", "student": "backbone", "claim": "kind"}
 
 
 def config_files(kind: str, configs: Path = CONFIGS) -> dict[str, Path]:
-    """The configs of a kind ('method', 'suite', ...) by name, sorted.
+    """The files of the configs of a kind ('method', 'suite', ...) by name, sorted.
 
-    The project's configs, those of `$KDEP_CONFIGS`, of plug-ins, and, where the project is
-    installed from a wheel, of ./configs; see `config_folders`.
+    They are read from `configs`; if that is CONFIGS, from all `config_folders`.
 
     Raises:
-        KdepError: two folders hold a config of one name.
+        KdepError: two folders have a config with the same name.
     """
     files: dict[str, Path] = {}
     for folder in config_folders() if configs == CONFIGS else [configs]:
@@ -95,10 +94,14 @@ def names(kind: str, configs: Path = CONFIGS) -> list[str]:
 
 
 def config_folders() -> list[Path]:
-    """Folders with sub-folders as in FOLDERS: the project's configs first, then those of plug-ins.
+    """Folders with sub-folders as in FOLDERS, in this order.
 
-    A plug-in is a package that registers an entry point of the group `kdep_bench.configs`; its
-    value names the package whose folder holds the configs.
+    The project's configs; ./configs, if the project is installed from a wheel; $KDEP_CONFIGS;
+    plug-ins. A plug-in is a package with an entry point in the group `kdep_bench.configs`, whose
+    value is the name of the package whose folder contains the configs.
+
+    Raises:
+        KdepError: the folder of $KDEP_CONFIGS or of a plug-in does not exist.
     """
     folders = [CONFIGS]
     if IS_INSTALLED and (local_configs := Path.cwd() / "configs").is_dir():
@@ -134,7 +137,11 @@ def _plugin_folders() -> tuple[Path, ...]:
 
 
 def read_config(path: Path) -> Json:
-    """All plain variables of an mmengine pure-Python config; classes as dotted path strings."""
+    """All plain variables of an mmengine config; imported classes as strings with their path.
+
+    Raises:
+        KdepError: the file cannot be read, or its code raises an exception.
+    """
     from mmengine.config import Config
     from mmengine.config.config import _lazy2string
 
@@ -153,7 +160,11 @@ def read_config(path: Path) -> Json:
 
 
 def _json(value: Any, where: str) -> Any:
-    """`value` as plain JSON (tuples become lists); KdepError if it is not plain data."""
+    """`value` as plain JSON (tuples become lists).
+
+    Raises:
+        KdepError: it contains anything but numbers, strings, lists and dicts, or NaN.
+    """
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as e:
@@ -165,10 +176,10 @@ def _json(value: Any, where: str) -> Any:
 
 
 def load_config(kind: str, name: str, configs: Path = CONFIGS) -> Json:
-    """The dict that the file of a config defines, as plain JSON; see `config_files`.
+    """The dict that the config file `name` of a kind defines, as plain JSON.
 
     Raises:
-        KdepError: no config of that name, or a file that does not define the dict.
+        KdepError: there is no config of that name, or its file does not define the dict.
     """
     files = config_files(kind, configs)
     if name not in files:
@@ -185,13 +196,18 @@ def load_config(kind: str, name: str, configs: Path = CONFIGS) -> Json:
 
 
 def merged(base: Json, overrides: Json, where: str) -> Json:
-    """`base` with `overrides` merged into it, dict by dict.
+    """`base` with `overrides` merged into it, recursively.
 
-    `_delete_=True` in a dict of `overrides` replaces the dict of the base, and allows any key.
+    A dict of `overrides` with `_delete_=True` replaces the dict of the base instead.
+
+    Args:
+        base: a config.
+        overrides: the values to change.
+        where: what an error calls the config.
 
     Raises:
-        KdepError: a key that the base does not have, unless the class of the dict's `type` accepts
-            an argument of that name.
+        KdepError: an override has a key that is neither in the base nor an argument of the class in
+            `type`.
     """
     if overrides.get("_delete_"):
         return {k: v for k, v in overrides.items() if k != "_delete_"}
@@ -206,15 +222,15 @@ def merged(base: Json, overrides: Json, where: str) -> Json:
                 if isinstance(value, dict)
                 else value
             )
-        elif key in (known := {*base, *argument_names({**base, **overrides}.get("type"))}):
+        elif key in (valid_keys := {*base, *argument_names({**base, **overrides}.get("type"))}):
             out[key] = value
         else:
-            raise unknown_name(f"key of {where}", key, known)
+            raise unknown_name(f"key of {where}", key, valid_keys)
     return out
 
 
 def _claim_keys() -> Json:
-    """The keys of a claim; below `a` and `b` those of a side."""
+    """The keys of a claim, all with the value None; `a` and `b` have the keys of a side."""
     from kdep_bench.results.claims.schema import Claim, Side
 
     sides = {side: dict.fromkeys(Side.model_fields) for side in ("a", "b")}
@@ -222,6 +238,7 @@ def _claim_keys() -> Json:
 
 
 def _overridden(kind: str, ref: Json, configs: Path) -> Json:
+    """The config `ref["base"]` with the other entries of `ref` as overrides."""
     base = load_config(kind, ref["base"], configs)
     base.setdefault("name", ref["base"])
     overrides = {k: v for k, v in ref.items() if k != "base"}
@@ -244,78 +261,82 @@ def resolve(kind: str, ref: Any, configs: Path = CONFIGS) -> Json:
 
     Args:
         kind: the kind of config, a key of FOLDERS.
-        ref: a file name in the folder of that kind, or dict(base=..., overrides). Kinds of WHOLE
-            may also be given completely, as dict(type=..., name=..., ...) for data. An override of
-            data may add every key that its `type` accepts.
+        ref: a file name in the folder of that kind, or dict(base=..., <overrides>). For the kinds
+            of COMPLETE_BY_KEY it may also be a complete config, for data
+            dict(type=..., name=..., ...). Overrides of data may add every key that its `type`
+            accepts.
         configs: folder of all configs.
 
     Raises:
         KdepError: an unknown name or key, or a reference of another form.
     """
-    whole = isinstance(ref, dict) and "base" not in ref and WHOLE.get(kind) in ref
+    is_complete = isinstance(ref, dict) and "base" not in ref and COMPLETE_BY_KEY.get(kind) in ref
     if isinstance(ref, str):
-        got = load_config(kind, ref, configs)
-        got.setdefault("name", ref)
-    elif whole:
-        got = dict(ref)
+        config = load_config(kind, ref, configs)
+        config.setdefault("name", ref)
+    elif is_complete:
+        config = dict(ref)
     elif isinstance(ref, dict) and isinstance(ref.get("base"), str):
-        got = _overridden(kind, ref, configs)
+        config = _overridden(kind, ref, configs)
     else:
-        key = WHOLE.get(kind)
-        also = f", or the complete config as dict({key}=..., name=..., ...)" if key else ""
+        key = COMPLETE_BY_KEY.get(kind)
+        complete_form = f", or the complete config as dict({key}=..., name=..., ...)" if key else ""
         raise KdepError(
             f"the {kind} {ref!r:.80} of the suite is neither a name nor a dict with 'base'",
             expected=f"a file name in configs/{FOLDERS[kind]}/ or dict(base='...', "
-            f"<overrides>){also}",
+            f"<overrides>){complete_form}",
             fix="correct the suite",
         )
-    if whole and kind == "data":
-        check_inline(got)
-    check(MODELS[kind], got, f"{kind} {got.get('name', ref)!r}")
+    if is_complete and kind == "data":
+        check_inline(config)
+    check(MODELS[kind], config, f"{kind} {config.get('name', ref)!r}")
     if kind == "data":
-        check_keys(got)
+        check_keys(config)
     if kind == "claim":
         from kdep_bench.results.claims.schema import make_claim
 
-        make_claim(got)
-    safe_name(got["name"], f"{kind} name")
-    if len(got["name"]) > NAME_LIMIT:
+        make_claim(config)
+    safe_name(config["name"], f"{kind} name")
+    if len(config["name"]) > NAME_LIMIT:
         raise KdepError(
-            f"the {kind} name {got['name']!r} has {len(got['name'])} characters",
+            f"the {kind} name {config['name']!r} has {len(config['name'])} characters",
             expected=f"at most {NAME_LIMIT}",
             fix="shorten it",
         )
-    return got
+    return config
 
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
 def check(model: type[_Model], value: Any, where: str) -> _Model:
-    """`value` as `model`; KdepError for the first fault, with the nearest name of a key."""
+    """`value` validated as `model`.
+
+    Raises:
+        KdepError: for the first fault; for an unknown key it suggests similar keys.
+    """
     try:
         return model.model_validate(value)
     except ValidationError as e:
         fault = e.errors(include_url=False)[0]
-    place = [str(p) for p in fault["loc"]]
+    path = [str(part) for part in fault["loc"]]
     if fault["type"] == "extra_forbidden":
-        fields = _fields_at(model, place[:-1])
-        raise unknown_name(f"key of the {'.'.join([where, *place[:-1]])}", place[-1], fields)
+        fields = _fields_at(model, path[:-1])
+        raise unknown_name(f"key of the {'.'.join([where, *path[:-1]])}", path[-1], fields)
     if fault["type"] == "missing":
-        raise KdepError(
-            f"the {where} lacks the key {'.'.join(place)!r}", fix="add it to the config"
-        )
-    got = fault.get("input")
+        raise KdepError(f"the {where} lacks the key {'.'.join(path)!r}", fix="add it to the config")
+    wrong_value = fault.get("input")
     expected = fault["msg"].removeprefix("Input should be ")
     if fault["type"] == "too_short":  # "List should have at least 1 item after validation, not 0"
         expected = f"at least {fault.get('ctx', {}).get('min_length', 1)} in the list"
-    key = "".join(f"[{p}]" if p.isdigit() else f".{p}" for p in place).removeprefix(".")
+    key = "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in path).removeprefix(".")
     raise KdepError(
-        f"the {where} has {key} = {got!r:.80}", expected=expected, fix="correct the config"
+        f"the {where} has {key} = {wrong_value!r:.80}", expected=expected, fix="correct the config"
     )
 
 
 def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
+    """Names of the fields of the model that `path` leads to."""
     for part in path:
         inner = model.model_fields[part].annotation
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
@@ -324,7 +345,8 @@ def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
     return list(model.model_fields)
 
 
-def _unique(entries: str, names: list[str]) -> None:
+def _check_unique(entries: str, names: list[str]) -> None:
+    """Raises KdepError if a name occurs twice; `entries` is what the error calls them."""
     duplicates = sorted(n for n, count in Counter(names).items() if count > 1)
     if duplicates:
         remainder = f" and {len(duplicates) - 5} others" if len(duplicates) > 5 else ""
@@ -334,14 +356,22 @@ def _unique(entries: str, names: list[str]) -> None:
         )
 
 
-def with_assistants(method: Json, configs: Path, below: tuple[str, ...] = ()) -> Json:
-    """`method` with the configs of its intermediate teacher, and of that one's, resolved.
+def with_assistants(method: Json, configs: Path, taught_methods: tuple[str, ...] = ()) -> Json:
+    """`method` with the configs of its teachers resolved.
+
+    A teacher that the suite itself pre-trains (an assistant) has a method, whose teachers are
+    resolved as well, and so on.
+
+    Args:
+        method: a resolved method.
+        configs: folder of all configs.
+        taught_methods: the methods whose teacher this method trains, directly or indirectly.
 
     Raises:
-        KdepError: teachers that form a loop, or an unknown config.
+        KdepError: the teachers form a loop, or a config is unknown.
     """
-    chain = (*below, method["name"])
-    if method["name"] in below:
+    chain = (*taught_methods, method["name"])
+    if method["name"] in taught_methods:
         raise KdepError(
             f"the teachers of the methods form a loop: {' <- '.join(chain)}",
             fix="correct `teacher` in one of these methods, so that the last teacher is the "
@@ -364,7 +394,10 @@ def with_assistants(method: Json, configs: Path, below: tuple[str, ...] = ()) ->
 
 
 def _assistant(ref: Json, where: str, configs: Path, chain: tuple[str, ...]) -> Json:
-    """An intermediate teacher with its student and method read in."""
+    """The config of an intermediate teacher with its student and method resolved.
+
+    `chain`: names of the methods that it teaches, see `with_assistants`.
+    """
     assistant = check(Assistant, ref, where)
     return {
         "student": resolve("student", assistant.student, configs),
@@ -378,7 +411,7 @@ def _role_teacher(role: str, ref: Any, method: str, configs: Path, chain: tuple[
     where = f"method {method!r}.teachers.{role}"
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,23}", role):
         raise KdepError(
-            f"the {where} has a role that is no plain name",
+            f"the {where} has a role that is not a plain name",
             expected="up to 24 lower-case letters, digits and underscores, a letter first",
             fix="rename the role in the method's `teachers`",
         )
@@ -389,26 +422,27 @@ def _role_teacher(role: str, ref: Any, method: str, configs: Path, chain: tuple[
     return resolve("teacher", ref, configs)
 
 
-def _whole_method(method: Json, configs: Path) -> Json:
-    """A resolved method with the configs that it names read in."""
+def _with_references(method: Json, configs: Path) -> Json:
+    """A method with the other configs that it names (teachers, pre-training) resolved."""
     return with_assistants(with_transfer(method, configs), configs)
 
 
-# Keys of a config with `transfer` that describe the transfer method; the others describe a
-# pre-training, and so belong into the config that `pretrained_by` names.
-_OF_TRANSFER = ("name", "family", "source", "reconstruction", "about")
+# Keys of a config with `transfer` that describe the transfer method. All others describe a
+# pre-training and must be in the config that `pretrained_by` names.
+_TRANSFER_KEYS = ("name", "family", "source", "reconstruction", "about")
 
 
 def with_transfer(method: Json, configs: Path) -> Json:
-    """`method` itself, or the pre-training that it names by `pretrained_by` with `transfer` in it.
+    """Resolves a transfer method; a method without `transfer` is returned as it is.
 
-    `transfer` of the result has the transfer method's name and source, and the configs of its
-    teacher.
+    Returns:
+        the config that `pretrained_by` names, with an entry `transfer`: the transfer method, with
+        its name and source and the resolved configs of its teacher.
 
     Raises:
-        KdepError: a config that describes a pre-training and a transfer method in one.
+        KdepError: one config describes both a pre-training and a transfer method.
     """
-    name, kept = method["name"], {*_OF_TRANSFER, "students", "card"}
+    name, allowed_keys = method["name"], {*_TRANSFER_KEYS, "students", "card"}
     if method.get("transfer") is None:
         if method.get("pretrained_by") is not None:
             raise KdepError(
@@ -416,7 +450,7 @@ def with_transfer(method: Json, configs: Path) -> Json:
                 fix="remove `pretrained_by`, or add the transfer method",
             )
         return {k: v for k, v in method.items() if k not in ("transfer", "pretrained_by")}
-    pretrain_keys = {k for k, v in method.items() if v not in (None, False)} - kept
+    pretrain_keys = {k for k, v in method.items() if v not in (None, False)} - allowed_keys
     if pretrain_keys := sorted(pretrain_keys - {"transfer", "pretrained_by", "steps"}):
         raise KdepError(
             f"method {name!r} has `transfer` and also sets {', '.join(pretrain_keys)}",
@@ -425,24 +459,26 @@ def with_transfer(method: Json, configs: Path) -> Json:
             fix="move `transfer` into a separate method config, with pretrained_by=<the method>",
         )
     part = check(TransferPart, method["transfer"], f"method {name!r}.transfer")
-    before = resolve("method", method.get("pretrained_by") or "scratch", configs)
-    if before.get("transfer") is not None:
+    pretraining = resolve("method", method.get("pretrained_by") or "scratch", configs)
+    if pretraining.get("transfer") is not None:
         raise KdepError(
-            f"method {name!r} is pre-trained by {before['name']!r}, which is a transfer method",
+            f"method {name!r} is pre-trained by {pretraining['name']!r}, which is a transfer "
+            "method",
             fix="name a pre-training in `pretrained_by`, such as 'kdep' or 'scratch'",
         )
-    made = {k: v for k, v in before.items() if k not in ("transfer", "pretrained_by")}
-    transfer = {**method["transfer"], **{k: method[k] for k in _OF_TRANSFER if k in method}}
+    out = {k: v for k, v in pretraining.items() if k not in ("transfer", "pretrained_by")}
+    transfer = {**method["transfer"], **{k: method[k] for k in _TRANSFER_KEYS if k in method}}
     if part.teacher is not None:
         transfer["teacher"] = _tuned_teacher(part.teacher, name, configs)
     if method.get("students") is not None:
-        made["students"] = method["students"]
-    return {**made, "transfer": transfer}
+        out["students"] = method["students"]
+    return {**out, "transfer": transfer}
 
 
 def _tuned_teacher(teacher: Json, name: str, configs: Path) -> Json:
-    named = check(TunedTeacher, teacher, f"method {name!r}.transfer.teacher")
-    method = resolve("method", named.method, configs)
+    """The teacher of the transfer method `name`, with its student and method resolved."""
+    reference = check(TunedTeacher, teacher, f"method {name!r}.transfer.teacher")
+    method = resolve("method", reference.method, configs)
     if method.get("transfer") is not None:
         raise KdepError(
             f"the teacher of the transfer method {name!r} is transferred with {method['name']!r}",
@@ -450,7 +486,7 @@ def _tuned_teacher(teacher: Json, name: str, configs: Path) -> Json:
             fix="name a pre-training as its method, such as 'kdep' or 'supervised'",
         )
     return {
-        "student": resolve("student", named.student, configs),
+        "student": resolve("student", reference.student, configs),
         "method": with_assistants(method, configs),
     }
 
@@ -460,10 +496,10 @@ def find_suite(ref: str, configs: Path = CONFIGS) -> Path:
     path = Path(ref)
     if path.suffix == ".py" or path.is_file():
         if not path.is_file():
-            near = names("suite", configs)
+            suite_names = names("suite", configs)
             raise KdepError(
                 f"the suite file {ref} does not exist",
-                expected="the path of a suite config, or one of: " + ", ".join(near),
+                expected="the path of a suite config, or one of: " + ", ".join(suite_names),
                 fix="check the path",
             )
         return path
@@ -481,8 +517,8 @@ def load_suite(ref: str | Path, configs: Path | None = None) -> Suite:
         configs: folder with one folder per kind of config; default: the repository's `configs/`.
 
     Raises:
-        KdepError: an unknown key or name (with the nearest valid ones), a wrong type, an empty
-            list, a name twice.
+        KdepError: an unknown key or name (the error suggests similar ones), a value of a wrong
+            type, an empty list, or the same name twice.
     """
     configs = configs or CONFIGS
     path = find_suite(str(ref), configs)
@@ -499,34 +535,35 @@ def build_suite(raw: Json, configs: Path = CONFIGS) -> Suite:
     """A Suite from the plain dict of a suite file; see `load_suite`."""
     file = check(SuiteFile, raw, "suite")
     safe_name(file.name, "suite name")
-    everything: Callable[[str, list[Any]], list[Json]] = lambda kind, refs: [  # noqa: E731
-        resolve(kind, r, configs) for r in refs
-    ]
-    students = everything("student", file.students)
-    methods = [_whole_method(m, configs) for m in everything("method", file.methods)]
-    tasks = everything("task", file.tasks)
-    probes = everything("probe", file.probes)
-    claims = everything("claim", file.claims)
-    for entries, group in (
+
+    def resolve_all(kind: str, refs: list[Any]) -> list[Json]:
+        return [resolve(kind, ref, configs) for ref in refs]
+
+    students = resolve_all("student", file.students)
+    methods = [_with_references(m, configs) for m in resolve_all("method", file.methods)]
+    tasks = resolve_all("task", file.tasks)
+    probes = resolve_all("probe", file.probes)
+    claims = resolve_all("claim", file.claims)
+    for kind, entries in (
         ("student", students),
         ("task", tasks),
         ("probe", probes),
         ("claim", claims),
     ):
-        _unique(entries, [g["name"] for g in group])
-    _unique("method", [row_name(m) for m in methods])
+        _check_unique(kind, [entry["name"] for entry in entries])
+    _check_unique("method", [row_name(m) for m in methods])
     _check_fractions(file.shares)
     known_students = {*names("student", configs), *(s["name"] for s in students)}
     for method in methods:
         for student in method.get("students") or []:
             if student not in known_students:
                 raise unknown_name(f"student of method {method['name']!r}", student, known_students)
-        for need in method.get("needs") or []:
-            if need not in NEEDS:
-                raise unknown_name(f"need of method {method['name']!r}", need, NEEDS)
+        for name in method.get("needs") or []:
+            if name not in NEEDS:
+                raise unknown_name(f"entry in `needs` of method {method['name']!r}", name, NEEDS)
     seeds = file.seeds
-    _unique("pretrain seed", [str(s) for s in seeds.pretrain])
-    _unique("transfer seed", [str(s) for s in seeds.transfer])
+    _check_unique("pretrain seed", [str(s) for s in seeds.pretrain])
+    _check_unique("transfer seed", [str(s) for s in seeds.transfer])
     if seeds.pairs == "diagonal" and len(seeds.pretrain) != len(seeds.transfer):
         raise KdepError(
             f"seeds.pairs is 'diagonal' but there are {len(seeds.pretrain)} pre-training and "
@@ -558,14 +595,15 @@ def build_suite(raw: Json, configs: Path = CONFIGS) -> Suite:
 
 
 def _variant(suite: Suite, raw: Json, number: int, configs: Path) -> Suite:
+    """The suite with the values that its variant `raw` (at position `number`) replaces."""
     variant = check(Variant, raw, f"suite variant {number}")
     update: Json = {}
     if variant.teacher is not None:
         update["teachers"] = _teachers(variant.teacher, suite.students, configs)
     if variant.methods is not None:
         resolved = [resolve("method", m, configs) for m in variant.methods]
-        update["methods"] = [_whole_method(m, configs) for m in resolved]
-        _unique(f"in variant {number} the method", [row_name(m) for m in update["methods"]])
+        update["methods"] = [_with_references(m, configs) for m in resolved]
+        _check_unique(f"in variant {number} the method", [row_name(m) for m in update["methods"]])
     if variant.shares is not None:
         update["shares"] = _check_fractions(variant.shares)
     budget = suite.budget.model_dump()
@@ -575,7 +613,8 @@ def _variant(suite: Suite, raw: Json, number: int, configs: Path) -> Suite:
 
 
 def _check_fractions(fractions: list[float]) -> list[float]:
-    _unique("share", [str(s) for s in fractions])
+    """Returns data fractions that are valid; raises KdepError otherwise."""
+    _check_unique("share", [str(s) for s in fractions])
     for fraction in fractions:
         if not 0 < fraction <= 1:
             raise KdepError(
@@ -587,7 +626,7 @@ def _check_fractions(fractions: list[float]) -> list[float]:
 
 
 def _teachers(ref: Any, students: list[Json], configs: Path) -> dict[str, Json | None]:
-    """Teacher config per student, from one reference for all or from a dict by student."""
+    """Student name -> teacher config; `ref` is one reference for all students or a dict of them."""
     names = [s["name"] for s in students]
     if ref is None:
         return dict.fromkeys(names)

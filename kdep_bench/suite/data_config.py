@@ -1,8 +1,10 @@
-"""Checks of a data config by the module of its `type`, without running anything.
+"""Checks of a data config with the help of the module that prepares the data.
 
-A module whose function is the `type` of a data config may define
-`KEYS`, a collection of its keys, or a dict whose values are dicts of the names one
-level below; and `check_plan(data, tasks)`, which raises KdepError where config and tasks disagree.
+The `type` of a data config names a function. Its module may define
+
+- `KEYS`: the keys that the config may have, as a collection, or as a dict whose values are dicts
+  with the keys one level below;
+- `check_plan(data, tasks)`: raises KdepError if the config and the tasks do not fit together.
 """
 
 from __future__ import annotations
@@ -20,16 +22,16 @@ COMMON = ("about", "card", "labels", "name", "pool_classes", "scores_note", "sou
 
 
 def data_module(data: Json) -> ModuleType | None:
-    """The module of the data's `type`; None where there is none, or it cannot be imported."""
+    """The module of the data's `type`; None if there is none, or if it cannot be imported."""
     name = re.split(r"[.:]\w+$", str(data.get("type") or ""))[0]
     try:
         return importlib.import_module(name) if name else None
-    except Exception:  # a user's module: the stage that calls it reports its faults
+    except Exception:  # stage `prepare` reports the faults of a user's module
         return None
 
 
 def data_keys(data: Json) -> Json | None:
-    """Keys that the data's own `prepare` accepts, as nested dicts; None if it lists none."""
+    """Keys that the data config may have, as nested dicts; None if its module has no `KEYS`."""
     keys = getattr(data_module(data), "KEYS", None)
     if keys is None:
         return None
@@ -38,7 +40,7 @@ def data_keys(data: Json) -> Json | None:
 
 
 def with_keys(base: Json, keys: Json) -> Json:
-    """`base` with None at each key of `keys` that it lacks, one level down as well."""
+    """`base` with the value None for each missing key of `keys`, also one level below."""
     out = {**dict.fromkeys(keys), **base}
     for key, inner in keys.items():
         if isinstance(inner, dict) and isinstance(base.get(key), dict):
@@ -47,25 +49,28 @@ def with_keys(base: Json, keys: Json) -> Json:
 
 
 def without_unused(merged_value: Json, base: Json, overrides: Json) -> Json:
-    """`merged_value` without the keys that neither `base` nor `overrides` has, dict by dict."""
+    """`merged_value` without the keys that are in neither `base` nor `overrides`, recursively."""
     out = {}
     for key, value in merged_value.items():
         if key in base or key in overrides:
-            parts = [d[key] if isinstance(d.get(key), dict) else {} for d in (base, overrides)]
-            plain = isinstance(value, dict) and isinstance(base.get(key), dict)
-            out[key] = without_unused(value, *parts) if plain else value
+            if isinstance(value, dict) and isinstance(base.get(key), dict):
+                inner_overrides = overrides.get(key)
+                value = without_unused(
+                    value, base[key], inner_overrides if isinstance(inner_overrides, dict) else {}
+                )
+            out[key] = value
     return out
 
 
 def check_keys(data: Json) -> None:
-    """KdepError for a key that the data's `type` does not know."""
+    """Raises KdepError for a key that the data's `type` does not accept."""
     keys = data_keys(data)
     if keys is not None and (unknown := sorted(set(data) - set(keys))):
         raise unknown_name(f"key of the data {data['name']!r}", unknown[0], keys)
 
 
 def check_inline(data: Json) -> None:
-    """KdepError for data that a suite holds inline without a name."""
+    """Raises KdepError for a data config that is written in a suite and has no name."""
     if "name" not in data:
         raise KdepError(
             "the inline data config of the suite has no `name`",
@@ -74,7 +79,7 @@ def check_inline(data: Json) -> None:
 
 
 def check_data_plan(data: Json, tasks: list[Json]) -> None:
-    """Calls `check_plan` of the data's module, which raises KdepError for what it refuses."""
+    """Calls `check_plan` of the data's module, if it has one; it may raise KdepError."""
     check = getattr(data_module(data), "check_plan", None)
     if check is not None:
         check(data, tasks)

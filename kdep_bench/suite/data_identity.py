@@ -1,11 +1,14 @@
 """Puts hashes of a suite's data into its stage ids, and checks that stages read the same data.
 
-When a suite is planned, `with_content` hashes the files that its data type declares (see
-`kdep_bench.data.content`) and puts the hashes into the data config, from which they enter the spec
-of stage `prepare`: edited data change stage ids, moved or touched files do not. Files are linked,
-not copied, so each stage that reads them checks before and after that they are unchanged (`Guard`).
-Weights files of teachers and methods are hashed as well, into their configs (see
-`kdep_bench.data.given_files`). The folder `.content` of the work dir caches the hashes.
+When a suite is planned, `with_content` hashes the data files and puts the hashes into the data
+config. From there they enter the spec of stage `prepare`. Editing a file therefore changes stage
+ids; moving it or changing its modification time does not. The files are those that the function
+`reads` of the data type's module lists; their list with sizes and hashes is called a catalogue (see
+`kdep_bench.data.content`).
+
+The user's files are linked, not copied. Each stage that reads them checks before and after that
+they are unchanged (`Guard`). Weights files of teachers and methods are hashed into their configs
+(see `kdep_bench.data.given_files`). The folder `.content` of the work dir caches the hashes.
 """
 
 from __future__ import annotations
@@ -34,15 +37,15 @@ from kdep_bench.suite.graph import Stage
 from kdep_bench.suite.methods import with_role_teachers
 from kdep_bench.suite.schema import Json, Suite
 
-CONTENT = "content"  # the key in the spec of `prepare`, and in its outputs
+CONTENT = "content"  # key of the hashes in the spec of `prepare`, and in its outputs
 INDEX = ".content"  # folder of the work dir
-LISTING = "content"  # folder of a `prepare` stage: the catalogues of what it read
+LISTING = "content"  # folder of a `prepare` stage with the catalogues of the files it read
 PARTS = "parts.json"
-_POOL_KINDS = {"views", "cache", "pretrain"}
-_SAID_EVERY = 5.0  # seconds
+_POOL_KINDS = {"views", "cache", "pretrain"}  # stage kinds that read only the pool
+_MESSAGE_INTERVAL = 5.0  # seconds between progress messages
 
-SourcesByPart = dict[str, list[Source]]
-Say = Callable[[str], object]
+SourcesByPart = dict[str, list[Source]]  # part of the data, such as "pool" -> its files
+ShowMessage = Callable[[str], object]
 
 
 def index(work: Path) -> Index:
@@ -51,21 +54,22 @@ def index(work: Path) -> Index:
 
 
 def declared(maker: str, spec: Json) -> SourcesByPart | None:
-    """The files that the data type reads, by part; None where its module has no `reads`.
+    """The files that the data type reads, by part; None if its module has no `reads` function.
 
     Args:
-        maker: "module:function" or "module.function" of the type; "" for the default one, whose
-            data is generated.
+        maker: the data type as "module:function" or "module.function"; "" for the default type,
+            whose data is generated.
+        spec: the data config.
 
     Raises:
-        KdepError: the module names no paths, as without $KDEP_DATA.
+        KdepError: `reads` fails, for example because $KDEP_DATA is not set.
     """
     name = re.split(r"[.:]\w+$", maker)[0]
     if not name:
         return {}
     try:
         module = importlib.import_module(name)
-    except Exception:  # a user's module: its stage reports faults
+    except Exception:  # stage `prepare` reports the faults of a user's module
         return None
     reads = getattr(module, "reads", None)
     if reads is None:
@@ -74,88 +78,96 @@ def declared(maker: str, spec: Json) -> SourcesByPart | None:
         return reads({k: v for k, v in spec.items() if k != CONTENT})
     except KdepError:
         raise
-    except Exception as e:  # from a config that the stage refuses, or from a user's module
-        got = f"{name}.reads does not accept the data config ({type(e).__name__}: {e})"
-        raise KdepError(got, fix="correct the data config, or `reads` of that module") from e
+    except Exception as e:  # `reads` can be a user's code
+        raise KdepError(
+            f"{name}.reads does not accept the data config ({type(e).__name__}: {e})",
+            fix="correct the data config, or `reads` of that module",
+        ) from e
 
 
 # --- planning ------------------------------------------------------------------------------------
 
 
 @dataclass
-class _Read:
-    """Hashes and counts of the files of one data config."""
+class _DataHashes:
+    """Hashes of the files of one data config.
+
+    Attributes:
+        digests: part of the data -> SHA-256.
+        n_files: number of files.
+        n_hashed: number of files that were hashed now; the hashes of the others were cached.
+        note: a line for the user if the data could not be hashed.
+    """
 
     digests: dict[str, str] = field(default_factory=dict)
-    files: int = 0
-    hashed: int = 0
+    n_files: int = 0
+    n_hashed: int = 0
     note: str = ""
 
 
 def with_content(
-    suite: Suite, work: Path, *, verify: bool = False, say: Say | None = None
+    suite: Suite, work: Path, *, verify: bool = False, show_message: ShowMessage | None = None
 ) -> tuple[Suite, list[str]]:
-    """The suite with the hashes of its data in the data config, and lines for the user.
+    """Adds the hashes of its data to the data config of a suite.
 
-    Where the data is absent, or its type does not declare what it reads, the suite stays as it is
-    and a line reports it.
+    If the data is missing, or its type does not list its files, the suite is not changed and a line
+    reports it.
 
     Args:
         suite: a resolved suite.
         work: the work dir, which caches hashes.
-        verify: read every file again.
-        say: receives progress messages; hashing can take minutes the first time.
+        verify: hash every file again.
+        show_message: receives progress messages; hashing can take minutes the first time.
 
     Returns:
-        (suite, lines).
+        (the suite, lines for the user).
     """
-    known: dict[str, _Read] = {}
+    hashes_by_config: dict[str, _DataHashes] = {}
 
-    def given(data: Json) -> Json:
+    def with_digests(data: Json) -> Json:
         key = canonical_json(data)
-        if key not in known:
-            known[key] = _read(data, index(work), verify, say)
-        digests = known[key].digests
+        if key not in hashes_by_config:
+            hashes_by_config[key] = _hash_data(data, index(work), verify, show_message)
+        digests = hashes_by_config[key].digests
         return {**data, CONTENT: digests} if digests else data
 
-    def filled(variant: Suite) -> Suite:
-        return variant.model_copy(
-            update={"data": given(variant.data), **_with_files(variant, work, verify)}
-        )
+    def with_all_hashes(variant: Suite) -> Suite:
+        changes = _with_weights_hashes(variant, work, verify)
+        return variant.model_copy(update={"data": with_digests(variant.data), **changes})
 
-    variants = [filled(v) for v in suite.variants]
-    suite = filled(suite).model_copy(update={"variants": variants})
+    variants = [with_all_hashes(v) for v in suite.variants]
+    suite = with_all_hashes(suite).model_copy(update={"variants": variants})
     lines = [
-        f"data: {r.files:,} files, {r.hashed:,} hashed now, the other hashes reused"
-        for r in known.values()
-        if r.files
+        f"data: {hashes.n_files:,} files, {hashes.n_hashed:,} hashed now, the other hashes reused"
+        for hashes in hashes_by_config.values()
+        if hashes.n_files
     ]
-    return suite, [*lines, *(r.note for r in known.values() if r.note)]
+    return suite, [*lines, *(h.note for h in hashes_by_config.values() if h.note)]
 
 
-def _with_files(suite: Suite, work: Path, verify: bool) -> dict[str, Any]:
-    """Teachers and methods of the suite, with the hashes of the weights files that they name."""
+def _with_weights_hashes(suite: Suite, work: Path, verify: bool) -> dict[str, Any]:
+    """{"teachers", "methods"} of the suite, with the hashes of the weights files they name."""
 
     def read(source: Source) -> Catalogue:
         return index(work).read(source, verify=verify)
 
     teachers = {k: t and given_files.with_content(t, read) for k, t in suite.teachers.items()}
 
-    def filled(method: Json) -> Json:
+    def with_hashes(method: Json) -> Json:
         if isinstance(method.get("weights"), Mapping):
             method = {**method, "weights": given_files.with_content(method["weights"], read)}
         method = with_role_teachers(method, lambda t: given_files.with_content(t, read))
         tuned = (method.get("transfer") or {}).get("teacher")
         if tuned is None:
             return method
-        teacher = {**tuned, "method": filled(tuned["method"])}
+        teacher = {**tuned, "method": with_hashes(tuned["method"])}
         return {**method, "transfer": {**method["transfer"], "teacher": teacher}}
 
-    return {"teachers": teachers, "methods": [filled(m) for m in suite.methods]}
+    return {"teachers": teachers, "methods": [with_hashes(m) for m in suite.methods]}
 
 
 def is_read(suite: Suite) -> bool:
-    """Whether the stage ids contain the hashes of all files that the data type declares."""
+    """Whether the data configs contain the hashes of all files that their type lists."""
     for data in [suite.data, *(v.data for v in suite.variants)]:
         try:
             if declared(str(data.get("type") or ""), data) and CONTENT not in data:
@@ -166,63 +178,73 @@ def is_read(suite: Suite) -> bool:
 
 
 def was_read(suite: Suite, work: Path) -> bool:
-    """Whether all data were hashed before, so that `with_content` reads only changed files."""
+    """Whether all data were hashed before, so that `with_content` hashes only changed files."""
+    data_configs = [suite.data, *(v.data for v in suite.variants)]
     try:
-        declared_by = [
-            declared(str(d.get("type") or ""), d) or {}
-            for d in [suite.data, *(v.data for v in suite.variants)]
-        ]
+        parts_by_config = [declared(str(d.get("type") or ""), d) or {} for d in data_configs]
     except KdepError:
         return False
-    sources = [s for parts in declared_by for part_sources in parts.values() for s in part_sources]
-    return all(index(work).path(s).is_file() for s in sources)
+    sources = [
+        source
+        for parts in parts_by_config
+        for part_sources in parts.values()
+        for source in part_sources
+    ]
+    return all(index(work).path(source).is_file() for source in sources)
 
 
-def _read(data: Json, where: Index, verify: bool, say: Say | None) -> _Read:
-    read = _Read()
+def _hash_data(
+    data: Json, cache: Index, verify: bool, show_message: ShowMessage | None
+) -> _DataHashes:
+    """Hashes the files of a data config."""
+    hashes = _DataHashes()
     try:
         parts = declared(str(data.get("type") or ""), data)
         if parts is None:
-            read.note = (
+            hashes.note = (
                 f"data {data['name']}: its type {data['type']} has no `reads` function that "
                 "lists its files, so changed files are not noticed"
             )
-            return read
-        catalogues = _catalogues(parts, where, verify, say)
+            return hashes
+        catalogues = _catalogues(parts, cache, verify, show_message)
     except KdepError as e:
-        read.note = f"data {data['name']} was not read: {e.problem}"
-        return read
-    read.digests = _digests(parts, catalogues)
-    read.files = sum(len(c.rows) for c in catalogues.values())
-    read.hashed = sum(c.read for c in catalogues.values())
-    return read
+        hashes.note = f"data {data['name']} was not read: {e.problem}"
+        return hashes
+    hashes.digests = _digests(parts, catalogues)
+    hashes.n_files = sum(len(c.rows) for c in catalogues.values())
+    hashes.n_hashed = sum(c.read for c in catalogues.values())
+    return hashes
 
 
 def _catalogues(
-    parts: SourcesByPart, where: Index, verify: bool = False, say: Say | None = None
+    parts: SourcesByPart,
+    cache: Index,
+    verify: bool = False,
+    show_message: ShowMessage | None = None,
 ) -> dict[str, Catalogue]:
-    """The catalogue of every source of the parts by its key, each read once."""
+    """Key of each source in `parts` -> its catalogue; each source is read once."""
     catalogues: dict[str, Catalogue] = {}
     for source in (s for sources in parts.values() for s in sources):
         if source.key() not in catalogues:
-            progress = _progress(source, say) if say else None
-            catalogues[source.key()] = where.read(source, verify=verify, progress=progress)
+            progress = _progress(source, show_message) if show_message else None
+            catalogues[source.key()] = cache.read(source, verify=verify, progress=progress)
     return catalogues
 
 
-def _progress(source: Source, say: Say) -> Callable[[int, int], None]:
-    next_time = time.monotonic() + _SAID_EVERY
+def _progress(source: Source, show_message: ShowMessage) -> Callable[[int, int], None]:
+    next_time = time.monotonic() + _MESSAGE_INTERVAL
 
     def progress(done: int, total: int) -> None:
         nonlocal next_time
         if time.monotonic() > next_time:
-            next_time = time.monotonic() + _SAID_EVERY
-            say(f"hashing {source.path}: {done:,} of {total:,} files")
+            next_time = time.monotonic() + _MESSAGE_INTERVAL
+            show_message(f"hashing {source.path}: {done:,} of {total:,} files")
 
     return progress
 
 
 def _digests(parts: SourcesByPart, catalogues: Mapping[str, Catalogue]) -> dict[str, str]:
+    """Part of the data -> SHA-256 of its files."""
     digests = {}
     for part, sources in parts.items():
         part_digests = [catalogues[s.key()].digest() for s in sources]
@@ -232,19 +254,19 @@ def _digests(parts: SourcesByPart, catalogues: Mapping[str, Catalogue]) -> dict[
 
 
 def changes_since(old: Path, stage: Stage, work: Path) -> Changes:
-    """Files that differ between an older `prepare` stage in `old` and the planned one.
+    """Files that differ between the older `prepare` stage in the directory `old` and `stage`.
 
-    Empty where one of them has no file list, or the paths of the data differ.
+    Empty if one of them has no file list, or if the paths of the data differ.
     """
     changes = Changes()
     try:
-        before = read_listing(old) or {}
+        old_listing = read_listing(old) or {}
         parts = declared(stage.function, stage.spec) or {}
     except KdepError:
         return changes
     seen: set[str] = set()
     for part, sources in parts.items():
-        for catalogue, source in zip(before.get(part, ()), sources, strict=False):
+        for catalogue, source in zip(old_listing.get(part, ()), sources, strict=False):
             if source.key() not in seen:
                 seen.add(source.key())
                 current = index(work).stored(source)
@@ -257,8 +279,8 @@ def changes_since(old: Path, stage: Stage, work: Path) -> Changes:
 
 
 def write_listing(out: Path, parts: SourcesByPart, catalogues: Mapping[str, Catalogue]) -> None:
-    """Writes the catalogues below `out`, and the catalogues of each part."""
-    numbers = {key: n for n, key in enumerate(catalogues)}
+    """Writes the catalogues below `out`, and which catalogues belong to each part."""
+    numbers = {key: number for number, key in enumerate(catalogues)}
     for key, catalogue in catalogues.items():
         catalogue.write(out / LISTING / f"{numbers[key]}.{LISTING}")
     by_part = {part: [numbers[s.key()] for s in sources] for part, sources in parts.items()}
@@ -290,10 +312,10 @@ def read_listing(prepare: Path) -> dict[str, list[Catalogue]] | None:
 
 
 class Guard:
-    """Checks before and after a stage's function that the data are those that the plan hashed.
+    """Checks, before and after the stage function runs, that the data are those the plan hashed.
 
     Args:
-        stage: any stage; one that reads no file of the user is not checked.
+        stage: any stage; nothing is checked if it reads no file of the user.
         work: the work dir.
         out: the stage's directory.
     """
@@ -305,7 +327,7 @@ class Guard:
         self._listed: list[Catalogue] = []
 
     def before(self) -> None:
-        """Raises KdepError where the data changed since the plan, or since stage `prepare`."""
+        """Raises KdepError if the data have changed since the plan, or since stage `prepare`."""
         if self.stage.kind == "prepare":
             self._before_prepare()
             return
@@ -318,10 +340,13 @@ class Guard:
         self._compare("since it was prepared")
 
     def after(self, outputs: Any) -> Any:
-        """Checks again after the function has read the data; for `prepare`, adds to its outputs.
+        """Checks again after the function has read the data.
 
         Returns:
-            the outputs; those of `prepare` with `content` ({part: SHA-256}) and a `fingerprint`.
+            the outputs; for stage `prepare` with `content` ({part: SHA-256}) and `fingerprint`.
+
+        Raises:
+            KdepError: the data changed meanwhile.
         """
         if self.stage.kind != "prepare":
             self._compare(f"while the stage {self.stage.id} read it")
@@ -335,13 +360,13 @@ class Guard:
                 "later changes of its files would not be noticed",
                 fix="run the suite on a machine where the paths in the data config can be read",
             )
-        now = _catalogues(self._parts, index(self.work))
+        current = _catalogues(self._parts, index(self.work))
         changes = Changes()
-        for key, catalogue in now.items():
+        for key, catalogue in current.items():
             changes += self._planned[key].changes(catalogue)
         if changes:
-            raise _changed(changes, "while it was being prepared")
-        write_listing(self.out, self._parts, now)
+            raise _changed_error(changes, "while it was being prepared")
+        write_listing(self.out, self._parts, current)
         if isinstance(outputs, dict):
             outputs = {**outputs, "fingerprint": fingerprint_of(planned), CONTENT: planned}
         return outputs
@@ -356,26 +381,25 @@ class Guard:
             return  # the function itself reports the fault
         if planned is None:
             return
-        where, changes = index(self.work), Changes()
-        for source in {
-            s.key(): s for part_sources in self._parts.values() for s in part_sources
-        }.values():
-            before = where.stored(source)
-            self._planned[source.key()] = now = where.read(source)
-            if before is not None:
-                changes += before.changes(now)
+        cache, changes = index(self.work), Changes()
+        sources = {s.key(): s for part_sources in self._parts.values() for s in part_sources}
+        for key, source in sources.items():
+            stored = cache.stored(source)
+            self._planned[key] = current = cache.read(source)
+            if stored is not None:
+                changes += stored.changes(current)
         if _digests(self._parts, self._planned) != planned:
-            raise _changed(changes, "after the run was planned")
+            raise _changed_error(changes, "after the run was planned")
 
     def _compare(self, when: str) -> None:
         changes = Changes()
         for catalogue in self._listed:
             changes += catalogue.changes(index(self.work).read(catalogue.source, also=catalogue))
         if changes:
-            raise _changed(changes, when)
+            raise _changed_error(changes, when)
 
     def _reads(self, part: str) -> bool:
-        """Whether the stage reads a part; a task without `set` or `folder` reads all."""
+        """Whether the stage reads a part of the data; without `set` or `folder` it reads all."""
         if self.stage.kind in _POOL_KINDS:
             return part == "pool"
         spec = self.stage.spec
@@ -384,7 +408,7 @@ class Guard:
         return source_set is None or part.partition("/")[0] == str(source_set).partition("/")[0]
 
 
-def _changed(changes: Changes, when: str) -> KdepError:
+def _changed_error(changes: Changes, when: str) -> KdepError:
     details = f" (the file {changes.first()}: {changes})" if changes else ""
     return KdepError(
         f"the data changed {when}{details}",

@@ -1,6 +1,8 @@
-"""The graph of a suite: stages by id, and the transfer runs that they serve.
+"""The graph of a suite: its stages, and the transfer runs and probes that need them.
 
-A stage's id is its kind, its name and a hash of (kind, kind version, spec, upstream ids).
+A stage's id is its kind, its name and a hash of (kind, kind version, spec, upstream ids). The spec
+is the dict of settings that the stage function gets. The stages that a run needs, directly or
+indirectly, are called its chain.
 """
 
 from __future__ import annotations
@@ -20,25 +22,25 @@ class Stage:
     """One stage of a plan.
 
     Attributes:
-        id: `kind-name-hash12`, also its directory's name.
+        id: `<kind>-<name>-<hash of 12 digits>`, also the name of its directory.
         kind: key of `kinds.KINDS`.
         name: readable part of the id.
-        spec: what its function gets; JSON-able.
+        spec: settings that its function gets, as plain JSON.
         needs: role -> id of the upstream stage.
-        version: of the kind; raising it changes the id, so that the stage runs again.
-        cpus: cores per process; 0 = all of the machine.
-        gpus: GPUs per node, where the machine has any.
-        timeout: seconds.
-        source_paths: parts of the package (paths below kdep_bench/) whose source it runs.
+        version: version of the kind; raising it changes the id, so that the stage runs again.
         function: 'module:function'.
-        resumable: an interrupted attempt leaves its files for the next one.
+        cpus: cores per process; 0: all cores of the machine.
+        gpus: GPUs per node, if the machine has any.
+        timeout: seconds after which it is stopped.
+        resumable: whether a new attempt continues from the files of an interrupted one.
         cost: estimated seconds.
-        nodes: machines it spans on a cluster; one elsewhere.
-        processes: processes per node; more than one in all is DDP under torchrun.
+        source_paths: files and folders below kdep_bench/ whose source code it runs.
+        nodes: machines that it runs on in a cluster; 1 elsewhere.
+        processes: processes per node; with more than one in total it runs as DDP with torchrun.
         memory: MiB per node, requested from a cluster.
-        time: seconds a cluster's job may last; 0 = `timeout`.
-        trackers: configs of the Visualizer backends its Runners also log to.
-        about: description of its result for readers, passed to its function as `spec["about"]`.
+        time: seconds that one cluster job may last; 0: `timeout`.
+        trackers: configs of experiment trackers (mmengine's Visualizer backends).
+        about: description of its result, passed to its function as `spec["about"]`; not in the id.
     """
 
     id: str
@@ -64,7 +66,10 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class TransferRun:
-    """One transfer run of the suite; it has one Record. `chain`: role -> stage id."""
+    """One transfer run of the suite, with one Record.
+
+    `chain`: role -> id of every stage that it needs, and of its own.
+    """
 
     method: Json
     student: Json
@@ -82,9 +87,11 @@ class TransferRun:
 
 @dataclass(frozen=True, slots=True)
 class ProbeRun:
-    """One probe of one exported backbone; it has one probe record. `chain`: role -> stage id.
+    """One probe of one exported backbone, with one probe record.
 
-    `seed`: of the pre-training, or of the random weights of an untrained backbone.
+    Attributes:
+        seed: seed of the pre-training, or of the random weights of an untrained backbone.
+        chain: role -> id of every stage that it needs, and of its own.
     """
 
     probe: Json
@@ -102,13 +109,13 @@ class ProbeRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """Stages by id, upstream first, and the transfer runs and probes that they serve."""
+    """The stages of a suite by id, upstream stages first, and its transfer runs and probes."""
 
     name: str
     stages: dict[str, Stage] = field(default_factory=dict)
     runs: list[TransferRun] = field(default_factory=list)
     probes: list[ProbeRun] = field(default_factory=list)
-    # id of a dict -> (that dict, its canonical text): a recipe is in thousands of specs.
+    # id() of a dict -> (the dict, its canonical JSON). A cache: a recipe is in thousands of specs.
     texts: dict[int, tuple[Json, str]] = field(default_factory=dict, repr=False)
 
     def text(self, value: Any) -> str:
@@ -120,7 +127,7 @@ class Plan:
         return self.texts[id(value)][1]
 
     def consumers(self) -> dict[str, list[str]]:
-        """Stage id -> ids of the stages that need it directly."""
+        """Stage id -> ids of the stages that directly depend on it."""
         out: dict[str, list[str]] = {i: [] for i in self.stages}
         for stage in self.stages.values():
             for up in set(stage.needs.values()):
@@ -152,8 +159,8 @@ class Plan:
 def make_stage_id(
     plan: Plan, kind: str, name: str, version: int, spec: Json, needs: Mapping[str, str]
 ) -> str:
-    """`kind-name-hash12`; the name is truncated so that the id has at most 110 characters."""
-    # The text of canonical_json([kind, version, spec, needs]), put together from cached parts.
+    """The id of a stage; its name is truncated so that the id has at most 110 characters."""
+    # Equal to canonical_json([kind, version, spec, needs]), but built from cached parts.
     inner = ",".join(f"{canonical_json(k)}:{plan.text(spec[k])}" for k in sorted(spec))
     text = f"[{canonical_json(kind)},{version},{{{inner}}},{canonical_json(dict(needs))}]"
     return safe_name(f"{kind}-{name[: 96 - len(kind)]}-{text_hash(text)}", "stage id")
@@ -170,11 +177,21 @@ def add_stage(
     function: str | None = None,
     **runtime: Any,
 ) -> str:
-    """Adds a stage unless the plan has an equal one; returns its id. `needs` must be in the plan.
+    """Adds a stage to the plan, unless it has an equal one, and returns the stage's id.
 
-    `function` overrides the kind's; `runtime` (cpus, timeout, gpus, processes, nodes, memory, time,
-    cost, trackers, about) is not part of the id. KdepError: several processes for a kind that runs
-    as one.
+    Args:
+        plan: the plan, which is changed.
+        kind: kind of the stage.
+        name: readable part of its id.
+        spec: settings for its function.
+        needs: role -> id of an upstream stage, which must be in the plan.
+        kinds: the stage kinds.
+        function: replaces the function of the kind; part of the id.
+        runtime: resources and other attributes of Stage (cpus, timeout, gpus, processes, nodes,
+            memory, time, cost, trackers, about); not part of the id.
+
+    Raises:
+        KdepError: several processes for a kind that can only run as one.
     """
     stage_kind = kinds[kind]
     needs = dict(needs or {})
@@ -201,7 +218,7 @@ def add_stage(
 
 
 def _resources(kind: str, stage_kind: StageKind, runtime: Mapping[str, Any]) -> Json:
-    """The kind's defaults, replaced by what the suite sets; None is not set."""
+    """The resources of the kind, replaced by those that the suite sets (None: not set)."""
     overrides = {k: v for k, v in runtime.items() if v is not None}
     gpus = overrides.get("gpus", int(stage_kind.gpu))
     processes, nodes = overrides.get("processes", max(1, gpus)), overrides.get("nodes", 1)

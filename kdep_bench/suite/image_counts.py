@@ -1,7 +1,7 @@
-"""Checks of the numbers of images, before anything runs.
+"""Checks, before anything runs, that the data have enough images for the methods and tasks.
 
-`check_counts` lists the folders of the user's data, each only as far as a rule needs.
-Each rule is a small function in a list, as in `pairs`.
+`check_counts` counts the images in the user's folders and stops as soon as there are enough. Each
+rule is a small function in a list, as in `pairs`. The images of pre-training are called the pool.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from kdep_bench.transfer.recipes import check_probe
 
 @dataclass(frozen=True)
 class CountedRun:
-    """One method on one student at one data fraction, with its numbers of images.
+    """One pre-training: a method on a student at a data fraction, with its numbers of images.
 
     Attributes:
-        suite_teacher: the suite's teacher for that student.
-        epochs: of this pre-training, which may be fewer than the budget's.
-        images: of the data fraction, a lower bound.
-        pool: all images, a lower bound.
+        suite_teacher: the suite's teacher for that student; None without one.
+        epochs: epochs of this pre-training, which may be fewer than the budget's.
+        fraction: fraction of the pool's images.
+        images: lower bound of the number of images in the data fraction.
+        pool: lower bound of the number of images in the pool.
     """
 
     suite: Suite
@@ -48,15 +49,16 @@ class CountedRun:
 
 
 def check_counts(suite: Suite) -> None:
-    """Raises KdepError where the data have too few images for a method or a task.
+    """Raises KdepError if the data have too few images for a method, a task or a probe.
 
-    Data that are absent, or whose counts are unknown, are checked by their `prepare` stage.
+    If the data are missing or cannot be counted, nothing is checked here; stage `prepare` checks
+    them.
     """
     for part in suite.variants or [suite]:
         sufficient = _sufficient_images(part)
         pool = known_data.pool_images(part.data, sufficient)
         if pool is not None:
-            _check_fractions(part, pool, pool < sufficient)
+            _check_fractions(part, pool, is_exact=pool < sufficient)
             for run in _runs(part, pool):
                 for rule in RUN_RULES:
                     rule(run)
@@ -68,9 +70,17 @@ def check_counts(suite: Suite) -> None:
             probe_rule(suite, probe_config)
 
 
-def _check_fractions(suite: Suite, pool: int, exact: bool) -> None:
-    """Refuses two data fractions that select the same images: they would be separate rows."""
-    if not exact or suite.share_by != "image":
+def _check_fractions(suite: Suite, pool: int, is_exact: bool) -> None:
+    """Raises KdepError for two data fractions that select the same images.
+
+    Tables would show them as different rows.
+
+    Args:
+        suite: the suite.
+        pool: number of images in the pool.
+        is_exact: whether `pool` is that number, and not a lower bound.
+    """
+    if not is_exact or suite.share_by != "image":
         return
     first: dict[int, float] = {}
     for fraction in suite.shares:
@@ -85,7 +95,8 @@ def _check_fractions(suite: Suite, pool: int, exact: bool) -> None:
 
 def _sufficient_images(suite: Suite) -> int:
     """A number of pool images with which no rule in RUN_RULES can fail."""
-    budget, least = suite.budget, min(suite.shares)
+    budget, smallest_fraction = suite.budget, min(suite.shares)
+    # A weight average needs as many steps as halve the weight of the initial values.
     steps = 1.0 if budget.ema is None else math.log(0.5) / math.log(budget.ema) + 1
     assistants = [
         ref
@@ -95,10 +106,12 @@ def _sufficient_images(suite: Suite) -> int:
     ]
     widths = [s["width"] for s in [*suite.students, *(a["student"] for a in assistants)]]
     epochs = min([1.0, budget.epochs, *(a["epochs"] or 1.0 for a in assistants)])
-    return math.ceil(max(budget.batch * steps / epochs, *widths) / least) + 2
+    # + 2: the number of images of a fraction is rounded.
+    return math.ceil(max(budget.batch * steps / epochs, *widths) / smallest_fraction) + 2
 
 
 def _runs(suite: Suite, pool: int) -> Iterator[CountedRun]:
+    """The pre-trainings of a suite, including those of intermediate teachers."""
     for student in suite.students:
         suite_teacher = suite.teachers[student["name"]]
         for method in methods_for(suite, student):
@@ -118,7 +131,7 @@ def _chain(
     fraction: float,
     pool: int,
 ) -> Iterator[CountedRun]:
-    """The intermediate teachers of a method, if it has any, and then the method."""
+    """The pre-trainings of a method's intermediate teachers, if it has any, and its own."""
     for role_teacher in teachers_by_role(method, suite_teacher):
         intermediate = role_teacher.method.get("teacher")
         if intermediate is None:
@@ -141,8 +154,8 @@ def _chain(
 # ---- rules of a pre-training ----
 
 
-def at_least_one_image(run: CountedRun) -> None:
-    """A data fraction must contain at least one image."""
+def check_nonempty_fraction(run: CountedRun) -> None:
+    """Checks that the data fraction contains at least one image."""
     if run.images < 1:
         raise KdepError(
             f"{run.label} has {run.fraction:g} of {run.pool} images, which rounds to 0 images",
@@ -150,26 +163,29 @@ def at_least_one_image(run: CountedRun) -> None:
         )
 
 
-def budget(run: CountedRun) -> None:
-    """A budget must have the epochs that it sets on so few images."""
+def check_epochs(run: CountedRun) -> None:
+    """Checks that the images fill at least one batch, so that the budget's epochs can be run."""
     spec = {**run.suite.budget.spec(), "epochs": run.epochs}
     check_budget(spec, run.images, run.pool, run.fraction, run.label)
 
 
-def alignment(run: CountedRun) -> None:
-    """An alignment needs at least as many features as the directions that it fits."""
+def check_alignment(run: CountedRun) -> None:
+    """Checks that there are as many features as directions that the alignment fits."""
     width = run.student["width"]
     for role_teacher in teachers_by_role(run.method, run.suite_teacher):
         if role_teacher.method.get("align"):
-            directions = min(
-                width, (role_teacher.config and teacher_width(role_teacher.config)) or width
-            )
+            config = role_teacher.config
+            directions = min(width, (config and teacher_width(config)) or width)
             check_rows(
                 run.images, run.suite.budget.views, directions, run.fraction, run.pool, run.label
             )
 
 
-RUN_RULES: tuple[Callable[[CountedRun], None], ...] = (at_least_one_image, budget, alignment)
+RUN_RULES: tuple[Callable[[CountedRun], None], ...] = (
+    check_nonempty_fraction,
+    check_epochs,
+    check_alignment,
+)
 
 
 # ---- rules of a task ----
@@ -178,8 +194,8 @@ _FINE_TUNE = "kdep_bench.transfer.classification.FineTune"
 _PROBE = "kdep_bench.transfer.classification.LinearProbe"
 
 
-def fine_tuning_batch(data: Json, task: Json) -> None:
-    """The training images of a fine-tuning must fill a batch: otherwise it takes no step."""
+def check_fine_tuning_batch(data: Json, task: Json) -> None:
+    """Checks that the training images of a fine-tuning fill a batch: else it takes no step."""
     if task["type"] != _FINE_TUNE:
         return
     folder, batch = f"{task['recipe']['folder']}/train", task["recipe"]["batch"]
@@ -193,27 +209,30 @@ def fine_tuning_batch(data: Json, task: Json) -> None:
     )
 
 
-def probe(data: Json, task: Json) -> None:
-    """Every split or fold of a linear probe must have images of every class."""
+def check_linear_probe(data: Json, task: Json) -> None:
+    """Checks that every split or fold of a linear probe has images of every class."""
     if task["type"] != _PROBE:
         return
     recipe = task["recipe"]
-    folds = recipe["protocol"] == "folds"
-    folder = recipe["folder"] if folds else f"{recipe['folder']}/train"
+    has_folds = recipe["protocol"] == "folds"
+    folder = recipe["folder"] if has_folds else f"{recipe['folder']}/train"
     counts = known_data.training_images(data, folder)
-    counted_in_full = bool(counts) and max(counts) < known_data.MOST_PER_CLASS
-    if counts and (folds or counted_in_full):
+    is_exact = bool(counts) and max(counts) < known_data.MOST_PER_CLASS
+    if counts and (has_folds or is_exact):
         check_probe(recipe, counts, f"{folder} of the data {data['name']!r}")
 
 
-TASK_RULES: tuple[Callable[[Json, Json], None], ...] = (fine_tuning_batch, probe)
+TASK_RULES: tuple[Callable[[Json, Json], None], ...] = (
+    check_fine_tuning_batch,
+    check_linear_probe,
+)
 
 
 # ---- rules of a probe ----
 
 
-def shots(suite: Suite, probe: Json) -> None:
-    """Every class must have as many training images as the largest number of shots."""
+def check_shots(suite: Suite, probe: Json) -> None:
+    """Checks that every class has as many training images as a few-shot probe uses."""
     argument = class_value(probe["type"], "shots_argument")
     if not argument:
         return
@@ -228,8 +247,8 @@ def shots(suite: Suite, probe: Json) -> None:
     )
 
 
-def more_images_than_width(suite: Suite, probe: Json) -> None:
-    """A rank can only be measured from more images than dimensions."""
+def check_more_images_than_width(suite: Suite, probe: Json) -> None:
+    """Checks that a probe that measures a rank has more images than the feature has dimensions."""
     if not class_value(probe["type"], "more_images_than_width"):
         return
     folder = f"{probe['folder']}/test"
@@ -246,4 +265,7 @@ def more_images_than_width(suite: Suite, probe: Json) -> None:
             )
 
 
-PROBE_RULES: tuple[Callable[[Suite, Json], None], ...] = (shots, more_images_than_width)
+PROBE_RULES: tuple[Callable[[Suite, Json], None], ...] = (
+    check_shots,
+    check_more_images_than_width,
+)

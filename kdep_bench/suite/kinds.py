@@ -16,18 +16,18 @@ class StageKind:
         function: 'package.module:function', called as run(spec, inputs, out, progress).
         version: raised by hand when the function's results change for the same spec; part of the
             stage id, so that every stage of the kind and all that depend on it run again.
-        resumable: the function continues from the files of an interrupted attempt; otherwise
-            these are removed first.
-        cpus: CPU cores (threads), unless the suite sets them; 0 = all.
-        gpu: uses one GPU where the machine has any.
+        resumable: whether the function continues from the files of an interrupted attempt;
+            otherwise these are removed first.
+        cpus: CPU cores (threads), unless the suite sets them; 0: all.
+        gpu: whether it uses a GPU, if the machine has any.
         timeout: seconds after which it is stopped, unless the suite sets them.
-        cost: estimated seconds, until a measured time exists.
+        cost: estimated seconds, used until times of similar stages are measured.
         memory: MiB per process requested from a cluster, unless the suite sets them; the largest
             stage of the pocket suite peaks at 1.7 GiB.
-        ddp: the function can run as several processes (torchrun); their number changes results
-            only by rounding and, in transfers, by the random draws of augmentations.
-        source_paths: parts of the package (paths below kdep_bench/) whose source the stage runs; a
-            finished stage made by other source is reported, not rerun.
+        ddp: whether the function can run as several processes (torchrun). Their number changes
+            results only by rounding and, in transfers, by the random draws of augmentations.
+        source_paths: files and folders below kdep_bench/ whose source code the stage runs. If that
+            has changed since a stage finished, the change is reported, but the stage is not rerun.
     """
 
     function: str

@@ -1,8 +1,8 @@
-"""Parts, splits and numbers of images of a suite's data, before anything is prepared.
+"""Folders, splits and numbers of images of a suite's data, before the data are prepared.
 
-Counts of generated data are in the config, those of official sets in this package; folders of the
-user's data are counted here, each no further than a rule needs. For data made by a user's function
-nothing is known, and nothing is refused.
+The numbers of generated data (the pocket data) are in their config, those of official data sets in
+this package; images in the user's folders are counted, up to a limit. For data that a user's
+function prepares nothing is known before it runs, and nothing is checked.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from kdep_bench.suite.schema import Json
 POCKET = "kdep_bench.data.pocket"
 OWN_DATA = "kdep_bench.data.own"
 OFFICIAL = "kdep_bench.data.official.stage"
-# Part of a config of the user's data -> the folder that tasks read it from.
+# Key in the config of a user's data -> the folder from which tasks read that part.
 FOLDERS = {"classify": "classify", "coco": "detect", "masks": "cityscapes"}
-MOST_PER_CLASS = 200  # images of a class folder that are counted
+MOST_PER_CLASS = 200  # counting the images of a class folder stops at this number
 
 
 @dataclass(frozen=True)
@@ -29,36 +29,37 @@ class KnownParts:
     """The folders of prepared data that tasks read.
 
     Attributes:
-        splits: splits by folder; None for a folder without splits (`photos`).
-        sets: official sets, whose tasks read their own splits.
-        written: folder -> its key in the data config, where it has one.
+        splits: folder -> its splits; None for a folder without splits (`photos`).
+        sets: names of the official data sets; their tasks know the splits.
+        config_keys: folder -> its key in the data config, if it has one.
     """
 
     splits: Mapping[str, tuple[str, ...] | None]
     sets: tuple[str, ...] = ()
-    written: Mapping[str, str] | None = None
+    config_keys: Mapping[str, str] | None = None
 
 
-def module_of(data: Json) -> str:
-    """The module that prepares the data."""
+def module_name(data: Json) -> str:
+    """Name of the module that prepares the data."""
     kind = data.get("type") or POCKET + ".prepare"
     return kind.rpartition(":")[0] if ":" in kind else kind.rpartition(".")[0]
 
 
-def _pocket(data: Json) -> Json:
+def _pocket_config(data: Json) -> Json:
+    """A config of the pocket data, with its default values filled in."""
     return {**(module_value(POCKET, "DEFAULTS") or {}), **data}
 
 
 def parts_of(data: Json) -> KnownParts | None:
-    """The parts of the data that tasks can read, from its config; None where unknown."""
-    module = module_of(data)
+    """The folders of the data that tasks can read, from its config; None if unknown."""
+    module = module_name(data)
     if module == POCKET:
-        spec = _pocket(data)
+        spec = _pocket_config(data)
         scenes = tuple(s for s, n in spec["scenes"].items() if n)
         classify = tuple(s for s, n in spec["classify"].items() if n)
         return KnownParts(
             {"classify": classify, "detect": scenes, "cityscapes": scenes, "photos": None},
-            written={"classify": "classify", "detect": "scenes", "cityscapes": "scenes"},
+            config_keys={"classify": "classify", "detect": "scenes", "cityscapes": "scenes"},
         )
     if module == OWN_DATA:
         splits = {
@@ -66,7 +67,7 @@ def parts_of(data: Json) -> KnownParts | None:
             for part in FOLDERS
             if data.get(part)
         }
-        return KnownParts(splits, written={folder: part for part, folder in FOLDERS.items()})
+        return KnownParts(splits, config_keys={folder: part for part, folder in FOLDERS.items()})
     if module == OFFICIAL:
         return KnownParts({}, tuple(sorted(data.get("sets") or ())))
     return None
@@ -76,14 +77,14 @@ def has_labels(data: Json) -> bool:
     """Whether the data have labels, according to their config."""
     if data.get("labels", True) is False:
         return False
-    return module_of(data) != OWN_DATA or bool(data.get("pool_labels"))
+    return module_name(data) != OWN_DATA or bool(data.get("pool_labels"))
 
 
 def pool_images(data: Json, limit: int) -> int | None:
-    """Images of the pool, or `limit` where there are more; None where unknown."""
-    module = module_of(data)
+    """Number of images in the pool, at most `limit`; None if unknown."""
+    module = module_name(data)
     if module == POCKET:
-        spec = _pocket(data)
+        spec = _pocket_config(data)
         return min(limit, spec["pool_composites"] + spec["pool_crops"])
     if module == OFFICIAL and data.get("tiny_seed") is None:
         if data.get("pool_folder", "train") != "train":
@@ -99,14 +100,17 @@ def pool_images(data: Json, limit: int) -> int | None:
 
 
 def training_images(data: Json, folder: str) -> list[int] | None:
-    """Images per class of a folder with class folders (`classify/train`), at most MOST_PER_CLASS
-    each; None where unknown."""
-    module, (part, _, split) = module_of(data), folder.partition("/")
+    """Numbers of images of each class, at most MOST_PER_CLASS each; None if unknown.
+
+    `folder`: a folder with one sub-folder per class, such as 'classify/train'.
+    """
+    module, (part, _, split) = module_name(data), folder.partition("/")
     if part != "classify" or not split:
         return None
     if module == POCKET:
-        images, classes = _pocket(data)["classify"].get(split), 8  # dealt out in turn
-        return None if not images else [(images + k) // classes for k in range(classes)]
+        n_images, n_classes = _pocket_config(data)["classify"].get(split), 8
+        # Images are generated for each class in turn, so the counts differ by at most one.
+        return None if not n_images else [(n_images + k) // n_classes for k in range(n_classes)]
     if module == OWN_DATA:
         from kdep_bench.data.listing import class_names
 
@@ -118,25 +122,29 @@ def training_images(data: Json, folder: str) -> list[int] | None:
         except KdepError:
             return None
         counts = [_count(root / name, MOST_PER_CLASS) for name in names]
-        known = [c for c in counts if c is not None]
-        return known if known and len(known) == len(counts) else None
+        readable = [count for count in counts if count is not None]
+        return readable if readable and len(readable) == len(counts) else None
     return None
 
 
-def _folder(given: object) -> Path | None:
-    """A folder of the user's data; None where it does not exist, which stage `prepare` reports."""
-    if not isinstance(given, str):
+def _folder(value: object) -> Path | None:
+    """The folder that a data config names; None if it does not exist (stage `prepare` reports it).
+
+    A relative path is below $KDEP_DATA, if that is set.
+    """
+    if not isinstance(value, str):
         return None
-    path = Path(given).expanduser()
+    path = Path(value).expanduser()
     if not path.is_absolute() and os.environ.get("KDEP_DATA"):
         path = Path(os.environ["KDEP_DATA"]) / path
     return path if path.is_dir() else None
 
 
 def _count(folder: Path, limit: int) -> int | None:
+    """Number of images, at most `limit`; None if unreadable (stage `prepare` reports it)."""
     from kdep_bench.data.listing import count_images
 
     try:
         return count_images(folder, limit)
     except KdepError:
-        return None  # not readable, which stage `prepare` reports
+        return None

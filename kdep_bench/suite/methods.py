@@ -1,4 +1,4 @@
-"""Properties of a method's config: whether it trains, and which teacher it learns from."""
+"""Properties of a method's config: whether it trains, its row's name, its tasks and teachers."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any
 
 from kdep_bench.suite.schema import Json, Suite, label_policy, method_needs
 
-# Keys that only describe a config; no stage reads them, so none runs again when they change.
+# Keys that only describe a config; no stage reads them, so changing them reruns no stage.
 PROSE = {"about", "source", "reconstruction", "card", "tests_on", "scores_note"}
+# Teacher class for a student that was pre-trained and exported before.
 EXPORTED = "kdep_bench.teachers.exported.Exported"
 
 
 def without(config: Json, keys: set[str]) -> Json:
-    """`config` without some top-level keys."""
+    """`config` without the top-level keys `keys`."""
     return {k: v for k, v in config.items() if k not in keys}
 
 
@@ -27,8 +28,7 @@ def trains(method: Json) -> bool:
 
 
 def row_name(method: Json) -> str:
-    """The method as a table's row names it: the pre-training and, where it has one, the transfer
-    method."""
+    """Name of the method in tables: the pre-training and, if it has one, the transfer method."""
     transfer = method.get("transfer")
     if transfer is None:
         return method["name"]
@@ -37,8 +37,8 @@ def row_name(method: Json) -> str:
 
 def tasks_of(suite: Suite, method: Json) -> list[Json]:
     """The tasks that the suite runs a method on."""
-    chosen = (method.get("transfer") or {}).get("tasks")
-    return [t for t in suite.tasks if chosen is None or t["name"] in chosen]
+    task_names = (method.get("transfer") or {}).get("tasks")
+    return [t for t in suite.tasks if task_names is None or t["name"] in task_names]
 
 
 def methods_for(suite: Suite, student: Json) -> list[Json]:
@@ -50,21 +50,22 @@ def methods_for(suite: Suite, student: Json) -> list[Json]:
 def assistant_of(method: Json) -> Json | None:
     """Teacher config of the intermediate teacher of `method`; None without one.
 
-    The cache stage gets its weights from the stages that pre-train and export it. It has logits
-    where its objective has one linear head, and no maps.
+    An intermediate teacher (assistant) is a student that the suite pre-trains first; the cache
+    stage gets its weights from its export. It has logits if its objective is a single part that
+    trains one linear head, and it has no feature maps.
     """
     intermediate = method.get("teacher")
     if intermediate is None:
         return None
     student, intermediate_method = intermediate["student"], intermediate["method"]
-    one_linear_head = not (intermediate_method.get("objective") or {}).get("parts")
+    has_one_head = not (intermediate_method.get("objective") or {}).get("parts")
+    trains_head = bool(method_needs(intermediate_method) & {"labels", "logits", "probabilities"})
     epochs_label = "" if intermediate["epochs"] is None else f".{intermediate['epochs']:g}ep"
     return {
         "type": EXPORTED,
         "name": f"{student['name']}.{intermediate_method['name']}{epochs_label}",
         "student": without(student, PROSE),
-        "has_logits": one_linear_head
-        and bool(method_needs(intermediate_method) & {"labels", "logits", "probabilities"}),
+        "has_logits": has_one_head and trains_head,
         "card": {
             "width": student["width"],
             "maps": False,
@@ -74,7 +75,10 @@ def assistant_of(method: Json) -> Json | None:
 
 
 def role_teachers(method: Json) -> list[Json]:
-    """Teacher configs that a method, or its intermediate teachers, name by role."""
+    """Teacher configs in `teachers` of a method and of its intermediate teachers.
+
+    A method with several teachers names each by a role, for example dict(small=..., large=...).
+    """
     configs: list[Json] = []
 
     def collect(teacher: Json) -> Json:
@@ -86,11 +90,11 @@ def role_teachers(method: Json) -> list[Json]:
 
 
 def with_role_teachers(method: Json, change: Callable[[Json], Json]) -> Json:
-    """The method with `change` applied to each of `role_teachers`."""
+    """The method with each teacher config of `role_teachers` replaced by `change(config)`."""
 
     def changed(reference: Any) -> Any:
         if not isinstance(reference, dict):
-            return reference  # "suite"
+            return reference  # "suite": the suite's teacher
         if "method" in reference:
             return {**reference, "method": with_role_teachers(reference["method"], change)}
         return change(reference)
@@ -104,14 +108,15 @@ def with_role_teachers(method: Json, change: Callable[[Json], Json]) -> Json:
 
 
 def teacher_width(teacher: Json) -> int | None:
-    """The width of a teacher's feature; None where its config has none."""
+    """The width of a teacher's feature; None if its config does not state it."""
     return teacher.get("width") or teacher.get("card", {}).get("width")
 
 
 def head_classes(suite: Suite, method: Json, suite_teacher: Json | None) -> int | None:
-    """Number of classes of the teacher's logits; None where no config has it."""
+    """Number of classes of the teacher's logits; None if no config states it."""
     intermediate = method.get("teacher")
-    if method.get("teachers") is not None:  # one head learns from all of them, so any one will do
+    if method.get("teachers") is not None:
+        # One student head learns from all teachers, so all have the classes of the first.
         reference = next(iter(method["teachers"].values()))
         if isinstance(reference, dict) and "type" in reference:
             return reference.get("card", {}).get("classes")

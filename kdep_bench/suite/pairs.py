@@ -1,8 +1,8 @@
 """Checks of combinations: a student with a task, a method with a student, teacher and data.
 
-Each rule is a small function in one of the lists below. It raises a KdepError for what its
-docstring describes. The plan calls `check_task` and `check_pair` for every pair that it builds. No
-rule reads a file.
+Each rule is a small function in one of the lists TASK_RULES, RULES, TEACHER_RULES and LAST_RULES;
+it raises a KdepError if its check fails. The plan calls `check_task` and `check_pair` for every
+pair that it builds. No rule reads a file.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from kdep_bench.signatures import check_arguments, class_value
 from kdep_bench.suite.arguments import (
     check_augment,
     check_classes,
+    check_couples_samples,
+    check_extra_optimizers,
     check_needs,
     check_optimizer,
-    check_players,
-    check_relates,
     check_transformer,
     requires_student_maps,
 )
@@ -45,19 +45,17 @@ from kdep_bench.suite.teachers import check_roles, teachers_by_role
 from kdep_bench.transfer.recipes import check_recipe
 
 DENSE = ("detection", "segmentation")
-
-
 TRANSFER_PACKAGE = "kdep_bench.transfer."
 
 
 def check_task(student: Json, task: Json) -> None:
-    """Raises KdepError for a task that the student cannot do, or whose recipe is impossible."""
+    """Raises KdepError if the student cannot do the task, or if the task's recipe is wrong."""
     for rule in TASK_RULES:
         rule(student, task)
 
 
-def pyramid(student: Json, task: Json) -> None:
-    """A dense task with a student whose config has no pyramid."""
+def check_pyramid(student: Json, task: Json) -> None:
+    """Checks that a student for detection or segmentation has a `pyramid` in its config."""
     if task["family"] in DENSE and not (student.get("pyramid") or {}).get("out_indices"):
         raise KdepError(
             f"task {task['name']!r} needs feature maps of several levels, but student "
@@ -67,8 +65,8 @@ def pyramid(student: Json, task: Json) -> None:
         )
 
 
-def last_stage_on_regions(student: Json, task: Json) -> None:
-    """A C4 detector, whose RoI head is the last stage of a ResNet, with another student."""
+def check_c4_detector(student: Json, task: Json) -> None:
+    """Checks that a C4 detector gets a ResNet: the last stage of a ResNet is its RoI head."""
     kind = str(student["backbone"].get("type"))
     if task["recipe"].get("head") == "c4" and not kind.endswith("ResNet"):
         raise KdepError(
@@ -78,14 +76,14 @@ def last_stage_on_regions(student: Json, task: Json) -> None:
         )
 
 
-def recipe(student: Json, task: Json) -> None:
-    """A recipe value of a wrong type, out of range or inconsistent with another."""
+def check_task_recipe(student: Json, task: Json) -> None:
+    """Checks the types and ranges of the values in a task's recipe."""
     if task["type"].startswith(TRANSFER_PACKAGE):
         check_recipe(task["name"], task["recipe"])
 
 
-def measured(student: Json, task: Json) -> None:
-    """A metric that the task does not measure, or a family that it does not belong to."""
+def check_metric_and_family(student: Json, task: Json) -> None:
+    """Checks that the task's class measures its metric and belongs to its task family."""
     kind = task["type"]
     metrics = class_value(kind, "measures")
     if task["recipe"].get("set") == "voc":
@@ -98,15 +96,15 @@ def measured(student: Json, task: Json) -> None:
 
 
 TASK_RULES: tuple[Callable[[Json, Json], None], ...] = (
-    measured,
-    pyramid,
-    last_stage_on_regions,
-    recipe,
+    check_metric_and_family,
+    check_pyramid,
+    check_c4_detector,
+    check_task_recipe,
 )
 
 
 def check_task_data(data: Json, task: Json) -> None:
-    """Raises KdepError for a task that reads a part or split which the data do not have."""
+    """Raises KdepError if the data lack the folder, split or official set that the task reads."""
     parts = parts_of(data)
     if parts is None or not task["type"].startswith(TRANSFER_PACKAGE):
         return
@@ -123,23 +121,27 @@ def check_task_data(data: Json, task: Json) -> None:
         return
     folder, _, inner = str(task_recipe.get("folder")).partition("/")
     if folder not in parts.splits:
-        config_key = (parts.written or {}).get(folder)
+        config_key = (parts.config_keys or {}).get(folder)
+        if config_key:
+            raise KdepError(
+                f"{label} reads the folder {folder!r} of the data, but the data {data['name']!r} "
+                f"has no `{config_key}`",
+                expected=f"{config_key}=dict(train=..., test=...) in the data config",
+                fix=f"add `{config_key}` to the data config, or remove the task from the suite",
+            )
+        folders = ", ".join(sorted(parts.splits))
         raise KdepError(
-            f"{label} reads the folder {folder!r} of the data, and the data {data['name']!r} has "
-            f"{'no `' + config_key + '`' if config_key else 'none'}",
-            expected=f"data with {', '.join(sorted(parts.splits)) or 'another task'}"
-            if not config_key
-            else f"{config_key}=dict(train=..., test=...) in the data config",
-            fix=f"add `{config_key}` to the data config, or drop the task from the suite"
-            if config_key
-            else "choose other data, or drop the task from the suite",
+            f"{label} reads the folder {folder!r} of the data, which the data {data['name']!r} "
+            "does not have",
+            expected=f"one of the folders {folders}" if folders else None,
+            fix="choose other data, or remove the task from the suite",
         )
     splits = parts.splits[folder]
     required = [inner] if inner else _splits(task)
     if splits is None or required == []:
         return
     if missing := [s for s in required if s not in splits]:
-        config_key = (parts.written or {}).get(folder, folder)
+        config_key = (parts.config_keys or {}).get(folder, folder)
         raise KdepError(
             f"{label} reads {' and '.join(f'{folder}/{s}' for s in missing)}, but "
             f"`{config_key}` of the data {data['name']!r} has the splits "
@@ -151,11 +153,11 @@ def check_task_data(data: Json, task: Json) -> None:
 
 
 def _splits(task: Json) -> list[str]:
-    """The splits that a task of this package reads; none for folds over one folder."""
+    """The splits that a task of this package reads; [] for cross-validation over one folder."""
     if task["recipe"].get("protocol") == "folds":
         return []
-    probe = task["type"].endswith(".LinearProbe")
-    splits = ["train", "val", "test"] if probe else ["train"]
+    is_probe = task["type"].endswith(".LinearProbe")
+    splits = ["train", "val", "test"] if is_probe else ["train"]
     return list(dict.fromkeys([*splits, task.get("split", "test")]))
 
 
@@ -165,9 +167,9 @@ class StudentMethod:
 
     Attributes:
         base: the suite's teacher; the method may have an intermediate teacher instead.
-        epochs: of this pre-training, which may be fewer than the budget's.
-        role: of the teacher that a rule checks, where the method has several; the method and the
-            base are then as they would be with this teacher alone.
+        epochs: epochs of this pre-training, which may be fewer than the budget's.
+        role: role of the teacher that a rule checks, if the method has several teachers; `method`
+            and `base` are then reduced to this teacher.
     """
 
     suite: Suite
@@ -192,13 +194,13 @@ class StudentMethod:
 
     @property
     def live(self) -> bool:
-        """Whether the suite's teacher, or one by role, runs in the training step."""
+        """Whether the teacher runs in the training step (otherwise it is read from a cache)."""
         budget = self.suite.budget
         return budget.teacher == "live" or self.method.get("teacher_source") == "live"
 
     @cached_property
     def teacher(self) -> Json:
-        """The teacher of a method that reads one; KdepError where there is none."""
+        """The teacher of a method that reads one; raises KdepError if there is none."""
         teacher = assistant_of(self.method) or self.base
         if teacher is None:
             raise KdepError(
@@ -211,14 +213,14 @@ class StudentMethod:
 def check_pair(
     suite: Suite, student: Json, method: Json, base: Json | None, epochs: float | None = None
 ) -> None:
-    """Raises KdepError for a method that cannot work with this student, teacher and data.
+    """Raises KdepError if a method cannot work with this student, teacher and data.
 
     Args:
-        suite: with the data and the budget.
+        suite: the suite, with its data and budget.
         student: config of the student.
         method: config of the method.
         base: the suite's teacher; the method may have an intermediate teacher instead.
-        epochs: of this pre-training, where they are not the budget's.
+        epochs: epochs of this pre-training; None: those of the budget.
     """
     pair = StudentMethod(
         suite, student, method, base, suite.budget.epochs if epochs is None else epochs
@@ -241,22 +243,22 @@ def check_pair(
 # ---- rules of every pair ----
 
 
-def roles(pair: StudentMethod) -> None:
-    """Several teachers for an objective of one, a role that nothing reads, unequal classes."""
+def check_teacher_roles(pair: StudentMethod) -> None:
+    """Checks that the objective reads every teacher in `teachers`, see `teachers.check_roles`."""
     check_roles(pair.suite, pair.method, pair.base)
 
 
-def assistants(pair: StudentMethod) -> None:
-    """The intermediate teacher of a method, or those of several teachers that are such."""
+def check_assistants(pair: StudentMethod) -> None:
+    """Checks the intermediate teachers of a method, if it has any."""
     if pair.method.get("teachers") is None:
-        assistant(pair)
+        check_assistant(pair)
         return
     for role_teacher in teachers_by_role(pair.method, pair.base):
-        assistant(replace(pair, method=role_teacher.method, role=role_teacher.role))
+        check_assistant(replace(pair, method=role_teacher.method, role=role_teacher.role))
 
 
-def assistant(pair: StudentMethod) -> None:
-    """An intermediate teacher that is not trained, or that reads labels in a label-free method."""
+def check_assistant(pair: StudentMethod) -> None:
+    """Checks that an intermediate teacher is trained, within the budget and the label policy."""
     intermediate = pair.method.get("teacher")
     if intermediate is None:
         return
@@ -288,16 +290,16 @@ def assistant(pair: StudentMethod) -> None:
     )
 
 
-def objective_and_alignment(pair: StudentMethod) -> None:
-    """An alignment in a method without an objective."""
+def check_objective_with_alignment(pair: StudentMethod) -> None:
+    """Checks that a method with an alignment has an objective."""
     if pair.method.get("objective") is None and pair.method.get("align"):
         raise KdepError(
             f"{pair.name} has `align` but no objective", fix="remove `align`, or add an objective"
         )
 
 
-def labels(pair: StudentMethod) -> None:
-    """Labels that the method does not declare, or that the data do not have."""
+def check_labels(pair: StudentMethod) -> None:
+    """Checks that a method that reads labels declares it, and that the data have labels."""
     if "labels" not in pair.needs:
         return
     if not pair.method.get("labels_used"):
@@ -313,8 +315,8 @@ def labels(pair: StudentMethod) -> None:
         )
 
 
-def views(pair: StudentMethod) -> None:
-    """A method that compares views of an image, with a batch that cannot contain all of them."""
+def check_views(pair: StudentMethod) -> None:
+    """Checks that a batch can contain all views of an image, if the method compares views."""
     budget = pair.suite.budget
     if "views" in pair.needs and (budget.views < 2 or budget.batch % budget.views):
         raise KdepError(
@@ -325,48 +327,48 @@ def views(pair: StudentMethod) -> None:
         )
 
 
-def arguments(pair: StudentMethod) -> None:
-    """Arguments that the method's classes do not accept."""
+def check_method_arguments(pair: StudentMethod) -> None:
+    """Checks that the method's classes accept the arguments in its config."""
     check_classes(pair.method, pair.name, pair.epochs)
 
 
-def optimizer(pair: StudentMethod) -> None:
-    """An invalid optimiser: the budget's, with the arguments that the method overrides."""
+def check_method_optimizer(pair: StudentMethod) -> None:
+    """Checks the budget's optimiser with the arguments that the method overrides."""
     overrides = pair.method.get("optimizer")
     if overrides:
         where = f"optimizer of {pair.name}"
         check_optimizer(merged(pair.suite.budget.optimizer, overrides, where), f"the {where}")
 
 
-def schedule_spans(pair: StudentMethod) -> None:
-    """A schedule that does not fit into the training."""
+def check_schedule_spans(pair: StudentMethod) -> None:
+    """Checks that the schedules end within the training."""
     for span in spans(pair.method.get("objective")):
         check_span(span, pair.epochs, pair.name)
 
 
-def something_to_learn(pair: StudentMethod) -> None:
-    """A training in which the weights of all terms are 0 at some time."""
+def check_active_terms(pair: StudentMethod) -> None:
+    """Checks that at every step at least one loss term has a weight above 0."""
     check_some_weight_nonzero(pair.method.get("objective"), pair.epochs, pair.name)
 
 
 # ---- rules of methods that read a teacher ----
 
 
-def a_teacher(pair: StudentMethod) -> None:
-    """A missing teacher."""
+def check_teacher_exists(pair: StudentMethod) -> None:
+    """Checks that there is a teacher; the property raises otherwise."""
     assert pair.teacher is not None
 
 
-def teacher_arguments(pair: StudentMethod) -> None:
-    """Arguments that the suite's teacher does not accept, checked before its weights are read."""
+def check_teacher_arguments(pair: StudentMethod) -> None:
+    """Checks that the class of the suite's teacher accepts the arguments in its config."""
     if pair.base is not None and assistant_of(pair.method) is None:
         check_arguments(
             without(pair.base, PROSE | {CONTENT}), f"the teacher {pair.base.get('name')!r}"
         )
 
 
-def logits(pair: StudentMethod) -> None:
-    """A method that reads logits, with a teacher that has no classifier."""
+def check_logits(pair: StudentMethod) -> None:
+    """Checks that the teacher has a classifier, if the method reads logits or probabilities."""
     input_name = "logits" if "logits" in pair.needs else "class probabilities"
     class_outputs = {"logits", "probabilities"} & pair.needs
     if class_outputs and pair.teacher.get("has_logits", True) is False:
@@ -376,20 +378,23 @@ def logits(pair: StudentMethod) -> None:
         )
 
 
-def classifier(pair: StudentMethod) -> None:
-    """A classifier of the pooled feature, where the teacher's does not read that."""
+def check_classifier(pair: StudentMethod) -> None:
+    """Checks that the teacher's classifier reads its pooled feature, if the method applies it."""
     if "classifier" not in pair.needs or pair.teacher.get("card", {}).get("logits_from_pooled"):
         return
     raise KdepError(
         f"{pair.label} applies the teacher's classifier to a pooled feature, but the config of the "
-        f"teacher {pair.teacher['name']!r} does not state that its logits follow from that",
+        f"teacher {pair.teacher['name']!r} does not state that its logits are computed from it",
         expected="card=dict(logits_from_pooled=True) in the teacher's config",
         fix="choose another teacher, or state it in the config if the class has a `logit_head`",
     )
 
 
-def tail(pair: StudentMethod) -> None:
-    """A method that trains the teacher's layers after a map, for a teacher without them."""
+def check_tail(pair: StudentMethod) -> None:
+    """Checks that the teacher provides its last layers, if the method trains them.
+
+    A tail: the teacher's layers after one of its feature maps.
+    """
     if "tail" not in pair.needs:
         return
     tails = class_value(str(pair.teacher.get("type")), "tails") or ()
@@ -397,41 +402,44 @@ def tail(pair: StudentMethod) -> None:
         if level not in tails:
             raise KdepError(
                 f"{pair.label} trains the teacher's layers after the map {level!r}, which the "
-                f"teacher {pair.teacher['name']!r} does not give",
+                f"teacher {pair.teacher['name']!r} does not provide",
                 expected=f"one of {', '.join(tails)}" if tails else "a teacher with `tails`",
                 fix="correct `levels` in the objective, or choose another teacher",
             )
 
 
-def layer(pair: StudentMethod) -> None:
-    """A method that stops its teacher after a layer: without that layer, from a cache, or mixed."""
+def check_layer(pair: StudentMethod) -> None:
+    """Checks a method that reads one layer of a live teacher, which runs no further than that.
+
+    The teacher must have the layer and run live, and the method must read nothing else from it.
+    """
     if "layer" not in pair.needs:
         return
     name = teacher_layer(pair.method.get("objective"))
-    stops = f"{pair.label} stops its teacher after the layer {name!r}"
+    prefix = f"{pair.label} stops its teacher after the layer {name!r}"
     kind = str(pair.teacher.get("type"))
     if assistant_of(pair.method) is not None or not pair.live:
         raise KdepError(
-            f"{stops}, but reads it from a cache",
+            f"{prefix}, but reads it from a cache",
             expected="the suite's teacher or a teacher config, and teacher_source='live'",
             fix="set teacher_source='live' in the method and remove its `teacher`, if it has one",
         )
     layers = class_value(kind, "layers") or ()
     if name not in layers and not class_value(kind, "layers_by_path"):
         raise KdepError(
-            f"{stops}, which the teacher {pair.teacher['name']!r} does not have",
+            f"{prefix}, which the teacher {pair.teacher['name']!r} does not have",
             expected=f"one of {', '.join(layers)}" if layers else "a teacher with `layers`",
             fix="correct `teacher_layer` in the objective, or choose another teacher",
         )
     if others := sorted((pair.needs & FROM_TEACHER) - {"layer"}):
         raise KdepError(
-            f"{stops}, but also reads its {', '.join(others)}",
+            f"{prefix}, but also reads its {', '.join(others)}",
             fix="remove that part of the objective, or let it read another teacher by role",
         )
 
 
-def classes(pair: StudentMethod) -> None:
-    """A method that looks labels up in the logits of a teacher with other classes."""
+def check_classes_of_labels(pair: StudentMethod) -> None:
+    """Checks that labels and teacher have the same number of classes, if the method needs that."""
     data = pair.suite.data
     counts = data.get("pool_classes"), head_classes(pair.suite, pair.method, pair.base)
     if "classes" in pair.needs and None not in counts and counts[0] != counts[1]:
@@ -443,22 +451,22 @@ def classes(pair: StudentMethod) -> None:
         )
 
 
-def stored_probabilities(pair: StudentMethod) -> None:
-    """A method that reads more class probabilities than the teacher has classes."""
+def check_number_of_probabilities(pair: StudentMethod) -> None:
+    """Checks that the method reads no more class probabilities than the teacher has classes."""
     if "probabilities" not in pair.needs:
         return
-    top = top_classes(pair.method.get("objective"))
-    classes = head_classes(pair.suite, pair.method, pair.base)
-    if classes is not None and top > classes:
+    n_read = top_classes(pair.method.get("objective"))
+    n_classes = head_classes(pair.suite, pair.method, pair.base)
+    if n_classes is not None and n_read > n_classes:
         raise KdepError(
-            f"{pair.label} reads the {top} largest class probabilities, but the teacher "
-            f"{pair.teacher['name']!r} has {classes} classes",
-            fix=f"set top_classes to {classes} or less in the method's objective",
+            f"{pair.label} reads the {n_read} largest class probabilities, but the teacher "
+            f"{pair.teacher['name']!r} has {n_classes} classes",
+            fix=f"set top_classes to {n_classes} or less in the method's objective",
         )
 
 
-def maps(pair: StudentMethod) -> None:
-    """Feature maps or levels that the teacher or the student does not have."""
+def check_maps(pair: StudentMethod) -> None:
+    """Checks that teacher and student have the feature maps that the method reads."""
     if "maps" in pair.needs and pair.teacher.get("card", {}).get("maps", True) is False:
         raise KdepError(
             f"{pair.label} needs feature maps, but the teacher {pair.teacher['name']!r} has none",
@@ -476,53 +484,55 @@ def maps(pair: StudentMethod) -> None:
         )
 
 
-def map_targets(pair: StudentMethod) -> None:
-    """KdepError for a level that cannot be given components of the teacher's map."""
+def check_map_channels(pair: StudentMethod) -> None:
+    """Checks that the teacher's maps have enough channels to reduce them to the student's."""
     pyramid = pair.student.get("pyramid") or {}
     channels = zip(pyramid.get("strides", ()), pyramid.get("channels", ()), strict=False)
-    stated = pair.teacher.get("card", {}).get("maps")
+    teacher_channels = pair.teacher.get("card", {}).get("maps")
     check_map_targets(
         pair.method.get("objective"),
         {f"s{stride}": int(count) for stride, count in channels},
-        stated if isinstance(stated, dict) else {},
+        teacher_channels if isinstance(teacher_channels, dict) else {},
         pair.label,
     )
 
 
-def widths(pair: StudentMethod) -> None:
-    """A student wider than the teacher without a policy."""
+def check_student_width(pair: StudentMethod) -> None:
+    """Checks that the student's feature is not wider than the teacher's, unless a policy is set."""
     align, width = pair.method.get("align"), pair.student["width"]
     if not align:
         return
-    equal = str(align.get("type")).endswith("features.aligners.Identity")
+    must_be_equal = str(align.get("type")).endswith("features.aligners.Identity")
     name = f"the teacher {pair.teacher['name']!r}"
+    in_width = teacher_width(pair.teacher) or width
     try:
-        check_widths(width, teacher_width(pair.teacher) or width, align.get("policy"), name, equal)
+        check_widths(width, in_width, align.get("policy"), name, must_be_equal)
     except KdepError as e:
         raise KdepError(f"{pair.label}: {e.problem}", expected=e.expected, fix=e.fix) from None
 
 
-# ---- what the objective's classes say, once the rest fits ----
+# ---- rules that read the source of the objective's classes; checked last ----
 
 
-def declared_needs(pair: StudentMethod) -> None:
-    """KdepError unless the inputs that the objective reads are those in the method's config."""
+def check_declared_needs(pair: StudentMethod) -> None:
+    """Checks that the method's `needs` lists the inputs that its objective reads."""
     check_needs(pair.method, pair.name)
 
 
-def whole_batch(pair: StudentMethod) -> None:
-    """KdepError for an objective that couples the samples of a batch, if the batch is split."""
-    check_relates(pair.method, pair.name, _batch_parts(pair))
+def check_undivided_batch(pair: StudentMethod) -> None:
+    """Checks that the batch is not split, if the objective compares the samples of a batch."""
+    check_couples_samples(pair.method, pair.name, _batch_parts(pair))
 
 
 def _batch_parts(pair: StudentMethod) -> int:
-    budget, run = pair.suite.budget, pair.suite.runtime
-    processes = run.processes.get("pretrain", max(1, run.gpus.get("pretrain", 1)))
-    return budget.accumulate * processes * run.nodes.get("pretrain", 1)
+    """Number of micro-batches and processes that a batch is split into."""
+    budget, runtime = pair.suite.budget, pair.suite.runtime
+    processes = runtime.processes.get("pretrain", max(1, runtime.gpus.get("pretrain", 1)))
+    return budget.accumulate * processes * runtime.nodes.get("pretrain", 1)
 
 
-def augmentation(pair: StudentMethod) -> None:
-    """An augmentation under which labels or stored teacher outputs are wrong, or without steps."""
+def check_augmentation(pair: StudentMethod) -> None:
+    """Checks that labels and cached teacher outputs still fit the augmented images."""
     method = pair.method
     if method.get("augment") is not None and not trains(method):
         raise KdepError(
@@ -537,13 +547,13 @@ def augmentation(pair: StudentMethod) -> None:
     check_augment(method, pair.name, pair.live and not intermediate, _batch_parts(pair))
 
 
-def transformer(pair: StudentMethod) -> None:
-    """An objective on a transformer's tokens, and another student."""
+def check_transformer_student(pair: StudentMethod) -> None:
+    """Checks that the student is a transformer, if the objective reads its tokens."""
     check_transformer(pair.method, pair.name, pair.student)
 
 
-def teacher_source(pair: StudentMethod) -> None:
-    """A live teacher for a method that reads none, or for an intermediate teacher."""
+def check_teacher_source(pair: StudentMethod) -> None:
+    """Checks that teacher_source='live' is set only for a method that reads the suite's teacher."""
     if pair.method.get("teacher_source") != "live":
         return
     teachers = teachers_by_role(pair.method, pair.base)
@@ -555,8 +565,8 @@ def teacher_source(pair: StudentMethod) -> None:
         )
 
 
-def stored_maps(pair: StudentMethod) -> None:
-    """KdepError for int8 maps of a method that reads no maps, or from a live teacher."""
+def check_stored_maps(pair: StudentMethod) -> None:
+    """Checks that int8 maps are only set for a method that reads maps from a cache."""
     if pair.method.get("stored_maps", "float16") == "float16":
         return
     if "maps" not in pair.needs or pair.live:
@@ -567,42 +577,42 @@ def stored_maps(pair: StudentMethod) -> None:
         )
 
 
-def players(pair: StudentMethod) -> None:
-    """KdepError for an objective with its own optimisers, under gradient accumulation."""
-    check_players(pair.method, pair.name, pair.suite.budget.accumulate)
+def check_separate_optimizers(pair: StudentMethod) -> None:
+    """Checks that gradients are not accumulated, if the objective has separate optimisers."""
+    check_extra_optimizers(pair.method, pair.name, pair.suite.budget.accumulate)
 
 
 Rule = Callable[[StudentMethod], None]
 RULES: tuple[Rule, ...] = (
-    roles,
-    assistants,
-    objective_and_alignment,
-    labels,
-    views,
-    schedule_spans,
-    arguments,
-    something_to_learn,
-    optimizer,
+    check_teacher_roles,
+    check_assistants,
+    check_objective_with_alignment,
+    check_labels,
+    check_views,
+    check_schedule_spans,
+    check_method_arguments,
+    check_active_terms,
+    check_method_optimizer,
 )
 TEACHER_RULES: tuple[Rule, ...] = (
-    a_teacher,
-    teacher_arguments,
-    logits,
-    classifier,
-    tail,
-    layer,
-    classes,
-    stored_probabilities,
-    maps,
-    map_targets,
-    widths,
+    check_teacher_exists,
+    check_teacher_arguments,
+    check_logits,
+    check_classifier,
+    check_tail,
+    check_layer,
+    check_classes_of_labels,
+    check_number_of_probabilities,
+    check_maps,
+    check_map_channels,
+    check_student_width,
 )
 LAST_RULES: tuple[Rule, ...] = (
-    declared_needs,
-    players,
-    whole_batch,
-    transformer,
-    teacher_source,
-    stored_maps,
-    augmentation,
+    check_declared_needs,
+    check_separate_optimizers,
+    check_undivided_batch,
+    check_transformer_student,
+    check_teacher_source,
+    check_stored_maps,
+    check_augmentation,
 )

@@ -1,11 +1,13 @@
-"""Suite -> graph of stages. Pure arithmetic on configs: nothing is run and no file is read.
+"""Builds the plan of a suite, a graph of stages, from its config; reads no file and runs nothing.
 
-prepare -> views -> cache -> align -> pretrain -> export -> transfer; where the suite has probes,
-export -> features -> probe (see `probes`). A stage's id is its kind, its
-name and a hash of (kind, kind version, spec, upstream ids): whatever changes one of these changes
-the id of that stage and of all that follow, and of nothing else. So the transform of a method
-(T of PTS) belongs to `pretrain`, not to `align`, and recipes that only `transfer` reads are in no
-earlier spec. Methods share every stage whose id is equal.
+The stages follow each other: prepare -> views -> cache -> align -> pretrain -> export -> transfer;
+with probes also export -> features -> probe (see `probes`).
+
+A stage's id is its kind, its name and a hash of (kind, kind version, spec, upstream ids). A change
+of one of these changes the ids of that stage and of all stages that depend on it, and no others.
+Therefore a setting is only in the spec of the first stage that reads it: the transform of a method
+(T of PTS) is in `pretrain`, not in `align`, and the recipe of a task only in `transfer`. Methods
+share the stages with equal ids.
 """
 
 from __future__ import annotations
@@ -42,32 +44,32 @@ from kdep_bench.suite.train_test_overlap import tests_on, trained_on
 from kdep_bench.suite.transfer_rules import check_transfer
 from kdep_bench.transfer import model_card
 
-# Keys of a method that the planner itself consumes.
+# Keys of a method that only the planner reads; they are not in the spec.
 _PLANNING = {
     *("align", "family", "label_policy", "students", "needs", "teacher", "teachers", "optimizer"),
     *("transfer", "teacher_source", "stored_maps"),
 }
-# Keys of a method's `transfer` that only the planner uses, or that only describe it.
+# Keys of a method's `transfer` that only the planner reads, or that only describe it.
 _TRANSFER_PLANNING = {"name", "family", "teacher", "tasks"}
-# What a cache can hold in addition to the pooled feature, where a method of the suite reads it.
+# Teacher outputs that a cache can contain in addition to the pooled feature.
 STORED = {"logits", "maps", "tokens", "probabilities"}
 # Name of the stored maps in a cache's `outputs`, by the method's `stored_maps`.
 MAPS_OUTPUT = {"float16": "maps", "int8": "int8_maps"}
 _COMMON = {"prepare", "views"}  # stages that a student and its intermediate teacher share
-# Initialisation seed of scratch: step * pre-training seed + transfer seed, so that two pairs of
-# seeds differ; `_check_untrained_seeds` refuses pairs that do not.
+# Seed of the random weights of an untrained student: SEED_STEP * pre-training seed + transfer seed.
+# `_check_untrained_seeds` refuses suites in which two pairs of seeds give the same value.
 SEED_STEP = 1000
-MAX_RUNS = 20_000  # transfer runs of a suite; planning that many takes about 10 s
+MAX_RUNS = 20_000  # largest number of transfer runs of a suite; planning them takes about 10 s
 
 
 class _Builder:
-    """Adds the stages of one suite to one plan."""
+    """Adds the stages of one suite to a plan."""
 
     def __init__(self, suite: Suite, kinds: Mapping[str, StageKind], plan: Plan) -> None:
         self.suite, self.kinds, self.plan = suite, kinds, plan
-        # id of a config -> its spec: one dict each, so that its text is made once.
+        # id() of a config -> its spec. The same dict is reused, so that its JSON is made only once.
         self.config_specs: dict[int, Json] = {}
-        self.budgets: dict[tuple[float, bool, str], Json] = {}
+        self.budgets: dict[tuple[float, bool, str], Json] = {}  # a cache, see `budget_spec`
         self.live = suite.budget.teacher == "live"
         check_optimizer(suite.budget.optimizer, "the optimizer of the budget")
         if suite.budget.batch % suite.budget.accumulate:
@@ -84,7 +86,7 @@ class _Builder:
                 raise unknown_name(f"stage kind in runtime.{setting}", kind, set(kinds))
 
     def config_spec(self, config: Json, method: bool = False) -> Json:
-        """The part of a student, task or method config that stages get as their spec."""
+        """The part of a student, task or method config that is in the spec of stages."""
         if id(config) not in self.config_specs:
             spec = without(config, PROSE | (_PLANNING if method else set()))
             self.config_specs[id(config)] = (
@@ -93,10 +95,10 @@ class _Builder:
         return self.config_specs[id(config)]
 
     def budget_spec(self, epochs: float, full_pool: bool, method: Json) -> Json:
-        """Spec of the budget for a pre-training of `method` that lasts `epochs`.
+        """Spec of the budget for a pre-training of `method` over `epochs`.
 
-        With all images, both ways of counting an epoch are equal: `epochs_over` is left out, so
-        that both give the same stage.
+        `full_pool`: whether it uses all images. The two ways of counting an epoch are then equal,
+        so `epochs_over` is left out and both give the same stage id.
         """
         overrides = method.get("optimizer") or {}
         key = epochs, full_pool, canonical_json(overrides)
@@ -117,6 +119,7 @@ class _Builder:
         function: Any = None,
         about: Json | None = None,
     ) -> str:
+        """Adds a stage with the suite's resources; returns its id. See `add_stage`."""
         return add_stage(
             self.plan,
             kind,
@@ -131,9 +134,11 @@ class _Builder:
         )
 
     def build(self) -> Plan:
+        """Checks the suite and adds all its stages and runs; returns the plan."""
         suite = self.suite
-        kind = suite.data.get("type")
-        maker = None if kind is None else kind if ":" in kind else ":".join(kind.rsplit(".", 1))
+        maker = suite.data.get("type")
+        if maker is not None and ":" not in maker:
+            maker = ":".join(maker.rsplit(".", 1))
         prepare = self.add(
             "prepare",
             suite.data["name"],
@@ -161,14 +166,14 @@ class _Builder:
                         )
         if not any(stage.kind == "export" for stage in self.plan.stages.values()):
             raise KdepError(
-                f"the suite {suite.name!r} contains no run: none of its methods applies to one of "
-                "its students",
+                f"the suite {suite.name!r} contains no run: none of its methods is for one of its "
+                "students",
                 fix="correct `students` in its methods",
             )
         return self.plan
 
     def check_data(self) -> None:
-        """Raises KdepError for data that do not fit the tasks, the probes or `share_by`."""
+        """Raises KdepError if the data do not fit the tasks, the probes or `share_by`."""
         suite = self.suite
         check_data_plan(suite.data, suite.tasks)
         for probe in suite.probes:
@@ -182,13 +187,13 @@ class _Builder:
             )
 
     def check_student(self, student: Json) -> None:
-        """Raises KdepError for tasks that a student cannot do, and for invalid teacher cards."""
+        """Raises KdepError if a student cannot do a task, or if a teacher's card is invalid."""
         suite = self.suite
         for task in suite.tasks:
             check_task(student, task)
             check_task_data(suite.data, task)
             check_recipe(task)
-            tests_on(task, suite.data["name"])  # raises for anything but a list of names
+            tests_on(task, suite.data["name"])  # raises if the value is wrong
         trained_on(suite.teachers[student["name"]])
         check_stated(suite.teachers[student["name"]] or {})
         self.check_role_teachers()
@@ -201,24 +206,27 @@ class _Builder:
                 check_stated(teacher)
 
     def fractions(self, method: Json) -> list[float]:
-        """Data fractions to plan; the largest only for a method without pre-training steps."""
+        """Data fractions to plan; only the largest for a method without pre-training steps."""
         return self.suite.shares if trains(method) else [max(self.suite.shares)]
 
     def fraction_spec(self, fraction: float) -> Json:
-        """Spec keys of a data fraction; `share_by` only where images are drawn per class."""
+        """Spec keys of a data fraction; `share_by` only if the images are drawn per class."""
         spec: Json = {"share": fraction, "share_seed": self.suite.seeds.share}
         per_class = self.suite.share_by == "class" and fraction < 1
         return spec | ({"share_by": "class"} if per_class else {})
 
     def pairs(self, method: Json) -> list[tuple[int, int]]:
+        """Pairs (pre-training seed, transfer seed) that a method is run with."""
         seeds = self.suite.seeds
         if seeds.pairs == "diagonal":
             return list(zip(seeds.pretrain, seeds.transfer, strict=True))
-        # Given weights are the same for every pre-training seed: run them with the first only.
-        first = seeds.pretrain[:1] if method.get("weights") is not None else seeds.pretrain
-        return [(p, t) for p in first for t in seeds.transfer]
+        pretrain_seeds = seeds.pretrain
+        if method.get("weights") is not None:
+            pretrain_seeds = seeds.pretrain[:1]  # given weights do not depend on the seed
+        return [(p, t) for p in pretrain_seeds for t in seeds.transfer]
 
     def views(self, prepare: str, student: Json) -> str:
+        """Adds the stage of the fixed views at the student's input size; returns its id."""
         suite, px = self.suite, student["input_px"]
         spec = {
             "views": suite.budget.views,
@@ -239,10 +247,21 @@ class _Builder:
         fraction: float,
         upstream: Mapping[str, str] | None,
     ) -> dict[str, str]:
-        """Adds a teacher's cache and, for a method with alignment, the basis: kind -> stage id.
+        """Adds the stages of a teacher that a pre-training reads: cache and, if needed, align.
 
-        A live teacher needs the images themselves, and a cache only to fit an alignment. An
-        intermediate teacher (`upstream`: its chain of stages) is always read from its cache.
+        A live teacher runs on the images, and needs a cache only to fit an alignment. An
+        intermediate teacher is always read from its cache.
+
+        Args:
+            prepare: id of the stage of the data.
+            views: id of the stage of the fixed views.
+            student: config of the student.
+            role_teacher: the teacher.
+            fraction: data fraction of the pre-training.
+            upstream: chain of an intermediate teacher (role -> stage id); None for others.
+
+        Returns:
+            role -> stage id, with the roles "cache", "align" and "images" as far as needed.
         """
         teacher, method = role_teacher.config, role_teacher.method
         assert teacher is not None
@@ -262,8 +281,8 @@ class _Builder:
             cache_fraction = fraction
             needs |= {"export": upstream["export"], "pretrain": upstream["pretrain"]}
         if cache_fraction < 1:
-            # Maps are large and an intermediate teacher serves few methods: store only the rows
-            # that some method reads.
+            # Maps are large, and an intermediate teacher is read by few methods: store only the
+            # data fraction that they read.
             spec |= self.fraction_spec(cache_fraction)
         cache = self.add("cache", f"{name}{_fraction_label(cache_fraction)}", spec, needs)
         if not method.get("align"):
@@ -282,52 +301,36 @@ class _Builder:
         return {"cache": cache, "align": align, **({"images": prepare} if live else {})}
 
     def suite_cache(self, prepare: str, student: Json) -> str:
-        """Id of the cache with the pooled feature of the suite's teacher."""
+        """Adds the cache with the pooled feature of the suite's teacher; returns its id."""
         pooled: Json = {"name": "probe", "needs": ["pooled"]}
         teacher, views = self.suite.teachers[student["name"]], self.views(prepare, student)
         suite_teacher = RoleTeacher("", pooled, teacher)
         return self.teacher_stages(prepare, views, student, suite_teacher, 1.0, None)["cache"]
 
     def cache_outputs(self, teacher: Json, px: int, method: Json) -> list[str]:
-        """Outputs, in addition to the pooled feature, in the cache that `method` reads.
+        """Outputs, in addition to the pooled feature, in the teacher cache that `method` reads.
 
-        Logits are small and stored for all methods of a teacher, unless they can be computed from
-        the pooled feature. Maps and tokens are large: the methods that read them share a separate
-        cache, so that no finished stage of the other methods changes; the teacher then runs twice.
-        Class probabilities are stored alone, because their purpose is a small cache, and int8 maps
-        apart from float16 maps.
+        Methods with the same teacher and input size share a cache. Logits are small and stored for
+        all of them, unless they can be computed from the pooled feature. Maps and tokens are large:
+        the methods that read them share a second cache, so that the stages of the other methods
+        keep their ids; the teacher then runs twice. Class probabilities have a separate cache,
+        because they are used to keep it small. Maps stored as int8 have a separate cache as well.
         """
-
-        def stored(m: Json) -> set[str]:
-            if m.get("teacher_source") == "live":
-                return set()
-            names = method_needs(m) & STORED
-            if teacher.get("card", {}).get("logits_from_pooled"):
-                names.discard("logits")
-            maps = levels_of(m.get("objective"))
-            if "maps" in names:
-                kind = MAPS_OUTPUT[m.get("stored_maps", "float16")]
-                stored_maps = {f"{kind}.{name}" for name in maps} if maps else {kind}
-                names = (names - {"maps"}) | stored_maps
-            if "probabilities" in names:
-                top = top_classes(m.get("objective"))
-                names = (names - {"probabilities"}) | {f"probabilities.{top}"}
-            return names
-
-        names = stored(method)
+        names = _stored_outputs(teacher, method)
         if stores_probabilities(method):
             return sorted(names)
-        large = bool(names - {"logits"})
+        has_large_outputs = bool(names - {"logits"})
         for student in self.suite.students:
-            if student["input_px"] == px:
-                suite_teacher = self.suite.teachers[student["name"]]
-                for m in methods_for(self.suite, student):
-                    for role_teacher in teachers_by_role(m, suite_teacher):
-                        single = role_teacher.method
-                        same_teacher = role_teacher.config == teacher
-                        if same_teacher and _cache_group(single) == _cache_group(method):
-                            stored_names = stored(single)
-                            names |= stored_names if large else stored_names & {"logits"}
+            if student["input_px"] != px:
+                continue
+            suite_teacher = self.suite.teachers[student["name"]]
+            for suite_method in methods_for(self.suite, student):
+                for role_teacher in teachers_by_role(suite_method, suite_teacher):
+                    single = role_teacher.method
+                    has_same_teacher = role_teacher.config == teacher
+                    if has_same_teacher and _cache_group(single) == _cache_group(method):
+                        outputs = _stored_outputs(teacher, single)
+                        names |= outputs if has_large_outputs else outputs & {"logits"}
         return sorted(names)
 
     def add_pretraining(
@@ -341,14 +344,18 @@ class _Builder:
         suite_teacher: Json | None,
         epochs: float | None = None,
     ) -> tuple[dict[str, str], str]:
-        """Adds the stages up to the export of one method at one pair of seeds.
+        """Adds the stages up to the export of one method with one pair of seeds.
 
-        The teacher is `suite_teacher`, or an intermediate teacher that is pre-trained first; its
-        stages are in the chain as "teacher.*". Stages of one of several teachers have its role
-        before their name there and among the inputs: "large.cache", "large.teacher.export".
+        The teacher is `suite_teacher`, or an intermediate teacher, which is pre-trained first. In
+        the chain, stages of an intermediate teacher have roles that begin with "teacher."; if the
+        method has several teachers, the roles of a teacher's stages begin with its name:
+        "large.cache", "large.teacher.export".
+
+        Args:
+            epochs: epochs of the pre-training; None: those of the budget.
 
         Returns:
-            (chain: role -> stage id, label for stage names).
+            (chain: role -> stage id, label for the names of later stages).
         """
         chain: dict[str, str] = {"prepare": prepare}
         needs: dict[str, str] = {}
@@ -374,11 +381,11 @@ class _Builder:
                 stages = self.teacher_stages(
                     prepare, needs["views"], student, role_teacher, fraction, upstream
                 )
-                _read_teacher(role_teacher, upstream, stages, spec, needs, chain)
+                _add_teacher(role_teacher, upstream, stages, spec, needs, chain)
         else:
             spec["seed"] = self.untrained_seed(method, pretrain_seed, transfer_seed)
         epochs_label = "" if epochs is None else f".{epochs:g}ep"
-        # An untrained student is the same at every data fraction.
+        # An untrained student does not depend on the data fraction.
         fraction_label = _fraction_label(fraction) if trains(method) else ""
         label = f"{student['name']}.{method['name']}{epochs_label}{fraction_label}.s{spec['seed']}"
         chain["pretrain"] = self.add("pretrain", label, spec, needs)
@@ -399,7 +406,11 @@ class _Builder:
         transfer_seed: int,
         suite_teacher: Json | None,
     ) -> dict[str, str] | None:
-        """Adds the pre-training of an intermediate teacher; its chain, or None without one."""
+        """Adds the pre-training of an intermediate teacher.
+
+        Returns:
+            its chain (role -> stage id); None if `role_teacher` is not an intermediate teacher.
+        """
         intermediate = role_teacher.method.get("teacher")
         if intermediate is None:
             return None
@@ -416,10 +427,9 @@ class _Builder:
         return chain
 
     def untrained_seed(self, method: Json, pretrain_seed: int, transfer_seed: int) -> int:
-        """Seed of a student without training steps; 0 for given weights, which use none.
+        """Seed of the weights of a student without training steps; 0 for given weights.
 
-        Every pair of seeds has another random initialisation; it equals the transfer seed where the
-        only pre-training seed of the suite is 0.
+        Every pair of seeds has different random weights.
         """
         if method.get("weights") is not None:
             return 0
@@ -436,6 +446,7 @@ class _Builder:
         pretrain_seed: int,
         transfer_seed: int,
     ) -> None:
+        """Adds the runs of one method with one pair of seeds: all its tasks and probes."""
         suite_teacher = self.suite.teachers[student["name"]]
         chain, label = self.add_pretraining(
             prepare, student, method, fraction, pretrain_seed, transfer_seed, suite_teacher
@@ -469,10 +480,13 @@ class _Builder:
         fraction: float,
         seed: int,
     ) -> dict[str, str]:
-        """Adds a transfer stage and, before it, those that make its tuned teacher: role -> id.
+        """Adds a transfer stage and the stages of its tuned teacher, if it has one.
 
         Args:
-            exported: the export stage, and its label for stage names.
+            exported: (id of the export stage, label for stage names).
+
+        Returns:
+            role -> stage id of these stages.
         """
         transfer, chain = method.get("transfer"), dict[str, str]()
         export, label = exported
@@ -498,10 +512,13 @@ class _Builder:
     def add_tuned_teacher(
         self, prepare: str, teacher: Json, task: Json, fraction: float, suite_teacher: Json | None
     ) -> dict[str, str]:
-        """Adds the stages of a transfer method's teacher: "tuned." + role -> stage id.
+        """Adds the stages of a transfer method's teacher, which is trained on the task first.
 
-        One teacher serves every run of the task at a data fraction, as a suite's teacher does: it
-        is made at the first seeds.
+        All runs of a task at a data fraction use the same teacher, trained with the suite's first
+        seeds.
+
+        Returns:
+            "tuned." + role -> stage id.
         """
         student, seed = teacher["student"], self.suite.seeds.transfer[0]
         chain, label = self.add_pretraining(
@@ -529,7 +546,25 @@ class _Builder:
         }
 
 
-def _read_teacher(
+def _stored_outputs(teacher: Json, method: Json) -> set[str]:
+    """Outputs, in addition to the pooled feature, that a method reads from a teacher's cache."""
+    if method.get("teacher_source") == "live":
+        return set()
+    names = method_needs(method) & STORED
+    if teacher.get("card", {}).get("logits_from_pooled"):
+        names.discard("logits")
+    maps = levels_of(method.get("objective"))
+    if "maps" in names:
+        kind = MAPS_OUTPUT[method.get("stored_maps", "float16")]
+        stored_maps = {f"{kind}.{name}" for name in maps} if maps else {kind}
+        names = (names - {"maps"}) | stored_maps
+    if "probabilities" in names:
+        n_classes = top_classes(method.get("objective"))
+        names = (names - {"probabilities"}) | {f"probabilities.{n_classes}"}
+    return names
+
+
+def _add_teacher(
     role_teacher: RoleTeacher,
     upstream: Mapping[str, str] | None,
     stages: Mapping[str, str],
@@ -537,16 +572,18 @@ def _read_teacher(
     needs: dict[str, str],
     chain: dict[str, str],
 ) -> None:
-    """Adds a teacher to the spec, the inputs and the chain of a pre-training that reads it.
+    """Adds a teacher to the spec, the upstream stages and the chain of a pre-training.
 
     Args:
-        upstream: the chain of an intermediate teacher; None for any other.
-        stages: those of `teacher_stages`.
+        role_teacher: the teacher.
+        upstream: chain of an intermediate teacher; None for others.
+        stages: its stages, from `teacher_stages`.
+        spec, needs, chain: of the pre-training; they are changed.
     """
     if upstream is not None:
         teacher_chain = {k: v for k, v in upstream.items() if k not in _COMMON}
         chain.update({role_teacher.key(f"teacher.{k}"): v for k, v in teacher_chain.items()})
-    if "images" in stages:  # the pool, for a live teacher
+    if "images" in stages:  # a live teacher, which reads the pool
         needs["images"] = stages["images"]
         _set_live_teacher(spec, role_teacher)
     by_role = {role_teacher.key(kind): v for kind, v in stages.items() if kind != "images"}
@@ -555,7 +592,7 @@ def _read_teacher(
 
 
 def _set_live_teacher(spec: Json, role_teacher: RoleTeacher) -> None:
-    """Puts the config of a live teacher into the spec, with several teachers under its role."""
+    """Adds the config of a live teacher to the spec; one of several teachers is under its role."""
     assert role_teacher.suite_teacher is not None
     config = without(role_teacher.suite_teacher, PROSE)
     if role_teacher.role:
@@ -565,7 +602,7 @@ def _set_live_teacher(spec: Json, role_teacher: RoleTeacher) -> None:
 
 
 def stores_probabilities(method: Json) -> bool:
-    """Whether a method reads a separate cache of the largest class probabilities."""
+    """Whether a method reads class probabilities, which have a separate cache."""
     return "probabilities" in method_needs(method)
 
 
@@ -580,20 +617,17 @@ def _fraction_label(fraction: float) -> str:
 
 
 def check_size(suite: Suite) -> None:
-    """Raises KdepError for more than MAX_RUNS runs, before any is planned, or colliding seeds."""
+    """Raises KdepError if a suite has more than MAX_RUNS transfer runs, or seeds that collide."""
     n_runs = 0
     for part in suite.variants or [suite]:
         seeds = part.seeds
         pairs = len(seeds.pretrain) * (len(seeds.transfer) if seeds.pairs == "product" else 1)
         for student in part.students:
             for method in methods_for(part, student):
-                fixed_weights = method.get("weights") is not None and seeds.pairs == "product"
+                given_weights = method.get("weights") is not None and seeds.pairs == "product"
+                n_pairs = len(seeds.transfer) if given_weights else pairs
                 n_fractions = len(part.shares) if trains(method) else 1
-                n_runs += (
-                    (len(seeds.transfer) if fixed_weights else pairs)
-                    * n_fractions
-                    * len(tasks_of(part, method))
-                )
+                n_runs += n_pairs * n_fractions * len(tasks_of(part, method))
     if n_runs > MAX_RUNS:
         raise KdepError(
             f"the suite {suite.name!r} has {n_runs:,} transfer runs",
@@ -605,18 +639,19 @@ def check_size(suite: Suite) -> None:
 
 
 def _check_untrained_seeds(suite: Suite) -> None:
-    """Refuses seeds of which two pairs give an untrained student the same random weights."""
-    untrained = any(not trains(m) and m.get("weights") is None for m in suite.methods)
-    if not untrained or suite.seeds.pairs != "product":
+    """Raises KdepError if two seed pairs give an untrained student the same random weights."""
+    has_untrained = any(not trains(m) and m.get("weights") is None for m in suite.methods)
+    if not has_untrained or suite.seeds.pairs != "product":
         return
-    first: dict[int, tuple[int, int]] = {}
-    for p in suite.seeds.pretrain:
-        for t in suite.seeds.transfer:
-            earlier = first.setdefault(p * SEED_STEP + t, (p, t))
-            if earlier != (p, t):
+    first_pairs: dict[int, tuple[int, int]] = {}
+    for pretrain_seed in suite.seeds.pretrain:
+        for transfer_seed in suite.seeds.transfer:
+            pair = (pretrain_seed, transfer_seed)
+            earlier = first_pairs.setdefault(pretrain_seed * SEED_STEP + transfer_seed, pair)
+            if earlier != pair:
                 raise KdepError(
                     f"two seed pairs (pre-training, transfer) of the suite {suite.name!r}, "
-                    f"{earlier} and {(p, t)}, give an untrained student the same random weights",
+                    f"{earlier} and {pair}, give an untrained student the same random weights",
                     expected=f"pairs with different values of {SEED_STEP} * pre-training seed + "
                     "transfer seed",
                     fix=f"use transfer seeds below {SEED_STEP}",
@@ -624,17 +659,17 @@ def _check_untrained_seeds(suite: Suite) -> None:
 
 
 def check_names(plan: Plan) -> None:
-    """Raises KdepError for two different methods that would have the same row in tables.
+    """Raises KdepError if two different methods would be in the same row of the tables.
 
-    The variants of a suite may each have a method or a teacher of one name with other contents.
+    This happens if two variants of a suite change a method or a teacher without renaming it.
     """
-    first: dict[tuple[Any, ...], TransferRun] = {}
+    first_runs: dict[tuple[Any, ...], TransferRun] = {}
     for run in plan.runs:
         budget = plan.stages[run.chain["pretrain"]].spec.get("budget") or {}
         teacher = "" if run.teacher is None else run.teacher["name"]
         key = (run.student["name"], row_name(run.method), teacher, run.fraction)
         key += (budget.get("epochs"), budget.get("epochs_over"), run.task["name"])
-        earlier = first.setdefault((*key, run.pretrain_seed, run.transfer_seed), run)
+        earlier = first_runs.setdefault((*key, run.pretrain_seed, run.transfer_seed), run)
         if earlier.id != run.id:
             with_teacher = f" with the teacher {teacher!r}" if teacher else ""
             raise KdepError(
@@ -645,23 +680,24 @@ def check_names(plan: Plan) -> None:
 
 
 def build_plan(suite: Suite, kinds: Mapping[str, StageKind] = KINDS) -> Plan:
-    """The whole graph of a suite, every shared stage once, upstream first.
+    """The plan of a suite: every stage once, upstream stages first.
 
     Raises:
-        KdepError: a method that cannot work with its student, teacher or data; nothing to run.
+        KdepError: a method cannot work with its student, teacher or data; a claim cannot be tested;
+            or there is nothing to run.
     """
     plan = Plan(suite.name)
     check_size(suite)
     for variant in suite.variants or [suite]:
         _Builder(variant, kinds, plan).build()
     check_names(plan)
-    # Variants plan equal runs, such as scratch: one run, one record.
-    first: dict[str, TransferRun] = {}
+    # Several variants can plan the same run (such as scratch); it is run once and has one record.
+    unique_runs: dict[str, TransferRun] = {}
     for run in plan.runs:
-        first.setdefault(run.id, run)
-    plan.runs[:] = first.values()
+        unique_runs.setdefault(run.id, run)
+    plan.runs[:] = unique_runs.values()
     if suite.claims:
         budgets = {i: s.spec.get("budget") for i, s in plan.stages.items()}
-        rows = {claim_checks.planned_row(c, budgets[c.chain["pretrain"]]) for c in plan.runs}
+        rows = {claim_checks.planned_row(run, budgets[run.chain["pretrain"]]) for run in plan.runs}
         claim_checks.check_claims(suite.claims, rows, {t["family"] for t in suite.tasks})
     return plan

@@ -1,7 +1,9 @@
 """Probes of a suite: their checks when the plan is built, and their stages.
 
-A probe reads features (stage `features`), which all probes of one exported backbone share: one
-stage per class folder, with all its splits, and one for images of the pool. No rule reads a file.
+A probe measures an exported backbone. It reads features from stages `features`, which all probes of
+the backbone share: one stage per folder of labelled images, with all its splits, and one for images
+of the pool (the pre-training images). A class folder has one sub-folder per class. No check reads a
+file.
 """
 
 from __future__ import annotations
@@ -16,14 +18,14 @@ from kdep_bench.suite.methods import PROSE, without
 from kdep_bench.suite.schema import Json, Suite, uses_teacher
 
 SPLITS = ("train", "val", "test")
-# Inputs of probes; equal to `kdep_bench.probes.base.READS`, without its imports.
+# Inputs of probes; a copy of `kdep_bench.probes.base.READS`, whose module imports torch.
 READS = ("classes", "pool", "teacher", "backbone")
-PLANNED = {"name", "about", "folder", "type"}  # keys of a probe's config that are no arguments
+PLANNED = {"name", "about", "folder", "type"}  # keys of a probe's config that are not arguments
 POOL_SEED = 0  # selects the pool images of probes; the same for every backbone
 
 
 def reads(probe: Json) -> frozenset[str]:
-    """Inputs of the probe's class, of READS."""
+    """Inputs that the probe's class reads, a subset of READS."""
     return frozenset(class_value(probe["type"], "reads") or ())
 
 
@@ -32,17 +34,17 @@ def splits(probe: Json) -> tuple[str, ...]:
     return tuple(class_value(probe["type"], "splits") or ())
 
 
-# ---- refusals ----
+# ---- checks ----
 
 
 def check_probe(data: Json, probe: Json) -> None:
-    """Raises KdepError for a probe whose config is invalid or does not fit the data."""
-    for rule in (known_class, arguments, class_folder):
+    """Raises KdepError if a probe's config is invalid or does not fit the data."""
+    for rule in (check_class, check_folder_key, check_class_folder):
         rule(data, probe)
 
 
-def known_class(data: Json, probe: Json) -> None:
-    """A type that is no probe, or that has an unknown input."""
+def check_class(data: Json, probe: Json) -> None:
+    """Checks that `type` is a probe with known inputs, and that it accepts its arguments."""
     check_arguments(without(probe, PLANNED - {"type"}), f"probe {probe['name']!r}")
     if not reads(probe):
         raise KdepError(
@@ -54,8 +56,8 @@ def known_class(data: Json, probe: Json) -> None:
         raise unknown_name(f"entry in `reads` of {probe['type']}", entry, READS)
 
 
-def arguments(data: Json, probe: Json) -> None:
-    """A class folder for a probe that reads none, or a missing one."""
+def check_folder_key(data: Json, probe: Json) -> None:
+    """Checks that the config has `folder` if and only if the probe reads class folders."""
     if splits(probe) and not probe.get("folder"):
         raise KdepError(
             f"probe {probe['name']!r} reads class folders, but its config has no `folder`",
@@ -68,62 +70,62 @@ def arguments(data: Json, probe: Json) -> None:
         )
 
 
-def class_folder(data: Json, probe: Json) -> None:
-    """A folder without class labels, or without a split that the probe reads."""
+def check_class_folder(data: Json, probe: Json) -> None:
+    """Checks that the folder has class labels and all splits that the probe reads."""
     parts = parts_of(data)
     if parts is None or not splits(probe):
         return
     folder, label = probe["folder"], f"probe {probe['name']!r}"
-    written = (parts.written or {}).get(folder, folder)
+    config_key = (parts.config_keys or {}).get(folder, folder)
     if folder in parts.splits and folder in ("detect", "cityscapes"):
         raise KdepError(
             f"{label} reads one label per image, but `{folder}` of the data {data['name']!r} has "
             f"{'boxes' if folder == 'detect' else 'masks'}",
-            fix="use a folder of class folders, such as folder='classify'",
+            fix="use a folder with one sub-folder per class, such as folder='classify'",
         )
     if folder not in parts.splits:
-        there = [name for name in parts.splits if name not in ("detect", "cityscapes")]
+        class_folders = [name for name in parts.splits if name not in ("detect", "cityscapes")]
         raise KdepError(
             f"{label} reads the folder {folder!r} of the data, but the data {data['name']!r} has "
-            f"{', '.join(there) or 'no class folders'}",
+            f"{', '.join(class_folders) or 'no class folders'}",
             fix="correct `folder` in the probe's config, or remove the probe from the suite",
         )
-    have = parts.splits[folder]
-    if have is None:
+    available = parts.splits[folder]
+    if available is None:
         raise KdepError(
             f"{label} reads the splits {', '.join(splits(probe))}, but {folder!r} of the data "
             f"{data['name']!r} has no splits",
             fix="use a folder with splits, such as folder='classify', or remove the probe",
         )
-    if lacking := [s for s in splits(probe) if s not in have]:
+    if missing := [split for split in splits(probe) if split not in available]:
         raise KdepError(
-            f"{label} reads {' and '.join(f'{folder}/{s}' for s in lacking)}, but `{written}` of "
-            f"the data {data['name']!r} has the splits {', '.join(have) or 'none'}",
+            f"{label} reads {' and '.join(f'{folder}/{s}' for s in missing)}, but `{config_key}` "
+            f"of the data {data['name']!r} has the splits {', '.join(available) or 'none'}",
             expected=f"the splits {', '.join(splits(probe))}",
-            fix=f"add {' and '.join(f'{written}.{s}' for s in lacking)} to the data config, or "
+            fix=f"add {' and '.join(f'{config_key}.{s}' for s in missing)} to the data config, or "
             "remove the probe from the suite",
         )
 
 
 def check_probe_teacher(suite: Suite, student: Json, method: Json, probe: Json) -> None:
-    """Raises KdepError for a probe that compares with a teacher where there is none."""
+    """Raises KdepError if a probe compares with a teacher whose stored features do not exist."""
     if "teacher" not in reads(probe):
         return
     label = f"probe {probe['name']!r}"
-    of_method = probe.get("teacher") == "method"
-    if of_method and not uses_teacher(method):
+    uses_method_teacher = probe.get("teacher") == "method"
+    if uses_method_teacher and not uses_teacher(method):
         raise KdepError(
             f"{label} compares each method with its own teacher, but the method "
             f"{method['name']!r} has none",
             fix="set teacher='suite' in the probe's config, or remove the method or the probe",
         )
-    if of_method and method.get("teachers") is not None:
+    if uses_method_teacher and method.get("teachers") is not None:
         raise KdepError(
             f"{label} compares each method with its own teacher, but the method "
             f"{method['name']!r} has several ({', '.join(method['teachers'])})",
             fix="set teacher='suite' in the probe's config, or remove the method or the probe",
         )
-    if not of_method and suite.teachers[student["name"]] is None:
+    if not uses_method_teacher and suite.teachers[student["name"]] is None:
         raise KdepError(
             f"{label} compares with the suite's teacher, but the suite has none for student "
             f"{student['name']!r}",
@@ -144,9 +146,11 @@ class ProbePlanner:
     """Adds the probe stages of one suite to its plan.
 
     Args:
+        suite: the suite.
+        plan: its plan, which is changed.
         add: adds a stage (kind, name, spec, needs) and returns its id.
-        views: student -> id of the stage of the fixed views.
-        suite_cache: student -> id of the cache of the suite's teacher.
+        views: adds the fixed views for a student and returns the stage's id.
+        suite_cache: adds the cache of the suite's teacher for a student and returns its id.
     """
 
     def __init__(
@@ -160,7 +164,7 @@ class ProbePlanner:
         self.suite, self.plan, self.add = suite, plan, add
         self.views, self.suite_cache = views, suite_cache
         self._planned = {run.id for run in plan.probes}
-        # One dict per config: its text is made once (`Plan.text`).
+        # One dict per config, so that `Plan.text` makes its JSON only once.
         self._specs = {id(c): without(c, PROSE) for c in (*suite.probes, *suite.students)}
 
     def add_probes(
@@ -172,7 +176,14 @@ class ProbePlanner:
         chain: Mapping[str, str],
         label: str,
     ) -> None:
-        """Adds the suite's probes of one export, unless they were added before."""
+        """Adds the suite's probes of one exported backbone, unless they were added before.
+
+        Args:
+            student, method, teacher: their configs.
+            fraction: data fraction of the pre-training.
+            chain: stages of the export: role -> stage id.
+            label: label for stage names.
+        """
         for probe in self.suite.probes:
             check_probe_teacher(self.suite, student, method, probe)
             needs, spec = self._needs(probe, student, chain, label), {"probe": self._spec(probe)}
@@ -200,12 +211,13 @@ class ProbePlanner:
     def _needs(
         self, probe: Json, student: Json, chain: Mapping[str, str], label: str
     ) -> dict[str, str]:
+        """Adds the features that a probe reads; role -> id of the stages that it needs."""
         needs = {}
         if splits(probe):
             needs["features"] = self._class_features(probe["folder"], student, chain, label)
         if "pool" in reads(probe):
-            of_method = probe.get("teacher") == "method"
-            cache = chain["cache"] if of_method else self.suite_cache(student)
+            uses_method_teacher = probe.get("teacher") == "method"
+            cache = chain["cache"] if uses_method_teacher else self.suite_cache(student)
             needs["pool"] = self._pool_features(probe["rows"], cache, student, chain, label)
             if "teacher" in reads(probe):
                 needs["cache"] = cache
@@ -214,10 +226,13 @@ class ProbePlanner:
     def _class_features(
         self, folder: str, student: Json, chain: Mapping[str, str], label: str
     ) -> str:
-        """Adds the features of all splits that the data have, whichever the probes read."""
+        """Adds the features of all splits of a class folder, also of those that no probe reads.
+
+        Adding a probe that reads another split then does not change the stage's id.
+        """
         parts = parts_of(self.suite.data)
-        have = SPLITS if parts is None else parts.splits[folder] or ()
-        images = {"folder": folder, "splits": [s for s in SPLITS if s in have]}
+        available = SPLITS if parts is None else parts.splits[folder] or ()
+        images = {"folder": folder, "splits": [s for s in SPLITS if s in available]}
         return self.add(
             "features",
             f"{folder}.{label}",
@@ -228,9 +243,10 @@ class ProbePlanner:
     def _pool_features(
         self, rows: int, cache: str, student: Json, chain: Mapping[str, str], label: str
     ) -> str:
-        """Adds the features of images in the cache: all, or its data fraction."""
-        stored = self.plan.stages[cache].spec
-        fraction = {k: stored[k] for k in ("share", "share_seed", "share_by") if k in stored}
+        """Adds the features of `rows` images, drawn from those in the teacher cache `cache`."""
+        cache_spec = self.plan.stages[cache].spec
+        keys = ("share", "share_seed", "share_by")
+        fraction = {k: cache_spec[k] for k in keys if k in cache_spec}
         needs = {"views": self.views(student), "export": chain["export"]}
         if "share_by" in fraction:
             needs["prepare"] = chain["prepare"]

@@ -1,9 +1,10 @@
 """The teachers of a method by role: which networks, and what the method reads of each.
 
-`teachers=dict(small="suite", large="efficientnet_lite2")` in a method's config. A role's value is
-"suite", the name of a config in configs/teachers (or dict(base=...)), or dict(student=, method=)
+A method with several teachers gives each a name, its role:
+`teachers=dict(small="suite", large="efficientnet_lite2")`. The value is "suite" for the suite's
+teacher, the name of a config in configs/teachers (or dict(base=...)), or dict(student=, method=)
 for an intermediate teacher, as in the key `teacher` of a method. A class that reads one teacher
-reads the first role's. A method without `teachers` has one teacher, with the role "".
+reads the teacher of the first role. A method without `teachers` has one teacher, whose role is "".
 """
 
 from __future__ import annotations
@@ -34,10 +35,9 @@ class RoleTeacher:
     """One teacher of a method.
 
     Attributes:
-        role: its name in the method; "" for the teacher of a method that has one.
-        method: the method as it would be with this teacher alone: `needs`, `objective`, `align` and
-            `teacher` are those of the role.
-        suite_teacher: the config that takes the place of the suite's teacher.
+        role: its name in the method; "" if the method has only one teacher.
+        method: the method reduced to this teacher: its `needs`, `objective`, `align` and `teacher`.
+        suite_teacher: the teacher config; for an intermediate teacher, that of the suite.
     """
 
     role: str
@@ -46,32 +46,33 @@ class RoleTeacher:
 
     @property
     def config(self) -> Json | None:
-        """Teacher config of the role; None where the suite has no teacher."""
+        """Teacher config of the role; None if the suite has no teacher."""
         return assistant_of(self.method) or self.suite_teacher
 
     def key(self, kind: str) -> str:
-        """The name of an input or a chain entry of this kind: 'cache', or 'large.cache'."""
+        """Role of this teacher's stage of a kind in `Stage.needs` and chains: 'large.cache'."""
         return f"{self.role}.{kind}" if self.role else kind
 
 
 def teachers_by_role(method: Json, suite_teacher: Json | None) -> list[RoleTeacher]:
-    """Every teacher of a method that reads one, the first role first; [] for one that reads none.
+    """The teachers of a method in the order of its roles; [] for a method that reads no teacher.
 
     Raises:
-        KdepError: a part of the objective that names no role of the method.
+        KdepError: a part of the objective names a teacher that is not a role of the method.
     """
     if not uses_teacher(method):
         return []
     if method.get("teachers") is None:
         return [RoleTeacher("", method, suite_teacher)]
     roles = list(method["teachers"])
-    reading = readers(method.get("objective"), roles)
-    return [_role(method, role, reading[role], suite_teacher) for role in roles]
+    parts_by_role = readers(method.get("objective"), roles)
+    return [_role_teacher(method, role, parts_by_role[role], suite_teacher) for role in roles]
 
 
-def _role(
+def _role_teacher(
     method: Json, role: str, configs: Sequence[Json], suite_teacher: Json | None
 ) -> RoleTeacher:
+    """The teacher of a role. `configs`: the parts of the objective that read it."""
     reference = method["teachers"][role]
     needs = union(configs, "needs")
     single = {
@@ -88,10 +89,10 @@ def _role(
 
 
 def teacher_config_for(method: Json, suite_teacher: Json | None) -> Json | None:
-    """The teacher of a method's records: its config, None without one.
+    """The teacher of a method, as records and model cards describe it; None without one.
 
-    Of several teachers: `name` joins their names, `teachers` holds the configs, and `card` says of
-    all of them what model cards and notes state.
+    Several teachers are combined into one config: `name` joins their names, `teachers` is the list
+    of their configs, and `card` joins what model cards and notes state about them.
     """
     if method.get("teachers") is None:
         return _teacher_config(method, suite_teacher) if uses_teacher(method) else None
@@ -113,13 +114,13 @@ def teacher_config_for(method: Json, suite_teacher: Json | None) -> Json | None:
 
 
 def _teacher_config(method: Json, suite_teacher: Json | None) -> Json | None:
-    """Config of the teacher of a method with one, which may be an intermediate teacher."""
+    """Config of the teacher of a method that has one teacher (which may be intermediate)."""
     assistant = assistant_of(method)
     if assistant is None:
         return suite_teacher
     upstream = teacher_config_for(method["teacher"]["method"], suite_teacher) or {}
     cards = [teacher.get("card", {}) for teacher in upstream.get("teachers", [upstream])]
-    # Data of its teachers reached it through their features.
+    # An intermediate teacher has learnt from the training data of its own teachers as well.
     trained_on = dict.fromkeys(name for card in cards for name in card.get("trained_on") or [])
     if trained_on:
         assistant["card"] = {**assistant["card"], "trained_on": list(trained_on)}
@@ -130,7 +131,7 @@ def _teacher_config(method: Json, suite_teacher: Json | None) -> Json | None:
 
 
 def check_roles(suite: Suite, method: Json, suite_teacher: Json | None) -> None:
-    """Refuses roles that do not fit the method's objective: KdepError."""
+    """Raises KdepError if the teachers of a method do not fit its objective, or are the same."""
     label = f"method {method['name']!r}"
     _check_readers(method, label)
     if method.get("teachers") is None:
@@ -139,14 +140,14 @@ def check_roles(suite: Suite, method: Json, suite_teacher: Json | None) -> None:
     networks: dict[str, RoleTeacher] = {}
     for role_teacher in teachers:
         if role_teacher.config is None:
-            continue  # refused with the rules of a teacher
+            continue  # `pairs.check_teacher_exists` reports it
         network = role_teacher.method.get("teacher") or without(
             role_teacher.config, PROSE | {"name"}
         )
-        same_network = networks.setdefault(canonical_json(network), role_teacher)
-        if same_network is not role_teacher:
+        earlier = networks.setdefault(canonical_json(network), role_teacher)
+        if earlier is not role_teacher:
             raise KdepError(
-                f"the teachers {same_network.role!r} and {role_teacher.role!r} of {label} are "
+                f"the teachers {earlier.role!r} and {role_teacher.role!r} of {label} are "
                 f"the same network, {role_teacher.config['name']!r}",
                 expected="another network for each role",
                 fix="change `teachers` in the method",
@@ -155,15 +156,15 @@ def check_roles(suite: Suite, method: Json, suite_teacher: Json | None) -> None:
 
 
 def _check_readers(method: Json, label: str) -> None:
-    """Every role is read, and every reader has its teachers."""
+    """Raises KdepError if a teacher is not read, or if a part of the objective lacks a teacher."""
     objective, roles = method.get("objective"), list(method.get("teachers") or [])
     if method.get("teachers") is not None and method.get("teacher") is not None:
         raise KdepError(
             f"{label} has both `teacher` and `teachers`",
-            fix="keep `teachers` alone, with the intermediate teacher as one of its roles",
+            fix="remove `teacher`, and add the intermediate teacher as a role in `teachers`",
         )
     try:
-        reading = readers(objective, roles or [ONLY])
+        parts_by_role = readers(objective, roles or [ONLY])
     except KdepError as e:
         fix = e.fix if roles else "add `teachers` to the method, or remove `teacher` from the part"
         raise KdepError(f"{label} has an {e.problem}", expected=e.expected, fix=fix) from None
@@ -176,7 +177,7 @@ def _check_readers(method: Json, label: str) -> None:
             fix='set for example teachers=dict(small="suite", large="<name of a teacher config>"); '
             '"suite" is the teacher of the suite',
         )
-    unread = [role for role in roles if not union(reading[role], "needs") & FROM_TEACHER]
+    unread = [role for role in roles if not union(parts_by_role[role], "needs") & FROM_TEACHER]
     if not unread:
         return
     if len(unread) == len(roles):
@@ -197,7 +198,7 @@ def _check_readers(method: Json, label: str) -> None:
 
 
 def _check_classes(suite: Suite, method: Json, teachers: Sequence[RoleTeacher], label: str) -> None:
-    """Logits of several teachers, compared with one student head, have the same classes."""
+    """Raises KdepError if one student head is trained on logits with different class counts."""
     counts: dict[str, Any] = {}
     for role_teacher in teachers:
         if any(
@@ -205,9 +206,9 @@ def _check_classes(suite: Suite, method: Json, teachers: Sequence[RoleTeacher], 
             and from_source(config["type"], "every_teacher")
             for config in role_teacher.method["objective"].values()
         ):
-            number = head_classes(suite, role_teacher.method, role_teacher.suite_teacher)
-            if number is not None:
-                counts[role_teacher.role] = number
+            n_classes = head_classes(suite, role_teacher.method, role_teacher.suite_teacher)
+            if n_classes is not None:
+                counts[role_teacher.role] = n_classes
     if len(set(counts.values())) > 1:
         raise KdepError(
             f"{label} compares one student head with the logits of all its teachers, which have "

@@ -1,8 +1,9 @@
 """Notes on teachers and weights that were trained on the test data of a task.
 
-The `card` of a teacher, or of a method that starts from given weights, has
-`trained_on=["imagenet", "coco"]`. A task tests its official set (`recipe.set`), the suite's data,
-or the data sets in `tests_on`. No stage reads these keys, so that changing them reruns nothing.
+The `card` of a teacher, or of a method that starts from given weights, states its training data:
+`trained_on=["imagenet", "coco"]`. A task is evaluated on the data sets in its `tests_on`; by
+default on its official set (`recipe.set`), or else on the suite's data. No stage reads these keys,
+so changing them reruns no stage.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ ALIASES = {
     "cub": "cub200",
     "cub2002011": "cub200",
 }
-# Data sets that contain others: a teacher trained on the first was trained on the others as well.
-# LVD-142M contains the training images of ImageNet-21k, and images retrieved for those of the
-# others (Oquab et al. 2023, DINOv2, table 15).
-HOLDS = {
+# Data set -> data sets whose images it contains. LVD-142M contains the training images of
+# ImageNet-21k, and images that were retrieved because they are similar to images of the other sets
+# (Oquab et al. 2023, DINOv2, table 15).
+CONTAINED = {
     "imagenet21k": ("imagenet",),
     "lvd142m": ("imagenet21k", "imagenet", "caltech101", "cub200", "dtd", "ade20k", "cityscapes"),
 }
@@ -59,11 +60,12 @@ def tests_on(task: Mapping[str, Any], data: str) -> list[str]:
     Raises:
         KdepError: it is not a list of names.
     """
-    stated = _names(task.get("tests_on"), f"tests_on of the task {task.get('name')!r}")
-    return stated or [str((task.get("recipe") or {}).get("set") or data)]
+    names = _names(task.get("tests_on"), f"tests_on of the task {task.get('name')!r}")
+    return names or [str((task.get("recipe") or {}).get("set") or data)]
 
 
 def _names(value: Any, where: str) -> list[str]:
+    """`value` if it is a list of names, [] for None; `where` is what an error calls it."""
     if value is None:
         return []
     if not isinstance(value, list | tuple) or not all(
@@ -78,6 +80,7 @@ def _names(value: Any, where: str) -> list[str]:
 
 
 def _key(name: str) -> str:
+    """The name by which data sets are compared: aliases of one data set have the same."""
     plain = re.sub(r"[^a-z0-9]", "", name.lower())
     return ALIASES.get(plain, plain)
 
@@ -85,13 +88,19 @@ def _key(name: str) -> str:
 def overlap_notes(
     trained: Sequence[Mapping[str, Any] | None], task: Mapping[str, Any], data: str
 ) -> list[str]:
-    """A sentence for each of `trained` (teachers, given weights) trained on the task's test set."""
+    """A sentence for each network that was trained on the data that the task is evaluated on.
+
+    Args:
+        trained: configs of teachers and of methods with given weights.
+        task: config of the task.
+        data: name of the suite's data.
+    """
     notes = []
     for config in trained:
         for name in trained_on(config):
-            held = {_key(name), *HOLDS.get(_key(name), ())}
+            training_sets = {_key(name), *CONTAINED.get(_key(name), ())}
             for tested in tests_on(task, data):
-                if _key(tested) in held:
+                if _key(tested) in training_sets:
                     assert config is not None
                     notes.append(
                         f"{config['name']} was trained on {name}, and this task is evaluated on "

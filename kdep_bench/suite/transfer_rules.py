@@ -1,7 +1,8 @@
 """Checks of a transfer method with its tasks, its student and its teacher.
 
-Each rule is a small function that raises a KdepError. The classes are read from their source and
-not imported, so that a `--dry-run` stays without torch.
+Each rule is a small function in RULES that raises a KdepError if its check fails. The classes'
+attributes are read from their source code without importing them, so that `--dry-run` does not
+import torch.
 """
 
 from __future__ import annotations
@@ -13,18 +14,23 @@ from typing import Any
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.objectives.levels import levels_of, student_levels
 from kdep_bench.signatures import check_arguments, class_value, resolve_alias
-from kdep_bench.suite.arguments import check_classes, check_relates
+from kdep_bench.suite.arguments import check_classes, check_couples_samples
 from kdep_bench.suite.methods import PROSE, tasks_of, without
 from kdep_bench.suite.pairs import check_pair, check_task
 from kdep_bench.suite.schema import Json, Suite
 
 BASE = "kdep_bench.transfer.method.TransferMethod"
-_PLANNING = {"name", "family", "teacher", "tasks"}
+_PLANNING = {"name", "family", "teacher", "tasks"}  # keys that are not arguments of the class
 
 
 @dataclass(frozen=True)
 class StudentTransfer:
-    """A transfer method in a suite, on one student."""
+    """A transfer method of a suite on one student.
+
+    Attributes:
+        method: config of the pre-training, with the transfer method in `transfer`.
+        suite_teacher: the suite's teacher for that student; None without one.
+    """
 
     suite: Suite
     student: Json
@@ -43,31 +49,34 @@ class StudentTransfer:
     def teacher(self) -> Json | None:
         return self.config.get("teacher")
 
-    def stated(self, name: str) -> Any:
-        """An attribute of the method's class, from its source; None where unknown."""
+    def class_attribute(self, name: str) -> Any:
+        """An attribute of the method's class, read from its source; None if unknown."""
         return class_value(resolve_alias(self.config["type"]), name)
 
 
 def check_transfer(
     suite: Suite, student: Json, method: Json, suite_teacher: Json | None = None
 ) -> None:
-    """Raises KdepError for a transfer method that cannot work with this suite and student."""
+    """Raises KdepError if the transfer method cannot work with this suite and student.
+
+    Does nothing for a method without `transfer`.
+    """
     if method.get("transfer") is None:
         return
     for rule in RULES:
         rule(StudentTransfer(suite, student, method, suite_teacher))
 
 
-def tasks(t: StudentTransfer) -> None:
-    """Tasks that are not in the suite, or that the method does not support."""
-    known = [task["name"] for task in t.suite.tasks]
+def check_tasks(t: StudentTransfer) -> None:
+    """Checks that the method's tasks are in the suite, and that it supports them."""
+    suite_tasks = [task["name"] for task in t.suite.tasks]
     for name in t.config.get("tasks") or []:
-        if name not in known:
-            raise unknown_name(f"task of {t.label}", name, known)
-    families = t.stated("families")
+        if name not in suite_tasks:
+            raise unknown_name(f"task of {t.label}", name, suite_tasks)
+    families = t.class_attribute("families")
     for task in tasks_of(t.suite, t.method):
         problem = f"{t.label} does not support the task {task['name']!r}"
-        fix = "name the tasks that it is run on as `tasks` of its `transfer`"
+        fix = "list the tasks to run it on in `tasks` of its `transfer`"
         if families and task["family"] not in families:
             raise KdepError(
                 f"{problem}, of the family {task['family']}",
@@ -76,25 +85,25 @@ def tasks(t: StudentTransfer) -> None:
             )
         if class_value(task["type"], "supports_transfer_methods") is False:
             raise KdepError(
-                f"{problem}, which trains no whole network",
+                f"{problem}, which does not train the whole network",
                 expected="a task that is fine-tuned",
                 fix=fix,
             )
 
 
-def arguments(t: StudentTransfer) -> None:
-    """Arguments that the method's class, or an objective in it, does not accept."""
-    required_args = t.stated("requires") or ()
+def check_all_arguments(t: StudentTransfer) -> None:
+    """Checks that the method's class, and the objective in it, accept their arguments."""
+    required_args = t.class_attribute("requires") or ()
     check_arguments(without(t.config, PROSE | _PLANNING), t.label, required_args)
     objective = t.config.get("objective")
     if isinstance(objective, dict):
-        name = {"objective": objective}
-        check_classes(name, t.label, 1.0)
+        config = {"objective": objective}
+        check_classes(config, t.label, 1.0)
         for path in _types(objective):
             _check_objective(t, path, required_args)
         runtime = t.suite.runtime
         processes = runtime.processes.get("transfer", runtime.gpus.get("transfer", 1))
-        check_relates(name, t.label, processes * runtime.nodes.get("transfer", 1))
+        check_couples_samples(config, t.label, processes * runtime.nodes.get("transfer", 1))
 
 
 def _types(config: Any) -> Iterator[str]:
@@ -109,7 +118,10 @@ def _types(config: Any) -> Iterator[str]:
 
 
 def _check_objective(t: StudentTransfer, path: str, required_args: Any) -> None:
-    """An objective that reads anything but feature maps at transfer."""
+    """Checks that the objective class `path` reads only feature maps.
+
+    `required_args`: constructor arguments that the transfer method passes to it.
+    """
     needs = (class_value(resolve_alias(path), "needs") or frozenset()) - {"maps"}
     needs = needs or (class_value(resolve_alias(path), "requires") or frozenset()) - frozenset(
         required_args
@@ -117,20 +129,20 @@ def _check_objective(t: StudentTransfer, path: str, required_args: Any) -> None:
     if needs:
         raise KdepError(
             f"the objective of {t.label} reads {', '.join(sorted(needs))}",
-            expected="an objective that reads feature maps alone",
+            expected="an objective that reads only feature maps",
             fix="choose another objective, such as kdep_bench.objectives.nfd.NFD",
         )
 
 
-def teacher(t: StudentTransfer) -> None:
-    """A missing teacher, a teacher that nothing reads, or one that cannot be built."""
-    needs = t.stated("needs")
+def check_teacher(t: StudentTransfer) -> None:
+    """Checks that the method has a teacher if and only if it reads one, and checks that teacher."""
+    needs = t.class_attribute("needs")
     if t.teacher is None:
         if needs and "tuned_teacher" in needs:
             raise KdepError(
                 f"{t.label} needs a teacher that was transferred to the same task, and has none",
                 fix="add teacher=dict(student=..., method=...) to `transfer` in the method's "
-                "config: the student that teaches, and its pre-training",
+                "config: the student that becomes the teacher, and its pre-training",
             )
         return
     if needs is not None and "tuned_teacher" not in needs:
@@ -150,24 +162,24 @@ def teacher(t: StudentTransfer) -> None:
     check_pair(t.suite, student, method, t.suite_teacher)
 
 
-def backbones(t: StudentTransfer) -> None:
-    """Networks that the method does not support."""
-    known = t.stated("backbones")
-    if known is None:
+def check_backbones(t: StudentTransfer) -> None:
+    """Checks that the method supports the backbones of student and teacher."""
+    supported = t.class_attribute("backbones")
+    if supported is None:
         return
     students = [t.student, *([] if t.teacher is None else [t.teacher["student"]])]
     for student in students:
         kind = str(student["backbone"].get("type")).rpartition(".")[2]
-        if kind not in known:
+        if kind not in supported:
             raise KdepError(
                 f"{t.label} cannot read the backbone {kind} of the student {student['name']!r}",
-                expected=f"one of {', '.join(sorted(known))}",
+                expected=f"one of {', '.join(sorted(supported))}",
                 fix="choose another student, or remove the method",
             )
 
 
-def levels(t: StudentTransfer) -> None:
-    """A loss that reads a level which the student or the teacher does not have."""
+def check_levels(t: StudentTransfer) -> None:
+    """Checks that student and teacher have the levels of feature maps that the losses read."""
     config = without(t.config, {"teacher"})
     _check_levels(t, "student", t.student, student_levels(config))
     if t.teacher is not None:
@@ -182,9 +194,9 @@ def _check_levels(t: StudentTransfer, role: str, student: Json, required: set[st
 
 
 RULES: tuple[Callable[[StudentTransfer], None], ...] = (
-    tasks,
-    arguments,
-    teacher,
-    backbones,
-    levels,
+    check_tasks,
+    check_all_arguments,
+    check_teacher,
+    check_backbones,
+    check_levels,
 )

@@ -342,11 +342,11 @@ def test_every_task_s_metric_and_family_are_those_of_its_class():
     from kdep_bench.registry import locate
     from kdep_bench.signatures import class_value
     from kdep_bench.suite.config import names
-    from kdep_bench.suite.pairs import measured
+    from kdep_bench.suite.pairs import check_metric_and_family
 
     for name in names("task"):
         task = resolve("task", name)
-        measured({}, task)
+        check_metric_and_family({}, task)
         kind = locate(task["type"])
         assert class_value(task["type"], "measures") == kind.measures
         assert class_value(task["type"], "families") == kind.families
