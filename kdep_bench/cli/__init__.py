@@ -1,1 +1,4 @@
-"""The commands: arguments and printing. Torch is imported in the stages alone."""
+"""The commands: their arguments and their output.
+
+Modules import torch only in functions that need it, so that --help and --dry-run are fast.
+"""

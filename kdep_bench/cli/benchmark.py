@@ -82,7 +82,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def measure(args: argparse.Namespace, root: Path) -> dict[str, Any]:
-    """Measurements by part."""
+    """Runs the selected measurements; returns their results by part.
+
+    `root`: an empty folder for temporary data.
+
+    Raises:
+        KdepError: an argument is missing, or other work is running on the machine.
+    """
     measured: dict[str, Any] = {}
     if args.against and args.prepared is None:
         raise KdepError(
@@ -103,14 +109,14 @@ def measure(args: argparse.Namespace, root: Path) -> dict[str, Any]:
 
     if args.against and torch.cuda.is_available():
         raise KdepError(
-            "--against trains both sides on the CPU, and this process may use a GPU",
+            "--against compares trainings on the CPU, but this process can use a GPU",
             fix="run it with CUDA_VISIBLE_DEVICES=''",
         )
     torch.set_num_threads(args.threads)
     measured["threads"] = args.threads
     if "steps" in args.parts:
-        sizes = (320, 1) if args.quick else (1024, 20)
-        measured["steps"] = steps.measure(root, *sizes)
+        images, n_steps = (320, 1) if args.quick else (1024, 20)
+        measured["steps"] = steps.measure(root, images, n_steps)
     if "memory" in args.parts:
         measured["memory"] = memory.measure(root, args.quick)
     if args.against:
@@ -118,11 +124,11 @@ def measure(args: argparse.Namespace, root: Path) -> dict[str, Any]:
         measured["rival"] = lightly.measure(
             root, args.venv, args.prepared, args.images, args.epochs, args.threads, args.seeds
         )
-    # After the measurement: the name of a GPU is known only once it was used.
+    # After the measurements: `device` names a GPU only after CUDA was used.
     measured["device"] = device()
-    timed = [part for part in ("steps", "memory", "rival") if part in measured]
+    measured_parts = [part for part in ("steps", "memory", "rival") if part in measured]
     if busy > machine.MAX_BUSY_CORES and not args.quick:
-        measured["busy"] = dict.fromkeys(timed, busy)
+        measured["busy"] = dict.fromkeys(measured_parts, busy)
     return measured
 
 

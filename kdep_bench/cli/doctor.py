@@ -1,10 +1,10 @@
-"""Check this machine and a suite's requirements: versions, operators, GPUs, data sets, teachers.
+"""Check that this machine can run the project or a suite: packages, GPUs, data sets, teachers.
 
-python tools/doctor.py                             # only the machine
-python tools/doctor.py --suite paper_r18           # also the suite's requirements
-python tools/doctor.py --data coco voc --decode all
+python tools/doctor.py                                 # check only the machine
+python tools/doctor.py --suite paper_r18               # also what this suite needs
+python tools/doctor.py --data coco voc --decode all    # also these data sets, every image
 
-Unlike a stage, which stops at the first fault, all checks run and all faults are listed.
+All checks are run, and all faults are listed, also after a fault.
 """
 
 from __future__ import annotations
@@ -25,13 +25,19 @@ if TYPE_CHECKING:
     from kdep_bench.suite.graph import Plan
 
 Level = Literal["ok", "note", "fault"]
-MAX_LISTED = 20  # most faults of one kind that are listed
-MIN_FREE_BYTES = 20e9  # bytes free below which the work dir gets a note
+MAX_LISTED = 20  # largest number of faulty images that are listed per data set
+MIN_FREE_BYTES = 20e9  # with less free disk space, the report has a note
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report: subject, result, and its level."""
+    """One line of the report.
+
+    Attributes:
+        level: 'ok', 'note' or 'fault'.
+        subject: what was checked, such as 'GPUs'.
+        sentence: the result.
+    """
 
     level: Level
     subject: str
@@ -41,16 +47,19 @@ class Finding:
         return f"{self.level:5}  {self.subject}: {self.sentence}"
 
 
-def attempt(subject: str, look: Callable[[], str]) -> Finding:
-    """Runs a check: its return value is the text of an 'ok', a KdepError is a 'fault'."""
+def run_check(subject: str, check: Callable[[], str]) -> Finding:
+    """Runs a check; its result is 'ok' with the returned text, or 'fault' for a KdepError."""
     try:
-        return Finding("ok", subject, look())
+        return Finding("ok", subject, check())
     except KdepError as e:
         return Finding("fault", subject, str(e))
 
 
 def machine(work: Path) -> Iterator[Finding]:
-    """Checks Python, package versions, operators, GPUs, cores and disk space."""
+    """Checks Python, package versions, operators, GPUs, cores and disk space.
+
+    `work`: the work dir, whose disk is checked.
+    """
     version = sys.version_info
     if (3, 11) <= version[:2] < (3, 13):
         yield Finding("ok", "python", f"{version.major}.{version.minor}.{version.micro}")
@@ -58,23 +67,24 @@ def machine(work: Path) -> Iterator[Finding]:
         yield Finding(
             "fault", "python", f"version {version.major}.{version.minor}; expected 3.11 or 3.12."
         )
-    yield attempt("versions", _versions)
-    yield attempt("operators", _operators)
+    yield run_check("versions", _check_versions)
+    yield run_check("operators", _check_operators)
     yield _gpus()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding("ok", "cores", str(cores))
-    place = _existing_folder(work)
-    free = shutil.disk_usage(place).free
-    level: Level = "ok" if free > MIN_FREE_BYTES else "note"
-    yield Finding(level, "disk", f"{free / 1e9:.0f} GB free at {place}")
+    folder = _existing_folder(work)
+    free_bytes = shutil.disk_usage(folder).free
+    level: Level = "ok" if free_bytes > MIN_FREE_BYTES else "note"
+    yield Finding(level, "disk", f"{free_bytes / 1e9:.0f} GB free at {folder}")
 
 
 def _existing_folder(work: Path) -> Path:
-    """The work dir, or the nearest folder above it that exists."""
+    """The work dir if it exists, else its nearest parent folder that exists."""
     return work if work.is_dir() else next(p for p in work.absolute().parents if p.is_dir())
 
 
-def _versions() -> str:
+def _check_versions() -> str:
+    """Checks the versions of the toolkits; returns them as text."""
     from kdep_bench.openmmlab import environment
 
     for scope in ("mmpretrain", "mmdet", "mmseg"):
@@ -82,8 +92,11 @@ def _versions() -> str:
     return ", ".join(f"{k} {v}" for k, v in environment.versions().items())
 
 
-def _operators() -> str:
-    """Runs NMS on three boxes of which the first two overlap, on the CPU and the GPU."""
+def _check_operators() -> str:
+    """Runs non-maximum suppression on three boxes, on the CPU and, if there is one, the GPU.
+
+    The first two boxes overlap, so that the first and the third must be kept.
+    """
     import torch
 
     from kdep_bench import ops
@@ -109,7 +122,7 @@ def _gpus() -> Finding:
     import torch
 
     if not torch.cuda.is_available():
-        return Finding("note", "GPUs", "none: enough for pocket and smoke, not for full scale")
+        return Finding("note", "GPUs", "none; the suites pocket and smoke need none, others do")
     cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     text = ", ".join(f"{c.name} with {c.total_memory / 2**30:.0f} GiB" for c in cards)
     return Finding("ok", "GPUs", text)
@@ -120,8 +133,8 @@ def suite(ref: str, decode: int | None = 8, work: Path = Path("work_dirs")) -> I
 
     Args:
         ref: path or name of the suite, as in `load_suite`.
-        decode: images of each split to decode; None for all.
-        work: the work dir, whose disk needs space for the fixed views.
+        decode: number of images of each split to decode; None: all.
+        work: the work dir; its disk must have space for the fixed views.
     """
     from kdep_bench.suite.config import load_suite
     from kdep_bench.suite.data_identity import was_read, with_content
@@ -141,25 +154,28 @@ def suite(ref: str, decode: int | None = 8, work: Path = Path("work_dirs")) -> I
     if str(loaded.data.get("type", "")).startswith("kdep_bench.data.official."):
         names = sorted({*loaded.data["sets"], loaded.data["pool"]})
         yield from official(names, loaded.data.get("root"), decode)
-        if was_read(loaded, work):  # else no view of these data is rendered yet
+        # Rendered views can exist only if the data were read. Their stage ids, by which they are
+        # found, contain the hashes of the data.
+        if was_read(loaded, work):
             plan = build_plan(with_content(loaded, work)[0])
-        yield attempt("space for views", lambda: _space_for_views(plan, _existing_folder(work)))
+        folder = _existing_folder(work)
+        yield run_check("space for views", lambda: _check_space_for_views(plan, folder))
     elif str(loaded.data.get("type", "")).startswith("kdep_bench.data.own."):
-        yield attempt(f"data {loaded.data['name']}", lambda: _check_own_data(loaded.data))
-    teachers = {
-        t["name"]: t
-        for v in loaded.variants or [loaded]
-        for t in (*v.teachers.values(), *(t for m in v.methods for t in role_teachers(m)))
-        if t
-    }
-    for name, teacher in sorted(teachers.items()):
-        yield attempt(f"teacher {name}", lambda t=teacher: _teacher(t))
+        yield run_check(f"data {loaded.data['name']}", lambda: _check_own_data(loaded.data))
+    teachers = {}
+    for variant in loaded.variants or [loaded]:
+        by_role = [config for method in variant.methods for config in role_teachers(method)]
+        for config in (*variant.teachers.values(), *by_role):
+            if config:
+                teachers[config["name"]] = config
+    for name, config in sorted(teachers.items()):
+        yield run_check(f"teacher {name}", lambda config=config: _check_teacher(config))
 
 
-def _space_for_views(plan: Plan, place: Path) -> str:
-    """Checks the disk space for the views of official pools, whose numbers of images are known.
+def _check_space_for_views(plan: Plan, folder: Path) -> str:
+    """Checks that the disk of `folder` has space for the views of official data sets.
 
-    Views that are rendered already need no more space.
+    Views that are already rendered in `folder` need no more space. Returns the sizes as text.
     """
     from kdep_bench.data.official.base import get_set
     from kdep_bench.data.views import PIXELS, check_disk_space, pixel_bytes
@@ -170,74 +186,83 @@ def _space_for_views(plan: Plan, place: Path) -> str:
             pool = plan.stages[stage.needs["prepare"]].spec["pool"]
             images = get_set(pool).counts["train_images"]
             required += pixel_bytes(images, stage.spec["views"], stage.spec["px"])
-            done = place / stage.id / PIXELS
-            rendered += done.stat().st_size if done.is_file() else 0
-    check_disk_space(required - rendered, place, "the suite's views that are not rendered yet")
+            pixels = folder / stage.id / PIXELS
+            rendered += pixels.stat().st_size if pixels.is_file() else 0
+    check_disk_space(required - rendered, folder, "the suite's views that are not rendered yet")
     return f"{required / 1e9:.0f} GB of fixed views, {rendered / 1e9:.0f} GB of them rendered"
 
 
 def _check_own_data(data: dict) -> str:
+    """Checks a user's data and decodes all images; returns the numbers of images as text."""
     from kdep_bench.data.own import KEYS
     from kdep_bench.data.own.stage import count_images, read_parts
 
     spec = {k: v for k, v in data.items() if k in KEYS}
-    counts = count_images(read_parts(spec, lambda *_: None))  # decodes all, writes nothing
-    return ", ".join(f"{v} {k}" for k, v in counts.items())
+    counts = count_images(read_parts(spec, lambda *_: None))
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
-def _teacher(config: dict) -> str:
+def _check_teacher(config: dict) -> str:
+    """Builds a teacher with its weights; returns its width and checksum as text."""
     from kdep_bench.teachers.base import build_teacher
 
     teacher = build_teacher(config)
-    return f"loads, {teacher.width} wide, checksum {teacher.checksum()}"
+    return f"loaded, {teacher.width} channels, checksum {teacher.checksum()}"
 
 
 def official(
-    names: Iterable[str], given: str | Path | None = None, decode: int | None = 8
+    names: Iterable[str], folder: str | Path | None = None, decode: int | None = 8
 ) -> Iterator[Finding]:
-    """Checks each official set below the root: its contents, then its files."""
+    """Checks official data sets: completeness, then the image files.
+
+    Args:
+        names: names of the data sets.
+        folder: folder of all data sets; None: $KDEP_DATA.
+        decode: number of images of each split to decode; None: all.
+    """
     from kdep_bench.data.official import base
 
     try:
-        root = base.data_root(given)
+        root = base.data_root(folder)
     except KdepError as e:
         yield Finding("fault", "data", str(e))
         return
     for name in names:
         official_set = base.get_set(name)
 
-        def look(official_set: base.OfficialSet = official_set) -> str:
+        def verify(official_set: base.OfficialSet = official_set) -> str:
             counts = base.verify(official_set, root, decode)
-            return ", ".join(f"{v} {k}" for k, v in counts.items())
+            return ", ".join(f"{count} {name}" for name, count in counts.items())
 
-        yield attempt(f"data set {name}", look)
+        yield run_check(f"data set {name}", verify)
         if (root / name).is_dir():
-            yield from leftovers(root / name)
-            yield from odd_images(root / name, decode)
+            yield from check_unpacking(root / name)
+            yield from check_images(root / name, decode)
 
 
-def leftovers(folder: Path) -> Iterator[Finding]:
-    """Finds files that an interrupted unpacking leaves."""
-    leftover = next(folder.rglob(".unpack.*"), None)
-    if leftover is not None:
+def check_unpacking(folder: Path) -> Iterator[Finding]:
+    """Reports an archive whose unpacking was interrupted, by the temporary file it leaves."""
+    temporary_file = next(folder.rglob(".unpack.*"), None)
+    if temporary_file is not None:
         yield Finding(
             "fault",
             f"data set {folder.name}",
-            f"an archive was unpacked in part: {leftover} was left. Fix: run "
-            f"tools/prepare_data.py {folder.name} again; it resumes there.",
+            f"an archive was unpacked in part: the temporary file {temporary_file} exists. Fix: "
+            f"run tools/prepare_data.py {folder.name} again; it resumes there.",
         )
 
 
-def odd_images(folder: Path, decode: int | None) -> Iterator[Finding]:
-    """Finds images that decoders read differently, in the first `decode` of each folder.
+def check_images(folder: Path, decode: int | None) -> Iterator[Finding]:
+    """Checks the first `decode` images of each folder (None: all).
 
-    Broken ones are faults. CMYK, 16-bit and rotated ones are notes: official sets contain some, and
-    OpenCV, which every stage uses, converts them to 8-bit RGB.
+    Broken images are faults. CMYK, 16-bit, transparent and EXIF-rotated images are notes: decoders
+    differ on them, but official data sets contain some. OpenCV, which all stages use, converts them
+    to 8-bit RGB.
     """
     from kdep_bench.data.checks import check_image, check_upright
     from kdep_bench.data.listing import is_image_name, reason_to_pass_over
 
-    listed = 0
+    n_listed = 0
     for base, folders, files in os.walk(folder):
         folders[:] = sorted(f for f in folders if not reason_to_pass_over(f, is_dir=True))
         images = sorted(f for f in files if is_image_name(f) and not reason_to_pass_over(f, False))
@@ -246,29 +271,30 @@ def odd_images(folder: Path, decode: int | None) -> Iterator[Finding]:
                 try:
                     check(Path(base) / name)
                 except KdepError as e:
-                    soft = any(w in str(e) for w in ("CMYK", "16-bit", "EXIF", "alpha"))
-                    yield Finding("note" if soft else "fault", f"data set {folder.name}", str(e))
-                    listed += 1
+                    is_note = any(word in str(e) for word in ("CMYK", "16-bit", "EXIF", "alpha"))
+                    level: Level = "note" if is_note else "fault"
+                    yield Finding(level, f"data set {folder.name}", str(e))
+                    n_listed += 1
                     break
-            if listed >= MAX_LISTED:
+            if n_listed >= MAX_LISTED:
                 yield Finding(
                     "note", f"data set {folder.name}", f"first {MAX_LISTED} shown, rest not checked"
                 )
                 return
 
 
-def report(findings: Iterable[Finding], say: Callable[[str], object] = print) -> int:
-    """Prints every finding; returns the number of faults."""
-    faults = 0
+def report(findings: Iterable[Finding], write: Callable[[str], object] = print) -> int:
+    """Writes every finding as a line; returns the number of faults."""
+    n_faults = 0
     for finding in findings:
-        say(str(finding))
-        faults += finding.level == "fault"
-    say("no faults" if not faults else f"{faults} fault(s)")
-    return faults
+        write(str(finding))
+        n_faults += finding.level == "fault"
+    write("no faults" if not n_faults else f"{n_faults} fault(s)")
+    return n_faults
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; 1 where there is a fault, 2 for a wrong argument."""
+    """Runs the command; returns 1 if there is a fault, 2 for a wrong argument, else 0."""
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -289,14 +315,14 @@ def main(argv: list[str] | None = None) -> int:
         p.error("--decode must be a number or 'all'")
     decode = None if args.decode == "all" else int(args.decode)
 
-    parts = [
+    checks = [
         machine(args.work_dir),
         *(suite(s, decode, args.work_dir) for s in args.suite),
     ]
     if args.data:
-        parts.append(official(args.data, args.root, decode))
+        checks.append(official(args.data, args.root, decode))
     try:
-        return int(report(chain.from_iterable(parts)) > 0)
+        return int(report(chain.from_iterable(checks)) > 0)
     except KdepError as e:
         print(f"doctor: {e}", file=sys.stderr)
         return 2

@@ -2,9 +2,9 @@
 
     python tools/gpu_check.py                          # all checks; results/gpu_check/gpu.md
     python tools/gpu_check.py --device cpu --quick     # every check on a CPU; figures mean nothing
-    python tools/gpu_check.py --only operators ranks   # only these
-    python tools/gpu_check.py --pack DIR               # a folder for a machine without network;
-                                                       # there: bash DIR/run.sh
+    python tools/gpu_check.py --only operators ranks   # only these checks
+    python tools/gpu_check.py --pack DIR               # write a folder for a machine without
+                                                       # network; run there: bash DIR/run.sh
 
 Exit codes: 0 all checks passed, 1 some failed, 2 this machine cannot be checked.
 """
@@ -47,14 +47,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--pack", type=Path, metavar="DIR", help="write a folder for a machine without network"
     )
-    # Internal: runs in another process, because the checks fork from one without a CUDA context.
+    # Internal: prints the GPUs as JSON. It runs in a separate process, because the checks are
+    # forks of this process, which must not have initialised CUDA.
     p.add_argument("--look", action="store_true", help=argparse.SUPPRESS)
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    began, args = time.monotonic(), parser().parse_args(argv)
+    start_time, args = time.monotonic(), parser().parse_args(argv)
     try:
         if args.look:
             return _detect()
@@ -82,62 +83,69 @@ def main(argv: list[str] | None = None) -> int:
             quick=args.quick,
             budget=args.budget,
             only=args.only,
-            began=began,
+            start_time=start_time,
             machine=machine,
         )
     except KdepError as e:
         print(f"gpu_check: {e}", file=sys.stderr)
         return 2
-    bad = failed(result)
-    print(f"{args.out / RESULT}: " + (f"{bad} fault(s)" if bad else "all checks passed"))
-    return 1 if bad else 0
+    n_failed = failed(result)
+    print(f"{args.out / RESULT}: " + (f"{n_failed} fault(s)" if n_failed else "all checks passed"))
+    return 1 if n_failed else 0
 
 
 def _machine(device: str, quick: bool) -> tuple[tuple[str, ...], dict[str, str]]:
-    """(GPUs to use, facts for the report); KdepError where this machine cannot be checked."""
+    """Finds the GPUs to use.
+
+    Returns:
+        (device numbers, description of the machine for the report).
+
+    Raises:
+        KdepError: this machine cannot be checked.
+    """
     import json
 
     from kdep_bench.openmmlab.environment import check_versions, versions
 
-    check_versions("mmseg")  # the first package that is missing or of a wrong version
-    listed = ("python", "torch", "torchvision", "mmengine", "numpy")
-    machine = {k: v for k, v in versions().items() if k in listed}
+    check_versions("mmseg")
+    shown = ("python", "torch", "torchvision", "mmengine", "numpy")
+    machine = {name: version for name, version in versions().items() if name in shown}
     if device == "cpu":
         return (), machine
-    done = subprocess.run(
+    detection = subprocess.run(
         [sys.executable, "-m", "kdep_bench.cli.gpu_check", "--look"],
         capture_output=True,
         text=True,
         check=False,
         cwd=ROOT,
     )
-    if done.returncode == 2:
-        raise KdepError(done.stderr.removeprefix("gpu_check: ").strip())
-    if done.returncode:
+    if detection.returncode == 2:
+        raise KdepError(detection.stderr.removeprefix("gpu_check: ").strip())
+    if detection.returncode:
         raise KdepError(
-            f"the search for GPUs ended with exit code {done.returncode}: "
-            f"{done.stderr.strip()[-300:]}",
+            f"the search for GPUs ended with exit code {detection.returncode}: "
+            f"{detection.stderr.strip()[-300:]}",
             fix="check the driver with nvidia-smi",
         )
-    detected = json.loads(done.stdout.splitlines()[-1])
-    return tuple(detected["use"]), machine | detected["facts"]
+    detected = json.loads(detection.stdout.splitlines()[-1])
+    return tuple(detected["use"]), machine | detected["machine"]
 
 
 def _detect() -> int:
-    """Prints, as JSON, the GPUs to use and the report's description of the machine."""
+    """Prints, as JSON, the GPUs to use and a description of the machine for the report."""
     import json
 
     from kdep_bench.gpu_check.machine import detect, usable
 
     info = detect()
-    use = usable(info)
+    gpus = usable(info)
     cards = ", ".join(
-        f"{c['number']}: {c['name']}, {c['free_gib']:.0f} GiB free"
-        + ("" if c["number"] in use else " (not used: too little free)")
-        for c in info.cards
+        f"{card['number']}: {card['name']}, {card['free_gib']:.0f} GiB free"
+        + ("" if card["number"] in gpus else " (not used: too little free)")
+        for card in info.cards
     )
     lines = {"driver": str(info.driver), "CUDA of torch": str(info.built_for), "GPUs": cards}
-    print(json.dumps({"use": use, "facts": lines}))
+    print(json.dumps({"use": gpus, "machine": lines}))
     return 0
 
 

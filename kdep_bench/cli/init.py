@@ -1,6 +1,6 @@
-"""Write a suite for a folder of your images; finds class folders, COCO boxes and masks in it.
+"""Write a suite config for a folder of your images; finds class folders, COCO boxes and masks.
 
-kdep-bench init photos/                                    configs/suites/photos.py
+kdep-bench init photos/                                  # writes configs/suites/photos.py
 kdep-bench init photos/ --teacher resnet50 --student resnet18 --name birds
 """
 
@@ -25,16 +25,17 @@ from kdep_bench.paths import OUTPUT
 if TYPE_CHECKING:
     from kdep_bench.data.own.discover import Discovery
 
-SAMPLES = 51_200  # seen in pre-training, as in `methods_pocket`: 800 steps of 64
+SAMPLES = 51_200  # images seen in pre-training, as in the suite `methods_pocket`: 800 x 64
 BATCH = 64
-VIEWS = 2
-WIDTH = 90  # characters of a line, with space for a key
+VIEWS = 2  # views per image
+WIDTH = 90  # largest length of a line of the written file, without its key
 
 
 class _Variable(str):
-    """The name of a variable of the written file."""
+    """The name of a variable in the written file; it is written without quotes."""
 
 
+# Colours of the masks in images of predictions, as RGB.
 _COLOURS = ((230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200), (245, 130, 48))
 
 
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="the folder that holds your data")
-    parser.add_argument("--name", help="of the suite (default: the folder's name)")
+    parser.add_argument("--name", help="name of the suite (default: the folder's name)")
     parser.add_argument(
         "--teacher", default="efficientnet_lite0", help="default: efficientnet_lite0"
     )
@@ -80,11 +81,21 @@ def write_suite(
     out: Path,
     classes_of_boxes: bool = False,
 ) -> Path:
-    """Writes the suite's config and prints what it found; returns the file.
+    """Writes the config of the suite and prints the data that were found.
+
+    Args:
+        folder: the user's data.
+        name: name of the suite; None: that of the folder.
+        teacher, student: names of their configs.
+        out: folder to write to.
+        classes_of_boxes: use class folders for classification even if their images have boxes.
+
+    Returns:
+        path of the config.
 
     Raises:
-        KdepError: no such folder, no image in it, a name that cannot be a file name, a file that
-            exists, or a file in the place of the folder `out`.
+        KdepError: the folder does not exist or has no images, the name cannot be a file name, a
+            config is unknown, the file to write exists, or `out` cannot be a folder.
     """
     from kdep_bench.data.own.discover import discover
     from kdep_bench.suite.config import resolve
@@ -104,16 +115,16 @@ def write_suite(
         _check_utf8(place)
     width = int(resolve("student", student)["width"])
     resolve("teacher", teacher)
-    suite = suite_of(parts, suite_name, teacher, student, width)
+    suite = suite_config(parts, suite_name, teacher, student, width)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, _text(parts, suite, path))
-    for line in _lines(parts):
+    for line in _summary(parts):
         print(line)
     return path
 
 
 def _check_utf8(path: Path) -> None:
-    """KdepError for a path that no config can contain."""
+    """Raises KdepError for a path that is not UTF-8: no config can contain it."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -124,29 +135,38 @@ def _check_utf8(path: Path) -> None:
 
 
 def _paths(parts: Discovery) -> list[Path]:
-    """The files and folders that the suite will name."""
+    """The files and folders that the config will contain."""
     pairs = [*parts.coco.values(), *parts.masks.values()]
     return [
         Path(parts.pool or parts.root),
         *parts.classify.values(),
-        *(p for s in pairs for p in s),
+        *(path for pair in pairs for path in pair),
     ]
 
 
 def _check_folder(out: Path) -> None:
-    """KdepError where `out`, or a folder above it, is a file."""
-    for place in (out, *out.parents):
-        if place.exists() and not place.is_dir():
-            name = f" --name {out.stem}" if place == out and out.suffix == ".py" else ""
+    """Raises KdepError if `out`, or a folder above it, is a file."""
+    for path in (out, *out.parents):
+        if path.exists() and not path.is_dir():
+            name = f" --name {out.stem}" if path == out and out.suffix == ".py" else ""
             raise KdepError(
-                f"--out {out} cannot be a folder, because {place} is a file",
+                f"--out {out} cannot be a folder, because {path} is a file",
                 expected="a folder; the file gets the suite's name",
-                fix=f"give another folder, for example --out {place.parent}{name}",
+                fix=f"give another folder, for example --out {path.parent}{name}",
             )
 
 
-def suite_of(parts: Discovery, name: str, teacher: str, student: str, width: int) -> dict[str, Any]:
-    """The suite as a dict, with a budget of about SAMPLES images seen."""
+def suite_config(
+    parts: Discovery, name: str, teacher: str, student: str, width: int
+) -> dict[str, Any]:
+    """The config of the suite, with a budget of about SAMPLES images seen.
+
+    Args:
+        parts: the data that were found.
+        name: name of the suite and its data.
+        teacher, student: names of their configs.
+        width: channels of the student's feature.
+    """
     data: dict[str, Any] = dict(
         type="kdep_bench.data.own.prepare",
         name=name,
@@ -167,7 +187,7 @@ def suite_of(parts: Discovery, name: str, teacher: str, student: str, width: int
             for split, (images, masks) in sorted(parts.masks.items())
         }
         data["classes"] = _Variable("classes")
-    # The alignment needs more rows than the student's feature has channels.
+    # The alignment needs more samples (views of images) than the student's feature has channels.
     views = max(VIEWS, math.ceil((width + 1) / max(1, parts.pool_images)))
     epochs = max(1, min(200, round(SAMPLES / max(1, parts.pool_images))))
     return dict(
@@ -191,9 +211,10 @@ def suite_of(parts: Discovery, name: str, teacher: str, student: str, width: int
 
 
 def _tasks(parts: Discovery, name: str) -> list[dict[str, Any]]:
+    """The tasks that the data allow."""
     tasks: list[dict[str, Any]] = []
     if parts.classify:
-        if "val" in parts.classify:  # a linear probe chooses its regularisation there
+        if "val" in parts.classify:  # a linear probe chooses its regularisation on that split
             recipe = dict(train_share=1.0)
             tasks.append(
                 dict(base="pocket_probe", name=f"{name}_probe", chance=None, recipe=recipe)
@@ -209,22 +230,21 @@ def _tasks(parts: Discovery, name: str) -> list[dict[str, Any]]:
 
 
 def _text(parts: Discovery, suite: dict[str, Any], path: Path) -> str:
-    """The config file."""
-    todo = [_wrapped(shown(f"Note: {note}.")) for note in parts.notes]
+    """The text of the config file."""
+    notes = [_wrapped(shown(f"Note: {note}.")) for note in parts.notes]
     if parts.masks:
-        todo.append("Give the mask classes their names, in `classes`, by mask value.")
+        notes.append("Replace the names in `classes` by those of your mask classes, by mask value.")
     if not suite["tasks"]:
-        todo.append("No task was found: this suite only pre-trains.")
+        notes.append("No labelled data were found: this suite only pre-trains.")
     lines = [
-        f'"""KDEP on the images of {_prose(parts.root.name)}, compared with no pre-training.',
+        f'"""KDEP on the images of {_escaped(parts.root.name)}, compared with no pre-training.',
         "",
-        f"Command   kdep-bench run {_prose(shlex.quote(str(path)))}",
-        "Cost      --dry-run forecasts it",
+        f"Command   kdep-bench run {_escaped(shlex.quote(str(path)))}",
+        "Cost      estimated by --dry-run",
         "",
-        "A small budget and recipes for small images: raise them for a result that you rely on. "
-        "Sizes",
-        "and steps of each task: recipe=dict(...), see configs/tasks/pocket_*.py.",
-        *(["", *todo] if todo else []),
+        "The budget and the task recipes are small; increase them for results that you rely on.",
+        "Image sizes and steps of a task: recipe=dict(...), see configs/tasks/pocket_*.py.",
+        *(["", *notes] if notes else []),
         '"""',
         "",
     ]
@@ -239,36 +259,36 @@ def _text(parts: Discovery, suite: dict[str, Any], path: Path) -> str:
 def _wrapped(text: str) -> str:
     """A sentence for a docstring, in lines of WIDTH characters; paths are not split."""
     lines = textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)
-    return "\n".join(_prose(line) for line in lines)
+    return "\n".join(_escaped(line) for line in lines)
 
 
-def _prose(text: str) -> str:
-    """Text for a docstring: backslashes, quotes and line feeds as escapes."""
+def _escaped(text: str) -> str:
+    """Text for a docstring: backslashes, quotes and line feeds as escape sequences."""
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def _code(value: Any, indent: int = 0) -> str:
-    """Python code of a value; one line per entry of a dict or list that does not fit into one."""
+    """Python code of a value; a dict or list that does not fit into a line has a line per entry."""
     if isinstance(value, _Variable):
         return str(value)
-    keywords = isinstance(value, dict) and all(str(k).isidentifier() for k in value)
-    if keywords:
-        parts = [f"{k}={_code(v, indent + 4)}" for k, v in value.items()]
+    if isinstance(value, dict) and all(str(key).isidentifier() for key in value):
+        entries = [f"{key}={_code(v, indent + 4)}" for key, v in value.items()]
         start, end = "dict(", ")"
     elif isinstance(value, list):
-        parts = [_code(v, indent + 4) for v in value]
+        entries = [_code(v, indent + 4) for v in value]
         start, end = "[", "]"
     else:
         return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
-    line = start + ", ".join(parts) + end
+    line = start + ", ".join(entries) + end
     if indent + len(line) <= WIDTH and "\n" not in line:
         return line
-    pad = " " * (indent + 4)
-    return start + "\n" + "".join(f"{pad}{part},\n" for part in parts) + " " * indent + end
+    inner_indent = " " * (indent + 4)
+    inner = "".join(f"{inner_indent}{entry},\n" for entry in entries)
+    return start + "\n" + inner + " " * indent + end
 
 
-def _lines(parts: Discovery) -> list[str]:
-    """What was found, for the terminal."""
+def _summary(parts: Discovery) -> list[str]:
+    """Lines for the terminal about the data that were found."""
     lines = [f"pool            {parts.pool} ({parts.pool_images:,} images)"]
     for split, folder in sorted(parts.classify.items()):
         lines.append(f"classification  {split:5s} {folder}")

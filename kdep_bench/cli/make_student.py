@@ -1,4 +1,4 @@
-"""Write a student config from a model name; finds and tests its tap, width and pyramid levels.
+"""Write a student config from a model name; finds and tests its feature layer, width and pyramid.
 
 python tools/make_student.py timm/resnet18d
 python tools/make_student.py mmpretrain/resnet34_8xb32_in1k --px 128
@@ -15,6 +15,7 @@ from kdep_bench.paths import OUTPUT
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns 1 for an error, else 0."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

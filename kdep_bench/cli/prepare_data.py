@@ -42,8 +42,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--decode", default="8", help="images to decode per split, or 'all' (default: 8)"
     )
-    p.add_argument("--no-checksums", action="store_true", help="skip the MD5 of the archives")
-    p.add_argument("--out", type=Path, help="with a CONFIG: output folder; data go to OUT/data")
+    p.add_argument(
+        "--no-checksums", action="store_true", help="do not check the MD5 sums of the archives"
+    )
+    p.add_argument(
+        "--out", type=Path, help="with a CONFIG: output folder; the data are written to OUT/data"
+    )
     p.add_argument(
         "--verify",
         type=Path,
@@ -57,7 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code. A KdepError becomes one sentence and 1."""
     p = parser()
     args = p.parse_args(argv)
-    if args.list + (args.what is not None) + (args.verify is not None) != 1:
+    n_actions = args.list + (args.what is not None) + (args.verify is not None)
+    if n_actions != 1:
         p.error("give a SET and --root, a CONFIG and --out, --verify DATA, or --list")
     try:
         if args.list:
@@ -82,13 +87,14 @@ def _list() -> int:
             f"{official_set.name}: {official_set.title}; {official_set.licence}; "
             f"{official_set.homepage}"
         )
-        for a in official_set.archives:
-            known = f"md5 {a.md5} ({a.md5_source})" if a.md5 else "md5 unknown"
-            print(f"  {a.name}{' (optional)' if a.optional else ''}: {known}")
+        for archive in official_set.archives:
+            checksum = f"md5 {archive.md5} ({archive.md5_source})" if archive.md5 else "md5 unknown"
+            print(f"  {archive.name}{' (optional)' if archive.optional else ''}: {checksum}")
     return 0
 
 
 def _official(args: argparse.Namespace) -> int:
+    """Prepares and verifies an official data set; with --check only verifies it."""
     from kdep_bench.data.official import base
 
     official_set = base.get_set(args.what)
@@ -102,7 +108,7 @@ def _official(args: argparse.Namespace) -> int:
         digests = base.lay_out(official_set, root, args.archives, _Line(), not args.no_checksums)
         for archive in official_set.archives:
             if archive.name in digests and archive.md5 is None:
-                print(f"{archive.name}: md5 {digests[archive.name]}, no known md5 to compare with")
+                print(f"{archive.name}: md5 {digests[archive.name]} (not checked: none is known)")
     counts = base.verify(official_set, root, decode)
     for note in official_set.notes:
         print(f"note: {note}")
@@ -113,6 +119,7 @@ def _official(args: argparse.Namespace) -> int:
 
 
 def _count(text: str) -> int:
+    """The number of images in --decode; raises KdepError if it is not a number."""
     if not text.isdigit():
         raise KdepError(
             f"--decode is {text!r}", expected="a number, or 'all'", fix="correct --decode"
@@ -121,15 +128,15 @@ def _count(text: str) -> int:
 
 
 class _Line:
-    """Progress: one updated line on a terminal, otherwise one line per tenth of the work."""
+    """Prints progress: one updated line on a terminal, otherwise a line for every 10 %."""
 
     def __init__(self) -> None:
-        self.last = ("", -1)
+        self.last_printed = ("", -1)
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
-        tenth = 10 * done // max(total, 1)
-        if (note, tenth) != self.last:
-            self.last = (note, tenth)
+        tenths = 10 * done // max(total, 1)
+        if (note, tenths) != self.last_printed:
+            self.last_printed = (note, tenths)
             end = "\r" if sys.stdout.isatty() else "\n"
             print(f"{100 * done // max(total, 1):3} %  {note:60}", end=end, flush=True)
 
@@ -142,6 +149,7 @@ def _verify(data: Path) -> int:
 
 
 def _prepare(config: Path, out: Path) -> int:
+    """Generates the pocket data of a config."""
     from kdep_bench.data.pocket import prepare
     from kdep_bench.suite.config import read_config
 
@@ -154,17 +162,17 @@ def _prepare(config: Path, out: Path) -> int:
         )
     if "type" in spec:
         raise KdepError(
-            f"the config {config} is one of official data",
-            expected="a pocket data config",
-            fix="prepare its data sets one by one: tools/prepare_data.py --list",
+            f"the config {config} is for official data sets",
+            expected="a config of pocket data",
+            fix="prepare its data sets one by one; tools/prepare_data.py --list shows their names",
         )
-    # `pool_classes` is read only by the plan.
-    made = prepare({k: v for k, v in spec.items() if k != "pool_classes"}, {}, out, _show)
+    # Only the planner reads `pool_classes`.
+    outputs = prepare({k: v for k, v in spec.items() if k != "pool_classes"}, {}, out, _show)
     print()
-    for note in made["notes"]:
+    for note in outputs["notes"]:
         print(f"note: {note}")
-    print(f"{out / 'data'}: source {made['source']}, fingerprint {made['fingerprint']}")
-    for name, count in made["counts"]["images"].items():
+    print(f"{out / 'data'}: source {outputs['source']}, fingerprint {outputs['fingerprint']}")
+    for name, count in outputs["counts"]["images"].items():
         print(f"  {name:24}{count:7}")
     return 0
 

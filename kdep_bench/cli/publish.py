@@ -1,8 +1,9 @@
-"""Export a suite's finished students: backbone.pth, backbone.safetensors and a model card each.
+"""Export a suite's finished students, each with its weights (two formats) and a model card.
 
 python tools/publish.py pocket --out published [--only kdep] [--onnx] [--latency]
 
-Exit codes: 0 all published, 1 some are unfinished or damaged (listed), 2 an error.
+Writes backbone.pth, backbone.safetensors and README.md for each student. Exit codes: 0 all are
+published, 1 some are unfinished or damaged (they are listed), 2 an error.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from kdep_bench.transfer.model_card import CARD, PTH, SAFE, card
 
 @dataclass
 class Gaps:
-    """Students and parts of model cards that `publish` left out, with the reasons.
+    """Students that `publish` did not publish, and missing parts of model cards.
 
     Attributes:
-        left_out: export stage -> why its student was not published, as a clause.
-        remarks: what is missing in a model card, and why.
+        left_out: id of the export stage -> why its student was not published, as a clause.
+        remarks: sentences about what is missing in a model card, and why.
     """
 
     left_out: dict[str, str] = field(default_factory=dict)
@@ -46,15 +47,15 @@ def publish(
     """Writes one folder per finished export stage of `plan`, with the stage's name.
 
     Args:
-        suite: the suite that `plan` is of.
-        plan: its stages.
+        suite: the suite.
+        plan: its stages and runs.
         work: the work dir with the stage directories.
         out: output folder; existing files are replaced.
         selected: ids of export stages; None for all.
-        gaps: receives every selected export stage without an intact result, with the reason.
+        gaps: receives the selected students that could not be published; it is changed.
 
     Returns:
-        the folders.
+        the written folders.
 
     Raises:
         KdepError: no selected stage is finished and intact.
@@ -62,28 +63,32 @@ def publish(
     runs: dict[str, TransferRun] = {}
     for run in plan.runs:
         runs.setdefault(run.chain["export"], run)
-    made: list[Path] = []
+    published: list[Path] = []
     gaps = gaps or Gaps()
     for stage_id, run in sorted(runs.items()):
         if selected is not None and stage_id not in selected:
             continue
         folder = _publish_one(suite, plan, work, out, stage_id, run, gaps)
         if folder is not None:
-            made.append(folder)
-    if not made:
+            published.append(folder)
+    if not published:
         reasons = [f"{i}: {why}" for i, why in gaps.left_out.items()]
         raise KdepError(
             f"no export stage of the suite {suite.name!r} is finished in {work}"
             + (f" ({'; '.join(reasons[:3])})" if reasons else ""),
             fix="run the suite first, or give its --work-dir",
         )
-    return made
+    return published
 
 
 def _publish_one(
     suite: Suite, plan: Plan, work: Path, out: Path, stage_id: str, run: TransferRun, gaps: Gaps
 ) -> Path | None:
-    """Writes the folder of one export stage; None, with the reason in `gaps`, without a result."""
+    """Writes the folder of one export stage.
+
+    Returns:
+        the folder; None if the stage has no intact result (the reason is added to `gaps`).
+    """
     record, fault = state.finished(plan.stages[stage_id], work)
     source = state.folder(work, stage_id) / PTH
     if record is not None and file_hash(source) != record["outputs"].get("checksum"):
@@ -104,21 +109,27 @@ def _publish_one(
 def _upstream_outputs(
     plan: Plan, work: Path, stage_id: str, run: TransferRun, gaps: Gaps
 ) -> dict[str, Any]:
-    """Outputs, by kind, of the stages before an export that its model card cites."""
+    """Role -> outputs of the upstream stages that the model card of an export describes.
+
+    The outputs of a stage without a result are {}; the reason is added to `gaps`.
+    """
     outputs = {}
-    for kind, up in run.chain.items():
-        of_a_role = kind.partition(".")[2] in ("cache", "align") and "teachers" in run.method
-        if kind in ("prepare", "cache", "align", "pretrain") or of_a_role:
-            upstream, reason = state.finished(plan.stages[up], work)
-            outputs[kind] = (upstream or {}).get("outputs", {})
-            if upstream is None:
-                reason = reason or _why_not(state.folder(work, up))
-                gaps.remarks.append(f"the card of {stage_id} lacks what {up} knew: {reason}")
+    for role, upstream_id in run.chain.items():
+        # One of several teachers has stages such as "large.cache".
+        is_of_teacher = role.partition(".")[2] in ("cache", "align") and "teachers" in run.method
+        if role in ("prepare", "cache", "align", "pretrain") or is_of_teacher:
+            record, reason = state.finished(plan.stages[upstream_id], work)
+            outputs[role] = (record or {}).get("outputs", {})
+            if record is None:
+                reason = reason or _why_not(state.folder(work, upstream_id))
+                gaps.remarks.append(
+                    f"the card of {stage_id} lacks the outputs of {upstream_id}: {reason}"
+                )
     return outputs
 
 
 def _why_not(folder: Path) -> str:
-    """The reason, as a clause, that a stage without damage has no result."""
+    """Why a stage has no result, as a clause; not for a damaged result."""
     failed = state.failure(folder)
     if failed:
         return f"its last attempt failed: {failed['error']}"
@@ -126,7 +137,11 @@ def _why_not(folder: Path) -> str:
 
 
 def to_safetensors(source: Path, folder: Path) -> str:
-    """`folder`/backbone.safetensors with the tensors of `source`; returns its SHA-256."""
+    """Writes `folder`/backbone.safetensors with the tensors of `source`; returns its SHA-256.
+
+    Raises:
+        KdepError: the written file does not contain the same tensors.
+    """
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -137,9 +152,11 @@ def to_safetensors(source: Path, folder: Path) -> str:
     partial.unlink(missing_ok=True)
     try:
         save_file(tensors, partial, metadata={"format": "pt"})
-        again = load_file(partial)
-        same = again.keys() == tensors.keys()
-        if not same or not all(torch.equal(again[k], tensors[k]) for k in again):
+        written = load_file(partial)
+        has_same_names = written.keys() == tensors.keys()
+        if not has_same_names or not all(
+            torch.equal(written[name], tensors[name]) for name in written
+        ):
             raise KdepError(
                 f"the file {folder / SAFE} would not contain the tensors of {source}",
                 fix="run the same command again",
@@ -151,7 +168,7 @@ def to_safetensors(source: Path, folder: Path) -> str:
 
 
 def _add_onnx(plan: Plan, folders: list[Path], latency: bool) -> None:
-    """Writes backbone.onnx into each published folder; prints latencies where wanted."""
+    """Writes backbone.onnx into each published folder; `latency`: also prints its latency."""
     from kdep_bench.networks.backbone import build_backbone
     from kdep_bench.students.given_weights import given_weights
     from kdep_bench.transfer.onnx_file import ONNX, latencies, write_onnx
@@ -199,7 +216,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; 2 with a sentence for a fault, 1 where students are missing."""
+    """Runs the command; returns the exit code, see the module."""
     args = _parser().parse_args(argv)
     from kdep_bench.paths import OUTPUT
     from kdep_bench.suite.config import load_suite
@@ -228,13 +245,13 @@ def main(argv: list[str] | None = None) -> int:
                 fix=f"copy backbone.pth and README.md from {work}/export-*/",
             )
         gaps = Gaps()
-        made = publish(suite, plan, work, args.out, export_ids, gaps)
+        published = publish(suite, plan, work, args.out, export_ids, gaps)
         if args.onnx:
-            _add_onnx(plan, made, args.latency)
+            _add_onnx(plan, published, args.latency)
     except KdepError as e:
         print(f"publish: {e}", file=sys.stderr)
         return 2
-    for folder in made:
+    for folder in published:
         print(folder)
     for remark in gaps.remarks:
         print(f"publish: {remark}", file=sys.stderr)
@@ -242,7 +259,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"publish: not published: {stage_id}: {why}", file=sys.stderr)
     if gaps.left_out:
         print(
-            f"publish: {len(made)} of {len(export_ids)} students published; run the suite for "
+            f"publish: {len(published)} of {len(export_ids)} students published; run the suite for "
             "the others, select students with --only, or allow this with --partial",
             file=sys.stderr,
         )

@@ -7,8 +7,8 @@ python tools/report.py diff results/pocket results/pocket_new
 python tools/report.py validate FOLDER --against results/pocket
 python tools/report.py validate FOLDER --join results/pocket --name LAB
 
-validate prints one sentence per fault and exits with 1 if there is one. --join copies the
-records into that results folder if none has a fault; their rows are marked with the name.
+validate prints one sentence per fault and exits with 1 if there is one. With --join, and without
+faults, the records are copied into that results folder; their rows are marked with NAME.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kdep_bench.paths import CONFIGS
 
 
 def _claims(folder: Path) -> list[dict[str, Any]] | None:
-    """The claims of configs/claims, for a results folder without claims.json."""
+    """The claims of configs/claims; None for a results folder that has a claims.json."""
     if (folder / "claims.json").is_file() or not folder.is_dir():
         return None
     from kdep_bench.results.claims.verdict import load_folder
@@ -32,17 +32,19 @@ def _claims(folder: Path) -> list[dict[str, Any]] | None:
 
 
 def _check_single_suite(folder: Path) -> None:
-    """KdepError for a folder of several results folders, whose index.html lists the suites."""
+    """Raises KdepError for a folder that contains results folders instead of records."""
     inner = sorted(p.parent.name for p in folder.glob("*/records") if p.is_dir())
     if inner and not (folder / "records").is_dir():
         raise KdepError(
-            f"the folder {folder} holds the results of several suites: {', '.join(inner[:4])}, ...",
+            f"the folder {folder} has the results of several suites: {', '.join(inner[:4])}, ...",
             expected="the results folder of one suite",
-            fix=f"name one, such as {folder / inner[0]}; --index {folder} lists them all",
+            fix=f"give one of them, such as {folder / inner[0]}, or use --index {folder} for a "
+            "page that lists them all",
         )
 
 
 def _build(folder: Path, suite: str | None) -> int:
+    """Rebuilds the tables and pages of a results folder, and prints what it did."""
     if (folder / "gpu_check.json").is_file():
         from kdep_bench.files import read_json
         from kdep_bench.gpu_check.report import REPORT, write_report
@@ -53,19 +55,20 @@ def _build(folder: Path, suite: str | None) -> int:
     from kdep_bench.results import build
 
     _check_single_suite(folder)
-    done = build(folder, suite, _claims(folder))
-    counts = ", ".join(f"{done[k]} {k}" for k in ("ok", "failed", "missing", "damaged"))
-    print(f"{done['suite']}: {done['records']} records ({counts})")
-    for sentence in done["not_read"]:
+    summary = build(folder, suite, _claims(folder))
+    counts = ", ".join(f"{summary[k]} {k}" for k in ("ok", "failed", "missing", "damaged"))
+    print(f"{summary['suite']}: {summary['records']} records ({counts})")
+    for sentence in summary["not_read"]:
         print(f"  not read: {sentence}", file=sys.stderr)
-    for name, verdicts in done["claims"].items():
+    for name, verdicts in summary["claims"].items():
         print(f"  claim {name}: " + ", ".join(f"{k}: {v}" for k, v in verdicts.items()))
-    for path in done["files"]:
+    for path in summary["files"]:
         print(f"  wrote {path}")
     return 0
 
 
 def _validate(args: argparse.Namespace) -> int:
+    """Checks submitted records and, with --join, adds them to a results folder."""
     from kdep_bench.results.records.submission import join
     from kdep_bench.results.records.validate import validate
 
@@ -108,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     group = parser.add_argument_group("validate")
     group.add_argument("--against", metavar="TABLE", help="results folder to compare with")
-    group.add_argument("--join", metavar="TABLE", help="results folder that the records join")
+    group.add_argument("--join", metavar="TABLE", help="results folder to add the records to")
     group.add_argument("--name", help="who submits the records (with --join)")
     group.add_argument(
         "--other-budgets",

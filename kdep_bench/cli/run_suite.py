@@ -1,4 +1,7 @@
-"""`tools/run_suite.py`: plan, explain, run, collect. Torch is imported in the stages only."""
+"""`tools/run_suite.py`: plans a suite, runs its stages and collects the results.
+
+Torch is imported only in the processes of stages.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit code. A KdepError becomes one sentence and 2."""
+    """Runs the command; returns the exit code (2 for a KdepError, whose text is printed)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     p = parser()
     args = p.parse_args(arguments)
@@ -38,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KdepError as e:
         print(f"run_suite: {e}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # an OSError, but not of a disk
+    except BrokenPipeError:  # an OSError that is not about a disk
         raise
     except OSError as e:
         print(f"run_suite: {output.disk_fault(e)}", file=sys.stderr)
@@ -46,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace, arguments: list[str]) -> int:
+    """Plans and runs the suite; returns the exit code. `arguments`: the command line."""
     from kdep_bench.engine import ddp
 
     rank, processes = ddp.leave_launcher()
@@ -55,14 +59,14 @@ def _run(args: argparse.Namespace, arguments: list[str]) -> int:
     gpus = selected_gpus(args)
     suite, work, results = _load(args, processes)
     suite, plan = _plan(args, suite, work)
-    known = _statuses(args, plan, work)
+    statuses = _statuses(args, plan, work)
     if args.executor == "snakemake-local":
-        _check_stage_gpus(plan, known, gpus)
+        _check_stage_gpus(plan, statuses, gpus)
     if not args.dry_run:
-        for line in output.changed_data(plan, known):
+        for line in output.changed_data(plan, statuses):
             print(line)
     if args.dry_run or args.budget_hours is not None:
-        known = _print_forecast(args, plan, known, work)
+        statuses = _print_forecast(args, plan, statuses, work)
     if args.dry_run:
         return 0
     if args.write_plan:
@@ -73,15 +77,18 @@ def _run(args: argparse.Namespace, arguments: list[str]) -> int:
     from kdep_bench.engine.collect import check_folder
 
     check_folder(results, suite.name)
-    outcome = _execute(args, plan, work, known, gpus)
+    outcome = _execute(args, plan, work, statuses, gpus)
     command = "python tools/run_suite.py " + shlex.join(arguments)
-    code = output.summarise(plan, known, outcome, command)
+    code = output.summarise(plan, statuses, outcome, command)
     _collect(args, suite, plan, work, results, outcome)
     return code
 
 
 def _load(args: argparse.Namespace, processes: int) -> tuple[Suite, Path, Path]:
-    """The suite, with --rehearse its rehearsal; absolute paths of its work dir and results."""
+    """(suite, or its rehearsal with --rehearse; absolute paths of its work dir and its results).
+
+    `processes`: processes per stage, if this program was started by torchrun.
+    """
     from kdep_bench.engine import ddp
     from kdep_bench.suite.config import load_suite
 
@@ -98,12 +105,12 @@ def _load(args: argparse.Namespace, processes: int) -> tuple[Suite, Path, Path]:
 
 
 def _plan(args: argparse.Namespace, suite: Suite, work: Path) -> tuple[Suite, Plan]:
-    """The suite with the content of its data, which is part of stage ids, and its plan."""
+    """(the suite with the hashes of its data, which are part of stage ids; its plan)."""
     from kdep_bench.suite import data_identity
     from kdep_bench.suite.image_counts import check_counts
     from kdep_bench.suite.plan import build_plan
 
-    plan = build_plan(suite)  # reports faults of the suite before its data are read
+    plan = build_plan(suite)  # first without hashes: reading the data can take long
     check_counts(suite)
     with_content, lines = data_identity.with_content(
         suite, work, verify=args.verify, show_message=_log
@@ -120,7 +127,7 @@ def _log(line: str) -> None:
 
 
 def _statuses(args: argparse.Namespace, plan: Plan, work: Path) -> dict[str, Status]:
-    """The stages of --only, with whether each must run; --force makes stages run again."""
+    """The status of every stage that --only selects; --force makes stages run again."""
     from kdep_bench.engine import state
 
     selected = select.select_stages(plan, args.only)
@@ -141,12 +148,12 @@ def _statuses(args: argparse.Namespace, plan: Plan, work: Path) -> dict[str, Sta
     )
 
 
-def _check_stage_gpus(plan: Plan, known: dict[str, Status], gpus: tuple[str, ...]) -> None:
-    """Raises KdepError for a stage that would wait for more GPUs than there are.
+def _check_stage_gpus(plan: Plan, statuses: dict[str, Status], gpus: tuple[str, ...]) -> None:
+    """Raises KdepError for a stage that needs more GPUs than there are.
 
-    The local pool gives it those that there are; Snakemake would never start it.
+    Snakemake would never start it. (The local pool would start it with fewer GPUs.)
     """
-    for stage_id, status in known.items():
+    for stage_id, status in statuses.items():
         stage = plan.stages[stage_id]
         if status.run and gpus and stage.gpus > len(gpus):
             raise KdepError(
@@ -157,71 +164,77 @@ def _check_stage_gpus(plan: Plan, known: dict[str, Status], gpus: tuple[str, ...
 
 
 def _print_forecast(
-    args: argparse.Namespace, plan: Plan, known: dict[str, Status], work: Path
+    args: argparse.Namespace, plan: Plan, statuses: dict[str, Status], work: Path
 ) -> dict[str, Status]:
     """Prints the plan of a dry run, and the forecast; returns the stages that may run.
 
     Raises:
         KdepError: the run would take more than --budget-hours.
     """
-    known, lines, refusal = _forecast(args, plan, known, work)
+    statuses, lines, error = _forecast(args, plan, statuses, work)
     if args.dry_run:
         if args.rehearse:
             from kdep_bench.suite.rehearse import changes
 
             print(changes())
-        print(output.explain(plan, known, work))
+        print(output.explain(plan, statuses, work))
     for line in lines:
         print(line)
-    if refusal is not None:
-        raise refusal
-    return known
+    if error is not None:
+        raise error
+    return statuses
 
 
 def _forecast(
-    args: argparse.Namespace, plan: Plan, known: dict[str, Status], work: Path
+    args: argparse.Namespace, plan: Plan, statuses: dict[str, Status], work: Path
 ) -> tuple[dict[str, Status], list[str], KdepError | None]:
-    """(stages, with --fit-budget those that fit; lines to print; error above the budget)."""
+    """Estimates the resources of the run.
+
+    Returns:
+        (stages that may run: with --fit-budget those that fit the budget; lines to print; the
+        error if the run does not fit the budget, else None).
+    """
     from kdep_bench.engine import state
     from kdep_bench.forecast import gpu_hours, rates
     from kdep_bench.forecast.costs import Costs
     from kdep_bench.forecast.work import Forecast, read_counts, table
 
-    todo = {i for i, s in known.items() if s.run}
-    requested = args.device_rate or args.measure_throughput or args.count_flops
-    requested = requested or args.budget_hours is not None
-    if not todo or (args.rehearse and not requested):  # a rehearsal has networks of its own
-        return known, [], None
+    todo = {stage_id for stage_id, status in statuses.items() if status.run}
+    is_requested = args.device_rate or args.measure_throughput or args.count_flops
+    is_requested = is_requested or args.budget_hours is not None
+    # The networks of a rehearsal are usually not counted, so its forecast would be empty.
+    if not todo or (args.rehearse and not is_requested):
+        return statuses, [], None
     if args.count_flops:
         rates.count_networks(args.suite, work, args.rehearse)
     counts = read_counts(work)
-    forecast = Forecast(plan, counts, (s.record for s in known.values() if s.record))
+    forecast = Forecast(plan, counts, (s.record for s in statuses.values() if s.record))
     budget, hours = args.budget_hours, None
     if args.device_rate:
         hours = rates.at_rate(plan, forecast, rates.stated_rate(args.device_rate), todo)
     elif args.measure_throughput:
-        probed = rates.measured_rate(rates.probe_networks(args.suite, args.rehearse), counts)
-        hours = rates.at_rate(plan, forecast, probed, todo)
+        measured = rates.measured_rate(rates.probe_networks(args.suite, args.rehearse), counts)
+        hours = rates.at_rate(plan, forecast, measured, todo)
     elif budget is not None:
-        hours = rates.from_finished(plan, Costs(plan, state.records(work, known)), todo)
+        hours = rates.from_finished(plan, Costs(plan, state.records(work, statuses)), todo)
     if hours is None or budget is None:
-        return known, table(plan, forecast, [i for i in known if i in todo], hours), None
-    fitted = gpu_hours.fit(plan, known, todo, hours.by_stage, budget)
+        return statuses, table(plan, forecast, [i for i in statuses if i in todo], hours), None
+    fitted = gpu_hours.fit(plan, statuses, todo, hours.by_stage, budget)
     if args.fit_budget:
-        chosen = plan.upstream(c for comparison in fitted.taken for c in comparison.runs)
-        chosen |= plan.upstream(p.id for p in plan.probes if p.chain["export"] in chosen)
-        known = {i: s for i, s in known.items() if i in chosen}
-    lines = table(plan, forecast, [i for i in known if i in todo], hours)
+        selected = plan.upstream(run for comparison in fitted.selected for run in comparison.runs)
+        selected |= plan.upstream(p.id for p in plan.probes if p.chain["export"] in selected)
+        statuses = {i: status for i, status in statuses.items() if i in selected}
+    lines = table(plan, forecast, [i for i in statuses if i in todo], hours)
     if args.fit_budget:
-        return known, lines + fitted.summary(budget), None
-    return known, lines, gpu_hours.refusal(fitted, hours, budget)
+        return statuses, lines + fitted.summary(budget), None
+    return statuses, lines, gpu_hours.budget_error(fitted, hours, budget)
 
 
 def _execute(
     args: argparse.Namespace,
     plan: Plan,
     work: Path,
-    known: dict[str, Status],
+    statuses: dict[str, Status],
     gpus: tuple[str, ...],
 ) -> Outcome:
     """Runs the stages in the local pool, or through Snakemake."""
@@ -231,7 +244,7 @@ def _execute(
     view = view_for(sys.stdout, args.plain)
     options = dict(jobs=args.jobs, gpus=gpus, fail_fast=args.fail_fast, retry=args.retry)
     if args.executor == "local":
-        return local_pool.run_plan(plan, work, known, local_pool.PoolOptions(**options), view)
+        return local_pool.run_plan(plan, work, statuses, local_pool.PoolOptions(**options), view)
     from kdep_bench.engine import cluster
 
     cluster_options = cluster.ClusterOptions(
@@ -240,7 +253,7 @@ def _execute(
         extra_arguments=tuple(shlex.split(args.snakemake)),
         **options,
     )
-    return cluster.run_plan(plan, work, known, cluster_options, view)
+    return cluster.run_plan(plan, work, statuses, cluster_options, view)
 
 
 def _collect(
@@ -251,7 +264,10 @@ def _collect(
     results: Path,
     outcome: Outcome,
 ) -> None:
-    """Writes the records and tables, and prints how many; without tasks, the backbones' files."""
+    """Writes the records and tables, and prints their numbers.
+
+    A suite without tasks and probes has no records; the paths of its backbones are printed.
+    """
     from kdep_bench.engine import state
     from kdep_bench.engine.collect import collect
 

@@ -15,7 +15,7 @@ Exit codes: 0 all done, 1 a stage failed, 2 bad config or argument, 130/143 inte
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line. Imports nothing heavy, so that --help is quick."""
+    """The parser of the command line; it imports no large packages, so that --help is fast."""
     p = argparse.ArgumentParser(
         description="Run a suite. Finished stages are skipped, interrupted ones resume.",
         epilog=EPILOG,
@@ -69,7 +69,7 @@ def _add_running(p: argparse.ArgumentParser) -> None:
     stop.add_argument(
         "--keep-going", action="store_true", help="run independent stages after a failure (default)"
     )
-    stop.add_argument("--fail-fast", action="store_true", help="start nothing after a failure")
+    stop.add_argument("--fail-fast", action="store_true", help="start no stage after a failure")
 
 
 def _add_forecast(p: argparse.ArgumentParser) -> None:
@@ -83,13 +83,14 @@ def _add_forecast(p: argparse.ArgumentParser) -> None:
     rate.add_argument(
         "--measure-throughput",
         action="store_true",
-        help="for the forecast: measure the suite's networks here, some seconds per network",
+        help="for the forecast: measure the speed of the suite's networks on this machine, some "
+        "seconds per network",
     )
     rate.add_argument("--probe", **_old_name("measure_throughput"))
     p.add_argument(
         "--count-flops",
         action="store_true",
-        help="for the forecast: count the FLOPs of networks not stored yet",
+        help="for the forecast: count the FLOPs of networks that are not counted yet",
     )
     p.add_argument("--count", **_old_name("count_flops"))
     p.add_argument(
@@ -148,12 +149,12 @@ def _add_output(p: argparse.ArgumentParser) -> None:
 
 
 def _old_name(dest: str) -> dict[str, Any]:
-    """Arguments of a flag's former name, which still works and which no help shows."""
+    """Arguments of `add_argument` for a former name of an option; --help does not show it."""
     return {"dest": dest, "action": "store_true", "help": argparse.SUPPRESS}
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Raises KdepError for values out of range, and options that do not go together."""
+    """Raises KdepError for values out of range, and for options that contradict each other."""
     for name in ("jobs", "retry"):
         value = getattr(args, name)
         if value is not None and value < (1 if name == "jobs" else 0):
@@ -182,10 +183,10 @@ def _check_budget(args: argparse.Namespace) -> None:
 
 
 def selected_gpus(args: argparse.Namespace) -> tuple[str, ...]:
-    """The GPUs of --gpus; all of this machine without it.
+    """The GPUs in --gpus; without that option all GPUs of this machine.
 
     Raises:
-        KdepError: GPUs that this machine does not have, where the stages run on this machine.
+        KdepError: the stages run on this machine, and it does not have these GPUs.
     """
     if args.gpus is None:
         return machine.find_gpus()

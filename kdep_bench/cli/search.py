@@ -1,8 +1,8 @@
 """Search for a student and settings within limits of size, scored on the validation split.
 
-kdep-bench search smoke_kdep                       run, or continue where the log ends
-kdep-bench search smoke_kdep --sampler random      random proposals, for comparison
-kdep-bench search --replay searches/smoke_kdep-tpe-0.jsonl     the best, from the log alone
+kdep-bench search smoke_kdep                       # run, or resume from the log
+kdep-bench search smoke_kdep --sampler random      # random proposals, for comparison
+kdep-bench search --replay searches/smoke_kdep-tpe-0.jsonl    # print the best trial of a log
 
 The best student is written as a config that suites can name.
 """
@@ -28,18 +28,20 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("search", nargs="?", help="name of a config in configs/searches/")
-    p.add_argument("--replay", type=Path, metavar="LOG", help="print the best of a log and exit")
+    p.add_argument(
+        "--replay", type=Path, metavar="LOG", help="print the best trial of a log and exit"
+    )
     p.add_argument("--dry-run", action="store_true", help="print the budgets and exit")
     p.add_argument("--sampler", choices=("tpe", "random"), help="default: the config's")
-    p.add_argument("--seed", type=int, help="of the proposals (default: the config's)")
-    p.add_argument("--trials", type=int, help="evaluations (default: the config's)")
+    p.add_argument("--seed", type=int, help="seed of the proposals (default: the config's)")
+    p.add_argument("--trials", type=int, help="number of evaluations (default: the config's)")
     p.add_argument("--log", type=Path, help="default: searches/<search>-<sampler>-<seed>.jsonl")
     p.add_argument("--work-dir", type=Path, help="stage directories (default: work_dirs/)")
     p.add_argument(
         "--out",
         type=Path,
-        help="folder of the best student's config (default: students/ in $KDEP_CONFIGS, or in "
-        "configs/)",
+        help="folder for the config of the best student (default: students/ in $KDEP_CONFIGS, or "
+        "in configs/)",
     )
     p.add_argument("--jobs", "-j", type=int, help="parallel stages (default: by cores)")
     p.add_argument("--gpus", help="GPU numbers, e.g. 0,1 ('' = none; default: all)")
@@ -48,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code. A KdepError becomes one sentence and 2."""
+    """Runs the command; returns the exit code (2 for a KdepError, whose text is printed)."""
     p = parser()
     args = p.parse_args(argv)
     if not args.search and args.replay is None:
@@ -61,16 +63,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _load(args: argparse.Namespace):
+    """The search config, with the values that the command line overrides."""
     from kdep_bench.search.config import load_search
 
     return load_search(args.search, sampler=args.sampler, seed=args.seed, trials=args.trials)
 
 
-def _work(args: argparse.Namespace) -> Path:
+def _work_dir(args: argparse.Namespace) -> Path:
     return (args.work_dir or OUTPUT / "work_dirs").absolute()
 
 
 def _replay(args: argparse.Namespace) -> int:
+    """Prints the summary of a log; with a search name also checks that the log belongs to it."""
     from kdep_bench.search import log as logs
 
     log = logs.read(args.replay)
@@ -81,7 +85,7 @@ def _replay(args: argparse.Namespace) -> int:
     if args.search:
         from kdep_bench.search.run import header_of
 
-        logs.check_owner(log, header_of(_load(args), _work(args)))
+        logs.check_owner(log, header_of(_load(args), _work_dir(args)))
     if log.is_torn:
         print(f"the last line of {args.replay} is incomplete and was not used")
     print(logs.summary(log.trials, log.header.settings))
@@ -89,11 +93,12 @@ def _replay(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    """Runs or resumes the search, prints its summary and writes the best student's config."""
     from kdep_bench.search import log as logs
     from kdep_bench.search import run, winner
 
     search = _load(args)
-    work = _work(args)
+    work = _work_dir(args)
     header = run.header_of(search, work)
     path = args.log or OUTPUT / "searches" / (
         f"{search.name}-{search.file.sampler}-{search.file.seed}.jsonl"
@@ -105,7 +110,7 @@ def _run(args: argparse.Namespace) -> int:
         print(run.planned(search, log.trials if log is not None else ()))
         return 0
     try:
-        trials = run.run(search, path, header, _stages(args, search, header, work), _say)
+        trials = run.run(search, path, header, _stages(args, search, header, work), _print_line)
     except run.Interrupted as e:
         print(
             "interrupted; finished stages and trials are kept, and the same command continues",
@@ -113,14 +118,15 @@ def _run(args: argparse.Namespace) -> int:
         )
         return 128 + e.signal
     print(logs.summary(trials, header.settings))
-    chosen = logs.best(trials, header.settings["direction"])
-    assert chosen is not None  # summary refuses a search without one
-    written, new = winner.write(search, chosen, _out(args), header.settings["metric"])
-    print(f"{'wrote' if new else 'exists already:'} {written}")
+    best_trial = logs.best(trials, header.settings["direction"])
+    assert best_trial is not None  # `summary` raises an error if there is none
+    path, is_new = winner.write(search, best_trial, _out(args), header.settings["metric"])
+    print(f"{'wrote' if is_new else 'exists already:'} {path}")
     return 0
 
 
 def _stages(args: argparse.Namespace, search, header, work: Path):
+    """The object that runs the stages of trials, with this machine's cores and GPUs."""
     from kdep_bench.engine import local_pool, machine
     from kdep_bench.engine.progress import view_for
     from kdep_bench.search.run import Stages
@@ -136,11 +142,12 @@ def _stages(args: argparse.Namespace, search, header, work: Path):
 
 
 def _out(args: argparse.Namespace) -> Path:
+    """Folder for the config of the best student."""
     configs = os.environ.get("KDEP_CONFIGS") or OUTPUT / "configs"
     return args.out or Path(configs) / "students"
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     print(line, flush=True)
 
 

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         action="append",
         metavar="DIR",
         help="another folder with records/ whose stages are kept, in addition to results/* and the "
-        "results folders recorded in the work dir",
+        "results folders listed in the work dir",
     )
     parser.add_argument(
         "--forget",
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         action="append",
         default=[],
         metavar="DIR",
-        help="drop a results folder that the work dir has recorded and that no longer exists",
+        help="remove a results folder from the work dir's list, if the folder no longer exists",
     )
     parser.add_argument("--gc", action="store_true", help="list only what is unreferenced")
     parser.add_argument("--delete", action="store_true", help="with --gc: delete it")
@@ -71,26 +71,26 @@ def _run(args: argparse.Namespace) -> int:
         cited_stages.unregister(work, folder)
     registered = cited_stages.citing_folders(work)
     folders += [r.results for r in registered if r.exists and r.results not in folders]
-    absent = [r for r in registered if not r.exists]
+    missing_folders = [r for r in registered if not r.exists]
     cited = work_dir.citations(folders)
     entries = work_dir.survey(work, cited, planned)
     chosen = work_dir.prunable(entries, bool(cited or planned)) if args.gc else entries
     print(work_dir.as_json(chosen) if args.json else work_dir.table(chosen))
     out = sys.stderr if args.json else sys.stdout
-    for missing in absent:
+    for folder in missing_folders:
         note = "no longer exists; stages that only its records cite are unreferenced"
-        print(f"{missing.results} {note}", file=out)
+        print(f"{folder.results} {note}", file=out)
     print(f"{work}: {work_dir.summary(entries)}", file=out)
     if args.gc and not args.delete:
         print(f"unreferenced: {work_dir.summary(chosen)}; --delete removes them", file=out)
     elif args.gc:
-        _check_available([r.results for r in absent if not r.removed])
+        _check_available([r.results for r in missing_folders if not r.removed])
         _delete(work, chosen, out)
     return 0
 
 
 def _results_folders(args: argparse.Namespace) -> list[Path]:
-    """The published results folders and those of --results-dir, which replace none."""
+    """The folders in results/ and, in addition, those of --results-dir."""
     for folder in args.results_dir or []:
         if not (folder / "records").is_dir():
             raise KdepError(
@@ -101,7 +101,7 @@ def _results_folders(args: argparse.Namespace) -> list[Path]:
 
 
 def _planned(args: argparse.Namespace, work: Path) -> dict[str, list[str]]:
-    """Stage id -> names of the given suites that plan it."""
+    """Stage id -> names of the suites on the command line that plan it."""
     from kdep_bench.suite.config import load_suite
     from kdep_bench.suite.data_identity import is_read, with_content
     from kdep_bench.suite.plan import build_plan
@@ -125,7 +125,7 @@ def _planned(args: argparse.Namespace, work: Path) -> dict[str, list[str]]:
 
 
 def _check_available(unavailable: list[Path]) -> None:
-    """Raises KdepError where registered results folders may be on a disk that is not mounted."""
+    """Raises KdepError if a results folder may be on a disk that is not mounted."""
     if unavailable:
         raise KdepError(
             f"the results folder {unavailable[0]} is not available (its parent folder is missing "

@@ -1,1 +1,1 @@
-"""Estimates of the work, time, disk space and GPU-hours of a plan's stages."""
+"""Estimates of the FLOPs, time, disk space and GPU-hours of a plan's stages."""

@@ -1,10 +1,11 @@
-"""Estimates the seconds of a stage from measured similar stages, else its kind's default.
+"""Estimates the seconds of a stage from similar finished stages, else by its kind's default.
 
-Work is measured in what the time of a kind depends on: images seen (`pretrain`), rows (`views`,
-`cache`, `align`), iterations (`transfer`), otherwise 1. A stage is compared with measured ones of
-the same student, teacher or task; those with the nearest work give the seconds per unit of work. A
-stage without a similar one keeps its kind's default: a median over different stages (scratch takes
-no step at all) would be less accurate.
+The work of a stage is what its time depends on: images seen (`pretrain`), samples (`views`,
+`cache`, `align`; one sample is one view of an image), iterations or epochs (`transfer`), otherwise
+1. A stage is compared with finished stages of the same student, teacher or task. The median seconds
+per unit of work of those with the most similar work, times the work of the stage, is the estimate.
+A stage without a similar finished one keeps the default of its kind: a median over different stages
+would be less accurate (an untrained student takes no steps at all).
 """
 
 from __future__ import annotations
@@ -18,30 +19,36 @@ from typing import Any
 from kdep_bench.suite.graph import Plan, Stage
 from kdep_bench.suite.schema import Json
 
-_MAX_MEASURED = 32  # measured stages per group
-_SIMILAR = 0.1  # difference of log(work) below which two stages count as equally near
-_MIN_SECONDS = 0.01  # seconds
+_MAX_MEASURED = 32  # most recent finished stages of a group that are used
+_SIMILAR = 0.1  # difference of log(work) below which two stages count as equally similar
+_MIN_SECONDS = 0.01  # smallest estimate, in seconds
 
-# Key of the outputs with the seconds of all attempts, used where it is above the wall time.
+# Kind -> output with the seconds of all attempts, used if it is larger than the wall time.
 _SECONDS_KEYS = {"cache": "fill_s", "pretrain": "train_s"}
 
 
 class Costs:
-    """Estimates for the stages of one plan, from records and from stages that finish meanwhile."""
+    """Estimated seconds of the stages of one plan.
+
+    Args:
+        plan: the plan.
+        records: stage.json of finished stages; `learn` adds more.
+    """
 
     def __init__(self, plan: Plan, records: Iterable[Json] = ()) -> None:
         self.plan = plan
         self._outputs: dict[str, Json] = {}
-        self._seen: dict[tuple[str, ...], deque[tuple[float, float]]] = {}
+        # Group -> (work, seconds) of its finished stages.
+        self._measured: dict[tuple[str, ...], deque[tuple[float, float]]] = {}
         for record in records:
             self.learn(record)
 
     def learn(self, record: Json) -> None:
-        """Adds the stage.json of a finished stage; one with an older form of spec is ignored."""
+        """Adds the stage.json of a finished stage; a spec of an older version is ignored."""
         with contextlib.suppress(KeyError, TypeError, AttributeError):
-            self._learn(record)
+            self._add(record)
 
-    def _learn(self, record: Json) -> None:
+    def _add(self, record: Json) -> None:
         kind, outputs = record["kind"], record["outputs"]
         if kind in ("prepare", "views"):
             self._outputs[record["id"]] = outputs
@@ -49,7 +56,8 @@ class Costs:
         work = _work_done(kind, record["spec"], outputs)
         if seconds > 0 and work:
             for group in groups(kind, record["name"], record["spec"]):
-                self._seen.setdefault(group, deque(maxlen=_MAX_MEASURED)).append((work, seconds))
+                measured = self._measured.setdefault(group, deque(maxlen=_MAX_MEASURED))
+                measured.append((work, seconds))
 
     def seconds(self, stage: Stage) -> float:
         """The estimate for one stage, in seconds."""
@@ -57,13 +65,13 @@ class Costs:
         return stage.cost if estimate is None else estimate
 
     def measured(self, stage: Stage) -> float | None:
-        """The estimate in seconds from measured similar stages; None where there is none."""
+        """The estimate in seconds from similar finished stages; None if there are none."""
         work = self._work(stage)
         if not work:
             return None
         for group in groups(stage.kind, stage.name, stage.spec):
-            if group in self._seen:
-                return max(_MIN_SECONDS, work * _seconds_per_unit(self._seen[group], work))
+            if group in self._measured:
+                return max(_MIN_SECONDS, work * _seconds_per_unit(self._measured[group], work))
         return None
 
     def estimates(self, stages: Iterable[Stage]) -> dict[str, float]:
@@ -78,7 +86,7 @@ class Costs:
         return out
 
     def _work(self, stage: Stage) -> float | None:
-        """Work of a planned stage; None where the number of images is still unknown."""
+        """Work of a planned stage; None if the number of images is still unknown."""
         spec = stage.spec
         if stage.kind == "transfer":
             return _iterations(spec)
@@ -108,7 +116,7 @@ class Costs:
 
 
 def groups(kind: str, name: str, spec: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
-    """Groups of stages to take timings from, most similar first."""
+    """Keys of the groups of similar stages to which a stage belongs, most similar group first."""
     first = name.partition(".")[0]
     if kind == "pretrain":
         if not takes_steps(spec):
@@ -125,12 +133,12 @@ def groups(kind: str, name: str, spec: Mapping[str, Any]) -> tuple[tuple[str, ..
 
 
 def takes_steps(spec: Mapping[str, Any]) -> bool:
-    """False for a pretrain spec without training steps (scratch, given weights)."""
+    """Whether a pre-training takes training steps (scratch and given weights do not)."""
     return "method" not in spec or "budget" in spec
 
 
 def _work_done(kind: str, spec: Json, outputs: Json) -> float | None:
-    """Work of a finished stage, in the units of `Costs._work`; None where unknown."""
+    """Work of a finished stage, in the units of `Costs._work`; None if unknown."""
     if kind == "pretrain":
         return outputs.get("images_seen") if takes_steps(spec) else 1.0
     if kind in ("views", "cache", "align"):
@@ -141,14 +149,18 @@ def _work_done(kind: str, spec: Json, outputs: Json) -> float | None:
 
 
 def _iterations(spec: Json) -> float:
+    """Iterations or epochs of a transfer; 1 if its recipe has neither."""
     recipe = spec["task"].get("recipe", {})
     length = recipe.get("iters") or recipe.get("epochs")
     return float(length) if isinstance(length, int | float) and length > 0 else 1.0
 
 
-def _seconds_per_unit(seen: Iterable[tuple[float, float]], work: float) -> float:
-    """Seconds per unit of work: the median over the measured stages of nearest work."""
-    far = [(abs(math.log(w / work)), s / w) for w, s in seen]
-    nearest = min(f for f, _ in far)
-    rates = sorted(rate for f, rate in far if f <= nearest + _SIMILAR)
-    return rates[len(rates) // 2]
+def _seconds_per_unit(measured: Iterable[tuple[float, float]], work: float) -> float:
+    """Seconds per unit of work: the median over the finished stages with the most similar work.
+
+    `measured`: (work, seconds) of the finished stages.
+    """
+    rates = [(abs(math.log(w / work)), seconds / w) for w, seconds in measured]
+    smallest_distance = min(distance for distance, _ in rates)
+    nearest = sorted(rate for distance, rate in rates if distance <= smallest_distance + _SIMILAR)
+    return nearest[len(nearest) // 2]

@@ -1,9 +1,10 @@
 """Selects the comparisons that fit a budget of GPU-hours, lowest cost per run first.
 
-A comparison consists of all methods of one student, teacher, data fraction, length of pre-training,
-task and pair of seeds; with fewer methods nothing would be compared. Methods without a teacher
-belong to the comparisons of every teacher, untrained ones to all. The cost of a comparison is what
-it adds to those already selected: a shared pre-training counts once.
+A comparison consists of the runs of all methods with the same student, teacher, data fraction,
+epochs, task and pair of seeds. Either all of them are run or none, because methods can only be
+compared if all have results. Methods without a teacher belong to the comparisons of every teacher;
+untrained students belong to all comparisons. The cost of a comparison is what it adds to those
+already selected: a pre-training that several comparisons share counts once.
 """
 
 from __future__ import annotations
@@ -19,7 +20,15 @@ from kdep_bench.suite.graph import Plan, TransferRun
 
 
 class ComparedRuns(NamedTuple):
-    """The runs that are compared with each other; see the module."""
+    """The runs of one comparison; see the module.
+
+    Attributes:
+        student, task, teacher: names; teacher "" if there is none.
+        seeds: (pre-training seed, transfer seed).
+        fraction: data fraction.
+        epochs: epochs of the pre-training.
+        runs: ids of the transfer stages.
+    """
 
     student: str
     task: str
@@ -32,63 +41,70 @@ class ComparedRuns(NamedTuple):
 
 @dataclass(frozen=True)
 class Fit:
-    """Selected comparisons in order, their total GPU-hours, and those left out."""
+    """The result of `fit`.
 
-    taken: list[ComparedRuns]
-    left: list[ComparedRuns]
+    Attributes:
+        selected: selected comparisons in the order of selection.
+        excluded: the other comparisons.
+        hours: GPU-hours of the selected comparisons together.
+    """
+
+    selected: list[ComparedRuns]
+    excluded: list[ComparedRuns]
     hours: float
 
     def summary(self, budget: float) -> list[str]:
-        """Sentences on what runs and what is left out."""
-        total = Counter(c.task for c in [*self.taken, *self.left])
-        left = Counter(c.task for c in self.left)
+        """Lines about the comparisons that run and those that do not."""
+        n_total = len(self.selected) + len(self.excluded)
+        total = Counter(c.task for c in [*self.selected, *self.excluded])
+        excluded = Counter(c.task for c in self.excluded)
         lines = [
-            f"{len(self.taken)} of {len(self.taken) + len(self.left)} comparisons (all methods of "
-            "one student, teacher, data fraction, length, task and pair of seeds) fit into "
+            f"{len(self.selected)} of {n_total} comparisons (all methods with the same student, "
+            "teacher, data fraction, epochs, task and pair of seeds) fit into "
             f"{budget:g} GPU-hours, lowest cost per transfer run first: {self.hours:,.1f} GPU-hours"
         ]
-        if left:
-            parts = [f"{task} {n} of {total[task]}" for task, n in sorted(left.items())]
+        if excluded:
+            parts = [f"{task} {n} of {total[task]}" for task, n in sorted(excluded.items())]
             lines.append(f"not run, comparisons by task: {', '.join(parts)}")
         return lines
 
 
 def comparisons(plan: Plan, selected: Container[str]) -> list[ComparedRuns]:
-    """All comparisons of the plan's runs in `selected`, in the order of the plan."""
+    """All comparisons of the plan's runs whose ids are in `selected`, in the order of the plan."""
     with_teacher: dict[tuple[object, ...], list[str]] = defaultdict(list)
     without_teacher: dict[tuple[object, ...], list[str]] = defaultdict(list)
     untrained: dict[tuple[object, ...], list[str]] = defaultdict(list)
     order: dict[tuple[object, ...], None] = {}
-    for run in (c for c in plan.runs if c.id in selected):
+    for run in (run for run in plan.runs if run.id in selected):
         seeds = (run.pretrain_seed, run.transfer_seed)
         base = (run.student["name"], run.task["name"], seeds)
         budget = plan.stages[run.chain["pretrain"]].spec.get("budget")
         if budget is None:
             untrained[base].append(run.id)
             continue
-        key, teacher = (*base, run.fraction, float(budget["epochs"])), teacher_of(plan, run)
+        key, teacher = (*base, run.fraction, float(budget["epochs"])), teacher_name(plan, run)
         (with_teacher[*key, teacher] if teacher else without_teacher[key]).append(run.id)
         order[*key, teacher] = None
-    taught_keys = {key[:-1] for key in with_teacher}
-    complete = []
+    keys_with_teacher = {key[:-1] for key in with_teacher}
+    out = []
     for key in order:
         *base, _ = key
-        if not key[-1] and key[:-1] in taught_keys:
-            continue  # included in the comparisons of each teacher
+        if not key[-1] and key[:-1] in keys_with_teacher:
+            continue  # its runs belong to the comparisons of each teacher
         runs = [*with_teacher[key], *without_teacher[tuple(base)], *untrained[tuple(base[:3])]]
-        complete.append(ComparedRuns(*key, tuple(runs)))  # type: ignore[arg-type]
-    compared = {c for comparison in complete for c in comparison.runs}
+        out.append(ComparedRuns(*key, tuple(runs)))  # type: ignore[arg-type]
+    compared = {run_id for comparison in out for run_id in comparison.runs}
     for base, runs in untrained.items():
-        if not compared.issuperset(runs):  # no method of these is trained
-            complete.append(ComparedRuns(*base, 1.0, 0.0, "", tuple(runs)))  # type: ignore[arg-type]
-    return complete
+        if not compared.issuperset(runs):  # this task and student have only untrained runs
+            out.append(ComparedRuns(*base, 1.0, 0.0, "", tuple(runs)))  # type: ignore[arg-type]
+    return out
 
 
-def teacher_of(plan: Plan, run: TransferRun) -> str:
-    """Name of a run's teacher, through intermediate teachers; '' without one.
+def teacher_name(plan: Plan, run: TransferRun) -> str:
+    """Name of the teacher by which a run is compared; '' without one.
 
-    Of several teachers: the suite's, where it is one of them, so that the run is compared with
-    those of that teacher; otherwise all their names.
+    For an intermediate teacher, the teacher that it was trained from. For several teachers, the
+    suite's teacher if it is one of them, otherwise all their names.
     """
     method, chain_prefix = run.method, ""
     while method.get("teacher") is not None:
@@ -108,13 +124,15 @@ def fit(
     hours: Mapping[str, float | None],
     budget: float,
 ) -> Fit:
-    """The comparisons that fit into `budget` GPU-hours.
+    """Selects comparisons until no other fits into `budget` GPU-hours.
+
+    The comparison with the lowest cost per transfer run is selected first.
 
     Args:
         plan: the stages and runs.
-        selected: ids of the selected stages.
-        todo: those that must run; finished ones cost nothing.
-        hours: GPU-hours by stage id; comparisons with an unknown one (None) are left out.
+        selected: ids of the stages that may run.
+        todo: ids of those that must run; finished stages cost nothing.
+        hours: stage id -> GPU-hours; a comparison with an unknown stage (None) is excluded.
         budget: GPU-hours.
     """
     candidates = comparisons(plan, selected)
@@ -126,32 +144,38 @@ def fit(
     unknown = {
         i for stage_id, indices in used_by.items() if hours[stage_id] is None for i in indices
     }
-    open_ones = [i for i in range(len(candidates)) if i not in unknown]
+    remaining = [i for i in range(len(candidates)) if i not in unknown]
     cost = [sum(hours[s] or 0.0 for s in stages) for stages in upstream]
     n_runs = [
         len(stages.intersection(c.runs)) for c, stages in zip(candidates, upstream, strict=True)
     ]
-    taken, spent, paid = list[int](), 0.0, set[str]()
+    chosen, spent, paid_stages = list[int](), 0.0, set[str]()
     while True:
-        fitting = [i for i in open_ones if spent + cost[i] <= budget]
+        fitting = [i for i in remaining if spent + cost[i] <= budget]
         if not fitting:
             break
         best = min(fitting, key=lambda i: (cost[i] / max(1, n_runs[i]), i))
-        taken.append(best)
-        open_ones.remove(best)
+        chosen.append(best)
+        remaining.remove(best)
         spent += cost[best]
-        for stage_id in upstream[best] - paid:
+        # Stages that are paid now cost the other comparisons nothing.
+        for stage_id in upstream[best] - paid_stages:
             for i in used_by[stage_id]:
                 cost[i] = max(0.0, cost[i] - (hours[stage_id] or 0.0))
                 n_runs[i] -= stage_id in candidates[i].runs
-        paid |= upstream[best]
-    chosen = set(taken)
-    left = [c for i, c in enumerate(candidates) if i not in chosen]
-    return Fit([candidates[i] for i in taken], left, spent)
+        paid_stages |= upstream[best]
+    excluded = [c for i, c in enumerate(candidates) if i not in set(chosen)]
+    return Fit([candidates[i] for i in chosen], excluded, spent)
 
 
-def refusal(fitted: Fit, hours: Hours, budget: float) -> KdepError | None:
-    """The error if the whole run does not fit `budget`, or its cost is unknown; None if it fits."""
+def budget_error(fitted: Fit, hours: Hours, budget: float) -> KdepError | None:
+    """The error for a run that does not fit `budget` GPU-hours; None if it fits.
+
+    Args:
+        fitted: the comparisons that fit.
+        hours: GPU-hours of all stages to run; if one is unknown, that is an error as well.
+        budget: GPU-hours.
+    """
     unknown = sum(v is None for v in hours.by_stage.values())
     if unknown:
         return KdepError(
@@ -162,10 +186,10 @@ def refusal(fitted: Fit, hours: Hours, budget: float) -> KdepError | None:
     total = sum(v or 0.0 for v in hours.by_stage.values())
     if total <= budget:
         return None
-    n_comparisons = len(fitted.taken) + len(fitted.left)
+    n_comparisons = len(fitted.selected) + len(fitted.excluded)
     return KdepError(
         f"the run needs an estimated {total:,.1f} GPU-hours, {hours.source}",
         expected=f"at most {budget:g} (--budget-hours)",
-        fix=f"raise --budget-hours, or add --fit-budget to run the {len(fitted.taken)} of "
+        fix=f"raise --budget-hours, or add --fit-budget to run the {len(fitted.selected)} of "
         f"{n_comparisons} comparisons that fit",
     )

@@ -1,4 +1,4 @@
-"""GPU-hours of stages: from a given FLOP rate, a measurement here, or finished stages."""
+"""GPU-hours of stages: from a stated FLOP/s, from a measurement here, or from finished stages."""
 
 from __future__ import annotations
 
@@ -31,15 +31,21 @@ from kdep_bench.suite.schema import Json
 
 @dataclass(frozen=True)
 class FlopRate:
-    """FLOP per second: `default`, or per network where measured; `source` is for tables."""
+    """Speed of a GPU in floating-point operations per second (FLOP/s).
+
+    Attributes:
+        source: where the numbers come from, for tables.
+        default: FLOP/s for networks that are not in `networks`; None: unknown.
+        networks: network id -> measured FLOP/s.
+    """
 
     source: str
     default: float | None = None
     networks: Mapping[str, float] = field(default_factory=dict)
 
 
-# Dense peaks without sparsity, TFLOP/s. "NVIDIA A100 Tensor Core GPU" datasheet (SXM and PCIe);
-# "NVIDIA H100 Tensor Core GPU Architecture" white paper (SXM5; also the H200's).
+# Peak TFLOP/s without sparsity. Sources: "NVIDIA A100 Tensor Core GPU" datasheet (SXM and PCIe);
+# "NVIDIA H100 Tensor Core GPU Architecture" white paper (SXM5; the H200 has the same peaks).
 DEVICES: Mapping[str, Mapping[str, float]] = {
     "a100": {"float32": 19.5, "tf32": 156.0, "bfloat16": 312.0},
     "h100": {"float32": 66.9, "tf32": 494.7, "bfloat16": 989.4},
@@ -47,10 +53,13 @@ DEVICES: Mapping[str, Mapping[str, float]] = {
 
 
 def stated_rate(text: str) -> FlopRate:
-    """The rate of `--device-rate`: '12.5' TFLOP/s reached, or 'a100.tf32:0.3' of a peak.
+    """The speed that the option `--device-rate` states.
+
+    `text` is the TFLOP/s that training reaches ('12.5'), or a fraction of a device's peak
+    ('a100.tf32:0.3').
 
     Raises:
-        KdepError: an unknown device or format, or a peak without the fraction that is reached.
+        KdepError: the device or number format is unknown, or the fraction of the peak is missing.
     """
     name, colon, fraction_text = text.partition(":")
     device, dot, number_format = name.partition(".")
@@ -66,10 +75,8 @@ def stated_rate(text: str) -> FlopRate:
                 fix="add the number format and the fraction of the peak you expect (convolutions "
                 "run in tf32 by default, a teacher's cache in float32)",
             )
-        peak, origin = (
-            peaks[number_format],
-            f"{device.lower()}'s datasheet, {number_format}: {peaks[number_format]:g} TFLOP/s",
-        )
+        peak = peaks[number_format]
+        origin = f"{device.lower()}'s datasheet, {number_format}: {peak:g} TFLOP/s"
     else:
         try:
             peak, origin = float(name), f"{float(name):g} TFLOP/s"
@@ -94,7 +101,11 @@ def stated_rate(text: str) -> FlopRate:
 
 
 def measured_rate(probe: Json, counts: Mapping[str, Json]) -> FlopRate:
-    """The measured rate of each network; others get the rate of the slowest student.
+    """The measured speed of each network; other networks get that of the slowest student.
+
+    Args:
+        probe: network id -> {"kind", "images_per_s"}, and "device"; see `probe_networks`.
+        counts: network id -> {"flops", ...}; see `work.read_counts`.
 
     Raises:
         KdepError: no student was measured.
@@ -116,7 +127,7 @@ def measured_rate(probe: Json, counts: Mapping[str, Json]) -> FlopRate:
 
 
 def at_rate(plan: Plan, forecast: Forecast, rate: FlopRate, ids: Iterable[str]) -> Hours:
-    """GPU-hours of the stages `ids` at `rate`; 0 for kinds that use no GPU, None if unknown."""
+    """GPU-hours of the stages `ids` at a speed; 0 for kinds that use no GPU, None if unknown."""
     hours: dict[str, float | None] = {}
     for stage_id in ids:
         stage = plan.stages[stage_id]
@@ -124,14 +135,14 @@ def at_rate(plan: Plan, forecast: Forecast, rate: FlopRate, ids: Iterable[str]) 
         speed = rate.default
         if flops and rate.networks:
             config = stage.spec["teacher" if stage.kind == "cache" else "student"]
-            make = teacher_network if stage.kind == "cache" else student_network
-            speed = rate.networks.get(forecast.network(config, make(config))[0], rate.default)
+            network = (teacher_network if stage.kind == "cache" else student_network)(config)
+            speed = rate.networks.get(forecast.network(config, network)[0], rate.default)
         hours[stage_id] = None if flops is None or not speed else flops / speed / 3600
     return Hours(rate.source, hours)
 
 
 def from_finished(plan: Plan, costs: Costs, ids: Iterable[str]) -> Hours:
-    """GPU-hours from finished similar stages; None for a stage without a similar one."""
+    """GPU-hours from similar finished stages; None for a stage without a similar one."""
     hours: dict[str, float | None] = {}
     for stage_id in ids:
         stage = plan.stages[stage_id]
@@ -140,17 +151,21 @@ def from_finished(plan: Plan, costs: Costs, ids: Iterable[str]) -> Hours:
     return Hours("measured here (finished stages of similar work)", hours)
 
 
-# ---- in a separate process, which imports torch ----
+# ---- measurements in a separate process, because they import torch ----
 
 
 def count_networks(suite: str, work: Path, rehearse: bool) -> None:
-    """Counts the FLOPs of unknown networks of the suite, and stores them in the work dir."""
+    """Counts the FLOPs of the suite's networks that are not in COUNTED; writes WORK_DIR_COUNTS."""
     work.mkdir(parents=True, exist_ok=True)
     _networks(suite, work / WORK_DIR_COUNTS, rehearse, "--known", str(COUNTED))
 
 
 def probe_networks(suite: str, rehearse: bool) -> Json:
-    """Images per second of the networks here; see kdep_bench/benchmark/networks.py."""
+    """Measures the images per second of the suite's networks on this machine.
+
+    Returns:
+        network id -> {"kind", "images_per_s"}, and "device"; see kdep_bench/benchmark/networks.py.
+    """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "probe.json"
         _networks(suite, out, rehearse, "--measure-throughput")
@@ -158,12 +173,13 @@ def probe_networks(suite: str, rehearse: bool) -> Json:
 
 
 def _networks(suite: str, out: Path, rehearse: bool, *extra_arguments: str) -> None:
+    """Runs kdep_bench/benchmark/networks.py, which writes the file `out`."""
     command = [sys.executable, "-m", "kdep_bench.benchmark.networks"]
     command += [str(find_suite(suite).absolute()), "--out", str(out), *extra_arguments]
     path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
-    done = subprocess.run(
-        command + ["--rehearse"] * rehearse, env={**os.environ, "PYTHONPATH": path}, check=False
-    )
+    if rehearse:
+        command.append("--rehearse")
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False)
     if not out.exists():
         raise KdepError(
             f"the FLOPs and speed of the networks of the suite {suite} could not be measured (exit "

@@ -1,12 +1,12 @@
-"""Resources of the stages of a plan: images, FLOPs, disk, and GPU-hours.
+"""Resources of the stages of a plan: images, FLOPs, disk space and GPU-hours.
 
-Numbers come from the specs, the counts of official data sets, finished stages, and the counts of
-`kdep_bench.benchmark.networks` in networks.json, by the content of a network's config: a changed
-network is unknown until it is counted again. What is unknown is None, with the reason; nothing is
-guessed.
+The numbers of images come from the specs, the official data sets and finished stages. The FLOPs of
+networks come from networks.json, written by `kdep_bench.benchmark.networks`; its keys are hashes of
+the networks' configs, so a changed network is unknown until it is counted again. An unknown number
+is None, with a reason; nothing is guessed.
 
-Not included, because small: evaluation on test splits, classifiers of fine-tuned students, extra
-layers of objectives, alignments, logs.
+Not included, because they are small: evaluation on test splits, classifiers of fine-tuned students,
+extra layers of objectives, alignments, logs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,14 @@ from kdep_bench.suite.graph import Plan, Stage
 from kdep_bench.suite.methods import EXPORTED
 from kdep_bench.suite.schema import Json
 
-COUNTED = Path(__file__).with_name("networks.json")  # counts of the suites in configs/
-WORK_DIR_COUNTS = "networks.json"  # in the work dir: counts of other suites
-GPU_KINDS = ("cache", "pretrain", "transfer")
+COUNTED = Path(__file__).with_name("networks.json")  # networks of the suites in configs/
+WORK_DIR_COUNTS = "networks.json"  # file in the work dir: networks of other suites
+GPU_KINDS = ("cache", "pretrain", "transfer")  # stage kinds whose GPU-hours are estimated
 _OFFICIAL = "kdep_bench.data.official.stage:prepare"
-_HALF = 2  # bytes per number in a cache
-# Keys of a teacher and of a recipe that do not change the network.
-_WEIGHTS = {"name", "weights", "sha256", "download", "prefix", "drop", "key", "content"}
-_TRAINING = {
+_FLOAT16_BYTES = 2  # bytes per number in a teacher cache
+# Keys of a teacher config and of a task's recipe that do not change the network.
+_WEIGHTS_KEYS = {"name", "weights", "sha256", "download", "prefix", "drop", "key", "content"}
+_TRAINING_KEYS = {
     *("iters", "epochs", "step_epochs", "batch", "test_batch", "lr", "head_lr_mult", "momentum"),
     *("weight_decay", "clip_norm", "warmup", "steps", "poly_power", "workers", "frozen_stages"),
     *("norm_eval", "sync_bn", "test_scale"),
@@ -44,25 +44,25 @@ _TRAINING = {
 
 
 def student_network(student: Json) -> Json:
-    """The network of a student at its input size."""
+    """Description of the network of a student at its input size: kind, name, config."""
     fields = {"backbone": student["backbone"], "input_px": student["input_px"]}
     return {"kind": "student", "name": student["name"], "student": fields}
 
 
 def teacher_network(teacher: Json) -> Json:
-    """The network of a teacher; for an intermediate teacher, that of its student."""
+    """Description of the network of a teacher; an intermediate teacher is a student's network."""
     if str(teacher.get("type")) == EXPORTED:
         return student_network(teacher["student"])
     return {"kind": "teacher", "name": teacher["name"], "teacher": teacher}
 
 
 def live_teachers(spec: Json) -> list[Json]:
-    """Configs of the teachers that run in the steps of a pre-training."""
+    """Configs of the teachers that run in the training steps; `spec`: that of a pre-training."""
     return [spec["teacher"]] if "teacher" in spec else list(spec.get("teachers", {}).values())
 
 
 def task_network(task: Json, student: Json) -> Json:
-    """The network that a dense task trains on a student."""
+    """Description of the network that detection or segmentation trains, with the student in it."""
     name = f"{task['name']}.{student['name']}"
     return {"kind": "task", "name": name, "task": task, "student": student}
 
@@ -73,17 +73,17 @@ def network_id(network: Json) -> str:
     if network["kind"] == "student":
         content = network["student"]
     elif network["kind"] == "teacher":
-        content = {k: v for k, v in network["teacher"].items() if k not in _WEIGHTS | {"card"}}
+        content = {k: v for k, v in network["teacher"].items() if k not in _WEIGHTS_KEYS | {"card"}}
     else:
         task, student = network["task"], network["student"]
-        recipe = {k: v for k, v in task["recipe"].items() if k not in _TRAINING}
+        recipe = {k: v for k, v in task["recipe"].items() if k not in _TRAINING_KEYS}
         parts = {k: student.get(k) for k in ("backbone", "pyramid", "dilated")}
         content = [task["type"], recipe, parts]
     return text_hash(canonical_json([network["kind"], content]))
 
 
 def networks(plan: Plan) -> list[Json]:
-    """The networks that the stages of the plan run, each once."""
+    """Descriptions of the networks that the stages of the plan run, each once."""
     unique: dict[str, Json] = {}
     for stage in plan.stages.values():
         for network in _networks_of(stage):
@@ -98,22 +98,25 @@ def _networks_of(stage: Stage) -> list[Json]:
     if stage.kind == "pretrain":
         live = [teacher_network(teacher) for teacher in live_teachers(spec)]
         return [student_network(spec["student"]), *live]
-    if stage.kind == "transfer" and _dense(spec["task"]):
+    if stage.kind == "transfer" and _is_dense(spec["task"]):
         students = [spec["student"], *([spec["teacher"]] if "teacher" in spec else [])]
         return [task_network(spec["task"], student) for student in students]
     return []
 
 
-def _dense(task: Json) -> bool:
+def _is_dense(task: Json) -> bool:
     return task["family"] in ("detection", "segmentation")
 
 
 def read_counts(work: Path) -> dict[str, Json]:
-    """Counts of networks by `network_id`: those of the repository and of the work dir."""
-    known: dict[str, Json] = json.loads(COUNTED.read_text())
+    """`network_id` -> {"flops" of a forward pass, "bytes" of the weights, ...}.
+
+    From the file of the repository and that of the work dir.
+    """
+    counts: dict[str, Json] = json.loads(COUNTED.read_text())
     if (work / WORK_DIR_COUNTS).exists():
-        known |= read_strict(work / WORK_DIR_COUNTS, follow=False)
-    return known
+        counts |= read_strict(work / WORK_DIR_COUNTS, follow=False)
+    return counts
 
 
 # ---- resources of a stage ----
@@ -121,13 +124,13 @@ def read_counts(work: Path) -> dict[str, Json]:
 
 @dataclass(frozen=True)
 class ResourceEstimate:
-    """Resources of one stage; None for an unknown one.
+    """Estimated resources of one stage; an unknown number is None.
 
     Attributes:
-        images: images that its networks process, repeated ones counted again.
-        flops: total floating-point operations of the stage.
+        images: images that its networks process; repeated images count each time.
+        flops: floating-point operations of the whole stage.
         disk: bytes of its outputs.
-        why: what is unknown, where something is None.
+        why: why a number is None; '' if none is.
     """
 
     images: float | None = 0.0
@@ -141,8 +144,8 @@ class Forecast:
 
     Args:
         plan: the stages.
-        counts: counts of networks, by `network_id`.
-        records: stage.json of finished stages, whose outputs have the numbers of images.
+        counts: FLOPs and bytes of networks, from `read_counts`.
+        records: stage.json of finished stages, whose outputs contain the numbers of images.
     """
 
     def __init__(
@@ -155,20 +158,22 @@ class Forecast:
         self._pools: dict[str, int | None] = {}
 
     def estimate(self, stage: Stage) -> ResourceEstimate:
-        """Resources of one stage."""
-        make = {
+        """Estimated resources of one stage."""
+        estimate_kind = {
             "views": self._views,
             "cache": self._cache,
             "pretrain": self._pretrain,
             "export": self._export,
             "transfer": self._transfer,
         }.get(stage.kind)
-        return make(stage) if make else ResourceEstimate()
+        return estimate_kind(stage) if estimate_kind else ResourceEstimate()
 
     def network(self, config: Json, network: Json) -> tuple[str, Json]:
-        """(id, counts) of a network; the counts are empty if it was never counted.
+        """(id, counts) of a network; the counts are {} if it was never counted.
 
-        `config` is the dict it was made from, which serves as the key of a cache of ids.
+        Args:
+            config: the dict that describes the network; its id is computed only once per dict.
+            network: the description made from it, see `student_network`.
         """
         if id(config) not in self._ids:
             self._ids[id(config)] = config, network_id(network)
@@ -176,23 +181,23 @@ class Forecast:
         return key, self.counts.get(key, {})
 
     def pool(self, views: str) -> int | None:
-        """Images of the pool that a `views` stage renders, or None."""
+        """Number of images in the pool that a `views` stage renders; None if unknown."""
         prepare = self.plan.stages[self.plan.stages[views].needs["prepare"]]
         if prepare.id not in self._pools:
             self._pools[prepare.id] = self._count_pool(prepare)
         return self._pools[prepare.id]
 
     def _count_pool(self, prepare: Stage) -> int | None:
-        counted = self._outputs.get(prepare.id, {}).get("counts", {}).get("images", {}).get("pool")
-        spec = prepare.spec
-        if counted is not None:
-            return counted
+        outputs, spec = self._outputs.get(prepare.id, {}), prepare.spec
+        n_images = outputs.get("counts", {}).get("images", {}).get("pool")
+        if n_images is not None:
+            return n_images
         if prepare.function == _OFFICIAL and spec.get("tiny_seed") is None:
             from kdep_bench.data.official.base import get_set
 
             official_set = get_set(spec["pool"])
-            complete = official_set.trained and spec.get("pool_folder", "train") == "train"
-            return sum(official_set.counts[k] for k in official_set.trained) if complete else None
+            is_known = official_set.trained and spec.get("pool_folder", "train") == "train"
+            return sum(official_set.counts[k] for k in official_set.trained) if is_known else None
         if "pool_composites" in spec:
             return spec["pool_composites"] + spec["pool_crops"]
         return None
@@ -214,85 +219,83 @@ class Forecast:
         images, views = self._rows(stage)
         if images is None:
             return ResourceEstimate(None, None, None, _NO_POOL)
-        teacher, rows = stage.spec["teacher"], images * views
-        made = teacher_network(teacher)
-        _, known = self.network(teacher, made)
-        if not known:
-            return ResourceEstimate(rows, None, None, _uncounted(made))
-        width = known.get("width", teacher.get("width") or teacher.get("student", {}).get("width"))
-        sizes = [_bytes(known.get("outputs", {}), o) for o in stage.spec.get("outputs", [])]
-        unknown = width is None or None in sizes
-        pooled = int(width or 0) if stage.spec.get("pooled", True) else 0
-        view_bytes = _HALF * pooled + sum(size or 0 for size in sizes)
-        disk = None if unknown else rows * view_bytes
-        return ResourceEstimate(
-            rows, rows * known["flops"], disk, _uncounted(made) if unknown else ""
-        )
+        teacher, n_samples = stage.spec["teacher"], images * views
+        network = teacher_network(teacher)
+        _, counts = self.network(teacher, network)
+        if not counts:
+            return ResourceEstimate(n_samples, None, None, _uncounted(network))
+        width = counts.get("width", teacher.get("width") or teacher.get("student", {}).get("width"))
+        sizes = [_bytes(counts.get("outputs", {}), name) for name in stage.spec.get("outputs", [])]
+        flops = n_samples * counts["flops"]
+        if width is None or None in sizes:
+            return ResourceEstimate(n_samples, flops, None, _uncounted(network))
+        pooled_bytes = _FLOAT16_BYTES * int(width) if stage.spec.get("pooled", True) else 0
+        sample_bytes = pooled_bytes + sum(size or 0 for size in sizes)
+        return ResourceEstimate(n_samples, flops, n_samples * sample_bytes)
 
     def _pretrain(self, stage: Stage) -> ResourceEstimate:
         spec = stage.spec
-        made = student_network(spec["student"])
-        _, known = self.network(spec["student"], made)
-        disk, why = known.get("bytes"), "" if known else _uncounted(made)
+        network = student_network(spec["student"])
+        _, counts = self.network(spec["student"], network)
+        disk, why = counts.get("bytes"), "" if counts else _uncounted(network)
         if not takes_steps(spec):
             return ResourceEstimate(0.0, 0.0, disk, why)
         images, _ = self._rows(stage)
         if images is None:
             return ResourceEstimate(None, None, disk, _NO_POOL)
         over_pool = spec["budget"].get("epochs_over") == "pool"
-        images_counted = self.pool(stage.needs["views"]) if over_pool else images
-        seen = steps_of(spec["budget"], images_counted or 0) * spec["budget"]["batch"]
-        flops_per_image = FORWARD_AND_BACKWARD * known["flops"] if known else None
+        epoch_images = self.pool(stage.needs["views"]) if over_pool else images
+        images_seen = count_steps(spec["budget"], epoch_images or 0) * spec["budget"]["batch"]
+        flops_per_image = FORWARD_AND_BACKWARD * counts["flops"] if counts else None
         for teacher in live_teachers(spec):
-            live = teacher_network(teacher)
-            _, teacher_counts = self.network(teacher, live)
-            flops_per_image = (
-                flops_per_image + teacher_counts["flops"]
-                if flops_per_image is not None and teacher_counts
-                else None
-            )
-            why = why or ("" if teacher_counts else _uncounted(live))
-        return ResourceEstimate(
-            seen, None if flops_per_image is None else seen * flops_per_image, disk, why
-        )
+            live_network = teacher_network(teacher)
+            _, teacher_counts = self.network(teacher, live_network)
+            if flops_per_image is not None and teacher_counts:
+                flops_per_image += teacher_counts["flops"]
+            else:
+                flops_per_image = None
+            why = why or ("" if teacher_counts else _uncounted(live_network))
+        flops = None if flops_per_image is None else images_seen * flops_per_image
+        return ResourceEstimate(images_seen, flops, disk, why)
 
     def _export(self, stage: Stage) -> ResourceEstimate:
-        made = student_network(stage.spec["student"])
-        _, known = self.network(stage.spec["student"], made)
-        return ResourceEstimate(0.0, 0.0, known.get("bytes"), "" if known else _uncounted(made))
+        network = student_network(stage.spec["student"])
+        _, counts = self.network(stage.spec["student"], network)
+        why = "" if counts else _uncounted(network)
+        return ResourceEstimate(0.0, 0.0, counts.get("bytes"), why)
 
     def _transfer(self, stage: Stage) -> ResourceEstimate:
         task, student = stage.spec["task"], stage.spec["student"]
         recipe = task["recipe"]
-        if _dense(task) and "iters" in recipe:
-            seen = recipe["iters"] * recipe["batch"]
-            key, made = self._pair(task, student), task_network(task, student)
+        if _is_dense(task) and "iters" in recipe:
+            images_seen = recipe["iters"] * recipe["batch"]
+            key, network = self._pair(task, student), task_network(task, student)
         elif "epochs" in recipe and "set" in recipe:
             from kdep_bench.data.official.base import get_set
 
             official_set = get_set(recipe["set"])
             images = sum(official_set.counts[k] for k in official_set.trained)
-            seen = recipe["epochs"] * (images // recipe["batch"]) * recipe["batch"]
-            key, made = student, student_network(student)
+            images_seen = recipe["epochs"] * (images // recipe["batch"]) * recipe["batch"]
+            key, network = student, student_network(student)
         else:
             return ResourceEstimate(
                 None, None, 0.0, f"the cost of a run of {task['name']} is unknown"
             )
-        _, known = self.network(key, made)
-        if not known:
-            return ResourceEstimate(seen, None, 0.0, _uncounted(made))
-        disk = known.get("bytes") if stage.spec.get("keep_model") else 0.0
-        each = FORWARD_AND_BACKWARD * known["flops"]
+        _, counts = self.network(key, network)
+        if not counts:
+            return ResourceEstimate(images_seen, None, 0.0, _uncounted(network))
+        disk = counts.get("bytes") if stage.spec.get("keep_model") else 0.0
+        flops_per_image = FORWARD_AND_BACKWARD * counts["flops"]
         if (teacher := stage.spec.get("teacher")) is not None:
-            network = task_network(task, teacher)
-            _, counted = self.network(self._pair(task, teacher), network)
-            if not counted:
-                return ResourceEstimate(seen, None, disk, _uncounted(network))
-            each += counted["flops"]
-        return ResourceEstimate(seen, seen * each, disk)
+            tuned_network = task_network(task, teacher)
+            _, teacher_counts = self.network(self._pair(task, teacher), tuned_network)
+            if not teacher_counts:
+                return ResourceEstimate(images_seen, None, disk, _uncounted(tuned_network))
+            flops_per_image += teacher_counts["flops"]
+        return ResourceEstimate(images_seen, images_seen * flops_per_image, disk)
 
     def _pair(self, task: Json, student: Json) -> Json:
-        """One dict per task and student, the cache key for `network`."""
+        """The same dict for the same task and student, as the argument `config` of `network`."""
         return self._pairs.setdefault((id(task), id(student)), {"task": task, "student": student})
 
 
@@ -304,23 +307,25 @@ def _uncounted(network: Json) -> str:
 
 
 def _bytes(outputs: Mapping[str, int], output: str) -> int | None:
-    """Bytes per view of one extra output of a cache; 'maps' is the sum of all maps.
+    """Bytes per sample that a cache stores for an extra output; None if unknown.
 
-    For int8 maps those of float16 maps, as an upper bound: the number of channels, and with it of
-    scales, is not known here.
+    For int8 maps it is the size of float16 maps, an upper bound: the number of channels, and thus
+    of the stored scales, is not known here.
 
-    `outputs`: numbers per view of every output of the teacher.
+    Args:
+        outputs: output -> numbers per sample, from the counts of the teacher.
+        output: name of an output; 'maps' stands for all maps.
     """
-    if output.startswith("probabilities."):  # as many class numbers
-        return 2 * _HALF * int(output.partition(".")[2])
+    if output.startswith("probabilities."):  # each probability is stored with its class number
+        return 2 * _FLOAT16_BYTES * int(output.partition(".")[2])
     float_name = output.replace("int8_maps", "maps", 1)
     sizes = [n for name, n in outputs.items() if float_name in (name, name.partition(".")[0])]
     if not sizes:
         return None
-    return _HALF * sum(sizes)
+    return _FLOAT16_BYTES * sum(sizes)
 
 
-def steps_of(budget: Json, images: int) -> int:
+def count_steps(budget: Json, images: int) -> int:
     """Optimiser steps of a budget over `images` images, as in kdep_bench/pretrain/stage.py."""
     return max(1, math.floor(budget["epochs"] * images / budget["batch"]))
 
@@ -330,14 +335,14 @@ def steps_of(budget: Json, images: int) -> int:
 
 @dataclass(frozen=True)
 class Hours:
-    """GPU-hours by stage id, None where unknown; `source` is printed with them."""
+    """GPU-hours by stage id, None if unknown; `source` states where they come from."""
 
     source: str
     by_stage: Mapping[str, float | None]
 
 
 def table(plan: Plan, forecast: Forecast, ids: Iterable[str], hours: Hours | None) -> list[str]:
-    """Lines of --dry-run: resources per kind of stage, and what is not included."""
+    """Lines for --dry-run: a table of the resources per kind of stage, and what it excludes."""
     kinds: dict[str, list[Stage]] = defaultdict(list)
     for stage_id in ids:
         kinds[plan.stages[stage_id].kind].append(plan.stages[stage_id])
@@ -347,17 +352,17 @@ def table(plan: Plan, forecast: Forecast, ids: Iterable[str], hours: Hours | Non
     all_hours: list[float | None] = []
     for kind, stages in kinds.items():
         estimates = [forecast.estimate(s) for s in stages]
-        reasons.update(n.why for n in estimates if n.why)
+        reasons.update(estimate.why for estimate in estimates if estimate.why)
         kind_hours = [hours.by_stage[s.id] for s in stages] if hours and kind in GPU_KINDS else []
         rows.append(_row(kind, estimates, kind_hours))
         all_estimates += estimates
         all_hours += kind_hours
     rows.append(_row("all", all_estimates, all_hours))
-    widths = [max(len(r[k]) for r in rows) for k in range(len(rows[0]))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
-    for first, *rest in rows:
-        columns = [c.rjust(w) for c, w in zip(rest, widths[1:], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *columns]))
+    for kind, *numbers in rows:
+        columns = [n.rjust(width) for n, width in zip(numbers, widths[1:], strict=True)]
+        lines.append("  ".join([kind.ljust(widths[0]), *columns]))
     source = hours.source if hours else "give --device-rate or --measure-throughput"
     lines.append(f"GPU-hours: {source}. Data loading and evaluation are not included.")
     for sentence, count in reasons.most_common():
@@ -366,26 +371,27 @@ def table(plan: Plan, forecast: Forecast, ids: Iterable[str], hours: Hours | Non
 
 
 def _row(kind: str, estimates: list[ResourceEstimate], hours: list[float | None]) -> list[str]:
+    """A row of the table: the sums over stages of one kind."""
     return [
         kind,
         f"{len(estimates):,}",
-        _sum([n.images for n in estimates], lambda v: f"{v:,.0f}"),
-        _sum([n.flops for n in estimates], lambda v: f"{v:.3g}"),
-        _sum([n.disk for n in estimates], size),
-        _sum(hours, lambda v: f"{v:,.1f}" if v >= 1 else f"{v:.2g}"),
+        _sum_text([e.images for e in estimates], lambda v: f"{v:,.0f}"),
+        _sum_text([e.flops for e in estimates], lambda v: f"{v:.3g}"),
+        _sum_text([e.disk for e in estimates], size_text),
+        _sum_text(hours, lambda v: f"{v:,.1f}" if v >= 1 else f"{v:.2g}"),
     ]
 
 
-def _sum(values: list[float | None], show: Any) -> str:
-    """The sum; with '>= ' where a value is unknown, '-' where all are 0 or unknown."""
+def _sum_text(values: list[float | None], to_text: Callable[[float], str]) -> str:
+    """The sum as text: with '>= ' if a value is unknown, '-' if all are 0 or unknown."""
     known = [v for v in values if v is not None]
     if not any(known):
         return "-"
-    return (">= " if len(known) < len(values) else "") + show(sum(known))
+    return (">= " if len(known) < len(values) else "") + to_text(sum(known))
 
 
-def size(count: float) -> str:
-    """Bytes in decimal units."""
+def size_text(count: float) -> str:
+    """Bytes as text, in decimal units."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

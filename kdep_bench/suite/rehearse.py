@@ -1,9 +1,10 @@
-"""Rehearsal of a suite: every stage with the same configs and code, minutes on a CPU.
+"""Rehearsal of a suite: a test run of all its stages that takes minutes on a CPU.
 
-All changes are listed here (`changes` describes them, for --dry-run): numbers of steps, batches and
-images, sizes in pixels, and the width of task heads. Data are generated in the real format of each
-set. Scores of a rehearsal are meaningless; its name, its data and therefore all its stage ids
-differ from the suite's.
+The rehearsal uses the suite's configs and code. It changes only the values in this module (function
+`changes` describes them, for --dry-run): numbers of steps, batch sizes, numbers of images, sizes in
+pixels and the width of task heads. The data are generated in the real format of each data set. The
+scores mean nothing. The rehearsal has a different name, other data and therefore other stage ids
+than the suite.
 """
 
 from __future__ import annotations
@@ -17,16 +18,17 @@ from kdep_bench.suite.kinds import KINDS
 from kdep_bench.suite.methods import with_role_teachers
 from kdep_bench.suite.schema import Json, Suite
 
-PX = 32  # input side of students: one position left after their last stage
-TEACHER_PX = 28  # a multiple of every teacher's patch (4 for Swin, 14 for DINOv2)
-IMAGES = 96  # of the tiny ImageNet, data/official/imagenet.py
-# For every data fraction below 1: a tenth of the tiny pool would need ten times the views.
+PX = 32  # input side of students in pixels: their last feature map is 1 x 1 (stride 32)
+TEACHER_PX = 28  # a multiple of every teacher's patch size (4 for Swin, 14 for DINOv2)
+IMAGES = 96  # pool images of the generated ImageNet, data/official/imagenet.py
+# Replaces every data fraction below 1. A small fraction of so few images would need many views per
+# image, because the SVD needs as many samples as the student is wide.
 FRACTION = 0.875
 STEPS, BATCH = 2, 16
 COST = 4.0  # estimated seconds per stage; the defaults of the kinds assume real data
 NOTE = "a rehearsal on tiny data with random teacher weights: its scores mean nothing"
 OFFICIAL = "kdep_bench.data.official.stage.prepare"
-# Key of a recipe -> its value in a rehearsal.
+# Key of a task's recipe -> its value in a rehearsal.
 RECIPE: dict[str, Any] = {
     "epochs": 1,
     "step_epochs": 1,
@@ -43,8 +45,8 @@ RECIPE: dict[str, Any] = {
     "max_iter": 20,
 }
 CLASSIFICATION_BATCH = 8
-# Place in a recipe's model -> its value: channels of heads, which are built, initialised and
-# stepped in every transfer, and RoIs of an untrained detector, each of which costs a stage.
+# Path of keys in a recipe's model -> its value in a rehearsal: channels of heads and numbers of
+# RoIs, which determine most of the time of a transfer of two steps.
 MODEL: dict[tuple[str, ...], int] = {
     ("decode_head", "channels"): 16,
     ("auxiliary_head", "channels"): 16,
@@ -56,15 +58,15 @@ MODEL: dict[tuple[str, ...], int] = {
 
 
 def changes() -> str:
-    """Description of what a rehearsal changes."""
+    """Text that lists what a rehearsal changes."""
     recipe = ", ".join(f"{k} {v}" for k, v in RECIPE.items())
     model = ", ".join(f"{'.'.join(k)} {v}" for k, v in MODEL.items())
     return (
         "A rehearsal runs the suite's stages, configs and code. It changes: data (tiny copies in "
         f"the real formats, {IMAGES} pool images); teachers (random weights, {TEACHER_PX} px); "
         f"students' input ({PX} px); pre-training ({STEPS} steps of {BATCH}, one budget and one "
-        f"seed per data fraction, {FRACTION:g} for fractions below 1, as many views as an SVD "
-        f"needs rows); transfer recipes, where they have these keys: {recipe} (batch "
+        f"seed per data fraction, {FRACTION:g} instead of fractions below 1, enough views for the "
+        f"SVD); transfer recipes, if they have these keys: {recipe} (batch "
         f"{CLASSIFICATION_BATCH} in classification); heads: {model}. Its scores are meaningless."
     )
 
@@ -78,23 +80,23 @@ def shrink_task(task: Json) -> Json:
             recipe[key] = value
     if task["family"] == "classification" and "batch" in recipe:
         recipe["batch"] = CLASSIFICATION_BATCH
-    for place, value in MODEL.items():
+    for path, value in MODEL.items():
         cfg = recipe.get("model") or {}
-        for key in place[:-1]:
+        for key in path[:-1]:
             cfg = cfg.get(key) or {}
-        if place[-1] in cfg:
-            cfg[place[-1]] = value
+        if path[-1] in cfg:
+            cfg[path[-1]] = value
     return task
 
 
 def rehearsed(suite: Suite) -> Suite:
-    """The rehearsal of a suite: one budget per data fraction, and one pair of seeds.
+    """The suite that rehearses `suite`: one budget per data fraction and one pair of seeds.
 
-    Teachers have seeded random weights, are named `random_...`, and see small images. There are as
-    many views as the SVD to the widest student needs rows.
+    Teachers have random weights (with a fixed seed), are named `random_...`, and get small images.
+    There are enough views per image for the SVD to the width of the widest student.
 
     Raises:
-        KdepError: the suite's data are not official sets.
+        KdepError: the suite's data are not official data sets.
     """
     if suite.data.get("type") != OFFICIAL:
         raise KdepError(
@@ -117,14 +119,18 @@ def rehearsed(suite: Suite) -> Suite:
         "runtime": runtime,
         "claims": [],
     }
-    parts = [_variants(v.model_copy(update=common)) for v in suite.variants or [suite]]
-    return suite.model_copy(update={**common, "variants": [p for each in parts for p in each]})
+    variants = [
+        rehearsed_variant
+        for variant in suite.variants or [suite]
+        for rehearsed_variant in _variants(variant.model_copy(update=common))
+    ]
+    return suite.model_copy(update={**common, "variants": variants})
 
 
 def _variants(suite: Suite) -> list[Suite]:
-    """One variant per data fraction, because the epochs that make STEPS steps differ."""
-    rows = max(s["width"] for s in suite.students) * 1.1
-    views = math.ceil(rows / (IMAGES * FRACTION))
+    """One variant per data fraction: STEPS steps are a different number of epochs in each."""
+    n_samples = max(s["width"] for s in suite.students) * 1.1  # 10 % more than the SVD needs
+    views = math.ceil(n_samples / (IMAGES * FRACTION))
     teachers = {k: t and _teacher(t) for k, t in suite.teachers.items()}
     methods = [with_role_teachers(m, _teacher) for m in suite.methods]
     common = {"teachers": teachers, "methods": methods}
@@ -138,5 +144,6 @@ def _variants(suite: Suite) -> list[Suite]:
 
 
 def _teacher(teacher: Json) -> Json:
+    """The teacher config with random weights and a small input."""
     name = f"random_{teacher['name']}"
     return {**teacher, "name": name, "input_px": TEACHER_PX, "weights": "random"}

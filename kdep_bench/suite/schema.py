@@ -1,4 +1,8 @@
-"""Schema of suite configs (pydantic), and the checked, frozen suite made from them."""
+"""Schema of suite configs (pydantic), and the checked, immutable Suite that is built from them.
+
+Terms: a data fraction (`shares`) is the fraction of the pre-training images (the pool) that a
+method may use. Views are fixed random crops of an image. `Json` is a dict of plain values.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-# Inputs that a method can read; all but labels and views come from a teacher. "views": all fixed
-# views of an image in one batch; "classes": the labels are those of the teacher's classifier;
-# "classifier": that classifier as a function of the teacher's pooled feature; "tail": the teacher's
-# layers after a map; "layer": the output of one layer, after which a live teacher stops.
+# Inputs that a method can read. All but "labels" and "views" come from a teacher.
+#   views: all fixed views of an image are in one batch.
+#   classes: the image labels are classes of the teacher's classifier.
+#   classifier: the teacher's classifier as a function of its pooled feature.
+#   tail: the teacher's layers after one of its feature maps.
+#   layer: the output of one layer; the teacher runs live and stops after it.
 NEEDS = (
     *("labels", "pooled", "logits", "maps", "tokens", "probabilities"),
     *("views", "classes", "classifier", "tail", "layer"),
@@ -20,6 +26,8 @@ Json = dict[str, Any]
 
 
 class _Part(BaseModel):
+    """Base of config parts: immutable, without unknown keys, type conversions, NaN or infinity."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
@@ -27,21 +35,22 @@ class Budget(_Part):
     """Pre-training budget of every method.
 
     Attributes:
-        epochs: over the images of the data fraction.
-        epochs_over: 'pool' counts an epoch in images of the whole pool, so that every data fraction
-            trains on as many samples.
+        epochs: passes over the images of the data fraction.
+        epochs_over: 'pool': an epoch has as many samples as the pool, so that the training has the
+            same length for every data fraction.
         batch: samples per optimiser step.
         optimizer: an mmengine optimizer config.
         views: fixed views per image.
         schedule: shape of the learning-rate schedule.
-        warmup: fraction of the steps.
+        warmup: fraction of the steps with a rising learning rate.
         precision: 'float32', 'bfloat16' or, on a GPU, 'float16' (the backbone under autocast).
-        teacher: 'live' runs the teacher in the training step instead of reading its cache.
-        accumulate: micro-batches that make one step of `batch`.
-        ema: decay of a weight average, which is then exported instead of the weights.
-        compile: back end of torch.compile ('inductor') for the student.
+        teacher: 'live': the teacher runs in the training step; otherwise its cache is read.
+        accumulate: number of micro-batches into which `batch` is split.
+        ema: decay of an exponential moving average of the weights, which is exported instead of
+            the weights; None: no average.
+        compile: back end of torch.compile for the student, such as 'inductor'; None: not compiled.
 
-    `epochs_over`, `teacher`, `accumulate`, `ema` and `compile` are part of a stage's id only where
+    `epochs_over`, `teacher`, `accumulate`, `ema` and `compile` are part of a stage's id only if
     they differ from their defaults.
     """
 
@@ -59,21 +68,30 @@ class Budget(_Part):
     compile: str | None = Field(min_length=1, default=None)
 
     def spec(self) -> Json:
-        """The spec of the pre-training stage; options at their defaults are left out."""
+        """The budget as it is in the spec of a pre-training; options with default values are not.
+
+        Stages that were planned before an option existed therefore keep their ids.
+        """
         fields = self.model_dump(exclude={"views"})
         options = dict(teacher="cached", accumulate=1, ema=None, compile=None, epochs_over="share")
         return {k: v for k, v in fields.items() if k not in options or v != options[k]}
 
 
-# Range that every random generator accepts: numpy's and scikit-learn's end at 2**32 - 1, and the
-# seed of an untrained student is computed from both seeds (see plan.SEED_STEP).
+# NumPy and scikit-learn accept seeds up to 2**32 - 1. The seed of an untrained student is
+# plan.SEED_STEP (1000) * pre-training seed + transfer seed, which must not exceed that.
 _Seed = Annotated[int, Field(ge=0, le=4_000_000)]
 
 
 class Seeds(_Part):
-    """`pairs`: 'product' runs every (pretrain, transfer) pair, 'diagonal' the i-th with the i-th.
+    """Random seeds.
 
-    `share` seeds the subset of a data fraction below 1.0; `views` seeds the crops.
+    Attributes:
+        pretrain: seeds of the pre-training.
+        transfer: seeds of the transfer training.
+        pairs: 'product': every pre-training seed with every transfer seed; 'diagonal': the i-th
+            pre-training seed with the i-th transfer seed.
+        share: seed that selects the images of a data fraction below 1.
+        views: seed of the crops.
     """
 
     pretrain: list[_Seed] = Field(min_length=1)
@@ -84,7 +102,12 @@ class Seeds(_Part):
 
 
 class ViewRecipe(_Part):
-    """Crops of the fixed views: ranges of area fraction and of aspect ratio (width / height)."""
+    """Crops of the fixed views.
+
+    Attributes:
+        scale: range of the crop's fraction of the image area.
+        ratio: range of its aspect ratio, width / height.
+    """
 
     scale: list[float] = Field(min_length=2, max_length=2, default=[0.35, 1.0])
     ratio: list[float] = Field(min_length=2, max_length=2, default=[0.75, 4 / 3])
@@ -104,21 +127,21 @@ _Count = Annotated[int, Field(ge=1)]
 
 
 class Runtime(_Part):
-    """Resources by stage kind; not part of any stage's id.
+    """Resources of stages; not part of any stage's id. Dicts have stage kinds as keys.
 
     Attributes:
-        cpus: cores per process; 0 = all.
+        cpus: cores per process; 0: all.
         timeout: seconds after which a stage is stopped.
-        gpus: per node.
-        processes: per node (default: one per GPU); more than one process in all is DDP.
-        nodes: machines that a stage spans on a cluster.
-        memory: MiB per node; on clusters only.
+        gpus: GPUs per node.
+        processes: processes per node (default: one per GPU); several processes train with DDP.
+        nodes: machines that a stage runs on in a cluster.
+        memory: MiB per node; only for clusters.
         time: seconds that one cluster job may last (default: `timeout`); a stage that can resume
             continues in another job until `timeout`.
-        cost: estimated seconds, until a similar stage was measured.
-        timed: False where other work shares the machine, so that wall times would mislead: records
-            contain none, and a claim about time is undecided.
-        trackers: 'tensorboard', 'mlflow' or dicts; see kdep_bench/trackers.py.
+        cost: estimated seconds, used until a similar stage has been measured.
+        timed: whether to report times. Set it to False if other work runs on the machine: records
+            then contain no wall times, and claims about time are undecided.
+        trackers: experiment trackers: 'tensorboard', 'mlflow' or dicts; see kdep_bench/trackers.py.
     """
 
     cpus: dict[str, Annotated[int, Field(ge=0)]] = {}
@@ -134,6 +157,17 @@ class Runtime(_Part):
 
 
 class _Student(_Part):
+    """A config in configs/students.
+
+    Attributes:
+        backbone: config of the network.
+        width: channels of the pooled feature.
+        input_px: side of the input images in pixels.
+        tap: layer whose pooled output is the feature.
+        pyramid: out_indices, channels and strides of the feature maps, for dense tasks.
+        dilated: strides and dilations of the backbone's stages, for tasks with `dilate`.
+    """
+
     name: str
     backbone: Json
     width: int = Field(ge=1)
@@ -145,13 +179,28 @@ class _Student(_Part):
 
 
 class _Method(_Part):
-    """`optimizer` overrides entries of the budget's (for example the learning rate).
+    """A config in configs/methods: how a student is pre-trained.
 
-    `teacher` replaces the suite's teacher by an intermediate one (Assistant); `teachers` names
-    several by role: see suite/teachers.py. `teacher_source` "live" runs the teacher in the step for
-    this method alone, as budget.teacher does for all. `stored_maps` "int8" halves the bytes of the
-    teacher's maps in its cache (kdep_bench/features/int8_maps.py). `augment` changes every batch
-    inside the step (a class of kdep_bench/augments).
+    Attributes:
+        labels_used: whether it reads image labels.
+        label_policy: see `label_policy`; None: computed.
+        reconstruction: whether it is re-implemented from the paper's text.
+        objective: config of the loss; None for a method without pre-training.
+        align: config of the alignment of the teacher's feature.
+        transform: config of the transform of the aligned feature.
+        weights: config of given weights, which are not trained further.
+        steps: False: no training step is taken.
+        needs: inputs that it reads, of NEEDS; None: see `method_needs`.
+        students: names of the students that it is run for; None: all.
+        teacher: an intermediate teacher (see Assistant) instead of the suite's teacher.
+        teacher_source: "live": the teacher runs in the training step, as with budget.teacher, but
+            only for this method.
+        stored_maps: how a cache stores the teacher's maps; "int8" halves their bytes, see
+            kdep_bench/features/int8_maps.py.
+        augment: config of an augmentation of every batch (a class of kdep_bench/augments).
+        teachers: several teachers by role; see suite/teachers.py.
+        optimizer: entries that override those of the budget's optimizer.
+        pretrained_by, transfer: see TransferPart.
     """
 
     name: str
@@ -180,11 +229,11 @@ class _Method(_Part):
 
 
 class TunedTeacher(_Part):
-    """`teacher` of a transfer method: another student, transferred to the same task before.
+    """`teacher` of a transfer method: another student that is trained on the same task first.
 
-    The student named is pre-trained by the method named, under the suite's teacher, budget and
-    data fraction, at the first of the suite's seeds, and trained on the task without a transfer
-    method; its whole model is then the teacher of every run of the task.
+    `student` is pre-trained by `method` with the suite's teacher, budget and data fraction and the
+    suite's first seeds, and is then trained on the task without a transfer method. The trained
+    model is the teacher in all runs of that task.
     """
 
     student: Any
@@ -194,9 +243,13 @@ class TunedTeacher(_Part):
 class TransferPart(BaseModel):
     """`transfer` of a method: the class of a transfer method and its arguments.
 
-    A config with `transfer` names the transfer method; the pre-training is that of the method
-    config `pretrained_by` (no pre-training: "scratch"). `tasks`: names of the suite's tasks that it
-    is run on; all of them where it is left out.
+    A method config with `transfer` describes a transfer method. Its pre-training is the method
+    config that `pretrained_by` names ("scratch": no pre-training).
+
+    Attributes:
+        type: class of the transfer method.
+        teacher: see TunedTeacher.
+        tasks: names of the suite's tasks that it is run on; None: all.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
@@ -208,9 +261,9 @@ class TransferPart(BaseModel):
 class Assistant(_Part):
     """`teacher` of a method: an intermediate teacher (teacher assistant) instead of the suite's.
 
-    The given student is pre-trained with the given method, under the suite's teacher, budget, data
-    fraction and seed, and its export is the teacher. `epochs` shortens that pre-training (an
-    early-stopped teacher). The method may have an intermediate teacher itself.
+    `student` is pre-trained with `method` and the suite's teacher, budget, data fraction and seed;
+    the exported backbone is the teacher. `epochs` shortens that pre-training (an early-stopped
+    teacher). `method` may itself have an intermediate teacher.
     """
 
     student: Any
@@ -219,6 +272,20 @@ class Assistant(_Part):
 
 
 class _Task(_Part):
+    """A config in configs/tasks.
+
+    Attributes:
+        type: class of the task.
+        family: 'classification', 'detection' or 'segmentation'.
+        version: raised when the score of the same network changes.
+        split: split that is scored.
+        metric: name of the main score.
+        direction: whether a larger ('max') or a smaller ('min') score is better.
+        chance: score of a guess that does not look at the image, between 0 and 1.
+        recipe: arguments of the class.
+        tests_on: data sets that it is evaluated on, see suite/train_test_overlap.py.
+    """
+
     type: str
     name: str
     family: str
@@ -233,7 +300,10 @@ class _Task(_Part):
 
 
 class _Probe(BaseModel):
-    """`folder` of class folders, where the probe reads some; further keys are its arguments."""
+    """A config in configs/probes; other keys than these are arguments of its class.
+
+    `folder`: folder of the data with one sub-folder per class, if the probe reads labelled images.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
     name: str
@@ -243,13 +313,15 @@ class _Probe(BaseModel):
 
 
 class _Named(BaseModel):
-    """Data, teachers and claims: their packages check the rest."""
+    """A config of data, a teacher or a claim; its package checks the other keys."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
     name: str
 
 
 class SuiteFile(_Part):
+    """The dict `suite` of a suite file; see Suite for the keys. Configs may be given by name."""
+
     name: str
     about: str = ""
     data: Any
@@ -269,7 +341,7 @@ class SuiteFile(_Part):
 
 
 class Variant(_Part):
-    """Values that a variant replaces in its suite; `budget` replaces single entries."""
+    """Values that a variant replaces in its suite; `budget` replaces only the entries it has."""
 
     teacher: Any = None
     methods: list[Any] | None = Field(min_length=1, default=None)
@@ -278,13 +350,18 @@ class Variant(_Part):
 
 
 class Suite(_Part):
-    """A resolved suite. Every nested config is a plain JSON value.
+    """A suite whose configs are all resolved to plain JSON values.
 
-    `teachers` has one entry per student name, None where the suite has no teacher. A suite with
-    `variants` (several teachers, budgets per data fraction) consists of these, and does not run
-    itself; stages and runs that are equal in several variants run once.
-    `share_by` 'class' draws a data fraction below 1 from every class alike, which reads the labels
-    to select images; 'image' draws it without labels.
+    Attributes:
+        about: description, for reports.
+        data, students, methods, tasks, claims, probes: configs.
+        teachers: student name -> teacher config; None without a teacher.
+        shares: data fractions, above 0 and at most 1.
+        share_by: how the images of a fraction below 1 are drawn. 'image': without labels; 'class':
+            the same fraction of every class, which reads the labels.
+        views, budget, seeds, runtime: see their classes.
+        variants: copies of the suite with other teachers, methods, fractions or budgets. If there
+            are any, only they are run; stages that are equal in several variants run once.
     """
 
     name: str
@@ -317,7 +394,10 @@ MODELS: dict[str, type[BaseModel]] = {
 
 
 def method_needs(method: Json) -> set[str]:
-    """Inputs that a method reads, of NEEDS; by default the pooled teacher feature, or labels."""
+    """Inputs that a method reads, a subset of NEEDS.
+
+    If the config does not list them: labels if it uses labels, else the pooled teacher feature.
+    """
     if method.get("needs") is not None:
         return set(method["needs"])
     if method.get("objective") is None:

@@ -200,7 +200,7 @@ def test_a_truncated_or_missing_export_is_named_and_sets_the_exit_code(
     assert completed.returncode == 1
     assert f"not published: {scratch}: it was never run" in completed.stderr
     assert "1 of 2 students published" in completed.stderr
-    assert "lacks what prepare-" in completed.stderr
+    assert "lacks the outputs of prepare-" in completed.stderr
     assert [p.name for p in (tmp_path / "a").iterdir()] == [kdep]
     assert run_publish(work, tmp_path / "b", "--partial").returncode == 0
     assert run_publish(work, tmp_path / "b", "--only", "kdep").returncode == 0  # the fixes
