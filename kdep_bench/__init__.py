@@ -1,12 +1,11 @@
 """kdep_bench: KDEP pre-training, and a downstream benchmark of the pre-trained backbones.
 
-Packages, lowest first; each imports only lower ones (tests/test_layers.py): `errors`, `files` ->
-`data`, `ops` -> `openmmlab` -> `networks` -> `teachers`, `students`, `features`, `objectives` ->
-`pretrain`, `transfer` -> `suite` -> `engine`, `results`. This file does not import torch, so that
-planning and reporting work without it.
+Each package imports only packages below it (tests/test_layers.py has the complete order), from the
+lowest: `ops`, `openmmlab`, `data`, `results`, `networks`, `teachers`, `students`, `features`,
+`objectives`, `pretrain`, `transfer`, `probes`, `suite`, `forecast`, `engine`, `cli`.
 
-The Python interface is `kdep_bench.api`; its functions are not names of this package, where
-`pretrain` and `features` are subpackages.
+This file does not import torch, so that planning and reporting work without it. The Python
+interface is the module `kdep_bench.api`.
 """
 
 __version__ = "0.1.0"

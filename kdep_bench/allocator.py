@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import ctypes
 
-# <malloc.h>
+# Parameter numbers of mallopt(3), from <malloc.h>.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-# mallopt(3) takes an int; blocks of 1 GiB and more are still returned to the system.
-_TRIM, _MMAP = 2**31 - 1, 2**30
+# Bytes. The first is the largest int, which mallopt takes. Blocks of 1 GiB and more are still
+# returned to the system when they are freed.
+_TRIM_BYTES, _MMAP_BYTES = 2**31 - 1, 2**30
 
 
 def keep_freed_memory() -> bool:
-    """Makes glibc keep up to 2 GiB of freed memory; returns False if there is no glibc.
+    """Makes glibc keep up to 2 GiB of freed memory.
 
-    By default glibc maps each block above 32 MiB and unmaps it when it is freed, so that large
-    feature maps cost one page fault per 4 KiB in every step. Results do not depend on it.
+    By default glibc returns each block above 32 MiB to the system when it is freed. Large feature
+    maps then cost one page fault per 4 KiB in every training step. Results do not depend on it.
+
+    Returns:
+        False if there is no glibc or it does not accept the settings.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and bool(
-        mallopt(M_MMAP_THRESHOLD, _MMAP) and mallopt(M_TRIM_THRESHOLD, _TRIM)
+        mallopt(M_MMAP_THRESHOLD, _MMAP_BYTES) and mallopt(M_TRIM_THRESHOLD, _TRIM_BYTES)
     )

@@ -1,8 +1,7 @@
-"""The project from Python: `pretrain` a backbone, `evaluate` one, `extract_features`, `compare`.
+"""The Python interface: `pretrain`, `evaluate`, `extract_features` and `compare`.
 
-Each function writes the suite it runs as a config file, runs it as `kdep-bench run` does, in
-processes of its own, and reads the result. Stages, caches and records are the same: a repeated call
-runs nothing again, and an interrupted one resumes.
+`pretrain` and `evaluate` write a suite config, run it like `kdep-bench run` in separate processes,
+and read the result. A repeated call reruns no finished stage; an interrupted one resumes.
 
     from kdep_bench import api as kb
 
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 
     from kdep_bench.suite.graph import Plan
 
-GIVEN = "given"  # the method name of a backbone that `evaluate` was given
+GIVEN = "given"  # default method name of the backbone that `evaluate` scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +60,15 @@ class Pretrained:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Scores of a method on a task, from 0 to 1: mean, standard deviation and 95 % interval.
+    """Score of a method on a task, between 0 and 1, over seeds.
 
-    `sd`, `low` and `high` are None with one seed; `mean` also where a seed failed or is missing.
+    Attributes:
+        student, method, task, metric: names.
+        mean: mean over seeds; None if a seed failed or is missing.
+        sd: standard deviation; None with one seed.
+        low, high: 95 % confidence interval of the mean; None with one seed.
+        seeds: number of seeds.
+        among_best: whether it is among the best of the task, see GLOSSARY.md.
     """
 
     student: str
@@ -80,9 +85,12 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class ScoreTable:
-    """The scores of a results folder, and its answer in sentences.
+    """The scores of a results folder.
 
-    `folder` has the leaderboard, the page (index.html) and the records.
+    Attributes:
+        folder: the folder, with the leaderboard, the HTML report (index.html) and the records.
+        scores: one Score per student, method and task.
+        answer: sentences that summarise the comparison.
     """
 
     folder: Path
@@ -91,11 +99,12 @@ class ScoreTable:
 
     def __str__(self) -> str:
         lines = [*self.answer, ""] if self.answer else []
-        for s in self.scores:
-            mean = "no score" if s.mean is None else f"{100 * s.mean:.1f}"
-            spread = "" if s.sd is None else f" ± {100 * s.sd:.1f}"
-            best = "  among the best" if s.among_best else ""
-            lines.append(f"{s.student}  {s.method}  {s.task} ({s.metric})  {mean}{spread}{best}")
+        for score in self.scores:
+            mean = "no score" if score.mean is None else f"{100 * score.mean:.1f}"
+            deviation = "" if score.sd is None else f" ± {100 * score.sd:.1f}"
+            best = "  among the best" if score.among_best else ""
+            subject = f"{score.student}  {score.method}  {score.task} ({score.metric})"
+            lines.append(f"{subject}  {mean}{deviation}{best}")
         return "\n".join(lines)
 
 
@@ -120,20 +129,20 @@ def pretrain(
     Args:
         teacher: a teacher config's name (`kdep-bench teachers`), or dict(base=name, weights=file).
         student: a student config's name, or dict(base=name, ...).
-        images: a folder of images; sub-folders are read, names and labels are not.
-        method: a method config's name, or dict(base=name, ...); one that reads no labels.
-        name: of the suite and the data, in paths.
-        epochs: over the images.
-        views: fixed random crops per image, each seen once per `views` epochs.
+        images: a folder of images, including its sub-folders; labels are not read.
+        method: a method config's name, or dict(base=name, ...); it must not read labels.
+        name: name of the suite and the data, used in paths.
+        epochs: passes over the images.
+        views: fixed random crops per image; each is used once in `views` epochs.
         batch: images per step.
         lr: peak learning rate of SGD with momentum 0.9, weight decay 5e-4 and a cosine schedule.
         precision: "float32", "bfloat16" or, on a GPU, "float16".
-        seed: of initial weights and order.
-        work_dir: for stages and the suite file; ./work_dirs by default.
-        show_progress: print the progress of the stages.
+        seed: seed of the initial weights and the order of the images.
+        work_dir: folder for stages and the suite file; default: ./work_dirs.
+        show_progress: whether to print the progress of the stages.
 
     Raises:
-        KdepError: the suite is refused or a stage fails; the message is that of `kdep-bench run`.
+        KdepError: the suite is invalid or a stage fails; with the message of `kdep-bench run`.
     """
     from kdep_bench.engine import state
     from kdep_bench.suite.plan import build_plan
@@ -158,12 +167,12 @@ def pretrain(
         seeds=dict(pretrain=[seed], transfer=[0]),
     )
     _run(suite, work, None, show_progress)
-    loaded = _loaded(suite, work)
-    plan = build_plan(loaded)
-    export = student_export(plan)
+    loaded_suite = _load_with_content(suite, work)
+    export = student_export(build_plan(loaded_suite))
     folder = state.folder(work, export)
     file = folder / "backbone.pth"
-    return Pretrained(_backbone(loaded.students[0], file), file, folder / "README.md", suite)
+    backbone = _backbone(loaded_suite.students[0], file)
+    return Pretrained(backbone, file, folder / "README.md", suite)
 
 
 def evaluate(
@@ -190,32 +199,32 @@ def evaluate(
     """Transfers a backbone to tasks, and compares it with other methods under the same recipes.
 
     Args:
-        backbone: the network, the result of `pretrain`, or a file of its state dict. It must be the
-            network that `student` describes: every tensor is compared after loading.
+        backbone: the network, the result of `pretrain`, or a file with its state dict. It must be
+            the network that `student` describes: after loading, every tensor is compared.
         student: a student config's name, or dict(base=name, ...).
         data: a data config's name, or a complete config.
         tasks: task configs' names, or dict(base=name, ...).
-        labels_used: whether the backbone's pre-training read labels, for the tables.
-        method: what the tables call the backbone.
-        compared_with: methods to compare with; the default, "scratch", is no pre-training. Those
-            that pre-train do so on the pool of `data`.
-        teacher: for methods of `compared_with` that need one.
-        name: of the suite, in paths.
+        labels_used: whether the backbone's pre-training read labels; shown in the tables.
+        method: name of the backbone in the tables.
+        compared_with: methods to compare with; "scratch" is no pre-training. Methods with
+            pre-training use the pool of `data`.
+        teacher: teacher for the methods of `compared_with` that need one.
+        name: name of the suite, used in paths.
         epochs, views, batch, lr, precision: pre-training budget of the methods of `compared_with`.
-        seeds: of the transfers.
-        work_dir: for stages and the suite file; ./work_dirs by default.
-        results_dir: for records and tables; ./results/NAME by default.
-        show_progress: print the progress of the stages.
+        seeds: seeds of the transfer training.
+        work_dir: folder for stages and the suite file; default: ./work_dirs.
+        results_dir: folder for records and tables; default: ./results/NAME.
+        show_progress: whether to print the progress of the stages.
 
     Raises:
-        KdepError: as `pretrain`; also where a run failed, or an argument is no list.
+        KdepError: the suite is invalid, a stage failed, or an argument is not a list.
     """
     _check_list(tasks, "tasks")
     _check_list(seeds, "seeds")
     _check_list(compared_with, "compared_with", may_be_empty=True)
     work = _work(work_dir)
     file = _weights_file(backbone, work)
-    given = dict(
+    given_method = dict(
         base="given_weights",
         name=method,
         labels_used=labels_used,
@@ -227,7 +236,7 @@ def evaluate(
         data=data,
         teacher=teacher,
         students=[student],
-        methods=[given, *compared_with],
+        methods=[given_method, *compared_with],
         tasks=list(tasks),
         budget=_budget(epochs, views, batch, lr, precision),
         seeds=dict(pretrain=[next(iter(seeds))], transfer=list(seeds)),
@@ -240,11 +249,14 @@ def evaluate(
 def extract_features(
     backbone: nn.Module | Pretrained, images: np.ndarray, *, batch: int = 64
 ) -> np.ndarray:
-    """Averaged last-level features of a backbone, for images normalised as in pre-training.
+    """Features of a backbone: its last feature map, averaged over positions.
+
+    Images are normalised as in pre-training. The mode (training or evaluation) of every layer is
+    restored at the end.
 
     Args:
-        backbone: a backbone whose output is a map [B, C, h, w], a vector [B, C], or a tuple of
-            levels of which the last is read.
+        backbone: a network whose output is a map [B, C, h, w], a vector [B, C], or a tuple of maps,
+            of which the last is used.
         images: [N, H, W, 3] RGB, uint8.
         batch: images per forward pass.
 
@@ -274,28 +286,29 @@ def extract_features(
             fix="pass RGB images as bytes",
         )
     network = backbone.backbone if isinstance(backbone, Pretrained) else backbone
-    modes = {m: m.training for m in network.modules()}
+    training_modes = {module: module.training for module in network.modules()}
     weight = next(network.parameters())
     network.eval()
     mean, std = (torch.tensor(v, device=weight.device).view(3, 1, 1) for v in (MEAN, STD))
-    parts = []
+    features = []
     try:
         with torch.inference_mode():
             for start in range(0, len(images), batch):
                 pixels = images[start : start + batch].transpose(0, 3, 1, 2).copy()
-                x = (torch.from_numpy(pixels).to(weight.device) - mean) / std
-                y = network(x.to(weight.dtype))
-                y = y[-1] if isinstance(y, tuple | list) else y
-                y = y.float()
-                parts.append((y.mean((2, 3)) if y.ndim == 4 else y).cpu().numpy())
+                inputs = (torch.from_numpy(pixels).to(weight.device) - mean) / std
+                output = network(inputs.to(weight.dtype))
+                output = output[-1] if isinstance(output, tuple | list) else output
+                output = output.float()
+                pooled = output.mean((2, 3)) if output.ndim == 4 else output
+                features.append(pooled.cpu().numpy())
     finally:
-        for module, mode in modes.items():  # a user may have frozen some layers
-            module.training = mode
-    return np.concatenate(parts)
+        for module, is_training in training_modes.items():  # layers may differ in their mode
+            module.training = is_training
+    return np.concatenate(features)
 
 
 def compare(results_dir: str | Path) -> ScoreTable:
-    """The scores and the answer of a results folder.
+    """Reads the scores of a results folder.
 
     Raises:
         KdepError: the folder has no records, or a damaged one.
@@ -312,29 +325,31 @@ def compare(results_dir: str | Path) -> ScoreTable:
         lines += answer.sentences(board, student, view.labels, view.summaries)
         for column in comparison.columns_of(board, student):
             for row in board.rows_of(student):
-                result = board.result(row, column)
-                e = result.estimate
+                estimate = board.result(row, column).estimate
                 scores.append(
                     Score(
-                        student,
-                        view.labels[row],
-                        column.task,
-                        column.metric,
-                        None if e is None else e.mean,
-                        None if e is None else e.sd,
-                        None if e is None else e.low,
-                        None if e is None else e.high,
-                        0 if e is None else e.n,
-                        view.is_bold(row, column),
+                        student=student,
+                        method=view.labels[row],
+                        task=column.task,
+                        metric=column.metric,
+                        mean=None if estimate is None else estimate.mean,
+                        sd=None if estimate is None else estimate.sd,
+                        low=None if estimate is None else estimate.low,
+                        high=None if estimate is None else estimate.high,
+                        seeds=0 if estimate is None else estimate.n,
+                        among_best=view.is_bold(row, column),
                     )
                 )
     return ScoreTable(folder, tuple(scores), tuple(lines))
 
 
 def student_export(plan: Plan) -> str:
-    """The export stage of the only student: a teacher assistant's is read by other stages."""
-    read = {i for stage in plan.stages.values() for i in stage.needs.values()}
-    (export,) = [i for i, s in plan.stages.items() if s.kind == "export" and i not in read]
+    """Id of the export stage of the plan's only student.
+
+    Exports of intermediate teachers are excluded: other stages depend on them.
+    """
+    upstream = {stage_id for stage in plan.stages.values() for stage_id in stage.needs.values()}
+    (export,) = [i for i, s in plan.stages.items() if s.kind == "export" and i not in upstream]
     return export
 
 
@@ -359,7 +374,7 @@ def _budget(epochs: float, views: int, batch: int, lr: float, precision: str) ->
 
 
 def _suite(name: str, work: Path, **content: Any) -> Path:
-    """Writes the suite's config below `work`; the file is readable and can be run by hand."""
+    """Writes a suite config below `work` and returns its path; `kdep-bench run` can run it."""
     safe_name(name, "suite name")
     path = work / "suites" / f"{name}.py"
     suite = _plain(dict(name=name, **content), "")
@@ -370,10 +385,12 @@ def _suite(name: str, work: Path, **content: Any) -> Path:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """A value of Python types that a config file can contain; paths become text.
+    """`value` with the types that a config file can contain; paths become text.
+
+    `where` is what an error calls the value.
 
     Raises:
-        KdepError: a value of another type; names its place.
+        KdepError: a value of another type, or a number that is not finite.
     """
     if isinstance(value, Mapping):
         return {str(k): _plain(v, f"{where}.{k}" if where else str(k)) for k, v in value.items()}
@@ -383,8 +400,8 @@ def _plain(value: Any, where: str) -> Any:
         return str(value)
     if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
         value = value.item()
-    finite = not isinstance(value, float) or math.isfinite(value)
-    if finite and (value is None or type(value) in (bool, int, float, str)):
+    is_finite = not isinstance(value, float) or math.isfinite(value)
+    if is_finite and (value is None or type(value) in (bool, int, float, str)):
         return value
     raise KdepError(
         f"`{where}` of the suite is {value!r:.80} of type {type(value).__name__}",
@@ -394,7 +411,7 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def _check_list(values: Any, name: str, may_be_empty: bool = False) -> None:
-    """Raises KdepError for text or a number in place of a list, and for an empty list."""
+    """Raises KdepError for text or a number instead of a list, and for an empty list."""
     is_list = hasattr(values, "__len__") and not isinstance(values, str | Mapping)
     if not is_list or not (len(values) or may_be_empty):
         raise KdepError(
@@ -405,7 +422,11 @@ def _check_list(values: Any, name: str, may_be_empty: bool = False) -> None:
 
 
 def _run(suite: Path, work: Path, results: Path | None, show_progress: bool) -> None:
-    """Runs the suite in a process of its own, which is also safe in a notebook."""
+    """Runs the suite in a separate process, which also works in a notebook.
+
+    Raises:
+        KdepError: the run failed; with the errors that it printed.
+    """
     command = [sys.executable, "-m", "kdep_bench.cli.main", "run", str(suite)]
     command += ["--work-dir", str(work), *(["--results-dir", str(results)] if results else [])]
     if not show_progress:
@@ -419,8 +440,8 @@ def _run(suite: Path, work: Path, results: Path | None, show_progress: bool) -> 
         raise KdepError(" ".join(causes) + f" (suite {suite}, exit code {done.returncode})")
 
 
-def _loaded(suite: Path, work: Path) -> Any:
-    """The suite with the content of its data, as the run planned it."""
+def _load_with_content(suite: Path, work: Path) -> Any:
+    """The suite with the hashes of its data, so that its plan has the stage ids of the run."""
     from kdep_bench.suite import data_identity
     from kdep_bench.suite.config import load_suite
 
@@ -433,12 +454,15 @@ def _backbone(student: Mapping[str, Any], file: Path) -> nn.Module:
 
     backbone = build_backbone(dict(student))
     given_weights(backbone, str(file))
-    backbone.eval()  # mmpretrain's networks return None here
+    backbone.eval()  # in a separate statement: `eval` of mmpretrain's networks returns None
     return backbone
 
 
 def _weights_file(backbone: nn.Module | Pretrained | str | Path, work: Path) -> Path:
-    """The file of a backbone; a network's weights are saved under the hash of their content."""
+    """The file with a backbone's weights; those of a network are saved to a file below `work`.
+
+    The name of that file is the hash of the weights.
+    """
     if isinstance(backbone, str | Path):
         return Path(backbone).expanduser().absolute()
     if isinstance(backbone, Pretrained):

@@ -1,7 +1,8 @@
 """Types of constructor arguments with their ranges. Imports no torch.
 
-A class that configs name annotates its arguments with them, `T: Positive = 0.1`. Planning reads the
-annotation from the source (see `signatures`) and refuses values out of range before anything runs.
+Classes that configs can name annotate their arguments with these types: `T: Positive = 0.1`. When a
+suite is planned, the annotations are read from the source (see `signatures`), and values out of
+range are reported before anything runs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Reads checkpoint files: safetensors, and files of `torch.save` with `weights_only=True`.
 
-The format is recognised by the first bytes, not by the suffix, and no code in a file is run. Error
-texts of torch are not shown, because they advise to load without `weights_only`.
+The format is recognised by the first bytes, not by the suffix, and no code in a file is executed.
+Error texts of torch are not shown, because they suggest loading without `weights_only`, which is
+unsafe.
 """
 
 from __future__ import annotations
@@ -24,36 +25,34 @@ from torch import Tensor
 from kdep_bench.errors import KdepError
 from kdep_bench.files import plain_text
 
-_LISTED = 4
-_AGAIN = "download or copy the file again"
-#: First bytes, the kind of file that begins with them, and what to do.
+_MAX_NAMES = 4  # largest number of file names in an error
+_DOWNLOAD_AGAIN = "download or copy the file again"
+_UNPACK = "unpack it and give the path of the weights file in it"
+_OTHER_FORMAT = "get the PyTorch or safetensors weights"
+#: First bytes of files that are not weights, the kind of file, and what to do.
 _FOREIGN: tuple[tuple[bytes, str, str], ...] = (
-    (b"\x1f\x8b", "a gzip archive", "unpack it and give the path of the weights file in it"),
-    (b"BZh", "a bzip2 archive", "unpack it and give the path of the weights file in it"),
-    (b"\xfd7zXZ", "an xz archive", "unpack it and give the path of the weights file in it"),
-    (
-        b"\x28\xb5\x2f\xfd",
-        "a zstd archive",
-        "unpack it and give the path of the weights file in it",
-    ),
-    (b"7z\xbc\xaf", "a 7z archive", "unpack it and give the path of the weights file in it"),
-    (b"\x89HDF", "an HDF5 file (Keras)", "get the PyTorch or safetensors weights"),
-    (b"\x93NUMPY", "a NumPy array", "get the PyTorch or safetensors weights"),
-    (b"GGUF", "a GGUF file", "get the PyTorch or safetensors weights"),
-    (b"\x89PNG", "a PNG image", _AGAIN),
-    (b"\xff\xd8\xff", "a JPEG image", _AGAIN),
-    (b"%PDF", "a PDF document", _AGAIN),
-    (b"\x7fELF", "a program", _AGAIN),
+    (b"\x1f\x8b", "a gzip archive", _UNPACK),
+    (b"BZh", "a bzip2 archive", _UNPACK),
+    (b"\xfd7zXZ", "an xz archive", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive", _UNPACK),
+    (b"7z\xbc\xaf", "a 7z archive", _UNPACK),
+    (b"\x89HDF", "an HDF5 file (Keras)", _OTHER_FORMAT),
+    (b"\x93NUMPY", "a NumPy array", _OTHER_FORMAT),
+    (b"GGUF", "a GGUF file", _OTHER_FORMAT),
+    (b"\x89PNG", "a PNG image", _DOWNLOAD_AGAIN),
+    (b"\xff\xd8\xff", "a JPEG image", _DOWNLOAD_AGAIN),
+    (b"%PDF", "a PDF document", _DOWNLOAD_AGAIN),
+    (b"\x7fELF", "a program", _DOWNLOAD_AGAIN),
 )
-_LARGEST_PICKLE = 64 << 20  # bytes of a pickle that are searched for the classes it imports
-#: Beginnings of names that a plain state dict imports, and that `weights_only=True` loads.
+_MAX_PICKLE_BYTES = 64 << 20  # bytes of a pickle that are searched for the classes it imports
+#: Prefixes of names that the file of a plain state dict imports; `weights_only=True` allows them.
 _HARMLESS = ("torch._utils.", "torch._tensor.", "torch.storage.", "torch.serialization.")
 
 
 def read_checkpoint(
     path: str | Path,
     label: str = "the weights file",
-    fix: str = _AGAIN,
+    fix: str = _DOWNLOAD_AGAIN,
     map_location: Any = "cpu",
 ) -> Any:
     """The content of a safetensors or torch file.
@@ -65,12 +64,13 @@ def read_checkpoint(
         map_location: for torch files, see `torch.load`.
 
     Raises:
-        KdepError: not a regular file, another kind of file, objects other than tensors and plain
-            containers (the class is named), a damaged file, or one that does not fit into memory.
+        KdepError: the path is not a regular file; the file is of another kind, damaged, or too
+            large for the memory; or it contains objects other than tensors and plain containers
+            (the error names their class).
     """
     path = Path(path).expanduser()
-    head, size = _head(path, label)
-    _refuse_foreign(path, head, size, label, fix)
+    head, size = _read_head(path, label)
+    _check_kind(path, head, size, label, fix)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -78,14 +78,14 @@ def read_checkpoint(
                 from safetensors.torch import load_file
 
                 return load_file(path)
-            with path.open("rb") as f:  # given a path, torch goes by its suffix
+            with path.open("rb") as f:  # for a path, torch would choose the format by its suffix
                 return torch.load(f, map_location=map_location, weights_only=True)
     except MemoryError:
         raise KdepError(
             f"{label} {path} does not fit into memory", fix="free memory, or use a smaller file"
         ) from None
     except Exception as e:  # both libraries raise many types for a damaged file
-        raise _refusal(path, e, label, fix) from None
+        raise _load_error(path, e, label, fix) from None
 
 
 def is_safetensors(head: bytes, size: int) -> bool:
@@ -99,10 +99,10 @@ def is_safetensors(head: bytes, size: int) -> bool:
 
 
 def bad_tensors(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Name -> reason why a tensor cannot be a weight: not finite, not dense, or an expanded view.
+    """Tensors that cannot be weights: name -> reason (not finite, not dense, an expanded view).
 
-    A file of a few bytes can contain an expanded tensor of 10^15 equal numbers, and checking its
-    values would take all memory.
+    An expanded view repeats few stored numbers. A file of a few bytes can contain one with 10^15
+    elements, whose check for NaN would need all memory; it is reported without that check.
     """
     bad = {}
     for name, value in tensors.items():
@@ -115,22 +115,26 @@ def bad_tensors(tensors: Mapping[str, Tensor]) -> dict[str, str]:
             if size > stored:
                 bad[name] = f"has the shape {list(value.shape)} with {stored} bytes of numbers"
                 continue
-        if (value.is_floating_point() or value.is_complex()) and not _finite(value):
+        if (value.is_floating_point() or value.is_complex()) and not _is_finite(value):
             bad[name] = "contains NaN or infinity"
     return bad
 
 
-def _finite(value: Tensor) -> bool:
-    if value.element_size() == 1:  # isfinite is not implemented for float8
+def _is_finite(value: Tensor) -> bool:
+    if value.element_size() == 1:  # torch has no isfinite for float8
         value = value.float()
     return bool(torch.isfinite(value).all())
 
 
-def _head(path: Path, label: str) -> tuple[bytes, int]:
-    """(first 512 bytes, size in bytes); KdepError unless it is a readable regular file."""
+def _read_head(path: Path, label: str) -> tuple[bytes, int]:
+    """(first 512 bytes, size in bytes) of a file.
+
+    Raises:
+        KdepError: it is not a regular file, or cannot be read.
+    """
     try:
         if path.is_dir():
-            raise KdepError(f"{label} {path} is a folder", fix=_in_folder(path))
+            raise KdepError(f"{label} {path} is a folder", fix=_folder_fix(path))
         if not path.exists():
             raise KdepError(f"{label} {path} does not exist", fix="correct the path")
         if not path.is_file():
@@ -147,20 +151,29 @@ def _head(path: Path, label: str) -> tuple[bytes, int]:
     return head, size
 
 
-def _in_folder(path: Path) -> str:
+def _folder_fix(path: Path) -> str:
+    """The fix for a folder instead of a file, with the names of weights files in it."""
     names: list[str] = []
     with contextlib.suppress(OSError):
         suffixes = {".safetensors", ".pth", ".pt", ".bin"}
         names = sorted(p.name for p in path.iterdir() if p.suffix in suffixes)
     return (
-        f"give the path of the file in it: {', '.join(names[:_LISTED])}"
+        f"give the path of the file in it: {', '.join(names[:_MAX_NAMES])}"
         if names
         else "give the path of the weights file"
     )
 
 
-def _refuse_foreign(path: Path, head: bytes, size: int, label: str, fix: str) -> None:
-    """Raises KdepError for a file whose first bytes show that it cannot contain weights."""
+def _check_kind(path: Path, head: bytes, size: int, label: str, fix: str) -> None:
+    """Raises KdepError if the first bytes of a file show that it does not contain weights.
+
+    Args:
+        path: the file.
+        head: its first 512 bytes.
+        size: its size in bytes.
+        label: what the file is called in errors.
+        fix: advice for a damaged file.
+    """
     if size == 0:
         raise KdepError(f"{label} {path} is empty", fix=fix)
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
@@ -171,9 +184,9 @@ def _refuse_foreign(path: Path, head: bytes, size: int, label: str, fix: str) ->
         )
     if start[:1] == b"<":
         raise KdepError(
-            f"{label} {path} is a web page or XML (it begins with {_begin(start)})",
-            fix="download the file itself: a web page (often a login or error page) was saved in "
-            "its place",
+            f"{label} {path} is a web page or XML (it begins with {_shown_start(start)})",
+            fix="download the file again; a web page (often a login or error page) was saved "
+            "instead of it",
         )
     for magic, kind, advice in _FOREIGN:
         if head.startswith(magic):
@@ -184,21 +197,23 @@ def _refuse_foreign(path: Path, head: bytes, size: int, label: str, fix: str) ->
         raise KdepError(
             f"{label} {path} is a tar archive",
             expected="a safetensors or torch file",
-            fix="unpack it and give the path of the weights file in it",
+            fix=_UNPACK,
         )
     if head.startswith(b"PK"):
-        _refuse_zip(path, label, fix)
+        _check_zip(path, label, fix)
     elif not is_safetensors(head, size) and not _is_pickle(head):
-        json = start[:1] in (b"{", b"[")
-        text = "a JSON text" if json else "a text" if _is_text(head) else "of an unknown format"
+        is_json = start[:1] in (b"{", b"[")
+        kind = "a text" if _is_text(head) else "of an unknown format"
         raise KdepError(
-            f"{label} {path} is {text} (it begins with {_begin(head)})",
+            f"{label} {path} is {'a JSON text' if is_json else kind} (it begins with "
+            f"{_shown_start(head)})",
             expected="a safetensors or torch file",
-            fix="give the path of the weights file itself" if json else fix,
+            fix="give the path of the weights file itself" if is_json else fix,
         )
 
 
-def _refuse_zip(path: Path, label: str, fix: str) -> None:
+def _check_zip(path: Path, label: str, fix: str) -> None:
+    """Raises KdepError for a zip archive that torch.save did not write, or that is damaged."""
     try:
         with zipfile.ZipFile(path) as z:
             names = z.namelist()
@@ -214,9 +229,9 @@ def _refuse_zip(path: Path, label: str, fix: str) -> None:
         )
     if not any(n == "data.pkl" or n.endswith("/data.pkl") for n in names):
         raise KdepError(
-            f"{label} {path} is a zip archive of other files ({', '.join(names[:_LISTED])})",
+            f"{label} {path} is a zip archive of other files ({', '.join(names[:_MAX_NAMES])})",
             expected="a safetensors or torch file",
-            fix="unpack it and give the path of the weights file in it",
+            fix=_UNPACK,
         )
 
 
@@ -228,21 +243,23 @@ def _is_text(head: bytes) -> bool:
     return all(c in b"\t\r\n" or 32 <= c < 127 for c in head)
 
 
-def _begin(head: bytes) -> str:
+def _shown_start(head: bytes) -> str:
+    """The first bytes of a file, quoted, for an error."""
     return repr(head[:24])[1:]
 
 
-def _refusal(path: Path, e: Exception, label: str, fix: str) -> KdepError:
+def _load_error(path: Path, e: Exception, label: str, fix: str) -> KdepError:
+    """The error for an exception of torch or safetensors."""
     text = str(e)
     if "can't allocate memory" in text or "DefaultCPUAllocator" in text:
         return KdepError(
             f"{label} {path} does not fit into memory", fix="free memory, or use a smaller file"
         )
     if "weights_only" in text or "Weights only" in text:
-        if named := _first_import(path):
+        if class_name := _first_import(path):
             return KdepError(
-                f"{label} {path} contains more than plain weights: it needs {named}, and loading "
-                "classes or functions from a file can run code",
+                f"{label} {path} contains more than plain weights: it needs {class_name}, and "
+                "loading classes or functions from a file can run code",
                 expected="tensors in plain containers, as torch.save(net.state_dict(), file) "
                 "writes them",
                 fix="save only the state_dict where the file was made, or save it as safetensors",
@@ -260,19 +277,22 @@ def _refusal(path: Path, e: Exception, label: str, fix: str) -> KdepError:
 
 
 def _first_import(path: Path) -> str | None:
-    """The first class or function that a torch file or pickle imports and that is not loaded."""
-    with contextlib.suppress(Exception):  # of a damaged file nothing is known
+    """The first class or function that a file imports and `weights_only=True` does not allow.
+
+    None if there is none, or if the file is damaged.
+    """
+    with contextlib.suppress(Exception):
         with path.open("rb") as f:
             if f.read(2) != b"PK":
-                return _globals(path)
+                return _first_pickle_import(path)
         return next(iter(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))), None)
     return None
 
 
-def _globals(path: Path) -> str | None:
-    """`_first_import` of a file that is not a zip (torch's older format: several pickles)."""
+def _first_pickle_import(path: Path) -> str | None:
+    """`_first_import` for torch's older format, a sequence of pickles that is not a zip file."""
     with path.open("rb") as f:
-        raw = io.BytesIO(f.read(_LARGEST_PICKLE))
+        raw = io.BytesIO(f.read(_MAX_PICKLE_BYTES))
     with contextlib.suppress(Exception):
         while raw.tell() < len(raw.getbuffer()):
             texts: list[str] = []

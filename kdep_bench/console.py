@@ -1,4 +1,4 @@
-"""Standard streams, exit codes and last-resort errors of the command-line tools."""
+"""Standard streams, exit codes and unhandled errors of the command-line tools."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 LOST = 1  # exit code if output could not be written
-_UTF8 = "PYTHONUTF8"
+_UTF8 = "PYTHONUTF8"  # environment variable of Python's UTF-8 mode
 
 
 def run_main(main: Callable[[], int | None]) -> NoReturn:
     """Runs a command's `main` and exits with the code that it returns (None is 0).
 
-    Exit codes: 141 (as after SIGPIPE) without a message if the reader of standard output is gone
-    (`| head`); 130 after Ctrl-C that the command does not handle; not 0, with one line on standard
-    error, if standard output is closed or cannot be written. An OSError that the command does not
-    handle is printed as one line without a traceback.
+    Other exit codes: 141 (as after SIGPIPE), without a message, if the reader of standard output
+    has ended (`| head`); 130 after Ctrl-C, unless the command handles it; 1, with one line on
+    standard error, if standard output is closed or cannot be written. An OSError that the command
+    does not handle is printed as one line without a traceback.
 
     In a locale that is not UTF-8 the process restarts itself in Python's UTF-8 mode, because
-    configs and records are UTF-8. Characters that a stream cannot encode are printed as escapes.
+    configs and records are UTF-8. Characters that a stream cannot encode are printed as escape
+    sequences.
     """
-    _begin_again_in_utf8()
-    if not _streams_are_open():
+    _restart_in_utf8()
+    if not _open_streams():
         _print_error("standard output is closed. Fix: redirect it to a file or to /dev/null.")
         _end(LOST)
     argparse.ArgumentParser._print_message = _print_message
     code: Any = LOST
     try:
         code = main()
-    except SystemExit as e:  # argparse; its text is still in the buffer
+    except SystemExit as e:  # raised by argparse; its text is flushed below
         code = e.code
     except BrokenPipeError:
         code = 128 + signal.SIGPIPE
@@ -42,7 +43,7 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
         _print_error("interrupted")
         code = 128 + signal.SIGINT
     except OSError as e:
-        if _flush(sys.stdout) is None:  # a file failed, not standard output
+        if _flush(sys.stdout) is None:  # the error is about a file, not about standard output
             _print_error(_file_error(e))
     except BaseException:
         _flush(sys.stdout)
@@ -65,7 +66,7 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
 
 
 def _print_message(self: argparse.ArgumentParser, message: str, file: Any = None) -> None:
-    """Replaces argparse's method, which ignores failed writes, so that lost help exits with 0."""
+    """Replaces argparse's method, which ignores failed writes and exits with 0."""
     if message:
         (file or sys.stderr).write(message)
 
@@ -103,17 +104,18 @@ def _flush(stream: Any) -> OSError | None:
 
 
 def _discard(stream: Any) -> None:
-    """Redirects a stream to /dev/null, or its buffer would be written again at exit."""
+    """Redirects a stream to /dev/null; otherwise Python would write its buffer again at exit."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())
     os.close(null)
 
 
-def _streams_are_open() -> bool:
-    """Whether standard output is open; opens /dev/null on closed descriptors among 0 to 2.
+def _open_streams() -> bool:
+    """Makes all standard streams usable; returns whether standard output was open.
 
-    Otherwise the next opened file would get such a descriptor, and text printed by a library or a
-    child process would be written into it. Standard output replaces a closed standard error.
+    Opens /dev/null on those of the file descriptors 0, 1 and 2 that are closed. Otherwise the next
+    file that is opened would get that descriptor, and text printed by a library or a child process
+    would be written into it. Standard output replaces a closed standard error.
     """
     while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(null, True)
@@ -129,7 +131,7 @@ def _streams_are_open() -> bool:
     return is_open
 
 
-def _begin_again_in_utf8() -> None:
+def _restart_in_utf8() -> None:
     """Restarts the process in Python's UTF-8 mode if the locale has another encoding."""
     import locale
 

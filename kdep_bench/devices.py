@@ -1,10 +1,10 @@
-"""The device this process computes on, and the number of cores it may use. Imports no torch.
+"""The GPUs and the number of cores of this process. Imports no torch.
 
-The fork server imports the toolkits for stages with and without a GPU. With visible GPUs that would
-fail in two ways: torch's check initialises the CUDA driver, which forked children cannot use
-("Cannot re-initialize CUDA in forked subprocess"), and the toolkits store the result in constants,
-so that a stage without a GPU would still use one. So CUDA_VISIBLE_DEVICES is empty in the server
-(`hide_gpus`), and each stage sets it (`show_gpus`).
+The fork server imports the toolkits for all stages, with and without a GPU. If it saw GPUs, this
+would have two faults. When torch checks for a GPU, it initialises the CUDA driver, which forked
+children cannot use ("Cannot re-initialize CUDA in forked subprocess"). And the toolkits store the
+result of the check in constants, so that a stage without a GPU would still use one. Therefore
+CUDA_VISIBLE_DEVICES is empty in the server (`hide_gpus`), and each stage sets it (`show_gpus`).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from kdep_bench.errors import KdepError
 if TYPE_CHECKING:
     import torch
 
-# With it torch.cuda.is_available counts devices by NVML, which does not initialise the driver. No
-# device being visible, the driver is not initialised without NVML either.
+# With this variable torch.cuda.is_available counts devices with NVML, which does not initialise the
+# driver. If NVML is missing, the driver is not initialised either as long as no device is visible.
 _NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
-# Constants that the toolkits set on import, in each module that has a copy.
+# Constants that the toolkits set when they are imported: (module, name), for each copy.
 _DEVICE = ("mmengine.device.utils", "DEVICE")
 _IS_CUDA = tuple(
     (module, "IS_CUDA_AVAILABLE")
@@ -53,9 +53,9 @@ def show_gpus(gpus: Sequence[str]) -> None:
 
 
 def check_gpus(gpus: Sequence[str]) -> None:
-    """Raises KdepError if GPUs were assigned and torch, already imported, cannot use any.
+    """Raises KdepError if GPUs were assigned but torch cannot use any.
 
-    Otherwise the work would silently run on the CPU, for days.
+    Otherwise the work would silently run on the CPU. Does nothing if torch is not imported.
     """
     torch = sys.modules.get("torch")
     if gpus and torch is not None and not torch.cuda.is_available():
@@ -68,10 +68,10 @@ def check_gpus(gpus: Sequence[str]) -> None:
 
 
 def compute_device() -> torch.device:
-    """The GPU of this process, else the CPU; with several ranks on a node, each has its own GPU.
+    """The GPU of this process, or the CPU; with several ranks on a node, each has a different GPU.
 
-    The GPU is given by LOCAL_RANK, because teachers run before a rank joins the process group and
-    is bound to its GPU; otherwise those of all ranks would use the first GPU.
+    The number of the GPU is LOCAL_RANK. torch's current device is not used: teachers run before a
+    rank joins the process group and sets it, and those of all ranks would use the first GPU.
     """
     torch = importlib.import_module("torch")
     if not torch.cuda.is_available():
@@ -88,15 +88,15 @@ def synchronise() -> None:
 
 
 def cores() -> int:
-    """Number of cores of this process: those assigned to the stage, else all it may run on."""
+    """Number of cores assigned to the stage; outside a stage, those this process may run on."""
     return int(os.environ.get("KDEP_CPUS") or len(os.sched_getaffinity(0)))
 
 
 def loader_workers(batch_bytes: int, max_workers: int = 8) -> int:
     """Number of worker processes for a data loader.
 
-    One core is left for the training process. Three batches per worker (two waiting, one in
-    progress) must fit into shared memory, of which a container often has only 64 MB.
+    One core remains for the training process. Three batches per worker (two waiting, one in
+    progress) must fit into shared memory; a container often has only 64 MB of it.
 
     Args:
         batch_bytes: bytes of one batch.

@@ -7,20 +7,22 @@ import re
 from collections.abc import Callable, Iterable
 from functools import partial
 
-# All but tab and line feed: a file name could otherwise send escape sequences to the terminal.
+# Control characters except tab and line feed. A file name with them could send escape sequences to
+# the terminal.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class KdepError(Exception):
     """A fault that the user can fix: what is wrong, what was expected, and what to do.
 
-    `str(error)` is "<problem>; expected <expected>. Fix: <fix>."; programs print it and exit
-    non-zero, without a traceback. The attributes `expected` and `fix` are "" where not given.
+    `str(error)` is "<problem>; expected <expected>. Fix: <fix>.". Programs print it without a
+    traceback and exit with a code other than 0. The attributes `expected` and `fix` are "" if they
+    are not given.
 
     Args:
         problem: what is wrong, as a clause that names the file or setting ("the file x.json
             names 3 images that do not exist").
-        expected: what should be there instead; only where it adds a fact to the other two.
+        expected: what should be there instead; only if the other two do not say so already.
         fix: what to do about it, as an instruction ("download it again").
     """
 
@@ -54,14 +56,21 @@ def _printable(text: str) -> str:
 
 
 def made_again(folder: object) -> str:
-    """The fix for a damaged stage directory `folder`: the next run makes one that is missing."""
+    """The fix for a damaged stage directory `folder`: move it away, so that it is made again."""
     return f"move the folder {folder} out of the work dir and run the suite again, which remakes it"
 
 
 def unknown_name(
     kind: str, name: str, valid: Iterable[str], *, fix: str | None = None
 ) -> KdepError:
-    """A KdepError for a name that is not among `valid`; `fix` defaults to the nearest of them."""
+    """A KdepError for a name that is not among `valid`.
+
+    Args:
+        kind: what the name is, such as "method".
+        name: the unknown name.
+        valid: all valid names.
+        fix: what to do; default: suggests up to three similar names, or lists all.
+    """
     names = sorted(map(str, valid))
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of: {', '.join(names)}"

@@ -56,24 +56,24 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 LARGEST_JSON = 4 << 30  # bytes; the largest official annotation file has 0.5 GB
-LARGEST_NUMBER = 1e100  # so that sums and squares of stored numbers are finite
-DEEPEST = 50  # levels of lists and objects in a file that kdep_bench wrote
-_DIGITS = 20  # of an integer; counts, ids and sizes have fewer
+LARGEST_NUMBER = 1e100  # its square is finite; so are sums of numbers up to it
+DEEPEST = 50  # most levels of nested lists and objects in a file that kdep_bench wrote
+_MAX_DIGITS = 20  # of an integer; counts, ids and sizes have fewer
 
 
 def read_json(path: str | Path, max_bytes: int = LARGEST_JSON) -> Any:
     """The content of a JSON file that a user may have written.
 
-    A key that occurs twice in one object is refused as ambiguous. NaN and infinities, which
-    Python's writer produces, are accepted: the caller's checks can name the entry with them.
+    A key that occurs twice in one object is an error, because it is ambiguous. NaN and infinities,
+    which Python's json module writes, are accepted: the caller can report which entry has them.
 
     Args:
         path: the file.
         max_bytes: size of the largest file that is read.
 
     Raises:
-        KdepError: not a regular file, a larger file, invalid JSON, a duplicate key, or nested too
-            deeply or too large for this machine's memory.
+        KdepError: the file is not a regular file or too large, is not valid JSON, has a duplicate
+            key, is nested too deeply, or does not fit into memory.
     """
     return _parse(
         read_bytes(path, max_bytes), str(path), False, "correct it: JSON in UTF-8 is read"
@@ -89,24 +89,25 @@ def read_strict(path: str | Path, max_bytes: int = LARGEST_JSON, follow: bool = 
         follow: whether `path` may be a link; False below a work dir or a results folder.
 
     Raises:
-        KdepError: as `read_json`, and for content that `write_json` never writes: NaN, infinities,
-            numbers beyond `LARGEST_NUMBER`, nesting beyond `DEEPEST`.
+        KdepError: as `read_json`; also for content that kdep_bench never writes: NaN, infinities,
+            numbers above LARGEST_NUMBER, more than DEEPEST levels.
     """
     return parse_strict(read_bytes(path, max_bytes, follow), str(path))
 
 
 def parse_strict(raw: bytes | str, where: str) -> Any:
-    """`read_strict` of a text; `where` names it in errors."""
+    """Parses a JSON text like `read_strict`; `where` is what an error calls it."""
     return _parse(
         raw, where, True, "move it to another folder and run again, which writes it again"
     )
 
 
 def read_bytes(path: str | Path, max_bytes: int, follow: bool = True) -> bytes:
-    """The bytes of a regular file of at most `max_bytes` bytes; KdepError otherwise.
+    """The bytes of a regular file.
 
-    Pipes and devices are refused unread, because reading them may never end. Links are refused
-    unless `follow` is True.
+    Raises:
+        KdepError: the file has more than `max_bytes` bytes, cannot be read, is a pipe or device
+            (reading these may never end), or is a link and `follow` is False.
     """
     try:
         return safe_files.read_bytes(path, max_bytes, follow=follow)
@@ -125,52 +126,59 @@ def read_bytes(path: str | Path, max_bytes: int, follow: bool = True) -> bytes:
 
 def _parse(raw: bytes | str, where: str, strict: bool, fix: str) -> Any:
     strict_options: dict[str, Any] = (
-        dict(parse_float=_bounded, parse_constant=_no_constant) if strict else {}
+        dict(parse_float=_bounded_float, parse_constant=_refuse_constant) if strict else {}
     )
     try:
         text = raw if isinstance(raw, str) else raw.decode("utf-8-sig")
-        value = json.loads(text, object_pairs_hook=_once, parse_int=_whole, **strict_options)
+        value = json.loads(
+            text, object_pairs_hook=_unique_keys, parse_int=_bounded_int, **strict_options
+        )
         if strict:
             _check_depth(value)
         return value
     except RecursionError:
-        got = f"the file {where} is nested too deeply"
+        problem = f"the file {where} is nested too deeply"
     except MemoryError:
-        got = f"the content of the file {where} does not fit into memory"
+        problem = f"the content of the file {where} does not fit into memory"
     except UnicodeDecodeError as e:
-        got = f"the file {where} is not text in UTF-8 (byte {e.start})"
+        problem = f"the file {where} is not text in UTF-8 (byte {e.start})"
     except ValueError as e:
-        got = f"the file {where} is not valid JSON ({str(e)[:200]})"
-    raise KdepError(got, fix=fix)
+        problem = f"the file {where} is not valid JSON ({str(e)[:200]})"
+    raise KdepError(problem, fix=fix)
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The dict of a JSON object; raises ValueError for a key that occurs twice."""
     value = dict(pairs)
     if len(value) != len(pairs):
-        keys = [k for k, _ in pairs]
-        twice = next(k for k in keys if keys.count(k) > 1)
-        raise ValueError(f"the key {twice[:60]!r} occurs twice in one object")
+        keys = [key for key, _ in pairs]
+        duplicate = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {duplicate[:60]!r} occurs twice in one object")
     return value
 
 
-def _whole(text: str) -> int:
-    if len(text) > _DIGITS + text.startswith("-"):
+def _bounded_int(text: str) -> int:
+    """The integer in `text`; raises ValueError for more than _MAX_DIGITS digits."""
+    if len(text) > _MAX_DIGITS + text.startswith("-"):
         raise ValueError(f"the number {text[:25]}... has {len(text)} digits")
     return int(text)
 
 
-def _bounded(text: str) -> float:
+def _bounded_float(text: str) -> float:
+    """The number in `text`; raises ValueError above LARGEST_NUMBER."""
     value = float(text)
     if not -LARGEST_NUMBER <= value <= LARGEST_NUMBER:
         raise ValueError(f"the number {text[:40]} is out of range")
     return value
 
 
-def _no_constant(text: str) -> float:
+def _refuse_constant(text: str) -> float:
+    """Raises ValueError for NaN and infinities."""
     raise ValueError(f"{text} is not a JSON number")
 
 
 def _check_depth(value: Any) -> None:
+    """Raises RecursionError for more than DEEPEST nested levels."""
     level, depth = [value], 0
     while level:
         if depth > DEEPEST:
@@ -195,9 +203,10 @@ def plain_text(error: object, max_chars: int = 160) -> str:
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces, one text per value: the input of hashes.
+    """JSON with sorted keys and no spaces, so that equal values have equal text; used for hashes.
 
-    Raises ValueError for NaN and infinity.
+    Raises:
+        ValueError: the value contains NaN or infinity.
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
@@ -208,14 +217,14 @@ def text_hash(text: str, digits: int = 12) -> str:
 
 
 def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hex, read in pieces of 1 MiB. Links are followed.
+    """SHA-256 of a file's bytes in hex digits. Links are followed.
 
     Raises:
         KdepError: `path` is not a regular file.
         OSError: it cannot be read.
     """
-    h = hashlib.sha256()
+    digest = hashlib.sha256()
     with open(open_regular(path, follow=True), "rb") as f:
-        while piece := f.read(1 << 20):
-            h.update(piece)
-    return h.hexdigest()
+        while piece := f.read(1 << 20):  # 1 MiB
+            digest.update(piece)
+    return digest.hexdigest()

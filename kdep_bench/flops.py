@@ -15,8 +15,8 @@ def forward_flops(module: nn.Module, images: Tensor) -> int:
     """FLOPs of `module(images)` per image, for `images` [B, ...].
 
     Counts convolutions and matrix products, two FLOPs per multiply-add (torch's FlopCounterMode),
-    in eval mode and without gradient. Attention is computed by plain matrix products meanwhile,
-    because torch does not count all fused kernels (not the one for CPUs).
+    in evaluation mode and without gradients. Attention is computed with plain matrix products
+    during the count, because torch does not count all fused attention kernels.
     """
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel

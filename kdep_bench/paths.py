@@ -1,7 +1,8 @@
 """Paths of the package, its configs and its output folders, in a clone or installed from a wheel.
 
-In a clone, everything is in the clone. Installed from a wheel, the configs are part of the package
-(`setup.py` copies them), and output goes to the current folder.
+In a clone of the repository, configs and output are in the clone. If the project is installed from
+a wheel, the configs are part of the package (`setup.py` copies them), and output is written to the
+current folder.
 """
 
 from __future__ import annotations
@@ -13,5 +14,5 @@ ROOT = PACKAGE.parent  # child processes need it on PYTHONPATH
 _INSTALLED = PACKAGE / "_configs"
 IS_INSTALLED = _INSTALLED.is_dir()
 CONFIGS = _INSTALLED if IS_INSTALLED else ROOT / "configs"
-# Contains `work_dirs` and `results` unless a command's arguments name other folders.
+# Default parent of the folders `work_dirs` and `results`.
 OUTPUT = Path.cwd() if IS_INSTALLED else ROOT

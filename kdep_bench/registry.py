@@ -1,6 +1,6 @@
 """Imports and builds the class that a config's `type=` names by its dotted path.
 
-There is no registry to edit: a new method, teacher or task is found by its import path.
+A new method, teacher or task needs no registration: it is found by its import path.
 """
 
 from __future__ import annotations
@@ -13,28 +13,32 @@ from kdep_bench.errors import KdepError
 
 
 def type_path(kind: Any) -> str:
-    """The dotted path of a `type=` value: a string, a class, or mmengine's lazily imported name."""
+    """The dotted path of a `type=` value: a string, a class, or a class imported by a config."""
     if isinstance(kind, str):
         return kind
-    if hasattr(kind, "dump_str"):
+    if hasattr(kind, "dump_str"):  # mmengine's object for a lazily imported name
         return str(kind.dump_str)
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def import_fix(error: BaseException, otherwise: str) -> str:
-    """Advice for a failed import: to free memory if that is the cause, else `otherwise`.
+    """The fix for a failed import: `otherwise`, unless the cause is a lack of memory.
 
     The dynamic loader reports a lack of memory as an ImportError ("failed to map segment from
-    shared object", "cannot allocate memory"), sometimes inside a package's own advice.
+    shared object", "cannot allocate memory"), which some packages put into an error of their own.
     """
     text = f"{error} {error.__cause__ or ''} {error.__context__ or ''}".lower()
     if "failed to map segment" in text or "cannot allocate memory" in text:
-        return "run fewer stages at once (--jobs 1), or raise the memory limit: the memory ran out"
+        return "the memory ran out: run fewer stages at once (--jobs 1), or raise the memory limit"
     return otherwise
 
 
 def locate(kind: Any) -> Any:
-    """The object that a `type=` value names; KdepError if it cannot be imported."""
+    """Imports the object that a `type=` value names.
+
+    Raises:
+        KdepError: it cannot be imported.
+    """
     path = type_path(kind)
     module, _, name = path.rpartition(".")
     try:
@@ -48,10 +52,10 @@ def locate(kind: Any) -> Any:
 
 
 def build(config: Mapping[str, Any], **extra_args: Any) -> Any:
-    """Calls `locate(config['type'])` with the other keys of the config and `extra_args`.
+    """Calls the class in `config['type']` with the other keys of the config and `extra_args`.
 
     Raises:
-        KdepError: a type that cannot be imported, or arguments that it does not accept.
+        KdepError: the class cannot be imported, or does not accept the arguments.
     """
     args = {k: v for k, v in config.items() if k != "type"}
     try:

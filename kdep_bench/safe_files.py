@@ -1,10 +1,10 @@
 """Opens, reads and removes files of a work dir or a results folder without following links.
 
-A work dir, a results folder and the folders above them may be links (to another disk). Below them,
-everything that the engine reads, writes or removes must be a real folder or a regular file: through
-a link it could delete, overwrite or read files elsewhere, and reading a FIFO or a device may never
-end. The exception is data: a `prepare` stage links to the user's images, and these links are
-followed for reading (`kdep_bench.files.file_hash`).
+"Link" means symbolic link. A work dir, a results folder and the folders above them may be links (to
+another disk). Below them, everything that the engine reads, writes or removes must be a real folder
+or a regular file: through a link it could delete, overwrite or read files elsewhere, and reading a
+FIFO or a device may never end. The exception is data: a `prepare` stage links to the user's images,
+and these links are followed for reading (`kdep_bench.files.file_hash`).
 
 Imports no torch.
 """
@@ -19,13 +19,14 @@ from pathlib import Path
 
 from kdep_bench.errors import KdepError
 
-# No link as the last component, and no waiting for the other end of a FIFO.
+# Flags of open(2): no link as the last component, and no waiting for the other end of a FIFO.
 _GUARDS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-LARGEST = 256 << 20  # bytes of the largest JSON file that is parsed
-MODE, FOLDER_MODE = 0o666, 0o777  # minus the umask, which the user sets to share a work dir
+LARGEST = 256 << 20  # bytes of the largest file that is read, by default
+MODE, FOLDER_MODE = 0o666, 0o777  # minus the umask, which a user sets to share a work dir
 
 
 def _kind(mode: int) -> str:
+    """The file type of a mode from stat(2), in words."""
     for test, word in (
         (stat.S_ISLNK, "a link"),
         (stat.S_ISDIR, "a folder"),
@@ -49,13 +50,13 @@ def open_regular(
 
     Args:
         path: the file.
-        flags: of open(2); a new file gets the mode 0666 minus the umask.
-        dir_fd: descriptor of the folder that a relative path starts from.
+        flags: flags of open(2); a new file gets the mode 0666 minus the umask.
+        dir_fd: descriptor of the folder from which a relative path starts.
         follow: whether `path` may be a link (to a regular file).
 
     Raises:
         KdepError: `path` is a link, a folder, a FIFO, a socket or a device.
-        OSError: of open(2), such as FileNotFoundError.
+        OSError: open(2) fails, for example with FileNotFoundError.
     """
     return _open(path, flags, dir_fd, follow)[0]
 
@@ -63,12 +64,12 @@ def open_regular(
 def _open(
     path: str | os.PathLike[str], flags: int, dir_fd: int | None, follow: bool
 ) -> tuple[int, int]:
-    """(descriptor, bytes) of `open_regular`."""
+    """Like `open_regular`; returns (descriptor, size in bytes)."""
     guards = _GUARDS & ~os.O_NOFOLLOW if follow else _GUARDS
     try:
         fd = os.open(path, flags | guards, MODE, dir_fd=dir_fd)
     except OSError:
-        # ELOOP (a link), EISDIR (a folder), ENXIO (a FIFO or socket): the error names the kind.
+        # ELOOP (a link), EISDIR (a folder), ENXIO (a FIFO or socket): name the kind in the error.
         with contextlib.suppress(OSError):
             mode = os.stat(path, dir_fd=dir_fd, follow_symlinks=follow).st_mode
             if not stat.S_ISREG(mode):
@@ -98,14 +99,14 @@ def read_bytes(
     """The content of a regular file of at most `limit` bytes; see `open_regular`.
 
     Raises:
-        KdepError: not a regular file, or a larger one.
-        OSError: of open(2) and read(2).
+        KdepError: it is not a regular file, or is larger.
+        OSError: open(2) or read(2) fails.
     """
     fd, size = _open(path, os.O_RDONLY, dir_fd, follow)
     try:
         if size <= limit:
             raw = os.read(fd, size + 1)
-            if len(raw) == size:  # one call is enough: no extra byte was read
+            if len(raw) == size:  # the file is complete, as no extra byte was read
                 return raw
             while len(raw) <= limit and (piece := os.read(fd, 1 << 20)):
                 raw += piece
@@ -159,7 +160,7 @@ def is_real_folder(path: str | os.PathLike[str]) -> bool:
 
 
 def remove(path: str | os.PathLike[str]) -> None:
-    """Removes a file, a link (not its target), or a folder with its content; or nothing."""
+    """Removes a file, a link (not its target) or a folder with its content, if it exists."""
     if is_real_folder(path):
         shutil.rmtree(path)
     else:
@@ -181,8 +182,8 @@ def write_in_folder(folder: int, name: str, raw: bytes, sync: bool = True) -> No
 
     Args:
         folder: descriptor of the folder.
-        name: of the file.
-        raw: its content.
+        name: name of the file.
+        raw: content of the file.
         sync: whether to flush it to the disk before returning.
     """
     tmp = f".{name[:60]}.{os.urandom(6).hex()}.tmp"

@@ -1,9 +1,9 @@
-"""Checks constructor arguments of a config's `type` against its source, without importing it.
+"""Checks constructor arguments of a config's `type` against its source code, without importing it.
 
-So a wrong argument of an objective or a transform is found when a suite is planned, in milliseconds
-and without torch. Classes of this package and of torch.optim are checked, and those of other
-packages if their source states the arguments. Anything else is accepted here, and checked by the
-stage.
+A wrong argument of an objective or a transform is thus found when a suite is planned, in
+milliseconds and without torch. Classes of this package and of torch.optim are checked, and classes
+of other packages if their source is available. Everything else is accepted here; the stage that
+builds the object reports errors.
 """
 
 from __future__ import annotations
@@ -22,14 +22,10 @@ from kdep_bench import bounds
 from kdep_bench.errors import KdepError, unknown_name
 
 ALIASES = {"svd": "kdep_bench.features.aligners.Svd"}
-_ENDS = {
-    "object",
-    "ABC",
-    "nn.Module",
-    "torch.nn.Module",
-    "Module",
-}  # constructors without arguments
+# Base classes whose constructors have no arguments.
+_BASES_WITHOUT_ARGUMENTS = {"object", "ABC", "nn.Module", "torch.nn.Module", "Module"}
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+# Names that annotations of plain data may contain.
 _TYPES: Mapping[str, Any] = {
     "int": int,
     "float": float,
@@ -52,9 +48,9 @@ class Argument:
     """One argument of a constructor.
 
     Attributes:
-        name: of the argument.
-        annotation: its type as written in the source, "" for none.
-        required: whether it has no default.
+        name: name of the argument.
+        annotation: its type as written in the source; "" if there is none.
+        required: whether it has no default value.
     """
 
     name: str
@@ -67,8 +63,8 @@ class Signature:
     """The arguments of a constructor or function.
 
     Attributes:
-        arguments: by name.
-        accepts_any: whether it also takes arguments of any other name (**kwargs).
+        arguments: the arguments by name.
+        accepts_any: whether it also accepts arguments with any other name (**kwargs).
     """
 
     arguments: Mapping[str, Argument]
@@ -76,13 +72,13 @@ class Signature:
 
 
 def resolve_alias(kind: Any) -> str:
-    """The dotted path of a `type`; short names ("svd") are replaced by theirs."""
+    """The dotted path of a `type`; a short name ("svd") is replaced by its path."""
     return ALIASES.get(str(kind), str(kind))
 
 
 @cache
 def signature(path: str) -> Signature | None:
-    """The signature of a class or function by dotted path; None if the source does not state it."""
+    """The signature of the class or function at a dotted path; None if the source lacks it."""
     definition = _find(resolve_alias(path))
     if definition is None:
         return None
@@ -93,31 +89,37 @@ def signature(path: str) -> Signature | None:
     init = next((n for n in methods if n.name == "__init__"), None)
     parents = [_parent(module, base) for base in node.bases]
     if init is None:
-        known = [a for a in parents if a is not None]
-        return known[0] if len(known) == len(parents) and known else None
+        known_parents = [parent for parent in parents if parent is not None]
+        all_known = known_parents and len(known_parents) == len(parents)
+        return known_parents[0] if all_known else None
     declared = _arguments(init, skip=1)
     if not declared.accepts_any:
         return declared
-    # **kwargs is passed on to the parent class.
-    inherited = next((a for a in parents if a is not None and a.arguments), None)
+    # The class passes **kwargs to its parent class.
+    inherited = next(
+        (parent for parent in parents if parent is not None and parent.arguments), None
+    )
     if inherited is not None:
         return Signature({**inherited.arguments, **declared.arguments}, inherited.accepts_any)
     return Signature(declared.arguments, not path.startswith("kdep_bench."))
 
 
 def argument_names(kind: Any) -> Collection[str]:
-    """Names of the arguments that a class named as `type` takes; empty if they are not known."""
+    """Names of the arguments of the class that `type` names; empty if they are not known."""
     if not isinstance(kind, str):
         return ()
     path = optimizer_path(kind) or resolve_alias(kind)
-    known, definition = signature(path), _find(path)
+    class_signature, definition = signature(path), _find(path)
     is_class = definition is not None and isinstance(definition[1], ast.ClassDef)
-    return known.arguments.keys() if known is not None and is_class else ()
+    return class_signature.arguments.keys() if class_signature is not None and is_class else ()
 
 
 @cache
 def class_value(path: str, name: str) -> Any:
-    """The value of a class attribute made of literals, also an inherited one; None without one."""
+    """The value of a class attribute, also an inherited one, from the source code.
+
+    None if the class or the attribute is not found, or if its value is not made of literals.
+    """
     module, node = _find(resolve_alias(path)) or ("", None)
     if not isinstance(node, ast.ClassDef):
         return None
@@ -138,7 +140,7 @@ def class_value(path: str, name: str) -> Any:
 
 @cache
 def module_value(module: str, name: str) -> Any:
-    """The value of a module's constant made of literals; None without one."""
+    """The value of a module's constant, from the source code; None as for `class_value`."""
     tree = _tree(module)
     for item in tree.body if tree is not None else ():
         targets = item.targets if isinstance(item, ast.Assign) else []
@@ -150,24 +152,24 @@ def module_value(module: str, name: str) -> Any:
     return None
 
 
-def check_arguments(config: Any, where: str, given: Collection[str] = ()) -> None:
+def check_arguments(config: Any, where: str, passed_by_stage: Collection[str] = ()) -> None:
     """Checks the arguments of a config against the constructor of its `type`.
 
     Args:
         config: dict(type=<dotted path>, <arguments>); anything else is accepted.
         where: what the config is called in errors.
-        given: names of arguments that the stage adds.
+        passed_by_stage: names of arguments that the stage passes, so that the config need not.
 
     Raises:
-        KdepError: no such class in this package, an unknown or missing argument, or a value of
-            another type or out of range.
+        KdepError: the class does not exist in this package, an argument is unknown or missing, or a
+            value has another type or is out of range.
     """
     kind = config.get("type") if isinstance(config, Mapping) else None
     if not isinstance(kind, str):
         return
     path = resolve_alias(kind)
-    known = signature(path)
-    if known is None:
+    constructor = signature(path)
+    if constructor is None:
         if path.startswith("kdep_bench.") and _find(path) is None:
             raise KdepError(
                 f"{where} has the type {path!r}, which does not exist",
@@ -178,38 +180,39 @@ def check_arguments(config: Any, where: str, given: Collection[str] = ()) -> Non
     args = {k: v for k, v in config.items() if k != "type"}
     name = path.rpartition(".")[2]
     for key in args:
-        if key not in known.arguments and not known.accepts_any:
-            raise _unknown_argument(name, where, key, known.arguments)
-    for arg in known.arguments.values():
+        if key not in constructor.arguments and not constructor.accepts_any:
+            raise _unknown_argument(name, where, key, constructor.arguments)
+    for arg in constructor.arguments.values():
         if arg.name in args:
             check_value(arg.annotation, args[arg.name], f"{where} ({name})", arg.name)
-        elif arg.required and arg.name not in given:
+        elif arg.required and arg.name not in passed_by_stage:
             raise KdepError(
                 f"{where} lacks the argument {arg.name!r} of {name}", fix="add it to the config"
             )
 
 
-def _unknown_argument(name: str, where: str, key: str, known: Collection[str]) -> KdepError:
-    stays = "an override that changes `type` also needs _delete_=True, or the old arguments stay"
-    if not known:
+def _unknown_argument(name: str, where: str, key: str, valid: Collection[str]) -> KdepError:
+    """The error for the argument `key` that the class `name` does not have."""
+    hint = "an override that changes `type` also needs _delete_=True, or the old arguments stay"
+    if not valid:
         return KdepError(
             f"{where} gives {name} the argument {key!r}, but {name} has no arguments",
-            fix=f"remove it ({stays})",
+            fix=f"remove it ({hint})",
         )
-    error = unknown_name(f"argument of {name} in {where}", key, known)
-    return KdepError(error.problem, expected=error.expected, fix=f"{error.fix} ({stays})")
+    error = unknown_name(f"argument of {name} in {where}", key, valid)
+    return KdepError(error.problem, expected=error.expected, fix=f"{error.fix} ({hint})")
 
 
 def check_value(annotation: str, value: Any, where: str, name: str) -> None:
-    """Raises KdepError for a value that does not fit a type annotation, or its range in `bounds`.
+    """Raises KdepError for a value of another type than the annotation, or out of its range.
 
-    Types that are not plain data (a Tensor, a class) accept every value.
+    Annotations that are not plain data (a Tensor, a class) accept every value.
 
     Args:
-        annotation: as written in the source.
-        value: of the config.
+        annotation: the annotation as written in the source, such as "int" or "Positive".
+        value: the value in the config.
         where: what the config is called in the error.
-        name: of the argument.
+        name: name of the argument.
     """
     adapter = _adapter(annotation)
     if adapter is None:
@@ -228,7 +231,7 @@ def check_value(annotation: str, value: Any, where: str, name: str) -> None:
 
 @cache
 def _adapter(annotation: str) -> TypeAdapter | None:
-    """A strict validator of a type as written; None for types that are not plain data."""
+    """A strict validator for an annotation; None for types that are not plain data."""
     if not annotation:
         return None
     try:
@@ -243,7 +246,7 @@ def _adapter(annotation: str) -> TypeAdapter | None:
 
 @cache
 def torch_optimizers() -> Mapping[str, str]:
-    """Dotted path by name of torch.optim's optimisers for dense gradients; empty without torch."""
+    """Name -> dotted path of torch's optimisers for dense gradients; empty without torch."""
     tree = _tree("torch.optim")
     if tree is None:
         return {}
@@ -253,13 +256,14 @@ def torch_optimizers() -> Mapping[str, str]:
             for alias in item.names:
                 if alias.name[0].isupper():
                     out[alias.name] = f"{item.module}.{alias.name}"
-    for name in ("Optimizer", "LBFGS", "SparseAdam"):  # a base; a closure; sparse gradients
+    # The base class; an optimiser that needs a closure; one for sparse gradients.
+    for name in ("Optimizer", "LBFGS", "SparseAdam"):
         out.pop(name, None)
     return out
 
 
 def optimizer_path(kind: Any) -> str | None:
-    """The dotted path of an optimiser by its short name; None for any other text."""
+    """The dotted path of the torch optimiser with a short name ("SGD"); None for other values."""
     return torch_optimizers().get(kind) if isinstance(kind, str) and "." not in kind else None
 
 
@@ -268,7 +272,7 @@ def optimizer_path(kind: Any) -> str | None:
 
 @cache
 def _tree(module: str) -> ast.Module | None:
-    """The parsed source of a module, without importing it or its packages; None if not readable."""
+    """The parsed source of a module, which is not imported; None if it cannot be read."""
     top, _, rest = module.partition(".")
     try:
         spec = importlib.util.find_spec(top)
@@ -290,8 +294,8 @@ _Definition = ast.ClassDef | ast.FunctionDef
 
 
 def _find(path: str) -> tuple[str, _Definition] | None:
-    """(module, definition) of a class or function; follows re-exports."""
-    for _ in range(8):  # a limit, in case imports form a circle
+    """(module, definition) of the class or function at a dotted path; follows re-exports."""
+    for _ in range(8):  # a limit, in case the imports form a loop
         module, _, name = path.rpartition(".")
         tree = _tree(module) if module else None
         if tree is None:
@@ -307,7 +311,7 @@ def _find(path: str) -> tuple[str, _Definition] | None:
 
 
 def _imported(module: str, tree: ast.Module, name: str) -> str | None:
-    """The dotted path of what a module imports under `name`; None if it imports no such name."""
+    """The dotted path of the object that a module imports as `name`; None if there is none."""
     for item in tree.body:
         if isinstance(item, ast.ImportFrom):
             for alias in item.names:
@@ -321,6 +325,7 @@ def _imported(module: str, tree: ast.Module, name: str) -> str | None:
 
 
 def _full_name(module: str, name: str) -> str | None:
+    """The dotted path of the class that is called `name` in a module; None if it is not known."""
     if "." in name or "[" in name:
         return None
     tree = _tree(module)
@@ -334,27 +339,34 @@ def _full_name(module: str, name: str) -> str | None:
 def _parent(module: str, base: ast.expr) -> Signature | None:
     """The signature of a parent class; None if it is not known."""
     name = ast.unparse(base)
-    if name in _ENDS:
+    if name in _BASES_WITHOUT_ARGUMENTS:
         return Signature({})
     full = _full_name(module, name)
     return None if full is None else signature(full)
 
 
 def _arguments(function: ast.FunctionDef, skip: int) -> Signature:
+    """The signature of a function without its first `skip` arguments (such as `self`)."""
     spec = function.args
-    places = [*spec.posonlyargs, *spec.args]
-    first = len(places) - len(spec.defaults)
-    plain = [(a, i < first) for i, a in enumerate(places)][skip:]
-    named = [(a, d is None) for a, d in zip(spec.kwonlyargs, spec.kw_defaults, strict=True)]
-    out = {
-        a.arg: Argument(a.arg, ast.unparse(a.annotation) if a.annotation else "", required)
-        for a, required in [*plain, *named]
-    }
+    positional = [*spec.posonlyargs, *spec.args]
+    n_required = len(positional) - len(spec.defaults)
+    arguments = [(arg, i < n_required) for i, arg in enumerate(positional)][skip:]
+    arguments += [
+        (arg, default is None)
+        for arg, default in zip(spec.kwonlyargs, spec.kw_defaults, strict=True)
+    ]
+    out = {}
+    for arg, required in arguments:
+        annotation = ast.unparse(arg.annotation) if arg.annotation else ""
+        out[arg.arg] = Argument(arg.arg, annotation, required)
     return Signature(out, spec.kwarg is not None)
 
 
 def _literal(module: str, node: ast.expr) -> Any:
-    """The value of literals, `frozenset({...})`, `Other.name | {...}`; None for anything else."""
+    """The value of an expression of literals, `frozenset({...})` and `Other.name | {...}`.
+
+    None for any other expression.
+    """
     if isinstance(node, ast.Call) and ast.unparse(node.func) == "frozenset":
         inner = _literal(module, node.args[0]) if node.args else ()
         return None if inner is None else frozenset(inner)

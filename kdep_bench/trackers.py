@@ -1,7 +1,8 @@
-"""`runtime.trackers` of a suite: TensorBoard or MLflow logging of pre-training and transfer.
+"""Experiment trackers (`runtime.trackers` of a suite): logging to TensorBoard or MLflow.
 
-Scalars are logged by mmengine's Visualizer backends. Stages receive their configs by an environment
-variable, not in the spec, because they must not change a stage's hash. Nothing is read back.
+mmengine's Visualizer backends log the scalars of pre-training and transfer. Stages receive the
+backends' configs in an environment variable, not in their spec, because the trackers must not
+change a stage's id. Nothing is read from the trackers.
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ KINDS = ("pretrain", "transfer")  # kinds of stages with an mmengine Runner
 
 
 class Tracker(NamedTuple):
-    """A backend of mmengine, the package that it requires, and the keys that it accepts."""
+    """A tracker.
+
+    Attributes:
+        backend: type of mmengine's Visualizer backend.
+        package: package that it requires.
+        keys: keys that its config may have.
+    """
 
     backend: str
     package: str
@@ -36,27 +43,24 @@ TRACKERS = {
 
 
 def resolve(entries: Sequence[Any]) -> list[Json]:
-    """Backend configs of `runtime.trackers`.
+    """The backend configs for the entries of `runtime.trackers`.
 
     Args:
-        wanted: names ('tensorboard', 'mlflow'), or dicts with the name as `type` and the backend's
+        entries: names ('tensorboard', 'mlflow'), or dicts with the name as `type` and the backend's
             keys, such as dict(type="mlflow", tracking_uri="http://host:5000").
 
     Raises:
-        KdepError: an unknown name or key, or a package that is not installed.
+        KdepError: a name or key is unknown, or a package is not installed.
     """
     return [_resolve(entry) for entry in entries]
 
 
 def _resolve(entry: Any) -> Json:
-    given = (
-        {"type": entry}
-        if isinstance(entry, str)
-        else dict(entry)
-        if isinstance(entry, dict)
-        else {}
-    )
-    name = given.pop("type", None)
+    if isinstance(entry, str):
+        config: Json = {"type": entry}
+    else:
+        config = dict(entry) if isinstance(entry, dict) else {}
+    name = config.pop("type", None)
     if not isinstance(name, str):
         raise KdepError(
             f"runtime.trackers contains {entry!r:.80}",
@@ -66,7 +70,7 @@ def _resolve(entry: Any) -> Json:
     if name not in TRACKERS:
         raise unknown_name("tracker in runtime.trackers", name, TRACKERS)
     tracker = TRACKERS[name]
-    for key in given:
+    for key in config:
         if key not in tracker.keys:
             raise unknown_name(f"key of the tracker {name!r}", str(key), tracker.keys)
     if importlib.util.find_spec(tracker.package) is None:
@@ -75,14 +79,14 @@ def _resolve(entry: Any) -> Json:
             "installed",
             fix="run: pip install 'kdep_bench[trackers]', or remove it from runtime.trackers",
         )
-    return {"type": tracker.backend, **given}
+    return {"type": tracker.backend, **config}
 
 
 def set_backends(backends: Sequence[Json], run: str) -> None:
     """Sets the backends of all later Runners in this process and its child processes.
 
     Args:
-        backends: configs from `resolve`; empty for none.
+        backends: configs from `resolve`; [] for no tracker.
         run: name of the run in the tracker.
     """
     os.environ.pop(_VARIABLE, None)
@@ -93,7 +97,8 @@ def set_backends(backends: Sequence[Json], run: str) -> None:
     if named:
         os.environ[_VARIABLE] = json.dumps(named)
     if any("MLflow" in b["type"] for b in named):
-        # Without a tracking_uri mmengine's backend writes files, which MLflow 3 must be allowed to.
+        # Without a tracking_uri mmengine's backend logs to files, which MLflow 3 allows only with
+        # this variable.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
 
 

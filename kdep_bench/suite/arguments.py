@@ -68,7 +68,7 @@ def check_optimizer(config: Json, where: str) -> None:
         for beta in betas:
             check_value("BelowOne", beta, where, "betas")
     if path is not None:
-        check_arguments({**config, "type": path}, where, given=("params",))
+        check_arguments({**config, "type": path}, where, passed_by_stage=("params",))
     if config.get("nesterov") and (not config.get("momentum") or config.get("dampening")):
         raise KdepError(
             f"{where} has nesterov=True with momentum={config.get('momentum', 0)} and "
