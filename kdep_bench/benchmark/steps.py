@@ -256,12 +256,12 @@ def _from_maps(
     """The trainer of KDEP on maps, with the maps in the cache of `inputs`."""
     out.mkdir()
     spec = spec | {"method": {"labels_used": False, **resolve("method", "kdep_maps")}}
-    wanted = demands(spec["method"]["objective"])
+    required = demands(spec["method"]["objective"])
     source = open_teacher_source(
-        wanted.needs, spec, inputs, open_views(inputs["views"], inputs["prepare"])
+        required.needs, spec, inputs, open_views(inputs["views"], inputs["prepare"])
     )
     objective, _, _ = assemble.objective_config(spec, inputs, source, out)
-    model = Distiller(spec["student"], objective, teacher=source.model, maps=wanted.pyramid)
+    model = Distiller(spec["student"], objective, teacher=source.model, maps=required.pyramid)
     return Trainer(_batches(views(**source.stream)), model)
 
 

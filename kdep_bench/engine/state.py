@@ -514,14 +514,16 @@ def records(work: Path, plan_statuses: Mapping[str, Status], limit: int = 500) -
     Returns:
         the newest `limit` stages of other plans, oldest first, then those of the plan.
     """
-    others = []
+    stages_outside = []
     with contextlib.suppress(OSError):
         for entry in os.scandir(work):
             if entry.name not in plan_statuses and not entry.name.startswith("."):
                 with contextlib.suppress(OSError):
-                    others.append((os.stat(os.path.join(entry.path, STAGE)).st_mtime, entry.path))
+                    stages_outside.append(
+                        (os.stat(os.path.join(entry.path, STAGE)).st_mtime, entry.path)
+                    )
     stage_records = []
-    for _, path in sorted(others)[-limit:]:
+    for _, path in sorted(stages_outside)[-limit:]:
         with contextlib.suppress(KdepError):
             record = read_stage(Path(path))
             if record is not None:

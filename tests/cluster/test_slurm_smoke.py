@@ -32,7 +32,7 @@ def jobs(slurm: Slurm, case: faults.Case) -> Counter[str]:
     counts = Counter()
     for line in slurm.run("scontrol", "show", "job", "-o").splitlines():
         fields = dict(re.findall(r"(\w+)=(\S+)", line))
-        if fields["JobName"].startswith(cluster.prefix(case.work)):
+        if fields["JobName"].startswith(cluster.job_name_prefix(case.work)):
             assert fields["JobState"] == "COMPLETED", line
             counts[fields["Comment"].partition("_wildcards_")[2]] += 1
     return counts

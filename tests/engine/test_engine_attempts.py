@@ -48,7 +48,7 @@ def finish(attempt: attempts.Attempt, text: str) -> bool:
     """Writes an output and stage.json; returns whether the attempt became the stage's result."""
     (attempt.path / "out.txt").write_text(text)
     attempt.write(state.STAGE, b"{}")
-    return attempt.settle(lock_is_held)
+    return attempt.commit(lock_is_held)
 
 
 def names(folder: Path) -> list[str]:
@@ -103,7 +103,7 @@ def test_an_owner_assumed_dead_cannot_change_the_finished_stage(tmp_path, monkey
     with pytest.raises(OSError, match="No such file"):  # its directory was deleted
         first.write(state.STAGE, b'{"first": 1}')
     first.fail(b"{}")
-    assert not first.settle(lock_is_held)
+    assert not first.commit(lock_is_held)
     first.close(discard=True)
     assert content(tmp_path / STAGE_ID) == before
     assert [p.name for p in tmp_path.iterdir()] == [STAGE_ID]
@@ -114,9 +114,9 @@ def test_a_delayed_owner_cannot_finish_a_stage_that_was_taken_over(tmp_path, mon
     (first.path / "out.txt").write_text("first")
     first.write(state.STAGE, b"{}")
     second = begin_attempt(tmp_path)
-    assert not first.settle(lock_is_held)
+    assert not first.commit(lock_is_held)
     assert finish(second, "second")
-    assert not first.settle(lock_is_held)
+    assert not first.commit(lock_is_held)
     assert (tmp_path / STAGE_ID / "out.txt").read_text() == "second"
 
 
@@ -149,7 +149,7 @@ def test_leftovers_of_an_older_version_or_a_stop_are_resumed(tmp_path):
     first = begin_attempt(tmp_path)
     assert (first.path / "steps.txt").exists()
     assert not (tmp_path / STAGE_ID / state.FAILED).exists()
-    assert first.settle(lock_is_held)  # it was stopped and has no result
+    assert first.commit(lock_is_held)  # it was stopped and has no result
     first.close(discard=False)
     assert (tmp_path / STAGE_ID / "steps.txt").exists()
     assert (tmp_path / STAGE_ID / state.LOG).read_text() == state.LOG

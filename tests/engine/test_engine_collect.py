@@ -15,11 +15,11 @@ from kdep_bench.engine.collect import (
     _Chains,
     _cost,
     _data_notes,
-    _epochs_asked,
-    _rate,
+    _learning_rate,
+    _planned_epochs,
     _teacher,
     collect,
-    record_of,
+    make_record,
 )
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_json
@@ -72,10 +72,10 @@ def test_epochs_over_the_pool_are_converted_to_epochs_of_the_fraction():
     budget = dict(epochs=1.0, batch=8, epochs_over="pool")
     outputs = dict(steps=12, images=10, image_list={"of": 100})
     stage = dict(outputs=outputs, spec=dict(budget=budget))
-    assert _epochs_asked(stage) is None  # 12 of 12.5 batches
-    assert _epochs_asked({**stage, "outputs": {**outputs, "steps": 6}}) == 10.0
-    assert _epochs_asked(None) is None
-    assert _epochs_asked(dict(outputs=dict(steps=0), spec={})) is None
+    assert _planned_epochs(stage) is None  # 12 of 12.5 batches
+    assert _planned_epochs({**stage, "outputs": {**outputs, "steps": 6}}) == 10.0
+    assert _planned_epochs(None) is None
+    assert _planned_epochs(dict(outputs=dict(steps=0), spec={})) is None
 
 
 def test_a_record_has_the_figures_of_all_its_stages(tmp_path):
@@ -379,12 +379,13 @@ def test_the_learning_rate_in_a_record_is_that_of_the_method_s_training():
     plan = build_plan(build(methods=["scratch", "supervised", other_rate]))
     specs = {s.spec["method"]["name"]: s.spec for s in plan.stages.values() if s.kind == "pretrain"}
     learning_rates = {
-        method: _rate({"spec": spec, "outputs": {"steps": 8}}) for method, spec in specs.items()
+        method: _learning_rate({"spec": spec, "outputs": {"steps": 8}})
+        for method, spec in specs.items()
     }
     common = build().budget.optimizer["lr"]
     assert (learning_rates["supervised"], learning_rates["kdep"]) == (common, 0.8)
-    assert _rate({"spec": specs["kdep"], "outputs": {"steps": 0}}) is None
-    assert _rate(None) is None
+    assert _learning_rate({"spec": specs["kdep"], "outputs": {"steps": 0}}) is None
+    assert _learning_rate(None) is None
 
 
 def test_a_record_has_the_data_notes_of_its_own_task_only(tmp_path):
@@ -406,7 +407,7 @@ def test_the_record_of_a_task_without_a_split_has_the_split_test(tmp_path, chanc
         run.task.pop(key)
     assert fakes.run(plan, work).ok
     add_outputs(work / run.id, chance=chance)
-    record = record_of(suite, run, _Chains(plan, work, {}))
+    record = make_record(suite, run, _Chains(plan, work, {}))
     assert record.status == "ok"
     task = record.task
     assert (task.split, task.family, task.direction, task.version) == ("test", "", "max", 3)

@@ -131,16 +131,16 @@ def test_a_stage_s_resources_are_requested_from_the_cluster():
     add_stage(plan, "ddp", "two", {"steps": 1}, kinds=cluster_fakes.KINDS, nodes=2, gpus=4, cpus=3)
     add_stage(plan, "make", "wide", {}, kinds=fakes.KINDS, cpus=0, time=240.0)
     two, wide = plan.stages.values()
-    row = cluster.row(two, cluster.ClusterOptions("slurm"), ["7", "8"])
+    row = cluster.snakefile_entry(two, cluster.ClusterOptions("slurm"), ["7", "8"])
     assert row["token"] == f"done/nodes/{two.id}"
     assert (row["nodes"], row["threads"], row["gres"]) == (2, 12, "gpu:4")
     assert (row["mem_mb"], row["runtime"]) == (3200, 10)
     assert "--dependency=afterany:7:8" in row["slurm_extra"]
-    row = cluster.row(wide, cluster.ClusterOptions("slurm"))
+    row = cluster.snakefile_entry(wide, cluster.ClusterOptions("slurm"))
     expected_weight = (cluster.WIDE_CORES, 4, "", 0)
     assert (row["threads"], row["runtime"], row["gres"], row["gpu"]) == expected_weight
     assert "--signal=TERM@60" in row["slurm_extra"]
-    local_row = cluster.row(two, cluster.ClusterOptions("snakemake-local", gpus=("0",)))
+    local_row = cluster.snakefile_entry(two, cluster.ClusterOptions("snakemake-local", gpus=("0",)))
     assert (local_row["nodes"], local_row["gpu"], local_row["gres"], local_row["slurm_extra"]) == (
         1,
         4,
@@ -157,7 +157,9 @@ def test_no_gpus_are_requested_with_the_option_without_gpus(tmp_path, without_gp
     statuses = state.statuses(plan, tmp_path)
     run = cluster._Run(plan, tmp_path, statuses, list(plan.stages.values()), options, Silent())
     (stage_to_run,) = run.todo.values()
-    assert cluster.row(stage_to_run, options)["gres"] == ("" if without_gpus else "gpu:4")
+    assert cluster.snakefile_entry(stage_to_run, options)["gres"] == (
+        "" if without_gpus else "gpu:4"
+    )
     assert stage_to_run.id in plan.stages  # the option does not change the id
 
 
@@ -196,7 +198,7 @@ def test_an_interrupt_ignored_by_snakemake_is_repeated(tmp_path, monkeypatch):
     statuses = state.statuses(plan, work)
     outcome = cluster.run_plan(plan, work, statuses, cluster.ClusterOptions("snakemake-local"))
     assert outcome.signal == signal.SIGINT
-    assert outcome.left == sorted(plan.stages)
+    assert outcome.unfinished == sorted(plan.stages)
     assert not outcome.failed
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 from test_suite_config import build
 
-from kdep_bench.forecast.gpu_hours import comparisons, fit, refusal
+from kdep_bench.forecast.gpu_hours import budget_error, comparisons, fit
 from kdep_bench.forecast.work import Hours
 from kdep_bench.suite.config import load_suite
 from kdep_bench.suite.graph import Plan
@@ -86,32 +86,32 @@ def test_lowest_cost_per_run_first_and_shared_stages_count_once():
     hours, todo = costs(plan), set(plan.stages)
     # A seed's first probe comparison trains 3 methods and tests 4: 7 h for 4 runs.
     first = fit(plan, plan.stages, todo, hours, 7.0)
-    assert [(c.task, c.fraction) for c in first.taken] == [("pocket_probe", 1.0)]
+    assert [(c.task, c.fraction) for c in first.selected] == [("pocket_probe", 1.0)]
     assert first.hours == 7
     # For the other data fraction, scratch's probe is done: 6 h for 3 runs.
     second = fit(plan, plan.stages, todo, hours, 13.0)
-    assert [c.fraction for c in second.taken] == [1.0, 0.1]
-    assert {c.seeds for c in second.taken} == {first.taken[0].seeds}
+    assert [c.fraction for c in second.selected] == [1.0, 0.1]
+    assert {c.seeds for c in second.selected} == {first.selected[0].seeds}
     assert second.hours == 13
     total_hours = sum(v or 0.0 for v in hours.values())
     everything = fit(plan, plan.stages, todo, hours, total_hours)
-    assert not everything.left
+    assert not everything.excluded
     assert everything.hours == pytest.approx(total_hours)
-    assert [c.task for c in everything.taken] == sorted(
-        (c.task for c in everything.taken), reverse=True
+    assert [c.task for c in everything.selected] == sorted(
+        (c.task for c in everything.selected), reverse=True
     )
-    assert len(everything.taken) == 2 * 2 * 3
+    assert len(everything.selected) == 2 * 2 * 3
 
 
 def test_a_small_budget_takes_nothing_and_finished_stages_cost_nothing():
     plan = small_plan()
     hours = costs(plan)
-    assert not fit(plan, plan.stages, set(plan.stages), hours, 6.9).taken
+    assert not fit(plan, plan.stages, set(plan.stages), hours, 6.9).selected
     probes = {s.id for s in plan.stages.values() if "pocket_probe" in s.name}
     done = plan.upstream(probes)
     fitted = fit(plan, plan.stages, set(plan.stages) - done, hours, 0.0)
-    assert {c.task for c in fitted.taken} == {"pocket_probe"}
-    assert {c.task for c in fitted.left} == {"pocket_det"}
+    assert {c.task for c in fitted.selected} == {"pocket_probe"}
+    assert {c.task for c in fitted.excluded} == {"pocket_det"}
     assert fitted.summary(1.0)[1].startswith("not run, comparisons by task: pocket_det ")
 
 
@@ -122,8 +122,8 @@ def test_a_comparison_of_unknown_cost_is_never_taken():
         if s.kind == "transfer" and "pocket_det" in s.name:
             hours[s.id] = None
     fitted = fit(plan, plan.stages, set(plan.stages), hours, math.inf)
-    assert {c.task for c in fitted.taken} == {"pocket_probe"}
-    message = refusal(fitted, Hours("from a test", hours), 1e9)
+    assert {c.task for c in fitted.selected} == {"pocket_probe"}
+    message = budget_error(fitted, Hours("from a test", hours), 1e9)
     assert message is not None
     assert "are not known" in str(message)
 
@@ -133,11 +133,13 @@ def test_a_run_beyond_its_budget_is_refused():
     hours = costs(plan)
     total = sum(v or 0.0 for v in hours.values())
     fitted = fit(plan, plan.stages, set(plan.stages), hours, 20.0)
-    message = refusal(fitted, Hours("from a test", hours), 20.0)
+    message = budget_error(fitted, Hours("from a test", hours), 20.0)
     assert message is not None
     assert f"{total:,.1f} GPU-hours, from a test" in str(message)
-    assert f"--fit-budget to run the {len(fitted.taken)} of" in str(message)
+    assert f"--fit-budget to run the {len(fitted.selected)} of" in str(message)
     assert (
-        refusal(fit(plan, plan.stages, set(plan.stages), hours, total), Hours("x", hours), total)
+        budget_error(
+            fit(plan, plan.stages, set(plan.stages), hours, total), Hours("x", hours), total
+        )
         is None
     )

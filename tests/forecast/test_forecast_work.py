@@ -18,10 +18,10 @@ from kdep_bench.forecast.work import (
     COUNTED,
     Forecast,
     ResourceEstimate,
+    count_steps,
     network_id,
     networks,
-    size,
-    steps_of,
+    size_text,
     student_network,
     table,
     task_network,
@@ -156,7 +156,7 @@ def test_a_network_s_id_depends_only_on_what_changes_its_flops():
 @given(st.floats(0.01, 1000), st.integers(1, 10**7), st.integers(1, 4096))
 def test_forecast_steps_equal_those_of_training(epochs, images, batch):
     budget = {"epochs": epochs, "batch": batch}
-    assert steps_of(budget, images) == max(1, whole_batches(budget, images, images))
+    assert count_steps(budget, images) == max(1, whole_batches(budget, images, images))
 
 
 def test_hours_are_flops_over_the_stated_throughput(paper):
@@ -235,7 +235,7 @@ def test_hours_of_finished_stages_count_only_gpu_stages(paper):
 
 
 def test_sizes_are_printed_with_their_unit():
-    assert [size(b) for b in (0, 999, 1e4, 385.7e9, 2e13)] == [
+    assert [size_text(b) for b in (0, 999, 1e4, 385.7e9, 2e13)] == [
         "0 B", "999 B", "10 kB", "386 GB", "20 TB"
     ]  # fmt: skip
 

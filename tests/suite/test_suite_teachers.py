@@ -9,7 +9,7 @@ from test_suite_config import build
 
 from kdep_bench.engine.collect import _config_hash
 from kdep_bench.errors import KdepError
-from kdep_bench.forecast.gpu_hours import teacher_of
+from kdep_bench.forecast.gpu_hours import teacher_name
 from kdep_bench.forecast.work import live_teachers, networks
 from kdep_bench.suite.graph import Plan, Stage
 from kdep_bench.suite.methods import head_classes, role_teachers, with_role_teachers
@@ -172,7 +172,7 @@ def test_a_comparison_of_gpu_hours_is_that_of_the_suite_s_teacher():
     small_plan = plan(
         "kdep", "ebkd", with_teachers("ebkd", a="efficientnet_lite2", b="mobilenetv2")
     )
-    names = {r.method["name"]: teacher_of(small_plan, r) for r in small_plan.runs}
+    names = {r.method["name"]: teacher_name(small_plan, r) for r in small_plan.runs}
     assert names == {
         "kdep": "efficientnet_lite0",
         "ebkd": "efficientnet_lite0",
@@ -197,7 +197,7 @@ def test_an_intermediate_teacher_inherits_data_and_classes_of_all_its_teachers()
     assert {k for k in built_plan.runs[0].chain if k.endswith("cache")} == {
         *("cache", "teacher.first.cache", "teacher.second.cache")
     }
-    assert teacher_of(built_plan, built_plan.runs[0]) == "efficientnet_lite0"
+    assert teacher_name(built_plan, built_plan.runs[0]) == "efficientnet_lite0"
     supervised = dict(
         student=student, method=build(methods=["supervised"], claims=[]).methods[0], epochs=None
     )
@@ -248,7 +248,7 @@ def test_role_teachers_of_intermediate_teachers_get_content_hashes():
             with_teachers("ebkd", a="suite", b="dinov2_vitb14"),
             r"teacher 'b'. needs logits, but .*has none",
         ),
-        (with_teachers("ebkd", a="suite", **{"b.c": "efficientnet_lite2"}), "is no plain name"),
+        (with_teachers("ebkd", a="suite", **{"b.c": "efficientnet_lite2"}), "is not a plain name"),
         (
             with_teachers("ebkd", a="suite", b=SUPERVISED),
             r"different numbers of classes \(a 1000, b 9\)",
