@@ -110,7 +110,7 @@ def test_valid_arguments_of_optimisers_are_accepted():
         (one_method(objective=dict(scale=0)), "greater than 0"),
         (one_method(objective=dict(weigth=3.0)), "did you mean weight"),
         (one_method("logit_kd", objective=dict(tau=0.0)), "greater than 0"),
-        (one_method("logit_kd", needs=["pooled"]), "reads logits of a batch"),
+        (one_method("logit_kd", needs=["pooled"]), "reads logits from a batch"),
         (one_method("fitnets", objective=dict(levels="s16")), "dictionary"),
         (one_method("supervised", objective=dict(label_smoothing=1.0)), "less than 1"),
         (one_method("supervised", labels_used=False, needs=[]), "labels_used=True"),
