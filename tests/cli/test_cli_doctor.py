@@ -76,7 +76,7 @@ def test_too_little_disk_space_for_a_suite_s_views_is_reported(
 ) -> None:
     """ImageNet at 224 px, two views of each of 1,281,167 images: 385.7 GB."""
     monkeypatch.delenv("KDEP_DATA", raising=False)
-    monkeypatch.setattr(doctor, "_teacher", lambda config: "not checked here")
+    monkeypatch.setattr(doctor, "_check_teacher", lambda config: "not checked here")
 
     def finding(free: float) -> doctor.Finding:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
