@@ -2,10 +2,9 @@
 
 Source       Ji et al., AAAI 2021; clovaai/attention-feature-distillation, weight 200 and 128
              dimensions. There it is added to logit distillation and cross-entropy.
-Differs      from `fitnets` in what is compared (where a map is large, not its channels) and in the
-             pairs: every student map with every teacher map, weighted per sample by attention.
-Cost         attention layers of about 0.4 M parameters, dropped at export; four levels of the
-             teacher are read.
+Differs      from `fitnets` in comparing the spatial pattern of maps instead of their channels, and
+             every student map with every teacher map, weighted per sample by attention.
+Cost         attention layers of about 0.4 M parameters, dropped at export; a cache of four maps.
 """
 
 from kdep_bench.objectives.attention_features import AttentionFeatures

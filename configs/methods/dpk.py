@@ -1,9 +1,9 @@
 """Dynamic prior knowledge: part of each student map is replaced by the teacher's, then decoded.
 
-Source       Qiu et al., ICLR 2023 (arXiv 2206.06067), as a survey describes it; encoder and decoder
-             are this project's choice, and there is no cross-entropy.
-Differs      from `fitnets` in the decoder and in the positions that are filled with the teacher's
-             map; their fraction falls as the student's features become similar to the teacher's.
+Source       Qiu et al., ICLR 2023 (arXiv 2206.06067), as described in a survey, without its
+             cross-entropy. Encoder and decoder were chosen in this project.
+Differs      from `fitnets` in the decoder, and in a fraction of positions that are replaced by the
+             teacher's map. The fraction decreases as the student's map becomes similar to it.
 """
 
 from kdep_bench.objectives.dynamic_prior import DynamicPrior

@@ -1,9 +1,10 @@
-"""Representative teacher keys: attention between maps that leaves out dissimilar teacher maps.
+"""Representative teacher keys: attention between maps that ignores dissimilar teacher maps.
 
-Source       arXiv 2206.12788, of which only the abstract was read; the attention is that of `afd`.
-Differs      from `afd` in the direction of the attention (over the teacher's maps for each student
-             map), in keeping only the stronger half of it, and in summing differences over
-             positions instead of averaging them. The weight, 10, is this project's choice.
+Source       arXiv 2206.12788, re-implemented from its abstract only; the attention is that of
+             `afd`. The weight was chosen in this project.
+Differs      from `afd` in the softmax, which is over the teacher's maps for each student map, in
+             using only the larger half of the weights, and in summing squared differences over
+             positions instead of averaging them.
 """
 
 from kdep_bench.objectives.attention_features import StrongestTeacherMaps

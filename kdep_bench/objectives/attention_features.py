@@ -1,4 +1,4 @@
-"""Attention over pairs of layers: which map of the teacher each map of the student follows."""
+"""Attention-based feature distillation: learned weights of all pairs of student, teacher maps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdep_bench.objectives.maps import Maps, check_levels
 
 
 def spatial_pattern(map_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """[B, H W]: mean over channels of the squared map, resized by averaging, at length 1."""
+    """Squared map averaged over channels, resized to `size`, divided by its norm: [B, H W]."""
     mean_square = map_BCHW.square().mean(1, keepdim=True)
     return F.normalize(F.adaptive_avg_pool2d(mean_square, size).flatten(1), dim=1)
 
@@ -24,26 +24,25 @@ def spatial_pattern(map_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
 def strongest(weights_BST: Tensor, count: int) -> Tensor:
     """The `count` largest weights of the last dimension, rescaled to sum 1; the others are 0."""
     threshold = weights_BST.topk(count, dim=2).values[..., -1:]
-    kept = torch.where(weights_BST >= threshold, weights_BST, 0.0)
-    return kept / kept.sum(2, keepdim=True)
+    largest = torch.where(weights_BST >= threshold, weights_BST, 0.0)
+    return largest / largest.sum(2, keepdim=True)
 
 
 class AttentionFeatures(Objective):
     """w * sum over teacher maps t of sum over student maps s of a_ts mean (n(F_s) - n(F_t))^2.
 
-    n is `spatial_pattern` at the size of the teacher's map. The attention a_ts of a sample is a
-    softmax over the student's maps of (k_s' q_t + p_s' p_t) / sqrt(d): queries q_t from the
-    teacher's averaged channels, keys k_s from the student's, p learned vectors of the positions.
-    Every map of `levels` is compared with every other; all layers of the attention are dropped at
-    export.
+    n is `spatial_pattern` at the size of the teacher's map. The attention a_ts of a sample is the
+    softmax over the student's maps of (k_s' q_t + p_s' p_t) / sqrt(d). The queries q_t and the keys
+    k_s are learned functions of the pooled maps of teacher and student; p_s and p_t are learned
+    vectors. All layers of the attention are dropped at export.
 
     Source: Ji, Heo, Park, "Show, Attend and Distill" (AAAI 2021); clovaai/attention-feature-
     distillation `distill/AFD.py` (d = 128) and `main.py` (w = 200). There it is added to logit
-    distillation and cross-entropy; here it is the whole, label-free loss.
+    distillation and cross-entropy; here it is the only loss (label-free).
 
     Args:
-        levels: {student level: teacher map}; only which names occur matters, not how they are
-            paired.
+        levels: {student level: teacher map}. All pairs of a level and a map are compared, not only
+            those of one entry.
         weight: w.
         dim: d.
         student_maps, teacher_maps: set by the pre-training stage.
@@ -116,19 +115,18 @@ class AttentionFeatures(Objective):
 
 
 class StrongestTeacherMaps(AttentionFeatures):
-    """AttentionFeatures in which each student map follows the teacher maps most similar to it.
+    """AttentionFeatures that compares each student map with the most similar teacher maps only.
 
-    The softmax is over the teacher's maps instead of the student's, and of each student map only
-    the largest weights are kept, so that teacher maps that do not resemble it are left out. With
-    two weights or more the discarded ones can return, because the others are learned. The squared
-    differences are summed over positions instead of averaged: with means, attention over the
-    teacher's maps would choose the largest map, whose mean difference is the smallest.
+    The softmax is over the teacher's maps instead of the student's, and for each student map only
+    the largest weights are used. If at least two weights are used, the selection can change during
+    training. Squared differences are summed over positions instead of averaged: the mean difference
+    is smallest for the largest map, so the attention would select that map.
 
-    Re-implementation of representative teacher keys (RTK, arXiv 2206.12788) from its abstract: the
-    paper's own rule for discarding maps was not read.
+    Re-implementation of representative teacher keys (RTK, arXiv 2206.12788) from its abstract only;
+    the rule by which the paper discards maps may differ.
 
     Args:
-        keep: fraction of the teacher's maps that are kept for each student map, rounded up.
+        keep: fraction of the teacher's maps that are used for each student map, rounded up.
         levels, weight, dim, student_maps, teacher_maps: as in AttentionFeatures.
     """
 
@@ -162,4 +160,5 @@ class StrongestTeacherMaps(AttentionFeatures):
 
 
 def _normalised_linear(inputs: int, outputs: int) -> nn.Sequential:
+    """A linear layer and a BatchNorm."""
     return nn.Sequential(nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs))

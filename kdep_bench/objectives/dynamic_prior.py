@@ -1,4 +1,4 @@
-"""Dynamic prior knowledge: the student's maps are completed with the teacher's and decoded."""
+"""Dynamic prior knowledge (DPK): the student decodes mixtures of its maps and the teacher's."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class DynamicPrior(Objective):
 
     H is the teacher's map F_t at a random fraction r of the positions of each sample, and the
     projected student's map at the others. r = 1 - CKA of the averaged maps of student and teacher
-    over the batch: the less similar they are, the more of the teacher's map is given. Projector,
-    encoder and decoder are dropped at export.
+    over the batch: the less similar they are, the larger is the part taken from the teacher.
+    Projector, encoder and decoder are dropped at export.
 
-    Re-implementation of DPK (Qiu et al., ICLR 2023, arXiv 2206.06067) from a survey's paragraph and
-    the authors' comments on CKA; the paper adds cross-entropy and may use another encoder and
-    decoder (here two 3x3 convolutions). Positions are drawn from the number of the step, so that a
-    resumed run draws the same ones.
+    Re-implementation of DPK (Qiu et al., ICLR 2023, arXiv 2206.06067) from the description in a
+    survey and the authors' comments on CKA. The paper adds cross-entropy and may use another
+    encoder and decoder (here two 3x3 convolutions). The random positions depend only on the number
+    of the step, so that a resumed run uses the same ones.
 
     Args:
         levels: {student level: teacher map}.
@@ -95,6 +95,7 @@ class DynamicPrior(Objective):
 
 
 def _decoder(channels: int, hidden: int) -> nn.Sequential:
+    """Encoder and decoder: two 3x3 convolutions with `hidden` channels between them."""
     return nn.Sequential(
         nn.Conv2d(channels, hidden, 3, padding=1),
         nn.BatchNorm2d(hidden),
@@ -104,4 +105,5 @@ def _decoder(channels: int, hidden: int) -> nn.Sequential:
 
 
 def _mean_square(t: Tensor) -> Tensor:
+    """Mean square over all elements, a scalar."""
     return t.square().mean()
