@@ -60,7 +60,7 @@ class Aligner(ABC):
         dt = len(moments.mean)
         check_widths(width, dt, self.policy)
         directions = min(width, dt)
-        enough_rows(moments, directions)
+        check_enough_rows(moments, directions)
         v = self.components(moments, directions)
         if width > dt:
             v = v @ widening(str(self.policy), dt, width, self.seed)
@@ -83,7 +83,7 @@ class Svd(Aligner):
         self.eigenvalues, vectors = spectrum(moments)
         # With a policy and Ds >= Dt, a direction without variance is treated like a padded channel.
         if self.policy is None or width < len(moments.mean):
-            enough_rank(self.eigenvalues, width, can_pad=width == len(moments.mean))
+            checked_rank(self.eigenvalues, width, can_pad=width == len(moments.mean))
         return vectors[:, :width]
 
 
@@ -94,7 +94,7 @@ class SmallestBasis(Aligner):
 
     def components(self, moments: Moments, width: int) -> Tensor:
         values, vectors = spectrum(moments)
-        rank = enough_rank(values, width)
+        rank = checked_rank(values, width)
         return vectors[:, rank - width : rank]
 
 
@@ -174,7 +174,7 @@ def spectrum(moments: Moments) -> tuple[Tensor, Tensor]:
     return values.flip(0).clamp(min=0), v * v.gather(0, v.abs().argmax(0, keepdim=True)).sign()
 
 
-def enough_rows(moments: Moments, width: int) -> None:
+def check_enough_rows(moments: Moments, width: int) -> None:
     """Raises KdepError unless there are more rows than directions, and any variance at all."""
     if moments.n <= width:
         raise KdepError(
@@ -190,7 +190,7 @@ def enough_rows(moments: Moments, width: int) -> None:
         )
 
 
-def enough_rank(values: Tensor, width: int, can_pad: bool = False) -> int:
+def checked_rank(values: Tensor, width: int, can_pad: bool = False) -> int:
     """The numerical rank of the covariance.
 
     Args:

@@ -117,7 +117,7 @@ def normalisation(teacher: Teacher) -> dict[str, list[float]]:
 
 
 def recipe_hash(views: Views) -> str:
-    """Hash (16 hex digits) of the crops: image list, boxes, flips and V.
+    """Hash (16 hex digits) of the crops: image list, boxes, flips and number of views per image.
 
     Seed, scale and ratio of the views are covered, because boxes and flips depend on them.
     """
@@ -143,12 +143,12 @@ def verify_sample(cache: Cache, teacher: Teacher, views: Views, count: int = 16)
             expected=f"{views.rows}, one per view",
             fix=_MOVE,
         )
-    same_teacher(cache, teacher)
+    check_same_teacher(cache, teacher)
     rows = sample_rows(views.rows, count)
     return verify_images(cache, teacher, rows, render_rows(views, rows, teacher.input_px))
 
 
-def same_teacher(cache: Cache, teacher: Teacher) -> None:
+def check_same_teacher(cache: Cache, teacher: Teacher) -> None:
     """Raises KdepError unless the cache was computed by a teacher with the same checksum."""
     if cache.teacher["checksum"] != teacher.checksum():
         raise KdepError(
@@ -247,7 +247,7 @@ def verify_cache(folder: Path, views: Views, count: int = 8) -> dict[str, Any]:
     if config is None or not (folder / SAMPLE).exists():
         return {"rows": 0, "error": None}
     teacher = build_teacher(config)
-    same_teacher(cache, teacher)
+    check_same_teacher(cache, teacher)
     for field, current in (("px", teacher.input_px), ("normalisation", normalisation(teacher))):
         if manifest[field] != current:
             raise KdepError(
@@ -279,7 +279,7 @@ def open_head(folder: Path) -> nn.Module:
             "computed from its pooled feature",
             fix="add 'logits' to the method's `needs`",
         )
-    same_teacher(cache, teacher)
+    check_same_teacher(cache, teacher)
     if (folder / SAMPLE).exists():
         with np.load(folder / SAMPLE) as sample:
             rows, pixels = sample["rows"][:8], torch.from_numpy(sample["pixels"][:8])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdep_bench.objectives.base import Context, Objective
-from kdep_bench.objectives.multi_teacher import at_least_two, check_labels
+from kdep_bench.objectives.multi_teacher import check_labels, check_two_or_more
 from kdep_bench.objectives.weighting import Weighting
 
 
@@ -38,7 +38,7 @@ class ConfidenceWeights(Weighting):
 
     def weigh(self, ctx: Context, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         assert ctx.labels is not None
-        at_least_two(ctx.teachers)
+        check_two_or_more(ctx.teachers)
         losses = []
         for teacher in ctx.teachers.values():
             assert teacher.logits is not None
@@ -68,7 +68,7 @@ class ConfidenceAwareFeatures(Objective):
 
     def __init__(self, width: int, classes: int, teachers: Mapping[str, Mapping[str, Any]]) -> None:
         super().__init__()
-        at_least_two(teachers)
+        check_two_or_more(teachers)
         check_labels(classes, teachers)
         # The prefix "of_" avoids clashes of roles with attributes of ModuleDict.
         self.embed = nn.ModuleDict(

@@ -16,15 +16,14 @@ from kdep_bench.objectives.weighting import build_weighting
 from kdep_bench.schedules.build import as_schedule
 
 
-def at_least_two(teachers: Mapping[str, Any]) -> int:
-    """The number of teachers; raises KdepError if it is below 2."""
+def check_two_or_more(teachers: Mapping[str, Any]) -> None:
+    """Raises KdepError for fewer than two teachers."""
     if len(teachers) < 2:
         raise KdepError(
             f"an objective for several teachers has {len(teachers)} of them",
             expected="two or more",
             fix="set `teachers` in the method's config",
         )
-    return len(teachers)
 
 
 def common_classes(teachers: Mapping[str, Mapping[str, Any]]) -> int:
@@ -78,7 +77,7 @@ class MultiTeacherKD(Objective):
         **build_args: Any,
     ) -> None:
         super().__init__()
-        at_least_two(teachers)
+        check_two_or_more(teachers)
         if isinstance(tau, int | float) and not tau > 0:
             raise KdepError(
                 f"logit distillation has tau={tau}",
