@@ -68,8 +68,8 @@ class FewShot(Probe):
         x, val_x, test_x = unit(train.after), unit(val.after), unit(test.after)
         values: dict[str, Value] = {}
         notes = []
-        for index_of_shots, shots in enumerate(self.numbers):
-            data.progress(index_of_shots, len(self.numbers), f"{shots} images per class")
+        for n_done, shots in enumerate(self.numbers):
+            data.progress(n_done, len(self.numbers), f"{shots} images per class")
             chosen = [draw(train.labels, shots, seed) for seed in range(self.draws)]
             models = {
                 c: [self._fit(x[index], train.labels[index], c) for index in chosen]

@@ -23,5 +23,5 @@ class Step(Schedule):
             raise KdepError("a step schedule has no values", fix="add at least one to `values`")
         self.values = [float(v) for v in values]
 
-    def value_at(self, x: float) -> float:
-        return self.values[min(int(x * len(self.values)), len(self.values) - 1)]
+    def value_at(self, elapsed: float) -> float:
+        return self.values[min(int(elapsed * len(self.values)), len(self.values) - 1)]
