@@ -136,6 +136,7 @@ class DmaeMaps(Objective):
         self._hidden = extra["hidden"]
 
     def _hide(self, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """Forward pre-hook of the student: replaces the hidden patches by the mean colour."""
         if self._hidden is None:
             return None
         hidden, self._hidden = self._hidden, None

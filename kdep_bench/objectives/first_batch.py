@@ -32,7 +32,8 @@ class FirstBatch(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        old_name = f"{prefix}energy"  # the name of `means` in checkpoints of earlier versions
+        """Also loads checkpoints of earlier versions."""
+        old_name = f"{prefix}energy"  # the name of `means` there
         if old_name in state_dict:
             state_dict[f"{prefix}means"] = state_dict.pop(old_name)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -110,6 +110,7 @@ class Pyramid:
         self.backbone.train(mode)
 
     def _record(self, _module: nn.Module, _args: Any, out: Any) -> None:
+        """Forward hook of the backbone: stores its outputs for `maps`."""
         self._outputs = tuple(out)
 
     def maps(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

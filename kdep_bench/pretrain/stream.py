@@ -153,6 +153,7 @@ class ViewStream(Dataset):
             return {FAULT: e}
 
     def _batch(self, positions: list[int]) -> dict[str, Any]:
+        """`__getitems__` without its handling of errors."""
         rows = np.array([self.row(p) for p in positions], np.int64)
         batch: dict[str, Any] = {
             "images": torch.from_numpy(self.views.pixels[rows]).permute(0, 3, 1, 2),

@@ -8,7 +8,7 @@ from kdep_bench.schedules.base import Schedule
 
 
 class Cosine(Schedule):
-    """From `start` to `end` along half a cosine: end + (start - end) (1 + cos(pi x)) / 2."""
+    """end + (start - end) (1 + cos(pi x)) / 2, with x the elapsed fraction of the span."""
 
     def __init__(
         self, start: float, end: float, span: float | None = None, epochs: float | None = None

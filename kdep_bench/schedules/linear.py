@@ -6,7 +6,7 @@ from kdep_bench.schedules.base import Schedule
 
 
 class Linear(Schedule):
-    """From `start` to `end` along a line: start + (end - start) x."""
+    """start + (end - start) x, with x the elapsed fraction of the span."""
 
     def __init__(
         self, start: float, end: float, span: float | None = None, epochs: float | None = None

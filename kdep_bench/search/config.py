@@ -36,11 +36,15 @@ class _Part(BaseModel):
 
 
 class _Dimension(_Part):
+    """An entry of `space`; see kdep_bench.students.space.Dimension."""
+
     key: str
     values: list[Any]
 
 
 class _Limits(_Part):
+    """`limits`: largest parameter count and FLOPs of a student; None means no limit."""
+
     params: _Count | None = None
     flops: _Count | None = None
 

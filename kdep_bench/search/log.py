@@ -149,6 +149,7 @@ def _parse(model: Any, line: bytes, path: Path, number: int) -> Any:
 
 
 def _damaged(path: Path, line: int, why: str) -> KdepError:
+    """The error for a damaged line."""
     return KdepError(
         f"line {line} of the log {path} is damaged ({why[:200]})",
         fix="restore the file from a copy, or name another file with --log: finished stages are "
@@ -201,12 +202,13 @@ def _check_begun(path: Path, raw: bytes, header: Header) -> None:
 
 
 class Writer:
-    """Appends lines to a log; each is on the disk when `append` returns."""
+    """Appends lines to a log."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
     def append(self, line: Header | Trial) -> None:
+        """Writes one line and waits until it is on the disk."""
         data = _text(line)
         while data:
             data = data[os.write(self._fd, data) :]
