@@ -81,8 +81,8 @@ FAULTS: tuple[Fault, ...] = (
         kind="randomness",
         wrong="the stream ignores its seed",
         file="kdep_bench/pretrain/stream.py",
-        old="default_rng([self.seed, epoch])",
-        new="default_rng([0, epoch])",
+        old="default_rng([self.seed, permutation])",
+        new="default_rng([0, permutation])",
         tests=f"{PRETRAIN} -k 'own_image and 3-0.5'",
     ),
     Fault(
