@@ -207,7 +207,7 @@ PartitionName=high Nodes=ALL State=UP PriorityTier=10 PreemptMode=OFF
         wait_for(lambda: (home / "munged.pid").exists(), 60, "munged")
 
     def start_daemon(self, *command: str) -> None:
-        """Starts a program that becomes a daemon; its output goes to a log file."""
+        """Starts a program that becomes a daemon and writes its output to a log file."""
         path = "/usr/sbin:/usr/bin:/sbin:/bin"
         env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")} | {"PATH": path}
         with open(self.folder / "daemons.log", "ab") as log:

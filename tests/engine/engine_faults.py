@@ -131,7 +131,7 @@ def toy_main(work: Path, results: Path, retry: int) -> int:
     return code
 
 
-# --- a suite with its undisturbed run, and copies of it to injure --------------------------------
+# --- a suite with its undisturbed run, and copies of it to damage --------------------------------
 
 
 class World:

@@ -54,7 +54,7 @@ def official_set(name: str, file: str) -> Callable[[Path], tuple[Path, Callable[
 
 
 def own_data(file: str) -> Callable[[Path], tuple[Path, Callable[[], Any]]]:
-    """A file of somebody's own data, and the reading of all its parts."""
+    """A file of the user's own data, and the reading of all its parts."""
 
     def setup(root: Path) -> tuple[Path, Callable[[], Any]]:
         from kdep_bench.data.own.stage import read_parts

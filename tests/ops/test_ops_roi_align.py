@@ -12,7 +12,7 @@ from kdep_bench.errors import KdepError
 
 
 def sample64(image: torch.Tensor, y: float, x: float) -> torch.Tensor:
-    """Bilinear value (C,) of `image` (C, H, W): zero from one pixel outside on, else clamped."""
+    """Bilinear value (C,) of `image` (C, H, W); more than a pixel outside it is 0, else clamped."""
     _, height, width = image.shape
     if y < -1 or y > height or x < -1 or x > width:
         return image.new_zeros(image.shape[0])

@@ -102,7 +102,7 @@ def test_a_detector_trains_on_images_with_boxes_of_its_classes_alone(
 
 
 def test_the_probe_s_config_freezes_every_stage_of_the_backbone(data: Path, tmp_path: Path) -> None:
-    """A stock runner that is given it would otherwise train what the probe calls frozen."""
+    """Otherwise mmengine's own runner, given this config, would train the frozen backbone."""
     probe = build(task_config("smoke_probe"))
     for student, stages in ((R18, 4), ({**R18, "pyramid": None}, 0)):
         cfg = probe.build_cfg(data, student, tmp_path / "b.pth", 0, tmp_path)

@@ -117,7 +117,7 @@ def test_the_same_tensors_make_the_same_file(tmp_path: Path):
 
 
 def test_a_model_card_is_written_next_to_the_backbone(tmp_path, in_subprocess):
-    """It tells what the plan says, and what the earlier stages recorded, where they did."""
+    """It contains what the plan and the records of earlier stages contain."""
     in_subprocess(export_random, SMALL, tmp_path)
     card_without_plan = (tmp_path / "export" / "README.md").read_text()
     digest = file_hash(tmp_path / "export" / "backbone.pth")

@@ -32,7 +32,7 @@ TIMED = {"train_s", "eval_s", "images_per_s"}
 
 
 def maps(**channels: int) -> dict[str, dict[str, int]]:
-    """What a network tells of its levels, from their numbers of channels."""
+    """A network's description of its levels, from their numbers of channels."""
     return {
         level: {"channels": count, "stride": int(level[1:]), "side": 8}
         for level, count in channels.items()

@@ -92,7 +92,7 @@ def test_a_batch_is_divided_among_the_ranks(monkeypatch: pytest.MonkeyPatch):
 
 
 class WithoutAugmentation(FineTune):
-    """Fine-tuning without augmentation: in nothing else do the ranks draw other numbers."""
+    """Fine-tuning without augmentation, the only step whose random numbers depend on the ranks."""
 
     def build_cfg(self, *args: Any, **kwargs: Any) -> Any:
         cfg = super().build_cfg(*args, **kwargs)

@@ -39,7 +39,7 @@ class RecordLearningRate(Hook):
 
 
 class ColourBackbone(BaseModule):
-    """[B, 3, H, W] normalised -> codes, through a BatchNorm and a Dropout that tell the mode.
+    """[B, 3, H, W] normalised -> codes, through a BatchNorm and a Dropout that reveal the mode.
 
     The BatchNorm's stored statistics are those of doing nothing and never change, and the
     Dropout drops everything. In evaluation mode both pass on what they get; in training mode the

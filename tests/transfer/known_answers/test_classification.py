@@ -84,7 +84,7 @@ def test_finetuning_scores_the_test_folder_once_in_evaluation_mode(
 ) -> None:
     """Not the 16/16 of train, the 0/8 of val, the 6/16 of uncropped images or of training mode.
 
-    'fixed': the head's weights are given and do not change, and BatchNorm and Dropout tell in which
+    'fixed': the head's weights are given and do not change, and BatchNorm and Dropout show in which
     mode the network is. 'learned': the head learns from the training folder what a code means.
     """
     if head == "fixed":
@@ -258,7 +258,7 @@ def write_photos(root: Path, classes: dict[str, list[tuple[int, int]]]) -> Path:
 def test_folds_score_each_image_by_a_model_that_did_not_see_it(
     tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    """Not 16/16: a fit to all images tells the two that look like the other class by their green.
+    """Not 16/16: a fit to all images recognises the two that look like the other class by green.
 
     Left out of the fit, either is taken for the other class: by its red, or by the low green that
     the fit saw in the other of the two.

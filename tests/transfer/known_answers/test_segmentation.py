@@ -136,7 +136,7 @@ def test_segmentation_scores_the_test_split_by_iou_with_label_0_and_without_255(
     """Not 1 (train), 7/16 ... (val), 19/28 (accuracy), nor a mean with ignored pixels or without
     label 0; not the scores of training mode, or of another class's name.
 
-    'fixed': the head's weights are given and do not change, and a BatchNorm and a Dropout tell the
+    'fixed': the head's weights are given and do not change, and a BatchNorm and a Dropout show the
     mode. 'learned': the head learns from the training split what a colour means.
     """
     student_config = student(input_hw=[32, 32], drops=kind == "fixed")
