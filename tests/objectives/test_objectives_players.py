@@ -114,6 +114,7 @@ def test_the_meta_gradient_is_that_of_finite_differences():
     tau, lr = 4.0, 0.7
 
     def held_out_loss(weights: Tensor) -> Tensor:
+        """The loss on the held-out images after one step of gradient descent with these weights."""
         trained_layer = layer.clone().requires_grad_()
         z = x @ trained_layer.T
         hard = F.cross_entropy(z, labels, reduction="none")

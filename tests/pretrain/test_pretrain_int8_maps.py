@@ -33,6 +33,7 @@ KDEP_MAPS: dict[str, Any] = load_config("method", "kdep_maps")
 
 
 def test_codes_and_scales_of_two_views_are_those_computed_by_hand():
+    """The scale of a channel is its largest magnitude / 127: 254 / 127 = 2, and 0.127 / 127."""
     maps = torch.zeros(2, 2, 1, 3)
     maps[0, 0, 0] = torch.tensor([-254.0, 127.9, 0.6])
     maps[0, 1, 0] = torch.tensor([0.127, 0.0625, 0.0])

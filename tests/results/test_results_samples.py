@@ -112,6 +112,7 @@ def test_the_images_on_which_two_rows_differ_are_named(folder):
 
 
 def test_an_image_without_a_score_is_in_no_direction_and_rounding_is_no_difference():
+    """Images: equal but for rounding, better, not in the first method, worse, not in the second."""
     nan = float("nan")
     first = np.array([[0.1, 1.0, nan, nan, 0.5], [0.2, 0.0, nan, 0.4, 0.5]])
     second = np.array([[0.1 + 0.2 - 0.3 + 0.15, 0.0, 0.3, 0.6, nan]])

@@ -144,6 +144,7 @@ def test_only_a_significantly_better_method_is_bold():
 
 
 def test_power_and_seeds_needed_agree_with_simulation():
+    """For a true difference and a standard deviation of 0.02 each; the required power is 0.8."""
     n = power.seeds_needed(0.02, 0.02)
     assert n == 10
     rng = np.random.default_rng(0)
@@ -338,6 +339,7 @@ def test_rank_intervals_equal_values_computed_by_hand():
 
 
 def test_power_of_the_paired_t_test_is_the_noncentral_t_s():
+    """The arguments of `power` are the true difference, the standard deviation and the seeds."""
     for gap, sd, n in ((0.5, 1.0, 34), (0.02, 0.01, 3), (0.1, 0.3, 12), (-0.5, 1.0, 34)):
         critical = scipy_stats.t.ppf(0.975, n - 1)
         noncentral = scipy_stats.nct(n - 1, abs(gap) / sd * n**0.5)
