@@ -1,4 +1,4 @@
-"""AP on resampled test images: pycocotools' number, that of a literal resampling, and coverage."""
+"""AP on resampled test images: compared with pycocotools and a literal resampling; coverage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kdep_bench.results.statistics import over_images as oi
 CLASSES = ("bird", "coin", "disc", "nowhere")  # the last has detections and no truth
 
 
-def make(
+def detections(
     detected: list[tuple[int, int, float, list[float]]],
     truth: list[tuple[int, int, list[float], int]],
     images: int,
@@ -40,24 +40,28 @@ def make(
     return Samples("coco", CLASSES, tuple(map(str, range(images))), arrays)
 
 
-def draw(seed: int, images: int = 12, ties: bool = True) -> Samples:
+def random_detections(seed: int, images: int = 12, ties: bool = True) -> Samples:
     """Shifted and wrong detections, crowds, and one image with more than 100 of one class."""
     rng = np.random.default_rng(seed)
     detected, truth = [], []
     for n in range(images - 1):  # the last image is empty
         for _ in range(int(rng.integers(1, 5))):
-            c, corner, size = int(rng.integers(3)), rng.uniform(0, 60, 2), rng.uniform(20, 40, 2)
+            true_label, corner, size = (
+                int(rng.integers(3)),
+                rng.uniform(0, 60, 2),
+                rng.uniform(20, 40, 2),
+            )
             box = np.r_[corner, corner + size]
-            truth.append((n, c, box.tolist(), int(rng.random() < 0.15)))
+            truth.append((n, true_label, box.tolist(), int(rng.random() < 0.15)))
             for _ in range(3):
-                label = c if rng.random() < 0.8 else int(rng.integers(4))
+                label = true_label if rng.random() < 0.8 else int(rng.integers(4))
                 detected.append((n, label, rng.random(), (box + rng.normal(0, 4, 4)).tolist()))
     for _ in range(130):
         corner = rng.uniform(0, 60, 2)
         detected.append((0, 1, rng.random(), [*corner, *(corner + 20)]))
     if ties:
-        detected = [(n, c, round(score, 1), box) for n, c, score, box in detected]
-    return make(detected, truth, images)
+        detected = [(n, label, round(score, 1), box) for n, label, score, box in detected]
+    return detections(detected, truth, images)
 
 
 def exact(samples: Samples) -> dict[str, float]:
@@ -70,12 +74,13 @@ def exact(samples: Samples) -> dict[str, float]:
 
 
 def weighted(samples: Samples, metric: str, weights: np.ndarray) -> np.ndarray:
+    """AP with each image counted as often as its weight says, for each row of `weights`."""
     return ap.average_precision(ap.matches(samples, metric), metric, weights)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_with_every_image_once_it_is_the_number_of_pycocotools(seed):
-    samples = draw(seed)
+def test_with_every_image_once_ap_equals_that_of_pycocotools(seed):
+    samples = random_detections(seed)
     once = np.ones((1, len(samples.images)))
     recorded = coco_scores(samples)
     for metric, value in exact(samples).items():
@@ -87,22 +92,22 @@ def test_with_every_image_once_it_is_the_number_of_pycocotools(seed):
 
 
 def resampled(samples: Samples, order: np.ndarray) -> Samples:
-    """The images `order`, some of them several times, as images of their own."""
+    """The images of `order`; an image that occurs several times becomes several images."""
     arrays = samples.arrays
     parts: dict[str, list[np.ndarray]] = {name: [] for name in arrays}
     for new, old in enumerate(order):
         for prefix in ("", "truth_"):
-            here = arrays[f"{prefix}image"] == old
+            selected = arrays[f"{prefix}image"] == old
             for name in arrays:
                 if name.startswith("truth_") == bool(prefix):
-                    parts[name].append(arrays[name][here])
-            parts[f"{prefix}image"][-1] = np.full(here.sum(), new, np.int32)
+                    parts[name].append(arrays[name][selected])
+            parts[f"{prefix}image"][-1] = np.full(selected.sum(), new, np.int32)
     joined = {name: np.concatenate(part) for name, part in parts.items()}
     return Samples("coco", samples.classes, tuple(map(str, range(len(order)))), joined)
 
 
 def test_counting_an_image_twice_is_the_same_as_having_it_twice():
-    samples, rng = draw(7, ties=False), np.random.default_rng(0)
+    samples, rng = random_detections(7, ties=False), np.random.default_rng(0)
     images = len(samples.images)
     for _ in range(3):
         order = rng.integers(0, images, images)
@@ -116,42 +121,44 @@ BOX = [10.0, 10.0, 50.0, 50.0]
 AWAY = [100.0, 100.0, 140.0, 140.0]
 
 
-def test_two_images_by_hand():
+def test_ap_of_two_images_equals_the_value_computed_by_hand():
     """Image 0: its box is detected (0.9). Image 1: the detection (0.8) is elsewhere."""
-    samples = make([(0, 0, 0.9, BOX), (1, 0, 0.8, AWAY)], [(0, 0, BOX, 0), (1, 0, BOX, 0)], 2)
+    samples = detections([(0, 0, 0.9, BOX), (1, 0, 0.8, AWAY)], [(0, 0, BOX, 0), (1, 0, BOX, 0)], 2)
     weights = np.array([[1, 1], [2, 0], [0, 2], [1, 3], [3, 1]], float)
     # Precision 1 up to recall 1/2, 1, 0, 1/4, 3/4: 51, 101, 0, 26, 76 of the 101 recalls.
     expected = np.array([51, 101, 0, 26, 76]) / 101
     assert weighted(samples, "bbox_mAP_50", weights) == pytest.approx(expected)
     # With the scores swapped, the false one is first: precision 1/2, 1, 0, 1/4, 3/4.
-    samples = make([(0, 0, 0.7, BOX), (1, 0, 0.8, AWAY)], [(0, 0, BOX, 0), (1, 0, BOX, 0)], 2)
+    samples = detections([(0, 0, 0.7, BOX), (1, 0, 0.8, AWAY)], [(0, 0, BOX, 0), (1, 0, BOX, 0)], 2)
     expected *= np.array([1 / 2, 1, 0, 1 / 4, 3 / 4])
     assert weighted(samples, "bbox_mAP_50", weights) == pytest.approx(expected)
 
 
-def test_a_class_without_truth_in_the_sample_is_no_zero():
+def test_a_class_without_truth_in_the_sample_is_left_out_of_the_mean():
     truth = [(0, 0, BOX, 0), (1, 1, BOX, 0)]
-    samples = make([(0, 0, 0.9, BOX), (1, 1, 0.8, AWAY)], truth, 3)
-    got = weighted(samples, "bbox_mAP_50", np.array([[1, 1, 1], [3, 0, 0], [0, 3, 0], [0, 0, 3.0]]))
-    assert got[:3] == pytest.approx([0.5, 1.0, 0.0])
-    assert np.isnan(got[3])  # no truth at all
-    nothing = make([], truth, 3)
+    samples = detections([(0, 0, 0.9, BOX), (1, 1, 0.8, AWAY)], truth, 3)
+    values = weighted(
+        samples, "bbox_mAP_50", np.array([[1, 1, 1], [3, 0, 0], [0, 3, 0], [0, 0, 3.0]])
+    )
+    assert values[:3] == pytest.approx([0.5, 1.0, 0.0])
+    assert np.isnan(values[3])  # no truth at all
+    nothing = detections([], truth, 3)
     assert weighted(nothing, "bbox_mAP_50", np.ones((1, 3))).tolist() == [0.0]
 
 
-def test_the_f1_of_an_image_by_hand():
+def test_the_f1_of_an_image_equals_the_value_computed_by_hand():
     second_box = [60.0, 10.0, 90.0, 50.0]
     truth = [(0, 0, BOX, 0), (0, 1, second_box, 0), (1, 0, BOX, 0), (3, 0, BOX, 1), (4, 0, BOX, 0)]
     detected = [
         *((0, 0, 0.9, BOX), (0, 0, 0.8, AWAY), (0, 1, 0.7, second_box)),
         *((1, 0, 0.3, BOX), (2, 0, 0.9, AWAY), (3, 0, 0.9, BOX)),
     ]
-    got = ap.best_f1(ap.matches(make(detected, truth, 5), "bbox_mAP_75"))
+    best_f1 = ap.best_f1(ap.matches(detections(detected, truth, 5), "bbox_mAP_75"))
     # Image 0: 2/3 above 0.8, 4/5 with all. 1: all. 2 and 3 (a crowd): no truth. 4: none detected.
-    assert got[[0, 1, 4]] == pytest.approx([4 / 5, 1.0, 0.0])
-    assert np.isnan(got[[2, 3]]).all()
-    # Equal scores cannot be told apart: the false one counts.
-    samples = make([(0, 0, 0.9, AWAY), (0, 0, 0.9, BOX)], [(0, 0, BOX, 0)], 1)
+    assert best_f1[[0, 1, 4]] == pytest.approx([4 / 5, 1.0, 0.0])
+    assert np.isnan(best_f1[[2, 3]]).all()
+    # Of equal scores none can be left out: the false detection counts.
+    samples = detections([(0, 0, 0.9, AWAY), (0, 0, 0.9, BOX)], [(0, 0, BOX, 0)], 1)
     assert ap.best_f1(ap.matches(samples, "bbox_mAP"))[0] == pytest.approx(2 / 3)
 
 
@@ -175,11 +182,11 @@ def one_class(true: np.ndarray, score: np.ndarray) -> list[ap.ClassMatches]:
     ]  # fmt: skip
 
 
-def covered(p: float, boxes: int, separated: bool) -> float:
-    """Coverage of the true AP, with boxes of an image right or wrong together.
+def coverage(p: float, boxes: int, separated: bool) -> float:
+    """Fraction of intervals that contain the true AP; an image's boxes are all right or all wrong.
 
-    With scores that separate right from wrong, precision is 1 up to recall p: AP = p. With scores
-    that say nothing it is p at any recall up to p: AP = p^2.
+    With scores that separate right from wrong, precision is 1 up to recall p: AP = p. With random
+    scores it is p at any recall up to p: AP = p^2.
     """
     rng, hits = np.random.default_rng(3), 0
     value = p if separated else p**2
@@ -189,18 +196,18 @@ def covered(p: float, boxes: int, separated: bool) -> float:
         per_class = one_class(true, score)
         once = ap.average_precision(per_class, "bbox_mAP_50", np.ones((1, IMAGES)))
         drawn = ap.average_precision(per_class, "bbox_mAP_50", WEIGHTS)
-        detected = oi.crossed(once, drawn[:, None], IMAGES)
-        assert detected.low is not None
-        assert detected.high is not None
-        hits += detected.low <= value <= detected.high
+        interval = oi.crossed(once, drawn[:, None], IMAGES)
+        assert interval.low is not None
+        assert interval.high is not None
+        hits += interval.low <= value <= interval.high
     return hits / RUNS
 
 
 def test_the_interval_of_ap_covers_95_percent_where_scores_separate():
     """Boxes of one image are not independent; images are."""
-    assert 0.91 <= covered(0.6, 3, True) <= 0.985
+    assert 0.91 <= coverage(0.6, 3, True) <= 0.985
 
 
-def test_the_interval_of_ap_covers_nearly_95_percent_where_scores_say_nothing():
+def test_the_interval_of_ap_covers_nearly_95_percent_where_scores_are_random():
     """The largest precision at or above a recall is biased upwards, most at low recalls."""
-    assert 0.90 <= covered(0.6, 2, False) <= 0.985
+    assert 0.90 <= coverage(0.6, 2, False) <= 0.985

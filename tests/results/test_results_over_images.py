@@ -107,7 +107,7 @@ def test_a_paired_difference_over_images_equals_the_one_computed_by_hand():
     truth = [0] * 40
     first, second = samples(truth, [0] * 30 + [1] * 10), samples(truth, [0] * 20 + [1] * 20)
 
-    rows = [{(0, 0): oi.resample(scored(x, "top1").weighted, 40)} for x in (first, second)]
+    rows = [{(0, 0): oi.resample(image_scores_of(x, "top1").weighted, 40)} for x in (first, second)]
     measured = oi.paired(*rows, 40)
     assert measured is not None
     assert measured.mean == pytest.approx(0.25)
@@ -117,24 +117,25 @@ def test_a_paired_difference_over_images_equals_the_one_computed_by_hand():
     assert oi.score(rows[0], 40).mean == pytest.approx(0.75)
 
 
-def scored(s: Samples, metric: str):
-    made = image_scores(s, metric)
-    assert made is not None
-    return made
+def image_scores_of(outputs: Samples, metric: str):
+    """The scores of the images, which must exist for this metric."""
+    computed = image_scores(outputs, metric)
+    assert computed is not None
+    return computed
 
 
 def test_weights_of_one_give_the_score_and_two_copies_of_an_image_count_twice():
-    s = samples([0, 0, 1, 1], [0, 1, 1, 1])
+    outputs = samples([0, 0, 1, 1], [0, 1, 1, 1])
     weights = np.array([[1, 1, 1, 1], [2, 2, 0, 0], [0, 0, 1, 3]], float)
-    resampled = scored(s, "top1").weighted(weights)
+    resampled = image_scores_of(outputs, "top1").weighted(weights)
     assert resampled.tolist() == [0.75, 0.5, 1.0]
-    assert resampled[0] == scores(s)["top1"]
+    assert resampled[0] == scores(outputs)["top1"]
     areas = np.array([[[2, 0], [4, 2], [3, 1], [3, 1]], [[5, 0], [5, 0], [5, 0], [5, 0]]], np.int32)
     seg = Samples("iou", ("a", "b"), ("0", "1"), {"areas": areas})
-    resampled = scored(seg, "mIoU").weighted(np.array([[1, 1], [0, 2]], float))
+    resampled = image_scores_of(seg, "mIoU").weighted(np.array([[1, 1], [0, 2]], float))
     # class a: 7 / 9, class b: 0 / 2; without image 0, class b is absent
     assert resampled.tolist() == pytest.approx([7 / 18, 1.0])
     assert resampled[0] == pytest.approx(scores(seg)["mIoU"])
     # one image: a 2 / 4 and b 0 / 2; a 5 / 5, without b
-    assert scored(seg, "mIoU").per_image.tolist() == pytest.approx([0.25, 1.0])
+    assert image_scores_of(seg, "mIoU").per_image.tolist() == pytest.approx([0.25, 1.0])
     assert image_scores(seg, "AP") is None

@@ -42,7 +42,7 @@ def test_the_interval_of_a_standard_deviation_is_that_of_chi_squared():
     assert (low, high) == pytest.approx(((2 / 7.37776) ** 0.5, (2 / 0.0506356) ** 0.5), rel=1e-5)
 
 
-def test_the_need_of_differences_by_hand():
+def test_the_seeds_needed_for_three_differences_are_those_computed_by_hand():
     """0.01, 0.02, 0.03: mean 0.02, standard deviation 0.01, so as for an effect of 2."""
     need = need_of(Evidence("task", "t", {0: 0.01, 1: 0.02, 2: 0.03}))
     assert need is not None
@@ -52,12 +52,12 @@ def test_the_need_of_differences_by_hand():
     assert need.high is not None
     assert need.low < 5 < need.high
     assert need_of(Evidence("task", "t", {0: 0.01})) is None
-    nothing = need_of(Evidence("task", "t", {0: 0.01, 1: -0.01}))
-    assert nothing is not None
-    assert nothing.seeds is None
-    exact = need_of(Evidence("task", "t", {0: 0.1 + 0.2, 1: 0.3}))
-    assert exact is not None
-    assert exact.seeds == 2
+    without_effect = need_of(Evidence("task", "t", {0: 0.01, 1: -0.01}))
+    assert without_effect is not None
+    assert without_effect.seeds is None
+    without_noise = need_of(Evidence("task", "t", {0: 0.1 + 0.2, 1: 0.3}))
+    assert without_noise is not None
+    assert without_noise.seeds == 2
 
 
 def test_a_measure_that_needs_too_many_seeds_raises_the_median_and_is_not_left_out():
@@ -78,8 +78,8 @@ def test_a_measure_that_needs_too_many_seeds_raises_the_median_and_is_not_left_o
     assert pair.too_few == ("s",)
 
 
-def written(folder: Path, kdep: list[float], scratch: list[float]) -> None:
-    """Scores by pre-training seed."""
+def write_scores(folder: Path, kdep: list[float], scratch: list[float]) -> None:
+    """Writes records of two methods with these scores by pre-training seed."""
     for method, scores in {"kdep": kdep, "scratch": scratch}.items():
         for seed, score in enumerate(scores):
             (record,) = grid({method: {"probe": [score]}}, pretrain=seed)
@@ -87,7 +87,7 @@ def written(folder: Path, kdep: list[float], scratch: list[float]) -> None:
 
 
 def test_tasks_and_probes_are_compared_on_the_same_pairs(tmp_path):
-    written(tmp_path, [0.5, 0.6, 0.7], [0.3, 0.3, 0.3])  # differences 0.2, 0.3, 0.4: effect 3
+    write_scores(tmp_path, [0.5, 0.6, 0.7], [0.3, 0.3, 0.3])  # differences 0.2, 0.3, 0.4: effect 3
     for seed, (kdep, scratch) in enumerate(zip((0.5, 0.6, 0.7), (0.3, 0.3, 0.1), strict=True)):
         probe_record.write(tmp_path, probe("kdep", seed, kdep, epochs=6.03))
         # Of another budget, which is another row:
@@ -105,11 +105,11 @@ def test_tasks_and_probes_are_compared_on_the_same_pairs(tmp_path):
     assert f"| probe knn (classify): NLL | 0.367 | 0.208 | {effect:.2f} | 3 | {seeds} |" in text
 
 
-def test_one_pretraining_seed_is_refused_and_says_what_is_missing(tmp_path, capsys):
+def test_one_pretraining_seed_is_refused_with_the_reason(tmp_path, capsys):
     for record in grid({"kdep": {"probe": [0.5, 0.6]}, "scratch": {"probe": [0.2, 0.3]}}):
         store.write(tmp_path, record)
     assert main([str(tmp_path), "--seeds-needed"]) == 2
     assert "have two pre-training seeds in common" in capsys.readouterr().err
-    written(tmp_path, [0.5, 0.6], [0.2, 0.3])
+    write_scores(tmp_path, [0.5, 0.6], [0.2, 0.3])
     assert main([str(tmp_path), "--seeds-needed"]) == 0  # nothing is written
     assert not (tmp_path / "leaderboard.md").exists()
