@@ -7,50 +7,89 @@ views are read, evenly spaced over the data fraction: for 4 x 4 positions these 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from kdep_bench.data.views import Views
 from kdep_bench.errors import KdepError
+from kdep_bench.features.cache_check import render_rows, run_teacher
 from kdep_bench.features.cache_read import Cache
 from kdep_bench.features.layers import evenly_spaced
 from kdep_bench.features.transform import Moments
 from kdep_bench.networks.resize import resize_map
 from kdep_bench.openmmlab import load_weights
+from kdep_bench.teachers.base import Teacher
 
-MAX_ROWS = 4096  # views
+MAX_ROWS = 4096
+LIVE_BATCH = 64  # images per forward pass of a live teacher
+
+# Row numbers -> {map name: [n, C, H, W] float32}.
+ReadMaps = Callable[[NDArray[np.int64]], Mapping[str, Tensor]]
 
 
-def map_moments(cache: Cache, rows: NDArray[np.int64], name: str, side: int) -> Moments:
-    """Moments of the C channels of a cached map over all positions at `side` x `side`.
+def cached_maps(cache: Cache, names: Iterable[str]) -> ReadMaps:
+    """Reads the maps `names` of rows from a cache."""
+    names = list(names)
+
+    def read(rows: NDArray[np.int64]) -> dict[str, Tensor]:
+        return {n: torch.from_numpy(cache.rows(rows, f"maps.{n}")).float() for n in names}
+
+    return read
+
+
+def live_maps(teacher: Teacher, views: Views, names: Iterable[str]) -> ReadMaps:
+    """Computes the maps `names` of rows with the teacher, which is on the device of the process."""
+    names = list(names)
+
+    def read(rows: NDArray[np.int64]) -> dict[str, Tensor]:
+        parts = []
+        for start in range(0, len(rows), LIVE_BATCH):
+            part = rows[start : start + LIVE_BATCH]
+            parts.append(run_teacher(teacher, render_rows(views, part, teacher.input_px)).maps)
+        return {n: torch.cat([part[n] for part in parts]).float() for n in names}
+
+    return read
+
+
+def map_moments(
+    read: ReadMaps, rows: NDArray[np.int64], maps_and_sides: Iterable[tuple[str, int]]
+) -> dict[tuple[str, int], Moments]:
+    """Moments of the channels of each map over all positions at a side, by (map name, side).
 
     Args:
-        cache: holds the map.
+        read: row numbers -> {map name: [n, C, H, W] float32}.
         rows: row numbers of the views to use, at most MAX_ROWS of them.
-        name: name of the map.
-        side: height and width of the resized map, in positions.
+        maps_and_sides: names of the maps, and side in positions to which each is resized.
 
     Raises:
         KdepError: a value that is not finite.
     """
     rows = evenly_spaced(np.sort(rows), MAX_ROWS)
-    channels = int(cache.extras[f"maps.{name}"][0].shape[1])
-    moments = Moments(channels)
+    moments: dict[tuple[str, int], Moments] = {}
     for start in range(0, len(rows), 256):
-        maps = torch.from_numpy(cache.rows(rows[start : start + 256], f"maps.{name}")).float()
-        moments.add(resize_map(maps, (side, side)).permute(0, 2, 3, 1).reshape(-1, channels))
+        maps = read(rows[start : start + 256])
+        for name, side in sorted(set(maps_and_sides)):
+            channels = maps[name].shape[1]
+            positions = resize_map(maps[name], (side, side)).permute(0, 2, 3, 1)
+            accumulated = moments.setdefault((name, side), Moments(channels))
+            accumulated.add(positions.reshape(-1, channels))
     return moments
 
 
 def save_map_moments(
-    cache: Cache, rows: NDArray[np.int64], maps_and_sides: Iterable[tuple[str, int]], folder: Path
+    read: ReadMaps,
+    rows: NDArray[np.int64],
+    maps_and_sides: Iterable[tuple[str, int]],
+    folder: Path,
 ) -> None:
-    """Writes the moments of each (map name, side) below `folder`, for `open_map_moments`."""
-    for name, side in sorted(set(maps_and_sides)):
-        write_moments(map_moments(cache, rows, name, side), folder, name, side)
+    """Writes the result of `map_moments` below `folder`, for `open_map_moments`."""
+    for (name, side), moments in map_moments(read, rows, list(maps_and_sides)).items():
+        write_moments(moments, folder, name, side)
 
 
 def write_moments(moments: Moments, folder: Path, name: str, side: int) -> None:

@@ -12,17 +12,19 @@ from torch import Tensor
 from kdep_bench import openmmlab
 from kdep_bench.data.fractions import select_for_spec
 from kdep_bench.data.views import open_views
+from kdep_bench.devices import compute_device
 from kdep_bench.errors import KdepError
 from kdep_bench.features.align import finite, rows_of
 from kdep_bench.features.cache_read import open_cache
 from kdep_bench.features.layers import evenly_spaced, layer_distances
-from kdep_bench.features.map_moments import save_map_moments
+from kdep_bench.features.map_moments import cached_maps, live_maps, save_map_moments
 from kdep_bench.features.target import build_target
 from kdep_bench.features.transform import Moments, std_ratio
 from kdep_bench.objectives.base import Demands
 from kdep_bench.objectives.levels import level_pairs, levels_of
 from kdep_bench.pretrain.pyramid import describe
 from kdep_bench.pretrain.teaching import TeacherSource
+from kdep_bench.teachers.base import build_teacher
 
 
 def extra_cost(
@@ -77,23 +79,28 @@ def moments_of_maps(spec: dict[str, Any], inputs: dict[str, Path], out: Path) ->
     for the pooled form. Each rank writes a separate folder, so that no rank reads a file that
     another is writing; their content is the same.
 
-    Raises:
-        KdepError: there is no teacher cache.
+    The maps are those of the cache, or are computed by the live teacher of a run without one.
     """
-    if "cache" not in inputs:
-        raise KdepError(
-            f"the method {spec['method']['name']} computes a basis of the teacher's maps before "
-            "training, which needs cached teacher features",
-            fix="remove budget.teacher='live' from the suite",
-        )
-    views, cache = open_views(inputs["views"]), open_cache(inputs["cache"])
+    student = describe(spec["student"])
+    wanted = {
+        (teacher_map, side)
+        for level, teacher_map in level_pairs(spec["method"]["objective"])
+        if level in student
+        for side in (student[level]["side"], 1)
+    }
+    if "cache" in inputs:
+        views, cache = open_views(inputs["views"]), open_cache(inputs["cache"])
+        available = {name.partition(".")[2] for name in cache.extras}
+        read = cached_maps(cache, available & {name for name, _ in wanted})
+    else:
+        views = open_views(inputs["views"], inputs["images"])
+        teacher = build_teacher(spec["teacher"]).to(compute_device())
+        available = set(teacher.map_names)
+        read = live_maps(teacher, views, available & {name for name, _ in wanted})
     rows = rows_of(select_for_spec(views.files, spec, inputs), views.views)
-    student, maps_and_sides = describe(spec["student"]), set[tuple[str, int]]()
-    for level, teacher_map in level_pairs(spec["method"]["objective"]):
-        if level in student and f"maps.{teacher_map}" in cache.extras:
-            maps_and_sides |= {(teacher_map, student[level]["side"]), (teacher_map, 1)}
+    maps_and_sides = {(name, side) for name, side in wanted if name in available}
     folder = out / "map_moments" / str(openmmlab.planned_rank())
-    save_map_moments(cache, rows, maps_and_sides, folder)
+    save_map_moments(read, rows, maps_and_sides, folder)
     return str(folder)
 
 

@@ -164,8 +164,13 @@ def _objectives(method: Json) -> list[str]:
 
 def requires_student_maps(method: Json) -> bool:
     """Whether a class of the method's objective reads the student's feature maps."""
+    return "student_maps" in required_arguments(method)
+
+
+def required_arguments(method: Json) -> set[str]:
+    """Arguments that the pre-training stage gives to the classes of the method's objective."""
     required_args = (class_value(path, "requires") or () for path in _objectives(method))
-    return any("student_maps" in names for names in required_args)
+    return {word for names in required_args for word in names}
 
 
 def check_needs(method: Json, label: str) -> None:

@@ -28,6 +28,7 @@ from kdep_bench.suite.arguments import (
     check_needs,
     check_optimizer,
     check_transformer,
+    required_arguments,
     requires_student_maps,
 )
 from kdep_bench.suite.config import merged
@@ -46,6 +47,8 @@ from kdep_bench.transfer.recipes import check_recipe
 
 DENSE = ("detection", "segmentation")
 TRANSFER_PACKAGE = "kdep_bench.transfer."
+# Arguments of an objective that the pre-training stage computes from a cache alone.
+FROM_CACHE = {"layer_distances", "teacher_mean_variance"}
 
 
 def check_task(student: Json, task: Json) -> None:
@@ -565,6 +568,20 @@ def check_teacher_source(pair: StudentMethod) -> None:
         )
 
 
+def check_statistics_of_cache(pair: StudentMethod) -> None:
+    """Checks that no objective of a live teacher reads statistics of a cache."""
+    if not pair.live or pair.method.get("align"):
+        return
+    read = sorted(required_arguments(pair.method) & FROM_CACHE)
+    if read:
+        raise KdepError(
+            f"{pair.label} reads {', '.join(read)}, which are computed from a teacher's cache, but "
+            "its teacher is live",
+            fix="remove teacher_source='live' from the method, or budget.teacher='live' from the "
+            "suite",
+        )
+
+
 def check_stored_maps(pair: StudentMethod) -> None:
     """Checks that int8 maps are only set for a method that reads maps from a cache."""
     if pair.method.get("stored_maps", "float16") == "float16":
@@ -613,6 +630,7 @@ LAST_RULES: tuple[Rule, ...] = (
     check_undivided_batch,
     check_transformer_student,
     check_teacher_source,
+    check_statistics_of_cache,
     check_stored_maps,
     check_augmentation,
 )

@@ -37,7 +37,8 @@ def position_means(maps: np.ndarray, side: int) -> np.ndarray:
 @pytest.mark.parametrize("side", [1, 2, 4])
 def test_the_moments_are_those_of_all_positions(side: int):
     stored = FakeCache()
-    moments = map_moments.map_moments(cast(Any, stored), np.arange(ROWS), "a", side)
+    read = map_moments.cached_maps(cast(Any, stored), ["a"])
+    moments = map_moments.map_moments(read, np.arange(ROWS), [("a", side)])["a", side]
     x = position_means(stored.maps, side)
     assert moments.n == len(x) == ROWS * side**2
     np.testing.assert_allclose(moments.mean.numpy(), x.mean(0), atol=1e-6)
@@ -48,13 +49,14 @@ def test_the_moments_are_those_of_all_positions(side: int):
 def test_a_sample_of_many_rows_is_evenly_spread(monkeypatch: pytest.MonkeyPatch, tmp_path):
     monkeypatch.setattr(map_moments, "MAX_ROWS", 4)
     stored, shuffled = FakeCache(), np.random.default_rng(1).permutation(ROWS)
-    moments = map_moments.map_moments(cast(Any, stored), shuffled, "a", 2)
+    read = map_moments.cached_maps(cast(Any, stored), ["a"])
+    moments = map_moments.map_moments(read, shuffled, [("a", 2)])["a", 2]
     sampled_rows = evenly_spaced(np.arange(ROWS), 4)
     assert len(sampled_rows) <= 4
     x = position_means(stored.maps[sampled_rows], 2)
     assert moments.n == len(x)
     np.testing.assert_allclose(moments.mean.numpy(), x.mean(0), atol=1e-6)
-    map_moments.save_map_moments(cast(Any, stored), shuffled, [("a", 2), ("a", 2)], tmp_path)
+    map_moments.save_map_moments(read, shuffled, [("a", 2), ("a", 2)], tmp_path)
     saved_moments = map_moments.open_map_moments(tmp_path, "a", 2)
     assert saved_moments.n == moments.n
     torch.testing.assert_close(saved_moments.mean, moments.mean)

@@ -17,6 +17,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.features import cache, cache_check
 from kdep_bench.features.cache_read import bytes_of_view, open_cache
 from kdep_bench.features.int8_maps import SMALLEST_SCALE, Int8Shard, quantise
+from kdep_bench.features.map_moments import open_map_moments
 from kdep_bench.forecast.work import _bytes
 from kdep_bench.suite.config import load_config
 from tests.pretrain.conftest import BUDGET, IMAGES, TEACHER, silent
@@ -157,3 +158,26 @@ def test_bytes_per_view_are_summed_over_the_stored_arrays():
     assert _bytes({"maps.b": 12, "maps.c": 5}, "int8_maps.b") == 24
     assert _bytes({"maps.b": 12, "maps.c": 5}, "int8_maps") == 34
     assert _bytes({"maps.b": 12}, "int8_maps.x") is None
+
+
+def test_a_live_teacher_gives_the_maps_and_their_moments_without_a_cache(
+    stages: dict[str, Path], caches: dict[str, Path], tmp_path: Path
+):
+    cached = {k: v for k, v in stages.items() if k != "align"} | {"cache": caches["maps"]}
+    live = {k: stages[k] for k in ("prepare", "views")} | {"images": stages["prepare"]}
+    curves, bases = [], []
+    for name, inputs, more in (("cached", cached, {}), ("live", live, {"teacher": TEACHER})):
+        out = tmp_path / name
+        outputs, _ = pretrain(out, inputs, KDEP_MAPS, budget=BUDGET, student=R18, **more)
+        curves.append(np.array(outputs["curves"]["pretrain_loss"])[:, 1])
+        bases.append(open_map_moments(out / "map_moments" / "0", "s16", 2))
+    assert bases[0].n == bases[1].n == 2 * IMAGES * 4  # every position of every view
+    torch.testing.assert_close(bases[0].mean, bases[1].mean, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(curves[0][:2], curves[1][:2], rtol=1e-3)
+    np.testing.assert_allclose(*curves, rtol=0.05)
+
+
+def test_statistics_of_a_cache_are_refused_with_a_live_teacher_by_the_plan():
+    assert plan(dict(base="kdep_maps", name="k", teacher_source="live")).runs
+    with pytest.raises(KdepError, match="reads layer_distances, which are computed from a teach"):
+        plan(dict(base="pursuhint", name="k", teacher_source="live"))
