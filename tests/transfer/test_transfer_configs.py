@@ -326,13 +326,13 @@ MEASURES: dict[str, set[str]] = {
 
 @pytest.mark.parametrize("name", MEASURES)
 def test_each_measure_of_a_task_may_be_its_metric_and_no_other(name: str) -> None:
-    from kdep_bench.suite.pairs import measured
+    from kdep_bench.suite.pairs import check_metric_and_family
 
     every_measure = set().union(*MEASURES.values())
     for metric in every_measure:
         task = {**resolve("task", name), "metric": metric}
         if metric in MEASURES[name]:
-            measured({}, task)
+            check_metric_and_family({}, task)
         else:
             with pytest.raises(KdepError, match="unknown metric"):
-                measured({}, task)
+                check_metric_and_family({}, task)

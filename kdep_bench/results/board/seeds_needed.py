@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kdep_bench.results.board import compare
-from kdep_bench.results.board.board import Board, RowKey
+from kdep_bench.results.board.board import Board, Column, RowKey
 from kdep_bench.results.statistics import intervals as st
 from kdep_bench.results.statistics import power
 
@@ -99,7 +99,7 @@ def by_pretraining(values: Mapping[st.Key, float]) -> dict[int, float]:
 
 
 def of_tasks(
-    board: Board, row: RowKey, reference: RowKey, names: Mapping[object, str]
+    board: Board, row: RowKey, reference: RowKey, names: Mapping[Column, str]
 ) -> list[Evidence]:
     """The differences on every task of the pair, and their mean over tasks."""
     columns = compare.columns_of(board, row.student)

@@ -100,7 +100,7 @@ def systems_page(
                     system.name if k == 0 else "",
                     _state(system, config),
                     f"`{name}`",
-                    {True: "yes", False: "no"}.get(config.get("labels_used"), "—"),
+                    _yes_or_no(config.get("labels_used")),
                     text.md(config.get("source", "")),
                     text.points(score.mean if score else None),
                     text.ratio(score.step_time if score else None),
@@ -121,3 +121,7 @@ def _state(system: System, config: Mapping[str, Any]) -> str:
     if config.get("reconstruction"):
         return "re-implementation"
     return f"partly implemented; missing: {system.missing}" if system.missing else "implemented"
+
+
+def _yes_or_no(value: bool | None) -> str:
+    return "—" if value is None else "yes" if value else "no"
