@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import importlib
+import importlib.util
 import os
 import signal
 import sys
@@ -13,6 +15,10 @@ from typing import Any, NoReturn
 
 LOST = 1  # exit code if output could not be written
 _UTF8 = "PYTHONUTF8"  # environment variable of Python's UTF-8 mode
+_ACTIVATE = (
+    "activate the environment: source .venv/bin/activate (`make install` makes it), or install "
+    "kdep_bench with pip into the Python that you use."
+)
 
 
 def run_main(main: Callable[[], int | None]) -> NoReturn:
@@ -21,7 +27,8 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     Other exit codes: 141 (as after SIGPIPE), without a message, if the reader of standard output
     has ended (`| head`); 130 after Ctrl-C, unless the command handles it; 1, with one line on
     standard error, if standard output is closed or cannot be written. An OSError that the command
-    does not handle is printed as one line without a traceback.
+    does not handle is printed as one line without a traceback, and so is a Python package that is
+    missing.
 
     In a locale that is not UTF-8 the process restarts itself in Python's UTF-8 mode, because
     configs and records are UTF-8. Characters that a stream cannot encode are printed as escape
@@ -42,6 +49,15 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         _print_error("interrupted")
         code = 128 + signal.SIGINT
+    except ModuleNotFoundError as e:
+        package = (e.name or "").partition(".")[0]
+        if not package or importlib.util.find_spec(package) is not None:
+            raise  # a fault of that package, or of this one
+        _flush(sys.stdout)
+        _print_error(
+            f"the Python package {package} is not installed for {sys.executable}. Fix: {_ACTIVATE}"
+        )
+        code = LOST
     except OSError as e:
         if _flush(sys.stdout) is None:  # the error is about a file, not about standard output
             _print_error(_file_error(e))
@@ -63,6 +79,20 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
         _print_error(code)
         code = 1
     _end(code)
+
+
+def run_command(module: str) -> NoReturn:
+    """Runs `main` of a module as `run_main` does; a package that is missing is one sentence."""
+    if sys.version_info < (3, 11):  # noqa: UP036 (a system's Python may be older)
+        _print_error(
+            f"Python {sys.version_info[0]}.{sys.version_info[1]} is too old. Fix: {_ACTIVATE}"
+        )
+        _end(LOST)
+
+    def main() -> int | None:
+        return importlib.import_module(module).main()
+
+    run_main(main)
 
 
 def _print_message(self: argparse.ArgumentParser, message: str, file: Any = None) -> None:

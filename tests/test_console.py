@@ -163,3 +163,16 @@ def test_the_exit_code_of_a_command_is_kept(main: str, code: int) -> None:
     )
     assert done.returncode == code
     assert (b"ZeroDivisionError" in done.stderr) == ("/ 0" in main)
+
+
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda p: p.stem)
+def test_outside_the_environment_a_command_says_to_activate_it(tool: Path) -> None:
+    """-S leaves out all installed packages, as a system's Python has none of them."""
+    arguments = {"search": ["pocket_kdep"], "report": ["results/pocket"]}
+    arguments |= {"make_student": ["timm/resnet18"], "prepare_data": ["--list"]}
+    command = [sys.executable, "-S", str(tool), *arguments.get(tool.stem, [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPO)
+    assert done.returncode != 0
+    text = done.stdout + done.stderr
+    assert "Traceback" not in text
+    assert "activate the environment: source .venv/bin/activate" in text

@@ -6,7 +6,6 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from kdep_bench.cli.report import main
-    from kdep_bench.console import run_main
+    from kdep_bench.console import run_command
 
-    run_main(main)
+    run_command("kdep_bench.cli.report")

@@ -293,8 +293,8 @@ def report(findings: Iterable[Finding], write: Callable[[str], object] = print) 
     return n_faults
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns 1 if there is a fault, 2 for a wrong argument, else 0."""
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -310,6 +310,12 @@ def main(argv: list[str] | None = None) -> int:
         "data is always decoded completely",
     )
     p.add_argument("--work-dir", type=Path, default=Path("work_dirs"), help="default: work_dirs")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns 1 if there is a fault, 2 for a wrong argument, else 0."""
+    p = parser()
     args = p.parse_args(argv)
     if args.decode != "all" and not args.decode.isdigit():
         p.error("--decode must be a number or 'all'")

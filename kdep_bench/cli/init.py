@@ -39,29 +39,32 @@ class _Variable(str):
 _COLOURS = ((230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200), (245, 130, 48))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="the folder that holds your data")
-    parser.add_argument("--name", help="name of the suite (default: the folder's name)")
-    parser.add_argument(
-        "--teacher", default="efficientnet_lite0", help="default: efficientnet_lite0"
-    )
-    parser.add_argument("--student", default="resnet18_w32", help="default: resnet18_w32, 64 px")
-    parser.add_argument(
+    p.add_argument("folder", type=Path, help="the folder that holds your data")
+    p.add_argument("--name", help="name of the suite (default: the folder's name)")
+    p.add_argument("--teacher", default="efficientnet_lite0", help="default: efficientnet_lite0")
+    p.add_argument("--student", default="resnet18_w32", help="default: resnet18_w32, 64 px")
+    p.add_argument(
         "--out",
         type=Path,
         default=OUTPUT / "configs" / "suites",
         help="folder to write to (default: configs/suites)",
     )
-    parser.add_argument(
+    p.add_argument(
         "--classes-of-boxes",
         action="store_true",
         help="take class folders for classification even if their images have boxes",
     )
-    args = parser.parse_args(argv)
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    args = parser().parse_args(argv)
     try:
         path = write_suite(
             args.folder, args.name, args.teacher, args.student, args.out, args.classes_of_boxes

@@ -15,6 +15,9 @@ from importlib import import_module
 COMMANDS = {
     "run": ("run_suite", "run a suite; finished stages are skipped"),
     "init": ("init", "write a suite for a folder of your images"),
+    "status": ("status", "show which stages are done, running, failed and left"),
+    "logs": ("logs", "print the path and the end of a stage's log"),
+    "why": ("why", "explain why a stage would run or is skipped"),
     "report": ("report", "rebuild tables and page from records, or compare results folders"),
     "search": ("search", "search for a student and settings within limits of size"),
     "doctor": ("doctor", "check this machine, and what a suite needs"),
@@ -24,7 +27,10 @@ COMMANDS = {
     "work-dir": ("work_dir", "list stages with their sizes; delete unused ones"),
     "benchmark": ("benchmark", "measure speed and memory of the pre-training code"),
     "gpu-check": ("gpu_check", "check that everything works on this machine's GPU"),
+    "completion": ("completion", "print a script for completion with Tab in bash or zsh"),
 }
+# Name -> (command, its first arguments, what it does).
+ALIASES = {"clean": ("work-dir", ("--gc",), "list unused stages; --delete removes them")}
 LISTS = (
     *("suites", "methods", "teachers", "students", "tasks", "probes", "claims", "data-sets"),
     "searches",
@@ -35,7 +41,9 @@ def usage() -> str:
     """The text of `kdep-bench --help`."""
     lines = ["usage: kdep-bench COMMAND [--help]", "", "commands:"]
     lines += [f"  {name:10s} {about}" for name, (_, about) in COMMANDS.items()]
-    lines += ["", "lists of configs:", "  " + " ".join(LISTS), "", "kdep-bench --version"]
+    lines += [f"  {name:10s} {about}" for name, (_, _, about) in ALIASES.items()]
+    lists = "lists of configs (--json for programs):"
+    lines += ["", lists, "  " + " ".join(LISTS), "", "kdep-bench --version"]
     return "\n".join(lines)
 
 
@@ -53,10 +61,13 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if command in LISTS:
         command, rest = "run", ["--list", command.removesuffix("-sets"), *rest]
+    if command in ALIASES:
+        command, first, _ = ALIASES[command]
+        rest = [*first, *rest]
     if command not in COMMANDS:
         from kdep_bench.errors import unknown_name
 
-        print(unknown_name("command", command, [*COMMANDS, *LISTS]), file=sys.stderr)
+        print(unknown_name("command", command, [*COMMANDS, *ALIASES, *LISTS]), file=sys.stderr)
         return 2
     module = import_module(f"kdep_bench.cli.{COMMANDS[command][0]}")
     sys.argv[0] = f"kdep-bench {arguments[0]}"

@@ -14,20 +14,24 @@ from kdep_bench.errors import KdepError
 from kdep_bench.paths import OUTPUT
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns 1 for an error, else 0."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", help="timm/<model> or mmpretrain/<name in its model zoo>")
-    parser.add_argument("--px", type=int, default=224, help="input size in pixels (default: 224)")
-    parser.add_argument(
+    p.add_argument("name", help="timm/<model> or mmpretrain/<name in its model zoo>")
+    p.add_argument("--px", type=int, default=224, help="input size in pixels (default: 224)")
+    p.add_argument(
         "--out",
         type=Path,
         default=OUTPUT / "configs" / "students",
         help="folder to write to (default: configs/students)",
     )
-    args = parser.parse_args(argv)
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
     try:
         from kdep_bench.students.discover import config_text, discover
 

@@ -186,7 +186,7 @@ def _add_onnx(plan: Plan, folders: list[Path], latency: bool) -> None:
             )
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -217,7 +217,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code, see the module."""
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     from kdep_bench.paths import OUTPUT
     from kdep_bench.suite.config import load_suite
     from kdep_bench.suite.data_identity import with_content

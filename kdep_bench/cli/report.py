@@ -89,27 +89,27 @@ def _validate(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
+    p.add_argument(
         "what", nargs="*", metavar="FOLDER", help="results folder(s), or: diff A B, validate FOLDER"
     )
-    parser.add_argument("--suite", help="use only records of this suite")
-    parser.add_argument(
+    p.add_argument("--suite", help="use only records of this suite")
+    p.add_argument(
         "--index",
         metavar="RESULTS",
         help="write RESULTS/index.html, which lists all suites, and RESULTS/methods.md",
     )
-    parser.add_argument(
+    p.add_argument(
         "--seeds-needed",
         action="store_true",
         help="print how many seeds tasks and probes need for the measured differences; write "
         "nothing",
     )
-    group = parser.add_argument_group("validate")
+    group = p.add_argument_group("validate")
     group.add_argument("--against", metavar="TABLE", help="results folder to compare with")
     group.add_argument("--join", metavar="TABLE", help="results folder to add the records to")
     group.add_argument("--name", help="who submits the records (with --join)")
@@ -118,11 +118,17 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="accept methods that were pre-trained with different budgets",
     )
-    args = parser.parse_args(argv)
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    p = parser()
+    args = p.parse_args(argv)
     if bool(args.what) == bool(args.index):
-        parser.error("give results folders, or --index RESULTS")
+        p.error("give results folders, or --index RESULTS")
     if args.seeds_needed and (args.suite or not args.what or args.what[0] in ("diff", "validate")):
-        parser.error("--seeds-needed takes results folders")
+        p.error("--seeds-needed takes results folders")
     try:
         if args.index:
             from kdep_bench.results.report.index import write_index
@@ -137,19 +143,19 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if args.what[0] == "diff":
             if len(args.what) != 3:
-                parser.error("diff takes two results folders")
+                p.error("diff takes two results folders")
             from kdep_bench.results.report.diff import diff
 
             print(diff(Path(args.what[1]), Path(args.what[2]), args.suite))
             return 0
         if args.what[0] == "validate":
             if len(args.what) != 2:
-                parser.error("validate takes one results folder")
+                p.error("validate takes one results folder")
             if bool(args.join) != bool(args.name) or (args.join and args.against):
-                parser.error("--join needs --name, and replaces --against")
+                p.error("--join needs --name, and replaces --against")
             return _validate(args)
         if args.join or args.against or args.name or args.other_budgets:
-            parser.error("--against, --join, --name and --other-budgets belong to validate")
+            p.error("--against, --join, --name and --other-budgets belong to validate")
         if args.seeds_needed:
             from kdep_bench.results.report.seeds_table import tables
 

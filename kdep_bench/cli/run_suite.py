@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from kdep_bench.cli import run_suite_output as output
 from kdep_bench.cli.run_suite_arguments import check_arguments, parser, selected_gpus
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = p.parse_args(arguments)
     try:
         if args.list:
-            output.list_configs(args.list)
+            output.list_configs(args.list, args.json)
             return 0
         if not args.suite:
             p.error("a suite is needed (see --list suites)")
@@ -58,7 +58,8 @@ def _run(args: argparse.Namespace, arguments: list[str]) -> int:
         return 0
     gpus = selected_gpus(args)
     suite, work, results = _load(args, processes)
-    suite, plan = _plan(args, suite, work)
+    content_lines = sys.stderr if args.json else sys.stdout
+    suite, plan = plan_with_content(suite, work, args.verify, content_lines)
     statuses = _statuses(args, plan, work)
     if args.executor == "snakemake-local":
         _check_stage_gpus(plan, statuses, gpus)
@@ -104,19 +105,24 @@ def _load(args: argparse.Namespace, processes: int) -> tuple[Suite, Path, Path]:
     return suite, work.absolute(), results.absolute()
 
 
-def _plan(args: argparse.Namespace, suite: Suite, work: Path) -> tuple[Suite, Plan]:
-    """(the suite with the hashes of its data, which are part of stage ids; its plan)."""
+def plan_with_content(suite: Suite, work: Path, verify: bool, out: TextIO) -> tuple[Suite, Plan]:
+    """(the suite with the hashes of its data, which are part of stage ids; its plan).
+
+    Args:
+        suite: from `load_suite`.
+        work: the work dir.
+        verify: hash all data again.
+        out: receives a line for each data set that was read.
+    """
     from kdep_bench.suite import data_identity
     from kdep_bench.suite.image_counts import check_counts
     from kdep_bench.suite.plan import build_plan
 
     plan = build_plan(suite)  # first without hashes: reading the data can take long
     check_counts(suite)
-    with_content, lines = data_identity.with_content(
-        suite, work, verify=args.verify, show_message=_log
-    )
+    with_content, lines = data_identity.with_content(suite, work, verify=verify, show_message=_log)
     for line in lines:
-        print(line)
+        print(line, file=out)
     if with_content == suite:
         return suite, plan
     return with_content, build_plan(with_content)
@@ -173,11 +179,15 @@ def _print_forecast(
     """
     statuses, lines, error = _forecast(args, plan, statuses, work)
     if args.dry_run:
-        if args.rehearse:
-            from kdep_bench.suite.rehearse import changes
+        if args.json:
+            print(output.explain_json(plan, statuses, work, lines))
+            lines = []
+        else:
+            if args.rehearse:
+                from kdep_bench.suite.rehearse import changes
 
-            print(changes())
-        print(output.explain(plan, statuses, work))
+                print(changes())
+            print(output.explain(plan, statuses, work))
     for line in lines:
         print(line)
     if error is not None:

@@ -138,6 +138,7 @@ def _add_output(p: argparse.ArgumentParser) -> None:
     p.add_argument("--verify", action="store_true", help="recompute all file checksums first")
     p.add_argument("--report", action="store_true", help="rebuild tables even if nothing changed")
     p.add_argument("--plain", action="store_true", help="no progress bars, also on a terminal")
+    p.add_argument("--json", action="store_true", help="with --dry-run or --list: print it as JSON")
     p.add_argument(
         "--list",
         choices=(
@@ -161,6 +162,8 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise KdepError(
                 f"--{name} is {value}", expected="a positive number", fix=f"correct --{name}"
             )
+    if args.json and not args.dry_run:
+        raise KdepError("--json works only with --dry-run or --list", fix="add one of them")
     _check_budget(args)
 
 

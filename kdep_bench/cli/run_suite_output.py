@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,24 +17,38 @@ if TYPE_CHECKING:
     from kdep_bench.suite.graph import Plan
 
 
-def list_configs(folder: str) -> None:
+METHOD_COLUMNS = ("method", "family", "needs", "labels", "source")
+
+
+def list_configs(folder: str, as_json: bool = False) -> None:
     """Prints the name and a description of each config in configs/<folder>/."""
     from kdep_bench.suite.config import FOLDERS, config_files
 
     kind = {folder: kind for kind, folder in FOLDERS.items()}[folder]
     if kind == "method":
-        print("\n".join(method_table()))
-        return
-    for name, path in config_files(kind).items():
-        print(f"{name:24s} {_first_line(path)}")
+        rows = [dict(zip(METHOD_COLUMNS, row, strict=True)) for row in method_rows()]
+        lines = [] if as_json else method_table()
+    else:
+        files = config_files(kind)
+        rows = [dict(name=n, about=_first_line(p), file=str(p)) for n, p in files.items()]
+        lines = [f"{row['name']:24s} {row['about']}" for row in rows]
+    print(json.dumps(rows, indent=1) if as_json else "\n".join(lines))
 
 
 def method_table() -> list[str]:
     """Lines of `--list methods`: name, family, needs, label policy and source in columns."""
+    rows = [tuple(c.upper() for c in METHOD_COLUMNS), *method_rows()]
+    widths = [max(len(row[k]) for row in rows) for k in range(4)]
+    layout = "  ".join(f"{{:{w}}}" for w in widths) + "  {}"
+    return [layout.format(*row) for row in rows]
+
+
+def method_rows() -> list[tuple[str, ...]]:
+    """The values of METHOD_COLUMNS for every method; "-" for those of an unreadable config."""
     from kdep_bench.suite.config import load_config, names
     from kdep_bench.suite.schema import label_policy, method_needs
 
-    rows = [("METHOD", "FAMILY", "NEEDS", "LABELS", "SOURCE")]
+    rows: list[tuple[str, ...]] = []
     for name in names("method"):
         try:
             method = load_config("method", name)
@@ -47,9 +63,7 @@ def method_table() -> list[str]:
         source = method.get("source", "")
         source += " (re-implementation)" if method.get("reconstruction") else ""
         rows.append((name, method.get("family") or "-", needs, labels, source))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    layout = "  ".join(f"{{:{width}}}" for width in widths) + "  {}"
-    return [layout.format(*row) for row in rows]
+    return rows
 
 
 def _first_line(path: Path) -> str:
@@ -74,23 +88,68 @@ def changed_data(plan: Plan, statuses: Mapping[str, Status]) -> list[str]:
     return lines
 
 
-def explain(plan: Plan, statuses: Mapping[str, Status], work: Path) -> str:
-    """The text of --dry-run: for every stage whether it is done or will run, and why."""
+def action(status: Status) -> str:
+    """'run', 'done' or 'skip' (neither done nor needed)."""
+    return "run" if status.run else "done" if status.done else "skip"
+
+
+def measured_costs(plan: Plan, statuses: Mapping[str, Status], work: Path) -> dict[str, float]:
+    """Seconds of the stages that would run, for those with a comparable finished one."""
     from kdep_bench.engine import state
-    from kdep_bench.engine.local_pool import chain_costs
-    from kdep_bench.engine.progress import duration
     from kdep_bench.forecast.costs import Costs
 
-    todo = {stage_id for stage_id, status in statuses.items() if status.run}
+    todo = {i for i, s in statuses.items() if s.run}
     costs = Costs(plan, state.records(work, statuses) if todo else [])
-    cost = {i: seconds for i in todo if (seconds := costs.measured(plan.stages[i])) is not None}
-    lines = []
-    for stage_id, status in statuses.items():
-        action = "run " if status.run else "done" if status.done else "skip"
-        reason = "" if status.why == "done" else f"  {status.why}"
-        estimate = f"  ~{duration(cost[stage_id])}" if stage_id in cost else ""
-        lines.append(f"{action}  {stage_id}{estimate}{reason}")
-    done = sum(status.done for status in statuses.values())
+    return {i: seconds for i in todo if (seconds := costs.measured(plan.stages[i])) is not None}
+
+
+def explain_json(
+    plan: Plan, statuses: Mapping[str, Status], work: Path, forecast: Sequence[str]
+) -> str:
+    """The content of --dry-run as JSON; `forecast`: lines of the forecast."""
+    cost = measured_costs(plan, statuses, work)
+    stages = [
+        dict(
+            id=i,
+            kind=plan.stages[i].kind,
+            action=action(s),
+            why=s.why,
+            needs=dict(plan.stages[i].needs),
+            estimated_s=cost.get(i),
+        )
+        for i, s in statuses.items()
+    ]
+    counts = Counter(s["action"] for s in stages)
+    content = dict(
+        suite=plan.name,
+        work_dir=str(work),
+        counts={k: counts[k] for k in ("done", "run", "skip")},
+        transfer_runs=len(plan.runs),
+        probes=len(plan.probes),
+        stages=stages,
+        forecast=list(forecast),
+    )
+    return json.dumps(content, indent=1)
+
+
+def stage_line(stage_id: str, status: Status, seconds: float | None = None) -> str:
+    """The line of a stage in --dry-run: action, id, estimated time, reason."""
+    from kdep_bench.engine.progress import duration
+
+    reason = "" if status.why == "done" else f"  {status.why}"
+    estimate = "" if seconds is None else f"  ~{duration(seconds)}"
+    return f"{action(status):4s}  {stage_id}{estimate}{reason}"
+
+
+def explain(plan: Plan, statuses: Mapping[str, Status], work: Path) -> str:
+    """The text of --dry-run: every stage, done or run, and why."""
+    from kdep_bench.engine.local_pool import chain_costs
+    from kdep_bench.engine.progress import duration
+
+    todo = {i for i, s in statuses.items() if s.run}
+    cost = measured_costs(plan, statuses, work)
+    lines = [stage_line(i, s, cost.get(i)) for i, s in statuses.items()]
+    done = sum(s.done for s in statuses.values())
     if len(cost) == len(todo):
         chain = chain_costs(plan, todo, cost)
         time = f"{duration(sum(cost.values()))} of estimated work, longest chain "

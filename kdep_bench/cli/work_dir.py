@@ -23,16 +23,14 @@ if TYPE_CHECKING:
     from kdep_bench.engine.work_dir import WorkDirEntry
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "suites", nargs="*", metavar="SUITE", help="keep the stages of these suites"
-    )
-    parser.add_argument("--work-dir", type=Path, help="work dir (default: work_dirs/)")
-    parser.add_argument(
+    p.add_argument("suites", nargs="*", metavar="SUITE", help="keep the stages of these suites")
+    p.add_argument("--work-dir", type=Path, help="work dir (default: work_dirs/)")
+    p.add_argument(
         "--results-dir",
         type=Path,
         action="append",
@@ -40,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         help="another folder with records/ whose stages are kept, in addition to results/* and the "
         "results folders listed in the work dir",
     )
-    parser.add_argument(
+    p.add_argument(
         "--forget",
         type=Path,
         action="append",
@@ -48,12 +46,18 @@ def main(argv: list[str] | None = None) -> int:
         metavar="DIR",
         help="remove a results folder from the work dir's list, if the folder no longer exists",
     )
-    parser.add_argument("--gc", action="store_true", help="list only what is unreferenced")
-    parser.add_argument("--delete", action="store_true", help="with --gc: delete it")
-    parser.add_argument("--json", action="store_true", help="print the list as JSON")
-    args = parser.parse_args(argv)
+    p.add_argument("--gc", action="store_true", help="list only what is unreferenced")
+    p.add_argument("--delete", action="store_true", help="with --gc: delete it")
+    p.add_argument("--json", action="store_true", help="print the list as JSON")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    p = parser()
+    args = p.parse_args(argv)
     if args.delete and not args.gc:
-        parser.error("--delete requires --gc")
+        p.error("--delete requires --gc")
     try:
         return _run(args)
     except KdepError as e:

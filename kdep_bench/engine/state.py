@@ -544,9 +544,7 @@ def _reason(stage: Stage, work: Path, known: Mapping[str, Status], newest: _Newe
             edits := changes_since(work / predecessor["id"], stage, work)
         ):
             return f"data changed: {edits}"
-        changes = differences(predecessor["spec"], stage.spec)
-        if predecessor["version"] != stage.version:
-            changes.insert(0, f"stage version {predecessor['version']} -> {stage.version}")
+        changes = spec_changes(stage, predecessor)
         if changes:
             remainder = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
             return f"spec changed: {', '.join(changes[:3])}{remainder}"
@@ -559,6 +557,19 @@ def _reason(stage: Stage, work: Path, known: Mapping[str, Status], newest: _Newe
         if predecessor["needs"].get(role) != upstream:
             return f"upstream changed: {predecessor['needs'].get(role)} -> {upstream}"
     return "never run"
+
+
+def newest_other(stage: Stage, work: Path) -> Json | None:
+    """The newest stage.json of a finished stage with this kind and name and another id."""
+    return _Newest(work).find(stage)
+
+
+def spec_changes(stage: Stage, earlier: Json) -> list[str]:
+    """What a stage's version and spec change of the stage.json `earlier`."""
+    changes = differences(earlier["spec"], stage.spec)
+    if earlier["version"] != stage.version:
+        changes.insert(0, f"stage version {earlier['version']} -> {stage.version}")
+    return changes
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -75,13 +75,9 @@ def survey(
     """
     if not work.is_dir():
         raise KdepError(f"the work dir {work} does not exist", fix="correct --work-dir")
-    stages, attempt_dirs = {}, []
-    for folder in os.scandir(work):
-        if folder.is_dir(follow_symlinks=False):
-            if _STAGE_DIR.fullmatch(folder.name):
-                stages[folder.name] = _stage_entry(work, folder.name)
-            elif match := attempts.NAME.fullmatch(folder.name):
-                attempt_dirs.append((folder.name, match["stage"]))
+    stages = {stage_id: _stage_entry(work, stage_id) for stage_id in stage_ids(work)}
+    attempt_dirs = [(folder.name, match["stage"]) for folder in _folders(work)
+                    if (match := attempts.NAME.fullmatch(folder.name))]  # fmt: skip
     kept_by: dict[str, list[str]] = {}
     for stage_id, entry in stages.items():
         suites = (f"suite {name}" for name in planned.get(stage_id, ()))
@@ -104,8 +100,24 @@ def survey(
     return sorted(entries, key=lambda e: (-e.bytes, e.id))
 
 
+def _folders(work: Path) -> list[os.DirEntry[str]]:
+    return [e for e in os.scandir(work) if e.is_dir(follow_symlinks=False)]
+
+
+def stage_ids(work: Path) -> list[str]:
+    """The ids of the stages that have a directory in the work dir; [] without the work dir."""
+    if not work.is_dir():
+        return []
+    return [e.name for e in _folders(work) if _STAGE_DIR.fullmatch(e.name)]
+
+
 def _stage_entry(work: Path, stage_id: str) -> WorkDirEntry:
     """The entry of a stage directory, without `kept_by`."""
+    return WorkDirEntry(stage_id, size_of(work / stage_id), *stage_state(work, stage_id))
+
+
+def stage_state(work: Path, stage_id: str) -> tuple[str, str, tuple[str, ...]]:
+    """(state, finished, needs) of a stage directory; see `WorkDirEntry`."""
     out = work / stage_id
     finished, needs = "", ()
     try:
@@ -121,7 +133,7 @@ def _stage_entry(work: Path, stage_id: str) -> WorkDirEntry:
         status = "damaged"
     if StageLock(work, stage_id).held_elsewhere():
         status = "running"
-    return WorkDirEntry(stage_id, size_of(out), status, finished, needs)
+    return status, finished, needs
 
 
 def _attempt_entry(work: Path, name: str, stage_id: str, stage_kept_by: list[str]) -> WorkDirEntry:

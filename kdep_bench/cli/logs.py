@@ -1,0 +1,110 @@
+"""Print the path and the end of a stage's log.
+
+kdep-bench logs 'pretrain*kdep.s0*'        by a part of the stage's id, or a glob for it
+kdep-bench logs 'pretrain*kdep.s0*' --lines 200
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from kdep_bench.errors import KdepError
+from kdep_bench.paths import OUTPUT
+
+_TAIL_BYTES = 1 << 20
+_SHOWN = 10  # stages that an error names
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("stage", metavar="STAGE", help="part of a stage id, or a glob for it")
+    p.add_argument("--work-dir", type=Path, help="stage directories (default: work_dirs/)")
+    p.add_argument("--lines", type=int, default=40, metavar="N", help="default: 40; 0 for all")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; 2 with a sentence for a fault."""
+    args = parser().parse_args(argv)
+    work = (args.work_dir or OUTPUT / "work_dirs").absolute()
+    try:
+        if args.lines < 0:
+            raise KdepError(f"--lines is {args.lines}", expected="0 or more", fix="correct --lines")
+        path = find_log(work, args.stage)
+        print(path)
+        print(tail(path, args.lines), end="")
+    except KdepError as e:
+        print(f"logs: {e}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def find_log(work: Path, pattern: str) -> Path:
+    """The log of the one stage whose id is, or matches, `pattern`.
+
+    Raises:
+        KdepError: no stage, or several.
+    """
+    from kdep_bench.engine import state
+    from kdep_bench.engine.work_dir import stage_ids
+
+    logs = {i: work / i / state.LOG for i in stage_ids(work)}
+    changed = {i: path.stat().st_mtime for i, path in logs.items() if path.is_file()}
+    return logs[one_stage(pattern, changed, f"with a log in {work}")]
+
+
+def one_stage(pattern: str, ids: Mapping[str, float], where: str) -> str:
+    """The one id that is, or matches, `pattern`.
+
+    Args:
+        pattern: an id, a part of one, or a glob.
+        ids: ids, with a number by which an error sorts them, largest first.
+        where: what the ids are of, for the error.
+
+    Raises:
+        KdepError: no id matches, or several do.
+    """
+    from kdep_bench.engine.select import matcher
+
+    matches = matcher(pattern)
+    chosen = [pattern] if pattern in ids else [i for i in ids if matches(i)]
+    if not chosen:
+        raise KdepError(
+            f"no stage {where} matches {pattern!r}",
+            fix="list the stages: kdep-bench run SUITE --dry-run, or kdep-bench status --json",
+        )
+    if len(chosen) > 1:
+        chosen.sort(key=lambda i: -ids[i])
+        more = f", ... ({len(chosen) - _SHOWN} more)" if len(chosen) > _SHOWN else ""
+        raise KdepError(
+            f"{len(chosen)} stages {where} match {pattern!r}",
+            expected=f"part of one id: {', '.join(chosen[:_SHOWN])}{more}",
+            fix="give more of the id",
+        )
+    return chosen[0]
+
+
+def tail(path: Path, lines: int) -> str:
+    """The last lines of a log; all of them for 0. At most the last MiB is read otherwise."""
+    from kdep_bench.safe_files import open_regular
+
+    with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
+        if lines:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+        raw = file.read()
+    kept = raw.decode("utf-8", "backslashreplace").splitlines(keepends=True)[-lines:]
+    text = "".join(kept)
+    return text if text.endswith("\n") or not text else f"{text}\n"
+
+
+if __name__ == "__main__":
+    from kdep_bench.console import run_main
+
+    run_main(main)
