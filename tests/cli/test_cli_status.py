@@ -76,7 +76,7 @@ def output(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return capsys.readouterr().out
 
 
-def test_every_state_is_told_apart(suite, tmp_path, capsys):
+def test_every_state_is_named(suite, tmp_path, capsys):
     plan, work = plan_of(suite), tmp_path / "work"
     stages = kinds(plan)
     finish(work, stages["views"])  # its input `prepare` is missing, and still needed by others
