@@ -84,9 +84,12 @@ def _of_plan(work: Path, stage_id: str, known: Mapping[str, Status]) -> StageSta
         return StageState(stage_id, "done")
     if not status.run:
         return StageState(stage_id, "skipped", status.why)
-    failure = state.failure(state.folder(work, stage_id))
+    out = state.folder(work, stage_id)
+    failure = state.failure(out)
     if failure:
         return StageState(stage_id, "failed", failure["error"])
+    if (out / state.STAGE).exists():
+        return StageState(stage_id, "damaged", status.why)
     if status.why == "interrupted":
         return StageState(stage_id, "interrupted")
     return StageState(stage_id, "left", status.why)

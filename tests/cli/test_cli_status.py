@@ -83,6 +83,9 @@ def test_every_state_is_named(suite, tmp_path, capsys):
     (work / stages["cache"].id).mkdir()
     (work / stages["align"].id).mkdir()
     (work / stages["align"].id / state.FAILED).write_text('{"error": "no space"}')
+    damaged = next(i for i in plan.stages if i not in {s.id for s in stages.values()})
+    finish(work, plan.stages[damaged])
+    (work / damaged / state.STAGE).write_text("{}")
     lock = StageLock(work, stages["pretrain"].id)
     (work / stages["pretrain"].id).mkdir()
     assert lock.take()
@@ -100,11 +103,13 @@ def test_every_state_is_named(suite, tmp_path, capsys):
     assert states[stages["pretrain"].id][0] == "running"
     assert f"process {os.getpid()}" in states[stages["pretrain"].id][1]
     assert states[stages["export"].id][0] == "left"
-    left = len(plan.stages) - 4
-    counted = f"{len(plan.stages)} stages, 1 done, 1 running, 1 failed, 1 interrupted, {left} left"
+    assert states[damaged][0] == "damaged"
+    left = len(plan.stages) - 5
+    counted = f"{len(plan.stages)} stages, 1 done, 1 running, 1 failed, 1 interrupted, 1 damaged, "
+    counted += f"{left} left"
     assert f"little: {counted}" in text
     assert f"failed       {stages['align'].id}  no space" in text
-    assert "4 stages, 1 done, 1 running, 1 failed, 1 interrupted\n" in without_suite
+    assert "5 stages, 1 done, 1 running, 1 failed, 1 interrupted, 1 damaged\n" in without_suite
 
 
 def test_a_finished_suite_whose_inputs_were_removed_has_nothing_left(suite, tmp_path, capsys):
