@@ -1,6 +1,6 @@
 """Print a script for completion with the Tab key in bash or zsh.
 
-source <(kdep-bench completion bash)                              # in ~/.bashrc
+kdep-bench completion bash > ~/.local/share/bash-completion/completions/kdep-bench
 kdep-bench completion zsh > ~/.zsh/completions/_kdep-bench        # a folder of $fpath
 """
 
