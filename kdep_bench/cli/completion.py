@@ -48,7 +48,8 @@ def script(shell: str) -> str:
         raise KdepError(
             "completion needs the package shtab", fix="pip install 'kdep_bench[completion]'"
         ) from None
-    return shtab.complete(whole_parser(), shell, preamble={"bash": _suites_in_bash()})
+    preamble = _suites_in_bash() if shell == "bash" else ""
+    return shtab.complete(whole_parser(), shell, preamble=preamble)
 
 
 def whole_parser() -> argparse.ArgumentParser:
