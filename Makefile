@@ -26,7 +26,8 @@ rehearse: install
 	$(PY) tools/run_suite.py paper_r18 --rehearse
 	$(PY) tools/run_suite.py paper_mnv2 --rehearse
 
-# The same with two gloo processes for each of the 230 trainings per suite: 2 to 4 s of CPU each.
+# The same with two gloo processes for each of the 230 trainings per suite; a training takes 2 to 4 s
+# of CPU time.
 rehearse-ddp: install
 	for suite in paper_r18 paper_mnv2; do \
 	  $(PY) -m torch.distributed.run --standalone --nproc-per-node 2 tools/run_suite.py $$suite \
@@ -64,30 +65,30 @@ browser: install
 # Installs Snakemake in a separate virtual environment, for `run_suite.py --executor slurm`.
 cluster: $(CLUSTER)/.installed
 
-# Tests on a Slurm that they start on this machine, as root, including the smoke suite; half an hour.
+# Tests with Slurm, including the smoke suite; they start Slurm on this machine, as root. Half an hour.
 slurm-test: install cluster
 	@for p in slurmctld slurmd srun munged; do PATH=$$PATH:/usr/sbin command -v $$p >/dev/null || \
 	  { echo "slurm-test needs root and: apt-get install slurmctld slurmd slurm-client munge"; exit 1; }; done
 	KDEP_SLURM_TEST=1 $(PY) -m pytest -v tests/cluster tests/engine/test_engine_stage.py
 
 # Injects faults into the smoke suite (kills, full disks, damaged files, memory, clocks) and writes
-# results/faults.md. All of them need root, a C compiler and Slurm as for slurm-test; 15 to 20 minutes.
-# FAULTS='--home DIR' keeps the state there; an interrupted run resumes at the same fault.
+# results/faults.md. Needs root, a C compiler and Slurm, as slurm-test does; 15 to 20 minutes.
+# FAULTS='--home DIR' keeps the state in DIR; an interrupted run resumes at the same fault.
 faults: install
 	$(PY) tests/engine/engine_faults.py --out results/faults.md $(FAULTS)
 
 # Plants one-line faults in the code that computes results and runs the tests that call it; writes
-# results/mutation.md. An hour on one core from scratch; an interrupted run resumes.
-# MUTATION='features --jobs 2', '--again', '--list': see tests/mutation/__main__.py.
+# results/mutation.md. A complete run takes an hour on one core; an interrupted run resumes.
+# Options: MUTATION='features --jobs 2', '--again', '--list'; see tests/mutation/__main__.py.
 mutation: install
 	$(PY) -m tests.mutation $(MUTATION)
 
-# Fuzzes every file reader; only KdepError may be raised; at most ten minutes.
-# FUZZ='--out FILE' writes the table.
+# Fuzzes every file reader: no other exception than KdepError may be raised; at most ten minutes.
+# FUZZ='--out FILE' writes the table to FILE.
 fuzz: install
 	$(PY) -m tests.fuzz --inputs 3000 --seconds 15 $(FUZZ)
 
-# Plants ten one-line faults in a copy, one at a time; fails if the tests miss one.
+# Plants ten one-line faults in a copy of the code, one at a time; fails if the tests miss one.
 planted: install
 	$(PY) -m tests.planted.run
 
@@ -96,11 +97,11 @@ planted: install
 gpu-check: install
 	$(PY) tools/gpu_check.py $(GPU_CHECK)
 
-# Cost of planning, status checks, scheduling and starting stages; two minutes on an idle machine.
+# Measures the time of planning, status checks, scheduling and starting stages; two minutes.
 scale: install
 	$(PY) -m kdep_bench.benchmark.engine_cost
 
-# Cost of hashing 100,000 small files and of checking them again; a minute.
+# Measures the time of hashing 100,000 small files and of checking them again; one minute.
 scale-data: install
 	$(PY) -m kdep_bench.benchmark.data_hashing
 
@@ -110,7 +111,7 @@ lightly: $(LIGHTLY)/.installed
 
 install: $(VENV)/.installed
 
-# --no-deps: the lock is complete; resolving would install the GUI build of OpenCV (see the lock).
+# --no-deps: the lock file is complete; pip's resolver would install OpenCV with GUI (see the file).
 $(VENV)/.installed: requirements.lock pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --no-deps -r requirements.lock

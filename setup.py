@@ -1,4 +1,7 @@
-"""Copies configs/ into a wheel as kdep_bench/_configs; everything else is in pyproject.toml."""
+"""Build step that copies configs/ into a wheel, as kdep_bench/_configs.
+
+All other settings of the build are in pyproject.toml.
+"""
 
 import shutil
 from pathlib import Path
@@ -8,13 +11,13 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithConfigs(build_py):
-    """`build_py`, and the configs; an editable install reads them in the clone."""
+    """`build_py` that also copies the configs; an editable install reads those of the clone."""
 
     def run(self) -> None:
         if self.editable_mode:
             super().run()
             return
-        # setuptools adds to what an earlier build left, also modules that are gone since.
+        # setuptools keeps the files of an earlier build, also modules that no longer exist.
         shutil.rmtree(Path(self.build_lib) / "kdep_bench", ignore_errors=True)
         super().run()
         target = Path(self.build_lib) / "kdep_bench" / "_configs"

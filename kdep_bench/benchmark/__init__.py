@@ -1,1 +1,1 @@
-"""Benchmarks of training steps, memory, data hashing and engine; `tools/benchmark.py`."""
+"""Benchmarks of training steps, memory, data hashing and the engine; see `tools/benchmark.py`."""

@@ -1,8 +1,8 @@
-"""Cost of hashing the data: the first run, and a second run without changes.
+"""Time to hash the files of a data set: a first run, and a second run without changes.
 
-`make scale-data` writes results/scale_data.md: small files in class folders, hashed as for a suite
-on user data, and a complete `run_suite.py --dry-run` over them. The second run checks size, times
-and inode of every file and reads none.
+`make scale-data` writes results/scale_data.md. Small files in class folders are hashed as for a
+suite on a user's data, alone and in `run_suite.py --dry-run`. The second run checks size, times and
+inode of every file and reads none.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from kdep_bench.data.content import RACY_NS, Index, images_of
 from kdep_bench.files import write_atomic
 from kdep_bench.paths import OUTPUT
 
-CLASSES = 100
-BYTES = 2048
+CLASSES = 100  # number of class folders
+BYTES = 2048  # size of each file
 
 
-def make(pool: Path, files: int) -> None:
-    """`files` files of random bytes in CLASSES folders; nothing decodes them."""
-    for c in range(CLASSES):
-        folder = pool / f"class{c:03}"
+def write_files(pool: Path, files: int) -> None:
+    """Writes `files` files of random bytes into CLASSES folders; they need not be real images."""
+    for class_number in range(CLASSES):
+        folder = pool / f"class{class_number:03}"
         folder.mkdir(parents=True)
-        for i in range(c, files, CLASSES):
+        for i in range(class_number, files, CLASSES):
             (folder / f"{i}.png").write_bytes(os.urandom(BYTES))
 
 
-def suite(root: Path) -> Path:
-    """A suite whose pool, without labels, is `root`/pool and whose other data is tiny."""
+def write_suite(root: Path) -> Path:
+    """Writes a suite with the unlabelled images `root`/pool and little other data; its path."""
     data = {"type": "kdep_bench.data.own.prepare", "name": "many", "labels": False}
     data |= {"pool": f"{root}/pool", "classify": {}}
     for split in ("train", "val", "test"):
@@ -63,36 +63,36 @@ def suite(root: Path) -> Path:
 
 def measure(root: Path, files: int) -> dict[str, float]:
     """Seconds of each run over `files` files below `root`, which must be empty."""
-    make(root / "pool", files)
-    config = suite(root)
-    time.sleep(1.5 * RACY_NS / 1e9)  # data is usually older than the run
-    where, measured = Index(root / "index"), {}
+    write_files(root / "pool", files)
+    config = write_suite(root)
+    time.sleep(1.5 * RACY_NS / 1e9)  # files that were changed just now would be hashed again
+    index, measured = Index(root / "index"), {}
 
-    def timed(name: str, read: int) -> None:
-        begun = time.perf_counter()
-        catalogue = where.read(images_of(root / "pool"))
-        measured[name] = time.perf_counter() - begun
+    def measure_hashing(name: str, expected_reads: int) -> None:
+        start = time.perf_counter()
+        catalogue = index.read(images_of(root / "pool"))
+        measured[name] = time.perf_counter() - start
         assert len(catalogue.rows) == files
-        assert catalogue.read == read, catalogue.read
+        assert catalogue.read == expected_reads, catalogue.read
 
-    timed("hash_s", files)
-    timed("look_s", 0)
-    path = where.path(images_of(root / "pool"))
+    measure_hashing("hash_s", files)
+    measure_hashing("look_s", 0)
+    path = index.path(images_of(root / "pool"))
     measured["index_bytes"] = float(path.stat().st_size)
     for name in ("dry_first_s", "dry_again_s"):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         command = [sys.executable, "-m", "kdep_bench.cli.run_suite", str(config)]
         command += ["--work-dir", str(root / "w"), "--results-dir", str(root / "r"), "--dry-run"]
         subprocess.run(command, check=True, capture_output=True)
-        measured[name] = time.perf_counter() - begun
+        measured[name] = time.perf_counter() - start
     return measured
 
 
 def markdown(measured: dict[str, float], files: int, load: float) -> str:
-    """The measurements as Markdown."""
-    n = f"{files:,}"
+    """The measurements as Markdown. `load`: load average of the machine at the start."""
+    n_files = f"{files:,}"
     rows = [
-        (f"first hashing of {n} files", f"{measured['hash_s']:.1f} s"),
+        (f"first hashing of {n_files} files", f"{measured['hash_s']:.1f} s"),
         ("the same with nothing changed", f"{measured['look_s']:.1f} s"),
         ("`run_suite.py --dry-run`, first", f"{measured['dry_first_s']:.1f} s"),
         ("`run_suite.py --dry-run`, with nothing changed", f"{measured['dry_again_s']:.1f} s"),
@@ -102,8 +102,8 @@ def markdown(measured: dict[str, float], files: int, load: float) -> str:
     machine = f"{os.cpu_count()} cores of {processor()}, load {load:.1f} at the start"
     return f"""# Cost of hashing the data
 
-`python -m kdep_bench.benchmark.data_hashing` (`make scale-data`): {n} files of {BYTES} bytes in
-{CLASSES} class folders, in the page cache (a first run from disk also waits for the disk),
+`python -m kdep_bench.benchmark.data_hashing` (`make scale-data`): {n_files} files of {BYTES}
+bytes in {CLASSES} class folders, in the page cache (a first run from disk also waits for the disk),
 on {machine}:
 
 | measure | measured |
@@ -113,7 +113,7 @@ on {machine}:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints the report and writes it."""
+    """Measures, writes the report and prints it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=100_000, help="files to hash")
     parser.add_argument(

@@ -1,8 +1,9 @@
-"""Overhead of the engine: planning, status checks, stage starts (`make scale`: results/scale.md).
+"""Overhead of the engine: planning, status checks and starts of stages.
 
-Planning and status checks are measured on 10,000 stages, scheduling on 1,000 empty stages, each in
-a new process, and starting again from a fork server that has imported the toolkits, as in suites.
-This process imports no torch.
+`make scale` writes results/scale.md. Planning and status checks are measured on 10,000 stages,
+scheduling on 1,000 stages that do nothing. The start of a stage is measured twice: from a fork
+server that has imported nothing else, and from one that has imported the toolkits, as in real
+suites. This process imports no torch.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def empty_stage(
 
 
 def large_plan(stages: int = 10_000) -> Plan:
-    """The plan of a suite with about `stages` stages, with real specs."""
+    """The plan of a suite with about `stages` stages, whose specs are as large as real ones."""
     seeds = max(1, round((stages / 16) ** 0.5))
     return build_plan(
         build_suite(
@@ -64,22 +65,26 @@ def large_plan(stages: int = 10_000) -> Plan:
 def peak_memory() -> int:
     """Peak resident memory of this process in bytes.
 
-    Not ru_maxrss, which a process inherits from its parent.
+    Read from /proc, because ru_maxrss includes the peak of the parent process.
     """
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def time_planning(stages: int) -> tuple[Plan, Measures]:
-    """(a plan of about `stages` stages, seconds of planning and this process's peak memory)."""
-    begun = time.perf_counter()
+    """Plans about `stages` stages.
+
+    Returns:
+        (the plan; its number of stages, the seconds of planning, this process's peak memory).
+    """
+    start = time.perf_counter()
     plan = large_plan(stages)
-    spent = time.perf_counter() - begun
-    return plan, {"stages": len(plan.stages), "plan_s": spent, "plan_peak_bytes": peak_memory()}
+    seconds = time.perf_counter() - start
+    return plan, {"stages": len(plan.stages), "plan_s": seconds, "plan_peak_bytes": peak_memory()}
 
 
 def write_done_stages(plan: Plan, work: Path) -> None:
-    """Writes for every stage of the plan a finished stage directory with two files."""
+    """Writes a finished stage directory with two files for every stage of the plan."""
     for stage in plan.stages.values():
         out = work / stage.id
         out.mkdir(parents=True)
@@ -102,55 +107,61 @@ def write_done_stages(plan: Plan, work: Path) -> None:
             "files": {n: [len(stage.id), "0" * 64] for n in ("weights.pth", "notes.json")},
             "rest": None,
         }
-        # Not by write_stage: 10,000 fsyncs are not part of the measurement.
+        # Without the fsync of `write_stage`, which would take minutes for 10,000 files.
         (out / state.STAGE).write_bytes(state.stage_text(record))
 
 
 def time_status(plan: Plan, work: Path) -> Measures:
     """Seconds to determine the status of every stage."""
-    begun = time.perf_counter()
-    known = state.statuses(plan, work)
-    spent = time.perf_counter() - begun
-    assert all(s.done for s in known.values())
-    return {"status_s": spent}
+    start = time.perf_counter()
+    statuses = state.statuses(plan, work)
+    seconds = time.perf_counter() - start
+    assert all(status.done for status in statuses.values())
+    return {"status_s": seconds}
 
 
 def time_starts(stages: int, work: Path, jobs: int, preload: str) -> Measures:
-    """Stages per second of a pool with empty stages, and seconds to start one.
+    """Runs stages that do nothing; stages per second, and seconds of a start.
 
-    A start is the time from the pool's request to the stage function.
+    A start is the time from the pool's request to the call of the stage function.
+
+    Args:
+        stages: number of stages.
+        work: work dir.
+        jobs: stages in parallel.
+        preload: module that the fork server imports.
     """
     plan = Plan("nothing")
     for k in range(stages):
         add_stage(plan, "nothing", f"n{k}", {"k": k}, kinds=_EMPTY_STAGE)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     options = local_pool.PoolOptions(jobs=jobs, cpus=jobs, preload=preload)
     outcome = local_pool.run_plan(plan, work, state.statuses(plan, work), options)
-    spent = time.perf_counter() - begun
+    seconds = time.perf_counter() - start
     assert outcome.ok, outcome
     records = [json.loads((work / i / state.STAGE).read_text()) for i in outcome.ran]
     starts = [r["start_s"] for r in records[1:]]
     return {
         "run": stages,
-        "per_s": stages / spent,
+        "per_s": stages / seconds,
         "median_s": sorted(starts)[len(starts) // 2],
         "p99_s": sorted(starts)[len(starts) * 99 // 100],
     }
 
 
 def import_seconds(module: str) -> float:
-    """Seconds of a new Python process that imports `module`, which the fork server saves."""
-    begun = time.perf_counter()
+    """Seconds of a new Python process that imports `module`; the fork server saves this time."""
+    start = time.perf_counter()
     path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
     command = [sys.executable, "-c", f"import {module}"]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path})
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def table(measured: dict[str, Measures]) -> str:
     """The measurements and their targets as Markdown."""
-    p, s, t = measured["plan"], measured["bare"], measured["toolkits"]
-    jobs, n = f"{measured['machine']['jobs']:.0f}", f"{p['stages']:,.0f}"
+    planning, bare, toolkits = measured["plan"], measured["bare"], measured["toolkits"]
+    jobs, stages = f"{measured['machine']['jobs']:.0f}", f"{planning['stages']:,.0f}"
 
     def row(measure: str, value: float, unit: str, target: float | None = None) -> str:
         met = "" if target is None else "yes" if value < target else "no"
@@ -159,15 +170,15 @@ def table(measured: dict[str, Measures]) -> str:
         return f"| {measure} | {target_text} | {value:.{digits}f} {unit} | {met} |"
 
     rows = [
-        row(f"planning {n} stages", p["plan_s"], "s", 2),
-        row("peak memory of that process", p["plan_peak_bytes"] / 1e6, "MB", 300),
-        row(f"status of {n} stage directories", p["status_s"], "s", 2),
-        row(f"{s['run']:,.0f} empty stages, {jobs} in parallel", s["per_s"], "stages/s"),
-        row("start of a stage, median", s["median_s"] * 1e3, "ms"),
-        row("start of a stage, 99th percentile", s["p99_s"] * 1e3, "ms"),
-        row("start with the toolkits, median", t["median_s"] * 1e3, "ms", 300),
-        row("start with the toolkits, 99th percentile", t["p99_s"] * 1e3, "ms", 300),
-        row("importing the toolkits in a new process", t["plain_s"], "s"),
+        row(f"planning {stages} stages", planning["plan_s"], "s", 2),
+        row("peak memory of that process", planning["plan_peak_bytes"] / 1e6, "MB", 300),
+        row(f"status of {stages} stage directories", planning["status_s"], "s", 2),
+        row(f"{bare['run']:,.0f} empty stages, {jobs} in parallel", bare["per_s"], "stages/s"),
+        row("start of a stage, median", bare["median_s"] * 1e3, "ms"),
+        row("start of a stage, 99th percentile", bare["p99_s"] * 1e3, "ms"),
+        row("start with the toolkits, median", toolkits["median_s"] * 1e3, "ms", 300),
+        row("start with the toolkits, 99th percentile", toolkits["p99_s"] * 1e3, "ms", 300),
+        row("importing the toolkits in a new process", toolkits["plain_s"], "s"),
     ]
     return f"""# Overhead of the engine
 
@@ -180,12 +191,12 @@ def table(measured: dict[str, Measures]) -> str:
 
 A *start* is the time from the pool's request to the stage function, in a new process. *With the
 toolkits*: from a fork server that has imported torch, mmengine, mmpretrain, mmdet and mmseg, as for
-the stages of every suite ({t["run"]:.0f} of them here).
+the stages of every suite ({toolkits["run"]:.0f} stages here).
 """
 
 
 def processor() -> str:
-    """The processor's name."""
+    """Name of the processor."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
@@ -193,7 +204,7 @@ def processor() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints the table and writes it."""
+    """Measures, writes the table and prints it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stages", type=int, default=10_000, help="stages to plan and check")
     parser.add_argument("--runs", type=int, default=1_000, help="empty stages to run")
@@ -216,10 +227,10 @@ def main(argv: list[str] | None = None) -> int:
         write_done_stages(plan, work / "done")
         planned |= time_status(plan, work / "done")
         bare = time_starts(args.runs, work / "bare", args.jobs, "kdep_bench.engine.worker")
-        with_them = time_starts(args.starts, work / "toolkits", args.jobs, args.toolkits)
-        with_them["plain_s"] = import_seconds(args.toolkits)
-    used = {"jobs": args.jobs, "load": load}
-    report = table({"machine": used, "plan": planned, "bare": bare, "toolkits": with_them})
+        toolkits = time_starts(args.starts, work / "toolkits", args.jobs, args.toolkits)
+        toolkits["plain_s"] = import_seconds(args.toolkits)
+    conditions = {"jobs": args.jobs, "load": load}
+    report = table({"machine": conditions, "plan": planned, "bare": bare, "toolkits": toolkits})
     write_atomic(args.out, report.encode())
     print(report, end="")
     return 0

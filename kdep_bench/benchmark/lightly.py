@@ -1,8 +1,8 @@
-"""Comparison with lightly-train: throughput, and the downstream score of the same student.
+"""Comparison with lightly-train: training speed, and the downstream score of the same student.
 
-Same teacher, student, input sizes, images, epochs, batch, precision, threads and allocator. Each
-side uses its own loss, augmentation, optimiser and schedule. The time of kdep_bench includes views,
-cache and alignment.
+Both use the same teacher, student, input sizes, images, epochs, batch, precision, threads and
+memory allocator. Each uses its default loss, augmentation, optimiser and schedule. The time of
+kdep_bench includes the stages views, cache and align.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from kdep_bench.registry import build
 from kdep_bench.suite.config import load_config, resolve
 from kdep_bench.transfer import export
 
-POOL = Path("data/pool/images")
-VIEWS = 2
+POOL = Path("data/pool/images")  # folder of a `prepare` stage
+VIEWS = 2  # views per image
 
 
 def check(venv: Path, prepared: Path, images: int) -> None:
     """Checks the environment of lightly-train, the data and the number of images.
 
     Raises:
-        KdepError: one is missing, or `images` is no multiple of BATCH.
+        KdepError: one is missing, or `images` is not a multiple of BATCH.
     """
     if not (venv / "bin/python").exists():
         raise KdepError(
@@ -51,17 +51,20 @@ def check(venv: Path, prepared: Path, images: int) -> None:
             expected="a finished `prepare` stage of `pocket`",
             fix="run `make pocket` and give its `prepare` stage, a folder in work_dirs/pocket",
         )
-    here = sum(p.is_file() for p in (prepared / POOL).rglob("*"))
-    if images > here or images % BATCH:
+    n_images = sum(p.is_file() for p in (prepared / POOL).rglob("*"))
+    if images > n_images or images % BATCH:
         raise KdepError(
-            f"the benchmark would use {images} of the pool's {here} images",
-            expected=f"a multiple of {BATCH}, at most {here}",
-            fix=f"choose a multiple of {BATCH} up to {here}",
+            f"--images is {images}, and {prepared / POOL} has {n_images} images",
+            expected=f"a multiple of {BATCH}, at most {n_images}",
+            fix="correct --images",
         )
 
 
 def link_images(prepared: Path, images: int, root: Path) -> Path:
-    """Fills `root` as a `prepare` stage with links to `images` evenly spaced images of the pool."""
+    """Makes the folder `root` of a `prepare` stage with links to `images` images of the pool.
+
+    They are evenly spaced in the list of all images.
+    """
     files = sorted(p for p in (prepared / POOL).rglob("*") if p.is_file())
     for path in (files[i * len(files) // images] for i in range(images)):
         link = root / POOL / path.relative_to(prepared / POOL)
@@ -79,7 +82,16 @@ def measure(
     threads: int,
     seeds: int = 3,
 ) -> dict[str, Any]:
-    """Trains both; scores both and the untrained student by the pocket linear probe.
+    """Trains with kdep_bench and with lightly-train, and scores both and the untrained student.
+
+    The score is that of the pocket suite's linear probe.
+
+    Args:
+        root: empty folder for the files.
+        venv: virtual environment with lightly-train.
+        prepared: a finished `prepare` stage of the pocket data.
+        images, epochs, threads: see the options of tools/benchmark.py.
+        seeds: number of transfer seeds.
 
     Raises:
         KdepError: lightly-train fails, or the two train for different numbers of steps.
@@ -102,9 +114,9 @@ def measure(
     (root / "scratch").mkdir()
     checkpoint.untrained(spec, root / "scratch")
     files = {
-        "kdep": exported(root / "ours", student),
+        "kdep": export_backbone(root / "ours", student),
         "lightly-train": root / "other/backbone.pth",
-        "scratch": exported(root / "scratch", student),
+        "scratch": export_backbone(root / "scratch", student),
     }
     return {
         "rival": "lightly-train",
@@ -126,7 +138,7 @@ def measure(
 def train(
     root: Path, pool: Path, student: dict[str, Any], teacher: dict[str, Any], epochs: int
 ) -> dict[str, float]:
-    """Runs views, cache, align and pretrain in `root`; their times.
+    """Runs the stages views, cache, align and pretrain in `root`.
 
     Returns:
         `seconds` and `cpu_s` of all stages, `train_s` of the training steps, and `steps`.
@@ -167,13 +179,13 @@ def train_lightly(
     epochs: int,
     threads: int,
 ) -> dict[str, Any]:
-    """The result of `lightly_run` in the environment `venv`.
+    """Runs `lightly_run` in the environment `venv`; returns its result.json.
 
     Raises:
-        KdepError: it fails; with the end of its log.
+        KdepError: it fails; the error has the end of its output.
     """
     root.mkdir()
-    order = {
+    settings = {
         "student": student,
         "teacher": teacher,
         "data": str(pool / POOL),
@@ -182,26 +194,29 @@ def train_lightly(
         "threads": threads,
         "seed": 0,
     }
-    write_json(root / "order.json", order)
-    command = [venv / "bin/python", "-m", "kdep_bench.benchmark.lightly_run", root / "order.json"]
+    file = root / "settings.json"
+    write_json(file, settings)
+    command = [venv / "bin/python", "-m", "kdep_bench.benchmark.lightly_run", file]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
     environment |= {
         "LIGHTLY_TRAIN_EVENTS_DISABLED": "1",
         "LIGHTLY_TRAIN_CACHE_DIR": str(root / "cache"),
     }
-    ran = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
-    if ran.returncode:
-        end = " ".join(ran.stderr.split())[-400:]
+    process = subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    if process.returncode:
+        message = " ".join(process.stderr.split())[-400:]
         raise KdepError(
-            f"lightly-train ended with exit code {ran.returncode} ({end})",
+            f"lightly-train ended with exit code {process.returncode} ({message})",
             fix="read the message; `make lightly` installs the version that was tested",
         )
     return read_strict(root / "result.json")
 
 
-def exported(root: Path, student: dict[str, Any]) -> Path:
-    """The exported backbone of the student that was trained in `root`."""
+def export_backbone(root: Path, student: dict[str, Any]) -> Path:
+    """Exports the student that was trained in `root`; returns the file of the backbone."""
     source = root / "pretrain" if (root / "pretrain").is_dir() else root
     export.run({"student": student}, {"pretrain": source}, root, silent)
     return root / "backbone.pth"
@@ -215,14 +230,22 @@ def score(
     out: Path,
     seeds: int,
 ) -> float:
-    """Mean of the task's metric over `seeds` transfers, a fraction."""
+    """Mean score of a backbone over `seeds` transfers, between 0 and 1.
+
+    Args:
+        task, student: configs.
+        prepared: the `prepare` stage with the task's data.
+        backbone: file of the backbone.
+        out: folder for the transfers, which is removed at the end.
+        seeds: number of transfers.
+    """
     run: Callable[..., dict[str, Any]] = build(task).run
     values = []
     for seed in range(seeds):
         torch.manual_seed(seed)
-        place = out / str(seed)
-        place.mkdir(parents=True)
-        outputs = run(prepared / "data", student, backbone, seed, place, silent)
+        folder = out / str(seed)
+        folder.mkdir(parents=True)
+        outputs = run(prepared / "data", student, backbone, seed, folder, silent)
         values.append(outputs["value"])
     shutil.rmtree(out)
     return mean(values)

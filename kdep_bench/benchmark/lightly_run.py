@@ -1,8 +1,8 @@
-"""Runs lightly-train's default distillation on a given teacher, student and folder of images.
+"""Runs lightly-train's default distillation with a teacher, a student and a folder of images.
 
-Runs in the virtual environment of `make lightly`: `python -m kdep_bench.benchmark.lightly_run
-order.json` writes `result.json` and `backbone.pth` next to it. Teacher and student are
-wrapped as its "custom models"; its default method takes such a teacher (`method_args`).
+It runs in the virtual environment of `make lightly`. `python -m kdep_bench.benchmark.lightly_run
+settings.json` writes `result.json` and `backbone.pth` next to the settings. Teacher and student are
+wrapped as "custom models" of lightly-train.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from kdep_bench.transfer.export import save_tensors
 
 
 class Wrapped(nn.Module):
-    """Interface of lightly-train's custom models: features [B, C, H, W], their mean and width."""
+    """Base of custom models for lightly-train: its names for the width and the pooled feature."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -45,18 +45,18 @@ class Wrapped(nn.Module):
 
 
 class WrappedStudent(Wrapped):
-    """A student whose input, a view of the teacher's size, is averaged to its own size.
+    """A student that gets images of the teacher's size and averages them to its input size.
 
     Raises:
-        KdepError: the teacher's size is no multiple of the student's.
+        KdepError: the teacher's input size is not a multiple of the student's.
     """
 
     def __init__(self, config: dict[str, Any], teacher_px: int) -> None:
         super().__init__(config["width"])
         if teacher_px % config["input_px"]:
             raise KdepError(
-                f"the teacher's resolution is {teacher_px} px",
-                expected=f"a multiple of {config['input_px']}",
+                f"the teacher's input has {teacher_px} px",
+                expected=f"a multiple of the student's {config['input_px']} px",
                 fix="choose a student whose input_px divides that of the teacher",
             )
         self.pool_size = teacher_px // config["input_px"]
@@ -67,15 +67,16 @@ class WrappedStudent(Wrapped):
         return self.net
 
     def forward_features(self, x: Tensor) -> dict[str, Tensor]:
-        """The last feature map of views `x` [B, 3, teacher_px, teacher_px]."""
+        """The last feature map [B, C, H, W] of images `x` [B, 3, teacher_px, teacher_px]."""
         x = F.avg_pool2d(x, self.pool_size).contiguous(memory_format=torch.channels_last)
         return {"features": self.net(x)[-1]}
 
 
 class WrappedTeacher(Wrapped):
-    """A teacher on views in ImageNet normalisation, which lightly-train uses for both networks.
+    """A teacher that gets images in ImageNet normalisation, as lightly-train gives them.
 
-    `began`: (wall, CPU) seconds at the start of every forward pass, hence of every step.
+    Attributes:
+        start_times: (wall, CPU) seconds at the start of each forward pass, that is, of each step.
     """
 
     scale: Tensor
@@ -88,7 +89,7 @@ class WrappedTeacher(Wrapped):
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
         self.register_buffer("scale", std / teacher.std, persistent=False)
         self.register_buffer("shift", (mean - teacher.mean) / teacher.std, persistent=False)
-        self.began: list[tuple[float, float]] = []
+        self.start_times: list[tuple[float, float]] = []
 
     def get_model(self) -> nn.Module:
         """The teacher."""
@@ -96,55 +97,55 @@ class WrappedTeacher(Wrapped):
 
     @torch.no_grad()
     def forward_features(self, x: Tensor) -> dict[str, Tensor]:
-        """The last feature map of views `x` [B, 3, px, px]; notes the time."""
-        self.began.append((time.perf_counter(), time.process_time()))
+        """The last feature map [B, C, H, W] of images `x` [B, 3, px, px]; records the time."""
+        self.start_times.append((time.perf_counter(), time.process_time()))
         x = (x * self.scale + self.shift).contiguous(memory_format=torch.channels_last)
         return {"features": self.teacher.features(x).maps["last"]}
 
 
-def pace(began: list[tuple[float, float]]) -> tuple[float, float]:
-    """(wall, CPU) seconds of all steps that began at these times.
+def step_seconds(start_times: list[tuple[float, float]]) -> tuple[float, float]:
+    """(wall, CPU) seconds of all steps that started at these times.
 
-    The last step counts as the mean of the others; time before the first is not counted.
+    The end of the last step is unknown; it counts as long as the mean of the others.
     """
-    steps = len(began)
-    wall, cpu = (b - a for a, b in zip(began[0], began[-1], strict=True))
+    steps = len(start_times)
+    wall, cpu = (end - start for start, end in zip(start_times[0], start_times[-1], strict=True))
     return wall * steps / (steps - 1), cpu * steps / (steps - 1)
 
 
 def main(path: Path) -> None:
     """Trains with the settings in `path`; writes backbone.pth and result.json next to it."""
-    order, here = read_strict(path), path.parent
-    torch.set_num_threads(order["threads"])
-    keep_freed_memory()  # as our own stages do
+    settings, folder = read_strict(path), path.parent
+    torch.set_num_threads(settings["threads"])
+    keep_freed_memory()  # as the stages of kdep_bench do
     openmmlab.setup("mmpretrain")
     lightly_train = importlib.import_module("lightly_train")
-    torch.manual_seed(order["seed"])
-    teacher, px = WrappedTeacher(order["teacher"]), order["teacher"]["input_px"]
-    student = WrappedStudent(order["student"], px)
+    torch.manual_seed(settings["seed"])
+    teacher, px = WrappedTeacher(settings["teacher"]), settings["teacher"]["input_px"]
+    student = WrappedStudent(settings["student"], px)
     lightly_train.pretrain(
-        out=str(here / "run"),
-        data=order["data"],
+        out=str(folder / "run"),
+        data=settings["data"],
         model=student,
         method="distillation",
         method_args={"teacher": teacher},
-        epochs=order["epochs"],
-        batch_size=order["batch"],
+        epochs=settings["epochs"],
+        batch_size=settings["batch"],
         num_workers=0,
         accelerator="cpu",
         devices=1,
         precision="32-true",
         float32_matmul_precision="highest",
-        seed=order["seed"],
+        seed=settings["seed"],
         transform_args={"image_size": (px, px)},
     )
-    save_tensors(student.net.state_dict(), here / "backbone.pth")
-    seconds, cpu = pace(teacher.began)
+    save_tensors(student.net.state_dict(), folder / "backbone.pth")
+    seconds, cpu = step_seconds(teacher.start_times)
     write_json(
-        here / "result.json",
+        folder / "result.json",
         {
             "version": importlib.metadata.version("lightly-train"),
-            "steps": len(teacher.began),
+            "steps": len(teacher.start_times),
             "seconds": seconds,
             "cpu_s": cpu,
         },

@@ -1,4 +1,4 @@
-"""Detects other work on the machine, which would make measured times invalid."""
+"""Detects other work on the machine, which would make measured times wrong."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from pathlib import Path
 from kdep_bench.errors import KdepError
 
 STAT = Path("/proc/stat")
-MAX_BUSY_CORES = 0.1  # more cores used by other work make a measurement invalid
+MAX_BUSY_CORES = 0.1  # cores; with more work on the machine, a measurement is not valid
 
 
-def used(text: str) -> float:
-    """Seconds of all cores that were not idle, from the text of /proc/stat (see proc(5)).
+def busy_seconds(text: str) -> float:
+    """Core-seconds since boot that were not idle, from the text of /proc/stat (see proc(5)).
 
-    Waiting for a disk counts as idle, time taken by the host (steal) does not.
+    Waiting for a disk counts as idle; time that the host gave to other guests (steal) does not.
     """
     user, nice, system, _, _, *interrupts = (int(n) for n in text.splitlines()[0].split()[1:9])
     return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
 
 
 def busy_cores(seconds: float = 2.0, stat: Path = STAT) -> float:
-    """Cores in use, on average over `seconds` in which this process sleeps."""
-    before, start = used(stat.read_text()), time.monotonic()
+    """Mean number of cores in use by other processes; this process sleeps for `seconds`."""
+    before, start = busy_seconds(stat.read_text()), time.monotonic()
     time.sleep(seconds)
-    return (used(stat.read_text()) - before) / (time.monotonic() - start)
+    return (busy_seconds(stat.read_text()) - before) / (time.monotonic() - start)
 
 
 def check_idle(busy: float, limit: float = MAX_BUSY_CORES) -> None:
@@ -34,5 +34,5 @@ def check_idle(busy: float, limit: float = MAX_BUSY_CORES) -> None:
         raise KdepError(
             f"other processes use {busy:.1f} cores of this machine",
             expected=f"at most {limit:g}",
-            fix="wait until they end, or add --allow-busy, which is noted in the report",
+            fix="wait until they end, or add --allow-busy (the report then has a warning)",
         )

@@ -1,8 +1,7 @@
-"""Memory and time of the streaming SVD and of cache reads, each size in a separate process.
+"""Host memory and time of the streaming SVD and of cache reads, each size in a separate process.
 
-Host memory only, with or without a GPU: the SVD is fitted in a stage without one (`align`), and a
-cache is read from disk into host memory. GPU memory is recorded per stage in stage.json
-(`peak_gpu`).
+A GPU makes no difference: the SVD is fitted on the CPU (stage `align`), and a cache is read from
+disk into host memory. GPU memory of stages is recorded in stage.json (`peak_gpu`).
 """
 
 from __future__ import annotations
@@ -23,15 +22,16 @@ from kdep_bench.features.transform import Moments
 def peak() -> int:
     """Peak resident memory of this process in bytes.
 
-    Not ru_maxrss, which a process inherits from its parent.
+    Read from /proc, because ru_maxrss includes the peak of the parent process.
     """
     return resident("VmHWM")
 
 
 def resident(field: str = "RssAnon") -> int:
-    """A field of /proc/self/status, bytes.
+    """A field of /proc/self/status, in bytes.
 
-    RssAnon leaves out pages of files, which can be dropped at any time; VmRSS includes them.
+    VmRSS is the resident memory; RssAnon is the part without file pages, which the kernel can free
+    at any time.
     """
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
@@ -40,17 +40,22 @@ def resident(field: str = "RssAnon") -> int:
 
 
 def in_new_process(function: Callable[..., Any], *args: Any) -> Any:
-    """`function(*args)` in a fresh process."""
+    """Calls `function(*args)` in a new process and returns its result."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, args)
 
 
 def fit(rows: int, width: int) -> dict[str, float]:
-    """Seconds and extra memory of one pass over [rows, width] synthetic features and their SVD."""
+    """Seconds and memory of the streaming SVD of [rows, width] random features.
+
+    Returns:
+        `rows`; `pass_s`: seconds of the pass over the rows; `eigh_s`: seconds of the eigenvalue
+        decomposition; `extra_bytes`: growth of the resident memory.
+    """
     torch.set_num_threads(2)
     block = torch.randn(4096, width, generator=torch.Generator().manual_seed(0)).half()
     moments = Moments(width)
-    # Relative to present resident memory: an earlier peak, of the imports, may exceed the fit's.
+    # Compared with the current memory, not with the peak so far, which the imports may have set.
     before, start = resident("VmRSS"), time.perf_counter()
     for first in range(0, rows, 4096):
         moments.add(block[: min(4096, rows - first)])
@@ -64,29 +69,37 @@ def fit(rows: int, width: int) -> dict[str, float]:
     }
 
 
-def agreement(rows: int = 3000, width: int = 128, keep: int = 32) -> float:
-    """Smallest |cosine| between streamed directions and those of the full SVD of the same rows."""
-    g = torch.Generator().manual_seed(1)
-    x = torch.randn(rows, width, generator=g, dtype=torch.float64) * torch.linspace(3, 0.1, width)
+def agreement(rows: int = 3000, width: int = 128, n_directions: int = 32) -> float:
+    """Smallest |cosine| between the directions of the streaming SVD and of a full SVD.
+
+    Both are fitted to the same random features [rows, width]; the first `n_directions` are
+    compared.
+    """
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(rows, width, generator=generator, dtype=torch.float64)
+    x = noise * torch.linspace(3, 0.1, width)
     moments = Moments(width)
     for part in x.split(500):
         moments.add(part)
-    streamed = torch.linalg.eigh(moments.covariance)[1].flip(1)[:, :keep]
-    full = torch.linalg.svd(x - x.mean(0), full_matrices=False)[2][:keep].T
+    streamed = torch.linalg.eigh(moments.covariance)[1].flip(1)[:, :n_directions]
+    full = torch.linalg.svd(x - x.mean(0), full_matrices=False)[2][:n_directions].T
     return float((streamed * full).sum(0).abs().min())
 
 
 def reads(folder: str, rows: int, width: int, batches: int = 200) -> dict[str, float]:
-    """Seconds and memory growth of random batches of 64 from [rows, width] features on disk."""
+    """Seconds and memory growth of reading random batches of 64 from [rows, width] features.
+
+    The features are in a file in `folder`, which is removed at the end.
+    """
     path = Path(folder) / f"{rows}.npy"
-    made = np.lib.format.open_memmap(path, "w+", np.float16, (rows, width))
+    written = np.lib.format.open_memmap(path, "w+", np.float16, (rows, width))
     for first in range(0, rows, 65536):
-        made[first : first + 65536] = np.float16(first % 7)
-    made.flush()
-    del made
+        written[first : first + 65536] = np.float16(first % 7)
+    written.flush()
+    del written
     shard_rows = 16384
-    whole = np.load(path, mmap_mode="r")
-    shards = [whole[k : k + shard_rows] for k in range(0, rows, shard_rows)]
+    features = np.load(path, mmap_mode="r")
+    shards = [features[k : k + shard_rows] for k in range(0, rows, shard_rows)]
     cache, rng = Cache({}, width, shards), np.random.default_rng(0)
     cache.rows(rng.integers(0, rows, 64))
     before, start = resident(), time.perf_counter()
@@ -99,7 +112,7 @@ def reads(folder: str, rows: int, width: int, batches: int = 200) -> dict[str, f
 
 
 def measure(root: Path, quick: bool) -> dict[str, Any]:
-    """SVD at three sizes, its agreement with the full SVD, and reads at two sizes."""
+    """Measures the SVD at three sizes, its agreement with a full SVD, and reads at two sizes."""
     width = 256 if quick else 2048
     sizes = (4096, 8192, 16384) if quick else (81920, 327680, 1280000)
     cached = (10**4, 10**5) if quick else (10**5, 10**6)

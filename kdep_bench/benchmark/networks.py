@@ -1,8 +1,8 @@
-"""FLOPs and sizes of a plan's networks, or their throughput on this machine.
+"""Counts the FLOPs and sizes of a suite's networks, or measures their speed on this machine.
 
-`python -m kdep_bench.benchmark.networks SUITE... --out FILE` writes, per `network_id`, the counts
-that `kdep_bench.forecast.work` reads; with `--measure-throughput`, the throughput measured here.
-Weights are random: they change neither FLOPs nor sizes.
+`python -m kdep_bench.benchmark.networks SUITE... --out FILE` writes the counts that
+`kdep_bench.forecast.work` reads, by `network_id`; with `--measure-throughput` it writes images per
+second instead. Weights are random, because FLOPs and sizes do not depend on them.
 """
 
 from __future__ import annotations
@@ -40,14 +40,16 @@ PROBE_BATCH = 32
 
 
 def count(network: Json) -> Json:
-    """FLOPs of the forward pass of one image, and sizes.
+    """Counts of a network; `network` is a description from `kdep_bench.forecast.work`.
 
-    A student: `flops`, `parameters`, `bytes` of its state dict. A teacher: `flops`, `width`, and
-    `outputs`, the number of values per image of each extra output that a cache may store. A task's
-    network: `flops` of a training image of `size` [height, width].
+    Returns:
+        `flops` of the forward pass of one image, and for a student: `parameters`, and `bytes` of
+        its state dict; for a teacher: `width`, and `outputs`, the number of values per image of
+        each output that a cache can store; for the network of a task: `size`, the [height, width]
+        of a training image.
 
     Raises:
-        KdepError: a network that cannot be built here.
+        KdepError: the network cannot be built on this machine.
     """
     kind = network["kind"]
     if kind == "student":
@@ -61,12 +63,17 @@ def count(network: Json) -> Json:
         teacher = _teacher(network)
         px = teacher.input_px
         teacher_output = teacher(torch.zeros(1, 3, px, px, dtype=torch.uint8))
-        outputs = {"logits": teacher_output.logits, "tokens": teacher_output.tokens}
-        outputs |= {f"maps.{name}": m for name, m in teacher_output.maps.items()}
+        tensors = {"logits": teacher_output.logits, "tokens": teacher_output.tokens}
+        tensors |= {f"maps.{name}": tensor for name, tensor in teacher_output.maps.items()}
+        sizes = {
+            name: math.prod(tensor.shape[1:])
+            for name, tensor in tensors.items()
+            if tensor is not None
+        }
         return {
             "flops": forward_flops(teacher, torch.zeros(1, 3, px, px, dtype=torch.uint8)),
             "width": teacher.width,
-            "outputs": {n: math.prod(t.shape[1:]) for n, t in outputs.items() if t is not None},
+            "outputs": sizes,
         }
     net, (height, width) = _task_network(network)
     return {
@@ -83,11 +90,11 @@ def _teacher(network: Json) -> Teacher:
         return build_teacher(network["teacher"])
 
 
-# ---- the networks of dense tasks ----
+# ---- the networks of detection and segmentation ----
 
 
 class Detector(nn.Module):
-    """Training forward pass of a two-stage mm detector: all levels and the sampled RoIs."""
+    """Training forward pass of a two-stage mmdet detector: all levels and the sampled RoIs."""
 
     def __init__(self, net: Any) -> None:
         super().__init__()
@@ -98,17 +105,19 @@ class Detector(nn.Module):
         from mmengine.structures import InstanceData
 
         height, width = x_B3HW.shape[-2:]
-        boxes = torch.rand(len(x_B3HW), self.rois, 4, device=x_B3HW.device)
-        corner, far = boxes[..., :2] * 0.5, 0.5 + boxes[..., 2:] * 0.5
+        random = torch.rand(len(x_B3HW), self.rois, 4, device=x_B3HW.device)
+        # Corners in the first and the last quarter of the image, so that boxes are not empty.
+        top_left, bottom_right = random[..., :2] * 0.5, 0.5 + random[..., 2:] * 0.5
         scale = torch.tensor([width, height, width, height], device=x_B3HW.device)
-        proposals = [InstanceData(bboxes=b) for b in torch.cat([corner, far], -1) * scale]
+        boxes = torch.cat([top_left, bottom_right], -1) * scale
+        proposals = [InstanceData(bboxes=image_boxes) for image_boxes in boxes]
         levels = self.net.extract_feat(x_B3HW)
         self.net.rpn_head(levels)
         self.net.roi_head(levels, proposals)
 
 
 class Segmenter(nn.Module):
-    """Training forward pass of an mm segmenter: backbone, head and auxiliary head."""
+    """Training forward pass of an mmseg segmenter: backbone, head and auxiliary head."""
 
     def __init__(self, net: Any) -> None:
         super().__init__()
@@ -122,6 +131,7 @@ class Segmenter(nn.Module):
 
 
 def _task_network(network: Json) -> tuple[nn.Module, tuple[int, int]]:
+    """(network that a task trains, [height, width] of its training images)."""
     task: Any = build(network["task"])
     openmmlab.setup(task.scope, switch=True)  # no Runner is built in this process
     try:
@@ -129,8 +139,8 @@ def _task_network(network: Json) -> tuple[nn.Module, tuple[int, int]]:
         size = task.training_size()
     except AttributeError:
         raise KdepError(
-            f"the class of task {task.name} does not define what is trained",
-            expected="`training_model` and `training_size`, as in kdep_bench/transfer/detection.py",
+            f"the class of task {task.name} lacks `training_model` or `training_size`",
+            expected="both methods, as in kdep_bench/transfer/detection.py",
             fix="define them in that class",
         ) from None
     if task.scope == "mmdet":
@@ -142,37 +152,39 @@ def _task_network(network: Json) -> tuple[nn.Module, tuple[int, int]]:
     return Segmenter(MODELS.build(model)), size
 
 
-# ---- the probe ----
+# ---- speed ----
 
 
 def probe(network: Json, precision: str = "float32") -> Json:
-    """Images per second on this machine: training steps of a student, forward passes of a teacher.
+    """Measures images per second on this machine, for about PROBE_S seconds.
 
-    A student takes complete SGD steps on a squared output, under autocast unless `precision` is
-    float32; a teacher runs in exact float32, as in its cache stage. Takes about PROBE_S seconds.
+    A student takes training steps with SGD on the mean square of its output, with autocast unless
+    `precision` is float32. A teacher runs forward passes in exact float32, as in its cache stage.
     """
-    where, rate = compute_device(), 0.0
+    torch_device, rate = compute_device(), 0.0
     if network["kind"] == "student":
-        student = network["student"]
-        x = torch.rand(PROBE_BATCH, 3, student["input_px"], student["input_px"], device=where)
-        rate = _rate(_training_step(build_backbone(student).to(where), x, precision))
+        student, px = network["student"], network["student"]["input_px"]
+        images = torch.rand(PROBE_BATCH, 3, px, px, device=torch_device)
+        step = _training_step(build_backbone(student).to(torch_device), images, precision)
+        rate = _images_per_second(step)
     elif network["kind"] == "teacher":
-        teacher = _teacher(network).to(where)
+        teacher = _teacher(network).to(torch_device)
         size = (PROBE_BATCH, 3, teacher.input_px, teacher.input_px)
-        x = torch.zeros(size, dtype=torch.uint8, device=where)
+        images = torch.zeros(size, dtype=torch.uint8, device=torch_device)
         with exact_float32():
-            rate = _rate(lambda: teacher(x))
+            rate = _images_per_second(lambda: teacher(images))
     return {"images_per_s": rate}
 
 
 def _training_step(net: nn.Module, x_B3HW: Tensor, precision: str) -> Callable[[], Any]:
+    """Function that takes a training step on the images."""
     net.train()
     sgd = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9)
-    low = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
+    dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
 
     def step() -> None:
         sgd.zero_grad()
-        with torch.autocast(x_B3HW.device.type, low) if low else contextlib.nullcontext():
+        with torch.autocast(x_B3HW.device.type, dtype) if dtype else contextlib.nullcontext():
             out = net(x_B3HW)
         last = out[-1] if isinstance(out, (tuple, list)) else out
         last.float().square().mean().backward()
@@ -181,26 +193,28 @@ def _training_step(net: nn.Module, x_B3HW: Tensor, precision: str) -> Callable[[
     return step
 
 
-def _rate(step: Callable[[], Any]) -> float:
-    def timed() -> float:
+def _images_per_second(step: Callable[[], Any]) -> float:
+    """Images per second of a step on PROBE_BATCH images; the first call is not measured."""
+
+    def step_seconds() -> float:
         synchronise()
-        begun = time.perf_counter()
+        start = time.perf_counter()
         step()
         synchronise()
-        return time.perf_counter() - begun
+        return time.perf_counter() - start
 
-    timed()
-    spent: list[float] = []
-    while not spent or sum(spent) < PROBE_S:
-        spent.append(timed())
-    return PROBE_BATCH * len(spent) / sum(spent)
+    step_seconds()
+    seconds: list[float] = []
+    while not seconds or sum(seconds) < PROBE_S:
+        seconds.append(step_seconds())
+    return PROBE_BATCH * len(seconds) / sum(seconds)
 
 
 # ---- the command ----
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; 1 where a network could not be counted, 2 for a bad call."""
+    """Runs the command; returns 1 if a network could not be counted, 2 for a wrong argument."""
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -209,9 +223,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", type=Path, required=True, help="JSON file; networks already in it are kept"
     )
     p.add_argument(
-        "--measure-throughput", action="store_true", help="measure images/s here; replaces the file"
+        "--measure-throughput",
+        action="store_true",
+        help="measure images per second on this machine; replaces the file",
     )
-    hidden = argparse.SUPPRESS  # the flag's former name
+    hidden = argparse.SUPPRESS  # a former name of the option
     p.add_argument("--probe", dest="measure_throughput", action="store_true", help=hidden)
     p.add_argument(
         "--rehearse", action="store_true", help="use the rehearsal version of the suites"
@@ -238,9 +254,9 @@ def _run(args: argparse.Namespace) -> int:
     known = read_strict(args.known) if args.known else {}
     measure = args.measure_throughput
     results = {} if measure or not args.out.exists() else read_strict(args.out)
-    failed = 0
-    for identity, (network, precision) in networks_by_id.items():
-        if identity in results or (identity in known and not measure):
+    exit_code = 0
+    for key, (network, precision) in networks_by_id.items():
+        if key in results or (key in known and not measure):
             continue
         if measure and network["kind"] == "task":
             continue
@@ -248,13 +264,13 @@ def _run(args: argparse.Namespace) -> int:
             measured = probe(network, precision) if measure else count(network)
         except KdepError as e:
             print(f"networks: {network['name']}: {e}", file=sys.stderr)
-            failed = 1
+            exit_code = 1
             continue
-        results[identity] = {"kind": network["kind"], "name": network["name"], **measured}
+        results[key] = {"kind": network["kind"], "name": network["name"], **measured}
         print(f"{network['kind']} {network['name']}: {measured}", flush=True)
         write_json(args.out, results)
     write_json(args.out, {"device": device(), **results} if measure else results)
-    return failed
+    return exit_code
 
 
 if __name__ == "__main__":

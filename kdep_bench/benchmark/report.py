@@ -1,4 +1,4 @@
-"""Benchmark results as JSON and as a table with their targets. Imports no torch."""
+"""Writes the benchmark's results as JSON and as a table with targets. Imports no torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TARGETS = {
     ),
     "step of KDEP on int8 maps / KDEP step": (*("the same with maps stored as int8", "<=", 1.1),),
 }
-# In the order of the page.
+# Kinds of steps in the order in which the report lists them.
 STEPS = ("student", "kdep", "kdep_maps", "kdep_maps_int8", "live", "paper", "teacher")
 FLOORS = {  # key in the JSON -> text
     "student_step_flops": "student step FLOPs",
@@ -50,13 +50,20 @@ SETTING = (
     "crops at 128 px, which the student sees averaged to 64 px. Ours uses two stored views, SGD "
     "and the schedule of the pocket suite. `scratch` is the untrained student."
 )
-SVD_BYTES = 300e6
-MIN_SPEEDUP = 1.5
+SVD_BYTES = 300e6  # target for the extra memory of the SVD
+MIN_SPEEDUP = 1.5  # target for the throughput divided by that of lightly-train
 NOT_MEASURED = "not measured"
 
 
 class TargetRow(NamedTuple):
-    """A row of the table; `met` is None without a target or a measurement."""
+    """A row of the table.
+
+    Attributes:
+        measure: what is measured.
+        target: the target as text; "" without one.
+        measured: the measured value as text.
+        met: whether the target is met; None without a target or a measurement.
+    """
 
     measure: str
     target: str
@@ -69,7 +76,7 @@ class TargetRow(NamedTuple):
 
 
 def reaches(value: float, sign: str, target: float) -> bool:
-    """Whether `value` meets the target; `sign` is one of <=, < and >=."""
+    """Whether `value` meets the target; `sign`: '<=', '<' or '>='."""
     if sign == ">=":
         return value >= target
     return value <= target if sign == "<=" else value < target
@@ -132,31 +139,31 @@ def _memory(memory: dict[str, Any] | None) -> Iterator[TargetRow]:
         yield TargetRow("streaming SVD: extra memory", "< 300 MB")
         return
     largest = max(s["extra_bytes"] for s in memory["svd"])
-    a, b = memory["svd"][0], memory["svd"][-1]
-    slope = (b["pass_s"] / a["pass_s"]) / (b["rows"] / a["rows"])
+    first, last = memory["svd"][0], memory["svd"][-1]
+    time_ratio = (last["pass_s"] / first["pass_s"]) / (last["rows"] / first["rows"])
     small, large = memory["reads"]
     yield TargetRow(
-        f"streaming SVD: extra memory at Dt={memory['svd_width']}, N={b['rows']}",
+        f"streaming SVD: extra memory at width {memory['svd_width']}, N={last['rows']} samples",
         "< 300 MB",
         f"{largest / 1e6:.0f} MB",
         largest < SVD_BYTES,
     )
-    measure = f"streaming SVD: time ratio N={b['rows']} / N={a['rows']}, divided by the ratio of N"
-    yield TargetRow(measure, "about 1", f"{slope:.2f}")
+    measure = f"streaming SVD: time at N={last['rows']} / time at N={first['rows']}"
+    yield TargetRow(f"{measure}, divided by the ratio of N", "about 1", f"{time_ratio:.2f}")
     yield TargetRow(
         "streaming SVD: smallest cosine of its directions to those of the full SVD",
         "1",
         f"{memory['svd_agreement']:.9f}",
     )
     yield TargetRow(
-        f"memory growth by random reads of {small['rows']} and {large['rows']} rows",
-        "flat",
+        f"memory growth by random reads from caches of {small['rows']} and {large['rows']} rows",
+        "equal",
         f"{small['grown_bytes'] / 1e6:.1f} and {large['grown_bytes'] / 1e6:.1f} MB",
     )
 
 
 def table(measured: dict[str, Any]) -> str:
-    """The Markdown page: each measure, its target and result, and the lower bounds of a step."""
+    """The report in Markdown: measures with targets and results, and the minimum work."""
     lines = [
         f"# Benchmark of pre-training ({measured['device']}, {measured['threads']} threads)",
         "",
@@ -168,7 +175,7 @@ def table(measured: dict[str, Any]) -> str:
         ]
     for part in sorted(measured.get("busy", {})):
         cores = measured["busy"][part]
-        lines += [f"Not valid, as other work used {cores:.1f} cores: {part}.", ""]
+        lines += [f"Not valid, because other work used {cores:.1f} cores: {part}.", ""]
     lines += ["| measure | target | measured | met |", "|---|---|---|---|"]
     lines += [str(row) for row in rows(measured)]
     steps, comparison = measured.get("steps"), measured.get("rival")
@@ -187,6 +194,7 @@ def table(measured: dict[str, Any]) -> str:
 
 
 def _seconds(steps: dict[str, Any]) -> str:
+    """Sentence with the seconds per batch of each kind of step."""
     times = ", ".join(
         f"{n} {steps['step_s'][n]:.3f} (+ {steps['wait_s'][n]:.4f} waiting)"
         for n in STEPS
@@ -203,24 +211,29 @@ def _seconds(steps: dict[str, Any]) -> str:
 
 
 def _floors(steps: dict[str, Any]) -> str:
-    floors, rate = steps["floors"], steps.get("flops_per_s")
-    names = sorted(floors, key=lambda k: list(FLOORS).index(k))
-    bounds = ", ".join(f"{FLOORS[k]} {floors[k]:.3g}" for k in names)
-    if rate is None:
+    """Sentences with the minimum work per step, and the measured time compared with it."""
+    floors, flops_per_s = steps["floors"], steps.get("flops_per_s")
+    names = sorted(floors, key=lambda name: list(FLOORS).index(name))
+    bounds = ", ".join(f"{FLOORS[name]} {floors[name]:.3g}" for name in names)
+    if flops_per_s is None:
         return f"Minimum work per step: {bounds}."
     student, teacher = floors["student_step_flops"], floors["teacher_forward_flops"]
-    least = {"student": student, "kdep": student + floors["target_flops"], "teacher": teacher}
-    gaps = ", ".join(f"{n} {steps['step_s'][n] / (f / rate):.2f}" for n, f in least.items())
+    min_flops = {"student": student, "kdep": student + floors["target_flops"], "teacher": teacher}
+    ratios = ", ".join(
+        f"{name} {steps['step_s'][name] / (flops / flops_per_s):.2f}"
+        for name, flops in min_flops.items()
+    )
     return (
         f"Minimum work per step: {bounds}. Measured time / time of these FLOPs at the throughput "
-        f"of a large matrix product here ({rate / 1e9:.0f} GFLOP/s): {gaps}."
+        f"of a large matrix product here ({flops_per_s / 1e9:.0f} GFLOP/s): {ratios}."
     )
 
 
 def write(measured: dict[str, Any], out: Path) -> None:
     """Writes `benchmark.json` and `benchmark.md` in `out`.
 
-    Parts that only an earlier run measured are kept, unless one of the two is a `--quick` run.
+    Results of parts that only an earlier run measured are kept, unless one of the two runs is a
+    `--quick` run.
     """
     path = out / "benchmark.json"
     if not measured["quick"] and path.exists():

@@ -1,9 +1,11 @@
-"""Time of a pre-training step: filled cache, student alone, live teacher, the paper's loop.
+"""Time of a pre-training step of several trainings.
 
-All trainings run in one process on the same images, a few steps of each in turn, so that other
-work on the machine affects all of them equally; medians over rounds. Freed memory is kept, as in
-every stage (kdep_bench/allocator.py). If this process may use a GPU, the models run there; images
-are read on the CPU, and their copy to the GPU is part of the step.
+They are: KDEP with a filled cache, the student alone, KDEP with a live teacher ("live"), and a loop
+as in the paper, with a live teacher and new random crops ("paper"). All run in one process on the
+same images, a few steps of each in turn, so that other work on the machine affects all of them
+equally; the results are medians over rounds. If this process can use a GPU, the models run there;
+images are read on the CPU, and their copy to the GPU is part of the step. Freed memory is kept, as
+in every stage (kdep_bench/allocator.py).
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ MAP_CACHES = {"kdep_maps": "maps", "kdep_maps_int8": "int8_maps"}
 
 
 class StudentAlone(Objective):
-    """The cheapest loss on the student's feature, for a training step without a teacher."""
+    """A minimal loss of the student's feature, for training steps without a teacher."""
 
     needs = frozenset()
 
@@ -57,7 +59,11 @@ def silent(*_: Any) -> None:
 
 
 def make_stages(root: Path, images: int, student: dict[str, Any], teacher: dict[str, Any]):
-    """Runs prepare (random 160 px JPEG files), views, the caches and align; stage -> folder."""
+    """Runs the stages views, caches and align on `images` random JPEG files of 160 px.
+
+    Returns:
+        stage -> folder, including "prepare".
+    """
     rng, pool = np.random.default_rng(0), root / "prepare/data/pool/images/00"
     pool.mkdir(parents=True)
     for i in range(images):
@@ -85,13 +91,19 @@ def make_stages(root: Path, images: int, student: dict[str, Any], teacher: dict[
 
 
 def map_outputs(kind: str) -> list[str]:
-    """Outputs of a cache with the maps that KDEP on maps reads, as "maps" or "int8_maps"."""
+    """Outputs of a cache with the maps that KDEP on maps reads; `kind`: "maps" or "int8_maps"."""
     levels = resolve("method", "kdep_maps")["objective"]["levels"]
     return sorted(f"{kind}.{teacher_map}" for teacher_map in levels.values())
 
 
 class StepTime(NamedTuple):
-    """Seconds of one step: waiting for its batch, computing, and CPU time of computing."""
+    """Seconds of one step.
+
+    Attributes:
+        wait: time until its batch was loaded.
+        work: time of computing.
+        cpu: CPU time of computing.
+    """
 
     wait: float
     work: float
@@ -99,19 +111,24 @@ class StepTime(NamedTuple):
 
 
 def clocked(load: Callable[[], Any], work: Callable[[Any], Any]) -> StepTime:
-    """Times `work(load())`; a GPU is synchronised before each reading of a clock."""
+    """Measures the time of `work(load())`; the GPU is synchronised before a clock is read."""
     synchronise()
-    a = time.perf_counter()
+    start = time.perf_counter()
     batch = load()
     synchronise()
-    b, cpu = time.perf_counter(), time.process_time()
+    loaded, cpu = time.perf_counter(), time.process_time()
     work(batch)
     synchronise()
-    return StepTime(b - a, time.perf_counter() - b, time.process_time() - cpu)
+    return StepTime(loaded - start, time.perf_counter() - loaded, time.process_time() - cpu)
 
 
 class Trainer:
-    """A function that loads batch k, and a model that is trained on the batches."""
+    """A model with its optimiser and data.
+
+    Args:
+        load: function that loads the k-th batch.
+        model: the model.
+    """
 
     def __init__(self, load: Callable[[int], Any], model: Distiller) -> None:
         self.load, self.model = load, model
@@ -124,14 +141,15 @@ class Trainer:
         self.model.train_step(batch, self.optimizer)
 
     def timed_step(self, k: int) -> StepTime:
-        """Loads batch `k` and takes a step on it."""
+        """Loads batch `k` and takes a step on it; returns the times."""
         return clocked(lambda: self.load(k), self.step)
 
 
 def waiting(trainer: Trainer, data: ViewStream, workers: int, steps: int, first: int = 8) -> float:
-    """Fraction of the time in which `trainer` waits for a loader with `workers` processes.
+    """Fraction of the time that `trainer` waits for a loader with `workers` processes.
 
-    The `first` steps are not counted: the workers start and fill their queues (2 batches each).
+    Measured over `steps` steps. The `first` steps before them are not counted: in these the workers
+    start and fill their queues (2 batches each).
     """
     order, collate = range(BATCH * (first + steps)), cast("Any", already_batched)
     loader = DataLoader(
@@ -143,20 +161,21 @@ def waiting(trainer: Trainer, data: ViewStream, workers: int, steps: int, first:
         pin_memory=compute_device().type == "cuda",
     )
     batches = iter(loader)
-    seen = [clocked(lambda: next(batches), trainer.step) for _ in range(first + steps)][first:]
-    return sum(s.wait for s in seen) / sum(s.wait + s.work for s in seen)
+    times = [clocked(lambda: next(batches), trainer.step) for _ in range(first + steps)][first:]
+    return sum(t.wait for t in times) / sum(t.wait + t.work for t in times)
 
 
 def measure(
     root: Path, images: int, rounds: int, each: int = 2, px: int | None = None
 ) -> dict[str, Any]:
-    """Times every training of the pocket pair.
+    """Measures the step time of every training, with student and teacher of the pocket suites.
 
     Args:
         root: empty folder for the stages.
         images: number of random images.
-        rounds: measured rounds; each trainer takes `each` steps per round.
-        px: input side of student and teacher; None for those of their configs.
+        rounds: number of measured rounds.
+        each: steps of each trainer per round.
+        px: input side of student and teacher in pixels; None: as in their configs.
 
     Returns:
         medians in seconds per step of BATCH images, their ratios, and lower bounds of a step.
@@ -195,7 +214,10 @@ def measure(
 
 
 class _Pair(NamedTuple):
-    """Configs of the pocket student and teacher, and the trainers of the student by name."""
+    """Configs of student and teacher, and the trainers by name.
+
+    `cached_views`: the images and teacher features of the trainer "kdep".
+    """
 
     student: dict[str, Any]
     teacher: dict[str, Any]
@@ -266,23 +288,24 @@ def _from_maps(
 
 
 def _batches(data: ViewStream) -> Callable[[int], Any]:
-    """k -> batch k of the stored views."""
+    """Function that returns the k-th batch of the stored views."""
     return lambda k: data.__getitems__(list(range(k * BATCH, (k + 1) * BATCH)))
 
 
 def _fresh_crops(opened: Views, px: int, teacher_px: int) -> Callable[[int], dict[str, Tensor]]:
-    """Function k -> batch k of the paper's loop: decoded, randomly cropped and flipped images.
+    """Function that loads the k-th batch of the paper's loop.
 
-    At the sizes of student and teacher; uint8 [BATCH, 3, px, px].
+    Images are decoded, randomly cropped and flipped, at the sizes of student and teacher; uint8
+    [BATCH, 3, px, px] and [BATCH, 3, teacher_px, teacher_px].
     """
 
     def load(k: int) -> dict[str, Tensor]:
         box, flip = draw_recipe(BATCH, 1, k, (0.4, 1.0), (0.75, 4 / 3))
-        pick = np.random.default_rng(k).integers(0, len(opened.files), BATCH)
-        images = [read_rgb(opened.root / opened.files[i]) for i in pick]
+        indices = np.random.default_rng(k).integers(0, len(opened.files), BATCH)
+        images = [read_rgb(opened.root / opened.files[i]) for i in indices]
         out = {}
         for name, side in (("images", px), ("teacher_images", teacher_px)):
-            crops = [render(x, box[i], bool(flip[i]), side) for i, x in enumerate(images)]
+            crops = [render(image, box[i], bool(flip[i]), side) for i, image in enumerate(images)]
             out[name] = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
         return out
 
@@ -290,33 +313,43 @@ def _fresh_crops(opened: Views, px: int, teacher_px: int) -> Callable[[int], dic
 
 
 def _interleaved(pair: _Pair, rounds: int, each: int) -> dict[str, list[StepTime]]:
-    """Name -> times of `rounds` * `each` steps: of every trainer, and of the teacher alone.
+    """Measures `rounds` * `each` steps of every trainer, and forward passes of the teacher alone.
 
-    In each round every trainer takes `each` steps in turn; a first round, not counted, warms up.
+    In each round every trainer takes `each` steps in turn. A first round is not counted.
+
+    Returns:
+        name of the trainer, or "teacher" -> times.
     """
     teacher, device = build_teacher(pair.teacher).to(compute_device()), compute_device()
 
-    @exact_float32()  # as it runs in a step
+    @exact_float32()  # as in a training step
     def run_teacher(images: Tensor) -> None:
         teacher(images.to(device))
 
     times: dict[str, list[StepTime]] = {name: [] for name in [*pair.trainers, "teacher"]}
-    crops = pair.trainers["live"].load  # the teacher alone gets the images of the live steps
-    for r in range(rounds + 1):
-        for name, trainer in pair.trainers.items():
-            measured = [trainer.timed_step(r * each + k) for k in range(each)]
-            times[name] += measured if r else []
-        for k in range(r * each, (r + 1) * each):
-            measured = clocked(lambda k=k: crops(k)["teacher_images"], run_teacher)
-            times["teacher"] += [measured] if r else []
+    load_live = pair.trainers["live"].load  # the teacher alone gets the images of the live steps
+    for round_number in range(rounds + 1):
+        batch_numbers = range(round_number * each, (round_number + 1) * each)
+        measured = {
+            name: [trainer.timed_step(k) for k in batch_numbers]
+            for name, trainer in pair.trainers.items()
+        }
+        measured["teacher"] = [
+            clocked(lambda k=k: load_live(k)["teacher_images"], run_teacher) for k in batch_numbers
+        ]
+        if round_number > 0:
+            for name, step_times in measured.items():
+                times[name] += step_times
     return times
 
 
 def floors(student: dict[str, Any], teacher_config: dict[str, Any]) -> dict[str, float]:
-    """Minimum work of a step: FLOPs and bytes per batch, without any overhead.
+    """Minimum work of a step on a batch, without overhead.
 
-    FLOPs by torch's counter: student forward and backward pass (three forward passes), teacher
-    forward pass, projection of the target; bytes of images and features.
+    Returns:
+        FLOPs, counted by torch, of the student's forward and backward pass (three forward passes),
+        of the teacher's forward pass and of the projection of the target; bytes of the images and
+        of the teacher features.
     """
     from kdep_bench.networks.backbone import build_backbone
 
@@ -336,17 +369,18 @@ def floors(student: dict[str, Any], teacher_config: dict[str, Any]) -> dict[str,
 
 
 def peak_throughput(side: int | None = None, times: int = 8) -> float:
-    """Peak FLOP/s of this machine: a float32 matrix product [side, side], best of `times`.
+    """Peak FLOP/s of this machine in float32 (not TF32): the fastest of `times` matrix products.
 
-    By default 1024 rows, on a GPU 8192, as smaller products do not fill it; not in TF32.
+    `side`: rows and columns of the matrices; default: 1024 on a CPU, and 8192 on a GPU, where
+    smaller products do not use all units.
     """
-    device, best = compute_device(), float("inf")
+    device, best_seconds = compute_device(), float("inf")
     side = side or (1024 if device.type == "cpu" else 8192)
-    a = torch.randn(side, side).to(device)
+    matrix = torch.randn(side, side).to(device)
     for _ in range(times):
         synchronise()
         start = time.perf_counter()
-        torch.mm(a, a)
+        torch.mm(matrix, matrix)
         synchronise()
-        best = min(best, time.perf_counter() - start)
-    return 2.0 * side**3 / best
+        best_seconds = min(best_seconds, time.perf_counter() - start)
+    return 2.0 * side**3 / best_seconds

@@ -13,15 +13,20 @@ from kdep_bench.results.records.record import Record
 
 
 def count(results: Path, work: Path) -> dict[str, Any]:
-    """The teacher forward passes behind the records in `results`, whose stages are in `work`.
+    """Counts the teacher forward passes that the records of a suite needed.
+
+    Args:
+        results: results folder with the records.
+        work: work dir with their stages.
 
     Returns:
-        `suite`; `records`; `pretrainings`: those with a teacher; `caches`: number of caches they
-        used; `forwards`: forward passes that filled them; `rows`: (image, view) pairs in them;
-        `samples`: images seen by those pre-trainings, i.e. forward passes of a live teacher.
+        `suite`: its name; `records`: number of records; `pretrainings`: number of pre-trainings
+        with a teacher; `caches`: number of their caches; `forwards`: forward passes that filled the
+        caches; `rows`: (image, view) pairs in the caches; `samples`: images seen by the
+        pre-trainings, that is, the forward passes that a live teacher would need.
 
     Raises:
-        KdepError: no finished record, or a cache stage that is not in `work` or has no count.
+        KdepError: there is no finished record, or a cache stage is missing or has no count.
     """
     records = [r for r in store.load_full(results, store.read(results).runs) if r.status == "ok"]
     if not records:
@@ -42,12 +47,12 @@ def count(results: Path, work: Path) -> dict[str, Any]:
 
 
 def _caches(records: Iterable[Record]) -> set[str]:
-    """Ids of the cache stages behind the records, those of an intermediate teacher included."""
+    """Ids of the cache stages of the records, including those of intermediate teachers."""
     return {
         stage_id
-        for r in records
-        for k, stage_id in r.stages.items()
-        if k.rpartition(".")[2] == "cache"
+        for record in records
+        for role, stage_id in record.stages.items()
+        if role.rpartition(".")[2] == "cache"
     }
 
 

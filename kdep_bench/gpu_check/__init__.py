@@ -1,1 +1,1 @@
-"""Checks of the project on a GPU, in minutes: `tools/gpu_check.py`."""
+"""Checks that the project works on a GPU, in a few minutes; the command is `tools/gpu_check.py`."""

@@ -1,8 +1,8 @@
 """Check: one method of a small pocket suite end to end, compared with CPU scores.
 
-The suite `gpu_check` runs by tools/run_suite.py; its CPU records are in
-results/gpu_check_reference. A new run on another machine should be inside the prediction interval
-of those runs: mean +- t * s * sqrt(1 + 1/n), t of n - 1 degrees of freedom at 95 %.
+Runs the suite `gpu_check` with tools/run_suite.py. The scores of n runs on CPUs are in
+results/gpu_check_reference. The score on this machine should be inside their 95 % prediction
+interval, mean +- t * s * sqrt(1 + 1/n) with Student's t for n - 1 degrees of freedom.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from kdep_bench.gpu_check.base import Check, Measurements, Setting
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "results/gpu_check_reference"
-PACKED = ROOT / "packed_work"
+PACKED = ROOT / "packed_work"  # work dir in a folder that `pack` wrote
 SUITE = "gpu_check"
 
 
 def prediction_interval(values: list[float], level: float = 0.95) -> tuple[float, float]:
-    """Interval that contains a further value of the same normal distribution with probability
-    `level`.
+    """Interval that contains the next value of a normal distribution with probability `level`.
+
+    `values`: a sample of that distribution.
 
     Raises:
         KdepError: fewer than two values, or equal ones.
@@ -41,8 +42,8 @@ def prediction_interval(values: list[float], level: float = 0.95) -> tuple[float
             fix="run the suite gpu_check_reference with more seeds",
         )
     t = float(stats.t.ppf(0.5 + level / 2, n - 1))
-    half = t * stdev(values) * math.sqrt(1 + 1 / n)
-    return mean(values) - half, mean(values) + half
+    half_width = t * stdev(values) * math.sqrt(1 + 1 / n)
+    return mean(values) - half_width, mean(values) + half_width
 
 
 def scores(results: Path) -> dict[tuple[str, str], list[float]]:
@@ -58,22 +59,24 @@ def scores(results: Path) -> dict[tuple[str, str], list[float]]:
 
 def _run(setting: Setting, measurements: Measurements) -> None:
     work, results = _work_dir(setting), setting.folder / "results"
-    packed = work == PACKED  # a pack lacks the photographs that smoke uses
-    suite = "smoke" if setting.quick and not packed else SUITE
+    is_packed = work == PACKED
+    # A pack does not contain the photographs that the suite `smoke` uses.
+    suite = "smoke" if setting.quick and not is_packed else SUITE
     command = [sys.executable, str(ROOT / "tools/run_suite.py"), suite, "--plain"]
     command += ["--work-dir", str(work), "--results-dir", str(results)]
     command += ["--gpus", ",".join(setting.gpus[:1]) if setting.device == "cuda" else ""]
     if setting.quick:
-        command += ["--only", "prepare" if packed else "transfer-smoke_probe*scratch*", "--verify"]
+        stages = "prepare" if is_packed else "transfer-smoke_probe*scratch*"
+        command += ["--only", stages, "--verify"]
     environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
-    done = subprocess.run(command, env=environment, check=False)
-    if setting.quick and packed:
-        measurements.claim("the packed data are whole", done.returncode == 0, done.returncode, "0")
+    code = subprocess.run(command, env=environment, check=False).returncode
+    if setting.quick and is_packed:
+        measurements.claim("the packed data are complete", code == 0, code, "0")
         return
     measured, reference = scores(results), scores(REFERENCE)
-    if done.returncode or not measured:
+    if code or not measured:
         raise KdepError(
-            f"the suite {suite} ended with exit code {done.returncode} and {len(measured)} scores",
+            f"the suite {suite} ended with exit code {code} and {len(measured)} scores",
             expected="exit code 0 and a score per task",
             fix="read the log of this check",
         )
@@ -81,20 +84,27 @@ def _run(setting: Setting, measurements: Measurements) -> None:
         if setting.quick:
             measurements.claim(f"{method} on {task} has a score", True, values[0], "any")
             continue
-        known = reference.get((method, task), [])
-        if len(known) < 2:
+        cpu_scores = reference.get((method, task), [])
+        if len(cpu_scores) < 2:
             raise KdepError(
-                f"{REFERENCE} has {len(known)} scores of {method} on {task}",
+                f"{REFERENCE} has {len(cpu_scores)} scores of {method} on {task}",
                 expected="two or more",
                 fix="run tools/run_suite.py gpu_check_reference on a CPU",
             )
-        low, high = prediction_interval(known)
-        measurements.claim(f"{method} on {task}, compared with {len(known)} CPU runs",
-                      low <= values[0] <= high, values[0], f"{low:.3f} to {high:.3f}")  # fmt: skip
+        low, high = prediction_interval(cpu_scores)
+        measurements.claim(
+            f"{method} on {task}, compared with {len(cpu_scores)} CPU runs",
+            low <= values[0] <= high,
+            values[0],
+            f"{low:.3f} to {high:.3f}",
+        )
 
 
 def _work_dir(setting: Setting) -> Path:
-    """The work dir of a pack, with a finished `prepare` stage; otherwise in the check's folder."""
+    """The work dir for the suite: that of a pack, if there is one, or a new one.
+
+    The work dir of a pack contains a finished `prepare` stage.
+    """
     return PACKED if PACKED.is_dir() else setting.folder / "work"
 
 

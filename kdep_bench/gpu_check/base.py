@@ -1,4 +1,4 @@
-"""Definition, input and output of a check. Imports no torch."""
+"""The classes of checks: definition, input and output. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from kdep_bench.files import write_json
 
 Json = dict[str, Any]
-# Modules of this package that define no check.
+# Modules of this package that do not define a check.
 _NOT_CHECKS = {"__init__", "base", "machine", "pack", "report", "run", "synthetic"}
 
 
@@ -22,10 +22,10 @@ class Setting:
     Attributes:
         device: "cuda" or "cpu".
         gpus: device numbers that the checks may use.
-        quick: tiny sizes, to run every line on a CPU; the figures mean nothing.
-        folder: folder of the check.
-        shared: folder of all checks, for stages that several use.
-        partial: file with the measurements so far, for a check that is interrupted.
+        quick: use tiny sizes, to test on a CPU that every check runs; the figures mean nothing.
+        folder: folder for the files of the check.
+        shared: folder of stages that several checks use.
+        partial: file to which measurements are written at once, for a check that is interrupted.
     """
 
     device: str
@@ -41,7 +41,8 @@ class Measurements:
     """Output of a check.
 
     Attributes:
-        claims: rows {"what", "measured", "bound", "ok"}: a measure, its bound, whether it holds.
+        claims: rows {"what", "measured", "bound", "ok"}: name, measured value, bound, and whether
+            the value is within the bound.
         figures: rows {"what", "value", "unit"}: measurements without a bound.
     """
 
@@ -50,12 +51,12 @@ class Measurements:
     figures: list[Json] = field(default_factory=list)
 
     def claim(self, name: str, ok: bool, measured: Any, bound: str) -> None:
-        """Adds a claim; writes all so far to the setting's partial file."""
+        """Adds a measurement with a bound, and writes all measurements to the partial file."""
         self.claims.append({"what": name, "ok": bool(ok), "measured": measured, "bound": bound})
         self._save()
 
     def figure(self, name: str, value: float, unit: str) -> None:
-        """Adds a figure; writes all so far to the setting's partial file."""
+        """Adds a measurement without a bound, and writes all to the partial file."""
         self.figures.append({"what": name, "value": float(value), "unit": unit})
         self._save()
 
@@ -65,14 +66,15 @@ class Measurements:
 
 @dataclass(frozen=True)
 class Check:
-    """A check; each is the constant CHECK of a module of this package.
+    """A check; every check module of this package has one as the constant CHECK.
 
     Attributes:
-        title: its name in the report.
+        title: name in the report.
         order: checks run in ascending order, the most important first.
-        seconds: time limit on a GPU; at the limit it is ended and its measurements are kept.
-        least: it is left out if fewer seconds are left.
-        run: (setting, measurements) -> None; raises KdepError if the check is impossible.
+        seconds: time limit on a GPU; at the limit the check is ended, its measurements are kept.
+        least: the check is left out if fewer seconds of the time budget remain.
+        run: function (setting, measurements) that fills the measurements; it raises KdepError if
+            the check cannot be done.
     """
 
     title: str
@@ -83,7 +85,7 @@ class Check:
 
 
 def checks() -> dict[str, Check]:
-    """All checks by module name, in the order they run; importing them does not import torch."""
+    """All checks by module name, in the order in which they run. Imports no torch."""
     names = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in _NOT_CHECKS)
     by_name = {n: importlib.import_module(f"kdep_bench.gpu_check.{n}").CHECK for n in names}
     return dict(sorted(by_name.items(), key=lambda item: item[1].order))

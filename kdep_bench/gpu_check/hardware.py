@@ -1,4 +1,4 @@
-"""Check: throughput of matrix products by format, and of memory copies."""
+"""Check: speed of matrix products in each number format, and of memory copies."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _run(setting: Setting, measurements: Measurements) -> None:
 
 
 def _best(call: object, times: int = 8) -> float:
-    """Seconds of the fastest of `times` calls, after one that warms up."""
+    """Seconds of the fastest of `times` calls, after one call that is not measured."""
     import time
 
     from kdep_bench.devices import synchronise

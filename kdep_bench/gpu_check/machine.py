@@ -11,7 +11,8 @@ from typing import Any
 
 from kdep_bench.errors import KdepError
 
-# Free memory for the largest check (a 224 px batch of 256 with a live teacher), with a margin.
+# GiB of free memory for the largest check (a batch of 256 at 224 px with a live teacher), with a
+# margin.
 NEEDED_GIB = 12.0
 
 
@@ -21,11 +22,11 @@ class MachineInfo:
 
     Attributes:
         torch: version of torch.
-        built_for: CUDA version torch was built for, None for a CPU build.
-        driver: version that nvidia-smi names, None without one.
+        built_for: CUDA version for which torch was built; None for a CPU build.
+        driver: driver version from nvidia-smi; None if unknown.
         library: whether the driver's library libcuda.so.1 can be loaded.
         available: torch.cuda.is_available().
-        warning: torch's warnings when it looked for GPUs.
+        warning: torch's warnings during that call.
         cards: {"number", "name", "free_gib", "total_gib"} of each visible GPU.
     """
 
@@ -39,9 +40,9 @@ class MachineInfo:
 
 
 def detect() -> MachineInfo:
-    """Queries torch, nvidia-smi and the loader.
+    """Queries torch, nvidia-smi and the driver's library.
 
-    Initialises CUDA where there is a GPU: call it in a process that is not forked afterwards.
+    If there is a GPU, it initialises CUDA: do not fork the process afterwards.
     """
     import torch
 
@@ -52,7 +53,7 @@ def detect() -> MachineInfo:
     for k in range(torch.cuda.device_count()) if available else ():
         try:
             free, total = torch.cuda.mem_get_info(k)
-        except RuntimeError as e:  # a card that another process holds exclusively, or a broken one
+        except RuntimeError as e:  # another process uses the GPU exclusively, or it is broken
             cards.append({"number": str(k), "name": str(e).splitlines()[0], "free_gib": 0.0})
             continue
         cards.append(
@@ -67,7 +68,7 @@ def detect() -> MachineInfo:
         torch=torch.__version__,
         built_for=torch.version.cuda,
         driver=_driver(),
-        library=_library(),
+        library=_has_driver_library(),
         available=available,
         warning=" ".join(str(w.message).splitlines()[0] for w in caught),
         cards=cards,
@@ -79,13 +80,15 @@ def _driver() -> str | None:
         return None
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.splitlines()[0].strip() if done.returncode == 0 and done.stdout else None
+    if result.returncode or not result.stdout:
+        return None
+    return result.stdout.splitlines()[0].strip()
 
 
-def _library() -> bool:
+def _has_driver_library() -> bool:
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -97,8 +100,8 @@ def usable(info: MachineInfo, needed_gib: float = NEEDED_GIB) -> tuple[str, ...]
     """Numbers of the GPUs with enough free memory.
 
     Raises:
-        KdepError: no driver, a CPU build of torch, a driver too old for it, GPUs that torch does
-            not see, or none with enough free memory.
+        KdepError: torch is a CPU build, there is no driver or it is too old for torch, torch finds
+            no GPU, or none has enough free memory.
     """
     if info.built_for is None:
         raise KdepError(
@@ -125,11 +128,11 @@ def usable(info: MachineInfo, needed_gib: float = NEEDED_GIB) -> tuple[str, ...]
             + (f", with driver {info.driver}" if info.driver else ""),
             fix="check CUDA_VISIBLE_DEVICES and nvidia-smi, or run with --device cpu",
         )
-    free = [c for c in info.cards if c["free_gib"] >= needed_gib]
-    if not free:
-        listing = ", ".join(f"{c['number']}: {c['free_gib']:.1f} GiB" for c in info.cards)
+    usable_cards = [card for card in info.cards if card["free_gib"] >= needed_gib]
+    if not usable_cards:
+        listing = ", ".join(f"{card['number']}: {card['free_gib']:.1f} GiB" for card in info.cards)
         raise KdepError(
             f"no GPU has {needed_gib:g} GiB free ({listing})",
             fix="end the processes that use the GPU (nvidia-smi lists them), or use a larger GPU",
         )
-    return tuple(c["number"] for c in free)
+    return tuple(card["number"] for card in usable_cards)

@@ -1,4 +1,4 @@
-"""Check: a step of every method lowers the loss and never waits for the GPU; peak memory."""
+"""Check of every method: training lowers the loss, and no step waits for the GPU; peak memory."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from kdep_bench.errors import KdepError
 from kdep_bench.gpu_check.base import Check, Json, Measurements, Setting
 from kdep_bench.registry import locate, type_path
 
-WARM, COUNTED = 3, 20  # steps before waits are counted, and while they are
-EPOCHS = 16.0  # those of the suites, within which the schedules of some methods must fit
+WARM, COUNTED = 3, 20  # steps before and during the count of waits
+EPOCHS = 16.0  # as in the suites: the schedules of some methods do not fit into fewer epochs
 
 
 def _run(setting: Setting, measurements: Measurements) -> None:
@@ -28,9 +28,9 @@ def _run(setting: Setting, measurements: Measurements) -> None:
         if method.get("objective") is None:
             continue
         if locate(method["objective"]["type"]).transformer:
-            measurements.claim(f"{name}: a step", True, "not for this student", "its rule refuses")
+            measurements.claim(f"{name}: a step", True, "not for this student", "not supported")
             continue
-        # A quick run takes one method per objective and alignment: tests/objectives steps them all.
+        # A quick run uses one method per objective and alignment (tests/objectives trains all).
         align = method.get("align") or {}
         kind = (type_path(method["objective"]["type"]), str(align.get("type")))
         if setting.quick and kind in seen:
@@ -44,18 +44,17 @@ def _run(setting: Setting, measurements: Measurements) -> None:
         elif align:
             aligned = _align(setting.folder / name, done, student, method)
             if aligned is None:
-                measurements.claim(
-                    f"{name}: a step", True, "not for this student", "its rule refuses"
-                )
+                measurements.claim(f"{name}: a step", True, "not for this student", "not supported")
                 continue
             inputs["align"] = aligned
-        for role in method.get("teachers", {}):  # one cache stands in for all
+        for role in method.get("teachers", {}):  # the same cache is used for all teachers
             shared = {k: inputs[k] for k in ("cache", "align") if k in inputs}
             inputs |= {f"{role}.{k}": folder for k, folder in shared.items()}
         before, after, waits = _steps(setting, name, method, student, inputs, batch, warm, counted)
-        falls = math.isfinite(after) and (setting.quick or after < before)  # quick: too few steps
+        # In the few steps of a quick run the loss need not fall.
+        is_ok = math.isfinite(after) and (setting.quick or after < before)
         bound = "finite" if setting.quick else "falls"
-        measurements.claim(f"{name}: loss of a batch", falls, f"{before:.4g} to {after:.4g}", bound)
+        measurements.claim(f"{name}: loss of a batch", is_ok, f"{before:.4g} to {after:.4g}", bound)
         if waits is not None:
             measurements.claim(f"{name}: waits for the GPU per step", waits == 0, waits, "0")
         if setting.device == "cuda":
@@ -75,7 +74,7 @@ def _align(folder: Path, done: dict[str, Path], student: Json, method: Json) -> 
         align.run(spec, done, folder, silent)
     except KdepError:
         if not str(method["align"].get("type")).endswith(".Identity"):
-            raise  # any other alignment serves this pair: its failure must show
+            raise  # all other alignments support unequal widths, so this is a fault
         return None
     return folder
 
@@ -90,16 +89,26 @@ def _steps(
     warm: int,
     counted: int,
 ) -> tuple[float, float, float | None]:
-    """(loss before, loss after, waits per step or None on a CPU), all on one batch.
+    """Trains on a single batch.
 
-    Both losses are those of the last step's schedules: a weight that grows is no rise of the loss.
+    Both losses use the loss weights of the last step, so that a weight that grows during training
+    does not look like a rise of the loss.
+
+    Args:
+        name, method, student: the method's name, and the configs.
+        inputs: stage kind -> folder.
+        batch: images of the batch.
+        warm, counted: steps before and during the count of waits.
+
+    Returns:
+        (loss before, loss after, waits for the GPU per step; None on a CPU).
     """
     import torch
 
     from kdep_bench.gpu_check import synthetic
 
     spec, augment = synthetic.spec_of(method, student, EPOCHS, batch), None
-    if "layer" in (method.get("needs") or ()):  # no cache can stand in for this live teacher
+    if "layer" in (method.get("needs") or ()):  # such a method needs a live teacher
         spec["teacher"], augment = synthetic.quick_teacher(setting.quick), method["augment"]
         inputs = {**inputs, "images": inputs["prepare"]}
     net, load = synthetic.build(spec, inputs, setting.folder / f"{name}-run", augment=augment)

@@ -1,4 +1,4 @@
-"""Check: mmcv's operators, forward and backward, against the CPU."""
+"""Check: results and gradients of mmcv's operators are the same as on the CPU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from kdep_bench.gpu_check.base import Check, Measurements, Setting
 
-TOLERANCE = 1e-4  # relative L2 difference of float32 results in another order of summation
+TOLERANCE = 1e-4  # relative L2 difference; float32 sums in another order differ by less
 
 
 def _run(setting: Setting, measurements: Measurements) -> None:
@@ -18,12 +18,12 @@ def _run(setting: Setting, measurements: Measurements) -> None:
         results: list[list[Any]] = []
         for device in ("cpu", setting.device):
             inputs = [t.detach().to(device).requires_grad_(t.requires_grad) for t in tensors]
-            out = call(*inputs)
-            parts = [o.float().square().sum() for o in out if o.is_floating_point()]
+            outputs = call(*inputs)
+            losses = [o.float().square().sum() for o in outputs if o.is_floating_point()]
             if any(t.requires_grad for t in inputs):
-                torch.stack(parts).sum().backward()
+                torch.stack(losses).sum().backward()
             grads = [t.grad for t in inputs if t.grad is not None]
-            results.append([x.detach().cpu() for x in (*out, *grads)])
+            results.append([x.detach().cpu() for x in (*outputs, *grads)])
         worst = max(_relative_difference(a, b) for a, b in zip(*results, strict=True))
         measurements.claim(
             f"{name}, forward and backward", worst <= TOLERANCE, worst, f"<= {TOLERANCE:g}"
@@ -31,7 +31,7 @@ def _run(setting: Setting, measurements: Measurements) -> None:
 
 
 def _relative_difference(a: Any, b: Any) -> float:
-    """Relative L2 difference; infinite for other shapes."""
+    """Relative L2 difference; infinite for unequal shapes."""
     if a.shape != b.shape:
         return float("inf")
     a, b = a.double(), b.double()
@@ -39,7 +39,7 @@ def _relative_difference(a: Any, b: Any) -> float:
 
 
 def _operators() -> dict[str, tuple[Callable[..., Any], list[Any]]]:
-    """Name -> (call that returns a tuple of tensors, its tensors on the CPU)."""
+    """Name -> (function that returns a tuple of tensors, its arguments on the CPU)."""
     import torch
     from mmcv import ops
 
@@ -57,11 +57,12 @@ def _operators() -> dict[str, tuple[Callable[..., Any], list[Any]]]:
     starts = torch.tensor([0, 64])
     mask = torch.rand(2, 9, 16, 16, generator=g)
 
-    def attention(value: Any, place: Any, weight: Any) -> Any:
+    def attention(value: Any, locations: Any, weight: Any) -> Any:
         function = ops.multi_scale_deform_attn.MultiScaleDeformableAttnFunction
         device = value.device
         weight = weight.flatten(3).softmax(-1).view_as(weight)
-        return (function.apply(value, shapes.to(device), starts.to(device), place, weight, 64),)
+        level_arguments = (shapes.to(device), starts.to(device))
+        return (function.apply(value, *level_arguments, locations, weight, 64),)
 
     return {
         "nms": (lambda b, s: ops.nms(b, s, 0.5), [boxes, scores]),

@@ -1,8 +1,8 @@
-"""A folder to run the checks offline: the project, wheels, data and reference scores.
+"""Writes a folder to run the checks offline: the project, wheels, data and reference scores.
 
-It contains what a stock CUDA image lacks. Written on a machine with a package index and copied to
-one without: `bash DIR/run.sh` installs the wheels in the folder (the image is not changed) and runs
-the checks.
+It is written on a machine that can reach a package index, and copied to one that cannot. It
+contains the packages that a stock CUDA image lacks. There, `bash DIR/run.sh` installs the wheels
+into the folder (the image is not changed) and runs the checks.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 
 from kdep_bench.errors import KdepError
 
-MOST_BYTES = 60 * 2**20
-PYTHON = "3.12"
-# Of requirements.lock, what a stock image with torch, torchvision, numpy, timm, transformers,
-# safetensors, scipy, scikit-learn, pandas, OpenCV, rich and matplotlib does not have.
+MAX_BYTES = 60 * 2**20  # largest size of the folder
+PYTHON = "3.12"  # Python version of the wheels
+# The packages of requirements.lock that are missing in a stock image with torch, torchvision,
+# numpy, timm, transformers, safetensors, scipy, scikit-learn, pandas, OpenCV, rich and matplotlib.
 PACKAGES = (
     *("mmengine", "mmcv-lite", "mmdet", "mmsegmentation", "mmpretrain", "addict", "yapf"),
     *("terminaltables", "termcolor", "pycocotools", "shapely", "ftfy", "regex", "einops", "mat4py"),
@@ -32,9 +32,9 @@ PLATFORMS = (
     *("manylinux_2_24_x86_64", "manylinux_2_17_x86_64", "manylinux_2_12_x86_64"),
     *("manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64"),
 )
-_KEPT = ("kdep_bench", "configs", "tools", "pyproject.toml", "LICENSE", "README.md")
+_COPIED = ("kdep_bench", "configs", "tools", "pyproject.toml", "LICENSE", "README.md")
 RUN = """#!/usr/bin/env bash
-# Checks this machine; the result is in OUT (default: gpu_check beside this file).
+# Checks this machine; writes the result to OUT (default: gpu_check, next to this file).
 set -euo pipefail
 cd "$(dirname "$0")"
 python=${PYTHON:-python3}
@@ -48,18 +48,20 @@ exec "$python" tools/gpu_check.py --out "${OUT:-gpu_check}" "$@"
 
 
 def make_pack(folder: Path, repo: Path) -> str:
-    """Fills `folder`, which must be new or empty; returns a sentence on its content.
+    """Writes the pack into `folder`, which must be new or empty; returns a sentence about it.
+
+    `repo`: the repository.
 
     Raises:
-        KdepError: `folder` is not empty, a package that has no wheel, a suite that failed,
-            or a pack beyond MOST_BYTES.
+        KdepError: `folder` is not empty, a package has no wheel, the suite failed, or the pack is
+            larger than MAX_BYTES.
     """
     folder = folder.absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise KdepError(f"the folder {folder} exists and is not empty", fix="choose a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     skipped = shutil.ignore_patterns("__pycache__", "*.pyc", "work_dirs")
-    for name in _KEPT:
+    for name in _COPIED:
         source = repo / name
         if source.is_dir():
             shutil.copytree(source, folder / name, ignore=skipped)
@@ -69,44 +71,59 @@ def make_pack(folder: Path, repo: Path) -> str:
     _data(folder, repo)
     (folder / "run.sh").write_text(RUN)
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-    if size > MOST_BYTES:
-        raise KdepError(f"the pack is {size / 2**20:.1f} MiB",
-expected=f"at most {MOST_BYTES / 2**20:.0f} MiB",
-fix="remove a package from PACKAGES or reduce configs/data/gpu_check.py")  # fmt: skip
+    if size > MAX_BYTES:
+        raise KdepError(
+            f"the pack has {size / 2**20:.1f} MiB",
+            expected=f"at most {MAX_BYTES / 2**20:.0f} MiB",
+            fix="remove a package from PACKAGES or reduce configs/data/gpu_check.py",
+        )
     wheels = len(list((folder / "wheels").glob("*.whl")))
-    return f"{folder}: {size / 2**20:.1f} MiB, {wheels} wheels; there: bash {folder.name}/run.sh"
+    return (
+        f"{folder}: {size / 2**20:.1f} MiB, {wheels} wheels; copy it to the machine and run: "
+        f"bash {folder.name}/run.sh"
+    )
 
 
 def locked(lock: Path) -> list[str]:
     """The lines 'name==version' of the lock file for PACKAGES."""
-    packages = {p.lower().replace("_", "-") for p in PACKAGES}
-    rows = [x.strip() for x in lock.read_text().splitlines() if "==" in x and x[0] != "#"]
-    return [r for r in rows if r.split("==")[0].lower().replace("_", "-") in packages]
+    packages = {name.lower().replace("_", "-") for name in PACKAGES}
+    lines = [line.strip() for line in lock.read_text().splitlines()]
+    requirements = [line for line in lines if "==" in line and line[0] != "#"]
+    return [r for r in requirements if r.split("==")[0].lower().replace("_", "-") in packages]
 
 
 def _wheels(folder: Path, lock: Path) -> None:
-    """Wheels of the locked versions for PYTHON on Linux; those without one are built here."""
+    """Downloads the wheels of PACKAGES for PYTHON on Linux; builds those that have none.
+
+    Raises:
+        KdepError: a wheel cannot be made, or works only on this Python version or platform.
+    """
     folder.mkdir()
-    platforms = [a for p in PLATFORMS for a in ("--platform", p)]
+    platforms = [argument for name in PLATFORMS for argument in ("--platform", name)]
     base = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
-    for row in locked(lock):
-        target = ["--no-deps", "-d", str(folder), row]
+    for requirement in locked(lock):
+        target = ["--no-deps", "-d", str(folder), requirement]
         binary = [*base, "download", "--only-binary=:all:", "--python-version", PYTHON]
-        done = subprocess.run(
+        download = subprocess.run(
             [*binary, "--implementation", "cp", *platforms, *target],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if done.returncode == 0:
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if download.returncode == 0:
             continue
-        built = subprocess.run(  # a source package: its wheel must be pure Python to travel
-            [*base, "wheel", "--no-deps", "-w", str(folder), row],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        # A package without wheels: it must be pure Python, so that its wheel works elsewhere.
+        built = subprocess.run(
+            [*base, "wheel", "--no-deps", "-w", str(folder), requirement],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if built.returncode:
             raise KdepError(
-                f"no wheel of {row} for Python {PYTHON} could be downloaded or built: "
-                f"{done.stderr.strip()[-200:]}",
-                fix="check that the package index is reachable: pip download " + row,
+                f"no wheel of {requirement} for Python {PYTHON} could be downloaded or built: "
+                f"{download.stderr.strip()[-200:]}",
+                fix="check that the package index is reachable: pip download " + requirement,
             )
     for wheel in folder.glob("*.whl"):
         if (
@@ -123,7 +140,7 @@ def _wheels(folder: Path, lock: Path) -> None:
 
 
 def _data(folder: Path, repo: Path) -> None:
-    """The finished `prepare` stage of the suite, and the reference scores."""
+    """Adds the reference scores, and a work dir with the finished `prepare` stage of the suite."""
     from kdep_bench.gpu_check.arm import REFERENCE, SUITE
 
     if not (REFERENCE / "records").is_dir():
@@ -133,14 +150,13 @@ def _data(folder: Path, repo: Path) -> None:
             fix="run tools/run_suite.py gpu_check_reference",
         )
     shutil.copytree(REFERENCE, folder / "results" / REFERENCE.name)
-    done = subprocess.run(
-        [sys.executable, str(repo / "tools/run_suite.py"), SUITE, "--plain", "--only", "prepare",
-         "--work-dir", str(folder / "packed_work"), "--results-dir", str(folder / ".results")],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command = [sys.executable, str(repo / "tools/run_suite.py"), SUITE, "--plain"]
+    command += ["--only", "prepare", "--work-dir", str(folder / "packed_work")]
+    command += ["--results-dir", str(folder / ".results")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     shutil.rmtree(folder / ".results", ignore_errors=True)
-    if done.returncode:
+    if result.returncode:
         raise KdepError(
-            f"the data of the suite {SUITE} could not be prepared: {done.stderr.strip()[-300:]}",
+            f"the data of the suite {SUITE} could not be prepared: {result.stderr.strip()[-300:]}",
             fix="run tools/run_suite.py gpu_check --only prepare and read its error",
         )

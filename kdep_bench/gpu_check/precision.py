@@ -1,4 +1,7 @@
-"""Check: loss and gradient of autocast, memory layout and torch.compile against float32."""
+"""Check: loss and gradient with autocast, other memory layouts and torch.compile, against float32.
+
+Float32 without these options is called eager float32 in the report.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ from typing import Any
 
 from kdep_bench.gpu_check.base import Check, Measurements, Setting
 
-# Relative L2 difference of the whole gradient. bfloat16 rounds to 2^-8, float16 to 2^-11 and the
-# other two only change the order of sums; BatchNorm multiplies what the layers before it round.
+# Bounds of the relative L2 difference of the gradient of all parameters. bfloat16 rounds to 2^-8
+# and float16 to 2^-11; the other two only change the order of sums. BatchNorm amplifies rounding
+# errors of the layers before it.
 BOUNDS = {"bfloat16": 0.25, "float16": 0.03, "contiguous": 1e-3, "compiled": 1e-3}
 
 
@@ -32,22 +36,24 @@ def _run(setting: Setting, measurements: Measurements) -> None:
         grads = [p.grad.flatten().double() / scale for p in net.parameters() if p.grad is not None]
         return float(loss.detach()), torch.cat(grads)
 
-    want_loss, want = gradient()
-    inductor = "aot_eager" if setting.quick else "inductor"  # a CPU would compile for minutes
+    reference_loss, reference = gradient()
+    # The real compiler takes minutes on a CPU.
+    backend = "aot_eager" if setting.quick else "inductor"
     variants: dict[str, dict[str, Any]] = {
         "bfloat16": dict(precision="bfloat16"),
         "contiguous": dict(layout=torch.contiguous_format),
-        "compiled": dict(compile=inductor),
+        "compiled": dict(compile=backend),
     }
-    if setting.device == "cuda":  # a CPU has no float16 convolutions worth the name
+    if setting.device == "cuda":  # float16 convolutions are very slow on a CPU
         variants["float16"] = dict(precision="float16")
     for name, options in variants.items():
-        loss, got = gradient(**options)
-        difference = float((got - want).norm() / want.norm())
+        loss, result = gradient(**options)
+        difference = float((result - reference).norm() / reference.norm())
         bound = BOUNDS[name]
         label = f"{name}: gradient against eager float32"
         measurements.claim(label, difference <= bound, difference, f"<= {bound:g}")
-        measurements.figure(f"{name}: loss over that of eager float32", loss / want_loss, "ratio")
+        loss_label = f"{name}: loss / that of eager float32"
+        measurements.figure(loss_label, loss / reference_loss, "ratio")
 
 
 CHECK = Check("precision, layout and compilation", 30, 90, 15, _run)

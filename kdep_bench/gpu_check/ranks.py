@@ -1,4 +1,4 @@
-"""Check: processes on several GPUs (NCCL; gloo on a CPU): sums, BatchNorm over all of them."""
+"""Check: several processes, one per GPU (NCCL; gloo on a CPU): sums, and BatchNorm over all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.files import read_json, write_json
 from kdep_bench.gpu_check.base import Check, Measurements, Setting
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-4  # relative L2 difference
 
 
 def _run(setting: Setting, measurements: Measurements) -> None:
@@ -39,64 +39,69 @@ def _run(setting: Setting, measurements: Measurements) -> None:
         )
     by_rank = [read_json(setting.folder / f"rank{k}.json") for k in range(ranks)]
     expected = ranks * (ranks + 1) / 2
-    measurements.claim(f"sum over {ranks} processes", all(f["sum"] == expected for f in by_rank),
-                  by_rank[0]["sum"], f"{expected:g}")  # fmt: skip
-    worst = max(f["apart"] for f in by_rank)
-    measurements.claim("BatchNorm over processes against one process, output and gradient",
-                  worst <= TOLERANCE, worst, f"<= {TOLERANCE:g}")  # fmt: skip
+    all_equal = all(values["sum"] == expected for values in by_rank)
+    measurements.claim(f"sum over {ranks} processes", all_equal, by_rank[0]["sum"], f"{expected:g}")
+    bound = f"<= {TOLERANCE:g}"
+    worst = max(values["difference"] for values in by_rank)
+    label = "BatchNorm over processes against one process, output and gradient"
+    measurements.claim(label, worst <= TOLERANCE, worst, bound)
     if setting.device == "cuda":
-        worst = max(f["apart_torch"] for f in by_rank)
-        measurements.claim("torch's SyncBatchNorm against one process", worst <= TOLERANCE, worst,
-                      f"<= {TOLERANCE:g}")  # fmt: skip
-    measurements.figure(f"all-reduce of 64 MiB over {ranks} processes",
-                   max(f["reduce_s"] for f in by_rank) * 1e3, "ms")  # fmt: skip
+        worst = max(values["difference_torch"] for values in by_rank)
+        label = "torch's SyncBatchNorm against one process"
+        measurements.claim(label, worst <= TOLERANCE, worst, bound)
+    milliseconds = max(values["reduce_s"] for values in by_rank) * 1e3
+    measurements.figure(f"all-reduce of 64 MiB over {ranks} processes", milliseconds, "ms")
 
 
 def _rank(rank: int, ranks: int, device: str, port: int, folder: str) -> None:
+    """Body of one process; writes its measurements to rank<k>.json in `folder`."""
     import torch
     from torch import distributed, nn
 
     from kdep_bench.pretrain.parallel import share_batch_norm
 
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    place = torch.device(device, rank) if device == "cuda" else torch.device("cpu")
+    torch_device = torch.device(device, rank) if device == "cuda" else torch.device("cpu")
     if device == "cuda":
-        torch.cuda.set_device(place)
+        torch.cuda.set_device(torch_device)
     distributed.init_process_group(
         "nccl" if device == "cuda" else "gloo", rank=rank, world_size=ranks
     )
-    number = torch.tensor(float(rank + 1), device=place)
+    number = torch.tensor(float(rank + 1), device=torch_device)
     distributed.all_reduce(number)
 
-    g = torch.Generator().manual_seed(0)
-    x = torch.randn(4 * ranks, 3, 5, 5, generator=g)
-    upstream = torch.randn(4 * ranks, 3, 5, 5, generator=g)
-    own_rows = slice(4 * rank, 4 * rank + 4)
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(4 * ranks, 3, 5, 5, generator=generator)
+    output_gradients = torch.randn(4 * ranks, 3, 5, 5, generator=generator)
+    rows_of_rank = slice(4 * rank, 4 * rank + 4)
 
     def run_norm(norm: nn.Module, rows: slice) -> tuple[Any, Any]:
-        norm = norm.to(place).train()
-        given = x[rows].to(place).requires_grad_()
-        out = norm(given)
-        out.backward(upstream[rows].to(place))
-        assert given.grad is not None
-        return out.detach(), given.grad
+        """(output, gradient of the input) of a normalisation layer for some rows."""
+        norm = norm.to(torch_device).train()
+        x = inputs[rows].to(torch_device).requires_grad_()
+        out = norm(x)
+        out.backward(output_gradients[rows].to(torch_device))
+        assert x.grad is not None
+        return out.detach(), x.grad
 
-    def worst_difference(got: tuple[Any, Any]) -> float:
+    def worst_difference(results: tuple[Any, Any]) -> float:
+        """Largest relative L2 difference from the results of one process."""
         return max(
-            float((a - b[own_rows]).norm() / b[own_rows].norm())
-            for a, b in zip(got, want, strict=True)
+            float((a - b[rows_of_rank]).norm() / b[rows_of_rank].norm())
+            for a, b in zip(results, reference, strict=True)
         )
 
-    want = run_norm(nn.BatchNorm2d(3), slice(None))
+    reference = run_norm(nn.BatchNorm2d(3), slice(None))
     shared = nn.Sequential(nn.BatchNorm2d(3))
     share_batch_norm(shared)
     measured: dict[str, float] = {
         "sum": float(number),
-        "apart": worst_difference(run_norm(shared, own_rows)),
+        "difference": worst_difference(run_norm(shared, rows_of_rank)),
     }
     if device == "cuda":
-        measured["apart_torch"] = worst_difference(run_norm(nn.SyncBatchNorm(3), own_rows))
-    big = torch.ones(2**24, device=place)
+        torch_norm = run_norm(nn.SyncBatchNorm(3), rows_of_rank)
+        measured["difference_torch"] = worst_difference(torch_norm)
+    big = torch.ones(2**24, device=torch_device)  # 64 MiB
     distributed.all_reduce(big)
     if device == "cuda":
         torch.cuda.synchronize()

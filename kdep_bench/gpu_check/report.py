@@ -22,7 +22,7 @@ def _lines(result: Json) -> list[str]:
     if result["quick"]:
         out += [
             "",
-            "Shrunk (`--quick`): it shows that every check runs. **Its figures mean nothing.**",
+            "Quick run (`--quick`): it shows that every check runs. **Its figures mean nothing.**",
         ]
     machine = result.get("machine") or {}
     if machine:

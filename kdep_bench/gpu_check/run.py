@@ -1,8 +1,8 @@
-"""Runs the checks within a time budget; measurements are written after each check.
+"""Runs the checks within a time budget; the results are written after each check.
 
-Each check runs in a forked process with a time limit, so that a hang, crash or lack of memory ends
-only that check. Checks run one after another; in a quick run, whose figures are not used, two run
-at once. The parent process imports torch and the toolkits once, with every GPU hidden (see
+Each check runs in a forked process with a time limit, so that a hang, a crash or a lack of memory
+ends only that check. Checks run one after another; in a quick run, whose figures are not used, two
+run at once. The parent process imports torch and the toolkits once, with all GPUs hidden (see
 kdep_bench/devices.py), so that a check starts in milliseconds.
 """
 
@@ -28,7 +28,7 @@ from kdep_bench.gpu_check.base import Check, Json, Measurements, Setting, checks
 from kdep_bench.gpu_check.report import REPORT, write_report
 
 RESULT = "gpu_check.json"
-BUDGET = 480.0
+BUDGET = 480.0  # seconds for all checks
 _GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 
 
@@ -40,55 +40,59 @@ def run_checks(
     quick: bool,
     budget: float = BUDGET,
     only: list[str] | None = None,
-    began: float | None = None,
+    start_time: float | None = None,
     machine: Json | None = None,
-    say: Callable[[str], object] = print,
+    print_line: Callable[[str], object] = print,
 ) -> Json:
     """Runs the checks in order of importance; returns the content of `gpu_check.json` in `out`.
 
     Args:
-        gpus: device numbers the checks may use.
+        device: "cuda" or "cpu".
+        gpus: device numbers that the checks may use.
+        out: folder for the results.
         quick: see `Setting`.
-        budget: seconds for all checks, counted from `began` (a time.monotonic()).
-        only: names of checks; all by default.
-        machine: item -> text, for the head of the report.
-        say: prints a line of progress.
+        budget: seconds for all checks, counted from `start_time`.
+        only: names of checks; None: all.
+        start_time: time.monotonic() at which the budget begins; None: now.
+        machine: description of the machine for the report: item -> text.
+        print_line: prints a line of progress.
     """
-    began = time.monotonic() if began is None else began
-    chosen = {n: c for n, c in checks().items() if only is None or n in only}
+    start_time = time.monotonic() if start_time is None else start_time
+    selected = {name: check for name, check in checks().items() if only is None or name in only}
     out.mkdir(parents=True, exist_ok=True)
     result: Json = {"device": device, "quick": quick, "machine": machine or {}, "checks": {}}
     _preload()
 
     def record(name: str, check_result: Json) -> None:
-        """Adds a result and writes result and report again."""
-        title = chosen[name].title
+        """Adds the result of a check, and writes all results and the report."""
+        title = selected[name].title
         result["checks"][name] = {"title": title, **check_result}
-        result["seconds"] = round(time.monotonic() - began, 1)
+        result["seconds"] = round(time.monotonic() - start_time, 1)
         _write(result, out)
-        say(
+        print_line(
             f"  {title}: {check_result['status']}"
             + (f": {check_result['why']}" if check_result.get("why") else "")
         )
 
-    # Two checks at once disturb each other's times, which only a quick run does not use.
-    waiting, running, at_once = list(chosen), [], 2 if quick else 1
+    # Two checks at once disturb each other's times, but the times of a quick run are not used.
+    waiting, running, max_running = list(selected), [], 2 if quick else 1
     while waiting or running:
-        while waiting and len(running) < at_once:
+        while waiting and len(running) < max_running:
             name = waiting.pop(0)
-            check, left = chosen[name], budget - (time.monotonic() - began)
-            if left < check.least:
-                say(f"{check.title}: left out")
-                record(name, _left_out(check, left))
+            check, remaining = selected[name], budget - (time.monotonic() - start_time)
+            if remaining < check.least:
+                print_line(f"{check.title}: left out")
+                record(name, _left_out(check, remaining))
                 continue
-            say(f"{check.title}: {left:.0f} s left")
-            limit = min(left, check.seconds * (4 if quick else 1))  # a shared CPU is slow
+            print_line(f"{check.title}: {remaining:.0f} s left")
+            # In a quick run two checks share a CPU, so each gets more time.
+            limit = min(remaining, check.seconds * (4 if quick else 1))
             running.append(Running.start(name, check, device, gpus, quick, out, limit))
         for ended in _wait(running):
             running.remove(ended)
             record(ended.name, ended.result())
     shutil.rmtree(out / "work", ignore_errors=True)
-    result["checks"] = {name: result["checks"][name] for name in chosen}
+    result["checks"] = {name: result["checks"][name] for name in selected}
     _write(result, out)
     return result
 
@@ -99,21 +103,22 @@ def _write(result: Json, out: Path) -> None:
     write_report(result, out / REPORT)
 
 
-def _left_out(check: Check, left: float) -> Json:
-    """The result of a check for which only `left` seconds remain."""
-    why = f"{max(left, 0):.0f} s were left and it takes {check.least:.0f} s or more"
+def _left_out(check: Check, remaining: float) -> Json:
+    """The result of a check that is not run, because only `remaining` seconds remain."""
+    why = f"{max(remaining, 0):.0f} s were left and it takes {check.least:.0f} s or more"
     return {"status": "left out", "why": why}
 
 
 def failed(result: Json) -> int:
-    """Number of failed or interrupted checks and of claims that do not hold."""
-    broken = sum(c["status"] in ("failed", "interrupted") for c in result["checks"].values())
-    false = sum(not row["ok"] for c in result["checks"].values() for row in c.get("claims", ()))
-    return broken + false
+    """Number of checks that failed or were interrupted, plus number of claims that do not hold."""
+    results = result["checks"].values()
+    n_failed = sum(check["status"] in ("failed", "interrupted") for check in results)
+    n_false = sum(not claim["ok"] for check in results for claim in check.get("claims", ()))
+    return n_failed + n_false
 
 
 def _preload() -> None:
-    """Imports common modules once for all forks, with every GPU hidden."""
+    """Imports common modules once for all forks, with all GPUs hidden."""
     devices.hide_gpus()
     from kdep_bench import openmmlab
 
@@ -123,12 +128,20 @@ def _preload() -> None:
 
 @dataclass(eq=False)
 class Running:
-    """A check in a separate process, ended after `limit` seconds."""
+    """A check that runs in a separate process.
+
+    Attributes:
+        name: name of the check.
+        setting: its input.
+        child: the process.
+        start_time: time.monotonic() of its start.
+        limit: seconds after which it is ended.
+    """
 
     name: str
     setting: Setting
     child: Any
-    began: float
+    start_time: float
     limit: float
 
     @classmethod
@@ -155,10 +168,10 @@ class Running:
     @property
     def seconds_left(self) -> float:
         """Seconds until the limit."""
-        return self.began + self.limit - time.monotonic()
+        return self.start_time + self.limit - time.monotonic()
 
     def result(self) -> Json:
-        """Status and measurements; a check that still runs is ended."""
+        """Status and measurements of the check; ends it if it still runs."""
         folder = self.setting.folder
         if self.child.is_alive():
             _end(self.child)
@@ -175,28 +188,28 @@ class Running:
         if status["status"] != "done" and log.is_file():
             status["log"] = log.read_text(errors="replace")[-2000:]
         shutil.rmtree(folder, ignore_errors=True)
-        return {**status, "seconds": round(time.monotonic() - self.began, 1), **measured}
+        return {**status, "seconds": round(time.monotonic() - self.start_time, 1), **measured}
 
 
 def _wait(running: list[Running]) -> list[Running]:
-    """The checks that have ended or have no time left; waits for the first."""
-    left = min((r.seconds_left for r in running), default=0.0)
-    ended = connection.wait([r.child.sentinel for r in running], timeout=max(0.0, left))
-    for r in running:
-        if r.child.sentinel in ended:
-            r.child.join()  # the sentinel is ready a moment before the exit code is
-    return [r for r in running if r.child.sentinel in ended or r.seconds_left <= 0]
+    """Waits until a check has ended or reached its limit; returns all such checks."""
+    timeout = max(0.0, min((check.seconds_left for check in running), default=0.0))
+    ended = connection.wait([check.child.sentinel for check in running], timeout=timeout)
+    for check in running:
+        if check.child.sentinel in ended:
+            check.child.join()  # the exit code is available only after this
+    return [c for c in running if c.child.sentinel in ended or c.seconds_left <= 0]
 
 
-def _one_thread() -> None:
-    """One thread: on a busy CPU, threads that wait for each other are many times slower."""
+def _use_one_thread() -> None:
+    """Sets torch to one thread: on a busy CPU several threads are slower than one."""
     torch = sys.modules.get("torch")  # imported by `_preload`
     if torch is not None:
         torch.set_num_threads(1)
 
 
 def _end(child: Any) -> None:
-    """Ends a check and all processes it started, which are one process group."""
+    """Ends a check and all processes that it started, which form one process group."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(child.pid, number)
@@ -208,7 +221,7 @@ def _end(child: Any) -> None:
 
 
 def _work(check: Check, setting: Setting) -> None:
-    """The body of a check's process: its output goes to a log, its error to a file."""
+    """Body of a check's process; writes its output to log.txt and its error to error.txt."""
     os.setpgid(0, 0)
     log = os.open(setting.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
@@ -219,7 +232,7 @@ def _work(check: Check, setting: Setting) -> None:
         if setting.device == "cuda":
             devices.check_gpus(setting.gpus)
         else:
-            _one_thread()
+            _use_one_thread()
         check.run(setting, Measurements(setting))
     except KdepError as e:
         error = str(e)

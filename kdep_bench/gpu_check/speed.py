@@ -1,8 +1,8 @@
-"""Check: images per second of KDEP with cache, KDEP with live teacher, and supervised training.
+"""Check: training speed of KDEP with a cache, KDEP with a live teacher, and supervised training.
 
-For ResNet-18 and ViT-S at 224 px with a ResNet-50 teacher, on one batch that stays on the device,
-so without data loading (see `ratios`). Each with its upper bound: the step's FLOPs at the
-throughput of a large matrix product of the same format.
+In images per second, for ResNet-18 and ViT-S at 224 px with a ResNet-50 teacher, on one batch that
+stays on the device, that is, without data loading (see `ratios`). Each is shown with an upper
+bound: the speed if all FLOPs ran as fast as a large matrix product in the same number format.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _run(setting: Setting, measurements: Measurements) -> None:
     torch.backends.cudnn.benchmark = True
     throughput = _throughput(device, 256 if quick else 8192, torch.bfloat16)
     teacher = _channels_last(_resnet(50), device)
-    teacher.eval()  # mm backbones return nothing from it
+    teacher.eval()  # in a separate statement: `eval` of mmpretrain's networks returns None
     images = torch.randn(batch, 3, px, px, device=device).contiguous(
         memory_format=torch.channels_last
     )
@@ -36,7 +36,7 @@ def _run(setting: Setting, measurements: Measurements) -> None:
             label = f"{name} at {px} px, {training}"
             measurements.figure(label, batch / seconds, "images/s")
             bound = batch * throughput / flops
-            measurements.figure(f"{label}: floor of its arithmetic", bound, "images/s")
+            measurements.figure(f"{label}: upper bound by its FLOPs", bound, "images/s")
             if device.type == "cuda":
                 peak = torch.cuda.max_memory_allocated() / 2**30
                 measurements.figure(f"{label}: peak memory at batch {batch}", peak, "GiB")
@@ -84,7 +84,7 @@ def _trainings(
 
 
 def _step_s(loss: Callable[[], Any], optimizer: Any, steps: int, warmup: int = 3) -> float:
-    """Mean seconds of a training step over `steps`, after `warmup` that are not counted."""
+    """Mean seconds of a training step over `steps` steps, after `warmup` unmeasured steps."""
     from kdep_bench.devices import synchronise
 
     start = 0.0
@@ -100,7 +100,7 @@ def _step_s(loss: Callable[[], Any], optimizer: Any, steps: int, warmup: int = 3
 
 
 def _channels_last(config: Json, device: Any) -> Any:
-    """The backbone of a config on the device."""
+    """The backbone of a config on the device, in the memory format channels_last."""
     import torch
 
     from kdep_bench.networks.backbone import build_backbone
@@ -125,7 +125,7 @@ def _vit(px: int) -> Json:
 
 
 def _throughput(device: Any, side: int, dtype: Any) -> float:
-    """FLOP/s of a large matrix product."""
+    """FLOP/s of a matrix product [side, side] x [side, side]."""
     import torch
 
     from kdep_bench.gpu_check.hardware import _best
@@ -135,6 +135,7 @@ def _throughput(device: Any, side: int, dtype: Any) -> float:
 
 
 def _forward_flops(net: Any, images: Any) -> float:
+    """FLOPs of a forward pass of all images."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -1,4 +1,4 @@
-"""Stages on random images, and any method set up on them as in pre-training."""
+"""Stages on random images, and any method set up on them as in pre-training, for the checks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,18 @@ def make_stages(
     views: int = 2,
     outputs: tuple[str, ...] = (),
 ) -> dict[str, Path]:
-    """Runs prepare (random 160 px images and labels), views, cache and align; stage -> folder."""
+    """Runs the stages views, cache and align on random 160 px images with random labels.
+
+    Args:
+        root: folder for the stages.
+        images: number of images.
+        student, teacher: their configs.
+        views: views per image.
+        outputs: teacher outputs in the cache, in addition to the pooled feature.
+
+    Returns:
+        stage kind -> folder, including "prepare".
+    """
     rng, pool = np.random.default_rng(0), root / "prepare/data/pool"
     (pool / "images").mkdir(parents=True)
     for i in range(images):
@@ -68,28 +79,31 @@ def make_stages(
 
 
 def quick_teacher(quick: bool) -> Json:
-    """The teacher of the pocket suites; in a quick run with a smaller input."""
+    """The config of the pocket suites' teacher; in a quick run with a smaller input."""
     teacher = resolve("teacher", "efficientnet_lite0")
     teacher = {k: v for k, v in teacher.items() if k not in ("card", "about", "trained_on")}
     return teacher | {"input_px": 64} if quick else teacher
 
 
 def shared_stages(setting: Setting) -> dict[str, Path]:
-    """The stages of the pocket student and teacher; the first check that needs them runs them."""
+    """The stages for the pocket student and teacher: stage kind -> folder.
+
+    The first check that needs them runs them; the others wait for it.
+    """
     root = setting.shared
     with open(root.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another check may be making them
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if not root.is_dir():
             partial = setting.folder / "stages"
             student, teacher = resolve("student", STUDENT), quick_teacher(setting.quick)
-            # More rows than the student's 256 channels: fewer cannot fix a basis.
+            # The SVD needs more samples (2 views per image) than the student's 256 channels.
             make_stages(partial, 160 if setting.quick else 512, student, teacher, 2, ALL_OUTPUTS)
             partial.replace(root)
     return {kind: root / kind for kind in ("prepare", "views", "cache", "align")}
 
 
 def spec_of(method: Json, student: Json, epochs: float, batch: int, **budget: Any) -> Json:
-    """The spec of a `pretrain` stage."""
+    """The spec of a `pretrain` stage; `budget` overrides entries of the budget."""
     defaults = dict(
         optimizer=dict(type="SGD", lr=0.05, momentum=0.9, weight_decay=5e-4), precision="float32"
     )
@@ -107,7 +121,17 @@ def spec_of(method: Json, student: Json, epochs: float, batch: int, **budget: An
 def build(
     spec: Json, done: Mapping[str, Path], out: Path, **model: Any
 ) -> tuple[Distiller, Callable[[int], dict[str, Any]]]:
-    """(model on this process's device, function k -> k-th batch) of a spec, as in `pretrain`."""
+    """Builds the model and the data of a pre-training.
+
+    Args:
+        spec: spec of the `pretrain` stage.
+        done: stage kind -> folder.
+        out: folder of the stage.
+        model: other arguments of Distiller.
+
+    Returns:
+        (model on this process's device, function that returns the k-th batch).
+    """
     method, batch = spec["method"], spec["budget"]["batch"]
     requirements = demands(method["objective"])
     inputs = dict(done)
@@ -142,7 +166,7 @@ def build(
 
 
 def on_device(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch, nested mappings included, on this process's device."""
+    """The batch with all tensors, also those in nested mappings, on this process's device."""
     device = compute_device()
     return {k: on_device(v) if isinstance(v, Mapping) else v.to(device) for k, v in batch.items()}
 

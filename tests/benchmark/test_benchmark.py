@@ -31,7 +31,9 @@ STAT = "cpu  {user} 20 30 {idle} 50 6 7 8 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n"
 
 
 def test_a_core_is_in_use_unless_idle_or_waiting_for_a_disk():
-    ticks = machine.used(STAT.format(user=100, idle=4000)) * machine.os.sysconf("SC_CLK_TCK")
+    ticks = machine.busy_seconds(STAT.format(user=100, idle=4000)) * machine.os.sysconf(
+        "SC_CLK_TCK"
+    )
     assert ticks == 100 + 20 + 30 + 6 + 7 + 8  # neither 4000 (idle) nor 50 (disk)
 
 
@@ -181,7 +183,7 @@ def test_every_measure_is_compared_with_its_target():
     assert row(page, "the same, only training").endswith("| 4.00 |  |")
     assert row(page, "top-1").endswith("| kdep 25.0, lightly-train 20.0, scratch 10.0 |  |")
     assert row(page, "streaming SVD").endswith("| < 300 MB | 299 MB | yes |")
-    assert row(page, "streaming SVD: time ratio N=100 / N=10,").endswith("| 1.10 |  |")
+    assert row(page, "streaming SVD: time at N=100 / time at N=10,").endswith("| 1.10 |  |")
     assert "the ratio of the live step is 1.100" in page
     assert "(10 GFLOP/s): student 2.50, kdep 2.00, teacher 2.50." in page
     assert report.NOT_MEASURED not in page
@@ -252,7 +254,7 @@ def test_the_student_alone_has_its_features_mean_square_as_loss():
 
 
 def test_streaming_directions_are_those_of_the_full_svd():
-    assert memory.agreement(rows=400, width=16, keep=4) > 1 - 1e-9
+    assert memory.agreement(rows=400, width=16, n_directions=4) > 1 - 1e-9
 
 
 def test_the_peak_throughput_is_positive():
@@ -281,7 +283,7 @@ def test_the_pace_counts_complete_steps_only():
         (103.0, 11.0),
         (108.0, 14.0),
     ]  # (wall, CPU) seconds; the end of the third step is unknown
-    assert lightly_run.pace(starts) == (12.0, 6.0)
+    assert lightly_run.step_seconds(starts) == (12.0, 6.0)
 
 
 def test_the_wrapped_teacher_returns_the_teacher_s_features():
@@ -293,7 +295,7 @@ def test_the_wrapped_teacher_returns_the_teacher_s_features():
     pooled = wrapped.forward_pool(features)["pooled_features"].flatten(1)
     torch.testing.assert_close(pooled, wrapped.teacher(images).pooled, rtol=1e-3, atol=1e-4)
     assert wrapped.feature_dim() == 1280
-    assert len(wrapped.began) == 1
+    assert len(wrapped.start_times) == 1
 
 
 def test_the_wrapped_student_receives_images_of_its_input_size():
@@ -304,7 +306,7 @@ def test_the_wrapped_student_receives_images_of_its_input_size():
     out = wrapped.forward_features(torch.zeros(2, 3, 128, 128))["features"]
     assert input_shapes == [(2, 3, 64, 64)]
     assert tuple(out.shape) == (2, 256, 2, 2)
-    with pytest.raises(KdepError, match="a multiple of 64"):
+    with pytest.raises(KdepError, match="a multiple of the student's 64 px"):
         lightly_run.WrappedStudent(config, 96)
 
 
@@ -322,7 +324,7 @@ def test_the_images_for_lightly_train_are_links_spread_over_the_pool(tmp_path):
     assert len(links) == 64
     assert all(p.is_symlink() and p.read_bytes() == b"x" for p in links)
     assert {p.parent.name for p in links} == {"0", "1"}
-    for images, message in ((100, "a multiple of 64"), (192, "use 192 of the pool's 130 images")):
+    for images, message in ((100, "a multiple of 64"), (192, "is 192, and .* has 130 images")):
         with pytest.raises(KdepError, match=message):
             lightly.check(tmp_path / "venv", tmp_path / "prepare", images)
     with pytest.raises(KdepError, match="make lightly"):

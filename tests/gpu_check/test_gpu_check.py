@@ -127,7 +127,9 @@ def test_a_failing_check_does_not_stop_the_others(tmp_path: Path):
 
 
 def test_checks_for_which_no_time_is_left_are_named(tmp_path: Path):
-    result = run.run_checks("cpu", (), tmp_path, quick=True, budget=0.001, say=lambda _: None)
+    result = run.run_checks(
+        "cpu", (), tmp_path, quick=True, budget=0.001, print_line=lambda _: None
+    )
     assert list(result["checks"]) == list(checks())
     assert {c["status"] for c in result["checks"].values()} == {"left out"}
     assert read_json(tmp_path / run.RESULT) == result
