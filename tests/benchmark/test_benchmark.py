@@ -211,7 +211,7 @@ def test_a_partial_run_keeps_other_parts_of_an_earlier_run(tmp_path):
     assert written["memory"] == results_with()["memory"]
     assert written["device"] == "cpu: other"
     page = (tmp_path / "benchmark.md").read_text()
-    assert "Not valid, as other work used 1.5 cores: steps" in page
+    assert "Not valid, because other work used 1.5 cores: steps" in page
     report.write(only_steps, tmp_path)  # measured again, on an idle machine
     assert "other work" not in (tmp_path / "benchmark.md").read_text()
     report.write(only_steps | {"quick": True}, tmp_path)
