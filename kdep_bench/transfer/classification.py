@@ -130,7 +130,7 @@ def _cfg(
     return Config(mm_config.without_sync_bn(cfg))
 
 
-def _check_folders(root: Path, splits: Sequence[str]) -> tuple[list[str], dict[str, int]]:
+def _read_folders(root: Path, splits: Sequence[str]) -> tuple[list[str], dict[str, int]]:
     """Checks the class folders, and decodes every image once.
 
     The image decoder of the toolkits fills a truncated JPEG with grey instead of raising an error.
@@ -177,7 +177,7 @@ class FineTune(MMTask):
 
     def check_data(self, data_root: Path) -> list[SplitCount]:
         root = Path(data_root) / self.recipe["folder"]
-        images = _check_folders(root, ("train", self.split))[1]
+        images = _read_folders(root, ("train", self.split))[1]
         return [
             SplitCount("train", "train", images["train"], root / "train"),
             SplitCount("test", self.split, images[self.split], root / self.split),
@@ -268,7 +268,7 @@ class LinearProbe(Task):
         root = Path(data_root) / self.recipe["folder"]
         uses_folds = self.recipe["protocol"] == "folds"
         splits = (".",) if uses_folds else SPLITS
-        classes, counted = _check_folders(root, splits)
+        classes, counted = _read_folders(root, splits)
         cfg = self.build_cfg(data_root, student, checkpoint, seed, out / "mm")
         start = time.perf_counter()
         model, gate = _frozen_model(cfg, checkpoint)

@@ -123,7 +123,7 @@ class OfficialDetection(Detection):
 
     def check_data(self, data_root: Path) -> list[SplitCount]:
         name, root = self.recipe["set"], Path(data_root) / self.recipe["set"]
-        counts = full_scale.check_set(name, data_root)
+        counts = full_scale.verified_counts(name, data_root)
         if name == "coco":
             file = root / "annotations" / "instances_train2017.json"
             trained, note = trained_images(read_json(file), coco.NAMES.values(), MIN_SIZE)

@@ -14,7 +14,7 @@ from kdep_bench.transfer.counts import SplitCount
 CHECKED = 2  # number of images per split that a task decodes before training
 
 
-def check_set(name: str, data_root: Path) -> dict[str, int]:
+def verified_counts(name: str, data_root: Path) -> dict[str, int]:
     """Checks the format of a set. Stage `prepare` has compared the counts with the release.
 
     Returns:
@@ -36,7 +36,7 @@ def split_counts(
         data_root: folder of the prepared data.
         train, test: splits whose images are used for training and for the test.
     """
-    counts, folder = check_set(name, data_root), Path(data_root) / name
+    counts, folder = verified_counts(name, data_root), Path(data_root) / name
     return [
         SplitCount("train", "+".join(train), sum(counts[f"{k}_images"] for k in train), folder),
         SplitCount("test", "+".join(test), sum(counts[f"{k}_images"] for k in test), folder),

@@ -67,9 +67,14 @@ def check_plan(data: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> N
 
     Reads no file, so that a suite can be planned on a machine without the data.
     """
-    from kdep_bench.data.own.spec import check_labels, check_paths, check_recipes, check_waivers
+    from kdep_bench.data.own.spec import (
+        check_labels,
+        check_paths,
+        check_recipes,
+        read_allow_duplicates,
+    )
 
     check_labels(data)
     check_paths(data)
-    check_waivers(data)
+    read_allow_duplicates(data)
     check_recipes(data, tasks)

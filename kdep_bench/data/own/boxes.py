@@ -18,7 +18,7 @@ from kdep_bench.data.images import ImageInfo, check_turn, placed_name
 from kdep_bench.data.listing import list_images, shown
 from kdep_bench.data.own.coco_json import Boxes, read_boxes
 from kdep_bench.data.own.faults import Faults
-from kdep_bench.data.own.names import listed, pair_shown, twins
+from kdep_bench.data.own.names import listed, pair_shown, similar_names
 from kdep_bench.data.own.spec import DataConfig
 from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, write_atomic
@@ -66,7 +66,7 @@ def class_names(splits: Mapping[str, Boxes]) -> list[str]:
         train = "train" if "train" in sets else next(iter(sets))
         split = next(s for s in sets if sets[s] - sets[train])
         extra, missing = sorted(sets[split] - sets[train]), sorted(all_names - sets[split])
-        similar = twins([*extra, *missing]) or [
+        similar = similar_names([*extra, *missing]) or [
             (a, b[0]) for a in extra if (b := difflib.get_close_matches(a, missing, 1, 0.8))
         ]
         hint = f"; {pair_shown(*similar[0])} look like one class" if similar else ""

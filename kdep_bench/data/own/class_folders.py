@@ -11,7 +11,13 @@ from typing import Any
 from kdep_bench.data.images import ImageInfo
 from kdep_bench.data.listing import Listing, class_names, list_images, shown
 from kdep_bench.data.own.faults import Faults
-from kdep_bench.data.own.names import SPLIT_WORDS, check_twins, listed, pair_shown, twins
+from kdep_bench.data.own.names import (
+    SPLIT_WORDS,
+    check_similar_names,
+    listed,
+    pair_shown,
+    similar_names,
+)
 from kdep_bench.data.own.spec import DataConfig
 from kdep_bench.errors import KdepError
 
@@ -104,7 +110,9 @@ def read_folders(folder: Path, faults: Faults, fix: str) -> Folders | None:
             )
         )
     with faults.collect():
-        check_twins(names, f"the folder {folder}", "move the images into one folder, or rename one")
+        check_similar_names(
+            names, f"the folder {folder}", "move the images into one folder, or rename one"
+        )
     return out
 
 
@@ -136,7 +144,7 @@ def read_all(config: DataConfig, faults: Faults) -> dict[str, Folders]:
         extra = sorted(folders.classes.keys() - train.classes.keys())
         differences = [f"does not have {listed(missing)}"] if missing else []
         differences += [f"also has {listed(extra)}"] if extra else []
-        similar = twins([*missing, *extra])
+        similar = similar_names([*missing, *extra])
         hint = f" ({pair_shown(*similar[0])} look like one class)" if similar else ""
         faults.add(
             KdepError(

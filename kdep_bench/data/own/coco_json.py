@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from kdep_bench.data.own.faults import Faults
-from kdep_bench.data.own.names import check_twins, listed
+from kdep_bench.data.own.names import check_similar_names, listed
 from kdep_bench.data.user_json import read_user_json
 from kdep_bench.errors import KdepError
 
@@ -157,7 +157,9 @@ def _categories(path: Path, items: list[Any], out: Boxes, faults: Faults) -> dic
             )
         )
     with faults.collect():
-        check_twins(out.categories, f"the file {path}", "rename one, or merge the two in the json")
+        check_similar_names(
+            out.categories, f"the file {path}", "rename one, or merge the two in the json"
+        )
     return names
 
 

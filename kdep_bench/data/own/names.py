@@ -10,7 +10,7 @@ from kdep_bench.errors import KdepError
 SPLIT_WORDS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
 
 
-def plain(name: str) -> str:
+def simplified(name: str) -> str:
     """Simplifies a name for comparison: "Traffic_Light " becomes "traffic light".
 
     Changes it to lower case, removes invisible characters, and replaces each run of spaces and "_"
@@ -28,26 +28,26 @@ def pair_shown(first: str, second: str) -> str:
     return f"{quote(first)} and {quote(second)}"
 
 
-def twins(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of different names with equal `plain` names."""
+def similar_names(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of different names with equal `simplified` names."""
     first: dict[str, str] = {}
     pairs = []
     for name in sorted(set(names)):
-        earlier = first.setdefault(plain(name), name)
+        earlier = first.setdefault(simplified(name), name)
         if earlier != name:
             pairs.append((earlier, name))
     return pairs
 
 
-def check_twins(names: Iterable[str], where: str, fix: str) -> None:
-    """Raises KdepError if two of the class names have equal `plain` names.
+def check_similar_names(names: Iterable[str], where: str, fix: str) -> None:
+    """Raises KdepError if two of the class names have equal `simplified` names.
 
     Args:
         names: class names.
         where: the file or folder with the names; the error begins with it.
         fix: the fix that the error states.
     """
-    if pairs := twins(names):
+    if pairs := similar_names(names):
         shown = ", ".join(pair_shown(a, b) for a, b in pairs[:3])
         raise KdepError(
             f"{where} has classes that differ only by case, spaces, underscores or Unicode form: "

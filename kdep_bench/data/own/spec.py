@@ -11,7 +11,7 @@ from typing import Any
 from kdep_bench.data.allowed import POOL, read_allowed
 from kdep_bench.data.own import KEYS
 from kdep_bench.data.own.faults import Faults
-from kdep_bench.data.own.names import check_twins, listed
+from kdep_bench.data.own.names import check_similar_names, listed
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import safe_name
 
@@ -54,10 +54,10 @@ def read_spec(spec: Mapping[str, Any], faults: Faults) -> DataConfig:
         raise unknown_name("key of the data", sorted(unknown)[0], KEYS)
     config = DataConfig(pool_labels=bool(spec.get("pool_labels")))
     with faults.collect():
-        config.pool = existing(spec.get("pool"), "pool", folder=True)
+        config.pool = existing_path(spec.get("pool"), "pool", folder=True)
     for split, value in _splits(spec, "classify", faults):
         with faults.collect():
-            config.classify[split] = existing(value, f"classify.{split}", folder=True)
+            config.classify[split] = existing_path(value, f"classify.{split}", folder=True)
     for split, value in _splits(spec, "coco", faults):
         with faults.collect():
             config.coco[split] = _pair(value, f"coco.{split}", {"json": False, "images": True})
@@ -78,7 +78,7 @@ def read_spec(spec: Mapping[str, Any], faults: Faults) -> DataConfig:
     with faults.collect():
         config.allow_absent = set(_strings(spec.get("allow_absent") or [], "allow_absent"))
     with faults.collect():
-        config.allow_duplicates = check_waivers(spec)
+        config.allow_duplicates = read_allow_duplicates(spec)
     for part, split, folder in _nested(config):
         faults.add(
             KdepError(
@@ -90,7 +90,7 @@ def read_spec(spec: Mapping[str, Any], faults: Faults) -> DataConfig:
     return config
 
 
-def existing(value: Any, key: str, *, folder: bool) -> Path:
+def existing_path(value: Any, key: str, *, folder: bool) -> Path:
     """The absolute path of a config value; links are not resolved.
 
     Args:
@@ -152,7 +152,9 @@ def mask_classes(spec: Mapping[str, Any]) -> list[str]:
             f"the data config has the class {listed(repeated)} more than once in `classes`",
             fix="give each mask value its own name",
         )
-    check_twins(classes, "`classes` of the data config", "give each class a name of its own")
+    check_similar_names(
+        classes, "`classes` of the data config", "give each class a name of its own"
+    )
     return classes
 
 
@@ -190,7 +192,7 @@ def check_paths(data: Mapping[str, Any]) -> None:
                     )
 
 
-def check_waivers(spec: Mapping[str, Any]) -> set[frozenset[str]]:
+def read_allow_duplicates(spec: Mapping[str, Any]) -> set[frozenset[str]]:
     """Reads `allow_duplicates` as pairs of sets; raises KdepError for an unknown set or pair."""
     names = [POOL]
     for part in ("classify", "coco", "masks"):
@@ -269,7 +271,7 @@ def _pair(value: Any, key: str, folders: Mapping[str, bool]) -> tuple[Path, Path
             expected="dict(" + ", ".join(f"{k}=..." for k in folders) + ")",
             fix="correct the data config",
         )
-    first, second = (existing(value[k], f"{key}.{k}", folder=f) for k, f in folders.items())
+    first, second = (existing_path(value[k], f"{key}.{k}", folder=f) for k, f in folders.items())
     return first, second
 
 
