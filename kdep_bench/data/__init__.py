@@ -1,1 +1,1 @@
-"""Images: the pocket data maker, fixed views, checks of data sets in the real formats."""
+"""Data sets: preparation, checks, fixed views and data fractions."""

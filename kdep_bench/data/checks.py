@@ -168,7 +168,7 @@ def check_coco(
 
 
 def _by_id(path: Path, kind: str, items: list[Any]) -> dict[Hashable, dict[str, Any]]:
-    """The entries by id; raises KdepError for an id that is missing, repeated or no integer."""
+    """The entries by id; raises KdepError for an id that is missing, repeated or not an integer."""
     out: dict[Hashable, dict[str, Any]] = {}
     for position, item in enumerate(items):
         if not isinstance(item, dict) or type(item.get("id")) is not int:

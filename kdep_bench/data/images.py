@@ -276,7 +276,7 @@ def examine(data: bytes, file: Path, sha256: str = "") -> ImageInfo:
             without a defined conversion to 8 bits.
     """
     with _decoding(data, file) as image:
-        check_whole(data, file)
+        check_complete(data, file)
         size, mode, kind = _stored_size(image), image.mode, str(image.format)
         frames = int(getattr(image, "n_frames", 1))
         orientation, broken = _orientation(image)
@@ -433,7 +433,7 @@ def _check_range(data: bytes, file: Path) -> None:
         )
 
 
-def check_whole(data: bytes, file: Path) -> None:
+def check_complete(data: bytes, file: Path) -> None:
     """Raises KdepError for a truncated JPEG or PNG, or a PNG with a wrong checksum.
 
     Some decoders fill missing pixels with grey without an error. This check takes 2 to 3 % of the
@@ -623,7 +623,7 @@ def place_all(
         pass
 
 
-def check_turn(file: Path, info: ImageInfo, width: int, height: int, where: str) -> None:
+def check_orientation(file: Path, info: ImageInfo, width: int, height: int, where: str) -> None:
     """Raises KdepError if boxes or masks may not fit an image with an EXIF orientation.
 
     They fit the upright image if the annotations state its size and the stored size is different:
@@ -666,7 +666,7 @@ def read_rgb(path: Path) -> np.ndarray:
     path = Path(os.path.realpath(path))  # errors name the user's file, not a link in work_dirs
     check_regular(path)
     data = _read(path)
-    check_whole(data, path)
+    check_complete(data, path)
     if not data.startswith((b"\xff\xd8", b"\x89PNG")):  # no JPEG or PNG: Pillow finds truncation
         with _decoding(data, path) as image:
             image.load()

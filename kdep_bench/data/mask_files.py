@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from kdep_bench.data.images import check_regular, check_whole
+from kdep_bench.data.images import check_complete, check_regular
 from kdep_bench.data.listing import shown
 from kdep_bench.errors import KdepError
 
@@ -39,7 +39,7 @@ def read_mask(path: Path) -> MaskInfo:
     """
     check_regular(path)
     data = path.read_bytes()
-    check_whole(data, path)
+    check_complete(data, path)
     try:
         image = Image.open(io.BytesIO(data), formats=("PNG",))
         mode, size = image.mode, image.size

@@ -340,13 +340,13 @@ def test_the_end_marker_of_a_thumbnail_does_not_end_the_image(tmp_path: Path) ->
     data = encoded(Image.fromarray(SMOOTH), "JPEG")
     app1 = b"\xff\xe1" + (len(thumb) + 2).to_bytes(2, "big") + thumb
     complete = data[:2] + app1 + data[2:]
-    images.check_whole(complete, tmp_path)
-    images.check_whole(complete + b"trailing bytes of a camera", tmp_path)
+    images.check_complete(complete, tmp_path)
+    images.check_complete(complete + b"trailing bytes of a camera", tmp_path)
     for progressive in (False, True):
         data = encoded(Image.fromarray(SMOOTH), "JPEG", progressive=progressive)
-        images.check_whole(data, tmp_path)
+        images.check_complete(data, tmp_path)
         with pytest.raises(KdepError, match="truncated"):
-            images.check_whole(data[:2] + app1 + data[2:-2], tmp_path)
+            images.check_complete(data[:2] + app1 + data[2:-2], tmp_path)
 
 
 def test_what_was_inspected_once_is_not_decoded_again(tmp_path: Path) -> None:
@@ -392,12 +392,14 @@ def test_labels_of_a_rotated_image_need_the_upright_size(tmp_path: Path, orienta
     file = save(tmp_path / "a.jpg", SMOOTH, exif=exif)
     info = images.inspect([file]).info[file]
     with pytest.raises(KdepError, match=f"EXIF orientation {orientation}.*train.json.*200x120"):
-        images.check_turn(file, info, 200, 120, "train.json")
+        images.check_orientation(file, info, 200, 120, "train.json")
     if orientation >= 5:
-        images.check_turn(file, info, 120, 200, "train.json")
+        images.check_orientation(file, info, 120, 200, "train.json")
     square = save(tmp_path / "b.jpg", SMOOTH[:100, :100], exif=exif)
     with pytest.raises(KdepError, match="EXIF orientation"):
-        images.check_turn(square, images.inspect([square]).info[square], 100, 100, "its mask")
+        images.check_orientation(
+            square, images.inspect([square]).info[square], 100, 100, "its mask"
+        )
 
 
 def test_two_images_with_the_same_resulting_name_are_refused(tmp_path: Path) -> None:

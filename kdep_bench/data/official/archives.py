@@ -141,7 +141,7 @@ def unpack(path: Path, target: Path, progress: Progress, *, strip: int = 0) -> d
     seal = Seal(path, target)
     if (counts := seal.counts()) is not None:
         return {**counts, "skipped": counts["files"]}
-    with sentences(path):
+    with as_kdep_errors(path):
         target.mkdir(parents=True, exist_ok=True)
         names = _listed(path, strip)
         _check_disk_space(path, target, names, sum(names.values()))
@@ -152,7 +152,7 @@ def unpack(path: Path, target: Path, progress: Progress, *, strip: int = 0) -> d
 
 
 @contextlib.contextmanager
-def sentences(path: Path) -> Iterator[None]:
+def as_kdep_errors(path: Path) -> Iterator[None]:
     """Context manager: converts exceptions of damaged archives and of the disk to KdepErrors.
 
     Args:
@@ -379,7 +379,7 @@ def place(
         KdepError: a link that leads out of `target`, or a member of another size than declared.
     """
     out = target / rel
-    inside(out, target, source)
+    check_inside(out, target, source)
     has_right_size = out.is_file() and not out.is_symlink() and out.stat().st_size == member.size
     if has_right_size and (resumed or _equal(member, out)):
         return False
@@ -414,7 +414,7 @@ def _equal(member: Member, out: Path) -> bool:
         return not f.read(1)
 
 
-def inside(out: Path, target: Path, source: Path) -> None:
+def check_inside(out: Path, target: Path, source: Path) -> None:
     """Raises KdepError if a folder in the path `out` is a link that leads out of `target`."""
     if not out.parent.resolve().is_relative_to(target.resolve()):
         raise KdepError(

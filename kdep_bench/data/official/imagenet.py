@@ -20,9 +20,9 @@ from kdep_bench.data.official.archives import (
     Archive,
     Progress,
     Seal,
+    as_kdep_errors,
     place,
     safe_member,
-    sentences,
     tar_members,
     unpack,
 )
@@ -65,7 +65,7 @@ def _train(path: Path, target: Path, progress: Progress) -> None:
     if seal.counts() is not None:
         return
     done = bytes_ = 0
-    with sentences(path), path.open("rb") as stream:
+    with as_kdep_errors(path), path.open("rb") as stream:
         target.mkdir(parents=True, exist_ok=True)
         seal.begin(progress)
         sha256 = seal.sha256()

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdep_bench.data.images import ImageInfo, check_turn, placed_name
+from kdep_bench.data.images import ImageInfo, check_orientation, placed_name
 from kdep_bench.data.listing import list_images, shown
 from kdep_bench.data.own.coco_json import Boxes, read_boxes
 from kdep_bench.data.own.faults import Faults
@@ -167,7 +167,7 @@ def check_sizes(boxes: Boxes, info: Mapping[Path, ImageInfo], faults: Faults) ->
             continue
         image = info[file]
         with faults.collect(f"{boxes.path} size"):
-            check_turn(file, image, width, height, str(boxes.path))
+            check_orientation(file, image, width, height, str(boxes.path))
             if (width, height) != image.upright:
                 raise KdepError(
                     f"the image {shown(file)} is {image.upright[0]}x{image.upright[1]}",
@@ -224,7 +224,7 @@ def _size(size: tuple[int, int]) -> dict[str, int]:
     return {"width": size[0], "height": size[1]}
 
 
-def copied(splits: Mapping[str, Boxes], config: DataConfig) -> list[str]:
+def copy_notes(splits: Mapping[str, Boxes], config: DataConfig) -> list[str]:
     """A note for each split whose boxes are all equal to boxes of the training split."""
     if "train" not in splits:
         return []

@@ -27,7 +27,7 @@ def make_card(parts: DataParts) -> dict[str, Any]:
         by_class = parts.labelled.classes
         pool["by_class"] = {c: len(by_class[c]) for c in sorted(by_class)}
         labelled = {"pool": parts.labelled}
-        pool["in_two_classes"] = class_folders.contradictions(labelled, parts.info)
+        pool["in_two_classes"] = class_folders.label_conflicts(labelled, parts.info)
     if parts.classify:
         card["classify"] = class_folders.card(parts.classify, parts.info)
     if parts.detect:

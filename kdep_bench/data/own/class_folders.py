@@ -208,11 +208,11 @@ def card(splits: Mapping[str, Folders], info: Mapping[Path, ImageInfo]) -> dict[
             }
             for s, f in splits.items()
         },
-        "in_two_classes": contradictions(splits, info),
+        "in_two_classes": label_conflicts(splits, info),
     }
 
 
-def contradictions(
+def label_conflicts(
     folders: Mapping[str, Folders], info: Mapping[Path, ImageInfo]
 ) -> dict[str, Any]:
     """Equal images in different classes.

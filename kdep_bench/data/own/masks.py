@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kdep_bench.data.images import ImageInfo, check_turn
+from kdep_bench.data.images import ImageInfo, check_orientation
 from kdep_bench.data.listing import list_images, shown
 from kdep_bench.data.mask_files import MaskInfo, read_mask
 from kdep_bench.data.own.faults import Faults
@@ -150,7 +150,7 @@ def _check_size(image: Path, mask: Path, info: MaskInfo, images: Mapping[Path, I
     if image not in images:
         return  # the image has a fault, which is already reported
     image_info = images[image]
-    check_turn(image, image_info, *info.size, f"its mask {shown(mask)}")
+    check_orientation(image, image_info, *info.size, f"its mask {shown(mask)}")
     if info.size != image_info.upright:
         raise KdepError(
             f"the mask {shown(mask)} is {info.size[0]}x{info.size[1]}",
@@ -239,7 +239,7 @@ def check_counts(splits: Mapping[str, Masks], config: DataConfig, faults: Faults
             )
 
 
-def places(split: str, masks: Masks, data: Path, faults: Faults) -> tuple[dict, dict]:
+def layout_paths(split: str, masks: Masks, data: Path, faults: Faults) -> tuple[dict, dict]:
     """Paths of a split's images and masks in the task's layout: ({image: path}, {mask: path})."""
     images: dict[Path, Path] = {}
     labels: dict[Path, Path] = {}
@@ -262,7 +262,7 @@ def places(split: str, masks: Masks, data: Path, faults: Faults) -> tuple[dict, 
     return images, labels
 
 
-def copied(splits: Mapping[str, Masks], config: DataConfig) -> list[str]:
+def copy_notes(splits: Mapping[str, Masks], config: DataConfig) -> list[str]:
     """A note for each split whose masks are all equal to masks of the training split."""
     names = {
         s: {(p.relative_to(m.folder), h) for p, h in m.hashes.items()} for s, m in splits.items()

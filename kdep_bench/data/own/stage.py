@@ -122,7 +122,7 @@ def _lay_out(parts: DataParts, data: Path) -> str:
     for split, annotated in parts.detect.items():
         layout.images(boxes.write(split, annotated, classes, parts.info, data))
     for split, pairs in parts.segment.items():
-        images, labels = masks.places(split, pairs, data, faults)
+        images, labels = masks.layout_paths(split, pairs, data, faults)
         layout.images(images)
         layout.masks(labels, pairs.hashes)
     if parts.segment:
@@ -159,10 +159,10 @@ def _task_notes(
         notes[class_folders.FOLDER] = class_folders.notes(card["classify"])
     if parts.detect:
         notes[boxes.FOLDER] = boxes.notes(parts.config, card["detect"])
-        notes[boxes.FOLDER] += boxes.copied(parts.detect, parts.config)
+        notes[boxes.FOLDER] += boxes.copy_notes(parts.detect, parts.config)
     if parts.segment:
         notes[masks.FOLDER] = masks.notes(parts.config, card["segment"])
-        notes[masks.FOLDER] += masks.copied(parts.segment, parts.config)
+        notes[masks.FOLDER] += masks.copy_notes(parts.segment, parts.config)
     folders = {"classify": class_folders.FOLDER, "coco": boxes.FOLDER, "masks": masks.FOLDER}
     for part, sentences in shared.items():
         notes[folders[part]] = [*notes.get(folders[part], []), *sentences]
