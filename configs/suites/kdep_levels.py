@@ -26,7 +26,7 @@ suite.update(
     about="KDEP on maps and FitNets at two and at four levels, classification",
     methods=[
         *(methods[name] for name in ("scratch", "kdep", "kdep_maps", "maps_4", "fitnets")),
-        four_levels,
+        dict(four_levels, optimizer=dict(lr=0.8)),
     ],
     claims=[
         dict(
