@@ -166,9 +166,9 @@ def test_a_live_teacher_gives_the_maps_and_their_moments_without_a_cache(
     cached = {k: v for k, v in stages.items() if k != "align"} | {"cache": caches["maps"]}
     live = {k: stages[k] for k in ("prepare", "views")} | {"images": stages["prepare"]}
     curves, bases = [], []
-    for name, inputs, more in (("cached", cached, {}), ("live", live, {"teacher": TEACHER})):
+    for name, inputs, options in (("cached", cached, {}), ("live", live, {"teacher": TEACHER})):
         out = tmp_path / name
-        outputs, _ = pretrain(out, inputs, KDEP_MAPS, budget=BUDGET, student=R18, **more)
+        outputs, _ = pretrain(out, inputs, KDEP_MAPS, budget=BUDGET, student=R18, **options)
         curves.append(np.array(outputs["curves"]["pretrain_loss"])[:, 1])
         bases.append(open_map_moments(out / "map_moments" / "0", "s16", 2))
     assert bases[0].n == bases[1].n == 2 * IMAGES * 4  # every position of every view
