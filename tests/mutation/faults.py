@@ -41,7 +41,18 @@ OTHER_OPERATION = {
     ast.BitOr: ast.BitAnd,
 }
 # Calls whose arguments are text for people, or checks of the type checker.
-TEXT_CALLS = {"KdepError", "print", "warn", "progress", "say", "cast", "debug", "info", "warning"}
+TEXT_CALLS = {
+    "KdepError",
+    "print",
+    "warn",
+    "progress",
+    "say",
+    "print_line",
+    "cast",
+    "debug",
+    "info",
+    "warning",
+}
 TEXT_CALLS |= {"Archive", "unknown_name", "TypeVar", "Path.home", "isEnabledFor"}
 # Keywords that change no value: a check that lengths agree, text for people, speed.
 IDLE_KEYWORDS = {
