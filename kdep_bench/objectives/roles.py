@@ -57,7 +57,7 @@ def readers(
             reads_all = lookup(path, "every_teacher")
             if reads_all and len(visible) == 1 < len(roles):
                 raise KdepError(
-                    f"a part of the objective has teacher={visible[0]!r}, but its class "
+                    f"objective part with teacher={visible[0]!r} whose class "
                     f"{path.rpartition('.')[2]} reads every teacher",
                     fix="remove `teacher` from that part",
                 )

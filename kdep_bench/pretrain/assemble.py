@@ -82,7 +82,7 @@ def objective_config(
             "labels_used=False",
             fix="set labels_used=True, or choose an objective without labels",
         )
-    answers: Answers = {
+    arg_functions: ArgFunctions = {
         "width": lambda: spec["student"]["width"],
         "classes": lambda: len(read_strict(labels_file(inputs))["classes"]),
         "epochs": lambda: spec["budget"]["epochs"],
@@ -91,22 +91,22 @@ def objective_config(
         "student_maps": lambda: describe(spec["student"]),
     }
     if teacher_source.by_role:
-        return _of_several(objective, answers, spec, inputs, teacher_source, out)
-    target, probes = _target(required.needs, name, spec, inputs)
-    answers |= _teacher_answers(spec, inputs, teacher_source, probes, out)
+        return _of_several(objective, arg_functions, spec, inputs, teacher_source, out)
+    target, measurements = _target(required.needs, name, spec, inputs)
+    arg_functions |= _teacher_arg_functions(spec, inputs, teacher_source, measurements, out)
     return (
-        objective | _required_values(name, required.requires - set(objective), answers),
+        objective | _required_values(name, required.requires - set(objective), arg_functions),
         target,
-        probes,
+        measurements,
     )
 
 
-Answers = dict[str, Callable[[], Any]]  # argument name -> function that computes its value
+ArgFunctions = dict[str, Callable[[], Any]]  # argument name -> function that computes its value
 
 
 def _of_several(
     objective: dict[str, Any],
-    answers: Answers,
+    arg_functions: ArgFunctions,
     spec: dict[str, Any],
     inputs: dict[str, Path],
     teacher_source: TeacherSource,
@@ -114,24 +114,24 @@ def _of_several(
 ) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any]]:
     """`objective_config` for a method with several teachers."""
     objective_name = type_path(objective["type"])
-    targets, probes = dict[str, Any](), dict[str, Any]()
+    targets, measurements = dict[str, Any](), dict[str, Any]()
     teachers: dict[str, dict[str, Any]] = {}
     for role, role_source in teacher_source.by_role.items():
         role_spec, role_inputs = of_role(role, spec, inputs)
         needs = frozenset(words_of_role(role, spec, "needs"))
         target, target_values = _target(needs, objective_name, role_spec, role_inputs)
         if target is not None:
-            targets[role], probes[role] = target, target_values
+            targets[role], measurements[role] = target, target_values
         required = words_of_role(role, spec, "requires") & TEACHER_ARGUMENTS
-        answers_of_role = _teacher_answers(
+        functions_of_role = _teacher_arg_functions(
             role_spec, role_inputs, role_source, target_values, out / "teachers" / role
         )
-        teachers[role] = _required_values(objective_name, required, answers_of_role)
+        teachers[role] = _required_values(objective_name, required, functions_of_role)
     required = demands(objective).requires - set(objective) - TEACHER_ARGUMENTS
-    complete = objective | _required_values(objective_name, required, answers)
+    complete = objective | _required_values(objective_name, required, arg_functions)
     if takes_teachers(objective):
         complete["teachers"] = teachers
-    return complete, targets or None, {"targets": probes} if probes else {}
+    return complete, targets or None, {"targets": measurements} if measurements else {}
 
 
 def _target(
@@ -151,16 +151,16 @@ def _target(
     return target, target_probes(spec, inputs, target)
 
 
-def _teacher_answers(
+def _teacher_arg_functions(
     spec: dict[str, Any],
     inputs: dict[str, Path],
     teacher_source: TeacherSource,
-    probes: dict[str, Any],
+    measurements: dict[str, Any],
     out: Path,
-) -> Answers:
+) -> ArgFunctions:
     """Functions that compute the ARGUMENTS of one teacher, by argument name."""
     return {
-        "target_mean_square": lambda: probes.get("target_mean_square"),
+        "target_mean_square": lambda: measurements.get("target_mean_square"),
         "teacher_mean_variance": lambda: mean_variance(spec, inputs),
         "layer_distances": lambda: distances(spec, inputs),
         "map_moments": lambda: moments_of_maps(spec, inputs, out),
@@ -169,19 +169,19 @@ def _teacher_answers(
 
 
 def _required_values(
-    name: str, required: set[str] | frozenset[str], answers: Answers
+    name: str, required: set[str] | frozenset[str], arg_functions: ArgFunctions
 ) -> dict[str, Any]:
-    """The values of the required arguments; KdepError if `answers` lacks one."""
-    unavailable = sorted(required - set(answers))
+    """The values of the required arguments; KdepError if `arg_functions` lacks one."""
+    unavailable = sorted(required - set(arg_functions))
     if unavailable:
         raise KdepError(
             f"the objective {name} requires the constructor argument {', '.join(unavailable)}, "
             "which pre-training cannot provide",
-            expected=f"one of {', '.join(sorted(answers))}",
+            expected=f"one of {', '.join(sorted(arg_functions))}",
             fix="set it in the method's config, or add the teacher output that it describes to the "
             "objective's `needs`",
         )
-    return {word: answers[word]() for word in sorted(required)}
+    return {word: arg_functions[word]() for word in sorted(required)}
 
 
 def schedule(budget: dict[str, Any], steps: int) -> list[dict[str, Any]]:
