@@ -90,13 +90,15 @@ def set_backends(backends: Sequence[Json], run: str) -> None:
         run: name of the run in the tracker.
     """
     os.environ.pop(_VARIABLE, None)
-    named = [
-        {"exp_name": "kdep_bench", "run_name": run, **b} if "MLflow" in b["type"] else dict(b)
-        for b in backends
+    configs = [
+        {"exp_name": "kdep_bench", "run_name": run, **config}
+        if "MLflow" in config["type"]
+        else dict(config)
+        for config in backends
     ]
-    if named:
-        os.environ[_VARIABLE] = json.dumps(named)
-    if any("MLflow" in b["type"] for b in named):
+    if configs:
+        os.environ[_VARIABLE] = json.dumps(configs)
+    if any("MLflow" in config["type"] for config in configs):
         # Without a tracking_uri mmengine's backend logs to files, which MLflow 3 allows only with
         # this variable.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")

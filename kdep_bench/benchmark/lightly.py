@@ -144,7 +144,7 @@ def train(
         `seconds` and `cpu_s` of all stages, `train_s` of the training steps, and `steps`.
     """
     suite, method = load_config("suite", "pocket"), resolve("method", "kdep")
-    fraction, done = {"share": 1.0, "share_seed": 0}, {"prepare": pool}
+    fraction, stage_folders = {"share": 1.0, "share_seed": 0}, {"prepare": pool}
     recipe = dict(views=VIEWS, px=student["input_px"], seed=0, ratio=[0.75, 4 / 3])
     budget = {**suite["budget"], "epochs": epochs, "batch": BATCH, "precision": "float32"}
     outputs: dict[str, Any] = {}
@@ -160,8 +160,8 @@ def train(
         ),
     ):
         (root / kind).mkdir(parents=True)
-        outputs = run(spec, done, root / kind, silent)
-        done[kind] = root / kind
+        outputs = run(spec, stage_folders, root / kind, silent)
+        stage_folders[kind] = root / kind
     return {
         "seconds": time.perf_counter() - start,
         "cpu_s": time.process_time() - cpu,

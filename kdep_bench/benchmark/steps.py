@@ -69,7 +69,7 @@ def make_stages(root: Path, images: int, student: dict[str, Any], teacher: dict[
     for i in range(images):
         small = rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)
         cv2.imwrite(str(pool / f"{i:06d}.jpg"), cv2.resize(small, (160, 160)))
-    done = {"prepare": root / "prepare"}
+    stage_folders = {"prepare": root / "prepare"}
     recipe = dict(views=1, px=student["input_px"], seed=0, scale=[0.4, 1.0], ratio=[0.75, 4 / 3])
     for kind, run, spec in (
         ("views", views_stage.run, recipe),
@@ -85,9 +85,9 @@ def make_stages(root: Path, images: int, student: dict[str, Any], teacher: dict[
         ),
     ):
         (root / kind).mkdir()
-        run(spec, done, root / kind, silent)
-        done[kind] = root / kind
-    return done
+        run(spec, stage_folders, root / kind, silent)
+        stage_folders[kind] = root / kind
+    return stage_folders
 
 
 def map_outputs(kind: str) -> list[str]:
@@ -234,18 +234,18 @@ class _Pair(NamedTuple):
         if px is not None:
             student, teacher = {**student, "input_px": px}, {**teacher, "input_px": px}
         method = {"labels_used": False, **resolve("method", "kdep")}
-        done = make_stages(root, images, student, teacher)
+        stage_folders = make_stages(root, images, student, teacher)
         spec = dict(student=student, method=method, share=1.0, share_seed=0, seed=0)
         spec["budget"] = dict(epochs=1, batch=BATCH)
-        opened = open_views(done["views"], done["prepare"])
-        source = open_teacher_source(frozenset({"target"}), spec, done, opened)
-        objective, target, _ = assemble.objective_config(spec, done, source, root)
+        opened = open_views(stage_folders["views"], stage_folders["prepare"])
+        source = open_teacher_source(frozenset({"target"}), spec, stage_folders, opened)
+        objective, target, _ = assemble.objective_config(spec, stage_folders, source, root)
         live = {"live": teacher}
 
         def views(**options: Any) -> ViewStream:
-            return ViewStream(done["views"], 10**9, 1.0, 0, 0, **options)
+            return ViewStream(stage_folders["views"], 10**9, 1.0, 0, 0, **options)
 
-        live_views = views(pool=str(done["prepare"]), teacher_px=teacher["input_px"])
+        live_views = views(pool=str(stage_folders["prepare"]), teacher_px=teacher["input_px"])
         trainers = {
             "student": Trainer(
                 _batches(views()), Distiller(student, {"type": f"{__name__}.StudentAlone"})
@@ -255,7 +255,12 @@ class _Pair(NamedTuple):
                 Distiller(student, objective, target, teacher=source.model),
             ),
             **{
-                name: _from_maps(root / name, spec, done | {"cache": done[f"cache.{kind}"]}, views)
+                name: _from_maps(
+                    root / name,
+                    spec,
+                    stage_folders | {"cache": stage_folders[f"cache.{kind}"]},
+                    views,
+                )
                 for name, kind in MAP_CACHES.items()
             },
             "live": Trainer(

@@ -108,10 +108,10 @@ def _check_operators() -> str:
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device in devices:
         boxes = torch.tensor([[0, 0, 9, 9], [0, 0, 9, 8], [20, 20, 29, 29.0]], device=device)
-        kept = nms(boxes, torch.tensor([0.9, 0.8, 0.7], device=device), 0.5)[1].tolist()
-        if kept != [0, 2]:
+        kept_boxes = nms(boxes, torch.tensor([0.9, 0.8, 0.7], device=device), 0.5)[1].tolist()
+        if kept_boxes != [0, 2]:
             raise KdepError(
-                f"mmcv's NMS ({kind}) keeps the boxes {kept} on {device}",
+                f"mmcv's NMS ({kind}) keeps the boxes {kept_boxes} on {device}",
                 expected="[0, 2]",
                 fix="reinstall torchvision, or the mmcv built for this torch",
             )

@@ -403,7 +403,7 @@ class _Run:
 
 
 def _start(command: list[str], log: Any) -> subprocess.Popen[bytes]:
-    """Starts Snakemake in a session of its own, with its output in the file `log`."""
+    """Starts Snakemake in a new session, with its output in the file `log`."""
     libc = ctypes.CDLL(None)
 
     def detach() -> None:

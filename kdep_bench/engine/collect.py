@@ -440,14 +440,14 @@ def _planned_epochs(pretrain: Json | None) -> float | None:
 def _method(method: Json) -> Json:
     """The record's field about the method; it describes the transfer method as well, if any."""
     transfer = method.get("transfer")
-    both = [method] if transfer is None else [method, transfer]
+    configs = [method] if transfer is None else [method, transfer]
     return {
         "method": row_name(method),
-        "family": both[-1].get("family", ""),
+        "family": configs[-1].get("family", ""),
         "label_policy": label_policy(method),
         "labels_used": bool(method.get("labels_used")),
-        "reconstruction": any(bool(m.get("reconstruction")) for m in both),
-        "source": "; ".join(m["source"] for m in both if m.get("source")),
+        "reconstruction": any(bool(config.get("reconstruction")) for config in configs),
+        "source": "; ".join(config["source"] for config in configs if config.get("source")),
     }
 
 

@@ -351,7 +351,7 @@ def rank(ddp_dir: Path) -> None:
             stage_process.check_outputs(Stage(**stage), outputs)
             write_json(ddp_dir / _OUTPUTS, outputs)
     except BaseException as e:
-        _write_fault(ddp_dir, f"rank {rank_number}: {stage_process.sentence_of(e)}")
+        _write_fault(ddp_dir, f"rank {rank_number}: {stage_process.error_text(e)}")
         traceback.print_exc()
         sys.exit(stage_process.FAULT)
     usage = resource.getrusage(resource.RUSAGE_SELF)

@@ -55,7 +55,7 @@ def packages() -> dict[str, str]:
 
 
 def device() -> str:
-    """The GPU's name where this stage used CUDA, else the processor's."""
+    """The GPU's name if this process has used CUDA, else the processor's."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return f"cuda: {torch.cuda.get_device_name(0)}"

@@ -133,7 +133,7 @@ def _end_server() -> None:
 
 
 def check_temporary_folder() -> None:
-    """Raises KdepError where the path of the temporary folder is too long for a socket."""
+    """Raises KdepError if the path of the temporary folder is too long for a socket."""
     folder = tempfile.gettempdir()
     if len(os.fsencode(folder)) > MAX_TEMPORARY_PATH:
         raise KdepError(

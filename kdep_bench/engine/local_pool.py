@@ -209,7 +209,7 @@ class Pool:
         for stage_id, child in self.running.items():
             remaining[stage_id] = max(0.0, self.cost[stage_id] - (now - child.started))
         ids = [*self.todo, *self.running]
-        core_seconds = sum(remaining[i] * self._cpus_of(self.plan.stages[i]) for i in ids)
+        core_seconds = sum(remaining[i] * self._cores_for(self.plan.stages[i]) for i in ids)
         chains = (self.chain[i] - self.cost[i] + remaining[i] for i in ids)
         return max(core_seconds / self.cpus, max(chains, default=0.0))
 
@@ -241,7 +241,7 @@ class Pool:
 
     # --- starting ---
 
-    def _cpus_of(self, stage: Stage) -> int:
+    def _cores_for(self, stage: Stage) -> int:
         """Cores that the stage gets."""
         cores = stage.cpus * stage.processes or self.cpus
         if gpus := min(stage.gpus, len(self.options.gpus)):
@@ -262,7 +262,7 @@ class Pool:
             gpus = min(stage.gpus, len(self.options.gpus))
             if (
                 len(self.running) >= self.jobs
-                or self._cpus_of(stage) > self.free_cpus
+                or self._cores_for(stage) > self.free_cpus
                 or gpus > len(self.free_gpus)
                 or self.signal
             ):
@@ -274,7 +274,7 @@ class Pool:
             self.free_gpus.extend(gpus)
             self._postpone(stage)
             return
-        cpus = self._cpus_of(stage)
+        cpus = self._cores_for(stage)
         # One process per GPU, if the stage gets GPUs; the processes share the cores equally.
         processes = len(gpus) if gpus else stage.processes
         resized = replace(stage, cpus=max(1, cpus // processes), processes=processes)
@@ -352,7 +352,7 @@ class Pool:
             child.pipe.close()
         stage = child.stage
         del self.running[stage.id]
-        self.free_cpus += self._cpus_of(stage)
+        self.free_cpus += self._cores_for(stage)
         self.free_gpus.extend(child.gpus)
         if code == worker.BUSY:
             self.todo.add(stage.id)

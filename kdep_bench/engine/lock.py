@@ -224,17 +224,17 @@ class StageLock:
             text = b""
         return str(_owner(text) or "another process")
 
-    def clear(self, seen: bytes) -> bool:
+    def clear(self, expected: bytes) -> bool:
         """Removes the entry of a dead owner.
 
-        `seen` is the expected content of the file.
+        `expected` is the content that the file must still have.
 
         Returns:
             False, and changes nothing, if the file has changed or is locked: the owner is alive.
         """
         fd = self._open()
         try:
-            if not _flock(fd) or _read(fd) != seen:
+            if not _flock(fd) or _read(fd) != expected:
                 return False
             os.ftruncate(fd, 0)
             return True

@@ -187,5 +187,5 @@ class Live(View):
 
 
 def view_for(stream: TextIO, plain: bool = False) -> View:
-    """The live view where `stream` is a terminal, else plain lines."""
+    """The live view if `stream` is a terminal and `plain` is False, else plain lines."""
     return Plain(stream) if plain or not stream.isatty() else Live()

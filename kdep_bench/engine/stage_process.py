@@ -159,7 +159,7 @@ def note_failure(out: Path, sentence: str, stage: Stage) -> None:
             write_atomic(out / state.FAILED, failure_record(sentence, stage))
 
 
-def sentence_of(e: BaseException) -> str:
+def error_text(e: BaseException) -> str:
     """The error message for any exception, with a fix; of a KdepError its own text."""
     if isinstance(e, KdepError):
         return str(e)

@@ -333,26 +333,26 @@ class _VerifiedFiles:
 
     def __init__(self, work: Path, stage_id: str) -> None:
         self.path = work / VERIFIED / f"{stage_id}.json"
-        self._known: Json = {}
+        self._entries: Json = {}
         self._has_new = False
         with contextlib.suppress(KdepError):
             if is_real_folder(self.path.parent):
                 content = read_strict(self.path, follow=False)
-                self._known = content if isinstance(content, dict) else {}
+                self._entries = content if isinstance(content, dict) else {}
 
     def contains(self, name: str, digest: str, file_stat: os.stat_result) -> bool:
         """Whether the file had this checksum when it had the same stat(2) values."""
-        return self._known.get(name) == self._entry(digest, file_stat)
+        return self._entries.get(name) == self._entry(digest, file_stat)
 
     def add(self, name: str, digest: str, file_stat: os.stat_result) -> None:
-        self._known[name], self._has_new = self._entry(digest, file_stat), True
+        self._entries[name], self._has_new = self._entry(digest, file_stat), True
 
     def write(self) -> None:
         """Writes new entries. A failure is ignored: the files are then hashed again."""
         if self._has_new:
             with contextlib.suppress(OSError, KdepError):
                 real_folder(self.path.parent)
-                write_json(self.path, self._known)
+                write_json(self.path, self._entries)
 
     @staticmethod
     def _entry(digest: str, file_stat: os.stat_result) -> list[Any]:
@@ -531,7 +531,7 @@ def records(work: Path, plan_statuses: Mapping[str, Status], limit: int = 500) -
     return stage_records + [s.record for s in plan_statuses.values() if s.record is not None]
 
 
-def _reason(stage: Stage, work: Path, known: Mapping[str, Status], newest: _Newest) -> str:
+def _reason(stage: Stage, work: Path, statuses: Mapping[str, Status], newest: _Newest) -> str:
     """Why a stage must run, as a clause. `newest`: finds the stage's predecessor."""
     failed = failure(folder(work, stage))
     if failed:
@@ -551,7 +551,7 @@ def _reason(stage: Stage, work: Path, known: Mapping[str, Status], newest: _Newe
     if predecessor is None:
         return "never run"
     for upstream in stage.needs.values():
-        if upstream in known and known[upstream].run:
+        if upstream in statuses and statuses[upstream].run:
             return f"upstream {upstream} will run"
     for role, upstream in stage.needs.items():
         if predecessor["needs"].get(role) != upstream:

@@ -113,7 +113,7 @@ def stage_ids(work: Path) -> list[str]:
 
 def _stage_entry(work: Path, stage_id: str) -> WorkDirEntry:
     """The entry of a stage directory, without `kept_by`."""
-    return WorkDirEntry(stage_id, size_of(work / stage_id), *stage_state(work, stage_id))
+    return WorkDirEntry(stage_id, total_bytes(work / stage_id), *stage_state(work, stage_id))
 
 
 def stage_state(work: Path, stage_id: str) -> tuple[str, str, tuple[str, ...]]:
@@ -147,7 +147,7 @@ def _attempt_entry(work: Path, name: str, stage_id: str, stage_kept_by: list[str
         status, kept_by = "running", ("running",)
     elif stage_kept_by and name in attempts.attempt_names(work, stage_id):
         kept_by = (f"the next attempt of {stage_id}",)
-    return WorkDirEntry(name, size_of(work / name), status, "", (), kept_by)
+    return WorkDirEntry(name, total_bytes(work / name), status, "", (), kept_by)
 
 
 def _run_entries(work: Path) -> list[WorkDirEntry]:
@@ -160,7 +160,7 @@ def _run_entries(work: Path) -> list[WorkDirEntry]:
         if is_real_folder(run_dir) and _RUN_DIR.fullmatch(entry_id):
             status, reason = _run_state(work, run_dir, queue)
             kept_by = (reason,) if reason else ()
-            out.append(WorkDirEntry(entry_id, size_of(run_dir), status, "", (), kept_by))
+            out.append(WorkDirEntry(entry_id, total_bytes(run_dir), status, "", (), kept_by))
     return out
 
 
@@ -187,7 +187,7 @@ def _run_state(work: Path, run_dir: Path, queue: Mapping[str, list[str]] | None)
     return "ended", ""
 
 
-def size_of(folder: Path) -> int:
+def total_bytes(folder: Path) -> int:
     """Bytes of all files below `folder`; links are not followed."""
     total = 0
     for base, _, names in os.walk(folder):
@@ -283,9 +283,9 @@ def table(entries: Iterable[WorkDirEntry]) -> str:
     """The entries as lines: size, state, day on which it finished, id, why it is kept."""
     lines = []
     for e in entries:
-        kept = ", ".join(e.kept_by) or "unreferenced"
+        reasons = ", ".join(e.kept_by) or "unreferenced"
         day = e.finished[:10] or "-"
-        lines.append(f"{size_text(e.bytes):>9}  {e.state:8}  {day:10}  {e.id}  {kept}")
+        lines.append(f"{size_text(e.bytes):>9}  {e.state:8}  {day:10}  {e.id}  {reasons}")
     return "\n".join(lines)
 
 

@@ -38,10 +38,10 @@ from kdep_bench.engine.stage_process import (
     StageRequest,
     Stopped,
     check_outputs,
+    error_text,
     failure_record,
     locate,
     note_failure,
-    sentence_of,
     set_threads,
     stop,
     utc_now,
@@ -113,7 +113,7 @@ def run_stage(request: StageRequest, progress: Callable[..., None]) -> tuple[int
         if not lock.take(on_loss=lambda: os.kill(os.getpid(), signal.SIGTERM)):
             return BUSY, None
     except (OSError, KdepError) as e:
-        return _fail(None, request, sentence_of(e), lock.still_held)
+        return _fail(None, request, error_text(e), lock.still_held)
     try:
         record, fault = state.finished(stage, work)
         if record is not None and not request.force:
@@ -143,7 +143,7 @@ def run_stage(request: StageRequest, progress: Callable[..., None]) -> tuple[int
         with contextlib.suppress(OSError, ValueError):
             if logs:  # the traceback goes into the log only
                 traceback.print_exc()
-        return _fail(attempt, request, sentence_of(e), lock.still_held)
+        return _fail(attempt, request, error_text(e), lock.still_held)
     except SystemExit as e:
         sentence = f"the stage called sys.exit({e.code!r}) instead of returning its outputs"
         sentence = str(KdepError(sentence, fix=f"read its {state.LOG}"))
@@ -181,7 +181,7 @@ def _execute(
         unchecked_files = state.verify_input(work, upstream)
         if unchecked_files:
             print(unchecked_files)
-    inputs = {role: state.folder(work, up).resolve() for role, up in stage.needs.items()}
+    inputs = {role: state.folder(work, i).resolve() for role, i in stage.needs.items()}
     guard = data_identity.Guard(stage, work, attempt.path)
     guard.before()
     started, start_s = utc_now(), time.time() - request.submitted

@@ -149,15 +149,15 @@ def fit(
     n_runs = [
         len(stages.intersection(c.runs)) for c, stages in zip(candidates, upstream, strict=True)
     ]
-    chosen, spent, paid_stages = list[int](), 0.0, set[str]()
+    chosen, used_hours, paid_stages = list[int](), 0.0, set[str]()
     while True:
-        fitting = [i for i in remaining if spent + cost[i] <= budget]
+        fitting = [i for i in remaining if used_hours + cost[i] <= budget]
         if not fitting:
             break
         best = min(fitting, key=lambda i: (cost[i] / max(1, n_runs[i]), i))
         chosen.append(best)
         remaining.remove(best)
-        spent += cost[best]
+        used_hours += cost[best]
         # Stages that are paid now cost the other comparisons nothing.
         for stage_id in upstream[best] - paid_stages:
             for i in used_by[stage_id]:
@@ -165,7 +165,7 @@ def fit(
                 n_runs[i] -= stage_id in candidates[i].runs
         paid_stages |= upstream[best]
     excluded = [c for i, c in enumerate(candidates) if i not in set(chosen)]
-    return Fit([candidates[i] for i in chosen], excluded, spent)
+    return Fit([candidates[i] for i in chosen], excluded, used_hours)
 
 
 def budget_error(fitted: Fit, hours: Hours, budget: float) -> KdepError | None:

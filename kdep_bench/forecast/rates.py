@@ -146,8 +146,8 @@ def from_finished(plan: Plan, costs: Costs, ids: Iterable[str]) -> Hours:
     hours: dict[str, float | None] = {}
     for stage_id in ids:
         stage = plan.stages[stage_id]
-        spent = costs.measured(stage) if stage.kind in GPU_KINDS else 0.0
-        hours[stage_id] = None if spent is None else spent / 3600
+        seconds = costs.measured(stage) if stage.kind in GPU_KINDS else 0.0
+        hours[stage_id] = None if seconds is None else seconds / 3600
     return Hours("measured here (finished stages of similar work)", hours)
 
 

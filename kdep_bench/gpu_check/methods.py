@@ -20,7 +20,7 @@ def _run(setting: Setting, measurements: Measurements) -> None:
     from kdep_bench.gpu_check import synthetic
     from kdep_bench.suite.config import names, resolve
 
-    student, done = resolve("student", synthetic.STUDENT), synthetic.shared_stages(setting)
+    student, stage_folders = resolve("student", synthetic.STUDENT), synthetic.shared_stages(setting)
     batch, warm, counted = (4, 1, 1) if setting.quick else (64, WARM, COUNTED)
     seen: set[tuple[str, ...]] = set()
     for name in names("method"):
@@ -38,11 +38,11 @@ def _run(setting: Setting, measurements: Measurements) -> None:
         seen.add(kind)
         # The suite's teacher replaces an intermediate teacher, which would have to be trained.
         method.pop("teacher", None)
-        inputs = {k: v for k, v in done.items() if k != "align"}
+        inputs = {k: v for k, v in stage_folders.items() if k != "align"}
         if align == {"type": "svd"}:
-            inputs["align"] = done["align"]
+            inputs["align"] = stage_folders["align"]
         elif align:
-            aligned = _align(setting.folder / name, done, student, method)
+            aligned = _align(setting.folder / name, stage_folders, student, method)
             if aligned is None:
                 measurements.claim(f"{name}: a step", True, "not for this student", "not supported")
                 continue
@@ -63,7 +63,9 @@ def _run(setting: Setting, measurements: Measurements) -> None:
             torch.cuda.reset_peak_memory_stats()
 
 
-def _align(folder: Path, done: dict[str, Path], student: Json, method: Json) -> Path | None:
+def _align(
+    folder: Path, stage_folders: dict[str, Path], student: Json, method: Json
+) -> Path | None:
     """The alignment of a method; None if it does not support this pair (unequal widths)."""
     from kdep_bench.features import align
     from kdep_bench.gpu_check.synthetic import silent
@@ -71,7 +73,7 @@ def _align(folder: Path, done: dict[str, Path], student: Json, method: Json) -> 
     folder.mkdir()
     spec = dict(width=student["width"], share=1.0, share_seed=0, align=method["align"])
     try:
-        align.run(spec, done, folder, silent)
+        align.run(spec, stage_folders, folder, silent)
     except KdepError:
         if not str(method["align"].get("type")).endswith(".Identity"):
             raise  # all other alignments support unequal widths, so this is a fault
@@ -107,7 +109,7 @@ def _steps(
 
     from kdep_bench.gpu_check import synthetic
 
-    spec, augment = synthetic.spec_of(method, student, EPOCHS, batch), None
+    spec, augment = synthetic.pretrain_spec(method, student, EPOCHS, batch), None
     if "layer" in (method.get("needs") or ()):  # such a method needs a live teacher
         spec["teacher"], augment = synthetic.quick_teacher(setting.quick), method["augment"]
         inputs = {**inputs, "images": inputs["prepare"]}
@@ -119,12 +121,12 @@ def _steps(
     def loss_at_the_end() -> float:
         net.step = net.steps - 1
         with torch.no_grad():
-            return float(synthetic.loss_of(net, data))
+            return float(synthetic.total_loss(net, data))
 
     def step(k: int) -> None:
         net.step = k
         optimizer.zero_grad()
-        loss = synthetic.loss_of(net, data)
+        loss = synthetic.total_loss(net, data)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
         optimizer.step()

@@ -23,15 +23,15 @@ def _run(setting: Setting, measurements: Measurements) -> None:
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     student, method = resolve("student", synthetic.STUDENT), resolve("method", "kdep")
-    done, batch = synthetic.shared_stages(setting), 16 if setting.quick else 64
+    stage_folders, batch = synthetic.shared_stages(setting), 16 if setting.quick else 64
 
     def gradient(precision: str = "float32", layout: Any = None, **model: Any) -> tuple[Any, Any]:
-        spec = synthetic.spec_of(method, student, 1.0, batch, precision=precision)
-        net, load = synthetic.build(spec, done, setting.folder, **model)
+        spec = synthetic.pretrain_spec(method, student, 1.0, batch, precision=precision)
+        net, load = synthetic.build(spec, stage_folders, setting.folder, **model)
         if layout is not None:
             net.backbone.to(memory_format=layout)
         scale = 1024.0 if precision == "float16" else 1.0
-        loss = synthetic.loss_of(net, synthetic.on_device(load(0)))
+        loss = synthetic.total_loss(net, synthetic.on_device(load(0)))
         (loss * scale).backward()
         grads = [p.grad.flatten().double() / scale for p in net.parameters() if p.grad is not None]
         return float(loss.detach()), torch.cat(grads)

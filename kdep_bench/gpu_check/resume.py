@@ -28,14 +28,14 @@ def _run(setting: Setting, measurements: Measurements) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     student, method = resolve("student", synthetic.STUDENT), resolve("method", "kdep")
-    done, batch = synthetic.shared_stages(setting), 16 if setting.quick else 64
-    spec = synthetic.spec_of(
+    stage_folders, batch = synthetic.shared_stages(setting), 16 if setting.quick else 64
+    spec = synthetic.pretrain_spec(
         method, student, 1.0 if setting.quick else 4.0, batch, schedule="cosine", warmup=0.1
     )
-    uninterrupted = _train(spec, done, setting.folder / "whole", None)
-    interrupted = _train(spec, done, setting.folder / "resumed", 0.7)
+    uninterrupted = _train(spec, stage_folders, setting.folder / "whole", None)
+    interrupted = _train(spec, stage_folders, setting.folder / "resumed", 0.7)
     assert interrupted is None
-    resumed = _train(spec, done, setting.folder / "resumed", None)
+    resumed = _train(spec, stage_folders, setting.folder / "resumed", None)
     assert uninterrupted is not None
     assert resumed is not None
     worst = max(
@@ -49,7 +49,7 @@ def _run(setting: Setting, measurements: Measurements) -> None:
     measurements.claim(label, is_ok, "equal" if is_equal else worst, bound)
 
 
-def _train(spec: Json, done: dict[str, Path], out: Path, until: float | None) -> Any:
+def _train(spec: Json, stage_folders: dict[str, Path], out: Path, until: float | None) -> Any:
     """Runs a pre-training, or resumes it.
 
     `until`: fraction of the steps after which it is interrupted; None: it is not.
@@ -68,7 +68,7 @@ def _train(spec: Json, done: dict[str, Path], out: Path, until: float | None) ->
             raise _Interrupted
 
     try:
-        stage.run(spec, done, out, progress)
+        stage.run(spec, stage_folders, out, progress)
     except _Interrupted:
         return None
     return torch.load(out / checkpoint.CHECKPOINT, map_location="cpu", weights_only=True)

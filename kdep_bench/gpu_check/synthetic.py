@@ -65,7 +65,7 @@ def make_stages(
     recipe = dict(
         views=views, px=student["input_px"], seed=0, scale=[0.4, 1.0], ratio=[0.75, 4 / 3]
     )
-    done = {"prepare": root / "prepare"}
+    stage_folders = {"prepare": root / "prepare"}
     width = dict(width=student["width"], share=1.0, share_seed=0, align={"type": "svd"})
     for kind, run, spec in (
         ("views", views_stage.run, recipe),
@@ -73,9 +73,9 @@ def make_stages(
         ("align", align.run, width),
     ):
         (root / kind).mkdir()
-        run(spec, done, root / kind, silent)
-        done[kind] = root / kind
-    return done
+        run(spec, stage_folders, root / kind, silent)
+        stage_folders[kind] = root / kind
+    return stage_folders
 
 
 def quick_teacher(quick: bool) -> Json:
@@ -102,7 +102,7 @@ def shared_stages(setting: Setting) -> dict[str, Path]:
     return {kind: root / kind for kind in ("prepare", "views", "cache", "align")}
 
 
-def spec_of(method: Json, student: Json, epochs: float, batch: int, **budget: Any) -> Json:
+def pretrain_spec(method: Json, student: Json, epochs: float, batch: int, **budget: Any) -> Json:
     """The spec of a `pretrain` stage; `budget` overrides entries of the budget."""
     defaults = dict(
         optimizer=dict(type="SGD", lr=0.05, momentum=0.9, weight_decay=5e-4), precision="float32"
@@ -119,13 +119,13 @@ def spec_of(method: Json, student: Json, epochs: float, batch: int, **budget: An
 
 
 def build(
-    spec: Json, done: Mapping[str, Path], out: Path, **model: Any
+    spec: Json, stage_folders: Mapping[str, Path], out: Path, **model: Any
 ) -> tuple[Distiller, Callable[[int], dict[str, Any]]]:
     """Builds the model and the data of a pre-training.
 
     Args:
         spec: spec of the `pretrain` stage.
-        done: stage kind -> folder.
+        stage_folders: stage kind -> folder.
         out: folder of the stage.
         model: other arguments of Distiller.
 
@@ -134,13 +134,13 @@ def build(
     """
     method, batch = spec["method"], spec["budget"]["batch"]
     requirements = demands(method["objective"])
-    inputs = dict(done)
-    opened = open_views(done["views"], done["prepare"])
+    inputs = dict(stage_folders)
+    opened = open_views(stage_folders["views"], stage_folders["prepare"])
     source = open_teacher_source(requirements.needs, spec, inputs, opened)
     objective, target, _ = assemble.objective_config(spec, inputs, source, out)
-    labels = done["prepare"] / "data/pool/labels.json"
+    labels = stage_folders["prepare"] / "data/pool/labels.json"
     data = ViewStream(
-        done["views"],
+        stage_folders["views"],
         10**9,
         1.0,
         0,
@@ -171,6 +171,6 @@ def on_device(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {k: on_device(v) if isinstance(v, Mapping) else v.to(device) for k, v in batch.items()}
 
 
-def loss_of(net: Distiller, batch: Mapping[str, Any]) -> torch.Tensor:
+def total_loss(net: Distiller, batch: Mapping[str, Any]) -> torch.Tensor:
     """The summed loss of a batch on the device, a scalar."""
     return torch.stack(list(net(**batch, mode="loss").values())).sum()

@@ -252,8 +252,8 @@ def _overridden(kind: str, ref: Json, configs: Path) -> Json:
     if kind == "method":
         keys["teacher"] = dict.fromkeys(Assistant.model_fields)
         keys["transfer"] = dict.fromkeys(TransferPart.model_fields)
-    got = merged(with_keys(base, keys), overrides, f"{kind} {ref['base']!r}")
-    return without_unused(got, base, overrides)
+    config = merged(with_keys(base, keys), overrides, f"{kind} {ref['base']!r}")
+    return without_unused(config, base, overrides)
 
 
 def resolve(kind: str, ref: Any, configs: Path = CONFIGS) -> Json:
@@ -641,7 +641,7 @@ def _teachers(ref: Any, students: list[Json], configs: Path) -> dict[str, Json |
     for name in ref:
         if name not in names:
             raise unknown_name("student under suite.teacher", name, names)
-    missing = [w for w in names if w not in ref]
+    missing = [name for name in names if name not in ref]
     if missing:
         raise KdepError(
             f"suite.teacher has no teacher for the student {', '.join(missing)}",

@@ -130,8 +130,8 @@ class Plan:
         """Stage id -> ids of the stages that directly depend on it."""
         out: dict[str, list[str]] = {i: [] for i in self.stages}
         for stage in self.stages.values():
-            for up in set(stage.needs.values()):
-                out[up].append(stage.id)
+            for upstream_id in set(stage.needs.values()):
+                out[upstream_id].append(stage.id)
         return out
 
     def upstream(self, ids: Iterable[str]) -> set[str]:
@@ -199,9 +199,9 @@ def add_stage(
         spec = {**spec, "type": function}
     stage_id = make_stage_id(plan, kind, name, stage_kind.version, spec, needs)
     if stage_id not in plan.stages:
-        for up in needs.values():
-            if up not in plan.stages:
-                raise KeyError(f"{stage_id} needs {up}, which is not planned")
+        for upstream_id in needs.values():
+            if upstream_id not in plan.stages:
+                raise KeyError(f"{stage_id} needs {upstream_id}, which is not planned")
         plan.stages[stage_id] = Stage(
             id=stage_id,
             kind=kind,

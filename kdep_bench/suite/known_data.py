@@ -50,7 +50,7 @@ def _pocket_config(data: Json) -> Json:
     return {**(module_value(POCKET, "DEFAULTS") or {}), **data}
 
 
-def parts_of(data: Json) -> KnownParts | None:
+def known_parts(data: Json) -> KnownParts | None:
     """The folders of the data that tasks can read, from its config; None if unknown."""
     module = module_name(data)
     if module == POCKET:

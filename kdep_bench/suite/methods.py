@@ -35,7 +35,7 @@ def row_name(method: Json) -> str:
     return f"pre-trained by {method['name']}, transferred with {transfer['name']}"
 
 
-def tasks_of(suite: Suite, method: Json) -> list[Json]:
+def tasks_for(suite: Suite, method: Json) -> list[Json]:
     """The tasks that the suite runs a method on."""
     task_names = (method.get("transfer") or {}).get("tasks")
     return [t for t in suite.tasks if task_names is None or t["name"] in task_names]
@@ -47,7 +47,7 @@ def methods_for(suite: Suite, student: Json) -> list[Json]:
     return [m for m in suite.methods if m.get("students") is None or name in m["students"]]
 
 
-def assistant_of(method: Json) -> Json | None:
+def assistant_config(method: Json) -> Json | None:
     """Teacher config of the intermediate teacher of `method`; None without one.
 
     An intermediate teacher (assistant) is a student that the suite pre-trains first; the cache

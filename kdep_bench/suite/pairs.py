@@ -32,10 +32,10 @@ from kdep_bench.suite.arguments import (
     requires_student_maps,
 )
 from kdep_bench.suite.config import merged
-from kdep_bench.suite.known_data import has_labels, parts_of
+from kdep_bench.suite.known_data import has_labels, known_parts
 from kdep_bench.suite.methods import (
     PROSE,
-    assistant_of,
+    assistant_config,
     head_classes,
     teacher_width,
     trains,
@@ -47,7 +47,7 @@ from kdep_bench.transfer.recipes import check_recipe
 
 DENSE = ("detection", "segmentation")
 TRANSFER_PACKAGE = "kdep_bench.transfer."
-# Arguments of an objective that the pre-training stage computes from a cache alone.
+# Arguments of an objective that the pre-training stage can only compute from a cache.
 FROM_CACHE = {"layer_distances", "teacher_mean_variance"}
 
 
@@ -108,7 +108,7 @@ TASK_RULES: tuple[Callable[[Json, Json], None], ...] = (
 
 def check_task_data(data: Json, task: Json) -> None:
     """Raises KdepError if the data lack the folder, split or official set that the task reads."""
-    parts = parts_of(data)
+    parts = known_parts(data)
     if parts is None or not task["type"].startswith(TRANSFER_PACKAGE):
         return
     task_recipe, label = task["recipe"], f"task {task['name']!r}"
@@ -204,7 +204,7 @@ class StudentMethod:
     @cached_property
     def teacher(self) -> Json:
         """The teacher of a method that reads one; raises KdepError if there is none."""
-        teacher = assistant_of(self.method) or self.base
+        teacher = assistant_config(self.method) or self.base
         if teacher is None:
             raise KdepError(
                 f"{self.label} needs a teacher, but the suite has none for that student",
@@ -364,7 +364,7 @@ def check_teacher_exists(pair: StudentMethod) -> None:
 
 def check_teacher_arguments(pair: StudentMethod) -> None:
     """Checks that the class of the suite's teacher accepts the arguments in its config."""
-    if pair.base is not None and assistant_of(pair.method) is None:
+    if pair.base is not None and assistant_config(pair.method) is None:
         check_arguments(
             without(pair.base, PROSE | {CONTENT}), f"the teacher {pair.base.get('name')!r}"
         )
@@ -421,7 +421,7 @@ def check_layer(pair: StudentMethod) -> None:
     name = teacher_layer(pair.method.get("objective"))
     prefix = f"{pair.label} stops its teacher after the layer {name!r}"
     kind = str(pair.teacher.get("type"))
-    if assistant_of(pair.method) is not None or not pair.live:
+    if assistant_config(pair.method) is not None or not pair.live:
         raise KdepError(
             f"{prefix}, but reads it from a cache",
             expected="the suite's teacher or a teacher config, and teacher_source='live'",
@@ -434,9 +434,9 @@ def check_layer(pair: StudentMethod) -> None:
             expected=f"one of {', '.join(layers)}" if layers else "a teacher with `layers`",
             fix="correct `teacher_layer` in the objective, or choose another teacher",
         )
-    if others := sorted((pair.needs & FROM_TEACHER) - {"layer"}):
+    if other_inputs := sorted((pair.needs & FROM_TEACHER) - {"layer"}):
         raise KdepError(
-            f"{prefix}, but also reads its {', '.join(others)}",
+            f"{prefix}, but also reads its {', '.join(other_inputs)}",
             fix="remove that part of the objective, or let it read another teacher by role",
         )
 
@@ -545,7 +545,7 @@ def check_augmentation(pair: StudentMethod) -> None:
     intermediate = [
         teacher
         for teacher in teachers_by_role(method, pair.base)
-        if assistant_of(teacher.method) is not None
+        if assistant_config(teacher.method) is not None
     ]
     check_augment(method, pair.name, pair.live and not intermediate, _batch_parts(pair))
 
@@ -560,7 +560,7 @@ def check_teacher_source(pair: StudentMethod) -> None:
     if pair.method.get("teacher_source") != "live":
         return
     teachers = teachers_by_role(pair.method, pair.base)
-    if not teachers or any(assistant_of(teacher.method) is not None for teacher in teachers):
+    if not teachers or any(assistant_config(teacher.method) is not None for teacher in teachers):
         problem = "an intermediate teacher, which is read from its cache" if teachers else "none"
         raise KdepError(
             f"{pair.name} has teacher_source='live', but its teacher is {problem}",

@@ -32,7 +32,7 @@ from kdep_bench.suite.methods import (
     methods_for,
     role_teachers,
     row_name,
-    tasks_of,
+    tasks_for,
     trains,
     without,
 )
@@ -453,7 +453,7 @@ class _Builder:
         )
         teacher = teacher_config_for(method, suite_teacher)
         self.probes.add_probes(student, method, teacher, fraction, chain, label)
-        for task in tasks_of(self.suite, method):
+        for task in tasks_for(self.suite, method):
             stages = self.add_transfer(
                 prepare, student, method, task, (chain["export"], label), fraction, transfer_seed
             )
@@ -627,7 +627,7 @@ def check_size(suite: Suite) -> None:
                 given_weights = method.get("weights") is not None and seeds.pairs == "product"
                 n_pairs = len(seeds.transfer) if given_weights else pairs
                 n_fractions = len(part.shares) if trains(method) else 1
-                n_runs += n_pairs * n_fractions * len(tasks_of(part, method))
+                n_runs += n_pairs * n_fractions * len(tasks_for(part, method))
     if n_runs > MAX_RUNS:
         raise KdepError(
             f"the suite {suite.name!r} has {n_runs:,} transfer runs",

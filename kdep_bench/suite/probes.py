@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.signatures import check_arguments, class_value
 from kdep_bench.suite.graph import Plan, ProbeRun
-from kdep_bench.suite.known_data import parts_of
+from kdep_bench.suite.known_data import known_parts
 from kdep_bench.suite.methods import PROSE, without
 from kdep_bench.suite.schema import Json, Suite, uses_teacher
 
@@ -72,7 +72,7 @@ def check_folder_key(data: Json, probe: Json) -> None:
 
 def check_class_folder(data: Json, probe: Json) -> None:
     """Checks that the folder has class labels and all splits that the probe reads."""
-    parts = parts_of(data)
+    parts = known_parts(data)
     if parts is None or not splits(probe):
         return
     folder, label = probe["folder"], f"probe {probe['name']!r}"
@@ -230,7 +230,7 @@ class ProbePlanner:
 
         Adding a probe that reads another split then does not change the stage's id.
         """
-        parts = parts_of(self.suite.data)
+        parts = known_parts(self.suite.data)
         available = SPLITS if parts is None else parts.splits[folder] or ()
         images = {"folder": folder, "splits": [s for s in SPLITS if s in available]}
         return self.add(

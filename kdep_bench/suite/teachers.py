@@ -24,7 +24,7 @@ from kdep_bench.objectives.roles import (
     together,
     union,
 )
-from kdep_bench.suite.methods import PROSE, assistant_of, head_classes, without
+from kdep_bench.suite.methods import PROSE, assistant_config, head_classes, without
 from kdep_bench.suite.schema import Json, Suite, uses_teacher
 
 SUITE = "suite"  # value of a role: the suite's teacher
@@ -47,7 +47,7 @@ class RoleTeacher:
     @property
     def config(self) -> Json | None:
         """Teacher config of the role; None if the suite has no teacher."""
-        return assistant_of(self.method) or self.suite_teacher
+        return assistant_config(self.method) or self.suite_teacher
 
     def key(self, kind: str) -> str:
         """Role of this teacher's stage of a kind in `Stage.needs` and chains: 'large.cache'."""
@@ -115,7 +115,7 @@ def teacher_config_for(method: Json, suite_teacher: Json | None) -> Json | None:
 
 def _teacher_config(method: Json, suite_teacher: Json | None) -> Json | None:
     """Config of the teacher of a method that has one teacher (which may be intermediate)."""
-    assistant = assistant_of(method)
+    assistant = assistant_config(method)
     if assistant is None:
         return suite_teacher
     upstream = teacher_config_for(method["teacher"]["method"], suite_teacher) or {}

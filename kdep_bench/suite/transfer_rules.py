@@ -15,7 +15,7 @@ from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.objectives.levels import levels_of, student_levels
 from kdep_bench.signatures import check_arguments, class_value, resolve_alias
 from kdep_bench.suite.arguments import check_classes, check_couples_samples
-from kdep_bench.suite.methods import PROSE, tasks_of, without
+from kdep_bench.suite.methods import PROSE, tasks_for, without
 from kdep_bench.suite.pairs import check_pair, check_task
 from kdep_bench.suite.schema import Json, Suite
 
@@ -74,7 +74,7 @@ def check_tasks(t: StudentTransfer) -> None:
         if name not in suite_tasks:
             raise unknown_name(f"task of {t.label}", name, suite_tasks)
     families = t.class_attribute("families")
-    for task in tasks_of(t.suite, t.method):
+    for task in tasks_for(t.suite, t.method):
         problem = f"{t.label} does not support the task {task['name']!r}"
         fix = "list the tasks to run it on in `tasks` of its `transfer`"
         if families and task["family"] not in families:
@@ -157,7 +157,7 @@ def check_teacher(t: StudentTransfer) -> None:
             expected=f"one of {', '.join(method['students'])}",
             fix="choose another method or student in its `teacher`",
         )
-    for task in tasks_of(t.suite, t.method):
+    for task in tasks_for(t.suite, t.method):
         check_task(student, task)
     check_pair(t.suite, student, method, t.suite_teacher)
 

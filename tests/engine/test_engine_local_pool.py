@@ -424,7 +424,7 @@ def test_cores_are_divided_among_stages_with_gpus(tmp_path):
     }
     for gpus, expected_cpus in ((("0", "1", "2", "3"), [1, 3, 7, 9]), ((), [1, 1, 1, 9])):
         pool = local_pool.Pool(plan, tmp_path, {}, local_pool.PoolOptions(cpus=16, gpus=gpus))
-        assert [pool._cpus_of(s) for s in stages.values()] == expected_cpus
+        assert [pool._cores_for(s) for s in stages.values()] == expected_cpus
 
 
 def test_a_too_long_tmpdir_for_sockets_raises_kdep_error(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from kdep_bench.files import read_json, write_json
 from kdep_bench.objectives.levels import levels_of
 from kdep_bench.pretrain.diagnostics import mean_variance
 from kdep_bench.suite.config import resolve
-from kdep_bench.suite.methods import assistant_of
+from kdep_bench.suite.methods import assistant_config
 from kdep_bench.teachers.base import build_teacher
 from kdep_bench.transfer import export
 from tests.pretrain.conftest import BUDGET, IMAGES, TEACHER, silent
@@ -123,7 +123,7 @@ def test_the_student_is_trained_with_the_exported_assistant(
 ):
     """Logit KD -> assistant -> logit KD, or its feature: files, hashes and logits agree."""
     ta = {"student": R18, "method": load_method("logit_kd"), "epochs": None}
-    config = assistant_of({"name": "takd", "teacher": ta})
+    config = assistant_config({"name": "takd", "teacher": ta})
     assert config is not None
     assert config["has_logits"]
     pretrain(tmp_path / "ta", stages, load_method("logit_kd"), student=R18, budget=SHORT)

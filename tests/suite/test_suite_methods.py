@@ -16,7 +16,7 @@ from kdep_bench.results.records import record
 from kdep_bench.results.records.store import records_dir
 from kdep_bench.suite.config import build_suite, load_config, load_suite, names
 from kdep_bench.suite.graph import Plan
-from kdep_bench.suite.methods import assistant_of
+from kdep_bench.suite.methods import assistant_config
 from kdep_bench.suite.plan import build_plan
 
 SGD = dict(type="SGD", lr=0.1, momentum=0.9, weight_decay=5e-4)
@@ -231,7 +231,7 @@ def test_a_schedule_longer_than_an_intermediate_teacher_s_run_is_refused():
 
 def test_the_card_states_whether_an_intermediate_teacher_used_labels():
     methods = {m["name"]: m for m in load_suite("methods_pocket").methods}
-    cards = [assistant_of(methods[m]) for m in ("eskd_teacher", "takd")]
+    cards = [assistant_config(methods[m]) for m in ("eskd_teacher", "takd")]
     assert [c["card"]["labels_used"] for c in cards if c] == [True, False]
 
 

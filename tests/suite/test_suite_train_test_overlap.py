@@ -87,7 +87,7 @@ def test_a_suite_can_set_trained_on_and_tests_on() -> None:
 
 
 def test_an_intermediate_teacher_inherits_the_training_data_of_its_teacher() -> None:
-    from kdep_bench.suite.methods import assistant_of
+    from kdep_bench.suite.methods import assistant_config
     from kdep_bench.suite.teachers import teacher_config_for
 
     base = {"name": "big", "card": {"trained_on": ["coco"]}}
@@ -105,5 +105,5 @@ def test_an_intermediate_teacher_inherits_the_training_data_of_its_teacher() -> 
     teacher = teacher_config_for(with_intermediate, base)
     assert overlap_notes([teacher], {"name": "t", "recipe": {"set": "coco"}}, "mine")
     assert (
-        "trained_on" not in (assistant_of(with_intermediate) or {})["card"]
+        "trained_on" not in (assistant_config(with_intermediate) or {})["card"]
     )  # not in the spec of a stage
