@@ -180,9 +180,9 @@ def fork_servers(group: int) -> list[int]:
         ("7", "--gpus has GPU 7, but this machine has GPU 0 to 1"),
         ("1,2", "--gpus has GPU 2, but"),
         ("0,0", "contains 0 twice"),
-        ("0,", "contains '', which is no GPU"),
-        ("two", "contains 'two', which is no GPU"),
-        ("-1", "contains '-1', which is no GPU"),
+        ("0,", "contains '', which is not a GPU"),
+        ("two", "contains 'two', which is not a GPU"),
+        ("-1", "contains '-1', which is not a GPU"),
         ("0,GPU-5a", "mixes numbers and UUIDs"),
     ],
 )
