@@ -192,13 +192,6 @@ TERMS = (
         ("top1",),
     ),
     Term(
-        "mIoU, pixel accuracy (of a probe)",
-        "Linear segmentation: one 1x1 convolution on the frozen feature maps of strides 8, 16 and "
-        "32, trained on the scenes with masks; mean IoU over classes, and the fraction of labelled "
-        "pixels that are right, on the test split.",
-        ("mIoU", "pixel accuracy"),
-    ),
-    Term(
         "mAP, recall at K (of a probe)",
         "Every test image is a query for the others, ranked by cosine similarity: mean average "
         "precision of images of its class; fraction of queries with one among the K most similar.",
