@@ -1,4 +1,4 @@
-"""The Dockerfile copies what exists, and installs and starts what README and pyproject.toml say.
+"""The Dockerfile copies existing files and uses the commands of README and pyproject.toml.
 
 No image is built: Docker is not needed to run the tests.
 """
@@ -26,20 +26,22 @@ def instructions() -> list[tuple[str, str]]:
     return [(keyword, rest) for keyword, rest in pairs]
 
 
-def of(keyword: str) -> list[str]:
-    return [rest for k, rest in instructions() if k == keyword]
+def arguments_of(keyword: str) -> list[str]:
+    """The arguments of every instruction with this keyword."""
+    return [rest for name, rest in instructions() if name == keyword]
 
 
-def sources() -> list[str]:
-    return [name for rest in of("COPY") for name in rest.split()[:-1]]
+def copied_sources() -> list[str]:
+    """Every path that is copied from the repository."""
+    return [name for rest in arguments_of("COPY") for name in rest.split()[:-1]]
 
 
-def test_every_instruction_is_one_of_docker() -> None:
+def test_the_dockerfile_uses_known_instructions_only() -> None:
     known = {"ARG", "FROM", "ENV", "RUN", "WORKDIR", "COPY", "USER", "CMD"}
     assert {keyword for keyword, _ in instructions()} <= known
 
 
-@pytest.mark.parametrize("name", sources())
+@pytest.mark.parametrize("name", copied_sources())
 def test_every_copied_source_is_in_the_repository_and_not_ignored(name: str) -> None:
     tracked = subprocess.run(
         ["git", "ls-files", "--", name], cwd=REPO, capture_output=True, text=True, check=True
@@ -50,30 +52,30 @@ def test_every_copied_source_is_in_the_repository_and_not_ignored(name: str) -> 
     assert not any(fnmatch.fnmatch(name, p) for p in patterns)
 
 
-def test_what_make_install_reads_is_copied() -> None:
+def test_every_file_that_make_install_reads_is_copied() -> None:
     rule = (REPO / "Makefile").read_text().partition("$(VENV)/.installed:")[2].partition("\n\n")[0]
-    needed = {*rule.splitlines()[0].split(), "Makefile", "setup.py"}
+    required = {*rule.splitlines()[0].split(), "Makefile", "setup.py"}
     readme = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["readme"]
-    assert needed | {readme, "kdep_bench", "configs"} <= set(sources())
+    assert required | {readme, "kdep_bench", "configs"} <= set(copied_sources())
 
 
-def test_its_commands_are_those_of_the_readme() -> None:
+def test_the_commands_of_the_dockerfile_are_those_of_the_readme() -> None:
     readme = (REPO / "README.md").read_text()
-    commands = [part.strip() for rest in of("RUN") for part in rest.split("&&")]
+    commands = [part.strip() for rest in arguments_of("RUN") for part in rest.split("&&")]
     assert "make install" in commands
     assert "make install && source .venv/bin/activate" in readme
     assert "ENV PATH=/app/.venv/bin:${PATH}" in (REPO / "Dockerfile").read_text()
-    (command,) = of("CMD")
+    (command,) = arguments_of("CMD")
     scripts = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["scripts"]
     assert json.loads(command)[0] in scripts
 
 
-def test_the_base_image_is_pinned_to_a_python_that_the_lock_is_for() -> None:
-    arguments = dict(rest.split("=", 1) for rest in of("ARG"))
+def test_the_base_image_has_the_python_version_of_the_lock() -> None:
+    arguments = dict(rest.split("=", 1) for rest in arguments_of("ARG"))
     assert arguments["BASE"].startswith("python:3.11-")
     assert "Python 3.11" in (REPO / "requirements.lock").read_text().splitlines()[0]
-    assert of("FROM") == ["${BASE}"]
+    assert arguments_of("FROM") == ["${BASE}"]
 
 
-def test_it_does_not_run_as_root() -> None:
-    assert of("USER")[-1] not in ("root", "0")
+def test_the_container_does_not_run_as_root() -> None:
+    assert arguments_of("USER")[-1] not in ("root", "0")
