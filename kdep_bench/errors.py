@@ -74,5 +74,4 @@ def unknown_name(
     names = sorted(map(str, valid))
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of: {', '.join(names)}"
-    count = f"one of {len(names)} known names" if near or fix else None
-    return KdepError(f"unknown {kind} {name!r}", expected=count, fix=fix or hint)
+    return KdepError(f"unknown {kind} {name!r}", fix=fix or hint)

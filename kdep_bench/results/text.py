@@ -1,4 +1,7 @@
-"""Numbers and untrusted names as text, escaped for each output format."""
+"""Numbers and names as text, escaped for each output format.
+
+Names come from records, which other people may have written.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ import shlex
 from kdep_bench.results.board.board import Result, shorten
 from kdep_bench.results.statistics.intervals import Estimate
 
-# C0 and C1 controls, line separators, and the marks that turn the reading direction around.
+# C0 and C1 control characters, line separators, and marks that change the reading direction.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-# An underscore inside a word is no emphasis on GitHub and stays readable.
+# GitHub does not read an underscore inside a word as emphasis, so it is not escaped.
 _MARKDOWN = re.compile(r"([\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_]))")
 _TEX = {
     "\\": r"\textbackslash{}",
@@ -34,19 +37,19 @@ _TEX = {
 
 
 def plain(text: str, limit: int = 120) -> str:
-    """`text` as one visible line: control characters as spaces, a long one without its middle."""
+    """`text` in one line, with spaces for control characters, and shortened to `limit`."""
     return shorten(_CONTROL.sub(" ", text), limit).strip()
 
 
 def md(text: str, limit: int = 120) -> str:
     """`text` as literal text in a GitHub table cell."""
     line = html.escape(plain(text, limit), quote=False)
-    # "@name" and "#1" would become links to people and issues; a zero-width joiner stops that.
+    # GitHub turns "@name" and addresses into links; an invisible word joiner prevents this.
     return _MARKDOWN.sub(r"\\\1", line).replace("@", "@\u2060").replace("://", ":\u2060//")
 
 
 def code(text: str, limit: int = 300) -> str:
-    """`text` as inline code in a GitHub table cell; it may contain backticks and bars."""
+    """`text` as inline code in a GitHub table cell; backticks and bars are allowed."""
     line = plain(text, limit).replace("|", "\\|")
     longest = max((len(run) for run in re.findall("`+", line)), default=0)
     ticks = "`" * (longest + 1)
@@ -55,8 +58,11 @@ def code(text: str, limit: int = 300) -> str:
 
 
 def csv_text(text: str) -> str:
-    """`text` that no spreadsheet evaluates: a quote mark before a possible formula (OWASP, CSV
-    injection); control characters become spaces."""
+    """`text` for a CSV file, with spaces for control characters.
+
+    A quote mark is added before a text that a spreadsheet could evaluate as a formula (see "CSV
+    injection" of OWASP).
+    """
     clean = _CONTROL.sub(" ", text)
     return f"'{clean}" if clean.lstrip()[:1] in tuple("=+-@|%") else clean
 
@@ -67,7 +73,7 @@ def tex(text: str, limit: int = 120) -> str:
 
 
 def points(fraction: float | None, sign: bool = False) -> str:
-    """A fraction x100 with one decimal; a dash where there is none."""
+    """A fraction x100 with one decimal, with `sign` also for positive numbers; a dash for None."""
     if fraction is None:
         return "—"
     text = f"{100 * fraction:+.1f}" if sign else f"{100 * fraction:.1f}"
@@ -75,7 +81,7 @@ def points(fraction: float | None, sign: bool = False) -> str:
 
 
 def score(result: Result) -> str:
-    """mean ± sd (n), and the number of failed and missing seeds, which are never averaged over."""
+    """'mean ± sd (n)' x100, and the numbers of failed and missing seeds."""
     parts = []
     est = result.estimate
     if est is not None:
@@ -91,7 +97,7 @@ def score(result: Result) -> str:
 
 
 def gap(est: Estimate | None) -> str:
-    """A difference x100 with its 95 % interval."""
+    """A difference x100 with its 95 % interval; a dash for None."""
     if est is None:
         return "—"
     if est.low is None or est.high is None:
@@ -100,7 +106,7 @@ def gap(est: Estimate | None) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """Seconds in a readable unit; a dash where unknown."""
+    """A time in seconds, minutes or hours; a dash for None."""
     if value is None:
         return "—"
     if value < 120:
@@ -111,23 +117,23 @@ def seconds(value: float | None) -> str:
 
 
 def count(value: int | None) -> str:
-    """An integer with thousands separators; a dash where unknown."""
+    """An integer with thousands separators; a dash for None."""
     return "—" if value is None else f"{value:,}"
 
 
 def ratio(value: float | None, digits: int = 2) -> str:
-    """A plain number; a dash where unknown."""
+    """A number with `digits` decimals, from 1000 in scientific notation; a dash for None."""
     if value is None:
         return "—"
     return f"{value:.{digits}f}" if value < 1000 else f"{value:.1e}"
 
 
 def times(log_ratio: Estimate, bound: str = "") -> str:
-    """A ratio, given as the estimate of its logarithm, as '3.2 x [2.9, 3.6]'.
+    """The ratio whose logarithm is `log_ratio`, as '3.2x [2.9, 3.6]'.
 
-    `bound`: 'at least' or 'at most' for a value outside a curve.
+    `bound`: text before the ratio, such as 'at least'.
     """
-    shown = f"{bound} {math.exp(log_ratio.mean):.2g} x".lstrip()
+    shown = f"{bound} {math.exp(log_ratio.mean):.2g}x".lstrip()
     if log_ratio.low is None or log_ratio.high is None:
         return shown
     return f"{shown} [{math.exp(log_ratio.low):.2g}, {math.exp(log_ratio.high):.2g}]"
@@ -140,7 +146,7 @@ def command(suite: str, only: str) -> str:
 
 
 def p_value(p: float | None) -> str:
-    """A p value; three digits below 0.1, so that 0.0499 is not shown as 0.05; a dash for None."""
+    """A p value with two decimals, below 0.1 with three; a dash for None."""
     if p is None:
         return "—"
     if p < 0.001:

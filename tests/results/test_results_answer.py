@@ -24,24 +24,24 @@ def test_higher_lower_and_not_significant_agree_with_the_difference_table():
         "scratch": {"probe": [0.10, 0.12, 0.11], "det": [0.05, 0.06, 0.07]},
     }
     scratch, supervised, spent, limits = answer_sentences(grid(scores))
-    assert scratch.startswith("kdep scores higher than no pre-training: +27.5 [")
+    assert scratch.startswith("kdep scores higher than no pre-training: +27.5 points (95 %")
     # +10 on one task family and -10 on the other: the mean is 0, and both are named.
     assert supervised.startswith("kdep is not significantly different from supervised")
-    assert ": 0.0 [" in supervised
+    assert ": 0.0 points (95 % interval " in supervised
     assert "mean of 2 tasks (2 task families, equal weights)" in supervised
-    assert supervised.endswith("; higher on probe; lower on det.")
+    assert supervised.endswith(". By task: higher on probe; lower on det.")
     # kdep: 300 s of training, 100 s of cache, 2 s of alignment; supervised: 300 s.
     assert spent == (
-        "kdep used 100 % of the images of supervised, without labels, and 1.3 times its "
-        "pre-training time, teacher cache included."
+        "kdep was pre-trained without labels on as many images as supervised. Pre-training took "
+        "1.3 times as long, including the teacher cache."
     )
-    assert limits.startswith("Measured with 1 pre-trained network and 3 transfer runs per method")
+    assert "from 1 pre-trained network per method and 3 transfer runs per method and task" in limits
 
 
 def test_the_data_fraction_is_stated():
     records = grid(SCORES) + grid({"kdep": SCORES["kdep"]}, share=0.1)
     assert any(
-        s.startswith("kdep · 10 % data used 10 % of the images of")
+        s.startswith("kdep · 10 % data was pre-trained without labels on 10 % of the number of")
         for s in answer_sentences(records)
     )
 
@@ -49,9 +49,9 @@ def test_the_data_fraction_is_stated():
 def test_one_seed_gives_no_tested_difference():
     records = [make(fields(m, "probe", v)) for m, v in (("kdep", 0.9), ("scratch", 0.1))]
     sentences = answer_sentences(records)
-    untested = "kdep - no pre-training: +80.0 points x100 with one seed pair, so not tested."
+    untested = "kdep minus no pre-training: +80.0 points, from one pair of seeds and not tested."
     assert sentences[0] == untested
-    assert sentences[-1].endswith("No difference was tested.")
+    assert sentences[-1].endswith("No difference was tested for significance.")
     assert not any("higher" in s for s in sentences)
 
 
@@ -60,8 +60,8 @@ def test_the_best_of_many_methods_are_named_together():
     scores["m0"] = {"probe": [0.51, 0.50, 0.52]}
     scores |= {"kdep": {"probe": [0.2, 0.21, 0.22]}, "scratch": {"probe": [0.1, 0.11, 0.12]}}
     sentences = answer_sentences(grid(scores))
-    best = "Best of 5 rows on probe: m0, m1 (in order of the mean; none significantly worse than "
-    assert f"{best}the first)." in sentences
+    note = "(sorted by mean; none is significantly worse than the first)."
+    assert f"Best on probe, of 5 table rows: m0, m1 {note}" in sentences
 
 
 def test_a_mean_below_chance_or_below_no_pre_training_is_marked():
@@ -98,7 +98,8 @@ def test_a_failed_score_leaves_no_mean_over_the_other_tasks():
     records = grid(scores)
     records[5] = failed("kdep", "det", transfer=2)
     first = answer_sentences(records)[0]
-    assert first.startswith("kdep has no mean over tasks to compare with supervised pre-training")
+    problem = "A score is missing, so kdep and supervised pre-training are not compared over all"
+    assert first.startswith(problem)
     assert first.endswith("higher on probe; lower on det.")
 
 
@@ -130,7 +131,7 @@ def test_a_method_with_one_seed_is_neither_best_nor_hides_the_others():
     board = board_of(grid(scores | {"scratch": {"probe": [0.1, 0.11, 0.12]}}))
     assert {a.method for a in compare.best(board, "resnet18_w32", board.columns[0])} == {"kdep"}
     (*_, limits) = answer_sentences(grid(scores | {"scratch": {"probe": [0.1, 0.11, 0.12]}}))
-    assert limits.startswith("Measured with 1 pre-trained network and 1 to 3 transfer runs")
+    assert "from 1 pre-trained network per method and 1 to 3 transfer runs" in limits
 
 
 def test_means_that_differ_only_by_rounding_are_not_significant():

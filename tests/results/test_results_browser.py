@@ -164,7 +164,7 @@ def test_a_page_of_all_kinds_of_records_has_every_section(chromium, full_page):
             "Paired differences",
             "Efficiency",
             "Alignment",
-            "Seed noise (x100)",
+            "Variation between seeds",
         ]
         expected += ["Training curves", "Per class", "Sample predictions"]
         expected += ["Failed, missing, damaged", "Environment", "Reproduce", "Glossary"]

@@ -40,7 +40,7 @@ def test_tables_show_counts_by_class_and_split(tmp_path: Path) -> None:
     assert head == ["class", "boxes, train", "boxes, test"]
     assert rows == [["cat", "1,234", "2"], ["dog", "1", "0"]]
     head, rows = tables["Boxes"]
-    assert head == ["split", "images", "width, px", "height, px", "crowds"]
+    assert head == ["split", "images", "width, px", "height, px", "crowd boxes (COCO iscrowd)"]
     assert rows == [["train", "3", "64", "32 to 48", "2"], ["test", "3", "64", "32 to 48", "0"]]
     assert tables["Pool: classes"][1] == [["a", "1"], ["b", "3"]]
     assert "1 CMYK" in tables["Pool"][1][0]

@@ -24,7 +24,7 @@ def test_one_method_name_with_two_learning_rates_has_a_remark(results):
     ]
     remarks = board_of(results(runs)).remarks
     assert any(
-        "kdep (resnet18_w32) on probe: its 3 runs have the learning rates 0.05, 0.2 under one name"
+        "The 3 runs of kdep (resnet18_w32) on probe have the learning rates 0.05, 0.2, but one name"
         in r
         for r in remarks
     ), remarks
@@ -32,10 +32,10 @@ def test_one_method_name_with_two_learning_rates_has_a_remark(results):
 
 def test_one_method_name_with_two_configurations_has_a_remark(results):
     runs = grid({"kdep": {"probe": [0.5, 0.6, 0.7]}})
-    assert not any("under one name" in r for r in board_of(results(runs)).remarks)
+    assert not any("but one name" in r for r in board_of(results(runs)).remarks)
     changed = make(fields("kdep", "probe", 0.7, transfer=2) | {"config_hash": "ba5e"})
     remarks = board_of(results([changed], "golden")).remarks
-    assert any("its 3 runs have 2 configurations under one name" in r for r in remarks), remarks
+    assert any("have 2 configurations, but one name" in r for r in remarks), remarks
 
 
 def test_two_versions_of_a_task_are_two_columns_with_a_remark(results):
@@ -49,7 +49,7 @@ def test_two_versions_of_a_task_are_two_columns_with_a_remark(results):
     assert len(board.columns) == 2
     means = sorted(e.mean for r in board.results.values() if (e := r.estimate))
     assert means == pytest.approx([0.55, 0.9])
-    assert any("The task probe has the versions 1, 2" in r for r in board.remarks)
+    assert any("have the versions 1, 2 of the task probe" in r for r in board.remarks)
 
 
 def test_latex_marks_a_score_below_chance_and_one_below_no_pre_training(results):

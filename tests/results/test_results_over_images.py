@@ -72,7 +72,7 @@ def test_an_interval_over_seeds_alone_covers_too_little():
 def test_the_interval_of_one_training_covers_images_and_states_it():
     assert 0.92 <= coverage(1, 0.0, 1.0, 0.5) <= 0.97
     measured = interval(draw(np.random.default_rng(0), 1, 0, 1, 1))
-    assert measured.seeds == "120 test images, of one training"
+    assert measured.seeds == "120 test images of one training"
 
 
 def test_a_paired_test_has_5_percent_false_positives_and_narrower_intervals():

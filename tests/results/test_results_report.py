@@ -101,10 +101,10 @@ def test_diff_tests_each_difference_for_significance(results):
     assert "kdep (lite0, 100 % data, 6 epochs), probe: +10.0 [+10.0, +10.0] x100: better" in out
     assert "det: 0.0 [-2.5, +2.5] x100: not significant" in out
     assert ", seg:" not in out
-    assert "Only in the old (9)" in out
-    assert "3 scores in both, 1 of them the same" in out
+    assert "Only in the old folder (9)" in out
+    assert "3 scores are in both folders, 1 are the same" in out
     same = run("diff", old, old).stdout
-    assert same.strip() == "12 scores in both, 12 of them the same."
+    assert same.strip() == "12 scores are in both folders, 12 are the same."
 
 
 def test_diff_without_common_seeds_is_unpaired(results):

@@ -74,7 +74,7 @@ def test_the_difference_over_images_is_shown_with_its_numbers_of_seeds_and_image
     assert "3 seeds and 200 test images" in line
     assert line.endswith("| better |")
     assert "Differences over test images" in (folder / "index.html").read_text()
-    assert "| per-sample outputs | kept in samples/ |" in text
+    assert "| predictions on test images | stored in samples/ |" in text
 
 
 def test_pairs_that_are_not_in_the_table_are_counted_with_the_reason(folder):
@@ -130,7 +130,7 @@ def test_a_row_with_a_seed_without_outputs_is_not_compared_over_images(folder):
     build(folder, claims=[])
     text = (folder / "leaderboard.md").read_text()
     assert "Differences over test images" not in text
-    assert "kept in samples/ (5 records)<br>none kept (1 records)" in text
+    assert "stored in samples/ (5 records)<br>not stored (1 records)" in text
 
 
 def test_records_without_outputs_are_read_and_written_unchanged(tmp_path):
@@ -166,7 +166,7 @@ def test_outputs_outside_the_folder_are_not_read(folder, tmp_path):
     shutil.copy(folder / name, tmp_path / "other.npz")
     path.write_text(path.read_text().replace(name, "../other.npz"))
     (fault,) = validate(folder).faults
-    assert "are elsewhere" in fault
+    assert "are outside the results folder" in fault
     build(folder, claims=[])
     assert "Differences over test images" not in (folder / "leaderboard.md").read_text()
 
@@ -178,4 +178,4 @@ def test_a_submission_s_outputs_are_used(folder, tmp_path):
     build(table, claims=[])
     text = (table / "leaderboard.md").read_text()
     assert "kdep (submitted by lab) - scratch | probe (top1) | +20.0 [+" in text
-    assert "kept in samples/ |" in text
+    assert "stored in samples/ |" in text

@@ -252,7 +252,7 @@ def test_crossed_moments_equal_values_computed_by_hand():
         3,
         4,
         "crossed t",
-        "2 x 2 seeds",
+        "2 pre-training x 2 transfer seeds",
     )
     half = scipy_stats.t.ppf(0.975, df) * 3**0.5
     assert (estimated.low, estimated.high) == pytest.approx((3 - half, 3 + half))
@@ -275,7 +275,7 @@ def test_the_kind_of_seeds_is_named():
     assert seeds([(0, 0)]) == "1 transfer seed"
     assert seeds([(0, 0), (0, 1)]) == "2 transfer seeds"
     assert seeds([(0, 0), (1, 0)]) == "2 pre-training seeds"
-    assert seeds([(0, 0), (0, 1), (1, 0), (1, 1)]) == "2 x 2 seeds"
+    assert seeds([(0, 0), (0, 1), (1, 0), (1, 1)]) == "2 pre-training x 2 transfer seeds"
     assert seeds([(0, 0), (0, 1), (1, 0)]) == "2 pre-training seeds"  # an incomplete grid
 
 

@@ -34,7 +34,7 @@ def test_a_record_is_replaced_by_its_rerun_and_never_by_another_run(tmp_path):
     store.write(tmp_path, record(value=0.1))
     store.write(tmp_path, record(value=0.2))
     assert [r.value for r in store.read(tmp_path).runs] == [0.2]
-    with pytest.raises(KdepError, match="has the same record id"):
+    with pytest.raises(KdepError, match="of another run with the same id"):
         store.write(tmp_path, make(fields(task="det") | {"id": record().id}))
 
 

@@ -79,16 +79,16 @@ FAULTS_OF_ONE = {
     "a metric in percent": (set_field("metrics", "aAcc", value=83.4), "fractions"),
     "a score that its metric contradicts": (
         set_field("value", value=0.9),
-        "its metrics say mIoU =",
+        "but mIoU in its metrics is",
     ),
-    "milliseconds": (set_field("cost", "pretrain_s", value=940_761.0), "times are seconds"),
-    "nanoseconds": (set_field("cost", "transfer_s", value=7.8e10), "times are seconds"),
+    "milliseconds": (set_field("cost", "pretrain_s", value=940_761.0), "times are in seconds"),
+    "nanoseconds": (set_field("cost", "transfer_s", value=7.8e10), "times are in seconds"),
     "labels of a label-free method": (
         set_field("arm", "labels_used", value=True),
         "labels were used",
     ),
     "a time to come": (set_field("created", value="2999-01-01T00:00:00+00:00"), "in the future"),
-    "a config hash that is none": (set_field("config_hash", value="mine"), "is no hash"),
+    "a config hash that is none": (set_field("config_hash", value="mine"), "is not a hash"),
     "a stage without a hash": (set_field("stages", "export", value="export-mine"), "12 digits"),
     "an unknown field": (set_field("trust", value="me"), "trust"),
     "no number": (set_field("metrics", "aAcc", value=float("nan")), "NaN"),
@@ -112,7 +112,8 @@ def test_a_fault_of_one_record_is_named_with_its_file(folder, fault_name):
 FAULTS_OF_SEVERAL = {
     "a method with twice the budget": (
         lambda r: r["budget"].update(epochs=32.0, images_seen=1_024_000, steps=16_000),
-        "kdep saw 1024000 images in 16000 steps, others on the same data 512000",
+        "kdep was pre-trained with 1024000 images in 16000 steps, other methods on the same data "
+        "with 512000",
     ),
     "another teacher": (
         set_field("teacher", "checksum", value="0" * 16),
@@ -164,8 +165,8 @@ def test_copies_of_a_run_under_another_seed_or_id_are_detected(folder):
     value["seed"]["transfer"] = 7
     copy.write_text(json.dumps(value))
     faults = validate(folder).faults
-    assert faults == [f"records/{copy.name}: its loss curve is that of records/{path.name} to the "
-                      "last digit, so a copy"]  # fmt: skip
+    assert faults == [f"records/{copy.name}: its loss curve is equal to that of "
+                      f"records/{path.name}, so it is a copy"]  # fmt: skip
     value["seed"]["transfer"] = 0
     value["curves"] = {}
     copy.write_text(json.dumps(value))
@@ -188,14 +189,14 @@ def test_the_same_methods_from_another_processor_have_no_fault_and_a_note(folder
         path.write_text(json.dumps(value))
     report = validate(folder, POCKET)
     assert report.faults == []
-    assert any("another processor: cpu: AMD EPYC here" in note for note in report.notes)
+    assert any("the device is cpu: AMD EPYC here" in note for note in report.notes)
 
 
 FAULTS_AGAINST_TABLE = {
-    "another suite": (set_field("suite", value="mine"), "belongs to the suite mine"),
+    "another suite": (set_field("suite", value="mine"), "its suite is mine"),
     "a seed that was selected": (
         set_field("seed", "transfer", value=41),
-        "seeds may not be selected",
+        "seeds must not be selected",
     ),
     "a task that is not in the table": (set_field("task", "name", value="x"), "has no task x"),
 }
@@ -276,7 +277,7 @@ def test_a_submission_changed_after_it_joined_is_not_in_the_table(folder, table)
     assert [d.file for d in damaged] == [
         f"submissions/lab/records/{n}" for n in ("extra.json", path.name)
     ]
-    assert all("not the one that was validated" in d.sentence for d in damaged)
+    assert all("was changed after its validation" in d.sentence for d in damaged)
     (joined / "submission.json").unlink()
     (only,) = store.read(table).damaged
     assert only.file == "submissions/lab/submission.json"

@@ -45,7 +45,7 @@ def test_changed_and_opposite_verdicts_are_named_and_equal_ones_are_not(results)
 
 def test_a_folder_compared_with_itself_has_no_changed_verdict(results):
     old = results(records_on("cpu: A", [], OLD), "old")
-    assert diff(old, old).strip() == "6 scores in both, 6 of them the same."
+    assert diff(old, old).strip() == "6 scores are in both folders, 6 are the same."
 
 
 def test_single_seeds_give_no_verdict_to_compare(results):
@@ -62,7 +62,7 @@ def test_a_table_of_two_processors_has_a_remark(results):
     cost = fields()["cost"] | {"device": "cpu: B"}
     runs.append(make(fields("kdep", "probe", 0.7, transfer=2) | {"cost": cost}))
     remarks = make_board(read(results(runs))).remarks
-    assert any("the same seeds train other networks there" in r for r in remarks)
+    assert any("the same seed gives different networks on them" in r for r in remarks)
 
 
 def test_units_are_read_from_the_flags_of_the_processor(tmp_path):

@@ -1,12 +1,13 @@
-"""A board: the runs of a suite as a table of rows (pre-trained students) and columns (tasks).
+"""The board: the transfer runs of a suite, as a table of rows (students) and columns (tasks).
 
-Scores are compared only within a column: same task, version, split, metric *and* data fingerprint.
-Rules against misleading tables:
+A run is one transfer run with its record. Scores are compared only within a column, which has one
+task, version, split, metric and data fingerprint. Rules that prevent misleading tables:
 
-* two records of one row, task and seed pair: the newer counts, the older is listed as a duplicate;
-  if they are equally old and differ, none counts and the seed pair is shown as failed;
-* a damaged file is listed with the failures;
-* a missing or failed seed pair stays visible in its result and is never averaged over.
+* If two records have the same row, task and seed pair, the newer is used and the older is listed
+  as a duplicate. If they have the same date and differ, neither is used, and the seed pair is shown
+  as failed.
+* A damaged record file is listed with the failures.
+* A result with a missing or failed seed pair shows this, and no mean over tasks includes it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ from kdep_bench.results.statistics.intervals import Estimate, estimate
 
 
 class Column(NamedTuple):
-    """One task on one data set, whose scores are comparable. Sorts by family, then name."""
+    """One task on one data set, whose scores can be compared; sorted by task family, then name.
+
+    `direction`: "max" where a larger score is better, "min" where a smaller one is. `data`: the
+    name of the data set.
+    """
 
     family: str
     task: str
@@ -39,9 +44,9 @@ class Column(NamedTuple):
 
 
 class RowKey(NamedTuple):
-    """One row: a student, its pre-training method, teacher ("" for none), data fraction and epochs.
+    """Key of a row: student, pre-training method, teacher, data fraction and epochs.
 
-    `epochs` is None where unknown.
+    `teacher` is "" without a teacher; `epochs` is None where unknown.
     """
 
     student: str
@@ -51,14 +56,18 @@ class RowKey(NamedTuple):
     epochs: float | None
 
     def order(self) -> tuple[str, str, str, float, float]:
-        """Sort key; larger data fraction and longer training first."""
+        """Sort key; larger data fractions and longer trainings come first."""
         epochs = 0.0 if self.epochs is None else self.epochs
         return (self.student, self.method, self.teacher, -self.fraction, -epochs)
 
 
 @dataclass(slots=True)
 class Result:
-    """The runs of one row on one task; `values`: scores of the ok ones by seed pair."""
+    """The runs of one row on one task.
+
+    `values`: (pre-training seed, transfer seed) -> score, a fraction, of the runs with status ok.
+    `runs`: all runs; `failed` and `missing` contain those without a score.
+    """
 
     values: dict[tuple[int, int], float] = field(default_factory=dict)
     runs: list[Run] = field(default_factory=list)
@@ -68,7 +77,7 @@ class Result:
 
     @property
     def complete(self) -> bool:
-        """Whether there is a score and no run failed or is missing."""
+        """Whether there is a score, and no run failed or is missing."""
         return bool(self.values) and not self.failed and not self.missing
 
     @property
@@ -81,7 +90,12 @@ class Result:
 
 @dataclass(slots=True)
 class Board:
-    """Rows, columns and results of a suite; tables, claims and the page are made from it."""
+    """Rows, columns and results of a suite, from which tables, claims and the page are made.
+
+    `chance`: column -> score of chance, None where unknown. `runs`: every run that is used.
+    `remarks`: sentences for the reader of the tables. `damaged`: (file, sentence) of each damaged
+    record file.
+    """
 
     suite: str
     columns: list[Column]
@@ -91,84 +105,94 @@ class Board:
     runs: list[Run]
     remarks: list[str]
     damaged: list[tuple[str, str]]
-    # Fitted once each by `compare.model`: by student and columns.
+    # (student, columns) -> the model that `compare.model` fitted.
     models: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def students(self) -> list[str]:
         """Students, sorted."""
-        return sorted({a.student for a in self.rows})
+        return sorted({row.student for row in self.rows})
 
     @property
     def families(self) -> list[str]:
         """Task families, sorted."""
-        return sorted({c.family for c in self.columns})
+        return sorted({column.family for column in self.columns})
 
     @property
     def untimed(self) -> bool:
-        """Whether the suite records no times (`runtime.timed=False`).
+        """Whether the records of the suite contain no times (`runtime.timed=False`).
 
-        A timed run has at least the time of its transfer.
+        With times, every finished run has at least the time of its transfer.
         """
-        ok = [r for r in self.runs if r.status == "ok"]
-        return bool(ok) and all(r.cost.transfer_s is r.cost.pretrain_s is None for r in ok)
+        costs = [run.cost for run in self.runs if run.status == "ok"]
+        return bool(costs) and all(c.transfer_s is None and c.pretrain_s is None for c in costs)
 
     def result(self, row: RowKey, column: Column) -> Result:
-        """The result of a row on a task; an empty one where there is no record."""
+        """The result of a row on a task; an empty result where there is no record."""
         return self.results.get((row, column)) or Result()
 
     def rows_of(self, student: str) -> list[RowKey]:
         """Rows of one student."""
-        return [a for a in self.rows if a.student == student]
+        return [row for row in self.rows if row.student == student]
 
     def columns_of(self, family: str) -> list[Column]:
         """Columns of one task family."""
         return [c for c in self.columns if c.family == family]
 
     def runs_of(self, row: RowKey) -> list[Run]:
-        """Every run of a row, ok or not, in a fixed order."""
-        runs = [
-            r for c in self.columns if (row, c) in self.results for r in self.results[row, c].runs
-        ]
-        return sorted(runs, key=lambda r: (r.status != "ok", r.id))
+        """Every run of a row: first the runs with status ok, then the others, each by id."""
+        results = [self.results[row, c] for c in self.columns if (row, c) in self.results]
+        runs = [run for result in results for run in result.runs]
+        return sorted(runs, key=lambda run: (run.status != "ok", run.id))
 
     def values(self, row: RowKey, column: Column) -> dict[tuple[int, int], float]:
         """Scores of a row on a task by (pre-training seed, transfer seed)."""
         return self.result(row, column).values
 
     def fixed(self, row: RowKey) -> bool:
-        """Whether the row is not pre-trained here (published weights, or no pre-training)."""
-        ok = [r for r in self.runs_of(row) if r.status == "ok"]
-        return bool(ok) and not any(r.pretrained for r in ok)
+        """Whether the suite did not pre-train the row: published weights, or no pre-training."""
+        finished = [run for run in self.runs_of(row) if run.status == "ok"]
+        return bool(finished) and not any(run.pretrained for run in finished)
 
     def submitted(self, row: RowKey) -> bool:
-        """Whether somebody else ran the row."""
-        # The name first: looking at the runs of 100,000 records for every task takes seconds.
+        """Whether the records of the row were submitted by somebody else."""
+        # The name is tested first, because reading all runs of 100,000 records takes seconds.
         return SUBMITTED in row.method and any(r.submitter for r in self.runs_of(row))
 
     def counterpart(self, row: RowKey, method: str) -> RowKey | None:
-        """The row of `method` that `row` is compared with; None without a unique one.
+        """The row of `method` that `row` is compared with; None if there is no unique one.
 
-        It has the same student and data fraction (any fraction if it is not pre-trained here), and
-        of several candidates the same epochs and teacher.
+        It has the same student and the same data fraction; the fraction does not matter if the
+        suite did not pre-train it. Of several candidates, those with the same epochs and teacher
+        are preferred.
         """
-        candidates = [a for a in self.rows if a.student == row.student and a.method == method]
-        candidates = [a for a in candidates if a != row]
+        candidates = [
+            other
+            for other in self.rows
+            if other.student == row.student and other.method == method and other != row
+        ]
         for part in ("fraction", "epochs", "teacher"):
             if len(candidates) > 1:
-                same = [a for a in candidates if getattr(a, part) == getattr(row, part)]
+                same = [c for c in candidates if getattr(c, part) == getattr(row, part)]
                 candidates = same or candidates
         if len(candidates) != 1:
             return None
-        only = candidates[0]
-        # A smaller data fraction is another experiment, unless the row used no data at all.
-        return only if only.fraction == row.fraction or self.fixed(only) else None
+        counterpart = candidates[0]
+        is_comparable = counterpart.fraction == row.fraction or self.fixed(counterpart)
+        return counterpart if is_comparable else None
 
 
 def _column(run: Run) -> Column:
-    t, d = run.task, run.data
+    task, data = run.task, run.data
     return Column(
-        t.family, t.name, t.version, t.split, t.metric, t.direction, d.name, d.fingerprint
+        task.family,
+        task.name,
+        task.version,
+        task.split,
+        task.metric,
+        task.direction,
+        data.name,
+        data.fingerprint,
     )
 
 
@@ -179,62 +203,71 @@ def _row_key(run: Run) -> RowKey:
 
 
 def _same_row(keys: Iterable[RowKey], scored: set[RowKey]) -> dict[RowKey, RowKey]:
-    """Maps rows of runs that failed before their teacher or epochs were known to the complete row.
+    """Row key -> the complete key of the same row.
 
-    `scored`: rows with a score, which are complete: without a teacher, they use none.
+    A run that failed early does not know its teacher or epochs. Its key is replaced by the only
+    complete key that agrees with it, if there is exactly one.
+
+    Args:
+        keys: the row keys of all runs.
+        scored: keys of rows with a score. They are complete: an empty teacher means no teacher.
     """
     groups: dict[tuple[str, str, float], list[RowKey]] = defaultdict(list)
     for key in keys:
         groups[key.student, key.method, key.fraction].append(key)
-    full = {}
+    complete_keys = {}
     for group in groups.values():
         complete = [k for k in group if k.teacher and k.epochs is not None]
         for key in group:
-            fits = [
-                w
-                for w in complete
-                if key.teacher in ("", w.teacher) and key.epochs in (None, w.epochs)
+            matches = [
+                c
+                for c in complete
+                if key.teacher in ("", c.teacher) and key.epochs in (None, c.epochs)
             ]
-            full[key] = fits[0] if len(fits) == 1 and key not in scored else key
-    return full
+            is_replaced = len(matches) == 1 and key not in scored
+            complete_keys[key] = matches[0] if is_replaced else key
+    return complete_keys
 
 
 def _same_column(columns: Iterable[Column]) -> dict[Column, Column]:
-    """Maps columns with an unknown data fingerprint to the only known column of their task."""
+    """Column -> the column with a known data fingerprint, if the task has exactly one."""
     groups: dict[tuple[object, ...], list[Column]] = defaultdict(list)
     for column in columns:
-        groups[column[:7]].append(column)
-    full = {}
+        groups[column._replace(fingerprint="")].append(column)
+    complete_columns = {}
     for group in groups.values():
         known = [c for c in group if c.fingerprint]
         for column in group:
-            full[column] = known[0] if not column.fingerprint and len(known) == 1 else column
-    return full
+            is_replaced = not column.fingerprint and len(known) == 1
+            complete_columns[column] = known[0] if is_replaced else column
+    return complete_columns
 
 
 def _choose(runs: list[Run], remarks: list[str]) -> Run:
-    """The run that counts of several of one seed pair; the choice is added to `remarks`."""
+    """The newest of several runs of one seed pair; adds a remark on the others to `remarks`.
+
+    If several runs are equally new and differ, a failed run without a score is returned instead.
+    """
     runs = sorted(runs, key=lambda r: (-r.when, r.id))
     newest = [r for r in runs if r.when == runs[0].when]
     first = newest[0]
     ids = ", ".join(shorten(r.id, 80) for r in runs)
     where = f"{shorten(first.arm.method)} on {shorten(first.task.name)}, "
-    where += f"seeds {first.pretrain_seed}/{first.transfer_seed}"
+    where += f"pre-training seed {first.pretrain_seed}, transfer seed {first.transfer_seed}"
     if any((r.status, r.value) != (first.status, first.value) for r in newest):
-        sentence = f"{len(newest)} records of the same time disagree ({ids})"
-        remarks.append(f"Conflict: {where}: {sentence}; none is used.")
+        sentence = f"{len(newest)} records with the same date have different results ({ids})"
+        remarks.append(f"Conflict: {where}: {sentence}. None is used.")
         return first._replace(status="failed", value=None, error=sentence)
-    rest = [r for r in runs if r is not first]
-    unused = ", ".join(shorten(r.id, 80) for r in rest)
+    unused = ", ".join(shorten(r.id, 80) for r in runs if r is not first)
     remarks.append(
-        f"Duplicates: {where}: {len(runs)} records; the newest, {shorten(first.id, 80)}, is used, "
-        f"not {unused}."
+        f"Duplicates: {where}: {len(runs)} records. Used: {shorten(first.id, 80)} (the newest). "
+        f"Not used: {unused}."
     )
     return first
 
 
 def shorten(text: str, limit: int = 120) -> str:
-    """`text`; one of more than `limit` characters without its middle."""
+    """`text`; if it has more than `limit` characters, its middle is replaced by their number."""
     if len(text) <= limit:
         return text
     half = (limit - 20) // 2
@@ -249,45 +282,53 @@ def _add(result: Result, run: Run) -> None:
         (result.failed if run.status == "failed" else result.missing).append(run)
 
 
-def _parts(run: Run) -> tuple[int, ...]:
-    # The store holds equal parts as one object, so identity is equality; a part that is held twice
-    # only costs one more entry.
+def _part_ids(run: Run) -> tuple[int, ...]:
+    """Identities of the objects that determine the row and the column of a run.
+
+    The store keeps equal parts of records as one object, so equal identities mean equal parts.
+    """
     parts = (run.arm, run.student, run.teacher, run.data, run.budget, run.task)
     return tuple(map(id, parts))
 
 
 def _places(runs: list[Run]) -> dict[tuple[int, ...], tuple[RowKey, Column]]:
-    """Row and column of every distinct combination of parts."""
-    places_by_parts = {}
+    """`_part_ids` of a run -> its row and column.
+
+    100,000 runs have few different parts; the row and column are made once for each combination.
+    """
+    first_places: dict[tuple[int, ...], tuple[RowKey, Column]] = {}
     for run in runs:
-        key = _parts(run)
-        if key not in places_by_parts:
-            places_by_parts[key] = (_row_key(run), _column(run))
-    scored = {places_by_parts[_parts(run)][0] for run in runs if run.status == "ok"}
-    same_row = _same_row({row for row, _ in places_by_parts.values()}, scored)
-    same_column = _same_column({column for _, column in places_by_parts.values()})
-    return {k: (same_row[row], same_column[column]) for k, (row, column) in places_by_parts.items()}
+        part_ids = _part_ids(run)
+        if part_ids not in first_places:
+            first_places[part_ids] = (_row_key(run), _column(run))
+    scored = {first_places[_part_ids(run)][0] for run in runs if run.status == "ok"}
+    same_row = _same_row({row for row, _ in first_places.values()}, scored)
+    same_column = _same_column({column for _, column in first_places.values()})
+    return {
+        part_ids: (same_row[row], same_column[column])
+        for part_ids, (row, column) in first_places.items()
+    }
 
 
 def make_board(store: Store, suite: str | None = None) -> Board:
-    """Groups the runs of `store`; `suite` keeps only that suite's (all where None)."""
+    """The board of the runs in `store`; with `suite`, of the runs of that suite only."""
     remarks: list[str] = []
     runs = sorted(store.runs, key=lambda r: r.id)
     if suite is not None and (n_other := sum(r.suite != suite for r in runs)):
         runs = [r for r in runs if r.suite == suite]
         remarks.append(f"{n_other} records of other suites are in the same folder and are ignored.")
     places = _places(runs)
-    pairs: dict[tuple[RowKey, Column], dict[tuple[int, int], list[Run]]] = {}
+    runs_by_place: dict[tuple[RowKey, Column], dict[tuple[int, int], list[Run]]] = {}
     for run in runs:
-        place = pairs.setdefault(places[_parts(run)], {})
-        place.setdefault((run.pretrain_seed, run.transfer_seed), []).append(run)
+        runs_by_seeds = runs_by_place.setdefault(places[_part_ids(run)], {})
+        runs_by_seeds.setdefault((run.pretrain_seed, run.transfer_seed), []).append(run)
     results: dict[tuple[RowKey, Column], Result] = {}
-    kept = []
-    for place, by_seeds in pairs.items():
+    used = []
+    for place, runs_by_seeds in runs_by_place.items():
         results[place] = result = Result()
-        for same_seeds in by_seeds.values():
+        for same_seeds in runs_by_seeds.values():
             run = same_seeds[0] if len(same_seeds) == 1 else _choose(same_seeds, remarks)
-            kept.append(run)
+            used.append(run)
             _add(result, run)
 
     chance: dict[Column, float | None] = {}
@@ -295,14 +336,14 @@ def make_board(store: Store, suite: str | None = None) -> Board:
         for run in result.runs:
             if chance.get(column) is None:
                 chance[column] = run.task.chance
-    remarks += _warnings(kept, results)
+    remarks += _warnings(used, results)
     return Board(
         suite=suite or _common_suite(runs),
         columns=sorted(chance),
-        rows=sorted({a for a, _ in results}, key=RowKey.order),
+        rows=sorted({row for row, _ in results}, key=RowKey.order),
         results=results,
         chance=chance,
-        runs=kept,
+        runs=used,
         remarks=sorted(remarks),
         damaged=[(d.file, d.sentence) for d in store.damaged],
     )
@@ -312,7 +353,8 @@ def _common_suite(runs: list[Run]) -> str:
     return " + ".join(shorten(s, 60) for s in sorted({r.suite for r in runs})) or "no suite"
 
 
-# No converging transfer of the published suites exceeds 1.8.
+# A transfer diverged if its loss rose to this multiple of its first value; no transfer of the
+# published suites that converged exceeds 1.8.
 DIVERGED = 3.0
 
 
@@ -331,51 +373,51 @@ def _diverged(runs: list[Run]) -> list[str]:
 
 
 def _mixed(results: Mapping[tuple[RowKey, Column], Result]) -> list[str]:
-    """Rows whose runs on a task have several configurations, which their mean mixes."""
+    """Remarks on rows whose runs on a task have several configurations."""
     remarks = []
     for (row, column), result in results.items():
         scored = [r for r in result.runs if r.status == "ok"]
-        rates = {r.budget.learning_rate for r in scored} - {None}
+        learning_rates = {r.budget.learning_rate for r in scored} - {None}
         configs = {r.config_hash for r in scored}
-        if max(len(rates), len(configs)) < 2:
+        if max(len(learning_rates), len(configs)) < 2:
             continue
-        reason = f"{len(configs)} configurations"
-        if len(rates) > 1:
-            reason = "the learning rates " + ", ".join(
-                f"{r:g}" for r in sorted(filter(None, rates))
-            )
+        difference = f"{len(configs)} configurations"
+        if len(learning_rates) > 1:
+            listed = ", ".join(f"{lr:g}" for lr in sorted(filter(None, learning_rates)))
+            difference = f"the learning rates {listed}"
         remarks.append(
-            f"{shorten(row.method)} ({shorten(row.student)}) on {shorten(column.task)}: its "
-            f"{len(scored)} runs have {reason} under one name, and their mean mixes them."
+            f"The {len(scored)} runs of {shorten(row.method)} ({shorten(row.student)}) on "
+            f"{shorten(column.task)} have {difference}, but one name. Their mean mixes them."
         )
     return remarks
 
 
 def _task_versions(results: Iterable[tuple[RowKey, Column]]) -> list[str]:
-    """Tasks of which the records have several versions."""
+    """Remarks on tasks that have several versions in the records."""
     versions: dict[str, set[int]] = defaultdict(set)
     for _, column in results:
         versions[column.task].add(column.version)
     return [
-        f"The task {shorten(task)} has the versions {', '.join(map(str, sorted(several)))}: each "
-        "is a separate column, and rows are compared within one version."
+        f"The records have the versions {', '.join(map(str, sorted(several)))} of the task "
+        f"{shorten(task)}. Each version is a separate column; scores of different versions are not "
+        "compared."
         for task, several in sorted(versions.items())
         if len(several) > 1
     ]
 
 
 def _submitted(runs: list[Run]) -> list[str]:
-    """One remark per submitter of rows that this suite did not run."""
+    """One remark per person who submitted records."""
     counts = Counter(r.submitter for r in runs if r.submitter)
     return [
-        f"{n} records were submitted by {name}: checked with `tools/report.py validate` before "
-        "they joined this table, not run by this suite, and left out of its claims."
+        f"{n} records were submitted by {name}. They were checked with `tools/report.py validate`, "
+        "were not made by this suite, and are not used for claims."
         for name, n in sorted(counts.items())
     ]
 
 
 def _other_epochs(runs: list[Run]) -> list[str]:
-    """Remarks on pre-trainings whose complete batches made other epochs than the budget has."""
+    """Remarks on pre-trainings with a number of epochs that differs from that of the budget."""
     rows = {
         (r.student.name, r.arm.method, r.data.share, r.budget.epochs, r.budget.epochs_asked)
         for r in runs
@@ -395,18 +437,22 @@ def _warnings(runs: list[Run], results: dict[tuple[RowKey, Column], Result]) -> 
     prints = {r.data.fingerprint for r in runs if r.data.fingerprint}
     if len(prints) > 1:
         remarks.append(
-            f"The records have {len(prints)} different data fingerprints; each has its own "
-            "columns, and scores on different data are never compared."
+            f"The records have {len(prints)} different data fingerprints. Each has its own "
+            "columns; scores on different data are not compared."
         )
     uncovered = sorted({r.id for r in runs if r.coverage is not None and r.coverage < 1})
     if uncovered:
         names = ", ".join(shorten(u, 80) for u in uncovered[:5])
-        remarks.append(f"Weights loaded below 1.0 in {len(uncovered)} records: {names}.")
+        more = ", ..." if len(uncovered) > 5 else ""
+        remarks.append(
+            f"{len(uncovered)} transfer runs started without all pre-trained weights (weights "
+            f"loaded below 1): {names}{more}."
+        )
     for (row, column), result in results.items():
         if len(result.values) > 2 and len(set(result.values.values())) == 1:
             remarks.append(
                 f"All {len(result.values)} seeds of {shorten(row.method)} on "
-                f"{shorten(column.task)} gave the same value: the seed may have no effect there."
+                f"{shorten(column.task)} have the same score. The seed may have no effect."
             )
     remarks += [*_submitted(runs), *_mixed(results), *_task_versions(results), *_diverged(runs)]
     remarks += _other_epochs(runs)
@@ -414,7 +460,7 @@ def _warnings(runs: list[Run], results: dict[tuple[RowKey, Column], Result]) -> 
     if len(devices) > 1:
         names = ", ".join(shorten(d, 60) for d in devices)
         remarks.append(
-            f"Records are from different devices ({names}): their times are not comparable, and "
-            "the same seeds train other networks there."
+            f"The records are from different devices ({names}). Times on different devices cannot "
+            "be compared, and the same seed gives different networks on them."
         )
     return remarks

@@ -1,4 +1,4 @@
-"""Comparisons of a board's rows: paired differences, best sets, ranks, noise floors."""
+"""Comparisons of a board's rows: paired differences, the best rows, ranks, and seed variation."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ REFERENCE_METHODS = ("scratch", "supervised", "imagenet")
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """`row` - `reference` on the task `column`; positive: `row` is better.
+    """The score of `row` minus that of `reference`; positive if `row` is better.
 
-    `column` None: the mean over `tasks` tasks. `pairs`: common seed pairs. `estimate`: the mean
-    difference, a fraction, with its interval. `adjusted`: p after Holm's correction (see
-    `difference_table`); None for a single difference.
+    Attributes:
+        column: the task; None for the mean over several tasks.
+        tasks: number of tasks.
+        pairs: number of common seed pairs.
+        estimate: the mean difference, a fraction, with its interval; None without a seed pair.
+        adjusted: p after Holm's correction (see `difference_table`); None before it.
     """
 
     row: RowKey
@@ -32,14 +35,14 @@ class Difference:
 
     @property
     def p(self) -> float | None:
-        """Two-sided p of no difference, not corrected; None where there is no interval."""
+        """Two-sided p value of no difference, not corrected; None without an interval."""
         if self.estimate is None or self.estimate.low is None:
             return None
         return st.p_two_sided(self.estimate)
 
     @property
     def significant(self) -> bool:
-        """Whether p is below 5 %, after the correction where there is one."""
+        """Whether the p value (the corrected one if there is one) is below 0.05."""
         p = self.p if self.adjusted is None else self.adjusted
         return p is not None and p < 1 - st.LEVEL
 
@@ -54,17 +57,17 @@ class Difference:
 
 
 def task_weights(columns: Sequence[Column]) -> list[float]:
-    """Weight of each task in a mean over tasks; the weights sum to 1.
+    """The weight of each task in a mean over tasks; the weights sum to 1.
 
-    Every task family has the same weight, and every task within its family: otherwise the mean over
-    five tasks, three of them classification, would mostly be one over classification.
+    Every task family has the same weight, and so have the tasks within a family. With equal weights
+    of all tasks, three classification tasks of five would dominate the mean.
     """
     families = [c.family for c in columns]
     return [1 / (len(set(families)) * families.count(f)) for f in families]
 
 
 def mean_name(columns: Sequence[Column]) -> str:
-    """Name of a mean over tasks, as "mean of 5 tasks (3 task families, equal weights)"."""
+    """The name of a mean over tasks: "mean of 5 tasks (3 task families, equal weights)"."""
     families = len({c.family for c in columns})
     weighting = f" ({families} task families, equal weights)" if families > 1 else ""
     tasks = f"{len(columns)} task{'s' if len(columns) != 1 else ''}"
@@ -72,19 +75,22 @@ def mean_name(columns: Sequence[Column]) -> str:
 
 
 def gaps(board: Board, row: RowKey, reference: RowKey, column: Column) -> dict[st.Key, float]:
-    """row - reference by seed pair; positive: `row` is better."""
-    a, b = board.values(row, column), board.values(reference, column)
-    paired = st.differences(a, b, fixed_b=board.fixed(reference))
+    """Seed pair -> score of `row` minus score of `reference`; positive if `row` is better."""
+    scores, reference_scores = board.values(row, column), board.values(reference, column)
+    paired = st.differences(scores, reference_scores, fixed_b=board.fixed(reference))
     if not paired and board.fixed(row):
-        paired = {k: -v for k, v in st.differences(b, a, fixed_b=True).items()}
+        paired = {k: -v for k, v in st.differences(reference_scores, scores, fixed_b=True).items()}
     return {k: column.sign * v for k, v in paired.items()}
 
 
 def model(board: Board, student: str, columns: Sequence[Column]) -> pooled.Pooled | None:
     """The pooled model of a student's rows on a task, or on the mean over several tasks.
 
-    Scores are signed so that larger is better. A mean over tasks contains complete rows only. None
-    where the model does not apply (see `pooled.fit`). Fitted once per board.
+    Its scores have the sign with which larger is better. For a mean over tasks it contains only
+    complete rows. It is fitted once per board.
+
+    Returns:
+        None if the model does not apply (see `pooled.fit`).
     """
     key = (student, tuple(columns))
     if key not in board.models:
@@ -93,7 +99,7 @@ def model(board: Board, student: str, columns: Sequence[Column]) -> pooled.Poole
             for c in columns
             for by_row in [comparable(board, student, c)]
         ]
-        # A submission must not change the intervals of the rows that this suite ran.
+        # Submitted records must not change the intervals of this suite's own rows.
         rows = [row for row in signed[0] if all(row in by_row for by_row in signed)]
         rows = [row for row in rows if not board.submitted(row)]
         if len(columns) > 1:
@@ -107,11 +113,13 @@ def model(board: Board, student: str, columns: Sequence[Column]) -> pooled.Poole
 def estimate(
     board: Board, row: RowKey, reference: RowKey, columns: Sequence[Column]
 ) -> tuple[st.Estimate | None, dict[st.Key, float]]:
-    """(row - reference as a mean over `columns`, its paired differences by seed pair).
+    """The mean difference of two rows over `columns`, weighted by `task_weights`.
 
-    The mean is weighted by `task_weights`. It comes from the pooled model of all rows
-    (kdep_bench/results/statistics/pooled.py) if that contains both rows and they have two common
-    seed pairs, otherwise from their paired differences alone; None without a common seed pair.
+    Returns:
+        (estimate, paired differences by seed pair). The estimate is from the pooled model of all
+        rows (kdep_bench/results/statistics/pooled.py) if the model contains both rows and they have
+        two or more common seed pairs. Otherwise it is from their paired differences alone. It is
+        None without a common seed pair.
     """
     paired = st.mean_over([gaps(board, row, reference, c) for c in columns], task_weights(columns))
     fitted = model(board, row.student, columns) if len(paired) > 1 else None
@@ -129,20 +137,20 @@ def difference(board: Board, row: RowKey, reference: RowKey, column: Column) -> 
 def mean_difference(
     board: Board, row: RowKey, reference: RowKey, columns: list[Column]
 ) -> Difference | None:
-    """The mean difference over `columns`; None unless both rows are complete in all of them."""
-    both = (row, reference)
-    if not columns or any(not board.result(r, c).complete for r in both for c in columns):
+    """The mean difference over `columns`; None if a row has an incomplete result in one of them."""
+    results = [board.result(r, c) for r in (row, reference) for c in columns]
+    if not columns or not all(result.complete for result in results):
         return None
     est, paired = estimate(board, row, reference, columns)
     return Difference(row, reference, None, len(columns), len(paired), est)
 
 
 def difference_table(board: Board, student: str) -> list[Difference]:
-    """Every difference in a student's table, per task and for the mean over tasks.
+    """All differences of a student, per task and for the mean over tasks.
 
     Holm's correction (1979) is made separately for four groups: comparisons of kdep and of all
-    other methods, each for means over tasks and for single tasks. The comparisons that a suite is
-    run for thus do not depend on how many other methods are in its folder.
+    other methods, each for means over tasks and for single tasks. So the corrected p values of
+    kdep do not depend on the number of other methods in the results folder.
     """
     columns, table = columns_of(board, student), []
     for row, reference in compared(board, student):
@@ -176,32 +184,38 @@ def compared(board: Board, student: str) -> list[tuple[RowKey, RowKey]]:
 def comparable(board: Board, student: str, column: Column) -> Mapping[RowKey, st.Values]:
     """Row -> its scores in a column by (pre-training seed, transfer seed).
 
-    Published weights have one pre-training seed: their scores are repeated for every pre-training
-    seed of the other rows, so that they pair with all of them.
+    Published weights have one pre-training seed. Their scores are repeated for every pre-training
+    seed of the other rows, and then have seed pairs in common with all rows.
     """
-    results = {a: v for a in board.rows_of(student) if (v := board.values(a, column))}
-    seeds = {k[0] for v in results.values() for k in v}
-    for row, values in results.items():
-        if len({k[0] for k in values}) == 1 < len(seeds) and board.fixed(row):
-            results[row] = {(p, t): v for p in sorted(seeds) for (_, t), v in values.items()}
-    return results
+    scores = {row: v for row in board.rows_of(student) if (v := board.values(row, column))}
+    pretrain_seeds = {pretrain for values in scores.values() for pretrain, _ in values}
+    for row, values in scores.items():
+        has_one_seed = len({pretrain for pretrain, _ in values}) == 1
+        if has_one_seed and len(pretrain_seeds) > 1 and board.fixed(row):
+            scores[row] = {
+                (pretrain, transfer): value
+                for pretrain in sorted(pretrain_seeds)
+                for (_, transfer), value in values.items()
+            }
+    return scores
 
 
 def best(board: Board, student: str, column: Column) -> set[RowKey]:
-    """The rows marked in a column: the best mean, and every tested row not significantly worse.
+    """The rows among the best in a column: the best mean, and every row not significantly worse.
 
-    Empty where no row has two seeds. A row with one seed, or with fewer than two seed pairs in
-    common with the best, is not tested and not marked.
+    It is empty if no row has two seeds. A row with one seed, or with fewer than two seed pairs in
+    common with the best row, cannot be tested and is left out.
     """
     values = {row: v for row, v in comparable(board, student, column).items() if len(v) > 1}
     if not values:
         return set()
     fitted = model(board, student, [column])
-    candidates = set(fitted.names) if fitted else set(values)
-    outside = {row: v for row, v in values.items() if row not in candidates}
+    in_model = set(fitted.names) if fitted else set(values)
+    not_in_model = {row: v for row, v in values.items() if row not in in_model}
     marked = fitted.best() if fitted else comparisons.best_set(values, column.sign)
-    if outside:  # rows outside the model are compared with its best by their own differences
-        marked |= comparisons.best_set(outside | {row: values[row] for row in marked}, column.sign)
+    if not_in_model:  # these are compared with the model's best rows by their own differences
+        candidates = not_in_model | {row: values[row] for row in marked}
+        marked |= comparisons.best_set(candidates, column.sign)
     top = max(marked, key=lambda row: (column.sign * st.estimate(values[row]).mean, repr(row)))
     return {r for r in marked if r == top or len(st.differences(values[r], values[top])) > 1}
 
@@ -211,23 +225,27 @@ def below(board: Board, row: RowKey, column: Column) -> bool:
     result = board.result(row, column).estimate
     if result is None:
         return False
-    floors = [board.chance[column]]
+    thresholds = [board.chance[column]]
     scratch = board.counterpart(row, "scratch")
-    if scratch is not None and (estimated := board.result(scratch, column).estimate):
-        floors.append(estimated.mean)
-    return any(f is not None and column.sign * (result.mean - f) < 0 for f in floors)
+    if scratch is not None and (scratch_estimate := board.result(scratch, column).estimate):
+        thresholds.append(scratch_estimate.mean)
+    return any(t is not None and column.sign * (result.mean - t) < 0 for t in thresholds)
 
 
 def complete_rows(board: Board, student: str) -> list[RowKey]:
-    """Rows with a result in every column of the student, no seed failed or missing."""
+    """Rows with a complete result in every column of the student."""
     columns = columns_of(board, student)
-    return [a for a in board.rows_of(student) if all(board.result(a, c).complete for c in columns)]
+    return [
+        row
+        for row in board.rows_of(student)
+        if all(board.result(row, column).complete for column in columns)
+    ]
 
 
 def columns_of(board: Board, student: str) -> list[Column]:
-    """Columns in which the student has any result."""
+    """Columns in which the student has a result."""
     rows = board.rows_of(student)
-    return [c for c in board.columns if any((a, c) in board.results for a in rows)]
+    return [c for c in board.columns if any((row, c) in board.results for row in rows)]
 
 
 def mean_ranks(board: Board, student: str) -> dict[RowKey, float]:
@@ -241,21 +259,25 @@ def mean_ranks(board: Board, student: str) -> dict[RowKey, float]:
 
 
 def ranks(board: Board, student: str, column: Column) -> dict[RowKey, tuple[int, int]]:
-    """Row -> (best, worst) rank it may have on a task, at 95 % for all rows together."""
+    """Row -> (best, worst) rank that it may have on a task, with 95 % confidence for all rows."""
     values = comparable(board, student, column)
     fitted = model(board, student, [column])
     if fitted is None:
         return comparisons.rank_intervals(values, column.sign)
-    outside = [row for row in values if row not in fitted]  # one seed: any rank is possible
-    inside = {row: (low, high + len(outside)) for row, (low, high) in fitted.ranks().items()}
-    return inside | {row: (1, len(values)) for row in outside}
+    # A row that is not in the model, such as one with a single seed, may have any rank.
+    not_in_model = [row for row in values if row not in fitted]
+    ranks_in_model = {
+        row: (low, high + len(not_in_model)) for row, (low, high) in fitted.ranks().items()
+    }
+    return ranks_in_model | {row: (1, len(values)) for row in not_in_model}
 
 
 def noise(board: Board, student: str, column: Column) -> power.Noise | None:
-    """Noise floor of a task for a student; None where no row has two seeds."""
-    floor = power.noise_floor([board.values(row, column) for row in board.rows_of(student)])
+    """Variation between seeds of a task for a student; None if no row has two seeds."""
+    seed_noise = power.noise_floor([board.values(row, column) for row in board.rows_of(student)])
     fitted = model(board, student, [column])
-    if floor is None or fitted is None:
-        return floor
-    gap = power.smallest_gap((2 * fitted.variance) ** 0.5, floor.n, df=fitted.df)
-    return replace(floor, detectable_difference=gap)
+    if seed_noise is None or fitted is None:
+        return seed_noise
+    difference_sd = (2 * fitted.variance) ** 0.5
+    smallest = power.smallest_gap(difference_sd, seed_noise.n, df=fitted.df)
+    return replace(seed_noise, detectable_difference=smallest)

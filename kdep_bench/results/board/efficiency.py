@@ -1,4 +1,7 @@
-"""Score against budget, and how much less of a budget one line needs for another's score."""
+"""Curves of score against budget, and the factor by which a method needs less of a budget.
+
+A line is the rows of one method with different budgets, for example several numbers of epochs.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,14 @@ from kdep_bench.results.statistics import intervals as st
 AXES: dict[Axis, str] = {
     "images": "distinct images",
     "images_seen": "images seen",
-    "seconds": "pre-training time (incl. teacher cache)",
-    "flops": "compute (incl. teacher)",
-    "flops_without_teacher": "compute (excl. teacher)",
+    "seconds": "pre-training time (with teacher cache)",
+    "flops": "FLOPs (with teacher)",
+    "flops_without_teacher": "FLOPs (without teacher)",
 }
 
 
 def amount(board: Board, row: RowKey, axis: Axis) -> float | None:
-    """Budget of the row's pre-training on `axis`; None where it is unknown or 0."""
+    """The budget of the row's pre-training in the unit of `axis`; None if it is unknown or 0."""
     run = next((r for r in board.runs_of(row) if r.status == "ok"), None)
     if run is None:
         return None
@@ -33,7 +36,7 @@ def amount(board: Board, row: RowKey, axis: Axis) -> float | None:
     if axis == "seconds":
         value = summary.cost_s
     elif axis == "images":
-        value = run.data.images if board_pretrained(board, row) else None
+        value = None if board.fixed(row) else run.data.images
     elif axis == "images_seen":
         value = run.budget.images_seen
     else:
@@ -43,11 +46,6 @@ def amount(board: Board, row: RowKey, axis: Axis) -> float | None:
             teacher = summary.teacher.flops
             value = None if teacher is None or forwards is None else value + teacher * forwards
     return float(value) if value else None
-
-
-def board_pretrained(board: Board, row: RowKey) -> bool:
-    """Whether the row is pre-trained in this suite."""
-    return not board.fixed(row)
 
 
 def _flops(images_seen: int | None, forward: float | None) -> float | None:
@@ -62,8 +60,13 @@ def _cached(images: int | None, views: int | None) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Saving:
-    """log(b's amount / a's amount at b's score) by seed pair. `at_least`: some are lower bounds
-    (a's smallest budget suffices); `at_most`: some are upper bounds (a's largest does not)."""
+    """How much less of a budget a line needs to reach the score of a reference row.
+
+    Attributes:
+        log_ratios: seed pair -> log(budget of the reference / budget of the line at its score).
+        at_least: some ratios are lower bounds: the line's smallest budget reaches the score.
+        at_most: some ratios are upper bounds: the line's largest budget does not reach it.
+    """
 
     log_ratios: dict[st.Key, float]
     at_least: bool
@@ -76,8 +79,8 @@ class Saving:
 
     @property
     def bound(self) -> str:
-        """'at least', 'at most', 'outside the curve at both ends:' or, for a plain ratio, ''."""
-        words = ("", "at most", "at least", "outside the curve at both ends:")
+        """'at least', 'at most', 'mixed bounds:' (both occur) or, for a plain ratio, ''."""
+        words = ("", "at most", "at least", "mixed bounds:")
         return words[2 * self.at_least + self.at_most]
 
 
@@ -89,16 +92,16 @@ def saving(
     axis: Axis,
     margin: float = 0.0,
 ) -> Saving | None:
-    """The factor by which `curve` needs less of a budget than `goal` for the same score + `margin`.
+    """The factor by which `curve` needs less of a budget than `goal` for the same score.
 
-    Per seed pair the score, a mean over `columns`, is made monotone (running maximum) and
-    interpolated linearly in log(axis).
+    For each seed pair, the curve's score (a mean over `columns`) is made monotone by a running
+    maximum and interpolated linearly in the logarithm of the budget.
 
     Args:
         curve: rows of one method with different budgets.
         goal: the row whose score is to be reached.
         axis: the kind of budget.
-        margin: added to the score of `goal`, a fraction.
+        margin: a fraction that is added to the score of `goal`.
 
     Returns:
         None if fewer than two budgets of `curve` are known.
@@ -125,11 +128,13 @@ def saving(
 def reaches(
     logs: Sequence[float], curve: Sequence[st.Values], goal: st.Values, margin: float = 0.0
 ) -> dict[st.Key, float]:
-    """log(amount) at which `curve` reaches the score of `goal` + `margin`, by seed pair.
+    """Seed pair -> log(budget) at which `curve` reaches the score of `goal` plus `margin`.
 
     Args:
-        logs: log(amount) of each point of the curve, rising.
-        curve: the scores of each point by seed pair, larger is better.
+        logs: log(budget) of each point of the curve, ascending.
+        curve: the scores of each point by seed pair; larger is better.
+        goal: the scores to reach, by seed pair.
+        margin: added to the scores of `goal`.
     """
     reached: dict[st.Key, float] = {}
     for key in sorted(set(goal).intersection(*curve)):
@@ -139,11 +144,12 @@ def reaches(
 
 
 def lines_of(board: Board, rows: Sequence[RowKey], axis: Axis) -> dict[str, list[RowKey]]:
-    """Label -> the rows of one line on `axis`: one method, teacher and data fraction.
+    """Label -> the rows of one line on `axis`, with one method and teacher.
 
-    On the axis "images" the data fractions are the points of a line with a fixed number of images
-    seen. A method none of whose lines would have two points gets one line over its data fractions.
-    The label is the method, with teacher and data where the method has several lines.
+    The rows of a line also have one data fraction; on the axis "images", where the data fractions
+    are the points of a line, they have one number of images seen instead. If all lines of a method
+    would have a single point, the method has one line per teacher with all its rows. The label is
+    the method; if the method has several lines, also the teacher and what the rows have in common.
     """
     lines: dict[str, list[RowKey]] = {}
     for method in sorted({a.method for a in rows}):
@@ -162,7 +168,11 @@ def lines_of(board: Board, rows: Sequence[RowKey], axis: Axis) -> dict[str, list
 def _parts(
     board: Board, rows: Sequence[RowKey], axis: Axis
 ) -> dict[tuple[str, float | None], list[RowKey]]:
-    """One method's rows by (teacher, fixed value); None where data fractions are the points."""
+    """Rows of one method by (teacher, fixed value of the line); see `lines_of`.
+
+    The fixed value is a data fraction, on the axis "images" a number of images seen, and None if a
+    line has all rows of the teacher.
+    """
     by_fraction: dict[tuple[str, float | None], list[RowKey]] = {}
     by_teacher: dict[tuple[str, float | None], list[RowKey]] = {}
     for a in rows:
@@ -170,10 +180,10 @@ def _parts(
         by_fraction.setdefault((a.teacher, held), []).append(a)
         by_teacher.setdefault((a.teacher, None), []).append(a)
     amounts = {a: amount(board, a, axis) for a in rows}
-    lines = any(
+    has_line = any(
         len({amounts[a] for a in line_rows} - {None}) > 1 for line_rows in by_fraction.values()
     )
-    return by_fraction if lines else by_teacher
+    return by_fraction if has_line else by_teacher
 
 
 def _line_order(part: tuple[tuple[str, float | None], list[RowKey]]) -> tuple[str, float]:
@@ -182,10 +192,10 @@ def _line_order(part: tuple[tuple[str, float | None], list[RowKey]]) -> tuple[st
 
 
 def savings(board: Board, student: str) -> list[tuple[str, RowKey, Axis, Saving]]:
-    """(line, reference row, axis, saving) of every line with two or more points.
+    """(label of the line, reference row, axis, saving) of every line with two or more points.
 
-    Scores are means over all of the student's tasks; the reference is supervised pre-training at
-    its largest budget.
+    Scores are means over all tasks of the student. The reference is the supervised row with the
+    largest budget.
     """
     columns = columns_of(board, student)
     complete = complete_rows(board, student)
@@ -198,9 +208,9 @@ def savings(board: Board, student: str) -> list[tuple[str, RowKey, Axis, Saving]
         method_rows = [a for a in complete if a.method == method]
         for axis in AXES:
             for label, curve in lines_of(board, method_rows, axis).items():
-                got = saving(board, curve, goal, columns, axis)
-                if got is not None:
-                    table.append((label, goal, axis, got))
+                line_saving = saving(board, curve, goal, columns, axis)
+                if line_saving is not None:
+                    table.append((label, goal, axis, line_saving))
     return table
 
 
@@ -209,8 +219,10 @@ def _signed(board: Board, row: RowKey, column: Column) -> dict[st.Key, float]:
 
 
 def _reach(logs: np.ndarray, y: np.ndarray, target: float) -> float:
-    """log(amount) at which the rising curve `y` first reaches `target`; the nearest end of the
-    curve where `target` is outside it."""
+    """log(budget) at which the monotone curve `y` first reaches `target`.
+
+    If `target` is outside the curve, the nearest end of the curve is returned.
+    """
     i = int(np.searchsorted(y, target, side="left"))
     if i == 0:
         return float(logs[0])

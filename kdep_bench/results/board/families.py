@@ -1,7 +1,7 @@
-"""Cost of every method, and the comparison of method families.
+"""The cost of every method, and the comparison of method families.
 
-Shown for suites whose records have extra parameters and extra forward passes. A family's inputs are
-those that its methods' configs declare; its cost and score differences are measured.
+Both are shown for suites whose records have extra parameters or extra forward passes. The inputs of
+a family are those that its methods' configs declare.
 """
 
 from __future__ import annotations
@@ -20,20 +20,30 @@ from kdep_bench.results.statistics import intervals as st
 REFERENCES = (compare.BASE, "scratch")
 
 COSTS = (
-    "Step time: mean over the pre-training steps, absolute and divided by that of kdep. Peak "
-    "memory: of pre-training or transfer, whichever needs more; minimum over runs. Extra "
-    "parameters: trained or stored with the student, dropped at export. Extra forward passes: of "
-    "all networks "
-    "other than the student (cached or live teacher, peers, moving averages), per image seen. The "
-    "pre-training cost includes that of an assistant teacher. Loss terms: mean fraction of the "
-    "loss magnitude, where a loss has several. Learning rate: the peak of the schedule."
+    "Learning rate: the largest value of the schedule. Step time: the mean over the pre-training "
+    "steps. Step time / kdep: divided by the step time of kdep. Peak memory: of pre-training or "
+    "transfer, whichever is larger; the lowest of all runs. Extra parameters: those that are "
+    "trained or stored with the student and dropped at export. Extra forward passes: those of all "
+    "networks other than the student (cached or live teacher, peer networks, moving averages). "
+    "The pre-training cost includes the training of an assistant teacher."
+)
+LOSS_TERMS = (
+    "Loss terms: if a loss has several terms, the mean percentage of the loss magnitude of each. "
+    "cross_entropy, labels: cross-entropy with the image labels. teacher: distillation from the "
+    "teacher. target, others: distillation of the labelled class and of all other classes. mutual: "
+    "distillation from a peer network; peer_: the same term for the peer. consistency: difference "
+    "from a moving average of the student. s8, s16, s32: the feature map with stride 8, 16, 32. "
+    "distance, angle: distances and angles between the features of a batch. edges, early, change: "
+    "similarity of the images of a batch in a late layer, in an early layer, and its change "
+    "between them. Other names are explained in the method's file in kdep_bench/objectives."
 )
 FAMILIES = (
-    "Inputs: what the methods' losses read, with the number of methods. Step time, extra "
-    "parameters and extra forward passes: median (minimum to maximum). Mean difference: paired, "
-    "over all tasks and the family's methods; the interval covers seed variance for these methods "
-    "only. Methods with a failed or missing seed are left out, and kdep is not compared with "
-    "itself."
+    "A method family uses one kind of teacher signal. Inputs: what the losses read (pooled "
+    "features, feature maps, logits, tokens, labels, several views of an image), with the number "
+    "of methods that read it. Step time, extra parameters and extra forward passes: median over "
+    "the methods (minimum to maximum). Mean difference: paired by seeds, over all tasks and all "
+    "methods of the family; its interval covers the variation between seeds, not other methods. "
+    "Methods with a failed or missing seed are left out, and kdep is not compared with itself."
 )
 
 
@@ -46,7 +56,7 @@ def shown(board: Board) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class RowCost:
-    """Costs of one row; `ratio`: its step time / that of kdep, None where one is unknown."""
+    """Costs of one row; `ratio`: its step time divided by that of kdep, None if unknown."""
 
     row: RowKey
     summary: RowSummary
@@ -54,27 +64,28 @@ class RowCost:
 
     @property
     def forwards(self) -> float | None:
-        """Forward passes of other networks per image seen; None where unknown."""
+        """Forward passes of all other networks per image seen by the student; None if unknown."""
         n_passes, seen = self.summary.extra_forwards, self.summary.images_seen
         return n_passes / seen if n_passes is not None and seen else None
 
 
 def costs(board: Board, summary: Mapping[RowKey, RowSummary]) -> list[RowCost]:
-    """The costs of every row that was pre-trained here."""
+    """The costs of every row that the suite pre-trained."""
     table = []
     for row in board.rows:
         if board.fixed(row):
             continue
         base = row if row.method == compare.BASE else board.counterpart(row, compare.BASE)
-        steps = summary[row].step_s, None if base is None else summary[base].step_s
-        ratio = steps[0] / steps[1] if steps[0] and steps[1] else None
+        step_s = summary[row].step_s
+        base_step_s = None if base is None else summary[base].step_s
+        ratio = step_s / base_step_s if step_s and base_step_s else None
         table.append(RowCost(row, summary[row], ratio))
     return table
 
 
 @dataclass(frozen=True, slots=True)
 class Strength:
-    """Mean paired difference of a family's methods to a reference, over `methods` methods."""
+    """Mean paired difference of a family from a reference, over `methods` of its methods."""
 
     methods: int
     estimate: st.Estimate | None
@@ -82,10 +93,11 @@ class Strength:
 
 @dataclass(frozen=True, slots=True)
 class MethodFamily:
-    """Rows of one method family with the same use of labels, data fraction and epochs.
+    """The rows of one method family with the same use of labels, data fraction and epochs.
 
-    `reads`: input of the losses -> number of methods that read it. `left_out`: methods with a
-    failed or missing seed. `strength`: reference method -> mean difference to it.
+    `labels`: whether its methods use labels. `reads`: input of a loss -> number of methods that
+    read it. `left_out`: methods with a failed or missing seed. `strength`: reference method -> mean
+    difference from it.
     """
 
     student: str
@@ -109,11 +121,10 @@ def families(
     for cost in costs(board, summary):
         row, method = cost.row, cost.summary.method
         if row.method not in compare.REFERENCE_METHODS:
-            labels, epochs = (
-                method.label_policy == "labels",
-                -1.0 if row.epochs is None else row.epochs,
-            )
-            key = (row.student, method.family or "other", labels, -row.fraction, -epochs)
+            uses_labels = method.label_policy == "labels"
+            epochs = -1.0 if row.epochs is None else row.epochs
+            # Negative: larger data fractions and longer trainings come first.
+            key = (row.student, method.family or "other", uses_labels, -row.fraction, -epochs)
             groups.setdefault(key, []).append(cost)
     return [_family(board, key, members, method_inputs) for key, members in sorted(groups.items())]
 
@@ -147,12 +158,12 @@ def _family(
 
 
 def strength(board: Board, rows: Iterable[RowKey], reference: str) -> Strength:
-    """Mean over all tasks and `rows` of row - its counterpart of the method `reference`.
+    """Mean, over all tasks and `rows`, of the difference from the row of the method `reference`.
 
-    A seed pair counts if every one of these differences has it. Rows of `reference` itself, rows
-    without a counterpart and rows whose counterpart lacks a result are left out.
+    Only seed pairs that all these differences have are used. Left out are rows of `reference`
+    itself, rows without a counterpart, and rows whose counterpart has an incomplete result.
     """
-    every, weights, methods = [], [], 0
+    differences, weights, methods = [], [], 0
     for row in rows:
         columns = compare.columns_of(board, row.student)
         counterpart = board.counterpart(row, reference)
@@ -160,26 +171,29 @@ def strength(board: Board, rows: Iterable[RowKey], reference: str) -> Strength:
             continue
         if all(board.result(counterpart, c).complete for c in columns):
             methods += 1
-            every += [compare.gaps(board, row, counterpart, c) for c in columns]
+            differences += [compare.gaps(board, row, counterpart, c) for c in columns]
             weights += compare.task_weights(columns)
-    means = st.mean_over(every, weights)
+    means = st.mean_over(differences, weights)
     return Strength(methods, st.estimate(means) if means else None)
 
 
 def spread(values: Sequence[float | None], digits: int = 2) -> str:
-    """'median (least to most)' of the known values; one alone as it is, a dash for none."""
+    """'median (minimum to maximum)' of the known values, as text; a dash without a known value.
+
+    If all values are equal, it is the median alone.
+    """
     known = [v for v in values if v is not None]
     if not known:
         return "—"
-    ends = [f"{v:,.{digits}f}" for v in (median(known), min(known), max(known))]
-    return ends[0] if ends[1] == ends[2] else f"{ends[0]} ({ends[1]} to {ends[2]})"
+    middle, low, high = (f"{v:,.{digits}f}" for v in (median(known), min(known), max(known)))
+    return middle if low == high else f"{middle} ({low} to {high})"
 
 
 def milliseconds(seconds: float | None) -> str:
-    """A step's time; a dash where unknown."""
+    """A time as milliseconds; a dash if unknown."""
     return "—" if seconds is None else f"{1000 * seconds:.0f} ms"
 
 
 def mebibytes(size: float | None) -> str:
-    """Bytes as MiB; a dash where unknown."""
+    """A number of bytes as MiB; a dash if unknown."""
     return "—" if size is None else f"{size / 2**20:,.0f} MiB"

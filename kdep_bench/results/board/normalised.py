@@ -1,11 +1,11 @@
-"""Scores between chance and a reference, so that tasks of different ranges can be averaged.
+"""Normalised scores, which allow a mean over tasks with different ranges of scores.
 
     normalised = (score - chance) / (reference - chance)
 
-0 is chance, 1 is the reference: the supervised row with the largest data fraction and most epochs,
-fixed by rule and not chosen by score. A raw mean adds top-1, AP and mIoU as if a point of each were
-worth the same. The reference's mean is taken as a constant; its own seed variance is not in the
-numbers, which therefore have no interval.
+0 is chance. 1 is the reference: the supervised row with the largest data fraction and the most
+epochs, which is not chosen by its score. (A mean of raw scores treats a point of top-1, AP and mIoU
+as equal.) The reference's mean is taken as a constant. Normalised means have no interval, because
+the seed variance of the reference is not included.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from kdep_bench.results.board import compare
 from kdep_bench.results.board.board import Board, Column, RowKey
 
 REFERENCE = "supervised"
-SMALLEST_RANGE = 0.01  # between chance and reference; a smaller one divides by noise
+SMALLEST_RANGE = 0.01  # least (reference - chance), a fraction; a smaller divisor is mostly noise
 
 
 @dataclass(frozen=True, slots=True)
 class Normalised:
-    """One row's means over tasks: raw and normalised, and the normalised mean without one task.
+    """The means of one row over tasks; every task family has the same weight.
 
-    `low`, `high`: (mean, the task that was left out). Every family has the same weight.
+    `raw`: mean score, a fraction. `mean`: mean of normalised scores. `low`, `high`: the lowest and
+    the highest normalised mean with one task left out, as (mean, name of that task).
     """
 
     row: RowKey
@@ -35,26 +36,29 @@ class Normalised:
 
 
 def reference_row(board: Board, student: str) -> RowKey | None:
-    """The supervised row with the largest data fraction, of these the longest."""
+    """The supervised row with the largest data fraction and, of these, the most epochs."""
     rows = [r for r in board.rows_of(student) if r.method == REFERENCE and not board.submitted(r)]
     return max(rows, key=lambda r: (r.fraction, r.epochs or 0.0, r.order()), default=None)
 
 
 def normalised(board: Board, student: str) -> list[Normalised]:
-    """All complete rows, best first; empty without a complete reference, with a task of unknown
-    chance, with a reference that is not above chance, or with a single task."""
+    """The means of all complete rows, the best first.
+
+    It is empty if there is a single task, no complete reference, a task with unknown chance, or a
+    task on which the reference is not better than chance by SMALLEST_RANGE.
+    """
     columns = compare.columns_of(board, student)
     reference = reference_row(board, student)
     rows = compare.complete_rows(board, student)
     if reference is None or reference not in rows or len(columns) < 2:
         return []
-    ends: dict[Column, tuple[float, float]] = {}
+    ranges: dict[Column, tuple[float, float]] = {}  # task -> (chance, reference)
     for column in columns:
-        chance, top = board.chance[column], _mean(board, reference, column)
-        if chance is None or column.sign * (top - chance) < SMALLEST_RANGE:
+        chance, reference_score = board.chance[column], _mean(board, reference, column)
+        if chance is None or column.sign * (reference_score - chance) < SMALLEST_RANGE:
             return []
-        ends[column] = (chance, top)
-    table = [_normalise(board, row, columns, ends) for row in rows]
+        ranges[column] = (chance, reference_score)
+    table = [_normalise(board, row, columns, ranges) for row in rows]
     return sorted(table, key=lambda n: (-n.mean, n.row.order()))
 
 
@@ -62,20 +66,23 @@ def _normalise(
     board: Board,
     row: RowKey,
     columns: Sequence[Column],
-    ends: Mapping[Column, tuple[float, float]],
+    ranges: Mapping[Column, tuple[float, float]],
 ) -> Normalised:
-    raw = {c: _mean(board, row, c) for c in columns}
-    placed = {c: (raw[c] - ends[c][0]) / (ends[c][1] - ends[c][0]) for c in columns}
-    left_out_means = [
-        (_weighted(placed, [c for c in columns if c != left_out]), left_out.task)
+    raw, scores = {}, {}
+    for column in columns:
+        chance, reference_score = ranges[column]
+        raw[column] = _mean(board, row, column)
+        scores[column] = (raw[column] - chance) / (reference_score - chance)
+    means_without_one = [
+        (_weighted(scores, [c for c in columns if c != left_out]), left_out.task)
         for left_out in columns
     ]
     return Normalised(
         row,
         _weighted(raw, columns),
-        _weighted(placed, columns),
-        min(left_out_means),
-        max(left_out_means),
+        _weighted(scores, columns),
+        min(means_without_one),
+        max(means_without_one),
     )
 
 

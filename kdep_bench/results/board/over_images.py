@@ -1,4 +1,8 @@
-"""Differences over seeds and test images, for rows whose per-sample outputs are in the folder."""
+"""Score differences with intervals over seeds and test images.
+
+They need the per-sample outputs of the rows: files in samples/ with the predictions for every test
+image.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ from kdep_bench.results.statistics import intervals as st
 from kdep_bench.results.statistics import over_images, pooled
 from kdep_bench.results.statistics.over_images import Resampled
 
-MOST_PAIRS = 400  # compared pairs of rows and tasks; each reads all files of both rows
+MOST_PAIRS = 400  # differences in the table; each needs all sample files of two rows
 
 NO_OUTPUTS = (
     "their records keep no per-sample outputs of every seed (records made before outputs were "
@@ -37,8 +41,10 @@ TOO_MANY = f"the table has {MOST_PAIRS} rows at most"
 
 @dataclass(frozen=True, slots=True)
 class ImageDifference:
-    """`row` - `reference` on a task, larger is better for `row`; `adjusted`: p after Holm's
-    correction for all such differences of the student."""
+    """The score of `row` minus that of `reference` on a task; positive if `row` is better.
+
+    `adjusted`: p value after Holm's correction for all these differences of the student.
+    """
 
     row: RowKey
     reference: RowKey
@@ -133,7 +139,7 @@ def _difference(
 
 
 class _Reader:
-    """Reads per-sample outputs once each; a file that cannot be used is a remark."""
+    """Reads each file of per-sample outputs once; `remarks` names the files that cannot be used."""
 
     def __init__(self, board: Board, results_dir: Path) -> None:
         self.board, self.results_dir, self.remarks = board, results_dir, list[str]()

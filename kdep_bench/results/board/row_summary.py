@@ -1,4 +1,4 @@
-"""Summary of a table row apart from its scores: costs, budget, alignment."""
+"""The summary of a table row: everything except its scores (costs, budget, alignment)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from kdep_bench.results.records.store import Run
 
 @dataclass(frozen=True, slots=True)
 class RowSummary:
-    """Costs, budget and alignment of one row; None where no record has the value.
+    """Costs, budget and alignment of one row; a value is None if no record has it.
 
-    Seconds and `images_per_s` are means over the row's pre-trainings, `transfer_s` over its
-    transfers. `coverage` is the lowest fraction of loaded weights, `terms` the mean fraction of the
-    loss magnitude per loss term. `cached`: whether it was trained from a teacher cache.
+    Times are in seconds. They and `images_per_s` are means over the row's pre-trainings;
+    `transfer_s` is a mean over its transfer runs. `coverage`: the lowest fraction of loaded weights
+    of a run. `terms`: loss term -> mean fraction of the loss magnitude. `cached`: whether the row
+    was trained from a teacher cache.
     """
 
     method: Method
@@ -44,8 +45,8 @@ class RowSummary:
     def cost_s(self) -> float | None:
         """Seconds of pre-training, including its part of the teacher cache and the alignment.
 
-        None where the time of the training or of the cache is unknown: the rest alone would look
-        cheap.
+        None if the time of the training or of the cache is unknown, because the sum of the others
+        would be too low.
         """
         if self.pretrain_s is None or (self.cached and self.cache_s is None):
             return None
@@ -58,12 +59,13 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def summarize_row(board: Board, key: RowKey) -> RowSummary:
-    """The summary of a row; each pre-training counts once, however many tasks use it."""
+    """The summary of a row; each pre-training is counted once, also if several tasks use it."""
     runs = board.runs_of(key)
     ok = [r for r in runs if r.status == "ok"] or runs
     first = ok[0]
+    # One run per pre-training seed: that with the first id.
     by_seed = {r.pretrain_seed: r for r in sorted(ok, key=lambda r: r.id, reverse=True)}
-    per_seed = [by_seed[s] for s in sorted(by_seed)]
+    per_seed = [by_seed[seed] for seed in sorted(by_seed)]
     coverages = [r.coverage for r in ok if r.coverage is not None]
     return RowSummary(
         method=first.arm,
@@ -79,8 +81,8 @@ def summarize_row(board: Board, key: RowKey) -> RowSummary:
         align=next((r.align for r in per_seed if r.align is not None), None),
         cached=any(r.cached for r in per_seed),
         step_s=_mean(_step_s(r) for r in per_seed),
-        # A run's peak is the larger of pre-training and its transfer, so the lowest peak is closest
-        # to that of pre-training.
+        # The peak of a run is the larger of pre-training and transfer. So the lowest peak of the
+        # row's runs is the closest to that of pre-training.
         peak_memory_bytes=min((p for r in ok if (p := r.cost.peak_memory_bytes)), default=None),
         extra_parameters=_largest(r.cost.extra_parameters for r in per_seed),
         extra_forwards=_largest(r.cost.extra_forwards for r in per_seed),
@@ -92,12 +94,12 @@ def summarize_row(board: Board, key: RowKey) -> RowSummary:
 
 def _step_s(run: Run) -> float | None:
     """Seconds per optimiser step of the run's pre-training; None where unknown."""
-    seen, steps, rate = run.budget.images_seen, run.budget.steps, run.cost.images_per_s
-    return seen / steps / rate if seen and steps and rate else None
+    seen, steps, images_per_s = run.budget.images_seen, run.budget.steps, run.cost.images_per_s
+    return seen / steps / images_per_s if seen and steps and images_per_s else None
 
 
 def _mean_terms(terms_by_seed: list[dict[str, float]]) -> dict[str, float]:
-    """Mean fraction of each term; a term that a seed lacks (other hint points) counts as 0."""
+    """Mean fraction of each term over seeds; a term that a seed does not have counts as 0."""
     names = sorted({name for terms in terms_by_seed for name in terms})
     return {
         name: sum(terms.get(name, 0.0) for terms in terms_by_seed) / len(terms_by_seed)
@@ -115,7 +117,7 @@ def row_labels(board: Board) -> dict[RowKey, str]:
 
 
 def labels_of(rows: Iterable[RowKey]) -> dict[RowKey, str]:
-    """Row names: the method, with teacher, data or epochs where rows of it differ in them."""
+    """Row -> name: the method, with teacher, data fraction or epochs if its rows differ in them."""
     groups: dict[tuple[str, str], list[RowKey]] = defaultdict(list)
     for row in rows:
         groups[row.student, row.method].append(row)

@@ -1,19 +1,23 @@
-"""Verdicts on claims: each claim config has a threshold, tested on the records.
+"""Verdicts on claims: the records are compared with the threshold of each claim config.
 
-Three kinds, each a dict in configs/claims/<name>.py:
+There are three kinds of claims. Each claim is a dict in configs/claims/<name>.py.
 
-* `difference`: row `a` scores at least `margin` above row `b` (a negative margin: not worse than
-  that), at no more than `max_cost_ratio` times its pre-training cost;
-* `efficiency`: method `a` needs at least `at_least` times less of `axis` to reach the score that
-  `b` has at its largest budget; read off a's curve by monotone interpolation in log(axis);
-* `rank_correlation`: over teachers, Spearman's correlation of `by` (the explained variance ratio
-  of the alignment, the reported accuracy 'top1', or a number by teacher name) with the score,
-  against `at_most` or `at_least`. Undecided below `FEWEST_TEACHERS`.
+* `difference`: row `a` scores more than `margin` above row `b`, at no more than `max_cost_ratio`
+  times the pre-training cost of `b`. With a negative margin, `a` may be worse by less than that.
+* `efficiency`: method `a` needs at least `at_least` times less of the budget `axis` to reach the
+  score of `b` at its largest budget. The budget is read off the curve of `a` (see `efficiency`).
+* `rank_correlation`: Spearman's correlation, over teachers, of the score with `by` is at most
+  `at_most` or at least `at_least`. `by` is the explained variance ratio of the alignment, the
+  reported accuracy "top1", or a dict teacher -> number. It is undecided below `FEWEST_TEACHERS`.
 
-A verdict is 'supported' or 'refuted' only where the 95 % interval is entirely on one side;
-otherwise 'undecided', with the seeds that would decide it, and over all tasks also where a family's
-own verdict is the opposite one; 'not testable here' where a row is not
-in the records. Costs include the alignment and, by data fraction, the teacher cache.
+Verdicts:
+
+* "supported", "refuted": the 95 % interval is entirely on one side of the threshold, and for a
+  verdict over all tasks no task family has the opposite verdict.
+* "undecided": otherwise, with the number of seeds that would decide it.
+* "not testable here": the records of a row are missing.
+
+Costs include the alignment, and the teacher cache in proportion to the data fraction.
 """
 
 from __future__ import annotations
@@ -37,15 +41,15 @@ def judge(board: Board, claims: list[dict[str, Any]]) -> list[Verdict]:
     """The verdicts of `claims` on `board`, in the order of the claims.
 
     Raises:
-        KdepError: a claim is malformed, or two have one name.
+        KdepError: a claim is invalid, or two claims have the same name.
     """
-    made = [make_claim(c) for c in claims]
-    names = [c.name for c in made]
+    checked_claims = [make_claim(c) for c in claims]
+    names = [c.name for c in checked_claims]
     if len(set(names)) < len(names):
-        double = next(n for n in names if names.count(n) > 1)
-        raise KdepError(f"two claims are named {double!r}", fix="rename one of them")
+        duplicate = next(n for n in names if names.count(n) > 1)
+        raise KdepError(f"two claims are named {duplicate!r}", fix="rename one of them")
     verdicts = []
-    for claim in made:
+    for claim in checked_claims:
         by_student = [_judge_student(board, claim, s) for s in board.students]
         all_verdicts = [v for student_verdicts in by_student for v in student_verdicts]
         tested = [
@@ -54,7 +58,7 @@ def judge(board: Board, claims: list[dict[str, Any]]) -> list[Verdict]:
             if any(w.verdict != NOT_TESTABLE for w in student_verdicts)
             for v in student_verdicts
         ]
-        # A claim that no student can test needs one line, not one per student.
+        # If no student can test the claim, the table has one line for it, not one per student.
         verdicts += (
             tested or all_verdicts[:1] or [untestable_verdict(claim, "", "there are no records")]
         )
@@ -62,9 +66,12 @@ def judge(board: Board, claims: list[dict[str, Any]]) -> list[Verdict]:
 
 
 def _corrected(verdicts: list[Verdict]) -> list[Verdict]:
-    """Holm's correction, over the headlines and over the verdicts on single task families: what is
-    supported or refuted alone, but not together with the others, is undecided. Cost bounds are no
-    tests."""
+    """The verdicts after Holm's correction.
+
+    It is made separately for the headlines and for the verdicts on single task families. A verdict
+    that is supported or refuted only without the correction becomes undecided. Verdicts from a cost
+    bound have no p value and stay as they are.
+    """
     first = headlines(verdicts)
     corrected = {}
     for group in (first, [v for v in verdicts if v not in first]):
@@ -73,8 +80,8 @@ def _corrected(verdicts: list[Verdict]) -> list[Verdict]:
         for i, v in tested.items():
             if v.verdict in ("supported", "refuted") and adjusted[i] >= 1 - st.LEVEL:
                 reason = (
-                    f"{v.verdict} if it were the only claim; with Holm's correction for "
-                    f"{len(tested)} claims p = {text.p_value(adjusted[i])}"
+                    f"p = {text.p_value(adjusted[i])} after Holm's correction for {len(tested)} "
+                    f"claims; as the only claim it would be {v.verdict}"
                 )
                 corrected[id(v)] = replace(v, verdict="undecided", reason=reason)
     return [corrected.get(id(v), v) for v in verdicts]
@@ -88,12 +95,9 @@ def _judge_student(board: Board, claim: Claim, student: str) -> list[Verdict]:
         return [untestable_verdict(claim, student, "no task of these families is in the records")]
     families = sorted({c.family for c in columns})
     scopes = [(f, [c for c in columns if c.family == f]) for f in families]
-    if len(families) == 1:
-        pass
-    elif claim.per_family:
-        scopes.append(("all tasks", columns))
-    else:
-        scopes = [("all tasks", columns)]
+    if len(families) > 1:
+        all_tasks = ("all tasks", columns)
+        scopes = [*scopes, all_tasks] if claim.per_family else [all_tasks]
     rule = {
         "difference": judge_difference,
         "efficiency": judge_efficiency,
@@ -110,10 +114,10 @@ def _judge_student(board: Board, claim: Claim, student: str) -> list[Verdict]:
 
 
 def _unless_families_disagree(overall: Verdict, families: list[Verdict]) -> Verdict:
-    """`overall`, or undecided where a task family's own verdict is the opposite one.
+    """The verdict over all tasks; undecided if a task family has the opposite verdict.
 
-    One task with a large difference can dominate a mean over tasks; the headline must not be
-    'supported' where a family of tasks refutes the claim.
+    One task with a large difference can dominate a mean over tasks. The headline must not be
+    "supported" if a task family refutes the claim.
     """
     opposite = {"supported": "refuted", "refuted": "supported"}.get(overall.verdict)
     if opposite is None or not any(v.verdict == opposite for v in families):

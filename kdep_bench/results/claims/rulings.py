@@ -15,7 +15,7 @@ from kdep_bench.results.statistics import power
 
 
 def untestable_verdict(claim: Claim, student: str, why: str, scope: str = "all tasks") -> Verdict:
-    """The verdict 'not testable here', with the reason `why`."""
+    """The verdict "not testable here", with the reason `why`."""
     return _verdict(claim, student, scope, NOT_TESTABLE, reason=why)
 
 
@@ -34,7 +34,7 @@ def _verdict(
     limit: str = "",
     difference: st.Estimate | None = None,
 ) -> Verdict:
-    """A verdict with the texts of its claim; the arguments are fields of `Verdict`."""
+    """A verdict on `claim`; the other arguments are fields of `Verdict`."""
     return Verdict(
         claim.name,
         claim.title,
@@ -64,16 +64,16 @@ def _name(side: Side) -> str:
 
 
 def missing_results(board: Board, rows: list[RowKey], columns: list[Column]) -> int:
-    """Number of results of `rows` on `columns` with a failed or missing seed, or without any."""
+    """Number of results of `rows` on `columns` that are not complete."""
     return sum(not board.result(a, c).complete for a in rows for c in columns)
 
 
 def _cost_ratio(board: Board, a: RowKey, b: RowKey) -> float | None:
-    """Pre-training cost of a / that of b; None where unknown, or b has no pre-training."""
+    """Pre-training cost of a divided by that of b; None if unknown, or b was not pre-trained."""
     if board.fixed(b):
         return None
-    x, y = summarize_row(board, a).cost_s, summarize_row(board, b).cost_s
-    return x / y if x is not None and y else None
+    cost_a, cost_b = summarize_row(board, a).cost_s, summarize_row(board, b).cost_s
+    return cost_a / cost_b if cost_a is not None and cost_b else None
 
 
 def ruling_of(low: float | None, high: float | None, threshold: float) -> Ruling:
@@ -86,9 +86,10 @@ def ruling_of(low: float | None, high: float | None, threshold: float) -> Ruling
 
 
 def _seeds(est: st.Estimate, threshold: float, units: int) -> int | None:
-    """Seeds for which the interval excludes the threshold with power 0.8.
+    """Number of seeds for which the interval excludes the threshold with power 0.8.
 
-    Assumes that the present mean and spread are the true ones; `units`: independent seeds now.
+    It assumes that the measured mean and standard deviation are the true ones. `units`: present
+    number of independent seeds.
     """
     if est.se is None or est.df is None:
         return None
@@ -97,7 +98,7 @@ def _seeds(est: st.Estimate, threshold: float, units: int) -> int | None:
 
 
 def _networks(values: st.Values) -> str:
-    """ "for one pre-trained network" where all values have one pre-training seed, otherwise ""."""
+    """ "for one pre-trained network" if there is one pre-training seed, otherwise ""."""
     return "for one pre-trained network" if len({k[0] for k in values}) == 1 else ""
 
 
@@ -125,19 +126,19 @@ def judge_difference(
     n_missing = missing_results(board, [a, b], columns)
     if n_missing:
         est, ruling, seeds = None, "undecided", None
-        reason = f"failed or missing seeds in {n_missing} of the scores, so no mean is computed"
+        reason = f"{n_missing} of the scores have failed or missing seeds, so there is no mean"
     else:
         ruling, reason, seeds = _rule_on_margin(est, claim.margin, paired)
     p = None if est is None or est.low is None else st.p_two_sided(est, claim.margin)
     ratio = _cost_ratio(board, a, b)
     threshold = f"> {text.points(claim.margin, True)}"
     if claim.max_cost_ratio is not None:
-        threshold += f" at <= {claim.max_cost_ratio:g} x the cost"
+        threshold += f" at <= {claim.max_cost_ratio:g}x the cost"
         if ratio is None and ruling == "supported":
             ruling, reason = "undecided", "the cost of one method is unknown"
         elif ratio is not None and ratio > claim.max_cost_ratio:
-            ruling, seeds, p = "refuted", None, None  # a cost bound is no test
-            reason = f"the cost is {ratio:.2f} x, teacher cache included"
+            ruling, seeds, p = "refuted", None, None  # a comparison of costs has no p value
+            reason = f"the pre-training cost is {ratio:.2f} times that of the second method"
     return _verdict(
         claim,
         student,
@@ -159,16 +160,16 @@ def _rule_on_margin(
 ) -> tuple[Ruling, str, int | None]:
     """(ruling, reason, seeds needed) for a mean difference; `paired`: its paired differences."""
     if est is None:
-        return "undecided", "the two methods share no seed pair", None
+        return "undecided", "the two methods have no common seed pair", None
     if est.low is None:
         return "undecided", "with one seed pair there is no interval", None
-    ruling, reason = ruling_of(est.low, est.high, margin), f"over {est.seeds}"
+    ruling, reason = ruling_of(est.low, est.high, margin), est.seeds
     if ruling != "undecided":
         return ruling, reason, None
     seeds = _seeds(est, margin, _units(paired))
-    reason += ": the interval contains the threshold"
+    reason += "; the interval contains the threshold"
     if seeds is None:
-        reason += f", and more than {st.MOST_SEEDS} seeds would be needed"
+        reason += f", and more than {st.MOST_SEEDS} seeds would be needed to decide"
     return ruling, reason, seeds
 
 
@@ -187,14 +188,14 @@ def judge_efficiency(
     line, curve = _curve(board, claim, student, columns)
     saving = efficiency.saving(board, curve, goal, columns, claim.axis, claim.margin)
     if saving is None:
-        why = f"the curve of {_name(claim.a)} over {claim.axis} needs at least two complete points"
+        why = f"{_name(claim.a)} needs complete results for two or more values of {claim.axis}"
         return untestable_verdict(claim, student, why, scope)
     est = saving.estimate
     goal_log = math.log(claim.at_least)
     ruling, reason = _rule_on_saving(saving, goal_log, line)
-    seeds = None
+    seeds = None  # outside the curve, more seeds do not help
     if ruling == "undecided" and not (saving.at_least or saving.at_most):
-        seeds = _seeds(est, goal_log, _units(saving.log_ratios))  # no seeds help beyond a curve
+        seeds = _seeds(est, goal_log, _units(saving.log_ratios))
     return _verdict(
         claim,
         student,
@@ -202,7 +203,7 @@ def judge_efficiency(
         ruling,
         reason=reason,
         interval=text.times(est, saving.bound),
-        threshold=f">= {claim.at_least:g} x less {efficiency.AXES[claim.axis]}",
+        threshold=f">= {claim.at_least:g}x reduction of {efficiency.AXES[claim.axis]}",
         seeds_to_decide=seeds,
         p=None if est.low is None else st.p_two_sided(est, goal_log),
         limit=_networks(saving.log_ratios),
@@ -212,7 +213,7 @@ def judge_efficiency(
 def _curve(
     board: Board, claim: Claim, student: str, columns: list[Column]
 ) -> tuple[str, list[RowKey]]:
-    """(label, complete rows) of the curve of side `a`; "" where its method has one line only."""
+    """(label of the line, its complete rows) for side `a`; label "" if its method has one line."""
     methods = {row.method for row in board.rows_of(student)}
     method = next((m for m in claim.a.methods if m in methods), None)
     curve = [
@@ -223,22 +224,24 @@ def _curve(
     lines = efficiency.lines_of(board, curve, claim.axis)
     if len(lines) < 2:
         return "", curve
-    # Of several teachers or data fractions: the line that contains the row of side `a`.
+    # The method has several teachers or data fractions: the line with the row of side `a`.
     row_a = _pick(board, student, claim.a)
     return next(((label, rows) for label, rows in lines.items() if row_a in rows), ("", []))
 
 
 def _rule_on_saving(saving: efficiency.Saving, goal_log: float, line: str) -> tuple[Ruling, str]:
-    """(ruling, reason) for a saving against log(threshold); bounds decide in one direction only."""
+    """(ruling, reason) for a saving and log(threshold).
+
+    A lower bound can only support a claim, an upper bound can only refute it.
+    """
     est = saving.estimate
     ruling = ruling_of(est.low, est.high, goal_log)
-    reason = f"{saving.bound} {math.exp(est.mean):.2g} x, over {est.seeds}".lstrip()
+    reason = f"{saving.bound} {math.exp(est.mean):.2g}x, from {est.seeds}".lstrip()
     reason = f"{line}: {reason}" if line else reason
     if saving.at_least and saving.at_most:
-        reason = "the target score is below the curve for some seeds and above it for others"
-        return "undecided", reason
+        return "undecided", "the score is below the curve for some seeds and above it for others"
     if saving.at_least and ruling == "refuted":
-        return "undecided", reason + ": the smallest budget already reaches the score"
+        return "undecided", reason + "; the smallest budget already reaches the score"
     if saving.at_most and ruling == "supported":
-        return "undecided", reason + ": the largest budget does not reach the score"
+        return "undecided", reason + "; the largest budget does not reach the score"
     return ruling, reason

@@ -1,6 +1,6 @@
-"""The config of a claim: its keys, their validation, and the row that a side of it selects.
+"""The config of a claim: its keys, their validation, and the selection of the rows it compares.
 
-Imports neither numpy nor torch: the planner checks every claim of a suite before anything runs.
+It imports neither numpy nor torch, because the planner checks the claims of a suite before it runs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.results.axes import Axis
 
-EPOCHS_TOLERANCE = 0.05  # relative: complete batches rarely make exactly the number of a config
+EPOCHS_TOLERANCE = 0.05  # relative: only complete batches are used, so epochs differ from configs
 
 
 class _Strict(BaseModel):
@@ -22,7 +22,10 @@ class _Strict(BaseModel):
 
 
 class Side(_Strict):
-    """Selects a row: the first of `method` that exists; the longest training of several."""
+    """One side of a comparison: selects a row; see `pick`.
+
+    `share`: data fraction. None: any value.
+    """
 
     method: str | Annotated[tuple[str, ...], Field(min_length=1)]
     share: float | None = Field(default=None, gt=0, le=1)
@@ -31,12 +34,12 @@ class Side(_Strict):
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The names tried, in order."""
+        """Names of methods in order of preference."""
         return (self.method,) if isinstance(self.method, str) else self.method
 
 
 class Claim(_Strict):
-    """One claim config; see the module for the three kinds."""
+    """One claim config; the kinds and their keys are explained in `judge.py`."""
 
     name: str
     title: str
@@ -57,7 +60,7 @@ class Claim(_Strict):
     @field_validator("by", mode="before")
     @classmethod
     def _renamed(cls, value: Any) -> Any:
-        return "explained_variance_ratio" if value == "energy_kept" else value  # its name before
+        return "explained_variance_ratio" if value == "energy_kept" else value  # its former name
 
     @model_validator(mode="after")
     def _complete(self) -> Claim:
@@ -71,23 +74,21 @@ class Claim(_Strict):
 
 
 def make_claim(fields: dict[str, Any]) -> Claim:
-    """A validated claim.
+    """The claim of a config, after validation.
 
     Raises:
-        KdepError: an unknown key (with the nearest known ones), a wrong value, or a key that the
-            claim's kind needs.
+        KdepError: a key is unknown or missing, or a value is wrong.
     """
     name = str(fields.get("name", "without a name"))[:80]
-    for part, known in {
-        "": Claim.model_fields,
-        "a": Side.model_fields,
-        "b": Side.model_fields,
-    }.items():
-        given = fields.get(part) if part else fields
-        for key in given if isinstance(given, dict) else ():
-            if key not in known:
-                where = f"{part} of the claim {name}" if part else f"the claim {name}"
-                raise unknown_name(f"key in {where}", str(key), known)
+    parts = [
+        (f"the claim {name}", fields, Claim.model_fields),
+        (f"a of the claim {name}", fields.get("a"), Side.model_fields),
+        (f"b of the claim {name}", fields.get("b"), Side.model_fields),
+    ]
+    for where, part, known_keys in parts:
+        for key in part if isinstance(part, dict) else ():
+            if key not in known_keys:
+                raise unknown_name(f"key in {where}", str(key), known_keys)
     try:
         return Claim.model_validate(fields)
     except ValidationError as e:
@@ -98,13 +99,13 @@ def make_claim(fields: dict[str, Any]) -> Claim:
         )
         raise KdepError(
             f"the claim {name} is invalid ({problem})",
-            expected="the keys described in kdep_bench/results/claims/schema.py",
-            fix="correct the claim's config, or the keys that the suite overrides",
+            fix="correct the config of the claim, or its keys in the suite; "
+            "kdep_bench/results/claims/judge.py explains them",
         ) from None
 
 
 class _Row(Protocol):
-    """The attributes of a row, planned or recorded, that a side of a claim reads."""
+    """The attributes of a planned or recorded row that `pick` reads."""
 
     @property
     def method(self) -> str: ...
@@ -120,40 +121,43 @@ _AnyRow = TypeVar("_AnyRow", bound=_Row)
 
 
 def pick(rows: Sequence[_AnyRow], side: Side, fixed: Callable[[_AnyRow], bool]) -> _AnyRow | None:
-    """The row that a side selects among those of one student; None where none matches.
+    """The row of one student that a side selects; None if no row matches.
 
-    The first of its methods that exists, with the largest data fraction unless the side has one,
-    and the longest training of several. `fixed`: whether a row is not pre-trained here, so that a
-    data fraction does not apply to it.
+    It is the row of the first method in `side.methods` that has a matching row: with the side's
+    data fraction, or else the largest one; with the side's epochs and teacher, or else the most
+    epochs.
+
+    Args:
+        rows: the rows of one student.
+        side: the side of the claim.
+        fixed: whether the suite does not pre-train a row, so a data fraction does not apply to it.
     """
     for method in side.methods:
-        candidates = [a for a in rows if a.method == method]
+        candidates = [row for row in rows if row.method == method]
         if side.share is not None:
-            untrained = [a for a in candidates if fixed(a)]
-            candidates = [
-                a for a in candidates if math.isclose(a.fraction, side.share)
-            ] or untrained
+            with_fraction = [row for row in candidates if math.isclose(row.fraction, side.share)]
+            candidates = with_fraction or [row for row in candidates if fixed(row)]
         elif candidates:
-            largest = max(a.fraction for a in candidates)
-            candidates = [a for a in candidates if a.fraction == largest]
+            largest = max(row.fraction for row in candidates)
+            candidates = [row for row in candidates if row.fraction == largest]
         candidates = with_epochs(candidates, side.epochs)
         if side.teacher is not None:
-            candidates = [a for a in candidates if a.teacher == side.teacher]
+            candidates = [row for row in candidates if row.teacher == side.teacher]
         if candidates:
-            return max(candidates, key=lambda a: (a.epochs or 0.0, a.teacher))
+            return max(candidates, key=lambda row: (row.epochs or 0.0, row.teacher))
     return None
 
 
 def with_epochs(rows: Sequence[_AnyRow], epochs: float | None) -> list[_AnyRow]:
-    """The rows trained for the number of epochs nearest to `epochs`; all where that is None.
+    """The rows with the number of epochs nearest to `epochs`; all rows if `epochs` is None.
 
-    Empty if the nearest is more than EPOCHS_TOLERANCE away. Only complete batches are used, so a
-    budget of 7.53 epochs may train for 7.52.
+    It is empty if the nearest number differs by more than EPOCHS_TOLERANCE. Only complete batches
+    are used, so a budget of 7.53 epochs may train for 7.52.
     """
     if epochs is None:
         return list(rows)
-    difference_by_id = {id(a): abs(a.epochs - epochs) for a in rows if a.epochs is not None}
-    least = min(difference_by_id.values(), default=math.inf)
-    if least > EPOCHS_TOLERANCE * epochs:
+    difference_by_id = {id(row): abs(row.epochs - epochs) for row in rows if row.epochs is not None}
+    smallest = min(difference_by_id.values(), default=math.inf)
+    if smallest > EPOCHS_TOLERANCE * epochs:
         return []
-    return [a for a in rows if difference_by_id.get(id(a)) == least]
+    return [row for row in rows if difference_by_id.get(id(row)) == smallest]

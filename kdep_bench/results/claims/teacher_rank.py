@@ -1,4 +1,4 @@
-"""Claims of kind `rank_correlation`: do better teachers make better students?"""
+"""Claims of kind `rank_correlation`: whether better teachers give better students."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kdep_bench.results.claims.schema import Claim
 from kdep_bench.results.claims.verdict import Ruling, Verdict
 from kdep_bench.results.statistics import intervals as st
 
-# With fewer, the interval below covers less than 95 % (simulated in tests/results).
+# With fewer teachers the interval covers less than 95 % (simulated in tests/results).
 FEWEST_TEACHERS = 8
 
 
@@ -29,10 +29,11 @@ def _spearman(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def correlation_interval(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
-    """Spearman's rho of `x`, `y` [n], n >= 4, with its 95 % interval.
+    """(rho, low, high): Spearman's rho of `x` and `y` [n], n >= 4, with its 95 % interval.
 
-    Fisher's z with the standard error sqrt((1 + rho^2 / 2) / (n - 3)) of Bonett and Wright (2000),
-    and Student's t with n - 2 degrees of freedom for the few teachers there are.
+    The interval is that of Fisher's z with the standard error sqrt((1 + rho^2 / 2) / (n - 3)) of
+    Bonett and Wright (2000). It uses Student's t with n - 2 degrees of freedom, because the number
+    of teachers is small.
     """
     n = len(x)
     rho = float(np.clip(_spearman(x, y), -0.9999, 0.9999))
@@ -41,7 +42,7 @@ def correlation_interval(x: np.ndarray, y: np.ndarray) -> tuple[float, float, fl
 
 
 def _rank_value(board: Board, claim: Claim, row: RowKey) -> float | None:
-    """The value by which the claim ranks a row's teacher; None where it is unknown."""
+    """The value by which the claim ranks the teacher of a row; None if it is unknown."""
     summary = summarize_row(board, row)
     if isinstance(claim.by, dict):
         return claim.by.get(row.teacher)
@@ -55,7 +56,7 @@ def judge_teacher_rank(
 ) -> Verdict:
     """The verdict on a rank correlation for one student, over the tasks `columns`.
 
-    Each teacher is represented by its row with the most data and the longest training.
+    Each teacher has one row: that with the largest data fraction and the most epochs.
     """
     rows: dict[str, RowKey] = {}
     for row in sorted(board.rows_of(student), key=lambda a: (a.fraction, a.epochs or 0.0)):
@@ -74,9 +75,9 @@ def judge_teacher_rank(
                 (rank_value, float(np.average(means, weights=compare.task_weights(columns))))
             )
     if len(points) < 2:
-        why = f"needs {FEWEST_TEACHERS} teachers with complete results; {len(points)} here"
+        why = f"it needs {FEWEST_TEACHERS} teachers with complete results; there are {len(points)}"
         return untestable_verdict(claim, student, why, scope)
-    least = claim.at_least is not None
+    is_lower_bound = claim.at_least is not None
     bound = claim.at_least if claim.at_least is not None else claim.at_most
     assert bound is not None
     ruling: Ruling = "undecided"
@@ -86,9 +87,9 @@ def judge_teacher_rank(
         reason = f"{len(points)} teachers; an interval needs {FEWEST_TEACHERS} or more"
     else:
         rho, low, high = correlation_interval(x, y)
-        ruling = ruling_of(low, high, bound) if least else ruling_of(-high, -low, -bound)
+        ruling = ruling_of(low, high, bound) if is_lower_bound else ruling_of(-high, -low, -bound)
         shown = f"{rho:+.2f} [{low:+.2f}, {high:+.2f}]"
-        reason = f"Spearman over {len(points)} teachers"
+        reason = f"Spearman's rank correlation over {len(points)} teachers"
     return Verdict(
         claim.name,
         claim.title,
@@ -96,7 +97,7 @@ def judge_teacher_rank(
         scope,
         ruling,
         shown,
-        f"{'>=' if least else '<='} {bound:g}",
+        f"{'>=' if is_lower_bound else '<='} {bound:g}",
         "—",
         None,
         reason,

@@ -16,10 +16,18 @@ NOT_TESTABLE: Ruling = "not testable here"
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The verdict on a claim for one student and scope (a task family or all tasks).
+    """The verdict on a claim for one student and one scope.
 
-    `interval`, `threshold` and `cost` (ratio) are formatted for tables. `seeds_to_decide`: seeds
-    needed for power 0.8; None where that is unknown.
+    Attributes:
+        scope: a task family, or "all tasks".
+        interval, threshold, cost: texts for tables: the measured value, the threshold and the cost
+            ratio.
+        seeds_to_decide: number of seeds that would decide the claim with power 0.8; None if it is
+            unknown or the claim is decided.
+        reason: basis of the verdict.
+        p: two-sided p value of a true value equal to the threshold; None without an interval.
+        limit: "for one pre-trained network" if all scores have one pre-training seed.
+        difference: the measured difference, a fraction, of a claim of kind `difference`.
     """
 
     name: str
@@ -34,27 +42,27 @@ class Verdict:
     reason: str
     statement: str = ""
     source: str = ""
-    p: float | None = None  # two-sided, of a true value at the threshold; None without an interval
-    limit: str = ""  # "for one pre-trained network" where all scores have one pre-training seed
-    difference: Estimate | None = None  # of kind `difference`: measured, scores from 0 to 1
+    p: float | None = None
+    limit: str = ""
+    difference: Estimate | None = None
 
     @property
     def shown(self) -> str:
-        """The verdict with its limit, for tables."""
+        """The verdict and its limit as text for tables."""
         return f"{self.verdict} ({self.limit})" if self.limit else self.verdict
 
 
 def headlines(verdicts: list[Verdict]) -> list[Verdict]:
-    """One verdict per claim and student: over all tasks, or over the only family."""
-    last = {(v.name, v.student): v for v in verdicts}  # `judge` puts the widest scope last
-    return list(last.values())
+    """One verdict per claim and student: that over all tasks, or over the only task family."""
+    widest = {(v.name, v.student): v for v in verdicts}  # the widest scope is the last in `judge`
+    return list(widest.values())
 
 
 def load_config(path: Path) -> dict[str, Any]:
     """The dict `claim` of a claim config.
 
     Raises:
-        KdepError: the file raises, or defines no `claim`.
+        KdepError: running the file raises an exception, or the file does not define `claim`.
     """
     try:
         if "read_base" in path.read_text():
@@ -68,10 +76,10 @@ def load_config(path: Path) -> dict[str, Any]:
         raise KdepError(
             f"the claim config {path} cannot be used ({type(e).__name__}: {e})",
             expected="a Python file that defines claim = dict(...)",
-            fix="correct the file",
+            fix="correct that file",
         ) from None
 
 
 def load_folder(folder: Path) -> list[dict[str, Any]]:
-    """Every claim of a folder of configs, by file name."""
+    """The claims of all configs in a folder, sorted by file name."""
     return [load_config(p) for p in sorted(folder.glob("*.py")) if not p.name.startswith("_")]

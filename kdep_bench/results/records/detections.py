@@ -1,4 +1,4 @@
-"""Detections kept per sample: COCO's AP from them, and the COCO result format."""
+"""Stored detections: their average precision by COCO's rules, and their COCO result format."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 
 from kdep_bench.results.records.samples import Samples
 
-MAX_DETECTIONS = (100, 300, 1000)  # of mmdet's CocoMetric, whose AP50 and AP75 use the last
+# Numbers of detections per image in mmdet's CocoMetric; its AP50 and AP75 use the last.
+MAX_DETECTIONS = (100, 300, 1000)
+# Metric -> its index in COCOeval.stats.
 STATS = {"bbox_mAP": 0, "bbox_mAP_50": 1, "bbox_mAP_75": 2}
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, int(np.round((0.95 - 0.5) / 0.05)) + 1, endpoint=True)
 
@@ -32,7 +34,7 @@ def coco_json(samples: Samples) -> list[dict[str, Any]]:
 
 
 def truth_json(samples: Samples) -> dict[str, Any]:
-    """The truth in COCO's annotation format, with the ids of `coco_json`."""
+    """The ground truth in COCO's annotation format, with the ids of `coco_json`."""
     arrays = samples.arrays
     columns = ("truth_image", "truth_label", "truth_box", "truth_area", "truth_crowd")
     return {
@@ -55,8 +57,10 @@ def truth_json(samples: Samples) -> dict[str, Any]:
 
 
 def coco_scores(samples: Samples) -> dict[str, float]:
-    """AP, AP50 and AP75 as mmdet's CocoMetric reports them, rounded to three digits; all 0 where
-    nothing was detected."""
+    """AP, AP50 and AP75 as mmdet's CocoMetric reports them, rounded to three digits.
+
+    They are 0 without a detection.
+    """
     if not len(samples.arrays["image"]):
         return dict.fromkeys(STATS, 0.0)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -78,7 +82,7 @@ def evaluation(samples: Samples, thresholds: Any = IOU_THRESHOLDS, areas: int = 
     from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):
-        truth: Any = COCO()  # the stubs know neither data in memory nor lists of detections
+        truth: Any = COCO()  # Any: its type stubs do not allow data in memory
         truth.dataset = truth_json(samples)
         truth.createIndex()
         coco = COCOeval(truth, truth.loadRes(coco_json(samples)), "bbox")

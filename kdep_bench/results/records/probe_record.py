@@ -1,7 +1,7 @@
 """The record of one probe of one backbone, in results/<suite>/probes/<id>.json.
 
-Probe records are kept apart from the records of transfer runs: what computes means, ranks, best
-sets, differences and claims reads records/ only.
+Probe records are not in records/, the only folder from which means, ranks, differences and claims
+are computed.
 """
 
 from __future__ import annotations
@@ -29,12 +29,15 @@ from kdep_bench.results.records.record import (
 from kdep_bench.results.records.store import own_folder
 
 PROBES = "probes"  # the folder
-LARGEST = 1 << 20  # bytes
+LARGEST = 1 << 20  # bytes of a file
 _FIX = "move the file elsewhere and run the suite with --report, which writes it again"
 
 
 class ProbeValue(Part):
-    """One number: a fraction, shown x100, where `percent`; see `kdep_bench.probes.base.Value`."""
+    """One number; see `kdep_bench.probes.base.Value`.
+
+    `percent`: whether the value is a fraction that tables show x100.
+    """
 
     name: Text
     value: Number
@@ -44,17 +47,21 @@ class ProbeValue(Part):
 
 
 class ProbeRecord(Part):
-    """One probe of one exported backbone. `status` 'ok' has values; the others have none.
+    """One probe of one exported backbone.
 
     Attributes:
-        teacher: of the method; "" where it has none.
-        epochs: of the pre-training as planned, None for an untrained backbone or given weights.
-        seed: of the pre-training, or of the random weights of an untrained backbone.
-        values: in the order in which tables show them.
-        probe: name of the probe; `about`: what it measures; `folder`: the class folders that it
-            read, "" for none; `config_hash`: of its config.
-        features_s, probe_s: wall seconds of the feature extraction, which all probes of the
-            backbone share, and of the probe itself.
+        status: "ok" has `values`; "failed" and "missing" have none.
+        teacher: the teacher of the method; "" if it has none.
+        epochs: planned epochs of the pre-training; None for an untrained backbone or published
+            weights.
+        seed: pre-training seed, or the seed of the random weights of an untrained backbone.
+        probe: name of the probe.
+        folder: the class folders that the probe read; "" for none.
+        about: what the probe measures.
+        config_hash: hash of the probe's config.
+        values: the measured numbers in the order of the tables.
+        features_s: wall seconds of the feature extraction, which all probes of a backbone share.
+        probe_s: wall seconds of the probe itself.
     """
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
@@ -94,7 +101,7 @@ class ProbeRecord(Part):
 
 
 def make(fields: dict[str, Any], where: str = "given") -> ProbeRecord:
-    """A record from plain values; KdepError where they misfit."""
+    """A record from JSON values; raises KdepError if they are not valid."""
     try:
         return ProbeRecord.model_validate(fields)
     except ValidationError as e:
@@ -106,7 +113,7 @@ def make(fields: dict[str, Any], where: str = "given") -> ProbeRecord:
 
 
 def load(path: Path) -> ProbeRecord:
-    """The record in the file; a missing, damaged or misnamed one is a KdepError."""
+    """The record in the file; raises KdepError if it is missing, damaged or has a wrong name."""
     parsed = parse_strict(read_bytes(path, LARGEST, follow=False), str(path))
     if not isinstance(parsed, dict) or "schema" not in parsed:
         raise KdepError(f"the probe record {path} has no schema version", fix=_FIX)
@@ -121,7 +128,7 @@ def load(path: Path) -> ProbeRecord:
 
 
 def dump(record: ProbeRecord) -> str:
-    """Strict, indented JSON with sorted keys."""
+    """The record as indented JSON with sorted keys."""
     value = record.model_dump(mode="json", by_alias=True)
     return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
@@ -134,7 +141,7 @@ def write(results: Path, record: ProbeRecord) -> Path:
 
 
 def paths(results: Path) -> list[Path]:
-    """The files of a results folder's probe records, sorted; none where it has no such folder."""
+    """The files with the probe records of a results folder, sorted."""
     if not (results / PROBES).is_dir():
         return []
     folder = own_folder(results, PROBES)
@@ -142,7 +149,7 @@ def paths(results: Path) -> list[Path]:
 
 
 def read(results: Path, suite: str | None = None) -> tuple[list[ProbeRecord], list[str]]:
-    """(records of `suite`, or of all where None; a sentence for every damaged file)."""
+    """(records of `suite`, or of all suites if None; one sentence per damaged file)."""
     records, damaged = [], []
     for path in paths(results):
         try:

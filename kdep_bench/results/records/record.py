@@ -1,16 +1,19 @@
 """The record of one transfer run (method, student, task, two seeds): scores, costs, provenance.
 
-One record is one JSON file. Metrics are fractions (0..1); tables show them x100. Times are
-seconds, sizes bytes, resolutions pixels. Text fields take any characters and lengths up to
-`TEXT_LIMIT`, because a malicious name must be *shown*, as text, instead of breaking the report.
+One record is one JSON file. Metrics are fractions from 0 to 1; tables show them x100. Times are in
+seconds, sizes in bytes, resolutions in pixels. Text fields may contain any characters, up to
+`TEXT_LIMIT`: a report shows an unusual or malicious name as text.
 
-Schemas. 1: the first. 2: adds the teacher's reported accuracy, `teacher.top1` and `top1_source`,
-and `cost.extra_parameters` and `teacher_forwards`; unknown in a record of schema 1. 3: renames
-fields (`RENAMED_IN_3`) and changes no value. A file keeps the schema it was written in until its
-stage is collected again with another result. In the file only where known: `terms` (of a loss of
-several terms), `transfer` (where a method acted at transfer), `budget.learning_rate`,
-`cost.processor_units`, and `samples` (per-sample outputs; stages that ended before these were kept
-have none).
+Versions of the schema:
+
+1. The first.
+2. Adds `teacher.top1`, `teacher.top1_source`, `cost.extra_parameters` and `cost.teacher_forwards`,
+   which are unknown in records of schema 1.
+3. Renames fields (see `RENAMED_IN_3`).
+
+A file keeps its schema until its stage is collected again with another result. These fields are in
+a file only if they are known: `terms` (a loss with several terms), `transfer` (a transfer method),
+`samples` (per-sample outputs), `budget.learning_rate` and `cost.processor_units`.
 """
 
 from __future__ import annotations
@@ -58,9 +61,9 @@ def _iso_time(text: str) -> str:
 
 
 class Part(BaseModel):
-    """Base of the record and its parts: no unknown field, no NaN, no infinity, immutable.
+    """Base class of the record and its parts, which are immutable.
 
-    Strict: text that looks like a number, and true or false, are no numbers.
+    Unknown fields, NaN and infinity are errors. So are a text or a truth value instead of a number.
     """
 
     model_config = ConfigDict(
@@ -71,8 +74,8 @@ class Part(BaseModel):
 class Method(Part):
     """The pre-training method: the part `arm` of a record.
 
-    `reconstruction`: the formula is re-implemented from the paper's text, not from the authors'
-    code. `labels_used`: by the pre-training itself or by what made its teacher.
+    `reconstruction`: whether the formula is re-implemented from the paper's text, not from the
+    authors' code. `labels_used`: whether the pre-training, or that of its teacher, used labels.
     """
 
     method: Text
@@ -84,13 +87,18 @@ class Method(Part):
 
 
 class Transfer(Part):
-    """A method that acted at transfer, and the teacher and resources that it used.
+    """The transfer method, with its teacher and costs.
 
-    `pretrained_by` and `method` name the pre-training and the transfer method; `method` of the
-    record's `arm` contains both. `teacher` is the student and pre-training of the tuned teacher,
-    `teacher_value` its own score on the task, `teacher_labels_used` whether its pre-training used
-    labels. `extra_parameters` were trained or stored with the model and removed after the
-    training; `extra_forwards` counts the images that the teacher read in it.
+    Attributes:
+        pretrained_by: name of the pre-training method. (`arm.method` of the record contains the
+            names of both methods.)
+        method: name of the transfer method.
+        teacher: student and pre-training of the teacher, which was trained on the same task before.
+        teacher_value: score of the teacher on the task.
+        teacher_labels_used: whether the pre-training of the teacher used labels.
+        extra_parameters: number of parameters that were trained or stored with the student and
+            removed after the training.
+        extra_forwards: number of forward passes of the teacher, one per image.
     """
 
     pretrained_by: Text
@@ -103,7 +111,7 @@ class Transfer(Part):
 
 
 class Student(Part):
-    """The network that is pre-trained and transferred; flops of one forward pass at its input."""
+    """The network that is pre-trained; `flops` of one forward pass at its input size."""
 
     name: Text
     width: Count
@@ -112,8 +120,11 @@ class Student(Part):
 
 
 class RecordedTeacher(Part):
-    """The frozen teacher; flops of one forward pass at its input. `top1` is its ImageNet accuracy
-    as its authors reported it (never measured here), `top1_source` the place of the report."""
+    """The frozen teacher; `flops` of one forward pass at its input size.
+
+    `top1`: its ImageNet accuracy as reported by its authors, not measured here. `top1_source`:
+    where it was reported.
+    """
 
     name: Text
     checksum: Text = ""
@@ -137,10 +148,11 @@ class Data(Part):
 
 
 class RecordedBudget(Part):
-    """Pre-training budget; None where it is not known (weights that somebody else trained).
+    """Pre-training budget; a value is None if it is not known (published weights).
 
-    `learning_rate` is the highest of the schedule: the rates of a suite's methods may differ.
-    `epochs` were done; `epochs_asked` is set only where complete batches made another number.
+    `learning_rate`: the highest of the schedule; the methods of a suite may have different ones.
+    `epochs`: the number that was trained. `epochs_asked`: the number in the suite, set only if it
+    differs from `epochs`, because only complete batches are used.
     """
 
     images_seen: Count | None = None
@@ -152,14 +164,14 @@ class RecordedBudget(Part):
 
 
 class Seed(Part):
-    """The two seeds that make a pair."""
+    """The seed pair: one seed of the pre-training and one of the transfer."""
 
     pretrain: Whole
     transfer: Whole
 
 
 class RecordedTask(Part):
-    """The downstream task; chance is the score of an uninformed guess, as a fraction."""
+    """The downstream task; `chance`: score of predictions that do not depend on the image."""
 
     name: Text
     family: Text
@@ -171,10 +183,10 @@ class RecordedTask(Part):
 
 
 class Gate(Part):
-    """Result of the load gate.
+    """Result of the load gate, which compares the loaded weights with the exported file.
 
     `coverage` ("weights loaded" in the tables): fraction of the backbone's parameters and buffers,
-    by element count, that are equal to the exported file.
+    by element count, that are equal to the exported file. The lists contain names of tensors.
     """
 
     model_config = ConfigDict(
@@ -188,13 +200,18 @@ class Gate(Part):
 
 
 class Cost(Part):
-    """Cost of a run. Times are wall seconds; `cache_s` is charged by data fraction.
+    """Cost of a run. Times are in wall seconds; None if unknown.
 
-    Pre-training and cache include those of the method that trained the teacher. Peaks: the larger
-    of pre-training and transfer, of resident memory and of GPU memory allocated by torch.
-    `extra_parameters` are trained or kept next to the student and dropped at export;
-    `extra_forwards` counts the forward passes of all other networks in pre-training: cache rows of
-    the data fraction, live teachers, peers, moving averages.
+    Attributes:
+        pretrain_s, cache_s: include those of the method that trained the teacher. `cache_s` is the
+            time of the teacher cache times the data fraction.
+        peak_memory_bytes, peak_gpu_bytes: resident memory, and GPU memory that torch allocated; the
+            larger of pre-training and transfer.
+        extra_parameters: number of parameters that are trained or stored with the student and
+            dropped at export.
+        extra_forwards: number of forward passes of all other networks in pre-training: rows of the
+            teacher cache, live teachers, peer networks, moving averages.
+        processor_units: matrix and vector instruction sets of the CPU, such as "amx".
     """
 
     pretrain_s: Amount | None = None
@@ -213,11 +230,12 @@ class Cost(Part):
 
 
 class Align(Part):
-    """Diagnostics of the alignment, whichever it is.
+    """Diagnostics of the alignment.
 
-    `explained_variance_ratio`: fraction of the teacher feature's variance inside the span that the
-    alignment keeps. Std ratio: largest over smallest channel standard deviation, of the teacher's
-    feature (`before`), the aligned feature (`after_align`), and the target (`after_transform`).
+    `explained_variance_ratio`: fraction of the variance of the teacher's feature that the alignment
+    keeps. `std_ratio_*`: largest standard deviation of a channel divided by the smallest, of the
+    teacher's feature (`before`), the aligned feature (`after_align`) and the training target
+    (`after_transform`).
     """
 
     explained_variance_ratio: Annotated[float, Field(ge=0, le=1 + 1e-6)] | None = None
@@ -229,7 +247,7 @@ class Align(Part):
 class SampleFile(Part):
     """The per-sample outputs of the transfer; see kdep_bench/results/records/samples.py.
 
-    `file`: its path below the results folder, "" where it is too large and stayed in the work dir.
+    `file`: its path below the results folder; "" if it is too large and only in the work dir.
     """
 
     file: Text = ""
@@ -242,10 +260,16 @@ Point = Annotated[list[Number], Field(min_length=2, max_length=2)]
 
 
 class Record(Part):
-    """One transfer run. `status` 'ok' has a value; 'failed' and 'missing' have none.
+    """One transfer run.
 
-    `error`: one sentence on why the run failed. `terms`: of a pre-training loss of several
-    terms, the mean over all steps of each one's magnitude over the sum of all.
+    Attributes:
+        status: "ok" has a `value`; "failed" and "missing" have none.
+        error: one sentence on why the run failed.
+        value: the score, a fraction.
+        terms: loss term -> its magnitude divided by the sum of all magnitudes, as a mean over the
+            steps of pre-training; only for a loss with several terms.
+        stages: kind of stage -> id of the stage.
+        curves: name -> points (step, value).
     """
 
     schema_version: Literal[3] = Field(default=SCHEMA, alias="schema")
@@ -293,7 +317,7 @@ _FIX = "move the file to another folder and run the suite with --report, which w
 
 
 def _refusal(where: str, error: ValidationError) -> KdepError:
-    """One sentence of the first faults pydantic names."""
+    """The KdepError that names the first three faults of a validation."""
     faults = []
     for fault in error.errors(include_url=False, include_context=False)[:3]:
         place = ".".join(str(p)[:60] for p in fault["loc"]) or "the whole"
@@ -308,10 +332,10 @@ def _refusal(where: str, error: ValidationError) -> KdepError:
 
 
 def _from_1(old: dict[str, Any]) -> dict[str, Any]:
-    return old  # the fields that schema 2 added are unknown in an old record
+    return old  # the fields that schema 2 added stay unknown
 
 
-#: part of the record -> {field up to schema 2: the same field since schema 3}.
+#: Part of the record -> {name of a field in schema 1 and 2: its name in schema 3}.
 RENAMED_IN_3 = {
     "cost": {"teacher_forwards": "extra_forwards"},
     "align": {
@@ -327,24 +351,26 @@ def _from_2(old: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(fields, dict):
             continue
         if early := sorted(set(names.values()) & set(fields)):
-            # Under its new name in an old file it was written by something else: not guessed at.
+            # No version wrote the new name in an old schema, so its meaning is unknown.
             raise ValueError(f"{part}.{early[0]} is a field of schema 3")
         old[part] = {names.get(k, k): v for k, v in fields.items()}
     return old
 
 
-# Schema -> function from plain JSON values of that schema to those of the next; ValueError for
-# values that no version wrote.
+# Schema -> function that converts JSON values of this schema to the next schema. It raises
+# ValueError for values that no version wrote.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1, 2: _from_2}
 _OLDER = re.compile(rb'"schema"\s*:\s*(?:%b)\b' % b"|".join(b"%d" % k for k in MIGRATIONS))
 
 
 def _migrated(value: Any, where: str) -> dict[str, Any] | None:
-    """The plain values of a record of an older schema as one of `SCHEMA`; None where `value` is no
-    JSON object or is of this schema already.
+    """The JSON values of a record with an older schema, converted to `SCHEMA`.
+
+    Returns:
+        None if `value` is not a JSON object, or has this schema already.
 
     Raises:
-        KdepError: a schema that is newer, or that no migration starts from.
+        KdepError: the schema is newer, or cannot be converted.
     """
     if not isinstance(value, dict) or value.get("schema") == SCHEMA:
         return None
@@ -368,10 +394,10 @@ def _migrated(value: Any, where: str) -> dict[str, Any] | None:
 
 
 def _may_double(raw: bytes, r: Record) -> bool:
-    """Whether a key may occur twice in an object of `raw`, the text that `r` was read from.
+    """Whether an object in `raw`, the text from which `r` was read, may contain a key twice.
 
-    Counts the keys of both; text that only looks like a key, and a gate's nested extras, make it
-    True as well.
+    It compares the numbers of keys. The result can be True without a double key: for text that
+    looks like a key, and for nested extra fields of the gate.
     """
     keys = len(r.__pydantic_fields_set__) + len(r.metrics) + len(r.per_class) + len(r.curves)
     keys += len(r.terms) + len(r.stages) + len(r.packages)
@@ -391,25 +417,25 @@ def _strict(raw: bytes, where: str) -> Any:
 
 
 def parse(raw: bytes | str, where: str = "given") -> Record:
-    """The record in JSON text, converted to `SCHEMA`.
+    """The record in a JSON text, converted to `SCHEMA`.
 
     Args:
         raw: the text.
-        where: name of the record in errors.
+        where: name of the record in error texts.
 
     Raises:
-        KdepError: no valid record of this schema or of an older one.
+        KdepError: the text is not a valid record of this schema or an older one.
     """
     raw = raw.encode(errors="surrogateescape") if isinstance(raw, str) else raw
-    if _OLDER.search(raw):  # spares a validation that an older schema would fail
+    if _OLDER.search(raw):  # convert first: the validation below would fail
         older = _migrated(_strict(raw, where), where)
         if older is not None:
             return _converted(older, where)
     try:
         record = Record.model_validate_json(raw)
         if "schema_version" in record.model_fields_set:
-            # pydantic's reader takes the last of two equal keys. Only a text that may hold such a
-            # pair is read a second time: 100,000 records are to be read in seconds.
+            # Of two equal keys pydantic uses the last. The strict reader, which raises an error, is
+            # slow, so it reads only texts that may have equal keys.
             if _may_double(raw, record):
                 _strict(raw, where)
             return record
@@ -435,10 +461,10 @@ def _converted(migrated: dict[str, Any], where: str) -> Record:
 
 
 def make(fields: dict[str, Any]) -> Record:
-    """A record from plain values, as `engine.collect` has them.
+    """A record from JSON values.
 
     Raises:
-        KdepError: an unknown field or a wrong value.
+        KdepError: a field is unknown or has a wrong value.
     """
     try:
         return Record.model_validate(fields)
@@ -450,13 +476,13 @@ def load(path: str | Path) -> Record:
     """The record in the file `path`.
 
     Raises:
-        KdepError: a missing, damaged or too large file, or one that is no record.
+        KdepError: the file is missing, damaged, too large, or not a record.
     """
     return parse(read_bytes(path, LARGEST_RECORD, follow=False), str(path))
 
 
 def dump(record: Record) -> str:
-    """Strict, indented JSON with sorted keys: equal records give equal text."""
+    """The record as indented JSON with sorted keys; equal records have equal texts."""
     import json
 
     value = record.model_dump(mode="json", by_alias=True)

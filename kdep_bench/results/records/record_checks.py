@@ -1,4 +1,7 @@
-"""Checks of one record that its schema cannot make; see `validate`."""
+"""Checks of a single record that go beyond its schema; used by `validate`.
+
+Each check yields one clause per fault.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,11 @@ from datetime import UTC, datetime, timedelta
 
 from kdep_bench.results.records.record import Record
 
-LONGEST = 10 * 365 * 86400.0  # seconds; a longer time is not in seconds
-RATE_FACTOR = 20.0  # between images seen and seconds times images per second
-EPOCHS_TOLERANCE = 0.02
+LONGEST = 10 * 365 * 86400.0  # ten years in seconds: a larger time has another unit
+# Largest ratio between images seen and (seconds times images per second): a larger one means that a
+# time has another unit.
+RATE_FACTOR = 20.0
+EPOCHS_TOLERANCE = 0.02  # relative: only complete batches are used
 _HASH = re.compile(r"[0-9a-f]{8,64}")
 _STAGE = re.compile(r"[a-z_]+-.+-[0-9a-f]{12}")
 
@@ -24,7 +29,7 @@ def _gate(r: Record) -> Iterator[str]:
     if r.status != "ok":
         return
     if r.gate is None:
-        yield "no load gate: it is not known whether the exported weights were used"
+        yield "it has no load gate, so it is unknown whether the exported weights were used"
         return
     if r.gate.coverage != 1:
         yield f"{100 * r.gate.coverage:.4g} % of the backbone's weights were loaded, not all"
@@ -37,9 +42,9 @@ def _score(r: Record) -> Iterator[str]:
     if r.status != "ok":
         return
     if (stated := r.metrics.get(r.task.metric)) is None:
-        yield f"the metrics do not contain {r.task.metric}, which the score is"
+        yield f"its metrics do not contain {r.task.metric}, the metric of its score"
     elif stated != r.value:
-        yield f"the score is {r.value}, but its metrics say {r.task.metric} = {stated}"
+        yield f"its score is {r.value}, but {r.task.metric} in its metrics is {stated}"
     for name, value in r.metrics.items():
         if not 0 <= value <= 1:
             yield f"the metric {name} is {value:g}; metrics are fractions between 0 and 1"
@@ -49,12 +54,12 @@ def _units(r: Record) -> Iterator[str]:
     seconds = {k: getattr(r.cost, k) for k in ("pretrain_s", "cache_s", "align_s", "transfer_s")}
     for name, value in seconds.items():
         if value is not None and value > LONGEST:
-            yield f"cost.{name} is {value:g}, more than ten years; times are seconds"
+            yield f"cost.{name} is {value:g}, more than ten years; times are in seconds"
     time, rate, seen = r.cost.pretrain_s, r.cost.images_per_s, r.budget.images_seen
     if time and rate and seen and not 1 / RATE_FACTOR < time * rate / seen < RATE_FACTOR:
         yield (
-            f"{seen} images seen do not fit {time:g} s at {rate:g} images per second; "
-            "times are seconds"
+            f"{seen} images seen do not agree with {time:g} s at {rate:g} images per second; "
+            "times are in seconds"
         )
     epochs, images = r.budget.epochs, r.data.images
     if epochs and images and seen and abs(seen / (epochs * images) - 1) > EPOCHS_TOLERANCE:
@@ -73,9 +78,9 @@ def _times(r: Record) -> Iterator[str]:
 
 def _hashes(r: Record) -> Iterator[str]:
     if not _HASH.fullmatch(r.config_hash):
-        yield f"config_hash {r.config_hash[:40]!r} is no hash (8 to 64 hexadecimal digits)"
+        yield f"config_hash {r.config_hash[:40]!r} is not a hash of 8 to 64 hexadecimal digits"
     if (stage := r.stages.get("transfer")) != r.id:
-        yield f"its transfer stage is {str(stage)[:80]!r}, not its id"
+        yield f"its transfer stage is {str(stage)[:80]!r}, but should be its id"
     for kind, stage in r.stages.items():
         if not _STAGE.fullmatch(stage):
             yield f"the {kind} stage {stage[:80]!r} does not end in a hash of 12 digits"

@@ -1,17 +1,18 @@
-"""Per-sample outputs of one transfer: what was predicted for each test image, and its score again.
+"""Per-sample outputs of a transfer run: the predictions for each test image, and their score.
 
-One compressed NumPy file per transfer, without pickled objects. `meta` is JSON: the format's
-version, the scorer, the class names, and the name of each image (its path below the data, or its
-number). By scorer:
+There is one compressed NumPy file per transfer run, without pickled objects. Its array `meta` is a
+JSON text with the version of the format, the scorer, the class names, and the name of each image
+(its path below the data, or its number). The other arrays depend on the scorer:
 
-* `accuracy` (fine-tuning) and `probe`: `truth` and `prediction` [N] class numbers, `probability`
-  and `truth_probability` [N] of the predicted and of the true class;
-* `iou`: `areas` [N, 4, C] pixels of each image and class: intersection, union, prediction, truth;
-* `coco`: detections (`image`, `label`, `score`, `box` as x1, y1, x2, y2 in pixels) and the truth
+* `accuracy` (fine-tuning) and `probe`: class numbers `truth` and `prediction` [N]; `probability`
+  [N] of the predicted class and `truth_probability` [N] of the true class.
+* `iou`: `areas` [N, 4, C], numbers of pixels of each image and class: intersection, union,
+  prediction, truth.
+* `coco`: detections (`image`, `label`, `score`, `box` as x1, y1, x2, y2 in pixels) and ground truth
   (`truth_image`, `truth_label`, `truth_box` as x, y, width, height, `truth_area`, `truth_crowd`).
 
-`scores` computes the metrics with the arithmetic of the toolkit that reported them, so that they
-are equal to the last digit.
+`scores` computes the metrics with the same arithmetic as the toolkit that reported them, so all
+digits are equal.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ from kdep_bench.files import write_atomic
 from kdep_bench.safe_files import read_bytes
 
 FILE = "samples.npz"
-FOLDER = "samples"  # of a results folder
+FOLDER = "samples"  # the folder inside a results folder
 VERSION = 1
-LARGEST = 512 << 20  # bytes of one file, and of its arrays together
-#: scorer -> its arrays and their dimensions.
+LARGEST = 512 << 20  # bytes of a file, and of all its arrays
+#: Scorer -> array -> number of dimensions.
 ARRAYS: Mapping[str, Mapping[str, int]] = {
     "accuracy": {"truth": 1, "prediction": 1, "probability": 1, "truth_probability": 1},
     "probe": {"truth": 1, "prediction": 1, "probability": 1, "truth_probability": 1},
@@ -65,10 +66,10 @@ class Samples:
 
 
 def write(path: Path, samples: Samples) -> dict[str, Any]:
-    """Writes the file atomically; returns what a record keeps of it.
+    """Writes the file atomically.
 
     Returns:
-        {"file", "sha256", "bytes", "images"}.
+        the values of `record.SampleFile`: {"file", "sha256", "bytes", "images"}.
     """
     meta = {
         "version": VERSION,
@@ -91,20 +92,25 @@ def write(path: Path, samples: Samples) -> dict[str, Any]:
 
 
 def read(path: Path, sha256: str | None = None) -> Samples:
-    """The file's content.
+    """The content of the file.
 
     Args:
-        sha256: the checksum of the record; not compared where None.
+        path: the file.
+        sha256: the checksum in the record; None: it is not compared.
 
     Raises:
-        KdepError: another checksum, or a file that `write` did not make.
+        KdepError: the checksum differs, or the file has another format.
     """
     try:
         raw = read_bytes(path, LARGEST)
     except OSError as e:
-        raise KdepError(f"{path} cannot be read ({e.strerror})", fix="copy it again") from None
+        raise KdepError(
+            f"the file {path} cannot be read ({e.strerror})", fix="copy it again"
+        ) from None
     if sha256 is not None and hashlib.sha256(raw).hexdigest() != sha256:
-        raise KdepError(f"{path} does not have the checksum of its record", fix="copy it again")
+        raise KdepError(
+            f"the file {path} does not have the checksum of its record", fix="copy it again"
+        )
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > LARGEST:
@@ -123,13 +129,14 @@ def read(path: Path, sha256: str | None = None) -> Samples:
         _check(samples)
     except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as e:
         raise KdepError(
-            f"{path} is no file of per-sample outputs ({e!s:.120})", fix="copy it again"
+            f"the file {path} does not contain per-sample outputs ({e!s:.120})",
+            fix="copy it again",
         ) from None
     return samples
 
 
 def _check(samples: Samples) -> None:
-    """ValueError where arrays are missing or do not fit each other."""
+    """Raises ValueError if arrays are missing or do not agree with each other."""
     expected = ARRAYS.get(samples.scorer)
     if expected is None:
         raise ValueError(f"unknown scorer {samples.scorer!r:.40}")
@@ -172,7 +179,7 @@ def _check_range(samples: Samples, names: Sequence[str], size: int) -> None:
 
 
 def scores(samples: Samples) -> dict[str, float]:
-    """The metrics of the transfer as fractions, by the names that its record uses."""
+    """Name of the metric, as in the record -> its value, a fraction."""
     if samples.scorer == "coco":
         from kdep_bench.results.records.detections import coco_scores
 
@@ -181,20 +188,21 @@ def scores(samples: Samples) -> dict[str, float]:
 
 
 def _accuracy(samples: Samples) -> dict[str, float]:
-    truth, guess = samples.arrays["truth"], samples.arrays["prediction"]
+    truth, prediction = samples.arrays["truth"], samples.arrays["prediction"]
     if samples.scorer == "probe":
-        recall = [float((guess[truth == i] == i).mean()) for i in range(len(samples.classes))]
+        recall = [float((prediction[truth == i] == i).mean()) for i in range(len(samples.classes))]
         return {
-            "top1": float((guess == truth).mean()),
+            "top1": float((prediction == truth).mean()),
             "mean_class_recall": float(np.mean(recall)),
         }
-    # mmpretrain's Accuracy: a count in float32 times 100 / N in float32, above probability 0.
-    correct = (guess == truth) & (samples.arrays["probability"] > 0)
+    # As mmpretrain's Accuracy: predictions with probability 0 are wrong, and the count and 100 / N
+    # are float32.
+    correct = (prediction == truth) & (samples.arrays["probability"] > 0)
     return {"top1": float(np.float32(correct.sum()) * np.float32(100.0 / len(truth))) / 100}
 
 
 def _iou(samples: Samples) -> dict[str, float]:
-    """mmseg's IoUMetric, which sums images one after another in float32 (see transfer/iou.py)."""
+    """As mmseg's IoUMetric, which adds the images one by one in float32 (see transfer/iou.py)."""
     total = np.zeros(samples.arrays["areas"].shape[1:], np.float32)
     for areas in samples.arrays["areas"]:
         total = total + areas.astype(np.float32)

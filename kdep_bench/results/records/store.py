@@ -1,8 +1,8 @@
-"""The store: one JSON file per record, written atomically, in results/<suite>/records/.
+"""Reads and writes records: one JSON file per record in results/<suite>/records/.
 
-Reading is built for 100,000 records: files are parsed and validated in a fast path (pydantic's own
-JSON reader), in a few processes once there are many, and reduced to `Run`, which holds what the
-tables need, equal parts held once. Curves and per-class scores are read when a report needs them.
+A folder may have 100,000 records. Therefore many files are read by several processes, each record
+is reduced to a `Run` with the values that tables need, and equal parts of records are one object.
+Curves and per-class scores are read when a report needs them (`load_full`).
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from kdep_bench.results.records.record import (
 from kdep_bench.safe_files import is_real_folder, not_a_folder, read_bytes, real_folder
 
 RECORDS = "records"
-SUBMISSIONS = "submissions"  # of records that others ran; see `submission`
+SUBMISSIONS = "submissions"  # folder with records of other people; see `submission`
 MANIFEST = "submission.json"
-SUBMITTED = " (submitted by "  # follows the name of the method
-_PARALLEL_FROM = 4000  # below this a second process costs more than it saves
+SUBMITTED = " (submitted by "  # added to the name of a submitted method
+_PARALLEL_FROM = 4000  # records; fewer are read faster by a single process
 
 
 class Spent(NamedTuple):
-    """`record.Cost` as a plain tuple: it differs in every record, and tuples are cheap."""
+    """`record.Cost` as a tuple, which is smaller: it differs in every record."""
 
     pretrain_s: float | None
     cache_s: float | None
@@ -60,10 +60,17 @@ class Spent(NamedTuple):
 
 
 class Run(NamedTuple):
-    """The values of one record that tables need; fields as in `record.Record`.
+    """The values of one record that tables need; most fields are those of `record.Record`.
 
-    `file`: its name in records/. `coverage`: fraction of loaded weights. `pretrained`, `cached`:
-    whether it has a pre-training and a teacher cache. `when`: creation time, seconds since 1970.
+    Attributes:
+        file: name of the file in records/.
+        coverage: fraction of loaded weights.
+        pretrained: whether the suite pre-trained the backbone.
+        cached: whether it was trained from a teacher cache.
+        when: time of creation, in seconds since 1970.
+        loss_rise: highest loss of the transfer divided by its first.
+        samples: (file, SHA-256) of the per-sample outputs.
+        submitter: who submitted the record; "" for a record of the suite itself.
     """
 
     id: str
@@ -91,15 +98,15 @@ class Run(NamedTuple):
     packages: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
     terms: tuple[tuple[str, float], ...] = ()
-    loss_rise: float = 1.0  # highest loss of the transfer over its first
-    samples: tuple[str, str] | None = None  # per-sample outputs: file and SHA-256
-    submitter: str = ""  # who ran it, where it joined the table as a submission
+    loss_rise: float = 1.0
+    samples: tuple[str, str] | None = None
+    submitter: str = ""
     transfer: Transfer | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Damaged:
-    """A file in records/ that is no valid record, and one sentence on why."""
+    """A file in records/ that is not a valid record, and one sentence with the reason."""
 
     file: str
     sentence: str
@@ -114,10 +121,10 @@ class Store:
 
 
 def own_folder(results_dir: str | Path, name: str) -> Path:
-    """The folder `name` below a results folder; made if absent.
+    """The folder `name` inside a results folder, which is made if it does not exist.
 
     Raises:
-        KdepError: a link, or no folder, is in its place.
+        KdepError: something with this name exists that is a link or not a folder.
     """
     return real_folder(Path(results_dir) / name, "results folder")
 
@@ -139,23 +146,23 @@ def _identity(record: Record) -> tuple[Any, ...]:
 
 
 def write(results_dir: str | Path, record: Record) -> Path:
-    """Writes `record` atomically as records/<id>.json and returns the path.
+    """Writes `record` atomically as records/<id>.json, and returns the path.
 
     An earlier record of the same run is replaced.
 
     Raises:
-        KdepError: another run has a record with this id, which would be lost.
+        KdepError: the existing record with this id is of another run.
     """
     path = records_dir(results_dir) / f"{safe_name(record.id, 'record id')}.json"
     if path.exists():
         try:
             old = load(path)
         except KdepError:
-            old = None  # damaged: a rerun replaces it
+            old = None  # a damaged file is replaced
         if old is not None and _identity(old) != _identity(record):
             raise KdepError(
-                f"another result has the same record id {record.id!r}",
-                fix=f"move {path} elsewhere, or rerun with other stage names",
+                f"the file {path} is the record of another run with the same id",
+                fix="move that file elsewhere, or run with other stage names",
             )
     own_folder(results_dir, RECORDS)
     write_atomic(path, dump(record))
@@ -163,22 +170,22 @@ def write(results_dir: str | Path, record: Record) -> Path:
 
 
 class _Sharer:
-    """Holds equal values as one object: 100,000 runs have few different methods and tasks.
+    """Replaces equal values by one object: 100,000 runs have few different methods and tasks.
 
-    Pickle keeps this within one message; without it, worker processes would not be faster.
+    Pickle preserves this within one message. Without it, several processes would not be faster.
     """
 
     def __init__(self) -> None:
         self._seen: dict[Any, Any] = {}
 
     def part(self, part: Any) -> Any:
-        """`part` (a frozen pydantic model or None), or the equal one seen before."""
+        """The first object that is equal to `part`, a frozen pydantic model or None."""
         if part is None:
             return None
         return self._seen.setdefault((type(part), *part.__dict__.values()), part)
 
     def value(self, value: Any) -> Any:
-        """`value` (a string or tuple), or the equal one seen before."""
+        """The first object that is equal to `value`, a string or tuple."""
         return self._seen.setdefault(value, value)
 
     def run(self, record: Record, file: str) -> Run:
@@ -244,14 +251,18 @@ def _read_some(directory: str, names: Sequence[str]) -> tuple[list[Run], list[Da
         try:
             record = parse(read_bytes(path, LARGEST_RECORD), name)
             if f"{record.id}.json" != name:
-                # A copy under another name would count one run twice.
-                got = f"the file {name} contains the record {record.id[:120]!r}"
+                # A copy with another name would count one run twice.
+                problem = f"the file {name} contains the record {record.id[:120]!r}"
                 fix = "move it to another folder if it is a copy, otherwise rename it to "
                 fix += f"{record.id[:120]}.json"
                 damaged.append(
                     Damaged(
                         name,
-                        str(KdepError(got, expected="a file named after the record's id", fix=fix)),
+                        str(
+                            KdepError(
+                                problem, expected="a file named after the record's id", fix=fix
+                            )
+                        ),
                     )
                 )
                 continue
@@ -259,7 +270,7 @@ def _read_some(directory: str, names: Sequence[str]) -> tuple[list[Run], list[Da
         except KdepError as e:
             damaged.append(Damaged(name, str(e)))
         except OSError as e:
-            sentence = f"the record {name} cannot be read ({e.strerror}); check the disk."
+            sentence = f"the record {name} cannot be read ({e.strerror}). Fix: check the disk."
             damaged.append(Damaged(name, sentence))
     return runs, damaged
 
@@ -275,11 +286,10 @@ def _list(directory: Path) -> list[str]:
 
 
 def read(results_dir: str | Path) -> Store:
-    """Every record of `results_dir` and of its submissions; damaged files are listed, never skipped
-    in silence.
+    """All records of `results_dir` and of its submissions, and a list of the damaged files.
 
     Raises:
-        KdepError: `results_dir` is no folder.
+        KdepError: `results_dir` is not a folder.
     """
     store = read_own(results_dir)
     runs, damaged = list(store.runs), list(store.damaged)
@@ -291,7 +301,7 @@ def read(results_dir: str | Path) -> Store:
 
 
 def submitters(results_dir: str | Path) -> list[str]:
-    """Names of the submissions that joined the table, sorted."""
+    """Names of the submissions in a results folder, sorted."""
     folder = Path(results_dir) / SUBMISSIONS
     if not is_real_folder(folder):
         return []
@@ -299,8 +309,11 @@ def submitters(results_dir: str | Path) -> list[str]:
 
 
 def as_submitted(record: Record, name: str) -> Record:
-    """The record as the table shows it: a method of its own, so that it is neither averaged with
-    this suite's runs nor judged by its claims, and without images, which are not copied."""
+    """The record of a submission as tables show it.
+
+    Its method has another name, so it is not averaged with the suite's own runs and not used for
+    claims. It has no images, because images are not copied.
+    """
     method = f"{record.arm.method}{SUBMITTED}{name})"
     renamed = record.arm.model_copy(update={"method": method})
     outputs = record.samples
@@ -312,7 +325,7 @@ def as_submitted(record: Record, name: str) -> Record:
 
 
 def _read_submission(results_dir: Path, name: str) -> tuple[list[Run], list[Damaged]]:
-    """Records of one submission that are still what was validated."""
+    """The records of one submission; a file that changed after its validation is damaged."""
     folder = results_dir / SUBMISSIONS / name
     try:
         checksums = read_strict(folder / MANIFEST, follow=False)["records"]
@@ -331,7 +344,7 @@ def _read_submission(results_dir: Path, name: str) -> tuple[list[Run], list[Dama
             raw = read_bytes(results_dir / place, LARGEST_RECORD)
             if hashlib.sha256(raw).hexdigest() != listed.get(file):
                 raise KdepError(
-                    f"the record {place} is not the one that was validated",
+                    f"the record {place} was changed after its validation",
                     fix="validate the submission again",
                 )
             run = sharer.run(as_submitted(parse(raw, place), name), f"../{place}")
@@ -344,12 +357,12 @@ def _read_submission(results_dir: Path, name: str) -> tuple[list[Run], list[Dama
 
 
 def read_own(results_dir: str | Path) -> Store:
-    """Every record of `results_dir` without its submissions; see `read`."""
+    """All records of `results_dir` without its submissions; see `read`."""
     if not Path(results_dir).is_dir():
         raise KdepError(
             f"the results folder {results_dir} does not exist",
             expected="a folder that contains records/, such as results/pocket",
-            fix="run the suite first, or give another folder",
+            fix="run the suite first, or correct the path",
         )
     directory = records_dir(results_dir)
     if os.path.lexists(directory) and not is_real_folder(directory):
@@ -361,7 +374,7 @@ def read_own(results_dir: str | Path) -> Store:
 
 
 def _can_fork() -> bool:
-    # torch starts threads, and a fork of a process with threads may hang.
+    # torch starts threads, and forking a process with threads may hang.
     return sys.platform.startswith("linux") and "torch" not in sys.modules
 
 
@@ -374,8 +387,8 @@ def _read_parallel(directory: Path, names: list[str]) -> Store:
     jobs = [(str(directory), names[i : i + size]) for i in range(0, len(names), size)]
     runs: list[Run] = []
     damaged: list[Damaged] = []
-    # The cyclic collector would scan the growing heap again and again; records have no cycles.
-    collecting = gc.isenabled()
+    # Records have no reference cycles, and garbage collection would scan all of them repeatedly.
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         with multiprocessing.get_context("fork").Pool(workers) as pool:
@@ -383,7 +396,7 @@ def _read_parallel(directory: Path, names: list[str]) -> Store:
                 runs.extend(chunk)
                 damaged.extend(chunk_damaged)
     finally:
-        if collecting:
+        if was_enabled:
             gc.enable()
     return Store(runs, damaged)
 
@@ -392,7 +405,7 @@ def load_full(results_dir: str | Path, runs: Iterable[Run]) -> list[Record]:
     """The complete records of `runs`, with curves, per-class scores and names of images.
 
     Raises:
-        KdepError: a file that has become unreadable since `read`.
+        KdepError: a file cannot be read any more.
     """
     directory = records_dir(results_dir)
     full = []

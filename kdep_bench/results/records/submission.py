@@ -1,8 +1,8 @@
-"""Records that other people submit to a table: copied after validation, and marked.
+"""Submissions: records of other people that are copied into a results folder after validation.
 
-They are in <table>/submissions/<name>/records, next to a list of their checksums; a file that was
-changed, added or removed afterwards is shown as damaged. Their methods are called
-"<method> (submitted by <name>)" in every table.
+They are in <table>/submissions/<name>/records, with a list of their checksums. A file that is
+changed, added or removed later is shown as damaged. In every table their method is called
+"<method> (submitted by <name>)".
 """
 
 from __future__ import annotations
@@ -21,27 +21,26 @@ from kdep_bench.safe_files import copy_file
 
 
 def join(findings: Findings, table: Path, name: str, source: Path) -> Path:
-    """Copies validated records into `table`; returns the new folder.
+    """Copies validated records into the results folder `table`; returns the new folder.
 
     Args:
-        findings: of `validate` with this table.
+        findings: the result of `validate` with this table.
         table: a published results folder.
-        name: who submits, as a file name.
-        source: the folder that was validated, for its per-sample outputs.
+        name: name of the submitter, which becomes the name of a folder.
+        source: the folder that was validated; its per-sample outputs are copied too.
 
     Raises:
-        KdepError: the records have faults, or the table has a submission of this name.
+        KdepError: the records have faults, or the table has a submission with this name.
     """
     if findings.faults:
         raise KdepError(
-            f"the submission has {len(findings.faults)} faults",
-            expected="records without a fault",
-            fix="correct them and validate again",
+            f"the submitted records have {len(findings.faults)} faults",
+            fix="correct the faults that validate lists, and validate again",
         )
     folder = table / store.SUBMISSIONS / safe_name(name, "name of the submission")
     if folder.exists() or folder.is_symlink():
         raise KdepError(
-            f"{folder} exists already",
+            f"the folder {folder} exists already",
             fix="give another --name, or move that folder elsewhere",
         )
     store.own_folder(table, store.SUBMISSIONS)
@@ -66,7 +65,7 @@ def join(findings: Findings, table: Path, name: str, source: Path) -> Path:
             },
         )
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)  # half a submission would be shown as damaged
+        shutil.rmtree(folder, ignore_errors=True)  # an incomplete one would be shown as damaged
         raise
     return folder
 

@@ -1,10 +1,10 @@
-"""Checks the records of somebody else before they join a table.
+"""Checks the records of somebody else before they are added to a table.
 
-`validate` reads a results folder and returns one sentence per fault, each with the file. It checks
-what a reader of the table relies on: valid records, all weights loaded, scores and times in their
-units, equal budgets, one version of data, tasks and scoring packages, no result twice, and
-checksums. It cannot prove that a score was measured; where a record keeps per-sample outputs, it
-computes the score from them again.
+`validate` reads a results folder and returns one sentence per fault, with the file. It checks that
+records are valid, all weights were loaded, scores and times have the right units, budgets are
+equal, all records have the same data, tasks, scoring packages and checksums, and no result occurs
+twice. It cannot prove that a score was measured. If a record has per-sample outputs, it computes
+the score from them again.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from kdep_bench.results.records.record import Record, load
 from kdep_bench.results.records.record_checks import faults_of
 
 SCORING = ("mmdet", "mmsegmentation", "mmpretrain", "pycocotools", "scikit-learn")
-CURVE_POINTS = 6  # of a loss curve that no two trainings share
+CURVE_POINTS = 6  # two trainings do not have an equal loss curve with this many points
 
-Records = Sequence[tuple[str, Record]]  # (file below the folder, record)
+Records = Sequence[tuple[str, Record]]  # (file inside the results folder, record)
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ def validate(folder: Path, table: Path | None = None, *, other_budgets: bool = F
 
     Args:
         folder: a results folder, which contains records/.
-        table: the published results folder that the records are to join; data, tasks, budgets,
-            seeds and scoring packages are then compared with its records too.
-        other_budgets: accept methods of one data fraction with different budgets.
+        table: a published results folder; data, tasks, budgets, seeds and scoring packages are then
+            compared with its records too.
+        other_budgets: accept different budgets for one data fraction.
 
     Raises:
-        KdepError: `folder` or `table` is no results folder, or contains no records.
+        KdepError: `folder` or `table` is not a results folder, or contains no records.
     """
     records, faults = _read(folder)
     for file, record in records:
@@ -64,47 +64,53 @@ def validate(folder: Path, table: Path | None = None, *, other_budgets: bool = F
     if table is not None:
         known = [(f, r) for f, r in _read(table)[0] if r.status == "ok"]
         if not known:
-            raise KdepError(f"{table} contains no record with a score", fix="name another folder")
+            raise KdepError(
+                f"the results folder {table} contains no record with a score",
+                fix="give another folder with --against or --join",
+            )
         faults += _table_faults(scored, known, other_budgets)
         notes += _other_versions(scored, known)
-    sampled, wrong = _samples(folder, records)
-    notes.append(f"{sampled} of {len(scored)} scores were computed again from per-sample outputs")
-    return Findings(records, [*faults, *wrong], notes)
+    agreeing, sample_faults = _samples(folder, records)
+    notes.append(f"{agreeing} of {len(scored)} scores were computed again from per-sample outputs")
+    return Findings(records, [*faults, *sample_faults], notes)
 
 
 def _samples(folder: Path, records: Records) -> tuple[int, list[str]]:
-    """(scores that per-sample outputs give again, faults) of the records that name a file."""
-    sampled, faults = 0, []
+    """(number of scores that agree with their per-sample outputs, faults)."""
+    agreeing, faults = 0, []
     for file, r in records:
         if r.samples is None or not r.samples.file:
             continue
         place = PurePosixPath(r.samples.file)
         if place.is_absolute() or ".." in place.parts:
-            faults.append(f"{file}: its per-sample outputs {r.samples.file[:80]} are elsewhere")
+            faults.append(
+                f"{file}: its per-sample outputs {r.samples.file[:80]} are outside the results "
+                "folder"
+            )
             continue
         try:
             outputs = samples.read(folder / place, r.samples.sha256)
-            given = samples.scores(outputs).get(r.task.metric)
+            computed = samples.scores(outputs).get(r.task.metric)
         except KdepError as e:
             faults.append(f"{file}: {e}")
             continue
-        if given != r.value or len(outputs.images) != r.samples.images:
+        if computed != r.value or len(outputs.images) != r.samples.images:
             faults.append(
-                f"{file}: its per-sample outputs give {r.task.metric} = {given} on "
-                f"{len(outputs.images)} images, the record says {r.value} on {r.samples.images}"
+                f"{file}: its per-sample outputs give {r.task.metric} = {computed} on "
+                f"{len(outputs.images)} images, but the record has {r.value} on {r.samples.images}"
             )
             continue
-        sampled += 1
-    return sampled, faults
+        agreeing += 1
+    return agreeing, faults
 
 
 def _read(folder: Path) -> tuple[list[tuple[str, Record]], list[str]]:
     stored = store.read_own(folder)
     if not stored.runs and not stored.damaged:
         raise KdepError(
-            f"{folder} contains no records",
+            f"the folder {folder} contains no records",
             expected="a results folder with records/*.json",
-            fix="name the folder that a suite has published into, as results/pocket",
+            fix="give the results folder of a suite, such as results/pocket",
         )
     faults = [f"{store.RECORDS}/{d.file}: {d.sentence}" for d in stored.damaged]
     files = [run.file for run in stored.runs]
@@ -112,7 +118,7 @@ def _read(folder: Path) -> tuple[list[tuple[str, Record]], list[str]]:
     return [(f"{store.RECORDS}/{file}", load(directory / file)) for file in files], faults
 
 
-# --- of all together --------------------------------------------------------------------------
+# --- all records together ---------------------------------------------------------------------
 
 
 def _row(r: Record) -> tuple[Any, ...]:
@@ -137,7 +143,7 @@ def _duplicates(records: Records) -> Iterator[str]:
     trained = [(f, r) for f, r in records if len(r.curves.get("loss", ())) >= CURVE_POINTS]
     for group in _groups(trained, lambda r: (r.task.name, json.dumps(r.curves["loss"]))).values():
         for file, _ in group[1:]:
-            yield f"{file}: its loss curve is that of {group[0][0]} to the last digit, so a copy"
+            yield f"{file}: its loss curve is equal to that of {group[0][0]}, so it is a copy"
 
 
 def _task(r: Record) -> tuple[Any, ...]:
@@ -146,7 +152,7 @@ def _task(r: Record) -> tuple[Any, ...]:
 
 
 def _budgets(records: Records) -> Iterator[str]:
-    """Unequal budgets of the methods that were pre-trained on one fraction of the data."""
+    """Faults of methods that have one student and data fraction, but different budgets."""
     trained = [(f, r) for f, r in records if r.budget.images_seen]
     for group in _groups(trained, lambda r: (r.student.name, r.data.share)).values():
         methods = _groups(group, lambda r: r.arm.method)
@@ -156,8 +162,8 @@ def _budgets(records: Records) -> Iterator[str]:
             if common not in budgets[method]:
                 seen, steps = _budget(runs[0][1])
                 yield (
-                    f"{runs[0][0]}: {method[:60]} saw {seen} images in {steps} steps, others "
-                    f"on the same data {common[0]} in {common[1]}"
+                    f"{runs[0][0]}: {method[:60]} was pre-trained with {seen} images in {steps} "
+                    f"steps, other methods on the same data with {common[0]} in {common[1]}"
                 )
 
 
@@ -170,7 +176,7 @@ def _support(budget: Any, budgets: Mapping[str, set[Any]]) -> tuple[int, str]:
 
 
 def _one_meaning(records: Records) -> Iterator[str]:
-    """Names that stand for two things: teachers, students, data, tasks, configs, packages."""
+    """Faults of names with two meanings: of teachers, students, data, tasks, configs, packages."""
     definitions: dict[str, tuple[Callable[[Record], Any], Callable[[Record], Any]]] = {
         "checksums of the teacher {0[0]}": (
             _teacher,
@@ -199,29 +205,32 @@ def _one_meaning(records: Records) -> Iterator[str]:
 
 
 def _teacher(r: Record) -> tuple[Any, ...] | None:
-    """Records that should have one teacher: all of the teacher's name, or, where the row trains its
-    own teacher, those of one row and pre-training seed."""
+    """Key of the records that must have the same teacher; None without a teacher.
+
+    It is the name of the teacher. If the row trains its own teacher, the row and the pre-training
+    seed are added.
+    """
     if r.teacher is None:
         return None
     return (r.teacher.name, *((_row(r), r.seed.pretrain) if _trains_teacher(r) else ()))
 
 
 def _trains_teacher(r: Record) -> bool:
-    return any("." in kind for kind in r.stages)  # as kdep_assistant.pretrain
+    return any("." in kind for kind in r.stages)  # such as "kdep_assistant.pretrain"
 
 
 def _differing(subject: str, group: Records, value_of: Callable[[Record], Any]) -> Iterator[str]:
     first = value_of(group[0][1])
     for file, record in group[1:]:
         if (second := value_of(record)) != first:
-            yield f"{file}: two {subject}: {second} here, {first} in {group[0][0]}"
+            yield f"{file}: there are two {subject}: {second} here, {first} in {group[0][0]}"
             return
 
 
 ALL_RECORDS: tuple[Callable[[Records], Iterable[str]], ...] = (_duplicates, _one_meaning)
 
 
-# --- against the table that they are to join --------------------------------------------------
+# --- comparison with the records of the table -------------------------------------------------
 
 
 def _table_faults(records: Records, known: Records, other_budgets: bool) -> Iterator[str]:
@@ -232,15 +241,17 @@ def _table_faults(records: Records, known: Records, other_budgets: bool) -> Iter
         seeds[r.task.name].add(r.seed.transfer)
     configs = {(_row(r), r.task.name): r.config_hash for _, r in known}
     teachers = {_teacher(r): r.teacher.checksum for _, r in known if r.teacher}
-    same = {r.id for _, r in known}  # the same stage, whatever the hash of its configs left out
+    # A record with the id of a known record is of the same stage, also if the hash of its config
+    # differs in settings that are not part of the id.
+    known_ids = {r.id for _, r in known}
     budgets = _groups([(f, r) for f, r in known if r.budget.images_seen], _place)
     for file, r in records:
         yield from (f"{file}: {fault}" for fault in _record_faults(r, suites, tasks, seeds))
         there = configs.get((_row(r), r.task.name))
-        if there and there != r.config_hash and r.id not in same:
+        if there and there != r.config_hash and r.id not in known_ids:
             yield (
-                f"{file}: {r.arm.method[:60]} on {r.task.name[:60]} has another configuration than "
-                f"in the table (config_hash {r.config_hash}, there {there})"
+                f"{file}: the configuration of {r.arm.method[:60]} on {r.task.name[:60]} differs "
+                f"from that in the table (config_hash {r.config_hash}, in the table {there})"
             )
         checksum = None if _trains_teacher(r) else teachers.get(_teacher(r))
         if r.teacher and checksum and checksum != r.teacher.checksum:
@@ -264,7 +275,7 @@ def _record_faults(
     r: Record, suites: set[str], tasks: Mapping[str, Record], seeds: Mapping[str, set[Any]]
 ) -> Iterator[str]:
     if r.suite not in suites:
-        yield f"it belongs to the suite {r.suite[:60]}, the table to {', '.join(sorted(suites))}"
+        yield f"its suite is {r.suite[:60]}, that of the table is {', '.join(sorted(suites))}"
     known = tasks.get(r.task.name)
     if known is None:
         yield f"the table has no task {r.task.name[:60]} (it has {', '.join(sorted(tasks))})"
@@ -276,8 +287,8 @@ def _record_faults(
         )
     if r.seed.transfer not in seeds[r.task.name]:
         yield (
-            f"transfer seed {r.seed.transfer} is not used in the table "
-            f"({', '.join(map(str, sorted(seeds[r.task.name])))}): seeds may not be selected"
+            f"transfer seed {r.seed.transfer} is not one of those in the table "
+            f"({', '.join(map(str, sorted(seeds[r.task.name])))}); seeds must not be selected"
         )
 
 
@@ -302,7 +313,7 @@ def _other_versions(records: Records, known: Records) -> list[str]:
     there = {r.cost.device or "unknown" for _, r in known}
     if here != there:
         notes.append(
-            f"another processor: {', '.join(sorted(here))} here, {', '.join(sorted(there))} in the "
-            "table; the same seeds train other networks there"
+            f"the device is {', '.join(sorted(here))} here and {', '.join(sorted(there))} in the "
+            "table; the same seed gives different networks on different devices"
         )
     return notes

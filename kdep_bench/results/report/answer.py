@@ -1,8 +1,8 @@
-"""First lines of a leaderboard: the project's question answered in sentences.
+"""The sentences at the top of a leaderboard, which answer the question of the suite.
 
-Is pre-training from the teacher better than no pre-training and supervised pre-training, at which
-fraction of the data and time, and how many networks were measured? The sentences repeat rows of the
-difference table with their corrected verdicts and compute no further statistic.
+They state whether KDEP is better than no pre-training and than supervised pre-training, with what
+fraction of the images and of the time, and from how many networks and runs. They repeat the
+difference table with its corrected verdicts and compute no statistic of their own.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from kdep_bench.results.board import compare
 from kdep_bench.results.board.board import Board, RowKey
 from kdep_bench.results.board.compare import Difference
 from kdep_bench.results.board.row_summary import RowSummary
+from kdep_bench.results.statistics.intervals import Estimate
 
 REFERENCES = {
     "scratch": "no pre-training",
     "supervised": "supervised pre-training",
     "imagenet": "published ImageNet weights",
 }
-MOST_ROWS = 4  # rows of KDEP with sentences; more are in the table
-MOST_NAMES = 6
+MOST_ROWS = 4  # rows of KDEP that have sentences; further ones are only in the tables
+MOST_NAMES = 6  # names in the list of the best rows of a task
 
 
 def sentences(
@@ -55,34 +56,50 @@ def sentences(
 
 def _comparison(board: Board, pair: Sequence[Difference], labels: Mapping[RowKey, str]) -> str:
     """One sentence on a row and a reference: over all tasks, then per task where they differ."""
-    name, reference = labels[pair[0].row], REFERENCES[pair[0].reference.method]
+    name, reference = labels[pair[0].row], _reference_name(pair[0].reference, labels)
     columns = compare.columns_of(board, pair[0].row.student)
     tasks = [d for d in pair if d.column is not None and d.estimate is not None]
     overall = next((d for d in pair if d.column is None or len(columns) == 1), None)
     if overall is None or overall.estimate is None:
         if not tasks:
             return f"{name} cannot be compared with {reference}: no common task and seeds."
-        missing = f"has no mean over tasks to compare with {reference} (a score is missing)"
-        return f"{name} {missing}: {_by_verdict(tasks)}."
+        problem = f"a score is missing, so {name} and {reference} are not compared over all tasks"
+        return f"{problem[0].upper()}{problem[1:]}. By task: {_by_verdict(tasks)}."
     if overall.p is None:
         mean = text.points(overall.estimate.mean, True)
-        return f"{name} - {reference}: {mean} points x100 with one seed pair, so not tested."
+        return f"{name} minus {reference}: {mean} points, from one pair of seeds and not tested."
     phrase = {"better": "scores higher than", "worse": "scores lower than"}
     relation = phrase.get(overall.verdict, "is not significantly different from")
     where = overall.column.task if overall.column else compare.mean_name(columns)
-    sentence = f"{name} {relation} {reference}: {text.gap(overall.estimate)} points x100, {where}"
+    sentence = f"{name} {relation} {reference}: {_points(overall.estimate)}, {where}."
     disagree = overall.column is None and len({d.verdict for d in tasks}) > 1
-    return f"{sentence}; {_by_verdict(tasks)}." if disagree else f"{sentence}."
+    return f"{sentence} By task: {_by_verdict(tasks)}." if disagree else sentence
+
+
+def _reference_name(row: RowKey, labels: Mapping[RowKey, str]) -> str:
+    """ "supervised pre-training", with the row's label where the method has several rows."""
+    name = REFERENCES[row.method]
+    return name if labels[row] == row.method else f"{name} ({labels[row]})"
+
+
+def _points(estimate: Estimate) -> str:
+    """ "+5.8 points (95 % interval +4.9 to +6.6)"; the interval is left out where there is none."""
+    mean = f"{text.points(estimate.mean, True)} points"
+    if estimate.low is None or estimate.high is None:
+        return mean
+    low, high = text.points(estimate.low, True), text.points(estimate.high, True)
+    return f"{mean} (95 % interval {low} to {high})"
 
 
 def _by_verdict(tasks: Sequence[Difference]) -> str:
-    """ "higher on a, b; lower on c; not significant on d"."""
-    shown = {"better": "higher", "worse": "lower"}
-    groups: dict[str, list[str]] = {"higher": [], "lower": [], "not significant": []}
+    """ "higher on a, b; lower on c; not significantly different on d"."""
+    phrases = {"better": "higher on", "worse": "lower on"}
+    other = "not significantly different on"
+    groups: dict[str, list[str]] = {phrase: [] for phrase in (*phrases.values(), other)}
     for d in tasks:
         if d.column is not None:
-            groups[shown.get(d.verdict, "not significant")].append(d.column.task)
-    return "; ".join(f"{word} on {', '.join(names)}" for word, names in groups.items() if names)
+            groups[phrases.get(d.verdict, other)].append(d.column.task)
+    return "; ".join(f"{phrase} {', '.join(names)}" for phrase, names in groups.items() if names)
 
 
 def _spent(
@@ -94,15 +111,20 @@ def _spent(
     if reference is None:
         return []
     seconds, reference_seconds = summaries[row].cost_s, summaries[reference].cost_s
-    time = "its time is not stated" + (" (other work ran on the machine)" if board.untimed else "")
+    time = "The pre-training time is unknown."
+    if board.untimed:
+        time = "The time was not measured, because other work ran on the machine."
     if seconds is not None and reference_seconds:
-        cache = ", teacher cache included" if summaries[row].cache_s else ""
+        cache = ", including the teacher cache" if summaries[row].cache_s else ""
         ratio = seconds / reference_seconds
-        time = f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.2g}"
-        time = f"{time} times its pre-training time{cache}"
+        factor = f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.2g}"
+        time = f"Pre-training took {factor} times as long{cache}."
     labelled = "with labels" if summaries[row].method.labels_used else "without labels"
-    fraction = f"{100 * row.fraction / reference.fraction:.3g} % of the images"
-    return [f"{labels[row]} used {fraction} of {labels[reference]}, {labelled}, and {time}."]
+    images = f"as many images as {labels[reference]}"
+    if row.fraction != reference.fraction:
+        percent = 100 * row.fraction / reference.fraction
+        images = f"{percent:.3g} % of the number of images of {labels[reference]}"
+    return [f"{labels[row]} was pre-trained {labelled} on {images}. {time}"]
 
 
 def _best(board: Board, student: str, labels: Mapping[RowKey, str]) -> list[str]:
@@ -120,10 +142,10 @@ def _best(board: Board, student: str, labels: Mapping[RowKey, str]) -> list[str]
         shown = ", ".join(names[:MOST_NAMES])
         if len(names) > MOST_NAMES:
             shown += f" and {len(names) - MOST_NAMES} more"
-        note = " (in order of the mean; none significantly worse than the first)"
+        note = " (sorted by mean; none is significantly worse than the first)"
         note = note if len(names) > 1 else ""
         n_rows = len(board.rows_of(student))
-        lines.append(f"Best of {n_rows} rows on {column.task}: {shown}{note}.")
+        lines.append(f"Best on {column.task}, of {n_rows} table rows: {shown}{note}.")
     return lines
 
 
@@ -137,12 +159,12 @@ def _limits(board: Board, student: str, table: Sequence[Difference]) -> str:
                 runs.add(len(seeds))
             if seeds and not board.fixed(row):
                 networks.add(len({pretrain for pretrain, _ in seeds}))
-    counted = f"{_range(networks, 'pre-trained network')} and " if networks else ""
-    test = "" if any(d.p is not None for d in table) else " No difference was tested."
+    n_networks = f"{_range(networks, 'pre-trained network')} per method and " if networks else ""
+    tested = any(d.p is not None for d in table)
+    note = "" if tested else " No difference was tested for significance."
     return (
-        f"Measured with {counted}{_range(runs, 'transfer run')} per method and task, one student "
-        f"and the test images of this suite; other data, budgets and students may give other "
-        f"results.{test}"
+        f"These results are from {n_networks}{_range(runs, 'transfer run')} per method and task, "
+        f"with one student. Other students, data or training budgets may give other results.{note}"
     )
 
 

@@ -64,40 +64,30 @@ def _csv_row(
     row: RowKey,
     c: Column,
     rank: tuple[int, int] | None,
-    ends: tuple[object, object],
+    mean_rank_and_command: tuple[float | None, str],
 ) -> list[object]:
-    f, result, est = (
-        view.summaries[row],
-        view.board.result(row, c),
-        view.board.result(row, c).estimate,
-    )
-    al = f.align
-    values: list[object] = [
-        view.board.suite,
-        row.student,
-        view.labels[row],
-        row.method,
-        row.teacher,
-    ]
-    values += [
-        f.method.reconstruction,
-        f.method.labels_used,
-        f.method.label_policy,
-        row.fraction,
-        f.images_seen,
-    ]
-    values += [row.epochs, f.pretrain_s, f.cache_s, f.align_s, f.cost_s, f.transfer_s, f.coverage]
+    """The values under CSV_HEAD of one row and task; `rank`: the (best, worst) possible rank."""
+    summary, result = view.summaries[row], view.board.result(row, c)
+    method, est, align = summary.method, result.estimate, summary.align
+    values: list[object] = [view.board.suite, row.student, view.labels[row], row.method]
+    values += [row.teacher, method.reconstruction, method.labels_used, method.label_policy]
+    values += [row.fraction, summary.images_seen, row.epochs]
+    values += [summary.pretrain_s, summary.cache_s, summary.align_s, summary.cost_s]
+    values += [summary.transfer_s, summary.coverage]
     values += [c.task, c.family, c.version, c.split, c.metric, c.direction, view.board.chance[c]]
     values += [c.data, c.fingerprint]
     values += [est.mean, est.sd, est.n, est.low, est.high] if est else [None, None, 0, None, None]
     values += [view.is_bold(row, c), *(rank or (None, None))]
     values += [len(result.values), len(result.failed), len(result.missing)]
-    values += [al.explained_variance_ratio, al.std_ratio_before] if al else [None, None]
-    values += [al.std_ratio_after_align, al.std_ratio_after_transform] if al else [None, None]
-    return [*values, *ends]
+    if align is None:
+        values += [None] * 4
+    else:
+        values += [align.explained_variance_ratio, align.std_ratio_before]
+        values += [align.std_ratio_after_align, align.std_ratio_after_transform]
+    return [*values, *mean_rank_and_command]
 
 
-# In suites whose records have them; see `families.shown`.
+# Further columns, in suites whose records have these values; see `families.shown`.
 CSV_COSTS = [
     "method_family",
     "step_s",
@@ -110,9 +100,9 @@ CSV_COSTS = [
 def _csv_costs(cost: families.RowCost | None) -> list[object]:
     if cost is None:
         return [None] * len(CSV_COSTS)
-    f = cost.summary
-    costs = [f.step_s, cost.ratio, f.peak_memory_bytes, f.extra_parameters, f.extra_forwards]
-    return [f.method.family, *costs, f.learning_rate]
+    s = cost.summary
+    costs = [s.step_s, cost.ratio, s.peak_memory_bytes, s.extra_parameters, s.extra_forwards]
+    return [s.method.family, *costs, s.learning_rate]
 
 
 def _csv_value(value: object) -> object:
@@ -126,26 +116,28 @@ def _csv_value(value: object) -> object:
 
 
 def csv_table(view: BoardView) -> str:
-    """leaderboard.csv: one line per (row, task), numbers as fractions and seconds, unrounded.
+    """leaderboard.csv: one line per row and task.
 
-    Text that a spreadsheet could take for a formula starts with a quote mark.
+    Scores are fractions and times are seconds. A text that a spreadsheet could read as a formula
+    begins with a quote mark.
     """
+    board = view.board
     out = io.StringIO()
     writer = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-    costs = families.costs(view.board, view.summaries) if families.shown(view.board) else []
-    spent = {c.row: c for c in costs}
-    noted = ["data_notes"] if view.letters else []
-    writer.writerow([*CSV_HEAD, *(CSV_COSTS if costs else []), *noted])
-    for student in view.board.students:
-        means = compare.mean_ranks(view.board, student)
-        rows = view.board.rows_of(student)
-        ends = {a: (means.get(a), command(view.board, a)) for a in rows}
-        for c in compare.columns_of(view.board, student):
-            ranks = compare.ranks(view.board, student, c)
+    costs = families.costs(board, view.summaries) if families.shown(board) else []
+    cost_by_row = {c.row: c for c in costs}
+    notes_head = ["data_notes"] if view.letters else []
+    writer.writerow([*CSV_HEAD, *(CSV_COSTS if costs else []), *notes_head])
+    for student in board.students:
+        mean_ranks = compare.mean_ranks(board, student)
+        rows = board.rows_of(student)
+        last_values = {row: (mean_ranks.get(row), command(board, row)) for row in rows}
+        for c in compare.columns_of(board, student):
+            ranks = compare.ranks(board, student, c)
             for row in rows:
-                values = _csv_row(view, row, c, ranks.get(row), ends[row])
-                values += _csv_costs(spent.get(row)) if costs else []
-                if noted:
-                    values.append("; ".join(data_notes.sentences(view.board.result(row, c).runs)))
+                values = _csv_row(view, row, c, ranks.get(row), last_values[row])
+                values += _csv_costs(cost_by_row.get(row)) if costs else []
+                if notes_head:
+                    values.append("; ".join(data_notes.sentences(board.result(row, c).runs)))
                 writer.writerow([_csv_value(v) for v in values])
     return out.getvalue()

@@ -1,6 +1,6 @@
-"""The data card: contents of a suite's data, as counted by stage `prepare`.
+"""The data card: counts of images, boxes and classes, made by the stage `prepare`.
 
-`data_card.json` holds what the stage counted, `data_card.md` the same as tables.
+It is written as `data_card.json` and, with the same content as tables, as `data_card.md`.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ from kdep_bench.errors import KdepError
 from kdep_bench.files import read_json, write_atomic, write_json
 
 NAME = "data_card.json"
-NOTE = "data: "  # begins a record's note about the data of its task; tables show these notes
-MAX_CLASS_ROWS = 100  # rows shown of a table of classes
+NOTE = "data: "  # notes of a record that begin with this are on the data of its task
+MAX_CLASS_ROWS = 100  # rows of a table of classes; further classes are only counted
 PARTS = {"pool": "Pool", "classify": "Class folders", "detect": "Boxes", "segment": "Masks"}
-_WORDS = {
+# Count of a split -> heading of its column.
+_HEADINGS = {
     "images": "images",
     "width": "width, px",
     "height": "height, px",
     "equal_files": "duplicate files",
     "images_without_boxes": "images without boxes",
-    "crowds": "crowds",
+    "crowds": "crowd boxes (COCO iscrowd)",
     "repeated_annotations": "duplicate boxes",
-    "thinner_than_1_px": "boxes under 1 px",
+    "thinner_than_1_px": "boxes thinner than 1 px",
     "ignored_pixels": "ignored pixels",
     "masks_without_image": "masks without an image",
-    "normalised": "converted images",
-    "passed_over": "skipped entries",
+    "normalised": "images converted to 8-bit RGB",
+    "passed_over": "ignored files and folders",
 }
 _BY_CLASS = ("by_class", "boxes", "pixels")
 
@@ -53,11 +54,11 @@ def write(results: Path, name: str, prepared: Mapping[str, Any]) -> bool:
         "parts": _mapping(prepared.get("card")),
     }
     if not (card["counts"] or card["parts"]):
-        return False  # a user's own `prepare` that counts nothing
+        return False  # a stage `prepare` that counts nothing
     try:
         old = read(results)
     except KdepError:
-        old = None  # damaged: written again
+        old = None  # a damaged card is replaced
     if old == card and (results / "data_card.md").is_file():
         return False
     write_json(results / NAME, card)
@@ -77,7 +78,7 @@ def read(results: Path) -> Card | None:
     """The card of a results folder; None where it has none.
 
     Raises:
-        KdepError: a file that is not what `write` writes.
+        KdepError: the file is not a data card.
     """
     path = Path(results) / NAME
     if not path.is_file():
@@ -85,10 +86,10 @@ def read(results: Path) -> Card | None:
     card = read_json(path)
     try:
         tables(card)
-        fits = isinstance(card["name"], str) and isinstance(card["fingerprint"], str)
+        is_valid = isinstance(card["name"], str) and isinstance(card["fingerprint"], str)
     except (KeyError, TypeError, AttributeError, IndexError, ValueError):
-        fits = False
-    if not fits:
+        is_valid = False
+    if not is_valid:
         raise KdepError(
             f"the file {path} is not a valid data card",
             fix="move it elsewhere and run the suite with --report, which writes it again",
@@ -96,14 +97,26 @@ def read(results: Path) -> Card | None:
     return card
 
 
+# The values of `source` of the pocket data, in words.
+_SOURCES = {
+    "debian+pip": "photographs in Debian and PyPI packages",
+    "pip-only": "photographs in PyPI packages",
+}
+
+
+def source_text(source: str) -> str:
+    """Where the data are from, in words; a source without an entry in `_SOURCES` as it is."""
+    return _SOURCES.get(source, source)
+
+
 def heading(card: Card) -> str:
     """Name, source and fingerprint in one line."""
-    source = f", {card['source']}" if card.get("source") else ""
+    source = f" (source: {source_text(card['source'])})" if card.get("source") else ""
     return f"{card['name']}{source}; fingerprint {card['fingerprint'][:16]}"
 
 
 def tables(card: Card) -> list[Table]:
-    """The tables of the card: counts, then per part a table of splits and one of classes."""
+    """The tables of the card: for each part of the data, one of splits and one of classes."""
     card_tables: list[Table] = []
     parts = card["parts"]
     if not parts:
@@ -111,15 +124,15 @@ def tables(card: Card) -> list[Table]:
         card_tables.append(("Images", ["part", "images"], rows))
     for key, title in PARTS.items():
         if key in parts:
-            given = parts[key].get("splits", {"": parts[key]})
-            splits = {s: given[s] for s in sorted(given, key=_place)}
+            counts_by_split = parts[key].get("splits", {"": parts[key]})
+            splits = {s: counts_by_split[s] for s in sorted(counts_by_split, key=_split_order)}
             card_tables.append(_splits(title, splits))
             card_tables += _classes(f"{title}: classes", splits, parts[key].get("classes", ()))
     for key in ("pool", "classify"):
-        twice = parts.get(key, {}).get("in_two_classes", {"count": 0, "files": []})
-        if twice["count"]:
-            title = f"{PARTS[key]}: {twice['count']} images in two classes"
-            rows = [[f[0], ", ".join(f[1:])] for f in twice["files"]]
+        duplicates = parts.get(key, {}).get("in_two_classes", {"count": 0, "files": []})
+        if duplicates["count"]:
+            title = f"{PARTS[key]}: {duplicates['count']} images in two classes"
+            rows = [[files[0], ", ".join(files[1:])] for files in duplicates["files"]]
             card_tables.append((title, ["file", "identical to"], rows))
     if shared := parts.get("shared_images"):
         head = ["images of", "also in", "identical files", "near duplicates", "example", "allowed"]
@@ -134,7 +147,7 @@ def tables(card: Card) -> list[Table]:
             ]
             for row in shared
         ]
-        card_tables.append(("Images that sets share", head, rows))
+        card_tables.append(("Images in two sets", head, rows))
     if card.get("licences"):
         rows = [[str(k), str(v)] for k, v in sorted(card["licences"].items())]
         card_tables.append(("Licences", ["source", "licence"], rows))
@@ -146,26 +159,26 @@ def tables(card: Card) -> list[Table]:
 
 def _splits(title: str, splits: Mapping[str, Mapping[str, Any]]) -> Table:
     """One row per split; a column that is empty or 0 in every row is left out."""
-    keys = [k for k in _WORDS if any(row.get(k) for row in splits.values())]
+    keys = [k for k in _HEADINGS if any(row.get(k) for row in splits.values())]
     rows = [[split, *(_value(row.get(k, 0)) for k in keys)] for split, row in splits.items()]
-    return title, ["split", *(_WORDS[k] for k in keys)], rows
+    return title, ["split", *(_HEADINGS[k] for k in keys)], rows
 
 
-def _place(split: str) -> tuple[int, str]:
+def _split_order(split: str) -> tuple[int, str]:
     """Sort key of a split: train, val, test, then others by name."""
-    usual = ("train", "val", "test")
-    return (usual.index(split) if split in usual else len(usual), split)
+    first = ("train", "val", "test")
+    return (first.index(split) if split in first else len(first), split)
 
 
 def _classes(
     title: str, splits: Mapping[str, Mapping[str, Any]], order: Sequence[str]
 ) -> list[Table]:
-    """Counts by class, one column per split; classes in the given order, then all others."""
+    """Counts by class, one column per split; first the classes of `order`, then all others."""
     key = next((k for k in _BY_CLASS if any(k in row for row in splits.values())), None)
     if key is None:
         return []
-    there = dict.fromkeys(c for row in splits.values() for c in row.get(key, {}))
-    names = [*(c for c in order if c in there), *(c for c in there if c not in order)]
+    counted = dict.fromkeys(c for row in splits.values() for c in row.get(key, {}))
+    names = [*(c for c in order if c in counted), *(c for c in counted if c not in order)]
     unit = {"by_class": "images", "boxes": "boxes", "pixels": "pixels"}[key]
     head = ["class", *(f"{unit}, {s}" if s else unit for s in splits)]
     rows = [[n, *(_value(row.get(key, {}).get(n, 0)) for row in splits.values())] for n in names]
@@ -180,7 +193,7 @@ def _classes(
 def _value(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{v:,} {k}" for k, v in value.items()) or "-"
-    if isinstance(value, list):  # [least, most]
+    if isinstance(value, list):  # [smallest, largest]
         low, high = value
         return f"{low:,}" if low == high else f"{low:,} to {high:,}"
     return f"{value:,}"

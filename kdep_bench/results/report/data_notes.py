@@ -1,8 +1,7 @@
-"""Notes about the data of a task, marked by letters at every score they apply to.
+"""Notes on the data of a task, such as images that are in two splits.
 
-A record's note is about the data if it begins with `NOTE`: shared images between splits, a
-teacher that was trained on what the task tests, classes that a split lacks. Each different sentence
-has a letter; a score carries the letters of its notes.
+Each different note has a letter, which follows every score to which the note applies. The notes are
+those of the records that begin with `NOTE`.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from kdep_bench.results.report.data_card import NOTE
 
 HEADING = "Notes on the data"
 INTRODUCTION = (
-    "Known limitations of the data behind the scores that carry the letter. They also apply to "
-    "ranks, differences and claims that use these scores."
+    "Known limitations of the data. A letter behind a score refers to a note. The note also "
+    "applies to ranks, differences and claims that use this score."
 )
 
 
 class DataNote(NamedTuple):
-    """One sentence with its letter and the names of the tasks whose scores carry it."""
+    """One note with its letter and the names of the tasks to whose scores it applies."""
 
     letter: str
     tasks: list[str]
@@ -31,13 +30,13 @@ class DataNote(NamedTuple):
 
 
 def sentences(runs: Iterable[Run]) -> list[str]:
-    """The notes about the data in `runs`, each once, in order of occurrence."""
+    """The notes on the data in `runs`, each once, in order of occurrence."""
     notes = (n.removeprefix(NOTE) for r in runs for n in r.notes if n.startswith(NOTE))
     return list(dict.fromkeys(notes))
 
 
 def letters(board: Board) -> dict[str, str]:
-    """Sentence -> letter: a to z, then aa, ab, ..., by task and row."""
+    """Note -> letter (a to z, then aa, ab, ...), in the order of tasks and rows."""
     by_sentence: dict[str, str] = {}
     for column in board.columns:
         for row in board.rows:
@@ -51,16 +50,18 @@ def _letter(number: int) -> str:
     return (_letter(first - 1) if first else "") + ascii_lowercase[last]
 
 
-def mark(board: Board, given: dict[str, str], row: RowKey, column: Column) -> str:
-    """The letters of a result, "a, c"; "" without a note."""
-    return ", ".join(given[s] for s in sentences(board.result(row, column).runs)) if given else ""
+def mark(board: Board, letter_by_note: dict[str, str], row: RowKey, column: Column) -> str:
+    """The letters of a result, such as "a, c"; "" without a note."""
+    if not letter_by_note:
+        return ""
+    return ", ".join(letter_by_note[s] for s in sentences(board.result(row, column).runs))
 
 
-def legend(board: Board, given: dict[str, str]) -> list[DataNote]:
+def legend(board: Board, letter_by_note: dict[str, str]) -> list[DataNote]:
     """Every note with its letter and tasks."""
-    tasks: dict[str, dict[str, None]] = {s: {} for s in given}
+    tasks: dict[str, dict[str, None]] = {s: {} for s in letter_by_note}
     for column in board.columns:
         for row in board.rows:
             for sentence in sentences(board.result(row, column).runs):
                 tasks[sentence][column.task] = None
-    return [DataNote(letter, list(tasks[s]), s) for s, letter in given.items()]
+    return [DataNote(letter, list(tasks[s]), s) for s, letter in letter_by_note.items()]

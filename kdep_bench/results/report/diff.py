@@ -1,4 +1,4 @@
-"""Differences between two results folders, and whether they are significant."""
+"""Compares two results folders: which scores changed, and whether significantly."""
 
 from __future__ import annotations
 
@@ -12,22 +12,26 @@ from kdep_bench.results.records.store import read
 from kdep_bench.results.report import verdict_diff
 from kdep_bench.results.statistics import intervals as st
 
+# (student, method, teacher, data fraction, epochs, task family, task)
 Place = tuple[str, str, str, float, float | None, str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A result in both folders: `est` is new - old, positive is better; `word` the verdict."""
+    """A result that is in both folders.
+
+    `est`: new score minus old; positive is better. `verdict`: text such as "better" or "same".
+    """
 
     place: Place
     old: Result
     new: Result
     est: st.Estimate | None
-    word: str
+    verdict: str
 
 
 def _place(row: RowKey, column: Column) -> Place:
-    # Version, split, metric and data may differ between the folders; differences are reported.
+    # Without version, split, metric and data: `_change` reports where these differ.
     return (*tuple(row), column.family, column.task)  # pyright: ignore[reportReturnType]
 
 
@@ -57,7 +61,9 @@ def _change(place: Place, old: tuple[Column, Result], new: tuple[Column, Result]
         return Change(place, a, b, None, "not compared: different version, split or metric")
     if not a.values or not b.values:
         same = (bool(a.values), len(a.failed)) == (bool(b.values), len(b.failed))
-        return Change(place, a, b, None, "no scores in either" if same else "scored in one only")
+        return Change(
+            place, a, b, None, "no scores in both" if same else "scores in one folder only"
+        )
     sign = new_column.sign
     gaps = {k: sign * v for k, v in st.differences(b.values, a.values).items()}
     est = st.estimate(gaps) if gaps else None
@@ -66,19 +72,19 @@ def _change(place: Place, old: tuple[Column, Result], new: tuple[Column, Result]
         minus = {k: sign * v for k, v in a.values.items()}
         est = _unpaired(plus, minus) or est
     note = "" if old_column.fingerprint == new_column.fingerprint else " (other data)"
-    if est is not None and all(v == 0 for v in gaps.values()) and gaps:
-        word = "same" if a.values == b.values else "same where both have seeds"
+    if gaps and all(v == 0 for v in gaps.values()):
+        verdict = "same" if a.values == b.values else "same for the common seeds"
     elif est is None or est.low is None:
-        word = "too few seeds"
+        verdict = "too few seeds"
     elif est.excludes_zero:
-        word = "better" if est.mean > 0 else "worse"
+        verdict = "better" if est.mean > 0 else "worse"
     else:
-        word = "not significant"
-    return Change(place, a, b, est, word + note)
+        verdict = "not significant"
+    return Change(place, a, b, est, verdict + note)
 
 
 def changes(old: Board, new: Board) -> tuple[list[Change], list[Place], list[Place]]:
-    """(results in both, only in the old, only in the new)."""
+    """(results in both folders, results only in the old, results only in the new)."""
     a, b = _results(old), _results(new)
     both = [_change(p, a[p], b[p]) for p in sorted(a.keys() & b.keys(), key=repr)]
     return both, sorted(a.keys() - b.keys(), key=repr), sorted(b.keys() - a.keys(), key=repr)
@@ -93,36 +99,39 @@ def _place_text(place: Place) -> str:
 
 
 def diff(old_dir: Path, new_dir: Path, suite: str | None = None) -> str:
-    """The changes from `old_dir` to `new_dir`, and which verdicts survive them, as plain text.
+    """The changes of scores and verdicts from `old_dir` to `new_dir`, as text.
 
-    Results with common seed pairs are compared in pairs, others by Welch's t; 95 % intervals, not
-    corrected: of 100 unchanged scores about 5 are reported as better or worse.
+    Results with common seed pairs are compared in pairs, others by Welch's t. The 95 % intervals
+    are not corrected: about 5 of 100 unchanged scores are reported as better or worse.
 
     Raises:
-        KdepError: one of the two is no results folder, or holds no record (of the suite).
+        KdepError: one of the two is not a results folder, or has no records (of the suite).
     """
     old, new = make_board(read(old_dir), suite), make_board(read(new_dir), suite)
     for folder, board in ((old_dir, old), (new_dir, new)):
         if not board.runs and not board.damaged:
             named = f" of the suite {suite}" if suite else ""
             raise KdepError(
-                f"{folder} contains no records{named}",
+                f"the folder {folder} contains no records{named}",
                 expected="a results folder with records/*.json",
-                fix="name the folder that a suite has published into, as results/pocket",
+                fix="give the results folder of a suite, such as results/pocket",
             )
-    both, gone, come = changes(old, new)
-    moved = [c for c in both if not c.word.startswith("same")]
-    lines = [f"{len(both)} scores in both, {len(both) - len(moved)} of them the same."]
-    for c in moved:
+    both, only_old, only_new = changes(old, new)
+    changed = [c for c in both if not c.verdict.startswith("same")]
+    lines = [f"{len(both)} scores are in both folders, {len(both) - len(changed)} are the same."]
+    for c in changed:
         gap = f": {text.gap(c.est)} x100" if c.est else ""
-        lines.append(f"  {_place_text(c.place)}{gap}: {c.word}")
+        lines.append(f"  {_place_text(c.place)}{gap}: {c.verdict}")
         lines.append(f"    {text.score(c.old)} -> {text.score(c.new)}")
-    lines += verdict_diff.lines(old, new) if moved else []
-    for title, places in (("Only in the old", gone), ("Only in the new", come)):
+    lines += verdict_diff.lines(old, new) if changed else []
+    for title, places in (
+        ("Only in the old folder", only_old),
+        ("Only in the new folder", only_new),
+    ):
         if places:
             lines.append(f"{title} ({len(places)}):")
             lines += [f"  {_place_text(p)}" for p in places]
     for name, board in (("old", old), ("new", new)):
-        lines += [f"Damaged in the {name}: {sentence}" for _, sentence in board.damaged]
-        lines += [f"Remark on the {name}: {text.plain(r, 400)}" for r in board.remarks]
+        lines += [f"Damaged in the {name} folder: {sentence}" for _, sentence in board.damaged]
+        lines += [f"Remark on the {name} folder: {text.plain(r, 400)}" for r in board.remarks]
     return "\n".join(lines)

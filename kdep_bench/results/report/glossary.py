@@ -1,8 +1,8 @@
-"""The terms of tables, page and configs, each defined once.
+"""The terms of the tables, the page and the configs, each defined once.
 
-The page shows `TERMS` at its foot and as hover titles of its column headings; GLOSSARY.md is
-`markdown()` (a test compares the two; `python -m kdep_bench.results.report.glossary > GLOSSARY.md`
-rewrites it).
+The page shows `TERMS` at its foot and as hover texts of its column headings. GLOSSARY.md contains
+the output of `markdown()`; a test compares them. This command rewrites the file:
+`python -m kdep_bench.results.report.glossary > GLOSSARY.md`.
 """
 
 from __future__ import annotations
@@ -29,87 +29,99 @@ TERMS = (
     Term(
         "teacher",
         "The large frozen network whose outputs the student learns to reproduce. An assistant is a "
-        "teacher that the suite itself pre-trained from the larger one. Several teachers of one "
-        "method are joined by '+'.",
+        "smaller teacher that the suite itself pre-trained from the large one, named "
+        "'student.method'. If a method has several teachers, their names are joined by '+'.",
         ("teacher",),
     ),
     Term(
         "method",
-        "How a student was pre-trained: kdep, one of the other distillation methods, supervised, "
-        "scratch, imagenet. Where a method was run several times, the row also names what differs: "
-        "teacher, data fraction, epochs. '(re-implementation)': written from the paper's text, "
-        "because the authors' code is not public or does not cover these networks.",
+        "How a student was pre-trained: by kdep, by another distillation method, supervised, "
+        "scratch or imagenet. If one method was run with several settings, the row also names the "
+        "setting that differs: teacher, data fraction or epochs. '(re-implementation)': written "
+        "from the paper's text, because the authors' code is not public or does not cover these "
+        "networks.",
         ("method", "row", "reimplementation"),
     ),
     Term(
         "transfer method",
-        "A method that acts while the student is trained on a task: it adds losses and, usually, a "
-        "tuned teacher, another student that was trained on the same task before. 'pre-trained by "
-        "X, transferred with Y': X is the pre-training, Y the transfer method. Only the task's own "
-        "network is scored.",
+        "A distillation method that is used while the student is trained on a task. It adds losses "
+        "and usually has a teacher that was trained on the same task before (a tuned teacher). "
+        "'pre-trained by X, transferred with Y': X is the pre-training method, Y the transfer "
+        "method. Only the student is scored.",
+        ("teacher used labels", "teacher's score", "transfer time", "transfer_s"),
     ),
     Term(
         "normalised mean",
-        "Mean over tasks of (score - chance) / (reference - chance): 0 is chance, 1 the reference, "
-        "which is the supervised row with the most data and epochs. Every task family has the same "
-        "weight. 'without one task': the lowest and highest value when one task is left out.",
-        ("normalised mean", "without one task"),
+        "Mean over tasks of (score - chance) / (reference - chance). 0 is chance. 1 is the "
+        "reference: the supervised row with the most data and epochs. Every task family has the "
+        "same weight. 'with one task left out': the lowest and the highest normalised mean when "
+        "one task is left out.",
+        ("normalised mean", "with one task left out", "mean score"),
     ),
     Term(
         "scratch, supervised, imagenet",
-        "The references: no pre-training (random weights); pre-training on the same images with "
-        "their labels; published weights trained on ImageNet with labels.",
+        "The references. scratch: no pre-training (random weights; its cost is the time to "
+        "initialise them). supervised: pre-training on the same images with their labels. "
+        "imagenet: published weights that were trained on ImageNet with labels.",
     ),
     Term(
         "arm",
-        "In configs and code: one method with its student, teacher, data fraction and epochs, that "
-        "is, one row of the tables.",
+        "Used in configs and code: one method with its student, teacher, data fraction and epochs. "
+        "It is one row of the tables.",
     ),
     Term(
         "labels used",
-        "Whether pre-training read image labels: yes, no, 'by its teacher' (only to train the "
-        "assistant that is its teacher), or no pre-training; 'by its teacher at transfer': only "
-        "the pre-training of the tuned teacher read labels.",
-        ("labels used", "labels", "labels_used", "label_policy"),
+        "Whether pre-training used image labels: yes, no, or 'no pre-training'. 'by its teacher': "
+        "labels were used only to train its assistant teacher. 'by its teacher at transfer': "
+        "labels were used only in the pre-training of the teacher of the transfer method.",
+        ("labels used", "labels_used", "label_policy"),
     ),
     Term(
         "data fraction",
-        "Fraction of the pre-training images that a method may use.",
+        "Fraction of all pre-training images that a method uses.",
         ("data fraction", "data_fraction"),
     ),
     Term(
         "images seen, epochs",
-        "Samples processed in pre-training, repeats included; epochs = images seen / images of the "
-        "data fraction.",
+        "Images seen: number of samples in pre-training; an image counts every time it is used. "
+        "Epochs: images seen / number of images of the data fraction.",
         ("images seen", "images_seen", "epochs"),
     ),
     Term(
         "view",
-        "A fixed random crop and flip of an image. Views are drawn once and stored, so every "
-        "method trains on the same pixels, and the teacher's output for each is computed once.",
+        "A fixed random crop and flip of an image. The views are chosen once and stored. So every "
+        "method trains on the same pixels, and the teacher's output for a view is computed once.",
     ),
     Term(
         "tap",
-        "The layer whose average-pooled output is used as the feature of a teacher or student; for "
-        "KDEP the input of the last activation.",
+        "The layer of a teacher or student whose average-pooled output is used as its feature. For "
+        "KDEP it is the layer before the last activation.",
     ),
     Term(
         "teacher cache",
-        "The teacher's outputs for every (image, view), computed once and stored. Its time is "
-        "charged to a method in proportion to the data fraction, also where methods share a cache.",
-        ("incl. teacher cache", "cache_s"),
+        "The teacher's outputs for every (image, view), computed once and stored. Methods share a "
+        "cache, but the pre-training cost of each includes the time to compute it, in proportion "
+        "to the data fraction. 'of which teacher cache': this part of the pre-training cost.",
+        ("of which teacher cache", "cache_s"),
     ),
     Term(
         "pre-training cost",
-        "Wall time of pre-training, teacher cache and alignment together, in the CSV in seconds; "
-        "cost ratio: that of one method divided by that of the other.",
-        ("pre-training cost", "cost", "cost ratio", "cost_s", "pretrain_s", "align_s"),
+        "Wall time of pre-training, teacher cache and alignment together; in the CSV in seconds. "
+        "Cost ratio: the pre-training cost of a claim's first method divided by that of its "
+        "second.",
+        ("pre-training cost", "cost ratio", "cost_s", "pretrain_s", "align_s"),
     ),
     Term(
         "step time",
-        "Mean seconds of one optimiser step of pre-training; step time / kdep: divided by that of "
-        "kdep with the same student, teacher, data fraction and epochs.",
+        "Mean time of one optimiser step of pre-training; in the CSV in seconds. Step time / kdep: "
+        "divided by that of kdep with the same student, teacher, data fraction and epochs.",
         ("step time", "step time / kdep", "step_s", "step_time_over_kdep"),
+    ),
+    Term(
+        "peak memory",
+        "Largest memory of the process in pre-training or transfer, whichever is larger; the "
+        "lowest value of all runs. Largest peak memory: the largest of the methods of a family.",
+        ("peak memory", "largest peak memory", "peak_memory_bytes"),
     ),
     Term(
         "extra parameters",
@@ -121,33 +133,56 @@ TERMS = (
         "extra forward passes",
         "Forward passes of all networks other than the student during pre-training: cached or live "
         "teacher, peer networks, moving averages. Tables: per image seen; CSV: in total.",
-        ("extra forward passes per image seen", "extra_forwards"),
+        ("extra forward passes per image seen", "extra forward passes", "extra_forwards"),
     ),
     Term(
         "loss weight, loss terms",
-        "KDEP's loss weight is set automatically: 20 / (mean square of the target). Loss terms: "
-        "mean fraction of the total loss magnitude that each term contributes, where a loss has "
-        "several.",
+        "KDEP's loss weight is set automatically: 20 / (mean square of the target). Loss terms: if "
+        "a loss has several terms, the mean percentage of the total loss magnitude that each "
+        "contributes. The text above the table explains their names.",
         ("loss terms",),
     ),
     Term(
         "method family",
-        "Methods that use the same kind of teacher signal. Inputs: what their losses read of a "
-        "batch (pooled features, logits, maps, tokens, labels), with the number of methods. A task "
-        "family is a kind of task: classification, detection, segmentation.",
-        ("method family", "method_family", "task_family", "methods", "inputs", "methods left out"),
+        "Methods that use the same kind of teacher signal: feature (pooled features or feature "
+        "maps), relation (relations between the images of a batch), logit (class scores), online "
+        "(networks that are trained together with the student). Inputs: what their losses read, "
+        "with the number of methods that read it.",
+        ("method family", "method_family", "methods", "inputs", "methods left out"),
+    ),
+    Term(
+        "task, task family",
+        "A data set with a metric on which the exported students are compared. A task family is a "
+        "kind of task: classification, detection or segmentation.",
+        ("task", "task_family", "tasks"),
+    ),
+    Term(
+        "pocket_probe, pocket_finetune, pocket_photos, pocket_det, pocket_seg",
+        "Tasks of the pocket suites. pocket_probe and pocket_finetune: eight classes of composite "
+        "scenes, by linear probe and by fine-tuning. pocket_photos: linear probe on photographs of "
+        "other classes. pocket_det: detection. pocket_seg: semantic segmentation. '_val': scored "
+        "on the validation split, to choose settings.",
+        (
+            "pocket_probe",
+            "pocket_finetune",
+            "pocket_photos",
+            "pocket_det",
+            "pocket_seg",
+            "pocket_probe_val",
+        ),
     ),
     Term(
         "alignment, explained variance ratio",
-        "The alignment is a fixed linear map from the teacher's feature to the student's width "
-        "(KDEP: SVD). Explained variance ratio: fraction of the feature's variance inside the span "
-        "that the alignment keeps.",
+        "Alignment: a fixed linear map from the teacher's feature to the student's width (KDEP: "
+        "SVD). Explained variance ratio: fraction of the feature's variance that the alignment "
+        "keeps.",
         ("explained variance ratio", "explained_variance_ratio"),
     ),
     Term(
         "std ratio",
-        "Largest over smallest standard deviation among a feature's channels: of the raw teacher "
-        "feature, after the alignment, and after the transform (the training target).",
+        "The largest standard deviation of a feature's channel divided by the smallest. It is "
+        "given for the teacher's feature (raw), after the alignment (aligned), and for the "
+        "training target (transformed).",
         (
             "std ratio: raw",
             "std ratio: aligned",
@@ -159,13 +194,13 @@ TERMS = (
     ),
     Term(
         "PTS",
-        "Power temperature scaling, KDEP's transform of the aligned feature: "
-        "sign(a) |a / T|^(1/n). It lowers the std ratio.",
+        "Power temperature scaling: KDEP's transform of the aligned feature a, "
+        "sign(a) |a / T|^(1/n), with constants T and n. It lowers the std ratio.",
     ),
     Term(
         "weights loaded",
-        "Fraction of the backbone's parameters and buffers, by element count, that were equal to "
-        "the exported file when transfer training began. Below 1, some weights were not loaded.",
+        "Fraction of the backbone's weights (elements of parameters and buffers) that were equal "
+        "to the exported file when transfer training began. Below 1, some weights were not loaded.",
         ("weights loaded", "weights_loaded"),
     ),
     Term(
@@ -175,72 +210,79 @@ TERMS = (
     ),
     Term(
         "chance",
-        "Score of a guess that does not look at the image; for segmentation the mIoU of predicting "
-        "background everywhere.",
+        "Expected score of predictions that do not depend on the image. For segmentation: the mIoU "
+        "of predicting background everywhere.",
         ("chance",),
     ),
     Term(
         "probe",
-        "A measurement of an exported backbone that is shown and used for nothing else: no mean, "
-        "rank, difference or claim includes it. Its features are extracted once for all probes.",
+        "A measurement of an exported backbone that is shown in its own table. No mean, rank, "
+        "difference or claim includes it. The backbone's features are extracted once for all "
+        "probes.",
         ("probe", "seed", "better", "folder", "features_s", "probe_s"),
     ),
     Term(
         "top1 (of a probe)",
-        "Accuracy on the test split: of k nearest neighbours, of logistic regression on a few "
-        "images per class, or of a linear probe on clean and corrupted images.",
+        "Accuracy on the test split, of one of these classifiers: k nearest neighbours, logistic "
+        "regression on a few images per class, or a linear probe on clean and corrupted images.",
         ("top1",),
     ),
     Term(
         "mAP, recall at K (of a probe)",
-        "Every test image is a query for the others, ranked by cosine similarity: mean average "
-        "precision of images of its class; fraction of queries with one among the K most similar.",
+        "Image retrieval: for every test image, the other test images are ranked by cosine "
+        "similarity. mAP: mean average precision of finding images of the same class. Recall at K: "
+        "fraction of images with one of the same class among the K most similar.",
         ("mAP", "recall"),
     ),
     Term(
         "ECE, classwise ECE, Brier, NLL",
-        "Calibration of the linear probe. Expected calibration error: gap between predicted "
-        "probability and accuracy, for the predicted class or for every class. Brier score: "
-        "squared error of the probabilities, from 0 to 2. NLL: negative log-likelihood in nats.",
+        "Calibration of the linear probe. ECE: expected calibration error, the mean gap between "
+        "predicted probability and accuracy, for the predicted class; classwise ECE: for every "
+        "class. Brier: squared error of the probabilities, from 0 to 2. NLL: negative "
+        "log-likelihood in nats.",
         ("ECE", "classwise ECE", "Brier", "NLL"),
     ),
     Term(
         "effective rank, participation ratio, dead dimensions",
-        "How many dimensions of the feature vary: exp(entropy of the singular values), "
-        "(sum of variances)² / sum of squared variances, and the fraction of channels that hardly "
-        "vary. 'before activation': of the feature that KDEP trains.",
+        "How many dimensions of the feature vary. Effective rank: exp(entropy of the normalised "
+        "singular values). Participation ratio: (sum of variances)² / sum of squared variances. "
+        "Dead dimensions: fraction of channels that hardly vary. 'before activation': the feature "
+        "before the last activation, which KDEP trains.",
         ("effective rank", "participation ratio", "dead dimensions"),
     ),
     Term(
         "CKA",
-        "Centred kernel alignment (linear, unbiased) of the student's and the teacher's feature of "
-        "the same images: 1 where one is a rotation of the other, about 0 where unrelated.",
+        "Centred kernel alignment (linear, unbiased) of the student's and the teacher's features "
+        "of the same images: 1 if one is a rotation of the other, about 0 if they are unrelated.",
         ("CKA",),
     ),
     Term(
         "stage",
-        "One step of a suite (prepare, views, cache, align, pretrain, export, transfer; with "
-        "probes also features and probe) with its own directory in work_dirs.",
+        "One step of a suite, with its own directory in work_dirs: prepare, views, cache, align, "
+        "pretrain, export or transfer; suites with probes also have features and probe.",
     ),
     Term(
-        "cell, record",
-        "A cell is one transfer run: method, student, task, pre-training seed, transfer seed. Its "
-        "result is one record, a JSON file in records/. ok, failed and missing count cells.",
-        ("ok", "failed", "missing", "run"),
+        "transfer run, record",
+        "A transfer run trains one exported student on one task, with one pre-training seed and "
+        "one transfer seed. Its result is one record, a JSON file in records/. ok, failed and "
+        "missing are numbers of transfer runs. In code and on the command line a transfer run is "
+        "also called a cell.",
+        ("ok", "failed", "missing", "run", "status"),
     ),
     Term(
         "seed pair",
-        "(pre-training seed, transfer seed). Two methods are compared within each pair; the "
-        "independent seeds are the pre-training seeds, or the transfer seeds where there is only "
-        "one pre-training seed.",
-        ("seed pairs", "seeds", "n", "independent seeds per method"),
+        "A pre-training seed and a transfer seed. The scores of two methods are compared within "
+        "each seed pair. Independent seeds: the pre-training seeds; if there is only one, the "
+        "transfer seeds.",
+        ("seed pairs", "independent seeds", "n", "independent seeds per method"),
     ),
     Term(
         "interval",
-        "95 % confidence interval over the seeds that were run. Of a mean: Student's t below 50 "
-        "values, BCa bootstrap from 50 to 300. Of a difference: Student's t with the spread of all "
-        "methods of the task, or the pair's own where that is larger. Clustered where pre-training "
-        "and transfer seeds cross. Another test set is not covered.",
+        "95 % confidence interval; it covers the variation between seeds, not between test sets. "
+        "Of a mean: Student's t below 50 values, BCa bootstrap from 50 to 300. Of a difference: "
+        "Student's t with the standard deviation of all methods of the task, or with the pair's "
+        "own if that is larger. If pre-training and transfer seeds are crossed: two-way clustered "
+        "variance.",
         ("low95", "high95", "measured", "mean difference"),
     ),
     Term(
@@ -262,51 +304,55 @@ TERMS = (
     ),
     Term(
         "better, worse, not significant",
-        "Result of a comparison: the mean difference is above or below 0 with p (Holm) below 0.05, "
-        "or not. p (Holm): two-sided p value after Holm's correction (1979), made separately for "
-        "kdep and for the other methods, for means over tasks and for single tasks. Too few seed "
-        "pairs: no p value.",
+        "Result of a comparison. Better or worse: the mean difference is above or below 0, and p "
+        "(Holm) is below 0.05. p (Holm): two-sided p value after Holm's correction (1979), made "
+        "separately for kdep and for the other methods, and for means over tasks and for single "
+        "tasks. 'too few seed pairs': there is no p value.",
         (
             "result",
             "p (Holm)",
             "comparison",
-            "mean difference to kdep",
-            "mean difference to scratch",
+            "mean difference from kdep",
+            "mean difference from scratch",
         ),
     ),
     Term(
         "among the best",
-        "The best mean of a task and every method not significantly worse (multiple comparisons "
-        "with the best, Hsu 1984): with probability 0.95 the method with the best true mean is "
-        "among them. Summary: in how many tasks. rank_best and rank_worst: the ranks that "
-        "Dunnett's tests leave possible.",
+        "The best mean of a task and every method that is not significantly worse (multiple "
+        "comparisons with the best, Hsu 1984). With probability 0.95 the method with the best true "
+        "mean is among them. In the summary: in how many tasks a method is among the best. "
+        "rank_best, rank_worst: the best and the worst rank that Dunnett's tests do not exclude.",
         ("among the best", "among_best", "rank_best", "rank_worst"),
     ),
     Term(
         "mean rank",
-        "Mean over all tasks of the rank by mean score, among the methods that have results for "
-        "every task and seed.",
+        "A method's rank by mean score, averaged over all tasks. Only methods that have results "
+        "for every task and seed are ranked; the others are marked 'incomplete'.",
         ("mean rank", "mean_rank"),
     ),
     Term(
         "minimum detectable difference",
-        "Smallest true paired difference that the present number of independent seeds shows with "
-        "power 0.8, before correction. Std. dev. over seeds: pooled over methods.",
-        ("minimum detectable difference", "std. dev. over seeds"),
+        "The smallest true difference between two methods that a paired t test at 5 % finds with "
+        "probability 0.8 (its power), with the present number of independent seeds and before "
+        "correction for several comparisons. Std. dev. over seeds: the standard deviation of a "
+        "method's scores, pooled over all methods of the task.",
+        ("minimum detectable difference", "std. dev. over seeds", "degrees of freedom"),
     ),
     Term(
         "claim, verdict",
-        "A claim states what must be measured (threshold). Supported or refuted: the whole "
-        "interval is on one side of the threshold, no task family contradicts, and it holds after "
-        "Holm's correction for all claims of the suite. Undecided: otherwise. For one pre-trained "
-        "network: there is one pre-training seed, and another network may differ. Not testable "
-        "here: the records lack a method.",
-        ("claim", "verdict", "threshold", "tasks"),
+        "A claim is a statement that the suite tests, with a threshold for the measured value. "
+        "Supported: the whole interval meets the threshold. Refuted: no part of it does. Both must "
+        "hold after Holm's correction for all claims of the suite, and no task family may have the "
+        "opposite result. Undecided: otherwise. 'for one pre-trained network': there is one "
+        "pre-training seed, and another network may give another result. 'not testable here': the "
+        "records of a method are missing. Basis: the seeds and the reason of the verdict.",
+        ("claim", "verdict", "threshold", "basis"),
     ),
     Term(
         "seeds needed",
-        "Number of independent seeds that would decide a claim with power 0.8 if mean and standard "
-        "deviation stayed as measured; a dash where none or more than 1000 are needed.",
+        "Number of independent seeds with which an undecided claim would be decided with "
+        "probability 0.8, if mean and standard deviation stayed as measured. A dash: the claim is "
+        "decided, or more than 1000 seeds would be needed.",
         ("seeds needed",),
     ),
     Term(
@@ -318,21 +364,22 @@ TERMS = (
     ),
     Term(
         "budget, reduction factor",
-        "Budget: what pre-training spends, as images, images seen, time or FLOPs. Reduction "
-        "factor: the reference's budget divided by the budget with which the method reaches the "
-        "reference's score.",
+        "Budget: the images, images seen, time or FLOPs of pre-training. Reduction factor: the "
+        "reference's budget divided by the budget with which the method reaches the reference's "
+        "score.",
         ("budget", "reduction factor", "reference"),
     ),
     Term(
         "fingerprint",
-        "Hash of the data's content; data with different fingerprints are never compared.",
+        "Hash of the content of the data. Scores on data with different fingerprints are never "
+        "compared.",
         ("data", "fingerprint"),
     ),
 )
 
 # Units and qualifiers of a heading; of probes also the direction and what was measured.
 _UNIT = re.compile(
-    r"\s*(\[95.%\]|\(power 0\.8\)|\(x100\)|x100|, max\.|, approx\.|[↑↓]"
+    r"\s*(\[95.%\]|\(power 0\.8\)|x100|, approx\.|[↑↓]|\((top1|mIoU|bbox_mAP_50)\)"
     r"|(?<=^top1), .*|(?<=^recall) at \d+.*| before activation)"
 )
 

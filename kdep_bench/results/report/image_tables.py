@@ -13,10 +13,11 @@ from kdep_bench.results.report.page.tables import Section, page_table
 
 HEADING = "Differences over test images"
 NOTE = (
-    "For rows whose per-sample outputs are in this folder: the same differences with intervals "
-    "that cover the seeds and the test images, paired by image (bootstrap of images, crossed with "
-    "seeds). The intervals of all other tables cover seeds only. p after Holm's correction for the "
-    "rows of this table. mIoU and AP are computed for every bootstrap sample of the images."
+    "The paired differences of the rows whose predictions on every test image are in this folder. "
+    "These intervals cover the variation between seeds and between test images (bootstrap of "
+    "images, crossed with seeds; mIoU and AP are computed for every sample of images). The "
+    "intervals of all other tables cover seeds only. p (Holm) is corrected for the rows of this "
+    "table."
 )
 HEAD = ["student", "comparison", "task", "mean difference x100 [95 %]", "covers", "p (Holm)"]
 HEAD += ["result"]
@@ -24,12 +25,12 @@ HEAD += ["result"]
 
 PAIRS_HEADING = "Images on which two methods differ most"
 PAIRS_NOTE = (
-    "From the per-sample outputs: the test images with the largest differences between two "
-    f"methods, at most {SHOWN} in each direction, of means over the trainings of each. Score of a "
-    "single image: right or wrong, with the number of trainings that are right; for segmentation "
-    "the mIoU of the image, over its classes; for detection the F1 at IoU 0.5 with the score "
-    "threshold that is best for that image. The last two are not the metrics of the test set. "
-    "Chosen after the fact: such images illustrate a difference and are no evidence for one."
+    "The test images on which the mean scores of two methods differ most, at most "
+    f"{SHOWN} in each direction. The score of an image is a mean over the trainings of a method. "
+    "Classification: the fraction of trainings that are right. Segmentation: the mIoU of the "
+    "image, over its classes. Detection: the F1 of the image at IoU 0.5, with the best score "
+    "threshold for this image. The last two are not the metrics of the test set. The images are "
+    "selected by their differences, so they are examples and no evidence of a difference."
 )
 PAIRS_HEAD = ["student", "comparison", "task", "images: better / equal / worse"]
 PAIRS_HEAD += ["score of an image", "largest gains", "largest losses"]

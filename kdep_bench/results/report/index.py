@@ -1,6 +1,6 @@
-"""results/index.html: question and answer of every published suite, and all scores to search in.
+"""results/index.html: question and answer of every published suite, and a table of all scores.
 
-One offline file in the style of the suites' pages (see `page`), made from their records alone.
+It is one offline file, made from the records of the suites.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from kdep_bench.results.report.page.rendering import document
 from kdep_bench.results.report.page.tables import Heading, Table, TableRow
 from kdep_bench.results.report.report import view_of
 
-MAIN = "pocket"  # suites whose names begin so come first
+MAIN = "pocket"  # suites whose names begin with this come first
 SCORES_HEAD = ("suite", "student", "method", "task", "score", "chance", "pre-training cost")
 INTRODUCTION = (
-    "Each suite is one experiment under one protocol. The same method has other scores in another "
-    "suite, where the data, the budget or the learning rate differs: compare within a suite."
+    "A suite is one experiment with one protocol. Compare methods within a suite: a method has "
+    "different scores in other suites, which have other data, budgets or learning rates."
 )
 
 
 class PublishedSuite(NamedTuple):
-    """One published suite; `question` is the first sentence of its config."""
+    """One published suite; `question`: the first line of the docstring of its config."""
 
     folder: str
     question: str
@@ -40,11 +40,11 @@ class PublishedSuite(NamedTuple):
 
 
 def write_index(root: Path, configs: Path) -> Path:
-    """Writes index.html into `root`, which holds one folder per published suite.
+    """Writes index.html into `root`; returns its path.
 
     Args:
-        root: the folder results/.
-        configs: the folder of suite configs, whose docstrings contain the question of a suite.
+        root: the folder that contains the results folders of all suites.
+        configs: the folder of suite configs; the docstring of a config has the suite's question.
 
     Raises:
         KdepError: `root` contains no results folder.
@@ -60,15 +60,15 @@ def suites(root: Path, configs: Path) -> list[PublishedSuite]:
     folders.sort(key=lambda p: not p.name.startswith(MAIN))
     if not folders:
         raise KdepError(
-            f"{root} contains no results folder",
-            expected="folders with records/, such as results/pocket",
-            fix="name the folder that contains them",
+            f"the folder {root} contains no results folder",
+            expected="a folder that contains the results folders of suites",
+            fix="give that folder, such as results/",
         )
     return [PublishedSuite(p.name, question(configs / f"{p.name}.py"), view_of(p)) for p in folders]
 
 
 def question(config: Path) -> str:
-    """The first line of a config's docstring; "" where there is none. The config is not run."""
+    """The first line of a config's docstring, or ""; the config is not executed."""
     try:
         docstring = ast.get_docstring(ast.parse(config.read_text(encoding="utf-8"))) or ""
     except (OSError, SyntaxError, ValueError):
@@ -77,7 +77,7 @@ def question(config: Path) -> str:
 
 
 def documents(root: Path) -> dict[str, str]:
-    """Other reports in `root`: path below it -> title."""
+    """Path inside `root` -> title, of the other reports there."""
     files = [*root.glob("*.md"), *root.glob("benchmark/*.md")]
     titles = {}
     for path in sorted(files):
@@ -102,7 +102,7 @@ def index(published: list[PublishedSuite], reports: Mapping[str, str]) -> str:
 
 
 def _suite_values(suite: PublishedSuite) -> dict[str, Any]:
-    """The values of a suite's table entry; all in one entry, so that the search box finds them."""
+    """The values that the template shows of one suite."""
     board = suite.view.board
     return {
         "name": suite.folder,

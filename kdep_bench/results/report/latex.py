@@ -16,20 +16,19 @@ from kdep_bench.results.report.board_rows import (
     row_name,
 )
 
-_TEX_ENDS = ["labels", "data fraction", "images seen", "cost", "weights loaded"]
-
-
+_ROW_END = ["labels used", "data fraction", "images seen", "pre-training cost", "weights loaded"]
 DAGGER = r"\textsuperscript{\dag}"
 
 
-def _tex_ends(view: BoardView, row: RowKey) -> list[str]:
-    f = view.summaries[row]
-    ends = [labels_text(f), fraction_text(view, row), text.count(f.images_seen)]
-    return [*ends, text.seconds(f.cost_s), text.ratio(f.coverage)]
+def _row_end(view: BoardView, row: RowKey) -> list[str]:
+    """The entries under _ROW_END."""
+    summary = view.summaries[row]
+    entries = [labels_text(summary), fraction_text(view, row), text.count(summary.images_seen)]
+    return [*entries, text.seconds(summary.cost_s), text.ratio(summary.coverage)]
 
 
 def _tex_table(head: list[str], rows: list[list[str]], left: int, note: str) -> list[str]:
-    """A booktabs table; the entries of `rows` are LaTeX already."""
+    """The lines of a booktabs table; `rows` contain LaTeX, `head` and `note` plain text."""
     columns = "l" * left + "r" * (len(head) - left)
     lines = [f"% {text.tex(note)}", f"\\begin{{tabular}}{{{columns}}}", "\\toprule"]
     lines += [" & ".join(text.tex(h) for h in head) + r" \\", "\\midrule"]
@@ -38,11 +37,13 @@ def _tex_table(head: list[str], rows: list[list[str]], left: int, note: str) -> 
 
 
 def latex(view: BoardView) -> str:
-    """leaderboard.tex: booktabs tables to \\input, the summary and one per task family; each row's
-    command in a comment."""
+    """leaderboard.tex: booktabs tables for \\input, the summary and one per task family.
+
+    Comments contain the command of each row.
+    """
     lines = [
-        "% Needs \\usepackage{booktabs}. Scores x100: mean, standard deviation, (number of seeds).",
-        "% The dagger marks means below chance or below no pre-training.",
+        "% Needs \\usepackage{booktabs}. Scores x100: mean, standard deviation (number of seeds).",
+        "% Bold: among the best. Dagger: the mean is below chance or below no pre-training.",
         "",
     ]
     table = []
@@ -51,11 +52,11 @@ def latex(view: BoardView) -> str:
         rows = view.board.rows_of(student)
         for row in sorted(rows, key=lambda a: (ranks.get(a, 1e9), a.order())):
             rank = f"{ranks[row]:.2f}" if row in ranks else "incomplete"
-            entries = [student, row_name(view, row), rank, *_tex_ends(view, row)]
+            entries = [student, row_name(view, row), rank, *_row_end(view, row)]
             table.append([text.tex(c) for c in entries])
     if table:
         note = f"Summary. {MEAN_RANK}"
-        lines += _tex_table(["student", "method", "mean rank", *_TEX_ENDS], table, 2, note)
+        lines += _tex_table(["student", "method", "mean rank", *_ROW_END], table, 2, note)
     for family in view.board.families:
         columns = view.board.columns_of(family)
         names = column_names(columns)
@@ -68,8 +69,8 @@ def latex(view: BoardView) -> str:
                 mark = view.mark(row, c)
                 shown = f"{shown}\\textsuperscript{{{mark}}}" if mark else shown
                 entries.append(shown + (DAGGER if compare.below(view.board, row, c) else ""))
-            table.append([*entries, *(text.tex(c) for c in _tex_ends(view, row))])
-        head = ["student", "method", *(names[c] for c in columns), *_TEX_ENDS]
+            table.append([*entries, *(text.tex(c) for c in _row_end(view, row))])
+        head = ["student", "method", *(names[c] for c in columns), *_ROW_END]
         lines += _tex_table(head, table, 2, f"Task family: {family}")
     for note in data_notes.legend(view.board, view.letters):
         words = f"{note.letter}: {', '.join(note.tasks)}: {note.sentence}."

@@ -43,27 +43,30 @@ from kdep_bench.results.report.board_rows import (
 from kdep_bench.results.report.csv_table import CSV_COSTS
 
 _LEGEND = (
-    "Scores are x100: mean ± standard deviation over seeds (number of seeds). {best}: the best "
-    "mean of a task and every method not significantly worse (multiple comparisons with the best, "
-    "alpha 0.05, standard deviation pooled over all methods of the task); nothing is marked where "
-    "no method has two seeds. Intervals are 95 % confidence intervals over the seeds that were run "
-    "and do not cover another test set. Where seeds failed or are missing, the table names them, "
-    "and the method has no mean rank and no mean over tasks. †: mean below chance or below no "
+    "Scores are x100: mean ± standard deviation over seeds (number of seeds). A point is a "
+    "difference of 1 on this scale. {best}: the best mean of a task and every method that is not "
+    "significantly worse (multiple comparisons with the best, alpha 0.05, standard deviation "
+    "pooled over all methods of the task). Nothing is marked if no method has two seeds. Intervals "
+    "are 95 % confidence intervals. They cover the variation between seeds, not between test sets. "
+    "A method with a failed or missing seed has no mean rank and no mean over tasks; its scores "
+    "state how many seeds failed or are missing. †: the mean is below chance or below no "
     "pre-training."
 )
 LEGEND_MD = _LEGEND.format(best="**Bold**")
 LEGEND_HTML = _LEGEND.format(best="Highlighted")
-GLOSSARY_MD = "Terms: [GLOSSARY.md](../../GLOSSARY.md), also at the foot of index.html."
+GLOSSARY_MD = (
+    "All headings are explained in [GLOSSARY.md](../../GLOSSARY.md) and at the foot of index.html."
+)
 
 
 def md_table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> list[str]:
-    """A GitHub table; the first `left` columns are left-aligned. Entries are already escaped."""
+    """The lines of a Markdown table with `left` left-aligned columns; entries must be escaped."""
     rule = ["---"] * left + ["---:"] * (len(head) - left)
     lines = [head, rule, *rows]
     return ["| " + " | ".join(entries) + " |" for entries in lines]
 
 
-def _noted(view: BoardView) -> list[str]:
+def _untimed(view: BoardView) -> list[str]:
     note = untimed_note(view.board)
     return [text.md(note), ""] if note else []
 
@@ -80,7 +83,7 @@ def _data_notes(view: BoardView) -> list[str]:
 
 def _summary(view: BoardView) -> list[str]:
     lines = ["## Summary", "", MEAN_RANK, ""]
-    lines += _noted(view)
+    lines += _untimed(view)
     table = []
     for student in view.board.students:
         ranks = compare.mean_ranks(view.board, student)
@@ -109,7 +112,7 @@ def _summary(view: BoardView) -> list[str]:
 
 ROW_END = ["labels used", "data fraction", "images seen", "pre-training cost", "weights loaded"]
 SUMMARY_HEAD = ["student", "method", "mean rank", "among the best", *ROW_END[:4]]
-SUMMARY_HEAD += ["incl. teacher cache", ROW_END[4]]
+SUMMARY_HEAD += ["of which teacher cache", ROW_END[4]]
 
 
 def _task_family_table(view: BoardView, family: str) -> list[str]:
@@ -136,7 +139,7 @@ def _task_family_table(view: BoardView, family: str) -> list[str]:
         rows.append([*entries, text.seconds(summary.cost_s), text.ratio(summary.coverage)])
     chance = [text.points(view.board.chance[c]) for c in columns]
     rows.append(["", "*chance*", *(f"*{c}*" for c in chance), "", "", "", "", ""])
-    return [f"## Task family: {text.md(family)}", "", *_noted(view), *md_table(head, rows, 2), ""]
+    return [f"## Task family: {text.md(family)}", "", *_untimed(view), *md_table(head, rows, 2), ""]
 
 
 def _differences(view: BoardView) -> list[str]:
@@ -187,10 +190,12 @@ def _difference_table(differences: Iterable[tuple[str, str, str, compare.Differe
 
 
 DIFFERENCE_HEAD = ["student", "comparison", "task", "mean difference x100 [95 %]", "seed pairs"]
-DIFFERENCE_HEAD += ["seeds", "p (Holm)", "result"]
+DIFFERENCE_HEAD += ["independent seeds", "p (Holm)", "result"]
 COST_HEAD += ["extra forward passes per image seen", "pre-training cost", "loss terms"]
-FAMILY_HEAD += ["peak memory, max.", "extra parameters", "extra forward passes per image seen"]
-FAMILY_HEAD += [f"mean difference to {reference} x100 [95 %]" for reference in families.REFERENCES]
+FAMILY_HEAD += ["largest peak memory", "extra parameters", "extra forward passes per image seen"]
+FAMILY_HEAD += [
+    f"mean difference from {reference} x100 [95 %]" for reference in families.REFERENCES
+]
 FAMILY_HEAD += ["methods left out"]
 
 
@@ -203,7 +208,8 @@ def _cost_table(view: BoardView) -> list[str]:
         row.append(text.md(cost.summary.method.family or "—"))
         rows.append([*row, *(shown for shown, _ in cost_entries(cost, text.md))])
     head = ["student", "method", "method family", *COST_HEAD]
-    return ["## Cost of each method", "", families.COSTS, "", *md_table(head, rows, 3), ""]
+    notes = [families.COSTS, "", families.LOSS_TERMS]
+    return ["## Cost of each method", "", *notes, "", *md_table(head, rows, 3), ""]
 
 
 def _transfer_table(view: BoardView) -> list[str]:
@@ -240,14 +246,15 @@ def _savings(view: BoardView) -> list[str]:
     return ["## Efficiency", "", SAVING, "", *md_table(SAVING_HEAD, rows, 4), ""]
 
 
-SAVING_HEAD = ["student", "method", "reference", "budget", "reduction factor [95 %]", "seeds"]
+SAVING_HEAD = ["student", "method", "reference", "budget", "reduction factor [95 %]"]
+SAVING_HEAD += ["independent seeds"]
 
 
 def _claims(view: BoardView) -> list[str]:
     if not view.verdicts:
         return []
     first = headlines(view.verdicts)
-    lines = ["## Claims", "", *_claim_table(first), ""]
+    lines = ["## Claims", "", CLAIMS, "", *_claim_table(first), ""]
     if len(first) < len(view.verdicts):
         lines += ["<details><summary>By task family</summary>", ""]
         lines += [*_claim_table(view.verdicts), "", "</details>", ""]
@@ -262,15 +269,35 @@ def _claim_table(verdicts: list[Verdict]) -> list[str]:
         values = [html.escape(x, quote=False) for x in (v.interval, v.threshold, v.cost)]
         rows.append([*names, *values, seeds, text.md(v.reason, 300)])
     head = ["claim", "student", "tasks", "verdict", "measured [95 %]", "threshold", "cost ratio"]
-    return md_table([*head, "seeds needed (power 0.8)", "reason"], rows, 4)
+    return md_table([*head, "seeds needed (power 0.8)", "basis"], rows, 4)
 
 
+CLAIMS = (
+    "Each claim has a threshold for a measured value. Measured: the score of the claim's first "
+    "method minus that of its second, in points; for a claim about a budget, how many times less "
+    "of it the first method needs; for a claim about teachers, a rank correlation. The claim is "
+    "supported if the whole interval meets the threshold, refuted if none of it does, and "
+    "otherwise undecided. Cost ratio: pre-training cost of the first method divided by that of "
+    "the second, both including the teacher cache. Seeds needed: the "
+    "number of independent seeds with which an undecided claim would be decided with probability "
+    "0.8."
+)
 ALIGNMENT = (
-    "Std ratio: largest over smallest standard deviation among the channels of the teacher's "
-    "feature (raw), after the alignment (aligned), and of the training target (transformed)."
+    "The alignment maps the teacher's feature linearly to the student's width. Explained variance "
+    "ratio: the fraction of the feature's variance that it keeps. Std ratio: the largest standard "
+    "deviation of a channel divided by the smallest, in the teacher's feature (raw), after the "
+    "alignment (aligned), and in the training target (transformed)."
+)
+NOISE = (
+    "The variation between seeds, in points. Std. dev. over seeds: the standard deviation of a "
+    "method's scores, pooled over all methods of the task, with its degrees of freedom. Minimum "
+    "detectable difference: the smallest true difference between two methods that a paired t test "
+    "at 5 % would find with probability 0.8 (its power), with the stated number of independent "
+    "seeds per method."
 )
 ALIGNMENT_HEAD = ["student", "method", "teacher", "explained variance ratio", "std ratio: raw"]
 ALIGNMENT_HEAD += ["std ratio: aligned", "std ratio: transformed"]
+NOISE_HEADING = "Variation between seeds"
 NOISE_HEAD = ["student", "task", "std. dev. over seeds", "degrees of freedom"]
 NOISE_HEAD += ["independent seeds per method", "minimum detectable difference (power 0.8)"]
 
@@ -278,12 +305,16 @@ NOISE_HEAD += ["independent seeds per method", "minimum detectable difference (p
 def _diagnostics(view: BoardView) -> list[str]:
     lines = []
     rows = []
-    for a in view.board.rows:
-        f = view.summaries[a].align
-        if f is not None:
-            row = [text.md(a.student), text.md(view.labels[a]), text.md(a.teacher or "—")]
-            row += [text.ratio(f.explained_variance_ratio, 3), text.ratio(f.std_ratio_before)]
-            ratios = (f.std_ratio_after_align, f.std_ratio_after_transform)
+    for key in view.board.rows:
+        align = view.summaries[key].align
+        if align is not None:
+            row = [text.md(key.student), text.md(view.labels[key]), text.md(key.teacher or "—")]
+            row.append(text.ratio(align.explained_variance_ratio, 3))
+            ratios = (
+                align.std_ratio_before,
+                align.std_ratio_after_align,
+                align.std_ratio_after_transform,
+            )
             rows.append([*row, *map(text.ratio, ratios)])
     if rows:
         lines += ["## Alignment", "", ALIGNMENT, "", *md_table(ALIGNMENT_HEAD, rows, 3), ""]
@@ -297,7 +328,7 @@ def _diagnostics(view: BoardView) -> list[str]:
                 row = [text.md(student), text.md(names[c]), text.points(n.sd)]
                 noises.append([*row, str(n.df), str(n.n), text.points(n.detectable_difference)])
     if noises:
-        lines += ["## Seed noise (x100)", "", *md_table(NOISE_HEAD, noises, 2), ""]
+        lines += [f"## {NOISE_HEADING}", "", NOISE, "", *md_table(NOISE_HEAD, noises, 2), ""]
     return lines
 
 
@@ -375,7 +406,10 @@ def _reproduce(view: BoardView) -> list[str]:
         rows.append([text.md(row.student), text.md(view.labels[row]), text.code(line)])
     if not rows:
         return []
-    note = "`python tools/report.py <this folder>` rebuilds this file from its records."
+    note = (
+        "`python tools/report.py <this folder>` rebuilds this file from its records. The commands "
+    )
+    note += "below train and evaluate each row again."
     return ["## Reproduce", "", note, "", *md_table(REPRODUCE_HEAD, rows, 3), ""]
 
 
@@ -394,7 +428,8 @@ def markdown(view: BoardView) -> str:
     status_text = ", ".join(f"{counts[s]} {s}" for s in ("ok", "failed", "missing") if counts[s])
     if board.damaged:
         status_text += f", {len(board.damaged)} damaged"
-    lines = [f"# Leaderboard: {text.md(board.suite)}", "", f"Records: {status_text or 'none'}.", ""]
+    lines = [f"# Leaderboard: {text.md(board.suite)}", ""]
+    lines += [f"Transfer runs: {status_text or 'none'}.", ""]
     lines += _answer(view)
     lines += [LEGEND_MD, "", GLOSSARY_MD, ""]
     lines += _data_notes(view)

@@ -1,4 +1,4 @@
-"""The section with means of normalised scores, for leaderboard.md and for the page."""
+"""The section with raw and normalised means over tasks, for leaderboard.md and the page."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from kdep_bench.results.report.page.tables import Section, page_table
 
 HEADING = "Means over tasks, raw and normalised"
 NOTE = (
-    "Normalised: (score - chance) / (reference - chance), so 0 is chance and 1 the reference: "
-    "{reference} (by rule the supervised row with the most data and epochs). Every task family has "
-    "the same weight. Without one task: the lowest and the highest normalised mean when one task "
-    "is left out. Methods without a result for some task and seed are not listed. No intervals are "
-    "given."
+    "A normalised score is (score - chance) / (reference - chance): 0 is chance, 1 is the "
+    "reference. The reference is the supervised row with the most data and epochs, here "
+    "{reference}. Every task family has the same weight. The last column has the lowest and the "
+    "highest normalised mean when one task is left out. Methods without a result for some task "
+    "and seed are not listed. These means have no intervals."
 )
-HEAD = ["student", "method", "mean x100", "normalised mean", "without one task"]
+HEAD = ["student", "method", "mean score x100", "normalised mean", "with one task left out"]
 
 
 def _tables(view: BoardView) -> list[tuple[str, list[Normalised]]]:
@@ -33,6 +33,8 @@ def note(view: BoardView) -> str:
 
 def _left_out(n: Normalised) -> str:
     (low, without_low), (high, without_high) = n.low, n.high
+    if f"{low:.2f}" == f"{high:.2f}":
+        return f"{low:.2f}"
     return f"{low:.2f} (without {without_low}) to {high:.2f} (without {without_high})"
 
 

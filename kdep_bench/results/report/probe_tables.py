@@ -1,6 +1,6 @@
 """Tables of probes, made from the probe records alone.
 
-Nothing here reaches the board: probes are in no mean, rank, best set, difference or claim.
+Probes are not in the board, so no mean, rank, difference or claim includes them.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from kdep_bench.results.records.probe_record import ProbeRecord
 
 HEADING = "Probes"
 INTRODUCTION = (
-    "Properties of the exported backbones, measured without training them. They are in no mean, "
-    "rank, marking of the best, difference or claim. Mean ± standard deviation over seeds (number "
-    "of seeds), without intervals: small differences may be noise. Percentages are x100; ↑: larger "
-    "is better, ↓: smaller is better. Numbers of neighbours and regularisation are chosen on the "
-    "validation split."
+    "Properties of the exported backbones, which are measured without training them. No mean, "
+    "rank, mark of the best, difference or claim includes them. Each entry is mean ± standard "
+    "deviation over seeds (number of seeds). There are no intervals, so small differences may be "
+    "noise. ↑: larger is better, ↓: smaller is better. The number of neighbours and the "
+    "regularisation are chosen on the validation split."
 )
 ARROW = {"larger": " ↑", "smaller": " ↓", "": ""}
 
@@ -38,7 +38,7 @@ class ProbeColumn(NamedTuple):
 
     @property
     def heading(self) -> str:
-        """The name with its direction."""
+        """The name with its unit and direction."""
         return f"{self.name}{' x100' if self.percent else ''}{ARROW[self.better]}"
 
     def shown(self, value: float | None) -> str:
@@ -65,7 +65,7 @@ class ProbeRow:
         return statistics.fmean(values.values()) if values else None
 
     def score_text(self, column: ProbeColumn) -> str:
-        """'mean ± standard deviation (seeds)', and how many seeds failed or are missing."""
+        """'mean ± standard deviation (seeds)', and the numbers of failed and missing seeds."""
         parts, values = [], list(self.values.get(column, {}).values())
         if values:
             spread = f" ± {column.shown(statistics.stdev(values))}" if len(values) > 1 else ""
@@ -142,7 +142,7 @@ def _table(
             columns[column] = None
             chances[column].add(v.chance)
             row.values[column][r.seed] = v.value
-    # If no probe has finished, there is one column that states this.
+    # A table needs a column, also if no probe has a value.
     order = list(columns) or [ProbeColumn("value", "", False)]
     chance = {c: next(iter(known)) if len(known) == 1 else None for c, known in chances.items()}
 
@@ -167,7 +167,7 @@ def _sentence(about: str) -> str:
 
 
 def _one_per_seed(records: list[ProbeRecord], title: str, remarks: list[str]) -> list[ProbeRecord]:
-    """Records of which no two are of one row and seed; of several, none counts."""
+    """Records without duplicates: if several have one row and seed, none is used."""
     same: dict[tuple[RowKey, int], list[ProbeRecord]] = defaultdict(list)
     for r in records:
         same[_row(r), r.seed].append(r)

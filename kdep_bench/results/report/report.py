@@ -1,4 +1,4 @@
-"""Builds the leaderboard, page and plots of a results folder from its records; see `build`."""
+"""Builds the leaderboard, the page and the plots of a results folder from its records."""
 
 from __future__ import annotations
 
@@ -33,21 +33,22 @@ def build(
     claims: list[dict[str, Any]] | None = None,
     method_inputs: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Rebuilds leaderboard.md, .csv, .tex and index.html of `results_dir` from its records, and
-    probes.csv where it has probe records.
+    """Rebuilds leaderboard.md, .csv, .tex and index.html of `results_dir` from its records.
+
+    It also rebuilds the plots, and probes.csv if there are probe records.
 
     Args:
-        results_dir: the folder that holds records/.
-        suite: keep only records of this suite; all where None.
-        claims: claim configs to judge, written to claims.json; without them, those of that file.
+        results_dir: the folder that contains records/.
+        suite: use only records of this suite; None: all records.
+        claims: claim configs to judge, which are written to claims.json; None: those of that file.
         method_inputs: method -> {"reads": [inputs of its losses]}, written to methods.json if the
-            tables show it; without it, the content of that file.
+            tables show it; None: the content of that file.
 
     Returns:
-        counts of records by status, the claims' verdicts, remarks, and the files written.
+        numbers of records by status, verdicts on claims, remarks, and the written files.
 
     Raises:
-        KdepError: `results_dir` is no folder, or a claim is no valid claim.
+        KdepError: `results_dir` is not a folder, or a claim is not valid.
     """
     results_dir = Path(results_dir)
     board = make_board(store.read(results_dir), suite)
@@ -99,10 +100,10 @@ def _add_image_differences(view: board_rows.BoardView, results_dir: Path) -> Non
 
 
 def view_of(results_dir: Path) -> board_rows.BoardView:
-    """The content of a results folder's tables, from its records and its claims.json.
+    """The view of a results folder, from its records and its claims.json.
 
     Raises:
-        KdepError: as `build`.
+        KdepError: as in `build`.
     """
     board = make_board(store.read(results_dir))
     verdicts = judge(board, _claims(results_dir, None))
@@ -110,18 +111,18 @@ def view_of(results_dir: Path) -> board_rows.BoardView:
 
 
 def _claims(results_dir: Path, claims: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
-    """The given claims, after writing them to claims.json; without them, those of the file."""
+    """`claims`, after writing them to claims.json; the content of that file if they are None."""
     path = results_dir / "claims.json"
     if claims is None:
-        kept = read_strict(path, follow=False) if path.is_file() else []
-        if not isinstance(kept, list) or not all(isinstance(c, dict) for c in kept):
+        stored = read_strict(path, follow=False) if path.is_file() else []
+        if not isinstance(stored, list) or not all(isinstance(c, dict) for c in stored):
             raise KdepError(
-                f"{path} is not a list of claims",
+                f"the file {path} does not contain a list of claims",
                 fix="run the suite with --report, which writes it again",
             )
-        return kept
+        return stored
     for claim in claims:
-        make_claim(claim)  # an invalid claim is refused before anything is written
+        make_claim(claim)  # raises an error for an invalid claim before the file is written
     write_json(path, claims)
     return claims
 
@@ -129,9 +130,9 @@ def _claims(results_dir: Path, claims: list[dict[str, Any]] | None) -> list[dict
 def _method_inputs(
     results_dir: Path, board: Board, method_inputs: dict[str, dict[str, Any]] | None
 ) -> dict[str, dict[str, Any]]:
-    """The given inputs, after writing them to methods.json; without them, those of the file.
+    """`method_inputs`, after writing them to methods.json; the content of that file if None.
 
-    Empty where no table shows them.
+    It is empty if no table shows the inputs.
     """
     if not families.shown(board):
         return {}
@@ -144,66 +145,65 @@ def _method_inputs(
 
 def _checked(method_inputs: Any, path: Path) -> dict[str, dict[str, Any]]:
     """`method_inputs`; KdepError unless it is {method: {"reads": [text, ...]}}."""
-    fits = isinstance(method_inputs, dict) and all(
+    is_valid = isinstance(method_inputs, dict) and all(
         isinstance(entry, dict)
         and isinstance(entry.get("reads"), list)
         and all(isinstance(name, str) for name in entry["reads"])
         for entry in method_inputs.values()
     )
-    if not fits:
+    if not is_valid:
         raise KdepError(
             f"the file {path} has the wrong structure",
-            expected='method -> {"reads": [...]}',
+            expected='{method: {"reads": [...]}}',
             fix="move it to another folder and run the suite with --report, which writes it again",
         )
     return method_inputs
 
 
 def _rulings(verdicts: list[Verdict]) -> dict[str, dict[str, str]]:
-    """claim -> 'student: scope' -> verdict."""
+    """Name of the claim -> "student: scope" -> verdict."""
     by_claim: dict[str, dict[str, str]] = {}
     for v in verdicts:
         by_claim.setdefault(v.name, {})[f"{v.student or 'no student'}: {v.scope}"] = v.verdict
     return by_claim
 
 
-MOST_IN_FULL = 3000
+MOST_IN_FULL = 3000  # runs; the complete records of more would take too long to read
 
 
 def _shown_in_full(runs: list[store.Run]) -> list[store.Run]:
-    """The runs whose curves, images and per-class scores are shown.
+    """The runs whose curves, images and per-class scores are shown: at most MOST_IN_FULL.
 
-    All; of more than MOST_IN_FULL those of the first seeds, so that 100,000 records are reported in
-    seconds.
+    If there are more, those of the first seeds are used.
     """
     if len(runs) <= MOST_IN_FULL:
         return runs
     return sorted(runs, key=lambda r: (r.pretrain_seed, r.transfer_seed, r.id))[:MOST_IN_FULL]
 
 
-def _holds(path: Path, content: str) -> bool:
+def _contains(path: Path, content: str) -> bool:
     return path.is_file() and path.read_bytes() == content.encode()
 
 
 def _write_if_new(path: Path, content: str) -> None:
-    """Writes the file atomically; an equal file is left untouched."""
-    if not _holds(path, content):
+    """Writes the file atomically, unless it has this content already."""
+    if not _contains(path, content):
         write_atomic(path, content)
 
 
 def _write_plots(folder: Path, drawn: list[plots.Plot]) -> None:
-    """Writes every chart as SVG and PNG; deletes charts of earlier reports, which look current."""
+    """Writes every chart as SVG and PNG, and deletes the charts of earlier reports."""
     for plot in drawn:
         drawing = standalone(plot.svg)
         path, png_path = folder / f"{plot.name}.svg", folder / f"{plot.name}.png"
-        # The PNG first: an SVG on disk means that its PNG is current.
-        if not _holds(path, drawing) or not png_path.is_file():
+        # The PNG is written first, so an SVG with the right content means that its PNG is current.
+        if not _contains(path, drawing) or not png_path.is_file():
             write_atomic(png_path, png(drawing))
         _write_if_new(path, drawing)
-    keep = {p.name for p in drawn}
+    current = {p.name for p in drawn}
     generated = re.compile(
         r"(scores|difference|claims|efficiency|pareto|training)-[0-9a-z_-]+[.](svg|png)"
     )
     for path in folder.glob("*.*"):
-        if path.stem not in keep and generated.fullmatch(path.name):
+        if path.stem not in current and generated.fullmatch(path.name):
             path.unlink()

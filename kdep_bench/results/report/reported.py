@@ -1,7 +1,7 @@
-"""Scores that the paper reports, shown separately and never mixed with measured ones.
+"""Scores that the KDEP paper reports; they are in a separate table and in no statistic.
 
-They are no records and enter no statistic, bold mark, rank, difference or claim. Included is Figure
-1 as the public repository CVMI-Lab/KDEP shows it; the paper's tables were not accessible.
+They are those of Figure 1 in the public repository CVMI-Lab/KDEP. (The paper's tables were not
+accessible.)
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from kdep_bench.results.board.board import Board
 
 SOURCE = (
     "He et al., CVPR 2022 (KDEP), arXiv 2203.05180, Figure 1 as shown in the repository "
-    "CVMI-Lab/KDEP: mean top-1 over CIFAR-100, CUB-200, DTD and Caltech-256. The caption names "
-    "neither student nor teacher, the hours are read off the axis, and the public code scores the "
-    "best test epoch. Not comparable with our rows, which score the last epoch."
+    "CVMI-Lab/KDEP: mean top-1 over CIFAR-100, CUB-200, DTD and Caltech-256. Its caption does not "
+    "name the student and the teacher. The hours are read off the axis. The public code reports "
+    "the best epoch on the test set, so these scores cannot be compared with the rows above, which "
+    "have the score of the last epoch."
 )
-#: The tasks whose mean Figure 1 shows; a leaderboard that has all of them shows these rows.
+#: The tasks whose mean Figure 1 shows. A leaderboard with all of them has the table.
 TASKS = frozenset({"cifar100", "cub200", "dtd", "caltech256"})
 
 
@@ -51,12 +52,12 @@ HEAD = ["method", "data fraction", "training time, approx.", "mean top-1 x100"]
 
 
 def rows_for(board: Board) -> tuple[ReportedScore, ...]:
-    """The reported rows to show with a board: all of Figure 1 if it has all `TASKS`, else none."""
+    """The rows of Figure 1 if the board has all `TASKS`, otherwise none."""
     return FIGURE_1 if {c.task for c in board.columns} >= TASKS else ()
 
 
 def entries(row: ReportedScore) -> list[str]:
-    """A row as text, under HEAD; every score is marked."""
+    """The entries of a row under HEAD; the score is marked as reported."""
     return [
         row.method,
         f"{100 * row.fraction:g} %",

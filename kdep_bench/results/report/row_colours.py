@@ -1,4 +1,4 @@
-"""Colours of rows: the references and KDEP have their own, other methods that of their family."""
+"""Colours of rows in charts: one per reference and for KDEP, otherwise one per method family."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ FIXED = {"kdep": 0, "supervised": 1, "scratch": 2, "imagenet": 3}
 
 
 def key_of(row: RowKey, summaries: Mapping[RowKey, RowSummary]) -> str:
-    """What the colour of the row stands for: a method of `FIXED`, otherwise a method family."""
+    """Key of the row's colour: its method if that is in `FIXED`, otherwise its method family."""
     if row.method in FIXED:
         return row.method
     return f"other {summaries[row].method.family}".strip()
 
 
 def by_key(summaries: Mapping[RowKey, RowSummary]) -> dict[str, int]:
-    """Method or method family -> colour class; with more than four families they repeat."""
+    """Method or method family -> colour class; colours repeat with more than four families."""
     keys = sorted({key_of(row, summaries) for row in summaries} - set(FIXED))
     free = COLOURS - len(FIXED)
     shown = {row.method for row in summaries}

@@ -1,4 +1,4 @@
-"""The table of the methods that acted at transfer: their teachers, and what they took."""
+"""The table of transfer methods: the teacher and the costs of each."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from kdep_bench.results.board.board import RowKey
 from kdep_bench.results.records.store import Run
 from kdep_bench.results.report.board_rows import BoardView, column_names
 
-HEADING = "Methods at transfer"
+HEADING = "Transfer methods"
 NOTE = (
-    "The row 'pre-trained by X, transferred with Y' is trained on the task with the transfer "
-    "method Y; its score is that of the task's own network alone. Teacher: another student, with "
-    "its pre-training, that was trained on the same task before, once for all seeds; its score is "
-    "that of one run. Extra parameters are those of the teacher and of the method. Transfer time "
-    "contains the teacher's own training and its forward passes."
+    "'pre-trained by X, transferred with Y': the student was pre-trained by the method X and then "
+    "trained on the task with the transfer method Y. Only this student is scored. Teacher: "
+    "another student network that was trained on the same task before, named with its "
+    "pre-training. It was trained once for all seeds, so its score is from one run. Extra "
+    "parameters: those of the teacher and of the method. The transfer time includes the training "
+    "of the teacher and its forward passes."
 )
-HEAD = ["student", "method", "task", "teacher", "teacher's labels", "teacher's score x100"]
+HEAD = ["student", "method", "task", "teacher", "teacher used labels", "teacher's score x100"]
 HEAD += ["extra parameters", "extra forward passes", "transfer time"]
 
 
 def entries(view: BoardView) -> list[tuple[RowKey, list[tuple[str, float | None]]]]:
     """(row, [(text, number)] from the task on) of every row and task with a transfer method."""
-    found = []
+    table = []
     for row in view.board.rows:
         if view.summaries[row].transfer is None:
             continue
@@ -29,8 +30,8 @@ def entries(view: BoardView) -> list[tuple[RowKey, list[tuple[str, float | None]
         for column in view.board.columns:
             runs = [r for r in view.board.result(row, column).runs if r.transfer is not None]
             if runs:
-                found.append((row, _entries(names[column], runs)))
-    return found
+                table.append((row, _entries(names[column], runs)))
+    return table
 
 
 def _entries(name: str, runs: list[Run]) -> list[tuple[str, float | None]]:

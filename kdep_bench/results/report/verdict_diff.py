@@ -1,4 +1,4 @@
-"""Compares the verdicts of two results folders, for example from two kinds of processors."""
+"""Compares the verdicts on differences of two results folders, for example of two processors."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from kdep_bench.results.board import compare
 from kdep_bench.results.board.board import Board, RowKey
 from kdep_bench.results.board.compare import Difference
 
-Place = tuple[RowKey, RowKey, str, str]
+Place = tuple[RowKey, RowKey, str, str]  # (row, reference, task family, task)
 
 
 def processors(board: Board) -> list[str]:
-    """Processors of a folder's records with their matrix and vector units, where known."""
+    """The processors of a folder's records, with their matrix and vector units if known."""
     names = set()
     for run in board.runs:
         if run.status == "ok":
@@ -24,17 +24,17 @@ def processors(board: Board) -> list[str]:
 
 
 def lines(old: Board, new: Board) -> list[str]:
-    """Sentences on the processors and on the verdicts of all differences in both folders.
+    """Sentences on the processors, and on the verdicts on differences that are in both folders.
 
-    A verdict survives if the new folder gives it too. One that is opposite there (better, worse)
-    is named apart from one that is significant in only one of the two.
+    They count verdicts that are the same, opposite (better and worse), or significant in only one
+    of the folders.
     """
     before, after = processors(old), processors(new)
     sentences = []
     if before != after:
         sentences.append(
             f"Processors: {', '.join(before) or 'unknown'} -> {', '.join(after) or 'unknown'}. "
-            "Another kind trains other networks from the same seeds."
+            "The same seed gives different networks on different processors."
         )
     first, second = dict(_verdicts(old)), dict(_verdicts(new))
     common = sorted(first.keys() & second.keys(), key=repr)
@@ -48,8 +48,8 @@ def lines(old: Board, new: Board) -> list[str]:
     sentences.append(
         f"{len(tested)} differences are tested in both: {len(same)} verdicts are the same, "
         f"{len(tested) - len(same) - len(opposite)} are significant in one folder only, "
-        f"{len(opposite)} are opposite. Of the {len(decided)} significant ones of the old folder "
-        f"{len(kept)} survive."
+        f"{len(opposite)} are opposite. {len(kept)} of the {len(decided)} significant differences "
+        "of the old folder have the same verdict in the new folder."
     )
     sentences += [_line(k, first[k], second[k]) for k in tested if k not in same]
     return sentences

@@ -1,4 +1,4 @@
-"""The best of several methods, those not significantly worse, and ranks."""
+"""Methods among the best, and ranks, from paired tests of each pair of methods."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kdep_bench.results.statistics.intervals import (
 
 
 def p_less(est: Estimate, margin: float = 0.0) -> float:
-    """One-sided p of the data if the true mean were `margin` or more; small if it is less."""
+    """One-sided p value for a true mean of `margin` or more; small if the mean is less."""
     if est.se is None or est.df is None:
         return 1.0
     if est.se == 0:
@@ -28,12 +28,17 @@ def p_less(est: Estimate, margin: float = 0.0) -> float:
 
 
 def best_set(scores: Mapping[Any, Values], sign: int = 1, level: float = LEVEL) -> set[Any]:
-    """Names of the best mean and of all scores not significantly worse; `sign` -1: less is better.
+    """The names with the best mean and with scores that are not significantly worse.
 
-    Each is tested against the best mean by a one-sided paired t test at (1 - level) / (k - 1), k
-    the number of names: the set contains the best true mean with probability `level` (Gupta 1965;
-    Hsu 1984, with Bonferroni for his constant). Fewer than two common seed pairs with the best
-    cannot be tested; such scores are in the set.
+    Each of the k names is tested against the best mean by a one-sided paired t test at the level
+    (1 - level) / (k - 1). So the set contains the name with the best true mean with probability
+    `level` (Gupta 1965; Hsu 1984, with Bonferroni's constant instead of his). Scores with fewer
+    than two seed pairs in common with the best cannot be tested; their names are in the set.
+
+    Args:
+        scores: name -> values by seed pair.
+        sign: 1 if larger scores are better, -1 if smaller ones are.
+        level: probability that the set contains the best.
     """
     means = {k: sign * estimate(v).mean for k, v in scores.items() if v}
     if not means:
@@ -54,9 +59,10 @@ def best_set(scores: Mapping[Any, Values], sign: int = 1, level: float = LEVEL) 
 def rank_intervals(
     scores: Mapping[Any, Values], sign: int = 1, level: float = LEVEL
 ) -> dict[Any, tuple[int, int]]:
-    """Name -> (best, worst) rank it may have (1 = best), from paired tests of all pairs.
+    """Name -> (best, worst) rank that it may have (1 = best), from paired tests of all pairs.
 
-    Each test is two-sided at (1 - level) / (k - 1); equal intervals are ties.
+    Each test of the k names is two-sided at the level (1 - level) / (k - 1). The arguments are
+    those of `best_set`.
     """
     names = [k for k, v in scores.items() if v]
     alpha = (1 - level) / max(1, len(names) - 1) / 2
@@ -88,11 +94,11 @@ def _negative(e: Estimate) -> Estimate:
 
 
 def mean_ranks(table: Mapping[Any, Sequence[float]], signs: Sequence[int]) -> dict[Any, float]:
-    """Row -> mean over columns of its rank (1 = best; ties have their mean rank).
+    """Row -> its rank (1 = best), averaged over the columns; equal scores have their mean rank.
 
     Args:
-        table: row -> one mean per column; without rows that lack a column.
-        signs: +1 or -1 per column; -1: less is better.
+        table: row -> one mean per column; every row has all columns.
+        signs: per column 1 if larger is better, -1 if smaller is.
     """
     names = list(table)
     if not names:

@@ -1,17 +1,18 @@
 """Means and confidence intervals over seeds, and paired differences.
 
-Scores are fractions, keyed by (pre-training seed, transfer seed). Two properties of few seeds
-determine the methods used here:
+Scores are fractions with the key (pre-training seed, transfer seed). The kind of interval depends
+on the number of seeds:
 
-* With three seeds a nominal 95 % percentile bootstrap of the mean covers about 75 %, and BCa
-  little more, as both only resample the three values. Student's t covers 95 % on normal data at any
-  n (Student 1908). So: t below `BOOTSTRAP_FROM` values, BCa (Efron 1987) from there on, t again
-  above `BOOTSTRAP_TO`, where the two agree. The tests of this module simulate the coverage.
+* With three seeds, a 95 % percentile bootstrap interval of the mean covers about 75 %, and a BCa
+  interval little more, because both only resample the three values. Student's t covers 95 % on
+  normal data for any n (Student 1908). So Student's t is used below `BOOTSTRAP_FROM` values, BCa
+  (Efron 1987) from there to `BOOTSTRAP_TO`, and Student's t above, where the two agree. The tests
+  of this module simulate the coverage.
 * Values that share a pre-training seed are not independent. With P x T crossed seeds the variance
-  of the mean is Vp + Vt - Ve (clustered by each seed, less the part counted twice: Cameron,
-  Gelbach and Miller 2011), degrees of freedom after Satterthwaite (1946).
+  of the mean is Vp + Vt - Ve: clustered by each seed, less the part that is counted twice (Cameron,
+  Gelbach and Miller 2011). The degrees of freedom are those of Satterthwaite (1946).
 
-The intervals cover seed variance only, not other test sets or tasks.
+The intervals cover the variance between seeds, not between test sets or tasks.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
-LEVEL = 0.95
-POWER = 0.80
-BOOTSTRAP_FROM = 50
-BOOTSTRAP_TO = 300
-MOST_SEEDS = 1000
-ROUNDING = 1e-12  # of sums of scores, which are fractions: a smaller difference or spread is none
+LEVEL = 0.95  # confidence level of the intervals
+POWER = 0.80  # power for which numbers of seeds and detectable differences are computed
+BOOTSTRAP_FROM = 50  # smallest number of values for a BCa interval
+BOOTSTRAP_TO = 300  # largest number of values for a BCa interval
+MOST_SEEDS = 1000  # larger numbers of seeds are not computed
+ROUNDING = 1e-12  # rounding error of a sum of scores: a smaller difference is treated as 0
 
-Key = tuple[int, int]
+Key = tuple[int, int]  # (pre-training seed, transfer seed)
 Values = Mapping[Key, float]
 Array = NDArray[np.float64]
 
@@ -40,9 +41,14 @@ Array = NDArray[np.float64]
 class Estimate:
     """A mean with its interval.
 
-    `sd`: standard deviation of the values; `se`: standard error of the mean; `df`: its degrees of
-    freedom; `low`, `high`: ends of the interval. All are None for n = 1. `method`: 't', 'bca',
-    'crossed t', 'pooled t', 'welch' or 'none'. `seeds`: the seeds it covers, as text.
+    Attributes:
+        mean: the mean of `n` values.
+        sd: standard deviation of the values; None for n = 1.
+        se: standard error of the mean; None for n = 1.
+        df: degrees of freedom of `se`; None for n = 1.
+        low, high: ends of the interval; None for n = 1.
+        method: "t", "bca", "crossed t", "crossed bootstrap", "pooled t", "welch" or "none".
+        seeds: the seeds that the interval covers, as text.
     """
 
     mean: float
@@ -57,12 +63,12 @@ class Estimate:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether zero is outside the interval; False without an interval."""
+        """Whether 0 is outside the interval; False without an interval."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
 def t_interval(values: Array, level: float = LEVEL) -> tuple[Array, Array, Array]:
-    """Mean, low, high of `values` [..., n], n >= 2, by Student's t."""
+    """(mean, low, high), each [...], of `values` [..., n], n >= 2, by Student's t."""
     n = values.shape[-1]
     mean = values.mean(-1)
     half = stdtrit(n - 1, (1 + level) / 2) * values.std(-1, ddof=1) / np.sqrt(n)
@@ -72,9 +78,9 @@ def t_interval(values: Array, level: float = LEVEL) -> tuple[Array, Array, Array
 def bca_interval(
     values: Array, level: float = LEVEL, resamples: int = 4000, seed: int = 0
 ) -> tuple[float, float]:
-    """Bias-corrected and accelerated bootstrap interval of the mean of `values` [n] (Efron 1987).
+    """(low, high): the BCa bootstrap interval of the mean of `values` [n] (Efron 1987).
 
-    Deterministic: the generator is seeded, so a rebuilt report is identical.
+    The random generator has a fixed seed, so equal values have equal intervals.
     """
     n = len(values)
     if np.ptp(values) == 0:
@@ -84,9 +90,9 @@ def bca_interval(
     mean = values.mean()
     below = (np.sum(means < mean) + 0.5 * np.sum(means == mean)) / resamples
     z0 = ndtri(np.clip(below, 1 / resamples, 1 - 1 / resamples))
-    # For the mean the jackknife deviations are the centred values over n - 1.
-    d = values - mean
-    acceleration = np.sum(d**3) / (6 * np.sum(d**2) ** 1.5)
+    # For a mean, the jackknife deviations are proportional to the centred values.
+    deviations = values - mean
+    acceleration = np.sum(deviations**3) / (6 * np.sum(deviations**2) ** 1.5)
     z = z0 + ndtri(np.array([(1 - level) / 2, (1 + level) / 2]))
     levels = ndtr(z0 + z / (1 - acceleration * z))
     low, high = np.quantile(means, levels)
@@ -94,7 +100,7 @@ def bca_interval(
 
 
 def crossed_moments(grid: Array) -> tuple[Array, Array, Array]:
-    """Mean, standard error and degrees of freedom of complete grids [..., P, T], P, T >= 2."""
+    """(mean, standard error, degrees of freedom), each [...], of grids [..., P, T], P, T >= 2."""
     p, t = grid.shape[-2:]
     mean = grid.mean((-2, -1))
     rows, cols = grid.mean(-1), grid.mean(-2)
@@ -112,9 +118,10 @@ def crossed_moments(grid: Array) -> tuple[Array, Array, Array]:
     return mean, np.sqrt(variance), df
 
 
-def _seed_text(p: int, t: int, grid: bool) -> str:
-    if p > 1 and t > 1:
-        return f"{p} x {t} seeds" if grid else f"{p} pre-training seeds"
+def _seed_text(p: int, t: int, is_grid: bool) -> str:
+    """The text for `p` pre-training and `t` transfer seeds; `is_grid`: all combinations exist."""
+    if p > 1 and t > 1 and is_grid:
+        return f"{p} pre-training x {t} transfer seeds"
     if p > 1:
         return f"{p} pre-training seeds"
     return f"{t} transfer seed{'s' if t > 1 else ''}"
@@ -123,7 +130,7 @@ def _seed_text(p: int, t: int, grid: bool) -> str:
 def seed_text(keys: Sequence[Key]) -> str:
     """The seeds that an interval over values with these keys covers: "3 pre-training seeds"."""
     p, t = len({k[0] for k in keys}), len({k[1] for k in keys})
-    return _seed_text(p, t, len(keys) == p * t)
+    return _seed_text(p, t, is_grid=len(keys) == p * t)
 
 
 @lru_cache(maxsize=4096)
@@ -133,47 +140,47 @@ def _layout(keys: tuple[Key, ...]) -> tuple[int, int]:
 
 
 def estimate(values: Values, level: float = LEVEL) -> Estimate:
-    """Mean and interval of `values`, keyed by (pretrain seed, transfer seed).
+    """Mean and interval of `values`, whose keys are (pre-training seed, transfer seed).
 
     Raises:
         ValueError: there is no value.
     """
     if not values:
-        raise ValueError("no values to estimate from")
-    # Sorted keys: float sums, hence last digits, must not depend on the order of the records.
+        raise ValueError("there are no values to estimate from")
+    # The keys are sorted: the last digits of a sum must not depend on the order of the records.
     keys = tuple(sorted(values))
     return estimate_of_array(keys, np.array([values[k] for k in keys], dtype=float), level)
 
 
 def estimate_of_array(keys: tuple[Key, ...], x: Array, level: float = LEVEL) -> Estimate:
-    """`estimate` of the values `x` [n], in the order of their sorted `keys`."""
+    """`estimate` of the values `x` [n] with the sorted `keys`."""
     p, t = _layout(keys)
     n = len(keys)
     sd = float(x.std(ddof=1)) if n > 1 else None
-    full = n == p * t
-    seeds = _seed_text(p, t, full)
+    is_grid = n == p * t
+    seeds = _seed_text(p, t, is_grid)
     if n == 1:
         return Estimate(float(x[0]), None, 1, None, None, None, None, "none", seeds)
-    if p > 1 and t > 1 and full:
+    if p > 1 and t > 1 and is_grid:
         mean, se, df = (float(v) for v in crossed_moments(x.reshape(p, t)))
         half = float(stdtrit(df, (1 + level) / 2)) * se
         return Estimate(mean, sd, n, se, df, mean - half, mean + half, "crossed t", seeds)
-    if p > 1 and t > 1:  # an incomplete grid: only pre-training seeds are independent
+    if p > 1 and t > 1:  # not a complete grid: only the means per pre-training seed are independent
         pretrain_seeds = np.array([k[0] for k in keys])
-        x = np.array([x[pretrain_seeds == q].mean() for q in np.unique(pretrain_seeds)])
+        x = np.array([x[pretrain_seeds == seed].mean() for seed in np.unique(pretrain_seeds)])
     mean, low, high = (float(v) for v in t_interval(x, level))
-    m, method = len(x), "t"
-    if BOOTSTRAP_FROM <= m <= BOOTSTRAP_TO:
+    n_independent, method = len(x), "t"
+    if BOOTSTRAP_FROM <= n_independent <= BOOTSTRAP_TO:
         (low, high), method = bca_interval(x, level), "bca"
-    se = float(x.std(ddof=1)) / m**0.5
-    return Estimate(mean, sd, n, se, float(m - 1), low, high, method, seeds)
+    se = float(x.std(ddof=1)) / n_independent**0.5
+    return Estimate(mean, sd, n, se, float(n_independent - 1), low, high, method, seeds)
 
 
 def differences(a: Values, b: Values, fixed_b: bool = False) -> dict[Key, float]:
-    """a - b at every common seed pair.
+    """Seed pair -> a - b, for every common seed pair.
 
-    `fixed_b`: b was not pre-trained here (published weights), so its values are compared with those
-    of every pre-training seed of a with the same transfer seed.
+    `fixed_b`: whether b is not pre-trained by the suite (published weights). It then has a single
+    pre-training seed, and its values are compared with all pre-training seeds of a.
     """
     if fixed_b and len({k[0] for k in b}) == 1:
         by_transfer = {k[1]: v for k, v in b.items()}
@@ -182,9 +189,11 @@ def differences(a: Values, b: Values, fixed_b: bool = False) -> dict[Key, float]
 
 
 def mean_over(tables: Sequence[Values], weights: Sequence[float] | None = None) -> dict[Key, float]:
-    """Mean over tasks at every seed pair that *all* of `many` have (none is averaged over).
+    """Seed pair -> mean over `tables`, for the seed pairs that all of them have.
 
-    `weights`: of each task, by default equal; they are divided by their sum.
+    Args:
+        tables: the values of each task.
+        weights: the weight of each task, divided by their sum; equal weights if None.
     """
     if not tables:
         return {}
@@ -193,7 +202,7 @@ def mean_over(tables: Sequence[Values], weights: Sequence[float] | None = None) 
 
 
 def p_two_sided(est: Estimate, value: float = 0.0) -> float:
-    """Two-sided p of the data if the true mean were `value`; 1 without an interval."""
+    """Two-sided p value for a true mean of `value`; 1 without an interval."""
     if est.se is None or est.df is None:
         return 1.0
     if est.se < ROUNDING:
@@ -202,7 +211,7 @@ def p_two_sided(est: Estimate, value: float = 0.0) -> float:
 
 
 def t_quantile(df: float, level: float = LEVEL) -> float:
-    """The two-sided quantile of Student's t with `df` degrees of freedom."""
+    """The two-sided quantile of Student's t with `df` degrees of freedom; 4.30 for df = 2."""
     return float(stdtrit(df, (1 + level) / 2))
 
 

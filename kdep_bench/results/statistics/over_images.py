@@ -1,17 +1,17 @@
-"""Intervals over test images as well as seeds: a bootstrap of images, crossed with seeds.
+"""Intervals over seeds and test images: a bootstrap of images, crossed with seeds.
 
-A score x[s, n] of training s on image n varies with both. `crossed` resamples the images, the same
-draw for every training (and for both rows of a difference), which also serves scores that are no
-means over images, such as mIoU. From the replicates m[r, s] it takes three variances of the mean
-over seeds: that between seeds (V_s), that of the replicates' means (V_n), and that of the
-replicates' deviations from their means (V_sn, contained in both):
+The score x[s, n] of training s on image n varies with both. `crossed` resamples the images, with
+the same samples for every training and for both rows of a difference. This also works for scores
+that are not means over images, such as mIoU. From the replicates m[r, s] it computes three
+variances of the mean over seeds: between seeds (V_s), of the means of the replicates (V_n), and of
+the deviations of the replicates from their means (V_sn, which both others contain):
 
-    variance = max(V_s + V_n - V_sn, V_n),
+    variance = max(V_s + V_n - V_sn, V_n)
 
-as for two crossed factors (Cameron, Gelbach and Miller 2011; Owen 2007 for the bootstrap of a
-crossed design). Degrees of freedom after Satterthwaite (1946): S - 1, N - 1, (S - 1)(N - 1).
-A percentile interval of resampled seeds would cover about 75 % with three of them; tests simulate
-the coverage of this one. With one training the interval covers images only, and says so.
+This is the variance for two crossed factors (Cameron, Gelbach and Miller 2011; Owen 2007 for the
+bootstrap of a crossed design). The degrees of freedom of the parts are S - 1, N - 1 and
+(S - 1)(N - 1), combined as by Satterthwaite (1946). Tests simulate the coverage. With one training
+the interval covers test images only, and its text states this.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from scipy.special import stdtrit
 
 from kdep_bench.results.statistics.intervals import LEVEL, Array, Estimate, Key
 
-REPLICATES = 1000
-FEWEST_IMAGES = 20  # with fewer, resampled images say too little of others
+REPLICATES = 1000  # number of bootstrap samples
+FEWEST_IMAGES = 20  # fewer images are too few for a bootstrap
 
 
 @lru_cache(maxsize=2)
 def image_weights(images: int, replicates: int = REPLICATES, seed: int = 0) -> Array:
-    """[R, N] how often each image is in each bootstrap sample; equal for equal arguments."""
+    """How often each image is in each bootstrap sample, [R, N]; equal for equal arguments."""
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(images, np.full(images, 1 / images), replicates).astype(float)
     weights.setflags(write=False)
@@ -42,10 +42,9 @@ def crossed(scores: Array, replicates: Array, images: int, level: float = LEVEL)
     """Mean and interval over seeds and test images.
 
     Args:
-        scores: [S] of each training, on all images.
-        replicates: [R, S] of each training on each bootstrap sample of the images; the samples are
-            the same for all trainings.
-        images: N.
+        scores: [S], the score of each training on all images.
+        replicates: [R, S], the score of each training on each bootstrap sample of the images.
+        images: number of images N.
     """
     seeds = len(scores)
     mean = float(scores.mean())
@@ -64,7 +63,7 @@ def crossed(scores: Array, replicates: Array, images: int, level: float = LEVEL)
     half = float(stdtrit(df, (1 + level) / 2)) * variance**0.5
     covers = f"{seeds} seed{'s' if seeds > 1 else ''} and {images} test images"
     if seeds == 1:
-        covers = f"{images} test images, of one training"
+        covers = f"{images} test images of one training"
     sd = float(scores.std(ddof=1)) if seeds > 1 else None
     return Estimate(
         mean, sd, seeds, variance**0.5, df, mean - half, mean + half, "crossed bootstrap", covers
@@ -102,7 +101,11 @@ def score(trainings: Mapping[Key, Resampled], images: int) -> Estimate:
 def paired(
     first: Mapping[Key, Resampled], second: Mapping[Key, Resampled], images: int
 ) -> Estimate | None:
-    """first - second, paired by image and seed; None without a common seed pair."""
+    """Score of `first` minus that of `second`, paired by image and seed.
+
+    Returns:
+        None without a common seed pair.
+    """
     common = first.keys() & second.keys()
     gaps = {
         key: Resampled(

@@ -1,28 +1,28 @@
-"""All methods of a task in one model: score = method + seed + residual.
+"""The pooled model: all methods of a task in one model, score = method + seed + residual.
 
-With three seeds a paired t test has two degrees of freedom, and its 95 % interval is 4.3 standard
-errors wide on either side. The methods of a task are trained and scored with the same seeds and,
-mostly, by the same recipe, so that their residuals estimate one spread together: k methods on n
-seeds leave (k - 1)(n - 1) degrees of freedom (two-way layout without interaction; Scheffe 1959,
-ch. 4). Where methods differ in their spread, the pooled one is too small for the noisy ones.
-A comparison therefore takes the larger of two standard errors, the pooled one and that of its own
-paired differences, with the pooled degrees of freedom.
+Reason: with three seeds a paired t test has two degrees of freedom, and its 95 % interval extends
+4.3 standard errors to either side. The methods of a task have the same seeds and mostly the same
+recipe. So their residuals can estimate one common variance: k methods with n seeds have
+(k - 1)(n - 1) degrees of freedom (two-way layout without interaction; Scheffe 1959, ch. 4).
 
-Simulated with three seeds in tests/results/test_results_pooled.py: intervals cover 94 to 96 % over
-all pairs, with equal spreads and with half of 3, 8 or 28 methods at three times the variance of the
-others; a pair of two such noisy methods is then covered 92 to 93 %, and 90 % where only 3 of 28 are
-noisy. Paired t tests cover 95 % there with intervals twice as wide. A method whose spread is
-significantly larger than that of the others leaves the model and is compared by its own
-differences; one diverging method would otherwise hide every difference between the others.
+If methods have different variances, the pooled one is too small for the noisy methods. Therefore a
+comparison uses the larger of two standard errors, the pooled one and that of its own paired
+differences, with the pooled degrees of freedom. A method with a significantly larger variance is
+left out of the model and compared by its own differences. Otherwise a single diverging method would
+hide all differences between the others.
 
-The best and the ranks use Dunnett's constants (Dunnett 1955), which allow for all comparisons with
-one method at once; the set of the best is that of multiple comparisons with the best (Hsu 1984):
-a method belongs to it unless another one is significantly better. With probability 95 % the
-method with the best true mean is among them.
+Coverage with three seeds, simulated in tests/results/test_results_pooled.py: 94 to 96 % over all
+pairs, with equal variances and also if half of 3, 8 or 28 methods have three times the variance of
+the others. Pairs of two such noisy methods: 92 to 93 %, and 90 % if only 3 of 28 are noisy. Paired
+t tests cover 95 % there, with intervals that are twice as wide.
 
-Seeds: the model needs one value per method and seed. Where pre-training and transfer seeds are
-crossed (several transfer seeds per pre-training seed), `fit` returns None and the caller compares
-pairs as before.
+The best methods and the ranks use Dunnett's constants (Dunnett 1955), which correct for all
+comparisons with one method. A method is among the best unless another is significantly better
+(multiple comparisons with the best; Hsu 1984). With probability 95 % the method with the best true
+mean is among them.
+
+The model needs one value per method and seed. If pre-training and transfer seeds are crossed
+(several transfer seeds per pre-training seed), `fit` returns None, and pairs are compared alone.
 """
 
 from __future__ import annotations
@@ -46,17 +46,23 @@ from kdep_bench.results.statistics.intervals import (
     seed_text,
 )
 
-NOISY = 0.01  # level at which a method's spread is called larger than that of the others
-MAX_SCORES = 20_000  # of an incomplete table, whose fit takes scores x (methods + seeds)^2 steps
+NOISY = 0.01  # significance level of the test for a method with a larger variance
+# Most scores of an incomplete table; its fit takes scores x (methods + seeds)^2 operations.
+MAX_SCORES = 20_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pooled:
-    """The fitted model. Larger scores are not assumed to be better: see `sign`.
+    """The fitted model of k methods and n seeds.
 
-    `values`: [k, n], NaN where a method has no value for a seed. `effects`: [k] least-squares
-    means. `unit_variance`: [k, k], variance of the difference of two effects over that of a
-    residual. `variance`: the pooled residual variance; `df` its degrees of freedom.
+    Attributes:
+        names: the methods.
+        seeds: the seed pairs.
+        values: [k, n] scores; NaN where a method has no value for a seed.
+        effects: [k] least-squares means.
+        unit_variance: [k, k] variance of the difference of two effects divided by `variance`.
+        variance: pooled residual variance.
+        df: degrees of freedom of `variance`.
     """
 
     names: tuple[Any, ...]
@@ -71,7 +77,7 @@ class Pooled:
         return name in self.names
 
     def difference(self, a: Any, b: Any, level: float = LEVEL) -> Estimate:
-        """a - b. Raises KeyError for a name that is not in the model."""
+        """The estimate of a - b; raises KeyError for a name that is not in the model."""
         i, j = self._index(a), self._index(b)
         mean, se = float(self.effects[i] - self.effects[j]), float(self._errors(i)[j])
         gaps = self.values[i] - self.values[j]
@@ -85,7 +91,10 @@ class Pooled:
         )
 
     def best(self, sign: int = 1, level: float = LEVEL) -> set[Any]:
-        """The methods that no other is significantly better than; `sign` -1: small is good."""
+        """The methods than which no other is significantly better.
+
+        `sign`: 1 if larger scores are better, -1 if smaller ones are.
+        """
         limit = dunnett(len(self.names) - 1, self.df, level, two_sided=False)
         return {
             name
@@ -94,7 +103,10 @@ class Pooled:
         }
 
     def ranks(self, sign: int = 1, level: float = LEVEL) -> dict[Any, tuple[int, int]]:
-        """The ranks (1 = best) that each method may have, its comparisons taken together."""
+        """Method -> (best, worst) rank that it may have (1 = best).
+
+        All comparisons of a method are corrected together; `sign` as in `best`.
+        """
         k = len(self.names)
         limit = dunnett(k - 1, self.df, level, two_sided=True)
         out = {}
@@ -111,7 +123,10 @@ class Pooled:
             raise KeyError(name) from None
 
     def _errors(self, i: int) -> Array:
-        """[k] standard errors of the differences with method `i`: pooled or own, the larger."""
+        """[k] standard errors of the differences from method `i`.
+
+        Each is the larger of the pooled standard error and that of the pair's own differences.
+        """
         gaps = self.values - self.values[i]
         known = ~np.isnan(gaps)
         n = known.sum(1)
@@ -124,16 +139,22 @@ class Pooled:
 
 
 def fit(scores: Mapping[Any, Values]) -> Pooled | None:
-    """The model of a task's methods; left out are those with fewer than two values, and those whose
-    spread is significantly larger than that of the others (see `_noisy`).
+    """The model of the methods of a task.
 
-    None where it has no degrees of freedom (one method, one seed), where seeds are crossed, where
-    the methods' seeds do not connect them all, or where an incomplete table is too large.
+    Methods with fewer than two values are left out, and so are those whose variance is
+    significantly larger than that of the others (see `_noisy`).
+
+    Args:
+        scores: method -> scores by seed pair.
+
+    Returns:
+        None if there are no degrees of freedom (one method or one seed), if seeds are crossed, if
+        the seeds do not connect all methods, or if an incomplete table is too large.
     """
     several = {name: values for name, values in scores.items() if len(values) > 1}
     seeds = {s for values in several.values() if _one_per_seed(values) for s in values}
     for name, values in several.items():
-        if _repeats(values):  # published weights: one value for all pre-training seeds
+        if _repeats(values):  # published weights: the values are repeated per pre-training seed
             several[name] = {s: v for s, v in values.items() if s in seeds}
     several = {name: values for name, values in several.items() if len(values) > 1}
     if len(several) < 2 or not all(_one_per_seed(v) for v in several.values()):
@@ -159,11 +180,12 @@ def _variance(table: Array) -> float:
 
 
 def _noisy(table: Array) -> NDArray[np.bool_]:
-    """[k] which methods are noisier than the others, at 1 % each, k > 2.
+    """[k] whether the variance of each method is significantly larger than that of the others.
 
-    The variance of method - mean of the others, over seeds, is that of a residual times
-    1 + 1 / (k - 1); against the variance of the others' residuals its ratio follows F with n - 1
-    and (k - 2)(n - 1) degrees of freedom.
+    The variance over seeds of (method - mean of the others) is that of a residual times
+    1 + 1 / (k - 1). Divided by the variance of the others' residuals it has an F distribution with
+    n - 1 and (k - 2)(n - 1) degrees of freedom. Each method is tested at the level NOISY. With
+    fewer than three methods none is noisy.
     """
     k, n = table.shape
     flags = np.zeros(k, bool)
@@ -178,7 +200,7 @@ def _noisy(table: Array) -> NDArray[np.bool_]:
 
 
 def _incomplete(names: tuple[Any, ...], seeds: tuple[Key, ...], table: Array) -> Pooled | None:
-    """The least-squares fit of a table with gaps."""
+    """The least-squares fit of a table [k, n] with missing scores (NaN); None as in `fit`."""
     k, n = table.shape
     rows, columns = np.nonzero(~np.isnan(table))
     if len(rows) > MAX_SCORES:
@@ -189,7 +211,8 @@ def _incomplete(names: tuple[Any, ...], seeds: tuple[Key, ...], table: Array) ->
     gram = design.T @ design
     rank = int(np.linalg.matrix_rank(gram, hermitian=True))
     df = len(rows) - rank
-    if df < 1 or rank < k + n - 1:  # below k + n - 1: groups of methods without a common seed
+    # A rank below k + n - 1 means that some groups of methods have no common seed.
+    if df < 1 or rank < k + n - 1:
         return None
     inverse = np.linalg.pinv(gram, hermitian=True)
     y = table[rows, columns]
@@ -217,17 +240,18 @@ def _one_per_seed(values: Values) -> bool:
 
 @lru_cache(maxsize=4096)
 def dunnett(comparisons: int, df: float, level: float = LEVEL, *, two_sided: bool) -> float:
-    """Dunnett's constant for `comparisons` of one method with others, equally many seeds each.
+    """Dunnett's constant for comparing one method with `comparisons` others, with equal seeds.
 
-    The `level` quantile of max_j T_j (or max_j |T_j|), T_j = (Z_j - Z_0) / (sqrt(2) U) with
-    standard normal Z and U^2 ~ chi^2_df / df: integrated over Z_0 and U.
+    It is the `level` quantile of max_j T_j (two-sided: of max_j |T_j|), where
+    T_j = (Z_j - Z_0) / (sqrt(2) U) with standard normal Z and U^2 ~ chi^2_df / df. The integrals
+    over Z_0 and U are computed by Gauss-Legendre quadrature.
     """
     z, wz = np.polynomial.legendre.leggauss(96)
     z, wz = 8.5 * z, 8.5 * wz
     wz = wz * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
     q, wq = np.polynomial.legendre.leggauss(96)
     q, wq = (q + 1) / 2, wq / 2
-    u = np.sqrt(chdtri(df, q) / df)  # the quantile at 1 - q: the weights are symmetric
+    u = np.sqrt(chdtri(df, q) / df)  # quantiles at 1 - q; the nodes q are symmetric about 0.5
 
     low, high = 0.0, 64.0
     for _ in range(40):  # bisection: scipy.optimize takes 0.3 s to import
@@ -239,9 +263,9 @@ def dunnett(comparisons: int, df: float, level: float = LEVEL, *, two_sided: boo
 
 
 def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
-    """p values adjusted for being tested together (Holm 1979): the family-wise error is kept."""
-    out, running = {}, 0.0
+    """Name -> p value after Holm's correction (1979), which controls the family-wise error."""
+    adjusted, largest = {}, 0.0
     for i, name in enumerate(sorted(p_values, key=lambda n: p_values[n])):
-        running = max(running, min(1.0, (len(p_values) - i) * p_values[name]))
-        out[name] = running
-    return out
+        largest = max(largest, min(1.0, (len(p_values) - i) * p_values[name]))
+        adjusted[name] = largest
+    return adjusted

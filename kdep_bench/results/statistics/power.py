@@ -12,10 +12,14 @@ from kdep_bench.results.statistics.intervals import LEVEL, MOST_SEEDS, POWER, Ar
 
 
 def power(gap: float, sd: float, n: int, level: float = LEVEL, df: float | None = None) -> float:
-    """Power of the two-sided paired t test at `n` pairs for a true mean difference `gap`.
+    """Power of the two-sided paired t test for a true mean difference (noncentral t; Cohen 1988).
 
-    `sd` is the standard deviation of the paired differences, `df` its degrees of freedom: n - 1 by
-    default, more where several methods estimate it together. Noncentral t (Cohen 1988).
+    Args:
+        gap: the true mean difference.
+        sd: standard deviation of the paired differences.
+        n: number of pairs.
+        level: confidence level of the test.
+        df: degrees of freedom of `sd`; None: n - 1. It is larger if `sd` is pooled over methods.
     """
     if n < 2:
         return 0.0
@@ -29,8 +33,9 @@ def power(gap: float, sd: float, n: int, level: float = LEVEL, df: float | None 
 
 
 def _nct(df: float, centre: float, t: float) -> float:
-    # The series is inaccurate far from the centre, where the normal approximation is sufficient
-    # (Abramowitz and Stegun 26.7.10).
+    """Distribution function of the noncentral t with noncentrality `centre`, at `t`."""
+    # The series is inaccurate for a large noncentrality, where the normal approximation is
+    # sufficient (Abramowitz and Stegun 26.7.10).
     if centre < 30:
         value = float(nctdtr(df, centre, t))
         if np.isfinite(value):
@@ -44,8 +49,13 @@ def seeds_needed(
 ) -> int | None:
     """Smallest number of seed pairs that detects a true difference `gap` with power `goal`.
 
-    `df_per_seed`: degrees of freedom that each seed beyond the first adds, 1 for a pair of methods
-    alone. None where more than `MOST_SEEDS` would be needed, or the gap is zero.
+    Args:
+        gap, sd, level: as in `power`.
+        goal: the required power.
+        df_per_seed: degrees of freedom per seed after the first; 1 for a pair of methods alone.
+
+    Returns:
+        None if more than `MOST_SEEDS` are needed, or `gap` is 0.
     """
 
     def reached(n: int) -> bool:
@@ -58,7 +68,7 @@ def seeds_needed(
         if high >= MOST_SEEDS:
             return None
         low, high = high, min(MOST_SEEDS, high * 2)
-    while low < high:  # power grows with n
+    while low < high:  # bisection: the power increases with n
         middle = (low + high) // 2
         low, high = (low, middle) if reached(middle) else (middle + 1, high)
     return high
@@ -75,7 +85,7 @@ def smallest_gap(
 ) -> float | None:
     """Smallest true difference that `n` seed pairs detect with power `goal`.
 
-    None below two pairs. `sd`, `df` as in `power`.
+    `sd` and `df` are those of `power`. It is None if n < 2.
     """
     if n < 2:
         return None
@@ -92,12 +102,16 @@ def smallest_gap(
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """Noise floor of a task: `sd` over the seeds of a method, pooled over methods (`df`).
+    """Variation between seeds of a task.
 
-    `n`: median number of independent seeds per method (its pre-training seeds where there are
-    several, with the mean over transfer seeds as value; otherwise its transfer seeds).
-    `detectable_difference`: smallest true paired difference that `n` seeds detect with power 0.8;
-    the sd of a difference is that of the pooled model, without one sqrt(2) times that of a method.
+    Attributes:
+        sd: standard deviation over the seeds of a method, pooled over methods; a fraction.
+        df: degrees of freedom of `sd`.
+        n: median number of independent seeds per method: its pre-training seeds, or its transfer
+            seeds if there is one pre-training seed.
+        detectable_difference: smallest true paired difference that `n` seeds detect with power 0.8.
+            The standard deviation of a difference is that of the pooled model. Without a pooled
+            model it is sqrt(2) times that of a method.
     """
 
     sd: float
@@ -107,23 +121,24 @@ class Noise:
 
 
 def _pooled(groups: Sequence[Array]) -> tuple[float, int]:
+    """(standard deviation within the groups, its degrees of freedom)."""
     df = sum(len(g) - 1 for g in groups)
     return float(np.sqrt(sum(((g - g.mean()) ** 2).sum() for g in groups) / df)), df
 
 
 def _units(values: Values) -> Array:
-    """[n] independent values: means per pre-training seed, or the values of the only one."""
-    pretrain = sorted({k[0] for k in values})
-    if len(pretrain) == 1:
+    """[n] independent values: means per pre-training seed, or all values of the only one."""
+    pretrain_seeds = sorted({k[0] for k in values})
+    if len(pretrain_seeds) == 1:
         return np.array([values[k] for k in sorted(values)], dtype=np.float64)
-    groups = [[values[k] for k in sorted(values) if k[0] == p] for p in pretrain]
+    groups = [[values[k] for k in sorted(values) if k[0] == seed] for seed in pretrain_seeds]
     return np.array([sum(g) / len(g) for g in groups], dtype=np.float64)
 
 
 def noise_floor(scores: Sequence[Values]) -> Noise | None:
-    """Noise of one task and student; None where no method has two seeds.
+    """The variation between seeds of one task and student; None if no method has two seeds.
 
-    `scores`: one entry per method, values by seed pair.
+    `scores`: the values of each method by seed pair.
     """
     repeated = [v for v in scores if len(v) > 1]
     if not repeated:

@@ -78,7 +78,8 @@ def costs_section(view: BoardView) -> Section | None:
         rows.append((cost.row.student, entries))
     head = ["student", "method", "method family", *board_rows.COST_HEAD]
     table = page_table(view, "Costs", head, rows, 3)
-    return Section("costs", "Cost of each method", "table", notes=[families.COSTS], table=table)
+    notes = [families.COSTS, families.LOSS_TERMS]
+    return Section("costs", "Cost of each method", "table", notes=notes, table=table)
 
 
 def transfers_section(view: BoardView) -> Section | None:
@@ -152,5 +153,5 @@ def noise_section(view: BoardView) -> Section | None:
                 rows.append((student, entries))
     if not rows:
         return None
-    table = page_table(view, "Seed noise", markdown.NOISE_HEAD, rows, 2)
-    return Section("noise", "Seed noise (x100)", "table", notes=[], table=table)
+    table = page_table(view, markdown.NOISE_HEADING, markdown.NOISE_HEAD, rows, 2)
+    return Section("noise", markdown.NOISE_HEADING, "table", notes=[markdown.NOISE], table=table)

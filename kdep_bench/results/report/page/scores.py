@@ -85,7 +85,7 @@ def claims_section(view: BoardView, drawn: Sequence[plots.Plot]) -> Section | No
     every = None
     if len(first) < len(view.verdicts):
         every = _claim_table(view, "Claims by task family", view.verdicts)
-    note = "Verdicts are computed from the records; costs include the teacher cache."
+    note = markdown.CLAIMS
     table = _claim_table(view, "Claims", first)
     charts = [p for p in drawn if p.group == "claims"]
     return Section(
@@ -109,7 +109,7 @@ def _claim_table(view: BoardView, caption: str, verdicts: list[Verdict]) -> Tabl
             number_entry(text.count(v.seeds_to_decide), v.seeds_to_decide),
         ]
         rows.append((v.student, entries))
-    head = ["verdict", "measured [95\u00a0%]", "claim", "student", "tasks", "threshold", "reason"]
+    head = ["verdict", "measured [95\u00a0%]", "claim", "student", "tasks", "threshold", "basis"]
     head += ["cost ratio", "seeds needed (power 0.8)"]
     return page_table(view, caption, head, rows, 7, css="")
 
@@ -173,5 +173,5 @@ def classes_section(view: BoardView, full: Sequence[Record]) -> Section | None:
         tables.append((title, page_table(view, f"Per class: {title}", head, lines, 2)))
     if not tables:
         return None
-    note = "Mean over seeds, x100, without intervals: small differences may be noise."
+    note = "Mean over seeds, x100. There are no intervals, so small differences may be noise."
     return Section("classes", "Per class", "classes", note=note, tables=tables)
