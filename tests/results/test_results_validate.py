@@ -308,7 +308,7 @@ def test_the_command_prints_each_fault_and_exits_with_1(folder, table):
     file = edit(folder, SUPERVISED, set_field("gate", value=None))
     done = run("validate", folder, "--against", table)
     assert done.returncode == 1
-    assert f"fault: {file}: no load gate" in done.stderr
+    assert f"fault: {file}: it has no load gate" in done.stderr
     assert "45 records read, 1 faults" in done.stderr
     assert run("validate", folder, "--join", table).returncode == 2
     assert run(table, "--name", "lab").returncode == 2

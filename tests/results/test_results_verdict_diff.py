@@ -28,7 +28,7 @@ def test_changed_and_opposite_verdicts_are_named_and_equal_ones_are_not(results)
     old = results(records_on("cpu: A", ["amx_bf16", "avx512f"], OLD), "old")
     new = results(records_on("cpu: B", ["avx2"], NEW), "new")
     text = diff(old, new)
-    assert "Processors: cpu: A (amx_bf16, avx512f) -> cpu: B (avx2). Another kind" in text
+    assert "Processors: cpu: A (amx_bf16, avx512f) -> cpu: B (avx2). The same seed" in text
     lines = {
         line.split("kdep - scratch, ")[1].split(":")[0]: line
         for line in text.splitlines()

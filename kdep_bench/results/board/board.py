@@ -167,9 +167,9 @@ class Board:
         are preferred.
         """
         candidates = [
-            other
-            for other in self.rows
-            if other.student == row.student and other.method == method and other != row
+            candidate
+            for candidate in self.rows
+            if candidate.student == row.student and candidate.method == method and candidate != row
         ]
         for part in ("fraction", "epochs", "teacher"):
             if len(candidates) > 1:

@@ -94,11 +94,11 @@ def _points(estimate: Estimate) -> str:
 def _by_verdict(tasks: Sequence[Difference]) -> str:
     """ "higher on a, b; lower on c; not significantly different on d"."""
     phrases = {"better": "higher on", "worse": "lower on"}
-    other = "not significantly different on"
-    groups: dict[str, list[str]] = {phrase: [] for phrase in (*phrases.values(), other)}
+    not_significant = "not significantly different on"
+    groups: dict[str, list[str]] = {p: [] for p in (*phrases.values(), not_significant)}
     for d in tasks:
         if d.column is not None:
-            groups[phrases.get(d.verdict, other)].append(d.column.task)
+            groups[phrases.get(d.verdict, not_significant)].append(d.column.task)
     return "; ".join(f"{phrase} {', '.join(names)}" for phrase, names in groups.items() if names)
 
 

@@ -265,8 +265,7 @@ TERMS = (
         "transfer run, record",
         "A transfer run trains one exported student on one task, with one pre-training seed and "
         "one transfer seed. Its result is one record, a JSON file in records/. ok, failed and "
-        "missing are numbers of transfer runs. In code and on the command line a transfer run is "
-        "also called a cell.",
+        "missing are numbers of transfer runs.",
         ("ok", "failed", "missing", "run", "status"),
     ),
     Term(
