@@ -33,15 +33,18 @@ SUITE = """suite = dict(
 
 @pytest.fixture
 def suite(tmp_path: Path) -> Path:
+    """A suite for one epoch."""
     return write_suite(tmp_path / "little.py", 1)
 
 
 def write_suite(path: Path, epochs: int) -> Path:
+    """Writes the suite with this number of epochs; returns its file."""
     path.write_text(SUITE.format(epochs=epochs))
     return path
 
 
 def plan_of(suite: Path) -> Plan:
+    """The plan of the suite in this file."""
     return build_plan(load_suite(str(suite)))
 
 
@@ -72,11 +75,12 @@ def kinds(plan: Plan) -> dict[str, Stage]:
 
 
 def output(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Standard output of a command that succeeds."""
     assert main.main([str(a) for a in arguments]) == 0
     return capsys.readouterr().out
 
 
-def test_every_state_is_named(suite, tmp_path, capsys):
+def test_status_shows_the_state_of_every_stage(suite, tmp_path, capsys):
     plan, work = plan_of(suite), tmp_path / "work"
     stages = kinds(plan)
     finish(work, stages["views"])  # its input `prepare` is missing, and still needed by others
