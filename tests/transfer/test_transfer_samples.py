@@ -180,7 +180,7 @@ def test_a_file_with_arrays_that_fit_no_scorer_is_refused(tmp_path, fault):
     good = probe([0, 1, 2, 2], [0, 1, 2, 0])
     bad = Samples(good.scorer, good.classes, good.images, {**good.arrays, **BAD_ARRAYS[fault]})
     stored.write(tmp_path / "bad.npz", bad)
-    with pytest.raises(KdepError, match="is no file of per-sample outputs"):
+    with pytest.raises(KdepError, match="does not contain per-sample outputs"):
         stored.read(tmp_path / "bad.npz")
 
 
@@ -195,7 +195,7 @@ def test_a_changed_file_a_foreign_one_and_a_missing_one_are_refused(tmp_path):
     with pytest.raises(KdepError, match="checksum"):
         stored.read(path, stored_summary["sha256"])
     path.write_bytes(b"no archive")
-    with pytest.raises(KdepError, match="is no file of per-sample outputs"):
+    with pytest.raises(KdepError, match="does not contain per-sample outputs"):
         stored.read(path)
     with pytest.raises(KdepError, match="cannot be read"):
         stored.read(tmp_path / "nowhere.npz")

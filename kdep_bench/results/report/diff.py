@@ -62,7 +62,7 @@ def _change(place: Place, old: tuple[Column, Result], new: tuple[Column, Result]
     if not a.values or not b.values:
         same = (bool(a.values), len(a.failed)) == (bool(b.values), len(b.failed))
         return Change(
-            place, a, b, None, "no scores in both" if same else "scores in one folder only"
+            place, a, b, None, "no scores in either folder" if same else "scores in one folder only"
         )
     sign = new_column.sign
     gaps = {k: sign * v for k, v in st.differences(b.values, a.values).items()}
