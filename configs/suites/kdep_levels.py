@@ -2,7 +2,8 @@
 
 Command   python tools/run_suite.py configs/suites/kdep_levels.py   (can be stopped and resumed)
 Cost      three pre-trainings and nine transfer runs; everything else is that of `kdep_anatomy`
-Outcome   not run yet
+Outcome   results/kdep_levels: fitnets_4 is 3.9 points above maps_4 and 3.8 above fitnets; maps_4 is
+          5.9 above kdep_maps
 
 In `kdep_anatomy`, KDEP on four levels scores as FitNets does with two. This suite adds FitNets with
 four levels, with the same sum of loss weights, at the learning rate chosen in `kdep_levels_grid`.
