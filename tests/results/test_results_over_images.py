@@ -108,7 +108,7 @@ def test_a_paired_difference_over_images_equals_the_one_computed_by_hand():
     first, second = samples(truth, [0] * 30 + [1] * 10), samples(truth, [0] * 20 + [1] * 20)
 
     rows = [{(0, 0): oi.resample(image_scores_of(x, "top1").weighted, 40)} for x in (first, second)]
-    measured = oi.paired(*rows, 40)
+    measured = oi.paired(rows[0], rows[1], 40)
     assert measured is not None
     assert measured.mean == pytest.approx(0.25)
     # 10 of 40 images differ by 1: standard error sqrt(.25 * .75 / 40)
