@@ -23,6 +23,7 @@ suite.update(
     tasks=["pocket_probe"],
     probes=[
         *("knn", "few_shot", "retrieval", "calibration", "effective_rank", "cka"),
+        "linear_segmentation",
         dict(
             base="robustness",
             corruptions=["gaussian_noise", "gaussian_blur", "contrast", "jpeg_compression"],

@@ -12,17 +12,20 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from kdep_bench.errors import KdepError
 
+if TYPE_CHECKING:
+    from kdep_bench.probes.extract_maps import Maps
+
 # Inputs of probes. "classes": features and labels of `Probe.splits`; "pool": features of images of
 # the pool, without labels; "teacher": the teacher's cached features of the same images; "backbone":
-# the backbone, to run it on other images.
-READS = ("classes", "pool", "teacher", "backbone")
-CLASSES, POOL, TEACHER, BACKBONE = READS
+# the backbone, to run it on other images; "masks": feature maps and masks of `Probe.splits`.
+READS = ("classes", "pool", "teacher", "backbone", "masks")
+CLASSES, POOL, TEACHER, BACKBONE, MASKS = READS
 
 Better = Literal["larger", "smaller", ""]  # which values are better; "": neither
 
@@ -70,6 +73,7 @@ class Inputs:
 
     Attributes:
         splits: {split: features of its images}.
+        maps: {split: feature maps and masks of its images}.
         pool: features of images of the pool.
         teacher: [N, Dt] the teacher's features of the same images.
         images: function that yields the images of a split, in the order of its features, as
@@ -79,6 +83,7 @@ class Inputs:
     """
 
     splits: Mapping[str, Features] = field(default_factory=dict)
+    maps: Mapping[str, Maps] = field(default_factory=dict)
     pool: Features | None = None
     teacher: np.ndarray | None = None
     images: Callable[[str], Iterator[np.ndarray]] | None = None
@@ -99,7 +104,7 @@ class Probe(ABC):
 
     Class attributes must be literals, because planning reads them from the source:
         reads: subset of READS.
-        splits: splits that it reads, with "classes" in `reads`.
+        splits: splits that it reads, with "classes" or "masks" in `reads`.
         shots_argument: name of the argument with numbers of training images per class, or "".
         more_images_than_width: whether the test split must have more images than the feature has
             dimensions.

@@ -36,17 +36,9 @@ def extractor(student: Mapping[str, Any], checkpoint: Path) -> Extract:
     import torch
 
     from kdep_bench.devices import compute_device
-    from kdep_bench.networks.backbone import PreActivationTap, build_backbone, pool
-    from kdep_bench.transfer.gate import check, read_tensors
-    from kdep_bench.transfer.mm_config import prefer_channels_last
+    from kdep_bench.networks.backbone import PreActivationTap, pool
 
-    tensors = read_tensors(checkpoint)
-    backbone = build_backbone(student)
-    expected = backbone.state_dict()
-    loadable = {k: v for k, v in tensors.items() if k in expected and expected[k].shape == v.shape}
-    backbone.load_state_dict(loadable, strict=False)
-    check(backbone, checkpoint, tensors=tensors)
-    prefer_channels_last(backbone)
+    backbone = loaded_backbone(student, checkpoint)
     device = compute_device()
     tap = PreActivationTap(backbone, student["tap"]).to(device).eval()
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
@@ -58,6 +50,25 @@ def extractor(student: Mapping[str, Any], checkpoint: Path) -> Extract:
         return tuple(pool(m).float().cpu().numpy() for m in (before, after))  # type: ignore[return-value]
 
     return extract
+
+
+def loaded_backbone(student: Mapping[str, Any], checkpoint: Path, **overrides: Any) -> Any:
+    """The student's backbone with the weights of the file; KdepError unless all of them are.
+
+    `overrides`: arguments of the backbone to replace.
+    """
+    from kdep_bench.networks.backbone import build_backbone
+    from kdep_bench.transfer.gate import check, read_tensors
+    from kdep_bench.transfer.mm_config import prefer_channels_last
+
+    tensors = read_tensors(checkpoint)
+    backbone = build_backbone(student, **overrides)
+    expected = backbone.state_dict()
+    loadable = {k: v for k, v in tensors.items() if k in expected and expected[k].shape == v.shape}
+    backbone.load_state_dict(loadable, strict=False)
+    check(backbone, checkpoint, tensors=tensors)
+    prefer_channels_last(backbone)
+    return backbone
 
 
 def batches(folder: Path, classes: list[str], px: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -95,8 +106,9 @@ def run(
 
     Args:
         spec: `student`, its config; `images`: dict(folder=, splits=) for class folders of the data,
-            or dict(rows=, seed=) for images of the pool, with `share`, `share_seed` and `share_by`
-            for those of a data fraction.
+            with `size=` for images with masks (see `extract_maps`), or dict(rows=, seed=) for
+            images of the pool, with `share`, `share_seed` and `share_by` for those of a data
+            fraction.
         inputs: folders `export`; `prepare` for class folders; `views` for the pool.
         out: folder of this stage, for one npz per split and `features.json`.
         progress: called with (done, total, note).
@@ -113,13 +125,20 @@ def run(
     setup("mmpretrain")
     student, image_spec = spec["student"], spec["images"]
     started = time.perf_counter()
-    extract = extractor(student, Path(inputs["export"]) / "backbone.pth")
-    if "folder" in image_spec:
-        root = Path(inputs["prepare"]) / "data" / image_spec["folder"]
+    checkpoint = Path(inputs["export"]) / "backbone.pth"
+    root = Path(inputs.get("prepare", "")) / "data" / image_spec.get("folder", "")
+    if "size" in image_spec:
+        from kdep_bench.probes.extract_maps import map_extractor, split_maps
+
+        levels = map_extractor(student, checkpoint)
+        classes, counts = [], split_maps(root, image_spec, levels, out, progress)
+    elif "folder" in image_spec:
+        extract = extractor(student, checkpoint)
         classes, counts = _split_features(
             root, image_spec["splits"], extract, int(student["input_px"]), out, progress
         )
     else:
+        extract = extractor(student, checkpoint)
         classes, counts = [], _pool_features(image_spec, inputs, extract, out, progress)
     seconds = time.perf_counter() - started
     write_json(out / LISTING, {"classes": classes, "splits": counts})

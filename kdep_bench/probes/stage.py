@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from kdep_bench.errors import KdepError
-from kdep_bench.probes.base import BACKBONE, CLASSES, POOL, TEACHER, Inputs, Probe, outputs
+from kdep_bench.probes.base import BACKBONE, CLASSES, MASKS, POOL, TEACHER, Inputs, Probe, outputs
 from kdep_bench.probes.extract import batches, extractor, open_features
 from kdep_bench.registry import build, type_path
 
@@ -30,8 +30,8 @@ def run(
     Args:
         spec: `probe` (a probe config); `student`, for a probe that runs the backbone.
         inputs: folders of earlier stages, as required by the probe's `reads`: `features` (of class
-            folders), `pool` (features of pool images), `cache` (the teacher's features), `export`
-            and `prepare` (the backbone and the images).
+            folders, or maps of images with masks), `pool` (features of pool images), `cache` (the
+            teacher's features), `export` and `prepare` (the backbone and the images).
         out: folder of this stage; not used.
         progress: called with (done, total, note).
 
@@ -67,6 +67,10 @@ def _inputs(
     if CLASSES in probe.reads:
         features = open_features(inputs["features"])
         arguments["splits"] = {split: features[split] for split in probe.splits}
+    if MASKS in probe.reads:
+        from kdep_bench.probes.extract_maps import open_maps
+
+        arguments["maps"] = open_maps(inputs["features"])
     if POOL in probe.reads:
         arguments["pool"] = open_features(inputs["pool"])["pool"]
     if TEACHER in probe.reads:

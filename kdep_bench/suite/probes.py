@@ -8,7 +8,7 @@ file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.signatures import check_arguments, class_value
@@ -19,8 +19,9 @@ from kdep_bench.suite.schema import Json, Suite, uses_teacher
 
 SPLITS = ("train", "val", "test")
 # Inputs of probes; a copy of `kdep_bench.probes.base.READS`, whose module imports torch.
-READS = ("classes", "pool", "teacher", "backbone")
+READS = ("classes", "pool", "teacher", "backbone", "masks")
 PLANNED = {"name", "about", "folder", "type"}  # keys of a probe's config that are not arguments
+MASKS = "cityscapes"  # the folder of images with masks
 POOL_SEED = 0  # selects the pool images of probes; the same for every backbone
 
 
@@ -39,7 +40,7 @@ def splits(probe: Json) -> tuple[str, ...]:
 
 def check_probe(data: Json, probe: Json) -> None:
     """Raises KdepError if a probe's config is invalid or does not fit the data."""
-    for rule in (check_class, check_folder_key, check_class_folder):
+    for rule in (check_class, check_folder_key, check_class_folder, check_mask_folder):
         rule(data, probe)
 
 
@@ -57,11 +58,14 @@ def check_class(data: Json, probe: Json) -> None:
 
 
 def check_folder_key(data: Json, probe: Json) -> None:
-    """Checks that the config has `folder` if and only if the probe reads class folders."""
+    """Checks that the config has `folder` if and only if the probe reads images."""
     if splits(probe) and not probe.get("folder"):
+        kind, folder = "class folders", "classify"
+        if "masks" in reads(probe):
+            kind, folder = "masks", MASKS
         raise KdepError(
-            f"probe {probe['name']!r} reads class folders, but its config has no `folder`",
-            fix="set folder='classify' in the probe's config",
+            f"probe {probe['name']!r} reads {kind}, but its config has no `folder`",
+            fix=f"set folder={folder!r} in the probe's config",
         )
     if probe.get("folder") and not splits(probe):
         raise KdepError(
@@ -73,7 +77,7 @@ def check_folder_key(data: Json, probe: Json) -> None:
 def check_class_folder(data: Json, probe: Json) -> None:
     """Checks that the folder has class labels and all splits that the probe reads."""
     parts = known_parts(data)
-    if parts is None or not splits(probe):
+    if parts is None or not splits(probe) or "masks" in reads(probe):
         return
     folder, label = probe["folder"], f"probe {probe['name']!r}"
     config_key = (parts.config_keys or {}).get(folder, folder)
@@ -97,6 +101,41 @@ def check_class_folder(data: Json, probe: Json) -> None:
             f"{data['name']!r} has no splits",
             fix="use a folder with splits, such as folder='classify', or remove the probe",
         )
+    _check_splits(data, probe, available, config_key)
+
+
+def check_mask_folder(data: Json, probe: Json) -> None:
+    """Checks `size`, and that the data have masks and all splits that the probe reads."""
+    if "masks" not in reads(probe):
+        return
+    if len(probe.get("size") or ()) != 2:
+        raise KdepError(
+            f"probe {probe['name']!r} has size = {probe.get('size')!r}",
+            expected="(height, width) in pixels",
+            fix="set size=(120, 160) in the probe's config",
+        )
+    parts = known_parts(data)
+    if parts is None:
+        return
+    if MASKS not in parts.splits:
+        raise KdepError(
+            f"probe {probe['name']!r} reads images with masks, but the data {data['name']!r} has "
+            "none",
+            fix="remove the probe from the suite",
+        )
+    if probe["folder"] != MASKS:
+        raise KdepError(
+            f"probe {probe['name']!r} reads images with masks, but its config has "
+            f"folder = {probe['folder']!r}",
+            fix=f"set folder={MASKS!r} in its config",
+        )
+    config_key = (parts.config_keys or {}).get(MASKS, MASKS)
+    _check_splits(data, probe, parts.splits[MASKS] or (), config_key)
+
+
+def _check_splits(data: Json, probe: Json, available: Sequence[str], config_key: str) -> None:
+    """Checks that the data have all splits that the probe reads."""
+    folder, label = probe["folder"], f"probe {probe['name']!r}"
     if missing := [split for split in splits(probe) if split not in available]:
         raise KdepError(
             f"{label} reads {' and '.join(f'{folder}/{s}' for s in missing)}, but `{config_key}` "
@@ -104,6 +143,17 @@ def check_class_folder(data: Json, probe: Json) -> None:
             expected=f"the splits {', '.join(splits(probe))}",
             fix=f"add {' and '.join(f'{config_key}.{s}' for s in missing)} to the data config, or "
             "remove the probe from the suite",
+        )
+
+
+def check_probe_student(student: Json, probe: Json) -> None:
+    """Raises KdepError for a probe that reads maps of several levels where there are none."""
+    if "masks" in reads(probe) and not (student.get("pyramid") or {}).get("out_indices"):
+        raise KdepError(
+            f"probe {probe['name']!r} reads feature maps, but student {student['name']!r} has no "
+            "`pyramid` in its config",
+            fix="add `pyramid` to the student's config, or remove the probe or the student from "
+            "the suite",
         )
 
 
@@ -186,6 +236,7 @@ class ProbePlanner:
         """
         for probe in self.suite.probes:
             check_probe_teacher(self.suite, student, method, probe)
+            check_probe_student(student, probe)
             needs, spec = self._needs(probe, student, chain, label), {"probe": self._spec(probe)}
             if "backbone" in reads(probe):
                 needs |= {"export": chain["export"], "prepare": chain["prepare"]}
@@ -214,7 +265,8 @@ class ProbePlanner:
         """Adds the features that a probe reads; role -> id of the stages that it needs."""
         needs = {}
         if splits(probe):
-            needs["features"] = self._class_features(probe["folder"], student, chain, label)
+            size = probe["size"] if "masks" in reads(probe) else None
+            needs["features"] = self._split_features(probe["folder"], size, student, chain, label)
         if "pool" in reads(probe):
             uses_method_teacher = probe.get("teacher") == "method"
             cache = chain["cache"] if uses_method_teacher else self.suite_cache(student)
@@ -223,16 +275,23 @@ class ProbePlanner:
                 needs["cache"] = cache
         return needs
 
-    def _class_features(
-        self, folder: str, student: Json, chain: Mapping[str, str], label: str
+    def _split_features(
+        self,
+        folder: str,
+        size: list[int] | None,
+        student: Json,
+        chain: Mapping[str, str],
+        label: str,
     ) -> str:
-        """Adds the features of all splits of a class folder, also of those that no probe reads.
+        """Adds the features of all splits of a folder, also of those that no probe reads.
 
-        Adding a probe that reads another split then does not change the stage's id.
+        Adding a probe that reads another split then does not change the stage's id. `size`: of
+        images with masks, whose maps are stored; None for class folders.
         """
         parts = known_parts(self.suite.data)
         available = SPLITS if parts is None else parts.splits[folder] or ()
-        images = {"folder": folder, "splits": [s for s in SPLITS if s in available]}
+        images: Json = {"folder": folder, "splits": [s for s in SPLITS if s in available]}
+        images |= {} if size is None else {"size": list(size)}
         return self.add(
             "features",
             f"{folder}.{label}",

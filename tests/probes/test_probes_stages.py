@@ -36,7 +36,7 @@ def run_stages(root: Path) -> dict[str, Any]:
     import torch
 
     from kdep_bench.data import views
-    from kdep_bench.probes import extract, stage
+    from kdep_bench.probes import extract, extract_maps, stage
     from kdep_bench.transfer import classification
     from kdep_bench.transfer.export import save_tensors
     from kdep_bench.transfer.gate import read_tensors
@@ -71,6 +71,19 @@ def run_stages(root: Path) -> dict[str, Any]:
     model, _ = classification._frozen_model(cfg, root / "export" / "backbone.pth")
     task_features = classification._features(model, cfg, data / "classify" / "test")
 
+    (root / "maps").mkdir()
+    scenes = {"folder": "cityscapes", "splits": ["train", "val", "test"], "size": [120, 160]}
+    map_outputs = extract.run(
+        {"student": student, "images": scenes}, inputs, root / "maps", ignore_progress
+    )
+    maps = extract_maps.open_maps(root / "maps")
+    levels = extract_maps.map_extractor(student, root / "export" / "backbone.pth")
+    path = sorted((data / "cityscapes" / "leftImg8bit" / "test").rglob("*.png"))[3]
+    one_image = levels(np.asarray(Image.open(path).convert("RGB"))[None])
+    half = {**scenes, "splits": ["val"], "size": [60, 80]}
+    (root / "half").mkdir()
+    extract.run({"student": student, "images": half}, inputs, root / "half", ignore_progress)
+
     spec = dict(views=2, px=64, seed=0, scale=[0.4, 1.0], ratio=[0.75, 1.33])
     views.run(spec, inputs, folders["views"], ignore_progress)
     with_views = {**inputs, "views": folders["views"]}
@@ -95,6 +108,13 @@ def run_stages(root: Path) -> dict[str, Any]:
         "cka": probe("cka", rows=30),
         "robustness": probe("robustness", corruptions=["jpeg_compression"], c_grid=[1.0]),
     }
+    config_maps = {**resolve("probe", "linear_segmentation"), "max_iter": 60}
+    probes["linear_segmentation"] = stage.run(
+        {"probe": config_maps, "student": student},
+        {"features": root / "maps"},
+        root,
+        ignore_progress,
+    )
     errors = {}
     with pytest.raises(KdepError) as error:
         probe("knn", type="builtins.dict")
@@ -124,6 +144,10 @@ def run_stages(root: Path) -> dict[str, Any]:
         "rows": np.load(folders["pool"] / "rows.npy"),
         "all": (before, after),
         "errors": errors,
+        "map_outputs": map_outputs,
+        "maps": maps["test"],
+        "half": extract_maps.open_maps(root / "half")["val"],
+        "one_image": one_image,
         **probes,
     }
 
@@ -198,3 +222,24 @@ def test_a_wrong_type_a_truncated_image_and_other_weights_are_refused(results):
     assert "is not a probe" in results["errors"]["type"]
     assert "classify/val/bird" in results["errors"]["truncated"]
     assert "backbone's weights equal the file" in results["errors"]["weights"]
+
+
+def test_maps_are_of_the_image_that_their_mask_belongs_to(results):
+    """Levels of strides 8, 16, 32, in the order of the names."""
+    maps = results["maps"]
+    assert results["map_outputs"]["images"] == {"train": 8, "val": 8, "test": 8}
+    assert [level.shape[1:] for level in maps.levels] == [(64, 15, 20), (128, 8, 10), (256, 4, 5)]
+    assert maps.masks.shape == (8, 120, 160)
+    for level, alone in zip(maps.levels, results["one_image"], strict=True):
+        np.testing.assert_allclose(level[3], alone[0], rtol=2e-3, atol=2e-3)  # half precision
+    assert results["half"].masks.shape == (8, 60, 80)
+    assert set(np.unique(results["half"].masks)) <= set(range(9))  # class numbers are not mixed
+
+
+def test_linear_segmentation_sees_the_coloured_shapes(results):
+    """Also from random weights; a wrong mask or order of images would give about chance."""
+    (miou, accuracy) = results["linear_segmentation"]["values"]
+    assert (miou["name"], accuracy["name"]) == ("mIoU", "pixel accuracy")
+    assert miou["value"] > 1.5 * miou["chance"]
+    assert accuracy["value"] > accuracy["chance"]
+    assert "chosen on val" in results["linear_segmentation"]["notes"][0]

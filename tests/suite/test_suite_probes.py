@@ -44,14 +44,15 @@ def test_probes_add_stages_and_change_none():
     assert set(without.stages) <= set(plan.stages)
     assert {s.kind for s in added} == {"features", "probe"}  # the cache is that of kdep
     exports = [s for s in plan.stages.values() if s.kind == "export"]
-    assert len([s for s in added if s.kind == "features"]) == 2 * len(exports)
+    # of the class folders, of the scenes with masks, of the pool
+    assert len([s for s in added if s.kind == "features"]) == 3 * len(exports)
     assert len(plan.probes) == len(ALL) * len(exports)
 
 
 def test_features_of_a_backbone_are_extracted_once_for_all_probes():
     plan = build_plan(build(**POCKET, probes=ALL))
     ids = {r.chain["features"] for r in plan.probes if r.seed == 0 and "features" in r.chain}
-    assert len(ids) == 2  # kdep and scratch
+    assert len(ids) == 4  # kdep and scratch, class folders and scenes
     retrieval_only = build_plan(build(**POCKET, probes=["retrieval"]))  # reads only the test split
     assert {s.id for s in retrieval_only.stages.values() if s.kind == "features"} <= set(
         plan.stages
@@ -178,7 +179,7 @@ def test_pocket_probes_uses_the_backbones_of_methods_pocket():
     )
     added = [s.kind for i, s in plan.stages.items() if i not in methods_pocket.stages]
     assert set(added) == {"features", "probe"}
-    assert len(plan.probes) == 7 * 84
+    assert len(plan.probes) == 8 * 84
 
 
 def test_the_planner_s_list_of_probe_inputs_is_that_of_the_probes():
@@ -188,3 +189,29 @@ def test_the_planner_s_list_of_probe_inputs_is_that_of_the_probes():
     for name in ALL:
         probe = resolve("probe", name)
         assert probe["about"], f"{name} has no description for the tables"
+
+
+MAPS = {"base": "linear_segmentation"}
+
+
+def test_linear_segmentation_reads_maps_of_the_size_in_its_config():
+    plan = build_plan(build(**POCKET, probes=[{**MAPS, "size": [60, 80]}]))
+    (spec, *rest) = [s.spec for s in plan.stages.values() if s.kind == "features"]
+    assert spec["images"] == {
+        "folder": "cityscapes",
+        "splits": ["train", "val", "test"],
+        "size": [60, 80],
+    }
+    assert all(s["images"] == spec["images"] for s in rest)
+
+
+def test_linear_segmentation_that_cannot_run_is_refused_before_anything_runs():
+    assert "set folder='cityscapes'" in planning_error(probes=[{**MAPS, "folder": "classify"}])
+    assert "set size=(120, 160)" in planning_error(probes=[{**MAPS, "size": [120]}])
+    data = {"base": "pocket", "scenes": {"val": 0}}
+    change = {"data": data, "tasks": ["pocket_probe"]}
+    assert "add scenes.val to the data config" in planning_error(**change, probes=[MAPS])
+    suite = build(**POCKET, probes=[MAPS])
+    student = {k: v for k, v in suite.students[0].items() if k != "pyramid"}
+    with pytest.raises(KdepError, match="has no `pyramid`"):
+        build_plan(suite.model_copy(update={"students": [student]}))

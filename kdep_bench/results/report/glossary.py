@@ -228,6 +228,13 @@ TERMS = (
         ("top1",),
     ),
     Term(
+        "mIoU, pixel accuracy (of a probe)",
+        "Linear segmentation: one 1x1 convolution on the frozen feature maps of strides 8, 16 and "
+        "32, trained on the scenes with masks; mean IoU over classes, and the fraction of labelled "
+        "pixels that are right, on the test split.",
+        ("mIoU", "pixel accuracy"),
+    ),
+    Term(
         "mAP, recall at K (of a probe)",
         "Image retrieval: for every test image, the other test images are ranked by cosine "
         "similarity. mAP: mean average precision of finding images of the same class. Recall at K: "

@@ -1,0 +1,205 @@
+"""Segmentation by one linear layer per cell of frozen feature maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdep_bench.bounds import Count, Counts, Positives
+from kdep_bench.errors import KdepError
+from kdep_bench.probes.base import Inputs, Measured, Probe, Value
+
+if TYPE_CHECKING:
+    from kdep_bench.probes.extract_maps import Maps
+
+IGNORE = 255
+
+
+def block_counts(masks: np.ndarray, size: Sequence[int], classes: int) -> np.ndarray:
+    """[N, classes, h, w] number of pixels of each class in every cell of a map of `size` (h, w)."""
+    n, height, width = masks.shape
+    rows = np.arange(height) * size[0] // height
+    columns = np.arange(width) * size[1] // width
+    block = rows[:, None] * size[1] + columns[None]
+    blocks = size[0] * size[1]
+    counts = np.zeros((n, classes, blocks), np.float32)
+    for i, mask in enumerate(masks):
+        known = mask != IGNORE
+        place = mask[known].astype(np.int64) * blocks + block[known]
+        counts[i] = np.bincount(place, minlength=classes * blocks).reshape(classes, blocks)
+    return counts.reshape(n, classes, *size)
+
+
+def areas(predicted: np.ndarray, masks: np.ndarray, classes: int) -> np.ndarray:
+    """[classes, classes] pixels by (true, predicted) class, without those that have no class."""
+    known = masks != IGNORE
+    place = masks[known].astype(np.int64) * classes + predicted[known]
+    return np.bincount(place, minlength=classes**2).reshape(classes, classes)
+
+
+def mean_iou(confusion: np.ndarray) -> float:
+    """Mean IoU over the classes that are in the truth or in the prediction."""
+    hit = np.diag(confusion)
+    union = confusion.sum(0) + confusion.sum(1) - hit
+    return float((hit[union > 0] / union[union > 0]).mean())
+
+
+class LinearSegmentation(Probe):
+    """One 1x1 convolution on the frozen maps, all levels together; mIoU on the test split.
+
+    The levels are those that a segmentation head reads (strides 8, 16, 32), each channel divided by
+    its standard deviation on the training split; the logits of coarser levels are resized to the
+    finest (bilinear), which is the same as resizing the maps. Trained with cross-entropy, in which
+    every labelled pixel counts and has the logits of its cell of the finest level, and with
+    `decay` / 2 * |W|^2; the loss is convex and is minimised by L-BFGS from zero. Logits are then
+    resized to the image. There is no augmentation and no random number.
+
+    `mIoU`: as the segmentation task's; chance is that of predicting the most frequent class
+    everywhere. `pixel accuracy`: fraction of labelled pixels that are right.
+
+    Args:
+        size: (height, width) that images and masks are resized to.
+        decay: values to choose from, by mIoU on the validation split.
+        max_iter: steps of the solver for each value.
+    """
+
+    reads = frozenset({"masks"})
+    splits = ("train", "val", "test")
+
+    def __init__(
+        self,
+        size: Counts,
+        decay: Positives = (1e-4, 1e-3, 1e-2, 1e-1),
+        max_iter: Count = 100,
+    ) -> None:
+        self.size, self.decay, self.max_iter = list(size), sorted(decay), int(max_iter)
+
+    def measure(self, data: Inputs) -> Measured:
+        train, val, test = (data.maps[s] for s in self.splits)
+        known = np.concatenate([m.masks[m.masks != IGNORE] for m in (train, val, test)])
+        if not known.size or not (train.masks != IGNORE).any():
+            raise KdepError(
+                "no training mask has a labelled pixel",
+                expected=f"class numbers from 0, and {IGNORE} for no class",
+                fix="check the masks of the data",
+            )
+        classes = int(known.max()) + 1
+        layer = _Layer(train, classes)
+        best: tuple[float, float, Any] | None = None
+        for done, decay in enumerate(reversed(self.decay)):  # the strongest first
+            data.progress(done, len(self.decay), f"decay {decay:g}")
+            weights = layer.fit(decay, self.max_iter)
+            score = mean_iou(layer.confusion(val, weights))
+            if best is None or score > best[0]:
+                best = score, decay, weights
+        assert best is not None
+        score, decay, weights = best
+        confusion = layer.confusion(test, weights)
+        truth = confusion.sum(1)
+        chance = float(truth.max() / truth.sum()) / int((truth > 0).sum())
+        values = {
+            "mIoU": Value(mean_iou(confusion), "larger", True, chance),
+            "pixel accuracy": Value(
+                float(np.trace(confusion) / truth.sum()),
+                "larger",
+                True,
+                float(truth.max() / truth.sum()),
+            ),
+        }
+        note = f"decay = {decay:g} chosen on val ({score:.4f}), {layer.evaluations} evaluations"
+        return Measured(values, (note,))
+
+
+class _Layer:
+    """The convex problem of one training split."""
+
+    def __init__(self, train: Maps, classes: int) -> None:
+        import torch
+
+        self.classes, self.evaluations = classes, 0
+        self.scales = [_scale(level) for level in train.levels]
+        size = train.levels[0].shape[2:]
+        counts = torch.from_numpy(block_counts(train.masks, size, classes))
+        self.counts, self.total = counts, counts.sum()
+        self.maps = self._scaled(train)
+        self.weights: list[Any] | None = None
+
+    def _scaled(self, maps: Maps) -> list[Any]:
+        import torch
+
+        return [
+            (torch.from_numpy(level.astype(np.float32)) - mean) / sd
+            for level, (mean, sd) in zip(maps.levels, self.scales, strict=True)
+        ]
+
+    def _logits(self, maps: list[Any], weights: list[Any]) -> Any:
+        """[N, classes, h, w] at the size of the finest level."""
+        from torch.nn import functional as F
+
+        *kernels, bias = weights
+        size, logits = maps[0].shape[2:], bias[None, :, None, None]
+        for level, kernel in zip(maps, kernels, strict=True):
+            part = F.conv2d(level, kernel[:, :, None, None])
+            if part.shape[2:] != size:
+                part = F.interpolate(part, size=size, mode="bilinear", align_corners=False)
+            logits = logits + part
+        return logits
+
+    def fit(self, decay: float, max_iter: int) -> list[Any]:
+        """Kernels [classes, C] by level, and the bias; starts from the last solution."""
+        import torch
+
+        if self.weights is None:
+            self.weights = [torch.zeros(self.classes, m.shape[1]) for m in self.maps]
+            self.weights.append(torch.zeros(self.classes))
+        weights = [w.clone().requires_grad_() for w in self.weights]
+        solver = torch.optim.LBFGS(
+            weights, max_iter=max_iter, history_size=20, line_search_fn="strong_wolfe",
+            tolerance_grad=1e-6, tolerance_change=1e-9,
+        )  # fmt: skip
+
+        def loss() -> Any:
+            self.evaluations += 1
+            solver.zero_grad()
+            likelihood = torch.log_softmax(self._logits(self.maps, weights), 1)
+            value = -(likelihood * self.counts).sum() / self.total
+            value = value + decay / 2 * sum((w**2).sum() for w in weights[:-1])
+            value.backward()
+            return value
+
+        solver.step(loss)
+        self.weights = [w.detach() for w in weights]
+        if not all(bool(torch.isfinite(w).all()) for w in self.weights):
+            raise KdepError(
+                f"the linear layer diverged with decay = {decay:g}",
+                fix="raise the values of `decay` in the probe's config",
+            )
+        return self.weights
+
+    def confusion(self, maps: Maps, weights: list[Any]) -> np.ndarray:
+        """Pixels of the split by (true, predicted) class."""
+        import torch
+        from torch.nn import functional as F
+
+        total = np.zeros((self.classes, self.classes), np.int64)
+        scaled, step = self._scaled(maps), 64
+        with torch.inference_mode():
+            for start in range(0, len(maps), step):
+                part = slice(start, start + step)
+                logits = self._logits([m[part] for m in scaled], weights)
+                size = maps.masks.shape[1:]
+                logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+                total += areas(logits.argmax(1).numpy(), maps.masks[part], self.classes)
+        return total
+
+
+def _scale(level: np.ndarray) -> tuple[Any, Any]:
+    """(mean, standard deviation) of each channel, [1, C, 1, 1]; 1 for a constant channel."""
+    import torch
+
+    x = torch.from_numpy(level.astype(np.float32))
+    mean = x.mean((0, 2, 3), keepdim=True)
+    sd = x.std((0, 2, 3), keepdim=True, correction=0)
+    return mean, torch.where(sd > 1e-6, sd, torch.ones_like(sd))
