@@ -56,7 +56,8 @@ def map_extractor(
     levels_config = pyramid(student, "linear segmentation")
     backbone = loaded_backbone(student, checkpoint, out_indices=tuple(levels_config["out_indices"]))
     device = compute_device()
-    backbone = backbone.to(device).eval()
+    backbone.to(device)
+    backbone.eval()  # of an mmpretrain network it returns None
     used = [i for i, stride in enumerate(levels_config["strides"]) if stride >= SMALLEST_STRIDE]
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
 
@@ -140,7 +141,9 @@ def split_maps(
                     f"{LARGEST:g}",
                     fix="check the loss curve of the pre-training",
                 )
-        named = {f"level_{k}": level.astype(np.float16) for k, level in enumerate(levels)}
+        named: dict[str, Any] = {
+            f"level_{k}": level.astype(np.float16) for k, level in enumerate(levels)
+        }
         np.savez(out / f"{split}.npz", masks=masks, **named)
         counts[split] = len(masks)
     return counts

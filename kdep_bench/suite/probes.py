@@ -80,7 +80,7 @@ def check_class_folder(data: Json, probe: Json) -> None:
     if parts is None or not splits(probe) or "masks" in reads(probe):
         return
     folder, label = probe["folder"], f"probe {probe['name']!r}"
-    config_key = (parts.config_keys or {}).get(folder, folder)
+    config_key = (parts.config_keys or {}).get(folder) or folder
     if folder in parts.splits and folder in ("detect", "cityscapes"):
         raise KdepError(
             f"{label} reads one label per image, but `{folder}` of the data {data['name']!r} has "
@@ -129,7 +129,7 @@ def check_mask_folder(data: Json, probe: Json) -> None:
             f"folder = {probe['folder']!r}",
             fix=f"set folder={MASKS!r} in its config",
         )
-    config_key = (parts.config_keys or {}).get(MASKS, MASKS)
+    config_key = (parts.config_keys or {}).get(MASKS) or MASKS
     _check_splits(data, probe, parts.splits[MASKS] or (), config_key)
 
 

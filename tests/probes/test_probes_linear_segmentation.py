@@ -72,7 +72,7 @@ def test_the_weights_are_the_minimum_of_the_loss_of_logistic_regression():
     weights = counts.T.ravel() / counts.sum()
     oracle.fit(np.concatenate([x, x]), np.repeat([0, 1], len(x)), weights)
     np.testing.assert_allclose(kernel[1] - kernel[0], oracle.coef_[0], atol=2e-3)
-    assert bias[1] - bias[0] == pytest.approx(oracle.intercept_[0], abs=2e-3)
+    assert bias[1] - bias[0] == pytest.approx(np.ravel(oracle.intercept_)[0], abs=2e-3)
 
 
 def test_blocks_areas_and_iou_by_hand():
