@@ -435,8 +435,8 @@ def _run(suite: Path, work: Path, results: Path | None, show_progress: bool) -> 
     done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         lines = (done.stderr + (done.stdout or "")).strip().splitlines()
-        causes = [line for line in lines if "FAILED" in line or line.startswith("run_suite: ")]
-        causes = [line.removeprefix("run_suite: ") for line in causes or lines[-1:]]
+        causes = [line for line in lines if "FAILED" in line or line.startswith("kdep-bench run: ")]
+        causes = [line.removeprefix("kdep-bench run: ") for line in causes or lines[-1:]]
         raise KdepError(" ".join(causes) + f" (suite {suite}, exit code {done.returncode})")
 
 

@@ -61,7 +61,7 @@ def made_again(folder: object) -> str:
 
 
 def unknown_name(
-    kind: str, name: str, valid: Iterable[str], *, fix: str | None = None
+    kind: str, name: str, valid: Iterable[str], *, place: str = "", fix: str | None = None
 ) -> KdepError:
     """A KdepError for a name that is not among `valid`.
 
@@ -69,9 +69,11 @@ def unknown_name(
         kind: what the name is, such as "method".
         name: the unknown name.
         valid: all valid names.
+        place: where the name was found, such as "the budget".
         fix: what to do; default: suggests up to three similar names, or lists all.
     """
     names = sorted(map(str, valid))
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of: {', '.join(names)}"
-    return KdepError(f"unknown {kind} {name!r}", fix=fix or hint)
+    found_in = f" in {place}" if place else ""
+    return KdepError(f"unknown {kind} {name!r}{found_in}", fix=fix or hint)

@@ -199,7 +199,7 @@ def _unknown_argument(name: str, where: str, key: str, valid: Collection[str]) -
             f"{where} gives {name} the argument {key!r}, but {name} has no arguments",
             fix=f"remove it ({hint})",
         )
-    error = unknown_name(f"argument of {name} in {where}", key, valid)
+    error = unknown_name(f"argument of {name}", key, valid, place=where)
     return KdepError(error.problem, expected=error.expected, fix=f"{error.fix} ({hint})")
 
 
@@ -225,7 +225,7 @@ def check_value(annotation: str, value: Any, where: str, name: str) -> None:
         raise KdepError(
             f"{where} has {name} = {value!r:.60}",
             expected=" or ".join(expected_texts),
-            fix="correct the config",
+            fix=f"correct `{name}` of {where}",
         ) from None
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Unpack, convert and verify an official data set, or generate the pocket data of a config."""
+"""Unpack, convert and verify an official data set, or generate the built-in pocket data."""
 
 import sys
 from pathlib import Path

@@ -1,7 +1,8 @@
 """Attention-based feature distillation: learned weights for all pairs of maps, label-free.
 
-Source       Ji et al., AAAI 2021; clovaai/attention-feature-distillation, weight 200 and 128
-             dimensions. There it is added to logit distillation and cross-entropy.
+Source       Ji et al., AAAI 2021; clovaai/attention-feature-distillation, with its loss
+             weight 200 and its 128 dimensions. There it is added to logit distillation and
+             cross-entropy.
 Differs      from `fitnets` in comparing the spatial pattern of maps instead of their channels, and
              every student map with every teacher map, weighted per sample by attention.
 Cost         attention layers of about 0.4 M parameters, dropped at export; a cache of four maps.

@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
             return _prepare(Path(args.what), args.out)
         return _official(args)
     except KdepError as e:
-        print(f"error: {e}", file=sys.stderr)
+        print(f"kdep-bench data: {e}", file=sys.stderr)
         return 1
 
 

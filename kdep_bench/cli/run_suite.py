@@ -39,12 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_arguments(args)
         return _run(args, arguments)
     except KdepError as e:
-        print(f"run_suite: {e}", file=sys.stderr)
+        print(f"kdep-bench run: {e}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # an OSError that is not about a disk
         raise
     except OSError as e:
-        print(f"run_suite: {output.disk_fault(e)}", file=sys.stderr)
+        print(f"kdep-bench run: {output.disk_fault(e)}", file=sys.stderr)
         return 1
 
 

@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _run(args)
     except KdepError as e:
-        print(f"work_dir: {e}", file=sys.stderr)
+        print(f"kdep-bench work-dir: {e}", file=sys.stderr)
         return 2
 
 

@@ -193,6 +193,12 @@ class Pool:
         try:
             real_folder(self.work / LOCKS)
         except OSError as e:
+            if isinstance(e, NotADirectoryError | FileExistsError):
+                raise KdepError(
+                    f"the work dir {self.work} is a file, or is below a file",
+                    expected="a folder, or a path that does not exist yet",
+                    fix="choose another with --work-dir",
+                ) from None
             raise KdepError(
                 f"the work dir {self.work} is not writable ({e.strerror})",
                 fix="correct its permissions, or choose another with --work-dir",

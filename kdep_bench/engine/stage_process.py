@@ -160,7 +160,7 @@ def note_failure(out: Path, sentence: str, stage: Stage) -> None:
 
 
 def error_text(e: BaseException) -> str:
-    """The error message for any exception, with a fix; of a KdepError its own text."""
+    """The error message for an exception, with a fix; a KdepError already has both."""
     if isinstance(e, KdepError):
         return str(e)
     text = " ".join(str(e).split())[:300]

@@ -1,4 +1,4 @@
-"""Check: several processes, one per GPU (NCCL; gloo on a CPU): sums, and BatchNorm over all."""
+"""Check: all-reduce and SyncBatchNorm over several processes, one per GPU (on a CPU: two)."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from kdep_bench.objectives.base import Context, Objective
 
 
 def row_gram(x_BD: Tensor) -> Tensor:
-    """The Gram matrix [B, B] of features [B, D], with every row divided by its Euclidean norm."""
+    """The Gram matrix [B, B] of features [B, D]; each row of the matrix has Euclidean length 1."""
     return F.normalize(x_BD @ x_BD.T, dim=1)
 
 

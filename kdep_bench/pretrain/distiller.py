@@ -35,8 +35,8 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 class NewNetwork(nn.Module):
     """A network of the student's architecture with new random weights, for objectives.
 
-    Maps normalised images [B, 3, H, W] to (before, after), both pooled [B, Ds], in the precision of
-    the student.
+    Maps normalised images [B, 3, H, W] to the pooled features before and after the last activation,
+    [B, Ds] each, in the precision of the student.
     """
 
     def __init__(self, student: Mapping[str, Any], dtype: torch.dtype) -> None:
@@ -63,7 +63,8 @@ class Distiller(BaseModel):
             (parameters, BatchNorm statistics, target and loss stay float32). float16 needs a GPU
             and loss scaling (AmpOptimWrapper); bfloat16 needs neither.
         maps: whether the objective reads the student's feature pyramid.
-        levels_before: the levels that it reads before their last activation.
+        levels_before: names of the pyramid levels that the objective reads before their last
+            activation.
         teacher: arguments of TeacherReader.
         accumulate: number of micro-batches per step.
         compile: back end of torch.compile for the student, or None.
@@ -77,7 +78,8 @@ class Distiller(BaseModel):
         micro_batch: number of the current micro-batch of the step.
 
     Raises:
-        KdepError: an unknown precision, players together with gradient accumulation, or a student
+        KdepError: an unknown precision, players (parts of an objective with their own optimiser)
+            together with gradient accumulation, or a student
             whose network does not fit its config.
     """
 
@@ -223,7 +225,7 @@ class Distiller(BaseModel):
         with torch.autocast(images.device.type, enabled=False):
             by_role = self.teacher_outputs(teacher_inputs, {} if batch is None else batch.extra)
             if batch is not None:
-                # Cached outputs, then those of live teachers, in the order of the roles.
+                # Outputs from caches and of live teachers together, in the order of the roles.
                 outputs_by_role = {**batch.stored, **by_role}
                 by_role = {
                     k: outputs_by_role[k] for k in self.teacher_readers if k in outputs_by_role

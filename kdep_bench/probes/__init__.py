@@ -1,1 +1,1 @@
-"""Properties of an exported backbone that no transfer score, mean, ranking or claim includes."""
+"""Probes: measurements of an exported backbone, which enter no score, mean, ranking or claim."""

@@ -58,7 +58,7 @@ def check_optimizer(config: Json, where: str) -> None:
     path = optimizer_path(kind)
     known_optimizers = torch_optimizers()
     if path is None and "." not in kind and known_optimizers:
-        raise unknown_name(f"type of {where}", kind, known_optimizers)
+        raise unknown_name("optimizer type", kind, known_optimizers, place=where)
     for name, annotation in _OPTIMIZER_RANGES.items():
         if name in config:
             check_value(annotation, config[name], where, name)

@@ -16,7 +16,7 @@ import os
 import re
 from collections import Counter
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import PackageNotFoundError, entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -149,6 +149,13 @@ def read_config(path: Path) -> Json:
         cfg = Config.fromfile(path, lazy_import=True)
     except (KdepError, KeyboardInterrupt):
         raise
+    except PackageNotFoundError as e:
+        raise KdepError(
+            f"the config {path} imports a module that does not exist ({e.name})",
+            expected="relative imports of other configs in `with read_base():`, such as "
+            "`from .pocket import suite`",
+            fix=f"correct the imports in {path}",
+        ) from e
     except BaseException as e:  # a config is code and can raise anything, also SystemExit
         raise KdepError(
             f"the config {path} cannot be read ({type(e).__name__}: {e})",
@@ -225,7 +232,7 @@ def merged(base: Json, overrides: Json, where: str) -> Json:
         elif key in (valid_keys := {*base, *argument_names({**base, **overrides}.get("type"))}):
             out[key] = value
         else:
-            raise unknown_name(f"key of {where}", key, valid_keys)
+            raise unknown_name("key", key, valid_keys, place=where)
     return out
 
 
@@ -322,7 +329,8 @@ def check(model: type[_Model], value: Any, where: str) -> _Model:
     path = [str(part) for part in fault["loc"]]
     if fault["type"] == "extra_forbidden":
         fields = _fields_at(model, path[:-1])
-        raise unknown_name(f"key of the {'.'.join([where, *path[:-1]])}", path[-1], fields)
+        inside = f"`{'.'.join(path[:-1])}` of " if path[:-1] else ""
+        raise unknown_name("key", path[-1], fields, place=f"{inside}the {where}")
     if fault["type"] == "missing":
         raise KdepError(f"the {where} lacks the key {'.'.join(path)!r}", fix="add it to the config")
     wrong_value = fault.get("input")
@@ -330,9 +338,10 @@ def check(model: type[_Model], value: Any, where: str) -> _Model:
     if fault["type"] == "too_short":  # "List should have at least 1 item after validation, not 0"
         expected = f"at least {fault.get('ctx', {}).get('min_length', 1)} in the list"
     key = "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in path).removeprefix(".")
-    raise KdepError(
-        f"the {where} has {key} = {wrong_value!r:.80}", expected=expected, fix="correct the config"
-    )
+    fix = f"correct `{key}` in the {where}"
+    if fault["type"] == "list_type" and isinstance(wrong_value, str):
+        expected, fix = "a list", f"write {key}=[{wrong_value!r:.80}]"
+    raise KdepError(f"the {where} has {key} = {wrong_value!r:.80}", expected=expected, fix=fix)
 
 
 def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:

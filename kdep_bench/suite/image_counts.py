@@ -156,6 +156,12 @@ def _chain(
 
 def check_nonempty_fraction(run: CountedRun) -> None:
     """Checks that the data fraction contains at least one image."""
+    if run.pool < 1:
+        raise KdepError(
+            f"the data of suite {run.suite.name!r} has no pre-training images",
+            expected="a folder that exists and contains images",
+            fix="correct `pool` in the data config",
+        )
     if run.images < 1:
         raise KdepError(
             f"{run.label} has {run.fraction:g} of {run.pool} images, which rounds to 0 images",

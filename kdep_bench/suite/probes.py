@@ -1,9 +1,9 @@
 """Probes of a suite: their checks when the plan is built, and their stages.
 
-A probe measures an exported backbone. It reads features from stages `features`, which all probes of
-the backbone share: one stage per folder of labelled images, with all its splits, and one for images
-of the pool (the pre-training images). A class folder has one sub-folder per class. No check reads a
-file.
+A probe measures an exported backbone. It reads features that stages of the kind `features` have
+stored. All probes of a backbone share these stages: one for each folder of labelled images (with
+all its splits), and one for images of the pool (the pre-training images). A class folder has
+one sub-folder per class. No check reads a file.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ class ProbePlanner:
         self.suite, self.plan, self.add = suite, plan, add
         self.views, self.suite_cache = views, suite_cache
         self._planned = {run.id for run in plan.probes}
-        # One dict per config, so that `Plan.text` makes its JSON only once.
+        # `Plan.text` caches the JSON of a dict by its identity, so each config is stripped once.
         self._specs = {id(c): without(c, PROSE) for c in (*suite.probes, *suite.students)}
 
     def add_probes(
@@ -231,7 +231,7 @@ class ProbePlanner:
         Args:
             student, method, teacher: their configs.
             fraction: data fraction of the pre-training.
-            chain: stages of the export: role -> stage id.
+            chain: {role: id} of the stages that lead to the exported backbone, itself included.
             label: label for stage names.
         """
         for probe in self.suite.probes:
@@ -305,16 +305,16 @@ class ProbePlanner:
         """Adds the features of `rows` images, drawn from those in the teacher cache `cache`."""
         cache_spec = self.plan.stages[cache].spec
         keys = ("share", "share_seed", "share_by")
-        fraction = {k: cache_spec[k] for k in keys if k in cache_spec}
+        fraction_spec = {k: cache_spec[k] for k in keys if k in cache_spec}
         needs = {"views": self.views(student), "export": chain["export"]}
-        if "share_by" in fraction:
+        if "share_by" in fraction_spec:
             needs["prepare"] = chain["prepare"]
         return self.add(
             "features",
             f"pool.{label}",
             {
                 "student": self._spec(student),
-                "images": {"rows": rows, "seed": POOL_SEED, **fraction},
+                "images": {"rows": rows, "seed": POOL_SEED, **fraction_spec},
             },
             needs,
         )

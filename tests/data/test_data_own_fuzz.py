@@ -95,7 +95,7 @@ def test_a_json_with_any_value_replaced_raises_only_kdep_error(
 
 
 @quiet
-@given(cut=st.integers(0), at=st.integers(0), byte=st.integers(0, 255))
+@given(length=st.integers(0), position=st.integers(0), byte=st.integers(0, 255))
 def test_a_json_with_changed_bytes_raises_only_kdep_error(
     length: int, position: int, byte: int, root: Path, tmp_path: Path
 ) -> None:
@@ -108,7 +108,8 @@ def test_a_json_with_changed_bytes_raises_only_kdep_error(
 
 @quiet
 @given(
-    flips=st.lists(st.tuples(st.integers(0), st.integers(0, 255)), max_size=4), cut=st.integers(0)
+    flips=st.lists(st.tuples(st.integers(0), st.integers(0, 255)), max_size=4),
+    length=st.integers(0),
 )
 def test_a_mask_with_changed_bytes_raises_only_kdep_error(
     flips: list[tuple[int, int]], length: int, tmp_path: Path

@@ -180,7 +180,7 @@ def test_signed_pairs_use_the_first_half_of_the_components():
     a = torch.tensor([[1.0, -8.0, 5.0, 6.0]])
     assert SignedPairs()(a).tolist() == [[1.0, 0.0, 0.0, 8.0]]
     torch.testing.assert_close(SignedPairs(n=3.0)(a), torch.tensor([[1.0, 0.0, 0.0, 2.0]]))
-    with pytest.raises(KdepError, match="odd number"):
+    with pytest.raises(KdepError, match="needs an even number"):
         SignedPairs()(a[:, :3])
 
 

@@ -121,5 +121,5 @@ def test_other_students_and_patch_sizes_are_refused():
         MaskedAutoencoder(64).attach(conv, torch.nn.Identity)
     with pytest.raises(KdepError, match=r"patches have 16 pixels"):
         MaskedAutoencoder(64, patch=8).attach(build_backbone(STUDENT), torch.nn.Identity)
-    with pytest.raises(KdepError, match="5 heads"):
+    with pytest.raises(KdepError, match="decoder_heads=5"):
         MaskedAutoencoder(64, decoder_heads=5)

@@ -39,7 +39,7 @@ def load_changed(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Any:
             "sets 'method.optimizer.lr' twice, in `space` and in `method`",
         ),
         (dict(halving=dict(epochs=1, factor=1)), "halving.factor = 1"),
-        (dict(trial=3), "unknown key of the search 'smoke_kdep' 'trial'.*did you mean trials"),
+        (dict(trial=3), "unknown key 'trial' in the search 'smoke_kdep'.*did you mean trials"),
     ],
 )
 def test_a_search_that_cannot_work_is_refused(

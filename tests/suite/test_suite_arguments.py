@@ -36,7 +36,7 @@ def one_method(base: str = "kdep", **over: Any) -> dict[str, Any]:
     ("optimizer", "message"),
     [
         (dict(type="SDG", lr=0.1), "did you mean SGD"),
-        (dict(type="LBFGS", lr=0.1), "unknown type"),
+        (dict(type="LBFGS", lr=0.1), "unknown optimizer type"),
         (dict(lr=0.1), "has no `type`"),
         (dict(type="SGD"), "no learning rate `lr`"),
         (dict(SGD, lr=0.0), "greater than 0"),

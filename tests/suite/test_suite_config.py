@@ -102,7 +102,7 @@ def test_an_override_can_add_any_part_that_the_data_s_prepare_reads():
         ({"seeds": {"pretrain": [0], "tranfer": [0]}}, "transfer"),
         ({"methods": ["kdpe"]}, "did you mean kdep"),
         ({"students": []}, "students"),
-        ({"tasks": "smoke_probe"}, "valid list"),
+        ({"tasks": "smoke_probe"}, "expected a list"),
         ({"budget": {**GOOD["budget"], "epochs": "three"}}, "valid number"),
         ({"budget": {**GOOD["budget"], "batch": 0}}, "greater than or equal to 1"),
         ({"methods": ["kdep", "kdep"]}, "more than once"),

@@ -15,8 +15,8 @@ import pytest
 from test_suite_config import GOOD, build
 
 from kdep_bench.errors import KdepError
-from kdep_bench.suite.config import resolve
-from kdep_bench.suite.image_counts import check_counts
+from kdep_bench.suite.config import load_suite, resolve
+from kdep_bench.suite.image_counts import CountedRun, check_counts, check_nonempty_fraction
 from kdep_bench.suite.plan import build_plan
 from kdep_bench.suite.schema import Suite
 
@@ -401,3 +401,9 @@ def test_every_task_of_the_repository_has_a_possible_recipe():
         task = resolve("task", name)
         check_recipe(name, task["recipe"])
         check_recipe(name, shrink_task(task)["recipe"])
+
+
+def test_data_without_images_are_refused_before_anything_is_divided_by_their_number():
+    run = CountedRun(load_suite("smoke"), {}, {}, None, 1.0, 1.0, 0, 0)
+    with pytest.raises(KdepError, match="has no pre-training images"):
+        check_nonempty_fraction(run)

@@ -230,7 +230,7 @@ def test_records_and_rows_of_a_transfer_method_are_separate(tmp_path):
     for name in ("leaderboard.md", "leaderboard.csv", "leaderboard.tex", "index.html"):
         assert PHRASE.format("scratch", "transkd") in (results / name).read_text()
     text = (results / "leaderboard.md").read_text()
-    assert "## Methods at transfer" in text
+    assert "## Transfer methods" in text
     assert "transfer-*.resnet18_w32.scratch.s*.transkd-*" in text.replace("\\", "")
 
 

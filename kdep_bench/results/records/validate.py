@@ -220,6 +220,8 @@ def _trains_teacher(r: Record) -> bool:
 
 
 def _differing(subject: str, group: Records, value_of: Callable[[Record], Any]) -> Iterator[str]:
+    if not group:
+        return
     first = value_of(group[0][1])
     for file, record in group[1:]:
         if (second := value_of(record)) != first:

@@ -1,6 +1,7 @@
 """Networks with fixed weights whose output is read off the colour of an image.
 
-Colours are codes: red = 8 * code + 4, green = 8 * index + 4, blue = 255 - red. A pixel whose blue
+Colours are codes: red = 8 * code + 4, green = 8 * index + 4 (index: position of
+the image in its split), blue = 255 - red. A pixel whose blue
 does not fit its red (swapped channels, another normalisation) reads as code `BAD`.
 """
 
@@ -21,7 +22,7 @@ from torch.nn.functional import dropout, one_hot
 from tests.transfer.known_answers.pictures import CODES
 
 BAD = CODES - 1
-# ImageNet's, in full: the code under test must not lend its own.
+# ImageNet's values, repeated here so that the test does not depend on the code under test.
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 #: The learning rate of each training step, where a task has the hook `RecordLearningRate`.
@@ -41,9 +42,9 @@ class RecordLearningRate(Hook):
 class ColourBackbone(BaseModule):
     """[B, 3, H, W] normalised -> codes, through a BatchNorm and a Dropout that reveal the mode.
 
-    The BatchNorm's stored statistics are those of doing nothing and never change, and the
-    Dropout drops everything. In evaluation mode both pass on what they get; in training mode the
-    codes of an image depend on its neighbours, and are then lost. `norm_eval` keeps the BatchNorm
+    The BatchNorm's stored statistics (mean 0, variance 1) never change, and the Dropout drops
+    everything. In evaluation mode both are the identity. In training mode the BatchNorm mixes the
+    images of a batch, and the Dropout then sets everything to zero. `norm_eval` keeps the BatchNorm
     in evaluation mode always, and `drops=False` leaves the Dropout out: a head can then be trained.
 
     Args:
@@ -99,8 +100,8 @@ class BoxReader(BaseDetector):
 
     answers: {code of the image's first pixel: [[code of the class, score, x, y, w, h], ...]} with
     boxes as fractions of the image size. Which label belongs to which class code it learns from the
-    training set's boxes: it looks at the colour in the middle of each. A Dropout that drops
-    everything takes the scores in training mode.
+    training set's boxes: it looks at the colour in the middle of each. In training mode a
+    Dropout that drops everything sets all scores to zero.
     """
 
     def __init__(
