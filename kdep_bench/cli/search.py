@@ -55,8 +55,6 @@ def main(argv: list[str] | None = None) -> int:
     args = p.parse_args(argv)
     if not args.search and args.replay is None:
         p.error("a search is needed (see kdep-bench searches)")
-    if args.trials is not None and args.trials < 1:
-        p.error(f"--trials is {args.trials}; it must be 1 or more")
     try:
         return _replay(args) if args.replay is not None else _run(args)
     except KdepError as e:
