@@ -55,7 +55,7 @@ def _build(folder: Path, suite: str | None) -> int:
     from kdep_bench.results import build
 
     _check_single_suite(folder)
-    summary = build(folder, suite, _claims(folder))
+    summary = build(folder, suite, _claims(folder), require_records=True)
     counts = ", ".join(f"{summary[k]} {k}" for k in ("ok", "failed", "missing", "damaged"))
     print(f"{summary['suite']}: {summary['records']} records ({counts})")
     for sentence in summary["not_read"]:

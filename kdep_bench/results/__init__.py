@@ -11,8 +11,9 @@ def build(
     suite: str | None = None,
     claims: list[dict[str, Any]] | None = None,
     method_inputs: dict[str, dict[str, Any]] | None = None,
+    require_records: bool = False,
 ) -> dict[str, Any]:
     """Rebuilds all tables and the page of `results_dir` from its records; see `report.build`."""
     from kdep_bench.results.report import report
 
-    return report.build(Path(results_dir), suite, claims, method_inputs)
+    return report.build(Path(results_dir), suite, claims, method_inputs, require_records)

@@ -9,10 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from make_records import grid
 from test_results_tables import BEATS, SCORES, golden_records
 
+from kdep_bench.errors import KdepError
 from kdep_bench.results import build
+from kdep_bench.results.records.record import dump
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "report.py"
 
@@ -129,6 +132,10 @@ def test_a_record_that_cannot_be_read_is_named_by_the_command(tmp_path, capsys):
 
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "a.json").write_text("{")
+    assert command.main([str(tmp_path)]) == 2
+    assert "a.json" in capsys.readouterr().err
+    (record, *_) = golden_records()
+    (tmp_path / "records" / f"{record.id}.json").write_text(dump(record))
     assert command.main([str(tmp_path)]) == 0
     assert "not read: " in (printed := capsys.readouterr().err)
     assert "a.json" in printed
@@ -157,3 +164,13 @@ def test_the_folder_of_all_suites_is_not_reported_as_one_suite(results, tmp_path
     message = capsys.readouterr().err
     assert f"--index {parent}" in message
     assert str(parent / "suite") in message
+
+
+def test_a_folder_without_a_readable_record_gets_no_empty_tables(tmp_path):
+    (tmp_path / "records").mkdir()
+    with pytest.raises(KdepError, match="contains no readable record"):
+        build(tmp_path, claims=[], require_records=True)
+    (tmp_path / "records" / "a.json").write_text('{"id": ')
+    with pytest.raises(KdepError, match=r"contains no readable record: .*a\.json"):
+        build(tmp_path, claims=[], require_records=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["records"]

@@ -162,7 +162,7 @@ def best_f1(per_class: Sequence[ClassMatches]) -> Array:
     image = np.concatenate([matched.image[keep] for matched, keep in pairs])
     score = np.concatenate([matched.score[keep] for matched, keep in pairs])
     true = np.concatenate([matched.true[F1_IOU][keep] for matched, keep in pairs])
-    order = np.lexsort((true, -score, image))  # of equal scores, false ones first: no luck
+    order = np.lexsort((true, -score, image))  # equal scores: false ones first
     image, score, true = image[order], score[order], true[order]
     for n in np.unique(image):
         if truths[n] > 0:

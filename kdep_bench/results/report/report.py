@@ -32,6 +32,7 @@ def build(
     suite: str | None = None,
     claims: list[dict[str, Any]] | None = None,
     method_inputs: dict[str, dict[str, Any]] | None = None,
+    require_records: bool = False,
 ) -> dict[str, Any]:
     """Rebuilds leaderboard.md, .csv, .tex and index.html of `results_dir` from its records.
 
@@ -43,18 +44,22 @@ def build(
         claims: claim configs to judge, which are written to claims.json; None: those of that file.
         method_inputs: method -> {"reads": [inputs of its losses]}, written to methods.json if the
             tables show it; None: the content of that file.
+        require_records: raise instead of writing empty tables.
 
     Returns:
         numbers of records by status, verdicts on claims, remarks, and the written files.
 
     Raises:
-        KdepError: `results_dir` is not a folder, or a claim is not valid.
+        KdepError: `results_dir` is not a folder, a claim is not valid, or with `require_records`
+            no record can be read.
     """
     results_dir = Path(results_dir)
     board = make_board(store.read(results_dir), suite)
+    probes, damaged_probes = probe_record.read(results_dir, suite)
+    if require_records and not (board.runs or probes):
+        raise _no_records(results_dir, suite, [sentence for _, sentence in board.damaged])
     verdicts = judge(board, _claims(results_dir, claims))
     view = board_rows.make_view(board, verdicts, _method_inputs(results_dir, board, method_inputs))
-    probes, damaged_probes = probe_record.read(results_dir, suite)
     view.probes = probe_tables.make_section(probes, damaged_probes)
     _add_image_differences(view, results_dir)
     full = store.load_full(results_dir, _shown_in_full(board.runs))
@@ -82,6 +87,17 @@ def build(
         "files": [str(results_dir / n) for n in files],
         "plots": len(drawn),
     }
+
+
+def _no_records(results_dir: Path, suite: str | None, damaged: list[str]) -> KdepError:
+    """The error for a folder without a readable record, whose tables would be empty."""
+    of_suite = f" of suite {suite!r}" if suite else ""
+    reasons = f": {'; '.join(damaged[:3])}" if damaged else ""
+    return KdepError(
+        f"{results_dir} contains no readable record{of_suite}{reasons}",
+        expected="a results folder that a suite has written, such as results/pocket",
+        fix="name another folder, or run the suite again",
+    )
 
 
 def _add_image_differences(view: board_rows.BoardView, results_dir: Path) -> None:
