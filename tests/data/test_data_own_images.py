@@ -150,7 +150,7 @@ def test_equal_and_similar_images_of_train_and_test_are_noted_beside_the_score(
     }
     data_card.write(tmp_path, "mine", outputs)
     table = (tmp_path / "data_card.md").read_text()
-    assert "## Images that sets share" in table
+    assert "## Images in two sets" in table
     assert "| coco/test | coco/train | 1 | 0 | test/0.jpg = train/2.jpg | no |" in table
     allow = [["pool", "masks/test"], ["coco/test", "coco/train"]]
     waived = own.run({**spec, "allow_duplicates": allow}, tmp_path / "waived")

@@ -81,7 +81,7 @@ def _corrected(verdicts: list[Verdict]) -> list[Verdict]:
             if v.verdict in ("supported", "refuted") and adjusted[i] >= 1 - st.LEVEL:
                 reason = (
                     f"p = {text.p_value(adjusted[i])} after Holm's correction for {len(tested)} "
-                    f"claims; as the only claim it would be {v.verdict}"
+                    f"verdicts; as the only one it would be {v.verdict}"
                 )
                 corrected[id(v)] = replace(v, verdict="undecided", reason=reason)
     return [corrected.get(id(v), v) for v in verdicts]

@@ -32,12 +32,12 @@ PAIRED = (
     "Comparison a - b: a's score minus b's score with the same pre-training seed and transfer "
     "seed, averaged over these seed pairs. A positive difference means that a is better, for every "
     "metric. The standard deviation of the differences is pooled over all methods of the task; a "
-    "significantly noisier method keeps its own. Result: better or worse if p is below 0.05 after "
-    "Holm's correction. It corrects four groups of comparisons separately: kdep's and the other "
-    "methods', each for means over tasks and for single tasks. Intervals are not corrected, so an "
-    "interval may exclude 0 although the result is not significant. The marks of the best methods "
-    "are corrected per task and may disagree with this table. A mean over tasks gives every task "
-    "family the same weight."
+    "method with a significantly larger one uses its own. Result: better or worse if p is below "
+    "0.05 after Holm's correction. The correction is made separately in four groups: comparisons "
+    "of kdep and comparisons of other methods, each over means and over single tasks. Intervals "
+    "are not corrected, so an interval may exclude 0 although the result is not significant. The "
+    "marks of the best methods are corrected per task and may disagree with this table. A mean "
+    "over tasks gives every task family the same weight."
 )
 
 LONG = 60  # rows; a longer difference table is split

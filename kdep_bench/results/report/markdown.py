@@ -274,13 +274,14 @@ def _claim_table(verdicts: list[Verdict]) -> list[str]:
 
 CLAIMS = (
     "Each claim has a threshold for a measured value. Measured: the score of the claim's first "
-    "method minus that of its second, in points; for a claim about a budget, how many times less "
-    "of it the first method needs; for a claim about teachers, a rank correlation. The claim is "
-    "supported if the whole interval meets the threshold, refuted if none of it does, and "
-    "otherwise undecided. Cost ratio: pre-training cost of the first method divided by that of "
-    "the second, both including the teacher cache. Seeds needed: the "
-    "number of independent seeds with which an undecided claim would be decided with probability "
-    "0.8."
+    "method minus that of its second, in points; for a claim about a budget, the second method's "
+    "budget divided by the first's; for a claim about teachers, a rank correlation. The claim is "
+    "supported if the whole interval meets the threshold, and refuted if none of it does, both "
+    "only if they also hold after Holm's correction; otherwise it is undecided. The correction is "
+    "made separately for the verdicts over all tasks and for those on single groups of tasks. "
+    "Cost ratio: pre-training cost of the first method divided by that of the second, both "
+    "including the teacher cache. Seeds needed: the number of independent seeds with which an "
+    "undecided claim would be decided with probability 0.8."
 )
 ALIGNMENT = (
     "The alignment maps the teacher's feature linearly to the student's width. Explained variance "
@@ -293,7 +294,8 @@ NOISE = (
     "method's scores, pooled over all methods of the task, with its degrees of freedom. Minimum "
     "detectable difference: the smallest true difference between two methods that a paired t test "
     "at 5 % would find with probability 0.8 (its power), with the stated number of independent "
-    "seeds per method."
+    "seeds per method. It is computed from paired differences, without methods that are "
+    "significantly noisier, and is no fixed multiple of the standard deviation."
 )
 ALIGNMENT_HEAD = ["student", "method", "teacher", "explained variance ratio", "std ratio: raw"]
 ALIGNMENT_HEAD += ["std ratio: aligned", "std ratio: transformed"]
