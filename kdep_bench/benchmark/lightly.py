@@ -112,7 +112,7 @@ def measure(
         )
     spec = {"student": student, "method": {"name": "scratch", "labels_used": False}, "seed": 0}
     (root / "scratch").mkdir()
-    checkpoint.untrained(spec, root / "scratch")
+    checkpoint.write_untrained(spec, root / "scratch")
     files = {
         "kdep": export_backbone(root / "ours", student),
         "lightly-train": root / "other/backbone.pth",

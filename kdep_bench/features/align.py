@@ -53,12 +53,12 @@ def run(
         progress: called with (rows done, rows, note).
 
     Returns:
-        `rows`: number of features; `image_list`: of the data fraction; `teacher_width`, `width`: Dt
-        and Ds; `explained_variance_ratio`: see `aligners.explained_variance_ratio`;
-        `variance_before` and `variance_after`: sums of the channel variances of the teacher's
-        feature and of the aligned one, in units of the teacher's feature squared;
+        `rows`: number of features; `image_list`: the images of the data fraction; `teacher_width`
+        and `width`: Dt and Ds; `explained_variance_ratio`: see the function in `aligners`;
+        `variance_before` and `variance_after`: sum of the channel variances of the teacher's
+        feature and of the aligned feature, in units of the teacher's feature squared;
         `std_ratio_before` and `std_ratio_after_align`: largest over smallest channel standard
-        deviation of the two, None where the smallest is 0.
+        deviation of these two features, None if the smallest is 0.
 
     Raises:
         KdepError: too few images for the directions to fit, features that are not finite or have
@@ -86,13 +86,13 @@ def run(
         "explained_variance_ratio": explained_variance_ratio(moments, basis),
         "variance_before": float(moments.covariance.trace()),
         "variance_after": float(basis.std.double().square().sum()),
-        "std_ratio_before": finite(std_ratio(moments.std)),
-        "std_ratio_after_align": finite(std_ratio(basis.std)),
+        "std_ratio_before": finite_or_none(std_ratio(moments.std)),
+        "std_ratio_after_align": finite_or_none(std_ratio(basis.std)),
     }
 
 
-def finite(x: float) -> float | None:
-    """`x`, or None if it is infinite (a std ratio is, if a channel is constant)."""
+def finite_or_none(x: float) -> float | None:
+    """`x`, or None if it is infinite, as the std ratio is if a channel is constant."""
     return x if x < float("inf") else None
 
 

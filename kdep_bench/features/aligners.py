@@ -5,8 +5,8 @@ dotted path of its class, `align=dict(type=...)`; 'svd' is short for `Svd`.
 
 Sources: CVMI-Lab/KDEP `src/gen_svd_weights.py` (SVD) and the alternatives in the comments of
 `src/resnet.py`, class ResNet_feat_svd_pre_relu: channels of largest variance, interpolation, random
-and smallest singular vectors. There, selected and interpolated channels keep their mean; here every
-aligner subtracts it, so that the automatic loss weight is comparable between methods.
+and smallest singular vectors. In that code, selected and interpolated channels keep their mean;
+here every aligner subtracts it, so that the automatic loss weight is comparable between methods.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Aligner(ABC):
         """V [Dt, width] float64, for width <= Dt.
 
         Raises:
-            KdepError: the features do not allow it, for example because their rank is too low.
+            KdepError: V cannot be computed, for example because the features have too low a rank.
         """
 
     def fit(self, moments: Moments, width: int) -> Basis:
@@ -124,7 +124,7 @@ class TopVariance(Aligner):
 
 
 class Interpolate(Aligner):
-    """1-D interpolation along the channel axis; a control, as neighbouring channels are unrelated.
+    """1-D interpolation along the channels; a control, because their order has no meaning.
 
     Args:
         mode: 'nearest' (the public code's `torch.nn.functional.interpolate` default, which for

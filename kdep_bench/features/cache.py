@@ -211,10 +211,11 @@ def _verify_sample(out: Path, teacher: Teacher, views: Views, order: np.ndarray)
 
 
 def estimate(rows: int, view_bytes: int, views: int) -> str:
-    """A message with the cost of a cache, and from how many epochs on a live teacher costs more.
+    """A message with the cost of a cache, and the epochs above which it is the cheaper choice.
 
-    A live teacher is run for every sample of every training run, a cached one once per view of an
-    image. So the cache is cheaper if all runs that read it have more than `views` epochs in total.
+    A live teacher is run for every sample of every training run, a cached teacher once per view of
+    an image. So the cache is cheaper if all runs that read it have more than `views` epochs in
+    total.
 
     Args:
         rows: number of (image, view) pairs.
@@ -269,7 +270,7 @@ def fill_shard(
         teacher: on its device.
         views: the views to compute.
         batch: rows per forward pass.
-        outputs: names of the extra outputs.
+        outputs: names of the extra outputs (other than the pooled feature).
         shapes: shape of each extra output, without the batch.
         out: folder of the cache.
         progress: called with (rows done, rows, note).
@@ -368,7 +369,7 @@ def note_path(out: Path, k: int) -> Path:
 
 
 def delete_foreign_shards(out: Path, identity: dict[str, Any]) -> None:
-    """Deletes the shards of an interrupted run if its `identity` (teacher, views) was another."""
+    """Deletes the shards of an interrupted run, unless it had the same `identity`."""
     path = out / "identity.json"
     if not (path.exists() and read_strict(path) == identity):
         for shard in out.glob("*.npy"):
@@ -396,7 +397,8 @@ def known_images(teacher: Teacher, folder: Path) -> dict[str, Any] | None:
     if there is no such file or the teacher has no logits.
 
     Raises:
-        KdepError: fewer than 60 % are right, which shows wrong weights or a wrong normalisation.
+        KdepError: fewer than 60 % are classified correctly, which indicates wrong weights or a
+            wrong normalisation.
     """
     if not teacher.has_logits or not (folder / "known.json").exists():
         return None

@@ -24,7 +24,7 @@ from kdep_bench.teachers.base import Teacher, TeacherOutput, build_teacher
 # 2 allows for the batch size, which may differ from that of the cache.
 TOLERANCE = 2.0**-10
 STORED_INT8 = (int8_maps.CODES, int8_maps.SCALES)
-_MOVE = made_again("of this cache stage")
+_FIX = made_again("of this cache stage")
 
 
 @contextmanager
@@ -61,8 +61,8 @@ def extra_outputs(
     """The requested outputs of a teacher, other than the pooled feature.
 
     Args:
-        teacher: its name is used in the error.
-        out: its output for B images.
+        teacher: the teacher; its name is used in the error.
+        out: the teacher's output for B images.
         outputs: "logits", "tokens", "maps" (all maps), "maps.<name>", "probabilities.<k>", or
             "int8_maps" and "int8_maps.<name>" for quantised maps.
 
@@ -141,7 +141,7 @@ def verify_sample(cache: Cache, teacher: Teacher, views: Views, count: int = 16)
         raise KdepError(
             f"the cache has {len(cache)} rows",
             expected=f"{views.rows}, one per view",
-            fix=_MOVE,
+            fix=_FIX,
         )
     check_same_teacher(cache, teacher)
     rows = sample_rows(views.rows, count)
@@ -154,7 +154,7 @@ def check_same_teacher(cache: Cache, teacher: Teacher) -> None:
         raise KdepError(
             f"the cache was made by teacher {cache.teacher['name']} "
             f"({cache.teacher['checksum']}), not by {teacher.name} ({teacher.checksum()})",
-            fix=_MOVE,
+            fix=_FIX,
         )
 
 
@@ -162,17 +162,17 @@ def verify_images(cache: Cache, teacher: Teacher, rows: np.ndarray, pixels: Tens
     """Computes rows with the live teacher and compares them with the cache.
 
     Args:
-        cache: opened.
-        teacher: on its device.
+        cache: the opened cache.
+        teacher: the live teacher, on its device.
         rows: [n] row numbers.
         pixels: [n, 3, px, px] uint8, the views of these rows.
 
     Returns:
-        the largest error, relative to the largest magnitude of the output in question.
+        the largest error; the error of an output is divided by the output's largest magnitude.
 
     Raises:
-        KdepError: an error above the rounding of the stored type: another teacher, view,
-            normalisation or resolution.
+        KdepError: an error above the rounding of the stored type. The teacher, the views, the
+            normalisation or the resolution are then not those of the cache.
     """
     output, largest_error = run_teacher(teacher, pixels), 0.0
     outputs = [n for n in sorted(cache.extras) if not n.startswith(f"{sparse.CLASSES}.")]
@@ -196,7 +196,7 @@ def verify_images(cache: Cache, teacher: Teacher, rows: np.ndarray, pixels: Tens
             raise KdepError(
                 f"cached {name} differ from the live teacher by {error:.2g} of their scale",
                 expected=f"at most {limit:.2g}, the rounding error of the stored numbers",
-                fix=f"{_MOVE} (the views, the normalisation or the resolution have changed)",
+                fix=f"{_FIX} (the views, the normalisation or the resolution have changed)",
             )
         largest_error = max(largest_error, error)
     return largest_error

@@ -14,8 +14,9 @@ from kdep_bench.errors import KdepError, made_again
 from kdep_bench.features import int8_maps
 from kdep_bench.files import read_strict
 
-# Files of a cache: its description; images for verification; row numbers of a data fraction.
-MANIFEST, SAMPLE, INDEX = "cache.json", "sample.npz", "rows.npy"
+MANIFEST = "cache.json"  # file that describes the cache
+SAMPLE = "sample.npz"  # file with images for verification
+INDEX = "rows.npy"  # file with the row numbers of a data fraction
 # Outputs that a cache can store in addition to the pooled feature.
 OUTPUTS = ("logits", "maps", "tokens", "probabilities")
 SHARD_ROWS = 16384  # rows per file
@@ -81,7 +82,7 @@ class Cache:
         return out
 
     def extra_names(self, needs: Sequence[str] | frozenset[str]) -> list[str]:
-        """Keys of `extras` for `needs`, words of OUTPUTS (others are ignored), sorted."""
+        """Sorted keys of `extras` for the words of OUTPUTS in `needs`; other words are ignored."""
         kinds = set(needs)
         if "probabilities" in needs:
             kinds.add("class_numbers")

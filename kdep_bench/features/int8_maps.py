@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-CODES, SCALES = "int8_maps", "int8_scales"  # the stored arrays are named <this>.<map>
+# The stored arrays are named "int8_maps.<map>" and "int8_scales.<map>".
+CODES, SCALES = "int8_maps", "int8_scales"
 LARGEST_CODE = 127
-# Below it float16 loses precision; also the scale of a channel of zeros.
+# Smaller float16 numbers are less precise. A channel of zeros has this scale.
 SMALLEST_SCALE = float(np.finfo(np.float16).smallest_normal)
-# Half a step is 1/254 of the largest magnitude; the bound is twice that.
+# Largest relative error. The rounding error is 1/254 of the largest magnitude; this is about twice
+# that.
 TOLERANCE = 2.0**-7
 LARGEST_VALUE = float(np.finfo(np.float16).max)  # the maps are read as float16
 

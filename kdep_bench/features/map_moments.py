@@ -1,8 +1,9 @@
 """Mean and covariance of a teacher's feature maps over images and spatial positions.
 
-The alignment of MapRegression is fitted to them. A map is first resized to the side of the student
-level that regresses it (1: the global mean); each position is then one sample. At most MAX_ROWS
-views are read, evenly spaced over the data fraction: for 4 x 4 positions these are 65,536 samples.
+The alignment of MapRegression is fitted to these moments. A map is first resized to the side of the
+student level that regresses it (side 1: the global mean); each position is then one sample. At most
+MAX_ROWS views are read, evenly spaced over the data fraction: with 4 x 4 positions, these are
+65,536 samples.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ ReadMaps = Callable[[NDArray[np.int64]], Mapping[str, Tensor]]
 
 
 def cached_maps(cache: Cache, names: Iterable[str]) -> ReadMaps:
-    """Reads the maps `names` of rows from a cache."""
+    """A function that reads the maps `names` of the given rows from a cache."""
     names = list(names)
 
     def read(rows: NDArray[np.int64]) -> dict[str, Tensor]:
@@ -43,7 +44,10 @@ def cached_maps(cache: Cache, names: Iterable[str]) -> ReadMaps:
 
 
 def live_maps(teacher: Teacher, views: Views, names: Iterable[str]) -> ReadMaps:
-    """Computes the maps `names` of rows with the teacher, which is on the device of the process."""
+    """A function that computes the maps `names` of the given rows with the teacher.
+
+    The teacher must be on the device of the process.
+    """
     names = list(names)
 
     def read(rows: NDArray[np.int64]) -> dict[str, Tensor]:
@@ -59,12 +63,12 @@ def live_maps(teacher: Teacher, views: Views, names: Iterable[str]) -> ReadMaps:
 def map_moments(
     read: ReadMaps, rows: NDArray[np.int64], maps_and_sides: Iterable[tuple[str, int]]
 ) -> dict[tuple[str, int], Moments]:
-    """Moments of the channels of each map over all positions at a side, by (map name, side).
+    """{(map name, side): Moments of the channels over all positions of that map}.
 
     Args:
         read: row numbers -> {map name: [n, C, H, W] float32}.
-        rows: row numbers of the views to use, at most MAX_ROWS of them.
-        maps_and_sides: names of the maps, and side in positions to which each is resized.
+        rows: row numbers of the views; at most MAX_ROWS of them are used.
+        maps_and_sides: pairs of a map name and the side, in positions, to which it is resized.
 
     Raises:
         KdepError: a value that is not finite.

@@ -115,8 +115,9 @@ def _is_prime(n: int) -> bool:
 def balancing(variances: Tensor) -> Tensor:
     """Orthogonal Q [D, D] for which Q diag(variances) Q' has a constant diagonal, for any D.
 
-    At most D - 1 plane rotations, each of which sets one channel to the mean: Chan and Li 1983,
-    "Diagonal elements and eigenvalues of a real symmetric matrix" (a constructive Schur-Horn).
+    Uses at most D - 1 plane rotations, each of which sets one diagonal entry to the mean: Chan and
+    Li 1983, "Diagonal elements and eigenvalues of a real symmetric matrix" (a constructive proof of
+    the Schur-Horn theorem).
     """
     v = variances.double().clone()
     mean = float(v.mean())

@@ -1,7 +1,7 @@
 """Policies for a student wider than the teacher (Ds > Dt). No torch: planning imports this.
 
 KDEP's public code has no such case (2048 -> 512 or 1280); an example is ViT-S (384) -> ResNet-18
-(512). It raises an error unless the method's `align` has one of the policies:
+(512). Such a student is an error unless the method's `align` has one of the policies:
 `dict(base="kdep", name="kdep_padded", align=dict(_delete_=True, type="svd", policy="zero_pad"))`.
 """
 
@@ -56,9 +56,9 @@ def check_rows(
         images: number of images of the data fraction.
         views: views per image; each gives one feature.
         directions: min(Ds, Dt).
-        fraction: data fraction in (0, 1], for the advice of the error.
-        pool: number of images of the whole pool, for the advice of the error.
-        subject: the thing that is fitted; the error begins with it.
+        fraction: data fraction in (0, 1], for the fix in the error.
+        pool: number of all pre-training images, for the fix in the error.
+        subject: what is fitted; the error begins with this text.
     """
     if images * views > directions:
         return

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from kdep_bench.errors import KdepError
 
-VALUES, CLASSES = "probabilities", "class_numbers"  # the stored arrays are named <this>.<k>
-MOST_CLASSES = 2**15  # int16
+# The stored arrays are named "probabilities.<k>" and "class_numbers.<k>".
+VALUES, CLASSES = "probabilities", "class_numbers"
+MOST_CLASSES = 2**15  # class numbers are stored as int16
 
 
 def names(k: int) -> tuple[str, str]:
@@ -27,7 +28,7 @@ def names(k: int) -> tuple[str, str]:
 def largest(logits_BC: Tensor, k: int, teacher: str) -> tuple[Tensor, Tensor]:
     """(probabilities [B, k] float32 in descending order, class numbers [B, k] int16).
 
-    `teacher`: its name, for errors.
+    `teacher`: name of the teacher, for errors.
 
     Raises:
         KdepError: k is above the number of classes, or there are more classes than int16 can
@@ -80,5 +81,5 @@ def stored_error(logits_BC: Tensor, values_Bk: Tensor, classes_Bk: Tensor) -> fl
 
 
 def stored_top(arrays: Iterable[str]) -> int | None:
-    """k of the stored probabilities among the names of a cache's arrays; None without any."""
+    """k of the array "probabilities.<k>" among the names of a cache's arrays; None without it."""
     return next((int(n.partition(".")[2]) for n in arrays if n.startswith(f"{VALUES}.")), None)

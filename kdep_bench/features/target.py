@@ -16,7 +16,7 @@ from kdep_bench.registry import build, locate, type_path
 
 
 class Target(nn.Module):
-    """Teacher feature [B, Dt] -> target [B, Ds]: alignment, then transform; no gradient."""
+    """Computes the target [B, Ds] from a teacher feature [B, Dt], without gradient."""
 
     def __init__(self, align: nn.Module, transform: nn.Module) -> None:
         super().__init__()

@@ -64,11 +64,11 @@ class PowerTemperature(Transform):
 
 
 class SignedPairs(Transform):
-    """The positive parts max(g, 0) of the first Ds / 2 components, then the parts max(-g, 0).
+    """Two channels for each of the first Ds / 2 components g: all max(g, 0), then all max(-g, 0).
 
-    For a student's feature after a ReLU, which is non-negative and cannot represent a signed target
-    (see `kdep_bench/objectives/signs.py`). g is the component after power temperature scaling with
-    T and n (n = 1: multiplied by 1 / T only).
+    This target is for a student's feature after a ReLU, which is non-negative and cannot represent
+    a signed target (see `kdep_bench/objectives/signs.py`). g is the component after power
+    temperature scaling with T and n (n = 1: multiplied by 1 / T only).
 
     `forward` raises KdepError for an odd number of aligned channels.
     """

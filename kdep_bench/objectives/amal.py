@@ -21,16 +21,16 @@ MIN_WEIGHT = 1e-7  # weights are clamped to [MIN_WEIGHT, 2 - MIN_WEIGHT], as in 
 class Amal(Objective):
     """L = mean over training samples of w_0 CE(y, p) + w_1 tau^2 KL_tau(teacher || student).
 
-    The weights w [images of the pool, 2] are trained to minimise L_val, the cross-entropy of
+    The weights w [all pre-training images, 2] are trained to minimise L_val, the cross-entropy of
     held-out images after one virtual SGD step of the last layer on L: w <- w - lr dL_val/dw,
     clamped to [1e-7, 2 - 1e-7]. For a linear last layer the derivative has a closed form, see
     `meta_gradient`.
 
     Source: durgas16/AMAL `KD/LearnMultiLambdaMeta.py`, CIFAR-100 configuration: initial weights
-    (0.1, 0.9), tau 4, lr 1500, 5 repeats, warm-up of 10 of 200 epochs. Two differences: the weights
-    are updated in every tenth step, there in all steps of every tenth epoch; and the held-out
-    images are chosen by a hash of the image number, there from a separate list. Held-out images
-    have loss 0; only BatchNorm statistics depend on them.
+    (0.1, 0.9), tau 4, lr 1500, 5 repeats, warm-up of 10 of 200 epochs. Two differences: here the
+    weights are updated in every tenth step, in the source in all steps of every tenth epoch; here
+    the held-out images are chosen by a hash of the image number, in the source from a separate
+    list. Held-out images have loss 0; only BatchNorm statistics depend on them.
 
     Args:
         tau: temperature.
@@ -115,9 +115,9 @@ class Amal(Objective):
                     self.tau,
                     self.virtual_lr,
                 )
-                # One gradient per image of the pool: zero for those that are not in the batch.
-                of_pool = torch.zeros_like(self.mixing.weights).index_add_(0, images, gradient)
-                players.apply("mixing", [of_pool])
+                # The gradient of all weights; it is zero for images that are not in the batch.
+                all_zero = torch.zeros_like(self.mixing.weights)
+                players.apply("mixing", [all_zero.index_add(0, images, gradient)])
                 self.mixing.weights.clamp_(MIN_WEIGHT, 2 - MIN_WEIGHT)
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:

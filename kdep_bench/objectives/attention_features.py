@@ -1,4 +1,4 @@
-"""Attention-based feature distillation: learned weights of all pairs of student, teacher maps."""
+"""Attention-based feature distillation: learned weights for pairs of student and teacher maps."""
 
 from __future__ import annotations
 

@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     from kdep_bench.objectives.players import Player, Players
     from kdep_bench.teachers.base import TeacherOutput
 
-# Inputs that an objective may read from a batch. Not evident from their names:
-# "views": the fixed views of an image are consecutive in the batch.
-# "classes": the labels are those of the teacher's own classifier.
+# Inputs that an objective may read from a batch. Those that need an explanation:
+# "views": no tensor; the fixed views of an image must be consecutive in the batch.
+# "classes": no tensor; the labels must be the classes of the teacher's classifier.
 # "classifier": the teacher's classifier, as a function of its pooled feature.
-# "tail": the teacher's layers after a map, which are trained again (Teacher.tail).
+# "tail": the teacher's layers after one of its maps, to be trained again (Teacher.tail).
 # "layer": the output of the layer `teacher_layer` of a live teacher. The teacher processes only the
 # visible patches, and its later layers are not run (Teacher.up_to).
-# "probabilities": the largest `top_classes` class probabilities, the rest spread evenly.
+# "probabilities": class probabilities. The `top_classes` largest are exact; the remaining
+# probability is spread evenly over the other classes.
 NEEDS = frozenset(
     {
         *("target", "labels", "pooled", "logits", "maps", "tokens", "views", "classes"),
@@ -37,17 +38,17 @@ ARGUMENTS = frozenset(
         "classes",  # number of classes of the labels file
         "epochs",  # epochs of the run, for schedules with a span
         "views",  # fixed views per image
-        "pool_images",  # number of images of the whole pool; the run may use a fraction of them
+        "pool_images",  # number of all pre-training images; the run may use a fraction of them
         "target_mean_square",  # mean square of the target over the alignment samples
         "teacher_width",  # Dt: number of channels of the teacher's pooled feature
-        "teacher_mean_variance",  # variance of each channel of the teacher's pooled feature, mean
+        "teacher_mean_variance",  # mean over channels of the variance of the teacher's feature
         "teacher_config",  # config of the teacher, for `build_teacher`
         "layer_width",  # channels of the layer's output, for "layer" in NEEDS
         "teacher_classes",  # number of classes of the teacher's logits
         "student_maps",  # {name: {"channels": C, "stride": s}}, as in Context.maps
         "teacher_maps",  # the same for Context.teacher.maps
         "layer_distances",  # {map: {map: 1 - CKA}} between the teacher's maps in `levels`
-        "map_moments",  # folder with the moments of these maps: features/map_moments.py
+        "map_moments",  # folder with means and covariances of these maps: features/map_moments.py
     }
 )
 # The members of ARGUMENTS that describe one teacher. A class that reads every teacher gets them in
@@ -81,13 +82,13 @@ class Context:
             class has "target" in `needs`.
         labels: [B] int64 class numbers. None in a label-free run, and unless the class has "labels"
             in `needs`.
-        teacher: the teacher's outputs, without gradient: `pooled` [B, Dt] at the tap and, for the
-            words of the same name in `needs`, `logits` [B, C], `maps` {name: [B, C, H, W]},
+        teacher: the teacher's outputs, without gradient: `pooled` [B, Dt] at the tap and, if the
+            word of the same name is in `needs`, `logits` [B, C], `maps` {name: [B, C, H, W]},
             `tokens` [B, T, C], `probabilities` [B, C] and `layer` [B, p + n, C] (p class tokens, n
-            visible patches). The first teacher where there are several; None in a run without a
-            teacher.
-        teachers: the same outputs of every teacher, by its role in the method; a method with one
-            teacher has the role "teacher".
+            visible patches). With several teachers: the outputs of the first. None in a run without
+            a teacher.
+        teachers: {role: outputs of that teacher}. A role is the name of a teacher in its method;
+            the role of a single teacher is "teacher".
         targets: {role: [B, Ds]}, the `target` of every teacher whose aligned feature is read.
         maps: the student's feature pyramid, {"s8": [B, C, H/8, W/8], ...}: levels are named by
             their stride in pixels. Empty unless the class has "maps" in `needs` or "student_maps"
@@ -98,7 +99,7 @@ class Context:
         rows: [B] int64 row number (image-major) of each view: image = row // views.
         step: number of the optimiser step, from 0; equal for all micro-batches of a step.
         steps: number of optimiser steps of the whole run.
-        extra: tensors that the method's Augment added, by the names that its class documents.
+        extra: {name: tensor} that the method's Augment added; its class documents the names.
         student: runs the student once more, on normalised images [B, 3, H, W]. A class that calls
             it includes these forward passes in `forwards`.
     """
@@ -136,7 +137,7 @@ class Context:
 
 
 class Component(nn.Module, ABC):
-    """Base class of Objective and weighting.Weighting, which declares the inputs of a class.
+    """Base class of Objective and weighting.Weighting; each subclass declares its inputs.
 
     Parameters are trained and dropped at export; buffers are stored in checkpoints.
 
@@ -147,9 +148,9 @@ class Component(nn.Module, ABC):
         requires: subset of ARGUMENTS, keyword arguments of the constructor whose values depend on
             the data, the student or the teacher. The pre-training stage supplies exactly these.
         every_teacher: whether all teachers of a method are read (`Context.teachers`), for methods
-            with two or more teachers. The class then gets the argument `teachers` in place of those
-            of its `requires` that are in TEACHER_ARGUMENTS. False: only one teacher is read, the
-            first, or the one that a part of a weighted sum names.
+            with two or more teachers. Such a class gets one argument `teachers` instead of the
+            words of `requires` that are in TEACHER_ARGUMENTS. False: only one teacher is read: the
+            first, or the teacher named in the class's part of a weighted sum.
         couples_samples: whether the loss of one sample depends on the other samples of the batch
             (Gram matrices, contrast). Such an objective raises an error if a batch is split, by
             gradient accumulation or over several processes, because the loss would differ.
@@ -259,10 +260,9 @@ def demands(config: Mapping[str, Any], base: type[Component] = Objective) -> Dem
     """
     kind = locate(config["type"])
     if not (isinstance(kind, type) and issubclass(kind, base)):
+        is_not = "not an Objective" if base is Objective else "neither an Objective nor a Weighting"
         raise KdepError(
-            f"{type_path(config['type'])} is not an {base.__name__}"
-            if base is Objective
-            else f"{type_path(config['type'])} is neither an Objective nor a Weighting",
+            f"{type_path(config['type'])} is {is_not}",
             expected="a class of kdep_bench.objectives",
             fix="correct `type` in the method's objective",
         )
@@ -272,14 +272,14 @@ def demands(config: Mapping[str, Any], base: type[Component] = Objective) -> Dem
     ):
         for word in sorted(declared - known):
             raise unknown_name(f"word in `{attribute}` of {type_path(kind)}", word, known)
-    of_parts = [demands(part, Component) for part in kind.parts(config)]
+    parts = [demands(part, Component) for part in kind.parts(config)]
     return Demands(
-        kind.needs.union(*(d.needs for d in of_parts)),
-        kind.requires.union(*(d.requires for d in of_parts)),
-        kind.couples_samples or any(d.couples_samples for d in of_parts),
-        kind.forwards + sum(d.forwards for d in of_parts),
-        kind.levels_before(config).union(*(d.levels_before for d in of_parts)),
-        getattr(kind, "has_players", False) or any(d.has_players for d in of_parts),
+        kind.needs.union(*(part.needs for part in parts)),
+        kind.requires.union(*(part.requires for part in parts)),
+        kind.couples_samples or any(part.couples_samples for part in parts),
+        kind.forwards + sum(part.forwards for part in parts),
+        kind.levels_before(config).union(*(part.levels_before for part in parts)),
+        getattr(kind, "has_players", False) or any(part.has_players for part in parts),
     )
 
 
@@ -288,12 +288,12 @@ def build_objective(config: Mapping[str, Any], build_args: Mapping[str, Any]) ->
 
     Args:
         config: {type, ...}; its values take precedence over `build_args`.
-        build_args: values of ARGUMENTS, of which the class gets those in its `requires`; and, for
-            a method with several teachers, "teachers": {role: {argument: value}}, which a class
-            gets that reads all teachers or has parts that may read them.
+        build_args: {argument: value}, words of ARGUMENTS; the class gets those in its `requires`.
+            With several teachers, also "teachers": {role: {argument: value}}, for classes that read
+            every teacher or that have parts.
 
     Raises:
-        KdepError: a required argument is missing, or what `demands` raises.
+        KdepError: a required argument is missing; also the errors of `demands`.
     """
     demands(config)
     objective = build_component(config, build_args)
@@ -306,8 +306,8 @@ def build_component(config: Mapping[str, Any], build_args: Mapping[str, Any]) ->
     required = demands(config, Component).requires
     build_args = {k: v for k, v in build_args.items() if k not in config}
     args_by_role = config.get("teachers", build_args.get("teachers")) or {}
-    args_of_roles = set[str]().union(*args_by_role.values())
-    missing = sorted(required - set(build_args) - set(config) - args_of_roles)
+    teacher_args = set[str]().union(*args_by_role.values())
+    missing = sorted(required - set(build_args) - set(config) - teacher_args)
     if missing:
         raise KdepError(
             f"missing constructor argument {', '.join(missing)} of {type_path(config['type'])}",

@@ -65,7 +65,7 @@ class DynamicPrior(Objective):
             levels, student_maps, teacher_maps, lambda s, t: nn.Conv2d(s, t, 1), always=True
         )
         self.decoders = projectors(
-            levels, student_maps, teacher_maps, lambda _, t: _decoder(t, hidden), always=True
+            levels, student_maps, teacher_maps, lambda _, t: _autoencoder(t, hidden), always=True
         )
         self.mean_square = FirstBatch(len(levels))
 
@@ -94,7 +94,7 @@ class DynamicPrior(Objective):
         return out
 
 
-def _decoder(channels: int, hidden: int) -> nn.Sequential:
+def _autoencoder(channels: int, hidden: int) -> nn.Sequential:
     """Encoder and decoder: two 3x3 convolutions with `hidden` channels between them."""
     return nn.Sequential(
         nn.Conv2d(channels, hidden, 3, padding=1),

@@ -66,22 +66,22 @@ class Hints(Objective):
             raise unknown_name("distance of the hints", distance, DISTANCES)
         self.levels, self.weight, self.distance = dict(levels), float(weight), distance
 
-        def make(cs: int, ct: int) -> nn.Module:
+        def projector(student_channels: int, teacher_channels: int) -> nn.Module:
             if hidden is None:
-                layers = [nn.Conv2d(cs, ct, 1)]
+                layers = [nn.Conv2d(student_channels, teacher_channels, 1)]
             else:
                 layers = [
-                    nn.Conv2d(cs, hidden, 1, bias=False),
+                    nn.Conv2d(student_channels, hidden, 1, bias=False),
                     nn.BatchNorm2d(hidden),
                     nn.ReLU(),
-                    nn.Conv2d(hidden, ct, 1),
+                    nn.Conv2d(hidden, teacher_channels, 1),
                 ]
             for layer in layers:
                 if isinstance(layer, nn.Conv2d) and init is not None:
                     nn.init.uniform_(layer.weight, -init, init)
             return nn.Sequential(*layers)
 
-        self.through = projectors(levels, student_maps, teacher_maps, make, always=True)
+        self.through = projectors(levels, student_maps, teacher_maps, projector, always=True)
         self.scale = FirstBatch(len(levels))
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:

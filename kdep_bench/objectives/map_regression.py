@@ -25,23 +25,26 @@ ROTATION_SEED = 0
 
 
 class MapTarget(nn.Module):
-    """A teacher's map [B, Ct, H, W] -> the fixed target [B, C, side, side] of one student level.
+    """Computes the regression target of one student level from one teacher map; not trained.
 
-    z = V' (t - mean) at every position, then g = sign(z) |z|^(1/n), then the form `sign` (see
-    `objectives/signs.py`). Nothing is trained. Projection and resizing commute, so the channels are
-    reduced before the map is resized, which is cheaper.
+    The teacher map [B, Ct, H, W] becomes a target [B, C, side, side] in four steps:
+
+    1. The alignment (SVD) reduces the channels t of every position: z = V' (t - mean).
+    2. z is resized to side x side. Steps 1 and 2 commute; this order is cheaper.
+    3. Power temperature scaling: g = sign(z) |z|^(1/n).
+    4. Negative values of g are represented as `sign` says (see `objectives/signs.py`).
 
     Args:
-        folder: the saved moments of the teacher's maps; see `features/map_moments.py`.
-        name: of the teacher's map.
+        folder: means and covariances of the teacher's maps; see `features/map_moments.py`.
+        name: name of the teacher's map.
         side: height and width of the target, in positions.
         channels: C, channels of the student level.
         sign: "pairs", "plain" or "rotation".
-        n: exponent of power temperature scaling.
-        align: config of the alignment, V and mean.
+        n: n of power temperature scaling.
+        align: config of the alignment, which is fitted to get V and mean.
 
     Attributes:
-        explained_variance_ratio: fraction of the variance over positions that is in the span of V.
+        explained_variance_ratio: fraction of the variance over positions that z keeps.
     """
 
     mean: Tensor
@@ -64,8 +67,8 @@ class MapTarget(nn.Module):
         width = components(sign, channels)
         basis = build_aligner(align).fit(moments, width)
         self.explained_variance_ratio = explained_variance_ratio(moments, basis)
-        # Not persistent: a resumed run fits them again from the same moments. They would otherwise
-        # be counted as extra parameters of the method.
+        # Not persistent: a resumed run fits them again. Persistent buffers would be counted as
+        # extra parameters of the method.
         self.register_buffer("mean", basis.mean, persistent=False)
         self.register_buffer("components", basis.components, persistent=False)
         rotation = orthogonal(width, ROTATION_SEED).float() if sign == "rotation" else None
@@ -84,24 +87,27 @@ class MapTarget(nn.Module):
 
 
 class MapRegression(Objective):
-    """sum over levels l of w_l * mean over channels, positions of (F_s - g / rms(g))^2, per sample.
+    """Regression of feature maps: the loss of a sample is the sum of w_l L_l over the levels l.
 
-    A method of this project: KDEP's recipe (He et al., CVPR 2022: SVD of the teacher's feature, no
-    projector, no labels) applied to every position of feature maps instead of the pooled feature. g
-    is the output of MapTarget. rms(g) is measured on the first batch, so an output of zero has the
-    loss w_l, and the temperature of power temperature scaling has no effect.
+    L_l is the mean of (F - g / rms(g))^2 over channels and positions. F is the student's map of the
+    level, and g its target, computed by MapTarget. rms(g) is measured on the first batch, so an
+    output of zero has the loss w_l, and the temperature of power temperature scaling has no effect.
+
+    This is a method of this project. It applies KDEP's recipe (He et al., CVPR 2022: SVD of the
+    teacher's feature, no projector, no labels) to every position of feature maps instead of to the
+    pooled feature.
 
     Args:
         levels: {student level: teacher map}.
         weight: sum of w_l over the levels; 20 as for KDEP's loss.
         shares: {student level: its fraction of `weight`}, sum 1; None for equal fractions.
         sign: "pairs", "plain" or "rotation": see `objectives/signs.py`.
-        n: exponent of power temperature scaling; 1 leaves the components unchanged.
-        tap: "after" regresses the student's levels after their last activation, "before" the input
-            of that activation.
+        n: n of power temperature scaling, z -> sign(z) |z|^(1/n); 1 changes nothing.
+        tap: "after" regresses the student's levels after their last activation; "before" regresses
+            the inputs of these activations.
         pooled: regress the global means of both maps instead of every position.
-        align: config of the alignment, fitted over positions, as `align` of a method; it needs a
-            `policy` if a level has more channels in the student than in the teacher.
+        align: config of the alignment, as `align` of a method; it is fitted over positions. It
+            needs a `policy` if a level has more channels in the student than in the teacher.
         student_maps, teacher_maps, map_moments: set by the pre-training stage.
     """
 

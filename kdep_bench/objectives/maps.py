@@ -35,8 +35,8 @@ def projectors(
     """A module per student level that maps its channels to those of the teacher's map.
 
     Args:
-        make: called with (student channels, teacher channels), returns the module.
-        always: whether to call `make` also for equal channels; otherwise the identity is used.
+        make: called with (student channels, teacher channels); returns the module.
+        always: whether to call `make` even if these are equal; otherwise the identity is used.
     """
     modules = {}
     for student_map, teacher_map in levels.items():
@@ -51,7 +51,7 @@ def pairs(
     """Yields (level, projected student map, teacher map), both maps at the student's size.
 
     Raises:
-        KdepError: the two maps have different channels.
+        KdepError: the two maps have different numbers of channels.
     """
     assert ctx.teacher is not None
     for student_map, teacher_map in levels.items():
@@ -61,7 +61,7 @@ def pairs(
             raise KdepError(
                 f"level {student_map} of the student has the shape {tuple(s.shape[1:])} and map "
                 f"{teacher_map} of the teacher {tuple(t.shape[1:])}",
-                expected="equal channels after the projector",
+                expected="equal numbers of channels after the projector",
                 fix="correct `pyramid` in the student's config",
             )
         yield student_map, s, t

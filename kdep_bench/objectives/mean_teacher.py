@@ -36,10 +36,10 @@ def update_average(average: nn.Module, network: nn.Module, decay: float) -> None
 
 
 class MeanTeacher(Objective):
-    """CE(y, p_s(v)) + w(t) mean over classes of (p_s(v) - p_ema(v'))^2, v' the image's next view.
+    """CE(y, p_s(v)) + w(t) mean over classes of (p_s(v) - p_ema(v'))^2, per view v of an image.
 
-    p_ema is the output of an exponential moving average of student and head, BatchNorm statistics
-    included, in eval mode.
+    v' is the next view of the same image. p_ema is the output of an exponential moving average of
+    student and head, BatchNorm statistics included, in eval mode.
 
     Source: Tarvainen and Valpola 2017; CuriousAI/mean-teacher `pytorch/mean_teacher/losses.py`
     (softmax_mse_loss). Differences: every image has a label here, so the second term is only a
@@ -97,7 +97,7 @@ class MeanTeacher(Objective):
     def ema_probabilities(self, ctx: Context) -> Tensor:
         """Class probabilities [B, C] of the moving average for the next view of each image."""
         assert ctx.images is not None
-        # Again, because mm backbones go to training mode when a parent module does.
+        # Repeated here, because OpenMMLab backbones follow their parent module to training mode.
         self.teacher.eval()
         p = F.softmax(self.teacher_head(self.teacher(ctx.images)[1]), 1)
         return p.unflatten(0, (-1, self.views)).roll(-1, 1).flatten(0, 1)

@@ -11,9 +11,9 @@ from kdep_bench.errors import KdepError
 from kdep_bench.objectives.base import Context, Objective
 
 
-def without(logits_BC: Tensor, y_B: Tensor) -> Tensor:
+def drop_class(logits_BC: Tensor, y_B: Tensor) -> Tensor:
     """The logits of all classes except y, [B, C - 1]."""
-    # Not by a boolean mask, which would wait for the GPU.
+    # A boolean mask would wait for the GPU.
     index = torch.arange(logits_BC.shape[1] - 1, device=logits_BC.device)
     return logits_BC.gather(1, index + (index >= y_B[:, None]))
 
@@ -27,17 +27,17 @@ def target_term(teacher_BC: Tensor, student_BC: Tensor, y_B: Tensor) -> Tensor:
 
 def others_term(teacher_BC: Tensor, student_BC: Tensor, y_B: Tensor, tau: float) -> Tensor:
     """Cross-entropy [B] of the softmax over the classes other than y; 0 for C = 2."""
-    p_t = F.softmax(without(teacher_BC, y_B) / tau, 1)
-    return -(p_t * F.log_softmax(without(student_BC, y_B) / tau, 1)).sum(1)
+    p_t = F.softmax(drop_class(teacher_BC, y_B) / tau, 1)
+    return -(p_t * F.log_softmax(drop_class(student_BC, y_B) / tau, 1)).sum(1)
 
 
 class NKD(Objective):
     """CE(y) - p^t_y log p^s_y - gamma tau^2 sum_{i != y} q^t_i log q^s_i, label-free.
 
     p^t and p^s are the softmax of the teacher's and the student's logits. q is the softmax over the
-    classes other than y, so that the last term does not depend on the teacher's confidence in y. y
-    is the teacher's top-1 class here, and the label in NKDWithLabels. The student's linear head is
-    dropped at export.
+    classes other than y, so that the last term does not depend on the teacher's confidence in y.
+    The class y is the teacher's top-1 class here, and the label in NKDWithLabels. The student's
+    linear head is dropped at export.
 
     Source: yzd-v/cls_KD `mmcls/models/dis_losses/nkd.py` (gamma 1.5, tau 1 on ImageNet),
     arXiv 2208.10139.

@@ -1,6 +1,6 @@
-"""Regression of the teacher's feature by the student's, through a learned projector.
+"""Regression of the teacher's pooled feature through a learned projector.
 
-This is the parametric alignment that the KDEP paper compares with, linear or with a hidden layer.
+The KDEP paper compares its SVD with this method ("parametric alignment").
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from kdep_bench.objectives.weight import DEFAULT_LOSS_AT_ZERO, loss_weight
 
 
 class ProjectedRegression(Objective):
-    """w * mean over channels of (p(student) - teacher)^2, per sample; p is dropped at export.
+    """w * mean over channels of (p(student) - teacher)^2, per sample.
 
-    p is a linear layer Ds -> Dt with bias. It equals the 1x1 convolution of FitNets (Romero et al.
-    2015) and of KDEP's comparison, because a 1x1 convolution commutes with average pooling. With
-    `hidden`, p is Linear, ReLU, Linear.
+    The projector p is a linear layer Ds -> Dt with bias, or Linear, ReLU, Linear if `hidden` is
+    given. It is dropped at export. The linear layer equals the 1x1 convolution of FitNets (Romero
+    et al. 2015) and of the KDEP paper, because a 1x1 convolution commutes with average pooling.
 
     Args:
         width: Ds, set by the pre-training stage.
         teacher_width: Dt, set by the pre-training stage.
-        teacher_mean_variance: mean of the variances of the teacher's channels, set by the
-            pre-training stage. It replaces the mean square in weight="auto", because the bias of
-            the projector learns the channel means within a few steps.
+        teacher_mean_variance: mean over channels of the variance of the teacher's feature, set by
+            the pre-training stage. It replaces the mean square in weight="auto", because the bias
+            of the projector learns the channel means within a few steps.
         hidden: width of the hidden layer; None for the linear projector.
         weight: w, or "auto" for `scale` / `teacher_mean_variance`; see `loss_weight`.
         scale: as in FeatureRegression.

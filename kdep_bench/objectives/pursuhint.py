@@ -18,9 +18,9 @@ def hint_points(
 ) -> list[int]:
     """Indices, in ascending order, of the layers that are the centres of `count` clusters.
 
-    k-medoids: the initial centres are spread evenly over the depth. The exchange of a centre for
-    another layer that lowers the sum of squared distances most is applied until none lowers it.
-    Deterministic.
+    k-medoids, deterministic. The initial centres are spread evenly over the depth. In each step,
+    one centre is exchanged for another layer: the exchange that lowers the sum of squared distances
+    to the nearest centre most. The search ends when no exchange lowers this sum.
 
     Args:
         distances: [L, L] distances between layers.

@@ -47,8 +47,8 @@ def readers(
         lookup: how class attributes are read.
 
     Raises:
-        KdepError: a part names a role that the method does not have, or names one although its
-            class reads every teacher.
+        KdepError: a part has a `teacher` that is not a role of the method, or has a `teacher`
+            although its class reads every teacher.
     """
     by_role: dict[str, list[Json]] = {role: [] for role in roles}
     for config, visible in _typed(objective, tuple(roles)):
@@ -68,9 +68,9 @@ def readers(
 
 
 def _typed(value: Any, visible: tuple[str, ...] | None) -> Iterator[tuple[Json, tuple[str, ...]]]:
-    """Yields every config with a `type` inside `value`, with the roles that it may read.
+    """Yields (config, the roles that it may read) for every config with a `type` inside `value`.
 
-    `visible`: the roles of the method's teachers; None if they are not needed.
+    `visible`: the roles of the method's teachers; None if the caller does not use them.
     """
     if isinstance(value, list | tuple):
         for item in value:

@@ -1,22 +1,24 @@
 """Forms of a signed regression target for student channels after a ReLU. Imports no torch.
 
-A feature after a ReLU is non-negative, so it can represent only a part of a signed target. That
-part can be computed. Let the target have uncorrelated channels g_1, g_2, ... (the components of an
-SVD), symmetric about zero, with variances v_1 >= v_2 >= ..., and the student C channels.
+A feature after a ReLU is non-negative, so it can represent only a part of a signed target. This
+part can be computed. Let the student have C channels. Let the channels of the target, g_1, g_2, ...
+(the components of an SVD), be uncorrelated and symmetric about zero, with variances
+v_1 >= v_2 >= ...
 
 "plain": one student channel per component. The best non-negative approximation of g_k is
 max(g_k, 0), with error E[min(g_k, 0)^2] = v_k / 2. So half of the variance of C components is
 represented: (v_1 + ... + v_C) / 2.
 
 "pairs": two student channels per component, since g_k = max(g_k, 0) - max(-g_k, 0). All variance of
-C / 2 components is represented: v_1 + ... + v_(C/2). Compared with "plain" this is
+C / 2 components is represented: v_1 + ... + v_(C/2). The difference to "plain" is
 
-    ((v_1 + ... + v_(C/2)) - (v_(C/2+1) + ... + v_C)) / 2
+    ((v_1 + ... + v_(C/2)) - (v_(C/2+1) + ... + v_C)) / 2,
 
-more, which is positive unless all variances are equal.
+which is positive unless all variances are equal.
 
 "rotation": the C components are rotated by a fixed random orthogonal matrix, so that all channels
-have about the same variance. They remain symmetric, so the represented variance is that of "plain".
+have about the same variance. They stay symmetric about zero, so the represented variance is that of
+"plain".
 
 For a feature before its activation, "plain" represents the whole variance of C components.
 """

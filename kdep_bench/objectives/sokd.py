@@ -25,8 +25,8 @@ class SemiOnline(Objective):
 
     Source: swlzq/Semi-Online-KD `trainer/sokd.py`, `models/wrn.py`; tau 4, all weights 1, one
     learning rate for student and bridge. Two differences: its two cross-entropies are omitted (see
-    SemiOnlineWithLabels), and the teacher is in eval mode, where the published code leaves it in
-    training mode and its BatchNorm statistics drift.
+    SemiOnlineWithLabels), and the teacher is in eval mode. The published code leaves the teacher in
+    training mode, so its BatchNorm statistics drift.
 
     Args:
         levels: {student level: teacher map}, one entry; only the teacher's map is read.

@@ -18,9 +18,9 @@ class ViewGram(Objective):
     batch, because the scales of the two networks are unrelated. There is no projector. The loss is
     invariant to a rotation of all views; with M = 1 only lengths are matched.
 
-    Re-implementation of "Modality-level Gram Matrix" (arXiv 2112.11447) from its abstract only: it
-    matches relations between the modalities of a sample. Here these are the fixed views of an
-    image.
+    Re-implementation of "Modality-level Gram Matrix" (arXiv 2112.11447) from its abstract only. The
+    paper matches relations between the modalities of a sample; here, the fixed views of an image
+    take the place of the modalities.
 
     Args:
         views: M, set by the pre-training stage.

@@ -28,8 +28,8 @@ class OrthogonalProjection(Objective):
     Args:
         width: Ds, set by the pre-training stage.
         teacher_width: Dt, set by the pre-training stage.
-        weight: w, or "auto" for 2 * `scale`. The factor 2 is there because smooth L1 is half the
-            square near zero; the normalised target has mean square 1.
+        weight: w, or "auto" for 2 * `scale`: smooth L1 is half the square near zero, and the
+            normalised target has the mean square 1.
         scale: see `loss_weight`.
     """
 
@@ -47,18 +47,18 @@ class OrthogonalProjection(Objective):
         self.weight = 2.0 * scale if weight == "auto" else float(weight)
         self.free = nn.Parameter(torch.empty(max(width, teacher_width), min(width, teacher_width)))
         nn.init.orthogonal_(self.free)
-        self.wide = width > teacher_width
+        self.is_student_wider = width > teacher_width
 
     def projector(self) -> Tensor:
-        """P [Dt, Ds]: Q of the QR decomposition, with a positive diagonal of R, of a free matrix.
+        """P [Dt, Ds]: Q of the QR decomposition of the parameter `free`, with diag(R) positive.
 
-        `torch.nn.utils.parametrizations.orthogonal` is not used: for these shapes it stores signs
-        in the diagonal of its parameter, and the first weight decay turns one of them into 0; and
-        for [1280, 256] it takes 1.5 s per step on one core, this 25 ms.
+        `torch.nn.utils.parametrizations.orthogonal` is not used, for two reasons. For these shapes
+        it stores signs in the diagonal of its parameter, and the first weight decay turns one of
+        them into 0. For [1280, 256] it takes 1.5 s per step on one core; this code takes 25 ms.
         """
         q, r = torch.linalg.qr(self.free)
         q = q * r.diagonal().sign()
-        return q.T if self.wide else q
+        return q.T if self.is_student_wider else q
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.teacher is not None

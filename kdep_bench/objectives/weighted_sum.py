@@ -21,8 +21,8 @@ class WeightedSum(Objective):
 
     Args:
         parts: {name: {"objective": {type, ...}, "weight": number or config of a schedule,
-            "teacher": role}}. `weight` is 1 by default. `teacher` is for methods with several
-            teachers, if the part reads another than the first.
+            "teacher": role}}. `weight` is 1 by default. `teacher` is the role of the teacher that
+            the part reads; the first teacher by default.
         weighting: config of a Weighting, which gives the terms additional weights per sample.
         epochs, build_args: set by the pre-training stage; each part gets the values that it
             requires.

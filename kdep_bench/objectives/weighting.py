@@ -17,8 +17,9 @@ class Weighting(Component):
     """Weights the terms of an objective per sample. Each subclass has its own file.
 
     Configured as `weighting=dict(type=...)` of a WeightedSum or of MultiTeacherKD. Parameters,
-    buffers and class attributes as for an Objective. A weighting must detach weights that depend on
-    the student's outputs, unless the method's paper has their gradient.
+    buffers and class attributes are treated as those of an Objective. A weighting must detach
+    weights that depend on the student's outputs, unless the method's paper backpropagates through
+    them.
     """
 
     @abstractmethod
@@ -54,7 +55,7 @@ def build_weighting(
 ) -> Weighting | None:
     """Builds the weighting of a config; None if `config` is None.
 
-    `build_args`: values of ARGUMENTS, of which the class gets those in its `requires`.
+    `build_args`: {argument: value}, words of ARGUMENTS; the class gets those in its `requires`.
 
     Raises:
         KdepError: a type that is not a Weighting, or a required argument that is missing.

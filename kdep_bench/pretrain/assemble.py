@@ -15,7 +15,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.files import read_strict
 from kdep_bench.objectives.base import TEACHER_ARGUMENTS, Demands, demands, takes_teachers
 from kdep_bench.objectives.roles import FROM_TEACHER
-from kdep_bench.pretrain.by_role import of_role, words_of_role
+from kdep_bench.pretrain.by_role import restrict_to_role, words_of_role
 from kdep_bench.pretrain.diagnostics import distances, mean_variance, moments_of_maps, target_probes
 from kdep_bench.pretrain.pyramid import describe
 from kdep_bench.pretrain.teaching import TeacherSource
@@ -64,11 +64,12 @@ def augment_config(
 def objective_config(
     spec: dict[str, Any], inputs: dict[str, Path], teacher_source: TeacherSource, out: Path
 ) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any]]:
-    """(objective config with all constructor arguments, target config, measurements).
+    """Completes the objective's config with the constructor arguments that it requires.
 
-    The target config is None if the objective has no target. The measurements are those of
-    `diagnostics.target_probes`. With several teachers, target config and `measurements["targets"]`
-    are dicts by role.
+    Returns:
+        (objective config, target config, measurements of the target). The target config is None if
+        the objective has no target; the measurements are those of `diagnostics.target_probes`. With
+        several teachers, the target config and `measurements["targets"]` are dicts by role.
 
     Raises:
         KdepError: the objective needs labels, an alignment or an argument that is not available.
@@ -91,7 +92,7 @@ def objective_config(
         "student_maps": lambda: describe(spec["student"]),
     }
     if teacher_source.by_role:
-        return _of_several(objective, arg_functions, spec, inputs, teacher_source, out)
+        return _with_several_teachers(objective, arg_functions, spec, inputs, teacher_source, out)
     target, measurements = _target(required.needs, name, spec, inputs)
     arg_functions |= _teacher_arg_functions(spec, inputs, teacher_source, measurements, out)
     return (
@@ -104,7 +105,7 @@ def objective_config(
 ArgFunctions = dict[str, Callable[[], Any]]  # argument name -> function that computes its value
 
 
-def _of_several(
+def _with_several_teachers(
     objective: dict[str, Any],
     arg_functions: ArgFunctions,
     spec: dict[str, Any],
@@ -117,7 +118,7 @@ def _of_several(
     targets, measurements = dict[str, Any](), dict[str, Any]()
     teachers: dict[str, dict[str, Any]] = {}
     for role, role_source in teacher_source.by_role.items():
-        role_spec, role_inputs = of_role(role, spec, inputs)
+        role_spec, role_inputs = restrict_to_role(role, spec, inputs)
         needs = frozenset(words_of_role(role, spec, "needs"))
         target, target_values = _target(needs, objective_name, role_spec, role_inputs)
         if target is not None:
@@ -137,7 +138,7 @@ def _of_several(
 def _target(
     needs: frozenset[str], name: str, spec: dict[str, Any], inputs: dict[str, Path]
 ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """(config of the regression target, `target_probes` of it); (None, {}) without a target."""
+    """(config of the regression target, its `target_probes`); (None, {}) without a target."""
     method = spec["method"]
     if "target" not in needs:
         return None, {}
@@ -188,8 +189,8 @@ def schedule(budget: dict[str, Any], steps: int) -> list[dict[str, Any]]:
     """The mmengine configs of the learning-rate schedule for a run of `steps` steps.
 
     "cosine": linear warm-up over the fraction `warmup` of the steps, then half a cosine to zero.
-    "step": the learning rate is multiplied by 0.1 after each third, as by KDEP (every 30 of 90
-    epochs).
+    "step": the learning rate is multiplied by 0.1 after each third of the steps, as in KDEP (every
+    30 of 90 epochs).
 
     Raises:
         KdepError: another value of `schedule`.

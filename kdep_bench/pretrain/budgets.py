@@ -1,7 +1,7 @@
 """Number of optimiser steps of a pre-training budget, and checks of the budget. Imports no torch.
 
-Used when a suite is planned, if the number of images is already known, and by the pre-training
-stage.
+The planner uses this module if the number of images is already known; the pre-training stage always
+does. The pool, in argument names, is the set of all pre-training images.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 
 from kdep_bench.errors import KdepError
 
-DIFFERENCE = 0.05  # relative difference of actual and requested epochs above which a note says so
+# Relative difference between actual and requested epochs above which the record gets a note.
+DIFFERENCE = 0.05
 
 
 def whole_batches(budget: Mapping[str, Any], images: int, pool: int) -> int:

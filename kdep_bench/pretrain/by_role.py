@@ -9,10 +9,10 @@ from typing import Any
 from kdep_bench.objectives.roles import from_class, readers, together, union
 
 
-def of_role(
+def restrict_to_role(
     role: str, spec: Mapping[str, Any], inputs: Mapping[str, Path]
 ) -> tuple[dict[str, Any], dict[str, Path]]:
-    """(spec, inputs) as they would be if the method had only the teacher of `role`.
+    """(spec, inputs) of the stage as if the method had only the teacher of `role`.
 
     The objective consists of the parts that read this teacher. The inputs "<role>.cache" and
     "<role>.align" are renamed to "cache" and "align".

@@ -15,7 +15,7 @@ from kdep_bench.registry import locate
 CHECKPOINT = "student.pth"
 
 
-def untrained(spec: dict[str, Any], out: Path) -> dict[str, Any]:
+def write_untrained(spec: dict[str, Any], out: Path) -> dict[str, Any]:
     """Writes a student that is not pre-trained, and returns the outputs of the stage.
 
     Its weights are random, drawn from the spec's `seed` (the method scratch), or loaded by the

@@ -1,4 +1,4 @@
-"""Values of a pre-training run that are measured on the cached teacher features, and its cost."""
+"""Measurements on the teacher's features before training, and the extra cost of a method."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kdep_bench.data.fractions import select_for_spec
 from kdep_bench.data.views import open_views
 from kdep_bench.devices import compute_device
 from kdep_bench.errors import KdepError
-from kdep_bench.features.align import finite, rows_of
+from kdep_bench.features.align import finite_or_none, rows_of
 from kdep_bench.features.cache_read import open_cache
 from kdep_bench.features.layers import evenly_spaced, layer_distances
 from kdep_bench.features.map_moments import cached_maps, live_maps, save_map_moments
@@ -37,8 +37,8 @@ def extra_cost(
 
     Args:
         state: state dict of the trained model.
-        required: of the method's objective.
-        teacher_source: of the run.
+        required: what the method's objective needs.
+        teacher_source: where the teacher outputs of the run come from.
         seen: number of samples of the run.
 
     Returns:
@@ -68,21 +68,23 @@ def target_probes(
 
     return {
         "target_mean_square": mean_square(transform_and_add, spec, inputs),
-        "std_ratio_after_transform": finite(std_ratio(moments.std)),
+        "std_ratio_after_transform": finite_or_none(std_ratio(moments.std)),
     }
 
 
 def moments_of_maps(spec: dict[str, Any], inputs: dict[str, Path], out: Path) -> str:
-    """Computes mean and covariance of the maps in the objective's `levels`; returns their folder.
+    """Saves mean and covariance of the teacher maps in the objective's `levels`.
 
-    For every (student level, teacher map), the map is resized to the side of the level, and to 1
-    for the pooled form. Each rank writes a separate folder, so that no rank reads a file that
-    another is writing; their content is the same.
+    For every pair of student level and teacher map there are two files: one for the map resized to
+    the side of the level, and one for its global mean (side 1). The maps are read from the cache; a
+    run without a cache computes them with its live teacher. Each rank writes a separate folder with
+    the same content, so that no rank reads a file that another is writing.
 
-    The maps are those of the cache, or are computed by the live teacher of a run without one.
+    Returns:
+        the folder that this rank wrote.
     """
     student = describe(spec["student"])
-    wanted = {
+    requested = {
         (teacher_map, side)
         for level, teacher_map in level_pairs(spec["method"]["objective"])
         if level in student
@@ -91,14 +93,14 @@ def moments_of_maps(spec: dict[str, Any], inputs: dict[str, Path], out: Path) ->
     if "cache" in inputs:
         views, cache = open_views(inputs["views"]), open_cache(inputs["cache"])
         available = {name.partition(".")[2] for name in cache.extras}
-        read = cached_maps(cache, available & {name for name, _ in wanted})
+        read = cached_maps(cache, available & {name for name, _ in requested})
     else:
         views = open_views(inputs["views"], inputs["images"])
         teacher = build_teacher(spec["teacher"]).to(compute_device())
         available = set(teacher.map_names)
-        read = live_maps(teacher, views, available & {name for name, _ in wanted})
+        read = live_maps(teacher, views, available & {name for name, _ in requested})
     rows = rows_of(select_for_spec(views.files, spec, inputs), views.views)
-    maps_and_sides = {(name, side) for name, side in wanted if name in available}
+    maps_and_sides = {(name, side) for name, side in requested if name in available}
     folder = out / "map_moments" / str(openmmlab.planned_rank())
     save_map_moments(read, rows, maps_and_sides, folder)
     return str(folder)
@@ -124,7 +126,7 @@ def distances(spec: dict[str, Any], inputs: dict[str, Path]) -> dict[str, dict[s
 
 
 def mean_variance(spec: dict[str, Any], inputs: dict[str, Path]) -> float:
-    """Variance of each channel of the teacher's feature over alignment samples, averaged."""
+    """Mean over channels of the variance of the teacher's feature over the alignment samples."""
     sums: list[Tensor] = []
     counts: list[int] = []
 
@@ -148,9 +150,9 @@ def mean_square(
 
     Args:
         transform: maps features [B, Dt] to [B, D].
-        spec: of the pre-training stage.
-        inputs: of that stage; "cache" and "views" are read.
-        max_rows: at most this many samples are read, evenly spaced. With 65,536 the standard error
+        spec: spec of the pre-training stage.
+        inputs: inputs of that stage; "cache" and "views" are read.
+        max_rows: maximum number of samples to read, evenly spaced. With 65,536, the standard error
             is negligible for a loss weight.
 
     Raises:

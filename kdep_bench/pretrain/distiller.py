@@ -74,13 +74,13 @@ class Distiller(BaseModel):
         seed: seed of the augmentation.
 
     Attributes:
-        step, steps: number of the current step (from 0) and of all steps; set before every step.
-        micro_batch: number of the current micro-batch of the step.
+        step: number of the current step, from 0; set before every step.
+        steps: total number of steps; set before every step.
+        micro_batch: number of the current micro-batch of the step, from 0.
 
     Raises:
-        KdepError: an unknown precision, players (parts of an objective with their own optimiser)
-            together with gradient accumulation, or a student
-            whose network does not fit its config.
+        KdepError: an unknown precision, gradient accumulation with players (parts of an objective
+            with their own optimiser), or a student whose network does not fit its config.
     """
 
     mean: Tensor
@@ -139,7 +139,7 @@ class Distiller(BaseModel):
             # BatchNorm of projectors and peers is synchronised like the student's.
             share_batch_norm(self.backbone)
             share_batch_norm(self.objective)
-        self.by_role = bool(roles)
+        self.has_roles = bool(roles)
         self.target = None
         if target and not roles:
             self.target = build_target(**target)
@@ -192,7 +192,7 @@ class Distiller(BaseModel):
         teachers: Mapping[str, Mapping[str, Any]] | None = None,
         mode: str = "loss",
     ) -> dict[str, Tensor]:
-        """{"loss_<term>": mean over the batch} of every loss term.
+        """The loss terms of a batch: {"loss_<term>": mean over the batch}.
 
         Args:
             images: [B, 3, px, px] uint8.
@@ -201,9 +201,9 @@ class Distiller(BaseModel):
             teacher_images: [B, 3, teacher_px, teacher_px] uint8, for a live teacher.
             labels: [B] int64.
             rows: [B] int64 row numbers of the views.
-            teachers: {role: {"teacher", "outputs", "teacher_images"}}, in place of these three, for
-                several teachers.
-            mode: "loss"; mmengine calls it so in training.
+            teachers: {role: {"teacher", "outputs", "teacher_images"}} for several teachers, in
+                place of the three arguments with these names.
+            mode: must be "loss", the value that mmengine passes in training.
 
         Raises:
             KdepError: another mode, or a loss term that is not one value per sample.
@@ -225,7 +225,7 @@ class Distiller(BaseModel):
         with torch.autocast(images.device.type, enabled=False):
             by_role = self.teacher_outputs(teacher_inputs, {} if batch is None else batch.extra)
             if batch is not None:
-                # Outputs from caches and of live teachers together, in the order of the roles.
+                # Joins the outputs of cached and live teachers, in the order of the roles.
                 outputs_by_role = {**batch.stored, **by_role}
                 by_role = {
                     k: outputs_by_role[k] for k in self.teacher_readers if k in outputs_by_role
@@ -296,7 +296,7 @@ class Distiller(BaseModel):
         """{role: [B, Ds]}, the aligned and transformed feature of every teacher with a target."""
         if self.target is None:
             return {}
-        if not self.by_role:
+        if not self.has_roles:
             return {role: self.target(out.pooled) for role, out in teachers.items()}
         assert isinstance(self.target, nn.ModuleDict)
         targets = {k.removeprefix("of_"): target for k, target in self.target.items()}
@@ -316,9 +316,9 @@ class Distiller(BaseModel):
         images: Tensor | None = None,
         batch: Batch | None = None,
     ) -> dict[str, Tensor]:
-        """{"loss_<term>": mean over the batch} of the objective's terms.
+        """The objective's terms: {"loss_<term>": mean over the batch}.
 
-        Players of the objective take their step first.
+        The players of the objective are updated first.
 
         Raises:
             KdepError: a term that is not one value per sample.

@@ -49,8 +49,8 @@ class Pyramid:
 
     Args:
         student: student config with a `pyramid`.
-        before: names of levels for which the input of the last activation is recorded as well. If a
-            level does not end in an activation (a linear bottleneck), it is the level itself.
+        before: names of levels for which the input of the last activation is recorded as well. A
+            level that does not end in an activation (a linear bottleneck) is recorded itself.
 
     Attributes:
         backbone: the network.
@@ -114,9 +114,9 @@ class Pyramid:
         self._outputs = tuple(out)
 
     def maps(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """(levels, inputs of their last activation) of the latest forward pass.
+        """(maps, inputs of their last activation) of the latest forward pass.
 
-        Both are {level: [B, C, H, W]} float32; the second has the levels of `before` only. The
+        Both are {level: [B, C, H, W]} float32; the second dict has only the levels of `before`. The
         recorded maps are then released.
         """
         outputs, inputs = self._outputs, self._activation_inputs

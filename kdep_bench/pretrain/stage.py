@@ -18,7 +18,7 @@ from kdep_bench.pretrain.assemble import (
     schedule,
 )
 from kdep_bench.pretrain.budgets import check_budget, epochs_note
-from kdep_bench.pretrain.checkpoint import save_state, untrained
+from kdep_bench.pretrain.checkpoint import save_state, write_untrained
 from kdep_bench.pretrain.diagnostics import extra_cost
 from kdep_bench.pretrain.loop import workers_for
 from kdep_bench.pretrain.parallel import check_split
@@ -55,16 +55,17 @@ def run(
         progress: called as in every stage.
 
     Returns:
-        the outputs of the stage: amounts (see `_amounts`), image_list, notes, views, labels_used,
-        processes, those of `extra_cost`, `TeacherSource.outputs` and `target_probes`.
+        the outputs of the stage: image_list, notes, views, labels_used, processes, and the values
+        of `_amounts`, `extra_cost`, `TeacherSource.outputs` and `target_probes`.
 
     Raises:
         KdepError: a method that does not fit its data, student, teacher or budget, or training
             that fails (see `train.train`).
     """
-    method, budget = spec["method"], spec["budget"] if spec["method"].get("objective") else {}
+    method = spec["method"]
+    budget = spec["budget"] if method.get("objective") else {}
     if not budget:
-        return untrained(spec, out)
+        return write_untrained(spec, out)
     check_precision(budget.get("precision", "float32"))
     check_student(spec["student"])
     views = open_views(inputs["views"])

@@ -40,9 +40,9 @@ class TeacherInputs:
         self.outputs, self.teacher_px = list(outputs), teacher_px if pool else 0
 
     def batch(self, views: Views, rows: np.ndarray) -> dict[str, Any]:
-        """`teacher`, `outputs` and `teacher_images` of these rows (see ViewStream.__getitems__).
+        """{name: values of these rows}, for the inputs that the objective reads.
 
-        Only those that the objective reads.
+        The names are `teacher`, `outputs` and `teacher_images`; see ViewStream.__getitems__.
         """
         batch: dict[str, Any] = {}
         if self.cache is not None and self.cache.shards:
@@ -63,16 +63,16 @@ class ViewStream(Dataset):
         views: folder of the `views` stage.
         length: number of samples in the whole run.
         share, share_seed: size and seed of the random data fraction.
-        share_labels: path of the pool's labels file if the data fraction is drawn per class; used
-            for nothing else. None if it is drawn without labels.
+        share_labels: path of the labels file if the data fraction is drawn per class, its only use;
+            None if the fraction is drawn without labels.
         seed: seed of the epoch permutations.
         cache: folder of the `cache` stage, or None.
         outputs: names of the cache's extra outputs (logits, maps, tokens) to read.
         pool: folder of the `prepare` stage with the images for a live teacher, which are rendered
             at `teacher_px` pixels with the same crops as the views; None without a live teacher.
         teacher_px: side of the live teacher's images, in pixels.
-        labels: path of the pool's labels file; None for a label-free run, in which reading a label
-            raises KdepError.
+        labels: path of the labels file; None for a label-free run, in which reading a label raises
+            KdepError.
         together: whether the views of an image are consecutive.
         teachers: {role: {`cache`, `outputs`, `pool`, `teacher_px`}} for several teachers, in place
             of these four arguments.
@@ -103,6 +103,7 @@ class ViewStream(Dataset):
         self.images = select_images(self.views.files, share, share_seed, share_labels)
         self.length, self.seed = length, seed
         self._labels = read_labels(Path(labels), self.views.files) if labels else None
+        # The latest permutation and its number: nearly all rows that are read need the same one.
         self._order: tuple[int, np.ndarray] = (-1, self.images)
 
     def __len__(self) -> int:

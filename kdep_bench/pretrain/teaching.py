@@ -24,7 +24,7 @@ from kdep_bench.features.cache_read import MANIFEST, open_cache
 from kdep_bench.files import read_strict
 from kdep_bench.objectives.levels import levels_of, teacher_layer, top_classes
 from kdep_bench.objectives.roles import FROM_TEACHER
-from kdep_bench.pretrain.by_role import of_role, words_of_role
+from kdep_bench.pretrain.by_role import restrict_to_role, words_of_role
 from kdep_bench.teachers.base import TeacherOutput, build_teacher
 
 
@@ -35,11 +35,12 @@ class TeacherReader:
 
     Args:
         live: config of a live teacher, which is run in every training step on the student's crops.
-        head: folder of a cache whose pooled features are mapped to logits (see `open_head`).
-        top: number k of class probabilities that the objective reads.
+        head: folder of a cache from whose pooled features the logits are computed (`open_head`).
+        top: number k of the largest class probabilities that the objective reads.
         classes: number of the teacher's classes, for cached probabilities.
         classifier: whether the objective applies the teacher's classifier.
-        layer: name of the last layer that the live teacher runs; its output is then the only one.
+        layer: name of the last layer that the live teacher runs; only the output of this layer is
+            then returned.
     """
 
     def __init__(
@@ -143,9 +144,9 @@ class TeacherSource:
         model: arguments of TeacherReader.
         build_args: {argument of the objective: function that returns its value}, for arguments such
             as teacher_width, teacher_classes, teacher_maps, layer_width.
-        outputs: entries about the teacher for the outputs of the stage.
-        by_role: a TeacherSource per teacher, for a method with several. `stream` and `model` are
-            then by role as well, and `build_args` is empty.
+        outputs: values about the teacher that become outputs of the stage.
+        by_role: {role: TeacherSource of that teacher}, for a method with several teachers. `stream`
+            and `model` are then by role as well, and `build_args` is empty.
     """
 
     stream: dict[str, Any] = field(default_factory=dict)
@@ -202,17 +203,17 @@ def open_sources_by_role(
     by_role: dict[str, TeacherSource] = {}
     for role in spec["roles"]:
         needs = frozenset(words_of_role(role, spec, "needs"))
-        by_role[role] = open_teacher_source(needs, *of_role(role, spec, inputs), views)
-    sources = {part.outputs.get("teacher_source") for part in by_role.values()}
+        role_spec, role_inputs = restrict_to_role(role, spec, inputs)
+        by_role[role] = open_teacher_source(needs, role_spec, role_inputs, views)
+    kinds = {source.outputs.get("teacher_source") for source in by_role.values()}
     return TeacherSource(
-        {"teachers": {role: part.stream for role, part in by_role.items()}},
-        {role: part.model for role, part in by_role.items()},
-        {},
-        {
-            "teacher_source": sources.pop() if len(sources) == 1 else "cache and live",
-            "teachers": {role: part.outputs for role, part in by_role.items()},
+        stream={"teachers": {role: source.stream for role, source in by_role.items()}},
+        model={role: source.model for role, source in by_role.items()},
+        outputs={
+            "teacher_source": kinds.pop() if len(kinds) == 1 else "cache and live",
+            "teachers": {role: source.outputs for role, source in by_role.items()},
         },
-        by_role,
+        by_role=by_role,
     )
 
 
@@ -259,25 +260,29 @@ def cached_source(
             return int(cache.extras["logits"][0].shape[1])
         return int(head(torch.zeros(1, cache.width)).shape[1])
 
+    def teacher_maps() -> dict[str, dict[str, int]]:
+        maps = {}
+        for name in names:
+            if name.startswith("maps."):
+                channels, height = cache.extras[name][0].shape[1:3]
+                described = {"channels": int(channels), "stride": px // int(height)}
+                maps[name.removeprefix("maps.")] = described
+        return maps
+
     return TeacherSource(
-        {"cache": str(folder), "outputs": names},
-        {
+        stream={"cache": str(folder), "outputs": names},
+        model={
             **({"head": str(folder)} if from_head else {}),
             **({} if top is None else {"top": top, "classes": cache.classes}),
             **({"classifier": True} if applies_classifier else {}),
         },
-        {
+        build_args={
             "teacher_width": lambda: cache.width,
             "teacher_config": lambda: load_teacher_config(folder),
             "teacher_classes": classes,
-            "teacher_maps": lambda: {
-                n.removeprefix("maps."): {"channels": int(c), "stride": px // int(h)}
-                for n in names
-                if n.startswith("maps.")
-                for c, h in [cache.extras[n][0].shape[1:3]]
-            },
+            "teacher_maps": teacher_maps,
         },
-        {"teacher_source": "cache", "cache_check": checked},
+        outputs={"teacher_source": "cache", "cache_check": checked},
     )
 
 
@@ -317,13 +322,13 @@ def live_source(
     if top is not None and teacher_output.logits is not None:
         sparse.largest(teacher_output.logits, top, teacher.name)  # raises if `top` is too large
     return TeacherSource(
-        {"pool": str(inputs["images"]), "teacher_px": px},
-        {
+        stream={"pool": str(inputs["images"]), "teacher_px": px},
+        model={
             "live": dict(config),
             **({} if top is None else {"top": top}),
             **({"classifier": True} if "classifier" in required else {}),
         },
-        {
+        build_args={
             "teacher_width": lambda: teacher.width,
             "teacher_config": lambda: dict(config),
             "teacher_classes": lambda: (
@@ -334,7 +339,7 @@ def live_source(
                 for k, m in teacher_output.maps.items()
             },
         },
-        {"teacher_source": "live", "teacher_checksum": teacher.checksum()},
+        outputs={"teacher_source": "live", "teacher_checksum": teacher.checksum()},
     )
 
 
@@ -372,12 +377,12 @@ def layer_source(
     images = torch.zeros(1, 3, teacher.input_px, teacher.input_px, dtype=torch.uint8)
     width = teacher.up_to(images, layer, masks["visible"], masks["hidden"]).shape[2]
     return TeacherSource(
-        {"pool": str(inputs["images"]), "teacher_px": teacher.input_px},
-        {"live": dict(spec["teacher"]), "layer": layer},
-        {
+        stream={"pool": str(inputs["images"]), "teacher_px": teacher.input_px},
+        model={"live": dict(spec["teacher"]), "layer": layer},
+        build_args={
             "teacher_width": lambda: teacher.width,
             "teacher_config": lambda: dict(spec["teacher"]),
             "layer_width": lambda: width,
         },
-        {"teacher_source": "live", "teacher_checksum": teacher.checksum()},
+        outputs={"teacher_source": "live", "teacher_checksum": teacher.checksum()},
     )

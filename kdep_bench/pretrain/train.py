@@ -49,7 +49,7 @@ def runner_config(
         checkpoint_every: steps between checkpoints.
         world_size: number of processes.
         loss_scaling: whether to scale the loss dynamically, for float16 on a GPU.
-        some_unused: whether the loss may not depend on some parameters.
+        some_unused: whether some parameters may be unused in the loss; DDP then looks for them.
         workers: number of loader processes.
     """
     scaling = {"type": "AmpOptimWrapper", "dtype": "float16", "loss_scale": "dynamic"}
