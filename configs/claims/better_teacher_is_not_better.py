@@ -1,8 +1,8 @@
 """A more accurate teacher is not a better KDEP teacher.
 
 Tested by the rank correlation, over teachers, of their reported ImageNet accuracy and the student's
-score. With fewer than eight teachers it is undecided. The claim compact_teacher_is_worse tests the
-same for compactness.
+score. With fewer than eight teachers the claim is undecided. The claim compact_teacher_is_worse is
+the same test for compactness instead of accuracy.
 """
 
 claim = dict(

@@ -1,6 +1,6 @@
 """A compact teacher, with most variance in few directions, results in a worse student.
 
-Tested by the rank correlation over teachers. With fewer than eight teachers it is undecided.
+Tested by the rank correlation over teachers. With fewer than eight teachers the claim is undecided.
 """
 
 claim = dict(

@@ -1,6 +1,6 @@
-"""Ten times less data: how many images KDEP needs for the score of supervised with all images.
+"""Ten times less data: how many images KDEP needs to reach supervised training with all images.
 
-The number is read from the curve of score against images.
+The number is read from KDEP's curve of score against images.
 """
 
 claim = dict(

@@ -1,4 +1,4 @@
-"""A tenth of the images and a fifth of the time (teacher cache included) at the same time."""
+"""KDEP with a tenth of the images and also a fifth of the time (teacher cache included)."""
 
 claim = dict(
     name="data_10x_time_5x",

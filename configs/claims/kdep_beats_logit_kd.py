@@ -7,6 +7,6 @@ claim = dict(
     source="He et al., CVPR 2022 (KDEP), arXiv 2203.05180",
     kind="difference",
     a=dict(method="kdep", share=1.0),
-    # Either name: the public code calls the method kd. `share` is the data fraction.
+    # Alternative names of the method: kd is that of the public code. `share` is the data fraction.
     b=dict(method=("logit_kd", "kd"), share=1.0),
 )

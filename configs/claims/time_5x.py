@@ -1,6 +1,6 @@
-"""Five times less time: how long KDEP needs for the score of supervised.
+"""Five times less time: how long KDEP needs to reach the score of supervised pre-training.
 
-The time is read from the curve of score against seconds; KDEP's includes teacher cache and
+The time is read from KDEP's curve of score against seconds, which include teacher cache and
 alignment.
 """
 

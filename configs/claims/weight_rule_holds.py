@@ -1,7 +1,7 @@
 """The automatic loss weight compared with one of the two values in the public code.
 
-A suite sets the teacher and the value: dict(base="weight_rule_holds", name=...,
-a=dict(teacher=...), b=dict(...)).
+A suite sets the teacher and the method with that value: dict(base="weight_rule_holds", name=...,
+a=dict(teacher=...), b=dict(method=..., teacher=...)).
 """
 
 claim = dict(

@@ -1,4 +1,4 @@
-"""A small version of the pocket data that is quickly copied: 2,000 pool images and a few per task.
+"""A version of the pocket data that is small enough to copy quickly: 2,000 images in the pool.
 
 Command   python tools/prepare_data.py configs/data/gpu_check.py --out work_dirs/gpu_check_data
 Cost      the downloads of configs/data/pocket.py; about 15 s on 2 cores; 20 MB on disk

@@ -1,6 +1,6 @@
 """ImageNet-1K as the pre-training pool, and the downstream data sets of KDEP's protocol.
 
-Command   tools/prepare_data.py SET --root $KDEP_DATA, for each SET of tools/prepare_data.py --list
+Command   python tools/prepare_data.py SET --root $KDEP_DATA, once per set (--list names them)
 Cost      disk space for the archives (about 200 GB, mostly ImageNet) and the same again unpacked
 Outcome   stage `prepare` checks the image counts and some images of every set, and links the sets
 

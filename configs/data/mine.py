@@ -23,6 +23,7 @@ data = dict(
     ),
     classes=["road", "field", "water"],  # mask value 0, 1, 2; 255 is ignored
     # allow_absent=["water"],  # classes of boxes or masks that the training split may lack
-    # Pairs of sets that may share images (otherwise scores are shown with a note):
+    # Pairs of sets that may share images. Without it, masks or boxes that training and test share
+    # are an error, and images that the pool shares with a test set are noted beside the scores.
     # allow_duplicates=[["pool", "coco/test"]],
 )

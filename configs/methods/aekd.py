@@ -1,7 +1,7 @@
 """AEKD: logit KD from two teachers, with weights that minimise the norm of the joint gradient.
 
 Source       Du et al., NeurIPS 2020, in the form of the CA-MKD repository: gradients with respect
-             to the student's logits, largest weight (tolerance) 0.6. Its cross-entropy is omitted.
+             to the student's logits, largest weight (tolerance) 0.6, without cross-entropy.
 Differs      from `multi_teacher_kd` in the weights, which are computed for every batch. The
              repository's solver (a one-class SVM) returns its starting point when gradients are
              small; the solver here does not.

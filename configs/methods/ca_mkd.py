@@ -2,9 +2,9 @@
 
 Source       Zhang et al., ICASSP 2022; Rorozhl/CA-MKD. The weights of the logit terms depend on the
              cross-entropy of each teacher, those of the feature terms on the cross-entropy of each
-             teacher's classifier on the projected student feature. As in that code, both are
+             teacher's classifier on the projected student feature. As in the repository, both are
              divided by the number of teachers, which the paper does not do. The feature terms have
-             weight 50 and start in the second epoch (of 16; of 240 in that code).
+             weight 50 and start in the second epoch (of 16 here, of 240 in the repository).
 Differs      from the repository in pooled features instead of the last maps.
 Needs        labels of the teachers' classes, and teachers whose logits are a function of the pooled
              feature. Without labels: `ebkd`.

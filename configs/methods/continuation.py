@@ -1,8 +1,8 @@
-"""Continuation-KD, label-free: a hinge loss on logits, with the teacher's logits scaled up to 1.
+"""Continuation-KD, label-free: a hinge loss on logits; the factor of the teacher's grows to 1.
 
 Source       arXiv 2212.05998, eqs 3-5, without its cross-entropy; the margin was chosen in this
-             project. The factor phi of the teacher's logits increases once per epoch of the pocket
-             suites' 16 (t_max=16); as published, 20 times in 200 epochs.
+             project. The factor phi of the teacher's logits increases once in each of the pocket
+             suites' 16 epochs (t_max=16); in the paper, 20 times in 200 epochs.
 Differs      from `logit_kd` in the loss, a squared distance of logits with a margin, and in phi.
 """
 

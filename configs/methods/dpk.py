@@ -3,7 +3,7 @@
 Source       Qiu et al., ICLR 2023 (arXiv 2206.06067), as described in a survey, without its
              cross-entropy. Encoder and decoder were chosen in this project.
 Differs      from `fitnets` in the decoder, and in a fraction of positions that are replaced by the
-             teacher's map. The fraction decreases as the student's map becomes similar to it.
+             teacher's map. The fraction decreases as the two maps become similar.
 """
 
 from kdep_bench.objectives.dynamic_prior import DynamicPrior

@@ -1,8 +1,7 @@
 """EBKD: logit KD from two teachers, weighted per image by the entropy of their outputs; label-free.
 
 Source       Kwon et al., ICASSP 2020, in the form of the CA-MKD repository: weights
-             (1 - H_k / sum of H) / K for K teachers with entropies H_k. Its cross-entropy is
-             omitted.
+             (1 - H_k / sum of H) / K for K teachers with entropies H_k, without cross-entropy.
 Differs      from `multi_teacher_kd` in the weights. It is the label-free counterpart of `ca_mkd`.
 """
 

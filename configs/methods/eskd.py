@@ -1,10 +1,10 @@
 """Early-stopped KD: logit KD plus cross-entropy for the first half, then cross-entropy only.
 
-Source       Cho and Hariharan, ICCV 2019. The paper stops at about a third to a half of its run.
-Differs      from logit KD with labels only in the early stop. The suites have no such method, so a
-             gain over `logit_kd` may be due to the labels. Both terms have weight 1; usual weights
-             are 0.1 and 0.9. A label-free form is not possible, because no loss would remain after
-             the stop.
+Source       Cho and Hariharan, ICCV 2019. There distillation ends after a third to a half of the
+             training.
+Differs      from `logit_kd` in the cross-entropy with labels and in the early stop. A gain over
+             `logit_kd` can be due to either. Both terms have weight 1; usual weights are 0.1 and
+             0.9. A label-free form is not possible, because no loss would remain after the stop.
 """
 
 from kdep_bench.objectives.cross_entropy import CrossEntropy

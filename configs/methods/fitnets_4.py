@@ -1,9 +1,9 @@
 """FitNets-style hints at four levels (strides 4 to 32), label-free.
 
-Source       as `fitnets`; the two lower levels are this project's addition.
-Differs      from `fitnets` in the levels: s4 and s8 as well, with the same sum of loss weights;
-             from `kdep_maps_4` in the learned projectors. It has the highest scores of the suite
-             `kdep_levels`, with the learning rate 0.8.
+Source       as `fitnets`; this project added the levels s4 and s8.
+Differs      from `fitnets` in these two levels, with the same sum of loss weights, and from
+             `kdep_maps_4` in the learned projectors. With the learning rate 0.8 it has the highest
+             scores of the suite `kdep_levels`.
 Cost         projectors of about 0.1 M parameters, dropped at export; four maps per view in the
              teacher's cache, 94 kB with EfficientNet-Lite0 at 128 pixels.
 """

@@ -1,6 +1,6 @@
 """A backbone that was pre-trained elsewhere, from a file of its weights.
 
-A reference, whose data, budget and teacher are known only as far as you state them. In a suite:
+Use it as a reference. Its data, budget and teacher are not checked. In a suite:
 
     dict(base="given_weights", name="mine", labels_used=False, weights=dict(weights="mine.pth"))
 

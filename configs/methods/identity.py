@@ -1,8 +1,8 @@
-"""The unchanged teacher feature, for a student of the teacher's width (Ds = Dt).
+"""The unchanged teacher feature, for a student that has the teacher's width.
 
 Source       baseline without an alignment.
 Differs      from `svd` by a rotation only, because with equal widths the SVD keeps all variance.
-Expectation  as `svd`. Other widths raise an error at planning time.
+Expectation  the scores of `svd`. A student of another width is an error when the suite is planned.
 """
 
 from kdep_bench.features.aligners import Identity

@@ -2,7 +2,7 @@
 
 Source       Liu et al., CVPR 2019 (IRG), re-implemented; `kdep_bench/objectives/instance_graph.py`
              lists the differences.
-Differs      from `similarity` in the terms of an earlier layer and of the change.
+Differs      from `similarity` in two more terms: an earlier layer, and the change between layers.
 Cost         O(B^2 D) per layer and batch.
 """
 

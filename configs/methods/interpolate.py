@@ -2,8 +2,9 @@
 
 Source       CVMI-Lab/KDEP src/resnet.py, comments "interpolate" (nearest, torch's default there).
 Differs      from `svd` only in the alignment.
-Expectation  if Dt is a multiple of Ds, mode "nearest" selects every (Dt / Ds)-th channel, which is
-             arbitrary, because channels have no order: about Ds / Dt of the variance.
+Expectation  if the teacher's width Dt is a multiple of the student's width Ds, mode "nearest"
+             selects every (Dt / Ds)-th channel. This is arbitrary, because channels have no order,
+             and keeps about Ds / Dt of the variance.
 """
 
 from kdep_bench.features.aligners import Interpolate

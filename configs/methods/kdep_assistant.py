@@ -1,8 +1,8 @@
 """KDEP through a teacher assistant: a middle-sized KDEP student is the student's teacher.
 
 Source       TAKD (Mirzadeh et al., AAAI 2020), with KDEP as the objective of assistant and student.
-Differs      from `kdep` in the regressed feature: the assistant's, before its last ReLU. Power
-             temperature scaling is therefore applied twice.
+Differs      from `kdep` in the regressed feature: the assistant's output before its last ReLU.
+             Power temperature scaling is therefore applied twice.
 Cost         includes a second pre-training, of the assistant.
 """
 

@@ -1,11 +1,12 @@
-"""KDEP on maps: two levels regress the teacher's maps, reduced by SVD, in signed pairs.
+"""KDEP on maps: two levels of the student regress the teacher's maps, reduced by SVD.
 
 Source       this project, after He et al., CVPR 2022: an SVD of the teacher's feature, without a
              projector.
 Differs      from `kdep` in the target (every position of two maps instead of a pooled feature) and
-             in the student's tap (after the ReLU, the feature that tasks read). That feature is not
-             negative, so each component of the target is split into its positive and its negative
-             part. From `fitnets` in having no learned layer between the networks.
+             in the student's tap (after the ReLU, the feature that tasks read). This feature is
+             never negative, so each component of the target is split into its positive and its
+             negative part (a signed pair). Unlike in `fitnets`, no layer between the networks is
+             learned.
 """
 
 from kdep_bench.objectives.map_regression import MapRegression

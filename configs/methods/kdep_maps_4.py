@@ -1,12 +1,12 @@
-"""KDEP on four levels of maps (strides 4 to 32): nothing is learned between the networks.
+"""KDEP on maps at four levels (strides 4 to 32), without learned layers between the networks.
 
-Source       ours, as `kdep_maps`.
-Differs      from `kdep_maps` in the levels: s4 and s8 as well, with the same sum of loss weights.
-             In the suite `kdep_anatomy`, where it is `maps_4`, it is among the best methods on all
-             three tasks, as `fitnets` is, which has learned projectors at two levels.
+Source       this project, as `kdep_maps`.
+Differs      from `kdep_maps` in two more levels, s4 and s8, with the same sum of loss weights. In
+             the suite `kdep_anatomy` it is called `maps_4` and is among the best methods on all
+             three tasks; so is `fitnets`, with learned projectors at two levels.
 Cost         four maps per view in the teacher's cache, 94 kB with EfficientNet-Lite0 at 128 pixels
              (two levels: 25 kB), or 48 kB with `stored_maps="int8"`. For a large set of images
-             use teacher_source="live", which stores none.
+             use teacher_source="live", which stores no maps.
 """
 
 from kdep_bench.objectives.map_regression import MapRegression

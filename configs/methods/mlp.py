@@ -2,7 +2,7 @@
 
 Source       the non-linear form of `conv1x1`; the hidden width was chosen in this project.
 Differs      from `conv1x1` in a hidden layer with 1024 channels and a ReLU.
-Expectation  a lower training loss than `conv1x1`, but a larger part of the fit is due to the
+Expectation  a lower training loss than `conv1x1`. But a larger part of the fit is due to the
              projector, which is dropped at export.
 """
 

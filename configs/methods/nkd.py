@@ -1,9 +1,9 @@
 """Normalised KD, label-free: separate losses for the teacher's top-1 class and the other classes.
 
 Source       arXiv 2208.10139; yzd-v/cls_KD nkd.py with gamma 1.5 and tau 1.
-Differs      from `logit_kd` in the loss of the non-target classes, which does not depend on the
-             teacher's confidence in its top-1 class, and in an additional cross-entropy with that
-             class in place of the label.
+Differs      from `logit_kd` in the loss of the other classes, which does not depend on the
+             teacher's confidence in its top-1 class, and in an additional cross-entropy with the
+             teacher's top-1 class as the label.
 """
 
 from kdep_bench.objectives.nkd import NKD

@@ -2,12 +2,12 @@
 
 Source       Ranzinger et al. 2024, arXiv 2410.01680; NVlabs/RADIO examples/common/phi_s.py. There
              it balances several teachers at full width; here it is applied after the reduction to
-             Ds channels.
-Differs      from `svd` in a rotation and a scale factor, from `kdep` in having no power.
+             the student's width.
+Differs      from `svd` in a rotation and a scale factor. Unlike `kdep`, it has no power function.
 Expectation  std ratio 1 after the transform, by construction. The squared error is that of `svd`
-             divided by phi^2. A gain over `svd` can therefore only be due to the distribution of
-             the components over channels (BatchNorm acts per channel), or to the scale of the
-             target, whose root mean square is 1.
+             divided by the square of the scale factor. A gain over `svd` can therefore only be due
+             to the distribution of the components over channels (BatchNorm acts per channel), or
+             to the scale of the target, whose root mean square is 1.
 """
 
 from kdep_bench.features.phi_s import PhiS

@@ -3,8 +3,8 @@
 Source       CVMI-Lab/KDEP src/resnet.py, comments "random indice", which select random singular
              vectors; here the basis is uniformly random.
 Differs      from `svd` only in the alignment.
-Expectation  Ds / Dt of the variance on average, and a low std ratio, because all channels are
-             mixtures of all directions.
+Expectation  explained variance ratio: the student's width divided by the teacher's, on average. The
+             std ratio is low, because all channels are mixtures of all directions.
 """
 
 from kdep_bench.features.aligners import RandomBasis

@@ -2,9 +2,9 @@
 
 Source       arXiv 2206.12788, re-implemented from its abstract only; the attention is that of
              `afd`. The weight was chosen in this project.
-Differs      from `afd` in the softmax, which is over the teacher's maps for each student map, in
-             using only the larger half of the weights, and in summing squared differences over
-             positions instead of averaging them.
+Differs      from `afd` in three points: for each student map, the softmax is over the teacher's
+             maps; only the larger half of its weights is used; squared differences are summed over
+             positions, not averaged.
 """
 
 from kdep_bench.objectives.attention_features import StrongestTeacherMaps

@@ -2,9 +2,9 @@
 
 Source       Liu et al., BMVC 2021; swlzq/Semi-Online-KD trainer/sokd.py. Its two cross-entropies
              are omitted (label-free); SemiOnlineWithLabels has them.
-Differs      from `logit_kd` in the student's target: the logits of the bridge. The bridge has new
-             random weights, reads the teacher's cached map at stride 16, and is trained on the
-             logits of teacher and student. From `dml` in that the peer is not a second student.
+Differs      from `logit_kd` in the student's target: the logits of the bridge. The bridge starts
+             from random weights, reads the teacher's cached map at stride 16, and is trained on the
+             logits of teacher and student. In `dml` the second trained network is a student.
 Cost         a forward and backward pass of the bridge; a cache of the map.
 """
 

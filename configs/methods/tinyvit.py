@@ -4,9 +4,9 @@ Source       Wu et al., ECCV 2022; microsoft/Cream TinyViT. As there: k = 10 for
              labels, no mixup. Only the distillation of TinyViT is used, not its method to shrink
              the student.
 Differs      from `logit_kd` in the cache (4 k = 40 bytes per view, no pooled feature), in the
-             temperature, 1, and in the loss, cross-entropy instead of KL, which has the same
-             gradient. The views are the suite's fixed crops; TinyViT uses a new crop per epoch and
-             stores its seed.
+             temperature (1), and in the loss: cross-entropy, which has the same gradient as the KL
+             divergence. The views are the suite's fixed crops; TinyViT uses a new crop per epoch
+             and stores the seed of each.
 Cost         one forward pass of the teacher per view, for a separate cache.
 """
 

@@ -1,8 +1,8 @@
-"""The teacher's Ds channels of largest variance, without rotation.
+"""The teacher's channels of largest variance, as many as the student has, without rotation.
 
 Source       CVMI-Lab/KDEP src/resnet.py, comments "directly select by var".
 Differs      from `svd` only in the alignment.
-Expectation  more variance than `interpolate` and less than `svd`, by construction.
+Expectation  more explained variance than `interpolate` and less than `svd`, by construction.
 """
 
 from kdep_bench.features.aligners import TopVariance

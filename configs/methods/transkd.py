@@ -1,4 +1,4 @@
-"""TransKD-Base: distillation while a segmenter is trained, from a larger one trained on the task.
+"""TransKD-Base: distillation while a segmenter is trained, from a larger, trained segmenter.
 
 Source       Liu et al., arXiv 2202.13393; RuipingL/TransKD, the form "Base": it compares maps, by
              cross selective fusion, and patch embeddings. The loss weights are the authors'.

@@ -1,6 +1,6 @@
 """One method on the smallest meaningful data, to compare a GPU's scores with a CPU's.
 
-Command   python tools/gpu_check.py, which runs it on a GPU
+Command   python tools/gpu_check.py (runs this suite on a GPU)
 Cost      about four minutes on two cores
 Outcome   one score per task, inside the prediction interval of `gpu_check_reference`
 

@@ -2,10 +2,10 @@
 
 Command   python tools/run_suite.py configs/suites/kdep_anatomy.py   (can be stopped and resumed)
 Cost      as `methods_pocket`, per method and seed: 800 steps at batch 64 (90 to 105 s on one core),
-          then 43 s of tasks
-Outcome   results/kdep_anatomy: 180 scores. Two of the seven steps are significant, signed pairs
-          (+2.8) and learned projectors (+6.0); maps_4, without projectors, is among the best on
-          all tasks, as fitnets is
+          then 43 s of training on the tasks
+Outcome   results/kdep_anatomy: 180 scores. Two of the seven changes are significant, signed pairs
+          (+2.8 points) and learned projectors (+6.0). fitnets, and maps_4 without projectors, are
+          among the best on all tasks
 
 The protocol of `methods_pocket`: 3,200 images in two fixed views, 16 epochs, batch 64, three
 pre-training seeds. Each method has the learning rate with the best validation score in
@@ -22,11 +22,11 @@ The sequence, one change per step:
     kdep_maps         also the level at stride 16
     fitnets           learned projectors instead of the SVD
 
-In addition: learned projectors only, on one map (`hint_s32`) and on the pooled feature (`conv1x1`);
-KDEP with one hint at the middle level (`kdep_hint`); at two levels other ways to encode a
+Other methods: learned projectors on one map (`hint_s32`) or on the pooled feature (`conv1x1`); KDEP
+with one hint at the middle level (`kdep_hint`); and variants of `kdep_maps`: other ways to encode a
 component's sign (`maps_plain`, `maps_rotation`), the student before its ReLU (`maps_before`), PTS
-(`maps_n2`, `maps_n3`), four levels (`maps_4`), and a pooled target in addition
-to the maps (`maps_pooled`).
+(`maps_n2`, `maps_n3`), four levels (`maps_4`), a pooled target in addition to the maps
+(`maps_pooled`).
 """
 
 from mmengine.config import read_base
@@ -39,24 +39,25 @@ PAIRS = "kdep_bench.features.transform.SignedPairs"
 SUM = "kdep_bench.objectives.weighted_sum.WeightedSum"
 HINTS = "kdep_bench.objectives.hints.Hints"
 MAPS = "kdep_bench.objectives.map_regression.MapRegression"
-after = dict(_delete_=True, type=REGRESSION, weight="auto", tap="after")
-two = dict(s16="s16", s32="s32")
-last = dict(_delete_=True, s32="s32")
-# Without pairs the student's map has 128 channels and the teacher's only 112: padded with zeros.
-padded = dict(type="svd", policy="zero_pad")
+after_relu = dict(_delete_=True, type=REGRESSION, weight="auto", tap="after")
+two_levels = dict(s16="s16", s32="s32")
+last_level = dict(_delete_=True, s32="s32")
+# Without signed pairs, the target of the student's 128 channels at stride 16 would have only the
+# teacher's 112 channels. It is padded with zeros.
+zero_padded = dict(type="svd", policy="zero_pad")
 
 arms = dict(
     scratch=dict(base="scratch"),
     supervised=dict(base="supervised"),
     kdep=dict(base="kdep"),
     svd=dict(base="svd"),
-    svd_after=dict(base="svd", objective=after),
-    pooled_pairs=dict(base="svd", objective=after, transform=dict(_delete_=True, type=PAIRS)),
-    pooled_pairs_s32=dict(base="kdep_maps", objective=dict(levels=last, pooled=True)),
-    maps_s32=dict(base="kdep_maps", objective=dict(levels=last)),
+    svd_after=dict(base="svd", objective=after_relu),
+    pooled_pairs=dict(base="svd", objective=after_relu, transform=dict(_delete_=True, type=PAIRS)),
+    pooled_pairs_s32=dict(base="kdep_maps", objective=dict(levels=last_level, pooled=True)),
+    maps_s32=dict(base="kdep_maps", objective=dict(levels=last_level)),
     kdep_maps=dict(base="kdep_maps"),
     fitnets=dict(base="fitnets"),
-    hint_s32=dict(base="fitnets", objective=dict(levels=last, weight=20.0)),
+    hint_s32=dict(base="fitnets", objective=dict(levels=last_level, weight=20.0)),
     conv1x1=dict(base="conv1x1"),
     kdep_hint=dict(
         base="kdep",
@@ -70,9 +71,11 @@ arms = dict(
             ),
         ),
     ),
-    maps_plain=dict(base="kdep_maps", objective=dict(sign="plain", align=padded)),
-    maps_rotation=dict(base="kdep_maps", objective=dict(sign="rotation", align=padded)),
-    maps_before=dict(base="kdep_maps", objective=dict(sign="plain", tap="before", align=padded)),
+    maps_plain=dict(base="kdep_maps", objective=dict(sign="plain", align=zero_padded)),
+    maps_rotation=dict(base="kdep_maps", objective=dict(sign="rotation", align=zero_padded)),
+    maps_before=dict(
+        base="kdep_maps", objective=dict(sign="plain", tap="before", align=zero_padded)
+    ),
     maps_n2=dict(base="kdep_maps", objective=dict(n=2.0)),
     maps_n3=dict(base="kdep_maps", objective=dict(n=3.0)),
     maps_4=dict(
@@ -85,7 +88,7 @@ arms = dict(
             _delete_=True,
             type=SUM,
             parts=dict(
-                maps=dict(objective=dict(type=MAPS, levels=two, weight=10.0)),
+                maps=dict(objective=dict(type=MAPS, levels=two_levels, weight=10.0)),
                 pooled=dict(
                     objective=dict(type=MAPS, levels=dict(s32="s32"), pooled=True, weight=10.0)
                 ),
@@ -93,7 +96,7 @@ arms = dict(
         ),
     ),
 )
-# Learning rates chosen in `kdep_anatomy_grid`, if not the budget's 0.2.
+# Learning rates chosen in `kdep_anatomy_grid`; the other methods have the budget's 0.2.
 rates = dict(
     kdep=0.05,
     pooled_pairs_s32=0.05,
@@ -112,8 +115,8 @@ methods = {
     for name, arm in arms.items()
 }
 
-# The claims of one step each, in the order of the sequence, and then the rest; chosen before the
-# test split was read.
+# Claims: (method, lower-scoring method, title). The first seven are the changes in the order of the
+# sequence. All were chosen before the test split was read.
 differences = [
     ("svd", "kdep", "1. PTS n = 1 instead of 3"),
     ("svd_after", "svd", "2. student read after its ReLU"),
@@ -149,6 +152,6 @@ suite.update(
         )
         for better, other, title in differences
     ],
-    # Other work ran on the machine: wall times would be no measurements.
+    # Other programs ran on the machine, so wall times are not valid measurements.
     runtime=dict(timed=False),
 )

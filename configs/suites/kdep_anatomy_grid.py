@@ -2,13 +2,13 @@
 
 Command   python tools/run_suite.py configs/suites/kdep_anatomy_grid.py
 Cost      per run a pre-training (90 to 105 s on one core) and a linear probe (a few seconds)
-Outcome   results/kdep_anatomy_grid: 67 of 68 scores; conv1x1 diverges at 0.8. `kdep_anatomy` uses
-          the rate with the highest validation score for each method, and of equal ones the nearest
-          to 0.2. For no method is it the smallest or largest rate that was tried. With one seed and
-          400 images the choice is noisy; the scores do not compare methods
+Outcome   results/kdep_anatomy_grid: 67 of 68 scores; conv1x1 diverges at 0.8. For each method,
+          `kdep_anatomy` uses the rate with the highest validation score, or of rates with equal
+          scores the nearest to 0.2. The chosen rate is never the smallest or largest that was
+          tried. With one seed and 400 images the choice is noisy; the scores do not compare methods
 
-The suite does not read the test split. `wider` lists methods whose best rate was the smallest or
-largest of the first three; they are also run at lower or higher rates.
+The suite does not read the test split. `added_rates` are lower or higher rates for the methods
+whose best rate was the smallest or largest of the first three.
 """
 
 from mmengine.config import read_base
@@ -16,17 +16,17 @@ from mmengine.config import read_base
 with read_base():
     from .kdep_anatomy import arms, suite
 
-trained = [name for name in arms if name != "scratch"]
-rates_of = dict.fromkeys(trained, (0.05, 0.2, 0.8))
-wider = dict(
+trained_methods = [name for name in arms if name != "scratch"]
+rates_by_method = dict.fromkeys(trained_methods, (0.05, 0.2, 0.8))
+added_rates = dict(
     **dict.fromkeys(
         ("kdep", "kdep_maps", "pooled_pairs_s32", "hint_s32", "maps_rotation"), (0.0125,)
     ),
     **dict.fromkeys(("fitnets", "maps_before", "maps_pooled"), (1.6,)),
     kdep_hint=(1.6, 3.2),
 )
-for name, other_rates in wider.items():
-    rates_of[name] = (*rates_of[name], *other_rates)
+for name, other_rates in added_rates.items():
+    rates_by_method[name] = (*rates_by_method[name], *other_rates)
 
 suite.update(
     name="kdep_anatomy_grid",
@@ -39,8 +39,8 @@ suite.update(
                 name=name if rate == 0.2 else f"{name}-lr{rate}",
                 optimizer=dict(lr=rate),
             )
-            for name in trained
-            for rate in rates_of[name]
+            for name in trained_methods
+            for rate in rates_by_method[name]
         ),
     ],
     tasks=["pocket_probe_val"],

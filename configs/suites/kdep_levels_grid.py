@@ -5,8 +5,8 @@ Cost      a pre-training (90 to 105 s on one core) and a linear probe of a few s
           the teacher cache of `kdep_anatomy` is reused
 Outcome   results/kdep_levels_grid: 0.8 is best (48.3; 1.6 gives 46.8 and 0.2 gives 41.8)
 
-The rate with the highest validation score is used; another rate is added if it is at the edge.
-One seed and 400 images: the choice is noisy.
+The rate with the highest validation score is used. If it is the smallest or the largest, another
+rate is tried. With one seed and 400 images the choice is noisy.
 """
 
 from mmengine.config import read_base

@@ -5,8 +5,8 @@ Cost      the pre-trainings of `kdep_anatomy` are reused; per method and seed a 
           segmentor (110 s and 75 s on one idle core)
 Outcome   not run yet
 
-Regression of maps should help most where the task reads maps. Same images, views, epochs and rates
-as `kdep_anatomy`; scores of the test split.
+Regression of maps should help most where the task reads maps. Images, views, epochs and learning
+rates are those of `kdep_anatomy`. Scores are of the test split.
 """
 
 from mmengine.config import read_base
@@ -14,10 +14,10 @@ from mmengine.config import read_base
 with read_base():
     from .kdep_anatomy import methods, suite
 
-# The claims about maps_4 were added after its classification scores in `kdep_anatomy` were known,
-# and before any detection or segmentation score of this suite was.
-# With maps_4 the teacher cache holds the same maps as in `kdep_anatomy`, so that it is reused.
+# maps_4 is included so that the teacher cache has the same maps as in `kdep_anatomy` and is reused.
 finalists = ["scratch", "supervised", "kdep", "kdep_maps", "maps_4", "fitnets", "kdep_hint"]
+# Claims: (method, lower-scoring method). Those about maps_4 were added after its classification
+# scores in `kdep_anatomy` were known, but before this suite was run.
 differences = [
     ("kdep", "scratch"),
     ("kdep_maps", "kdep"),

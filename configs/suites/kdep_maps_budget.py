@@ -12,7 +12,7 @@ from mmengine.config import read_base
 with read_base():
     from .kdep_anatomy import methods, suite
 
-# With maps_4 the teacher cache holds the same maps as in `kdep_anatomy`, so that it is reused.
+# maps_4 is included so that the teacher cache has the same maps as in `kdep_anatomy` and is reused.
 compared = ["scratch", "supervised", "kdep", "kdep_maps", "maps_4", "fitnets"]
 pretrained = [methods[name] for name in compared if name not in ("scratch", "maps_4")]
 epochs = (4.0, 64.0)

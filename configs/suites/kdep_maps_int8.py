@@ -5,8 +5,8 @@ Cost      a second teacher cache, 3 pre-trainings as in `kdep_anatomy`, and thei
           else is reused from `kdep_anatomy`
 Outcome   not run yet
 
-The two methods differ in the stored type alone (kdep_bench/features/int8_maps.py). The claim is
-that int8 costs at most one point on average.
+kdep_maps and kdep_maps_int8 differ only in the stored type (kdep_bench/features/int8_maps.py). The
+claim is that int8 lowers the mean score by at most one point.
 """
 
 from mmengine.config import read_base
@@ -17,7 +17,8 @@ with read_base():
 suite.update(
     name="kdep_maps_int8",
     about="KDEP on maps from a cache of int8 maps against one of float16 maps",
-    # With maps_4 the teacher cache holds the same maps as in `kdep_anatomy`, so that it is reused.
+    # maps_4 is included so that the teacher cache has the same maps as in `kdep_anatomy` and is
+    # reused.
     methods=[
         methods["scratch"],
         methods["kdep_maps"],

@@ -8,9 +8,9 @@ Outcome   results/methods_pocket: the method families compared with KDEP, superv
           Hints at the teacher's maps are best; relations between images are last on average
 
 Equal for all methods: the 3,200 images, their two fixed views, 16 epochs, batch 64, weight decay
-and schedule. Labels are read only by methods that use them. The learning rate of each method is
-that with the best validation score in `methods_pocket_grid`, of 0.05, 0.2 and 0.8, for all seeds.
-Teacher assistants are trained at 0.2. Supervised and scratch are the same stages as in
+and schedule. Labels are read only by methods that use them. Of the learning rates 0.05, 0.2 and
+0.8, each method has the one with the best validation score in `methods_pocket_grid`. Teacher
+assistants have the learning rate 0.2. Supervised and scratch are the same stages as in
 `pocket_full` at data fraction 0.1, where kdep has the learning rate 0.2. Detection and
 segmentation, with one seed, are in the suite `methods_pocket_dense`, because means over one and
 over three seeds must not be in one table. `methods_pocket_compute` has the costlier methods at
@@ -52,7 +52,7 @@ arms = [
     "dml",
     "mean_teacher",
 ]
-# Learning rates chosen in `methods_pocket_grid`, where they are not the budget's 0.2. A test
+# Learning rates chosen in `methods_pocket_grid`; the other methods have the budget's 0.2. A test
 # compares them with the results of that suite.
 rates = dict(
     continuation=0.8,

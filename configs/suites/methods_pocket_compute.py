@@ -7,11 +7,11 @@ Outcome   results/methods_pocket_compute. Each of the five methods runs twice: a
           and with the number of epochs divided by its relative cost
 
 Compute is counted in forward passes of the student; a backward pass counts as two. A trained peer
-doubles the cost of a step (dml: 8 epochs); a forward pass of a weight average adds a third
+doubles the cost of a step (dml: 8 epochs); a forward pass of the averaged network adds a third
 (mean_teacher: 12 epochs). A teacher assistant, with 1.5 times the width, costs 2.25 times as much
 as the student: takd and kdep_assistant have 16 / (1 + 2.25) = 4.92 epochs for each of the two
-trainings. eskd_teacher trains its teacher for half as many epochs as the student, which has 16 / (1
-+ 1.125) = 7.53. Measured step times are in the cost table. Learning rates are those of
+trainings. eskd_teacher trains its teacher for half as many epochs as the student: 3.765 and
+16 / (1 + 1.125) = 7.53. Measured step times are in the cost table. Learning rates are those of
 `methods_pocket`, chosen at 16 epochs. view_gram is not included, because it costs as much as kdep.
 """
 

@@ -4,9 +4,9 @@ Command   python tools/run_suite.py configs/suites/methods_pocket_grid.py
 Cost      82 runs, each of one pre-training seed and a linear probe on the validation split;
           47 minutes on two shared cores in addition to the 28 methods at 0.2. The tables report no
           times, because the machine was shared
-Outcome   three rows per method. The rate with the highest validation score is used, and 0.2, the
-          rate of `pocket`, if scores are equal. 12 of 27 methods use another rate than 0.2; kdep
-          uses 0.05. conv1x1 diverges at 0.8, which is a failed run
+Outcome   three rows per method. The rate with the highest validation score is used, or 0.2 (the
+          rate of `pocket`) if scores are equal. For 12 of 27 methods it is not 0.2; for kdep it is
+          0.05. conv1x1 diverges at 0.8: this run failed
 
 The losses of the methods differ in scale: those of kdep, the hints and the projectors start at 20;
 those of the relation methods, with their published weights, are much smaller. A factor of four in

@@ -1,7 +1,7 @@
 """Template: pre-train ResNet-18 from your teacher on your images, test it on your own tasks.
 
 Command   python tools/run_suite.py mine --dry-run, then without --dry-run
-Cost      --dry-run forecasts it
+Cost      --dry-run estimates it
 
 First edit configs/data/mine.py (paths, class names), then this file: the teacher and its weights
 file (`python tools/run_suite.py --list teachers`), sizes in pixels, and numbers of steps. The suite

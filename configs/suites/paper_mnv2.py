@@ -10,7 +10,8 @@ From CVMI-Lab/KDEP: learning rate 0.1 in pre-training, 0.006 on Cityscapes; Fast
 Differences from the paper, in addition to those of paper_r18: the feature of MobileNetV2 has 1280
 channels, more than those of Swin-B (1024) and DINOv2 ViT-B (768). The public code has no such case;
 here the method `kdep_zero_pad` pads the target with zeros. Segmentation uses no dilated
-convolutions, which the paper states for ResNet-18 only; the head reads the levels from stride 8 on.
+convolutions, because the paper states them for ResNet-18 only; the head reads the levels at strides
+8, 16 and 32.
 """
 
 from mmengine.config import read_base
@@ -46,10 +47,13 @@ suite.update(
                             name="kdep_zero_pad",
                             align=dict(_delete_=True, type="svd", policy="zero_pad"),
                         ),
-                        *logits,
+                        *logit_methods,
                     ],
                 )
-                for narrow_teacher, logits in (("swin_b", ["logit_kd"]), ("dinov2_vitb14", []))
+                for narrow_teacher, logit_methods in (
+                    ("swin_b", ["logit_kd"]),
+                    ("dinov2_vitb14", []),
+                )
             ),
         )
         for share, epochs in ((1.0, 9), (1.0, 18), (1.0, 90), (0.1, 90), (0.1, 180), (0.1, 900))

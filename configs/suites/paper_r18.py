@@ -12,7 +12,7 @@ From CVMI-Lab/KDEP: SGD, momentum 0.9, weight decay 5e-4, batch 512 over all GPU
 numbers of steps (22,500 to 225,000).
 
 Differences from the paper, the same for all methods: two fixed views per image (crop and flip)
-instead of a new crop in every epoch, because a cached teacher feature is of one view; no colour
+instead of a new crop in every epoch, because the teacher's features are cached per view; no colour
 jitter and no PCA lighting; the 10 % are chosen at random without labels (the public code takes 128
 images per class, which reads labels); the loss weight is set automatically instead of by hand for
 each teacher; several seeds for pre-training and transfer; no setting is chosen by test scores.
@@ -43,11 +43,11 @@ suite = dict(
         dict(
             teacher=teacher,
             # scratch does not depend on the data fraction, so it is listed for one of them only.
-            methods=["kdep", "conv1x1", *logits, "supervised", *["scratch"] * (share == 1)],
+            methods=["kdep", "conv1x1", *logit_methods, "supervised", *["scratch"] * (share == 1)],
             shares=[share],
             budget=dict(epochs=epochs),
         )
-        for teacher, logits in (
+        for teacher, logit_methods in (
             ("resnet50", ["logit_kd"]),
             ("microsoft_resnet50", []),
             ("swin_b", ["logit_kd"]),

@@ -5,8 +5,8 @@ Cost      not measured (`--dry-run` estimates it): six pre-trainings of the leng
           addition to the two that are reused
 Outcome   54 runs: 2 trained methods x 4 data fractions, and scratch, x 2 tasks x 3 transfer seeds
 
-An epoch has as many samples as the whole pool, so that training with every data fraction has
-512,000 samples and the same schedule, and only the number of different images varies. The images
+An epoch has as many samples as the whole pool. So training with every data fraction has 512,000
+samples and the same schedule, and only the number of different images varies. The images
 are chosen at random without labels, and smaller fractions are subsets of larger ones; each stage
 saves its list as images.txt. `share_by="class"` would choose them per class and read labels, as in
 KDEP's public list of 128 images per class.

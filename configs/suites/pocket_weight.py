@@ -3,9 +3,8 @@
 Command   python tools/run_suite.py configs/suites/pocket_weight.py
 Cost      about 20 minutes on two cores in addition to a finished `pocket`, whose data and cache are
           reused
-Outcome   4 methods, scored on the validation split by a linear probe with a fixed
-          regularisation strength, so that
-          `scale` can be chosen without reading the test split
+Outcome   4 methods, scored on the validation split by a linear probe with a fixed regularisation
+          strength, so that `scale` can be chosen without reading the test split
 
 The public code sets the loss weight by hand: w = 3 for one teacher and 20 for another. Here
 w = scale / (mean square of the target), so that one scale suits every teacher.

@@ -47,13 +47,13 @@ suite.update(
     claims=[
         dict(
             base="weight_rule_holds",
-            name=f"weight_rule_{teacher}_{guess}",
-            title=f"{teacher}: the weight's rule is no worse than w = {guess[1:]}",
+            name=f"weight_rule_{teacher}_w{weight}",
+            title=f"{teacher}: the weight's rule is no worse than w = {weight}",
             a=dict(method="kdep", teacher=f"efficientnet_{teacher}"),
-            b=dict(method=f"kdep_{guess}", teacher=f"efficientnet_{teacher}"),
+            b=dict(method=f"kdep_w{weight}", teacher=f"efficientnet_{teacher}"),
         )
         for teacher in ("lite0", "lite2")
-        for guess in ("w3", "w20")
+        for weight in (3, 20)
     ],
 )
 suite["budget"].update(epochs=8)

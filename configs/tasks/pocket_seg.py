@@ -3,8 +3,8 @@
 For every method, the head reads the stages at strides 8, 16 and 32, resized to stride 8 and
 concatenated. The KDEP paper dilates the backbone to stride 8 instead. That does not fit here: the
 students are pre-trained at 64 px, where the last map is 2x2, so a dilated last stage would have
-inputs unlike those of pre-training. In a trial with one seed on another split, dilated KDEP weights
-were worse than random weights; set `dilate=True` to repeat it.
+inputs unlike those of pre-training. In a trial with one seed on another split, a dilated KDEP
+student was worse than random weights; set `dilate=True` to repeat the trial.
 
 `chance` is the mIoU of predicting background everywhere; records store the value computed from the
 data. Training takes about 80 s on one core for the half-width ResNet-18.

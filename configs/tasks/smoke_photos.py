@@ -1,4 +1,4 @@
-"""Tiny version of pocket_photos with two values of C, to test code; its score is meaningless."""
+"""Tiny version of pocket_photos with two values of C, to test the code; no meaningful score."""
 
 from mmengine.config import read_base
 

@@ -2,10 +2,10 @@
 
 In a suite: teacher=dict(base="microsoft_resnet50", weights="MicrosoftVision-ResNet50.pth").
 
-KDEP's README has a link to the file, which its scripts call
-pretrained-models/MicrosoftVision-ResNet50.pth. This config was not tested with it. If the names of
-its tensors do not fit, an error is raised before training; then set `prefix`, `key` and `drop` (see
-`kdep_bench.teachers.weights`).
+KDEP's README has a link to the file; KDEP's scripts call it
+pretrained-models/MicrosoftVision-ResNet50.pth. This config was not tested with the file. If the
+names of its tensors do not fit, an error is raised before training; then set `prefix`, `key` and
+`drop` (see `kdep_bench.teachers.weights`).
 Tap: before the last ReLU, as in KDEP; 2048 channels. The public code uses the loss weight 3.0 for
 this teacher.
 """
