@@ -23,7 +23,7 @@ data = dict(
     ),
     classes=["road", "field", "water"],  # mask value 0, 1, 2; 255 is ignored
     # allow_absent=["water"],  # classes of boxes or masks that the training split may lack
-    # Pairs of sets that may share images. Without it, masks or boxes that training and test share
-    # are an error, and images that the pool shares with a test set are noted beside the scores.
+    # Pairs of sets that may share images. For other pairs, a file that is in both splits is an
+    # error, and equal images are mentioned in a note beside the scores.
     # allow_duplicates=[["pool", "coco/test"]],
 )

@@ -142,7 +142,7 @@ def _detect() -> int:
     cards = ", ".join(
         f"{card['number']}: {card['name']}, {card['free_gib']:.0f} GiB free"
         + ("" if card["number"] in gpus else " (not used: too little free)")
-        for card in info.cards
+        for card in info.gpus
     )
     lines = {"driver": str(info.driver), "CUDA of torch": str(info.built_for), "GPUs": cards}
     print(json.dumps({"use": gpus, "machine": lines}))

@@ -85,7 +85,7 @@ def _replay(args: argparse.Namespace) -> int:
     if args.search:
         from kdep_bench.search.run import header_of
 
-        logs.check_owner(log, header_of(_load(args), _work_dir(args)))
+        logs.check_settings(log, header_of(_load(args), _work_dir(args)))
     if log.is_torn:
         print(f"the last line of {args.replay} is incomplete and was not used")
     print(logs.summary(log.trials, log.header.settings))
@@ -106,8 +106,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.dry_run:
         log = logs.read(path)
         if log is not None:
-            logs.check_owner(log, header)
-        print(run.planned(search, log.trials if log is not None else ()))
+            logs.check_settings(log, header)
+        print(run.description(search, log.trials if log is not None else ()))
         return 0
     try:
         trials = run.run(search, path, header, _stages(args, search, header, work), _print_line)

@@ -13,7 +13,7 @@ from kdep_bench.files import canonical_json, text_hash
 from kdep_bench.safe_files import is_real_folder
 from kdep_bench.suite.data_identity import CONTENT
 from kdep_bench.suite.graph import Plan, ProbeRun
-from kdep_bench.suite.methods import PROSE, without
+from kdep_bench.suite.methods import DESCRIPTION_KEYS, without
 from kdep_bench.suite.schema import Json, Suite, label_policy
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _planned(suite: Suite, run: ProbeRun, chains: Chains) -> Json:
         "probe": run.probe["name"],
         "folder": run.probe.get("folder") or "",
         "about": run.probe.get("about", ""),
-        "config_hash": text_hash(canonical_json(without(run.probe, PROSE))),
+        "config_hash": text_hash(canonical_json(without(run.probe, DESCRIPTION_KEYS))),
         "stages": dict(run.chain),
     }
 

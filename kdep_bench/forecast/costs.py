@@ -2,10 +2,9 @@
 
 The work of a stage is what its time depends on: images seen (`pretrain`), samples (`views`,
 `cache`, `align`; one sample is one view of an image), iterations or epochs (`transfer`), otherwise
-1. A stage is compared with finished stages of the same student, teacher or task. The median seconds
-per unit of work of those with the most similar work, times the work of the stage, is the estimate.
-A stage without a similar finished one keeps the default of its kind: a median over different stages
-would be less accurate (an untrained student takes no steps at all).
+1. Finished stages of the same student, teacher or task are similar. Of these, the stages with the
+nearest amount of work are used. The estimate is the median of their seconds per unit of work, times
+the work of the stage. A stage without a similar finished stage has the default of its kind.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from kdep_bench.suite.graph import Plan, Stage
 from kdep_bench.suite.schema import Json
 
 _MAX_MEASURED = 32  # most recent finished stages of a group that are used
-_SIMILAR = 0.1  # difference of log(work) below which two stages count as equally similar
+_SIMILAR = 0.1  # difference of |log(work ratio)| up to which two stages are equally near
 _MIN_SECONDS = 0.01  # smallest estimate, in seconds
 
-# Kind -> output with the seconds of all attempts, used if it is larger than the wall time.
+# Kind -> key of the output that has the seconds of all attempts; used if above the wall time.
 _SECONDS_KEYS = {"cache": "fill_s", "pretrain": "train_s"}
 
 
@@ -44,7 +43,7 @@ class Costs:
             self.learn(record)
 
     def learn(self, record: Json) -> None:
-        """Adds the stage.json of a finished stage; a spec of an older version is ignored."""
+        """Adds the stage.json of a finished stage; ignores it if an older version wrote it."""
         with contextlib.suppress(KeyError, TypeError, AttributeError):
             self._add(record)
 
@@ -75,7 +74,7 @@ class Costs:
         return None
 
     def estimates(self, stages: Iterable[Stage]) -> dict[str, float]:
-        """Estimates in seconds by stage id; equal stages are computed once."""
+        """Estimates in seconds by stage id; computed once for stages with the same estimate."""
         cached: dict[Any, float] = {}
         out = {}
         for stage in stages:
@@ -117,7 +116,7 @@ class Costs:
 
 def groups(kind: str, name: str, spec: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
     """Keys of the groups of similar stages to which a stage belongs, most similar group first."""
-    first = name.partition(".")[0]
+    first_part = name.partition(".")[0]  # of the data, the teacher or the task
     if kind == "pretrain":
         if not takes_steps(spec):
             return ((kind, "no step"),)
@@ -128,8 +127,8 @@ def groups(kind: str, name: str, spec: Mapping[str, Any]) -> tuple[tuple[str, ..
     if kind in ("views", "export"):
         return ((kind,),)
     if kind in ("prepare", "cache", "align"):
-        return ((kind, first),)
-    return ((kind, first), (kind,))
+        return ((kind, first_part),)
+    return ((kind, first_part), (kind,))
 
 
 def takes_steps(spec: Mapping[str, Any]) -> bool:
@@ -160,7 +159,7 @@ def _seconds_per_unit(measured: Iterable[tuple[float, float]], work: float) -> f
 
     `measured`: (work, seconds) of the finished stages.
     """
-    rates = [(abs(math.log(w / work)), seconds / w) for w, seconds in measured]
+    rates = [(abs(math.log(done / work)), seconds / done) for done, seconds in measured]
     smallest_distance = min(distance for distance, _ in rates)
     nearest = sorted(rate for distance, rate in rates if distance <= smallest_distance + _SIMILAR)
     return nearest[len(nearest) // 2]

@@ -1,10 +1,10 @@
 """Selects the comparisons that fit a budget of GPU-hours, lowest cost per run first.
 
-A comparison consists of the runs of all methods with the same student, teacher, data fraction,
-epochs, task and pair of seeds. Either all of them are run or none, because methods can only be
-compared if all have results. Methods without a teacher belong to the comparisons of every teacher;
-untrained students belong to all comparisons. The cost of a comparison is what it adds to those
-already selected: a pre-training that several comparisons share counts once.
+A comparison consists of the transfer runs of all methods with the same student, teacher, data
+fraction, epochs, task and pair of seeds. Either all these runs are run or none, because methods can
+only be compared if all have results. Methods without a teacher belong to the comparisons of every
+teacher; untrained students belong to all comparisons. A pre-training that several comparisons share
+is part of the cost of the first that is selected.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kdep_bench.suite.graph import Plan, TransferRun
 
 
 class ComparedRuns(NamedTuple):
-    """The runs of one comparison; see the module.
+    """The runs of one comparison; see the docstring of the module.
 
     Attributes:
         student, task, teacher: names; teacher "" if there is none.
@@ -101,10 +101,10 @@ def comparisons(plan: Plan, selected: Container[str]) -> list[ComparedRuns]:
 
 
 def teacher_name(plan: Plan, run: TransferRun) -> str:
-    """Name of the teacher by which a run is compared; '' without one.
+    """Name of the teacher in the comparison of a run; '' without a teacher.
 
-    For an intermediate teacher, the teacher that it was trained from. For several teachers, the
-    suite's teacher if it is one of them, otherwise all their names.
+    For an intermediate teacher (assistant), the teacher that it was trained from. For several
+    teachers, the suite's teacher if it is one of them, otherwise all their names.
     """
     method, chain_prefix = run.method, ""
     while method.get("teacher") is not None:
@@ -131,7 +131,7 @@ def fit(
     Args:
         plan: the stages and runs.
         selected: ids of the stages that may run.
-        todo: ids of those that must run; finished stages cost nothing.
+        todo: ids of the selected stages that are not finished; only these have a cost.
         hours: stage id -> GPU-hours; a comparison with an unknown stage (None) is excluded.
         budget: GPU-hours.
     """
@@ -158,7 +158,7 @@ def fit(
         chosen.append(best)
         remaining.remove(best)
         used_hours += cost[best]
-        # Stages that are paid now cost the other comparisons nothing.
+        # The stages of the chosen comparison cost the others nothing more.
         for stage_id in upstream[best] - paid_stages:
             for i in used_by[stage_id]:
                 cost[i] = max(0.0, cost[i] - (hours[stage_id] or 0.0))

@@ -1,4 +1,4 @@
-"""GPU-hours of stages: from a stated FLOP/s, from a measurement here, or from finished stages."""
+"""GPU-hours of stages: from a given speed, a measured speed, or the times of finished stages."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def stated_rate(text: str) -> FlopRate:
 
 
 def measured_rate(probe: Json, counts: Mapping[str, Json]) -> FlopRate:
-    """The measured speed of each network; other networks get that of the slowest student.
+    """The measured speed of each network; other networks get the speed of the slowest student.
 
     Args:
         probe: network id -> {"kind", "images_per_s"}, and "device"; see `probe_networks`.
@@ -119,7 +119,7 @@ def measured_rate(probe: Json, counts: Mapping[str, Json]) -> FlopRate:
                 students.append(rates[network])
     if not students:
         raise KdepError(
-            "the throughput of no student of the suite could be measured",
+            "the images per second of the suite's students could not be measured",
             fix="read the messages above",
         )
     measured = f"measured here ({probe['device']}; dense tasks at the student's training rate)"

@@ -111,7 +111,7 @@ def _is_dense(task: Json) -> bool:
 def read_counts(work: Path) -> dict[str, Json]:
     """`network_id` -> {"flops" of a forward pass, "bytes" of the weights, ...}.
 
-    From the file of the repository and that of the work dir.
+    Reads COUNTED and, if it exists, the file WORK_DIR_COUNTS of the work dir.
     """
     counts: dict[str, Json] = json.loads(COUNTED.read_text())
     if (work / WORK_DIR_COUNTS).exists():
@@ -295,7 +295,7 @@ class Forecast:
         return ResourceEstimate(images_seen, images_seen * flops_per_image, disk)
 
     def _pair(self, task: Json, student: Json) -> Json:
-        """The same dict for the same task and student, as the argument `config` of `network`."""
+        """One dict per task and student, the same object in every call, as `network` needs it."""
         return self._pairs.setdefault((id(task), id(student)), {"task": task, "student": student})
 
 
@@ -309,7 +309,7 @@ def _uncounted(network: Json) -> str:
 def _bytes(outputs: Mapping[str, int], output: str) -> int | None:
     """Bytes per sample that a cache stores for an extra output; None if unknown.
 
-    For int8 maps it is the size of float16 maps, an upper bound: the number of channels, and thus
+    For int8 maps this is an upper bound, the size of float16 maps: the number of channels, and thus
     of the stored scales, is not known here.
 
     Args:

@@ -30,7 +30,7 @@ def prediction_interval(values: list[float], level: float = 0.95) -> tuple[float
     `values`: a sample of that distribution.
 
     Raises:
-        KdepError: fewer than two values, or equal ones.
+        KdepError: there are fewer than two values, or all are equal.
     """
     from scipy import stats
 
@@ -101,10 +101,7 @@ def _run(setting: Setting, measurements: Measurements) -> None:
 
 
 def _work_dir(setting: Setting) -> Path:
-    """The work dir for the suite: that of a pack, if there is one, or a new one.
-
-    The work dir of a pack contains a finished `prepare` stage.
-    """
+    """The work dir for the suite: PACKED, which has a finished `prepare` stage, or a new folder."""
     return PACKED if PACKED.is_dir() else setting.folder / "work"
 
 

@@ -22,10 +22,12 @@ class Setting:
     Attributes:
         device: "cuda" or "cpu".
         gpus: device numbers that the checks may use.
-        quick: use tiny sizes, to test on a CPU that every check runs; the figures mean nothing.
+        quick: whether to use tiny sizes, which only test that every check runs; the figures then
+            mean nothing.
         folder: folder for the files of the check.
         shared: folder of stages that several checks use.
-        partial: file to which measurements are written at once, for a check that is interrupted.
+        partial: file to which every measurement is written immediately, so that an interrupted
+            check keeps those it has made.
     """
 
     device: str
@@ -41,6 +43,7 @@ class Measurements:
     """Output of a check.
 
     Attributes:
+        setting: the input of the check.
         claims: rows {"what", "measured", "bound", "ok"}: name, measured value, bound, and whether
             the value is within the bound.
         figures: rows {"what", "value", "unit"}: measurements without a bound.
@@ -71,8 +74,8 @@ class Check:
     Attributes:
         title: name in the report.
         order: checks run in ascending order, the most important first.
-        seconds: time limit on a GPU; at the limit the check is ended, its measurements are kept.
-        least: the check is left out if fewer seconds of the time budget remain.
+        seconds: time limit on a GPU. A check that reaches it is ended; its measurements are kept.
+        min_seconds: the check is left out if fewer seconds of the time budget remain.
         run: function (setting, measurements) that fills the measurements; it raises KdepError if
             the check cannot be done.
     """
@@ -80,7 +83,7 @@ class Check:
     title: str
     order: int
     seconds: float
-    least: float
+    min_seconds: float
     run: Callable[[Setting, Measurements], None]
 
 

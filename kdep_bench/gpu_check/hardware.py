@@ -22,20 +22,20 @@ def _run(setting: Setting, measurements: Measurements) -> None:
             continue
         torch.backends.cuda.matmul.allow_tf32 = tf32
         a = torch.randn(side, side, device=device).to(dtype)
-        seconds = _best(lambda a=a: torch.mm(a, a))
+        seconds = fastest_seconds(lambda a=a: torch.mm(a, a))
         measurements.figure(f"matrix product, {name}", 2 * side**3 / seconds / 1e12, "TFLOP/s")
-    size = 2**30 if setting.device == "cuda" else 2**24
+    size = 2**30 if setting.device == "cuda" else 2**24  # bytes
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    seconds = _best(lambda: target.copy_(source))
+    seconds = fastest_seconds(lambda: target.copy_(source))
     measurements.figure("copy within memory, read and written", 2 * size / seconds / 1e12, "TB/s")
     if setting.device == "cuda":
-        host = torch.zeros(2**28, dtype=torch.uint8, pin_memory=True)
-        seconds = _best(lambda: target[: 2**28].copy_(host, non_blocking=True))
+        host = torch.zeros(2**28, dtype=torch.uint8, pin_memory=True)  # 256 MiB
+        seconds = fastest_seconds(lambda: target[: 2**28].copy_(host, non_blocking=True))
         measurements.figure("copy from pinned host memory", 2**28 / seconds / 1e9, "GB/s")
 
 
-def _best(call: object, times: int = 8) -> float:
+def fastest_seconds(call: object, times: int = 8) -> float:
     """Seconds of the fastest of `times` calls, after one call that is not measured."""
     import time
 

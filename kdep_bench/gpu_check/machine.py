@@ -24,19 +24,19 @@ class MachineInfo:
         torch: version of torch.
         built_for: CUDA version for which torch was built; None for a CPU build.
         driver: driver version from nvidia-smi; None if unknown.
-        library: whether the driver's library libcuda.so.1 can be loaded.
-        available: torch.cuda.is_available().
-        warning: torch's warnings during that call.
-        cards: {"number", "name", "free_gib", "total_gib"} of each visible GPU.
+        has_library: whether the driver's library libcuda.so.1 can be loaded.
+        is_available: result of torch.cuda.is_available().
+        warning: torch's warnings during this call.
+        gpus: {"number", "name", "free_gib", "total_gib"} of each visible GPU.
     """
 
     torch: str
     built_for: str | None
     driver: str | None
-    library: bool
-    available: bool
+    has_library: bool
+    is_available: bool
     warning: str = ""
-    cards: list[dict[str, Any]] = field(default_factory=list)
+    gpus: list[dict[str, Any]] = field(default_factory=list)
 
 
 def detect() -> MachineInfo:
@@ -48,15 +48,15 @@ def detect() -> MachineInfo:
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        available = torch.cuda.is_available()
-    cards = []
-    for k in range(torch.cuda.device_count()) if available else ():
+        is_available = torch.cuda.is_available()
+    gpus = []
+    for k in range(torch.cuda.device_count()) if is_available else ():
         try:
             free, total = torch.cuda.mem_get_info(k)
         except RuntimeError as e:  # another process uses the GPU exclusively, or it is broken
-            cards.append({"number": str(k), "name": str(e).splitlines()[0], "free_gib": 0.0})
+            gpus.append({"number": str(k), "name": str(e).splitlines()[0], "free_gib": 0.0})
             continue
-        cards.append(
+        gpus.append(
             {
                 "number": str(k),
                 "name": torch.cuda.get_device_properties(k).name,
@@ -68,10 +68,10 @@ def detect() -> MachineInfo:
         torch=torch.__version__,
         built_for=torch.version.cuda,
         driver=_driver(),
-        library=_has_driver_library(),
-        available=available,
+        has_library=_has_driver_library(),
+        is_available=is_available,
         warning=" ".join(str(w.message).splitlines()[0] for w in caught),
-        cards=cards,
+        gpus=gpus,
     )
 
 
@@ -100,39 +100,39 @@ def usable(info: MachineInfo, needed_gib: float = NEEDED_GIB) -> tuple[str, ...]
     """Numbers of the GPUs with enough free memory.
 
     Raises:
-        KdepError: torch is a CPU build, there is no driver or it is too old for torch, torch finds
-            no GPU, or none has enough free memory.
+        KdepError: torch is a CPU build, the driver is missing or too old for torch, torch finds no
+            GPU, or no GPU has enough free memory.
     """
     if info.built_for is None:
         raise KdepError(
             f"torch {info.torch} is a CPU build",
             fix="install a CUDA build of torch, or run with --device cpu",
         )
-    if not info.available and not info.library:
+    if not info.is_available and not info.has_library:
         raise KdepError(
             "this machine has no NVIDIA driver (libcuda.so.1 cannot be loaded)",
             expected=f"a driver for CUDA {info.built_for}, for which torch {info.torch} was built",
             fix="install the driver (in a container: start it with --gpus all), or run with "
             "--device cpu",
         )
-    if not info.available and "too old" in info.warning:
+    if not info.is_available and "too old" in info.warning:
         raise KdepError(
             f"the NVIDIA driver {info.driver or '(of unknown version)'} is too old for torch "
             f"{info.torch}, which was built for CUDA {info.built_for}",
             fix="update the driver, or install a build of torch for an older CUDA",
         )
-    if not info.available:
+    if not info.is_available:
         raise KdepError(
             f"torch {info.torch} finds no GPU"
             + (f" ({info.warning})" if info.warning else "")
             + (f", with driver {info.driver}" if info.driver else ""),
             fix="check CUDA_VISIBLE_DEVICES and nvidia-smi, or run with --device cpu",
         )
-    usable_cards = [card for card in info.cards if card["free_gib"] >= needed_gib]
-    if not usable_cards:
-        listing = ", ".join(f"{card['number']}: {card['free_gib']:.1f} GiB" for card in info.cards)
+    usable_gpus = [gpu for gpu in info.gpus if gpu["free_gib"] >= needed_gib]
+    if not usable_gpus:
+        listing = ", ".join(f"{gpu['number']}: {gpu['free_gib']:.1f} GiB" for gpu in info.gpus)
         raise KdepError(
             f"no GPU has {needed_gib:g} GiB free ({listing})",
             fix="end the processes that use the GPU (nvidia-smi lists them), or use a larger GPU",
         )
-    return tuple(card["number"] for card in usable_cards)
+    return tuple(gpu["number"] for gpu in usable_gpus)

@@ -1,4 +1,4 @@
-"""Check of every method: training lowers the loss, and no step waits for the GPU; peak memory."""
+"""Check: every method lowers its loss, without waiting for the GPU; also measures peak memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.gpu_check.base import Check, Json, Measurements, Setting
 from kdep_bench.registry import locate, type_path
 
-WARM, COUNTED = 3, 20  # steps before and during the count of waits
+WARMUP_STEPS, COUNTED_STEPS = 3, 20  # training steps before and during the count of waits
 EPOCHS = 16.0  # as in the suites: the schedules of some methods do not fit into fewer epochs
 
 
@@ -21,7 +21,7 @@ def _run(setting: Setting, measurements: Measurements) -> None:
     from kdep_bench.suite.config import names, resolve
 
     student, stage_folders = resolve("student", synthetic.STUDENT), synthetic.shared_stages(setting)
-    batch, warm, counted = (4, 1, 1) if setting.quick else (64, WARM, COUNTED)
+    batch, n_warmup, n_counted = (4, 1, 1) if setting.quick else (64, WARMUP_STEPS, COUNTED_STEPS)
     seen: set[tuple[str, ...]] = set()
     for name in names("method"):
         method = resolve("method", name)
@@ -50,7 +50,9 @@ def _run(setting: Setting, measurements: Measurements) -> None:
         for role in method.get("teachers", {}):  # the same cache is used for all teachers
             shared = {k: inputs[k] for k in ("cache", "align") if k in inputs}
             inputs |= {f"{role}.{k}": folder for k, folder in shared.items()}
-        before, after, waits = _steps(setting, name, method, student, inputs, batch, warm, counted)
+        before, after, waits = _train(
+            setting, name, method, student, inputs, batch, n_warmup, n_counted
+        )
         # In the few steps of a quick run the loss need not fall.
         is_ok = math.isfinite(after) and (setting.quick or after < before)
         bound = "finite" if setting.quick else "falls"
@@ -81,26 +83,26 @@ def _align(
     return folder
 
 
-def _steps(
+def _train(
     setting: Setting,
     name: str,
     method: Json,
     student: Json,
     inputs: dict[str, Path],
     batch: int,
-    warm: int,
-    counted: int,
+    n_warmup: int,
+    n_counted: int,
 ) -> tuple[float, float, float | None]:
     """Trains on a single batch.
 
-    Both losses use the loss weights of the last step, so that a weight that grows during training
-    does not look like a rise of the loss.
+    The loss before and after training is computed with the loss weights of the last step. Otherwise
+    a weight that grows during training would look like a rise of the loss.
 
     Args:
         name, method, student: the method's name, and the configs.
         inputs: stage kind -> folder.
         batch: images of the batch.
-        warm, counted: steps before and during the count of waits.
+        n_warmup, n_counted: training steps before and during the count of waits.
 
     Returns:
         (loss before, loss after, waits for the GPU per step; None on a CPU).
@@ -114,7 +116,7 @@ def _steps(
         spec["teacher"], augment = synthetic.quick_teacher(setting.quick), method["augment"]
         inputs = {**inputs, "images": inputs["prepare"]}
     net, load = synthetic.build(spec, inputs, setting.folder / f"{name}-run", augment=augment)
-    net.steps = warm + counted
+    net.steps = n_warmup + n_counted
     optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9)
     data = synthetic.on_device(load(0))
 
@@ -133,7 +135,7 @@ def _steps(
         net.objective.after_step()
 
     before = loss_at_the_end()
-    for k in range(warm):
+    for k in range(n_warmup):
         step(k)
     waits = None
     if setting.device == "cuda":
@@ -141,12 +143,12 @@ def _steps(
         torch.cuda.set_sync_debug_mode("warn")
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            for k in range(warm, warm + counted):
+            for k in range(n_warmup, net.steps):
                 step(k)
         torch.cuda.set_sync_debug_mode("default")
-        waits = sum("synchroniz" in str(w.message) for w in caught) / counted
+        waits = sum("synchroniz" in str(w.message) for w in caught) / n_counted
     else:
-        for k in range(warm, warm + counted):
+        for k in range(n_warmup, net.steps):
             step(k)
     return before, loss_at_the_end(), waits
 

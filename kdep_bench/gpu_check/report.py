@@ -30,11 +30,10 @@ def _lines(result: Json) -> list[str]:
     out += ["", "| check | outcome | claims that hold | seconds |", "|---|---|---:|---:|"]
     for check in result["checks"].values():
         claims = check.get("claims", [])
-        holds = f"{sum(c['ok'] for c in claims)} of {len(claims)}" if claims else "-"
+        n_true = f"{sum(c['ok'] for c in claims)} of {len(claims)}" if claims else "-"
         why = f": {_escape(check['why'])}" if check.get("why") else ""
-        out.append(
-            f"| {check['title']} | {check['status']}{why} | {holds} | {check.get('seconds', 0):g} |"
-        )
+        seconds = f"{check.get('seconds', 0):g}"
+        out.append(f"| {check['title']} | {check['status']}{why} | {n_true} | {seconds} |")
     for check in result["checks"].values():
         out += _section(check)
     return out

@@ -8,8 +8,8 @@ from typing import Any
 from kdep_bench.gpu_check.base import Check, Json, Measurements, Setting
 from kdep_bench.pretrain import checkpoint
 
-# Relative L2 difference on a GPU, where some kernels are not deterministic; on a CPU both runs are
-# equal bit for bit.
+# Relative L2 difference on a GPU, where some kernels are not deterministic. On a CPU both runs must
+# be equal bit for bit.
 TOLERANCE = 1e-3
 
 
@@ -50,12 +50,12 @@ def _run(setting: Setting, measurements: Measurements) -> None:
 
 
 def _train(spec: Json, stage_folders: dict[str, Path], out: Path, until: float | None) -> Any:
-    """Runs a pre-training, or resumes it.
+    """Starts or resumes a pre-training.
 
-    `until`: fraction of the steps after which it is interrupted; None: it is not.
+    `until`: fraction of the steps after which the training is interrupted; None: never.
 
     Returns:
-        the trained state dict; None if it was interrupted.
+        the trained state dict; None if the training was interrupted.
     """
     import torch
 

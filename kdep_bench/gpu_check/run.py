@@ -80,7 +80,7 @@ def run_checks(
         while waiting and len(running) < max_running:
             name = waiting.pop(0)
             check, remaining = selected[name], budget - (time.monotonic() - start_time)
-            if remaining < check.least:
+            if remaining < check.min_seconds:
                 print_line(f"{check.title}: left out")
                 record(name, _left_out(check, remaining))
                 continue
@@ -105,7 +105,7 @@ def _write(result: Json, out: Path) -> None:
 
 def _left_out(check: Check, remaining: float) -> Json:
     """The result of a check that is not run, because only `remaining` seconds remain."""
-    why = f"{max(remaining, 0):.0f} s were left and it takes {check.least:.0f} s or more"
+    why = f"{max(remaining, 0):.0f} s were left and it takes {check.min_seconds:.0f} s or more"
     return {"status": "left out", "why": why}
 
 

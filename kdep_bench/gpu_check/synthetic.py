@@ -1,4 +1,4 @@
-"""Stages on random images, and any method set up on them as in pre-training, for the checks."""
+"""For the checks: finished stages on random images, and the pre-training of a method on them."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from kdep_bench.suite.config import resolve
 
 CLASSES = 1000
 STUDENT = "resnet18_w32"
+# Teacher outputs that the methods of configs/methods/ read from the cache.
 ALL_OUTPUTS = ("maps.s4", "maps.s8", "maps.s16", "maps.s32", "probabilities.10")
 
 
@@ -66,11 +67,11 @@ def make_stages(
         views=views, px=student["input_px"], seed=0, scale=[0.4, 1.0], ratio=[0.75, 4 / 3]
     )
     stage_folders = {"prepare": root / "prepare"}
-    width = dict(width=student["width"], share=1.0, share_seed=0, align={"type": "svd"})
+    align_spec = dict(width=student["width"], share=1.0, share_seed=0, align={"type": "svd"})
     for kind, run, spec in (
         ("views", views_stage.run, recipe),
         ("cache", cache.run, {"teacher": teacher, "outputs": list(outputs)}),
-        ("align", align.run, width),
+        ("align", align.run, align_spec),
     ):
         (root / kind).mkdir()
         run(spec, stage_folders, root / kind, silent)
@@ -88,7 +89,7 @@ def quick_teacher(quick: bool) -> Json:
 def shared_stages(setting: Setting) -> dict[str, Path]:
     """The stages for the pocket student and teacher: stage kind -> folder.
 
-    The first check that needs them runs them; the others wait for it.
+    The first check that calls this function runs the stages; other checks wait and reuse them.
     """
     root = setting.shared
     with open(root.with_suffix(".lock"), "w") as lock:
@@ -141,10 +142,10 @@ def build(
     labels = stage_folders["prepare"] / "data/pool/labels.json"
     data = ViewStream(
         stage_folders["views"],
-        10**9,
-        1.0,
-        0,
-        0,
+        length=10**9,  # more samples than a check reads
+        share=1.0,
+        share_seed=0,
+        seed=0,
         labels=str(labels) if method["labels_used"] else None,
         together="views" in requirements.needs,
         **source.stream,

@@ -20,11 +20,11 @@ from kdep_bench.search import sampler
 from kdep_bench.students.space import Dimension, Limits, Space
 from kdep_bench.suite.config import build_suite, check, load_config
 from kdep_bench.suite.kinds import KINDS
-from kdep_bench.suite.methods import PROSE, without
+from kdep_bench.suite.methods import DESCRIPTION_KEYS, without
 from kdep_bench.suite.plan import build_plan
 from kdep_bench.suite.schema import Json, Runtime, Suite, ViewRecipe
 
-# Kinds of the stages of such a suite.
+# Stage kinds of the suite of a proposal.
 _STAGES = ("prepare", "views", "cache", "align", "pretrain", "export", "transfer")
 _Count = Annotated[int, Field(ge=1)]
 
@@ -50,9 +50,9 @@ class _Limits(_Part):
 
 
 class Halving(_Part):
-    """Successive halving: the budgets are epochs, epochs * factor, ... at `rungs` rungs.
+    """Successive halving with `rungs` rungs, of epochs, epochs * factor, epochs * factor**2, ...
 
-    Of the trials that were scored at a rung, the best 1 / factor continue to the next one. Each
+    Of the trials that were scored at a rung, the best 1 / factor continue to the next rung. Each
     rung is a new pre-training from random weights, with a complete learning-rate schedule.
     """
 
@@ -65,17 +65,17 @@ class SearchFile(_Part):
     """The content of `search` in a file of configs/searches/.
 
     Attributes:
-        family: dict(type=<a Family of kdep_bench.students.space>, ...) with the arguments that are
-            equal for all students.
+        family: the class that builds the students, a subclass of kdep_bench.students.space.Family,
+            as dict(type=..., ...) with the arguments that are equal for all students.
         space: the dimensions; see kdep_bench/students/space.py.
-        limits: largest parameter count and FLOPs of a student; a larger one is not trained.
+        limits: largest parameter count and FLOPs of a student; larger students are not trained.
         data, teacher, views, runtime: as in a suite.
         method: the method; dimensions whose key begins with "method." override its entries.
         task: the task whose result is the score; it must have split='val'.
         fraction: data fraction of the pre-trainings.
         budget: as in a suite, without epochs.
-        halving: the epochs.
-        trials: number of proposals within the limits that are evaluated.
+        halving: the epochs; see `Halving`.
+        trials: number of trained trials after which the search ends.
         sampler: "tpe" or "random".
         seed: seed of the proposals.
         pretrain_seed: seed of every pre-training.
@@ -126,7 +126,7 @@ class Search:
         return Limits(self.file.limits.params, self.file.limits.flops)
 
     @cached_property
-    def first(self) -> Json:
+    def first_proposal(self) -> Json:
         """The first proposal whose student is within the limits; KdepError if there is none."""
         return self.space.first_within(self.limits)
 
@@ -166,7 +166,7 @@ class Search:
     def settings(self, suite: Suite) -> Json:
         """All settings that proposals and scores depend on, for the header of a log.
 
-        `suite`: the suite of the proposal `first`, with the hashes of its data.
+        `suite`: the suite of `first_proposal`, with the hashes of its data.
         """
         file = self.file
         (task,), (method,) = suite.tasks, suite.methods
@@ -178,10 +178,10 @@ class Search:
             "sampler": file.sampler,
             "seed": file.seed,
             "optuna": sampler.version(),
-            "data": without(suite.data, PROSE),
-            "teacher": _described(next(iter(suite.teachers.values()))),
-            "method": without(method, PROSE),
-            "task": without(task, PROSE),
+            "data": without(suite.data, DESCRIPTION_KEYS),
+            "teacher": _teacher_settings(next(iter(suite.teachers.values()))),
+            "method": without(method, DESCRIPTION_KEYS),
+            "task": without(task, DESCRIPTION_KEYS),
             "fraction": file.fraction,
             "views": suite.views.model_dump(),
             "budget": {k: v for k, v in suite.budget.model_dump().items() if k != "epochs"},
@@ -210,9 +210,9 @@ def _merged(base: Json, overrides: Json) -> Json:
     return out
 
 
-def _described(teacher: Json | None) -> Json | None:
-    """A teacher's config without its prose, for the header."""
-    return None if teacher is None else without(teacher, PROSE)
+def _teacher_settings(teacher: Json | None) -> Json | None:
+    """The entries of a teacher's config that change results; None without a teacher."""
+    return None if teacher is None else without(teacher, DESCRIPTION_KEYS)
 
 
 def load_search(name: str, configs: Path = CONFIGS, **overrides: Any) -> Search:
@@ -224,8 +224,8 @@ def load_search(name: str, configs: Path = CONFIGS, **overrides: Any) -> Search:
         overrides: values that replace entries of the config, unless they are None.
 
     Raises:
-        KdepError: an unknown name, a wrong entry, a space without a student within the limits, or
-            a score that is not measured on the validation split.
+        KdepError: the name is unknown, an entry is wrong, no student of the space is within the
+            limits, or the score is not measured on the validation split.
     """
     raw = load_config("search", name, configs)
     raw.setdefault("name", name)
@@ -238,7 +238,7 @@ def load_search(name: str, configs: Path = CONFIGS, **overrides: Any) -> Search:
         )
     search = Search(file, configs)
     _check_method_keys(search)
-    (task,) = search.suite(search.first, search.epochs[0]).tasks
+    (task,) = search.suite(search.first_proposal, search.epochs[0]).tasks
     if _split(task) != "val":
         raise KdepError(
             f"the search {file.name!r} scores proposals on the split {_split(task)!r} of task "
@@ -267,14 +267,14 @@ def _check_method_keys(search: Search) -> None:
 
 
 def check_values(search: Search) -> None:
-    """Plans one proposal for every value of every dimension; the other values are as in `first`.
+    """Plans one proposal for every value of every dimension; the rest is as in `first_proposal`.
 
     Raises:
-        KdepError: a value that is not valid for the method or the student.
+        KdepError: a value is not valid for the method or the student.
     """
     for dimension in search.space.dimensions:
         for value in dimension.values:
-            proposal = {**search.first, dimension.key: value}
+            proposal = {**search.first_proposal, dimension.key: value}
             if search.limits.allow(search.space.member(proposal).size()):
                 try:
                     build_plan(search.suite(proposal, search.epochs[0]))

@@ -1,7 +1,7 @@
 """The log of a search, a file of JSON lines: first the settings, then one line per trial.
 
-Lines are only appended. A trial is logged when it has ended; an interrupted one is proposed again,
-and its finished stages are reused.
+Lines are only appended. A trial is logged when it has ended. An interrupted trial is proposed
+again, and its finished stages are reused.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def read(path: Path) -> Log | None:
         return None
     header = _parse(Header, lines[0], path, 1)
     if text_hash(canonical_json(header.settings)) != header.hash:
-        raise _damaged(path, 1, "its hash is not that of its settings")
+        raise _damaged(path, 1, "its hash does not match its settings")
     trials = [_parse(Trial, line, path, number) for number, line in enumerate(lines[1:], 2)]
     for expected, trial in enumerate(trials):
         if trial.trial != expected:
@@ -137,7 +137,7 @@ def read(path: Path) -> Log | None:
 
 
 def _parse(model: Any, line: bytes, path: Path, number: int) -> Any:
-    """A line as `model`; raises KdepError with its number if it is damaged."""
+    """Parses a line as `model`; raises KdepError with the line number if it is damaged."""
     try:
         return model.model_validate(parse_strict(line, f"{path}:{number}"))
     except KdepError as e:
@@ -157,7 +157,7 @@ def _damaged(path: Path, line: int, why: str) -> KdepError:
     )
 
 
-def check_owner(log: Log, header: Header) -> None:
+def check_settings(log: Log, header: Header) -> None:
     """Raises KdepError if a log has other settings than `header`; the error names differences."""
     if log.header.hash == header.hash:
         return
@@ -176,8 +176,7 @@ def check_owner(log: Log, header: Header) -> None:
 def best(trials: Sequence[Trial], direction: str) -> Trial | None:
     """The complete trial with the best score, or None.
 
-    Of equally good trials, the one with the fewest FLOPs, then the fewest parameters, then the
-    first.
+    Equal scores are ordered by FLOPs, then by parameters, then by number; the lowest is chosen.
     """
     sign = -1 if direction == "max" else 1
     complete = [t for t in trials if t.state == "complete" and math.isfinite(t.scores[-1])]
@@ -186,15 +185,15 @@ def best(trials: Sequence[Trial], direction: str) -> Trial | None:
     )
 
 
-def _text(line: Header | Trial) -> bytes:
-    """A line of the log, as UTF-8."""
+def _encoded(line: Header | Trial) -> bytes:
+    """The text of a line in UTF-8, with a line feed."""
     text = json.dumps(line.model_dump(), sort_keys=True, allow_nan=False)
     return f"{text}\n".encode()
 
 
-def _check_begun(path: Path, raw: bytes, header: Header) -> None:
+def _check_is_start(path: Path, raw: bytes, header: Header) -> None:
     """Raises KdepError unless `raw`, a file without a complete line, is the start of `header`."""
-    if not _text(header).startswith(raw):
+    if not _encoded(header).startswith(raw):
         raise KdepError(
             f"the file {path} is not the log of a search",
             fix="name another file with --log; this one is not changed",
@@ -209,7 +208,7 @@ class Writer:
 
     def append(self, line: Header | Trial) -> None:
         """Writes one line and waits until it is on the disk."""
-        data = _text(line)
+        data = _encoded(line)
         while data:
             data = data[os.write(self._fd, data) :]
         os.fsync(self._fd)
@@ -222,7 +221,7 @@ def writing(path: Path, header: Header) -> Iterator[tuple[Writer, Log | None]]:
     An incomplete last line is removed.
 
     Raises:
-        KdepError: another process writes the log, or it is damaged or has other settings.
+        KdepError: another process writes the log, the log is damaged, or it has other settings.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, follow=True)
@@ -236,9 +235,9 @@ def writing(path: Path, header: Header) -> Iterator[tuple[Writer, Log | None]]:
             ) from None
         log, writer = read(path), Writer(fd)
         if log is not None:
-            check_owner(log, header)
+            check_settings(log, header)
         if log is None:
-            _check_begun(path, os.pread(fd, MAX_BYTES, 0), header)
+            _check_is_start(path, os.pread(fd, MAX_BYTES, 0), header)
         os.ftruncate(fd, 0 if log is None else log.n_bytes)
         if log is None:
             writer.append(header)

@@ -13,7 +13,7 @@ from kdep_bench.search.config import Search, check_values
 from kdep_bench.search.log import Header, Trial, Writer, make_header, writing
 from kdep_bench.search.sampler import Sampler
 from kdep_bench.students.space import Json, Size
-from kdep_bench.suite.methods import PROSE, without
+from kdep_bench.suite.methods import DESCRIPTION_KEYS, without
 
 MAX_OVER_LIMIT = 1000  # successive proposals above the limits, after which the search stops
 MAX_FAILED = 3  # successive failed trials, after which the search stops
@@ -53,13 +53,13 @@ def header_of(search: Search, work: Path) -> Header:
     `work`: the work dir.
 
     Raises:
-        KdepError: a value of the space that is not valid, or data that cannot be read.
+        KdepError: a value of the space is not valid, or the data cannot be read.
     """
     from kdep_bench.suite import data_identity
     from kdep_bench.suite.image_counts import check_counts
 
     check_values(search)
-    suite = search.suite(search.first, search.epochs[0])
+    suite = search.suite(search.first_proposal, search.epochs[0])
     check_counts(suite)
     suite, _ = data_identity.with_content(suite, work)
     return make_header(search.name, search.settings(suite))
@@ -68,7 +68,7 @@ def header_of(search: Search, work: Path) -> Header:
 def run(
     search: Search, path: Path, header: Header, evaluate: Evaluate, print_line: PrintLine
 ) -> list[Trial]:
-    """Runs the search until it has the number of evaluations in its config; returns all trials.
+    """Runs the search until the number of trained trials in its config; returns all trials.
 
     Args:
         search: the search.
@@ -78,8 +78,8 @@ def run(
         print_line: called with a line of text per trial.
 
     Raises:
-        KdepError: the log is of another search, MAX_OVER_LIMIT successive proposals are above the
-            limits, or MAX_FAILED successive trials failed.
+        KdepError: the log belongs to another search, MAX_OVER_LIMIT successive proposals are above
+            the limits, or MAX_FAILED successive trials failed.
         Interrupted: raised by `evaluate`; the current trial is not logged.
     """
     with writing(path, header) as (writer, log):
@@ -114,22 +114,22 @@ def _continue(
     evaluate: Evaluate,
     print_line: PrintLine,
 ) -> None:
-    """Runs and logs trials until the search has its number of evaluations."""
-    resumed = len(trials)
+    """Runs and logs trials until the search has its number of trained trials."""
+    n_logged = len(trials)  # trials of earlier runs of the command
     while _evaluations(trials) < search.file.trials:
-        trial = _trial(search, len(trials), sampler, evaluate)
+        trial = _run_trial(search, len(trials), sampler, evaluate)
         sampler.finish(trial)
         writer.append(trial)
         trials.append(trial)
-        print_line(_line(trial))
-        last_states = [t.state for t in trials[max(resumed, len(trials) - MAX_OVER_LIMIT) :]]
+        print_line(_trial_line(trial))
+        last_states = [t.state for t in trials[max(n_logged, len(trials) - MAX_OVER_LIMIT) :]]
         if len(last_states) == MAX_OVER_LIMIT and set(last_states) == {"over_limit"}:
             raise KdepError(
                 f"the last {MAX_OVER_LIMIT} proposals of the search {search.name!r} are above its "
                 f"limits of {search.limits}",
                 fix="raise `limits` in its config, or remove large values from its space",
             )
-        last_trained = [t for t in trials[resumed:] if t.trained][-MAX_FAILED:]
+        last_trained = [t for t in trials[n_logged:] if t.trained][-MAX_FAILED:]
         if len(last_trained) == MAX_FAILED and all(t.state == "failed" for t in last_trained):
             raise KdepError(
                 f"the last {MAX_FAILED} trials of the search {search.name!r} failed; the last "
@@ -140,11 +140,11 @@ def _continue(
 
 
 def _evaluations(trials: Sequence[Trial]) -> int:
-    """Number of trials that count as evaluations."""
+    """Number of trained trials."""
     return sum(t.trained for t in trials)
 
 
-def _trial(search: Search, number: int, sampler: Sampler, evaluate: Evaluate) -> Trial:
+def _run_trial(search: Search, number: int, sampler: Sampler, evaluate: Evaluate) -> Trial:
     """Proposes a student, trains and scores it at every rung, and returns the trial."""
     proposal = sampler.propose()
     member = search.space.member(proposal)
@@ -176,7 +176,7 @@ def _trial(search: Search, number: int, sampler: Sampler, evaluate: Evaluate) ->
     return Trial(state="complete", scores=scores, stages=stages, **fields)
 
 
-def _line(trial: Trial) -> str:
+def _trial_line(trial: Trial) -> str:
     """The line that is printed for a trial."""
     values = ", ".join(f"{k.rpartition('.')[2]} {v}" for k, v in sorted(trial.proposal.items()))
     outcome = {
@@ -192,8 +192,8 @@ def _line(trial: Trial) -> str:
 
 # ---- evaluation by the stages of a suite ----
 
-# Stages that depend on the proposal. An error in another stage would occur in every trial.
-_OF_PROPOSAL = {"align", "pretrain", "export", "transfer"}
+# Kinds of stages that depend on the proposal. An error in another stage would occur in every trial.
+_PROPOSAL_KINDS = {"align", "pretrain", "export", "transfer"}
 
 
 @dataclass(frozen=True)
@@ -202,10 +202,10 @@ class Stages:
 
     Attributes:
         search: the search.
-        data: the data in the log's header, with the hashes of their files.
+        data: the data config in the log's header, with the hashes of the files.
         work: the work dir.
         options: `local_pool.PoolOptions`, or None for the defaults.
-        view: shows the progress, or None.
+        view: a `progress.View` that shows the progress, or None.
     """
 
     search: Search
@@ -225,7 +225,7 @@ class Stages:
         except KdepError as e:
             raise TrialFailed(str(e)) from None
         suite, _ = data_identity.with_content(suite, self.work)
-        if without(suite.data, PROSE) != self.data:
+        if without(suite.data, DESCRIPTION_KEYS) != self.data:
             raise KdepError(
                 f"the data {suite.data['name']!r} changed while the search {self.search.name!r} "
                 "ran, so its scores would not be comparable",
@@ -239,7 +239,7 @@ class Stages:
             if outcome.signal:
                 raise Interrupted(outcome.signal)
             for stage_id, error in outcome.failed.items():
-                if plan.stages[stage_id].kind not in _OF_PROPOSAL:
+                if plan.stages[stage_id].kind not in _PROPOSAL_KINDS:
                     raise KdepError(
                         f"the stage {stage_id}, which all trials need, failed: {error}",
                         fix="correct the cause of the error, then run the same command again",
@@ -254,18 +254,21 @@ class Stages:
         return Score(float(transfer["outputs"]["value"]), run.chain)
 
     def _check_size(self, size: Size, exported: Json) -> None:
-        """Raises KdepError unless the family's computed size is that of the exported network."""
+        """Raises KdepError unless `size` is the measured size of the exported network."""
         counted = Size(exported["parameters"], exported["flops"] or size.flops)
         if counted != size:
             raise KdepError(
-                f"the family {self.search.file.family['type']} computes {size} for a student that "
+                f"the class {self.search.file.family['type']} computes {size} for a student that "
                 f"has {counted}, so the limits of the search {self.search.name!r} do not hold",
-                fix="correct the method `size` of that class, and start a new log with --log",
+                fix="correct the method `size` of this class, and start a new log with --log",
             )
 
 
-def planned(search: Search, trials: Sequence[Trial] = ()) -> str:
-    """A description of the search: size of the space, limits and budgets."""
+def description(search: Search, trials: Sequence[Trial] = ()) -> str:
+    """A text about the search: number of possible proposals, limits and budgets.
+
+    `trials`: those that are already in the log.
+    """
     epochs = search.epochs
     members = len(search.space)
     n_done = _evaluations(trials)

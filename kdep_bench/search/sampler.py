@@ -32,9 +32,9 @@ def version() -> str:
 class Sampler:
     """An optuna study: proposes values, and decides which trials continue.
 
-    It uses asynchronous successive halving (Jamieson and Talwalkar, AISTATS 2016; Li et al., MLSys
-    2020): a trial continues to the next rung if it is among the best 1 / `factor` of the trials
-    scored at its rung so far.
+    Trials are stopped by asynchronous successive halving (Jamieson and Talwalkar, AISTATS 2016; Li
+    et al., MLSys 2020): a trial continues to the next rung if it is among the best 1 / `factor` of
+    the trials that were scored at its rung before.
 
     Args:
         space: the dimensions.
@@ -83,7 +83,7 @@ class Sampler:
         return {d.key: d.values[self._trial.params[d.key]] for d in self.space.dimensions}
 
     def continues(self, rung: int, score: float) -> bool:
-        """Whether the current trial, with this score at `rung` (from 0), continues to the next."""
+        """Whether the current trial, with this score at `rung` (from 0), continues after it."""
         self._trial.report(score, step=self.factor**rung)
         return not self._trial.should_prune()
 
@@ -93,15 +93,15 @@ class Sampler:
         if trial.state == "complete":
             self._study.tell(self._trial, trial.score)
         else:
-            pruned = trial.state == "pruned"
-            self._study.tell(self._trial, state=states.PRUNED if pruned else states.FAIL)
+            is_pruned = trial.state == "pruned"
+            self._study.tell(self._trial, state=states.PRUNED if is_pruned else states.FAIL)
         self._trial = None
 
     def repeat(self, trial: Trial) -> None:
         """Adds a trial of the log to the study.
 
         Raises:
-            KdepError: its values are not in the space.
+            KdepError: a value of the trial is not in the space.
         """
         try:
             indices = {

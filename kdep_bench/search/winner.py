@@ -15,11 +15,11 @@ from kdep_bench.suite.config import read_config
 def write(search: Search, trial: Trial, folder: Path, metric: str) -> tuple[Path, bool]:
     """Writes the config of a trial's student to `folder`; returns (path, whether it is new).
 
-    An existing file that defines the same student is not changed. `metric` is named in the
-    docstring of the config.
+    An existing file that defines the same student is not changed. The docstring of the config
+    contains `metric`, the name of the metric.
 
     Raises:
-        KdepError: a file of that name defines another student.
+        KdepError: the file exists and defines another student.
     """
     student = search.space.member(trial.proposal).student()
     path = folder / f"{student['name']}.py"

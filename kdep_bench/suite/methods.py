@@ -8,7 +8,7 @@ from typing import Any
 from kdep_bench.suite.schema import Json, Suite, label_policy, method_needs
 
 # Keys that only describe a config; no stage reads them, so changing them reruns no stage.
-PROSE = {"about", "source", "reconstruction", "card", "tests_on", "scores_note"}
+DESCRIPTION_KEYS = {"about", "source", "reconstruction", "card", "tests_on", "scores_note"}
 # Teacher class for a student that was pre-trained and exported before.
 EXPORTED = "kdep_bench.teachers.exported.Exported"
 
@@ -64,7 +64,7 @@ def assistant_config(method: Json) -> Json | None:
     return {
         "type": EXPORTED,
         "name": f"{student['name']}.{intermediate_method['name']}{epochs_label}",
-        "student": without(student, PROSE),
+        "student": without(student, DESCRIPTION_KEYS),
         "has_logits": has_one_head and trains_head,
         "card": {
             "width": student["width"],

@@ -34,7 +34,7 @@ from kdep_bench.suite.arguments import (
 from kdep_bench.suite.config import merged
 from kdep_bench.suite.known_data import has_labels, known_parts
 from kdep_bench.suite.methods import (
-    PROSE,
+    DESCRIPTION_KEYS,
     assistant_config,
     head_classes,
     teacher_width,
@@ -366,7 +366,8 @@ def check_teacher_arguments(pair: StudentMethod) -> None:
     """Checks that the class of the suite's teacher accepts the arguments in its config."""
     if pair.base is not None and assistant_config(pair.method) is None:
         check_arguments(
-            without(pair.base, PROSE | {CONTENT}), f"the teacher {pair.base.get('name')!r}"
+            without(pair.base, DESCRIPTION_KEYS | {CONTENT}),
+            f"the teacher {pair.base.get('name')!r}",
         )
 
 

@@ -28,7 +28,7 @@ from kdep_bench.suite.graph import Plan, TransferRun, add_stage
 from kdep_bench.suite.kinds import KINDS, StageKind
 from kdep_bench.suite.known_data import has_labels
 from kdep_bench.suite.methods import (
-    PROSE,
+    DESCRIPTION_KEYS,
     methods_for,
     role_teachers,
     row_name,
@@ -88,7 +88,7 @@ class _Builder:
     def config_spec(self, config: Json, method: bool = False) -> Json:
         """The part of a student, task or method config that is in the spec of stages."""
         if id(config) not in self.config_specs:
-            spec = without(config, PROSE | (_PLANNING if method else set()))
+            spec = without(config, DESCRIPTION_KEYS | (_PLANNING if method else set()))
             self.config_specs[id(config)] = (
                 {"labels_used": False, "transform": None, **spec} if method else spec
             )
@@ -142,7 +142,7 @@ class _Builder:
         prepare = self.add(
             "prepare",
             suite.data["name"],
-            without(suite.data, PROSE | {"name", "type", "labels", "pool_classes"}),
+            without(suite.data, DESCRIPTION_KEYS | {"name", "type", "labels", "pool_classes"}),
             {},
             maker,
         )
@@ -268,7 +268,7 @@ class _Builder:
         live = (self.live or method.get("teacher_source") == "live") and upstream is None
         if live and not method.get("align"):
             return {"images": prepare}
-        spec: Json = {"teacher": without(teacher, PROSE)}
+        spec: Json = {"teacher": without(teacher, DESCRIPTION_KEYS)}
         outputs = [] if live else self.cache_outputs(teacher, student["input_px"], method)
         if outputs:
             spec["outputs"] = outputs
@@ -499,7 +499,9 @@ class _Builder:
         if transfer is not None:
             label = f"{label}.{transfer['name']}"
             if id(transfer) not in self.config_specs:
-                self.config_specs[id(transfer)] = without(transfer, PROSE | _TRANSFER_PLANNING)
+                self.config_specs[id(transfer)] = without(
+                    transfer, DESCRIPTION_KEYS | _TRANSFER_PLANNING
+                )
             spec["transfer"] = self.config_specs[id(transfer)]
             if (teacher := transfer.get("teacher")) is not None:
                 suite_teacher = self.suite.teachers[student["name"]]
@@ -594,7 +596,7 @@ def _add_teacher(
 def _set_live_teacher(spec: Json, role_teacher: RoleTeacher) -> None:
     """Adds the config of a live teacher to the spec; one of several teachers is under its role."""
     assert role_teacher.suite_teacher is not None
-    config = without(role_teacher.suite_teacher, PROSE)
+    config = without(role_teacher.suite_teacher, DESCRIPTION_KEYS)
     if role_teacher.role:
         spec["teachers"] = {**spec.get("teachers", {}), role_teacher.role: config}
     else:

@@ -14,7 +14,7 @@ from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.signatures import check_arguments, class_value
 from kdep_bench.suite.graph import Plan, ProbeRun
 from kdep_bench.suite.known_data import known_parts
-from kdep_bench.suite.methods import PROSE, without
+from kdep_bench.suite.methods import DESCRIPTION_KEYS, without
 from kdep_bench.suite.schema import Json, Suite, uses_teacher
 
 SPLITS = ("train", "val", "test")
@@ -215,7 +215,9 @@ class ProbePlanner:
         self.views, self.suite_cache = views, suite_cache
         self._planned = {run.id for run in plan.probes}
         # `Plan.text` caches the JSON of a dict by its identity, so each config is stripped once.
-        self._specs = {id(c): without(c, PROSE) for c in (*suite.probes, *suite.students)}
+        self._specs = {
+            id(c): without(c, DESCRIPTION_KEYS) for c in (*suite.probes, *suite.students)
+        }
 
     def add_probes(
         self,

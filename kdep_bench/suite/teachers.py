@@ -24,7 +24,7 @@ from kdep_bench.objectives.roles import (
     together,
     union,
 )
-from kdep_bench.suite.methods import PROSE, assistant_config, head_classes, without
+from kdep_bench.suite.methods import DESCRIPTION_KEYS, assistant_config, head_classes, without
 from kdep_bench.suite.schema import Json, Suite, uses_teacher
 
 SUITE = "suite"  # value of a role: the suite's teacher
@@ -142,7 +142,7 @@ def check_roles(suite: Suite, method: Json, suite_teacher: Json | None) -> None:
         if role_teacher.config is None:
             continue  # `pairs.check_teacher_exists` reports it
         network = role_teacher.method.get("teacher") or without(
-            role_teacher.config, PROSE | {"name"}
+            role_teacher.config, DESCRIPTION_KEYS | {"name"}
         )
         earlier = networks.setdefault(canonical_json(network), role_teacher)
         if earlier is not role_teacher:

@@ -15,7 +15,7 @@ from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.objectives.levels import levels_of, student_levels
 from kdep_bench.signatures import check_arguments, class_value, resolve_alias
 from kdep_bench.suite.arguments import check_classes, check_couples_samples
-from kdep_bench.suite.methods import PROSE, tasks_for, without
+from kdep_bench.suite.methods import DESCRIPTION_KEYS, tasks_for, without
 from kdep_bench.suite.pairs import check_pair, check_task
 from kdep_bench.suite.schema import Json, Suite
 
@@ -94,7 +94,7 @@ def check_tasks(t: StudentTransfer) -> None:
 def check_all_arguments(t: StudentTransfer) -> None:
     """Checks that the method's class, and the objective in it, accept their arguments."""
     required_args = t.class_attribute("requires") or ()
-    check_arguments(without(t.config, PROSE | _PLANNING), t.label, required_args)
+    check_arguments(without(t.config, DESCRIPTION_KEYS | _PLANNING), t.label, required_args)
     objective = t.config.get("objective")
     if isinstance(objective, dict):
         config = {"objective": objective}

@@ -18,7 +18,7 @@ from kdep_bench.gpu_check import run
 from kdep_bench.gpu_check.arm import prediction_interval, scores
 from kdep_bench.gpu_check.base import Check, Measurements, Setting, checks
 from kdep_bench.gpu_check.machine import MachineInfo, usable
-from kdep_bench.gpu_check.pack import locked, make_pack
+from kdep_bench.gpu_check.pack import locked_requirements, make_pack
 from kdep_bench.gpu_check.report import write_report
 
 REPO = Path(__file__).resolve().parents[2]
@@ -28,18 +28,21 @@ TOOL = REPO / "tools/gpu_check.py"
 def machine_info(**changes: Any) -> MachineInfo:
     """A machine with one usable GPU, but for these changes."""
     card = {"number": "0", "name": "A", "free_gib": 70.0, "total_gib": 80.0}
-    known = dict(torch="2.11", built_for="13.0", driver="580", library=True, available=True)
-    return MachineInfo(**{**known, "cards": [card], **changes})
+    known = dict(torch="2.11", built_for="13.0", driver="580", has_library=True, is_available=True)
+    return MachineInfo(**{**known, "gpus": [card], **changes})
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(built_for=None, available=False), "CPU build"),
-        (dict(available=False, library=False, driver=None), "no NVIDIA driver"),
-        (dict(available=False, warning="The NVIDIA driver on your system is too old"), "too old"),
-        (dict(available=False, warning="", cards=[]), "finds no GPU"),
-        (dict(cards=[{"number": "0", "name": "A", "free_gib": 1.0}]), "no GPU has 12 GiB free"),
+        (dict(built_for=None, is_available=False), "CPU build"),
+        (dict(is_available=False, has_library=False, driver=None), "no NVIDIA driver"),
+        (
+            dict(is_available=False, warning="The NVIDIA driver on your system is too old"),
+            "too old",
+        ),
+        (dict(is_available=False, warning="", gpus=[]), "finds no GPU"),
+        (dict(gpus=[{"number": "0", "name": "A", "free_gib": 1.0}]), "no GPU has 12 GiB free"),
     ],
 )
 def test_a_machine_that_cannot_be_checked_raises_kdep_error(changes: Any, message: str):
@@ -51,7 +54,7 @@ def test_gpus_in_use_by_others_are_not_used():
     cards = [
         {"number": str(k), "name": "A", "free_gib": free} for k, free in enumerate((70, 2, 60))
     ]
-    assert usable(machine_info(cards=cards)) == ("0", "2")
+    assert usable(machine_info(gpus=cards)) == ("0", "2")
 
 
 @pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="this machine has a GPU")
@@ -158,7 +161,7 @@ def test_a_claim_that_does_not_hold_is_shown_and_fails(tmp_path: Path):
 
 
 def test_the_pack_takes_the_versions_of_the_lock():
-    rows = locked(REPO / "requirements.lock")
+    rows = locked_requirements(REPO / "requirements.lock")
     assert "mmdet==3.3.0" in rows
     assert not [r for r in rows if r.startswith(("torch==", "nvidia", "numpy=="))]
 

@@ -67,7 +67,7 @@ def test_the_stated_remedy_for_a_score_on_the_test_split_works(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     task = dict(task=dict(base="smoke_probe", name="my_val", split="val"))
-    assert load_changed(monkeypatch, **task).first
+    assert load_changed(monkeypatch, **task).first_proposal
 
 
 def test_data_without_a_validation_split_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +89,7 @@ def test_a_proposal_is_an_ordinary_suite_with_its_settings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     search = load_changed(monkeypatch)
-    proposal = search.first | {"method.transform.n": 3.0, "method.optimizer.lr": 0.05}
+    proposal = search.first_proposal | {"method.transform.n": 3.0, "method.optimizer.lr": 0.05}
     plan = build_plan(search.suite(proposal, search.epochs[1]))
     (run,) = plan.runs
     spec = plan.stages[run.chain["pretrain"]].spec

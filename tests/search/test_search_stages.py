@@ -28,7 +28,7 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stages:
 def test_scores_are_those_of_the_stages_and_wrong_sizes_are_errors(
     stages: Stages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    proposal = stages.search.first
+    proposal = stages.search.first_proposal
     exported = Size(7, 9)  # what the pretended export counts
     (stages.work / "break-transfers").touch()
     with pytest.raises(TrialFailed, match=r"transfer-smoke_probe_val.*a broken transfer"):

@@ -33,7 +33,7 @@ def test_a_suite_with_the_written_student_reuses_the_stages_of_the_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     search = load_search("smoke_kdep")
-    trial = best_trial(search.first | {"method.transform.n": 3.0})
+    trial = best_trial(search.first_proposal | {"method.transform.n": 3.0})
     path, new = winner.write(search, trial, tmp_path / "students", "top1")
     assert new
     text = path.read_text()
@@ -64,7 +64,7 @@ def test_a_suite_with_the_written_student_reuses_the_stages_of_the_search(
 
 def test_a_file_of_the_user_is_not_overwritten(tmp_path: Path) -> None:
     search = load_search("smoke_kdep")
-    trial = best_trial(search.first)
+    trial = best_trial(search.first_proposal)
     path, _ = winner.write(search, trial, tmp_path, "top1")
     edited = "# mine\n" + path.read_text()
     path.write_text(edited)
