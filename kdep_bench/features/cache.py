@@ -40,9 +40,11 @@ from kdep_bench.features.cache_read import (
     SHARD_ROWS,
     bytes_of_view,
     dtype_of,
+    note_path,
     open_cache,
     shard_path,
 )
+from kdep_bench.features.cache_reuse import link_shards
 from kdep_bench.files import file_hash, read_strict, write_json
 from kdep_bench.flops import forward_flops
 from kdep_bench.prefetch import prefetch
@@ -70,7 +72,9 @@ def run(
 
     Returns:
         teacher (name, checksum, width, flops per image), rows, bytes, bytes_per_view, forwards
-        (images computed), fill_s (seconds), images_per_s, known_images (see `known_images`).
+        (images computed), fill_s (seconds), images_per_s, known_images (see `known_images`);
+        reused, the folder of the finished cache whose arrays are linked, if there is one. Then
+        forwards and fill_s are those of that cache.
 
     Raises:
         KdepError: weights that change, features that are not finite or that differ when computed
@@ -93,9 +97,12 @@ def run(
     cost = estimate(len(order), view_bytes, views.views)
     print(f"cache of teacher {teacher.name}: {cost}", flush=True)
     progress(0, len(order), cost)
+    manifest = _manifest(spec, teacher, checksum, views, len(order), shapes)
+    reused = link_shards(out, spec, inputs, manifest, index)
+    if reused is not None:
+        print(f"its arrays are those of {reused}, which contains them", flush=True)
     forwards, seconds = _fill(spec, order, teacher, views, shapes, out, progress)
     _check_frozen(teacher, checksum)
-    manifest = _manifest(spec, teacher, checksum, views, len(order), shapes)
     if files:  # relative to this folder, so that the work dir can be moved
         manifest["files"] = {k: os.path.relpath(path, out) for k, path in files.items()}
     if sparse.stored_top(shapes) and classes is not None:
@@ -114,6 +121,7 @@ def run(
         "fill_s": round(seconds, 2),
         "images_per_s": round(forwards / seconds, 1),
         "known_images": check,
+        **({} if reused is None else {"reused": reused}),
     }
 
 
@@ -361,11 +369,6 @@ def _finish_shard(
     write_json(note_path(out, k), spent)
     if pooled is not None:
         partial.replace(shard_path(out, k))
-
-
-def note_path(out: Path, k: int) -> Path:
-    """The file of shard k that holds its cost and the hashes of its arrays."""
-    return shard_path(out, k).with_suffix(".json")
 
 
 def delete_foreign_shards(out: Path, identity: dict[str, Any]) -> None:

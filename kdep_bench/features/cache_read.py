@@ -94,6 +94,11 @@ def shard_path(folder: Path, k: int, name: str = "features") -> Path:
     return folder / f"{name}-{k:05d}.npy"
 
 
+def note_path(out: Path, k: int) -> Path:
+    """The file of shard k that holds its cost and the hashes of its arrays."""
+    return shard_path(out, k).with_suffix(".json")
+
+
 def open_cache(folder: Path) -> Cache:
     """Opens a finished cache.
 

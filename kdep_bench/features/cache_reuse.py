@@ -1,0 +1,124 @@
+"""Reuses the shards of a finished cache that holds more outputs of the same teacher and views.
+
+The methods of a suite decide which outputs its cache stores, so that two suites with the same
+teacher and views may plan different caches. If a finished cache of the work directory contains
+everything that a new one needs, its files are linked, and the teacher is not run again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdep_bench.errors import KdepError
+from kdep_bench.features.cache_read import INDEX, MANIFEST, note_path, shard_path
+from kdep_bench.files import read_strict, write_json
+
+STAGE = "stage.json"  # in the folder of every finished stage
+# Entries of a cache's spec that say which arrays it stores and how fast; not their values.
+_STORAGE = {"outputs", "pooled", "batch"}
+
+
+def link_shards(
+    out: Path,
+    spec: Mapping[str, Any],
+    inputs: Mapping[str, Path],
+    manifest: Mapping[str, Any],
+    index: np.ndarray | None,
+) -> str | None:
+    """Links the shards of a finished cache into the folder of an equal or smaller new one.
+
+    Args:
+        out: folder of the new cache.
+        spec, inputs: of its stage.
+        manifest: the manifest that it will have.
+        index: sorted row numbers that it stores; None for all rows.
+
+    Returns:
+        The name of the finished cache's folder; None if there is none that contains everything.
+    """
+    for folder in _finished_caches(inputs["views"].parent, out, spec, inputs):
+        if _contains(folder, manifest, index) and _link(folder, out, manifest):
+            return folder.name
+    return None
+
+
+def _finished_caches(
+    work_dir: Path, out: Path, spec: Mapping[str, Any], inputs: Mapping[str, Path]
+) -> Iterator[Path]:
+    """Folders of the finished caches of the same teacher, views and data fraction."""
+    needs = {name: path.name for name, path in inputs.items()}
+    for folder in sorted(work_dir.glob("cache-*")):
+        if folder == out or not (folder / STAGE).exists():
+            continue
+        try:
+            stage = read_strict(folder / STAGE)
+            is_same = stage["needs"] == needs and _values(stage["spec"]) == _values(spec)
+        except (KdepError, KeyError, TypeError, AttributeError):
+            continue  # a damaged stage.json; the engine reports it when that stage is needed
+        if is_same:
+            yield folder
+
+
+def _values(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a cache's spec that decide the values of its arrays."""
+    return {name: value for name, value in spec.items() if name not in _STORAGE}
+
+
+def _contains(folder: Path, manifest: Mapping[str, Any], index: np.ndarray | None) -> bool:
+    """Whether a cache has all arrays of `manifest`, computed from the same images and weights."""
+    try:
+        stored = read_strict(folder / MANIFEST)
+        has_outputs = stored["outputs"].items() >= manifest["outputs"].items()
+        has_pooled = stored.get("pooled", True) or not manifest.get("pooled", True)
+        stored_index = np.load(folder / INDEX) if "of" in stored else None
+    except (KdepError, KeyError, AttributeError, OSError, ValueError):
+        return False
+    ignored = {"outputs", "pooled", "of", "files", "classes"}
+    is_same = all(stored.get(k) == v for k, v in manifest.items() if k not in ignored)
+    if index is None or stored_index is None:
+        has_rows = index is stored_index
+    else:
+        has_rows = np.array_equal(index, stored_index)
+    return bool(has_outputs and has_pooled and is_same and has_rows)
+
+
+def _link(folder: Path, out: Path, manifest: Mapping[str, Any]) -> bool:
+    """Links all shards; False if a file or its note is missing. Hashes are checked by the caller.
+
+    The note keeps the cost of the forward passes, so that a record states what the cache costs.
+    """
+    extras, pooled = manifest["outputs"], manifest.get("pooled", True)
+    try:
+        for k in range(manifest["shards"]):
+            note = read_strict(note_path(folder, k))
+            linked = {"seconds": note["seconds"], "forwards": note["forwards"]}
+            if pooled:
+                linked["sha256"] = note["sha256"]
+            if extras:
+                linked["further"] = {name: note["further"][name] for name in extras}
+            for name in _array_names(extras, pooled):
+                _link_or_copy(shard_path(folder, k, name), shard_path(out, k, name))
+            write_json(note_path(out, k), linked)
+    except (KdepError, KeyError, TypeError, OSError):
+        return False
+    return True
+
+
+def _array_names(extras: Iterable[str], pooled: bool) -> list[str]:
+    """Names of the stored arrays, as `shard_path` takes them."""
+    return [*extras, *(["features"] if pooled else [])]
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """A hard link, which takes no disk space; a copy where the file system has no hard links."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,132 @@
+"""A cache is linked from a finished one that contains it; a wrong or damaged one never is."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kdep_bench.errors import KdepError
+from kdep_bench.features import cache
+from kdep_bench.features.cache_read import open_cache, shard_path
+from kdep_bench.features.cache_reuse import STAGE
+from kdep_bench.files import file_hash, read_strict, write_json
+from tests.pretrain.conftest import IMAGES, TEACHER, silent
+
+LEVELS = ["maps.s16", "maps.s32"]
+
+
+def run_cache(work_dir: Path, name: str, **spec: Any) -> tuple[Path, dict[str, Any]]:
+    """Runs a cache stage and writes what a finished stage has; returns (folder, outputs)."""
+    out = work_dir / f"cache-{name}"
+    out.mkdir()
+    spec = {"teacher": TEACHER, "batch": 16, **spec}
+    inputs = {"prepare": work_dir / "prepare", "views": work_dir / "views"}
+    outputs = cache.run(spec, inputs, out, silent)
+    needs = {role: path.name for role, path in inputs.items()}
+    write_json(out / STAGE, {"needs": needs, "spec": spec})
+    return out, outputs
+
+
+@pytest.fixture
+def work_dir(stages: dict[str, Path], tmp_path: Path) -> Path:
+    """A work directory with the finished stages `prepare` and `views`."""
+    for name in ("prepare", "views"):
+        shutil.copytree(stages[name], tmp_path / name)
+    return tmp_path
+
+
+def count_forward_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list to which every batch of the teacher adds its number of images."""
+    counts: list[int] = []
+    original = cache.run_teacher
+
+    def counted(teacher: Any, images: torch.Tensor) -> Any:
+        counts.append(len(images))
+        return original(teacher, images)
+
+    monkeypatch.setattr(cache, "run_teacher", counted)
+    return counts
+
+
+def test_a_cache_that_another_contains_is_linked_and_states_what_it_cost(
+    work_dir: Path, stages: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    large, computed = run_cache(work_dir, "large", outputs=LEVELS)
+    assert "reused" not in computed
+    counts = count_forward_passes(monkeypatch)
+    small, linked = run_cache(work_dir, "small", outputs=LEVELS[:1])
+    assert linked["reused"] == large.name
+    assert sum(counts) == 1  # the view that gives the shapes
+    assert (linked["forwards"], linked["fill_s"]) == (2 * IMAGES, computed["fill_s"])
+    pooled, outputs = run_cache(work_dir, "pooled")
+    assert outputs["reused"] == large.name
+    rows = np.arange(2 * IMAGES)
+    first, second = open_cache(small), open_cache(large)
+    np.testing.assert_array_equal(first.rows(rows, "maps.s16"), second.rows(rows, "maps.s16"))
+    assert set(first.extras) == {"maps.s16"}
+    assert not open_cache(pooled).extras
+    for folder in (small, pooled):  # equal to a cache that was computed by itself
+        own = open_cache(stages["cache"]).rows(rows)
+        np.testing.assert_array_equal(open_cache(folder).rows(rows), own)
+    shutil.rmtree(large)
+    np.testing.assert_array_equal(open_cache(small).rows(rows), own)
+
+
+def test_a_cache_without_an_output_or_with_other_rows_is_not_linked(work_dir: Path):
+    run_cache(work_dir, "pooled")
+    run_cache(work_dir, "half", outputs=LEVELS, share=0.5, share_seed=0)
+    _, outputs = run_cache(work_dir, "maps", outputs=LEVELS[:1])
+    assert "reused" not in outputs  # one has no maps, the other has half of the rows
+    _, other_half = run_cache(work_dir, "other", outputs=LEVELS[:1], share=0.5, share_seed=1)
+    assert "reused" not in other_half
+    _, same_half = run_cache(work_dir, "same", outputs=LEVELS[:1], share=0.5, share_seed=0)
+    assert same_half["reused"] == "cache-half"
+
+
+@pytest.mark.parametrize("entry", ["checksum", "recipe", "views", "unfinished"])
+def test_a_cache_of_other_weights_or_views_is_not_linked(work_dir: Path, entry: str):
+    large, _ = run_cache(work_dir, "large", outputs=LEVELS)
+    manifest, stage = read_strict(large / "cache.json"), read_strict(large / STAGE)
+    if entry == "checksum":
+        manifest["teacher"]["checksum"] = "0123456789abcdef"
+    elif entry == "recipe":
+        manifest["recipe"] = "0123456789abcdef"
+    elif entry == "views":
+        stage["needs"]["views"] = "views-of-other-images"
+    write_json(large / "cache.json", manifest)
+    write_json(large / STAGE, stage)
+    if entry == "unfinished":
+        (large / STAGE).unlink()
+    _, outputs = run_cache(work_dir, "small")
+    assert "reused" not in outputs
+
+
+def test_a_damaged_array_is_computed_again_and_stays_as_it_is_in_the_other_cache(
+    work_dir: Path, stages: dict[str, Path]
+):
+    large, _ = run_cache(work_dir, "large", outputs=LEVELS)
+    damaged = shard_path(large, 0)
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    small, _ = run_cache(work_dir, "small")
+    rows = np.arange(2 * IMAGES)
+    own = open_cache(stages["cache"]).rows(rows)
+    np.testing.assert_array_equal(open_cache(small).rows(rows), own)
+    assert damaged.read_bytes() == bytes(content)
+
+
+def test_a_changed_array_with_its_hash_is_found_by_the_check_of_the_new_cache(work_dir: Path):
+    """Arrays that another teacher wrote, with a note that agrees, differ when computed again."""
+    large, _ = run_cache(work_dir, "large", outputs=LEVELS)
+    path = shard_path(large, 0)
+    np.save(path, np.load(path) + np.float16(1))
+    note = read_strict(path.with_suffix(".json"))
+    write_json(path.with_suffix(".json"), {**note, "sha256": file_hash(path)})
+    with pytest.raises(KdepError, match="cache"):
+        run_cache(work_dir, "small")
