@@ -16,7 +16,7 @@ class Mixup(Augment):
 
     Cached features, targets and probabilities are mixed with the same w; a live teacher gets the
     mixed images. Cached logits cannot be used, because the softmax of mixed logits is not the
-    mixture of the probabilities. Reversing the batch and one w per batch are as in timm.
+    mixture of the probabilities. The reverse order and one w per batch are as in timm.
 
     Args:
         alpha: a; 0.2 is mixup's ImageNet value.

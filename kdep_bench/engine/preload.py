@@ -25,10 +25,10 @@ def _load() -> None:
     import kdep_bench.engine.environment
     import kdep_bench.engine.worker
     import kdep_bench.ops
-    from kdep_bench.openmmlab.environment import MODULES, without_multimodal
+    from kdep_bench.openmmlab.environment import MODULES, skip_multimodal
 
     kdep_bench.ops.install()
-    without_multimodal()
+    skip_multimodal()
     for name in (
         "torch",
         "torchvision",

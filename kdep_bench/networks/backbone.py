@@ -17,8 +17,7 @@ from kdep_bench import openmmlab
 from kdep_bench.errors import KdepError
 from kdep_bench.networks.taps import find_last_activation, global_mean, is_rectified, nonzero_scales
 
-# By backbone class: a function that returns the module path of the last activation (mmpretrain
-# 1.2.0).
+# {backbone class of mmpretrain 1.2.0: function that returns the path of its last activation}
 LAST_ACTIVATION: dict[str, Callable[[Any], str]] = {
     "ResNet": lambda net: f"{net.res_layers[-1]}.{len(getattr(net, net.res_layers[-1])) - 1}.relu",
     "MobileNetV2": lambda net: "conv2.activate",
@@ -30,7 +29,7 @@ OUTPUT = "output"  # the tap of a network that does not end in an activation
 
 
 def build_backbone(student: Mapping[str, Any], **overrides: Any) -> nn.Module:
-    """Builds the student's backbone with random weights, or as its `init_cfg` states.
+    """Builds the student's backbone with random weights, or with the weights of its `init_cfg`.
 
     Weights are drawn from torch's global generator, which the caller must seed.
 

@@ -149,8 +149,8 @@ def run_until(module: nn.Module, forward: Callable[[], Any]) -> Any:
 class VisibleTokens:
     """Hides patches from a timm transformer inside `net`, and records its output tokens.
 
-    It hooks the token source and the final norm of the transformer. The parameters of the network
-    and their names do not change. If `keep` is None, all patches are visible.
+    The hooks are on the token source and the final norm of the transformer. The parameters of the
+    network and their names do not change.
 
     Args:
         net: a network that contains a transformer of timm.
@@ -202,7 +202,7 @@ class VisibleTokens:
         self._block_tokens = tokens if self.keep is not None else None
 
     def tokens(self) -> tuple[Tensor, Tensor]:
-        """The tokens after the final norm in the last forward pass; both values are then released.
+        """The tokens after the final norm in the last forward pass; they are then released.
 
         Returns:
             tokens [B, prefix + n, D] float32, and the indices `keep` [B, n] of that pass.
@@ -213,8 +213,11 @@ class VisibleTokens:
         self._tokens = self.keep = None
         return out
 
-    def of_block(self) -> Tensor:
-        """The block's output [B, prefix + n, D] float32 in the last forward pass; then released."""
+    def block_tokens(self) -> Tensor:
+        """The output [B, prefix + n, D] float32 of `block` in the last forward pass.
+
+        The recorded output is then released.
+        """
         assert self._block_tokens is not None
         out, self._block_tokens = self._block_tokens.float(), None
         return out

@@ -83,7 +83,7 @@ class Dmae(MaskedAutoencoder):
         assert ctx.teacher is not None
         assert ctx.teacher.layer is not None
         distance = token_distance(
-            self.projector(self._student[0].of_block()),
+            self.projector(self._student[0].block_tokens()),
             ctx.teacher.layer,
             ctx.extra["visible"].shape[1],
             self.unit_length,

@@ -123,6 +123,7 @@ _NOISE = (
     r".*torch\.meshgrid",
 )
 
+# Packages whose versions are recorded.
 _LISTED = (
     "kdep_bench",
     "torch",
@@ -150,7 +151,7 @@ _scope: str | None = None
 
 
 def versions() -> dict[str, str]:
-    """Versions of the installed packages that matter, and of Python; imports none of them."""
+    """Versions of Python and of the installed packages of `_LISTED`; imports none of them."""
     installed = {name: v for name in _LISTED if (v := _version(name)) is not None}
     return {"python": platform.python_version(), **installed}
 
@@ -232,7 +233,7 @@ def setup(scope: str, *, switch: bool = False) -> None:
     _scope = scope
 
 
-def without_multimodal() -> None:
+def skip_multimodal() -> None:
     """Makes mmpretrain skip its multi-modal models.
 
     Workaround: mmpretrain 1.2.0 cannot be imported with transformers 5, because its BLIP model
@@ -255,7 +256,7 @@ def without_multimodal() -> None:
 
 
 def _import_toolkit(scope: str) -> None:
-    without_multimodal()
+    skip_multimodal()
     try:
         importlib.import_module("mmcv.ops")
     except (ImportError, AssertionError) as e:

@@ -111,7 +111,7 @@ class ProgressHook(Hook):
     def __init__(self, progress: Progress | Callable[..., None], limit: int = 200) -> None:
         self._progress = progress
         self._curve = LossCurve(limit)
-        self._earlier = 0.0  # seconds of training before the checkpoint that was resumed from
+        self._earlier = 0.0  # seconds of training before this process resumed the run
         self._start = time.perf_counter()
 
     @property
@@ -149,12 +149,12 @@ class ProgressHook(Hook):
 
 
 class SealHook(Hook):
-    """Writes a checksum (seal) next to each checkpoint that mmengine's CheckpointHook writes."""
+    """Writes a file with the SHA-256 (the seal) next to each checkpoint of the run."""
 
-    priority = "LOWEST"  # after CheckpointHook, which is VERY_LOW
+    priority = "LOWEST"  # after mmengine's CheckpointHook, which is VERY_LOW
 
     def __init__(self) -> None:
-        self._sealed: str | None = None
+        self._sealed: str | None = None  # path of the latest checkpoint that has a seal
 
     def _seal(self, runner: Any) -> None:
         if runner.rank != 0 or "last_ckpt" not in runner.message_hub.runtime_info:

@@ -3,8 +3,8 @@
 The checkpoints from which mmengine resumes also contain HistoryBuffer objects with numpy arrays.
 These classes, and `getattr` for the statistics of HistoryBuffer, are allowed in checkpoints of this
 run only; no other code in a file can run. Such a file must be in the work dir of this process's
-Runner, and its SHA-256 must equal the seal that `SealHook` wrote next to it. A seal shows that the
-file is complete and unchanged; it is not a signature.
+Runner and must have a seal: a second file with its SHA-256, which `SealHook` writes. A seal shows
+that the checkpoint is complete and unchanged; it is not a signature.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from kdep_bench.checkpoints import read_checkpoint
 from kdep_bench.errors import KdepError
 from kdep_bench.files import file_hash, write_atomic
 
-RESUME = "kdep-resume://"  # scheme of a sealed resume file, followed by its path
+RESUME = "kdep-resume://"  # before the path of a checkpoint with a seal, to resume from
 
-_roots: set[Path] = set()  # work dirs with sealed files that this process may resume from
+_roots: set[Path] = set()  # work dirs whose checkpoints this process may resume from
 _STATISTICS = ("min", "max", "current", "mean")  # methods of HistoryBuffer that pickles refer to
 
 
@@ -55,7 +55,7 @@ def seal(checkpoint: Path) -> None:
 
 
 def is_sealed(checkpoint: Path) -> bool:
-    """Whether the file exists and its SHA-256 equals its seal."""
+    """Whether the file exists and its SHA-256 is the one in its seal."""
     seal_file = _seal_path(checkpoint)
     return (
         checkpoint.is_file()
@@ -76,16 +76,16 @@ def drop_orphan_seals(work_dir: Path) -> None:
 
 
 def latest_sealed(work_dir: str | Path) -> Path | None:
-    """The newest complete checkpoint in `work_dir`; None if there is none.
+    """The newest checkpoint in `work_dir` that matches its seal; None if there is none.
 
-    A file that was not completely written has no matching seal, and is skipped.
+    A file that was not completely written is skipped: it has no seal, or a seal of another content.
     """
     files = sorted(Path(work_dir).glob("*.pth"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
     return next((p for p in files if is_sealed(p)), None)
 
 
 def trust_work_dir(work_dir: Path) -> None:
-    """Allows this process to resume from sealed files directly in `work_dir`."""
+    """Allows this process to resume from checkpoints with a seal directly in `work_dir`."""
     _roots.add(work_dir.resolve())
 
 
@@ -95,7 +95,7 @@ def load_weights(path: str | Path, map_location: Any = "cpu") -> Any:
 
 
 def load_from_sealed(filename: str, map_location: Any = "cpu") -> Any:
-    """The loader that mmengine calls for `kdep-resume://<path>`.
+    """The loader that mmengine calls for "kdep-resume://<path>", a checkpoint with a seal.
 
     Raises:
         KdepError: the file is outside the trusted work dirs, or does not match its seal.

@@ -49,8 +49,9 @@ def build_runner(
     """Builds a Runner from a copy of `cfg`; `setup(scope)` must be called before.
 
     The Runner also logs to the suite's `runtime.trackers`. A loss that is NaN or infinite stops the
-    training (StopOnBadLoss), and checkpoints are sealed when they are written (SealHook). Under
-    `torchrun` the process group is started here, and the model is wrapped in DDP, also on a CPU.
+    training (StopOnBadLoss). Every checkpoint gets a seal, a second file with its SHA-256
+    (SealHook). Under `torchrun` the process group is started here, and the model is wrapped in DDP,
+    also on a CPU.
 
     Args:
         cfg: a Config that the toolkit's own runner could run.
@@ -58,8 +59,8 @@ def build_runner(
         seed: replaces cfg.randomness.seed. One of the two is required.
         hooks: additional hooks, registered with their own priorities.
         log_level: level of the log file.
-        resume: whether to resume from the newest sealed checkpoint in `work_dir`, if there is one
-            (see `latest_sealed`).
+        resume: whether to resume from the newest checkpoint in `work_dir` that matches its seal, if
+            there is one.
 
     Raises:
         KdepError: `setup` was not called, the config has another default scope, no seed or no work
@@ -143,12 +144,16 @@ def _check_precision(cfg: Config) -> None:
 
 
 def planned_rank() -> int:
-    """The rank of this process, 0 to `planned_ranks() - 1`; 0 in a plain process."""
+    """The rank of this process, 0 to `planned_ranks() - 1`; 0 in a single process.
+
+    Read from the environment variables of torchrun or srun, so it is known before the process group
+    exists.
+    """
     return int(os.environ.get("RANK", "0"))
 
 
 def planned_ranks() -> int:
-    """Number of processes that torchrun or srun started for this run; 1 in a plain process."""
+    """Number of processes that torchrun or srun started for this run; 1 for a single process."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
@@ -184,7 +189,7 @@ def join_distributed() -> None:
 
 
 def wait_for_ranks() -> None:
-    """A barrier over all ranks; returns at once in a plain process."""
+    """A barrier over all ranks; returns at once in a single process."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
 
@@ -210,7 +215,7 @@ def _set_distributed(cfg: Config) -> None:
 
 
 def _set_resume(cfg: Config, out: Path, resume: bool) -> None:
-    """Sets the config to resume from the newest sealed checkpoint in `out`, if `resume`."""
+    """With `resume`, sets the config to resume from the newest checkpoint with a seal in `out`."""
     if cfg.get("resume"):
         raise KdepError(
             "the config sets `resume`",

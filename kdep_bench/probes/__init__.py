@@ -1,1 +1,1 @@
-"""Probes: measurements of an exported backbone, which enter no score, mean, ranking or claim."""
+"""Probes: measurements of an exported backbone; no score, mean, rank or claim includes them."""

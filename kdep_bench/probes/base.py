@@ -21,9 +21,10 @@ from kdep_bench.errors import KdepError
 if TYPE_CHECKING:
     from kdep_bench.probes.extract_maps import Maps
 
-# Inputs of probes. "classes": features and labels of `Probe.splits`; "pool": features of images of
-# the pool, without labels; "teacher": the teacher's cached features of the same images; "backbone":
-# the backbone, to run it on other images; "masks": feature maps and masks of `Probe.splits`.
+# Inputs of probes. "classes": features and labels of `Probe.splits`; "pool": features of
+# pre-training images, without labels; "teacher": the teacher's cached features of the same images;
+# "backbone": the backbone, to run it on other images; "masks": feature maps and masks of
+# `Probe.splits`.
 READS = ("classes", "pool", "teacher", "backbone", "masks")
 CLASSES, POOL, TEACHER, BACKBONE, MASKS = READS
 
@@ -55,7 +56,7 @@ class Value:
     """One measured number.
 
     Attributes:
-        value: finite.
+        value: the number, which must be finite.
         better: whether larger or smaller values are better.
         percent: whether `value` is a fraction that reports show in percent.
         chance: the value of guessing, or None if it is unknown.
@@ -74,8 +75,8 @@ class Inputs:
     Attributes:
         splits: {split: features of its images}.
         maps: {split: feature maps and masks of its images}.
-        pool: features of images of the pool.
-        teacher: [N, Dt] the teacher's features of the same images.
+        pool: features of pre-training images.
+        teacher: [N, Dt] the teacher's features of the images of `pool`.
         images: function that yields the images of a split, in the order of its features, as
             [B, px, px, 3] uint8 RGB.
         extract: function from such images to their features (before, after), each [B, D] float32.
@@ -130,7 +131,7 @@ def outputs(measured: Measured, label: str) -> dict[str, Any]:
     `label` names the probe in the error.
 
     Raises:
-        KdepError: there is no value, or one is not a finite number.
+        KdepError: there is no value, or a value is not a finite number.
     """
     not_finite = {k: v.value for k, v in measured.values.items() if not math.isfinite(v.value)}
     if not_finite or not measured.values:

@@ -36,15 +36,17 @@ def linear_cka(x_ND: np.ndarray, y_NE: np.ndarray) -> float:
     """
     n = len(x_ND)
     x, y = (np.asarray(a, np.float64) - np.mean(a, 0, dtype=np.float64) for a in (x_ND, y_NE))
-    if n < 4 or not x.any() or not y.any():
+    if n < 4:
         raise KdepError(
-            f"CKA cannot be measured on {n} images whose features are all equal"
-            if n >= 4
-            else f"CKA cannot be measured on {n} images",
+            f"CKA cannot be measured on {n} images",
             expected="four or more images with different features",
-            fix="check the loss curve of the pre-training"
-            if n >= 4
-            else "raise `rows` in the probe's config",
+            fix="raise `rows` in the probe's config",
+        )
+    if not x.any() or not y.any():
+        raise KdepError(
+            f"CKA cannot be measured on {n} images whose features are all equal",
+            expected="four or more images with different features",
+            fix="check the loss curve of the pre-training",
         )
     a, b = x @ x.T, y @ y.T
     scale = hsic(a, a) * hsic(b, b)
@@ -52,11 +54,11 @@ def linear_cka(x_ND: np.ndarray, y_NE: np.ndarray) -> float:
 
 
 class Cka(Probe):
-    """CKA between the backbone's feature and the teacher's cached one, on images of the pool.
+    """CKA between the backbone's feature and the teacher's cached feature, on pre-training images.
 
     `CKA before activation` uses the student's feature before its last activation, which KDEP
     trains; `CKA` uses the feature after it, which tasks read. The images are the same for every
-    backbone; a method may have trained on some of them.
+    backbone; a method may have been trained on some of them.
 
     Args:
         rows: number of images, one view of each.

@@ -1,7 +1,7 @@
 """Stage `features`: the features of an exported backbone, extracted once for all probes.
 
-There are features of class folders, one file per split, preprocessed as by the linear probe of
-`transfer.classification`; and features of images of the pool, one view of each.
+The images are those of class folders (one file per split, preprocessed as by the linear probe of
+`transfer.classification`), or images of the pool, the pre-training images (one view of each).
 """
 
 from __future__ import annotations
@@ -53,9 +53,12 @@ def extractor(student: Mapping[str, Any], checkpoint: Path) -> Extract:
 
 
 def loaded_backbone(student: Mapping[str, Any], checkpoint: Path, **overrides: Any) -> Any:
-    """The student's backbone with the weights of the file; KdepError unless all of them are.
+    """The student's backbone with the weights of a file.
 
     `overrides`: arguments of the backbone to replace.
+
+    Raises:
+        KdepError: the file and the backbone have different tensors.
     """
     from kdep_bench.networks.backbone import build_backbone
     from kdep_bench.transfer.gate import check, read_tensors

@@ -1,8 +1,8 @@
 """Feature maps of an exported backbone on images with masks, extracted once for all probes.
 
-The levels that a segmentation head reads: those of the student's `pyramid` from stride 8 on. Images
-and masks of a Cityscapes tree are resized to one size, so that the maps of a split are one array;
-maps are stored in half precision.
+The maps are the levels that a segmentation head reads: those of the student's `pyramid` with stride
+8 or more. Images and masks, in folders as in Cityscapes, are resized to one size, so that the maps
+of a split are one array. Maps are stored in half precision.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kdep_bench.probes.extract import BATCH, LISTING, loaded_backbone
 SMALLEST_STRIDE = 8
 IMAGE_SUFFIX, MASK_SUFFIX = "_leftImg8bit.png", "_gtFine_labelTrainIds.png"
 IGNORE = 255
-LARGEST = 65_504.0  # of half precision
+LARGEST = 65_504.0  # largest number in half precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Maps:
 
     Attributes:
         levels: [N, C, h, w] float16 each, the finest first.
-        masks: [N, H, W] uint8 class numbers, IGNORE where there is none.
+        masks: [N, H, W] uint8 class numbers, IGNORE for pixels without a class.
     """
 
     levels: tuple[np.ndarray, ...]
@@ -46,7 +46,8 @@ def map_extractor(
 ) -> Callable[[np.ndarray], list[np.ndarray]]:
     """A function from [B, H, W, 3] uint8 RGB images to the levels, [B, C, h, w] float32 each.
 
-    KdepError unless every weight of the backbone is that of the file.
+    Raises:
+        KdepError: the student has no pyramid, or the file and the backbone have different tensors.
     """
     import torch
 
@@ -57,7 +58,7 @@ def map_extractor(
     backbone = loaded_backbone(student, checkpoint, out_indices=tuple(levels_config["out_indices"]))
     device = compute_device()
     backbone.to(device)
-    backbone.eval()  # of an mmpretrain network it returns None
+    backbone.eval()  # a separate statement: `eval` of mm backbones returns None
     used = [i for i, stride in enumerate(levels_config["strides"]) if stride >= SMALLEST_STRIDE]
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
 
@@ -84,7 +85,7 @@ def scenes(root: Path, split: str, size: Sequence[int]) -> Iterator[tuple[np.nda
             name = below.name.removesuffix(IMAGE_SUFFIX) + MASK_SUFFIX
             image = cv2.imread(str(path), cv2.IMREAD_COLOR)
             with Image.open(root / "gtFine" / below.parent / name) as opened:
-                # Of a palette image the class numbers, not colours.
+                # The values of a palette image are the class numbers, not colours.
                 mask = np.asarray(opened).astype(np.uint8)
             if image is None or mask.ndim != 2:
                 raise KdepError(
@@ -113,12 +114,14 @@ def split_maps(
     """Writes one npz per split; returns the number of images by split.
 
     Args:
-        root: the Cityscapes tree.
+        root: folder of the images and masks.
         spec: `splits` and `size` (height, width).
-        extract: of `map_extractor`.
+        extract: the function that `map_extractor` returns.
+        out: folder for the files.
+        progress: called with (done, total, note).
 
     Raises:
-        KdepError: a broken tree, maps that are not finite in half precision.
+        KdepError: invalid images or masks, or maps that are not finite in half precision.
     """
     from kdep_bench.data.checks import check_segmentation
 

@@ -14,7 +14,7 @@ from kdep_bench.probes.base import Inputs, Measured, Probe, Value, top1, unit
 def draw(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
     """Indices of `shots` random images of every class.
 
-    With the same seed, those of a smaller number of shots are a subset of those of a larger one.
+    With the same seed, the images for fewer shots are a subset of the images for more shots.
 
     Raises:
         KdepError: a class has fewer images.
@@ -35,7 +35,7 @@ def draw(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
 
 
 class FewShot(Probe):
-    """Top-1 accuracy with few training images per class, averaged over random draws of them.
+    """Top-1 accuracy with few training images per class, averaged over random draws of images.
 
     Features are divided by their Euclidean norm and classified by logistic regression, as by Tian
     et al., ECCV 2020 ("Rethinking few-shot image classification: a good embedding is all you

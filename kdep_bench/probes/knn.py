@@ -22,8 +22,8 @@ def votes(bank: Features, queries: Features, ks: Sequence[int], T: float) -> dic
         T: temperature.
 
     Returns:
-        {k: [N, classes]}, the sum over the k nearest images of each class of exp((cosine - 1) / T).
-        Images at equal distance are taken in the order of the bank.
+        {k: [N, classes]}: for every class, the sum of exp((cosine - 1) / T) over those of the k
+        nearest images that have this class. Images at equal distance are in the order of the bank.
     """
     bank_features = unit(bank.after)
     n_classes = len(bank.classes) or int(bank.labels.max()) + 1
@@ -45,8 +45,8 @@ class Knn(Probe):
     """Top-1 accuracy of weighted k-nearest-neighbour classification by cosine similarity.
 
     Neighbours are images of the training split, with weights exp(cosine / T). k is chosen on the
-    validation split; of equally good values the smallest. Source: Wu et al., CVPR 2018, section 3.4
-    (T = 0.07).
+    validation split; if several values are equally good, the smallest is chosen. Source: Wu et al.,
+    CVPR 2018, section 3.4 (T = 0.07).
 
     Args:
         k: numbers of neighbours to choose from.

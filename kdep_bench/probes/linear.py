@@ -39,8 +39,8 @@ def logistic(c: float, max_iter: int) -> Any:
 def fit(train: Features, val: Features, c_grid: Sequence[float], max_iter: int) -> Linear:
     """Fits a classifier to `train` for each C of `c_grid`, and returns the best one on `val`.
 
-    Of equally good ones, that with the smallest C is returned. Equal to the task `LinearProbe` with
-    train_share=1.
+    If several are equally good, the one with the smallest C is returned. The result is that of the
+    task `LinearProbe` with train_share=1.
     """
     best: Linear | None = None
     x, y = train.after.astype("float64"), train.labels

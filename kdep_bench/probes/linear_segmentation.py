@@ -1,4 +1,4 @@
-"""Segmentation by one linear layer per cell of frozen feature maps."""
+"""Segmentation by one linear layer, applied at every position of frozen feature maps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ IGNORE = 255
 
 
 def block_counts(masks: np.ndarray, size: Sequence[int], classes: int) -> np.ndarray:
-    """[N, classes, h, w] number of pixels of each class in every cell of a map of `size` (h, w)."""
+    """[N, classes, h, w] number of pixels of each class at every position of a map.
+
+    `size`: (h, w) of the map. A position of the map covers a block of pixels of the mask.
+    """
     n, height, width = masks.shape
     rows = np.arange(height) * size[0] // height
     columns = np.arange(width) * size[1] // width
@@ -32,8 +35,8 @@ def block_counts(masks: np.ndarray, size: Sequence[int], classes: int) -> np.nda
     return counts.reshape(n, classes, *size)
 
 
-def areas(predicted: np.ndarray, masks: np.ndarray, classes: int) -> np.ndarray:
-    """[classes, classes] pixels by (true, predicted) class, without those that have no class."""
+def confusion_matrix(predicted: np.ndarray, masks: np.ndarray, classes: int) -> np.ndarray:
+    """[classes, classes] number of pixels by (true, predicted) class; IGNORE is left out."""
     known = masks != IGNORE
     place = masks[known].astype(np.int64) * classes + predicted[known]
     return np.bincount(place, minlength=classes**2).reshape(classes, classes)
@@ -49,18 +52,20 @@ def mean_iou(confusion: np.ndarray) -> float:
 class LinearSegmentation(Probe):
     """One 1x1 convolution on the frozen maps, all levels together; mIoU on the test split.
 
-    The levels are those that a segmentation head reads (strides 8, 16, 32), each channel divided by
-    its standard deviation on the training split; the logits of coarser levels are resized to the
-    finest (bilinear), which is the same as resizing the maps. Trained with cross-entropy, in which
-    every labelled pixel counts and has the logits of its cell of the finest level, and with
-    `decay` / 2 * |W|^2; the loss is convex and is minimised by L-BFGS from zero. Logits are then
-    resized to the image. There is no augmentation and no random number.
+    The levels are those that a segmentation head reads (strides 8, 16, 32). Every channel is
+    standardised with its mean and standard deviation on the training split. The logits of coarser
+    levels are resized to the finest level (bilinear), which is the same as resizing the maps.
 
-    `mIoU`: as the segmentation task's; chance is that of predicting the most frequent class
-    everywhere. `pixel accuracy`: fraction of labelled pixels that are right.
+    The loss is the cross-entropy, averaged over all labelled pixels, plus `decay` / 2 * |W|^2. A
+    pixel has the logits of its position in the finest level. The loss is convex and is minimised by
+    L-BFGS from zero, without augmentation or random numbers. For the scores, logits are resized to
+    the image.
+
+    `mIoU`: as in the segmentation task; chance is the mIoU of predicting the most frequent class
+    everywhere. `pixel accuracy`: fraction of labelled pixels that are classified correctly.
 
     Args:
-        size: (height, width) that images and masks are resized to.
+        size: (height, width) to which images and masks are resized.
         decay: values to choose from, by mIoU on the validation split.
         max_iter: steps of the solver for each value.
     """
@@ -113,7 +118,7 @@ class LinearSegmentation(Probe):
 
 
 class _Layer:
-    """The convex problem of one training split."""
+    """The linear layer of one training split, which is fitted for several values of `decay`."""
 
     def __init__(self, train: Maps, classes: int) -> None:
         import torch
@@ -130,8 +135,8 @@ class _Layer:
         import torch
 
         return [
-            (torch.from_numpy(level.astype(np.float32)) - mean) / sd
-            for level, (mean, sd) in zip(maps.levels, self.scales, strict=True)
+            (torch.from_numpy(level.astype(np.float32)) - mean) / std
+            for level, (mean, std) in zip(maps.levels, self.scales, strict=True)
         ]
 
     def _logits(self, maps: list[Any], weights: list[Any]) -> Any:
@@ -148,7 +153,7 @@ class _Layer:
         return logits
 
     def fit(self, decay: float, max_iter: int) -> list[Any]:
-        """Kernels [classes, C] by level, and the bias; starts from the last solution."""
+        """[kernel [classes, C] of every level, bias]; the solver starts from the last solution."""
         import torch
 
         if self.weights is None:
@@ -191,15 +196,16 @@ class _Layer:
                 logits = self._logits([m[part] for m in scaled], weights)
                 size = maps.masks.shape[1:]
                 logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-                total += areas(logits.argmax(1).numpy(), maps.masks[part], self.classes)
+                predicted = logits.argmax(1).numpy()
+                total += confusion_matrix(predicted, maps.masks[part], self.classes)
         return total
 
 
 def _scale(level: np.ndarray) -> tuple[Any, Any]:
-    """(mean, standard deviation) of each channel, [1, C, 1, 1]; 1 for a constant channel."""
+    """(mean, standard deviation) of each channel, [1, C, 1, 1]; the latter is 1 if constant."""
     import torch
 
     x = torch.from_numpy(level.astype(np.float32))
     mean = x.mean((0, 2, 3), keepdim=True)
-    sd = x.std((0, 2, 3), keepdim=True, correction=0)
-    return mean, torch.where(sd > 1e-6, sd, torch.ones_like(sd))
+    std = x.std((0, 2, 3), keepdim=True, correction=0)
+    return mean, torch.where(std > 1e-6, std, torch.ones_like(std))

@@ -56,11 +56,11 @@ def spans(config: Any) -> Iterator[float]:
 def check_some_weight_nonzero(objective: Any, epochs: float, subject: str) -> None:
     """Raises KdepError if all weights of a WeightedSum are 0 at some time of a run.
 
-    From then on, only weight decay would change the student.
+    At such a time, only weight decay would change the student.
 
     Args:
-        objective: config of an objective; others than a WeightedSum are not checked.
-        epochs: of the run.
+        objective: config of an objective; it is checked only if it is a WeightedSum.
+        epochs: epochs of the run.
         subject: name of the method, for the error.
     """
     parts = objective.get("parts") if isinstance(objective, Mapping) else None

@@ -1,4 +1,4 @@
-"""From one value to another along half a cosine."""
+"""A schedule from one value to another along half a cosine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From one value to another along a straight line."""
+"""A schedule from one value to another along a straight line."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ from kdep_bench.schedules.base import Schedule
 class Until(Schedule):
     """`value` for the first fraction `stop` of the run, then 0.
 
-    For early-stopped distillation (Cho and Hariharan, ICCV 2019), which sets the weight of the
-    teacher's term to 0 at epoch e0 of E: stop = e0 / E.
+    Early-stopped distillation (Cho and Hariharan, ICCV 2019) uses it for the weight of the
+    teacher's term, which becomes 0 at epoch e0 of E: stop = e0 / E.
     """
 
     def __init__(self, stop: float, value: float = 1.0, epochs: float | None = None) -> None:

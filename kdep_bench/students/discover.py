@@ -20,10 +20,10 @@ from kdep_bench.networks.backbone import OUTPUT, PreActivationTap, build_backbon
 from kdep_bench.networks.taps import find_last_activation, is_rectified, nonzero_scales
 from kdep_bench.students.python_text import python_text
 
-STRIDES = (4, 8, 16, 32)  # of the levels of a pyramid
+STRIDES = (4, 8, 16, 32)  # strides of the levels of a pyramid
 TIMM = "kdep_bench.students.timm_backbone.TimmBackbone"
-# Arguments that let networks with a fixed input size accept other sizes: of ViT, of Swin, and none.
-# The first ones that timm accepts are used.
+# Arguments that let networks with a fixed input size accept other sizes: for ViT, for Swin, and for
+# networks without such arguments. The first dict that timm accepts is used.
 TIMM_ARGS: tuple[dict[str, Any], ...] = (
     {"dynamic_img_size": True},
     {"strict_img_size": False, "always_partition": True},
@@ -31,7 +31,7 @@ TIMM_ARGS: tuple[dict[str, Any], ...] = (
 )
 # Arguments that are set by a task, or that are not part of an architecture.
 _TASK_ARGS = {"init_cfg", "frozen_stages", "out_indices", "drop_path_rate"}
-_MAX_LEVELS = 20  # most levels that are tried for a backbone of mmpretrain
+_MAX_LEVELS = 20  # maximum number of levels that are tried for a backbone of mmpretrain
 
 
 def discover(name: str, input_px: int = 224) -> dict[str, Any]:
@@ -109,8 +109,8 @@ def _build(backbone: Mapping[str, Any], **overrides: Any) -> nn.Module:
 def _outputs(net: nn.Module, height: int, width: int | None = None) -> list[Tensor]:
     """The output maps of a backbone for one noise image, in eval mode.
 
-    `height` and `width` in pixels; a square image without `width`. Raises KdepError if the outputs
-    are not maps [1, C, H, W].
+    `height` and `width` are in pixels; if `width` is None, the image is square. Raises KdepError if
+    the outputs are not maps [1, C, H, W].
     """
     net.eval()
     generator = torch.Generator().manual_seed(0)
@@ -148,9 +148,10 @@ def find_tap(net: nn.Module, px: int) -> tuple[int, str]:
 def find_pyramid(backbone: Mapping[str, Any], net: nn.Module, px: int) -> dict[str, Any] | None:
     """`out_indices`, `channels` and `strides` of the levels at strides 4, 8, 16 and 32.
 
-    Of several levels with the same stride, the last one. None if a stride is missing, or if the
-    network has other parameters when it returns all levels (mmpretrain's ConvNeXt and Swin add a
-    norm per level), because pre-trained weights could then not be loaded completely.
+    If several levels have the same stride, the last one is used. The result is None if a stride is
+    missing, or if the network has other parameters when it returns all levels (mmpretrain's
+    ConvNeXt and Swin add a norm per level), because pre-trained weights could then not be loaded
+    completely.
     """
     if hasattr(net, "strides") and hasattr(net, "channels"):  # a TimmBackbone
         indices: Sequence[int] = range(len(net.strides))  # type: ignore[arg-type]
@@ -241,6 +242,6 @@ def config_text(student: Mapping[str, Any], source: str) -> str:
         about = "Its levels are at strides 4, 8, 16 and 32."
     tap = "what its classifier pools" if student["tap"] == OUTPUT else f"before {student['tap']}"
     return (
-        f'"""{source}, by tools/make_student.py: measured and proved.\n\n'
+        f'"""{source}: written by tools/make_student.py, which measured and checked the values.\n\n'
         f'Tap: {tap}. {about}\n"""\n\nstudent = {python_text(dict(student))}\n'
     )

@@ -34,11 +34,11 @@ class EfficientNetLite(BaseModule):
         variant: 0, 1 or 2.
         out_indices: levels to return, ascending.
         output_stride: 32, or 8 or 16 by dilation, for segmentation.
-        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and levels 0..k-1, and 4 or more
-            the whole network.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and levels 0..k-1; 4 or more
+            freezes the whole network.
         norm_eval: whether BatchNorm is always in eval mode.
         head: whether the network has the last 1x1 convolution; without it, level 3 is the last.
-        init_cfg: of mmengine.
+        init_cfg: initialisation config of mmengine.
 
     Raises:
         KdepError: levels that do not exist.

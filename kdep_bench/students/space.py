@@ -64,15 +64,13 @@ class Family(ABC):
 
     @abstractmethod
     def student(self) -> Json:
-        """The student config, as in a file of configs/students/; different students need names
-        that differ.
-        """
+        """The student config, as in configs/students/; different students need different names."""
 
     @abstractmethod
     def size(self) -> Size:
-        """Size of the backbone at the student's `input_px`, computed without building it.
+        """Size of the backbone at the student's `input_px`, computed without building the network.
 
-        A search compares it with the size that the export stage counts.
+        A search compares this size with the one that the export stage counts.
         """
 
 

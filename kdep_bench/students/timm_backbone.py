@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.networks.taps import global_mean
 
-STRIDES = (4, 8, 16, 32)  # of a pyramid's levels
+STRIDES = (4, 8, 16, 32)  # strides of the levels of a pyramid
 
 
 class TimmBackbone(BaseModule):
@@ -29,10 +29,10 @@ class TimmBackbone(BaseModule):
     Args:
         model: name of the network in timm ("resnet18d").
         out_indices: levels to return, ascending; None for the last.
-        frozen_stages: -1 freezes nothing, 0 the layers before level 0, k these and levels 0..k-1,
-            and the number of levels or more the whole network.
+        frozen_stages: -1 freezes nothing, 0 the layers before level 0, k these and levels 0..k-1.
+            A value of at least the number of levels freezes the whole network.
         norm_eval: whether BatchNorm is always in eval mode.
-        init_cfg: of mmengine.
+        init_cfg: initialisation config of mmengine.
         args: other arguments of `timm.create_model` (`output_stride=8` dilates some networks).
 
     Raises:
@@ -68,7 +68,7 @@ class TimmBackbone(BaseModule):
                 expected=f"some of 0..{self.last}" if self.last else "0, because it has no pyramid",
                 fix="correct out_indices, or use another student for tasks that need a pyramid",
             )
-        self._settle_head(model)
+        self._set_up_head(model)
         self.norm_eval = norm_eval
         self._freeze(frozen_stages)
 
@@ -114,11 +114,11 @@ class TimmBackbone(BaseModule):
         return out.permute(0, 3, 1, 2).contiguous() if nhwc else out
 
     @torch.no_grad()
-    def _settle_head(self, model: str) -> None:
-        """Finds by a forward pass whether the last level is a map; replaces unused modules.
+    def _set_up_head(self, model: str) -> None:
+        """Finds by a forward pass whether the last level is a map, and replaces unused modules.
 
-        If it is a map, modules after it that have parameters would not be trained (MobileNetV3 has
-        a 1x1 convolution after pooling), so they are replaced by the identity.
+        If the last level is a map, later modules would not be trained (MobileNetV3 has a 1x1
+        convolution after pooling). Those with parameters are replaced by the identity.
         """
         used: set[str] = set()  # names of the children that `forward_features` runs
         handles = [
@@ -164,8 +164,8 @@ class TimmBackbone(BaseModule):
         end = len(names)
         if stages_frozen < max(self.last, 1):
             module = self.net.feature_info[self._stages[max(stages_frozen - 1, 0)]]["module"]
-            of_module = [i for i, n in enumerate(names) if n.startswith(module + ".")]
-            end = of_module[0] if stages_frozen == 0 else of_module[-1] + 1
+            indices = [i for i, n in enumerate(names) if n.startswith(module + ".")]
+            end = indices[0] if stages_frozen == 0 else indices[-1] + 1
         for name, parameter in self.net.named_parameters():
             if names.index(name) < end:
                 parameter.requires_grad_(False)
@@ -174,8 +174,8 @@ class TimmBackbone(BaseModule):
 def stages(net: Any, dilated: bool) -> tuple[list[int], list[int], list[int]]:
     """(timm's stage numbers, channels, strides) of the last stages at strides 4, 8, 16 and 32.
 
-    Empty lists if the network lacks one of them. With `dilated`, of the last four stages, whose
-    strides are smaller.
+    The lists are empty if the network lacks one of these strides. With `dilated`, the last four
+    stages are returned, whose strides are smaller.
     """
     info = getattr(net, "feature_info", None)
     if not info or not hasattr(net, "forward_intermediates"):

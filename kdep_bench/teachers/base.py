@@ -155,7 +155,7 @@ class Teacher(nn.Module, ABC):
 
         A transformer receives only the tokens of the visible patches. For any other network, hidden
         patches are filled with the mean colour; the layer's map is resized to the grid of patches,
-        and its values at the visible patches are returned. Layers after it do not run.
+        and its values at the visible patches are returned. Later layers of the network do not run.
 
         Args:
             images: [B, 3, H, W] as in `forward`.
@@ -233,7 +233,7 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
 
     Raises:
         KdepError: missing or unexpected names, another shape or kind of number, or a value that
-            differs after loading; the error names the first ones.
+            differs after loading; the error lists the first names.
     """
     state = module.state_dict()
     missing, extra = sorted(set(state) - set(tensors)), sorted(set(tensors) - set(state))
@@ -281,7 +281,8 @@ def build_teacher(config: Mapping[str, Any]) -> Teacher:
     The config's `card`, information for planning and reports, is not passed to the class.
 
     Raises:
-        KdepError: `type` is not a Teacher, a file changed after planning, or the class raised it.
+        KdepError: `type` is not a Teacher, a file changed after planning, or an error of the
+            teacher's class.
     """
     teacher = build({k: v for k, v in without_content(config).items() if k != "card"})
     if not isinstance(teacher, Teacher):

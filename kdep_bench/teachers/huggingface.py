@@ -91,14 +91,15 @@ class HuggingFace(NetworkTeacher):
     values that differ from the defaults of that type. If the folder of the weights has a
     config.json, it must agree with `args`.
 
-    Tap: the class token after the last norm (for CLIP, before its projection). A DINOv2 with its
-    linear classifier reads the class token and the mean of the patch tokens, twice as wide. Tokens:
-    all tokens after the last norm, the class token first. (For CLIP, `last_hidden_state` of
-    transformers is before that norm.) If `args` has `num_labels`, the teacher includes the
-    classifier (ViT, DINOv2). `maps` are outputs of named modules ("encoder.layers.5").
+    Tap: the class token after the last norm (for CLIP, before its projection). For a DINOv2 with
+    its linear classifier it is the input of this classifier: the class token and the mean of the
+    patch tokens, twice as wide. Tokens: all tokens after the last norm, the class token first. (For
+    CLIP, `last_hidden_state` of transformers is before that norm.) If `args` has `num_labels`, the
+    teacher includes the classifier (ViT, DINOv2). `maps` are outputs of named modules
+    ("encoder.layers.5").
 
-    The tensors of a file may have the names of any version of transformers, which converts them.
-    Then it is checked that the file contains every tensor of the network.
+    The tensors of a file may have the names of any version of transformers, which converts them. A
+    tensor of the network that is not in the file raises KdepError.
     """
 
     def make(self, model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:

@@ -68,8 +68,8 @@ class NetworkTeacher(Teacher):
     Tap "before" (as in KDEP): the input of the last activation, averaged over positions. It is
     found by running the network on noise, and verified: activation(tap) must equal the last map. A
     network that does not end in an activation (Swin, ViT and ConvNeXt end in a norm) is tapped at
-    the input of its classifier. That is the mean of the normalised map (Swin), the normalised class
-    token or mean (ViT), or the normalised mean (ConvNeXt).
+    the input of its classifier: the mean of the normalised map (Swin), the normalised class token
+    or mean (ViT), or the normalised mean (ConvNeXt).
 
     Tap "read": the input of the classifier, for any network. Use it for networks that end in a
     linear 1x1 convolution from 320 to 1280 channels (EfficientNet, MobileNetV2): there the feature
@@ -91,7 +91,7 @@ class NetworkTeacher(Teacher):
         width, has_logits: if given, compared with the network; with has_logits=False no classifier
             is built, and its tensors in the file are ignored.
         mean, std: normalisation per RGB channel on the 0-255 scale; default: the library's.
-        args: further arguments of the architecture.
+        args: other arguments of the architecture.
 
     `up_to` accepts a name in `maps` or a module path.
 

@@ -39,7 +39,7 @@ class Task(ABC):
         split: the split that is scored.
         metric: the metric that is the task's score.
         direction: 'max' if higher values are better, otherwise 'min'.
-        chance: score of a guess that does not look at the image.
+        chance: expected score of predictions that do not depend on the image.
         recipe: all settings of the training; the same for all methods.
 
     Raises:
@@ -50,7 +50,7 @@ class Task(ABC):
     measures: ClassVar[frozenset[str]]  # names of the metrics; `metric` must be one of them
     families: ClassVar[frozenset[str]]  # allowed values of `family`
     recipe_keys: ClassVar[frozenset[str]] = frozenset()  # keys that a recipe must have
-    alone: ClassVar[bool] = True  # whether it runs in rank 0 only
+    runs_in_rank_0_only: ClassVar[bool] = True
     supports_transfer_methods: ClassVar[bool] = False
 
     def __init__(
@@ -184,7 +184,7 @@ class MMTask(Task):
         keeps_model: whether the trained model is saved, as the teacher for transfer methods.
     """
 
-    alone: ClassVar[bool] = False
+    runs_in_rank_0_only: ClassVar[bool] = False
     supports_transfer_methods: ClassVar[bool] = True
     transfer_method: TransferMethodConfig | None = None
     keeps_model: bool = False
@@ -247,7 +247,7 @@ class MMTask(Task):
         runner, method_hooks = self._runner(cfg, seed, curve)
         with reading_images(self.name):
             start = time.perf_counter()
-            left_out = self._check_image_counts(runner, counted, batch)
+            count_notes = self._check_image_counts(runner, counted, batch)
             runner.train()
             train_s = time.perf_counter() - start
             method_outputs = method.strip_and_save(
@@ -272,7 +272,7 @@ class MMTask(Task):
             train_s=train_s,
             eval_s=eval_s,
             images_per_s=runner.iter * batch / max(train_s, 1e-9),
-            notes=[*notes, *left_out, *sample_notes],
+            notes=[*notes, *count_notes, *sample_notes],
             pictures=pictures,
             samples=samples,
             chance=metrics.get(f"constant_{self.metric}"),
@@ -290,8 +290,8 @@ class MMTask(Task):
         method_hooks = method.method_hooks(runner)
         for hook in method_hooks:
             runner.register_hook(hook)
-        # Not with DDP, whose gradient buffers have another memory format: within four steps, the
-        # losses of two ranks then differed from those of one process by more than 0.1 %.
+        # Not done with DDP, whose gradient buffers have another memory format: within four steps,
+        # the losses of two ranks then differed from those of one process by more than 0.1 %.
         if openmmlab.planned_ranks() == 1:
             prefer_channels_last(runner.model)
         return runner, method_hooks
@@ -304,14 +304,14 @@ class MMTask(Task):
         """
         sets: Any = runner.train_dataloader.dataset, runner.test_dataloader.dataset
         loaded = {"train": len(sets[0]), "test": len(sets[1])}
-        left_out = compare(self.name, counted, loaded)
+        notes = compare(self.name, counted, loaded)
         if not len(runner.train_dataloader):
             raise KdepError(
                 f"task {self.name} has {loaded['train']} training images, fewer than one batch",
                 expected=f"at least {batch} images",
                 fix="lower `batch` in the task's recipe, or add images",
             )
-        return left_out
+        return notes
 
     def _gate(self, runner: Any) -> Any:
         """The result of the check of the loaded weights; raises KdepError if it did not run."""

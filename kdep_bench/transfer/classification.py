@@ -188,7 +188,8 @@ class FineTune(MMTask):
     ) -> tuple[dict[str, float], dict[str, float], list[str]]:
         classes = cfg.test_dataloader.dataset.metainfo.classes
         recall = raw["single-label/recall_classwise"]
-        images = raw["single-label/support_classwise"]  # without any, mmpretrain's recall is 0
+        images = raw["single-label/support_classwise"]
+        # The recall of a class without images is undefined; mmpretrain returns 0.
         per_class = {
             c: float(r) / 100 if n > 0 else float("nan")
             for c, r, n in zip(classes, recall, images, strict=True)
@@ -206,9 +207,10 @@ class LinearProbe(Task):
 
     With the recipe's `protocol` 'split', the regularisation C is chosen on `val`, and `test` is
     scored; the seed selects a stratified fraction `train_share` of the training images. With
-    'folds', one folder of class folders is divided into `folds` stratified folds by the seed. C is
-    chosen by cross-validation within each training part (`inner_folds`), and the predictions for
-    all images, each made without that image's fold, are scored.
+    'folds', one folder of class folders is divided into `folds` stratified folds by the seed. Each
+    fold is predicted by a classifier that is fitted to the other folds, with C chosen by
+    cross-validation within them (`inner_folds`). The predictions for all images are scored
+    together.
     """
 
     scope: ClassVar[str] = "mmpretrain"
@@ -229,9 +231,9 @@ class LinearProbe(Task):
         seed: int,
         work_dir: Path,
     ) -> Any:
-        """A classifier with a frozen backbone, of which `run` uses only the features.
+        """The config of a classifier with a frozen backbone; `run` uses only its features.
 
-        mmpretrain's own tools would train its linear head by SGD; `run` fits it exactly.
+        mmpretrain's own tools would train the linear head by SGD; `run` fits it exactly.
         """
         splits = {"train": "train", "test": self.split}
         if self.recipe["protocol"] == "folds":
@@ -334,7 +336,7 @@ class LinearProbe(Task):
             fitted = self._logistic(c).fit(x, y)
             score = float(fitted.score(*sets["val"]))
             curve.append([float(np.log10(c)), score])
-            if score > best:  # of equal scores the smaller C, which regularises more, is chosen
+            if score > best:  # for equal scores, the smaller C (stronger regularisation) is chosen
                 best, model, c_best = score, fitted, c
         assert model is not None
         test_x, test_y = sets[self.split]
@@ -410,7 +412,7 @@ def _folder_set(cfg: Any, folder: Path) -> Any:
 
 
 def _features(model: Any, cfg: Any, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Pooled features [N, width] (float64) and labels [N] of every image under `folder`."""
+    """Pooled features [N, width], float64, and labels [N] of all images in `folder`."""
     import copy
 
     import torch

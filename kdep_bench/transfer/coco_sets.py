@@ -16,12 +16,12 @@ from kdep_bench.errors import KdepError
 def category_ids(coco: COCO, names: Sequence[str]) -> list[int]:
     """Category ids in the order of `names`.
 
-    mmdet returns them in the order of the file. If the files of two splits list their categories in
-    different orders, a label would then mean different classes, and CocoMetric would report the AP
-    of a class under the name of another.
+    mmdet returns the ids in the order of the file. If the files of two splits list their categories
+    in different orders, the same label would then mean different classes, and CocoMetric would
+    report the AP of one class under the name of another.
 
     Raises:
-        KdepError: the file does not have a name, or has it twice.
+        KdepError: a name is missing in the file, or occurs twice.
     """
     categories = coco.load_cats(coco.get_cat_ids())
     ids: list[int] = []

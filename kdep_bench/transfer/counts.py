@@ -1,7 +1,7 @@
 """Compares the number of images in files and annotations with the number that a data set loads.
 
-The data set classes of the toolkits have their own rules for which files are images. If one of them
-skipped images, the score would silently be that of a part of the split.
+The data set classes of the toolkits have their own rules for which files are images. If a class
+skipped images, the score would be that of a part of the split, without an error.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class SplitCount:
         split: name of the split.
         images: number of images.
         place: folder or file in which the images were counted.
-        left_out: note on images that are intentionally omitted; "" for none.
+        note: note on images that are intentionally omitted; "" if there are none.
     """
 
     role: Role
     split: str
     images: int
     place: Path
-    left_out: str = ""
+    note: str = ""
 
 
 def compare(task: str, counted: Iterable[SplitCount], loaded: Mapping[str, int]) -> list[str]:
@@ -67,7 +67,7 @@ def compare(task: str, counted: Iterable[SplitCount], loaded: Mapping[str, int])
                 fix="move hidden folders and files that are not images out of that folder, then "
                 "run again",
             )
-    return [c.left_out for c in by_role.values() if c.left_out]
+    return [count.note for count in by_role.values() if count.note]
 
 
 def trained_images(
@@ -84,10 +84,10 @@ def trained_images(
     images = table["images"]
     small = sum(min(i["width"], i["height"]) < min_size for i in images)
     used = sum(i["id"] in with_boxes and min(i["width"], i["height"]) >= min_size for i in images)
-    return used, left_out(len(images), used, small, min_size)
+    return used, omission_note(len(images), used, small, min_size)
 
 
-def left_out(images: int, used: int, small: int, min_size: int) -> str:
+def omission_note(images: int, used: int, small: int, min_size: int) -> str:
     """A note on the training images that a detector does not use; "" if it uses all.
 
     Args:

@@ -18,7 +18,7 @@ from mmpretrain.registry import DATASETS
 
 from kdep_bench.data.official.cifar100 import read_split
 
-THRESHOLDS = [round(0.5 + 0.05 * i, 2) for i in range(10)]  # of the IoU
+THRESHOLDS = [round(0.5 + 0.05 * i, 2) for i in range(10)]  # IoU: 0.50, 0.55, ..., 0.95
 
 
 @DATASETS.register_module(name="KdepCIFAR100")
@@ -59,10 +59,11 @@ class ExactVOC(VOCMetric):
 
 
 def _ap(detections: Any, truth: Any, class_index: int, iou: float) -> float:
-    """The 11-point AP of one class; NaN if the split has no object of it that is scored.
+    """The 11-point AP of one class; NaN if the split has no object of the class that is scored.
 
-    Computes the same as mmdet's `eval_map`, with mmdet's functions, but in this process. `eval_map`
-    forks four processes at every call, and a fork of a process with a GPU and threads may hang.
+    Equal to mmdet's `eval_map`, and computed with mmdet's functions, but in this process:
+    `eval_map` forks four processes at every call, and a fork of a process with a GPU and threads
+    may hang.
     """
     boxes, objects, ignored = get_cls_results(detections, truth, class_index)
     count = sum(len(b) for b in objects)

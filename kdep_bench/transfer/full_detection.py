@@ -13,7 +13,7 @@ from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import read_json
 from kdep_bench.transfer import full_scale, mm_config
 from kdep_bench.transfer.base import MEAN, STD
-from kdep_bench.transfer.counts import SplitCount, left_out, trained_images
+from kdep_bench.transfer.counts import SplitCount, omission_note, trained_images
 from kdep_bench.transfer.detection import Detection
 
 MIN_SIZE = 32  # pixels; training images with a shorter side below it are omitted by mmdet
@@ -64,11 +64,11 @@ class OfficialDetection(Detection):
     """Trains for a fixed number of steps; the AP on val2017 or 07 test is computed once.
 
     Keys of the recipe: `set` is the name of the set. With `head` 'c4', the RPN reads the output of
-    the backbone's third stage, and its last stage is applied to every RoI; with 'fpn', the FPN
-    reads all four stages. In both cases all tensors of the exported backbone are in the detector
-    and are compared by the load gate. `scales` are the short edges in training, one of which is
-    drawn for each image, `test_scale` is the short edge in testing, and `long_edge` limits the long
-    edge. `steps` are fractions of `iters`.
+    the backbone's third stage, and the backbone's last stage is applied to every RoI; with 'fpn',
+    the FPN reads all four stages. In both cases all tensors of the exported backbone are in the
+    detector, and the load gate compares them with the file. `scales` are lengths of the short edge
+    in training; one is drawn for each image. `test_scale` is the short edge in testing, and
+    `long_edge` limits the long edge. `steps` are fractions of `iters`.
 
     COCO is scored by CocoMetric, VOC by the 11-point AP over ten IoU thresholds.
     """
@@ -132,7 +132,7 @@ class OfficialDetection(Detection):
             objects = voc.training_objects(root)
             trained = sum(n > 0 and side >= MIN_SIZE for n, side in objects)
             small = sum(side < MIN_SIZE for _, side in objects)
-            note = left_out(len(objects), trained, small, MIN_SIZE)
+            note = omission_note(len(objects), trained, small, MIN_SIZE)
             tested = counts["2007_test_images"]
         return [
             SplitCount("train", "train", trained, root, note),
@@ -158,8 +158,8 @@ class OfficialDetection(Detection):
     def training_size(self) -> tuple[int, int]:
         """(height, width) of a typical training image.
 
-        It has the aspect ratio 4:3, as most images of COCO and VOC, and the short edge is the root
-        mean square of the recipe's `scales`.
+        The aspect ratio is 4:3, as in most images of COCO and VOC. The short edge is the root mean
+        square of the recipe's `scales`.
         """
         scales = self.recipe["scales"]
         short = math.sqrt(sum(s * s for s in scales) / len(scales))

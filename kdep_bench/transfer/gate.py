@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from kdep_bench.checkpoints import bad_tensors, read_checkpoint
 from kdep_bench.errors import KdepError, made_again
 
-_LISTED = 8  # maximum number of names in an error; the gate's own lists are complete
+_LISTED = 8  # maximum number of names in an error; the lists that `compare` returns are complete
 
 
 def read_tensors(path: str | Path) -> OrderedDict[str, Tensor]:
@@ -158,14 +158,14 @@ def check(
     )
 
 
-def _difference(own: Tensor, file: Tensor) -> str:
+def _difference(in_model: Tensor, in_file: Tensor) -> str:
     """The difference between a tensor of the model and of the file, as text; "" if equal."""
-    if own.shape != file.shape:
-        return f"shape {list(own.shape)} in the model, {list(file.shape)} in the file"
-    if own.dtype != file.dtype:
-        return f"type {own.dtype} in the model, {file.dtype} in the file"
-    differ = int((own.detach().cpu() != file.cpu()).sum())
-    return f"{differ} of {own.numel()} values differ" if differ else ""
+    if in_model.shape != in_file.shape:
+        return f"shape {list(in_model.shape)} in the model, {list(in_file.shape)} in the file"
+    if in_model.dtype != in_file.dtype:
+        return f"type {in_model.dtype} in the model, {in_file.dtype} in the file"
+    n_different = int((in_model.detach().cpu() != in_file.cpu()).sum())
+    return f"{n_different} of {in_model.numel()} values differ" if n_different else ""
 
 
 def _fix_for(missing: list[str], unexpected: list[str], mismatched: list[str]) -> str:

@@ -13,10 +13,10 @@ from mmseg.registry import METRICS
 class ClasswiseIoU(IoUMetric):
     """mmseg's IoUMetric with values per class and without rounding; all values are in percent.
 
-    Adds `IoU.<class>`, NaN for a class that is neither in the truth nor predicted. mIoU, mAcc and
-    aAcc, which mmseg rounds to two decimals, are replaced by the exact values. `constant_mIoU` is
-    the mIoU of predicting the most frequent class everywhere: the fraction of labelled pixels with
-    that class, divided by the number of classes in the truth.
+    `IoU.<class>` is added; it is NaN for a class that is neither in the truth nor predicted. mIoU,
+    mAcc and aAcc, which mmseg rounds to two decimals, are replaced by the exact values.
+    `constant_mIoU` is added, the mIoU of predicting the most frequent class everywhere: the
+    fraction of labelled pixels with that class, divided by the number of classes in the truth.
     """
 
     def compute_metrics(self, results: list) -> dict[str, float]:

@@ -46,9 +46,9 @@ def about(
 def outputs_before(pretrain: Path) -> dict[str, Json]:
     """Outputs, by kind, of the pre-training stage in `pretrain` and of the stages that it used.
 
-    Stages are read from the same work dir; missing ones are left out. Of two stages of one kind,
-    the one closer to pre-training is used. For a method with several teachers, cache and alignment
-    are named by the role of the teacher: "large.cache".
+    Stages are read from the same work dir; missing stages are left out. If two stages have the same
+    kind, the one that is closer to pre-training is used. For a method with several teachers, cache
+    and alignment have the role of the teacher in their key: "large.cache".
     """
     stage_outputs: dict[str, Json] = {}
     todo, seen = [("", pretrain.name)], set[str]()
@@ -62,7 +62,8 @@ def outputs_before(pretrain: Path) -> dict[str, Json]:
             has_role = role.partition(".")[2] == record["kind"]
             stage_outputs.setdefault(role if has_role else record["kind"], record["outputs"])
             is_pretrain = stage == pretrain.name
-            todo.extend((r if is_pretrain else "", up) for r, up in record["needs"].items())
+            for input_name, needed_stage in record["needs"].items():
+                todo.append((input_name if is_pretrain else "", needed_stage))
     return stage_outputs
 
 

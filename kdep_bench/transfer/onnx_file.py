@@ -107,9 +107,9 @@ def check_onnx(network: nn.Module, path: Path, px: int) -> None:
         with torch.inference_mode():
             expected = network(images)
         outputs = session.run(None, {"images": images.numpy()})
-        for name, right, exported in zip(("feature", "map"), expected, outputs, strict=True):
-            difference = (right - torch.from_numpy(exported)).abs().max().item()
-            scale = right.abs().max().item()
+        for name, computed, exported in zip(("feature", "map"), expected, outputs, strict=True):
+            difference = (computed - torch.from_numpy(exported)).abs().max().item()
+            scale = computed.abs().max().item()
             if not difference <= TOLERANCE * max(scale, 1e-12):
                 raise KdepError(
                     f"the output {name} of the ONNX file {path} differs from that of the network "

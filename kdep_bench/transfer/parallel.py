@@ -61,9 +61,10 @@ def per_process(batch: int, what: str) -> int:
 class DealtBatches(Sampler):
     """A sampler that distributes the complete batches of an epoch over the ranks.
 
-    The images are in the order of mmengine's DefaultSampler with the same seed, and the ranks take
-    them in turn. DefaultSampler itself would change the number of steps: it first repeats images to
-    give all ranks the same number, and then each rank drops its last incomplete batch.
+    The order of the images is that of mmengine's DefaultSampler with the same seed; image i goes to
+    rank i mod (number of ranks). DefaultSampler itself would change the number of steps: it first
+    repeats images to give all ranks the same number, and then each rank drops its last incomplete
+    batch.
 
     Args:
         dataset: the data set.
@@ -107,7 +108,8 @@ class MeanLosses(Hook):
 class WholeBatchNorm(Hook):
     """Converts BatchNorm to statistics over all ranks before the first step.
 
-    Not earlier, because the initialisation of weights depends on the classes of the modules.
+    An earlier conversion would change the initialisation of weights, which depends on the classes
+    of the modules.
     """
 
     def before_train(self, runner: Any) -> None:

@@ -24,7 +24,7 @@ def draw_boxes(
     Args:
         image: path of the image.
         truth: true boxes [x1, y1, x2, y2] in pixels of the image.
-        predictions: predicted boxes, likewise.
+        predictions: predicted boxes, in the same format.
         labels: text for each predicted box.
     """
     with Image.open(image) as source:

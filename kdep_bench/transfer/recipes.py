@@ -29,7 +29,7 @@ _TYPES: Mapping[str, str] = {
     "protocol": "Literal['split', 'folds']",
     "head": "Literal['c4', 'fpn']",
 }
-# For keys with several numbers: (type of each number, how many; None: one or more).
+# For keys with several numbers: (type of each number, count of numbers; None: one or more).
 _SEVERAL: Mapping[str, tuple[str, int | None]] = {
     "scale": ("Count", 2),
     "crop": ("Count", 2),

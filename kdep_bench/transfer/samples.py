@@ -9,7 +9,7 @@ import numpy as np
 
 from kdep_bench.results.records.samples import FILE, Samples, scores, write
 
-CHECKED = 5000  # for more images, the score is not computed again from the saved outputs
+CHECKED = 5000  # the score is computed again from the saved outputs of up to this many images
 #: metric class -> scorer; see kdep_bench/results/records/samples.py.
 SCORERS = {"Accuracy": "accuracy", "ClasswiseIoU": "iou", "NamedCocoMetric": "coco"}
 
@@ -50,8 +50,9 @@ class TestOutputs:
         if scorer == "coco":
             return _detections(self._metric, self._results, classes)
         names = image_names(self._dataset, data_root)
-        arrays = (_accuracy if scorer == "accuracy" else _areas)(self._results)
-        return Samples(scorer, classes, names, arrays)
+        if scorer == "accuracy":
+            return Samples(scorer, classes, names, _accuracy(self._results))
+        return Samples(scorer, classes, names, _areas(self._results))
 
 
 def save_samples(

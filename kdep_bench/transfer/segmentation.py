@@ -102,7 +102,7 @@ class Segmentation(MMTask):
     def read_metrics(
         self, raw: Mapping[str, Any], cfg: Any, count: Any
     ) -> tuple[dict[str, float], dict[str, float], list[str]]:
-        # constant_mIoU: of predicting background everywhere, which is the chance level.
+        # constant_mIoU: the mIoU of predicting background everywhere, which is the chance level.
         metrics = {k: float(raw[k]) / 100 for k in ("mIoU", "mAcc", "aAcc", "constant_mIoU")}
         per_class = {c: float(raw[f"IoU.{c}"]) / 100 for c in self.recipe["classes"]}
         return metrics, per_class, []

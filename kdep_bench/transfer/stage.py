@@ -18,9 +18,9 @@ def run(
 ) -> dict[str, Any]:
     """Trains and scores the task `spec["task"]` with the exported backbone.
 
-    Can run in several processes, one per rank, which torchrun or srun start with the same
-    arguments. The recipe's batch size is then that of all ranks together; rank 0 writes the files,
-    and its outputs are used.
+    The stage can run in several processes (ranks), which torchrun or srun start with the same
+    arguments. The recipe's batch size is then that of all ranks together. Rank 0 writes the files;
+    the outputs of rank 0 are used.
 
     Args:
         spec: `task`, the task config; `student`, the student config; `seed`; optionally `threads`,
@@ -51,7 +51,7 @@ def run(
             expected="a subclass of kdep_bench.transfer.base.Task",
             fix="correct `type` in the task's config",
         )
-    if task.alone and not openmmlab.is_main_rank():
+    if task.runs_in_rank_0_only and not openmmlab.is_main_rank():
         return {}
     _extend(task, spec, inputs)
     result = task.run(

@@ -12,8 +12,8 @@ from kdep_bench.probes.extract_maps import Maps
 from kdep_bench.probes.linear_segmentation import (
     LinearSegmentation,
     _Layer,
-    areas,
     block_counts,
+    confusion_matrix,
     mean_iou,
 )
 
@@ -79,7 +79,7 @@ def test_blocks_areas_and_iou_by_hand():
     mask = np.array([[[0, 0, 1, 1], [0, 255, 1, 2]]], np.uint8)
     assert block_counts(mask, (1, 2), 3)[0].tolist() == [[[3, 0]], [[0, 3]], [[0, 1]]]
     predicted = np.array([[[0, 1, 1, 1], [0, 2, 1, 1]]])
-    confusion = areas(predicted, mask, 4)
+    confusion = confusion_matrix(predicted, mask, 4)
     assert confusion.tolist() == [[2, 1, 0, 0], [0, 3, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
     assert mean_iou(confusion) == pytest.approx((2 / 3 + 3 / 5 + 0) / 3)  # class 3 is nowhere
 

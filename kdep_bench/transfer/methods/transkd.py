@@ -9,17 +9,18 @@ over the levels i, with maps F and patch embeddings E of student (s) and teacher
   neighbour), and a is one weight per channel, computed from the pooled x_i + y by a small network
   with a softmax. Then CSF_i = BN(conv3x3(x_i)), with the teacher's number of channels.
 * HCL, hierarchical context loss: (m + sum_k m_k / 2^k) / (1 + sum_k 1 / 2^k), where m is the mean
-  squared error of the maps, and m_1, m_2, ... are those of the maps pooled to 4x4, 2x2 and 1x1,
-  without sizes that are not smaller than the map.
+  squared error of the maps, and m_1, m_2, ... are those of the maps pooled to 4x4, 2x2 and 1x1.
+  Only sizes that are smaller than the map are used.
 * Patch embeddings E_i: the output of the layer with which a network changes to the resolution of
   level i, before the blocks of that level. W_i is a linear map of the channels (a 1x1
   convolution). Levels with beta_i = 0 have no such term.
 
 Source: Liu et al., "TransKD" (arXiv 2202.13393) and RuipingL/TransKD, the version "Base".
 
-Differs: the cross-entropy of the task has no class weights (the authors' has). For convolutional
-networks, which the paper does not cover, the patch embedding is the output of the first block of a
-stage, and of the stem for the first level. The teacher's maps are resized to the student's size.
+Differences: the authors use class weights in the cross-entropy of the task; here there are none.
+For convolutional networks, which the paper does not cover, the patch embedding is the output of the
+first block of a stage, and of the stem for the first level. The teacher's maps are resized to the
+student's size.
 """
 
 from __future__ import annotations
@@ -59,9 +60,9 @@ class TransKD(TransferMethod):
     """TransKD base; see the top of this module.
 
     Args:
-        levels: {student map: teacher map} of the levels.
+        levels: {student map: teacher map}, one entry per level.
         weight: weight of the hierarchical context loss.
-        betas: {student map: weight of the term of its patch embedding}; 0 for missing entries.
+        betas: {student map: beta of that level}; 0 for missing entries.
         channels: number of channels of the fused maps.
         student_maps, teacher_maps: set by the transfer stage.
     """
@@ -87,10 +88,8 @@ class TransKD(TransferMethod):
                 raise unknown_name("level in `betas` of TransKD", student_map, levels)
         # Sorted by stride, because the order of `levels` is lost in a stored spec.
         ordered = sorted(levels, key=lambda student_map: student_maps[student_map]["stride"])
-        self.levels, self.weight = (
-            {student_map: levels[student_map] for student_map in ordered},
-            float(weight),
-        )
+        self.levels = {student_map: levels[student_map] for student_map in ordered}
+        self.weight = float(weight)
         self.betas = {student_map: float(betas.get(student_map, 0.0)) for student_map in ordered}
         self.fusion = CrossSelectiveFusion(
             [student_maps[student_map]["channels"] for student_map in ordered],
@@ -98,7 +97,7 @@ class TransKD(TransferMethod):
             int(channels),
         )
         self.embeddings = nn.ModuleDict()
-        # Of the student and the teacher; in a list, so that torch does not register them.
+        # [of the student, of the teacher]; in a list, so that torch does not register them.
         self._taps: list[Embeddings] = []
 
     def attach(self, model: nn.Module, teacher: nn.Module | None) -> None:
@@ -175,7 +174,7 @@ class CrossSelectiveFusion(nn.Module):
         last = len(student) - 1
         self.fusions = nn.ModuleList(
             [
-                Fusion(s, t, channels, alone=i == last)
+                Fusion(s, t, channels, is_deepest=i == last)
                 for i, (s, t) in enumerate(zip(student, teacher, strict=True))
             ]
         )
@@ -196,10 +195,10 @@ class Fusion(nn.Module):
     Args:
         student, teacher: numbers of channels of the student's and the teacher's map.
         channels: number of channels of the fused map.
-        alone: whether it is the deepest level, which is not fused with another one.
+        is_deepest: whether this is the deepest level, which is not fused with another level.
     """
 
-    def __init__(self, student: int, teacher: int, channels: int, alone: bool) -> None:
+    def __init__(self, student: int, teacher: int, channels: int, is_deepest: bool) -> None:
         super().__init__()
         self.reduce = nn.Sequential(
             nn.Conv2d(student, channels, 1, bias=False), nn.BatchNorm2d(channels)
@@ -207,7 +206,7 @@ class Fusion(nn.Module):
         self.expand = nn.Sequential(
             nn.Conv2d(channels, teacher, 3, padding=1, bias=False), nn.BatchNorm2d(teacher)
         )
-        self.select = None if alone else Selection(channels)
+        self.select = None if is_deepest else Selection(channels)
 
     def forward(self, x: Tensor, deeper: Tensor | None) -> tuple[Tensor, Tensor]:
         """Fuses the student's map `x` with the fused map of the next deeper level.
