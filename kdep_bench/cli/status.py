@@ -110,7 +110,7 @@ def work_dir_states(work: Path) -> list[StageState]:
         )
     states = []
     for stage_id in sorted(stage_ids(work)):
-        name = stage_state(work, stage_id)[0].replace("cut", "interrupted")
+        name = stage_state(work, stage_id)[0]
         failure = state.failure(work / stage_id) if name == "failed" else None
         detail = failure["error"] if failure else ""
         detail = _owner(work, stage_id) if name == "running" else detail

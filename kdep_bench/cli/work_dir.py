@@ -88,7 +88,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.gc and not args.delete:
         print(f"unreferenced: {work_dir.summary(chosen)}; --delete removes them", file=out)
     elif args.gc:
-        _check_available([r.results for r in missing_folders if not r.removed])
+        _check_available([r.results for r in missing_folders if not r.is_removed])
         _delete(work, chosen, out)
     return 0
 

@@ -46,7 +46,7 @@ from kdep_bench.safe_files import (
 #: Directory name of an attempt: <stage id>.<try, old or new>-<token>.
 NAME = re.compile(r"(?P<stage>.+-[0-9a-f]{12})\.(?:try|old|new)-[0-9a-f]{16}")
 _TOKEN = re.compile(rb"[0-9a-f]{16}")
-_POINTER_BYTES = 4096  # most bytes that are read of the file `.try`
+_POINTER_BYTES = 4096  # bytes; the file `.try` is read up to this size
 
 
 class TakenOver(Exception):
@@ -62,7 +62,8 @@ def begin(work: Path, stage_id: str, resume: bool, still_held: Callable[[], bool
     Args:
         work: the work dir.
         stage_id: id of the stage.
-        resume: continue from the files of the newest earlier attempt; otherwise they are removed.
+        resume: whether to continue from the files of the newest earlier attempt; otherwise the
+            files of earlier attempts are removed.
         still_held: returns whether this process still holds the lock.
 
     Raises:
@@ -293,7 +294,7 @@ def current_dir(work: Path, stage_id: str) -> Path:
 
 
 def attempt_names(work: Path, stage_id: str) -> set[str]:
-    """Names of the directories that the next attempt of a stage continues from or removes."""
+    """Names of the attempt directories that the next attempt of a stage reuses or removes."""
     return {
         _attempt_dir(work, stage_id, kind, token).name
         for token in _earlier_tokens(work, stage_id)
@@ -303,7 +304,7 @@ def attempt_names(work: Path, stage_id: str) -> set[str]:
 
 # --- names -----------------------------------------------------------------------------------
 
-_KINDS = ("try", "old", "new")  # in use, to be removed, being copied
+_KINDS = ("try", "old", "new")  # of directories: in use, to be removed, being copied
 
 
 def _attempt_dir(work: Path, stage_id: str, kind: str, token: str) -> Path:
@@ -343,7 +344,7 @@ def _earlier_tokens(work: Path, stage_id: str) -> list[str]:
 def _remove_attempt(work: Path, stage_id: str, token: str) -> None:
     """Removes the directories of an earlier attempt.
 
-    They are renamed first: from then on that attempt can no longer be committed.
+    They are renamed first, so that this attempt can no longer be committed.
     """
     with contextlib.suppress(FileNotFoundError):
         old = work / f"{stage_id}.old-{token[:8]}{os.urandom(4).hex()}"

@@ -1,8 +1,8 @@
 """The work dir's list of the results folders that use its stages.
 
 `<work>/.cited_by/` has one small file per results folder. Pruning (`tools/work_dir.py --gc`) reads
-them and keeps the stages that these results cite, also if the folder is not named on the command
-line.
+these files and keeps the stages that the results cite, also if the results folder is not named on
+the command line.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kdep_bench.files import read_strict, text_hash, write_json
 from kdep_bench.safe_files import is_real_folder, real_folder, remove
 
 FOLDER = ".cited_by"
-_MAX_BYTES = 1 << 16  # of one of these files
+_MAX_BYTES = 1 << 16  # largest file in FOLDER that is read
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class CitingFolder:
         return self.results.is_dir()
 
     @property
-    def removed(self) -> bool:
-        """Whether the folder was removed.
+    def is_removed(self) -> bool:
+        """Whether the folder is missing but its parent exists.
 
-        False if its parent is missing as well: the folder may be on a disk that is not mounted.
+        If the parent is missing as well, the folder may be on a disk that is not mounted.
         """
         return not self.exists and self.results.parent.is_dir()
 
@@ -53,7 +53,7 @@ def register(work: Path, results: Path) -> None:
         OSError: the disk is full.
     """
     work, results = work.absolute(), results.absolute()
-    # A relative path if `results` is inside the work dir: it stays right if the work dir is moved.
+    # Inside the work dir the path is relative, so that it stays right if the work dir is moved.
     path = os.path.relpath(results, work) if results.is_relative_to(work) else str(results)
     note = work / FOLDER / f"{text_hash(path)}.json"
     try:
@@ -86,7 +86,7 @@ def citing_folders(work: Path) -> list[CitingFolder]:
             raise KdepError(
                 f"{note} does not contain the path of a results folder",
                 expected='{"results": "<path>"}',
-                fix="move that file elsewhere, and pass the results folder as --results-dir",
+                fix="move this file elsewhere, and pass the results folder as --results-dir",
             )
         out.append(CitingFolder(Path(os.path.normpath(work / path)), note))
     return sorted(out, key=lambda entry: str(entry.results))
@@ -96,7 +96,7 @@ def unregister(work: Path, results: Path) -> None:
     """Removes the folder `results` from the list in `work`.
 
     Raises:
-        KdepError: it is not listed.
+        KdepError: the folder is not listed.
     """
     listed = citing_folders(work)
     matches = [entry for entry in listed if entry.results == results.absolute()]

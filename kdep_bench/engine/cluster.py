@@ -36,17 +36,18 @@ from kdep_bench.paths import ROOT
 from kdep_bench.safe_files import real_folder
 from kdep_bench.suite.graph import Plan, Stage
 
+# Folder of the work dir with one folder per run; file of a run that the Snakefile reads.
 RUNS_DIR, RUN_FILE = ".cluster", "suite.json"
 SNAKEFILE = Path(__file__).with_name("Snakefile")
 # Cores requested for a stage that would use all cores of a machine, unless runtime.cpus is set.
 WIDE_CORES = 4
-# Slurm can signal up to 60 s early: jobs with fewer seconds than this get no signal.
+# Seconds. Slurm may send a job's signal up to 60 s early, so jobs shorter than this request none.
 SHORT_JOB = 120.0
 MAX_JOBS = 100  # largest number of jobs in the cluster's queue at once
 _POLL = 1.0  # seconds between checks of Snakemake and the stage directories
 # Line in Snakemake's log when it cancels its jobs.
 _CANCEL_MESSAGE = "Terminating processes on user request"
-_CANCEL_REPEAT = 15.0  # seconds after which the request is repeated, without that message
+_CANCEL_REPEAT = 15.0  # seconds after which SIGINT is sent again if the log lacks the message
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class ClusterOptions:
         jobs: largest number of jobs at once; None: MAX_JOBS on a cluster, one per core on this
             machine.
         gpus: device numbers of this machine; a cluster assigns its GPUs itself.
-        without_gpus: request no GPUs from a cluster (it has none, or none that torch can use).
-        fail_fast: submit no more jobs after the first failure.
+        without_gpus: whether to request no GPUs from a cluster (it has none that torch can use).
+        fail_fast: whether to submit no more jobs after the first failure.
         retry: number of retries of a failed stage.
         extra_arguments: other arguments of Snakemake, such as the partition.
     """
@@ -132,6 +133,10 @@ def snakefile_entry(
 
     `earlier_jobs`: ids of Slurm jobs that must end before the stage's job starts.
     """
+    is_slurm = options.executor == "slurm"
+    # Slurm assigns GPUs per node (gres). With another executor, Snakemake counts them (gpu).
+    gres = f"gpu:{stage.gpus}" if is_slurm and stage.gpus else ""
+    counts_gpus = not is_slurm and (not options.is_local or bool(options.gpus))
     nodes = 1 if options.is_local else stage.nodes
     default_cores = cpu_count() if options.is_local else WIDE_CORES
     limit = stage.time or stage.timeout  # seconds
@@ -143,17 +148,15 @@ def snakefile_entry(
         slurm_options.append(f"--dependency=afterany:{':'.join(earlier_jobs)}")
     return {
         "needs": [],
+        # Empty file that is made when the job has ended; its folder selects the Snakefile's rule.
         "token": f"done/nodes/{stage.id}" if nodes > 1 else f"done/{stage.id}",
         "threads": (stage.cpus or default_cores) * stage.processes,
         "mem_mb": stage.memory,
         "runtime": math.ceil(limit / 60),
         "nodes": nodes,
-        # Slurm assigns GPUs per node; with other executors Snakemake counts them.
-        "gres": f"gpu:{stage.gpus}" if stage.gpus and options.executor == "slurm" else "",
-        "gpu": 0
-        if options.executor == "slurm" or (options.is_local and not options.gpus)
-        else stage.gpus,
-        "slurm_extra": " ".join(slurm_options) if options.executor == "slurm" else "",
+        "gres": gres,
+        "gpu": stage.gpus if counts_gpus else 0,
+        "slurm_extra": " ".join(slurm_options) if is_slurm else "",
     }
 
 
@@ -167,8 +170,8 @@ def run_plan(
     """Runs the stages that must run according to `statuses` (from `state.statuses`).
 
     Raises:
-        KdepError: Snakemake is missing, or ended before it ran any stage, or a stage that --force
-            selects is running now.
+        KdepError: Snakemake is missing or ended before it ran any stage, or another process is
+            running a stage that --force selects.
     """
     todo = [plan.stages[stage_id] for stage_id, status in statuses.items() if status.run]
     if not todo:
@@ -195,7 +198,8 @@ class _Run:
         self.outcome = Outcome()
         self.signal = 0
         self.run_token = os.urandom(8).hex()
-        self.failure_times: dict[str, int] = {}  # of failed.json in ns; 0: there is none
+        # Stage id -> modification time of its failed.json in ns, 0 without this file.
+        self.failure_times: dict[str, int] = {}
 
     def run(self) -> Outcome:
         program = find_snakemake()
@@ -211,7 +215,7 @@ class _Run:
         run_dir.mkdir()
         lock = run_lock(run_dir)
         lock.take()
-        self._write(run_dir)
+        self._write_inputs(run_dir)
         log = run_dir / "snakemake.log"
         self.view.begin(len(self.todo), lambda: sum(self.cost[i] for i in self.todo))
         self.view.note(f"Snakemake's log: {log}")
@@ -228,7 +232,7 @@ class _Run:
         return self.outcome
 
     def _discard_forced(self) -> None:
-        """Removes the outputs of stages that --force selects; their jobs do not get that option."""
+        """Removes the outputs of stages that --force selects: their jobs do not know the option."""
         for stage_id in self.forced:
             lock = StageLock(self.work, stage_id)
             if not lock.take():
@@ -245,8 +249,8 @@ class _Run:
             finally:
                 lock.free()
 
-    def _write(self, run_dir: Path) -> None:
-        """Writes the plan and the Snakefile's configuration."""
+    def _write_inputs(self, run_dir: Path) -> None:
+        """Writes the plan, which the jobs read, and the Snakefile's configuration."""
         write_plan(run_dir / "plan.json", self.plan.name, self.todo.values())
         earlier_jobs = queued_jobs(self.work) if self.options.executor == "slurm" else {}
         stages = {}
@@ -368,7 +372,7 @@ class _Run:
         if (
             not (outcome.ran or outcome.elsewhere or outcome.failed)
             and code
-            and "Error in rule" not in log.read_text()
+            and "Error in rule" not in log.read_text(errors="replace")
         ):
             raise KdepError(
                 f"Snakemake ended with exit code {code} and ran no stage ({_last_line(log)})",
@@ -410,7 +414,7 @@ def _start(command: list[str], log: Any) -> subprocess.Popen[bytes]:
         os.setsid()
         # If this process dies, Snakemake must not submit more jobs; submitted jobs continue.
         libc.prctl(stage_process.PR_SET_PDEATHSIG, signal.SIGKILL)
-        # After `nohup` or a shell's `&`, SIGINT is ignored, and a child would inherit that.
+        # A process that was started with `nohup` or `&` ignores SIGINT, and so would its child.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     return subprocess.Popen(

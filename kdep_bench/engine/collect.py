@@ -1,8 +1,8 @@
 """Collects finished stages into one Record per transfer run, and builds the tables.
 
-The stages of a run are called its chain. A record has the costs from the stage.json of every stage
-in the chain, and the scores from the stage.json of the transfer. This module reruns and averages
-nothing.
+The chain of a run is the transfer stage and all stages that it depends on. A record has the costs
+from the stage.json of every stage in the chain, and the scores from the stage.json of the transfer.
+This module reruns and averages nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from kdep_bench.results.records.record import Record
 
 CURVE_POINTS = 200  # most points of a curve in a record
-# Largest file of per-sample outputs, in bytes, that is copied into a results folder.
+# Files of per-sample outputs up to this size are copied into the results folder.
 MAX_SAMPLES_BYTES = 128 << 10
 SUPERSEDED = "superseded"  # folder of records that the suite no longer plans
 
@@ -57,7 +57,7 @@ def collect(
         work: the work dir.
         results: the results folder.
         failed: stage id -> error of this run, for stages whose failed.json could not be written.
-        rebuild: build the tables also if no record is new.
+        rebuild: whether to build the tables also if no record is new.
 
     Returns:
         {'ok', 'failed', 'missing', 'written': numbers of records; 'probes': the same numbers for
@@ -75,7 +75,7 @@ def collect(
         record, written = _collect_run(suite, run, chains, work, results)
         counts[record.status] += 1
         counts["written"] += written
-    card_written = _write_card(suite, plan, chains, results)
+    is_card_new = _write_card(suite, plan, chains, results)
     probes = collect_probes(suite, chains, results, SUPERSEDED)
     out: Json = dict(counts)
     if plan.probes:
@@ -84,7 +84,7 @@ def collect(
         rebuild
         or n_superseded
         or counts["written"]
-        or card_written
+        or is_card_new
         or probes["written"]
         or not (results / "leaderboard.md").exists()
     ):
@@ -121,17 +121,17 @@ def _collect_run(
 
 
 def check_folder(results: Path, suite: str) -> None:
-    """Raises KdepError for a results folder of another suite: its records would be moved away."""
+    """Raises KdepError for a results folder of another suite, whose records would be moved."""
     from kdep_bench.results.records import record, store
 
     for path in sorted(store.records_dir(results).glob("*.json")):
         try:
-            owner = record.load(path).suite
+            recorded_suite = record.load(path).suite
         except (KdepError, OSError):
             continue  # a damaged record is written again
-        if owner != suite:
+        if recorded_suite != suite:
             raise KdepError(
-                f"the folder {results} has the records of the suite {owner!r}",
+                f"the folder {results} has the records of the suite {recorded_suite!r}",
                 expected=f"a new folder, or one of the suite {suite!r}",
                 fix="choose another results folder",
             )
@@ -175,8 +175,8 @@ class _Chains:
     def fingerprint(self, run: TransferRun) -> str:
         """Fingerprint of the data that a run has read; "" if unknown.
 
-        For data in files it is computed from the plan. Generated data may have been generated again
-        after the transfer; the stage.json of the transfer has the fingerprint of the data it read.
+        For data in files it is computed from the plan. Generated data may have changed after the
+        transfer, so the fingerprint is read from the stage.json of the transfer.
         """
         prepare, transfer = run.chain["prepare"], self.stage(run.chain["transfer"])
         if content := self.plan.stages[prepare].spec.get(CONTENT):
@@ -206,7 +206,7 @@ RENAMED_OUTPUTS = {
 def with_current_names(stage: Json | None) -> Json | None:
     """A stage.json with the current names of outputs, so that old stages stay usable.
 
-    If it has an output under both names, the current name counts.
+    If an output has both names, the value of the current name is used.
     """
     if stage is None:
         return None
@@ -236,15 +236,15 @@ def _record_or_reason(suite: Suite, run: TransferRun, chains: _Chains) -> Record
             f"({type(e).__name__}: {e})"
         )
         sentence = str(KdepError(problem[:2000], fix="run the suite again"))
-    fields = _planned(suite, run, {}, chains)
+    fields = _planned_fields(suite, run, {}, chains)
     return record.make(fields | {"status": "failed", "error": sentence, "created": _now()})
 
 
 def make_record(suite: Suite, run: TransferRun, chains: _Chains) -> Record:
     """The Record of one run, from its stage directories.
 
-    If a stage of the run is damaged, the record is failed, because its cost or scores cannot be
-    read. A missing upstream stage does not make it failed, because work dirs are pruned.
+    The record has the status 'failed' if a stage of the run is damaged, because its cost or scores
+    cannot be read. A missing upstream stage is no failure, because work dirs are pruned.
 
     Raises:
         KdepError: the transfer stage lacks an output that records need.
@@ -252,7 +252,7 @@ def make_record(suite: Suite, run: TransferRun, chains: _Chains) -> Record:
     from kdep_bench.results.records import record
 
     stages = {kind: chains.stage(stage_id) for kind, stage_id in run.chain.items()}
-    fields = _planned(suite, run, stages, chains)
+    fields = _planned_fields(suite, run, stages, chains)
     for stage_id in run.chain.values():
         fault = chains.fault(stage_id)
         if fault is not None and chains.failure(stage_id) is None:
@@ -262,7 +262,7 @@ def make_record(suite: Suite, run: TransferRun, chains: _Chains) -> Record:
             return record.make(fields)
     transfer = stages["transfer"]
     if transfer is not None:
-        fields.update(_measured(run, stages, transfer))
+        fields.update(_measured_fields(run, stages, transfer))
         fields["notes"] = [*_suite_notes(suite, run), *fields["notes"]]
         return record.make(fields)
     for kind, stage_id in run.chain.items():
@@ -275,12 +275,12 @@ def make_record(suite: Suite, run: TransferRun, chains: _Chains) -> Record:
     return record.make(fields)
 
 
-def _planned(
+def _planned_fields(
     suite: Suite, run: TransferRun, stages: Mapping[str, Json | None], chains: _Chains
 ) -> Json:
     """Record fields from the plan and from the upstream stages that are finished.
 
-    `stages`: role in the chain -> stage.json, None if it is not finished.
+    `stages`: role of a stage in the chain -> its stage.json, None if it is not finished.
     """
     method, task = run.method, run.task
     prepare, pretrain = _outputs(stages, "prepare"), _outputs(stages, "pretrain")
@@ -289,15 +289,15 @@ def _planned(
     return {
         "id": run.id,
         "suite": suite.name,
-        "arm": _method(method),
+        "arm": _method_fields(method),
         "student": {
             "name": run.student["name"],
             "width": run.student["width"],
             "params": _outputs(stages, "export").get("parameters"),
             "flops": _outputs(stages, "export").get("flops"),
         },
-        "teacher": _teacher(run, stages),
-        "transfer": _transfer(run, stages),
+        "teacher": _teacher_fields(run, stages),
+        "transfer": _transfer_fields(run, stages),
         "data": {
             "name": suite.data["name"],
             "fingerprint": chains.fingerprint(run),
@@ -322,8 +322,8 @@ def _planned(
             "direction": task.get("direction", "max"),
             "chance": task.get("chance"),
         },
-        "align": _align(stages),
-        "cost": _cost(run, stages, suite.runtime.timed),
+        "align": _align_fields(stages),
+        "cost": _cost_fields(run, stages, suite.runtime.timed),
         "curves": _thinned(pretrain.get("curves")),
         "terms": terms if len(terms) > 1 else {},  # a single term is the whole loss
         "stages": dict(run.chain),
@@ -331,7 +331,7 @@ def _planned(
     }
 
 
-def _measured(run: TransferRun, stages: Mapping[str, Json | None], transfer: Json) -> Json:
+def _measured_fields(run: TransferRun, stages: Mapping[str, Json | None], transfer: Json) -> Json:
     """Record fields from `transfer`, the stage.json of the transfer."""
     outputs, environment = transfer["outputs"], transfer["environment"]
     required = ("value", "metrics", "per_class", "gate")
@@ -437,7 +437,7 @@ def _planned_epochs(pretrain: Json | None) -> float | None:
     return budget["epochs"] * (pool / images if budget.get("epochs_over") == "pool" else 1)
 
 
-def _method(method: Json) -> Json:
+def _method_fields(method: Json) -> Json:
     """The record's field about the method; it describes the transfer method as well, if any."""
     transfer = method.get("transfer")
     configs = [method] if transfer is None else [method, transfer]
@@ -451,7 +451,7 @@ def _method(method: Json) -> Json:
     }
 
 
-def _transfer(run: TransferRun, stages: Mapping[str, Json | None]) -> Json | None:
+def _transfer_fields(run: TransferRun, stages: Mapping[str, Json | None]) -> Json | None:
     """The record's field about the transfer method and its teacher; None without one."""
     transfer = run.method.get("transfer")
     if transfer is None:
@@ -469,12 +469,12 @@ def _transfer(run: TransferRun, stages: Mapping[str, Json | None]) -> Json | Non
     }
 
 
-def _teacher(run: TransferRun, stages: Mapping[str, Json | None]) -> Json | None:
+def _teacher_fields(run: TransferRun, stages: Mapping[str, Json | None]) -> Json | None:
     """The record's field about the teacher; None without one."""
     if run.teacher is None:
         return None
     if "teachers" in run.teacher:
-        return _teachers(run, stages)
+        return _joined_teacher_fields(run, stages)
     cached, card = _outputs(stages, "cache").get("teacher", {}), run.teacher.get("card", {})
     live = _outputs(stages, "pretrain").get("teacher_checksum", "")
     return {
@@ -487,7 +487,7 @@ def _teacher(run: TransferRun, stages: Mapping[str, Json | None]) -> Json | None
     }
 
 
-def _teachers(run: TransferRun, stages: Mapping[str, Json | None]) -> Json:
+def _joined_teacher_fields(run: TransferRun, stages: Mapping[str, Json | None]) -> Json:
     """The record's field about several teachers.
 
     Names and checksums are joined; the FLOPs are those of one forward pass of each, summed. A value
@@ -518,7 +518,7 @@ def _config_hash(run: TransferRun) -> str:
 
 
 def _hashed_teachers(run: TransferRun) -> Json | None:
-    """The teacher configs of a run as they enter the hash; None without a teacher."""
+    """The teacher configs of a run that the hash includes; None without a teacher."""
     if run.teacher is None:
         return None
     if "teachers" in run.teacher:
@@ -536,7 +536,7 @@ def _hashed_teacher(teacher: Json) -> Json:
     return {**teacher, "card": card}
 
 
-def _align(stages: Mapping[str, Json | None]) -> Json | None:
+def _align_fields(stages: Mapping[str, Json | None]) -> Json | None:
     """The record's field about the alignment; None without one."""
     outputs = {**_outputs(stages, "align"), **_outputs(stages, "pretrain")}
     keys = (
@@ -550,8 +550,8 @@ def _align(stages: Mapping[str, Json | None]) -> Json | None:
 
 
 @dataclass(frozen=True)
-class _Charges:
-    """Costs of a run's stages, as far as they are charged to this run; see `_cost`."""
+class _AttributedCosts:
+    """The costs of a run's stages that are attributed to this run; see `_cost_fields`."""
 
     run: TransferRun
     stages: Mapping[str, Json | None]
@@ -562,7 +562,7 @@ class _Charges:
         same_kind = [r for role, r in self.stages.items() if role.rpartition(".")[2] == kind]
         return list({id(record): record for record in same_kind}.values())
 
-    def wall(self, kind: str) -> float | None:
+    def wall_seconds(self, kind: str) -> float | None:
         """Seconds of all stages of a kind, including those of intermediate teachers.
 
         None if there are none, if one is not finished, or if no times are reported.
@@ -579,9 +579,9 @@ class _Charges:
         return round(sum(seconds), 3) if kind == "cache" else sum(seconds)
 
     def fraction_used(self, record: Json) -> float:
-        """Fraction of a stage's cost that is charged to this run.
+        """Fraction of a stage's cost that is attributed to this run.
 
-        It is below 1 for a teacher cache that contains more images than the run uses.
+        It is below 1 if a teacher cache contains more images than the run uses.
         """
         if "teacher" not in record["spec"] or record["kind"] != "cache":
             return 1.0
@@ -591,33 +591,33 @@ class _Charges:
         """The sum of an output over the teacher caches; None if no cache has it."""
         cache_stages = [r for r in self.stages_of_kind("cache") if r]
         values = [(r["outputs"].get(key), self.fraction_used(r)) for r in cache_stages]
-        charged = [value * fraction for value, fraction in values if value]
-        return sum(charged) if charged else None
+        attributed = [value * fraction for value, fraction in values if value]
+        return sum(attributed) if attributed else None
 
 
-def _cost(run: TransferRun, stages: Mapping[str, Json | None], report_times: bool) -> Json:
+def _cost_fields(run: TransferRun, stages: Mapping[str, Json | None], report_times: bool) -> Json:
     """Cost of a run: wall seconds per stage kind, sizes in bytes, forward passes.
 
-    The teacher cache is charged in proportion to the data fraction. Without `report_times`
-    (`runtime.timed` of the suite) there are no seconds. The wall time of a resumed stage is that of
-    its last attempt; the seconds in its outputs are those of all attempts and count if larger.
+    The cost of the teacher cache is multiplied by the data fraction. Without `report_times`
+    (`runtime.timed` of the suite) there are no seconds. The wall time of a resumed stage covers its
+    last attempt only; the seconds in its outputs cover all attempts. The larger one is used.
     """
 
-    charges = _Charges(run, stages, report_times)
+    costs = _AttributedCosts(run, stages, report_times)
     pretrain, transfer = stages.get("pretrain"), stages.get("transfer")
-    cache_bytes, outputs = charges.cache_total("bytes"), _outputs(stages, "pretrain")
+    cache_bytes, outputs = costs.cache_total("bytes"), _outputs(stages, "pretrain")
     has_given_weights = run.method.get("weights") is not None
     finished = [r for r in (pretrain, transfer) if r]
     last_stage = transfer or pretrain
     environment = last_stage["environment"] if last_stage else {}
     extra_forwards = outputs.get("extra_forwards")  # old pre-trainings did not count them
     if extra_forwards is not None:
-        extra_forwards = round(extra_forwards + (charges.cache_total("forwards") or 0))
+        extra_forwards = round(extra_forwards + (costs.cache_total("forwards") or 0))
     return {
-        "pretrain_s": None if has_given_weights else charges.wall("pretrain"),
-        "cache_s": charges.wall("cache"),
-        "align_s": charges.wall("align"),
-        "transfer_s": charges.wall("transfer"),
+        "pretrain_s": None if has_given_weights else costs.wall_seconds("pretrain"),
+        "cache_s": costs.wall_seconds("cache"),
+        "align_s": costs.wall_seconds("align"),
+        "transfer_s": costs.wall_seconds("transfer"),
         "images_per_s": outputs.get("images_per_s") if report_times else None,
         "cache_bytes": None if cache_bytes is None else round(cache_bytes),
         "peak_memory_bytes": max((r["peak_rss"] for r in finished), default=None),
@@ -652,7 +652,7 @@ def _load_or_none(path: Path) -> Record | None:
 
 
 def _is_same(old: Record, new: Record) -> bool:
-    """Whether two records are equal; the time of a missing or failed record does not count."""
+    """Whether two records are equal; the time of a missing or failed record is ignored."""
     if new.status != "ok":
         new = new.model_copy(update={"created": old.created})
     return old == new

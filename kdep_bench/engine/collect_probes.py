@@ -81,7 +81,7 @@ def _load_or_none(path: Path, load: Callable[[Path], ProbeRecord]) -> ProbeRecor
 def _is_same(old: ProbeRecord, new: ProbeRecord) -> bool:
     """Whether two records are equal.
 
-    The time of a record without values does not count: it is the time of collecting.
+    The time of a record without values is ignored: it is the time of collecting.
     """
     if new.status != "ok":
         new = new.model_copy(update={"created": old.created})
@@ -92,19 +92,19 @@ def _record_or_reason(suite: Suite, run: ProbeRun, chains: Chains) -> ProbeRecor
     """The record of a probe; a failed record if the outputs of its stages do not fit a record."""
     from kdep_bench.results.records import probe_record
 
-    planned = _planned(suite, run, chains)
+    planned = _planned_fields(suite, run, chains)
     try:
-        return probe_record.make(planned | _result(suite, run, chains), run.id)
+        return probe_record.make(planned | _result_fields(suite, run, chains), run.id)
     except KdepError as e:
         reason = e.problem
     except (AttributeError, LookupError, TypeError, ValueError) as e:
         reason = f"{type(e).__name__}: {e}"
     problem = f"the outputs of stage {run.id} cannot be made into a record ({reason})"
     sentence = str(KdepError(problem[:2000], fix=f"run the suite again with --force {run.id}"))
-    return probe_record.make(planned | _failed(sentence, _now()), run.id)
+    return probe_record.make(planned | _failed_fields(sentence, _now()), run.id)
 
 
-def _planned(suite: Suite, run: ProbeRun, chains: Chains) -> Json:
+def _planned_fields(suite: Suite, run: ProbeRun, chains: Chains) -> Json:
     """Record fields of a probe that the plan contains."""
     method = run.method
     budget = chains.plan.stages[run.chain["pretrain"]].spec.get("budget") or {}
@@ -159,20 +159,20 @@ def _fingerprint(run: ProbeRun, chains: Chains) -> str:
     return prepared["outputs"].get("fingerprint", "") if prepared else ""
 
 
-def _result(suite: Suite, run: ProbeRun, chains: Chains) -> Json:
+def _result_fields(suite: Suite, run: ProbeRun, chains: Chains) -> Json:
     """Record fields of the result: status, and the values or the reason why there are none."""
     for stage_id in run.chain.values():
         fault = chains.fault(stage_id)
         if fault is not None and chains.failure(stage_id) is None:
             problem = f"the outputs of stage {stage_id} cannot be used: {fault}"
-            return _failed(str(KdepError(problem, fix="run the suite again")), _now())
+            return _failed_fields(str(KdepError(problem, fix="run the suite again")), _now())
     finished_stage = chains.stage(run.id)
     if finished_stage is None:
         for role, stage_id in run.chain.items():
             failure = chains.failure(stage_id)
             if failure is not None:
                 sentence = failure[0] if role == "probe" else f"{role} failed: {failure[0]}"
-                return _failed(sentence, failure[1])
+                return _failed_fields(sentence, failure[1])
         return {"status": "missing", "created": _now()}
     outputs, environment = finished_stage["outputs"], finished_stage["environment"]
     report_times = suite.runtime.timed
@@ -196,7 +196,7 @@ def _features_seconds(run: ProbeRun, chains: Chains) -> float | None:
     return sum(seconds) if seconds and len(seconds) == len(stages) else None
 
 
-def _failed(sentence: str, when: str) -> Json:
+def _failed_fields(sentence: str, when: str) -> Json:
     return {"status": "failed", "error": sentence, "created": when}
 
 

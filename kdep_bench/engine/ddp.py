@@ -1,8 +1,9 @@
 """Runs one stage as several processes (DDP) with torchrun, and with srun on several nodes.
 
-The stage process holds the lock, launches the ranks, and is the only one that writes stage.json.
-Every rank calls the stage function with the same spec, inputs and directory; the outputs of rank 0
-count. The processes exchange files in `<stage>/.ddp/`, which is removed at the end.
+The stage process holds the lock, launches the ranks, and is the only process that writes
+stage.json. Every rank calls the stage function with the same spec, inputs and directory; the
+outputs of rank 0 are those of the stage. The processes exchange files in `<stage>/.ddp/`, which is
+removed at the end.
 
 In the local pool the stage process has already imported the toolkits. It forks torchrun's agent and
 the ranks, which therefore need not import them again. Otherwise torchrun is started as a command,
@@ -41,6 +42,7 @@ from kdep_bench.suite.kinds import KINDS
 from kdep_bench.suite.schema import Suite
 
 DDP_DIR = ".ddp"
+# Files in DDP_DIR.
 _REQUEST, _OUTPUTS, _FAULT, _PROGRESS = "order.json", "outputs.json", "fault.json", "progress.json"
 # Seconds that the launcher may continue after a rank failed. Longer than Slurm's default
 # SlurmdTimeout (300 s): if a node is lost, srun waits until Slurm notices and requeues the job.
@@ -60,8 +62,7 @@ _TORCHRUN = frozenset(
 def leave_launcher() -> tuple[int, int]:
     """Removes torchrun's variables from the environment, so that stages do not inherit them.
 
-    With these variables, a stage would take processes of other stages for its own ranks, and wait
-    for them or train together with them.
+    With these variables, a stage would use processes of other stages as its own ranks.
 
     Returns:
         (rank, processes per node) of the torchrun that started this process; (0, 1) if none did.
@@ -219,8 +220,8 @@ def _popen(command: list[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         command,
         env=_environment(),
-        # If the process with the lock dies, its ranks must not write while another one reruns the
-        # stage.
+        # If the process with the lock dies, its ranks must not write while another process reruns
+        # the stage.
         preexec_fn=lambda: libc.prctl(stage_process.PR_SET_PDEATHSIG, signal.SIGKILL),
     )
 
@@ -237,7 +238,7 @@ def _watch(
 ) -> int:
     """Starts the launcher and passes on the progress of rank 0; returns the exit code.
 
-    It is stopped if it still runs _LINGER seconds after a rank has failed.
+    The launcher is stopped if it still runs _LINGER seconds after a rank has failed.
     """
     child = start()
     latest, failed_at = None, float("inf")

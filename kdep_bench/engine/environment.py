@@ -89,8 +89,8 @@ def processor_units(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
 def peak_gpu() -> dict[str, int]:
     """{"peak_gpu": largest GPU memory in bytes that torch reserved}; empty if it used no GPU.
 
-    The allocated memory (`max_memory_allocated`) is no alternative: mmengine resets that peak every
-    time it logs.
+    The peak of the allocated memory (`max_memory_allocated`) cannot be used, because mmengine
+    resets it every time it logs.
     """
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
@@ -99,7 +99,7 @@ def peak_gpu() -> dict[str, int]:
 
 
 def largest_peak(usages: list[dict[str, Any]]) -> dict[str, int]:
-    """{"peak_gpu": the largest of several processes}; empty if none used a GPU."""
+    """{"peak_gpu": the largest value of several processes}; empty if none used a GPU."""
     peaks = [usage["peak_gpu"] for usage in usages if "peak_gpu" in usage]
     return {"peak_gpu": max(peaks)} if peaks else {}
 

@@ -46,7 +46,7 @@ class PoolOptions:
         jobs: largest number of stages at once; None: one per core.
         cpus: cores for all stages together; None: all that this process may use.
         gpus: device numbers for all stages together.
-        fail_fast: start no more stages after the first failure.
+        fail_fast: whether to start no more stages after the first failure.
         retry: number of retries of a failed stage.
         preload: module that the fork server imports first.
     """
@@ -138,7 +138,7 @@ class Pool:
         self.jobs = self.options.jobs or self.cpus
         self.free_cpus, self.free_gpus = self.cpus, list(self.options.gpus)
         self.costs = Costs(plan, state.records(work, statuses))
-        # Estimated seconds of each stage, and of the chain of dependent stages that it starts.
+        # Stage id -> estimated seconds of the stage, and of the longest chain that starts with it.
         self.cost = self.costs.estimates(plan.stages[i] for i in self.todo)
         self.chain = chain_costs(plan, self.todo, self.cost)
         self.done = {stage_id for stage_id, status in statuses.items() if status.done}
@@ -207,8 +207,8 @@ class Pool:
     def eta(self) -> float:
         """Estimated seconds until the end.
 
-        The larger of two bounds: the longest chain of stages, and the core-seconds of all stages
-        divided by the number of cores.
+        This is the larger of two lower bounds: the longest chain of stages, and the core-seconds of
+        all stages divided by the number of cores.
         """
         now = time.monotonic()
         remaining = dict(self.cost)
@@ -231,7 +231,7 @@ class Pool:
 
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         old_handlers = {number: signal.signal(number, on_signal) for number in numbers}
-        # After a handler `connection.wait` continues to wait (PEP 475); this pipe wakes it.
+        # `connection.wait` continues to wait after a signal handler (PEP 475); this pipe ends that.
         self._wake_r, wake_w = os.pipe()
         os.set_blocking(self._wake_r, False)
         os.set_blocking(wake_w, False)
@@ -251,16 +251,16 @@ class Pool:
         """Cores that the stage gets."""
         cores = stage.cpus * stage.processes or self.cpus
         if gpus := min(stage.gpus, len(self.options.gpus)):
-            # One core cannot decode images fast enough for a GPU: each GPU gets an equal number of
-            # the cores, and one core remains for other stages.
+            # One core cannot decode images fast enough for a GPU. So each GPU gets an equal number
+            # of cores, and one core remains for other stages.
             cores = max(cores, (self.cpus - 1) * gpus // len(self.options.gpus))
         return min(cores, self.cpus)
 
     def _start_ready(self) -> None:
         """Starts stages whose upstream stages are done, longest chain first.
 
-        If there are too few free cores or GPUs for a stage, those after it do not start either:
-        otherwise small stages could delay a large one without end.
+        If there are too few free cores or GPUs for a stage, the stages after it do not start
+        either. Otherwise small stages could delay a large stage forever.
         """
         ready = [i for i in self.todo if not self.waits[i] and i not in self.elsewhere]
         for stage_id in sorted(ready, key=lambda i: (-self.chain[i], i)):
@@ -348,7 +348,7 @@ class Pool:
             self.view.progress(child.stage, *latest)
 
     def _finish(self, child: _Child) -> None:
-        """Handles a child that has ended; it succeeded only if stage.json is valid."""
+        """Handles a child that has ended; the stage succeeded only if its stage.json is valid."""
         child.process.join(GRACE)
         code = child.process.exitcode
         with contextlib.suppress(OSError):  # processes of the stage may still be running
@@ -497,7 +497,8 @@ class Pool:
 def _signal_group(pid: int | None, number: int) -> None:
     if pid is None:
         return
-    # Until the child calls setsid, it is in the fork server's group: signal only the process.
+    # Until the child calls setsid, it is in the fork server's process group, which must not get
+    # the signal.
     with contextlib.suppress(OSError):
         if os.getpgid(pid) == pid:
             os.killpg(pid, number)

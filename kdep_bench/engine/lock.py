@@ -8,8 +8,8 @@ owner on another machine has not changed for STALE seconds, the owner counts as 
 measures these seconds with its own monotonic clock: clocks of different machines are not compared.
 
 If flock does not work, two processes that start a stage at the same moment both find it free. The
-later entry in the file counts: the other process stops at its next heartbeat. Before a result is
-written, `still_held()` is called, so that only one of them writes it.
+process whose entry was written later keeps the lock; the other process stops at its next heartbeat.
+Before a result is written, `still_held()` is called, so that only one process writes it.
 
 A lock must be a regular file in a real folder; symbolic links are refused.
 """
@@ -35,7 +35,7 @@ from kdep_bench.safe_files import is_real_folder, open_regular, read_bytes, real
 
 LOCKS = ".locks"
 BEAT = 10.0  # seconds between heartbeats
-_ENTRY_BYTES = 4096  # most bytes that are read of a lock file
+_ENTRY_BYTES = 4096  # bytes; a lock file is read up to this size
 STALE = 120.0  # seconds without a heartbeat after which an owner on another machine is dead
 
 
@@ -47,8 +47,8 @@ class Owner:
         host: name of its machine.
         boot: boot id of its kernel; under the same kernel flock alone decides.
         pid: process number.
-        started: start of the process in clock ticks since boot (proc(5), field 22); it tells apart
-            processes that had the same number.
+        started: start of the process in clock ticks since boot (proc(5), field 22), because
+            another process may have had the same number.
         since: local time at which it took the lock; only for messages.
         token: random text, new each time a lock is taken.
     """
@@ -97,7 +97,7 @@ class StageLock:
         self.path = work / LOCKS / stage_id
         self.entry: Owner | None = None  # while this process holds the lock
         self._fd: int | None = None
-        self._written = False  # whether the entry is in the file
+        self._is_written = False  # whether the entry is in the file
         self._free = threading.Event()
         # Held while the descriptor is written or closed. Otherwise the heartbeat could write to
         # another file that has got the number of the closed descriptor.
@@ -131,15 +131,15 @@ class StageLock:
                 fix=f"ask its owner to run: chmod g+rw {self.path} (with `umask 002` new lock "
                 "files get these permissions)",
             ) from None
-        if not _flock(fd) or _foreign(_read(fd)):
+        if not _flock(fd) or _is_foreign(_read(fd)):
             os.close(fd)
             return False
         self._fd, self.entry = fd, this_process()
         _close_in_children(self)
-        self._written = False
+        self._is_written = False
         with contextlib.suppress(OSError):  # on a full disk, rely on flock alone
             _write(fd, _text(self.entry, 0))
-            self._written = True
+            self._is_written = True
         self._free.clear()
         interval = BEAT if beat is None else beat
         threading.Thread(target=self._beat, args=(interval, on_loss), daemon=True).start()
@@ -167,7 +167,7 @@ class StageLock:
         except (OSError, KdepError):
             return True  # a file that cannot be read was not taken over
         if not text.strip():  # never written (full disk), or cleared by a `Watch`
-            return not self._written
+            return not self._is_written
         current_owner = _owner(text)
         return current_owner is None or current_owner.token == self.entry.token
 
@@ -199,16 +199,17 @@ class StageLock:
     def content(self) -> bytes | None:
         """The content of the lock file; None if the lock is free.
 
-        An owner on another machine counts here even if it is dead; `Watch` finds that out.
+        The lock of an owner on another machine is not free, even if the owner is dead; only `Watch`
+        detects that.
         """
         try:
             fd = self._open()
         except (OSError, KdepError):
             return None
         try:
-            held = not _flock(fd, fcntl.LOCK_SH)
+            is_held = not _flock(fd, fcntl.LOCK_SH)
             text = _read(fd)
-            return text if held or _foreign(text) else None
+            return text if is_held or _is_foreign(text) else None
         finally:
             os.close(fd)
 
@@ -266,7 +267,7 @@ class Watch:
         if seen != text:
             self._seen[stage_id] = text, now
             return True
-        if now - since < self.stale or not _foreign(text):
+        if now - since < self.stale or not _is_foreign(text):
             return True
         with contextlib.suppress(OSError, KdepError):
             if lock.clear(text):
@@ -276,7 +277,7 @@ class Watch:
 
 
 def _flock(fd: int, mode: int = fcntl.LOCK_EX) -> bool:
-    """Tries flock(2) without waiting; whether it succeeded."""
+    """Tries flock(2) without waiting; returns whether it succeeded."""
     try:
         fcntl.flock(fd, mode | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -294,7 +295,8 @@ def _write(fd: int, text: bytes) -> None:
 
 
 def _text(owner: Owner, beat: int) -> bytes:
-    # A counter of fixed width: one write then overwrites the whole entry in place.
+    """The entry of a lock file; `beat`: number of heartbeats so far."""
+    # The counter has a fixed width, so that one write overwrites the whole entry in place.
     return json.dumps({**asdict(owner), "beat": f"{beat:012d}"}).encode() + b"\n"
 
 
@@ -307,7 +309,7 @@ def _owner(text: bytes) -> Owner | None:
         return None
 
 
-def _foreign(text: bytes) -> bool:
+def _is_foreign(text: bytes) -> bool:
     """Whether the owner in `text` runs under another kernel, so that flock here proves nothing."""
     if not text.strip() or text.strip().isdigit():
         return False
@@ -315,8 +317,8 @@ def _foreign(text: bytes) -> bool:
     return owner is None or owner.boot != boot_id() or not owner.boot
 
 
-# A forked child (a data loader's worker) shares the flock of its parent, which would stay locked if
-# the parent dies. Children therefore close the file.
+# A forked child (a data loader's worker) shares the flock of its parent. The file would stay locked
+# if the parent dies, so children close it.
 _held: weakref.WeakSet[StageLock] = weakref.WeakSet()
 
 

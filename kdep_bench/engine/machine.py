@@ -74,12 +74,12 @@ def check_installed(gpus: Sequence[str]) -> None:
     if count is None:
         return
     missing = [gpu for gpu in gpus if not gpu.isdigit() or int(gpu) >= count]
-    if count:  # UUIDs are not checked here: CUDA reports a wrong one
+    if count:  # UUIDs are not checked here: CUDA reports a wrong UUID
         missing = [gpu for gpu in missing if gpu.isdigit()]
     if missing:
-        present = "no GPU" if not count else f"GPU 0 to {count - 1}" if count > 1 else "GPU 0 only"
+        available = {0: "no GPU", 1: "GPU 0 only"}.get(count, f"GPU 0 to {count - 1}")
         raise KdepError(
-            f"--gpus has GPU {', '.join(missing)}, but this machine has {present}",
+            f"--gpus has GPU {', '.join(missing)}, but this machine has {available}",
             fix="correct --gpus, or leave it out to use all GPUs of this machine",
         )
 

@@ -17,7 +17,7 @@ class View:
     """Receives the events of a run. The base class shows nothing.
 
     `eta` returns the estimated seconds until the end; `record` is the content of stage.json;
-    `n_left` counts the stages that are unfinished; `n_failed` the failed attempts of a stage.
+    `n_left` is the number of unfinished stages, `n_failed` that of failed attempts of a stage.
     """
 
     def begin(self, count: int, eta: Callable[[], float]) -> None: ...
@@ -107,6 +107,7 @@ class Live(View):
         self.live = RichLive(console=self.console, auto_refresh=False, transient=True)
         self.total, self.n_done, self.n_failed = 0, 0, 0
         self.eta: Callable[[], float] = lambda: 0.0
+        # Stage id -> [time.monotonic() of its start, done, total, note].
         self.rows: dict[str, list[Any]] = {}
         self.start_time, self._last_draw = time.monotonic(), 0.0
 

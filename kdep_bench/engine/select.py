@@ -51,7 +51,7 @@ def select_stages(plan: Plan, patterns: Iterable[str]) -> set[str] | None:
 def matcher(pattern: str) -> Callable[[str], bool]:
     """Function that returns whether a text matches `pattern`.
 
-    A pattern with *, ? or [ is a glob for the whole text; any other is a part of it.
+    A pattern with *, ? or [ is a glob for the whole text; any other pattern is a part of the text.
     """
     import fnmatch
 

@@ -37,7 +37,7 @@ from kdep_bench.suite.graph import Plan, Stage, make_stage_id
 PLAN_SCHEMA = 1
 _SOURCE_KEY = "rooms"  # key of Stage.source_paths in plan files, kept so that old ones are readable
 RUN_VARIABLE = "KDEP_RUN"  # environment variable with `stage_process.StageRequest.run`
-NOTICE = 120.0  # seconds between the signal to a job and its end, at most
+NOTICE = 120.0  # largest number of seconds from the signal to a job until its end
 _SLURM_LATE = 60.0  # seconds that Slurm may send the signal earlier (sbatch(1), --signal)
 _POLL = 2.0  # seconds between checks of a lock that another process holds
 EPILOG = """Exit codes: 0 done (now or before), 1 failed (see failed.json and stage.log),
@@ -55,7 +55,7 @@ def write_plan(path: Path, name: str, stages: Iterable[Stage]) -> None:
 
 
 def _row(stage: Stage) -> dict[str, Any]:
-    """A stage as JSON; the key of `source_paths` is _SOURCE_KEY."""
+    """A stage as JSON; the key for `source_paths` is _SOURCE_KEY."""
     row = asdict(stage) | {"needs": dict(stage.needs)}
     return row | {_SOURCE_KEY: list(row.pop("source_paths"))}
 
@@ -164,7 +164,7 @@ def _job() -> dict[str, str]:
 
 
 def after_stop(stage: Stage, job: dict[str, str], now: datetime) -> tuple[bool, str | None]:
-    """What to do after a stage was stopped by SIGTERM in a Slurm job.
+    """Decides what to do after a stage was stopped by SIGTERM in a Slurm job.
 
     A cancelled job is not requeued and has no error. A preempted job is requeued. A job at its time
     limit is requeued if the stage can resume and all its jobs so far took less than the stage's

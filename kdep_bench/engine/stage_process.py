@@ -1,4 +1,4 @@
-"""What the process of a stage exchanges with its runner: request, progress, exit code, failure."""
+"""Communication between the process of a stage and its runner: request, progress, exit codes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class StageRequest:
     Attributes:
         stage: the stage, with its actual number of `cpus`.
         work: the work dir.
-        force: run the stage also if it is done.
+        force: whether to run the stage also if it is done.
         gpus: device numbers that this stage may use.
         git: revision of the repository, '' if unknown.
         run: random text that identifies the run; stage.json contains it.
@@ -153,7 +153,7 @@ def failure_record(sentence: str, stage: Stage) -> bytes:
 
 
 def note_failure(out: Path, sentence: str, stage: Stage) -> None:
-    """Writes failed.json into `out`; does nothing on a full disk (the log has the error)."""
+    """Writes failed.json into `out`, unless the disk is full; the log has the error then."""
     with contextlib.suppress(OSError):
         if is_real_folder(out):
             write_atomic(out / state.FAILED, failure_record(sentence, stage))

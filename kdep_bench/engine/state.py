@@ -34,9 +34,9 @@ STAGE, FAILED, LOG = "stage.json", "failed.json", "stage.log"
 DAMAGED = "stage.json.damaged"  # a stage.json that does not describe the files of its stage
 POINTER, BEFORE = ".try", ".before-"  # see `attempts`
 ENGINE_FILES = {STAGE, FAILED, LOG, DAMAGED, POINTER}
-LISTED_FILES = 2000  # files of a stage that stage.json lists with checksums; it summarises the rest
-_FAILED_BYTES = 1 << 20  # most bytes that are read of failed.json
-VERIFY_BYTES = 64 << 20  # bytes of an input that are hashed every time before it is used
+LISTED_FILES = 2000  # number of files that stage.json lists with checksums; others are summarised
+_FAILED_BYTES = 1 << 20  # bytes; failed.json is read up to this size
+VERIFY_BYTES = 64 << 20  # bytes of a stage's files that are hashed every time they are an input
 VERIFIED = ".verified"  # folder of the work dir that lists larger files with a correct checksum
 
 
@@ -51,8 +51,8 @@ def folder(work: Path, stage: Stage | str) -> Path:
 def walk(out: Path) -> Iterator[tuple[str, int]]:
     """(relative path, size in bytes) of every file below `out` except the engine's, sorted.
 
-    For a symbolic link, the size is that of the link, not of its target: the target is a file of
-    the user, who may edit it.
+    For a symbolic link, the size is that of the link: its target is a file of the user, who may
+    edit it.
     """
     entries = []
     for base, folders, files in os.walk(out):
@@ -103,9 +103,9 @@ def _first_mismatch(
     Args:
         out: the stage's directory.
         record: its stage.json.
-        checksums: also compare checksums.
-        work: for `verify_input`: the work dir, which lists large files that have been verified.
-            They are not hashed again, and files that stage.json does not list are not checked.
+        checksums: whether to compare checksums as well as sizes.
+        work: None, or the work dir (for `verify_input`). Then large files that VERIFIED lists are
+            not hashed again, and files that stage.json does not list are not checked.
     """
     files: dict[str, list[Any]] = record["files"]
     base = os.fspath(out)
@@ -192,7 +192,8 @@ def _is_intact(raw: bytes) -> bool:
     return blank.hexdigest().encode() == raw[position : position + 64]
 
 
-_KINDS: dict[str, type | tuple[type, ...]] = {
+# Entry of stage.json -> its type.
+_ENTRY_TYPES: dict[str, type | tuple[type, ...]] = {
     "id": str,
     "kind": str,
     "version": int,
@@ -209,11 +210,11 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 
 def _check_types(record: Json) -> None:
     """Raises TypeError for the first entry of a stage.json with a wrong type."""
-    for key, kind in _KINDS.items():
+    for key, entry_type in _ENTRY_TYPES.items():
         value = record[key]
-        is_number = isinstance(value, (int, float))
+        is_negative = isinstance(value, (int, float)) and value < 0
         # bool is excluded explicitly, because it is a subclass of int.
-        if not isinstance(value, kind) or isinstance(value, bool) or (is_number and value < 0):
+        if not isinstance(value, entry_type) or isinstance(value, bool) or is_negative:
             raise TypeError(f"{key} is {str(value)[:40]!r}")
     for name, (size, digest) in record["files"].items():
         if type(size) is not int or size < 0 or not isinstance(digest, str):
@@ -250,19 +251,19 @@ def read_stage(out: Path) -> Json | None:
         if not _is_intact(raw):
             raise KdepError(
                 f"{path} is damaged: its checksum is wrong or missing",
-                fix="run the suite again: that stage is rerun",
+                fix="run the suite again: this stage is rerun",
             )
         record = from_json(raw, allow_inf_nan=False)
         if record["schema"] != SCHEMA:
             raise KdepError(
                 f"{path} has schema {record['schema']}",
                 expected=f"schema {SCHEMA}",
-                fix="run that stage again",
+                fix="run the suite again: this stage is rerun",
             )
         _check_types(record)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as e:
         raise KdepError(
-            f"{path} is damaged ({e})", fix="run the suite again: that stage is rerun"
+            f"{path} is damaged ({e})", fix="run the suite again: this stage is rerun"
         ) from None
     return record
 
@@ -314,7 +315,7 @@ def verify_input(work: Path, stage_id: str) -> str:
         mark_damaged(out)
         raise KdepError(
             f"the input {stage_id} is damaged: {fault}",
-            fix="run the suite again: that stage is rerun",
+            fix="run the suite again: this stage is rerun",
         )
     rest = (record or {}).get("rest")
     if not rest:
@@ -326,9 +327,9 @@ def verify_input(work: Path, stage_id: str) -> str:
 
 
 class _VerifiedFiles:
-    """The list of larger files of a stage whose checksums were correct, with their stat(2) values.
+    """The larger files of a stage whose checksums were correct, with their stat(2) values.
 
-    It is the file `<work>/.verified/<stage id>.json`.
+    The list is stored in `<work>/.verified/<stage id>.json`.
     """
 
     def __init__(self, work: Path, stage_id: str) -> None:
@@ -367,7 +368,7 @@ class _VerifiedFiles:
 
 
 def data_fingerprint(work: Path, stage: Stage) -> Json:
-    """{"data": fingerprint of the data that the stage reads}; {} for a stage that reads none."""
+    """{"data": fingerprint of the data that the stage reads}; {} if the stage reads no data."""
     prepare = stage.needs.get("prepare")
     record = read_stage(folder(work, prepare)) if prepare else None
     fingerprint = record["outputs"].get("fingerprint") if record else None
@@ -445,7 +446,7 @@ def statuses(
         work: the work dir.
         selected: ids of the stages to consider; None: all.
         force: returns whether a stage must run again; all that depend on it then run again as well.
-        verify: check all checksums.
+        verify: whether to check all checksums.
     """
     stages = [s for s in plan.stages.values() if selected is None or s.id in selected]
     ids = {s.id for s in stages}
@@ -565,7 +566,7 @@ def newest_other(stage: Stage, work: Path) -> Json | None:
 
 
 def spec_changes(stage: Stage, earlier: Json) -> list[str]:
-    """What a stage's version and spec change of the stage.json `earlier`."""
+    """Changes of a stage's version and spec since the stage.json `earlier`."""
     changes = differences(earlier["spec"], stage.spec)
     if earlier["version"] != stage.version:
         changes.insert(0, f"stage version {earlier['version']} -> {stage.version}")

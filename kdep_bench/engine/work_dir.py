@@ -1,14 +1,14 @@
 """Contents of a work dir: stage directories and cluster runs, their sizes, and their pruning.
 
 A stage is kept if a record in a results folder cites it, if one of the named suites plans it, if a
-kept stage depends on it, or while a process runs it. Only directories whose names look like a
-stage's are ever removed. Superseded records (`superseded/`) are in no table; they keep no stages.
+kept stage depends on it, or while a process runs it. Only directories with the name of a stage are
+removed. Superseded records (`superseded/`) are in no table; the stages that they cite are not kept.
 
-An attempt of a stage works in a directory next to the stage's (see `attempts`). The directory of a
-killed attempt is kept if its stage is kept and would continue from it.
+An attempt of a stage works in a separate directory (see `attempts`). The directory of a killed
+attempt is kept if its stage is kept and would continue from it.
 
 A cluster run has a folder `.cluster/<suite>-<random>` with its plan, Snakemake's state and the logs
-of its jobs. The folder remains if stages failed. It is kept while the run, or jobs of it, may be
+of its jobs. The folder remains if stages failed. It is kept while the run or one of its jobs may be
 running.
 """
 
@@ -41,7 +41,7 @@ class WorkDirEntry:
     Attributes:
         id: its path in the work dir.
         bytes: total size of its files.
-        state: 'done', 'failed', 'cut' (interrupted), 'damaged' or 'running'; for a cluster run
+        state: 'done', 'failed', 'interrupted', 'damaged' or 'running'; for a cluster run
             'running', 'queued' (it has, or may have, queued jobs) or 'ended'.
         finished: time at which the stage finished, UTC; '' if it is not done.
         needs: ids of the stages that it depends on.
@@ -76,6 +76,7 @@ def survey(
     if not work.is_dir():
         raise KdepError(f"the work dir {work} does not exist", fix="correct --work-dir")
     stages = {stage_id: _stage_entry(work, stage_id) for stage_id in stage_ids(work)}
+    # (name of an attempt's directory, id of its stage)
     attempt_dirs = [(folder.name, match["stage"]) for folder in _folders(work)
                     if (match := attempts.NAME.fullmatch(folder.name))]  # fmt: skip
     kept_by: dict[str, list[str]] = {}
@@ -123,7 +124,7 @@ def stage_state(work: Path, stage_id: str) -> tuple[str, str, tuple[str, ...]]:
     try:
         record = state.read_stage(out)
         if record is None:
-            status = "failed" if state.failure(out) else "cut"
+            status = "failed" if state.failure(out) else "interrupted"
         elif record["id"] != stage_id:
             status = "damaged"
         else:
@@ -141,7 +142,7 @@ def _attempt_entry(work: Path, name: str, stage_id: str, stage_kept_by: list[str
 
     `stage_kept_by`: why the stage is kept; empty if it is not.
     """
-    status: str = "cut"
+    status: str = "interrupted"
     kept_by: tuple[str, ...] = ()
     if StageLock(work, stage_id).held_elsewhere():
         status, kept_by = "running", ("running",)
@@ -226,13 +227,15 @@ def citations(folders: Iterable[Path]) -> dict[str, list[str]]:
     return out
 
 
-def prunable(entries: Iterable[WorkDirEntry], any_reference: bool) -> list[WorkDirEntry]:
+def prunable(entries: Iterable[WorkDirEntry], has_references: bool) -> list[WorkDirEntry]:
     """Entries without a reason to keep them.
 
+    `has_references`: whether any stage is cited or planned.
+
     Raises:
-        KdepError: `any_reference` is False: no stage at all is cited or planned.
+        KdepError: `has_references` is False.
     """
-    if not any_reference:
+    if not has_references:
         raise KdepError(
             "no results were found and no suite was given, so every stage would be removed",
             fix="give --results-dir, or the names of the suites to keep",
@@ -280,12 +283,12 @@ def summary(entries: Iterable[WorkDirEntry]) -> str:
 
 
 def table(entries: Iterable[WorkDirEntry]) -> str:
-    """The entries as lines: size, state, day on which it finished, id, why it is kept."""
+    """The entries as lines: size, state, day on which the stage finished, id, why it is kept."""
     lines = []
     for e in entries:
         reasons = ", ".join(e.kept_by) or "unreferenced"
         day = e.finished[:10] or "-"
-        lines.append(f"{size_text(e.bytes):>9}  {e.state:8}  {day:10}  {e.id}  {reasons}")
+        lines.append(f"{size_text(e.bytes):>9}  {e.state:11}  {day:10}  {e.id}  {reasons}")
     return "\n".join(lines)
 
 

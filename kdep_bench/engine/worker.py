@@ -1,7 +1,7 @@
 """Runs one stage in this process: lock, inputs, function, result.
 
 `run_stage` takes the stage's lock, checks the inputs, calls the function, and writes stage.json or
-failed.json, for every engine. `main` is the body of a process of the local pool.
+failed.json, in local and cluster runs. `main` is the body of a process of the local pool.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def run_stage(request: StageRequest, progress: Callable[..., None]) -> tuple[int
     out = state.folder(work, stage)
     lock = StageLock(work, stage.id)
     attempt: attempts.Attempt | None = None
-    logs = False
+    is_log_open = False
     try:
         real_folder(out, "stage directory")
         # If another process takes the stage over, SIGTERM ends this one.
@@ -126,7 +126,7 @@ def run_stage(request: StageRequest, progress: Callable[..., None]) -> tuple[int
             work, stage.id, stage.resumable and not from_scratch, lock.still_held
         )
         _log_to(attempt.open_log(), request)
-        logs = True
+        is_log_open = True
         return (DONE if _execute(request, attempt, progress, lock.still_held) else BUSY), None
     except attempts.TakenOver:
         return BUSY, None
@@ -141,7 +141,7 @@ def run_stage(request: StageRequest, progress: Callable[..., None]) -> tuple[int
         if not lock.still_held():  # another process has taken the stage over
             return BUSY, None
         with contextlib.suppress(OSError, ValueError):
-            if logs:  # the traceback goes into the log only
+            if is_log_open:  # the traceback goes into the log only
                 traceback.print_exc()
         return _fail(attempt, request, error_text(e), lock.still_held)
     except SystemExit as e:
@@ -192,7 +192,8 @@ def _execute(
     outputs = guard.after(outputs)
     check_outputs(stage, outputs)
     files, rest = state.list_files(attempt.path)
-    usage = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    targets = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    usage = [resource.getrusage(target) for target in targets]
     if not still_held():
         return False
     record = {

@@ -51,7 +51,7 @@ def test_survey_gives_the_size_and_state_of_every_entry(tmp_path):
     damaged = tmp_path / fakes.id_of(plan, "c") / "stage.json"
     damaged.write_bytes(damaged.read_bytes()[:50])
     entries = {e.id: e for e in work_dir.survey(tmp_path, {}, {})}
-    assert {e.state for e in entries.values()} == {"done", "failed", "cut", "damaged"}
+    assert {e.state for e in entries.values()} == {"done", "failed", "interrupted", "damaged"}
     a = tmp_path / fakes.id_of(plan, "a")
     output = subprocess.run(["du", "-sb", str(a)], capture_output=True, text=True)
     folder = a.stat().st_size  # du counts the directory itself
