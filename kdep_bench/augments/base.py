@@ -44,8 +44,8 @@ class Batch:
 class Draw:
     """Random numbers of one step, which depend on (seed, step) only.
 
-    A resumed run therefore gets the numbers of an uninterrupted one, and a sample gets the same
-    numbers however the batch is split over processes and micro-batches.
+    A resumed run therefore gets the numbers of an uninterrupted run. A sample gets the same numbers
+    for every number of processes and micro-batches over which the batch is split.
 
     Args:
         seed: seed of the run.

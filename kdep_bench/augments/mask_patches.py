@@ -16,7 +16,7 @@ class MaskPatches(Augment):
 
     `visible` [B, n] int64: numbers of the visible patches, counted row by row. `hidden` [B, s, s]
     bool: whether a patch of the grid of s x s = L patches is masked. n = max(1, L - round(ratio
-    L)). The patches are chosen by sorting uniform noise, as by He et al., CVPR 2022.
+    L)). The patches are chosen by sorting uniform noise, as in He et al., CVPR 2022.
 
     The images are unchanged; the objective applies the mask. Cached teacher outputs describe the
     unmasked images, so they cannot be used.

@@ -55,7 +55,7 @@ class Aligner(ABC):
 
         Raises:
             KdepError: Ds > Dt without a policy, too few features, features that are the same for
-                every image, or what `components` raises.
+                every image, or an error of `components`.
         """
         dt = len(moments.mean)
         check_widths(width, dt, self.policy)

@@ -73,8 +73,8 @@ def run(
     Returns:
         teacher (name, checksum, width, flops per image), rows, bytes, bytes_per_view, forwards
         (images computed), fill_s (seconds), images_per_s, known_images (see `known_images`);
-        reused, the folder of the finished cache whose arrays are linked, if there is one. Then
-        forwards and fill_s are those of that cache.
+        reused, the folder of a finished cache whose arrays were linked, if there is one; forwards
+        and fill_s are then the cost of that cache.
 
     Raises:
         KdepError: weights that change, features that are not finite or that differ when computed
@@ -100,7 +100,7 @@ def run(
     manifest = _manifest(spec, teacher, checksum, views, len(order), shapes)
     reused = link_shards(out, spec, inputs, manifest, index)
     if reused is not None:
-        print(f"its arrays are those of {reused}, which contains them", flush=True)
+        print(f"the arrays are linked from {reused}, which contains them", flush=True)
     forwards, seconds = _fill(spec, order, teacher, views, shapes, out, progress)
     _check_frozen(teacher, checksum)
     if files:  # relative to this folder, so that the work dir can be moved

@@ -20,8 +20,8 @@ from kdep_bench.features.cache_read import MANIFEST, SAMPLE, Cache, open_cache
 from kdep_bench.files import canonical_json, read_strict, safe_name, text_hash
 from kdep_bench.teachers.base import Teacher, TeacherOutput, build_teacher
 
-# Largest relative error. The rounding error of float16 is 2**-11 (11 significant bits); the factor
-# 2 allows for the batch size, which may differ from that of the cache.
+# Largest relative error. The rounding error of float16 is 2**-11 (11 significant bits). The factor
+# 2 allows for rounding that depends on the batch size, which may differ from the cache's.
 TOLERANCE = 2.0**-10
 STORED_INT8 = (int8_maps.CODES, int8_maps.SCALES)
 _FIX = made_again("of this cache stage")
@@ -67,8 +67,8 @@ def extra_outputs(
             "int8_maps" and "int8_maps.<name>" for quantised maps.
 
     Returns:
-        {name: [B, ...]} with names "logits", "tokens", "maps.<name>", those of `sparse.names` for
-        probabilities, and "int8_maps.<name>" with "int8_scales.<name>".
+        {name: [B, ...]} with the names "logits", "tokens", "maps.<name>", the names of
+        `sparse.names` for probabilities, and "int8_maps.<name>" with "int8_scales.<name>".
 
     Raises:
         KdepError: an output that the teacher does not have.
@@ -203,7 +203,7 @@ def verify_images(cache: Cache, teacher: Teacher, rows: np.ndarray, pixels: Tens
 
 
 def load_teacher_config(folder: Path) -> dict[str, Any] | None:
-    """The config of the teacher that filled a cache; None for a cache that does not record it.
+    """The config of the teacher that computed a cache; None if the cache does not record it.
 
     Files of a teacher that a method of the suite trained are stored relative to the cache's folder,
     and returned as absolute paths.
@@ -268,7 +268,7 @@ def open_head(folder: Path) -> nn.Module:
         a frozen module [B, Dt] -> [B, classes].
 
     Raises:
-        KdepError: the teacher has no such classifier, is not the one that filled the cache, or the
+        KdepError: the teacher has no such classifier or did not compute this cache, or the
             classifier does not reproduce the teacher's logits on the stored sample.
     """
     config, cache = load_teacher_config(folder), open_cache(folder)

@@ -90,7 +90,7 @@ class Cache:
 
 
 def shard_path(folder: Path, k: int, name: str = "features") -> Path:
-    """Path of the file with shard `k` of an output; `folder` is that of the cache."""
+    """Path of the file with shard `k` of an output; `folder` is the cache's folder."""
     return folder / f"{name}-{k:05d}.npy"
 
 

@@ -1,8 +1,8 @@
-"""Reuses the shards of a finished cache that holds more outputs of the same teacher and views.
+"""Reuses the shards of a finished cache that has more outputs of the same teacher and views.
 
-The methods of a suite decide which outputs its cache stores, so that two suites with the same
-teacher and views may plan different caches. If a finished cache of the work directory contains
-everything that a new one needs, its files are linked, and the teacher is not run again.
+The methods of a suite determine which outputs its cache stores, so two suites with the same teacher
+and views may plan different caches. If a finished cache in the work dir contains everything that a
+new cache needs, the new cache gets hard links to its files, and the teacher is not run again.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from kdep_bench.errors import KdepError
 from kdep_bench.features.cache_read import INDEX, MANIFEST, note_path, shard_path
 from kdep_bench.files import read_strict, write_json
 
-STAGE = "stage.json"  # in the folder of every finished stage
-# Entries of a cache's spec that say which arrays it stores and how fast; not their values.
+STAGE = "stage.json"  # file in the folder of every finished stage
+# Entries of a cache's spec that do not change the values of an array: which arrays are stored, and
+# the rows per forward pass.
 _STORAGE = {"outputs", "pooled", "batch"}
 
 
@@ -31,16 +32,16 @@ def link_shards(
     manifest: Mapping[str, Any],
     index: np.ndarray | None,
 ) -> str | None:
-    """Links the shards of a finished cache into the folder of an equal or smaller new one.
+    """Links the shards of a finished cache into the folder of a new cache.
 
     Args:
         out: folder of the new cache.
-        spec, inputs: of its stage.
-        manifest: the manifest that it will have.
-        index: sorted row numbers that it stores; None for all rows.
+        spec, inputs: spec and inputs of the new cache's stage.
+        manifest: manifest of the new cache.
+        index: sorted row numbers that the new cache stores; None for all rows.
 
     Returns:
-        The name of the finished cache's folder; None if there is none that contains everything.
+        the name of the finished cache's folder; None if no finished cache contains all arrays.
     """
     for folder in _finished_caches(inputs["views"].parent, out, spec, inputs):
         if _contains(folder, manifest, index) and _link(folder, out, manifest):
@@ -89,9 +90,10 @@ def _contains(folder: Path, manifest: Mapping[str, Any], index: np.ndarray | Non
 
 
 def _link(folder: Path, out: Path, manifest: Mapping[str, Any]) -> bool:
-    """Links all shards; False if a file or its note is missing. Hashes are checked by the caller.
+    """Links all shards of `folder` into `out`; returns False if a file or its note is missing.
 
-    The note keeps the cost of the forward passes, so that a record states what the cache costs.
+    The caller checks the hashes. The new notes state the cost of the forward passes of the finished
+    cache, so that a record states what the cache costs.
     """
     extras, pooled = manifest["outputs"], manifest.get("pooled", True)
     try:
@@ -111,12 +113,12 @@ def _link(folder: Path, out: Path, manifest: Mapping[str, Any]) -> bool:
 
 
 def _array_names(extras: Iterable[str], pooled: bool) -> list[str]:
-    """Names of the stored arrays, as `shard_path` takes them."""
+    """Names of the stored arrays, for `shard_path`."""
     return [*extras, *(["features"] if pooled else [])]
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
-    """A hard link, which takes no disk space; a copy where the file system has no hard links."""
+    """Makes a hard link, which takes no disk space; a copy if the file system has no hard links."""
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)

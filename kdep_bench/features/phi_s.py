@@ -26,9 +26,10 @@ class PhiS(Transform):
     that order, else `balancing`. (For other orders the authors' code uses a random orthogonal
     matrix, for which the channel variances are only about equal.)
 
-    Apart from the division by phi this is a rotation. Unlike whitening, it is invertible for every
-    rank and does not change the relative sizes of errors: the squared error of a student equals
-    that of the SVD target divided by phi^2, distributed differently over the channels.
+    Apart from the division by phi, the transform is a rotation. Unlike whitening, it is invertible
+    for every rank and does not change the relative sizes of errors: the squared error of a student
+    is the squared error for the SVD target, divided by phi^2. Only its distribution over the
+    channels differs.
 
     Args:
         covariance: [Ds, Ds] of the aligned feature over the alignment samples.

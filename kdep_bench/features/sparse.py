@@ -81,5 +81,5 @@ def stored_error(logits_BC: Tensor, values_Bk: Tensor, classes_Bk: Tensor) -> fl
 
 
 def stored_top(arrays: Iterable[str]) -> int | None:
-    """k of the array "probabilities.<k>" among the names of a cache's arrays; None without it."""
+    """k of the array "probabilities.<k>" of a cache with these `arrays`; None if it has none."""
     return next((int(n.partition(".")[2]) for n in arrays if n.startswith(f"{VALUES}.")), None)

@@ -74,7 +74,7 @@ def nonzero_scales(net: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def find_last_activation(net: nn.Module, forward: Callable[[], Tensor]) -> str | None:
-    """The module path of the activation whose output is the network's final map; None without one.
+    """The module path of the activation whose output is the network's final map, or None.
 
     An activation is a module without parameters and children whose output has the shape of its
     input but other values. Its output must equal the final map exactly. If several modules qualify,

@@ -89,7 +89,7 @@ class Amal(Objective):
     def is_held_out(self, images: Tensor) -> Tensor:
         """[B] bool for image numbers [B]: whether the image is held out, by its hash.
 
-        Knuth's multiplicative hash, so that the same images are held out in every run.
+        Uses Knuth's multiplicative hash, so that the same images are held out in every run.
         """
         return (images * 2654435761 % 2**32) < self.held_out * 2**32
 

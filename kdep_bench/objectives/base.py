@@ -332,7 +332,8 @@ def takes_teachers(config: Mapping[str, Any]) -> bool:
 def build_args_of_part(build_args: Mapping[str, Any], role: str | None = None) -> dict[str, Any]:
     """The `build_args` for one part of a weighted sum.
 
-    They include the arguments of the teacher that the part reads: that of `role`, or the first.
+    They include the arguments of the teacher that the part reads: the teacher with the role `role`,
+    or the first teacher if `role` is None.
     """
     by_role: Mapping[str, Any] = build_args.get("teachers") or {}
     if not by_role:

@@ -39,7 +39,7 @@ class CTKD(Objective):
 
     The gradient with respect to theta is multiplied by lambda, which decreases from 0 to -1 along
     half a cosine over the first 10 epochs: the temperature then maximises the loss that the student
-    minimises. The gradient includes that of the factor tau^2.
+    minimises. The gradient includes the derivative of the factor tau^2.
 
     Source: zhengli97/CTKD `models/temp_global.py`, `helper/loops.py`, `train_student.py`
     CosineDecay: start 1, range 20, initial theta 1 (tau = 15.62), so tau stays in (1, 21). The

@@ -97,8 +97,8 @@ class DmaeMaps(Objective):
     The student's input is the image with the hidden patches replaced by the mean colour. z_s is its
     level `student_level`, resized to the grid of patches and read at the visible patches. The level
     should be the last one, because no other loss trains the layers after it. There is no
-    reconstruction term: a convolution mixes visible and hidden patches, so the task would not be
-    that of the source.
+    reconstruction term: a convolution mixes visible and hidden patches, so the task would differ
+    from the source's.
 
     Source: as for Dmae; its use with a convolutional student is a choice of this project.
 

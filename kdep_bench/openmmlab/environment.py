@@ -179,7 +179,7 @@ def check_versions(scope: str) -> None:
         if not installed:
             raise KdepError(f"{label} is not installed", expected=expected, fix=fix)
         name, installed_version = installed[0]
-        # The base version of "2.14.1+cu130" is 2.14.1, that of "2.9.0.dev1" is 2.9.0.
+        # Base versions: 2.14.1 for "2.14.1+cu130", 2.9.0 for "2.9.0.dev1".
         base = Version(Version(installed_version).base_version)
         if not Version(requirement.at_least) <= base < Version(requirement.below):
             raise KdepError(f"{name} {installed_version} is installed", expected=expected, fix=fix)
@@ -206,8 +206,8 @@ def setup(scope: str, *, switch: bool = False) -> None:
 
     Args:
         scope: 'mmpretrain', 'mmdet' or 'mmseg'. mmpretrain's backbones are registered for each.
-        switch: whether a scope other than that of an earlier call is allowed. Only safe if all
-            earlier Runners of this process have finished, as in a test session.
+        switch: whether the process may already be set up for another toolkit. This is only safe if
+            all earlier Runners of this process have finished, as in a test session.
 
     Raises:
         KdepError: an unknown scope, a wrong or missing package, an mmcv extension that cannot be

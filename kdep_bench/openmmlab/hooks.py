@@ -54,8 +54,8 @@ class StopOnBadLoss(Hook):
 class LossCurve:
     """A loss curve with at most `limit` points [step, mean loss since the previous point].
 
-    When it is full, pairs of neighbouring points are averaged, so that each point covers twice as
-    many steps.
+    When the curve is full, pairs of neighbouring points are averaged; each point then covers twice
+    as many steps.
     """
 
     def __init__(self, limit: int = 200) -> None:

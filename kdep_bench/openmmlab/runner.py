@@ -78,7 +78,8 @@ def build_runner(
     loading.register_loaders()
     loading.trust_work_dir(out)
     cfg.log_level = log_level
-    # By default, Runners built in the same second would share a name, and so their global state.
+    # mmengine's default names differ by the time in seconds only, and Runners with the same name
+    # share global state.
     cfg.experiment_name = f"{scope}-{os.getpid()}-{next(_counter)}"
     cfg.setdefault("visualizer", {"type": "mmengine.Visualizer", "vis_backends": []})
     cfg.visualizer.setdefault("name", cfg.experiment_name)
@@ -93,7 +94,7 @@ def build_runner(
 
 
 def _check_scope(cfg: Config) -> str:
-    """The toolkit of this process; raises KdepError if the config is for another one."""
+    """The toolkit of this process; raises KdepError if the config is for another toolkit."""
     scope = environment.current_scope()
     if scope is None:
         raise KdepError(

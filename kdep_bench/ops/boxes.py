@@ -31,9 +31,9 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) ->
     boxes = boxes.detach().to(dtype)
     if offset:  # the same IoU as for boxes with their far corner moved by one pixel
         boxes = boxes + boxes.new_tensor([0.0, 0.0, 1.0, 1.0]) * offset
-    # For equal scores, mmcv uses the order of torch's default sort, torchvision that of a stable
-    # sort. Sorting here and passing ranks as scores gives mmcv's result. float32 represents ranks
-    # up to 2 ** 24 exactly.
+    # Boxes with equal scores are in the order of torch's default sort in mmcv, and in the order of
+    # a stable sort in torchvision. Sorting here and passing ranks as scores gives mmcv's result.
+    # float32 represents ranks up to 2 ** 24 exactly.
     order = scores.detach().sort(0, descending=True)[1]
     ranks = torch.arange(len(order), 0, -1, device=boxes.device, dtype=dtype)
     return order[torchvision_nms(boxes[order], ranks, float(iou_threshold))]
@@ -51,9 +51,9 @@ def softnms(
 ) -> Tensor:
     """Soft-NMS (Bodla et al. 2017, arXiv:1704.04503).
 
-    Each round keeps the remaining box with the highest score, multiplies the scores of the others
-    by a factor that depends on their IoU with it, and removes those below `min_score`. Of equal
-    scores, the one with the lowest index is first.
+    Each round keeps the remaining box with the highest score, multiplies the scores of the other
+    boxes by a factor that depends on their IoU with the kept box, and removes boxes with a score
+    below `min_score`. If scores are equal, the box with the lowest index is kept first.
 
     Args:
         boxes: (N, 4).
@@ -96,7 +96,8 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
     A box is suppressed if its IoU is greater than *or equal to* the threshold, as in mmcv.
 
     Returns:
-        one list of indices per kept box: its index, then those of the suppressed boxes by score.
+        one list per kept box: its index, then the indices of the boxes that it suppresses, by
+        score.
     """
     dets = dets.detach().to("cpu", compute_dtype(dets))
     remaining = dets[:, 4].sort(descending=True)[1]

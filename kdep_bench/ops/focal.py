@@ -24,7 +24,7 @@ def sigmoid_focal_loss_forward(
     Args:
         input: logits (N, C).
         target: class numbers (N,) int64.
-        weight: class weights (C,), or empty for none.
+        weight: class weights (C,); empty if there are none.
         output: (N, C).
         gamma, alpha: see the top of this module.
     """
@@ -48,7 +48,7 @@ def sigmoid_focal_loss_backward(
 
 
 def _is_class(target: Tensor, logits: Tensor) -> Tensor:
-    """(N, C) bool: whether a column is that of the target's class."""
+    """(N, C) bool: whether the column belongs to the target's class."""
     return target[:, None] == torch.arange(logits.size(1), device=logits.device)
 
 

@@ -44,7 +44,8 @@ def extra_cost(
     Returns:
         `extra_parameters`: number of values that are trained or stored with the backbone and
         dropped at export. `extra_forwards`: number of forward passes of all other networks (live
-        teachers, peers, moving averages); those of a cached teacher are counted by the cache stage.
+        teachers, peers, moving averages). The cache stage counts the forward passes of a cached
+        teacher.
     """
     dropped = ("objective.", "augment.")
     parameters = sum(v.numel() for k, v in state.items() if k.startswith(dropped))

@@ -81,9 +81,10 @@ class GradientCoverageHook(Hook):
 
 
 class TermShares(Hook):
-    """Measures the fraction of the loss of each term: |term| / sum of |terms|, mean over all steps.
+    """Measures which fraction of the loss each term contributes.
 
-    Magnitudes are used because a term may be negative. Steps in which all terms are 0 are omitted.
+    The fraction is |term| / sum of |terms|, averaged over all steps. Magnitudes are used because a
+    term may be negative. Steps in which all terms are 0 are omitted.
     """
 
     priority = "BELOW_NORMAL"
@@ -142,8 +143,9 @@ class RandomState(Hook):
     """Stores the state of torch's random generators in the checkpoints.
 
     A student with dropout or stochastic depth (Swin, ConvNeXt) uses random numbers in every step.
-    Without the state, a resumed run would use other numbers than an uninterrupted one. The state of
-    the first process is valid for all, because they have the same seed and draw equally often.
+    Without the state, a resumed run would use other numbers than an uninterrupted run. The state of
+    the first process is used for all processes: they have the same seed, and draw equally many
+    numbers.
     """
 
     _KEY = "kdep_random_state"
@@ -165,9 +167,9 @@ class RandomState(Hook):
 class WeightAverage(Hook):
     """Exponential moving average of the student: a <- decay * a + (1 - decay) * w in every step.
 
-    For all floating-point tensors of the backbone, BatchNorm statistics included, in float32; other
-    tensors (counters) are copied. It starts as a copy of the initial weights. mmengine's EMAHook is
-    not used, because it would also copy the live teacher and the hooks of the tap.
+    All floating-point tensors of the backbone are averaged, BatchNorm statistics included; other
+    tensors (counters) are copied. The average starts as a copy of the initial weights. mmengine's
+    EMAHook is not used, because it would also copy the live teacher and the hooks of the tap.
 
     Attributes:
         average: state dict of the averaged backbone; empty before training.

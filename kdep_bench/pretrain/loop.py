@@ -45,7 +45,7 @@ class Positions(Sampler[int]):
 class SequenceLoop(IterBasedTrainLoop):
     """IterBasedTrainLoop that resumes at sample `iter * batch_size` of each process.
 
-    mmengine's loop reads and decodes all earlier batches again when it resumes.
+    mmengine's loop would read and decode all earlier batches again.
     """
 
     def run(self) -> Any:

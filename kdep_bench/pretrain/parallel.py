@@ -6,8 +6,9 @@ Training does not depend on the number of processes, because
 * BatchNorm statistics are computed over the samples of all processes (`share_batch_norm`);
 * logged losses are means over all ranks and micro-batches.
 
-With several micro-batches, BatchNorm normalises each by its own statistics. The step then differs
-from that of the undivided batch; without BatchNorm, it is equal up to rounding.
+With several micro-batches, BatchNorm normalises each micro-batch by its own statistics. The step
+then differs from the step of the undivided batch. Without BatchNorm, the two are equal up to
+rounding.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def rank() -> int:
 
 
 def check_split(batch: int, processes: int, accumulate: int, couples_samples: bool) -> None:
-    """Raises KdepError if a global batch must not be split, or not into equal parts.
+    """Raises KdepError if a global batch must not be split, or cannot be split into equal parts.
 
     Args:
         batch: samples of the global batch.
@@ -78,7 +79,7 @@ def accumulated_step(
     """One optimiser step with gradient accumulation; returns the mean of the logged values.
 
     mmengine's `accumulative_counts` is not used, because it counts a micro-batch as an iteration:
-    learning rate, checkpoints and the step number of the objective would be those of micro-batches.
+    learning rate, checkpoints and the objective's step number would then advance per micro-batch.
 
     Args:
         wrapper: the DDP wrapper of the model, or the model itself. Gradients are exchanged between
@@ -143,7 +144,7 @@ def _shared_norm(bn: Any, x: Tensor) -> Tensor:
     """
     axes, shape = [d for d in range(x.ndim) if d != 1], [1, -1] + [1] * (x.ndim - 2)
     value = x.float()
-    # new_full and not new_tensor, which would copy a list from the CPU to the GPU.
+    # new_tensor would copy a list from the CPU to the GPU.
     count = value.new_full((1,), value.numel() / value.shape[1])
     sums = _SumOverRanks.apply(torch.cat([value.sum(axes), count]))
     n = sums[-1].detach()  # type: ignore[index]

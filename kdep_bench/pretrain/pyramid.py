@@ -45,7 +45,7 @@ class Pyramid:
     """Builds a backbone that also returns its pyramid, and records the maps of a forward pass.
 
     The levels are added to the backbone's default outputs, so the last output, which the tap reads,
-    is unchanged. The initial weights are also those of the student without a pyramid.
+    is unchanged. The initial weights are the same as without a pyramid.
 
     Args:
         student: student config with a `pyramid`.

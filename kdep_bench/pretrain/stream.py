@@ -1,10 +1,11 @@
 """The pre-training samples as one fixed sequence: a step's samples depend only on its number.
 
 Position p of the sequence belongs to epoch p // N, where N is the number of images of the data
-fraction. Every epoch is a seeded permutation of these images, with view (epoch mod V) of each.
-Therefore a resumed run reads exactly the samples of an uninterrupted one, and several ranks
-together read those of one process. With `together`, the V views of an image are consecutive: V
-epochs are one permutation of the images, and contain the same samples in another order.
+fraction. Every epoch is a seeded permutation of these images, with view (epoch mod V) of each
+image, where V is the number of views. Therefore a resumed run reads exactly the samples of an
+uninterrupted run, and several ranks together read the samples of a single process. With `together`,
+the V views of an image are consecutive: V epochs are one permutation of the images, and contain the
+same samples in another order.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class TeacherReader:
         images: Tensor | None,
         extra: Mapping[str, Tensor],
     ) -> TeacherOutput | None:
-        """The teacher's output for a batch, float32 without gradient; None without any input.
+        """The teacher's output for a batch, float32 without gradient; None if there is no input.
 
         Args:
             pooled: [B, Dt] float16, cached.
@@ -169,12 +169,12 @@ def open_teacher_source(
 
     Args:
         needs: the objective's `needs`.
-        spec: of the pre-training stage.
-        inputs: of that stage.
+        spec: spec of the pre-training stage.
+        inputs: inputs of that stage.
         views: the views that are trained on.
 
     Raises:
-        KdepError: the cache or teacher lacks an output in `needs`, or what `verify_cache` raises.
+        KdepError: the cache or teacher lacks an output in `needs`, or an error of `verify_cache`.
     """
     if spec.get("roles"):
         return open_sources_by_role(spec, inputs, views)
@@ -225,12 +225,12 @@ def cached_source(
     Args:
         required: outputs that the objective reads, words of FROM_TEACHER.
         levels: names of the maps to read; empty for all.
-        folder: of the `cache` stage.
+        folder: folder of the `cache` stage.
         views: the views that are trained on.
         top: number k of class probabilities that the objective reads, or None.
 
     Raises:
-        KdepError: the cache lacks an output, or what `verify_cache` and `open_head` raise.
+        KdepError: the cache lacks an output, or an error of `verify_cache` or `open_head`.
     """
     checked = verify_cache(folder, views)
     cache, px = open_cache(folder), read_strict(folder / MANIFEST)["px"]
@@ -296,8 +296,8 @@ def live_source(
 
     Args:
         required: outputs that the objective reads, words of FROM_TEACHER.
-        config: of the teacher.
-        inputs: of the stage; `images` is read.
+        config: config of the teacher.
+        inputs: inputs of the stage; `images` is read.
         top: number k of class probabilities that the objective reads, or None.
 
     Raises:
@@ -350,12 +350,12 @@ def layer_source(
 
     Args:
         required: outputs that the objective reads; only "layer" is permitted.
-        spec: of the pre-training stage.
-        inputs: of that stage; `images` is read.
+        spec: spec of the pre-training stage.
+        inputs: inputs of that stage; `images` is read.
 
     Raises:
         KdepError: the teacher is not live, the method has no augmentation that masks patches, the
-            objective reads another output as well, or what `Teacher.up_to` raises.
+            objective reads another output as well, or an error of `Teacher.up_to`.
     """
     method, layer = spec["method"], teacher_layer(spec["method"]["objective"])
     problems = {

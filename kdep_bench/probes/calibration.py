@@ -39,10 +39,10 @@ def classwise_error(p_NC: np.ndarray, labels: np.ndarray, bins: int) -> float:
 class Calibration(Probe):
     """Calibration of the linear probe on the test split; no temperature is fitted.
 
-    `ECE`: expected calibration error of the predicted class. `classwise ECE`: the same of every
-    class's probability. `Brier`: sum over classes of (probability - truth)^2, mean over images,
-    from 0 to 2. `NLL`: mean of -log(probability of the true class), in nats. `top1`: of the same
-    classifier.
+    `ECE`: expected calibration error of the predicted class. `classwise ECE`: mean of this error
+    over all classes, for their probabilities. `Brier`: sum over classes of
+    (probability - truth)^2, mean over images, from 0 to 2. `NLL`: mean of -log(probability of the
+    true class), in nats. `top1`: accuracy of the same classifier.
 
     Args:
         c_grid: values of C to choose from, by accuracy on the validation split.

@@ -110,8 +110,8 @@ def run(
     Args:
         spec: `student`, its config; `images`: dict(folder=, splits=) for class folders of the data,
             with `size=` for images with masks (see `extract_maps`), or dict(rows=, seed=) for
-            images of the pool, with `share`, `share_seed` and `share_by` for those of a data
-            fraction.
+            images of the pool; with `share`, `share_seed` and `share_by`, only images of this data
+            fraction are used.
         inputs: folders `export`; `prepare` for class folders; `views` for the pool.
         out: folder of this stage, for one npz per split and `features.json`.
         progress: called with (done, total, note).

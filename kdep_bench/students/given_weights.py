@@ -23,7 +23,7 @@ def given_weights(backbone: nn.Module, weights: str) -> None:
 
     Raises:
         KdepError: the file does not exist or has no state dict, a value is not finite, or names or
-            shapes are not those of the backbone.
+            shapes differ from those of the backbone.
     """
     tensors = read_weights(Path(weights))
     if any(name.startswith(PREFIX) for name in tensors):

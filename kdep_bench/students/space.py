@@ -31,8 +31,8 @@ class Size:
 
     Attributes:
         params: number of trainable parameters.
-        flops: FLOPs of a forward pass of one image, counted as by `kdep_bench.flops`: two per
-            multiply-add of convolutions and matrix products.
+        flops: FLOPs of a forward pass of one image: two per multiply-add of convolutions and matrix
+            products, as in `kdep_bench.flops`.
     """
 
     params: int

@@ -35,9 +35,9 @@ class TeacherOutput:
         tokens: [B, T, C], the tokens after the last norm; None for a convolutional network.
         classifier: the frozen classifier, with `logits = classifier(pooled)`. Gradients pass
             through it. Set in pre-training if the objective needs "classifier".
-        probabilities: [B, C] class probabilities, of which only the k largest are exact; the
-            others are equal (see `kdep_bench.features.sparse`). Set in pre-training if the
-            objective reads them; `pooled` is then [B, 0] unless it is also read.
+        probabilities: [B, C] class probabilities. Only the k largest are exact; the others are
+            equal (see `kdep_bench.features.sparse`). Set in pre-training if the objective reads
+            them; `pooled` is then [B, 0] unless it is also read.
         layer: [B, p + n, C], the result of `Teacher.up_to`. Set in pre-training if the objective
             needs "layer"; `pooled` is then [B, 0].
     """

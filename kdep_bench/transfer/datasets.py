@@ -27,7 +27,7 @@ class SafeCIFAR100(CIFAR100):
 
     mmpretrain's class loads only files with the official MD5. This class does not compare the MD5,
     so it can also read generated tiny copies, and it never downloads. Its images are in BGR order,
-    which the data preprocessor expects; those of mmpretrain's class are RGB.
+    which the data preprocessor expects; mmpretrain's class returns RGB.
     """
 
     def load_data_list(self) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ The number of processes is not part of the stage id, so it must not change the t
   of ranks.
 * In each step the ranks together read the images that one process would read, and an epoch has the
   same number of steps (`DealtBatches`).
-* BatchNorm statistics are those of the batches of all ranks (SyncBN).
+* BatchNorm statistics are computed over the batches of all ranks (SyncBN).
 * Weights are initialised from the same seed. Augmentations and samples of RoIs are drawn with a
   different seed in each rank (mmengine's `diff_rank_seed`: seed + rank).
 * Gradients and logged losses are means over the ranks. A loss that is divided by a number that
@@ -122,7 +122,7 @@ def unwrapped(runner: Any) -> Any:
 
 
 def split_over_ranks(cfg: Any, seed: int, task: str) -> list[Hook]:
-    """Changes the config of a single process to that of one rank, in place.
+    """Changes the config of a training, in place, for one of several ranks.
 
     Nothing is changed if there is only one process.
 
@@ -146,7 +146,7 @@ def split_over_ranks(cfg: Any, seed: int, task: str) -> list[Hook]:
     if train.sampler.type == "DefaultSampler" and train.drop_last:
         train.sampler.update(type="KdepDealtBatches", batch=global_batch)
     cfg.randomness.diff_rank_seed = True
-    # The loss of a dense task may not depend on some layers at the end of the backbone.
+    # In a dense task, layers at the end of the backbone may have no influence on the loss.
     cfg.find_unused_parameters = True
     if torch.cuda.is_available():
         cfg.sync_bn = "torch"  # mmengine converts the model, backbone included

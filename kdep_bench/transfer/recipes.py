@@ -49,7 +49,7 @@ def check_recipe(task: str, recipe: Mapping[str, Any]) -> None:
         recipe: the recipe.
 
     Raises:
-        KdepError: a number has a wrong type, is out of range or contradicts another one.
+        KdepError: a number has a wrong type, is out of range or contradicts another number.
     """
     where = f"the recipe of task {task}"
     for key, annotation in _TYPES.items():

@@ -19,8 +19,8 @@ def run(
     """Trains and scores the task `spec["task"]` with the exported backbone.
 
     The stage can run in several processes (ranks), which torchrun or srun start with the same
-    arguments. The recipe's batch size is then that of all ranks together. Rank 0 writes the files;
-    the outputs of rank 0 are used.
+    arguments. The recipe's batch size is for all ranks together. Rank 0 writes the files; the
+    outputs of rank 0 are used.
 
     Args:
         spec: `task`, the task config; `student`, the student config; `seed`; optionally `threads`,
