@@ -67,7 +67,7 @@ def run(
     aligner, width = build_aligner(spec["align"]), int(spec["width"])
     cache, views = open_cache(inputs["cache"]), open_views(inputs["views"])
     images = select_for_spec(views.files, spec, inputs)
-    rows = rows_of(images, views.views)
+    rows = row_numbers(images, views.views)
     subject = f"the alignment to a student with {width} channels"
     directions = min(width, cache.width)
     check_rows(len(images), views.views, directions, spec["share"], len(views.files), subject)
@@ -96,6 +96,6 @@ def finite_or_none(x: float) -> float | None:
     return x if x < float("inf") else None
 
 
-def rows_of(images: Any, views: int) -> Any:
+def row_numbers(images: Any, views: int) -> Any:
     """Row numbers (image * views + view) of all views of the image numbers `images`, in order."""
     return (images[:, None] * views + torch.arange(views).numpy()[None]).ravel()

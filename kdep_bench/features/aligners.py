@@ -1,7 +1,7 @@
 """Fixed aligners: linear maps from the teacher's width Dt to the student's Ds, fitted once.
 
-All compute z = (f - mean) V, with different V [Dt, Ds]. A method's config names an aligner by the
-dotted path of its class, `align=dict(type=...)`; 'svd' is short for `Svd`.
+All aligners compute z = (f - mean) V, with different V [Dt, Ds]. A method's config names an aligner
+by the dotted path of its class, `align=dict(type=...)`; 'svd' is short for `Svd`.
 
 Sources: CVMI-Lab/KDEP `src/gen_svd_weights.py` (SVD) and the alternatives in the comments of
 `src/resnet.py`, class ResNet_feat_svd_pre_relu: channels of largest variance, interpolation, random
@@ -31,7 +31,7 @@ class Aligner(ABC):
 
     Args:
         policy: what to do when Ds > Dt, one of `policies.POLICIES`; None raises KdepError.
-        seed: seed of its random numbers, if any.
+        seed: seed of the random numbers, for aligners and policies that use any.
     """
 
     correlated = True  # whether the channels of z are correlated over the alignment samples
@@ -99,9 +99,9 @@ class SmallestBasis(Aligner):
 
 
 class RandomBasis(Aligner):
-    """A seeded random orthonormal basis of Ds directions (uniform over all of them).
+    """A seeded random orthonormal basis of Ds directions, drawn uniformly from all such bases.
 
-    Explains Ds / Dt of the variance in expectation.
+    It explains Ds / Dt of the variance in expectation.
     """
 
     def components(self, moments: Moments, width: int) -> Tensor:
@@ -175,12 +175,12 @@ def spectrum(moments: Moments) -> tuple[Tensor, Tensor]:
 
 
 def check_enough_rows(moments: Moments, width: int) -> None:
-    """Raises KdepError unless there are more rows than directions, and any variance at all."""
+    """Raises KdepError unless there are more features than directions, and the features vary."""
     if moments.n <= width:
         raise KdepError(
             f"{moments.n} features are too few to estimate {width} directions",
             expected=f"more than {width} features",
-            fix="use more images (a larger data fraction where it is below 1), more views per "
+            fix="use more images (a larger data fraction, if it is below 1), more views per "
             "image (budget.views), or a narrower student",
         )
     if not float(moments.std.max()) > 0:

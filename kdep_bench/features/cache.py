@@ -1,4 +1,4 @@
-"""Stage `cache`: one teacher forward pass per (image, view), shared by methods, students and seeds.
+"""Stage `cache`: runs the teacher once per (image, view), for all methods, students and seeds.
 
 The folder contains the pooled features as float16 in memory-mapped shards, shards of every extra
 output that a method reads (logits, maps, tokens, largest class probabilities; maps as float16 or
@@ -275,7 +275,7 @@ def fill_shard(
     Args:
         k: number of the shard, which has SHARD_ROWS rows of `order` from k * SHARD_ROWS on.
         order: row numbers that the cache stores.
-        teacher: on its device.
+        teacher: the teacher, on its device.
         views: the views to compute.
         batch: rows per forward pass.
         outputs: names of the extra outputs (other than the pooled feature).

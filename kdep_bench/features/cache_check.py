@@ -134,8 +134,8 @@ def sample_rows(rows: int, count: int = 16) -> np.ndarray:
 def verify_sample(cache: Cache, teacher: Teacher, views: Views, count: int = 16) -> float:
     """Recomputes `count` rows of a complete cache from the source images.
 
-    Returns and raises as `verify_images`; also raises KdepError for another number of rows or
-    another teacher.
+    Returns the result of `verify_images`, and raises its errors; also raises KdepError for another
+    number of rows or another teacher.
     """
     if len(cache) != views.rows:
         raise KdepError(

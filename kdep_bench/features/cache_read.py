@@ -25,7 +25,7 @@ Shard = np.ndarray | int8_maps.Int8Shard
 
 @dataclass(frozen=True)
 class Cache:
-    """The outputs of one teacher for every (image, view) of a pool or of a data fraction.
+    """The outputs of one teacher for every view of all pre-training images, or of a data fraction.
 
     Attributes:
         teacher: `name`, `checksum` and `width` of the teacher.
@@ -103,7 +103,7 @@ def open_cache(folder: Path) -> Cache:
     """Opens a finished cache.
 
     Raises:
-        KdepError: a missing or truncated shard, or one of another shape or type.
+        KdepError: a shard is missing or truncated, or has another shape or type.
     """
     manifest = read_strict(folder / MANIFEST)
     width = manifest["teacher"]["width"]
@@ -147,7 +147,7 @@ def bytes_of_view(width: int, shapes: Mapping[str, Sequence[int]]) -> int:
     """Number of bytes that a cache stores per view.
 
     Args:
-        width: numbers of the pooled feature; 0 if it is not stored.
+        width: number of values of the pooled feature; 0 if it is not stored.
         shapes: {name: shape of the array for one view} of the other outputs.
     """
     extras = sum(math.prod(shape) * dtype_of(name).itemsize for name, shape in shapes.items())

@@ -12,7 +12,7 @@ MAX_ROWS = 10_000  # samples; about as many as in PURSUhInT
 
 
 def evenly_spaced(rows: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
-    """At most `limit` of the rows, evenly spaced (the first ones may be of only a few classes)."""
+    """At most `limit` of the rows, evenly spaced (the first rows may be of only a few classes)."""
     return rows[:: -(-len(rows) // limit)] if len(rows) else rows
 
 

@@ -1,6 +1,6 @@
 """Stores only the k largest class probabilities of a teacher, as TinyViT does.
 
-They are k float16 probabilities and k int16 class numbers per view: 4 k bytes instead of 2 C for
+A cache has k float16 probabilities and k int16 class numbers per view: 4 k bytes instead of 2 C for
 the logits of C classes. The remaining probability is spread evenly over the other classes. Source:
 Wu et al., ECCV 2022; microsoft/Cream `TinyViT/save_logits.py`, `main.py`.
 """

@@ -162,14 +162,12 @@ class PreActivationTap(nn.Module):
         if unexpected is not None or (
             not self._activation and is_rectified(post_activation, pool(post_activation))
         ):
+            activation = "an activation that is not a module"
+            if unexpected:
+                activation = f"an activation, {unexpected.removeprefix('backbone.')}"
             raise KdepError(
-                f"tap='output' is wrong for {type(self.backbone).__name__}, which ends in an "
-                "activation"
-                + (
-                    f", {unexpected.removeprefix('backbone.')}"
-                    if unexpected
-                    else " that is not a module"
-                ),
+                f"tap='output' is wrong for {type(self.backbone).__name__}, which ends in "
+                f"{activation}",
                 fix="set `tap=` in the student config to the module path of that activation",
             )
         if self._activation and not torch.equal(

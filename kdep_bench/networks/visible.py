@@ -157,7 +157,7 @@ class VisibleTokens:
         block: index of a block whose output is also recorded.
 
     Attributes:
-        keep: [B, n] int64 indices of the patches that are visible in the next forward pass; None:
+        visible: [B, n] int64 indices of the patches that are visible in the next forward pass; None:
             all patches.
         patch: side of a patch in pixels.
         prefix: number of tokens before the patches (class token, registers).
@@ -177,7 +177,7 @@ class VisibleTokens:
         vit: Any = transformers[0][0]
         source = transformers[0][1]
         self.patch, self.prefix = int(vit.patch_embed.patch_size[0]), source.prefix
-        self.keep: Tensor | None = None
+        self.visible: Tensor | None = None
         self._tokens: Tensor | None = None
         self._block_tokens: Tensor | None = None
         source.module.register_forward_hook(self._select)
@@ -193,24 +193,24 @@ class VisibleTokens:
             vit.blocks[block].register_forward_hook(self._record_block)
 
     def _select(self, _module: nn.Module, _args: Any, tokens: Tensor) -> Tensor | None:
-        return None if self.keep is None else select(tokens, self.prefix, self.keep)
+        return None if self.visible is None else select(tokens, self.prefix, self.visible)
 
     def _record(self, _module: nn.Module, _args: Any, tokens: Tensor) -> None:
-        self._tokens = tokens if self.keep is not None else None
+        self._tokens = tokens if self.visible is not None else None
 
     def _record_block(self, _module: nn.Module, _args: Any, tokens: Tensor) -> None:
-        self._block_tokens = tokens if self.keep is not None else None
+        self._block_tokens = tokens if self.visible is not None else None
 
     def tokens(self) -> tuple[Tensor, Tensor]:
         """The tokens after the final norm in the last forward pass; they are then released.
 
         Returns:
-            tokens [B, prefix + n, D] float32, and the indices `keep` [B, n] of that pass.
+            tokens [B, prefix + n, D] float32, and the indices `visible` [B, n] of that pass.
         """
         assert self._tokens is not None
-        assert self.keep is not None
-        out = self._tokens.float(), self.keep
-        self._tokens = self.keep = None
+        assert self.visible is not None
+        out = self._tokens.float(), self.visible
+        self._tokens = self.visible = None
         return out
 
     def block_tokens(self) -> Tensor:

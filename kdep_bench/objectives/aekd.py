@@ -20,12 +20,12 @@ SWEEPS = 30  # iterations over all pairs of three or more teachers; for two teac
 def least_norm_weights(gradients_KD: Tensor, limit: float) -> Tensor:
     """Weights a [K] that minimise |sum_k a_k g_k|^2 subject to sum a = 1, 0 <= a_k <= limit.
 
-    Coordinate descent: starting from equal weights, every pair of weights in turn is minimised
-    exactly. Equal gradients therefore give equal weights. No synchronisation with the GPU.
+    Coordinate descent from equal weights: each step minimises exactly over one pair of weights.
+    Equal gradients therefore give equal weights. There is no synchronisation with the GPU.
 
     Args:
         gradients_KD: g, one row per teacher.
-        limit: upper bound of a weight; raised to 1 / K where it is lower.
+        limit: upper bound of a weight; a limit below 1 / K is replaced by 1 / K.
     """
     count = len(gradients_KD)
     limit = max(limit, 1 / count)
@@ -51,8 +51,8 @@ class AgreementKD(MultiTeacherKD):
 
     w = argmin |sum_k w_k g_k|^2 subject to sum w = 1, 0 <= w_k <= tolerance. g_k is the gradient of
     teacher k's term with respect to the student's logits, averaged over the batch; for tau^2 KL_tau
-    it is tau (softmax(z_s / tau) - softmax(z_k / tau)). A step against the summed gradient
-    increases no teacher's loss.
+    it is tau (softmax(z_s / tau) - softmax(z_k / tau)). A small step against the summed gradient
+    does not increase the loss of any teacher.
 
     Source: Du et al. 2020, "Agree to Disagree", as AEKD in Rorozhl/CA-MKD `helper/loops.py`,
     `helper/optimization.py`. That code solves the same problem as a one-class SVM with

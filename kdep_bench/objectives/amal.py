@@ -127,7 +127,7 @@ class Amal(Objective):
         assert ctx.teacher.logits is not None
         images = ctx.rows // self.views
         used = (~self.is_held_out(images)).float()
-        # The loss is averaged over the batch; this makes it the mean over the training samples.
+        # Terms are averaged over the batch; with `scale`, this is the mean over training samples.
         scale = used * len(used) / used.sum().clamp(min=1)
         weights = self.mixing.weights.detach()[images] * scale[:, None]
         logits = self.head(ctx.after)
@@ -172,7 +172,7 @@ def meta_gradient(
         lr: learning rate of the virtual step.
     """
     x, labels, teacher = batch
-    # Masks instead of indexing, which would wait for a GPU.
+    # Masks are used because indexing would wait for a GPU.
     held_out, used = held_out_B.to(x), (~held_out_B).to(x)
     logits, one_hot = x @ layer_CD.T, F.one_hot(labels, len(layer_CD))
     cross_entropy_grad = F.softmax(logits, 1) - one_hot

@@ -215,7 +215,8 @@ class Objective(Component):
         """Called before the student's forward pass on every batch that an Augment changed.
 
         Args:
-            extra: the tensors that it added, as in `Context.extra`; for example the hidden patches.
+            extra: the tensors that the Augment added, as in `Context.extra`; for example the hidden
+                patches.
         """
 
     def players(self) -> dict[str, Player]:

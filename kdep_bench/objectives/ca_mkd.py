@@ -49,10 +49,10 @@ class ConfidenceWeights(Weighting):
 class ConfidenceAwareFeatures(Objective):
     """sum over teachers k of w_k * mean over channels of (r_k(student) - F_k)^2, per sample.
 
-    r_k is Linear, BatchNorm, ReLU, and is dropped at export. w_k is the `confidence` of the
-    cross-entropy of teacher k's classifier applied to r_k(student): a teacher has a large weight
-    where its classifier predicts the label from the projected student feature. The gradient passes
-    through w_k, as in the published code.
+    F_k is the pooled feature of teacher k. The projector r_k is Linear, BatchNorm, ReLU, and is
+    dropped at export. w_k is the `confidence` of the cross-entropy of teacher k's classifier on
+    r_k(student): a teacher has a large weight where its classifier predicts the label from the
+    projected student feature. The gradient passes through w_k, as in the published code.
 
     Source: Rorozhl/CA-MKD `distiller_zoo/CAMKD.py`, `models/util.py` CalWeight, Embed. There r_k
     has a 1x1 convolution on the last maps in place of Linear and is followed by pooling, and the

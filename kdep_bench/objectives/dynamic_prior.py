@@ -18,7 +18,7 @@ from kdep_bench.objectives.maps import Maps, check_levels, pairs, projectors
 def batch_cka(x_BC: Tensor, y_BD: Tensor) -> Tensor:
     """Linear CKA (Kornblith et al. 2019) of two features over the batch, a scalar from 0 to 1.
 
-    0 where one of them is constant.
+    It is 0 if one of them is constant.
     """
     x, y = x_BC - x_BC.mean(0), y_BD - y_BD.mean(0)
     norms = (x @ x.T).norm() * (y @ y.T).norm()
@@ -37,7 +37,7 @@ class DynamicPrior(Objective):
     Re-implementation of DPK (Qiu et al., ICLR 2023, arXiv 2206.06067) from the description in a
     survey and the authors' comments on CKA. The paper adds cross-entropy and may use another
     encoder and decoder (here two 3x3 convolutions). The random positions depend only on the number
-    of the step, so that a resumed run uses the same ones.
+    of the step, so that a resumed run uses the same positions.
 
     Args:
         levels: {student level: teacher map}.

@@ -42,8 +42,8 @@ class Hints(Objective):
         weight: w.
         distance: "l2", "l1" or "huber", in place of |.|^p.
         hidden: channels of a hidden layer with ReLU in r; None for a linear r.
-        init: r's weights are initialised from U(-init, init), as in the code of AberHu and RKD;
-            None for torch's default.
+        init: r's weights are initialised from U(-init, init), as in the code of
+            AberHu/Knowledge-Distillation-Zoo and lenscloth/RKD; None for torch's default.
         student_maps, teacher_maps: set by the pre-training stage.
     """
 

@@ -38,7 +38,7 @@ def top_classes(config: Any) -> int:
     """The number of largest class probabilities that an objective reads: its `top_classes`.
 
     Raises:
-        KdepError: its parts set no value, or different ones.
+        KdepError: the parts of the objective set no value, or different values.
     """
     named = sorted(set(_values(config, "top_classes")))
     if len(named) != 1:
@@ -54,7 +54,7 @@ def teacher_layer(config: Any) -> str:
     """The layer of a live teacher that an objective reads: its `teacher_layer`.
 
     Raises:
-        KdepError: its parts set no value, or different ones.
+        KdepError: the parts of the objective set no value, or different values.
     """
     named = sorted(set(map(str, _values(config, "teacher_layer"))))
     if len(named) != 1:

@@ -91,8 +91,8 @@ class LogitKD(Objective):
 class LogitKDWithLabels(LogitKD):
     """L = (1 - alpha) CE(y, softmax(z_s)) + alpha tau^2 KL_tau, on one head.
 
-    Source as for LogitKD; alpha = 0.9 is RepDistiller's for CIFAR. alpha = 0 is the objective
-    CrossEntropy. The labels must be those of the teacher's classifier.
+    Source as for LogitKD; alpha = 0.9 is RepDistiller's value for CIFAR. With alpha = 0 the loss is
+    that of CrossEntropy. The labels must be the classes of the teacher's classifier.
 
     Args:
         alpha: weight of the distillation term, 0 to 1.

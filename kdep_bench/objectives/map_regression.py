@@ -32,7 +32,8 @@ class MapTarget(nn.Module):
     1. The alignment (SVD) reduces the channels t of every position: z = V' (t - mean).
     2. z is resized to side x side. Steps 1 and 2 commute; this order is cheaper.
     3. Power temperature scaling: g = sign(z) |z|^(1/n).
-    4. Negative values of g are represented as `sign` says (see `objectives/signs.py`).
+    4. The form `sign`, because student channels after a ReLU are not negative (see
+       `objectives/signs.py`).
 
     Args:
         folder: means and covariances of the teacher's maps; see `features/map_moments.py`.

@@ -28,8 +28,8 @@ class MaskedAutoencoder(Objective):
 
     Args:
         decoder_width: token width of the decoder.
-        decoder_depth: number of its blocks.
-        decoder_heads: number of its attention heads.
+        decoder_depth: number of blocks of the decoder.
+        decoder_heads: number of attention heads of the decoder.
         normalise: whether the target pixels of each patch are normalised to mean 0, variance 1.
         patch: side of the student's patches, in pixels.
         width: set by the pre-training stage.
@@ -70,7 +70,7 @@ class MaskedAutoencoder(Objective):
         self.set_tokens(VisibleTokens(student))
 
     def set_tokens(self, tokens: VisibleTokens) -> None:
-        """Stores the reader of the student's tokens; KdepError if its patches have another size."""
+        """Stores the reader of the student's tokens; KdepError for patches of another size."""
         if tokens.patch != self.patch:
             raise KdepError(
                 f"the objective has patch={self.patch}, but the student's patches have "
@@ -80,7 +80,7 @@ class MaskedAutoencoder(Objective):
         self._student = [tokens]
 
     def before_student(self, extra: Mapping[str, Tensor]) -> None:
-        self._student[0].keep = extra["visible"]
+        self._student[0].visible = extra["visible"]
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.images is not None
@@ -122,7 +122,8 @@ def patchify(images_B3HW: Tensor, patch: int) -> Tensor:
 def position_embedding(side: int, width: int) -> Tensor:
     """Fixed embedding [side^2, width] of the positions in a square grid, row by row.
 
-    A quarter of the channels each is sine and cosine of the column, then of the row.
+    The four quarters of the channels are sine and cosine of the column, then sine and cosine of the
+    row.
     """
     frequency = 10000.0 ** -(torch.arange(width // 4) / (width / 4))
     angle = torch.arange(side)[:, None] * frequency  # [side, width / 4]

@@ -43,9 +43,9 @@ class MeanTeacher(Objective):
 
     Source: Tarvainen and Valpola 2017; CuriousAI/mean-teacher `pytorch/mean_teacher/losses.py`
     (softmax_mse_loss). Differences: every image has a label here, so the second term is only a
-    regulariser; the average is run in eval mode and has the same decay from the start (there it
-    begins as a running mean); the student is exported, not its average; and decay, weight and ramp
-    were chosen in this project.
+    regulariser; the average is run in eval mode and has the same decay from the start (in the
+    source it begins as a running mean); the student is exported, not its average; and decay, weight
+    and ramp were chosen in this project.
 
     Args:
         decay: decay per step of the moving average.

@@ -120,7 +120,7 @@ class MultiTeacherKD(Objective):
 class MultiTeacherKDWithLabels(MultiTeacherKD):
     """CE(y, student) + the terms of MultiTeacherKD, on one head.
 
-    The labels must be those of the teachers' classifiers.
+    The labels must be the classes of the teachers' classifiers.
 
     Args:
         classes: number of classes of the labels, set by the pre-training stage.

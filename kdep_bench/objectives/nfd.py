@@ -22,9 +22,9 @@ def standardised(x_BCHW: Tensor) -> Tensor:
 class NFD(Objective):
     """w * sum over levels of mean over channels and positions of (z(r(F_s)) - z(F_t))^2.
 
-    z standardises each channel over its positions. A channel's mean is therefore 2 (1 - rho), with
-    rho the correlation of the two maps, and does not depend on their scale and offset. r is a 1x1
-    convolution if the channels differ (dropped at export), else the identity.
+    z standardises each channel over its positions. The loss of a channel is therefore 2 (1 - rho),
+    with rho the correlation of the two maps, and does not depend on their scale and offset. r is a
+    1x1 convolution if the numbers of channels differ (dropped at export), else the identity.
 
     Source: "Normalized Feature Distillation for Semantic Segmentation" (arXiv 2207.05256), as
     defined in one sentence by Liu et al. 2022 (standardise over width and height, then the

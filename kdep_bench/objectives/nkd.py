@@ -88,7 +88,7 @@ class NKD(Objective):
 
 
 class NKDWithLabels(NKD):
-    """NKD as published: y is the label. The labels must be those of the teacher's classifier."""
+    """NKD as published: y is the label, which must be a class of the teacher's classifier."""
 
     needs = frozenset({"logits", "labels", "classes"})
     requires = NKD.requires | {"classes"}

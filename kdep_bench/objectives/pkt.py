@@ -21,7 +21,8 @@ def neighbour_probabilities(x_BD: Tensor) -> Tensor:
 class PKT(Objective):
     """w * mean over B^2 of P_t log(P_t / P_s), with P of `neighbour_probabilities`.
 
-    Invariant to rotations of the features and to the length of each. Takes O(B^2 D) time.
+    The loss is invariant to rotations of the features and to the length of each feature. It takes
+    O(B^2 D) time.
 
     Source: HobbitLong/RepDistiller `distiller_zoo/PKT.py` (authors: passalis/probabilistic_kt),
     weight 30000.

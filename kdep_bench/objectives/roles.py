@@ -1,9 +1,9 @@
-"""Which parts of an objective read which of a method's teachers. Imports no torch.
+"""Determines which teachers of a method each part of an objective reads. Imports no torch.
 
 A method with several teachers gives each a name, its role. A class with `every_teacher = True`
-reads all of them. Every other class reads the first, or the teacher named in its part of a weighted
-sum: `parts=dict(maps=dict(objective=dict(type=...), teacher="large"))`. The outputs that a teacher
-must have follow from the `needs` of the classes that read it.
+reads all teachers. Every other class reads the first teacher, or the teacher named in its part of a
+weighted sum: `parts=dict(maps=dict(objective=dict(type=...), teacher="large"))`. The outputs that a
+teacher must have follow from the `needs` of the classes that read it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.registry import locate, type_path
 from kdep_bench.signatures import class_value, resolve_alias
 
-ONLY = "teacher"  # role of the teacher in a method with a single one
+ONLY = "teacher"  # role of the teacher in a method with one teacher
 
 # Words of `needs` that name an output of a teacher.
 FROM_TEACHER = frozenset(

@@ -17,8 +17,8 @@ C / 2 components is represented: v_1 + ... + v_(C/2). The difference to "plain" 
 which is positive unless all variances are equal.
 
 "rotation": the C components are rotated by a fixed random orthogonal matrix, so that all channels
-have about the same variance. They stay symmetric about zero, so the represented variance is that of
-"plain".
+have about the same variance. They stay symmetric about zero, so the represented variance is the
+same as with "plain".
 
 For a feature before its activation, "plain" represents the whole variance of C components.
 """
@@ -66,7 +66,8 @@ def check_map_targets(
     Args:
         objective: config of a method's objective; its parts are checked as well.
         student: {level: channels} of the student's config ("s16": 128).
-        teacher: {map: channels} of the teacher's card; other maps are checked when training starts.
+        teacher: {map: channels} in the `card` of the teacher's config; other maps are checked when
+            training starts.
         subject: the method and student, for errors.
 
     Raises:

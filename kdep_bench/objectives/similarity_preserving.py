@@ -17,7 +17,8 @@ def row_gram(x_BD: Tensor) -> Tensor:
 class SimilarityPreserving(Objective):
     """w * |G_s - G_t|_F^2 / B^2, with G the `row_gram` of student and teacher feature.
 
-    Invariant to rotation and scale of both features, whose widths may differ. Takes O(B^2 D) time.
+    The loss is invariant to rotation and scale of both features, whose widths may differ. It takes
+    O(B^2 D) time.
 
     Source: HobbitLong/RepDistiller `distiller_zoo/SP.py`, weight 3000.
 

@@ -21,7 +21,7 @@ class SemiOnline(Objective):
     Each term is tau^2 KL at temperature tau, without gradient for its first argument: the bridge
     learns from teacher and student, the student from the bridge. The bridge consists of the
     teacher's layers after one map, with new random weights, applied to the stored map; it is
-    trained by the student's optimiser. It and the student's linear head are dropped at export.
+    trained by the student's optimiser. Bridge and student head are dropped at export.
 
     Source: swlzq/Semi-Online-KD `trainer/sokd.py`, `models/wrn.py`; tau 4, all weights 1, one
     learning rate for student and bridge. Two differences: its two cross-entropies are omitted (see
@@ -80,7 +80,7 @@ class SemiOnline(Objective):
 class SemiOnlineWithLabels(SemiOnline):
     """The terms of SemiOnline + CE(y, S) + CE(y, A), as published.
 
-    The labels must be those of the teacher's classifier.
+    The labels must be the classes of the teacher's classifier.
 
     Args:
         classes: number of classes of the labels, set by the pre-training stage.

@@ -1,4 +1,4 @@
-"""Base class of weightings: weights of loss terms per sample (a schedule weights over time)."""
+"""Base class of weightings: weights of loss terms per sample (schedules: weights over time)."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from kdep_bench.files import file_hash, write_atomic
 
 RESUME = "kdep-resume://"  # before the path of a checkpoint with a seal, to resume from
 
-_roots: set[Path] = set()  # work dirs whose checkpoints this process may resume from
+_trusted_work_dirs: set[Path] = set()  # work dirs whose checkpoints this process may resume from
 _STATISTICS = ("min", "max", "current", "mean")  # methods of HistoryBuffer that pickles refer to
 
 
@@ -86,7 +86,7 @@ def latest_sealed(work_dir: str | Path) -> Path | None:
 
 def trust_work_dir(work_dir: Path) -> None:
     """Allows this process to resume from checkpoints with a seal directly in `work_dir`."""
-    _roots.add(work_dir.resolve())
+    _trusted_work_dirs.add(work_dir.resolve())
 
 
 def load_weights(path: str | Path, map_location: Any = "cpu") -> Any:
@@ -101,7 +101,7 @@ def load_from_sealed(filename: str, map_location: Any = "cpu") -> Any:
         KdepError: the file is outside the trusted work dirs, or does not match its seal.
     """
     path = Path(filename.removeprefix(RESUME))
-    if path.resolve().parent not in _roots:
+    if path.resolve().parent not in _trusted_work_dirs:
         raise KdepError(
             f"the file to resume from, {path}, is outside the work dir of this run",
             expected="a checkpoint that this stage wrote in its own directory",

@@ -147,8 +147,8 @@ def _check_precision(cfg: Config) -> None:
 def planned_rank() -> int:
     """The rank of this process, 0 to `planned_ranks() - 1`; 0 in a single process.
 
-    Read from the environment variables of torchrun or srun, so it is known before the process group
-    exists.
+    The rank is read from the environment variables of torchrun or srun. So it is known before the
+    process group exists.
     """
     return int(os.environ.get("RANK", "0"))
 

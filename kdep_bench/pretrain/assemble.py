@@ -16,7 +16,12 @@ from kdep_bench.files import read_strict
 from kdep_bench.objectives.base import TEACHER_ARGUMENTS, Demands, demands, takes_teachers
 from kdep_bench.objectives.roles import FROM_TEACHER
 from kdep_bench.pretrain.by_role import restrict_to_role, words_of_role
-from kdep_bench.pretrain.diagnostics import distances, mean_variance, moments_of_maps, target_probes
+from kdep_bench.pretrain.diagnostics import (
+    distances,
+    mean_variance,
+    target_probes,
+    write_map_moments,
+)
 from kdep_bench.pretrain.pyramid import describe
 from kdep_bench.pretrain.teaching import TeacherSource
 from kdep_bench.registry import type_path
@@ -164,7 +169,7 @@ def _teacher_arg_functions(
         "target_mean_square": lambda: measurements.get("target_mean_square"),
         "teacher_mean_variance": lambda: mean_variance(spec, inputs),
         "layer_distances": lambda: distances(spec, inputs),
-        "map_moments": lambda: moments_of_maps(spec, inputs, out),
+        "map_moments": lambda: write_map_moments(spec, inputs, out),
         **teacher_source.build_args,
     }
 

@@ -14,7 +14,7 @@ from kdep_bench.data.fractions import select_for_spec
 from kdep_bench.data.views import open_views
 from kdep_bench.devices import compute_device
 from kdep_bench.errors import KdepError
-from kdep_bench.features.align import finite_or_none, rows_of
+from kdep_bench.features.align import finite_or_none, row_numbers
 from kdep_bench.features.cache_read import open_cache
 from kdep_bench.features.layers import evenly_spaced, layer_distances
 from kdep_bench.features.map_moments import cached_maps, live_maps, save_map_moments
@@ -73,7 +73,7 @@ def target_probes(
     }
 
 
-def moments_of_maps(spec: dict[str, Any], inputs: dict[str, Path], out: Path) -> str:
+def write_map_moments(spec: dict[str, Any], inputs: dict[str, Path], out: Path) -> str:
     """Saves mean and covariance of the teacher maps in the objective's `levels`.
 
     For every pair of student level and teacher map there are two files: one for the map resized to
@@ -100,7 +100,7 @@ def moments_of_maps(spec: dict[str, Any], inputs: dict[str, Path], out: Path) ->
         teacher = build_teacher(spec["teacher"]).to(compute_device())
         available = set(teacher.map_names)
         read = live_maps(teacher, views, available & {name for name, _ in requested})
-    rows = rows_of(select_for_spec(views.files, spec, inputs), views.views)
+    rows = row_numbers(select_for_spec(views.files, spec, inputs), views.views)
     maps_and_sides = {(name, side) for name, side in requested if name in available}
     folder = out / "map_moments" / str(openmmlab.planned_rank())
     save_map_moments(read, rows, maps_and_sides, folder)
@@ -122,7 +122,7 @@ def distances(spec: dict[str, Any], inputs: dict[str, Path]) -> dict[str, dict[s
             fix="remove budget.teacher='live' from the suite",
         )
     views, cache = open_views(inputs["views"]), open_cache(inputs["cache"])
-    rows = rows_of(select_for_spec(views.files, spec, inputs), views.views)
+    rows = row_numbers(select_for_spec(views.files, spec, inputs), views.views)
     return layer_distances(cache, rows, sorted(levels_of(spec["method"]["objective"])))
 
 
@@ -168,7 +168,7 @@ def mean_square(
         )
     views, cache = open_views(inputs["views"]), open_cache(inputs["cache"])
     images = select_for_spec(views.files, spec, inputs)
-    rows, total = evenly_spaced(rows_of(images, views.views), max_rows), 0.0
+    rows, total = evenly_spaced(row_numbers(images, views.views), max_rows), 0.0
     for start in range(0, len(rows), 4096):
         f = torch.from_numpy(cache.rows(rows[start : start + 4096])).float()
         total += float(transform(f).double().square().mean(1).sum())

@@ -40,7 +40,7 @@ class StepCounterHook(Hook):
 
 
 class GradientCoverageHook(Hook):
-    """Raises KdepError after the first step if a parameter of the student has got no gradient.
+    """Raises KdepError after the first step if a parameter of the student got no gradient.
 
     Such a parameter would keep its random initialisation and be exported as pre-trained. For
     example, hints at a middle level do not train the layers after it. A resumed run is checked

@@ -74,7 +74,8 @@ class Pyramid:
         indices = sorted({*declared, *default_indices})
         torch.set_rng_state(state)  # so that the second network gets the same initial weights
         self.backbone: nn.Module = build_backbone(student, out_indices=tuple(indices))
-        self._positions = [indices.index(i) for i in declared]  # of the levels in the output
+        # Position of each level in the output of the backbone.
+        self._positions = [indices.index(i) for i in declared]
         self._outputs: tuple[Tensor, ...] = ()
         self._activation_inputs: dict[str, Tensor] = {}
         self._before = tuple(before)

@@ -145,7 +145,7 @@ class ViewStream(Dataset):
             torch would print a traceback of the worker.
 
         Raises:
-            KdepError: a file that cannot be read; in the main process.
+            KdepError: a file that cannot be read (in the main process only).
         """
         try:
             return self._batch(positions)

@@ -119,7 +119,7 @@ class TeacherReader:
         return replace(out, probabilities=dense)
 
     def _stored_top(self, outputs: Mapping[str, Tensor]) -> Tensor | None:
-        """Class probabilities [B, classes] from the cached `top` largest ones."""
+        """Class probabilities [B, classes] from the `top` largest ones in the cache."""
         if self.top is None or self.classes is None:
             return None
         values, index = (outputs[name] for name in sparse.names(self.top))

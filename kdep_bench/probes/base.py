@@ -59,7 +59,7 @@ class Value:
         value: the number, which must be finite.
         better: whether larger or smaller values are better.
         percent: whether `value` is a fraction that reports show in percent.
-        chance: the value of guessing, or None if it is unknown.
+        chance: expected value for predictions that do not depend on the image; None if unknown.
     """
 
     value: float

@@ -13,7 +13,7 @@ N_CHECKED_STEPS = 200  # steps of a run, evenly spaced, at which loss weights ar
 
 
 def as_schedule(value: Any, epochs: float | None = None) -> Schedule:
-    """The Schedule of `value`: a number, the config dict(type=..., ...) of one, or a Schedule.
+    """The Schedule of a number, of a schedule's config dict(type=..., ...), or of a Schedule.
 
     Raises:
         KdepError: any other value, or a type that is not a Schedule.

@@ -75,7 +75,7 @@ def _timm(model: str, px: int) -> dict[str, Any]:
         try:
             _outputs(_build(config), px)
         except KdepError as e:
-            if e.__cause__ is None:  # an unknown model, not an argument that it does not take
+            if e.__cause__ is None:  # the model is unknown; other errors are about its arguments
                 raise
             fault = e
         except (AssertionError, RuntimeError) as e:
@@ -235,7 +235,7 @@ def check_pyramid(student: Mapping[str, Any], net: nn.Module) -> None:
 
 
 def config_text(student: Mapping[str, Any], source: str) -> str:
-    """The Python source of a student's config; `source` is the name that it was made from."""
+    """The Python source of a student's config; `source` is the name given to `discover`."""
     if not student.get("pyramid"):
         about = "It has no pyramid: classification only."
     else:

@@ -129,7 +129,7 @@ class EfficientNetLite(BaseModule):
 def imagenet_weights(backbone: nn.Module, variant: int = 0, weights: str | Path | None = None):
     """Loads the network's supervised ImageNet-1k weights into `backbone`, and checks each tensor.
 
-    The classifier in the file is ignored, and the last convolution if the backbone has none. All
+    The classifier in the file is ignored; so is the last convolution if the backbone has none. All
     other tensors must have the names and shapes of the backbone.
 
     Args:

@@ -243,7 +243,7 @@ class MMTask(Task):
             self.transfer_method.change(cfg, self, data_root, seed, work_dir)
         import_modules_from_strings(**cfg.custom_imports)  # Config.fromfile would do this
         curve = ProgressHook(progress, limit=CURVE_POINTS)
-        batch = int(cfg.train_dataloader.batch_size)  # of all processes together
+        batch = int(cfg.train_dataloader.batch_size)  # for all processes together
         runner, method_hooks = self._runner(cfg, seed, curve)
         with reading_images(self.name):
             start = time.perf_counter()

@@ -149,7 +149,7 @@ def _read_folders(root: Path, splits: Sequence[str]) -> tuple[list[str], dict[st
 class FineTune(MMTask):
     """Fine-tuning of all weights on the training split; the last epoch is scored.
 
-    No epoch is selected: to select one by test accuracy, as in KDEP's public code, is biased
+    No epoch is selected: selection by test accuracy, as in KDEP's public code, would bias the score
     upwards.
     """
 

@@ -73,7 +73,7 @@ def compare(task: str, counted: Iterable[SplitCount], loaded: Mapping[str, int])
 def trained_images(
     table: Mapping[str, Any], classes: Iterable[str], min_size: int
 ) -> tuple[int, str]:
-    """Number of images in a COCO json that mmdet trains on, and a note on those that it omits.
+    """Number of images in a COCO json that mmdet trains on, and a note on the omitted images.
 
     mmdet's `filter_cfg` omits images without annotations of `classes`, and images whose shorter
     side is below `min_size` pixels.

@@ -29,7 +29,7 @@ def strip(
 
     Args:
         tensors: state dict of the pre-training model.
-        path: its file, for errors.
+        path: file of the state dict, for errors.
 
     Returns:
         the backbone's tensors, with the prefix `backbone.` removed from their names; the sorted
@@ -61,7 +61,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> str:
     """
     fd, tmp = new_temporary(path)
     try:
-        # A file object, because torch would write the name of a path, here random, into the file.
+        # A file object: given a path, torch would write its random name into the file.
         with os.fdopen(fd, "wb") as f:
             torch.save(OrderedDict(tensors), f)
         os.replace(tmp, path)
@@ -86,7 +86,7 @@ def run(
         spec: `student`, the student config; `allow_missing`, see `gate.compare` (optional);
             `about`, values for the model card (see `model_card.about`; optional).
         inputs: `pretrain`, the directory of a finished stage.
-        out: the stage's directory. Written are `backbone.pth`, a state dict of the mm backbone, and
+        out: the stage's directory, for `backbone.pth`, a state dict of the mm backbone, and
             `README.md`, its model card.
         progress: called with (done, total, note).
 

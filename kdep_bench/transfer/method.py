@@ -221,19 +221,19 @@ class _Attachment:
     It is not a module, so the teacher is not registered as a part of the model.
 
     Args:
-        plain: the task's model.
+        task_model: the task's model.
         teacher: the tuned teacher, or None.
         maps, teacher_maps: levels of student and teacher; see REQUIRES.
     """
 
     def __init__(
         self,
-        plain: nn.Module,
+        task_model: nn.Module,
         teacher: nn.Module | None,
         maps: Mapping[str, Mapping[str, int]],
         teacher_maps: Mapping[str, Mapping[str, int]],
     ) -> None:
-        self.plain_class = type(plain)
+        self.task_class = type(task_model)
         self.teacher = teacher
         # Sorted by stride, as the outputs of a backbone; a saved Config has sorted keys.
         self.names, self.teacher_names = (
@@ -241,7 +241,7 @@ class _Attachment:
         )
         self.teacher_images = 0
         self._recorded: tuple[Tensor, ...] = ()
-        backbone = cast(nn.Module, plain.backbone)
+        backbone = cast(nn.Module, task_model.backbone)
         self.handle = backbone.register_forward_hook(self._record)
 
     def _record(self, _module: nn.Module, _args: Any, out: Any) -> None:
@@ -410,7 +410,7 @@ def remove(runner: Any) -> dict[str, Any]:
     networks = [method, *([] if attachment.teacher is None else [attachment.teacher])]
     parameters = sum(p.numel() for network in networks for p in network.parameters())
     attachment.handle.remove()
-    model.__class__ = attachment.plain_class
+    model.__class__ = attachment.task_class
     del model.transfer_method, model.transfer_attachment
     images = attachment.teacher_images * planned_ranks()
     return {"extra_parameters": parameters, "extra_forwards": images}

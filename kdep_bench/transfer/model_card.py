@@ -1,7 +1,7 @@
 """Model cards (README.md): how a student was pre-trained, and how to load it.
 
-Stage `export` writes one next to the backbone, from the plan and the outputs of the earlier stages;
-`kdep_bench.cli.publish` writes one for the files that it copies.
+Stage `export` writes a card next to the backbone, from the plan and the outputs of the earlier
+stages; `kdep_bench.cli.publish` writes a card for the files that it copies.
 """
 
 from __future__ import annotations

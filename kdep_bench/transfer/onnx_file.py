@@ -135,7 +135,7 @@ def open_session(path: Path) -> Any:
         return onnxruntime.InferenceSession(
             str(path), sess_options=options, providers=["CPUExecutionProvider"]
         )
-    except Exception as e:  # its errors have no common class but Exception
+    except Exception as e:  # the only common base class of onnxruntime's errors
         raise KdepError(
             f"onnxruntime cannot read the ONNX file {path} ({str(e).splitlines()[0]:.160})",
             fix="publish it again, and update onnxruntime",

@@ -61,10 +61,10 @@ def per_process(batch: int, what: str) -> int:
 class DealtBatches(Sampler):
     """A sampler that distributes the complete batches of an epoch over the ranks.
 
-    The order of the images is that of mmengine's DefaultSampler with the same seed; image i goes to
-    rank i mod (number of ranks). DefaultSampler itself would change the number of steps: it first
-    repeats images to give all ranks the same number, and then each rank drops its last incomplete
-    batch.
+    The images are in the order of mmengine's DefaultSampler with the same seed; the ranks take them
+    in turn (position i of the order goes to rank i mod number of ranks). DefaultSampler itself
+    would change the number of steps: it first repeats images to give all ranks the same number, and
+    then each rank drops its last incomplete batch.
 
     Args:
         dataset: the data set.

@@ -74,7 +74,7 @@ def test_with_every_patch_visible_the_output_equals_the_unmasked_student_s():
     masked_student = VisibleTokens(student)
     x = torch.randn(2, 3, PX, PX)
     unmasked = student(x)[-1].flatten(1)
-    masked_student.keep = torch.arange(16).repeat(2, 1)
+    masked_student.visible = torch.arange(16).repeat(2, 1)
     masked = student(x)[-1].flatten(1)
     torch.testing.assert_close(masked, unmasked)
     assert masked_student.tokens()[0].shape == (2, 17, 64)
