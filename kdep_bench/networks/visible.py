@@ -157,8 +157,8 @@ class VisibleTokens:
         block: index of a block whose output is also recorded.
 
     Attributes:
-        visible: [B, n] int64 indices of the patches that are visible in the next forward pass; None:
-            all patches.
+        visible: [B, n] int64 indices of the patches that are visible in the next forward pass.
+            None: all patches.
         patch: side of a patch in pixels.
         prefix: number of tokens before the patches (class token, registers).
 
