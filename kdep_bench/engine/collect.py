@@ -21,6 +21,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, text_hash
 from kdep_bench.pretrain.budgets import epochs_note
 from kdep_bench.safe_files import copy_file, is_real_folder, remove
+from kdep_bench.suite.config import config_files
 from kdep_bench.suite.data_identity import CONTENT
 from kdep_bench.suite.graph import Plan, TransferRun
 from kdep_bench.suite.methods import row_name, with_role_teachers, without
@@ -88,11 +89,23 @@ def collect(
         or probes["written"]
         or not (results / "leaderboard.md").exists()
     ):
-        method_inputs = {
-            row_name(run.method): {"reads": sorted(method_needs(run.method))} for run in plan.runs
-        }
+        method_inputs = _method_inputs(plan)
         out["report"] = results_package.build(results, suite.name, suite.claims, method_inputs)
     return out
+
+
+def _method_inputs(plan: Plan) -> dict[str, Json]:
+    """Method -> its inputs and the first line of its config's docstring, as in `report.build`."""
+    from kdep_bench.results.report.index import docstring_line
+
+    files, inputs = config_files("method"), dict[str, Json]()
+    for method in (run.method for run in plan.runs):
+        entry: Json = {"reads": sorted(method_needs(method))}
+        config = files.get((method.get("transfer") or method)["name"])
+        if config is not None and (about := docstring_line(config)):
+            entry["about"] = about
+        inputs[row_name(method)] = entry
+    return inputs
 
 
 def _collect_run(

@@ -1,4 +1,4 @@
-"""Records, statistics, claims, leaderboard and page. Imports neither torch nor mm* packages."""
+"""Records, statistics, claims, leaderboard and page. Imports neither torch nor OpenMMLab."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The axes on which a budget is measured, as claims name them and figures draw them."""
+"""The kinds of budget that claims and charts can use."""
 
 from __future__ import annotations
 

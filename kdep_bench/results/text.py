@@ -73,7 +73,10 @@ def tex(text: str, limit: int = 120) -> str:
 
 
 def points(fraction: float | None, sign: bool = False) -> str:
-    """A fraction x100 with one decimal, with `sign` also for positive numbers; a dash for None."""
+    """A fraction x100 with one decimal; a dash for None.
+
+    `sign`: write "+" before positive numbers.
+    """
     if fraction is None:
         return "—"
     text = f"{100 * fraction:+.1f}" if sign else f"{100 * fraction:.1f}"
@@ -129,14 +132,15 @@ def ratio(value: float | None, digits: int = 2) -> str:
 
 
 def times(log_ratio: Estimate, bound: str = "") -> str:
-    """The ratio whose logarithm is `log_ratio`, as '3.2x [2.9, 3.6]'.
+    """The ratio whose logarithm is `log_ratio`, as '3.2 times, interval [2.9, 3.6]'.
 
     `bound`: text before the ratio, such as 'at least'.
     """
-    shown = f"{bound} {math.exp(log_ratio.mean):.2g}x".lstrip()
+    shown = f"{bound} {math.exp(log_ratio.mean):.2g} times".lstrip()
     if log_ratio.low is None or log_ratio.high is None:
         return shown
-    return f"{shown} [{math.exp(log_ratio.low):.2g}, {math.exp(log_ratio.high):.2g}]"
+    low, high = math.exp(log_ratio.low), math.exp(log_ratio.high)
+    return f"{shown}, interval [{low:.2g}, {high:.2g}]"
 
 
 def command(suite: str, only: str) -> str:

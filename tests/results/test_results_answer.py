@@ -49,7 +49,7 @@ def test_the_data_fraction_is_stated():
 def test_one_seed_gives_no_tested_difference():
     records = [make(fields(m, "probe", v)) for m, v in (("kdep", 0.9), ("scratch", 0.1))]
     sentences = answer_sentences(records)
-    untested = "kdep minus no pre-training: +80.0 points, from one pair of seeds and not tested."
+    untested = "kdep minus no pre-training: +80.0 points, from one seed pair and not tested."
     assert sentences[0] == untested
     assert sentences[-1].endswith("No difference was tested for significance.")
     assert not any("higher" in s for s in sentences)

@@ -224,6 +224,18 @@ def test_tables_and_page_show_families_and_costs_only_if_recorded(
     assert not (silent / "methods.json").exists()
 
 
+def test_methods_are_described_below_the_summary(results: Callable[..., Path]):
+    folder = results(records(with_costs=False))
+    about = {"kdep": {"reads": [], "about": "Regresses <b>the</b> teacher's feature."}}
+    build(folder, "golden", [], about)
+    assert read_json(folder / "methods.json") == about
+    build(folder, "golden")  # from methods.json
+    md, html = (folder / "leaderboard.md").read_text(), (folder / "index.html").read_text()
+    assert "\n- kdep: Regresses &lt;b&gt;the&lt;/b&gt; teacher's feature.\n" in md
+    assert "<b>kdep</b>: Regresses &lt;b&gt;the&lt;/b&gt; teacher&#39;s feature." in html
+    assert "- pkt: " not in md
+
+
 def test_hostile_family_and_method_names_are_escaped(results: Callable[..., Path]):
     hostile: dict[str, Any] = {"family": "<script>x</script>|a", "labels_used": False}
     seed_records = [

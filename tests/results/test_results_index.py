@@ -14,7 +14,7 @@ import pytest
 
 from kdep_bench.errors import KdepError
 from kdep_bench.results import text
-from kdep_bench.results.report.index import question, suites, write_index
+from kdep_bench.results.report.index import docstring_line, suites, write_index
 
 REPO = Path(__file__).resolve().parents[2]
 RESULTS, CONFIGS = REPO / "results", REPO / "configs" / "suites"
@@ -56,7 +56,7 @@ def test_the_published_index_equals_a_rebuilt_one(built):
 def test_every_suite_is_listed_with_the_sentences_of_its_leaderboard(built):
     shown = " ".join(" ".join(_Links(built.read_text()).words).split())
     for name in PUBLISHED:
-        assert question(CONFIGS / f"{name}.py").replace("`", "") in shown
+        assert docstring_line(CONFIGS / f"{name}.py").replace("`", "") in shown
         board = (RESULTS / name / "leaderboard.md").read_text()
         for line in re.findall(r"^- (.*)$", board.split("Scores are x100")[0], re.M):
             sentence = re.sub(r"\\(.)", r"\1", line)
@@ -97,10 +97,10 @@ def test_a_hostile_folder_name_is_shown_as_text(built, tmp_path):
     assert "&lt;img src=x&gt;" in page
 
 
-def test_a_suite_without_a_config_has_no_question_and_an_empty_root_is_an_error(tmp_path):
-    assert question(tmp_path / "none.py") == ""
+def test_a_suite_without_a_config_has_no_docstring_and_an_empty_root_is_an_error(tmp_path):
+    assert docstring_line(tmp_path / "none.py") == ""
     (tmp_path / "broken.py").write_text("def (")
-    assert question(tmp_path / "broken.py") == ""
+    assert docstring_line(tmp_path / "broken.py") == ""
     with pytest.raises(KdepError, match="contains no results folder"):
         write_index(tmp_path, CONFIGS)
 

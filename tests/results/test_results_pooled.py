@@ -305,7 +305,7 @@ def test_claims_are_corrected_for_each_other():
     three_claims = [CLAIM | {"name": n} for n in "abc"]
     three_verdicts = headlines(judge(board_of(records), three_claims))
     assert [v.verdict for v in three_verdicts] == ["undecided"] * 3
-    assert "as the only one it would be supported" in three_verdicts[0].reason
+    assert "without the correction it would be supported" in three_verdicts[0].reason
 
 
 def test_a_verdict_on_one_pre_trained_network_is_marked():

@@ -3,7 +3,7 @@
 A run is one transfer run with its record. Scores are compared only within a column, which has one
 task, version, split, metric and data fingerprint. Rules that prevent misleading tables:
 
-* If two records have the same row, task and seed pair, the newer is used and the older is listed
+* If two records have the same row, task and seed pair, the newer is used, and the older is listed
   as a duplicate. If they have the same date and differ, neither is used, and the seed pair is shown
   as failed.
 * A damaged record file is listed with the failures.
@@ -434,10 +434,10 @@ def _other_epochs(runs: list[Run]) -> list[str]:
 def _warnings(runs: list[Run], results: dict[tuple[RowKey, Column], Result]) -> list[str]:
     """Remarks on everything that could make the scores or times misleading."""
     remarks = []
-    prints = {r.data.fingerprint for r in runs if r.data.fingerprint}
-    if len(prints) > 1:
+    fingerprints = {r.data.fingerprint for r in runs if r.data.fingerprint}
+    if len(fingerprints) > 1:
         remarks.append(
-            f"The records have {len(prints)} different data fingerprints. Each has its own "
+            f"The records have {len(fingerprints)} different data fingerprints. Each has its own "
             "columns; scores on different data are not compared."
         )
     uncovered = sorted({r.id for r in runs if r.coverage is not None and r.coverage < 1})

@@ -40,21 +40,23 @@ def amount(board: Board, row: RowKey, axis: Axis) -> float | None:
     elif axis == "images_seen":
         value = run.budget.images_seen
     else:
-        value = _flops(run.budget.images_seen, summary.student.flops)
+        value = _student_flops(run.budget.images_seen, summary.student.flops)
         if axis == "flops" and value is not None and summary.teacher is not None:
-            forwards = _cached(run.data.images, run.budget.views)
+            passes = _teacher_passes(run.data.images, run.budget.views)
             teacher = summary.teacher.flops
-            value = None if teacher is None or forwards is None else value + teacher * forwards
+            value = None if teacher is None or passes is None else value + teacher * passes
     return float(value) if value else None
 
 
-def _flops(images_seen: int | None, forward: float | None) -> float | None:
+def _student_flops(images_seen: int | None, forward: float | None) -> float | None:
+    """FLOPs of the student's training; `forward`: FLOPs of its forward pass."""
     if images_seen is None or forward is None:
         return None
     return images_seen * forward * FORWARD_AND_BACKWARD
 
 
-def _cached(images: int | None, views: int | None) -> int | None:
+def _teacher_passes(images: int | None, views: int | None) -> int | None:
+    """Number of the teacher's forward passes for its cache."""
     return None if images is None or views is None else images * views
 
 
@@ -80,8 +82,11 @@ class Saving:
     @property
     def bound(self) -> str:
         """'at least', 'at most', 'mixed bounds:' (both occur) or, for a plain ratio, ''."""
-        words = ("", "at most", "at least", "mixed bounds:")
-        return words[2 * self.at_least + self.at_most]
+        if self.at_least and self.at_most:
+            return "mixed bounds:"
+        if self.at_least:
+            return "at least"
+        return "at most" if self.at_most else ""
 
 
 def saving(
@@ -146,21 +151,23 @@ def reaches(
 def lines_of(board: Board, rows: Sequence[RowKey], axis: Axis) -> dict[str, list[RowKey]]:
     """Label -> the rows of one line on `axis`, with one method and teacher.
 
-    The rows of a line also have one data fraction; on the axis "images", where the data fractions
-    are the points of a line, they have one number of images seen instead. If all lines of a method
-    would have a single point, the method has one line per teacher with all its rows. The label is
-    the method; if the method has several lines, also the teacher and what the rows have in common.
+    The rows of a line also have the same data fraction. On the axis "images" the points of a line
+    are data fractions, so its rows have the same number of images seen instead. If every line of a
+    method would have a single point, the method has one line per teacher with all its rows. The
+    label is the method. If the method has several lines, the label also has the teacher, and the
+    data fraction or number of images seen of the line.
     """
     lines: dict[str, list[RowKey]] = {}
     for method in sorted({a.method for a in rows}):
         method_rows = [a for a in rows if a.method == method]
         parts = _parts(board, method_rows, axis)
         teachers = {teacher for teacher, _ in parts}
-        for (teacher, held), line_rows in sorted(parts.items(), key=_line_order):
+        n_fixed_values = len({fixed_value for _, fixed_value in parts})
+        for (teacher, fixed_value), line_rows in sorted(parts.items(), key=_line_order):
             extra = [teacher or "no teacher"] if len(teachers) > 1 else []
-            if held is not None and len({h for _, h in parts}) > 1:
-                shown = f"{held / 1e6:.3g} M images seen"
-                extra.append(shown if axis == "images" else f"{100 * held:g} % data")
+            if fixed_value is not None and n_fixed_values > 1:
+                shown = f"{fixed_value / 1e6:.3g} M images seen"
+                extra.append(shown if axis == "images" else f"{100 * fixed_value:g} % data")
             lines[" · ".join([method, *extra])] = line_rows
     return lines
 
@@ -168,16 +175,16 @@ def lines_of(board: Board, rows: Sequence[RowKey], axis: Axis) -> dict[str, list
 def _parts(
     board: Board, rows: Sequence[RowKey], axis: Axis
 ) -> dict[tuple[str, float | None], list[RowKey]]:
-    """Rows of one method by (teacher, fixed value of the line); see `lines_of`.
+    """Rows of one method by (teacher, value that the rows of a line share); see `lines_of`.
 
-    The fixed value is a data fraction, on the axis "images" a number of images seen, and None if a
-    line has all rows of the teacher.
+    The shared value is a data fraction, or on the axis "images" a number of images seen. It is None
+    if a line has all rows of the teacher.
     """
     by_fraction: dict[tuple[str, float | None], list[RowKey]] = {}
     by_teacher: dict[tuple[str, float | None], list[RowKey]] = {}
     for a in rows:
-        held = amount(board, a, "images_seen") if axis == "images" else a.fraction
-        by_fraction.setdefault((a.teacher, held), []).append(a)
+        fixed_value = amount(board, a, "images_seen") if axis == "images" else a.fraction
+        by_fraction.setdefault((a.teacher, fixed_value), []).append(a)
         by_teacher.setdefault((a.teacher, None), []).append(a)
     amounts = {a: amount(board, a, axis) for a in rows}
     has_line = any(
@@ -187,8 +194,8 @@ def _parts(
 
 
 def _line_order(part: tuple[tuple[str, float | None], list[RowKey]]) -> tuple[str, float]:
-    (teacher, held), _ = part
-    return teacher, -(held or 0.0)
+    (teacher, fixed_value), _ = part
+    return teacher, -(fixed_value or 0.0)
 
 
 def savings(board: Board, student: str) -> list[tuple[str, RowKey, Axis, Saving]]:

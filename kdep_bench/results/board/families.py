@@ -21,22 +21,39 @@ REFERENCES = (compare.BASE, "scratch")
 
 COSTS = (
     "Learning rate: the largest value of the schedule. Step time: the mean over the pre-training "
-    "steps. Step time / kdep: divided by the step time of kdep. Peak memory: of pre-training or "
-    "transfer, whichever is larger; the lowest of all runs. Extra parameters: those that are "
-    "trained or stored with the student and dropped at export. Extra forward passes: those of all "
-    "networks other than the student (cached or live teacher, peer networks, moving averages). "
-    "The pre-training cost includes the training of an assistant teacher."
+    "steps. Step time / kdep: divided by the step time of kdep. Peak memory: of each run, the "
+    "larger of the peaks of pre-training and transfer; of a method, the lowest of its runs. Extra "
+    "parameters: those that are trained or stored with the student and dropped at export. Extra "
+    "forward passes: those of all networks other than the student (cached or live teacher, peer "
+    "networks, moving averages). The pre-training cost includes the training of an assistant "
+    "teacher."
 )
-LOSS_TERMS = (
-    "Loss terms: if a loss has several terms, the mean percentage of the loss magnitude of each. "
-    "cross_entropy, labels: cross-entropy with the image labels. teacher: distillation from the "
-    "teacher. target, others: distillation of the labelled class and of all other classes. mutual: "
-    "distillation from a peer network; peer_: the same term for the peer. consistency: difference "
-    "from a moving average of the student. s8, s16, s32: the feature map with stride 8, 16, 32. "
-    "distance, angle: distances and angles between the features of a batch. edges, early, change: "
-    "similarity of the images of a batch in a late layer, in an early layer, and its change "
-    "between them. Other names are explained in the method's file in kdep_bench/objectives."
+_LOSS_TERMS = (
+    "Loss terms: if a loss has several terms, the mean percentage of the loss magnitude that each "
+    "contributes."
 )
+_OTHER_TERMS = "The docstrings of the methods' configs and objectives explain the other names."
+# Name of a loss term -> its meaning.
+_TERM_MEANINGS = {
+    "cross_entropy": "cross-entropy with the image labels",
+    "labels": "cross-entropy with the image labels",
+    "teacher": "distillation from the teacher",
+    "target": "distillation of the labelled class",
+    "others": "distillation of the classes that are not the labelled one",
+    "mutual": "distillation from a peer network",
+    "peer_cross_entropy": "cross-entropy of the peer network with the image labels",
+    "peer_mutual": "distillation from the student to the peer network",
+    "consistency": "difference from a moving average of the student",
+    "s4": "feature map with stride 4",
+    "s8": "feature map with stride 8",
+    "s16": "feature map with stride 16",
+    "s32": "feature map with stride 32",
+    "distance": "distances between the features of a batch",
+    "angle": "angles between the features of a batch",
+    "edges": "similarity of the images of a batch in a late layer",
+    "early": "similarity of the images of a batch in an early layer",
+    "change": "change of the batch similarities from an early to a late layer",
+}
 FAMILIES = (
     "A method family uses one kind of teacher signal. Inputs: what the losses read (pooled "
     "features, feature maps, logits, tokens, labels, several views of an image), with the number "
@@ -45,6 +62,16 @@ FAMILIES = (
     "methods of the family; its interval covers the variation between seeds, not other methods. "
     "Methods with a failed or missing seed are left out, and kdep is not compared with itself."
 )
+
+
+def loss_terms_note(summaries: Iterable[RowSummary]) -> str:
+    """The sentences that explain the loss terms of these rows; "" if no row has terms."""
+    names = {name for summary in summaries for name in summary.terms}
+    if not names:
+        return ""
+    meanings = [f"{name}: {text}." for name, text in _TERM_MEANINGS.items() if name in names]
+    other = [_OTHER_TERMS] if names - _TERM_MEANINGS.keys() else []
+    return " ".join([_LOSS_TERMS, *meanings, *other])
 
 
 def shown(board: Board) -> bool:

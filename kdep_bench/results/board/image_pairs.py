@@ -14,7 +14,7 @@ SHOWN = 3  # images in each direction
 
 @dataclass(frozen=True, slots=True)
 class ImageGap:
-    """One image: the scores of both rows on it, means over their trainings."""
+    """One image, with the score of each row on it: a mean over the trainings of the row."""
 
     image: str
     first: float
@@ -30,8 +30,9 @@ class ImagePair:
         better, equal, worse: numbers of images by the mean over trainings; `undefined`: without a
             score in either row.
         gains, losses: the images with the largest differences, at most SHOWN of each.
-        more_gains, more_losses: images that are as different as the last one shown.
-        trainings: of the row and of the reference.
+        more_gains, more_losses: numbers of images that are not in `gains` or `losses`, but have
+            the same difference as the last image there.
+        trainings: numbers of trainings of the row and of the reference.
     """
 
     row: RowKey
@@ -50,7 +51,7 @@ class ImagePair:
 
     @property
     def counted(self) -> bool:
-        """Whether an image is right or wrong, so that trainings are counted."""
+        """Whether the score of an image is the fraction of trainings that are right."""
         return self.measure == CORRECT
 
 
@@ -65,7 +66,7 @@ def image_pair(
 ) -> ImagePair:
     """Compares `first` [S, N] with `second` [S', N], scores by training and image (NaN: none)."""
     means = [_mean(scores) for scores in (first, second)]
-    # Sums of a third are not exact: a rounding error is no difference.
+    # Rounded, because the rounding errors of means over trainings are not differences.
     gaps = np.round(means[0] - means[1], 9)
     known = np.flatnonzero(~np.isnan(gaps))
     gains, more_gains = _largest(known, gaps, means, images)
@@ -97,7 +98,7 @@ def _mean(scores: np.ndarray) -> np.ndarray:
 def _largest(
     known: np.ndarray, gaps: np.ndarray, means: list[np.ndarray], images: tuple[str, ...]
 ) -> tuple[tuple[ImageGap, ...], int]:
-    """(the images with the largest positive gaps, how many more have the last one's gap)."""
+    """(at most SHOWN images with the largest positive gaps, number of others with the last gap)."""
     positive = [int(n) for n in known if gaps[n] > 0]
     positive.sort(key=lambda n: (-gaps[n], n))
     shown, rest = positive[:SHOWN], positive[SHOWN:]

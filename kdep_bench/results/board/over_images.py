@@ -1,7 +1,7 @@
 """Score differences with intervals over seeds and test images.
 
-They need the per-sample outputs of the rows: files in samples/ with the predictions for every test
-image.
+They are computed from the per-sample outputs of the rows: files in samples/ with the predictions
+for every test image.
 """
 
 from __future__ import annotations
@@ -26,17 +26,15 @@ from kdep_bench.results.statistics.over_images import Resampled
 
 MOST_PAIRS = 400  # differences in the table; each needs all sample files of two rows
 
-NO_OUTPUTS = (
-    "their records keep no per-sample outputs of every seed (records made before outputs were "
-    "kept have none)"
-)
-NOT_READ = "a file of theirs cannot be used (see the remarks)"
-OTHER_IMAGES = "their outputs are of different images"
+# Reasons why a pair of rows has no difference on a task.
+NO_OUTPUTS = "per-sample outputs of some seeds are not stored (older records have none)"
+NOT_READ = "a file of per-sample outputs cannot be used (see the remarks)"
+OTHER_IMAGES = "the per-sample outputs are of different images"
 FEW_IMAGES = f"there are fewer than {over_images.FEWEST_IMAGES} test images"
-NO_FORM = "their outputs do not hold the metric"
-NO_TRUTH = "some bootstrap samples of the images have no truth"
-NO_SEEDS = "they have no common seed pair"
-TOO_MANY = f"the table has {MOST_PAIRS} rows at most"
+NO_FORM = "the metric cannot be computed from the per-sample outputs"
+NO_TRUTH = "some bootstrap samples of the images have no ground truth"
+NO_SEEDS = "there is no common seed pair"
+TOO_MANY = f"the table has at most {MOST_PAIRS} rows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +60,10 @@ class ImageDifference:
 
 @dataclass(slots=True)
 class OverImages:
-    """What the per-sample outputs of a student's rows show.
+    """The differences of a student's rows, from their per-sample outputs.
 
-    `left_out`: reason -> number of compared pairs of rows and tasks without a difference;
-    `remarks`: on files that cannot be used.
+    `pairs`: the same differences image by image. `left_out`: reason -> number of pairs of rows on a
+    task without a difference. `remarks`: sentences on files that cannot be used.
     """
 
     differences: list[ImageDifference] = field(default_factory=list)
@@ -76,7 +74,14 @@ class OverImages:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Training:
-    """One run: its test images, its score on resampled ones, larger is better, and by image."""
+    """The scores of one run.
+
+    Attributes:
+        images: names of the N test images.
+        resampled: scores on bootstrap samples of the images; larger is better.
+        per_image: [N] scores of single images.
+        measure: name of the score of a single image.
+    """
 
     images: tuple[str, ...]
     resampled: Resampled
@@ -85,10 +90,10 @@ class Training:
 
 
 def over_test_images(board: Board, student: str, results_dir: Path) -> OverImages:
-    """The differences of the compared pairs of rows over test images.
+    """The differences over test images of all pairs in `compare.compared`.
 
-    A pair is compared on a task where every scored run of both rows has its outputs in the folder,
-    on the same images.
+    A pair is compared on a task if the folder has the outputs of every scored run of both rows, on
+    the same images.
     """
     reader, made = _Reader(board, results_dir), OverImages()
     for row, reference in compare.compared(board, student):
@@ -132,7 +137,8 @@ def _difference(
         return NO_TRUTH
     a, b = ({k: t.resampled for k, t in row.items()} for row in (first, second))
     if board.fixed(reference) and len({key[0] for key in b}) == 1:
-        # Without pre-training of its own it stands against every pre-training seed, as in gaps.
+        # It has no pre-training, so it is compared with every pre-training seed (as in
+        # `compare.gaps`).
         pretrained = {key[0] for key in a}
         b = {(p, t): training for p in pretrained for (_, t), training in b.items()}
     return over_images.paired(a, b, len(images)) or NO_SEEDS
@@ -144,10 +150,11 @@ class _Reader:
     def __init__(self, board: Board, results_dir: Path) -> None:
         self.board, self.results_dir, self.remarks = board, results_dir, list[str]()
         self._read: dict[tuple[str, str], Training | str] = {}
-        self._names: dict[tuple[str, ...], tuple[str, ...]] = {}  # equal ones are held once
+        # Image names; equal tuples are one object, to save memory.
+        self._names: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def trainings(self, row: RowKey, column: Column) -> Mapping[st.Key, Training] | str:
-        """By seed pair; the reason why one of the row's scored runs has none."""
+        """Seed pair -> training; or the reason why a scored run of the row cannot be used."""
         trainings: dict[st.Key, Training] = {}
         for run in self.board.result(row, column).runs:
             if run.status == "ok" and run.value is not None:
@@ -175,10 +182,10 @@ class _Reader:
         scores, count = image_scores(outputs, column.metric), len(outputs.images)
         if scores is None:
             return NO_FORM
-        again = float(scores.weighted(np.ones((1, count)))[0])
-        if not abs(again - value) <= scores.tolerance:
+        computed = float(scores.weighted(np.ones((1, count)))[0])
+        if not abs(computed - value) <= scores.tolerance:
             raise KdepError(
-                f"{path} gives {column.metric} = {again:.6g}, but its record says {value:.6g}",
+                f"{path} gives {column.metric} = {computed:.6g}, but its record has {value:.6g}",
                 fix="copy the file and its record again; `report.py validate` compares all of them",
             )
         if count < over_images.FEWEST_IMAGES:

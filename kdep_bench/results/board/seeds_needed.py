@@ -1,9 +1,9 @@
-"""How many seeds a difference needs when it is seen by a task's score, and when by a probe.
+"""Numbers of seeds needed to detect the difference of two methods, by task and by probe.
 
-Of every compared pair of methods: the mean and the standard deviation of its paired differences
-over independent pre-training seeds, by task and by probe, and the seeds with which the paired t
-test finds such a difference (see `kdep_bench.results.statistics.power`). Both kinds of evidence are
-treated alike: the differences of the pair alone, each with its own standard deviation.
+For every compared pair of methods, this module computes the mean and the standard deviation of the
+paired differences over independent pre-training seeds, and the number of seeds with which a paired
+t test detects the mean (see `kdep_bench.results.statistics.power`). Tasks and probes are treated
+alike: the standard deviation is that of the pair's own differences, not the pooled one.
 """
 
 from __future__ import annotations
@@ -23,11 +23,15 @@ TASK, PROBE = "task", "probe"
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """One measure of a pair: paired differences by pre-training seed, positive where the first
-    method is better.
+    """The paired differences of two methods on one task or in one value of a probe.
 
-    `source`: TASK or PROBE. `name`: of the task, or of the probe and its value. `percent`: shown
-    x100. `first`: the measure that stands for its probe in the medians.
+    Attributes:
+        source: TASK or PROBE.
+        name: name of the task, or of the probe and its value.
+        gaps: pre-training seed -> difference; positive if the first method is better.
+        percent: whether tables show the differences x100.
+        first: whether the medians include these differences (those of a task, and of the first
+            value of a probe).
     """
 
     source: str
@@ -39,14 +43,15 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """The seeds that one measure of a pair needs.
+    """The number of seeds needed to detect one difference of a pair.
 
     Attributes:
-        n: independent seeds measured.
+        n: number of independent seeds in the records.
         gap, sd: mean and standard deviation of the paired differences.
-        seeds: needed for `gap` with power 0.8; None for more than `power.MOST_SEEDS`, or no gap.
-        low, high: the same with the ends of the 95 % interval of the standard deviation (chi
-            squared); of `gap` as measured.
+        seeds: number needed to detect `gap` with power 0.8; None if it is more than
+            `power.MOST_SEEDS`, or `gap` is 0.
+        low, high: the same with the ends of the 95 % interval of `sd` (chi squared), for the
+            measured `gap`.
     """
 
     evidence: Evidence
@@ -60,7 +65,10 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class PairNeeds:
-    """The measures of `row` - `reference`; `too_few`: names of those with fewer than two seeds."""
+    """The seeds needed for `row` - `reference`.
+
+    `too_few`: names of tasks and probe values with fewer than two seeds.
+    """
 
     row: RowKey
     reference: RowKey
@@ -68,15 +76,17 @@ class PairNeeds:
     too_few: tuple[str, ...]
 
     def median(self, source: str) -> float | None:
-        """Median of the seeds needed over the tasks or the probes, one value per probe; infinite
-        where it is more than `power.MOST_SEEDS`, None without a measure."""
+        """Median of the seeds needed, over tasks or over probes (the first value of each).
+
+        It is infinite if it is more than `power.MOST_SEEDS`, and None if there is no number.
+        """
         needs = [n for n in self.needs if n.evidence.source == source and n.evidence.first]
         seeds = [math.inf if n.seeds is None else n.seeds for n in needs]
         return statistics.median(seeds) if seeds else None
 
 
 def need_of(evidence: Evidence) -> Need | None:
-    """The seeds that a measure needs; None with fewer than two differences."""
+    """The seeds needed for these differences; None if there are fewer than two."""
     gaps = [evidence.gaps[seed] for seed in sorted(evidence.gaps)]
     if len(gaps) < 2:
         return None
@@ -98,10 +108,10 @@ def by_pretraining(values: Mapping[st.Key, float]) -> dict[int, float]:
     }
 
 
-def of_tasks(
+def task_evidence(
     board: Board, row: RowKey, reference: RowKey, names: Mapping[Column, str]
 ) -> list[Evidence]:
-    """The differences on every task of the pair, and their mean over tasks."""
+    """The differences of a pair on every task, and their mean over tasks."""
     columns = compare.columns_of(board, row.student)
     every = [compare.gaps(board, row, reference, c) for c in columns]
     evidence = [
@@ -117,11 +127,11 @@ def of_tasks(
 
 
 def pair_needs(row: RowKey, reference: RowKey, evidence: Sequence[Evidence]) -> PairNeeds:
-    """The needs of a pair."""
-    made = [(e, need_of(e)) for e in evidence]
+    """The seeds needed for a pair, from all its differences."""
+    needs = [(e, need_of(e)) for e in evidence]
     return PairNeeds(
         row,
         reference,
-        tuple(need for _, need in made if need is not None),
-        tuple(e.name for e, need in made if need is None),
+        tuple(need for _, need in needs if need is not None),
+        tuple(e.name for e, need in needs if need is None),
     )

@@ -1,1 +1,1 @@
-"""Claims as code: a config states what is claimed, the records decide it."""
+"""Claims: configs of statements about methods, and their verdicts from the records."""

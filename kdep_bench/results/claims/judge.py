@@ -4,8 +4,9 @@ There are three kinds of claims. Each claim is a dict in configs/claims/<name>.p
 
 * `difference`: row `a` scores more than `margin` above row `b`, at no more than `max_cost_ratio`
   times the pre-training cost of `b`. With a negative margin, `a` may be worse by less than that.
-* `efficiency`: method `a` needs at least `at_least` times less of the budget `axis` to reach the
-  score of `b` at its largest budget. The budget is read off the curve of `a` (see `efficiency`).
+* `efficiency`: to reach the score of `b` at its largest budget, method `a` needs at most the
+  fraction 1 / `at_least` of that budget, of the kind `axis`. The budget of `a` is read off its
+  curve of score against budget (see kdep_bench/results/board/efficiency.py).
 * `rank_correlation`: Spearman's correlation, over teachers, of the score with `by` is at most
   `at_most` or at least `at_least`. `by` is the explained variance ratio of the alignment, the
   reported accuracy "top1", or a dict teacher -> number. It is undecided below `FEWEST_TEACHERS`.
@@ -81,7 +82,7 @@ def _corrected(verdicts: list[Verdict]) -> list[Verdict]:
             if v.verdict in ("supported", "refuted") and adjusted[i] >= 1 - st.LEVEL:
                 reason = (
                     f"p = {text.p_value(adjusted[i])} after Holm's correction for {len(tested)} "
-                    f"verdicts; as the only one it would be {v.verdict}"
+                    f"verdicts; without the correction it would be {v.verdict}"
                 )
                 corrected[id(v)] = replace(v, verdict="undecided", reason=reason)
     return [corrected.get(id(v), v) for v in verdicts]

@@ -85,25 +85,26 @@ def ruling_of(low: float | None, high: float | None, threshold: float) -> Ruling
     return "undecided"
 
 
-def _seeds(est: st.Estimate, threshold: float, units: int) -> int | None:
+def _seeds(est: st.Estimate, threshold: float, n_seeds: int) -> int | None:
     """Number of seeds for which the interval excludes the threshold with power 0.8.
 
-    It assumes that the measured mean and standard deviation are the true ones. `units`: present
+    It assumes that the measured mean and standard deviation are the true ones. `n_seeds`: present
     number of independent seeds.
     """
     if est.se is None or est.df is None:
         return None
-    per_seed = max(1.0, est.df / max(1, units - 1))
-    return power.seeds_needed(est.mean - threshold, est.se * units**0.5, df_per_seed=per_seed)
+    df_per_seed = max(1.0, est.df / max(1, n_seeds - 1))
+    sd = est.se * n_seeds**0.5
+    return power.seeds_needed(est.mean - threshold, sd, df_per_seed=df_per_seed)
 
 
-def _networks(values: st.Values) -> str:
+def _limit(values: st.Values) -> str:
     """ "for one pre-trained network" if there is one pre-training seed, otherwise ""."""
     return "for one pre-trained network" if len({k[0] for k in values}) == 1 else ""
 
 
-def _units(values: st.Values) -> int:
-    """Number of independent seeds: pre-training seeds, or transfer seeds of a single one."""
+def _independent_seeds(values: st.Values) -> int:
+    """Number of pre-training seeds; if there is only one, the number of transfer seeds."""
     pretrain, transfer = {k[0] for k in values}, {k[1] for k in values}
     return len(pretrain) if len(pretrain) > 1 else len(transfer)
 
@@ -133,7 +134,7 @@ def judge_difference(
     ratio = _cost_ratio(board, a, b)
     threshold = f"> {text.points(claim.margin, True)}"
     if claim.max_cost_ratio is not None:
-        threshold += f" at <= {claim.max_cost_ratio:g}x the cost"
+        threshold += f" at <= {claim.max_cost_ratio:g} times the cost"
         if ratio is None and ruling == "supported":
             ruling, reason = "undecided", "the cost of one method is unknown"
         elif ratio is not None and ratio > claim.max_cost_ratio:
@@ -150,7 +151,7 @@ def judge_difference(
         cost="—" if ratio is None else f"{ratio:.2f}",
         seeds_to_decide=seeds,
         p=p,
-        limit=_networks(paired),
+        limit=_limit(paired),
         difference=est,
     )
 
@@ -166,7 +167,7 @@ def _rule_on_margin(
     ruling, reason = ruling_of(est.low, est.high, margin), est.seeds
     if ruling != "undecided":
         return ruling, reason, None
-    seeds = _seeds(est, margin, _units(paired))
+    seeds = _seeds(est, margin, _independent_seeds(paired))
     reason += "; the interval contains the threshold"
     if seeds is None:
         reason += f", and more than {st.MOST_SEEDS} seeds would be needed to decide"
@@ -195,7 +196,7 @@ def judge_efficiency(
     ruling, reason = _rule_on_saving(saving, goal_log, line)
     seeds = None  # outside the curve, more seeds do not help
     if ruling == "undecided" and not (saving.at_least or saving.at_most):
-        seeds = _seeds(est, goal_log, _units(saving.log_ratios))
+        seeds = _seeds(est, goal_log, _independent_seeds(saving.log_ratios))
     return _verdict(
         claim,
         student,
@@ -203,10 +204,10 @@ def judge_efficiency(
         ruling,
         reason=reason,
         interval=text.times(est, saving.bound),
-        threshold=f">= {claim.at_least:g}x reduction of {efficiency.AXES[claim.axis]}",
+        threshold=f"reduction factor >= {claim.at_least:g} for {efficiency.AXES[claim.axis]}",
         seeds_to_decide=seeds,
         p=None if est.low is None else st.p_two_sided(est, goal_log),
-        limit=_networks(saving.log_ratios),
+        limit=_limit(saving.log_ratios),
     )
 
 
@@ -224,7 +225,7 @@ def _curve(
     lines = efficiency.lines_of(board, curve, claim.axis)
     if len(lines) < 2:
         return "", curve
-    # The method has several teachers or data fractions: the line with the row of side `a`.
+    # The method has several lines, for teachers or data fractions: take that with side `a`.
     row_a = _pick(board, student, claim.a)
     return next(((label, rows) for label, rows in lines.items() if row_a in rows), ("", []))
 
@@ -236,7 +237,7 @@ def _rule_on_saving(saving: efficiency.Saving, goal_log: float, line: str) -> tu
     """
     est = saving.estimate
     ruling = ruling_of(est.low, est.high, goal_log)
-    reason = f"{saving.bound} {math.exp(est.mean):.2g}x, from {est.seeds}".lstrip()
+    reason = f"{saving.bound} {math.exp(est.mean):.2g} times, from {est.seeds}".lstrip()
     reason = f"{line}: {reason}" if line else reason
     if saving.at_least and saving.at_most:
         return "undecided", "the score is below the curve for some seeds and above it for others"

@@ -22,9 +22,9 @@ class _Strict(BaseModel):
 
 
 class Side(_Strict):
-    """One side of a comparison: selects a row; see `pick`.
+    """One side of a comparison, which selects a row; see `pick`.
 
-    `share`: data fraction. None: any value.
+    `share`: data fraction. A field that is None matches any value.
     """
 
     method: str | Annotated[tuple[str, ...], Field(min_length=1)]

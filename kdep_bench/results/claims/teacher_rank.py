@@ -75,7 +75,10 @@ def judge_teacher_rank(
                 (rank_value, float(np.average(means, weights=compare.task_weights(columns))))
             )
     if len(points) < 2:
-        why = f"it needs {FEWEST_TEACHERS} teachers with complete results; there are {len(points)}"
+        why = (
+            f"a rank correlation needs {FEWEST_TEACHERS} teachers with complete results; there are "
+            f"{len(points)}"
+        )
         return untestable_verdict(claim, student, why, scope)
     is_lower_bound = claim.at_least is not None
     bound = claim.at_least if claim.at_least is not None else claim.at_most

@@ -1,1 +1,1 @@
-"""Records: what one transfer run leaves behind, how it is stored, and how two folders differ."""
+"""Records of transfer runs and probes: their format, files, checks and per-sample outputs."""

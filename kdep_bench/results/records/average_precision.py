@@ -1,14 +1,15 @@
 """COCO's average precision on resampled test images, and a score of detections per image.
 
-AP is no mean over images: detections of all images are ranked together. But which detections are
-true positives is decided image by image (pycocotools does that here, once per file), so a sample
-in which image n occurs w[n] times only counts its detections and its truth w[n] times. With
+AP is not a mean over images, because the detections of all images are ranked together. But the true
+positives of an image do not depend on the other images. Therefore pycocotools matches each file
+once. If a sample contains image n w[n] times, the image's detections and true boxes are counted
+w[n] times. Along the ranked list of detections,
 
-    recall = true positives / truth,   precision = true positives / (true + false positives)
+    recall = true positives / true boxes,   precision = true positives / detections.
 
-along the ranked list, the AP of a class is the mean over the 101 recalls 0, 0.01, ..., 1 of the
-largest precision at that recall or above, and AP is the mean over the classes with truth and the
-IoU thresholds (`COCOeval.accumulate`). With every image once, it is pycocotools' number.
+The AP of a class is the mean, over the 101 recalls 0, 0.01, ..., 1, of the largest precision at
+that recall or above. AP is the mean over the IoU thresholds and the classes that have true boxes
+(`COCOeval.accumulate`). If every image is counted once, the result equals that of pycocotools.
 """
 
 from __future__ import annotations
@@ -26,28 +27,29 @@ from kdep_bench.results.records.samples import Samples
 Array = NDArray[np.float64]
 
 RECALLS = np.linspace(0.0, 1.0, 101)  # COCO's, by the same expression
-#: metric -> (numbers of its IoU thresholds, most detections per image and class that it counts).
-#: mmdet's AP over all thresholds counts 100, its AP50 and AP75 count 1000 (pycocotools' summarize).
+#: metric -> (indices of its IoU thresholds, most detections that it counts per image and class).
+#: As in pycocotools' summarize, AP over all thresholds counts 100, and AP50 and AP75 count 1000.
 METRICS = {
     "bbox_mAP": (tuple(range(len(IOU_THRESHOLDS))), MAX_DETECTIONS[0]),
     "bbox_mAP_50": ((0,), MAX_DETECTIONS[-1]),
     "bbox_mAP_75": ((5,), MAX_DETECTIONS[-1]),
 }
-ELEMENTS = 2_000_000  # of the arrays [true positives, replicates] that are computed at once
-F1_IOU = 0  # number of the threshold, 0.5, of the F1 per image
+ELEMENTS = 2_000_000  # largest size of an array [true positives, replicates]
+F1_IOU = 0  # index of the IoU threshold 0.5, which the F1 per image uses
 
 
 @dataclass(frozen=True, eq=False)
 class ClassMatches:
-    """The D detections of one class, by decreasing score, and its truth.
+    """The D detections of one class, by decreasing score, and its true boxes.
 
     Attributes:
-        image: [D] image numbers.
+        image: [D] index of the image.
         score: [D].
-        rank: [D] place among the image's detections of the class, by score, from 0.
-        true: number of the IoU threshold -> [D] whether it matches a true box.
-        ignored: the same for a match with a crowd, which counts neither as true nor as false.
-        truths: [N] true boxes of each image, without crowds.
+        rank: [D] rank by score among the image's detections of the class, from 0.
+        true: index of the IoU threshold -> [D] whether the detection matches a true box.
+        ignored: index of the IoU threshold -> [D] whether the detection matches a crowd box; it is
+            then neither a true nor a false positive.
+        truths: [N] number of true boxes of each image, without crowd boxes.
     """
 
     image: NDArray[np.int64]
@@ -59,9 +61,10 @@ class ClassMatches:
 
 
 def matches(samples: Samples, metric: str) -> list[ClassMatches]:
-    """The matches of every class, by pycocotools, at the IoU thresholds of `metric` and at 0.5.
+    """The detections of every class, matched by pycocotools.
 
-    `samples`: of the scorer 'coco'; `metric`: one of METRICS.
+    The IoU thresholds are those of `metric`, one of METRICS, and 0.5. `samples`: outputs of the
+    scorer 'coco'.
     """
     thresholds = sorted({F1_IOU, *METRICS[metric][0]})
     truths = np.zeros((len(samples.classes), len(samples.images)))
@@ -77,6 +80,7 @@ def matches(samples: Samples, metric: str) -> list[ClassMatches]:
 
 
 def _joined(parts: Sequence[Any], truths: Array, thresholds: Sequence[int]) -> ClassMatches:
+    """The matches of a class from pycocotools' results of its images (`parts`)."""
     counts = [len(part["dtScores"]) for part in parts]
     score = np.concatenate([np.zeros(0), *(part["dtScores"] for part in parts)])
     order = np.argsort(-score, kind="mergesort")  # pycocotools' order of equal scores
@@ -100,10 +104,10 @@ def _joined(parts: Sequence[Any], truths: Array, thresholds: Sequence[int]) -> C
 
 
 def average_precision(per_class: Sequence[ClassMatches], metric: str, weights: Array) -> Array:
-    """[R] the metric when image n counts `weights[r, n]` times; NaN without any truth.
+    """[R] the metric if image n is counted `weights[r, n]` times; NaN without a true box.
 
     Args:
-        per_class: of `matches` for this metric.
+        per_class: result of `matches` for this metric.
         metric: one of METRICS.
         weights: [R, N] counts.
     """
@@ -116,9 +120,9 @@ def average_precision(per_class: Sequence[ClassMatches], metric: str, weights: A
 
 
 def _class_ap(matched: ClassMatches, threshold: int, limit: int, weights: Array) -> Array:
-    """[R] AP of one class at one IoU threshold; NaN where its truth is in no image of the sample.
+    """[R] AP of one class at one IoU threshold; NaN if the sample has no true box of the class.
 
-    It is enough to look at the true positives: between two of them the precision only falls.
+    Only the precision at true positives is needed: between two of them the precision falls.
     """
     from scipy import sparse
 
@@ -126,15 +130,16 @@ def _class_ap(matched: ClassMatches, threshold: int, limit: int, weights: Array)
     counted = (matched.rank < limit) & ~matched.ignored[threshold]
     image, true = matched.image[counted], matched.true[threshold][counted]
     before = np.cumsum(true) - true  # true positives ranked above each detection
-    last = int(true.sum())
+    n_true = int(true.sum())
     out = np.where(truths > 0, 0.0, np.nan)
-    if not last:
+    if not n_true:
         return out
-    image, before, true = image[before < last], before[before < last], true[before < last]
+    kept = before < n_true  # without the detections after the last true positive
+    image, before, true = image[kept], before[kept], true[kept]
     # Row p: the detections after true positive p - 1, up to and including true positive p.
     places, images = (before, image), len(matched.truths)
-    detections = sparse.csr_matrix((np.ones(len(image)), places), (last, images))
-    step = max(1, ELEMENTS // last)
+    detections = sparse.csr_matrix((np.ones(len(image)), places), (n_true, images))
+    step = max(1, ELEMENTS // n_true)
     for start in range(0, len(weights), step):
         part = slice(start, start + step)
         drawn = np.ascontiguousarray(weights[part].T)
@@ -150,10 +155,10 @@ def _class_ap(matched: ClassMatches, threshold: int, limit: int, weights: Array)
 
 
 def best_f1(per_class: Sequence[ClassMatches]) -> Array:
-    """[N] F1 = 2 TP / (detections + truth) of each image at IoU 0.5, classes together.
+    """[N] F1 = 2 TP / (detections + true boxes) of each image at IoU 0.5, over all classes.
 
-    At the score threshold that is best for that image, so it needs no common threshold and is
-    higher than the F1 of any; 0 where nothing is matched, NaN for an image without truth.
+    Each image has the score threshold with its highest F1, so the F1 at any common threshold is
+    lower or equal. It is 0 without a match, and NaN for an image without true boxes.
     """
     truths = np.sum([matched.truths for matched in per_class], 0)
     out = np.where(truths > 0, 0.0, np.nan)
@@ -166,7 +171,7 @@ def best_f1(per_class: Sequence[ClassMatches]) -> Array:
     image, score, true = image[order], score[order], true[order]
     for n in np.unique(image):
         if truths[n] > 0:
-            here = slice(*np.searchsorted(image, [n, n + 1]))
-            positives = np.arange(1, here.stop - here.start + 1)
-            out[n] = (2 * np.cumsum(true[here]) / (positives + truths[n])).max()
+            of_image = slice(*np.searchsorted(image, [n, n + 1]))
+            positives = np.arange(1, of_image.stop - of_image.start + 1)
+            out[n] = (2 * np.cumsum(true[of_image]) / (positives + truths[n])).max()
     return out

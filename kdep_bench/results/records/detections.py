@@ -10,7 +10,8 @@ import numpy as np
 
 from kdep_bench.results.records.samples import Samples
 
-# Numbers of detections per image in mmdet's CocoMetric; its AP50 and AP75 use the last.
+# Largest numbers of detections per image and class in mmdet's CocoMetric. Its AP50 and AP75 use the
+# last number.
 MAX_DETECTIONS = (100, 300, 1000)
 # Metric -> its index in COCOeval.stats.
 STATS = {"bbox_mAP": 0, "bbox_mAP_50": 1, "bbox_mAP_75": 2}
@@ -71,12 +72,12 @@ def coco_scores(samples: Samples) -> dict[str, float]:
 
 
 def evaluation(samples: Samples, thresholds: Any = IOU_THRESHOLDS, areas: int = 4) -> Any:
-    """pycocotools' COCOeval with the settings of mmdet's CocoMetric, every image matched.
+    """pycocotools' COCOeval with the settings of mmdet's CocoMetric, after `evaluate()`.
 
     Args:
-        samples: with at least one detection.
+        samples: outputs with at least one detection.
         thresholds: IoU thresholds.
-        areas: ranges of box areas to match boxes in; the first one is all areas.
+        areas: number of COCO's ranges of box areas to evaluate; the first range is all areas.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval

@@ -1,8 +1,7 @@
-"""Scores of one training that follow from its per-sample outputs: on resampled images, per image.
+"""Scores of one training from its per-sample outputs: on resampled images, and of single images.
 
-A metric over the test set is not always a mean over its images: mIoU sums areas over all images
-and AP ranks the detections of all images, so both are computed from what each image adds. A score
-of a single image is therefore another number, with a name of its own.
+Not every metric is a mean over images: mIoU sums areas over all images, and AP ranks the detections
+of all images. Therefore the score of a single image is another measure, with another name.
 """
 
 from __future__ import annotations
@@ -25,9 +24,14 @@ ROUNDED = 5e-4  # mmdet rounds AP to three digits
 
 @dataclass(frozen=True, eq=False)
 class ImageScores:
-    """`weighted`: [R, N] -> [R], the metric when image n counts `weights[r, n]` times; NaN without
-    any truth. `per_image`: [N] scores of single images, NaN where undefined. `measure`: the name of
-    these. `tolerance`: how far the recorded score may be from `weighted` at weights of 1.
+    """Scores on resampled images and of single images.
+
+    Attributes:
+        weighted: weights [R, N] -> [R], the metric if image n is counted `weights[r, n]` times; NaN
+            without ground truth.
+        per_image: [N] scores of single images; NaN if undefined.
+        measure: name of the score of a single image.
+        tolerance: largest difference between the recorded score and `weighted` for weights of 1.
     """
 
     weighted: Callable[[Array], Array]
@@ -37,7 +41,7 @@ class ImageScores:
 
 
 def image_scores(samples: Samples, metric: str) -> ImageScores | None:
-    """The scores by image; None for a metric that the outputs do not hold."""
+    """The scores; None for a metric that cannot be computed from these outputs."""
     if samples.scorer in ("accuracy", "probe") and metric == "top1":
         return _accuracy(samples)
     if samples.scorer == "iou" and metric == "mIoU":
@@ -68,7 +72,7 @@ def _iou(samples: Samples) -> ImageScores:
 
 
 def mean_iou(intersection: Array, union: Array) -> Array:
-    """[R] mean over the classes with a union of [R, C]; NaN without one."""
+    """[R] mean IoU over the classes with a union above 0, from areas [R, C]; NaN without one."""
     known = union > 0
     with np.errstate(divide="ignore", invalid="ignore"):
         iou = np.where(known, intersection / union, 0.0)

@@ -12,8 +12,8 @@ from datetime import UTC, datetime, timedelta
 from kdep_bench.results.records.record import Record
 
 LONGEST = 10 * 365 * 86400.0  # ten years in seconds: a larger time has another unit
-# Largest ratio between images seen and (seconds times images per second): a larger one means that a
-# time has another unit.
+# Largest factor between images seen and (seconds times images per second). A larger factor means
+# that a time has another unit.
 RATE_FACTOR = 20.0
 EPOCHS_TOLERANCE = 0.02  # relative: only complete batches are used
 _HASH = re.compile(r"[0-9a-f]{8,64}")

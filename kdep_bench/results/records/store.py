@@ -43,7 +43,7 @@ _PARALLEL_FROM = 4000  # records; fewer are read faster by a single process
 
 
 class Spent(NamedTuple):
-    """`record.Cost` as a tuple, which is smaller: it differs in every record."""
+    """`record.Cost` as a tuple, which needs less memory; nearly every record has other costs."""
 
     pretrain_s: float | None
     cache_s: float | None
@@ -172,7 +172,8 @@ def write(results_dir: str | Path, record: Record) -> Path:
 class _Sharer:
     """Replaces equal values by one object: 100,000 runs have few different methods and tasks.
 
-    Pickle preserves this within one message. Without it, several processes would not be faster.
+    Pickle keeps shared objects within one message. Without sharing, reading with several processes
+    would not be faster.
     """
 
     def __init__(self) -> None:

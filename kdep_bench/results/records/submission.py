@@ -1,6 +1,6 @@
 """Submissions: records of other people that are copied into a results folder after validation.
 
-They are in <table>/submissions/<name>/records, with a list of their checksums. A file that is
+They are in <results folder>/submissions/<name>/records, with a list of checksums. A file that is
 changed, added or removed later is shown as damaged. In every table their method is called
 "<method> (submitted by <name>)".
 """
@@ -65,7 +65,7 @@ def join(findings: Findings, table: Path, name: str, source: Path) -> Path:
             },
         )
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)  # an incomplete one would be shown as damaged
+        shutil.rmtree(folder, ignore_errors=True)  # an incomplete folder would be damaged
         raise
     return folder
 

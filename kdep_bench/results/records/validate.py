@@ -22,7 +22,7 @@ from kdep_bench.results.records.record import Record, load
 from kdep_bench.results.records.record_checks import faults_of
 
 SCORING = ("mmdet", "mmsegmentation", "mmpretrain", "pycocotools", "scikit-learn")
-CURVE_POINTS = 6  # two trainings do not have an equal loss curve with this many points
+CURVE_POINTS = 6  # a loss curve with this many points or more is never equal for two trainings
 
 Records = Sequence[tuple[str, Record]]  # (file inside the results folder, record)
 
@@ -62,7 +62,7 @@ def validate(folder: Path, table: Path | None = None, *, other_budgets: bool = F
         else [f"{len(records) - len(scored)} of {len(records)} records are failed or missing runs"]
     )
     if table is not None:
-        known = [(f, r) for f, r in _read(table)[0] if r.status == "ok"]
+        known = [(file, r) for file, r in _read(table)[0] if r.status == "ok"]
         if not known:
             raise KdepError(
                 f"the results folder {table} contains no record with a score",
@@ -157,7 +157,8 @@ def _budgets(records: Records) -> Iterator[str]:
     for group in _groups(trained, lambda r: (r.student.name, r.data.share)).values():
         methods = _groups(group, lambda r: r.arm.method)
         budgets = {m: {_budget(r) for _, r in runs} for m, runs in methods.items()}
-        common = max((b for bs in budgets.values() for b in bs), key=lambda b: _support(b, budgets))
+        every = (budget for of_method in budgets.values() for budget in of_method)
+        common = max(every, key=lambda budget: _support(budget, budgets))
         for method, runs in methods.items():
             if common not in budgets[method]:
                 seen, steps = _budget(runs[0][1])
@@ -172,11 +173,12 @@ def _budget(r: Record) -> tuple[int | None, int | None]:
 
 
 def _support(budget: Any, budgets: Mapping[str, set[Any]]) -> tuple[int, str]:
+    """(number of methods that have this budget, its text, which orders equal numbers)."""
     return sum(budget in seen for seen in budgets.values()), str(budget)
 
 
 def _one_meaning(records: Records) -> Iterator[str]:
-    """Faults of names with two meanings: of teachers, students, data, tasks, configs, packages."""
+    """Faults of one name with different contents: teacher, student, data, task, config, package."""
     definitions: dict[str, tuple[Callable[[Record], Any], Callable[[Record], Any]]] = {
         "checksums of the teacher {0[0]}": (
             _teacher,
@@ -243,17 +245,17 @@ def _table_faults(records: Records, known: Records, other_budgets: bool) -> Iter
         seeds[r.task.name].add(r.seed.transfer)
     configs = {(_row(r), r.task.name): r.config_hash for _, r in known}
     teachers = {_teacher(r): r.teacher.checksum for _, r in known if r.teacher}
-    # A record with the id of a known record is of the same stage, also if the hash of its config
-    # differs in settings that are not part of the id.
+    # Records with the same id are from the same stage, even if their config hashes differ: a config
+    # also has settings that are not part of the id.
     known_ids = {r.id for _, r in known}
     budgets = _groups([(f, r) for f, r in known if r.budget.images_seen], _place)
     for file, r in records:
         yield from (f"{file}: {fault}" for fault in _record_faults(r, suites, tasks, seeds))
-        there = configs.get((_row(r), r.task.name))
-        if there and there != r.config_hash and r.id not in known_ids:
+        known_hash = configs.get((_row(r), r.task.name))
+        if known_hash and known_hash != r.config_hash and r.id not in known_ids:
             yield (
                 f"{file}: the configuration of {r.arm.method[:60]} on {r.task.name[:60]} differs "
-                f"from that in the table (config_hash {r.config_hash}, in the table {there})"
+                f"from that in the table (config_hash {r.config_hash}, in the table {known_hash})"
             )
         checksum = None if _trains_teacher(r) else teachers.get(_teacher(r))
         if r.teacher and checksum and checksum != r.teacher.checksum:

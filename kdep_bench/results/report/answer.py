@@ -21,7 +21,7 @@ REFERENCES = {
     "supervised": "supervised pre-training",
     "imagenet": "published ImageNet weights",
 }
-MOST_ROWS = 4  # rows of KDEP that have sentences; further ones are only in the tables
+MOST_ROWS = 4  # rows of KDEP with sentences of their own; the others are only in the tables
 MOST_NAMES = 6  # names in the list of the best rows of a task
 
 
@@ -42,9 +42,9 @@ def sentences(
     lines = []
     for row in rows[:MOST_ROWS]:
         for name in REFERENCES:
-            pair = [d for d in table if d.row == row and d.reference.method == name]
-            lines += [_comparison(board, pair, labels)] if pair else []
-        lines += _spent(board, row, labels, summaries)
+            differences = [d for d in table if d.row == row and d.reference.method == name]
+            lines += [_comparison(board, differences, labels)] if differences else []
+        lines += _data_and_time(board, row, labels, summaries)
     if len(rows) > MOST_ROWS:
         lines.append(
             f"{len(rows) - MOST_ROWS} more rows of {compare.BASE} are in the tables below."
@@ -54,12 +54,18 @@ def sentences(
     return [*lines, _limits(board, student, table)]
 
 
-def _comparison(board: Board, pair: Sequence[Difference], labels: Mapping[RowKey, str]) -> str:
-    """One sentence on a row and a reference: over all tasks, then per task where they differ."""
-    name, reference = labels[pair[0].row], _reference_name(pair[0].reference, labels)
-    columns = compare.columns_of(board, pair[0].row.student)
-    tasks = [d for d in pair if d.column is not None and d.estimate is not None]
-    overall = next((d for d in pair if d.column is None or len(columns) == 1), None)
+def _comparison(
+    board: Board, differences: Sequence[Difference], labels: Mapping[RowKey, str]
+) -> str:
+    """One sentence on a row and a reference: over all tasks, and by task if the verdicts differ.
+
+    `differences`: those of the row from the reference, by task and over all tasks.
+    """
+    row = differences[0].row
+    name, reference = labels[row], _reference_name(differences[0].reference, labels)
+    columns = compare.columns_of(board, row.student)
+    tasks = [d for d in differences if d.column is not None and d.estimate is not None]
+    overall = next((d for d in differences if d.column is None or len(columns) == 1), None)
     if overall is None or overall.estimate is None:
         if not tasks:
             return f"{name} cannot be compared with {reference}: no common task and seeds."
@@ -67,7 +73,7 @@ def _comparison(board: Board, pair: Sequence[Difference], labels: Mapping[RowKey
         return f"{problem[0].upper()}{problem[1:]}. By task: {_by_verdict(tasks)}."
     if overall.p is None:
         mean = text.points(overall.estimate.mean, True)
-        return f"{name} minus {reference}: {mean} points, from one pair of seeds and not tested."
+        return f"{name} minus {reference}: {mean} points, from one seed pair and not tested."
     phrase = {"better": "scores higher than", "worse": "scores lower than"}
     relation = phrase.get(overall.verdict, "is not significantly different from")
     where = overall.column.task if overall.column else compare.mean_name(columns)
@@ -77,13 +83,13 @@ def _comparison(board: Board, pair: Sequence[Difference], labels: Mapping[RowKey
 
 
 def _reference_name(row: RowKey, labels: Mapping[RowKey, str]) -> str:
-    """ "supervised pre-training", with the row's label where the method has several rows."""
+    """ "supervised pre-training", with the row's label if the method has several rows."""
     name = REFERENCES[row.method]
     return name if labels[row] == row.method else f"{name} ({labels[row]})"
 
 
 def _points(estimate: Estimate) -> str:
-    """ "+5.8 points (95 % interval +4.9 to +6.6)"; the interval is left out where there is none."""
+    """ "+5.8 points (95 % interval +4.9 to +6.6)"; without an interval only "+5.8 points"."""
     mean = f"{text.points(estimate.mean, True)} points"
     if estimate.low is None or estimate.high is None:
         return mean
@@ -102,7 +108,7 @@ def _by_verdict(tasks: Sequence[Difference]) -> str:
     return "; ".join(f"{phrase} {', '.join(names)}" for phrase, names in groups.items() if names)
 
 
-def _spent(
+def _data_and_time(
     board: Board, row: RowKey, labels: Mapping[RowKey, str], summaries: Mapping[RowKey, RowSummary]
 ) -> list[str]:
     """Data and time of `row`, relative to the supervised row with the most data."""

@@ -1,4 +1,4 @@
-"""Charts below the sentences of `answer`: KDEP against each reference, on every task."""
+"""Charts below the sentences of `answer`: KDEP minus each reference, on every task."""
 
 from __future__ import annotations
 
@@ -44,5 +44,5 @@ def answer_charts(view: BoardView, student: str) -> list[Plot]:
 
 
 def _short(task: str) -> str:
-    """The name of a task or mean without what is in brackets."""
+    """The name of a task or mean without the text in brackets."""
     return text.plain(task.split(" (")[0], 40)

@@ -40,7 +40,7 @@ PAIRED = (
     "over tasks gives every task family the same weight."
 )
 
-LONG = 60  # rows; a longer difference table is split
+LONG = 60  # most rows of a difference table that is not split
 
 UNTIMED = (
     "Times are not reported, because other work ran on the same machine (runtime.timed=False in "
@@ -57,7 +57,7 @@ SAVING = (
 )
 
 
-DifferenceRow = tuple[str, str, str, compare.Difference]
+DifferenceRow = tuple[str, str, str, compare.Difference]  # student, "a - b", task, difference
 
 
 @dataclass(slots=True)
@@ -97,15 +97,15 @@ class BoardView:
         return self.colour_keys[self.colour_key(row)]
 
     def mark(self, row: RowKey, column: Column) -> str:
-        """Letters of the notes on the data of this result; "" without a note."""
+        """Letters of the notes on the data of this result, such as "a, c"; "" without a note."""
         return data_notes.mark(self.board, self.letters, row, column)
 
     def is_bold(self, row: RowKey, column: Column) -> bool:
         """Whether this result is among the best of its student."""
         return row in self.bold.get((row.student, column), set())
 
-    def won(self, row: RowKey, columns: Sequence[Column]) -> tuple[int, int]:
-        """(number of `columns` in which the row is among the best, number with any best row)."""
+    def count_best(self, row: RowKey, columns: Sequence[Column]) -> tuple[int, int]:
+        """(number of `columns` in which the row is among the best, number in which any row is)."""
         marked = [c for c in columns if self.bold.get((row.student, c))]
         return sum(self.is_bold(row, c) for c in marked), len(marked)
 
@@ -182,13 +182,20 @@ def row_name(view: BoardView, row: RowKey) -> str:
     return view.labels[row] + note
 
 
+def method_descriptions(view: BoardView) -> list[tuple[str, str]]:
+    """(method, one sentence on it) of every method that `method_inputs` describes."""
+    methods = sorted({row.method for row in view.board.rows})
+    described = [(method, view.method_inputs.get(method, {}).get("about")) for method in methods]
+    return [(method, about) for method, about in described if about]
+
+
 def untimed_note(board: Board) -> str:
     """The note that explains empty cost columns; "" if the suite reports times."""
     return UNTIMED if board.untimed else ""
 
 
 def difference_rows(view: BoardView, student: str | None = None) -> list[DifferenceRow]:
-    """(student, "a - b", task, difference) of every comparison; of a pair, the mean comes last.
+    """One row per comparison and task; the mean over tasks is the last row of a comparison.
 
     `student` None: the comparisons of all students.
     """
@@ -211,6 +218,7 @@ def _difference_rows(view: BoardView, student: str) -> list[DifferenceRow]:
 
 
 COST_HEAD = ["learning rate", "step time", "step time / kdep", "peak memory", "extra parameters"]
+COST_HEAD += ["extra forward passes per image seen", "pre-training cost", "loss terms"]
 
 
 def cost_entries(
@@ -233,6 +241,11 @@ def cost_entries(
 
 
 FAMILY_HEAD = ["labels used", "data fraction", "epochs", "methods", "inputs", "step time / kdep"]
+FAMILY_HEAD += ["largest peak memory", "extra parameters", "extra forward passes per image seen"]
+FAMILY_HEAD += [
+    f"mean difference from {reference} x100 [95 %]" for reference in families.REFERENCES
+]
+FAMILY_HEAD += ["methods left out"]
 
 
 def family_entries(
@@ -261,7 +274,7 @@ def family_entries(
 
 
 def saving_rows(view: BoardView) -> list[tuple[str, str, str, str, efficiency.Saving]]:
-    """(student, method, name of the reference row, budget, saving)."""
+    """(student, method, name of the reference row, kind of budget, saving) of every saving."""
     return [
         (student, method, view.labels[goal], efficiency.AXES[axis], saving)
         for student in view.board.students

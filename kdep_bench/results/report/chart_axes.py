@@ -10,15 +10,15 @@ from markupsafe import Markup
 from kdep_bench.results.report.svg import tag
 
 WIDTH = 440
-# Mean width of a 12 px character of a wide face (DejaVu Sans), plain and bold, in px; labels are
-# cut to what fits.
+# Mean width, in px, of a 12 px character of a wide font (DejaVu Sans), plain and bold; labels are
+# shortened to the available width.
 CHAR, BOLD = 7.0, 8.0
-# The box between the axes of a chart with two of them.
+# Edges, in px, of the area that a chart with two axes draws in.
 LEFT, RIGHT, TOP, BOTTOM = 46.0, WIDTH - 14.0, 24.0, 224.0
 
 
 def round_ticks(low: float, high: float, goal: int = 5) -> list[float]:
-    """Round numbers that cover [low, high]."""
+    """At most `goal` + 1 round numbers in [low, high], equally spaced."""
     span = high - low
     step = 10 ** math.floor(math.log10(span / goal))
     step *= next(m for m in (1, 2, 5, 10) if span / (step * m) <= goal)
@@ -34,13 +34,13 @@ def log_ticks(low: float, high: float) -> list[float]:
         for m in (1, 2, 5)
         if low * 0.999 <= m * 10.0**e <= high * 1.001
     ]
-    if len(ticks) < 3:  # less than a decade: round numbers serve
+    if len(ticks) < 3:  # the range is less than a decade
         return [t for t in round_ticks(low, high, 4) if t > 0]
     return ticks if len(ticks) <= 8 else [t for t in ticks if f"{t:e}".startswith("1.")]
 
 
 def number_text(x: float) -> str:
-    """A number beside a tick."""
+    """The text of the number at a tick."""
     if x == 0:
         return "0"
     size = abs(x)
@@ -70,7 +70,7 @@ def padded_range(values: list[float]) -> tuple[float, float]:
 
 
 def svg_chart(height: float, title: str, body: Markup, width: int = WIDTH) -> Markup:
-    """The element around a chart."""
+    """The <svg> element of a chart; `body`: its content."""
     return tag(
         "svg",
         tag("title", title),
@@ -100,7 +100,7 @@ def x_axis(
 
 
 def tick_text(text: str, x: object, y: object, anchor: str = "middle") -> Markup:
-    """Small text: numbers of an axis, and its label."""
+    """A number or the label of an axis."""
     return tag("text", text, x=x, y=y, class_="tick", text_anchor=anchor)
 
 
@@ -111,7 +111,10 @@ def frame(
     y_ticks: list[float],
     labels: tuple[str, str],
 ) -> list[object]:
-    """Grid, ticks and the labels of both axes."""
+    """Grid, ticks and labels of both axes.
+
+    `fx`, `fy`: value -> pixels. `labels`: of the x axis and of the y axis.
+    """
     parts: list[object] = []
     for t in y_ticks:
         y = pixels(fy(t))

@@ -1,8 +1,8 @@
 """Dots with intervals and lines with bands as SVG, written by hand.
 
-Colours are CSS classes (c0 ... c7), so that one drawing serves light and dark pages; `standalone`
-adds the style for a separate file, and `png` renders that file. No script, style attribute or
-external reference. The drawing fits the screen of a phone.
+Colours are CSS classes (c0 ... c7), so the same drawing works on light and dark pages. `standalone`
+adds the style for a separate file, and `png` renders that file. The drawing has no script, style
+attribute or external reference, and fits the screen of a phone.
 """
 
 from __future__ import annotations
@@ -35,13 +35,16 @@ from kdep_bench.results.report.chart_axes import (
 from kdep_bench.results.report.svg import join, tag
 
 COLOURS = 8
-# Labels wider than this are placed above their row: shortened ones might all look the same.
+# If a label is wider, in px, all labels are above their rows: shortened labels may look the same.
 _MAX_SIDE_LABEL = 200.0
 
 
 @dataclass(frozen=True, slots=True)
 class Dot:
-    """One row of a dot chart: a value, its interval, the colour class number."""
+    """One row of a dot chart: a value, its interval, and the number of its colour class.
+
+    `strong`: whether the row is bold.
+    """
 
     label: str
     value: float
@@ -53,9 +56,9 @@ class Dot:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line; `points` (x, y), `band` (x, low, high) where there is an interval.
+    """One line; `points` (x, y), and `band` (x, low, high) of the points that have an interval.
 
-    `marks`: a dot at each point. `joined`: a line through them.
+    `marks`: whether each point has a dot. `joined`: whether a line joins the points.
     """
 
     label: str
@@ -69,7 +72,7 @@ class Line:
 def dots(
     rows: Sequence[Dot], title: str, unit: str, mark: float | None = None, mark_name: str = ""
 ) -> Markup:
-    """A dot chart, one row per dot with its interval; `mark`: value of a dashed line."""
+    """A dot chart, one row per dot with its interval; `mark`: x value of a dashed vertical line."""
     widest = max(len(r.label) * (BOLD if r.strong else CHAR) for r in rows)
     labels_left = widest <= _MAX_SIDE_LABEL
     left = widest + 14 if labels_left else 8.0
@@ -85,25 +88,25 @@ def dots(
     for t in round_ticks(low, high):
         x_px = pixels(x(t))
         parts.append(tag("line", x1=x_px, x2=x_px, y1=top - 6, y2=pixels(bottom), class_="grid"))
-        where = pixels(bottom + 15)
-        parts.append(tick_text(number_text(t), x_px, where))
+        parts.append(tick_text(number_text(t), x_px, pixels(bottom + 15)))
     if mark is not None:
         x_px = pixels(x(mark))
         parts.append(tag("line", x1=x_px, x2=x_px, y1=top - 6, y2=pixels(bottom), class_="mark"))
         side = "end" if x(mark) > right - 45 else "start" if x(mark) < 45 else "middle"
         parts.append(tick_text(mark_name, x_px, 10, side))
     for i, r in enumerate(rows):
-        parts += _dot(
-            r, left if labels_left else None, top + step * (i + (0.5 if labels_left else 0.7)), x
-        )
-    end = pixels((left + right) / 2)
-    below = pixels(bottom + 31)
-    parts.append(tick_text(unit, end, below))
+        y = top + step * (i + (0.5 if labels_left else 0.7))
+        parts += _dot(r, left if labels_left else None, y, x)
+    centre = pixels((left + right) / 2)
+    parts.append(tick_text(unit, centre, pixels(bottom + 31)))
     return svg_chart(bottom + 38, title, join(parts))
 
 
 def _dot(r: Dot, left: float | None, y: float, x) -> list[object]:
-    """One row at height `y`; its label ends left of `left`, or is above it where that is None."""
+    """One row at height `y`; its label is left of `left`, or above the row if `left` is None.
+
+    `x`: value -> pixels.
+    """
     y_px = pixels(y)
     place = {"x": 8, "y": pixels(y - 10)}
     if left is not None:

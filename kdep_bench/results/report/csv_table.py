@@ -66,7 +66,10 @@ def _csv_row(
     rank: tuple[int, int] | None,
     mean_rank_and_command: tuple[float | None, str],
 ) -> list[object]:
-    """The values under CSV_HEAD of one row and task; `rank`: the (best, worst) possible rank."""
+    """The values under CSV_HEAD of one row and task.
+
+    `rank`: (rank_best, rank_worst). `mean_rank_and_command`: the last two values.
+    """
     summary, result = view.summaries[row], view.board.result(row, c)
     method, est, align = summary.method, result.estimate, summary.align
     values: list[object] = [view.board.suite, row.student, view.labels[row], row.method]
@@ -87,13 +90,15 @@ def _csv_row(
     return [*values, *mean_rank_and_command]
 
 
-# Further columns, in suites whose records have these values; see `families.shown`.
+# Extra columns in suites whose records have these values; see `families.shown`.
 CSV_COSTS = [
     "method_family",
     "step_s",
     "step_time_over_kdep",
     "peak_memory_bytes",
     "extra_parameters",
+    "extra_forwards",
+    "learning_rate",
 ]
 
 

@@ -13,8 +13,8 @@ from kdep_bench.errors import KdepError
 from kdep_bench.files import read_json, write_atomic, write_json
 
 NAME = "data_card.json"
-NOTE = "data: "  # notes of a record that begin with this are on the data of its task
-MAX_CLASS_ROWS = 100  # rows of a table of classes; further classes are only counted
+NOTE = "data: "  # prefix of a record's notes on the data of its task
+MAX_CLASS_ROWS = 100  # most rows of a table of classes; the number of other classes is stated
 PARTS = {"pool": "Pool", "classify": "Class folders", "detect": "Boxes", "segment": "Masks"}
 # Count of a split -> heading of its column.
 _HEADINGS = {
@@ -116,7 +116,7 @@ def heading(card: Card) -> str:
 
 
 def tables(card: Card) -> list[Table]:
-    """The tables of the card: for each part of the data, one of splits and one of classes."""
+    """The tables of the card: for each part of the data, a table of splits and one of classes."""
     card_tables: list[Table] = []
     parts = card["parts"]
     if not parts:
@@ -191,9 +191,10 @@ def _classes(
 
 
 def _value(value: Any) -> str:
+    """The text of a count, of counts by name, or of [smallest, largest]."""
     if isinstance(value, Mapping):
         return ", ".join(f"{v:,} {k}" for k, v in value.items()) or "-"
-    if isinstance(value, list):  # [smallest, largest]
+    if isinstance(value, list):
         low, high = value
         return f"{low:,}" if low == high else f"{low:,} to {high:,}"
     return f"{value:,}"

@@ -1,7 +1,7 @@
 """Notes on the data of a task, such as images that are in two splits.
 
-Each different note has a letter, which follows every score to which the note applies. The notes are
-those of the records that begin with `NOTE`.
+The notes of a record that begin with `NOTE` are notes on the data. Each of them has a letter, which
+is shown after every score that the note applies to.
 """
 
 from __future__ import annotations

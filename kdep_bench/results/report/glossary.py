@@ -119,8 +119,9 @@ TERMS = (
     ),
     Term(
         "peak memory",
-        "Largest memory of the process in pre-training or transfer, whichever is larger; the "
-        "lowest value of all runs. Largest peak memory: the largest of the methods of a family.",
+        "Of a run: the larger of the memory peaks of its pre-training and its transfer. Of a "
+        "method: the lowest peak of its runs. Largest peak memory: the largest of the methods of a "
+        "family.",
         ("peak memory", "largest peak memory", "peak_memory_bytes"),
     ),
     Term(
@@ -139,7 +140,7 @@ TERMS = (
         "loss weight, loss terms",
         "KDEP's loss weight is set automatically: 20 / (mean square of the target). Loss terms: if "
         "a loss has several terms, the mean percentage of the total loss magnitude that each "
-        "contributes. The text above the table explains their names.",
+        "contributes. The text above the table explains the names of the terms.",
         ("loss terms",),
     ),
     Term(
@@ -296,16 +297,17 @@ TERMS = (
         "The difference of two methods with an interval over seeds and test images: the images are "
         "drawn with replacement 1000 times, the same draw for both methods, and the metric is "
         "computed for each draw (AP: COCO's 101 recalls over all detections of the drawn images). "
-        "It needs the per-sample outputs of every run; earlier records have none. Covers: seeds "
-        "and images that the interval speaks for.",
+        "It needs the per-sample outputs of every run; earlier records have none. Covers: the "
+        "numbers of seeds and test images whose variation the interval includes.",
         ("covers",),
     ),
     Term(
         "images on which two methods differ",
-        "Test images with the largest differences of their own score, a mean over trainings. "
-        "Classification: right or wrong. Segmentation: mIoU of the image, over its classes. "
-        "Detection: best F1 of the image at IoU 0.5, 2 true positives / (detections + true boxes), "
-        "at the score threshold that is best for that image. Gains: the first method is better.",
+        "Test images whose scores differ most between the two methods. The score of an image is a "
+        "mean over the trainings of a method. Classification: fraction of trainings that are "
+        "right. Segmentation: mIoU over the classes of the image. Detection: F1 of the image at "
+        "IoU 0.5, 2 true positives / (detections + true boxes), at the score threshold that is "
+        "best for that image. Gains: the first method is better.",
         ("images: better / equal / worse", "score of an image", "largest gains", "largest losses"),
     ),
     Term(
@@ -347,9 +349,10 @@ TERMS = (
     Term(
         "claim, verdict",
         "A claim is a statement that the suite tests, with a threshold for the measured value. "
-        "Supported: the whole interval meets the threshold. Refuted: no part of it does. Both must "
-        "hold after Holm's correction for all claims of the suite, and no task family may have the "
-        "opposite result. Undecided: otherwise. 'for one pre-trained network': there is one "
+        "Supported: the whole interval meets the threshold. Refuted: no part of the interval meets "
+        "it. Both must hold after Holm's correction for all claims of the suite, and no task "
+        "family may have the opposite result. Undecided: otherwise. 'for one pre-trained network': "
+        "there is one "
         "pre-training seed, and another network may give another result. 'not testable here': the "
         "records of a method are missing. Basis: the seeds and the reason of the verdict.",
         ("claim", "verdict", "threshold", "basis"),
@@ -383,7 +386,7 @@ TERMS = (
     ),
 )
 
-# Units and qualifiers of a heading; of probes also the direction and what was measured.
+# Units and qualifiers of a heading; in the headings of probes also the direction and the variant.
 _UNIT = re.compile(
     r"\s*(\[95.%\]|\(power 0\.8\)|x100|, approx\.|[↑↓]|\((top1|mIoU|bbox_mAP_50)\)"
     r"|(?<=^top1), .*|(?<=^recall) at \d+.*| before activation)"
@@ -401,7 +404,7 @@ def _by_heading() -> dict[str, Term]:
 
 
 def plain_heading(heading: str) -> str:
-    """A column heading less its units and qualifiers."""
+    """A column heading without its units and qualifiers."""
     return _UNIT.sub("", heading).strip()
 
 

@@ -41,7 +41,7 @@ def notes(view: BoardView) -> list[str]:
     left_out = view.image_left_out
     if not left_out:
         return [NOTE]
-    reasons = "; ".join(f"{count}: {reason}" for reason, count in sorted(left_out.items()))
+    reasons = "; ".join(f"{count} because {reason}" for reason, count in sorted(left_out.items()))
     total = sum(left_out.values()) + len(view.image_differences)
     return [NOTE, f"Not in the table, of {total} compared pairs of methods and tasks: {reasons}."]
 
@@ -87,7 +87,7 @@ def page_section(view: BoardView) -> Section | None:
 
 
 def _shown_pairs(view: BoardView) -> tuple[list[ImagePair], str]:
-    """(those shown, kdep's first; "" or a sentence on the others)."""
+    """(the pairs that are shown, those of kdep first; a sentence on the others, or "")."""
     pairs = sorted(view.image_pairs, key=lambda p: p.row.method != compare.BASE)
     if len(pairs) <= board_rows.LONG:
         return pairs, ""
@@ -117,7 +117,7 @@ def _pair_texts(pair: ImagePair) -> list[str]:
 
 
 def pairs_markdown(view: BoardView) -> tuple[list[list[str]], str]:
-    """(rows of the table in leaderboard.md, "" or a sentence on those that are not in it)."""
+    """(rows of the table in leaderboard.md, a sentence on the pairs that are not in it, or "")."""
     pairs, rest = _shown_pairs(view)
     rows = [[text.md(t, 600) for t in (*_labels(view, pair), *_pair_texts(pair))] for pair in pairs]
     return rows, rest

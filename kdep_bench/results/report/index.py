@@ -18,7 +18,7 @@ from kdep_bench.results.board import compare
 from kdep_bench.results.claims.verdict import headlines
 from kdep_bench.results.report import board_rows, markdown
 from kdep_bench.results.report.board_rows import BoardView
-from kdep_bench.results.report.page.entries import Entry, number_entry, sort_value
+from kdep_bench.results.report.page.entries import Entry, number_entry, score_css, sort_value
 from kdep_bench.results.report.page.rendering import document
 from kdep_bench.results.report.page.tables import Heading, Table, TableRow
 from kdep_bench.results.report.report import view_of
@@ -64,10 +64,13 @@ def suites(root: Path, configs: Path) -> list[PublishedSuite]:
             expected="a folder that contains the results folders of suites",
             fix="give that folder, such as results/",
         )
-    return [PublishedSuite(p.name, question(configs / f"{p.name}.py"), view_of(p)) for p in folders]
+    return [
+        PublishedSuite(p.name, docstring_line(configs / f"{p.name}.py"), view_of(p))
+        for p in folders
+    ]
 
 
-def question(config: Path) -> str:
+def docstring_line(config: Path) -> str:
     """The first line of a config's docstring, or ""; the config is not executed."""
     try:
         docstring = ast.get_docstring(ast.parse(config.read_text(encoding="utf-8"))) or ""
@@ -77,7 +80,7 @@ def question(config: Path) -> str:
 
 
 def documents(root: Path) -> dict[str, str]:
-    """Path inside `root` -> title, of the other reports there."""
+    """Path inside `root` -> title, for the Markdown reports that do not belong to a suite."""
     files = [*root.glob("*.md"), *root.glob("benchmark/*.md")]
     titles = {}
     for path in sorted(files):
@@ -135,7 +138,7 @@ def _score_rows(suite: PublishedSuite) -> list[TableRow]:
                 continue
             result = board.result(row, column)
             estimate = result.estimate
-            css = "n best" if view.is_bold(row, column) else "n" if result.values else "n hole"
+            css = score_css(view, row, column)
             shown = text.score(result)
             if compare.below(board, row, column):
                 shown += board_rows.BELOW

@@ -36,11 +36,11 @@ from kdep_bench.results.report.board_rows import (
     family_entries,
     fraction_text,
     labels_text,
+    method_descriptions,
     row_name,
     saving_rows,
     untimed_note,
 )
-from kdep_bench.results.report.csv_table import CSV_COSTS
 
 _LEGEND = (
     "Scores are x100: mean ± standard deviation over seeds (number of seeds). A point is a "
@@ -91,14 +91,14 @@ def _summary(view: BoardView) -> list[str]:
         rows = sorted(view.board.rows_of(student), key=lambda a: (ranks.get(a, 1e9), a.order()))
         for row in rows:
             summary = view.summaries[row]
-            won, marked = view.won(row, columns)
+            n_best, n_marked = view.count_best(row, columns)
             rank = f"{ranks[row]:.2f}" if row in ranks else "incomplete"
             table.append(
                 [
                     text.md(student),
                     text.md(row_name(view, row)),
                     rank,
-                    f"{won} of {marked}" if marked else "—",
+                    f"{n_best} of {n_marked}" if n_marked else "—",
                     labels_text(summary),
                     fraction_text(view, row),
                     text.count(summary.images_seen),
@@ -107,7 +107,13 @@ def _summary(view: BoardView) -> list[str]:
                     text.ratio(summary.coverage),
                 ]
             )
-    return [*lines, *md_table(SUMMARY_HEAD, table, 2), ""]
+    lines += [*md_table(SUMMARY_HEAD, table, 2), ""]
+    descriptions = method_descriptions(view)
+    if descriptions:
+        lines += ["### Methods", ""]
+        lines += [f"- {text.md(name)}: {text.md(about, 300)}" for name, about in descriptions]
+        lines.append("")
+    return lines
 
 
 ROW_END = ["labels used", "data fraction", "images seen", "pre-training cost", "weights loaded"]
@@ -182,21 +188,15 @@ def _image_differences(view: BoardView) -> list[str]:
 
 def _difference_table(differences: Iterable[tuple[str, str, str, compare.Difference]]) -> list[str]:
     rows = []
-    for student, label, task, d in differences:
+    for student, comparison, task, d in differences:
         seeds = d.estimate.seeds if d.estimate else "—"
-        entries = [text.md(student), text.md(label), text.md(task), text.gap(d.estimate)]
+        entries = [text.md(student), text.md(comparison), text.md(task), text.gap(d.estimate)]
         rows.append([*entries, str(d.pairs), seeds, text.p_value(d.adjusted), d.verdict])
     return md_table(DIFFERENCE_HEAD, rows, 3)
 
 
 DIFFERENCE_HEAD = ["student", "comparison", "task", "mean difference x100 [95 %]", "seed pairs"]
 DIFFERENCE_HEAD += ["independent seeds", "p (Holm)", "result"]
-COST_HEAD += ["extra forward passes per image seen", "pre-training cost", "loss terms"]
-FAMILY_HEAD += ["largest peak memory", "extra parameters", "extra forward passes per image seen"]
-FAMILY_HEAD += [
-    f"mean difference from {reference} x100 [95 %]" for reference in families.REFERENCES
-]
-FAMILY_HEAD += ["methods left out"]
 
 
 def _cost_table(view: BoardView) -> list[str]:
@@ -208,8 +208,10 @@ def _cost_table(view: BoardView) -> list[str]:
         row.append(text.md(cost.summary.method.family or "—"))
         rows.append([*row, *(shown for shown, _ in cost_entries(cost, text.md))])
     head = ["student", "method", "method family", *COST_HEAD]
-    notes = [families.COSTS, "", families.LOSS_TERMS]
-    return ["## Cost of each method", "", *notes, "", *md_table(head, rows, 3), ""]
+    notes = [families.COSTS, ""]
+    if loss_terms := families.loss_terms_note(view.summaries.values()):
+        notes += [text.md(loss_terms, 2000), ""]
+    return ["## Cost of each method", "", *notes, *md_table(head, rows, 3), ""]
 
 
 def _transfer_table(view: BoardView) -> list[str]:
@@ -295,7 +297,7 @@ NOISE = (
     "detectable difference: the smallest true difference between two methods that a paired t test "
     "at 5 % would find with probability 0.8 (its power), with the stated number of independent "
     "seeds per method. It is computed from paired differences, without methods that are "
-    "significantly noisier, and is no fixed multiple of the standard deviation."
+    "significantly noisier, so its ratio to the standard deviation differs between tasks."
 )
 ALIGNMENT_HEAD = ["student", "method", "teacher", "explained variance ratio", "std ratio: raw"]
 ALIGNMENT_HEAD += ["std ratio: aligned", "std ratio: transformed"]
@@ -445,6 +447,3 @@ def markdown(view: BoardView) -> str:
     lines += _diagnostics(view) + _probes(view) + _reported(view)
     lines += _failures(view) + _environment(view) + _reproduce(view)
     return "\n".join(lines).rstrip() + "\n"
-
-
-CSV_COSTS += ["extra_forwards", "learning_rate"]

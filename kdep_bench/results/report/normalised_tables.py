@@ -31,7 +31,8 @@ def note(view: BoardView) -> str:
     return NOTE.format(reference=", ".join(view.labels[r] for r in rows if r))
 
 
-def _left_out(n: Normalised) -> str:
+def _left_out_text(n: Normalised) -> str:
+    """The lowest and the highest normalised mean with one task left out, as text."""
     (low, without_low), (high, without_high) = n.low, n.high
     if f"{low:.2f}" == f"{high:.2f}":
         return f"{low:.2f}"
@@ -46,7 +47,7 @@ def markdown_rows(view: BoardView) -> list[list[str]]:
             text.md(board_rows.row_name(view, n.row)),
             text.points(n.raw),
             f"{n.mean:.2f}",
-            text.md(_left_out(n)),
+            text.md(_left_out_text(n)),
         ]
         for student, table in _tables(view)
         for n in table
@@ -63,7 +64,7 @@ def page_section(view: BoardView) -> Section | None:
                 name_entry(board_rows.row_name(view, n.row)),
                 number_entry(text.points(n.raw), n.raw),
                 number_entry(f"{n.mean:.2f}", n.mean),
-                number_entry(text.plain(_left_out(n)), n.low[0], "n"),
+                number_entry(text.plain(_left_out_text(n)), n.low[0], "n"),
             ]
             rows.append((student, entries))
     if not rows:

@@ -22,7 +22,7 @@
     const rows = [...body.rows].filter((r) => !r.classList.contains("chance"));
     rows.sort((p, q) => {
       const a = key(p, i), b = key(q, i);
-      // An empty cell stays last whichever way the column is sorted.
+      // Empty cells are last in both directions.
       return a === null || b === null ? compare(a, b) : up ? compare(a, b) : compare(b, a);
     });
     body.append(...rows, ...fixed);
@@ -127,24 +127,24 @@
   paint();
   const word = document.getElementById("filter");
   const student = document.getElementById("student");
-  const said = document.getElementById("shown");
+  const count = document.getElementById("shown");
   const filter = () => {
     const words = word.value.toLowerCase().split(/\s+/).filter(Boolean);
-    const one = student ? student.value : "";
+    const chosen = student ? student.value : "";
     let shown = 0, all = 0;
     for (const row of document.querySelectorAll("table.sortable tbody tr")) {
       if (row.classList.contains("chance")) continue;
       all += 1;
       const line = row.textContent.toLowerCase();
       const fits = words.every((w) => line.includes(w)) &&
-        (!one || row.dataset.student === undefined || row.dataset.student === one);
+        (!chosen || row.dataset.student === undefined || row.dataset.student === chosen);
       row.hidden = !fits;
       shown += fits;
     }
     for (const figure of document.querySelectorAll("figure[data-student]")) {
-      figure.hidden = Boolean(one) && figure.dataset.student !== one;
+      figure.hidden = Boolean(chosen) && figure.dataset.student !== chosen;
     }
-    said.textContent = shown === all ? `${all} rows` : `${shown} of ${all} rows`;
+    count.textContent = shown === all ? `${all} rows` : `${shown} of ${all} rows`;
   };
   word.addEventListener("input", filter);
   if (student) student.addEventListener("change", filter);

@@ -1,7 +1,7 @@
 """Charts of score against cost, one point per row, with the Pareto front.
 
-The front holds the rows that no other row beats at the same or a lower cost. It is one of point
-estimates: neighbours on it need not differ significantly.
+A row is on the front if no row with the same or a lower cost has a higher mean score. The scores of
+two rows on the front may not differ significantly.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from kdep_bench.results.report.plots import Plot
 from kdep_bench.results.report.svg import join, tag
 from kdep_bench.results.statistics import intervals as st
 
-LEAST_ROWS = 3
-MOST_NAMED = 10
-AXES: tuple[Axis, ...] = ("seconds", "flops")  # the first that is known
+LEAST_ROWS = 3  # with fewer rows there is no chart
+MOST_NAMED = 10  # rows of the front that are named below the chart
+AXES: tuple[Axis, ...] = ("seconds", "flops")  # kinds of cost; the first with known values is drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def scatter(marks: Sequence[Mark], title: str, xlabel: str, ylabel: str) -> Mark
     if len(best) > 1:
         path = "M" + "L".join(f"{pixels(fx(m.x))} {pixels(fy(m.y))}" for m in best)
         parts.append(tag("path", d=path, class_="line c2 d2"))
-    for m in sorted(marks, key=lambda m: m in best):  # those of the front on top
+    for m in sorted(marks, key=lambda m: m in best):  # the front is drawn last, so it is on top
         place = {"cx": pixels(fx(m.x)), "cy": pixels(fy(m.y))}
         radius = 5 if m in best else 3.5
         parts.append(tag("circle", r=radius, class_=f"dot c{m.colour}", **place))
@@ -77,7 +77,7 @@ def scatter(marks: Sequence[Mark], title: str, xlabel: str, ylabel: str) -> Mark
 
 
 def draw(view: BoardView) -> list[Plot]:
-    """Score against pre-training cost for each student; against the size of several students."""
+    """Charts of score against pre-training cost, and against the size of several students."""
     plots = []
     for index, student in enumerate(view.board.students):
         plots += _cost_plot(view, student, index)
@@ -116,7 +116,7 @@ def _cost_plot(view: BoardView, student: str, index: int) -> list[Plot]:
 
 
 def _size_plots(view: BoardView) -> list[Plot]:
-    """Score against parameters and FLOPs of the students, where all have the same tasks."""
+    """Charts of score against parameters and FLOPs of the students, if all have the same tasks."""
     board = view.board
     tasks = {tuple(compare.columns_of(board, s)) for s in board.students}
     if len(board.students) < 2 or len(tasks) != 1:

@@ -19,15 +19,21 @@ from kdep_bench.results.report.board_rows import BoardView, column_names, differ
 from kdep_bench.results.report.charts import COLOURS, Dot, Line, dots, lines
 from kdep_bench.results.statistics import intervals as st
 
-MOST_LINES = 8
-MOST_DOTS = 40
-MOST_PAIRS = 24
-MOST_POINTS = 240
+MOST_LINES = 8  # lines of a chart
+MOST_DOTS = 40  # rows of a dot chart
+MOST_PAIRS = 24  # charts of differences; with more pairs, one chart per reference
+MOST_POINTS = 240  # points of a line
+MOST_TRAINING_CHARTS = 60
+MOST_CLASSES = 60  # columns of a per-class table
 
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A chart, the group and file it belongs to, and its caption."""
+    """A chart with its caption.
+
+    `name`: name of its files without suffix. `group`: the section of the page. `family` and
+    `student`: the task family and the student that it shows; "" if it shows several.
+    """
 
     name: str
     group: str
@@ -48,13 +54,13 @@ def draw(view: BoardView, full: Sequence[Record]) -> list[Plot]:
     return all_plots + _training(view, full)
 
 
-def _owner(view: BoardView, student: str) -> str:
-    """The student's name in a caption, where there is more than one."""
+def _student_text(view: BoardView, student: str) -> str:
+    """The student's name for a caption; "" if there is only one student."""
     return f" · {text.plain(student, 40)}" if len(view.board.students) > 1 else ""
 
 
-def _cut(rows: Sequence[Dot]) -> str:
-    """End of the caption of a chart that cannot show all its rows."""
+def _limit_text(rows: Sequence[Dot]) -> str:
+    """End of the caption of a chart that cannot show all its rows; otherwise ""."""
     return f" · the first {MOST_DOTS} of {len(rows)}" if len(rows) > MOST_DOTS else ""
 
 
@@ -76,7 +82,7 @@ def _scores(view: BoardView, student: str, index: int) -> list[Plot]:
             continue
         chance = view.board.chance[c]
         mark = None if chance is None else 100 * chance
-        caption = text.plain(names[c], 60) + _owner(view, student) + _cut(rows)
+        caption = text.plain(names[c], 60) + _student_text(view, student) + _limit_text(rows)
         title = f"{caption}: mean and 95 % interval of each method"
         svg = dots(rows[:MOST_DOTS], title, "x100, mean and 95 % interval", mark, "chance")
         charts.append(Plot(f"scores-{index}-{j}", "scores", c.family, student, caption, svg))
@@ -84,31 +90,34 @@ def _scores(view: BoardView, student: str, index: int) -> list[Plot]:
 
 
 def _differences(view: BoardView, student: str, index: int) -> list[Plot]:
-    """One chart per pair of rows, over its tasks; of many pairs one per reference, of the means."""
-    columns = len(compare.columns_of(view.board, student))
+    """One chart per pair of rows, with a row per task.
+
+    If there are more than MOST_PAIRS pairs: one chart per reference, with the means over tasks.
+    """
+    n_tasks = len(compare.columns_of(view.board, student))
     pairs: dict[tuple[RowKey, RowKey], list[Dot]] = defaultdict(list)
     over_all: dict[str, list[Dot]] = defaultdict(list)
     for _, _, task, d in difference_rows(view, student):
         e = d.estimate
         if e is None or e.low is None or e.high is None:
             continue
-        place = 100 * e.mean, 100 * e.low, 100 * e.high, view.colour(d.row), d.significant
-        pairs[d.row, d.reference].append(Dot(text.plain(task, 60), *place))
-        if d.tasks == columns:
+        values = 100 * e.mean, 100 * e.low, 100 * e.high, view.colour(d.row), d.significant
+        pairs[d.row, d.reference].append(Dot(text.plain(task, 60), *values))
+        if d.tasks == n_tasks:
             row = text.plain(view.labels[d.row], 50)
-            over_all[d.reference.method].append(Dot(row, *place))
+            over_all[d.reference.method].append(Dot(row, *values))
     labels = view.labels
     charts = {f"{labels[a]} - {labels[b]}": rows for (a, b), rows in pairs.items()}
     if len(charts) > MOST_PAIRS:
         charts = {
-            f"every method - {reference}, mean of {columns} tasks": sorted(
+            f"every method - {reference}, mean of {n_tasks} tasks": sorted(
                 rows, key=lambda r: (-r.value, r.label)
             )
             for reference, rows in over_all.items()
         }
     drawn = []
     for j, (name, rows) in enumerate(charts.items()):
-        caption = text.plain(name, 105) + _owner(view, student) + _cut(rows)
+        caption = text.plain(name, 105) + _student_text(view, student) + _limit_text(rows)
         svg = dots(
             rows[:MOST_DOTS],
             f"{caption}: paired differences with 95 % interval",
@@ -121,21 +130,19 @@ def _differences(view: BoardView, student: str, index: int) -> list[Plot]:
 
 
 def _claims(view: BoardView, student: str, index: int) -> list[Plot]:
-    """One chart of all measured differences that claims are about, in the order of the claims.
-
-    A suite whose claims compare each method with the one before it shows its sequence here.
-    """
+    """One chart with the measured differences of all claims, in the order of the claims."""
     rows = []
     for verdict in headlines(view.verdicts):
         e = verdict.difference
         if verdict.student != student or e is None or e.low is None or e.high is None:
             continue
-        place = 100 * e.mean, 100 * e.low, 100 * e.high
-        decided = verdict.verdict in ("supported", "refuted")
-        rows.append(Dot(text.plain(verdict.title, 70), *place, row_colours.FIXED["kdep"], decided))
+        values = 100 * e.mean, 100 * e.low, 100 * e.high
+        is_decided = verdict.verdict in ("supported", "refuted")
+        colour = row_colours.FIXED["kdep"]
+        rows.append(Dot(text.plain(verdict.title, 70), *values, colour, is_decided))
     if len(rows) < 2:
         return []
-    caption = f"claims{_owner(view, student)}{_cut(rows)}"
+    caption = f"claims{_student_text(view, student)}{_limit_text(rows)}"
     svg = dots(
         rows[:MOST_DOTS],
         f"{caption}: measured difference with 95 % interval; bold where supported or refuted",
@@ -174,7 +181,7 @@ def _efficiency(view: BoardView, student: str, index: int) -> list[Plot]:
             if len({*methods.values()}) < len(methods):
                 line_colour = _line_colours(shown, methods, colour)
             drawn = [_line(n, [points[a] for a in chart_lines[n]], line_colour[n]) for n in shown]
-            caption = f"Score against {label}{teacher}{_owner(view, student)}"
+            caption = f"Score against {label}{teacher}{_student_text(view, student)}"
             if len(chart_lines) > MOST_LINES:
                 caption += f" ({MOST_LINES} of {len(chart_lines)} lines)"
             unit = f"{label}{', s' if axis == 'seconds' else ''}, log scale"
@@ -209,14 +216,15 @@ def _line(label: str, points: list[tuple[float, st.Estimate]], colour: int) -> L
     return Line(name, [(x, 100 * e.mean) for x, e in points], colour, band, marks=True)
 
 
-# kdep_bench/transfer/classification.py: validation scores that select a probe's regularisation.
-_X = {"val": "log10 of C, or cross-validation fold"}
+# Curve -> label of its x axis. "val": the validation scores by which
+# kdep_bench/transfer/classification.py selects the regularisation C of a linear probe.
+_X_LABELS = {"val": "log10 of C, or cross-validation fold"}
 
 
 def _training(view: BoardView, full: Sequence[Record]) -> list[Plot]:
-    """Curves of the mean over seeds, with a band from smallest to largest.
+    """Curves of the mean over seeds, with a band from the smallest to the largest value.
 
-    Pre-training curves are drawn once, not per task.
+    A pre-training has one chart for all tasks.
     """
     groups: dict[tuple[str, str, str], dict[str, list[Record]]] = defaultdict(dict)
     labels = {}
@@ -230,7 +238,8 @@ def _training(view: BoardView, full: Sequence[Record]) -> list[Plot]:
             rows.setdefault(label, []).append(r)
     by_method = {a.method: view.colour(a) for a in view.board.rows}
     charts = []
-    for j, ((student, task, name), rows) in enumerate(sorted(groups.items())[:60]):
+    shown_groups = sorted(groups.items())[:MOST_TRAINING_CHARTS]
+    for j, ((student, task, name), rows) in enumerate(shown_groups):
         drawn = []
         shown = _references_first(sorted(rows), labels)[:MOST_LINES]
         colour = _line_colours(shown, labels, by_method)
@@ -247,37 +256,38 @@ def _training(view: BoardView, full: Sequence[Record]) -> list[Plot]:
                 )
         if not drawn:
             continue
-        caption = f"{text.plain(task, 40)}: {text.plain(name, 40)}{_owner(view, student)}"
+        caption = f"{text.plain(task, 40)}: {text.plain(name, 40)}{_student_text(view, student)}"
         if len(rows) > MOST_LINES:
             caption += f" ({MOST_LINES} of {len(rows)} lines)"
         ylabel = text.plain(name, 30)
         if task == "pre-training" and len(drawn) > 1:
             ylabel += " (losses differ by method: not comparable)"
-        svg = lines(drawn, caption, "step" if "loss" in name else _X.get(name, "x"), ylabel)
+        xlabel = "step" if "loss" in name else _X_LABELS.get(name, "x")
+        svg = lines(drawn, caption, xlabel, ylabel)
         charts.append(Plot(f"training-{j}", "training", "", student, caption, svg))
     return charts
 
 
 def _references_first(lines_of_chart: list[str], methods: dict[str, str]) -> list[str]:
-    """KDEP and the references first, in a chart that may not show all."""
+    """The lines with KDEP and the references first; a chart may not show all lines."""
     return sorted(lines_of_chart, key=lambda name: methods[name] not in row_colours.FIXED)
 
 
 def _line_colours(
     shown: list[str], methods: dict[str, str], by_method: dict[str, int]
 ) -> dict[str, int]:
-    """Line -> colour class (and dashes): that of its method, or a free one if it is taken."""
+    """Line -> colour class (and dashes): that of its method, or an unused one if it is in use."""
     colour: dict[str, int] = {}
     for label in shown:
-        wish = by_method.get(methods[label], COLOURS - 1)
-        taken = set(colour.values())
-        free = [c for c in range(COLOURS - 1, -1, -1) if c not in taken]
-        colour[label] = wish if wish not in taken or not free else free[0]
+        preferred = by_method.get(methods[label], COLOURS - 1)
+        used = set(colour.values())
+        unused = [c for c in range(COLOURS - 1, -1, -1) if c not in used]
+        colour[label] = unused[0] if preferred in used and unused else preferred
     return colour
 
 
 def _mean_curve(curves: list[list[list[float]]]) -> list[tuple[float, float, float, float]]:
-    """(x, mean, smallest, largest) over seeds; the first seed alone where their x differ."""
+    """(x, mean, smallest, largest) over the seeds that have the same x as the first seed."""
     curves = [c for c in curves if c]
     if not curves:
         return []
@@ -293,7 +303,7 @@ def _mean_curve(curves: list[list[list[float]]]) -> list[tuple[float, float, flo
 def per_class(
     view: BoardView, full: Sequence[Record]
 ) -> list[tuple[str, list[str], list[tuple[RowKey, list[float | None]]]]]:
-    """(task, classes, rows of means over seeds) of every task with per-class scores."""
+    """(task, classes, [(row, mean over seeds of each class)]) of every task with such scores."""
     by_id = {r.id: r for r in full}
     tables = []
     for c, name in column_names(view.board.columns).items():
@@ -309,7 +319,7 @@ def per_class(
             if scores:
                 classes.update(dict.fromkeys(sorted(scores)))
                 rows.append((row, scores))
-        shown = list(classes)[:60]
+        shown = list(classes)[:MOST_CLASSES]
         table = [(a, [_average(s.get(k)) for k in shown]) for a, s in rows]
         if table:
             tables.append((text.plain(name, 80), shown, table))

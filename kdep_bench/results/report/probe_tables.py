@@ -30,7 +30,10 @@ ARROW = {"larger": " ↑", "smaller": " ↓", "": ""}
 
 
 class ProbeColumn(NamedTuple):
-    """One number of a probe."""
+    """One value that a probe measures.
+
+    `better`: "larger", "smaller" or "". `percent`: whether the value is shown x100.
+    """
 
     name: str
     better: str
@@ -65,7 +68,7 @@ class ProbeRow:
         return statistics.fmean(values.values()) if values else None
 
     def score_text(self, column: ProbeColumn) -> str:
-        """'mean ± standard deviation (seeds)', and the numbers of failed and missing seeds."""
+        """'mean ± standard deviation (n seeds)', and the numbers of failed and missing seeds."""
         parts, values = [], list(self.values.get(column, {}).values())
         if values:
             spread = f" ± {column.shown(statistics.stdev(values))}" if len(values) > 1 else ""
@@ -78,7 +81,7 @@ class ProbeRow:
 
 @dataclass
 class ProbeTable:
-    """One probe on one data set: rows with the best mean of the first column first."""
+    """One probe on one data set; the rows are sorted by the first column, best mean first."""
 
     probe: str
     title: str
@@ -108,8 +111,8 @@ def make_section(records: Sequence[ProbeRecord], damaged: Sequence[str]) -> Prob
         groups[r.probe, r.folder, r.data.name, r.data.fingerprint, r.config_hash].append(r)
     tables = []
     for key, group in sorted(groups.items()):
-        like = [k for k in groups if k[0] == key[0]]
-        tables.append(_table(key, group, len(like) > 1, remarks))
+        same_probe = [k for k in groups if k[0] == key[0]]
+        tables.append(_table(key, group, len(same_probe) > 1, remarks))
     remarks += [
         f"probe {r.probe} of {_row(r).method}, seed {r.seed}: {r.error}"
         for r in sorted(records, key=lambda r: r.id)
@@ -124,11 +127,15 @@ def _row(r: ProbeRecord) -> RowKey:
 
 
 def _table(
-    key: tuple[str, ...], records: list[ProbeRecord], several: bool, remarks: list[str]
+    key: tuple[str, ...], records: list[ProbeRecord], has_several: bool, remarks: list[str]
 ) -> ProbeTable:
+    """The table of the probe records with one `key`; adds to `remarks`.
+
+    `has_several`: whether the probe has several tables, so that titles name data and config.
+    """
     probe, folder, data, fingerprint, config = key
     title = f"{probe} ({folder})" if folder else probe
-    if several:
+    if has_several:
         title += f", data {data} {fingerprint[:8] or 'unknown'}, config {config[:6]}"
     rows: dict[RowKey, ProbeRow] = {}
     columns: dict[ProbeColumn, None] = {}
@@ -142,11 +149,11 @@ def _table(
             columns[column] = None
             chances[column].add(v.chance)
             row.values[column][r.seed] = v.value
-    # A table needs a column, also if no probe has a value.
+    # A table needs a column, even if no record has a value.
     order = list(columns) or [ProbeColumn("value", "", False)]
     chance = {c: next(iter(known)) if len(known) == 1 else None for c, known in chances.items()}
 
-    def place(row: ProbeRow) -> tuple[str, bool, float, tuple]:
+    def sort_key(row: ProbeRow) -> tuple[str, bool, float, tuple]:
         first = order[0] if order and order[0].better else None
         mean = None if first is None else row.mean(first)
         sign = -1 if first is not None and first.better == "larger" else 1
@@ -157,7 +164,7 @@ def _table(
         title,
         _sentence(next((r.about for r in records if r.about), "")),
         order,
-        sorted(rows.values(), key=place),
+        sorted(rows.values(), key=sort_key),
         chance,
     )
 
@@ -167,7 +174,7 @@ def _sentence(about: str) -> str:
 
 
 def _one_per_seed(records: list[ProbeRecord], title: str, remarks: list[str]) -> list[ProbeRecord]:
-    """Records without duplicates: if several have one row and seed, none is used."""
+    """The records without duplicates: if several have the same row and seed, none is used."""
     same: dict[tuple[RowKey, int], list[ProbeRecord]] = defaultdict(list)
     for r in records:
         same[_row(r), r.seed].append(r)

@@ -42,8 +42,9 @@ def build(
         results_dir: the folder that contains records/.
         suite: use only records of this suite; None: all records.
         claims: claim configs to judge, which are written to claims.json; None: those of that file.
-        method_inputs: method -> {"reads": [inputs of its losses]}, written to methods.json if the
-            tables show it; None: the content of that file.
+        method_inputs: method -> {"reads": [inputs of its losses], "about": one sentence on the
+            method, if known}, written to methods.json if the tables show it; None: the content of
+            that file.
         require_records: raise instead of writing empty tables.
 
     Returns:
@@ -148,29 +149,29 @@ def _method_inputs(
 ) -> dict[str, dict[str, Any]]:
     """`method_inputs`, after writing them to methods.json; the content of that file if None.
 
-    It is empty if no table shows the inputs.
+    They are not written if no table shows them.
     """
-    if not families.shown(board):
-        return {}
     path = results_dir / "methods.json"
     if method_inputs is None:
         return _checked(read_strict(path, follow=False), path) if path.is_file() else {}
-    write_json(path, method_inputs)
+    if families.shown(board) or any("about" in entry for entry in method_inputs.values()):
+        write_json(path, method_inputs)
     return method_inputs
 
 
 def _checked(method_inputs: Any, path: Path) -> dict[str, dict[str, Any]]:
-    """`method_inputs`; KdepError unless it is {method: {"reads": [text, ...]}}."""
+    """`method_inputs`; KdepError unless it is {method: {"reads": [text, ...], "about": text}}."""
     is_valid = isinstance(method_inputs, dict) and all(
         isinstance(entry, dict)
         and isinstance(entry.get("reads"), list)
         and all(isinstance(name, str) for name in entry["reads"])
+        and isinstance(entry.get("about", ""), str)
         for entry in method_inputs.values()
     )
     if not is_valid:
         raise KdepError(
             f"the file {path} has the wrong structure",
-            expected='{method: {"reads": [...]}}',
+            expected='{method: {"reads": [...], "about": "..."}}',
             fix="move it to another folder and run the suite with --report, which writes it again",
         )
     return method_inputs

@@ -1,4 +1,4 @@
-"""The seeds that tasks and probes need for the same differences: `report FOLDER --seeds-needed`."""
+"""Tables of the seeds that tasks and probes need for a difference: `report --seeds-needed`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from kdep_bench.results.report.probe_tables import ProbeRow, ProbeSection
 from kdep_bench.results.statistics.power import MOST_SEEDS
 
 NOTE = (
-    "Pre-training seeds with which a paired t test (two-sided, 5 %) finds the measured difference "
-    "of two methods with power 0.8, if its mean and standard deviation stayed as measured. Range: "
-    "with the ends of the 95 % interval of the standard deviation. Medians are over tasks and over "
-    "probes, one value per probe: its first. A difference of another size, or another pair, needs "
-    "other numbers."
+    "Seeds needed: the number of pre-training seeds with which a paired t test (two-sided, 5 %) "
+    "finds the measured difference of two methods with power 0.8, if its mean and standard "
+    "deviation stayed as measured. Range: the same number for the ends of the 95 % interval of the "
+    "standard deviation. The medians are over tasks and over probes; of each probe only the first "
+    "value is used. Other differences need other numbers of seeds."
 )
-EPOCHS = 0.02  # relative difference of planned and run epochs
+EPOCHS_TOLERANCE = 0.02  # largest relative difference of planned and trained epochs
 PAIR_HEAD = ["student", "comparison", "seeds needed: tasks, median", "probes, median"]
 PAIR_HEAD += ["without two pre-training seeds"]
 HEAD = ["measured by", "mean difference", "std. dev. of the difference"]
@@ -46,7 +46,7 @@ def tables(results_dir: Path) -> str:
         raise KdepError(
             f"no two compared methods in {results_dir} have two pre-training seeds in common",
             expected="records of two or more pre-training seeds",
-            fix="list several in `seeds.pretrain` of the suite and run it",
+            fix="list several seeds in `seeds.pretrain` of the suite and run it",
         )
     lines = [f"# Seeds needed: {text.md(view.board.suite)}", "", NOTE, ""]
     lines += [*_remarks(section), *md_table(PAIR_HEAD, [_pair_row(view, p) for p in pairs], 2)]
@@ -72,23 +72,23 @@ def _pairs(view: BoardView, section: ProbeSection) -> list[PairNeeds]:
     names = board_rows.column_names(board.columns)
     for student in board.students:
         for row, reference in compare.compared(board, student):
-            evidence = seeds_needed.of_tasks(board, row, reference, names)
-            evidence += _of_probes(view, section, row, reference)
+            evidence = seeds_needed.task_evidence(board, row, reference, names)
+            evidence += _probe_evidence(view, section, row, reference)
             pairs.append(seeds_needed.pair_needs(row, reference, evidence))
     return pairs
 
 
-def _of_probes(
+def _probe_evidence(
     view: BoardView, section: ProbeSection, row: RowKey, reference: RowKey
 ) -> list[Evidence]:
-    """The differences by every probe value that has a better direction."""
+    """The differences in every probe value for which larger or smaller is better."""
     evidence = []
     for table in section.tables:
         probed, baseline = _row_of(table.rows, row), _row_of(table.rows, reference)
         if probed is None or baseline is None:
             continue
-        directed = [c for c in table.columns if c.better]
-        for column in directed:
+        columns = [c for c in table.columns if c.better]
+        for column in columns:
             first, second = probed.values.get(column), baseline.values.get(column)
             if not first or not second:
                 continue
@@ -97,22 +97,23 @@ def _of_probes(
             sign = 1 if column.better == "larger" else -1
             gaps = {s: sign * (first[s] - second[s]) for s in first if s in second}
             name = f"{table.title}: {column.name}"
-            is_first = column == directed[0]
+            is_first = column == columns[0]
             evidence.append(Evidence(PROBE, name, gaps, column.percent, is_first))
     return evidence
 
 
 def _row_of(rows: Sequence[ProbeRow], row: RowKey) -> ProbeRow | None:
-    """The probes' row of a row of the leaderboard; None unless there is exactly one.
+    """The row of a probe table that belongs to a leaderboard row; None unless exactly one does.
 
-    Probe records have the planned epochs, none for an untrained backbone; transfer records those
-    that were run, which are rounded to whole steps.
+    Probe records have the planned epochs, or None for an untrained backbone. Transfer records have
+    the trained epochs, which are rounded to complete steps.
     """
     epochs = row.epochs or 0.0
     same = [
         r
         for r in rows
-        if r.key[:4] == row[:4] and math.isclose(r.key.epochs or 0.0, epochs, rel_tol=EPOCHS)
+        if r.key[:4] == row[:4]
+        and math.isclose(r.key.epochs or 0.0, epochs, rel_tol=EPOCHS_TOLERANCE)
     ]
     return same[0] if len(same) == 1 else None
 

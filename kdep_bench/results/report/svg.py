@@ -8,8 +8,11 @@ from markupsafe import Markup, escape
 
 
 def tag(name: str, /, *children: object, **attributes: object) -> Markup:
-    """An element, closed at once without children. In the names of attributes a trailing
-    underscore is dropped and others become hyphens; children that are None are left out."""
+    """An element; without children, as <name/>.
+
+    In the names of attributes, a trailing underscore is dropped and other underscores become
+    hyphens. Children that are None are left out.
+    """
     parts = [name]
     for key, value in attributes.items():
         parts.append(f'{key.rstrip("_").replace("_", "-")}="{escape(value)}"')

@@ -33,7 +33,7 @@ it. Written by `python tools/report.py --index results` from the configs, the pu
 
 
 class System(NamedTuple):
-    """A system of the literature; `missing` says what of it is not implemented."""
+    """A system of the literature; `missing`: the part that is not implemented."""
 
     name: str
     configs: tuple[str, ...]
@@ -81,13 +81,13 @@ def published_scores(leaderboard: Path) -> dict[str, Score]:
 def systems_page(
     systems: Iterable[System], configs: Mapping[str, Mapping[str, Any]], scores: Mapping[str, Score]
 ) -> str:
-    """The page.
+    """The text of methods.md.
 
     Args:
-        systems: of `read_systems`.
-        configs: method configs by name, with `source`, `labels_used` and `reconstruction`; a name
-            that is not among them is no method ("search:NAME" is a search).
-        scores: of `published_scores`.
+        systems: from `read_systems`.
+        configs: method configs by name, with `source`, `labels_used` and `reconstruction`. A
+            system's config that is missing here is not a method ("search:NAME" is a search).
+        scores: from `published_scores`.
     """
     rows = []
     for system in systems:

@@ -10,18 +10,21 @@ from kdep_bench.results.report.board_rows import BoardView, column_names
 HEADING = "Transfer methods"
 NOTE = (
     "'pre-trained by X, transferred with Y': the student was pre-trained by the method X and then "
-    "trained on the task with the transfer method Y. Only this student is scored. Teacher: "
-    "another student network that was trained on the same task before, named with its "
-    "pre-training. It was trained once for all seeds, so its score is from one run. Extra "
-    "parameters: those of the teacher and of the method. The transfer time includes the training "
-    "of the teacher and its forward passes."
+    "trained on the task with the transfer method Y. Only this student is scored. Teacher: another "
+    "network that was trained on the same task before; its name contains its pre-training method. "
+    "It was trained once for all seeds, so its score is from one run. Extra parameters: those of "
+    "the teacher and of the method. The transfer time includes the training of the teacher and its "
+    "forward passes."
 )
 HEAD = ["student", "method", "task", "teacher", "teacher used labels", "teacher's score x100"]
 HEAD += ["extra parameters", "extra forward passes", "transfer time"]
 
 
 def entries(view: BoardView) -> list[tuple[RowKey, list[tuple[str, float | None]]]]:
-    """(row, [(text, number)] from the task on) of every row and task with a transfer method."""
+    """(row, entries under HEAD from "task" on) of every row and task with a transfer method.
+
+    An entry is (text, number).
+    """
     table = []
     for row in view.board.rows:
         if view.summaries[row].transfer is None:

@@ -1,10 +1,10 @@
 """Intervals over seeds and test images: a bootstrap of images, crossed with seeds.
 
-The score x[s, n] of training s on image n varies with both. `crossed` resamples the images, with
-the same samples for every training and for both rows of a difference. This also works for scores
-that are not means over images, such as mIoU. From the replicates m[r, s] it computes three
-variances of the mean over seeds: between seeds (V_s), of the means of the replicates (V_n), and of
-the deviations of the replicates from their means (V_sn, which both others contain):
+The score x[s, n] of training s on image n varies with both. The images are resampled, with the same
+samples for every training and for both rows of a difference. This also works for scores that are
+not means over images, such as mIoU. From the scores m[r, s] on the samples r, `crossed` computes
+three variances of the mean over seeds: V_s between seeds, V_n of the means over seeds, and V_sn of
+the deviations from these means. V_s and V_n both contain V_sn:
 
     variance = max(V_s + V_n - V_sn, V_n)
 
@@ -84,8 +84,9 @@ def resample(
     """The scores of one training on the samples of `image_weights`.
 
     Args:
-        weighted: [R, N] -> [R], the score when image n counts `weights[r, n]` times.
-        recorded: the score on all images as its record has it, perhaps rounded.
+        weighted: weights [R, N] -> [R], the score if image n is counted `weights[r, n]` times.
+        images: number of images N.
+        recorded: the score on all images in the record, which may be rounded; None: computed.
     """
     score = float(weighted(np.ones((1, images)))[0]) if recorded is None else recorded
     return Resampled(score, weighted(image_weights(images)))

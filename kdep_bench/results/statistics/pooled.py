@@ -91,7 +91,7 @@ class Pooled:
         )
 
     def best(self, sign: int = 1, level: float = LEVEL) -> set[Any]:
-        """The methods than which no other is significantly better.
+        """The methods for which no other method is significantly better.
 
         `sign`: 1 if larger scores are better, -1 if smaller ones are.
         """
@@ -149,7 +149,7 @@ def fit(scores: Mapping[Any, Values]) -> Pooled | None:
 
     Returns:
         None if there are no degrees of freedom (one method or one seed), if seeds are crossed, if
-        the seeds do not connect all methods, or if an incomplete table is too large.
+        some groups of methods have no common seed, or if an incomplete table is too large.
     """
     several = {name: values for name, values in scores.items() if len(values) > 1}
     seeds = {s for values in several.values() if _one_per_seed(values) for s in values}

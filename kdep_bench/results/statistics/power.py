@@ -75,7 +75,7 @@ def seeds_needed(
 
 
 def sd_interval(sd: float, df: float, level: float = LEVEL) -> tuple[float, float]:
-    """Ends of the interval of a standard deviation with `df` degrees of freedom, normal data."""
+    """Ends of the interval of a standard deviation of normal data with `df` degrees of freedom."""
     tail = (1 - level) / 2
     return tuple(sd * (df / float(chdtri(df, p))) ** 0.5 for p in (tail, 1 - tail))  # type: ignore[return-value]
 

@@ -78,12 +78,12 @@ def costs_section(view: BoardView) -> Section | None:
         rows.append((cost.row.student, entries))
     head = ["student", "method", "method family", *board_rows.COST_HEAD]
     table = page_table(view, "Costs", head, rows, 3)
-    notes = [families.COSTS, families.LOSS_TERMS]
+    notes = [families.COSTS, families.loss_terms_note(view.summaries.values())]
     return Section("costs", "Cost of each method", "table", notes=notes, table=table)
 
 
 def transfers_section(view: BoardView) -> Section | None:
-    """The methods that acted at transfer."""
+    """The transfer methods, with their teachers and costs."""
     rows = []
     for row, shown in transfer_rows.entries(view):
         entries = [name_entry(row.student), row_entry(view, row)]
@@ -97,7 +97,7 @@ def transfers_section(view: BoardView) -> Section | None:
 
 
 def method_families_section(view: BoardView) -> Section | None:
-    """The families of methods, each with the mean difference from its reference."""
+    """The method families, each with its mean differences from kdep and from scratch."""
     if not families.shown(view.board):
         return None
     rows = []
@@ -133,7 +133,7 @@ def alignment_section(view: BoardView) -> Section | None:
 
 
 def noise_section(view: BoardView) -> Section | None:
-    """The spread over seeds of each task."""
+    """The variation between seeds of each task."""
     rows = []
     for student in view.board.students:
         columns = compare.columns_of(view.board, student)

@@ -25,8 +25,9 @@ class Entry:
             notes on the data, `letters`, and by `after`. "chip": a badge coloured by the status
             word `note`. "code": a command. "claim": a title with `note` below. "link": a link to
             `note`.
-        row: the anchor of the row that the entry names; of a difference, those of both rows.
-        colour: the colour class of the row, which stands for `colour_key`.
+        row: the anchor of the row that the entry names; for a difference, the anchors of both.
+        colour: the colour class of the row.
+        colour_key: the method or method family that has this colour.
     """
 
     text: str
@@ -82,10 +83,10 @@ def row_entry(view: BoardView, row: RowKey) -> Entry:
 
 
 def anchor(view: BoardView, row: RowKey) -> str:
-    """Name of the row in addresses; it stays the same while the row keeps its label."""
+    """The id of the row in the HTML, for links; it depends only on the label of the row."""
     student = f"{row.student}-" if len(view.board.students) > 1 else ""
     name = re.sub(r"[^a-z0-9]+", "-", f"{student}{view.labels[row]}".lower()).strip("-")
-    # Labels that differ in other characters only, or in none of a-z and 0-9.
+    # The digest separates labels that have the same letters a-z and digits.
     digest = hashlib.sha256(f"{row.student} {view.labels[row]}".encode()).hexdigest()
     return f"row-{name[:80]}-{digest[:4]}"
 
@@ -96,24 +97,26 @@ def fraction_entry(view: BoardView, row: RowKey) -> Entry:
     return number_entry(board_rows.fraction_text(view, row), value)
 
 
+def score_css(view: BoardView, row: RowKey, column: Column) -> str:
+    """The CSS classes of a score, which colour the best and the missing ones."""
+    if view.is_bold(row, column):
+        return "n best"
+    return "n" if view.board.result(row, column).values else "n hole"
+
+
 def score_entry(view: BoardView, row: RowKey, column: Column) -> Entry:
     """A score with its interval on hover and its marks; the best and missing ones are coloured."""
     result = view.board.result(row, column)
     est = result.estimate
-    css = "n"
-    if view.is_bold(row, column):
-        css = "n best"
-    elif not result.values:
-        css = "n hole"
-    span = ""
+    hover = ""
     if est is not None and est.low is not None:
-        span = f"95 % interval {text.points(est.low)} to {text.points(est.high)}, {est.seeds}"
+        hover = f"95 % interval {text.points(est.low)} to {text.points(est.high)}, {est.seeds}"
     return Entry(
         text.score(result),
-        css,
+        score_css(view, row, column),
         sort_value(None if est is None else est.mean),
         "score",
-        span,
+        hover,
         letters=view.mark(row, column),
         after=board_rows.BELOW if compare.below(view.board, row, column) else "",
     )

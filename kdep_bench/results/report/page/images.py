@@ -1,4 +1,4 @@
-"""Sample predictions on the page: images inlined as data: addresses, within limits of bytes."""
+"""Sample predictions on the page: images embedded as data: URLs, up to a total size."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from kdep_bench.safe_files import read_bytes
 MAX_IMAGE_BYTES = 400_000
 MAX_IMAGES = 24
 MAX_TOTAL_BYTES = 6_000_000
-MAX_REFUSED = 50
+MAX_REFUSED = 50  # images that are listed as not shown
 
 
 _MAGIC = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 
 
 def _inline(results_dir: Path, name: str) -> str | None:
-    """The image as a data: address; None unless it is a small PNG or JPEG inside the folder."""
+    """The image as a data: URL; None unless it is a small PNG or JPEG inside the folder."""
     try:
         root = results_dir.resolve()
         path = (root / name).resolve()
@@ -38,21 +38,20 @@ def _inline(results_dir: Path, name: str) -> str | None:
 
 
 def _images_in_order(full: Sequence[Record]) -> list[tuple[int, Record, str]]:
-    """(scene, record, image name) of the first seeds.
+    """(number of the scene, record, image name) of the records with the first seeds.
 
-    Sorted so that the first scene of every task and method comes first and the methods of one scene
-    are next to each other.
+    They are sorted by scene, then by task and method, so the methods of a scene are adjacent.
     """
     first: dict[tuple[str, str, str, float], Record] = {}
     for r in sorted(full, key=lambda r: (r.seed.pretrain, r.seed.transfer, r.id)):
         if r.pictures:
             key = (r.task.name, r.student.name, r.arm.method, -r.data.share)
             first.setdefault(key, r)
-    turns = [(i, key, name) for key, r in first.items() for i, name in enumerate(r.pictures)]
-    return [(i, first[key], name) for i, key, name in sorted(turns)]
+    scenes = [(i, key, name) for key, r in first.items() for i, name in enumerate(r.pictures)]
+    return [(i, first[key], name) for i, key, name in sorted(scenes)]
 
 
-# How kdep_bench/transfer/pictures.py draws each family.
+# Task family -> explanation of the images that kdep_bench/transfer/pictures.py draws.
 _DRAWN = {
     "detection": "White: ground-truth boxes. Red: predicted boxes, with class and score.",
     "segmentation": "From left to right: image, ground truth, prediction.",
@@ -60,7 +59,7 @@ _DRAWN = {
 
 
 class Figure(NamedTuple):
-    """An image as a data: address, with its caption."""
+    """An image as a data: URL, with its caption."""
 
     source: str
     alt: str

@@ -26,7 +26,7 @@ from kdep_bench.results.report.page.tables import CHANCE, Section, Table, page_t
 from kdep_bench.results.report.probe_tables import ProbeTable
 
 MOST_REMARKS = 200
-MOST_VALUES = 20
+MOST_VALUES = 20  # values of an item of the environment
 
 
 def probes_section(view: BoardView) -> Section | None:

@@ -1,9 +1,9 @@
 """Offline HTML files from the templates in `report/templates`.
 
-Every value is escaped unless it is `Markup`, and a name that a template does not receive is an
-error. A file loads nothing from the network: its Content-Security-Policy allows one inline style
-and one inline script, each by its SHA-256, and images as data: addresses only. jinja2 is imported
-when the first file is built, so that the commands start without it.
+Every value is escaped unless it is `Markup`. A template that uses an undefined name raises an
+error. A file loads nothing from the network: its Content-Security-Policy allows only one inline
+style and one inline script, each by its SHA-256, and images as data: URLs. jinja2 is imported when
+the first file is built, so commands that build no file start faster.
 """
 
 from __future__ import annotations

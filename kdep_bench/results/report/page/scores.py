@@ -45,13 +45,13 @@ def summary_section(view: BoardView) -> Section:
         rows = sorted(view.board.rows_of(student), key=lambda a: (ranks.get(a, 1e9), a.order()))
         for row in rows:
             f = view.summaries[row]
-            won, marked = view.won(row, columns)
+            n_best, n_marked = view.count_best(row, columns)
             rank = ranks.get(row)
             entries = [
                 name_entry(student),
                 row_entry(view, row),
                 number_entry("incomplete" if rank is None else f"{rank:.2f}", rank),
-                number_entry(f"{won} of {marked}" if marked else "—", won),
+                number_entry(f"{n_best} of {n_marked}" if n_marked else "—", n_best),
                 Entry(board_rows.labels_text(f), "n"),
                 fraction_entry(view, row),
                 number_entry(text.count(f.images_seen), f.images_seen),
@@ -68,6 +68,7 @@ def summary_section(view: BoardView) -> Section:
         colours=view.colour_keys,
         notes=[board_rows.MEAN_RANK, board_rows.untimed_note(view.board)],
         table=page_table(view, "Summary", markdown.SUMMARY_HEAD, table, 2, has_anchors=True),
+        methods=board_rows.method_descriptions(view),
         choices=[
             (anchor(view, row), f"{student}: {label}" if several else label)
             for student in view.board.students

@@ -13,10 +13,10 @@ from kdep_bench.results.report.page.entries import Entry
 
 MOST_ROWS = 2000
 DASH = "—"
-MOST_WITHOUT = 3
+MOST_WITHOUT = 3  # see `_constant`
 CHANCE = "\0chance"  # in place of the student in the row of chance scores
 
-# Columns that say how rows were made; one with the same value in every row becomes a sentence.
+# Columns with settings of the rows. If all rows have the same value, it is stated below the table.
 SETTINGS = frozenset(
     (
         "labels used",
@@ -39,8 +39,10 @@ SETTINGS = frozenset(
 
 
 class Section:
-    """A titled part of the page with an anchor; `templates/sections/<template>.html.j2` draws the
-    `content`."""
+    """A part of the page with a title and an anchor.
+
+    The template `templates/sections/<template>.html.j2` draws the `content`.
+    """
 
     def __init__(self, anchor: str, title: str, template: str, **content: Any) -> None:
         self.anchor, self.title, self.content = anchor, title, content
@@ -58,7 +60,10 @@ class Heading:
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """A row; `student` filters it, None leaves it in. `row`: see `Entry`."""
+    """A row of a table.
+
+    `student`: the page can be filtered by it; None: the row is always shown. `row`: as in `Entry`.
+    """
 
     entries: Sequence[Entry]
     student: str | None = None
@@ -71,8 +76,8 @@ class Table:
     """A sortable table.
 
     `constant`: columns that are not shown, with the value that they have in every row. `omitted`:
-    the number of rows that are in leaderboard.csv alone. `has_anchors`: addresses of rows lead
-    here.
+    the number of rows that are only in leaderboard.csv. `has_anchors`: whether links to rows lead
+    to this table.
     """
 
     caption: str
@@ -100,8 +105,8 @@ def page_table(
         left: number of left-aligned columns.
         css: 'pin' keeps the column with the row's name visible on a narrow screen.
 
-    The column 'student' is left out if there is only one student, which the header names, and so
-    are columns of `SETTINGS` that are the same in every row.
+    If there is only one student, the header of the page names it, and the column 'student' is left
+    out. Columns of `SETTINGS` with the same value in every row are left out too.
     """
     if len(view.board.students) == 1 and "student" in head:
         index = list(head).index("student")
@@ -131,9 +136,10 @@ def page_table(
 
 
 def _constant(headings: Sequence[Heading], rows: Sequence[Sequence[Entry]]) -> dict[int, str]:
-    """Index -> value of the columns of `SETTINGS` that never change; none in a single row.
+    """Index -> value of the columns of `SETTINGS` with one value; empty for a single row.
 
-    Up to three rows without a value, such as that of no pre-training, are named instead.
+    Up to MOST_WITHOUT rows may have a dash, such as the row of no pre-training. The value names
+    them.
     """
     if len(rows) < 2:
         return {}
