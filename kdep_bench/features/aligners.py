@@ -152,7 +152,7 @@ class Identity(Aligner):
 
     def components(self, moments: Moments, width: int) -> Tensor:
         dt = len(moments.mean)
-        check_widths(width, dt, self.policy, equal=True)
+        check_widths(width, dt, self.policy, must_be_equal=True)
         return torch.eye(dt, dtype=torch.float64)
 
 

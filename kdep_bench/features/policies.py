@@ -20,7 +20,11 @@ POLICIES = {
 
 
 def check_widths(
-    student: int, teacher: int, policy: Any, name: str = "the teacher", equal: bool = False
+    student: int,
+    teacher: int,
+    policy: Any,
+    name: str = "the teacher",
+    must_be_equal: bool = False,
 ) -> None:
     """Raises KdepError for Ds > Dt without a policy, and for an unknown policy.
 
@@ -29,7 +33,7 @@ def check_widths(
         teacher: Dt.
         policy: `policy` of the method's `align`, or None.
         name: the teacher's name, for the error.
-        equal: whether Ds < Dt raises an error as well (for the identity alignment).
+        must_be_equal: whether Ds < Dt raises an error as well (for the identity alignment).
     """
     if policy is not None and policy not in POLICIES:
         raise unknown_name("policy of method.align", str(policy), POLICIES)
@@ -39,7 +43,7 @@ def check_widths(
             fix="choose a wider teacher or a narrower student, or set `policy` in the method's "
             f"`align` to one of {', '.join(POLICIES)}",
         )
-    if equal and student < teacher:
+    if must_be_equal and student < teacher:
         raise KdepError(
             f"the student has {student} channels and {name} {teacher}",
             expected="equal widths, because the alignment is the identity",

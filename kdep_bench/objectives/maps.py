@@ -40,8 +40,12 @@ def projectors(
     """
     modules = {}
     for student_map, teacher_map in levels.items():
-        cs, ct = student_maps[student_map]["channels"], teacher_maps[teacher_map]["channels"]
-        modules[student_map] = nn.Identity() if cs == ct and not always else make(cs, ct)
+        student_channels = student_maps[student_map]["channels"]
+        teacher_channels = teacher_maps[teacher_map]["channels"]
+        if student_channels == teacher_channels and not always:
+            modules[student_map] = nn.Identity()
+        else:
+            modules[student_map] = make(student_channels, teacher_channels)
     return nn.ModuleDict(modules)
 
 

@@ -136,7 +136,8 @@ def split_maps(
                 f"{root} has {expected[split]} images of {split}, but {len(masks)} were read",
                 fix="run the suite again",
             )
-        levels = [np.concatenate(level) for level in zip(*(x for x, _ in parts), strict=True)]
+        levels_by_batch = [batch_levels for batch_levels, _ in parts]
+        levels = [np.concatenate(level) for level in zip(*levels_by_batch, strict=True)]
         for level in levels:
             if not np.isfinite(level).all() or np.abs(level).max() > LARGEST:
                 raise KdepError(

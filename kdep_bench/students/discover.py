@@ -242,6 +242,6 @@ def config_text(student: Mapping[str, Any], source: str) -> str:
         about = "Its levels are at strides 4, 8, 16 and 32."
     tap = "what its classifier pools" if student["tap"] == OUTPUT else f"before {student['tap']}"
     return (
-        f'"""{source}: written by tools/make_student.py, which measured and checked the values.\n\n'
+        f'"""{source}: values measured by tools/make_student.py.\n\n'
         f'Tap: {tap}. {about}\n"""\n\nstudent = {python_text(dict(student))}\n'
     )

@@ -267,7 +267,9 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
 
 
 def _kind(value: Tensor) -> str:
-    return "complex" if value.is_complex() else "float" if value.is_floating_point() else "integer"
+    if value.is_complex():
+        return "complex"
+    return "float" if value.is_floating_point() else "integer"
 
 
 def _counters(state: Mapping[str, Tensor]) -> set[str]:

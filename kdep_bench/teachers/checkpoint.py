@@ -38,24 +38,24 @@ class Checkpoint(NetworkTeacher):
     ) -> None:
         super().__init__(name, model, input_px, has_logits=bool(has_logits), **options)
 
-    def make(self, model: Any, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
+    def make(self, model: Any, args: dict[str, Any], with_head: bool) -> tuple[nn.Module, str]:
         if isinstance(model, Mapping):
-            if head:
+            if with_head:
                 raise KdepError(
                     "an OpenMMLab backbone has no logits, but has_logits is set",
                     fix="set has_logits=False, or use a teacher of type MMPretrain",
                 )
             return make_backbone(model, args), ""
         library, name = split_name(model)
-        return LIBRARIES[library].make(name, args, head)
+        return LIBRARIES[library].make(name, args, with_head)
 
     def parts(self, x_B3HW: Tensor) -> NetworkOutput:
         if isinstance(self.model, Mapping):
-            outs, final, tokens = mmpretrain_models.backbone_parts(self.net, x_B3HW)
-            return NetworkOutput(final, mmpretrain_models.pooled(outs[-1]), None, tokens)
+            outputs, final, tokens = mmpretrain_models.backbone_parts(self.net, x_B3HW)
+            return NetworkOutput(final, mmpretrain_models.pooled(outputs[-1]), None, tokens)
         if split_name(self.model)[0] == "timm":
             return timm_models.parts(self.net, x_B3HW)
-        return torchvision_models.parts(self.net, x_B3HW, self.head)
+        return torchvision_models.parts(self.net, x_B3HW, self.head_path)
 
     def as_map(self, out: Any) -> Tensor:
         if isinstance(self.model, Mapping):

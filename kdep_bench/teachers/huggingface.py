@@ -102,10 +102,10 @@ class HuggingFace(NetworkTeacher):
     tensor of the network that is not in the file raises KdepError.
     """
 
-    def make(self, model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
+    def make(self, model: str, args: dict[str, Any], with_head: bool) -> tuple[nn.Module, str]:
         config, family = make_config(args)
         library = transformers()
-        if not head or family.classifier is None or "num_labels" not in args:
+        if not with_head or family.classifier is None or "num_labels" not in args:
             options = {"add_pooling_layer": False} if family.tower == "ViTModel" else {}
             return getattr(library, family.tower)(config, **options), "classifier"
         return getattr(library, family.classifier)(config), "classifier"

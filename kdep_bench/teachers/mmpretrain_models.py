@@ -37,13 +37,13 @@ def zoo_entry(model: str) -> Any:
     return ModelHub.get(model)
 
 
-def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
+def make(model: str, args: dict[str, Any], with_head: bool) -> tuple[nn.Module, str]:
     """Builds an ImageClassifier of mmpretrain with random weights.
 
     Args:
         model: a name in the model zoo, or the path of a config file.
         args: merged into the config's `model`.
-        head: whether to build the classifier.
+        with_head: whether to build the classifier.
 
     Returns:
         the network, and the module path of its classifier, "head".
@@ -73,7 +73,7 @@ def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
     classifier.setdefault("data_preprocessor", config.get("data_preprocessor"))
     classifier.pop("init_cfg", None)
     classifier.backbone.pop("init_cfg", None)  # it would load weights without checking them
-    if not head:
+    if not with_head:
         classifier.pop("head", None)
     merged = Config({"model": classifier})
     try:
@@ -102,22 +102,23 @@ def backbone_parts(backbone: Any, x_B3HW: Tensor) -> tuple[Any, Tensor | None, T
     elif getattr(backbone, "gap_before_final_norm", False):
         points["final"] = (f"stages.{len(backbone.stages) - 1}", "out")
     with capture_modules(backbone, points) as recorded:
-        outs = backbone(x_B3HW)
-    last, tokens = outs[-1], recorded.get("tokens")
+        outputs = backbone(x_B3HW)
+    last, tokens = outputs[-1], recorded.get("tokens")
     if tokens is not None:
-        return outs, grid(tokens, int(extra or 0)), tokens
+        return outputs, grid(tokens, int(extra or 0)), tokens
     if isinstance(last, Tensor) and last.ndim == 4:
-        return outs, last, None
-    return outs, recorded.get("final"), None
+        return outputs, last, None
+    return outputs, recorded.get("final"), None
 
 
 def parts(net: Any, x_B3HW: Tensor) -> NetworkOutput:
     """Runs backbone, neck and head of an ImageClassifier."""
-    outs, final, tokens = backbone_parts(net.backbone, x_B3HW)
-    feats = net.neck(outs) if net.with_neck else outs
+    outputs, final, tokens = backbone_parts(net.backbone, x_B3HW)
+    features = net.neck(outputs) if net.with_neck else outputs
     if not net.with_head:
-        return NetworkOutput(final, pooled(feats[-1]), None, tokens)
-    return NetworkOutput(final, pooled(net.head.pre_logits(feats)), net.head(feats), tokens)
+        return NetworkOutput(final, pooled(features[-1]), None, tokens)
+    read = pooled(net.head.pre_logits(features))
+    return NetworkOutput(final, read, net.head(features), tokens)
 
 
 def pooled(feature: Any) -> Tensor:
@@ -133,8 +134,8 @@ class MMPretrain(NetworkTeacher):
     a head. For a model that was trained on BGR images, images, mean and std are converted to BGR.
     """
 
-    def make(self, model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
-        return make(model, args, head)
+    def make(self, model: str, args: dict[str, Any], with_head: bool) -> tuple[nn.Module, str]:
+        return make(model, args, with_head)
 
     def parts(self, x_B3HW: Tensor) -> NetworkOutput:
         rgb = self.net.data_preprocessor.to_rgb  # type: ignore[union-attr]

@@ -133,17 +133,17 @@ class NetworkTeacher(Teacher):
         with torch.random.fork_rng(devices=[]):
             # Tensors that are not in the weights file must be equal in all processes.
             torch.manual_seed(0)
-            net, head = self.make(model, options, has_logits is not False)
+            net, head_path = self.make(model, options, has_logits is not False)
         if weights != RANDOM:
             path = find_weights(name, weights, self.hub(model, options, net), download)
             tensors = read_weights(path, sha256, key, prefix, drop)
-            if has_logits is False and head:
-                tensors = {k: v for k, v in tensors.items() if not k.startswith(head + ".")}
+            if has_logits is False and head_path:
+                tensors = {k: v for k, v in tensors.items() if not k.startswith(head_path + ".")}
             self.load(net, tensors, path)
         if mean is None or std is None:
             mean, std = self.statistics(model, options, net)
         super().__init__(tuple(mean), tuple(std))
-        self.head, self.model = head, model
+        self.head_path, self.model = head_path, model
         self.name, self.input_px, self.net = name, input_px, freeze(net)
         self._paths = dict(maps or {})
         self._activation: str | None = None
@@ -153,7 +153,7 @@ class NetworkTeacher(Teacher):
     # -- implemented per library ---------------------------------------------------------------
 
     @abstractmethod
-    def make(self, model: Any, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
+    def make(self, model: Any, args: dict[str, Any], with_head: bool) -> tuple[nn.Module, str]:
         """Builds the network with random weights.
 
         Returns:

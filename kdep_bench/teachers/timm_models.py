@@ -16,13 +16,13 @@ from kdep_bench.teachers.weights import Hub, file_size_text, hugging_face_hub, u
 HF_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
-def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
+def make(model: str, args: dict[str, Any], with_head: bool) -> tuple[nn.Module, str]:
     """Builds a timm model with random weights.
 
     Args:
         model: timm's model name.
         args: arguments of `timm.create_model`.
-        head: whether to keep the classifier.
+        with_head: whether to keep the classifier.
 
     Returns:
         the network, and the module path of its classifier ("" if it has none).
@@ -42,7 +42,7 @@ def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
     path = next((p for p, m in net.named_modules() if m is net.get_classifier()), "")
     if not isinstance(net.get_submodule(path), nn.Linear | nn.Conv2d):
         path = ""  # with num_classes=0 the classifier is an Identity
-    if path and not head:
+    if path and not with_head:
         net.reset_classifier(0)
     return net, path
 
@@ -81,8 +81,8 @@ class Timm(NetworkTeacher):
     outputs of named modules ("stages.2", "blocks.11"); tokens are reshaped to a grid.
     """
 
-    def make(self, model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
-        return make(model, args, head)
+    def make(self, model: str, args: dict[str, Any], with_head: bool) -> tuple[nn.Module, str]:
+        return make(model, args, with_head)
 
     def parts(self, x_B3HW: Tensor) -> NetworkOutput:
         return parts(self.net, x_B3HW)

@@ -26,13 +26,13 @@ FINAL: tuple[tuple[str, Side], ...] = (
 )
 
 
-def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
+def make(model: str, args: dict[str, Any], with_head: bool) -> tuple[nn.Module, str]:
     """Builds a torchvision classifier with random weights.
 
     Args:
         model: torchvision's name of the architecture.
         args: arguments of `torchvision.models.get_model`.
-        head: whether to keep the last linear layer; otherwise it is replaced by an Identity.
+        with_head: whether to keep the last linear layer; otherwise it is replaced by an Identity.
 
     Returns:
         the network, and the module path of its last linear layer.
@@ -51,7 +51,7 @@ def make(model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
             fix="correct `args=` in the teacher's config",
         ) from e
     path = last_linear(net)
-    if not head:
+    if not with_head:
         net.set_submodule(path, nn.Identity())
     return net, path
 
@@ -66,8 +66,8 @@ def last_linear(net: nn.Module) -> str:
     return paths[-1]
 
 
-def parts(net: Any, x_B3HW: Tensor, head: str) -> NetworkOutput:
-    """Runs the network and records its last map and the input of the classifier at path `head`."""
+def parts(net: Any, x_B3HW: Tensor, head_path: str) -> NetworkOutput:
+    """Runs the network and records its last map and the input of the classifier at `head_path`."""
     final_point: tuple[str, Side] | None = next((f for f in FINAL if hasattr(net, f[0])), None)
     if final_point is None:
         raise KdepError(
@@ -75,11 +75,11 @@ def parts(net: Any, x_B3HW: Tensor, head: str) -> NetworkOutput:
             expected=f"one of the submodules {', '.join(p for p, _ in FINAL)}",
             fix="choose another architecture",
         )
-    points: dict[str, tuple[str, Side]] = {"final": final_point, "read": (head, "in")}
+    points: dict[str, tuple[str, Side]] = {"final": final_point, "read": (head_path, "in")}
     with capture_modules(net, points) as recorded:
         out = net(x_B3HW)
     final, read = recorded["final"], recorded["read"]
-    logits = None if isinstance(net.get_submodule(head), nn.Identity) else out
+    logits = None if isinstance(net.get_submodule(head_path), nn.Identity) else out
     tokens = final if final.ndim == 3 else None
     return NetworkOutput(
         grid(final, 1) if tokens is not None else final, read.flatten(1), logits, tokens
@@ -101,11 +101,11 @@ class Torchvision(NetworkTeacher):
     outputs of named modules ("layer3", "features.5").
     """
 
-    def make(self, model: str, args: dict[str, Any], head: bool) -> tuple[nn.Module, str]:
-        return make(model, {k: v for k, v in args.items() if k != "hub"}, head)
+    def make(self, model: str, args: dict[str, Any], with_head: bool) -> tuple[nn.Module, str]:
+        return make(model, {k: v for k, v in args.items() if k != "hub"}, with_head)
 
     def parts(self, x_B3HW: Tensor) -> NetworkOutput:
-        return parts(self.net, x_B3HW, self.head)
+        return parts(self.net, x_B3HW, self.head_path)
 
     def as_map(self, out: Any) -> Tensor:
         return super().as_map(as_map(self.net, out))

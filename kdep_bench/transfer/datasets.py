@@ -73,9 +73,9 @@ def _ap(detections: Any, truth: Any, class_index: int, iou: float) -> float:
         tpfp_default(*x, iou, None, True) for x in zip(boxes, objects, ignored, strict=True)
     ]
     order = np.argsort(-np.vstack(boxes)[:, -1], kind="stable")
-    true_positives, false_positives = (
-        np.cumsum(np.hstack([image[k] for image in per_image])[0, order]) for k in (0, 1)
-    )
+    tp_flags, fp_flags = zip(*per_image, strict=True)
+    true_positives = np.cumsum(np.hstack(tp_flags)[0, order])
+    false_positives = np.cumsum(np.hstack(fp_flags)[0, order])
     eps = np.finfo(np.float32).eps
     precision = true_positives / np.maximum(true_positives + false_positives, eps)
     return float(average_precision(true_positives / count, precision, "11points"))

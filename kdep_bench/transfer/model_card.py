@@ -155,7 +155,9 @@ def _teacher_rows(plan_values: Json, outputs: Mapping[str, Json]) -> Json:
 
 
 def _yes(value: Any) -> str | None:
-    return None if value is None else "yes" if value else "no"
+    if value is None:
+        return None
+    return "yes" if value else "no"
 
 
 def _plain(value: Any) -> str:
