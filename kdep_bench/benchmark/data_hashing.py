@@ -1,8 +1,8 @@
 """Time to hash the files of a data set: a first run, and a second run without changes.
 
 `make scale-data` writes results/scale_data.md. Small files in class folders are hashed as for a
-suite on a user's data, alone and in `run_suite.py --dry-run`. The second run checks size, times and
-inode of every file and reads none.
+suite on a user's data. The hashing is measured alone, and as part of `run_suite.py --dry-run`. The
+second run checks size, times and inode of every file and reads none.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def write_files(pool: Path, files: int) -> None:
 
 
 def write_suite(root: Path) -> Path:
-    """Writes a suite with the unlabelled images `root`/pool and little other data; its path."""
+    """Writes a suite with unlabelled images `root`/pool and little other data; returns its path."""
     data = {"type": "kdep_bench.data.own.prepare", "name": "many", "labels": False}
     data |= {"pool": f"{root}/pool", "classify": {}}
     for split in ("train", "val", "test"):

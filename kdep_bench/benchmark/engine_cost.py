@@ -121,7 +121,7 @@ def time_status(plan: Plan, work: Path) -> Measures:
 
 
 def time_starts(stages: int, work: Path, jobs: int, preload: str) -> Measures:
-    """Runs stages that do nothing; stages per second, and seconds of a start.
+    """Runs stages that do nothing; returns the stages per second and the seconds of a start.
 
     A start is the time from the pool's request to the call of the stage function.
 
@@ -164,10 +164,12 @@ def table(measured: dict[str, Measures]) -> str:
     jobs, stages = f"{measured['machine']['jobs']:.0f}", f"{planning['stages']:,.0f}"
 
     def row(measure: str, value: float, unit: str, target: float | None = None) -> str:
-        met = "" if target is None else "yes" if value < target else "no"
-        digits = 0 if value >= 100 else 1 if value >= 10 else 2 if unit == "s" else 1
-        target_text = "" if target is None else f"< {target:g} {unit}"
-        return f"| {measure} | {target_text} | {value:.{digits}f} {unit} | {met} |"
+        digits = 2 if unit == "s" and value < 10 else 1 if value < 100 else 0
+        shown = f"{value:.{digits}f} {unit}"
+        if target is None:
+            return f"| {measure} |  | {shown} |  |"
+        met = "yes" if value < target else "no"
+        return f"| {measure} | < {target:g} {unit} | {shown} | {met} |"
 
     rows = [
         row(f"planning {stages} stages", planning["plan_s"], "s", 2),

@@ -55,7 +55,7 @@ def fit(rows: int, width: int) -> dict[str, float]:
     torch.set_num_threads(2)
     block = torch.randn(4096, width, generator=torch.Generator().manual_seed(0)).half()
     moments = Moments(width)
-    # Compared with the current memory, not with the peak so far, which the imports may have set.
+    # The memory now, not the peak so far, which the imports may have caused.
     before, start = resident("VmRSS"), time.perf_counter()
     for first in range(0, rows, 4096):
         moments.add(block[: min(4096, rows - first)])

@@ -1,11 +1,11 @@
-"""Time of a pre-training step of several trainings.
+"""Times of a pre-training step, for several kinds of training.
 
-They are: KDEP with a filled cache, the student alone, KDEP with a live teacher ("live"), and a loop
-as in the paper, with a live teacher and new random crops ("paper"). All run in one process on the
-same images, a few steps of each in turn, so that other work on the machine affects all of them
-equally; the results are medians over rounds. If this process can use a GPU, the models run there;
-images are read on the CPU, and their copy to the GPU is part of the step. Freed memory is kept, as
-in every stage (kdep_bench/allocator.py).
+The kinds are: KDEP with a filled cache, the student alone, KDEP with a live teacher ("live"), a
+loop as in the paper, with a live teacher and new random crops ("paper"), and KDEP on maps. All run
+in one process on the same images, a few steps of each in turn, so that other work on the machine
+affects all of them equally. The results are medians over rounds. If this process can use a GPU, the
+models run there; images are read on the CPU, and their copy to the GPU is part of the step. Freed
+memory is kept, as in every stage (kdep_bench/allocator.py).
 """
 
 from __future__ import annotations
@@ -148,8 +148,8 @@ class Trainer:
 def waiting(trainer: Trainer, data: ViewStream, workers: int, steps: int, first: int = 8) -> float:
     """Fraction of the time that `trainer` waits for a loader with `workers` processes.
 
-    Measured over `steps` steps. The `first` steps before them are not counted: in these the workers
-    start and fill their queues (2 batches each).
+    It is measured over `steps` steps. The `first` steps before them are not counted, because the
+    workers start and fill their queues (2 batches each) during these.
     """
     order, collate = range(BATCH * (first + steps)), cast("Any", already_batched)
     loader = DataLoader(
@@ -226,9 +226,11 @@ class _Pair(NamedTuple):
 
     @classmethod
     def prepared(cls, root: Path, images: int, px: int | None) -> _Pair:
-        """Runs the stages on `images` random images; the trainers "student", "kdep" (from the
-        cache), those of MAP_CACHES, "live" (teacher in every step) and "paper" (as "live", with
-        fresh crops)."""
+        """Runs the stages on `images` random images, and makes the trainers.
+
+        They are "student", "kdep" (with the cache), those of MAP_CACHES, "live" (a teacher forward
+        pass in every step) and "paper" (as "live", with fresh crops).
+        """
         student = resolve("student", "resnet18_w32")
         teacher = {k: v for k, v in resolve("teacher", "efficientnet_lite0").items() if k != "card"}
         if px is not None:

@@ -102,14 +102,14 @@ def _check_bytes(path: Path) -> None:
     if not path.is_file():
         raise KdepError(f"the image {path} does not exist", fix="check the data root")
     try:
-        empty = path.stat().st_size == 0
+        is_empty = path.stat().st_size == 0
         with path.open("rb") as f:
             f.read(1)
     except OSError as e:
         raise KdepError(
             f"the image {path} cannot be read ({e.strerror})", fix="check its permissions"
         ) from None
-    if empty:
+    if is_empty:
         raise KdepError(f"the image {path} is empty (0 bytes)", fix=_FETCH)
 
 
@@ -117,8 +117,8 @@ def _check_mode(path: Path, mode: str, alpha: bool) -> None:
     if mode in _EIGHT_BIT or (alpha and mode in ("RGBA", "LA")):
         return
     name = {"CMYK": "CMYK", "YCCK": "CMYK", "RGBA": "RGB with alpha", "LA": "grey with alpha"}
-    deep = mode.startswith("I") or mode == "F"
-    fault = "16-bit or deeper" if deep else name.get(mode, "of an unsupported type")
+    is_deep = mode.startswith("I") or mode == "F"
+    fault = "16-bit or deeper" if is_deep else name.get(mode, "of an unsupported type")
     raise KdepError(
         f"the image {path} is {fault} (mode {mode})",
         expected="8-bit RGB or grey",
@@ -218,11 +218,11 @@ def _get(items: dict[Hashable, dict[str, Any]], item_id: Any) -> dict[str, Any] 
 
 def _check_box(subject: str, annotation: dict[str, Any], image: dict[str, Any]) -> None:
     box = annotation.get("bbox")
-    number = (int, float)
+    number_types = (int, float)
     if (
         not isinstance(box, list)
         or len(box) != 4
-        or not all(isinstance(v, number) and math.isfinite(v) for v in box)
+        or not all(isinstance(v, number_types) and math.isfinite(v) for v in box)
     ):
         raise KdepError(
             f"{subject} has the bbox {box!r}",
@@ -250,7 +250,7 @@ def _check_box(subject: str, annotation: dict[str, Any], image: dict[str, Any]) 
             fix="clip the box; if many are outside, they may be [x1, y1, x2, y2]",
         )
     area = annotation.get("area")
-    if not isinstance(area, number) or not area > 0:
+    if not isinstance(area, number_types) or not area > 0:
         raise KdepError(
             f"{subject} has the area {area!r}", expected="above 0", fix="recompute it or remove it"
         )

@@ -166,7 +166,7 @@ def row(page: str, start: str) -> str:
     ],
 )
 def test_a_target_is_met_or_not(value, sign, met):
-    assert report.reaches(value, sign, 1.0) is met
+    assert report.meets_target(value, sign, 1.0) is met
 
 
 def test_every_measure_is_compared_with_its_target():

@@ -436,7 +436,7 @@ def safe_member(name: str, source: Path, strip: int = 0) -> PurePosixPath | None
         KdepError: an absolute path, '..', a drive letter, a backslash or a control character.
     """
     path = PurePosixPath(name)
-    bad = (
+    is_unsafe = (
         path.is_absolute()
         or ".." in path.parts
         or "\\" in name
@@ -444,7 +444,7 @@ def safe_member(name: str, source: Path, strip: int = 0) -> PurePosixPath | None
         or SEALS in path.parts  # an archive must not contain its own seal
         or (len(name) > 1 and name[1] == ":")
     )
-    if bad:
+    if is_unsafe:
         raise KdepError(
             f"the archive {source} contains the path {name[:100]!r}, which could lead out of its "
             "folder",
@@ -488,7 +488,7 @@ def _decompressed(path: Path, head: bytes) -> IO[bytes]:
 
 
 class _Header(tarfile.TarInfo):
-    """A tar header that rejects impossible sizes; a negative one makes tarfile loop forever."""
+    """A tar header that rejects impossible sizes; tarfile would loop forever for a negative one."""
 
     @classmethod
     def frombuf(cls, buf: Any, encoding: str, errors: str) -> Any:

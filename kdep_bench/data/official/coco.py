@@ -119,7 +119,7 @@ _KEYS: dict[str, dict[str, type]] = {
 
 
 def _check_entries(path: Path, table: dict[str, Any]) -> None:
-    """Raises KdepError for the first entry that lacks a required key or has one of another type."""
+    """Raises KdepError for the first entry with a missing key or a value of another type."""
     for part, keys in _KEYS.items():
         for position, item in enumerate(table[part]):
             entry = item if isinstance(item, dict) else {}

@@ -142,7 +142,7 @@ def _categories(path: Path, items: list[Any], out: Boxes, faults: Faults) -> dic
                 ),
                 f"{path} category name",
             )
-            name = f"\0{category_id}"  # a placeholder: its annotations are not also reported
+            name = f"\0{category_id}"  # a placeholder, so that its annotations have no fault too
         names[category_id] = name
     out.categories = [n for n in names.values() if not n.startswith("\0")]
     if repeated := sorted({n for n in out.categories if out.categories.count(n) > 1}):
@@ -168,7 +168,7 @@ def _images(path: Path, items: list[Any], out: Boxes, faults: Faults) -> dict[Ha
     names: dict[Hashable, str] = {}
     for image_id, item in _entries(path, "images", items, faults):
         subject = f"the image with id {image_id!r:.40} in {path}"
-        names[image_id] = ""  # a placeholder: annotations of a faulty entry are not also reported
+        names[image_id] = ""  # a placeholder, so that annotations of a faulty entry have no fault
         with faults.collect(f"{path} image entry"):
             name = _file_name(item.get("file_name"), subject)
             if name in out.sizes:
@@ -224,14 +224,14 @@ def _annotations(
                 raise KdepError(
                     f"{subject} points to image id {_shown(image)}, which is not in images",
                     expected=f"one of {len(images)} image ids",
-                    fix=_same_kind(image, images) or "remove the annotation or add the image entry",
+                    fix=_type_fix(image, images) or "remove the annotation or add the image entry",
                 )
             if not _is_id(category) or category not in categories:
                 raise KdepError(
                     f"{subject} has category id {_shown(category)}",
                     expected="one of the ids "
                     f"{', '.join(f'{c!r:.40}' for c in list(categories)[:8])}",
-                    fix=_same_kind(category, categories) or "correct the id or add the category",
+                    fix=_type_fix(category, categories) or "correct the id or add the category",
                 )
             name = images[image]
             if not name:
@@ -301,7 +301,7 @@ def _flag(value: Any, subject: str, key: str) -> bool:
     raise KdepError(f"{subject} has {key} {_shown(value)}", expected="0 or 1", fix="correct it")
 
 
-def _same_kind(value: Any, ids: Mapping[Hashable, str]) -> str:
+def _type_fix(value: Any, ids: Mapping[Hashable, str]) -> str:
     """The fix for an id that is in `ids` with another type (3, "3" or 3.0); otherwise ""."""
     spellings = {str(value)}
     if isinstance(value, float) and value.is_integer():

@@ -108,10 +108,10 @@ def _walk(root: Path, notes: list[str]) -> Iterator[tuple[Path, tuple[list[str],
     seen: set[str] = set()
     too_deep: list[Path] = []
 
-    def unreadable(e: OSError) -> None:
+    def note_unreadable(e: OSError) -> None:
         notes.append(f"{e.filename}: left out, because it cannot be read ({e.strerror})")
 
-    for path, subfolders, names in os.walk(root, onerror=unreadable, followlinks=True):
+    for path, subfolders, names in os.walk(root, onerror=note_unreadable, followlinks=True):
         if os.path.realpath(path) in seen:
             subfolders[:] = []  # os.walk then does not descend
             continue
@@ -303,8 +303,8 @@ def _find_masks(parts: Discovery, folders: Folders) -> None:
             candidates.append((split, folder, (nearest, folder)))
     candidates.sort(key=lambda c: c[1])
     parts.masks = _one_data_set(candidates, parts)
-    values = [_values(m, folders[m][0]) for _, m in parts.masks.values()]
-    parts.mask_values = max(values, default=0)
+    counts = [_count_values(m, folders[m][0]) for _, m in parts.masks.values()]
+    parts.mask_values = max(counts, default=0)
     if parts.masks and not 2 <= parts.mask_values <= _IGNORED_MASK_VALUE:
         parts.notes.append(
             f"{parts.masks[min(parts.masks)][1]}: left out, because mask values must be class "
@@ -329,7 +329,7 @@ def _mode(path: Path) -> str:
         return ""
 
 
-def _values(folder: Path, names: list[str]) -> int:
+def _count_values(folder: Path, names: list[str]) -> int:
     """The largest mask value of a folder, except 255, plus one."""
     largest = -1
     for name in names:

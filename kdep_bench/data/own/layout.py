@@ -25,32 +25,35 @@ class Layout:
         self._rows: list[str] = []
         data.mkdir(parents=True, exist_ok=True)
 
-    def images(self, places: Mapping[Path, Path]) -> None:
+    def add_images(self, places: Mapping[Path, Path]) -> None:
         """Adds images: {user's file: path in the layout}."""
         for file, place in places.items():
             self._links.append((file, place))
             self._add_row(place, self.info[file].sha256)
 
-    def folder(self, root: Path, names: Iterable[str], target: Path, *, whole: bool) -> None:
+    def add_folder(
+        self, root: Path, names: Iterable[str], target: Path, *, is_complete: bool
+    ) -> None:
         """Adds the images of one folder.
 
         Args:
             root: the user's folder.
             names: paths of its images, relative to `root`.
             target: the folder in the layout.
-            whole: `names` are all files of the folder. It is then linked as a whole, if no image
-                must be renamed or converted.
+            is_complete: whether `names` are all files of the folder. If they are, and no image must
+                be renamed or converted, the folder itself is linked.
         """
         placed = {n: placed_name(n, self.info[root / n]) for n in names}
-        if whole and all(n == p and self.info[root / n].plain for n, p in placed.items()):
+        is_unchanged = all(n == p and self.info[root / n].plain for n, p in placed.items())
+        if is_complete and is_unchanged:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(root, target_is_directory=True)
             for name in placed:
                 self._add_row(target / name, self.info[root / name].sha256)
         else:
-            self.images({root / n: target / p for n, p in placed.items()})
+            self.add_images({root / n: target / p for n, p in placed.items()})
 
-    def masks(self, places: Mapping[Path, Path], hashes: Mapping[Path, str]) -> None:
+    def add_masks(self, places: Mapping[Path, Path], hashes: Mapping[Path, str]) -> None:
         """Adds masks, which are linked: {user's file: path in the layout}, {file: SHA-256}."""
         for file, place in places.items():
             self._masks.append((file, place))
@@ -58,11 +61,11 @@ class Layout:
 
     def place(self) -> None:
         """Writes all links and converted copies."""
-        while self._links:  # each pass writes every file once; a file may have several paths
-            now: dict[Path, Path] = {}
-            later = [link for link in self._links if now.setdefault(*link) != link[1]]
-            place_all(self.info, now)
-            self._links = later
+        while self._links:  # a file may have several paths; each pass writes one of them
+            one_per_file: dict[Path, Path] = {}
+            rest = [link for link in self._links if one_per_file.setdefault(*link) != link[1]]
+            place_all(self.info, one_per_file)
+            self._links = rest
         for file, place in self._masks:
             place.parent.mkdir(parents=True, exist_ok=True)
             place.symlink_to(file)

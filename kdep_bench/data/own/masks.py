@@ -34,7 +34,7 @@ class Masks:
         pairs: (image, mask), paths of the user's files.
         counts: [256] number of pixels by value, summed over all masks.
         hashes: SHA-256 of each mask that was read.
-        alone: number of masks that have no image in the split.
+        without_image: number of masks that have no image in the split.
         passed_over: number of skipped entries of the image folder, by reason (see `Listing`).
     """
 
@@ -43,7 +43,7 @@ class Masks:
     pairs: list[tuple[Path, Path]] = field(default_factory=list)
     counts: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     hashes: dict[Path, str] = field(default_factory=dict)
-    alone: int = 0
+    without_image: int = 0
     passed_over: dict[str, int] = field(default_factory=dict)
 
 
@@ -110,7 +110,7 @@ def _pairs(images: Path, folder: Path, faults: Faults) -> Masks:
         raise KdepError(
             f"the folder {images} contains no image", fix="correct `masks` in the data config"
         )
-    out.alone = len(listed_masks - set(by_mask))
+    out.without_image = len(listed_masks - set(by_mask))
     return out
 
 
@@ -286,7 +286,7 @@ def card(splits: Mapping[str, Masks], classes: Sequence[str]) -> dict[str, Any]:
                 "images": len(m.pairs),
                 "pixels": {c: int(m.counts[i]) for i, c in enumerate(classes)},
                 "ignored_pixels": int(m.counts[IGNORE]),
-                "masks_without_image": m.alone,
+                "masks_without_image": m.without_image,
             }
             for split, m in splits.items()
         },

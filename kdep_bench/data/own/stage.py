@@ -110,21 +110,23 @@ def _check_allowed(parts: DataParts) -> None:
 def _lay_out(parts: DataParts, data: Path) -> str:
     """Writes everything below `data`; returns the fingerprint."""
     faults, layout = Faults(), Layout(data, parts.info)
-    layout.folder(parts.pool.root, parts.pool.images, data / "pool" / "images", whole=True)
+    pool = parts.pool
+    layout.add_folder(pool.root, pool.images, data / "pool" / "images", is_complete=True)
     if parts.labelled is not None:
         _write_labels(parts, data)
     for split, folders in parts.classify.items():
         names = [n for files in folders.classes.values() for n in files]
         # mmpretrain lists a linked folder itself, and could read files that are skipped here.
-        whole = not folders.listing.passed_over
-        layout.folder(folders.folder, names, data / class_folders.FOLDER / split, whole=whole)
+        is_complete = not folders.listing.passed_over
+        target = data / class_folders.FOLDER / split
+        layout.add_folder(folders.folder, names, target, is_complete=is_complete)
     classes = boxes.class_names(parts.detect)
     for split, annotated in parts.detect.items():
-        layout.images(boxes.write(split, annotated, classes, parts.info, data))
+        layout.add_images(boxes.write(split, annotated, classes, parts.info, data))
     for split, pairs in parts.segment.items():
         images, labels = masks.layout_paths(split, pairs, data, faults)
-        layout.images(images)
-        layout.masks(labels, pairs.hashes)
+        layout.add_images(images)
+        layout.add_masks(labels, pairs.hashes)
     if parts.segment:
         write_json(data / masks.FOLDER / "classes.json", parts.config.classes)
     faults.raise_any(SUBJECT)

@@ -94,8 +94,8 @@ class Maker:
         }[job.kind]
         out = Written([], [])
         for index in range(job.start, job.stop):
-            code = [zlib.crc32(job.kind.encode()), zlib.crc32(job.split.encode()), index]
-            make(np.random.default_rng([self.spec["seed"], *code]), job.split, index, out)
+            image_seed = [zlib.crc32(job.kind.encode()), zlib.crc32(job.split.encode()), index]
+            make(np.random.default_rng([self.spec["seed"], *image_seed]), job.split, index, out)
         return out
 
     def _composite(self, rng: np.random.Generator, split: str, index: int, out: Written) -> None:

@@ -340,7 +340,7 @@ def gradient_hash(image: np.ndarray) -> np.ndarray:
 def _without_duplicates(
     checks: list[Photo], backgrounds: list[Photo]
 ) -> tuple[list[Photo], list[str]]:
-    """(labelled photographs that are no backgrounds, names of those that are).
+    """(labelled photographs that are not backgrounds, names of those that are).
 
     Two photographs count as the same if at most 24 of the 256 bits of their hashes differ, also
     after one of them is mirrored.

@@ -1,7 +1,7 @@
 """Procedurally drawn cut-outs, used if the Debian packages with cut-outs are not available.
 
-Each class has one kind of outline and one kind of texture; colours are random, so they do not tell
-the class. Results on these data carry a note that the objects are not photographs.
+Each class has one kind of outline and one kind of texture. The colours are random, so they do not
+depend on the class. Results on these data have a note that the objects are not photographs.
 """
 
 from __future__ import annotations
