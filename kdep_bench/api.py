@@ -138,7 +138,7 @@ def pretrain(
         lr: peak learning rate of SGD with momentum 0.9, weight decay 5e-4 and a cosine schedule.
         precision: "float32", "bfloat16" or, on a GPU, "float16".
         seed: seed of the initial weights and the order of the images.
-        work_dir: folder for stages and the suite file; default: ./work_dirs.
+        work_dir: folder for stages and the suite file; default: work_dirs/.
         show_progress: whether to print the progress of the stages.
 
     Raises:
@@ -212,8 +212,8 @@ def evaluate(
         name: name of the suite, used in paths.
         epochs, views, batch, lr, precision: pre-training budget of the methods of `compared_with`.
         seeds: seeds of the transfer training.
-        work_dir: folder for stages and the suite file; default: ./work_dirs.
-        results_dir: folder for records and tables; default: ./results/NAME.
+        work_dir: folder for stages and the suite file; default: work_dirs/.
+        results_dir: folder for records and tables; default: results/NAME/.
         show_progress: whether to print the progress of the stages.
 
     Raises:
@@ -354,6 +354,7 @@ def student_export(plan: Plan) -> str:
 
 
 def _work(work_dir: str | Path | None) -> Path:
+    """The absolute path of the work dir; default: work_dirs/."""
     return Path(work_dir).expanduser().absolute() if work_dir else OUTPUT / "work_dirs"
 
 

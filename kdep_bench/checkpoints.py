@@ -25,7 +25,7 @@ from torch import Tensor
 from kdep_bench.errors import KdepError
 from kdep_bench.files import plain_text
 
-_MAX_NAMES = 4  # largest number of file names in an error
+_MAX_NAMES = 4  # largest number of file names that an error lists
 _DOWNLOAD_AGAIN = "download or copy the file again"
 _UNPACK = "unpack it and give the path of the weights file in it"
 _OTHER_FORMAT = "get the PyTorch or safetensors weights"
@@ -44,7 +44,7 @@ _FOREIGN: tuple[tuple[bytes, str, str], ...] = (
     (b"%PDF", "a PDF document", _DOWNLOAD_AGAIN),
     (b"\x7fELF", "a program", _DOWNLOAD_AGAIN),
 )
-_MAX_PICKLE_BYTES = 64 << 20  # bytes of a pickle that are searched for the classes it imports
+_MAX_PICKLE_BYTES = 64 << 20  # bytes at the start of a pickle in which its imports are searched
 #: Prefixes of names that the file of a plain state dict imports; `weights_only=True` allows them.
 _HARMLESS = ("torch._utils.", "torch._tensor.", "torch.storage.", "torch.serialization.")
 
@@ -101,8 +101,8 @@ def is_safetensors(head: bytes, size: int) -> bool:
 def bad_tensors(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Tensors that cannot be weights: name -> reason (not finite, not dense, an expanded view).
 
-    An expanded view repeats few stored numbers. A file of a few bytes can contain one with 10^15
-    elements, whose check for NaN would need all memory; it is reported without that check.
+    An expanded view repeats a few stored numbers. A small file can contain a view of 10^15 elements
+    whose check for NaN would need all memory, so expanded views are reported without this check.
     """
     bad = {}
     for name, value in tensors.items():

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-LOST = 1  # exit code if output could not be written
+FAILURE = 1  # exit code of the faults that this module reports
 _UTF8 = "PYTHONUTF8"  # environment variable of Python's UTF-8 mode
 _ACTIVATE = (
     "activate the environment: source .venv/bin/activate (`make install` makes it), or install "
@@ -37,9 +37,9 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     _restart_in_utf8()
     if not _open_streams():
         _print_error("standard output is closed. Fix: redirect it to a file or to /dev/null.")
-        _end(LOST)
+        _end(FAILURE)
     argparse.ArgumentParser._print_message = _print_message
-    code: Any = LOST
+    code: Any = FAILURE
     try:
         code = main()
     except SystemExit as e:  # raised by argparse; its text is flushed below
@@ -52,12 +52,12 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     except ModuleNotFoundError as e:
         package = (e.name or "").partition(".")[0]
         if not package or importlib.util.find_spec(package) is not None:
-            raise  # a fault of that package, or of this one
+            raise  # the package is installed, but a module of it is missing
         _flush(sys.stdout)
         _print_error(
             f"the Python package {package} is not installed for {sys.executable}. Fix: {_ACTIVATE}"
         )
-        code = LOST
+        code = FAILURE
     except OSError as e:
         if _flush(sys.stdout) is None:  # the error is about a file, not about standard output
             _print_error(_file_error(e))
@@ -72,7 +72,7 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
             f"standard output could not be written ({fault.strerror}); part of it is lost. "
             "Fix: free disk space (see df -h and df -i), or use another disk."
         )
-        code = code if isinstance(code, int) and code else LOST
+        code = code if isinstance(code, int) and code else FAILURE
     if code == 128 + signal.SIGPIPE:
         _discard(sys.stdout)
     if isinstance(code, str):  # as sys.exit(text) does
@@ -82,12 +82,12 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
 
 
 def run_command(module: str) -> NoReturn:
-    """Runs `main` of a module as `run_main` does; a package that is missing is one sentence."""
+    """Runs `main` of a module like `run_main`; a package missing on import is one sentence, too."""
     if sys.version_info < (3, 11):  # noqa: UP036 (a system's Python may be older)
         _print_error(
             f"Python {sys.version_info[0]}.{sys.version_info[1]} is too old. Fix: {_ACTIVATE}"
         )
-        _end(LOST)
+        _end(FAILURE)
 
     def main() -> int | None:
         return importlib.import_module(module).main()
@@ -110,6 +110,7 @@ def _file_error(e: OSError) -> str:
 
 
 def _end(code: Any) -> NoReturn:
+    """Flushes standard error and exits with `code`."""
     if _flush(sys.stderr) is not None:
         _discard(sys.stderr)
     sys.exit(code)

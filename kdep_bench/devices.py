@@ -1,9 +1,9 @@
 """The GPUs and the number of cores of this process. Imports no torch.
 
-The fork server imports the toolkits for all stages, with and without a GPU. If it saw GPUs, this
-would have two faults. When torch checks for a GPU, it initialises the CUDA driver, which forked
-children cannot use ("Cannot re-initialize CUDA in forked subprocess"). And the toolkits store the
-result of the check in constants, so that a stage without a GPU would still use one. Therefore
+The fork server imports the toolkits for all stages, with and without a GPU. It must not see GPUs,
+for two reasons. When torch checks for a GPU, it initialises the CUDA driver, which forked children
+cannot use ("Cannot re-initialize CUDA in forked subprocess"). The toolkits store the result of the
+check in constants, so that a stage without a GPU would still use a GPU. Therefore
 CUDA_VISIBLE_DEVICES is empty in the server (`hide_gpus`), and each stage sets it (`show_gpus`).
 """
 
@@ -70,8 +70,9 @@ def check_gpus(gpus: Sequence[str]) -> None:
 def compute_device() -> torch.device:
     """The GPU of this process, or the CPU; with several ranks on a node, each has a different GPU.
 
-    The number of the GPU is LOCAL_RANK. torch's current device is not used: teachers run before a
-    rank joins the process group and sets it, and those of all ranks would use the first GPU.
+    The number of the GPU is LOCAL_RANK. torch's current device is not used, because a rank sets it
+    only when it joins the process group. Teachers run before that, and the teachers of all ranks
+    would use the first GPU.
     """
     torch = importlib.import_module("torch")
     if not torch.cuda.is_available():
@@ -88,7 +89,7 @@ def synchronise() -> None:
 
 
 def cores() -> int:
-    """Number of cores assigned to the stage; outside a stage, those this process may run on."""
+    """Number of cores of the stage; outside a stage, of all cores that this process may use."""
     return int(os.environ.get("KDEP_CPUS") or len(os.sched_getaffinity(0)))
 
 

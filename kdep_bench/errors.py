@@ -22,7 +22,7 @@ class KdepError(Exception):
     Args:
         problem: what is wrong, as a clause that names the file or setting ("the file x.json
             names 3 images that do not exist").
-        expected: what should be there instead; only if the other two do not say so already.
+        expected: what should be there instead; None if `problem` and `fix` already say so.
         fix: what to do about it, as an instruction ("download it again").
     """
 
@@ -57,7 +57,7 @@ def _printable(text: str) -> str:
 
 def made_again(folder: object) -> str:
     """The fix for a damaged stage directory `folder`: move it away, so that it is made again."""
-    return f"move the folder {folder} out of the work dir and run the suite again, which remakes it"
+    return f"move the folder {folder} out of the work dir and run the suite again, which writes it"
 
 
 def unknown_name(

@@ -58,7 +58,7 @@ def write_json(path: str | Path, value: Any) -> None:
 LARGEST_JSON = 4 << 30  # bytes; the largest official annotation file has 0.5 GB
 LARGEST_NUMBER = 1e100  # its square is finite; so are sums of numbers up to it
 DEEPEST = 50  # most levels of nested lists and objects in a file that kdep_bench wrote
-_MAX_DIGITS = 20  # of an integer; counts, ids and sizes have fewer
+_MAX_DIGITS = 20  # most digits of an integer; counts, ids and sizes have fewer
 
 
 def read_json(path: str | Path, max_bytes: int = LARGEST_JSON) -> Any:

@@ -16,9 +16,9 @@ R = TypeVar("R")
 def prefetch(work: Callable[[T], R], items: Iterable[T], threads: int) -> Generator[R, None, None]:
     """Yields `work(item)` for each item, in order, computed by `threads` threads.
 
-    At most `2 * threads` results are waiting or in progress. An exception of `work` is raised at
-    the position of its item, and no other item is started then. OpenCV's own threads are switched
-    off meanwhile, so that `threads` is the number of cores in use.
+    At most `2 * threads` results are waiting or in progress. An exception of `work` is raised in
+    place of the result of its item; after that no other item is started. OpenCV's own threads are
+    switched off meanwhile, so that `threads` is the number of cores in use.
 
     Args:
         work: called once per item.

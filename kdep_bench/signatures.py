@@ -78,7 +78,7 @@ def resolve_alias(kind: Any) -> str:
 
 @cache
 def signature(path: str) -> Signature | None:
-    """The signature of the class or function at a dotted path; None if the source lacks it."""
+    """The signature of the class or function at a dotted path; None if it is not found."""
     definition = _find(resolve_alias(path))
     if definition is None:
         return None

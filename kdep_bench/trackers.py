@@ -21,7 +21,7 @@ KINDS = ("pretrain", "transfer")  # kinds of stages with an mmengine Runner
 
 
 class Tracker(NamedTuple):
-    """A tracker.
+    """One of the supported trackers.
 
     Attributes:
         backend: type of mmengine's Visualizer backend.

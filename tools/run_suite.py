@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Runs a suite of pre-training and transfer stages; `--help` lists the options."""
+"""Run a suite of pre-training and transfer stages; `--help` lists the options."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Search for a student and settings within limits of size; `--help` lists the options."""
+"""Search for a student and settings within size limits; `--help` lists the options."""
 
 import sys
 from pathlib import Path

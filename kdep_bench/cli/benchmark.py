@@ -44,12 +44,14 @@ def parser() -> argparse.ArgumentParser:
         default=["steps", "memory"],
         help="what to measure (default: both; none: only --against and --count-teacher-forwards)",
     )
-    p.add_argument("--against", choices=["lightly-train"], help="also train a student with it")
+    p.add_argument(
+        "--against", choices=["lightly-train"], help="also train a student with this program"
+    )
     p.add_argument(
         "--venv",
         type=Path,
         default=OUTPUT / ".venv-lightly",
-        help="its virtual environment (default: .venv-lightly)",
+        help="with --against: virtual environment of the program (default: .venv-lightly)",
     )
     p.add_argument(
         "--prepared",

@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints the script; 2 with a sentence for a fault."""
+    """Prints the script; returns the exit code (2 for a KdepError, whose text is printed)."""
     args = parser().parse_args(argv)
     try:
         print(script(args.shell))
@@ -46,7 +46,8 @@ def script(shell: str) -> str:
         import shtab
     except ImportError:
         raise KdepError(
-            "completion needs the package shtab", fix="pip install 'kdep_bench[completion]'"
+            "completion needs the package shtab, which is not installed",
+            fix="install it: pip install 'kdep_bench[completion]'",
         ) from None
     preamble = _suites_in_bash() if shell == "bash" else ""
     return shtab.complete(whole_parser(), shell, preamble=preamble)
@@ -74,7 +75,7 @@ def whole_parser() -> argparse.ArgumentParser:
 def _add(commands: Any, name: str, about: str, inner: argparse.ArgumentParser) -> None:
     """Adds the parser of a command; shtab reads the attribute `complete` of its arguments."""
     inner.description = None
-    # A parent's own --help would clash with that of the new parser.
+    # add_help=False: `inner` already has the option --help.
     parser = commands.add_parser(name, help=about, parents=[inner], add_help=False)
     for argument in parser._actions:
         if argument.dest in ("suite", "suites") and not isinstance(
@@ -84,7 +85,7 @@ def _add(commands: Any, name: str, about: str, inner: argparse.ArgumentParser) -
 
 
 def _suites_in_bash() -> str:
-    """A function of bash: names of suites, and files."""
+    """A bash function that prints the names of suites and files that complete a word."""
     from kdep_bench.suite.config import names
 
     return (

@@ -4,7 +4,7 @@ python tools/doctor.py                                 # check only the machine
 python tools/doctor.py --suite paper_r18               # also what this suite needs
 python tools/doctor.py --data coco voc --decode all    # also these data sets, every image
 
-All checks are run, and all faults are listed, also after a fault.
+A fault does not stop the other checks: all faults are listed.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _gpus() -> Finding:
     import torch
 
     if not torch.cuda.is_available():
-        return Finding("note", "GPUs", "none; the suites pocket and smoke need none, others do")
+        return Finding("note", "GPUs", "none; the suites pocket and smoke run without a GPU")
     cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     text = ", ".join(f"{c.name} with {c.total_memory / 2**30:.0f} GiB" for c in cards)
     return Finding("ok", "GPUs", text)
@@ -247,8 +247,8 @@ def check_unpacking(folder: Path) -> Iterator[Finding]:
         yield Finding(
             "fault",
             f"data set {folder.name}",
-            f"an archive was unpacked in part: the temporary file {temporary_file} exists. Fix: "
-            f"run tools/prepare_data.py {folder.name} again; it resumes there.",
+            f"the unpacking of an archive was interrupted: the temporary file {temporary_file} "
+            f"exists. Fix: run tools/prepare_data.py {folder.name} again; it resumes there.",
         )
 
 

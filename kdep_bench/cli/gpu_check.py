@@ -139,12 +139,12 @@ def _detect() -> int:
 
     info = detect()
     gpus = usable(info)
-    cards = ", ".join(
-        f"{card['number']}: {card['name']}, {card['free_gib']:.0f} GiB free"
-        + ("" if card["number"] in gpus else " (not used: too little free)")
-        for card in info.gpus
+    listing = ", ".join(
+        f"{gpu['number']}: {gpu['name']}, {gpu['free_gib']:.0f} GiB free"
+        + ("" if gpu["number"] in gpus else " (not used: too little free)")
+        for gpu in info.gpus
     )
-    lines = {"driver": str(info.driver), "CUDA of torch": str(info.built_for), "GPUs": cards}
+    lines = {"driver": str(info.driver), "CUDA of torch": str(info.built_for), "GPUs": listing}
     print(json.dumps({"use": gpus, "machine": lines}))
     return 0
 

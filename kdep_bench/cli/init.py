@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SAMPLES = 51_200  # images seen in pre-training, as in the suite `methods_pocket`: 800 x 64
 BATCH = 64
 VIEWS = 2  # views per image
-WIDTH = 90  # largest length of a line of the written file, without its key
+WIDTH = 90  # largest length of a line of the written file, not counting the key before a value
 
 
 class _Variable(str):
@@ -91,14 +91,15 @@ def write_suite(
         name: name of the suite; None: that of the folder.
         teacher, student: names of their configs.
         out: folder to write to.
-        classes_of_boxes: use class folders for classification even if their images have boxes.
+        classes_of_boxes: whether to use class folders for classification even if their images have
+            boxes.
 
     Returns:
         path of the config.
 
     Raises:
         KdepError: the folder does not exist or has no images, the name cannot be a file name, a
-            config is unknown, the file to write exists, or `out` cannot be a folder.
+            teacher or student is unknown, the file to write exists, or `out` cannot be a folder.
     """
     from kdep_bench.data.own.discover import discover
     from kdep_bench.suite.config import resolve

@@ -15,8 +15,8 @@ from pathlib import Path
 from kdep_bench.errors import KdepError
 from kdep_bench.paths import OUTPUT
 
-_TAIL_BYTES = 1 << 20
-_SHOWN = 10  # stages that an error names
+_TAIL_BYTES = 1 << 20  # bytes at the end of a log that are read
+_SHOWN = 10  # largest number of stages that an error names
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; 2 with a sentence for a fault."""
+    """Runs the command; returns the exit code (2 for a KdepError, whose text is printed)."""
     args = parser().parse_args(argv)
     work = (args.work_dir or OUTPUT / "work_dirs").absolute()
     try:
@@ -47,10 +47,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def find_log(work: Path, pattern: str) -> Path:
-    """The log of the one stage whose id is, or matches, `pattern`.
+    """The log of the stage whose id equals or matches `pattern`.
 
     Raises:
-        KdepError: no stage, or several.
+        KdepError: no stage with a log matches, or several do.
     """
     from kdep_bench.engine import state
     from kdep_bench.engine.work_dir import stage_ids
@@ -61,12 +61,12 @@ def find_log(work: Path, pattern: str) -> Path:
 
 
 def one_stage(pattern: str, ids: Mapping[str, float], where: str) -> str:
-    """The one id that is, or matches, `pattern`.
+    """The id that equals `pattern`, or the only id that matches it.
 
     Args:
-        pattern: an id, a part of one, or a glob.
-        ids: ids, with a number by which an error sorts them, largest first.
-        where: what the ids are of, for the error.
+        pattern: an id, a part of an id, or a glob.
+        ids: id -> a number; an error lists the ids with the largest numbers first.
+        where: describes the ids in errors, for example "of pocket".
 
     Raises:
         KdepError: no id matches, or several do.
@@ -92,15 +92,15 @@ def one_stage(pattern: str, ids: Mapping[str, float], where: str) -> str:
 
 
 def tail(path: Path, lines: int) -> str:
-    """The last lines of a log; all of them for 0. At most the last MiB is read otherwise."""
+    """The last `lines` lines of a log, from at most its last MiB; 0: the whole log."""
     from kdep_bench.safe_files import open_regular
 
     with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
         if lines:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
         raw = file.read()
-    kept = raw.decode("utf-8", "backslashreplace").splitlines(keepends=True)[-lines:]
-    text = "".join(kept)
+    last_lines = raw.decode("utf-8", "backslashreplace").splitlines(keepends=True)[-lines:]
+    text = "".join(last_lines)
     return text if text.endswith("\n") or not text else f"{text}\n"
 
 

@@ -19,7 +19,7 @@ COMMANDS = {
     "logs": ("logs", "print the path and the end of a stage's log"),
     "why": ("why", "explain why a stage would run or is skipped"),
     "report": ("report", "rebuild tables and page from records, or compare results folders"),
-    "search": ("search", "search for a student and settings within limits of size"),
+    "search": ("search", "search for a student and settings within size limits"),
     "doctor": ("doctor", "check this machine, and what a suite needs"),
     "data": ("prepare_data", "prepare or verify an official data set or the pocket data"),
     "student": ("make_student", "write a student config from a model name"),
@@ -31,6 +31,7 @@ COMMANDS = {
 }
 # Name -> (command, its first arguments, what it does).
 ALIASES = {"clean": ("work-dir", ("--gc",), "list unused stages; --delete removes them")}
+# Commands that list configs.
 LISTS = (
     *("suites", "methods", "teachers", "students", "tasks", "probes", "claims", "data-sets"),
     "searches",
@@ -62,8 +63,8 @@ def main(argv: list[str] | None = None) -> int:
     if command in LISTS:
         command, rest = "run", ["--list", command.removesuffix("-sets"), *rest]
     if command in ALIASES:
-        command, first, _ = ALIASES[command]
-        rest = [*first, *rest]
+        command, first_arguments, _ = ALIASES[command]
+        rest = [*first_arguments, *rest]
     if command not in COMMANDS:
         from kdep_bench.errors import unknown_name
 

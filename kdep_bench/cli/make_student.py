@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code (1 for a KdepError, whose text is printed)."""
     args = parser().parse_args(argv)
     try:
         from kdep_bench.students.discover import config_text, discover

@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code. A KdepError becomes one sentence and 1."""
+    """Runs the command; returns the exit code (1 for a KdepError, whose text is printed)."""
     p = parser()
     args = p.parse_args(argv)
     n_actions = args.list + (args.what is not None) + (args.verify is not None)
@@ -105,7 +105,8 @@ def _official(args: argparse.Namespace) -> int:
         if args.root:
             args.root.mkdir(parents=True, exist_ok=True)
         root = base.data_root(args.root)
-        digests = base.lay_out(official_set, root, args.archives, _Line(), not args.no_checksums)
+        progress, checksums = _ProgressLine(), not args.no_checksums
+        digests = base.lay_out(official_set, root, args.archives, progress, checksums)
         for archive in official_set.archives:
             if archive.name in digests and archive.md5 is None:
                 print(f"{archive.name}: md5 {digests[archive.name]} (not checked: none is known)")
@@ -127,7 +128,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-class _Line:
+class _ProgressLine:
     """Prints progress: one updated line on a terminal, otherwise a line for every 10 %."""
 
     def __init__(self) -> None:

@@ -115,9 +115,9 @@ def _upstream_outputs(
     """
     outputs = {}
     for role, upstream_id in run.chain.items():
-        # One of several teachers has stages such as "large.cache".
-        is_of_teacher = role.partition(".")[2] in ("cache", "align") and "teachers" in run.method
-        if role in ("prepare", "cache", "align", "pretrain") or is_of_teacher:
+        # If the method has several teachers, the roles of their stages are such as "large.cache".
+        is_teacher_stage = role.partition(".")[2] in ("cache", "align") and "teachers" in run.method
+        if role in ("prepare", "cache", "align", "pretrain") or is_teacher_stage:
             record, reason = state.finished(plan.stages[upstream_id], work)
             outputs[role] = (record or {}).get("outputs", {})
             if record is None:
@@ -129,7 +129,7 @@ def _upstream_outputs(
 
 
 def _why_not(folder: Path) -> str:
-    """Why a stage has no result, as a clause; not for a damaged result."""
+    """Why a stage has no stage.json, as a clause."""
     failed = state.failure(folder)
     if failed:
         return f"its last attempt failed: {failed['error']}"
@@ -216,7 +216,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code, see the module."""
+    """Runs the command; returns the exit code, see the docstring of the module."""
     args = parser().parse_args(argv)
     from kdep_bench.paths import OUTPUT
     from kdep_bench.suite.config import load_suite

@@ -58,8 +58,8 @@ def _run(args: argparse.Namespace, arguments: list[str]) -> int:
         return 0
     gpus = selected_gpus(args)
     suite, work, results = _load(args, processes)
-    content_lines = sys.stderr if args.json else sys.stdout
-    suite, plan = plan_with_content(suite, work, args.verify, content_lines)
+    message_stream = sys.stderr if args.json else sys.stdout
+    suite, plan = plan_with_content(suite, work, args.verify, message_stream)
     statuses = _statuses(args, plan, work)
     if args.executor == "snakemake-local":
         _check_stage_gpus(plan, statuses, gpus)
@@ -79,16 +79,26 @@ def _run(args: argparse.Namespace, arguments: list[str]) -> int:
 
     check_folder(results, suite.name)
     outcome = _execute(args, plan, work, statuses, gpus)
-    command = "python tools/run_suite.py " + shlex.join(arguments)
-    code = output.summarise(plan, statuses, outcome, command)
+    code = output.summarise(plan, statuses, outcome, _command(arguments))
     _collect(args, suite, plan, work, results, outcome)
     return code
 
 
+def _command(arguments: Sequence[str]) -> str:
+    """The shell command that started this program with `arguments`."""
+    script = sys.argv[0]
+    is_tool = Path(script).name == "run_suite.py"
+    program = f"python {shlex.quote(script)}" if is_tool else "kdep-bench run"
+    return f"{program} {shlex.join(arguments)}"
+
+
 def _load(args: argparse.Namespace, processes: int) -> tuple[Suite, Path, Path]:
-    """(suite, or its rehearsal with --rehearse; absolute paths of its work dir and its results).
+    """Reads the suite.
 
     `processes`: processes per stage, if this program was started by torchrun.
+
+    Returns:
+        (the suite, or with --rehearse its rehearsal; the work dir; the results folder).
     """
     from kdep_bench.engine import ddp
     from kdep_bench.suite.config import load_suite
@@ -106,13 +116,16 @@ def _load(args: argparse.Namespace, processes: int) -> tuple[Suite, Path, Path]:
 
 
 def plan_with_content(suite: Suite, work: Path, verify: bool, out: TextIO) -> tuple[Suite, Plan]:
-    """(the suite with the hashes of its data, which are part of stage ids; its plan).
+    """Plans a suite after hashing its data; the hashes are part of stage ids.
 
     Args:
         suite: from `load_suite`.
         work: the work dir.
-        verify: hash all data again.
+        verify: whether to hash all data again.
         out: receives a line for each data set that was read.
+
+    Returns:
+        (the suite with the hashes, its plan).
     """
     from kdep_bench.suite import data_identity
     from kdep_bench.suite.image_counts import check_counts
@@ -172,7 +185,7 @@ def _check_stage_gpus(plan: Plan, statuses: dict[str, Status], gpus: tuple[str, 
 def _print_forecast(
     args: argparse.Namespace, plan: Plan, statuses: dict[str, Status], work: Path
 ) -> dict[str, Status]:
-    """Prints the plan of a dry run, and the forecast; returns the stages that may run.
+    """Prints the forecast, and in a dry run the plan; returns the stages that may run.
 
     Raises:
         KdepError: the run would take more than --budget-hours.

@@ -138,7 +138,7 @@ def _add_output(p: argparse.ArgumentParser) -> None:
     p.add_argument("--verify", action="store_true", help="recompute all file checksums first")
     p.add_argument("--report", action="store_true", help="rebuild tables even if nothing changed")
     p.add_argument("--plain", action="store_true", help="no progress bars, also on a terminal")
-    p.add_argument("--json", action="store_true", help="with --dry-run or --list: print it as JSON")
+    p.add_argument("--json", action="store_true", help="with --dry-run or --list: print JSON")
     p.add_argument(
         "--list",
         choices=(
@@ -186,7 +186,7 @@ def _check_budget(args: argparse.Namespace) -> None:
 
 
 def selected_gpus(args: argparse.Namespace) -> tuple[str, ...]:
-    """The GPUs in --gpus; without that option all GPUs of this machine.
+    """The GPUs in --gpus; without this option all GPUs of this machine.
 
     Raises:
         KdepError: the stages run on this machine, and it does not have these GPUs.

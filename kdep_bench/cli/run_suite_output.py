@@ -38,13 +38,14 @@ def list_configs(folder: str, as_json: bool = False) -> None:
 def method_table() -> list[str]:
     """Lines of `--list methods`: name, family, needs, label policy and source in columns."""
     rows = [tuple(c.upper() for c in METHOD_COLUMNS), *method_rows()]
-    widths = [max(len(row[k]) for row in rows) for k in range(4)]
+    aligned_columns = range(len(METHOD_COLUMNS) - 1)  # not `source`, the last column
+    widths = [max(len(row[k]) for row in rows) for k in aligned_columns]
     layout = "  ".join(f"{{:{w}}}" for w in widths) + "  {}"
     return [layout.format(*row) for row in rows]
 
 
 def method_rows() -> list[tuple[str, ...]]:
-    """The values of METHOD_COLUMNS for every method; "-" for those of an unreadable config."""
+    """The values of METHOD_COLUMNS for every method; "-" if its config cannot be read."""
     from kdep_bench.suite.config import load_config, names
     from kdep_bench.suite.schema import label_policy, method_needs
 
@@ -94,7 +95,7 @@ def action(status: Status) -> str:
 
 
 def measured_costs(plan: Plan, statuses: Mapping[str, Status], work: Path) -> dict[str, float]:
-    """Seconds of the stages that would run, for those with a comparable finished one."""
+    """Stage id -> estimated seconds of the stages that would run, if a similar one has finished."""
     from kdep_bench.engine import state
     from kdep_bench.forecast.costs import Costs
 
@@ -188,7 +189,7 @@ def summarise(plan: Plan, statuses: Mapping[str, Status], outcome: Outcome, comm
 
 
 def disk_fault(e: OSError) -> KdepError:
-    """The error for a full or faulty disk of the work dir or the results."""
+    """The error for a full or faulty disk with the work dir or the results folder."""
     return KdepError(
         f"a file could not be written or read ({e})",
         fix="free disk space or inodes (see df -h and df -i), or correct the folder's "

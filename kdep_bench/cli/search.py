@@ -1,4 +1,4 @@
-"""Search for a student and settings within limits of size, scored on the validation split.
+"""Search for a student and settings within size limits, scored on the validation split.
 
 kdep-bench search smoke_kdep                       # run, or resume from the log
 kdep-bench search smoke_kdep --sampler random      # random proposals, for comparison
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dry-run", action="store_true", help="print the budgets and exit")
     p.add_argument("--sampler", choices=("tpe", "random"), help="default: the config's")
     p.add_argument("--seed", type=int, help="seed of the proposals (default: the config's)")
-    p.add_argument("--trials", type=int, help="number of evaluations (default: the config's)")
+    p.add_argument("--trials", type=int, help="number of trained trials (default: the config's)")
     p.add_argument("--log", type=Path, help="default: searches/<search>-<sampler>-<seed>.jsonl")
     p.add_argument("--work-dir", type=Path, help="stage directories (default: work_dirs/)")
     p.add_argument(

@@ -29,7 +29,13 @@ _COUNTED = ("done", "left", "skipped")  # these stages are counted, not listed
 
 @dataclass(frozen=True)
 class StageState:
-    """A stage, its state (one of STATES), and the owner, error or reason."""
+    """A stage and its state.
+
+    Attributes:
+        id: id of the stage.
+        state: one of STATES.
+        detail: the process that runs it, its error, or the reason for its state.
+    """
 
     id: str
     state: str
@@ -48,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; 2 with a sentence for a fault."""
+    """Runs the command; returns the exit code (2 for a KdepError, whose text is printed)."""
     args = parser().parse_args(argv)
     work = (args.work_dir or OUTPUT / "work_dirs").absolute()
     try:
@@ -70,14 +76,14 @@ def suite_states(suite_name: str, work: Path) -> tuple[str, list[StageState]]:
     from kdep_bench.suite.config import load_suite
 
     suite, plan = plan_with_content(load_suite(suite_name), work, False, sys.stderr)
-    known = state.statuses(plan, work)
-    return suite.name, [_of_plan(work, i, known) for i in known]
+    statuses = state.statuses(plan, work)
+    return suite.name, [_planned_stage_state(work, i, statuses) for i in statuses]
 
 
-def _of_plan(work: Path, stage_id: str, known: Mapping[str, Status]) -> StageState:
+def _planned_stage_state(work: Path, stage_id: str, statuses: Mapping[str, Status]) -> StageState:
     from kdep_bench.engine import state
 
-    status = known[stage_id]
+    status = statuses[stage_id]
     if owner := _owner(work, stage_id):
         return StageState(stage_id, "running", owner)
     if status.done:
@@ -99,7 +105,7 @@ def work_dir_states(work: Path) -> list[StageState]:
     """The states of all stages that have a directory in the work dir, by id.
 
     Raises:
-        KdepError: no such folder.
+        KdepError: the work dir does not exist.
     """
     from kdep_bench.engine import state
     from kdep_bench.engine.work_dir import stage_ids, stage_state

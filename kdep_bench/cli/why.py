@@ -29,12 +29,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("suite", help="a suite config, or its name in configs/suites/")
     p.add_argument("stage", metavar="STAGE", help="part of a stage id, or a glob for it")
     p.add_argument("--work-dir", type=Path, help="stage directories (default: work_dirs/)")
-    p.add_argument("--json", action="store_true", help="print it as JSON")
+    p.add_argument("--json", action="store_true", help="print the explanation as JSON")
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; 2 with a sentence for a fault."""
+    """Runs the command; returns the exit code (2 for a KdepError, whose text is printed)."""
     args = parser().parse_args(argv)
     work = (args.work_dir or OUTPUT / "work_dirs").absolute()
     from kdep_bench.cli.logs import one_stage
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         _, plan = plan_with_content(load_suite(args.suite), work, False, sys.stderr)
-        order = {i: -float(k) for k, i in enumerate(plan.stages)}
+        order = {i: -float(position) for position, i in enumerate(plan.stages)}
         stage_id = one_stage(args.stage, order, f"of {plan.name}")
         explained = explain(plan, state.statuses(plan, work), work, stage_id)
     except KdepError as e:
@@ -54,26 +54,33 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def explain(plan: Plan, known: Mapping[str, Status], work: Path, stage_id: str) -> dict[str, Any]:
+def explain(
+    plan: Plan, statuses: Mapping[str, Status], work: Path, stage_id: str
+) -> dict[str, Any]:
     """Why a stage would run, is done or is skipped.
 
     Returns:
-        id, action ('run', 'done', 'skip') and why, as in --dry-run; first_causes: the stages before
-        it that run although all their inputs are done; inputs (role, id, action, why); needed_by
-        (id, action); compared_with: the newest finished stage of its kind and name with another id,
-        and changes: what differs from it; log: the path, or None.
+        a dict with the keys
+
+        - id, action ('run', 'done' or 'skip') and why: as in --dry-run;
+        - first_causes: upstream stages that run although all their inputs are done;
+        - inputs: role, id, action and why of the direct upstream stages;
+        - needed_by: id and action of the stages that directly depend on it;
+        - compared_with: id of the newest finished stage with the same kind and name, or None;
+        - changes: the differences from that stage;
+        - log: path of the log, or None.
     """
     from kdep_bench.cli.run_suite_output import action
     from kdep_bench.engine import state
 
-    stage, status = plan.stages[stage_id], known[stage_id]
+    stage, status = plan.stages[stage_id], statuses[stage_id]
     upstream = plan.upstream([stage_id]) - {stage_id}
     causes = [
         i
         for i in plan.stages
         if i in upstream
-        and known[i].run
-        and not any(known[u].run for u in plan.stages[i].needs.values())
+        and statuses[i].run
+        and not any(statuses[u].run for u in plan.stages[i].needs.values())
     ]
     earlier = None if status.done else state.newest_other(stage, work)
     log = state.folder(work, stage_id) / state.LOG
@@ -81,13 +88,15 @@ def explain(plan: Plan, known: Mapping[str, Status], work: Path, stage_id: str) 
         id=stage_id,
         action=action(status),
         why=status.why,
-        first_causes=[dict(id=i, why=known[i].why) for i in causes if status.run],
+        first_causes=[dict(id=i, why=statuses[i].why) for i in causes if status.run],
         inputs=[
-            dict(role=role, id=i, action=action(known[i]), why=known[i].why)
+            dict(role=role, id=i, action=action(statuses[i]), why=statuses[i].why)
             for role, i in stage.needs.items()
         ],
         needed_by=[
-            dict(id=i, action=action(known[i])) for i in plan.consumers()[stage_id] if i in known
+            dict(id=i, action=action(statuses[i]))
+            for i in plan.consumers()[stage_id]
+            if i in statuses
         ],
         compared_with=earlier and earlier["id"],
         changes=state.spec_changes(stage, earlier) + _changed_inputs(stage.needs, earlier)
@@ -98,14 +107,20 @@ def explain(plan: Plan, known: Mapping[str, Status], work: Path, stage_id: str) 
 
 
 def _changed_inputs(needs: Mapping[str, str], earlier: Mapping[str, Any]) -> list[str]:
-    before = earlier["needs"]
-    return [f"{r}: {before.get(r)} -> {up}" for r, up in needs.items() if before.get(r) != up]
+    """The upstream stages that differ from those of the stage.json `earlier`, as text."""
+    old = earlier["needs"]
+    return [
+        f"{role}: {old.get(role)} -> {upstream}"
+        for role, upstream in needs.items()
+        if old.get(role) != upstream
+    ]
 
 
 def text(explained: Mapping[str, Any]) -> str:
     """The result of `explain` for a terminal."""
     verb = {"run": "would run", "done": "is done", "skip": "is skipped"}[explained["action"]]
-    lines = [f"{explained['id']} {verb}" + f": {explained['why']}" * (explained["why"] != "done")]
+    reason = "" if explained["why"] == "done" else f": {explained['why']}"
+    lines = [f"{explained['id']} {verb}{reason}"]
     lines += [f"first cause  {c['id']}: {c['why']}" for c in explained["first_causes"]]
     for row in explained["inputs"]:
         why = "" if row["why"] == "done" else f"  {row['why']}"
@@ -113,9 +128,9 @@ def text(explained: Mapping[str, Any]) -> str:
     if explained["compared_with"]:
         lines.append(f"compared     {explained['compared_with']}")
         lines += [f"change       {change}" for change in explained["changes"]]
-    later = explained["needed_by"]
-    to_run = sum(row["action"] == "run" for row in later)
-    lines.append(f"needed by    {len(later)} stage(s), {to_run} of them would run")
+    consumers = explained["needed_by"]
+    n_to_run = sum(row["action"] == "run" for row in consumers)
+    lines.append(f"needed by    {len(consumers)} stage(s), {n_to_run} of them would run")
     if explained["log"]:
         lines.append(f"log          {explained['log']}")
     return "\n".join(lines)

@@ -10,6 +10,7 @@ A config file is code and is executed; read other people's suites before running
 
 from __future__ import annotations
 
+import ast
 import copy
 import json
 import os
@@ -26,7 +27,7 @@ from pydantic import BaseModel, ValidationError
 from kdep_bench import trackers
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import safe_name
-from kdep_bench.paths import CONFIGS, IS_INSTALLED
+from kdep_bench.paths import CONFIGS, IS_INSTALLED, PACKAGE
 from kdep_bench.signatures import argument_names
 from kdep_bench.suite.data_config import (
     check_inline,
@@ -69,7 +70,7 @@ COMPLETE_BY_KEY = {"data": "type", "student": "backbone", "claim": "kind"}
 def config_files(kind: str, configs: Path = CONFIGS) -> dict[str, Path]:
     """The files of the configs of a kind ('method', 'suite', ...) by name, sorted.
 
-    They are read from `configs`; if that is CONFIGS, from all `config_folders`.
+    The files are in `configs`; if this is CONFIGS, in all `config_folders`.
 
     Raises:
         KdepError: two folders have a config with the same name.
@@ -94,11 +95,11 @@ def names(kind: str, configs: Path = CONFIGS) -> list[str]:
 
 
 def config_folders() -> list[Path]:
-    """Folders with sub-folders as in FOLDERS, in this order.
+    """Folders with the sub-folders in FOLDERS: the project's, the user's, and those of plug-ins.
 
-    The project's configs; ./configs, if the project is installed from a wheel; $KDEP_CONFIGS;
-    plug-ins. A plug-in is a package with an entry point in the group `kdep_bench.configs`, whose
-    value is the name of the package whose folder contains the configs.
+    The user's are $KDEP_CONFIGS and, if the project is installed from a wheel, ./configs. A plug-in
+    is a package with an entry point in the group `kdep_bench.configs`; its value is the name of the
+    package with the configs.
 
     Raises:
         KdepError: the folder of $KDEP_CONFIGS or of a plug-in does not exist.
@@ -157,6 +158,8 @@ def read_config(path: Path) -> Json:
             fix=f"correct the imports in {path}",
         ) from e
     except BaseException as e:  # a config is code and can raise anything, also SystemExit
+        if (error := _missing_import(path)) is not None:
+            raise error from e
         raise KdepError(
             f"the config {path} cannot be read ({type(e).__name__}: {e})",
             expected="an mmengine config in pure Python",
@@ -166,11 +169,67 @@ def read_config(path: Path) -> Json:
     return {k: v for k, v in plain.items() if k not in cfg._imported_names and k != "read_base"}
 
 
+def _missing_import(path: Path) -> KdepError | None:
+    """The error for a relative import in the config `path` whose file does not exist, or None."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError):
+        return None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level and node.module:
+            parents = [".."] * (node.level - 1)
+            file = Path(*parents, *node.module.split(".")).with_suffix(".py")
+            if not (path.parent / file).is_file():
+                return _import_error(path, node, file)
+    return None
+
+
+def _import_error(path: Path, node: ast.ImportFrom, file: Path) -> KdepError:
+    """The error for a relative import of `file`, with the import of the project's config, if any.
+
+    `file`: the imported file, relative to the folder of the config `path`.
+    """
+    missing = os.path.normpath(path.absolute().parent / file)
+    problem = (
+        f"the config {path} has the import `{ast.unparse(node)}`, but {missing} does not exist"
+    )
+    names = [alias.name for alias in node.names]
+    kind = next((name for name in names if name in FOLDERS), "suite")
+    project_file = CONFIGS / FOLDERS[kind] / file
+    if not project_file.is_file():
+        return KdepError(problem, fix=f"correct the import in {path}")
+    module = _import_path(path, project_file)
+    imported_names = statement.partition(" import ")[2]
+    return KdepError(
+        problem,
+        expected="an import relative to the folder of the config",
+        fix=f"write `from {module} import {imported_names}`"
+        if module
+        else f"move {path.name} to {project_file.parent}",
+    )
+
+
+def _import_path(path: Path, project_file: Path) -> str | None:
+    """The module name with which the config `path` can import a config of the project.
+
+    None if a folder between them has a name that is not an identifier.
+    """
+    if IS_INSTALLED:
+        parts = os.path.relpath(project_file.with_suffix(""), CONFIGS).split(os.sep)
+        return ".".join([PACKAGE.name, CONFIGS.name, *parts])
+    target = os.path.realpath(project_file.with_suffix(""))
+    parts = os.path.relpath(target, os.path.realpath(path.parent)).split(os.sep)
+    n_up = parts.count("..")
+    if not all(part.isidentifier() for part in parts[n_up:]):
+        return None
+    return "." * (n_up + 1) + ".".join(parts[n_up:])
+
+
 def _json(value: Any, where: str) -> Any:
     """`value` as plain JSON (tuples become lists).
 
     Raises:
-        KdepError: it contains anything but numbers, strings, lists and dicts, or NaN.
+        KdepError: it contains NaN, or a value that is not a number, string, list or dict.
     """
     try:
         return json.loads(json.dumps(value, allow_nan=False))
@@ -178,7 +237,7 @@ def _json(value: Any, where: str) -> Any:
         raise KdepError(
             f"the config {where} contains a value that is not plain data ({e})",
             expected="numbers, strings, lists, dicts and imported classes",
-            fix="replace that value",
+            fix="replace this value",
         ) from None
 
 
@@ -197,7 +256,7 @@ def load_config(kind: str, name: str, configs: Path = CONFIGS) -> Json:
         raise KdepError(
             f"the config {path} defines no dict named {kind!r} "
             f"(but {', '.join(sorted(variables)) or 'nothing'})",
-            fix=f"write `{kind} = dict(...)` in that file",
+            fix=f"write `{kind} = dict(...)` in this file",
         )
     return _json(variables[kind], str(path))
 
@@ -275,7 +334,7 @@ def resolve(kind: str, ref: Any, configs: Path = CONFIGS) -> Json:
         configs: folder of all configs.
 
     Raises:
-        KdepError: an unknown name or key, or a reference of another form.
+        KdepError: a name or key is unknown, or `ref` has another form.
     """
     is_complete = isinstance(ref, dict) and "base" not in ref and COMPLETE_BY_KEY.get(kind) in ref
     if isinstance(ref, str):
@@ -320,7 +379,7 @@ def check(model: type[_Model], value: Any, where: str) -> _Model:
     """`value` validated as `model`.
 
     Raises:
-        KdepError: for the first fault; for an unknown key it suggests similar keys.
+        KdepError: `value` is not valid; for an unknown key it suggests similar keys.
     """
     try:
         return model.model_validate(value)
@@ -374,7 +433,8 @@ def with_assistants(method: Json, configs: Path, taught_methods: tuple[str, ...]
     Args:
         method: a resolved method.
         configs: folder of all configs.
-        taught_methods: the methods whose teacher this method trains, directly or indirectly.
+        taught_methods: names of the methods that this method is a teacher of, directly or
+            indirectly.
 
     Raises:
         KdepError: the teachers form a loop, or a config is unknown.
@@ -405,7 +465,7 @@ def with_assistants(method: Json, configs: Path, taught_methods: tuple[str, ...]
 def _assistant(ref: Json, where: str, configs: Path, chain: tuple[str, ...]) -> Json:
     """The config of an intermediate teacher with its student and method resolved.
 
-    `chain`: names of the methods that it teaches, see `with_assistants`.
+    `chain`: names of the methods that it is a teacher of, see `with_assistants`.
     """
     assistant = check(Assistant, ref, where)
     return {
@@ -526,8 +586,8 @@ def load_suite(ref: str | Path, configs: Path | None = None) -> Suite:
         configs: folder with one folder per kind of config; default: the repository's `configs/`.
 
     Raises:
-        KdepError: an unknown key or name (the error suggests similar ones), a value of a wrong
-            type, an empty list, or the same name twice.
+        KdepError: a key or name is unknown (the error suggests similar ones), a value has a wrong
+            type, a list is empty, or a name occurs twice.
     """
     configs = configs or CONFIGS
     path = find_suite(str(ref), configs)
@@ -656,4 +716,7 @@ def _teachers(ref: Any, students: list[Json], configs: Path) -> dict[str, Json |
             f"suite.teacher has no teacher for the student {', '.join(missing)}",
             fix="add one per student (None for a student without a teacher)",
         )
-    return {w: None if ref[w] is None else resolve("teacher", ref[w], configs) for w in names}
+    return {
+        name: None if ref[name] is None else resolve("teacher", ref[name], configs)
+        for name in names
+    }

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from kdep_bench.cli import run_suite
 from kdep_bench.suite.config import names
 
 REPO = Path(__file__).resolve().parents[2]
@@ -159,8 +160,22 @@ def test_ctrl_c_while_the_toolkits_are_imported_prints_no_traceback(tmp_path):
     output, _ = runner.communicate(timeout=60)
     assert runner.returncode == 130, output
     assert "Traceback" not in output
-    assert "Resume with: python tools/run_suite.py smoke" in output
+    assert f"Resume with: python {REPO / 'tools/run_suite.py'} smoke" in output
     assert not fork_servers(runner.pid)
+
+
+@pytest.mark.parametrize(
+    ("program", "command"),
+    [
+        ("tools/run_suite.py", "python tools/run_suite.py smoke --plain"),
+        ("kdep-bench run", "kdep-bench run smoke --plain"),
+    ],
+)
+def test_the_command_to_resume_is_the_command_that_was_started(
+    program: str, command: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "argv", [program, "smoke", "--plain"])
+    assert run_suite._command(["smoke", "--plain"]) == command
 
 
 def fork_servers(group: int) -> list[int]:
