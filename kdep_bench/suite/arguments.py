@@ -86,7 +86,7 @@ def check_classes(method: Json, label: str, epochs: float) -> None:
         label: what an error calls the method.
         epochs: epochs of the pre-training; schedules are checked over them.
     """
-    # The second entry: arguments that the program passes itself.
+    # (key of the method, arguments that the stage passes itself)
     for key, passed_arguments in (("align", ()), ("weights", ("backbone",))):
         config = method.get(key)
         if isinstance(config, Mapping):
@@ -148,11 +148,12 @@ def _check_schedule(config: Json, where: str, epochs: float) -> None:
         raise KdepError(
             f"{where} is not a valid schedule ({type(e).__name__}: {e})",
             expected="numbers as arguments",
-            fix="correct the schedule in that config",
+            fix="correct the schedule in the method's config",
         ) from None
     if not all(math.isfinite(v) for v in values):
         raise KdepError(
-            f"{where} is infinite or NaN at some step", fix="correct the schedule in that config"
+            f"{where} is infinite or NaN at some step",
+            fix="correct the schedule in the method's config",
         )
 
 
@@ -221,19 +222,19 @@ def check_extra_optimizers(method: Json, label: str, accumulate: int) -> None:
     """
     if accumulate > 1 and any(class_value(path, "has_players") for path in _objectives(method)):
         raise KdepError(
-            f"{label} has parts with a separate optimiser, which would take a step in each of the "
-            f"{accumulate} micro-batches",
+            f"{label} has parts with a separate optimiser, which would step after each of the "
+            f"{accumulate} micro-batches instead of after the batch",
             fix="set budget.accumulate=1, or remove the method",
         )
 
 
-def check_augment(method: Json, label: str, live: bool, parts: int) -> None:
+def check_augment(method: Json, label: str, is_live: bool, parts: int) -> None:
     """Raises KdepError if the method's augmentation does not fit the inputs that it reads.
 
     Args:
         method: its config.
         label: what an error calls the method.
-        live: whether all its teachers run in the training step, on the augmented images.
+        is_live: whether all its teachers run in the training step, on the augmented images.
         parts: number of micro-batches and processes that a batch is split into.
     """
     config = method.get("augment")
@@ -270,7 +271,7 @@ def check_augment(method: Json, label: str, live: bool, parts: int) -> None:
             fix="remove `augment`, or choose an objective without labels",
         )
     changed = sorted((reads & FROM_TEACHER) - class_value(path, "keeps"))
-    if changed and not live:
+    if changed and not is_live:
         raise KdepError(
             f"{label} reads {', '.join(changed)} of the teacher from a cache, but {name} changes "
             "the images after the cache was computed",
@@ -286,7 +287,7 @@ def check_augment(method: Json, label: str, live: bool, parts: int) -> None:
 
 
 def check_transformer(method: Json, label: str, student: Json) -> None:
-    """Raises KdepError if the objective reads a transformer's tokens and the student is none."""
+    """Raises KdepError if the objective reads a transformer's tokens but the student has none."""
     if not any(class_value(path, "transformer") for path in _objectives(method)):
         return
     backbone = student["backbone"]

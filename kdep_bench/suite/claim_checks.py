@@ -2,8 +2,8 @@
 
 It is an error if a claim names a method, data fraction, teacher, number of epochs or task family
 that the suite does not have, compares a row with itself, or needs a curve or correlation that would
-have fewer than two points. `tools/report.py`, which reads only records, has no such errors: it
-reports these claims as 'not testable here'.
+have fewer than two points. `tools/report.py` reads only records and reports such claims as 'not
+testable here'.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class PlannedRow(NamedTuple):
         student, method, teacher: names; teacher "" if there is none.
         fraction: fraction of the pre-training images.
         epochs: passes over that fraction; 0 without pre-training.
-        aligned: whether the method aligns the feature of a single teacher.
+        is_aligned: whether the method aligns the feature of a single teacher.
     """
 
     student: str
@@ -50,7 +50,7 @@ class PlannedRow(NamedTuple):
     teacher: str
     fraction: float
     epochs: float
-    aligned: bool
+    is_aligned: bool
 
 
 def planned_row(run: _Run, budget: Json | None) -> PlannedRow:
@@ -140,8 +140,8 @@ def _check_side(claim: Claim, side_name: str, side: Side, rows: list[PlannedRow]
     if side.teacher is not None and side.teacher not in teachers:
         if teachers == {""}:
             raise KdepError(
-                f"{where} names the teacher {side.teacher!r}, but {' or '.join(side.methods)} "
-                "uses no teacher",
+                f"{where} names the teacher {side.teacher!r}, but the method "
+                f"{' or '.join(side.methods)} uses no teacher",
                 fix=f"remove {side_name}.teacher from the claim",
             )
         raise unknown_name(f"teacher in {where}", side.teacher, teachers - {""})
@@ -150,7 +150,7 @@ def _check_side(claim: Claim, side_name: str, side: Side, rows: list[PlannedRow]
 def _unknown_method(where: str, name: str, methods: set[str]) -> KdepError:
     """The error for a method that the suite lacks, with the most similar names.
 
-    If no method of the suite is similar but a method config is, it suggests to add that.
+    If only the name of a method config is similar, the error suggests to add that method.
     """
     near = difflib.get_close_matches(name, sorted(methods), n=1, cutoff=0.5)
     near_config = difflib.get_close_matches(name, names("method"), n=1, cutoff=0.5)
@@ -164,11 +164,11 @@ def _check_difference(claim: Claim, rows: list[PlannedRow]) -> None:
     _check_side(claim, "a", claim.a, rows)
     _check_side(claim, "b", claim.b, rows)
     sides = (claim.a, claim.b)
-    both = [
+    pairs_by_student = [
         [pick(student_rows, side, _is_untrained) for side in sides]
         for student_rows in _rows_by_student(rows)
     ]
-    pairs = [(a, b) for a, b in both if a is not None and b is not None]
+    pairs = [(a, b) for a, b in pairs_by_student if a is not None and b is not None]
     if not pairs:
         raise KdepError(
             f"the claim {claim.name!r} compares {' or '.join(claim.a.methods)} with "
@@ -219,15 +219,15 @@ def _check_rank_correlation(claim: Claim, rows: list[PlannedRow]) -> None:
                 raise unknown_name(f"teacher in `by` of the claim {claim.name!r}", name, teachers)
         candidates = [row for row in candidates if row.teacher in claim.by]
     elif claim.by == "explained_variance_ratio":
-        candidates = [row for row in candidates if row.aligned]
+        candidates = [row for row in candidates if row.is_aligned]
     teacher_counts = (
         len({row.teacher for row in student_rows}) for student_rows in _rows_by_student(candidates)
     )
     n_teachers = max(teacher_counts, default=0)
     if n_teachers < 2:
         raise KdepError(
-            f"the claim {claim.name!r} ranks teachers, but {' or '.join(claim.a.methods)} has only "
-            f"{n_teachers} of them in the suite",
+            f"the claim {claim.name!r} ranks teachers, but the suite has the method "
+            f"{' or '.join(claim.a.methods)} with only {n_teachers} teacher(s)",
             expected="two or more teachers (eight for a verdict)",
             fix="add variants with other teachers to the suite, or remove the claim",
         )

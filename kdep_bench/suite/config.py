@@ -190,9 +190,8 @@ def _import_error(path: Path, node: ast.ImportFrom, file: Path) -> KdepError:
     `file`: the imported file, relative to the folder of the config `path`.
     """
     missing = os.path.normpath(path.absolute().parent / file)
-    problem = (
-        f"the config {path} has the import `{ast.unparse(node)}`, but {missing} does not exist"
-    )
+    statement = ast.unparse(node)
+    problem = f"the config {path} has the import `{statement}`, but {missing} does not exist"
     names = [alias.name for alias in node.names]
     kind = next((name for name in names if name in FOLDERS), "suite")
     project_file = CONFIGS / FOLDERS[kind] / file

@@ -22,7 +22,7 @@ COMMON = ("about", "card", "labels", "name", "pool_classes", "scores_note", "sou
 
 
 def data_module(data: Json) -> ModuleType | None:
-    """The module of the data's `type`; None if there is none, or if it cannot be imported."""
+    """The module of the data's `type`; None without a `type`, or if it cannot be imported."""
     name = re.split(r"[.:]\w+$", str(data.get("type") or ""))[0]
     try:
         return importlib.import_module(name) if name else None
@@ -79,7 +79,11 @@ def check_inline(data: Json) -> None:
 
 
 def check_data_plan(data: Json, tasks: list[Json]) -> None:
-    """Calls `check_plan` of the data's module, if it has one; it may raise KdepError."""
+    """Calls `check_plan` of the data's module, if it has this function.
+
+    Raises:
+        KdepError: the config and the tasks do not fit together.
+    """
     check = getattr(data_module(data), "check_plan", None)
     if check is not None:
         check(data, tasks)

@@ -2,13 +2,14 @@
 
 When a suite is planned, `with_content` hashes the data files and puts the hashes into the data
 config. From there they enter the spec of stage `prepare`. Editing a file therefore changes stage
-ids; moving it or changing its modification time does not. The files are those that the function
-`reads` of the data type's module lists; their list with sizes and hashes is called a catalogue (see
+ids; moving it or changing its modification time does not. The function `reads` of the data type's
+module lists the files. A catalogue is the list of a folder's files with their sizes and hashes (see
 `kdep_bench.data.content`).
 
-The user's files are linked, not copied. Each stage that reads them checks before and after that
-they are unchanged (`Guard`). Weights files of teachers and methods are hashed into their configs
-(see `kdep_bench.data.given_files`). The folder `.content` of the work dir caches the hashes.
+The user's files are linked, not copied. Each stage that reads them checks, before and after
+reading, that they are unchanged (`Guard`). Hashes of the weights files of teachers and methods
+enter their configs (see `kdep_bench.data.given_files`). The folder `.content` of the work dir
+caches the hashes.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from kdep_bench.suite.schema import Json, Suite
 CONTENT = "content"  # key of the hashes in the spec of `prepare`, and in its outputs
 INDEX = ".content"  # folder of the work dir
 LISTING = "content"  # folder of a `prepare` stage with the catalogues of the files it read
-PARTS = "parts.json"
+PARTS = "parts.json"  # file in LISTING: part of the data -> numbers of its catalogues
 _POOL_KINDS = {"views", "cache", "pretrain"}  # stage kinds that read only the pool
 _MESSAGE_INTERVAL = 5.0  # seconds between progress messages
 
@@ -53,7 +54,7 @@ def index(work: Path) -> Index:
     return Index(work / INDEX)
 
 
-def declared(maker: str, spec: Json) -> SourcesByPart | None:
+def data_sources(maker: str, spec: Json) -> SourcesByPart | None:
     """The files that the data type reads, by part; None if its module has no `reads` function.
 
     Args:
@@ -90,13 +91,13 @@ def declared(maker: str, spec: Json) -> SourcesByPart | None:
 
 @dataclass
 class _DataHashes:
-    """Hashes of the files of one data config.
+    """The hashes of the files of one data config.
 
     Attributes:
         digests: part of the data -> SHA-256.
         n_files: number of files.
         n_hashed: number of files that were hashed now; the hashes of the others were cached.
-        note: a line for the user if the data could not be hashed.
+        note: a line for the user that says why the data could not be hashed, or "".
     """
 
     digests: dict[str, str] = field(default_factory=dict)
@@ -110,13 +111,13 @@ def with_content(
 ) -> tuple[Suite, list[str]]:
     """Adds the hashes of its data to the data config of a suite.
 
-    If the data is missing, or its type does not list its files, the suite is not changed and a line
-    reports it.
+    If the data are missing, or the data type does not list its files, the suite is not changed and
+    a line says so.
 
     Args:
         suite: a resolved suite.
         work: the work dir, which caches hashes.
-        verify: hash every file again.
+        verify: whether to hash every file again.
         show_message: receives progress messages; hashing can take minutes the first time.
 
     Returns:
@@ -167,10 +168,10 @@ def _with_weights_hashes(suite: Suite, work: Path, verify: bool) -> dict[str, An
 
 
 def is_read(suite: Suite) -> bool:
-    """Whether the data configs contain the hashes of all files that their type lists."""
+    """Whether the data configs contain the hashes of their files, if their type lists any."""
     for data in [suite.data, *(v.data for v in suite.variants)]:
         try:
-            if declared(str(data.get("type") or ""), data) and CONTENT not in data:
+            if data_sources(str(data.get("type") or ""), data) and CONTENT not in data:
                 return False
         except KdepError:
             return False
@@ -181,7 +182,7 @@ def was_read(suite: Suite, work: Path) -> bool:
     """Whether all data were hashed before, so that `with_content` hashes only changed files."""
     data_configs = [suite.data, *(v.data for v in suite.variants)]
     try:
-        parts_by_config = [declared(str(d.get("type") or ""), d) or {} for d in data_configs]
+        parts_by_config = [data_sources(str(d.get("type") or ""), d) or {} for d in data_configs]
     except KdepError:
         return False
     sources = [
@@ -199,7 +200,7 @@ def _hash_data(
     """Hashes the files of a data config."""
     hashes = _DataHashes()
     try:
-        parts = declared(str(data.get("type") or ""), data)
+        parts = data_sources(str(data.get("type") or ""), data)
         if parts is None:
             hashes.note = (
                 f"data {data['name']}: its type {data['type']} has no `reads` function that "
@@ -256,12 +257,12 @@ def _digests(parts: SourcesByPart, catalogues: Mapping[str, Catalogue]) -> dict[
 def changes_since(old: Path, stage: Stage, work: Path) -> Changes:
     """Files that differ between the older `prepare` stage in the directory `old` and `stage`.
 
-    Empty if one of them has no file list, or if the paths of the data differ.
+    The result is empty if one of them has no file list, or if the paths of the data differ.
     """
     changes = Changes()
     try:
         old_listing = read_listing(old) or {}
-        parts = declared(stage.function, stage.spec) or {}
+        parts = data_sources(stage.function, stage.spec) or {}
     except KdepError:
         return changes
     seen: set[str] = set()
@@ -312,10 +313,10 @@ def read_listing(prepare: Path) -> dict[str, list[Catalogue]] | None:
 
 
 class Guard:
-    """Checks, before and after the stage function runs, that the data are those the plan hashed.
+    """Checks, before and after a stage runs, that its data are those that the plan hashed.
 
     Args:
-        stage: any stage; nothing is checked if it reads no file of the user.
+        stage: the stage; nothing is checked if it reads no file of the user.
         work: the work dir.
         out: the stage's directory.
     """
@@ -340,10 +341,10 @@ class Guard:
         self._compare("since it was prepared")
 
     def after(self, outputs: Any) -> Any:
-        """Checks again after the function has read the data.
+        """Checks again after the stage function has read the data.
 
         Returns:
-            the outputs; for stage `prepare` with `content` ({part: SHA-256}) and `fingerprint`.
+            the outputs; stage `prepare` also gets `content` ({part: SHA-256}) and `fingerprint`.
 
         Raises:
             KdepError: the data changed meanwhile.
@@ -374,7 +375,7 @@ class Guard:
     def _before_prepare(self) -> None:
         planned = self.stage.spec.get(CONTENT)
         try:
-            self._parts = declared(self.stage.function, self.stage.spec) or {}
+            self._parts = data_sources(self.stage.function, self.stage.spec) or {}
         except KdepError:
             if planned is not None:
                 raise

@@ -1,8 +1,8 @@
 """The graph of a suite: its stages, and the transfer runs and probes that need them.
 
 A stage's id is its kind, its name and a hash of (kind, kind version, spec, upstream ids). The spec
-is the dict of settings that the stage function gets. The stages that a run needs, directly or
-indirectly, are called its chain.
+is the dict of settings that the stage function gets. The chain of a run is its own stage and the
+stages that it needs, directly or indirectly.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Stage:
         function: 'module:function'.
         cpus: cores per process; 0: all cores of the machine.
         gpus: GPUs per node, if the machine has any.
-        timeout: seconds after which it is stopped.
+        timeout: seconds after which the stage is stopped.
         resumable: whether a new attempt continues from the files of an interrupted one.
         cost: estimated seconds.
         source_paths: files and folders below kdep_bench/ whose source code it runs.
@@ -177,7 +177,7 @@ def add_stage(
     function: str | None = None,
     **runtime: Any,
 ) -> str:
-    """Adds a stage to the plan, unless it has an equal one, and returns the stage's id.
+    """Adds a stage to the plan, unless the plan has an equal stage; returns the stage's id.
 
     Args:
         plan: the plan, which is changed.
@@ -191,7 +191,7 @@ def add_stage(
             memory, time, cost, trackers, about); not part of the id.
 
     Raises:
-        KdepError: several processes for a kind that can only run as one.
+        KdepError: several processes are set for a kind that runs in one process.
     """
     stage_kind = kinds[kind]
     needs = dict(needs or {})

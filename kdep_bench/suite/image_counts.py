@@ -1,7 +1,7 @@
 """Checks, before anything runs, that the data have enough images for the methods and tasks.
 
 `check_counts` counts the images in the user's folders and stops as soon as there are enough. Each
-rule is a small function in a list, as in `pairs`. The images of pre-training are called the pool.
+rule is a small function in a list, as in `pairs`. The pool is the set of pre-training images.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class CountedRun:
     """One pre-training: a method on a student at a data fraction, with its numbers of images.
 
     Attributes:
-        suite_teacher: the suite's teacher for that student; None without one.
+        suite_teacher: the suite's teacher for the student; None without a teacher.
         epochs: epochs of this pre-training, which may be fewer than the budget's.
         fraction: fraction of the pool's images.
         images: lower bound of the number of images in the data fraction.
@@ -78,7 +78,7 @@ def _check_fractions(suite: Suite, pool: int, is_exact: bool) -> None:
     Args:
         suite: the suite.
         pool: number of images in the pool.
-        is_exact: whether `pool` is that number, and not a lower bound.
+        is_exact: whether `pool` is the exact number, not a lower bound.
     """
     if not is_exact or suite.share_by != "image":
         return
@@ -96,7 +96,7 @@ def _check_fractions(suite: Suite, pool: int, is_exact: bool) -> None:
 def _sufficient_images(suite: Suite) -> int:
     """A number of pool images with which no rule in RUN_RULES can fail."""
     budget, smallest_fraction = suite.budget, min(suite.shares)
-    # A weight average needs as many steps as halve the weight of the initial values.
+    # With an average of the weights, the initial values must have lost half of their influence.
     steps = 1.0 if budget.ema is None else math.log(0.5) / math.log(budget.ema) + 1
     assistants = [
         ref
@@ -106,7 +106,7 @@ def _sufficient_images(suite: Suite) -> int:
     ]
     widths = [s["width"] for s in [*suite.students, *(a["student"] for a in assistants)]]
     epochs = min([1.0, budget.epochs, *(a["epochs"] or 1.0 for a in assistants)])
-    # + 2: the number of images of a fraction is rounded.
+    # + 2, because the number of images of a fraction is rounded.
     return math.ceil(max(budget.batch * steps / epochs, *widths) / smallest_fraction) + 2
 
 
@@ -201,7 +201,7 @@ _PROBE = "kdep_bench.transfer.classification.LinearProbe"
 
 
 def check_fine_tuning_batch(data: Json, task: Json) -> None:
-    """Checks that the training images of a fine-tuning fill a batch: else it takes no step."""
+    """Checks that the training images of a fine-tuning task fill at least one batch."""
     if task["type"] != _FINE_TUNE:
         return
     folder, batch = f"{task['recipe']['folder']}/train", task["recipe"]["batch"]

@@ -1,4 +1,4 @@
-"""Table of stage kinds: the function of each, its version and its default resources."""
+"""The stage kinds: for each its function, its version and its default resources."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class StageKind:
         resumable: whether the function continues from the files of an interrupted attempt;
             otherwise these are removed first.
         cpus: CPU cores (threads), unless the suite sets them; 0: all.
-        gpu: whether it uses a GPU, if the machine has any.
-        timeout: seconds after which it is stopped, unless the suite sets them.
+        gpu: whether the stage uses a GPU, if the machine has any.
+        timeout: seconds after which the stage is stopped, unless the suite sets them.
         cost: estimated seconds, used until times of similar stages are measured.
-        memory: MiB per process requested from a cluster, unless the suite sets them; the largest
-            stage of the pocket suite peaks at 1.7 GiB.
+        memory: MiB per process requested from a cluster, unless the suite sets them. (The largest
+            stage of the suite `pocket` uses at most 1.7 GiB.)
         ddp: whether the function can run as several processes (torchrun). Their number changes
             results only by rounding and, in transfers, by the random draws of augmentations.
         source_paths: files and folders below kdep_bench/ whose source code the stage runs. If that
@@ -42,6 +42,7 @@ class StageKind:
     source_paths: tuple[str, ...] = field(default=())
 
 
+# Source paths that several kinds have.
 _MM = ("openmmlab", "ops")
 _SAMPLES = ("data/views.py", "data/fractions.py")
 

@@ -1,8 +1,8 @@
 """Folders, splits and numbers of images of a suite's data, before the data are prepared.
 
-The numbers of generated data (the pocket data) are in their config, those of official data sets in
-this package; images in the user's folders are counted, up to a limit. For data that a user's
-function prepares nothing is known before it runs, and nothing is checked.
+The numbers of generated data (the pocket data) are in their config, and those of official data sets
+in this package. Images in the user's folders are counted, up to a limit. Nothing is known, and
+nothing checked, about data that a function of the user prepares.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ OFFICIAL = "kdep_bench.data.official.stage"
 # Key in the config of a user's data -> the folder from which tasks read that part.
 FOLDERS = {"classify": "classify", "coco": "detect", "masks": "cityscapes"}
 MOST_PER_CLASS = 200  # counting the images of a class folder stops at this number
+_POCKET_CLASSES = 8  # classes of the pocket composites
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def training_images(data: Json, folder: str) -> list[int] | None:
     if part != "classify" or not split:
         return None
     if module == POCKET:
-        n_images, n_classes = _pocket_config(data)["classify"].get(split), 8
+        n_images, n_classes = _pocket_config(data)["classify"].get(split), _POCKET_CLASSES
         # Images are generated for each class in turn, so the counts differ by at most one.
         return None if not n_images else [(n_images + k) // n_classes for k in range(n_classes)]
     if module == OWN_DATA:

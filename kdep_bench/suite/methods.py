@@ -50,9 +50,9 @@ def methods_for(suite: Suite, student: Json) -> list[Json]:
 def assistant_config(method: Json) -> Json | None:
     """Teacher config of the intermediate teacher of `method`; None without one.
 
-    An intermediate teacher (assistant) is a student that the suite pre-trains first; the cache
-    stage gets its weights from its export. It has logits if its objective is a single part that
-    trains one linear head, and it has no feature maps.
+    An intermediate teacher (assistant) is a student that the suite pre-trains first. The cache
+    stage reads its weights from its export stage. It has logits if its objective has a single part
+    with one linear head. It has no feature maps.
     """
     intermediate = method.get("teacher")
     if intermediate is None:
@@ -75,9 +75,9 @@ def assistant_config(method: Json) -> Json | None:
 
 
 def role_teachers(method: Json) -> list[Json]:
-    """Teacher configs in `teachers` of a method and of its intermediate teachers.
+    """The teacher configs in `teachers` of a method and of its intermediate teachers.
 
-    A method with several teachers names each by a role, for example dict(small=..., large=...).
+    The key `teachers` has a role for each teacher, for example dict(small=..., large=...).
     """
     configs: list[Json] = []
 

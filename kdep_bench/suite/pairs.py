@@ -169,16 +169,16 @@ class StudentMethod:
     """One method on one student, in a suite.
 
     Attributes:
-        base: the suite's teacher; the method may have an intermediate teacher instead.
+        suite_teacher: the suite's teacher; the method may have an intermediate teacher instead.
         epochs: epochs of this pre-training, which may be fewer than the budget's.
         role: role of the teacher that a rule checks, if the method has several teachers; `method`
-            and `base` are then reduced to this teacher.
+            and `suite_teacher` are then reduced to this teacher.
     """
 
     suite: Suite
     student: Json
     method: Json
-    base: Json | None
+    suite_teacher: Json | None
     epochs: float
     role: str = ""
 
@@ -196,7 +196,7 @@ class StudentMethod:
         return method_needs(self.method)
 
     @property
-    def live(self) -> bool:
+    def is_live(self) -> bool:
         """Whether the teacher runs in the training step (otherwise it is read from a cache)."""
         budget = self.suite.budget
         return budget.teacher == "live" or self.method.get("teacher_source") == "live"
@@ -204,17 +204,21 @@ class StudentMethod:
     @cached_property
     def teacher(self) -> Json:
         """The teacher of a method that reads one; raises KdepError if there is none."""
-        teacher = assistant_config(self.method) or self.base
+        teacher = assistant_config(self.method) or self.suite_teacher
         if teacher is None:
             raise KdepError(
-                f"{self.label} needs a teacher, but the suite has none for that student",
+                f"{self.label} needs a teacher, but the suite has none for this student",
                 fix="set suite.teacher",
             )
         return teacher
 
 
 def check_pair(
-    suite: Suite, student: Json, method: Json, base: Json | None, epochs: float | None = None
+    suite: Suite,
+    student: Json,
+    method: Json,
+    suite_teacher: Json | None,
+    epochs: float | None = None,
 ) -> None:
     """Raises KdepError if a method cannot work with this student, teacher and data.
 
@@ -222,19 +226,18 @@ def check_pair(
         suite: the suite, with its data and budget.
         student: config of the student.
         method: config of the method.
-        base: the suite's teacher; the method may have an intermediate teacher instead.
+        suite_teacher: the suite's teacher; the method may have an intermediate teacher instead.
         epochs: epochs of this pre-training; None: those of the budget.
     """
-    pair = StudentMethod(
-        suite, student, method, base, suite.budget.epochs if epochs is None else epochs
-    )
+    epochs = suite.budget.epochs if epochs is None else epochs
+    pair = StudentMethod(suite, student, method, suite_teacher, epochs)
     for rule in RULES:
         rule(pair)
-    for role_teacher in teachers_by_role(method, base):
+    for role_teacher in teachers_by_role(method, suite_teacher):
         role_pair = replace(
             pair,
             method=role_teacher.method,
-            base=role_teacher.suite_teacher,
+            suite_teacher=role_teacher.suite_teacher,
             role=role_teacher.role,
         )
         for rule in TEACHER_RULES:
@@ -248,7 +251,7 @@ def check_pair(
 
 def check_teacher_roles(pair: StudentMethod) -> None:
     """Checks that the objective reads every teacher in `teachers`, see `teachers.check_roles`."""
-    check_roles(pair.suite, pair.method, pair.base)
+    check_roles(pair.suite, pair.method, pair.suite_teacher)
 
 
 def check_assistants(pair: StudentMethod) -> None:
@@ -256,7 +259,7 @@ def check_assistants(pair: StudentMethod) -> None:
     if pair.method.get("teachers") is None:
         check_assistant(pair)
         return
-    for role_teacher in teachers_by_role(pair.method, pair.base):
+    for role_teacher in teachers_by_role(pair.method, pair.suite_teacher):
         check_assistant(replace(pair, method=role_teacher.method, role=role_teacher.role))
 
 
@@ -288,7 +291,7 @@ def check_assistant(pair: StudentMethod) -> None:
         pair.suite,
         intermediate["student"],
         intermediate["method"],
-        pair.base,
+        pair.suite_teacher,
         intermediate["epochs"],
     )
 
@@ -364,10 +367,10 @@ def check_teacher_exists(pair: StudentMethod) -> None:
 
 def check_teacher_arguments(pair: StudentMethod) -> None:
     """Checks that the class of the suite's teacher accepts the arguments in its config."""
-    if pair.base is not None and assistant_config(pair.method) is None:
+    if pair.suite_teacher is not None and assistant_config(pair.method) is None:
         check_arguments(
-            without(pair.base, DESCRIPTION_KEYS | {CONTENT}),
-            f"the teacher {pair.base.get('name')!r}",
+            without(pair.suite_teacher, DESCRIPTION_KEYS | {CONTENT}),
+            f"the teacher {pair.suite_teacher.get('name')!r}",
         )
 
 
@@ -413,16 +416,16 @@ def check_tail(pair: StudentMethod) -> None:
 
 
 def check_layer(pair: StudentMethod) -> None:
-    """Checks a method that reads one layer of a live teacher, which runs no further than that.
+    """Checks a method that reads one layer of a live teacher, whose later layers are not run.
 
-    The teacher must have the layer and run live, and the method must read nothing else from it.
+    The teacher must have the layer and run live, and the method must read no other output of it.
     """
     if "layer" not in pair.needs:
         return
     name = teacher_layer(pair.method.get("objective"))
     prefix = f"{pair.label} stops its teacher after the layer {name!r}"
     kind = str(pair.teacher.get("type"))
-    if assistant_config(pair.method) is not None or not pair.live:
+    if assistant_config(pair.method) is not None or not pair.is_live:
         raise KdepError(
             f"{prefix}, but reads it from a cache",
             expected="the suite's teacher or a teacher config, and teacher_source='live'",
@@ -445,7 +448,7 @@ def check_layer(pair: StudentMethod) -> None:
 def check_classes_of_labels(pair: StudentMethod) -> None:
     """Checks that labels and teacher have the same number of classes, if the method needs that."""
     data = pair.suite.data
-    counts = data.get("pool_classes"), head_classes(pair.suite, pair.method, pair.base)
+    counts = data.get("pool_classes"), head_classes(pair.suite, pair.method, pair.suite_teacher)
     if "classes" in pair.needs and None not in counts and counts[0] != counts[1]:
         raise KdepError(
             f"{pair.label} reads the teacher's logit of each image's label, but the pool of "
@@ -460,7 +463,7 @@ def check_number_of_probabilities(pair: StudentMethod) -> None:
     if "probabilities" not in pair.needs:
         return
     n_read = top_classes(pair.method.get("objective"))
-    n_classes = head_classes(pair.suite, pair.method, pair.base)
+    n_classes = head_classes(pair.suite, pair.method, pair.suite_teacher)
     if n_classes is not None and n_read > n_classes:
         raise KdepError(
             f"{pair.label} reads the {n_read} largest class probabilities, but the teacher "
@@ -545,10 +548,10 @@ def check_augmentation(pair: StudentMethod) -> None:
         )
     intermediate = [
         teacher
-        for teacher in teachers_by_role(method, pair.base)
+        for teacher in teachers_by_role(method, pair.suite_teacher)
         if assistant_config(teacher.method) is not None
     ]
-    check_augment(method, pair.name, pair.live and not intermediate, _batch_parts(pair))
+    check_augment(method, pair.name, pair.is_live and not intermediate, _batch_parts(pair))
 
 
 def check_transformer_student(pair: StudentMethod) -> None:
@@ -560,7 +563,7 @@ def check_teacher_source(pair: StudentMethod) -> None:
     """Checks that teacher_source='live' is set only for a method that reads the suite's teacher."""
     if pair.method.get("teacher_source") != "live":
         return
-    teachers = teachers_by_role(pair.method, pair.base)
+    teachers = teachers_by_role(pair.method, pair.suite_teacher)
     if not teachers or any(assistant_config(teacher.method) is not None for teacher in teachers):
         problem = "an intermediate teacher, which is read from its cache" if teachers else "none"
         raise KdepError(
@@ -571,7 +574,7 @@ def check_teacher_source(pair: StudentMethod) -> None:
 
 def check_statistics_of_cache(pair: StudentMethod) -> None:
     """Checks that no objective of a live teacher reads statistics of a cache."""
-    if not pair.live or pair.method.get("align"):
+    if not pair.is_live or pair.method.get("align"):
         return
     read = sorted(required_arguments(pair.method) & FROM_CACHE)
     if read:
@@ -587,8 +590,8 @@ def check_stored_maps(pair: StudentMethod) -> None:
     """Checks that int8 maps are only set for a method that reads maps from a cache."""
     if pair.method.get("stored_maps", "float16") == "float16":
         return
-    if "maps" not in pair.needs or pair.live:
-        reason = "its teacher is live" if pair.live else "it reads no maps of the teacher"
+    if "maps" not in pair.needs or pair.is_live:
+        reason = "its teacher is live" if pair.is_live else "it reads no maps of the teacher"
         raise KdepError(
             f"{pair.name} has stored_maps='int8', but {reason}",
             fix="remove stored_maps from the method",

@@ -3,10 +3,10 @@
 The stages follow each other: prepare -> views -> cache -> align -> pretrain -> export -> transfer;
 with probes also export -> features -> probe (see `probes`).
 
-A stage's id is its kind, its name and a hash of (kind, kind version, spec, upstream ids). A change
-of one of these changes the ids of that stage and of all stages that depend on it, and no others.
+A stage's id is its kind, its name and a hash of (kind, kind version, spec, upstream ids). If one of
+these changes, the ids of the stage and of all stages that depend on it change, and no others.
 Therefore a setting is only in the spec of the first stage that reads it: the transform of a method
-(T of PTS) is in `pretrain`, not in `align`, and the recipe of a task only in `transfer`. Methods
+(T of PTS) is in `pretrain`, not in `align`, and the recipe of a task is only in `transfer`. Methods
 share the stages with equal ids.
 """
 
@@ -70,7 +70,7 @@ class _Builder:
         # id() of a config -> its spec. The same dict is reused, so that its JSON is made only once.
         self.config_specs: dict[int, Json] = {}
         self.budgets: dict[tuple[float, bool, str], Json] = {}  # a cache, see `budget_spec`
-        self.live = suite.budget.teacher == "live"
+        self.is_live = suite.budget.teacher == "live"
         check_optimizer(suite.budget.optimizer, "the optimizer of the budget")
         if suite.budget.batch % suite.budget.accumulate:
             raise KdepError(
@@ -94,20 +94,20 @@ class _Builder:
             )
         return self.config_specs[id(config)]
 
-    def budget_spec(self, epochs: float, full_pool: bool, method: Json) -> Json:
+    def budget_spec(self, epochs: float, uses_full_pool: bool, method: Json) -> Json:
         """Spec of the budget for a pre-training of `method` over `epochs`.
 
-        `full_pool`: whether it uses all images. The two ways of counting an epoch are then equal,
-        so `epochs_over` is left out and both give the same stage id.
+        `uses_full_pool`: whether the pre-training uses all images. An epoch then has the same
+        length for both values of `epochs_over`, which is left out so that the stage ids are equal.
         """
         overrides = method.get("optimizer") or {}
-        key = epochs, full_pool, canonical_json(overrides)
+        key = epochs, uses_full_pool, canonical_json(overrides)
         if key not in self.budgets:
             spec = {**self.suite.budget.spec(), "epochs": epochs}
             if overrides:
                 where = f"optimizer of method {method['name']!r}"
                 spec["optimizer"] = merged(spec["optimizer"], overrides, where)
-            self.budgets[key] = without(spec, {"epochs_over"} if full_pool else set())
+            self.budgets[key] = without(spec, {"epochs_over"} if uses_full_pool else set())
         return self.budgets[key]
 
     def add(
@@ -265,14 +265,14 @@ class _Builder:
         """
         teacher, method = role_teacher.config, role_teacher.method
         assert teacher is not None
-        live = (self.live or method.get("teacher_source") == "live") and upstream is None
-        if live and not method.get("align"):
+        is_live = (self.is_live or method.get("teacher_source") == "live") and upstream is None
+        if is_live and not method.get("align"):
             return {"images": prepare}
         spec: Json = {"teacher": without(teacher, DESCRIPTION_KEYS)}
-        outputs = [] if live else self.cache_outputs(teacher, student["input_px"], method)
+        outputs = [] if is_live else self.cache_outputs(teacher, student["input_px"], method)
         if outputs:
             spec["outputs"] = outputs
-        if stores_probabilities(method) and not live and "pooled" not in method_needs(method):
+        if stores_probabilities(method) and not is_live and "pooled" not in method_needs(method):
             spec["pooled"] = False
         name, needs, cache_fraction = teacher["name"], {"prepare": prepare, "views": views}, 1.0
         if set(outputs) - {"logits"}:
@@ -281,8 +281,8 @@ class _Builder:
             cache_fraction = fraction
             needs |= {"export": upstream["export"], "pretrain": upstream["pretrain"]}
         if cache_fraction < 1:
-            # Maps are large, and an intermediate teacher is read by few methods: store only the
-            # data fraction that they read.
+            # Maps are large, and few methods read an intermediate teacher, so only the data
+            # fraction that is read is stored.
             spec |= self.fraction_spec(cache_fraction)
         cache = self.add("cache", f"{name}{_fraction_label(cache_fraction)}", spec, needs)
         if not method.get("align"):
@@ -298,7 +298,7 @@ class _Builder:
         if "share_by" in spec:
             needs["prepare"] = prepare
         align = self.add("align", f"{name}{_fraction_label(fraction)}", spec, needs)
-        return {"cache": cache, "align": align, **({"images": prepare} if live else {})}
+        return {"cache": cache, "align": align, **({"images": prepare} if is_live else {})}
 
     def suite_cache(self, prepare: str, student: Json) -> str:
         """Adds the cache with the pooled feature of the suite's teacher; returns its id."""
@@ -310,11 +310,11 @@ class _Builder:
     def cache_outputs(self, teacher: Json, px: int, method: Json) -> list[str]:
         """Outputs, in addition to the pooled feature, in the teacher cache that `method` reads.
 
-        Methods with the same teacher and input size share a cache. Logits are small and stored for
-        all of them, unless they can be computed from the pooled feature. Maps and tokens are large:
-        the methods that read them share a second cache, so that the stages of the other methods
-        keep their ids; the teacher then runs twice. Class probabilities have a separate cache,
-        because they are used to keep it small. Maps stored as int8 have a separate cache as well.
+        Methods with the same teacher and input size share a cache. Logits are small and are stored
+        for all of these methods, unless they can be computed from the pooled feature. Maps and
+        tokens are large: the methods that read them share a second cache, so that the stages of the
+        other methods keep their ids; the teacher then runs twice. Class probabilities, whose
+        purpose is a small cache, and maps stored as int8 have separate caches.
         """
         names = _stored_outputs(teacher, method)
         if stores_probabilities(method):
@@ -326,10 +326,10 @@ class _Builder:
             suite_teacher = self.suite.teachers[student["name"]]
             for suite_method in methods_for(self.suite, student):
                 for role_teacher in teachers_by_role(suite_method, suite_teacher):
-                    single = role_teacher.method
+                    role_method = role_teacher.method
                     has_same_teacher = role_teacher.config == teacher
-                    if has_same_teacher and _cache_group(single) == _cache_group(method):
-                        outputs = _stored_outputs(teacher, single)
+                    if has_same_teacher and _cache_group(role_method) == _cache_group(method):
+                        outputs = _stored_outputs(teacher, role_method)
                         names |= outputs if has_large_outputs else outputs & {"logits"}
         return sorted(names)
 
@@ -594,7 +594,7 @@ def _add_teacher(
 
 
 def _set_live_teacher(spec: Json, role_teacher: RoleTeacher) -> None:
-    """Adds the config of a live teacher to the spec; one of several teachers is under its role."""
+    """Adds the config of a live teacher to the spec, under its role if there are several."""
     assert role_teacher.suite_teacher is not None
     config = without(role_teacher.suite_teacher, DESCRIPTION_KEYS)
     if role_teacher.role:
@@ -609,9 +609,9 @@ def stores_probabilities(method: Json) -> bool:
 
 
 def _cache_group(method: Json) -> tuple[bool, bool]:
-    """Equal for two methods whose outputs of one teacher can be in one cache."""
-    int8 = "maps" in method_needs(method) and method.get("stored_maps") == "int8"
-    return stores_probabilities(method), int8
+    """(reads probabilities, reads int8 maps): methods with equal values can share a cache."""
+    reads_int8 = "maps" in method_needs(method) and method.get("stored_maps") == "int8"
+    return stores_probabilities(method), reads_int8
 
 
 def _fraction_label(fraction: float) -> str:
@@ -626,8 +626,8 @@ def check_size(suite: Suite) -> None:
         pairs = len(seeds.pretrain) * (len(seeds.transfer) if seeds.pairs == "product" else 1)
         for student in part.students:
             for method in methods_for(part, student):
-                given_weights = method.get("weights") is not None and seeds.pairs == "product"
-                n_pairs = len(seeds.transfer) if given_weights else pairs
+                uses_one_seed = method.get("weights") is not None and seeds.pairs == "product"
+                n_pairs = len(seeds.transfer) if uses_one_seed else pairs
                 n_fractions = len(part.shares) if trains(method) else 1
                 n_runs += n_pairs * n_fractions * len(tasks_for(part, method))
     if n_runs > MAX_RUNS:
@@ -686,7 +686,7 @@ def build_plan(suite: Suite, kinds: Mapping[str, StageKind] = KINDS) -> Plan:
 
     Raises:
         KdepError: a method cannot work with its student, teacher or data; a claim cannot be tested;
-            or there is nothing to run.
+            or the suite contains no run.
     """
     plan = Plan(suite.name)
     check_size(suite)

@@ -1,9 +1,9 @@
 """Probes of a suite: their checks when the plan is built, and their stages.
 
 A probe measures an exported backbone. It reads features that stages of the kind `features` have
-stored. All probes of a backbone share these stages: one for each folder of labelled images (with
-all its splits), and one for images of the pool (the pre-training images). A class folder has
-one sub-folder per class. No check reads a file.
+stored. All probes of a backbone share these stages: a stage for each folder of labelled images
+(with all its splits), and a stage for images of the pool (the pre-training images). A class folder
+has one sub-folder per class. No check reads a file.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ class ProbePlanner:
         Args:
             student, method, teacher: their configs.
             fraction: data fraction of the pre-training.
-            chain: {role: id} of the stages that lead to the exported backbone, itself included.
+            chain: role -> id of the export stage of the backbone and of all its upstream stages.
             label: label for stage names.
         """
         for probe in self.suite.probes:
@@ -264,7 +264,7 @@ class ProbePlanner:
     def _needs(
         self, probe: Json, student: Json, chain: Mapping[str, str], label: str
     ) -> dict[str, str]:
-        """Adds the features that a probe reads; role -> id of the stages that it needs."""
+        """Adds the features that a probe reads; returns role -> id of the stages that it needs."""
         needs = {}
         if splits(probe):
             size = probe["size"] if "masks" in reads(probe) else None
@@ -287,8 +287,8 @@ class ProbePlanner:
     ) -> str:
         """Adds the features of all splits of a folder, also of those that no probe reads.
 
-        Adding a probe that reads another split then does not change the stage's id. `size`: of
-        images with masks, whose maps are stored; None for class folders.
+        So the stage's id does not change if a probe that reads another split is added. `size`:
+        (height, width) of images with masks, whose maps are stored; None for class folders.
         """
         parts = known_parts(self.suite.data)
         available = SPLITS if parts is None else parts.splits[folder] or ()

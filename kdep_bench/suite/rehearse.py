@@ -3,8 +3,7 @@
 The rehearsal uses the suite's configs and code. It changes only the values in this module (function
 `changes` describes them, for --dry-run): numbers of steps, batch sizes, numbers of images, sizes in
 pixels and the width of task heads. The data are generated in the real format of each data set. The
-scores mean nothing. The rehearsal has a different name, other data and therefore other stage ids
-than the suite.
+scores mean nothing. The rehearsal has another name, other data and therefore other stage ids.
 """
 
 from __future__ import annotations
@@ -45,8 +44,8 @@ RECIPE: dict[str, Any] = {
     "max_iter": 20,
 }
 CLASSIFICATION_BATCH = 8
-# Path of keys in a recipe's model -> its value in a rehearsal: channels of heads and numbers of
-# RoIs, which determine most of the time of a transfer of two steps.
+# Keys that lead to a value in a recipe's model -> the value in a rehearsal. These numbers of
+# channels and RoIs determine most of the time of a transfer of two steps.
 MODEL: dict[tuple[str, ...], int] = {
     ("decode_head", "channels"): 16,
     ("auxiliary_head", "channels"): 16,

@@ -68,7 +68,7 @@ class Budget(_Part):
     compile: str | None = Field(min_length=1, default=None)
 
     def spec(self) -> Json:
-        """The budget as it is in the spec of a pre-training; options with default values are not.
+        """The budget in the spec of a pre-training, without options that have default values.
 
         Stages that were planned before an option existed therefore keep their ids.
         """
@@ -78,7 +78,7 @@ class Budget(_Part):
 
 
 # NumPy and scikit-learn accept seeds up to 2**32 - 1. The seed of an untrained student is
-# plan.SEED_STEP (1000) * pre-training seed + transfer seed, which must not exceed that.
+# plan.SEED_STEP (1000) * pre-training seed + transfer seed, which must not exceed this limit.
 _Seed = Annotated[int, Field(ge=0, le=4_000_000)]
 
 
@@ -313,7 +313,7 @@ class _Probe(BaseModel):
 
 
 class _Named(BaseModel):
-    """A config of data, a teacher or a claim; its package checks the other keys."""
+    """A config of data, a teacher or a claim; other packages check the other keys."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
     name: str
@@ -341,7 +341,7 @@ class SuiteFile(_Part):
 
 
 class Variant(_Part):
-    """Values that a variant replaces in its suite; `budget` replaces only the entries it has."""
+    """Values that a variant replaces in its suite; `budget` can have some of the entries."""
 
     teacher: Any = None
     methods: list[Any] | None = Field(min_length=1, default=None)

@@ -1,4 +1,4 @@
-"""The teachers of a method by role: which networks, and what the method reads of each.
+"""The teachers of a method by role: their configs, and the inputs that the method reads of each.
 
 A method with several teachers gives each a name, its role:
 `teachers=dict(small="suite", large="efficientnet_lite2")`. The value is "suite" for the suite's
@@ -37,7 +37,7 @@ class RoleTeacher:
     Attributes:
         role: its name in the method; "" if the method has only one teacher.
         method: the method reduced to this teacher: its `needs`, `objective`, `align` and `teacher`.
-        suite_teacher: the teacher config; for an intermediate teacher, that of the suite.
+        suite_teacher: the teacher config; for an intermediate teacher, the suite's teacher config.
     """
 
     role: str
@@ -75,17 +75,17 @@ def _role_teacher(
     """The teacher of a role. `configs`: the parts of the objective that read it."""
     reference = method["teachers"][role]
     needs = union(configs, "needs")
-    single = {
+    role_method = {
         **without(method, {"teachers", "teacher"}),
         "needs": sorted({"pooled" if n == "target" else n for n in needs}),
         "objective": together(configs),
         "align": method.get("align") if "target" in needs else None,
     }
     if reference == SUITE:
-        return RoleTeacher(role, single, suite_teacher)
+        return RoleTeacher(role, role_method, suite_teacher)
     if "type" in reference:
-        return RoleTeacher(role, single, reference)
-    return RoleTeacher(role, {**single, "teacher": reference}, suite_teacher)
+        return RoleTeacher(role, role_method, reference)
+    return RoleTeacher(role, {**role_method, "teacher": reference}, suite_teacher)
 
 
 def teacher_config_for(method: Json, suite_teacher: Json | None) -> Json | None:
@@ -114,7 +114,7 @@ def teacher_config_for(method: Json, suite_teacher: Json | None) -> Json | None:
 
 
 def _teacher_config(method: Json, suite_teacher: Json | None) -> Json | None:
-    """Config of the teacher of a method that has one teacher (which may be intermediate)."""
+    """Config of the teacher (which may be intermediate) of a method with one teacher."""
     assistant = assistant_config(method)
     if assistant is None:
         return suite_teacher
@@ -174,8 +174,8 @@ def _check_readers(method: Json, label: str) -> None:
             f"the objective of {label} reads several teachers ({reads_all[0].rpartition('.')[2]}), "
             f"but the method has {'one' if roles else 'no'} teacher in `teachers`",
             expected="two or more",
-            fix='set for example teachers=dict(small="suite", large="<name of a teacher config>"); '
-            '"suite" is the teacher of the suite',
+            fix='set for example teachers=dict(small="suite", large="<name of a teacher config>"), '
+            'where "suite" is the teacher of the suite',
         )
     unread = [role for role in roles if not union(parts_by_role[role], "needs") & FROM_TEACHER]
     if not unread:

@@ -1,9 +1,9 @@
 """Notes on teachers and weights that were trained on the test data of a task.
 
 The `card` of a teacher, or of a method that starts from given weights, states its training data:
-`trained_on=["imagenet", "coco"]`. A task is evaluated on the data sets in its `tests_on`; by
-default on its official set (`recipe.set`), or else on the suite's data. No stage reads these keys,
-so changing them reruns no stage.
+`trained_on=["imagenet", "coco"]`. A task is evaluated on the data sets in its `tests_on`. The
+default is its official set (`recipe.set`) or, without one, the suite's data. No stage reads these
+keys, so changing them reruns no stage.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def trained_on(config: Mapping[str, Any] | None) -> list[str]:
     """`card.trained_on` of a teacher or method.
 
     Raises:
-        KdepError: it is not a list of names.
+        KdepError: `trained_on` is not a list of names.
     """
     card = (config or {}).get("card") or {}
     name = (config or {}).get("name")
@@ -58,7 +58,7 @@ def tests_on(task: Mapping[str, Any], data: str) -> list[str]:
     """Names of the data sets that a task is scored on; `data` is the name of the suite's data.
 
     Raises:
-        KdepError: it is not a list of names.
+        KdepError: `tests_on` is not a list of names.
     """
     names = _names(task.get("tests_on"), f"tests_on of the task {task.get('name')!r}")
     return names or [str((task.get("recipe") or {}).get("set") or data)]
@@ -80,7 +80,7 @@ def _names(value: Any, where: str) -> list[str]:
 
 
 def _key(name: str) -> str:
-    """The name by which data sets are compared: aliases of one data set have the same."""
+    """The name by which data sets are compared; aliases of a data set have the same key."""
     plain = re.sub(r"[^a-z0-9]", "", name.lower())
     return ALIASES.get(plain, plain)
 

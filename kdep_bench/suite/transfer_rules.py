@@ -29,7 +29,7 @@ class StudentTransfer:
 
     Attributes:
         method: config of the pre-training, with the transfer method in `transfer`.
-        suite_teacher: the suite's teacher for that student; None without one.
+        suite_teacher: the suite's teacher for the student; None without a teacher.
     """
 
     suite: Suite
@@ -67,15 +67,15 @@ def check_transfer(
         rule(StudentTransfer(suite, student, method, suite_teacher))
 
 
-def check_tasks(t: StudentTransfer) -> None:
+def check_tasks(transfer: StudentTransfer) -> None:
     """Checks that the method's tasks are in the suite, and that it supports them."""
-    suite_tasks = [task["name"] for task in t.suite.tasks]
-    for name in t.config.get("tasks") or []:
+    suite_tasks = [task["name"] for task in transfer.suite.tasks]
+    for name in transfer.config.get("tasks") or []:
         if name not in suite_tasks:
-            raise unknown_name(f"task of {t.label}", name, suite_tasks)
-    families = t.class_attribute("families")
-    for task in tasks_for(t.suite, t.method):
-        problem = f"{t.label} does not support the task {task['name']!r}"
+            raise unknown_name(f"task of {transfer.label}", name, suite_tasks)
+    families = transfer.class_attribute("families")
+    for task in tasks_for(transfer.suite, transfer.method):
+        problem = f"{transfer.label} does not support the task {task['name']!r}"
         fix = "list the tasks to run it on in `tasks` of its `transfer`"
         if families and task["family"] not in families:
             raise KdepError(
@@ -91,19 +91,21 @@ def check_tasks(t: StudentTransfer) -> None:
             )
 
 
-def check_all_arguments(t: StudentTransfer) -> None:
+def check_all_arguments(transfer: StudentTransfer) -> None:
     """Checks that the method's class, and the objective in it, accept their arguments."""
-    required_args = t.class_attribute("requires") or ()
-    check_arguments(without(t.config, DESCRIPTION_KEYS | _PLANNING), t.label, required_args)
-    objective = t.config.get("objective")
+    required_args = transfer.class_attribute("requires") or ()
+    check_arguments(
+        without(transfer.config, DESCRIPTION_KEYS | _PLANNING), transfer.label, required_args
+    )
+    objective = transfer.config.get("objective")
     if isinstance(objective, dict):
         config = {"objective": objective}
-        check_classes(config, t.label, 1.0)
+        check_classes(config, transfer.label, 1.0)
         for path in _types(objective):
-            _check_objective(t, path, required_args)
-        runtime = t.suite.runtime
+            _check_objective(transfer, path, required_args)
+        runtime = transfer.suite.runtime
         processes = runtime.processes.get("transfer", runtime.gpus.get("transfer", 1))
-        check_couples_samples(config, t.label, processes * runtime.nodes.get("transfer", 1))
+        check_couples_samples(config, transfer.label, processes * runtime.nodes.get("transfer", 1))
 
 
 def _types(config: Any) -> Iterator[str]:
@@ -117,7 +119,7 @@ def _types(config: Any) -> Iterator[str]:
         yield from _types(value)
 
 
-def _check_objective(t: StudentTransfer, path: str, required_args: Any) -> None:
+def _check_objective(transfer: StudentTransfer, path: str, required_args: Any) -> None:
     """Checks that the objective class `path` reads only feature maps.
 
     `required_args`: constructor arguments that the transfer method passes to it.
@@ -128,68 +130,74 @@ def _check_objective(t: StudentTransfer, path: str, required_args: Any) -> None:
     )
     if needs:
         raise KdepError(
-            f"the objective of {t.label} reads {', '.join(sorted(needs))}",
+            f"the objective of {transfer.label} reads {', '.join(sorted(needs))}",
             expected="an objective that reads only feature maps",
             fix="choose another objective, such as kdep_bench.objectives.nfd.NFD",
         )
 
 
-def check_teacher(t: StudentTransfer) -> None:
-    """Checks that the method has a teacher if and only if it reads one, and checks that teacher."""
-    needs = t.class_attribute("needs")
-    if t.teacher is None:
+def check_teacher(transfer: StudentTransfer) -> None:
+    """Checks the teacher, which the method must have if and only if it reads a teacher."""
+    needs = transfer.class_attribute("needs")
+    if transfer.teacher is None:
         if needs and "tuned_teacher" in needs:
             raise KdepError(
-                f"{t.label} needs a teacher that was transferred to the same task, and has none",
+                f"{transfer.label} needs a teacher that was transferred to the same task, and has "
+                "none",
                 fix="add teacher=dict(student=..., method=...) to `transfer` in the method's "
                 "config: the student that becomes the teacher, and its pre-training",
             )
         return
     if needs is not None and "tuned_teacher" not in needs:
         raise KdepError(
-            f"{t.label} has a `teacher` but reads none", fix="remove `teacher` from its `transfer`"
+            f"{transfer.label} has a `teacher` but reads none",
+            fix="remove `teacher` from its `transfer`",
         )
-    student, method = t.teacher["student"], t.teacher["method"]
+    student, method = transfer.teacher["student"], transfer.teacher["method"]
     if student["name"] not in (method.get("students") or [student["name"]]):
         raise KdepError(
-            f"the teacher of {t.label} is the student {student['name']!r} pre-trained by "
+            f"the teacher of {transfer.label} is the student {student['name']!r} pre-trained by "
             f"{method['name']!r}, a method for other students",
             expected=f"one of {', '.join(method['students'])}",
             fix="choose another method or student in its `teacher`",
         )
-    for task in tasks_for(t.suite, t.method):
+    for task in tasks_for(transfer.suite, transfer.method):
         check_task(student, task)
-    check_pair(t.suite, student, method, t.suite_teacher)
+    check_pair(transfer.suite, student, method, transfer.suite_teacher)
 
 
-def check_backbones(t: StudentTransfer) -> None:
+def check_backbones(transfer: StudentTransfer) -> None:
     """Checks that the method supports the backbones of student and teacher."""
-    supported = t.class_attribute("backbones")
+    supported = transfer.class_attribute("backbones")
     if supported is None:
         return
-    students = [t.student, *([] if t.teacher is None else [t.teacher["student"]])]
+    students = [
+        transfer.student,
+        *([] if transfer.teacher is None else [transfer.teacher["student"]]),
+    ]
     for student in students:
         kind = str(student["backbone"].get("type")).rpartition(".")[2]
         if kind not in supported:
             raise KdepError(
-                f"{t.label} cannot read the backbone {kind} of the student {student['name']!r}",
+                f"{transfer.label} cannot read the backbone {kind} of the student "
+                f"{student['name']!r}",
                 expected=f"one of {', '.join(sorted(supported))}",
                 fix="choose another student, or remove the method",
             )
 
 
-def check_levels(t: StudentTransfer) -> None:
+def check_levels(transfer: StudentTransfer) -> None:
     """Checks that student and teacher have the levels of feature maps that the losses read."""
-    config = without(t.config, {"teacher"})
-    _check_levels(t, "student", t.student, student_levels(config))
-    if t.teacher is not None:
-        _check_levels(t, "teacher", t.teacher["student"], levels_of(config))
+    config = without(transfer.config, {"teacher"})
+    _check_levels(transfer, "student", transfer.student, student_levels(config))
+    if transfer.teacher is not None:
+        _check_levels(transfer, "teacher", transfer.teacher["student"], levels_of(config))
 
 
-def _check_levels(t: StudentTransfer, role: str, student: Json, required: set[str]) -> None:
+def _check_levels(transfer: StudentTransfer, role: str, student: Json, required: set[str]) -> None:
     levels_of_student = [f"s{s}" for s in (student.get("pyramid") or {}).get("strides", [])]
     for level in sorted(required - set(levels_of_student)):
-        where = f"level of the {role} {student['name']!r} that {t.label} reads"
+        where = f"level of the {role} {student['name']!r} that {transfer.label} reads"
         raise unknown_name(where, level, levels_of_student)
 
 

@@ -50,7 +50,7 @@ def refusal(claim: Any, **change: Any) -> str:
         (dict(base=BEATS, a=dict(method=["kdp", "scratch"])), "with itself"),
         ("data_10x", "add supervised"),
         (dict(base="data_10x", b=dict(method="scratch")), "has only one value"),
-        ("compact_teacher_is_worse", "has only 1 of them"),
+        ("compact_teacher_is_worse", "with only 1 teacher"),
         (
             dict(base="compact_teacher_is_worse", by=dict(efficientnet_lite0=1.0, resnet50=2.0)),
             "resnet50",
