@@ -9,6 +9,7 @@ that the comparison can be repeated before every use (`verify_cache`). A mismatc
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -169,7 +170,7 @@ def _fill(
     progress: Callable[..., None],
 ) -> tuple[int, float]:
     """Computes the missing shards; returns (forward passes, seconds) of all shards."""
-    pooled, shards = spec.get("pooled", True), -(-len(order) // SHARD_ROWS)
+    pooled, shards = spec.get("pooled", True), math.ceil(len(order) / SHARD_ROWS)
     batch, outputs = int(spec.get("batch", 32)), list(spec.get("outputs", []))
     for k in range(shards):
         if not is_complete(out, k, shapes, pooled):
@@ -190,7 +191,7 @@ def _manifest(
     manifest: dict[str, Any] = {
         "teacher": {"name": teacher.name, "checksum": checksum, "width": teacher.width},
         "rows": rows,
-        "shards": -(-rows // SHARD_ROWS),
+        "shards": math.ceil(rows / SHARD_ROWS),
         "precision": "float16",
         "px": teacher.input_px,
         "outputs": shapes,

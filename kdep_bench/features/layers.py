@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,7 +15,7 @@ MAX_ROWS = 10_000  # samples; about as many as in PURSUhInT
 
 def evenly_spaced(rows: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
     """At most `limit` of the rows, evenly spaced (the first rows may be of only a few classes)."""
-    return rows[:: -(-len(rows) // limit)] if len(rows) else rows
+    return rows[:: math.ceil(len(rows) / limit)] if len(rows) else rows
 
 
 def linear_cka(a_NC: NDArray[np.float64], b_ND: NDArray[np.float64]) -> float:

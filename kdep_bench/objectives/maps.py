@@ -38,7 +38,7 @@ def projectors(
         make: called with (student channels, teacher channels); returns the module.
         always: whether to call `make` even if these are equal; otherwise the identity is used.
     """
-    modules = {}
+    modules: dict[str, nn.Module] = {}
     for student_map, teacher_map in levels.items():
         student_channels = student_maps[student_map]["channels"]
         teacher_channels = teacher_maps[teacher_map]["channels"]

@@ -32,8 +32,11 @@ def hint_points(
     def cost(centres: Sequence[int]) -> float:
         return sum(min(distances[i][c] for c in centres) ** 2 for i in layers)
 
-    last, steps = len(distances) - 1, max(count - 1, 1)
-    centres = sorted({round(last * (k if count > 1 else 0.5) / steps) for k in range(count)})
+    last = len(distances) - 1
+    if count == 1:
+        centres = [round(last * 0.5)]
+    else:
+        centres = sorted({round(last * k / (count - 1)) for k in range(count)})
     if fixed is not None and fixed not in centres:
         centres = sorted({*centres[:-1], fixed})
     while True:

@@ -55,7 +55,9 @@ def augment_config(
             f"{kind.__name__} returns",
             fix="remove `augment`, or choose an objective without labels",
         )
-    n_teachers = len(teacher_source.by_role) or bool(teacher_source.model or teacher_source.stream)
+    n_teachers = len(teacher_source.by_role)
+    if n_teachers == 0 and (teacher_source.model or teacher_source.stream):
+        n_teachers = 1
     invalid = sorted((required.needs & FROM_TEACHER) - kind.keeps)
     if invalid and n_teachers > teacher_source.n_live:
         raise KdepError(

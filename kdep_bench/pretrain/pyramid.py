@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,10 +36,11 @@ def describe(student: Mapping[str, Any]) -> dict[str, dict[str, int]]:
             expected="unique strides, because levels are named by stride",
             fix="keep one level per stride",
         )
-    return {
-        f"s{s}": {"channels": int(c), "stride": int(s), "side": -(-int(student["input_px"]) // s)}
-        for s, c in zip(strides, declared["channels"], strict=True)
-    }
+    levels: dict[str, dict[str, int]] = {}
+    for stride, channels in zip(strides, declared["channels"], strict=True):
+        side = math.ceil(int(student["input_px"]) / stride)
+        levels[f"s{stride}"] = {"channels": int(channels), "stride": int(stride), "side": side}
+    return levels
 
 
 class Pyramid:

@@ -137,7 +137,7 @@ def _dataset_config(
         "share_seed": spec["share_seed"],
         "seed": spec["seed"],
         "labels": str(labels_file(inputs)) if spec["method"]["labels_used"] else None,
-        "share_labels": fraction_labels and str(fraction_labels),
+        "share_labels": None if fraction_labels is None else str(fraction_labels),
         "together": "views" in required.needs,
         **teacher_source.stream,
     }

@@ -261,7 +261,7 @@ def cached_source(
         return int(head(torch.zeros(1, cache.width)).shape[1])
 
     def teacher_maps() -> dict[str, dict[str, int]]:
-        maps = {}
+        maps: dict[str, dict[str, int]] = {}
         for name in names:
             if name.startswith("maps."):
                 channels, height = cache.extras[name][0].shape[1:3]

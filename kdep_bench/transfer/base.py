@@ -302,8 +302,9 @@ class MMTask(Task):
         Raises:
             KdepError: the numbers differ, or there are fewer training images than a batch has.
         """
-        sets: Any = runner.train_dataloader.dataset, runner.test_dataloader.dataset
-        loaded = {"train": len(sets[0]), "test": len(sets[1])}
+        train_set: Any = runner.train_dataloader.dataset
+        test_set: Any = runner.test_dataloader.dataset
+        loaded = {"train": len(train_set), "test": len(test_set)}
         notes = compare(self.name, counted, loaded)
         if not len(runner.train_dataloader):
             raise KdepError(

@@ -212,6 +212,11 @@ def _levels(student: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     return describe(student) if (student.get("pyramid") or {}).get("out_indices") else {}
 
 
+def _output_order(levels: Mapping[str, Mapping[str, int]]) -> tuple[str, ...]:
+    """The names of the levels by stride, as the outputs of a backbone; a Config sorts its keys."""
+    return tuple(sorted(levels, key=lambda level: levels[level]["stride"]))
+
+
 # ---- the model ----
 
 
@@ -235,10 +240,7 @@ class _Attachment:
     ) -> None:
         self.task_class = type(task_model)
         self.teacher = teacher
-        # Sorted by stride, as the outputs of a backbone; a saved Config has sorted keys.
-        self.names, self.teacher_names = (
-            tuple(sorted(m, key=lambda level: m[level]["stride"])) for m in (maps, teacher_maps)
-        )
+        self.names, self.teacher_names = _output_order(maps), _output_order(teacher_maps)
         self.teacher_images = 0
         self._recorded: tuple[Tensor, ...] = ()
         backbone = cast(nn.Module, task_model.backbone)

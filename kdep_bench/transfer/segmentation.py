@@ -140,7 +140,9 @@ class Segmentation(MMTask):
 
     def _model(self, student: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
         recipe, pyramid = self.recipe, mm_config.pyramid(student, self.name)
-        dilated = mm_config.plain(student.get("dilated")) or {} if recipe["dilate"] else {}
+        dilated: dict[str, Any] = {}
+        if recipe["dilate"]:
+            dilated = mm_config.plain(student.get("dilated")) or {}
         channels, classes = pyramid["channels"], len(recipe["classes"])
         model = copy.deepcopy(recipe["model"])
         model["data_preprocessor"].update(
