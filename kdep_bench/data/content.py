@@ -195,7 +195,7 @@ class Changes:
     def __str__(self) -> str:
         """For example "test.json changed, 3 files added (a.png, b.png, ...), 1 removed (d.png)"."""
         parts: list[str] = []
-        noun = True
+        needs_noun = True
         if self.changed:
             names = ", ".join(_short(n) for n in self.changed[:NAMED])
             hidden_count = len(self.changed) - NAMED
@@ -206,9 +206,9 @@ class Changes:
             if names:
                 names_text = ", ".join(_short(n) for n in names[:NAMED])
                 dots = ", ..." if len(names) > NAMED else ""
-                kind = f" file{'s' * (len(names) > 1)}" if noun else ""
-                parts.append(f"{len(names)}{kind} {word} ({names_text}{dots})")
-                noun = False
+                noun = f" file{'s' * (len(names) > 1)}" if needs_noun else ""
+                parts.append(f"{len(names)}{noun} {word} ({names_text}{dots})")
+                needs_noun = False
         return ", ".join(parts)
 
     def first(self) -> str:

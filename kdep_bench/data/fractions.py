@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kdep_bench.data.views import subset
+from kdep_bench.data.views import SELECTION, subset
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_strict, write_atomic
 
@@ -39,7 +39,7 @@ def select_images(
 def per_class(labels: np.ndarray, fraction: float, seed: int = 0) -> np.ndarray:
     """Sorted indices of a random fraction of the images of each class, at least one per class.
 
-    Takes the first `round(fraction * n)` of a seeded permutation of the n images of the class.
+    Of the n images of a class, it takes the first `round(fraction * n)` of a seeded permutation.
 
     Args:
         labels: [N] class numbers.
@@ -58,7 +58,7 @@ def per_class(labels: np.ndarray, fraction: float, seed: int = 0) -> np.ndarray:
     chosen = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        order = np.random.default_rng([seed, 20220321, int(label)]).permutation(members)
+        order = np.random.default_rng([seed, SELECTION, int(label)]).permutation(members)
         chosen.append(order[: max(1, round(fraction * len(members)))])
     return np.sort(np.concatenate(chosen))
 

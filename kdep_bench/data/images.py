@@ -384,7 +384,7 @@ def _stored_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _depth(image: Image.Image, data: bytes) -> int:
-    """Bits per channel in the file; Pillow's mode does not show it, as it reads 16-bit RGB as 8."""
+    """Bits per channel in the file; Pillow's mode does not show them for 16-bit RGB."""
     if image.mode == "1":
         return 1
     if image.mode in _DEEP or (image.mode == "I" and image.format == "PPM"):
@@ -507,7 +507,7 @@ def plain_pixels(data: bytes, file: Path) -> Image.Image:
         if depth > 8 and image.mode not in (*_DEEP, "I"):
             out = _eight_bit(_deep_colour(data))
             if image.format == "TIFF":
-                orientation = 1  # OpenCV has rotated it; with IMREAD_UNCHANGED only TIFFs are
+                orientation = 1  # with IMREAD_UNCHANGED, OpenCV rotates TIFFs and no other format
         else:
             image.load()
             orientation = _orientation(image)[0]  # again: Pillow rotates a TIFF when it loads it
@@ -667,7 +667,8 @@ def read_rgb(path: Path) -> np.ndarray:
     check_regular(path)
     data = _read(path)
     check_complete(data, path)
-    if not data.startswith((b"\xff\xd8", b"\x89PNG")):  # no JPEG or PNG: Pillow finds truncation
+    if not data.startswith((b"\xff\xd8", b"\x89PNG")):
+        # `check_complete` checks only JPEG and PNG; for other formats Pillow detects truncation.
         with _decoding(data, path) as image:
             image.load()
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)

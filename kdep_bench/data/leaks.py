@@ -76,7 +76,7 @@ class Leak:
 
     @property
     def harmless(self) -> bool:
-        """Whether the shared images are in the pool and a training split: no test score changes."""
+        """Whether the sets are the pool and a training split, so that no test score changes."""
         return self.first == POOL and self.second.endswith("/train")
 
     def sentence(self) -> str:
@@ -110,10 +110,10 @@ def find(
     Returns:
         one Leak per pair of sets that share images.
     """
-    prints = {name: _Prints(files, info) for name, files in sets.items()}
+    hashes = {name: _Hashes(files, info) for name, files in sets.items()}
     leaks = []
     for first, second in compared_pairs(sets):
-        leak = _compare(first, second, prints[first], prints[second])
+        leak = _compare(first, second, hashes[first], hashes[second])
         if leak.equal or leak.near:
             leak.allowed = frozenset((first, second)) in allowed
             leaks.append(leak)
@@ -156,8 +156,11 @@ def table(leaks: Iterable[Leak]) -> list[dict[str, Any]]:
     return [asdict(leak) for leak in leaks]
 
 
-class _Prints:
-    """SHA-256 and perceptual hashes of one set of images."""
+class _Hashes:
+    """SHA-256 (`content`) and perceptual hashes (`words`, `bits`) of one set of images.
+
+    `index`: [N] position in `files` of each image that has a perceptual hash.
+    """
 
     def __init__(self, files: Sequence[Path], info: Mapping[Path, ImageInfo]) -> None:
         self.files = list(files)
@@ -169,7 +172,8 @@ class _Prints:
         self.bits = np.unpackbits(self.words.view(np.uint8), axis=1)
 
 
-def _compare(first: str, second: str, a: _Prints, b: _Prints) -> Leak:
+def _compare(first: str, second: str, a: _Hashes, b: _Hashes) -> Leak:
+    """The images that the sets `first` and `second` share; `a` and `b` are their hashes."""
     first_with = {}  # SHA-256 -> index of the first image of `a` with it
     for i, sha256 in enumerate(a.content):
         first_with.setdefault(sha256, i)

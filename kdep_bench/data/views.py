@@ -39,6 +39,7 @@ from kdep_bench.files import (
 from kdep_bench.prefetch import prefetch
 
 PIXELS, RECIPE, LISTING = "student.npy", "recipe.npz", "images.json"  # files of stage `views`
+SELECTION = 20220321  # distinguishes the selection of images from other uses of the same seed
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,9 @@ class Views:
 def draw_recipe(
     images: int, views: int, seed: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws the crop boxes and flips of all views, as torchvision's RandomResizedCrop does.
+    """Draws the crop boxes and flips of all views, similarly to torchvision's RandomResizedCrop.
 
-    Unlike there, the image counts as square, and sides longer than the image are clipped.
+    Differences: the image is treated as square, and sides longer than the image are clipped.
 
     Args:
         images: N, the number of images.
@@ -220,8 +221,8 @@ def open_views(views_dir: Path, prepare_dir: Path | None = None) -> Views:
 def subset(images: int, fraction: float, seed: int = 0) -> np.ndarray:
     """Sorted indices of a random fraction of the images, selected without labels.
 
-    Takes the first `round(fraction * images)` of a seeded permutation, so the selection of 1 % is a
-    subset of that of 10 %.
+    It takes the first `round(fraction * images)` of a seeded permutation. So the images of a
+    fraction of 1 % are among those of 10 %.
 
     Raises:
         KdepError: unless 0 < fraction <= 1 and at least one image is selected.
@@ -233,4 +234,4 @@ def subset(images: int, fraction: float, seed: int = 0) -> np.ndarray:
             expected="a fraction in (0, 1] that selects at least one image",
             fix="correct `shares` in the suite",
         )
-    return np.sort(np.random.default_rng([seed, 20220321]).permutation(images)[:count])
+    return np.sort(np.random.default_rng([seed, SELECTION]).permutation(images)[:count])

@@ -1,6 +1,6 @@
 """The user's own data: stage `prepare` checks it and writes it in the layout that tasks read.
 
-Written below out/data, with the key of the data config that it comes from:
+Files below out/data, with the key of the data config that they come from:
 
     pool/images, pool/labels.json          `pool`: any images; labels only if in class folders
     classify/{split}/<class>/              `classify`: a folder of class folders per split

@@ -136,7 +136,7 @@ def _check_scorable(split: str, boxes: Boxes) -> None:
 
 
 def _check_trainable(splits: Mapping[str, Boxes], config: DataConfig, faults: Faults) -> None:
-    """Adds a fault if another split has boxes of a class that train has no usable box of."""
+    """Adds a fault for each split that has boxes of a class without a usable box in `train`."""
     if "train" not in splits:
         return
     train = splits["train"]
