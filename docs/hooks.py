@@ -42,7 +42,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links that hold in the repository, changed to hold in the site, where docs/ is the root."""
+    """Changes links that are valid in the repository to links in the site, whose root is docs/."""
     markdown = markdown.replace(*RENAMED)
     if page.file.src_uri in ("index.md", "CONTRIBUTING.md", "CHANGELOG.md", "GLOSSARY.md"):
         return markdown.replace("](docs/", "](")
