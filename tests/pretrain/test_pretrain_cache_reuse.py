@@ -71,10 +71,10 @@ def test_a_cache_that_another_contains_is_linked_and_states_what_it_cost(
     assert set(first.extras) == {"maps.s16"}
     assert not open_cache(pooled).extras
     for folder in (small, pooled):  # equal to a cache that was computed by itself
-        pooled = open_cache(stages["cache"]).rows(rows)
-        np.testing.assert_array_equal(open_cache(folder).rows(rows), pooled)
+        features = open_cache(stages["cache"]).rows(rows)
+        np.testing.assert_array_equal(open_cache(folder).rows(rows), features)
     shutil.rmtree(large)
-    np.testing.assert_array_equal(open_cache(small).rows(rows), pooled)
+    np.testing.assert_array_equal(open_cache(small).rows(rows), features)
 
 
 def test_a_cache_without_an_output_or_with_other_rows_is_not_linked(work_dir: Path):
@@ -116,8 +116,8 @@ def test_a_damaged_array_is_computed_again_and_stays_as_it_is_in_the_other_cache
     damaged.write_bytes(content)
     small, _ = run_cache(work_dir, "small")
     rows = np.arange(2 * IMAGES)
-    pooled = open_cache(stages["cache"]).rows(rows)
-    np.testing.assert_array_equal(open_cache(small).rows(rows), pooled)
+    features = open_cache(stages["cache"]).rows(rows)
+    np.testing.assert_array_equal(open_cache(small).rows(rows), features)
     assert damaged.read_bytes() == bytes(content)
 
 
