@@ -460,9 +460,9 @@ def _backbone(student: Mapping[str, Any], file: Path) -> nn.Module:
 
 
 def _weights_file(backbone: nn.Module | Pretrained | str | Path, work: Path) -> Path:
-    """The file with a backbone's weights; those of a network are saved to a file below `work`.
+    """The file with a backbone's weights.
 
-    The name of that file is the hash of the weights.
+    The weights of a network are saved to a file below `work`, named by the hash of the weights.
     """
     if isinstance(backbone, str | Path):
         return Path(backbone).expanduser().absolute()

@@ -144,9 +144,9 @@ def _discard(stream: Any) -> None:
 def _open_streams() -> bool:
     """Makes all standard streams usable; returns whether standard output was open.
 
-    Opens /dev/null on those of the file descriptors 0, 1 and 2 that are closed. Otherwise the next
-    file that is opened would get that descriptor, and text printed by a library or a child process
-    would be written into it. Standard output replaces a closed standard error.
+    Opens /dev/null on each of the file descriptors 0, 1 and 2 that is closed. Otherwise the next
+    file that is opened would get this descriptor, and text printed by a library or a child process
+    would be written into the file. Standard output replaces a closed standard error.
     """
     while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(null, True)

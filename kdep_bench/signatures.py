@@ -1,9 +1,9 @@
 """Checks constructor arguments of a config's `type` against its source code, without importing it.
 
-A wrong argument of an objective or a transform is thus found when a suite is planned, in
-milliseconds and without torch. Classes of this package and of torch.optim are checked, and classes
-of other packages if their source is available. Everything else is accepted here; the stage that
-builds the object reports errors.
+So a wrong argument of an objective or a transform is found when a suite is planned, in milliseconds
+and without torch. Classes of this package and of torch.optim are checked, and classes of other
+packages if their source is available. Everything else is accepted here; the stage that builds the
+object reports errors.
 """
 
 from __future__ import annotations

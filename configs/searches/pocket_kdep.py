@@ -11,11 +11,11 @@ Outcome   searches/pocket_kdep-tpe-0.jsonl and configs/students/resnet_....py. C
           with `resnet18_w32` in a suite, on the test split and with several seeds. To compare
           samplers, run each with several values of --seed
 
-A re-implementation of AutoKD with another family of students: those of AutoKD are random graphs
-(Watts-Strogatz, per level), these are ResNets with variable depth, width, growth and stem. As in
-AutoKD, Bayesian optimisation proposes a student together with settings of distillation, and a short
-training scores it. The score is the accuracy of a linear probe on the validation split with a fixed
-regularisation; the test split is not read.
+A re-implementation of AutoKD with other students: ResNets with variable depth, width, growth and
+stem. AutoKD's students are random graphs (Watts-Strogatz, per level). As in AutoKD, Bayesian
+optimisation proposes a student together with settings of distillation, and a short training scores
+it. The score is the accuracy of a linear probe on the validation split with a fixed regularisation;
+the test split is not read.
 """
 
 from kdep_bench.students.space import ResNetFamily

@@ -5,8 +5,8 @@ Cost      the teacher cache, and 9 pre-trainings as in `kdep_anatomy`; supervise
           reused
 Outcome   not run yet
 
-The learning rates are those that `kdep_anatomy_grid` chose with EfficientNet-Lite0; no rate
-was searched for this teacher.
+The learning rates were chosen in `kdep_anatomy_grid` with EfficientNet-Lite0, not with this
+teacher.
 """
 
 from mmengine.config import read_base

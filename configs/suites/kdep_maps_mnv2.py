@@ -4,8 +4,8 @@ Command   python tools/run_suite.py configs/suites/kdep_maps_mnv2.py   (can be s
 Cost      12 pre-trainings of 800 steps (not measured yet on an idle machine) and their tasks
 Outcome   not run yet
 
-The learning rates are those that `kdep_anatomy_grid` chose for the half-width ResNet-18; no rate
-was searched for this student.
+The learning rates were chosen in `kdep_anatomy_grid` for the half-width ResNet-18, not for this
+student.
 """
 
 from mmengine.config import read_base

@@ -8,10 +8,10 @@ Outcome   three rows per method. The rate with the highest validation score is u
           rate of `pocket`) if scores are equal. For 12 of 27 methods it is not 0.2; for kdep it is
           0.05. conv1x1 diverges at 0.8: this run failed
 
-The losses of the methods differ in scale: those of kdep, the hints and the projectors start at 20;
-those of the relation methods, with their published weights, are much smaller. A factor of four in
-both directions tests whether the common rate suits a method at all. A finer grid would not help,
-because of the single seed and the 400 images: a score of 35 % has a standard error of 2.4 points.
+The losses of the methods differ in scale: kdep, the hints and the projectors start at 20; the
+relation methods, with their published weights, start much lower. A factor of four in both
+directions tests whether the common rate suits a method at all. A finer grid would not help: with a
+single seed and 400 images, a score of 35 % has a standard error of 2.4 points.
 
 The suite reads only the validation split (`pocket_probe_val`, with a fixed regularisation), not the
 test split. The chosen rates are `rates` in `methods_pocket`.

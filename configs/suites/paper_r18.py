@@ -42,7 +42,7 @@ suite = dict(
     variants=[
         dict(
             teacher=teacher,
-            # scratch does not depend on the data fraction, so it is listed for one of them only.
+            # scratch does not depend on the data fraction, so it is listed for one fraction only.
             methods=["kdep", "conv1x1", *logit_methods, "supervised", *["scratch"] * (share == 1)],
             shares=[share],
             budget=dict(epochs=epochs),

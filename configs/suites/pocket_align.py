@@ -1,8 +1,8 @@
 """Alignments and transforms, fixed and learned, under one budget.
 
 Command   python tools/run_suite.py configs/suites/pocket_align.py
-Cost      not measured (`--dry-run` estimates it): twelve pre-trainings in addition to those of
-          `pocket`, whose data, views, cache, kdep and scratch are reused
+Cost      not measured (`--dry-run` estimates it): twelve pre-trainings; data, views, cache, kdep
+          and scratch of `pocket` are reused
 Outcome   14 methods x 2 tasks x 3 transfer seeds, one pre-training seed. Questions: is a learned
           projector (conv1x1, mlp, vkd) better than a fixed one (kdep, phis, whiten, svd)? Later
           papers report so, KDEP the opposite. Does the basis matter (svd, top_variance,

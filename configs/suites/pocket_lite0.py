@@ -9,9 +9,9 @@ Outcome   60 runs: 4 methods x 3 seeds x 5 tasks. `imagenet` are published weigh
 The student is the trunk, without the last 1x1 convolution: see `configs/students/`. Differences
 from `pocket`: 2 epochs instead of 16; float32, because bfloat16 does not speed up depthwise
 convolutions on the CPU of the published run; and lower learning rates in two tasks, because
-training from the `imagenet` weights diverges at those of `pocket`. In fine-tuning, the head has the
-backbone's learning rate, and gradients are clipped; the detector has a quarter of the learning rate
-of `pocket`. All methods have the same rates.
+training from the `imagenet` weights diverges at the rates of `pocket`. In fine-tuning, the head has
+the backbone's learning rate, and gradients are clipped; the detector has a quarter of the learning
+rate of `pocket`. All methods have the same rates.
 """
 
 from mmengine.config import read_base

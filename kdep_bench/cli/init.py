@@ -88,7 +88,7 @@ def write_suite(
 
     Args:
         folder: the user's data.
-        name: name of the suite; None: that of the folder.
+        name: name of the suite; None: the folder's name.
         teacher, student: names of their configs.
         out: folder to write to.
         classes_of_boxes: whether to use class folders for classification even if their images have
@@ -237,7 +237,7 @@ def _text(parts: Discovery, suite: dict[str, Any], path: Path) -> str:
     """The text of the config file."""
     notes = [_wrapped(shown(f"Note: {note}.")) for note in parts.notes]
     if parts.masks:
-        notes.append("Replace the names in `classes` by those of your mask classes, by mask value.")
+        notes.append("Replace the names in `classes` by the names of your classes, by mask value.")
     if not suite["tasks"]:
         notes.append("No labelled data were found: this suite only pre-trains.")
     lines = [

@@ -259,8 +259,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"publish: not published: {stage_id}: {why}", file=sys.stderr)
     if gaps.left_out:
         print(
-            f"publish: {len(published)} of {len(export_ids)} students published; run the suite for "
-            "the others, select students with --only, or allow this with --partial",
+            f"publish: {len(published)} of {len(export_ids)} students published. Fix: run the "
+            "suite, select finished students with --only, or accept this with --partial",
             file=sys.stderr,
         )
     return int(bool(gaps.left_out) and not args.partial)

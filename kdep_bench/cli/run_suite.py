@@ -214,8 +214,8 @@ def _forecast(
     """Estimates the resources of the run.
 
     Returns:
-        (stages that may run: with --fit-budget those that fit the budget; lines to print; the
-        error if the run does not fit the budget, else None).
+        (statuses of the stages that may run, with --fit-budget only of stages that fit the budget;
+        lines to print; the error if the run does not fit the budget, else None).
     """
     from kdep_bench.engine import state
     from kdep_bench.forecast import gpu_hours, rates

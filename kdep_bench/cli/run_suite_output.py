@@ -90,7 +90,7 @@ def changed_data(plan: Plan, statuses: Mapping[str, Status]) -> list[str]:
 
 
 def action(status: Status) -> str:
-    """'run', 'done' or 'skip' (neither done nor needed)."""
+    """'run', 'done' or 'skip' (not done, but also not needed)."""
     return "run" if status.run else "done" if status.done else "skip"
 
 

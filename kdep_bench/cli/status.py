@@ -1,7 +1,7 @@
 """Show which stages are done, running, failed and left; runs nothing.
 
 kdep-bench status            all stages in the work dir
-kdep-bench status pocket     the stages of a suite, with those that are left
+kdep-bench status pocket     the stages of a suite, including those that must still run
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from kdep_bench.engine.state import Status
 
-# In the order of the output. 'skipped': neither done nor needed.
+# In the order of the output. 'left': must run; 'skipped': not done, but also not needed.
 STATES = ("done", "running", "failed", "interrupted", "damaged", "left", "skipped")
 _COUNTED = ("done", "left", "skipped")  # these stages are counted, not listed
 

@@ -94,7 +94,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _results_folders(args: argparse.Namespace) -> list[Path]:
-    """The folders in results/ and, in addition, those of --results-dir."""
+    """The folders in results/, and the folders given with --results-dir."""
     for folder in args.results_dir or []:
         if not (folder / "records").is_dir():
             raise KdepError(
@@ -144,9 +144,9 @@ def _delete(work: Path, entries: list[WorkDirEntry], out: TextIO) -> None:
 
     removed = [e for e in entries if work_dir.remove(work, e)]
     print(f"removed {work_dir.summary(removed)}", file=out)
-    for e in entries:
-        if e not in removed:
-            print(f"skipped {e.id}: in use", file=out)
+    for entry in entries:
+        if entry not in removed:
+            print(f"skipped {entry.id}: in use", file=out)
 
 
 if __name__ == "__main__":

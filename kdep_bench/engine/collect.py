@@ -233,7 +233,7 @@ def with_current_names(stage: Json | None) -> Json | None:
 def _record_or_reason(suite: Suite, run: TransferRun, chains: _Chains) -> Record:
     """The record of a run; a failed record if the outputs of its stages do not fit a record.
 
-    Stage functions, also those of users, can return outputs of any type.
+    Stage functions, for example of a user, can return outputs of any type.
     """
     from kdep_bench.results.records import record
 
@@ -440,7 +440,7 @@ def _learning_rate(pretrain: Json | None) -> float | None:
 
 
 def _planned_epochs(pretrain: Json | None) -> float | None:
-    """Epochs of the budget over the data fraction; None if the pre-training took exactly those."""
+    """The budget's epochs over the data fraction; None if the pre-training took exactly so many."""
     if pretrain is None or not (outputs := pretrain["outputs"]).get("steps"):
         return None
     budget, images = pretrain["spec"].get("budget", {}), outputs.get("images")
@@ -503,7 +503,7 @@ def _teacher_fields(run: TransferRun, stages: Mapping[str, Json | None]) -> Json
 def _joined_teacher_fields(run: TransferRun, stages: Mapping[str, Json | None]) -> Json:
     """The record's field about several teachers.
 
-    Names and checksums are joined; the FLOPs are those of one forward pass of each, summed. A value
+    Names and checksums are joined; the FLOPs are the sum over teachers of one forward pass. A value
     that is unknown for one teacher is unknown in the record.
     """
     assert run.teacher is not None
@@ -576,9 +576,9 @@ class _AttributedCosts:
         return list({id(record): record for record in same_kind}.values())
 
     def wall_seconds(self, kind: str) -> float | None:
-        """Seconds of all stages of a kind, including those of intermediate teachers.
+        """Seconds of all stages of a kind, including the stages of intermediate teachers.
 
-        None if there are none, if one is not finished, or if no times are reported.
+        None if there are no such stages, if a stage is not finished, or if no times are reported.
         """
         seconds_key = {"cache": "fill_s", "pretrain": "train_s"}.get(kind, "")
         same_kind = self.stages_of_kind(kind)

@@ -244,7 +244,7 @@ class StageLock:
 
 
 class Watch:
-    """Monitors locks of other processes, and clears those whose owner died on another machine."""
+    """Monitors locks of other processes, and clears a lock whose owner died on another machine."""
 
     def __init__(self, work: Path, stale: float | None = None) -> None:
         self.work = work

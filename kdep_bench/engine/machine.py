@@ -30,7 +30,7 @@ def find_gpus() -> tuple[str, ...]:
 
 
 def _installed_gpus() -> int | None:
-    """Number of GPUs of this machine, also those hidden by CUDA_VISIBLE_DEVICES; None: unknown."""
+    """Number of GPUs of this machine, also if CUDA_VISIBLE_DEVICES hides them; None: unknown."""
     if shutil.which("nvidia-smi") is None:
         # GPUs can work without nvidia-smi; their device files exist then.
         return None if any(Path("/dev").glob(p) for p in ("nvidia*", "dxg")) else 0

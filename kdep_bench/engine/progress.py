@@ -17,7 +17,7 @@ class View:
     """Receives the events of a run. The base class shows nothing.
 
     `eta` returns the estimated seconds until the end; `record` is the content of stage.json;
-    `n_left` is the number of unfinished stages, `n_failed` that of failed attempts of a stage.
+    `n_left` is the number of unfinished stages; `n_failed` is the number of failed attempts.
     """
 
     def begin(self, count: int, eta: Callable[[], float]) -> None: ...
@@ -43,12 +43,12 @@ class Silent(View):
 
 def duration(seconds: float) -> str:
     """Seconds as text: '7.0 s', '3 min 20 s', '2 h 05 min'."""
-    s = round(seconds)
-    if s < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{s} s"
-    if s < 3600:
-        return f"{s // 60} min {s % 60:02d} s"
-    return f"{s // 3600} h {s % 3600 // 60:02d} min"
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60:02d} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"
 
 
 class Plain(View):

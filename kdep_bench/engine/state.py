@@ -1,4 +1,4 @@
-"""State of stages, read from their directories: which are done, and why the others must run.
+"""State of stages, read from their directories: which stages are done, and why stages must run.
 
 A stage is done if `<work>/<stage id>/stage.json` is valid; this file is written last and
 atomically. State is stored nowhere else. Paths in stage.json are relative, so a moved or copied
@@ -73,8 +73,8 @@ def list_files(out: Path) -> tuple[dict[str, list[Any]], Json | None]:
     """The files of a stage, for its stage.json.
 
     Returns:
-        (files, rest): {relative path: [bytes, sha256]} of the first LISTED_FILES files, and the
-        `_summary` of the others, None if there are none.
+        (files, rest): {relative path: [bytes, sha256]} of the first LISTED_FILES files, and a
+        `_summary` of the other files, or None if there are no others.
     """
     all_files = list(walk(out))
     listed, rest = all_files[:LISTED_FILES], all_files[LISTED_FILES:]
@@ -125,7 +125,7 @@ def _first_mismatch(
     if fault is None and work is None and record.get("rest"):
         rest = [f for f in walk(out) if f[0] not in files]
         if _summary(rest) != record["rest"]:
-            return f"files are missing or changed among the other {record['rest']['count']}"
+            return f"files are missing or changed among the other {record['rest']['count']} files"
     return fault
 
 
@@ -445,7 +445,7 @@ def statuses(
         plan: the stages.
         work: the work dir.
         selected: ids of the stages to consider; None: all.
-        force: returns whether a stage must run again; all that depend on it then run again as well.
+        force: returns whether a stage must run again. Stages that depend on it then run again, too.
         verify: whether to check all checksums.
     """
     stages = [s for s in plan.stages.values() if selected is None or s.id in selected]
@@ -513,7 +513,7 @@ def records(work: Path, plan_statuses: Mapping[str, Status], limit: int = 500) -
         limit: largest number of stages of other plans (earlier versions, other suites).
 
     Returns:
-        the newest `limit` stages of other plans, oldest first, then those of the plan.
+        the newest `limit` stages of other plans, oldest first, then the stages of the plan.
     """
     stages_outside = []
     with contextlib.suppress(OSError):

@@ -285,10 +285,10 @@ def summary(entries: Iterable[WorkDirEntry]) -> str:
 def table(entries: Iterable[WorkDirEntry]) -> str:
     """The entries as lines: size, state, day on which the stage finished, id, why it is kept."""
     lines = []
-    for e in entries:
-        reasons = ", ".join(e.kept_by) or "unreferenced"
-        day = e.finished[:10] or "-"
-        lines.append(f"{size_text(e.bytes):>9}  {e.state:11}  {day:10}  {e.id}  {reasons}")
+    for entry in entries:
+        size, day = size_text(entry.bytes), entry.finished[:10] or "-"
+        reasons = ", ".join(entry.kept_by) or "unreferenced"
+        lines.append(f"{size:>9}  {entry.state:11}  {day:10}  {entry.id}  {reasons}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Estimates the seconds of a stage from similar finished stages, else by its kind's default.
+"""Estimates the seconds of a stage from similar finished stages, or by the default of its kind.
 
 The work of a stage is what its time depends on: images seen (`pretrain`), samples (`views`,
 `cache`, `align`; one sample is one view of an image), iterations or epochs (`transfer`), otherwise
@@ -148,7 +148,7 @@ def _work_done(kind: str, spec: Json, outputs: Json) -> float | None:
 
 
 def _iterations(spec: Json) -> float:
-    """Iterations or epochs of a transfer; 1 if its recipe has neither."""
+    """Iterations or epochs of a transfer; 1 if its recipe has no such entry."""
     recipe = spec["task"].get("recipe", {})
     length = recipe.get("iters") or recipe.get("epochs")
     return float(length) if isinstance(length, int | float) and length > 0 else 1.0

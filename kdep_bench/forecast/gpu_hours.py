@@ -54,7 +54,7 @@ class Fit:
     hours: float
 
     def summary(self, budget: float) -> list[str]:
-        """Lines about the comparisons that run and those that do not."""
+        """Lines about the comparisons that run and the comparisons that do not."""
         n_total = len(self.selected) + len(self.excluded)
         total = Counter(c.task for c in [*self.selected, *self.excluded])
         excluded = Counter(c.task for c in self.excluded)
@@ -158,7 +158,7 @@ def fit(
         chosen.append(best)
         remaining.remove(best)
         used_hours += cost[best]
-        # The stages of the chosen comparison cost the others nothing more.
+        # The stages of the chosen comparison no longer add to the cost of other comparisons.
         for stage_id in upstream[best] - paid_stages:
             for i in used_by[stage_id]:
                 cost[i] = max(0.0, cost[i] - (hours[stage_id] or 0.0))
@@ -173,7 +173,7 @@ def budget_error(fitted: Fit, hours: Hours, budget: float) -> KdepError | None:
 
     Args:
         fitted: the comparisons that fit.
-        hours: GPU-hours of all stages to run; if one is unknown, that is an error as well.
+        hours: GPU-hours of all stages to run; it is also an error if a value is unknown.
         budget: GPU-hours.
     """
     unknown = sum(v is None for v in hours.by_stage.values())

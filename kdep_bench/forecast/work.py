@@ -57,7 +57,7 @@ def teacher_network(teacher: Json) -> Json:
 
 
 def live_teachers(spec: Json) -> list[Json]:
-    """Configs of the teachers that run in the training steps; `spec`: that of a pre-training."""
+    """Configs of the teachers that run in the training steps; `spec`: spec of a pre-training."""
     return [spec["teacher"]] if "teacher" in spec else list(spec.get("teachers", {}).values())
 
 
@@ -309,8 +309,8 @@ def _uncounted(network: Json) -> str:
 def _bytes(outputs: Mapping[str, int], output: str) -> int | None:
     """Bytes per sample that a cache stores for an extra output; None if unknown.
 
-    For int8 maps this is an upper bound, the size of float16 maps: the number of channels, and thus
-    of the stored scales, is not known here.
+    For int8 maps this is an upper bound, the size of float16 maps, because the number of stored
+    scales (one per channel) is not known here.
 
     Args:
         outputs: output -> numbers per sample, from the counts of the teacher.

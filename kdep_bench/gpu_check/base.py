@@ -26,8 +26,8 @@ class Setting:
             mean nothing.
         folder: folder for the files of the check.
         shared: folder of stages that several checks use.
-        partial: file to which every measurement is written immediately, so that an interrupted
-            check keeps those it has made.
+        partial: file to which every measurement is written immediately, so that the measurements
+            of an interrupted check are kept.
     """
 
     device: str

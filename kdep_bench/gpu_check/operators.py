@@ -43,7 +43,7 @@ def _operators() -> dict[str, tuple[Callable[..., Any], list[Any]]]:
     import torch
     from mmcv import ops
 
-    g = torch.Generator().manual_seed(0)
+    g = torch.Generator().manual_seed(0)  # of all random arguments below
 
     def rand(*shape: int, grad: bool = True, scale: float = 1.0) -> Any:
         return (scale * torch.randn(*shape, generator=g)).requires_grad_(grad)

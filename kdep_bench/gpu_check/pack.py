@@ -16,8 +16,8 @@ from kdep_bench.errors import KdepError
 
 MAX_BYTES = 60 * 2**20  # largest size of the folder
 PYTHON = "3.12"  # Python version of the wheels
-# The packages of requirements.lock except those that the image must have: torch, torchvision,
-# numpy, timm, transformers, safetensors, scipy, scikit-learn, pandas, OpenCV, rich and matplotlib.
+# The packages of requirements.lock, except torch, torchvision, numpy, timm, transformers,
+# safetensors, scipy, scikit-learn, pandas, OpenCV, rich and matplotlib, which the image must have.
 PACKAGES = (
     *("mmengine", "mmcv-lite", "mmdet", "mmsegmentation", "mmpretrain", "addict", "yapf"),
     *("terminaltables", "termcolor", "pycocotools", "shapely", "ftfy", "regex", "einops", "mat4py"),

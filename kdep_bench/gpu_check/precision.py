@@ -52,7 +52,7 @@ def _run(setting: Setting, measurements: Measurements) -> None:
         bound = BOUNDS[name]
         label = f"{name}: gradient against eager float32"
         measurements.claim(label, difference <= bound, difference, f"<= {bound:g}")
-        loss_label = f"{name}: loss / that of eager float32"
+        loss_label = f"{name}: loss / loss with eager float32"
         measurements.figure(loss_label, loss / reference_loss, "ratio")
 
 

@@ -1,14 +1,14 @@
 """Check: ratios of step times, and time spent waiting for data, at 64 and 224 px.
 
-The measurement is that of tools/benchmark.py. A warm cache is a teacher cache that is already
-filled.
+The measurement is the same as in tools/benchmark.py. A warm cache is a teacher cache that is
+already filled.
 """
 
 from __future__ import annotations
 
 from kdep_bench.gpu_check.base import Check, Measurements, Setting
 
-BOUND = 1.05  # of the time of a KDEP step with a warm cache, divided by that of the student alone
+BOUND = 1.05  # of (time of a KDEP step with a warm cache) / (time of a step of the student alone)
 
 
 def _run(setting: Setting, measurements: Measurements) -> None:

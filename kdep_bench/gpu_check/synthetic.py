@@ -167,7 +167,7 @@ def build(
 
 
 def on_device(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The batch with all tensors, also those in nested mappings, on this process's device."""
+    """The batch with all tensors, also in nested mappings, on this process's device."""
     device = compute_device()
     return {k: on_device(v) if isinstance(v, Mapping) else v.to(device) for k, v in batch.items()}
 

@@ -251,7 +251,7 @@ def load_search(name: str, configs: Path = CONFIGS, **overrides: Any) -> Search:
 
 
 def _check_method_keys(search: Search) -> None:
-    """Raises KdepError if a "method." dimension sets an entry that `method` sets as well."""
+    """Raises KdepError if a "method." dimension sets an entry that `method` also sets."""
     fixed = search.file.method if isinstance(search.file.method, dict) else {}
     for dimension in search.space.dimensions:
         head, *path = dimension.key.split(".")
@@ -262,7 +262,7 @@ def _check_method_keys(search: Search) -> None:
             raise KdepError(
                 f"the search {search.name!r} sets {dimension.key!r} twice, in `space` and in "
                 "`method`",
-                fix="remove one of the two from its config",
+                fix="remove it from `space` or from `method` in the search's config",
             )
 
 

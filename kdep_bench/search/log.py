@@ -97,7 +97,7 @@ class Log:
     Attributes:
         path: its file.
         header: the first line.
-        trials: the other lines.
+        trials: the lines after the header.
         n_bytes: length of the complete lines.
         is_torn: whether an incomplete line follows.
     """

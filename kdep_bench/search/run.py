@@ -233,9 +233,9 @@ class Stages:
             )
         plan = build_plan(suite)
         (run,) = plan.runs
-        known = state.statuses(plan, self.work)
-        if any(s.run for s in known.values()):
-            outcome = local_pool.run_plan(plan, self.work, known, self.options, self.view)
+        statuses = state.statuses(plan, self.work)
+        if any(status.run for status in statuses.values()):
+            outcome = local_pool.run_plan(plan, self.work, statuses, self.options, self.view)
             if outcome.signal:
                 raise Interrupted(outcome.signal)
             for stage_id, error in outcome.failed.items():
@@ -267,7 +267,7 @@ class Stages:
 def description(search: Search, trials: Sequence[Trial] = ()) -> str:
     """A text about the search: number of possible proposals, limits and budgets.
 
-    `trials`: those that are already in the log.
+    `trials`: the trials that are already in the log.
     """
     epochs = search.epochs
     members = len(search.space)

@@ -95,11 +95,11 @@ def names(kind: str, configs: Path = CONFIGS) -> list[str]:
 
 
 def config_folders() -> list[Path]:
-    """Folders with the sub-folders in FOLDERS: the project's, the user's, and those of plug-ins.
+    """The configs folders of the project, of the user and of plug-ins, with sub-folders in FOLDERS.
 
-    The user's are $KDEP_CONFIGS and, if the project is installed from a wheel, ./configs. A plug-in
-    is a package with an entry point in the group `kdep_bench.configs`; its value is the name of the
-    package with the configs.
+    The user's folders are $KDEP_CONFIGS and, if the project is installed from a wheel, ./configs. A
+    plug-in is a package with an entry point in the group `kdep_bench.configs`; its value is the
+    name of the package with the configs.
 
     Raises:
         KdepError: the folder of $KDEP_CONFIGS or of a plug-in does not exist.
@@ -271,7 +271,7 @@ def merged(base: Json, overrides: Json, where: str) -> Json:
         where: what an error calls the config.
 
     Raises:
-        KdepError: an override has a key that is neither in the base nor an argument of the class in
+        KdepError: a key of an override is not in the base, and is no argument of the class in
             `type`.
     """
     if overrides.get("_delete_"):
@@ -491,7 +491,7 @@ def _role_teacher(role: str, ref: Any, method: str, configs: Path, chain: tuple[
 
 
 def _with_references(method: Json, configs: Path) -> Json:
-    """A method with the other configs that it names (teachers, pre-training) resolved."""
+    """`method` with the configs that it names (of its teachers and pre-training) resolved."""
     return with_assistants(with_transfer(method, configs), configs)
 
 

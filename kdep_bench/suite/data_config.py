@@ -49,7 +49,7 @@ def with_keys(base: Json, keys: Json) -> Json:
 
 
 def without_unused(merged_value: Json, base: Json, overrides: Json) -> Json:
-    """`merged_value` without the keys that are in neither `base` nor `overrides`, recursively."""
+    """The keys of `merged_value` that are in `base` or in `overrides`, recursively."""
     out = {}
     for key, value in merged_value.items():
         if key in base or key in overrides:

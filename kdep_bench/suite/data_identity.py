@@ -96,7 +96,7 @@ class _DataHashes:
     Attributes:
         digests: part of the data -> SHA-256.
         n_files: number of files.
-        n_hashed: number of files that were hashed now; the hashes of the others were cached.
+        n_hashed: number of files that were hashed now, because their hashes were not cached.
         note: a line for the user that says why the data could not be hashed, or "".
     """
 
@@ -257,7 +257,7 @@ def _digests(parts: SourcesByPart, catalogues: Mapping[str, Catalogue]) -> dict[
 def changes_since(old: Path, stage: Stage, work: Path) -> Changes:
     """Files that differ between the older `prepare` stage in the directory `old` and `stage`.
 
-    The result is empty if one of them has no file list, or if the paths of the data differ.
+    The result is empty if either stage has no file list, or if the paths of the data differ.
     """
     changes = Changes()
     try:
@@ -313,7 +313,7 @@ def read_listing(prepare: Path) -> dict[str, list[Catalogue]] | None:
 
 
 class Guard:
-    """Checks, before and after a stage runs, that its data are those that the plan hashed.
+    """Checks, before and after a stage runs, that its data have the hashes in the plan.
 
     Args:
         stage: the stage; nothing is checked if it reads no file of the user.

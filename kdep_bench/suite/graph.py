@@ -218,7 +218,7 @@ def add_stage(
 
 
 def _resources(kind: str, stage_kind: StageKind, runtime: Mapping[str, Any]) -> Json:
-    """The resources of the kind, replaced by those that the suite sets (None: not set)."""
+    """The resources of a stage: those in `runtime` that are not None, otherwise the kind's."""
     overrides = {k: v for k, v in runtime.items() if v is not None}
     gpus = overrides.get("gpus", int(stage_kind.gpu))
     processes, nodes = overrides.get("processes", max(1, gpus)), overrides.get("nodes", 1)

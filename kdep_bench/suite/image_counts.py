@@ -111,7 +111,7 @@ def _sufficient_images(suite: Suite) -> int:
 
 
 def _runs(suite: Suite, pool: int) -> Iterator[CountedRun]:
-    """The pre-trainings of a suite, including those of intermediate teachers."""
+    """The pre-trainings of a suite, including the pre-trainings of intermediate teachers."""
     for student in suite.students:
         suite_teacher = suite.teachers[student["name"]]
         for method in methods_for(suite, student):

@@ -227,7 +227,7 @@ def check_pair(
         student: config of the student.
         method: config of the method.
         suite_teacher: the suite's teacher; the method may have an intermediate teacher instead.
-        epochs: epochs of this pre-training; None: those of the budget.
+        epochs: epochs of this pre-training; None: the budget's.
     """
     epochs = suite.budget.epochs if epochs is None else epochs
     pair = StudentMethod(suite, student, method, suite_teacher, epochs)
@@ -400,7 +400,7 @@ def check_classifier(pair: StudentMethod) -> None:
 def check_tail(pair: StudentMethod) -> None:
     """Checks that the teacher provides its last layers, if the method trains them.
 
-    A tail: the teacher's layers after one of its feature maps.
+    A tail consists of the teacher's layers after one of its feature maps.
     """
     if "tail" not in pair.needs:
         return

@@ -166,9 +166,9 @@ class _Builder:
                         )
         if not any(stage.kind == "export" for stage in self.plan.stages.values()):
             raise KdepError(
-                f"the suite {suite.name!r} contains no run: none of its methods is for one of its "
-                "students",
-                fix="correct `students` in its methods",
+                f"the suite {suite.name!r} contains no run, because none of its methods supports "
+                "its students",
+                fix="correct `students` in the method configs, or choose other students",
             )
         return self.plan
 
@@ -352,7 +352,7 @@ class _Builder:
         "large.cache", "large.teacher.export".
 
         Args:
-            epochs: epochs of the pre-training; None: those of the budget.
+            epochs: epochs of the pre-training; None: the budget's.
 
         Returns:
             (chain: role -> stage id, label for the names of later stages).

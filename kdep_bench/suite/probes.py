@@ -285,7 +285,7 @@ class ProbePlanner:
         chain: Mapping[str, str],
         label: str,
     ) -> str:
-        """Adds the features of all splits of a folder, also of those that no probe reads.
+        """Adds the features of all splits of a folder, also of splits that no probe reads.
 
         So the stage's id does not change if a probe that reads another split is added. `size`:
         (height, width) of images with masks, whose maps are stored; None for class folders.
@@ -304,7 +304,7 @@ class ProbePlanner:
     def _pool_features(
         self, rows: int, cache: str, student: Json, chain: Mapping[str, str], label: str
     ) -> str:
-        """Adds the features of `rows` images, drawn from those in the teacher cache `cache`."""
+        """Adds the features of `rows` images, drawn from the teacher cache `cache`."""
         cache_spec = self.plan.stages[cache].spec
         keys = ("share", "share_seed", "share_by")
         fraction_spec = {k: cache_spec[k] for k in keys if k in cache_spec}

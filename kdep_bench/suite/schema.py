@@ -199,7 +199,7 @@ class _Method(_Part):
             kdep_bench/features/int8_maps.py.
         augment: config of an augmentation of every batch (a class of kdep_bench/augments).
         teachers: several teachers by role; see suite/teachers.py.
-        optimizer: entries that override those of the budget's optimizer.
+        optimizer: entries that replace entries of the budget's optimizer.
         pretrained_by, transfer: see TransferPart.
     """
 
