@@ -58,7 +58,7 @@ def trained(folder) -> Pretrained:
 
 
 def evaluate(trained, folder, **change) -> ScoreTable:
-    """The scores of the trained student on the colours; `change` holds other arguments."""
+    """The scores of the trained student on the colours; `change` replaces arguments."""
     splits = {name: str(folder / name) for name in ("train", "val", "test")}
     probe = dict(base="pocket_probe", name="colours", chance=None, recipe=dict(train_share=1.0))
     arguments: dict[str, Any] = dict(

@@ -291,7 +291,7 @@ SAME_NAME = {"EfficientNetLite", "Linear", "Score"}
 
 
 def test_no_two_modules_define_a_public_class_of_one_name():
-    """A reader, and a search, could otherwise take one for the other."""
+    """Two public classes of one name could be confused by a reader or in a text search."""
     modules: dict[str, list[str]] = {}
     for path in sorted((REPO / "kdep_bench").rglob("*.py")):
         for node in ast.parse(path.read_text()).body:

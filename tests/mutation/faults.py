@@ -1,8 +1,8 @@
 """One-line faults of a Python source: which ones can be planted, and which are drawn.
 
-A fault replaces the text of one node of the syntax tree. It is known by its file, the function it
-lies in, the text before and after and a count among equals, not by its line: an edit elsewhere in
-the file changes neither its name nor its place in the sample.
+A fault replaces the text of one node of the syntax tree. It is identified by its file, its
+function, the text before and after, and a count among equal faults, not by its line: an edit
+elsewhere in the file changes neither its name nor its position in the sample.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ OPERATORS = (ast.operator, ast.cmpop, ast.unaryop, ast.boolop, ast.expr_context)
 class Fault:
     """`before` at the byte offsets `start` to `end` of the file becomes `after`.
 
-    `content` is a hash of the function, or of the module's statement, that it lies in, but for
-    the texts of errors: a result holds as long as it is the same.
+    `content` is a hash of the function (or of the module's statement) that contains the fault,
+    without the texts of errors. A result stays valid as long as this hash is the same.
     """
 
     file: str
@@ -170,7 +170,7 @@ class Finder:
         )
 
     def function(self, node: ast.AST) -> str:
-        """Qualified name as the interpreter gives it to the function that `node` lies in."""
+        """The interpreter's qualified name of the function that contains `node`."""
         parts: list[str] = []
         inside: ast.AST = node
         while inside in self.parents:
@@ -182,7 +182,7 @@ class Finder:
         return ".".join(reversed(parts))
 
     def content(self, node: Any) -> str:
-        """Hash of the function, or the statement of the module, that `node` lies in.
+        """Hash of the function, or the statement of the module, that contains `node`.
 
         Without comments, docstrings and the texts of errors: they decide no number.
         """

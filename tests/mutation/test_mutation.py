@@ -76,7 +76,7 @@ def test_an_edit_elsewhere_changes_no_fault_of_the_sample() -> None:
 
 def test_a_result_stays_valid_while_only_texts_change() -> None:
     def contents(source: str) -> dict[int, str]:
-        """{line: the hash of the code it lies in}."""
+        """{line: the hash of the function or statement that contains the line}."""
         return {f.line: f.content for f in faults_of("m.py", source)}
 
     before = contents(SOURCE)

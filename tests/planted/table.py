@@ -16,7 +16,7 @@ class Fault:
         kind: what the line decides.
         wrong: what the changed line would do, in words.
         file: its file, relative to the repository.
-        old, new: the text of the line before and after; `old` must stand there exactly once.
+        old, new: the text of the line before and after; `old` must occur exactly once.
         tests: pytest node ids or -k expressions ("file -k words") that must fail.
     """
 

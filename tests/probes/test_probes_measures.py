@@ -148,7 +148,7 @@ def test_average_precision_is_that_worked_out_by_hand():
     ) == pytest.approx((1 / 1 + 2 / 3) / 2)
 
 
-def test_retrieval_of_a_collapsed_backbone_is_chance_although_images_lie_in_class_order():
+def test_retrieval_of_a_collapsed_backbone_is_chance_although_images_are_in_class_order():
     """A ranking that breaks ties by position would find the classes of sorted folders."""
     values = Retrieval(ranks=[1]).measure(Inputs({"test": collapsed_features(400)})).values
     assert values["mAP"].value == pytest.approx(99 / 399)

@@ -63,7 +63,7 @@ def test_a_task_without_split_and_direction_is_scored_on_test_and_larger_is_bett
     assert header_of(search, tmp_path).settings["direction"] == "max"
 
 
-def test_the_stated_remedy_for_a_score_on_the_test_split_works(
+def test_the_stated_fix_for_a_score_on_the_test_split_works(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     task = dict(task=dict(base="smoke_probe", name="my_val", split="val"))

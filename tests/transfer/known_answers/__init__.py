@@ -1,6 +1,6 @@
-"""Scores worked out by hand, and the real transfer stage that must give them to the last digit.
+"""Scores calculated by hand, which the real transfer stage must give to the last digit.
 
 An image carries its answer: a colour is a code, the network reads it, and the data set says what
 would have been right. Each reading of the data that is wrong (another split, order, mode, class
-order, threshold or entry of the metric) gives another number than the one worked out.
+order, threshold or entry of the metric) gives a different number.
 """

@@ -1,4 +1,4 @@
-"""Detection: AP at each threshold and of each class, worked out by hand, and no other number."""
+"""Detection gives exactly the AP of each threshold and class that is calculated by hand."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ ANSWERS = {
     # AP 1/10 x 51/101, AP50 51/101, AP75 0.
     "2": [answer("Bee", 0.9, 1, 0.52)],
     # zebra: found with IoU .77, right at .50 to .75, but a higher score is wrong: precision 1/2.
-    # AP 6/10 x 1/2, AP50 and AP75 1/2. What lies in a crowd is neither right nor wrong, although
+    # AP 6/10 x 1/2, AP50 and AP75 1/2. A detection in a crowd is neither right nor wrong, although
     # it scores highest.
     "3": [answer("zebra", 0.3, 0, 0.77)],
     "4": [answer("zebra", 0.8, 0, 1.0)],

@@ -1,4 +1,4 @@
-"""The full-scale families on tiny sets in their real formats: the worked-out score, no other.
+"""The full-scale families on tiny sets in their real formats give exactly the expected score.
 
 Each set has a split that must not be read, training data in every part that trains, and a head
 that learns from them what a colour means.

@@ -1,4 +1,4 @@
-"""Segmentation: IoU of each class, mIoU and accuracies, worked out by hand, and no other number."""
+"""Segmentation gives exactly the IoU of each class, mIoU and accuracies calculated by hand."""
 
 from __future__ import annotations
 
