@@ -125,6 +125,10 @@ def read_bytes(path: str | Path, max_bytes: int, follow: bool = True) -> bytes:
 
 
 def _parse(raw: bytes | str, where: str, strict: bool, fix: str) -> Any:
+    """Parses JSON; `strict`: like `read_strict`, otherwise like `read_json`.
+
+    `where` is what an error calls the file, `fix` the fix in the error.
+    """
     strict_options: dict[str, Any] = (
         dict(parse_float=_bounded_float, parse_constant=_refuse_constant) if strict else {}
     )

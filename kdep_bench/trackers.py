@@ -56,6 +56,7 @@ def resolve(entries: Sequence[Any]) -> list[Json]:
 
 
 def _resolve(entry: Any) -> Json:
+    """The backend config for one entry; see `resolve`."""
     if isinstance(entry, str):
         config: Json = {"type": entry}
     else:

@@ -81,6 +81,7 @@ def suite_states(suite_name: str, work: Path) -> tuple[str, list[StageState]]:
 
 
 def _planned_stage_state(work: Path, stage_id: str, statuses: Mapping[str, Status]) -> StageState:
+    """The state of a stage of a plan; `statuses` are from `engine.state.statuses`."""
     from kdep_bench.engine import state
 
     status = statuses[stage_id]

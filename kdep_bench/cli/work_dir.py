@@ -66,6 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    """Lists or deletes entries of the work dir; returns the exit code."""
     from kdep_bench.engine import cited_stages, work_dir
 
     work = (args.work_dir or OUTPUT / "work_dirs").absolute()

@@ -202,6 +202,7 @@ class _Run:
         self.failure_times: dict[str, int] = {}
 
     def run(self) -> Outcome:
+        """Runs Snakemake until it ends; see `run_plan`."""
         program = find_snakemake()
         if self.options.executor == "slurm" and shutil.which("sbatch") is None:
             raise KdepError(

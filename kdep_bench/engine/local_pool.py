@@ -276,6 +276,7 @@ class Pool:
             self._start(stage, tuple(self.free_gpus.pop(0) for _ in range(gpus)))
 
     def _start(self, stage: Stage, gpus: tuple[str, ...]) -> None:
+        """Starts a process for the stage, or postpones the stage if another process runs it."""
         if self.watch.held(stage.id):
             self.free_gpus.extend(gpus)
             self._postpone(stage)

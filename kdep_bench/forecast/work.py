@@ -188,6 +188,7 @@ class Forecast:
         return self._pools[prepare.id]
 
     def _count_pool(self, prepare: Stage) -> int | None:
+        """Number of pool images, from the outputs or the spec of a `prepare` stage, or None."""
         outputs, spec = self._outputs.get(prepare.id, {}), prepare.spec
         n_images = outputs.get("counts", {}).get("images", {}).get("pool")
         if n_images is not None:

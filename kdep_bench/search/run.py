@@ -215,6 +215,13 @@ class Stages:
     view: Any = None
 
     def __call__(self, proposal: Json, epochs: float, size: Size) -> Score:
+        """Trains and scores a proposal; see `Evaluate`.
+
+        Raises:
+            TrialFailed: the proposal is not valid, or a stage that depends on it failed.
+            KdepError: another stage failed, or the data changed.
+            Interrupted: a signal stopped the stages.
+        """
         from kdep_bench.engine import local_pool, state
         from kdep_bench.suite import data_identity
         from kdep_bench.suite.plan import build_plan

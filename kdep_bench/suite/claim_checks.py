@@ -160,6 +160,7 @@ def _unknown_method(where: str, name: str, methods: set[str]) -> KdepError:
 
 
 def _check_difference(claim: Claim, rows: list[PlannedRow]) -> None:
+    """Raises KdepError unless a student has rows for both sides, and they are different rows."""
     assert claim.b is not None
     _check_side(claim, "a", claim.a, rows)
     _check_side(claim, "b", claim.b, rows)
@@ -186,6 +187,7 @@ def _check_difference(claim: Claim, rows: list[PlannedRow]) -> None:
 
 
 def _check_efficiency(claim: Claim, rows: list[PlannedRow]) -> None:
+    """Raises KdepError if a side has no rows, or side `a` has no curve of two or more points."""
     assert claim.b is not None
     _check_side(claim, "a", claim.a, rows)
     _check_side(claim, "b", claim.b, rows)
@@ -210,6 +212,7 @@ def _check_efficiency(claim: Claim, rows: list[PlannedRow]) -> None:
 
 
 def _check_rank_correlation(claim: Claim, rows: list[PlannedRow]) -> None:
+    """Raises KdepError if side `a` has no rows, or fewer than two teachers."""
     _check_side(claim, "a", claim.a, rows)
     candidates = [row for row in rows if row.method in claim.a.methods and row.teacher]
     if isinstance(claim.by, dict):

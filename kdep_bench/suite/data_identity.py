@@ -54,18 +54,18 @@ def index(work: Path) -> Index:
     return Index(work / INDEX)
 
 
-def data_sources(maker: str, spec: Json) -> SourcesByPart | None:
+def data_sources(data_type: str, spec: Json) -> SourcesByPart | None:
     """The files that the data type reads, by part; None if its module has no `reads` function.
 
     Args:
-        maker: the data type as "module:function" or "module.function"; "" for the default type,
+        data_type: "module:function" or "module.function"; "" for the default type,
             whose data is generated.
         spec: the data config.
 
     Raises:
         KdepError: `reads` fails, for example because $KDEP_DATA is not set.
     """
-    name = re.split(r"[.:]\w+$", maker)[0]
+    name = re.split(r"[.:]\w+$", data_type)[0]
     if not name:
         return {}
     try:
@@ -373,6 +373,7 @@ class Guard:
         return outputs
 
     def _before_prepare(self) -> None:
+        """Raises KdepError if the files differ from those that were hashed for the plan."""
         planned = self.stage.spec.get(CONTENT)
         try:
             self._parts = data_sources(self.stage.function, self.stage.spec) or {}

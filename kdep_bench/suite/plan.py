@@ -136,15 +136,15 @@ class _Builder:
     def build(self) -> Plan:
         """Checks the suite and adds all its stages and runs; returns the plan."""
         suite = self.suite
-        maker = suite.data.get("type")
-        if maker is not None and ":" not in maker:
-            maker = ":".join(maker.rsplit(".", 1))
+        prepare_function = suite.data.get("type")
+        if prepare_function is not None and ":" not in prepare_function:
+            prepare_function = ":".join(prepare_function.rsplit(".", 1))
         prepare = self.add(
             "prepare",
             suite.data["name"],
             without(suite.data, DESCRIPTION_KEYS | {"name", "type", "labels", "pool_classes"}),
             {},
-            maker,
+            prepare_function,
         )
         self.check_data()
         self.probes = ProbePlanner(
