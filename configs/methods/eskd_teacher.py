@@ -3,8 +3,8 @@
 Source       Cho and Hariharan, ICCV 2019: a teacher trained on a shorter schedule (35 or 50 epochs
              of 200 there) is a better teacher than a completely trained one.
 Differs      from `takd` in the teacher, which is trained on the pool's labels for half of the
-             pocket suites' 16 epochs. Only the teacher reads labels; the tables list the method
-             with 'labels used'.
+             pocket suites' 16 epochs. Only the teacher reads labels; in the tables 'labels used'
+             is 'by its teacher'.
 Cost         includes the teacher's pre-training.
 """
 

@@ -4,7 +4,7 @@ Source       arXiv 2207.05256, as defined in one sentence by Liu et al. 2022; th
              in this project.
 Differs      from `nfd` in being a transfer method: it uses the task's images and a teacher that was
              trained on the task. `pretrained_by` names the method of pre-training.
-Cost         training the teacher on the task, once for all runs; one pass of it per training batch.
+Cost         the teacher is trained on the task once for all runs; it reads every training batch.
 """
 
 from kdep_bench.objectives.nfd import NFD

@@ -3,8 +3,8 @@
 Source       CVMI-Lab/KDEP src/resnet.py, comments "smallest eigen values". Directions that are
              rounding noise (variance below 2^-22 of the largest) are skipped.
 Differs      from `svd` only in the alignment.
-Expectation  the smallest explained variance of all bases. A gain over `scratch` would have another
-             cause.
+Expectation  the smallest explained variance of all bases. A gain over `scratch` would not be due to
+             the explained variance.
 """
 
 from kdep_bench.features.aligners import SmallestBasis

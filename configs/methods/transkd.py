@@ -10,7 +10,7 @@ Scale        the authors' weights are for the normalised maps of their transform
              EfficientNet-Lite0 are not normalised and larger: on the smoke data the two terms begin
              at 127 and 42, the task's loss at 3. For such a teacher, choose `weight` and `betas` on
              validation data first.
-Cost         the teacher is trained on the task once for all runs, and run on every training batch.
+Cost         the teacher is trained on the task once for all runs; it reads every training batch.
 """
 
 from kdep_bench.transfer.methods.transkd import TransKD
