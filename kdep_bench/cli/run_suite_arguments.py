@@ -60,7 +60,7 @@ def _add_selection(p: argparse.ArgumentParser) -> None:
 
 
 def _add_running(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--jobs", "-j", type=int, help="parallel stages (default: by cores)")
+    p.add_argument("--jobs", "-j", type=int, help="parallel stages (default: one per core)")
     p.add_argument("--gpus", help="GPU numbers, e.g. 0,1 ('' = none; default: all)")
     p.add_argument(
         "--retry", type=int, default=0, metavar="N", help="retries of a failed stage (default: 0)"

@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         help="folder for the config of the best student (default: students/ in $KDEP_CONFIGS, or "
         "in configs/)",
     )
-    p.add_argument("--jobs", "-j", type=int, help="parallel stages (default: by cores)")
+    p.add_argument("--jobs", "-j", type=int, help="parallel stages (default: one per core)")
     p.add_argument("--gpus", help="GPU numbers, e.g. 0,1 ('' = none; default: all)")
     p.add_argument("--plain", action="store_true", help="no progress bars, also on a terminal")
     return p

@@ -79,9 +79,10 @@ class ClusterOptions:
 
 
 def find_snakemake() -> str:
-    """Path of Snakemake, from the first of these places that has it.
+    """Path of Snakemake.
 
-    $KDEP_SNAKEMAKE, the folder of this Python, the environment of `make cluster`, PATH.
+    It is searched in this order: $KDEP_SNAKEMAKE, the folder of this Python, the environment of
+    `make cluster`, PATH.
 
     Raises:
         KdepError: Snakemake is not installed.

@@ -110,20 +110,20 @@ def measured_rate(probe: Json, counts: Mapping[str, Json]) -> FlopRate:
     Raises:
         KdepError: no student was measured.
     """
-    rates, students = dict[str, float](), []
+    rates, student_rates = dict[str, float](), []
     for network, measured in probe.items():
         if network != "device" and network in counts:
             passes = FORWARD_AND_BACKWARD if measured["kind"] == "student" else 1
             rates[network] = measured["images_per_s"] * passes * counts[network]["flops"]
             if measured["kind"] == "student":
-                students.append(rates[network])
-    if not students:
+                student_rates.append(rates[network])
+    if not student_rates:
         raise KdepError(
             "the images per second of the suite's students could not be measured",
             fix="read the messages above",
         )
-    measured = f"measured here ({probe['device']}; dense tasks at the student's training rate)"
-    return FlopRate(measured, min(students), rates)
+    source = f"measured here ({probe['device']}; dense tasks at the student's training rate)"
+    return FlopRate(source, min(student_rates), rates)
 
 
 def at_rate(plan: Plan, forecast: Forecast, rate: FlopRate, ids: Iterable[str]) -> Hours:

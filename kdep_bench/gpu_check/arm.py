@@ -105,4 +105,4 @@ def _work_dir(setting: Setting) -> Path:
     return PACKED if PACKED.is_dir() else setting.folder / "work"
 
 
-CHECK = Check("a small pocket suite end to end", 25, 150, 60, _run)
+CHECK = Check("a small pocket suite end to end", order=25, seconds=150, min_seconds=60, run=_run)

@@ -53,4 +53,4 @@ def fastest_seconds(call: object, times: int = 8) -> float:
     return best
 
 
-CHECK = Check("hardware", 5, 30, 3, _run)
+CHECK = Check("hardware", order=5, seconds=30, min_seconds=3, run=_run)

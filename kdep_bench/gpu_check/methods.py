@@ -68,7 +68,7 @@ def _run(setting: Setting, measurements: Measurements) -> None:
 def _align(
     folder: Path, stage_folders: dict[str, Path], student: Json, method: Json
 ) -> Path | None:
-    """The alignment of a method; None if it does not support this pair (unequal widths)."""
+    """Folder of a method's alignment; None if the method requires equal widths of the networks."""
     from kdep_bench.features import align
     from kdep_bench.gpu_check.synthetic import silent
 
@@ -153,4 +153,4 @@ def _train(
     return before, loss_at_the_end(), waits
 
 
-CHECK = Check("a step of every method", 20, 150, 20, _run)
+CHECK = Check("a step of every method", order=20, seconds=150, min_seconds=20, run=_run)

@@ -101,4 +101,4 @@ def _operators() -> dict[str, tuple[Callable[..., Any], list[Any]]]:
     }
 
 
-CHECK = Check("operators against the CPU", 10, 40, 5, _run)
+CHECK = Check("operators against the CPU", order=10, seconds=40, min_seconds=5, run=_run)

@@ -56,4 +56,4 @@ def _run(setting: Setting, measurements: Measurements) -> None:
         measurements.figure(loss_label, loss / reference_loss, "ratio")
 
 
-CHECK = Check("precision, layout and compilation", 30, 90, 15, _run)
+CHECK = Check("precision, layout and compilation", order=30, seconds=90, min_seconds=15, run=_run)

@@ -114,4 +114,4 @@ def _rank(rank: int, ranks: int, device: str, port: int, folder: str) -> None:
     distributed.destroy_process_group()
 
 
-CHECK = Check("several processes", 50, 60, 15, _run)
+CHECK = Check("several processes", order=50, seconds=60, min_seconds=15, run=_run)

@@ -33,4 +33,4 @@ def _run(setting: Setting, measurements: Measurements) -> None:
             measurements.figure(f"{px} px: {trainer}, including data loading", rate, "images/s")
 
 
-CHECK = Check("step ratios and data wait", 70, 90, 20, _run)
+CHECK = Check("step ratios and data wait", order=70, seconds=90, min_seconds=20, run=_run)

@@ -74,4 +74,4 @@ def _train(spec: Json, stage_folders: dict[str, Path], out: Path, until: float |
     return torch.load(out / checkpoint.CHECKPOINT, map_location="cpu", weights_only=True)
 
 
-CHECK = Check("interrupted and resumed", 40, 60, 15, _run)
+CHECK = Check("interrupted and resumed", order=40, seconds=60, min_seconds=15, run=_run)

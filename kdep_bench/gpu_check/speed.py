@@ -146,4 +146,4 @@ def _forward_flops(net: Any, images: Any) -> float:
     return float(counter.get_total_flops())
 
 
-CHECK = Check("training speed at 224 px", 60, 70, 15, _run)
+CHECK = Check("training speed at 224 px", order=60, seconds=70, min_seconds=15, run=_run)
