@@ -118,7 +118,7 @@ def _collect_run(
     """
     from kdep_bench.results.records import store
 
-    record = _record_or_reason(suite, run, chains)
+    record = _valid_record(suite, run, chains)
     old = _load_or_none(store.records_dir(results) / f"{run.id}.json")
     if record.status == "missing" and old is not None and old.status == "ok":
         record = old
@@ -230,7 +230,7 @@ def with_current_names(stage: Json | None) -> Json | None:
     return {**stage, "outputs": {**old, **without(outputs, set(RENAMED_OUTPUTS))}}
 
 
-def _record_or_reason(suite: Suite, run: TransferRun, chains: _Chains) -> Record:
+def _valid_record(suite: Suite, run: TransferRun, chains: _Chains) -> Record:
     """The record of a run; a failed record if the outputs of its stages do not fit a record.
 
     Stage functions, for example of a user, can return outputs of any type.
@@ -270,8 +270,8 @@ def make_record(suite: Suite, run: TransferRun, chains: _Chains) -> Record:
         fault = chains.fault(stage_id)
         if fault is not None and chains.failure(stage_id) is None:
             problem = f"the outputs of stage {stage_id} cannot be used: {fault}"
-            sentence = KdepError(problem, fix="run the suite again")
-            fields.update(status="failed", error=str(sentence), created=_now())
+            error = KdepError(problem, fix="run the suite again")
+            fields.update(status="failed", error=str(error), created=_now())
             return record.make(fields)
     transfer = stages["transfer"]
     if transfer is not None:

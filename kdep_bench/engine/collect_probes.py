@@ -57,7 +57,7 @@ def collect_probes(suite: Suite, chains: Chains, results: Path, superseded: str)
             path.replace(target / path.name)
             counts["written"] += 1
     for run in chains.plan.probes:
-        record = _record_or_reason(suite, run, chains)
+        record = _valid_record(suite, run, chains)
         path = results / probe_record.PROBES / f"{run.id}.json"
         old = _load_or_none(path, probe_record.load)
         if record.status == "missing" and old is not None and old.status == "ok":
@@ -88,7 +88,7 @@ def _is_same(old: ProbeRecord, new: ProbeRecord) -> bool:
     return old == new
 
 
-def _record_or_reason(suite: Suite, run: ProbeRun, chains: Chains) -> ProbeRecord:
+def _valid_record(suite: Suite, run: ProbeRun, chains: Chains) -> ProbeRecord:
     """The record of a probe; a failed record if the outputs of its stages do not fit a record."""
     from kdep_bench.results.records import probe_record
 

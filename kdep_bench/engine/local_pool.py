@@ -137,13 +137,13 @@ class Pool:
         self.cpus = self.options.cpus or cpu_count()
         self.jobs = self.options.jobs or self.cpus
         self.free_cpus, self.free_gpus = self.cpus, list(self.options.gpus)
-        self.costs = Costs(plan, state.records(work, statuses))
+        self.estimator = Costs(plan, state.records(work, statuses))
         # Stage id -> estimated seconds of the stage, and of the longest chain that starts with it.
-        self.cost = self.costs.estimates(plan.stages[i] for i in self.todo)
-        self.chain = chain_costs(plan, self.todo, self.cost)
+        self.seconds = self.estimator.estimates(plan.stages[i] for i in self.todo)
+        self.chain_seconds = chain_costs(plan, self.todo, self.seconds)
         self.done = {stage_id for stage_id, status in statuses.items() if status.done}
         # Stage id -> its upstream stages that have not finished.
-        self.waits = {
+        self.unfinished_inputs = {
             i: {upstream for upstream in plan.stages[i].needs.values() if upstream in self.todo}
             for i in self.todo
         }
@@ -171,7 +171,7 @@ class Pool:
             return self.outcome
         self._prepare_work_dir()
         self.git = git_revision()
-        with self._signals():
+        with self._recorded_signals():
             self.view.begin(len(self.todo), self.eta)
             try:
                 seconds = self.server.start()
@@ -211,16 +211,16 @@ class Pool:
         all stages divided by the number of cores.
         """
         now = time.monotonic()
-        remaining = dict(self.cost)
+        remaining = dict(self.seconds)
         for stage_id, child in self.running.items():
-            remaining[stage_id] = max(0.0, self.cost[stage_id] - (now - child.started))
+            remaining[stage_id] = max(0.0, self.seconds[stage_id] - (now - child.started))
         ids = [*self.todo, *self.running]
         core_seconds = sum(remaining[i] * self._cores_for(self.plan.stages[i]) for i in ids)
-        chains = (self.chain[i] - self.cost[i] + remaining[i] for i in ids)
+        chains = (self.chain_seconds[i] - self.seconds[i] + remaining[i] for i in ids)
         return max(core_seconds / self.cpus, max(chains, default=0.0))
 
     @contextlib.contextmanager
-    def _signals(self) -> Any:
+    def _recorded_signals(self) -> Any:
         """Records SIGINT, SIGTERM and SIGHUP in `self.signal` (main thread only)."""
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -232,18 +232,18 @@ class Pool:
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         old_handlers = {number: signal.signal(number, on_signal) for number in numbers}
         # `connection.wait` continues to wait after a signal handler (PEP 475); this pipe ends that.
-        self._wake_r, wake_w = os.pipe()
-        os.set_blocking(self._wake_r, False)
-        os.set_blocking(wake_w, False)
-        old_fd = signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
+        self._wake_reader, wake_writer = os.pipe()
+        os.set_blocking(self._wake_reader, False)
+        os.set_blocking(wake_writer, False)
+        old_fd = signal.set_wakeup_fd(wake_writer, warn_on_full_buffer=False)
         try:
             yield
         finally:
             signal.set_wakeup_fd(old_fd)
             for number, handler in old_handlers.items():
                 signal.signal(number, handler)
-            os.close(self._wake_r)
-            os.close(wake_w)
+            os.close(self._wake_reader)
+            os.close(wake_writer)
 
     # --- starting ---
 
@@ -262,8 +262,8 @@ class Pool:
         If there are too few free cores or GPUs for a stage, the stages after it do not start
         either. Otherwise small stages could delay a large stage forever.
         """
-        ready = [i for i in self.todo if not self.waits[i] and i not in self.elsewhere]
-        for stage_id in sorted(ready, key=lambda i: (-self.chain[i], i)):
+        ready = [i for i in self.todo if not self.unfinished_inputs[i] and i not in self.elsewhere]
+        for stage_id in sorted(ready, key=lambda i: (-self.chain_seconds[i], i)):
             stage = self.plan.stages[stage_id]
             gpus = min(stage.gpus, len(self.options.gpus))
             if (
@@ -307,7 +307,7 @@ class Pool:
         """Waits for an event of a child (at most _POLL seconds) and handles what has happened."""
         sentinels: dict[Any, str] = {c.process.sentinel: i for i, c in self.running.items()}
         pipes = {c.pipe: i for i, c in self.running.items() if not c.pipe.closed}
-        wake_up_pipes = [self._wake_r] if hasattr(self, "_wake_r") else []
+        wake_up_pipes = [self._wake_reader] if hasattr(self, "_wake_reader") else []
         ready = connection.wait([*sentinels, *pipes, *wake_up_pipes], timeout=_POLL)
         for source in ready:
             if source in pipes:
@@ -377,23 +377,27 @@ class Pool:
         self.todo.discard(stage.id)
         self.done.add(stage.id)
         for consumer in self.consumers[stage.id]:
-            if consumer in self.waits:
-                self.waits[consumer].discard(stage.id)
+            if consumer in self.unfinished_inputs:
+                self.unfinished_inputs[consumer].discard(stage.id)
         self._update_estimates(stage, record)
         self.view.finished(stage, record, len(self.todo) + len(self.running))
 
     def _update_estimates(self, stage: Stage, record: dict[str, Any]) -> None:
         """Updates the estimated seconds of unfinished stages after `stage` has finished."""
-        self.costs.learn(record)
+        self.estimator.learn(record)
         unfinished = self.todo | set(self.running)
         similar = (self.plan.stages[i] for i in unfinished)
         # The outputs of `prepare` and `views` change the estimates of all kinds of stages.
         if stage.kind not in ("prepare", "views"):
             similar = (s for s in similar if s.kind == stage.kind)
-        estimates = self.costs.estimates(similar)
-        if any(abs(cost - self.cost[i]) > 0.05 * self.cost[i] for i, cost in estimates.items()):
-            self.cost.update(estimates)
-            self.chain = chain_costs(self.plan, unfinished, self.cost)
+        estimates = self.estimator.estimates(similar)
+        # Small changes are ignored, because the chains of all stages would be computed again.
+        has_changed = (
+            abs(new - self.seconds[i]) > 0.05 * self.seconds[i] for i, new in estimates.items()
+        )
+        if any(has_changed):
+            self.seconds.update(estimates)
+            self.chain_seconds = chain_costs(self.plan, unfinished, self.seconds)
 
     def _fail(self, child: _Child, code: int | None, fault: str | None) -> None:
         """Handles a child without a valid result: retries the stage, or skips its dependents.

@@ -55,7 +55,8 @@ _TRANSFER_PLANNING = {"name", "family", "teacher", "tasks"}
 STORED = {"logits", "maps", "tokens", "probabilities"}
 # Name of the stored maps in a cache's `outputs`, by the method's `stored_maps`.
 MAPS_OUTPUT = {"float16": "maps", "int8": "int8_maps"}
-_COMMON = {"prepare", "views"}  # stages that a student and its intermediate teacher share
+# Kinds of the stages that a student and its intermediate teacher share.
+_COMMON = {"prepare", "views"}
 # Seed of the random weights of an untrained student: SEED_STEP * pre-training seed + transfer seed.
 # `_check_untrained_seeds` refuses suites in which two pairs of seeds give the same value.
 SEED_STEP = 1000
@@ -85,12 +86,12 @@ class _Builder:
             for kind in set(per_kind) - set(kinds):
                 raise unknown_name(f"stage kind in runtime.{setting}", kind, set(kinds))
 
-    def config_spec(self, config: Json, method: bool = False) -> Json:
+    def config_spec(self, config: Json, is_method: bool = False) -> Json:
         """The part of a student, task or method config that is in the spec of stages."""
         if id(config) not in self.config_specs:
-            spec = without(config, DESCRIPTION_KEYS | (_PLANNING if method else set()))
+            spec = without(config, DESCRIPTION_KEYS | (_PLANNING if is_method else set()))
             self.config_specs[id(config)] = (
-                {"labels_used": False, "transform": None, **spec} if method else spec
+                {"labels_used": False, "transform": None, **spec} if is_method else spec
             )
         return self.config_specs[id(config)]
 
@@ -361,7 +362,7 @@ class _Builder:
         needs: dict[str, str] = {}
         spec: Json = {
             "student": self.config_spec(student),
-            "method": self.config_spec(method, method=True),
+            "method": self.config_spec(method, is_method=True),
             "seed": pretrain_seed,
         }
         if trains(method):
