@@ -167,8 +167,8 @@ def to_safetensors(source: Path, folder: Path) -> str:
     return file_hash(folder / SAFE)
 
 
-def _add_onnx(plan: Plan, folders: list[Path], latency: bool) -> None:
-    """Writes backbone.onnx into each published folder; `latency`: also prints its latency."""
+def _add_onnx(plan: Plan, folders: list[Path], print_latency: bool) -> None:
+    """Writes backbone.onnx into each published folder; `print_latency`: also prints its latency."""
     from kdep_bench.networks.backbone import build_backbone
     from kdep_bench.students.given_weights import given_weights
     from kdep_bench.transfer.onnx_file import ONNX, latencies, write_onnx
@@ -179,7 +179,7 @@ def _add_onnx(plan: Plan, folders: list[Path], latency: bool) -> None:
         backbone = build_backbone(student)
         given_weights(backbone, str(folder / PTH))
         write_onnx(backbone, student["input_px"], folder / ONNX)
-        for row in latencies(backbone, folder / ONNX, student["input_px"]) if latency else ():
+        for row in latencies(backbone, folder / ONNX, student["input_px"]) if print_latency else ():
             print(
                 f"{folder.name}: batch {row['batch']}: torch {row['torch_ms']:.2f} ms, onnxruntime "
                 f"{row['onnxruntime_ms']:.2f} ms (median of 20, one CPU thread)"

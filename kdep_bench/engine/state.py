@@ -96,14 +96,14 @@ def _summary(rest: list[tuple[str, int]]) -> Json:
 
 
 def _first_mismatch(
-    out: Path, record: Json, checksums: bool, work: Path | None = None
+    out: Path, record: Json, compare_checksums: bool, work: Path | None = None
 ) -> str | None:
     """A clause about the first file that is not as recorded; None if all are.
 
     Args:
         out: the stage's directory.
         record: its stage.json.
-        checksums: whether to compare checksums as well as sizes.
+        compare_checksums: whether to compare checksums as well as sizes.
         work: None, or the work dir (for `verify_input`). Then large files that VERIFIED lists are
             not hashed again, and files that stage.json does not list are not checked.
     """
@@ -116,7 +116,7 @@ def _first_mismatch(
             return f"its file {name} is missing"
         if current_size != size:
             return f"its file {name} has {current_size} bytes instead of {size}"
-    if not checksums:
+    if not compare_checksums:
         return None
     verified = _VerifiedFiles(work, out.name) if work and _is_large(files) else None
     fault = _first_changed(out, files, verified)

@@ -96,9 +96,9 @@ def test_many_files_are_stored_as_one_checksum_and_still_verified(tmp_path, monk
     assert rest is not None
     assert rest["count"] == 8
     record = {"files": files, "rest": rest}
-    assert state._first_mismatch(out, record, checksums=True) is None
+    assert state._first_mismatch(out, record, compare_checksums=True) is None
     (out / "tree" / "11").unlink()
-    assert "among the other" in (state._first_mismatch(out, record, checksums=True) or "")
+    assert "among the other" in (state._first_mismatch(out, record, compare_checksums=True) or "")
 
 
 def test_changes_of_a_spec_are_described_by_key_with_old_and_new_value():
