@@ -26,7 +26,8 @@ from kdep_bench.suite.graph import Plan, Stage
 from kdep_bench.suite.methods import EXPORTED
 from kdep_bench.suite.schema import Json
 
-COUNTED = Path(__file__).with_name("networks.json")  # networks of the suites in configs/
+# Counts of the networks of the suites `paper_r18`, `paper_mnv2` and `mine`.
+COUNTED = Path(__file__).with_name("networks.json")
 WORK_DIR_COUNTS = "networks.json"  # file in the work dir: networks of other suites
 GPU_KINDS = ("cache", "pretrain", "transfer")  # stage kinds whose GPU-hours are estimated
 _OFFICIAL = "kdep_bench.data.official.stage:prepare"
