@@ -42,6 +42,18 @@ def test_the_full_scale_protocol_is_complete(name: str) -> None:
     assert len({c.id for c in full.runs}) == len(full.runs) == (10 * 6 + 6 + 1) * 9 * 3
 
 
+def test_kdep_on_maps_reuses_every_other_stage_of_the_protocol() -> None:
+    maps, protocol = (build_plan(load_suite(n)) for n in ("paper_maps_r18", "paper_r18"))
+    new = {c.method["name"] for c in maps.runs if c.id not in protocol.stages}
+    assert new == {"kdep_maps_4", "fitnets_4"}
+    assert len(maps.runs) == (2 * 5 + 1) * 9 * 3  # scratch is the same for both data fractions
+    added = [maps.stages[i] for i in maps.stages.keys() - protocol.stages.keys()]
+    assert {s.kind for s in added} == {"pretrain", "export", "transfer"}  # no cache of maps
+    levels = {"s4": "layer1", "s8": "layer2", "s16": "layer3", "s32": "layer4"}
+    assert all(s.spec["teacher"]["maps"] == levels for s in added if s.kind == "pretrain")
+    assert build_plan(rehearsed(load_suite("paper_maps_r18"))).runs
+
+
 @pytest.mark.parametrize("name", SUITES)
 def test_the_rehearsal_has_every_method_and_task(name: str) -> None:
     def methods(a_plan: Plan) -> set[tuple[str, str, bool]]:
