@@ -13,6 +13,7 @@ from mmengine.config import read_base
 
 with read_base():
     from .kdep_anatomy import methods, suite
+    from .kdep_levels import four_levels
 
 # maps_4 is included so that the teacher cache has the same maps as in `kdep_anatomy` and is reused.
 finalists = ["scratch", "supervised", "kdep", "kdep_maps", "maps_4", "fitnets", "kdep_hint"]
@@ -27,12 +28,17 @@ differences = [
     ("maps_4", "kdep"),
     ("maps_4", "supervised"),
     ("maps_4", "fitnets"),
+    ("fitnets_4", "maps_4"),
+    ("fitnets_4", "fitnets"),
 ]
 
 suite.update(
     name="kdep_maps",
     about="KDEP, KDEP on maps and learned projectors on detection and segmentation",
-    methods=[methods[name] for name in finalists],
+    methods=[
+        *(methods[name] for name in finalists),
+        dict(four_levels, optimizer=dict(lr=0.8)),
+    ],
     tasks=["pocket_det", "pocket_seg"],
     claims=[
         dict(
