@@ -31,7 +31,8 @@ class Batch:
             teacher.
         stored: {role: outputs read from a cache}.
         targets: {role: [B, Ds]}, the aligned and transformed features of `stored`.
-        extra: tensors [B, ...] that the Augment adds for the objective (`Context.extra`).
+        extra: tensors that the Augment adds for the objective (`Context.extra`), one row per
+            changed image.
     """
 
     images: Tensor
@@ -91,12 +92,15 @@ class Augment(nn.Module, ABC):
         couples_samples: whether a changed sample depends on the other samples of the batch. Such an
             augmentation raises an error if a batch is split over processes or micro-batches.
         adds: names that `change` adds to `Batch.extra`.
+        copies: number of consecutive images that `change` makes of every image of the batch. Labels
+            and rows are repeated, and the passes of all networks are counted accordingly.
     """
 
     keeps: ClassVar[frozenset[str]] = frozenset()
     keeps_labels: ClassVar[bool] = True
     couples_samples: ClassVar[bool] = False
     adds: ClassVar[frozenset[str]] = frozenset()
+    copies: ClassVar[int] = 1
 
     @abstractmethod
     def change(self, batch: Batch, draw: Draw) -> Batch:

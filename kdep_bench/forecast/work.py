@@ -22,6 +22,7 @@ from typing import Any
 from kdep_bench.files import canonical_json, read_strict, text_hash
 from kdep_bench.flops import FORWARD_AND_BACKWARD
 from kdep_bench.forecast.costs import takes_steps
+from kdep_bench.signatures import class_value, resolve_alias
 from kdep_bench.suite.graph import Plan, Stage
 from kdep_bench.suite.methods import EXPORTED
 from kdep_bench.suite.schema import Json
@@ -257,6 +258,7 @@ class Forecast:
             else:
                 flops_per_image = None
             why = why or ("" if teacher_counts else _uncounted(live_network))
+        images_seen *= _copies(spec["method"])
         flops = None if flops_per_image is None else images_seen * flops_per_image
         return ResourceEstimate(images_seen, flops, disk, why)
 
@@ -302,6 +304,12 @@ class Forecast:
 
 
 _NO_POOL = "the number of images is unknown until the data are prepared"
+
+
+def _copies(method: Json) -> int:
+    """Images that the augmentation of a method makes of every image; 1 without one."""
+    path = resolve_alias((method.get("augment") or {}).get("type"))
+    return int(class_value(path, "copies") or 1)
 
 
 def _uncounted(network: Json) -> str:

@@ -112,7 +112,7 @@ def _train(
     from kdep_bench.gpu_check import synthetic
 
     spec, augment = synthetic.pretrain_spec(method, student, EPOCHS, batch), None
-    if "layer" in (method.get("needs") or ()):  # such a method needs a live teacher
+    if locate(method["objective"]["type"]).reads_extra:  # no cache serves what these images show
         spec["teacher"], augment = synthetic.quick_teacher(setting.quick), method["augment"]
         inputs = {**inputs, "images": inputs["prepare"]}
     net, load = synthetic.build(spec, inputs, setting.folder / f"{name}-run", augment=augment)

@@ -200,15 +200,15 @@ class Objective(Component):
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         """{name: loss per sample (B,)}; the training loss is the mean over B of their sum."""
 
-    def attach(self, student: nn.Module, new_network: Callable[[], nn.Module]) -> None:
+    def attach(self, student: nn.Module, new_network: Callable[..., nn.Module]) -> None:
         """Called once, before training, for example to create a peer or an averaged network.
 
         Args:
             student: the backbone that is trained. Store it in a list; as an attribute it would be
                 registered as a submodule a second time.
-            new_network: creates a network of the student's architecture with new random weights.
-                Called with `Context.images`, the network returns (before, after), pooled as the
-                student's features are.
+            new_network: creates a network of the student's architecture, or of the student config
+                that is passed to it, with new random weights. Called with `Context.images`, the
+                network returns (before, after), pooled as the student's features are.
         """
 
     def before_student(self, extra: Mapping[str, Tensor]) -> None:

@@ -66,6 +66,11 @@ def teacher_layer(config: Any) -> str:
     return named[0]
 
 
+def peers_of(config: Any) -> list[Any]:
+    """Student configs of the networks that an objective trains with the student: its `peer`."""
+    return [peer for peer in _values(config, "peer") if peer is not None]
+
+
 def _values(config: Any, key: str) -> Iterator[Any]:
     """Yields every value of `key` in a config and in its parts."""
     if isinstance(config, Mapping):

@@ -92,7 +92,7 @@ class WeightedSum(Objective):
         """The batch with the outputs of the teacher that the part `name` reads."""
         return ctx.of_teacher(self.roles[name]) if name in self.roles else ctx
 
-    def attach(self, student: nn.Module, new_network: Callable[[], nn.Module]) -> None:
+    def attach(self, student: nn.Module, new_network: Callable[..., nn.Module]) -> None:
         for member in self.members.values():
             assert isinstance(member, Objective)
             member.attach(student, new_network)

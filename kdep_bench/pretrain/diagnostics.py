@@ -32,6 +32,7 @@ def extra_cost(
     required: Demands,
     teacher_source: TeacherSource,
     seen: int,
+    copies: int = 1,
 ) -> dict[str, Any]:
     """Parameters and forward passes of a method in addition to those of its student.
 
@@ -40,16 +41,17 @@ def extra_cost(
         required: what the method's objective needs.
         teacher_source: where the teacher outputs of the run come from.
         seen: number of samples of the run.
+        copies: images that the method's augmentation makes of a sample.
 
     Returns:
         `extra_parameters`: number of values that are trained or stored with the backbone and
         dropped at export. `extra_forwards`: number of forward passes of all other networks (live
-        teachers, peers, moving averages). The cache stage counts the forward passes of a cached
-        teacher.
+        teachers, peers, moving averages) and of the student beyond one per sample. The cache stage
+        counts the forward passes of a cached teacher.
     """
     dropped = ("objective.", "augment.")
     parameters = sum(v.numel() for k, v in state.items() if k.startswith(dropped))
-    forwards = (required.forwards + teacher_source.n_live) * seen
+    forwards = (copies * (1 + required.forwards + teacher_source.n_live) - 1) * seen
     return {"extra_parameters": parameters, "extra_forwards": forwards}
 
 

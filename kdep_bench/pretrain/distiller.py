@@ -52,6 +52,14 @@ class NewNetwork(nn.Module):
         return pool(before.float()), pool(after.float())
 
 
+def verified_network(student: Mapping[str, Any], dtype: torch.dtype) -> NewNetwork:
+    """A network of another student config; KdepError unless it has that config's width and tap."""
+    network = NewNetwork(student, dtype)
+    with torch.random.fork_rng(devices=[]):
+        network._tap[0].verify(student["width"], student["input_px"])
+    return network
+
+
 class Distiller(BaseModel):
     """Student backbone and objective. Only `backbone.*` of the state dict is exported.
 
@@ -125,7 +133,14 @@ class Distiller(BaseModel):
         self.compile_with = compile
         self._student: list[Any] = []  # in a list, so that it is not registered as a submodule
         self.objective = build_objective(objective, {})
-        self.objective.attach(self.backbone, lambda: NewNetwork(student, self.dtype))
+        self.objective.attach(
+            self.backbone,
+            lambda config=None: (
+                NewNetwork(student, self.dtype)
+                if config is None
+                else verified_network(config, self.dtype)
+            ),
+        )
         self.players = None
         if demands(objective).has_players:
             if accumulate > 1:
@@ -218,7 +233,11 @@ class Distiller(BaseModel):
         teacher_inputs, batch = teachers or {ONLY: single}, None
         if self.augment is not None:
             batch, teacher_inputs = self.augmented(images, teacher_inputs)
-            images = batch.images
+            images, copies = batch.images, self.augment.copies
+            labels, rows = (
+                x if x is None or copies == 1 else x.repeat_interleave(copies)
+                for x in (labels, rows)
+            )
             self.objective.before_student(batch.extra)
         x = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         student = self.run_student(x)

@@ -77,6 +77,7 @@ def run(
     required, ranks = demands(method["objective"]), openmmlab.planned_ranks()
     teacher_source = open_teacher_source(required.needs, spec, inputs, views)
     augment = augment_config(method, required, teacher_source)
+    copies = 1 if augment is None else augment_class(augment).copies
     _check_split(budget, ranks, required, augment)
     objective, target, probes = objective_config(spec, inputs, teacher_source, out)
     model = {"objective": objective, "target": target, "augment": augment}
@@ -101,7 +102,7 @@ def run(
         "views": views.views,
         "labels_used": bool(method["labels_used"]),
         "processes": ranks,
-        **extra_cost(trained.state, required, teacher_source, steps * budget["batch"]),
+        **extra_cost(trained.state, required, teacher_source, steps * budget["batch"], copies),
         **teacher_source.outputs,
         **probes,
     }

@@ -244,7 +244,8 @@ def check_augment(method: Json, label: str, is_live: bool, parts: int) -> None:
             raise KdepError(
                 f"{label} reads {', '.join(missing)}, which its `augment` does not add",
                 fix="set `augment` of the method to a class that adds it, for example "
-                "kdep_bench.augments.mask_patches.MaskPatches for 'visible'",
+                "kdep_bench.augments.mask_patches.MaskPatches for 'visible' or "
+                "kdep_bench.augments.rotations.Rotations for 'rotation'",
             )
     if config is None:
         return
@@ -269,6 +270,12 @@ def check_augment(method: Json, label: str, is_live: bool, parts: int) -> None:
         raise KdepError(
             f"{label} reads labels, but {name} changes the images so that their labels are wrong",
             fix="remove `augment`, or choose an objective without labels",
+        )
+    if "views" in reads and (class_value(path, "copies") or 1) > 1:
+        raise KdepError(
+            f"{label} compares the views of an image, which are not consecutive among the images "
+            f"that {name} makes of each",
+            fix="remove `augment`, or choose an objective that does not compare views",
         )
     changed = sorted((reads & FROM_TEACHER) - class_value(path, "keeps"))
     if changed and not is_live:

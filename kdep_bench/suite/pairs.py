@@ -14,7 +14,13 @@ from functools import cached_property
 from kdep_bench.data.given_files import CONTENT
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.features.policies import check_widths
-from kdep_bench.objectives.levels import levels_of, student_levels, teacher_layer, top_classes
+from kdep_bench.objectives.levels import (
+    levels_of,
+    peers_of,
+    student_levels,
+    teacher_layer,
+    top_classes,
+)
 from kdep_bench.objectives.roles import FROM_TEACHER
 from kdep_bench.objectives.signs import check_map_targets
 from kdep_bench.schedules.base import check_span
@@ -31,7 +37,7 @@ from kdep_bench.suite.arguments import (
     required_arguments,
     requires_student_maps,
 )
-from kdep_bench.suite.config import merged
+from kdep_bench.suite.config import check, merged
 from kdep_bench.suite.known_data import has_labels, known_parts
 from kdep_bench.suite.methods import (
     DESCRIPTION_KEYS,
@@ -41,7 +47,7 @@ from kdep_bench.suite.methods import (
     trains,
     without,
 )
-from kdep_bench.suite.schema import Json, Suite, label_policy, method_needs
+from kdep_bench.suite.schema import MODELS, Json, Suite, label_policy, method_needs
 from kdep_bench.suite.teachers import check_roles, teachers_by_role
 from kdep_bench.transfer.recipes import check_recipe
 
@@ -357,6 +363,20 @@ def check_active_terms(pair: StudentMethod) -> None:
     check_some_weight_nonzero(pair.method.get("objective"), pair.epochs, pair.name)
 
 
+def check_peers(pair: StudentMethod) -> None:
+    """A second network that is no student config, or has another input size than the student."""
+    for config in peers_of(pair.method.get("objective")):
+        check(MODELS["student"], config, f"`peer` in the objective of {pair.name}")
+        if config["input_px"] != (px := pair.student["input_px"]):
+            raise KdepError(
+                f"{pair.label} trains a second network, {config['name']!r}, whose input has "
+                f"{config['input_px']} pixels, but the student's has {px}",
+                expected="one input size, because both see the same images",
+                fix=f"set objective=dict(peer=dict(input_px={px})) in the method, or name another "
+                "`peer`",
+            )
+
+
 # ---- rules of methods that read a teacher ----
 
 
@@ -612,6 +632,7 @@ RULES: tuple[Rule, ...] = (
     check_views,
     check_schedule_spans,
     check_method_arguments,
+    check_peers,
     check_active_terms,
     check_method_optimizer,
 )

@@ -124,6 +124,19 @@ def test_a_live_teacher_runs_in_every_step():
     assert estimate.flops == estimate.images * (3 * 10 + 7)
 
 
+def test_four_rotations_of_an_image_are_four_passes_of_student_and_live_teacher():
+    plan = build_plan(build(methods=["hssakd", "dml"]))
+    by_method = {s.spec["method"]["name"]: s for s in plan.stages.values() if s.kind == "pretrain"}
+    student = student_network(by_method["hssakd"].spec["student"])
+    teacher = teacher_network(by_method["hssakd"].spec["teacher"])
+    counts = {network_id(student): {"flops": 10, "bytes": 1}, network_id(teacher): {"flops": 7}}
+    forecast = Forecast(plan, counts)
+    rotated, upright = (forecast.estimate(by_method[name]) for name in ("hssakd", "dml"))
+    assert upright.images
+    assert rotated.images == 4 * upright.images
+    assert rotated.flops == rotated.images * (3 * 10 + 7)
+
+
 def test_a_network_s_id_depends_only_on_what_changes_its_flops():
     suite = load_suite("paper_r18")
     (student,), teacher = suite.students, suite.variants[0].teachers["resnet18"]

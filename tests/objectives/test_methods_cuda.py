@@ -10,19 +10,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from kdep_bench.objectives.players import Players
 from tests.fake_cuda import fake_cuda
 from tests.objectives import tiny
 from tests.objectives.test_methods_train import BATCH, STEPS, TRAINED, TinyRun, teacher
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_a_step_stays_on_the_gpu(name: str, tmp_path: Path):
+def test_a_step_stays_on_the_gpu(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    player_losses: list[Tensor] = []
     run = TinyRun(name, tmp_path)
     run.train(1)  # some objectives read values of their first batch
     model = run.model.train()
     live = [side.live for side in model.teacher_readers.values() if side.live is not None]
     data = run.batch(tiny.batch(BATCH, 0))
+    # Their step is a backward pass.
+    monkeypatch.setattr(Players, "minimise", lambda _self, _name, loss: player_losses.append(loss))
     with fake_cuda(model, *live) as fake:
         data = fake(data)
         model.to("cuda")
@@ -31,7 +36,7 @@ def test_a_step_stays_on_the_gpu(name: str, tmp_path: Path):
             loss, log = model.parse_losses(model(**batch, mode="loss"))
             with torch.no_grad():
                 model.objective.after_step()
-            assert {v.device.type for v in (loss, *log.values())} == {"cuda"}
+            assert {v.device.type for v in (loss, *log.values(), *player_losses)} == {"cuda"}
 
 
 def test_cached_features_are_moved_to_the_gpu(tmp_path: Path):

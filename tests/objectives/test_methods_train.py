@@ -61,6 +61,7 @@ OTHERS: dict[str, Any] = {
     "tap": "after",
     "teacher_layer": "s4",
     "student_level": "s8",
+    "peer": None,
     "unit_length": False,
     "align": {"type": "kdep_bench.features.aligners.RandomBasis", "seed": 3},
 }
@@ -69,11 +70,14 @@ OTHERS_OF: dict[str, Any] = {
     "levels of Pursuhint": {"s8": "s16", "s16": "s8"},
     "tap of MapRegression": "before",
     "levels of SemiOnline": {"s16": "s8"},
+    "pacing of CurriculumExperts": 1.0,
+    "optimizer of Hssakd": {"type": "SGD", "lr": 0.5},
 }
 # Arguments that do not change the loss in these tests -> the reason.
 WITHOUT_EFFECT = {
     "entropy_floor": "threshold of a warning",
     "tau of InstanceGraph": "has a separate test",
+    "memory of CurriculumExperts": "has a separate test: two steps do not fill it",
     # Amal's weights change in every tenth step after a warm-up; they have separate tests.
     **{f"{name} of Amal": "" for name in ("every", "warmup", "repeats", "virtual_lr", "optimizer")},
     "shares of MapRegression": "has a separate test: the tiny networks have one level",
@@ -169,8 +173,11 @@ class TinyRun:
             config["levels"] = {k: v for k, v in config["levels"].items() if k != "s32"}
         if config.get("student_level") == "s32":
             config["student_level"] = "s16"
-        augment = copy.deepcopy(method["augment"]) if "teacher_layer" in config else None
-        if augment:  # tiny images need small patches, and few steps a ratio of one half
+        if config.get("peer"):  # a second network as small as the student
+            config["peer"] = tiny.LARGER
+        kind = locate(config["type"])
+        augment = copy.deepcopy(method["augment"]) if kind.reads_extra else None
+        if augment and "patch" in augment:  # tiny images need small patches, few steps a low ratio
             augment |= {"patch": 8, "ratio": 0.5}
         side_options = {}
         if "top_classes" in config:  # the tiny teacher has only few classes

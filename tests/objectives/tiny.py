@@ -25,19 +25,31 @@ STUDENT: dict[str, Any] = dict(
     tap="act",
     pyramid=dict(out_indices=(0, 1, 2, 3), channels=CHANNELS, strides=STRIDES),
 )
+LARGER: dict[str, Any] = dict(  # a student config of a wider network
+    name="tiny_wide",
+    backbone=dict(type=f"{__name__}.TinyNet", channels=(8, 12, 16, 20)),
+    width=20,
+    input_px=PX,
+    tap="act",
+)
 TEACHER: dict[str, Any] = dict(type=f"{__name__}.TinyTeacher", name="tiny_teacher")
 
 
 class TinyNet(BaseModule):
     """Four strided convolutions with BatchNorm, with the interface of an OpenMMLab backbone."""
 
-    def __init__(self, out_indices: Sequence[int] = (3,), init_cfg: Any = None) -> None:
+    def __init__(
+        self,
+        out_indices: Sequence[int] = (3,),
+        channels: Sequence[int] = CHANNELS,
+        init_cfg: Any = None,
+    ) -> None:
         super().__init__(init_cfg)
-        widths = (3, *CHANNELS)
+        widths = (3, *channels)
         self.convs = nn.ModuleList(
             nn.Conv2d(a, b, 3, 2, 1, bias=False) for a, b in itertools.pairwise(widths)
         )
-        self.norms = nn.ModuleList(nn.BatchNorm2d(c) for c in CHANNELS)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(c) for c in channels)
         self.act, self.out_indices = nn.ReLU(), tuple(out_indices)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:

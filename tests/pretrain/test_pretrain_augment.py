@@ -18,6 +18,7 @@ from kdep_bench.suite.config import load_config
 from kdep_bench.transfer.export import strip
 from tests.pretrain.conftest import BUDGET, TEACHER
 from tests.pretrain.test_pretrain import KDEP, SUPERVISED, pretrain
+from tests.pretrain.test_pretrain_context import R18
 
 MIXUP = dict(type="kdep_bench.augments.mixup.Mixup", alpha=0.4)
 CROP = dict(type="kdep_bench.augments.crop.RandomCrop")
@@ -87,6 +88,22 @@ def test_mixup_trains_from_the_cache_and_crops_with_a_live_teacher(
     assert not np.array_equal(curve(plain), curve(mixed))
     assert not np.array_equal(curve(plain), curve(crops))
     assert {k.split(".")[0] for k in state} == {"backbone", "target"}
+
+
+def test_passes_over_rotations_are_counted_and_labels_follow_their_images(
+    stages: dict[str, Path], tmp_path: Path
+):
+    live = {**stages, "images": stages["prepare"]}
+    hssakd = load_config("method", "hssakd")
+    outputs, state = pretrain(tmp_path, live, hssakd, budget=SHORT, teacher=TEACHER, student=R18)
+    levels = {f"joint_{level}" for level in ("s4", "s8", "s16", "s32")}
+    assert set(outputs["terms"]) == {"cross_entropy", "main", *levels}
+    assert min(outputs["terms"].values()) > 0
+    # Three passes of the student beyond the first, four of the teacher.
+    assert outputs["extra_forwards"] == 7 * outputs["images_seen"]
+    exported, dropped = strip(state)
+    assert set(exported) == set(build_backbone(R18).state_dict())
+    assert set(dropped) == {"objective"}
 
 
 def test_an_objective_can_run_the_student_again_and_read_added_values(

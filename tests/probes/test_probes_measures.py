@@ -193,6 +193,17 @@ def test_calibration_errors_of_a_known_table():
     assert classwise_error(p, y, 10) == pytest.approx((first + second + third) / 3)
 
 
+def test_calibration_error_of_a_calibrated_and_of_an_always_certain_prediction():
+    """0 up to the noise of 200,000 labels, and 1 - accuracy."""
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.ones(3), 200_000)
+    labels = (rng.random(len(p))[:, None] > p.cumsum(1)).sum(1)
+    assert calibration_error(p, labels, 15) < 0.005
+    certain = np.eye(3)[p.argmax(1)]
+    accuracy = float((p.argmax(1) == labels).mean())
+    assert calibration_error(certain, labels, 15) == pytest.approx(1 - accuracy)
+
+
 def test_calibration_of_an_overconfident_and_of_a_collapsed_backbone():
     collapsed = Inputs(dict.fromkeys(("train", "val", "test"), collapsed_features()))
     values = (

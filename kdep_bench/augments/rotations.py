@@ -1,0 +1,41 @@
+"""Every image in its four rotations by quarter turns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from kdep_bench.augments.base import Augment, Batch, Draw
+
+TURNS = 4  # quarter turns: rotations of an image
+
+
+class Rotations(Augment):
+    """Replaces an image by its rotations by 0, 90, 180 and 270 degrees, in this order.
+
+    Adds `rotation` [4 B] int64: the number of quarter turns. Rotations by quarter turns move pixels
+    and interpolate none. Stored teacher outputs are of the image as it was, so none holds; a live
+    teacher sees the same rotations. A label describes its image in every rotation.
+
+    Source: winycg/HSAKD `train_student_cifar.py`.
+    """
+
+    copies = 4
+    adds = frozenset({"rotation"})
+
+    def change(self, batch: Batch, draw: Draw) -> Batch:
+        turns = torch.arange(TURNS, device=batch.images.device).repeat(len(batch.images))
+        return replace(
+            batch,
+            images=rotated(batch.images),
+            teacher_images={k: rotated(v) for k, v in batch.teacher_images.items()},
+            extra={**batch.extra, "rotation": turns},
+        )
+
+
+def rotated(images_BCHW: Tensor) -> Tensor:
+    """[4 B, C, H, W]: the rotations of each image, consecutive."""
+    turned = [torch.rot90(images_BCHW, k, (2, 3)) for k in range(TURNS)]
+    return torch.stack(turned, 1).flatten(0, 1)

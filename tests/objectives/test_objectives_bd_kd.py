@@ -1,0 +1,185 @@
+"""BD-KD: its formula in float64, its special cases, and the networks that the plan refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kdep_bench.errors import KdepError
+from kdep_bench.objectives.base import Context
+from kdep_bench.objectives.bd_kd import BalancedDivergences
+from kdep_bench.objectives.logit_kd import LogitKD
+from kdep_bench.pretrain.distiller import Distiller
+from kdep_bench.teachers.base import TeacherOutput
+from tests.objectives import tiny
+from tests.suite.test_suite_methods import plan
+
+B, C = 7, 4
+
+
+class Given(nn.Module):
+    """A peer network whose feature is a parameter, whatever the images."""
+
+    def __init__(self, feature_BD: Tensor) -> None:
+        super().__init__()
+        self.feature = nn.Parameter(feature_BD)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return -self.feature, self.feature
+
+
+def built(**arguments: Any) -> tuple[BalancedDivergences, Context]:
+    """The objective in float64 on random features of both networks, 3 and 5 wide."""
+    torch.manual_seed(0)
+    objective = BalancedDivergences(3, C, peer={"width": 5}, **arguments).double()
+    scale = torch.tensor([0.2, 4.0]).repeat(B)[:B, None]  # an unsure and a sure teacher in turn
+    peer = Given(scale * torch.randn(B, 5, dtype=torch.float64))
+    objective.attach(nn.Identity(), lambda config: peer)
+    after = 2 * torch.randn(B, 3, dtype=torch.float64)
+    after.requires_grad_()
+    labels = torch.arange(B) % C
+    return objective, Context(after, after, labels=labels, images=torch.zeros(B, 3, 2, 2))
+
+
+def logits(objective: BalancedDivergences, ctx: Context) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of student and teacher, [B, C] float64."""
+    peer = objective.peer.get_parameter("feature")
+    return tuple(z.detach().numpy() for z in (objective.head(ctx.after), objective.peer_head(peer)))  # type: ignore[return-value]
+
+
+def softmax(z_BC: np.ndarray, tau: float = 1.0) -> np.ndarray:
+    e = np.exp(z_BC / tau)
+    return e / e.sum(1, keepdims=True)
+
+
+def kl(p_BC: np.ndarray, q_BC: np.ndarray) -> np.ndarray:
+    return (p_BC * np.log(p_BC / q_BC)).sum(1)
+
+
+def as_arrays(terms: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    return {k: v.detach().numpy() for k, v in terms.items()}
+
+
+def test_every_term_equals_the_formula_in_float64():
+    delta, a, b, c, tau = 3.0, 0.7, 1.3, 0.4, 2.0
+    objective, ctx = built(
+        delta=delta, forward_weight=a, reverse_weight=b, teacher_weight=c, tau=tau
+    )
+    s, t = logits(objective, ctx)
+    p_s, p_t = softmax(s, tau), softmax(t, tau)
+    surer = -(p_t * np.log(p_t)).sum(1) > -(p_s * np.log(p_s)).sum(1)
+    assert 0 < surer.sum() < B  # both cases occur
+    of_label = np.arange(B), np.arange(B) % C
+    expected = {
+        "cross_entropy": -np.log(softmax(s)[of_label]),
+        "forward": a * np.where(surer, delta, 1) * tau**2 * kl(p_t, p_s),
+        "reverse": b * np.where(surer, 1, delta) * tau**2 * kl(p_s, p_t),
+        "peer_cross_entropy": -np.log(softmax(t)[of_label]),
+        "peer_kl": c * tau**2 * kl(p_s, p_t),
+    }
+    computed = as_arrays(objective.terms(ctx))
+    assert computed.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(computed[name], values, rtol=1e-6, err_msg=name)
+
+
+def test_the_forward_direction_is_emphasised_where_the_student_is_surer():
+    objective, _ = built(delta=5.0)
+    sure, unsure = torch.tensor([[4.0, 0, 0, 0]]), torch.tensor([[1.0, 0, 0, 0]])
+    surer_student = objective.emphasis(sure, unsure)
+    surer_teacher = objective.emphasis(unsure, sure)
+    assert (surer_student["forward"].item(), surer_student["reverse"].item()) == (5.0, 1.0)
+    assert (surer_teacher["forward"].item(), surer_teacher["reverse"].item()) == (1.0, 5.0)
+
+
+def test_without_emphasis_the_student_s_divergence_is_symmetric():
+    objective, ctx = built(delta=1.0)
+    terms = as_arrays(objective.terms(ctx))
+    p_s, p_t = (softmax(z) for z in logits(objective, ctx))
+    jeffreys = ((p_t - p_s) * (np.log(p_t) - np.log(p_s))).sum(1)
+    np.testing.assert_allclose(terms["forward"] + terms["reverse"], jeffreys, rtol=1e-6)
+
+
+def test_without_the_reverse_direction_a_fixed_teacher_gives_logit_distillation():
+    objective, ctx = built(delta=1.0, reverse_weight=0.0, tau=4.0)
+    terms = objective.terms(ctx)
+    teacher = torch.tensor(logits(objective, ctx)[1])
+    kd = LogitKD(3, C, tau=4.0).double()
+    kd.head.load_state_dict(objective.head.state_dict())
+    expected = kd.terms(Context(ctx.after, ctx.after, teacher=TeacherOutput(teacher, teacher)))
+    student_terms = terms["forward"] + terms["reverse"]
+    torch.testing.assert_close(student_terms, expected["kl"])
+    gradients = [
+        torch.autograd.grad(x.sum(), ctx.after)[0] for x in (student_terms, expected["kl"])
+    ]
+    torch.testing.assert_close(*gradients)
+
+
+def test_neither_network_is_trained_by_the_other_s_loss():
+    objective, ctx = built()
+    terms = objective.terms(ctx)
+    features = {"student": ctx.after, "peer": objective.peer.get_parameter("feature")}
+    for name, term in terms.items():
+        trained = "peer" if name.startswith("peer") else "student"
+        for network, feature in features.items():
+            (gradient,) = torch.autograd.grad(
+                term.sum(), feature, retain_graph=True, allow_unused=True
+            )
+            assert (gradient is not None and bool(gradient.any())) == (network == trained), name
+
+
+def test_a_peer_of_another_input_size_is_refused_and_the_stated_fix_works():
+    wrong = dict(base="bd_kd", objective=dict(peer=dict(input_px=96)))
+    with pytest.raises(KdepError, match=r"'resnet18_w48', whose input has 96 pixels.*64") as e:
+        plan(wrong)
+    assert "objective=dict(peer=dict(input_px=64))" in str(e.value)
+    wrong["objective"]["peer"]["input_px"] = 64
+    assert plan(wrong).runs
+
+
+@pytest.mark.parametrize(
+    ("objective", "says"),
+    [
+        (dict(peer=dict(_delete_=True, name="x", input_px=64)), "`peer`.* lacks the key"),
+        (dict(peer="resnet18_w48"), "peer"),
+        (dict(peer=dict(width=0)), "width = 0"),
+        (dict(delta=0.0), "delta = 0"),
+        (dict(tau=-1.0), "tau = -1"),
+        (dict(reverse_weight=-0.5), "reverse_weight = -0.5"),
+    ],
+)
+def test_arguments_that_cannot_work_are_refused_by_the_plan(objective: dict[str, Any], says: str):
+    with pytest.raises(KdepError, match=says):
+        plan(dict(base="bd_kd", objective=objective))
+
+
+def test_labels_are_declared():
+    with pytest.raises(KdepError, match="labels_used=False"):
+        plan(dict(base="bd_kd", labels_used=False))
+
+
+def test_the_teacher_may_be_a_network_of_the_student_s_kind():
+    (stage,) = (
+        s
+        for s in plan(dict(base="bd_kd", objective=dict(peer=None))).stages.values()
+        if s.kind == "pretrain"
+    )
+    config = stage.spec["method"]["objective"] | dict(width=tiny.DS, classes=tiny.CLASSES)
+    model = Distiller(tiny.STUDENT, config)
+    peer = model.objective.peer  # type: ignore[union-attr]
+    assert peer.backbone.state_dict().keys() == model.backbone.state_dict().keys()  # type: ignore[union-attr]
+
+
+def test_a_peer_whose_config_states_another_width_is_refused():
+    config = dict(
+        type="kdep_bench.objectives.bd_kd.BalancedDivergences",
+        width=tiny.DS,
+        classes=tiny.CLASSES,
+        peer=tiny.LARGER | dict(width=21),
+    )
+    with pytest.raises(KdepError, match=r"has 20 channels.*21"):
+        Distiller(tiny.STUDENT, config)
