@@ -160,8 +160,8 @@ class CurriculumExpertsWithLabels(CurriculumExperts):
         hard = F.cross_entropy(student, ctx.labels, reduction="none")
         kl = self.kl(ctx, student, stratum)
         return {
-            "cross_entropy": (1 - self.alpha) * scale * hard,
-            "kl": self.alpha * scale * kl,
+            "cross_entropy": (1 - self.alpha) * (scale * hard),
+            "kl": self.alpha * (scale * kl),
         }
 
 

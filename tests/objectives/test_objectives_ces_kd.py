@@ -167,7 +167,8 @@ def test_memory_decides_after_how_many_samples_a_value_is_forgotten():
 def test_entropy_is_the_difficulty():
     ctx = context(roles="ab")
     z = torch.tensor([[0.0] * C, [1e4, 0, 0, 0, 0]], dtype=torch.float64)
-    ctx.teachers["b"].__dict__["logits"] = z
+    for teacher in ctx.teachers.values():
+        teacher.__dict__["logits"] = z
     difficulty = CurriculumExperts(3, classes_of(*"ab"), epochs=1.0).difficulty(ctx)
     assert difficulty.tolist() == pytest.approx([math.log(C), 0.0])
     labels = CurriculumExpertsWithLabels(3, classes_of(*"ab"), C, epochs=1.0)
