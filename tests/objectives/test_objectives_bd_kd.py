@@ -133,7 +133,7 @@ def test_neither_network_is_trained_by_the_other_s_loss():
 
 
 def test_a_peer_of_another_input_size_is_refused_and_the_stated_fix_works():
-    wrong = dict(base="bd_kd", objective=dict(peer=dict(input_px=96)))
+    wrong: dict[str, Any] = dict(base="bd_kd", objective=dict(peer=dict(input_px=96)))
     with pytest.raises(KdepError, match=r"'resnet18_w48', whose input has 96 pixels.*64") as e:
         plan(wrong)
     assert "objective=dict(peer=dict(input_px=64))" in str(e.value)
