@@ -96,6 +96,24 @@ arms = dict(
         ),
     ),
 )
+# What differs from the row's base method, for the leaderboard.
+descriptions = dict(
+    svd_after="svd with the student's feature read after its ReLU",
+    pooled_pairs="svd_after with each component split into its positive and its negative part",
+    pooled_pairs_s32="pooled_pairs with the teacher's last map, averaged, as the target",
+    maps_s32="pooled_pairs_s32 at every position of the map instead of its average",
+    hint_s32="a learned projector on the last map alone",
+    kdep_hint="KDEP and a FitNets hint (learned projector) at stride 16, equal weights",
+    maps_plain="kdep_maps with signed components instead of signed pairs",
+    maps_rotation="kdep_maps with signed components in a random rotation",
+    maps_before="kdep_maps with signed components, the student read before its ReLU",
+    maps_n2="kdep_maps with power temperature scaling, n = 2",
+    maps_n3="kdep_maps with power temperature scaling, n = 3",
+    maps_4="kdep_maps at four levels (strides 4 to 32)",
+    maps_pooled="kdep_maps with the pooled target in addition",
+)
+for name, about in descriptions.items():
+    arms[name].update(about=about)
 # Learning rates chosen in `kdep_anatomy_grid`; the other methods have the budget's 0.2.
 rates = dict(
     kdep=0.05,

@@ -44,6 +44,7 @@ suite.update(
         ),
     ],
     tasks=["pocket_probe_val"],
+    claims=[],
     seeds=dict(pretrain=[0], transfer=[0], pairs="diagonal"),
     runtime=dict(timed=False),
 )

@@ -23,7 +23,12 @@ suite.update(
         methods["scratch"],
         methods["kdep_maps"],
         methods["maps_4"],
-        dict(methods["kdep_maps"], name="kdep_maps_int8", stored_maps="int8"),
+        dict(
+            methods["kdep_maps"],
+            name="kdep_maps_int8",
+            about="kdep_maps with the teacher's maps stored as int8",
+            stored_maps="int8",
+        ),
     ],
     claims=[
         dict(

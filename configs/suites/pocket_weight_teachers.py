@@ -30,11 +30,13 @@ suite.update(
         dict(
             base="kdep",
             name="kdep_w3",
+            about="kdep with the fixed loss weight 3 instead of the automatic one",
             objective=dict(_delete_=True, type=FeatureRegression, weight=3.0),
         ),
         dict(
             base="kdep",
             name="kdep_w20",
+            about="kdep with the fixed loss weight 20 instead of the automatic one",
             objective=dict(_delete_=True, type=FeatureRegression, weight=20.0),
         ),
         "kdep",

@@ -95,14 +95,20 @@ def collect(
 
 
 def _method_inputs(plan: Plan) -> dict[str, Json]:
-    """Method -> its inputs and the first line of its config's docstring, as in `report.build`."""
+    """Method -> its inputs and what it is, as in `report.build`.
+
+    The latter is the `about` of a method that the suite defines, otherwise the first line of the
+    docstring of its config.
+    """
     from kdep_bench.results.report.index import docstring_line
 
     files, inputs = config_files("method"), dict[str, Json]()
     for method in (run.method for run in plan.runs):
         entry: Json = {"reads": sorted(method_needs(method))}
-        config = files.get((method.get("transfer") or method)["name"])
-        if config is not None and (about := docstring_line(config)):
+        described = method.get("transfer") or method
+        config = files.get(described["name"])
+        about = described.get("about") or (docstring_line(config) if config is not None else "")
+        if about:
             entry["about"] = about
         inputs[row_name(method)] = entry
     return inputs

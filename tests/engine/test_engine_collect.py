@@ -13,11 +13,11 @@ from kdep_bench.engine import state
 from kdep_bench.engine.collect import (
     CURVE_POINTS,
     _Chains,
-    _cost,
+    _cost_fields,
     _data_notes,
     _learning_rate,
     _planned_epochs,
-    _teacher,
+    _teacher_fields,
     collect,
     make_record,
 )
@@ -318,7 +318,7 @@ def test_a_prediction_image_outside_its_stage_is_refused(tmp_path):
 def test_the_teacher_s_reported_accuracy_is_in_the_record_and_not_in_a_spec():
     suite = load_suite("pocket")
     run = next(c for c in build_plan(suite).runs if c.teacher)
-    teacher_output = _teacher(run, {})
+    teacher_output = _teacher_fields(run, {})
     assert teacher_output is not None
     assert teacher_output["top1"] == 0.751
     assert "reported" in teacher_output["top1_source"]
@@ -330,11 +330,11 @@ def test_a_live_teacher_s_checksum_is_in_the_record():
     plan = build_plan(suite)
     run = next(c for c in plan.runs if c.method["name"] == "kdep")
     live = {"outputs": {"teacher_source": "live", "teacher_checksum": "1" * 16}}
-    recorded = _teacher(run, {"pretrain": live})
+    recorded = _teacher_fields(run, {"pretrain": live})
     assert recorded is not None
     assert recorded["checksum"] == "1" * 16
     cached = {"outputs": {"teacher": {"checksum": "2" * 16}}}
-    recorded = _teacher(run, {"pretrain": {"outputs": {}}, "cache": cached})
+    recorded = _teacher_fields(run, {"pretrain": {"outputs": {}}, "cache": cached})
     assert recorded is not None
     assert recorded["checksum"] == "2" * 16
 
@@ -359,7 +359,7 @@ def test_a_method_s_cost_includes_its_assistant_s_pre_training():
         "transfer": make_stage("transfer", 1.0),
     }
     run = TransferRun({}, {}, None, {}, 0.1, 0, 0, {})
-    cost = _cost(run, stages, True)
+    cost = _cost_fields(run, stages, True)
     assert cost["pretrain_s"] == 40.0
     assert (
         cost["cache_s"] == 4.0 + 5.0
@@ -369,9 +369,9 @@ def test_a_method_s_cost_includes_its_assistant_s_pre_training():
     assert cost["extra_parameters"] == 3
     assert cost["peak_gpu_bytes"] is None
     stages["pretrain"]["peak_gpu"], stages["transfer"]["peak_gpu"] = 8, 9
-    assert _cost(run, stages, True)["peak_gpu_bytes"] == 9
+    assert _cost_fields(run, stages, True)["peak_gpu_bytes"] == 9
     del stages["pretrain"]["outputs"]["extra_forwards"]
-    assert _cost(run, stages, True)["extra_forwards"] is None
+    assert _cost_fields(run, stages, True)["extra_forwards"] is None
 
 
 def test_the_learning_rate_in_a_record_is_that_of_the_method_s_training():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kdep_bench.engine.collect import _cost, _teacher
+from kdep_bench.engine.collect import _cost_fields, _teacher_fields
 from kdep_bench.suite.config import build_suite, load_suite
 from kdep_bench.suite.graph import TransferRun
 from kdep_bench.suite.plan import build_plan
@@ -53,7 +53,7 @@ def test_the_cost_counts_every_teacher_s_cache():
     upstream = stages(
         first_cache=cache_stage("aa", 2e9, 300, 4.0), second_cache=cache_stage("bb", 3e9, 300, 9.0)
     )
-    cost = _cost(run, upstream, True)
+    cost = _cost_fields(run, upstream, True)
     assert cost["extra_forwards"] == 5 + 300 + 300
     assert cost["cache_bytes"] == 2000
     assert cost["cache_s"] == 13.0
@@ -63,7 +63,7 @@ def test_a_cache_shared_by_two_intermediate_teachers_is_counted_once():
     """Two intermediate teachers, both pre-trained by the suite's teacher."""
     shared, own = cache_stage("aa", 2e9, 300, 4.0), cache_stage("bb", 3e9, 300, 9.0)
     upstream = stages(a_teacher_cache=shared, b_teacher_cache=shared, a_cache=own)
-    cost = _cost(transfer_run("ebkd"), upstream, True)
+    cost = _cost_fields(transfer_run("ebkd"), upstream, True)
     assert cost["extra_forwards"] == 5 + 300 + 300
     assert cost["cache_s"] == 13.0
 
@@ -71,7 +71,7 @@ def test_a_cache_shared_by_two_intermediate_teachers_is_counted_once():
 def test_several_teachers_are_joined_in_a_record_and_unknown_flops_stay_unknown():
     run = transfer_run("ebkd")
     first = cache_stage("aa", 2e9, 300, 4.0)
-    recorded = _teacher(
+    recorded = _teacher_fields(
         run, stages(first_cache=first, second_cache=cache_stage("bb", 3e9, 300, 9.0))
     )
     assert recorded == {
@@ -79,12 +79,12 @@ def test_several_teachers_are_joined_in_a_record_and_unknown_flops_stay_unknown(
         "checksum": "aa+bb",
         "flops": 5e9,
     }
-    without_flops = _teacher(
+    without_flops = _teacher_fields(
         run, stages(first_cache=first, second_cache=cache_stage("bb", None, 300, 9.0))
     )
     assert without_flops is not None
     assert without_flops["flops"] is None
-    without_second = _teacher(run, stages(first_cache=first))
+    without_second = _teacher_fields(run, stages(first_cache=first))
     assert without_second is not None
     assert (without_second["checksum"], without_second["flops"]) == ("", None)
 

@@ -140,7 +140,7 @@ def test_records_of_an_older_spec_are_ignored_in_estimates():
 def test_the_pool_updates_its_estimates_while_it_runs(tmp_path):
     plan = fakes.chain(3, sleep=0.1)
     pool = local_pool.Pool(plan, tmp_path, state.statuses(plan, tmp_path), fakes.FAST)
-    assert set(pool.cost.values()) == {1.0}
+    assert set(pool.seconds.values()) == {1.0}
     assert pool.run().ok
     last = list(plan.stages)[-1]
-    assert 0.1 <= pool.cost[last] < 1.0
+    assert 0.1 <= pool.seconds[last] < 1.0
