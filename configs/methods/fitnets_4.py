@@ -3,7 +3,7 @@
 Source       as `fitnets`; this project added the levels s4 and s8.
 Differs      from `fitnets` in these two levels, with the same sum of loss weights, and from
              `kdep_maps_4` in the learned projectors. With the learning rate 0.8 it has the highest
-             scores of the suite `kdep_levels`.
+             scores of the suites `kdep_levels` and `kdep_maps`.
 Cost         projectors of about 0.1 M parameters, dropped at export; four maps per view in the
              teacher's cache, 94 kB with EfficientNet-Lite0 at 128 pixels.
 """

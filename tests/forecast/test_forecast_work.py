@@ -132,7 +132,8 @@ def test_four_rotations_of_an_image_are_four_passes_of_student_and_live_teacher(
     counts = {network_id(student): {"flops": 10, "bytes": 1}, network_id(teacher): {"flops": 7}}
     forecast = Forecast(plan, counts)
     rotated, upright = (forecast.estimate(by_method[name]) for name in ("hssakd", "dml"))
-    assert upright.images and rotated.images
+    assert upright.images
+    assert rotated.images
     assert rotated.images == 4 * upright.images
     assert rotated.flops == rotated.images * (3 * 10 + 7)
 
@@ -226,7 +227,7 @@ def test_a_measured_network_uses_its_throughput_and_the_others_the_student_s(pap
     flops = forecast.estimate(coco).flops
     assert flops is not None
     assert hours[coco.id] == pytest.approx(flops / (300 * COUNTS[student]["flops"]) / 3600)
-    with pytest.raises(KdepError, match="images per second of the suite.s students"):
+    with pytest.raises(KdepError, match=r"images per second of the suite.s students"):
         rates.measured_rate({"device": "a test"}, COUNTS)
 
 
