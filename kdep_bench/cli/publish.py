@@ -167,6 +167,19 @@ def to_safetensors(source: Path, folder: Path) -> str:
     return file_hash(folder / SAFE)
 
 
+def _add_hf(plan: Plan, folders: list[Path], out: Path) -> list[Path]:
+    """Writes the layout of the Hugging Face hub for each published folder; returns the folders."""
+    from kdep_bench.transfer.hf_layout import write_hf
+
+    students = {run.chain["export"]: run.student for run in plan.runs}
+    made = []
+    for folder in folders:
+        made.append(real_folder(out / folder.name))
+        text = (folder / CARD).read_text(encoding="utf-8")
+        write_hf(students[folder.name], folder / SAFE, text, made[-1])
+    return made
+
+
 def _add_onnx(plan: Plan, folders: list[Path], print_latency: bool) -> None:
     """Writes backbone.onnx into each published folder; `print_latency`: also prints its latency."""
     from kdep_bench.networks.backbone import build_backbone
@@ -211,6 +224,12 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="with --onnx: print the latency at batch 1 and 32 on one CPU thread",
     )
+    p.add_argument(
+        "--hf",
+        type=Path,
+        metavar="FOLDER",
+        help="also one sub-folder per student in the layout of the Hugging Face hub",
+    )
     p.add_argument("--partial", action="store_true", help="exit with 0 even if some are unfinished")
     return p
 
@@ -248,10 +267,11 @@ def main(argv: list[str] | None = None) -> int:
         published = publish(suite, plan, work, args.out, export_ids, gaps)
         if args.onnx:
             _add_onnx(plan, published, args.latency)
+        hub_folders = _add_hf(plan, published, args.hf) if args.hf else []
     except KdepError as e:
         print(f"publish: {e}", file=sys.stderr)
         return 2
-    for folder in published:
+    for folder in [*published, *hub_folders]:
         print(folder)
     for remark in gaps.remarks:
         print(f"publish: {remark}", file=sys.stderr)

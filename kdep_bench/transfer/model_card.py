@@ -168,18 +168,23 @@ def _plain(value: Any) -> str:
     return text
 
 
+def is_standard_resnet(student: Mapping[str, Any]) -> bool:
+    """Whether torchvision and timm have the backbone, with the same names of tensors."""
+    backbone = student["backbone"]
+    usual = set(backbone) <= {"type", "depth", "style", "norm_cfg", "norm_eval", "out_indices"}
+    pytorch = backbone.get("style", "pytorch") == "pytorch"  # the other puts strides elsewhere
+    return str(backbone["type"]).endswith("ResNet") and usual and pytorch
+
+
 def _loading(student: Json, files: Mapping[str, str]) -> list[str]:
     """Lines of Python code that load the backbone."""
-    kind = str(student["backbone"]["type"])
     lines = [
         "# mmpretrain, mmdet, mmseg: in the config",
         f"backbone = dict({', '.join(f'{k}={v!r}' for k, v in student['backbone'].items())},",
         f"                init_cfg=dict(type='Pretrained', checkpoint='{PTH}'))",
     ]
-    backbone = student["backbone"]
-    has_standard_width = not {"base_channels", "stem_channels"} & set(backbone)
-    if kind.endswith("ResNet") and has_standard_width:
-        depth = backbone["depth"]
+    if is_standard_resnet(student):
+        depth = student["backbone"]["depth"]
         has_safetensors = SAFE in files
         read = f"safetensors.torch.load_file('{SAFE}')"
         if not has_safetensors:
