@@ -258,6 +258,11 @@ def main(argv: list[str] | None = None) -> int:
             )
         if args.latency and not args.onnx:
             raise KdepError("--latency measures the ONNX file", fix="add --onnx")
+        if args.hf and args.hf.absolute() == args.out.absolute():
+            raise KdepError(
+                f"--hf and --out are the same folder {args.out}, and both have a README.md",
+                fix="give --hf another folder",
+            )
         if not plan.runs:
             raise KdepError(
                 f"the suite {suite.name!r} has no tasks, and publishing needs transfer runs",
