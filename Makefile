@@ -10,7 +10,7 @@ PARALLEL = -n $(TEST_JOBS) --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: pocket smoke pocket-full rehearse rehearse-ddp test check unit e2e browser cluster slurm-test docs \
-  planted faults fuzz mutation scale scale-data lightly gpu-check install clean
+  planted faults fuzz mutation scale scale-data lightly gpu-check notebooks install clean
 
 pocket: install
 	$(PY) tools/run_suite.py configs/suites/pocket.py
@@ -45,6 +45,11 @@ check: install
 docs: install
 	$(PY) -m pip install --quiet --no-deps -r requirements-docs.lock
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
+
+# Runs the notebooks of docs/notebooks from scratch, on the data of `smoke`: two minutes.
+notebooks: install
+	$(PY) -m pip install --quiet --no-deps -r requirements-notebooks.lock
+	$(PY) docs/notebooks/run.py
 
 unit: install
 	$(PY) -m pytest $(PARALLEL) -m "not e2e"

@@ -16,7 +16,7 @@ from typing import Any
 
 from kdep_bench.engine import state
 from kdep_bench.errors import KdepError
-from kdep_bench.files import file_hash, write_atomic
+from kdep_bench.files import file_hash, write_atomic, write_json
 from kdep_bench.safe_files import copy_file, real_folder
 from kdep_bench.suite.graph import Plan, TransferRun
 from kdep_bench.suite.schema import Suite
@@ -180,23 +180,103 @@ def _add_hf(plan: Plan, folders: list[Path], out: Path) -> list[Path]:
     return made
 
 
-def _add_onnx(plan: Plan, folders: list[Path], print_latency: bool) -> None:
-    """Writes backbone.onnx into each published folder; `print_latency`: also prints its latency."""
+def _add_onnx(plan: Plan, work: Path, folders: list[Path], args: argparse.Namespace) -> list[str]:
+    """Writes the ONNX files of each published folder; returns why some are left out.
+
+    Prints latencies and scores where wanted.
+    """
     from kdep_bench.networks.backbone import build_backbone
     from kdep_bench.students.given_weights import given_weights
     from kdep_bench.transfer.onnx_file import ONNX, latencies, write_onnx
 
-    students = {run.chain["export"]: run.student for run in plan.runs}
+    left_out: list[str] = []
     for folder in folders:
-        student = students[folder.name]
+        runs = [run for run in plan.runs if run.chain["export"] == folder.name]
+        student = runs[0].student
         backbone = build_backbone(student)
         given_weights(backbone, str(folder / PTH))
         write_onnx(backbone, student["input_px"], folder / ONNX)
-        for row in latencies(backbone, folder / ONNX, student["input_px"]) if print_latency else ():
-            print(
-                f"{folder.name}: batch {row['batch']}: torch {row['torch_ms']:.2f} ms, onnxruntime "
-                f"{row['onnxruntime_ms']:.2f} ms (median of 20, one CPU thread)"
-            )
+        files = [ONNX]
+        if args.int8:
+            files.append(_add_int8(plan, work, folder, runs))
+        for name in files if args.latency else ():
+            for row in latencies(backbone, folder / name, student["input_px"]):
+                print(
+                    f"{folder.name}/{name}: batch {row['batch']}: torch {row['torch_ms']:.2f} ms, "
+                    f"onnxruntime {row['onnxruntime_ms']:.2f} ms (median of 20, one CPU thread)"
+                )
+        left_out += _add_models(plan, work, folder, runs)
+    return left_out
+
+
+def _add_int8(plan: Plan, work: Path, folder: Path, runs: list[TransferRun]) -> str:
+    """Writes the backbone in 8-bit integers and what it loses on a linear probe; its file name."""
+    from kdep_bench.registry import build
+    from kdep_bench.transfer.onnx_file import ONNX
+    from kdep_bench.transfer.onnx_int8 import INT8, calibration_images, probe_scores, quantise
+
+    student, data_root = runs[0].student, _data_root(plan, work, runs[0])
+    images = calibration_images(data_root / "pool" / "images", student["input_px"])
+    quantise(folder / ONNX, images, folder / INT8)
+    probes = [
+        run
+        for run in runs
+        if run.task["type"].endswith(".LinearProbe") and run.task["recipe"]["protocol"] == "split"
+    ]
+    measured: dict[str, Any] = {"calibration_images": len(images), "top1": {}}
+    for run in probes[:1]:
+        spec = plan.stages[run.id].spec
+        files = {"float32": folder / ONNX, "int8": folder / INT8}
+        scores = probe_scores(
+            files, build(spec["task"]), student, data_root, folder / PTH, spec["seed"]
+        )
+        measured["top1"] = {run.task["name"]: {"seed": spec["seed"], **scores}}
+        print(
+            f"{folder.name}: {run.task['name']}, seed {spec['seed']}: top-1 x100 "
+            f"{100 * scores['float32']:.1f} in float32, {100 * scores['int8']:.1f} in int8"
+        )
+    if not probes:
+        print(f"{folder.name}: the suite has no linear probe, so the loss of int8 is not measured")
+    write_json(folder / "backbone_int8.json", measured)
+    return INT8
+
+
+def _add_models(plan: Plan, work: Path, folder: Path, runs: list[TransferRun]) -> list[str]:
+    """Writes the transferred models whose stages stored them; returns why others are left out."""
+    from kdep_bench.transfer.onnx_model import write_model
+
+    left_out = []
+    for run in runs:
+        stage = plan.stages[run.id]
+        if not stage.spec.get("keep_model"):
+            continue
+        record, fault = state.finished(stage, work)
+        why = fault or _why_not(state.folder(work, run.id))
+        if record is not None:
+            try:
+                path = folder / f"{run.task['name']}.s{stage.spec['seed']}.onnx"
+                place = state.folder(work, run.id)
+                data_root = _data_root(plan, work, run)
+                spec = stage.spec
+                write_model(spec["task"], spec["student"], data_root, place, spec["seed"], path)
+                continue
+            except KdepError as e:
+                why = str(e)
+        left_out.append(f"{run.id}: {why}")
+    return left_out
+
+
+def _data_root(plan: Plan, work: Path, run: TransferRun) -> Path:
+    """The tree of a run's data; KdepError where its stage has no result."""
+    stage = plan.stages[run.chain["prepare"]]
+    record, fault = state.finished(stage, work)
+    if record is None:
+        raise KdepError(
+            f"the data of {run.id} are not in {work}: "
+            f"{fault or _why_not(state.folder(work, stage.id))}",
+            fix="run the suite, or give its --work-dir",
+        )
+    return state.folder(work, stage.id) / "data"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -217,7 +297,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--onnx",
         action="store_true",
-        help="also backbone.onnx: RGB pixels from 0 to 255 in, features out; compared with torch",
+        help="also backbone.onnx: RGB pixels from 0 to 255 in, features out; compared with torch; "
+        "and the transferred models of a suite with keep_models=True",
+    )
+    p.add_argument(
+        "--int8",
+        action="store_true",
+        help="with --onnx: also the backbone in 8-bit integers, and its score on a linear probe",
     )
     p.add_argument(
         "--latency",
@@ -256,8 +342,9 @@ def main(argv: list[str] | None = None) -> int:
                 + ", ".join(i for i, s in plan.stages.items() if s.kind == "export"),
                 fix="correct --only",
             )
-        if args.latency and not args.onnx:
-            raise KdepError("--latency measures the ONNX file", fix="add --onnx")
+        if (args.latency or args.int8) and not args.onnx:
+            option = "--latency" if args.latency else "--int8"
+            raise KdepError(f"{option} needs the ONNX file", fix="add --onnx")
         if args.hf and args.hf.absolute() == args.out.absolute():
             raise KdepError(
                 f"--hf and --out are the same folder {args.out}, and both have a README.md",
@@ -271,7 +358,7 @@ def main(argv: list[str] | None = None) -> int:
         gaps = Gaps()
         published = publish(suite, plan, work, args.out, export_ids, gaps)
         if args.onnx:
-            _add_onnx(plan, published, args.latency)
+            gaps.remarks += [f"no ONNX file of {m}" for m in _add_onnx(plan, work, published, args)]
         hub_folders = _add_hf(plan, published, args.hf) if args.hf else []
     except KdepError as e:
         print(f"publish: {e}", file=sys.stderr)

@@ -651,6 +651,7 @@ def build_suite(raw: Json, configs: Path = CONFIGS) -> Suite:
         claims=claims,
         shares=file.shares,
         share_by=file.share_by,
+        keep_models=file.keep_models,
         views=file.views,
         budget=file.budget,
         seeds=seeds,

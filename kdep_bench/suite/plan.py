@@ -495,6 +495,7 @@ class _Builder:
             "task": self.config_spec(task),
             "student": self.config_spec(student),
             "seed": seed,
+            **({"keep_model": True} if self.suite.keep_models else {}),
         }
         needs = {"prepare": prepare, "export": export}
         if transfer is not None:

@@ -337,6 +337,7 @@ class SuiteFile(_Part):
     budget: Budget
     seeds: Seeds
     runtime: Runtime = Runtime()
+    keep_models: bool = False
     variants: list[Json] = []
 
 
@@ -359,6 +360,7 @@ class Suite(_Part):
         shares: data fractions, above 0 and at most 1.
         share_by: how the images of a fraction below 1 are drawn. 'image': without labels; 'class':
             the same fraction of every class, which reads the labels.
+        keep_models: whether every transfer stores its trained model, for `publish --onnx`.
         views, budget, seeds, runtime: see their classes.
         variants: copies of the suite with other teachers, methods, fractions or budgets. If there
             are any, only they are run; stages that are equal in several variants run once.
@@ -375,6 +377,7 @@ class Suite(_Part):
     probes: list[Json] = []
     shares: list[float]
     share_by: Literal["image", "class"]
+    keep_models: bool = False
     views: ViewRecipe
     budget: Budget
     seeds: Seeds

@@ -42,6 +42,10 @@ class Task(ABC):
         chance: expected score of predictions that do not depend on the image.
         recipe: all settings of the training; the same for all methods.
 
+    Attributes:
+        keeps_model: whether the trained model is saved (`transfer.method.MODEL`), as the teacher of
+            transfer methods and for ONNX files. A task without one model ignores it.
+
     Raises:
         KdepError: the recipe has unknown, missing or invalid keys.
     """
@@ -52,6 +56,7 @@ class Task(ABC):
     recipe_keys: ClassVar[frozenset[str]] = frozenset()  # keys that a recipe must have
     runs_in_rank_0_only: ClassVar[bool] = True
     supports_transfer_methods: ClassVar[bool] = False
+    keeps_model: bool = False
 
     def __init__(
         self,
@@ -181,13 +186,11 @@ class MMTask(Task):
 
     Attributes:
         transfer_method: the transfer method, set by the stage; None if there is none.
-        keeps_model: whether the trained model is saved, as the teacher for transfer methods.
     """
 
     runs_in_rank_0_only: ClassVar[bool] = False
     supports_transfer_methods: ClassVar[bool] = True
     transfer_method: TransferMethodConfig | None = None
-    keeps_model: bool = False
 
     @abstractmethod
     def check_data(self, data_root: Path) -> list[SplitCount]:

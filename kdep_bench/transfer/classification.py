@@ -274,22 +274,20 @@ class LinearProbe(Task):
         cfg = self.build_cfg(data_root, student, checkpoint, seed, out / "mm")
         start = time.perf_counter()
         model, gate = _frozen_model(cfg, checkpoint)
-        sets = {}
-        with mm_config.reading_images(self.name):
-            for i, split in enumerate(splits):
-                progress(i, len(splits) + 1, f"features of {split}")
-                sets[split] = _features(model, cfg, root / split)
-                count = SplitCount("test", split, counted[split], root / split)
-                compare(self.name, [count], {"test": len(sets[split][1])})
+        sets = self._sets(model, cfg, root, counted, progress)
         images = sum(len(y) for _, y in sets.values())
         features_s = time.perf_counter() - start
         progress(len(splits), len(splits) + 1, "fitting")
         start = time.perf_counter()
+        fitted = None
         if uses_folds:
             truth, prediction, probability, curve, notes = self._fit_folds(sets["."], seed)
         else:
-            truth, prediction, probability, curve, notes = self._fit_split(sets, seed)
+            fitted, curve, notes = self._fit_split(sets, seed)
+            x, truth = sets[self.split]
+            prediction, probability = fitted.predict(x), fitted.predict_proba(x)
         fit_s = time.perf_counter() - start
+        model_output = self._save_model(model, fitted, len(classes), out)
         recall = {c: float((prediction[truth == i] == i).mean()) for i, c in enumerate(classes)}
         top1 = float((prediction == truth).mean())
         progress(1, 1, f"top1 {top1:.4f}")
@@ -302,7 +300,7 @@ class LinearProbe(Task):
         saved, sample_notes = samples.save_samples(
             out, Samples("probe", tuple(classes), names, arrays), metrics
         )
-        return self.outputs(
+        outputs = self.outputs(
             metrics=metrics,
             per_class=recall,
             gate=gate,
@@ -315,11 +313,72 @@ class LinearProbe(Task):
             # The accuracy of always predicting the most frequent class.
             chance=float(class_fractions.max()),
         )
+        return {**outputs, **model_output}
 
-    def _fit_split(
-        self, sets: Mapping[str, Any], seed: int
-    ) -> tuple[Any, Any, Any, list, list[str]]:
-        """Chooses C on val; returns (labels, predictions, probabilities, curve, notes) of the test.
+    def score_with(
+        self,
+        backbone: Any,
+        data_root: Path,
+        student: Mapping[str, Any],
+        checkpoint: Path,
+        seed: int,
+        work_dir: Path,
+    ) -> float:
+        """Top-1 of the probe fitted to and tested on the features of another backbone.
+
+        Args:
+            backbone: a module with the student's inputs and outputs, such as its ONNX file.
+            data_root, student, checkpoint, seed: as in `run`.
+            work_dir: for the mm Config; nothing is written to it.
+
+        Raises:
+            KdepError: the protocol is not 'split', or the data has a fault.
+        """
+        from kdep_bench.openmmlab import setup
+
+        setup(self.scope)
+        if self.recipe["protocol"] != "split":
+            raise KdepError(
+                f"the task {self.name} has the protocol {self.recipe['protocol']!r}",
+                expected="'split'",
+                fix="use another linear probe",
+            )
+        root = Path(data_root) / self.recipe["folder"]
+        counted = _read_folders(root, SPLITS)[1]
+        cfg = self.build_cfg(data_root, student, checkpoint, seed, work_dir)
+        model, _ = _frozen_model(cfg, checkpoint)
+        model.backbone = backbone
+        sets = self._sets(model, cfg, root, counted, lambda *_: None)
+        return float(self._fit_split(sets, seed)[0].score(*sets[self.split]))
+
+    def _sets(
+        self, model: Any, cfg: Any, root: Path, counted: Mapping[str, int], progress: ProgressFn
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Features and labels of every split in `counted`; see `_features`."""
+        sets = {}
+        with mm_config.reading_images(self.name):
+            for i, split in enumerate(counted):
+                progress(i, len(counted) + 1, f"features of {split}")
+                sets[split] = _features(model, cfg, root / split)
+                count = SplitCount("test", split, counted[split], root / split)
+                compare(self.name, [count], {"test": len(sets[split][1])})
+        return sets
+
+    def _save_model(self, model: Any, fitted: Any, classes: int, out: Path) -> dict[str, Any]:
+        """Saves the classifier with the probe as its head, where wanted; `model_checksum` of it."""
+        if fitted is None or not self.keeps_model:
+            return {}
+        from kdep_bench.transfer.export import save_tensors
+        from kdep_bench.transfer.method import MODEL
+
+        weight, bias = linear_layer(fitted, classes)
+        head = model.head.fc
+        head.weight.data.copy_(head.weight.new_tensor(weight))
+        head.bias.data.copy_(head.bias.new_tensor(bias))
+        return {"model_checksum": save_tensors(model.state_dict(), out / MODEL)}
+
+    def _fit_split(self, sets: Mapping[str, Any], seed: int) -> tuple[Any, list, list[str]]:
+        """Chooses C on val; returns (the fitted pipeline, curve, notes).
 
         The curve has a point [log10(C), accuracy on val] for each C.
         """
@@ -339,9 +398,8 @@ class LinearProbe(Task):
             if score > best:  # for equal scores, the smaller C (stronger regularisation) is chosen
                 best, model, c_best = score, fitted, c
         assert model is not None
-        test_x, test_y = sets[self.split]
         notes = [f"C = {c_best:g} chosen on val ({best:.4f}); {len(y)} training images"]
-        return test_y, model.predict(test_x), model.predict_proba(test_x), curve, notes
+        return model, curve, notes
 
     def _fit_folds(
         self, images: tuple[Any, Any], seed: int
@@ -380,6 +438,22 @@ class LinearProbe(Task):
         return make_pipeline(
             StandardScaler(), LogisticRegression(C=c, max_iter=int(self.recipe["max_iter"]))
         )
+
+
+def linear_layer(fitted: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """(weight [classes, C], bias [classes]) with the probabilities of a fitted pipeline.
+
+    Args:
+        fitted: StandardScaler and LogisticRegression: softmax(W (x - m) / s + b). Of two classes
+            the latter has one row w: sigmoid(w x) = softmax((0, w x)).
+        classes: number of classes.
+    """
+    scaler, logistic = fitted[0], fitted[-1]
+    weight, bias = logistic.coef_, logistic.intercept_
+    if classes == 2:
+        weight, bias = np.vstack([0 * weight, weight]), np.concatenate([0 * bias, bias])
+    weight = weight / scaler.scale_
+    return weight, bias - weight @ scaler.mean_
 
 
 def _frozen_model(cfg: Any, checkpoint: Path) -> tuple[Any, dict[str, Any]]:

@@ -58,28 +58,43 @@ def write_onnx(backbone: nn.Module, px: int, path: Path) -> None:
         KdepError: packages are missing, the network cannot be exported, or onnxruntime's outputs
             differ from the network's by more than TOLERANCE of their largest value.
     """
+    export_network(WithPreprocessing(backbone).eval(), (px, px), ("feature", "map"), path)
+
+
+def export_network(
+    network: nn.Module, size: tuple[int, int], names: tuple[str, ...], path: Path
+) -> None:
+    """Writes a network as ONNX, for any batch size, and checks the file.
+
+    Args:
+        network: in evaluation mode; [B, 3, height, width], RGB from 0 to 255 -> a tuple of outputs.
+        size: (height, width) of the images.
+        names: of the outputs.
+        path: the file; replaced where it exists, and left alone if the export or the check fails.
+
+    Raises:
+        KdepError: see `write_onnx`.
+    """
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as e:
         raise _missing(e) from None
-    network = WithPreprocessing(backbone).eval()
-    example = _images(2, px)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 network,
-                (example,),
+                (_images(2, *size),),
                 dynamo=True,
                 input_names=["images"],
-                output_names=["feature", "map"],
+                output_names=list(names),
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as e:
         raise KdepError(
-            f"the backbone {type(backbone).__name__} cannot be exported to ONNX "
+            f"the network for {path.name} cannot be exported to ONNX "
             f"({str(e).splitlines()[0]:.160})",
             fix="publish it without --onnx",
         ) from None
@@ -87,27 +102,30 @@ def write_onnx(backbone: nn.Module, px: int, path: Path) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
         program.save(partial)
-        check_onnx(network, partial, px)
+        check_onnx(network, partial, size, names)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def check_onnx(network: nn.Module, path: Path, px: int) -> None:
+def check_onnx(
+    network: nn.Module, path: Path, size: tuple[int, int], names: tuple[str, ...]
+) -> None:
     """Raises KdepError if the outputs of the file differ from those of the network.
 
     Args:
-        network: a WithPreprocessing in eval mode.
+        network: in evaluation mode.
         path: the ONNX file.
-        px: height and width of the images.
+        size: (height, width) of the images.
+        names: of the outputs.
     """
     session = open_session(path)
     for batch in _CHECKED_BATCHES:
-        images = _images(batch, px)
+        images = _images(batch, *size)
         with torch.inference_mode():
             expected = network(images)
         outputs = session.run(None, {"images": images.numpy()})
-        for name, computed, exported in zip(("feature", "map"), expected, outputs, strict=True):
+        for name, computed, exported in zip(names, expected, outputs, strict=True):
             difference = (computed - torch.from_numpy(exported)).abs().max().item()
             scale = computed.abs().max().item()
             if not difference <= TOLERANCE * max(scale, 1e-12):
@@ -163,7 +181,7 @@ def latencies(
     try:
         with torch.inference_mode():
             for batch in batches:
-                images = _images(batch, px)
+                images = _images(batch, px, px)
                 feed = {"images": images.numpy()}
                 times: tuple[list[float], list[float]] = ([], [])
                 for _ in range(_WARM_UP + _RUNS):
@@ -182,10 +200,10 @@ def _seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def _images(batch: int, px: int) -> Tensor:
+def _images(batch: int, height: int, width: int) -> Tensor:
     """Images of random pixels, the same for every call with this batch size."""
     generator = torch.Generator().manual_seed(batch)
-    return torch.rand(batch, 3, px, px, generator=generator) * 255
+    return torch.rand(batch, 3, height, width, generator=generator) * 255
 
 
 def _missing(error: ImportError) -> KdepError:

@@ -68,15 +68,15 @@ def run(
 
 def _extend(task: Task, spec: dict[str, Any], inputs: dict[str, Path]) -> None:
     """Sets a task's transfer method, and whether its model is saved."""
-    if spec.get("transfer") is None and not spec.get("keep_model"):
+    task.keeps_model = bool(spec.get("keep_model"))
+    if spec.get("transfer") is None:
         return
     if not isinstance(task, MMTask):
         raise KdepError(
             f"the task {task.name} is not trained by a toolkit's Runner, so it has no transfer "
-            "method and saves no model",
+            "method",
             fix="choose a task that is fine-tuned, such as segmentation",
         )
     from kdep_bench.transfer.method import transfer_method_config
 
     task.transfer_method = transfer_method_config(spec, inputs)
-    task.keeps_model = bool(spec.get("keep_model"))

@@ -1,0 +1,149 @@
+"""A transferred model, backbone and head, as an ONNX file: classification and segmentation.
+
+A detector is not exported: the models of `mmdet` that are used here have two stages, whose second
+one reads boxes that the first has found, by operators (NMS, RoIAlign over a varying number of
+boxes) that need mmdeploy.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdep_bench.errors import KdepError
+from kdep_bench.registry import build
+from kdep_bench.teachers.base import load_exactly
+from kdep_bench.transfer.gate import read_tensors
+from kdep_bench.transfer.method import MODEL
+from kdep_bench.transfer.onnx_file import WithPreprocessing, export_network
+
+EXPORTED = ("classification", "segmentation")  # families of tasks
+OUTPUT = "logits"
+
+
+def write_model(
+    task: Mapping[str, Any],
+    student: Mapping[str, Any],
+    data_root: Path,
+    stage: Path,
+    seed: int,
+    path: Path,
+) -> None:
+    """Writes a transferred model with its preprocessing as ONNX, in a process of its own.
+
+    Input `images` [B, 3, H, W], float32, RGB from 0 to 255: H and W are the student's `input_px` in
+    classification, and the task's `scale` in segmentation. Output `logits`: [B, classes], or
+    [B, classes, H, W] resized to the images (the largest along the classes is the mask).
+
+    Args:
+        task: the task's config.
+        student: the student's config.
+        data_root: the tree of the data, for the names of the classes.
+        stage: directory of the transfer stage, with its model.
+        seed: of the transfer.
+        path: the file; replaced where it exists, left alone if the export fails.
+
+    Raises:
+        KdepError: the stage has no model, its task is of another family, or see `write_onnx`.
+    """
+    if task["family"] not in EXPORTED:
+        raise KdepError(
+            f"the model of the task {task['name']} ({task['family']}) cannot be exported to ONNX: "
+            "it has two stages with operators that need mmdeploy",
+            expected=" or ".join(EXPORTED),
+            fix="use backbone.onnx, or mmdeploy with the model.pth of its stage",
+        )
+    if not (stage / MODEL).is_file():
+        raise KdepError(
+            f"the transfer stage {stage.name} has not stored its model",
+            fix="add keep_models=True to the suite, and run it: its transfers run again",
+        )
+    # One toolkit per process: see `openmmlab.setup`.
+    context = multiprocessing.get_context("spawn")
+    arguments = (dict(task), dict(student), data_root, stage, seed, path)
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            pool.submit(_write, *arguments).result()
+        except BrokenProcessPool:
+            raise KdepError(
+                f"the process that exported {path.name} was killed",
+                fix="check the free memory, and run the same command again",
+            ) from None
+
+
+class TransferredModel(WithPreprocessing):
+    """A toolkit's model on RGB pixels from 0 to 255 [B, 3, H, W] -> (logits,).
+
+    Maps of logits are resized to the images, as the toolkit does before it takes the largest.
+    """
+
+    def __init__(self, model: Any, size: tuple[int, int]) -> None:
+        super().__init__(model)
+        self.size = size
+
+    def forward(self, images_B3HW: Tensor) -> tuple[Tensor]:
+        logits = self.backbone((images_B3HW - self.mean) / self.std, mode="tensor")
+        if logits.ndim == 4:
+            corners = self.backbone.align_corners
+            logits = nn.functional.interpolate(logits, self.size, None, "bilinear", corners)
+        return (logits,)
+
+
+def _write(
+    task_config: Mapping[str, Any],
+    student: Mapping[str, Any],
+    data_root: Path,
+    stage: Path,
+    seed: int,
+    path: Path,
+) -> None:
+    model, size = load_model(task_config, student, data_root, stage, seed)
+    export_network(TransferredModel(model, size).eval(), size, (OUTPUT,), path)
+
+
+def load_model(
+    task_config: Mapping[str, Any],
+    student: Mapping[str, Any],
+    data_root: Path,
+    stage: Path,
+    seed: int,
+) -> tuple[nn.Module, tuple[int, int]]:
+    """(the toolkit's model with the weights of a transfer, (height, width) of its images).
+
+    Raises:
+        KdepError: weights that do not fit, or a segmentation that is scored by sliding windows.
+    """
+    from mmengine.registry import MODELS
+    from mmengine.utils import import_modules_from_strings
+
+    from kdep_bench.openmmlab import setup
+
+    torch.set_num_threads(1)
+    task = build(task_config)
+    setup(task.scope)
+    with tempfile.TemporaryDirectory() as work_dir:
+        cfg = task.build_cfg(data_root, student, stage / MODEL, seed, Path(work_dir))
+    import_modules_from_strings(**cfg.custom_imports)
+    config = cfg.model.to_dict()
+    del config["backbone"]["init_cfg"]  # the whole model's weights are read instead
+    model: Any = MODELS.build(config)
+    load_exactly(model, read_tensors(stage / MODEL), str(stage / MODEL))
+    if task_config["family"] != "segmentation":
+        px = int(student["input_px"])
+        return model.eval(), (px, px)
+    if model.test_cfg.mode != "whole":
+        raise KdepError(
+            f"the task {task.name} scores images by sliding windows, and a file would give "
+            "other masks",
+            fix="use backbone.onnx, or the model.pth of its stage",
+        )
+    width, height = task_config["recipe"]["scale"]
+    return model.eval(), (int(height), int(width))

@@ -1,0 +1,179 @@
+"""ONNX files of transferred models and of 8-bit backbones give what the networks give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+from kdep_bench.data.normalisation import MEAN, STD
+from kdep_bench.errors import KdepError
+from kdep_bench.results.records import samples
+from kdep_bench.suite.config import build_suite
+from kdep_bench.suite.plan import build_plan
+from kdep_bench.transfer import onnx_int8, onnx_model, stage
+from kdep_bench.transfer.classification import linear_layer
+from kdep_bench.transfer.onnx_file import open_session, write_onnx
+from tests.transfer.conftest import config, quiet
+
+PX = 32
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_probe_as_one_layer_gives_its_probabilities(classes: int) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(3, 2, (60, 4)), np.arange(60) % classes
+    fitted = make_pipeline(StandardScaler(), LogisticRegression(C=0.5)).fit(x, y)
+    weight, bias = linear_layer(fitted, classes)
+    assert weight.shape == (classes, 4)
+    logits = x @ weight.T + bias
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(probabilities, fitted.predict_proba(x), atol=1e-9)
+
+
+def backbone() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3)]
+    return nn.Sequential(*layers).eval()
+
+
+def folder_of_images(folder: Path, count: int) -> Path:
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for i in range(count):
+        pixels = np.full((PX, 2 * PX, 3), i, np.uint8)
+        pixels[:, PX // 2 : 3 * PX // 2] = rng.integers(0, 256, (PX, PX, 3))
+        Image.fromarray(pixels).save(folder / f"{i:03d}.png")
+    return folder
+
+
+def test_images_of_the_calibration_are_centre_crops_over_the_whole_folder(tmp_path: Path) -> None:
+    folder = folder_of_images(tmp_path / "pool", 9)
+    images = onnx_int8.calibration_images(folder, PX, 3)
+    assert images.shape == (3, 3, PX, PX)
+    for image, name in zip(images, ("000", "004", "008"), strict=True):
+        pixels = np.asarray(Image.open(folder / f"{name}.png"))[:, PX // 2 : 3 * PX // 2]
+        np.testing.assert_array_equal(image, pixels.transpose(2, 0, 1))
+
+
+def test_an_8_bit_file_is_near_the_network_and_a_float_file_equals_it(tmp_path: Path) -> None:
+    write_onnx(backbone(), PX, tmp_path / "float.onnx")
+    images = onnx_int8.calibration_images(folder_of_images(tmp_path / "pool", 9), PX)
+    onnx_int8.quantise(tmp_path / "float.onnx", images, tmp_path / "int8.onnx")
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
+    normalised = (torch.from_numpy(images) - mean) / std
+    with torch.inference_mode():
+        expected = backbone()(normalised)
+        exact, near = (
+            onnx_int8.OnnxBackbone(tmp_path / f"{n}.onnx")(normalised)[0] for n in ("float", "int8")
+        )
+    assert (exact - expected).abs().max() < 1e-4
+    difference = (near - expected).abs().max() / expected.abs().max()
+    assert 1e-5 < difference < 0.1
+    assert sorted(p.name for p in tmp_path.glob("*.onnx")) == ["float.onnx", "int8.onnx"]
+
+
+def keep(kind: str, student: dict[str, Any], data: Path, export: Path, out: Path, **recipe: Any):
+    """The task, and the outputs of its transfer stage, which stores its model."""
+    task = config("tasks", f"smoke_{kind}")
+    task["recipe"].update(recipe)
+    out.mkdir()
+    spec = {"task": task, "student": student, "seed": 0, "threads": 1, "keep_model": True}
+    return task, stage.run(spec, {"prepare": data.parent, "export": export}, out, quiet)
+
+
+def probe_probabilities(student: dict[str, Any], data: Path, export: Path, out: Path):
+    """(softmax of the ONNX file's logits for the test images, outputs of the stage)."""
+    from kdep_bench.registry import build
+    from kdep_bench.transfer.classification import _folder_set
+
+    task, outputs = keep("probe", student, data, export, out)
+    onnx_model._write(task, student, data, out, 0, out / "model.onnx")
+    cfg = build(task).build_cfg(data, student, export / "backbone.pth", 0, out / "mm")
+    dataset = _folder_set(cfg, data / "classify" / "test")
+    bgr = np.stack([dataset[i]["inputs"].numpy() for i in range(len(dataset))])
+    images = bgr[:, ::-1].astype(np.float32)
+    (logits,) = open_session(out / "model.onnx").run(None, {"images": images})
+    return np.exp(logits) / np.exp(logits).sum(1, keepdims=True), outputs
+
+
+@pytest.mark.slow
+def test_the_file_of_a_linear_probe_gives_the_probabilities_that_were_scored(
+    student, data, exported, tmp_path, in_subprocess
+):
+    out = tmp_path / "probe"
+    probabilities, outputs = in_subprocess(probe_probabilities, student, data, exported, out)
+    kept = samples.read(out / outputs["samples"]["file"], outputs["samples"]["sha256"])
+    np.testing.assert_array_equal(probabilities.argmax(1), kept.arrays["prediction"])
+    np.testing.assert_allclose(probabilities.max(1), kept.arrays["probability"], atol=1e-3)
+    assert len(outputs["model_checksum"]) == 64
+
+
+def segmented(student: dict[str, Any], data: Path, export: Path, out: Path):
+    """(the toolkit's logits of a test image at its size, those of the ONNX file)."""
+    from mmengine.registry import DATASETS
+
+    from kdep_bench.registry import build
+
+    task, _ = keep("seg", student, data, export, out, iters=4, batch=2, warmup=1)
+    onnx_model._write(task, student, data, out, 0, out / "model.onnx")
+    model, size = onnx_model.load_model(task, student, data, out, 0)
+    cfg = build(task).build_cfg(data, student, export / "backbone.pth", 0, out / "mm")
+    sample = DATASETS.build(cfg.test_dataloader.dataset)[0]
+    batch = {"inputs": [sample["inputs"]], "data_samples": [sample["data_samples"]]}
+    with torch.inference_mode():
+        expected = model.test_step(batch)[0].seg_logits.data.numpy()  # type: ignore[operator]
+    images = sample["inputs"].flip(0)[None].float().numpy()
+    assert images.shape[2:] == size
+    (logits,) = open_session(out / "model.onnx").run(None, {"images": images})
+    return expected, logits[0]
+
+
+@pytest.mark.slow
+def test_the_file_of_a_segmenter_gives_the_toolkit_s_logits(
+    student, data, exported, tmp_path, in_subprocess
+):
+    expected, logits = in_subprocess(segmented, student, data, exported, tmp_path / "seg")
+    assert expected.shape == logits.shape == (9, 120, 160)
+    assert expected.std() > 0.01
+    np.testing.assert_allclose(logits, expected, atol=1e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("det", "need mmdeploy"), ("finetune", "add keep_models=True to the suite")],
+)
+def test_a_model_that_cannot_be_exported_is_a_sentence(kind, message, student, data, tmp_path):
+    with pytest.raises(KdepError, match=message):
+        onnx_model.write_model(
+            config("tasks", f"smoke_{kind}"), student, data, tmp_path, 0, tmp_path / "m.onnx"
+        )
+
+
+def test_keep_models_changes_transfers_alone() -> None:
+    suite: dict[str, Any] = {
+        "name": "little",
+        "data": "smoke",
+        "teacher": "efficientnet_lite0",
+        "students": ["resnet18_w32"],
+        "methods": ["kdep"],
+        "tasks": ["smoke_probe", "smoke_det"],
+        "budget": {"epochs": 1, "batch": 8, "optimizer": {"type": "SGD", "lr": 0.1}},
+        "seeds": {"pretrain": [0], "transfer": [0]},
+    }
+    plain, kept = (
+        build_plan(build_suite(suite)),
+        build_plan(build_suite({**suite, "keep_models": True})),
+    )
+    new = kept.stages.keys() - plain.stages.keys()
+    assert {kept.stages[i].kind for i in new} == {"transfer"}
+    assert all(kept.stages[i].spec["keep_model"] for i in new)
+    assert not any("keep_model" in s.spec for s in plain.stages.values())
