@@ -87,7 +87,8 @@ def _timm_config(
     import timm
 
     architecture, _, _ = model.partition(".")
-    known = timm.create_model(architecture, num_classes=0, **arguments).pretrained_cfg
+    network: Any = timm.create_model(architecture, num_classes=0, **arguments)
+    known = network.pretrained_cfg
     px = int(student["input_px"])
     config: dict[str, Any] = {
         "architecture": architecture,

@@ -92,8 +92,10 @@ class TransferredModel(WithPreprocessing):
     def forward(self, images_B3HW: Tensor) -> tuple[Tensor]:
         logits = self.backbone((images_B3HW - self.mean) / self.std, mode="tensor")
         if logits.ndim == 4:
-            corners = self.backbone.align_corners
-            logits = nn.functional.interpolate(logits, self.size, None, "bilinear", corners)
+            align_corners = bool(self.backbone.align_corners)
+            logits = nn.functional.interpolate(
+                logits, self.size, mode="bilinear", align_corners=align_corners
+            )
         return (logits,)
 
 

@@ -41,7 +41,7 @@ def published(student: dict[str, Any], folder: Path) -> np.ndarray:
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0"])
 def test_timm_loads_the_folder_with_equal_features(name, tmp_path, in_subprocess):  # noqa: F811
     expected = in_subprocess(published, resolve("student", name), tmp_path)
-    net = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    net: Any = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     with torch.inference_mode():
         features = net.forward_features(IMAGES).numpy()
     np.testing.assert_allclose(features, expected, atol=1e-4 * np.abs(expected).max())
