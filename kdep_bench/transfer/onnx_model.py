@@ -7,6 +7,7 @@ boxes) that need mmdeploy.
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import tempfile
 from collections.abc import Mapping
@@ -134,7 +135,7 @@ def load_model(
     with tempfile.TemporaryDirectory() as work_dir:
         cfg = task.build_cfg(data_root, student, stage / MODEL, seed, Path(work_dir))
     import_modules_from_strings(**cfg.custom_imports)
-    config = cfg.model.to_dict()
+    config = copy.deepcopy(cfg.model)
     del config["backbone"]["init_cfg"]  # the whole model's weights are read instead
     model: Any = MODELS.build(config)
     load_exactly(model, read_tensors(stage / MODEL), str(stage / MODEL))

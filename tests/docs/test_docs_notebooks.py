@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parents[2] / "docs" / "notebooks"
 NOTEBOOKS = sorted(HERE.glob("*.ipynb"))
 
 
-def cells(path: Path, kind: str) -> list[str]:
+def sources(path: Path, kind: str) -> list[str]:
     """The sources of a notebook's cells of a kind."""
     content = json.loads(path.read_text())
     return ["".join(c["source"]) for c in content["cells"] if c["cell_type"] == kind]
@@ -35,14 +35,14 @@ def test_every_notebook_is_run_by_the_slow_target_and_linked() -> None:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_outputs_are_not_committed(path: Path) -> None:
-    for cell in json.loads(path.read_text())["cells"]:
-        assert not cell.get("outputs")
-        assert cell.get("execution_count") is None
+    for block in json.loads(path.read_text())["cells"]:
+        assert not block.get("outputs")
+        assert block.get("execution_count") is None
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_every_imported_name_exists(path: Path) -> None:
-    tree = ast.parse("\n".join(cells(path, "code")))
+    tree = ast.parse("\n".join(sources(path, "code")))
     imports = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
     assert any(n.module and n.module.startswith("kdep_bench") for n in imports)
     for node in imports:
@@ -58,7 +58,7 @@ def test_every_imported_name_exists(path: Path) -> None:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_links_lead_to_files_and_smoke_scores_mean_nothing(path: Path) -> None:
-    text = "\n".join(cells(path, "markdown"))
+    text = "\n".join(sources(path, "markdown"))
     assert "scores mean\nnothing**" in text or "scores mean nothing**" in text
     for link in re.findall(r"\]\(([^)]+)\)", text):
         assert (HERE / link).is_file(), link

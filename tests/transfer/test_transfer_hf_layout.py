@@ -76,8 +76,8 @@ def test_a_network_that_timm_lacks_is_loaded_by_the_code_of_its_card(tmp_path, i
 def test_the_preprocessor_normalises_as_the_benchmark_does() -> None:
     made = preprocessor(64)
     pixels = np.array([0.0, 100.0, 255.0])[:, None]
-    theirs = (pixels * made["rescale_factor"] - made["image_mean"]) / made["image_std"]
-    np.testing.assert_allclose(theirs, (pixels - np.array(MEAN)) / np.array(STD), atol=1e-6)
+    normalised = (pixels * made["rescale_factor"] - made["image_mean"]) / made["image_std"]
+    np.testing.assert_allclose(normalised, (pixels - np.array(MEAN)) / np.array(STD), atol=1e-6)
     assert made["crop_size"] == {"height": 64, "width": 64}
 
 
