@@ -153,6 +153,7 @@ def _prepare(config: Path, out: Path) -> int:
     """Generates the pocket data of a config."""
     from kdep_bench.data.pocket import prepare
     from kdep_bench.suite.config import read_config
+    from kdep_bench.suite.methods import UNPREPARED_KEYS, without
 
     if not config.is_file():
         raise KdepError(f"the config {config} does not exist", fix="give a file in configs/data")
@@ -167,8 +168,7 @@ def _prepare(config: Path, out: Path) -> int:
             expected="a config of pocket data",
             fix="prepare its data sets one by one; tools/prepare_data.py --list shows their names",
         )
-    # Only the planner reads `pool_classes`.
-    outputs = prepare({k: v for k, v in spec.items() if k != "pool_classes"}, {}, out, _show)
+    outputs = prepare(without(spec, UNPREPARED_KEYS), {}, out, _show)
     print()
     for note in outputs["notes"]:
         print(f"note: {note}")

@@ -9,6 +9,8 @@ from kdep_bench.suite.schema import Json, Suite, label_policy, method_needs
 
 # Keys that only describe a config; no stage reads them, so changing them reruns no stage.
 DESCRIPTION_KEYS = {"about", "source", "reconstruction", "card", "tests_on", "scores_note"}
+# Keys of a data config that its `prepare` function does not read.
+UNPREPARED_KEYS = DESCRIPTION_KEYS | {"name", "type", "labels", "pool_classes"}
 # Teacher class for a student that was pre-trained and exported before.
 EXPORTED = "kdep_bench.teachers.exported.Exported"
 

@@ -29,6 +29,7 @@ from kdep_bench.suite.kinds import KINDS, StageKind
 from kdep_bench.suite.known_data import has_labels
 from kdep_bench.suite.methods import (
     DESCRIPTION_KEYS,
+    UNPREPARED_KEYS,
     methods_for,
     role_teachers,
     row_name,
@@ -143,7 +144,7 @@ class _Builder:
         prepare = self.add(
             "prepare",
             suite.data["name"],
-            without(suite.data, DESCRIPTION_KEYS | {"name", "type", "labels", "pool_classes"}),
+            without(suite.data, UNPREPARED_KEYS),
             {},
             prepare_function,
         )
