@@ -6,8 +6,8 @@ import ctypes
 
 # Parameter numbers of mallopt(3), from <malloc.h>.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-# Bytes. The first is the largest int, which mallopt takes. Blocks of 1 GiB and more are still
-# returned to the system when they are freed.
+# Bytes. The first is the largest value of a C int, the type of mallopt's argument. Blocks of 1 GiB
+# and more are still returned to the system when they are freed.
 _TRIM_BYTES, _MMAP_BYTES = 2**31 - 1, 2**30
 
 

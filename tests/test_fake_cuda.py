@@ -1,4 +1,4 @@
-"""The fake GPU raises where a real one would, as the tests that use it rely on."""
+"""The fake GPU raises an error for each of the four faults that it must find."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.fake_cuda import fake_cuda
 
 
 class Net(nn.Module):
-    """A network with one fault that shows only on a GPU."""
+    """A network with one fault that fails, or costs time, only on a GPU."""
 
     def __init__(self, fault: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Continuation-KD with labels: psi * cross-entropy + (1 - psi) * the loss of `continuation`.
+"""Continuation-KD with labels: cross-entropy, whose weight grows, and the hinge loss.
 
 Source       arXiv 2212.05998, eqs 3-5: psi increases linearly to 1 in the first 150 of 200 epochs,
              here in the first 12 of 16. phi increases once per epoch, as in `continuation`.

@@ -1,4 +1,4 @@
-"""FitNets-style hints, label-free: two levels regress the teacher's maps through projectors.
+"""FitNets-style hints, label-free: learned projectors from the student's maps at strides 16 and 32.
 
 Source       Romero et al., ICLR 2015; RepDistiller's FitNet.py, without its cross-entropy. A hint
              at the last level is added, because otherwise no loss would train the last stage.

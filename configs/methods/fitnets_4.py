@@ -1,4 +1,4 @@
-"""FitNets-style hints at four levels (strides 4 to 32), label-free.
+"""FitNets-style hints, label-free: learned projectors from the maps at four strides, 4 to 32.
 
 Source       as `fitnets`; this project added the levels s4 and s8.
 Differs      from `fitnets` in these two levels, with the same sum of loss weights, and from

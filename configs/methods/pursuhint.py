@@ -1,4 +1,4 @@
-"""FitNets with hint levels that are chosen by clustering the teacher's levels.
+"""FitNets between levels (maps of one stride) that clustering of the teacher's levels chooses.
 
 Source       PURSUhInT (Expert Systems with Applications 2023), as quoted by a re-implementation.
 Differs      from `fitnets` in the choice of the levels: two of four, always including the last.

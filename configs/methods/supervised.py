@@ -1,4 +1,4 @@
-"""Supervised pre-training on the same images, views and budget, with the pool's labels."""
+"""Supervised pre-training on the same images, views and budget, with the labels of the images."""
 
 from kdep_bench.objectives.cross_entropy import CrossEntropy
 

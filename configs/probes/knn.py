@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour accuracy on the class folders; k is chosen on val."""
+"""Weighted k-nearest-neighbour accuracy on images in one folder per class; k is chosen on val."""
 
 from kdep_bench.probes.knn import Knn
 

@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
             measured = measure(args, Path(folder))
         report.write({"quick": args.quick, **measured}, args.out)
     except KdepError as e:
-        sys.exit(f"benchmark: {e}")
+        sys.exit(f"kdep-bench benchmark: {e}")
     print((args.out / "benchmark.md").read_text())
 
 

@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         print(script(args.shell))
     except KdepError as e:
-        print(f"completion: {e}", file=sys.stderr)
+        print(f"kdep-bench completion: {e}", file=sys.stderr)
         return 2
     return 0
 

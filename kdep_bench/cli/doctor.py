@@ -330,7 +330,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return int(report(chain.from_iterable(checks)) > 0)
     except KdepError as e:
-        print(f"doctor: {e}", file=sys.stderr)
+        print(f"kdep-bench doctor: {e}", file=sys.stderr)
         return 2
 
 

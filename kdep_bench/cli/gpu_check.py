@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
             machine=machine,
         )
     except KdepError as e:
-        print(f"gpu_check: {e}", file=sys.stderr)
+        print(f"kdep-bench gpu-check: {e}", file=sys.stderr)
         return 2
     n_failed = failed(result)
     print(f"{args.out / RESULT}: " + (f"{n_failed} fault(s)" if n_failed else "all checks passed"))

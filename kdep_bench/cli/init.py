@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
             args.folder, args.name, args.teacher, args.student, args.out, args.classes_of_boxes
         )
     except KdepError as e:
-        print(f"init: {e}", file=sys.stderr)
+        print(f"kdep-bench init: {e}", file=sys.stderr)
         return 2
     print(f"written: {path}\nnext: kdep-bench run {path} --dry-run, then without --dry-run")
     return 0

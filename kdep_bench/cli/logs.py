@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         print(path)
         print(tail(path, args.lines), end="")
     except KdepError as e:
-        print(f"logs: {e}", file=sys.stderr)
+        print(f"kdep-bench logs: {e}", file=sys.stderr)
         return 2
     return 0
 

@@ -43,8 +43,8 @@ def main(argv: list[str] | None = None) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(config_text(student, args.name), encoding="utf-8")
     except KdepError as e:
-        print(e, file=sys.stderr)
-        return 1
+        print(f"kdep-bench student: {e}", file=sys.stderr)
+        return 2
     print(f"{path}: width {student['width']}, tap {student['tap']}")
     return 0
 

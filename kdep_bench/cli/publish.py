@@ -361,18 +361,19 @@ def main(argv: list[str] | None = None) -> int:
             gaps.remarks += [f"no ONNX file of {m}" for m in _add_onnx(plan, work, published, args)]
         hub_folders = _add_hf(plan, published, args.hf) if args.hf else []
     except KdepError as e:
-        print(f"publish: {e}", file=sys.stderr)
+        print(f"kdep-bench publish: {e}", file=sys.stderr)
         return 2
     for folder in [*published, *hub_folders]:
         print(folder)
     for remark in gaps.remarks:
-        print(f"publish: {remark}", file=sys.stderr)
+        print(f"kdep-bench publish: {remark}", file=sys.stderr)
     for stage_id, why in gaps.left_out.items():
-        print(f"publish: not published: {stage_id}: {why}", file=sys.stderr)
+        print(f"kdep-bench publish: not published: {stage_id}: {why}", file=sys.stderr)
     if gaps.left_out:
         print(
-            f"publish: {len(published)} of {len(export_ids)} students published. Fix: run the "
-            "suite, select finished students with --only, or accept this with --partial",
+            f"kdep-bench publish: {len(published)} of {len(export_ids)} students published. "
+            "Fix: run the suite, select finished students with --only, or accept this with "
+            "--partial",
             file=sys.stderr,
         )
     return int(bool(gaps.left_out) and not args.partial)

@@ -167,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
             _build(Path(folder), args.suite)
         return 0
     except KdepError as e:
-        print(e, file=sys.stderr)
+        print(f"kdep-bench report: {e}", file=sys.stderr)
         return 2
 
 

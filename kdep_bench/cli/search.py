@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _replay(args) if args.replay is not None else _run(args)
     except KdepError as e:
-        print(f"search: {e}", file=sys.stderr)
+        print(f"kdep-bench search: {e}", file=sys.stderr)
         return 2
 
 

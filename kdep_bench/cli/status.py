@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             name, states = str(work), work_dir_states(work)
     except KdepError as e:
-        print(f"status: {e}", file=sys.stderr)
+        print(f"kdep-bench status: {e}", file=sys.stderr)
         return 2
     print(as_json(name, work, states) if args.json else text(name, states, args.suite))
     return 0

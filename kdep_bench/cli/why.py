@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         stage_id = one_stage(args.stage, order, f"of {plan.name}")
         explained = explain(plan, state.statuses(plan, work), work, stage_id)
     except KdepError as e:
-        print(f"why: {e}", file=sys.stderr)
+        print(f"kdep-bench why: {e}", file=sys.stderr)
         return 2
     print(json.dumps(explained, indent=1) if args.json else text(explained))
     return 0

@@ -1,6 +1,7 @@
 """Pairs of image sets that are checked for shared images, and `allow_duplicates` of a data config.
 
-The name of a set is "pool", or "<part>/<split>" as in the data config ("coco/train").
+The name of a set is "pool" (all pre-training images), or "<part>/<split>" of a data set that the
+data config names, such as "coco/train".
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def _sort_key(name: str) -> tuple[bool, str, int, str]:
     """Sorts the pool first, then by part, then train, val, test and other splits."""
     part, _, split = name.partition("/")
     usual = ("train", "val", "test")
-    return name != POOL, part, usual.index(split) if split in usual else len(usual), split
+    position = usual.index(split) if split in usual else len(usual)
+    return name != POOL, part, position, split
 
 
 def read_allowed(allow: Any, sets: Iterable[str]) -> set[frozenset[str]]:

@@ -17,8 +17,11 @@ class View:
     """Receives the events of a run. The base class shows nothing.
 
     `eta` returns the estimated seconds until the end; `record` is the content of stage.json;
-    `n_left` is the number of unfinished stages; `n_failed` is the number of failed attempts.
+    `n_left` is the number of unfinished stages; `sentence` is the text of an error; `n_failed` is
+    the number of failed attempts; `elsewhere`: another process, `owner`, is running the stage.
     """
+
+    _first_with_error: dict[str, str] | None = None  # error -> the first stage with it
 
     def begin(self, count: int, eta: Callable[[], float]) -> None: ...
     def started(self, stage: Stage) -> None: ...
@@ -33,7 +36,8 @@ class View:
 
     def reason(self, stage: Stage, sentence: str) -> str:
         """The text for a failed stage: its error, or a reference to a stage with the same error."""
-        first = self.__dict__.setdefault("_reasons", {}).setdefault(sentence, stage.id)
+        self._first_with_error = self._first_with_error or {}
+        first = self._first_with_error.setdefault(sentence, stage.id)
         return sentence if first == stage.id else f"same error as {first}."
 
 

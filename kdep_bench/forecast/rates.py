@@ -67,7 +67,8 @@ def stated_rate(text: str) -> FlopRate:
     if device.lower() in DEVICES:
         peaks = DEVICES[device.lower()]
         if dot and number_format not in peaks:
-            raise unknown_name(f"number format of {device}", number_format, peaks)
+            place = f"--device-rate {text}"
+            raise unknown_name("number format", number_format, peaks, place=place)
         if not dot or not colon:
             raise KdepError(
                 f"--device-rate {text} is the peak of a device, which training never reaches",
@@ -81,11 +82,14 @@ def stated_rate(text: str) -> FlopRate:
         try:
             peak, origin = float(name), f"{float(name):g} TFLOP/s"
         except ValueError:
-            if name[:1].isdigit():
-                raise KdepError(
-                    f"--device-rate is {text!r}", expected=expected, fix="correct --device-rate"
-                ) from None
-            raise unknown_name("device of --device-rate", device, DEVICES) from None
+            problem = f"--device-rate is {text!r}"
+            if dot:
+                problem = f"unknown device {device!r} in --device-rate {text}"
+            raise KdepError(
+                problem,
+                expected=f"{expected} (devices: {', '.join(DEVICES)})",
+                fix="correct --device-rate",
+            ) from None
     try:
         fraction = float(fraction_text) if colon else 1.0
     except ValueError:

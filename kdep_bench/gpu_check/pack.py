@@ -57,8 +57,8 @@ def make_pack(folder: Path, repo: Path) -> str:
         repo: the repository.
 
     Raises:
-        KdepError: `folder` is not empty, a package has no wheel, the suite failed, or the result is
-            larger than MAX_BYTES.
+        KdepError: `folder` is not empty, a package has no wheel, the data cannot be prepared, or
+            the result is larger than MAX_BYTES.
     """
     folder = folder.absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

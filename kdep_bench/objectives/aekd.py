@@ -64,7 +64,7 @@ class AgreementKD(MultiTeacherKD):
         width, teachers, tau, epochs: as in MultiTeacherKD.
     """
 
-    couples_samples = True
+    couples_samples = True  # the loss of a sample depends on the others of its batch
 
     def __init__(
         self,

@@ -26,11 +26,12 @@ class ProjectedRegression(Objective):
         width: Ds, set by the pre-training stage.
         teacher_width: Dt, set by the pre-training stage.
         teacher_mean_variance: mean over channels of the variance of the teacher's feature, set by
-            the pre-training stage. It replaces the mean square in weight="auto", because the bias
-            of the projector learns the channel means within a few steps.
+            the pre-training stage.
         hidden: width of the hidden layer; None for the linear projector.
-        weight: w, or "auto" for `scale` / `teacher_mean_variance`; see `loss_weight`.
-        scale: as in FeatureRegression.
+        weight: w, or "auto" for `scale` / `teacher_mean_variance`; see `loss_weight`. The variance
+            replaces the mean square of FeatureRegression, because the bias of the projector learns
+            the channel means within a few steps.
+        scale: the loss of a projector that returns the channel means, if `weight` is "auto".
     """
 
     needs = frozenset({"pooled"})

@@ -19,9 +19,9 @@ class SemiOnline(Objective):
     """KL(T || A) + KL(S || A) + KL(A || S) of the logits of teacher T, bridge A and student S.
 
     Each term is tau^2 KL at temperature tau, without gradient for its first argument: the bridge
-    learns from teacher and student, the student from the bridge. The bridge consists of the
-    teacher's layers after one map, with new random weights, applied to the stored map; it is
-    trained by the student's optimiser. Bridge and student head are dropped at export.
+    learns from teacher and student, the student from the bridge. The bridge is a copy of the
+    teacher's layers behind one feature map, with new random weights. Its input is that map of the
+    teacher, and the student's optimiser trains it. Bridge and student head are dropped at export.
 
     Source: swlzq/Semi-Online-KD `trainer/sokd.py`, `models/wrn.py`; tau 4, all weights 1, one
     learning rate for student and bridge. Two differences: its two cross-entropies are omitted (see
@@ -54,8 +54,8 @@ class SemiOnline(Objective):
             )
         self.level, self.tau = next(iter(levels.values())), float(tau)
         self.head = nn.Linear(width, teacher_classes)
-        # Not a player (`Objective.players`): players are updated before the student's loss, and
-        # their losses are not part of the loss curve.
+        # Not in `Objective.players` (networks with their own optimiser): those are updated before
+        # the student's loss, and their losses are not part of the loss curve.
         self.bridge = reinitialised(build_teacher(teacher_config).tail(self.level))
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:

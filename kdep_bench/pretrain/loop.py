@@ -61,7 +61,7 @@ class SequenceLoop(IterBasedTrainLoop):
         return super().run()
 
     def run_iter(self, data_batch: Any) -> None:
-        if FAULT in data_batch:
+        if FAULT in data_batch:  # the error of a loader's worker, in place of a batch
             raise data_batch[FAULT]
         super().run_iter(data_batch)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.errors import KdepError
 from kdep_bench.networks.backbone import OUTPUT, PreActivationTap, build_backbone, pool
 from kdep_bench.networks.taps import find_last_activation, is_rectified, nonzero_scales
 from kdep_bench.students.python_text import python_text
@@ -51,7 +51,11 @@ def discover(name: str, input_px: int = 224) -> dict[str, Any]:
     elif library == "mmpretrain":
         backbone = _mmpretrain(model)
     else:
-        raise unknown_name("library of a student", library, ("timm/<model>", "mmpretrain/<name>"))
+        raise KdepError(
+            f"the student {name!r} does not name a library",
+            expected="timm/MODEL or mmpretrain/MODEL, such as timm/resnet18",
+            fix="put the library in front of the model's name",
+        )
     net = _build(backbone)
     width, tap = find_tap(net, input_px)
     student: dict[str, Any] = dict(

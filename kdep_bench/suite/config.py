@@ -157,12 +157,18 @@ def read_config(path: Path) -> Json:
             "`from .pocket import suite`",
             fix=f"correct the imports in {path}",
         ) from e
+    except SyntaxError as e:
+        raise KdepError(
+            f"the config {path} is not valid Python in line {e.lineno}: {e.msg}",
+            fix="correct that line, or the one above it",
+        ) from e
     except BaseException as e:  # a config is code and can raise anything, also SystemExit
         if (error := _missing_import(path)) is not None:
             raise error from e
         raise KdepError(
             f"the config {path} cannot be read ({type(e).__name__}: {e})",
-            expected="an mmengine config in pure Python",
+            expected="Python code that assigns dicts, and imports other configs in `with "
+            "read_base():`",
             fix=f"correct {path}",
         ) from e
     plain = _lazy2string(cfg._cfg_dict._to_lazy_dict(), dict)
@@ -383,7 +389,9 @@ def check(model: type[_Model], value: Any, where: str) -> _Model:
     try:
         return model.model_validate(value)
     except ValidationError as e:
-        fault = e.errors(include_url=False)[0]
+        faults = e.errors(include_url=False)
+    # An unknown key is often a misspelt one, so it is reported before a missing key.
+    fault = next((f for f in faults if f["type"] == "extra_forbidden"), faults[0])
     path = [str(part) for part in fault["loc"]]
     if fault["type"] == "extra_forbidden":
         fields = _fields_at(model, path[:-1])
@@ -392,7 +400,10 @@ def check(model: type[_Model], value: Any, where: str) -> _Model:
     if fault["type"] == "missing":
         raise KdepError(f"the {where} lacks the key {'.'.join(path)!r}", fix="add it to the config")
     wrong_value = fault.get("input")
-    expected = fault["msg"].removeprefix("Input should be ")
+    expected = (
+        fault["msg"].removeprefix("Input should be ").replace("a valid integer", "an integer")
+    )
+    expected = expected.replace("a valid ", "a ")
     if fault["type"] == "too_short":  # "List should have at least 1 item after validation, not 0"
         expected = f"at least {fault.get('ctx', {}).get('min_length', 1)} in the list"
     key = "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in path).removeprefix(".")
@@ -419,7 +430,12 @@ def _check_unique(entries: str, names: list[str]) -> None:
         remainder = f" and {len(duplicates) - 5} others" if len(duplicates) > 5 else ""
         raise KdepError(
             f"the suite lists {entries} {', '.join(duplicates[:5])}{remainder} more than once",
-            fix="remove the duplicates, or give an override its own `name`",
+            fix="remove the duplicates"
+            + (
+                ""
+                if "seed" in entries or entries == "data fraction"
+                else ", or give each its own `name`"
+            ),
         )
 
 
@@ -683,7 +699,7 @@ def _variant(suite: Suite, raw: Json, number: int, configs: Path) -> Suite:
 
 def _check_fractions(fractions: list[float]) -> list[float]:
     """Returns data fractions that are valid; raises KdepError otherwise."""
-    _check_unique("share", [str(s) for s in fractions])
+    _check_unique("data fraction", [str(s) for s in fractions])
     for fraction in fractions:
         if not 0 < fraction <= 1:
             raise KdepError(

@@ -1,7 +1,7 @@
 """Compares the number of images in files and annotations with the number that a data set loads.
 
-The data set classes of the toolkits have their own rules for which files are images. If a class
-skipped images, a part of the split would be scored, without an error.
+The data sets of the toolkits have their own rules for which files are images. If one of them
+skipped images, only a part of the split would be scored, and no error would be raised.
 """
 
 from __future__ import annotations

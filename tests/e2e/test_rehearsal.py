@@ -1,4 +1,7 @@
-"""A sample of the rehearsals of the full-scale suites; `make rehearse` runs all."""
+"""Some stages of the rehearsals; `make rehearse` runs all.
+
+A rehearsal runs every stage of a full-scale suite on tiny generated data.
+"""
 
 from __future__ import annotations
 
@@ -28,21 +31,25 @@ def test_the_full_scale_protocol_is_complete(name: str) -> None:
     """4 teachers, 5 methods, 2 data fractions with 3 budgets each, 9 data sets, 3 seeds."""
     suite = load_suite(name)
     assert {t["name"] for v in suite.variants for t in v.teachers.values() if t} == {
-        *("resnet50", "microsoft_resnet50", "swin_b", "dinov2_vitb14")
+        "resnet50",
+        "microsoft_resnet50",
+        "swin_b",
+        "dinov2_vitb14",
     }
     assert {m["family"] for v in suite.variants for m in v.methods} == {
         *("feature", "logit", "supervised", "none")
     }
-    steps = {(v.shares[0], v.budget.epochs) for v in suite.variants}
-    assert steps == {(1.0, 9), (1.0, 18), (1.0, 90), (0.1, 90), (0.1, 180), (0.1, 900)}
-    assert sorted({round(s * e, 6) for s, e in steps}) == [9, 18, 90]  # equal images seen
+    budgets = {(v.shares[0], v.budget.epochs) for v in suite.variants}
+    assert budgets == {(1.0, 9), (1.0, 18), (1.0, 90), (0.1, 90), (0.1, 180), (0.1, 900)}
+    assert sorted({round(s * e, 6) for s, e in budgets}) == [9, 18, 90]  # equal images seen
     full = build_plan(suite)
     assert len({c.task["recipe"]["set"] + c.task["family"] for c in full.runs}) == 9
     assert {c.transfer_seed for c in full.runs} == {0, 1, 2}
+    # 10 pairs of teacher and method at 6 budgets, supervised at 6, scratch; 9 tasks, 3 seeds.
     assert len({c.id for c in full.runs}) == len(full.runs) == (10 * 6 + 6 + 1) * 9 * 3
 
 
-def test_kdep_on_maps_reuses_every_other_stage_of_the_protocol() -> None:
+def test_kdep_on_maps_reuses_all_other_stages_of_the_protocol() -> None:
     maps, protocol = (build_plan(load_suite(n)) for n in ("paper_maps_r18", "paper_r18"))
     new = {c.method["name"] for c in maps.runs if c.id not in protocol.stages}
     assert new == {"kdep_maps_4", "fitnets_4"}

@@ -133,16 +133,14 @@ def test_leftovers_are_copied_from_a_process_that_may_live_and_moved_from_a_dead
     assert copy.read_text() == "a"
     assert copy.stat().st_ino != inode
     assert not (second.path / "run" / "pipe").exists()
-    third = begin_attempt(
-        tmp_path
-    )  # the second was killed; its lock was free under the same kernel
+    third = begin_attempt(tmp_path)  # the second was killed on this machine, so its lock was free
     assert (third.path / "run" / "a.pth").stat().st_ino != inode
     assert not second.path.exists()
     assert finish(third, "third")
     assert [p.name for p in tmp_path.iterdir()] == [STAGE_ID]
 
 
-def test_leftovers_of_an_older_version_or_a_stop_are_resumed(tmp_path):
+def test_files_left_by_an_older_release_or_an_interrupted_run_are_resumed(tmp_path):
     (tmp_path / STAGE_ID).mkdir()
     for name in ("steps.txt", state.LOG, state.FAILED):
         (tmp_path / STAGE_ID / name).write_text(name)
@@ -202,7 +200,8 @@ def test_a_kill_at_any_rename_keeps_earlier_work_and_leaves_no_partial_result(
         return
     if not finished:
         third = begin_attempt(tmp_path)
-        if (third.path / "steps.txt").exists():  # not after a kill between the last two renames
+        # The file is missing if the process was killed between the last two renames.
+        if (third.path / "steps.txt").exists():
             assert (third.path / "steps.txt").read_text() in ("0\n1\n", "0\n1\n2\n")
         (third.path / "steps.txt").write_text("0\n1\n2\n")
         assert finish(third, "x")
@@ -269,7 +268,9 @@ def test_a_resumed_old_owner_does_not_change_the_finished_stage_of_its_successor
         first.send_signal(signal.SIGSTOP)
         lock = StageLock(tmp_path, stage_id)
         assert lock.path.read_bytes()
-        os.truncate(lock.path, 0)  # as a Watch does after STALE seconds without a heartbeat
+        os.truncate(
+            lock.path, 0
+        )  # as `lock.Watch` does after `lock.STALE` seconds without a heartbeat
         second = start_machine(tmp_path, "two", kind, spec)
         assert second.wait(60) == worker.DONE
         record, _ = state.finished(plan.stages[stage_id], tmp_path, verify=True)

@@ -108,6 +108,7 @@ def test_a_scheduled_temperature_is_used_at_each_step():
 def test_an_over_confident_teacher_is_reported_once():
     confident = 100.0 * F.one_hot(torch.arange(5), C).float()
     objective = LogitKD(C, C, tau=1.0)
+    # The largest possible entropy of seven classes is ln(7) = 1.95.
     with pytest.warns(UserWarning, match="nats of 1.95 possible"):
         objective.terms(context(torch.zeros(5, C), confident))
     with warnings.catch_warnings():

@@ -1,4 +1,7 @@
-"""Semi-online distillation: which loss trains which network, and the bridge's level."""
+"""Semi-online distillation: which loss trains which network, and the map that the bridge reads.
+
+The bridge is a trainable copy of the teacher's last layers.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from torch import Tensor, nn
 
 from kdep_bench.errors import KdepError
 from kdep_bench.objectives.base import Context
-from kdep_bench.objectives.mutual import Mutual, kl
+from kdep_bench.objectives.mutual import kl
 from kdep_bench.objectives.sokd import SemiOnline, SemiOnlineWithLabels
 from kdep_bench.teachers.base import TeacherOutput, build_teacher
 from tests.objectives import tiny
@@ -46,7 +49,7 @@ def networks_with_gradient(loss: Tensor, model: SemiOnline) -> set[str]:
     return names
 
 
-def test_the_student_s_loss_does_not_train_the_bridge_nor_the_bridge_s_the_student():
+def test_each_loss_trains_only_one_network():
     model, ctx = semi_online(), context()
     terms = model.terms(ctx)
     assert networks_with_gradient(terms["student"].sum(), model) == {"head"}
@@ -80,7 +83,6 @@ def test_the_student_s_and_the_bridge_s_mutual_terms_are_those_of_mutual_learnin
     terms, z, a = model.terms(ctx), model.head(ctx.after), model.bridge_logits(ctx)
     torch.testing.assert_close(terms["student"], kl(a, z))
     torch.testing.assert_close(terms["bridge_student"], kl(z, a))
-    assert issubclass(Mutual, nn.Module)
 
 
 def test_the_bridge_has_new_trainable_weights_and_the_teacher_is_unchanged():

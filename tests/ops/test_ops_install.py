@@ -1,4 +1,7 @@
-"""Where `mmcv._ext` comes from, and what the stand-in does with operators that it lacks."""
+"""Where `mmcv._ext` comes from: a compiled mmcv, or our replacement by torchvision's operators.
+
+Also what the replacement does with operators that it lacks.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ print(ops.backend(), 'torch' in sys.modules, 'mmcv' in sys.modules)
 
 def test_install_puts_its_finder_once_and_last() -> None:
     class Later:
-        """A finder that was added to the path by another package."""
+        """A finder that another package added to `sys.meta_path`."""
 
         @staticmethod
         def find_spec(name: str, path: object = None, target: object = None) -> None:

@@ -69,6 +69,7 @@ def test_a_wrong_width_is_refused():
 
 
 def test_a_tap_inside_the_network_is_refused():
+    # The last block adds 0 to its input, so comparing outputs alone would not find the wrong tap.
     tap = PreActivationTap(
         build_backbone({"backbone": {**RESNET["backbone"], "zero_init_residual": True}}),
         "layer4.0.relu",

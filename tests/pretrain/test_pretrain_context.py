@@ -69,7 +69,8 @@ def test_the_objective_receives_arguments_rows_and_step_numbers(
     assert 0 <= Recorder.seen[0].progress < Recorder.seen[-1].progress < 1
     assert Recorder.steps_done == list(range(1, steps + 1))
     rows = torch.cat([c.rows for c in Recorder.seen[: IMAGES // 16] if c.rows is not None])
-    assert sorted(rows.tolist()) == [2 * i for i in range(IMAGES)]  # view 0 in the first epoch
+    # The row of a view in the teacher cache is 2 * image + view. The first epoch uses view 0.
+    assert sorted(rows.tolist()) == [2 * i for i in range(IMAGES)]
     teacher = Recorder.seen[0].teacher
     assert teacher is not None
     assert teacher.pooled.shape == (16, 1280)
@@ -154,7 +155,7 @@ def test_a_wrong_pyramid_is_refused(pyramid: dict[str, Any], message: str):
         Distiller({**R18, "pyramid": pyramid}, dict(type=f"{__name__}.Plain"), maps=True)
 
 
-def test_an_objective_whose_teacher_is_not_planned_is_refused(
+def test_an_objective_that_reads_a_teacher_its_method_does_not_declare_is_refused(
     stages: dict[str, Path], tmp_path: Path
 ):
     without_teacher = {k: v for k, v in stages.items() if k not in ("align", "cache")}

@@ -55,7 +55,8 @@ def test_the_quantisation_error_is_at_most_half_a_step(seed: int, exponent: floa
     maps = torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(seed)) * 10**exponent
     codes, scales = quantise(maps)
     restored = codes.double() * scales[:, :, None, None].double()
-    half_step = maps.abs().amax((2, 3), keepdim=True) / 253  # 254, less the rounding of the scale
+    # Half a step is 1/254 of the largest value; 1/253 allows for the rounding of the scale.
+    half_step = maps.abs().amax((2, 3), keepdim=True) / 253
     assert bool(((restored - maps).abs() <= half_step.clamp(min=SMALLEST_SCALE / 2)).all())
 
 
@@ -165,19 +166,19 @@ def test_a_live_teacher_gives_the_maps_and_their_moments_without_a_cache(
 ):
     cached = {k: v for k, v in stages.items() if k != "align"} | {"cache": caches["maps"]}
     live = {k: stages[k] for k in ("prepare", "views")} | {"images": stages["prepare"]}
-    curves, bases = [], []
+    curves, moments = [], []
     for name, inputs, options in (("cached", cached, {}), ("live", live, {"teacher": TEACHER})):
         out = tmp_path / name
         outputs, _ = pretrain(out, inputs, KDEP_MAPS, budget=BUDGET, student=R18, **options)
         curves.append(np.array(outputs["curves"]["pretrain_loss"])[:, 1])
-        bases.append(open_map_moments(out / "map_moments" / "0", "s16", 2))
-    assert bases[0].n == bases[1].n == 2 * IMAGES * 4  # every position of every view
-    torch.testing.assert_close(bases[0].mean, bases[1].mean, rtol=1e-3, atol=1e-3)
+        moments.append(open_map_moments(out / "map_moments" / "0", "s16", 2))
+    assert moments[0].n == moments[1].n == 2 * IMAGES * 4  # every position of every view
+    torch.testing.assert_close(moments[0].mean, moments[1].mean, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(curves[0][:2], curves[1][:2], rtol=1e-3)
     np.testing.assert_allclose(*curves, rtol=0.05)
 
 
-def test_statistics_of_a_cache_are_refused_with_a_live_teacher_by_the_plan():
+def test_the_plan_refuses_a_live_teacher_for_a_method_that_needs_statistics_of_a_cache():
     assert plan(dict(base="kdep_maps", name="k", teacher_source="live")).runs
     with pytest.raises(KdepError, match="reads layer_distances, which are computed from a teach"):
         plan(dict(base="pursuhint", name="k", teacher_source="live"))

@@ -32,7 +32,8 @@ def write_cache(folder: Path, features: np.ndarray) -> None:
 
 
 def run_stages(root: Path) -> dict[str, Any]:
-    """Everything that the tests look at, computed in a process of its own (mm toolkits)."""
+    """Everything that the tests look at, computed in a separate process, because the
+    toolkits change global state."""
     import torch
 
     from kdep_bench.data import views
@@ -175,7 +176,7 @@ def test_features_are_those_of_the_linear_probe_task(results):
     assert test.classes[test.labels[0]] == "bird"
 
 
-def test_the_feature_before_the_activation_is_the_one_that_was_cut_at_zero(results):
+def test_the_stored_feature_before_the_activation_has_negative_values(results):
     test = results["features"]["test"]
     assert (test.after >= 0).all()
     assert (test.before < 0).any()

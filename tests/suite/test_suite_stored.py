@@ -1,4 +1,4 @@
-"""Caches of class probabilities in the plan: separate, without changing other caches."""
+"""In a plan, class probabilities have a separate cache, and other caches do not change."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def caches(*methods: Any) -> dict[str, Any]:
     return {s.id: s.spec for s in plan(*methods).stages.values() if s.kind == "cache"}
 
 
-def test_a_method_of_class_probabilities_changes_no_other_method_s_cache():
+def test_a_method_that_reads_class_probabilities_changes_no_other_method_s_cache():
     for other in ("kdep", "fitnets", "logit_kd"):
         without, with_probabilities = caches(other), caches(other, "tinyvit")
         assert without.items() <= with_probabilities.items()
@@ -38,7 +38,7 @@ def test_class_probabilities_of_a_teacher_without_a_classifier_are_refused():
         plan("tinyvit", teacher=dict(base="dinov2_vitb14"))
 
 
-def test_players_are_refused_with_gradient_accumulation():
+def test_networks_with_their_own_optimiser_are_refused_with_gradient_accumulation():
     budget = load_suite("smoke").budget.model_dump()
     assert plan("amal", budget=budget).runs
     with pytest.raises(KdepError, match="in each of the 2 micro-batches"):

@@ -72,7 +72,7 @@ def test_only_visible_patches_are_computed_and_only_up_to_the_layer(make: Any):
     source = token_source(teacher)
     assert source is not None
     assert source.prefix == 1
-    later = teacher.layer_module(layer.replace("1", "2") if "_1" not in layer else layer[:-1] + "2")
+    later = teacher.layer_module(layer[:-1] + "2")  # the next block
     runs_of_later_block: list[int] = []
     later.register_forward_hook(lambda *_: runs_of_later_block.append(1))
     x = random_images(PX)
@@ -102,7 +102,7 @@ def test_only_visible_patches_are_computed_and_only_up_to_the_layer(make: Any):
 
 
 class NoHiding(nn.Module):
-    """A network of tokens that cannot leave any out."""
+    """A network without a way to leave out some of its input tokens."""
 
     def __init__(self) -> None:
         super().__init__()

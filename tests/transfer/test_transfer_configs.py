@@ -39,7 +39,7 @@ def task_config(name: str, **recipe: Any) -> dict[str, Any]:
 def test_the_split_of_the_task_is_counted_as_test_data_whatever_its_name(
     name: str, split: str, data: Path
 ) -> None:
-    """Its number is compared with what the test loader loads, never with another split's."""
+    """Images of that split are counted, and compared with the number that the test loader loads."""
     task = build({**task_config(name), "split": split})
     train, test = task.check_data(data)
     assert (train.role, train.split, test.role, test.split) == ("train", "train", "test", split)
@@ -69,8 +69,8 @@ def test_every_random_draw_of_a_transfer_comes_from_its_seed(
 def test_training_reads_whole_batches_and_testing_every_image_once(
     name: str, data: Path, tmp_path: Path
 ) -> None:
-    """Steps are counted across the ends of epochs, so that no batch is short and no image left out;
-    an epoch of fine-tuning leaves out what does not fill a batch."""
+    """Training by steps: a batch may span two epochs, so that none is short. Fine-tuning by epochs:
+    the last, incomplete batch of an epoch is dropped."""
     import mmengine.dataset  # noqa: F401  (registers the samplers)
 
     cfg = build(task_config(name)).build_cfg(data, R18, tmp_path / "b.pth", 0, tmp_path)
@@ -89,7 +89,7 @@ def test_training_reads_whole_batches_and_testing_every_image_once(
     assert train.drop_last == (not by_steps)
 
 
-def test_a_detector_trains_on_images_with_boxes_of_its_classes_alone(
+def test_a_detector_trains_only_on_images_that_have_boxes_of_its_classes(
     data: Path, tmp_path: Path
 ) -> None:
     cfg = build(task_config("smoke_det")).build_cfg(data, R18, tmp_path / "b.pth", 0, tmp_path)
@@ -104,6 +104,7 @@ def test_a_detector_trains_on_images_with_boxes_of_its_classes_alone(
 def test_the_probe_s_config_freezes_every_stage_of_the_backbone(data: Path, tmp_path: Path) -> None:
     """Otherwise mmengine's own runner, given this config, would train the frozen backbone."""
     probe = build(task_config("smoke_probe"))
+    # All levels of the pyramid are frozen; a student without a pyramid has none.
     for student, stages in ((R18, 4), ({**R18, "pyramid": None}, 0)):
         cfg = probe.build_cfg(data, student, tmp_path / "b.pth", 0, tmp_path)
         assert cfg.model.backbone.frozen_stages == stages
@@ -111,7 +112,9 @@ def test_the_probe_s_config_freezes_every_stage_of_the_backbone(data: Path, tmp_
 
 
 @pytest.mark.parametrize("name", ["smoke_det", "smoke_seg", "voc0712_fpn", "coco_c4"])
-def test_the_counted_network_is_the_one_that_trains(name: str, data: Path, tmp_path: Path) -> None:
+def test_the_network_whose_flops_are_counted_is_the_one_that_trains(
+    name: str, data: Path, tmp_path: Path
+) -> None:
     """Except for the checkpoint, and the number of classes where only the data give it."""
     task = build(task_config(name))
     cfg = task.build_cfg(data, R18, tmp_path / "b.pth", 0, tmp_path)
@@ -166,7 +169,8 @@ def missing_imports(name: str, data: Path, out: Path) -> list[str]:
 def test_a_dumped_config_imports_the_modules_of_its_classes(
     name: str, data: Path, tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    """Without them the stock runner would know neither the load gate nor the metric."""
+    """Without them mmengine's runner would know neither the metric nor the hook that stops a run
+    whose backbone's weights were not loaded."""
     assert in_subprocess(missing_imports, name, data, tmp_path) == []
 
 
@@ -271,7 +275,9 @@ CASES = [(key, value) for key, values in REFUSED_VALUES.items() for value in val
 
 
 @pytest.mark.parametrize(("key", "value"), CASES, ids=[f"{k}={v!r:.20}" for k, v in CASES])
-def test_a_number_that_a_recipe_may_not_have_is_refused_by_its_key(key: str, value: Any) -> None:
+def test_an_invalid_value_in_a_recipe_gives_an_error_that_names_its_key(
+    key: str, value: Any
+) -> None:
     with pytest.raises(KdepError, match=rf"the recipe of task t.*\b{key}\b"):
         check_recipe("t", {key: value})
 

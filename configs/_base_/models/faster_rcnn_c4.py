@@ -1,8 +1,8 @@
-"""Faster R-CNN C4 at its published size: mmdet 3.3's standard faster-rcnn_r50-caffe_c4 model.
+"""Faster R-CNN C4: mmdet 3.3's faster-rcnn_r50-caffe_c4 with the channel counts of ResNet-18.
 
 The RPN reads the output of the backbone's stage 3, at stride 16. The task adds stage 4 of the
-backbone as the shared part of the RoI head, and what depends on the student's widths and the number
-of classes.
+backbone as the shared part of the RoI head. It also sets the number of classes, and replaces the
+channel counts by those of the student.
 """
 
 from mmengine.config import read_base

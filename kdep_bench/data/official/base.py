@@ -87,7 +87,8 @@ def data_root(root: str | Path | None = None) -> Path:
         raise KdepError(
             f"the folder of the data sets {chosen} does not exist",
             expected="a folder with one sub-folder per data set",
-            fix="create it with tools/prepare_data.py SET --root DIR",
+            fix=f"correct --root or {ROOT}, or create the folder: kdep-bench data SET --root DIR "
+            "--archives DOWNLOADS",
         )
     return Path(chosen)
 

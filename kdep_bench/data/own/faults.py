@@ -12,7 +12,7 @@ ALIKE = 2  # maximum number of listed faults of the same kind
 
 
 class Faults:
-    """A list of faults in order of discovery, without duplicates."""
+    """A list of faults grouped by kind, without duplicates."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, dict[str, KdepError]] = {}
@@ -39,15 +39,16 @@ class Faults:
         if not len(self):
             return
         lines: list[str] = []
-        shown = 0
+        n_reported = 0  # faults that are listed, or counted behind a listed fault of their kind
         for same_kind in self._kinds.values():
-            for sentence in list(same_kind)[:ALIKE]:
-                if len(lines) < SHOWN:
-                    lines.append(f"\n  {len(lines) + 1}. {sentence}")
-                    shown += 1
-            if len(same_kind) > ALIKE and len(lines) <= SHOWN:
-                lines[-1] += f" ({len(same_kind) - ALIKE} more of this kind)"
-                shown += len(same_kind) - ALIKE
-        if len(self) > shown:
-            lines.append(f"\n  and {len(self) - shown} more faults, shown once these are fixed")
+            listed = list(same_kind)[: min(ALIKE, SHOWN - len(lines))]
+            if not listed:
+                break
+            lines += [f"\n  {n}. {text}" for n, text in enumerate(listed, len(lines) + 1)]
+            if len(same_kind) > len(listed):
+                lines[-1] += f" ({len(same_kind) - len(listed)} more of this kind)"
+            n_reported += len(same_kind)
+        if n_left := len(self) - n_reported:
+            faults = "fault" if n_left == 1 else "faults"
+            lines.append(f"\n  and {n_left} more {faults}, shown once these are fixed")
         raise KdepError(f"{subject} has {len(self)} faults:" + "".join(lines))

@@ -35,11 +35,12 @@ _LOSS_TERMS = (
 _OTHER_TERMS = "The docstrings of the methods' configs and objectives explain the other names."
 # Name of a loss term -> its meaning.
 _TERM_MEANINGS = {
-    "cross_entropy": "cross-entropy with the image labels",
+    "cross_entropy": "cross-entropy with the image labels or, if the method reads no labels, with "
+    "the teacher's most probable class",
     "labels": "cross-entropy with the image labels",
     "teacher": "distillation from the teacher",
-    "target": "distillation of the labelled class",
-    "others": "distillation of the classes that are not the labelled one",
+    "target": "distillation of the class that cross_entropy uses",
+    "others": "distillation of all other classes",
     "mutual": "distillation from a peer network",
     "peer_cross_entropy": "cross-entropy of the peer network with the image labels",
     "peer_mutual": "distillation from the student to the peer network",

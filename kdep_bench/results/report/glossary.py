@@ -265,6 +265,21 @@ TERMS = (
         ("CKA",),
     ),
     Term(
+        "suite",
+        "A config that lists data, teacher, students, methods, tasks and seeds. `kdep-bench run` "
+        "runs it, and its results are one leaderboard. A rehearsal runs every stage of a suite on "
+        "tiny generated data.",
+    ),
+    Term(
+        "pool",
+        "All images for pre-training. A data fraction is a part of it.",
+    ),
+    Term(
+        "level",
+        "The feature maps of a network with one stride: s4, s8, s16 and s32 have 1/4 to 1/32 of "
+        "the image's height and width.",
+    ),
+    Term(
         "stage",
         "One step of a suite, with its own directory in work_dirs: prepare, views, cache, align, "
         "pretrain, export or transfer; suites with probes also have features and probe.",

@@ -43,7 +43,8 @@ def notes(view: BoardView) -> list[str]:
         return [NOTE]
     reasons = "; ".join(f"{count} because {reason}" for reason, count in sorted(left_out.items()))
     total = sum(left_out.values()) + len(view.image_differences)
-    return [NOTE, f"Not in the table, of {total} compared pairs of methods and tasks: {reasons}."]
+    n_left_out = sum(left_out.values())
+    return [NOTE, f"{n_left_out} of the {total} compared pairs are not in the table: {reasons}."]
 
 
 def _labels(view: BoardView, d: ImageDifference | ImagePair) -> tuple[str, str, str]:

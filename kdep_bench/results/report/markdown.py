@@ -278,9 +278,10 @@ CLAIMS = (
     "Each claim has a threshold for a measured value. Measured: the score of the claim's first "
     "method minus that of its second, in points; for a claim about a budget, the second method's "
     "budget divided by the first's; for a claim about teachers, a rank correlation. The claim is "
-    "supported if the whole interval meets the threshold, and refuted if none of it does, both "
-    "only if they also hold after Holm's correction; otherwise it is undecided. The correction is "
-    "made separately for the verdicts over all tasks and for those on single groups of tasks. "
+    "supported if the whole interval meets the threshold, and refuted if no part of it does. "
+    "Either verdict must also hold after Holm's correction; otherwise the claim is undecided. The "
+    "correction is made separately for the verdicts over all tasks and for those on single task "
+    "families. "
     "Cost ratio: pre-training cost of the first method divided by that of the second, both "
     "including the teacher cache. Seeds needed: the number of independent seeds with which an "
     "undecided claim would be decided with probability 0.8."
@@ -296,8 +297,9 @@ NOISE = (
     "method's scores, pooled over all methods of the task, with its degrees of freedom. Minimum "
     "detectable difference: the smallest true difference between two methods that a paired t test "
     "at 5 % would find with probability 0.8 (its power), with the stated number of independent "
-    "seeds per method. It is computed from paired differences, without methods that are "
-    "significantly noisier, so its ratio to the standard deviation differs between tasks."
+    "seeds per method. It is computed from the differences within seed pairs, so it is not a fixed "
+    "multiple of the standard deviation. Methods with a significantly larger standard deviation "
+    "are left out."
 )
 ALIGNMENT_HEAD = ["student", "method", "teacher", "explained variance ratio", "std ratio: raw"]
 ALIGNMENT_HEAD += ["std ratio: aligned", "std ratio: transformed"]

@@ -93,9 +93,10 @@ def build(
 def _no_records(results_dir: Path, suite: str | None, damaged: list[str]) -> KdepError:
     """The error for a folder without a readable record, whose tables would be empty."""
     of_suite = f" of suite {suite!r}" if suite else ""
-    reasons = f": {'; '.join(damaged[:3])}" if damaged else ""
+    if damaged:  # each sentence has its own fix
+        return KdepError(f"{results_dir} contains no readable record{of_suite}: {damaged[0]}")
     return KdepError(
-        f"{results_dir} contains no readable record{of_suite}{reasons}",
+        f"{results_dir} contains no record{of_suite}",
         expected="a results folder that a suite has written, such as results/pocket",
         fix="name another folder, or run the suite again",
     )
