@@ -1,4 +1,4 @@
-"""Every image in its four rotations by quarter turns."""
+"""Rotations of every image by 0, 1, 2 and 3 quarter turns."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 
 from kdep_bench.augments.base import Augment, Batch, Draw
 
-TURNS = 4  # quarter turns: rotations of an image
+TURNS = 4  # number of rotations of an image by quarter turns
 
 
 class Rotations(Augment):
-    """Replaces an image by its rotations by 0, 90, 180 and 270 degrees, in this order.
+    """Replaces each image by its rotations by 0, 90, 180 and 270 degrees, in this order.
 
-    Adds `rotation` [4 B] int64: the number of quarter turns. Rotations by quarter turns move pixels
-    and interpolate none. Stored teacher outputs are of the image as it was, so none holds; a live
-    teacher sees the same rotations. A label describes its image in every rotation.
+    Adds `rotation` [4 B] int64, the number of quarter turns. Quarter turns need no interpolation.
+    Cached teacher outputs describe the unrotated image, so they cannot be used; a live teacher gets
+    the rotated images. Labels stay valid.
 
     Source: winycg/HSAKD `train_student_cifar.py`.
     """

@@ -1,4 +1,4 @@
-"""BD-KD: a teacher trained with the student; both directions of KL, balanced per sample."""
+"""BD-KD: teacher and student are trained together, with both directions of KL per sample."""
 
 from __future__ import annotations
 
@@ -20,26 +20,32 @@ def entropy(logits_BC: Tensor, tau: float) -> Tensor:
 
 
 class BalancedDivergences(Objective):
-    """L_s + L_t of a student s and a teacher t that are trained together, with labels.
+    """L_s + L_t: a student s and a teacher t are trained together, with labels.
 
-    L_s = CE(y, p_s) + a f KL(p_t || p_s) + b r KL(p_s || p_t), per sample,
-    (f, r) = (delta, 1) where the entropy of p_t is above that of p_s, otherwise (1, delta);
-    L_t = CE(y, p_t) + c KL(p_s || p_t). Every KL is tau^2 KL at temperature tau. No gradient of L_s
-    reaches the teacher and none of L_t the student; f and r have no gradient.
+        L_s = CE(y, p_s) + a f KL(p_t || p_s) + b r KL(p_s || p_t)
+        L_t = CE(y, p_t) + c KL(p_s || p_t)
 
-    So a student that is surer than its teacher is pulled towards all of the teacher's classes, and
-    one that is less sure towards the most likely ones. With delta = 1 the student's divergence is
-    symmetric; with b = 0 and a fixed teacher it is logit distillation with labels.
+    per sample, with tau^2 KL_tau for every KL. If the entropy of p_s is below that of p_t, f is
+    delta and r is 1; otherwise f is 1 and r is delta. f and r have no gradient. The gradient of L_s
+    is only for the student, and the gradient of L_t only for the teacher.
 
-    Source: re-implementation from the abstract of arXiv 2212.12965. It states the sample-wise
-    weights of both directions and the changed loss of the teacher; the values of f and r, delta, a,
-    b, c and tau are chosen in this project. One optimiser trains both networks, whose losses share
-    no gradient. The teacher and both heads are dropped at export.
+    With delta > 1, a student that is more confident than its teacher is trained mainly to cover all
+    classes that the teacher considers possible; a less confident student is trained mainly towards
+    the teacher's most likely classes. With delta = 1 and b = 0, L_s is logit distillation with
+    labels.
+
+    Source: re-implementation from the abstract of arXiv 2212.12965. The abstract mentions a weight
+    per sample for each direction, and a changed loss of the teacher. The rule for f and r, and the
+    values of delta, a, b, c and tau, were chosen in this project. One optimiser trains both
+    networks. The teacher and both heads are dropped at export.
 
     Args:
-        peer: config of the teacher's network, as of a student; None for the student's own.
-        delta: weight of the emphasised direction over that of the other.
-        forward_weight, reverse_weight, teacher_weight: a, b, c.
+        peer: config of the teacher's network, in the form of a student's config; None for the
+            student's architecture.
+        delta: factor of the emphasised direction; the other direction has the factor 1.
+        forward_weight: a.
+        reverse_weight: b.
+        teacher_weight: c.
         tau: temperature.
         width, classes: set by the pre-training stage.
     """
@@ -89,9 +95,10 @@ class BalancedDivergences(Objective):
         }
 
     def emphasis(self, student_BC: Tensor, teacher_BC: Tensor) -> dict[str, Tensor]:
-        """{"forward": f, "reverse": r}, each [B], of the logits of both networks."""
-        surer = (entropy(teacher_BC, self.tau) > entropy(student_BC, self.tau)).float()
+        """{"forward": f, "reverse": r}, each [B], from the logits of both networks."""
+        student_entropy = entropy(student_BC, self.tau)
+        is_confident = (student_entropy < entropy(teacher_BC, self.tau)).float()
         return {
-            "forward": 1 + (self.delta - 1) * surer,
-            "reverse": 1 + (self.delta - 1) * (1 - surer),
+            "forward": 1 + (self.delta - 1) * is_confident,
+            "reverse": 1 + (self.delta - 1) * (1 - is_confident),
         }

@@ -1,4 +1,4 @@
-"""CES-KD: one of several teachers per image, chosen by its difficulty; easy images first."""
+"""CES-KD: the difficulty of an image determines its teacher; easy images are used first."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ PACING: Mapping[str, Any] = {
 
 
 class RecentQuantiles(nn.Module):
-    """Divides values into `count` equally frequent strata, by the last `memory` values.
+    """Divides values into strata of equal frequency, at the quantiles of recent values.
 
     Args:
-        count: K.
-        memory: number of values that are kept, as a buffer.
+        count: K, the number of strata.
+        memory: number of recent values that are stored (in a buffer).
     """
 
     recent: Tensor
@@ -41,39 +41,42 @@ class RecentQuantiles(nn.Module):
 
     @torch.no_grad()
     def forward(self, values_B: Tensor) -> Tensor:
-        """[B] int64, 0 (smallest) to K - 1. In training the values are added to the memory first.
+        """The stratum of each value, [B] int64, from 0 (smallest values) to K - 1.
 
-        A value equal to a quantile is in the lower stratum, so equal values are all in stratum 0.
+        The quantiles include the values of this batch, which are stored in training mode only. A
+        value that equals a quantile is in the lower stratum, so if all values are equal, all are in
+        stratum 0.
         """
         recent = torch.cat([values_B.detach().to(self.recent), self.recent])[: len(self.recent)]
         if self.training:
             self.recent.copy_(recent)
         if self.count == 1:
             return torch.zeros_like(values_B, dtype=torch.int64)
-        levels = torch.arange(1, self.count, dtype=recent.dtype, device=recent.device) / self.count
-        limits = torch.nanquantile(recent, levels)
-        return (values_B[:, None] > limits).sum(1)
+        k = torch.arange(1, self.count, dtype=recent.dtype, device=recent.device)
+        quantiles = torch.nanquantile(recent, k / self.count)
+        return (values_B[:, None] > quantiles).sum(1)
 
 
 class CurriculumExperts(Objective):
-    """tau^2 KL_tau(teacher k(b) || student) of the samples b whose stratum is let in; label-free.
+    """tau^2 KL_tau(teacher of the sample || student), for the easier part of the samples.
 
-    The teachers are listed by capacity, the smallest first, and all have the same classes. The
-    difficulty of a sample is the entropy of the last teacher's softmax. The K teachers divide the
-    samples into K strata of equal size by difficulty, and k(b) is the sample's stratum: the easiest
-    learn from the smallest teacher. In a step with the pacing p the first max(1, ceil(p K)) strata
-    are let in. The loss is the mean over their samples; the others have the loss 0.
+    The K teachers have the same classes and are listed by capacity, the smallest first. The
+    difficulty of a sample is the entropy of the last teacher's softmax. The samples are divided by
+    difficulty into K strata of equal frequency, and stratum k has teacher k. So the easiest samples
+    have the smallest teacher. The pacing p grows during training: a step uses the first
+    max(1, ceil(p K)) strata. The loss is the mean over their samples; the other samples have
+    loss 0. No labels are used.
 
-    Source: re-implementation from the abstract of arXiv 2209.07606, which states one teacher per
-    image, chosen by the difficulty of classifying it, and a gradual curriculum. Difficulty, strata,
-    pacing and temperature are chosen in this project. The strata are those of the last `memory`
-    samples, so the assignment of a sample depends on those before it and in its batch. The
+    Source: re-implementation from the abstract of arXiv 2209.07606. The abstract mentions one
+    teacher per image, chosen by how difficult the image is to classify, and a gradual curriculum.
+    Difficulty, strata, pacing and temperature were chosen in this project. The strata are computed
+    from recent samples, so the teacher of a sample depends on earlier samples and on its batch. The
     student's linear head is dropped at export.
 
     Args:
-        tau: temperature of the KL; the entropy is that at temperature 1.
-        pacing: p, a number or a schedule.
-        memory: samples from which the strata are computed.
+        tau: temperature of the KL; the entropy has temperature 1.
+        pacing: p, a number or the config of a schedule.
+        memory: number of recent samples from which the strata are computed.
         width, teachers, epochs: set by the pre-training stage.
     """
 
@@ -105,25 +108,25 @@ class CurriculumExperts(Objective):
         return {"kl": self.scale(ctx, stratum) * self.kl(ctx, self.head(ctx.after), stratum)}
 
     def kl(self, ctx: Context, student_BC: Tensor, stratum_B: Tensor) -> Tensor:
-        """[B]: the divergence from each sample's teacher."""
+        """[B]: tau^2 KL_tau of each sample's teacher and the student."""
         logits_KBC = _logits(ctx)
         rows = torch.arange(len(stratum_B), device=stratum_B.device)
         return soft_kl(logits_KBC[stratum_B, rows], student_BC, self.tau)
 
     def scale(self, ctx: Context, stratum_B: Tensor) -> Tensor:
-        """[B]: batch size over number of samples let in, 0 for a sample that is not."""
+        """[B]: batch size / number of used samples; 0 for a sample that is not used."""
         p = self.pacing(ctx.step, ctx.steps)
-        # Less 1e-6: rounding of a pacing of 2 / 3 must not let in the third of three strata.
-        number = max(1, math.ceil(p * self.strata.count - 1e-6))
-        admitted = (stratum_B < number).float()
-        return admitted * len(admitted) / admitted.sum().clamp(min=1)
+        # 1e-6: otherwise rounding errors could turn 2 / 3 of three strata into three.
+        n_strata = max(1, math.ceil(p * self.strata.count - 1e-6))
+        used = (stratum_B < n_strata).float()
+        return used * len(used) / used.sum().clamp(min=1)
 
 
 class CurriculumExpertsWithLabels(CurriculumExperts):
-    """(1 - alpha) CE(y, student) + alpha tau^2 KL_tau of the samples let in, on one head.
+    """(1 - alpha) CE(y, student) + alpha * (the KL of CurriculumExperts), on one head.
 
-    The difficulty is the cross-entropy of the last teacher's logits with the label. The labels must
-    be those of the teachers' classifiers.
+    Both terms are for the same samples. The difficulty is the cross-entropy of the last teacher's
+    logits with the label. The labels must be the classes of the teachers' classifiers.
 
     Args:
         alpha: weight of the distillation term, 0 to 1.
@@ -157,10 +160,10 @@ class CurriculumExpertsWithLabels(CurriculumExperts):
         assert ctx.labels is not None
         student, stratum = self.head(ctx.after), self.strata(self.difficulty(ctx))
         scale = self.scale(ctx, stratum)
-        hard = F.cross_entropy(student, ctx.labels, reduction="none")
+        cross_entropy = F.cross_entropy(student, ctx.labels, reduction="none")
         kl = self.kl(ctx, student, stratum)
         return {
-            "cross_entropy": (1 - self.alpha) * (scale * hard),
+            "cross_entropy": (1 - self.alpha) * (scale * cross_entropy),
             "kl": self.alpha * (scale * kl),
         }
 

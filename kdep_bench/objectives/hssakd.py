@@ -1,4 +1,4 @@
-"""HSSAKD: every level learns a teacher's distribution over class and rotation (TNNLS 2022)."""
+"""HSSAKD: every level learns the teacher's distribution over class and rotation (TNNLS 2022)."""
 
 from __future__ import annotations
 
@@ -28,22 +28,24 @@ SGD: Mapping[str, Any] = {
 
 
 def joint_labels(labels_B: Tensor, rotation_B: Tensor) -> Tensor:
-    """[B] int64: 4 y + r, so that the outputs of a class are consecutive."""
+    """[B] int64: 4 y + r for class y and r quarter turns; the labels of a class are consecutive."""
     return TURNS * labels_B + rotation_B
 
 
 def branch(channels: Sequence[int], outputs: int) -> nn.Sequential:
-    """Classifier of a map with `channels[0]` channels: convolutions, mean over places, linear.
+    """Classifier of a map: 3x3 convolutions, mean over positions, linear layer.
 
-    One 3x3 convolution of stride 2 with BatchNorm and ReLU for each further number in `channels`;
-    one of stride 1 where there is none.
+    Every convolution is followed by BatchNorm and ReLU. The map has `channels[0]` channels; each
+    further number is the output width of a convolution of stride 2. If there is none, the branch
+    has one convolution of stride 1.
     """
-    steps = [(a, b, 2) for a, b in itertools.pairwise(channels)]
+    pairs = list(itertools.pairwise(channels)) or [(channels[0], channels[0])]
+    stride = 2 if len(channels) > 1 else 1
     layers: list[nn.Module] = []
-    for cin, cout, stride in steps or [(channels[0], channels[0], 1)]:
+    for in_channels, out_channels in pairs:
         layers += [
-            nn.Conv2d(cin, cout, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(cout),
+            nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(out_channels),
             nn.ReLU(),
         ]
     return nn.Sequential(
@@ -52,13 +54,13 @@ def branch(channels: Sequence[int], outputs: int) -> nn.Sequential:
 
 
 def branches(names: Sequence[str], maps: Maps, outputs: int) -> nn.ModuleDict:
-    """{name: branch} of maps, the largest first; each goes through the channels of the later."""
+    """{name: branch} of maps, largest first; a branch has the widths of its own and later maps."""
     channels = [int(maps[name]["channels"]) for name in names]
     return nn.ModuleDict({name: branch(channels[k:], outputs) for k, name in enumerate(names)})
 
 
 class TeacherHeads(nn.Module):
-    """Classifiers on a frozen teacher: of its pooled feature, and of class and rotation on maps."""
+    """Classifiers on a frozen teacher: classes from the pooled feature, joint labels from maps."""
 
     def __init__(self, width: int, names: Sequence[str], maps: Maps, classes: int) -> None:
         super().__init__()
@@ -66,33 +68,38 @@ class TeacherHeads(nn.Module):
         self.joint = branches(names, maps, TURNS * classes)
 
     def forward(self, teacher: TeacherOutput) -> tuple[Tensor, dict[str, Tensor]]:
-        """(logits [B, C], {map: joint logits [B, 4 C]})."""
+        """Logits [B, C] of the classes, and {map: logits [B, 4 C] of the joint labels}."""
         joint = {name: head(teacher.maps[name]) for name, head in self.joint.items()}
         return self.main(teacher.pooled), joint
 
 
 class Hssakd(Objective):
-    """a CE(y, s; upright images) + b KL(t || s) + c sum over levels l of KL(t_l || s_l).
+    """a CE(y, s) + b KL(t || s) + c sum over levels l of KL(t_l || s_l).
 
-    Every image is in the batch in four rotations (augments.rotations.Rotations). s and t are logits
-    of the C classes of the labels, s_l and t_l of the 4 C pairs of class and rotation, from one
-    classifier per level; KL is tau^2 KL at temperature tau over all rotations, and the
-    cross-entropy is the mean over the upright ones. The teacher's network is frozen. Its
-    classifiers learn, with an optimiser of their own, CE(y, t; upright) + sum_l CE(4 y + r, t_l);
-    they give their targets in evaluation mode. All classifiers are dropped at export.
+    The batch has every image in four rotations (augments.rotations.Rotations). s and t are the
+    student's and the teacher's logits of the C classes; s_l and t_l are logits of the 4 C pairs of
+    class and rotation (joint labels), from one classifier per level. KL is tau^2 KL_tau, averaged
+    over all rotations. CE is averaged over the unrotated images only.
+
+    The teacher's network is frozen. Its classifiers are trained in the same run, by a separate
+    optimiser, to minimise CE(y, t) + sum_l CE(4 y + r, t_l), with r the number of quarter turns.
+    t and t_l are computed in evaluation mode. All classifiers are dropped at export.
 
     Source: Yang et al., TNNLS 2022, IJCAI 2021; winycg/HSAKD `train_student_cifar.py`,
-    `train_teacher_cifar.py` (frozen backbone), tau 3 and all weights 1. Four departures: the
-    teacher's classifiers are trained in the same run, before each of the student's steps, there in
-    100 epochs of their own before it; the teacher's main classifier is a new one on the labels'
-    classes, because a teacher here may have others or none; a branch has one convolution per later
-    level, there the network's own blocks; and the student's branches take part in its optimiser.
+    `train_teacher_cifar.py` (frozen backbone), tau 3 and all weights 1. Three differences: the
+    source trains the teacher's classifiers first, for 100 epochs, and here they take one step
+    before every step of the student; the classifier of t is new, because a teacher here may have
+    other classes or none; a branch has one convolution per later level, in the source the blocks of
+    the network. The student's optimiser also trains the student's branches.
 
     Args:
         levels: {student level: teacher map}.
         tau: temperature.
-        cross_entropy, main, joint: a, b, c.
-        optimizer: of the teacher's classifiers; its rate follows the shape of the student's.
+        cross_entropy: a.
+        main: b.
+        joint: c.
+        optimizer: config of the optimiser of the teacher's classifiers. Its learning rate follows
+            the student's schedule.
         width, classes, teacher_width, student_maps, teacher_maps: set by the pre-training stage.
     """
 
@@ -134,32 +141,35 @@ class Hssakd(Objective):
         assert ctx.labels is not None
         main, joint = self.teacher(ctx.teacher)
         labels = joint_labels(ctx.labels, ctx.extra["rotation"])
-        loss = self.upright(ctx, main).mean()
+        loss = self.unrotated_cross_entropy(ctx, main).mean()
         for logits in joint.values():
             loss = loss + F.cross_entropy(logits, labels)
         players.minimise("teacher_heads", loss)
 
-    def upright(self, ctx: Context, logits_BC: Tensor) -> Tensor:
-        """[4 B]: cross-entropies whose mean is that over the upright images; 0 for the others."""
+    def unrotated_cross_entropy(self, ctx: Context, logits_BC: Tensor) -> Tensor:
+        """[4 B]: 4 times the cross-entropy of an unrotated image, 0 for the other rotations.
+
+        The mean over the batch is therefore the mean over the unrotated images.
+        """
         assert ctx.labels is not None
-        hard = F.cross_entropy(logits_BC, ctx.labels, reduction="none")
-        return TURNS * hard * (ctx.extra["rotation"] == 0)
+        cross_entropy = F.cross_entropy(logits_BC, ctx.labels, reduction="none")
+        return TURNS * cross_entropy * (ctx.extra["rotation"] == 0)
 
     @torch.no_grad()
     def targets(self, ctx: Context) -> tuple[Tensor, dict[str, Tensor]]:
-        """The teacher's logits, as TeacherHeads gives them in evaluation mode."""
+        """The result of TeacherHeads in evaluation mode, without gradient."""
         assert ctx.teacher is not None
-        mode = self.teacher.training
+        was_training = self.teacher.training
         self.teacher.eval()
         logits = self.teacher(ctx.teacher)
-        self.teacher.train(mode)
+        self.teacher.train(was_training)
         return logits
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         teacher, teacher_joint = self.targets(ctx)
         student, (a, b, c) = self.head(ctx.after), self.weights
         terms = {
-            "cross_entropy": a * self.upright(ctx, student),
+            "cross_entropy": a * self.unrotated_cross_entropy(ctx, student),
             "main": b * soft_kl(teacher, student, self.tau),
         }
         for level, name in self.levels.items():

@@ -1,12 +1,12 @@
-"""A published student as a folder in the layout of the Hugging Face hub.
+"""Writes a published student as a folder in the layout of the Hugging Face hub.
 
-    config.json                timm's where timm has the network, otherwise the student config
-    model.safetensors          the tensors, by the names of that network
+    config.json                a timm config if timm has the network, otherwise the student config
+    model.safetensors          the weights, with that network's tensor names
     preprocessor_config.json   resize, crop and normalisation, for transformers' image processors
     README.md                  the model card with the hub's header
 
-`timm.create_model("local-dir:FOLDER", pretrained=True)` loads the former kind; uploaded with
-`hf upload USER/NAME FOLDER`, also "hf-hub:USER/NAME".
+If timm has the network, `timm.create_model("local-dir:FOLDER", pretrained=True)` loads it. After
+`hf upload USER/NAME FOLDER`, "hf-hub:USER/NAME" does so too.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from kdep_bench.files import write_atomic
 from kdep_bench.transfer.model_card import CARD, is_standard_resnet
 
 CONFIG, WEIGHTS, PREPROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
-_BOX = 4  # PIL's Image.Resampling.BOX, as the tests of classification resize
+_BOX = 4  # PIL's Image.Resampling.BOX, the filter that resizes the test images of classification
 
 
 def write_hf(student: Mapping[str, Any], source: Path, card: str, folder: Path) -> None:
-    """Writes the four files; existing ones are replaced.
+    """Writes the four files, and replaces existing ones.
 
     Args:
         student: the student's config.
-        source: its tensors as safetensors.
-        card: the model card of its published folder.
-        folder: exists.
+        source: safetensors file with the student's weights.
+        card: text of the model card of the published student.
+        folder: an existing folder.
 
     Raises:
         KdepError: the tensors are not those of the network in config.json.
@@ -43,7 +43,7 @@ def write_hf(student: Mapping[str, Any], source: Path, card: str, folder: Path) 
     config, prefix = _config(student)
     renamed = {k.removeprefix(prefix): v for k, v in tensors.items()}
     if "architecture" in config:
-        _check_names(config, {k: tuple(v.shape) for k, v in renamed.items()}, source)
+        _check_tensors(config, {k: tuple(v.shape) for k, v in renamed.items()}, source)
     write_atomic(folder / WEIGHTS, save(renamed, metadata={"format": "pt"}))
     write_atomic(folder / CONFIG, json.dumps(config, indent=1) + "\n")
     px = int(student["input_px"])
@@ -52,7 +52,7 @@ def write_hf(student: Mapping[str, Any], source: Path, card: str, folder: Path) 
 
 
 def preprocessor(px: int) -> dict[str, Any]:
-    """The content of preprocessor_config.json: the shorter side to `px`, centre crop, normalise."""
+    """The content of preprocessor_config.json: resize the shorter side to `px`, crop, normalise."""
     return {
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": True,
@@ -70,7 +70,7 @@ def preprocessor(px: int) -> dict[str, Any]:
 
 
 def _config(student: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """(the content of config.json, the prefix of the tensors' names to remove)."""
+    """The content of config.json, and the prefix to remove from the tensor names."""
     backbone = dict(student["backbone"])
     if str(backbone["type"]).endswith("TimmBackbone"):
         ignored = ("type", "model", "out_indices", "frozen_stages", "norm_eval", "init_cfg")
@@ -84,11 +84,18 @@ def _config(student: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
 def _timm_config(
     student: Mapping[str, Any], model: str, arguments: Mapping[str, Any]
 ) -> dict[str, Any]:
+    """The config.json of a network of timm.
+
+    Args:
+        student: the student's config.
+        model: timm's name of the network; text after a "." names weights and is ignored.
+        arguments: other arguments of `timm.create_model`.
+    """
     import timm
 
     architecture, _, _ = model.partition(".")
     network: Any = timm.create_model(architecture, num_classes=0, **arguments)
-    known = network.pretrained_cfg
+    defaults = network.pretrained_cfg
     px = int(student["input_px"])
     config: dict[str, Any] = {
         "architecture": architecture,
@@ -96,15 +103,15 @@ def _timm_config(
         "num_features": int(student["width"]),
         "pretrained_cfg": {
             "input_size": [3, px, px],
-            "fixed_input_size": bool(known.get("fixed_input_size", False)),
+            "fixed_input_size": bool(defaults.get("fixed_input_size", False)),
             "interpolation": "box",
             "crop_pct": 1.0,
             "crop_mode": "center",
             "mean": [m / WHITE for m in MEAN],
             "std": [s / WHITE for s in STD],
             "num_classes": 0,
-            "first_conv": known.get("first_conv"),
-            "classifier": known.get("classifier"),
+            "first_conv": defaults.get("first_conv"),
+            "classifier": defaults.get("classifier"),
         },
     }
     if arguments:
@@ -112,7 +119,8 @@ def _timm_config(
     return config
 
 
-def _check_names(config: Mapping[str, Any], shapes: Mapping[str, Any], source: Path) -> None:
+def _check_tensors(config: Mapping[str, Any], shapes: Mapping[str, Any], source: Path) -> None:
+    """Raises KdepError unless `shapes` {name: shape} are those of timm's network."""
     import timm
 
     arguments = config.get("model_args", {})
@@ -123,19 +131,20 @@ def _check_names(config: Mapping[str, Any], shapes: Mapping[str, Any], source: P
                            if expected.get(k) != shapes.get(k))  # fmt: skip
         raise KdepError(
             f"{len(differing)} tensors of {source} are not those of timm's "
-            f"{config['architecture']}, the first is {differing[0]}",
-            fix="publish it without --hf",
+            f"{config['architecture']} (other names or shapes), the first is {differing[0]}",
+            fix="publish the student without --hf",
         )
 
 
 def _header(config: Mapping[str, Any]) -> str:
+    """The YAML header of the model card, which the hub reads."""
     library = "timm" if "architecture" in config else "kdep_bench"
     lines = [f"library_name: {library}", "pipeline_tag: image-feature-extraction"]
     return "\n".join(["---", *lines, "tags:", "- knowledge-distillation", "- backbone", "---", ""])
 
 
 def _with_loading(card: str, config: Mapping[str, Any]) -> str:
-    """The card with the code that loads this folder instead of that of the published files."""
+    """The card with code that loads this folder in place of its section "Files"."""
     before, _, _ = card.partition("## Files")
     if "architecture" in config:
         code = ["import timm", 'net = timm.create_model("local-dir:.", pretrained=True)']

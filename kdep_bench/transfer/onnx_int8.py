@@ -1,4 +1,4 @@
-"""A backbone's ONNX file in 8-bit integers (static quantisation), and the score that it loses."""
+"""Static quantisation of a backbone's ONNX file to 8-bit integers, and the scores of ONNX files."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ CALIBRATION_IMAGES = 128
 
 
 def calibration_images(folder: Path, px: int, count: int = CALIBRATION_IMAGES) -> np.ndarray:
-    """[N, 3, px, px] float32, RGB from 0 to 255: images of a folder, evenly spaced by name.
+    """[N, 3, px, px] float32, RGB from 0 to 255: at most `count` images of a folder.
 
-    The shorter side is resized to `px`, and the centre is cropped.
+    They are evenly spaced in the sorted list of file names. The shorter side is resized to `px`,
+    and the centre is cropped.
 
     Raises:
-        KdepError: no image in the folder, or one that cannot be read.
+        KdepError: the folder has no image, or an image cannot be read.
     """
     names = list_images(folder).images
     if not names:
         raise KdepError(
             f"the folder {folder} has no image to calibrate with", fix="run the suite again"
         )
-    chosen = [names[i] for i in np.linspace(0, len(names) - 1, min(count, len(names))).astype(int)]
+    positions = np.linspace(0, len(names) - 1, min(count, len(names))).astype(int)
     images = []
-    for name in chosen:
+    for name in (names[i] for i in positions):
         try:
             with Image.open(folder / name) as image:
                 square = ImageOps.fit(image.convert("RGB"), (px, px), Image.Resampling.BOX)
@@ -50,28 +51,30 @@ def calibration_images(folder: Path, px: int, count: int = CALIBRATION_IMAGES) -
 
 
 class _Reader:
-    """Feeds images one by one; onnxruntime's CalibrationDataReader."""
+    """Passes images to onnxruntime one by one (its interface CalibrationDataReader)."""
 
     def __init__(self, images: np.ndarray) -> None:
-        self._feeds: Iterator[dict[str, np.ndarray]] = iter([{"images": i[None]} for i in images])
+        batches = [{"images": image[None]} for image in images]
+        self._batches: Iterator[dict[str, np.ndarray]] = iter(batches)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self._feeds, None)
+        return next(self._batches, None)
 
 
 def quantise(source: Path, images: np.ndarray, path: Path) -> None:
-    """Writes an ONNX file with 8-bit convolutions and matrix products; same inputs and outputs.
+    """Writes a copy of an ONNX file with 8-bit convolutions and matrix products.
 
-    Weights are signed, one scale per output channel, with 7 bits, so that products of older x86
-    processors do not overflow; activations are unsigned, their ranges those of `images`.
+    Inputs and outputs do not change. Weights are signed, with one scale per output channel and
+    7 bits, so that products do not overflow on older x86 processors. Activations are unsigned;
+    their ranges are measured on `images`.
 
     Args:
         source: the ONNX file in 32-bit floats.
-        images: [N, 3, H, W] for the ranges.
-        path: the file; replaced where it exists, and left alone if quantisation fails.
+        images: [N, 3, H, W], see `calibration_images`.
+        path: file to write. An existing file is replaced only if quantisation succeeds.
 
     Raises:
-        KdepError: onnxruntime cannot quantise it, or reads no result.
+        KdepError: onnxruntime cannot quantise the file, or cannot load the result.
     """
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -96,17 +99,17 @@ def quantise(source: Path, images: np.ndarray, path: Path) -> None:
         partial.replace(path)
     except KdepError:
         raise
-    except Exception as e:  # its errors have no common class but Exception
+    except Exception as e:  # onnxruntime's errors have no narrower common class
         raise KdepError(
             f"onnxruntime cannot quantise {source} ({str(e).splitlines()[0]:.160})",
-            fix="publish it without --int8",
+            fix="publish the student without --int8",
         ) from None
     finally:
         partial.unlink(missing_ok=True)
 
 
 class OnnxBackbone(nn.Module):
-    """A backbone's ONNX file in the place of the network: normalised images -> (last level,)."""
+    """Runs a backbone's ONNX file in place of the network: normalised images -> (last map,)."""
 
     mean: Tensor
     std: Tensor
@@ -119,8 +122,8 @@ class OnnxBackbone(nn.Module):
 
     def forward(self, images_B3HW: Tensor) -> tuple[Tensor]:
         pixels = images_B3HW.cpu() * self.std + self.mean  # the file normalises them itself
-        (level,) = self.session.run(["map"], {"images": pixels.contiguous().numpy()})
-        return (torch.from_numpy(level),)
+        (last_map,) = self.session.run(["map"], {"images": pixels.contiguous().numpy()})
+        return (torch.from_numpy(last_map),)
 
 
 def probe_scores(
@@ -131,16 +134,18 @@ def probe_scores(
     checkpoint: Path,
     seed: int,
 ) -> dict[str, float]:
-    """Top-1 of a linear probe on the features of each ONNX file, refitted for each.
+    """Top-1 accuracies of a linear probe, which is fitted to the features of each ONNX file.
 
     Args:
-        files: by name.
-        task: a LinearProbe of the protocol 'split'.
-        student, data_root, checkpoint, seed: of the transfer stage.
+        files: {name: ONNX file}.
+        task: a LinearProbe whose recipe has protocol="split".
+        student, data_root, checkpoint, seed: those of the transfer stage.
     """
-    with tempfile.TemporaryDirectory() as work_dir:
-        place = Path(work_dir)
+    with tempfile.TemporaryDirectory() as folder:
+        work_dir = Path(folder)
         return {
-            name: task.score_with(OnnxBackbone(f), data_root, student, checkpoint, seed, place)
-            for name, f in files.items()
+            name: task.score_with(
+                OnnxBackbone(path), data_root, student, checkpoint, seed, work_dir
+            )
+            for name, path in files.items()
         }

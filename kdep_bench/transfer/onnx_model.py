@@ -1,8 +1,8 @@
-"""A transferred model, backbone and head, as an ONNX file: classification and segmentation.
+"""Exports a classifier or segmenter (backbone and head) of a transfer run to ONNX.
 
-A detector is not exported: the models of `mmdet` that are used here have two stages, whose second
-one reads boxes that the first has found, by operators (NMS, RoIAlign over a varying number of
-boxes) that need mmdeploy.
+Detectors are not exported. Those used here have two stages. The second stage reads the boxes that
+the first one found, with operators (NMS, RoIAlign over a varying number of boxes) that need
+mmdeploy.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kdep_bench.transfer.gate import read_tensors
 from kdep_bench.transfer.method import MODEL
 from kdep_bench.transfer.onnx_file import WithPreprocessing, export_network
 
-EXPORTED = ("classification", "segmentation")  # families of tasks
+EXPORTED = ("classification", "segmentation")  # task families
 OUTPUT = "logits"
 
 
@@ -38,34 +38,37 @@ def write_model(
     seed: int,
     path: Path,
 ) -> None:
-    """Writes a transferred model with its preprocessing as ONNX, in a process of its own.
+    """Writes a transferred model with its preprocessing as ONNX, in a separate process.
 
-    Input `images` [B, 3, H, W], float32, RGB from 0 to 255: H and W are the student's `input_px` in
-    classification, and the task's `scale` in segmentation. Output `logits`: [B, classes], or
-    [B, classes, H, W] resized to the images (the largest along the classes is the mask).
+    Input `images` [B, 3, H, W] float32, RGB from 0 to 255. H and W are the student's `input_px` in
+    classification, and the task's `scale` in segmentation. Output `logits`: [B, classes] in
+    classification, [B, classes, H, W] in segmentation. The class with the largest logit is the
+    prediction for the image or the pixel.
 
     Args:
         task: the task's config.
         student: the student's config.
-        data_root: the tree of the data, for the names of the classes.
+        data_root: root folder of the data, which contains the class names.
         stage: directory of the transfer stage, with its model.
-        seed: of the transfer.
-        path: the file; replaced where it exists, left alone if the export fails.
+        seed: transfer seed.
+        path: file to write. An existing file is replaced only if the export succeeds.
 
     Raises:
-        KdepError: the stage has no model, its task is of another family, or see `write_onnx`.
+        KdepError: the stage has no model, the task family is not in EXPORTED, or an error of
+            `write_onnx`.
     """
     if task["family"] not in EXPORTED:
         raise KdepError(
             f"the model of the task {task['name']} ({task['family']}) cannot be exported to ONNX: "
             "it has two stages with operators that need mmdeploy",
             expected=" or ".join(EXPORTED),
-            fix="use backbone.onnx, or mmdeploy with the model.pth of its stage",
+            fix="use backbone.onnx, or convert model.pth of the transfer stage with mmdeploy",
         )
     if not (stage / MODEL).is_file():
         raise KdepError(
             f"the transfer stage {stage.name} has not stored its model",
-            fix="add keep_models=True to the suite, and run it: its transfers run again",
+            fix="add keep_models=True to the suite and run it again; the transfer stages will be "
+            "run again",
         )
     # One toolkit per process: see `openmmlab.setup`.
     context = multiprocessing.get_context("spawn")
@@ -81,9 +84,10 @@ def write_model(
 
 
 class TransferredModel(WithPreprocessing):
-    """A toolkit's model on RGB pixels from 0 to 255 [B, 3, H, W] -> (logits,).
+    """A toolkit's model that returns (logits,) for RGB images [B, 3, H, W] from 0 to 255.
 
-    Maps of logits are resized to the images, as the toolkit does before it takes the largest.
+    Logits of a segmenter are resized to the image size, as the toolkit does before it chooses the
+    class of each pixel.
     """
 
     def __init__(self, model: Any, size: tuple[int, int]) -> None:
@@ -119,10 +123,10 @@ def load_model(
     stage: Path,
     seed: int,
 ) -> tuple[nn.Module, tuple[int, int]]:
-    """(the toolkit's model with the weights of a transfer, (height, width) of its images).
+    """The toolkit's model with the weights of a transfer run, and the (height, width) of its input.
 
     Raises:
-        KdepError: weights that do not fit, or a segmentation that is scored by sliding windows.
+        KdepError: the weights do not fit the model, or the task is scored with sliding windows.
     """
     from mmengine.registry import MODELS
     from mmengine.utils import import_modules_from_strings
@@ -144,9 +148,9 @@ def load_model(
         return model.eval(), (px, px)
     if model.test_cfg.mode != "whole":
         raise KdepError(
-            f"the task {task.name} scores images by sliding windows, and a file would give "
-            "other masks",
-            fix="use backbone.onnx, or the model.pth of its stage",
+            f"the task {task.name} is scored with sliding windows, but the ONNX file would process "
+            "whole images and give other masks",
+            fix="use backbone.onnx, or model.pth of the transfer stage",
         )
     width, height = task_config["recipe"]["scale"]
     return model.eval(), (int(height), int(width))
