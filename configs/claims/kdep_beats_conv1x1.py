@@ -7,5 +7,6 @@ claim = dict(
     source="He et al., CVPR 2022 (KDEP), arXiv 2203.05180",
     kind="difference",
     a=dict(method="kdep", share=1.0),
+    # Alternative names of the method. `share` is the data fraction.
     b=dict(method=("conv1x1", "conv_1x1"), share=1.0),
 )

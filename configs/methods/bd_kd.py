@@ -1,13 +1,15 @@
-"""BD-KD: teacher and student trained together, both directions of KL balanced per image.
+"""BD-KD: teacher and student are trained together, with both directions of KL per image.
 
-Source       re-implemented from the abstract of arXiv 2212.12965 (2022, 2024). The weights are this
-             project's: 2 for KL(teacher || student) where the student is surer than the teacher and
-             for KL(student || teacher) elsewhere, 1 for the other direction.
-Differs      from `dml` in the larger second network, which is a teacher, and in the second
-             direction of the student's KL; the student is exported.
-Labels       of the data, for both networks. No trained teacher is read.
-Cost         per step one forward and backward pass of the larger network. Another `peer` must have
-             the student's input size; objective=dict(peer=None) makes it the student's own network.
+Source       re-implemented from the abstract of arXiv 2212.12965 (2022, 2024). The weights were
+             chosen in this project. Where the student has the lower entropy, KL(teacher || student)
+             has the weight 2 and KL(student || teacher) the weight 1; elsewhere the weights are
+             exchanged.
+Differs      from `dml` in the larger second network, the teacher, and in the second KL term of the
+             student. Only the student is exported.
+Labels       of the data, for both networks. There is no pre-trained teacher.
+Cost         per step one forward and backward pass of the teacher. `peer` is the config of the
+             teacher's network. Another `peer` must have the student's input size;
+             objective=dict(peer=None) uses the student's architecture.
 """
 
 from mmengine.config import read_base

@@ -1,15 +1,15 @@
-"""CES-KD: an assistant teaches the easy images and the teacher the hard ones; easy images first.
+"""CES-KD: easy images have an assistant as teacher, hard images the large teacher; easy ones first.
 
-Source       re-implemented from the abstract of arXiv 2209.07606 (2022). How difficulty is measured
-             (the entropy of the teacher's probabilities), the strata of equal size and the pacing
-             are this project's: the harder half is let in after a quarter of the run.
-Differs      from `takd` in that the student also learns from the teacher itself, and from
-             `multi_teacher_kd` in that it learns each image from one of the two.
-Labels       none. CurriculumExpertsWithLabels of the same file has the paper's cross-entropy, and
-             the difficulty from the label; it needs labels of the teachers' classes.
-Teachers     list them by capacity, the smallest first; they must have the same classes.
-Cost         includes a second pre-training, of the assistant, and one cache per teacher over all
-             images. Choosing saves no teacher pass, because caches are shared by methods.
+Source       re-implemented from the abstract of arXiv 2209.07606 (2022). Chosen in this project:
+             difficulty is the entropy of the large teacher's probabilities; both teachers have
+             half of the images; the harder half is used after a quarter of the run.
+Differs      from `takd` in the second teacher, and from `multi_teacher_kd` in using only one of the
+             two teachers for each image.
+Labels       none. CurriculumExpertsWithLabels of the same module adds the paper's cross-entropy and
+             computes the difficulty from the label. It needs labels of the teachers' classes.
+Teachers     list them by capacity, the smallest first. They must have the same classes.
+Cost         includes the pre-training of the assistant, and one cache per teacher. Each cache has
+             all images, because methods share caches.
 """
 
 from kdep_bench.objectives.ces_kd import CurriculumExperts

@@ -1,17 +1,17 @@
-"""HSSAKD: at every level, a teacher's distribution over class and rotation; with labels.
+"""HSSAKD: every level learns the teacher's distribution over class and rotation; with labels.
 
 Source       Yang et al., TNNLS 2022 (IJCAI 2021); winycg/HSAKD, the offline form with a frozen
              teacher. The teacher's classifiers are trained in the same run instead of before it;
-             the objective lists this and the other departures.
+             `kdep_bench/objectives/hssakd.py` lists this and the other differences.
 Differs      from `logit_kd` in the four rotations of every image, the classifiers at every level
-             and the labels; from `fitnets` in what levels are compared by, distributions and not
-             features.
-Labels       of the data, for the teacher's classifiers and the student's cross-entropy; without
-             the latter objective=dict(cross_entropy=0.0). The teacher's own classes are not read.
-Teacher      live, because the rotations of an image are in no cache; any one with feature maps.
-Cost         four images per image for student and teacher: four times the student's forward and
-             backward pass and four teacher passes, which the columns of forward passes count as
-             seven more per image.
+             and the labels; from `fitnets` in comparing class distributions of levels instead of
+             their features.
+Labels       of the data, for the teacher's classifiers and the student's cross-entropy.
+             objective=dict(cross_entropy=0.0) removes the student's cross-entropy. The teacher's
+             own classifier is not used.
+Teacher      any teacher with feature maps. It is live, because rotated images are in no cache.
+Cost         student and teacher process four rotations of every image. The columns of forward
+             passes count seven extra passes per image: three of the student, four of the teacher.
 """
 
 from kdep_bench.augments.rotations import Rotations

@@ -2,7 +2,7 @@
 
 Command   python tools/run_suite.py configs/suites/kdep_maps.py   (can be stopped and resumed)
 Cost      the pre-trainings of `kdep_anatomy` are reused; per method and seed a detector and a
-          segmentor (110 s and 75 s on one idle core)
+          segmenter (110 s and 75 s on one idle core)
 Outcome   results/kdep_maps: fitnets_4 is the best on both tasks; maps_4 is the best without learned
           projectors, 5.1 points above supervised and 3.4 below fitnets_4
 

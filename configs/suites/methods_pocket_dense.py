@@ -2,7 +2,7 @@
 
 Command   python tools/run_suite.py configs/suites/methods_pocket_dense.py
 Cost      45 minutes on two shared cores in addition to a finished `methods_pocket`; on one idle
-          core 110 s per detector and 75 s per segmentor. The tables report no times, because the
+          core 110 s per detector and 75 s per segmenter. The tables report no times, because the
           machine was shared
 Outcome   results/methods_pocket_dense. With one seed, differences have no interval and no
           conclusions can be drawn

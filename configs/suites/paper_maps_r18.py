@@ -35,6 +35,7 @@ suite.update(
         )
         for share, epochs in ((1.0, 9), (0.1, 90))
         for teacher, methods in (
+            # scratch does not depend on the data fraction, so it is listed for fraction 1 only.
             ("resnet50", ["kdep", "logit_kd", "supervised", *["scratch"] * (share == 1)]),
             (
                 dict(base="resnet50", maps=maps),

@@ -19,18 +19,31 @@ from mmengine.config import read_base
 with read_base():
     from .paper_r18 import suite
 
+kdep_zero_pad = dict(
+    base="kdep",
+    name="kdep_zero_pad",
+    align=dict(_delete_=True, type="svd", policy="zero_pad"),
+)
+
 suite.update(
     name="paper_mnv2",
     about="MobileNetV2 at 224 px, ImageNet-1K, the protocol of KDEP (CVPR 2022)",
     students=["mobilenetv2"],
     tasks=[
-        *("cifar100", "cub200", "dtd", "caltech256"),
+        "cifar100",
+        "cub200",
+        "dtd",
+        "caltech256",
         dict(base="cityscapes", recipe=dict(lr=0.006)),
-        *("voc12_seg", "ade20k", "voc0712_fpn", "coco_fpn"),
+        "voc12_seg",
+        "ade20k",
+        "voc0712_fpn",
+        "coco_fpn",
     ],
     variants=[
         dict(
             teacher=teacher,
+            # scratch does not depend on the data fraction, so it is listed for fraction 1 only.
             methods=[*methods, "conv1x1", "supervised", *["scratch"] * (share == 1)],
             shares=[share],
             budget=dict(epochs=epochs),
@@ -38,23 +51,8 @@ suite.update(
         for teacher, methods in (
             ("resnet50", ["kdep", "logit_kd"]),
             ("microsoft_resnet50", ["kdep"]),
-            *(
-                (
-                    narrow_teacher,
-                    [
-                        dict(
-                            base="kdep",
-                            name="kdep_zero_pad",
-                            align=dict(_delete_=True, type="svd", policy="zero_pad"),
-                        ),
-                        *logit_methods,
-                    ],
-                )
-                for narrow_teacher, logit_methods in (
-                    ("swin_b", ["logit_kd"]),
-                    ("dinov2_vitb14", []),
-                )
-            ),
+            ("swin_b", [kdep_zero_pad, "logit_kd"]),
+            ("dinov2_vitb14", [kdep_zero_pad]),
         )
         for share, epochs in ((1.0, 9), (1.0, 18), (1.0, 90), (0.1, 90), (0.1, 180), (0.1, 900))
     ],

@@ -25,9 +25,15 @@ suite = dict(
     students=["resnet18"],
     methods=["kdep", "conv1x1", "logit_kd", "supervised", "scratch"],
     tasks=[
-        *("cifar100", "cub200", "dtd", "caltech256"),
-        *("cityscapes", "voc12_seg", "ade20k"),
-        *("voc0712_c4", "coco_c4"),
+        "cifar100",
+        "cub200",
+        "dtd",
+        "caltech256",
+        "cityscapes",
+        "voc12_seg",
+        "ade20k",
+        "voc0712_c4",
+        "coco_c4",
     ],
     views=dict(scale=[0.08, 1.0]),
     budget=dict(
@@ -42,7 +48,7 @@ suite = dict(
     variants=[
         dict(
             teacher=teacher,
-            # scratch does not depend on the data fraction, so it is listed for one fraction only.
+            # scratch does not depend on the data fraction, so it is listed for fraction 1 only.
             methods=["kdep", "conv1x1", *logit_methods, "supervised", *["scratch"] * (share == 1)],
             shares=[share],
             budget=dict(epochs=epochs),
@@ -57,7 +63,10 @@ suite = dict(
     ],
     seeds=dict(pretrain=[0, 1, 2], transfer=[0, 1, 2], pairs="diagonal"),
     claims=[
-        *("data_10x_time_5x", "kdep_10pct_vs_supervised", "kdep_beats_conv1x1"),
-        *("kdep_beats_logit_kd", "kdep_beats_scratch"),
+        "data_10x_time_5x",
+        "kdep_10pct_vs_supervised",
+        "kdep_beats_conv1x1",
+        "kdep_beats_logit_kd",
+        "kdep_beats_scratch",
     ],
 )

@@ -22,7 +22,12 @@ suite.update(
     about="probes of the backbones of methods_pocket",
     tasks=["pocket_probe"],
     probes=[
-        *("knn", "few_shot", "retrieval", "calibration", "effective_rank", "cka"),
+        "knn",
+        "few_shot",
+        "retrieval",
+        "calibration",
+        "effective_rank",
+        "cka",
         "linear_segmentation",
         dict(
             base="robustness",

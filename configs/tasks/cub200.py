@@ -7,7 +7,7 @@ Differences from the public code: the last epoch is scored (the public code repo
 epoch, which is biased upwards); every run has a different seed; the input normalisation is that of
 pre-training; the suite sets the number of transfer seeds (2 in the public code).
 
-The learning rate is 0.01. The public code uses 0.001 and 0.01; to choose between them by test
+The learning rate is 0.01. The public code uses 0.001 and 0.01; choosing between them by test
 accuracy would be biased. To run 0.001 as well, add dict(base="cub200", name="cub200_lr0001",
 recipe=dict(lr=0.001)) to the suite's tasks.
 """

@@ -1,7 +1,8 @@
 """Detection of 8 classes in pocket scenes (COCO format): Faster R-CNN FPN with a reduced head.
 
 For every method, all stages and BatchNorm are trained. mmdet's usual settings (one frozen stage,
-norm_eval) are for ImageNet weights and would put randomly initialised students at a disadvantage.
+BatchNorm in eval mode) are for ImageNet weights and would put randomly initialised students at a
+disadvantage.
 Training takes about 120 s on one core for the half-width ResNet-18.
 """
 

@@ -309,7 +309,8 @@ def fill_shard(
         if pooled:
             values["features"] = output.pooled
         for name, array in _as_stored(values, teacher.name, views, rows).items():
-            (shard if name == "features" else extras[name])[i : i + len(rows)] = array
+            target = shard if name == "features" else extras[name]
+            target[i : i + len(rows)] = array
         progress(first + i + len(rows), len(order), f"{teacher.name} features")
     for array in extras.values():
         array.flush()

@@ -71,7 +71,7 @@ def hadamard(order: int) -> np.ndarray | None:
     constructions I and II for primes. All usual widths have one (192, 320, 384, 768, 1280, 1792);
     no Hadamard matrix exists for an order above 2 that is not a multiple of 4.
     """
-    power = order & -order
+    power = order & -order  # the largest power of two that divides the order
     while power >= 1:
         paley = _paley(order // power)
         if paley is not None:

@@ -1,4 +1,4 @@
-"""Builds mm backbones, and reads their last map before the final activation (the tap).
+"""Builds OpenMMLab backbones, and reads their last map before the final activation (the tap).
 
 For a network that does not end in an activation (ConvNeXt, Swin and ViT end in a norm), the tap is
 "output": the map that its classifier averages. `kdep_bench/students/discover.py` finds the tap of
@@ -90,7 +90,7 @@ class PreActivationTap(nn.Module):
     second time after the addition of the shortcut; the last call is used.
 
     Args:
-        backbone: an mm backbone whose last output is the final map.
+        backbone: an OpenMMLab backbone whose last output is the final map.
         tap: "last_pre_activation": before the last activation, which is known for some classes (see
             LAST_ACTIVATION); "output": the last map itself, for a network that does not end in an
             activation; or the module path of the last activation.
@@ -145,14 +145,14 @@ class PreActivationTap(nn.Module):
             KdepError: another number of channels, or the tap is not the input of the last
                 activation.
         """
-        mode = self.training
+        was_training = self.training
         self.eval()
         x = torch.randn(2, 3, px, px)
         with nonzero_scales(self):
             pre_activation, post_activation = self(x)
         # With the tap "output" the backbone must not end in an activation.
         unexpected = None if self._activation else find_last_activation(self, lambda: self(x)[1])
-        self.train(mode)
+        self.train(was_training)
         if pre_activation.shape[1] != width:
             raise KdepError(
                 f"the student's last map has {pre_activation.shape[1]} channels",

@@ -16,19 +16,25 @@ if TYPE_CHECKING:
     from kdep_bench.objectives.players import Player, Players
     from kdep_bench.teachers.base import TeacherOutput
 
-# Inputs that an objective may read from a batch. Those that need an explanation:
-# "views": no tensor; the fixed views of an image must be consecutive in the batch.
-# "classes": no tensor; the labels must be the classes of the teacher's classifier.
-# "classifier": the teacher's classifier, as a function of its pooled feature.
-# "tail": the teacher's layers after one of its maps, to be trained again (Teacher.tail).
-# "layer": the output of the layer `teacher_layer` of a live teacher. The teacher processes only the
-# visible patches, and its later layers are not run (Teacher.up_to).
-# "probabilities": class probabilities. The `top_classes` largest are exact; the remaining
-# probability is spread evenly over the other classes.
+# Inputs that an objective may read from a batch; Context describes the tensors.
 NEEDS = frozenset(
     {
-        *("target", "labels", "pooled", "logits", "maps", "tokens", "views", "classes"),
-        *("classifier", "tail", "probabilities", "layer"),
+        "target",
+        "labels",
+        "pooled",
+        "logits",
+        "maps",
+        "tokens",
+        "views",  # no tensor: the fixed views of an image must be consecutive in the batch
+        "classes",  # no tensor: the labels must be the classes of the teacher's classifier
+        "classifier",  # the teacher's classifier, as a function of its pooled feature
+        "tail",  # the teacher's layers after one of its maps, to be trained again (Teacher.tail)
+        # Class probabilities: the `top_classes` largest are exact, and the remaining probability is
+        # spread evenly over the other classes.
+        "probabilities",
+        # The output of the layer `teacher_layer` of a live teacher. The teacher processes only the
+        # visible patches, and its later layers are not run (Teacher.up_to).
+        "layer",
     }
 )
 # Constructor arguments that the pre-training stage can supply.
@@ -55,8 +61,15 @@ ARGUMENTS = frozenset(
 # the argument `teachers` instead: {role: {argument: value}}, in the order of the roles.
 TEACHER_ARGUMENTS = frozenset(
     {
-        *("target_mean_square", "teacher_width", "teacher_mean_variance", "teacher_classes"),
-        *("teacher_config", "teacher_maps", "layer_distances", "map_moments", "layer_width"),
+        "target_mean_square",
+        "teacher_width",
+        "teacher_mean_variance",
+        "teacher_classes",
+        "teacher_config",
+        "teacher_maps",
+        "layer_distances",
+        "map_moments",
+        "layer_width",
     }
 )
 
@@ -138,6 +151,8 @@ class Context:
 
 class Component(nn.Module, ABC):
     """Base class of Objective and weighting.Weighting; each subclass declares its inputs.
+
+    `needs` are inputs of every batch, `requires` are arguments of the constructor.
 
     Parameters are trained and dropped at export; buffers are stored in checkpoints.
 

@@ -20,8 +20,8 @@ class FeatureRegression(Objective):
 
     With SGD, w multiplies the learning rate, so the best fixed w depends on the scale of the
     teacher's target. "auto" divides by the target's mean square (see `loss_weight`), which makes
-    the loss independent of that scale; but the student's output must still grow to it. With `unit`,
-    the target is divided by its root mean square, and training does not depend on the scale at all.
+    the loss independent of that scale, but the student's output must still grow to the scale. With
+    `unit`, the target is divided by its root mean square, so training does not depend on its scale.
 
     Args:
         weight: w, or "auto".

@@ -32,9 +32,9 @@ class MapTarget(nn.Module):
     1. The alignment (SVD) reduces the channels t of every position: z = V' (t - mean).
     2. z is resized to side x side. Steps 1 and 2 commute; this order is cheaper.
     3. Power temperature scaling: g = sign(z) |z|^(1/n).
-    4. Negative values are represented as `sign` says, because student channels after a ReLU are
-       not negative: "pairs" is concat(relu(g), relu(-g)), "plain" is g, "rotation" a random
-       rotation of g (see `objectives/signs.py`).
+    4. `sign` determines the form of negative values, because student channels after a ReLU are not
+       negative: "pairs" is concat(relu(g), relu(-g)), "plain" is g, "rotation" is a random rotation
+       of g (see `objectives/signs.py`).
 
     Args:
         folder: means and covariances of the teacher's maps; see `features/map_moments.py`.
@@ -109,8 +109,8 @@ class MapRegression(Objective):
             the inputs of these activations.
         pooled: regress the global means of both maps instead of every position.
         align: config of the alignment, as `align` of a method; it is fitted over positions. Its key
-            `policy` says what fills the channels of a level that is wider in the student than in
-            the teacher; see `features/policies.py`.
+            `policy` is for levels with more channels in the student than in the teacher; see
+            `features/policies.py`.
         student_maps, teacher_maps, map_moments: set by the pre-training stage.
     """
 

@@ -76,7 +76,8 @@ class RKD(Objective):
         s_distances, s_angles = scaled_distances(student), angles(student, vertices)
         distance_loss = F.smooth_l1_loss(s_distances, t_distances, reduction="none").mean(1)
         angle_loss = F.smooth_l1_loss(s_angles, t_angles, reduction="none").mean((1, 2))
-        # The other samples get 0; the factor makes the mean over the batch the mean over vertices.
+        # Samples that are not vertices have no angle loss. The factor turns the mean over the batch
+        # into the mean over the vertices.
         angle_loss = angle_loss * (batch / vertices)
         angle_loss = torch.cat((angle_loss, angle_loss.new_zeros(batch - vertices)))
         return {"distance": self.distance * distance_loss, "angle": self.angle * angle_loss}

@@ -74,7 +74,7 @@ _MMDET = _Requirement(("mmdet",), "3.3.0", "3.4", "for detection", "mmdet==3.3.0
 _MMSEG = _Requirement(
     ("mmsegmentation",), "1.2.2", "1.3", "for segmentation", "mmsegmentation==1.2.2"
 )
-# mmseg imports these two packages without declaring them as dependencies.
+# mmseg imports these two packages without declaring them as dependencies. Every version works.
 _FTFY = _Requirement(("ftfy",), "0", "100", "mmseg imports it", "ftfy")
 _REGEX = _Requirement(("regex",), "0", "9999", "mmseg imports it", "regex")
 

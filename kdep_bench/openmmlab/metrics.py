@@ -1,4 +1,4 @@
-"""Reads metrics from the result of an mm evaluator; a missing metric is an error.
+"""Reads metrics from the result of an mmengine evaluator; a missing metric is an error.
 
 This module does not import torch.
 """

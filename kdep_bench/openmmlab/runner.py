@@ -1,4 +1,4 @@
-"""Builds an mmengine Runner from an ordinary mm Config, with workarounds for faults of mmengine."""
+"""Builds an mmengine Runner from an ordinary Config, with workarounds for faults of mmengine."""
 
 from __future__ import annotations
 

@@ -22,10 +22,10 @@ from typing import Literal
 from kdep_bench.errors import KdepError
 
 _NAME = "mmcv._ext"
-_STAND_IN = Path(__file__).with_name("_ext.py")
+_REPLACEMENT = Path(__file__).with_name("_ext.py")
 
 
-class _StandInFinder(MetaPathFinder):
+class _ReplacementFinder(MetaPathFinder):
     """Finds the module `mmcv._ext` in the file `_ext.py` of this package; finds no other module."""
 
     def find_spec(
@@ -33,10 +33,10 @@ class _StandInFinder(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != _NAME:
             return None
-        return importlib.util.spec_from_file_location(fullname, _STAND_IN)
+        return importlib.util.spec_from_file_location(fullname, _REPLACEMENT)
 
 
-_FINDER = _StandInFinder()
+_FINDER = _ReplacementFinder()
 
 
 def install() -> None:
@@ -58,7 +58,7 @@ def backend() -> Literal["compiled", "torchvision"]:
     """
     loaded = sys.modules.get(_NAME)
     if loaded is not None:
-        return "torchvision" if hasattr(loaded, "KDEP_STAND_IN") else "compiled"
+        return "torchvision" if hasattr(loaded, "KDEP_REPLACEMENT") else "compiled"
     parent = sys.modules.get("mmcv")
     if parent is not None:
         folders: Sequence[str] | None = parent.__path__

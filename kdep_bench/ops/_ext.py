@@ -27,7 +27,7 @@ from kdep_bench.ops.focal import sigmoid_focal_loss_backward, sigmoid_focal_loss
 from kdep_bench.ops.masked_conv import masked_col2im_forward, masked_im2col_forward
 from kdep_bench.ops.roi_align import roi_align_backward, roi_align_forward
 
-KDEP_STAND_IN = True  # by this name, kdep_bench.ops.backend() recognises the replacement
+KDEP_REPLACEMENT = True  # kdep_bench.ops.backend() recognises the replacement by this name
 
 
 def get_compiler_version() -> str:

@@ -19,7 +19,7 @@ from kdep_bench.pretrain.by_role import restrict_to_role, words_of_role
 from kdep_bench.pretrain.diagnostics import (
     distances,
     mean_variance,
-    target_probes,
+    target_statistics,
     write_map_moments,
 )
 from kdep_bench.pretrain.pyramid import describe
@@ -75,8 +75,8 @@ def objective_config(
 
     Returns:
         (objective config, target config, measurements of the target). The target config is None if
-        the objective has no target; the measurements are those of `diagnostics.target_probes`. With
-        several teachers, the target config and `measurements["targets"]` are dicts by role.
+        the objective has no target; the measurements are those of `diagnostics.target_statistics`.
+        With several teachers, the target config and `measurements["targets"]` are dicts by role.
 
     Raises:
         KdepError: the objective needs labels, an alignment or an argument that is not available.
@@ -145,7 +145,7 @@ def _with_several_teachers(
 def _target(
     needs: frozenset[str], name: str, spec: dict[str, Any], inputs: dict[str, Path]
 ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """(config of the regression target, its `target_probes`); (None, {}) without a target."""
+    """(config of the regression target, its `target_statistics`); (None, {}) without a target."""
     method = spec["method"]
     if "target" not in needs:
         return None, {}
@@ -156,7 +156,7 @@ def _target(
             fix="set both in the method's config",
         )
     target = {"align_dir": str(inputs["align"]), "transform": method["transform"]}
-    return target, target_probes(spec, inputs, target)
+    return target, target_statistics(spec, inputs, target)
 
 
 def _teacher_arg_functions(

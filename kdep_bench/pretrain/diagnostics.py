@@ -55,7 +55,7 @@ def extra_cost(
     return {"extra_parameters": parameters, "extra_forwards": forwards}
 
 
-def target_probes(
+def target_statistics(
     spec: dict[str, Any], inputs: dict[str, Path], target: dict[str, Any]
 ) -> dict[str, Any]:
     """{"target_mean_square", "std_ratio_after_transform"} of the target, on alignment samples.

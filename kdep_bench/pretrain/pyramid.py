@@ -89,10 +89,10 @@ class Pyramid:
     @torch.no_grad()
     def _record_activations(self) -> None:
         """Finds the last activation of each level in `before`, and registers hooks on its input."""
-        px, mode = int(self.student["input_px"]), self.backbone.training
+        px, was_training = int(self.student["input_px"]), self.backbone.training
         with torch.random.fork_rng(devices=[]):
             x = torch.randn(1, 3, px, px)
-        self.backbone.eval()  # a separate statement: `eval` of mm backbones returns None
+        self.backbone.eval()  # a separate statement: `eval` of OpenMMLab backbones returns None
         for name, k in zip(self.levels, self._positions, strict=True):
             if name not in self._before:
                 continue
@@ -110,7 +110,7 @@ class Pyramid:
                 module.inplace = False  # type: ignore[assignment]
             module.register_forward_pre_hook(record_input)
             self._activated.add(name)
-        self.backbone.train(mode)
+        self.backbone.train(was_training)
 
     def _record(self, _module: nn.Module, _args: Any, out: Any) -> None:
         """Forward hook of the backbone: stores its outputs for `maps`."""
@@ -137,10 +137,10 @@ class Pyramid:
             KdepError: other channels or another side; or, for a level in `before`, an activation
                 that is not a module or whose input has another shape than the level.
         """
-        px, mode = int(self.student["input_px"]), self.backbone.training
+        px, was_training = int(self.student["input_px"]), self.backbone.training
         self.backbone.eval()
         self.backbone(torch.randn(1, 3, px, px))
-        self.backbone.train(mode)
+        self.backbone.train(was_training)
         after, before = self.maps()
         for name, level in after.items():
             side = self.levels[name]["side"]

@@ -56,7 +56,7 @@ def run(
 
     Returns:
         the outputs of the stage: image_list, notes, views, labels_used, processes, and the values
-        of `_amounts`, `extra_cost`, `TeacherSource.outputs` and `target_probes`.
+        of `_amounts`, `extra_cost`, `TeacherSource.outputs` and `target_statistics`.
 
     Raises:
         KdepError: a method that does not fit its data, student, teacher or budget, or training
@@ -79,7 +79,7 @@ def run(
     augment = augment_config(method, required, teacher_source)
     copies = 1 if augment is None else augment_class(augment).copies
     _check_split(budget, ranks, required, augment)
-    objective, target, probes = objective_config(spec, inputs, teacher_source, out)
+    objective, target, measurements = objective_config(spec, inputs, teacher_source, out)
     model = {"objective": objective, "target": target, "augment": augment}
     dataset = _dataset_config(spec, inputs, steps, required, teacher_source, fraction_labels)
     config = _runner_config(
@@ -104,14 +104,14 @@ def run(
         "processes": ranks,
         **extra_cost(trained.state, required, teacher_source, steps * budget["batch"], copies),
         **teacher_source.outputs,
-        **probes,
+        **measurements,
     }
 
 
 def _check_split(
     budget: dict[str, Any], ranks: int, required: Demands, augment: dict[str, Any] | None
 ) -> None:
-    """KdepError for a batch that cannot be split over the processes and micro-batches."""
+    """Raises KdepError if a batch cannot be split over the processes and micro-batches."""
     couples_samples = required.couples_samples or (
         augment is not None and augment_class(augment).couples_samples
     )

@@ -176,7 +176,7 @@ def _split_features(
     with reading_images(f"features of {root.name}"):
         for i, split in enumerate(splits):
             progress(i, len(splits), f"features of {split}")
-            # mm's decoder fills a truncated JPEG with grey; this check raises an error.
+            # mmcv's decoder fills a truncated JPEG with grey; this check raises an error.
             expected = sum(check_image_folder(root / split, classes).values())
             parts = [(*extract(x), y) for x, y in batches(root / split, classes, px)]
             before, after, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))

@@ -58,7 +58,7 @@ def map_extractor(
     backbone = loaded_backbone(student, checkpoint, out_indices=tuple(levels_config["out_indices"]))
     device = compute_device()
     backbone.to(device)
-    backbone.eval()  # a separate statement: `eval` of mm backbones returns None
+    backbone.eval()  # a separate statement: `eval` of OpenMMLab backbones returns None
     used = [i for i, stride in enumerate(levels_config["strides"]) if stride >= SMALLEST_STRIDE]
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
 
@@ -81,10 +81,10 @@ def scenes(root: Path, split: str, size: Sequence[int]) -> Iterator[tuple[np.nda
     for start in range(0, len(paths), BATCH):
         images, masks = [], []
         for path in paths[start : start + BATCH]:
-            below = path.relative_to(root / "leftImg8bit")
-            name = below.name.removesuffix(IMAGE_SUFFIX) + MASK_SUFFIX
+            relative_path = path.relative_to(root / "leftImg8bit")
+            name = relative_path.name.removesuffix(IMAGE_SUFFIX) + MASK_SUFFIX
             image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-            with Image.open(root / "gtFine" / below.parent / name) as opened:
+            with Image.open(root / "gtFine" / relative_path.parent / name) as opened:
                 # The values of a palette image are the class numbers, not colours.
                 mask = np.asarray(opened).astype(np.uint8)
             if image is None or mask.ndim != 2:
@@ -158,6 +158,7 @@ def open_maps(folder: Path) -> dict[str, Maps]:
     maps = {}
     for split in read_strict(folder / LISTING)["splits"]:
         with np.load(folder / f"{split}.npz") as stored:
-            names = sorted((n for n in stored.files if n != "masks"), key=lambda n: int(n[6:]))
-            maps[split] = Maps(tuple(stored[n] for n in names), stored["masks"])
+            n_levels = len(stored.files) - 1  # the other array is `masks`
+            levels = tuple(stored[f"level_{k}"] for k in range(n_levels))
+            maps[split] = Maps(levels, stored["masks"])
     return maps

@@ -79,7 +79,7 @@ class FewShot(Probe):
                 c: float(np.mean([m.score(val_x, val.labels) for m in fitted]))
                 for c, fitted in models.items()
             }
-            c = max(self.c_grid, key=lambda C: (scores[C], -C))
+            c = max(self.c_grid, key=lambda C: (scores[C], -C))  # the smallest of equally good ones
             results = [top1(test.labels, m.predict(test_x)) for m in models[c]]
             accuracies = [result.value for result in results]
             values[f"top1, {shots} per class"] = Value(

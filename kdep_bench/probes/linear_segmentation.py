@@ -29,17 +29,18 @@ def block_counts(masks: np.ndarray, size: Sequence[int], classes: int) -> np.nda
     blocks = size[0] * size[1]
     counts = np.zeros((n, classes, blocks), np.float32)
     for i, mask in enumerate(masks):
-        known = mask != IGNORE
-        place = mask[known].astype(np.int64) * blocks + block[known]
-        counts[i] = np.bincount(place, minlength=classes * blocks).reshape(classes, blocks)
+        is_labelled = mask != IGNORE
+        class_and_block = mask[is_labelled].astype(np.int64) * blocks + block[is_labelled]
+        histogram = np.bincount(class_and_block, minlength=classes * blocks)
+        counts[i] = histogram.reshape(classes, blocks)
     return counts.reshape(n, classes, *size)
 
 
 def confusion_matrix(predicted: np.ndarray, masks: np.ndarray, classes: int) -> np.ndarray:
     """[classes, classes] number of pixels by (true, predicted) class; IGNORE is left out."""
-    known = masks != IGNORE
-    place = masks[known].astype(np.int64) * classes + predicted[known]
-    return np.bincount(place, minlength=classes**2).reshape(classes, classes)
+    is_labelled = masks != IGNORE
+    true_and_predicted = masks[is_labelled].astype(np.int64) * classes + predicted[is_labelled]
+    return np.bincount(true_and_predicted, minlength=classes**2).reshape(classes, classes)
 
 
 def mean_iou(confusion: np.ndarray) -> float:
@@ -83,14 +84,14 @@ class LinearSegmentation(Probe):
 
     def measure(self, data: Inputs) -> Measured:
         train, val, test = (data.maps[s] for s in self.splits)
-        known = np.concatenate([m.masks[m.masks != IGNORE] for m in (train, val, test)])
-        if not known.size or not (train.masks != IGNORE).any():
+        labels = np.concatenate([m.masks[m.masks != IGNORE] for m in (train, val, test)])
+        if not labels.size or not (train.masks != IGNORE).any():
             raise KdepError(
                 "no training mask has a labelled pixel",
                 expected=f"class numbers from 0, and {IGNORE} for no class",
                 fix="check the masks of the data",
             )
-        classes = int(known.max()) + 1
+        classes = int(labels.max()) + 1
         layer = _Layer(train, classes)
         best: tuple[float, float, Any] | None = None
         for done, decay in enumerate(reversed(self.decay)):  # the strongest first

@@ -180,7 +180,7 @@ def find_pyramid(backbone: Mapping[str, Any], net: nn.Module, px: int) -> dict[s
 
 
 def _all_levels(backbone: Mapping[str, Any]) -> range:
-    """The indices of all levels that an mm backbone can return, found by trial.
+    """The indices of all levels that an OpenMMLab backbone can return, found by trial.
 
     The largest number of levels that runs is used; an empty range if there are fewer than four.
     """
@@ -210,8 +210,8 @@ def check_pyramid(student: Mapping[str, Any], net: nn.Module) -> None:
     """Checks the pyramid of a student, if it has one; `net` is its network.
 
     Raises:
-        KdepError: levels of other channels or strides, for an image that is not square; or a
-            network with other parameters when it returns all levels.
+        KdepError: the levels have other channels or strides (measured on an image that is not
+            square), or the network has other parameters when it returns all levels.
     """
     declared = student.get("pyramid") or {}
     if not declared:

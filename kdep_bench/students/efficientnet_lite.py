@@ -1,4 +1,4 @@
-"""EfficientNet-Lite (timm) as an mm backbone, and its published ImageNet weights."""
+"""EfficientNet-Lite (timm) as an OpenMMLab backbone, and its published ImageNet weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A timm network as an mm backbone, for pre-training and all tasks."""
+"""A timm network as an OpenMMLab backbone, for pre-training and all tasks."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class TimmBackbone(BaseModule):
             for name, child in self.net.named_children()
             for module in child.modules()
         ]
-        mode = self.net.training
+        was_training = self.net.training
         self.net.eval()
         try:
             out = self.net.forward_features(pattern(64))
@@ -154,7 +154,7 @@ class TimmBackbone(BaseModule):
             for name, child in list(self.net.named_children()):
                 if name not in used and any(True for _ in child.parameters()):
                     setattr(self.net, name, nn.Identity())
-        self.net.train(mode)
+        self.net.train(was_training)
 
     def _freeze(self, stages_frozen: int) -> None:
         """Sets requires_grad=False for the parameters that `frozen_stages` freezes."""

@@ -219,7 +219,7 @@ class Teacher(nn.Module, ABC):
 
 def freeze(module: nn.Module) -> nn.Module:
     """Sets eval mode, no gradients and channels-last memory, and returns the module."""
-    module.eval()  # not chained: `eval` of mm backbones returns None
+    module.eval()  # not chained: `eval` of OpenMMLab backbones returns None
     return module.requires_grad_(False).to(memory_format=torch.channels_last)
 
 

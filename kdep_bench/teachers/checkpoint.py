@@ -19,7 +19,7 @@ LIBRARIES = {"timm": timm_models, "torchvision": torchvision_models}
 class Checkpoint(NetworkTeacher):
     """A network of a known architecture with the weights of a file.
 
-    `model` is "torchvision/resnet50", "timm/resnet50", or an mm backbone as a dict
+    `model` is "torchvision/resnet50", "timm/resnet50", or an OpenMMLab backbone as a dict
     (`dict(type="mmpretrain.ResNet", depth=50)`). The tensors in the file must have the names of
     that library, after `prefix` is removed ("module.model.", "backbone."). Unless
     `has_logits=True`, the classifier is not built and its tensors are ignored; `drop` lists other
@@ -87,7 +87,7 @@ def split_name(model: Any) -> tuple[str, str]:
 
 
 def make_backbone(model: Mapping[str, Any], args: Mapping[str, Any]) -> nn.Module:
-    """Builds an mm backbone with random weights; raises KdepError if mmpretrain cannot."""
+    """Builds an OpenMMLab backbone with random weights; raises KdepError if mmpretrain cannot."""
     mmpretrain_models.register_models()
     from mmpretrain.registry import MODELS
 

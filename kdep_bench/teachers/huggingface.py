@@ -67,8 +67,17 @@ FAMILIES: dict[str, ModelFamily] = {
 }
 # Settings that change a tower's output for the same tensors; compared with a stored config.json.
 DECISIVE = (
-    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "mlp_ratio"),
-    *("hidden_act", "layer_norm_eps", "image_size", "patch_size", "qkv_bias", "use_swiglu_ffn"),
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "mlp_ratio",
+    "hidden_act",
+    "layer_norm_eps",
+    "image_size",
+    "patch_size",
+    "qkv_bias",
+    "use_swiglu_ffn",
 )
 
 

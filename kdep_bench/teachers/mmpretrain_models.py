@@ -90,7 +90,7 @@ def make(model: str, args: dict[str, Any], with_head: bool) -> tuple[nn.Module, 
 
 
 def backbone_parts(backbone: Any, x_B3HW: Tensor) -> tuple[Any, Tensor | None, Tensor | None]:
-    """Runs an mm backbone; returns (its outputs, last map or None, tokens or None).
+    """Runs an OpenMMLab backbone; returns (its outputs, last map or None, tokens or None).
 
     A ViT returns only its class token, and ConvNeXt only its normalised mean; their tokens or map
     are recorded inside the network.

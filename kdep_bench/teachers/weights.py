@@ -25,13 +25,13 @@ class Hub:
     """Weights of a model that can be downloaded.
 
     Attributes:
-        where: the URL.
+        url: where the weights can be downloaded.
         local: path of an earlier download, or None.
         size: size of the file as text ("102 MB", "about 346 MB"); "" if unknown.
         fetch: function that downloads the file and returns its path.
     """
 
-    where: str
+    url: str
     local: Path | None
     size: str
     fetch: Callable[[], Path]
@@ -121,7 +121,7 @@ def find_weights(name: str, weights: str | Path | None, hub: Hub | None, downloa
     if not download:
         raise KdepError(
             f"the weights of teacher {name} are not on this machine",
-            expected=f"the file from {hub.where}{size}",
+            expected=f"the file from {hub.url}{size}",
             fix="set download=True to download it, or set `weights=` to the path of that file",
         )
     try:
@@ -129,7 +129,7 @@ def find_weights(name: str, weights: str | Path | None, hub: Hub | None, downloa
     except Exception as e:  # urllib, httpx and huggingface_hub raise different types
         reason = plain_text(e)
         raise KdepError(
-            f"the weights of teacher {name} could not be downloaded from {hub.where} ({reason})",
+            f"the weights of teacher {name} could not be downloaded from {hub.url} ({reason})",
             fix="download the file on another machine and set `weights=` to its path",
         ) from e
 

@@ -1,8 +1,8 @@
 """Base classes of the transfer tasks.
 
-A task's `build_cfg` returns an ordinary mm Config; written to a file, it can be run by the tools of
-mmpretrain, mmdet or mmseg. `run` trains the model, checks that the pre-trained weights were loaded,
-scores the test split exactly once and returns the outputs of stage `transfer`.
+A task's `build_cfg` returns an ordinary mmengine Config, which the tools of mmpretrain, mmdet or
+mmseg can run if it is written to a file. `run` trains the model, checks that the pre-trained
+weights were loaded, scores the test split exactly once and returns the outputs of stage `transfer`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Task(ABC):
 
     Attributes:
         keeps_model: whether the trained model is saved (`transfer.method.MODEL`), as the teacher of
-            transfer methods and for ONNX files. A task without one model ignores it.
+            transfer methods and for ONNX files. A task with one model per fold ignores it.
 
     Raises:
         KdepError: the recipe has unknown, missing or invalid keys.
@@ -100,7 +100,7 @@ class Task(ABC):
         seed: int,
         work_dir: Path,
     ) -> Any:
-        """Builds the mm Config of the training and the test.
+        """Builds the mmengine Config of the training and the test.
 
         Args:
             data_root: folder of the prepared data.
@@ -178,7 +178,7 @@ class Task(ABC):
 
 
 class MMTask(Task):
-    """A task that an mm Runner trains and tests, in one process or, under torchrun, in several.
+    """A task that an mmengine Runner trains and tests, in one process or (torchrun) in several.
 
     The number of processes does not change the training (see `kdep_bench.transfer.parallel`). Rank
     0 writes the files, and every rank returns the outputs. If there is a metric
@@ -208,7 +208,7 @@ class MMTask(Task):
 
         Args:
             raw: the result of `runner.test()`.
-            cfg: the mm Config.
+            cfg: the mmengine Config.
             count: the DetectionCount of the test; zeros for tasks other than detection.
 
         Returns:

@@ -87,7 +87,7 @@ def _cfg(
     work_dir: Path,
     recipe: Mapping[str, Any],
 ) -> Any:
-    """The mm Config of a classifier, for folders of class folders.
+    """The mmengine Config of a classifier, for folders of class folders.
 
     Args:
         root: folder with the splits.
@@ -157,10 +157,20 @@ class FineTune(MMTask):
     measures = frozenset({"top1"})
     families = frozenset({"classification"})
     recipe_keys: ClassVar[frozenset[str]] = frozenset(
-        (
-            *("folder", "epochs", "batch", "test_batch", "lr", "head_lr_mult", "momentum"),
-            *("weight_decay", "clip_norm", "crop_scale", "frozen_stages", "norm_eval"),
-        )
+        {
+            "folder",
+            "epochs",
+            "batch",
+            "test_batch",
+            "lr",
+            "head_lr_mult",
+            "momentum",
+            "weight_decay",
+            "clip_norm",
+            "crop_scale",
+            "frozen_stages",
+            "norm_eval",
+        }
     )
 
     def build_cfg(
@@ -217,10 +227,16 @@ class LinearProbe(Task):
     measures = frozenset({"top1", "mean_class_recall"})
     families = frozenset({"classification"})
     recipe_keys: ClassVar[frozenset[str]] = frozenset(
-        (
-            *("folder", "protocol", "batch", "c_grid", "max_iter"),
-            *("train_share", "folds", "inner_folds"),
-        )
+        {
+            "folder",
+            "protocol",
+            "batch",
+            "c_grid",
+            "max_iter",
+            "train_share",
+            "folds",
+            "inner_folds",
+        }
     )
 
     def build_cfg(
@@ -324,12 +340,12 @@ class LinearProbe(Task):
         seed: int,
         work_dir: Path,
     ) -> float:
-        """Top-1 of the probe fitted to and tested on the features of another backbone.
+        """Top-1 accuracy of the probe if another backbone computes all features.
 
         Args:
             backbone: a module with the student's inputs and outputs, such as its ONNX file.
             data_root, student, checkpoint, seed: as in `run`.
-            work_dir: for the mm Config; nothing is written to it.
+            work_dir: for the mmengine Config; nothing is written to it.
 
         Raises:
             KdepError: the protocol is not 'split', or the data has a fault.
@@ -365,7 +381,10 @@ class LinearProbe(Task):
         return sets
 
     def _save_model(self, model: Any, fitted: Any, classes: int, out: Path) -> dict[str, Any]:
-        """Saves the classifier with the probe as its head, where wanted; `model_checksum` of it."""
+        """Saves the classifier, with the probe as its head, if `keeps_model` is set.
+
+        Returns {"model_checksum": SHA-256 of the file}, or {} if nothing was saved.
+        """
         if fitted is None or not self.keeps_model:
             return {}
         from kdep_bench.transfer.export import save_tensors
@@ -441,11 +460,13 @@ class LinearProbe(Task):
 
 
 def linear_layer(fitted: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """(weight [classes, C], bias [classes]) with the probabilities of a fitted pipeline.
+    """The linear layer (weight [classes, C], bias [classes]) that is equal to a fitted pipeline.
+
+    Its softmax gives the probabilities of the pipeline, softmax(W (x - m) / s + b).
 
     Args:
-        fitted: StandardScaler and LogisticRegression: softmax(W (x - m) / s + b). Of two classes
-            the latter has one row w: sigmoid(w x) = softmax((0, w x)).
+        fitted: pipeline of StandardScaler (mean m, scale s) and LogisticRegression (W, b). For two
+            classes, LogisticRegression has one row w, with sigmoid(w x) = softmax((0, w x)).
         classes: number of classes.
     """
     scaler, logistic = fitted[0], fitted[-1]

@@ -34,11 +34,23 @@ class Detection(MMTask):
     measures = frozenset({"bbox_mAP", "bbox_mAP_50", "bbox_mAP_75"})
     families = frozenset({"detection"})
     recipe_keys: ClassVar[frozenset[str]] = frozenset(
-        (
-            *("folder", "model", "scale", "iters", "batch", "test_batch", "lr", "head_lr_mult"),
-            *("momentum", "weight_decay", "clip_norm", "warmup", "steps"),
-            *("frozen_stages", "norm_eval"),
-        )
+        {
+            "folder",
+            "model",
+            "scale",
+            "iters",
+            "batch",
+            "test_batch",
+            "lr",
+            "head_lr_mult",
+            "momentum",
+            "weight_decay",
+            "clip_norm",
+            "warmup",
+            "steps",
+            "frozen_stages",
+            "norm_eval",
+        }
     )
 
     def build_cfg(

@@ -86,7 +86,7 @@ def run(
         spec: `student`, the student config; `allow_missing`, see `gate.compare` (optional);
             `about`, values for the model card (see `model_card.about`; optional).
         inputs: `pretrain`, the directory of a finished stage.
-        out: the stage's directory, for `backbone.pth`, a state dict of the mm backbone, and
+        out: the stage's directory, for `backbone.pth`, a state dict of the OpenMMLab backbone, and
             `README.md`, its model card.
         progress: called with (done, total, note).
 

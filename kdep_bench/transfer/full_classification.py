@@ -73,11 +73,23 @@ class OfficialFineTune(FineTune):
     """
 
     recipe_keys: ClassVar[frozenset[str]] = frozenset(
-        (
-            *("set", "epochs", "step_epochs", "batch", "test_batch", "lr", "head_lr_mult"),
-            *("momentum", "weight_decay", "clip_norm", "crop_scale", "resize", "workers"),
-            *("frozen_stages", "norm_eval"),
-        )
+        {
+            "set",
+            "epochs",
+            "step_epochs",
+            "batch",
+            "test_batch",
+            "lr",
+            "head_lr_mult",
+            "momentum",
+            "weight_decay",
+            "clip_norm",
+            "crop_scale",
+            "resize",
+            "workers",
+            "frozen_stages",
+            "norm_eval",
+        }
     )
 
     def build_cfg(

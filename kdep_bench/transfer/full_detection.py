@@ -66,20 +66,36 @@ class OfficialDetection(Detection):
     Keys of the recipe: `set` is the name of the set. With `head` 'c4', the RPN reads the output of
     the backbone's third stage, and the backbone's last stage is applied to every RoI; with 'fpn',
     the FPN reads all four stages. In both cases all tensors of the exported backbone are in the
-    detector, and the load gate compares them with the file. `scales` are lengths of the short edge
-    in training; one is drawn for each image. `test_scale` is the short edge in testing, and
-    `long_edge` limits the long edge. `steps` are fractions of `iters`.
+    detector, and are compared with the file before training (`gate.LoadGate`). `scales` are lengths
+    of the short edge in training; one is drawn for each image. `test_scale` is the short edge in
+    testing, and `long_edge` limits the long edge. `steps` are fractions of `iters`.
 
     COCO is scored by CocoMetric, VOC by the 11-point AP over ten IoU thresholds.
     """
 
     voc_measures = frozenset({"AP", "AP50", "AP75"})
     recipe_keys: ClassVar[frozenset[str]] = frozenset(
-        (
-            *("set", "head", "model", "scales", "test_scale", "long_edge", "iters", "batch"),
-            *("test_batch", "lr", "head_lr_mult", "momentum", "weight_decay", "clip_norm"),
-            *("warmup", "steps", "frozen_stages", "norm_eval", "workers"),
-        )
+        {
+            "set",
+            "head",
+            "model",
+            "scales",
+            "test_scale",
+            "long_edge",
+            "iters",
+            "batch",
+            "test_batch",
+            "lr",
+            "head_lr_mult",
+            "momentum",
+            "weight_decay",
+            "clip_norm",
+            "warmup",
+            "steps",
+            "frozen_stages",
+            "norm_eval",
+            "workers",
+        }
     )
 
     def build_cfg(

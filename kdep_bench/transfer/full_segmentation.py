@@ -13,7 +13,7 @@ from kdep_bench.transfer.counts import SplitCount
 from kdep_bench.transfer.segmentation import Segmentation
 
 KINDS = {"cityscapes": "CityscapesDataset", "voc": "PascalVOCDataset", "ade20k": "ADE20KDataset"}
-#: Splits that are used for training and for the test, by set.
+# {set: (splits for training, splits for the test)}
 COUNTED = {
     "cityscapes": (("train",), ("val",)),
     "voc": (("segmentation_train", "segmentation_aug"), ("segmentation_val",)),
@@ -75,11 +75,26 @@ class OfficialSegmentation(Segmentation):
     """
 
     recipe_keys: ClassVar[frozenset[str]] = frozenset(
-        (
-            *("set", "model", "scale", "resize_ratio", "crop", "iters", "batch", "test_batch"),
-            *("lr", "head_lr_mult", "momentum", "weight_decay", "clip_norm", "poly_power"),
-            *("frozen_stages", "norm_eval", "dilate", "workers"),
-        )
+        {
+            "set",
+            "model",
+            "scale",
+            "resize_ratio",
+            "crop",
+            "iters",
+            "batch",
+            "test_batch",
+            "lr",
+            "head_lr_mult",
+            "momentum",
+            "weight_decay",
+            "clip_norm",
+            "poly_power",
+            "frozen_stages",
+            "norm_eval",
+            "dilate",
+            "workers",
+        }
     )
 
     def build_cfg(

@@ -1,6 +1,6 @@
 """The load gate: checks that a downstream model contains exactly the exported backbone.
 
-mm's `init_cfg=dict(type='Pretrained')` loads with `strict=False` and only warns. With a wrong
+mmengine's `init_cfg=dict(type='Pretrained')` loads with `strict=False` and only warns. With a wrong
 prefix or a renamed layer it would load nothing, and the run would silently score a random network.
 So the gate compares every tensor of the backbone with the exported file after initialisation.
 """

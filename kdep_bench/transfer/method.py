@@ -1,8 +1,8 @@
 """Transfer methods: additional losses, networks and data in the training of a task.
 
 A method config with `transfer=dict(type=..., ...)` names a subclass of `TransferMethod`.
-`TransferMethodConfig.change` adds the method to the task's mm Config. During training, the task's
-model has an additional module `transfer_method`; its other modules keep their names. After
+`TransferMethodConfig.change` adds the method to the task's mmengine Config. During training, the
+task's model has an additional module `transfer_method`; its other modules keep their names. After
 training, `remove` removes the method and its teacher, so only the task's own model is scored and
 saved.
 """
@@ -85,10 +85,10 @@ class TransferMethod(nn.Module, ABC):
 
     @classmethod
     def change_config(cls, cfg: Any, config: Mapping[str, Any], data_root: Path) -> None:
-        """Changes the task's mm Config (data, schedule, hooks) in place; called before it is used.
+        """Changes the task's mmengine Config (data, schedule, hooks) in place, before it is used.
 
         Args:
-            cfg: the mm Config.
+            cfg: the mmengine Config.
             config: the config of the transfer method.
             data_root: folder of the prepared data, for methods that read additional data.
         """
@@ -133,10 +133,10 @@ class TransferMethodConfig:
     folder: Path | None = None
 
     def change(self, cfg: Any, task: Any, data_root: Path, seed: int, work_dir: Path) -> None:
-        """Adds the transfer method to the mm Config `cfg` of `task`, in place.
+        """Adds the transfer method to the mmengine Config `cfg` of `task`, in place.
 
         Args:
-            cfg: the mm Config.
+            cfg: the mmengine Config.
             task: the task.
             data_root, seed, work_dir: see `Task.build_cfg`.
 
@@ -213,7 +213,7 @@ def _levels(student: Mapping[str, Any]) -> dict[str, dict[str, int]]:
 
 
 def _output_order(levels: Mapping[str, Mapping[str, int]]) -> tuple[str, ...]:
-    """The names of the levels by stride, as the outputs of a backbone; a Config sorts its keys."""
+    """Level names in the order of a backbone's outputs: by stride, because a Config sorts keys."""
     return tuple(sorted(levels, key=lambda level: levels[level]["stride"]))
 
 

@@ -1,4 +1,4 @@
-"""Parts of mm Configs, and of runs, that the transfer tasks share."""
+"""Parts of mmengine Configs, and of runs, that the transfer tasks share."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def backbone_cfg(
 def runtime_cfg(
     scope: str, work_dir: Path, seed: int, checkpoint: Path, allow_missing: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The part of a Config that is the same for all tasks: hooks, seeds, logs, the load gate."""
+    """The part of a Config that is the same for all tasks: hooks, seeds, logs, `gate.LoadGate`."""
     return dict(
         default_scope=scope,
         custom_imports=dict(

@@ -113,7 +113,7 @@ def _training_rows(plan_values: Json, student: Json, outputs: Mapping[str, Json]
     return {
         "input": px and f"{px} px, RGB, normalised with ImageNet mean and std",
         "method": method and f"{method['name']} ({method.get('source') or 'no source stated'})",
-        "labels used in pre-training": _yes(labels) if method or pre else None,
+        "labels used in pre-training": _yes_or_no(labels) if method or pre else None,
         **_teacher_rows(plan_values, outputs),
         "data": plan_values.get("data"),
         "data fingerprint": prepared.get("fingerprint"),
@@ -148,20 +148,20 @@ def _teacher_rows(plan_values: Json, outputs: Mapping[str, Json]) -> Json:
         else ", ".join(t["name"] for t in stored if t.get("name")),
         "teacher's checksum": ", ".join(dict.fromkeys(c for c in checksums if c)),
         "teacher's pre-training": teacher_card.get("pretraining"),
-        "teacher trained with labels": _yes(teacher_card.get("labels_used")),
+        "teacher trained with labels": _yes_or_no(teacher_card.get("labels_used")),
         "licence of the teacher": licence,
         "teacher's source": teacher_card.get("source"),
     }
 
 
-def _yes(value: Any) -> str | None:
+def _yes_or_no(value: Any) -> str | None:
     if value is None:
         return None
     return "yes" if value else "no"
 
 
 def _plain(value: Any) -> str:
-    """Text for a Markdown table, with characters escaped that have a meaning there or in HTML."""
+    """Text for a Markdown table; characters with a meaning in Markdown or HTML are escaped."""
     text = " ".join(str(value).split())
     for sign in "|<>`[]":
         text = text.replace(sign, f"&#{ord(sign)};")

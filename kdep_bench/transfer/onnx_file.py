@@ -67,10 +67,11 @@ def export_network(
     """Writes a network as ONNX, for any batch size, and checks the file.
 
     Args:
-        network: in evaluation mode; [B, 3, height, width], RGB from 0 to 255 -> a tuple of outputs.
+        network: a network in evaluation mode, which returns a tuple of outputs for RGB images
+            [B, 3, height, width] from 0 to 255.
         size: (height, width) of the images.
-        names: of the outputs.
-        path: the file; replaced where it exists, and left alone if the export or the check fails.
+        names: names of the outputs.
+        path: file to write. An existing file is replaced only if export and check succeed.
 
     Raises:
         KdepError: see `write_onnx`.
@@ -96,7 +97,7 @@ def export_network(
         raise KdepError(
             f"the network for {path.name} cannot be exported to ONNX "
             f"({str(e).splitlines()[0]:.160})",
-            fix="publish it without --onnx",
+            fix="publish the student without --onnx",
         ) from None
     assert program is not None
     partial = path.with_name(f".{path.name}.partial")
@@ -114,10 +115,10 @@ def check_onnx(
     """Raises KdepError if the outputs of the file differ from those of the network.
 
     Args:
-        network: in evaluation mode.
+        network: the exported network, in evaluation mode.
         path: the ONNX file.
         size: (height, width) of the images.
-        names: of the outputs.
+        names: names of the outputs.
     """
     session = open_session(path)
     for batch in _CHECKED_BATCHES:
@@ -133,7 +134,7 @@ def check_onnx(
                     f"the output {name} of the ONNX file {path} differs from that of the network "
                     f"by up to {difference:.3g}, for values up to {scale:.3g} (batch of {batch})",
                     expected=f"a difference of at most {TOLERANCE:g} times the largest value",
-                    fix="publish it without --onnx, and report the network",
+                    fix="publish the student without --onnx, and report the network",
                 )
 
 

@@ -127,7 +127,7 @@ def split_over_ranks(cfg: Any, seed: int, task: str) -> list[Hook]:
     Nothing is changed if there is only one process.
 
     Args:
-        cfg: the mm Config.
+        cfg: the mmengine Config.
         seed: random seed of the training.
         task: name of the task, for errors.
 

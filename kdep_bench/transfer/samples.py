@@ -10,7 +10,7 @@ import numpy as np
 from kdep_bench.results.records.samples import FILE, Samples, scores, write
 
 CHECKED = 5000  # the score is computed again from the saved outputs of up to this many images
-#: metric class -> scorer; see kdep_bench/results/records/samples.py.
+# {class name of the metric: scorer}; see kdep_bench/results/records/samples.py
 SCORERS = {"Accuracy": "accuracy", "ClasswiseIoU": "iou", "NamedCocoMetric": "coco"}
 
 

@@ -34,11 +34,27 @@ class Segmentation(MMTask):
     measures = frozenset({"mIoU", "mAcc", "aAcc"})
     families = frozenset({"segmentation"})
     recipe_keys: ClassVar[frozenset[str]] = frozenset(
-        (
-            *("folder", "model", "classes", "palette", "scale", "resize_ratio", "crop"),
-            *("iters", "batch", "lr", "head_lr_mult", "momentum", "weight_decay", "clip_norm"),
-            *("warmup", "poly_power", "frozen_stages", "norm_eval", "dilate"),
-        )
+        {
+            "folder",
+            "model",
+            "classes",
+            "palette",
+            "scale",
+            "resize_ratio",
+            "crop",
+            "iters",
+            "batch",
+            "lr",
+            "head_lr_mult",
+            "momentum",
+            "weight_decay",
+            "clip_norm",
+            "warmup",
+            "poly_power",
+            "frozen_stages",
+            "norm_eval",
+            "dilate",
+        }
     )
 
     def build_cfg(

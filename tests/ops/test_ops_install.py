@@ -46,13 +46,13 @@ def test_install_puts_its_finder_once_and_last() -> None:
     try:
         ops.install()
         ops.install()
-        finders = [f for f in sys.meta_path if type(f).__name__ == "_StandInFinder"]
+        finders = [f for f in sys.meta_path if type(f).__name__ == "_ReplacementFinder"]
         assert finders == [sys.meta_path[-1]]
     finally:
         sys.meta_path.remove(Later)  # pyright: ignore[reportArgumentType]
 
 
-def test_a_compiled_extension_is_used_instead_of_the_stand_in(tmp_path: Path) -> None:
+def test_a_compiled_extension_is_used_instead_of_the_replacement(tmp_path: Path) -> None:
     # a compiled mmcv has a file _ext.* in its own folder
     (tmp_path / "mmcv").mkdir()
     (tmp_path / "mmcv" / "__init__.py").write_text("")
@@ -84,7 +84,7 @@ except Exception as e:
     assert out.startswith("KdepError mmcv is not installed")
 
 
-def test_an_operator_that_the_stand_in_lacks_raises_kdep_error_when_called() -> None:
+def test_an_operator_without_a_replacement_raises_kdep_error_when_called() -> None:
     import mmcv._ext as ext  # pyright: ignore[reportMissingImports]
     from mmcv.ops import RoIPool, softmax_focal_loss
 

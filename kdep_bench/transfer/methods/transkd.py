@@ -97,7 +97,7 @@ class TransKD(TransferMethod):
             int(channels),
         )
         self.embeddings = nn.ModuleDict()
-        # [of the student, of the teacher]; in a list, so that torch does not register them.
+        # Student's and teacher's embeddings; in a list, so that torch does not register them.
         self._taps: list[Embeddings] = []
 
     def attach(self, model: nn.Module, teacher: nn.Module | None) -> None:
@@ -281,10 +281,10 @@ class Embeddings:
     @torch.no_grad()
     def widths(self) -> dict[str, int]:
         """{level: number of channels of its patch embedding}, from a forward pass on an image."""
-        mode = self.backbone.training
+        was_training = self.backbone.training
         self.backbone.eval()
         self.backbone(torch.linspace(-1, 1, 3 * TEST_PX**2).view(1, 3, TEST_PX, TEST_PX))
-        self.backbone.train(mode)
+        self.backbone.train(was_training)
         return {k: int(v.shape[1]) for k, v in self.take().items()}
 
 
