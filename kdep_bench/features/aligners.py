@@ -204,13 +204,18 @@ def checked_rank(values: Tensor, width: int, can_pad: bool = False) -> int:
     """
     rank = int((values > values[0] * RANK_TOLERANCE).sum())
     if rank < width:
+        fix = (
+            "set the teacher's `tap` to its last activation (a last linear layer limits the rank), "
+            "or choose a narrower student"
+        )
+        if can_pad:
+            fix = (
+                "the output of a LayerNorm has one direction without variance: set `policy` in the "
+                f"method's `align` to one of {', '.join(POLICIES)}, which permit it"
+            )
         raise KdepError(
             f"the teacher's features have rank {rank}, but the student has {width} channels",
-            fix="the output of a LayerNorm has one direction without variance: set `policy` in the "
-            f"method's `align` to one of {', '.join(POLICIES)}, which permit it"
-            if can_pad
-            else "set the teacher's `tap` to its last activation (a last linear layer limits the "
-            "rank), or choose a narrower student",
+            fix=fix,
         )
     return rank
 

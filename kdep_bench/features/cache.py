@@ -1,10 +1,11 @@
 """Stage `cache`: runs the teacher once per (image, view), for all methods, students and seeds.
 
-The folder contains the pooled features as float16 in memory-mapped shards, shards of every extra
-output that a method reads (logits, maps, tokens, largest class probabilities; maps as float16 or
-int8), and a manifest, which is written last. When the cache is complete, the teacher computes a
-sample of its rows again, and the results are compared. The images of that sample are stored, so
-that the comparison can be repeated before every use (`verify_cache`). A mismatch raises KdepError.
+An (image, view) pair is a row of the cache, with the number image * views + view. The folder
+contains the pooled features as float16 in memory-mapped shards, shards of every extra output that a
+method reads (logits, maps, tokens, largest class probabilities; maps as float16 or int8), and a
+manifest, which is written last. When the cache is complete, the teacher computes a sample of its
+rows again, and the results are compared. The images of that sample are stored, so that the
+comparison can be repeated before every use (`verify_cache`). A mismatch raises KdepError.
 """
 
 from __future__ import annotations

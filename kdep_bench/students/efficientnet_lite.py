@@ -64,11 +64,11 @@ class EfficientNetLite(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         last = HEAD if head else HEAD - 1
+        reason = "" if head else ", because head=False removes level 4"
         if not out_indices or not set(out_indices) <= set(range(last + 1)):
             raise KdepError(
                 f"out_indices of EfficientNetLite is {tuple(out_indices)}",
-                expected=f"some of 0..{last}"
-                + ("" if head else ", because head=False removes level 4"),
+                expected=f"some of 0..{last}{reason}",
                 fix="correct out_indices in the student's `backbone` or `pyramid`",
             )
         net: Any = timm.create_model(

@@ -300,12 +300,11 @@ def _entry(loaded: Mapping[Any, Any], key: str, path: Path, sets: Mapping[str, A
     matches = [v for v in _resolve(loaded, str(key)) if _holds_tensors(v)]
     if not matches:
         known = [repr(k) for k in sets if k]
+        expected, fix = f"one of: {', '.join(known)}", "correct `key=`"
+        if not known:
+            expected, fix = "no `key=`, because its tensors are at the top level", "remove `key=`"
         raise KdepError(
-            f"the weights file {path} has no set of tensors {key!r}",
-            expected=f"one of: {', '.join(known)}"
-            if known
-            else "no `key=`, because its tensors are at the top level",
-            fix="correct `key=`" if known else "remove `key=`",
+            f"the weights file {path} has no set of tensors {key!r}", expected=expected, fix=fix
         )
     if len(matches) > 1:
         raise KdepError(

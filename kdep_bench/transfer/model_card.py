@@ -31,12 +31,13 @@ def about(
         seed: pre-training seed.
     """
     fields = ("name", "source", "labels_used")
+    teacher_values = None
+    if teacher is not None:
+        teacher_values = {"name": teacher["name"], "card": teacher.get("card", {})}
     return {
         "method": {k: method[k] for k in fields if k in method},
         "student": student["name"],
-        "teacher": None
-        if teacher is None
-        else {"name": teacher["name"], "card": teacher.get("card", {})},
+        "teacher": teacher_values,
         "data": data,
         "share": share,
         "seed": seed,
@@ -110,6 +111,9 @@ def _training_rows(plan_values: Json, student: Json, outputs: Mapping[str, Json]
     prepared, px = outputs.get("prepare", {}), student.get("input_px")
     labels = pre.get("labels_used", method.get("labels_used", False))
     licences = (prepared.get("licences") or {}).items()
+    fraction = None
+    if plan_values and pre.get("images"):
+        fraction = f"{100 * plan_values['share']:g} %"
     return {
         "input": px and f"{px} px, RGB, normalised with ImageNet mean and std",
         "method": method and f"{method['name']} ({method.get('source') or 'no source stated'})",
@@ -118,9 +122,7 @@ def _training_rows(plan_values: Json, student: Json, outputs: Mapping[str, Json]
         "data": plan_values.get("data"),
         "data fingerprint": prepared.get("fingerprint"),
         "licences of the data": "; ".join(f"{k}: {v}" for k, v in licences),
-        "data fraction": f"{100 * plan_values['share']:g} %"
-        if plan_values and pre.get("images")
-        else None,
+        "data fraction": fraction,
         "images": pre.get("images"),
         "epochs": pre.get("epochs"),
         "steps": pre.get("steps"),
@@ -142,10 +144,11 @@ def _teacher_rows(plan_values: Json, outputs: Mapping[str, Json]) -> Json:
     licence = teacher_card.get("licence")
     if teacher and not licence:
         licence = "not stated; ask its authors before you use this student"
+    name = ", ".join(t["name"] for t in stored if t.get("name"))
+    if plan_values:
+        name = teacher.get("name", "none")
     return {
-        "teacher": teacher.get("name", "none")
-        if plan_values
-        else ", ".join(t["name"] for t in stored if t.get("name")),
+        "teacher": name,
         "teacher's checksum": ", ".join(dict.fromkeys(c for c in checksums if c)),
         "teacher's pre-training": teacher_card.get("pretraining"),
         "teacher trained with labels": _yes_or_no(teacher_card.get("labels_used")),

@@ -152,22 +152,23 @@ def check_probe(recipe: Mapping[str, Any], per_class: Sequence[int], where: str)
     smallest, total, classes = min(per_class), sum(per_class), len(per_class)
     if recipe["protocol"] == "folds":
         folds, inner = recipe["folds"], recipe["inner_folds"]
+        fix = "add images to that class, or remove the class"
         if smallest < folds:
+            if smallest >= 2:
+                fix = f"set folds={smallest} in the task's recipe"
             raise KdepError(
                 f"the smallest class of {where} has {smallest} images",
                 expected=f"at least {folds}, one per fold",
-                fix=f"set folds={max(2, smallest)} in the task's recipe"
-                if smallest >= 2
-                else "add images to that class, or remove the class",
+                fix=fix,
             )
         in_training = smallest - math.ceil(smallest / folds)
         if in_training < inner:
+            if in_training >= 2:
+                fix = f"set inner_folds={in_training} in the task's recipe"
             raise KdepError(
                 f"the smallest class of {where} has {in_training} images left for the inner folds",
                 expected=f"at least {inner}, one per inner fold",
-                fix=f"set inner_folds={in_training} in the task's recipe"
-                if in_training >= 2
-                else "add images to that class, or remove the class",
+                fix=fix,
             )
         return
     fraction = recipe["train_share"]
