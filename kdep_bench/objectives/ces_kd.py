@@ -37,7 +37,7 @@ class RecentQuantiles(nn.Module):
     def __init__(self, count: int, memory: int) -> None:
         super().__init__()
         self.count = count
-        self.register_buffer("recent", torch.full((memory,), torch.nan))
+        self.register_buffer("recent", torch.full((memory,), torch.nan))  # NaN: no value yet
 
     @torch.no_grad()
     def forward(self, values_B: Tensor) -> Tensor:

@@ -78,19 +78,20 @@ class Hssakd(Objective):
 
     The batch has every image in four rotations (augments.rotations.Rotations). s and t are the
     student's and the teacher's logits of the C classes; s_l and t_l are logits of the 4 C pairs of
-    class and rotation (joint labels), from one classifier per level. KL is tau^2 KL_tau, averaged
-    over all rotations. CE is averaged over the unrotated images only.
+    class and rotation (joint labels), from one classifier per level (a branch). CE(y, .) is
+    averaged over the unrotated images only. The other terms are averaged over all rotations; KL is
+    tau^2 KL_tau.
 
     The teacher's network is frozen. Its classifiers are trained in the same run, by a separate
     optimiser, to minimise CE(y, t) + sum_l CE(4 y + r, t_l), with r the number of quarter turns.
-    t and t_l are computed in evaluation mode. All classifiers are dropped at export.
+    The targets t and t_l are computed in evaluation mode. All classifiers are dropped at export.
 
     Source: Yang et al., TNNLS 2022, IJCAI 2021; winycg/HSAKD `train_student_cifar.py`,
-    `train_teacher_cifar.py` (frozen backbone), tau 3 and all weights 1. Three differences: the
-    source trains the teacher's classifiers first, for 100 epochs, and here they take one step
-    before every step of the student; the classifier of t is new, because a teacher here may have
-    other classes or none; a branch has one convolution per later level, in the source the blocks of
-    the network. The student's optimiser also trains the student's branches.
+    `train_teacher_cifar.py` (frozen backbone), tau 3 and all weights 1. Three differences. The
+    source trains the teacher's classifiers first, for 100 epochs; here they take one step before
+    every step of the student. The classifier of t is new, because a teacher here may have other
+    classes or none. A branch has one convolution per later level; in the source it has the blocks
+    of the network. The student's optimiser also trains the student's branches.
 
     Args:
         levels: {student level: teacher map}.
