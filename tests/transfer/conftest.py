@@ -1,4 +1,5 @@
-"""Shared by the transfer tests: tiny data, a random exported student, stages in own processes."""
+"""Fixtures of the transfer tests: tiny data, an exported student with random weights, and a way to
+run a stage in a new process."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ REPO = Path(__file__).resolve().parents[2]
 
 
 def config(kind: str, name: str) -> dict[str, Any]:
-    """The one dict of configs/<kind>/<name>.py in plain values, as a stage's spec carries it."""
+    """The dict that configs/<kind>/<name>.py defines, in plain values, as in a stage's spec."""
     from mmengine.config import Config
 
     from kdep_bench.transfer.mm_config import plain
@@ -27,11 +28,11 @@ def config(kind: str, name: str) -> dict[str, Any]:
 
 
 def quiet(done: int, total: int, note: str = "") -> None:
-    """A progress function that can be sent to another process."""
+    """A progress function that prints nothing. It can be pickled for another process."""
 
 
 def export_random(student: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Initialises a pre-training model with a backbone and a head, saves it, exports it."""
+    """Saves a random backbone with an aligner as a pre-trained model, and runs the export stage."""
     import torch
 
     from kdep_bench.networks.backbone import build_backbone
@@ -49,9 +50,10 @@ def export_random(student: dict[str, Any], out: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def in_subprocess() -> Iterator[Callable[..., Any]]:
-    """`in_subprocess(function, *args)` runs it in a new process, as mm toolkits cannot share one.
+    """`in_subprocess(function, *args)` calls the function in a new process.
 
-    With KDEP_TESTS_FORK the process is a fork of this one, which has imported them already.
+    mmdet, mmseg and mmpretrain cannot be used together in one process. With KDEP_TESTS_FORK the
+    new process is a fork of this process, which has imported them already.
     """
     if os.environ.get("KDEP_TESTS_FORK"):
         yield in_a_fork
@@ -63,8 +65,10 @@ def in_subprocess() -> Iterator[Callable[..., Any]]:
 
 
 def with_toolkits(function: Callable[..., Any], *args: Any) -> Any:
-    """The function's result, with the toolkits imported first: another test may have started the
-    fork server, with another preload."""
+    """Imports the toolkits, then calls the function and returns its result.
+
+    Another test may have started the fork server without importing the toolkits in it.
+    """
     importlib.import_module("tests.transfer.preload")
     return function(*args)
 

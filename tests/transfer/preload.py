@@ -1,4 +1,4 @@
-"""Imported once by the tests' fork server, so that each stage's process starts at once."""
+"""The tests' fork server imports this module once, so that the process of a stage starts fast."""
 
 import importlib
 import os

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 CLASSES = ("mammal", "bird", "other_animal", "food", "plant", "household", "coin", "vehicle")
 PHOTO_CLASSES = ("animal", "building", "tool")
-COLOURS = (
+COLOURS = (  # (red, green, blue) of the shapes of each class
     (230, 40, 40),
     (40, 220, 40),
     (40, 60, 230),
@@ -66,6 +66,7 @@ def write_scenes(data: Path, split: str, count: int, rng: np.random.Generator) -
     for folder in (detect, left, fine, data / "detect" / "annotations"):
         folder.mkdir(parents=True, exist_ok=True)
     for n in range(count):
+        # Label 8 is the background, after the labels 0 to 7 of the classes.
         image, ids = noise(160, 120, rng), Image.new("L", (160, 120), 8)
         for slot in range(2):
             kind = int(rng.integers(len(CLASSES)))

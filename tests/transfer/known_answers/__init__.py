@@ -1,6 +1,6 @@
 """Scores calculated by hand, which the real transfer stage must give to the last digit.
 
-An image carries its answer: a colour is a code, the network reads it, and the data set says what
-would have been right. Each reading of the data that is wrong (another split, order, mode, class
-order, threshold or entry of the metric) gives a different number.
+The colour of an image is a code. The network predicts a class from the code, and the annotations
+of the data set say which class is right. Every fault in reading the data (another split, order,
+mode, class order, threshold or entry of the metric) gives a different number.
 """

@@ -1,8 +1,8 @@
 """Networks with fixed weights whose output is read off the colour of an image.
 
-Colours are codes: red = 8 * code + 4, green = 8 * index + 4 (index: position of
-the image in its split), blue = 255 - red. A pixel whose blue
-does not fit its red (swapped channels, another normalisation) reads as code `BAD`.
+Colours are codes: red = 8 * code + 4, green = 8 * index + 4 (index: position of the image in its
+split), blue = 255 - red. A pixel with another blue (swapped channels, another normalisation) is
+read as code `BAD`.
 """
 
 from __future__ import annotations
@@ -40,16 +40,19 @@ class RecordLearningRate(Hook):
 
 
 class ColourBackbone(BaseModule):
-    """[B, 3, H, W] normalised -> codes, through a BatchNorm and a Dropout that reveal the mode.
+    """Reads the codes of normalised images [B, 3, H, W].
+
+    A BatchNorm and a Dropout show whether the network is in training or evaluation mode.
 
     The BatchNorm's stored statistics (mean 0, variance 1) never change, and the Dropout drops
     everything. In evaluation mode both are the identity. In training mode the BatchNorm mixes the
-    images of a batch, and the Dropout then sets everything to zero. `norm_eval` keeps the BatchNorm
-    in evaluation mode always, and `drops=False` leaves the Dropout out: a head can then be trained.
+    images of a batch, and the Dropout then sets everything to zero. A head can be trained on this
+    backbone with `norm_eval` (the BatchNorm is always in evaluation mode) and `drops=False`.
 
     Args:
-        output: "one_hot", [B, 32, H, W] of the code; or "codes", [B, 3, H, W] of red, green, blue.
-        drops: whether the Dropout drops.
+        output: "one_hot": the code as a one-hot vector, [B, 32, H, W]; "codes": the codes of red,
+            green and blue, [B, 3, H, W].
+        drops: the Dropout drops everything in training mode (True) or nothing (False).
         input_hw: the size that every test image must have; at any other size all codes are `BAD`.
     """
 
@@ -96,11 +99,11 @@ class ColourBackbone(BaseModule):
 
 
 class BoxReader(BaseDetector):
-    """Gives the boxes that `answers` holds for an image's code.
+    """A detector that looks up its detections in `answers` by the code of the image.
 
     answers: {code of the image's first pixel: [[code of the class, score, x, y, w, h], ...]} with
-    boxes as fractions of the image size. Which label belongs to which class code it learns from the
-    training set's boxes: it looks at the colour in the middle of each. In training mode a
+    boxes as fractions of the image size. During training, the detector learns the label of each
+    class code: it reads the colour in the middle of every training box. In training mode a
     Dropout that drops everything sets all scores to zero.
     """
 
@@ -134,7 +137,7 @@ class BoxReader(BaseDetector):
             ):
                 code = int(code_map[int((y0 + y1) / 2), int((x0 + x1) / 2)])
                 if self.label_of.setdefault(code, label) != label:
-                    self.label_of[code] = -1  # one colour, two labels: never right
+                    self.label_of[code] = -1  # a colour with two labels is never right
         return {"loss": self.weight * 0.0}
 
     def predict(self, batch_inputs: Tensor, batch_data_samples: Any, rescale: bool = True) -> Any:

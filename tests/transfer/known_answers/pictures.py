@@ -13,7 +13,7 @@ from PIL import Image
 from tests.transfer.conftest import quiet
 
 CODES = 32
-STILL = 1e-30  # a learning rate that a task accepts, and that changes no weight
+STILL = 1e-30  # a learning rate too small to change a weight (tasks refuse a rate of 0)
 NETWORKS = "tests.transfer.known_answers.networks"
 
 
@@ -24,12 +24,12 @@ def colour(code: int, index: int = 0) -> tuple[int, int, int]:
 
 
 def field(code: int, index: int = 0, size: tuple[int, int] = (32, 32)) -> np.ndarray:
-    """[H, W, 3] of one colour; `size` is (width, height)."""
+    """An image [H, W, 3] of one colour; `size` is (width, height)."""
     return np.full((size[1], size[0], 3), colour(code, index), np.uint8)
 
 
 def save(path: Path, pixels: np.ndarray) -> None:
-    """A PNG, or a JPEG that keeps the colours of blocks of 8 x 8 pixels within 2."""
+    """Writes a PNG, or a JPEG that changes the colours of blocks of 8 x 8 pixels by at most 2."""
     path.parent.mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {} if path.suffix == ".png" else {"quality": 100, "subsampling": 0}
     Image.fromarray(pixels).save(path, **options)
@@ -49,7 +49,7 @@ def student(output: str = "one_hot", **backbone: Any) -> dict[str, Any]:
 
 
 def export(folder: Path) -> Path:
-    """The folder of an `export` stage with the network's weights."""
+    """Writes the weights of the network as an `export` stage does; returns the folder."""
     from tests.transfer.known_answers.networks import ColourBackbone
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,10 @@ def export(folder: Path) -> Path:
 def run_stage(
     task: dict[str, Any], student: dict[str, Any], prepare: Path, out: Path, seed: int = 0
 ) -> tuple[dict[str, Any], list[tuple[str, int, int]]]:
-    """(outputs of the real transfer stage, what its network saw); in a process of its own."""
+    """Runs the real transfer stage; returns (its outputs, the entries of `networks.SEEN`).
+
+    To be called in a new process.
+    """
     from kdep_bench.transfer import stage
     from tests.transfer.known_answers.networks import SEEN
 
@@ -73,12 +76,15 @@ def run_stage(
 
 
 def seen_in(seen: Iterable[tuple[str, int, int]], mode: str) -> list[int]:
-    """The indices of the images seen in a mode, in order."""
+    """The indices of the images that the network saw in the mode "train" or "test", in order."""
     return [index for seen_mode, _, index in seen if seen_mode == mode]
 
 
 def head(file: Path, meaning: dict[int, int], classes: int, layer: str) -> Path:
-    """The file of a linear layer (or 1 x 1 convolution) from one-hot codes to class scores."""
+    """Writes a linear layer (or 1 x 1 convolution) from one-hot codes to class scores.
+
+    `meaning` is {code: label}, `layer` the layer's name in the model. Returns the file.
+    """
     weight = torch.zeros(classes, CODES)
     for code, label in meaning.items():
         weight[label, code] = 1

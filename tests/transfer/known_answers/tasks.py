@@ -1,4 +1,4 @@
-"""The project's tasks with a head of fixed weights, which their recipes cannot name."""
+"""A fine-tuning task whose head has fixed weights, which a recipe cannot express."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.transfer.known_answers.pictures import head
 
 
 class FixedFineTune(FineTune):
-    """FineTune whose linear head names, for each code, the class of `recipe["meaning"]`.
+    """Fine-tuning whose linear head predicts the class `recipe["meaning"][code]` for a code.
 
     Records the learning rate of each step in `networks.RATES`.
     """

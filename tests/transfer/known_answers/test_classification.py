@@ -27,13 +27,13 @@ from tests.transfer.known_answers.pictures import (
 
 # ---- fine-tuning ----
 
-# Class -> codes of its images. Sorted as the folders are: Ant, b_bird, c10, c9.
-# The training split gives the codes their meaning: 5 Ant, 2 b_bird, 7 c10, 0 c9.
+# {class: codes of its images}. The folders sort as Ant, b_bird, c10, c9.
+# In the training split every class has one code: Ant 5, b_bird 2, c10 7, c9 0.
 FINETUNE: dict[str, dict[str, list[int]]] = {
     "train": {"c9": [0] * 4, "c10": [7] * 4, "b_bird": [2] * 4, "Ant": [5] * 4},
-    # Every code stands for another class than in training: 0 of 8 right.
+    # Every class has the code that another class has in training: 0 of 8 right.
     "val": {"c9": [7] * 2, "c10": [0] * 2, "b_bird": [5] * 2, "Ant": [2] * 2},
-    # Right: 1 of 2, 6 of 8, 1 of 4, 2 of 2; 10 of 16.
+    # Right per class: 1 of 2, 6 of 8, 1 of 4, 2 of 2; together 10 of 16.
     "test": {
         "Ant": [5, 2],
         "b_bird": [2, 2, 2, 2, 2, 2, 7, 0],
@@ -47,14 +47,14 @@ EPOCHS, SEED = 3, 7
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared `classify`; test images are wide, and only their middle holds their code."""
+    """The data set `classify`. Test images are wide, and their code is only in the middle."""
     root = tmp_path_factory.mktemp("finetune")
     for split, table in FINETUNE.items():
         index = 0
         for name in sorted(table):
             for k, code in enumerate(table[name]):
                 pixels = field(code, index, (64, 64))
-                if split == "test":
+                if split == "test":  # both sides have the code of another class
                     side = field(2 if code != 2 else 5, 30, (64, 64))
                     pixels = np.concatenate([side, pixels, side], 1)
                 save(root / "data/classify" / split / name / f"{k}.png", pixels)
@@ -70,7 +70,7 @@ def finetune(**recipe: Any) -> dict[str, Any]:
 
 
 def shuffled(images: int, seed: int) -> list[int]:
-    """The expected order of all epochs: each is drawn from seed + epoch, and from nothing else."""
+    """The expected image indices of all epochs: each epoch is shuffled with seed + epoch."""
     orders = [
         torch.randperm(images, generator=torch.Generator().manual_seed(seed + epoch))
         for epoch in range(EPOCHS)
@@ -82,10 +82,10 @@ def shuffled(images: int, seed: int) -> list[int]:
 def test_finetuning_scores_the_test_folder_once_in_evaluation_mode(
     head: str, folders: Path, tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    """Not the 16/16 of train, the 0/8 of val, the 6/16 of uncropped images or of training mode.
+    """Faults give other scores: 16/16 (train), 0/8 (val), 6/16 (no crop, or training mode).
 
     'fixed': the head's weights are given and do not change, and BatchNorm and Dropout show in which
-    mode the network is. 'learned': the head learns from the training folder what a code means.
+    mode the network is. 'learned': the head learns the class of a code from the training folder.
     """
     if head == "fixed":
         task = finetune(lr=STILL, meaning={"5": 0, "2": 1, "7": 2, "0": 3})
@@ -113,7 +113,8 @@ def run_and_read_rates(*args: Any) -> list[float]:
 def test_the_learning_rate_of_finetuning_falls_along_a_cosine_from_step_to_step(
     folders: Path, tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    """Not from epoch to epoch: 3 epochs of 2 steps, down to a hundredth of the initial rate."""
+    """The rate changes at every step, not only at every epoch. 3 epochs of 2 steps are 6 steps;
+    the cosine ends at a hundredth of the initial rate."""
     task = finetune(lr=STILL, meaning={"5": 0, "2": 1, "7": 2, "0": 3})
     task["type"] = "tests.transfer.known_answers.tasks.FixedFineTune"
     rates = in_subprocess(
@@ -126,12 +127,13 @@ def test_the_learning_rate_of_finetuning_falls_along_a_cosine_from_step_to_step(
 
 # ---- linear probe, protocol 'split' ----
 
-# A point is an image with (red, green) codes around 16. The training set can be separated by green
-# alone, and red goes with the class in 7 of 8 images. A strong penalty (small C) gives the
-# direction of the covariances, 1.5 : 1 in standardised features, green + red / 4 in codes; a weak
-# one the widest margin, green alone.
+# A point is an image; its (red, green) codes are given relative to 16. In the training set green
+# separates the classes, and red agrees with the class in 7 of 8 images. With a strong penalty
+# (small C) the classifier weighs the features by their covariance with the class: green + red / 4
+# in codes (1.5 : 1 in standardised features). With a weak penalty (large C) it finds the widest
+# margin and uses only green.
 A, B = (6, 1), (-6, 1)
-# On opposite sides of the two: red / 4 + green is 1 at P and -1 at Q; green is -2 at P and 2 at Q.
+# The two classifiers disagree: red / 4 + green is 1 at P and -1 at Q; green is -2 at P and 2 at Q.
 P, Q = (12, -2), (-12, 2)
 
 
@@ -143,7 +145,7 @@ def minus(point: tuple[int, int]) -> tuple[int, int]:
 PROBE: dict[str, dict[str, list[tuple[int, int]]]] = {
     # Small C: 14 of 16 right; large C: 16.
     "train": {"yes": [A] * 7 + [B], "no": [minus(A)] * 7 + [minus(B)]},
-    # Small C: 6 of 8 (an A is in the wrong class, and a -A); large C: 0.
+    # Small C: 6 of 8 (one A and one -A are in the wrong class); large C: 0.
     "val": {"yes": [P, P, P, minus(A)], "no": [Q, Q, Q, A]},
     # Small C: 8 of 12 and 2 of 4; large C: 10 of 12 and 3 of 4.
     "test": {"yes": [A] * 6 + [Q] * 4 + [P] * 2, "no": [minus(A), P, P, Q]},
@@ -161,7 +163,7 @@ def probe_folders(root: Path, table: dict[str, dict[str, list[tuple[int, int]]]]
 
 
 def probe(seed: int = 0, **recipe: Any) -> tuple[dict[str, Any], int]:
-    """(the pocket probe task with this grid of C, the seed of its run)"""
+    """(the pocket probe task with changes to its recipe, the seed of its run)"""
     task = config("tasks", "pocket_probe")
     task["recipe"].update(
         dict(train_share=1.0, c_grid=[1e6, 1e-6], max_iter=5000, batch=3) | recipe
@@ -180,7 +182,8 @@ def run_all(tasks: list[tuple[dict[str, Any], int]], prepare: Path, out: Path) -
 def test_the_probe_chooses_c_on_val_and_scores_test_in_evaluation_mode(
     tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    """Not 13/16 (C chosen on test or train), 14/16 or 16/16 (train scored), 6/8 (val scored)."""
+    """Faults give other scores: 13/16 (C chosen on test or train), 14/16 or 16/16 (train scored),
+    6/8 (val scored)."""
     prepare = probe_folders(tmp_path / "p", PROBE)
     (outputs,) = in_subprocess(run_all, [probe()], prepare, tmp_path)
     assert outputs["value"] == 10 / 16
@@ -191,26 +194,26 @@ def test_the_probe_chooses_c_on_val_and_scores_test_in_evaluation_mode(
     assert outputs["notes"] == ["C = 1e-06 chosen on val (0.7500); 16 training images"]
 
 
-def test_of_two_equally_good_c_the_smaller_is_chosen(
+def test_the_probe_chooses_the_smaller_of_two_equally_good_values_of_c(
     tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    """Not the 13/16 of the larger C, whichever of the two is listed first."""
+    """The larger C would score 13/16. The order of the grid does not matter."""
     table = PROBE | {"val": {"yes": [A], "no": [minus(A)]}}
     prepare = probe_folders(tmp_path / "p", table)
     tasks = [probe(), probe(c_grid=[1e-6, 1e6])]
     assert [o["value"] for o in in_subprocess(run_all, tasks, prepare, tmp_path)] == [10 / 16] * 2
 
 
-# Half the training images are drawn by the seed. The widest margin puts the threshold half-way
-# between the highest red of `no` and the lowest of `yes` among those drawn, and the test images
-# have every red there is: their score says where it lies.
+# The seed draws half of the training images. The widest margin puts the threshold half-way between
+# the highest red of the drawn `no` images and the lowest red of the drawn `yes` images. The test
+# images have every red from 0 to 29, so their score shows where the threshold is.
 NO, YES, REDS = range(0, 16, 2), range(15, 31, 2), range(30)
 
 
 def test_the_seed_draws_the_share_of_training_images_class_by_class(
     tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    """Not the score of all images, of another seed's, or of a share that is not stratified."""
+    """Training on all images, with another seed or without stratification gives other scores."""
 
     def points(reds: Any) -> list[tuple[int, int]]:
         """One point per red code, all with the same green."""
@@ -258,10 +261,10 @@ def write_photos(root: Path, classes: dict[str, list[tuple[int, int]]]) -> Path:
 def test_folds_score_each_image_by_a_model_that_did_not_see_it(
     tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    """Not 16/16: a fit to all images recognises the two that look like the other class by green.
+    """Two images have the red of the other class and a low green.
 
-    Left out of the fit, either is taken for the other class: by its red, or by the low green that
-    the fit saw in the other of the two.
+    A model that saw both would recognise them by their green (16/16). A model that did not see one
+    of them misclassifies it: by its red, or by its low green, which only the other image had.
     """
     prepare = write_photos(
         tmp_path / "p",
@@ -275,7 +278,8 @@ def test_folds_score_each_image_by_a_model_that_did_not_see_it(
 
 
 def score_by_folds(x: np.ndarray, y: np.ndarray, seed: int, folds: int, grid: list[float]) -> float:
-    """The protocol written out: C by inner folds of each training part, all images scored."""
+    """Accuracy by the protocol 'folds': the inner folds of a training part choose C, and every
+    image is scored once."""
 
     def fit(c: float, rows: np.ndarray) -> Any:
         """A logistic regression on standardised features, fitted to these rows."""
@@ -302,7 +306,7 @@ def score_by_folds(x: np.ndarray, y: np.ndarray, seed: int, folds: int, grid: li
 def test_the_seed_of_the_run_draws_the_folds(
     tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    """Not one score for all seeds, and not that of a C chosen with the fold that is scored."""
+    """Seeds give different scores, and C is never chosen with the fold that is scored."""
     rng = np.random.default_rng(5)
     classes = {
         name: [(int(r), int(g)) for r, g in rng.integers((2 + 6 * k, 4), (24 + 6 * k, 28), (12, 2))]

@@ -22,11 +22,11 @@ from tests.transfer.known_answers.pictures import (
 )
 
 WIDTH, HEIGHT = 128, 96
-# Class -> (category id, colour code). Neither names, ids nor codes are in the same order.
+# {class: (category id, colour code)}. Names (ASCII), ids and codes sort in different orders.
 CLASSES = {"zebra": (7, 20), "ant": (3, 22), "Bee": (5, 21)}
 BOX = [32, 16, 64, 32]  # x, y, width, height
 Order = tuple[str, ...]
-Truth = list[list[tuple[str, bool]]]  # for each image: (class, crowd); boxes as BOXES
+Truth = list[list[tuple[str, bool]]]  # for each image: (class, is a crowd) of its boxes in BOXES
 BOXES = [[32, 16, 64, 32], [32, 56, 64, 32]]
 
 #: Images of the test split. Their codes are 1, 2, ...; those of other splits 11, 12, ...
@@ -55,12 +55,12 @@ def answer(name: str, score: float, box: int, iou: float) -> list[float]:
 ANSWERS = {
     # ant: IoU .72: right at .50 to .70, five of the ten thresholds. AP 5/10, AP50 1, AP75 0.
     "1": [answer("ant", 0.5, 0, 0.72)],
-    # Bee: one of two found, IoU .52: right at .50 alone. Recall 1/2 covers 51 of the 101 points.
+    # Bee: one of two found, IoU .52: right only at .50. Recall 1/2 covers 51 of the 101 points.
     # AP 1/10 x 51/101, AP50 51/101, AP75 0.
     "2": [answer("Bee", 0.9, 1, 0.52)],
-    # zebra: found with IoU .77, right at .50 to .75, but a higher score is wrong: precision 1/2.
-    # AP 6/10 x 1/2, AP50 and AP75 1/2. A detection in a crowd is neither right nor wrong, although
-    # it scores highest.
+    # zebra: found with IoU .77, right at .50 to .75, but a wrong detection has a higher score:
+    # precision 1/2. AP 6/10 x 1/2, AP50 and AP75 1/2. The detection with the highest score lies in
+    # a crowd, and counts neither as right nor as wrong.
     "3": [answer("zebra", 0.3, 0, 0.77)],
     "4": [answer("zebra", 0.8, 0, 1.0)],
     "5": [answer("zebra", 0.95, 0, 1.0)],
@@ -69,7 +69,7 @@ ANSWERS = {
     "12": [answer("zebra", 0.9, 0, 1.0)],
     "13": [answer("Bee", 0.9, 0, 1.0)],
 }
-HALF = 51 / 101
+HALF = 51 / 101  # AP at recall 1/2 and precision 1
 PER_CLASS = {"ant": 0.5, "Bee": 0.1 * HALF, "zebra": 0.3}
 AP, AP50, AP75 = sum(PER_CLASS.values()) / 3, (1 + HALF + 0.5) / 3, 0.5 / 3
 
@@ -90,7 +90,8 @@ def write_split(
 ) -> None:
     """Images and COCO json of a split; ids with gaps, images and annotations shuffled.
 
-    classes: name -> (category id, colour code); `order` the names in the order of the json.
+    truth: the objects of each image; first: the code of the first image; classes: {name: (category
+    id, colour code)}; order: the names in the order of the json.
     """
     images, annotations = [], []
     for k, objects in enumerate(truth):
@@ -170,13 +171,13 @@ def box_reader(model: dict[str, Any]) -> dict[str, Any]:
     ],
     ids=["by id", "not by id", "two orders"],
 )
-def test_detection_scores_test_at_each_threshold_whatever_the_order_of_the_categories(
+def test_ap_at_each_threshold_does_not_depend_on_the_order_of_the_categories(
     train: Order, test: Order, tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    """Not AP 1 (train or val), not another threshold's AP, nor another class's.
+    """Faults give other scores: AP 1 (train or val), the AP of another threshold or class.
 
-    Classes are identified by name: mmdet by itself numbers them in the order of each file, and
-    reads the AP of a class as if that order were that of the ids.
+    Classes are identified by name. mmdet's own data set numbers them in the order of each file,
+    and its metric reads the AP of a class as if the file were sorted by ids.
     """
     prepare = write_detect(tmp_path / "p", train, test)
     outputs, seen = in_subprocess(
@@ -190,4 +191,4 @@ def test_detection_scores_test_at_each_threshold_whatever_the_order_of_the_categ
     assert sorted(scored) == [1, 2, 3, 4, 5]
     trained = [code for mode, code, _ in seen if mode == "train"]
     assert sorted(set(trained)) == [11, 12, 13]
-    assert len(trained) == 12
+    assert len(trained) == 12  # 6 steps of 2 images

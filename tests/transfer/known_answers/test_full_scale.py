@@ -1,7 +1,7 @@
-"""The full-scale families on tiny sets in their real formats give exactly the expected score.
+"""The full-scale tasks on tiny data sets in their official formats give exactly the expected score.
 
-Each set has a split that must not be read, training data in every part that trains, and a head
-that learns from them what a colour means.
+Each set has a split that must not be read. Each part of its training data has classes of its own,
+from which the head learns the class of a colour.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from tests.transfer.known_answers.pictures import STILL, field, run_stage, save,
 
 # ---- classification ----
 
-# Code of a class's training images, by the place of the class among the four of a set.
+# Code of the training images of each of the four classes of a set.
 MEANING = [5, 2, 7, 0]
-# Codes of the test images of each class: right are 1 of 2, 6 of 8, 1 of 4 and 2 of 2; 10 of 16.
+# Codes of the test images of each class. Right: 1 of 2, 6 of 8, 1 of 4, 2 of 2; together 10 of 16.
 TEST = [[5, 2], [2, 2, 2, 2, 2, 2, 7, 0], [0, 7, 2, 5], [0, 0]]
 RECALL = [1 / 2, 6 / 8, 1 / 4, 2 / 2]
 PX = 28
@@ -36,16 +36,16 @@ Rows = list[tuple[int, np.ndarray]]  # (class 0..3, image)
 
 
 def training_rows(split: int = 0, parts: int = 1) -> Rows:
-    """Part number `split` of the 16 training images, four a class, cut into `parts` parts.
+    """Part number `split` of the 16 training images (four per class), divided into `parts` parts.
 
-    Each part has classes of its own: without it, the network never learns what their codes mean.
+    Each part has classes of its own: a network that is not trained on it does not know their codes.
     """
     classes = range(split * 4 // parts, (split + 1) * 4 // parts)
     return [(k, field(MEANING[k], k, (PX, PX))) for k in classes for _ in range(4)]
 
 
 def scored_rows(framed: bool) -> Rows:
-    """The 16 test images; `framed`: in a frame (index 30) that the centre crop leaves out."""
+    """The 16 test images; `framed`: with a frame (index 30) that the centre crop removes."""
     rows: Rows = []
     for k, codes in enumerate(TEST):
         for code in codes:
@@ -70,13 +70,13 @@ def write_cifar100(folder: Path) -> list[str]:
         images = np.stack([pixels for _, pixels in rows]).transpose(0, 3, 1, 2)
         fine = [labels[k] for k, _ in rows]
         table = {"data": images.reshape(len(rows), -1), "fine_labels": fine}
-        table["coarse_labels"] = [int(k) for k, _ in rows][::-1]
+        table["coarse_labels"] = [int(k) for k, _ in rows][::-1]  # other labels, not to be read
         (base / split).write_bytes(pickle.dumps(table, protocol=2))
     return [names[k] for k in labels]
 
 
 def write_cub200(folder: Path) -> list[str]:
-    """Classes 200, 1, 37 and 12 of 1..200; test images stand between training images."""
+    """Writes the set with 4 of its 200 classes; its lists mix training and test images."""
     base, numbers = folder / cub.FOLDER, [200, 1, 37, 12]
     names = {
         1: "Black_footed_Albatross",
@@ -100,7 +100,7 @@ def write_cub200(folder: Path) -> list[str]:
 
 
 def write_dtd(folder: Path) -> list[str]:
-    """Half the classes train in `train1`, half in `val1`; both are read."""
+    """Writes the set. `train1` and `val1` are both for training; each has half of the classes."""
     from scipy.io import savemat
 
     textures = {"zigzagged": 47, "banded": 1, "dotted": 11, "woven": 45}
@@ -129,7 +129,7 @@ def write_dtd(folder: Path) -> list[str]:
 
 
 def write_caltech256(folder: Path) -> list[str]:
-    """The first four images of each class by name train, the others are scored."""
+    """Writes the set. The first four images of each class by name are for training."""
     names = ["001.zebra", "002.ak47", "003.yo-yo", "004.clutter"]
     for part, rows in enumerate((training_rows(), scored_rows(framed=True))):
         for i, (k, pixels) in enumerate(rows):
@@ -151,8 +151,8 @@ CLASSIFICATION = {
 def test_official_finetuning_scores_the_test_images_by_their_own_labels(
     name: str, tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    """Not the 16/16 of the training images, not a quarter of it lost (a part of the training data
-    left out), not the accuracy of labels counted from another number, not uncropped images.
+    """Faults give other scores: training images scored (16/16), a part of the training data left
+    out, labels counted from another number, test images not cropped.
     """
     names = CLASSIFICATION[name](tmp_path / "p/data" / name)
     task = resolve("task", name)
@@ -165,9 +165,10 @@ def test_official_finetuning_scores_the_test_images_by_their_own_labels(
     assert outputs["per_class"] == pytest.approx(dict(zip(names, RECALL, strict=True)), abs=1e-7)
     order = seen_in(seen, "test")
     assert sorted(order) == list(range(16))
-    if name != "cub200":  # whose lists are mixed
+    if name != "cub200":  # the lists of CUB-200 are mixed
         assert order == list(range(16))
     trained = seen_in(seen, "train")
+    # Each class has 4 training images in each of 3 epochs, and each epoch has its own order.
     assert {k: trained.count(k) for k in range(4)} == dict.fromkeys(range(4), 12)
     assert trained[:16] != trained[16:32]
 
@@ -198,10 +199,10 @@ def detection_task(name: str, answers: dict[str, Any]) -> dict[str, Any]:
 def test_coco_scores_val2017_at_each_threshold(
     tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    """Not AP 1 (train2017), not another threshold's AP, nor that of another of the 80 classes."""
+    """Faults give other scores: AP 1 (train2017), the AP of another threshold or class."""
     used = {"ant": "person", "Bee": "zebra", "zebra": "toothbrush"}
     number = {name: int(key) for key, name in coco.NAMES.items()}
-    classes = {name: (k, 1) for name, k in number.items()}
+    classes = {name: (k, 1) for name, k in number.items()}  # code 1 for classes without a box
     classes |= {new: (number[new], boxes.CLASSES[old][1]) for old, new in used.items()}
     folder = tmp_path / "p/data/coco"
     for split, truth, first in (("train2017", boxes.TRAIN, 11), ("val2017", boxes.TEST, 1)):
@@ -220,8 +221,8 @@ def test_coco_scores_val2017_at_each_threshold(
 
 
 VOC_CODES = {"aeroplane": 22, "dog": 21, "tvmonitor": 20}
-#: (year, split) -> the (class, difficult) objects of each image.
-#: 2007 trains two of the classes, 2012 the third.
+#: {(year, split): for each image, (class, 1 if difficult) of each object}.
+#: The training images of 2007 show two of the classes, those of 2012 the third.
 VOC: dict[tuple[str, str], list[list[tuple[str, int]]]] = {
     ("VOC2007", "trainval"): [[("aeroplane", 0), ("dog", 0)], [("dog", 0)]],
     ("VOC2012", "trainval"): [[("tvmonitor", 0)], [("tvmonitor", 0)]],
@@ -236,7 +237,7 @@ VOC: dict[tuple[str, str], list[list[tuple[str, int]]]] = {
 
 
 def write_voc_detection(folder: Path) -> None:
-    """Codes of the test images are 1, 2, ...; of the training images 11, 12, ..."""
+    """Writes `VOC`. Codes of the test images are 1, 2, ...; of the training images 11, 12, ..."""
     first = 11
     for (year, split), truth in VOC.items():
         base, names = folder / voc.DEVKIT / year, []
@@ -255,11 +256,11 @@ def write_voc_detection(folder: Path) -> None:
         first += 0 if split == "test" else len(truth)
 
 
-def test_voc_scores_the_2007_test_split_by_11_points_at_each_threshold(
+def test_voc_ap_is_measured_on_the_2007_test_split_at_11_recalls_and_each_threshold(
     tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    """Not the AP of a training list, nor of 101 points; difficult objects are neither missed nor
-    wrong; AP75 is that of 0.75.
+    """Faults give other scores: a training list scored, 101 recalls as for COCO, difficult objects
+    counted as missed or wrong, another threshold.
     """
     folder = tmp_path / "p/data/voc"
     get_set("voc").tiny(folder, np.random.default_rng(0))
@@ -269,7 +270,7 @@ def test_voc_scores_the_2007_test_split_by_11_points_at_each_threshold(
         """As in the test of COCO, with the codes of the VOC classes."""
         return [VOC_CODES[name], score, *boxes.narrow(boxes.BOXES[box], iou)]
 
-    # As in COCO's test, with boxes that end a pixel earlier, as VOC's do: IoU .715, .519 and .763.
+    # As in the test of COCO. VOC boxes end one pixel earlier, so the IoUs are .715, .519 and .763.
     answers = {
         "1": [answer("aeroplane", 0.5, 0, 0.72)],
         "2": [answer("dog", 0.9, 1, 0.52)],  # one of two: recall 1/2 covers 6 of the 11 points
@@ -292,11 +293,11 @@ def test_voc_scores_the_2007_test_split_by_11_points_at_each_threshold(
 
 # ---- segmentation ----
 
-# Set -> (its classes in the roles of road, car, tree and sky; their mask labels; the ignored one).
+# {set: (its classes that replace road, car, tree and sky; their mask labels; the ignored label)}
 SEGMENTATION: dict[str, tuple[list[str], list[int], int]] = {
     "cityscapes": (["road", "pole", "rider", "bicycle"], [0, 5, 12, 18], 255),
     "voc12_seg": (["background", "bird", "dog", "tvmonitor"], [0, 3, 12, 20], 255),
-    # Masks count from 1, and 0 is no class.
+    # Mask labels begin at 1, and 0 means no class.
     "ade20k": (["wall", "ceiling", "person", "flag"], [1, 6, 13, 150], 0),
 }
 Scenes = list[tuple[np.ndarray, np.ndarray]]
@@ -310,7 +311,7 @@ def scenes(name: str, pairs: list[tuple[str, str, int]]) -> Scenes:
 
 
 def halves(name: str) -> Iterator[Scenes]:
-    """The training data in two parts of two classes each."""
+    """The training data in two parts; each part has two of the classes."""
     road, car, tree, sky = masks.PAIRS["train"]
     yield scenes(name, [road, car])
     yield scenes(name, [tree, sky])
@@ -330,7 +331,7 @@ def write_cityscapes(folder: Path) -> None:
 
 
 def write_voc12_seg(folder: Path) -> None:
-    """Half the classes train in `train`, half in SBD's `aug`; both are read."""
+    """Writes the set. `train` and SBD's `aug` are for training; each has half of the classes."""
     get_set("voc").tiny(folder, np.random.default_rng(0))
     year = folder / voc.DEVKIT / "VOC2012"
     train, aug = halves("voc12_seg")
@@ -366,11 +367,11 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("name", SEGMENTATION)
-def test_official_segmentation_scores_val_with_its_own_reading_of_0_and_255(
+def test_each_official_segmentation_set_has_its_own_meaning_of_the_labels_0_and_255(
     name: str, tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    """Not 1 (the training split), not the scores of labels shifted by one, of 0 left out where it
-    is a class or counted where it is none, of accuracy for IoU, of half the training data.
+    """Faults give other scores: 1 (the training split), labels shifted by one, label 0 ignored
+    where it is a class or counted where it is not, accuracy as IoU, half of the training data.
     """
     folder, write = WRITERS[name]
     write(tmp_path / "p/data" / folder)

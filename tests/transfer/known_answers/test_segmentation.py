@@ -20,19 +20,20 @@ from tests.transfer.known_answers.pictures import (
     student,
 )
 
-# Codes of the classes; in the order of the recipe's list they are not in order.
+# {class: code}. The codes are not in ascending order.
 CODES = {"road": 9, "car": 4, "tree": 12, "sky": 6}
 CLASSES = list(CODES)
 IGNORE = 255
 SIZE = (64, 64)
 BLOCK = 16  # pixels; an image is 4 x 4 blocks of one class each
 
-# (truth, guess, number of blocks), 16 blocks an image. Two images: 32 blocks, 28 of them labelled.
+# (truth, guess, number of blocks), 16 blocks per image. Two test images: 32 blocks, 28 labelled.
 #   road: truth 14, guess 16, both 12      IoU 12/18
 #   car:  truth  8, guess  6, both  6      IoU  6/8
 #   tree: truth  4, guess  4, both  1      IoU  1/7
 #   sky:  truth  2, guess  2, both  0      IoU  0
-# Ignored: 4 blocks, guessed as car; counted they would be wrong, as would road (label 0) left out.
+# 4 blocks are to be ignored; their guess is car. To count them, or to ignore road (label 0) as
+# well, would change the scores.
 PAIRS: dict[str, list[tuple[str, str, int]]] = {
     "test": [
         ("road", "road", 12),
@@ -53,12 +54,13 @@ IOU = {"road": 12 / 18, "car": 6 / 8, "tree": 1 / 7, "sky": 0.0}
 MIOU = sum(IOU.values()) / 4
 MEAN_ACCURACY = (12 / 14 + 6 / 8 + 1 / 4 + 0) / 4
 ALL_ACCURACY = 19 / 28
-# Naming the commonest class everywhere: its share of the labelled pixels, over four classes.
+# mIoU of predicting the most frequent class everywhere: its IoU is its share of the labelled
+# pixels, and the IoU of the other three classes is 0.
 CONSTANT = 14 / 28 / 4
 
 
 def blocks(values: list[Any]) -> np.ndarray:
-    """[64, 64, ...] from 16 blocks, row by row."""
+    """An array [64, 64, ...] from 4 x 4 blocks, row by row."""
     rows = [np.concatenate(values[i : i + 4], 1) for i in range(0, 16, 4)]
     return np.concatenate(rows)
 
@@ -66,7 +68,7 @@ def blocks(values: list[Any]) -> np.ndarray:
 def images_and_masks(
     pairs: list[tuple[str, str, int]], labels: dict[str, int], guesses: dict[str, int]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(image, mask) for every 16 blocks: the colours are the codes of the guesses."""
+    """(image, mask) for every 16 blocks; the colours of an image are the codes of the guesses."""
     flat = [(labels[truth], guesses[guess]) for truth, guess, count in pairs for _ in range(count)]
     assert len(flat) % 16 == 0
     images = []
@@ -130,14 +132,14 @@ def segmentation_task(kind: str, tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["fixed", "learned"])
-def test_segmentation_scores_the_test_split_by_iou_with_label_0_and_without_255(
+def test_miou_of_the_test_split_counts_label_0_and_ignores_label_255(
     kind: str, scene_folder: Path, tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    """Not 1 (train), 7/16 ... (val), 19/28 (accuracy), nor a mean with ignored pixels or without
-    label 0; not the scores of training mode, or of another class's name.
+    """Faults give other scores: 1 (train), the scores of val, 19/28 (accuracy), a mean with ignored
+    pixels or without label 0, training mode, names of classes in another order.
 
     'fixed': the head's weights are given and do not change, and a BatchNorm and a Dropout show the
-    mode. 'learned': the head learns from the training split what a colour means.
+    mode. 'learned': the head learns the class of a colour from the training split.
     """
     student_config = student(input_hw=[32, 32], drops=kind == "fixed")
     outputs, seen = in_subprocess(
