@@ -21,6 +21,8 @@ from kdep_bench.features.policies import check_rows
 from kdep_bench.features.transform import Moments, std_ratio
 from kdep_bench.registry import build, locate, type_path
 
+READ_ROWS = 4096  # rows that are read at a time, which limits memory
+
 
 def build_aligner(config: Mapping[str, Any]) -> Aligner:
     """Builds the aligner of a method's `align`; KdepError if its type is not an Aligner."""
@@ -72,9 +74,9 @@ def run(
     directions = min(width, cache.width)
     check_rows(len(images), views.views, directions, spec["share"], len(views.files), subject)
     moments = Moments(cache.width)
-    for start in range(0, len(rows), 4096):
-        moments.add(torch.from_numpy(cache.rows(rows[start : start + 4096])))
-        progress(min(start + 4096, len(rows)), len(rows), "covariance of teacher features")
+    for start in range(0, len(rows), READ_ROWS):
+        moments.add(torch.from_numpy(cache.rows(rows[start : start + READ_ROWS])))
+        progress(min(start + READ_ROWS, len(rows)), len(rows), "covariance of teacher features")
     basis = aligner.fit(moments, width)
     eigenvalues = aligner.eigenvalues
     basis.save(out, **({} if eigenvalues is None else {"eigenvalues": eigenvalues}))

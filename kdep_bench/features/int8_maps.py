@@ -17,7 +17,7 @@ from torch import Tensor
 
 # The stored arrays are named "int8_maps.<map>" and "int8_scales.<map>".
 CODES, SCALES = "int8_maps", "int8_scales"
-LARGEST_CODE = 127
+LARGEST_CODE = 127  # the largest int8; -128 is not used, so codes are symmetric
 # Smaller float16 numbers are less precise. A channel of zeros has this scale.
 SMALLEST_SCALE = float(np.finfo(np.float16).smallest_normal)
 # Largest relative error. The rounding error is 1/254 of the largest magnitude; this is about twice

@@ -11,6 +11,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.features.cache_read import Cache
 
 MAX_ROWS = 10_000  # samples; about as many as in PURSUhInT
+READ_ROWS = 256  # rows whose maps are read at a time, which limits memory
 
 
 def evenly_spaced(rows: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
@@ -56,7 +57,7 @@ def layer_distances(
 def _means(cache: Cache, rows: NDArray[np.int64], name: str) -> NDArray[np.float64]:
     """[len(rows), C]: the map of each row averaged over its spatial positions."""
     parts = [
-        cache.rows(rows[k : k + 256], f"maps.{name}").mean((2, 3), dtype=np.float64)
-        for k in range(0, len(rows), 256)
+        cache.rows(rows[k : k + READ_ROWS], f"maps.{name}").mean((2, 3), dtype=np.float64)
+        for k in range(0, len(rows), READ_ROWS)
     ]
     return np.concatenate(parts)

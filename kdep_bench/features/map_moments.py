@@ -20,7 +20,7 @@ from kdep_bench.data.views import Views
 from kdep_bench.errors import KdepError
 from kdep_bench.features.cache_check import render_rows, run_teacher
 from kdep_bench.features.cache_read import Cache
-from kdep_bench.features.layers import evenly_spaced
+from kdep_bench.features.layers import READ_ROWS, evenly_spaced
 from kdep_bench.features.transform import Moments
 from kdep_bench.networks.resize import resize_map
 from kdep_bench.openmmlab import load_weights
@@ -75,8 +75,8 @@ def map_moments(
     """
     rows = evenly_spaced(np.sort(rows), MAX_ROWS)
     moments: dict[tuple[str, int], Moments] = {}
-    for start in range(0, len(rows), 256):
-        maps = read(rows[start : start + 256])
+    for start in range(0, len(rows), READ_ROWS):
+        maps = read(rows[start : start + READ_ROWS])
         for name, side in sorted(set(maps_and_sides)):
             channels = maps[name].shape[1]
             positions = resize_map(maps[name], (side, side)).permute(0, 2, 3, 1)

@@ -27,7 +27,7 @@ class FirstBatch(nn.Module):
     def __init__(self, count: int = 1) -> None:
         super().__init__()
         self.register_buffer("means", torch.zeros(count))
-        self._known: set[int] = set()  # avoids reading `means` from a GPU in every step
+        self._measured: set[int] = set()  # avoids reading `means` from a GPU in every step
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -49,7 +49,7 @@ class FirstBatch(nn.Module):
         Raises:
             KdepError: the mean of the first batch is not positive.
         """
-        if k not in self._known and not float(self.means[k]) > 0:
+        if k not in self._measured and not float(self.means[k]) > 0:
             batch_mean = mean().detach().float()
             if distributed.is_initialized():
                 distributed.all_reduce(batch_mean)
@@ -61,5 +61,5 @@ class FirstBatch(nn.Module):
                     fix="choose another teacher or another of its outputs",
                 )
             self.means[k] = batch_mean
-        self._known.add(k)
+        self._measured.add(k)
         return self.means[k]

@@ -21,6 +21,7 @@ def attention(x_BD: Tensor, tau: float) -> Tensor:
     """Log-softmax of cosine / tau over the other samples, [B, B], of features [B, D]."""
     unit = F.normalize(x_BD, dim=1)
     is_self = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+    # -1e4 gives the probability 0; infinity would give NaN in KL terms.
     return F.log_softmax((unit @ unit.T / tau).masked_fill(is_self, -1e4), dim=1)
 
 

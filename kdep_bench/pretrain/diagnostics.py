@@ -14,7 +14,7 @@ from kdep_bench.data.fractions import select_for_spec
 from kdep_bench.data.views import open_views
 from kdep_bench.devices import compute_device
 from kdep_bench.errors import KdepError
-from kdep_bench.features.align import finite_or_none, row_numbers
+from kdep_bench.features.align import READ_ROWS, finite_or_none, row_numbers
 from kdep_bench.features.cache_read import open_cache
 from kdep_bench.features.layers import evenly_spaced, layer_distances
 from kdep_bench.features.map_moments import cached_maps, live_maps, save_map_moments
@@ -171,7 +171,7 @@ def mean_square(
     views, cache = open_views(inputs["views"]), open_cache(inputs["cache"])
     images = select_for_spec(views.files, spec, inputs)
     rows, total = evenly_spaced(row_numbers(images, views.views), max_rows), 0.0
-    for start in range(0, len(rows), 4096):
-        f = torch.from_numpy(cache.rows(rows[start : start + 4096])).float()
+    for start in range(0, len(rows), READ_ROWS):
+        f = torch.from_numpy(cache.rows(rows[start : start + READ_ROWS])).float()
         total += float(transform(f).double().square().mean(1).sum())
     return total / len(rows)

@@ -19,9 +19,9 @@ from kdep_bench.errors import KdepError
 from kdep_bench.files import read_strict
 from kdep_bench.probes.extract import BATCH, LISTING, loaded_backbone
 
-SMALLEST_STRIDE = 8
+SMALLEST_STRIDE = 8  # levels with a smaller stride are not stored
 IMAGE_SUFFIX, MASK_SUFFIX = "_leftImg8bit.png", "_gtFine_labelTrainIds.png"
-IGNORE = 255
+IGNORE = 255  # mask value of pixels without a class
 LARGEST = 65_504.0  # largest number in half precision
 
 

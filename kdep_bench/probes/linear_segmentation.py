@@ -14,7 +14,7 @@ from kdep_bench.probes.base import Inputs, Measured, Probe, Value
 if TYPE_CHECKING:
     from kdep_bench.probes.extract_maps import Maps
 
-IGNORE = 255
+IGNORE = 255  # mask value of pixels without a class
 
 
 def block_counts(masks: np.ndarray, size: Sequence[int], classes: int) -> np.ndarray:

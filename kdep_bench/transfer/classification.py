@@ -106,7 +106,9 @@ def _cfg(
     cfg.update(
         model=_classifier(student, checkpoint, len(classes), recipe),
         train_dataloader=mm_config.loader(train, recipe["batch"], train=True),
-        train_cfg=dict(by_epoch=True, max_epochs=int(recipe["epochs"]), val_interval=10**9),
+        train_cfg=dict(
+            by_epoch=True, max_epochs=int(recipe["epochs"]), val_interval=mm_config.NEVER
+        ),
         val_dataloader=None,
         val_cfg=None,
         val_evaluator=None,

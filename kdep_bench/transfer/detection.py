@@ -77,7 +77,9 @@ class Detection(MMTask):
                 infinite=True,
             ),
             train_cfg=dict(
-                type="IterBasedTrainLoop", max_iters=iters, val_interval=max(iters + 1, 10**9)
+                type="IterBasedTrainLoop",
+                max_iters=iters,
+                val_interval=max(iters + 1, mm_config.NEVER),
             ),
             val_dataloader=None,
             val_cfg=None,

@@ -112,7 +112,7 @@ class OfficialFineTune(FineTune):
         cfg.update(
             model=_classifier(student, checkpoint, len(classes), recipe),
             train_dataloader=full_scale.loader(recipe, train, train=True),
-            train_cfg=dict(by_epoch=True, max_epochs=epochs, val_interval=10**9),
+            train_cfg=dict(by_epoch=True, max_epochs=epochs, val_interval=mm_config.NEVER),
             val_dataloader=None,
             val_cfg=None,
             val_evaluator=None,

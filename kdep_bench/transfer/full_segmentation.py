@@ -119,7 +119,9 @@ class OfficialSegmentation(Segmentation):
             model=model,
             train_dataloader=full_scale.loader(recipe, train, train=True, infinite=True),
             train_cfg=dict(
-                type="IterBasedTrainLoop", max_iters=iters, val_interval=max(iters + 1, 10**9)
+                type="IterBasedTrainLoop",
+                max_iters=iters,
+                val_interval=max(iters + 1, mm_config.NEVER),
             ),
             val_dataloader=None,
             val_cfg=None,

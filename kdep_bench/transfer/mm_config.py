@@ -11,6 +11,8 @@ from typing import Any
 from kdep_bench.data.listing import class_names, shown
 from kdep_bench.errors import KdepError
 
+NEVER = 10**9  # value of `val_interval`: no validation during training
+
 # ---- parts of configs ----
 
 

@@ -64,7 +64,7 @@ def save_small(image: Image.Image, path: Path) -> str:
     Returns:
         the name of the file.
     """
-    colours = 128
+    colours = 128  # in the palette of the PNG
     while True:
         image.convert("RGB").quantize(colours).save(path, optimize=True)
         if path.stat().st_size <= MAX_BYTES:

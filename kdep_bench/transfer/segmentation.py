@@ -18,7 +18,7 @@ from kdep_bench.transfer.pictures import draw_masks, save_small
 PICTURES = 4  # number of saved images with predictions
 IMAGE_SUFFIX = "_leftImg8bit.png"
 LABEL_SUFFIX = "_gtFine_labelTrainIds.png"
-IGNORE = 255
+IGNORE = 255  # mask value of pixels without a class
 
 
 class Segmentation(MMTask):
@@ -77,7 +77,9 @@ class Segmentation(MMTask):
                 self._dataset(root, "train", train=True), recipe["batch"], train=True, infinite=True
             ),
             train_cfg=dict(
-                type="IterBasedTrainLoop", max_iters=iters, val_interval=max(iters + 1, 10**9)
+                type="IterBasedTrainLoop",
+                max_iters=iters,
+                val_interval=max(iters + 1, mm_config.NEVER),
             ),
             val_dataloader=None,
             val_cfg=None,
