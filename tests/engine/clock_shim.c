@@ -1,4 +1,4 @@
-/* LD_PRELOAD shim: the wall clock runs as many seconds late as the file $KDEP_CLOCK says.
+/* LD_PRELOAD shim: the wall clock is behind by the number of seconds in the file $KDEP_CLOCK.
  *
  * Only CLOCK_REALTIME, time() and gettimeofday() are changed: the monotonic clock and sleeps are the
  * kernel's, as when an administrator or NTP steps the clock.
@@ -12,21 +12,21 @@
 #include <time.h>
 #include <unistd.h>
 
-static long late(void) {
+static long seconds_behind(void) {
   char text[32] = {0};
   const char *path = getenv("KDEP_CLOCK");
   int fd = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
   if (fd < 0) return 0;
-  ssize_t got = read(fd, text, sizeof text - 1);
+  ssize_t size = read(fd, text, sizeof text - 1);
   close(fd);
-  return got > 0 ? atol(text) : 0;
+  return size > 0 ? atol(text) : 0;
 }
 
 int clock_gettime(clockid_t id, struct timespec *now) {
   static int (*kernel)(clockid_t, struct timespec *);
   if (!kernel) *(void **)&kernel = dlsym(RTLD_NEXT, "clock_gettime");
   int failed = kernel(id, now);
-  if (!failed && (id == CLOCK_REALTIME || id == CLOCK_REALTIME_COARSE)) now->tv_sec -= late();
+  if (!failed && (id == CLOCK_REALTIME || id == CLOCK_REALTIME_COARSE)) now->tv_sec -= seconds_behind();
   return failed;
 }
 

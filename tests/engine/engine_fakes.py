@@ -75,7 +75,7 @@ def make(
     while do == "wait" and not (out.parent / "go").exists():
         time.sleep(0.05)
     if do == "orphan":
-        subprocess.Popen(["sleep", "54.321"])
+        subprocess.Popen(["sleep", "54.321"])  # a number that a test can search for
     if do == "fill":
         with open(out / "big.bin", "wb") as file:
             for _ in range(64):
@@ -158,7 +158,7 @@ def pretend(
     }.get(kind, {})
 
 
-def wrong_face(spec: dict[str, Any]) -> dict[str, Any]:
+def wrong_parameters(spec: dict[str, Any]) -> dict[str, Any]:
     """A stage function with wrong parameters."""
     return {}
 
@@ -206,6 +206,7 @@ def traced(work: Path, event: str = "begin") -> list[str]:
     return [line.split()[1].split("-")[1] for line in lines if line.startswith(event)]
 
 
+# Every real stage kind, run by `pretend`.
 PRETEND = {kind: StageKind("engine_fakes:pretend", cost=0.1, timeout=60) for kind in REAL_KINDS}
 
 
@@ -214,7 +215,8 @@ def main() -> None:
 
     PLAN is a Python expression of a plan, OPTIONS one of a dict of `PoolOptions`.
     """
-    work, plan, *options = Path(sys.argv[1]), *map(eval, sys.argv[2:])  # written by the test
+    # `eval` is safe: the test wrote the expressions.
+    work, plan, *options = Path(sys.argv[1]), *map(eval, sys.argv[2:])
     outcome = run(plan, work, **(options[0] if options else {}))
     print(sorted(outcome.ran), outcome.failed, outcome.signal, flush=True)
     sys.exit(128 + outcome.signal if outcome.signal else int(not outcome.ok))

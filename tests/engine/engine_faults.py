@@ -1,13 +1,13 @@
 """Injects faults into a running suite; a rerun must give the results of an undisturbed run.
 
     python tests/engine/engine_faults.py --out results/faults.md   # the smoke suite: `make faults`
-    python tests/engine/engine_faults.py --toy                       # the same on stages of 0.2 s
+    python tests/engine/engine_faults.py --toy                     # the same on stages of 0.2 s
 
 Every fault uses a separate work dir: empty, or a copy of the undisturbed run's without the stages
-that are to run. Afterwards the suite is rerun until all stages are done. Then every stage's
+that the fault hits. Afterwards the suite is rerun until all stages are done. Then every stage's
 outputs, every checkpoint and every record are compared with the undisturbed run's: everything
-except times must be equal to the last digit. With `--home`, an interrupted run resumes at the same
-fault.
+except times must be equal to the last digit. With `--home`, an interrupted run of this script
+resumes at the same fault.
 """
 
 from __future__ import annotations
@@ -70,17 +70,17 @@ def toy_stage(
     spec: dict[str, Any], inputs: dict[str, Path], out: Path, progress: Callable[..., None]
 ) -> dict[str, Any]:
     """Like `fakes.pretend`, in ten resumable steps; its outputs depend on all its inputs."""
-    folders = [inputs[role] for role in sorted(inputs)]  # the order of a plan file
+    folders = [inputs[role] for role in sorted(inputs)]  # plan files sort them, too
     input_texts = [p.read_text() for folder in folders for p in sorted(folder.glob("*.bin"))]
     steps_file = out / "steps.txt"
     steps_done = len(steps_file.read_text().splitlines()) if steps_file.exists() else 0
     for k in range(steps_done, 10):
         time.sleep(0.01)
-        hold = bytearray(8 << 20)  # bytes, so that a memory limit takes effect
+        allocated = bytearray(8 << 20)  # 8 MiB, so that a memory limit takes effect
         with open(steps_file, "a") as file:
             file.write(f"{k}\n")
         progress(k, 10)
-        del hold
+        del allocated
     steps_file.unlink()
     name = out.name.rpartition(".try-")[0]
     (out / "state.bin").write_text(f"{name} {len(input_texts)} {hash_of(input_texts)}" * 3000)
@@ -135,9 +135,12 @@ def toy_main(work: Path, results: Path, retry: int) -> int:
 
 
 class World:
-    """A suite with its undisturbed run, to compare others with.
+    """A suite with its undisturbed run, with which runs after a fault are compared.
 
     Attributes:
+        home: folder of the undisturbed run and of all cases.
+        toy: whether it is the toy suite.
+        file: the suite's config file.
         plan: the suite's plan.
         reference: work dir and results of the undisturbed run.
         wall: wall seconds of each stage in the undisturbed run.
@@ -161,7 +164,7 @@ class World:
         }
 
     def id_of(self, part: str) -> str:
-        """The first stage id with `part` in it."""
+        """The first stage id that contains `part`."""
         return next(i for i in self.plan.stages if part in i)
 
     def fresh(self) -> Case:
@@ -170,7 +173,7 @@ class World:
         return Case(self, self.home / f"case{self._cases:03d}")
 
     def copy(self, *without: str, at: Path | None = None) -> Case:
-        """A copy of the undisturbed run without these stages and everything downstream of them."""
+        """A copy of the undisturbed run, without the stages `without` and those that need them."""
         self._cases += 1
         case = Case(self, at or self.home / f"case{self._cases:03d}")
         removed = self.plan.downstream(without)
@@ -235,7 +238,7 @@ class Case:
         return subprocess.CompletedProcess(process.args, process.returncode, output, "")
 
     def settle(self, runs: int = 4) -> int:
-        """Repeats the run until all stages are done; returns the number of runs."""
+        """Repeats the command, at most `runs` times, until it succeeds; returns how often."""
         output = ""
         for k in range(1, runs + 1):
             done = self.run()
@@ -247,7 +250,7 @@ class Case:
     # --- inspecting ---
 
     def running(self) -> list[tuple[str, int]]:
-        """(stage id, pid) of every running stage, according to the lock files."""
+        """(stage id, process id) of every running stage, according to the lock files."""
         running = []
         with contextlib.suppress(FileNotFoundError):
             for path in (self.work / LOCKS).iterdir():
@@ -284,7 +287,7 @@ class Case:
         return max(0.0, min([running_time, *ages]))
 
     def wrong(self) -> int:
-        """The number of stages and records that differ from the undisturbed run's."""
+        """The number of stages and records that differ from those of the undisturbed run."""
         count, work, reference_work = 0, self.work, self.world.reference.work
         for stage_id, stage in self.world.plan.stages.items():
             record, _ = state.finished(stage, work, verify=True)
@@ -296,7 +299,7 @@ class Case:
             for name, (_, digest) in expected["files"].items():
                 if Path(name).suffix in (".npy", ".bin"):
                     same = same and record is not None and record["files"][name][1] == digest
-                # Not byte by byte: the archive inside is named after a temporary file.
+                # A .pth file contains the name of a temporary file, so its bytes may differ.
                 elif name.endswith(".pth") and stage.kind in ("pretrain", "export"):
                     same = same and same_tensors(
                         work / stage_id / name, reference_work / stage_id / name
@@ -347,7 +350,7 @@ def flip_bit(path: Path, rng: random.Random) -> None:
 
 
 def truncate(path: Path, rng: random.Random) -> None:
-    """Cuts a file off at a random length."""
+    """Shortens a file to a random length."""
     raw = path.read_bytes()
     path.write_bytes(raw[: rng.randrange(len(raw))])
 
@@ -363,8 +366,8 @@ class Row:
         times: how often the fault was injected.
         lost: seconds of work lost.
         wrong: number of wrong results afterwards.
-        on: the suite or command that was hit.
-        took: seconds of the whole trial.
+        on: the suite or command that the fault was injected into.
+        took: seconds for injecting the fault, rerunning and comparing.
         load: load average of the machine.
     """
 
@@ -448,7 +451,7 @@ def kill_runner(world: World, rng: Random, times: int) -> Row:
 
 
 def ranks_world(world: World) -> World:
-    """`world` with its pre-training in two processes: the same stage ids, other rounding."""
+    """`world` with its pre-training in two processes: same stage ids, other rounding errors."""
     home = world.home / "ranks"
     file = home / "smoke_ranks.py"
     if not file.exists():
@@ -483,7 +486,7 @@ def rank_pids(pid: int) -> list[int]:
 
 
 def kill_ranks(world: World, rng: Random, times: int) -> Row:
-    """Kills one of two pre-training processes: the stage fails as a whole and then resumes."""
+    """Kills one of two pre-training processes: the other ends, the stage fails and then resumes."""
     two_process_world = ranks_world(world)
     stage_id = two_process_world.id_of(PRETRAIN)
     lost, wrong = 0.0, 0
@@ -566,14 +569,13 @@ def terminate(world: World, rng: Random, times: int) -> Row:
 
 def two_runners(world: World, rng: Random, times: int) -> Row:
     """Two runners started at once on one work dir: each stage runs once, both exit with 0."""
+    # counted: stages that the runners report as finished by them, minus the stages to run.
     wrong, extra_runs, counted = 0, 0, 0
     for _ in range(times):
         stage_id = world.id_of(PRETRAIN)
         case = world.copy(stage_id)
         todo = world.plan.downstream([stage_id])
-        runners = [
-            case.start(results=case.home / name) for name in ("results", "results_of_the_other")
-        ]
+        runners = [case.start(results=case.home / name) for name in ("results", "second_results")]
         for runner in runners:
             output = runner.communicate(timeout=LIMIT)[0]
             assert runner.returncode == 0, output[-3000:]
@@ -615,7 +617,7 @@ def fill(disk: Path) -> None:
 
 
 def full_disk(world: World, rng: Random, id_part: str, fault: str) -> Row:
-    """The disk is full from the start of the stage until it has failed."""
+    """The disk is kept full from the start of the stage until the stage has failed."""
     stage_id = world.id_of(id_part)
     lost = 0.0
     with small_disk(world.home / "disk", 8 if world.toy else 400) as disk:
@@ -662,7 +664,14 @@ DAMAGE = {"truncated": truncate, "with a flipped bit": flip_bit}
 
 
 def damage(world: World, rng: Random, kind: str, part: str, pattern: str, file_kind: str) -> Row:
-    """A file of a finished stage is damaged; the stage and its readers run again."""
+    """A file of a finished stage is damaged; the stage and all stages that read it run again.
+
+    Args:
+        kind: key of DAMAGE.
+        part: part of the stage's id.
+        pattern: glob pattern of the file.
+        file_kind: the file's name in the table.
+    """
     stage_id = world.id_of(part)
     case = world.copy()
     for user in world.plan.consumers()[stage_id]:
@@ -710,17 +719,18 @@ def damaged_resume(world: World, rng: Random, kind: str) -> Row:
 
 
 def out_of_memory(world: World, rng: Random, cause: str) -> Row:
-    """A running stage gets no more memory: an rlimit (malloc fails) or a cgroup (SIGKILL)."""
+    """A running stage gets no more memory; `cause`: "rlimit" (malloc fails), "cgroup" (SIGKILL)."""
     stage_id = world.id_of("transfer-smoke_probe.resnet18_w32.kdep")
     case = world.copy(stage_id)
     runner = case.start()
     _, pid = case.wait_running(stage_id, runner)
     start = time.monotonic()
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0 if cause == "rlimit" else 1])
-    size = pages * os.sysconf("SC_PAGE_SIZE")
+    virtual_pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+    size = virtual_pages * os.sysconf("SC_PAGE_SIZE")
     group = MEMORY_CGROUP / f"kdep_faults_{os.getpid()}"
     if cause == "rlimit":
-        resource.prlimit(pid, resource.RLIMIT_AS, (size + (6 << 20), size + (6 << 20)))
+        limit = size + (6 << 20)  # 6 MiB more than now; a step of the toy stage needs 8 MiB
+        resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))
     else:
         group.mkdir()
         (group / "memory.limit_in_bytes").write_text(str(4 << 20))  # bytes allocated from now on
@@ -741,7 +751,7 @@ def out_of_memory(world: World, rng: Random, cause: str) -> Row:
 
 
 def hang(world: World, rng: Random) -> Row:
-    """A stage is stopped by SIGSTOP, so that it ignores SIGTERM, until its time limit."""
+    """A stage is stopped by SIGSTOP, so it does not react to SIGTERM at its time limit."""
     stage_id = world.id_of("transfer-smoke_probe.resnet18_w32.kdep")
     case = world.copy(stage_id)
     runner = start_with_timeout(case, 2.0 if world.toy else 12.0)
@@ -818,10 +828,11 @@ def clock_backwards(world: World, rng: Random, times: int) -> Row:
 
 
 def planted(world: World, rng: Random, what: str) -> Row:
-    """A link to a user's folder, or a FIFO, is where the engine keeps one of its files.
+    """One of the engine's files is replaced by a link to a user's folder, or by a FIFO.
 
-    The run fails with an error, or the damage is noticed, and the link's target is not touched.
-    Once the link or FIFO is removed, a rerun gives the right results.
+    The run must fail or detect the damage, and must not change the link's target.
+    Once the link or FIFO is removed, a rerun must give the right results.
+    `what`: one of PLANTED.
     """
     stage_id = world.id_of("transfer-smoke_probe.resnet18_w32.kdep")
     case = world.copy(stage_id)
@@ -889,14 +900,14 @@ def woken_owner(world: World, rng: Random, times: int) -> Row:
         first = start_machine("one")
         end = time.monotonic() + LIMIT
         while attempts.current_dir(case.work, stage_id) == case.work / stage_id:
-            assert time.monotonic() < end, "it never began"
+            assert time.monotonic() < end, "the stage never began"
             assert first.poll() is None, first.returncode
             time.sleep(0.005)
         time.sleep(rng.uniform(0, world.wall[stage_id]))
         ended = first.poll() is not None
         first.send_signal(signal.SIGSTOP)
         lost += 0.0 if ended else case.lost(stage_id, first.pid)
-        # As another machine does once it has seen no heartbeat for two minutes.
+        # Another machine does this when it has seen no heartbeat for two minutes.
         os.truncate(case.work / LOCKS / stage_id, 0)
         assert start_machine("two").wait(LIMIT) == 0
         before = {p: p.stat().st_mtime_ns for p in (case.work / stage_id).rglob("*")}
@@ -925,7 +936,7 @@ def missing_checksum(world: World, rng: Random) -> Row:
 
 
 def pruned(world: World, rng: Random) -> Row:
-    """Pruning keeps stages that are cited by records in another folder."""
+    """Pruning keeps stages whose records are in a folder outside the work dir."""
     case = world.copy()
     case.settle(1)
     tool = [sys.executable, str(REPO / "tools" / "work_dir.py"), "--work-dir", str(case.work)]
@@ -971,7 +982,10 @@ INODES = 60  # of the work dir's file system: too few for the prepared data
 
 
 def command_fault(world: World, fault: str, check: Callable[[Path], list[str]]) -> Row:
-    """A fault of the real commands, in a separate work dir: see engine_faults_cli.py."""
+    """A fault of the real commands (engine_faults_cli.py) in a separate work dir.
+
+    `check` takes that folder and returns one string per error.
+    """
     folder = world.home / "commands"
     folder.mkdir(parents=True, exist_ok=True)
     for interrupted in folder.iterdir():
@@ -984,11 +998,15 @@ def command_fault(world: World, fault: str, check: Callable[[Path], list[str]]) 
 
 
 PLANTED = (
-    *("stage directory that is a link", "lock that is a link", "lock that is a FIFO"),
-    *("log that is a link", "log that is a FIFO", "result that is a FIFO"),
+    "stage directory that is a link",
+    "lock that is a link",
+    "lock that is a FIFO",
+    "log that is a link",
+    "log that is a FIFO",
+    "result that is a FIFO",
 )
 
-ENVIRONMENT = (
+ENVIRONMENT = (  # (name for --only, name in the table, function)
     ("tmpdir", "a TMPDIR too long for sockets", cli.long_tmpdir),
     ("closed", "closed standard streams", cli.closed_streams),
     ("devfull", "standard output is /dev/full", cli.full_output),
@@ -1003,15 +1021,16 @@ def unless(reason: str, fault: str, inject: Callable[[], Row]) -> Callable[[], R
 
 
 def faults(complete: World, world: World, seed: int) -> Iterator[tuple[str, Callable[[], Row]]]:
-    """(name, injection) of every fault.
+    """(name for --only, function that injects the fault and returns its row) of every fault.
 
-    Stages of the suite `complete` are killed; the other faults are injected into `world`,
-    one method and one task of it.
+    Stages of the suite `complete` are killed. The other faults are injected into `world`,
+    which has one method and one task of that suite.
     """
     rng = Random(seed)
+    # Why a fault is impossible here; '' if it is possible.
     root = "" if os.geteuid() == 0 else "it needs root"
     cgroup = (MEMORY_CGROUP / "memory.limit_in_bytes").exists()
-    limit = root or ("" if cgroup else f"no memory controller at {MEMORY_CGROUP}")
+    no_limit = root or ("" if cgroup else f"no memory controller at {MEMORY_CGROUP}")
     compiler = "" if shutil.which("cc") else "no C compiler"
 
     def disk(part: str, what: str) -> Callable[[], Row]:
@@ -1040,7 +1059,7 @@ def faults(complete: World, world: World, seed: int) -> Iterator[tuple[str, Call
             yield "d-resume", lambda h=kind: damaged_resume(world, rng, h)
     yield "oom-rlimit", lambda: out_of_memory(world, rng, "rlimit")
     exhaust = partial(out_of_memory, world, rng, "cgroup")
-    yield "oom-cgroup", unless(limit, "out of memory (cgroup)", exhaust)
+    yield "oom-cgroup", unless(no_limit, "out of memory (cgroup)", exhaust)
     for what in PLANTED:
         yield "planted", lambda w=what: planted(world, rng, w)
     yield "woken", lambda: woken_owner(world, rng, 3)
@@ -1141,15 +1160,15 @@ def main() -> int:
         return toy_main(work, results, args.retry)
     home = (args.home or Path(tempfile.mkdtemp(prefix="kdep-faults-"))).absolute()
     rows = []
-    world = whole = World(home, args.toy, args.reference)
+    world = complete = World(home, args.toy, args.reference)
     if not args.toy:
         part = home / "smoke_cut.py"
         part.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(SMOKE.read_text() + ONE_METHOD)
-        world = World(home / "cut", False, whole.reference.home, part)
+        world = World(home / "cut", False, complete.reference.home, part)
     journal = home / "rows.json"
     rows_by_key = json.loads(journal.read_text()) if journal.exists() else {}
-    for k, (name, inject) in enumerate(faults(whole, world, args.seed)):
+    for k, (name, inject) in enumerate(faults(complete, world, args.seed)):
         if not any(part in name for part in args.only.split(",")):
             continue
         key = f"{k} {name}"
@@ -1173,7 +1192,7 @@ def main() -> int:
         )
     print(table(rows))
     if args.out:
-        args.out.write_text(report(whole, rows, "make faults"))
+        args.out.write_text(report(complete, rows, "make faults"))
     if args.home is None:
         shutil.rmtree(home, ignore_errors=True)
     return int(any(row.wrong for row in rows))

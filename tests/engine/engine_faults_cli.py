@@ -28,7 +28,7 @@ from kdep_bench.suite.plan import build_plan
 REPO = Path(__file__).resolve().parents[2]
 SMOKE = REPO / "configs" / "suites" / "smoke.py"
 UNDISTURBED = "undisturbed"  # subfolder of an undisturbed preparation, used by all faults
-SECONDS = 60.0  # until --dry-run must have ended, on a busy machine
+SECONDS = 60.0  # limit for --dry-run, on a busy machine
 ASCII = dict(LANG="C", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
 
 
@@ -82,7 +82,7 @@ def fingerprint(home: Path, suite: Path = SMOKE) -> str | None:
     return record["outputs"]["fingerprint"] if record else None
 
 
-def finished_stages(home: Path) -> list[str]:
+def unexpected_stages(home: Path) -> list[str]:
     """One error per stage recorded as finished, after a command that had to be refused."""
     return [f"{p} was written" for p in (home / "work").glob(f"*/{STAGE}")]
 
@@ -112,17 +112,17 @@ def damaged(tar: bytes, what: str) -> bytes:
         middle = [m.offset for m in t.getmembers()][len(t.getmembers()) // 2]
     raw = bytearray(tar)
     if what == "a flipped header byte":
-        raw[middle + 3] ^= 1  # in a name
+        raw[middle + 3] ^= 1  # byte 3 of a member's name
     if what == "a cut on a member border":
         del raw[middle:]
     compressed = bytearray(gzip.compress(bytes(raw), 0, mtime=0))
     if what == "a wrong gzip CRC":
-        compressed[-8] ^= 1
+        compressed[-8] ^= 1  # gzip ends with CRC (4 bytes) and size (4 bytes)
     return bytes(compressed)
 
 
 def archive(folder: Path, what: str) -> list[str]:
-    """Nothing of a damaged archive is unpacked; all of an intact one is."""
+    """A damaged archive is refused and not unpacked; an intact one is unpacked completely."""
     home = folder / what.replace(" ", "_")
     dtd = get_set("dtd")
     dtd.tiny(home / "source", np.random.default_rng(0))
@@ -159,7 +159,7 @@ def long_tmpdir(folder: Path) -> list[str]:
     deep = home / ("x" * 120)
     deep.mkdir(parents=True)
     wrong = command_errors(prepare(home), 2, "set TMPDIR to a folder", dict(TMPDIR=str(deep)))
-    wrong += finished_stages(home)
+    wrong += unexpected_stages(home)
     wrong += command_errors(prepare(home), 0)
     return wrong + compare_with_undisturbed(folder, home)
 
@@ -169,7 +169,7 @@ def closed_streams(folder: Path) -> list[str]:
     home = folder / "closed"
     wrong = command_errors(f"({prepare(home)}) 2>&1 >&-", 1, "standard output is closed")
     wrong += command_errors(f"({prepare(home)}) <&- >&- 2>&-", 1)
-    wrong += finished_stages(home)
+    wrong += unexpected_stages(home)
     wrong += command_errors(f"({prepare(home)}) <&- 2>&-", 0)
     return wrong + compare_with_undisturbed(folder, home)
 
@@ -197,10 +197,10 @@ def few_inodes(disk: Path, inodes: int) -> Iterator[Path]:
 
 
 def no_inodes(folder: Path, inodes: int) -> list[str]:
-    """The work dir's file system has free space but no free inodes; later it has."""
+    """The work dir's file system has free space but no free inodes; it gets more before a rerun."""
     with few_inodes(folder / "inodes", inodes) as disk:
         wrong = command_errors(prepare(disk), 1, "No space left on device")
-        wrong += finished_stages(disk)
+        wrong += unexpected_stages(disk)
         remount = ["mount", "-o", "remount,nr_inodes=100000", str(disk)]
         subprocess.run(remount, check=True, capture_output=True)
         wrong += command_errors(prepare(disk), 0)

@@ -1,4 +1,4 @@
-"""The temporary directory of an attempt: a late or killed process harms no finished stage."""
+"""Each attempt to run a stage has a temporary directory, so it cannot damage a finished stage."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STAGE_ID = "grow-g-0123456789ab"  # kind, name and hash
 
 
 def lock_is_held() -> bool:
-    """Stands for a lock that the process still holds."""
+    """Replaces the check of the lock: the process still holds it."""
     return True
 
 
@@ -84,7 +84,7 @@ def test_a_stage_runs_in_a_temporary_directory_that_is_renamed(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_an_owner_assumed_dead_cannot_change_the_finished_stage(tmp_path, monkeypatch, keep):
+def test_a_process_assumed_dead_cannot_change_the_finished_stage(tmp_path, monkeypatch, keep):
     first = begin_attempt(tmp_path, keep, "elsewhere", monkeypatch)
     log = first.open_log()
     (first.path / "half.txt").write_text("half")
@@ -109,7 +109,9 @@ def test_an_owner_assumed_dead_cannot_change_the_finished_stage(tmp_path, monkey
     assert [p.name for p in tmp_path.iterdir()] == [STAGE_ID]
 
 
-def test_a_delayed_owner_cannot_finish_a_stage_that_was_taken_over(tmp_path, monkeypatch):
+def test_a_delayed_process_cannot_finish_a_stage_that_another_process_took_over(
+    tmp_path, monkeypatch
+):
     first = begin_attempt(tmp_path, True, "elsewhere", monkeypatch)
     (first.path / "out.txt").write_text("first")
     first.write(state.STAGE, b"{}")
@@ -120,7 +122,7 @@ def test_a_delayed_owner_cannot_finish_a_stage_that_was_taken_over(tmp_path, mon
     assert (tmp_path / STAGE_ID / "out.txt").read_text() == "second"
 
 
-def test_leftovers_are_copied_from_a_process_that_may_live_and_moved_from_a_dead_one(
+def test_files_of_an_attempt_are_copied_if_its_process_may_live_and_moved_if_it_is_dead(
     tmp_path, monkeypatch
 ):
     first = begin_attempt(tmp_path, True, "elsewhere", monkeypatch)
@@ -133,7 +135,7 @@ def test_leftovers_are_copied_from_a_process_that_may_live_and_moved_from_a_dead
     assert copy.read_text() == "a"
     assert copy.stat().st_ino != inode
     assert not (second.path / "run" / "pipe").exists()
-    third = begin_attempt(tmp_path)  # the second was killed on this machine, so its lock was free
+    third = begin_attempt(tmp_path)  # the second ran on this machine, where its lock is free
     assert (third.path / "run" / "a.pth").stat().st_ino != inode
     assert not second.path.exists()
     assert finish(third, "third")
@@ -170,7 +172,7 @@ class SimulatedKill(BaseException):
 
 
 @pytest.mark.parametrize("other_machine", [False, True])
-@pytest.mark.parametrize("kill_at", range(12))  # number of the system call
+@pytest.mark.parametrize("kill_at", range(12))  # number of the system call, from 1; 0: no kill
 def test_a_kill_at_any_rename_keeps_earlier_work_and_leaves_no_partial_result(
     tmp_path, monkeypatch, kill_at, other_machine
 ):
@@ -196,6 +198,7 @@ def test_a_kill_at_any_rename_keeps_earlier_work_and_leaves_no_partial_result(
         finished = False
     monkeypatch.undo()
     if not finished and (tmp_path / STAGE_ID / state.STAGE).exists():
+        # The process was killed after its result was complete.
         assert (tmp_path / STAGE_ID / "steps.txt").read_text() == "0\n1\n2\n"
         return
     if not finished:
@@ -213,6 +216,7 @@ def test_a_kill_at_any_rename_keeps_earlier_work_and_leaves_no_partial_result(
 
 # --- real processes -----------------------------------------------------------------------------
 
+# Arguments: work dir, boot id, stage kind, stage spec, seconds between heartbeats.
 OTHER_MACHINE_CODE = """
 import os, sys
 from pathlib import Path
@@ -235,7 +239,7 @@ os._exit(code)
 def start_machine(
     work: Path, name: str, kind: str, spec: dict, beat: float = 600.0
 ) -> subprocess.Popen:
-    """Starts a stage as if on another machine; `beat`: seconds between its heartbeats."""
+    """Starts a stage as if on the machine `name`; `beat`: seconds between its heartbeats."""
     path = os.pathsep.join((str(REPO), str(fakes.HERE)))
     return subprocess.Popen(
         [sys.executable, "-c", OTHER_MACHINE_CODE, str(work), name, kind, repr(spec), str(beat)],
@@ -246,12 +250,12 @@ def start_machine(
     )
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.15, 0.4])  # seconds of work before it is stopped
+@pytest.mark.parametrize("delay", [0.0, 0.15, 0.4])  # seconds until the first owner is stopped
 @pytest.mark.parametrize(
     ("kind", "spec"),
     [("grow", {"steps": 25, "sleep": 0.02}), ("make", {"sleep": 0.6, "value": 3})],
 )
-def test_a_resumed_old_owner_does_not_change_the_finished_stage_of_its_successor(
+def test_a_stopped_process_that_continues_does_not_change_its_successor_s_stage(
     tmp_path, kind, spec, delay
 ):
     plan = Plan("apart")
@@ -268,9 +272,8 @@ def test_a_resumed_old_owner_does_not_change_the_finished_stage_of_its_successor
         first.send_signal(signal.SIGSTOP)
         lock = StageLock(tmp_path, stage_id)
         assert lock.path.read_bytes()
-        os.truncate(
-            lock.path, 0
-        )  # as `lock.Watch` does after `lock.STALE` seconds without a heartbeat
+        # `lock.Watch` does the same after `lock.STALE` seconds without a heartbeat.
+        os.truncate(lock.path, 0)
         second = start_machine(tmp_path, "two", kind, spec)
         assert second.wait(60) == worker.DONE
         record, _ = state.finished(plan.stages[stage_id], tmp_path, verify=True)

@@ -50,9 +50,8 @@ def add_outputs(out: Path, **outputs: Any) -> None:
 
 def test_rounded_epochs_are_shown_with_the_requested_ones(tmp_path):
     """Rounding to whole steps can change the number of epochs; the table must report it."""
-    suite, plan, work, results = make_suite(
-        tmp_path
-    )  # 2 steps of 8 images over 10 images: 1.6 epochs; 1 was requested
+    # The fake stages report 2 steps of 8 images over 10 images: 1.6 epochs; 1 was requested.
+    suite, plan, work, results = make_suite(tmp_path)
     assert fakes.run(plan, work).ok
     collect(suite, plan, work, results)
     assert load_record(results, "kdep").budget.epochs_asked == 1.0
@@ -114,7 +113,7 @@ def test_a_record_has_the_figures_of_all_its_stages(tmp_path):
     assert (results / "leaderboard.md").exists()
 
 
-def test_finished_stages_of_earlier_versions_fill_the_record_as_before(tmp_path):
+def test_stages_with_former_output_names_give_the_same_record(tmp_path):
     """Their stage.json has former names of outputs; a new name must not make a stage run again."""
     suite, plan, work, results = make_suite(tmp_path)
     assert fakes.run(plan, work).ok
@@ -141,7 +140,7 @@ def test_finished_stages_of_earlier_versions_fill_the_record_as_before(tmp_path)
     assert load_record(results, "kdep") == expected
 
 
-def test_collecting_again_without_news_writes_no_file(tmp_path):
+def test_collecting_unchanged_stages_again_writes_no_file(tmp_path):
     suite, plan, work, results = make_suite(tmp_path)
     fakes.run(plan, work)
     collect(suite, plan, work, results)
@@ -206,7 +205,7 @@ def test_pruning_a_work_dir_removes_no_result(tmp_path):
     assert summary["written"] == 0
 
 
-def test_records_of_runs_no_longer_planned_are_set_aside(tmp_path):
+def test_records_of_removed_runs_are_moved_to_superseded(tmp_path):
     suite, plan, work, results = make_suite(tmp_path)
     fakes.run(plan, work)
     for _ in range(2):  # a run may be set aside more than once
@@ -236,7 +235,7 @@ def test_a_truncated_record_is_rewritten(tmp_path):
     assert path.read_bytes() == complete
 
 
-def test_a_damaged_record_that_is_moved_away_as_advised_is_written_again(tmp_path):
+def test_the_advised_fix_for_a_damaged_record_makes_it_written_again(tmp_path):
     suite, plan, work, results = make_suite(tmp_path)
     fakes.run(plan, work)
     collect(suite, plan, work, results)
@@ -290,7 +289,7 @@ def test_one_bad_stage_json_fails_only_its_run(tmp_path, change, reason):
     assert collect(suite, plan, work, results)["ok"] == len(plan.runs)
 
 
-def test_a_damaged_upstream_stage_does_not_leave_a_record_with_gaps(tmp_path):
+def test_a_damaged_upstream_stage_marks_every_run_that_needs_it_as_failed(tmp_path):
     suite, plan, work, results = make_suite(tmp_path)
     fakes.run(plan, work)
     stage_id = next(c.chain["pretrain"] for c in plan.runs if c.method["name"] == "kdep")
@@ -361,9 +360,8 @@ def test_a_method_s_cost_includes_its_assistant_s_pre_training():
     run = TransferRun({}, {}, None, {}, 0.1, 0, 0, {})
     cost = _cost_fields(run, stages, True)
     assert cost["pretrain_s"] == 40.0
-    assert (
-        cost["cache_s"] == 4.0 + 5.0
-    )  # the fraction's own cache, and a tenth of the cache of all data
+    # The cache of the data fraction, and a tenth of the cache of all data.
+    assert cost["cache_s"] == 4.0 + 5.0
     assert cost["cache_bytes"] == 200
     assert cost["extra_forwards"] == 7 + 20 + 20
     assert cost["extra_parameters"] == 3

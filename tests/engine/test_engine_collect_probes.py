@@ -74,7 +74,7 @@ def test_every_probe_has_a_record_separate_from_transfer_records(tmp_path):
     assert "Probes" in (results / "index.html").read_text()
 
 
-def test_a_suite_without_probes_has_no_folder_section_or_file_of_them(tmp_path):
+def test_a_suite_without_probes_writes_no_folder_section_or_file_of_probes(tmp_path):
     suite, plan, work, results = make_suite(tmp_path, probes=[])
     run_with_outputs(plan, work)
     assert "probes" not in collect(suite, plan, work, results)
@@ -98,7 +98,7 @@ def test_a_probe_s_record_names_the_failed_stage_before_it(tmp_path):
     assert "failed" in (results / "leaderboard.md").read_text()
 
 
-def test_values_survive_pruning_and_new_results_are_marked_missing(tmp_path):
+def test_recorded_values_survive_pruning_and_a_new_results_folder_marks_them_missing(tmp_path):
     suite, plan, work, results = make_suite(tmp_path)
     run_with_outputs(plan, work)
     collect(suite, plan, work, results)
@@ -136,7 +136,7 @@ def test_invalid_output_values_fail_only_their_probe(tmp_path, outputs):
     assert "move the file" not in (error or "")
 
 
-def test_records_of_probes_no_longer_planned_are_set_aside(tmp_path):
+def test_records_of_removed_probes_are_moved_to_superseded(tmp_path):
     suite, plan, work, results = make_suite(tmp_path)
     run_with_outputs(plan, work)
     collect(suite, plan, work, results)
@@ -175,7 +175,7 @@ def test_a_damaged_probe_record_is_named_in_the_report(tmp_path):
     path = probe_record.paths(results)[0]
     path.write_text("{")
     copy = results / "probes" / "copy.json"
-    copy.write_text(probe_record.paths(results)[1 if path.name != "copy.json" else 2].read_text())
+    copy.write_text(probe_record.paths(results)[1].read_text())
     from kdep_bench.results import build as rebuild
 
     rebuild(results, suite.name, [], None)

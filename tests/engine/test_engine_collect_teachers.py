@@ -38,7 +38,10 @@ def cache_stage(checksum: str, flops: float | None, forwards: int, wall: float) 
 
 
 def stages(**caches: dict[str, Any]) -> dict[str, Any]:
-    """The upstream stages of a run by role: a pre-training, and caches as `first_cache=...`."""
+    """Role -> stage.json of the stages before a transfer run: one pre-training and these caches.
+
+    The keyword `first_cache` stands for the role 'first.cache', the cache of the teacher 'first'.
+    """
     outputs = {"extra_forwards": 5, "train_s": 3.0, "teachers": {}}
     pretrain = {"kind": "pretrain", "spec": {}, "wall_s": 3.0, "outputs": outputs, "peak_rss": 1}
     environment = {"environment": {"device": "cpu", "threads": 1}}
@@ -53,7 +56,7 @@ def test_the_cost_counts_every_teacher_s_cache():
     upstream = stages(
         first_cache=cache_stage("aa", 2e9, 300, 4.0), second_cache=cache_stage("bb", 3e9, 300, 9.0)
     )
-    cost = _cost_fields(run, upstream, True)
+    cost = _cost_fields(run, upstream, report_times=True)
     assert cost["extra_forwards"] == 5 + 300 + 300
     assert cost["cache_bytes"] == 2000
     assert cost["cache_s"] == 13.0
@@ -63,7 +66,7 @@ def test_a_cache_shared_by_two_intermediate_teachers_is_counted_once():
     """Two intermediate teachers, both pre-trained by the suite's teacher."""
     shared, own = cache_stage("aa", 2e9, 300, 4.0), cache_stage("bb", 3e9, 300, 9.0)
     upstream = stages(a_teacher_cache=shared, b_teacher_cache=shared, a_cache=own)
-    cost = _cost_fields(transfer_run("ebkd"), upstream, True)
+    cost = _cost_fields(transfer_run("ebkd"), upstream, report_times=True)
     assert cost["extra_forwards"] == 5 + 300 + 300
     assert cost["cache_s"] == 13.0
 

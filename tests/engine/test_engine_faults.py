@@ -1,4 +1,7 @@
-"""The quick faults of engine_faults.py; `make faults` injects all of them into the smoke suite."""
+"""The quick faults of engine_faults.py, injected into a toy suite with stages of 0.2 s.
+
+`make faults` injects all faults into the smoke suite.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ def rng() -> faults.Random:
     return faults.Random(0)
 
 
-def test_the_comparison_counts_a_wrong_stage_and_a_wrong_record(world):
+def test_the_comparison_with_the_undisturbed_run_counts_wrong_stages_and_records(world):
     case = world.copy()
     case.settle(1)
     assert case.wrong() == 0
@@ -60,7 +63,9 @@ def test_planted_links_are_refused_and_their_targets_kept(world, rng, what):
     assert faults.planted(world, rng, what).wrong == 0
 
 
-def test_a_process_that_continues_after_a_takeover_changes_no_result(world, rng):
+def test_a_stopped_process_that_continues_after_another_took_its_stage_changes_no_result(
+    world, rng
+):
     assert faults.woken_owner(world, rng, 2).wrong == 0
 
 
@@ -91,7 +96,7 @@ def test_a_full_disk_of_the_results_gives_no_wrong_result(world, rng, tmp_path):
 
 
 @pytest.mark.parametrize("what", faults.cli.DAMAGE)
-def test_nothing_of_a_damaged_archive_is_unpacked_and_all_of_the_good_one(tmp_path, what):
+def test_a_damaged_archive_is_not_unpacked_and_an_intact_one_is_unpacked_completely(tmp_path, what):
     assert faults.cli.archive(tmp_path, what) == []
 
 
@@ -123,14 +128,14 @@ def test_a_clock_that_goes_backwards_gives_no_wrong_result(world, rng):
     assert faults.clock_backwards(world, rng, 3).wrong == 0
 
 
-FAULTS = (
-    *("kill -9 of a stage", "kill -9 of the runner", "kill -9 of a DDP rank"),
-    *("death of a slurmd node", "SIGTERM to the runner", "two runners at once"),
-    *("disk full while a checkpoint", "disk full while a cache shard", "disk full while records"),
+FAULTS = (  # beginnings of the rows in the table
+    "kill -9 of a stage", "kill -9 of the runner", "kill -9 of a DDP rank",
+    "death of a slurmd node", "SIGTERM to the runner", "two runners at once",
+    "disk full while a checkpoint", "disk full while a cache shard", "disk full while records",
     *(f"{what} {kind}" for kind in faults.DAMAGE
       for what in ("checkpoint", "cache shard", "record", "stage.json")),
-    *("out of memory", "hung stage", "clock going backwards"),
-    *("a config that calls sys.exit(0)", "export cut by one byte"),
+    "out of memory", "hung stage", "clock going backwards",
+    "a config that calls sys.exit(0)", "export cut by one byte",
     *(f"archive with {what}" for what in faults.cli.DAMAGE),
     *(fault for _, fault, _ in faults.ENVIRONMENT),
     "no file numbers left",
@@ -145,6 +150,7 @@ def test_the_published_table_has_every_fault_and_no_wrong_result():
         for line in path.read_text().splitlines()
         if line.startswith("| ") and "times injected" not in line
     ]
+    # Columns: fault, injected into, times injected, lost work, wrong results.
     assert {r[4] for r in rows} == {"0"}
     injected = [r[0] for r in rows if int(r[2]) > 0]
     assert [f for f in FAULTS if not any(i.startswith(f) for i in injected)] == []

@@ -97,7 +97,7 @@ def test_a_work_dir_that_is_a_link_to_another_disk_works(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["link to a file", "fifo", "locks folder is a link"])
-def test_a_lock_that_is_no_regular_file_is_refused(work, tmp_path, kind):
+def test_a_lock_that_is_not_a_regular_file_is_refused(work, tmp_path, kind):
     plan = fakes.diamond()
     stage_id = fakes.id_of(plan, "a")
     target = tmp_path / "target"
@@ -133,7 +133,7 @@ def test_the_engine_never_writes_its_files_through_a_link(work, photos, name, fi
     assert state.failure(work / stage_id) is None
     assert list(fakes.run(plan, work).failed) == [stage_id]
     assert is_untouched(photos)
-    assert os.stat(photos / "a.jpg").st_nlink == 1
+    assert os.stat(photos / "a.jpg").st_nlink == 1  # no hard link was made
     fakes.run(plan, work)
     assert state.failure(work / stage_id) is not None
     assert is_untouched(photos)
@@ -195,7 +195,7 @@ def test_a_results_folder_that_is_a_link_works(work, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["link", "fifo", "device"])
-def test_a_record_that_is_no_regular_file_is_damaged_and_does_not_block(
+def test_a_record_that_is_not_a_regular_file_is_damaged_and_does_not_block(
     work, tmp_path, photos, kind
 ):
     suite, plan = kdep_and_scratch_plan()
@@ -230,14 +230,14 @@ def test_a_prediction_image_is_not_written_through_a_link(work, tmp_path, photos
     assert image.read_bytes() == b"png"
 
 
-# --- sharing ----------------------------------------------------------------------------------
+# --- file modes, logs -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("umask", [0o002, 0o027, 0o077])
 def test_every_file_of_a_run_respects_the_umask(work, tmp_path, umask):
     command = [sys.executable, str(fakes.HERE / "engine_fakes.py"), str(work), "diamond()"]
     env = {**os.environ, "PYTHONPATH": str(REPO)}
-    subprocess.run(command, check=True, umask=umask, env=env)  # its fork server inherits it
+    subprocess.run(command, check=True, umask=umask, env=env)  # its stages inherit the umask
     suite, plan = kdep_and_scratch_plan()
     run_to_the_end(plan, tmp_path / "other")
     former_umask = os.umask(umask)

@@ -1,4 +1,4 @@
-"""The local pool with real processes: order, isolation, kills, locks, faults."""
+"""The local pool, which runs stages in processes of this machine: order, kills, locks, faults."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ def test_stages_run_in_order_and_record_outputs_files_and_environment(tmp_path):
     assert order[-1] == "d"
     assert output_value(plan, tmp_path, "d") == (1 + 10) + (1 + 100)
     record = read_json(tmp_path / fakes.id_of(plan, "d") / "stage.json")
-    assert record["files"]["value.txt"][0] == 3
+    assert record["files"]["value.txt"][0] == len("112")  # bytes
     assert set(record["files"]) == {"value.txt"}
-    assert record["peak_rss"] > 1 << 20
+    assert record["peak_rss"] > 1 << 20  # 1 MiB
     assert record["environment"]["threads"] == record["outputs"]["threads"] == 1
     assert not any(os.uname().nodename in str(v) for v in record["environment"].values())
     assert str(tmp_path) not in (tmp_path / fakes.id_of(plan, "d") / "stage.json").read_text()
@@ -163,7 +163,7 @@ def test_a_stage_is_stopped_at_its_time_limit(tmp_path, monkeypatch, do):
     assert not any(is_alive(p) for p in begun_pids(tmp_path))
 
 
-def test_orphaned_processes_of_a_stage_are_killed(tmp_path):
+def test_processes_that_outlive_their_stage_are_killed(tmp_path):
     assert fakes.run(fakes.diamond(a={"do": "orphan"}), tmp_path).ok
     remaining = subprocess.run(["pgrep", "-f", "^sleep 54.321$"], capture_output=True, text=True)
     assert remaining.stdout == ""
@@ -198,7 +198,7 @@ def test_the_longest_chain_starts_first(tmp_path):
 def test_wrong_stage_functions_raise_kdep_error(tmp_path):
     kinds = {
         "none": fakes.StageKind("engine_fakes:not_there"),
-        "face": fakes.StageKind("engine_fakes:wrong_face"),
+        "face": fakes.StageKind("engine_fakes:wrong_parameters"),
     }
     plan = fakes.Plan("wrong")
     a = fakes.add_stage(plan, "none", "a", {}, kinds=kinds)
@@ -208,7 +208,7 @@ def test_wrong_stage_functions_raise_kdep_error(tmp_path):
     assert "does not accept" in failed[b]
 
 
-def test_a_killed_stage_restarts_empty_and_a_resumable_one_resumes(tmp_path):
+def test_a_killed_stage_starts_again_and_a_killed_resumable_stage_resumes(tmp_path):
     plan = fakes.Plan("kill")
     fakes.add_stage(plan, "make", "plain", {"sleep": 3.0}, kinds=fakes.KINDS)
     grow = fakes.add_stage(plan, "grow", "grown", {"steps": 40}, kinds=fakes.KINDS)
@@ -385,7 +385,7 @@ def test_a_main_file_without_a_guard_is_not_run_again(tmp_path):
     assert completed.stdout == "main True\n", completed.stderr
 
 
-def test_a_changed_T_reruns_pre_training_and_transfers_and_a_report_option_nothing(tmp_path):
+def test_a_changed_T_reruns_pre_training_and_transfers_but_a_report_option_reruns_nothing(tmp_path):
     from test_suite_config import build
 
     from kdep_bench.cli.run_suite_output import explain
@@ -422,12 +422,14 @@ def test_cores_are_divided_among_stages_with_gpus(tmp_path):
         name: replace(plan.stages[fakes.id_of(plan, name)], gpus=int(name[1]))
         for name in ("g0c1", "g1c1", "g2c1", "g1c9")
     }
+    # With 4 GPUs, a stage with g GPUs gets at least (16 - 1) g // 4 of the 16 cores.
+    # Without GPUs it gets the cores that its `cpus` requests.
     for gpus, expected_cpus in ((("0", "1", "2", "3"), [1, 3, 7, 9]), ((), [1, 1, 1, 9])):
         pool = local_pool.Pool(plan, tmp_path, {}, local_pool.PoolOptions(cpus=16, gpus=gpus))
         assert [pool._cores_for(s) for s in stages.values()] == expected_cpus
 
 
-def test_a_too_long_tmpdir_for_sockets_raises_kdep_error(tmp_path, monkeypatch):
+def test_a_tmpdir_too_long_for_sockets_raises_kdep_error(tmp_path, monkeypatch):
     """Otherwise: a traceback with 'AF_UNIX path too long', and advice to free memory."""
     import tempfile
 

@@ -17,7 +17,10 @@ from kdep_bench.engine.lock import StageLock, Watch
 
 
 def write_remote_owner(work: Path, stage_id: str = "x", beat: int = 0) -> lock.Owner:
-    """Writes the lock file of an owner on another machine, whose flock has no effect here."""
+    """Writes the lock file of an owner on another machine, whose flock has no effect here.
+
+    `beat`: number of the owner's last heartbeat.
+    """
     owner = dataclasses.replace(lock.this_process(), host="elsewhere", boot="another-kernel")
     (work / lock.LOCKS).mkdir(parents=True, exist_ok=True)
     (work / lock.LOCKS / stage_id).write_bytes(lock._text(owner, beat))
@@ -116,13 +119,13 @@ def test_a_remote_lock_expires_without_a_heartbeat(tmp_path):
 
 def test_lock_age_does_not_depend_on_file_times(tmp_path):
     write_remote_owner(tmp_path)
-    for when in (0, 2**32):  # decades ago, decades ahead
+    for when in (0, 2**32):  # the years 1970 and 2106
         os.utime(tmp_path / lock.LOCKS / "x", (when, when))
         assert Watch(tmp_path, stale=0.0).held("x")
         assert not StageLock(tmp_path, "x").take()
 
 
-def test_a_truncated_entry_keeps_the_lock_and_one_of_an_older_format_does_not(tmp_path):
+def test_a_truncated_lock_file_still_locks_and_one_of_an_older_format_does_not(tmp_path):
     owner = write_remote_owner(tmp_path)
     path = tmp_path / lock.LOCKS / "x"
     path.write_bytes(lock._text(owner, 3)[:50])
@@ -138,7 +141,7 @@ def test_a_stage_whose_lock_was_taken_over_ends_without_a_result(tmp_path, monke
     plan = fakes.Plan("lost")
     stage_id = fakes.add_stage(plan, "make", "a", {"sleep": 3.0}, kinds=fakes.KINDS)
     former_handler = signal.signal(signal.SIGTERM, stage_process.stop)
-    out, err = os.dup(1), os.dup(2)
+    out, err = os.dup(1), os.dup(2)  # run_stage redirects both; they are restored below
     streams = sys.stdout, sys.stderr
     try:
         take_over = lambda *_: write_remote_owner(tmp_path, stage_id)  # noqa: E731
@@ -167,7 +170,7 @@ def test_the_pool_takes_a_stage_over_from_a_dead_remote_owner(tmp_path, monkeypa
     assert (tmp_path / lock.LOCKS / fakes.id_of(plan, "b")).read_bytes() == b""
 
 
-def test_a_lock_that_was_cleared_is_not_held_any_more(tmp_path):
+def test_an_owner_does_not_hold_a_lock_whose_file_was_emptied(tmp_path):
     """Otherwise an owner that was stopped and replaced would report a failure of a stage that its
     successor has finished.
     """

@@ -114,13 +114,13 @@ def test_runtime_options_do_not_change_stage_ids():
 
 
 @pytest.mark.parametrize("option", ["gpus", "processes", "nodes"])
-def test_several_processes_for_a_kind_that_runs_as_one_are_refused(option):
+def test_several_processes_are_refused_for_a_stage_kind_that_runs_as_one_process(option):
     suite = load_suite("smoke")
     runtime = suite.runtime.model_copy(update={option: {"export": 2}})
     with pytest.raises(KdepError, match="2 processes per export stage"):
         build_plan(suite.model_copy(update={"runtime": runtime}))
     suite = suite.model_copy(
-        update={"runtime": suite.runtime.model_copy(update={option: {"exprt": 2}})}
+        update={"runtime": suite.runtime.model_copy(update={option: {"exprt": 2}})}  # misspelt
     )
     with pytest.raises(KdepError, match=f"stage kind in runtime.{option}"):
         build_plan(suite)
@@ -134,11 +134,13 @@ def test_a_stage_s_resources_are_requested_from_the_cluster():
     row = cluster.snakefile_entry(two, cluster.ClusterOptions("slurm"), ["7", "8"])
     assert row["token"] == f"done/nodes/{two.id}"
     assert (row["nodes"], row["threads"], row["gres"]) == (2, 12, "gpu:4")
-    assert (row["mem_mb"], row["runtime"]) == (3200, 10)
+    assert (row["mem_mb"], row["runtime"]) == (4 * 800, 10)  # 800 MB per process; minutes
     assert "--dependency=afterany:7:8" in row["slurm_extra"]
     row = cluster.snakefile_entry(wide, cluster.ClusterOptions("slurm"))
-    expected_weight = (cluster.WIDE_CORES, 4, "", 0)
-    assert (row["threads"], row["runtime"], row["gres"], row["gpu"]) == expected_weight
+    four_minutes = 4
+    without_gpu = ("", 0)  # gres, gpu
+    assert (row["threads"], row["runtime"]) == (cluster.WIDE_CORES, four_minutes)
+    assert (row["gres"], row["gpu"]) == without_gpu
     assert "--signal=TERM@60" in row["slurm_extra"]
     local_row = cluster.snakefile_entry(two, cluster.ClusterOptions("snakemake-local", gpus=("0",)))
     assert (local_row["nodes"], local_row["gpu"], local_row["gres"], local_row["slurm_extra"]) == (
@@ -232,7 +234,7 @@ def test_snakemake_reacts_to_an_interrupt_even_if_this_command_ignores_sigint(
 # --- the command ---------------------------------------------------------------------------------
 
 
-def test_the_command_s_exit_code_tells_success_failure_and_a_bad_plan(tmp_path):
+def test_the_exit_code_distinguishes_success_failure_and_an_invalid_plan(tmp_path):
     plan = fakes.diamond(b={"do": "kdep"})
     for name, code in (("a", 0), ("a", 0), ("b", 1), ("c", 0), ("d", 1)):
         exit_code, output = finish(start_stage(plan, tmp_path, name))
@@ -245,19 +247,19 @@ def test_the_command_s_exit_code_tells_success_failure_and_a_bad_plan(tmp_path):
     assert finish(start_stage(plan, tmp_path, "a"))[0] == 2
 
 
-def test_a_second_copy_exits_or_waits_and_runs_nothing(tmp_path):
+def test_a_second_process_of_a_stage_exits_or_waits_and_does_not_run_it(tmp_path):
     plan = fakes.diamond(a={"do": "wait"})
     first = start_stage(plan, tmp_path, "a")
     wait_for(lambda: fakes.traced(tmp_path))
     waiting = start_stage(plan, tmp_path, "a")
-    assert finish(start_stage(plan, tmp_path, "a", "--no-wait"))[0] == 75
+    assert finish(start_stage(plan, tmp_path, "a", "--no-wait"))[0] == os.EX_TEMPFAIL
     (tmp_path / "go").touch()
     assert finish(first)[0] == 0
     assert finish(waiting)[0] == 0
     assert fakes.traced(tmp_path) == ["a"]
 
 
-def test_a_waiting_copy_takes_over_when_the_first_is_killed(tmp_path):
+def test_a_waiting_process_runs_the_stage_when_the_first_is_killed(tmp_path):
     plan = fakes.diamond(a={"do": "wait"})
     first = start_stage(plan, tmp_path, "a")
     wait_for(lambda: fakes.traced(tmp_path))
@@ -277,7 +279,7 @@ def test_sigterm_stops_cleanly_and_the_next_run_resumes(tmp_path):
     process = start_stage(plan, tmp_path, "g")
     wait_for(lambda: fakes.steps(tmp_path, grow) > 4)
     process.terminate()
-    assert finish(process)[0] == 143
+    assert finish(process)[0] == 128 + signal.SIGTERM
     assert not (steps.parent / "failed.json").exists()
     assert finish(start_stage(plan, tmp_path, "g"))[0] == 0
     assert outputs(plan, tmp_path, "g")["resumed_at"] > 4
@@ -382,19 +384,19 @@ def test_an_error_in_a_rank_is_the_stage_s_error(tmp_path):
 
 
 @pytest.mark.slow
-def test_all_ranks_end_with_one_rank_or_the_stage_process_and_the_stage_resumes(
+def test_all_ranks_end_if_one_rank_or_the_stage_process_is_killed_and_the_stage_resumes(
     tmp_path,
 ):
     plan = ddp(steps=60, sleep=0.1)
 
-    def out() -> Path:
+    def attempt_dir() -> Path:
         return attempts.current_dir(tmp_path, fakes.id_of(plan, "d"))
 
     def steps() -> int:
-        return read_json(out() / "w.json")[0] if (out() / "w.json").exists() else 0
+        return read_json(attempt_dir() / "w.json")[0] if (attempt_dir() / "w.json").exists() else 0
 
     def ranks() -> list[int]:
-        return [read_json(out() / f"who-{r}.json")["pid"] for r in (0, 1)]
+        return [read_json(attempt_dir() / f"who-{r}.json")["pid"] for r in (0, 1)]
 
     process = start_stage(plan, tmp_path, "d")
     wait_for(lambda: steps() > 3)
@@ -428,7 +430,7 @@ def test_ranks_are_forks_of_the_pool_s_server_and_end_together(tmp_path):
     plan = ddp(**spec)
     stage_id = fakes.id_of(plan, "d")
 
-    def out() -> Path:
+    def attempt_dir() -> Path:
         return attempts.current_dir(tmp_path, stage_id)
 
     path = os.pathsep.join(str(p) for p in (REPO, HERE, HERE.parent / "cluster"))
@@ -445,11 +447,11 @@ def test_ranks_are_forks_of_the_pool_s_server_and_end_together(tmp_path):
     )
 
     def rank_files() -> list[dict]:
-        return [read_json(out() / f"who-{r}.json") for r in (0, 1)]
+        return [read_json(attempt_dir() / f"who-{r}.json") for r in (0, 1)]
 
     def pids() -> list[int]:
         """Both ranks, their agent and the stage, once they are at work."""
-        files = [out() / f"who-{r}.json" for r in (0, 1)]
+        files = [attempt_dir() / f"who-{r}.json" for r in (0, 1)]
         if process.poll() is not None or not all(f.exists() for f in files):
             return []
         agent = rank_files()[0]["agent"]
@@ -463,9 +465,9 @@ def test_ranks_are_forks_of_the_pool_s_server_and_end_together(tmp_path):
         return steps() > last and all(Path(f"/proc/{p}").exists() for p in pids() or [0])
 
     def steps() -> int:
-        return read_json(out() / "w.json")[0] if (out() / "w.json").exists() else 0
+        return read_json(attempt_dir() / "w.json")[0] if (attempt_dir() / "w.json").exists() else 0
 
-    last, importers = 0, []
+    last, importers = 0, []  # importers: the process that imported torch, for every rank
     # Index in pids(): 0 and 1 are the ranks, 2 their agent, 3 the stage.
     for index, signal_name in ((1, "KILL"), (2, "KILL"), (3, "TERM"), (3, "KILL")):
         wait_for(lambda last=last: at_work(last), 300)
@@ -476,11 +478,12 @@ def test_ranks_are_forks_of_the_pool_s_server_and_end_together(tmp_path):
     code, output = finish(process)
     assert code == 0, output
     importers += [w["importer"] for w in rank_files()]
-    content = read_json(out() / "stage.json")
+    content = read_json(attempt_dir() / "stage.json")
     assert content["outputs"]["w"] == pytest.approx(cluster_fakes.expected_weight(150), abs=1e-12)
     assert content["outputs"]["resumed_at"] >= last - 1
     server = importers[0]
     assert server is not None
+    # Two ranks in each of five starts.
     assert importers == [server] * 10, "a rank imported torch itself"
     assert 0 < content["cpu_s"] < server["cpu_s"], (
         "CPU seconds of the server are counted in its fork"
@@ -498,7 +501,7 @@ TORCHRUN = {
 }
 
 
-def under_torchrun(monkeypatch: pytest.MonkeyPatch, **changes: str) -> None:
+def set_torchrun_variables(monkeypatch: pytest.MonkeyPatch, **changes: str) -> None:
     """Sets the environment variables that torchrun sets for rank 1 of 2."""
     for key, value in {**TORCHRUN, **changes}.items():
         monkeypatch.setenv(key, value)
@@ -506,7 +509,7 @@ def under_torchrun(monkeypatch: pytest.MonkeyPatch, **changes: str) -> None:
 
 def test_torchrun_s_variables_do_not_reach_a_stage(monkeypatch):
     """Otherwise stages of two runners would connect to each other and train together."""
-    under_torchrun(monkeypatch)
+    set_torchrun_variables(monkeypatch)
     assert leave_launcher() == (1, 2)
     assert not set(TORCHRUN) & set(os.environ)
     assert leave_launcher() == (0, 1)
@@ -515,31 +518,32 @@ def test_torchrun_s_variables_do_not_reach_a_stage(monkeypatch):
 def test_a_stage_command_under_torchrun_is_refused(monkeypatch, tmp_path, capsys):
     plan = ddp()
     stage.write_plan(tmp_path / "plan.json", plan.name, plan.stages.values())
-    under_torchrun(monkeypatch)
+    set_torchrun_variables(monkeypatch)
     argv = ["--plan", str(tmp_path / "plan.json"), "--stage", fakes.id_of(plan, "d")]
     assert stage.main([*argv, "--work-dir", str(tmp_path)]) == 2
     assert "start it without torchrun" in capsys.readouterr().err
 
 
 def test_several_nodes_of_torchrun_are_refused(monkeypatch):
-    under_torchrun(monkeypatch, GROUP_WORLD_SIZE="2")
+    set_torchrun_variables(monkeypatch, GROUP_WORLD_SIZE="2")
     with pytest.raises(KdepError, match="--executor slurm"):
         leave_launcher()
 
 
-def test_a_suite_under_torchrun_runs_in_rank_0_with_as_many_processes_per_stage(
+def test_rank_0_of_torchrun_runs_the_suite_with_torchrun_s_number_of_processes_per_stage(
     monkeypatch, tmp_path, capsys
 ):
     plan = tmp_path / "plan.json"
     argv = ["paper_r18", "--rehearse", "--work-dir", str(tmp_path), "--write-plan", str(plan)]
-    under_torchrun(monkeypatch)
+    set_torchrun_variables(monkeypatch)
     assert run_suite.main(argv) == 0
     assert "rank 0 runs the suite" in capsys.readouterr().out
     assert not plan.exists()
-    under_torchrun(monkeypatch, RANK="0")
+    set_torchrun_variables(monkeypatch, RANK="0")
     assert run_suite.main(argv) == 0
-    kinds = {}
+    processes = {}  # stage kind -> numbers of processes of its stages
     for row in read_json(plan)["stages"]:
-        kinds.setdefault(row["kind"], set()).add(row["processes"])
-    assert {kind for kind, n in kinds.items() if n == {2}} == {"pretrain", "transfer"}
-    assert {kind for kind, n in kinds.items() if n == {1}} == set(kinds) - {"pretrain", "transfer"}
+        processes.setdefault(row["kind"], set()).add(row["processes"])
+    parallel_kinds = {"pretrain", "transfer"}
+    assert {kind for kind, n in processes.items() if n == {2}} == parallel_kinds
+    assert {kind for kind, n in processes.items() if n == {1}} == set(processes) - parallel_kinds

@@ -32,12 +32,10 @@ def run_tool(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def prune(work: Path, results: list[Path], plans: list[fakes.Plan]) -> set[str]:
-    """Removes the stages that no results folder or plan uses; returns their kind-and-name."""
+    """Removes the stages that no results folder or plan uses; returns their ids without hash."""
     planned = {i: [p.name] for p in plans for i in p.stages}
-    cited_stages = work_dir.citations(results)
-    entries = work_dir.prunable(
-        work_dir.survey(work, cited_stages, planned), bool(cited_stages or planned)
-    )
+    cited = work_dir.citations(results)
+    entries = work_dir.prunable(work_dir.survey(work, cited, planned), bool(cited or planned))
     assert all(work_dir.remove(work, e) for e in entries)
     assert not any((work / e.id).exists() for e in entries)
     return {e.id.rpartition("-")[0] for e in entries}
@@ -89,7 +87,7 @@ def test_dependencies_of_a_kept_stage_are_kept(tmp_path):
     assert kept[fakes.id_of(plan, "b")] == (f"needed by {d}",)
 
 
-def test_a_set_aside_record_keeps_no_stage_and_a_damaged_one_stops_pruning(tmp_path):
+def test_a_superseded_record_protects_no_stage_and_a_damaged_record_stops_pruning(tmp_path):
     suite, plan, work, results = make_suite(tmp_path)
     fakes.run(plan, work)
     collect(suite, plan, work, results)
@@ -112,7 +110,7 @@ def test_pruning_without_references_is_refused(tmp_path):
         work_dir.prunable(work_dir.survey(tmp_path, {}, {}), False)
 
 
-def test_a_running_stage_is_kept_and_one_locked_meanwhile_is_skipped(tmp_path):
+def test_a_running_stage_is_kept_and_a_stage_locked_after_the_survey_is_skipped(tmp_path):
     plan = fakes.diamond()
     fakes.run(plan, tmp_path)
     a = fakes.id_of(plan, "a")
@@ -127,7 +125,7 @@ def test_a_running_stage_is_kept_and_one_locked_meanwhile_is_skipped(tmp_path):
     assert work_dir.remove(tmp_path, entry)
 
 
-def test_links_out_of_the_work_dir_are_not_followed(tmp_path):
+def test_links_to_folders_outside_the_work_dir_are_not_followed(tmp_path):
     work, outside = tmp_path / "work", tmp_path / "outside"
     outside.mkdir()
     (outside / "precious").write_text("x")
@@ -233,7 +231,7 @@ def test_a_moved_or_copied_work_dir_is_used_and_verify_detects_a_changed_file(
     move_or_copy(tmp_path / "old", tmp_path / "new")
     new = tmp_path / "new"
     assert all(s.done for s in state.statuses(plan, new, verify=True).values())
-    (new / fakes.id_of(plan, "c") / "value.txt").write_text("999")  # as long as "101"
+    (new / fakes.id_of(plan, "c") / "value.txt").write_text("999")  # same size as "101"
     assert all(s.done for s in state.statuses(plan, new).values())
     statuses = state.statuses(plan, new, verify=True)
     assert "its checksum differs" in statuses[fakes.id_of(plan, "c")].why
@@ -253,7 +251,7 @@ def test_the_directory_of_a_killed_attempt_is_pruned_only_with_its_stage(tmp_pat
     unknown_attempt = tmp_path / f"{kept}.try-{'0' * 16}"
     unknown_attempt.mkdir()
     entries = {e.id: e for e in work_dir.survey(tmp_path, {}, {kept: ["p"]})}
-    assert len(entries) == 5
+    assert len(entries) == 5  # two stages, their two attempts, the unknown attempt
     attempt_entry = next(
         e
         for i, e in entries.items()
@@ -278,7 +276,7 @@ def test_stages_cited_by_results_in_other_folders_are_kept(tmp_path):
     results = tmp_path / "elsewhere" / "results"
     assert fakes.run(plan, work).ok
     collect(suite, plan, work, results)
-    collect(suite, plan, work, results)
+    collect(suite, plan, work, results)  # may not note the folder a second time
     assert [r.results for r in cited_stages.citing_folders(work)] == [results]
     completed = run_gc(work, "--delete")
     assert completed.returncode == 0, completed.stderr
@@ -325,7 +323,7 @@ def test_results_in_the_work_dir_are_found_after_a_move(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"results": 3}'])
-def test_a_damaged_note_keeps_everything(tmp_path, text):
+def test_nothing_is_pruned_if_the_note_of_a_results_folder_is_damaged(tmp_path, text):
     suite, plan, work, results = make_suite(tmp_path)
     assert fakes.run(plan, work).ok
     collect(suite, plan, work, results)
