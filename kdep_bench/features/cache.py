@@ -79,8 +79,8 @@ def run(
         and fill_s are then the cost of that cache.
 
     Raises:
-        KdepError: weights that change, features that are not finite or that differ when computed
-            again, or a teacher that fails on known images.
+        KdepError: the weights change, features are not finite, a second computation gives other
+            features, or the teacher fails on known images.
     """
     files = exported_files(spec, inputs)
     teacher = build_teacher({**spec["teacher"], **{k: str(path) for k, path in files.items()}})

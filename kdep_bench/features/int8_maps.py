@@ -1,10 +1,10 @@
 """Teacher maps stored in a cache as int8, with one float16 scale per view and channel.
 
 code = round(map / scale) with scale = max |map| / 127 over the positions of one channel in one
-view, so that the rounding error is at most scale / 2 = max |map| / 254. There is one scale per
-channel because in maps before an activation, a few channels have values a hundred times as large as
-the other channels, which a common scale would round to zero. A channel of H x W positions takes
-H W + 2 bytes instead of 2 H W.
+view, so that the rounding error is at most scale / 2 = max |map| / 254. In maps before an
+activation, a few channels have values a hundred times as large as the others. A common scale would
+round the other channels to zero, so there is one scale per channel. A channel of H x W positions
+takes H W + 2 bytes instead of 2 H W.
 """
 
 from __future__ import annotations

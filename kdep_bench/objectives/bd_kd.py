@@ -25,9 +25,9 @@ class BalancedDivergences(Objective):
         L_s = CE(y, p_s) + a f KL(p_t || p_s) + b r KL(p_s || p_t)
         L_t = CE(y, p_t) + c KL(p_s || p_t)
 
-    per sample, with the label y, the probabilities p_s and p_t, and tau^2 KL_tau for every KL. If
-    the entropy of p_s is below that of p_t, f is delta and r is 1; otherwise f is 1 and r is delta.
-    f and r have no gradient. L_s trains only the student, and L_t only the teacher.
+    y is the label of a sample, p_s and p_t are the probabilities of the two networks, and KL is
+    tau^2 KL_tau. If the entropy of p_s is below that of p_t, f is delta and r is 1; otherwise f is
+    1 and r is delta. f and r have no gradient. L_s trains only the student, L_t only the teacher.
 
     With delta > 1, a student that is more confident than its teacher is trained mainly to cover all
     classes that the teacher considers possible; a less confident student is trained mainly towards

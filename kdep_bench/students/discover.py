@@ -153,9 +153,9 @@ def find_pyramid(backbone: Mapping[str, Any], net: nn.Module, px: int) -> dict[s
     """`out_indices`, `channels` and `strides` of the levels at strides 4, 8, 16 and 32.
 
     If several levels have the same stride, the last one is used. The result is None if a stride is
-    missing, or if the network has other parameters when it returns all levels (mmpretrain's
-    ConvNeXt and Swin add a norm per level), because pre-trained weights could then not be loaded
-    completely.
+    missing. It is also None if the network has other parameters when it returns all levels
+    (mmpretrain's ConvNeXt and Swin add a norm per level): pre-trained weights could then not be
+    loaded completely.
     """
     if hasattr(net, "strides") and hasattr(net, "channels"):  # a TimmBackbone
         indices: Sequence[int] = range(len(net.strides))  # type: ignore[arg-type]

@@ -36,7 +36,8 @@ def built(**arguments: Any) -> tuple[BalancedDivergences, Context]:
     """The objective in float64 on random features of both networks, 3 and 5 wide."""
     torch.manual_seed(0)
     objective = BalancedDivergences(3, C, peer={"width": 5}, **arguments).double()
-    scale = torch.tensor([0.2, 4.0]).repeat(B)[:B, None]  # an unsure and a sure teacher in turn
+    # The teacher's logits are small (low confidence) and large (high confidence) in turn.
+    scale = torch.tensor([0.2, 4.0]).repeat(B)[:B, None]
     peer = Given(scale * torch.randn(B, 5, dtype=torch.float64))
     objective.attach(nn.Identity(), lambda config: peer)
     after = 2 * torch.randn(B, 3, dtype=torch.float64)
@@ -71,13 +72,13 @@ def test_every_term_equals_the_formula_in_float64():
     )
     s, t = logits(objective, ctx)
     p_s, p_t = softmax(s, tau), softmax(t, tau)
-    surer = -(p_t * np.log(p_t)).sum(1) > -(p_s * np.log(p_s)).sum(1)
-    assert 0 < surer.sum() < B  # both cases occur
+    student_is_confident = -(p_t * np.log(p_t)).sum(1) > -(p_s * np.log(p_s)).sum(1)
+    assert 0 < student_is_confident.sum() < B  # both cases occur
     of_label = np.arange(B), np.arange(B) % C
     expected = {
         "cross_entropy": -np.log(softmax(s)[of_label]),
-        "forward": a * np.where(surer, delta, 1) * tau**2 * kl(p_t, p_s),
-        "reverse": b * np.where(surer, 1, delta) * tau**2 * kl(p_s, p_t),
+        "forward": a * np.where(student_is_confident, delta, 1) * tau**2 * kl(p_t, p_s),
+        "reverse": b * np.where(student_is_confident, 1, delta) * tau**2 * kl(p_s, p_t),
         "peer_cross_entropy": -np.log(softmax(t)[of_label]),
         "peer_kl": c * tau**2 * kl(p_s, p_t),
     }
@@ -87,16 +88,16 @@ def test_every_term_equals_the_formula_in_float64():
         np.testing.assert_allclose(computed[name], values, rtol=1e-6, err_msg=name)
 
 
-def test_the_forward_direction_is_emphasised_where_the_student_is_surer():
+def test_the_forward_direction_has_the_larger_weight_if_the_student_is_more_confident():
     objective, _ = built(delta=5.0)
-    sure, unsure = torch.tensor([[4.0, 0, 0, 0]]), torch.tensor([[1.0, 0, 0, 0]])
-    surer_student = objective.emphasis(sure, unsure)
-    surer_teacher = objective.emphasis(unsure, sure)
-    assert (surer_student["forward"].item(), surer_student["reverse"].item()) == (5.0, 1.0)
-    assert (surer_teacher["forward"].item(), surer_teacher["reverse"].item()) == (1.0, 5.0)
+    confident, unconfident = torch.tensor([[4.0, 0, 0, 0]]), torch.tensor([[1.0, 0, 0, 0]])
+    confident_student = objective.emphasis(confident, unconfident)
+    confident_teacher = objective.emphasis(unconfident, confident)
+    assert (confident_student["forward"].item(), confident_student["reverse"].item()) == (5.0, 1.0)
+    assert (confident_teacher["forward"].item(), confident_teacher["reverse"].item()) == (1.0, 5.0)
 
 
-def test_without_emphasis_the_student_s_divergence_is_symmetric():
+def test_with_delta_1_the_student_s_divergence_is_symmetric():
     objective, ctx = built(delta=1.0)
     terms = as_arrays(objective.terms(ctx))
     p_s, p_t = (softmax(z) for z in logits(objective, ctx))
@@ -104,7 +105,7 @@ def test_without_emphasis_the_student_s_divergence_is_symmetric():
     np.testing.assert_allclose(terms["forward"] + terms["reverse"], jeffreys, rtol=1e-6)
 
 
-def test_without_the_reverse_direction_a_fixed_teacher_gives_logit_distillation():
+def test_without_the_reverse_direction_the_student_s_loss_is_logit_distillation():
     objective, ctx = built(delta=1.0, reverse_weight=0.0, tau=4.0)
     terms = objective.terms(ctx)
     teacher = torch.tensor(logits(objective, ctx)[1])
@@ -119,7 +120,7 @@ def test_without_the_reverse_direction_a_fixed_teacher_gives_logit_distillation(
     torch.testing.assert_close(*gradients)
 
 
-def test_neither_network_is_trained_by_the_other_s_loss():
+def test_each_loss_trains_only_one_network():
     objective, ctx = built()
     terms = objective.terms(ctx)
     features = {"student": ctx.after, "peer": objective.peer.get_parameter("feature")}
@@ -132,7 +133,7 @@ def test_neither_network_is_trained_by_the_other_s_loss():
             assert (gradient is not None and bool(gradient.any())) == (network == trained), name
 
 
-def test_a_peer_of_another_input_size_is_refused_and_the_stated_fix_works():
+def test_a_peer_with_another_input_size_is_refused_and_the_stated_fix_works():
     wrong: dict[str, Any] = dict(base="bd_kd", objective=dict(peer=dict(input_px=96)))
     with pytest.raises(KdepError, match=r"'resnet18_w48', whose input has 96 pixels.*64") as e:
         plan(wrong)
@@ -152,17 +153,17 @@ def test_a_peer_of_another_input_size_is_refused_and_the_stated_fix_works():
         (dict(reverse_weight=-0.5), "reverse_weight = -0.5"),
     ],
 )
-def test_arguments_that_cannot_work_are_refused_by_the_plan(objective: dict[str, Any], says: str):
+def test_the_plan_refuses_invalid_arguments(objective: dict[str, Any], says: str):
     with pytest.raises(KdepError, match=says):
         plan(dict(base="bd_kd", objective=objective))
 
 
-def test_labels_are_declared():
+def test_the_objective_declares_that_it_reads_labels():
     with pytest.raises(KdepError, match="labels_used=False"):
         plan(dict(base="bd_kd", labels_used=False))
 
 
-def test_the_teacher_may_be_a_network_of_the_student_s_kind():
+def test_the_teacher_may_have_the_student_s_architecture():
     (stage,) = (
         s
         for s in plan(dict(base="bd_kd", objective=dict(peer=None))).stages.values()
@@ -174,7 +175,7 @@ def test_the_teacher_may_be_a_network_of_the_student_s_kind():
     assert peer.backbone.state_dict().keys() == model.backbone.state_dict().keys()  # type: ignore[union-attr]
 
 
-def test_a_peer_whose_config_states_another_width_is_refused():
+def test_a_peer_with_a_wrong_width_in_its_config_is_refused():
     config = dict(
         type="kdep_bench.objectives.bd_kd.BalancedDivergences",
         width=tiny.DS,

@@ -53,9 +53,10 @@ def as_array(x: Tensor | None) -> np.ndarray:
 def reference(
     objective: CurriculumExperts, ctx: Context, difficulty: np.ndarray, tau: float, number: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(scaled KL, scale, log p of the student), from a first batch, `number` strata let in.
+    """Scaled KL, scale and log-probabilities of the student for a first batch.
 
-    With 12 distinct difficulties and three strata the quantiles leave four samples in each.
+    The first `number` strata are used. With 12 distinct difficulties and three strata, each stratum
+    has four samples.
     """
     rank = difficulty.argsort().argsort()
     stratum = rank // (B // len(ctx.teachers))
@@ -64,8 +65,8 @@ def reference(
     chosen = np.stack([logits[k][b] for b, k in enumerate(stratum)])
     log_t, log_s = log_softmax(chosen, tau), log_softmax(student, tau)
     kl = tau**2 * (np.exp(log_t) * (log_t - log_s)).sum(1)
-    admitted = stratum < number
-    scale = admitted * B / admitted.sum()
+    used = stratum < number
+    scale = used * B / used.sum()
     return scale * kl, scale, log_softmax(student)
 
 
@@ -110,7 +111,7 @@ def test_one_teacher_gives_logit_distillation():
     torch.testing.assert_close(label_free.terms(ctx)["kl"], expected)
 
 
-def test_a_sample_touches_one_teacher_and_harder_samples_a_later_one():
+def test_each_sample_has_one_teacher_and_harder_samples_have_a_later_teacher():
     objective, ctx = CurriculumExperts(3, classes_of(*"abc"), pacing=1.0).double(), context()
     for teacher in ctx.teachers.values():
         assert teacher.logits is not None
@@ -123,7 +124,7 @@ def test_a_sample_touches_one_teacher_and_harder_samples_a_later_one():
     assert chosen.tolist() == [0] * 4 + [1] * 4 + [2] * 4
 
 
-def test_samples_that_are_not_let_in_give_no_gradient():
+def test_samples_of_unused_strata_have_no_gradient():
     objective, ctx = CurriculumExperts(3, classes_of(*"abc"), pacing=0.0).double(), context()
     hard = objective.strata(objective.difficulty(ctx)) > 0
     objective.terms(ctx)["kl"].mean().backward()
@@ -132,17 +133,17 @@ def test_samples_that_are_not_let_in_give_no_gradient():
     assert bool(ctx.after.grad[~hard].any())
 
 
-def test_a_pacing_of_two_thirds_lets_in_two_of_three_strata():
+def test_a_pacing_of_two_thirds_uses_two_of_three_strata():
     objective = CurriculumExperts(3, classes_of(*"abc"), pacing=2 / 3)
     assert (objective.scale(context(), torch.tensor([0, 1, 2])) > 0).tolist() == [True, True, False]
 
 
-def test_a_batch_without_an_easy_sample_has_the_loss_0_and_no_nan():
+def test_a_batch_without_easy_samples_has_the_loss_0_and_no_nan():
     objective = CurriculumExperts(3, classes_of(*"abc"), pacing=0.0)
     assert objective.scale(context(), torch.full((B,), 2)).tolist() == [0.0] * B
 
 
-def test_strata_are_those_of_the_last_values_and_not_of_the_batch():
+def test_strata_are_computed_from_recent_values_not_only_from_the_batch():
     strata = RecentQuantiles(2, memory=8)
     assert strata(torch.arange(8.0)).tolist() == [0] * 4 + [1] * 4
     assert strata(torch.tensor([7.0, 6.0])).tolist() == [1, 1]  # both hard, in their own batch too
@@ -155,7 +156,7 @@ def test_strata_are_those_of_the_last_values_and_not_of_the_batch():
     assert strata(torch.tensor([7.0])).tolist() == [0]
 
 
-def test_memory_decides_after_how_many_samples_a_value_is_forgotten():
+def test_memory_is_the_number_of_recent_values_that_are_stored():
     short, long = RecentQuantiles(2, 4), RecentQuantiles(2, 100)
     for strata in (short, long):
         strata(torch.arange(4.0))
@@ -164,7 +165,7 @@ def test_memory_decides_after_how_many_samples_a_value_is_forgotten():
     assert long(torch.tensor([98.0, 99.0])).tolist() == [0, 1]  # of all ten
 
 
-def test_entropy_is_the_difficulty():
+def test_difficulty_is_the_entropy_of_the_last_teacher():
     ctx = context(roles="ab")
     z = torch.tensor([[0.0] * C, [1e4, 0, 0, 0, 0]], dtype=torch.float64)
     for teacher in ctx.teachers.values():
@@ -202,7 +203,7 @@ LITE2: Mapping[str, str] = dict(small="suite", large="efficientnet_lite2")
         (dict(objective=dict(tau=0.0)), "tau = 0"),
     ],
 )
-def test_what_cannot_work_is_refused_by_the_plan(method: dict[str, Any], says: str):
+def test_the_plan_refuses_invalid_methods(method: dict[str, Any], says: str):
     with pytest.raises(KdepError, match=says):
         plan(dict(base="ces_kd", name="changed", **method))
 

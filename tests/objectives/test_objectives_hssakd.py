@@ -1,4 +1,4 @@
-"""HSSAKD: its formula in float64, whom its parts train, and what its four images per image cost."""
+"""HSSAKD: its formula in float64, what each loss trains, and the cost of its four rotations."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ def test_every_term_equals_the_formula_in_float64():
     teacher = objective.teacher.eval()
     student = objective.head(ctx.after)
     log_p = log_softmax(student.detach().numpy())
-    # The batch holds images a and b as a0 a90 a180 a270 b0 ...; only a0 and b0 are upright.
-    upright = 0.5 * np.mean([-log_p[0, 2], -log_p[4, 0]])
-    assert terms["cross_entropy"].mean() == pytest.approx(upright)
+    # The batch holds images a and b as a0 a90 a180 a270 b0 ...; only a0 and b0 are unrotated.
+    unrotated = 0.5 * np.mean([-log_p[0, 2], -log_p[4, 0]])
+    assert terms["cross_entropy"].mean() == pytest.approx(unrotated)
     main = kl(teacher.main(ctx.teacher.pooled), student, tau)
     np.testing.assert_allclose(terms["main"], 0.7 * main, rtol=1e-9)
     for level in ("s4", "s8"):
@@ -85,16 +85,16 @@ def test_every_term_equals_the_formula_in_float64():
     assert set(terms) == {"cross_entropy", "main", "joint_s4", "joint_s8"}
 
 
-def test_joint_outputs_summed_over_rotations_are_those_of_the_class():
+def test_the_four_joint_labels_of_a_class_are_consecutive():
     labels, rotation = torch.arange(CLASSES).repeat_interleave(4), torch.arange(4).repeat(CLASSES)
     joint = F.one_hot(joint_labels(labels, rotation), 4 * CLASSES)
     assert joint.shape[1] == 4 * CLASSES
-    assert len(joint.unique(dim=0)) == 4 * CLASSES  # every pair has an output of its own
+    assert len(joint.unique(dim=0)) == 4 * CLASSES  # every pair has a different joint label
     of_class = joint.unflatten(1, (CLASSES, 4)).sum(2)
     assert torch.equal(of_class, F.one_hot(labels, CLASSES))
 
 
-def test_rotations_keep_the_order_of_pixels_of_the_upright_image():
+def test_rotations_are_quarter_turns_and_the_first_is_the_unchanged_image():
     g = torch.Generator().manual_seed(0)
     images, larger = torch.rand(3, 3, 4, 4, generator=g), torch.rand(3, 3, 6, 6, generator=g)
     batch = Rotations().change(Batch(images, {"teacher": larger}), Draw(0, 0, 3))
@@ -126,13 +126,13 @@ def test_the_teacher_s_classifiers_learn_from_labels_and_never_from_the_student(
     objective.train()
 
     def teacher_loss() -> float:
-        """CE of all 4 C joint classes per level, and of the classes on the upright images."""
+        """CE of all 4 C joint classes per level, and of the classes on the unrotated images."""
         assert ctx.teacher is not None
         assert ctx.labels is not None
         main, joint = objective.teacher(ctx.teacher)
-        upright = F.cross_entropy(main[0::4], ctx.labels[0::4])
+        unrotated = F.cross_entropy(main[0::4], ctx.labels[0::4])
         labels = torch.tensor([8, 9, 10, 11, 0, 1, 2, 3])
-        return float(upright + sum(F.cross_entropy(z, labels) for z in joint.values()))
+        return float(unrotated + sum(F.cross_entropy(z, labels) for z in joint.values()))
 
     before = teacher_loss()
     for _ in range(5):
@@ -179,7 +179,7 @@ def test_passes_over_four_rotations_are_counted_as_they_are_run(tmp_path: Any):
     assert extra_cost({}, required, TeacherSource(), BATCH)["extra_forwards"] == 0
 
 
-def test_the_student_sees_each_label_with_its_image(tmp_path: Any):
+def test_every_rotation_has_the_label_of_its_image(tmp_path: Any):
     run = TinyRun("hssakd", tmp_path)
     contexts: list[Context] = []
     objective = run.model.objective
@@ -220,12 +220,12 @@ ROTATIONS = dict(type="kdep_bench.augments.rotations.Rotations")
         (dict(base="hssakd", objective=dict(optimizer=dict(type="SGD", lr=0.1, lrr=1))), "lrr"),
     ],
 )
-def test_what_cannot_work_is_refused_by_the_plan(method: dict[str, Any], says: str):
+def test_the_plan_refuses_invalid_methods(method: dict[str, Any], says: str):
     with pytest.raises(KdepError, match=says):
         plan(dict(name="changed", **method))
 
 
-def test_a_teacher_without_maps_and_micro_batches_are_refused():
+def test_a_teacher_without_maps_is_refused_and_so_are_micro_batches():
     with pytest.raises(KdepError, match="needs feature maps, but the teacher"):
         plan("hssakd", teacher=dict(base="efficientnet_lite0", card=dict(maps=False)))
     budget = load_suite("smoke").budget.model_dump() | dict(accumulate=2)

@@ -67,7 +67,7 @@ def loaded_by_the_card(folder: Path) -> np.ndarray:
         return net(IMAGES)[-1].numpy()
 
 
-def test_a_network_that_timm_lacks_is_loaded_by_the_code_of_its_card(tmp_path, in_subprocess):  # noqa: F811
+def test_the_code_of_the_card_loads_a_network_that_timm_does_not_have(tmp_path, in_subprocess):  # noqa: F811
     expected = in_subprocess(published, resolve("student", "resnet18_w32"), tmp_path)
     assert "architecture" not in json.loads((tmp_path / CONFIG).read_text())
     np.testing.assert_array_equal(in_subprocess(loaded_by_the_card, tmp_path), expected)
@@ -81,7 +81,7 @@ def test_the_preprocessor_normalises_as_the_benchmark_does() -> None:
     assert made["crop_size"] == {"height": 64, "width": 64}
 
 
-def test_tensors_of_another_network_are_refused_and_write_nothing(tmp_path) -> None:
+def test_tensors_of_another_network_raise_an_error_and_no_file_is_written(tmp_path) -> None:
     save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "source")
     with pytest.raises(KdepError, match="are not those of timm's resnet18"):
         write_hf(resolve("student", "resnet18"), tmp_path / "source", CARD, tmp_path)

@@ -1,4 +1,4 @@
-"""ONNX files of transferred models and of 8-bit backbones give what the networks give."""
+"""ONNX files of transferred models and 8-bit backbones have the outputs of the networks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PX = 32
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_a_probe_as_one_layer_gives_its_probabilities(classes: int) -> None:
+def test_a_linear_layer_has_the_probabilities_of_the_fitted_probe(classes: int) -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(3, 2, (60, 4)), np.arange(60) % classes
     fitted = make_pipeline(StandardScaler(), LogisticRegression(C=0.5)).fit(x, y)
@@ -55,7 +55,7 @@ def folder_of_images(folder: Path, count: int) -> Path:
     return folder
 
 
-def test_images_of_the_calibration_are_centre_crops_over_the_whole_folder(tmp_path: Path) -> None:
+def test_calibration_images_are_centre_crops_spread_over_the_folder(tmp_path: Path) -> None:
     folder = folder_of_images(tmp_path / "pool", 9)
     images = onnx_int8.calibration_images(folder, PX, 3)
     assert images.shape == (3, 3, PX, PX)
@@ -64,7 +64,7 @@ def test_images_of_the_calibration_are_centre_crops_over_the_whole_folder(tmp_pa
         np.testing.assert_array_equal(image, pixels.transpose(2, 0, 1))
 
 
-def test_an_8_bit_file_is_near_the_network_and_a_float_file_equals_it(tmp_path: Path) -> None:
+def test_an_8_bit_file_is_close_to_the_network_and_a_float_file_is_equal(tmp_path: Path) -> None:
     write_onnx(backbone(), PX, tmp_path / "float.onnx")
     images = onnx_int8.calibration_images(folder_of_images(tmp_path / "pool", 9), PX)
     onnx_int8.quantise(tmp_path / "float.onnx", images, tmp_path / "int8.onnx")
@@ -106,7 +106,7 @@ def probe_probabilities(student: dict[str, Any], data: Path, export: Path, out: 
 
 
 @pytest.mark.slow
-def test_the_file_of_a_linear_probe_gives_the_probabilities_that_were_scored(
+def test_the_file_of_a_linear_probe_has_the_probabilities_that_were_scored(
     student, data, exported, tmp_path, in_subprocess
 ):
     out = tmp_path / "probe"
@@ -138,7 +138,7 @@ def segmented(student: dict[str, Any], data: Path, export: Path, out: Path):
 
 
 @pytest.mark.slow
-def test_the_file_of_a_segmenter_gives_the_toolkit_s_logits(
+def test_the_file_of_a_segmenter_has_the_toolkit_s_logits(
     student, data, exported, tmp_path, in_subprocess
 ):
     expected, logits = in_subprocess(segmented, student, data, exported, tmp_path / "seg")
@@ -151,14 +151,16 @@ def test_the_file_of_a_segmenter_gives_the_toolkit_s_logits(
     ("kind", "message"),
     [("det", "need mmdeploy"), ("finetune", "add keep_models=True to the suite")],
 )
-def test_a_model_that_cannot_be_exported_is_a_sentence(kind, message, student, data, tmp_path):
+def test_a_model_that_cannot_be_exported_raises_an_error_with_a_fix(
+    kind, message, student, data, tmp_path
+):
     with pytest.raises(KdepError, match=message):
         onnx_model.write_model(
             config("tasks", f"smoke_{kind}"), student, data, tmp_path, 0, tmp_path / "m.onnx"
         )
 
 
-def test_keep_models_changes_transfers_alone() -> None:
+def test_keep_models_changes_only_transfer_stages() -> None:
     suite: dict[str, Any] = {
         "name": "little",
         "data": "smoke",

@@ -5,9 +5,9 @@ over the levels i, with maps F and patch embeddings E of student (s) and teacher
 
 * CSF, cross selective fusion, computed from the deepest (coarsest) level to the finest:
   x_i = BN(conv1x1(F^s_i)). At every level but the deepest, x_i is replaced by
-  a * x_i + (1 - a) * y, where y is the fused map of the next deeper level, enlarged (nearest
-  neighbour), and a is one weight per channel, computed from the pooled x_i + y by a small network
-  with a softmax. Then CSF_i = BN(conv3x3(x_i)), with the teacher's number of channels.
+  a * x_i + (1 - a) * y. There y is the fused map of the next deeper level, enlarged (nearest
+  neighbour). a is one weight per channel; a small network with a softmax computes it from the
+  pooled x_i + y. Then CSF_i = BN(conv3x3(x_i)), with the teacher's number of channels.
 * HCL, hierarchical context loss: (m + sum_k m_k / 2^k) / (1 + sum_k 1 / 2^k), where m is the mean
   squared error of the maps, and m_1, m_2, ... are those of the maps pooled to 4x4, 2x2 and 1x1.
   Only sizes that are smaller than the map are used.
