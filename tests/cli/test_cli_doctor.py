@@ -1,4 +1,4 @@
-"""The doctor: a machine that runs the tests has no fault; every fault of data is listed."""
+"""`kdep-bench doctor` checks the machine, data and suites, and lists every fault."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_every_fault_is_listed_and_counted(tmp_path: Path) -> None:
     images[1].write_bytes(images[1].read_bytes()[:200])
     Image.open(images[2]).convert("CMYK").save(images[2])
     exif = Image.Exif()
-    exif[0x0112] = 3
+    exif[0x0112] = 3  # orientation: rotated by 180 degrees
     Image.open(images[3]).save(images[3], exif=exif)
     (images[0].parent / ".unpack.x").write_bytes(b"half")
     findings = list(doctor.official(["ade20k"], tmp_path, None))
@@ -42,10 +42,9 @@ def test_every_fault_is_listed_and_counted(tmp_path: Path) -> None:
         assert any(image.name in str(f) and message in str(f) for f in findings), (image, text)
     assert "the unpacking of an archive was interrupted" in text
     levels = [f.level for f in findings]
-    assert (
-        levels.count("fault") == 4
-    )  # the data set's check, the half-unpacked file, two broken images
-    assert levels.count("note") == 2  # OpenCV reads these two
+    # The data set's check, the half-unpacked file, two damaged images.
+    assert levels.count("fault") == 4
+    assert levels.count("note") == 2  # CMYK and EXIF: OpenCV can read these two images
     lines: list[str] = []
     assert doctor.report(iter(findings), lines.append) == 4
     assert lines[-1] == "4 fault(s)"
@@ -60,7 +59,9 @@ def test_wrong_counts_and_a_missing_data_set_are_faults(tmp_path: Path) -> None:
     assert "prepare_data.py coco" in findings[1].sentence
 
 
-def test_an_incomplete_suite_names_the_missing_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_findings_of_a_suite_name_missing_folders_and_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv("KDEP_DATA", raising=False)
     assert "did you mean pocket" in str(next(iter(doctor.suite("pockett"))))
     findings = list(doctor.suite("mine"))

@@ -1,4 +1,4 @@
-"""`kdep-bench init`: the parts it finds in a folder, and the suite that it writes."""
+"""`kdep-bench init` finds the data in a folder (pool, classes, boxes, masks) and writes a suite."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def root(tmp_path) -> Path:
     return folder
 
 
-def test_every_part_of_a_folder_is_found_with_its_split(root):
+def test_pool_classes_boxes_and_masks_of_a_folder_are_found_with_their_splits(root):
     parts = discover(root)
     assert parts.notes == []
     assert (parts.pool, parts.pool_images, parts.pool_labels) == (root / "unlabelled", 300, False)
@@ -82,7 +82,7 @@ def test_boxes_are_not_paired_with_images_of_another_split(root):
     assert any("no folder contains its images" in note for note in parts.notes)
 
 
-def test_without_a_test_split_the_validation_split_is_stated_to_be_the_test(root):
+def test_without_a_test_split_a_note_says_that_the_validation_split_is_used(root):
     shutil.rmtree(root / "classes" / "test")
     parts = discover(root)
     assert parts.classify["test"] == root / "classes" / "valid"
@@ -117,7 +117,7 @@ def test_the_written_suite_is_planned_with_every_task(root, tmp_path):
         "segmentation",
     }
     text = path.read_text()
-    assert text.count("class_1") == 1  # one place to rename
+    assert text.count("class_1") == 1  # the user renames a class in one place
     renamed = text.replace('"class_0", "class_1"', '"sky", "land"')
     path.write_text(renamed)
     tasks: list[dict[str, Any]] = load_suite(str(path)).tasks
@@ -163,7 +163,7 @@ def test_masks_are_paired_with_the_images_of_their_own_data_set(tmp_path):
     assert any("left out" in note and "first" in note for note in parts.notes)
 
 
-def test_splits_of_different_data_sets_are_named(tmp_path):
+def test_a_note_warns_of_splits_from_different_data_sets(tmp_path):
     make_pair(tmp_path / "first", "train", 2)
     make_pair(tmp_path / "second", "test", 2)
     notes = discover(tmp_path).notes
@@ -187,7 +187,7 @@ def test_masks_of_16_bits_are_counted(tmp_path):
     assert discover(tmp_path).mask_values == 4
 
 
-def test_a_pool_that_holds_test_images_is_stated(tmp_path):
+def test_a_note_says_that_the_pool_contains_test_images(tmp_path):
     for i in range(4):
         save(tmp_path / "images" / f"{i}.jpg")
     coco(tmp_path / "train.json", ["0.jpg", "1.jpg"])
@@ -208,7 +208,7 @@ def test_boxes_of_images_outside_a_folder_are_left_out(tmp_path, name):
     assert any("no folder contains its images" in note for note in parts.notes)
 
 
-def test_a_json_without_boxes_is_no_task(tmp_path):
+def test_a_json_without_boxes_gives_no_detection_task(tmp_path):
     for split in ("train", "test"):
         save(tmp_path / split / "0.jpg")
         coco(tmp_path / f"panoptic_{split}.json", ["0.jpg"])
@@ -278,7 +278,7 @@ def test_a_folder_that_cannot_be_read_is_named(root, monkeypatch):
     assert any("unlabelled: left out, because it cannot be read (Perm" in n for n in notes)
 
 
-def test_folders_that_are_too_deep_are_named(tmp_path):
+def test_a_note_names_folders_that_are_too_deep_to_be_searched(tmp_path):
     save(tmp_path / "0.png")
     save(tmp_path / "1/2/3/4/5/6/0.png")
     assert any(
@@ -295,20 +295,22 @@ def set_keypoints(path: Path, box: list[float]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("box", "counts", "note"),
+    ("box", "is_used", "note"),
     [
         ([1, 1, 9, 9], True, "only its boxes are used"),
         ([0, 0, 0, 0], False, "2 of its 2 annotations have no box with an area"),
     ],
 )
-def test_a_json_of_keypoints_counts_only_by_its_boxes(tmp_path, box, counts, note):
+def test_a_json_of_keypoints_gives_a_detection_task_only_if_it_has_boxes(
+    tmp_path, box, is_used, note
+):
     for split in ("train", "test"):
         save(tmp_path / split / "0.jpg")
         save(tmp_path / split / "1.jpg")
         coco(tmp_path / f"{split}.json", ["0.jpg", "1.jpg"])
         set_keypoints(tmp_path / f"{split}.json", box)
     parts = discover(tmp_path)
-    assert bool(parts.coco) is counts
+    assert bool(parts.coco) is is_used
     assert any(note in n for n in parts.notes)
 
 
@@ -332,7 +334,7 @@ def test_a_damaged_json_is_named(root):
     assert any(f"{path}: left out" in n and "is truncated" in n for n in discover(root).notes)
 
 
-def test_classes_without_splits_are_named_as_no_task(tmp_path):
+def test_class_folders_without_splits_give_a_note_and_no_task(tmp_path):
     for name in ("cat", "dog"):
         save(tmp_path / name / "0.png")
     parts = discover(tmp_path)

@@ -45,7 +45,7 @@ def user_configs(folder: Path, name: str) -> Path:
     return folder
 
 
-def test_configs_of_a_users_folder_are_found_by_name(
+def test_configs_in_a_user_s_folder_are_found_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KDEP_CONFIGS", str(user_configs(tmp_path / "mine", "my_kdep")))
@@ -53,7 +53,7 @@ def test_configs_of_a_users_folder_are_found_by_name(
     assert config.resolve("method", "my_kdep")["align"] == config.resolve("method", "kdep")["align"]
 
 
-def test_two_configs_of_one_name_are_refused(
+def test_two_configs_with_the_same_name_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KDEP_CONFIGS", str(user_configs(tmp_path / "mine", "kdep")))
@@ -82,7 +82,7 @@ def test_an_installed_wheel_plans_a_suite_in_an_empty_folder_and_finds_a_plug_in
     tmp_path: Path,
 ) -> None:
     built = tmp_path / "wheel"
-    sources = tmp_path / "sources"  # so that the build leaves no folders in the clone
+    sources = tmp_path / "sources"  # a copy, as the build leaves folders next to the sources
     for name in ("kdep_bench", "configs"):
         shutil.copytree(ROOT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):

@@ -11,12 +11,12 @@ from kdep_bench.suite.config import load_suite
 from kdep_bench.suite.plan import build_plan
 
 
-def test_a_config_s_keys_for_the_planner_do_not_stop_its_preparation(tmp_path: Path):
+def test_a_data_config_with_keys_that_only_the_planner_reads_is_prepared(tmp_path: Path):
     assert prepare_data.main([str(CONFIGS / "data" / "smoke.py"), "--out", str(tmp_path)]) == 0
     spec = next(s.spec for s in build_plan(load_suite("smoke")).stages.values()
                 if s.kind == "prepare")  # fmt: skip
-    staged = tmp_path / "staged"
+    stage_folder = tmp_path / "staged"
     from kdep_bench.data.pocket import prepare
 
-    outputs = prepare(spec, {}, staged, lambda *_: None)
+    outputs = prepare(spec, {}, stage_folder, lambda *_: None)
     assert verify(tmp_path / "data") == outputs["fingerprint"]

@@ -60,7 +60,7 @@ def test_help_lists_and_dry_runs_take_under_1_5_s_and_do_not_import_torch(argume
     assert not (tmp_path / "w").exists()
 
 
-def test_methods_are_listed_with_their_requirements():
+def test_the_list_of_methods_shows_inputs_labels_and_sources():
     rows = [line.split(None, 4) for line in run("--list", "methods").stdout.splitlines()]
     assert rows[0] == ["METHOD", "FAMILY", "NEEDS", "LABELS", "SOURCE"]
     table = {row[0]: row[1:] for row in rows[1:]}
@@ -99,7 +99,7 @@ def test_a_dry_run_lists_every_stage_with_its_reason(tmp_path):
         (["smoke", "--budget-hours", "1"], "stages to run are not known"),
     ],
 )
-def test_a_bad_argument_prints_one_line_and_exits_with_2(arguments, message, tmp_path):
+def test_an_invalid_argument_prints_one_line_and_exits_with_2(arguments, message, tmp_path):
     completed = run(*arguments, "--work-dir", str(tmp_path))
     assert completed.returncode == 2
     assert message in completed.stderr
@@ -151,14 +151,14 @@ def test_ctrl_c_while_the_toolkits_are_imported_prints_no_traceback(tmp_path):
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     assert runner.stdout is not None
-    output = runner.stdout.readline()
-    assert "25 stage(s) to run" in output
+    first_line = runner.stdout.readline()
+    assert "25 stage(s) to run" in first_line
     end = time.monotonic() + 60
     while not fork_servers(runner.pid) and time.monotonic() < end:
         time.sleep(0.02)
     os.killpg(runner.pid, signal.SIGINT)
     output, _ = runner.communicate(timeout=60)
-    assert runner.returncode == 130, output
+    assert runner.returncode == 128 + signal.SIGINT, output
     assert "Traceback" not in output
     assert f"Resume with: python {REPO / 'tools/run_suite.py'} smoke" in output
     assert not fork_servers(runner.pid)
@@ -201,23 +201,23 @@ def fork_servers(group: int) -> list[int]:
         ("0,GPU-5a", "mixes numbers and UUIDs"),
     ],
 )
-@pytest.mark.parametrize("dry", [["--dry-run"], []])
+@pytest.mark.parametrize("options", [["--dry-run"], []])
 def test_gpus_that_do_not_exist_are_refused_before_anything_runs(
-    gpus, message, dry, tmp_path, monkeypatch, capsys
+    gpus, message, options, tmp_path, monkeypatch, capsys
 ):
     from kdep_bench.cli import run_suite
     from kdep_bench.engine import machine
 
     monkeypatch.setattr(machine, "_installed_gpus", lambda: 2)
     work = tmp_path / "w"
-    assert run_suite.main(["smoke", f"--gpus={gpus}", "--work-dir", str(work), *dry]) == 2
+    assert run_suite.main(["smoke", f"--gpus={gpus}", "--work-dir", str(work), *options]) == 2
     printed = capsys.readouterr()
     assert message in printed.err
     assert not printed.out
     assert not work.exists()
 
 
-@pytest.mark.parametrize(
+@pytest.mark.parametrize(  # installed: number of GPUs; None: unknown
     ("installed", "gpus", "refused"),
     [(2, "0,1", False), (2, "", False), (2, "GPU-5a", False), (0, "GPU-5a", True),
      (0, "0", True), (None, "5", False)],
@@ -235,7 +235,7 @@ def test_gpus_are_refused_only_where_they_are_known_to_be_absent(
 
 
 def test_a_stage_that_requests_more_gpus_than_available_is_refused(tmp_path, monkeypatch, capsys):
-    """Snakemake never starts a job that requests more than it has."""
+    """Snakemake would never start a job that requests more GPUs than it may use."""
     from kdep_bench.cli import run_suite
     from kdep_bench.engine import machine
 
@@ -248,30 +248,31 @@ def test_a_stage_that_requests_more_gpus_than_available_is_refused(tmp_path, mon
     assert run_suite.main(options) == 0
 
 
-def test_a_budget_is_refused_or_fitted(tmp_path):
-    """Only Cityscapes, which is planned quickly and whose FLOPs are all known."""
+def hours_of_all_stages(printed: str) -> float:
+    """The GPU-hours in the row "all" of a printed forecast."""
+    row = next(line for line in printed.splitlines() if line.startswith("all "))
+    return float(row.split()[-1].replace(",", ""))
+
+
+def test_a_suite_over_its_budget_of_gpu_hours_is_refused_or_reduced_to_fit(tmp_path):
+    """The test plans only the task cityscapes: this is quick, and all its FLOPs are known."""
     common = ["paper_r18", "--dry-run", "--only", "cityscapes", "--work-dir", str(tmp_path)]
     common += ["--device-rate", "100"]
     unlimited = run(*common)
-    total = float(
-        next(x for x in unlimited.stdout.splitlines() if x.startswith("all "))
-        .split()[-1]
-        .replace(",", "")
-    )
+    total = hours_of_all_stages(unlimited.stdout)
     refused = run(*common, "--budget-hours", f"{total / 2:.1f}")
     assert refused.returncode == 2
     assert f"an estimated {total:,.1f} GPU-hours, from --device-rate" in refused.stderr
     assert run(*common, "--budget-hours", f"{total + 1:.1f}").returncode == 0
     fitted = run(*common, "--budget-hours", f"{total / 2:.1f}", "--fit-budget")
     assert fitted.returncode == 0
-    planned_hours = next(x for x in fitted.stdout.splitlines() if x.startswith("all ")).split()[-1]
-    assert 0 < float(planned_hours.replace(",", "")) <= total / 2
+    assert 0 < hours_of_all_stages(fitted.stdout) <= total / 2
     assert "not run, comparisons by task: cityscapes" in fitted.stdout
     assert fitted.stdout.count("run   transfer-") < unlimited.stdout.count("run   transfer-")
 
 
 def test_a_missing_backbone_is_not_printed_as_a_result(tmp_path, capsys):
-    """Skipped, interrupted and unselected stages are not listed as failed either."""
+    """A suite without tasks, none of whose stages has run."""
     from kdep_bench.cli.run_suite import _collect
     from kdep_bench.engine.local_pool import Outcome
     from kdep_bench.suite.config import load_suite

@@ -25,7 +25,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ["--work-dir", str(tmp_path / "work"), "--out", str(tmp_path / "students")]
 
 
-def test_the_replayed_log_prints_the_best_of_the_live_search(
+def test_replaying_the_log_prints_the_best_student_of_the_live_search(
     tmp_path: Path, folders: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = str(tmp_path / "log.jsonl")

@@ -70,7 +70,7 @@ def finish(work: Path, stage: Stage) -> None:
 
 
 def kinds(plan: Plan) -> dict[str, Stage]:
-    """One stage of each kind; the transfer is the segmentation."""
+    """Stage kind -> the last stage of this kind; the last transfer is the segmentation task."""
     return {s.kind: s for s in plan.stages.values()}
 
 
@@ -83,7 +83,7 @@ def output(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 def test_status_shows_the_state_of_every_stage(suite, tmp_path, capsys):
     plan, work = plan_of(suite), tmp_path / "work"
     stages = kinds(plan)
-    finish(work, stages["views"])  # its input `prepare` is missing, and still needed by others
+    finish(work, stages["views"])  # stays done, although its input `prepare` is missing
     (work / stages["cache"].id).mkdir()
     (work / stages["align"].id).mkdir()
     (work / stages["align"].id / state.FAILED).write_text('{"error": "no space"}')
@@ -94,12 +94,12 @@ def test_status_shows_the_state_of_every_stage(suite, tmp_path, capsys):
     (work / stages["pretrain"].id).mkdir()
     assert lock.take()
     try:
-        shown = json.loads(output(capsys, "status", suite, "--work-dir", work, "--json"))
+        status = json.loads(output(capsys, "status", suite, "--work-dir", work, "--json"))
         text = output(capsys, "status", suite, "--work-dir", work)
         without_suite = output(capsys, "status", "--work-dir", work)
     finally:
         lock.free()
-    states = {row["id"]: (row["state"], row["detail"]) for row in shown["stages"]}
+    states = {row["id"]: (row["state"], row["detail"]) for row in status["stages"]}
     assert states.keys() == plan.stages.keys()
     assert states[stages["views"].id] == ("done", "")
     assert states[stages["cache"].id][0] == "interrupted"
@@ -109,9 +109,9 @@ def test_status_shows_the_state_of_every_stage(suite, tmp_path, capsys):
     assert states[stages["export"].id][0] == "left"
     assert states[damaged][0] == "damaged"
     left = len(plan.stages) - 5
-    counted = f"{len(plan.stages)} stages, 1 done, 1 running, 1 failed, 1 interrupted, 1 damaged, "
-    counted += f"{left} left"
-    assert f"little: {counted}" in text
+    counts = f"{len(plan.stages)} stages, 1 done, 1 running, 1 failed, 1 interrupted, 1 damaged, "
+    counts += f"{left} left"
+    assert f"little: {counts}" in text
     assert f"failed       {stages['align'].id}  no space" in text
     assert "5 stages, 1 done, 1 running, 1 failed, 1 interrupted, 1 damaged\n" in without_suite
 
@@ -120,8 +120,8 @@ def test_a_finished_suite_whose_inputs_were_removed_has_nothing_left(suite, tmp_
     plan, work = plan_of(suite), tmp_path / "work"
     for run in plan.runs:
         finish(work, plan.stages[run.id])
-    shown = json.loads(output(capsys, "status", suite, "--work-dir", work, "--json"))["counts"]
-    assert (shown["done"], shown["left"], shown["skipped"]) == (2, 0, len(plan.stages) - 2)
+    counts = json.loads(output(capsys, "status", suite, "--work-dir", work, "--json"))["counts"]
+    assert (counts["done"], counts["left"], counts["skipped"]) == (2, 0, len(plan.stages) - 2)
 
 
 def test_why_names_the_change_and_its_first_cause(suite, tmp_path, capsys):
@@ -132,14 +132,14 @@ def test_why_names_the_change_and_its_first_cause(suite, tmp_path, capsys):
     assert "is done" in output(capsys, "why", suite, before["export"].id, "--work-dir", work)
     write_suite(suite, 3)
     after = kinds(plan_of(suite))
-    trained: dict[str, Any] = json.loads(
+    explanation: dict[str, Any] = json.loads(
         output(capsys, "why", suite, "pretrain", "--work-dir", work, "--json")
     )
-    assert trained["action"] == "run"
-    assert trained["compared_with"] == before["pretrain"].id
-    assert "budget.epochs 1.0 -> 3.0" in trained["changes"]
-    assert trained["first_causes"] == []
-    assert {row["action"] for row in trained["inputs"]} == {"done"}
+    assert explanation["action"] == "run"
+    assert explanation["compared_with"] == before["pretrain"].id
+    assert "budget.epochs 1.0 -> 3.0" in explanation["changes"]
+    assert explanation["first_causes"] == []
+    assert {row["action"] for row in explanation["inputs"]} == {"done"}
     text = output(capsys, "why", suite, after["transfer"].id, "--work-dir", work)
     cause = next(line for line in text.splitlines() if line.startswith("first cause"))
     assert after["pretrain"].id in cause
@@ -147,35 +147,40 @@ def test_why_names_the_change_and_its_first_cause(suite, tmp_path, capsys):
     assert f"change       export: {before['export'].id} -> {after['export'].id}" in text
 
 
-def test_a_part_of_several_ids_is_refused_with_the_ids(suite, tmp_path, capsys):
+def test_a_part_that_several_stage_ids_contain_gives_an_error_that_lists_these_ids(
+    suite, tmp_path, capsys
+):
     assert main.main(["why", str(suite), "transfer", "--work-dir", str(tmp_path / "w")]) == 2
     error = capsys.readouterr().err
     for run in plan_of(suite).runs:
         assert run.id in error
 
 
-def test_a_dry_run_as_json_has_the_stages_of_the_text(suite, tmp_path, capsys):
+def test_a_dry_run_lists_the_same_stages_as_text_and_as_json(suite, tmp_path, capsys):
     work = tmp_path / "work"
     finish(work, kinds(plan_of(suite))["views"])
     arguments = ("run", suite, "--dry-run", "--work-dir", work)
     lines = output(capsys, *arguments).splitlines()
-    shown = json.loads(output(capsys, *arguments, "--json"))
-    rows = [f"{row['action']:4s}  {row['id']}" for row in shown["stages"]]
-    assert len(rows) == shown["counts"]["run"] + 1
+    dry_run = json.loads(output(capsys, *arguments, "--json"))
+    rows = [f"{row['action']:4s}  {row['id']}" for row in dry_run["stages"]]
+    assert len(rows) == dry_run["counts"]["run"] + 1  # `views` is done
     assert all(line.startswith(row) for line, row in zip(lines, rows, strict=False))
     assert main.main(["run", str(suite), "--json"]) == 2
     assert "--json works only with" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("listed", main.LISTS)
-def test_a_list_as_json_has_the_names_of_the_text(listed, capsys):
-    lines = output(capsys, listed).splitlines()[1 if listed == "methods" else 0 :]
+def test_a_list_has_the_same_names_as_text_and_as_json(listed, capsys):
+    lines = output(capsys, listed).splitlines()
     rows = json.loads(output(capsys, listed, "--json"))
-    names = [row["method" if listed == "methods" else "name"] for row in rows]
+    if listed == "methods":  # this list is a table: it has a heading, and a column for the name
+        lines, names = lines[1:], [row["method"] for row in rows]
+    else:
+        names = [row["name"] for row in rows]
     assert names == [line.split()[0] for line in lines]
 
 
-def test_logs_prints_the_end_of_the_one_log_that_matches(suite, tmp_path, capsys):
+def test_logs_prints_the_last_lines_of_the_only_matching_log(suite, tmp_path, capsys):
     stages, work = kinds(plan_of(suite)), tmp_path / "work"
     for kind in ("pretrain", "export"):
         (work / stages[kind].id).mkdir(parents=True)
@@ -193,7 +198,7 @@ def test_logs_prints_the_end_of_the_one_log_that_matches(suite, tmp_path, capsys
     assert "2 stages with a log" in capsys.readouterr().err
 
 
-def test_status_and_why_import_no_torch_and_answer_in_a_moment(suite, tmp_path):
+def test_status_and_why_import_no_torch_and_take_under_1_5_s_of_cpu_time(suite, tmp_path):
     for command in (["status", str(suite)], ["why", str(suite), "pretrain"], ["status"]):
         (tmp_path / "w").mkdir(exist_ok=True)
         code = (

@@ -20,7 +20,8 @@ from pathlib import Path
 
 APT = ("slurmctld", "slurmd", "slurm-client", "munge")
 PROGRAMS = ("slurmctld", "slurmd", "srun", "sbatch", "munged", "setpriv")
-# squeue, as sacct needs slurmdbd. 1 s instead of the 40 s that the plugin waits by default.
+# Options of Snakemake's Slurm plugin. It asks squeue, as sacct needs slurmdbd, and it waits 1 s
+# between questions instead of 40 s.
 QUICK = (
     *("--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "1"),
     *("--seconds-between-status-checks", "1"),
@@ -70,7 +71,7 @@ def wait_for(condition: Callable[[], object], seconds: float, name: str) -> None
 
 
 def free_ports(count: int) -> list[int]:
-    """Different TCP ports of this machine that were free a moment ago."""
+    """`count` different TCP ports of this machine that are free now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for s in sockets:
@@ -79,9 +80,13 @@ def free_ports(count: int) -> list[int]:
 
 
 class Slurm:
-    """A cluster for the length of `with Slurm() as slurm:`; sets SLURM_CONF of this process.
+    """A cluster that runs within `with Slurm() as slurm:`; it sets SLURM_CONF of this process.
 
-    Args: nodes: number of nodes. gpus, cpus, memory: of each node (memory in MB).
+    Args:
+        nodes: number of nodes.
+        gpus: GPUs per node.
+        cpus: cores per node.
+        memory: memory per node, in MB.
     """
 
     def __init__(self, nodes: int = 3, gpus: int = 2, cpus: int = 8, memory: int = 32000) -> None:

@@ -59,7 +59,7 @@ def test_every_file_that_make_install_reads_is_copied() -> None:
     assert required | {readme, "kdep_bench", "configs"} <= set(copied_sources())
 
 
-def test_the_commands_of_the_dockerfile_are_those_of_the_readme() -> None:
+def test_the_dockerfile_uses_the_commands_of_the_readme() -> None:
     readme = (REPO / "README.md").read_text()
     commands = [part.strip() for rest in arguments_of("RUN") for part in rest.split("&&")]
     assert "make install" in commands

@@ -24,7 +24,7 @@ def sources(path: Path, kind: str) -> list[str]:
     return ["".join(c["source"]) for c in content["cells"] if c["cell_type"] == kind]
 
 
-def test_every_notebook_is_run_by_the_slow_target_and_linked() -> None:
+def test_every_notebook_is_run_by_make_notebooks_and_linked_in_the_guide() -> None:
     text = (HERE / "run.py").read_text()
     assert {p.stem for p in NOTEBOOKS} == set(
         ast.literal_eval(text.partition("ORDER = ")[2].partition(")")[0] + ")")
@@ -48,16 +48,16 @@ def test_every_imported_name_exists(path: Path) -> None:
     for node in imports:
         module = importlib.import_module(str(node.module))
         for alias in node.names:
-            inner = (
+            submodule = (
                 importlib.util.find_spec(f"{node.module}.{alias.name}")
                 if hasattr(module, "__path__")
                 else None
             )
-            assert hasattr(module, alias.name) or inner, f"{node.module}.{alias.name}"
+            assert hasattr(module, alias.name) or submodule, f"{node.module}.{alias.name}"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_links_lead_to_files_and_smoke_scores_mean_nothing(path: Path) -> None:
+def test_links_lead_to_files_and_the_text_says_that_smoke_scores_mean_nothing(path: Path) -> None:
     text = "\n".join(sources(path, "markdown"))
     assert "scores mean\nnothing**" in text or "scores mean nothing**" in text
     for link in re.findall(r"\]\(([^)]+)\)", text):

@@ -1,4 +1,4 @@
-"""User data edited between two runs of the command: no former score for the new data."""
+"""When a user edits the data between two runs, no earlier score is shown for the edited data."""
 
 from __future__ import annotations
 
@@ -90,20 +90,22 @@ def test_scores_of_edited_data_are_measured_again(tmp_path: Path) -> None:
     os.utime(path)
     assert "edited: 0 finished in this run" in run_suite(root)
 
-    size = path.stat().st_size  # an edit that keeps the size
+    size = path.stat().st_size  # the edit keeps the file's size
     path.write_text(path.read_text().replace('"category_id": 1', '"category_id": 2'))
     assert path.stat().st_size == size
     assert "data changed: test.json changed" in run_suite(root, "--dry-run")
     completed = run_suite(root)
-    # prepare and the transfer; no other stage reads these data
+    # The stages prepare and transfer; no other stage reads these data.
     assert "edited: 2 finished in this run" in completed
     assert "1 downstream stage(s) will be rerun" in completed
     second = record(root)
     assert second["id"] != first["id"]
     assert second["data"]["fingerprint"] != first["data"]["fingerprint"]
+    # A class without boxes may lack a score, but then a note must say so.
     assert set(second["per_class"]) == {"red", "blue"} or second["notes"]
 
-    table = json.loads(path.read_text())  # half of the boxes
+    table = json.loads(path.read_text())
+    # Half of the boxes.
     table["annotations"] = table["annotations"][:4]
     path.write_text(json.dumps(table))
     assert "edited: 2 finished in this run" in run_suite(root)

@@ -1,6 +1,6 @@
-"""Some stages of the rehearsals; `make rehearse` runs all.
+"""The full-scale suites are planned completely, and a few stages of a rehearsal run.
 
-A rehearsal runs every stage of a full-scale suite on tiny generated data.
+A rehearsal runs every stage of a suite on tiny generated data; `make rehearse` runs all of them.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def test_the_full_scale_protocol_is_complete(name: str) -> None:
         "swin_b",
         "dinov2_vitb14",
     }
-    assert {m["family"] for v in suite.variants for m in v.methods} == {
-        *("feature", "logit", "supervised", "none")
-    }
-    budgets = {(v.shares[0], v.budget.epochs) for v in suite.variants}
+    families = {m["family"] for v in suite.variants for m in v.methods}
+    assert families == {"feature", "logit", "supervised", "none"}
+    budgets = {(v.shares[0], v.budget.epochs) for v in suite.variants}  # data fraction, epochs
     assert budgets == {(1.0, 9), (1.0, 18), (1.0, 90), (0.1, 90), (0.1, 180), (0.1, 900)}
-    assert sorted({round(s * e, 6) for s, e in budgets}) == [9, 18, 90]  # equal images seen
+    # Both data fractions have the same three numbers of images seen.
+    assert sorted({round(fraction * epochs, 6) for fraction, epochs in budgets}) == [9, 18, 90]
     full = build_plan(suite)
     assert len({c.task["recipe"]["set"] + c.task["family"] for c in full.runs}) == 9
     assert {c.transfer_seed for c in full.runs} == {0, 1, 2}
@@ -49,11 +49,12 @@ def test_the_full_scale_protocol_is_complete(name: str) -> None:
     assert len({c.id for c in full.runs}) == len(full.runs) == (10 * 6 + 6 + 1) * 9 * 3
 
 
-def test_kdep_on_maps_reuses_all_other_stages_of_the_protocol() -> None:
+def test_the_suite_of_kdep_on_feature_maps_shares_caches_and_tasks_with_the_protocol() -> None:
     maps, protocol = (build_plan(load_suite(n)) for n in ("paper_maps_r18", "paper_r18"))
     new = {c.method["name"] for c in maps.runs if c.id not in protocol.stages}
     assert new == {"kdep_maps_4", "fitnets_4"}
-    assert len(maps.runs) == (2 * 5 + 1) * 9 * 3  # scratch is the same for both data fractions
+    # Two data fractions with 5 methods each, and scratch; 9 tasks, 3 seeds.
+    assert len(maps.runs) == (2 * 5 + 1) * 9 * 3
     added = [maps.stages[i] for i in maps.stages.keys() - protocol.stages.keys()]
     assert {s.kind for s in added} == {"pretrain", "export", "transfer"}  # no cache of maps
     levels = {"s4": "layer1", "s8": "layer2", "s16": "layer3", "s32": "layer4"}
@@ -64,6 +65,7 @@ def test_kdep_on_maps_reuses_all_other_stages_of_the_protocol() -> None:
 @pytest.mark.parametrize("name", SUITES)
 def test_the_rehearsal_has_every_method_and_task(name: str) -> None:
     def methods(a_plan: Plan) -> set[tuple[str, str, bool]]:
+        """(method, teacher, whether all data are used) of every run."""
         return {
             (c.method["name"], (c.teacher or {}).get("name", "").removeprefix("random_"),
              c.fraction == 1) for c in a_plan.runs

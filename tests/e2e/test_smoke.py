@@ -54,7 +54,7 @@ def test_every_run_has_a_record_with_its_provenance(home: Path):
     all_records = records(home)
     assert {r["task"]["name"] for r in all_records} == TASKS
     assert {r["arm"]["method"] for r in all_records} == {"kdep", "supervised", "scratch"}
-    assert len(all_records) == 15
+    assert len(all_records) == 15  # five tasks, three methods
     for r in all_records:
         assert r["status"] == "ok"
         assert r["gate"]["coverage"] == 1.0
@@ -62,7 +62,7 @@ def test_every_run_has_a_record_with_its_provenance(home: Path):
         assert r["stages"]["transfer"] == r["id"]
 
 
-def test_only_supervised_uses_labels_and_only_kdep_the_teacher(home: Path):
+def test_only_supervised_uses_labels_and_only_kdep_uses_the_teacher(home: Path):
     for r in records(home):
         assert r["arm"]["labels_used"] == (r["arm"]["method"] == "supervised")
         assert (r["teacher"] is not None) == (r["arm"]["method"] == "kdep")
@@ -74,15 +74,15 @@ def test_the_teacher_ran_once_per_image_and_view(home: Path):
     assert outputs["forwards"] == outputs["rows"]
 
 
-def test_each_export_has_its_card(home: Path):
+def test_each_exported_student_has_a_model_card(home: Path):
     for folder in home.glob("work/export-*"):
         content = json.loads((folder / "stage.json").read_text())
         text = (folder / "README.md").read_text()
         assert content["outputs"]["checksum"] in text
         assert "about" not in content["spec"]  # passed to the stage, but not part of its id
-        teacher = "kdep" in folder.name
-        assert ("| licence of the teacher | Apache-2.0 |" in text) == teacher
-        assert ("| teacher's checksum |" in text) == teacher
+        has_teacher = "kdep" in folder.name
+        assert ("| licence of the teacher | Apache-2.0 |" in text) == has_teacher
+        assert ("| teacher's checksum |" in text) == has_teacher
 
 
 # Bounds of each score: after a few steps on tiny data they are near chance.
