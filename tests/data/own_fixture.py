@@ -1,4 +1,4 @@
-"""A small user data set with every part, as files and as the spec that names them."""
+"""A small user data set (pool, boxes, masks, classes): its files, and its data config."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPLITS = ("train", "test")
 
 
 def make(root: Path) -> dict[str, Any]:
-    """Writes the data set below `root`; returns its spec.
+    """Writes the data set below `root`; returns the spec of stage `prepare` for it.
 
     The pool has 4 images in two folders. Each split has 3 images with one box each (of the classes
     cat, dog, cat), 3 images with masks of the values 0, 1 and 255, and 2 images per class a and b.

@@ -1,4 +1,7 @@
-"""A damaged archive is refused and never unpacked in part; an intact one is not skipped."""
+"""A damaged archive is refused and nothing of it is unpacked; an intact one is unpacked.
+
+SEALS is the folder of notes which archives were unpacked and verified.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,7 @@ def is_refused(path: Path, target: Path) -> bool:
     return False
 
 
-def test_every_flipped_header_byte_of_a_tar_is_refused_or_changes_nothing(tmp_path: Path):
+def test_a_tar_with_a_flipped_header_bit_is_refused_or_unchanged(tmp_path: Path):
     complete = tar_bytes()
     headers = [0, 3 * BLOCK, 4 * BLOCK]  # the first file has two blocks of data, the second none
     accepted = []
@@ -84,7 +87,8 @@ def test_every_flipped_header_byte_of_a_tar_is_refused_or_changes_nothing(tmp_pa
 
 def test_a_tar_truncated_at_any_block_before_its_end_blocks_is_refused(tmp_path: Path):
     complete = tar_bytes()
-    end = 4 * BLOCK + 4 * BLOCK  # last: its header and three blocks
+    # The first two files have 3 + 1 blocks with their headers; the last has a header and 3 blocks.
+    end = 4 * BLOCK + 4 * BLOCK
     assert not complete[end:].strip(b"\0")
     for length in range(0, len(complete) + 1, BLOCK):
         for path, raw in (
@@ -92,9 +96,8 @@ def test_a_tar_truncated_at_any_block_before_its_end_blocks_is_refused(tmp_path:
             (tmp_path / "a.tgz", gzip.compress(complete[:length])),
         ):
             path.write_bytes(raw)
-            assert is_refused(path, tmp_path / f"{path.suffix}{length}") == (
-                length < end + 2 * BLOCK
-            )
+            is_truncated = length < end + 2 * BLOCK  # two end blocks follow
+            assert is_refused(path, tmp_path / f"{path.suffix}{length}") == is_truncated
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -148,10 +151,10 @@ def test_damaged_archives_and_data_around_archives_are_refused(
     assert not list((tmp_path / "out").rglob("*.json"))
 
 
-def test_a_zip_with_a_flipped_byte_or_truncated_anywhere_is_refused_or_unchanged(
+def test_a_zip_with_a_flipped_bit_is_refused_or_unchanged_and_a_truncated_one_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(os, "fsync", lambda _: None)  # hundreds of them would take a minute
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # hundreds of calls would take a minute
     complete = zip_bytes()
     path = tmp_path / "a.zip"
     for position in range(len(complete)):
@@ -267,20 +270,21 @@ def test_the_seals_of_an_incomplete_data_set_are_removed(tmp_path: Path):
         assert not (folder / "train" / SEALS).exists()
 
 
-def test_an_encrypted_zip_and_a_blocking_folder_raise_kdep_error(tmp_path: Path):
+def test_an_encrypted_zip_and_a_folder_with_a_file_s_name_raise_kdep_error(tmp_path: Path):
     raw = bytearray(zip_bytes())
-    position = raw.rindex(b"PK\1\2")
-    raw[position + 8] |= 1
+    position = raw.rindex(b"PK\1\2")  # the last entry of the central directory
+    raw[position + 8] |= 1  # the flag for encryption
     path = tmp_path / "a.zip"
     path.write_bytes(raw)
     with pytest.raises(KdepError, match="is encrypted"):
         unpack(path, tmp_path / "out", quiet)
     path.write_bytes(zip_bytes())
-    (tmp_path / "way" / "c.txt").mkdir(parents=True)
+    target = tmp_path / "target"
+    (target / "c.txt").mkdir(parents=True)  # a folder with the name of a file in the archive
     with pytest.raises(KdepError, match="whether another file has that name"):
-        unpack(path, tmp_path / "way", quiet)
-    (tmp_path / "way" / "c.txt").rmdir()
-    assert unpack(path, tmp_path / "way", quiet)["files"] == 3
+        unpack(path, target, quiet)
+    (target / "c.txt").rmdir()
+    assert unpack(path, target, quiet)["files"] == 3
     with pytest.raises(KdepError, match="failed"):
         archives.check_archive(tmp_path / "none.tar", archives.Archive("none.tar", ""), quiet)
 

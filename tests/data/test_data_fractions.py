@@ -57,7 +57,7 @@ def test_data_fractions_are_seeded_nested_and_of_the_right_size(seed: int, by_cl
 
 @settings(max_examples=30, deadline=None)
 @given(st.floats(0.001, 1.0))
-def test_a_fraction_per_class_has_that_fraction_of_every_class_and_at_least_one_image(
+def test_a_fraction_per_class_takes_the_fraction_of_every_class_and_at_least_one_image(
     fraction: float,
 ):
     labels = np.repeat([0, 1, 2], [1400, 590, 10])
@@ -124,7 +124,7 @@ def test_for_the_complete_pool_only_the_checksum_is_stored(tmp_path: Path):
     assert len(outputs["sha256"]) == 64
 
 
-def test_the_data_fraction_of_a_seed_is_that_of_the_published_runs():
+def test_a_seed_gives_the_data_fraction_of_the_published_runs():
     labels = np.arange(40) % 3
     assert per_class(labels, 0.2).tolist() == [1, 5, 6, 7, 12, 18, 23, 28, 38]
     assert per_class(labels, 0.2, 1).tolist() == [2, 5, 10, 16, 18, 21, 33, 35, 37]

@@ -32,7 +32,7 @@ def test_a_folder_of_weights_is_identified_by_all_its_files(tmp_path: Path) -> N
     assert with_content(config, lambda s: Catalogue(s).scan()) != before
 
 
-def test_texts_that_are_no_paths_are_not_read_as_files(
+def test_values_that_are_not_paths_are_not_read_as_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

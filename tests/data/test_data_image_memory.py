@@ -1,4 +1,4 @@
-"""Images decoded once are not decoded again, and a damaged image memory changes no result."""
+"""The image memory, a database of checked images: they are not decoded again; damage is harmless."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def inspect(files: list[Path], path: Path) -> images.Inspection:
         return images.inspect(files, memory)
 
 
-def test_a_second_run_decodes_nothing_and_finds_the_same(files, tmp_path: Path) -> None:
+def test_a_second_inspection_decodes_nothing_and_gives_the_same_result(
+    files, tmp_path: Path
+) -> None:
     first = inspect(files, tmp_path / "m" / "images.sqlite")
     assert first.decoded == 5
     second = inspect(files, tmp_path / "m" / "images.sqlite")
@@ -55,7 +57,7 @@ def not_a_database(path: Path) -> None:
 
 
 def another_table(path: Path) -> None:
-    """Replaces it by a database with other columns."""
+    """Replaces the memory by a database with other columns."""
     path.unlink()
     with sqlite3.connect(path) as table:
         table.execute("CREATE TABLE images (a, b)")
@@ -80,25 +82,25 @@ def other_version(path: Path) -> None:
 
 
 def fifo(path: Path) -> None:
-    """Replaces it by a FIFO."""
+    """Replaces the memory by a FIFO."""
     path.unlink()
     os.mkfifo(path)
 
 
 def link(path: Path) -> None:
-    """Replaces it by a link to itself elsewhere."""
+    """Moves the memory and puts a link to it in its place."""
     path.rename(path.with_name("elsewhere"))
     path.symlink_to(path.with_name("elsewhere"))
 
 
 def folder(path: Path) -> None:
-    """Replaces it by a folder."""
+    """Replaces the memory by a folder."""
     path.unlink()
     path.mkdir()
 
 
 def truncated(path: Path) -> None:
-    """Keeps its first 5000 bytes."""
+    """Keeps the first 5000 bytes of the memory."""
     path.write_bytes(path.read_bytes()[:5000])
 
 

@@ -1,4 +1,7 @@
-"""User images: every fault is found, and every readable image becomes plain 8-bit pixels."""
+"""User images: every fault is found, and every readable image becomes upright 8-bit RGB.
+
+A 'plain' image has this form already and is linked; others are converted to PNG.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +77,7 @@ def test_a_plain_image_is_linked_untouched(tmp_path: Path, name: str) -> None:
     assert info[1:3] == (200, 120)
 
 
-def test_rgb_of_a_plain_image_equals_opencv_s(tmp_path: Path) -> None:
+def test_a_plain_image_is_read_with_the_pixels_of_opencv(tmp_path: Path) -> None:
     for name in ("a.jpg", "a.png", "a.bmp"):
         file = save(tmp_path / name, SMOOTH)
         before = np.asarray(cv2.imread(str(file), cv2.IMREAD_COLOR))[..., ::-1]
@@ -159,9 +162,8 @@ def test_exif_orientation_of_a_16_bit_image_is_applied_once(
     elif colour:
         cv2.imwrite(str(file), deep[..., ::-1])
         edited = bytearray(file.read_bytes())
-        offset = edited.find(
-            struct.pack("<HHIH", 284, 3, 1, 1)
-        )  # planar configuration, the default
+        # The TIFF tag 284, planar configuration, is replaced: 1 is its default.
+        offset = edited.find(struct.pack("<HHIH", 284, 3, 1, 1))
         assert offset > 0
         edited[offset : offset + 12] = struct.pack("<HHIHH", images.ORIENTATION, 3, 1, 6, 0)
         file.write_bytes(bytes(edited))
@@ -306,7 +308,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_every_fault_of_a_list_is_found_in_one_run(tmp_path: Path, suffix: str) -> None:
+def test_one_inspection_finds_every_kind_of_fault(tmp_path: Path, suffix: str) -> None:
     files = [save(tmp_path / f"{i}.{suffix}", SMOOTH) for i in range(30)]
     broken_files = {breaker: files[13 + i] for i, breaker in enumerate(FAULTS)}
     for breaker, file in broken_files.items():
@@ -317,9 +319,9 @@ def test_every_fault_of_a_list_is_found_in_one_run(tmp_path: Path, suffix: str) 
     for (breaker, file), fault in zip(broken_files.items(), inspected.faults, strict=True):
         assert str(file) in str(fault), breaker
         assert re.search(FAULTS[breaker], str(fault)), (breaker, fault)
-    with pytest.raises(KdepError, match="11 images cannot be used") as all_of_them:
+    with pytest.raises(KdepError, match="11 images cannot be used") as error:
         inspected.raise_faults()
-    assert "and 1 more" in str(all_of_them.value)
+    assert "and 1 more" in str(error.value)
 
 
 @pytest.mark.parametrize("kept_fraction", [0.2, 0.5, 0.9, 0.999])
@@ -349,7 +351,7 @@ def test_the_end_marker_of_a_thumbnail_does_not_end_the_image(tmp_path: Path) ->
             images.check_complete(data[:2] + app1 + data[2:-2], tmp_path)
 
 
-def test_what_was_inspected_once_is_not_decoded_again(tmp_path: Path) -> None:
+def test_an_image_that_was_inspected_is_not_decoded_again(tmp_path: Path) -> None:
     files = [save(tmp_path / f"{i}.png", RNG.integers(0, 255, (9, 9, 3), np.uint8)) for i in "abc"]
     memory: dict = {}
     first = images.inspect(files, memory)
@@ -454,7 +456,8 @@ def test_any_readable_image_becomes_upright_8_bit(
     (folder / "a").write_bytes(data)
     link, _ = place_image(folder, folder / "a")
     seen = read_by_all(link)
-    with Image.open(io.BytesIO(data)) as source:  # by path, Pillow 13 turns a raw TIFF wrongly
+    # From a path, Pillow 13 would rotate an uncompressed TIFF wrongly.
+    with Image.open(io.BytesIO(data)) as source:
         turned = ImageOps.exif_transpose(source)
         assert seen.shape[1::-1] == turned.size
         if turned.mode in ("RGB", "L", "P", "CMYK", "1") and "transparency" not in source.info:
@@ -484,11 +487,11 @@ def test_a_damaged_file_is_an_image_or_raises_kdep_error(
 
 @settings(max_examples=100, deadline=None)
 @given(name=st.binary(min_size=1, max_size=20), odd=st.booleans())
-def test_any_file_name_becomes_one_that_every_reader_accepts(name: bytes, odd: bool) -> None:
+def test_any_file_name_becomes_a_name_that_every_reader_accepts(name: bytes, odd: bool) -> None:
     name = name.replace(b"/", b"_").replace(b"\0", b"_")
     info = images.ImageInfo("", 1, 1, "RGB", "JPEG", 1, 1, ("palette",) if odd else ())
-    place_image = images.placed_name(os.fsdecode(name), info)
-    place_image.encode("utf-8")
-    assert place_image.isprintable() or not place_image.isascii()
-    assert Path(place_image).suffix.lower() in {".jpg", ".jpeg", ".png", ".bmp"}
-    assert images.placed_name(place_image, info._replace(kinds=())) == place_image
+    placed = images.placed_name(os.fsdecode(name), info)
+    placed.encode("utf-8")
+    assert placed.isprintable() or not placed.isascii()
+    assert Path(placed).suffix.lower() in {".jpg", ".jpeg", ".png", ".bmp"}
+    assert images.placed_name(placed, info._replace(kinds=())) == placed

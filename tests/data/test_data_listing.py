@@ -1,4 +1,4 @@
-"""The rule which files of a folder are images."""
+"""Which files of a folder are listed as images, and which are skipped and counted."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_links_to_folders_are_followed_and_a_cycle_ends(tmp_path: Path) -> None:
     assert listing.other_files == ["self"]
 
 
-def test_a_folder_that_cannot_be_read_is_no_empty_folder(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_read_raises_kdep_error(tmp_path: Path) -> None:
     with pytest.raises(KdepError, match="cannot be read"):
         list_images(tmp_path / "nowhere")
 

@@ -13,7 +13,7 @@ from kdep_bench.data.normalisation import MEAN, STD, check_normalisation, check_
 from kdep_bench.errors import KdepError
 from kdep_bench.teachers.base import Teacher, TeacherOutput
 
-CAFFE = ((123.675, 116.28, 103.53), (1.0, 1.0, 1.0))
+CAFFE = ((123.675, 116.28, 103.53), (1.0, 1.0, 1.0))  # networks from Caffe subtract only the mean
 VALID = [
     (MEAN, STD),
     ((127.5,) * 3, (127.5,) * 3),
@@ -127,10 +127,10 @@ def test_a_task_recipe_cannot_change_the_students_normalisation() -> None:
 
     task = resolve("task", "pocket_det")
     check_recipe(task)
-    part = task["recipe"]["model"]["data_preprocessor"]
-    part["mean"] = list(MEAN)
+    preprocessor = task["recipe"]["model"]["data_preprocessor"]
+    preprocessor["mean"] = list(MEAN)
     check_recipe(task)
     for key, value in (("mean", [0.485, 0.456, 0.406]), ("std", [1.0]), ("std", 1)):
-        part.update({"mean": None, "std": None, key: value})
+        preprocessor.update({"mean": None, "std": None, key: value})
         with pytest.raises(KdepError, match=f"model of task 'pocket_det' sets {key}"):
             check_recipe(task)

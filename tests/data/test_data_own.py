@@ -1,4 +1,4 @@
-"""User data: laid out for the tasks; each fault is an error whose fix works."""
+"""User data: files are placed where the tasks read them; the fix in each error works."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def spec(user_folder: Path) -> Spec:
 
 
 def refusal(spec: Spec, out: Path) -> str:
-    """The error with which `prepare` refuses the data; never advises deleting, nor names links."""
+    """The error of `prepare`; asserts that it advises no deletion and names no link."""
     with pytest.raises(KdepError) as error:
         own.run(spec, out)
     text = str(error.value)
@@ -65,7 +65,7 @@ def test_files_are_where_the_tasks_read_them(spec: Spec, tmp_path: Path) -> None
     assert all((data / "pool/images" / n).is_file() for n in labels["labels"])
 
 
-def test_boxes_keep_image_class_and_numbers(spec: Spec, tmp_path: Path) -> None:
+def test_each_box_keeps_its_image_class_and_coordinates(spec: Spec, tmp_path: Path) -> None:
     own.run(spec, tmp_path / "out")
     table = json.loads((tmp_path / "out/data/detect/annotations/test.json").read_text())
     names = {c["id"]: c["name"] for c in table["categories"]}
@@ -81,7 +81,7 @@ def test_boxes_keep_image_class_and_numbers(spec: Spec, tmp_path: Path) -> None:
     assert list(names.values()) == ["cat", "dog"]
 
 
-def test_the_fingerprint_is_that_of_the_content(
+def test_the_fingerprint_depends_only_on_the_content_of_the_data(
     spec: Spec, user_folder: Path, tmp_path: Path
 ) -> None:
     fingerprints = {own.run(spec, tmp_path / "a")["fingerprint"]}
@@ -129,7 +129,6 @@ def mask_file(name: str) -> Callable[[Path, Callable[[Image.Image], Image.Image]
 
 
 change_first_mask = mask_file("masks/test/0.png")
-CROP = (0, 0, 64, 48)
 
 
 def make_mask_one_bit(root: Path) -> None:
@@ -234,7 +233,7 @@ repair_image = change_test_image(file_name="1.jpg", width=64, height=48, id=1)
 def rotate_by_exif(root: Path) -> None:
     """Lets the EXIF data of an image turn it by 180 degrees."""
     exif = Image.Exif()
-    exif[0x0112] = 3
+    exif[0x0112] = 3  # orientation: rotated by 180 degrees
     Image.open(root / "train/0.jpg").save(root / "train/0.jpg", exif=exif)
 
 
@@ -655,7 +654,7 @@ def test_pool_labels_need_classes(spec: Spec, user_folder: Path, tmp_path: Path)
     own.run(labelled, tmp_path / "e")
 
 
-def test_hidden_folders_are_no_classes_and_are_counted(
+def test_hidden_folders_are_counted_and_do_not_become_classes(
     spec: Spec, user_folder: Path, tmp_path: Path
 ) -> None:
     for folder in (user_folder / "pool/.cache", user_folder / "classes/train/.cache"):
@@ -689,9 +688,7 @@ def test_an_image_in_two_classes_is_counted_and_listed(
     }
 
 
-def test_all_faults_are_reported_at_once_and_each_once(
-    spec: Spec, user_folder: Path, tmp_path: Path
-) -> None:
+def test_one_error_reports_every_fault_once(spec: Spec, user_folder: Path, tmp_path: Path) -> None:
     CASES["json cut"][0](user_folder)
     CASES["mask of 1 bit"][0](user_folder)
     CASES["pool image empty"][0](user_folder)
@@ -710,14 +707,16 @@ def test_all_faults_are_reported_at_once_and_each_once(
     assert text.count("\n") <= 11
 
 
-def test_a_byte_order_mark_is_read(spec: Spec, user_folder: Path, tmp_path: Path) -> None:
+def test_a_byte_order_mark_in_a_json_changes_nothing(
+    spec: Spec, user_folder: Path, tmp_path: Path
+) -> None:
     before = own.run(spec, tmp_path / "a")["fingerprint"]
     path = user_folder / "test.json"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert own.run(spec, tmp_path / "b")["fingerprint"] == before
 
 
-def test_absent_classes_are_allowed_by_name_and_noted(
+def test_a_class_without_training_labels_is_accepted_and_noted_if_allow_absent_names_it(
     spec: Spec, user_folder: Path, tmp_path: Path
 ) -> None:
     drop_class(user_folder)
@@ -731,7 +730,7 @@ def test_absent_classes_are_allowed_by_name_and_noted(
     assert "did you mean dog" in text
 
 
-def test_a_class_that_the_test_lacks_is_noted(
+def test_a_note_names_a_class_without_boxes_in_the_test_split(
     spec: Spec, user_folder: Path, tmp_path: Path
 ) -> None:
     edit(user_folder / "test.json", lambda t: [t["annotations"].pop(1), t["categories"].pop(1)])
@@ -743,14 +742,14 @@ def test_the_card_counts_boxes_pixels_and_images(
     spec: Spec, user_folder: Path, tmp_path: Path
 ) -> None:
     change_test_annotation(iscrowd=1)(user_folder)
-    _no_dog = {"cat": 2, "dog": 0}
+    no_dog = {"cat": 2, "dog": 0}  # boxes of crowds are not counted
     shutil.copy(user_folder / "pool/a/0.jpg", user_folder / "pool/a/again.jpg")
     Image.open(user_folder / "pool/b/1.jpg").convert("CMYK").save(user_folder / "pool/b/1.jpg")
     card = own.run(spec, tmp_path / "a")["card"]
-    assert card["detect"]["splits"]["test"]["boxes"] == _no_dog
+    assert card["detect"]["splits"]["test"]["boxes"] == no_dog
     assert card["detect"]["splits"]["test"]["crowds"] == 1
     assert card["detect"]["splits"]["train"]["boxes"] == {"cat": 2, "dog": 1}
-    rows = 10 + 11 + 12
+    rows = 10 + 11 + 12  # rows of the value 1 in the three masks; each last row is ignored
     pixels = card["segment"]["splits"]["test"]
     assert pixels["pixels"] == {"x": 3 * 47 * 64 - rows * 64, "y": rows * 64}
     assert pixels["ignored_pixels"] == 3 * 64
@@ -779,7 +778,7 @@ def test_the_card_counts_boxes_pixels_and_images(
         ({"clasify": {}}, "did you mean classify"),
     ],
 )
-def test_a_config_without_the_expected_dict_raises_kdep_error(
+def test_an_invalid_value_in_a_data_config_gives_an_error_that_names_its_key(
     change: Spec, message: str, spec: Spec, tmp_path: Path
 ) -> None:
     assert message in refusal({**spec, **change}, tmp_path / "a")
@@ -807,7 +806,7 @@ def test_images_and_masks_of_one_folder_are_refused(
     assert "are in the same folder" in refusal({**spec, "masks": masks}, tmp_path / "a")
 
 
-def test_splits_do_not_share_a_folder_or_a_json(
+def test_two_splits_with_the_same_folder_or_json_are_refused(
     spec: Spec, user_folder: Path, tmp_path: Path
 ) -> None:
     same = {"train": spec["classify"]["train"], "test": spec["classify"]["train"]}
@@ -852,7 +851,7 @@ def test_masks_of_a_split_that_are_links_to_those_of_train_are_refused(
     own.run(spec, tmp_path / "b")
 
 
-def test_test_labels_copied_from_train_are_noted_with_the_score(
+def test_a_note_with_the_score_says_that_test_labels_equal_train_labels(
     spec: Spec, user_folder: Path, tmp_path: Path
 ) -> None:
     assert own.run(spec, tmp_path / "a")["task_notes"] == {}

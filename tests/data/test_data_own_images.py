@@ -1,4 +1,4 @@
-"""User images in stage `prepare` and in the views: all are checked, all become plain."""
+"""Stage `prepare` checks all user images; the views read them as upright 8-bit RGB images."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_dangling_link_in_the_pool_is_refused(
     own.run(spec, tmp_path / "again")
 
 
-def test_cmyk_alpha_and_other_formats_of_the_pool_become_plain_and_are_counted(
+def test_cmyk_alpha_and_other_formats_of_the_pool_become_rgb_and_are_counted(
     spec: Spec, user_folder: Path, tmp_path: Path
 ) -> None:
     pool = user_folder / "pool"
@@ -101,7 +101,7 @@ def test_a_name_that_is_not_utf8_reaches_the_views(
 
 
 @pytest.mark.parametrize(("part", "key"), [("coco", "json"), ("masks", "images")])
-def test_one_path_for_two_splits_is_refused(
+def test_two_splits_with_the_same_path_are_refused(
     spec: Spec, tmp_path: Path, part: str, key: str
 ) -> None:
     check_plan({"name": "x", **spec}, [])
@@ -114,13 +114,13 @@ def test_one_path_for_two_splits_is_refused(
         check_plan({"name": "x", **spec}, [])  # before anything runs
 
 
-def test_one_folder_of_classes_for_two_splits_is_refused_by_the_plan(spec: Spec) -> None:
+def test_the_plan_refuses_two_splits_with_the_same_folder_of_classes(spec: Spec) -> None:
     spec["classify"]["val"] = spec["classify"]["train"]
     with pytest.raises(KdepError, match="for two splits of `classify`: train and val"):
         check_plan({"name": "x", **spec}, [])
 
 
-def test_one_image_in_the_json_of_two_splits_is_refused(
+def test_an_image_that_is_in_the_json_of_two_splits_is_refused(
     spec: Spec, user_folder: Path, tmp_path: Path
 ) -> None:
     spec["coco"]["test"]["images"] = spec["coco"]["train"]["images"]
@@ -130,7 +130,7 @@ def test_one_image_in_the_json_of_two_splits_is_refused(
     assert "detect" not in own.run(allowed, tmp_path / "again")["task_notes"]
 
 
-def test_equal_and_similar_images_of_train_and_test_are_noted_beside_the_score(
+def test_a_note_with_the_score_lists_equal_and_similar_images_of_two_splits(
     spec: Spec, user_folder: Path, tmp_path: Path
 ) -> None:
     shutil.copy(user_folder / "train" / "2.jpg", user_folder / "test" / "0.jpg")
@@ -158,7 +158,7 @@ def test_equal_and_similar_images_of_train_and_test_are_noted_beside_the_score(
     assert [row["allowed"] for row in waived["card"]["shared_images"]] == [True, True]
 
 
-def test_an_unknown_set_in_allow_duplicates_is_refused_by_the_plan(spec: Spec) -> None:
+def test_the_plan_refuses_an_unknown_set_in_allow_duplicates(spec: Spec) -> None:
     with pytest.raises(KdepError, match="did you mean coco/test"):
         check_plan({"name": "x", **spec, "allow_duplicates": [["pool", "coco/tst"]]}, [])
     check_plan({"name": "x", **spec, "allow_duplicates": [["pool", "coco/test"]]}, [])

@@ -40,13 +40,13 @@ def write_pool(pool: Path) -> None:
 
 @pytest.mark.parametrize("source", ["own", "official"])
 def test_each_image_has_the_label_of_its_class_folder(source: str, tmp_path: Path) -> None:
-    """Not labels in turn, labels of the next image, or classes in another order."""
+    """The red value of an image shows its class; the label must be the index of that class."""
     write_pool(tmp_path / "pool")
     out = tmp_path / "prepare"
     if source == "own":
         spec = own.make(tmp_path / "mine")
         own.run(spec | {"pool": str(tmp_path / "pool"), "pool_labels": True}, out)
-    else:  # as stage `prepare` lists the pool of an official set
+    else:  # stage `prepare` lists the pool of an official set with this function
         official._pool(tmp_path / "pool", out / "data" / "pool", out)
     stages = {"prepare": out}
     (tmp_path / "views").mkdir()

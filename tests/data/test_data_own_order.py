@@ -26,7 +26,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> Json:
 
 @pytest.fixture(scope="module")
 def expected(spec: Json, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Every prepared file of the data set as written."""
+    """The content of every prepared file of the unchanged data set."""
     out = tmp_path_factory.mktemp("expected") / "out"
     own.run(spec, out)
     return own.contents(out / "data")
@@ -46,7 +46,7 @@ def shuffled(value: Any, rng: random.Random) -> Any:
 
 
 def renumbered(table: Json, rng: random.Random, texts: bool) -> Json:
-    """The table with other ids in each of its three lists."""
+    """A COCO table with other ids of images, categories and annotations; `texts`: as strings."""
 
     def new_ids(key: str) -> dict[int, Any]:
         ids = rng.sample(range(-(2**40), 2**40), len(table[key]))

@@ -57,7 +57,7 @@ def noise_photo(index: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def material() -> Material:
-    """Drawn objects (two per group), smooth noise as photographs, and six labelled ones."""
+    """Drawn objects (two per group), 24 noise images as photographs, and 6 labelled ones."""
     cutouts = [
         Cutout(name, label, f"{label}-{int(name[-2:]) // 2}", premultiplied(image))
         for name, label, image in procedural_cutouts(CLASSES, DISTRACTOR, 96)
@@ -77,7 +77,7 @@ def made(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Made:
     return out / "data", make.make(SPEC, material, out, quiet)
 
 
-def test_a_seed_gives_the_same_bytes_for_any_number_of_processes(
+def test_a_seed_gives_the_same_files_with_any_number_of_processes(
     material: Material, made: Made, tmp_path: Path
 ) -> None:
     repeated = make.make(SPEC, material, tmp_path / "a", quiet, workers=2)
@@ -107,7 +107,7 @@ def test_the_manifest_agrees_with_the_outputs_and_the_files(made: Made) -> None:
     digest, rel = lines[0].split("  ")
     assert hashlib.sha256((root / rel).read_bytes()).hexdigest() == digest
     images = outputs["counts"]["images"]
-    assert images["pool"] == 32
+    assert images["pool"] == 24 + 8
     assert images["classify/train"] == 16
     assert images["detect/test"] == 5
     assert images["photos/a"] == 3
@@ -133,6 +133,7 @@ def test_pool_labels_are_balanced_and_complete(made: Made) -> None:
     assert set(table["labels"]) == set(table["fine"]) == on_disk
     assert table["classes"] == [*CLASSES, "scene"]
     values = list(table["labels"].values())
+    # 24 composites of 8 classes; the 8 crops have the class 'scene'.
     assert [values.count(i) for i in range(9)] == [3] * 8 + [8]
 
 
@@ -180,7 +181,7 @@ def test_boxes_areas_and_train_ids_follow_from_the_masks(made: Made) -> None:
     assert n_boxes >= SPEC["scenes"]["train"]
 
 
-def test_drawn_pixels_are_those_of_the_masks() -> None:
+def test_the_masks_mark_the_pixels_of_the_drawn_objects() -> None:
     """White objects on black: bright pixels are the instances, up to the edge blend."""
     white = np.full((60, 60, 4), 255, np.uint8)
     cutouts = {label: [Cutout("w", label, "w", white)] for label in CLASSES}
@@ -193,7 +194,7 @@ def test_drawn_pixels_are_those_of_the_masks() -> None:
         assert set(np.unique(scene.instances)) <= set(range(len(scene.labels) + 1))
 
 
-def test_the_dominant_object_has_the_stated_size() -> None:
+def test_a_placed_object_has_the_requested_size() -> None:
     ink = np.full((40, 80, 4), 255, np.uint8)
     for seed in range(30):
         rng = np.random.default_rng(seed)
@@ -206,17 +207,17 @@ def test_the_dominant_object_has_the_stated_size() -> None:
 def test_a_changed_missing_or_additional_file_is_detected(made: Made, tmp_path: Path) -> None:
     root = tmp_path / "data"
     shutil.copytree(made[0], root)
-    victim = root / "classify/test/bird/00001.jpg"
-    raw = victim.read_bytes()
+    image = root / "classify/test/bird/00001.jpg"
+    raw = image.read_bytes()
     faults: list[tuple[Callable[[], Any], str]] = [
-        (lambda: victim.write_bytes(raw[:-1] + b"x"), r"00001\.jpg is changed"),
-        (lambda: victim.unlink(), r"00001\.jpg is missing"),
-        (lambda: (victim.write_bytes(raw), (root / "zz.txt").touch()), r"zz\.txt is not listed"),
+        (lambda: image.write_bytes(raw[:-1] + b"x"), r"00001\.jpg is changed"),
+        (lambda: image.unlink(), r"00001\.jpg is missing"),
+        (lambda: (image.write_bytes(raw), (root / "zz.txt").touch()), r"zz\.txt is not listed"),
         (lambda: (root / "checksums.txt").write_text(""), r"checksums\.txt is missing or changed"),
         (lambda: (root / "manifest.json").unlink(), r"manifest\.json does not exist"),
     ]
-    for do, message in faults:
-        do()
+    for inject, message in faults:
+        inject()
         with pytest.raises(KdepError, match=message):
             verify.verify(root)
 
@@ -251,7 +252,7 @@ def test_a_split_without_a_class_is_refused(material: Material, tmp_path: Path) 
         make.make(SPEC, Material("pip-only", few, material.backgrounds, []), tmp_path, quiet)
 
 
-def test_recipes_name_the_classes_of_the_masks_in_their_order() -> None:
+def test_recipes_list_the_classes_of_the_masks_in_the_order_of_their_values() -> None:
     from kdep_bench.data.pocket.material import SCENE
     from kdep_bench.suite.config import load_config
 

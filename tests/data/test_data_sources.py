@@ -21,7 +21,7 @@ from kdep_bench.errors import KdepError
 
 
 def build_rcc(files: dict[str, bytes], version: int, flags: int = 0) -> bytes:
-    """A container of one folder `dir` with `files`, compressed when flags is 1."""
+    """A container with one folder, `dir`, that has `files`; flags 1: compressed with zlib."""
     names, places = b"", {}
     for name in ("dir", *files):
         places[name] = len(names)
@@ -38,8 +38,10 @@ def build_rcc(files: dict[str, bytes], version: int, flags: int = 0) -> bytes:
     tree += struct.pack(">IHII", places["dir"], 2, len(files), 2) + time
     for name in files:
         tree += struct.pack(">IHHHI", places[name], flags, 0, 0, starts[name]) + time
-    at = 20
-    head = struct.pack(">4sIIII", b"qres", version, at, at + len(tree), at + len(tree) + len(data))
+    tree_start = 20  # bytes of the header
+    data_start = tree_start + len(tree)
+    names_start = data_start + len(data)
+    head = struct.pack(">4sIIII", b"qres", version, tree_start, data_start, names_start)
     return head + tree + data + names
 
 
@@ -67,7 +69,7 @@ def test_a_damaged_rcc_container_raises_kdep_error(tmp_path: Path) -> None:
         list(read_rcc(path))
 
 
-def test_a_group_is_in_one_split_and_each_label_in_all() -> None:
+def test_each_group_is_in_one_split_and_each_label_is_in_all_splits() -> None:
     pixel = np.zeros((1, 1, 4), np.uint8)
     items = [
         material.Cutout(f"{label}-{g}-{k}", label, f"{label}-{g}", pixel)
@@ -77,8 +79,8 @@ def test_a_group_is_in_one_split_and_each_label_in_all() -> None:
     for seed in range(20):
         splits = split_by_group(items, seed)
         assert sorted(i.name for s in splits.values() for i in s) == sorted(i.name for i in items)
-        homes = [{i.group for i in members} for members in splits.values()]
-        assert all(not a & b for a, b in itertools.combinations(homes, 2))
+        groups_of_splits = [{i.group for i in members} for members in splits.values()]
+        assert all(not a & b for a, b in itertools.combinations(groups_of_splits, 2))
         for split, members in splits.items():
             for label in "abc":
                 share = sum(i.label == label for i in members) / (len(items) / 3)
@@ -88,7 +90,7 @@ def test_a_group_is_in_one_split_and_each_label_in_all() -> None:
 
 
 def test_large_groups_are_placed_first() -> None:
-    """Groups of 9, 5, 4 and 2 of 20 items fit the splits exactly only in descending order."""
+    """Groups of 9, 5, 4 and 2 items fill the splits of 20 items exactly only in this order."""
     pixel = np.zeros((1, 1, 4), np.uint8)
     items = [
         material.Cutout(f"{size}-{k}", "a", f"group of {size}", pixel)
@@ -101,7 +103,7 @@ def test_large_groups_are_placed_first() -> None:
         assert sizes == {"pool": 9, "train": 5, "val": 2, "test": 4}
 
 
-def test_procedural_cutouts_are_fixed_and_fill_their_box() -> None:
+def test_procedural_cutouts_are_always_the_same_and_fill_their_box() -> None:
     first, second = (list(procedural_cutouts(("a", "b"), "d", 64)) for _ in range(2))
     assert {label for _, label, _ in first} == {"a", "b", "d"}
     for (name, _, image), (_, _, same_image) in zip(first, second, strict=True):
@@ -110,7 +112,7 @@ def test_procedural_cutouts_are_fixed_and_fill_their_box() -> None:
         assert (image[..., 3] > 127).mean() > 0.3
 
 
-def test_without_apt_the_source_is_pip_only_with_a_note(
+def test_without_apt_the_pip_only_source_is_used_and_a_note_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -198,12 +200,12 @@ def test_the_real_material_is_complete_and_its_splits_are_disjoint() -> None:
     for seed in range(3):
         objects = split_by_group(gathered.cutouts, seed)
         for split, members in objects.items():
-            found = {c.label for c in members}
-            assert found == {*material.CLASSES, material.DISTRACTOR}, split
-        homes = {c.name: split for split, members in objects.items() for c in members}
-        for name, home in homes.items():
+            labels_of_split = {c.label for c in members}
+            assert labels_of_split == {*material.CLASSES, material.DISTRACTOR}, split
+        split_by_name = {c.name: split for split, members in objects.items() for c in members}
+        for name, split in split_by_name.items():
             unmirrored = name.replace("_mirror", "")
-            assert homes[unmirrored] == home
+            assert split_by_name[unmirrored] == split
         photos = split_by_group(gathered.backgrounds, seed)
         hashes = [(s, p.name, material.gradient_hash(p.image)) for s in photos for p in photos[s]]
         for (s, name, a), (t, other, b) in itertools.combinations(hashes, 2):

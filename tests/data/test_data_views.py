@@ -1,4 +1,4 @@
-"""The stage that renders fixed views: what it requires and what it renders."""
+"""The stage that renders fixed views (crops and flips): boxes, pixels, disk space, errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def prepared(tmp_path: Path) -> dict[str, Path]:
     return {"prepare": tmp_path / "p"}
 
 
-def test_the_bytes_forecast_are_the_bytes_written(prepared: dict[str, Path], tmp_path: Path):
+def test_the_forecast_size_of_the_views_equals_the_written_size(
+    prepared: dict[str, Path], tmp_path: Path
+):
     outputs = views.run(SPEC, prepared, tmp_path, lambda *_: None)
     assert outputs["bytes"] == views.pixel_bytes(2, 3, 16) == 2 * 3 * 16 * 16 * 3
 
@@ -36,6 +38,7 @@ def test_a_full_disk_is_refused_before_a_byte_is_written(
 ):
     out = tmp_path / "out"
     out.mkdir()
+    # The views need 2 x 3 x 16 x 16 x 3 = 4608 bytes.
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=4607))
     with pytest.raises(KdepError, match="2 images, 3 of each at 16 px, need"):
         views.run(SPEC, prepared, out, lambda *_: None)
@@ -50,7 +53,7 @@ def index_image(h: int, w: int) -> np.ndarray:
     return np.stack([10 * rows, 10 * columns, np.full((h, w), 7)], 2).astype(np.uint8)
 
 
-def test_a_view_holds_exactly_the_pixels_of_its_box():
+def test_a_view_has_exactly_the_pixels_of_its_box():
     image = index_image(8, 12)
     crop = views.render(image, np.array([0.25, 0.5, 0.25, 0.375]), False, 3)
     np.testing.assert_array_equal(crop, image[4:7, 3:6])
@@ -90,12 +93,12 @@ def test_boxes_have_the_requested_areas_and_aspect_ratios():
     assert relative_position.min() >= 0
     assert relative_position.max() <= 1
     wide, _ = views.draw_recipe(200, 1, 0, (1.0, 1.0), (2.0, 2.0))
-    np.testing.assert_array_equal(wide[:, 2], 1)  # cut at the edge
+    np.testing.assert_array_equal(wide[:, 2], 1)  # limited to the width of the image
     np.testing.assert_allclose(wide[:, 3], 0.5**0.5, rtol=1e-6)
 
 
-def test_the_recipe_of_a_seed_is_that_of_the_published_runs():
-    """Boxes, flips and subsets of the published runs: other numbers would change their results."""
+def test_a_seed_gives_the_boxes_and_subsets_of_the_published_runs():
+    """Published runs used these boxes, flips and subsets; others would change their results."""
     box, flip = views.draw_recipe(3, 2, 7, (0.4, 1), (0.75, 1.33))
     np.testing.assert_allclose(
         box[[0, 5]], [[0.0263, 0, 0.8629, 1], [0, 0.1110, 1, 0.8823]], atol=1e-4
@@ -123,10 +126,8 @@ def test_a_run_renders_every_view_of_every_image_in_order(
     second = tmp_path / "again"
     second.mkdir()
     assert views.run(SPEC, prepared, second, lambda *_: None) == outputs
-    assert (
-        views.run({**SPEC, "seed": 1}, prepared, second, lambda *_: None)["fingerprint"]
-        != (outputs["fingerprint"])
-    )
+    other_seed = views.run({**SPEC, "seed": 1}, prepared, second, lambda *_: None)
+    assert other_seed["fingerprint"] != outputs["fingerprint"]
 
 
 def test_views_that_lack_rows_are_refused(prepared: dict[str, Path], tmp_path: Path):
