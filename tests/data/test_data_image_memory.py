@@ -1,4 +1,7 @@
-"""The image memory, a database of checked images: they are not decoded again; damage is harmless."""
+"""The image memory is a database of checked images, so that they are not decoded again.
+
+A damaged image memory changes no result.
+"""
 
 from __future__ import annotations
 
