@@ -55,7 +55,7 @@ def test_one_seed_gives_no_tested_difference():
     assert not any("higher" in s for s in sentences)
 
 
-def test_the_best_of_many_methods_are_named_together():
+def test_all_methods_among_the_best_are_named_in_one_sentence():
     scores = {f"m{i}": {"probe": [v, v + 0.01, v + 0.02]} for i, v in enumerate((0.5, 0.5, 0.1))}
     scores["m0"] = {"probe": [0.51, 0.50, 0.52]}
     scores |= {"kdep": {"probe": [0.2, 0.21, 0.22]}, "scratch": {"probe": [0.1, 0.11, 0.12]}}
@@ -111,7 +111,7 @@ def test_a_reference_without_the_first_task_is_still_compared():
     assert answer_sentences(grid(scores))[0].endswith("lower on det.")
 
 
-def test_one_diverging_method_hides_no_difference_of_the_others():
+def test_a_diverging_method_does_not_hide_differences_of_other_methods():
     scores = {
         "kdep": {"probe": [0.600, 0.610, 0.625]},
         "scratch": {"probe": [0.50, 0.52, 0.51]},
@@ -126,7 +126,7 @@ def test_one_diverging_method_hides_no_difference_of_the_others():
     assert "scratch" not in marked
 
 
-def test_a_method_with_one_seed_is_neither_best_nor_hides_the_others():
+def test_a_method_with_one_seed_is_not_best_and_does_not_hide_other_methods():
     scores = {"kdep": {"probe": [0.5, 0.51, 0.52]}, "svd": {"probe": [0.02]}}
     board = board_of(grid(scores | {"scratch": {"probe": [0.1, 0.11, 0.12]}}))
     assert {a.method for a in compare.best(board, "resnet18_w32", board.columns[0])} == {"kdep"}

@@ -1,4 +1,5 @@
-"""AP on resampled test images: compared with pycocotools and a literal resampling; coverage."""
+"""AP on resampled test images equals that of pycocotools on copied images; its intervals have the
+stated coverage."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ def detections(
     truth: list[tuple[int, int, list[float], int]],
     images: int,
 ) -> Samples:
-    """Detections (image, class, score, corners) and truth (image, class, corners, crowd)."""
+    """Per-sample outputs of `images` images, from tuples: a detection is (image, class, score,
+    corners), a true box (image, class, corners, 1 if a crowd)."""
     boxes = np.array([t[2] for t in truth], float).reshape(-1, 4)
     boxes[:, 2:] -= boxes[:, :2]
     arrays = {
@@ -106,7 +108,7 @@ def resampled(samples: Samples, order: np.ndarray) -> Samples:
     return Samples("coco", samples.classes, tuple(map(str, range(len(order)))), joined)
 
 
-def test_counting_an_image_twice_is_the_same_as_having_it_twice():
+def test_an_image_with_weight_2_gives_the_ap_of_two_copies():
     samples, rng = random_detections(7, ties=False), np.random.default_rng(0)
     images = len(samples.images)
     for _ in range(3):
@@ -128,7 +130,7 @@ def test_ap_of_two_images_equals_the_value_computed_by_hand():
     # Precision 1 up to recall 1/2, 1, 0, 1/4, 3/4: 51, 101, 0, 26, 76 of the 101 recalls.
     expected = np.array([51, 101, 0, 26, 76]) / 101
     assert weighted(samples, "bbox_mAP_50", weights) == pytest.approx(expected)
-    # With the scores swapped, the false one is first: precision 1/2, 1, 0, 1/4, 3/4.
+    # With swapped scores the false detection is first: precision 1/2, 1, 0, 1/4, 3/4.
     samples = detections([(0, 0, 0.7, BOX), (1, 0, 0.8, AWAY)], [(0, 0, BOX, 0), (1, 0, BOX, 0)], 2)
     expected *= np.array([1 / 2, 1, 0, 1 / 4, 3 / 4])
     assert weighted(samples, "bbox_mAP_50", weights) == pytest.approx(expected)
@@ -154,10 +156,11 @@ def test_the_f1_of_an_image_equals_the_value_computed_by_hand():
         *((1, 0, 0.3, BOX), (2, 0, 0.9, AWAY), (3, 0, 0.9, BOX)),
     ]
     best_f1 = ap.best_f1(ap.matches(detections(detected, truth, 5), "bbox_mAP_75"))
-    # Image 0: 2/3 above 0.8, 4/5 with all. 1: all. 2 and 3 (a crowd): no truth. 4: none detected.
+    # F1 of image 0: 2/3 with the detections above 0.75, 4/5 with all. Image 1: 1. Images 2 and 3
+    # have no true box (3: only a crowd). Image 4 has no detection.
     assert best_f1[[0, 1, 4]] == pytest.approx([4 / 5, 1.0, 0.0])
     assert np.isnan(best_f1[[2, 3]]).all()
-    # Of equal scores none can be left out: the false detection counts.
+    # No threshold separates equal scores, so the false detection counts.
     samples = detections([(0, 0, 0.9, AWAY), (0, 0, 0.9, BOX)], [(0, 0, BOX, 0)], 1)
     assert ap.best_f1(ap.matches(samples, "bbox_mAP"))[0] == pytest.approx(2 / 3)
 
@@ -204,7 +207,7 @@ def coverage(p: float, boxes: int, separated: bool) -> float:
 
 
 def test_the_interval_of_ap_covers_95_percent_where_scores_separate():
-    """Boxes of one image are not independent; images are."""
+    """Images are independent, but the boxes of one image are not."""
     assert 0.91 <= coverage(0.6, 3, True) <= 0.985
 
 

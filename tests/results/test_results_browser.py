@@ -1,4 +1,4 @@
-"""The report in a real headless Chromium, offline: `make browser` installs what these tests need.
+"""The HTML report in headless Chromium, offline: `make browser` installs what these tests need.
 
 Skipped without Chromium or playwright. Accessibility is checked by axe-core if KDEP_AXE is the path
 of its axe.min.js. Screenshots are written to KDEP_SCREENSHOTS.
@@ -97,7 +97,7 @@ def full_records() -> list[Record]:
 
 @pytest.fixture(scope="module")
 def full_page(tmp_path_factory) -> Path:
-    """The page of `rich_records`, with a damaged file and a prediction image."""
+    """The page of `full_records`, with a damaged record and a sample prediction."""
     folder = tmp_path_factory.mktemp("rich")
     for r in full_records():
         store.write(folder, r)

@@ -1,4 +1,5 @@
-"""A note about the data is shown with every score that it concerns, in every table."""
+"""Every table shows a note about the data (shared images, training data of the teacher) with the
+scores that it concerns."""
 
 from __future__ import annotations
 

@@ -22,7 +22,8 @@ from kdep_bench.results.records.record import Record, make
 from kdep_bench.results.report import board_rows
 
 SEEDS = 3
-# method -> (family, labels used, scores on probe and seg, s per step, extra parameters and passes)
+# {method: (family, labels used, score on probe, score on seg, seconds per step, extra parameters,
+# extra forward passes)}
 METHODS: dict[str, tuple[str, bool, float, float, float | None, int, int]] = {
     "scratch": ("none", False, 0.20, 0.10, None, 0, 0),
     "kdep": ("feature", False, 0.50, 0.40, 0.10, 0, 20_000),
@@ -85,7 +86,7 @@ def board_of(seed_records: list[Record]) -> tuple[Board, dict[RowKey, RowSummary
 def families_by_name(
     board: Board, summaries: dict[RowKey, RowSummary]
 ) -> dict[str, families.MethodFamily]:
-    """Family name -> comparison of that family."""
+    """{family name: comparison of that family}."""
     return {f.name: f for f in families.families(board, summaries, INPUTS)}
 
 
@@ -119,10 +120,11 @@ def test_a_family_s_difference_is_the_mean_of_its_paired_differences():
 
 def test_the_family_s_interval_is_a_t_interval_over_seeds():
     seed_records = records()
-    moved = [r if r.arm.method != "dml" else with_seed_noise(r) for r in seed_records]
-    dml = families_by_name(*board_of(moved))["online"].strength["kdep"].estimate
+    with_noise = [r if r.arm.method != "dml" else with_seed_noise(r) for r in seed_records]
+    dml = families_by_name(*board_of(with_noise))["online"].strength["kdep"].estimate
     assert dml is not None
-    # Seed s is off by 0, 0.03 and 0.06 on both tasks: sd 0.03 around 0.015 + 0.03.
+    # The seeds add 0, 0.03 and 0.06 to the difference 0.015 on both tasks: mean 0.045, sd 0.03.
+    # 4.302653 is the 97.5 % quantile of Student's t with two degrees of freedom.
     assert dml.mean == pytest.approx(0.045)
     assert dml.low == pytest.approx(0.045 - 4.302653 * 0.03 / 3**0.5, abs=1e-6)
 
@@ -133,13 +135,13 @@ def with_seed_noise(r: Record) -> Record:
     return r.model_copy(update={"value": r.value + 0.03 * r.seed.pretrain})
 
 
-def test_a_missing_result_is_never_averaged_over():
+def test_a_method_with_a_missing_result_is_left_out_of_its_family_s_mean():
     board, summaries = board_of(records(missing=("pkt", "seg", 1)))
     relation = families_by_name(board, summaries)["relation"]
     assert relation.left_out == ["pkt"]
     assert relation.strength["kdep"].methods == 1
     assert relation.strength["kdep"].estimate is not None
-    assert relation.strength["kdep"].estimate.mean == pytest.approx(-0.10)  # rkd alone
+    assert relation.strength["kdep"].estimate.mean == pytest.approx(-0.10)  # only rkd
     board, summaries = board_of(records(missing=("kdep", "probe", 0)))
     for family in families_by_name(board, summaries).values():
         assert family.strength["kdep"].estimate is None
@@ -217,11 +219,11 @@ def test_tables_and_page_show_families_and_costs_only_if_recorded(
     (folder / "methods.json").rename(folder / "kept.json")
     build(folder, "golden", [], INPUTS)
     assert read_json(folder / "methods.json") == INPUTS
-    silent = results(records(with_costs=False), "silent")
-    build(silent, "golden", [], INPUTS)
-    assert "## Method families" not in (silent / "leaderboard.md").read_text()
-    assert "step_s" not in (silent / "leaderboard.csv").read_text()
-    assert not (silent / "methods.json").exists()
+    without_costs = results(records(with_costs=False), "without_costs")
+    build(without_costs, "golden", [], INPUTS)
+    assert "## Method families" not in (without_costs / "leaderboard.md").read_text()
+    assert "step_s" not in (without_costs / "leaderboard.csv").read_text()
+    assert not (without_costs / "methods.json").exists()
 
 
 def test_methods_are_described_below_the_summary(results: Callable[..., Path]):

@@ -29,7 +29,7 @@ UNPUBLISHED = {
     *("run", "status", "teacher used labels", "teacher's score", "transfer time"),
     "extra forward passes",
 }
-# Not in a table, heading, note or caption -> the standard term.
+# {words that no table, heading, note or caption may contain: the standard term}
 PRIVATE = {
     r"cannot be told|told from": "not significant",
     r"\bhole": "failed or missing seed",

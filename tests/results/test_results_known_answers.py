@@ -20,7 +20,7 @@ TableRow = dict[str, str]
 
 
 def tables(folder: Path) -> dict[str, list[TableRow]]:
-    """Heading -> rows of the tables in leaderboard.md, without bold."""
+    """{heading: rows of the table below it} of leaderboard.md, without bold."""
     build(folder)
     rows_by_heading: dict[str, list[TableRow]] = {}
     heading, column_names = "", []
@@ -58,7 +58,7 @@ def only_difference(folder: Path) -> TableRow:
 
 
 def test_a_paired_difference_joins_values_by_transfer_seed(results: Results) -> None:
-    """Not the difference of the lists in order (16.7), nor of the means of all values."""
+    """Faults give other values: lists subtracted in order (16.7), means of all values."""
     records = records_by_seed("kdep", "probe", {(0, 0): 0.5, (0, 1): 0.6, (0, 2): 0.7})
     # At seeds 1 and 2: .60 - .10 and .70 - .30, mean 45.0; seed 3 has no partner.
     records += records_by_seed("scratch", "probe", {(0, 3): 0.9, (0, 1): 0.1, (0, 2): 0.3})
@@ -69,7 +69,7 @@ def test_a_paired_difference_joins_values_by_transfer_seed(results: Results) -> 
 
 
 def test_a_paired_difference_joins_values_by_both_seeds(results: Results) -> None:
-    """Not only by transfer seed, as both methods were pre-trained."""
+    """Both methods were pre-trained, so the pre-training seed must match, too."""
     records = records_by_seed("kdep", "probe", {(0, 0): 0.5, (0, 1): 0.9, (1, 0): 0.6, (1, 1): 0.8})
     # Both have (1, 0) and (1, 1): .6 - .4 and .8 - .3, mean 35.0.
     other = {(1, 0): 0.4, (1, 1): 0.3, (2, 0): 0.8, (2, 1): 0.9}
@@ -80,7 +80,7 @@ def test_a_paired_difference_joins_values_by_both_seeds(results: Results) -> Non
 
 
 def test_a_method_with_one_seed_is_not_compared_with_every_seed(results: Results) -> None:
-    """Not 40.0: only published weights are compared with every seed."""
+    """40.0 would be wrong: only published weights are compared with every seed."""
     records = records_by_seed("kdep", "probe", {(0, 0): 0.7, (0, 1): 0.9, (1, 0): 0.6, (1, 1): 0.8})
     records += records_by_seed("supervised", "probe", {(1, 0): 0.4, (1, 1): 0.3})
     row = only_difference(results(shuffled(records)))
@@ -88,8 +88,8 @@ def test_a_method_with_one_seed_is_not_compared_with_every_seed(results: Results
     assert row["seed pairs"] == "2"
 
 
-# Best on det: kdep alone. On probe: kdep and svd, which do not differ significantly. On seg:
-# supervised alone. photos has one seed and so no best.
+# Among the best on det: only kdep; on probe: kdep and svd, which do not differ significantly; on
+# seg: only supervised. photos has one seed, so no method is best.
 SCORES = {
     "kdep": {"det": [0.50, 0.52, 0.51], "probe": [0.80, 0.82, 0.78], "seg": [0.20, 0.21, 0.22]},
     "svd": {"det": [0.30, 0.31, 0.33], "probe": [0.81, 0.80, 0.80], "seg": [0.21, 0.20, 0.24]},
@@ -121,7 +121,7 @@ def board() -> list[Record]:
 
 
 def test_among_the_best_counts_a_student_s_own_columns_that_have_a_best(results: Results) -> None:
-    """Not columns with one seed, and not those of another student."""
+    """Columns with one seed and columns of another student are not counted."""
     summary = tables(results(board()))["Summary"]
     counts = {(r["student"], r["method"].split()[0]): r["among the best"] for r in summary}
     assert counts == TIMES_AMONG_BEST
@@ -136,7 +136,7 @@ def test_the_page_has_the_same_counts(results: Results) -> None:
 
 
 def test_the_csv_has_each_result_s_mean_and_number_of_seeds(results: Results) -> None:
-    """Not those of another column or student."""
+    """A value of another column or student would be wrong."""
     folder = results(board())
     build(folder)
     rows = list(csv.DictReader(io.StringIO((folder / "leaderboard.csv").read_text())))

@@ -1,4 +1,4 @@
-"""What a mean would hide has a remark: mixed configurations, versions, scores below chance."""
+"""Tables mark what a mean would hide: mixed configurations, versions, scores below chance."""
 
 from __future__ import annotations
 

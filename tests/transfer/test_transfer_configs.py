@@ -1,4 +1,4 @@
-"""What a task's mm Config says: split, seed, learning rates, sizes, frozen stages, imports."""
+"""The OpenMMLab Config of a task: split, seed, learning rates, sizes, frozen stages, imports."""
 
 from __future__ import annotations
 
@@ -39,10 +39,11 @@ def task_config(name: str, **recipe: Any) -> dict[str, Any]:
 def test_the_split_of_the_task_is_counted_as_test_data_whatever_its_name(
     name: str, split: str, data: Path
 ) -> None:
-    """Images of that split are counted, and compared with the number that the test loader loads."""
+    """The images of the split are counted, to be compared with what the test loader loads."""
     task = build({**task_config(name), "split": split})
     train, test = task.check_data(data)
     assert (train.role, train.split, test.role, test.split) == ("train", "train", "test", split)
+    # 8 classes of 6 images, or 8 scenes.
     images = 48 if name == "smoke_finetune" else 8
     assert (train.images, test.images) == (images, images)
     assert train.place.stem == "train"
@@ -196,14 +197,15 @@ def resized_sizes() -> list[tuple[int, int]]:
 def test_the_full_scale_detectors_keep_the_aspect_ratio(
     in_subprocess: Callable[..., Any],
 ) -> None:
-    """The short edge at its scale, or the long one at its bound; never stretched to both."""
+    """Scaled by its short edge, a 40 x 80 image would be 60 x 120 in training and 80 x 160 in
+    testing. The long edge is limited to 100, so both are 50 x 100."""
     assert in_subprocess(resized_sizes) == [(50, 100), (50, 100)]
 
 
 # ---- the learning rates ----
 
 
-def rates_of(schedule: list[dict[str, Any]], lr: float, steps: int) -> list[float]:
+def learning_rates(schedule: list[dict[str, Any]], lr: float, steps: int) -> list[float]:
     """The learning rate of each step, by mmengine's own schedulers."""
     import mmengine.optim  # noqa: F401  (registers the schedulers)
 
@@ -225,7 +227,7 @@ def warm_up(t: int, steps: int) -> float:
 
 def test_the_step_schedule_divides_the_rate_by_ten_at_each_of_its_fractions() -> None:
     """The fractions 0.5 and 0.8 of 20 steps are the steps 10 and 16."""
-    computed_rates = rates_of(
+    computed_rates = learning_rates(
         mm_config.step_schedule({"warmup": 5, "steps": [0.5, 0.8]}, 20), 0.4, 20
     )
     expected = [
@@ -237,18 +239,19 @@ def test_the_step_schedule_divides_the_rate_by_ten_at_each_of_its_fractions() ->
 def test_the_poly_schedule_falls_to_a_hundredth_after_its_warm_up() -> None:
     """Steps 0 to 4 of 20 warm up; the others fall from 0.4 to 0.004 with the power 0.9."""
     recipe = {"warmup": 5, "poly_power": 0.9, "lr": 0.4}
-    computed_rates = rates_of(mm_config.poly_schedule(recipe, 20), 0.4, 20)
+    computed_rates = learning_rates(mm_config.poly_schedule(recipe, 20), 0.4, 20)
     np.testing.assert_allclose(
         computed_rates[:5], [0.4 * warm_up(t, 5) for t in range(5)], rtol=1e-9
     )
+    # 14 steps lie between the first (5) and the last (19) step after the warm-up.
     falling = [0.004 + (0.4 - 0.004) * (1 - (t - 5) / 14) ** 0.9 for t in range(5, 20)]
     np.testing.assert_allclose(computed_rates[5:], falling, rtol=1e-6)
     assert math.isclose(computed_rates[5], 0.4)
 
 
-# ---- numbers that a recipe may not have ----
+# ---- invalid values in a recipe ----
 
-REFUSED_VALUES: dict[str, list[Any]] = {
+INVALID_VALUES: dict[str, list[Any]] = {
     **{k: [0, 1.5, "8", None] for k in ("iters", "epochs", "batch", "test_batch", "step_epochs")},
     **{k: [0, -1, 2.5] for k in ("max_iter", "folds", "inner_folds", "warmup")},
     **{k: [0, 1.5] for k in ("test_scale", "long_edge")},
@@ -271,7 +274,7 @@ REFUSED_VALUES: dict[str, list[Any]] = {
     "c_grid": [[], [0.0, 1.0]],
     "steps": [[], [0.5, 1.5], [0.8, 0.5]],
 }
-CASES = [(key, value) for key, values in REFUSED_VALUES.items() for value in values]
+CASES = [(key, value) for key, values in INVALID_VALUES.items() for value in values]
 
 
 @pytest.mark.parametrize(("key", "value"), CASES, ids=[f"{k}={v!r:.20}" for k, v in CASES])
@@ -282,10 +285,10 @@ def test_an_invalid_value_in_a_recipe_gives_an_error_that_names_its_key(
         check_recipe("t", {key: value})
 
 
-def test_every_number_of_the_recipes_has_a_refused_value_here() -> None:
+def test_every_checked_key_of_the_recipes_has_an_invalid_value_here() -> None:
     without_rule = {"set", "folder", "model", "classes", "palette", "workers"}
     known = {key for name in names("task") for key in resolve("task", name)["recipe"]}
-    assert known - without_rule <= set(REFUSED_VALUES)
+    assert known - without_rule <= set(INVALID_VALUES)
 
 
 def test_numbers_of_a_recipe_that_contradict_each_other_are_refused() -> None:
@@ -331,7 +334,7 @@ MEASURES: dict[str, set[str]] = {
 
 
 @pytest.mark.parametrize("name", MEASURES)
-def test_each_measure_of_a_task_may_be_its_metric_and_no_other(name: str) -> None:
+def test_a_task_accepts_only_its_own_measures_as_its_metric(name: str) -> None:
     from kdep_bench.suite.pairs import check_metric_and_family
 
     every_measure = set().union(*MEASURES.values())

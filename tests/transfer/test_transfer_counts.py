@@ -20,7 +20,7 @@ def spoilt(data: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(data, tmp_path / "spoilt" / "data"))
 
 
-def half_webp(folder: Path) -> int:
+def save_half_as_webp(folder: Path) -> int:
     """Saves every second image as .webp and adds files to ignore; returns the number of images."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     for path in files[::2]:
@@ -34,10 +34,10 @@ def half_webp(folder: Path) -> int:
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("kind", ["probe", "finetune"])
-def test_webp_images_are_used_and_a_hidden_folder_is_no_class(
+def test_webp_images_are_used_and_a_hidden_folder_is_not_a_class(
     kind, spoilt, exported, student, tmp_path, in_subprocess
 ):
-    images = half_webp(spoilt / "classify" / "train")
+    images = save_half_as_webp(spoilt / "classify" / "train")
     task = task_config(kind)
     if kind == "probe":
         task["recipe"]["train_share"] = 1.0

@@ -70,7 +70,7 @@ def test_a_wrapped_state_dict_is_opened(tmp_path, in_subprocess):
     assert outputs["coverage"] == 1.0
 
 
-def test_the_exported_file_holds_the_backbone_s_tensors_alone(exported):
+def test_the_exported_file_contains_only_tensors_of_the_backbone(exported):
     tensors = torch.load(exported / "backbone.pth", weights_only=True)
     assert isinstance(tensors, OrderedDict)
     assert all(isinstance(v, torch.Tensor) for v in tensors.values())
@@ -117,7 +117,7 @@ def test_the_same_tensors_make_the_same_file(tmp_path: Path):
 
 
 def test_a_model_card_is_written_next_to_the_backbone(tmp_path, in_subprocess):
-    """It contains what the plan and the records of earlier stages contain."""
+    """The card repeats values of the plan and of the records of earlier stages."""
     in_subprocess(export_random, SMALL, tmp_path)
     card_without_plan = (tmp_path / "export" / "README.md").read_text()
     digest = file_hash(tmp_path / "export" / "backbone.pth")

@@ -1,4 +1,4 @@
-"""The full-scale tasks on tiny copies in the real formats, each in a process of its own."""
+"""The full-scale tasks on tiny copies of their data sets, each in a new process."""
 
 from __future__ import annotations
 
@@ -73,7 +73,10 @@ def run_task(name: str, prepared: Path, export: Path, out: Path) -> dict[str, An
 
 
 def dump_and_reload(name: str, prepared: Path, export: Path, out: Path) -> bool:
-    """Whether the task's full-size Config equals its dump, and its data sets build from that."""
+    """Dumps the task's full-size Config, and builds its data sets and model from the dump.
+
+    Returns whether the reloaded Config equals the dumped one.
+    """
     from mmengine.config import Config
     from mmengine.utils import import_modules_from_strings
 
@@ -93,7 +96,7 @@ def dump_and_reload(name: str, prepared: Path, export: Path, out: Path) -> bool:
     for part in ("train_dataloader", "test_dataloader"):
         assert len(registry.DATASETS.build(reloaded[part].dataset)) > 0
     model = registry.MODELS.build(reloaded.model)
-    assert sum(p.numel() for p in model.parameters()) > 10_000_000
+    assert sum(p.numel() for p in model.parameters()) > 10_000_000  # a full ResNet-18 has 11 M
     return equal
 
 
@@ -118,7 +121,7 @@ def test_a_full_scale_task_trains_and_scores_on_tiny_data(
 
 
 def voc_ap_of_the_truth(prepared: Path) -> dict[str, float]:
-    """The VOC metric of detections that are the truth itself, difficult objects left out."""
+    """The VOC metric of detections that equal the true boxes without the difficult objects."""
     from mmengine.structures import InstanceData
 
     from kdep_bench.openmmlab import setup
@@ -190,7 +193,7 @@ def count_crowds(prepared: Path) -> tuple[int, int]:
     return flags.count(0), flags.count(1)
 
 
-def test_coco_crowds_do_not_train(prepared: Path, in_subprocess: Callable[..., Any]) -> None:
+def test_coco_crowds_are_not_trained_on(prepared: Path, in_subprocess: Callable[..., Any]) -> None:
     assert in_subprocess(count_crowds, prepared) == (12, 4)
 
 

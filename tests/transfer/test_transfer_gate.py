@@ -1,4 +1,5 @@
-"""The load gate stops every way in which weights fail to load, each with its own message."""
+"""The load gate compares a backbone with its checkpoint after loading, and refuses each kind of
+loading failure with its own message."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from kdep_bench.transfer.gate import LoadGate, check, compare, read_tensors
 
 
 class Backbone(BaseModule):
-    """Stands for a mm backbone: convolution and BatchNorm, loaded through `init_cfg`."""
+    """A small OpenMMLab backbone: convolution and BatchNorm, loaded through `init_cfg`."""
 
     def __init__(self, init_cfg: dict | None = None) -> None:
         super().__init__(init_cfg)
@@ -31,7 +32,7 @@ class SkipsLoading(Backbone):
 
 
 class Model(nn.Module):
-    """A network with a backbone, as mm's models have."""
+    """A network with a backbone, as OpenMMLab's models have."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
@@ -61,7 +62,7 @@ def save(tensors: dict, path: Path) -> Path:
 
 
 def loaded(path: Path, kind: type[Backbone] = Backbone) -> Backbone:
-    """A backbone of class `kind` that mm's own initialisation has loaded from the file."""
+    """A backbone of class `kind`, loaded from the file by OpenMMLab's own initialisation."""
     backbone = kind(init_cfg={"type": "Pretrained", "checkpoint": str(path)})
     backbone.init_weights()
     return backbone
@@ -71,6 +72,7 @@ def test_a_loaded_backbone_passes_the_gate(tensors, tmp_path):
     path = save(tensors, tmp_path / "b.pth")
     gate = check(loaded(path), path)
     assert gate["coverage"] == 1.0
+    # Weight and bias of the convolution, four tensors of the BatchNorm and its counter.
     assert gate["matched"] == len(tensors) == 7
     assert gate["missing"] == gate["unexpected"] == gate["mismatched"] == gate["waived"] == []
 
@@ -181,7 +183,7 @@ def test_a_surplus_tensor_in_the_file_is_refused(tensors, tmp_path):
         check(loaded(path), path)
 
 
-def test_a_tensor_is_waived_by_its_full_name_alone(tensors, tmp_path):
+def test_only_its_full_name_waives_a_missing_tensor(tensors, tmp_path):
     del tensors["bn.bias"]
     path = save(tensors, tmp_path / "b.pth")
     backbone = loaded(path)
@@ -189,7 +191,7 @@ def test_a_tensor_is_waived_by_its_full_name_alone(tensors, tmp_path):
         check(backbone, path, ["bn"])  # only a part of the name: nothing is waived
     gate = check(backbone, path, [r"bn\.bias"])
     assert gate["waived"] == ["bn.bias"]
-    assert gate["coverage"] == pytest.approx(1 - 4 / 129)
+    assert gate["coverage"] == pytest.approx(1 - 4 / 129)  # 4 of all 129 values
 
 
 def test_coverage_is_a_fraction_of_values_not_of_tensors(tensors):

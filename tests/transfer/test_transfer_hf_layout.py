@@ -1,4 +1,5 @@
-"""Folders in the layout of the Hugging Face hub load elsewhere with equal features."""
+"""A student in a folder of Hugging Face layout is loaded, by timm or by the code on its model card,
+with the features of the original network."""
 
 from __future__ import annotations
 
@@ -22,13 +23,13 @@ CARD = "# resnet18, kdep\n\n| student | resnet18 |\n\n## Files\n\nx\n\n## Loadin
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
-def published(student: dict[str, Any], folder: Path) -> np.ndarray:
-    """Writes the folder of a random student; returns its last level for IMAGES."""
+def write_random_student(student: dict[str, Any], folder: Path) -> np.ndarray:
+    """Writes the folder of a random student; returns its last feature map for IMAGES."""
     from kdep_bench.networks.backbone import build_backbone
 
     torch.manual_seed(0)
     net = build_backbone(student)
-    for name, value in net.state_dict().items():  # statistics that no fresh network has
+    for name, value in net.state_dict().items():  # as after training
         if name.endswith(("running_mean", "running_var")):
             value.add_(torch.rand_like(value))
     net.eval()
@@ -40,7 +41,7 @@ def published(student: dict[str, Any], folder: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0"])
 def test_timm_loads_the_folder_with_equal_features(name, tmp_path, in_subprocess):  # noqa: F811
-    expected = in_subprocess(published, resolve("student", name), tmp_path)
+    expected = in_subprocess(write_random_student, resolve("student", name), tmp_path)
     net: Any = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     with torch.inference_mode():
         features = net.forward_features(IMAGES).numpy()
@@ -50,11 +51,11 @@ def test_timm_loads_the_folder_with_equal_features(name, tmp_path, in_subprocess
     card = (tmp_path / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: timm\n")
     assert "local-dir:." in card
-    assert "## Files" not in card  # its checksums are those of other files
+    assert "## Files" not in card  # that section lists other files
 
 
 def loaded_by_the_card(folder: Path) -> np.ndarray:
-    """The last level of the network that the card's code makes."""
+    """The last feature map, for IMAGES, of the network that the card's code loads."""
     import os
 
     os.chdir(folder)
@@ -68,7 +69,7 @@ def loaded_by_the_card(folder: Path) -> np.ndarray:
 
 
 def test_the_code_of_the_card_loads_a_network_that_timm_does_not_have(tmp_path, in_subprocess):  # noqa: F811
-    expected = in_subprocess(published, resolve("student", "resnet18_w32"), tmp_path)
+    expected = in_subprocess(write_random_student, resolve("student", "resnet18_w32"), tmp_path)
     assert "architecture" not in json.loads((tmp_path / CONFIG).read_text())
     np.testing.assert_array_equal(in_subprocess(loaded_by_the_card, tmp_path), expected)
 

@@ -1,4 +1,7 @@
-"""Transfer methods: the closed forms of their losses, and real transfer stages with them."""
+"""Transfer methods: the closed forms of their losses, and real transfer stages with them.
+
+hcl is TransKD's hierarchical context loss between levels, pea its loss between patch embeddings.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ TIMED = {"train_s", "eval_s", "images_per_s"}
 
 
 def maps(**channels: int) -> dict[str, dict[str, int]]:
-    """A network's description of its levels, from their numbers of channels."""
+    """{level: channels, stride and side of its map} of a network."""
     return {
         level: {"channels": count, "stride": int(level[1:]), "side": 8}
         for level, count in channels.items()
@@ -40,7 +43,7 @@ def maps(**channels: int) -> dict[str, dict[str, int]]:
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
-    """A random tensor that depends on the seed alone."""
+    """A random tensor that depends only on the seed."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -66,8 +69,8 @@ def test_hcl_of_a_constant_difference_is_its_square_at_every_size():
 
 
 def test_hcl_weighs_each_pooled_size_half_as_much_as_the_one_before():
-    """On an 8x8 checkerboard of +-1 every pooled map is 0: 1 / (1 + 1/2 + 1/4 + 1/8) remains. On
-    2x2 there is one pooled size: 1 / (1 + 1/2)."""
+    """Every pooled map of a checkerboard of +-1 is 0, so only the full size has a loss. An 8x8 map
+    has three pooled sizes: 1 / (1 + 1/2 + 1/4 + 1/8). A 2x2 map has one: 1 / (1 + 1/2)."""
     for side, expected in ((8, 8 / 15), (2, 2 / 3)):
         i = torch.arange(side)
         board = ((i[:, None] + i) % 2 * 2.0 - 1).expand(1, 4, side, side)
@@ -75,7 +78,7 @@ def test_hcl_weighs_each_pooled_size_half_as_much_as_the_one_before():
         torch.testing.assert_close(loss, torch.tensor([expected]))
 
 
-def test_fusing_one_level_applies_its_two_convolutions_and_selects_nothing():
+def test_fusing_one_level_applies_only_its_two_convolutions():
     fusion = CrossSelectiveFusion([5], [7], 16).eval()
     x = drawn(2, 5, 6, 6)
     level = cast(Any, fusion.fusions[0])
@@ -84,7 +87,7 @@ def test_fusing_one_level_applies_its_two_convolutions_and_selects_nothing():
     assert not [name for name, _ in fusion.named_parameters() if "select" in name]
 
 
-def test_fusing_two_levels_mixes_each_with_the_deeper_one():
+def test_fusing_two_levels_mixes_the_finer_level_with_the_deeper_level():
     """When the selection has no preference both weights are one half: the mean of both maps."""
     fusion = CrossSelectiveFusion([5, 6], [7, 8], 16).eval()
     high, low = (cast(Any, f) for f in fusion.fusions)
@@ -127,7 +130,7 @@ class Model(nn.Module):
 
 
 def transkd(student: int, teacher: int, **options: Any) -> tuple[TransKD, Model, Model]:
-    """TransKD attached to a (student, teacher) of these widths, and the two models."""
+    """(TransKD, student, teacher): models of these widths, to which TransKD is attached."""
     levels = {k: k for k in LEVELS}
     student_maps, teacher_maps = (
         maps(**{k: w * 2**i for i, k in enumerate(LEVELS)}) for w in (student, teacher)
@@ -164,10 +167,10 @@ def test_transkd_adds_the_weighted_errors_of_the_patch_embeddings():
     losses = losses_on(method, student, teacher, x)
     expected = torch.zeros(2)
     student_maps, teacher_maps = student.backbone(x), teacher.backbone(x)
-    for level, own, taught in zip(LEVELS, student_maps, teacher_maps, strict=True):
+    for level, student_map, teacher_map in zip(LEVELS, student_maps, teacher_maps, strict=True):
         if level in betas:
             expected = expected + betas[level] * (
-                method.embeddings[level](own) - taught
+                method.embeddings[level](student_map) - teacher_map
             ).square().mean((1, 2, 3))
     torch.testing.assert_close(losses["pea"], expected)
     assert set(method.embeddings) == set(LEVELS[1:])
@@ -181,14 +184,14 @@ def test_transkd_fuses_by_stride_whatever_the_order_of_its_levels():
     assert [f.select is None for f in cast(Any, method.fusion.fusions)] == [False] * 3 + [True]
 
 
-def test_transkd_s_weight_scales_hcl_alone():
+def test_the_weight_of_transkd_scales_only_hcl():
     x = drawn(2, 3, 64, 64)
     once, twice = (losses_on(*transkd(4, 6, weight=w, betas=BETAS), x) for w in (1.0, 2.0))
     torch.testing.assert_close(twice["hcl"], 2 * once["hcl"])
     torch.testing.assert_close(twice["pea"], once["pea"])
 
 
-def test_transkd_teaches_the_student_and_never_the_teacher():
+def test_transkd_gives_gradients_to_the_student_and_none_to_the_teacher():
     method, student, teacher = transkd(4, 6, betas=BETAS)
     losses = losses_on(method, student, teacher, drawn(2, 3, 64, 64))
     torch.stack([term.mean() for term in losses.values()]).sum().backward()
@@ -215,7 +218,7 @@ def test_transkd_refuses_levels_that_do_not_fit(change, message):
 
 
 @pytest.mark.parametrize("model", ["test_convnext", "swin_tiny_patch4_window7_224"])
-def test_patch_embeddings_of_timm_networks_have_the_levels_sizes(model):
+def test_patch_embeddings_of_timm_networks_have_the_shapes_of_the_levels(model):
     """Otherwise a renamed module, or one with another output layout, would be read by mistake."""
     from kdep_bench.students.timm_backbone import TimmBackbone
     from kdep_bench.transfer.methods.transkd import Embeddings
@@ -235,7 +238,7 @@ def test_an_unknown_network_has_no_patch_embeddings():
         embedding_paths(nn.Linear(1, 1))
 
 
-def test_nfd_at_transfer_is_two_less_twice_the_correlation():
+def test_the_loss_nfd_at_transfer_is_two_minus_twice_the_correlation():
     level_maps = maps(s8=1)
     method = AddedObjective(dict(type=NFD, levels={"s8": "s8"}, weight=1.0), level_maps, level_maps)
     s, t = drawn(4, 1, 16, 16), drawn(4, 1, 16, 16, seed=1)
@@ -253,7 +256,7 @@ def test_nfd_at_transfer_is_two_less_twice_the_correlation():
 
 
 class LevelSquare(TransferMethod):
-    """Weight times the mean square of the student's deepest level."""
+    """A transfer method for tests: weight times the mean square of the student's deepest level."""
 
     families = frozenset({"segmentation"})
 
@@ -390,12 +393,13 @@ def test_a_method_of_weight_0_changes_no_score(data, exported, student, tmp_path
     for key in ("value", "metrics", "per_class", "gate"):
         assert outputs[key] == plain[key]
     assert outputs["curves"]["loss"] == plain["curves"]["loss"]
+    # The method's unused linear layer has 4 x 4 + 4 parameters.
     assert outputs["transfer"] == {"extra_parameters": 20, "extra_forwards": 0}
     assert "transfer" not in plain
 
 
 @pytest.mark.e2e
-def test_an_interrupted_transfer_with_a_method_repeats_what_an_uninterrupted_one_gives(
+def test_an_interrupted_transfer_with_a_method_gives_the_outputs_of_an_uninterrupted_one(
     data, exported, student, teacher_student, tuned_teacher, tmp_path, in_subprocess
 ):
     changes = {"transfer": METHODS["transkd"], "teacher": teacher_student}

@@ -1,4 +1,4 @@
-"""ONNX files: they compute what the network does at any batch size; a wrong one is refused."""
+"""ONNX files give the network's outputs at any batch size; a file with other outputs is refused."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_latencies_are_measured_for_each_batch_size(file):
     assert all(row["torch_ms"] > 0 and row["onnxruntime_ms"] > 0 for row in table)
 
 
-def test_a_file_that_fails_its_check_is_not_left_and_replaces_nothing(tmp_path, monkeypatch):
+def test_a_file_that_fails_its_check_is_deleted_and_replaces_no_earlier_file(tmp_path, monkeypatch):
     path = tmp_path / "backbone.onnx"
     path.write_text("earlier")
     monkeypatch.setattr("kdep_bench.transfer.onnx_file.TOLERANCE", -1.0)
@@ -66,7 +66,7 @@ def test_a_file_that_fails_its_check_is_not_left_and_replaces_nothing(tmp_path, 
     assert path.read_text() == "earlier"
 
 
-def test_a_file_that_is_no_network_is_named_in_the_error(tmp_path):
+def test_the_error_names_a_file_that_is_not_onnx(tmp_path):
     (tmp_path / "cut.onnx").write_bytes(b"abc")
     with pytest.raises(KdepError, match=r"onnxruntime cannot read the ONNX file .*cut\.onnx"):
         open_session(tmp_path / "cut.onnx")

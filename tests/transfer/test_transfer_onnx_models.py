@@ -81,8 +81,10 @@ def test_an_8_bit_file_is_close_to_the_network_and_a_float_file_is_equal(tmp_pat
     assert sorted(p.name for p in tmp_path.glob("*.onnx")) == ["float.onnx", "int8.onnx"]
 
 
-def keep(kind: str, student: dict[str, Any], data: Path, export: Path, out: Path, **recipe: Any):
-    """The task, and the outputs of its transfer stage, which stores its model."""
+def run_and_store_model(
+    kind: str, student: dict[str, Any], data: Path, export: Path, out: Path, **recipe: Any
+):
+    """Runs a transfer stage that stores its model; returns (task config, outputs)."""
     task = config("tasks", f"smoke_{kind}")
     task["recipe"].update(recipe)
     out.mkdir()
@@ -95,7 +97,7 @@ def probe_probabilities(student: dict[str, Any], data: Path, export: Path, out: 
     from kdep_bench.registry import build
     from kdep_bench.transfer.classification import _folder_set
 
-    task, outputs = keep("probe", student, data, export, out)
+    task, outputs = run_and_store_model("probe", student, data, export, out)
     onnx_model._write(task, student, data, out, 0, out / "model.onnx")
     cfg = build(task).build_cfg(data, student, export / "backbone.pth", 0, out / "mm")
     dataset = _folder_set(cfg, data / "classify" / "test")
@@ -118,12 +120,12 @@ def test_the_file_of_a_linear_probe_has_the_probabilities_that_were_scored(
 
 
 def segmented(student: dict[str, Any], data: Path, export: Path, out: Path):
-    """(the toolkit's logits of a test image at its size, those of the ONNX file)."""
+    """(mmseg's logits of a test image at full size, the logits of the ONNX file)."""
     from mmengine.registry import DATASETS
 
     from kdep_bench.registry import build
 
-    task, _ = keep("seg", student, data, export, out, iters=4, batch=2, warmup=1)
+    task, _ = run_and_store_model("seg", student, data, export, out, iters=4, batch=2, warmup=1)
     onnx_model._write(task, student, data, out, 0, out / "model.onnx")
     model, size = onnx_model.load_model(task, student, data, out, 0)
     cfg = build(task).build_cfg(data, student, export / "backbone.pth", 0, out / "mm")
@@ -142,7 +144,7 @@ def test_the_file_of_a_segmenter_has_the_toolkit_s_logits(
     student, data, exported, tmp_path, in_subprocess
 ):
     expected, logits = in_subprocess(segmented, student, data, exported, tmp_path / "seg")
-    assert expected.shape == logits.shape == (9, 120, 160)
+    assert expected.shape == logits.shape == (9, 120, 160)  # 8 classes and the background
     assert expected.std() > 0.01
     np.testing.assert_allclose(logits, expected, atol=1e-3 * np.abs(expected).max())
 

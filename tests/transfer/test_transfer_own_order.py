@@ -17,22 +17,22 @@ def permuted(table: dict[str, Any], step: int) -> dict[str, Any]:
     """The same table with every list reversed, every id changed, every object's keys reversed."""
 
     def new_ids(key: str) -> dict[int, int]:
-        """{old id: new id} of the rows of one list."""
+        """{old id: new id} of the rows of one list. 1009 is a prime: new ids are unique."""
         return {row["id"]: 1000 + step * (k * 7 % 1009) for k, row in enumerate(table[key])}
 
-    images, categories, boxes = map(new_ids, ("images", "categories", "annotations"))
+    image_ids, category_ids, box_ids = map(new_ids, ("images", "categories", "annotations"))
     rows = {
         "annotations": [
             {
                 **a,
-                "id": boxes[a["id"]],
-                "image_id": images[a["image_id"]],
-                "category_id": categories[a["category_id"]],
+                "id": box_ids[a["id"]],
+                "image_id": image_ids[a["image_id"]],
+                "category_id": category_ids[a["category_id"]],
             }
             for a in table["annotations"]
         ],
-        "categories": [{**c, "id": categories[c["id"]]} for c in table["categories"]],
-        "images": [{**i, "id": images[i["id"]]} for i in table["images"]],
+        "categories": [{**c, "id": category_ids[c["id"]]} for c in table["categories"]],
+        "images": [{**i, "id": image_ids[i["id"]]} for i in table["images"]],
     }
     return {
         key: [dict(reversed(row.items())) for row in reversed(table_rows)]

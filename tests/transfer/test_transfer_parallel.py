@@ -42,6 +42,7 @@ def test_the_ranks_read_what_one_process_reads(images: int, part: int, ranks: in
     for rank in range(ranks):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(parallel, "get_dist_info", lambda rank=rank: (rank, ranks))
+            # DealtBatches gives each rank its part of every batch.
             sampler = parallel.DealtBatches(data, batch=batch, seed=7)
         sampler.set_epoch(3)
         own = list(sampler)
@@ -191,7 +192,7 @@ def test_dense_tasks_run_as_two_processes(
 def test_a_transfer_method_runs_as_two_processes(
     data: Path, exported: Path, student: dict[str, Any], tmp_path: Path
 ):
-    """Its losses are those of the whole batch, and rank 0 saves the bare task's model."""
+    """Its losses are those of the whole batch, and rank 0 saves the task's model without it."""
     task = config("tasks", "smoke_seg")
     task["recipe"].update(iters=2, warmup=1, batch=4)
     shared = (task, student, data.parent, exported)
@@ -212,7 +213,7 @@ def test_a_transfer_method_runs_as_two_processes(
     assert {k: v.shape for k, v in saved.items()} == {k: v.shape for k, v in saved_plain.items()}
 
 
-def test_a_task_without_mm_runs_in_one_of_the_processes(
+def test_a_task_without_openmmlab_runs_in_only_one_of_the_processes(
     data: Path, exported: Path, student: dict[str, Any], tmp_path: Path
 ):
     task = config("tasks", "smoke_photos")

@@ -1,4 +1,4 @@
-"""The fix that a data check names is carried out, and then the check passes."""
+"""Errors of data checks: the tests do what the error advises, and the check then passes."""
 
 from __future__ import annotations
 

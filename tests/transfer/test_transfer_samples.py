@@ -1,4 +1,4 @@
-"""Per-sample outputs give the score that mm's own metric reports, to the last digit."""
+"""Scores from stored per-sample outputs equal those of OpenMMLab's metrics, to the last digit."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_a_file_with_arrays_that_fit_no_scorer_is_refused(tmp_path, fault):
         stored.read(tmp_path / "bad.npz")
 
 
-def test_a_changed_file_a_foreign_one_and_a_missing_one_are_refused(tmp_path):
+def test_a_changed_a_foreign_and_a_missing_file_are_refused(tmp_path):
     path = tmp_path / stored.FILE
     stored_summary = stored.write(path, probe([0, 1], [0, 1]))
     assert (

@@ -1,4 +1,5 @@
-"""The tasks end to end on tiny data, with a random exported student, each in its own process."""
+"""The tasks end to end on tiny data, with an exported student of random weights, each in a new
+process."""
 
 from __future__ import annotations
 
@@ -148,15 +149,17 @@ def test_another_seed_gives_another_training(data, exported, student, tmp_path, 
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize(("kind", "least"), [("det", 0.3), ("seg", 0.5)])
-def test_eight_scenes_are_learnt(kind, least, data, exported, student, tmp_path, in_subprocess):
+@pytest.mark.parametrize(("kind", "min_score"), [("det", 0.3), ("seg", 0.5)])
+def test_a_task_learns_its_eight_training_scenes(
+    kind, min_score, data, exported, student, tmp_path, in_subprocess
+):
     """Scored on the training scenes: the whole path of images, labels and boxes fits together."""
     task = task_config(kind, **OVERFIT[kind])
     task["split"] = "train"
     outputs = in_subprocess(run_stage, task, student, 1, data, exported, tmp_path)
     losses = [v for _, v in outputs["curves"]["loss"]]
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
-    assert outputs["value"] > least
+    assert outputs["value"] > min_score
     assert outputs["pictures"] == []
 
 

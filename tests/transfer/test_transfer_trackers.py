@@ -1,4 +1,4 @@
-"""What a tracker receives from a real transfer."""
+"""TensorBoard receives the losses of a real transfer."""
 
 from __future__ import annotations
 

@@ -256,7 +256,7 @@ def write_voc_detection(folder: Path) -> None:
         first += 0 if split == "test" else len(truth)
 
 
-def test_voc_ap_is_measured_on_the_2007_test_split_at_11_recalls_and_each_threshold(
+def test_voc_scores_are_ap_at_11_recalls_and_each_threshold_on_the_2007_test_split(
     tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
     """Faults give other scores: a training list scored, 101 recalls as for COCO, difficult objects
