@@ -1,4 +1,4 @@
-"""Fixture: tests of data do not use the user's own memory of decoded images."""
+"""Fixture: tests of data do not use the user's own image memory, a database of checked images."""
 
 from __future__ import annotations
 

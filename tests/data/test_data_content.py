@@ -1,4 +1,4 @@
-"""SHA-256 of files is stored with their stat; it is not reused where a file may have changed."""
+"""An index stores the SHA-256 and the stat of files; a changed file is hashed again."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Files older than TICK count as unchanged."""
+    """Makes the index trust files that were written more than TICK / 2 ago; waits for TICK."""
     monkeypatch.setattr(content, "RACY_NS", int(TICK / 2 * 1e9))
     time.sleep(TICK)
 
@@ -113,7 +113,7 @@ def test_touching_or_moving_files_does_not_change_the_content_hash(
     assert index(tmp_path).read(images_of(moved)).digest() == first.digest()
 
 
-def test_a_file_changed_in_the_tick_in_which_it_was_read_is_read_again(
+def test_a_file_changed_within_one_clock_tick_of_its_reading_is_read_again(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With coarse file times, such an edit does not change the signature."""
@@ -128,7 +128,7 @@ def test_a_file_changed_in_the_tick_in_which_it_was_read_is_read_again(
 def test_a_file_with_an_mtime_in_the_future_is_not_read_every_time(
     folder: Path, tmp_path: Path
 ) -> None:
-    os.utime(folder / "a/1.png", (4e9, 4e9))
+    os.utime(folder / "a/1.png", (4e9, 4e9))  # the year 2096
     time.sleep(TICK)
     index(tmp_path).read(images_of(folder))
     assert index(tmp_path).read(images_of(folder)).read == 0
@@ -151,7 +151,7 @@ def test_a_damaged_index_is_rebuilt_and_never_used(
 
 
 @pytest.mark.usefixtures("settled")
-def test_an_index_of_another_source_or_behind_a_link_is_not_used(
+def test_an_index_of_another_source_and_an_index_that_is_a_link_are_not_used(
     folder: Path, tmp_path: Path
 ) -> None:
     file_index, source = index(tmp_path), images_of(folder)

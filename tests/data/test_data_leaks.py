@@ -53,7 +53,7 @@ def sets(tmp_path: Path) -> dict[str, list[Path]]:
     }
 
 
-def test_different_images_are_no_duplicates(sets: dict[str, list[Path]]) -> None:
+def test_different_images_are_not_reported_as_duplicates(sets: dict[str, list[Path]]) -> None:
     assert find_leaks(sets) == []
 
 
@@ -93,7 +93,7 @@ def test_a_changed_copy_is_a_near_duplicate(sets, tmp_path: Path, change: str) -
         image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
     elif change == "turned":
         exif = Image.Exif()
-        exif[0x0112] = 6
+        exif[0x0112] = 6  # orientation: rotated by 90 degrees
         image, options = image.transpose(Image.Transpose.ROTATE_90), {"exif": exif}
     sets["coco/test"].append(save(path, image, **options))
     (leak,) = find_leaks(sets)
@@ -101,7 +101,7 @@ def test_a_changed_copy_is_a_near_duplicate(sets, tmp_path: Path, change: str) -
     assert leak.examples[0][:2] == [f"test/{path.name}", "pool/1.png"]
 
 
-def test_images_without_contrast_are_no_near_duplicates(tmp_path: Path) -> None:
+def test_different_images_without_contrast_are_not_near_duplicates(tmp_path: Path) -> None:
     image_sets = {
         f"coco/{split}": [
             save(tmp_path / split / f"{i}.png", Image.new("RGB", (9, 9), (i, 3, 99 - 20 * k)))
@@ -114,7 +114,7 @@ def test_images_without_contrast_are_no_near_duplicates(tmp_path: Path) -> None:
     assert [leak.equal for leak in find_leaks(image_sets)] == [1]
 
 
-def test_squares_on_noise_are_no_near_duplicates(tmp_path: Path) -> None:
+def test_different_squares_on_noise_are_not_near_duplicates(tmp_path: Path) -> None:
     def scene() -> Image.Image:
         a = RNG.integers(90, 140, (96, 128, 3), dtype=np.uint8)
         x, y = RNG.integers(5, 60), RNG.integers(5, 40)
@@ -163,7 +163,7 @@ def test_an_allowed_pair_of_unknown_or_uncompared_sets_is_refused(
         read_allowed(allow, sets)
 
 
-def test_one_file_in_two_splits_is_refused_and_the_fix_works(sets, tmp_path: Path) -> None:
+def test_a_file_in_two_splits_is_refused_and_the_fix_works(sets, tmp_path: Path) -> None:
     link = tmp_path / "link.png"
     link.symlink_to(sets["coco/train"][0])
     sets["coco/test"].append(link)
@@ -186,16 +186,16 @@ def test_the_search_finds_the_same_matches_as_comparing_all_pairs(
     for row, flips in enumerate(rng.integers(0, 40, 80)):
         queries[row, rng.choice(leaks.BITS, flips, replace=False)] ^= 1
     words = np.packbits(bits, axis=1).view(np.uint64)
-    expected = np.packbits(queries, axis=1).view(np.uint64)
-    match, distance = leaks.nearest_within(words, bits, expected, queries, radius)
+    query_words = np.packbits(queries, axis=1).view(np.uint64)
+    match, distance = leaks.nearest_within(words, bits, query_words, queries, radius)
     all_pairs = (queries[:, None] != bits[None]).sum(2)
     np.testing.assert_array_equal(match >= 0, all_pairs.min(1) <= radius)
-    hit = np.flatnonzero(match >= 0)
-    np.testing.assert_array_equal(all_pairs[hit, match[hit]], distance[hit])
+    matched = np.flatnonzero(match >= 0)
+    np.testing.assert_array_equal(all_pairs[matched, match[matched]], distance[matched])
 
 
 def test_the_search_is_fast_among_similar_images(tmp_path: Path) -> None:
-    """As with a fixed camera: all hashes are similar, and every query has thousands of matches."""
+    """Images of a fixed camera have similar hashes: every query has thousands of matches."""
     rng = np.random.default_rng(0)
     bits = np.tile(rng.integers(0, 2, leaks.BITS, dtype=np.uint8), (20_000, 1))
     bits[np.arange(20_000), rng.integers(0, leaks.BITS, 20_000)] ^= 1

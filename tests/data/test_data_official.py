@@ -1,4 +1,4 @@
-"""Official data sets: tiny copies in the real formats, faulty copies, and archives."""
+"""Official data sets, tested with tiny generated copies in the real formats, and archives."""
 
 from __future__ import annotations
 
@@ -47,11 +47,10 @@ def tiny_set(request: pytest.FixtureRequest, tmp_path: Path) -> OfficialSet:
     return make(request.param, tmp_path)
 
 
-def test_every_set_is_found_by_its_file() -> None:
+def test_every_official_set_has_a_module_that_is_found_by_name() -> None:
     assert set_names() == [
-        *("ade20k", "caltech256", "cifar100", "cityscapes", "coco", "cub200", "dtd", "imagenet"),
-        "voc",
-    ]
+        "ade20k", "caltech256", "cifar100", "cityscapes", "coco", "cub200", "dtd", "imagenet", "voc"
+    ]  # fmt: skip
     for name in set_names():
         assert get_set(name).name == name
     with pytest.raises(KdepError, match="did you mean coco"):
@@ -102,7 +101,9 @@ def test_a_tiny_copy_passes_its_own_checks(tiny_set: OfficialSet, tmp_path: Path
     assert all(n > 0 for n in counts.values())
 
 
-def test_a_tiny_copy_is_not_the_release(tiny_set: OfficialSet, tmp_path: Path) -> None:
+def test_a_tiny_copy_is_refused_as_the_official_release(
+    tiny_set: OfficialSet, tmp_path: Path
+) -> None:
     with pytest.raises(KdepError, match="as in the official release"):
         verify(tiny_set, tmp_path)
 
@@ -121,7 +122,7 @@ def test_an_image_of_zero_bytes_is_found(tiny_set: OfficialSet, tmp_path: Path) 
     assert files[0].name in str(error.value)
 
 
-def test_an_absent_set_names_the_command(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_set_names_the_command_that_prepares_it(tmp_path: Path) -> None:
     with pytest.raises(KdepError, match=r"prepare_data.py coco --root"):
         verify(get_set("coco"), tmp_path)
 
@@ -187,8 +188,8 @@ def test_difficult_flags_of_voc_are_read_and_wrong_ones_refused(tmp_path: Path) 
     info = [voc.check_xml(x) for x in xmls]
     assert sum(f["difficult"] for f in info) > 0
     assert sum(f["objects"] for f in info) == 2 * len(xmls)
-    hard = xmls[0].read_text().replace("<difficult>0", "<difficult>maybe", 1)
-    xmls[0].write_text(hard)
+    with_wrong_flag = xmls[0].read_text().replace("<difficult>0", "<difficult>maybe", 1)
+    xmls[0].write_text(with_wrong_flag)
     with pytest.raises(KdepError, match="difficult='maybe'"):
         voc.check_xml(xmls[0])
 
@@ -230,7 +231,7 @@ def test_coco_crowds_are_counted_and_categories_compared(tmp_path: Path) -> None
 
 
 def test_the_mask_of_a_tiny_crowd_covers_its_box(tmp_path: Path) -> None:
-    """pycocotools decodes the run lengths, column by column, to the box and the area stated."""
+    """pycocotools decodes the run lengths (column by column) to the stated box and area."""
     from pycocotools import mask
 
     make("coco", tmp_path)
@@ -244,7 +245,7 @@ def test_the_mask_of_a_tiny_crowd_covers_its_box(tmp_path: Path) -> None:
         assert mask.area(coded) == crowd["area"]
 
 
-def test_coco_images_unpacked_in_part_are_refused(tmp_path: Path) -> None:
+def test_a_partly_unpacked_folder_of_coco_images_is_refused(tmp_path: Path) -> None:
     dataset = make("coco", tmp_path)
     sorted((tmp_path / "coco/train2017").iterdir())[-1].unlink()
     with pytest.raises(KdepError, match="not completely unpacked"):
@@ -261,17 +262,19 @@ def test_a_coloured_mask_of_ade20k_is_refused(tmp_path: Path) -> None:
 
 def test_a_cifar_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
     make("cifar100", tmp_path)
-    mark = tmp_path / "ran"
+    created = tmp_path / "created"
 
-    class Bomb:
+    class CreatesFile:
+        """An object whose unpickling would create a file."""
+
         def __reduce__(self) -> tuple:
-            return Path.touch, (mark,)
+            return Path.touch, (created,)
 
     path = tmp_path / "cifar100" / cifar100.FOLDER / "train"
-    path.write_bytes(pickle.dumps(Bomb(), protocol=2))
+    path.write_bytes(pickle.dumps(CreatesFile(), protocol=2))
     with pytest.raises(KdepError, match="cannot be read"):
         cifar100.read_split(tmp_path / "cifar100", "train")
-    assert not mark.exists()
+    assert not created.exists()
 
 
 def test_cifar10_in_place_of_cifar100_is_refused(tmp_path: Path) -> None:
@@ -360,7 +363,7 @@ def test_links_and_devices_in_a_tar_are_refused(tmp_path: Path, kind: bytes) -> 
 
 def test_a_link_in_a_zip_is_refused(tmp_path: Path) -> None:
     info = zipfile.ZipInfo("odd")
-    info.external_attr = 0o120777 << 16
+    info.external_attr = 0o120777 << 16  # the Unix mode of a symbolic link
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as z:
         z.writestr(info, "/etc/passwd")
     with pytest.raises(KdepError, match="link"):
@@ -380,7 +383,9 @@ def test_a_link_in_the_target_is_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "out/a/b.jpg").read_bytes() == b"x"
 
 
-def test_unpacking_resumes_and_is_sealed(tmp_path: Path) -> None:
+def test_interrupted_unpacking_resumes_and_a_finished_archive_is_not_unpacked_again(
+    tmp_path: Path,
+) -> None:
     files = {f"d/{i}.jpg": bytes([i]) * 50 for i in range(6)}
     path, out = tar(tmp_path / "a.tgz", files), tmp_path / "out"
     (out / "d").mkdir(parents=True)
@@ -388,7 +393,7 @@ def test_unpacking_resumes_and_is_sealed(tmp_path: Path) -> None:
     (out / "d/1.jpg").write_bytes(b"half")
     assert unpack(path, out, quiet) == {"files": 6, "bytes": 300, "skipped": 1}
     assert all((out / n).read_bytes() == data for n, data in files.items())
-    (out / "d/0.jpg").unlink()  # sealed: later changes by the user are kept
+    (out / "d/0.jpg").unlink()  # the user removes a file after the unpacking: it stays removed
     assert unpack(path, out, quiet)["skipped"] == 6
     assert not list(out.rglob(".unpack.*"))
 
@@ -440,14 +445,12 @@ def test_imagenet_s_nested_tars_are_unpacked_into_class_folders(tmp_path: Path) 
     for p in first.iterdir():
         p.write_bytes(b"x")
     with pytest.raises(KdepError, match="not an image"):
-        verify(dataset, root, None, whole=False)  # this removes the seals,
+        verify(dataset, root, None, whole=False)
+    # The failed check removed the notes of unpacked archives, so all are unpacked again.
     lay_out(dataset, root, [tmp_path / "down"], quiet, checksums=False)
-    assert {
-        p.name: p.read_bytes() for p in first.iterdir()
-    } == expected  # so all files were unpacked again
-    path.write_bytes(
-        complete[: len(complete) - 10240]
-    )  # no end-of-archive blocks: a class may be lost
+    assert {p.name: p.read_bytes() for p in first.iterdir()} == expected
+    # Without the end-of-archive blocks, a class may be missing.
+    path.write_bytes(complete[: len(complete) - 10240])
     with pytest.raises(KdepError, match=r"end-of-archive|damaged"):
         lay_out(dataset, tmp_path / "new", [tmp_path / "down"], quiet, checksums=False)
 
@@ -458,7 +461,7 @@ def test_validation_images_go_to_the_class_that_the_ground_truth_names(tmp_path:
 
     wnids = ["n00000020", "n00000010", "n00000030"]  # of the class numbers 1, 2, 3
     rows = [(k + 1, wnid, 0) for k, wnid in enumerate(wnids)]
-    rows.append((4, "n00000001", 2))  # not a leaf: no class of the challenge
+    rows.append((4, "n00000001", 2))  # it has children, so it is not a class of the challenge
     kind = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_children", "O")]
     savemat(tmp_path / "meta.mat", {"synsets": np.array(rows, dtype=kind).reshape(-1, 1)})
     down = tmp_path / "down"
@@ -478,12 +481,12 @@ def test_validation_images_go_to_the_class_that_the_ground_truth_names(tmp_path:
     tar(tmp_path / "devkit.tgz", files).rename(down / imagenet.DEVKIT)
     root = tmp_path / "root"
     lay_out(get_set("imagenet"), root, [down], quiet, checksums=False)
-    sorted_to = {
+    images_by_path = {
         p.relative_to(root / "imagenet/val").as_posix(): p.read_bytes()
         for p in (root / "imagenet/val").rglob("*.JPEG")
     }
     folders = ["n00000010", "n00000030", "n00000020", "n00000010"]
-    assert sorted_to == {f"{w}/{n}": n.encode() for w, n in zip(folders, names, strict=True)}
+    assert images_by_path == {f"{w}/{n}": n.encode() for w, n in zip(folders, names, strict=True)}
     # Images that are sorted already stay in their folders.
     lay_out(get_set("imagenet"), root, [down], quiet, checksums=False)
     assert len(list((root / "imagenet/val").rglob("*.JPEG"))) == 4
@@ -501,7 +504,7 @@ def test_a_damaged_imagenet_image_is_refused_and_png_or_cmyk_is_not(tmp_path: Pa
         verify(dataset, tmp_path, None, whole=False)
 
 
-def test_the_tool_lays_out_voc_from_its_archives(
+def test_prepare_data_unpacks_voc_from_its_archives(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Archives of a tiny VOC are laid out and SBD is converted; its counts are then refused."""
@@ -509,11 +512,11 @@ def test_the_tool_lays_out_voc_from_its_archives(
     source, down = tmp_path / "source/voc", tmp_path / "down"
     down.mkdir()
     for archive, year in zip(get_set("voc").archives, ("2007", "2007", "2012"), strict=False):
-        keep = [p for p in sorted(source.rglob(f"VOC{year}/**/*")) if p.is_file()]
-        test = "test" in archive.name
-        keep = [p for p in keep if year == "2012" or (("test" in p.name) == test)]
-        keep = [p for p in keep if "Aug" not in str(p) and p.name != "aug.txt"]
-        files = {str(p.relative_to(source)): p.read_bytes() for p in keep}
+        members = [p for p in sorted(source.rglob(f"VOC{year}/**/*")) if p.is_file()]
+        is_test = "test" in archive.name
+        members = [p for p in members if year == "2012" or (("test" in p.name) == is_test)]
+        members = [p for p in members if "Aug" not in str(p) and p.name != "aug.txt"]
+        files = {str(p.relative_to(source)): p.read_bytes() for p in members}
         tar(down / archive.name, files)
     sbd = {
         f"benchmark_RELEASE/{p.relative_to(source / 'sbd')}": p.read_bytes()
@@ -568,7 +571,7 @@ def test_a_tiny_copy_has_the_same_bytes_at_another_time(
     assert copies[0] == copies[1]
 
 
-def test_an_empty_class_folder_of_the_pool_shifts_no_label(tmp_path: Path) -> None:
+def test_an_empty_class_folder_of_the_pool_does_not_shift_labels(tmp_path: Path) -> None:
     for name in ("a/1.png", "c/1.png", "c/2.png"):
         (tmp_path / "pool" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "pool" / name).touch()
@@ -614,7 +617,7 @@ def test_a_wrong_label_in_a_list_of_caltech_is_refused(tmp_path: Path) -> None:
     replace_text(path, "001.ak47/001_0005.jpg 0", "001.ak47/001_0005.jpg 1")
     assert_refused("caltech256", tmp_path, r"001_0005.jpg 1.*that class folder, from 0: 0")
     path.unlink()
-    caltech256.write_lists(tmp_path / "caltech256", 4)  # as laying out again does
+    caltech256.write_lists(tmp_path / "caltech256", 4)  # the advised command does this
     verify(get_set("caltech256"), tmp_path, 1, whole=False)
 
 
@@ -638,7 +641,7 @@ def test_a_file_named_twice_is_refused(tmp_path: Path) -> None:
     assert_refused("voc", tmp_path, "occurs twice in test")
 
 
-def test_a_class_number_of_dtd_that_is_not_its_folder_is_refused(tmp_path: Path) -> None:
+def test_a_class_number_of_dtd_that_contradicts_its_folder_is_refused(tmp_path: Path) -> None:
     from kdep_bench.data.official import dtd
 
     table = {"name": ["a/1.jpg", "b/1.jpg", "b/2.jpg"], "class": [1, 2, 2]}
@@ -650,7 +653,7 @@ def test_a_class_number_of_dtd_that_is_not_its_folder_is_refused(tmp_path: Path)
         dtd._check_labels(tmp_path, {**table, "class": [2, 1, 1]})
 
 
-def test_validation_images_of_imagenet_left_flat_are_refused(tmp_path: Path) -> None:
+def test_validation_images_of_imagenet_outside_class_folders_are_refused(tmp_path: Path) -> None:
     make("imagenet", tmp_path)
     folder = sorted((tmp_path / "imagenet/val").iterdir())[0]
     file = sorted(folder.iterdir())[0]

@@ -21,10 +21,10 @@ from kdep_bench.data.own.masks import _try_read
 from kdep_bench.data.own.spec import DataConfig
 from kdep_bench.errors import KdepError
 
-quiet = settings(
+many_examples = settings(
     max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-LEAVES = st.one_of(
+SCALARS = st.one_of(  # and a few small containers
     st.none(),
     st.booleans(),
     st.integers(),
@@ -33,7 +33,7 @@ LEAVES = st.one_of(
     st.text(max_size=8),
     st.sampled_from(["", "..", "/", "a/../..", "\0", "\ud800", "1", [], {}, [1], {"id": 1}]),
 )
-JUNK = st.recursive(LEAVES, lambda x: st.lists(x, max_size=4) | st.dictionaries(st.text(), x))
+ANY_JSON = st.recursive(SCALARS, lambda x: st.lists(x, max_size=4) | st.dictionaries(st.text(), x))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def replace_at(table: Any, path: tuple, value: Any) -> Any:
 
 
 def check(path: Path, root: Path) -> None:
-    """Reads the JSON as split test; asserts that all faults can be printed."""
+    """Reads the JSON at `path` as the test split; asserts that its faults can be printed."""
     faults, splits = Faults(), {}
     for split, file in (("train", root / "train.json"), ("test", path)):
         split_boxes = read_boxes(file, root / split, faults)
@@ -78,7 +78,7 @@ def check(path: Path, root: Path) -> None:
         assert str(error.value).count("\n") < 12
 
 
-@quiet
+@many_examples
 @given(data=st.data())
 def test_a_json_with_any_value_replaced_raises_only_kdep_error(
     data: st.DataObject, root: Path, tmp_path: Path
@@ -86,7 +86,7 @@ def test_a_json_with_any_value_replaced_raises_only_kdep_error(
     table = json.loads((root / "test.json").read_text())
     for _ in range(data.draw(st.integers(1, 3))):
         path = data.draw(st.sampled_from(paths_of_values(table)))
-        table = replace_at(table, path, data.draw(JUNK))
+        table = replace_at(table, path, data.draw(ANY_JSON))
         if not isinstance(table, dict | list):
             break
     file = tmp_path / "test.json"
@@ -94,7 +94,7 @@ def test_a_json_with_any_value_replaced_raises_only_kdep_error(
     check(file, root)
 
 
-@quiet
+@many_examples
 @given(length=st.integers(0), position=st.integers(0), byte=st.integers(0, 255))
 def test_a_json_with_changed_bytes_raises_only_kdep_error(
     length: int, position: int, byte: int, root: Path, tmp_path: Path
@@ -106,7 +106,7 @@ def test_a_json_with_changed_bytes_raises_only_kdep_error(
     check(file, root)
 
 
-@quiet
+@many_examples
 @given(
     flips=st.lists(st.tuples(st.integers(0), st.integers(0, 255)), max_size=4),
     length=st.integers(0),

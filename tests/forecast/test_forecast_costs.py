@@ -46,7 +46,7 @@ def record(finished_stage: Stage, seconds: float, **outputs: Any) -> dict[str, A
     }
 
 
-def test_without_a_measurement_the_estimate_is_the_kind_s_default():
+def test_without_a_measurement_the_estimate_is_the_default_of_the_stage_kind():
     plan = plan_of()
     costs = Costs(plan)
     assert all(costs.seconds(s) == s.cost for s in plan.stages.values())
@@ -60,7 +60,7 @@ def test_scratch_is_not_used_to_estimate_a_trained_method():
     assert costs.seconds(stage(plan, "pretrain", "scratch.s1")) == pytest.approx(0.2)
 
 
-def test_estimate_is_seconds_per_image_times_images_of_fraction_and_budget():
+def test_the_estimate_scales_with_data_fraction_and_epochs():
     finished_plan = plan_of()
     seen = IMAGES * EPOCHS
     records = [
@@ -88,10 +88,10 @@ def test_the_time_of_a_resumed_stage_includes_all_its_runs():
     assert costs.seconds(kdep) == pytest.approx(90.0)
 
 
-def test_estimate_uses_stages_with_the_nearest_workload():
+def test_the_estimate_uses_stages_with_the_nearest_number_of_images_seen():
     plan = plan_of()
     kdep = stage(plan, "pretrain", "kdep")
-    small = record(kdep, 10.0, images_seen=100)  # mostly start-up
+    small = record(kdep, 10.0, images_seen=100)  # most of the 10 s are start-up time
     near = [record(kdep, s, images_seen=IMAGES * EPOCHS) for s in (70.0, 80.0, 90.0)]
     costs = Costs(plan, [record(stage(plan, "views"), 1.0), small, *near])
     assert costs.seconds(kdep) == pytest.approx(80.0)
@@ -102,9 +102,8 @@ def test_the_cache_is_estimated_by_its_rows_once_they_are_counted():
     cache = record(stage(finished_plan, "cache"), 40.0)
     larger_plan = plan_of(budget={**BUDGET, "views": 2 * VIEWS})
     larger_cache = stage(larger_plan, "cache")
-    assert (
-        Costs(larger_plan, [cache]).seconds(larger_cache) == larger_cache.cost
-    )  # the number of images is not known yet
+    # The number of images is not known yet, so the default is used.
+    assert Costs(larger_plan, [cache]).seconds(larger_cache) == larger_cache.cost
     assert Costs(larger_plan, [cache, record(stage(larger_plan, "prepare"), 9.0)]).seconds(
         larger_cache
     ) == pytest.approx(80.0)
@@ -131,7 +130,7 @@ def test_a_dry_run_estimates_from_stages_no_longer_in_the_plan(tmp_path):
     assert "spec changed: sleep 0.4 -> 0.41" in line
 
 
-def test_records_of_an_older_spec_are_ignored_in_estimates():
+def test_stages_of_an_older_format_are_ignored_in_estimates():
     plan = plan_of()
     costs = Costs(plan, [{"kind": "transfer", "id": "x", "name": "x", "spec": {}, "outputs": {}}])
     assert costs.seconds(stage(plan, "transfer")) == 120

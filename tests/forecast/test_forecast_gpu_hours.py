@@ -1,4 +1,8 @@
-"""What fits into a budget: complete comparisons, cheapest per run first, no stage counted twice."""
+"""Which comparisons fit into a budget of GPU-hours: those with the lowest cost per run first.
+
+A comparison is all runs of one teacher, data fraction, length, task and pair of seeds. A stage that
+several comparisons share is counted once.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +41,7 @@ def test_a_comparison_has_every_method_of_one_data_fraction_task_and_pair_of_see
     plan = small_plan()
     runs = {c.id: c for c in plan.runs}
     all_comparisons = comparisons(plan, plan.stages)
-    assert len(all_comparisons) == 2 * 2 * 3
+    assert len(all_comparisons) == 2 * 2 * 3  # data fractions, tasks, pairs of seeds
     for comparison in all_comparisons:
         comparison_runs = [runs[c] for c in comparison.runs]
         assert sorted(c.method["name"] for c in comparison_runs) == [
@@ -81,7 +85,7 @@ def test_untrained_methods_are_compared_with_each_other():
     assert all_comparisons
 
 
-def test_lowest_cost_per_run_first_and_shared_stages_count_once():
+def test_comparisons_with_the_lowest_cost_per_run_are_selected_and_shared_stages_count_once():
     plan = small_plan()
     hours, todo = costs(plan), set(plan.stages)
     # A seed's first probe comparison trains 3 methods and tests 4: 7 h for 4 runs.
@@ -103,7 +107,7 @@ def test_lowest_cost_per_run_first_and_shared_stages_count_once():
     assert len(everything.selected) == 2 * 2 * 3
 
 
-def test_a_small_budget_takes_nothing_and_finished_stages_cost_nothing():
+def test_a_too_small_budget_selects_nothing_and_finished_stages_cost_nothing():
     plan = small_plan()
     hours = costs(plan)
     assert not fit(plan, plan.stages, set(plan.stages), hours, 6.9).selected
@@ -115,7 +119,7 @@ def test_a_small_budget_takes_nothing_and_finished_stages_cost_nothing():
     assert fitted.summary(1.0)[1].startswith("not run, comparisons by task: pocket_det ")
 
 
-def test_a_comparison_of_unknown_cost_is_never_taken():
+def test_a_comparison_of_unknown_cost_is_never_selected():
     plan = small_plan()
     hours = costs(plan)
     for s in plan.stages.values():
@@ -137,9 +141,5 @@ def test_a_run_beyond_its_budget_is_refused():
     assert message is not None
     assert f"{total:,.1f} GPU-hours, from a test" in str(message)
     assert f"--fit-budget to run the {len(fitted.selected)} of" in str(message)
-    assert (
-        budget_error(
-            fit(plan, plan.stages, set(plan.stages), hours, total), Hours("x", hours), total
-        )
-        is None
-    )
+    everything = fit(plan, plan.stages, set(plan.stages), hours, total)
+    assert budget_error(everything, Hours("x", hours), total) is None

@@ -1,4 +1,4 @@
-"""Forecasts: closed forms of specs, counts and throughputs; unknown amounts stay unknown."""
+"""Forecasts of images, FLOPs, disk space and hours equal closed forms; unknown values stay so."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from kdep_bench.suite.config import build_suite, load_suite
 from kdep_bench.suite.graph import Plan, Stage
 from kdep_bench.suite.plan import build_plan
 
-COUNTS: dict[str, Any] = json.loads(COUNTED.read_text())
+COUNTS: dict[str, Any] = json.loads(COUNTED.read_text())  # network id -> its FLOPs
 IMAGES = 1_281_167  # of ImageNet-1K's training set
 
 
@@ -57,26 +57,28 @@ def test_every_network_of_the_paper_suites_is_counted():
 
 def test_resources_of_each_kind_of_stage_equal_closed_forms(paper):
     forecast, flops = Forecast(paper, COUNTS), {c["name"]: c["flops"] for c in COUNTS.values()}
-    rows = 2 * IMAGES
+    rows = 2 * IMAGES  # two views
     assert forecast.estimate(stage(paper, "views")) == ResourceEstimate(disk=rows * 224 * 224 * 3)
     # The feature (2048) and the logits (1000) that logit_kd reads, in half precision.
     expected = ResourceEstimate(rows, rows * flops["resnet50"], rows * 2 * (2048 + 1000))
     assert forecast.estimate(stage(paper, "cache", "resnet50")) == expected
     tenth = [s for s in paper.stages.values() if s.kind == "pretrain" and "kdep.0.1.s0" in s.name]
+    # A tenth of the images, in whole batches of 512; a training step costs 3 forward passes.
     images_seen = [math.floor(e * 128_117 / 512) * 512 for e in (90, 180, 900)]
     estimates = sorted((forecast.estimate(s).images, forecast.estimate(s).flops) for s in tenth)
-    assert estimates == [(n, 3 * n * flops["resnet18"]) for n in images_seen for _ in range(4)]
+    four_teachers = range(4)
+    assert estimates == [(n, 3 * n * flops["resnet18"]) for n in images_seen for _ in four_teachers]
     scratch = forecast.estimate(stage(paper, "pretrain", "scratch"))
     assert (scratch.images, scratch.flops) == (0, 0)
-    cub_images = 150 * (5994 // 64) * 64
+    cub_images = 150 * (5994 // 64) * 64  # epochs, whole batches of 64
     expected = ResourceEstimate(cub_images, 3 * cub_images * flops["resnet18"])
     assert forecast.estimate(stage(paper, "transfer", "cub200")) == expected
-    coco_images = 90_000 * 16
+    coco_images = 90_000 * 16  # iterations, batch
     expected = ResourceEstimate(coco_images, 3 * coco_images * flops["coco_c4.resnet18"])
     assert forecast.estimate(stage(paper, "transfer", "coco_c4")) == expected
 
 
-def test_a_shared_stage_is_in_the_sums_once(paper):
+def test_a_shared_stage_is_counted_once_in_the_sums(paper):
     forecast = Forecast(paper, COUNTS)
     caches = [s for s in paper.stages.values() if s.kind == "cache"]
     assert len(caches) == 4
@@ -85,7 +87,7 @@ def test_a_shared_stage_is_in_the_sums_once(paper):
     assert line.split()[-1] == "-"  # no rate, no hours
 
 
-def test_an_uncounted_network_is_a_dash_with_a_reason(paper):
+def test_a_network_with_unknown_flops_is_shown_as_a_dash_with_the_reason(paper):
     other_counts = {k: v for k, v in COUNTS.items() if v["name"] != "swin_b"}
     forecast = Forecast(paper, other_counts)
     estimate = forecast.estimate(stage(paper, "cache", "swin_b"))
@@ -97,7 +99,7 @@ def test_an_uncounted_network_is_a_dash_with_a_reason(paper):
     assert next(x for x in without_counts if x.startswith("transfer")).split()[-3] == "-"
 
 
-def test_a_pool_is_counted_by_its_recipe_or_by_its_finished_stage():
+def test_the_number_of_pool_images_is_that_of_the_config_or_of_the_finished_stage():
     plan = build_plan(build())
     views = stage(plan, "views")
     spec = plan.stages[views.needs["prepare"]].spec
@@ -179,6 +181,7 @@ def test_hours_are_flops_over_the_stated_throughput(paper):
     rate = rates.stated_rate("a100.tf32:0.25")
     gpu_hours = rates.at_rate(paper, forecast, rate, [cache.id, views.id])
     flops = 2 * IMAGES * COUNTS[network_id(teacher_network(cache.spec["teacher"]))]["flops"]
+    # 156 TFLOP/s at a quarter of the peak.
     assert gpu_hours.by_stage[cache.id] == pytest.approx(flops / (156e12 * 0.25) / 3600)
     assert gpu_hours.by_stage[views.id] == 0
     assert gpu_hours.source.startswith(
@@ -204,13 +207,13 @@ def test_hours_are_flops_over_the_stated_throughput(paper):
         ("12:half", "--device-rate is '12:half'"),
     ],
 )
-def test_a_bad_device_rate_raises_kdep_error(text, message):
+def test_an_invalid_device_rate_raises_kdep_error(text, message):
     with pytest.raises(KdepError) as error:
         rates.stated_rate(text)
     assert message in str(error.value)
 
 
-def test_a_measured_network_uses_its_throughput_and_the_others_the_student_s(paper):
+def test_a_network_without_a_measured_throughput_uses_the_flop_rate_of_the_student(paper):
     student = network_id(student_network(stage(paper, "pretrain", "kdep").spec["student"]))
     cache, coco = stage(paper, "cache", "swin_b"), stage(paper, "transfer", "coco_c4")
     teacher = network_id(teacher_network(cache.spec["teacher"]))
@@ -232,7 +235,7 @@ def test_a_measured_network_uses_its_throughput_and_the_others_the_student_s(pap
 
 
 def test_hours_of_finished_stages_count_only_gpu_stages(paper):
-    """From an equal stage that took two hours; rendering views uses no GPU."""
+    """The finished stages took two hours each; rendering views uses no GPU."""
     cache, views = stage(paper, "cache", "resnet50"), stage(paper, "views")
     other = stage(paper, "pretrain", "kdep")
 
@@ -274,10 +277,11 @@ def test_a_transfer_method_s_teacher_counts_its_forward_passes():
         small = network["kind"] == "task" and network["student"]["name"] == "resnet18_w32"
         counts[network_id(network)] = {"flops": 10.0 if small else flops, "bytes": 7}
     forecast = Forecast(plan, counts)
+    # Whether the run has a transfer method -> its stage.
     stage_by_method = {
         run.method.get("transfer") is not None: plan.stages[run.id] for run in plan.runs
     }
-    images = 10 * 2
+    images = 10 * 2  # iterations, batch
     assert forecast.estimate(stage_by_method[False]).flops == images * 3 * 10
     assert forecast.estimate(stage_by_method[True]).flops == images * (3 * 10 + 100)
     teacher = plan.stages[stage_by_method[True].needs["teacher"]]
