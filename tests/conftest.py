@@ -1,4 +1,4 @@
-"""For all tests: one thread; hypothesis tries the same examples in every run, without a deadline.
+"""Settings of all tests: one thread; hypothesis uses the same examples in every run, no deadline.
 
 The tests' tensors are tiny: with two threads that wait for each other, three tests took 145 s on
 two busy cores, and 9 s with one thread. A deadline would depend on how busy the machine is.
@@ -6,7 +6,7 @@ two busy cores, and 9 s with one thread. A deadline would depend on how busy the
 
 import os
 
-# Before torch is imported, here and in the processes that tests start.
+# Set before torch is imported; processes that tests start inherit these variables.
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[name] = "1"
 

@@ -1,8 +1,10 @@
 """A fake GPU: torch's FakeTensorMode tracks devices and shapes, and computes nothing.
 
-Tensors of two devices in one operation raise, as on a GPU; real tensors on a CPU would not show
-the fault. A tensor that was left out of a module's parameters and buffers raises too, and so does
-reading a value (`item`, a boolean index), for which the program would have to wait for a GPU.
+These faults raise an error, which tensors on a CPU would not show:
+
+- an operation on tensors of two devices
+- a module's tensor that is neither a parameter nor a buffer, so it does not move to the GPU
+- reading a value (`item`, a boolean index), for which the program would wait for the GPU
 """
 
 from __future__ import annotations

@@ -33,5 +33,5 @@ def test_a_large_block_is_mapped_only_once():
     kept, first, second = map(int, completed)
     if not kept:
         pytest.skip("no glibc here")
-    assert first > 10  # 16,384 pages of 4 KiB, or 32 huge ones
+    assert first > 10  # 64 MiB are 16,384 pages of 4 KiB, or 32 huge pages of 2 MiB
     assert second < first / 5

@@ -102,8 +102,8 @@ def test_a_network_that_is_not_the_student_is_refused(trained, folder):
         evaluate(trained, folder, student="resnet18_w48", results_dir=folder / "wrong")
 
 
-def test_features_are_averages_of_the_last_level(trained):
-    """A grey image at the mean is zero after normalisation, so the network sees zeros."""
+def test_features_are_spatial_means_of_the_last_feature_maps(trained):
+    """Images with the normalisation's mean colour are zero after normalisation."""
     images = np.broadcast_to(np.round(MEAN).astype(np.uint8), (2, 64, 64, 3)).copy()
     zeros = torch.from_numpy((images - np.array(MEAN)) / 57.0).permute(0, 3, 1, 2).float()
     with torch.inference_mode():
@@ -126,7 +126,7 @@ def test_a_folder_without_images_is_named_in_the_error(tmp_path):
         )
 
 
-def test_a_folder_with_records_of_another_suite_is_not_emptied(trained, folder):
+def test_a_results_folder_of_another_suite_is_refused_and_not_changed(trained, folder):
     """A run moves records outside its plan to superseded/: here, those of the other suite."""
     evaluate(trained, folder)
     before = {p.name for p in (folder / "results" / "records").iterdir()}
@@ -138,7 +138,7 @@ def test_a_folder_with_records_of_another_suite_is_not_emptied(trained, folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(tasks=[]), "`tasks`"),  # the scores of an earlier call would be returned
+        (dict(tasks=[]), "`tasks`"),  # otherwise the scores of an earlier call are returned
         (dict(tasks="pocket_probe"), "`tasks`"),
         (dict(seeds=()), "`seeds`"),
         (dict(seeds=3), "`seeds`"),
@@ -146,7 +146,7 @@ def test_a_folder_with_records_of_another_suite_is_not_emptied(trained, folder):
         (dict(lr=float("inf")), "`budget.optimizer.lr`"),
     ],
 )
-def test_an_argument_of_another_type_is_named(trained, folder, change, message):
+def test_an_invalid_argument_is_named_in_the_error(trained, folder, change, message):
     with pytest.raises(KdepError, match=message):
         evaluate(trained, folder, **change)
 
@@ -172,10 +172,11 @@ def test_features_take_any_memory_layout_and_precision_and_keep_frozen_layers():
 
 
 @pytest.mark.parametrize("fault", ["nan", "number", "key"])
-def test_a_file_with_a_value_that_is_no_weight_is_refused(trained, tmp_path, fault):
+def test_a_weights_file_with_an_invalid_value_or_key_is_refused(trained, tmp_path, fault):
     tensors: dict[Any, Any] = dict(torch.load(trained.file, weights_only=True))
     first = next(k for k, v in tensors.items() if v.is_floating_point())
-    tensors[0 if fault == "key" else first] = dict(nan=tensors[first] * float("nan")).get(fault, 3)
+    key = 0 if fault == "key" else first
+    tensors[key] = tensors[first] * float("nan") if fault == "nan" else 3
     torch.save(tensors, tmp_path / "weights.pth")
     with pytest.raises(KdepError, match=r"weights\.pth"):
         given_weights(copy.deepcopy(trained.backbone), str(tmp_path / "weights.pth"))

@@ -1,4 +1,4 @@
-"""A file that is no checkpoint is reported as what it is, and no code in a file is run."""
+"""The error for a file that is not a checkpoint says what it is; no code in a file is run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def tarred() -> bytes:
 
 
 def saved(value: Any, zip_format: bool = True) -> bytes:
-    """What torch.save writes, in its new or its old format."""
+    """The bytes that torch.save writes, in its new (zip) or its old format."""
     out = io.BytesIO()
     torch.save(value, out, _use_new_zipfile_serialization=zip_format)
     return out.getvalue()
@@ -114,7 +114,7 @@ def test_a_pickled_class_is_named_and_never_run(tmp_path, monkeypatch, value, na
     assert not (tmp_path / "made").exists()
 
 
-def test_the_format_is_recognised_whatever_the_suffix(tmp_path):
+def test_the_format_of_a_checkpoint_is_recognised_with_any_suffix(tmp_path):
     save_file(STATE, tmp_path / "renamed.pth")
     torch.save(STATE, tmp_path / "renamed.safetensors")
     torch.save(STATE, tmp_path / "old", _use_new_zipfile_serialization=False)

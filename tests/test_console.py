@@ -12,6 +12,7 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[1]
 SIGPIPE_EXIT = 128 + signal.SIGPIPE
+TOOLS = sorted((REPO / "tools").glob("*.py"))
 
 
 def run_unread(*command: str) -> tuple[int, str]:
@@ -33,7 +34,7 @@ def run_unread(*command: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-@pytest.mark.parametrize("tool", sorted((REPO / "tools").glob("*.py")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda p: p.stem)
 def test_a_broken_pipe_prints_no_traceback(tool: Path) -> None:
     code, output = run_unread(str(tool), "--help")
     assert code in (0, SIGPIPE_EXIT)  # argparse ignores a write that fails
@@ -53,14 +54,11 @@ def test_ctrl_c_prints_no_traceback() -> None:
     code += "run_main(lambda: signal.raise_signal(signal.SIGINT))"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPO)
-    assert (done.returncode, done.stderr) == (130, "interrupted\n")
-
-
-TOOLS = sorted((REPO / "tools").glob("*.py"))
+    assert (done.returncode, done.stderr) == (128 + signal.SIGINT, "interrupted\n")
 
 
 def shell(command: str, **environment: str) -> tuple[int, str]:
-    """Exit code and standard error of a shell command, which holds its own redirections."""
+    """Exit code and standard error of a shell command line with redirections."""
     done = subprocess.run(
         ["bash", "-c", command],
         capture_output=True,
@@ -77,7 +75,7 @@ def shell(command: str, **environment: str) -> tuple[int, str]:
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda p: p.stem)
 @pytest.mark.parametrize("buffered", ["", "1"], ids=["buffered", "unbuffered"])
 def test_a_command_whose_output_is_lost_never_ends_with_0(tool: Path, buffered: str) -> None:
-    """It used to be 0, or 120 with a traceback, on a full disk, and 0 with a closed stream."""
+    """Without `run_main`: 0 or 120 on a full disk, with a traceback; 0 with a closed stream."""
     for stream, message in ((">/dev/full", "No space left"), (">&-", "standard output is closed")):
         code, output = shell(f"$PYTHON {tool} --help {stream}", PYTHONUNBUFFERED=buffered)
         assert code == 1
@@ -94,7 +92,7 @@ def test_a_full_disk_during_long_output_prints_one_line() -> None:
 
 
 def test_a_closed_stderr_changes_neither_the_exit_code_nor_a_file(tmp_path: Path) -> None:
-    """The next opened file would get its number, and then contain what libraries print."""
+    """Otherwise the next opened file gets the file number 2, and libraries print into it."""
     assert shell("$PYTHON tools/run_suite.py --list suites 2>&- >/dev/null")[0] == 0
     assert shell("$PYTHON tools/run_suite.py nothing 2>&- >/dev/null")[0] == 2
     assert shell("$PYTHON tools/run_suite.py nothing 2>/dev/full")[0] in (1, 2)
@@ -167,7 +165,7 @@ def test_the_exit_code_of_a_command_is_kept(main: str, code: int) -> None:
 
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda p: p.stem)
 def test_outside_the_environment_a_command_says_to_activate_it(tool: Path) -> None:
-    """-S leaves out all installed packages, as a system's Python has none of them."""
+    """With -S, Python finds no installed packages, like a system's Python without them."""
     arguments = {"search": ["pocket_kdep"], "report": ["results/pocket"]}
     arguments |= {"make_student": ["timm/resnet18"], "prepare_data": ["--list"]}
     command = [sys.executable, "-S", str(tool), *arguments.get(tool.stem, [])]

@@ -1,4 +1,4 @@
-"""The fork server does not initialise the GPUs, and each stage sees its own; tested without one."""
+"""The fork server does not initialise GPUs, and each stage sees only its own (no GPU is needed)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kdep_bench import devices
 from kdep_bench.engine import environment
 from kdep_bench.errors import KdepError
 
-# To torch, NVML reports one GPU; asking the driver, which would initialise it, raises.
+# torch's NVML call is replaced: it reports one GPU. A call of the driver raises an error.
 SERVER = """
 import os, sys, torch
 def driver(): raise AssertionError("the driver was initialised in the fork server")

@@ -1,4 +1,4 @@
-"""JSON files: what is refused in the program's own files and in files that a person wrote."""
+"""JSON files that are refused: `read_json` reads a user's files, `read_strict` our own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DEEP = "[" * 100_000 + "]" * 100_000
 
 
 def write(tmp_path: Path, content: str | bytes) -> Path:
-    """A file with this content."""
+    """Writes a file with this content; returns its path."""
     path = tmp_path / "a.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path

@@ -19,6 +19,7 @@ def test_flops_of_a_convolution_and_a_linear_layer_equal_the_count_by_hand() -> 
     before = {k: v.clone() for k, v in net.state_dict().items()}
     for batch in (1, 4):
         flops = forward_flops(net, torch.rand(batch, 3, 16, 16))
+        # 2 FLOPs per multiply-add. Convolution: 8 x 3 channels, 3 x 3 kernel, 16 x 16 positions.
         assert flops == 2 * (8 * 3 * 9) * 16 * 16 + 2 * 8 * 16 * 16 * 10
     # Counting changes neither the mode nor the BatchNorm statistics.
     assert net.training
@@ -51,6 +52,6 @@ def test_export_counts_the_flops_at_the_students_input_size(tmp_path: Path) -> N
     state = {f"backbone.{k}": v for k, v in backbone.state_dict().items()}
     torch.save(state, tmp_path / "student.pth")
     outputs = export.run({"student": STUDENT}, {"pretrain": tmp_path}, tmp_path, lambda *_: None)
-    # ResNet-18 at 224 px has 1.8 G multiply-adds (He et al. 2016, table 1); 16 times narrower it
-    # has about 1/256 of those of the inner layers, at 32 px 1/49.
+    # ResNet-18 at 224 px has 1.8 G multiply-adds (He et al. 2016, table 1). The student is 16 times
+    # narrower: between 1/256 (inner layers) and 1/16 (first layer) of them; 32 px: (32 / 224)^2.
     assert 2 * 1.8e9 / 256 / 49 < outputs["flops"] < 2 * 1.8e9 / 16 / 49

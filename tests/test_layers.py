@@ -33,7 +33,9 @@ LAYERS = (
 )
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 # The same for the packages inside `results`.
-RESULTS = {n: i for i, n in enumerate(("records", "statistics", "board", "claims", "report"))}
+RESULTS_HEIGHT = {
+    n: i for i, n in enumerate(("records", "statistics", "board", "claims", "report"))
+}
 
 
 def module_of(path: Path) -> str:
@@ -46,7 +48,7 @@ FILES = {module_of(p): p for p in sorted((REPO / "kdep_bench").rglob("*.py"))}
 
 
 def imports_of(name: str, top_level: bool = False) -> set[str]:
-    """Modules of the package that the file imports; with `top_level`, when it is imported."""
+    """Modules of kdep_bench that a module imports; with `top_level`, only outside functions."""
     tree = ast.parse(FILES[name].read_text())
     nodes = tree.body if top_level else list(ast.walk(tree))
     imported: set[str] = set()
@@ -55,8 +57,8 @@ def imports_of(name: str, top_level: bool = False) -> set[str]:
             imported |= {a.name for a in node.names if a.name in FILES}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kdep_bench"):
             for alias in node.names:
-                inner = f"{node.module}.{alias.name}"
-                imported.add(inner if inner in FILES else str(node.module))
+                submodule = f"{node.module}.{alias.name}"
+                imported.add(submodule if submodule in FILES else str(node.module))
     return imported & set(FILES)
 
 
@@ -73,7 +75,8 @@ def test_no_module_imports_from_a_package_above_it(name: str) -> None:
             assert HEIGHT[package(other)] < HEIGHT[package(name)], f"{name} imports {other}"
         if name.startswith("kdep_bench.results.") and other.startswith("kdep_bench.results."):
             importing, imported = name.split(".")[2], other.split(".")[2]
-            assert RESULTS.get(imported, -1) <= RESULTS.get(importing, 9), f"{name} imports {other}"
+            low, high = RESULTS_HEIGHT.get(imported, -1), RESULTS_HEIGHT.get(importing, 9)
+            assert low <= high, f"{name} imports {other}"
 
 
 def test_every_package_has_a_layer() -> None:

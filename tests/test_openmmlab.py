@@ -68,7 +68,7 @@ TOY_SOURCE = textwrap.dedent(
 
 @pytest.fixture(scope="module")
 def toy() -> Any:
-    """`toy_config` in this process, set up for mmpretrain."""
+    """The function `toy_config`, in this process, which is set up for mmpretrain."""
     openmmlab.setup("mmpretrain", switch=True)
     namespace: dict[str, Any] = {}
     exec(TOY_SOURCE, namespace)
@@ -110,10 +110,10 @@ def test_versions_lists_the_installed_packages() -> None:
     assert all(isinstance(v, str) and v[0].isdigit() for v in versions.values())
 
 
-def test_mmpretrain_imports_beside_transformers_5(
+def test_mmpretrain_can_be_imported_if_transformers_5_is_installed(
     tmp_path: Path,
 ) -> None:
-    """A stand-in of that name and version; like transformers 5 it lacks what BLIP imports."""
+    """An empty package replaces transformers 5: both lack a name that mmpretrain's BLIP imports."""
     info = tmp_path / "transformers-5.23.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 5.23.0\n")
@@ -138,7 +138,7 @@ def test_mmpretrain_imports_beside_transformers_5(
         ("torch", "2.15.0+cu131", r"torch 2\.15\.0\+cu131 is installed.*< 2\.15"),
     ],
 )
-def test_a_wrong_version_is_named_with_the_right_one(
+def test_the_error_for_a_wrong_version_names_the_right_version(
     monkeypatch: pytest.MonkeyPatch, distribution: str, version: str | None, message: str
 ) -> None:
     original = environment._version
@@ -162,7 +162,7 @@ def test_a_compiled_mmcv_and_the_maintained_fork_are_accepted(
     openmmlab.check_versions("mmseg")
 
 
-def test_an_unknown_toolkit_and_a_second_one_in_a_process_are_refused(toy: Any) -> None:
+def test_an_unknown_toolkit_and_a_second_toolkit_in_a_process_are_refused(toy: Any) -> None:
     with pytest.raises(KdepError, match=r"unknown OpenMMLab toolkit 'mmdetection'.*mmdet"):
         openmmlab.setup("mmdetection")
     assert openmmlab.current_scope() == "mmpretrain"
@@ -197,7 +197,7 @@ def test_setup_is_quiet_and_builds_the_students_backbone(scope: str) -> None:
 # --------------------------------------------------------------------- Runner
 
 
-def test_train_reports_progress_and_writes_log_seals_and_curve(
+def test_training_reports_progress_and_writes_log_checkpoints_with_checksums_and_loss_curve(
     toy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reports: list[tuple[int, int, str]] = []
@@ -226,13 +226,13 @@ def test_the_given_config_is_unchanged_and_the_seed_determines_the_weights(
 ) -> None:
     cfg = toy(1)
     before = cfg.to_dict()
-    finals = []
+    final_weights = []
     for run, seed in enumerate((4, 4, 5)):
         runner = openmmlab.build_runner(cfg, work_dir=tmp_path / str(run), seed=seed)
         runner.train()
-        finals.append(weights(runner))
+        final_weights.append(weights(runner))
     assert cfg.to_dict() == before
-    assert finals[0] == finals[1] != finals[2]
+    assert final_weights[0] == final_weights[1] != final_weights[2]
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(toy: Any, tmp_path: Path) -> None:
@@ -245,11 +245,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(toy: Any, tmp_path: Path) -> 
         runner.train()
         return runner, hook
 
-    uninterrupted, uninterrupted_curve = run(
-        4, "whole", resume=True
-    )  # nothing to resume yet: starts from the beginning
+    # There is nothing to resume yet, so this run starts from the beginning.
+    uninterrupted, uninterrupted_curve = run(4, "whole", resume=True)
     run(2, "cut", resume=False)
-    # the machine failed while epoch 3 was being written: it has no checksum, so epoch 2 is resumed
+    # The machine failed while epoch 3 was written: it has no checksum, so epoch 2 is resumed.
     (tmp_path / "cut" / "epoch_3.pth").write_bytes(b"half a file")
     assert openmmlab.latest_sealed(tmp_path / "cut") == tmp_path / "cut" / "epoch_2.pth"
     resumed, resumed_curve = run(4, "cut", resume=True)
@@ -258,7 +257,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(toy: Any, tmp_path: Path) -> 
     assert resumed_curve.points == uninterrupted_curve.points
 
 
-def test_nan_loss_stops_with_iteration_and_terms(toy: Any, tmp_path: Path) -> None:
+def test_a_nan_loss_stops_training_with_an_error_that_names_iteration_and_loss_terms(
+    toy: Any, tmp_path: Path
+) -> None:
     runner = openmmlab.build_runner(toy(2, nan_at=11), work_dir=tmp_path, seed=0)
     with pytest.raises(KdepError, match=r"iteration 11 of 16: .*loss_size = nan.*finite: loss_fit"):
         runner.train()
@@ -349,7 +350,7 @@ def test_resume_files_are_unpickled_only_with_a_checksum_and_in_the_work_dir(
     load = CheckpointLoader.load_checkpoint
     assert "message_hub" in load(f"{loading.RESUME}{resume_file}")
     with pytest.raises(KdepError, match="plain weights"):
-        load(str(resume_file))  # the same file by any other way is read as tensors only
+        load(str(resume_file))  # without the prefix RESUME, only tensors are read
     elsewhere = tmp_path / "epoch_1.pth"
     elsewhere.write_bytes(resume_file.read_bytes())
     loading.seal(elsewhere)
@@ -381,7 +382,7 @@ class UsesGetattr:
 
 
 @pytest.mark.parametrize("kind", [MakesFolder, UsesGetattr])
-def test_no_code_of_a_file_with_a_checksum_is_run(
+def test_a_checkpoint_with_a_checksum_cannot_run_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type
 ) -> None:
     import torch

@@ -36,7 +36,7 @@ COMMANDS = (
     "kdep_bench/benchmark/data_hashing.py",
     "kdep_bench/benchmark/networks.py",
 )
-SHOWN = {"about", "statement", "title"}  # arguments of configs that tables and pages print
+SHOWN_KEYS = {"about", "statement", "title"}  # keys of configs that tables and pages print
 
 
 class Text(NamedTuple):
@@ -110,7 +110,7 @@ def without_terms(table: str) -> str:
 
 
 def string(node: ast.AST | None) -> str:
-    """A string expression with its values left out; '' for anything else."""
+    """The text of a string expression, with {} for every value; '' for other expressions."""
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) else ""
     if isinstance(node, ast.JoinedStr):
@@ -135,12 +135,12 @@ def texts_of_docs(root: Path) -> Iterator[Text]:
         tree, name = ast.parse(path.read_text()), str(path.relative_to(root))
         yield Text("docs", name, 1, without_code(ast.get_docstring(tree, clean=False) or ""))
         for node in ast.walk(tree):
-            if isinstance(node, ast.keyword) and node.arg in SHOWN:
+            if isinstance(node, ast.keyword) and node.arg in SHOWN_KEYS:
                 yield Text("docs", name, node.value.lineno, string(node.value))
 
 
 def texts_of_commands(root: Path) -> Iterator[Text]:
-    """What `--help` prints: the module's docstring or a description, epilogs and help texts."""
+    """The texts that `--help` prints: module docstrings, descriptions, epilogs, help texts."""
     for path in sorted(p for pattern in COMMANDS for p in root.glob(pattern)):
         tree, name = ast.parse(path.read_text()), str(path.relative_to(root))
         yield Text("docs", name, 1, without_code(ast.get_docstring(tree, clean=False) or ""))
@@ -219,7 +219,7 @@ def test_texts_and_names_use_standard_terms(area: str):
     assert not violations, "\n".join(["private words instead of standard terms:", *violations])
 
 
-def test_a_private_word_is_named_with_its_line_and_the_standard_term():
+def test_a_private_word_is_reported_with_its_line_and_the_standard_term():
     (rule,) = rules("cannot be told | not significant | 0 | - | - | 0\n")
     assert rule.limits == {"docs": 0, "names": 0}
     page = Text("docs", "A.md", 1, without_code("fine\n`cannot be told`\nit cannot be\ntold yet"))
@@ -234,7 +234,7 @@ def test_a_name_is_compared_as_a_whole():
 
 
 def test_errors_help_docstrings_and_headings_are_all_read():
-    """A part that is no longer found would pass without a look."""
+    """Otherwise an area whose texts are not found any more would pass unchecked."""
     per_area = {area: sum(t.area == area for t in texts()) for area in AREAS}
     assert per_area["docs"] > 300
     assert per_area["errors"] > 900
@@ -246,7 +246,7 @@ def test_errors_help_docstrings_and_headings_are_all_read():
     )
 
 
-# Not in docstrings and comments of kdep_bench -> the standard term. `Code` is not read.
+# Words that docstrings and comments of kdep_bench may not use -> the standard term.
 COMMENT_WORDS = {
     "arms?": "method; row",
     "rooms?": "package; kind of config; folder; free space",
@@ -285,12 +285,12 @@ def test_docstrings_and_comments_use_standard_terms():
     assert not violations, "\n".join(violations)
 
 
-# Paths of these classes are in configs, and so in the ids of finished stages. Score is a class of
-# the Python interface and of the search, which are used in different modules.
+# Classes that two modules define under one name. Paths of the first two are in configs, and so in
+# the ids of finished stages. Score is a class of the Python interface and one of the search.
 SAME_NAME = {"EfficientNetLite", "Linear", "Score"}
 
 
-def test_no_two_modules_define_a_public_class_of_one_name():
+def test_no_two_modules_define_a_public_class_with_the_same_name():
     """Two public classes of one name could be confused by a reader or in a text search."""
     modules: dict[str, list[str]] = {}
     for path in sorted((REPO / "kdep_bench").rglob("*.py")):

@@ -1,4 +1,4 @@
-"""Prefetching: the same results and errors in the same order, and a limit on items in work."""
+"""Prefetching by threads gives the results and errors of a loop, for few items at a time."""
 
 from __future__ import annotations
 

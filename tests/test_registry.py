@@ -1,4 +1,4 @@
-"""Failing imports: the error names the cause that a person has to remove."""
+"""Imports that fail: the error names the cause."""
 
 import pytest
 

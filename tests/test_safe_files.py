@@ -1,4 +1,4 @@
-"""Opening, reading and removing in a work dir: links are not followed, FIFOs are not waited for."""
+"""Files in a work dir are opened, read and removed without following links or waiting at FIFOs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def make_obstacle(folder: Path, kind: str, target: Path) -> Path:
 @pytest.mark.parametrize(
     "flags", [os.O_RDONLY, os.O_WRONLY | os.O_CREAT | os.O_APPEND, os.O_RDWR | os.O_CREAT]
 )
-def test_only_a_regular_file_is_opened_without_waiting_for_others(tmp_path, outside, kind, flags):
+def test_links_fifos_devices_and_folders_are_refused_without_waiting(
+    tmp_path, outside, kind, flags
+):
     path = make_obstacle(tmp_path / "work", kind, outside)
     with pytest.raises(KdepError, match="expected a regular file"):
         safe_files.open_regular(path, flags)

@@ -1,8 +1,9 @@
-"""Fuzz every file reader: any result other than success or a KdepError within seconds is a fault.
+"""Fuzz every file reader: reading a changed file must succeed or raise KdepError within seconds.
 
 python -m tests.fuzz --inputs 3000 --seconds 15   # what `make fuzz` runs
 python -m tests.fuzz --only record --seed 7       # one reader
-An input that causes another exception or a hang is kept in --keep, named after its reader and seed.
+An input that causes another exception or a hang is stored in the folder --keep; its name has the
+reader and the seed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from kdep_bench.errors import KdepError
 from tests.fuzz.targets import TARGETS, Target
 
-SLOW = 10.0  # limit per input, seconds of CPU time; decoding 89 megapixels three times takes 7
+SLOW = 10.0  # limit per input, seconds of CPU time; the largest image that is accepted takes 7
 MEMORY = 8 << 30  # address space of the process; more is a MemoryError
 
 
@@ -38,11 +39,11 @@ class Outcome:
 
 
 class Hang(BaseException):
-    """Raised by the timer when a reader takes too long."""
+    """Raised by a timer when a reader takes too long."""
 
 
 def stop_hanging_reader(*_: object) -> None:
-    """Handler of both timers."""
+    """Signal handler of the timers of CPU time and wall time."""
     raise Hang
 
 

@@ -28,7 +28,7 @@ ODD_BYTES = (
     b"[",
     b"\x1b[31m",
 )
-DEEP: Any = object()  # replaced by very deep nesting
+
 RAW = {  # placeholder -> text that json.dumps cannot write
     "@deep@": "[" * 3000 + "]" * 3000,
     "@big@": "1e308",
@@ -81,7 +81,7 @@ def bytes_(rng: random.Random, raw: bytes) -> bytes:
 
 
 def json_(rng: random.Random, raw: bytes) -> bytes:
-    """A node replaced, removed, doubled or moved; in one of ten inputs single bytes changed."""
+    """Replaces, removes, doubles or moves a node of a JSON; in 10 % of the calls, changes bytes."""
     if rng.random() < 0.1:
         return bytes_(rng, raw)
     value = json.loads(raw)
@@ -140,7 +140,7 @@ def has_key(container: Any, key: Any) -> bool:
 
 
 def lines(rng: random.Random, raw: bytes) -> bytes:
-    """A line, or a word of a line, removed, doubled, moved or replaced."""
+    """Removes, doubles, moves or replaces a line or a word of a line."""
     rows = raw.split(b"\n")
     odd = (b"-1", b"0", b"1", b"999999", b"1e9", b"x", b"", b"\xff\xfe", b"\0", b"..", b"\xc2\xb2")
     for _ in range(rng.choice((1, 1, 2))):
@@ -161,7 +161,7 @@ def lines(rng: random.Random, raw: bytes) -> bytes:
 
 
 def tar(rng: random.Random, raw: bytes) -> bytes:
-    """A field of a header, with its checksum corrected; or a block moved; or single bytes."""
+    """Changes a field of a header and corrects its checksum, copies a header, or changes bytes."""
     if rng.random() < 0.3:
         return bytes_(rng, raw)
     out = bytearray(raw)
@@ -171,7 +171,7 @@ def tar(rng: random.Random, raw: bytes) -> bytes:
         other = rng.randrange(0, len(out), 512)
         out[other:other] = out[at : at + 512]
         return bytes(out)
-    start, width = rng.choice(
+    start, width = rng.choice(  # name, mode, uid, gid, size, time, type, link name, prefix
         ((0, 100), (100, 8), (108, 8), (124, 12), (136, 12), (156, 1), (157, 100), (345, 155))
     )
     odd = (
@@ -217,7 +217,7 @@ def zip_(inner: Mutator, member: str) -> Mutator:
 
 
 def safetensors(rng: random.Random, raw: bytes) -> bytes:
-    """The JSON header with its length corrected, or single bytes."""
+    """Changes the JSON header and corrects its length, or changes single bytes."""
     if rng.random() < 0.3:
         return bytes_(rng, raw)
     length = struct.unpack("<Q", raw[:8])[0]
@@ -226,7 +226,7 @@ def safetensors(rng: random.Random, raw: bytes) -> bytes:
 
 
 def png(rng: random.Random, raw: bytes) -> bytes:
-    """A byte of a chunk with its checksum corrected, a chunk doubled or removed, or any bytes."""
+    """Changes a chunk and corrects its checksum, doubles or removes a chunk, or changes bytes."""
     if rng.random() < 0.4:
         return bytes_(rng, raw)
     chunks, at = [], 8

@@ -82,7 +82,7 @@ def image_file(suffix: str, mode: str = "RGB") -> Callable[[Path], tuple[Path, C
             Image.fromarray(pixels).convert(mode).save(path)
 
         def read() -> None:
-            with contextlib.suppress(KdepError):  # it accepts fewer kinds than `examine`
+            with contextlib.suppress(KdepError):  # check_image accepts fewer formats than `examine`
                 check_image(path, alpha=True)
             data = path.read_bytes()
             info = examine(data, path)

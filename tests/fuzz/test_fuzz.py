@@ -26,7 +26,7 @@ def test_a_fuzzed_file_raises_only_kdep_error(target):
     assert out.refused > 0
 
 
-# The faults that fuzzing has found, each with its input.
+# Faults that fuzzing found, each with the input that caused it.
 
 
 @pytest.mark.parametrize("value", [{}, [], [1], True, 1.0, "1", None, 10**18])

@@ -1,4 +1,4 @@
-"""A search whose scores have a closed form; run as a script, it is a process to be killed."""
+"""A search whose scores have a closed form; as a script, it is a slow process that a test kills."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def score_of(proposal: dict[str, Any]) -> float:
 
 
 def evaluate(proposal: dict[str, Any], epochs: float, size: Any) -> Score:
-    """The score after these epochs: it grows with them."""
+    """The score of the proposal after these epochs; more epochs give a higher score."""
     return Score(score_of(proposal) - 1 / epochs, {"transfer": f"t-{epochs:g}"})
 
 
@@ -72,10 +72,10 @@ def run_search(
     return run(searched, path, header(searched, direction), scores, lambda line: None)
 
 
-if __name__ == "__main__":  # argument: the log's path; slow, to be killed in between
+if __name__ == "__main__":  # argument: the log's path
 
     def slow(proposal: dict[str, Any], epochs: float, size: Any) -> Score:
-        """`evaluate`, slowly enough for the process to be killed in the middle."""
+        """`evaluate` after 0.05 s, so that the process can be killed during the search."""
         time.sleep(0.05)
         return evaluate(proposal, epochs, size)
 

@@ -1,4 +1,4 @@
-"""Search configs: what cannot give an honest score is refused before anything is trained."""
+"""Search configs: an invalid one, or one that uses the test split, is refused before training."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def load_changed(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Any:
         (dict(trial=3), "unknown key 'trial' in the search 'smoke_kdep'.*did you mean trials"),
     ],
 )
-def test_a_search_that_cannot_work_is_refused(
+def test_an_invalid_search_config_gives_an_error_that_names_its_key(
     monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(KdepError, match=message):
         load_changed(monkeypatch, **changes)
 
 
-def test_a_task_without_split_and_direction_is_scored_on_test_and_larger_is_better(
+def test_a_task_has_the_default_split_test_and_the_default_direction_max(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     task = load_config("task", "smoke_probe")
@@ -77,7 +77,7 @@ def test_data_without_a_validation_split_are_refused(monkeypatch: pytest.MonkeyP
         check_values(search)
 
 
-def test_a_value_that_the_method_refuses_is_named_before_training(
+def test_a_value_that_the_method_does_not_accept_is_refused_before_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     space = [*SMOKE["space"][:2], dict(key="method.transform.n", values=[1.0, -1.0])]
@@ -85,7 +85,7 @@ def test_a_value_that_the_method_refuses_is_named_before_training(
         check_values(load_changed(monkeypatch, space=space))
 
 
-def test_a_proposal_is_an_ordinary_suite_with_its_settings(
+def test_a_proposal_gives_a_suite_with_the_values_of_the_proposal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     search = load_changed(monkeypatch)

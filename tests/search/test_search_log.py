@@ -1,4 +1,4 @@
-"""Logs of searches: they alone give the best trial; damaged and foreign logs are refused."""
+"""The log of a search is enough to find the best trial; damaged or other logs are refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .closed_form import header, run_search, search
 
 
 def trial(number: int, score: float | None = None, **values: Any) -> Trial:
-    """A complete trial, but for these values."""
+    """A complete trial; `values` replace its defaults."""
     defaults: dict[str, Any] = dict(
         trial=number,
         state="complete",
@@ -30,7 +30,9 @@ def trial(number: int, score: float | None = None, **values: Any) -> Trial:
     return Trial(**(defaults | values))
 
 
-def test_equal_scores_go_to_fewer_flops_then_fewer_parameters_then_the_earlier_trial() -> None:
+def test_of_equal_scores_the_trial_with_fewer_flops_fewer_parameters_or_lower_number_is_best() -> (
+    None
+):
     trials = [
         trial(0, 0.5, flops=200, params=1),
         trial(1, 0.5, params=90),
@@ -59,7 +61,7 @@ def test_only_complete_trials_can_be_the_best() -> None:
         logs.summary([], {"direction": "max"})
 
 
-def test_the_log_alone_gives_the_best_of_the_live_search(tmp_path: Path) -> None:
+def test_the_log_gives_the_best_trial_of_the_live_search(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     live = run_search(search(), path)
     log = logs.read(path)
@@ -70,7 +72,7 @@ def test_the_log_alone_gives_the_best_of_the_live_search(tmp_path: Path) -> None
     assert logs.summary(log.trials, log.header.settings) == logs.summary(live, settings)
 
 
-def test_a_log_of_another_space_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
+def test_a_log_of_another_search_space_is_refused_and_not_changed(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     run_search(search(trials=2), path)
     before = path.read_bytes()
@@ -99,7 +101,7 @@ def test_a_log_of_another_space_is_refused_and_stays_as_it_is(tmp_path: Path) ->
         (lambda lines: ["notes", "of mine"], "line 1 of the log"),
     ],
 )
-def test_a_damaged_log_is_refused_and_stays_as_it_is(
+def test_a_damaged_log_is_refused_and_not_changed(
     tmp_path: Path, damage: Any, message: str
 ) -> None:
     path = tmp_path / "log.jsonl"
@@ -121,7 +123,7 @@ def test_a_nan_in_a_log_is_refused(tmp_path: Path) -> None:
         logs.read(path)
 
 
-def test_a_users_file_without_a_line_feed_is_not_overwritten(tmp_path: Path) -> None:
+def test_a_user_s_file_without_a_line_feed_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("my notes")
     with pytest.raises(KdepError, match="is not the log of a search"):
@@ -137,7 +139,7 @@ def test_a_log_that_was_interrupted_in_its_first_line_is_begun_again(tmp_path: P
     assert path.read_bytes() == complete_log.read_bytes()
 
 
-def test_two_processes_cannot_write_one_log(tmp_path: Path) -> None:
+def test_two_processes_cannot_write_the_same_log(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     with (
         logs.writing(path, header(search())),

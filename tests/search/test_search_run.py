@@ -1,4 +1,8 @@
-"""Searches with scores in closed form: proposals after SIGKILL, the best trial, halving."""
+"""Searches with scores in closed form: resuming after SIGKILL, the best trial, halving.
+
+Successive halving trains every proposal for a few epochs. Only the best third of the proposals at
+a rung (a number of epochs) is trained up to the next rung.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +48,7 @@ def test_a_killed_search_continues_with_the_proposals_of_an_uninterrupted_one(
         child.send_signal(signal.SIGKILL)
         child.wait()
         with open(path, "ab") as file:
-            file.write(b'{"trial": 99, "sta')  # what a kill in the middle of a line leaves
+            file.write(b'{"trial": 99, "sta')  # a line that a killed process did not finish
     lines: list[str] = []
     from kdep_bench.search.run import run
 
@@ -54,7 +58,7 @@ def test_a_killed_search_continues_with_the_proposals_of_an_uninterrupted_one(
     assert {trial.state for trial in expected} >= {"complete", "pruned", "over_limit"}
 
 
-def test_a_proposal_above_the_limits_is_never_trained_and_counts_as_no_evaluation(
+def test_a_proposal_above_the_limits_is_not_trained_and_not_counted_as_a_trial(
     tmp_path: Path,
 ) -> None:
     trained: list[Size] = []
@@ -81,8 +85,9 @@ def test_the_best_third_of_the_trials_at_a_rung_continues(tmp_path: Path, direct
     for trial in trials:
         for rung, score in enumerate(trial.scores[:2]):
             scores_at[rung].append(score)
-            better = sum(sign * earlier > sign * score for earlier in scores_at[rung])
-            assert (len(trial.scores) > rung + 1) == (better < max(1, len(scores_at[rung]) // 3))
+            n_better = sum(sign * earlier > sign * score for earlier in scores_at[rung])
+            is_promoted = n_better < max(1, len(scores_at[rung]) // 3)
+            assert (len(trial.scores) > rung + 1) == is_promoted
     assert {len(t.scores) for t in trials} == {1, 2, 3}
 
 
@@ -140,7 +145,7 @@ def test_a_pruned_trial_with_a_higher_score_is_not_the_best(tmp_path: Path) -> N
     assert max(t.score or -99 for t in trials if t.state == "pruned") > chosen.scores[-1]
 
 
-def test_successive_failures_stop_the_search_and_the_same_command_continues(
+def test_three_failed_trials_in_a_row_stop_the_search_and_the_same_command_continues_it(
     tmp_path: Path,
 ) -> None:
     def fails(proposal: dict[str, Any], epochs: float, size: Size) -> Score:
@@ -157,7 +162,7 @@ def test_successive_failures_stop_the_search_and_the_same_command_continues(
     assert sum(t.trained for t in trials) == 12
 
 
-def test_limits_that_almost_no_proposal_meets_end_the_search(
+def test_the_search_ends_with_an_error_if_almost_no_proposal_is_within_the_limits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kdep_bench.search.run.MAX_OVER_LIMIT", 20)

@@ -1,4 +1,4 @@
-"""Evaluation by stages: a failed stage is a failed trial, a wrong size stops the search."""
+"""A search evaluates proposals by running stages: a failed stage makes the trial fail."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from kdep_bench.suite import plan as planning
 
 @pytest.fixture
 def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stages:
-    """The evaluation of the smoke search, with pretended stages."""
-    pretended = partial(planning.build_plan, kinds=PRETEND)
-    monkeypatch.setattr("kdep_bench.suite.plan.build_plan", pretended)
+    """The evaluation of the smoke search, with fake stages that train nothing."""
+    plan_of_fakes = partial(planning.build_plan, kinds=PRETEND)
+    monkeypatch.setattr("kdep_bench.suite.plan.build_plan", plan_of_fakes)
     search = load_search("smoke_kdep")
     return Stages(search, header_of(search, tmp_path).settings["data"], tmp_path, FAST)
 
 
-def test_scores_are_those_of_the_stages_and_wrong_sizes_are_errors(
+def test_scores_come_from_the_stages_and_a_wrong_size_or_changed_data_raise_kdep_error(
     stages: Stages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proposal = stages.search.first_proposal
-    exported = Size(7, 9)  # what the pretended export counts
+    exported = Size(7, 9)  # the parameters and FLOPs that the fake export reports
     (stages.work / "break-transfers").touch()
     with pytest.raises(TrialFailed, match=r"transfer-smoke_probe_val.*a broken transfer"):
         stages(proposal, 1.0, exported)

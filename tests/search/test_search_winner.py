@@ -34,8 +34,8 @@ def test_a_suite_with_the_written_student_reuses_the_stages_of_the_search(
 ) -> None:
     search = load_search("smoke_kdep")
     trial = best_trial(search.first_proposal | {"method.transform.n": 3.0})
-    path, new = winner.write(search, trial, tmp_path / "students", "top1")
-    assert new
+    path, is_new = winner.write(search, trial, tmp_path / "students", "top1")
+    assert is_new
     text = path.read_text()
     assert "AutoKD (arXiv 2111.03555), a re-implementation" in text
     assert "top1 0.375 on the validation split" in text
