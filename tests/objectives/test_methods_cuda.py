@@ -1,7 +1,7 @@
-"""Every method of configs/methods on a fake GPU: a step uses tensors of one device only.
+"""Every method of configs/methods on a fake GPU: all tensors of a step are on the GPU.
 
-Reading a value, for which the CPU would wait, is an error too. Covers the forward pass and the
-method's `after_step`; autograd needs a real GPU.
+The fake GPU also raises an error where the CPU would have to wait for a value. The tests cover the
+forward pass and `after_step`, not the backward pass, which needs a real GPU.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def test_a_step_stays_on_the_gpu(name: str, tmp_path: Path, monkeypatch: pytest.
     model = run.model.train()
     live = [side.live for side in model.teacher_readers.values() if side.live is not None]
     data = run.batch(tiny.batch(BATCH, 0))
-    # Their step is a backward pass.
+    # A player is a module with a separate optimiser, whose step contains a backward pass.
     monkeypatch.setattr(Players, "minimise", lambda _self, _name, loss: player_losses.append(loss))
     with fake_cuda(model, *live) as fake:
         data = fake(data)

@@ -44,13 +44,12 @@ def test_an_objective_requires_every_argument_missing_from_its_config(kind: type
     parameters = inspect.signature(kind.__init__).parameters.values()
     named = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
     required = {p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
-    assert required - kind.requires <= {
-        *("self", "levels", "parts", "teachers", "top_classes", "teacher_layer")
-    }
+    from_config = {"self", "levels", "parts", "teachers", "top_classes", "teacher_layer"}
+    assert required - kind.requires <= from_config
     assert ("teachers" in required) == kind.every_teacher
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         assert kind.requires - (TEACHER_ARGUMENTS if kind.every_teacher else set()) <= named
     assert kind.needs <= NEEDS
-    # a check that the labels are the teacher's classes needs both numbers
+    # The check that labels and teacher have the same classes needs both numbers.
     if "classes" in kind.needs:
         assert {"classes", "teacher_classes"} <= kind.requires

@@ -1,4 +1,4 @@
-"""Every method of configs/methods trains on tiny images; the tests fail for a stub.
+"""Every method of configs/methods trains on tiny images; an objective that does nothing fails.
 
 A new method is tested here as soon as its config exists. If it requires a new argument, add it to
 `build_arguments`; if the tests cannot guess another value of an argument, add one to OTHERS.
@@ -73,18 +73,18 @@ OTHERS_OF: dict[str, Any] = {
     "pacing of CurriculumExperts": 1.0,
     "optimizer of Hssakd": {"type": "SGD", "lr": 0.5},
 }
-# Arguments that do not change the loss in these tests -> the reason.
+# Argument -> why it does not change the loss in these tests.
 WITHOUT_EFFECT = {
     "entropy_floor": "threshold of a warning",
     "tau of InstanceGraph": "has a separate test",
     "memory of CurriculumExperts": "has a separate test: two steps do not fill it",
-    # Amal's weights change in every tenth step after a warm-up; they have separate tests.
+    # Amal's weights change only in every tenth step after a warm-up; these have separate tests.
     **{f"{name} of Amal": "" for name in ("every", "warmup", "repeats", "virtual_lr", "optimizer")},
     "shares of MapRegression": "has a separate test: the tiny networks have one level",
     "sign of MapRegression": "has a separate test: the tiny teacher's map is too narrow",
 }
-# (method, argument): `unit` divides by the target's root mean square, which is 1 here; of the tiny
-# network's levels only the last one has an activation that can be tapped.
+# (method, argument) without effect. `unit` divides by the target's root mean square, which is 1
+# here. `tap`: only the last map of the tiny network can be read before its activation.
 WITHOUT_EFFECT_IN = {("phis", "unit"), ("whiten", "unit"), ("kdep_maps_4", "tap")}
 
 
@@ -106,7 +106,7 @@ def fitted(width: int) -> tuple[Moments, Tensor]:
 def build_arguments(
     target: dict[str, Any] | None, width: int, logits: int = tiny.LOGITS
 ) -> dict[str, Any]:
-    """Every argument that the pre-training stage would pass to an objective."""
+    """Every argument that the pre-training stage could pass to an objective, by name."""
     feature = fitted(width)[1]
     mean_square = None if target is None else float(build_target(**target)(feature).square().mean())
     teacher_output = teacher(width)(tiny.batch(2, 0)["images"])
@@ -133,7 +133,7 @@ def build_arguments(
 
 
 def distances(width: int) -> dict[str, dict[str, float]]:
-    """1 - CKA of the averaged maps of two layers, as `features.layers.layer_distances` returns."""
+    """1 - CKA of averaged maps for every pair of layers, like `features.layers.layer_distances`."""
     former_generator, tiny.TinyTeacher.shuffled = tiny.TinyTeacher.shuffled, None
     teacher_output = teacher(width)(tiny.batch(64, 0)["images"])
     tiny.TinyTeacher.shuffled = former_generator  # the generator's state has not changed
@@ -179,12 +179,12 @@ class TinyRun:
         augment = copy.deepcopy(method["augment"]) if kind.reads_extra else None
         if augment and "patch" in augment:  # tiny images need small patches, few steps a low ratio
             augment |= {"patch": 8, "ratio": 0.5}
-        side_options = {}
+        reader_options = {}
         if "top_classes" in config:  # the tiny teacher has only few classes
             config["top_classes"] = 3 if objective is None else min(config["top_classes"], 4)
-            side_options = {"top": config["top_classes"]}
+            reader_options = {"top": config["top_classes"]}
         if "teacher_layer" in config:
-            side_options = {"layer": config["teacher_layer"]}
+            reader_options = {"layer": config["teacher_layer"]}
         self.requirements: Demands = demands(config)
         # A method that looks up labels among the teacher's classes needs as many of them.
         self.n_logits = tiny.CLASSES if "classes" in self.requirements.needs else tiny.LOGITS
@@ -210,7 +210,7 @@ class TinyRun:
             maps=self.requirements.pyramid,
             augment=augment,
             levels_before=sorted(self.requirements.levels_before),
-            teacher=self.teacher_reader_arguments(side_options),
+            teacher=self.teacher_reader_arguments(reader_options),
             roles=self.roles,
         )
         self.optimizer = torch.optim.Adam(self.model.parameters(), 4e-3)
@@ -269,9 +269,9 @@ class TinyRun:
 
     @torch.no_grad()
     def agreement(self) -> float:
-        """Linear CKA, on held-out images, of the student's features and what it learns.
+        """Linear CKA, on held-out images, of the student's features and its learning target.
 
-        That is the target, the teacher's feature, map or logits, or the labels.
+        The learning target is KDEP's target, the teacher's feature, map or logits, or the labels.
         """
         data = tiny.batch(400, 5000)
         self.model.eval()
@@ -281,7 +281,7 @@ class TinyRun:
         if not self.has_teacher:
             return cka(outputs["pooled"], torch.nn.functional.one_hot(data["labels"]).float())
         teacher_output = self.model.first_teacher_reader.live(data["images"])  # type: ignore[misc]
-        if isinstance(self.model.objective, AttentionFeatures):  # compares where a map is large
+        if isinstance(self.model.objective, AttentionFeatures):  # learns only spatial patterns
             patterns = [
                 spatial_pattern(levels["s16"], (2, 2)) for levels in (outputs, teacher_output.maps)
             ]
@@ -328,8 +328,8 @@ def shuffled_teacher() -> Iterator[torch.Generator]:
 def train_with_teacher(name: str, folder: Path) -> tuple[tuple[float, float], tuple[float, float]]:
     """(held-out loss, agreement) before and after normal training of a method.
 
-    Both losses are those with the players as they are after training: where these are what the
-    student learns from, its loss may grow while they learn.
+    Players are modules with a separate optimiser. Both losses use the players after training: the
+    student may learn from the players, and then its loss may rise while the players improve.
     """
     run = TinyRun(name, folder)
     loss, agreement = run.held_out_loss(), run.agreement()
@@ -366,6 +366,7 @@ def test_the_loss_falls_and_agreement_rises(name: str, folder: Path):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_shuffled_targets_give_no_gain(name: str, folder: Path, shuffled_teacher: torch.Generator):
+    # The reference run is without shuffling.
     tiny.TinyTeacher.shuffled, generator = None, tiny.TinyTeacher.shuffled
     (_, before), (_, after) = train_with_teacher(name, subfolder(folder, name))
     tiny.TinyTeacher.shuffled = generator
@@ -441,7 +442,8 @@ def test_gradients_reach_only_the_student_and_the_export_is_a_plain_backbone(
     first_gradient = run.model.backbone.get_parameter("convs.0.weight").grad
     assert first_gradient is not None
     assert bool(first_gradient.any())
-    if not ("maps" in run.requirements.needs and "pooled" not in run.requirements.needs):
+    reads_only_maps = "maps" in run.requirements.needs and "pooled" not in run.requirements.needs
+    if not reads_only_maps:  # an objective on early maps does not train the last layer
         last_gradient = run.model.backbone.get_parameter("convs.3.weight").grad
         assert last_gradient is not None
         assert bool(last_gradient.any())
@@ -455,7 +457,7 @@ def test_gradients_reach_only_the_student_and_the_export_is_a_plain_backbone(
     assert set(dropped) <= {"objective", "target"}
 
 
-def test_tau_of_the_instance_graph_changes_the_loss_of_its_attention_form(folder: Path):
+def test_tau_changes_the_loss_of_an_instance_graph_with_attention(folder: Path):
     """`tau` has an effect only with form="attention"."""
     config = resolve("method", "instance_graph")["objective"]
     first, second = (
@@ -466,7 +468,7 @@ def test_tau_of_the_instance_graph_changes_the_loss_of_its_attention_form(folder
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_the_cost_column_counts_forward_passes_of_all_other_networks(name: str, folder: Path):
+def test_the_declared_extra_forward_passes_equal_those_that_are_run(name: str, folder: Path):
     run = TinyRun(name, subfolder(folder, name))
     samples: list[int] = []
     for module in run.model.objective.modules():

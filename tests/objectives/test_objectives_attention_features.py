@@ -1,4 +1,4 @@
-"""Attention over pairs of maps (AFD) and its form that discards teacher maps (RTK)."""
+"""AFD, which weighs pairs of maps by attention, and RTK, which also discards teacher maps."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def normalised(layer: Any, x_ND: np.ndarray) -> np.ndarray:
 
 
 def pattern_of(map_CHW: np.ndarray, side: int) -> np.ndarray:
-    """Averaged or repeated to `side` positions, at length 1; float64."""
+    """Mean square over channels, resized to `side` x `side` positions, of length 1; float64."""
     energy = (map_CHW**2).mean(0)
     if side >= len(energy):
         scale = side // len(energy)
@@ -70,7 +70,14 @@ def pattern_of(map_CHW: np.ndarray, side: int) -> np.ndarray:
 
 
 def reference(objective: Any, ctx: Context, over_teacher: bool, count: int) -> np.ndarray:
-    """[B] loss in float64, written from the formula with loops over samples and maps."""
+    """Loss [B] in float64, written from the formula with loops over samples and maps.
+
+    Args:
+        objective: gives the weights of the layers.
+        ctx: the batch.
+        over_teacher: whether attention sums to 1 over the teacher's maps (RTK) or the student's.
+        count: number of teacher maps that are kept.
+    """
     student = {k: v.double().numpy() for k, v in ctx.maps.items()}
     assert ctx.teacher is not None
     teacher = {k: v.double().numpy() for k, v in ctx.teacher.maps.items()}
@@ -115,12 +122,12 @@ def test_rtk_equals_a_float64_reference(keep: float):
     torch.testing.assert_close(objective.attention(ctx).sum(2), torch.ones(B, 2))
 
 
-def test_one_pair_of_maps_has_all_the_attention():
+def test_a_single_pair_of_maps_has_the_attention_1():
     objective, ctx = build(levels={"s8": "a"}), context()
     assert bool((objective.attention(ctx) == 1).all())
     assert ctx.teacher is not None
     patterns = [spatial_pattern(m, (8, 8)) for m in (ctx.maps["s8"], ctx.teacher.maps["a"])]
-    expected = 200 * (patterns[0] - patterns[1]).square().mean(1)
+    expected = 200 * (patterns[0] - patterns[1]).square().mean(1)  # 200: the default weight
     torch.testing.assert_close(objective.terms(ctx)["patterns"], expected)
 
 
@@ -142,7 +149,7 @@ def test_only_the_strongest_weights_are_kept_and_receive_gradients():
     assert abs(float(scores.grad[0, 0, 0])) > 0.1
 
 
-def test_a_teacher_map_of_noise_is_left_out():
+def test_rtk_discards_a_teacher_map_of_noise():
     """Map a is the student's own pattern; b changes at random in every step."""
     objective = build(StrongestTeacherMaps, levels={"s8": "a", "s16": "b"}, keep=1.0)
     optimizer = torch.optim.Adam(objective.parameters(), 0.02)

@@ -1,4 +1,7 @@
-"""BD-KD: its formula in float64, its special cases, and the networks that the plan refuses."""
+"""BD-KD: its formula in float64, its special cases, and the settings that the plan refuses.
+
+The peer is a second network that is trained at the same time and teaches the student.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,8 @@ from tests.suite.test_suite_methods import plan
 B, C = 7, 4
 
 
-class Given(nn.Module):
-    """A peer network whose feature is a parameter, whatever the images."""
+class FixedFeature(nn.Module):
+    """A peer network that ignores the images and returns a parameter as its feature."""
 
     def __init__(self, feature_BD: Tensor) -> None:
         super().__init__()
@@ -33,12 +36,12 @@ class Given(nn.Module):
 
 
 def built(**arguments: Any) -> tuple[BalancedDivergences, Context]:
-    """The objective in float64 on random features of both networks, 3 and 5 wide."""
+    """The objective in float64 and a batch; features have 3 (student) and 5 (peer) channels."""
     torch.manual_seed(0)
     objective = BalancedDivergences(3, C, peer={"width": 5}, **arguments).double()
     # The teacher's logits are small (low confidence) and large (high confidence) in turn.
     scale = torch.tensor([0.2, 4.0]).repeat(B)[:B, None]
-    peer = Given(scale * torch.randn(B, 5, dtype=torch.float64))
+    peer = FixedFeature(scale * torch.randn(B, 5, dtype=torch.float64))
     objective.attach(nn.Identity(), lambda config: peer)
     after = 2 * torch.randn(B, 3, dtype=torch.float64)
     after.requires_grad_()
@@ -47,7 +50,7 @@ def built(**arguments: Any) -> tuple[BalancedDivergences, Context]:
 
 
 def logits(objective: BalancedDivergences, ctx: Context) -> tuple[np.ndarray, np.ndarray]:
-    """Logits of student and teacher, [B, C] float64."""
+    """Logits of student and peer, [B, C] float64."""
     peer = objective.peer.get_parameter("feature")
     return tuple(z.detach().numpy() for z in (objective.head(ctx.after), objective.peer_head(peer)))  # type: ignore[return-value]
 
@@ -74,12 +77,12 @@ def test_every_term_equals_the_formula_in_float64():
     p_s, p_t = softmax(s, tau), softmax(t, tau)
     student_is_confident = -(p_t * np.log(p_t)).sum(1) > -(p_s * np.log(p_s)).sum(1)
     assert 0 < student_is_confident.sum() < B  # both cases occur
-    of_label = np.arange(B), np.arange(B) % C
+    at_label = np.arange(B), np.arange(B) % C
     expected = {
-        "cross_entropy": -np.log(softmax(s)[of_label]),
+        "cross_entropy": -np.log(softmax(s)[at_label]),
         "forward": a * np.where(student_is_confident, delta, 1) * tau**2 * kl(p_t, p_s),
         "reverse": b * np.where(student_is_confident, 1, delta) * tau**2 * kl(p_s, p_t),
-        "peer_cross_entropy": -np.log(softmax(t)[of_label]),
+        "peer_cross_entropy": -np.log(softmax(t)[at_label]),
         "peer_kl": c * tau**2 * kl(p_s, p_t),
     }
     computed = as_arrays(objective.terms(ctx))
@@ -143,7 +146,7 @@ def test_a_peer_with_another_input_size_is_refused_and_the_stated_fix_works():
 
 
 @pytest.mark.parametrize(
-    ("objective", "says"),
+    ("objective", "message"),
     [
         (dict(peer=dict(_delete_=True, name="x", input_px=64)), "`peer`.* lacks the key"),
         (dict(peer="resnet18_w48"), "peer"),
@@ -153,8 +156,8 @@ def test_a_peer_with_another_input_size_is_refused_and_the_stated_fix_works():
         (dict(reverse_weight=-0.5), "reverse_weight = -0.5"),
     ],
 )
-def test_the_plan_refuses_invalid_arguments(objective: dict[str, Any], says: str):
-    with pytest.raises(KdepError, match=says):
+def test_the_plan_refuses_invalid_arguments(objective: dict[str, Any], message: str):
+    with pytest.raises(KdepError, match=message):
         plan(dict(base="bd_kd", objective=objective))
 
 

@@ -1,4 +1,8 @@
-"""CES-KD: its formula in float64, strata, pacing, and the teachers that the plan refuses."""
+"""CES-KD: the loss against its formula in float64, and what the plan refuses.
+
+Samples are divided by difficulty into as many strata as there are teachers; each stratum learns
+from one teacher. The pacing decides how many strata are trained on, easy ones first.
+"""
 
 from __future__ import annotations
 
@@ -88,12 +92,12 @@ def test_the_loss_with_labels_equals_the_formula_in_float64():
     objective = CurriculumExpertsWithLabels(
         3, classes_of(*"abc"), C, alpha=0.7, epochs=1.0
     ).double()
-    ctx, of_label = context(20), (np.arange(B), np.arange(B) % C)
-    difficulty = -log_softmax(as_array(ctx.teachers["c"].logits))[of_label]
+    ctx, at_label = context(20), (np.arange(B), np.arange(B) % C)
+    difficulty = -log_softmax(as_array(ctx.teachers["c"].logits))[at_label]
     kl, scale, log_s = reference(objective, ctx, difficulty, 4.0, 2)
     terms = objective.terms(ctx)
     np.testing.assert_allclose(as_array(terms["kl"]), 0.7 * kl, rtol=1e-9)
-    hard = 0.3 * scale * -log_s[of_label]
+    hard = 0.3 * scale * -log_s[at_label]
     np.testing.assert_allclose(as_array(terms["cross_entropy"]), hard, rtol=1e-9)
 
 
@@ -118,9 +122,9 @@ def test_each_sample_has_one_teacher_and_harder_samples_have_a_later_teacher():
         teacher.logits.requires_grad_()
     difficulty = objective.difficulty(ctx).detach()
     objective.terms(ctx)["kl"].sum().backward()
-    touched = torch.stack([t.logits.grad.abs().sum(1) > 0 for t in ctx.teachers.values()])  # type: ignore[union-attr]
-    assert touched.sum(0).tolist() == [1] * B
-    chosen = touched.int().argmax(0)[difficulty.argsort()]
+    is_used = torch.stack([t.logits.grad.abs().sum(1) > 0 for t in ctx.teachers.values()])  # type: ignore[union-attr]
+    assert is_used.sum(0).tolist() == [1] * B
+    chosen = is_used.int().argmax(0)[difficulty.argsort()]
     assert chosen.tolist() == [0] * 4 + [1] * 4 + [2] * 4
 
 
@@ -146,7 +150,8 @@ def test_a_batch_without_easy_samples_has_the_loss_0_and_no_nan():
 def test_strata_are_computed_from_recent_values_not_only_from_the_batch():
     strata = RecentQuantiles(2, memory=8)
     assert strata(torch.arange(8.0)).tolist() == [0] * 4 + [1] * 4
-    assert strata(torch.tensor([7.0, 6.0])).tolist() == [1, 1]  # both hard, in their own batch too
+    # Quantiles of this batch alone would put 6 into the easier stratum.
+    assert strata(torch.tensor([7.0, 6.0])).tolist() == [1, 1]
     strata.eval()
     before = strata.recent.clone()
     strata(torch.full((8,), 100.0))
@@ -192,7 +197,7 @@ LITE2: Mapping[str, str] = dict(small="suite", large="efficientnet_lite2")
 
 
 @pytest.mark.parametrize(
-    ("method", "says"),
+    ("method", "message"),
     [
         (dict(teachers=dict(_delete_=True, large="suite")), "reads several teachers"),
         (dict(teachers=dict(_delete_=True, a="suite", b="efficientnet_lite0")), "the same network"),
@@ -203,8 +208,8 @@ LITE2: Mapping[str, str] = dict(small="suite", large="efficientnet_lite2")
         (dict(objective=dict(tau=0.0)), "tau = 0"),
     ],
 )
-def test_the_plan_refuses_invalid_methods(method: dict[str, Any], says: str):
-    with pytest.raises(KdepError, match=says):
+def test_the_plan_refuses_invalid_methods(method: dict[str, Any], message: str):
+    with pytest.raises(KdepError, match=message):
         plan(dict(base="ces_kd", name="changed", **method))
 
 

@@ -1,4 +1,7 @@
-"""DMAE: student and teacher share the visible patches, the teacher stops at a layer, two limits."""
+"""DMAE: student and teacher see the same patches, and the teacher runs only up to one layer.
+
+Without masking it is plain distillation; with alpha 0 it is MAE.
+"""
 
 from __future__ import annotations
 
@@ -64,6 +67,7 @@ def model(
 ) -> Distiller:
     """A student with DMAE's objective and a live teacher, as the pre-training stage builds them."""
     network = VIT if teacher is None else teacher
+    # The teacher's layer and its channels.
     layer, width = ("s16", 112) if network is LITE else (f"blocks.{BLOCK}", WIDTH)
     config = dict(
         type=DMAE,
@@ -153,7 +157,7 @@ def test_hidden_patches_do_not_change_a_convolutional_teacher_s_features():
     x = images(2)
     hidden = torch.ones(2, 4, 4, dtype=torch.bool)
     hidden[:, 1, 2] = False
-    visible = torch.full((2, 1), 6)
+    visible = torch.full((2, 1), 6)  # patch 6 of 16 is in row 1 and column 2
     changed = x.clone()
     hidden_pixels = hidden.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, None].expand_as(x)
     changed[hidden_pixels] = 255 - changed[hidden_pixels]
@@ -162,7 +166,6 @@ def test_hidden_patches_do_not_change_a_convolutional_teacher_s_features():
     torch.testing.assert_close(*features, rtol=0, atol=0)
     unmasked = live_teacher(m).up_to(x, "s16", visible, torch.zeros_like(hidden))
     assert not torch.allclose(features[0], unmasked)
-    # position of the patch in row 1 and column 2 on the map
     torch.testing.assert_close(unmasked[:, 0], live_teacher(m)(x).maps["s16"][:, :, 1, 2])
 
 
@@ -231,7 +234,7 @@ def test_the_token_distance_equals_the_formula_in_float64(
     )
 
 
-def test_gradients_reach_the_complete_student_only_and_the_export_is_a_plain_backbone():
+def test_gradients_reach_only_student_and_objective_and_the_export_is_a_plain_backbone():
     m = model()
     before = live_teacher(m).checksum()
     torch.stack(list(losses(m).values())).sum().backward()
@@ -259,15 +262,15 @@ def test_every_argument_changes_the_loss():
         )
         config |= {name: value}
         torch.manual_seed(0)
-        side = dict(live=VIT, layer=config["teacher_layer"])
-        m = Distiller(STUDENT, config, teacher=side, augment=mask())
+        reader = dict(live=VIT, layer=config["teacher_layer"])
+        m = Distiller(STUDENT, config, teacher=reader, augment=mask())
         changed = losses(m)
         assert any(not torch.equal(changed[k], v) for k, v in default.items()), name
 
 
-def test_the_distance_falls_more_with_the_teacher_of_the_same_image():
-    after = []
-    for shift in (0, 1):
+def test_the_distance_falls_more_if_the_teacher_gets_the_same_image_as_the_student():
+    losses_after = []
+    for shift in (0, 1):  # with shift 1 the teacher gets another image
         m = model(ratio=0.5).train()
         optimizer = torch.optim.Adam(m.parameters(), 2e-3)
         for step in range(30):
@@ -277,10 +280,10 @@ def test_the_distance_falls_more_with_the_teacher_of_the_same_image():
             terms["loss_layer"].backward()
             optimizer.step()
         with torch.no_grad():
-            after.append(float(losses(m.eval(), images(16, 7))["loss_layer"]))
+            losses_after.append(float(losses(m.eval(), images(16, 7))["loss_layer"]))
     before = float(losses(model(ratio=0.5).eval(), images(16, 7))["loss_layer"].detach())
-    assert after[0] < 0.7 * before
-    assert after[0] < 0.97 * after[1]
+    assert losses_after[0] < 0.7 * before
+    assert losses_after[0] < 0.97 * losses_after[1]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""DPK: the part of the teacher's map that completes the student's follows their CKA."""
+"""DPK: positions of the student's map are replaced by the teacher's.
+
+The fraction of replaced positions is 1 - CKA of the two maps.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ def context(student: Tensor, teacher: Tensor, step: int = 0) -> Context:
     return Context(before=pooled, after=pooled, teacher=teacher_output, maps=maps, step=step)
 
 
-def test_cka_of_a_batch_is_that_of_layer_distances():
+def test_the_cka_of_a_batch_equals_the_numpy_implementation():
     x, y = rand(B, 5), rand(B, 3, seed=1)
     expected = linear_cka(x.double().numpy(), y.double().numpy())
     np.testing.assert_allclose(batch_cka(x, y), expected, rtol=1e-4)
@@ -40,7 +43,7 @@ def test_cka_of_a_batch_is_that_of_layer_distances():
     assert float(batch_cka(x, torch.ones(B, 3))) == 0
 
 
-def test_equal_maps_take_nothing_from_the_teacher_and_the_loss_is_the_decoder_s():
+def test_with_equal_maps_no_position_is_replaced_and_the_loss_is_the_decoder_s_error():
     teacher = rand(B, 3, 4, 4)
     objective = build()
     ctx = context(teacher.clone(), teacher)
@@ -48,10 +51,11 @@ def test_equal_maps_take_nothing_from_the_teacher_and_the_loss_is_the_decoder_s(
     projected = objective.projectors["s8"](teacher)
     error = (objective.decoders["s8"](projected) - teacher).square().mean((1, 2, 3))
     loss = objective.terms(ctx)["s8"]
+    # 20 / (mean square of the target) is the automatic loss weight.
     torch.testing.assert_close(loss, 20 / teacher.square().mean() * error)
 
 
-def test_a_student_without_any_similarity_gets_the_teacher_s_map_and_no_gradient():
+def test_with_a_cka_of_0_the_whole_map_is_replaced_and_the_student_gets_no_gradient():
     teacher, student = rand(B, 3, 4, 4), torch.ones(B, 3, 4, 4, requires_grad=True)
     objective = build()
     ctx = context(student, teacher)

@@ -84,7 +84,7 @@ def projectors(ds: int, dt: int) -> list[Objective]:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 9), st.integers(2, 9), st.integers(0, 2))
-def test_terms_are_per_sample_and_gradient_reaches_the_student_and_not_the_teacher(
+def test_terms_are_per_sample_and_only_student_and_projector_get_gradients(
     ds: int, dt: int, kind: int
 ):
     objective = projectors(ds, dt)[kind]

@@ -78,9 +78,9 @@ def test_every_term_equals_the_formula_in_float64():
     main = kl(teacher.main(ctx.teacher.pooled), student, tau)
     np.testing.assert_allclose(terms["main"], 0.7 * main, rtol=1e-9)
     for level in ("s4", "s8"):
-        of_teacher = teacher.joint[level](ctx.teacher.maps[level])
-        assert of_teacher.shape == (4 * IMAGES, 4 * CLASSES)
-        expected = 0.9 * kl(of_teacher, objective.joint[level](ctx.maps[level]), tau)
+        teacher_logits = teacher.joint[level](ctx.teacher.maps[level])
+        assert teacher_logits.shape == (4 * IMAGES, 4 * CLASSES)
+        expected = 0.9 * kl(teacher_logits, objective.joint[level](ctx.maps[level]), tau)
         np.testing.assert_allclose(terms[f"joint_{level}"], expected, rtol=1e-9, err_msg=level)
     assert set(terms) == {"cross_entropy", "main", "joint_s4", "joint_s8"}
 
@@ -90,8 +90,8 @@ def test_the_four_joint_labels_of_a_class_are_consecutive():
     joint = F.one_hot(joint_labels(labels, rotation), 4 * CLASSES)
     assert joint.shape[1] == 4 * CLASSES
     assert len(joint.unique(dim=0)) == 4 * CLASSES  # every pair has a different joint label
-    of_class = joint.unflatten(1, (CLASSES, 4)).sum(2)
-    assert torch.equal(of_class, F.one_hot(labels, CLASSES))
+    summed = joint.unflatten(1, (CLASSES, 4)).sum(2)
+    assert torch.equal(summed, F.one_hot(labels, CLASSES))
 
 
 def test_rotations_are_quarter_turns_and_the_first_is_the_unchanged_image():
@@ -120,7 +120,7 @@ def test_a_branch_halves_the_map_once_per_later_level():
     assert branch([3], 4)(torch.zeros(2, 3, 8, 8)).shape == (2, 4)
 
 
-def test_the_teacher_s_classifiers_learn_from_labels_and_never_from_the_student():
+def test_the_teacher_s_classifiers_are_trained_with_labels_only():
     objective, ctx = built(optimizer={"type": "SGD", "lr": 0.5})
     players = Players(objective.players())
     objective.train()
@@ -131,7 +131,7 @@ def test_the_teacher_s_classifiers_learn_from_labels_and_never_from_the_student(
         assert ctx.labels is not None
         main, joint = objective.teacher(ctx.teacher)
         unrotated = F.cross_entropy(main[0::4], ctx.labels[0::4])
-        labels = torch.tensor([8, 9, 10, 11, 0, 1, 2, 3])
+        labels = torch.tensor([8, 9, 10, 11, 0, 1, 2, 3])  # 4 * class + rotation
         return float(unrotated + sum(F.cross_entropy(z, labels) for z in joint.values()))
 
     before = teacher_loss()
@@ -146,7 +146,7 @@ def test_the_teacher_s_classifiers_learn_from_labels_and_never_from_the_student(
     assert all(p.grad is not None for p in objective.joint.parameters())
 
 
-def test_targets_are_those_of_evaluation_mode_and_change_no_statistics():
+def test_targets_are_computed_in_eval_mode_and_change_no_batch_norm_statistics():
     objective, ctx = built()
     objective.train()
     before = {k: v.clone() for k, v in objective.teacher.state_dict().items()}
@@ -158,7 +158,7 @@ def test_targets_are_those_of_evaluation_mode_and_change_no_statistics():
     torch.testing.assert_close(targets, objective.teacher.eval()(ctx.teacher))
 
 
-def test_passes_over_four_rotations_are_counted_as_they_are_run(tmp_path: Any):
+def test_the_recorded_number_of_extra_passes_equals_the_passes_that_are_run(tmp_path: Any):
     run = TinyRun("hssakd", tmp_path)
     passes: dict[str, int] = {"student": 0, "teacher": 0}
     live = run.model.first_teacher_reader.live
@@ -175,6 +175,7 @@ def test_passes_over_four_rotations_are_counted_as_they_are_run(tmp_path: Any):
     run.terms(tiny.batch(BATCH, 0))
     required = demands(resolve("method", "hssakd")["objective"])
     cost = extra_cost({}, required, TeacherSource(model={"live": {}}), BATCH, Rotations.copies)
+    # 3 passes of the student beyond the first, and 4 of the teacher.
     assert cost["extra_forwards"] == passes["student"] - BATCH + passes["teacher"] == 7 * BATCH
     assert extra_cost({}, required, TeacherSource(), BATCH)["extra_forwards"] == 0
 
@@ -209,7 +210,7 @@ ROTATIONS = dict(type="kdep_bench.augments.rotations.Rotations")
 
 
 @pytest.mark.parametrize(
-    ("method", "says"),
+    ("method", "message"),
     [
         (dict(base="hssakd", teacher_source="cached"), "from a cache.*Rotations"),
         (dict(base="hssakd", augment=None), "reads rotation, which its `augment` does not add"),
@@ -220,8 +221,8 @@ ROTATIONS = dict(type="kdep_bench.augments.rotations.Rotations")
         (dict(base="hssakd", objective=dict(optimizer=dict(type="SGD", lr=0.1, lrr=1))), "lrr"),
     ],
 )
-def test_the_plan_refuses_invalid_methods(method: dict[str, Any], says: str):
-    with pytest.raises(KdepError, match=says):
+def test_the_plan_refuses_invalid_methods(method: dict[str, Any], message: str):
+    with pytest.raises(KdepError, match=message):
         plan(dict(name="changed", **method))
 
 

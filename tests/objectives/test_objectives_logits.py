@@ -50,7 +50,7 @@ def build(kind: Any, **values: Any) -> Any:
 
 
 def loss(objective: Objective, ctx: Context) -> Tensor:
-    """The sum of the means of all terms."""
+    """The total loss: the sum of the means of all terms."""
     return torch.stack([t.mean() for t in objective.terms(ctx).values()]).sum()
 
 
@@ -145,7 +145,9 @@ def test_the_hinge_is_per_sample():
 
 
 def fit_noisy_sine(seed: int, margin: float, phi: Any, decay: float) -> tuple[float, float]:
-    """Trains on sine + noise; (power above the third harmonic, squared error to the sine).
+    """Trains on a sine with noise; returns two numbers that measure the fit.
+
+    They are the power above the third harmonic and the squared error to the sine without noise.
 
     The student is the objective's head on Fourier features of amplitude k^-decay: with a positive
     decay it learns low frequencies first, as networks do (Rahaman et al., ICML 2019).
@@ -187,7 +189,7 @@ def test_the_margin_and_phi_reduce_high_frequencies_of_a_noisy_teacher(seed: int
     assert (
         fit_noisy_sine(seed, 0.0, annealing, decay=1.0)[0]
         < 0.75 * (fit_noisy_sine(seed, 0.0, 1.0, decay=1.0)[0])
-    )  # annealing alone helps, too
+    )  # annealing without a margin helps, too
 
 
 # -- CTKD ---------------------------------------------------------------------------------------
@@ -195,6 +197,7 @@ def test_the_margin_and_phi_reduce_high_frequencies_of_a_noisy_teacher(seed: int
 
 def test_ctkd_has_the_published_initial_temperature_and_curriculum():
     objective = build(CTKD, epochs=40.0)
+    # The temperature is 1 + 20 sigmoid(1).
     assert float(objective.temperature(0.0)) == pytest.approx(15.62, abs=0.01)
     assert objective.curriculum(0, 400) == 0
     assert objective.curriculum(100, 400) == -1
@@ -208,7 +211,7 @@ def gradients(factor: float) -> tuple[Tensor, Tensor]:
     return objective.theta.grad, objective.head.weight.grad
 
 
-def test_the_curriculum_reverses_theta_s_gradient_and_leaves_the_student_s():
+def test_the_curriculum_changes_only_the_gradient_of_the_temperature_parameter():
     (reversed_theta, reversed_head), (theta, head), (frozen_theta, frozen_head) = (
         gradients(f) for f in (-1.0, 1.0, 0.0)
     )

@@ -1,4 +1,4 @@
-"""KDEP on maps: bases fitted over positions, three treatments of signs, taps, and refusals."""
+"""KDEP on feature maps: every position is a sample for the SVD; refused settings."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_the_scale_of_the_teacher_s_maps_does_not_change_the_loss(folder, tmp_pa
     )
 
 
-def test_tap_before_reads_the_maps_before_the_activation(folder):
+def test_tap_before_compares_the_student_s_maps_before_the_activation(folder):
     teacher, student = maps(8, seed=2), torch.randn(8, CS, SIDE, SIDE)
     before = build(folder, tap="before", sign="plain").terms(
         context(student.relu(), teacher, student)
@@ -163,7 +163,7 @@ def test_gradients_reach_the_student_and_the_objective_has_no_parameters(folder)
     st.lists(st.floats(0.01, 100), min_size=2, max_size=12).filter(lambda v: len(v) % 2 == 0),
 )
 def test_pairs_represent_at_least_as_much_as_plain_components(variances: list[float]):
-    """The closed form of `signs`: sum of the first half against half of the sum."""
+    """The larger half of the variances sums to at least half of the total."""
     v = sorted(variances, reverse=True)
     assert sum(v[: len(v) // 2]) >= sum(v) / 2 - 1e-9
 
@@ -193,7 +193,7 @@ def test_an_odd_width_for_pairs_is_refused():
         components("pair", 8)
 
 
-def test_a_level_wider_in_the_student_is_refused_without_a_policy():
+def test_a_student_map_wider_than_the_teacher_s_is_refused_without_a_policy():
     config = {
         "type": "kdep_bench.objectives.map_regression.MapRegression",
         "levels": {"s16": "a"},
@@ -210,7 +210,7 @@ def test_a_level_wider_in_the_student_is_refused_without_a_policy():
         check_map_targets(as_part, {"s16": 128}, {"a": 112}, "kdep_maps")
 
 
-def test_a_wider_level_with_a_policy_is_given_every_component(folder):
+def test_with_a_policy_a_wider_student_map_learns_all_components_of_the_teacher(folder):
     wide = {"s16": {"channels": 16, "stride": 16, "side": SIDE}}
     target = MapRegression(
         {"s16": "a"},
@@ -225,7 +225,7 @@ def test_a_wider_level_with_a_policy_is_given_every_component(folder):
     assert not output[:, CT:].any()
 
 
-def test_too_few_places_for_a_basis_are_refused(tmp_path: Path):
+def test_too_few_positions_for_an_svd_are_refused(tmp_path: Path):
     moments = Moments(CT)
     moments.add(averaged(maps(1)).permute(0, 2, 3, 1).flatten(0, 2)[:3])
     write_moments(moments, tmp_path, "a", SIDE)
@@ -262,11 +262,11 @@ def test_relu_of_a_level_before_the_activation_is_the_level_after_it():
         assert torch.equal(x.relu(), after[level])
 
 
-def test_the_pyramid_before_the_activation_starts_from_the_same_weights():
+def test_reading_maps_before_the_activation_does_not_change_the_initial_weights():
     student = resolve("student", "resnet18_w32")
     states = []
     for before in ((), ("s16", "s32")):
         torch.manual_seed(3)
         states.append(Pyramid(student, before).backbone.state_dict())
-        states[-1]["next"] = torch.rand(1)
+        states[-1]["next"] = torch.rand(1)  # both have drawn equally many random numbers
     assert all(torch.equal(states[0][k], v) for k, v in states[1].items())

@@ -1,4 +1,4 @@
-"""Objectives on spatial maps: NFD and FitNets-style hints."""
+"""Objectives that compare feature maps: NFD and FitNets-style hints."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_nfd_ignores_the_scale_and_shift_of_channels():
         torch.testing.assert_close(nfd.terms(scaled)["s8"], expected, atol=1e-3, rtol=1e-3)
 
 
-def test_a_constant_channel_gives_a_number_and_a_finite_gradient():
+def test_a_constant_channel_gives_a_loss_of_0_and_a_finite_gradient():
     s = torch.ones(2, 3, 4, 4, requires_grad=True)
     loss = build(NFD, {"s8": "a"}).terms(context({"a": torch.ones(2, 3, 4, 4)}, s8=s))["s8"].sum()
     loss.backward()
@@ -81,7 +81,7 @@ def test_maps_of_other_sizes_are_resampled(kind: Any):
     t = rand(2, 6, 8, 8)
     objective = build(kind, {"s16": "b"})
     loss = objective.terms(context({"b": t}, s16=rand(2, 4, 4, 4, seed=1)))["s16"]
-    second_objective = build(kind, {"s16": "b"})
+    second_objective = build(kind, {"s16": "b"})  # the first one keeps the scale of its first batch
     averaged = torch.nn.functional.avg_pool2d(t, 2)
     expected = second_objective.terms(context({"b": averaged}, s16=rand(2, 4, 4, 4, seed=1)))["s16"]
     torch.testing.assert_close(loss, expected)
@@ -135,7 +135,7 @@ def test_the_scale_of_the_first_batch_is_kept_and_saved():
     assert torch.equal(restored.scale.means, means)
 
 
-def test_a_resume_file_of_an_earlier_version_keeps_its_scale():
+def test_a_checkpoint_of_an_earlier_release_keeps_its_scale():
     """If the former name were ignored, the resumed run would use the scale of a later batch.
 
     There would be no error, as mmengine loads resume files with a separate, non-strict function.

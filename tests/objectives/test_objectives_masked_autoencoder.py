@@ -34,13 +34,13 @@ def visible(ratio: float = 0.75, size: int = 3) -> torch.Tensor:
 
 
 def terms(objective: MaskedAutoencoder, student: torch.nn.Module, x: torch.Tensor, visible_patches):
-    """The reconstruction loss per image when only the patches `keep` are visible."""
+    """The reconstruction loss per image when only `visible_patches` are visible."""
     objective.before_student({"visible": visible_patches})
     pooled = student(x)[-1].flatten(1)
     return objective.terms(Context(pooled, pooled, images=x))["reconstruction"]
 
 
-def test_the_ratio_sets_the_number_of_visible_patches_without_repetition():
+def test_the_masking_ratio_sets_the_number_of_different_visible_patches():
     for ratio, count in ((0.75, 4), (0.0, 16), (0.99, 1)):
         visible_patches = visible(ratio)
         assert visible_patches.shape == (3, count)
@@ -62,7 +62,7 @@ def test_hidden_patches_do_not_change_the_student_s_tokens():
         objective.before_student({"visible": visible_patches})
         student(images)
         tokens.append(objective._student[0].tokens()[0])
-    assert tokens[0].shape == (3, 1 + 4, 64)
+    assert tokens[0].shape == (3, 1 + 4, 64)  # a class token and 4 visible patches
     torch.testing.assert_close(*tokens, rtol=0, atol=0)
     assert not torch.allclose(
         student(x)[-1], student(changed)[-1]
@@ -77,7 +77,7 @@ def test_with_every_patch_visible_the_output_equals_the_unmasked_student_s():
     masked_student.visible = torch.arange(16).repeat(2, 1)
     masked = student(x)[-1].flatten(1)
     torch.testing.assert_close(masked, unmasked)
-    assert masked_student.tokens()[0].shape == (2, 17, 64)
+    assert masked_student.tokens()[0].shape == (2, 17, 64)  # a class token and 16 patches
 
 
 def test_the_loss_is_the_error_on_masked_patches_only():

@@ -48,8 +48,11 @@ def ones(ctx: Context) -> dict[str, Tensor]:
     return {role: torch.ones(len(ctx.after)) for role in ctx.teachers}
 
 
-def test_entropy_weights_of_a_half_certain_and_an_uncertain_teacher():
-    """H = 1.5 ln 2 and 2 ln 2: parts 3/7 and 4/7, so weights 4/7 / 2 and 3/7 / 2."""
+def test_entropy_weights_of_two_teachers_equal_those_computed_by_hand():
+    """Entropies 1.5 ln 2 and 2 ln 2 have the fractions 3/7 and 4/7 of their sum.
+
+    The weight is (1 - fraction) / number of teachers: 4/7 / 2 and 3/7 / 2.
+    """
     ctx = context(
         {"a": [log_probabilities(0.5, 0.25, 0.25, 0)], "b": [log_probabilities(*[0.25] * 4)]}
     )
@@ -58,14 +61,14 @@ def test_entropy_weights_of_a_half_certain_and_an_uncertain_teacher():
     assert weights["b"].tolist() == pytest.approx([3 / 14])
 
 
-def test_entropy_weights_of_certain_teachers_are_equal_and_no_nan():
+def test_entropy_weights_of_teachers_without_entropy_are_equal_and_not_nan():
     ctx = context({k: [log_probabilities(1, 0, 0)] for k in "abc"})
     weights = EntropyWeights().weigh(ctx, ones(ctx))
     assert [w.item() for w in weights.values()] == pytest.approx([2 / 9] * 3)
 
 
 def test_confidence_weights_follow_the_cross_entropy_with_the_label():
-    """Losses ln 2 and ln 4: softmax 1/3 and 2/3, so weights 2/3 / 2 and 1/3 / 2."""
+    """Cross-entropies ln 2 and ln 4: softmax 1/3 and 2/3, so weights 2/3 / 2 and 1/3 / 2."""
     ctx = context(
         {"a": [log_probabilities(0.5, 0.25, 0.25, 0)], "b": [log_probabilities(*[0.25] * 4)]},
         labels=torch.tensor([0]),
@@ -109,7 +112,7 @@ def test_the_terms_with_labels_share_one_head():
 
 
 def features(classifier: nn.Module) -> tuple[ConfidenceAwareFeatures, Context]:
-    """Identity projectors, and two teachers with the features [1, 0] and [2, 2]."""
+    """CA-MKD's objective with identity projectors, and teachers with features [1, 0] and [2, 2]."""
     model = ConfidenceAwareFeatures(2, 4, TWO_TEACHERS)
     for role in TWO_TEACHERS:
         model.embed[f"of_{role}"] = nn.Identity()
@@ -122,7 +125,7 @@ def features(classifier: nn.Module) -> tuple[ConfidenceAwareFeatures, Context]:
 
 
 def test_an_uninformative_classifier_weighs_teachers_equally():
-    """Errors (0 + 4) / 2 and (1 + 0) / 2, weights (1 - 1/2) / 1 / 2 = 1/4."""
+    """Mean squared errors (0 + 4) / 2 and (1 + 0) / 2; weights (1 - 1/2) / 2 teachers = 1/4."""
     classifier = nn.Linear(2, 4)
     nn.init.zeros_(classifier.weight)
     nn.init.zeros_(classifier.bias)
@@ -141,7 +144,7 @@ def test_the_teacher_s_classifier_weighs_features_and_is_not_trained():
     )  # this classifier is right about label 0
     ctx.teachers["b"].__dict__["classifier"] = other
     terms = model.terms(ctx)
-    # losses -log sigmoid(-1) and -log sigmoid(1): softmax by e^x = 1 + e and 1 + 1/e
+    # The losses are ln(1 + e) and ln(1 + 1/e), so their softmax has the parts 1 + e and 1 + 1/e.
     wrong, right = 1 + math.e, 1 + 1 / math.e
     assert terms["a"].item() == pytest.approx(2 * (right / (wrong + right)) / 2, rel=1e-5)
     assert terms["b"].item() == pytest.approx(0.5 * (wrong / (wrong + right)) / 2, rel=1e-5)
@@ -155,9 +158,9 @@ def test_the_teacher_s_classifier_weighs_features_and_is_not_trained():
     [
         ([[1.0, 0.0], [0.0, 1.0]], 0.6, [0.5, 0.5]),
         ([[1.0, 0.0], [0.0, 3.0]], 1.0, [0.9, 0.1]),  # a = 9 / (1 + 9)
-        ([[1.0, 0.0], [0.0, 3.0]], 0.6, [0.6, 0.4]),  # limited by the tolerance
+        ([[1.0, 0.0], [0.0, 3.0]], 0.6, [0.6, 0.4]),  # limited by max_weight
         ([[1.0, 0.0], [-3.0, 0.0]], 1.0, [0.75, 0.25]),  # opposite gradients cancel
-        ([[1e-9, 0.0], [-3e-9, 0.0]], 1.0, [0.75, 0.25]),  # for any magnitude
+        ([[1e-9, 0.0], [-3e-9, 0.0]], 1.0, [0.75, 0.25]),  # tiny gradients are not rounded to 0
         ([[2.0, 1.0], [2.0, 1.0]], 0.6, [0.5, 0.5]),  # equal gradients, equal weights
         ([[0.0, 0.0], [0.0, 0.0]], 0.6, [0.5, 0.5]),
         ([[1.0, 0.0], [0.0, 3.0]], 0.1, [0.5, 0.5]),  # below 1 / K only equal weights are possible

@@ -79,9 +79,8 @@ def test_the_mean_teacher_s_target_is_from_the_other_view():
     attach(objective)
     ctx = context()
     terms = objective.train().terms(ctx)
-    p = F.softmax(
-        ctx.after / (1 + 1e-5) ** 0.5, 1
-    )  # BatchNorm in eval mode with initial statistics
+    # BatchNorm in eval mode with its initial statistics divides by sqrt(1 + eps).
+    p = F.softmax(ctx.after / (1 + 1e-5) ** 0.5, 1)
     other_view = p[[1, 0, 3, 2]]
     expected = 3 * (F.softmax(ctx.after, 1) - other_view).square().mean(1)
     torch.testing.assert_close(terms["consistency"], expected)
@@ -127,7 +126,7 @@ def test_the_mean_teacher_starts_as_the_student_and_follows_it_by_its_decay():
         MeanTeacher(WIDTH, CLASSES, VIEWS, decay=1.0)
 
 
-def test_an_average_of_decay_0_is_a_copy():
+def test_with_a_decay_of_0_the_moving_average_is_a_copy():
     a, b = Student(1.0), Student(4.0)
     update_average(a, b, 0.0)
     assert a.state_dict()["scale"] == 4

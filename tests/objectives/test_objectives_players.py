@@ -1,4 +1,4 @@
-"""Players (modules with a separate optimiser), and AMAL, whose weights are a player."""
+"""Players are modules with a separate optimiser; in AMAL the loss weights of images are one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kdep_bench.teachers.base import TeacherOutput
 SGD = dict(type="SGD", lr=0.5)
 
 
-def test_a_player_steps_with_its_own_optimiser_and_gives_no_gradient_to_others():
+def test_a_player_is_trained_only_by_its_own_optimiser_and_leaves_other_gradients_unset():
     bridge, student = nn.Linear(3, 1, bias=False), nn.Linear(2, 3)
     before = bridge.weight.detach().clone()
     players = Players({"bridge": Player(bridge, SGD)})
@@ -29,11 +29,12 @@ def test_a_player_steps_with_its_own_optimiser_and_gives_no_gradient_to_others()
     players.factor = 0.1
     with players.training():
         players.minimise("bridge", bridge(student(x)).mean())
+    # Learning rate 0.5 times the schedule's factor 0.1.
     torch.testing.assert_close(bridge.weight, before - 0.05 * student(x).mean(0))
     assert student.weight.grad is None
     assert bridge.weight.grad is None
     bridge(student(x)).mean().backward()
-    assert student.weight.grad is not None  # the student learns through the bridge
+    assert student.weight.grad is not None  # the student's own loss passes through the bridge
     assert bridge.weight.grad is None
 
 
@@ -173,16 +174,16 @@ def play(objective: Amal, ctx: Context) -> Tensor:
     return objective.mixing.weights.detach()
 
 
-def test_a_random_teacher_loses_weight_where_it_is_wrong_and_a_right_one_gains():
+def test_the_weight_of_a_wrong_teacher_falls_and_that_of_a_right_teacher_rises():
     random = 5 * torch.randn(800, 3, generator=torch.Generator().manual_seed(6))
     trained_on = ~amal().is_held_out(torch.arange(400))
     labels = batch().labels
     assert labels is not None
     wrong = (random.argmax(1) != labels).view(400, 2).all(1)[trained_on]
     weights = [play(amal(repeats=20), batch(t))[trained_on] for t in (random, None)]
-    assert float(weights[0][wrong, 1].mean()) < 0.7  # from 0.9
+    assert float(weights[0][wrong, 1].mean()) < 0.7  # initially 0.9
     assert float(weights[1][:, 1].mean()) > 1.5
-    assert all(float(w[:, 0].mean()) > 0.5 for w in weights)  # the labels gain, from 0.1
+    assert all(float(w[:, 0].mean()) > 0.5 for w in weights)  # of the labels, initially 0.1
 
 
 def test_held_out_images_are_not_trained_on_and_the_loss_is_the_mean_over_the_others():
@@ -216,7 +217,7 @@ def test_a_sum_has_players_if_one_of_its_parts_has():
     assert not demands(dict(type=kind, parts=dict(a=plain))).has_players
 
 
-def test_amal_refuses_other_classes_and_no_held_out_image():
+def test_amal_refuses_labels_of_other_classes_than_the_teacher_s_and_an_empty_held_out_set():
     with pytest.raises(KdepError, match="one head is trained on both"):
         Amal(4, 3, 5, 1, 10)
     with pytest.raises(KdepError, match="held_out=0"):

@@ -1,4 +1,4 @@
-"""PURSUhInT: similar layers share one hint point; CKA ignores rotation, scale and shift."""
+"""PURSUhInT: similar layers share one hint point, a layer whose map the student learns."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def test_cka_ignores_a_rotation_a_scale_and_a_shift():
 
 
 @given(strategies.integers(0, 500), strategies.integers(1, 60))
-def test_checked_rows_are_spread_over_all_rows(count: int, max_rows: int):
+def test_sampled_rows_are_evenly_spread(count: int, max_rows: int):
     """The first rows of a pool that is sorted by class would contain only a few classes."""
     rows = evenly_spaced(np.arange(count), max_rows)
     assert len(rows) <= max_rows
     if count:
         assert rows[0] == 0
-        assert count - rows[-1] <= -(-count // max_rows)
+        assert count - rows[-1] <= -(-count // max_rows)  # count / max_rows, rounded up
     if count <= max_rows:
         assert len(rows) == count
 
@@ -74,15 +74,15 @@ def test_layers_that_are_equal_share_one_hint_point(sizes: list[int], data: Any)
 
 
 def test_hint_points_are_the_centres_of_groups_and_include_the_last_level():
-    """s4 = s8 and s16 = s32: one level of each pair, with s32 for the second."""
+    """s4 and s8 are similar, s16 and s32 too: one map of each pair is chosen, s32 of the second."""
     near, far = 0.01, 0.9
-    side = {"s4": 0, "s8": 0, "s16": 1, "s32": 1}
+    pair_of = {"s4": 0, "s8": 0, "s16": 1, "s32": 1}
     layer_distances = {
-        a: {b: near if side[a] == side[b] else far for b in MAPS} | {a: 0.0} for a in MAPS
+        a: {b: near if pair_of[a] == pair_of[b] else far for b in MAPS} | {a: 0.0} for a in MAPS
     }
     levels = {k: k for k in sorted(MAPS)}
     chosen = Pursuhint(levels, MAPS, MAPS, layer_distances, points=2)
-    assert {side[k] for k in chosen.levels} == {0, 1}
+    assert {pair_of[k] for k in chosen.levels} == {0, 1}
     assert "s32" in chosen.levels
     assert list(Pursuhint(levels, MAPS, MAPS, layer_distances, points=1).levels) == ["s32"]
     assert set(chosen.through) == set(chosen.levels)

@@ -99,7 +99,7 @@ def test_rkd_equals_its_formula():
     )
 
 
-def test_fewer_vertices_estimate_the_same_mean():
+def test_the_angle_term_of_two_vertices_is_scaled_to_all_vertices():
     student, teacher = rand(B, DS), rand(B, DT, seed=1)
     all_vertices = RKD(distance=0).terms(context(student, teacher))["angle"]
     two_vertices = RKD(distance=0, vertices=2).terms(context(student, teacher))["angle"]
@@ -154,7 +154,7 @@ def test_the_change_between_layers_is_zero_for_equal_graphs(form: str):
     assert float(moved["edges"].abs().max()) < 1e-6
 
 
-def test_view_gram_matches_norms_for_one_view_and_ignores_the_order_of_views():
+def test_view_gram_compares_norms_for_one_view_and_ignores_the_order_of_views():
     student, teacher = rand(B, DS), rand(B, DT, seed=1)
     one_view = total(view_gram(1), student, teacher, rows=ROWS)
     normalised = [x.square().sum(1) / x.square().sum(1).mean() for x in (student, teacher)]
@@ -183,7 +183,7 @@ def test_bad_arguments_are_refused():
 
 
 def test_the_kernel_s_order_is_1_or_more_and_its_gamma_positive():
-    # of order 1, the kernel is exp(-2 gamma) (1 + 2 gamma cos)
+    # With order 1 the kernel is exp(-2 gamma) (1 + 2 gamma cos).
     kernel = CorrelationCongruence(gamma=0.5, order=1).kernel(torch.eye(2))
     torch.testing.assert_close(kernel, math.exp(-1) * torch.tensor([[2.0, 1.0], [1.0, 2.0]]))
     for arguments in (dict(order=0), dict(gamma=0.0), dict(gamma=-1.0)):

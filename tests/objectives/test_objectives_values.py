@@ -27,7 +27,7 @@ STORED_STEPS = (0, 3, STEPS // 2, STEPS - 1)  # steps whose losses are stored
 def values(name: str, folder: Path) -> dict[str, list[float]]:
     """{term: its mean over a batch in each of STORED_STEPS}, with a training step after each."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of over-confident teachers
+        warnings.simplefilter("ignore")  # of over-confident teachers, which do not matter here
         run = TinyRun(name, folder)
         run.optimizer = torch.optim.SGD(run.model.parameters(), 1e-3)  # type: ignore[assignment]
         run.model.train()

@@ -18,7 +18,10 @@ SUM = "kdep_bench.objectives.weighted_sum.WeightedSum"
 
 
 class TwoTerms(Objective):
-    """An objective with two terms that counts its finished steps."""
+    """An objective with two terms; it counts the finished steps.
+
+    `needs` are the inputs that `terms` reads; `requires` are the arguments of the constructor.
+    """
 
     needs = frozenset({"pooled"})
     requires = frozenset({"teacher_width"})
@@ -58,7 +61,7 @@ def context(**values: Any) -> Context:
     return Context(before=ones, after=2 * ones, target=0 * ones, **values)
 
 
-def test_a_weighted_sum_requires_what_its_parts_require():
+def test_a_weighted_sum_declares_the_inputs_and_arguments_of_all_its_parts():
     requirements = demands(config())
     assert requirements.needs == {"target", "pooled"}
     assert requirements.requires == {"epochs", "target_mean_square", "teacher_width"}

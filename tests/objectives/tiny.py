@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from kdep_bench.teachers.base import Teacher, TeacherOutput, freeze
 
-PX, LATENTS, CLASSES, VIEWS = 32, 4, 3, 2  # image size, latent variables per image, ...
+PX, LATENTS = 32, 4  # side of an image in pixels, latent variables per image
+CLASSES, VIEWS = 3, 2  # label classes, views per image
 DS, DT, LOGITS = 16, 24, 5  # widths of student and teacher, number of teacher logits
 CHANNELS, STRIDES = (6, 8, 12, DS), (2, 4, 8, 16)  # of the student's four maps
 STUDENT: dict[str, Any] = dict(
@@ -90,7 +91,7 @@ def batch(count: int, seed: int) -> dict[str, Tensor]:
 
 
 class TinyTeacher(Teacher):
-    """A fixed random network on the latents, which it computes from the pixels.
+    """A fixed random network that computes the latents from the pixels and its outputs from these.
 
     Attributes:
         shuffled: if set, a generator that permutes the outputs within the batch, so that they
@@ -129,7 +130,7 @@ class TinyTeacher(Teacher):
         return self.after[layer] if layer in self.layers else super().layer_module(layer)
 
     def tail(self, level: str) -> nn.Module:
-        """Layers that map `level` to logits; not the layers that make the teacher's own logits."""
+        """Random layers that map `level` to logits, which differ from the teacher's logits."""
         if level not in self.tails:
             return super().tail(level)
         return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, self.logits))

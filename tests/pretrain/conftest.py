@@ -13,7 +13,7 @@ from kdep_bench.data import views
 from kdep_bench.features import align, cache
 from kdep_bench.files import write_json
 
-IMAGES, PX, WIDTH = 48, 32, 32
+IMAGES, PX, WIDTH = 48, 32, 32  # images of the pool, side of a view in pixels, student's channels
 TEACHER: dict[str, Any] = dict(
     type="kdep_bench.teachers.efficientnet_lite.EfficientNetLite",
     name="lite0",

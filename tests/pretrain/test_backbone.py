@@ -1,4 +1,4 @@
-"""Students: the tap is before the last activation, and given weights are loaded exactly."""
+"""Students: the tap reads the map before the last activation; weights are loaded exactly."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def test_resnet_tap_equals_an_independent_forward():
     net.eval()
     tap, x = PreActivationTap(net), torch.randn(2, 3, 64, 64)
     before, _ = tap.eval()(x)
-    h = net.maxpool(net.relu(net.norm1(net.conv1(x))))
+    hidden = net.maxpool(net.relu(net.norm1(net.conv1(x))))
     for name in ("layer1", "layer2", "layer3"):
-        h = getattr(net, name)(h)
+        hidden = getattr(net, name)(hidden)
     first, last = net.layer4
-    h = first(h)
-    expected = h + last.norm2(last.conv2(last.norm1(last.conv1(h)).relu()))
+    hidden = first(hidden)
+    expected = hidden + last.norm2(last.conv2(last.norm1(last.conv1(hidden)).relu()))
     torch.testing.assert_close(before, expected)
 
 
@@ -69,7 +69,8 @@ def test_a_wrong_width_is_refused():
 
 
 def test_a_tap_inside_the_network_is_refused():
-    # The last block adds 0 to its input, so comparing outputs alone would not find the wrong tap.
+    # With zero_init_residual the last block adds 0 to its input, so the wrong tap has the output
+    # of the right one.
     tap = PreActivationTap(
         build_backbone({"backbone": {**RESNET["backbone"], "zero_init_residual": True}}),
         "layer4.0.relu",
@@ -108,7 +109,7 @@ def test_lite_levels_have_the_strides_and_channels_of_the_config():
     assert dense(torch.randn(1, 3, 64, 64))[0].shape == (1, 320, 8, 8)
 
 
-def test_lite_without_its_head_is_the_trunk_of_320_channels():
+def test_lite0_without_its_last_convolution_has_320_channels():
     trunk = EfficientNetLite(0, out_indices=(3,), head=False).eval()
     with_head = EfficientNetLite(0, out_indices=(3,)).eval()
     imagenet_weights(trunk)

@@ -28,7 +28,7 @@ SHORT = BUDGET | dict(epochs=1)
 class AddNumbers(Augment):
     """Leaves the images as they are and adds a random number per sample."""
 
-    keeps = frozenset({"pooled", "target"})
+    keeps = frozenset({"pooled", "target"})  # stored outputs that still belong to the images
 
     def change(self, batch: Batch, draw: Draw) -> Batch:
         numbers = draw.uniform()
@@ -61,7 +61,7 @@ def curve(outputs: dict[str, Any]) -> np.ndarray:
     return np.array(outputs["curves"]["pretrain_loss"])[:, 1]
 
 
-def test_an_augmentation_that_leaves_the_images_gives_bitwise_equal_training(
+def test_an_augmentation_that_does_not_change_the_images_gives_bitwise_equal_training(
     stages: dict[str, Path], tmp_path: Path
 ):
     plain, weights = pretrain(tmp_path / "a", stages, KDEP, budget=SHORT)
@@ -90,7 +90,7 @@ def test_mixup_trains_from_the_cache_and_crops_with_a_live_teacher(
     assert {k.split(".")[0] for k in state} == {"backbone", "target"}
 
 
-def test_passes_over_rotations_are_counted_and_labels_follow_their_images(
+def test_hssakd_counts_the_passes_over_rotated_images_and_exports_a_plain_backbone(
     stages: dict[str, Path], tmp_path: Path
 ):
     live = {**stages, "images": stages["prepare"]}
@@ -106,7 +106,7 @@ def test_passes_over_rotations_are_counted_and_labels_follow_their_images(
     assert set(dropped) == {"objective"}
 
 
-def test_an_objective_can_run_the_student_again_and_read_added_values(
+def test_an_objective_can_run_the_student_again_and_read_values_of_the_augmentation(
     stages: dict[str, Path], tmp_path: Path
 ):
     TwoPasses.seen.clear()

@@ -1,4 +1,4 @@
-"""Budgets: steps and images seen, data fractions, and learning-rate schedules."""
+"""Budgets: steps, images seen, data fractions and learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def expected_learning_rates(budget: dict[str, Any], steps: int) -> np.ndarray:
     else:
         rates = np.ones(steps)
     warmup_steps = int(budget["warmup"] * steps)
-    warmup_steps = 0 if warmup_steps < 2 else warmup_steps
+    warmup_steps = 0 if warmup_steps < 2 else warmup_steps  # one step is no warm-up
     if budget["schedule"] == "cosine":
         rates = 0.5 * (
             1 + np.cos(math.pi * np.maximum(k - warmup_steps, 0) / (steps - warmup_steps))
@@ -94,7 +94,7 @@ def test_steps_are_whole_batches_of_the_epochs(pool: int, fraction: float, epoch
 
 
 def test_a_budget_of_less_than_one_batch_is_refused(stages: dict[str, Path], tmp_path: Path):
-    """Otherwise the stage would train for one step: for example 0.18 epochs instead of 0.01."""
+    """Training for one step instead would exceed the budget, for example 0.18 epochs for 0.01."""
     for change, message in (
         (dict(batch=512), "or less"),
         (dict(epochs=0.01), "less than one batch"),

@@ -1,4 +1,7 @@
-"""Two teachers of different width, maps and input size, in the real stages on tiny data."""
+"""Two teachers of different width and input size, in the real stages on tiny data.
+
+A role is the name by which a method refers to one of its teachers, here "small" and "large".
+"""
 
 from __future__ import annotations
 
@@ -68,7 +71,7 @@ TEACHERS: dict[str, dict[str, Any]] = dict(
 def two_teachers(
     stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """Inputs of a pre-training with two teachers; the large one's cache includes its map."""
+    """Inputs of a pre-training with two teachers; the cache of `large` also stores its map."""
     root = tmp_path_factory.mktemp("both")
     folders = {k: stages[k] for k in ("prepare", "views")}
     for role, teacher in TEACHERS.items():
@@ -79,6 +82,7 @@ def two_teachers(
         ):
             out = root / role / kind
             out.mkdir(parents=True)
+            # The folders of both teachers and of this one; "small.cache" becomes "cache".
             inputs = {
                 k.rpartition(".")[2]: v for k, v in folders.items() if k in stages or role in k
             }
@@ -195,7 +199,7 @@ def test_every_teacher_s_output_reaches_the_objective_cached_and_live(
 
 
 @pytest.mark.parametrize("name", ["multi_teacher_kd", "ebkd", "aekd", "ca_mkd"])
-def test_a_method_of_several_teachers_learns_and_its_modules_stay_out_of_the_export(
+def test_a_method_with_several_teachers_learns_and_exports_only_the_backbone(
     name: str, two_teachers: dict[str, Path], tmp_path: Path
 ):
     config = method(name)
@@ -226,7 +230,7 @@ def test_a_method_of_several_teachers_learns_and_its_modules_stay_out_of_the_exp
 def test_parts_with_different_teachers_and_a_weighting_with_state_resume_bit_for_bit(
     two_teachers: dict[str, Path], tmp_path: Path
 ):
-    """Interrupted after a checkpoint and resumed, it has bitwise equal weights."""
+    """The resumed run has the same weights as the uninterrupted one."""
     inputs = {k: two_teachers[k] for k in ("views", "small.cache", "small.align", "large.cache")}
     undisturbed, weights = pretrain(tmp_path / "whole", inputs, MIXED, roles=ROLES)
     assert set(undisturbed["terms"]) == {"feature", "logits"}
@@ -278,10 +282,13 @@ def test_a_part_reads_the_map_of_its_own_teacher(two_teachers: dict[str, Path], 
 
 
 @pytest.mark.parametrize("live", [False, True], ids=["cached", "live"])
-def test_a_bridge_of_the_teacher_s_last_layers_learns_with_the_student(
+def test_the_bridge_of_sokd_is_trained_and_not_exported(
     live: bool, two_teachers: dict[str, Path], tmp_path: Path
 ):
-    """SOKD with one teacher, whose map and logits are cached or live."""
+    """SOKD, with map and logits of one teacher from the cache or live.
+
+    The bridge is a trainable copy of the teacher's last layers.
+    """
     config = method("sokd")
     config["objective"] = {**config["objective"], "levels": {"s16": "s16"}}
     inputs = {"views": two_teachers["views"], "cache": two_teachers["large.cache"]}

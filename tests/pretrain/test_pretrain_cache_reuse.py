@@ -1,4 +1,7 @@
-"""A cache is linked from a finished one that contains it; a wrong or damaged one never is."""
+"""A new cache links the files of a finished cache that contains the same outputs and rows.
+
+Files of another teacher or of other views, and damaged files, are not linked.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,7 @@ def count_forward_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-def test_a_cache_that_another_contains_is_linked_and_states_what_it_cost(
+def test_a_linked_cache_has_the_same_values_and_reports_the_cost_of_the_original(
     work_dir: Path, stages: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ):
     large, computed = run_cache(work_dir, "large", outputs=LEVELS)
@@ -61,7 +64,7 @@ def test_a_cache_that_another_contains_is_linked_and_states_what_it_cost(
     counts = count_forward_passes(monkeypatch)
     small, linked = run_cache(work_dir, "small", outputs=LEVELS[:1])
     assert linked["reused"] == large.name
-    assert sum(counts) == 1  # the view that gives the shapes
+    assert sum(counts) == 1  # one view, to find the shapes of the outputs
     assert (linked["forwards"], linked["fill_s"]) == (2 * IMAGES, computed["fill_s"])
     pooled, outputs = run_cache(work_dir, "pooled")
     assert outputs["reused"] == large.name
@@ -70,18 +73,18 @@ def test_a_cache_that_another_contains_is_linked_and_states_what_it_cost(
     np.testing.assert_array_equal(first.rows(rows, "maps.s16"), second.rows(rows, "maps.s16"))
     assert set(first.extras) == {"maps.s16"}
     assert not open_cache(pooled).extras
-    for folder in (small, pooled):  # equal to a cache that was computed by itself
+    for folder in (small, pooled):  # equal to a cache that was computed and not linked
         features = open_cache(stages["cache"]).rows(rows)
         np.testing.assert_array_equal(open_cache(folder).rows(rows), features)
     shutil.rmtree(large)
     np.testing.assert_array_equal(open_cache(small).rows(rows), features)
 
 
-def test_a_cache_without_an_output_or_with_other_rows_is_not_linked(work_dir: Path):
+def test_a_cache_that_lacks_an_output_or_has_other_rows_is_not_linked(work_dir: Path):
     run_cache(work_dir, "pooled")
     run_cache(work_dir, "half", outputs=LEVELS, share=0.5, share_seed=0)
     _, outputs = run_cache(work_dir, "maps", outputs=LEVELS[:1])
-    assert "reused" not in outputs  # one has no maps, the other has half of the rows
+    assert "reused" not in outputs  # `pooled` has no maps, `half` has only half of the rows
     _, other_half = run_cache(work_dir, "other", outputs=LEVELS[:1], share=0.5, share_seed=1)
     assert "reused" not in other_half
     _, same_half = run_cache(work_dir, "same", outputs=LEVELS[:1], share=0.5, share_seed=0)
@@ -106,7 +109,7 @@ def test_a_cache_of_other_weights_or_views_is_not_linked(work_dir: Path, entry: 
     assert "reused" not in outputs
 
 
-def test_a_damaged_array_is_computed_again_and_stays_as_it_is_in_the_other_cache(
+def test_a_damaged_array_is_computed_again_and_the_damaged_file_is_not_changed(
     work_dir: Path, stages: dict[str, Path]
 ):
     large, _ = run_cache(work_dir, "large", outputs=LEVELS)
@@ -121,8 +124,10 @@ def test_a_damaged_array_is_computed_again_and_stays_as_it_is_in_the_other_cache
     assert damaged.read_bytes() == bytes(content)
 
 
-def test_a_changed_array_with_its_hash_is_found_by_the_check_of_the_new_cache(work_dir: Path):
-    """Arrays that another teacher wrote, with a note that agrees, differ when computed again."""
+def test_changed_values_with_a_matching_hash_are_found_by_the_comparison_with_the_teacher(
+    work_dir: Path,
+):
+    """The file is not damaged, but its values are not the teacher's."""
     large, _ = run_cache(work_dir, "large", outputs=LEVELS)
     path = shard_path(large, 0)
     np.save(path, np.load(path) + np.float16(1))

@@ -1,4 +1,4 @@
-"""What an objective receives in a real run: arguments, teacher, maps, rows, step numbers."""
+"""The values that an objective receives in a real run: arguments, batches and step numbers."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ class Recorder(Objective):
         self.steps_done.append(len(self.seen))
 
 
-class Pooled(Recorder):
+class WithoutMaps(Recorder):
     """Like `Recorder`, without maps."""
 
     needs = frozenset({"target", "pooled"})
     requires = Recorder.requires - {"student_maps"}
 
 
-METHOD = KDEP | dict(objective=dict(type=f"{__name__}.Pooled"))
+METHOD = KDEP | dict(objective=dict(type=f"{__name__}.WithoutMaps"))
 
 
 def test_the_objective_receives_arguments_rows_and_step_numbers(
@@ -108,7 +108,7 @@ def test_the_recorded_counts_are_those_of_the_run(stages: dict[str, Path], tmp_p
     assert not list((tmp_path / "run").glob("*.pth"))  # resume files are deleted
 
 
-def test_a_pyramid_changes_neither_the_weights_nor_the_tap():
+def test_reading_maps_changes_neither_the_initial_weights_nor_the_pooled_feature():
     x = torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8)
     results = []
     for maps in (False, True):
@@ -132,7 +132,7 @@ def test_a_pyramid_changes_neither_the_weights_nor_the_tap():
 
 
 class Plain(Recorder):
-    """An objective that reads nothing of a teacher."""
+    """An objective that reads no output of the teacher."""
 
     needs = frozenset()
     requires = frozenset()
@@ -155,7 +155,7 @@ def test_a_wrong_pyramid_is_refused(pyramid: dict[str, Any], message: str):
         Distiller({**R18, "pyramid": pyramid}, dict(type=f"{__name__}.Plain"), maps=True)
 
 
-def test_an_objective_that_reads_a_teacher_its_method_does_not_declare_is_refused(
+def test_an_objective_that_reads_undeclared_teacher_outputs_is_refused(
     stages: dict[str, Path], tmp_path: Path
 ):
     without_teacher = {k: v for k, v in stages.items() if k not in ("align", "cache")}
@@ -166,7 +166,7 @@ def test_an_objective_that_reads_a_teacher_its_method_does_not_declare_is_refuse
         stage.run(spec(METHOD), without_teacher, tmp_path, silent)
 
 
-def test_a_second_network_runs_in_the_precision_of_the_student():
+def test_a_peer_network_runs_in_the_precision_of_the_student():
     output_dtypes: list[torch.dtype] = []
     for name, dtype in PRECISIONS.items():
         peer = NewNetwork(STUDENT, dtype)

@@ -34,7 +34,7 @@ KDEP_MAPS: dict[str, Any] = load_config("method", "kdep_maps")
 
 
 def test_codes_and_scales_of_two_views_are_those_computed_by_hand():
-    """The scale of a channel is its largest magnitude / 127: 254 / 127 = 2, and 0.127 / 127."""
+    """The scale of a channel is its largest magnitude / 127: 254 / 127 = 2, 0.127 / 127 = 0.001."""
     maps = torch.zeros(2, 2, 1, 3)
     maps[0, 0, 0] = torch.tensor([-254.0, 127.9, 0.6])
     maps[0, 1, 0] = torch.tensor([0.127, 0.0625, 0.0])
@@ -131,7 +131,7 @@ def outputs_of_caches(*methods: Any) -> list[list[str]]:
     return sorted(spec.get("outputs", []) for spec in specs)
 
 
-def test_int8_maps_have_their_own_cache_and_change_no_other():
+def test_int8_maps_get_a_separate_cache_and_other_caches_stay_the_same():
     int8 = dict(base="kdep_maps", name="kdep_maps_int8", stored_maps="int8")
     assert outputs_of_caches("kdep", int8) == [[], ["int8_maps.s16", "int8_maps.s32"]]
     stages = plan("kdep_maps", int8, "fitnets").stages
@@ -154,8 +154,9 @@ def test_int8_maps_are_refused_where_no_maps_are_stored():
 
 def test_bytes_per_view_are_summed_over_the_stored_arrays():
     shapes = {"maps.a": [3, 2, 2], "int8_maps.b": [3, 2, 2], "int8_scales.b": [3], "logits": [10]}
+    # A float16 feature of 5 channels, float16 maps, int8 maps, float16 scales, float16 logits.
     assert bytes_of_view(5, shapes) == 10 + 24 + 12 + 6 + 20
-    # The forecast does not know the number of channels, and gives an upper bound.
+    # The forecast knows only the number of elements, and returns an upper bound of 2 bytes each.
     assert _bytes({"maps.b": 12, "maps.c": 5}, "int8_maps.b") == 24
     assert _bytes({"maps.b": 12, "maps.c": 5}, "int8_maps") == 34
     assert _bytes({"maps.b": 12}, "int8_maps.x") is None

@@ -30,7 +30,7 @@ def with_workers(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(stage, "workers_for", lambda *_: count)
 
 
-def test_workers_and_a_resume_while_they_read_ahead_give_equal_training(
+def test_a_resumed_run_with_loader_workers_equals_an_uninterrupted_run_without(
     stages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     with_workers(monkeypatch, 0)
@@ -40,7 +40,7 @@ def test_workers_and_a_resume_while_they_read_ahead_give_equal_training(
     with_workers(monkeypatch, 2)
 
     def interrupt(done: int, *_: object) -> None:
-        if done == 8:  # the checkpoint is of step 6; four batches are read ahead
+        if done == 8:  # the last checkpoint is of step 6; four batches are read ahead
             raise KeyboardInterrupt
 
     (tmp_path / "cut").mkdir()
@@ -73,10 +73,10 @@ def test_a_resumed_run_reads_only_the_remaining_batches(
     assert first_positions == [16 * k for k in range(8)]
     first_positions.clear()
     stage.run(spec(KDEP), stages, tmp_path, silent)
-    assert first_positions == [16 * k for k in range(6, 12)]
+    assert first_positions == [16 * k for k in range(6, 12)]  # the checkpoint is of step 6
 
 
-def test_an_image_that_a_worker_cannot_decode_raises_kdep_error(
+def test_an_unreadable_image_in_a_loader_worker_raises_kdep_error(
     stages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     shutil.copytree(stages["prepare"], tmp_path / "images")
@@ -103,7 +103,7 @@ def test_positions_are_those_of_the_default_sampler(rank, ranks, monkeypatch):
 def test_workers_fit_the_cores_and_the_shared_memory(stages, monkeypatch):
     shared_memory = os.statvfs_result((1 << 20, 1 << 20, 90, 90, 90, 0, 0, 0, 0, 255))  # 90 MiB
     monkeypatch.setattr(os, "statvfs", lambda _: shared_memory)
-    for cpus, batch, ranks, workers in (
+    for cpus, batch_bytes, ranks, workers in (
         (1, 1 << 20, 1, 0),
         (3, 1 << 20, 1, 2),
         (64, 1 << 20, 1, 8),
@@ -113,13 +113,14 @@ def test_workers_fit_the_cores_and_the_shared_memory(stages, monkeypatch):
     ):
         monkeypatch.setenv("KDEP_CPUS", str(cpus))
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
-        assert devices.loader_workers(batch) == workers
+        assert devices.loader_workers(batch_bytes) == workers
     dataset = dict(type="ViewStream", views=stages["views"], length=64, share=1.0)
     dataset |= dict(share_seed=0, seed=0, cache=stages["cache"])
     monkeypatch.setattr(loop, "compute_device", lambda: torch.device("cpu"))
     assert loop.workers_for(dataset, 16) == 0
-    batch_bytes: list[int] = []
+    passed_bytes: list[int] = []
     monkeypatch.setattr(loop, "compute_device", lambda: torch.device("cuda"))
-    monkeypatch.setattr(loop, "loader_workers", lambda b: batch_bytes.append(b) or 5)
+    monkeypatch.setattr(loop, "loader_workers", lambda b: passed_bytes.append(b) or 5)
     assert loop.workers_for(dataset, 16) == 5
-    assert batch_bytes == [16 * (3 * 32 * 32 + 8 + 2 * 1280)]  # pixels, row number, float16 feature
+    # Per sample: pixels, an 8-byte row number, a float16 feature.
+    assert passed_bytes == [16 * (3 * 32 * 32 + 8 + 2 * 1280)]

@@ -1,4 +1,4 @@
-"""Every method with a fixed alignment, in the real align and pretrain stages on tiny data."""
+"""KDEP with other fixed alignments than SVD and PTS, in the real stages on tiny data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An objective with players in the real pre-training stage: resumed, exported, refused."""
+"""Players, modules with a separate optimiser, in the real pre-training stage."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.pretrain.test_pretrain import pretrain
 
 
 class Opponent(Objective):
-    """An adversary classifies features as teacher's or student's; the student must mislead it."""
+    """An adversary classifies features as teacher's or student's; the student learns to fool it."""
 
     needs = frozenset({"pooled"})
     requires = frozenset({"width", "teacher_width"})
@@ -86,8 +86,8 @@ def test_a_killed_and_resumed_run_with_a_player_equals_an_uninterrupted_run(
     assert resumed_outputs["curves"] == outputs["curves"]
     assert all(torch.equal(v, resumed[k]) for k, v in weights.items())
     # The adversary is counted, saved, and not exported.
-    numbers = 32 * 1280 + 1280 + 1280 + 1
-    assert outputs["extra_parameters"] == numbers
+    projector, adversary = 32 * 1280 + 1280, 1280 + 1  # weights and biases
+    assert outputs["extra_parameters"] == projector + adversary
     assert "objective.adversary.weight" in weights
     kept, dropped = export.strip(weights)
     assert dropped == ["objective"]

@@ -56,7 +56,7 @@ SHORT = BUDGET | {"epochs": 1}
 
 @pytest.fixture(scope="module")
 def with_maps(stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache with four map levels, of half of the images."""
+    """A cache of half of the images that stores maps of strides 4, 8, 16 and 32."""
     out = tmp_path_factory.mktemp("maps")
     spec = dict(teacher=TEACHER, batch=16, outputs=LEVELS, share=0.5, share_seed=0)
     cache.run(spec, stages, out, silent)
@@ -122,9 +122,9 @@ def write_known_photographs(folder: Path) -> None:
 def test_the_student_is_trained_with_the_exported_assistant(
     stages: dict[str, Path], tmp_path: Path
 ):
-    """Logit KD -> assistant -> logit KD, or its feature: files, hashes and logits agree."""
-    ta = {"student": R18, "method": load_method("logit_kd"), "epochs": None}
-    config = assistant_config({"name": "takd", "teacher": ta})
+    """An assistant is a student that then teaches; here by its logits and by its feature."""
+    assistant = {"student": R18, "method": load_method("logit_kd"), "epochs": None}
+    config = assistant_config({"name": "takd", "teacher": assistant})
     assert config is not None
     assert config["has_logits"]
     pretrain(tmp_path / "ta", stages, load_method("logit_kd"), student=R18, budget=SHORT)
@@ -133,7 +133,7 @@ def test_the_student_is_trained_with_the_exported_assistant(
     inputs = dict(stages, pretrain=tmp_path / "ta", export=tmp_path / "e", prepare=tmp_path / "p")
     shutil.copytree(stages["prepare"], inputs["prepare"])
     write_known_photographs(inputs["prepare"] / "data" / "known")
-    teacher_config = {k: opened for k, opened in config.items() if k != "card"}
+    teacher_config = {k: v for k, v in config.items() if k != "card"}
     for folder in ("c", "a"):
         (tmp_path / folder).mkdir()
     filled = cache.run(
@@ -156,7 +156,8 @@ def test_the_student_is_trained_with_the_exported_assistant(
     assert logits.shape[1] == len(state["objective.head.bias"])
     outputs, _ = pretrain(tmp_path / "s", inputs, load_method("takd"), student=R18, budget=SHORT)
     assert outputs["cache_check"]["rows"] > 0
-    identity = load_method("identity")  # as the assistant's feature has a rank below 32
+    # The SVD would refuse the assistant's feature, whose rank is below 32.
+    identity = load_method("identity")
     fit = dict(width=32, share=1.0, share_seed=0, align=identity["align"])
     align.run(fit, inputs, tmp_path / "a", silent)
     inputs["align"] = tmp_path / "a"
@@ -170,7 +171,7 @@ def test_the_student_is_trained_with_the_exported_assistant(
         build_teacher(teacher_config)
 
 
-def test_an_objective_without_gradient_for_the_last_stage_is_refused(
+def test_an_objective_that_gives_the_last_layers_no_gradient_is_refused(
     stages: dict[str, Path], with_maps: Path, tmp_path: Path
 ):
     method = load_method("fitnets")

@@ -1,4 +1,4 @@
-"""What a tracker records of a real pre-training."""
+"""Losses that the trackers TensorBoard and MLflow record during a real pre-training."""
 
 from __future__ import annotations
 

@@ -41,14 +41,14 @@ def run_align(stages: dict[str, Path], out: Path) -> None:
 def scaled_stages(
     stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """The stages with every teacher feature times C: its cache, and the alignment fitted to it."""
-    root = tmp_path_factory.mktemp("louder")
+    """The stages with every cached teacher feature multiplied by C, and an alignment of these."""
+    root = tmp_path_factory.mktemp("scaled")
     shutil.copytree(stages["cache"], root / "cache")
     shard = root / "cache" / "features-00000.npy"
     scaled = np.load(shard) * np.float16(C)
     assert np.isfinite(scaled).all()
     np.save(shard, scaled)
-    # Without the sample, the rows are not compared with the live teacher.
+    # Without this file the rows are not compared with the live teacher, which is not scaled.
     (root / "cache" / cache_read.SAMPLE).unlink()
     folders = stages | {"cache": root / "cache"}
     run_align(folders, root / "align")
@@ -56,7 +56,7 @@ def scaled_stages(
 
 
 def zero_output_loss(method: dict[str, Any], stages: dict[str, Path]) -> tuple[float, float]:
-    """(w, mean loss of an output of zero over all rows)."""
+    """(automatic loss weight, mean loss over all rows of a student whose output is zero)."""
     objective, target, _ = configured(method, stages)
     assert target is not None
     rows = torch.from_numpy(cache_read.open_cache(stages["cache"]).rows(np.arange(2 * IMAGES)))
@@ -70,7 +70,7 @@ def curve(method: dict[str, Any], stages: dict[str, Path], out: Path) -> np.ndar
     return np.array(outputs["curves"]["pretrain_loss"])
 
 
-def test_raw_targets_100_times_apart_start_at_the_same_loss(
+def test_a_teacher_with_scaled_features_gives_the_same_initial_loss(
     stages: dict[str, Path], scaled_stages: dict[str, Path]
 ):
     (w, loss), (w_scaled, loss_scaled) = (zero_output_loss(SVD, s) for s in (stages, scaled_stages))
