@@ -123,7 +123,7 @@ def test_the_format_of_a_checkpoint_is_recognised_with_any_suffix(tmp_path):
         assert {k: v.tolist() for k, v in read.items()} == {k: v.tolist() for k, v in STATE.items()}
 
 
-def test_folders_pipes_and_absent_files_raise_kdep_error_at_once(tmp_path):
+def test_folders_pipes_and_missing_files_raise_kdep_error_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "model.safetensors").touch()

@@ -66,7 +66,7 @@ def test_gpu_memory_of_a_stage_is_reported_only_with_a_gpu(monkeypatch):
     assert environment.largest_peak([{}, {"peak_gpu": 3}, {"peak_gpu": 9}]) == {"peak_gpu": 9}
 
 
-def test_the_number_of_cores_is_the_one_assigned_to_the_stage(monkeypatch):
+def test_a_stage_uses_the_number_of_cores_that_it_was_assigned(monkeypatch):
     monkeypatch.setenv("KDEP_CPUS", "3")
     assert devices.cores() == 3
     monkeypatch.delenv("KDEP_CPUS")

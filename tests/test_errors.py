@@ -24,13 +24,13 @@ def test_the_text_has_only_the_parts_that_were_given(expected, fix, text):
     assert str(KdepError("the file a.json is empty", expected=expected, fix=fix)) == text
 
 
-def test_no_full_stop_is_doubled():
+def test_an_error_has_no_double_full_stop():
     error = KdepError("no file.", expected="a file.", fix="copy it.")
     assert str(error) == "no file; expected a file. Fix: copy it."
     assert str(KdepError("no file.", fix="did you mean b?")) == "no file. Fix: did you mean b?"
 
 
-def test_expected_and_fix_cannot_be_exchanged_by_position():
+def test_expected_and_fix_are_keyword_only_arguments():
     parts = ("a", "b", "c")
     with pytest.raises(TypeError):
         KdepError(*parts)  # pyright: ignore[reportCallIssue]

@@ -51,7 +51,7 @@ def test_nan_huge_numbers_and_deep_nesting_are_refused_in_the_program_s_own_file
         read_strict(path)
 
 
-def test_a_pipe_a_folder_and_a_too_large_file_raise_kdep_error_at_once(tmp_path):
+def test_pipes_folders_devices_and_too_large_files_raise_kdep_error_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path, message in (
         (tmp_path / "pipe", "is a FIFO; expected a regular file"),

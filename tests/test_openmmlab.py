@@ -523,7 +523,9 @@ def test_coco_metric_with_and_without_detections(tmp_path: Path, found: str, val
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=3000), st.sampled_from([2, 8, 200]))
-def test_loss_curve_is_short_ordered_and_keeps_the_mean(losses: list[float], limit: int) -> None:
+def test_a_loss_curve_has_few_points_in_order_with_the_mean_loss_of_their_steps(
+    losses: list[float], limit: int
+) -> None:
     from kdep_bench.openmmlab.hooks import LossCurve
 
     curve = LossCurve(limit)

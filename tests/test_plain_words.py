@@ -233,7 +233,7 @@ def test_a_name_is_compared_as_a_whole():
     assert occurrences(rule, code, "names") == ["a.py:1: 'one'"]
 
 
-def test_errors_help_docstrings_and_headings_are_all_read():
+def test_every_area_of_texts_is_read():
     """Otherwise an area whose texts are not found any more would pass unchecked."""
     per_area = {area: sum(t.area == area for t in texts()) for area in AREAS}
     assert per_area["docs"] > 300

@@ -14,12 +14,14 @@ from kdep_bench.prefetch import prefetch
 
 
 @given(st.lists(st.integers()), st.integers(0, 5))
-def test_order_and_values_are_those_of_a_loop(items, threads):
+def test_prefetching_gives_the_values_of_a_loop_in_the_same_order(items, threads):
     assert list(prefetch(lambda x: 2 * x, items, threads)) == [2 * x for x in items]
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
-def test_a_worker_exception_is_raised_in_order_and_ends_the_iteration(threads):
+def test_an_exception_in_a_worker_is_raised_after_the_earlier_results_and_ends_the_iteration(
+    threads,
+):
     begun: list[int] = []
 
     def work(k: int) -> int:

@@ -15,7 +15,7 @@ NO_MEMORY = (
 
 
 @pytest.mark.parametrize("text", NO_MEMORY)
-def test_a_lack_of_memory_is_not_called_a_missing_package(tmp_path, monkeypatch, text):
+def test_running_out_of_memory_is_not_reported_as_a_missing_package(tmp_path, monkeypatch, text):
     (tmp_path / "starved.py").write_text(f"raise ImportError({text!r})\n")
     monkeypatch.syspath_prepend(tmp_path)
     for locate in (
@@ -26,7 +26,7 @@ def test_a_lack_of_memory_is_not_called_a_missing_package(tmp_path, monkeypatch,
             locate()
 
 
-def test_a_missing_package_is_not_called_a_lack_of_memory():
+def test_a_missing_package_is_not_reported_as_running_out_of_memory():
     with pytest.raises(KdepError, match="correct `type=`"):
         registry.locate("no_such_package.Thing")
     with pytest.raises(KdepError, match="install what it needs"):

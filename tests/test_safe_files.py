@@ -91,7 +91,7 @@ def test_removing_a_link_keeps_its_target(tmp_path, outside):
     assert (folder / "a.jpg").exists()
 
 
-def test_a_link_below_the_root_is_refused_and_one_above_is_allowed(tmp_path):
+def test_a_link_in_the_work_dir_is_refused_and_a_work_dir_that_is_a_link_is_allowed(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     (tmp_path / "work").symlink_to(disk)

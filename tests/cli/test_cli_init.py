@@ -196,7 +196,7 @@ def test_a_note_says_that_the_pool_contains_test_images(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../{}", "{root}/images/{}", "a" * 5000])
-def test_boxes_of_images_outside_a_folder_are_left_out(tmp_path, name):
+def test_boxes_whose_images_are_outside_the_image_folder_are_left_out(tmp_path, name):
     for i in range(2):
         save(tmp_path / "images" / f"{i}.jpg")
         save(tmp_path / f"{i}.jpg")
@@ -342,7 +342,7 @@ def test_class_folders_without_splits_give_a_note_and_no_task(tmp_path):
     assert any("no folder is named train or test" in note for note in parts.notes)
 
 
-def test_a_file_as_out_is_refused_and_the_fix_works(root, tmp_path, capsys):
+def test_a_file_given_for_out_is_refused_and_the_fix_works(root, tmp_path, capsys):
     out = tmp_path / "suites" / "birds.py"
     out.parent.mkdir()
     out.write_text("mine")

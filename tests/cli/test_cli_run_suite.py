@@ -222,9 +222,7 @@ def test_gpus_that_do_not_exist_are_refused_before_anything_runs(
     [(2, "0,1", False), (2, "", False), (2, "GPU-5a", False), (0, "GPU-5a", True),
      (0, "0", True), (None, "5", False)],
 )  # fmt: skip
-def test_gpus_are_refused_only_where_they_are_known_to_be_absent(
-    installed, gpus, refused, monkeypatch
-):
+def test_a_gpu_is_refused_only_if_it_is_known_to_be_missing(installed, gpus, refused, monkeypatch):
     from kdep_bench.engine import machine
     from kdep_bench.errors import KdepError
 

@@ -141,7 +141,7 @@ def with_wrong_crc(raw: bytes) -> bytes:
         ("a.tar", tar_bytes({"n" * 99 + "/" + "m" * 90: b"1", "n" * 99: b"2"})),
     ],
 )
-def test_damaged_archives_and_data_around_archives_are_refused(
+def test_damaged_archives_and_archives_with_additional_data_are_refused(
     tmp_path: Path, name: str, raw: bytes
 ):
     (tmp_path / name).write_bytes(raw)
@@ -196,14 +196,14 @@ ENDLESS.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sp
         ENDLESS.tobuf(tarfile.PAX_FORMAT) + b"9" * BLOCK,
     ],
 )
-def test_headers_on_which_tarfile_loops_raise_kdep_error(tmp_path: Path, raw: bytes):
+def test_headers_that_would_make_tarfile_loop_forever_raise_kdep_error(tmp_path: Path, raw: bytes):
     path = tmp_path / "a.tar"
     path.write_bytes(raw)
     with pytest.raises(KdepError, match=r"a\.tar"):
         unpack(path, tmp_path / "out", quiet)
 
 
-def test_a_good_archive_is_unpacked_after_a_damaged_one_of_the_same_size(tmp_path: Path):
+def test_an_intact_archive_is_unpacked_after_an_altered_archive_of_the_same_size(tmp_path: Path):
     intact = tar_bytes()
     altered = intact.replace(b"last", b"lost")  # a tar's checksums do not cover the files' data
     path, out = tmp_path / "a.tar", tmp_path / "out"
@@ -222,7 +222,9 @@ def test_a_good_archive_is_unpacked_after_a_damaged_one_of_the_same_size(tmp_pat
 @pytest.mark.parametrize(
     "seal", ["", "[]", '{"archive": ["a.tar", 10240], "counts": {"files": 3, "bytes": 1}}', "{}"]
 )
-def test_a_seal_without_the_archive_s_hash_is_not_used(tmp_path: Path, seal: str):
+def test_the_note_of_an_unpacked_archive_is_not_used_without_the_archive_s_hash(
+    tmp_path: Path, seal: str
+):
     path, out = tmp_path / "a.tar", tmp_path / "out"
     path.write_bytes(tar_bytes())
     (out / SEALS).mkdir(parents=True)
@@ -231,7 +233,7 @@ def test_a_seal_without_the_archive_s_hash_is_not_used(tmp_path: Path, seal: str
     assert content(out) == FILES
 
 
-def test_an_interrupted_run_resumes_and_replaces_files_of_another_archive(tmp_path: Path):
+def test_interrupted_unpacking_resumes_and_replaces_files_of_a_different_archive(tmp_path: Path):
     path, out = tmp_path / "a.tar", tmp_path / "out"
     path.write_bytes(tar_bytes())
 
@@ -247,7 +249,7 @@ def test_an_interrupted_run_resumes_and_replaces_files_of_another_archive(tmp_pa
     assert content(out) == FILES | {"c.txt": b"lost" * 300}
 
 
-def test_the_seals_of_an_incomplete_data_set_are_removed(tmp_path: Path):
+def test_the_notes_of_unpacked_archives_are_removed_if_the_data_set_is_incomplete(tmp_path: Path):
     def make_check(fault: str) -> Callable[[Path, int | None], dict[str, int]]:
         def run(folder: Path, decode: int | None) -> dict[str, int]:
             if fault:

@@ -56,7 +56,9 @@ def test_a_truncated_image_is_refused(tmp_path: Path, suffix: str, kept_fraction
         (b"\x89PNG\r\n\x1a\n" + bytes(40), "is (not an image|damaged|truncated)"),
     ],
 )
-def test_a_file_that_is_no_image_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_file_that_is_not_an_image_is_refused(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(content)
     with pytest.raises(KdepError, match=message):

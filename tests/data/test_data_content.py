@@ -125,7 +125,7 @@ def test_a_file_changed_within_one_clock_tick_of_its_reading_is_read_again(
 
 
 @pytest.mark.usefixtures("settled")
-def test_a_file_with_an_mtime_in_the_future_is_not_read_every_time(
+def test_a_file_with_an_mtime_in_the_future_is_hashed_only_once(
     folder: Path, tmp_path: Path
 ) -> None:
     os.utime(folder / "a/1.png", (4e9, 4e9))  # the year 2096
@@ -208,7 +208,7 @@ def test_a_file_that_is_being_written_is_refused(
         Catalogue(one_file(folder / "a/1.png")).scan()
 
 
-def test_file_names_of_any_bytes_are_distinguished(tmp_path: Path) -> None:
+def test_files_whose_names_have_unusual_bytes_are_distinguished(tmp_path: Path) -> None:
     root = tmp_path / "pool"
     root.mkdir()
     for name in (b"lat\xe9.png", b"a\nb.png", b"a\tb.png", "é.png".encode()):
@@ -220,7 +220,7 @@ def test_file_names_of_any_bytes_are_distinguished(tmp_path: Path) -> None:
     assert len(catalogue.rows) == 4
 
 
-def test_changes_name_the_first_few_files() -> None:
+def test_the_description_of_changes_names_the_first_files() -> None:
     changes = Changes(["x/test.json"], [f"x/{i}.png" for i in range(5)], ["x/gone.png"])
     assert str(changes) == (
         "test.json changed, 5 files added (0.png, 1.png, 2.png, ...), 1 removed (gone.png)"

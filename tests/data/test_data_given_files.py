@@ -11,7 +11,7 @@ from kdep_bench.data.given_files import given_paths, with_content, without_conte
 from kdep_bench.errors import KdepError
 
 
-def test_a_file_that_changed_after_the_plan_is_not_read(tmp_path: Path) -> None:
+def test_a_weights_file_that_changed_after_planning_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "w.pth"
     file.write_bytes(b"a")
     config = {"type": "x", "name": "mine", "weights": str(file), "card": {}}

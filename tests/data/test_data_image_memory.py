@@ -48,7 +48,7 @@ def test_a_second_inspection_decodes_nothing_and_gives_the_same_result(
     assert inspect([files[0], moved], tmp_path / "m" / "images.sqlite").decoded == 0
 
 
-def test_a_fault_is_found_every_time(files, tmp_path: Path) -> None:
+def test_a_damaged_image_is_reported_in_every_run(files, tmp_path: Path) -> None:
     files[2].write_bytes(files[2].read_bytes()[:-30])
     for _ in range(2):
         assert len(inspect(files, tmp_path / "images.sqlite").faults) == 1

@@ -67,7 +67,9 @@ def read_by_all(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.jpg", "grey.png", "grey.jpg"])
-def test_a_plain_image_is_linked_untouched(tmp_path: Path, name: str) -> None:
+def test_an_image_that_is_plain_already_is_linked_and_not_converted(
+    tmp_path: Path, name: str
+) -> None:
     file = save(tmp_path / name, SMOOTH, "L" if "grey" in name else "")
     link, info = place_image(tmp_path, file)
     assert info.plain
@@ -100,7 +102,7 @@ def test_a_plain_image_is_read_with_the_pixels_of_opencv(tmp_path: Path) -> None
         ("a.ppm", "", "PPM file"),
     ],
 )
-def test_other_formats_become_a_plain_png_and_are_counted(
+def test_images_in_other_formats_are_converted_to_png_and_counted(
     tmp_path: Path, name: str, mode: str, kind: str
 ) -> None:
     options: dict[str, Any] = {"lossless": True} if name == "a.webp" else {}
@@ -116,14 +118,14 @@ def test_other_formats_become_a_plain_png_and_are_counted(
         np.testing.assert_array_equal(seen, np.asarray(source.convert("RGB")))
 
 
-def test_a_jpeg_named_jfif_is_linked_under_a_name_with_jpg(tmp_path: Path) -> None:
+def test_a_jpeg_with_the_suffix_jfif_is_linked_with_the_suffix_jpg(tmp_path: Path) -> None:
     (tmp_path / "a.jfif").write_bytes(encoded(Image.fromarray(SMOOTH), "JPEG"))
     link, info = place_image(tmp_path, tmp_path / "a.jfif")
     assert info.plain
     assert link.name == "a.jfif.jpg"
 
 
-def test_transparent_pixels_are_blended_with_white(tmp_path: Path) -> None:
+def test_transparent_pixels_are_blended_with_a_white_background(tmp_path: Path) -> None:
     pixels = np.zeros((2, 3, 4), np.uint8)
     pixels[:, 0] = (200, 0, 0, 255)
     pixels[:, 1] = (200, 0, 0, 0)
@@ -388,7 +390,9 @@ def test_an_error_about_a_name_that_is_not_utf8_can_be_printed(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("orientation", [2, 3, 4, 5, 6, 7, 8])
-def test_labels_of_a_rotated_image_need_the_upright_size(tmp_path: Path, orientation: int) -> None:
+def test_labels_of_an_image_with_exif_rotation_are_accepted_only_for_its_upright_size(
+    tmp_path: Path, orientation: int
+) -> None:
     exif = Image.Exif()
     exif[images.ORIENTATION] = orientation
     file = save(tmp_path / "a.jpg", SMOOTH, exif=exif)
@@ -428,7 +432,7 @@ MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"]
     kind=st.sampled_from(["PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP"]),
     seed=st.integers(0, 99),
 )
-def test_any_readable_image_becomes_upright_8_bit(
+def test_any_readable_image_becomes_an_upright_8_bit_image(
     tmp_path_factory: pytest.TempPathFactory,
     mode: str,
     width: int,

@@ -53,7 +53,7 @@ def test_normalisations_of_published_networks_are_accepted(mean: Any, std: Any) 
 
 
 @pytest.mark.parametrize("name", INVALID)
-def test_a_normalisation_of_another_scale_is_refused(name: str) -> None:
+def test_an_invalid_normalisation_is_refused(name: str) -> None:
     with pytest.raises(KdepError, match=r"^x normalises with .*0-255 scale"):
         check_normalisation(*INVALID[name], "x")
 

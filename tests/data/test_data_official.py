@@ -108,7 +108,7 @@ def test_a_tiny_copy_is_refused_as_the_official_release(
         verify(tiny_set, tmp_path)
 
 
-def test_an_image_of_zero_bytes_is_found(tiny_set: OfficialSet, tmp_path: Path) -> None:
+def test_an_image_file_of_zero_bytes_is_refused(tiny_set: OfficialSet, tmp_path: Path) -> None:
     files = sorted(
         p
         for p in (tmp_path / tiny_set.name).rglob("*")
@@ -174,7 +174,7 @@ def test_a_missing_split_list_of_voc_is_refused(tmp_path: Path) -> None:
         verify(dataset, tmp_path, None, whole=False)
 
 
-def test_a_voc_list_of_a_single_class_is_refused(tmp_path: Path) -> None:
+def test_a_class_specific_image_list_of_voc_is_refused(tmp_path: Path) -> None:
     dataset = make("voc", tmp_path)
     path = tmp_path / "voc/VOCdevkit/VOC2007/ImageSets/Main/test.txt"
     path.write_text("".join(f"{x}  1\n" for x in path.read_text().split()))
@@ -182,7 +182,7 @@ def test_a_voc_list_of_a_single_class_is_refused(tmp_path: Path) -> None:
         verify(dataset, tmp_path, None, whole=False)
 
 
-def test_difficult_flags_of_voc_are_read_and_wrong_ones_refused(tmp_path: Path) -> None:
+def test_valid_difficult_flags_of_voc_are_read_and_invalid_ones_are_refused(tmp_path: Path) -> None:
     make("voc", tmp_path)
     xmls = sorted((tmp_path / "voc/VOCdevkit/VOC2007/Annotations").glob("*.xml"))
     info = [voc.check_xml(x) for x in xmls]
@@ -628,7 +628,7 @@ def test_a_wrong_label_of_cub_is_refused(tmp_path: Path) -> None:
     assert_refused("cub200", tmp_path, "image 7 the class 3.*002.Blue_Wren")
 
 
-def test_a_file_named_twice_is_refused(tmp_path: Path) -> None:
+def test_a_list_that_names_a_file_twice_is_refused(tmp_path: Path) -> None:
     make("cub200", tmp_path)
     path = tmp_path / "cub200/CUB_200_2011/images.txt"
     rows = path.read_text().splitlines()

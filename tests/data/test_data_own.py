@@ -247,7 +247,8 @@ def rotate_pixels(root: Path) -> None:
 
 Step = Callable[[Path], object]
 JSON, TRAIN = "mine/test.json", "mine/train.json"
-# name: (fault, file that the error names, part of its text, the fix that it advises)
+# Name of a case: (function that makes the fault, file that the error names, part of the error's
+# text, function that does what the error advises).
 CASES: dict[str, tuple[Step, str, str, Step]] = {
     "json cut": (
         lambda r: rewrite(r / "test.json", lambda s: s[:200]),
@@ -317,7 +318,7 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
         "differ only by case",
         lambda r: edit(r / "test.json", lambda t: t["categories"].pop()),
     ),
-    "classes of a split called otherwise": (
+    "a class has another name in one split": (
         lambda r: edit(r / "test.json", lambda t: t["categories"][0].update(name="cats")),
         JSON,
         "'cats' and 'cat' look like one class",
@@ -463,7 +464,7 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
         "no box of 'dog' to train on",
         lambda r: shutil.copy(r / "backup_train.json", r / "train.json"),
     ),
-    "that class taken out of the test": (
+    "the untrained class removed from the test": (
         drop_class,
         JSON,
         "remove the class from test.json",
@@ -590,7 +591,7 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
         "",
         lambda r: (r / "b").rename(r / "classes/test/b"),
     ),
-    "class folder besides in the test": (
+    "additional class folder in the test": (
         lambda r: shutil.copytree(r / "classes/test/b", r / "classes/test/c"),
         "classes/test of test also has 'c'",
         "classes/train of train",
@@ -638,7 +639,9 @@ def test_an_error_names_its_file_and_its_fix_works(
     own.run(spec, tmp_path / "b")
 
 
-def test_pool_labels_need_classes(spec: Spec, user_folder: Path, tmp_path: Path) -> None:
+def test_a_pool_with_labels_must_have_at_least_two_class_folders(
+    spec: Spec, user_folder: Path, tmp_path: Path
+) -> None:
     labelled = {"pool": spec["pool"], "pool_labels": True}
     shutil.copy(user_folder / "pool/a/0.jpg", user_folder / "pool/loose.jpg")
     assert "is not in a class folder" in refusal(labelled, tmp_path / "a")
@@ -798,7 +801,7 @@ def test_the_doctor_reads_every_image_of_own_data(spec: Spec, user_folder: Path)
         _check_own_data({"type": "x", "name": "mine", **spec})
 
 
-def test_images_and_masks_of_one_folder_are_refused(
+def test_images_and_masks_in_the_same_folder_are_refused(
     spec: Spec, user_folder: Path, tmp_path: Path
 ) -> None:
     both = str(user_folder / "masks/test")
@@ -838,7 +841,7 @@ def test_images_that_the_content_hash_does_not_cover_are_refused_in_a_json(
     own.run(spec, tmp_path / "b")
 
 
-def test_masks_of_a_split_that_are_links_to_those_of_train_are_refused(
+def test_test_masks_that_are_links_to_training_masks_are_refused(
     spec: Spec, user_folder: Path, tmp_path: Path
 ) -> None:
     (user_folder / "masks/test").rename(user_folder / "kept")
@@ -868,7 +871,7 @@ def test_a_note_with_the_score_says_that_test_labels_equal_train_labels(
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
 
 
-def test_two_unicode_forms_of_one_name_are_refused_as_two_classes(
+def test_class_names_that_differ_only_in_unicode_form_are_refused(
     spec: Spec, user_folder: Path, tmp_path: Path
 ) -> None:
     (user_folder / "pool/a").rename(user_folder / "pool" / COMPOSED)
@@ -887,7 +890,7 @@ def test_an_impossible_path_raises_kdep_error(pool: str, spec: Spec, tmp_path: P
     assert "(pool) does not exist" in refusal({**spec, "pool": pool}, tmp_path / "a")
 
 
-def test_an_id_of_another_type_names_the_valid_form(
+def test_the_error_for_an_id_of_another_type_shows_the_valid_id(
     spec: Spec, user_folder: Path, tmp_path: Path
 ) -> None:
     edit(user_folder / "test.json", lambda t: t["annotations"][1].update(image_id="1"))

@@ -36,7 +36,7 @@ def copied_sources() -> list[str]:
     return [name for rest in arguments_of("COPY") for name in rest.split()[:-1]]
 
 
-def test_the_dockerfile_uses_known_instructions_only() -> None:
+def test_the_dockerfile_has_only_known_instructions() -> None:
     known = {"ARG", "FROM", "ENV", "RUN", "WORKDIR", "COPY", "USER", "CMD"}
     assert {keyword for keyword, _ in instructions()} <= known
 

@@ -48,7 +48,7 @@ def add_outputs(out: Path, **outputs: Any) -> None:
     state.write_stage(out, {**stage, "outputs": {**stage["outputs"], **outputs}})
 
 
-def test_rounded_epochs_are_shown_with_the_requested_ones(tmp_path):
+def test_the_table_shows_requested_epochs_if_rounding_changed_them(tmp_path):
     """Rounding to whole steps can change the number of epochs; the table must report it."""
     # The fake stages report 2 steps of 8 images over 10 images: 1.6 epochs; 1 was requested.
     suite, plan, work, results = make_suite(tmp_path)
@@ -67,7 +67,7 @@ def test_rounded_epochs_are_shown_with_the_requested_ones(tmp_path):
     assert "of its budget" not in (results / "leaderboard.md").read_text()
 
 
-def test_epochs_over_the_pool_are_converted_to_epochs_of_the_fraction():
+def test_epochs_of_the_complete_pool_are_converted_to_epochs_of_the_data_fraction():
     budget = dict(epochs=1.0, batch=8, epochs_over="pool")
     outputs = dict(steps=12, images=10, image_list={"of": 100})
     stage = dict(outputs=outputs, spec=dict(budget=budget))
@@ -235,7 +235,7 @@ def test_a_truncated_record_is_rewritten(tmp_path):
     assert path.read_bytes() == complete
 
 
-def test_the_advised_fix_for_a_damaged_record_makes_it_written_again(tmp_path):
+def test_the_advised_fix_for_a_damaged_record_works(tmp_path):
     suite, plan, work, results = make_suite(tmp_path)
     fakes.run(plan, work)
     collect(suite, plan, work, results)
@@ -271,7 +271,7 @@ def edit_stage_json(path: Path, change) -> None:
         (lambda r: r["files"].update({"gone.txt": [1, "0" * 64]}), "its file gone.txt is missing"),
     ],
 )
-def test_one_bad_stage_json_fails_only_its_run(tmp_path, change, reason):
+def test_an_invalid_stage_json_marks_only_its_run_as_failed(tmp_path, change, reason):
     suite, plan, work, results = make_suite(tmp_path)
     fakes.run(plan, work)
     damaged_run = next(run for run in plan.runs if run.method["name"] == "kdep")
@@ -386,7 +386,7 @@ def test_the_learning_rate_in_a_record_is_that_of_the_method_s_training():
     assert _learning_rate(None) is None
 
 
-def test_a_record_has_the_data_notes_of_its_own_task_only(tmp_path):
+def test_a_record_has_only_the_data_notes_of_its_task(tmp_path):
     _, plan, _, _ = make_suite(tmp_path)  # its task reads the folder `classify`
     notes = {"classify": ["2 images are in two classes"], "detect": ["no box of 'dog'"]}
     stages = {"prepare": {"outputs": {"task_notes": notes}}}

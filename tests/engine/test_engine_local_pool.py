@@ -372,7 +372,7 @@ def test_a_pattern_selects_a_stage_with_its_upstream_stages(tmp_path):
     assert select.select_stages(plan, []) is None
 
 
-def test_a_main_file_without_a_guard_is_not_run_again(tmp_path):
+def test_a_script_without_an_if_main_guard_is_not_run_again_by_the_fork_server(tmp_path):
     script = tmp_path / "unguarded.py"
     script.write_text(
         f"import sys; sys.path.insert(0, {str(fakes.HERE)!r})\n"

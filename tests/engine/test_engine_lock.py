@@ -58,7 +58,7 @@ def test_a_lock_is_exclusive_and_names_its_owner(tmp_path):
     assert not first.held_elsewhere()
 
 
-def test_a_killed_owner_loses_the_lock_while_its_forked_child_lives(tmp_path):
+def test_the_lock_of_a_killed_process_is_free_although_its_forked_child_lives(tmp_path):
     # The child prints its pid only after it has closed its copy of the lock's file.
     child = "if os.fork() == 0: print(os.getpid(), flush=True); time.sleep(30); os._exit(0)"
     process = subprocess.Popen(
@@ -87,7 +87,7 @@ def test_a_killed_owner_loses_the_lock_while_its_forked_child_lives(tmp_path):
         os.kill(orphan, signal.SIGKILL)
 
 
-def test_a_stopped_local_owner_keeps_its_lock_without_a_heartbeat(tmp_path):
+def test_a_stopped_process_on_this_machine_keeps_its_lock_without_a_heartbeat(tmp_path):
     process = start_holder(tmp_path)
     try:
         process.send_signal(signal.SIGSTOP)
@@ -117,7 +117,7 @@ def test_a_remote_lock_expires_without_a_heartbeat(tmp_path):
     local_lock.free()
 
 
-def test_lock_age_does_not_depend_on_file_times(tmp_path):
+def test_the_expiry_of_a_lock_does_not_depend_on_file_times(tmp_path):
     write_remote_owner(tmp_path)
     for when in (0, 2**32):  # the years 1970 and 2106
         os.utime(tmp_path / lock.LOCKS / "x", (when, when))

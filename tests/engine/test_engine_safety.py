@@ -75,7 +75,7 @@ def test_random_names_of_dots_and_slashes_are_refused_or_stay_in_the_work_dir(na
         is_accepted(place, name)
 
 
-def test_a_written_plan_cannot_name_a_folder_outside(tmp_path):
+def test_a_plan_file_cannot_name_a_folder_outside_the_work_dir(tmp_path):
     import engine_fakes as fakes
 
     from kdep_bench.engine import stage as command

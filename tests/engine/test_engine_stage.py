@@ -152,7 +152,7 @@ def test_a_stage_s_resources_are_requested_from_the_cluster():
 
 
 @pytest.mark.parametrize("without_gpus", [False, True])
-def test_no_gpus_are_requested_with_the_option_without_gpus(tmp_path, without_gpus):
+def test_the_option_without_gpus_requests_no_gpus(tmp_path, without_gpus):
     plan = Plan("rows")
     add_stage(plan, "ddp", "two", {"steps": 1}, kinds=cluster_fakes.KINDS, nodes=2, gpus=4)
     options = cluster.ClusterOptions("slurm", without_gpus=without_gpus)

@@ -132,7 +132,7 @@ def test_an_empty_file_replaced_by_a_pipe_is_detected(tmp_path):
     assert "empty.txt" in status_text(plan, tmp_path, "a", verify=True)
 
 
-def test_the_advised_fix_for_a_damaged_stage_makes_it_run_again(tmp_path):
+def test_the_advised_fix_for_a_damaged_stage_works(tmp_path):
     work, plan = tmp_path / "work", fakes.diamond()
     fakes.run(plan, work)
     damaged, reader = work / fakes.id_of(plan, "a"), fakes.id_of(plan, "b")

@@ -132,7 +132,7 @@ def test_a_comparison_of_unknown_cost_is_never_selected():
     assert "are not known" in str(message)
 
 
-def test_a_run_beyond_its_budget_is_refused():
+def test_a_run_that_exceeds_its_budget_is_refused():
     plan = small_plan()
     hours = costs(plan)
     total = sum(v or 0.0 for v in hours.values())

@@ -126,7 +126,7 @@ def test_a_live_teacher_runs_in_every_step():
     assert estimate.flops == estimate.images * (3 * 10 + 7)
 
 
-def test_four_rotations_of_an_image_are_four_passes_of_student_and_live_teacher():
+def test_four_rotations_of_an_image_cost_four_forward_passes_of_student_and_live_teacher():
     plan = build_plan(build(methods=["hssakd", "dml"]))
     by_method = {s.spec["method"]["name"]: s for s in plan.stages.values() if s.kind == "pretrain"}
     student = student_network(by_method["hssakd"].spec["student"])
@@ -175,7 +175,7 @@ def test_forecast_steps_equal_those_of_training(epochs, images, batch):
     assert count_steps(budget, images) == max(1, whole_batches(budget, images, images))
 
 
-def test_hours_are_flops_over_the_stated_throughput(paper):
+def test_gpu_hours_are_flops_divided_by_the_stated_throughput(paper):
     forecast, cache = Forecast(paper, COUNTS), stage(paper, "cache", "resnet50")
     views = stage(paper, "views")
     rate = rates.stated_rate("a100.tf32:0.25")
@@ -234,7 +234,7 @@ def test_a_network_without_a_measured_throughput_uses_the_flop_rate_of_the_stude
         rates.measured_rate({"device": "a test"}, COUNTS)
 
 
-def test_hours_of_finished_stages_count_only_gpu_stages(paper):
+def test_gpu_hours_from_finished_stages_exclude_stages_without_gpu(paper):
     """The finished stages took two hours each; rendering views uses no GPU."""
     cache, views = stage(paper, "cache", "resnet50"), stage(paper, "views")
     other = stage(paper, "pretrain", "kdep")

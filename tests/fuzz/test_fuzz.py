@@ -135,5 +135,5 @@ def test_control_characters_in_a_file_s_names_are_escaped():
     assert text == "the file a\\x1b[31m\\x07b\\x9b\\x0d.jpg\nis\tbad \\xff \\ud800."
 
 
-def test_similar_names_are_found_among_names_of_other_types():
+def test_the_error_for_an_unknown_name_offers_names_of_other_types():
     assert "did you mean 12?" in str(unknown_name("stage", "13", [12, "x"]))  # type: ignore[list-item]
