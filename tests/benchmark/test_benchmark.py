@@ -34,7 +34,7 @@ def test_a_core_is_in_use_unless_idle_or_waiting_for_a_disk():
     ticks = machine.busy_seconds(STAT.format(user=100, idle=4000)) * machine.os.sysconf(
         "SC_CLK_TCK"
     )
-    assert ticks == 100 + 20 + 30 + 6 + 7 + 8  # neither 4000 (idle) nor 50 (disk)
+    assert ticks == 100 + 20 + 30 + 6 + 7 + 8  # without 4000 (idle) and 50 (waiting for a disk)
 
 
 def test_busy_cores_are_measured_between_two_readings(tmp_path):
@@ -165,7 +165,7 @@ def row(page: str, start: str) -> str:
         (0.99, ">=", False),
     ],
 )
-def test_a_target_is_met_or_not(value, sign, met):
+def test_a_measured_value_is_compared_with_its_target(value, sign, met):
     assert report.meets_target(value, sign, 1.0) is met
 
 
@@ -204,8 +204,8 @@ def test_a_part_without_measurement_is_shown_as_not_measured():
 
 def test_a_partial_run_keeps_other_parts_of_an_earlier_run(tmp_path):
     report.write(results_with(), tmp_path)
-    kept_keys = ("quick", "device", "threads", "steps")
-    only_steps = {k: v for k, v in results_with().items() if k in kept_keys}
+    kept_names = ("quick", "device", "threads", "steps")
+    only_steps = {k: v for k, v in results_with().items() if k in kept_names}
     report.write(only_steps | {"device": "cpu: other", "busy": {"steps": 1.5}}, tmp_path)
     written = read_json(tmp_path / "benchmark.json")
     assert written["memory"] == results_with()["memory"]
@@ -245,7 +245,7 @@ def test_the_gpu_is_synchronised_before_a_time_is_read(monkeypatch):
     assert calls == [wait, wall, wait, wall] * 2
 
 
-def test_the_student_alone_has_its_features_mean_square_as_loss():
+def test_the_loss_of_the_student_without_a_teacher_is_the_mean_square_of_its_feature():
     class Ctx:
         before = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
 
@@ -277,7 +277,7 @@ def test_resident_memory_is_read_by_name():
 # --- comparison with lightly-train ---------------------------------------------------------------
 
 
-def test_the_pace_counts_complete_steps_only():
+def test_the_time_per_step_counts_only_complete_steps():
     starts = [
         (100.0, 10.0),
         (103.0, 11.0),

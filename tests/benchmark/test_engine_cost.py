@@ -13,7 +13,7 @@ from kdep_bench.benchmark import engine_cost
 from kdep_bench.engine import state
 
 
-def test_status_of_many_stage_directories(tmp_path: Path):
+def test_the_status_of_2000_stages_is_read_within_the_target_time(tmp_path: Path):
     """2,000 stages; `python -m kdep_bench.benchmark.engine_cost` measures 10,000."""
     plan = engine_cost.large_plan(2_000)
     engine_cost.write_done_stages(plan, tmp_path)
@@ -22,7 +22,8 @@ def test_status_of_many_stage_directories(tmp_path: Path):
     cpu_s = time.process_time() - start
     assert all(status.done for status in statuses.values())
     target_s = 2.0 * len(plan.stages) / 10_000
-    assert cpu_s < 5 * target_s  # a busy machine is slower
+    # The target is 2 s for 10,000 stages; five times as long is allowed on a busy machine.
+    assert cpu_s < 5 * target_s
 
 
 def test_the_command_prints_and_writes_one_table(capsys, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""The GPU check: its messages about a machine, its time limits, and every check run on a CPU."""
+"""tools/gpu_check.py: errors about unsuitable machines, time limits, and every check on a CPU."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_machine_that_cannot_be_checked_raises_kdep_error(changes: Any, messag
         usable(machine_info(**changes))
 
 
-def test_gpus_in_use_by_others_are_not_used():
+def test_gpus_without_enough_free_memory_are_not_used():
     cards = [
         {"number": str(k), "name": "A", "free_gib": free} for k, free in enumerate((70, 2, 60))
     ]
@@ -157,10 +157,10 @@ def test_a_claim_that_does_not_hold_is_shown_and_fails(tmp_path: Path):
     assert run.failed({"checks": {"t": {"status": "interrupted"}}}) == 1
 
 
-# ---- the pack ----
+# ---- the pack: a folder with the check and its requirements, to copy to a GPU machine ----
 
 
-def test_the_pack_takes_the_versions_of_the_lock():
+def test_the_pack_has_the_versions_of_requirements_lock():
     rows = locked_requirements(REPO / "requirements.lock")
     assert "mmdet==3.3.0" in rows
     assert not [r for r in rows if r.startswith(("torch==", "nvidia", "numpy=="))]

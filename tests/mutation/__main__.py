@@ -1,27 +1,27 @@
 """Plants faults one at a time and runs the tests: `python -m tests.mutation [PACKAGE ...]`.
 
-Why the project has its own driver: *mutmut 3* rewrites every function into a trampoline with all
-its faults beside it. Signatures, pickling and source hashes, which stage ids and objectives need,
-are then no longer those of the program; module constants and class defaults cannot be changed.
-*cosmic-ray* starts the whole test command again for each fault: 6 s of imports (torch, three mm
-toolkits) and minutes of tests where the one test that calls the line takes 0.1 s. Neither knows
-`train=`, `split=`, `seed=` or a dropped `sorted`, nor draws a sample by seed. What is needed is
-small: the faults (`faults.py`), a map from tests to the functions they call, in whatever process
-(`trace/`, `calls.py`), and a fork server that has the toolkits in memory (`server.py`).
+Why the project does not use an existing tool: *mutmut 3* rewrites functions, so that signatures,
+pickling and source hashes, on which stage ids depend, are no longer those of the program; it cannot
+change module constants and class defaults. *cosmic-ray* starts the whole test command again for
+each fault: 6 s of imports (torch, mmdet, mmseg, mmpretrain) and minutes of tests, although the one
+test that calls the line takes 0.1 s. Neither tool changes `train=`, `split=` or `seed=`, drops a
+`sorted`, or draws a sample by seed. This package has the faults (`faults.py`), a map from each test
+to the functions that it calls in any process (`trace/`, `calls.py`), and a fork server that has the
+toolkits in memory (`server.py`).
 
     python -m tests.mutation                        # everything: map, plant, report
     python -m tests.mutation features --jobs 2      # one package
-    python -m tests.mutation features --again       # those that went unnoticed, once more
+    python -m tests.mutation features --again       # try the unnoticed faults again
     python -m tests.mutation features --again --tests tests/features/test_cache.py
     python -m tests.mutation --list features        # the sample
     python -m tests.mutation --only kdep_bench/pretrain/stream.py   # all of its sampled faults
 
-Work is kept in `work_dirs/mutation` (maps of test files by their hash, results by fault and hash of
-the function it is planted in), so a run can be interrupted and started again. A fault is
-noticed when a test fails, an import fails or the time limit passes. The tests tried are those that
-call the function with the fault: mirrored ones first, then the package's, then the others', quick
-ones first within each, and last those that call another function of its file, up to `--seconds` of
-measured time.
+Results are kept in `work_dirs/mutation`, so a run can be interrupted and started again. A map is
+identified by the hash of the test file, a result by the fault and the hash of its function. A fault
+is noticed if a test fails, an import fails or the time limit passes. For each fault, tests of up to
+`--seconds` of measured time run in this order: tests that call the function with the fault (first
+those in the test file named after the module, then those of the package, then the others), and then
+tests that call another function of the file. Within each group, fast tests run first.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def sample_of(package: str, root: Path) -> list[Fault]:
 
 
 def copy_tree(target_tree: Path) -> None:
-    """Brings the copy of the tree up to date with what git tracks or would add, without builds."""
+    """Updates the copy of the repository: all files that git tracks or does not ignore."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=REPO, check=True, capture_output=True
     ).stdout.decode()
@@ -105,7 +105,7 @@ class Server:
 
 
 class Maps:
-    """What each test file calls, measured once per content of the file."""
+    """Maps from the tests of a test file to the functions they call; measured per file content."""
 
     def __init__(self, work: Path, root: Path) -> None:
         self.folder, self.root = work / "maps", root
@@ -148,7 +148,7 @@ class Maps:
 def choose(fault: Fault, package: str, tests: list[calls.Test], limit: float) -> list[calls.Test]:
     """The tests that call the fault's function, then those that call its file, up to `limit` s.
 
-    Tests named after the file come first, then the package's; quick ones first in each group.
+    Tests named after the file come first, then the package's; fast tests are first in each group.
     """
     function_name = f"{fault.file} {fault.function}"
     file_prefix = f"{fault.file} "
@@ -167,8 +167,9 @@ def choose(fault: Fault, package: str, tests: list[calls.Test], limit: float) ->
         chosen = chosen or tests_of_package
 
     calling = {t.name for t in chosen}
-    # A map is as old as its test file: a function renamed since is in no map. So tests that call
-    # another function of the file follow; for a constant all do, as it may be read elsewhere.
+    # A map may be older than the source, and a function that was renamed since is in no map. So
+    # tests that call another function of the file follow. For a constant, all tests of the package
+    # follow, as it may be read in another file.
     chosen += [
         t
         for t in tests_of_package
@@ -177,7 +178,7 @@ def choose(fault: Fault, package: str, tests: list[calls.Test], limit: float) ->
     ]
 
     def order(t: calls.Test) -> tuple[bool, int, float]:
-        """Tests that call the function first, near ones before others, quick ones first."""
+        """Sort key: calls the function or not, near the file or not, seconds."""
         file = t.name.split("::")[0]
         near = 0 if mirrors(fault.file, file) else 1 if t.name.startswith(folders) else 2
         return t.name not in calling, near, t.seconds
@@ -191,7 +192,7 @@ def choose(fault: Fault, package: str, tests: list[calls.Test], limit: float) ->
 
 
 class Results:
-    """One JSON line per fault tried; the last line of a fault counts."""
+    """A file with one JSON line per tried fault; only the last line of a fault counts."""
 
     def __init__(self, work: Path) -> None:
         self.path = work / "results.jsonl"
@@ -309,7 +310,7 @@ def run(
 
 
 def map_test_files(servers: list[Server], maps: Maps, tests: list[str]) -> None:
-    """Maps these test files, each server taking the next one that is left."""
+    """Maps these test files; each server takes the next file from a queue."""
     queue: Queue = Queue()
     for test in tests:
         queue.put(test)

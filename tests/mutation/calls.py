@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 
 class Test(NamedTuple):
-    """`calls` are "kdep_bench/x.py qualified.name"; `seconds` as measured without a fault."""
+    """A test: `calls` has "kdep_bench/x.py qualified.name" of each function that it calls;
+    `seconds` is its time without a fault."""
 
     name: str
     seconds: float

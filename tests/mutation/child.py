@@ -1,4 +1,4 @@
-"""What runs in a forked child: pytest over some tests, as a map of calls or against a fault."""
+"""Runs pytest in a forked child process, either to map the calls of tests or to try a fault."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ FAILED = 1
 
 
 class ForkInsteadOfServer(multiprocessing.context.ForkContext):
-    """Stands in for "forkserver": the toolkits are already in memory here, which saves six seconds.
+    """Forks this process instead of a fork server: the toolkits are already imported here (6 s).
 
-    It calls itself forkserver, since the standard library refuses `max_tasks_per_child` for fork.
+    Its start method is named "forkserver", as the standard library refuses `max_tasks_per_child`
+    for "fork".
     """
 
     def get_start_method(self, allow_none: bool = False) -> str:
         return "forkserver"
 
     def set_forkserver_preload(self, module_names: list[str]) -> None:
-        """Does nothing: what the tests would load is already loaded."""
+        """Does nothing: the modules are already imported."""
 
 
 original_get_context = multiprocessing.get_context
@@ -46,8 +47,8 @@ def enter(tree: Path, log: Path) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.chdir(tree)
     multiprocessing.get_context = get_context
-    # The pool of the transfer tests would otherwise fork from a thread, where another one's import
-    # lock would stay held for ever in the copy.
+    # Otherwise the pool of the transfer tests would fork from a thread. If another thread held an
+    # import lock at that moment, the lock would never be released in the child.
     os.environ["KDEP_TESTS_FORK"] = "1"
 
 
@@ -64,7 +65,7 @@ class Mapper:
         self.open: list[str] = []
 
     def mark(self, line: str) -> None:
-        """Writes a line, and lets every function be written again after it."""
+        """Writes a line to the log; after it, the next call of each function is logged again."""
         self.trace.note(line)
         self.trace.forget()
 
@@ -98,7 +99,8 @@ class Mapper:
 
 
 class Chooser:
-    """pytest plugin: runs only the named tests (or files), in their order; records the last one."""
+    """pytest plugin: runs only the named tests (or files) in this order, and writes the name of the
+    current test to the file `last`."""
 
     def __init__(self, tests: list[str], last: Path) -> None:
         self.place = {t: i for i, t in enumerate(tests)}

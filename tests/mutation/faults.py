@@ -1,4 +1,4 @@
-"""One-line faults of a Python source: which ones can be planted, and which are drawn.
+"""One-line faults of a Python source: all that can be planted, and a sample of them.
 
 A fault replaces the text of one node of the syntax tree. It is identified by its file, its
 function, the text before and after, and a count among equal faults, not by its line: an edit

@@ -1,8 +1,8 @@
-"""Fork server of one job: torch and the toolkits in memory, a fresh child for each request.
+"""Fork server: it has torch and the toolkits in memory and forks a new child for each request.
 
-Started by `__main__.py` inside its own copy of the tree, so that a planted fault reaches every
-process that a test starts, and no file outside the copy. Reads one JSON object per line from stdin,
-answers one per line to stdout:
+`__main__.py` starts it in a copy of the repository: a planted fault is in every process that a test
+starts, and no file outside the copy changes. It reads one JSON object per line from stdin and
+writes one answer per line to stdout:
 
     {"map": "tests/x/test_y.py", "calls": "..."}  ->  {"rc": 0, "seconds": 12.3}
     {"file": "kdep_bench/a.py", "source": "...", "tests": [...], "limit": 90}
@@ -35,11 +35,11 @@ LIBRARIES = (
     "tests.mutation.child",
 )
 
-PARENT = os.getppid()  # once it has ended, nobody waits for an answer
+PARENT = os.getppid()  # when this process has ended, the server ends, too
 
 
 def preload() -> None:
-    """Imports the libraries, but of the project's own modules only the stand-in operators."""
+    """Imports the libraries. Of kdep_bench it imports only the replacements of mmcv's operators."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = "1"
     for name in LIBRARIES:
@@ -52,8 +52,8 @@ def preload() -> None:
 def in_child(work: Callable[[], int], tree: Path, log: Path, limit: float) -> int | None:
     """Exit code of `work` in a forked process; None when it took more than `limit` seconds.
 
-    The limit is processor time of the tests' own process, or ten times as long by the clock: on a
-    busy machine a test that only waits for its turn does not hang.
+    The limit is CPU time of the child; by the clock it may take ten times as long, as a test on a
+    busy machine has to wait.
     """
     pid = os.fork()
     if pid == 0:

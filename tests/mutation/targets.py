@@ -16,8 +16,8 @@ class Package(NamedTuple):
     tests: tuple[str, ...]
 
 
-# All code that decides which number a table shows. What only draws, prints or downloads is not
-# here, nor is the generator of the pocket data, whose output is checked by its hash.
+# All code that affects a number in a table. Code that only draws, prints or downloads is not here.
+# The generator of the pocket data is not here either: a hash checks its output.
 PACKAGES: dict[str, Package] = {
     "schedules": Package(("schedules/*.py",), 20, ("tests/schedules",)),
     "objectives": Package(("objectives/*.py",), 52, ("tests/objectives",)),
@@ -73,7 +73,7 @@ PACKAGES: dict[str, Package] = {
         ("tests/suite", "tests/engine", "tests/forecast"),
     ),
 }
-# Tests of the whole program, for faults that only show there.
+# Tests of the whole program, for faults that no other test notices.
 WHOLE = ("tests/e2e/test_smoke.py",)
 
 

@@ -1,4 +1,4 @@
-"""The planted faults themselves: which ones are found in a source, and which are drawn."""
+"""The faults of the mutation tests: which faults a source can have, and which are sampled."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def score(folders: list[str], seed: int = 0) -> float:
 
 
 def planted_sources(source: str) -> dict[str, str]:
-    """ "before -> after" of each fault, with the source that holds it."""
+    """{"before -> after" of a fault: the source with this fault}."""
     return {f"{f.before} -> {f.after}": f.plant(source) for f in faults_of("m.py", source)}
 
 

@@ -74,7 +74,7 @@ def copy_of(repo: Path, folder: Path) -> Path:
 
 
 def import_toolkits(repo: Path) -> None:
-    """Imports the large libraries, and of the project only what they need."""
+    """Imports the large libraries, and only those modules of the project that they need."""
     sys.dont_write_bytecode = True
     sys.path[:] = [str(repo), *(p for p in sys.path if p not in ("", str(REPO)))]
     for name in [n for n in sys.modules if n.partition(".")[0] in ("kdep_bench", "tests")]:
@@ -205,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         jobs += [Job(f.tests, folder / f"fault-{k}", f) for k, f in enumerate(faults)]
         unexpected = 0
         for job in run_all(jobs, repo, options.jobs):
-            # pytest's 1: tests ran and some failed; anything else is no answer.
+            # pytest's status 1 means that tests ran and some failed. Others do not show a fault.
             expected = 0 if job.fault is None else 1
             if job.fault is not None or job.status != expected:
                 print(job.result_line(), flush=True)

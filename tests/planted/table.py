@@ -1,4 +1,4 @@
-"""The planted faults, at least one for each kind of line of the protocol."""
+"""Ten one-line faults, at least one for each rule of an honest evaluation (split, order, ...)."""
 
 from __future__ import annotations
 

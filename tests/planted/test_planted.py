@@ -1,4 +1,5 @@
-"""The tests notice ten faults that decide a number; a fault without its line is an error."""
+"""The tests notice each of ten faults that change a number. A fault whose source line no longer
+exists is an error."""
 
 from __future__ import annotations
 

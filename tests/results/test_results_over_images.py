@@ -16,7 +16,7 @@ RUNS = 1500  # simulations; the standard error of a coverage near 95 % is 0.6 %
 
 
 def draw(rng, seeds: int, sd_seed: float, sd_image: float, sd_rest: float) -> np.ndarray:
-    """Scores x [S, N] per seed and image with a true mean of 0."""
+    """Simulated scores [seeds, images] with a true mean of 0 and these standard deviations."""
     return (
         rng.normal(0, sd_seed, (seeds, 1))
         + rng.normal(0, sd_image, (1, IMAGES))
@@ -37,7 +37,7 @@ def width(measured: Estimate) -> float:
 
 
 def coverage(seeds: int, *spreads: float) -> float:
-    """The fraction of simulated intervals that contain the true mean."""
+    """The fraction of simulated intervals that contain the true mean; `spreads`: as in `draw`."""
     rng = np.random.default_rng(1)
     hits = 0
     for _ in range(RUNS):
@@ -60,7 +60,7 @@ def test_three_seeds_cover_95_percent_over_seeds_and_images(spreads, lowest, hig
     assert lowest <= coverage(3, *spreads) <= highest
 
 
-def test_an_interval_over_seeds_alone_covers_too_little():
+def test_an_interval_over_only_seeds_covers_too_little():
     rng, hits = np.random.default_rng(2), 0
     for _ in range(RUNS):
         means = draw(rng, 3, 0.03, 1.0, 0.2).mean(1)
@@ -69,7 +69,7 @@ def test_an_interval_over_seeds_alone_covers_too_little():
     assert hits / RUNS < 0.6  # nominally 95 %
 
 
-def test_the_interval_of_one_training_covers_images_and_states_it():
+def test_the_interval_of_one_training_covers_only_images_and_states_this():
     assert 0.92 <= coverage(1, 0.0, 1.0, 0.5) <= 0.97
     measured = interval(draw(np.random.default_rng(0), 1, 0, 1, 1))
     assert measured.seeds == "120 test images of one training"
@@ -103,7 +103,7 @@ def samples(truth, prediction) -> Samples:
 
 
 def test_a_paired_difference_over_images_equals_the_one_computed_by_hand():
-    """Of 40 images, the first row is right on 30 and the second on 20 of these: +25 points."""
+    """The first row is right on 30 of 40 images, the second on 20 of these 30: +25 points."""
     truth = [0] * 40
     first, second = samples(truth, [0] * 30 + [1] * 10), samples(truth, [0] * 20 + [1] * 20)
 

@@ -65,7 +65,7 @@ def page_of(folder, **kwargs):
     return (folder / "index.html").read_text()
 
 
-def test_the_page_is_offline_and_its_policy_holds(results):
+def test_the_page_is_offline_and_satisfies_its_content_security_policy(results):
     source = page_of(results(golden_records()), claims=[BEATS])
     page = PageParser(source)
     names = [t for t, _ in page.tags]
@@ -338,7 +338,7 @@ def test_task_tables_are_sorted_by_score(results):
     assert order == ["kdep", "svd", "supervised", "scratch"]
 
 
-def test_methods_of_a_family_have_one_colour_and_references_their_own(results):
+def test_methods_of_a_family_have_the_same_colour_and_each_reference_has_a_different_one(results):
     values = {m: {"probe": [0.5, 0.6]} for m in ("kdep", "svd", "fitnets", "scratch", "tf_nkd")}
     records = grid(values)
     families = {"fitnets": "feature", "tf_nkd": "logit"}
@@ -376,7 +376,7 @@ def test_training_charts_show_kdep_and_the_references_whatever_their_names(resul
     assert len(re.findall(r'class="dot', val)) == 24
 
 
-def test_the_pareto_front_has_no_row_with_a_cheaper_and_better_one():
+def test_a_row_that_is_worse_and_more_expensive_than_another_row_is_not_on_the_pareto_front():
     marks = [Mark(n, x, y, 0) for n, x, y in
              (("a", 1, 5), ("b", 2, 4), ("c", 2, 7), ("d", 3, 7), ("e", 9, 8))]  # fmt: skip
     assert [m.label for m in front(marks)] == ["a", "c", "e"]

@@ -49,17 +49,18 @@ def test_two_methods_give_the_paired_t_interval():
 
 
 def test_three_methods_on_three_seeds_equal_values_computed_by_hand():
-    # Residuals from method and seed means: m0 (1, -1, 0), m1 (-1, 1, 0), m2 (0, 0, 0), so that the
-    # sum of squares is 4 on (3 - 1)(3 - 1) = 4 degrees of freedom: variance 1.
+    # After subtraction of method and seed means the residuals are m0 (1, -1, 0), m1 (-1, 1, 0),
+    # m2 (0, 0, 0). Their sum of squares is 4 on (3 - 1)(3 - 1) = 4 degrees of freedom: variance 1.
     table = np.array([[11.0, 10.0, 12.0], [5.0, 8.0, 8.0], [0.0, 1.0, 2.0]])
     model = fitted(table)
     assert model.df == 4
     assert model.variance == pytest.approx(1.0)
     difference = model.difference("m1", "m2")
-    # Their differences 5, 7, 6 have variance 1, and 1/3 over 3 seeds; the pooled one is 2/3.
+    # The differences 5, 7, 6 have variance 1, so their mean over 3 seeds has 1/3. The pooled
+    # variance is larger: 2/3.
     assert difference.mean == pytest.approx(6.0)
     assert difference.se == pytest.approx((2 / 3) ** 0.5)
-    # Those of m0 and m1 (6, 2, 4) have variance 4: 4/3 is larger than 2/3.
+    # The differences of m0 and m1 (6, 2, 4) have variance 4: 4/3 is larger than 2/3.
     assert model.difference("m0", "m1").se == pytest.approx((4 / 3) ** 0.5)
     half = stats.t.ppf(0.975, 4) * (2 / 3) ** 0.5
     assert (difference.low, difference.high) == pytest.approx((6 - half, 6 + half))
@@ -158,13 +159,14 @@ SEEDS, RUNS = 3, 1500
 
 
 def draw(rng: np.random.Generator, sds: np.ndarray, means: np.ndarray) -> np.ndarray:
-    """Scores [methods, SEEDS]; the sd of a seed's common effect is 1, as that of a quiet method."""
+    """Scores [methods, SEEDS]. All methods share the effect of a seed, of standard deviation 1."""
     noise = rng.normal(size=(len(sds), SEEDS)) * sds[:, None]
     return means[:, None] + noise + rng.normal(size=(1, SEEDS))
 
 
 def coverage(sds: np.ndarray) -> tuple[float, float]:
-    """(coverage over all pairs of methods, over pairs of the noisiest) at equal true means."""
+    """(coverage over all pairs of methods, coverage over pairs of methods with the largest standard
+    deviation), at equal true means."""
     rng = np.random.default_rng(0)
     k = len(sds)
     noisy = np.flatnonzero(sds == sds.max())
@@ -274,7 +276,7 @@ def test_task_families_have_equal_weight_in_the_mean_over_tasks():
 
 
 def test_differences_are_corrected_for_multiple_comparisons():
-    # By the pooled model kdep - supervised on probe has p = 0.02; eight such are tested.
+    # By the pooled model kdep - supervised on probe has p = 0.02; eight differences are tested.
     board = board_of(four_tasks({"probe": 0.0035, "finetune": 0.0, "photos": 0.0, "det": 0.0}))
     rows = compare.difference_table(board, "resnet18_w32")
     probe = next(
@@ -296,7 +298,7 @@ def test_differences_are_corrected_for_multiple_comparisons():
 CLAIM = {"name": "c", "title": "t", "a": {"method": "kdep"}, "b": {"method": "supervised"}}
 
 
-def test_claims_are_corrected_for_each_other():
+def test_several_claims_are_corrected_for_multiple_comparisons():
     records = four_tasks(dict.fromkeys(FOUR, 0.0033))
     single_claim = headlines(judge(board_of(records), [CLAIM]))
     assert single_claim[0].verdict == "supported"
@@ -342,7 +344,7 @@ def test_a_row_without_a_teacher_is_separate_from_the_row_with_a_teacher():
     assert [board.result(a, board.columns[0]).estimate.mean for a in board.rows] == [0.1, 0.5]  # type: ignore[union-attr]
 
 
-def test_a_failed_run_of_another_teacher_is_not_counted_as_this_teachers():
+def test_a_failed_run_is_counted_only_for_its_own_teacher():
     ok = [make(fields("kdep", "probe", 0.5 + s / 100, transfer=s)) for s in range(2)]
     f: dict[str, Any] = fields("kdep", "probe", None, transfer=2)
     f |= {"status": "failed", "error": "x", "id": "b"}
@@ -361,7 +363,7 @@ def test_a_failed_run_of_another_teacher_is_not_counted_as_this_teachers():
     assert not board.result(board.rows[0], board.columns[0]).complete
 
 
-def test_a_claim_that_no_student_can_test_is_one_line_and_not_one_per_student():
+def test_a_claim_that_no_student_can_test_has_one_line_in_total():
     records = [
         make(
             fields("kdep", "probe", 0.5, transfer=s)

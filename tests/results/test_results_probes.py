@@ -16,7 +16,7 @@ from kdep_bench.results.records import probe_record, store
 from kdep_bench.results.report import report
 from kdep_bench.results.report.probe_tables import ProbeColumn, make_section
 
-# Of the probes in configs/probes/.
+# Names of the values that the probes in configs/probes/ measure.
 VALUE_NAMES = (
     *("top1", "top1, 16 per class", "mAP", "recall at 10", "ECE", "classwise ECE", "Brier"),
     *("NLL", "top1, clean - corrupted", "top1, severity 3", "effective rank", "CKA"),

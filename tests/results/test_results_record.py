@@ -1,4 +1,4 @@
-"""Records: the schema, migrations from older versions, and the refusal of damaged ones."""
+"""Records: the schema, migrations from older versions, and the refusal of damaged records."""
 
 from __future__ import annotations
 

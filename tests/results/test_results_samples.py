@@ -1,4 +1,5 @@
-"""Per-sample outputs next to the records: scored again, compared only if both rows have them."""
+"""Per-sample outputs next to the records: scores are computed again from them, and two rows are
+compared over images only if both have them."""
 
 from __future__ import annotations
 
@@ -113,8 +114,9 @@ def test_the_images_on_which_two_rows_differ_are_named(folder):
     assert "Images on which two methods differ most" in (folder / "index.html").read_text()
 
 
-def test_an_image_without_a_score_is_in_no_direction_and_rounding_is_no_difference():
-    """Images: equal but for rounding, better, not in the first method, worse, not in the second."""
+def test_images_without_a_score_or_with_a_rounding_difference_are_neither_better_nor_worse():
+    """The five images: equal except for rounding, better, without a score of the first method,
+    worse, without a score of the second method."""
     nan = float("nan")
     first = np.array([[0.1, 1.0, nan, nan, 0.5], [0.2, 0.0, nan, 0.4, 0.5]])
     second = np.array([[0.1 + 0.2 - 0.3 + 0.15, 0.0, 0.3, 0.6, nan]])

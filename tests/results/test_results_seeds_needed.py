@@ -1,4 +1,4 @@
-"""Seeds needed by tasks and by probes for one difference: known answers, and what is left out."""
+"""Seeds that a task or a probe needs to detect the difference of two methods: known answers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from kdep_bench.results.records import probe_record, store
 from kdep_bench.results.report.seeds_table import tables
 from kdep_bench.results.statistics import power
 
-# Difference / standard deviation -> (pairs needed, power with them, power with three pairs):
-# statsmodels 0.15.0, TTestPower, alpha 0.05, power 0.8, two-sided.
+# {difference / standard deviation: (pairs needed, power with these pairs, power with three pairs)}
+# by statsmodels 0.15.0, TTestPower, alpha 0.05, power 0.8, two-sided.
 STATSMODELS = {
     0.3: (90, 0.8037942968932215, 0.06242244046377568),
     0.5: (34, 0.8077775012792737, 0.0841070558963894),
@@ -90,13 +90,13 @@ def test_tasks_and_probes_are_compared_on_the_same_pairs(tmp_path):
     write_scores(tmp_path, [0.5, 0.6, 0.7], [0.3, 0.3, 0.3])  # differences 0.2, 0.3, 0.4: effect 3
     for seed, (kdep, scratch) in enumerate(zip((0.5, 0.6, 0.7), (0.3, 0.3, 0.1), strict=True)):
         probe_record.write(tmp_path, probe("kdep", seed, kdep, epochs=6.03))
-        # Of another budget, which is another row:
+        # Another budget is another row, which must not be used.
         probe_record.write(tmp_path, probe("kdep", seed, 0.1, epochs=2.0, id=f"other.s{seed}"))
         change = {"teacher": "", "epochs": None}
         probe_record.write(tmp_path, probe("scratch", seed, scratch, **change))
     text = tables(tmp_path)
     (line,) = [x for x in text.splitlines() if x.startswith("| resnet18_w32 | kdep - scratch")]
-    # Probe: differences 0.2, 0.3, 0.6, by top1 and, with the sign turned, by NLL.
+    # Probe: the differences of top1 are 0.2, 0.3, 0.6; those of NLL have the opposite sign.
     effect = (1.1 / 3) / 0.20816659994661327
     seeds = power.seeds_needed(effect, 1.0)
     assert line == f"| resnet18_w32 | kdep - scratch | 4 | {seeds} | — |"

@@ -144,7 +144,7 @@ def test_only_a_significantly_better_method_is_bold():
 
 
 def test_power_and_seeds_needed_agree_with_simulation():
-    """For a true difference and a standard deviation of 0.02 each; the required power is 0.8."""
+    """Difference and standard deviation are both 0.02; the required power is 0.8."""
     n = power.seeds_needed(0.02, 0.02)
     assert n == 10
     rng = np.random.default_rng(0)
@@ -229,7 +229,7 @@ def test_an_estimate_does_not_depend_on_the_order_of_values(values, random):
         assert estimated.mean - 1e-12 <= estimated.high
 
 
-def test_bca_is_scipy_s_on_skewed_values():
+def test_bca_intervals_equal_those_of_scipy_on_skewed_values():
     x = np.random.default_rng(5).exponential(size=60)
     for level in (0.95, 0.8):
         interval = st.bca_interval(x, level, resamples=20_000)
@@ -338,7 +338,7 @@ def test_rank_intervals_equal_values_computed_by_hand():
     assert comparisons.rank_intervals({"a": a, "b": {(9, 9): 0.1}}) == {"a": (1, 2), "b": (1, 2)}
 
 
-def test_power_of_the_paired_t_test_is_the_noncentral_t_s():
+def test_power_of_the_paired_t_test_equals_that_of_scipy_s_noncentral_t():
     """The arguments of `power` are the true difference, the standard deviation and the seeds."""
     for gap, sd, n in ((0.5, 1.0, 34), (0.02, 0.01, 3), (0.1, 0.3, 12), (-0.5, 1.0, 34)):
         critical = scipy_stats.t.ppf(0.975, n - 1)
@@ -347,7 +347,7 @@ def test_power_of_the_paired_t_test_is_the_noncentral_t_s():
         assert power.power(gap, sd, n) == pytest.approx(expected, abs=1e-6)
     assert power.power(0.1, 1.0, 1) == 0
     assert (power.power(0.1, 0.0, 2), power.power(0.0, 0.0, 2)) == (1, 0)
-    # Far from the centre a normal approximation is used, which joins without a jump.
+    # Far from the centre `_nct` uses a normal approximation; there is no jump where it begins.
     assert power._nct(5, 29.9, 30.0) == pytest.approx(power._nct(5, 30.1, 30.2), abs=0.03)
     assert power._nct(50, 40.0, 40.0) == pytest.approx(0.5, abs=0.03)
     assert 0.05 < power._nct(50, 40.0, 36.0) < 0.2

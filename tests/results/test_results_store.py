@@ -21,7 +21,7 @@ def write_many(folder, first):
         store.write(folder, make(fields(transfer=i) | {"id": f"t-{first}-{i}"}))
 
 
-def test_concurrent_writers_lose_nothing(tmp_path):
+def test_concurrent_writers_lose_no_record(tmp_path):
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         pool.starmap(write_many, [(tmp_path, 0), (tmp_path, 1)])
     stored = store.read(tmp_path)
@@ -61,7 +61,7 @@ def test_a_missing_folder_raises_kdep_error(tmp_path):
     assert store.read(tmp_path).runs == []
 
 
-def test_parallel_reading_finds_the_same(tmp_path, monkeypatch):
+def test_parallel_reading_gives_the_same_records(tmp_path, monkeypatch):
     write_many(tmp_path, 0)
     (store.records_dir(tmp_path) / "cut.json").write_text("{")
     alone = store.read(tmp_path)

@@ -21,7 +21,7 @@ from kdep_bench.suite.config import load_config, names
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 
 
-def test_every_method_is_in_one_row_and_every_row_names_a_config_or_what_is_missing():
+def test_every_method_is_in_one_row_and_every_row_has_a_config_or_a_missing_part():
     systems = read_systems()
     listed = Counter(config for system in systems for config in system.configs)
     known = {*names("method"), *(f"search:{name}" for name in names("search"))}
@@ -39,7 +39,7 @@ def test_the_published_page_is_up_to_date(tmp_path: Path):
     assert written == (RESULTS / "methods.md").read_text(), "python tools/report.py --index results"
 
 
-def test_states_scores_and_ratios_of_a_small_list():
+def test_the_page_of_three_systems_has_the_expected_states_scores_and_ratios():
     systems = [
         System("A (2020)", ("a", "b"), ""),
         System("B (2021)", (), "its generator"),

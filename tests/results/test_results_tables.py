@@ -1,4 +1,5 @@
-"""The board and the leaderboard: golden files, and remarks on what could mislead."""
+"""The board (results by row and task) and the leaderboards: golden files, and remarks on records
+that could mislead."""
 
 from __future__ import annotations
 
@@ -49,6 +50,7 @@ def golden_records() -> list[Record]:
     """Three complete methods, one with a failed seed, one with less data and a missing seed."""
     records = grid(SCORES)
     records += grid({"kdep": {"probe": [0.47, 0.48, 0.46], "det": [0.27, 0.26, 0.28]}}, share=0.1)
+    # Nine records of kdep come first; the ninth record of svd is its seg with seed 2.
     records[8 + 9] = failed("svd", "seg", transfer=2)
     records.append(make(fields("kdep", "seg", None, share=0.1) | {"status": "missing"}))
     return records
@@ -114,7 +116,7 @@ def test_the_command_of_a_row_names_its_stages_where_their_ids_are_known():
     ]
 
 
-def test_the_commands_of_the_published_rows_select_those_rows_alone():
+def test_the_commands_of_the_published_rows_select_only_those_rows():
     folder = Path(__file__).resolve().parents[2] / "results" / "pocket"
     board = make_board(store.read(folder))
     ids = {a: {r.id for r in board.runs_of(a)} for a in board.rows}
@@ -193,7 +195,7 @@ def test_a_duplicated_seed_changes_no_claim_without_a_remark(index, value, newer
     assert "double" in " ".join(after.remarks)
 
 
-def test_missing_results_are_visible_and_never_averaged_over():
+def test_missing_results_are_shown_and_give_no_mean():
     board = board_of(golden_records())
     md, table, _ = all_tables(golden_records())
     assert "2 failed" not in md
@@ -366,7 +368,7 @@ def test_low_coverage_has_a_remark():
     assert remark.count("transfer-kdep") == 5  # the first five by name
 
 
-def test_a_run_that_failed_early_joins_the_row_of_its_own_teacher_alone():
+def test_a_run_that_failed_early_joins_only_the_row_of_its_own_teacher():
     def early_failure(teacher: str | None, transfer: int) -> Record:
         """A run that failed before its epochs (and its teacher, if None) were known."""
         record_fields = fields("kdep", "probe", None, transfer=transfer) | {
@@ -387,7 +389,7 @@ def test_a_run_that_failed_early_joins_the_row_of_its_own_teacher_alone():
     assert other_teacher.result(row, other_teacher.columns[0]).complete
 
 
-def test_smaller_scores_are_better_where_the_task_says_so():
+def test_smaller_scores_are_better_if_the_task_s_direction_is_min():
     scores = {"kdep": {"probe": [0.1, 0.11, 0.12]}, "scratch": {"probe": [0.5, 0.51, 0.52]}}
     down = {"direction": "min"}
     records = [r.model_copy(update={"task": r.task.model_copy(update=down)}) for r in grid(scores)]
@@ -426,7 +428,7 @@ def test_many_differences_are_listed_over_all_tasks_first():
     assert by_task.count("| resnet18_w32 | rival03 - kdep |") == 2
 
 
-def test_no_pair_of_many_is_left_out_of_the_charts():
+def test_the_charts_show_every_pair_of_many_methods():
     for count, charts in ((2, 5), (12, 2)):  # of pairs, of references
         view = board_rows.make_view(board_of(many_methods(count)))
         drawn = [p for p in plots.draw(view, []) if p.group == "differences"]

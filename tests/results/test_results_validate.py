@@ -1,4 +1,5 @@
-"""tools/report.py validate: every planted fault is found; published folders have none."""
+"""tools/report.py validate finds every fault that a test adds to records, and none in the published
+folders."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ def test_stages_that_read_edited_data_run_again_with_the_reason(
     assert sorted(fakes.run(plan, work).ran) == sorted(rerun_ids)
 
 
-def test_a_touched_or_copied_file_runs_nothing_again(user_data: Path, tmp_path: Path) -> None:
+def test_a_touched_or_copied_file_reruns_no_stage(user_data: Path, tmp_path: Path) -> None:
     work = tmp_path / "w"
     assert run(user_data, work)[1].ok
     os.utime(user_data / "test.json")
@@ -179,7 +179,9 @@ def test_a_touched_or_copied_file_runs_nothing_again(user_data: Path, tmp_path: 
     assert not outcome.ran
 
 
-def test_an_edit_undone_finds_its_own_stages_again(user_data: Path, tmp_path: Path) -> None:
+def test_after_an_edit_is_undone_the_earlier_stages_are_used_again(
+    user_data: Path, tmp_path: Path
+) -> None:
     work = tmp_path / "w"
     first, _ = run(user_data, work)
     before = (user_data / "test.json").read_bytes()

@@ -1,4 +1,4 @@
-"""What enters a stage's id: a changed input with the old id would keep a wrong score."""
+"""Ids of stages depend on every input: a changed input with the old id would keep a wrong score."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from kdep_bench.suite.plan import build_plan
 
 
 def ids(plan: Plan) -> dict[str, set[str]]:
-    """Kind -> ids of its stages."""
+    """{kind: ids of its stages}."""
     ids_by_kind: dict[str, set[str]] = {}
     for stage in plan.stages.values():
         ids_by_kind.setdefault(stage.kind, set()).add(stage.id)
     return ids_by_kind
 
 
-# Kind whose version is raised -> kinds whose stages can run again.
+# {kind whose version is raised: kinds whose stages can run again}
 RERUN_KINDS = {
     "prepare": {"prepare", "views", "cache", "align", "pretrain", "export", "transfer"},
     "views": {"views", "cache", "align", "pretrain", "export", "transfer"},
@@ -36,7 +36,7 @@ RERUN_KINDS = {
 
 
 @pytest.mark.parametrize("kind", RERUN_KINDS)
-def test_a_kind_s_version_changes_its_ids_and_those_downstream(
+def test_a_kind_s_version_changes_the_ids_of_its_stages_and_of_stages_that_need_them(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise scores of the former version would be shown."""
@@ -105,7 +105,7 @@ def test_keys_that_only_planning_reads_are_in_no_spec() -> None:
         assert not spec["method"].keys() & planning
 
 
-def test_each_kind_of_stage_has_its_gpu_time_limit_and_resuming() -> None:
+def test_each_kind_of_stage_has_the_stated_resources() -> None:
     """The GPU, DDP, resuming, time limit in hours and cores of each kind."""
     table = {
         kind: (k.gpu, k.ddp, k.resumable, k.timeout / 3600, k.cpus)

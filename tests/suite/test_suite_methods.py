@@ -1,4 +1,4 @@
-"""Method configs: each states its source; alignments are shared; overrides and refusals."""
+"""Method configs: their sources, shared alignments, overrides, and what is refused."""
 
 from __future__ import annotations
 
@@ -166,6 +166,7 @@ def test_every_best_rate_of_kdep_anatomy_is_inside_the_tried_rates():
 
 def test_at_equal_compute_every_method_costs_as_much_as_kdep():
     """Cost in forward passes of the student; the wider intermediate teacher costs 2.25 times."""
+    # The intermediate teacher is 1.5 times as wide; FLOPs grow with the square of the width.
     plan, wider = build_plan(load_suite("methods_pocket_compute")), 1.5**2
     full_length = {
         i for i, s in plan.stages.items() if s.spec.get("budget", {}).get("epochs") == 16

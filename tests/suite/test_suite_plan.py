@@ -411,7 +411,7 @@ def test_methods_pocket_shares_budget_and_methods_with_the_other_suites():
 
 
 def seeds_by_method_and_task(plan: Plan) -> dict[str, set[int]]:
-    """ "method task" -> its pre-training seeds."""
+    """{"method task": its pre-training seeds}."""
     seeds: dict[str, set[int]] = {}
     for run in plan.runs:
         seeds.setdefault(f"{run.method['name']} {run.task['name']}", set()).add(run.pretrain_seed)

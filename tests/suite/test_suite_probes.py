@@ -38,7 +38,7 @@ def test_a_suite_without_probes_has_no_stages_of_probes():
     assert not {s.kind for s in plan.stages.values()} & {"features", "probe"}
 
 
-def test_probes_add_stages_and_change_none():
+def test_probes_add_stages_and_change_no_other_stage():
     without, plan = build_plan(build(**POCKET)), build_plan(build(**POCKET, probes=ALL))
     added = [s for i, s in plan.stages.items() if i not in without.stages]
     assert set(without.stages) <= set(plan.stages)
@@ -85,7 +85,7 @@ def test_a_wrong_argument_is_refused_before_anything_runs():
     assert "key" in refusal(probes=[{"base": "knn", "kk": [1]}])
 
 
-def test_a_type_that_is_no_probe_is_refused(monkeypatch):
+def test_a_type_that_is_not_a_probe_is_refused(monkeypatch):
     probe = {"name": "odd", "type": "kdep_bench.objectives.pkt.PKT", "weight": 1.0}
     suite = build(**POCKET).model_copy(update={"probes": [probe]})
     with pytest.raises(KdepError, match="is not a probe"):
@@ -164,7 +164,7 @@ def test_more_shots_than_images_are_refused_and_the_fix_works():
     check_counts(suite)
 
 
-def test_a_rank_from_fewer_images_than_dimensions_is_refused():
+def test_the_effective_rank_of_fewer_images_than_dimensions_is_refused():
     message = planning_error(
         data={"base": "pocket", "classify": {"test": 200}}, probes=["effective_rank"]
     )

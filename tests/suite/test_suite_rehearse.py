@@ -1,4 +1,5 @@
-"""Variants of a suite (several teachers, budgets per data fraction), and its rehearsal."""
+"""Variants of a suite (several teachers, budgets per data fraction), and its rehearsal, which runs
+every stage on tiny generated data."""
 
 from __future__ import annotations
 

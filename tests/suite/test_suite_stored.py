@@ -14,7 +14,7 @@ TOO_MANY_CLASSES = dict(base="tinyvit", name="many", objective=dict(top_classes=
 
 
 def caches(*methods: Any) -> dict[str, Any]:
-    """Id -> spec of the caches planned for these methods."""
+    """{id: spec} of the caches planned for these methods."""
     return {s.id: s.spec for s in plan(*methods).stages.values() if s.kind == "cache"}
 
 
@@ -45,7 +45,7 @@ def test_networks_with_their_own_optimiser_are_refused_with_gradient_accumulatio
         plan("amal", budget=budget | dict(accumulate=2))
 
 
-def test_a_player_s_optimiser_is_checked_by_the_plan():
+def test_the_plan_checks_the_optimiser_of_the_other_networks_of_an_objective():
     negative_rate = dict(base="amal", objective=dict(optimizer=dict(type="SGD", lr=-1.0)))
     with pytest.raises(KdepError, match=r"objective\.optimizer has lr = -1\.0"):
         plan(negative_rate)

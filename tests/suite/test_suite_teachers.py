@@ -1,4 +1,5 @@
-"""Teachers by role in the plan: what is shared, what records contain, what is refused."""
+"""Methods with several teachers, each named by its role in the method's objective: which stages are
+shared, what records contain, what is refused."""
 
 from __future__ import annotations
 
@@ -290,7 +291,7 @@ def test_a_classifier_that_does_not_read_the_pooled_feature_is_refused():
         plan(method)
 
 
-def test_a_part_with_one_teacher_cannot_have_an_objective_of_several():
+def test_a_part_with_one_teacher_cannot_have_an_objective_for_several_teachers():
     objective = dict(
         _delete_=True,
         type=f"{OBJECTIVES}.weighted_sum.WeightedSum",
@@ -308,7 +309,8 @@ def test_a_part_with_one_teacher_cannot_have_an_objective_of_several():
         plan(method)
 
 
-def test_a_bridge_is_refused_for_a_teacher_without_access_to_its_last_layers():
+def test_a_bridge_requires_a_teacher_whose_last_layers_can_be_run_separately():
+    # The bridge of SOKD is a copy of the teacher's last layers, trained together with the student.
     plan("sokd")
     with pytest.raises(KdepError, match="trains the teacher's layers after the map 's16', which"):
         plan("sokd", teacher="mobilenetv2")
@@ -317,14 +319,14 @@ def test_a_bridge_is_refused_for_a_teacher_without_access_to_its_last_layers():
         plan(dict(base="sokd", objective=dict(levels=levels)))
 
 
-def test_weights_of_a_batch_are_refused_where_the_batch_is_split():
+def test_a_method_that_weights_teachers_by_batch_is_refused_with_gradient_accumulation():
     budget = dict(epochs=1, batch=8, optimizer=SGD, accumulate=2)
     plan("ebkd", budget=budget)
     with pytest.raises(KdepError, match="compares the samples of a batch"):
         plan("aekd", budget=budget)
 
 
-def test_a_probe_of_a_method_s_own_teacher_is_refused_where_it_has_several():
+def test_a_probe_of_the_method_s_teacher_is_refused_if_the_method_has_several_teachers():
     plan("ebkd", probes=["cka"])
     with pytest.raises(KdepError, match=r"the method 'ebkd' has several \(first, second\)"):
         plan("ebkd", probes=[dict(base="cka", teacher="method")])

@@ -49,7 +49,7 @@ def ids_of_kind(plan: Plan, kind: str) -> list[str]:
     return [i for i, s in plan.stages.items() if s.kind == kind]
 
 
-def test_a_transfer_method_adds_its_own_stages_and_changes_no_other():
+def test_a_transfer_method_adds_stages_and_changes_no_other_stage():
     without, with_transkd = plan("kdep", "scratch"), plan("kdep", "scratch", "transkd")
     assert set(without.stages) <= set(with_transkd.stages)
     new = [with_transkd.stages[i] for i in with_transkd.stages if i not in without.stages]
@@ -87,7 +87,7 @@ def test_the_pre_training_of_both_rows_is_one_stage():
     assert plain_exports == transfer_exports
 
 
-def test_a_name_or_source_is_in_no_spec_and_an_argument_is():
+def test_specs_contain_arguments_of_a_transfer_method_but_not_its_name_or_source():
     first_plan = plan("transkd")
     other_source = plan(dict(base="transkd", source="elsewhere"))
     assert set(first_plan.stages) == set(other_source.stages)
@@ -183,7 +183,7 @@ def test_the_fix_for_a_missing_teacher_works():
     assert plan(TRANSKD).runs
 
 
-def test_a_duplicate_method_is_refused_and_one_with_two_pre_trainings_is_not():
+def test_a_duplicate_is_refused_but_one_transfer_method_may_follow_two_pre_trainings():
     with pytest.raises(KdepError, match="more than once"):
         suite("transkd", dict(base="transkd", pretrained_by="scratch"))
     assert len(suite("transkd", dict(base="transkd", pretrained_by="kdep")).methods) == 2

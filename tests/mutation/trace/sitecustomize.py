@@ -1,8 +1,8 @@
 """Records which functions of the project are called, in every process of a test run.
 
-On the path of the run that maps tests to functions; loaded by each interpreter as it starts. One
-line per function and process goes to the file that KDEP_CALLS names; the tests' own process puts
-lines between them that say which test or fixture runs (`run.py`), and calls `forget` there.
+Every Python interpreter of a mapping run imports this module when it starts. It writes one line per
+function and process to the file that KDEP_CALLS names. pytest's process adds lines that name the
+test or fixture that runs (`Mapper` in `child.py`), and calls `forget` after each of them.
 """
 
 from __future__ import annotations
