@@ -31,7 +31,7 @@ PREFIX = "kdep_slurm."  # of the folder with the configuration, logs and pid fil
 
 
 def missing_requirement() -> str:
-    """Why no cluster can be started on this machine; '' where it can."""
+    """Why no cluster can be started on this machine; '' if one can be started."""
     missing = [p for p in PROGRAMS if shutil.which(p) is None]
     if missing:
         return f"{', '.join(missing)} not found: apt-get install {' '.join(APT)}"
@@ -127,7 +127,7 @@ class Slurm:
 
     def configure(self) -> None:
         """Writes slurm.conf, gres.conf and cgroup.conf, and links them into /etc/slurm."""
-        r, host = self.folder, socket.gethostname().partition(".")[0]
+        r, host = self.folder, socket.gethostname().partition(".")[0]  # r: root of all files
         control, *ports = free_ports(1 + len(self.names))
         for part in ("ctld", "log", "gpu", *(f"spool/{n}" for n in self.names)):
             (r / part).mkdir(parents=True)

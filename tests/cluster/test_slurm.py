@@ -82,8 +82,8 @@ def names(stage_ids: Iterable[str]) -> list[str]:
     return sorted(stage_id.split("-")[1] for stage_id in stage_ids)
 
 
-def read_lines(path: Path) -> list[str]:
-    """The words of a file; none where the file is missing."""
+def read_words(path: Path) -> list[str]:
+    """The words of a file; an empty list if the file does not exist."""
     return path.read_text().split() if path.exists() else []
 
 
@@ -170,7 +170,7 @@ def test_a_stage_on_a_lost_node_is_requeued_and_resumes(slurm: Slurm, tmp_path):
     assert process.returncode == 0, output
     assert slurm.job(job)["Restarts"] == "1"
     assert record(plan, tmp_path, "g")["outputs"]["resumed_at"] > 8
-    assert read_lines(out / "steps.txt") == [str(k) for k in range(120)]
+    assert read_words(out / "steps.txt") == [str(k) for k in range(120)]
     wait_for(lambda: slurm.count_idle() == len(slurm.names), 400, "all nodes again")
 
 
@@ -247,7 +247,7 @@ def test_a_preempted_stage_is_requeued_and_resumes(slurm: Slurm, tmp_path):
     assert slurm.job(job)["Restarts"] == "1"
     assert "--- requeued" in (out / "stage.log").read_text()
     assert record(plan, tmp_path, "g")["outputs"]["resumed_at"] > 4
-    assert read_lines(out / "steps.txt") == [str(k) for k in range(160)]
+    assert read_words(out / "steps.txt") == [str(k) for k in range(160)]
 
 
 def test_a_stage_resumes_in_another_job_after_the_time_limit(slurm: Slurm, tmp_path):
@@ -258,7 +258,7 @@ def test_a_stage_resumes_in_another_job_after_the_time_limit(slurm: Slurm, tmp_p
     out = tmp_path / fakes.id_of(plan, "g")
     assert "--- requeued" in (out / "stage.log").read_text()
     assert record(plan, tmp_path, "g")["outputs"]["resumed_at"] > 10
-    assert read_lines(out / "steps.txt") == [str(k) for k in range(420)]
+    assert read_words(out / "steps.txt") == [str(k) for k in range(420)]
 
 
 # --- a single stage; several processes -----------------------------------------------------------

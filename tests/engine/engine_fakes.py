@@ -48,7 +48,15 @@ def steps(work: Path, stage_id: str) -> int:
 def make(
     spec: dict[str, Any], inputs: dict[str, Path], out: Path, progress: Callable[..., None]
 ) -> dict[str, Any]:
-    """Returns the sum of its inputs and its own value; `spec["do"]` selects a fault."""
+    """Returns the sum of its inputs and its own value; `spec["do"]` selects a fault.
+
+    Faults that their names do not explain:
+        once: fails only in its first run.
+        stubborn: ignores SIGTERM.
+        wait: waits until the file `go` is in the work dir.
+        orphan: leaves a child process.
+        fill: writes 64 MiB.
+    """
     trace(out, "begin")
     (out / "half.bin").write_bytes(b"x" * 1000)
     do = spec.get("do")
@@ -75,7 +83,7 @@ def make(
     while do == "wait" and not (out.parent / "go").exists():
         time.sleep(0.05)
     if do == "orphan":
-        subprocess.Popen(["sleep", "54.321"])  # a number that a test can search for
+        subprocess.Popen(["sleep", "54.321"])  # a test searches for this number
     if do == "fill":
         with open(out / "big.bin", "wb") as file:
             for _ in range(64):

@@ -55,9 +55,9 @@ from kdep_bench.suite.schema import Suite
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]
 SMOKE = REPO / "configs" / "suites" / "smoke.py"
-# One method and one task; the stages have the same ids as in the smoke suite.
+# Lines appended to the smoke suite: one method and one task. Its stage ids stay the same.
 ONE_METHOD = "\nsuite.update(methods=['kdep'], tasks=['smoke_probe'])\n"
-RANKS = "suite.update(runtime=dict({}=dict(pretrain=2)))\n"  # processes on this machine, or nodes
+RANKS = "suite.update(runtime=dict({}=dict(pretrain=2)))\n"  # {}: 'processes' or 'nodes'
 PRETRAIN = "pretrain-resnet18_w32.kdep"
 LIMIT = 3600.0  # seconds after which a run counts as hung; the machine may be busy
 MEMORY_CGROUP = Path("/sys/fs/cgroup/memory")  # version 1; version 2 has memory.max
@@ -537,7 +537,7 @@ def lost_node(world: World, rng: Random, nodes: int, fault: str) -> Row:
 
 
 def why_no_cluster() -> str:
-    """Why no Slurm can be started here; '' if it can."""
+    """Why no Slurm can be started here; '' if one can be started."""
     try:
         find_snakemake()
     except KdepError as e:
