@@ -142,7 +142,8 @@ def pretrain(
         show_progress: whether to print the progress of the stages.
 
     Raises:
-        KdepError: the suite is invalid or a stage fails; with the message of `kdep-bench run`.
+        KdepError: the suite is invalid or a stage fails. The error has the message of
+            `kdep-bench run`.
     """
     from kdep_bench.engine import state
     from kdep_bench.suite.plan import build_plan
@@ -426,23 +427,25 @@ def _run(suite: Path, work: Path, results: Path | None, show_progress: bool) -> 
     """Runs the suite in a separate process, which also works in a notebook.
 
     Raises:
-        KdepError: the run failed; with the errors that it printed.
+        KdepError: the run failed. The error quotes the errors that it printed.
     """
     command = [sys.executable, "-m", "kdep_bench.cli.main", "run", str(suite)]
     command += ["--work-dir", str(work), *(["--results-dir", str(results)] if results else [])]
     if not show_progress:
         command.append("--plain")
     output = None if show_progress else subprocess.PIPE
-    done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        lines = (done.stderr + (done.stdout or "")).strip().splitlines()
+    finished = subprocess.run(
+        command, stdout=output, stderr=subprocess.PIPE, text=True, check=False
+    )
+    if finished.returncode:
+        lines = (finished.stderr + (finished.stdout or "")).strip().splitlines()
         causes = [line for line in lines if "FAILED" in line or line.startswith("kdep-bench run: ")]
         causes = [line.removeprefix("kdep-bench run: ") for line in causes or lines[-1:]]
-        raise KdepError(" ".join(causes) + f" (suite {suite}, exit code {done.returncode})")
+        raise KdepError(" ".join(causes) + f" (suite {suite}, exit code {finished.returncode})")
 
 
 def _load_with_content(suite: Path, work: Path) -> Any:
-    """The suite with the hashes of its data, so that its plan has the stage ids of the run."""
+    """The suite with the hashes of its data, which are part of the stage ids of the run."""
     from kdep_bench.suite import data_identity
     from kdep_bench.suite.config import load_suite
 

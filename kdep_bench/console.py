@@ -26,9 +26,8 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
 
     Other exit codes: 141 (as after SIGPIPE), without a message, if the reader of standard output
     has ended (`| head`); 130 after Ctrl-C, unless the command handles it; 1, with one line on
-    standard error, if standard output is closed or cannot be written. An OSError that the command
-    does not handle is printed as one line without a traceback, and so is a Python package that is
-    missing.
+    standard error, if standard output is closed or cannot be written. A missing Python package, and
+    an OSError that the command does not handle, are printed as one line without a traceback.
 
     In a locale that is not UTF-8 the process restarts itself in Python's UTF-8 mode, because
     configs and records are UTF-8. Characters that a stream cannot encode are printed as escape
@@ -82,7 +81,7 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
 
 
 def run_command(module: str) -> NoReturn:
-    """Runs `main` of a module like `run_main`; a package missing on import is one sentence, too."""
+    """Imports a module and runs its `main` with `run_main`, which also reports failed imports."""
     if sys.version_info < (3, 11):  # noqa: UP036 (a system's Python may be older)
         _print_error(
             f"Python {sys.version_info[0]}.{sys.version_info[1]} is too old. Fix: {_ACTIVATE}"

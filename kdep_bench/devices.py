@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 # driver. If NVML is missing, the driver is not initialised either as long as no device is visible.
 _NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
-# Constants that the toolkits set when they are imported: (module, name), for each copy.
+# (module, name) of the constants that the toolkits set on import. Several modules have a copy of
+# IS_CUDA_AVAILABLE.
 _DEVICE = ("mmengine.device.utils", "DEVICE")
 _IS_CUDA = tuple(
     (module, "IS_CUDA_AVAILABLE")

@@ -183,18 +183,18 @@ def _refuse_constant(text: str) -> float:
 
 def _check_depth(value: Any) -> None:
     """Raises RecursionError for more than DEEPEST nested levels."""
-    level, depth = [value], 0
-    while level:
+    containers, depth = [value], 0  # the lists and dicts at this depth
+    while containers:
         if depth > DEEPEST:
             raise RecursionError
         depth += 1
-        level = [
-            part
-            for parent in level
+        items = [
+            item
+            for parent in containers
             if isinstance(parent, (dict, list))
-            for part in (parent.values() if isinstance(parent, dict) else parent)
-            if isinstance(part, (dict, list))
+            for item in (parent.values() if isinstance(parent, dict) else parent)
         ]
+        containers = [item for item in items if isinstance(item, (dict, list))]
 
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")

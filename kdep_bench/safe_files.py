@@ -203,11 +203,11 @@ def write_in_folder(folder: int, name: str, raw: bytes, sync: bool = True) -> No
 
 def copy_file(source: str | os.PathLike[str], target: Path) -> None:
     """Copies a regular file; `target` is replaced atomically, also if it is a link."""
-    with open(open_regular(source), "rb") as read:
+    with open(open_regular(source), "rb") as source_file:
         fd, tmp = new_temporary(target)
         try:
-            with open(fd, "wb") as write:
-                shutil.copyfileobj(read, write, 1 << 20)
+            with open(fd, "wb") as target_file:
+                shutil.copyfileobj(source_file, target_file, 1 << 20)
             os.replace(tmp, target)
         finally:
             tmp.unlink(missing_ok=True)

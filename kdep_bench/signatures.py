@@ -256,7 +256,7 @@ def torch_optimizers() -> Mapping[str, str]:
             for alias in item.names:
                 if alias.name[0].isupper():
                     out[alias.name] = f"{item.module}.{alias.name}"
-    # The base class; an optimiser that needs a closure; one for sparse gradients.
+    # Optimizer is the base class, LBFGS needs a closure, and SparseAdam needs sparse gradients.
     for name in ("Optimizer", "LBFGS", "SparseAdam"):
         out.pop(name, None)
     return out
@@ -383,7 +383,7 @@ def _literal(module: str, node: ast.expr) -> Any:
 
 
 def _near(path: str) -> str:
-    """Text for an error: the classes of the path's module, or that it does not exist."""
+    """Text for an error: the classes that the path's module defines, or that it is missing."""
     module = path.rpartition(".")[0]
     tree = _tree(module)
     if tree is None:

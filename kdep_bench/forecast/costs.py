@@ -159,7 +159,10 @@ def _seconds_per_unit(measured: Iterable[tuple[float, float]], work: float) -> f
 
     `measured`: (work, seconds) of the finished stages.
     """
-    rates = [(abs(math.log(done / work)), seconds / done) for done, seconds in measured]
+    # (distance in work, seconds per unit) of each finished stage.
+    rates = [
+        (abs(math.log(stage_work / work)), seconds / stage_work) for stage_work, seconds in measured
+    ]
     smallest_distance = min(distance for distance, _ in rates)
     nearest = sorted(rate for distance, rate in rates if distance <= smallest_distance + _SIMILAR)
     return nearest[len(nearest) // 2]

@@ -183,10 +183,10 @@ def _networks(suite: str, out: Path, rehearse: bool, *extra_arguments: str) -> N
     path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
     if rehearse:
         command.append("--rehearse")
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False)
+    finished = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False)
     if not out.exists():
         raise KdepError(
             f"the FLOPs and speed of the networks of the suite {suite} could not be measured (exit "
-            f"code {done.returncode})",
+            f"code {finished.returncode})",
             fix="read the messages above; torch and the OpenMMLab packages must be installed",
         )

@@ -155,9 +155,9 @@ class Forecast:
     ) -> None:
         self.plan, self.counts = plan, counts
         self._outputs = {r["id"]: r["outputs"] for r in records if r["kind"] == "prepare"}
-        self._ids: dict[int, tuple[Json, str]] = {}
-        self._pairs: dict[tuple[int, int], Json] = {}
-        self._pools: dict[str, int | None] = {}
+        self._ids: dict[int, tuple[Json, str]] = {}  # id() of a config -> (config, network id)
+        self._pairs: dict[tuple[int, int], Json] = {}  # a cache, see `_pair`
+        self._pools: dict[str, int | None] = {}  # id of a `prepare` stage -> images of the pool
 
     def estimate(self, stage: Stage) -> ResourceEstimate:
         """Estimated resources of one stage."""

@@ -141,7 +141,7 @@ def _check_schedule(config: Json, where: str, epochs: float) -> None:
     """Raises KdepError if a schedule cannot be built or has a value that is not finite."""
     try:
         schedule = as_schedule(config, epochs)
-        values = [schedule(k, 100) for k in range(100)]
+        values = [schedule(step, 100) for step in range(100)]  # a training of 100 steps
     except KdepError as e:
         raise KdepError(f"{where} {e.problem}", expected=e.expected, fix=e.fix) from None
     except (TypeError, ValueError, ArithmeticError) as e:
@@ -170,8 +170,8 @@ def requires_student_maps(method: Json) -> bool:
 
 def required_arguments(method: Json) -> set[str]:
     """Arguments that the pre-training stage gives to the classes of the method's objective."""
-    required_args = (class_value(path, "requires") or () for path in _objectives(method))
-    return {word for names in required_args for word in names}
+    names_by_class = (class_value(path, "requires") or () for path in _objectives(method))
+    return {name for names in names_by_class for name in names}
 
 
 def check_needs(method: Json, label: str) -> None:

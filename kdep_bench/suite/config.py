@@ -224,10 +224,10 @@ def _import_path(path: Path, project_file: Path) -> str | None:
         return ".".join([PACKAGE.name, CONFIGS.name, *parts])
     target = os.path.realpath(project_file.with_suffix(""))
     parts = os.path.relpath(target, os.path.realpath(path.parent)).split(os.sep)
-    n_up = parts.count("..")
-    if not all(part.isidentifier() for part in parts[n_up:]):
+    n_parents = parts.count("..")
+    if not all(part.isidentifier() for part in parts[n_parents:]):
         return None
-    return "." * (n_up + 1) + ".".join(parts[n_up:])
+    return "." * (n_parents + 1) + ".".join(parts[n_parents:])
 
 
 def _json(value: Any, where: str) -> Any:
@@ -428,14 +428,10 @@ def _check_unique(entries: str, names: list[str]) -> None:
     duplicates = sorted(n for n, count in Counter(names).items() if count > 1)
     if duplicates:
         remainder = f" and {len(duplicates) - 5} others" if len(duplicates) > 5 else ""
+        are_numbers = "seed" in entries or entries == "data fraction"
         raise KdepError(
             f"the suite lists {entries} {', '.join(duplicates[:5])}{remainder} more than once",
-            fix="remove the duplicates"
-            + (
-                ""
-                if "seed" in entries or entries == "data fraction"
-                else ", or give each its own `name`"
-            ),
+            fix="remove the duplicates" + ("" if are_numbers else ", or give each its own `name`"),
         )
 
 

@@ -38,7 +38,7 @@ class Stage:
         nodes: machines that it runs on in a cluster; 1 elsewhere.
         processes: processes per node; with more than one in total it runs as DDP with torchrun.
         memory: MiB per node, requested from a cluster.
-        time: seconds that one cluster job may last; 0: `timeout`.
+        time: seconds that one cluster job may last; 0: as long as `timeout`.
         trackers: configs of experiment trackers (mmengine's Visualizer backends).
         about: description of its result, passed to its function as `spec["about"]`; not in the id.
     """

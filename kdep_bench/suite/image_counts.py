@@ -82,9 +82,9 @@ def _check_fractions(suite: Suite, pool: int, is_exact: bool) -> None:
     """
     if not is_exact or suite.share_by != "image":
         return
-    first: dict[int, float] = {}
+    first_fractions: dict[int, float] = {}  # number of images -> the first fraction with it
     for fraction in suite.shares:
-        earlier = first.setdefault(round(fraction * pool), fraction)
+        earlier = first_fractions.setdefault(round(fraction * pool), fraction)
         if earlier != fraction:
             raise KdepError(
                 f"the data fractions {earlier:g} and {fraction:g} of {pool} images select the same "

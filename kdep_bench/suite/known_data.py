@@ -1,8 +1,8 @@
 """Folders, splits and numbers of images of a suite's data, before the data are prepared.
 
 The numbers of generated data (the pocket data) are in their config, and those of official data sets
-in this package. Images in the user's folders are counted, up to a limit. Nothing is known, and
-nothing checked, about data that a function of the user prepares.
+in this package. Images in the user's folders are counted, up to a limit. Data that a function of
+the user prepares are not checked.
 """
 
 from __future__ import annotations

@@ -364,7 +364,7 @@ def check_active_terms(pair: StudentMethod) -> None:
 
 
 def check_peers(pair: StudentMethod) -> None:
-    """A second network that is no student config, or has another input size than the student."""
+    """Checks that a second network is a valid student config with the student's input size."""
     for config in peers_of(pair.method.get("objective")):
         check(MODELS["student"], config, f"`peer` in the objective of {pair.name}")
         if config["input_px"] != (px := pair.student["input_px"]):
@@ -381,7 +381,7 @@ def check_peers(pair: StudentMethod) -> None:
 
 
 def check_teacher_exists(pair: StudentMethod) -> None:
-    """Checks that there is a teacher; the property raises otherwise."""
+    """Checks that there is a teacher; otherwise the property `teacher` raises the error."""
     assert pair.teacher is not None
 
 
@@ -596,11 +596,11 @@ def check_statistics_of_cache(pair: StudentMethod) -> None:
     """Checks that no objective of a live teacher reads statistics of a cache."""
     if not pair.is_live or pair.method.get("align"):
         return
-    read = sorted(required_arguments(pair.method) & FROM_CACHE)
-    if read:
+    statistics = sorted(required_arguments(pair.method) & FROM_CACHE)
+    if statistics:
         raise KdepError(
-            f"{pair.label} reads {', '.join(read)}, which are computed from a teacher's cache, but "
-            "its teacher is live",
+            f"{pair.label} reads {', '.join(statistics)}, which are computed from a teacher's "
+            "cache, but its teacher is live",
             fix="remove teacher_source='live' from the method, or budget.teacher='live' from the "
             "suite",
         )

@@ -180,8 +180,8 @@ class _Builder:
         check_data_plan(suite.data, suite.tasks)
         for probe in suite.probes:
             check_probe(suite.data, probe)
-        per_class = suite.share_by == "class" and min(suite.shares) < 1
-        if per_class and not has_labels(suite.data):
+        draws_per_class = suite.share_by == "class" and min(suite.shares) < 1
+        if draws_per_class and not has_labels(suite.data):
             raise KdepError(
                 "the suite draws its data fractions per class (share_by), but the data "
                 f"{suite.data['name']!r} have no labels",
@@ -214,8 +214,8 @@ class _Builder:
     def fraction_spec(self, fraction: float) -> Json:
         """Spec keys of a data fraction; `share_by` only if the images are drawn per class."""
         spec: Json = {"share": fraction, "share_seed": self.suite.seeds.share}
-        per_class = self.suite.share_by == "class" and fraction < 1
-        return spec | ({"share_by": "class"} if per_class else {})
+        draws_per_class = self.suite.share_by == "class" and fraction < 1
+        return spec | ({"share_by": "class"} if draws_per_class else {})
 
     def pairs(self, method: Json) -> list[tuple[int, int]]:
         """Pairs (pre-training seed, transfer seed) that a method is run with."""

@@ -147,7 +147,7 @@ def _check_splits(data: Json, probe: Json, available: Sequence[str], config_key:
 
 
 def check_probe_student(student: Json, probe: Json) -> None:
-    """Raises KdepError for a probe that reads maps of several levels where there are none."""
+    """Raises KdepError if a probe reads maps of several levels and the student has none."""
     if "masks" in reads(probe) and not (student.get("pyramid") or {}).get("out_indices"):
         raise KdepError(
             f"probe {probe['name']!r} reads feature maps, but student {student['name']!r} has no "

@@ -80,11 +80,11 @@ def shrink_task(task: Json) -> Json:
     if task["family"] == "classification" and "batch" in recipe:
         recipe["batch"] = CLASSIFICATION_BATCH
     for path, value in MODEL.items():
-        cfg = recipe.get("model") or {}
+        inner = recipe.get("model") or {}
         for key in path[:-1]:
-            cfg = cfg.get(key) or {}
-        if path[-1] in cfg:
-            cfg[path[-1]] = value
+            inner = inner.get(key) or {}
+        if path[-1] in inner:
+            inner[path[-1]] = value
     return task
 
 
