@@ -73,7 +73,7 @@ def test_valid_arguments_of_optimisers_are_accepted():
         dict(type="mypackage.optim.Mine", lr=0.1, beta=7),
     ):
         build_plan(build(budget=dict(GOOD["budget"], optimizer=optimizer)))
-    # Not in the config, but an argument of the class.
+    # `nesterov` is not in the config, but it is an argument of the class.
     momentum = dict(SGD, momentum=0.9)
     suite = build(
         budget=dict(GOOD["budget"], optimizer=momentum), **one_method(optimizer=dict(nesterov=True))
@@ -180,7 +180,7 @@ def test_a_seed_that_random_generators_do_not_accept_is_refused(seeds, message):
     assert message in refusal(seeds=seeds)
 
 
-def test_two_pairs_of_seeds_never_draw_the_same_untrained_weights():
+def test_two_seed_pairs_never_have_the_same_random_initial_weights():
     """Otherwise (0, 1000) and (1, 0) would both use the initialisation 1000."""
     seeds = dict(pretrain=[0, 1], transfer=[0, 1000])
     assert "the same random weights" in refusal(seeds=seeds)
@@ -199,7 +199,7 @@ def test_millions_of_runs_are_refused_in_seconds(count):
     assert time.monotonic() - start < 20
 
 
-def test_one_name_for_two_contents_in_two_variants_is_refused():
+def test_two_variants_must_not_use_one_name_for_different_configs():
     """Otherwise their scores would be averaged in one row."""
     other_t = dict(base="kdep", transform=dict(T=1.0))
     assert "under one name" in refusal(variants=[dict(methods=["kdep"]), dict(methods=[other_t])])
@@ -217,7 +217,7 @@ def test_one_name_for_two_contents_in_two_variants_is_refused():
         dict(claims=["kdep_beats_scratch", dict(base="kdep_beats_scratch", margin=0.1)]),
     ],
 )
-def test_a_name_twice_is_refused(change):
+def test_a_repeated_name_is_refused(change):
     assert "more than once" in refusal(**change)
 
 
@@ -230,7 +230,7 @@ def test_a_name_twice_is_refused(change):
         (dict(ratio=[-1.0, 1.0]), "ratio"),
     ],
 )
-def test_a_crop_of_no_area_is_refused(views, message):
+def test_a_range_of_random_crops_that_is_invalid_is_refused(views, message):
     assert message in refusal(views=views)
 
 

@@ -39,7 +39,7 @@ def test_the_plan_passes_an_augmentation_to_the_stage_and_keeps_the_cache():
     assert [s.kind for s in stages].count("cache") == 1
 
 
-def test_a_stored_output_under_an_augmentation_that_breaks_it_is_refused():
+def test_an_augmentation_that_invalidates_cached_teacher_outputs_is_refused():
     with pytest.raises(KdepError, match=r"reads target of the teacher from a cache.*RandomCrop"):
         plan(kdep(augment=dict(type=CROP)))
     assert plan(kdep(augment=dict(type=CROP), teacher_source="live")).runs  # the fix in the error
@@ -68,13 +68,13 @@ def test_an_augmentation_that_cannot_work_is_refused(method: dict[str, Any], mes
         plan(method)
 
 
-def test_mixing_a_batch_that_is_split_is_refused():
+def test_mixing_samples_of_a_batch_is_refused_with_gradient_accumulation():
     budget = load_suite("smoke").budget.model_dump() | dict(accumulate=2)
     with pytest.raises(KdepError, match=r"mixes the samples of a batch \(Mixup\)"):
         plan("kdep_mixup", budget=budget)
 
 
-def test_a_masked_method_needs_a_mask_and_a_transformer():
+def test_masked_image_modelling_requires_a_mask_and_a_vision_transformer():
     with pytest.raises(KdepError, match="'resnet18_w32' is not a vision transformer"):
         plan(dict(base="mae", students=["resnet18_w32"]))
     with pytest.raises(KdepError, match="reads visible, which its `augment` does not add"):
@@ -87,7 +87,7 @@ VIT: dict[str, Any] = dict(students=["vit_t"])
 
 
 class NoLayers(EfficientNetLite):
-    """A teacher that cannot stop at a layer."""
+    """A teacher that cannot return the output of an inner layer."""
 
     layers = ()
 

@@ -74,6 +74,8 @@ def test_epochs_over_the_pool_change_only_pre_trainings_on_fractions_below_one()
     ("change", "message"),
     [({"share_by": "colour"}, "share_by"), ({"shares": [0.1, 0.1]}, "more than once")],
 )
-def test_mistakes_raise_kdep_error(change: dict[str, Any], message: str):
+def test_an_unknown_share_by_or_a_repeated_fraction_raises_kdep_error(
+    change: dict[str, Any], message: str
+):
     with pytest.raises(KdepError, match=message):
         plan(**change)

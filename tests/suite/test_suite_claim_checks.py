@@ -72,7 +72,7 @@ def test_a_claim_that_the_suite_cannot_test_is_refused(claim, message):
         dict(a=dict(method=["kdep_v2", "kdep"])),
     ],
 )
-def test_a_claim_s_key_that_its_config_omits_can_be_set(changes):
+def test_a_suite_can_set_keys_that_the_claim_config_omits(changes):
     suite = build(claims=[dict(base=BEATS, **changes)])
     build_plan(suite)
     for key, value in changes.items():
@@ -103,7 +103,7 @@ def test_epochs_in_a_claim_are_those_over_the_images_of_the_data_fraction():
     build_plan(build(claims=[claim], budget=budget, shares=[1.0, 0.1]))
 
 
-def test_a_typo_in_a_claim_ends_the_dry_run_with_2(tmp_path):
+def test_a_typo_in_a_claim_ends_the_dry_run_with_exit_status_2(tmp_path):
     """Otherwise the error would come only after the run, which would have no leaderboard."""
     path = tmp_path / "s.py"
     path.write_text(f"suite = {GOOD | dict(claims=[dict(base=BEATS, kind='diference')])!r}\n")
@@ -115,7 +115,7 @@ def test_a_typo_in_a_claim_ends_the_dry_run_with_2(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_a_claim_stated_completely_in_the_suite_needs_no_file():
+def test_a_claim_that_the_suite_defines_completely_needs_no_config_file():
     complete = dict(
         name="kdep_above_scratch",
         title="kdep above scratch",

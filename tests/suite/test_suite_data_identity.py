@@ -217,7 +217,9 @@ def test_a_later_stage_of_a_run_does_not_score_edited_files(
     assert run(user_data, work)[1].ok  # the fix: run again
 
 
-def test_an_edit_during_a_stage_gives_no_score(user_data: Path, tmp_path: Path) -> None:
+def test_an_edit_while_a_stage_reads_the_data_gives_no_score(
+    user_data: Path, tmp_path: Path
+) -> None:
     work = tmp_path / "w"
     plan, _ = run(user_data, work)
     transfer = first_stage(plan, "transfer")
@@ -247,7 +249,7 @@ def test_an_edit_between_plan_and_prepare_or_during_prepare_is_refused(
     assert run(user_data, work)[1].ok
 
 
-def test_a_pool_edit_does_not_stop_a_stage_that_reads_boxes_only(
+def test_a_pool_edit_does_not_stop_a_stage_that_reads_only_boxes(
     user_data: Path, tmp_path: Path
 ) -> None:
     work = tmp_path / "w"
@@ -314,7 +316,7 @@ def test_a_record_keeps_the_fingerprint_of_the_data_it_was_measured_on(
     shutil.rmtree(next(work.glob(f"prepare-case-{stage_hash(work, second)}")))
     suite, plan = plan_suite(user_data, work)
     collect.collect(suite, plan, work, results)
-    assert fingerprints() == second  # `prepare` was pruned
+    assert fingerprints() == second  # although the directory of `prepare` was deleted
 
 
 def stage_hash(work: Path, records: dict[str, str]) -> str:

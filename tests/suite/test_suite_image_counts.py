@@ -97,7 +97,7 @@ def test_a_batch_larger_than_a_data_fraction_names_a_sufficient_one():
 
 def test_epochs_of_less_than_one_batch_are_refused():
     """Otherwise epochs=0.01 would train for 0.18 epochs."""
-    message = refusal(build(budget=budget(batch=64, epochs=0.01)))
+    message = refusal(build(budget=budget(batch=64, epochs=0.01)))  # 1 % of 400 images
     assert "4 samples" in message
     fix = re.search(r"set budget.epochs to ([\d.]+) or more", message)
     assert fix is not None
@@ -114,7 +114,7 @@ def test_epochs_over_the_pool_are_counted_over_all_images():
 
 
 def test_a_weight_average_that_is_still_the_initial_weights_is_refused():
-    """With a decay of 0.9999, 50 steps would export 99.5 % of the random weights."""
+    """With a decay of 0.9999 over 50 steps, the average would be 99.5 % initial random weights."""
     message = refusal(build(budget=budget(ema=0.9999)))
     assert "100 % of the average" in message or "99 % of the average" in message
     fix = re.search(r"set budget.ema to ([\d.]+) or less", message)

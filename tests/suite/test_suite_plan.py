@@ -101,7 +101,7 @@ def test_data_fractions_share_the_cache_and_seeds_multiply_runs():
     assert count["align"] == 2
     kdep = [c for c in plan.runs if c.method["name"] == "kdep"]
     scratch = [c for c in plan.runs if c.method["name"] == "scratch"]
-    assert len(kdep) == 2 * 2 * 2
+    assert len(kdep) == 2 * 2 * 2  # data fractions x pre-training seeds x transfer seeds
     assert len(scratch) == 2 * 2  # not pre-trained, so planned for one data fraction
     assert {c.fraction for c in scratch} == {1.0}
     assert len({c.chain["pretrain"] for c in scratch}) == 4
@@ -205,10 +205,10 @@ def test_a_schedule_longer_than_the_run_is_refused_when_planned():
         build_plan(build(methods=[{"base": "kdep", "objective": objective}]))
 
 
-def test_comparing_views_needs_two_of_them_in_a_batch():
+def test_an_objective_that_compares_views_requires_several_views_of_an_image_in_a_batch():
     budget = {"epochs": 1, "batch": 8, "views": 1, "optimizer": {"type": "SGD", "lr": 0.1}}
     build_plan(build(methods=["view_gram"], budget={**budget, "views": 2}))
-    for wrong in ({}, {"views": 3}):
+    for wrong in ({}, {"views": 3}):  # one view; three views, which do not divide a batch of 8
         with pytest.raises(KdepError, match="compares several views of an image"):
             build_plan(build(methods=["view_gram"], budget={**budget, **wrong}))
 
@@ -218,7 +218,7 @@ def cache_specs(plan: Plan) -> list[dict]:
     return [s.spec for s in plan.stages.values() if s.kind == "cache"]
 
 
-def test_options_of_the_budget_that_are_not_used_are_in_no_spec():
+def test_unused_options_of_the_budget_are_in_no_spec():
     budget = {"epochs": 1, "batch": 8, "optimizer": {"type": "SGD", "lr": 0.1}}
     plain = build_plan(build(budget=budget))
     defaults = {"teacher": "cached", "accumulate": 1, "ema": None, "compile": None}
@@ -231,7 +231,7 @@ def test_options_of_the_budget_that_are_not_used_are_in_no_spec():
         build_plan(build(budget={**budget, "accumulate": 3}))
 
 
-def test_logits_that_follow_from_the_pooled_feature_are_not_stored():
+def test_logits_that_can_be_computed_from_the_pooled_feature_are_not_stored():
     without = build_plan(build(methods=["kdep", "scratch"]))
     with_logit_kd = build_plan(build(methods=["kdep", "logit_kd", "scratch"]))
     assert cache_specs(with_logit_kd) == cache_specs(without)
@@ -251,7 +251,7 @@ def test_other_logits_are_stored_once_for_all_methods():
     assert spec["outputs"] == ["logits"]
 
 
-def test_a_live_teacher_is_given_the_images_and_no_labels():
+def test_a_method_with_a_live_teacher_reads_the_images_and_no_labels():
     budget = {"epochs": 1, "batch": 8, "optimizer": {"type": "SGD", "lr": 0.1}, "teacher": "live"}
     plan = build_plan(build(budget=budget, methods=["kdep", "logit_kd", "supervised"]))
     by_name = {s.name.split(".")[1]: s for s in plan.stages.values() if s.kind == "pretrain"}

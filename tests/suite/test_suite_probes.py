@@ -44,7 +44,7 @@ def test_probes_add_stages_and_change_no_other_stage():
     assert set(without.stages) <= set(plan.stages)
     assert {s.kind for s in added} == {"features", "probe"}  # the cache is that of kdep
     exports = [s for s in plan.stages.values() if s.kind == "export"]
-    # of the class folders, of the scenes with masks, of the pool
+    # Features of three sets of images: class folders, scenes with masks, pool.
     assert len([s for s in added if s.kind == "features"]) == 3 * len(exports)
     assert len(plan.probes) == len(ALL) * len(exports)
 
@@ -52,7 +52,7 @@ def test_probes_add_stages_and_change_no_other_stage():
 def test_features_of_a_backbone_are_extracted_once_for_all_probes():
     plan = build_plan(build(**POCKET, probes=ALL))
     ids = {r.chain["features"] for r in plan.probes if r.seed == 0 and "features" in r.chain}
-    assert len(ids) == 4  # kdep and scratch, class folders and scenes
+    assert len(ids) == 2 * 2  # kdep and scratch; class folders and scenes
     retrieval_only = build_plan(build(**POCKET, probes=["retrieval"]))  # reads only the test split
     assert {s.id for s in retrieval_only.stages.values() if s.kind == "features"} <= set(
         plan.stages
@@ -139,7 +139,7 @@ def test_a_probe_that_compares_with_a_teacher_requires_one():
     assert "budget.teacher is 'live'" in planning_error(budget=live, probes=["cka"])
 
 
-def test_teacher_method_in_a_probe_is_the_method_s_intermediate_teacher():
+def test_a_probe_with_teacher_method_uses_the_method_s_intermediate_teacher():
     """It uses the intermediate teacher's cache and data fraction instead of the suite's teacher."""
     change = {"methods": ["takd"], "shares": [0.1]}
     probes = ["cka", {"base": "cka", "name": "cka_own", "teacher": "method"}]
@@ -156,7 +156,7 @@ def test_teacher_method_in_a_probe_is_the_method_s_intermediate_teacher():
 
 
 def test_more_shots_than_images_are_refused_and_the_fix_works():
-    data = {"base": "pocket", "classify": {"train": 100}}  # 12 of the smallest of 8 classes
+    data = {"base": "pocket", "classify": {"train": 100}}  # of 8 classes: 12 of the smallest
     message = planning_error(data=data, probes=["few_shot"])
     assert "uses 16 training images per class, but the smallest class of classify/train" in message
     assert "has 12" in message
@@ -179,10 +179,10 @@ def test_pocket_probes_uses_the_backbones_of_methods_pocket():
     )
     added = [s.kind for i, s in plan.stages.items() if i not in methods_pocket.stages]
     assert set(added) == {"features", "probe"}
-    assert len(plan.probes) == 8 * 84
+    assert len(plan.probes) == 8 * 84  # probes x backbones
 
 
-def test_the_planner_s_list_of_probe_inputs_is_that_of_the_probes():
+def test_the_planner_has_the_same_list_of_probe_inputs_as_the_probes():
     from kdep_bench.probes import base
 
     assert READS == base.READS

@@ -133,6 +133,7 @@ def test_a_rehearsal_has_one_budget_and_seed_per_data_fraction() -> None:
     suite = build_suite(
         raw(variants=variants_of_length, seeds={"pretrain": [0, 1], "transfer": [0, 1]})
     )
+    # kdep and supervised: 3 budgets x 2 seeds each; scratch: 2 x 2 seed pairs.
     assert kinds(suite)["pretrain"] == 3 * 2 * 2 + 2 * 2
     assert kinds(rehearsed(suite))["pretrain"] == 3
 
@@ -144,7 +145,7 @@ def differences(a: Any, b: Any, path: tuple[str, ...] = ()) -> list[tuple[str, .
     return [] if a == b else [path]
 
 
-def test_only_the_listed_numbers_change() -> None:
+def test_a_rehearsal_changes_only_the_listed_numbers_of_a_task() -> None:
     """Everything else in a task, including models and augmentations, is rehearsed unchanged."""
     suite = build_suite(raw())
     for task in suite.tasks:
@@ -158,7 +159,7 @@ def test_only_the_listed_numbers_change() -> None:
         }
 
 
-def test_a_rehearsal_takes_its_steps_for_every_data_fraction() -> None:
+def test_a_rehearsal_takes_the_same_number_of_steps_for_every_data_fraction() -> None:
     """Fractions and epochs that do not divide evenly would round to another number of steps."""
     from kdep_bench.pretrain.budgets import whole_batches
 

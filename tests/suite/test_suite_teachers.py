@@ -93,8 +93,8 @@ def test_the_card_of_several_teachers_states_every_licence():
     assert joint["card"]["licence"] == "a: MIT; b: not stated"
 
 
-def test_a_part_of_a_sum_reads_the_teacher_that_it_names():
-    """The second teacher's cache contains its maps, the first one's only the feature."""
+def test_a_part_of_a_weighted_sum_of_objectives_reads_the_teacher_that_the_part_names():
+    """The second teacher's cache contains its maps, the first teacher's cache only its feature."""
     objective: dict[str, Any] = dict(
         _delete_=True,
         type=f"{OBJECTIVES}.weighted_sum.WeightedSum",
@@ -125,7 +125,7 @@ def test_a_part_of_a_sum_reads_the_teacher_that_it_names():
         plan(without_teachers)
 
 
-def test_an_alignment_is_fitted_only_for_roles_that_are_regressed():
+def test_an_alignment_is_fitted_only_for_teachers_whose_feature_is_regressed():
     objective: dict[str, Any] = dict(
         _delete_=True,
         type=f"{OBJECTIVES}.weighted_sum.WeightedSum",
@@ -168,7 +168,7 @@ def test_live_teachers_by_role_are_in_the_spec_and_in_the_costs():
     assert {n["name"] for n in networks(small_plan)} >= {"efficientnet_lite0", "efficientnet_lite2"}
 
 
-def test_a_comparison_of_gpu_hours_is_that_of_the_suite_s_teacher():
+def test_the_gpu_hours_of_a_method_belong_to_the_suite_s_teacher_if_the_method_uses_it():
     """Otherwise a budget could select the method without the methods it is compared with."""
     small_plan = plan(
         "kdep", "ebkd", with_teachers("ebkd", a="efficientnet_lite2", b="mobilenetv2")
@@ -219,7 +219,7 @@ def test_with_role_teachers_keeps_the_order_and_other_entries():
     assert with_role_teachers({"name": "m"}, dict) == {"name": "m"}
 
 
-def test_role_teachers_of_intermediate_teachers_get_content_hashes():
+def test_teachers_by_role_of_intermediate_teachers_get_content_hashes():
     """Otherwise a changed checkpoint would keep the former scores."""
     innermost = {"name": "own", "teachers": {"x": {"type": "T", "name": "x"}, "y": "suite"}}
     inner = {
@@ -267,7 +267,7 @@ def test_impossible_roles_are_refused_when_planned(method: Any, message: str):
         plan(method)
 
 
-def test_a_role_that_no_part_reads_is_refused():
+def test_a_teacher_that_no_part_of_the_objective_reads_is_refused():
     objective: dict[str, Any] = dict(
         _delete_=True,
         type=f"{OBJECTIVES}.weighted_sum.WeightedSum",
