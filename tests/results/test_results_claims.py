@@ -184,7 +184,7 @@ def test_data_efficiency_is_interpolated_on_the_curve():
     )
     outcome = verdict(records, **EFFICIENCY, at_least=2.0)
     assert outcome.verdict == "supported"
-    assert float(outcome.interval.split("x")[0]) == pytest.approx(math.sqrt(10), rel=0.05)
+    assert float(outcome.interval.split(" ")[0]) == pytest.approx(math.sqrt(10), rel=0.05)
     assert verdict(records, **EFFICIENCY, at_least=10.0).verdict == "refuted"
 
 

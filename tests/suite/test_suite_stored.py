@@ -41,7 +41,7 @@ def test_class_probabilities_of_a_teacher_without_a_classifier_are_refused():
 def test_networks_with_their_own_optimiser_are_refused_with_gradient_accumulation():
     budget = load_suite("smoke").budget.model_dump()
     assert plan("amal", budget=budget).runs
-    with pytest.raises(KdepError, match="in each of the 2 micro-batches"):
+    with pytest.raises(KdepError, match="after each of the 2 micro-batches"):
         plan("amal", budget=budget | dict(accumulate=2))
 
 

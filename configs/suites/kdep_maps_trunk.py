@@ -1,0 +1,41 @@
+"""KDEP on maps with a second student and teacher: Lite0's trunk and Lite2, three seeds.
+
+Command   python tools/run_suite.py configs/suites/kdep_maps_trunk.py   (can be stopped and resumed)
+Cost      12 pre-trainings of 800 steps (not measured yet on an idle machine) and their tasks; the
+          teacher cache of maps is that of `kdep_maps_lite2`
+Outcome   not run yet
+
+The learning rates were chosen in `kdep_anatomy_grid` for the half-width ResNet-18 and the teacher
+EfficientNet-Lite0, not for these networks.
+
+MobileNetV2 cannot be the student of these methods: its last 1x1 convolution follows the last map of
+its pyramid, so maps alone would leave it untrained.
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .kdep_anatomy import methods, suite
+
+compared = ["scratch", "supervised", "kdep", "kdep_maps", "fitnets"]
+differences = [("kdep_maps", "kdep"), ("kdep_maps", "supervised"), ("fitnets", "kdep_maps")]
+
+suite.update(
+    name="kdep_maps_trunk",
+    about="KDEP on maps, KDEP and learned projectors with the trunk of EfficientNet-Lite0",
+    teacher="efficientnet_lite2",
+    students=["efficientnet_lite0_trunk"],
+    methods=[methods[name] for name in compared],
+    tasks=["pocket_probe", "pocket_finetune", "pocket_photos"],
+    claims=[
+        dict(
+            name=f"{better}_above_{other}",
+            title=f"{better} against {other}",
+            statement=f"{better} scores above {other} at the same data and epochs.",
+            kind="difference",
+            a=dict(method=better),
+            b=dict(method=other),
+        )
+        for better, other in differences
+    ],
+)
