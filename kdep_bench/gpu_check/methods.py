@@ -112,7 +112,9 @@ def _train(
     from kdep_bench.gpu_check import synthetic
 
     spec, augment = synthetic.pretrain_spec(method, student, EPOCHS, batch), None
-    if locate(method["objective"]["type"]).reads_extra:  # no cache serves what these images show
+    if locate(
+        method["objective"]["type"]
+    ).reads_extra:  # the augmentation changes the images, so the cache does not fit
         spec["teacher"], augment = synthetic.quick_teacher(setting.quick), method["augment"]
         inputs = {**inputs, "images": inputs["prepare"]}
     net, load = synthetic.build(spec, inputs, setting.folder / f"{name}-run", augment=augment)

@@ -43,19 +43,19 @@ def _operators() -> dict[str, tuple[Callable[..., Any], list[Any]]]:
     import torch
     from mmcv import ops
 
-    g = torch.Generator().manual_seed(0)  # of all random arguments below
+    generator = torch.Generator().manual_seed(0)  # for all random arguments below
 
     def rand(*shape: int, grad: bool = True, scale: float = 1.0) -> Any:
-        return (scale * torch.randn(*shape, generator=g)).requires_grad_(grad)
+        return (scale * torch.randn(*shape, generator=generator)).requires_grad_(grad)
 
-    corner = torch.rand(64, 2, generator=g) * 40
-    boxes = torch.cat([corner, corner + 4 + 20 * torch.rand(64, 2, generator=g)], 1)
-    scores = torch.rand(64, generator=g)
-    rois = torch.cat([torch.randint(0, 2, (16, 1), generator=g).float(), boxes[:16]], 1)
-    labels = torch.randint(0, 5, (32,), generator=g)
+    corner = torch.rand(64, 2, generator=generator) * 40
+    boxes = torch.cat([corner, corner + 4 + 20 * torch.rand(64, 2, generator=generator)], 1)
+    scores = torch.rand(64, generator=generator)
+    rois = torch.cat([torch.randint(0, 2, (16, 1), generator=generator).float(), boxes[:16]], 1)
+    labels = torch.randint(0, 5, (32,), generator=generator)
     shapes = torch.tensor([[8, 8], [4, 4]])
     starts = torch.tensor([0, 64])
-    mask = torch.rand(2, 9, 16, 16, generator=g)
+    mask = torch.rand(2, 9, 16, 16, generator=generator)
 
     def attention(value: Any, locations: Any, weight: Any) -> Any:
         function = ops.multi_scale_deform_attn.MultiScaleDeformableAttnFunction
@@ -94,7 +94,7 @@ def _operators() -> dict[str, tuple[Callable[..., Any], list[Any]]]:
             attention,
             [
                 rand(2, 80, 4, 8),
-                torch.rand(2, 10, 4, 2, 4, 2, generator=g).requires_grad_(),
+                torch.rand(2, 10, 4, 2, 4, 2, generator=generator).requires_grad_(),
                 rand(2, 10, 4, 2, 4),
             ],
         ),
