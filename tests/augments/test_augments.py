@@ -26,7 +26,7 @@ def test_random_numbers_of_a_split_batch_equal_those_of_the_complete_batch():
     assert Draw(3, 7, 4).beta(0.2, 0.2) == Draw(3, 7, 12).beta(0.2, 0.2)
 
 
-def test_a_mixed_target_is_the_convex_mixture_of_the_stored_ones():
+def test_mixup_mixes_images_and_stored_teacher_outputs_with_the_same_weight():
     generator = torch.Generator().manual_seed(0)
     images, p = (
         torch.rand(6, 3, 4, 4, generator=generator),
@@ -65,6 +65,7 @@ def test_student_and_teacher_receive_the_same_crop_at_their_input_sizes():
     batch = RandomCrop().change(Batch(small, {"t": ramp}), Draw(0, 0, 5))
     teacher_view = torch.nn.functional.avg_pool2d(batch.teacher_images["t"], 2)
     torch.testing.assert_close(batch.images, teacher_view, atol=3.0, rtol=0)
+    # On a horizontal ramp the width of a crop is the difference between its right and left edge.
     widths = (batch.images[..., -1] - batch.images[..., 0]).abs().mean((1, 2))
     assert len({round(float(v)) for v in widths}) > 1  # samples have different crops
     assert (widths < 250).all()

@@ -50,7 +50,7 @@ def width_for(kind: type[Aligner], narrow: int, d: int) -> int:
     return d if kind is Identity else narrow
 
 
-# -- properties of all --------------------------------------------------------------------------
+# -- properties of all aligners -----------------------------------------------------------------
 
 
 @settings(max_examples=40, deadline=None)
@@ -121,12 +121,12 @@ def test_there_are_three_policies_for_wider_students():
     assert set(POLICIES) == {"zero_pad", "random_rotation", "repeat"}
 
 
-def test_an_unknown_policy_names_the_nearest():
+def test_an_unknown_policy_gives_an_error_with_the_most_similar_name():
     with pytest.raises(KdepError, match="did you mean zero_pad"):
         Svd(policy="zero_padd")
 
 
-def test_a_type_that_is_no_aligner_and_a_wrong_argument_are_refused():
+def test_a_class_that_is_not_an_aligner_and_an_unknown_argument_are_refused():
     with pytest.raises(KdepError, match="is not an Aligner"):
         build_aligner({"type": "torch.nn.Linear"})
     with pytest.raises(KdepError, match="does not accept the arguments"):
@@ -135,10 +135,10 @@ def test_a_type_that_is_no_aligner_and_a_wrong_argument_are_refused():
     assert isinstance(build_aligner({"type": "kdep_bench.features.aligners.Interpolate"}), Aligner)
 
 
-# -- each one -----------------------------------------------------------------------------------
+# -- single aligners ----------------------------------------------------------------------------
 
 
-def test_svd_explains_the_most_variance_and_smallest_basis_the_least():
+def test_svd_keeps_the_most_variance_and_smallest_basis_the_least():
     feature_moments = moments(features())
     ratios = {
         kind: explained_variance_ratio(feature_moments, kind().fit(feature_moments, 8))
@@ -176,7 +176,7 @@ def test_a_random_basis_is_orthonormal_and_explains_ds_over_dt_on_average():
 
 
 def test_random_orthogonal_matrices_are_uniform():
-    """The mean of Q is 0, that of its squared entries 1 / n. Fails for QR without the sign rule."""
+    """The mean entry is 0 and the mean squared entry 1 / n; QR without a sign rule would fail."""
     q = torch.stack([orthogonal(4, s) for s in range(2000)])
     assert float(q.mean(0).abs().max()) < 0.05
     torch.testing.assert_close(
@@ -210,7 +210,7 @@ def test_top_variance_selects_the_channels_of_largest_variance():
         TopVariance().fit(moments(x), 5)
 
 
-def test_nearest_interpolation_keeps_every_kth_channel_and_linear_is_torchs():
+def test_nearest_interpolation_keeps_every_kth_channel_and_linear_equals_torch_s():
     x = features(100, 24)
     m, centred = moments(x), (x - x.mean(0)).float()
     nearest = Interpolate().fit(m, 6)(x.float())

@@ -1,4 +1,4 @@
-"""The teacher's cache: images of known classes check its weights before it is filled."""
+"""Before a cache is filled, the teacher must classify photographs whose classes are known."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_teacher_that_misses_more_than_40_percent_of_known_photographs_is_refu
             known_images(teacher, tmp_path)
 
 
-def test_an_output_that_the_teacher_does_not_give_is_refused():
+def test_a_request_for_an_output_that_the_teacher_lacks_is_refused():
     pooled, maps = torch.zeros(2, 3), {"s8": torch.zeros(2, 4, 2, 2)}
     teacher, tokens = Colours(), torch.zeros(2, 5, 3)
     full = TeacherOutput(pooled, torch.zeros(2, 7), maps, tokens)

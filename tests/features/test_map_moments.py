@@ -1,4 +1,4 @@
-"""Moments of maps: all positions have equal weight, and sampled rows are evenly spread."""
+"""Mean and covariance of maps: all positions have equal weight, sampled rows are evenly spread."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_sample_of_many_rows_is_evenly_spread(monkeypatch: pytest.MonkeyPatch,
     stored, shuffled = FakeCache(), np.random.default_rng(1).permutation(ROWS)
     read = map_moments.cached_maps(cast(Any, stored), ["a"])
     moments = map_moments.map_moments(read, shuffled, [("a", 2)])["a", 2]
-    sampled_rows = evenly_spaced(np.arange(ROWS), 4)
+    sampled_rows = evenly_spaced(np.arange(ROWS), 4)  # the order of the given rows does not matter
     assert len(sampled_rows) <= 4
     x = position_means(stored.maps[sampled_rows], 2)
     assert moments.n == len(x)

@@ -36,7 +36,7 @@ def test_the_largest_probabilities_are_exact_and_the_rest_is_spread_evenly():
     order = full.argsort(1, descending=True)
     torch.testing.assert_close(p.gather(1, order)[:, :3], full.gather(1, order)[:, :3])
     small_probabilities = p.gather(1, order)[:, 3:]
-    rest = (1 - full.gather(1, order)[:, :3].sum(1)) / 17
+    rest = (1 - full.gather(1, order)[:, :3].sum(1)) / 17  # 20 classes less the 3 stored ones
     torch.testing.assert_close(small_probabilities, rest[:, None].expand_as(small_probabilities))
 
 

@@ -88,7 +88,7 @@ def test_scaling_features_and_T_by_the_same_factor_changes_no_target():
     torch.testing.assert_close(PowerTemperature(6.4, 3)(64 * x), PowerTemperature(0.1, 3)(x))
 
 
-# -- std ratio, none, whitening -----------------------------------------------------------------
+# -- std ratio, no transform, whitening ---------------------------------------------------------
 
 
 def test_the_std_ratio_is_the_largest_over_the_smallest_std():
@@ -106,7 +106,7 @@ def test_whitening_gives_the_identity_covariance(aligner: Svd | RandomBasis):
     )
 
 
-def test_whitening_after_svd_divides_by_the_std_and_none_changes_nothing():
+def test_whitening_after_svd_divides_by_the_std_and_no_transform_changes_nothing():
     x = features()
     basis = Svd().fit(moments(x), 8)
     a = basis(x.float())
@@ -146,7 +146,7 @@ def test_std_match_to_a_ratio_is_linear_in_the_old_std():
     )
 
 
-def test_std_match_of_equal_stds_and_with_missing_or_wrong_arguments():
+def test_std_match_scales_equal_stds_to_1_and_refuses_missing_or_wrong_arguments():
     equal_stds = StdMatch(torch.full((3,), 2.0), None, ratio=5)
     torch.testing.assert_close(equal_stds(torch.ones(1, 3)), torch.full((1, 3), 0.5))
     with pytest.raises(KdepError, match="no standard deviations of the teacher's channels"):
@@ -193,7 +193,7 @@ def test_the_rotation_is_orthogonal_and_equalises_any_variances(variances: list[
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 16), st.sampled_from([Svd, RandomBasis]), st.integers(0, 2))
-def test_phi_s_gives_unit_variance_by_a_rotation_and_one_number(width: int, kind: type, seed: int):
+def test_phi_s_gives_unit_variance_by_a_rotation_and_one_scale(width: int, kind: type, seed: int):
     x = features(100, 16, seed)
     basis = kind().fit(moments(x), width)
     phi_s, a = fitted(PhiS, basis), basis(x.float()).double()
@@ -243,7 +243,7 @@ def test_a_target_passes_each_transform_its_required_arguments(path: str, tmp_pa
     assert not g.requires_grad
 
 
-def test_a_target_of_an_older_alignment_or_a_wrong_transform_is_refused(tmp_path: Path):
+def test_a_transform_without_its_statistics_or_of_a_wrong_class_is_refused(tmp_path: Path):
     Svd().fit(moments(features()), 8).save(tmp_path)
     (tmp_path / CHANNELS).unlink()
     with pytest.raises(KdepError, match="no standard deviations of the teacher's channels"):

@@ -1,4 +1,4 @@
-"""Every test of this folder uses the torchvision stand-in for mmcv, on the CPU and any CUDA GPU."""
+"""Tests of the stand-in, which replaces mmcv's compiled operators by code based on torchvision."""
 
 from __future__ import annotations
 
@@ -20,4 +20,4 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 def require_stand_in() -> None:
     """Skips the tests where a compiled mmcv is installed."""
     if ops.backend() != "torchvision":
-        pytest.skip("a compiled mmcv is installed; these tests are of its stand-in")
+        pytest.skip("a compiled mmcv is installed; these tests are for the torchvision stand-in")

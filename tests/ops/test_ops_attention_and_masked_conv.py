@@ -30,7 +30,7 @@ def reference(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
     """Attention in loops: bilinear, zero outside; [0, 1] spans a level from edge to edge."""
     batch, queries, heads, levels, points, _ = locations.shape
     output = value.new_zeros(batch, queries, heads, value.shape[-1])
-    starts = [0, 20]
+    starts = [0, 20]  # the first level has 4 x 5 positions
     for b, q, h, level, p in torch.cartesian_prod(
         *[torch.arange(n) for n in (batch, queries, heads, levels, points)]
     ).tolist():

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from mmcv import ops as mmcv_ops
 from mmcv.ops import batched_nms, bbox_overlaps, nms_match
 
-nms: Any = mmcv_ops.nms  # typed there as array or tensor, whichever went in
+nms: Any = mmcv_ops.nms  # mmcv's type hint does not say that a tensor gives a tensor
 soft_nms: Any = mmcv_ops.soft_nms
 
-# Whole coordinates and thresholds that are binary fractions: no IoU comes near a threshold by
-# rounding, so float32 and float64 have to decide alike.
+# Coordinates are integers and thresholds are binary fractions. Rounding therefore never moves an
+# IoU across a threshold, and float32 and float64 must give the same result.
 THRESHOLDS = (0.25, 0.5, 0.75)
 
 
@@ -43,24 +43,24 @@ def nms64(boxes: list, scores: list, threshold: float, offset: int = 0) -> list[
 def soft_nms64(
     boxes: list, scores: list, threshold: float, sigma: float, floor: float, method: str
 ) -> list[tuple[int, float]]:
-    """(index, remaining score) of each box that soft NMS keeps, in the order of being taken."""
-    left, result = dict(enumerate(scores)), []
-    while left:
-        best = max(left, key=lambda i: (left[i], -i))
-        result.append((best, left.pop(best)))
-        for i in list(left):
+    """(index, reduced score) of each box that soft NMS keeps, highest reduced score first."""
+    remaining, result = dict(enumerate(scores)), []
+    while remaining:
+        best = max(remaining, key=lambda i: (remaining[i], -i))  # a tie keeps the first box
+        result.append((best, remaining.pop(best)))
+        for i in list(remaining):
             iou = iou64(boxes[best], boxes[i])
             if method == "gaussian":
-                left[i] *= math.exp(-iou * iou / sigma)
+                remaining[i] *= math.exp(-iou * iou / sigma)
             elif iou >= threshold:
-                left[i] *= 1 - iou if method == "linear" else 0.0
-            if left[i] < floor:
-                del left[i]
+                remaining[i] *= 1 - iou if method == "linear" else 0.0
+            if remaining[i] < floor:
+                del remaining[i]
     return result
 
 
 def random_boxes(seed: int, n: int = 40, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
-    """n boxes with whole coordinates, and their scores, no two of them equal."""
+    """n boxes with integer coordinates, and n different scores."""
     rng = np.random.default_rng(seed)
     near = rng.integers(0, size, (n, 2))
     far = near + rng.integers(1, size, (n, 2))
@@ -96,7 +96,7 @@ def test_nms_is_idempotent_and_independent_of_the_order_of_boxes(
     random.shuffle(order)
     shuffled = nms(boxes[order], scores[order], threshold)[1]
     assert [order[i] for i in shuffled] == kept.tolist()  # the order of the input does not matter
-    for i in set(range(len(boxes))) - set(kept.tolist()):  # a kept box suppresses each that went
+    for i in set(range(len(boxes))) - set(kept.tolist()):  # a kept box suppresses each other box
         assert any(
             scores[j] > scores[i] and iou64(boxes[i].tolist(), boxes[j].tolist()) > threshold
             for j in kept.tolist()
@@ -114,7 +114,7 @@ def test_nms_of_no_boxes_equal_boxes_and_an_iou_at_the_threshold(device: torch.d
         assert len(nms(twins.to(dtype), torch.ones(2, device=device).to(dtype), 0.5)[1]) == 1
 
 
-def test_nms_takes_numpy_arrays_and_batched_nms_works_class_by_class() -> None:
+def test_nms_accepts_numpy_arrays_and_batched_nms_treats_classes_separately() -> None:
     boxes, scores = random_boxes(3)
     dets, kept = nms(boxes.numpy(), scores.numpy(), 0.5)
     assert isinstance(dets, np.ndarray)

@@ -56,7 +56,7 @@ def run_focal(step: Callable[..., None]) -> Tensor:
 
 
 def run_overlaps(aligned: bool) -> Tensor:
-    """The IoU of four boxes with four others, of pairs or of all with all."""
+    """The IoU of four boxes with four others: of each pair, or of all combinations."""
     out = gpu(4) if aligned else gpu(4, 4)
     boxes.bbox_overlaps(gpu(4, 4), gpu(4, 4), out, 0, aligned, 0)
     return out

@@ -47,7 +47,7 @@ def reference(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Ten
     return torch.einsum("ock,knchw->nohw", kernel, torch.stack(taps)) + bias[:, None, None]
 
 
-def test_with_zero_offsets_it_is_a_convolution(device: torch.device) -> None:
+def test_with_zero_offsets_deformable_convolution_equals_convolution(device: torch.device) -> None:
     tensors = random_inputs(groups=2, device=device)
     x, weight = tensors["x"].requires_grad_(), tensors["weight"].requires_grad_()
     zero = torch.zeros_like(tensors["offset"])

@@ -39,7 +39,7 @@ def test_loss_and_gradient_equal_the_formula(seed: int, gamma: float, alpha: flo
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_the_mean_divides_by_rows_and_the_sum_by_nothing_on_every_device(
+def test_the_mean_is_the_sum_divided_by_the_number_of_rows(
     reduction: str, device: torch.device
 ) -> None:
     x = torch.randn(5, 4, device=device)

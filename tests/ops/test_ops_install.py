@@ -1,6 +1,6 @@
-"""Where `mmcv._ext` comes from: a compiled mmcv, or our replacement by torchvision's operators.
+"""The module `mmcv._ext` comes from a compiled mmcv or from the stand-in.
 
-Also what the replacement does with operators that it lacks.
+The stand-in uses torchvision's operators; an operator that it lacks raises an error when called.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ print(ops.backend(), 'torch' in sys.modules, 'mmcv' in sys.modules)
     assert python(code) == "torchvision False False"
 
 
-def test_install_puts_its_finder_once_and_last() -> None:
+def test_install_adds_one_import_finder_at_the_end_of_sys_meta_path() -> None:
     class Later:
         """A finder that another package added to `sys.meta_path`."""
 

@@ -12,7 +12,10 @@ from kdep_bench.errors import KdepError
 
 
 def sample64(image: torch.Tensor, y: float, x: float) -> torch.Tensor:
-    """Bilinear value (C,) of `image` (C, H, W); more than a pixel outside it is 0, else clamped."""
+    """Bilinear value (C,) of `image` (C, H, W) at a point.
+
+    It is 0 more than one pixel outside the image; nearer points are moved to the border.
+    """
     _, height, width = image.shape
     if y < -1 or y > height or x < -1 or x > width:
         return image.new_zeros(image.shape[0])
@@ -56,7 +59,8 @@ def roi_align64(
     return stacked.permute(0, 3, 1, 2)
 
 
-# image, x1, y1, x2, y2: inside, across a border, outside, smaller than a pixel, far outside
+# Image number, x1, y1, x2, y2 of boxes that are: inside, across the top left border, across the
+# bottom right border, smaller than a pixel, and outside the image.
 ROIS = [
     [0, 3.3, 2.1, 20.7, 17.9],
     [1, -6.0, -3.0, 9.5, 8.2],

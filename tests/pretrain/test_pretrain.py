@@ -42,7 +42,7 @@ SUPERVISED: dict[str, Any] = dict(
     transform=None,
 )
 LONG = BUDGET | dict(epochs=10, optimizer=BUDGET["optimizer"] | dict(lr=0.05))
-# A schedule and a first-batch scale: state that a resumed run must restore.
+# Its weight schedule depends on the step, which a resumed run must restore.
 STATEFUL = KDEP | dict(
     objective=dict(
         type="kdep_bench.objectives.weighted_sum.WeightedSum",
@@ -75,7 +75,7 @@ def pretrain(out: Path, stages: dict[str, Path], method: dict[str, Any], **chang
 
 
 def configured(method: dict[str, Any], stages: dict[str, Path]):
-    """(objective config, target config, probes) as the stage computes them."""
+    """(objective config, target config, measured values) as the stage computes them."""
     first_spec = spec(method)
     needs = demands(method["objective"]).needs
     teacher_source = open_teacher_source(needs, first_spec, stages, open_views(stages["views"]))
@@ -94,7 +94,7 @@ def test_views_are_the_recipe_rendered_from_the_files(stages: dict[str, Path]):
         np.testing.assert_array_equal(opened.pixels[row], rendered)
 
 
-def test_recipe_is_seeded_and_stays_inside_the_image():
+def test_crops_are_reproducible_by_seed_and_stay_inside_the_image():
     a, b = (draw_recipe(50, 3, 7, (0.4, 1), (0.75, 1.33)) for _ in range(2))
     np.testing.assert_array_equal(a[0], b[0])
     box = a[0]
@@ -114,7 +114,7 @@ def test_data_fractions_are_nested_and_an_empty_one_is_refused():
         subset(10, 1.5)
 
 
-def test_an_unreadable_image_is_named(stages: dict[str, Path], tmp_path: Path):
+def test_the_error_for_an_unreadable_image_names_its_file(stages: dict[str, Path], tmp_path: Path):
     shutil.copytree(stages["prepare"], tmp_path / "p")
     (tmp_path / "p/data/pool/images/00/000007.jpg").write_bytes(b"no picture")
     (tmp_path / "v").mkdir()
@@ -248,7 +248,7 @@ def test_every_epoch_reads_every_image_once_and_the_views_in_turn(stages: dict[s
     assert [r // 2 for r in first] != [r // 2 for r in second]
 
 
-def test_views_together_are_the_same_samples_in_another_order(stages: dict[str, Path]):
+def test_with_together_the_views_of_an_image_are_adjacent(stages: dict[str, Path]):
     stream = ViewStream(stages["views"], IMAGES * 4, 1.0, 0, seed=3, together=True)
     rows = np.array([stream.row(p) for p in range(4 * IMAGES)])
     assert sorted(rows[: 2 * IMAGES]) == list(range(2 * IMAGES))
@@ -257,7 +257,7 @@ def test_views_together_are_the_same_samples_in_another_order(stages: dict[str, 
     assert not np.array_equal(rows[: 2 * IMAGES], rows[2 * IMAGES :])
 
 
-def test_a_label_free_set_raises_when_a_label_is_read(stages: dict[str, Path]):
+def test_reading_a_label_in_a_label_free_run_raises_kdep_error(stages: dict[str, Path]):
     stream = ViewStream(stages["views"], 16, 1.0, 0, seed=0, cache=stages["cache"])
     with pytest.raises(KdepError, match="labels_used=False"):
         stream.label(np.array([0]))
@@ -278,7 +278,9 @@ def test_teacher_rows_belong_to_the_images_of_the_batch(stages: dict[str, Path])
 # -- the stage ----------------------------------------------------------------------------------
 
 
-def test_kdep_loss_falls_and_exports_only_what_it_should(stages: dict[str, Path], tmp_path: Path):
+def test_the_loss_of_kdep_falls_and_only_backbone_and_target_are_saved(
+    stages: dict[str, Path], tmp_path: Path
+):
     outputs, state = pretrain(tmp_path, stages, KDEP, budget=LONG)
     curve = [v for _, v in outputs["curves"]["pretrain_loss"]]
     assert curve[0] > 0.8 * DEFAULT_LOSS_AT_ZERO
@@ -290,7 +292,7 @@ def test_kdep_loss_falls_and_exports_only_what_it_should(stages: dict[str, Path]
     assert {k.split(".")[0] for k in state} == {"backbone", "target"}
 
 
-def test_bfloat16_follows_float32(stages: dict[str, Path], tmp_path: Path):
+def test_bfloat16_training_stays_close_to_float32(stages: dict[str, Path], tmp_path: Path):
     float32, _ = pretrain(tmp_path / "a", stages, KDEP)
     bfloat16, state = pretrain(
         tmp_path / "b", stages, KDEP, budget=BUDGET | {"precision": "bfloat16"}
@@ -395,10 +397,10 @@ def test_the_auto_weight_makes_an_output_of_zero_cost_the_same(stages: dict[str,
 def test_a_run_killed_in_mid_epoch_and_resumed_equals_an_uninterrupted_run(
     stages: dict[str, Path], tmp_path: Path
 ):
-    """Killed by SIGKILL after a checkpoint and resumed, it has bitwise equal weights.
+    """A run is killed by SIGKILL after a checkpoint and resumed; its weights are bitwise equal.
 
-    With everything that has state: momentum, schedules, the weight average, fractions of the loss
-    terms; and with accumulation, whose micro-batches must not count as steps.
+    It uses everything that has state: momentum, schedules, the weight average and the fractions of
+    the loss terms. It also accumulates micro-batches, which must not count as steps.
     """
     undisturbed, weights = pretrain(
         tmp_path / "whole", stages, STATEFUL, budget=EMA_AND_ACCUMULATION

@@ -66,7 +66,7 @@ def curve(outputs: dict[str, Any]) -> np.ndarray:
     return np.array(outputs["curves"]["pretrain_loss"])
 
 
-def test_accumulation_equals_the_big_batch_without_batch_norm(
+def test_without_batch_norm_accumulated_gradients_equal_those_of_the_whole_batch(
     stages: dict[str, Path], tmp_path: Path
 ):
     one_batch, w0 = pretrain(tmp_path / "1", stages, KDEP, student=WITHOUT_BATCH_NORM, budget=SHORT)
@@ -79,7 +79,7 @@ def test_accumulation_equals_the_big_batch_without_batch_norm(
         torch.testing.assert_close(w1[key], value, rtol=1e-3, atol=1e-5)
 
 
-def test_accumulation_with_batch_norm_uses_statistics_of_micro_batches(
+def test_batch_norm_uses_the_statistics_of_each_micro_batch(
     stages: dict[str, Path], tmp_path: Path
 ):
     one_batch, _ = pretrain(tmp_path / "1", stages, KDEP, budget=SHORT)
@@ -141,7 +141,7 @@ def test_the_weight_average_has_its_closed_form():
     assert torch.equal(restored.average["weight"], hook.average["weight"])
 
 
-def test_a_run_exports_its_average(stages: dict[str, Path], tmp_path: Path):
+def test_a_run_with_ema_saves_the_averaged_weights(stages: dict[str, Path], tmp_path: Path):
     _, plain = pretrain(tmp_path / "p", stages, KDEP, budget=SHORT)
     _, average = pretrain(tmp_path / "a", stages, KDEP, budget=SHORT | dict(ema=0.5))
     key = "backbone.layer4.1.conv2.weight"
@@ -162,7 +162,7 @@ def test_a_compiled_student_is_checked_against_the_eager_one():
         compiled(tap, "no_such", x)
 
 
-def test_a_compiler_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch):
+def test_a_compiled_network_with_other_outputs_is_refused(monkeypatch: pytest.MonkeyPatch):
     tap = PreActivationTap(build_backbone(STUDENT))
 
     def wrong_compile(module: Any, backend: str) -> Any:
@@ -199,7 +199,7 @@ def test_an_objective_that_couples_samples_is_refused_with_accumulation(
         stage.run(spec(method, budget=SHORT | dict(accumulate=2)), stages, tmp_path, silent)
 
 
-def test_only_rank_0_writes_untrained_outputs(
+def test_only_rank_0_writes_the_file_of_untrained_weights(
     stages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -215,7 +215,7 @@ def test_only_rank_0_writes_untrained_outputs(
 
 @pytest.fixture
 def second_of_two() -> Iterator[None]:
-    """A fake process group of two, without a second process."""
+    """A fake process group in which this process is the second of two."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     distributed.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
@@ -229,7 +229,7 @@ def test_two_processes_share_the_statistics_of_every_batch_norm():
     mutual = dict(type="kdep_bench.objectives.mutual.Mutual", width=WIDTH, classes=3)
     model = Distiller(STUDENT, mutual)
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
-    assert len(norms) == 2 * 20  # the student's and its peer's
+    assert len(norms) == 2 * 20  # ResNet-18 has 20; there are a student and a peer
     x = torch.randn(4, norms[0].num_features, 2, 2)
     for norm in norms:
         assert type(norm).__name__.startswith("Shared")
@@ -238,8 +238,10 @@ def test_two_processes_share_the_statistics_of_every_batch_norm():
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_at_the_same_global_batch(stages: dict[str, Path], tmp_path: Path):
-    """With BatchNorm over the global batch; gloo, torchrun, the real stage."""
+def test_two_processes_train_like_one_with_the_same_global_batch(
+    stages: dict[str, Path], tmp_path: Path
+):
+    """Runs the real stage with torchrun and gloo; BatchNorm uses the global batch."""
     budget = SHORT | dict(ema=0.8)
     single, w0 = pretrain(tmp_path / "one", stages, KDEP, budget=budget)
     folder = tmp_path / "two"

@@ -88,6 +88,7 @@ def test_the_student_learns_the_stored_distribution(sparse_stages: dict[str, Pat
         torch.from_numpy(opened.rows(np.arange(len(opened)), n)) for n in sparse.names(K)
     )
     entropy = float(torch.special.entr(sparse.dense(values, index, 1000)).sum(1).mean())
+    # The entropy of the stored distribution is the smallest possible cross-entropy.
     assert entropy < np.mean(curve[-3:]) < entropy + 0.8 * (curve[0] - entropy)
     assert outputs["cache_check"]["rows"] == 8
 
@@ -112,7 +113,7 @@ def test_a_cache_without_these_probabilities_is_refused(
             pretrain(tmp_path / name, inputs, five_classes)
 
 
-def test_more_probabilities_than_classes_are_refused_by_cache_and_live_run(
+def test_more_probabilities_than_classes_are_refused_with_a_cache_and_with_a_live_teacher(
     stages: dict[str, Path], tmp_path: Path
 ):
     spec = {"teacher": TEACHER, "outputs": ["probabilities.1001"], "pooled": False}

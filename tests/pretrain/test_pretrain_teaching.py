@@ -1,4 +1,4 @@
-"""Teacher outputs of a run: stored, recomputed or live, and checked before each use."""
+"""Teacher outputs from the cache, recomputed from cached features, or from a live teacher."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_cached_and_live_teachers_give_the_same_outputs_to_the_objective(
 
 def test_a_method_reads_only_the_map_levels_that_it_names(stages_with_maps: dict[str, Path]):
     opened = open_views(stages_with_maps["views"])
-    for levels, names in (({"last"}, ["maps.last"]), (set(), ["maps.last"])):
+    for levels, names in (({"last"}, ["maps.last"]), (set(), ["maps.last"])):  # empty: all maps
         teacher_source = cached_source(
             frozenset({"maps"}), levels, stages_with_maps["cache"], opened
         )
@@ -192,7 +192,7 @@ def test_a_method_reads_only_the_map_levels_that_it_names(stages_with_maps: dict
         frozenset({"maps", "logits"}), {"last"}, stages_with_maps["cache"], opened
     )
     assert sorted(logits_and_maps.stream["outputs"]) == ["logits", "maps.last"]
-    assert logits_and_maps.model == {}  # the logits are stored: no head is needed
+    assert logits_and_maps.model == {}  # the logits are stored, so no classifier is needed
 
 
 @pytest.mark.parametrize("method", [KDEP, SVD, LOGIT_KD], ids=["kdep", "svd", "logit_kd"])
@@ -219,7 +219,7 @@ def test_cached_and_live_training_give_the_same_loss_curve(
     )  # bitwise equal curves would mean that live training read the cache
 
 
-def test_logit_kd_learns_and_the_head_stays_out_of_the_file(
+def test_logit_kd_learns_and_the_teacher_s_classifier_is_not_saved(
     stages: dict[str, Path], tmp_path: Path
 ):
     budget = BUDGET | dict(epochs=10, optimizer=BUDGET["optimizer"] | dict(lr=0.5))
@@ -256,7 +256,9 @@ def change_manifest(stages: dict[str, Path], folder: Path, **fields: Any) -> dic
     return {**stages, "cache": folder}
 
 
-def test_a_wrong_classifier_is_found_by_the_sample(stages: dict[str, Path], tmp_path: Path):
+def test_a_wrong_classifier_is_found_by_comparing_sampled_logits(
+    stages: dict[str, Path], tmp_path: Path
+):
     wrong_classifier = {**TEACHER, "type": f"{__name__}.WrongClassifier"}
     with pytest.raises(KdepError, match="does not reproduce its logits"):
         pretrain(
@@ -275,7 +277,7 @@ def test_a_wrong_classifier_is_found_by_the_sample(stages: dict[str, Path], tmp_
         (dict(recipe="another"), "different crops"),
     ],
 )
-def test_a_cache_of_another_identity_is_refused_before_each_use(
+def test_a_cache_of_another_teacher_size_normalisation_or_crops_is_refused(
     stages: dict[str, Path], tmp_path: Path, fields: dict[str, Any], message: str
 ):
     with pytest.raises(KdepError, match=message):
@@ -298,7 +300,9 @@ def test_views_of_another_seed_are_refused(stages: dict[str, Path], tmp_path: Pa
         pretrain(tmp_path / "p", {**stages, "views": tmp_path / "v"}, KDEP)
 
 
-def test_an_old_cache_without_samples_is_used_with_a_note(stages: dict[str, Path], tmp_path: Path):
+def test_a_cache_of_an_earlier_release_without_samples_is_used_and_0_rows_are_reported(
+    stages: dict[str, Path], tmp_path: Path
+):
     inputs = change_manifest(stages, tmp_path / "c")
     (tmp_path / "c" / cache_read.SAMPLE).unlink()
     checked = cache_check.verify_cache(inputs["cache"], open_views(inputs["views"]))

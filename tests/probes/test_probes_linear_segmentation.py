@@ -27,13 +27,16 @@ def one_thread():
 
 
 def scenes(seed: int, images: int = 12, mixed: bool = False) -> Maps:
-    """Masks of two classes in blocks of 4 x 4 pixels; the fine map holds the class, the coarse
-    one nothing. `mixed`: the map belongs to another image."""
+    """Masks of two classes in blocks of 4 x 4 pixels, with a fine and a coarse map.
+
+    One channel of the fine map is the class, -1 or 1; all others are noise. With `mixed` the fine
+    map belongs to another image.
+    """
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, 2, (images, 6, 8))
     masks = blocks.repeat(4, 1).repeat(4, 2).astype(np.uint8)
-    shown = np.roll(blocks, 1, 0) if mixed else blocks
-    fine = np.stack([shown * 2.0 - 1, rng.normal(0, 1, blocks.shape)], 1)
+    classes = np.roll(blocks, 1, 0) if mixed else blocks
+    fine = np.stack([classes * 2.0 - 1, rng.normal(0, 1, blocks.shape)], 1)
     coarse = rng.normal(0, 1, (images, 3, 3, 4))
     return Maps((fine.astype(np.float16), coarse.astype(np.float16)), masks)
 
@@ -43,10 +46,10 @@ def measured(**splits: Maps) -> dict[str, float]:
     return {k: v.value for k, v in probe.measure(Inputs(maps=splits)).values.items()}
 
 
-def test_a_class_that_is_in_the_map_is_segmented_and_one_of_another_image_is_not():
+def test_segmentation_is_good_with_maps_of_the_image_and_bad_with_maps_of_another():
     splits = {name: scenes(i) for i, name in enumerate(("train", "val", "test"))}
     good = measured(**splits)
-    # Not 1: between blocks of different classes the resized logits turn within a cell.
+    # The mIoU is below 1, because resized logits change sign within a block at its borders.
     assert good["mIoU"] > 0.7
     wrong = measured(**{**splits, "test": scenes(2, mixed=True)})
     assert wrong["mIoU"] < 0.4

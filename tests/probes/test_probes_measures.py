@@ -1,4 +1,4 @@
-"""Every probe on features whose answer is known, and against scikit-learn."""
+"""Every probe on features with a known result, and compared with scikit-learn."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from kdep_bench.probes.robustness import Robustness
 
 
 def features(x: Any, labels: np.ndarray, classes: int = 0) -> Features:
-    """Features whose two taps are equal, with class names c0, c1, ..."""
+    """Features that are equal before and after the activation, with class names c0, c1, ..."""
     x = np.asarray(x, np.float32)
     names = tuple(f"c{i}" for i in range(classes or int(labels.max()) + 1))
     return Features(x, x, np.asarray(labels), names)
@@ -45,7 +45,7 @@ def features(x: Any, labels: np.ndarray, classes: int = 0) -> Features:
 def clusters(
     n: int = 40, classes: int = 4, noise: float = 0.05, seed: int = 0, wide: int = 6
 ) -> Features:
-    """Features around one axis per class, in the order of the classes, as folders are read."""
+    """Features around one axis per class, with labels in ascending order."""
     rng = np.random.default_rng(seed)
     y = np.repeat(np.arange(classes), n // classes)
     x = np.abs(np.eye(classes, wide)[y] + rng.normal(0, noise, (n, wide)))
@@ -61,7 +61,7 @@ def three_splits(noise: float = 0.05, **options) -> Inputs:
 
 
 def collapsed_features(n: int = 40, classes: int = 4) -> Features:
-    """Features of a collapsed backbone: all images have the same."""
+    """Features of a collapsed backbone: all images have the same feature."""
     return features(np.ones((n, 5)), np.repeat(np.arange(classes), n // classes))
 
 
@@ -171,7 +171,7 @@ def test_retrieval_of_separated_classes_is_full_and_a_query_never_finds_itself()
 
 
 def test_the_binned_error_is_that_worked_out_by_hand():
-    """Four at 0.9 of which half are true, one at 0.3 that is false: gaps of 0.4 and 0.3."""
+    """Four predictions of 0.9, half of them true, and one of 0.3, false: gaps of 0.4 and 0.3."""
     p, true = np.array([0.9] * 4 + [0.3]), np.array([1, 1, 0, 0, 0])
     assert binned_error(p, true, 10) == pytest.approx((4 * 0.4 + 0.3) / 5)
     assert (
@@ -362,7 +362,7 @@ def test_corruptions_of_flat_and_two_coloured_images_are_those_worked_out():
         assert (corruptions.corrupted(flat, name, 5, [0]) == flat).all()
 
 
-def test_noise_has_the_stated_strength_and_depends_on_its_seed_alone():
+def test_noise_has_the_stated_standard_deviation_and_depends_only_on_its_seed():
     flat = flat_images(0.5, n=8)
     noisy = [corruptions.corrupted(flat, "gaussian_noise", s, [1]) / 255 for s in (1, 2, 3)]
     assert [x.std() for x in noisy] == pytest.approx([0.04, 0.08, 0.12], rel=0.03)
@@ -397,13 +397,13 @@ def test_red_stays_red_in_a_jpeg():
     assert corrupted[..., 2].max() < 50
 
 
-def test_the_config_may_name_exactly_the_corruptions_that_there_are():
+def test_the_type_hint_of_the_config_lists_exactly_the_existing_corruptions():
     annotation = inspect.signature(Robustness).parameters["corruptions"].annotation
     names = {n.value for n in ast.walk(ast.parse(annotation)) if isinstance(n, ast.Constant)}
     assert names == set(corruptions.CORRUPTIONS)
 
 
-def test_robustness_of_a_backbone_that_reads_brightness_alone():
+def test_robustness_of_a_backbone_whose_feature_is_the_brightness():
     """Three classes of flat images: contrast changes none of them, brightness all of them."""
     levels = np.array([0.2, 0.4, 0.6])
     y = np.repeat(np.arange(3), 10)
@@ -426,7 +426,7 @@ def test_robustness_of_a_backbone_that_reads_brightness_alone():
     values = probe.measure(data).values
     assert calls == ["test"]
     assert values["top1, clean"].value == values["top1, contrast"].value == 1
-    # + 0.2: every class looks like the next, and the last stays last; + 0.4 and more: all last.
+    # Brightness + 0.2 makes every class look like the next one, and + 0.4 or more like the last.
     assert values["top1, brightness"].value <= 0.6
     both = [values["top1, contrast"].value, values["top1, brightness"].value]
     assert values["top1, corrupted"].value == pytest.approx(np.mean(both))
@@ -448,7 +448,7 @@ def test_robustness_refuses_images_that_are_not_those_of_the_features():
         Robustness(corruptions=["contrast"]).measure(data)
 
 
-# ---- what a stage stores ----
+# ---- values that a stage stores ----
 
 
 def test_a_value_that_is_not_finite_is_refused_and_never_stored():

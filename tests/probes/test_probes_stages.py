@@ -32,8 +32,10 @@ def write_cache(folder: Path, features: np.ndarray) -> None:
 
 
 def run_stages(root: Path) -> dict[str, Any]:
-    """Everything that the tests look at, computed in a separate process, because the
-    toolkits change global state."""
+    """Runs the stages; returns the values that the tests check.
+
+    It runs in a separate process, because the toolkits change global state.
+    """
     import torch
 
     from kdep_bench.data import views
@@ -166,8 +168,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         return pool.submit(run_stages, tmp_path_factory.mktemp("probes")).result()
 
 
-def test_features_are_those_of_the_linear_probe_task(results):
-    """Another resizing, channel order or normalisation would measure another network."""
+def test_features_equal_those_of_the_linear_probe_task(results):
+    """Another resizing, channel order or normalisation would give other features."""
     x, y = results["task_features"]
     test = results["features"]["test"]
     np.testing.assert_allclose(test.after, x, rtol=1e-4, atol=1e-5)
@@ -187,10 +189,11 @@ def test_the_cost_of_the_extraction_is_in_its_outputs(results):
     assert results["outputs"]["images"] == {"train": 40, "val": 40, "test": 40}
     assert results["outputs"]["width"] == 256
     assert results["outputs"]["extract_s"] > 0
+    # Two features (before and after the activation) of 120 images, 256 float32 channels.
     assert results["outputs"]["bytes"] > 2 * 120 * 256 * 4
 
 
-def test_pool_features_are_of_the_rows_that_are_read_from_the_cache(results):
+def test_pool_features_belong_to_the_same_views_as_the_teacher_s_features(results):
     """CKA with a teacher that is the student itself is 1 only if both are of the same images."""
     rows = results["rows"]
     assert len(set(rows)) == 30
@@ -225,7 +228,7 @@ def test_a_wrong_type_a_truncated_image_and_other_weights_are_refused(results):
     assert "backbone's weights equal the file" in results["errors"]["weights"]
 
 
-def test_maps_are_of_the_image_that_their_mask_belongs_to(results):
+def test_maps_and_mask_belong_to_the_same_image(results):
     """Levels of strides 8, 16, 32, in the order of the names."""
     maps = results["maps"]
     assert results["map_outputs"]["images"] == {"train": 8, "val": 8, "test": 8}
@@ -237,8 +240,8 @@ def test_maps_are_of_the_image_that_their_mask_belongs_to(results):
     assert set(np.unique(results["half"].masks)) <= set(range(9))  # class numbers are not mixed
 
 
-def test_linear_segmentation_sees_the_coloured_shapes(results):
-    """Also from random weights; a wrong mask or order of images would give about chance."""
+def test_linear_segmentation_with_random_weights_is_better_than_chance(results):
+    """The shapes differ in colour; a wrong mask or order of images would give about chance."""
     (miou, accuracy) = results["linear_segmentation"]["values"]
     assert (miou["name"], accuracy["name"]) == ("mIoU", "pixel accuracy")
     assert miou["value"] > 1.5 * miou["chance"]

@@ -44,7 +44,7 @@ def test_each_schedule_has_its_closed_form():
     assert [Until(0.5, value=3)(k, 4) for k in range(4)] == [3, 3, 0, 0]
     assert [Until(0)(k, 4) for k in range(4)] == [0, 0, 0, 0]
     assert [Until(1)(k, 4) for k in range(4)] == [1, 1, 1, 1]
-    # the temperature falls from 4 to 1: 1 - (T - 1) / 4
+    # The factor is 1 - (T - 1) / 4; the temperature T falls from 4 to 1.
     assert [Annealing(4)(k, 8) for k in range(8)] == [0.25, 0.25, 0.5, 0.5, 0.75, 0.75, 1, 1]
     assert [Annealing(1)(k, 3) for k in range(3)] == [1, 1, 1]
     assert Annealing()(0, 40) == 1 / 20
@@ -69,7 +69,7 @@ def test_a_span_of_2_of_6_epochs_ends_at_a_third_of_the_run(kind, arguments, val
         as_schedule({**config, "span": 0}, 6)
 
 
-def test_a_schedule_without_a_span_takes_the_whole_run_whatever_its_epochs():
+def test_a_schedule_without_a_span_covers_the_whole_run_for_any_number_of_epochs():
     for kind, values in (("until.Until", [1, 1, 0, 0]), ("ramp.Ramp", [0, 0.5, 1, 1])):
         arguments = {"stop": 0.5} if kind == "until.Until" else {"start": 0, "end": 1, "over": 0.5}
         config = {"type": f"kdep_bench.schedules.{kind}", **arguments}
@@ -93,7 +93,7 @@ def test_values_outside_the_run_are_refused():
         Step([])
 
 
-def test_a_schedule_object_stays_itself_and_another_class_is_refused():
+def test_a_schedule_object_is_returned_unchanged_and_another_class_is_refused():
     schedule = Linear(1, 0)
     assert as_schedule(schedule) is schedule
     with pytest.raises(KdepError, match="is not a Schedule"):
@@ -101,7 +101,7 @@ def test_a_schedule_object_stays_itself_and_another_class_is_refused():
 
 
 class NoSchedule:
-    """Takes what a schedule takes, but is none."""
+    """A class with the arguments of a schedule that is not a subclass of Schedule."""
 
     def __init__(self, epochs: float | None = None) -> None:
         self.epochs = epochs
@@ -148,7 +148,7 @@ def test_a_span_of_true_is_not_one_epoch():
     st.integers(1, 500),
     st.floats(0.05, 1),
 )
-def test_a_schedule_goes_steadily_from_start_to_end_within_its_span(
+def test_a_schedule_is_monotone_and_reaches_its_end_value_at_the_end_of_its_span(
     kind, start: float, end: float, steps: int, span_fraction: float
 ):
     schedule = kind(start, end, span=10 * span_fraction, epochs=10)
@@ -175,7 +175,7 @@ def test_a_schedule_longer_than_the_run_is_refused():
 
 
 @pytest.mark.parametrize("bad", [True, "much", None])
-def test_a_weight_that_is_no_number_is_refused(bad: object):
+def test_a_weight_that_is_not_a_number_is_refused(bad: object):
     with pytest.raises(KdepError, match="the loss weight"):
         as_schedule(bad)
 

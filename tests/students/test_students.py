@@ -73,7 +73,7 @@ def test_a_wrong_pyramid_or_tap_is_refused():
         check_student({**student, "tap": "output"})
 
 
-def test_mmpretrain_s_swin_is_refused_a_pyramid_because_its_levels_add_parameters():
+def test_a_pyramid_of_mmpretrain_s_swin_is_refused_because_it_adds_parameters():
     arch = dict(embed_dims=12, depths=[1, 1, 1, 1], num_heads=[1, 2, 3, 3])
     swin: dict[str, Any] = dict(
         name="swin",
@@ -88,7 +88,7 @@ def test_mmpretrain_s_swin_is_refused_a_pyramid_because_its_levels_add_parameter
         check_student({**swin, "pyramid": levels})
 
 
-def test_a_vit_is_refused_by_dense_tasks_in_the_plan_and_in_the_task():
+def test_plan_and_task_refuse_a_vit_for_detection_and_segmentation():
     vit = resolve("student", "vit_t")
     for task in ("smoke_det", "smoke_seg"):
         with pytest.raises(KdepError, match="has no `pyramid`"):
@@ -115,7 +115,7 @@ def test_a_vit_is_refused_by_dense_tasks_in_the_plan_and_in_the_task():
         ("test_vit", dict(dynamic_img_size=True)),
     ],
 )
-def test_the_last_level_is_what_timm_s_own_classifier_pools(model: str, args: dict[str, Any]):
+def test_the_last_map_equals_the_map_that_timm_s_classifier_pools(model: str, args: dict[str, Any]):
     torch.manual_seed(0)
     net = TimmBackbone(model, **args).eval()
     reference: Any = timm.create_model(model, num_classes=0, **args).eval()
@@ -140,7 +140,7 @@ def test_the_last_level_is_what_timm_s_own_classifier_pools(model: str, args: di
         torch.testing.assert_close(level, expected_levels[i], rtol=1e-4, atol=1e-5)
 
 
-def test_a_tap_before_a_swish_and_the_tap_of_a_network_without_a_last_activation():
+def test_the_tap_reads_before_a_last_swish_or_the_output_if_there_is_no_activation():
     net = build_backbone({"backbone": {**TINY, "model": "test_efficientnet"}})
     tap = PreActivationTap(net, "net.bn2.act").eval()
     before, after = tap(noise())
@@ -175,7 +175,7 @@ def test_frozen_stages_and_norm_eval_stay_in_force_in_training_mode():
 
 
 def make_student_config(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
-    """The status of the command that writes a student's config."""
+    """Runs the command that writes a student's config; returns its exit status."""
     return make_student.main(list(args))
 
 

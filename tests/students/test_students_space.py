@@ -1,4 +1,4 @@
-"""Spaces of students: sizes are the built networks', limits hold, faulty spaces are refused."""
+"""Spaces of students, sets of values of architecture and method settings for a search."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def space(*dimensions: tuple[str, list[Any]], **family: Any) -> Space:
         dict(depth1=1, depth2=1, depth3=2, depth4=1, width=24, growth=2.0, stem="7x7"),
     ],
 )
-def test_the_computed_size_is_that_of_the_built_network(arguments: dict[str, Any]) -> None:
+def test_the_computed_parameters_and_flops_equal_those_of_the_built_network(
+    arguments: dict[str, Any],
+) -> None:
     px = 48 if arguments["width"] == 24 else 64
     member = ResNetFamily(px, **arguments)
     student = member.student()
@@ -41,7 +43,7 @@ def test_the_computed_size_is_that_of_the_built_network(arguments: dict[str, Any
     check_pyramid(student, net)
 
 
-def test_students_that_differ_have_names_that_differ() -> None:
+def test_different_students_have_different_names() -> None:
     members = [
         ResNetFamily(64, depth1=depth1, depth2=depth2, width=width, growth=growth, stem=stem)
         for depth1 in (1, 11)
@@ -53,7 +55,7 @@ def test_students_that_differ_have_names_that_differ() -> None:
     assert len({member.student()["name"] for member in members}) == len(members)
 
 
-def test_limits_are_checked_against_every_student_of_the_space() -> None:
+def test_the_first_student_within_the_limits_is_found_or_the_smallest_is_reported() -> None:
     searched = space(("student.width", [64, 8, 32]), ("method.transform.n", [1.0, 3.0]))
     assert len(list(searched.students())) == 3
     small = searched.first_within(Limits(params=300_000))
@@ -99,14 +101,14 @@ def test_a_space_that_is_ambiguous_or_empty_is_refused(
         ("student.stem", "5x5", "stem = '5x5'"),
     ],
 )
-def test_a_value_that_the_family_does_not_accept_is_named(
+def test_the_error_for_a_value_that_the_family_does_not_accept_names_the_argument(
     key: str, value: Any, message: str
 ) -> None:
     with pytest.raises(KdepError, match=message):
         space((key, [value])).first_within(Limits())
 
 
-def test_a_type_that_is_no_family_is_named() -> None:
+def test_a_type_that_is_not_a_family_of_students_is_refused() -> None:
     searched = Space([Dimension("method.x", (1,))], {"type": "kdep_bench.probes.knn.Knn"})
     with pytest.raises(KdepError, match="is not a family of students"):
         searched.first_within(Limits())

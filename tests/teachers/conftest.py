@@ -1,4 +1,4 @@
-"""What the tests of this folder share."""
+"""Random images, teacher outputs and networks for the tests of this folder."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def random_images(px: int, count: int = 2) -> Tensor:
 
 
 def normalised(teacher: Teacher, images: Tensor) -> Tensor:
-    """What the teacher's network gets for these images, computed independently of the teacher."""
+    """The normalised input of the teacher's network, computed independently of its own code."""
     return (images.float() - teacher.mean) / teacher.std
 
 
 def output_of(teacher: Teacher, images: Tensor) -> TeacherOutput:
-    """The teacher's output, which must come in eval mode, without gradients and change nothing."""
+    """The teacher's output; checks eval mode, no gradients and unchanged weights."""
     before = teacher.checksum()
     teacher.train()
     out = teacher(images)
@@ -35,14 +35,14 @@ def output_of(teacher: Teacher, images: Tensor) -> TeacherOutput:
 
 
 def assert_close(a: Tensor | None, b: Tensor | None) -> None:
-    """The two are equal up to the rounding of another order of the same sums."""
+    """Checks that two tensors are equal up to rounding."""
     assert a is not None
     assert b is not None
     torch.testing.assert_close(a, b, rtol=2e-4, atol=2e-5)
 
 
 def randomised(net: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """The network with every parameter and statistic random: no zero or one hides a mistake."""
+    """The network with random parameters and statistics, as zeros and ones could hide a mistake."""
     generator = torch.Generator().manual_seed(seed)
     state = net.state_dict()
     for name, value in state.items():

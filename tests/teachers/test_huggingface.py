@@ -1,4 +1,4 @@
-"""Vision towers of transformers, compared with timm's of the same weights."""
+"""Vision networks of the library transformers, compared with timm's with the same weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def library() -> Any:
     return pytest.importorskip("transformers", reason="the optional extra `hf` is not installed")
 
 
-def test_without_the_extra_the_command_is_named(monkeypatch: pytest.MonkeyPatch):
+def test_without_transformers_the_error_names_the_install_command(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(KdepError, match="pip install 'transformers"):
         HuggingFace("t", "x/y", 32, weights="random", args=dict(model_type="vit"))
@@ -38,7 +38,7 @@ def test_without_the_extra_the_command_is_named(monkeypatch: pytest.MonkeyPatch)
 
 
 def timm_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """transformers 5's tensors of a tower under timm's names."""
+    """The tensors of a network of transformers 5 under timm's names."""
     pairs = (
         (r"^(vit|dinov2)\.", ""),
         (r"^embeddings\.(cls_token|class_embedding)$", "cls_token"),
@@ -69,14 +69,14 @@ def timm_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def reference(model: str, state: dict[str, Tensor], **options: Any) -> Any:
-    """timm's network with the weights of a transformers tower."""
+    """timm's network with the weights of a network of transformers."""
     net = timm.create_model(model, **TIMM, **options)
     net.load_state_dict(timm_names(state), strict=True)
     return net.eval()
 
 
 def saved_weights(net: Any, folder: Path) -> Path:
-    """Saves the tower; returns the file of its weights."""
+    """Saves the network; returns the file of its weights."""
     net.save_pretrained(folder)
     return folder / "model.safetensors"
 
@@ -159,7 +159,9 @@ def test_dinov2_equals_timm_s(library: Any, tmp_path: Path):
     assert_close(output.logits, classifier(pixel_values=normalised(labelled, images)).logits)
 
 
-def test_clip_s_tower_equals_timm_s_and_leaves_the_text_tower(library: Any, tmp_path: Path):
+def test_clip_s_image_encoder_equals_timm_s_and_ignores_the_text_encoder(
+    library: Any, tmp_path: Path
+):
     config = dict(SIZE, intermediate_size=96)
     text = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     net: Any = randomised(

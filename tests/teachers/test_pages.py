@@ -15,6 +15,7 @@ from kdep_bench.suite.config import load_config, names, resolve
 from kdep_bench.teachers.base import build_teacher
 from tests.teachers.conftest import output_of, random_images
 
+# Keys that every `card`, the description of a teacher, has.
 CARD = {"pretraining", "labels_used", "top1", "licence", "source", "trained_on"}
 # Config -> (width, arguments) of a tiny network of the same family that is built in its place.
 SMALL: dict[str, tuple[int, dict[str, Any]]] = {
@@ -31,8 +32,8 @@ SMALL: dict[str, tuple[int, dict[str, Any]]] = {
         dict(args=dict(num_hidden_layers=1, hidden_size=48, intermediate_size=96, image_size=64)),
     ),
 }
-LARGE = {"swin_b": "head", "convnext_b": "classifier"}
-INSTALLED = {"efficientnet_lite0", "efficientnet_lite2"}
+LARGE = {"swin_b": "head", "convnext_b": "classifier"}  # too large to build here
+INSTALLED = {"efficientnet_lite0", "efficientnet_lite2"}  # other tests use their real weights
 
 
 def teacher_config(name: str) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def test_the_large_networks_have_the_widths_of_their_configs():
 
 
 @pytest.mark.parametrize("name", ["resnet50", "mobilenetv2", "microsoft_resnet50", "dinov2_vitb14"])
-def test_a_config_without_weights_names_their_source(
+def test_the_error_for_missing_weights_names_where_to_get_them(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))

@@ -1,4 +1,4 @@
-"""The layers of a teacher after a map: the network itself, cut at the map."""
+"""The layers of a teacher that follow one of its maps."""
 
 from __future__ import annotations
 

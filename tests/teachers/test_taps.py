@@ -1,7 +1,7 @@
-"""Every kind of teacher gives the right tap, compared with another library's same weights.
+"""Every kind of teacher returns the feature of the right layer (its tap).
 
-The reference never uses the code under test: it is another implementation of the architecture,
-whose layers are called one by one.
+The reference never uses the code under test: it is another implementation of the architecture with
+the same weights, whose layers are called one by one.
 """
 
 from __future__ import annotations
@@ -346,10 +346,10 @@ def test_mmpretrain_s_convnext_gives_the_norm_of_the_mean():
     )
 
 
-# -- what is refused ----------------------------------------------------------------------------
+# -- errors -------------------------------------------------------------------------------------
 
 
-def test_a_relu_that_cannot_be_found_is_refused_and_read_is_offered():
+def test_a_relu_that_is_not_a_module_is_refused_and_the_error_suggests_tap_read():
     with pytest.raises(KdepError, match="tap='read'"):  # torchvision's is a function
         Torchvision("dense", "densenet121", 32, weights="random")
     teacher = Torchvision("dense", "densenet121", 32, weights="random", tap="read")

@@ -1,4 +1,4 @@
-"""A teacher that gets only some patches and stops after a layer: transformers of every library."""
+"""A teacher gets only some patches and runs only up to a layer; tested for three libraries."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ PX, SIDE, WIDTH = 64, 4, 16
 
 
 class Wrapped(Teacher):
-    """Any network as a teacher whose layers are its modules."""
+    """A teacher made of any network; its layers are the network's modules.
+
+    `call` runs the network on images, if that is not `net(images)`.
+    """
 
     has_logits, tap, layers_by_path = False, "made up", True
 
@@ -84,15 +87,14 @@ def test_only_visible_patches_are_computed_and_only_up_to_the_layer(make: Any):
     assert runs_of_later_block == [1]
     torch.testing.assert_close(teacher.up_to(x, layer, all_patches, nothing_hidden), expected)
     order = torch.randperm(SIDE**2, generator=torch.Generator().manual_seed(0)).repeat(2, 1)
-    reordered = teacher.up_to(
-        x, layer, order, nothing_hidden
-    )  # nothing is hidden: only the order differs
+    # Nothing is hidden, so only the order of the tokens differs.
+    reordered = teacher.up_to(x, layer, order, nothing_hidden)
     torch.testing.assert_close(reordered[:, 1:], expected[:, 1:][:, order[0]], rtol=1e-4, atol=1e-4)
     visible = torch.tensor([[3, 5], [0, 9]])
     hidden = torch.ones(2, SIDE**2, dtype=torch.bool).scatter(1, visible, False)
     hidden = hidden.unflatten(1, (SIDE, SIDE))
     output = teacher.up_to(x, layer, visible, hidden)
-    assert output.shape == (2, 3, WIDTH)
+    assert output.shape == (2, 3, WIDTH)  # the class token and two patches
     inside = hidden.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, None].expand_as(x)
     changed = torch.where(inside, 255 - x, x)
     torch.testing.assert_close(teacher.up_to(changed, layer, visible, hidden), output)

@@ -1,4 +1,4 @@
-"""Weights come from a checked file, or from a hub by permission; each fault has its own message."""
+"""Weights are read from a file or, with download=True, from a hub; each fault has its message."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def write(path: Path, content: Any) -> Path:
     return path
 
 
-def test_every_layout_of_a_file_gives_the_same_teacher(tmp_path: Path, state: dict[str, Tensor]):
+def test_every_supported_file_layout_gives_the_same_teacher(
+    tmp_path: Path, state: dict[str, Tensor]
+):
     plain = write(tmp_path / "plain.pth", state)
     save_file(state, tmp_path / "a.safetensors")
     wrapped = write(tmp_path / "w.pth", {"epoch": 1, "state_dict": state, "args": {"lr": 0.1}})
@@ -65,7 +67,7 @@ def test_every_layout_of_a_file_gives_the_same_teacher(tmp_path: Path, state: di
     assert checksums != {teacher("random").checksum()}
 
 
-def test_a_headless_teacher_leaves_the_classifier_in_the_file(
+def test_a_teacher_without_logits_ignores_the_classifier_in_the_file(
     tmp_path: Path, state: dict[str, Tensor]
 ):
     path = write(tmp_path / "plain.pth", state)
@@ -132,7 +134,7 @@ def test_faults_of_a_file_raise_kdep_error(tmp_path: Path, state: dict[str, Tens
         teacher(tmp_path / "nowhere.pth")
 
 
-def test_key_takes_dots_for_entries_within_entries_and_for_names_with_dots(
+def test_a_dot_in_key_separates_nested_entries_or_belongs_to_a_name(
     tmp_path: Path, state: dict[str, Tensor]
 ):
     other = {k: v + 1 for k, v in state.items()}
@@ -177,9 +179,7 @@ def test_every_fix_for_a_wrong_sha256_works(tmp_path: Path, state: dict[str, Ten
             teacher(path, sha256=wrong)
 
 
-def test_numbers_of_another_kind_are_not_converted_in_silence(
-    tmp_path: Path, state: dict[str, Tensor]
-):
+def test_integer_complex_and_boolean_weights_are_refused(tmp_path: Path, state: dict[str, Tensor]):
     first = next(k for k in state if k.endswith("weight"))
     for i, other in enumerate(
         (
@@ -192,7 +192,7 @@ def test_numbers_of_another_kind_are_not_converted_in_silence(
             teacher(write(tmp_path / f"{i}.pth", state | {first: other}))
 
 
-def test_data_parallel_names_are_answered_with_the_prefix(tmp_path: Path, state: Any):
+def test_the_error_for_names_of_data_parallel_states_the_prefix_to_set(tmp_path: Path, state: Any):
     path = write(tmp_path / "p.pth", {f"module.{k}": v for k, v in state.items()})
     with pytest.raises(KdepError, match=r"set prefix='module\.'"):
         teacher(path)
@@ -201,14 +201,14 @@ def test_data_parallel_names_are_answered_with_the_prefix(tmp_path: Path, state:
 
 
 @pytest.mark.parametrize("weights", [5, b"a.pth", "", ["a"], True])
-def test_weights_that_are_no_path_raise_kdep_error(weights: Any):
+def test_weights_that_are_not_a_path_raise_kdep_error(weights: Any):
     with pytest.raises(KdepError, match="the path of a file"):
         teacher(weights)
 
 
 @pytest.fixture
 def empty_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No earlier download is found; nothing is reached."""
+    """Empty download folders, and no access to the network."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -1,4 +1,4 @@
-"""Numbered images, a teacher that returns means of its images, and objectives that keep a log.
+"""Images that carry a number, a teacher that returns image means, and objectives with a log.
 
 Image i has the red value 16 * i + 8 everywhere; green rises from left to right and blue from top to
 bottom. The means of a view (crop and flip) therefore identify it.
@@ -48,7 +48,7 @@ def means(images: Tensor) -> Tensor:
 
 
 class Reader(Teacher):
-    """Feature: the `means` of its images; logits: twice the feature."""
+    """A teacher whose feature is the `means` of its images and whose logits are twice that."""
 
     name, width, input_px, has_logits, tap = "reader", 5, TEACHER_PX, True, "means"
 
@@ -167,7 +167,7 @@ class ReadableMeanTeacher(MeanTeacher):
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         append_step(self.seen, ctx)
-        self.seen[-1]["opinion"] = self.ema_probabilities(ctx)
+        self.seen[-1]["probabilities"] = self.ema_probabilities(ctx)
         self.seen[-1]["head"] = self.teacher_head.weight.clone()
         return super().terms(ctx)
 
@@ -193,9 +193,9 @@ def spec(**changes: Any) -> dict[str, Any]:
 def expected_rows(
     images: np.ndarray, seed: int, samples: int, together: bool = False
 ) -> list[list[int]]:
-    """The documented sequence: epoch e is default_rng([seed, e])'s permutation, view e mod V.
+    """The documented rows of each batch: epoch e reads default_rng([seed, e]).permutation(images).
 
-    With `together`, the views of an image are adjacent.
+    It reads view e modulo VIEWS of each image or, with `together`, all views one after another.
     """
     rows: list[int] = []
     for epoch in range(samples):

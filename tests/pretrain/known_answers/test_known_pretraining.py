@@ -1,4 +1,4 @@
-"""Which image, view, label and teacher row each step reads, with the real stages."""
+"""The images, views, labels and teacher outputs that each step of the real stages reads."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_image_means_identify_every_view(stages: dict[str, Path]) -> None:
 def test_each_sample_has_the_label_and_teacher_row_of_its_own_image_and_view(
     stages: dict[str, Path], tmp_path: Path, seed: int, share: float
 ) -> None:
-    """Not of the previous row, of the other view, or of the order of another seed."""
+    """A shift by one row, the other view or the order of another seed would give other values."""
     budget = BUDGET | {"epochs": BUDGET["epochs"] / share}
     seen, _ = pretrain(tmp_path / "p", stages, seed=seed, share=share, share_seed=1, budget=budget)
     opened = open_views(stages["views"])
@@ -100,7 +100,7 @@ def test_each_sample_has_the_label_and_teacher_row_of_its_own_image_and_view(
 def test_a_live_teacher_receives_the_same_crop_as_the_student(
     stages: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Not another view, an unflipped crop, or the complete image."""
+    """Another view, an unflipped crop or the complete image would give other means."""
     inputs = {"views": stages["views"], "images": stages["prepare"]}
     budget = BUDGET | {"epochs": 2}
     seen, _ = pretrain(
@@ -118,15 +118,15 @@ def test_a_live_teacher_receives_the_same_crop_as_the_student(
 def test_a_resumed_run_equals_an_uninterrupted_run_bit_for_bit(
     stages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It neither reads the first samples again nor draws another dropout.
+    """The resumed run reads only the remaining samples and continues the dropout's random numbers.
 
-    The interrupted run uses loader workers, the other does not.
+    The interrupted run uses loader workers, and the uninterrupted one does not.
     """
     all_steps, weights = pretrain(tmp_path / "whole", stages)
     monkeypatch.setattr(stage, "workers_for", lambda *_: 2)
 
     def interrupt(step: int, *_: object) -> None:
-        if step == 8:  # the checkpoint is of step 6
+        if step == 8:  # the last checkpoint is of step 6
             raise KeyboardInterrupt
 
     Log.seen.clear()
@@ -160,7 +160,7 @@ def run_rank(number: int, ranks: int, port: int, inputs: dict[str, Path], out: P
 def test_two_processes_read_the_batches_of_one_process(
     stages: dict[str, Path], tmp_path: Path
 ) -> None:
-    """They neither read the same samples twice nor only half of the run."""
+    """Each process reads every second sample of each batch."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -189,7 +189,7 @@ def test_two_processes_read_the_batches_of_one_process(
 def test_the_mean_teacher_gets_the_next_view_of_the_same_image(
     stages: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Not the view of the student, and not another image."""
+    """The student's own view or another image would give other probabilities."""
     ReadableMeanTeacher.seen.clear()
     pretrain(tmp_path / "p", stages, method=method(ReadableMeanTeacher), budget=BUDGET)
     seen = ReadableMeanTeacher.seen
@@ -202,5 +202,5 @@ def test_the_mean_teacher_gets_the_next_view_of_the_same_image(
             torch.softmax(means(pixels[rows].permute(0, 3, 1, 2)) @ step["head"].T, 1)
             for rows in (next_view, step["rows"])
         )
-        torch.testing.assert_close(step["opinion"], expected, atol=1e-3, rtol=0)
+        torch.testing.assert_close(step["probabilities"], expected, atol=1e-3, rtol=0)
         assert ((expected - same_view).abs().max(1).values > 0.01).all()
