@@ -181,6 +181,7 @@ def _compare(first: str, second: str, a: _Hashes, b: _Hashes) -> Leak:
     equal = {i for i, sha256 in enumerate(b.content) if sha256 in first_with}
     leak.equal = len(equal)
     rows = [[b.files[i], a.files[first_with[b.content[i]]], "equal"] for i in sorted(equal)]
+    # Positions in `b.index` of the images that have no equal file in `a`.
     rest = np.array([k for k, i in enumerate(b.index) if int(i) not in equal], np.int64)
     match, distance = nearest_within(a.words, a.bits, b.words[rest], b.bits[rest], NEAR)
     near_rows = np.flatnonzero(match >= 0)
@@ -188,7 +189,10 @@ def _compare(first: str, second: str, a: _Hashes, b: _Hashes) -> Leak:
     rows += [
         [b.files[b.index[rest[k]]], a.files[a.index[match[k]]], str(distance[k])] for k in near_rows
     ]
-    leak.examples = [[_short(x), _short(y), difference] for x, y, difference in rows[:LISTED]]
+    leak.examples = [
+        [_short(file), _short(match_file), difference]
+        for file, match_file, difference in rows[:LISTED]
+    ]
     return leak
 
 

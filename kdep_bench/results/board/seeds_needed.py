@@ -113,14 +113,14 @@ def task_evidence(
 ) -> list[Evidence]:
     """The differences of a pair on every task, and their mean over tasks."""
     columns = compare.columns_of(board, row.student)
-    every = [compare.gaps(board, row, reference, c) for c in columns]
+    gaps_by_task = [compare.gaps(board, row, reference, c) for c in columns]
     evidence = [
         Evidence(TASK, names[c], by_pretraining(gaps))
-        for c, gaps in zip(columns, every, strict=True)
+        for c, gaps in zip(columns, gaps_by_task, strict=True)
         if gaps
     ]
-    if len(columns) > 1 and all(every):
-        mean = st.mean_over(every, compare.task_weights(columns))
+    if len(columns) > 1 and all(gaps_by_task):
+        mean = st.mean_over(gaps_by_task, compare.task_weights(columns))
         name = compare.mean_name(columns)
         evidence.append(Evidence(TASK, name, by_pretraining(mean), first=False))
     return evidence

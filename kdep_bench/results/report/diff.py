@@ -49,9 +49,17 @@ def _unpaired(a: st.Values, b: st.Values) -> st.Estimate | None:
     if variance == 0:
         return st.Estimate(mean, 0.0, x.n + y.n, 0.0, None, mean, mean, "welch", "unpaired")
     df = variance**2 / (x.se**4 / x.df + y.se**4 / y.df)
-    half = st.t_quantile(df) * variance**0.5
+    half_width = st.t_quantile(df) * variance**0.5
     return st.Estimate(
-        mean, None, x.n + y.n, variance**0.5, df, mean - half, mean + half, "welch", "unpaired"
+        mean,
+        None,
+        x.n + y.n,
+        variance**0.5,
+        df,
+        mean - half_width,
+        mean + half_width,
+        "welch",
+        "unpaired",
     )
 
 
@@ -68,9 +76,9 @@ def _change(place: Place, old: tuple[Column, Result], new: tuple[Column, Result]
     gaps = {k: sign * v for k, v in st.differences(b.values, a.values).items()}
     est = st.estimate(gaps) if gaps else None
     if est is None or est.low is None:
-        plus = {k: sign * v for k, v in b.values.items()}
-        minus = {k: sign * v for k, v in a.values.items()}
-        est = _unpaired(plus, minus) or est
+        new_values = {k: sign * v for k, v in b.values.items()}
+        old_values = {k: sign * v for k, v in a.values.items()}
+        est = _unpaired(new_values, old_values) or est
     note = "" if old_column.fingerprint == new_column.fingerprint else " (other data)"
     if gaps and all(v == 0 for v in gaps.values()):
         verdict = "same" if a.values == b.values else "same for the common seeds"

@@ -44,7 +44,7 @@ def summary_section(view: BoardView) -> Section:
         columns = compare.columns_of(view.board, student)
         rows = sorted(view.board.rows_of(student), key=lambda a: (ranks.get(a, 1e9), a.order()))
         for row in rows:
-            f = view.summaries[row]
+            summary = view.summaries[row]
             n_best, n_marked = view.count_best(row, columns)
             rank = ranks.get(row)
             entries = [
@@ -52,12 +52,12 @@ def summary_section(view: BoardView) -> Section:
                 row_entry(view, row),
                 number_entry("incomplete" if rank is None else f"{rank:.2f}", rank),
                 number_entry(f"{n_best} of {n_marked}" if n_marked else "—", n_best),
-                Entry(board_rows.labels_text(f), "n"),
+                Entry(board_rows.labels_text(summary), "n"),
                 fraction_entry(view, row),
-                number_entry(text.count(f.images_seen), f.images_seen),
-                number_entry(text.seconds(f.cost_s), f.cost_s),
-                number_entry(text.seconds(f.cache_s), f.cache_s),
-                number_entry(text.ratio(f.coverage), f.coverage),
+                number_entry(text.count(summary.images_seen), summary.images_seen),
+                number_entry(text.seconds(summary.cost_s), summary.cost_s),
+                number_entry(text.seconds(summary.cache_s), summary.cache_s),
+                number_entry(text.ratio(summary.coverage), summary.coverage),
             ]
             table.append((student, entries))
     return Section(
@@ -82,34 +82,36 @@ def claims_section(view: BoardView, drawn: Sequence[plots.Plot]) -> Section | No
     """The claims with their verdicts; those by task family are folded."""
     if not view.verdicts:
         return None
-    first = headlines(view.verdicts)
-    every = None
-    if len(first) < len(view.verdicts):
-        every = _claim_table(view, "Claims by task family", view.verdicts)
+    main_verdicts = headlines(view.verdicts)
+    by_family = None
+    if len(main_verdicts) < len(view.verdicts):
+        by_family = _claim_table(view, "Claims by task family", view.verdicts)
     note = markdown.CLAIMS
-    table = _claim_table(view, "Claims", first)
+    table = _claim_table(view, "Claims", main_verdicts)
     charts = [p for p in drawn if p.group == "claims"]
     return Section(
-        "claims", "Claims", "claims", note=note, charts=charts, table=table, by_family=every
+        "claims", "Claims", "claims", note=note, charts=charts, table=table, by_family=by_family
     )
 
 
 def _claim_table(view: BoardView, caption: str, verdicts: list[Verdict]) -> Table:
     rows = []
-    for v in verdicts:
-        claim = Entry(text.plain(v.title), "l w", kind="claim", note=text.plain(v.statement, 500))
+    for verdict in verdicts:
+        claim = Entry(
+            text.plain(verdict.title), "l w", kind="claim", note=text.plain(verdict.statement, 500)
+        )
         entries = [
-            chip_entry(v.verdict, v.shown, "l"),
-            Entry(v.interval, "l n"),
+            chip_entry(verdict.verdict, verdict.shown, "l"),
+            Entry(verdict.interval, "l n"),
             claim,
-            name_entry(v.student or "—"),
-            name_entry(v.scope),
-            Entry(v.threshold, "l s"),
-            Entry(text.plain(v.reason, 300), "l w"),
-            Entry(v.cost),
-            number_entry(text.count(v.seeds_to_decide), v.seeds_to_decide),
+            name_entry(verdict.student or "—"),
+            name_entry(verdict.scope),
+            Entry(verdict.threshold, "l s"),
+            Entry(text.plain(verdict.reason, 300), "l w"),
+            Entry(verdict.cost),
+            number_entry(text.count(verdict.seeds_to_decide), verdict.seeds_to_decide),
         ]
-        rows.append((v.student, entries))
+        rows.append((verdict.student, entries))
     head = ["verdict", "measured [95\u00a0%]", "claim", "student", "tasks", "threshold", "basis"]
     head += ["cost ratio", "seeds needed (power 0.8)"]
     return page_table(view, caption, head, rows, 7, css="")
@@ -122,15 +124,15 @@ def family_section(view: BoardView, index: int, drawn: Sequence[plots.Plot]) -> 
     names = board_rows.column_names(columns)
     rows = []
     for row in _best_first(view, columns):
-        f = view.summaries[row]
+        summary = view.summaries[row]
         entries = [name_entry(row.student), row_entry(view, row)]
         entries += [score_entry(view, row, c) for c in columns]
         entries += [
-            Entry(board_rows.labels_text(f), "n"),
+            Entry(board_rows.labels_text(summary), "n"),
             fraction_entry(view, row),
-            number_entry(text.count(f.images_seen), f.images_seen),
-            number_entry(text.seconds(f.cost_s), f.cost_s),
-            number_entry(text.ratio(f.coverage), f.coverage),
+            number_entry(text.count(summary.images_seen), summary.images_seen),
+            number_entry(text.seconds(summary.cost_s), summary.cost_s),
+            number_entry(text.ratio(summary.coverage), summary.coverage),
         ]
         rows.append((row.student, entries))
     chance = [
