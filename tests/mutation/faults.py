@@ -66,7 +66,7 @@ IDLE_KEYWORDS = {
     "description",
 }
 IDLE_KEYWORDS |= {"page", "licence", "title", "timeout"}
-# Calls that only crash without one of their arguments: any test that runs the line would notice.
+# Calls that raise an error if an argument is missing: every test that runs the line would notice.
 CRASHING_CALLS = {"isinstance", "hasattr", "issubclass", "super"}
 NAME = re.compile(r"[\w./:*-]+")
 OPERATORS = (ast.operator, ast.cmpop, ast.unaryop, ast.boolop, ast.expr_context)
@@ -93,7 +93,7 @@ class Fault:
 
     @property
     def key(self) -> str:
-        """Unique among the faults of a tree; the same after edits elsewhere."""
+        """The name of the fault: unique, and unchanged by edits elsewhere in the file."""
         number = f" #{self.count}" if self.count else ""
         return f"{self.file}::{self.function or '<module>'}: {self.before} -> {self.after}{number}"
 
@@ -104,7 +104,7 @@ class Fault:
 
 
 class Finder:
-    """Walks a tree and yields (function, kind, node, new text)."""
+    """Finds the faults of a source: each node of its syntax tree can be replaced in some ways."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -140,7 +140,7 @@ class Finder:
                 return True
             case ast.Call():
                 return self.called_name(node) in TEXT_CALLS
-            case ast.FunctionDef():  # `tiny`: makes the data of the rehearsal
+            case ast.FunctionDef():  # `tiny` makes the data of a rehearsal, which is not scored
                 return node.name in ("__repr__", "__str__", "tiny")
             case ast.Assign(targets=[ast.Name(id="__all__" | "__slots__")]):
                 return True
@@ -184,7 +184,7 @@ class Finder:
     def content(self, node: Any) -> str:
         """Hash of the function, or the statement of the module, that contains `node`.
 
-        Without comments, docstrings and the texts of errors: they decide no number.
+        Comments, docstrings and the texts of errors are left out, as they change no number.
         """
         inside = node
         while not isinstance(self.parents.get(inside), ast.Module):
@@ -357,7 +357,7 @@ MODULES |= {"stats", "statistics", "hashlib", "shutil", "re", "cv2", "dataclasse
 
 
 def source_of(old: ast.AST, new: ast.AST) -> str:
-    """Source of `new`, in brackets where it may stand inside another expression."""
+    """Source of `new`, in brackets if it may be a part of a larger expression."""
     text = ast.unparse(ast.fix_missing_locations(new))
     compound = ast.BinOp | ast.BoolOp | ast.Compare | ast.UnaryOp | ast.IfExp | ast.Lambda
     if isinstance(new, compound) and isinstance(old, ast.expr):
@@ -366,7 +366,7 @@ def source_of(old: ast.AST, new: ast.AST) -> str:
 
 
 def inverted_branches(finder: Finder) -> Iterator[tuple[ast.AST, str, str]]:
-    """`if` and `while` inverted: the test is replaced, so the edit stays on its line."""
+    """(node, kind, new text) of the inverted condition of every `if` and `while`."""
     for node in ast.walk(finder.tree):
         if isinstance(node, ast.If | ast.While) and node not in finder.silent:
             if isinstance(node.test, ast.UnaryOp) and isinstance(node.test.op, ast.Not):
@@ -414,10 +414,10 @@ def compiles(source: str) -> bool:
 
 
 def sample(sources: dict[str, str], count: int, seed: int) -> list[Fault]:
-    """`count` faults of these files (path -> source), drawn by the hash of their names.
+    """`count` faults of the files in `sources` ({path: source}), drawn by the hash of their names.
 
-    So an edit moves few other faults into or out of the sample. Every second fault is of the kind
-    with the fewest so far, so that rare kinds occur; a line has one fault at most.
+    An edit of a file therefore changes only few faults of the sample. Every second fault is of the
+    kind that has the fewest faults so far: rare kinds occur, too. A line has at most one fault.
     """
     faults = [f for file, source in sources.items() for f in faults_of(file, source)]
     order = sorted(faults, key=lambda f: hashlib.sha256(f"{seed} {f.key}".encode()).digest())

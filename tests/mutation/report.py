@@ -14,7 +14,8 @@ BAR = 95.0  # per cent of the faults that tests must notice
 
 
 def equivalent(path: Path = EQUIVALENT) -> dict[str, str]:
-    """Fault -> reason, from the reviewed list: each name is followed by an indented reason."""
+    """{name of a fault: why it changes no result}; in the file the reason is indented below the
+    name."""
     known: dict[str, str] = {}
     name = ""
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -43,7 +44,10 @@ def write(
     out: Path,
     seed: int,
 ) -> None:
-    """The table, then the equivalent ones with their reasons, then the unnoticed."""
+    """Writes a table of counts, the equivalent faults with their reasons, and the unnoticed faults.
+
+    `rows` are (package, fault, its result or None), `known` is that of `equivalent`.
+    """
     lines = [
         "# Planted faults",
         "",

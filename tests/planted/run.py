@@ -3,8 +3,8 @@
     python -m tests.planted.run [--table module:NAME] [--jobs N]
 
 One process imports the toolkits once; each fault is planted in a copy of the package, and its tests
-run in a fork that imports the copy. The named tests run without a fault first: they must pass. Ends
-with 1 if a fault passes unnoticed, or if the line that it changes is no longer there.
+run in a fork that imports the copy. First, the tests run without a fault and must pass. The exit
+status is 1 if the tests do not notice a fault, or if the line that a fault changes does not exist.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def file_of(repo: Path, fault: Fault) -> Path:
     """The file of a fault, which must contain the fault's line exactly once.
 
     Raises:
-        LookupError: the file contains the line never, or more than once.
+        LookupError: the file does not contain the line, or contains it more than once.
     """
     file = repo / fault.file
     times = file.read_text().count(fault.old) if file.is_file() else 0
@@ -93,7 +93,7 @@ def import_toolkits(repo: Path) -> None:
 
 @dataclass
 class Job:
-    """One run of tests in a fork, with a fault or without any."""
+    """One run of tests in a fork, with or without a fault."""
 
     tests: str
     folder: Path
@@ -108,7 +108,7 @@ class Job:
         return (self.folder / "log.txt").read_text()
 
     def fork(self, repo: Path) -> None:
-        """Starts pytest in a fork of this process, with the fault where there is one."""
+        """Starts pytest in a fork of this process, with the fault if the job has one."""
         self.folder.mkdir()
         if self.fault is not None:
             if module_of(self.fault.file) in sys.modules:

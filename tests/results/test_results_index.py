@@ -1,4 +1,4 @@
-"""results/index.html shows the answers and scores of the suites' tables."""
+"""results/index.html shows the summary sentences and scores of every published suite."""
 
 from __future__ import annotations
 

@@ -48,6 +48,7 @@ def test_the_ranks_read_what_one_process_reads(images: int, part: int, ranks: in
         own = list(sampler)
         assert len(own) == len(sampler) == len(expected) * part
         per_rank.append([own[i : i + part] for i in range(0, len(own), part)])
+    # The parts of all ranks in a step together are the batch of a single process.
     joined = [
         [i for part_of_step in step for i in part_of_step] for step in zip(*per_rank, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Scores from stored per-sample outputs equal those of OpenMMLab's metrics, to the last digit."""
+"""Scores from sample_files per-sample outputs equal those of OpenMMLab's metrics, to the last digit."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import torch
 
 from kdep_bench import openmmlab
 from kdep_bench.errors import KdepError
-from kdep_bench.results.records import samples as stored
+from kdep_bench.results.records import samples as sample_files
 from kdep_bench.results.records.detections import coco_json, truth_json
 from kdep_bench.results.records.samples import Samples
-from kdep_bench.transfer import samples as kept
+from kdep_bench.transfer import samples as transfer_samples
 
 CLASSES = ("bird", "coin", "disc")
 
 
 def through_file(tmp_path: Path, samples: Samples) -> Samples:
     """The samples, written to a file and read back."""
-    stored_summary = stored.write(tmp_path / stored.FILE, samples)
-    assert stored_summary["bytes"] == (tmp_path / stored.FILE).stat().st_size
-    return stored.read(tmp_path / stored.FILE, stored_summary["sha256"])
+    stored_summary = sample_files.write(tmp_path / sample_files.FILE, samples)
+    assert stored_summary["bytes"] == (tmp_path / sample_files.FILE).stat().st_size
+    return sample_files.read(tmp_path / sample_files.FILE, stored_summary["sha256"])
 
 
 def image_names(n: int) -> tuple[str, ...]:
@@ -42,8 +42,8 @@ def test_accuracy_is_that_of_mmpretrain(tmp_path, images):
     probabilities[::5] = 1 / 3  # ties
     results = [{"pred_score": p, "gt_label": torch.randint(0, 3, (1,))} for p in probabilities]
     raw = Accuracy(topk=(1,)).compute_metrics(results)
-    samples = Samples("accuracy", CLASSES, image_names(images), kept._accuracy(results))
-    assert stored.scores(through_file(tmp_path, samples))["top1"] == float(raw["top1"]) / 100
+    samples = Samples("accuracy", CLASSES, image_names(images), transfer_samples._accuracy(results))
+    assert sample_files.scores(through_file(tmp_path, samples))["top1"] == float(raw["top1"]) / 100
 
 
 def random_areas(images: int, metric: Any) -> list[Any]:
@@ -65,8 +65,10 @@ def test_mean_iou_is_that_of_mmseg_with_a_class_that_is_absent(tmp_path):
     metric.dataset_meta = {"classes": (*CLASSES, "nowhere")}
     results = random_areas(29, metric)
     raw = metric.compute_metrics(list(results))
-    samples = Samples("iou", (*CLASSES, "nowhere"), image_names(29), kept._areas(results))
-    scores = stored.scores(through_file(tmp_path, samples))
+    samples = Samples(
+        "iou", (*CLASSES, "nowhere"), image_names(29), transfer_samples._areas(results)
+    )
+    scores = sample_files.scores(through_file(tmp_path, samples))
     assert scores == {k: float(raw[k]) / 100 for k in ("mIoU", "mAcc", "aAcc")}
 
 
@@ -128,8 +130,10 @@ def test_average_precision_is_that_of_mmdet(tmp_path, seed):
             )
         )
     raw = metric.compute_metrics(list(results))
-    samples = through_file(tmp_path, kept._detections(metric, results, CLASSES))
-    assert stored.scores(samples) == {k: raw[k] for k in ("bbox_mAP", "bbox_mAP_50", "bbox_mAP_75")}
+    samples = through_file(tmp_path, transfer_samples._detections(metric, results, CLASSES))
+    assert sample_files.scores(samples) == {
+        k: raw[k] for k in ("bbox_mAP", "bbox_mAP_50", "bbox_mAP_75")
+    }
     assert len(coco_json(samples)) == sum(len(r["scores"]) for _, r in results)
     assert {a["category_id"] for a in truth_json(samples)["annotations"]} <= {1, 2, 3}
 
@@ -146,24 +150,24 @@ def test_nothing_detected_scores_0():
         "truth_area": np.ones(1),
         "truth_crowd": np.zeros(1, np.int8),
     }
-    scores = stored.scores(Samples("coco", CLASSES, image_names(1), arrays))
+    scores = sample_files.scores(Samples("coco", CLASSES, image_names(1), arrays))
     assert scores == {"bbox_mAP": 0.0, "bbox_mAP_50": 0.0, "bbox_mAP_75": 0.0}
 
 
 def probe(truth: list[int], guess: list[int]) -> Samples:
     """The samples of a linear probe with these labels and predictions."""
-    arrays = kept.classification(truth, guess, np.full((len(truth), 3), 1 / 3))
+    arrays = transfer_samples.classification(truth, guess, np.full((len(truth), 3), 1 / 3))
     return Samples("probe", CLASSES, image_names(len(truth)), arrays)
 
 
 def test_outputs_that_do_not_give_the_reported_score_are_not_kept(tmp_path):
     samples = probe([0, 1, 2, 2], [0, 1, 2, 0])
-    assert kept.save_samples(tmp_path, samples, {"top1": 0.75})[0]["images"] == 4
-    (tmp_path / stored.FILE).unlink()
-    none, notes = kept.save_samples(tmp_path, samples, {"top1": 0.7500001})
+    assert transfer_samples.save_samples(tmp_path, samples, {"top1": 0.75})[0]["images"] == 4
+    (tmp_path / sample_files.FILE).unlink()
+    none, notes = transfer_samples.save_samples(tmp_path, samples, {"top1": 0.7500001})
     assert none is None
     assert notes == ["outputs per image were not saved: they result in top1 = 0.75, not 0.7500001"]
-    assert not (tmp_path / stored.FILE).exists()
+    assert not (tmp_path / sample_files.FILE).exists()
 
 
 BAD_ARRAYS = {
@@ -179,23 +183,23 @@ BAD_ARRAYS = {
 def test_a_file_with_arrays_that_fit_no_scorer_is_refused(tmp_path, fault):
     good = probe([0, 1, 2, 2], [0, 1, 2, 0])
     bad = Samples(good.scorer, good.classes, good.images, {**good.arrays, **BAD_ARRAYS[fault]})
-    stored.write(tmp_path / "bad.npz", bad)
+    sample_files.write(tmp_path / "bad.npz", bad)
     with pytest.raises(KdepError, match="does not contain per-sample outputs"):
-        stored.read(tmp_path / "bad.npz")
+        sample_files.read(tmp_path / "bad.npz")
 
 
 def test_a_changed_a_foreign_and_a_missing_file_are_refused(tmp_path):
-    path = tmp_path / stored.FILE
-    stored_summary = stored.write(path, probe([0, 1], [0, 1]))
+    path = tmp_path / sample_files.FILE
+    stored_summary = sample_files.write(path, probe([0, 1], [0, 1]))
     assert (
-        stored.write(tmp_path / "b.npz", probe([0, 1], [0, 1]))["sha256"]
+        sample_files.write(tmp_path / "b.npz", probe([0, 1], [0, 1]))["sha256"]
         == stored_summary["sha256"]
     )
     path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(KdepError, match="checksum"):
-        stored.read(path, stored_summary["sha256"])
+        sample_files.read(path, stored_summary["sha256"])
     path.write_bytes(b"no archive")
     with pytest.raises(KdepError, match="does not contain per-sample outputs"):
-        stored.read(path)
+        sample_files.read(path)
     with pytest.raises(KdepError, match="cannot be read"):
-        stored.read(tmp_path / "nowhere.npz")
+        sample_files.read(tmp_path / "nowhere.npz")
