@@ -120,7 +120,9 @@ def board() -> list[Record]:
     return shuffled(records)
 
 
-def test_among_the_best_counts_a_student_s_own_columns_that_have_a_best(results: Results) -> None:
+def test_among_the_best_counts_only_the_student_s_columns_with_a_best_method(
+    results: Results,
+) -> None:
     """Columns with one seed and columns of another student are not counted."""
     summary = tables(results(board()))["Summary"]
     counts = {(r["student"], r["method"].split()[0]): r["among the best"] for r in summary}

@@ -102,7 +102,7 @@ def samples(truth, prediction) -> Samples:
     return Samples("probe", ("a", "b"), tuple(map(str, range(n))), arrays)
 
 
-def test_a_paired_difference_over_images_equals_the_one_computed_by_hand():
+def test_a_paired_difference_over_images_equals_a_value_computed_by_hand():
     """The first row is right on 30 of 40 images, the second on 20 of these 30: +25 points."""
     truth = [0] * 40
     first, second = samples(truth, [0] * 30 + [1] * 10), samples(truth, [0] * 20 + [1] * 20)

@@ -223,7 +223,7 @@ def test_templates_and_styles_are_in_the_wheel():
     assert files <= packaged
 
 
-def test_plot_files_are_written_and_outdated_ones_removed(results):
+def test_plot_files_are_written_and_outdated_plot_files_are_removed(results):
     records = grid(SCORES)
     records += grid({"kdep": {t: [v - 0.1 for v in vs] for t, vs in SCORES["kdep"].items()}}, 0.1)
     folder = results(records)
@@ -356,7 +356,7 @@ def test_methods_of_a_family_have_the_same_colour_and_each_reference_has_a_diffe
     assert colour["tf_nkd"] == 5
 
 
-def test_training_charts_show_kdep_and_the_references_whatever_their_names(results):
+def test_training_charts_always_show_kdep_and_the_references(results):
     records = []
     for method in ("kdep", "supervised", "scratch", *(f"a{i}" for i in range(10))):
         record_fields = fields(method, "probe", 0.5)

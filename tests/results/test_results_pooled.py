@@ -126,7 +126,7 @@ def test_dunnett_s_constant_has_a_level_of_95_percent_in_the_multivariate_t(
     assert level == pytest.approx(0.95, abs=1.5e-3)
 
 
-def test_dunnett_s_constants_equal_the_published_ones():
+def test_dunnett_s_constants_equal_published_values():
     # Dunnett 1955, tables 1a and 2a (level 0.95): 3 treatments at 20 df, 9 at infinity.
     assert pooled.dunnett(3, 20, two_sided=False) == pytest.approx(2.19, abs=5e-3)
     assert pooled.dunnett(9, 1e6, two_sided=False) == pytest.approx(2.42, abs=5e-3)

@@ -51,7 +51,7 @@ def test_a_rebuilt_report_is_bytewise_equal_and_takes_under_1_5_s(results):
     assert "claim kdep_beats_scratch" in done.stdout
 
 
-def test_neither_torch_nor_mm_packages_are_imported(results):
+def test_the_command_imports_neither_torch_nor_openmmlab_packages(results):
     folder = results(golden_records())
     code = (
         "import sys; sys.argv = ['report', sys.argv[1]]; import runpy\n"

@@ -118,7 +118,7 @@ def test_paired_differences_find_small_effects_with_5_percent_false_positives():
 
 
 @pytest.mark.parametrize("n_methods", [3, 6])
-def test_the_bold_set_contains_the_best_method_and_equal_ones(n_methods):
+def test_the_bold_set_contains_the_best_method_and_equally_good_methods(n_methods):
     rng = np.random.default_rng(n_methods)
     runs, lost_best, lost_equal = 800, 0, 0
     for _ in range(runs):

@@ -100,7 +100,7 @@ def test_the_golden_csv_has_values_computed_by_hand():
     assert kdep["command"] == "python tools/run_suite.py configs/suites/golden.py --only kdep"
 
 
-def test_the_command_of_a_row_names_its_stages_where_their_ids_are_known():
+def test_the_command_of_a_row_names_its_stages_if_their_ids_are_known():
     records = []
     for share, part in ((1.0, ""), (0.1, ".0.1")):
         for t in range(2):

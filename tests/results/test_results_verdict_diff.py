@@ -24,7 +24,7 @@ def records_on(device: str, units: list[str], scores: dict) -> list:
     return grid(scores, cost=cost)
 
 
-def test_changed_and_opposite_verdicts_are_named_and_equal_ones_are_not(results):
+def test_diff_names_only_verdicts_that_changed(results):
     old = results(records_on("cpu: A", ["amx_bf16", "avx512f"], OLD), "old")
     new = results(records_on("cpu: B", ["avx2"], NEW), "new")
     text = diff(old, new)

@@ -36,7 +36,7 @@ def task_config(name: str, **recipe: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["smoke_finetune", "smoke_det", "smoke_seg"])
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_the_split_of_the_task_is_counted_as_test_data_whatever_its_name(
+def test_the_task_s_split_is_counted_as_test_data_even_if_it_is_named_val(
     name: str, split: str, data: Path
 ) -> None:
     """The images of the split are counted, to be compared with what the test loader loads."""
@@ -113,7 +113,7 @@ def test_the_probe_s_config_freezes_every_stage_of_the_backbone(data: Path, tmp_
 
 
 @pytest.mark.parametrize("name", ["smoke_det", "smoke_seg", "voc0712_fpn", "coco_c4"])
-def test_the_network_whose_flops_are_counted_is_the_one_that_trains(
+def test_the_network_whose_flops_are_counted_is_the_network_that_trains(
     name: str, data: Path, tmp_path: Path
 ) -> None:
     """Except for the checkpoint, and the number of classes where only the data give it."""

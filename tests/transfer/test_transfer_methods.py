@@ -68,7 +68,7 @@ def test_hcl_of_a_constant_difference_is_its_square_at_every_size():
         torch.testing.assert_close(hierarchical_context(t + 3, t), torch.full((2,), 9.0))
 
 
-def test_hcl_weighs_each_pooled_size_half_as_much_as_the_one_before():
+def test_hcl_weighs_each_pooled_size_half_as_much_as_the_next_larger_size():
     """Every pooled map of a checkerboard of +-1 is 0, so only the full size has a loss. An 8x8 map
     has three pooled sizes: 1 / (1 + 1/2 + 1/4 + 1/8). A 2x2 map has one: 1 / (1 + 1/2)."""
     for side, expected in ((8, 8 / 15), (2, 2 / 3)):
@@ -176,7 +176,7 @@ def test_transkd_adds_the_weighted_errors_of_the_patch_embeddings():
     assert set(method.embeddings) == set(LEVELS[1:])
 
 
-def test_transkd_fuses_by_stride_whatever_the_order_of_its_levels():
+def test_transkd_sorts_its_levels_by_stride():
     """The engine stores a spec with sorted keys: s16 would otherwise be read as the finest."""
     level_maps = maps(s4=4, s8=8, s16=16, s32=32)
     method = TransKD({k: k for k in sorted(LEVELS)}, level_maps, level_maps)

@@ -1,4 +1,4 @@
-"""Scores from sample_files per-sample outputs equal those of OpenMMLab's metrics, to the last digit."""
+"""Scores from stored per-sample outputs equal those of OpenMMLab's metrics, to the last digit."""
 
 from __future__ import annotations
 
