@@ -85,7 +85,7 @@ def test_hint_points_are_the_centres_of_groups_and_include_the_last_level():
     assert {pair_of[k] for k in chosen.levels} == {0, 1}
     assert "s32" in chosen.levels
     assert list(Pursuhint(levels, MAPS, MAPS, layer_distances, points=1).levels) == ["s32"]
-    assert set(chosen.through) == set(chosen.levels)
+    assert set(chosen.through) == set(chosen.levels)  # one projector for each chosen map
     for points in (0, 5):
         with pytest.raises(KdepError, match=r"number of hint points is .*, with 4 levels"):
             Pursuhint(levels, MAPS, MAPS, layer_distances, points=points)

@@ -104,7 +104,7 @@ def test_half_precision_inputs_are_computed_in_float32(
     assert images.grad.dtype == dtype
 
 
-def test_no_rois_give_no_output_and_a_constant_image_its_constant() -> None:
+def test_no_boxes_give_an_empty_output_and_a_constant_image_gives_its_constant() -> None:
     images = torch.full((1, 2, 8, 8), 3.0)
     assert roi_align(images, torch.empty(0, 5), (2, 2)).shape == (0, 2, 2, 2)
     inside = torch.tensor([[0, 1.0, 1, 6, 6]])

@@ -42,7 +42,7 @@ SUPERVISED: dict[str, Any] = dict(
     transform=None,
 )
 LONG = BUDGET | dict(epochs=10, optimizer=BUDGET["optimizer"] | dict(lr=0.05))
-# Its weight schedule depends on the step, which a resumed run must restore.
+# Its weight schedule depends on the step number, which a resumed run must restore.
 STATEFUL = KDEP | dict(
     objective=dict(
         type="kdep_bench.objectives.weighted_sum.WeightedSum",
@@ -170,7 +170,7 @@ def test_a_cache_and_views_rendered_by_threads_are_bitwise_equal(
         np.testing.assert_array_equal(expected, actual)
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "no note"])
+@pytest.mark.parametrize("damage", ["flipped bit", "truncated", "no hash file"])
 def test_a_damaged_shard_of_an_interrupted_run_is_recomputed(
     stages: dict[str, Path], tmp_path: Path, damage: str
 ):
@@ -181,10 +181,10 @@ def test_a_damaged_shard_of_an_interrupted_run_is_recomputed(
     complete = shard.read_bytes()
     flipped = bytearray(complete)
     flipped[-100] ^= 4
-    if damage == "no note":
+    if damage == "no hash file":
         shard.with_suffix(".json").unlink()
     else:
-        shard.write_bytes(bytes(flipped) if damage == "flip" else complete[:-10])
+        shard.write_bytes(bytes(flipped) if damage == "flipped bit" else complete[:-10])
     cache.run({"teacher": TEACHER, "batch": 16}, stages, out, silent)
     assert shard.read_bytes() == complete
 

@@ -46,6 +46,7 @@ class WithLastMap(EfficientNetLite):
         return TeacherOutput(pooled, net.classifier(pooled), {"last": last})
 
 
+# The config of a teacher that also returns its last map.
 MAPS = {**TEACHER, "type": f"{__name__}.WithLastMap"}
 
 
@@ -85,6 +86,7 @@ class Reader(Objective):
         return {"a": ctx.before.square().mean(1) + ctx.maps["s16"].square().mean((1, 2, 3))}
 
 
+# A method that records the teacher outputs that it receives.
 READ = LOGIT_KD | dict(name="read", objective=dict(type=f"{__name__}.Reader"))
 
 

@@ -72,11 +72,11 @@ def test_knn_votes_equal_those_worked_out_by_hand():
     """Two far images of class 1 outvote the nearest of class 0 only at a high temperature."""
     bank = features([[1, 0], [0, 1], [0, 1]], np.array([0, 1, 1]))
     query = features([[2, 1]], np.array([0]), 2)  # cosines 0.894, 0.447, 0.447
-    votes_of = votes(bank, query, [1, 3], T=1.0)
+    votes_by_k = votes(bank, query, [1, 3], T=1.0)
     near, far = np.exp(2 / 5**0.5 - 1), np.exp(1 / 5**0.5 - 1)
-    assert votes_of[1][0] == pytest.approx([near, 0])
-    assert votes_of[3][0] == pytest.approx([near, 2 * far])
-    assert votes_of[3].argmax() == 1
+    assert votes_by_k[1][0] == pytest.approx([near, 0])
+    assert votes_by_k[3][0] == pytest.approx([near, 2 * far])
+    assert votes_by_k[3].argmax() == 1
     assert votes(bank, query, [3], T=0.1)[3].argmax() == 0
 
 

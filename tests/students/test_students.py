@@ -174,7 +174,7 @@ def test_frozen_stages_and_norm_eval_stay_in_force_in_training_mode():
 # -- a config from a name --------------------------------------------------------------------------
 
 
-def make_student_config(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
+def make_student_config(*args: str) -> int:
     """Runs the command that writes a student's config; returns its exit status."""
     return make_student.main(list(args))
 
@@ -188,20 +188,18 @@ def make_student_config(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
     ],
 )
 def test_a_config_is_written_from_a_name_and_used_by_a_suite(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, width: int, tap: str, dense: bool
+    tmp_path: Path, name: str, width: int, tap: str, dense: bool
 ):
     (tmp_path / "students").mkdir()
     arguments = (name, "--px", "64", "--out", str(tmp_path / "students"))
-    assert make_student_config(monkeypatch, *arguments) == 0
+    assert make_student_config(*arguments) == 0
     (config_file,) = (tmp_path / "students").glob("*.py")
     student = resolve("student", config_file.stem, tmp_path)
     assert (student["width"], student["tap"]) == (width, tap)
     assert bool(student.get("pyramid")) == dense
     check_student(student)
     assert ("classification only" in config_file.read_text()) != dense
-    assert (
-        make_student_config(monkeypatch, *arguments) == 1
-    )  # the file exists and is not overwritten
+    assert make_student_config(*arguments) == 1  # the file exists and is not overwritten
 
 
 @pytest.mark.parametrize(
