@@ -76,7 +76,7 @@ def test_pocket_full_ran_its_teacher_once_per_image_and_view(tmp_path):
         "caches": 1,
         "forwards": 64000,
         "rows": 64000,
-        "samples": 3 * (512000 + 51200),
+        "samples": 3 * (512000 + 51200),  # seeds x images seen with all data and with a tenth
     }
     with pytest.raises(KdepError, match="does not exist"):
         teacher_passes.count(results, tmp_path / "elsewhere")

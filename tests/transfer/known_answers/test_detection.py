@@ -24,10 +24,10 @@ from tests.transfer.known_answers.pictures import (
 WIDTH, HEIGHT = 128, 96
 # {class: (category id, colour code)}. Names (ASCII), ids and codes sort in different orders.
 CLASSES = {"zebra": (7, 20), "ant": (3, 22), "Bee": (5, 21)}
-BOX = [32, 16, 64, 32]  # x, y, width, height
+
 Order = tuple[str, ...]
 Truth = list[list[tuple[str, bool]]]  # for each image: (class, is a crowd) of its boxes in BOXES
-BOXES = [[32, 16, 64, 32], [32, 56, 64, 32]]
+BOXES = [[32, 16, 64, 32], [32, 56, 64, 32]]  # x, y, width, height in pixels
 
 #: Images of the test split. Their codes are 1, 2, ...; those of other splits 11, 12, ...
 TEST: Truth = [
