@@ -231,7 +231,8 @@ class Pool:
 
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         old_handlers = {number: signal.signal(number, on_signal) for number in numbers}
-        # `connection.wait` continues to wait after a signal handler (PEP 475); this pipe ends that.
+        # `connection.wait` continues to wait after a signal handler (PEP 475); a byte in this
+        # pipe ends the wait.
         self._wake_reader, wake_writer = os.pipe()
         os.set_blocking(self._wake_reader, False)
         os.set_blocking(wake_writer, False)

@@ -249,6 +249,7 @@ class Watch:
     def __init__(self, work: Path, stale: float | None = None) -> None:
         self.work = work
         self.stale = STALE if stale is None else stale
+        # Stage id -> (its last entry, time.monotonic() at which this entry was first seen).
         self._seen: dict[str, tuple[bytes, float]] = {}
 
     def held(self, stage_id: str) -> bool:
@@ -327,6 +328,7 @@ def _close_in_children(lock: StageLock) -> None:
 
 
 def _after_fork() -> None:
+    """Closes the lock files of the parent, in a forked child."""
     for lock in list(_held):
         fd, lock._fd, lock.entry = lock._fd, None, None
         if fd is not None:

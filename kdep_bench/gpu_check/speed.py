@@ -54,7 +54,7 @@ def _trainings(
     net.train()
     head = torch.nn.Linear(student["width"], 1000).to(device)  # the classes of ImageNet-1k
     target = torch.randn(batch, student["width"], device=device)
-    # The teacher has 2048 channels; 45 is about the root of it, so that products have variance 1.
+    # The teacher has 2048 channels. 45 is about sqrt(2048), so that the products have variance 1.
     basis = torch.randn(2048, student["width"], device=device) / 45
     labels = torch.randint(0, 1000, (batch,), device=device)
     optimizer = torch.optim.SGD([*net.parameters(), *head.parameters()], 1e-3, momentum=0.9)

@@ -22,7 +22,7 @@ class Layout:
         self.data, self.info = data, info
         self._links: list[tuple[Path, Path]] = []
         self._masks: list[tuple[Path, Path]] = []
-        self._rows: list[str] = []
+        self._rows: list[str] = []  # "SHA-256 path" of each file, for the fingerprint
         data.mkdir(parents=True, exist_ok=True)
 
     def add_images(self, places: Mapping[Path, Path]) -> None:
@@ -63,7 +63,11 @@ class Layout:
         """Writes all links and converted copies."""
         while self._links:  # a file may have several paths; each pass writes one of them
             one_per_file: dict[Path, Path] = {}
-            rest = [link for link in self._links if one_per_file.setdefault(*link) != link[1]]
+            rest = [
+                (file, place)
+                for file, place in self._links
+                if one_per_file.setdefault(file, place) != place
+            ]
             place_all(self.info, one_per_file)
             self._links = rest
         for file, place in self._masks:

@@ -151,14 +151,14 @@ def segmentation(scene: compose.Scene) -> tuple[np.ndarray, np.ndarray]:
     A pixel whose right or lower neighbour belongs to another instance is ignored (train id 255,
     label id 0), because its colour is a mixture of both.
     """
-    inst = scene.instances
-    train = np.array([SCENE_ID, *scene.labels], np.uint8)[inst]
-    edge = np.zeros(inst.shape, bool)
-    edge[:, :-1] |= inst[:, :-1] != inst[:, 1:]
-    edge[:-1] |= inst[:-1] != inst[1:]
-    label = LABEL_IDS[train]
-    train[edge], label[edge] = IGNORE, LABEL_ID_UNLABELLED
-    return train, label
+    instances = scene.instances
+    train_ids = np.array([SCENE_ID, *scene.labels], np.uint8)[instances]
+    edge = np.zeros(instances.shape, bool)
+    edge[:, :-1] |= instances[:, :-1] != instances[:, 1:]
+    edge[:-1] |= instances[:-1] != instances[1:]
+    label_ids = LABEL_IDS[train_ids]
+    train_ids[edge], label_ids[edge] = IGNORE, LABEL_ID_UNLABELLED
+    return train_ids, label_ids
 
 
 def coco_annotations(scene: compose.Scene) -> list[dict[str, Any]]:
@@ -351,7 +351,7 @@ def _draw(
             count += job.stop - job.start
             progress(count, total, f"{job.kind} {job.split}")
         return done
-    # spawn, not fork: a forked child hangs if OpenCV had already started its threads
+    # A forked child would hang if OpenCV had already started its threads.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, _start_worker, (maker, os.getpid()))
     try:
@@ -378,7 +378,7 @@ def _cores() -> int:
     return min(count or 1, 8)
 
 
-_MAKER: Maker | None = None  # of this worker process
+_MAKER: Maker | None = None  # the Maker of this worker process
 
 
 def _start_worker(maker: Maker, parent: int) -> None:

@@ -78,12 +78,12 @@ def rank_intervals(
                 if not gaps:
                     continue
                 est = estimate({k: sign * v for k, v in gaps.items()}, level)
-            a_worse = p_less(est) < alpha
-            b_worse = p_less(_negative(est)) < alpha
-            above[a] += a_worse
-            below[b] += a_worse
-            above[b] += b_worse
-            below[a] += b_worse
+            is_a_worse = p_less(est) < alpha
+            is_b_worse = p_less(_negative(est)) < alpha
+            above[a] += is_a_worse
+            below[b] += is_a_worse
+            above[b] += is_b_worse
+            below[a] += is_b_worse
     return {n: (1 + above[n], len(names) - below[n]) for n in names}
 
 
