@@ -54,14 +54,14 @@ FORMATS = tuple(
     )
 )
 MAX_PIXELS = 89_478_485  # Pillow's limit against decompression bombs
-MAX_BYTES = 1 << 30
+MAX_BYTES = 1 << 30  # size of the largest image file
 ORIENTATION = 0x0112  # number of the EXIF tag
 PLAIN_SD = 2.0  # grey levels (0..255); below it a 64 x 64 thumbnail counts as having no contrast
 LISTED = 10  # maximum number of faults that one error lists
 _PLAIN_FORMATS = ("JPEG", "MPO", "PNG", "BMP")
 _PLAIN_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
-_ALPHA = ("LA", "RGBA", "PA")
-_DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
+_ALPHA = ("LA", "RGBA", "PA")  # Pillow's modes with an alpha channel
+_DEEP = ("I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of 16-bit grey
 _FETCH = "copy or download it again"
 _SHALLOW = 4096  # 16-bit values that are all below this come from a 12-bit camera
 
@@ -279,19 +279,19 @@ def examine(data: bytes, file: Path, sha256: str = "") -> ImageInfo:
         check_complete(data, file)
         size, mode, kind = _stored_size(image), image.mode, str(image.format)
         frames = int(getattr(image, "n_frames", 1))
-        orientation, broken = _orientation(image)
+        orientation, has_damaged_exif = _orientation(image)
         depth = _depth(image, data)
         if kind in ("JPEG", "MPO"):
             image.draft(mode, (64, 64))  # faster: decodes all data, at an eighth of the resolution
         image.load()
-        alpha = mode in _ALPHA or "transparency" in image.info
+        has_alpha = mode in _ALPHA or "transparency" in image.info
         grey = image.convert("L") if mode in ("L", "RGB") else None
     kinds: list[str] = []
     if kind not in _PLAIN_FORMATS:
         kinds.append(f"{kind} file")
     if frames > 1 and kind != "MPO":  # JPEG readers ignore the other frames of an MPO
         kinds.append(FRAMES)
-    if alpha:
+    if has_alpha:
         kinds.append(ALPHA)
     if depth > 8:
         kinds.append(DEEP)
@@ -303,7 +303,7 @@ def examine(data: bytes, file: Path, sha256: str = "") -> ImageInfo:
         kinds.append(mode)
     if orientation != 1:
         kinds.append(TURNED)
-    if broken:
+    if has_damaged_exif:
         kinds.append("damaged EXIF (ignored)")
     info = ImageInfo(sha256, *size, mode, kind, frames, orientation, tuple(kinds))
     _check_mode(info, file)
@@ -522,6 +522,7 @@ def plain_pixels(data: bytes, file: Path) -> Image.Image:
         return out.transpose(method) if method is not None else out
 
 
+# EXIF orientation -> the operation that makes the image upright, as PIL.ImageOps.exif_transpose.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -530,14 +531,14 @@ _TURNS = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # as PIL.ImageOps.exif_transpose
+}
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    grey = image.mode in ("L", "LA")
+    is_grey = image.mode in ("L", "LA")
     rgba = image.convert("RGBA")
     white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, rgba).convert("L" if grey else "RGB")
+    return Image.alpha_composite(white, rgba).convert("L" if is_grey else "RGB")
 
 
 def _deep_colour(data: bytes) -> np.ndarray:

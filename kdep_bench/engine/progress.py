@@ -61,7 +61,7 @@ class Plain(View):
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stdout
         self.total, self.eta = 0, lambda: 0.0
-        self._shown: dict[str, float] = {}
+        self._printed_at: dict[str, float] = {}  # stage id -> time.monotonic() of its last line
 
     def write_line(self, text: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} {text}", file=self.stream, flush=True)
@@ -71,13 +71,13 @@ class Plain(View):
         self.write_line(f"{count} stage(s) to run, about {duration(eta())}")
 
     def started(self, stage: Stage) -> None:
-        self._shown[stage.id] = time.monotonic()
+        self._printed_at[stage.id] = time.monotonic()
         self.write_line(f"start  {stage.id}")
 
     def progress(self, stage: Stage, done: int, total: int, note: str) -> None:
         now = time.monotonic()
-        if now - self._shown.get(stage.id, 0.0) >= _LINE_EVERY:
-            self._shown[stage.id] = now
+        if now - self._printed_at.get(stage.id, 0.0) >= _LINE_EVERY:
+            self._printed_at[stage.id] = now
             percent = f" ({100 * done // total} %)" if total else ""
             self.write_line(f"       {stage.id}: {done}/{total}{percent} {note}")
 

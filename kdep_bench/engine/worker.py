@@ -185,10 +185,10 @@ def _execute(
     guard = data_identity.Guard(stage, work, attempt.path)
     guard.before()
     started, start_s = utc_now(), time.time() - request.submitted
-    clock, cpu = time.monotonic(), cpu_seconds()
+    wall_start, cpu_start = time.monotonic(), cpu_seconds()
     trackers.set_backends(stage.trackers, stage.id)  # child processes inherit them
     outputs, ranks = _call(request, inputs, attempt.path.resolve(), progress)
-    wall = time.monotonic() - clock
+    wall = time.monotonic() - wall_start
     outputs = guard.after(outputs)
     check_outputs(stage, outputs)
     files, rest = state.list_files(attempt.path)
@@ -210,7 +210,7 @@ def _execute(
         "started": started,
         "finished": utc_now(),
         "wall_s": round(wall, 3),
-        "cpu_s": round(sum(r["cpu_s"] for r in ranks) or cpu_seconds() - cpu, 3),
+        "cpu_s": round(sum(r["cpu_s"] for r in ranks) or cpu_seconds() - cpu_start, 3),
         "start_s": round(start_s, 3),
         # Linux reports ru_maxrss in KiB.
         "peak_rss": max([u.ru_maxrss * 1024 for u in usage] + [r["peak_rss"] for r in ranks]),

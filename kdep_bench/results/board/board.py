@@ -366,9 +366,10 @@ def _diverged(runs: list[Run]) -> list[str]:
             rises.setdefault((r.student.name, r.arm.method, r.task.name), []).append(r.loss_rise)
     return [
         f"Transfer training of {shorten(method)} ({shorten(student)}) on {shorten(task)} diverged "
-        f"for {len(several)} seed{'s' if len(several) > 1 else ''}: the loss rose to "
-        f"{max(several):.0f} times its first value. The score reflects the recipe, not the weights."
-        for (student, method, task), several in sorted(rises.items())
+        f"for {len(loss_rises)} seed{'s' if len(loss_rises) > 1 else ''}: the loss rose to "
+        f"{max(loss_rises):.0f} times its first value. The score reflects the recipe, not the "
+        "weights."
+        for (student, method, task), loss_rises in sorted(rises.items())
     ]
 
 

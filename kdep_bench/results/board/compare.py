@@ -94,11 +94,12 @@ def model(board: Board, student: str, columns: Sequence[Column]) -> pooled.Poole
     """
     key = (student, tuple(columns))
     if key not in board.models:
-        signed = [
-            {row: {k: c.sign * v for k, v in values.items()} for row, values in by_row.items()}
-            for c in columns
-            for by_row in [comparable(board, student, c)]
-        ]
+        signed = []  # for each column: row -> its scores, larger is better
+        for c in columns:
+            scores = comparable(board, student, c)
+            signed.append(
+                {row: {k: c.sign * v for k, v in values.items()} for row, values in scores.items()}
+            )
         # Submitted records must not change the intervals of this suite's own rows.
         rows = [row for row in signed[0] if all(row in by_row for by_row in signed)]
         rows = [row for row in rows if not board.submitted(row)]

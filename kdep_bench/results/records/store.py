@@ -191,7 +191,7 @@ class _Sharer:
 
     def run(self, record: Record, file: str) -> Run:
         """The `Run` of `record`."""
-        c = record.cost
+        cost = record.cost
         return Run(
             id=record.id,
             file=file,
@@ -209,18 +209,18 @@ class _Sharer:
             value=record.value,
             coverage=None if record.gate is None else record.gate.coverage,
             cost=Spent(
-                c.pretrain_s,
-                c.cache_s,
-                c.align_s,
-                c.transfer_s,
-                c.images_per_s,
-                c.cache_bytes,
-                c.peak_memory_bytes,
-                self.value(c.device),
-                c.threads,
-                c.extra_parameters,
-                c.extra_forwards,
-                self.value(None if c.processor_units is None else tuple(c.processor_units)),
+                cost.pretrain_s,
+                cost.cache_s,
+                cost.align_s,
+                cost.transfer_s,
+                cost.images_per_s,
+                cost.cache_bytes,
+                cost.peak_memory_bytes,
+                self.value(cost.device),
+                cost.threads,
+                cost.extra_parameters,
+                cost.extra_forwards,
+                self.value(None if cost.processor_units is None else tuple(cost.processor_units)),
             ),
             align=self.part(record.align),
             pretrained="pretrain" in record.stages and record.budget.images_seen != 0,

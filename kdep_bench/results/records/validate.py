@@ -157,8 +157,8 @@ def _budgets(records: Records) -> Iterator[str]:
     for group in _groups(trained, lambda r: (r.student.name, r.data.share)).values():
         methods = _groups(group, lambda r: r.arm.method)
         budgets = {m: {_budget(r) for _, r in runs} for m, runs in methods.items()}
-        every = (budget for of_method in budgets.values() for budget in of_method)
-        common = max(every, key=lambda budget: _support(budget, budgets))
+        all_budgets = (budget for of_method in budgets.values() for budget in of_method)
+        common = max(all_budgets, key=lambda budget: _support(budget, budgets))
         for method, runs in methods.items():
             if common not in budgets[method]:
                 seen, steps = _budget(runs[0][1])

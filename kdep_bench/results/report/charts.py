@@ -130,18 +130,22 @@ def lines(
     series: Sequence[Line], title: str, xlabel: str, ylabel: str, log_x: bool = False
 ) -> Markup:
     """A line chart with a legend below; on a logarithmic axis, points with x <= 0 are left out."""
-    kept = [(s, [(a, b) for a, b in s.points if not log_x or a > 0]) for s in series if s.points]
-    kept = [(s, p) for s, p in kept if p]
-    if not kept:
+    drawn = []  # (line, the points of it that the axis can show)
+    for line in series:
+        points = [(x, y) for x, y in line.points if not log_x or x > 0]
+        if points:
+            drawn.append((line, points))
+    if not drawn:
         return Markup("")
-    xs = [a for _, p in kept for a, _ in p]
-    ys = [b for _, p in kept for _, b in p] + [v for s, _ in kept for _, *e in s.band for v in e]
+    xs = [x for _, points in drawn for x, _ in points]
+    ys = [y for _, points in drawn for _, y in points]
+    ys += [end for line, _ in drawn for _, low, high in line.band for end in (low, high)]
     fx, x_ticks = x_axis(xs, log_x)
     fy, y_ticks = y_axis(ys)
     parts = frame(fx, x_ticks, fy, y_ticks, (xlabel, ylabel))
-    for s, p in kept:
-        parts += _line(s, p, fx, fy)
-    legend, height = _legend([s for s, _ in kept], BOTTOM + 52)
+    for line, points in drawn:
+        parts += _line(line, points, fx, fy)
+    legend, height = _legend([line for line, _ in drawn], BOTTOM + 52)
     return svg_chart(height, title, join([*parts, *legend]))
 
 
