@@ -95,10 +95,10 @@ def collect(
 
 
 def _method_inputs(plan: Plan) -> dict[str, Json]:
-    """Method -> its inputs and what it is, as in `report.build`.
+    """Method -> its inputs and a description, as in `report.build`.
 
-    The latter is the `about` of a method that the suite defines, otherwise the first line of the
-    docstring of its config.
+    The description is the `about` of a method that the suite defines, otherwise the first line of
+    the docstring of its config.
     """
     from kdep_bench.results.report.index import docstring_line
 

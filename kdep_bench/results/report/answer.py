@@ -74,12 +74,12 @@ def _comparison(
     if overall.p is None:
         mean = text.points(overall.estimate.mean, True)
         return f"{name} minus {reference}: {mean} points, from one seed pair and not tested."
-    phrase = {"better": "scores higher than", "worse": "scores lower than"}
-    relation = phrase.get(overall.verdict, "is not significantly different from")
+    relations = {"better": "scores higher than", "worse": "scores lower than"}
+    relation = relations.get(overall.verdict, "is not significantly different from")
     where = overall.column.task if overall.column else compare.mean_name(columns)
     sentence = f"{name} {relation} {reference}: {_points(overall.estimate)}, {where}."
-    disagree = overall.column is None and len({d.verdict for d in tasks}) > 1
-    return f"{sentence} By task: {_by_verdict(tasks)}." if disagree else sentence
+    verdicts_differ = overall.column is None and len({d.verdict for d in tasks}) > 1
+    return f"{sentence} By task: {_by_verdict(tasks)}." if verdicts_differ else sentence
 
 
 def _reference_name(row: RowKey, labels: Mapping[RowKey, str]) -> str:
@@ -166,8 +166,8 @@ def _limits(board: Board, student: str, table: Sequence[Difference]) -> str:
             if seeds and not board.fixed(row):
                 networks.add(len({pretrain for pretrain, _ in seeds}))
     n_networks = f"{_range(networks, 'pre-trained network')} per method and " if networks else ""
-    tested = any(d.p is not None for d in table)
-    note = "" if tested else " No difference was tested for significance."
+    is_tested = any(d.p is not None for d in table)
+    note = "" if is_tested else " No difference was tested for significance."
     return (
         f"These results are from {n_networks}{_range(runs, 'transfer run')} per method and task, "
         f"with one student. Other students, data or training budgets may give other results.{note}"

@@ -47,28 +47,28 @@ class Mark:
 
 def front(marks: Sequence[Mark]) -> list[Mark]:
     """The Pareto front, cheapest first."""
-    kept: list[Mark] = []
+    marks_on_front: list[Mark] = []
     for mark in sorted(marks, key=lambda m: (m.x, -m.y, m.label)):
-        if not kept or mark.y > kept[-1].y:
-            kept.append(mark)
-    return kept
+        if not marks_on_front or mark.y > marks_on_front[-1].y:
+            marks_on_front.append(mark)
+    return marks_on_front
 
 
 def scatter(marks: Sequence[Mark], title: str, xlabel: str, ylabel: str) -> Markup:
     """Points on a logarithmic axis; those of the front are joined, numbered and named below."""
-    best = front(marks)
+    on_front = front(marks)
     fx, x_ticks = x_axis([m.x for m in marks], log_x=True)
     fy, y_ticks = y_axis([m.y for m in marks])
     parts = frame(fx, x_ticks, fy, y_ticks, (xlabel, ylabel))
-    if len(best) > 1:
-        path = "M" + "L".join(f"{pixels(fx(m.x))} {pixels(fy(m.y))}" for m in best)
+    if len(on_front) > 1:
+        path = "M" + "L".join(f"{pixels(fx(m.x))} {pixels(fy(m.y))}" for m in on_front)
         parts.append(tag("path", d=path, class_="line c2 d2"))
-    for m in sorted(marks, key=lambda m: m in best):  # the front is drawn last, so it is on top
+    for m in sorted(marks, key=lambda m: m in on_front):  # the front is drawn last, so it is on top
         place = {"cx": pixels(fx(m.x)), "cy": pixels(fy(m.y))}
-        radius = 5 if m in best else 3.5
+        radius = 5 if m in on_front else 3.5
         parts.append(tag("circle", r=radius, class_=f"dot c{m.colour}", **place))
     y = BOTTOM + 54
-    for i, m in enumerate(best[:MOST_NAMED], 1):
+    for i, m in enumerate(on_front[:MOST_NAMED], 1):
         place = {"x": pixels(fx(m.x) - 8), "y": pixels(fy(m.y) + 4), "text_anchor": "end"}
         parts.append(tag("text", i, class_="label strong", **place))
         parts.append(tag("text", shorten_label(f"{i}  {m.label}", WIDTH - 16), x=8, y=y))

@@ -295,8 +295,8 @@ def _mean_curve(curves: list[list[list[float]]]) -> list[tuple[float, float, flo
     same = [np.array(c) for c in curves if len(c) == len(first)]
     same = [c for c in same if np.array_equal(c[:, 0], first[:, 0])]
     y = np.stack([c[:, 1] for c in same])
-    keep = np.unique(np.linspace(0, len(first) - 1, min(len(first), MOST_POINTS)).astype(int))
-    table = np.stack([first[:, 0], y.mean(0), y.min(0), y.max(0)], 1)[keep]
+    indices = np.unique(np.linspace(0, len(first) - 1, min(len(first), MOST_POINTS)).astype(int))
+    table = np.stack([first[:, 0], y.mean(0), y.min(0), y.max(0)], 1)[indices]
     return [(float(a), float(b), float(c), float(d)) for a, b, c, d in table]
 
 
