@@ -141,27 +141,31 @@ class Distiller(BaseModel):
                 else verified_network(config, self.dtype)
             ),
         )
-        self.players = None
-        if demands(objective).has_players:
-            if accumulate > 1:
-                raise KdepError(
-                    f"{type(self.objective).__name__} has parts with separate optimisers, which "
-                    f"would take a step in each of {accumulate} micro-batches",
-                    fix="set budget.accumulate=1",
-                )
-            self.players = Players(self.objective.players())
+        self.players = self._players(objective, accumulate)
         if world_size() > 1:
             # BatchNorm of projectors and peers is synchronised like the student's.
             share_batch_norm(self.backbone)
             share_batch_norm(self.objective)
         self.has_roles = bool(roles)
-        self.target = None
-        if target and not roles:
-            self.target = build_target(**target)
-        elif target:  # the prefix "of_" avoids clashes of roles with attributes of ModuleDict
-            self.target = nn.ModuleDict({f"of_{k}": build_target(**v) for k, v in target.items()})
+        self.target = _build_target(target, roles)
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+
+    def _players(self, objective: Mapping[str, Any], accumulate: int) -> Players | None:
+        """The objective's networks with their own optimisers; None if it has none.
+
+        Raises:
+            KdepError: they would take a step in each of several micro-batches.
+        """
+        if not demands(objective).has_players:
+            return None
+        if accumulate > 1:
+            raise KdepError(
+                f"{type(self.objective).__name__} has parts with separate optimisers, which "
+                f"would take a step in each of {accumulate} micro-batches",
+                fix="set budget.accumulate=1",
+            )
+        return Players(self.objective.players())
 
     @property
     def first_teacher_reader(self) -> TeacherReader:
@@ -373,3 +377,15 @@ class Distiller(BaseModel):
                     fix="return one loss per sample from `terms` of that class",
                 )
         return {f"loss_{name}": term.mean() for name, term in terms.items()}
+
+
+def _build_target(target: Mapping[str, Any] | None, roles: Sequence[str]) -> nn.Module | None:
+    """The module that computes the target from the teacher's feature; one per role, if any.
+
+    The prefix "of_" of a role avoids clashes with the attributes of ModuleDict.
+    """
+    if not target:
+        return None
+    if not roles:
+        return build_target(**target)
+    return nn.ModuleDict({f"of_{k}": build_target(**v) for k, v in target.items()})

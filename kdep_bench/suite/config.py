@@ -44,6 +44,7 @@ from kdep_bench.suite.schema import (
     Assistant,
     Budget,
     Json,
+    Seeds,
     Suite,
     SuiteFile,
     TransferPart,
@@ -641,16 +642,7 @@ def build_suite(raw: Json, configs: Path = CONFIGS) -> Suite:
         for name in method.get("needs") or []:
             if name not in NEEDS:
                 raise unknown_name(f"entry in `needs` of method {method['name']!r}", name, NEEDS)
-    seeds = file.seeds
-    _check_unique("pretrain seed", [str(s) for s in seeds.pretrain])
-    _check_unique("transfer seed", [str(s) for s in seeds.transfer])
-    if seeds.pairs == "diagonal" and len(seeds.pretrain) != len(seeds.transfer):
-        raise KdepError(
-            f"seeds.pairs is 'diagonal' but there are {len(seeds.pretrain)} pre-training and "
-            f"{len(seeds.transfer)} transfer seeds",
-            expected="the same number of both",
-            fix="add seeds, or remove seeds.pairs",
-        )
+    _check_seeds(file.seeds)
     suite = Suite(
         name=file.name,
         about=file.about,
@@ -666,13 +658,26 @@ def build_suite(raw: Json, configs: Path = CONFIGS) -> Suite:
         keep_models=file.keep_models,
         views=file.views,
         budget=file.budget,
-        seeds=seeds,
+        seeds=file.seeds,
         runtime=file.runtime.model_copy(
             update={"trackers": trackers.resolve(file.runtime.trackers)}
         ),
     )
     variants = [_variant(suite, v, i, configs) for i, v in enumerate(file.variants)]
     return suite.model_copy(update={"variants": variants})
+
+
+def _check_seeds(seeds: Seeds) -> None:
+    """Raises KdepError for a seed that is listed twice, or seeds that cannot be paired."""
+    _check_unique("pretrain seed", [str(s) for s in seeds.pretrain])
+    _check_unique("transfer seed", [str(s) for s in seeds.transfer])
+    if seeds.pairs == "diagonal" and len(seeds.pretrain) != len(seeds.transfer):
+        raise KdepError(
+            f"seeds.pairs is 'diagonal' but there are {len(seeds.pretrain)} pre-training and "
+            f"{len(seeds.transfer)} transfer seeds",
+            expected="the same number of both",
+            fix="add seeds, or remove seeds.pairs",
+        )
 
 
 def _variant(suite: Suite, raw: Json, number: int, configs: Path) -> Suite:
