@@ -80,6 +80,8 @@ class Inputs:
         images: function that yields the images of a split, in the order of its features, as
             [B, px, px, 3] uint8 RGB.
         extract: function from such images to their features (before, after), each [B, D] float32.
+        network: the backbone, in evaluation mode on the CPU.
+        input_px: height and width of its images.
         progress: called with (done, total, note).
     """
 
@@ -89,6 +91,8 @@ class Inputs:
     teacher: np.ndarray | None = None
     images: Callable[[str], Iterator[np.ndarray]] | None = None
     extract: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
+    network: Any = None
+    input_px: int = 0
     progress: Callable[..., None] = lambda *_: None
 
 

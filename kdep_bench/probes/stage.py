@@ -12,7 +12,7 @@ import numpy as np
 
 from kdep_bench.errors import KdepError
 from kdep_bench.probes.base import BACKBONE, CLASSES, MASKS, POOL, TEACHER, Inputs, Probe, outputs
-from kdep_bench.probes.extract import batches, extractor, open_features
+from kdep_bench.probes.extract import batches, extractor, loaded_backbone, open_features
 from kdep_bench.registry import build, type_path
 
 # Keys of a probe's config that are not arguments of its class.
@@ -82,8 +82,14 @@ def _inputs(
         from kdep_bench.openmmlab import setup
 
         setup("mmpretrain")
-        arguments["extract"] = extractor(spec["student"], inputs["export"] / "backbone.pth")
-        arguments["images"] = _images(spec, inputs)
+        weights = inputs["export"] / "backbone.pth"
+        if "folder" in spec["probe"]:
+            arguments["extract"] = extractor(spec["student"], weights)
+            arguments["images"] = _images(spec, inputs)
+        else:
+            network = arguments["network"] = loaded_backbone(spec["student"], weights)
+            network.eval()  # returns None for an mmpretrain backbone
+            arguments["input_px"] = int(spec["student"]["input_px"])
     return Inputs(**arguments)
 
 

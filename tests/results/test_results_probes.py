@@ -21,7 +21,7 @@ VALUE_NAMES = (
     *("top1", "top1, 16 per class", "mAP", "recall at 10", "ECE", "classwise ECE", "Brier"),
     *("NLL", "top1, clean - corrupted", "top1, severity 3", "effective rank", "CKA"),
     *("participation ratio before activation", "dead dimensions", "CKA before activation"),
-    *("mIoU", "pixel accuracy"),
+    *("mIoU", "pixel accuracy", "ms, torch, batch 1", "images/s, onnxruntime, batch 32"),
 )
 
 

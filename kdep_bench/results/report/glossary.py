@@ -223,6 +223,13 @@ TERMS = (
         ("probe", "seed", "better", "folder", "features_s", "probe_s"),
     ),
     Term(
+        "ms, images/s (of a probe)",
+        "Latency: median milliseconds per batch, from RGB pixels to the pooled feature, and images "
+        "per second, on one CPU thread, with torch or onnxruntime. They depend on the processor "
+        "and on other work on the machine, not on the weights.",
+        ("ms", "images/s"),
+    ),
+    Term(
         "top1 (of a probe)",
         "Accuracy on the test split, of one of these classifiers: k nearest neighbours, logistic "
         "regression on a few images per class, or a linear probe on clean and corrupted images.",
@@ -404,7 +411,7 @@ TERMS = (
 # Units and qualifiers of a heading; in the headings of probes also the direction and the variant.
 _UNIT = re.compile(
     r"\s*(\[95.%\]|\(power 0\.8\)|x100|, approx\.|[↑↓]|\((top1|mIoU|bbox_mAP_50)\)"
-    r"|(?<=^top1), .*|(?<=^recall) at \d+.*| before activation)"
+    r"|(?<=^top1), .*|(?<=^ms), .*|(?<=^images/s), .*|(?<=^recall) at \d+.*| before activation)"
 )
 
 
