@@ -74,6 +74,9 @@ def unknown_name(
     """
     names = sorted(map(str, valid))
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    likeness = [difflib.SequenceMatcher(None, n, name).ratio() for n in near]
+    # A name that is much less similar than the best one would only distract.
+    near = [n for n, ratio in zip(near, likeness, strict=True) if ratio > max(likeness) - 0.2]
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of: {', '.join(names)}"
     found_in = f" in {place}" if place else ""
     return KdepError(f"unknown {kind} {name!r}{found_in}", fix=fix or hint)

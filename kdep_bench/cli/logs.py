@@ -55,6 +55,8 @@ def find_log(work: Path, pattern: str) -> Path:
     from kdep_bench.engine import state
     from kdep_bench.engine.work_dir import stage_ids
 
+    if not work.is_dir():
+        raise KdepError(f"the work dir {work} does not exist", fix="correct --work-dir")
     logs = {i: work / i / state.LOG for i in stage_ids(work)}
     changed = {i: path.stat().st_mtime for i, path in logs.items() if path.is_file()}
     return logs[one_stage(pattern, changed, f"with a log in {work}")]

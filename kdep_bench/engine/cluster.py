@@ -41,7 +41,8 @@ RUNS_DIR, RUN_FILE = ".cluster", "suite.json"
 SNAKEFILE = Path(__file__).with_name("Snakefile")
 # Cores requested for a stage that would use all cores of a machine, unless runtime.cpus is set.
 WIDE_CORES = 4
-# Seconds. Slurm may send a job's signal up to 60 s early, so jobs shorter than this request none.
+# Seconds. Jobs with a shorter time limit request no warning signal, because Slurm may send it up to
+# 60 s early.
 SHORT_JOB = 120.0
 MAX_JOBS = 100  # largest number of jobs in the cluster's queue at once
 _POLL = 1.0  # seconds between checks of Snakemake and the stage directories

@@ -200,8 +200,8 @@ class Pool:
                     fix="choose another with --work-dir",
                 ) from None
             raise KdepError(
-                f"the work dir {self.work} is not writable ({e.strerror})",
-                fix="correct its permissions, or choose another with --work-dir",
+                f"the work dir {self.work} cannot be created or written ({e.strerror})",
+                fix="choose another with --work-dir, or correct the permissions",
             ) from None
 
     def eta(self) -> float:

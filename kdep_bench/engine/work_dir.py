@@ -147,7 +147,7 @@ def _attempt_entry(work: Path, name: str, stage_id: str, stage_kept_by: list[str
     if StageLock(work, stage_id).held_elsewhere():
         status, kept_by = "running", ("running",)
     elif stage_kept_by and name in attempts.attempt_names(work, stage_id):
-        kept_by = (f"the next attempt of {stage_id}",)
+        kept_by = (f"the next attempt of {stage_id} continues from it",)
     return WorkDirEntry(name, total_bytes(work / name), status, "", (), kept_by)
 
 

@@ -28,7 +28,9 @@ def _run(setting: Setting, measurements: Measurements) -> None:
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     seconds = fastest_seconds(lambda: target.copy_(source))
-    measurements.figure("copy within memory, read and written", 2 * size / seconds / 1e12, "TB/s")
+    measurements.figure(
+        "copy within memory (bytes read + bytes written)", 2 * size / seconds / 1e12, "TB/s"
+    )
     if setting.device == "cuda":
         host = torch.zeros(2**28, dtype=torch.uint8, pin_memory=True)  # 256 MiB
         seconds = fastest_seconds(lambda: target[: 2**28].copy_(host, non_blocking=True))

@@ -123,7 +123,7 @@ class TermShares(Hook):
 
 
 class PlayersState(Hook):
-    """Stores the states of the players' optimisers in the checkpoints."""
+    """Stores the optimisers of the players (networks with their own optimiser) in checkpoints."""
 
     priority = "NORMAL"
     _KEY = "kdep_players"

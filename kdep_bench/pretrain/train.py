@@ -127,7 +127,7 @@ def train(
 
     Raises:
         KdepError: the loss is not finite, a student parameter gets no gradient, the live teacher's
-            weights changed, or an error of the model.
+            weights changed, or the model raises a KdepError.
     """
     if openmmlab.current_scope() is None:
         openmmlab.setup("mmpretrain")

@@ -409,6 +409,8 @@ def check(model: type[_Model], value: Any, where: str) -> _Model:
         expected = f"at least {fault.get('ctx', {}).get('min_length', 1)} in the list"
     key = "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in path).removeprefix(".")
     fix = f"correct `{key}` in the {where}"
+    if fault["type"] == "model_type":  # "a dictionary or instance of Seeds"
+        expected = f"dict({', '.join(f'{name}=...' for name in _fields_at(model, path))})"
     if fault["type"] == "list_type" and isinstance(wrong_value, str):
         expected, fix = "a list", f"write {key}=[{wrong_value!r:.80}]"
     raise KdepError(f"the {where} has {key} = {wrong_value!r:.80}", expected=expected, fix=fix)

@@ -17,7 +17,7 @@ RESIZE_OPTIONS = dict(interpolation="bilinear", backend="pillow")
 
 
 def datasets(name: str, root: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """The configs of training and test set of an official set, and its class names.
+    """The configs of training and test set of a public data set, and its class names.
 
     DTD is trained on train and val of split 1, Caltech-256 on the first 60 images of each class.
 
@@ -64,7 +64,7 @@ def datasets(name: str, root: Path) -> tuple[dict[str, Any], dict[str, Any], lis
 
 
 class OfficialFineTune(FineTune):
-    """Fine-tuning of all weights on an official set with KDEP's recipe; the last epoch is scored.
+    """Fine-tuning of all weights on a public data set with KDEP's recipe; the last epoch is scored.
 
     Keys of the recipe: `set` is the name of the set. The learning rate is divided by 10 every
     `step_epochs` epochs. In the test, the shorter edge is resized to `resize` times the input size

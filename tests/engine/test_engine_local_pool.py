@@ -169,8 +169,9 @@ def test_processes_that_outlive_their_stage_are_killed(tmp_path):
     assert remaining.stdout == ""
 
 
-def test_wide_stages_and_jobs_share_the_cores(tmp_path):
-    plan = fakes.chain(1, width=4, sleep=0.2)
+def test_a_stage_that_uses_all_cores_runs_alone(tmp_path):
+    plan = fakes.chain(1, width=4, sleep=0.2)  # four stages of one core
+    # cpus=0 means all cores of the pool, which has two.
     wide = fakes.add_stage(plan, "make", "wide", {"sleep": 0.2}, kinds=fakes.KINDS, cpus=0)
     assert fakes.run(plan, tmp_path).ok
     assert read_json(tmp_path / wide / "stage.json")["outputs"]["threads"] == 2
@@ -198,11 +199,11 @@ def test_the_longest_chain_starts_first(tmp_path):
 def test_wrong_stage_functions_raise_kdep_error(tmp_path):
     kinds = {
         "none": fakes.StageKind("engine_fakes:not_there"),
-        "face": fakes.StageKind("engine_fakes:wrong_parameters"),
+        "signature": fakes.StageKind("engine_fakes:wrong_parameters"),
     }
     plan = fakes.Plan("wrong")
     a = fakes.add_stage(plan, "none", "a", {}, kinds=kinds)
-    b = fakes.add_stage(plan, "face", "b", {}, kinds=kinds)
+    b = fakes.add_stage(plan, "signature", "b", {}, kinds=kinds)
     failed = fakes.run(plan, tmp_path).failed
     assert "cannot be imported" in failed[a]
     assert "does not accept" in failed[b]
@@ -356,7 +357,7 @@ def test_a_full_disk_fails_the_stage_with_that_reason(tmp_path):
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_stage_starts_within_0_3_s_after_the_first(tmp_path):
+def test_every_stage_but_the_first_starts_in_0_3_s(tmp_path):
     plan = fakes.chain(6)
     assert fakes.run(plan, tmp_path).ok
     starts = [read_json(tmp_path / i / "stage.json")["start_s"] for i in list(plan.stages)[1:]]
@@ -430,7 +431,7 @@ def test_cores_are_divided_among_stages_with_gpus(tmp_path):
 
 
 def test_a_tmpdir_too_long_for_sockets_raises_kdep_error(tmp_path, monkeypatch):
-    """Otherwise: a traceback with 'AF_UNIX path too long', and advice to free memory."""
+    """Without this check: a traceback 'AF_UNIX path too long', and wrong advice to free memory."""
     import tempfile
 
     deep = tmp_path / ("x" * 120)

@@ -257,7 +257,7 @@ def test_the_directory_of_a_killed_attempt_is_pruned_only_with_its_stage(tmp_pat
         for i, e in entries.items()
         if ".try-" in i and i in attempts.attempt_names(tmp_path, kept)
     )
-    assert attempt_entry.kept_by == (f"the next attempt of {kept}",)
+    assert attempt_entry.kept_by == (f"the next attempt of {kept} continues from it",)
     assert attempt_entry.bytes == 1000
     chosen = work_dir.prunable(entries.values(), True)
     assert all(work_dir.remove(tmp_path, e) for e in chosen)

@@ -1,4 +1,4 @@
-"""Sparse class probabilities: closed forms of the stored and the rebuilt distribution."""
+"""Sparse class probabilities: the stored and the rebuilt distribution against the full one."""
 
 from __future__ import annotations
 

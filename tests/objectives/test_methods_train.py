@@ -134,9 +134,9 @@ def build_arguments(
 
 def distances(width: int) -> dict[str, dict[str, float]]:
     """1 - CKA of averaged maps for every pair of layers, like `features.layers.layer_distances`."""
-    former_generator, tiny.TinyTeacher.shuffled = tiny.TinyTeacher.shuffled, None
+    former_generator, tiny.TinyTeacher.shuffle_generator = tiny.TinyTeacher.shuffle_generator, None
     teacher_output = teacher(width)(tiny.batch(64, 0)["images"])
-    tiny.TinyTeacher.shuffled = former_generator  # the generator's state has not changed
+    tiny.TinyTeacher.shuffle_generator = former_generator  # the generator's state has not changed
     means = {k: m.mean((2, 3)) for k, m in teacher_output.maps.items()}
     return {a: {b: 1 - cka(means[a], means[b]) for b in means} for a in means}
 
@@ -146,9 +146,9 @@ def moments_of_maps(width: int) -> str:
     """Folder with the moments of the teacher's maps, as the pre-training stage writes them."""
     folder = Path(tempfile.mkdtemp(prefix="moments-"))
     atexit.register(shutil.rmtree, folder, True)
-    former_generator, tiny.TinyTeacher.shuffled = tiny.TinyTeacher.shuffled, None
+    former_generator, tiny.TinyTeacher.shuffle_generator = tiny.TinyTeacher.shuffle_generator, None
     maps = teacher(width)(tiny.batch(256, 1000)["images"]).maps
-    tiny.TinyTeacher.shuffled = former_generator
+    tiny.TinyTeacher.shuffle_generator = former_generator
     for name, x in maps.items():
         for side in {1, *(level["side"] for level in describe(tiny.STUDENT).values())}:
             moments = Moments(x.shape[1])
@@ -177,7 +177,8 @@ class TinyRun:
             config["peer"] = tiny.LARGER
         kind = locate(config["type"])
         augment = copy.deepcopy(method["augment"]) if kind.reads_extra else None
-        if augment and "patch" in augment:  # tiny images need small patches, few steps a low ratio
+        # Tiny images need small patches, and a short training needs a low ratio.
+        if augment and "patch" in augment:
             augment |= {"patch": 8, "ratio": 0.5}
         reader_options = {}
         if "top_classes" in config:  # the tiny teacher has only few classes
@@ -186,7 +187,8 @@ class TinyRun:
         if "teacher_layer" in config:
             reader_options = {"layer": config["teacher_layer"]}
         self.requirements: Demands = demands(config)
-        # A method that looks up labels among the teacher's classes needs as many of them.
+        # A method that looks up labels among the teacher's classes needs a teacher with as many
+        # classes as the data.
         self.n_logits = tiny.CLASSES if "classes" in self.requirements.needs else tiny.LOGITS
         same_width = "Identity" in str(method.get("align"))
         self.width, target = tiny.DS if same_width else tiny.DT, None
@@ -319,9 +321,9 @@ def cka(a: Tensor, b: Tensor) -> float:
 @pytest.fixture
 def shuffled_teacher() -> Iterator[torch.Generator]:
     """Permutes the teacher's outputs within each batch; yields a generator for the labels."""
-    tiny.TinyTeacher.shuffled = torch.Generator().manual_seed(3)
+    tiny.TinyTeacher.shuffle_generator = torch.Generator().manual_seed(3)
     yield torch.Generator().manual_seed(4)
-    tiny.TinyTeacher.shuffled = None
+    tiny.TinyTeacher.shuffle_generator = None
 
 
 @cache
@@ -367,12 +369,12 @@ def test_the_loss_falls_and_agreement_rises(name: str, folder: Path):
 @pytest.mark.parametrize("name", TRAINED)
 def test_shuffled_targets_give_no_gain(name: str, folder: Path, shuffled_teacher: torch.Generator):
     # The reference run is without shuffling.
-    tiny.TinyTeacher.shuffled, generator = None, tiny.TinyTeacher.shuffled
+    tiny.TinyTeacher.shuffle_generator, generator = None, tiny.TinyTeacher.shuffle_generator
     (_, before), (_, after) = train_with_teacher(name, subfolder(folder, name))
-    tiny.TinyTeacher.shuffled = generator
+    tiny.TinyTeacher.shuffle_generator = generator
     run = TinyRun(name, subfolder(folder, name))
     run.train(STEPS, labels=shuffled_teacher)
-    tiny.TinyTeacher.shuffled = None
+    tiny.TinyTeacher.shuffle_generator = None
     gain = run.agreement() - before
     assert gain < 0.5 * (after - before)
 

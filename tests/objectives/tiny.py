@@ -94,8 +94,8 @@ class TinyTeacher(Teacher):
     """A fixed random network that computes the latents from the pixels and its outputs from these.
 
     Attributes:
-        shuffled: if set, a generator that permutes the outputs within the batch, so that they
-            belong to other images.
+        shuffle_generator: if set, a generator that permutes the outputs within the batch, so that
+            they belong to other images.
     """
 
     input_px, has_logits = PX, True
@@ -103,7 +103,7 @@ class TinyTeacher(Teacher):
     map_names = ("last", "s4", "s8", "s16")
     tails = ("s8", "s16")
     layers = ("s4", "s8", "s16")
-    shuffled: ClassVar[torch.Generator | None] = None
+    shuffle_generator: ClassVar[torch.Generator | None] = None
 
     def __init__(self, name: str, width: int = DT, logits: int = LOGITS, seed: int = 42) -> None:
         super().__init__((128.0,) * 3, (25.0,) * 3)
@@ -141,8 +141,8 @@ class TinyTeacher(Teacher):
         z = pattern_maps.mean((2, 3)) / patterns_LHW.square().mean((1, 2))
         pooled = self.second(torch.tanh(self.first(z))).relu() * 2
         order = torch.arange(len(pooled), device=pooled.device)
-        if self.shuffled is not None:
-            order = torch.randperm(len(pooled), generator=self.shuffled)
+        if self.shuffle_generator is not None:
+            order = torch.randperm(len(pooled), generator=self.shuffle_generator)
         maps = {
             f"s{stride}": self.after[f"s{stride}"](
                 torch.tanh(2 * self.local(F.adaptive_avg_pool2d(pattern_maps, PX // stride)))[order]

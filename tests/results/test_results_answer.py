@@ -61,7 +61,7 @@ def test_all_methods_among_the_best_are_named_in_one_sentence():
     scores |= {"kdep": {"probe": [0.2, 0.21, 0.22]}, "scratch": {"probe": [0.1, 0.11, 0.12]}}
     sentences = answer_sentences(grid(scores))
     note = "(sorted by mean; none is significantly worse than the first)."
-    assert f"Best on probe, of 5 table rows: m0, m1 {note}" in sentences
+    assert f"Best of 5 rows on probe: m0, m1 {note}" in sentences
 
 
 def test_a_mean_below_chance_or_below_no_pre_training_is_marked():

@@ -1,4 +1,4 @@
-"""Every column heading is in the glossary or is a textbook term; no private word is shown."""
+"""Every column heading is in the glossary or is a textbook term; no project jargon is shown."""
 
 from __future__ import annotations
 

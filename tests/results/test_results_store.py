@@ -85,6 +85,8 @@ assert len(view.board.runs) == 100_000 and size > 10_000
 # VmHWM, because ru_maxrss also includes the peak of the process that called exec.
 me = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 kids = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+# Two processes read records: each uses half of the children's CPU time, and ru_maxrss is the memory
+# of the larger one.
 cpu = [sum(resource.getrusage(w)[:2]) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
 print(time.perf_counter() - t, cpu[0] + cpu[1] / 2, (me + 2 * kids) * 1024)
 """

@@ -35,7 +35,7 @@ def file(tmp_path_factory):
 
 
 def test_the_file_normalises_pixels_and_takes_any_batch(file):
-    """Expected values from the network's formula; the file was exported with a batch of 2."""
+    """Expected: the torch network on normalised pixels. The file was exported with a batch of 2."""
     pixels = np.random.default_rng(0).integers(0, 256, (5, 3, PX, PX)).astype(np.float32)
     mean, std = (np.array(v, np.float32).reshape(1, 3, 1, 1) for v in (MEAN, STD))
     with torch.inference_mode():

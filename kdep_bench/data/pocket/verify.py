@@ -36,6 +36,12 @@ def verify(data_dir: str | Path) -> str:
         KdepError: names the first file (in path order) that is missing, changed or unlisted.
     """
     root = Path(data_dir)
+    if not (root / "manifest.json").is_file():
+        raise KdepError(
+            f"the folder {root} has no manifest.json, so it is no folder of pocket data",
+            expected="the folder `data` that `kdep-bench data CONFIG --out FOLDER` wrote",
+            fix="correct the path",
+        )
     expected = read_strict(root / "manifest.json")["fingerprint"]
     listing = root / "checksums.txt"
     if not listing.is_file() or file_hash(listing) != expected:
@@ -51,7 +57,8 @@ def verify(data_dir: str | Path) -> str:
         listed.add(rel)
     present = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()}
     if extra := sorted(present - listed):
-        raise _damaged(root, root / extra[0], "not listed in checksums.txt", "no such file")
+        listed_only = "only the files listed there"
+        raise _damaged(root, root / extra[0], "not listed in checksums.txt", listed_only)
     return expected
 
 

@@ -151,7 +151,7 @@ def _best(board: Board, student: str, labels: Mapping[RowKey, str]) -> list[str]
         note = " (sorted by mean; none is significantly worse than the first)"
         note = note if len(names) > 1 else ""
         n_rows = len(board.rows_of(student))
-        lines.append(f"Best on {column.task}, of {n_rows} table rows: {shown}{note}.")
+        lines.append(f"Best of {n_rows} rows on {column.task}: {shown}{note}.")
     return lines
 
 

@@ -32,14 +32,14 @@ PAIRED = (
     "Comparison a - b: a's score minus b's score with the same pre-training seed and transfer "
     "seed, averaged over these seed pairs. A positive difference means that a is better, for every "
     "metric. The standard deviation of the differences is pooled over all methods of the task. If "
-    "that of a pair is significantly larger, the pair's own is used. A mean over tasks gives every "
+    "that of two methods is significantly larger, their own is used. A mean over tasks gives every "
     "task family the same weight. Result: better or worse if p is below 0.05 after Holm's "
     "correction, which is made separately for four groups: comparisons with kdep on means, with "
     "kdep on single tasks, of other methods on means, and of other methods on single tasks. "
     "Intervals are not corrected, so an interval may exclude 0 although the result is not "
-    "significant. This table, the marks of the best methods and the claims correct for different "
-    "numbers of comparisons, so they may differ on a borderline result. The verdict on a claim "
-    "that was fixed before the run has precedence."
+    "significant. This table, the marks of the best methods and the claims are each "
+    "corrected for another number of comparisons, so they may differ on a borderline result. The "
+    "verdict on a claim that was fixed before the run has precedence."
 )
 
 LONG = 60  # most rows of a difference table that is not split

@@ -29,8 +29,9 @@ PAIRS_NOTE = (
     f"{SHOWN} in each direction. The score of an image is a mean over the trainings of a method. "
     "Classification: the fraction of trainings that are right. Segmentation: the mIoU of the "
     "image, over its classes. Detection: the F1 of the image at IoU 0.5, with the best score "
-    "threshold for this image. The last two are not the metrics of the test set. The images are "
-    "selected by their differences, so they are examples and no evidence of a difference."
+    "threshold for this image. For segmentation and detection this is not the task's metric, which "
+    "is computed over all test images together. The images are selected by their differences, so "
+    "they are examples and no evidence of a difference."
 )
 PAIRS_HEAD = ["student", "comparison", "task", "images: better / equal / worse"]
 PAIRS_HEAD += ["score of an image", "largest gains", "largest losses"]
@@ -44,7 +45,7 @@ def notes(view: BoardView) -> list[str]:
     reasons = "; ".join(f"{count} because {reason}" for reason, count in sorted(left_out.items()))
     total = sum(left_out.values()) + len(view.image_differences)
     n_left_out = sum(left_out.values())
-    return [NOTE, f"{n_left_out} of the {total} compared pairs are not in the table: {reasons}."]
+    return [NOTE, f"{n_left_out} of the {total} comparisons are not in the table: {reasons}."]
 
 
 def _labels(view: BoardView, d: ImageDifference | ImagePair) -> tuple[str, str, str]:
