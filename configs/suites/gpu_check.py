@@ -25,6 +25,6 @@ suite = dict(
         warmup=0.03,
         precision="bfloat16",
     ),
-    seeds=dict(pretrain=[0], transfer=[0], pairs="diagonal"),
+    seeds=dict(pretrain=[0], transfer=[0], pairs="diagonal"),  # "diagonal": seed i with seed i
     claims=[],
 )

@@ -137,7 +137,7 @@ def _add_output(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--verify", action="store_true", help="recompute all file checksums first")
     p.add_argument("--report", action="store_true", help="rebuild tables even if nothing changed")
-    p.add_argument("--plain", action="store_true", help="no progress bars, also on a terminal")
+    p.add_argument("--plain", action="store_true", help="no progress bars, even on a terminal")
     p.add_argument("--json", action="store_true", help="with --dry-run or --list: print JSON")
     p.add_argument(
         "--list",
@@ -159,9 +159,9 @@ def check_arguments(args: argparse.Namespace) -> None:
     for name in ("jobs", "retry"):
         value = getattr(args, name)
         if value is not None and value < (1 if name == "jobs" else 0):
-            raise KdepError(
-                f"--{name} is {value}", expected="a positive number", fix=f"correct --{name}"
-            )
+            expected = "1 or more" if name == "jobs" else "0 or more"
+            raise KdepError(f"--{name} is {value}", expected=expected, fix=f"correct --{name}")
+    # --list was handled before, so only --dry-run is left.
     if args.json and not args.dry_run:
         raise KdepError("--json works only with --dry-run or --list", fix="add one of them")
     _check_budget(args)

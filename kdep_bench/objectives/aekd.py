@@ -87,7 +87,7 @@ class AgreementKD(MultiTeacherKD):
             gradients.append(tau * (student - F.softmax(teacher.logits / tau, 1)).mean(0))
         return least_norm_weights(torch.stack(gradients), self.tolerance)
 
-    def weighed(
+    def weighted_terms(
         self, ctx: Context, student_BC: Tensor, terms: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         weights = dict(zip(ctx.teachers, self.agreement(ctx, student_BC), strict=True))

@@ -102,9 +102,11 @@ class MultiTeacherKD(Objective):
         for role, teacher in ctx.teachers.items():
             assert teacher.logits is not None
             terms[role] = soft_kl(teacher.logits, student_BC, tau)
-        return {f"kl_{role}": term for role, term in self.weighed(ctx, student_BC, terms).items()}
+        return {
+            f"kl_{role}": term for role, term in self.weighted_terms(ctx, student_BC, terms).items()
+        }
 
-    def weighed(
+    def weighted_terms(
         self, ctx: Context, student_BC: Tensor, terms: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """The terms {role: (B,)} multiplied by the teachers' weights."""

@@ -51,9 +51,9 @@ def check_budget(
             fraction = math.ceil(1000 * batch / pool) / 1000
             or_fraction = f", or use a data fraction of {fraction:g} or more"
         raise KdepError(
-            f"{subject} has a batch of {batch}, but only {images} images: one step would be "
-            f"{batch / max(images, 1):.3g} epochs",
-            fix=f"set budget.batch to {images} or less{or_fraction}, or add images to the pool",
+            f"{subject} has a batch of {batch}, but only {images} image{'s' * (images != 1)}: one "
+            f"step would be {batch / max(images, 1):.3g} epochs",
+            fix=f"add images to the pool, or set budget.batch to at most {images}{or_fraction}",
         )
     steps = whole_batches(budget, images, pool)
     if steps < 1:

@@ -34,7 +34,8 @@ def calibration_images(folder: Path, px: int, count: int = CALIBRATION_IMAGES) -
     names = list_images(folder).images
     if not names:
         raise KdepError(
-            f"the folder {folder} has no image to calibrate with", fix="run the suite again"
+            f"the folder {folder} has no image to calibrate with",
+            fix="run the suite again; its prepare stage writes these images",
         )
     positions = np.linspace(0, len(names) - 1, min(count, len(names))).astype(int)
     images = []
@@ -44,7 +45,8 @@ def calibration_images(folder: Path, px: int, count: int = CALIBRATION_IMAGES) -
                 square = ImageOps.fit(image.convert("RGB"), (px, px), Image.Resampling.BOX)
         except OSError as e:
             raise KdepError(
-                f"the image {folder / name} cannot be read ({e})", fix="run the suite again"
+                f"the image {folder / name} cannot be read ({e})",
+                fix="run the suite again; its prepare stage writes this image",
             ) from None
         images.append(np.asarray(square, np.float32).transpose(2, 0, 1))
     return np.stack(images)

@@ -27,6 +27,7 @@ def test_the_status_of_2000_stages_is_read_within_the_target_time(tmp_path: Path
 
 
 def test_the_command_prints_and_writes_one_table(capsys, tmp_path: Path):
+    # A module that is quick to import, in place of mmdet and the other toolkits.
     out, light_module = tmp_path / "scale.md", "kdep_bench.engine.worker"
     sizes = ["--stages", "50", "--runs", "5", "--starts", "3", "--jobs", "2"]
     assert engine_cost.main([*sizes, "--toolkits", light_module, "--out", str(out)]) == 0

@@ -22,26 +22,26 @@ UNSAFE_NAMES = [
     *("..", ".", "", "../x", "/etc/passwd", "a/b", "a\\b", "~", "~root", "-rf", ".hidden"),
     *("a\x00b", "a\nb", "a b", "$HOME", "`x`", "x" * 300, "ü", "a\u202eb", "%2e%2e", "..\\x"),
 ]
-PLACES = ["suite", "method", "student", "teacher", "task", "data"]
+KINDS = ["suite", "method", "student", "teacher", "task", "data"]
 
 
-def suite_with(place: str, name: str) -> dict[str, Any]:
-    """The entries of a suite whose `place` (method, task, ...) has this name."""
+def suite_with(kind: str, name: str) -> dict[str, Any]:
+    """A suite in which the entry of this kind (method, task, ...) has this name."""
     raw = copy.deepcopy(GOOD)
-    if place == "suite":
+    if kind == "suite":
         return {**raw, "name": name}
-    key = {"data": "data", "teacher": "teacher"}.get(place, f"{place}s")
+    key = {"data": "data", "teacher": "teacher"}.get(kind, f"{kind}s")
     base = raw[key][0] if isinstance(raw[key], list) else raw[key]
     renamed = {"base": base, "name": name}
-    raw[key] = renamed if place in ("data", "teacher") else [renamed]
+    raw[key] = renamed if kind in ("data", "teacher") else [renamed]
     return raw
 
 
-def is_accepted(place: str, name: str) -> bool:
+def is_accepted(kind: str, name: str) -> bool:
     """Whether the name is accepted; if so, asserts that every stage's folder is in the work dir."""
     work = Path("/work dir/of the suite")
     try:
-        suite = config.build_suite(suite_with(place, name))
+        suite = config.build_suite(suite_with(kind, name))
         plan = build_plan(suite)
     except KdepError:
         return False
@@ -55,24 +55,24 @@ def is_accepted(place: str, name: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_names_with_paths_or_special_characters_are_refused(place):
+@pytest.mark.parametrize("kind", KINDS)
+def test_names_with_paths_or_special_characters_are_refused(kind):
     for name in UNSAFE_NAMES:
-        assert not is_accepted(place, name), name
-    assert is_accepted(place, "Ok_name-1.0+x")
+        assert not is_accepted(kind, name), name
+    assert is_accepted(kind, "Ok_name-1.0+x")
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(PLACES), st.text(max_size=60))
-def test_random_names_are_refused_or_stay_in_the_work_dir(place, name):
-    is_accepted(place, name)
+@given(st.sampled_from(KINDS), st.text(max_size=60))
+def test_random_names_are_refused_or_stay_in_the_work_dir(kind, name):
+    is_accepted(kind, name)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(alphabet="./\\~-_aA0 \x00\n", max_size=12))
 def test_random_names_of_dots_and_slashes_are_refused_or_stay_in_the_work_dir(name):
-    for place in PLACES:
-        is_accepted(place, name)
+    for kind in KINDS:
+        is_accepted(kind, name)
 
 
 def test_a_plan_file_cannot_name_a_folder_outside_the_work_dir(tmp_path):

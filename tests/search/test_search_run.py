@@ -1,7 +1,7 @@
 """Searches with scores in closed form: resuming after SIGKILL, the best trial, halving.
 
-Successive halving trains every proposal for a few epochs. Only the best third of the proposals at
-a rung (a number of epochs) is trained up to the next rung.
+Successive halving trains every proposal for a few epochs. Only the best third of the proposals that
+have reached a rung (a number of epochs) so far is trained up to the next rung.
 """
 
 from __future__ import annotations
@@ -153,6 +153,7 @@ def test_three_failed_trials_in_a_row_stop_the_search_and_the_same_command_conti
         raise TrialFailed("no space left. Fix: free disk space.")
 
     path = tmp_path / "log.jsonl"
+    # The fix of the search replaces that of the trial.
     with pytest.raises(
         KdepError, match=r"last 3 trials .* failed; the last error: no space left. Fix: correct"
     ):

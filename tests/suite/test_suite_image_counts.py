@@ -76,7 +76,7 @@ def test_a_batch_larger_than_the_images_does_not_train_other_epochs(tmp_path):
     suite_changes = dict(data=data, methods=["supervised"], tasks=probe_of(data, tmp_path))
     message = refusal(build(**suite_changes, budget=budget(batch=4096)))
     assert "45.5 epochs" in message
-    fix = re.search(r"set budget.batch to (\d+) or less", message)
+    fix = re.search(r"set budget.batch to at most (\d+)", message)
     assert fix is not None
     assert "share" not in message.partition(" Fix: ")[2]  # no larger data fraction exists
     accept(build(**suite_changes, budget=budget(batch=int(fix[1]))))

@@ -1,10 +1,10 @@
 """Unpacks tar and zip archives: rejects unsafe paths, detects damage, and resumes.
 
-Before the first file is written, the whole archive is read and every name is checked, up to the
-end-of-archive blocks and the checksum of a compressed stream. (Python's tarfile takes a damaged
-header for the end of the archive.) Archives with links or absolute names are rejected; the standard
-library's data filter would keep links inside the folder and change names. Each file is written
-under a temporary name and renamed when it is complete.
+Before the first file is written, every name is checked and the whole archive is read, with the end-
+of-archive blocks and the checksum of a compressed stream. (Python's tarfile takes a damaged header
+for the end of the archive.) Archives with links or absolute names are rejected; tarfile's
+filter="data" would accept links that stay in the folder, and would alter names. Each file is
+written under a temporary name and renamed when it is complete.
 
 A seal, a JSON file next to the data, records the SHA-256 of an unpacked archive. If the archive is
 unpacked again, nothing is done; for a different archive, existing files are compared with it.
@@ -43,7 +43,7 @@ DAMAGE = (
     *(ValueError, LookupError, RuntimeError, OverflowError, AttributeError, TypeError),
 )
 _AGAIN = "download it again (an interrupted download is the usual cause)"
-_HASHED_ALWAYS = 256 << 20  # bytes; smaller archives are hashed even if their time is unchanged
+_ALWAYS_HASHED_BELOW = 256 << 20  # bytes; also if the archive's modification time is unchanged
 _PADDING = 1 << 20  # bytes; more zeros after a tar are a sign of an unfinished download
 _EXTENDED = b"xgXLK"  # types of tar headers that describe the next member
 _LONGEST_NAME = 1 << 20  # bytes
@@ -184,8 +184,9 @@ def disk_error(path: Path, e: OSError) -> KdepError:
         )
     where = f" at {e.filename}" if e.filename and str(e.filename) != str(path) else ""
     return KdepError(
-        f"unpacking {path} failed{where} ({e.strerror})",
-        fix="check the permissions there and whether another file has that name, then run again",
+        f"reading or unpacking {path} failed{where} ({e.strerror})",
+        fix="check the permissions of that path, and that no other file is in its place, then run "
+        "again",
     )
 
 
@@ -212,7 +213,7 @@ def _read_all(path: Path, digests: tuple[Any, ...], progress: Progress) -> None:
 
 def _sha256(path: Path, progress: Progress) -> str:
     key = _identity(path)
-    if key not in _hashed or key[1] < _HASHED_ALWAYS:
+    if key not in _hashed or key[1] < _ALWAYS_HASHED_BELOW:
         digest = hashlib.sha256()
         _read_all(path, (digest,), progress)
         _hashed[key] = digest.hexdigest()
@@ -287,7 +288,7 @@ class Seal:
         if archive["bytes"] != size:
             return False
         is_unchanged = (archive.get("mtime_ns"), archive.get("inode")) == (mtime_ns, inode)
-        if is_unchanged and size >= _HASHED_ALWAYS:
+        if is_unchanged and size >= _ALWAYS_HASHED_BELOW:
             return True
         return archive["sha256"] == _sha256(self.path, _silent)
 
@@ -392,7 +393,7 @@ def place(
             while remaining and (piece := data.read(min(_PIECE, remaining))):
                 f.write(piece)
                 remaining -= len(piece)
-            surplus = data.read(1)  # at the end of a member, zipfile compares its checksum
+            surplus = data.read(1)  # reading past the end makes zipfile verify the checksum
         if remaining or surplus:
             fault = (
                 f"ends {remaining} bytes before the end of"
@@ -582,7 +583,7 @@ def _content(t: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
 
 
 def _check_zip(z: zipfile.ZipFile, path: Path) -> None:
-    """Raises KdepError unless the zip's directory lists all entries and no other bytes exist."""
+    """Raises KdepError unless the central directory lists all entries and no other bytes exist."""
     end_size = 22  # bytes of the end-of-central-directory record, without the comment
     size = path.stat().st_size
     with path.open("rb") as f:
@@ -594,12 +595,14 @@ def _check_zip(z: zipfile.ZipFile, path: Path) -> None:
         entries, comment_size = struct.unpack("<10xH8xH", end)
         first = min((i.header_offset for i in z.infolist()), default=0)
         if entries not in (0xFFFF, len(z.infolist())):  # 0xFFFF: see the Zip64 record
-            raise _damaged(path, f"its directory lists {len(z.infolist())} of {entries} entries")
+            raise _damaged(
+                path, f"its central directory lists {len(z.infolist())} of {entries} entries"
+            )
         extra = len(tail) - position - end_size - comment_size
         if extra:
             raise _damaged(path, f"{extra} bytes follow its end")
         if first:
-            raise _damaged(path, f"its first {first} bytes are not in its directory")
+            raise _damaged(path, f"the {first} bytes before its first entry belong to no entry")
     encrypted = next((i.filename for i in z.infolist() if i.flag_bits & 1), None)
     if encrypted is not None:
         raise KdepError(

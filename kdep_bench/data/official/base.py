@@ -125,7 +125,7 @@ def lay_out(
             paths[archive.name] = path
         elif not archive.optional:
             raise KdepError(
-                f"the archive {archive.name} of {dataset.title} was not found in "
+                f"the archive {archive.name} ({dataset.title}) was not found in "
                 f"{', '.join(str(a) for a in [*archives, folder])}",
                 fix=f"download it from {archive.homepage} and pass its folder as --archives",
             )

@@ -22,7 +22,8 @@ REFERENCES = (compare.BASE, "scratch")
 COSTS = (
     "Learning rate: the largest value of the schedule. Step time: the mean over the pre-training "
     "steps. Step time / kdep: divided by the step time of kdep. Peak memory: of each run, the "
-    "larger of the peaks of pre-training and transfer; of a method, the lowest of its runs. Extra "
+    "larger of the peaks of pre-training and transfer; of a method, the lowest of its runs, "
+    "because other work on the machine can only raise it. Extra "
     "parameters: those that are trained or stored with the student and dropped at export. Extra "
     "forward passes: those of all networks other than the student (cached or live teacher, peer "
     "networks, moving averages). The pre-training cost includes the training of an assistant "

@@ -175,7 +175,9 @@ def labels_text(summary: RowSummary) -> str:
 
 def fraction_text(view: BoardView, row: RowKey) -> str:
     """The data fraction of the pre-training; a dash if the suite did not pre-train the row."""
-    return "—" if view.board.fixed(row) else f"{100 * row.fraction:g} %"
+    # Weights that others trained (imagenet) have no number of images seen.
+    is_fixed = view.board.fixed(row) or view.summaries[row].images_seen is None
+    return "—" if is_fixed else f"{100 * row.fraction:g} %"
 
 
 def row_name(view: BoardView, row: RowKey) -> str:

@@ -9,8 +9,9 @@ on the number of seeds:
   (Efron 1987) from there to `BOOTSTRAP_TO`, and Student's t above, where the two agree. The tests
   of this module simulate the coverage.
 * Values that share a pre-training seed are not independent. With P x T crossed seeds the variance
-  of the mean is Vp + Vt - Ve: clustered by each seed, less the part that is counted twice (Cameron,
-  Gelbach and Miller 2011). The degrees of freedom are those of Satterthwaite (1946).
+  of the mean is Vp + Vt - Ve: the variance clustered by pre-training seed, plus that clustered by
+  transfer seed, minus the residual variance, which both contain (Cameron, Gelbach and Miller
+  2011). The degrees of freedom are those of Satterthwaite (1946).
 
 The intervals cover the variance between seeds, not between test sets or tasks.
 """
@@ -129,12 +130,12 @@ def _seed_text(p: int, t: int, is_grid: bool) -> str:
 
 def seed_text(keys: Sequence[Key]) -> str:
     """The seeds that an interval over values with these keys covers: "3 pre-training seeds"."""
-    p, t = len({k[0] for k in keys}), len({k[1] for k in keys})
+    p, t = _seed_counts(tuple(keys))
     return _seed_text(p, t, is_grid=len(keys) == p * t)
 
 
 @lru_cache(maxsize=4096)
-def _layout(keys: tuple[Key, ...]) -> tuple[int, int]:
+def _seed_counts(keys: tuple[Key, ...]) -> tuple[int, int]:
     """(number of pre-training seeds, number of transfer seeds) in `keys`."""
     return len({k[0] for k in keys}), len({k[1] for k in keys})
 
@@ -154,7 +155,7 @@ def estimate(values: Values, level: float = LEVEL) -> Estimate:
 
 def estimate_of_array(keys: tuple[Key, ...], x: Array, level: float = LEVEL) -> Estimate:
     """`estimate` of the values `x` [n] with the sorted `keys`."""
-    p, t = _layout(keys)
+    p, t = _seed_counts(keys)
     n = len(keys)
     sd = float(x.std(ddof=1)) if n > 1 else None
     is_grid = n == p * t
