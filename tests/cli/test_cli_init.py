@@ -352,3 +352,16 @@ def test_a_file_given_for_out_is_refused_and_the_fix_works(root, tmp_path, capsy
     assert f"--out {out.parent} --name birds" in error
     assert out.read_text() == "mine"
     assert init.main([str(root), "--out", str(out.parent), "--name", "robins"]) == 0
+
+
+def test_text_files_named_jpg_are_not_counted_as_images(tmp_path: Path):
+    pool = tmp_path / "photos"
+    pool.mkdir()
+    (pool / "a.jpg").write_text("no image")
+    with pytest.raises(KdepError, match=r"a\.jpg cannot be read as an image; expected files"):
+        discover(tmp_path)
+    other = tmp_path / "more"
+    other.mkdir()
+    Image.new("RGB", (8, 8)).save(other / "b.jpg")
+    notes = discover(tmp_path).notes
+    assert any("photos/a.jpg: cannot be read as an image" in note for note in notes)

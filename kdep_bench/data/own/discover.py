@@ -72,7 +72,7 @@ def discover(root: Path, classes_of_boxes: bool = False) -> Discovery:
         classes_of_boxes: whether folders of images with boxes may be used as classes.
 
     Raises:
-        KdepError: the folder does not exist or contains no image.
+        KdepError: the folder does not exist, or contains no image that can be read.
     """
     if not root.is_dir():
         raise KdepError(
@@ -87,6 +87,7 @@ def discover(root: Path, classes_of_boxes: bool = False) -> Discovery:
             fix="give the folder that contains your images"
             + "".join(f"; {note}" for note in parts.notes[:3]),
         )
+    _note_unreadable_images(parts, folders)
     _find_boxes(parts, folders)
     _find_masks(parts, folders)
     _find_classes(parts, folders, classes_of_boxes)
@@ -128,6 +129,26 @@ def _walk(root: Path, notes: list[str]) -> Iterator[tuple[Path, tuple[list[str],
             f"{too_deep[0]}: left out, because only {DEEPEST} levels of folders are searched"
             + (f", and {len(too_deep) - 1} more" if len(too_deep) > 1 else "")
         )
+
+
+def _note_unreadable_images(parts: Discovery, folders: Folders) -> None:
+    """Adds a note for every folder whose first image cannot be read.
+
+    Stage `prepare` reads every image, so one image per folder is enough here.
+
+    Raises:
+        KdepError: the first images of all folders cannot be read.
+    """
+    first = [folder / images[0] for folder, (images, _) in folders.items() if images]
+    unreadable = [path for path in first if not _mode(path)]
+    if len(unreadable) == len(first):
+        raise KdepError(
+            f"the file {unreadable[0]} cannot be read as an image"
+            + (", nor can the first image of any other folder" if len(first) > 1 else ""),
+            expected="files such as .jpg or .png",
+            fix="give the folder that contains your images",
+        )
+    parts.notes += [f"{path}: cannot be read as an image; replace it" for path in unreadable]
 
 
 def _split(path: Path, root: Path) -> str | None:
