@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         return _official(args)
     except KdepError as e:
         print(f"kdep-bench data: {e}", file=sys.stderr)
-        return 1
+        return 2
 
 
 def _list() -> int:

@@ -525,11 +525,11 @@ def test_prepare_data_unpacks_voc_from_its_archives(
     }
     tar(down / "benchmark.tgz", sbd)
     args = ["voc", "--root", str(tmp_path / "root"), "--archives", str(down), "--no-checksums"]
-    assert prepare_data.main(args) == 1
+    assert prepare_data.main(args) == 2
     assert "as in the official release" in capsys.readouterr().err
     assert verify(get_set("voc"), tmp_path / "root", None, whole=False)
     (down / "benchmark.tgz").unlink()
-    assert prepare_data.main([*args[:2], str(tmp_path / "other"), *args[3:]]) == 1
+    assert prepare_data.main([*args[:2], str(tmp_path / "other"), *args[3:]]) == 2
     assert "was not found in" in capsys.readouterr().err
 
 
