@@ -134,11 +134,11 @@ def archive(folder: Path, what: str) -> list[str]:
     path = root / dtd.archives[0].name
     command = f"$PYTHON tools/prepare_data.py dtd --root '{root}' --no-checksums"
     path.write_bytes(damaged(tar.getvalue(), what))
-    wrong = command_errors(command, 1, f"the archive {path} is damaged")
+    wrong = command_errors(command, 2, f"the archive {path} is damaged")
     wrong += [f"{p} was unpacked" for p in files(root / "dtd")]
     path.write_bytes(damaged(tar.getvalue(), ""))
     # All is unpacked; the data set is then refused, as it is smaller than the release.
-    wrong += command_errors(command, 1, "expected 5640, as in the official release")
+    wrong += command_errors(command, 2, "expected 5640, as in the official release")
     source, unpacked = files(home / "source"), files(root / "dtd")
     if unpacked != source:
         wrong.append(f"of the good archive, {len(unpacked)} of {len(source)} files were unpacked")
