@@ -360,8 +360,8 @@ def test_text_files_named_jpg_are_not_counted_as_images(tmp_path: Path):
     (pool / "a.jpg").write_text("no image")
     with pytest.raises(KdepError, match=r"a\.jpg cannot be read as an image; expected files"):
         discover(tmp_path)
-    other = tmp_path / "more"
-    other.mkdir()
-    Image.new("RGB", (8, 8)).save(other / "b.jpg")
+    second_folder = tmp_path / "more"
+    second_folder.mkdir()
+    Image.new("RGB", (8, 8)).save(second_folder / "b.jpg")
     notes = discover(tmp_path).notes
     assert any("photos/a.jpg: cannot be read as an image" in note for note in notes)

@@ -198,7 +198,7 @@ def test_gpu_hours_are_flops_divided_by_the_stated_throughput(paper):
     [
         ("a100", "peak of a device, which training never reaches"),
         ("a100.tf32", "peak of a device, which training never reaches"),
-        ("h100.fp64:0.5", "number format of h100"),
+        ("h100.fp64:0.5", "unknown number format 'fp64' in --device-rate"),
         ("a10.tf32:0.5", "unknown device"),
         ("12x", "--device-rate is '12x'"),
         ("-3", "--device-rate is '-3'"),

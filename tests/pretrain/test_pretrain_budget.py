@@ -96,7 +96,7 @@ def test_steps_are_whole_batches_of_the_epochs(pool: int, fraction: float, epoch
 def test_a_budget_of_less_than_one_batch_is_refused(stages: dict[str, Path], tmp_path: Path):
     """Training for one step instead would exceed the budget, for example 0.18 epochs for 0.01."""
     for change, message in (
-        (dict(batch=512), "or less"),
+        (dict(batch=512), "set budget.batch to at most 48"),
         (dict(epochs=0.01), "less than one batch"),
         (dict(ema=0.9999), "the initial weights"),
     ):

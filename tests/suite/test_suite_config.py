@@ -103,7 +103,7 @@ def test_an_override_can_add_any_part_that_the_data_s_prepare_reads():
         ({"methods": ["kdpe"]}, "did you mean kdep"),
         ({"students": []}, "students"),
         ({"tasks": "smoke_probe"}, "expected a list"),
-        ({"budget": {**GOOD["budget"], "epochs": "three"}}, "valid number"),
+        ({"budget": {**GOOD["budget"], "epochs": "three"}}, "expected a number"),
         ({"budget": {**GOOD["budget"], "batch": 0}}, "greater than or equal to 1"),
         ({"methods": ["kdep", "kdep"]}, "more than once"),
         ({"methods": ["kdep", {"base": "kdep", "transform": {"T": 1.0}}]}, "more than once"),
@@ -136,7 +136,7 @@ def test_a_missing_key_is_named():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("suite = dict(", "cannot be read"),
+        ("suite = dict(", "not valid Python in line 1"),
         ("raise SystemError('no')", "cannot be read"),
         ("import sys\nsys.exit(0)", "SystemExit: 0"),
         ("raise GeneratorExit", "GeneratorExit"),
