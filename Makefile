@@ -25,6 +25,7 @@ pocket-full: install
 rehearse: install
 	$(PY) tools/run_suite.py paper_r18 --rehearse
 	$(PY) tools/run_suite.py paper_mnv2 --rehearse
+	$(PY) tools/run_suite.py paper_maps_r18 --rehearse
 
 # The same with two gloo processes for each of the 230 trainings per suite; a training takes 2 to 4 s
 # of CPU time.

@@ -64,6 +64,11 @@ def write_model(
             expected=" or ".join(EXPORTED),
             fix="use backbone.onnx, or convert model.pth of the transfer stage with mmdeploy",
         )
+    if task["recipe"].get("protocol") == "folds":
+        raise KdepError(
+            f"the task {task['name']} is scored by cross-validation, so there is no single model",
+            fix="use backbone.onnx",
+        )
     if not (stage / MODEL).is_file():
         raise KdepError(
             f"the transfer stage {stage.name} has not stored its model",

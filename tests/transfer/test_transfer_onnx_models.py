@@ -151,7 +151,11 @@ def test_the_file_of_a_segmenter_has_the_toolkit_s_logits(
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [("det", "need mmdeploy"), ("finetune", "add keep_models=True to the suite")],
+    [
+        ("det", "need mmdeploy"),
+        ("photos", "scored by cross-validation"),
+        ("finetune", "add keep_models=True to the suite"),
+    ],
 )
 def test_a_model_that_cannot_be_exported_raises_an_error_with_a_fix(
     kind, message, student, data, tmp_path
