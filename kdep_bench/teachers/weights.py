@@ -235,8 +235,8 @@ def _check_hash(path: Path, sha256: str | None) -> None:
             f"the weights file {path} has the SHA-256 {actual}",
             expected=f"a SHA-256 that starts with {expected} (`sha256=`)",
             fix="use the file that the teacher's config names. To use this file instead, set "
-            "sha256 to its checksum, or sha256=None for no check. For weights that you trained, use "
-            "a config of type Checkpoint; see configs/teachers/microsoft_resnet50.py",
+            "sha256 to its checksum, or sha256=None for no check. For weights that you trained, "
+            "use a config of type Checkpoint; see configs/teachers/microsoft_resnet50.py",
         )
 
 
