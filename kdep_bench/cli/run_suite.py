@@ -303,10 +303,10 @@ def _collect(
     counts = collect(suite, plan, work, results, outcome.failed, rebuild=args.report)
     print(
         f"records: {counts['ok']} ok, {counts['failed']} failed, {counts['missing']} missing, "
-        f"{counts['written']} new; tables in {results}"
+        f"{counts['written']} written; tables in {results}"
     )
     if probes := counts.get("probes"):
         print(
             f"probes: {probes['ok']} ok, {probes['failed']} failed, {probes['missing']} missing, "
-            f"{probes['written']} new"
+            f"{probes['written']} written"
         )
