@@ -14,6 +14,7 @@ import pytest
 
 from kdep_bench.errors import KdepError
 from kdep_bench.results import text
+from kdep_bench.results.report import report
 from kdep_bench.results.report.index import docstring_line, suites, write_index
 
 REPO = Path(__file__).resolve().parents[2]
@@ -117,3 +118,18 @@ def test_the_command_writes_the_index(built, tmp_path):
     command = [sys.executable, str(tool), "--index", str(root), str(root / "pocket")]
     both_options = subprocess.run(command, capture_output=True, text=True)
     assert both_options.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("kdep_anatomy_grid", "| conv1x1-lr0.8 | incomplete | — | no | 10 % |"),
+        ("pocket_lite0", "| imagenet | 1.00 | 5 of 5 | yes | — |"),
+    ],
+)
+def test_a_failed_run_keeps_its_data_fraction_and_given_weights_have_none(name, line, tmp_path):
+    for part in ("records", "claims.json"):
+        source = RESULTS / name / part
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / part)
+    report.build(tmp_path)
+    assert line in (tmp_path / "leaderboard.md").read_text()

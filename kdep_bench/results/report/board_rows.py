@@ -175,8 +175,11 @@ def labels_text(summary: RowSummary) -> str:
 
 def fraction_text(view: BoardView, row: RowKey) -> str:
     """The data fraction of the pre-training; a dash if the suite did not pre-train the row."""
-    # Weights that others trained (imagenet) have no number of images seen.
-    is_fixed = view.board.fixed(row) or view.summaries[row].images_seen is None
+    # Weights that others trained (imagenet) have no number of images seen, and nor has a run that
+    # failed, whose fraction is known.
+    has_result = any(run.status == "ok" for run in view.board.runs_of(row))
+    is_given = has_result and view.summaries[row].images_seen is None
+    is_fixed = view.board.fixed(row) or is_given
     return "—" if is_fixed else f"{100 * row.fraction:g} %"
 
 
