@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Benchmark the pre-training code against its targets, on an idle machine."""
+"""Measure speed and memory of the pre-training code on an idle machine."""
 
 import sys
 from pathlib import Path

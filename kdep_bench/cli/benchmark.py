@@ -1,7 +1,7 @@
-"""Benchmark the pre-training code against its targets, on an idle machine.
+"""Measure speed and memory of the pre-training code on an idle machine, and compare with targets.
 
-Results of parts that are not measured in this run are kept from an earlier run. `--quick` only
-tests that the parts run.
+Measurements that this run does not repeat are kept from an earlier run. `--quick` only tests that
+all measurements run.
 
     python tools/benchmark.py --threads 1
     python tools/benchmark.py --threads 1 --parts --against lightly-train --venv .venv-lightly \\
@@ -59,13 +59,22 @@ def parser() -> argparse.ArgumentParser:
         help="with --against: a finished `prepare` stage of the pocket data",
     )
     p.add_argument(
-        "--images", type=int, default=2048, help="with --against: images (default: %(default)s)"
+        "--images",
+        type=int,
+        default=2048,
+        help="with --against: training images (default: %(default)s)",
     )
     p.add_argument(
-        "--epochs", type=int, default=8, help="with --against: epochs (default: %(default)s)"
+        "--epochs",
+        type=int,
+        default=8,
+        help="with --against: training epochs (default: %(default)s)",
     )
     p.add_argument(
-        "--seeds", type=int, default=3, help="with --against: probe seeds (default: %(default)s)"
+        "--seeds",
+        type=int,
+        default=3,
+        help="with --against: seeds of the linear probe (default: %(default)s)",
     )
     p.add_argument(
         "--count-teacher-forwards",
@@ -84,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def measure(args: argparse.Namespace, root: Path) -> dict[str, Any]:
-    """Runs the selected measurements; returns their results by part.
+    """Runs the selected measurements; returns their results by name.
 
     `root`: an empty folder for temporary data.
 

@@ -78,9 +78,8 @@ def _add(commands: Any, name: str, about: str, inner: argparse.ArgumentParser) -
     # add_help=False: `inner` already has the option --help.
     parser = commands.add_parser(name, help=about, parents=[inner], add_help=False)
     for argument in parser._actions:
-        if argument.dest in ("suite", "suites") and not isinstance(
-            argument, argparse._StoreTrueAction
-        ):
+        takes_a_value = not isinstance(argument, argparse._StoreTrueAction)
+        if argument.dest in ("suite", "suites") and takes_a_value:
             argument.complete = {"bash": "_kdep_bench_suites", "zsh": "_files"}
 
 

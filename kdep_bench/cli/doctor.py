@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kdep_bench.suite.graph import Plan
 
 Level = Literal["ok", "note", "fault"]
-MAX_LISTED = 20  # largest number of faulty images that are listed per data set
+MAX_LISTED = 20  # largest number of faults and notes on images that are listed per data set
 MIN_FREE_BYTES = 20e9  # with less free disk space, the report has a note
 
 
@@ -65,7 +65,10 @@ def machine(work: Path) -> Iterator[Finding]:
         yield Finding("ok", "python", f"{version.major}.{version.minor}.{version.micro}")
     else:
         yield Finding(
-            "fault", "python", f"version {version.major}.{version.minor}; expected 3.11 or 3.12."
+            "fault",
+            "python",
+            f"version {version.major}.{version.minor}; expected 3.11 or 3.12. Fix: install one of "
+            "them and make the virtual environment again.",
         )
     yield run_check("versions", _check_versions)
     yield run_check("operators", _check_operators)
@@ -154,15 +157,15 @@ def suite(ref: str, decode: int | None = 8, work: Path = Path("work_dirs")) -> I
     if str(loaded.data.get("type", "")).startswith("kdep_bench.data.official."):
         names = sorted({*loaded.data["sets"], loaded.data["pool"]})
         yield from official(names, loaded.data.get("root"), decode)
-        # Rendered views can exist only if the data were read. Their stage ids, by which they are
-        # found, contain the hashes of the data.
+        # The folder of rendered views is found by the id of its stage, which contains the hashes
+        # of the data. Without hashes no views were rendered.
         if was_read(loaded, work):
             plan = build_plan(with_content(loaded, work)[0])
         folder = _existing_folder(work)
         yield run_check("space for views", lambda: _check_space_for_views(plan, folder))
     elif str(loaded.data.get("type", "")).startswith("kdep_bench.data.own."):
         yield run_check(f"data {loaded.data['name']}", lambda: _check_own_data(loaded.data))
-    teachers = {}
+    teachers = {}  # name -> config, of all methods
     for variant in loaded.variants or [loaded]:
         by_role = [config for method in variant.methods for config in role_teachers(method)]
         for config in (*variant.teachers.values(), *by_role):
@@ -278,7 +281,10 @@ def check_images(folder: Path, decode: int | None) -> Iterator[Finding]:
                     break
             if n_listed >= MAX_LISTED:
                 yield Finding(
-                    "note", f"data set {folder.name}", f"first {MAX_LISTED} shown, rest not checked"
+                    "note",
+                    f"data set {folder.name}",
+                    f"only the first {MAX_LISTED} findings are listed; the other images were not "
+                    "checked",
                 )
                 return
 
@@ -299,9 +305,14 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument(
-        "--suite", action="append", default=[], help="also check this suite (name or config)"
+        "--suite",
+        action="append",
+        default=[],
+        help="also check this suite (its name or config file)",
     )
-    p.add_argument("--data", nargs="+", default=[], metavar="SET", help="official sets to check")
+    p.add_argument(
+        "--data", nargs="+", default=[], metavar="SET", help="official data sets to check"
+    )
     p.add_argument("--root", type=Path, help="folder of the official sets (default: $KDEP_DATA)")
     p.add_argument(
         "--decode",
@@ -314,7 +325,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns 1 if there is a fault, 2 for a wrong argument, else 0."""
+    """Runs the command; returns the exit code: 1 with a fault, 2 for a wrong argument, else 0."""
     p = parser()
     args = p.parse_args(argv)
     if args.decode != "all" and not args.decode.isdigit():

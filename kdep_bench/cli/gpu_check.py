@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=OUTPUT / "results/gpu_check", help="default: results/gpu_check"
     )
     p.add_argument(
-        "--only", nargs="+", metavar="CHECK", help=f"run only these: {', '.join(checks())}"
+        "--only", nargs="+", metavar="CHECK", help=f"run only these checks: {', '.join(checks())}"
     )
     p.add_argument("--list", action="store_true", help="list the checks in the order they run")
     p.add_argument(
@@ -108,8 +108,8 @@ def _machine(device: str, quick: bool) -> tuple[tuple[str, ...], dict[str, str]]
     from kdep_bench.openmmlab.environment import check_versions, versions
 
     check_versions("mmseg")
-    shown = ("python", "torch", "torchvision", "mmengine", "numpy")
-    machine = {name: version for name, version in versions().items() if name in shown}
+    packages = ("python", "torch", "torchvision", "mmengine", "numpy")
+    machine = {name: version for name, version in versions().items() if name in packages}
     if device == "cpu":
         return (), machine
     detection = subprocess.run(
@@ -120,7 +120,7 @@ def _machine(device: str, quick: bool) -> tuple[tuple[str, ...], dict[str, str]]
         cwd=ROOT,
     )
     if detection.returncode == 2:
-        raise KdepError(detection.stderr.removeprefix("gpu_check: ").strip())
+        raise KdepError(detection.stderr.removeprefix("kdep-bench gpu-check: ").strip())
     if detection.returncode:
         raise KdepError(
             f"the search for GPUs ended with exit code {detection.returncode}: "
@@ -144,8 +144,8 @@ def _detect() -> int:
         + ("" if gpu["number"] in gpus else " (not used: too little free)")
         for gpu in info.gpus
     )
-    lines = {"driver": str(info.driver), "CUDA of torch": str(info.built_for), "GPUs": listing}
-    print(json.dumps({"use": gpus, "machine": lines}))
+    machine = {"driver": str(info.driver), "CUDA of torch": str(info.built_for), "GPUs": listing}
+    print(json.dumps({"use": gpus, "machine": machine}))
     return 0
 
 

@@ -25,8 +25,9 @@ from kdep_bench.paths import OUTPUT
 if TYPE_CHECKING:
     from kdep_bench.data.own.discover import Discovery
 
-SAMPLES = 51_200  # images seen in pre-training, as in the suite `methods_pocket`: 800 x 64
+SAMPLES = 51_200  # images seen in pre-training, as in `methods_pocket`: 800 steps of BATCH images
 BATCH = 64
+MAX_EPOCHS = 200
 VIEWS = 2  # views per image
 WIDTH = 90  # largest length of a line of the written file, not counting the key before a value
 
@@ -46,8 +47,16 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("folder", type=Path, help="the folder that holds your data")
     p.add_argument("--name", help="name of the suite (default: the folder's name)")
-    p.add_argument("--teacher", default="efficientnet_lite0", help="default: efficientnet_lite0")
-    p.add_argument("--student", default="resnet18_w32", help="default: resnet18_w32, 64 px")
+    p.add_argument(
+        "--teacher",
+        default="efficientnet_lite0",
+        help="name of its config (default: efficientnet_lite0)",
+    )
+    p.add_argument(
+        "--student",
+        default="resnet18_w32",
+        help="name of its config (default: resnet18_w32, 64 px)",
+    )
     p.add_argument(
         "--out",
         type=Path,
@@ -114,15 +123,15 @@ def write_suite(
             f"{path} already exists", fix="choose another name with --name, or edit that file"
         )
     _check_utf8(root)
-    parts = discover(root, classes_of_boxes)
-    for place in _paths(parts):
+    discovery = discover(root, classes_of_boxes)
+    for place in _paths(discovery):
         _check_utf8(place)
     width = int(resolve("student", student)["width"])
     resolve("teacher", teacher)
-    suite = suite_config(parts, suite_name, teacher, student, width)
+    suite = suite_config(discovery, suite_name, teacher, student, width)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, _text(parts, suite, path))
-    for line in _summary(parts):
+    write_atomic(path, _text(discovery, suite, path))
+    for line in _summary(discovery):
         print(line)
     return path
 
@@ -138,12 +147,12 @@ def _check_utf8(path: Path) -> None:
         ) from None
 
 
-def _paths(parts: Discovery) -> list[Path]:
+def _paths(discovery: Discovery) -> list[Path]:
     """The files and folders that the config will contain."""
-    pairs = [*parts.coco.values(), *parts.masks.values()]
+    pairs = [*discovery.coco.values(), *discovery.masks.values()]
     return [
-        Path(parts.pool or parts.root),
-        *parts.classify.values(),
+        Path(discovery.pool or discovery.root),
+        *discovery.classify.values(),
         *(path for pair in pairs for path in pair),
     ]
 
@@ -152,6 +161,7 @@ def _check_folder(out: Path) -> None:
     """Raises KdepError if `out`, or a folder above it, is a file."""
     for path in (out, *out.parents):
         if path.exists() and not path.is_dir():
+            # `--out suites/birds.py` was meant as `--out suites --name birds`.
             name = f" --name {out.stem}" if path == out and out.suffix == ".py" else ""
             raise KdepError(
                 f"--out {out} cannot be a folder, because {path} is a file",
@@ -161,12 +171,12 @@ def _check_folder(out: Path) -> None:
 
 
 def suite_config(
-    parts: Discovery, name: str, teacher: str, student: str, width: int
+    discovery: Discovery, name: str, teacher: str, student: str, width: int
 ) -> dict[str, Any]:
     """The config of the suite, with a budget of about SAMPLES images seen.
 
     Args:
-        parts: the data that were found.
+        discovery: the data that were found.
         name: name of the suite and its data.
         teacher, student: names of their configs.
         width: channels of the student's feature.
@@ -174,37 +184,37 @@ def suite_config(
     data: dict[str, Any] = dict(
         type="kdep_bench.data.own.prepare",
         name=name,
-        labels=parts.pool_labels,
-        pool=str(parts.pool),
-        pool_labels=parts.pool_labels,
+        labels=discovery.pool_labels,
+        pool=str(discovery.pool),
+        pool_labels=discovery.pool_labels,
     )
-    if parts.classify:
-        data["classify"] = {split: str(p) for split, p in sorted(parts.classify.items())}
-    if parts.coco:
+    if discovery.classify:
+        data["classify"] = {split: str(p) for split, p in sorted(discovery.classify.items())}
+    if discovery.coco:
         data["coco"] = {
             split: dict(json=str(file), images=str(images))
-            for split, (file, images) in sorted(parts.coco.items())
+            for split, (file, images) in sorted(discovery.coco.items())
         }
-    if parts.masks:
+    if discovery.masks:
         data["masks"] = {
             split: dict(images=str(images), masks=str(masks))
-            for split, (images, masks) in sorted(parts.masks.items())
+            for split, (images, masks) in sorted(discovery.masks.items())
         }
         data["classes"] = _Variable("classes")
     # The alignment needs more samples (views of images) than the student's feature has channels.
-    views = max(VIEWS, math.ceil((width + 1) / max(1, parts.pool_images)))
-    epochs = max(1, min(200, round(SAMPLES / max(1, parts.pool_images))))
+    views = max(VIEWS, math.ceil((width + 1) / max(1, discovery.pool_images)))
+    epochs = max(1, min(MAX_EPOCHS, round(SAMPLES / max(1, discovery.pool_images))))
     return dict(
         name=name,
         data=data,
         teacher=teacher,
         students=[student],
-        methods=["kdep", *(["supervised"] if parts.pool_labels else []), "scratch"],
-        tasks=_tasks(parts, name),
+        methods=["kdep", *(["supervised"] if discovery.pool_labels else []), "scratch"],
+        tasks=_tasks(discovery, name),
         budget=dict(
             epochs=epochs,
             views=views,
-            batch=min(BATCH, max(2, parts.pool_images)),
+            batch=min(BATCH, max(2, discovery.pool_images)),
             optimizer=dict(type="SGD", lr=0.2, momentum=0.9, weight_decay=5e-4),
             schedule="cosine",
             warmup=0.03,
@@ -214,34 +224,37 @@ def suite_config(
     )
 
 
-def _tasks(parts: Discovery, name: str) -> list[dict[str, Any]]:
-    """The tasks that the data allow."""
+def _tasks(discovery: Discovery, name: str) -> list[dict[str, Any]]:
+    """The tasks that the data allow.
+
+    Chance is None, that is computed from the data.
+    """
     tasks: list[dict[str, Any]] = []
-    if parts.classify:
-        if "val" in parts.classify:  # a linear probe chooses its regularisation on that split
+    if discovery.classify:
+        if "val" in discovery.classify:  # needed to choose the linear probe's regularisation
             recipe = dict(train_share=1.0)
             tasks.append(
                 dict(base="pocket_probe", name=f"{name}_probe", chance=None, recipe=recipe)
             )
         tasks.append(dict(base="pocket_finetune", name=f"{name}_finetune", chance=None))
-    if parts.coco:
+    if discovery.coco:
         tasks.append(dict(base="pocket_det", name=f"{name}_det"))
-    if parts.masks:
-        palette = [_COLOURS[i % len(_COLOURS)] for i in range(parts.mask_values)]
+    if discovery.masks:
+        palette = [_COLOURS[i % len(_COLOURS)] for i in range(discovery.mask_values)]
         recipe = dict(classes=_Variable("classes"), palette=palette)
         tasks.append(dict(base="pocket_seg", name=f"{name}_seg", chance=None, recipe=recipe))
     return tasks
 
 
-def _text(parts: Discovery, suite: dict[str, Any], path: Path) -> str:
+def _text(discovery: Discovery, suite: dict[str, Any], path: Path) -> str:
     """The text of the config file."""
-    notes = [_wrapped(shown(f"Note: {note}.")) for note in parts.notes]
-    if parts.masks:
+    notes = [_wrapped(shown(f"Note: {note}.")) for note in discovery.notes]
+    if discovery.masks:
         notes.append("Replace the names in `classes` by the names of your classes, by mask value.")
     if not suite["tasks"]:
         notes.append("No labelled data were found: this suite only pre-trains.")
     lines = [
-        f'"""KDEP on the images of {_escaped(parts.root.name)}, compared with no pre-training.',
+        f'"""KDEP on the images of {_escaped(discovery.root.name)}, compared with no pre-training.',
         "",
         f"Command   kdep-bench run {_escaped(shlex.quote(str(path)))}",
         "Cost      estimated by --dry-run",
@@ -254,8 +267,8 @@ def _text(parts: Discovery, suite: dict[str, Any], path: Path) -> str:
     ]
     if not suite["tasks"]:
         suite = {k: v for k, v in suite.items() if k != "claims"}
-    if parts.masks:
-        names = [f"class_{i}" for i in range(parts.mask_values)]
+    if discovery.masks:
+        names = [f"class_{i}" for i in range(discovery.mask_values)]
         lines += [f"classes = {_code(names)}", ""]
     return "\n".join([*lines, f"suite = {_code(suite)}", ""])
 
@@ -291,20 +304,22 @@ def _code(value: Any, indent: int = 0) -> str:
     return start + "\n" + inner + " " * indent + end
 
 
-def _summary(parts: Discovery) -> list[str]:
+def _summary(discovery: Discovery) -> list[str]:
     """Lines for the terminal about the data that were found."""
-    lines = [f"pool            {parts.pool} ({parts.pool_images:,} images)"]
-    for split, folder in sorted(parts.classify.items()):
+    lines = [f"pool            {discovery.pool} ({discovery.pool_images:,} images)"]
+    for split, folder in sorted(discovery.classify.items()):
         lines.append(f"classification  {split:5s} {folder}")
-    for split, (file, images) in sorted(parts.coco.items()):
+    for split, (file, images) in sorted(discovery.coco.items()):
         lines.append(f"detection       {split:5s} {file}, images in {images}")
-    for split, (images, masks) in sorted(parts.masks.items()):
+    for split, (images, masks) in sorted(discovery.masks.items()):
         lines.append(f"segmentation    {split:5s} {masks}, images in {images}")
-    if parts.classify and "val" not in parts.classify:
+    if discovery.classify and "val" not in discovery.classify:
         lines.append("note: no validation split of the classes, so no linear probe")
-    if parts.masks:
-        lines.append(f"segmentation    {parts.mask_values} classes; give them names in the file")
-    return [*lines, *(shown(f"note: {note}") for note in parts.notes)]
+    if discovery.masks:
+        lines.append(
+            f"segmentation    {discovery.mask_values} classes; give them names in the file"
+        )
+    return [*lines, *(shown(f"note: {note}") for note in discovery.notes)]
 
 
 if __name__ == "__main__":

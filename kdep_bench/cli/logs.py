@@ -1,6 +1,6 @@
 """Print the path and the end of a stage's log.
 
-kdep-bench logs 'pretrain*kdep.s0*'        by a part of the stage's id, or a glob for it
+kdep-bench logs 'pretrain*kdep.s0*'              # the stage whose id contains or matches this
 kdep-bench logs 'pretrain*kdep.s0*' --lines 200
 """
 
@@ -16,7 +16,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.paths import OUTPUT
 
 _TAIL_BYTES = 1 << 20  # bytes at the end of a log that are read
-_SHOWN = 10  # largest number of stages that an error names
+_MAX_LISTED = 10  # largest number of stages that an error names
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,7 +26,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("stage", metavar="STAGE", help="part of a stage id, or a glob for it")
     p.add_argument("--work-dir", type=Path, help="stage directories (default: work_dirs/)")
-    p.add_argument("--lines", type=int, default=40, metavar="N", help="default: 40; 0 for all")
+    p.add_argument(
+        "--lines", type=int, default=40, metavar="N", help="lines to print (default: 40; 0: all)"
+    )
     return p
 
 
@@ -58,8 +60,8 @@ def find_log(work: Path, pattern: str) -> Path:
     if not work.is_dir():
         raise KdepError(f"the work dir {work} does not exist", fix="correct --work-dir")
     logs = {i: work / i / state.LOG for i in stage_ids(work)}
-    changed = {i: path.stat().st_mtime for i, path in logs.items() if path.is_file()}
-    return logs[one_stage(pattern, changed, f"with a log in {work}")]
+    modified = {i: path.stat().st_mtime for i, path in logs.items() if path.is_file()}
+    return logs[one_stage(pattern, modified, f"with a log in {work}")]
 
 
 def one_stage(pattern: str, ids: Mapping[str, float], where: str) -> str:
@@ -84,10 +86,10 @@ def one_stage(pattern: str, ids: Mapping[str, float], where: str) -> str:
         )
     if len(chosen) > 1:
         chosen.sort(key=lambda i: -ids[i])
-        more = f", ... ({len(chosen) - _SHOWN} more)" if len(chosen) > _SHOWN else ""
+        more = f", ... ({len(chosen) - _MAX_LISTED} more)" if len(chosen) > _MAX_LISTED else ""
         raise KdepError(
             f"{len(chosen)} stages {where} match {pattern!r}",
-            expected=f"part of one id: {', '.join(chosen[:_SHOWN])}{more}",
+            expected=f"part of one id: {', '.join(chosen[:_MAX_LISTED])}{more}",
             fix="give more of the id",
         )
     return chosen[0]

@@ -1,4 +1,4 @@
-"""`kdep-bench COMMAND`: one command for everything under tools/.
+"""The program `kdep-bench`: runs the command that its first argument names.
 
 kdep-bench run pocket --dry-run        what would run, in which order, at what cost
 kdep-bench run smoke                   every stage in a minute, on tiny data
@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-# Command -> (module with a `main(argv)`, what it does).
+# Command -> (module of kdep_bench.cli with a `main(argv)`, what the command does).
 COMMANDS = {
     "run": ("run_suite", "run a suite; finished stages are skipped"),
     "init": ("init", "write a suite for a folder of your images"),
@@ -29,11 +29,18 @@ COMMANDS = {
     "gpu-check": ("gpu_check", "check that everything works on this machine's GPU"),
     "completion": ("completion", "print a script for completion with Tab in bash or zsh"),
 }
-# Name -> (command, its first arguments, what it does).
+# Short name -> (command, its first arguments, what the command does).
 ALIASES = {"clean": ("work-dir", ("--gc",), "list unused stages; --delete removes them")}
-# Commands that list configs.
+# Commands that list configs. `data-sets` runs `run --list data`, the others `run --list NAME`.
 LISTS = (
-    *("suites", "methods", "teachers", "students", "tasks", "probes", "claims", "data-sets"),
+    "suites",
+    "methods",
+    "teachers",
+    "students",
+    "tasks",
+    "probes",
+    "claims",
+    "data-sets",
     "searches",
 )
 

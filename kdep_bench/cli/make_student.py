@@ -1,4 +1,4 @@
-"""Write a student config from a model name; finds and tests its feature layer, width and pyramid.
+"""Write a student config from a model name; finds and tests its tap, width and pyramid levels.
 
 python tools/make_student.py timm/resnet18d
 python tools/make_student.py mmpretrain/resnet34_8xb32_in1k --px 128
@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("name", help="timm/<model> or mmpretrain/<name in its model zoo>")
+    p.add_argument("name", help="timm/<model>, or mmpretrain/<name in mmpretrain's model zoo>")
     p.add_argument("--px", type=int, default=224, help="input size in pixels (default: 224)")
     p.add_argument(
         "--out",
@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code (1 for a KdepError, whose text is printed)."""
+    """Runs the command; returns the exit code (2 for a KdepError, whose text is printed)."""
     args = parser().parse_args(argv)
     try:
         from kdep_bench.students.discover import config_text, discover

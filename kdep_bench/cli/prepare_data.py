@@ -58,12 +58,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code (1 for a KdepError, whose text is printed)."""
+    """Runs the command; returns the exit code (2 for a KdepError, whose text is printed)."""
     p = parser()
     args = p.parse_args(argv)
     n_actions = args.list + (args.what is not None) + (args.verify is not None)
     if n_actions != 1:
-        p.error("give a SET and --root, a CONFIG and --out, --verify DATA, or --list")
+        p.error("give one of: SET with --root, CONFIG with --out, --verify DATA, --list")
     try:
         if args.list:
             return _list()
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
             return _verify(args.verify)
         if args.what.endswith(".py"):
             if not args.out:
-                p.error("a config needs --out")
+                p.error("a config needs --out, the folder to write to")
             return _prepare(Path(args.what), args.out)
         return _official(args)
     except KdepError as e:
@@ -109,7 +109,8 @@ def _official(args: argparse.Namespace) -> int:
         digests = base.lay_out(official_set, root, args.archives, progress, checksums)
         for archive in official_set.archives:
             if archive.name in digests and archive.md5 is None:
-                print(f"{archive.name}: md5 {digests[archive.name]} (not checked: none is known)")
+                digest = digests[archive.name]
+                print(f"{archive.name}: md5 {digest} (not checked: no official MD5 is known)")
     counts = base.verify(official_set, root, decode)
     for note in official_set.notes:
         print(f"note: {note}")
@@ -164,11 +165,12 @@ def _prepare(config: Path, out: Path) -> int:
         )
     if "type" in spec:
         raise KdepError(
-            f"the config {config} is for official data sets",
-            expected="a config of pocket data",
-            fix="prepare its data sets one by one; tools/prepare_data.py --list shows their names",
+            f"the config {config} has the data type {spec['type']!r}",
+            expected="a config of pocket data, which has no type",
+            fix="prepare official data sets by name (tools/prepare_data.py --list shows the "
+            "names); your own data needs no preparation",
         )
-    outputs = prepare(without(spec, UNPREPARED_KEYS), {}, out, _show)
+    outputs = prepare(without(spec, UNPREPARED_KEYS), {}, out, _print_progress)
     print()
     for note in outputs["notes"]:
         print(f"note: {note}")
@@ -178,7 +180,7 @@ def _prepare(config: Path, out: Path) -> int:
     return 0
 
 
-def _show(done: int, total: int, note: str = "") -> None:
+def _print_progress(done: int, total: int, note: str = "") -> None:
     end = "\r" if sys.stdout.isatty() else "\n"
     print(f"{done:6} of {total} images  {note:36}", end=end, flush=True)
 

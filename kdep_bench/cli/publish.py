@@ -1,4 +1,4 @@
-"""Export a suite's finished students, each with its weights (two formats) and a model card.
+"""Export a suite's finished students, each with its weights in two formats and a model card.
 
 python tools/publish.py pocket --out published [--only kdep] [--onnx] [--latency]
 
@@ -168,22 +168,30 @@ def to_safetensors(source: Path, folder: Path) -> str:
 
 
 def _add_hf(plan: Plan, folders: list[Path], out: Path) -> list[Path]:
-    """Writes the layout of the Hugging Face hub for each published folder; returns the folders."""
+    """Copies each published folder to `out` in the layout of the Hugging Face hub.
+
+    Returns:
+        the new folders.
+    """
     from kdep_bench.transfer.hf_layout import write_hf
 
     students = {run.chain["export"]: run.student for run in plan.runs}
-    made = []
+    hub_folders = []
     for folder in folders:
-        made.append(real_folder(out / folder.name))
+        hub_folder = real_folder(out / folder.name)
         text = (folder / CARD).read_text(encoding="utf-8")
-        write_hf(students[folder.name], folder / SAFE, text, made[-1])
-    return made
+        write_hf(students[folder.name], folder / SAFE, text, hub_folder)
+        hub_folders.append(hub_folder)
+    return hub_folders
 
 
 def _add_onnx(plan: Plan, work: Path, folders: list[Path], args: argparse.Namespace) -> list[str]:
-    """Writes the ONNX files of each published folder; returns why some are left out.
+    """Writes the ONNX files of each published folder.
 
-    Prints latencies and scores where wanted.
+    Prints latencies with --latency, and scores of the linear probe with --int8.
+
+    Returns:
+        'id of the transfer run: reason' for each transferred model that was not written.
     """
     from kdep_bench.networks.backbone import build_backbone
     from kdep_bench.students.given_weights import given_weights
@@ -199,7 +207,8 @@ def _add_onnx(plan: Plan, work: Path, folders: list[Path], args: argparse.Namesp
         files = [ONNX]
         if args.int8:
             files.append(_add_int8(plan, work, folder, runs))
-        for name in files if args.latency else ():
+        timed_files = files if args.latency else []
+        for name in timed_files:
             for row in latencies(backbone, folder / name, student["input_px"]):
                 print(
                     f"{folder.name}/{name}: batch {row['batch']}: torch {row['torch_ms']:.2f} ms, "
@@ -210,7 +219,11 @@ def _add_onnx(plan: Plan, work: Path, folders: list[Path], args: argparse.Namesp
 
 
 def _add_int8(plan: Plan, work: Path, folder: Path, runs: list[TransferRun]) -> str:
-    """Writes the backbone in 8-bit integers and what it loses on a linear probe; its file name."""
+    """Writes the backbone in 8-bit integers, and its score on the suite's first linear probe.
+
+    Returns:
+        the name of the ONNX file.
+    """
     from kdep_bench.registry import build
     from kdep_bench.transfer.onnx_file import ONNX
     from kdep_bench.transfer.onnx_int8 import INT8, calibration_images, probe_scores, quantise
@@ -218,6 +231,7 @@ def _add_int8(plan: Plan, work: Path, folder: Path, runs: list[TransferRun]) -> 
     student, data_root = runs[0].student, _data_root(plan, work, runs[0])
     images = calibration_images(data_root / "pool" / "images", student["input_px"])
     quantise(folder / ONNX, images, folder / INT8)
+    # With the protocol 'split' the classifier is fitted on the training split only.
     probes = [
         run
         for run in runs
@@ -236,13 +250,17 @@ def _add_int8(plan: Plan, work: Path, folder: Path, runs: list[TransferRun]) -> 
             f"{100 * scores['float32']:.1f} in float32, {100 * scores['int8']:.1f} in int8"
         )
     if not probes:
-        print(f"{folder.name}: the suite has no linear probe, so the loss of int8 is not measured")
+        print(f"{folder.name}: the suite has no linear probe, so its int8 score is not measured")
     write_json(folder / "backbone_int8.json", measured)
     return INT8
 
 
 def _add_models(plan: Plan, work: Path, folder: Path, runs: list[TransferRun]) -> list[str]:
-    """Writes the transferred models whose stages stored them; returns why others are left out."""
+    """Writes the models of transfer runs with `keep_model`.
+
+    Returns:
+        'id of the transfer run: reason' for each model that was not written.
+    """
     from kdep_bench.transfer.onnx_model import write_model
 
     left_out = []
@@ -267,7 +285,7 @@ def _add_models(plan: Plan, work: Path, folder: Path, runs: list[TransferRun]) -
 
 
 def _data_root(plan: Plan, work: Path, run: TransferRun) -> Path:
-    """The tree of a run's data; KdepError where its stage has no result."""
+    """The folder with the data of a run; KdepError if its `prepare` stage has no result."""
     stage = plan.stages[run.chain["prepare"]]
     record, fault = state.finished(stage, work)
     if record is None:
@@ -292,18 +310,18 @@ def parser() -> argparse.ArgumentParser:
         "--only",
         default="",
         metavar="TEXT",
-        help="only students whose export stage id contains this",
+        help="only students whose export stage id contains TEXT",
     )
     p.add_argument(
         "--onnx",
         action="store_true",
-        help="also backbone.onnx: RGB pixels from 0 to 255 in, features out; compared with torch; "
-        "and the transferred models of a suite with keep_models=True",
+        help="also write backbone.onnx (input: RGB pixels from 0 to 255; output: features) and "
+        "check it against torch; with keep_models=True in the suite also the models of its tasks",
     )
     p.add_argument(
         "--int8",
         action="store_true",
-        help="with --onnx: also the backbone in 8-bit integers, and its score on a linear probe",
+        help="with --onnx: also write the backbone in 8-bit integers, with its linear-probe score",
     )
     p.add_argument(
         "--latency",
@@ -314,9 +332,11 @@ def parser() -> argparse.ArgumentParser:
         "--hf",
         type=Path,
         metavar="FOLDER",
-        help="also one sub-folder per student in the layout of the Hugging Face hub",
+        help="also write here one sub-folder per student, in the layout of the Hugging Face hub",
     )
-    p.add_argument("--partial", action="store_true", help="exit with 0 even if some are unfinished")
+    p.add_argument(
+        "--partial", action="store_true", help="exit with 0 even if some students are not published"
+    )
     return p
 
 

@@ -44,7 +44,7 @@ def _check_single_suite(folder: Path) -> None:
 
 
 def _build(folder: Path, suite: str | None) -> int:
-    """Rebuilds the tables and pages of a results folder, and prints what it did."""
+    """Rebuilds the tables and pages of a results folder, and prints the files; returns 0."""
     if (folder / "gpu_check.json").is_file():
         from kdep_bench.files import read_json
         from kdep_bench.gpu_check.report import REPORT, write_report
@@ -72,8 +72,9 @@ def _validate(args: argparse.Namespace) -> int:
     from kdep_bench.results.records.submission import join
     from kdep_bench.results.records.validate import validate
 
-    folder, table = Path(args.what[1]), args.join or args.against
-    findings = validate(folder, Path(table) if table else None, other_budgets=args.other_budgets)
+    folder, table_folder = Path(args.what[1]), args.join or args.against
+    table = Path(table_folder) if table_folder else None
+    findings = validate(folder, table, other_budgets=args.other_budgets)
     for note in findings.notes:
         print(f"  note: {note}")
     for fault in findings.faults:
@@ -112,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
     group = p.add_argument_group("validate")
     group.add_argument("--against", metavar="TABLE", help="results folder to compare with")
     group.add_argument("--join", metavar="TABLE", help="results folder to add the records to")
-    group.add_argument("--name", help="who submits the records (with --join)")
+    group.add_argument("--name", help="with --join: who submits the records")
     group.add_argument(
         "--other-budgets",
         action="store_true",
@@ -126,9 +127,9 @@ def main(argv: list[str] | None = None) -> int:
     p = parser()
     args = p.parse_args(argv)
     if bool(args.what) == bool(args.index):
-        p.error("give results folders, or --index RESULTS")
+        p.error("give either results folders or --index RESULTS")
     if args.seeds_needed and (args.suite or not args.what or args.what[0] in ("diff", "validate")):
-        p.error("--seeds-needed takes results folders")
+        p.error("--seeds-needed works only with results folders, without --suite, diff or validate")
     try:
         if args.index:
             from kdep_bench.results.report.index import write_index
@@ -152,10 +153,10 @@ def main(argv: list[str] | None = None) -> int:
             if len(args.what) != 2:
                 p.error("validate takes one results folder")
             if bool(args.join) != bool(args.name) or (args.join and args.against):
-                p.error("--join needs --name, and replaces --against")
+                p.error("--join needs --name, and does not allow --against")
             return _validate(args)
         if args.join or args.against or args.name or args.other_budgets:
-            p.error("--against, --join, --name and --other-budgets belong to validate")
+            p.error("--against, --join, --name and --other-budgets work only with validate")
         if args.seeds_needed:
             from kdep_bench.results.report.seeds_table import tables
 

@@ -53,8 +53,8 @@ def _run(args: argparse.Namespace, arguments: list[str]) -> int:
     from kdep_bench.engine import ddp
 
     rank, processes = ddp.leave_launcher()
-    if rank:
-        print(f"rank {rank}: rank 0 runs the suite and starts the processes of its stages")
+    if rank:  # torchrun started this program once per rank
+        print(f"rank {rank} exits: rank 0 runs the suite and starts the processes of its stages")
         return 0
     gpus = selected_gpus(args)
     suite, work, results = _load(args, processes)
@@ -170,7 +170,7 @@ def _statuses(args: argparse.Namespace, plan: Plan, work: Path) -> dict[str, Sta
 def _check_stage_gpus(plan: Plan, statuses: dict[str, Status], gpus: tuple[str, ...]) -> None:
     """Raises KdepError for a stage that needs more GPUs than there are.
 
-    Snakemake would never start it. (The local pool would start it with fewer GPUs.)
+    Snakemake would never start such a stage. (The local pool would start it with fewer GPUs.)
     """
     for stage_id, status in statuses.items():
         stage = plan.stages[stage_id]
@@ -185,7 +185,7 @@ def _check_stage_gpus(plan: Plan, statuses: dict[str, Status], gpus: tuple[str, 
 def _print_forecast(
     args: argparse.Namespace, plan: Plan, statuses: dict[str, Status], work: Path
 ) -> dict[str, Status]:
-    """Prints the forecast, and in a dry run the plan; returns the stages that may run.
+    """Prints the forecast, and in a dry run the plan; returns the statuses of `_forecast`.
 
     Raises:
         KdepError: the run would take more than --budget-hours.
@@ -223,7 +223,7 @@ def _forecast(
     from kdep_bench.forecast.work import Forecast, read_counts, table
 
     todo = {stage_id for stage_id, status in statuses.items() if status.run}
-    is_requested = args.device_rate or args.measure_throughput or args.count_flops
+    is_requested = bool(args.device_rate or args.measure_throughput or args.count_flops)
     is_requested = is_requested or args.budget_hours is not None
     # The networks of a rehearsal are usually not counted, so its forecast would be empty.
     if not todo or (args.rehearse and not is_requested):

@@ -11,7 +11,7 @@ from kdep_bench.engine import machine
 from kdep_bench.errors import KdepError
 
 EPILOG = """Configs are executed as Python code: read other people's configs before running them.
-Exit codes: 0 all done, 1 a stage failed, 2 bad config or argument, 130/143 interrupted."""
+Exit codes: 0 all done, 1 a stage failed, 2 wrong config or argument, 130 or 143 interrupted."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,28 +65,30 @@ def _add_running(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--retry", type=int, default=0, metavar="N", help="retries of a failed stage (default: 0)"
     )
-    stop = p.add_mutually_exclusive_group()
-    stop.add_argument(
+    after_failure = p.add_mutually_exclusive_group()
+    after_failure.add_argument(
         "--keep-going", action="store_true", help="run independent stages after a failure (default)"
     )
-    stop.add_argument("--fail-fast", action="store_true", help="start no stage after a failure")
+    after_failure.add_argument(
+        "--fail-fast", action="store_true", help="start no stage after a failure"
+    )
 
 
 def _add_forecast(p: argparse.ArgumentParser) -> None:
-    rate = p.add_mutually_exclusive_group()
-    rate.add_argument(
+    throughput = p.add_mutually_exclusive_group()
+    throughput.add_argument(
         "--device-rate",
         metavar="RATE",
         help="throughput for the forecast: TFLOP/s reached, or DEVICE.FORMAT:FRACTION of the peak, "
         "e.g. a100.tf32:0.3",
     )
-    rate.add_argument(
+    throughput.add_argument(
         "--measure-throughput",
         action="store_true",
         help="for the forecast: measure the speed of the suite's networks on this machine, some "
         "seconds per network",
     )
-    rate.add_argument("--probe", **_old_name("measure_throughput"))
+    throughput.add_argument("--probe", **_old_name("measure_throughput"))
     p.add_argument(
         "--count-flops",
         action="store_true",
@@ -97,7 +99,7 @@ def _add_forecast(p: argparse.ArgumentParser) -> None:
         "--budget-hours",
         type=float,
         metavar="H",
-        help="exit with an error if the run would take more GPU-hours",
+        help="exit with an error if the run would take more than H GPU-hours",
     )
     p.add_argument(
         "--fit-budget",
@@ -142,7 +144,14 @@ def _add_output(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--list",
         choices=(
-            *("methods", "teachers", "students", "tasks", "probes", "suites", "data", "claims"),
+            "methods",
+            "teachers",
+            "students",
+            "tasks",
+            "probes",
+            "suites",
+            "data",
+            "claims",
             "searches",
         ),
         help="list the configs of one kind and exit",
@@ -156,11 +165,12 @@ def _old_name(dest: str) -> dict[str, Any]:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Raises KdepError for values out of range, and for options that contradict each other."""
-    for name in ("jobs", "retry"):
+    for name, smallest in (("jobs", 1), ("retry", 0)):
         value = getattr(args, name)
-        if value is not None and value < (1 if name == "jobs" else 0):
-            expected = "1 or more" if name == "jobs" else "0 or more"
-            raise KdepError(f"--{name} is {value}", expected=expected, fix=f"correct --{name}")
+        if value is not None and value < smallest:
+            raise KdepError(
+                f"--{name} is {value}", expected=f"{smallest} or more", fix=f"correct --{name}"
+            )
     # --list was handled before, so only --dry-run is left.
     if args.json and not args.dry_run:
         raise KdepError("--json works only with --dry-run or --list", fix="add one of them")

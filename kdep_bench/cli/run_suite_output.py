@@ -24,7 +24,7 @@ def list_configs(folder: str, as_json: bool = False) -> None:
     """Prints the name and a description of each config in configs/<folder>/."""
     from kdep_bench.suite.config import FOLDERS, config_files
 
-    kind = {folder: kind for kind, folder in FOLDERS.items()}[folder]
+    (kind,) = (kind for kind, its_folder in FOLDERS.items() if its_folder == folder)
     if kind == "method":
         rows = [dict(zip(METHOD_COLUMNS, row, strict=True)) for row in method_rows()]
         lines = [] if as_json else method_table()
@@ -150,15 +150,15 @@ def explain(plan: Plan, statuses: Mapping[str, Status], work: Path) -> str:
     todo = {i for i, s in statuses.items() if s.run}
     cost = measured_costs(plan, statuses, work)
     lines = [stage_line(i, s, cost.get(i)) for i, s in statuses.items()]
-    done = sum(s.done for s in statuses.values())
+    n_done = sum(s.done for s in statuses.values())
     if len(cost) == len(todo):
         chain = chain_costs(plan, todo, cost)
-        time = f"{duration(sum(cost.values()))} of estimated work, longest chain "
-        time += duration(max(chain.values(), default=0.0))
+        estimate = f"{duration(sum(cost.values()))} of estimated work, longest chain "
+        estimate += duration(max(chain.values(), default=0.0))
     else:
-        time = f"no timing available for {len(todo) - len(cost)} of them"
+        estimate = f"no timing available for {len(todo) - len(cost)} of them"
     lines.append(
-        f"{plan.name}: {len(statuses)} stages, {done} done, {len(todo)} to run, {time}; "
+        f"{plan.name}: {len(statuses)} stages, {n_done} done, {len(todo)} to run, {estimate}; "
         f"{len(plan.runs)} transfer runs" + (f", {len(plan.probes)} probes" if plan.probes else "")
     )
     return "\n".join(lines)
@@ -170,8 +170,8 @@ def summarise(plan: Plan, statuses: Mapping[str, Status], outcome: Outcome, comm
     `command`: the command line, printed as the way to resume an interrupted run.
     """
     finished = [*outcome.ran, *outcome.elsewhere]
-    done = sum(status.done for status in statuses.values())
-    done += sum(not statuses[stage_id].done for stage_id in finished)
+    n_done = sum(status.done for status in statuses.values())
+    n_done += sum(not statuses[stage_id].done for stage_id in finished)
     for stage_id in outcome.failed:  # its error was printed when it failed
         print(f"failed: {stage_id}", file=sys.stderr)
     if outcome.skipped:
@@ -180,7 +180,7 @@ def summarise(plan: Plan, statuses: Mapping[str, Status], outcome: Outcome, comm
     elsewhere = f"{n_elsewhere} finished by another process, " if n_elsewhere else ""
     print(
         f"{plan.name}: {len(outcome.ran)} finished in this run, {elsewhere}"
-        f"{done} of {len(statuses)} stages are done"
+        f"{n_done} of {len(statuses)} stages are done"
     )
     if outcome.signal:
         print(f"interrupted; finished stages are kept. Resume with: {command}", file=sys.stderr)
@@ -189,7 +189,7 @@ def summarise(plan: Plan, statuses: Mapping[str, Status], outcome: Outcome, comm
 
 
 def disk_fault(e: OSError) -> KdepError:
-    """The error for a full or faulty disk with the work dir or the results folder."""
+    """The error to print for an OSError: the work dir or results folder cannot be used."""
     return KdepError(
         f"a file could not be written or read ({e})",
         fix="free disk space or inodes (see df -h and df -i), or correct the folder's "

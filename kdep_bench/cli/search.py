@@ -18,8 +18,8 @@ from kdep_bench.errors import KdepError
 from kdep_bench.paths import OUTPUT
 
 EPILOG = """Configs are executed as Python code: read other people's configs before running them.
-Exit codes: 0 done, 1 a stage that all trials need failed, 2 bad config or argument, 130/143
-interrupted; the same command then continues."""
+Exit codes: 0 finished, 1 a stage failed that all trials need, 2 wrong config or argument, 130 or
+143 interrupted; the same command then continues."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--jobs", "-j", type=int, help="parallel stages (default: one per core)")
     p.add_argument("--gpus", help="GPU numbers, e.g. 0,1 ('' = none; default: all)")
-    p.add_argument("--plain", action="store_true", help="no progress bars, also on a terminal")
+    p.add_argument("--plain", action="store_true", help="no progress bars, even on a terminal")
     return p
 
 
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     p = parser()
     args = p.parse_args(argv)
     if not args.search and args.replay is None:
-        p.error("a search is needed (see kdep-bench searches)")
+        p.error("give the name of a search (kdep-bench searches lists them), or --replay LOG")
     try:
         return _replay(args) if args.replay is not None else _run(args)
     except KdepError as e:
@@ -120,13 +120,16 @@ def _run(args: argparse.Namespace) -> int:
     print(logs.summary(trials, header.settings))
     best_trial = logs.best(trials, header.settings["direction"])
     assert best_trial is not None  # `summary` raises an error if there is none
-    path, is_new = winner.write(search, best_trial, _out(args), header.settings["metric"])
-    print(f"{'wrote' if is_new else 'exists already:'} {path}")
+    config_path, is_new = winner.write(search, best_trial, _out(args), header.settings["metric"])
+    print(f"{'wrote' if is_new else 'exists already:'} {config_path}")
     return 0
 
 
 def _stages(args: argparse.Namespace, search, header, work: Path):
-    """The object that runs the stages of trials, with this machine's cores and GPUs."""
+    """The object that runs the stages of trials on this machine's cores and GPUs.
+
+    `header`: the first line of the log, with the settings of the search.
+    """
     from kdep_bench.engine import local_pool, machine
     from kdep_bench.engine.progress import view_for
     from kdep_bench.search.run import Stages

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # In the order of the output. 'left': must run; 'skipped': not done, but also not needed.
 STATES = ("done", "running", "failed", "interrupted", "damaged", "left", "skipped")
-_COUNTED = ("done", "left", "skipped")  # these stages are counted, not listed
+_COUNTED = ("done", "left", "skipped")  # stages in these states are counted, not listed
 
 
 @dataclass(frozen=True)
@@ -117,11 +117,12 @@ def work_dir_states(work: Path) -> list[StageState]:
         )
     states = []
     for stage_id in sorted(stage_ids(work)):
-        name = stage_state(work, stage_id)[0]
-        failure = state.failure(work / stage_id) if name == "failed" else None
+        state_name, _, _ = stage_state(work, stage_id)
+        failure = state.failure(work / stage_id) if state_name == "failed" else None
         detail = failure["error"] if failure else ""
-        detail = _owner(work, stage_id) if name == "running" else detail
-        states.append(StageState(stage_id, name, detail))
+        if state_name == "running":
+            detail = _owner(work, stage_id)
+        states.append(StageState(stage_id, state_name, detail))
     return states
 
 
@@ -138,10 +139,10 @@ def text(name: str, states: list[StageState], suite: str | None) -> str:
     counts = Counter(s.state for s in states)
     summary = ", ".join(f"{counts[k]} {k}" for k in STATES if counts[k] or k == "done")
     lines = [f"{name}: {len(states)} stages, {summary}"]
-    for kind in STATES:
-        if kind not in _COUNTED:
+    for listed in STATES:
+        if listed not in _COUNTED:
             lines += [
-                f"{s.state:11s}  {s.id}  {s.detail}".rstrip() for s in states if s.state == kind
+                f"{s.state:11s}  {s.id}  {s.detail}".rstrip() for s in states if s.state == listed
             ]
     if counts["failed"]:
         lines.append("the log of a stage: kdep-bench logs STAGE")

@@ -1,6 +1,6 @@
 """Explain why a stage of a suite would run or is skipped: its inputs, and what changed.
 
-kdep-bench why pocket 'pretrain*kdep.s0*'     by a part of the stage's id, or a glob for it
+kdep-bench why pocket 'pretrain*kdep.s0*'     # the stage whose id contains or matches this
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         _, plan = plan_with_content(load_suite(args.suite), work, False, sys.stderr)
+        # If several ids match, the error lists those with the largest numbers first.
         order = {i: -float(position) for position, i in enumerate(plan.stages)}
         stage_id = one_stage(args.stage, order, f"of {plan.name}")
         explained = explain(plan, state.statuses(plan, work), work, stage_id)
@@ -107,7 +108,7 @@ def explain(
 
 
 def _changed_inputs(needs: Mapping[str, str], earlier: Mapping[str, Any]) -> list[str]:
-    """The upstream stages that differ from those of the stage.json `earlier`, as text."""
+    """'role: old id -> new id' for inputs that differ from those in the stage.json `earlier`."""
     old = earlier["needs"]
     return [
         f"{role}: {old.get(role)} -> {upstream}"

@@ -1,8 +1,8 @@
-"""List stage directories and cluster run directories of a work dir, with sizes; delete unused ones.
+"""List the stages and cluster runs in a work dir with their sizes; delete unreferenced ones.
 
 python tools/work_dir.py                      # list everything, with sizes and references
-python tools/work_dir.py pocket smoke --gc    # list what is unreferenced
-python tools/work_dir.py pocket smoke --gc --delete
+python tools/work_dir.py pocket smoke --gc    # list only unreferenced ones
+python tools/work_dir.py pocket smoke --gc --delete    # delete them
 
 A stage is referenced if a record in results/*/records, or in another results folder written from
 this work dir, cites it; if a suite named here plans it; if a referenced stage depends on it; or if
@@ -46,8 +46,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="remove a results folder from the work dir's list, if the folder no longer exists",
     )
-    p.add_argument("--gc", action="store_true", help="list only what is unreferenced")
-    p.add_argument("--delete", action="store_true", help="with --gc: delete it")
+    p.add_argument(
+        "--gc", action="store_true", help="list only unreferenced stages and cluster runs"
+    )
+    p.add_argument("--delete", action="store_true", help="with --gc: delete the listed ones")
     p.add_argument("--json", action="store_true", help="print the list as JSON")
     return p
 
@@ -76,20 +78,20 @@ def _run(args: argparse.Namespace) -> int:
         cited_stages.unregister(work, folder)
     registered = cited_stages.citing_folders(work)
     folders += [r.results for r in registered if r.exists and r.results not in folders]
-    missing_folders = [r for r in registered if not r.exists]
+    missing = [r for r in registered if not r.exists]
     cited = work_dir.citations(folders)
     entries = work_dir.survey(work, cited, planned)
     chosen = work_dir.prunable(entries, bool(cited or planned)) if args.gc else entries
     print(work_dir.as_json(chosen) if args.json else work_dir.table(chosen))
     out = sys.stderr if args.json else sys.stdout
-    for folder in missing_folders:
+    for registration in missing:
         note = "no longer exists; stages that only its records cite are unreferenced"
-        print(f"{folder.results} {note}", file=out)
+        print(f"{registration.results} {note}", file=out)
     print(f"{work}: {work_dir.summary(entries)}", file=out)
     if args.gc and not args.delete:
         print(f"unreferenced: {work_dir.summary(chosen)}; --delete removes them", file=out)
     elif args.gc:
-        _check_available([r.results for r in missing_folders if not r.is_removed])
+        _check_available([r.results for r in missing if not r.is_removed])
         _delete(work, chosen, out)
     return 0
 

@@ -577,7 +577,7 @@ def test_an_empty_class_folder_of_the_pool_does_not_shift_labels(tmp_path: Path)
         (tmp_path / "pool" / name).touch()
     (tmp_path / "pool" / "b").mkdir()
     out = tmp_path / "stage"
-    assert stage._pool(tmp_path / "pool", out / "data" / "pool", out) == 3
+    assert stage._link_pool(tmp_path / "pool", out / "data" / "pool", out) == 3
     table = json.loads((out / "data/pool/labels.json").read_text())
     assert table["classes"] == ["a", "b", "c"]
     assert table["labels"] == {"a/1.png": 0, "c/1.png": 2, "c/2.png": 2}

@@ -47,7 +47,7 @@ def test_each_image_has_the_label_of_its_class_folder(source: str, tmp_path: Pat
         spec = own.make(tmp_path / "mine")
         own.run(spec | {"pool": str(tmp_path / "pool"), "pool_labels": True}, out)
     else:  # stage `prepare` lists the pool of an official set with this function
-        official._pool(tmp_path / "pool", out / "data" / "pool", out)
+        official._link_pool(tmp_path / "pool", out / "data" / "pool", out)
     stages = {"prepare": out}
     (tmp_path / "views").mkdir()
     recipe = dict(views=2, px=16, seed=0, scale=[0.5, 1.0], ratio=[1.0, 1.0])

@@ -1,7 +1,7 @@
 """ADE20K scene parsing (2016): ADEChallengeData2016/{images,annotations}/{training,validation}/.
 
 Masks contain 0 for 'other' and 1..150 for the classes; mmseg's `reduce_zero_label` changes 0 to 255
-and the others to 0..149.
+and 1..150 to 0..149.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
         need_files(masks, (f"{n}.png" for n in names), images)
         need_files(images, _image_names(masks), masks)
         step = 1 if decode is None else max(1, len(names) // max(decode, 1))
-        for name in names[::step][:decode]:
+        evenly_spaced = names[::step][:decode]
+        for name in evenly_spaced:
             _check_pair(images / f"{name}.jpg", masks / f"{name}.png")
         counts[f"{split}_images"] = len(names)
     return counts
@@ -59,17 +60,17 @@ def _check_pair(image: Path, mask: Path) -> None:
             expected="one 8-bit channel",
             fix="use ADEChallengeData2016.zip; this is the full ADE20K release",
         )
-    if info[:2] != image_info[:2]:
+    if (info.width, info.height) != (image_info.width, image_info.height):
         raise KdepError(
             f"the mask {mask} is {info.width}x{info.height}",
             expected=f"{image_info.width}x{image_info.height}, the size of its image",
             fix="unpack both from the same archive",
         )
     with Image.open(mask) as opened:
-        top = int(np.asarray(opened).max())
-    if top > CLASSES:
+        largest = int(np.asarray(opened).max())
+    if largest > CLASSES:
         raise KdepError(
-            f"the mask {mask} contains the value {top}",
+            f"the mask {mask} contains the value {largest}",
             expected=f"0..{CLASSES}",
             fix="unpack the archive again",
         )
@@ -78,12 +79,12 @@ def _check_pair(image: Path, mask: Path) -> None:
 def tiny(folder: Path, rng: np.random.Generator) -> None:
     """Generates 4 training and 2 validation images with masks of values 0..150."""
     base = folder / FOLDER
-    for split, code, count in (("training", "train", 4), ("validation", "val", 2)):
+    for split, short_name, count in (("training", "train", 4), ("validation", "val", 2)):
         for i in range(1, count + 1):
-            name = f"ADE_{code}_{i:08d}"
+            name = f"ADE_{short_name}_{i:08d}"
             draw.save(base / "images" / split / f"{name}.jpg", draw.noise_image(rng))
             labels = draw.mask(rng, CLASSES) + 1
-            labels[:4] = 0
+            labels[:4] = 0  # the first rows: other
             draw.save(base / "annotations" / split / f"{name}.png", labels.astype(np.uint8))
 
 

@@ -1,8 +1,8 @@
 """Unpacks tar and zip archives: rejects unsafe paths, detects damage, and resumes.
 
-Before the first file is written, every name is checked and the whole archive is read, with the end-
-of-archive blocks and the checksum of a compressed stream. (Python's tarfile takes a damaged header
-for the end of the archive.) Archives with links or absolute names are rejected; tarfile's
+Before the first file is written, every name is checked and the whole archive is read, including its
+end-of-archive blocks and the checksum of a compressed stream. (Python's tarfile takes a damaged
+header for the end of the archive.) Archives with links or absolute names are rejected; tarfile's
 filter="data" would accept links that stay in the folder, and would alter names. Each file is
 written under a temporary name and renamed when it is complete.
 
@@ -39,14 +39,24 @@ SEALS = ".unpacked"  # folder of the seals
 _PIECE = 1 << 20  # bytes per read
 #: Exceptions of the libraries for damaged content, in addition to OSErrors without errno.
 DAMAGE = (
-    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError),
-    *(ValueError, LookupError, RuntimeError, OverflowError, AttributeError, TypeError),
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    ValueError,
+    LookupError,
+    RuntimeError,
+    OverflowError,
+    AttributeError,
+    TypeError,
 )
-_AGAIN = "download it again (an interrupted download is the usual cause)"
-_ALWAYS_HASHED_BELOW = 256 << 20  # bytes; also if the archive's modification time is unchanged
-_PADDING = 1 << 20  # bytes; more zeros after a tar are a sign of an unfinished download
-_EXTENDED = b"xgXLK"  # types of tar headers that describe the next member
-_LONGEST_NAME = 1 << 20  # bytes
+_DOWNLOAD_AGAIN = "download it again (an interrupted download is the usual cause)"
+_ALWAYS_HASHED_BELOW = 256 << 20  # bytes; smaller archives are hashed even if seemingly unchanged
+_MAX_PADDING = 1 << 20  # bytes; more zeros after a tar are a sign of an unfinished download
+_EXTENDED_TYPES = {b"x", b"g", b"X", b"L", b"K"}  # tar headers that describe the next member
+_MAX_NAME = 1 << 20  # bytes of such a description
 
 Progress = Callable[..., None]
 
@@ -105,10 +115,12 @@ def check_archive(path: Path, archive: Archive, progress: Progress) -> str:
 def _check_archive(path: Path, archive: Archive, size: int, progress: Progress) -> str:
     if archive.bytes is not None and size != archive.bytes:
         raise KdepError(
-            f"the archive {path} has {size} bytes", expected=f"{archive.bytes} bytes", fix=_AGAIN
+            f"the archive {path} has {size} bytes",
+            expected=f"{archive.bytes} bytes",
+            fix=_DOWNLOAD_AGAIN,
         )
     if size == 0:
-        raise KdepError(f"the archive {path} is empty (0 bytes)", fix=_AGAIN)
+        raise KdepError(f"the archive {path} is empty (0 bytes)", fix=_DOWNLOAD_AGAIN)
     md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
     _read_all(path, (md5, sha256), progress)
     _hashed[_identity(path)] = sha256.hexdigest()  # `unpack` needs it next
@@ -116,7 +128,7 @@ def _check_archive(path: Path, archive: Archive, size: int, progress: Progress) 
         raise KdepError(
             f"the archive {path} has the MD5 {md5.hexdigest()}",
             expected=f"{archive.md5} ({archive.md5_source})",
-            fix=_AGAIN,
+            fix=_DOWNLOAD_AGAIN,
         )
     return md5.hexdigest()
 
@@ -143,7 +155,7 @@ def unpack(path: Path, target: Path, progress: Progress, *, strip: int = 0) -> d
         return {**counts, "skipped": counts["files"]}
     with as_kdep_errors(path):
         target.mkdir(parents=True, exist_ok=True)
-        names = _listed(path, strip)
+        names = _sizes(path, strip)
         _check_disk_space(path, target, names, sum(names.values()))
         resumed = seal.begin(progress)
         counts = _unpack(path, target, progress, strip, names, resumed)
@@ -172,7 +184,7 @@ def as_kdep_errors(path: Path) -> Iterator[None]:
 
 def _damaged(path: Path, e: object) -> KdepError:
     text = " ".join(str(e).split())[:200] or type(e).__name__
-    return KdepError(f"the archive {path} is damaged or truncated ({text})", fix=_AGAIN)
+    return KdepError(f"the archive {path} is damaged or truncated ({text})", fix=_DOWNLOAD_AGAIN)
 
 
 def disk_error(path: Path, e: OSError) -> KdepError:
@@ -196,12 +208,13 @@ _hashed: dict[tuple[Any, ...], str] = {}  # SHA-256 by the result of `_identity`
 
 
 def _identity(path: Path) -> tuple[Any, ...]:
-    """(resolved path, size, modification time in ns, inode) of a file."""
-    s = path.stat()
-    return str(path.resolve()), s.st_size, s.st_mtime_ns, s.st_ino
+    """(resolved path, size in bytes, modification time in ns, inode) of a file."""
+    status = path.stat()
+    return str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def _read_all(path: Path, digests: tuple[Any, ...], progress: Progress) -> None:
+    """Adds the content of a file to each of `digests`, which are hashlib objects."""
     size, done = path.stat().st_size, 0
     with path.open("rb") as f:
         while piece := f.read(_PIECE):
@@ -212,8 +225,10 @@ def _read_all(path: Path, digests: tuple[Any, ...], progress: Progress) -> None:
 
 
 def _sha256(path: Path, progress: Progress) -> str:
+    """SHA-256 of a file; of a large file from `_hashed` if it has not changed since."""
     key = _identity(path)
-    if key not in _hashed or key[1] < _ALWAYS_HASHED_BELOW:
+    _, size, _, _ = key
+    if key not in _hashed or size < _ALWAYS_HASHED_BELOW:
         digest = hashlib.sha256()
         _read_all(path, (digest,), progress)
         _hashed[key] = digest.hexdigest()
@@ -311,7 +326,7 @@ def drop_seals(folder: Path) -> None:
 # ---- members ----
 
 
-def _listed(path: Path, strip: int) -> dict[str, int]:
+def _sizes(path: Path, strip: int) -> dict[str, int]:
     """Reads the whole archive; returns {path below the target: size in bytes} of its files.
 
     Raises:
@@ -323,15 +338,15 @@ def _listed(path: Path, strip: int) -> dict[str, int]:
         if rel is None:
             continue
         if str(rel) in names:
-            raise KdepError(f"the archive {path} contains {str(rel)!r} twice", fix=_AGAIN)
+            raise KdepError(f"the archive {path} contains {str(rel)!r} twice", fix=_DOWNLOAD_AGAIN)
         names[str(rel)] = member.size
     if not names:
-        raise KdepError(f"the archive {path} contains no file", fix=_AGAIN)
+        raise KdepError(f"the archive {path} contains no file", fix=_DOWNLOAD_AGAIN)
     for name in names:
         if parent := next((p for p in PurePosixPath(name).parents if str(p) in names), None):
             raise KdepError(
                 f"the archive {path} contains {str(parent)!r} both as a file and as a folder",
-                fix=_AGAIN,
+                fix=_DOWNLOAD_AGAIN,
             )
     return names
 
@@ -344,18 +359,20 @@ def _unpack(
     names: dict[str, int],
     resumed: bool,
 ) -> dict[str, int]:
-    """Unpacks an archive that was checked by `_listed`, whose result is `names`."""
+    """Unpacks an archive that was checked by `_sizes`, whose result is `names`."""
     done = skipped = 0
     for member in members(path):
         rel = safe_member(member.name, path, strip)
         if rel is None:
             continue
-        skipped += not place(member, target, rel, path, resumed)
+        was_written = place(member, target, rel, path, resumed)
+        skipped += not was_written
         done += 1
         progress(done, len(names), f"unpacking {path.name}")
     if done != len(names):
         raise KdepError(
-            f"only {done} of {len(names)} files could be read from the archive {path}", fix=_AGAIN
+            f"only {done} of {len(names)} files could be read from the archive {path}",
+            fix=_DOWNLOAD_AGAIN,
         )
     return {"files": done, "bytes": sum(names.values()), "skipped": skipped}
 
@@ -382,7 +399,7 @@ def place(
     out = target / rel
     check_inside(out, target, source)
     has_right_size = out.is_file() and not out.is_symlink() and out.stat().st_size == member.size
-    if has_right_size and (resumed or _equal(member, out)):
+    if has_right_size and (resumed or _has_content(out, member)):
         return False
     out.parent.mkdir(parents=True, exist_ok=True)
     fd, tmp = new_temporary(out, ".unpack.")
@@ -400,14 +417,15 @@ def place(
                 if remaining
                 else "has more bytes than its header states for"
             )
-            raise KdepError(f"the archive {source} {fault} {member.name!r}", fix=_AGAIN)
+            raise KdepError(f"the archive {source} {fault} {member.name!r}", fix=_DOWNLOAD_AGAIN)
         os.replace(tmp, out)
     finally:
         tmp.unlink(missing_ok=True)
     return True
 
 
-def _equal(member: Member, out: Path) -> bool:
+def _has_content(out: Path, member: Member) -> bool:
+    """Whether the file has the content of the member."""
     with member.open() as data, out.open("rb") as f:
         while piece := data.read(_PIECE):
             if piece != f.read(len(piece)):
@@ -471,7 +489,7 @@ def members(path: Path) -> Iterator[Member]:
         with zipfile.ZipFile(path) as z:
             _check_zip(z, path)
             for info in z.infolist():
-                if _zip_file(info, path):
+                if _is_file_in_zip(info, path):
                     yield Member(info.filename, info.file_size, lambda i=info: z.open(i))
         return
     with _decompressed(path, head) as stream:
@@ -479,6 +497,7 @@ def members(path: Path) -> Iterator[Member]:
 
 
 def _decompressed(path: Path, head: bytes) -> IO[bytes]:
+    """Opens an archive for reading; decompresses gzip, bzip2 and xz. `head`: its first bytes."""
     if head.startswith(b"\x1f\x8b"):
         return gzip.open(path)  # type: ignore[return-value]
     if head.startswith(b"BZh"):
@@ -489,17 +508,14 @@ def _decompressed(path: Path, head: bytes) -> IO[bytes]:
 
 
 class _Header(tarfile.TarInfo):
-    """A tar header that rejects impossible sizes; tarfile would loop forever for a negative one."""
+    """A tar header that rejects impossible sizes; for a negative size tarfile would never end."""
 
     @classmethod
     def frombuf(cls, buf: Any, encoding: str, errors: str) -> Any:
         info = super().frombuf(buf, encoding, errors)
-        if info.size < 0 or (info.type in _EXTENDED_TYPES and info.size > _LONGEST_NAME):
+        if info.size < 0 or (info.type in _EXTENDED_TYPES and info.size > _MAX_NAME):
             raise tarfile.HeaderError(f"a header states {info.size} bytes")
         return info
-
-
-_EXTENDED_TYPES = {bytes([c]) for c in _EXTENDED}
 
 
 class _Stream(io.RawIOBase):
@@ -539,7 +555,7 @@ def tar_members(stream: IO[bytes], source: Path) -> Iterator[Member]:
     except (tarfile.TarError, EOFError, zlib.error) as e:
         raise KdepError(
             f"the file {source} is not a tar or zip archive, or it is damaged or truncated ({e})",
-            fix=_AGAIN,
+            fix=_DOWNLOAD_AGAIN,
         ) from None
     with t:
         last = -1
@@ -548,8 +564,8 @@ def tar_members(stream: IO[bytes], source: Path) -> Iterator[Member]:
             if info.size < 0 or info.offset_data <= last:
                 raise _damaged(source, f"a header states {info.size} bytes")
             last = info.offset_data
-            if _tar_file(info, source):
-                yield Member(info.name, info.size, lambda i=info: _content(t, i))
+            if _is_file_in_tar(info, source):
+                yield Member(info.name, info.size, lambda i=info: _open_member(t, i))
         _check_end(limited, t.offset, source)
 
 
@@ -572,18 +588,21 @@ def _check_end(stream: IO[bytes], position: int, source: Path) -> None:
         rest += len(piece)
         if piece.strip(b"\0"):
             raise _damaged(source, f"other data follows its end at byte {position}")
-    if rest > _PADDING:
+    if rest > _MAX_PADDING:
         raise _damaged(source, f"{rest} bytes of zeros follow its end at byte {position}")
 
 
-def _content(t: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
+def _open_member(t: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
     data = t.extractfile(info)
     assert data is not None, "a regular file"
     return data
 
 
 def _check_zip(z: zipfile.ZipFile, path: Path) -> None:
-    """Raises KdepError unless the central directory lists all entries and no other bytes exist."""
+    """Raises KdepError if a zip has entries that its central directory does not list.
+
+    Also for other additional bytes, and for encrypted entries.
+    """
     end_size = 22  # bytes of the end-of-central-directory record, without the comment
     size = path.stat().st_size
     with path.open("rb") as f:
@@ -592,17 +611,20 @@ def _check_zip(z: zipfile.ZipFile, path: Path) -> None:
     position = tail.rfind(b"PK\5\6")
     end = tail[position : position + end_size]
     if len(end) == end_size:
+        # At byte 10 the number of entries, at byte 20 the length of the comment.
         entries, comment_size = struct.unpack("<10xH8xH", end)
-        first = min((i.header_offset for i in z.infolist()), default=0)
+        first_offset = min((i.header_offset for i in z.infolist()), default=0)
         if entries not in (0xFFFF, len(z.infolist())):  # 0xFFFF: see the Zip64 record
             raise _damaged(
                 path, f"its central directory lists {len(z.infolist())} of {entries} entries"
             )
-        extra = len(tail) - position - end_size - comment_size
-        if extra:
-            raise _damaged(path, f"{extra} bytes follow its end")
-        if first:
-            raise _damaged(path, f"the {first} bytes before its first entry belong to no entry")
+        extra_bytes = len(tail) - position - end_size - comment_size
+        if extra_bytes:
+            raise _damaged(path, f"{extra_bytes} bytes follow its end")
+        if first_offset:
+            raise _damaged(
+                path, f"the {first_offset} bytes before its first entry belong to no entry"
+            )
     encrypted = next((i.filename for i in z.infolist() if i.flag_bits & 1), None)
     if encrypted is not None:
         raise KdepError(
@@ -611,7 +633,7 @@ def _check_zip(z: zipfile.ZipFile, path: Path) -> None:
         )
 
 
-def _tar_file(info: tarfile.TarInfo, source: Path) -> bool:
+def _is_file_in_tar(info: tarfile.TarInfo, source: Path) -> bool:
     """Whether a member is a file, not a folder; raises KdepError for a link or device."""
     if info.isdir():
         safe_member(info.name, source)
@@ -626,9 +648,9 @@ def _tar_file(info: tarfile.TarInfo, source: Path) -> bool:
     )
 
 
-def _zip_file(info: zipfile.ZipInfo, source: Path) -> bool:
+def _is_file_in_zip(info: zipfile.ZipInfo, source: Path) -> bool:
     """Whether an entry is a file, not a folder; raises KdepError for a link or special file."""
-    mode = info.external_attr >> 16
+    mode = info.external_attr >> 16  # the Unix mode
     kind = stat.S_IFMT(mode)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise KdepError(
@@ -643,11 +665,19 @@ def _zip_file(info: zipfile.ZipInfo, source: Path) -> bool:
 
 
 def _check_disk_space(path: Path, target: Path, names: dict[str, int], total: int) -> None:
-    existing = sum(s for n, s in names.items() if (target / n).is_file())
-    free, need = shutil.disk_usage(target).free, total - existing
-    if need > free:
+    """Raises KdepError if the disk has no space for the files that do not exist yet.
+
+    Args:
+        path: the archive, for errors.
+        target: the folder to unpack into.
+        names: {path below the target: size in bytes}.
+        total: sum of the sizes.
+    """
+    existing = sum(size for name, size in names.items() if (target / name).is_file())
+    free, required = shutil.disk_usage(target).free, total - existing
+    if required > free:
         raise KdepError(
-            f"unpacking {path} needs {need / 1e9:.1f} GB, but {target} has only {free / 1e9:.1f} "
-            "GB free",
+            f"unpacking {path} needs {required / 1e9:.1f} GB, but {target} has only "
+            f"{free / 1e9:.1f} GB free",
             fix="free disk space or choose another --root",
         )

@@ -147,8 +147,8 @@ def lay_out(
 def verify(dataset: OfficialSet, root: Path, decode: int | None = 8, whole: bool = True) -> dict:
     """Checks a set below `root`; returns its counts of images and classes.
 
-    If the check fails, the set's seals (see `archives.Seal`) are removed, so that the next
-    `lay_out` compares every file with the archives.
+    If the check fails, the records that its archives were unpacked (`archives.Seal`) are removed.
+    The next `lay_out` then compares every file with the archives.
 
     Args:
         dataset: the set.
@@ -174,7 +174,8 @@ def _verify(dataset: OfficialSet, root: Path, decode: int | None, whole: bool) -
             fix=f"run: python tools/prepare_data.py {dataset.name} --root {root}",
         )
     counts = dataset.verify(folder, decode)
-    for key, official in dataset.counts.items() if whole else ():
+    official_counts = dataset.counts if whole else {}
+    for key, official in official_counts.items():
         if counts.get(key) != official:
             raise KdepError(
                 f"{dataset.title} at {folder} has {counts.get(key)} {key}",
@@ -236,7 +237,7 @@ def lines(path: Path, description: str) -> list[str]:
             expected=description,
             fix="unpack its archive again",
         ) from None
-    rows = [x.strip() for x in text.splitlines() if x.strip()]
+    rows = [line.strip() for line in text.splitlines() if line.strip()]
     if not rows:
         raise KdepError(
             f"the file {path} has no entries", expected=description, fix="unpack its archive again"

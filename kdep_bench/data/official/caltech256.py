@@ -39,8 +39,8 @@ def classes(folder: Path) -> list[str]:
     """
     names = class_names(need_dir(folder / FOLDER, "class folders"))
     for position, name in enumerate(names, 1):
-        m = _CLASS.fullmatch(name)
-        if m is None or int(m[1]) != position:
+        match = _CLASS.fullmatch(name)
+        if match is None or int(match[1]) != position:
             raise KdepError(
                 f"the class folder {folder / FOLDER / name} is at position {position}",
                 expected=f"the name {position:03d}.<name>: numbers from 001 without gaps",
@@ -81,9 +81,9 @@ def write_lists(folder: Path, per_class: int) -> None:
                 fix="unpack the archive again",
             )
         for split, part in (("train", images[:per_class]), ("test", images[per_class:])):
-            rows[split] += [f"{FOLDER}/{name}/{i} {label}" for i in part]
+            rows[split] += [f"{FOLDER}/{name}/{image} {label}" for image in part]
     for split, file in LISTS.items():
-        write_atomic(folder / file, "".join(f"{r}\n" for r in rows[split]))
+        write_atomic(folder / file, "".join(f"{row}\n" for row in rows[split]))
 
 
 def verify(folder: Path, decode: int | None) -> dict[str, int]:
@@ -95,7 +95,7 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
     listed: list[str] = []
     counts = {}
     for split, file in LISTS.items():
-        paths = [_row_path(folder / file, row, names) for row in lines(folder / file, _ROW)]
+        paths = [_row_path(folder / file, row, names) for row in lines(folder / file, _ROW_FORM)]
         counts[f"{split}_images"] = len(paths)
         listed += paths
     total = sum(len(_images(folder / FOLDER / n)) for n in names)
@@ -111,7 +111,7 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
     return {"classes": len(names), "images": total, **counts}
 
 
-_ROW = "one 'path label' per line"
+_ROW_FORM = "one 'path label' per line"
 
 
 def _row_path(file: Path, row: str, names: list[str]) -> str:
@@ -152,7 +152,7 @@ SET = OfficialSet(
             "torchvision 0.29.1, datasets/caltech.py",
         ),
     ),
-    # 30,607 images: the data set's own page; 257 x 60 train.
+    # 30,607 images: the data set's own page. Training: 257 classes x 60 images.
     counts={"classes": 257, "images": 30607, "train_images": 15420, "test_images": 15187},
     trained=("train_images",),
     verify=verify,

@@ -1,4 +1,4 @@
-"""CIFAR-100, python version: cifar-100-python/{train,test,meta}, pickles of Python 2.
+"""CIFAR-100, Python version: cifar-100-python/{train,test,meta}, pickles of Python 2.
 
 A pickle can run code when it is loaded. The unpickler here creates only arrays and built-in types.
 """
@@ -18,6 +18,7 @@ from kdep_bench.errors import KdepError
 
 FOLDER = "cifar-100-python"
 _SOURCE = "mmpretrain 1.2.0 and torchvision 0.29.1, datasets/cifar.py"
+# (module, name) of the functions and classes that the pickles of the official archive use.
 _ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"),
     ("numpy._core.multiarray", "_reconstruct"),
@@ -85,7 +86,7 @@ def read_split(folder: Path, split: str) -> tuple[np.ndarray, list[int], list[st
             expected="data uint8 [N, 3072] and a list of names (CIFAR-100, not CIFAR-10)",
             fix="unpack cifar-100-python.tar.gz",
         )
-    if data.shape[1] != 3072 or not isinstance(labels, list) or len(labels) != len(data):
+    if data.shape[1] != 3 * 32 * 32 or not isinstance(labels, list) or len(labels) != len(data):
         raise KdepError(
             f"the file {base / split} has {data.shape[1]} values per image and "
             f"{(len(labels) if isinstance(labels, list) else 'no')} fine_labels for {len(data)} "
@@ -125,7 +126,7 @@ def tiny(folder: Path, rng: np.random.Generator) -> None:
         table = {
             "data": images.transpose(0, 3, 1, 2).reshape(count, 3072),
             "fine_labels": labels,
-            "coarse_labels": [i // 5 for i in labels],
+            "coarse_labels": [i // 5 for i in labels],  # 20 coarse classes of 5 fine classes
             "filenames": [f"tiny_{split}_{i:04d}.png" for i in range(count)],
             "batch_label": f"{split}ing batch 1 of 1",
         }

@@ -3,7 +3,7 @@
 The archives contain masks with labelIds; `convert` writes the masks with labelTrainIds that
 training reads. Ids are from cityscapesScripts, `helpers/labels.py`: 19 evaluated classes, 255 for
 all others. cityscapesScripts draws both kinds of masks from the same polygons in the same order, so
-mapping the ids has the same result.
+a mask that is converted id by id equals one that is drawn.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _HOMEPAGE = "https://www.cityscapes-dataset.com/downloads/"
 CLASSES = 19
 #: labelIds of the evaluated classes, in the order of their train ids.
 EVALUATED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
-TO_TRAIN = np.full(256, 255, np.uint8)
-TO_TRAIN[list(EVALUATED)] = range(CLASSES)
+TRAIN_ID_BY_LABEL_ID = np.full(256, 255, np.uint8)  # 255: not evaluated
+TRAIN_ID_BY_LABEL_ID[list(EVALUATED)] = range(CLASSES)
 IDS, TRAIN_IDS = "_gtFine_labelIds.png", "_gtFine_labelTrainIds.png"
 SPLITS = ("train", "val")
 
@@ -38,7 +38,7 @@ def convert(folder: Path, progress: Progress) -> None:
             with Image.open(file) as opened:
                 ids = np.asarray(opened)
             partial = target.with_name(f".{target.name}.partial")
-            Image.fromarray(TO_TRAIN[ids]).save(partial, "PNG")
+            Image.fromarray(TRAIN_ID_BY_LABEL_ID[ids]).save(partial, "PNG")
             partial.replace(target)
         progress(i + 1, len(files), "label ids to train ids")
 

@@ -42,7 +42,7 @@ NAMES = json.loads(
 
 
 def verify(folder: Path, decode: int | None) -> dict[str, int]:
-    """Checks ids, the 80 categories, that images exist, and the size of some of them.
+    """Checks ids, the 80 categories, that all images exist, and the sizes of `decode` images.
 
     Returns counts; see `OfficialSet.verify`.
     """
@@ -54,7 +54,8 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
         images = need_dir(folder / split, f"the images of {split}.zip")
         need_files(images, (i["file_name"] for i in table["images"]), path)
         step = 1 if decode is None else max(1, len(table["images"]) // max(decode, 1))
-        for image in table["images"][::step][:decode]:
+        evenly_spaced = table["images"][::step][:decode]
+        for image in evenly_spaced:
             _check_size(images / image["file_name"], image, path)
         counts |= {
             f"{split}_images": len(table["images"]),
@@ -71,7 +72,7 @@ def check_table(path: Path, table: Any) -> dict[str, int]:
         table: its parsed content.
 
     Returns:
-        the number of images, annotations and crowds.
+        the numbers of images, annotations and crowd regions.
 
     Raises:
         KdepError: the first fault.
@@ -98,19 +99,20 @@ def check_table(path: Path, table: Any) -> dict[str, int]:
     if len(images) != len(table["images"]):
         raise KdepError(f"the file {path} has a duplicate image id", fix="download it again")
     crowds = 0
-    for a in table["annotations"]:
-        if a["image_id"] not in images or str(a["category_id"]) not in names:
+    for annotation in table["annotations"]:
+        category = annotation["category_id"]
+        if annotation["image_id"] not in images or str(category) not in names:
             raise KdepError(
-                f"annotation {a['id']} in {path} has image {a['image_id']} and category "
-                f"{a['category_id']}",
+                f"annotation {annotation['id']} in {path} has image {annotation['image_id']} and "
+                f"category {category}",
                 expected="ids that exist in the file",
-                fix="download both again: images and annotations are of different versions",
+                fix="download the annotations again",
             )
-        crowds += a.get("iscrowd", 0)
+        crowds += annotation.get("iscrowd", 0)
     return {"images": len(images), "annotations": len(table["annotations"]), "crowds": crowds}
 
 
-#: Required keys and types of the entries, by list.
+#: List -> the required keys of its entries, with their types.
 _KEYS: dict[str, dict[str, type]] = {
     "images": {"id": int, "file_name": str, "width": int, "height": int},
     "annotations": {"id": int, "image_id": int, "category_id": int},
@@ -120,15 +122,15 @@ _KEYS: dict[str, dict[str, type]] = {
 
 def _check_entries(path: Path, table: dict[str, Any]) -> None:
     """Raises KdepError for the first entry with a missing key or a value of another type."""
-    for part, keys in _KEYS.items():
-        for position, item in enumerate(table[part]):
+    for list_name, keys in _KEYS.items():
+        for position, item in enumerate(table[list_name]):
             entry = item if isinstance(item, dict) else {}
             wrong = next((k for k, kind in keys.items() if type(entry.get(k)) is not kind), None)
             if wrong is None and type(entry.get("iscrowd", 0)) is not int:
                 wrong = "iscrowd"
             if wrong is not None:
                 raise KdepError(
-                    f"entry {position} of {part} in {path} has the {wrong} "
+                    f"entry {position} of {list_name} in {path} has the {wrong} "
                     f"{entry.get(wrong)!r:.80}",
                     expected="integers for ids, sizes and iscrowd, strings for names",
                     fix="unpack the annotations again",
@@ -136,8 +138,9 @@ def _check_entries(path: Path, table: dict[str, Any]) -> None:
 
 
 def _check_size(file: Path, stated: dict[str, Any], path: Path) -> None:
+    """Raises KdepError if an image has another size than `stated` in the annotation file `path`."""
     info = check_image(file)
-    if info[:2] != (stated["width"], stated["height"]):
+    if (info.width, info.height) != (stated["width"], stated["height"]):
         raise KdepError(
             f"the image {file} is {info.width}x{info.height}",
             expected=f"{stated['width']}x{stated['height']}, the size in {path}",
@@ -174,11 +177,13 @@ def tiny(folder: Path, rng: np.random.Generator) -> None:
 
 
 def _object(rng: np.random.Generator, number: int, image: int) -> dict[str, Any]:
+    """An annotation with a random box; `number` and `image` are its id and its image's id."""
     x0, y0, x1, y1 = draw.box(rng)
     w, h = x1 - x0, y1 - y0
     width, height = draw.SIZE
-    crowd = number % 4 == 0
-    if crowd:  # uncompressed RLE, column by column, as COCO writes crowds
+    is_crowd = number % 4 == 0
+    if is_crowd:
+        # Lengths of runs of 0 and 1 in turn, column by column: COCO's uncompressed RLE.
         counts = [x0 * height + y0]
         for _ in range(w - 1):
             counts += [h, height - h]
@@ -192,7 +197,7 @@ def _object(rng: np.random.Generator, number: int, image: int) -> dict[str, Any]
         "category_id": int(list(NAMES)[int(rng.integers(len(NAMES)))]),
         "bbox": [float(x0), float(y0), float(w), float(h)],
         "area": float(w * h),
-        "iscrowd": int(crowd),
+        "iscrowd": int(is_crowd),
         "segmentation": shape,
     }
 

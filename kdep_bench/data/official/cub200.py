@@ -75,7 +75,7 @@ def _table(path: Path) -> dict[int, str]:
     Raises:
         KdepError: a line of another form, or an id that occurs twice.
     """
-    out = {}
+    table = {}
     for row in lines(path, "one 'id value' per line"):
         key, _, value = row.partition(" ")
         if not _is_number(key) or not value:
@@ -84,15 +84,16 @@ def _table(path: Path) -> dict[int, str]:
                 expected="'id value'",
                 fix="unpack the archive again",
             )
-        if int(key) in out:
+        if int(key) in table:
             raise KdepError(
                 f"the file {path} has the id {key} twice", fix="unpack the archive again"
             )
-        out[int(key)] = value
-    return out
+        table[int(key)] = value
+    return table
 
 
 def _is_number(text: str) -> bool:
+    """Whether the text is a non-negative integer of at most nine digits."""
     # str.isdigit is also true for superscript digits, which int() does not accept.
     return text.isascii() and text.isdigit() and len(text) < 10
 
@@ -105,8 +106,9 @@ def tiny(folder: Path, rng: np.random.Generator) -> None:
             name = f"{number:03d}.{bird}/{bird}_{i:04d}_{number}{i}.jpg"
             draw.save(base / "images" / name, draw.noise_image(rng))
             rows.append((name, number, int(i < 4)))
-    for k, name in enumerate(_LISTS):
-        draw.write_lines(base / name, [f"{i} {row[k]}" for i, row in enumerate(rows, 1)])
+    # The columns of `rows` are the values of the lists in _LISTS.
+    for column, name in enumerate(_LISTS):
+        draw.write_lines(base / name, [f"{i} {row[column]}" for i, row in enumerate(rows, 1)])
 
 
 SET = OfficialSet(

@@ -1,4 +1,7 @@
-"""Describable Textures (DTD r1.0.1): dtd/{images/<texture>/, labels/, imdb/imdb.mat}, split 1."""
+"""Describable Textures (DTD r1.0.1): dtd/{images/<texture>/, labels/, imdb/imdb.mat}.
+
+Of the ten official splits, split 1 is used; its parts are train1, val1 and test1.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,9 @@ SPLITS = ("train1", "val1", "test1")
 
 
 def verify(folder: Path, decode: int | None) -> dict[str, int]:
-    """Checks that the parts of split 1 are disjoint, images exist, and imdb.mat has the same split.
+    """Checks that the parts of split 1 are disjoint, images exist, and imdb.mat has the same parts.
 
-    mmpretrain reads the split from imdb.mat, where 1 is train, 2 val and 3 test (mmpretrain 1.2.0,
+    mmpretrain reads the parts from imdb.mat, where 1 is train, 2 val and 3 test (mmpretrain 1.2.0,
     `datasets/dtd.py`). Returns counts; see `OfficialSet.verify`.
     """
     base = folder / FOLDER
@@ -31,10 +34,12 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
             f"the splits in {base / 'labels'} share images", fix="unpack the archive again"
         )
     need_files(base / "images", names, base / "labels")
-    table = _imdb(base / "imdb" / "imdb.mat")
+    table = _read_imdb(base / "imdb" / "imdb.mat")
     _check_labels(base / "imdb" / "imdb.mat", table)
     for number, split in enumerate(SPLITS, 1):
-        stored = {n for n, s in zip(table["name"], table["set"], strict=True) if s == number}
+        stored = {
+            name for name, part in zip(table["name"], table["set"], strict=True) if part == number
+        }
         if stored != set(parts[split]):
             raise KdepError(
                 f"the split {split} of {base / 'imdb/imdb.mat'} differs from labels/{split}.txt",
@@ -66,7 +71,7 @@ def _check_labels(path: Path, table: dict[str, list]) -> None:
         )
 
 
-def _imdb(path: Path) -> dict[str, list]:
+def _read_imdb(path: Path) -> dict[str, list]:
     """Reads imdb.mat: the columns name, class and set, each with one entry per image."""
     import mat4py
 
@@ -100,19 +105,23 @@ def tiny(folder: Path, rng: np.random.Generator) -> None:
     rows = []
     for number, texture in enumerate(("banded", "blotchy", "braided", "bubbly"), 1):
         for i in range(6):
-            split = i % 3
+            part = i % 3
             name = f"{texture}/{texture}_{i:04d}.jpg"
             draw.save(base / "images" / name, draw.noise_image(rng))
-            parts[SPLITS[split]].append(name)
-            rows.append((name, number, split + 1))
-    for split, names in parts.items():
-        draw.write_lines(base / "labels" / f"{split}.txt", names)
+            parts[SPLITS[part]].append(name)
+            rows.append((name, number, part + 1))
+    for part_name, names in parts.items():
+        draw.write_lines(base / "labels" / f"{part_name}.txt", names)
     (base / "imdb").mkdir(parents=True)
     name_cells = np.empty((1, len(rows)), object)
-    name_cells[0] = [r[0] for r in rows]
+    name_cells[0] = [name for name, _, _ in rows]
     # uint8 as in the real file: MATLAB stores doubles with integer values as small integers.
-    numbers = {k: np.array([[r[j] for r in rows]], np.uint8) for k, j in (("class", 1), ("set", 2))}
-    table = {"id": np.arange(1, len(rows) + 1, dtype=np.uint8)[None], "name": name_cells, **numbers}
+    table = {
+        "id": np.arange(1, len(rows) + 1, dtype=np.uint8)[None],
+        "name": name_cells,
+        "class": np.array([[class_number for _, class_number, _ in rows]], np.uint8),
+        "set": np.array([[part for _, _, part in rows]], np.uint8),
+    }
     draw.save_mat(base / "imdb" / "imdb.mat", {"images": table})
 
 

@@ -1,8 +1,9 @@
-"""ImageNet-1K (ILSVRC 2012), the pre-training pool: train/<wnid>/*.JPEG, val/<wnid>/*.JPEG.
+"""ImageNet-1K (ILSVRC 2012), for pre-training: train/<wnid>/*.JPEG, val/<wnid>/*.JPEG.
 
-The training archive is a tar with one tar per class. The validation archive has all images in one
-folder; with the ground truth of the devkit they are sorted into class folders, which torchvision
-and mmpretrain expect. Pre-training reads only `train`; `val` and the devkit are optional.
+A wnid is the WordNet id of a class. The training archive is a tar with one tar per class. The
+validation archive has all images in one folder; with the ground truth of the devkit they are sorted
+into class folders, which torchvision and mmpretrain expect. Pre-training reads only `train`; `val`
+and the devkit are optional.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def lay_out(folder: Path, archives: Mapping[str, Path], progress: Progress) -> N
         archives: {archive name: path}.
         progress: called with (done, total, note).
     """
-    _train(archives[TRAIN], folder / "train", progress)
+    _unpack_train(archives[TRAIN], folder / "train", progress)
     if DEVKIT in archives:
         unpack(archives[DEVKIT], folder / "devkit", progress, strip=1)
     if VAL in archives:
@@ -56,15 +57,15 @@ def lay_out(folder: Path, archives: Mapping[str, Path], progress: Progress) -> N
         _sort_val(folder, progress)
 
 
-def _train(path: Path, target: Path, progress: Progress) -> None:
-    """Unpacks the inner tars while reading the outer one.
+def _unpack_train(path: Path, target: Path, progress: Progress) -> None:
+    """Unpacks the training archive: its inner tars are read directly from the outer one.
 
     A marker file per class allows an interrupted run to resume at the next class.
     """
     seal = Seal(path, target)
     if seal.counts() is not None:
         return
-    done = bytes_ = 0
+    n_files = n_bytes = 0
     with as_kdep_errors(path), path.open("rb") as stream:
         target.mkdir(parents=True, exist_ok=True)
         seal.begin(progress)
@@ -85,10 +86,10 @@ def _train(path: Path, target: Path, progress: Progress) -> None:
                         rel = safe_member(f"{wnid}/{member.name}", path)
                         assert rel is not None
                         place(member, target, rel, path)
-                        done, bytes_ = done + 1, bytes_ + member.size
+                        n_files, n_bytes = n_files + 1, n_bytes + member.size
                 write_atomic(marker, sha256)
-            progress(number + 1, 1000, f"unpacking {wnid}")
-    seal.close({"files": done, "bytes": bytes_})
+            progress(number + 1, 1000, f"unpacking {wnid}")  # of 1000 classes
+    seal.close({"files": n_files, "bytes": n_bytes})
 
 
 def _sort_val(folder: Path, progress: Progress) -> None:
@@ -109,7 +110,7 @@ def _sort_val(folder: Path, progress: Progress) -> None:
 def _wnids(meta: Path) -> dict[int, str]:
     """{ILSVRC class number: WordNet id} of the classes without subclasses.
 
-    Same rule as `_parse_meta_mat` of torchvision.
+    torchvision selects the same classes in `_parse_meta_mat`.
     """
     from scipy.io import loadmat
 
@@ -175,7 +176,7 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
                 fix=f"run tools/prepare_data.py imagenet with {DEVKIT} among its archives; it "
                 "sorts val/ into class folders",
             )
-        files: list[Path] = []
+        images_of_split: list[Path] = []
         for class_folder in classes:
             if not _WNID.fullmatch(class_folder.name):
                 raise KdepError(
@@ -193,7 +194,7 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
             empty = next((f for f in images if f.stat().st_size == 0), None)
             if empty is not None:
                 raise KdepError(f"the image {empty} is empty (0 bytes)", fix="unpack it again")
-            files += images
+            images_of_split += images
         if split == "val" and [c.name for c in classes] != [
             c.name for c in class_folders(folder / "train")
         ]:
@@ -204,8 +205,8 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
             )
         # The release has 22 CMYK JPEGs and one PNG named .JPEG. `check_image` would refuse them,
         # but training decodes them correctly.
-        decode_some([f for f in files if not _is_cmyk_or_png(f)], decode)
-        counts |= {f"{split}_classes": len(classes), f"{split}_images": len(files)}
+        decode_some([f for f in images_of_split if not _is_cmyk_or_png(f)], decode)
+        counts |= {f"{split}_classes": len(classes), f"{split}_images": len(images_of_split)}
     return counts
 
 

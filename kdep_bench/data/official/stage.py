@@ -27,19 +27,20 @@ from kdep_bench.files import canonical_json, write_atomic, write_json
 
 
 def reads(spec: dict[str, Any]) -> dict[str, list[Source]]:
-    """The files that the stage reads: the folders of the sets, without the downloaded archives.
+    """The files that the stage reads: set name -> its folder without the archives; also the pool.
 
-    Empty for generated tiny copies. See `kdep_bench.data.content`.
+    Empty for generated tiny copies.
 
     Raises:
         KdepError: $KDEP_DATA is not set or is not a folder.
     """
     if spec.get("tiny_seed") is not None:
         return {}
-    root, parts = data_root(spec.get("root")).absolute(), {}
+    root, sources = data_root(spec.get("root")).absolute(), {}
     for name in sorted({*spec["sets"], spec["pool"]}):
-        parts[name] = [all_of(root / name, (a.name for a in get_set(name).archives))]
-    return {**parts, "pool": parts[spec["pool"]]}
+        archive_names = (a.name for a in get_set(name).archives)
+        sources[name] = [all_of(root / name, archive_names)]
+    return {**sources, "pool": sources[spec["pool"]]}
 
 
 KEYS = frozenset({"type", "name", "sets", "pool", "pool_folder", "root", "decode", "tiny_seed"})
@@ -64,8 +65,8 @@ def prepare(
         progress: called with (sets done, sets, note).
 
     Returns:
-        data, source, counts, licences, notes; for tiny copies also fingerprint (otherwise the
-        engine computes it from the files that `reads` returns).
+        a dict with data (the folder), source, counts, licences and notes; for tiny copies also
+        fingerprint (otherwise the engine computes it from the files that `reads` returns).
 
     Raises:
         KdepError: a set that is missing, incomplete or damaged.
@@ -74,26 +75,27 @@ def prepare(
         raise unknown_name("key of the official data", sorted(unknown)[0], KEYS)
     names = sorted({*spec["sets"], spec["pool"]})
     sets = [get_set(n) for n in names]
-    tiny = spec.get("tiny_seed") is not None
-    root = _generate(sets, out / "sets", int(spec["tiny_seed"])) if tiny else data_root(
-        spec.get("root")
-    )  # fmt: skip
+    is_tiny = spec.get("tiny_seed") is not None
+    if is_tiny:
+        root = _generate(sets, out / "sets", int(spec["tiny_seed"]))
+    else:
+        root = data_root(spec.get("root"))
     counts: dict[str, Any] = {}
     for i, dataset in enumerate(sets):
         progress(i, len(sets) + 1, f"checking {dataset.title}")
-        counts[dataset.name] = verify(dataset, root, spec.get("decode", 8), whole=not tiny)
+        counts[dataset.name] = verify(dataset, root, spec.get("decode", 8), whole=not is_tiny)
         _link(root / dataset.name, out / "data" / dataset.name, out)
     progress(len(sets), len(sets) + 1, "listing the pool")
     pool = root / spec["pool"] / spec.get("pool_folder", "train")
-    images = _pool(pool, out / "data" / "pool", out)
+    n_images = _link_pool(pool, out / "data" / "pool", out)
     write_json(out / "data" / "sets.json", {"counts": counts})
     progress(len(sets) + 1, len(sets) + 1, "done")
-    digests = {n: Catalogue(all_of(root / n)).scan().digest() for n in names} if tiny else {}
+    digests = {n: Catalogue(all_of(root / n)).scan().digest() for n in names} if is_tiny else {}
     return {
         "data": "data",
-        "source": "tiny copies in the real formats (a rehearsal)" if tiny else "official",
-        **({"fingerprint": fingerprint_of(digests)} if tiny else {}),
-        "counts": {"images": {"pool": images}, **counts},
+        "source": "tiny copies in the real formats (a rehearsal)" if is_tiny else "official",
+        **({"fingerprint": fingerprint_of(digests)} if is_tiny else {}),
+        "counts": {"images": {"pool": n_images}, **counts},
         "licences": {dataset.title: dataset.licence for dataset in sets},
         "notes": [note for dataset in sets for note in dataset.notes],
     }
@@ -103,8 +105,8 @@ def _generate(sets: list[OfficialSet], root: Path, seed: int) -> Path:
     """Writes tiny copies of the sets below `root`; each set has its own random seed."""
     for dataset in sets:
         (root / dataset.name).mkdir(parents=True)
-        code = int.from_bytes(hashlib.sha256(dataset.name.encode()).digest()[:4], "big")
-        dataset.tiny(root / dataset.name, np.random.default_rng([seed, code]))
+        name_hash = int.from_bytes(hashlib.sha256(dataset.name.encode()).digest()[:4], "big")
+        dataset.tiny(root / dataset.name, np.random.default_rng([seed, name_hash]))
     return root
 
 
@@ -112,13 +114,13 @@ def _link(target: Path, link: Path, stage: Path) -> None:
     """Makes `link` a symbolic link to the folder `target`; `stage` is the stage directory."""
     link.parent.mkdir(parents=True, exist_ok=True)
     # Tiny copies are in the stage directory: relative links stay valid if the work dir is moved.
-    inside = target.resolve().is_relative_to(stage.resolve())
-    destination = os.path.relpath(target, link.parent) if inside else target.resolve()
+    is_in_stage = target.resolve().is_relative_to(stage.resolve())
+    destination = os.path.relpath(target, link.parent) if is_in_stage else target.resolve()
     link.unlink(missing_ok=True)
     link.symlink_to(destination, target_is_directory=True)
 
 
-def _pool(source: Path, pool: Path, stage: Path) -> int:
+def _link_pool(source: Path, pool: Path, stage: Path) -> int:
     """Links the pool's images and writes labels.json; returns the number of images.
 
     Args:
@@ -147,7 +149,7 @@ def _pool(source: Path, pool: Path, stage: Path) -> int:
             fix="correct `pool` in the data config",
         )
     classes = class_names(source)
-    labels = {n: k for k, c in enumerate(classes) for n in by_class.get(c, ())}
+    labels = {name: label for label, c in enumerate(classes) for name in by_class.get(c, ())}
     _link(source, pool / "images", stage)
     text = canonical_json({"classes": classes, "labels": labels})
     write_atomic(pool / "labels.json", text)

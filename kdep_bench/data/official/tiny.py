@@ -46,7 +46,7 @@ def mask(
         rng: random numbers.
         classes: number of classes; values are 0..classes-1.
         size: (width, height).
-        ignore: value of the row and column between the quarters; None: no such row and column.
+        ignore: value of a line of pixels between the quarters; None: no such line.
     """
     w, h = size
     out = np.empty((h, w), np.uint8)
@@ -75,15 +75,15 @@ def box(rng: np.random.Generator, size: tuple[int, int] = SIZE) -> tuple[int, in
     Its sides are a quarter to a half of the image's.
     """
     w, h = size
-    bw, bh = int(rng.integers(w // 4, w // 2)), int(rng.integers(h // 4, h // 2))
-    x, y = int(rng.integers(0, w - bw)), int(rng.integers(0, h - bh))
-    return x, y, x + bw, y + bh
+    box_w, box_h = int(rng.integers(w // 4, w // 2)), int(rng.integers(h // 4, h // 2))
+    x, y = int(rng.integers(0, w - box_w)), int(rng.integers(0, h - box_h))
+    return x, y, x + box_w, y + box_h
 
 
 def write_lines(path: Path, rows: Sequence[str]) -> Path:
     """Writes a text file with one row per line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{r}\n" for r in rows))
+    path.write_text("".join(f"{row}\n" for row in rows))
     return path
 
 

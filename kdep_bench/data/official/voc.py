@@ -1,9 +1,9 @@
-"""PASCAL VOC 2007 and 2012 below VOCdevkit/, and additional masks from SBD.
+"""PASCAL VOC 2007 and 2012 in VOCdevkit/, and masks from SBD (Semantic Boundaries Dataset).
 
 Detection uses the images listed in ImageSets/Main, with Annotations/*.xml. Segmentation uses the
-images listed in ImageSets/Segmentation, with the masks in SegmentationClass/. Its 10,582 training
-masks ("trainaug") are those of VOC's list `train`, and those of all SBD images that are in neither
-`train` nor `val` of VOC, as in mmseg's voc_aug.py. `convert` writes the SBD masks to
+images listed in ImageSets/Segmentation, with the masks in SegmentationClass/. As in mmseg's
+voc_aug.py, the 10,582 training masks ("trainaug") are VOC's list `train` and all masks of SBD whose
+images are not in VOC's lists `train` and `val`. `convert` writes the SBD masks to
 SegmentationClassAug/*.png and their list to ImageSets/Segmentation/aug.txt.
 """
 
@@ -33,10 +33,10 @@ from kdep_bench.files import write_atomic
 DEVKIT, SBD = "VOCdevkit", "sbd"
 #: The 20 object classes, in the order of mask values 1..20.
 CLASSES = (
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
-    *("train", "tvmonitor"),
-)
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
+    "train", "tvmonitor",
+)  # fmt: skip
 #: (year, list) used for detection; the last one is the test set.
 DETECTION = (("VOC2007", "trainval"), ("VOC2012", "trainval"), ("VOC2007", "test"))
 _HOMEPAGE = "http://host.robots.ox.ac.uk/pascal/VOC/"
@@ -66,21 +66,24 @@ def convert(folder: Path, progress: Progress) -> None:
     if not source.is_dir():
         return
     year = folder / DEVKIT / "VOC2012"
-    voc_names = {n for s in ("train", "val") for n in _segmentation(year, s)}
-    names = {n for s in ("train", "val") for n in lines(source / f"{s}.txt", "SBD's list")}
-    sbd_names = sorted(names - voc_names)
-    for i, name in enumerate(sbd_names):
+    voc_names: set[str] = set()
+    sbd_names: set[str] = set()
+    for split in ("train", "val"):
+        voc_names.update(_segmentation_ids(year, split))
+        sbd_names.update(lines(source / f"{split}.txt", "SBD's list"))
+    added_names = sorted(sbd_names - voc_names)
+    for i, name in enumerate(added_names):
         target = year / "SegmentationClassAug" / f"{name}.png"
         if not target.is_file() or target.stat().st_size == 0:
             _write_mask(source / "cls" / f"{name}.mat", target)
-        progress(i + 1, len(sbd_names), "SBD masks")
-    write_atomic(year / "ImageSets/Segmentation/aug.txt", "".join(f"{n}\n" for n in sbd_names))
+        progress(i + 1, len(added_names), "SBD masks")
+    write_atomic(year / "ImageSets/Segmentation/aug.txt", "".join(f"{n}\n" for n in added_names))
 
 
 def _write_mask(mat: Path, target: Path) -> None:
     """Writes the mask in an SBD file (`GTcls.Segmentation`) as a PNG.
 
-    Same conversion as in mmseg's tools/dataset_converters/voc_aug.py.
+    mmseg's tools/dataset_converters/voc_aug.py converts in the same way.
     """
     from scipy.io import loadmat
 
@@ -100,7 +103,7 @@ def _write_mask(mat: Path, target: Path) -> None:
 
 
 def verify(folder: Path, decode: int | None) -> dict[str, int]:
-    """Checks that listed images and their xml files or masks exist, and reads some of them.
+    """Checks that listed images and their xml files or masks exist; reads `decode` of each list.
 
     Returns counts; see `OfficialSet.verify`.
     """
@@ -111,30 +114,32 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
         need_files(devkit / year / "JPEGImages", (f"{n}.jpg" for n in names), split)
         xmls = [f"{n}.xml" for n in names]
         need_files(devkit / year / "Annotations", xmls, f"{year} {split}")
-        for xml in _some(xmls, decode):
+        for xml in _evenly_spaced(xmls, decode):
             check_xml(devkit / year / "Annotations" / xml)
         counts[f"{year[3:]}_{split}_images"] = len(names)
         decode_some((devkit / year / "JPEGImages" / f"{n}.jpg" for n in names), decode)
-    for first, second in ((0, 2), (1, 2)):
-        lists = [devkit / y / "ImageSets/Main" / f"{s}.txt" for y, s in DETECTION]
-        if shared := set(ids(lists[first])) & set(ids(lists[second])):
+    *training_lists, test_list = (
+        devkit / year / "ImageSets/Main" / f"{split}.txt" for year, split in DETECTION
+    )
+    for training_list in training_lists:
+        if shared := set(ids(training_list)) & set(ids(test_list)):
             raise KdepError(
-                f"the lists {lists[first]} and {lists[second]} share {len(shared)} images, the "
+                f"the lists {training_list} and {test_list} share {len(shared)} images, the "
                 f"first is {min(shared)}",
                 expected="disjoint lists, because one is for training and the other for testing",
                 fix="unpack the archives again",
             )
     year = devkit / "VOC2012"
-    for split, masks in (("train", ""), ("val", ""), ("aug", "Aug")):
-        names = _segmentation(year, split)
+    for split in ("train", "val", "aug"):
+        masks = year / ("SegmentationClassAug" if split == "aug" else "SegmentationClass")
+        names = _segmentation_ids(year, split)
         need_files(year / "JPEGImages", (f"{n}.jpg" for n in names), f"{split}.txt")
-        need_files(year / f"SegmentationClass{masks}", (f"{n}.png" for n in names), f"{split}.txt")
-        for name in _some(names, decode):
-            image = year / "JPEGImages" / f"{name}.jpg"
-            check_mask(year / f"SegmentationClass{masks}" / f"{name}.png", image)
+        need_files(masks, (f"{n}.png" for n in names), f"{split}.txt")
+        for name in _evenly_spaced(names, decode):
+            check_mask(masks / f"{name}.png", year / "JPEGImages" / f"{name}.jpg")
         counts[f"segmentation_{split}_images"] = len(names)
-    train, val = set(_segmentation(year, "train")), set(_segmentation(year, "val"))
-    if shared := (train | set(_segmentation(year, "aug"))) & val:
+    train, val, aug = (set(_segmentation_ids(year, split)) for split in ("train", "val", "aug"))
+    if shared := (train | aug) & val:
         raise KdepError(
             f"{len(shared)} images of {year} are both in the training lists and in val, the first "
             f"is {sorted(shared)[0]}",
@@ -150,7 +155,7 @@ def ids(path: Path) -> list[str]:
         KdepError: no ids, or the list of a single class, which has lines such as 'id 1'.
     """
     names = lines(path, "a VOC list, one image id per line")
-    if any(" " in x for x in names):
+    if any(" " in name for name in names):
         raise KdepError(
             f"the list {path} has lines that are not a single id ({names[0][:40]!r})",
             fix="use trainval.txt, not <class>_trainval.txt",
@@ -158,12 +163,16 @@ def ids(path: Path) -> list[str]:
     return names
 
 
-def _segmentation(year: Path, split: str) -> list[str]:
+def _segmentation_ids(year: Path, split: str) -> list[str]:
     return ids(year / "ImageSets/Segmentation" / f"{split}.txt")
 
 
-def _some(names: list[str], limit: int | None) -> Iterable[str]:
-    return names if limit is None else names[:: max(1, len(names) // max(limit, 1))][:limit]
+def _evenly_spaced(names: list[str], limit: int | None) -> Iterable[str]:
+    """`limit` of the names, evenly spaced; None: all."""
+    if limit is None:
+        return names
+    step = max(1, len(names) // max(limit, 1))
+    return names[::step][:limit]
 
 
 def check_xml(path: Path) -> dict[str, int]:
@@ -173,12 +182,13 @@ def check_xml(path: Path) -> dict[str, int]:
     `ignore_flag`.
 
     Returns:
-        the number of objects, and of difficult ones among them.
+        {"objects": number of objects, "difficult": number of difficult ones among them}.
 
     Raises:
         KdepError: the first fault.
     """
     try:
+        # If an element is missing, int("x") and float("x") raise ValueError.
         root = ET.parse(need_file(path, "a VOC annotation")).getroot()
         size = {k: int(root.findtext(f"size/{k}") or "x") for k in ("width", "height")}
     except (ET.ParseError, ValueError) as e:
@@ -228,13 +238,13 @@ def check_xml(path: Path) -> dict[str, int]:
 def training_objects(folder: Path) -> list[tuple[int, int]]:
     """(number of objects, shorter side in pixels) of each image in the detection training lists."""
     rows = []
-    for year, split in DETECTION[:2]:
+    for year, split in DETECTION[:-1]:  # without the test set
         base = folder / DEVKIT / year
         for name in ids(base / "ImageSets/Main" / f"{split}.txt"):
             path = base / "Annotations" / f"{name}.xml"
             objects = check_xml(path)["objects"]
-            size = ET.parse(path).getroot()
-            sides = [int(size.findtext(f"size/{k}") or 0) for k in ("width", "height")]
+            root = ET.parse(path).getroot()
+            sides = [int(root.findtext(f"size/{k}") or 0) for k in ("width", "height")]
             rows.append((objects, min(sides)))
     return rows
 
@@ -249,7 +259,7 @@ def check_mask(path: Path, image: Path) -> None:
             fix="use the original SegmentationClass files; a tool has changed the colour mode of "
             "this one",
         )
-    if info[:2] != image_info[:2]:
+    if (info.width, info.height) != (image_info.width, image_info.height):
         raise KdepError(
             f"the mask {path} is {info.width}x{info.height}",
             expected=f"{image_info.width}x{image_info.height}, the size of {image.name}",
@@ -272,8 +282,8 @@ def write_xml(path: Path, file: str, size: tuple[int, int], objects: list[dict])
         path: the file to write.
         file: name of the image.
         size: (width, height).
-        objects: dicts with `name`, `difficult` (0 or 1) and `box`, (x0, y0, x1, y1) counted from 0,
-            x1 and y1 exclusive.
+        objects: dicts with `name`, `difficult` (0 or 1) and `box`. A box is (x0, y0, x1, y1) in
+            pixels counted from 0; x1 and y1 are exclusive.
     """
     root = ET.Element("annotation")
     ET.SubElement(root, "filename").text = file
