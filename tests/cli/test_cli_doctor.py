@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from kdep_bench.cli import doctor
-from kdep_bench.cli import doctor as command
 from kdep_bench.data.official import tiny
 from kdep_bench.data.official.base import get_set
 
@@ -59,12 +58,12 @@ def test_wrong_counts_and_a_missing_data_set_are_faults(tmp_path: Path) -> None:
     assert "prepare_data.py coco" in findings[1].sentence
 
 
-def test_the_findings_of_a_suite_name_missing_folders_and_weights(
+def test_missing_folders_and_weights_of_a_suite_are_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("KDEP_DATA", raising=False)
     assert "did you mean pocket" in str(next(iter(doctor.suite("pockett"))))
-    findings = list(doctor.suite("mine"))
+    findings = list(doctor.suite("mine"))  # a template: its data and weights do not exist
     assert findings[0].level == "ok"
     assert "mine/images" in findings[1].sentence
     assert findings[1].level == "fault"
@@ -96,7 +95,7 @@ def test_the_command_prints_faults_and_exits_with_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny.save(tmp_path / "coco" / "a.jpg", tiny.noise_image(np.random.default_rng(0)))
-    assert command.main(["--data", "coco", "--root", str(tmp_path)]) == 1
+    assert doctor.main(["--data", "coco", "--root", str(tmp_path)]) == 1
     output = capsys.readouterr().out
     assert "fault  data set coco" in output or "fault" in output
     assert output.rstrip().endswith("1 fault(s)")

@@ -58,43 +58,47 @@ def root(tmp_path) -> Path:
     return folder
 
 
-def test_pool_classes_boxes_and_masks_of_a_folder_are_found_with_their_splits(root):
-    parts = discover(root)
-    assert parts.notes == []
-    assert (parts.pool, parts.pool_images, parts.pool_labels) == (root / "unlabelled", 300, False)
+def test_init_finds_the_pool_and_the_splits_of_classes_boxes_and_masks(root):
+    discovery = discover(root)
+    assert discovery.notes == []
+    assert (discovery.pool, discovery.pool_images, discovery.pool_labels) == (
+        root / "unlabelled",
+        300,
+        False,
+    )
     classes = {"train": "train", "val": "valid", "test": "test"}
-    assert parts.classify == {s: root / "classes" / name for s, name in classes.items()}
-    assert parts.coco == {
+    assert discovery.classify == {s: root / "classes" / name for s, name in classes.items()}
+    assert discovery.coco == {
         s: (root / "boxes" / f"instances_{s}.json", root / s) for s in ("train", "test")
     }
-    assert parts.masks == {
+    assert discovery.masks == {
         s: (root / "scenes" / s, root / "scenes" / f"{s}_masks") for s in ("train", "test")
     }
-    assert parts.mask_values == 3  # 0, 1 and 2; 255 is ignored
+    assert discovery.mask_values == 3  # 0, 1 and 2; 255 is ignored
 
 
 def test_boxes_are_not_paired_with_images_of_another_split(root):
     """Both splits have a 0.jpg, so a test JSON without its images would fit training images."""
     shutil.rmtree(root / "test")
     shutil.rmtree(root / "scenes" / "test")
-    parts = discover(root)
-    assert not parts.coco
-    assert any("no folder contains its images" in note for note in parts.notes)
+    discovery = discover(root)
+    assert not discovery.coco
+    assert any("no folder contains its images" in note for note in discovery.notes)
 
 
 def test_without_a_test_split_a_note_says_that_the_validation_split_is_used(root):
     shutil.rmtree(root / "classes" / "test")
-    parts = discover(root)
-    assert parts.classify["test"] == root / "classes" / "valid"
-    assert any("the validation split is used as test split" in note for note in parts.notes)
+    discovery = discover(root)
+    assert discovery.classify["test"] == root / "classes" / "valid"
+    assert any("the validation split is used as test split" in note for note in discovery.notes)
 
 
 def test_a_split_with_other_classes_is_left_out(root):
     (root / "classes" / "test" / "dog").rename(root / "classes" / "test" / "horse")
-    parts = discover(root)
-    assert parts.classify.keys() == {"train", "test"}
-    assert parts.classify["test"] == root / "classes" / "valid"
-    assert any("other classes than" in note for note in parts.notes)
+    discovery = discover(root)
+    assert discovery.classify.keys() == {"train", "test"}
+    assert discovery.classify["test"] == root / "classes" / "valid"
+    assert any("other classes than" in note for note in discovery.notes)
 
 
 def test_a_folder_of_images_gives_a_suite_that_only_pre_trains(tmp_path, capsys):
@@ -132,7 +136,7 @@ def test_a_folder_without_images_is_refused(tmp_path, folder):
         discover(tmp_path / folder)
 
 
-def test_a_suite_that_exists_is_not_overwritten(root, tmp_path, capsys):
+def test_an_existing_suite_is_not_overwritten(root, tmp_path, capsys):
     arguments = [str(root), "--out", str(tmp_path), "--name", "kept"]
     (tmp_path / "kept.py").write_text("mine")
     assert init.main(arguments) == 2
@@ -140,10 +144,10 @@ def test_a_suite_that_exists_is_not_overwritten(root, tmp_path, capsys):
     assert "--name" in capsys.readouterr().err
 
 
-def make_pair(folder: Path, split: str, value: int, kind: type = np.uint8) -> None:
+def make_pair(folder: Path, split: str, value: int, dtype: type = np.uint8) -> None:
     """An image and its mask, which has two values: 0 and `value`."""
     save(folder / split / "images" / "0.jpg")
-    mask = np.zeros((48, 64), kind)
+    mask = np.zeros((48, 64), dtype)
     mask[:9] = value
     (folder / split / "masks").mkdir(parents=True)
     Image.fromarray(mask).save(folder / split / "masks" / "0.png")
@@ -155,12 +159,12 @@ def test_masks_are_paired_with_the_images_of_their_own_data_set(tmp_path):
         for split in ("train", "test"):
             make_pair(tmp_path / name, split, 2)
     shutil.rmtree(tmp_path / "first" / "train" / "masks")
-    parts = discover(tmp_path)
+    discovery = discover(tmp_path)
     second = tmp_path / "second"
-    assert parts.masks == {
+    assert discovery.masks == {
         s: (second / s / "images", second / s / "masks") for s in ("train", "test")
     }
-    assert any("left out" in note and "first" in note for note in parts.notes)
+    assert any("left out" in note and "first" in note for note in discovery.notes)
 
 
 def test_a_note_warns_of_splits_from_different_data_sets(tmp_path):
@@ -170,21 +174,21 @@ def test_a_note_warns_of_splits_from_different_data_sets(tmp_path):
     assert any("check that they belong to one data set" in note for note in notes)
 
 
-@pytest.mark.parametrize(("value", "kind"), [(255, np.uint8), (40_000, np.uint16)])
-def test_masks_without_two_classes_give_no_task(tmp_path, value, kind):
-    """With 0 and 255 there is one class, and every score would be 1."""
+@pytest.mark.parametrize(("value", "dtype"), [(255, np.uint8), (40_000, np.uint16)])
+def test_masks_with_one_class_or_with_values_above_255_give_no_task(tmp_path, value, dtype):
+    """255 is ignored: with 0 and 255 there is one class, and every score would be 1."""
     for split in ("train", "test"):
-        make_pair(tmp_path, split, value, kind)
-    parts = discover(tmp_path)
-    assert not parts.masks
-    assert not parts.classify
-    assert any("left out, because mask values" in note for note in parts.notes)
+        make_pair(tmp_path, split, value, dtype)
+    discovery = discover(tmp_path)
+    assert not discovery.masks
+    assert not discovery.classify
+    assert any("left out, because mask values" in note for note in discovery.notes)
 
 
-def test_masks_of_16_bits_are_counted(tmp_path):
+def test_the_values_of_16_bit_masks_are_counted(tmp_path):
     for split in ("train", "test"):
         make_pair(tmp_path, split, 3, np.uint16)
-    assert discover(tmp_path).mask_values == 4
+    assert discover(tmp_path).mask_values == 4  # 0 to 3, the largest value in the masks
 
 
 def test_a_note_says_that_the_pool_contains_test_images(tmp_path):
@@ -203,9 +207,9 @@ def test_boxes_whose_images_are_outside_the_image_folder_are_left_out(tmp_path, 
     for split in ("train", "test"):
         names = [name.format(f"{i}.jpg", root=tmp_path) for i in range(2)]
         coco(tmp_path / "boxes" / f"{split}.json", names)
-    parts = discover(tmp_path)
-    assert not parts.coco
-    assert any("no folder contains its images" in note for note in parts.notes)
+    discovery = discover(tmp_path)
+    assert not discovery.coco
+    assert any("no folder contains its images" in note for note in discovery.notes)
 
 
 def test_a_json_without_boxes_gives_no_detection_task(tmp_path):
@@ -222,9 +226,9 @@ def test_a_link_to_a_parent_folder_is_not_followed(tmp_path):
         for name in ("cat", "dog"):
             save(tmp_path / split / name / "0.png")
     (tmp_path / "again").symlink_to(tmp_path)
-    parts = discover(tmp_path)
-    assert parts.classify == {s: tmp_path / s for s in ("train", "test")}
-    assert parts.pool_images == 2
+    discovery = discover(tmp_path)
+    assert discovery.classify == {s: tmp_path / s for s in ("train", "test")}
+    assert discovery.pool_images == 2
 
 
 def test_a_folder_with_quotes_and_backslashes_gives_a_suite_that_loads(tmp_path):
@@ -265,7 +269,7 @@ def test_class_folders_of_images_with_boxes_are_left_out_with_a_fix_that_works(t
     assert {t["family"] for t in suite.tasks} == {"classification", "detection"}
 
 
-def test_a_folder_that_cannot_be_read_is_named(root, monkeypatch):
+def test_a_note_names_a_folder_that_cannot_be_read(root, monkeypatch):
     scandir = os.scandir
 
     def refuse(path):
@@ -309,9 +313,9 @@ def test_a_json_of_keypoints_gives_a_detection_task_only_if_it_has_boxes(
         save(tmp_path / split / "1.jpg")
         coco(tmp_path / f"{split}.json", ["0.jpg", "1.jpg"])
         set_keypoints(tmp_path / f"{split}.json", box)
-    parts = discover(tmp_path)
-    assert bool(parts.coco) is is_used
-    assert any(note in n for n in parts.notes)
+    discovery = discover(tmp_path)
+    assert bool(discovery.coco) is is_used
+    assert any(note in n for n in discovery.notes)
 
 
 def test_boxes_of_keypoints_are_not_preferred_to_boxes_of_classes(root):
@@ -320,15 +324,15 @@ def test_boxes_of_keypoints_are_not_preferred_to_boxes_of_classes(root):
         path = root / "boxes" / f"a_keypoints_{split}.json"
         shutil.copy(root / "boxes" / f"instances_{split}.json", path)
         set_keypoints(path, [1, 1, 9, 9])
-    parts = discover(root)
-    assert {path.name for path, _ in parts.coco.values()} == {
+    discovery = discover(root)
+    assert {path.name for path, _ in discovery.coco.values()} == {
         "instances_train.json",
         "instances_test.json",
     }
-    assert sum("describes keypoints and other files have boxes" in n for n in parts.notes) == 2
+    assert sum("describes keypoints and other files have boxes" in n for n in discovery.notes) == 2
 
 
-def test_a_damaged_json_is_named(root):
+def test_a_note_names_a_damaged_json(root):
     path = root / "boxes" / "instances_test.json"
     path.write_text(path.read_text()[:-9])
     assert any(f"{path}: left out" in n and "is truncated" in n for n in discover(root).notes)
@@ -337,12 +341,12 @@ def test_a_damaged_json_is_named(root):
 def test_class_folders_without_splits_give_a_note_and_no_task(tmp_path):
     for name in ("cat", "dog"):
         save(tmp_path / name / "0.png")
-    parts = discover(tmp_path)
-    assert not parts.classify
-    assert any("no folder is named train or test" in note for note in parts.notes)
+    discovery = discover(tmp_path)
+    assert not discovery.classify
+    assert any("no folder is named train or test" in note for note in discovery.notes)
 
 
-def test_a_file_given_for_out_is_refused_and_the_fix_works(root, tmp_path, capsys):
+def test_a_file_as_the_out_folder_is_refused_with_a_fix_that_works(root, tmp_path, capsys):
     out = tmp_path / "suites" / "birds.py"
     out.parent.mkdir()
     out.write_text("mine")

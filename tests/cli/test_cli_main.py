@@ -1,4 +1,4 @@
-"""The installed command: every sub-command starts, from a wheel and from any folder."""
+"""The program kdep-bench: help, lists, a user's configs, and an installed wheel."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def test_every_list_is_printed(listed: str, capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out.count("\n") >= 2
 
 
-def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_for_an_unknown_command_a_similar_one_is_suggested(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main.main(["reprot"]) == 2
     assert "report" in capsys.readouterr().err
 
@@ -53,7 +55,7 @@ def test_configs_in_a_user_s_folder_are_found_by_name(
     assert config.resolve("method", "my_kdep")["align"] == config.resolve("method", "kdep")["align"]
 
 
-def test_two_configs_with_the_same_name_are_refused(
+def test_a_user_s_config_with_the_name_of_another_config_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KDEP_CONFIGS", str(user_configs(tmp_path / "mine", "kdep")))
@@ -61,7 +63,7 @@ def test_two_configs_with_the_same_name_are_refused(
         config.names("method")
 
 
-def test_a_missing_folder_of_configs_is_named(
+def test_a_missing_folder_of_configs_gives_an_error_that_names_the_variable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KDEP_CONFIGS", str(tmp_path / "gone"))
@@ -87,6 +89,7 @@ def test_an_installed_wheel_plans_a_suite_in_an_empty_folder_and_finds_a_plug_in
         shutil.copytree(ROOT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, sources)
+    # Left by an earlier build; it must not get into the wheel.
     old_build_file = sources / "build" / "lib" / "kdep_bench" / "suite" / "gone.py"
     old_build_file.parent.mkdir(parents=True)
     old_build_file.write_text("")
@@ -94,7 +97,7 @@ def test_an_installed_wheel_plans_a_suite_in_an_empty_folder_and_finds_a_plug_in
     options = ["--no-deps", "--no-build-isolation", "--wheel-dir", str(built), str(sources)]
     subprocess.run([*pip, *options], check=True)
     (wheel,) = built.glob("kdep_bench-*.whl")
-    site = tmp_path / "site"
+    site = tmp_path / "site"  # stands for site-packages
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     assert not (site / "configs").exists()

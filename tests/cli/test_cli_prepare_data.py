@@ -1,4 +1,4 @@
-"""`kdep-bench data CONFIG --out FOLDER` makes the data that the suite's first stage makes."""
+"""`kdep-bench data CONFIG --out FOLDER` writes the same data as the stage `prepare` of a suite."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kdep_bench.suite.config import load_suite
 from kdep_bench.suite.plan import build_plan
 
 
-def test_a_data_config_with_keys_that_only_the_planner_reads_is_prepared(tmp_path: Path):
+def test_the_data_of_a_config_equal_those_of_the_suite_s_prepare_stage(tmp_path: Path):
     assert prepare_data.main([str(CONFIGS / "data" / "smoke.py"), "--out", str(tmp_path)]) == 0
     spec = next(s.spec for s in build_plan(load_suite("smoke")).stages.values()
                 if s.kind == "prepare")  # fmt: skip

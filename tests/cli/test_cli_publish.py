@@ -116,12 +116,12 @@ def test_a_published_student_loads_in_mmpretrain(r18: Path, expected: torch.Tens
     assert expected.std() > 0
 
 
-def test_safetensors_have_the_same_tensors(r18: Path) -> None:
+def test_both_weights_files_have_the_same_tensors(r18: Path) -> None:
     from safetensors.torch import load_file
 
-    a, b = torch.load(r18 / PTH, weights_only=True), load_file(r18 / SAFE)
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
+    saved, safe = torch.load(r18 / PTH, weights_only=True), load_file(r18 / SAFE)
+    assert saved.keys() == safe.keys()
+    assert all(torch.equal(saved[k], safe[k]) and saved[k].dtype == safe[k].dtype for k in saved)
 
 
 def test_a_student_is_published_with_a_card_and_a_changed_file_is_refused(
@@ -145,7 +145,7 @@ def test_a_student_is_published_with_a_card_and_a_changed_file_is_refused(
         publish(suite, plan, work, tmp_path / "out")
 
 
-def test_a_card_states_an_unknown_licence() -> None:
+def test_a_card_says_that_a_licence_is_unknown_and_escapes_html() -> None:
     plan = build_plan(build_suite(SUITE))
     stage = next(s for s in plan.stages.values() if s.kind == "export" and "kdep" in s.name)
     assert stage.about["teacher"]["card"]["licence"] == "Apache-2.0"
@@ -180,7 +180,7 @@ def run_publish(work: Path, out: Path, *arguments: str) -> subprocess.CompletedP
     )
 
 
-def test_a_truncated_or_missing_export_is_named_and_gives_exit_code_1(
+def test_publish_names_a_truncated_or_missing_export_and_exits_with_1(
     r18: Path, tmp_path: Path
 ) -> None:
     suite = build_suite(SUITE)

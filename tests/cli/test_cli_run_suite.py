@@ -1,4 +1,4 @@
-"""tools/run_suite.py: speed without torch, exit codes, and one line for a wrong config."""
+"""tools/run_suite.py: start without torch, exit codes, errors in one line, GPUs and budgets."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ def test_help_lists_and_dry_runs_take_under_1_5_s_and_do_not_import_torch(argume
         "import sys, time, resource; from kdep_bench.cli.run_suite import main\n"
         f"try: main({arguments!r})\n"
         "except SystemExit: pass\n"
-        "u = resource.getrusage(resource.RUSAGE_SELF)\n"
-        "print('CPU', u.ru_utime + u.ru_stime, 'torch' in sys.modules)"
+        "usage = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "print('CPU', usage.ru_utime + usage.ru_stime, 'torch' in sys.modules)"
     )
     completed = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    _, cpu, torch = completed.stdout.splitlines()[-1].split()
-    assert torch == "False"
-    assert float(cpu) < 1.5  # CPU seconds, as the machine may be busy
+    _, cpu_seconds, has_imported_torch = completed.stdout.splitlines()[-1].split()
+    assert has_imported_torch == "False"
+    assert float(cpu_seconds) < 1.5  # not wall time: the machine may be busy
     assert not (tmp_path / "w").exists()
 
 
-def test_the_list_of_methods_shows_inputs_labels_and_sources():
+def test_the_list_of_methods_shows_families_inputs_labels_and_sources():
     rows = [line.split(None, 4) for line in run("--list", "methods").stdout.splitlines()]
     assert rows[0] == ["METHOD", "FAMILY", "NEEDS", "LABELS", "SOURCE"]
     table = {row[0]: row[1:] for row in rows[1:]}
@@ -139,7 +139,7 @@ def test_help_takes_under_1_5_s():
 
 
 def test_ctrl_c_while_the_toolkits_are_imported_prints_no_traceback(tmp_path):
-    """The terminal sends SIGINT to the fork server, too."""
+    """The terminal sends SIGINT also to the fork server, the parent of the stages' processes."""
     command = [sys.executable, str(REPO / "tools" / "run_suite.py"), "smoke", "--plain"]
     command += [f"--work-dir={tmp_path / 'w'}", f"--results-dir={tmp_path / 'r'}"]
     runner = subprocess.Popen(
@@ -171,7 +171,7 @@ def test_ctrl_c_while_the_toolkits_are_imported_prints_no_traceback(tmp_path):
         ("kdep-bench run", "kdep-bench run smoke --plain"),
     ],
 )
-def test_the_command_to_resume_is_the_command_that_was_started(
+def test_the_printed_command_to_resume_is_the_command_that_was_started(
     program: str, command: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(sys, "argv", [program, "smoke", "--plain"])
@@ -217,7 +217,7 @@ def test_gpus_that_do_not_exist_are_refused_before_anything_runs(
     assert not work.exists()
 
 
-@pytest.mark.parametrize(  # installed: number of GPUs; None: unknown
+@pytest.mark.parametrize(  # installed: number of GPUs of the machine; None: unknown
     ("installed", "gpus", "refused"),
     [(2, "0,1", False), (2, "", False), (2, "GPU-5a", False), (0, "GPU-5a", True),
      (0, "0", True), (None, "5", False)],
@@ -270,7 +270,7 @@ def test_a_suite_over_its_budget_of_gpu_hours_is_refused_or_reduced_to_fit(tmp_p
 
 
 def test_a_missing_backbone_is_not_printed_as_a_result(tmp_path, capsys):
-    """A suite without tasks, none of whose stages has run."""
+    """The suite has no tasks, and none of its stages has run."""
     from kdep_bench.cli.run_suite import _collect
     from kdep_bench.engine.local_pool import Outcome
     from kdep_bench.suite.config import load_suite

@@ -1,4 +1,4 @@
-"""`kdep-bench search`: replaying its log gives the same best student; errors, interruption."""
+"""`kdep-bench search`: the best trial is also found from the log; errors; interruption."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def test_replaying_the_log_prints_the_best_student_of_the_live_search(
     assert last_line.startswith(f"wrote {tmp_path / 'students' / 'resnet_'}")
     for replay in (["--replay", log], ["smoke_kdep", "--replay", log, *folders]):
         assert command.main(replay) == 0
-        assert capsys.readouterr().out.splitlines() == lines[-2:]
+        assert capsys.readouterr().out.splitlines() == lines[-2:]  # the summary has two lines
     assert command.main(live) == 0
     assert "exists already" in capsys.readouterr().out
     assert command.main(["smoke_kdep", "--seed", "1", "--replay", log, *folders]) == 2
     assert "belongs to another search: seed 0 -> 1" in capsys.readouterr().err
     with open(log, "a") as file:
-        file.write('{"trial"')
+        file.write('{"trial"')  # an incomplete line
     code = (
         "import sys; from kdep_bench.cli.search import main; "
         f"assert not main(['--replay', {log!r}]); "
@@ -70,7 +70,7 @@ def test_a_wrong_argument_is_refused_with_a_message(
     assert message in capsys.readouterr().err
 
 
-def test_an_interrupted_search_exits_with_the_signal(
+def test_an_interrupted_search_exits_with_128_plus_the_signal(
     tmp_path: Path, folders: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: Any) -> Score:

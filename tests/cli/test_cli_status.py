@@ -1,4 +1,4 @@
-"""`kdep-bench status`, `logs`, `why`, `--json`: the states of stages as they are on disk."""
+"""`kdep-bench status`, `logs`, `why`, `--json` and completion, with stages written to disk."""
 
 from __future__ import annotations
 
@@ -87,6 +87,7 @@ def test_status_shows_the_state_of_every_stage(suite, tmp_path, capsys):
     (work / stages["cache"].id).mkdir()
     (work / stages["align"].id).mkdir()
     (work / stages["align"].id / state.FAILED).write_text('{"error": "no space"}')
+    # `stages` has one stage per kind; the other transfer stage is not in it.
     damaged = next(i for i in plan.stages if i not in {s.id for s in stages.values()})
     finish(work, plan.stages[damaged])
     (work / damaged / state.STAGE).write_text("{}")
@@ -108,7 +109,7 @@ def test_status_shows_the_state_of_every_stage(suite, tmp_path, capsys):
     assert f"process {os.getpid()}" in states[stages["pretrain"].id][1]
     assert states[stages["export"].id][0] == "left"
     assert states[damaged][0] == "damaged"
-    left = len(plan.stages) - 5
+    left = len(plan.stages) - 5  # one stage in each of the other five states
     counts = f"{len(plan.stages)} stages, 1 done, 1 running, 1 failed, 1 interrupted, 1 damaged, "
     counts += f"{left} left"
     assert f"little: {counts}" in text
@@ -147,9 +148,7 @@ def test_why_names_the_change_and_its_first_cause(suite, tmp_path, capsys):
     assert f"change       export: {before['export'].id} -> {after['export'].id}" in text
 
 
-def test_a_part_that_several_stage_ids_contain_gives_an_error_that_lists_these_ids(
-    suite, tmp_path, capsys
-):
+def test_why_lists_all_matching_stages_if_several_match(suite, tmp_path, capsys):
     assert main.main(["why", str(suite), "transfer", "--work-dir", str(tmp_path / "w")]) == 2
     error = capsys.readouterr().err
     for run in plan_of(suite).runs:
@@ -202,13 +201,13 @@ def test_status_and_why_import_no_torch_and_take_under_1_5_s_of_cpu_time(suite, 
         code = (
             "import sys, resource; from kdep_bench.cli.main import main\n"
             f"main({[*command, '--work-dir', str(tmp_path / 'w')]!r})\n"
-            "u = resource.getrusage(resource.RUSAGE_SELF)\n"
-            "print(u.ru_utime + u.ru_stime, 'torch' in sys.modules)"
+            "usage = resource.getrusage(resource.RUSAGE_SELF)\n"
+            "print(usage.ru_utime + usage.ru_stime, 'torch' in sys.modules)"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        cpu, torch = done.stdout.splitlines()[-1].split()
-        assert torch == "False"
-        assert float(cpu) < 1.5
+        cpu_seconds, has_imported_torch = done.stdout.splitlines()[-1].split()
+        assert has_imported_torch == "False"
+        assert float(cpu_seconds) < 1.5
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """A damaged archive is refused and nothing of it is unpacked; an intact one is unpacked.
 
-SEALS is the folder of notes which archives were unpacked and verified.
+A seal is a JSON file that records that an archive was unpacked; SEALS is the folder of seals.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ def quiet(*_: object) -> None:
 def tar_bytes(files: dict[str, bytes] = FILES, form: int = tarfile.USTAR_FORMAT) -> bytes:
     """An uncompressed tar of these files."""
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=form) as t:
+    with tarfile.open(fileobj=out, mode="w", format=form) as archive:
         for name, data in files.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
-            t.addfile(info, io.BytesIO(data))
+            archive.addfile(info, io.BytesIO(data))
     return out.getvalue()
 
 
 def zip_bytes(files: dict[str, bytes] = FILES) -> bytes:
     """A zip of these files."""
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as z:
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files.items():
-            z.writestr(zipfile.ZipInfo(name), data)
+            archive.writestr(zipfile.ZipInfo(name), data)
     return out.getvalue()
 
 
@@ -76,7 +76,7 @@ def test_a_tar_with_a_flipped_header_bit_is_refused_or_unchanged(tmp_path: Path)
     for header in headers:
         for position in range(BLOCK):
             changed = bytearray(complete)
-            changed[header + position] ^= 1 << position % 8
+            changed[header + position] ^= 1 << position % 8  # flips one bit of the byte
             path = tmp_path / "a.tar"
             path.write_bytes(changed)
             if not is_refused(path, tmp_path / f"{header}-{position}"):
@@ -105,7 +105,7 @@ def test_a_compressed_tar_truncated_anywhere_is_refused(tmp_path: Path, form: in
     long_name = {"x" * 90 + "/" + "y" * 120 + ".txt": b"1"} if form != tarfile.USTAR_FORMAT else {}
     complete = gzip.compress(tar_bytes(FILES | long_name, form))
     path = tmp_path / "a.tgz"
-    for length in range(1, len(complete), 7):
+    for length in range(1, len(complete), 7):  # every seventh length, to save time
         path.write_bytes(complete[:length])
         with pytest.raises(KdepError):
             unpack(path, tmp_path / "out", quiet)
@@ -123,7 +123,7 @@ def with_wrong_crc(raw: bytes) -> bytes:
     ("name", "raw"),
     [
         ("a.tgz", with_wrong_crc(gzip.compress(tar_bytes()))),
-        ("a.tgz", gzip.compress(tar_bytes())[:-1] + b"\xff"),  # the length after the checksum
+        ("a.tgz", gzip.compress(tar_bytes())[:-1] + b"\xff"),  # a wrong length after the checksum
         ("a.tgz", gzip.compress(tar_bytes()) + b"garbage"),
         ("a.tgz", gzip.compress(tar_bytes()) + gzip.compress(b"more")),
         ("a.tar", tar_bytes() + b"garbage"),
@@ -135,13 +135,14 @@ def with_wrong_crc(raw: bytes) -> bytes:
         ("a.zip", zip_bytes({"other.txt": b"1"}) + zip_bytes()),
         ("a.zip", zip_bytes()[:-10]),
         ("a.zip", zip_bytes({})),
-        ("a.tar", tar_bytes({"a": b"1", "a/b": b"2"})),
-        ("a.tar", tar_bytes({"a": b"1", "./a": b"2"})),
-        ("a.tar", tar_bytes({f"{SEALS}/b.tar.json": b"{}"})),
+        ("a.tar", tar_bytes({"a": b"1", "a/b": b"2"})),  # `a` as a file and as a folder
+        ("a.tar", tar_bytes({"a": b"1", "./a": b"2"})),  # two files with one path
+        ("a.tar", tar_bytes({f"{SEALS}/b.tar.json": b"{}"})),  # a seal in the archive
+        # A file and a folder with one long name, which tar stores in two different fields.
         ("a.tar", tar_bytes({"n" * 99 + "/" + "m" * 90: b"1", "n" * 99: b"2"})),
     ],
 )
-def test_damaged_archives_and_archives_with_additional_data_are_refused(
+def test_damaged_archives_and_archives_with_inconsistent_or_additional_data_are_refused(
     tmp_path: Path, name: str, raw: bytes
 ):
     (tmp_path / name).write_bytes(raw)
@@ -159,31 +160,33 @@ def test_a_zip_with_a_flipped_bit_is_refused_or_unchanged_and_a_truncated_one_is
     path = tmp_path / "a.zip"
     for position in range(len(complete)):
         changed = bytearray(complete)
-        changed[position] ^= 1 << position % 8
+        changed[position] ^= 1 << position % 8  # flips one bit of the byte
         path.write_bytes(changed)
-        is_refused(path, tmp_path / f"bent{position}")
-        if position % 5 == 0:
+        is_refused(path, tmp_path / f"flipped{position}")
+        if position % 5 == 0:  # every fifth length, to save time
             path.write_bytes(complete[:position])
-            assert is_refused(path, tmp_path / f"cut{position}")
+            assert is_refused(path, tmp_path / f"truncated{position}")
 
 
 def header(kind: bytes, size: bytes) -> bytes:
     """A tar header with this kind and raw size field, and the right checksum."""
     raw = bytearray(tarfile.TarInfo("odd").tobuf(tarfile.USTAR_FORMAT))
+    # Bytes of the header: size 124 to 135, checksum 148 to 155, kind 156.
     raw[124:136], raw[156:157] = size, kind
     raw[148:156] = b" " * 8
     raw[148:155] = b"%06o\0" % sum(raw)
     return bytes(raw)
 
 
-# Size fields that make tarfile loop: a negative size, and a sparse file that never ends.
+# Headers that make tarfile loop: a negative size in tar's binary format, and a sparse file without
+# an end.
 NEGATIVE = struct.pack(">Bxxxq", 0xFF, -1024).replace(b"\0", b"\xff")
 ENDLESS = tarfile.TarInfo("sparse")
 ENDLESS.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "s"}
 
 
 @pytest.mark.parametrize(
-    "raw",
+    "raw",  # kinds: 0 a file, x and L the name of the next member, S a sparse file
     [
         header(b"0", NEGATIVE) + tar_bytes(),
         tar_bytes({"a": b"1"})[: 2 * BLOCK] + header(b"0", NEGATIVE) + bytes(4 * BLOCK),
@@ -196,7 +199,7 @@ ENDLESS.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sp
         ENDLESS.tobuf(tarfile.PAX_FORMAT) + b"9" * BLOCK,
     ],
 )
-def test_headers_that_would_make_tarfile_loop_forever_raise_kdep_error(tmp_path: Path, raw: bytes):
+def test_headers_on_which_tarfile_would_loop_forever_raise_kdep_error(tmp_path: Path, raw: bytes):
     path = tmp_path / "a.tar"
     path.write_bytes(raw)
     with pytest.raises(KdepError, match=r"a\.tar"):
@@ -213,7 +216,7 @@ def test_an_intact_archive_is_unpacked_after_an_altered_archive_of_the_same_size
     before = path.stat()
     path.write_bytes(intact)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert unpack(path, out, quiet)["skipped"] == 2
+    assert unpack(path, out, quiet)["skipped"] == 2  # only the altered file is written
     assert content(out) == FILES
     assert unpack(path, out, quiet)["skipped"] == 3
     assert "sha256" in (out / SEALS / "a.tar.json").read_text()
@@ -222,9 +225,7 @@ def test_an_intact_archive_is_unpacked_after_an_altered_archive_of_the_same_size
 @pytest.mark.parametrize(
     "seal", ["", "[]", '{"archive": ["a.tar", 10240], "counts": {"files": 3, "bytes": 1}}', "{}"]
 )
-def test_the_note_of_an_unpacked_archive_is_not_used_without_the_archive_s_hash(
-    tmp_path: Path, seal: str
-):
+def test_a_seal_without_the_hash_of_the_archive_is_ignored(tmp_path: Path, seal: str):
     path, out = tmp_path / "a.tar", tmp_path / "out"
     path.write_bytes(tar_bytes())
     (out / SEALS).mkdir(parents=True)
@@ -249,7 +250,9 @@ def test_interrupted_unpacking_resumes_and_replaces_files_of_a_different_archive
     assert content(out) == FILES | {"c.txt": b"lost" * 300}
 
 
-def test_the_notes_of_unpacked_archives_are_removed_if_the_data_set_is_incomplete(tmp_path: Path):
+def test_a_failed_check_of_the_data_set_removes_its_seals(tmp_path: Path):
+    """The check fails once with a fault, and once with three images instead of four."""
+
     def make_check(fault: str) -> Callable[[Path, int | None], dict[str, int]]:
         def run(folder: Path, decode: int | None) -> dict[str, int]:
             if fault:

@@ -1,4 +1,4 @@
-"""Official data sets, tested with tiny generated copies in the real formats, and archives."""
+"""Official data sets and their archives, tested with tiny generated copies in the real formats."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_every_official_set_has_a_module_that_is_found_by_name() -> None:
         get_set("cocoo")
 
 
-def test_a_release_with_missing_images_is_not_reported_as_complete() -> None:
+def test_the_counts_of_complete_releases_are_the_published_numbers() -> None:
     """The counts of the releases, from the pages and papers that each set's module names."""
     assert {name: dict(get_set(name).counts) for name in set_names()} == {
         "ade20k": {"training_images": 20_210, "validation_images": 2_000},
@@ -137,7 +137,7 @@ def test_the_data_root_is_read_from_kdep_data(
     assert data_root() == tmp_path
 
 
-# ---- faulty copies ----
+# ---- copies with a fault ----
 
 
 def test_cityscapes_masks_with_label_ids_are_refused(tmp_path: Path) -> None:
@@ -153,10 +153,10 @@ def test_cityscapes_train_ids_agree_with_the_label_ids(tmp_path: Path) -> None:
     make("cityscapes", tmp_path)
     for ids in (tmp_path / "cityscapes/gtFine").rglob(f"*{cityscapes.IDS}"):
         train = ids.with_name(ids.name.replace("labelIds", "labelTrainIds"))
-        a, b = np.asarray(Image.open(ids)), np.asarray(Image.open(train))
-        assert (b[a == 1] == 255).all()
+        label_ids, train_ids = np.asarray(Image.open(ids)), np.asarray(Image.open(train))
+        assert (train_ids[label_ids == 1] == 255).all()  # label id 1 is not evaluated
         for number, label in enumerate(cityscapes.EVALUATED):
-            assert (b[a == label] == number).all()
+            assert (train_ids[label_ids == label] == number).all()
 
 
 def test_a_cityscapes_mask_of_another_size_is_refused(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_missing_split_list_of_voc_is_refused(tmp_path: Path) -> None:
 def test_a_class_specific_image_list_of_voc_is_refused(tmp_path: Path) -> None:
     dataset = make("voc", tmp_path)
     path = tmp_path / "voc/VOCdevkit/VOC2007/ImageSets/Main/test.txt"
-    path.write_text("".join(f"{x}  1\n" for x in path.read_text().split()))
+    path.write_text("".join(f"{image}  1\n" for image in path.read_text().split()))
     with pytest.raises(KdepError, match=r"not <class>_trainval\.txt"):
         verify(dataset, tmp_path, None, whole=False)
 
@@ -198,13 +198,13 @@ def test_an_unknown_class_of_voc_is_refused(tmp_path: Path) -> None:
     make("voc", tmp_path)
     xml = next((tmp_path / "voc/VOCdevkit/VOC2007/Annotations").glob("*.xml"))
     text = xml.read_text()
-    start = text.index("<name>") + 6
+    start = text.index("<name>") + len("<name>")
     xml.write_text(text[:start] + "unicorn" + text[text.index("</name>") :])
     with pytest.raises(KdepError, match="'unicorn'"):
         voc.check_xml(xml)
 
 
-def test_voc_augmented_masks_leave_out_the_official_lists(tmp_path: Path) -> None:
+def test_images_in_voc_s_own_lists_are_not_in_the_list_of_sbd_masks(tmp_path: Path) -> None:
     dataset = make("voc", tmp_path)
     folder = tmp_path / "voc"
     lists = folder / "VOCdevkit/VOC2012/ImageSets/Segmentation"
@@ -288,7 +288,7 @@ def test_cifar10_in_place_of_cifar100_is_refused(tmp_path: Path) -> None:
 def test_inconsistent_lists_of_cub_are_refused(tmp_path: Path) -> None:
     dataset = make("cub200", tmp_path)
     path = tmp_path / "cub200/CUB_200_2011/train_test_split.txt"
-    path.write_text("".join(f"{x}\n" for x in path.read_text().splitlines()[:-1]))
+    path.write_text("".join(f"{row}\n" for row in path.read_text().splitlines()[:-1]))
     with pytest.raises(KdepError, match="differ in 1 image ids"):
         verify(dataset, tmp_path, None, whole=False)
 
@@ -296,14 +296,14 @@ def test_inconsistent_lists_of_cub_are_refused(tmp_path: Path) -> None:
 def test_inconsistent_lists_of_dtd_are_refused(tmp_path: Path) -> None:
     dataset = make("dtd", tmp_path)
     labels = tmp_path / "dtd/dtd/labels"
-    a, b = (labels / "train1.txt").read_text(), (labels / "val1.txt").read_text()
-    (labels / "train1.txt").write_text(b)
-    (labels / "val1.txt").write_text(a)
+    train, val = (labels / "train1.txt").read_text(), (labels / "val1.txt").read_text()
+    (labels / "train1.txt").write_text(val)
+    (labels / "val1.txt").write_text(train)
     with pytest.raises(KdepError, match=r"differs from labels/train1.txt"):
         verify(dataset, tmp_path, None, whole=False)
 
 
-def test_a_missing_class_number_of_caltech_is_refused(tmp_path: Path) -> None:
+def test_a_gap_in_the_class_numbers_of_caltech_is_refused(tmp_path: Path) -> None:
     make("caltech256", tmp_path)
     base = tmp_path / "caltech256" / caltech256.FOLDER
     (base / "002.american-flag").rename(base / "009.american-flag")
@@ -315,14 +315,14 @@ def test_a_missing_class_number_of_caltech_is_refused(tmp_path: Path) -> None:
 
 
 def tar(path: Path, files: dict[str, bytes], extra: tarfile.TarInfo | None = None) -> Path:
-    """Writes a tar, or .tgz, of these files; returns the path."""
-    with tarfile.open(path, "w:gz" if path.suffix == ".tgz" else "w") as t:
+    """Writes a .tar or .tgz of these files, with `extra` as the last member; returns the path."""
+    with tarfile.open(path, "w:gz" if path.suffix == ".tgz" else "w") as archive:
         for name, data in files.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
-            t.addfile(info, io.BytesIO(data))
+            archive.addfile(info, io.BytesIO(data))
         if extra is not None:
-            t.addfile(extra)
+            archive.addfile(extra)
     return path
 
 
@@ -337,16 +337,16 @@ def link(name: str, kind: bytes) -> tarfile.TarInfo:
     "name", ["/abs.jpg", "../up.jpg", "a/../../b", "C:\\x", "C:", "C:x", "a\\b", "a\nb"]
 )
 @pytest.mark.parametrize("kind", ["tar", "zip"])
-def test_archive_members_outside_the_folder_are_refused(
+def test_archives_with_names_that_lead_out_of_the_folder_are_refused(
     tmp_path: Path, name: str, kind: str
 ) -> None:
     path = tmp_path / f"a.{kind}"
     if kind == "tar":
         tar(path, {"fine.jpg": b"x", name: b"x"})
     else:
-        with zipfile.ZipFile(path, "w") as z:
-            z.writestr("fine.jpg", "x")
-            z.writestr(zipfile.ZipInfo(name), "x")
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("fine.jpg", "x")
+            archive.writestr(zipfile.ZipInfo(name), "x")
     with pytest.raises(KdepError, match="could lead out of its folder"):
         unpack(path, tmp_path / "out", quiet)
     assert not list((tmp_path / "out").rglob("*.jpg"))  # refused before the first file
@@ -364,8 +364,8 @@ def test_links_and_devices_in_a_tar_are_refused(tmp_path: Path, kind: bytes) -> 
 def test_a_link_in_a_zip_is_refused(tmp_path: Path) -> None:
     info = zipfile.ZipInfo("odd")
     info.external_attr = 0o120777 << 16  # the Unix mode of a symbolic link
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as z:
-        z.writestr(info, "/etc/passwd")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(info, "/etc/passwd")
     with pytest.raises(KdepError, match="link"):
         unpack(tmp_path / "a.zip", tmp_path / "out", quiet)
 
@@ -391,6 +391,7 @@ def test_interrupted_unpacking_resumes_and_a_finished_archive_is_not_unpacked_ag
     (out / "d").mkdir(parents=True)
     (out / "d/0.jpg").write_bytes(files["d/0.jpg"])
     (out / "d/1.jpg").write_bytes(b"half")
+    # Only 0.jpg has the right content; 6 files of 50 bytes.
     assert unpack(path, out, quiet) == {"files": 6, "bytes": 300, "skipped": 1}
     assert all((out / n).read_bytes() == data for n, data in files.items())
     (out / "d/0.jpg").unlink()  # the user removes a file after the unpacking: it stays removed
@@ -402,8 +403,8 @@ def test_interrupted_unpacking_resumes_and_a_finished_archive_is_not_unpacked_ag
 def test_a_truncated_archive_is_refused(tmp_path: Path, suffix: str) -> None:
     path, data = tmp_path / f"a.{suffix}", np.random.default_rng(0).bytes(60000)
     if suffix == "zip":
-        with zipfile.ZipFile(path, "w") as z:
-            z.writestr("a.jpg", data)
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a.jpg", data)
     else:
         tar(path, {"a.jpg": data})
     path.write_bytes(path.read_bytes()[:30000])
@@ -421,23 +422,25 @@ def test_an_archive_of_wrong_size_or_checksum_is_refused(tmp_path: Path) -> None
 
 
 def test_imagenet_s_nested_tars_are_unpacked_into_class_folders(tmp_path: Path) -> None:
-    """A truncated archive is refused, and an interrupted run continues."""
+    """Truncated archives are refused; after a failed check all files are compared again."""
     make("imagenet", tmp_path / "source")
-    tree, outer = tmp_path / "source/imagenet/train", {}
+    train, class_tars = tmp_path / "source/imagenet/train", {}
     for wnid in imagenet.TINY_WNIDS:
-        inner = {p.name: p.read_bytes() for p in sorted((tree / wnid).iterdir())}
-        outer[f"{wnid}.tar"] = tar(tmp_path / "inner.tar", inner).read_bytes()
-    (tmp_path / "down").mkdir()
-    path = tar(tmp_path / "down" / imagenet.TRAIN, outer)
+        images = {p.name: p.read_bytes() for p in sorted((train / wnid).iterdir())}
+        class_tars[f"{wnid}.tar"] = tar(tmp_path / "inner.tar", images).read_bytes()
+    downloads = tmp_path / "down"
+    downloads.mkdir()
+    path = tar(downloads / imagenet.TRAIN, class_tars)
     complete = path.read_bytes()
     path.write_bytes(complete[: len(complete) // 2])
     dataset, root = get_set("imagenet"), tmp_path / "root"
     with pytest.raises(KdepError, match=r"truncated|ends"):
-        lay_out(dataset, root, [tmp_path / "down"], quiet, checksums=False)
+        lay_out(dataset, root, [downloads], quiet, checksums=False)
     path.write_bytes(complete)
+    # The official MD5: this archive is not the official one.
     with pytest.raises(KdepError, match="1d675b47d978889d74fa0da5fadfb00e"):
-        lay_out(dataset, root, [tmp_path / "down"], quiet)
-    lay_out(dataset, root, [tmp_path / "down"], quiet, checksums=False)
+        lay_out(dataset, root, [downloads], quiet)
+    lay_out(dataset, root, [downloads], quiet, checksums=False)
     counts = verify(dataset, root, None, whole=False)
     assert counts == {"train_classes": 4, "train_images": 4 * imagenet.TINY_IMAGES}
     first = root / "imagenet/train" / imagenet.TINY_WNIDS[0]
@@ -446,13 +449,14 @@ def test_imagenet_s_nested_tars_are_unpacked_into_class_folders(tmp_path: Path) 
         p.write_bytes(b"x")
     with pytest.raises(KdepError, match="not an image"):
         verify(dataset, root, None, whole=False)
-    # The failed check removed the notes of unpacked archives, so all are unpacked again.
-    lay_out(dataset, root, [tmp_path / "down"], quiet, checksums=False)
+    # The failed check removed the records that the archives were unpacked.
+    lay_out(dataset, root, [downloads], quiet, checksums=False)
     assert {p.name: p.read_bytes() for p in first.iterdir()} == expected
-    # Without the end-of-archive blocks, a class may be missing.
+    # tarfile pads to a multiple of 10,240 bytes. Without the end-of-archive blocks, a class may be
+    # missing.
     path.write_bytes(complete[: len(complete) - 10240])
     with pytest.raises(KdepError, match=r"end-of-archive|damaged"):
-        lay_out(dataset, tmp_path / "new", [tmp_path / "down"], quiet, checksums=False)
+        lay_out(dataset, tmp_path / "new", [downloads], quiet, checksums=False)
 
 
 def test_validation_images_go_to_the_class_that_the_ground_truth_names(tmp_path: Path) -> None:
@@ -462,25 +466,25 @@ def test_validation_images_go_to_the_class_that_the_ground_truth_names(tmp_path:
     wnids = ["n00000020", "n00000010", "n00000030"]  # of the class numbers 1, 2, 3
     rows = [(k + 1, wnid, 0) for k, wnid in enumerate(wnids)]
     rows.append((4, "n00000001", 2))  # it has children, so it is not a class of the challenge
-    kind = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_children", "O")]
-    savemat(tmp_path / "meta.mat", {"synsets": np.array(rows, dtype=kind).reshape(-1, 1)})
-    down = tmp_path / "down"
-    down.mkdir()
-    inner = {
+    columns = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_children", "O")]
+    savemat(tmp_path / "meta.mat", {"synsets": np.array(rows, dtype=columns).reshape(-1, 1)})
+    downloads = tmp_path / "down"
+    downloads.mkdir()
+    class_tars = {
         f"{w}.tar": tar(tmp_path / "inner.tar", {f"{w}_1.JPEG": w.encode()}).read_bytes()
         for w in wnids
     }
-    tar(down / imagenet.TRAIN, inner)
+    tar(downloads / imagenet.TRAIN, class_tars)
     names = [f"ILSVRC2012_val_{i:08d}.JPEG" for i in range(1, 5)]
-    tar(down / imagenet.VAL, {n: n.encode() for n in names})
+    tar(downloads / imagenet.VAL, {n: n.encode() for n in names})
     truth = "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
     files = {
         "ILSVRC2012_devkit_t12/data/meta.mat": (tmp_path / "meta.mat").read_bytes(),
-        truth: b"2\n3\n1\n2\n",
+        truth: b"2\n3\n1\n2\n",  # class number of each validation image
     }
-    tar(tmp_path / "devkit.tgz", files).rename(down / imagenet.DEVKIT)
+    tar(tmp_path / "devkit.tgz", files).rename(downloads / imagenet.DEVKIT)
     root = tmp_path / "root"
-    lay_out(get_set("imagenet"), root, [down], quiet, checksums=False)
+    lay_out(get_set("imagenet"), root, [downloads], quiet, checksums=False)
     images_by_path = {
         p.relative_to(root / "imagenet/val").as_posix(): p.read_bytes()
         for p in (root / "imagenet/val").rglob("*.JPEG")
@@ -488,7 +492,7 @@ def test_validation_images_go_to_the_class_that_the_ground_truth_names(tmp_path:
     folders = ["n00000010", "n00000030", "n00000020", "n00000010"]
     assert images_by_path == {f"{w}/{n}": n.encode() for w, n in zip(folders, names, strict=True)}
     # Images that are sorted already stay in their folders.
-    lay_out(get_set("imagenet"), root, [down], quiet, checksums=False)
+    lay_out(get_set("imagenet"), root, [downloads], quiet, checksums=False)
     assert len(list((root / "imagenet/val").rglob("*.JPEG"))) == 4
 
 
@@ -507,28 +511,28 @@ def test_a_damaged_imagenet_image_is_refused_and_png_or_cmyk_is_not(tmp_path: Pa
 def test_prepare_data_unpacks_voc_from_its_archives(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Archives of a tiny VOC are laid out and SBD is converted; its counts are then refused."""
+    """The tiny archives are unpacked and SBD is converted; then the small counts are refused."""
     make("voc", tmp_path / "source")
-    source, down = tmp_path / "source/voc", tmp_path / "down"
-    down.mkdir()
+    source, downloads = tmp_path / "source/voc", tmp_path / "down"
+    downloads.mkdir()
     for archive, year in zip(get_set("voc").archives, ("2007", "2007", "2012"), strict=False):
         members = [p for p in sorted(source.rglob(f"VOC{year}/**/*")) if p.is_file()]
         is_test = "test" in archive.name
         members = [p for p in members if year == "2012" or (("test" in p.name) == is_test)]
         members = [p for p in members if "Aug" not in str(p) and p.name != "aug.txt"]
         files = {str(p.relative_to(source)): p.read_bytes() for p in members}
-        tar(down / archive.name, files)
+        tar(downloads / archive.name, files)
     sbd = {
         f"benchmark_RELEASE/{p.relative_to(source / 'sbd')}": p.read_bytes()
         for p in sorted((source / "sbd").rglob("*"))
         if p.is_file()
     }
-    tar(down / "benchmark.tgz", sbd)
-    args = ["voc", "--root", str(tmp_path / "root"), "--archives", str(down), "--no-checksums"]
+    tar(downloads / "benchmark.tgz", sbd)
+    args = ["voc", "--root", str(tmp_path / "root"), "--archives", str(downloads), "--no-checksums"]
     assert prepare_data.main(args) == 2
     assert "as in the official release" in capsys.readouterr().err
     assert verify(get_set("voc"), tmp_path / "root", None, whole=False)
-    (down / "benchmark.tgz").unlink()
+    (downloads / "benchmark.tgz").unlink()
     assert prepare_data.main([*args[:2], str(tmp_path / "other"), *args[3:]]) == 2
     assert "was not found in" in capsys.readouterr().err
 
@@ -536,7 +540,7 @@ def test_prepare_data_unpacks_voc_from_its_archives(
 # ---- the stage ----
 
 
-def test_prepare_links_the_sets_and_labels_the_pool(tmp_path: Path) -> None:
+def test_prepare_links_the_sets_and_writes_the_labels_of_the_pool(tmp_path: Path) -> None:
     spec = {"sets": ["coco", "voc"], "pool": "imagenet", "tiny_seed": 0}
     out = tmp_path / "stage"
     out.mkdir()
@@ -571,7 +575,7 @@ def test_a_tiny_copy_has_the_same_bytes_at_another_time(
     assert copies[0] == copies[1]
 
 
-def test_an_empty_class_folder_of_the_pool_does_not_shift_labels(tmp_path: Path) -> None:
+def test_an_empty_class_folder_of_the_pool_keeps_its_class_number(tmp_path: Path) -> None:
     for name in ("a/1.png", "c/1.png", "c/2.png"):
         (tmp_path / "pool" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "pool" / name).touch()
