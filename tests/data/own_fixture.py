@@ -35,12 +35,12 @@ def make(root: Path) -> dict[str, Any]:
             tiny.save(root / split / f"{i}.jpg", tiny.noise_image(rng))
             tiny.save(root / "seg" / split / f"{i}.jpg", tiny.noise_image(rng))
             mask = np.zeros((48, 64), np.uint8)
-            top = split == "train"  # so that masks and boxes differ between the splits
-            mask[top : 10 + i + top], mask[-1] = 1, 255
+            offset = int(split == "train")  # so that masks and boxes differ between the splits
+            mask[offset : 10 + i + offset], mask[-1] = 1, 255
             tiny.save(root / "masks" / split / f"{i}.png", mask)
             images.append({"id": i, "file_name": f"{i}.jpg", "width": 64, "height": 48})
             box = {"id": i, "image_id": i, "category_id": (7, 3)[i % 2], "bbox": [1, 2, 9 + i, 9]}
-            boxes.append({**box, "area": 81 - (split == "train"), "iscrowd": 0})
+            boxes.append({**box, "area": 81 - offset, "iscrowd": 0})
         names = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}]
         write(root / f"{split}.json", {"images": images, "annotations": boxes, "categories": names})
         spec["coco"][split] = {"json": str(root / f"{split}.json"), "images": str(root / split)}

@@ -1,4 +1,6 @@
-"""An index stores the SHA-256 and the stat of files; a changed file is hashed again."""
+"""The index of a data folder stores the SHA-256, size and times of files; only changed files are
+hashed again.
+"""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_an_impossible_data_fraction_raises_kdep_error(fraction: float):
         select_images(FILES, fraction)
 
 
-def test_only_a_fraction_per_class_reads_the_labels(tmp_path: Path):
+def test_labels_are_read_only_for_a_fraction_per_class(tmp_path: Path):
     inputs = {"prepare": tmp_path}
     assert labels_for_fraction({"share": 0.1}, inputs) is None
     expected = labels_for_fraction({"share": 0.1, "share_by": "class"}, inputs)
@@ -88,8 +88,8 @@ def test_only_a_fraction_per_class_reads_the_labels(tmp_path: Path):
         select_images([*FILES, "unknown.jpg"], 0.1, 0, path)
 
 
-def test_invalid_labels_raise_kdep_error_with_a_fix_that_works(tmp_path: Path):
-    """Otherwise: KeyError, TypeError, or labels made from strings and booleans."""
+def test_invalid_labels_raise_kdep_error_with_a_fix(tmp_path: Path):
+    """They do not raise other exceptions, and strings and booleans are not taken for labels."""
     path = tmp_path / "labels.json"
     with pytest.raises(KdepError, match="remove such methods"):
         read_labels(path, ["a"])

@@ -1,4 +1,4 @@
-"""Weights files named in a config are identified by their content."""
+"""Weights files that a config names are identified by the hash of their content."""
 
 from __future__ import annotations
 

@@ -54,73 +54,73 @@ def test_a_damaged_image_is_reported_in_every_run(files, tmp_path: Path) -> None
         assert len(inspect(files, tmp_path / "images.sqlite").faults) == 1
 
 
-def not_a_database(path: Path) -> None:
+def overwrite(path: Path) -> None:
     """Overwrites the memory with other bytes."""
     path.write_bytes(b"not a database" * 99)
 
 
-def another_table(path: Path) -> None:
+def replace_columns(path: Path) -> None:
     """Replaces the memory by a database with other columns."""
     path.unlink()
     with sqlite3.connect(path) as table:
         table.execute("CREATE TABLE images (a, b)")
 
 
-def wrong_facts(path: Path) -> None:
-    """Stores facts of another form."""
+def store_wrong_facts(path: Path) -> None:
+    """Changes the stored facts (size and format of an image) to a list of another form."""
     with sqlite3.connect(path) as table:
         table.execute("UPDATE images SET facts = '[\"another\", 1, 2]'")
 
 
-def no_json(path: Path) -> None:
+def store_facts_that_are_not_json(path: Path) -> None:
     """Stores facts that are not JSON."""
     with sqlite3.connect(path) as table:
         table.execute("UPDATE images SET facts = '{'")
 
 
-def other_version(path: Path) -> None:
+def store_another_version(path: Path) -> None:
     """Stores facts of another version."""
     with sqlite3.connect(path) as table:
         table.execute("UPDATE images SET version = '0'")
 
 
-def fifo(path: Path) -> None:
+def replace_by_fifo(path: Path) -> None:
     """Replaces the memory by a FIFO."""
     path.unlink()
     os.mkfifo(path)
 
 
-def link(path: Path) -> None:
+def replace_by_link(path: Path) -> None:
     """Moves the memory and puts a link to it in its place."""
     path.rename(path.with_name("elsewhere"))
     path.symlink_to(path.with_name("elsewhere"))
 
 
-def folder(path: Path) -> None:
+def replace_by_folder(path: Path) -> None:
     """Replaces the memory by a folder."""
     path.unlink()
     path.mkdir()
 
 
-def truncated(path: Path) -> None:
+def truncate(path: Path) -> None:
     """Keeps the first 5000 bytes of the memory."""
     path.write_bytes(path.read_bytes()[:5000])
 
 
-BROKEN = [
-    not_a_database,
-    another_table,
-    wrong_facts,
-    no_json,
-    other_version,
-    fifo,
-    link,
-    folder,
-    truncated,
+DAMAGES = [
+    overwrite,
+    replace_columns,
+    store_wrong_facts,
+    store_facts_that_are_not_json,
+    store_another_version,
+    replace_by_fifo,
+    replace_by_link,
+    replace_by_folder,
+    truncate,
 ]
 
 
-@pytest.mark.parametrize("damage", BROKEN)
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_an_unusable_image_memory_changes_no_result(files, tmp_path: Path, damage) -> None:
     path = tmp_path / "images.sqlite"
     first = inspect(files, path)
@@ -130,7 +130,7 @@ def test_an_unusable_image_memory_changes_no_result(files, tmp_path: Path, damag
     assert second.info == first.info
 
 
-def test_an_image_memory_locked_by_another_process_is_skipped_after_a_wait(
+def test_an_image_memory_that_another_process_has_locked_is_not_used(
     files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(image_memory, "_LOCK_TIMEOUT", 0.1)

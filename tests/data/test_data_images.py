@@ -1,6 +1,7 @@
 """User images: every fault is found, and every readable image becomes upright 8-bit RGB.
 
-A 'plain' image has this form already and is linked; others are converted to PNG.
+A 'plain' image has this form already and is linked; others are converted to PNG. DEEP means 16 bits
+per channel.
 """
 
 from __future__ import annotations
@@ -67,9 +68,7 @@ def read_by_all(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.jpg", "grey.png", "grey.jpg"])
-def test_an_image_that_is_plain_already_is_linked_and_not_converted(
-    tmp_path: Path, name: str
-) -> None:
+def test_a_plain_image_is_linked_and_not_converted(tmp_path: Path, name: str) -> None:
     file = save(tmp_path / name, SMOOTH, "L" if "grey" in name else "")
     link, info = place_image(tmp_path, file)
     assert info.plain
@@ -138,6 +137,7 @@ def test_transparent_pixels_are_blended_with_a_white_background(tmp_path: Path) 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
 def test_16_bit_grey_is_scaled_over_the_whole_range(tmp_path: Path, suffix: str) -> None:
+    # A value is divided by 257 and rounded, so 65535 becomes 255.
     deep = np.array([[0, 128, 129, 257], [32768, 65278, 65407, 65535]], np.uint16)
     file = tmp_path / f"a.{suffix}"
     cv2.imwrite(str(file), deep)
@@ -154,13 +154,15 @@ def test_exif_orientation_of_a_16_bit_image_is_applied_once(
     deep = RNG.integers(0, 65536, (5, 9, 3), dtype=np.uint16)
     deep = deep if colour else deep[..., 0]
     exif = Image.Exif()
-    exif[images.ORIENTATION] = 6
+    exif[images.ORIENTATION] = 6  # to be rotated by 90 degrees clockwise
     file = tmp_path / f"a.{suffix}"
     if colour and suffix == "png":
         plain = cv2.imencode(".png", deep[..., ::-1])[1].tobytes()
-        chunk = b"eXIf" + exif.tobytes()[6:]
-        sized = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
-        file.write_bytes(plain[:33] + sized + plain[33:])
+        content = b"eXIf" + exif.tobytes()[6:]  # without the prefix "Exif" and two zeros
+        chunk = struct.pack(">I", len(content) - 4) + content
+        chunk += struct.pack(">I", zlib.crc32(content))
+        # The first 33 bytes are PNG's signature and header chunk.
+        file.write_bytes(plain[:33] + chunk + plain[33:])
     elif colour:
         cv2.imwrite(str(file), deep[..., ::-1])
         edited = bytearray(file.read_bytes())
@@ -188,7 +190,7 @@ def test_16_bit_rgb_is_scaled_and_keeps_its_channels(tmp_path: Path, suffix: str
     assert read_by_all(link)[0, 0].tolist() == [255, 1, 128]
 
 
-def test_12_bit_values_in_a_16_bit_file_do_not_become_a_black_image(tmp_path: Path) -> None:
+def test_12_bit_values_in_a_16_bit_file_are_refused_as_nearly_black(tmp_path: Path) -> None:
     file = tmp_path / "a.png"
     cv2.imwrite(str(file), RNG.integers(0, 4096, (9, 9), dtype=np.uint16))
     (fault,) = images.inspect([file]).faults
@@ -234,7 +236,7 @@ def test_the_first_frame_of_an_animation_is_used(tmp_path: Path) -> None:
 
 
 def break_truncate(file: Path) -> None:
-    """Cuts off the last bytes."""
+    """Removes the last 40 bytes."""
     file.write_bytes(file.read_bytes()[:-40])
 
 
@@ -312,7 +314,7 @@ FAULTS = {
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 def test_one_inspection_finds_every_kind_of_fault(tmp_path: Path, suffix: str) -> None:
     files = [save(tmp_path / f"{i}.{suffix}", SMOOTH) for i in range(30)]
-    broken_files = {breaker: files[13 + i] for i, breaker in enumerate(FAULTS)}
+    broken_files = {breaker: files[13 + i] for i, breaker in enumerate(FAULTS)}  # not the first
     for breaker, file in broken_files.items():
         breaker(file)
     inspected = images.inspect(files)
@@ -323,7 +325,7 @@ def test_one_inspection_finds_every_kind_of_fault(tmp_path: Path, suffix: str) -
         assert re.search(FAULTS[breaker], str(fault)), (breaker, fault)
     with pytest.raises(KdepError, match="11 images cannot be used") as error:
         inspected.raise_faults()
-    assert "and 1 more" in str(error.value)
+    assert "and 1 more" in str(error.value)  # ten are listed
 
 
 @pytest.mark.parametrize("kept_fraction", [0.2, 0.5, 0.9, 0.999])
@@ -339,9 +341,12 @@ def test_a_truncated_image_is_refused_and_never_filled_with_grey(
         images.read_rgb(file)
 
 
-def test_the_end_marker_of_a_thumbnail_does_not_end_the_image(tmp_path: Path) -> None:
+def test_the_end_marker_of_a_thumbnail_is_not_taken_for_the_end_of_the_image(
+    tmp_path: Path,
+) -> None:
     thumb = encoded(Image.fromarray(PIXELS), "JPEG")
     data = encoded(Image.fromarray(SMOOTH), "JPEG")
+    # A segment before the image, as cameras write it for thumbnails.
     app1 = b"\xff\xe1" + (len(thumb) + 2).to_bytes(2, "big") + thumb
     complete = data[:2] + app1 + data[2:]
     images.check_complete(complete, tmp_path)
@@ -472,15 +477,15 @@ def test_any_readable_image_becomes_an_upright_8_bit_image(
 @given(
     kind=st.sampled_from(["PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP", "PPM"]),
     changes=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=6),
-    cut=st.integers(0, 10**6),
+    n_removed=st.integers(0, 10**6),
 )
 def test_a_damaged_file_is_an_image_or_raises_kdep_error(
-    kind: str, changes: list[tuple[int, int]], cut: int
+    kind: str, changes: list[tuple[int, int]], n_removed: int
 ) -> None:
     data = bytearray(encoded(Image.fromarray(SMOOTH[:30, :40]), kind))
-    for at, value in changes:
-        data[at % len(data)] = value
-    raw = bytes(data[: len(data) - cut % 9])
+    for position, value in changes:
+        data[position % len(data)] = value
+    raw = bytes(data[: len(data) - n_removed % 9])
     try:
         info = images.examine(raw, Path("a"))
         images.plain_pixels(raw, Path("a"))
@@ -490,10 +495,12 @@ def test_a_damaged_file_is_an_image_or_raises_kdep_error(
 
 
 @settings(max_examples=100, deadline=None)
-@given(name=st.binary(min_size=1, max_size=20), odd=st.booleans())
-def test_any_file_name_becomes_a_name_that_every_reader_accepts(name: bytes, odd: bool) -> None:
+@given(name=st.binary(min_size=1, max_size=20), is_converted=st.booleans())
+def test_any_file_name_becomes_a_name_that_every_reader_accepts(
+    name: bytes, is_converted: bool
+) -> None:
     name = name.replace(b"/", b"_").replace(b"\0", b"_")
-    info = images.ImageInfo("", 1, 1, "RGB", "JPEG", 1, 1, ("palette",) if odd else ())
+    info = images.ImageInfo("", 1, 1, "RGB", "JPEG", 1, 1, ("palette",) if is_converted else ())
     placed = images.placed_name(os.fsdecode(name), info)
     placed.encode("utf-8")
     assert placed.isprintable() or not placed.isascii()

@@ -1,4 +1,4 @@
-"""Images shared between splits are found, counted and named; different images are not."""
+"""Leaks (images shared by two splits) are counted and named; different images are no leaks."""
 
 from __future__ import annotations
 
@@ -116,10 +116,11 @@ def test_different_images_without_contrast_are_not_near_duplicates(tmp_path: Pat
 
 def test_different_squares_on_noise_are_not_near_duplicates(tmp_path: Path) -> None:
     def scene() -> Image.Image:
-        a = RNG.integers(90, 140, (96, 128, 3), dtype=np.uint8)
+        """A red or blue square at a random place on grey noise."""
+        pixels = RNG.integers(90, 140, (96, 128, 3), dtype=np.uint8)
         x, y = RNG.integers(5, 60), RNG.integers(5, 40)
-        a[y : y + 44, x : x + 44] = [(220, 40, 40), (40, 60, 220)][RNG.integers(2)]
-        return Image.fromarray(a)
+        pixels[y : y + 44, x : x + 44] = [(220, 40, 40), (40, 60, 220)][RNG.integers(2)]
+        return Image.fromarray(pixels)
 
     image_sets = {
         f"coco/{s}": [save(tmp_path / s / f"{i}.png", scene()) for i in range(60)]
@@ -163,7 +164,7 @@ def test_an_allowed_pair_of_unknown_or_uncompared_sets_is_refused(
         read_allowed(allow, sets)
 
 
-def test_a_file_in_two_splits_is_refused_and_the_fix_works(sets, tmp_path: Path) -> None:
+def test_a_file_in_two_splits_is_refused_with_a_fix_that_works(sets, tmp_path: Path) -> None:
     link = tmp_path / "link.png"
     link.symlink_to(sets["coco/train"][0])
     sets["coco/test"].append(link)
@@ -180,6 +181,7 @@ def test_a_file_in_two_splits_is_refused_and_the_fix_works(sets, tmp_path: Path)
 def test_the_search_finds_the_same_matches_as_comparing_all_pairs(
     seed: int, radius: int, skewed: bool
 ):
+    """Hashes of leaks.BITS bits match if at most `radius` bits differ; skewed: few bits are 1."""
     rng = np.random.default_rng(seed)
     bits = (rng.random((300, leaks.BITS)) < (0.03 if skewed else 0.5)).astype(np.uint8)
     queries = bits[rng.integers(0, 300, 80)].copy()

@@ -1,4 +1,4 @@
-"""Which files of a folder are listed as images, and which are skipped and counted."""
+"""The images of a folder are listed; system files and hidden files are skipped and counted."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ INVALID: dict[str, tuple[Any, Any]] = {
     "infinite": (MEAN, (58.0, float("inf"), 57.0)),
     "text": (("123", "116", "103"), STD),
     "truth values": (MEAN, (True, True, True)),
-    "exchanged": (STD, MEAN),
+    "mean and std exchanged": (STD, MEAN),
     "BGR": (MEAN[::-1], STD[::-1]),
     "a text": ("imagenet", STD),
 }
@@ -58,7 +58,7 @@ def test_an_invalid_normalisation_is_refused(name: str) -> None:
         check_normalisation(*INVALID[name], "x")
 
 
-@pytest.mark.parametrize("name", ["0-1 scale", "scaled twice", "exchanged", "BGR"])
+@pytest.mark.parametrize("name", ["0-1 scale", "scaled twice", "mean and std exchanged", "BGR"])
 def test_the_fix_in_the_error_gives_a_valid_normalisation(name: str) -> None:
     mean, std = INVALID[name]
     with pytest.raises(KdepError) as caught:
@@ -93,7 +93,7 @@ def test_a_teacher_with_a_wrong_normalisation_is_not_built() -> None:
     assert MeanColour(MEAN, STD)(grey).pooled.abs().max() < 0.5  # the mean grey is near 0
 
 
-def test_a_mean_without_std_or_std_without_mean_is_refused() -> None:
+def test_a_mean_without_a_std_or_a_std_without_a_mean_is_refused() -> None:
     with pytest.raises(KdepError, match="has mean but no std"):
         check_stated({"name": "x", "mean": MEAN})
     with pytest.raises(KdepError, match="has std but no mean"):

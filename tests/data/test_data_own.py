@@ -1,4 +1,4 @@
-"""User data: files are placed where the tasks read them; the fix in each error works."""
+"""Stage `prepare` for user data: files are where the tasks read them; fixes in errors work."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_paths_are_relative_to_the_data_root(
     )
 
 
-# ---- faults, and their fixes followed ----
+# ---- faults, and the fixes that their errors advise ----
 
 
 def rewrite(path: Path, change: Callable[[str], str]) -> None:
@@ -119,16 +119,16 @@ def rewrite(path: Path, change: Callable[[str], str]) -> None:
     path.write_text(change(path.read_text()))
 
 
-def mask_file(name: str) -> Callable[[Path, Callable[[Image.Image], Image.Image]], None]:
-    """A function that changes the image of a file below a folder."""
+def image_changer(name: str) -> Callable[[Path, Callable[[Image.Image], Image.Image]], None]:
+    """A function that applies another function to the image file `name` below a folder."""
 
-    def change(root: Path, how: Callable[[Image.Image], Image.Image]) -> None:
-        how(Image.open(root / name)).save(root / name)
+    def change(root: Path, function: Callable[[Image.Image], Image.Image]) -> None:
+        function(Image.open(root / name)).save(root / name)
 
     return change
 
 
-change_first_mask = mask_file("masks/test/0.png")
+change_first_mask = image_changer("masks/test/0.png")
 
 
 def make_mask_one_bit(root: Path) -> None:
@@ -137,20 +137,20 @@ def make_mask_one_bit(root: Path) -> None:
 
 
 def make_mask_four_bits(root: Path) -> None:
-    """Writes a grey PNG of 4 bits byte by byte, as neither Pillow nor OpenCV can."""
+    """Writes a grey PNG of 4 bits byte by byte, because Pillow and OpenCV cannot write one."""
     import struct
     import zlib
 
     pixels = np.asarray(Image.open(root / "masks/test/0.png")) == 1
-    rows = (pixels[:, ::2].astype(np.uint8) << 4) | pixels[:, 1::2]
-    raw = b"".join(b"\0" + r.tobytes() for r in rows)
+    rows = (pixels[:, ::2].astype(np.uint8) << 4) | pixels[:, 1::2]  # two pixels per byte
+    raw = b"".join(b"\0" + row.tobytes() for row in rows)  # 0: the row has no filter
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
             struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         )
 
-    head = struct.pack(">IIBBBBB", 64, 48, 4, 0, 0, 0, 0)
+    head = struct.pack(">IIBBBBB", 64, 48, 4, 0, 0, 0, 0)  # width, height, bits, grey, defaults
     body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
     (root / "masks/test/0.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
 
@@ -225,8 +225,15 @@ def change_test_image(**change: Any) -> Callable[[Path], None]:
     return lambda r: edit(r / "test.json", lambda t: t["images"][1].update(change))
 
 
-GOOD = {"bbox": [1, 2, 10, 9], "area": 81, "image_id": 1, "category_id": 3, "iscrowd": 0, "id": 1}
-repair_box = change_test_annotation(**GOOD)
+INTACT_ANNOTATION = {
+    "bbox": [1, 2, 10, 9],
+    "area": 81,
+    "image_id": 1,
+    "category_id": 3,
+    "iscrowd": 0,
+    "id": 1,
+}
+repair_box = change_test_annotation(**INTACT_ANNOTATION)
 repair_image = change_test_image(file_name="1.jpg", width=64, height=48, id=1)
 
 
@@ -248,9 +255,10 @@ def rotate_pixels(root: Path) -> None:
 Step = Callable[[Path], object]
 JSON, TRAIN = "mine/test.json", "mine/train.json"
 # Name of a case: (function that makes the fault, file that the error names, part of the error's
-# text, function that does what the error advises).
+# text, function that does what the error advises). In the functions r is the user's folder, t the
+# content of a JSON file, s its text and m a mask.
 CASES: dict[str, tuple[Step, str, str, Step]] = {
-    "json cut": (
+    "json truncated": (
         lambda r: rewrite(r / "test.json", lambda s: s[:200]),
         JSON,
         "is truncated",
@@ -355,7 +363,7 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
         "of another image",
         repair_image,
     ),
-    "file name is half a character": (
+    "file name with half a surrogate pair": (
         lambda r: rewrite(r / "test.json", lambda s: s.replace("1.jpg", "\\ud800.jpg")),
         JSON,
         "has the file_name",
@@ -370,7 +378,7 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
     "width is a text": (change_test_image(width="64"), JSON, "width '64'", repair_image),
     "width is null": (change_test_image(width=None), JSON, "width missing", repair_image),
     "height is huge": (change_test_image(height=10**40), JSON, "more than 30 digits", repair_image),
-    "size of another picture": (change_test_image(width=63), "test/1.jpg", "64x48", repair_image),
+    "size of another image": (change_test_image(width=63), "test/1.jpg", "64x48", repair_image),
     "image id is null": (change_test_image(id=None), JSON, "has the id missing", repair_image),
     "image id twice": (
         change_test_image(id=0),
@@ -464,7 +472,7 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
         "no box of 'dog' to train on",
         lambda r: shutil.copy(r / "backup_train.json", r / "train.json"),
     ),
-    "the untrained class removed from the test": (
+    "the untrained class removed from the test split": (
         drop_class,
         JSON,
         "remove the class from test.json",
@@ -550,19 +558,19 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
         "Image.open(f).getchannel(0).save(f)",
         lambda r: change_first_mask(r, lambda m: m.getchannel(0)),
     ),
-    "masks with a palette each": (
+    "masks with different palettes": (
         set_two_palettes,
         "masks/test/1.png",
         "the value 1 has the colour (0, 255, 0)",
         lambda r: set_palette(r, [0, 0, 0, 255, 0, 0], "test/1"),
     ),
-    "masks 0 and 255 for two classes": (
+    "masks with 0 and 255 for two classes": (
         make_masks_binary,
         "masks/train",
         "replace 255, which means 'ignore', by 1",
         replace_255_by_1,
     ),
-    "masks of the test all ignored": (
+    "masks of the test split all ignored": (
         lambda r: change_masks(r / "masks/test", lambda m: np.full_like(m, 255)),
         "masks/test",
         "are 255, which is ignored",
@@ -570,13 +578,13 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
             r / "masks/test", lambda m: (np.arange(m.size) % 2).reshape(m.shape).astype(np.uint8)
         ),
     ),
-    "masks of the test of one class": (
+    "masks of the test split with one class": (
         lambda r: change_masks(r / "masks/test", lambda m: np.zeros_like(m)),
         "masks/test",
         "have the class 'x'",
         lambda r: change_first_mask(r, lambda m: Image.fromarray(np.eye(48, 64, dtype=np.uint8))),
     ),
-    "two images of one mask": (
+    "two images with one mask": (
         lambda r: shutil.copy(r / "seg/test/0.jpg", r / "seg/test/0.png"),
         "seg/test/0.png have the same mask",
         "masks/test/0.png",
@@ -585,13 +593,13 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
             shutil.copy(r / "masks/test/0.png", r / "masks/test/9.png"),
         ],
     ),
-    "class folder missing in the test": (
+    "class folder missing in the test split": (
         lambda r: (r / "classes/test/b").rename(r / "b"),
         "classes/test",
         "",
         lambda r: (r / "b").rename(r / "classes/test/b"),
     ),
-    "additional class folder in the test": (
+    "additional class folder in the test split": (
         lambda r: shutil.copytree(r / "classes/test/b", r / "classes/test/c"),
         "classes/test of test also has 'c'",
         "classes/train of train",
@@ -615,7 +623,7 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
         "spaces around its name",
         lambda r: (r / "classes/test/a ").rename(r / "classes/test/a"),
     ),
-    "picture beside the class folders": (
+    "image beside the class folders": (
         lambda r: shutil.copy(r / "classes/test/a/0.png", r / "classes/test/0.png"),
         "classes/test/0.png",
         "is not in a class folder",
@@ -625,7 +633,7 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_an_error_names_its_file_and_its_fix_works(
+def test_each_fault_gives_an_error_that_names_the_file_with_a_fix_that_works(
     name: str, spec: Spec, user_folder: Path, tmp_path: Path
 ) -> None:
     fault, file, message, fix = CASES[name]
@@ -657,7 +665,7 @@ def test_a_pool_with_labels_must_have_at_least_two_class_folders(
     own.run(labelled, tmp_path / "e")
 
 
-def test_hidden_folders_are_counted_and_do_not_become_classes(
+def test_hidden_folders_of_the_pool_are_counted_and_are_no_classes(
     spec: Spec, user_folder: Path, tmp_path: Path
 ) -> None:
     for folder in (user_folder / "pool/.cache", user_folder / "classes/train/.cache"):
@@ -692,12 +700,12 @@ def test_an_image_in_two_classes_is_counted_and_listed(
 
 
 def test_one_error_reports_every_fault_once(spec: Spec, user_folder: Path, tmp_path: Path) -> None:
-    CASES["json cut"][0](user_folder)
+    CASES["json truncated"][0](user_folder)
     CASES["mask of 1 bit"][0](user_folder)
     CASES["pool image empty"][0](user_folder)
     CASES["class folder empty"][0](user_folder)
     text = refusal(spec, tmp_path / "a")
-    for name in ("json cut", "mask of 1 bit", "pool image empty", "class folder empty"):
+    for name in ("json truncated", "mask of 1 bit", "pool image empty", "class folder empty"):
         assert text.count(CASES[name][2]) == 1
         assert CASES[name][1] in text
     wrong_annotations = [
@@ -706,8 +714,8 @@ def test_one_error_reports_every_fault_once(spec: Spec, user_folder: Path, tmp_p
     own.write(user_folder / "test.json", {**json.loads((user_folder / "train.json").read_text()),
                                    "annotations": wrong_annotations})  # fmt: skip
     text = refusal(spec, tmp_path / "b")
-    assert "(498 more of this kind)" in text
-    assert text.count("\n") <= 11
+    assert "(498 more of this kind)" in text  # two of the 500 are shown
+    assert text.count("\n") <= 11  # the error stays short
 
 
 def test_a_byte_order_mark_in_a_json_changes_nothing(
@@ -822,7 +830,7 @@ def test_two_splits_with_the_same_folder_or_json_are_refused(
     assert "the task needs 'train'" in refusal({**spec, "coco": only}, tmp_path / "d")
 
 
-# ---- images that the content hash does not cover, and labels of another split ----
+# ---- images without a content hash, and labels shared by two splits ----
 
 
 @pytest.mark.parametrize("name", [".h/0.jpg", "0", "0.dat", "__MACOSX/0.jpg"])
@@ -841,7 +849,7 @@ def test_images_that_the_content_hash_does_not_cover_are_refused_in_a_json(
     own.run(spec, tmp_path / "b")
 
 
-def test_test_masks_that_are_links_to_training_masks_are_refused(
+def test_masks_of_the_test_split_that_are_links_to_training_masks_are_refused(
     spec: Spec, user_folder: Path, tmp_path: Path
 ) -> None:
     (user_folder / "masks/test").rename(user_folder / "kept")

@@ -23,6 +23,7 @@ CLASSES = {
     "hazel": ["deep/er/9.png", "0.png", "deep/1.png", "a.png"],
     "beech 2": ["b.png", "c.png"],
 }
+# Red value of the images of a class.
 COLOUR = {name: 40 * k + 20 for k, name in enumerate(CLASSES)}
 
 

@@ -45,12 +45,14 @@ def shuffled(value: Any, rng: random.Random) -> Any:
     return value
 
 
-def renumbered(table: Json, rng: random.Random, texts: bool) -> Json:
-    """A COCO table with other ids of images, categories and annotations; `texts`: as strings."""
+def renumbered(table: Json, rng: random.Random, ids_are_text: bool) -> Json:
+    """A COCO table with other ids of images, categories and annotations."""
 
     def new_ids(key: str) -> dict[int, Any]:
         ids = rng.sample(range(-(2**40), 2**40), len(table[key]))
-        return {e["id"]: f"id {i}" if texts else i for e, i in zip(table[key], ids, strict=True)}
+        return {
+            e["id"]: f"id {i}" if ids_are_text else i for e, i in zip(table[key], ids, strict=True)
+        }
 
     images, categories, annotations = map(new_ids, ("images", "categories", "annotations"))
     return {
@@ -71,24 +73,28 @@ def renumbered(table: Json, rng: random.Random, texts: bool) -> Json:
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(seeds=st.tuples(st.integers(0), st.integers(0)), texts=st.booleans(), bom=st.booleans())
+@given(
+    seeds=st.tuples(st.integers(0), st.integers(0)),
+    ids_are_text=st.booleans(),
+    has_bom=st.booleans(),
+)
 def test_order_and_ids_in_a_json_do_not_change_the_prepared_files(
     seeds: tuple[int, int],
-    texts: bool,
-    bom: bool,
+    ids_are_text: bool,
+    has_bom: bool,
     spec: Json,
     expected: dict[str, bytes],
     tmp_path: Path,
 ) -> None:
-    """Each split is permuted and renumbered differently; classes are matched by name."""
+    """Each split is permuted and renumbered differently; BOM: a byte order mark in the file."""
     changed, work = {}, tmp_path / str(len(list(tmp_path.iterdir())))
     work.mkdir()
     for (split, part), seed in zip(spec["coco"].items(), seeds, strict=True):
         rng = random.Random(seed)
         table = json.loads(Path(part["json"]).read_text())
-        table = shuffled(renumbered(table, rng, texts), rng)
+        table = shuffled(renumbered(table, rng, ids_are_text), rng)
         text = json.dumps(table, indent=rng.choice([None, 1]))
-        (work / f"{split}.json").write_text(text, encoding="utf-8-sig" if bom else "utf-8")
+        (work / f"{split}.json").write_text(text, encoding="utf-8-sig" if has_bom else "utf-8")
         changed[split] = {"json": str(work / f"{split}.json"), "images": part["images"]}
     own.run({**spec, "coco": changed}, work / "out")
     assert own.contents(work / "out" / "data") == expected

@@ -103,9 +103,9 @@ def test_the_manifest_agrees_with_the_outputs_and_the_files(made: Made) -> None:
     manifest = json.loads((root / "manifest.json").read_text())
     assert manifest["fingerprint"] == outputs["fingerprint"] == verify.verify(root)
     lines = (root / "checksums.txt").read_text().splitlines()
-    assert lines == sorted(lines, key=lambda x: x.split("  ")[1])
-    digest, rel = lines[0].split("  ")
-    assert hashlib.sha256((root / rel).read_bytes()).hexdigest() == digest
+    assert lines == sorted(lines, key=lambda line: line.split("  ")[1])
+    digest, path = lines[0].split("  ")
+    assert hashlib.sha256((root / path).read_bytes()).hexdigest() == digest
     images = outputs["counts"]["images"]
     assert images["pool"] == 24 + 8
     assert images["classify/train"] == 16
@@ -113,7 +113,7 @@ def test_the_manifest_agrees_with_the_outputs_and_the_files(made: Made) -> None:
     assert images["photos/a"] == 3
 
 
-def test_splits_share_no_group(material: Material, made: Made) -> None:
+def test_no_group_of_related_images_is_in_two_splits(material: Material, made: Made) -> None:
     splits = json.loads((made[0] / "manifest.json").read_text())["splits"]
     items = {"objects": material.cutouts, "backgrounds": material.backgrounds}
     for kind, material_items in items.items():
@@ -195,11 +195,11 @@ def test_the_masks_mark_the_pixels_of_the_drawn_objects() -> None:
 
 
 def test_a_placed_object_has_the_requested_size() -> None:
-    ink = np.full((40, 80, 4), 255, np.uint8)
+    white = np.full((40, 80, 4), 255, np.uint8)
     for seed in range(30):
         rng = np.random.default_rng(seed)
         long_side = rng.uniform(40, 120)
-        layer = compose.place(rng, Cutout("w", "x", "w", ink), (128, 128), long_side, 1.0)
+        layer = compose.place(rng, Cutout("w", "x", "w", white), (128, 128), long_side, 1.0)
         ys, xs = np.nonzero(layer[..., 3] > 127)
         assert abs(max(np.ptp(xs), np.ptp(ys)) + 1 - long_side) < 4
 
@@ -233,7 +233,7 @@ def test_a_changed_missing_or_additional_file_is_detected(made: Made, tmp_path: 
         ({"source": "debian"}, "unknown source"),
     ],
 )
-def test_impossible_specs_are_refused(spec: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_invalid_specs_are_refused(spec: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(KdepError, match=message):
         prepare(spec, {}, tmp_path, quiet)
 

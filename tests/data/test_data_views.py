@@ -142,7 +142,7 @@ def test_views_that_lack_rows_are_refused(prepared: dict[str, Path], tmp_path: P
         views.open_views(tmp_path)
 
 
-def test_the_limits_of_data_fractions_are_checked():
+def test_data_fractions_without_an_image_or_above_1_are_refused():
     assert views.subset(10, 1.0).tolist() == list(range(10))
     assert len(views.subset(10, 0.05001)) == 1
     for fraction in (0.0, -0.5, 1.0001, 0.04):
