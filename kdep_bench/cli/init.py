@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kdep_bench.data.own.discover import Discovery
 
 SAMPLES = 51_200  # images seen in pre-training, as in `methods_pocket`: 800 steps of BATCH images
-BATCH = 64
+BATCH = 64  # images per step
 MAX_EPOCHS = 200
 VIEWS = 2  # views per image
 WIDTH = 90  # largest length of a line of the written file, not counting the key before a value

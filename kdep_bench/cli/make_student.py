@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         student = discover(args.name, args.px)
         path = args.out / f"{student['name']}.py"
         if path.exists():
-            raise KdepError(f"{path} already exists", fix="choose another path with --out")
+            raise KdepError(f"{path} already exists", fix="choose another folder with --out")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(config_text(student, args.name), encoding="utf-8")
     except KdepError as e:

@@ -158,7 +158,7 @@ def to_safetensors(source: Path, folder: Path) -> str:
             torch.equal(written[name], tensors[name]) for name in written
         ):
             raise KdepError(
-                f"the file {folder / SAFE} would not contain the tensors of {source}",
+                f"the written file {folder / SAFE} does not contain the same tensors as {source}",
                 fix="run the same command again",
             )
         partial.replace(folder / SAFE)

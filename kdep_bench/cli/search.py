@@ -80,7 +80,8 @@ def _replay(args: argparse.Namespace) -> int:
     log = logs.read(args.replay)
     if log is None:
         raise KdepError(
-            f"the log {args.replay} does not exist, or has no complete line", fix="check its path"
+            f"the log {args.replay} does not exist, or has no complete line",
+            fix="correct the path after --replay",
         )
     if args.search:
         from kdep_bench.search.run import header_of

@@ -15,10 +15,16 @@ from kdep_bench.data.checks import check_image
 from kdep_bench.data.listing import list_images
 from kdep_bench.data.official import tiny as draw
 from kdep_bench.data.official.archives import Archive
-from kdep_bench.data.official.base import OfficialSet, need_dir, need_files
+from kdep_bench.data.official.base import (
+    OfficialSet,
+    need_dir,
+    need_files,
+    unpack_again,
+)
 from kdep_bench.errors import KdepError
 
 FOLDER = "ADEChallengeData2016"
+_UNPACK_AGAIN = unpack_again("ade20k")
 CLASSES = 150
 _HOMEPAGE = "http://sceneparsing.csail.mit.edu/"
 
@@ -34,7 +40,7 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
         masks = need_dir(base / "annotations" / split, "the masks of ADEChallengeData2016.zip")
         names = [n.removesuffix(".jpg") for n in list_images(images).images if n.endswith(".jpg")]
         if not names:
-            raise KdepError(f"the folder {images} contains no *.jpg", fix="unpack it again")
+            raise KdepError(f"the folder {images} contains no *.jpg", fix=_UNPACK_AGAIN)
         need_files(masks, (f"{n}.png" for n in names), images)
         need_files(images, _image_names(masks), masks)
         step = 1 if decode is None else max(1, len(names) // max(decode, 1))
@@ -58,13 +64,13 @@ def _check_pair(image: Path, mask: Path) -> None:
         raise KdepError(
             f"the mask {mask} has mode {info.mode}",
             expected="one 8-bit channel",
-            fix="use ADEChallengeData2016.zip; this is the full ADE20K release",
+            fix="use ADEChallengeData2016.zip; this mask is of the full ADE20K release",
         )
     if (info.width, info.height) != (image_info.width, image_info.height):
         raise KdepError(
             f"the mask {mask} is {info.width}x{info.height}",
             expected=f"{image_info.width}x{image_info.height}, the size of its image",
-            fix="unpack both from the same archive",
+            fix=_UNPACK_AGAIN,
         )
     with Image.open(mask) as opened:
         largest = int(np.asarray(opened).max())
@@ -72,7 +78,7 @@ def _check_pair(image: Path, mask: Path) -> None:
         raise KdepError(
             f"the mask {mask} contains the value {largest}",
             expected=f"0..{CLASSES}",
-            fix="unpack the archive again",
+            fix=_UNPACK_AGAIN,
         )
 
 

@@ -189,6 +189,11 @@ def _verify(dataset: OfficialSet, root: Path, decode: int | None, whole: bool) -
 # ---- used by the checks of several sets ----
 
 
+def unpack_again(name: str) -> str:
+    """The fix for damaged files of the set `name`: a command that unpacks its archives again."""
+    return f"unpack it again: kdep-bench data {name} --root DIR --archives DOWNLOADS"
+
+
 def need_dir(path: Path, description: str) -> Path:
     """Returns `path` if it is a folder; raises KdepError otherwise.
 
@@ -222,7 +227,7 @@ def need_file(path: Path, description: str) -> Path:
         raise KdepError(
             f"the file {path} is empty (0 bytes)",
             expected=description,
-            fix="unpack its archive again",
+            fix="unpack its archive again with kdep-bench data",
         )
     return path
 
@@ -235,12 +240,14 @@ def lines(path: Path, description: str) -> list[str]:
         raise KdepError(
             f"the file {path} cannot be read ({plain_text(e)})",
             expected=description,
-            fix="unpack its archive again",
+            fix="unpack its archive again with kdep-bench data",
         ) from None
     rows = [line.strip() for line in text.splitlines() if line.strip()]
     if not rows:
         raise KdepError(
-            f"the file {path} has no entries", expected=description, fix="unpack its archive again"
+            f"the file {path} has no entries",
+            expected=description,
+            fix="unpack its archive again with kdep-bench data",
         )
     return rows
 
@@ -263,7 +270,7 @@ def need_files(folder: Path, names: Iterable[str], source: Path | str) -> int:
             raise KdepError(
                 f"the file {path} occurs twice in {source}",
                 expected="each file once (repeated files would count twice in the scores)",
-                fix="unpack the archive of the list again",
+                fix="unpack the archive of the list again with kdep-bench data",
             )
         seen.add(name)
         try:

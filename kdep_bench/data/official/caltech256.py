@@ -21,11 +21,13 @@ from kdep_bench.data.official.base import (
     lines,
     need_dir,
     need_files,
+    unpack_again,
 )
 from kdep_bench.errors import KdepError
 from kdep_bench.files import write_atomic
 
 FOLDER = "256_ObjectCategories"
+_UNPACK_AGAIN = unpack_again("caltech256")
 TRAIN_PER_CLASS = 60
 LISTS = {"train": "kdep_train.txt", "test": "kdep_test.txt"}
 _CLASS = re.compile(r"(\d{3})\.[\w.+-]+")
@@ -44,13 +46,13 @@ def classes(folder: Path) -> list[str]:
             raise KdepError(
                 f"the class folder {folder / FOLDER / name} is at position {position}",
                 expected=f"the name {position:03d}.<name>: numbers from 001 without gaps",
-                fix="unpack the archive again",
+                fix=_UNPACK_AGAIN,
             )
     if not names:
         raise KdepError(
             f"the folder {folder / FOLDER} has no class folders",
             expected="257 class folders",
-            fix="unpack the archive again",
+            fix=_UNPACK_AGAIN,
         )
     return names
 
@@ -78,7 +80,7 @@ def write_lists(folder: Path, per_class: int) -> None:
             raise KdepError(
                 f"the class folder {folder / FOLDER / name} has {len(images)} images",
                 expected=f"more than {per_class}",
-                fix="unpack the archive again",
+                fix=_UNPACK_AGAIN,
             )
         for split, part in (("train", images[:per_class]), ("test", images[per_class:])):
             rows[split] += [f"{FOLDER}/{name}/{image} {label}" for image in part]

@@ -13,10 +13,16 @@ import numpy as np
 
 from kdep_bench.data.official import tiny as draw
 from kdep_bench.data.official.archives import Archive
-from kdep_bench.data.official.base import OfficialSet, need_dir, need_file
+from kdep_bench.data.official.base import (
+    OfficialSet,
+    need_dir,
+    need_file,
+    unpack_again,
+)
 from kdep_bench.errors import KdepError
 
 FOLDER = "cifar-100-python"
+_UNPACK_AGAIN = unpack_again("cifar100")
 _SOURCE = "mmpretrain 1.2.0 and torchvision 0.29.1, datasets/cifar.py"
 # (module, name) of the functions and classes that the pickles of the official archive use.
 _ALLOWED = {
@@ -51,13 +57,13 @@ def read_pickle(path: Path) -> dict[str, Any]:
         raise KdepError(
             f"the CIFAR file {path} cannot be read ({type(e).__name__}: {e})",
             expected="a pickle of one dict of arrays and lists, as the official archive has it",
-            fix="unpack the official archive again",
+            fix=_UNPACK_AGAIN,
         ) from None
     if not isinstance(table, dict):
         raise KdepError(
             f"the CIFAR file {path} contains a {type(table).__name__}",
             expected="a dict",
-            fix="unpack the official archive again",
+            fix=_UNPACK_AGAIN,
         )
     return table
 
@@ -84,7 +90,7 @@ def read_split(folder: Path, split: str) -> tuple[np.ndarray, list[int], list[st
             f"the files {base / split} and meta contain data {data.dtype} {data.shape} and "
             f"{type(names).__name__} fine_label_names",
             expected="data uint8 [N, 3072] and a list of names (CIFAR-100, not CIFAR-10)",
-            fix="unpack cifar-100-python.tar.gz",
+            fix=_UNPACK_AGAIN,
         )
     if data.shape[1] != 3 * 32 * 32 or not isinstance(labels, list) or len(labels) != len(data):
         raise KdepError(
@@ -92,13 +98,13 @@ def read_split(folder: Path, split: str) -> tuple[np.ndarray, list[int], list[st
             f"{(len(labels) if isinstance(labels, list) else 'no')} fine_labels for {len(data)} "
             "images",
             expected="3072 values and one label per image",
-            fix="unpack the archive again",
+            fix=_UNPACK_AGAIN,
         )
     if wrong := [v for v in labels if not 0 <= v < len(names)]:
         raise KdepError(
             f"the file {base / split} has the label {wrong[0]}",
             expected=f"0..{len(names) - 1}",
-            fix="unpack the archive again",
+            fix=_UNPACK_AGAIN,
         )
     return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels, names
 

@@ -15,11 +15,17 @@ import numpy as np
 from kdep_bench.data.checks import check_image
 from kdep_bench.data.official import tiny as draw
 from kdep_bench.data.official.archives import Archive
-from kdep_bench.data.official.base import OfficialSet, need_dir, need_files
+from kdep_bench.data.official.base import (
+    OfficialSet,
+    need_dir,
+    need_files,
+    unpack_again,
+)
 from kdep_bench.data.user_json import read_user_json
 from kdep_bench.errors import KdepError
 
 _HOMEPAGE = "https://cocodataset.org/#download"
+_UNPACK_AGAIN = unpack_again("coco")
 _MD5_SOURCE = "used by several public download scripts; no official MD5 is published"
 SPLITS = ("train2017", "val2017")
 #: COCO's 80 categories, id -> name; the ids have gaps.
@@ -97,7 +103,10 @@ def check_table(path: Path, table: Any) -> dict[str, int]:
         )
     images = {i["id"] for i in table["images"]}
     if len(images) != len(table["images"]):
-        raise KdepError(f"the file {path} has a duplicate image id", fix="download it again")
+        raise KdepError(
+            f"the file {path} has a duplicate image id",
+            fix="download annotations_trainval2017.zip again",
+        )
     crowds = 0
     for annotation in table["annotations"]:
         category = annotation["category_id"]
@@ -106,7 +115,7 @@ def check_table(path: Path, table: Any) -> dict[str, int]:
                 f"annotation {annotation['id']} in {path} has image {annotation['image_id']} and "
                 f"category {category}",
                 expected="ids that exist in the file",
-                fix="download the annotations again",
+                fix="download annotations_trainval2017.zip again",
             )
         crowds += annotation.get("iscrowd", 0)
     return {"images": len(images), "annotations": len(table["annotations"]), "crowds": crowds}
@@ -133,7 +142,7 @@ def _check_entries(path: Path, table: dict[str, Any]) -> None:
                     f"entry {position} of {list_name} in {path} has the {wrong} "
                     f"{entry.get(wrong)!r:.80}",
                     expected="integers for ids, sizes and iscrowd, strings for names",
-                    fix="unpack the annotations again",
+                    fix=_UNPACK_AGAIN,
                 )
 
 
@@ -144,7 +153,7 @@ def _check_size(file: Path, stated: dict[str, Any], path: Path) -> None:
         raise KdepError(
             f"the image {file} is {info.width}x{info.height}",
             expected=f"{stated['width']}x{stated['height']}, the size in {path}",
-            fix="download both again: images and annotations are of different versions",
+            fix="download images and annotations again: they are of different versions",
         )
 
 

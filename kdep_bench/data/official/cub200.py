@@ -8,10 +8,17 @@ import numpy as np
 
 from kdep_bench.data.official import tiny as draw
 from kdep_bench.data.official.archives import Archive
-from kdep_bench.data.official.base import OfficialSet, decode_some, lines, need_files
+from kdep_bench.data.official.base import (
+    OfficialSet,
+    decode_some,
+    lines,
+    need_files,
+    unpack_again,
+)
 from kdep_bench.errors import KdepError
 
 FOLDER = "CUB_200_2011"
+_UNPACK_AGAIN = unpack_again("cub200")
 _LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt")
 
 
@@ -28,13 +35,13 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
             raise KdepError(
                 f"the file {base / name} and images.txt differ in {len(different)} image ids, the "
                 f"first is {different[0]}",
-                fix="unpack the archive again",
+                fix=_UNPACK_AGAIN,
             )
     if wrong := sorted(v for v in set(labels.values()) if not _is_number(v)):
         raise KdepError(
             f"the file {base / _LISTS[1]} has the class {wrong[0][:40]!r}",
             expected="1..200",
-            fix="unpack the archive again",
+            fix=_UNPACK_AGAIN,
         )
     for key, name in images.items():
         number = name.partition(".")[0]
@@ -43,20 +50,20 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
                 f"the file {base / _LISTS[1]} gives the image {key} the class {labels[key]}, but "
                 f"images.txt puts it into the folder {name.partition('/')[0]}",
                 expected="the number at the beginning of the folder's name",
-                fix="unpack the archive again",
+                fix=_UNPACK_AGAIN,
             )
     classes = {int(v) for v in labels.values()}
     if min(classes) < 1 or max(classes) > 200:
         raise KdepError(
             f"the file {base / _LISTS[1]} has classes {min(classes)}..{max(classes)}",
             expected="1..200",
-            fix="unpack the archive again",
+            fix=_UNPACK_AGAIN,
         )
     if wrong := set(split.values()) - {"0", "1"}:
         raise KdepError(
             f"the file {base / _LISTS[2]} contains {sorted(wrong)[:3]}",
             expected="0 and 1",
-            fix="unpack the archive again",
+            fix=_UNPACK_AGAIN,
         )
     need_files(base / "images", images.values(), base / "images.txt")
     decode_some((base / "images" / v for v in images.values()), decode)
@@ -82,12 +89,10 @@ def _table(path: Path) -> dict[int, str]:
             raise KdepError(
                 f"the file {path} contains the line {row[:60]!r}",
                 expected="'id value'",
-                fix="unpack the archive again",
+                fix=_UNPACK_AGAIN,
             )
         if int(key) in table:
-            raise KdepError(
-                f"the file {path} has the id {key} twice", fix="unpack the archive again"
-            )
+            raise KdepError(f"the file {path} has the id {key} twice", fix=_UNPACK_AGAIN)
         table[int(key)] = value
     return table
 

@@ -12,11 +12,18 @@ import numpy as np
 
 from kdep_bench.data.official import tiny as draw
 from kdep_bench.data.official.archives import Archive
-from kdep_bench.data.official.base import OfficialSet, decode_some, lines, need_files
+from kdep_bench.data.official.base import (
+    OfficialSet,
+    decode_some,
+    lines,
+    need_files,
+    unpack_again,
+)
 from kdep_bench.errors import KdepError
 from kdep_bench.files import plain_text
 
 FOLDER = "dtd"
+_UNPACK_AGAIN = unpack_again("dtd")
 SPLITS = ("train1", "val1", "test1")
 
 
@@ -31,7 +38,9 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
     names = [n for s in SPLITS for n in parts[s]]
     if len(set(names)) != len(names):
         raise KdepError(
-            f"the splits in {base / 'labels'} share images", fix="unpack the archive again"
+            f"some images are in two lists in {base / 'labels'}",
+            expected="each image in one of train1.txt, val1.txt and test1.txt",
+            fix=_UNPACK_AGAIN,
         )
     need_files(base / "images", names, base / "labels")
     table = _read_imdb(base / "imdb" / "imdb.mat")
@@ -43,7 +52,7 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
         if stored != set(parts[split]):
             raise KdepError(
                 f"the split {split} of {base / 'imdb/imdb.mat'} differs from labels/{split}.txt",
-                fix="unpack the archive again",
+                fix=_UNPACK_AGAIN,
             )
     decode_some((base / "images" / n for n in names), decode)
     counts = {f"{s.rstrip('1')}_images": len(parts[s]) for s in SPLITS}
@@ -60,14 +69,14 @@ def _check_labels(path: Path, table: dict[str, list]) -> None:
                 f"in the table {path}, the image {name} has the class {label}, but other images of "
                 f"its folder have the class {class_number[folder]}",
                 expected="one class per folder",
-                fix="unpack the archive again",
+                fix=_UNPACK_AGAIN,
             )
     labels = [class_number[folder] for folder in sorted(class_number)]
     if any(a >= b for a, b in itertools.pairwise(labels)):
         raise KdepError(
             f"in the table {path}, the textures have the class numbers {labels[:8]}...",
             expected="numbers in the alphabetical order of the textures",
-            fix="unpack the archive again",
+            fix=_UNPACK_AGAIN,
         )
 
 
@@ -94,7 +103,7 @@ def _read_imdb(path: Path) -> dict[str, list]:
     raise KdepError(
         f"the file {path} cannot be read ({reason})",
         expected="a MATLAB 5 file with `images`",
-        fix="unpack it again",
+        fix=_UNPACK_AGAIN,
     ) from None
 
 

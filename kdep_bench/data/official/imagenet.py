@@ -27,7 +27,14 @@ from kdep_bench.data.official.archives import (
     tar_members,
     unpack,
 )
-from kdep_bench.data.official.base import OfficialSet, decode_some, lines, need_dir, need_file
+from kdep_bench.data.official.base import (
+    OfficialSet,
+    decode_some,
+    lines,
+    need_dir,
+    need_file,
+    unpack_again,
+)
 from kdep_bench.errors import KdepError
 from kdep_bench.files import plain_text, write_atomic
 
@@ -36,6 +43,7 @@ _TORCHVISION = "torchvision 0.29.1, datasets/imagenet.py"
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 _WNID = re.compile(r"n\d{8}")
+_UNPACK_AGAIN = unpack_again("imagenet")
 #: Made-up wnids of the tiny copy (real ones begin with n0 or n1).
 TINY_WNIDS = tuple(f"n9000000{i}" for i in range(4))
 TINY_IMAGES = 24  # per class
@@ -107,6 +115,14 @@ def _sort_val(folder: Path, progress: Progress) -> None:
         progress(i + 1, len(unsorted), "sorting val")
 
 
+def _unpack_devkit(data: Path) -> str:
+    """The fix for damaged files in `data`, a folder of the unpacked devkit."""
+    return (
+        f"move the folder {data.parent} elsewhere and run kdep-bench data imagenet again; it "
+        f"unpacks {DEVKIT} again"
+    )
+
+
 def _wnids(meta: Path) -> dict[int, str]:
     """{ILSVRC class number: WordNet id} of the classes without subclasses.
 
@@ -124,7 +140,7 @@ def _wnids(meta: Path) -> dict[int, str]:
         raise KdepError(
             f"the file {meta} cannot be read ({type(e).__name__}: {plain_text(e)})",
             expected="the devkit's table of classes",
-            fix="unpack the devkit again",
+            fix=_unpack_devkit(meta.parent),
         ) from None
 
 
@@ -149,7 +165,7 @@ def _image_wnid(number: str, truth: list[str], wnids: dict[int, str], data: Path
         raise KdepError(
             f"the devkit in {data} has no class for the validation image {number[:20]}",
             expected="a class number for each of 50,000 images, and a WordNet id for each class",
-            fix=f"unpack {DEVKIT} again",
+            fix=_unpack_devkit(data),
         )
     return wnid
 
@@ -189,11 +205,11 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
             ]
             if not images:
                 raise KdepError(
-                    f"the class folder {class_folder} contains no *.JPEG", fix="unpack it again"
+                    f"the class folder {class_folder} contains no *.JPEG", fix=_UNPACK_AGAIN
                 )
             empty = next((f for f in images if f.stat().st_size == 0), None)
             if empty is not None:
-                raise KdepError(f"the image {empty} is empty (0 bytes)", fix="unpack it again")
+                raise KdepError(f"the image {empty} is empty (0 bytes)", fix=_UNPACK_AGAIN)
             images_of_split += images
         if split == "val" and [c.name for c in classes] != [
             c.name for c in class_folders(folder / "train")

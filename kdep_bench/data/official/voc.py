@@ -26,6 +26,7 @@ from kdep_bench.data.official.base import (
     need_dir,
     need_file,
     need_files,
+    unpack_again,
 )
 from kdep_bench.errors import KdepError
 from kdep_bench.files import write_atomic
@@ -43,6 +44,7 @@ _HOMEPAGE = "http://host.robots.ox.ac.uk/pascal/VOC/"
 _TORCHVISION = "torchvision 0.29.1, datasets/voc.py"
 _SBD_HOMEPAGE = "http://home.bharathh.info/pubs/codes/SBD/download.html"
 _BENCHMARK = "benchmark.tgz"
+_UNPACK_AGAIN = unpack_again("voc")
 
 
 def lay_out(folder: Path, archives: Mapping[str, Path], progress: Progress) -> None:
@@ -94,7 +96,8 @@ def _write_mask(mat: Path, target: Path) -> None:
         raise KdepError(
             f"the SBD file {mat} cannot be read ({e})",
             expected="a MATLAB file with GTcls",
-            fix="unpack it again",
+            fix=f"move the folder {mat.parents[2]} elsewhere and run kdep-bench data voc again; it "
+            "unpacks the folder again",
         ) from None
     target.parent.mkdir(exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
@@ -127,7 +130,7 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
                 f"the lists {training_list} and {test_list} share {len(shared)} images, the "
                 f"first is {min(shared)}",
                 expected="disjoint lists, because one is for training and the other for testing",
-                fix="unpack the archives again",
+                fix=_UNPACK_AGAIN,
             )
     year = devkit / "VOC2012"
     for split in ("train", "val", "aug"):
@@ -195,7 +198,7 @@ def check_xml(path: Path) -> dict[str, int]:
         raise KdepError(
             f"the annotation {path} cannot be read ({e})",
             expected="VOC xml with size/width and size/height",
-            fix="unpack the archive again",
+            fix=_UNPACK_AGAIN,
         ) from None
     objects = difficult = 0
     for item in root.iter("object"):
@@ -263,7 +266,7 @@ def check_mask(path: Path, image: Path) -> None:
         raise KdepError(
             f"the mask {path} is {info.width}x{info.height}",
             expected=f"{image_info.width}x{image_info.height}, the size of {image.name}",
-            fix="unpack both from the same release",
+            fix=_UNPACK_AGAIN,
         )
     with Image.open(path) as opened:
         values = np.unique(np.asarray(opened))
@@ -271,7 +274,7 @@ def check_mask(path: Path, image: Path) -> None:
         raise KdepError(
             f"the mask {path} contains the values {wrong[:8]}",
             expected=f"0..{len(CLASSES)} and 255",
-            fix="unpack the archive again",
+            fix=_UNPACK_AGAIN,
         )
 
 
