@@ -251,7 +251,7 @@ def check_unpacking(folder: Path) -> Iterator[Finding]:
             "fault",
             f"data set {folder.name}",
             f"the unpacking of an archive was interrupted: the temporary file {temporary_file} "
-            f"exists. Fix: run tools/prepare_data.py {folder.name} again; it resumes there.",
+            f"exists. Fix: run kdep-bench data {folder.name} again; it resumes there.",
         )
 
 

@@ -50,12 +50,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--teacher",
         default="efficientnet_lite0",
-        help="name of its config (default: efficientnet_lite0)",
+        help="name of the teacher's config (default: efficientnet_lite0)",
     )
     p.add_argument(
         "--student",
         default="resnet18_w32",
-        help="name of its config (default: resnet18_w32, 64 px)",
+        help="name of the student's config (default: resnet18_w32, 64 px)",
     )
     p.add_argument(
         "--out",
@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--classes-of-boxes",
         action="store_true",
-        help="take class folders for classification even if their images have boxes",
+        help="use class folders for classification even if their images have boxes",
     )
     return p
 

@@ -1,7 +1,7 @@
 """Unpack, convert and verify an official data set, or generate the pocket data of a config.
 
 python tools/prepare_data.py coco --root /data --archives ~/Downloads     # unpack, convert, verify
-python tools/prepare_data.py coco --root /data --check --decode all       # verify only
+python tools/prepare_data.py coco --root /data --check --decode all       # verify only, all images
 python tools/prepare_data.py --list                                       # sets and their archives
 python tools/prepare_data.py configs/data/pocket.py --out work_dirs/pocket_data
 python tools/prepare_data.py --verify work_dirs/pocket_data/data
@@ -167,8 +167,8 @@ def _prepare(config: Path, out: Path) -> int:
         raise KdepError(
             f"the config {config} has the data type {spec['type']!r}",
             expected="a config of pocket data, which has no type",
-            fix="prepare official data sets by name (tools/prepare_data.py --list shows the "
-            "names); your own data needs no preparation",
+            fix="prepare official data sets by name (kdep-bench data --list shows the names); your "
+            "own data needs no preparation",
         )
     outputs = prepare(without(spec, UNPREPARED_KEYS), {}, out, _print_progress)
     print()

@@ -107,8 +107,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--seeds-needed",
         action="store_true",
-        help="print how many seeds tasks and probes need for the measured differences; write "
-        "nothing",
+        help="print, for each task and probe, how many seeds make the measured differences "
+        "significant with probability 0.8; write nothing",
     )
     group = p.add_argument_group("validate")
     group.add_argument("--against", metavar="TABLE", help="results folder to compare with")

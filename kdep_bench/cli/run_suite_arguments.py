@@ -92,7 +92,7 @@ def _add_forecast(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--count-flops",
         action="store_true",
-        help="for the forecast: count the FLOPs of networks that are not counted yet",
+        help="for the forecast: count the FLOPs of networks whose FLOPs are not known yet",
     )
     p.add_argument("--count", **_old_name("count_flops"))
     p.add_argument(
@@ -104,7 +104,8 @@ def _add_forecast(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--fit-budget",
         action="store_true",
-        help="with --budget-hours: run the comparisons that fit, cheapest per transfer run first",
+        help="with --budget-hours: run only the comparisons that fit, in the order of their cost "
+        "per transfer run",
     )
     p.add_argument("--fit", **_old_name("fit_budget"))
 

@@ -32,9 +32,11 @@ def parser() -> argparse.ArgumentParser:
         "--replay", type=Path, metavar="LOG", help="print the best trial of a log and exit"
     )
     p.add_argument("--dry-run", action="store_true", help="print the budgets and exit")
-    p.add_argument("--sampler", choices=("tpe", "random"), help="default: the config's")
-    p.add_argument("--seed", type=int, help="seed of the proposals (default: the config's)")
-    p.add_argument("--trials", type=int, help="number of trained trials (default: the config's)")
+    p.add_argument("--sampler", choices=("tpe", "random"), help="default: as in the config")
+    p.add_argument("--seed", type=int, help="seed of the proposals (default: as in the config)")
+    p.add_argument(
+        "--trials", type=int, help="number of trained trials (default: as in the config)"
+    )
     p.add_argument("--log", type=Path, help="default: searches/<search>-<sampler>-<seed>.jsonl")
     p.add_argument("--work-dir", type=Path, help="stage directories (default: work_dirs/)")
     p.add_argument(

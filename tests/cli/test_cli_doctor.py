@@ -55,7 +55,7 @@ def test_wrong_counts_and_a_missing_data_set_are_faults(tmp_path: Path) -> None:
     findings = list(doctor.official(["dtd", "coco"], tmp_path))
     assert [f.level for f in findings] == ["fault", "fault"]
     assert "as in the official release" in findings[0].sentence
-    assert "prepare_data.py coco" in findings[1].sentence
+    assert "kdep-bench data coco" in findings[1].sentence
 
 
 def test_missing_folders_and_weights_of_a_suite_are_named(

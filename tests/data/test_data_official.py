@@ -123,7 +123,7 @@ def test_an_image_file_of_zero_bytes_is_refused(tiny_set: OfficialSet, tmp_path:
 
 
 def test_the_error_for_a_missing_set_names_the_command_that_prepares_it(tmp_path: Path) -> None:
-    with pytest.raises(KdepError, match=r"prepare_data.py coco --root"):
+    with pytest.raises(KdepError, match="kdep-bench data coco --root"):
         verify(get_set("coco"), tmp_path)
 
 

@@ -171,7 +171,7 @@ def _verify(dataset: OfficialSet, root: Path, decode: int | None, whole: bool) -
     if not folder.is_dir():
         raise KdepError(
             f"the data set {dataset.title} was not found at {folder}",
-            fix=f"run: python tools/prepare_data.py {dataset.name} --root {root}",
+            fix=f"run: kdep-bench data {dataset.name} --root {root}",
         )
     counts = dataset.verify(folder, decode)
     official_counts = dataset.counts if whole else {}
@@ -180,8 +180,8 @@ def _verify(dataset: OfficialSet, root: Path, decode: int | None, whole: bool) -
             raise KdepError(
                 f"{dataset.title} at {folder} has {counts.get(key)} {key}",
                 expected=f"{official}, as in the official release",
-                fix=f"run: python tools/prepare_data.py {dataset.name} --root {root} (the archive "
-                "was not completely unpacked, or is another release)",
+                fix=f"run: kdep-bench data {dataset.name} --root {root} (the archive was not "
+                "completely unpacked, or is another release)",
             )
     return counts
 
@@ -205,7 +205,7 @@ def need_dir(path: Path, description: str) -> Path:
         raise KdepError(
             f"the folder {path} does not exist",
             expected=description,
-            fix="prepare the data set with tools/prepare_data.py",
+            fix="prepare the data set with kdep-bench data",
         )
     return path
 
@@ -221,7 +221,7 @@ def need_file(path: Path, description: str) -> Path:
         raise KdepError(
             f"the file {path} does not exist",
             expected=description,
-            fix="prepare the data set with tools/prepare_data.py",
+            fix="prepare the data set with kdep-bench data",
         )
     if path.stat().st_size == 0:
         raise KdepError(
@@ -278,13 +278,13 @@ def need_files(folder: Path, names: Iterable[str], source: Path | str) -> int:
         except (OSError, ValueError):  # ValueError: a null byte in the name
             raise KdepError(
                 f"the file {path}, which is listed in {source}, does not exist",
-                fix="prepare the data set again with tools/prepare_data.py (the archive was not "
+                fix="prepare the data set again with kdep-bench data (the archive was not "
                 "completely unpacked)",
             ) from None
         if size == 0:
             raise KdepError(
                 f"the file {path} is empty (0 bytes)",
-                fix="prepare the data set again with tools/prepare_data.py, or replace the file",
+                fix="prepare the data set again with kdep-bench data, or replace the file",
             )
     return len(seen)
 

@@ -106,7 +106,7 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
             f"the lists in {folder} have {len(listed)} rows with {len(set(listed))} different "
             f"images; the class folders contain {total} images",
             expected="every image in exactly one list",
-            fix="prepare the data set again with tools/prepare_data.py",
+            fix="prepare the data set again with kdep-bench data caltech256",
         )
     need_files(folder, listed, f"{folder}/kdep_*.txt")
     decode_some((folder / n for n in listed), decode)
@@ -126,8 +126,8 @@ def _row_path(file: Path, row: str, names: list[str]) -> str:
             f"the list {file} has the line {row[:100]!r}",
             expected=f"{FOLDER}/<class folder>/<image> and the number of that class folder, from 0"
             + ("" if number is None else f": {number}"),
-            fix="move that list elsewhere and prepare the data set again; a new list is then "
-            "written",
+            fix="move that list elsewhere and run kdep-bench data caltech256 again, which writes a "
+            "new list",
         )
     return path
 

@@ -189,8 +189,8 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
             raise KdepError(
                 f"the image {loose} is not in a class folder",
                 expected=f"{folder / split}/<wnid>/*.JPEG",
-                fix=f"run tools/prepare_data.py imagenet with {DEVKIT} among its archives; it "
-                "sorts val/ into class folders",
+                fix=f"run kdep-bench data imagenet with {DEVKIT} among its archives; it sorts val/ "
+                "into class folders",
             )
         images_of_split: list[Path] = []
         for class_folder in classes:
@@ -217,7 +217,7 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
             raise KdepError(
                 f"the class folders of {folder / 'val'} differ from those of train",
                 expected="the same 1000 folders",
-                fix="sort the validation images again with tools/prepare_data.py imagenet",
+                fix="sort the validation images again with kdep-bench data imagenet",
             )
         # The release has 22 CMYK JPEGs and one PNG named .JPEG. `check_image` would refuse them,
         # but training decodes them correctly.
