@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_suite_config import GOOD
+from test_suite_config import SUITE
 
 from kdep_bench import paths
 from kdep_bench.engine import state
@@ -27,7 +27,7 @@ KINDS = ["suite", "method", "student", "teacher", "task", "data"]
 
 def suite_with(kind: str, name: str) -> dict[str, Any]:
     """A suite in which the entry of this kind (method, task, ...) has this name."""
-    raw = copy.deepcopy(GOOD)
+    raw = copy.deepcopy(SUITE)
     if kind == "suite":
         return {**raw, "name": name}
     key = {"data": "data", "teacher": "teacher"}.get(kind, f"{kind}s")

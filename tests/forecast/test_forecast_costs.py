@@ -6,7 +6,7 @@ from typing import Any
 
 import engine_fakes as fakes
 import pytest
-from test_suite_config import GOOD, build
+from test_suite_config import SUITE, build
 
 from kdep_bench.cli.run_suite_output import explain
 from kdep_bench.engine import local_pool, state
@@ -15,7 +15,7 @@ from kdep_bench.suite.graph import Plan, Stage
 from kdep_bench.suite.plan import build_plan
 
 IMAGES, VIEWS, EPOCHS = 1000, 2, 4
-BUDGET = {**GOOD["budget"], "epochs": EPOCHS, "views": VIEWS}
+BUDGET = {**SUITE["budget"], "epochs": EPOCHS, "views": VIEWS}
 
 
 def plan_of(**change: Any) -> Plan:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_suite_config import GOOD, build
+from test_suite_config import SUITE, build
 
 from kdep_bench.errors import KdepError
 from kdep_bench.forecast import rates
@@ -115,7 +115,7 @@ def test_the_number_of_pool_images_is_that_of_the_config_or_of_the_finished_stag
 
 
 def test_a_live_teacher_runs_in_every_step():
-    suite = build(budget={**GOOD["budget"], "teacher": "live"}, methods=["kdep"])
+    suite = build(budget={**SUITE["budget"], "teacher": "live"}, methods=["kdep"])
     plan = build_plan(suite)
     pretrain_stage = stage(plan, "pretrain")
     student = student_network(pretrain_stage.spec["student"])

@@ -1,4 +1,4 @@
-"""Wrong arguments, optimisers, seeds or names of methods are refused when the suite is planned."""
+"""Invalid arguments, optimisers, seeds and method names are refused when the suite is planned."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import pytest
-from test_suite_config import GOOD, build
+from test_suite_config import SUITE, build
 
 from kdep_bench.errors import KdepError
 from kdep_bench.signatures import class_value, signature
@@ -27,9 +27,9 @@ def refusal(**change: Any) -> str:
     return str(error.value)
 
 
-def one_method(base: str = "kdep", **over: Any) -> dict[str, Any]:
+def one_method(base: str = "kdep", **entries: Any) -> dict[str, Any]:
     """Suite changes: a single method with these entries."""
-    return dict(methods=[dict(base=base, **over)])
+    return dict(methods=[dict(base=base, **entries)])
 
 
 @pytest.mark.parametrize(
@@ -57,11 +57,10 @@ def one_method(base: str = "kdep", **over: Any) -> dict[str, Any]:
     ],
 )
 def test_an_optimiser_that_could_not_train_is_refused(optimizer, message):
-    budget = dict(GOOD["budget"], optimizer=optimizer)
+    budget = dict(SUITE["budget"], optimizer=optimizer)
     assert message in refusal(budget=budget)
-    if (
-        "type" in optimizer and "lr" in optimizer
-    ):  # as a method's optimizer, which overrides the budget's
+    if "type" in optimizer and "lr" in optimizer:
+        # A method's optimiser overrides that of the budget.
         assert message in refusal(**one_method(optimizer=optimizer))
 
 
@@ -72,11 +71,12 @@ def test_valid_arguments_of_optimisers_are_accepted():
         dict(type="Muon", lr=0.02, momentum=0.95),
         dict(type="mypackage.optim.Mine", lr=0.1, beta=7),
     ):
-        build_plan(build(budget=dict(GOOD["budget"], optimizer=optimizer)))
+        build_plan(build(budget=dict(SUITE["budget"], optimizer=optimizer)))
     # `nesterov` is not in the config, but it is an argument of the class.
     momentum = dict(SGD, momentum=0.9)
     suite = build(
-        budget=dict(GOOD["budget"], optimizer=momentum), **one_method(optimizer=dict(nesterov=True))
+        budget=dict(SUITE["budget"], optimizer=momentum),
+        **one_method(optimizer=dict(nesterov=True)),
     )
     plan = build_plan(suite)
     optimizers = [
@@ -122,7 +122,7 @@ def test_valid_arguments_of_optimisers_are_accepted():
     ],
 )
 def test_an_argument_out_of_its_range_is_refused(method, message):
-    budget = dict(GOOD["budget"], views=2)
+    budget = dict(SUITE["budget"], views=2)
     assert message in refusal(budget=budget, **method)
 
 
@@ -149,7 +149,7 @@ def test_an_impossible_schedule_is_refused(phi, message):
     assert message in refusal(**one_method("continuation", objective=dict(phi=phi)))
 
 
-def test_an_argument_of_the_class_that_the_config_omits_is_accepted():
+def test_a_suite_may_set_arguments_that_the_method_s_config_omits():
     suite = build(**one_method(objective=dict(unit=True), align=dict(policy="zero_pad")))
     build_plan(suite)
     assert suite.methods[0]["objective"]["unit"] is True
@@ -158,7 +158,7 @@ def test_an_argument_of_the_class_that_the_config_omits_is_accepted():
 
 def test_accumulation_is_refused_for_an_objective_that_couples_samples():
     """Otherwise it would be refused only after the teacher's cache was filled."""
-    budget = dict(GOOD["budget"], accumulate=2)
+    budget = dict(SUITE["budget"], accumulate=2)
     assert "compares the samples" in refusal(budget=budget, **one_method("similarity"))
     two_processes = dict(processes=dict(pretrain=2))
     assert "compares the samples" in refusal(runtime=two_processes, **one_method("similarity"))
@@ -230,13 +230,13 @@ def test_a_repeated_name_is_refused(change):
         (dict(ratio=[-1.0, 1.0]), "ratio"),
     ],
 )
-def test_a_range_of_random_crops_that_is_invalid_is_refused(views, message):
+def test_an_invalid_range_of_random_crops_is_refused(views, message):
     assert message in refusal(views=views)
 
 
 @pytest.mark.parametrize("name", config.names("method"))
-def test_every_method_s_source_matches_its_class(name):
-    """Arguments, defaults and inputs read from the source code equal those of the classes."""
+def test_arguments_read_from_source_code_equal_those_of_the_class(name):
+    """The planner reads the source code of a method's classes instead of importing torch."""
     import inspect
 
     from kdep_bench.registry import locate
@@ -250,8 +250,8 @@ def test_every_method_s_source_matches_its_class(name):
         kind, stated = locate(path), signature(path)
         assert stated is not None
         expected = inspect.signature(kind).parameters
-        kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-        required = {k: p.default is p.empty for k, p in expected.items() if p.kind not in kinds}
+        variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        required = {k: p.default is p.empty for k, p in expected.items() if p.kind not in variable}
         stated_required = {a.name: a.required for a in stated.arguments.values()}
         assert stated_required == {**stated_required, **required}
         if key == "objective":

@@ -1,4 +1,4 @@
-"""Augmentations and live teachers of single methods in the plan."""
+"""Methods with their own augmentation or a live teacher: their stages, and what is refused."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_an_augmentation_that_invalidates_cached_teacher_outputs_is_refused():
         (kdep(teacher_source="lively"), "teacher_source"),
     ],
 )
-def test_an_augmentation_that_cannot_work_is_refused(method: dict[str, Any], message: str):
+def test_an_invalid_augmentation_or_teacher_source_is_refused(method: dict[str, Any], message: str):
     with pytest.raises(KdepError, match=message):
         plan(method)
 
@@ -96,7 +96,7 @@ SUM = "kdep_bench.objectives.weighted_sum.WeightedSum"
 DMAE_ON_LITE = dict(base="dmae", objective=dict(teacher_layer="s16"))
 
 
-def test_dmae_plans_with_a_vision_transformer_or_a_layer_of_a_convolutional_teacher():
+def test_dmae_is_planned_for_a_vision_transformer_or_a_layer_of_a_convolutional_teacher():
     vit = dict(base="dinov2_vitb14", input_px=196)
     for stages in (
         plan("dmae", teacher=vit, **VIT).stages,

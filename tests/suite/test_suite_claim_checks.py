@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_suite_config import GOOD, build
+from test_suite_config import SUITE, build
 
 from kdep_bench.errors import KdepError
 from kdep_bench.suite.plan import build_plan
@@ -87,7 +87,7 @@ def test_a_claim_between_two_data_fractions_of_one_method_is_accepted():
     assert "with itself" in refusal(same, shares=[1.0, 0.5])
 
 
-def test_methods_of_different_students_are_not_compared():
+def test_a_claim_about_methods_without_a_common_student_is_refused():
     """Without a common student there would be no verdict."""
     methods = [dict(base="kdep", students=["resnet18_w32"]), "imagenet"]
     message = refusal(
@@ -98,15 +98,15 @@ def test_methods_of_different_students_are_not_compared():
 
 def test_epochs_in_a_claim_are_those_over_the_images_of_the_data_fraction():
     """With epochs over the pool, a tenth of the images is seen ten times per epoch."""
-    budget = dict(GOOD["budget"], epochs_over="pool", epochs=2)
+    budget = dict(SUITE["budget"], epochs_over="pool", epochs=2)
     claim = dict(base=BEATS, a=dict(share=0.1, epochs=20))
     build_plan(build(claims=[claim], budget=budget, shares=[1.0, 0.1]))
 
 
-def test_a_typo_in_a_claim_ends_the_dry_run_with_exit_status_2(tmp_path):
+def test_a_dry_run_with_a_typo_in_a_claim_exits_with_2(tmp_path):
     """Otherwise the error would come only after the run, which would have no leaderboard."""
     path = tmp_path / "s.py"
-    path.write_text(f"suite = {GOOD | dict(claims=[dict(base=BEATS, kind='diference')])!r}\n")
+    path.write_text(f"suite = {SUITE | dict(claims=[dict(base=BEATS, kind='diference')])!r}\n")
     command = [sys.executable, "tools/run_suite.py", str(path), "--dry-run"]
     command += ["--work-dir", str(tmp_path / "w")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPO)

@@ -12,7 +12,7 @@ import pytest
 from kdep_bench.errors import KdepError
 from kdep_bench.suite import config, schema
 
-GOOD: dict[str, Any] = {
+SUITE: dict[str, Any] = {
     "name": "tiny",
     "data": "smoke",
     "teacher": "efficientnet_lite0",
@@ -26,7 +26,7 @@ GOOD: dict[str, Any] = {
 
 def build(**change: Any) -> schema.Suite:
     """The test suite with changes."""
-    return config.build_suite({**GOOD, **change})
+    return config.build_suite({**SUITE, **change})
 
 
 def refusal(**change: Any) -> str:
@@ -62,7 +62,7 @@ def test_overrides_are_merged_and_an_unknown_key_is_refused():
     assert "labels_used" in refusal(methods=[{"base": "kdep", "labels_usd": True}])
 
 
-OWN = "kdep_bench.data.own.prepare"
+OWN = "kdep_bench.data.own.prepare"  # the type of a data config for a user's data
 
 
 def test_a_suite_can_contain_its_data_config():
@@ -98,13 +98,13 @@ def test_an_override_can_add_any_part_that_the_data_s_prepare_reads():
     ("change", "message"),
     [
         ({"metods": ["kdep"]}, "did you mean methods"),
-        ({"budget": {**GOOD["budget"], "epoch": 3}}, "did you mean epochs"),
+        ({"budget": {**SUITE["budget"], "epoch": 3}}, "did you mean epochs"),
         ({"seeds": {"pretrain": [0], "tranfer": [0]}}, "transfer"),
         ({"methods": ["kdpe"]}, "did you mean kdep"),
         ({"students": []}, "students"),
         ({"tasks": "smoke_probe"}, "expected a list"),
-        ({"budget": {**GOOD["budget"], "epochs": "three"}}, "expected a number"),
-        ({"budget": {**GOOD["budget"], "batch": 0}}, "greater than or equal to 1"),
+        ({"budget": {**SUITE["budget"], "epochs": "three"}}, "expected a number"),
+        ({"budget": {**SUITE["budget"], "batch": 0}}, "greater than or equal to 1"),
         ({"methods": ["kdep", "kdep"]}, "more than once"),
         ({"methods": ["kdep", {"base": "kdep", "transform": {"T": 1.0}}]}, "more than once"),
         ({"seeds": {"pretrain": [0, 0], "transfer": [0]}}, "pretrain seed 0 more than once"),
@@ -128,9 +128,9 @@ def test_a_wrong_suite_is_refused_in_one_line(change, message):
     assert message in refusal(**change)
 
 
-def test_a_missing_key_is_named():
+def test_a_missing_key_gives_an_error_that_names_it():
     with pytest.raises(KdepError, match="lacks the key 'budget'"):
-        config.build_suite({k: v for k, v in GOOD.items() if k != "budget"})
+        config.build_suite({k: v for k, v in SUITE.items() if k != "budget"})
 
 
 @pytest.mark.parametrize(

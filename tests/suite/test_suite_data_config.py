@@ -1,4 +1,4 @@
-"""Checks of a user's data config against the tasks and methods of a suite, when planned."""
+"""Planning checks that a user's data config fits the tasks and methods of the suite."""
 
 from __future__ import annotations
 
@@ -49,14 +49,16 @@ def test_recipe_classes_equal_to_those_of_the_masks_are_accepted() -> None:
         (["bg", "red"], "('bg', 'red', 'blue')"),
     ],
 )
-def test_recipe_classes_in_another_order_are_refused(classes: list[str], message: str) -> None:
+def test_recipe_classes_that_differ_from_those_of_the_masks_are_refused(
+    classes: list[str], message: str
+) -> None:
     with pytest.raises(KdepError) as error:
         plan({}, {"classes": classes, "palette": PALETTE[: len(classes)]})
     assert message in str(error.value)
     assert "set classes=('bg', 'red', 'blue')" in str(error.value)
 
 
-def test_a_palette_of_fewer_colours_is_refused() -> None:
+def test_a_palette_with_fewer_colours_than_classes_is_refused() -> None:
     with pytest.raises(KdepError, match="a palette of 2 colours for 3 classes"):
         plan({}, {"classes": CLASSES, "palette": PALETTE[:2]})
 

@@ -1,6 +1,6 @@
-"""A score is shown for the data it was measured on, after any edit, also during a run.
+"""If data are edited, also during a run, no score of the former data is used for the new data.
 
-The plans are real and use a user's data; stage `prepare` is real, the other stages are fake.
+The plans use a user's data; stage `prepare` is real, the other stages are fake.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def test_after_an_edit_is_undone_the_earlier_stages_are_used_again(
 
 
 @pytest.mark.parametrize("edit", EDITS, ids=lambda e: e.__name__)
-def test_a_later_stage_of_a_run_does_not_score_edited_files(
+def test_a_stage_that_reads_files_edited_after_prepare_fails(
     edit: Callable[[Path], None], user_data: Path, tmp_path: Path
 ) -> None:
     work = tmp_path / "w"
@@ -217,9 +217,7 @@ def test_a_later_stage_of_a_run_does_not_score_edited_files(
     assert run(user_data, work)[1].ok  # the fix: run again
 
 
-def test_an_edit_while_a_stage_reads_the_data_gives_no_score(
-    user_data: Path, tmp_path: Path
-) -> None:
+def test_a_stage_whose_data_are_edited_while_it_runs_fails(user_data: Path, tmp_path: Path) -> None:
     work = tmp_path / "w"
     plan, _ = run(user_data, work)
     transfer = first_stage(plan, "transfer")
@@ -265,7 +263,7 @@ def test_a_pool_edit_does_not_stop_a_stage_that_reads_only_boxes(
             guard.before()
 
 
-def test_a_suite_is_planned_without_its_data_and_refused_when_run(
+def test_a_suite_without_its_data_is_planned_but_its_run_fails(
     user_data: Path, tmp_path: Path
 ) -> None:
     work = tmp_path / "w"
@@ -286,7 +284,7 @@ def test_a_suite_is_planned_without_its_data_and_refused_when_run(
     assert run(user_data, work)[1].ok
 
 
-def test_a_record_keeps_the_fingerprint_of_the_data_it_was_measured_on(
+def test_each_record_has_the_fingerprint_of_the_data_on_which_it_was_measured(
     user_data: Path, tmp_path: Path
 ) -> None:
     work, results = tmp_path / "w", tmp_path / "r"

@@ -1,4 +1,4 @@
-"""Ids of stages depend on every input: a changed input with the old id would keep a wrong score."""
+"""The id of a stage depends on every input; otherwise a changed input would keep the old score."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_kind_s_version_changes_the_ids_of_its_stages_and_of_stages_that_need_
     ],
     ids=str,
 )
-def test_each_part_of_a_stage_enters_its_id(change: dict[str, Any]) -> None:
+def test_the_id_of_a_stage_depends_on_each_of_its_parts(change: dict[str, Any]) -> None:
     """Two kinds, names, versions, specs or inputs never have the same id."""
     parts = dict(
         kind="views",

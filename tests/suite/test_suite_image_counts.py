@@ -1,6 +1,6 @@
-"""Suites that are impossible with the data's counts and parts are refused before anything runs.
+"""Suites that need more images or other parts than the data have are refused before anything runs.
 
-The tests also follow each error's fix: the suite changed accordingly is accepted.
+Many tests also make the change that the error advises: the changed suite is accepted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_suite_config import GOOD, build
+from test_suite_config import SUITE, build
 
 from kdep_bench.errors import KdepError
 from kdep_bench.suite.config import load_suite, resolve
@@ -39,7 +39,7 @@ def accept(suite: Suite) -> None:
 
 def budget(**changes: Any) -> dict[str, Any]:
     """The test suite's budget with changes."""
-    return {**GOOD["budget"], **changes}
+    return {**SUITE["budget"], **changes}
 
 
 def make_images(folder: Path, count: int) -> None:
@@ -70,7 +70,7 @@ def classes(root: Path, *per_class: int, **splits: int) -> dict[str, str]:
 # ---- budgets ----
 
 
-def test_a_batch_larger_than_the_images_does_not_train_other_epochs(tmp_path):
+def test_a_batch_larger_than_the_number_of_images_is_refused(tmp_path):
     """With a batch of 4,096, one step over 90 images would be 45.5 epochs."""
     data = user_data(tmp_path, 90)
     suite_changes = dict(data=data, methods=["supervised"], tasks=probe_of(data, tmp_path))
@@ -88,7 +88,7 @@ def probe_of(data: dict[str, Any], root: Path) -> list[Any]:
     return [dict(base="smoke_probe", recipe=dict(train_share=1.0))]
 
 
-def test_a_batch_larger_than_a_data_fraction_names_a_sufficient_one():
+def test_the_error_for_a_batch_larger_than_a_data_fraction_names_a_sufficient_fraction():
     message = refusal(build(shares=[0.01], budget=budget(batch=8)))  # 4 of 400 images
     fix = re.search(r"a data fraction of ([\d.]+) or more", message)
     assert fix is not None
@@ -132,7 +132,7 @@ def test_the_epochs_of_an_intermediate_teacher_are_checked():
 # ---- widths ----
 
 
-def test_too_few_images_for_the_students_width_name_a_fix_that_is_possible(tmp_path):
+def test_the_fix_for_fewer_images_than_the_student_s_width_is_possible(tmp_path):
     """The fix must not be a larger data fraction, as all data are used."""
     data = user_data(tmp_path, 24)
     tasks = probe_of(data, tmp_path)
@@ -147,7 +147,7 @@ def test_too_few_images_for_the_students_width_name_a_fix_that_is_possible(tmp_p
     accept(build(data=data, tasks=tasks))
 
 
-def test_a_data_fraction_too_small_for_the_width_names_a_sufficient_one():
+def test_the_error_for_a_data_fraction_too_small_for_the_width_names_a_sufficient_fraction():
     message = refusal(build(shares=[0.5]))
     fix = re.search(r"use a data fraction of ([\d.]+) or more", message)
     assert fix is not None
@@ -192,7 +192,7 @@ def test_a_task_without_its_part_of_the_data_is_refused_with_a_fix_that_works(tm
     accept(build(data=dict(data, coco=coco(tmp_path, "train", "test")), tasks=[detection()]))
 
 
-def test_a_missing_split_is_named(tmp_path):
+def test_a_missing_split_gives_an_error_that_names_it(tmp_path):
     data = user_data(tmp_path, 300, coco=coco(tmp_path, "train"))
     message = refusal(build(data=data, tasks=[detection()]))
     assert "add coco.test" in message
@@ -288,7 +288,7 @@ def test_an_impossible_recipe_is_refused(task, recipe, message):
     assert message in refusal(build(tasks=[dict(base=task, recipe=recipe)]))
 
 
-def test_an_official_recipe_that_never_lowers_its_rate_is_refused():
+def test_an_official_recipe_that_never_lowers_its_learning_rate_is_refused():
     task = dict(base="cifar100", recipe=dict(epochs=40))
     message = refusal(build(data="imagenet", tasks=[task], students=["resnet18"]))
     assert "step_epochs=50 and epochs=40" in message
@@ -314,7 +314,7 @@ def test_a_probe_with_fewer_images_per_class_than_folds_is_refused(tmp_path):
     accept(build(data=data, tasks=[dict(base="smoke_photos", recipe=recipe)]))
 
 
-def test_a_fine_tuning_of_fewer_images_than_its_batch_is_refused(tmp_path):
+def test_fine_tuning_on_fewer_images_than_its_batch_is_refused(tmp_path):
     data = user_data(tmp_path, 300, classify=classes(tmp_path / "c", 7, 8))
     message = refusal(build(data=data, tasks=["smoke_finetune"]))
     assert "15 or less" in message
@@ -352,7 +352,7 @@ def test_every_task_s_metric_and_family_are_those_of_its_class():
         assert class_value(task["type"], "families") == kind.families
 
 
-def test_two_data_fractions_of_the_same_images_are_refused():
+def test_two_data_fractions_that_select_the_same_images_are_refused():
     message = refusal(build(shares=[0.1, 0.101], methods=["supervised"]))
     assert "the same 40 images" in message
     accept(build(shares=[0.1, 0.11], methods=["supervised"]))
@@ -378,7 +378,7 @@ def test_other_wrong_entries_of_a_suite_are_refused(change, message):
 
 def test_a_dry_run_and_the_doctor_refuse_an_impossible_suite(tmp_path):
     path = tmp_path / "s.py"
-    path.write_text(f"suite = {GOOD | dict(budget=budget(batch=512))!r}\n")
+    path.write_text(f"suite = {SUITE | dict(budget=budget(batch=512))!r}\n")
     for command in (
         ["tools/run_suite.py", str(path), "--dry-run", "--work-dir", str(tmp_path / "w")],
         ["tools/doctor.py", "--suite", str(path), "--work-dir", str(tmp_path / "w")],

@@ -63,13 +63,15 @@ def test_methods_that_differ_only_in_the_transform_share_one_alignment():
 
 
 @pytest.mark.parametrize("name", ["kdep", "interpolate", "top_variance", "random_basis"])
-def test_a_wider_student_is_refused_for_every_alignment(name: str):
+def test_a_student_wider_than_its_teacher_is_refused_for_every_alignment(name: str):
     with pytest.raises(KdepError, match="256 channels and the teacher 'narrow' only 200"):
         plan(name, width=200)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_policy_handles_a_wider_student_and_enters_the_alignment_s_id(policy: str):
+def test_a_policy_allows_a_student_wider_than_its_teacher_and_is_in_the_alignment_s_spec(
+    policy: str,
+):
     align = dict(_delete_=True, type="svd", policy=policy)
     wide = plan(dict(base="kdep", name="wide", align=align), width=200)
     (stage,) = [s for s in wide.stages.values() if s.kind == "align"]
@@ -94,7 +96,7 @@ def training_specs(plan: Plan, kind: str, method: str) -> list[dict[str, Any]]:
     ]
 
 
-def test_a_method_s_optimiser_overrides_only_the_budget_s_optimiser():
+def test_a_method_s_optimiser_changes_only_that_method():
     default, with_lr = plan("kdep", "svd"), plan(dict(base="kdep", optimizer=dict(lr=0.05)), "svd")
     new = [s for i, s in with_lr.stages.items() if i not in default.stages]
     assert {s.kind for s in new} == {"pretrain", "export", "transfer"}
@@ -116,9 +118,11 @@ def test_the_grid_of_learning_rates_reads_no_test_split_and_shares_finished_stag
         if s.kind == "pretrain" and "budget" in s.spec
     }
     finished = {s.id for s in full.stages.values() if s.kind == "pretrain" and "budget" in s.spec}
-    at_common = {i for i, lr in learning_rates.items() if lr == 0.2}
-    chosen = sum(m.get("optimizer") is not None for m in load_suite("methods_pocket").methods)
-    assert len(at_common - finished) == chosen > 0
+    with_default_rate = {i for i, lr in learning_rates.items() if lr == 0.2}
+    n_other_rates = sum(
+        m.get("optimizer") is not None for m in load_suite("methods_pocket").methods
+    )
+    assert len(with_default_rate - finished) == n_other_rates > 0
     methods = [m["name"] for m in suite.methods if "-lr" not in m["name"]]
     assert methods == [m["name"] for m in load_suite("methods_pocket").methods]
     for other_rate in (0.05, 0.8):
@@ -204,7 +208,7 @@ LABELLED = dict(
 )
 
 
-def test_labels_of_other_classes_than_the_teachers_are_refused_by_the_plan():
+def test_the_plan_refuses_labels_of_other_classes_than_the_teacher_s():
     with pytest.raises(
         KdepError, match="has 9 classes and the teacher 'efficientnet_lite0' has 1000"
     ):
@@ -216,17 +220,19 @@ def test_labels_of_other_classes_than_the_teachers_are_refused_by_the_plan():
     plan("eskd", "continuation_labels")  # these methods have a separate head per set of classes
 
 
-def test_a_level_the_student_does_not_have_is_refused_by_the_plan():
+def test_the_plan_refuses_a_level_that_the_student_does_not_have():
     levels = dict(_delete_=True, s12="s16")
     with pytest.raises(KdepError, match="level that method 'fitnets'"):
         plan(dict(base="fitnets", objective=dict(levels=levels)))
 
 
-SHORT = dict(curriculum=dict(span=2.0))
+SCHEDULE_OF_TWO_EPOCHS = dict(curriculum=dict(span=2.0))
 
 
 def test_a_schedule_longer_than_an_intermediate_teacher_s_run_is_refused():
-    teacher = dict(student="resnet18_w48", method=dict(base="ctkd", objective=SHORT))
+    teacher = dict(
+        student="resnet18_w48", method=dict(base="ctkd", objective=SCHEDULE_OF_TWO_EPOCHS)
+    )
     plan(dict(base="eskd_teacher", teacher={**teacher, "epochs": 2.0}))
     with pytest.raises(KdepError, match="'ctkd' has a schedule of 2 epochs, but trains for 1"):
         plan(dict(base="eskd_teacher", teacher={**teacher, "epochs": 1.0}))

@@ -22,12 +22,12 @@ def kinds(plan: Plan) -> Counter:
     return Counter(s.kind for s in plan.stages.values())
 
 
-def new_kinds(a: Plan, b: Plan) -> set[str]:
-    """Kinds of the stages of plan b that plan a does not have."""
-    return {s.kind for i, s in b.stages.items() if i not in a.stages}
+def new_kinds(old: Plan, new: Plan) -> set[str]:
+    """Kinds of the stages that are only in the plan `new`."""
+    return {s.kind for i, s in new.stages.items() if i not in old.stages}
 
 
-def test_the_plan_of_a_real_suite_and_its_shared_stages():
+def test_methods_share_stages_with_equal_inputs():
     plan = build_plan(build(methods=["kdep", "svd", "supervised", "scratch"]))
     assert kinds(plan) == {
         "prepare": 1,
@@ -133,7 +133,7 @@ def test_a_method_for_other_students_is_not_planned():
         ({"runtime": {"cpus": {"pretran": 1}}}, "did you mean pretrain"),
     ],
 )
-def test_impossible_pairs_fail_when_planned(change, message):
+def test_a_suite_whose_parts_contradict_each_other_is_refused_when_planned(change, message):
     with pytest.raises(KdepError, match=message):
         build_plan(build(**change))
 
@@ -154,14 +154,14 @@ def test_a_student_wider_than_its_teacher_needs_a_policy():
         ({"levels": {"_delete_": True, "s64": "s32"}}, "s64"),
     ],
 )
-def test_a_level_without_a_possible_basis_is_refused_when_planned(objective, message):
+def test_a_level_that_cannot_be_aligned_is_refused_when_planned(objective, message):
     method = {"base": "kdep_maps", "objective": objective}
     build_plan(build(methods=["kdep_maps"]))
     with pytest.raises(KdepError, match=message):
         build_plan(build(methods=[method]))
 
 
-def test_pairs_of_an_odd_number_of_channels_are_refused_when_planned():
+def test_sign_pairs_with_an_odd_number_of_channels_is_refused_when_planned():
     suite = build(methods=["kdep_maps"])
     odd = json.loads(json.dumps(suite.students[0]))
     odd["pyramid"]["channels"][2] = 127
@@ -171,7 +171,7 @@ def test_pairs_of_an_odd_number_of_channels_are_refused_when_planned():
 
 def test_logits_of_a_teacher_without_logits_are_refused():
     suite = build(methods=[{"base": "kdep", "needs": ["logits"]}])
-    without_logits = {"name": "mute", "has_logits": False}
+    without_logits = {"name": "plain", "has_logits": False}
     with pytest.raises(KdepError, match="has none"):
         build_plan(suite.model_copy(update={"teachers": {"resnet18_w32": without_logits}}))
 
@@ -262,10 +262,10 @@ def test_a_method_with_a_live_teacher_reads_the_images_and_no_labels():
     assert set(by_name["supervised"].needs) == {"views", "prepare"}
 
 
-def test_logits_of_a_teacher_without_any_and_maps_of_a_student_without_any_are_refused():
+def test_logits_of_a_teacher_without_logits_and_maps_of_a_student_without_maps_are_refused():
     suite = build(methods=["logit_kd"])
-    without_logits = {"name": "mute", "has_logits": False}
-    with pytest.raises(KdepError, match="'mute' has none"):
+    without_logits = {"name": "plain", "has_logits": False}
+    with pytest.raises(KdepError, match="'plain' has none"):
         build_plan(suite.model_copy(update={"teachers": {"resnet18_w32": without_logits}}))
     maps = [{"base": "logit_kd", "needs": ["maps"]}]
     flat = [{"base": "resnet18_w32", "pyramid": {"_delete_": True}}]
@@ -279,7 +279,7 @@ def test_maps_have_a_separate_cache_of_the_rows_and_levels_that_are_read():
     assert not new_kinds(with_maps, without_maps)  # methods without maps keep their stages
     pooled_cache, map_cache = sorted(cache_specs(with_maps), key=len)
     assert set(pooled_cache) == {"teacher"}
-    assert map_cache["outputs"] == ["maps.s16", "maps.s32"]  # of four
+    assert map_cache["outputs"] == ["maps.s16", "maps.s32"]  # two of four levels
     assert map_cache["share"] == 0.5
 
 

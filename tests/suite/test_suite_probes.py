@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from test_suite_config import GOOD, build, refusal
+from test_suite_config import SUITE, build, refusal
 
 from kdep_bench.errors import KdepError
 from kdep_bench.suite.config import load_suite, names, resolve
@@ -14,7 +14,7 @@ from kdep_bench.suite.plan import build_plan
 from kdep_bench.suite.probes import READS
 from kdep_bench.suite.schema import Suite
 
-POCKET = {**GOOD, "data": "pocket", "tasks": ["pocket_probe"]}
+POCKET = {**SUITE, "data": "pocket", "tasks": ["pocket_probe"]}
 ALL = sorted(set(names("probe")))
 
 
@@ -71,7 +71,7 @@ def test_variants_share_probes_of_equal_backbones():
     assert len({r.id for r in plan.probes}) == len(plan.probes) == 4
 
 
-def test_an_unknown_probe_names_the_nearest():
+def test_for_an_unknown_probe_a_similar_one_is_suggested():
     assert "did you mean" in refusal(probes=["kn"])
     assert "more than once" in refusal(probes=["knn", "knn"])
 
@@ -92,7 +92,7 @@ def test_a_type_that_is_not_a_probe_is_refused(monkeypatch):
         build_plan(suite)
 
 
-def test_a_missing_split_is_refused_and_the_fix_works():
+def test_a_missing_split_is_refused_with_a_fix_that_works():
     data = {"base": "pocket", "classify": {"val": 0}}
     change = {"data": data, "tasks": ["pocket_finetune"]}
     message = planning_error(**change, probes=["knn"])
@@ -155,7 +155,7 @@ def test_a_probe_with_teacher_method_uses_the_method_s_intermediate_teacher():
     assert pools["cka_own"]["share"] == plan.stages[method_cache].spec["share"] == 0.1
 
 
-def test_more_shots_than_images_are_refused_and_the_fix_works():
+def test_more_shots_than_images_are_refused_with_a_fix_that_works():
     data = {"base": "pocket", "classify": {"train": 100}}  # of 8 classes: 12 of the smallest
     message = planning_error(data=data, probes=["few_shot"])
     assert "uses 16 training images per class, but the smallest class of classify/train" in message

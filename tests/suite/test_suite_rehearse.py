@@ -1,5 +1,7 @@
-"""Variants of a suite (several teachers, budgets per data fraction), and its rehearsal, which runs
-every stage on tiny generated data."""
+"""Variants of a suite (several teachers, budgets per data fraction), and rehearsals of suites.
+
+A rehearsal runs every stage of a suite on tiny generated data.
+"""
 
 from __future__ import annotations
 
@@ -109,7 +111,7 @@ def test_wrong_variants_are_refused(variant: dict[str, Any], message: str) -> No
         build_suite(raw(variants=[variant]))
 
 
-def test_a_rehearsal_has_every_stage_and_no_id_of_the_suite() -> None:
+def test_a_rehearsal_has_every_stage_of_the_suite_with_another_id() -> None:
     suite = build_suite(raw(variants=variants()))
     small = rehearsed(suite)
     assert kinds(small) == kinds(suite)

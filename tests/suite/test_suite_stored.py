@@ -1,4 +1,4 @@
-"""In a plan, class probabilities have a separate cache, and other caches do not change."""
+"""The teacher's class probabilities have a separate cache; other caches do not change."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Methods with several teachers, each named by its role in the method's objective: which stages are
-shared, what records contain, what is refused."""
+"""Methods with several teachers: which stages are shared, what records contain, what is refused.
+
+The role of a teacher is the name by which the method's objective reads it.
+"""
 
 from __future__ import annotations
 
@@ -148,10 +150,9 @@ def test_intermediate_teachers_can_have_a_role():
     method = with_teachers("ebkd", a=SUPERVISED, b=weak) | dict(label_policy="labels")
     small_plan = plan(method)
     run = small_plan.runs[0]
-    assert set(run.chain) == {
-        *("prepare", "views", "pretrain", "export", "transfer", "a.cache", "b.cache"),
-        *("a.teacher.pretrain", "a.teacher.export", "b.teacher.pretrain", "b.teacher.export"),
-    }
+    own_stages = {"prepare", "views", "pretrain", "export", "transfer", "a.cache", "b.cache"}
+    teacher_stages = {f"{role}.teacher.{kind}" for role in "ab" for kind in ("pretrain", "export")}
+    assert set(run.chain) == own_stages | teacher_stages
     assert small_plan.stages[run.chain["a.cache"]].needs["export"] == run.chain["a.teacher.export"]
     assert run.teacher is not None
     assert run.teacher["name"] == "resnet18_w48.supervised+resnet18_w32.supervised"
@@ -196,7 +197,9 @@ def test_an_intermediate_teacher_inherits_data_and_classes_of_all_its_teachers()
     assert head_classes(raw, method, raw.teachers["resnet18_w32"]) == 1000
     built_plan = build_plan(raw.model_copy(update={"methods": [method]}))
     assert {k for k in built_plan.runs[0].chain if k.endswith("cache")} == {
-        *("cache", "teacher.first.cache", "teacher.second.cache")
+        "cache",
+        "teacher.first.cache",
+        "teacher.second.cache",
     }
     assert teacher_name(built_plan, built_plan.runs[0]) == "efficientnet_lite0"
     supervised = dict(
@@ -262,7 +265,7 @@ def test_teachers_by_role_of_intermediate_teachers_get_content_hashes():
         ),
     ],
 )
-def test_impossible_roles_are_refused_when_planned(method: Any, message: str):
+def test_teachers_that_the_objective_cannot_use_are_refused_when_planned(method: Any, message: str):
     with pytest.raises(KdepError, match=message):
         plan(method)
 

@@ -1,4 +1,4 @@
-"""`runtime.trackers`: set in a suite, checked before any work, not part of a stage's id."""
+"""`runtime.trackers` (TensorBoard, MLflow): checked before any work, not part of a stage's id."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdep_bench import trackers
 from kdep_bench.errors import KdepError
 from kdep_bench.suite.plan import build_plan
 
-BOARD = {"type": "mmengine.TensorboardVisBackend"}
+TENSORBOARD = {"type": "mmengine.TensorboardVisBackend"}
 
 
 @pytest.fixture(autouse=True)
@@ -42,15 +42,17 @@ def test_trackers_change_no_stage_id_and_are_set_for_training_stages(all_install
     assert list(plain.stages) == list(tracked.stages)
     assert not any(s.trackers for s in plain.stages.values())
     for stage in tracked.stages.values():
-        assert list(stage.trackers) == ([BOARD] if stage.kind in ("pretrain", "transfer") else [])
+        assert list(stage.trackers) == (
+            [TENSORBOARD] if stage.kind in ("pretrain", "transfer") else []
+        )
         assert "ensorboard" not in str(stage.spec)
 
 
-def test_a_worker_names_only_its_current_stage(all_installed):
+def test_a_tracker_run_has_the_name_of_the_current_stage(all_installed):
     expected = ["tensorboard", dict(type="mlflow", tracking_uri="http://host:5000")]
     trackers.set_backends(trackers.resolve(expected), "pretrain-x")
     backends = trackers.current_backends()
-    assert backends[0] == BOARD
+    assert backends[0] == TENSORBOARD
     assert backends[1]["tracking_uri"] == "http://host:5000"
     assert backends[1]["run_name"] == "pretrain-x"
     trackers.set_backends([], "pretrain-y")

@@ -1,4 +1,4 @@
-"""A teacher trained on a task's test data gives a note with the score, and no new run."""
+"""If a teacher was trained on a task's test data, the record has a note; no stage runs again."""
 
 from __future__ import annotations
 

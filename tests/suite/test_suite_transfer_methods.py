@@ -61,7 +61,7 @@ def test_a_transfer_method_adds_stages_and_changes_no_other_stage():
         assert ("teacher" in stage.needs) == (run.method.get("transfer") is not None)
 
 
-def test_one_tuned_teacher_serves_every_method_and_seed_of_a_task():
+def test_all_methods_and_seeds_of_a_task_share_one_tuned_teacher():
     a_plan = plan("transkd", "nfd_transfer", dict(base="transkd", pretrained_by="kdep"))
     teachers = [
         i for i in ids_of_kind(a_plan, "transfer") if a_plan.stages[i].spec.get("keep_model")
@@ -78,7 +78,7 @@ def test_a_row_names_the_pre_training_and_the_transfer_method():
     assert names == ["kdep", PHRASE.format("scratch", "transkd"), PHRASE.format("kdep", "transkd")]
 
 
-def test_the_pre_training_of_both_rows_is_one_stage():
+def test_rows_with_and_without_the_transfer_method_share_the_pre_training():
     a_plan = plan("kdep", dict(base="transkd", pretrained_by="kdep"))
     plain_exports, transfer_exports = (
         {r.chain["export"] for r in a_plan.runs if (r.method.get("transfer") is None) == is_plain}
@@ -162,7 +162,7 @@ UNKNOWN_ARGUMENT = dict(base="nfd_transfer", transfer=dict(objective=dict(wieght
         ),
     ],
 )
-def test_impossible_transfer_methods_are_refused_when_planned(method, change, match):
+def test_invalid_transfer_methods_are_refused_when_planned(method, change, match):
     """Each error has a fix or states what is expected."""
     with pytest.raises(KdepError, match=match) as error_info:
         plan(method, **change)
@@ -183,7 +183,7 @@ def test_the_fix_for_a_missing_teacher_works():
     assert plan(TRANSKD).runs
 
 
-def test_a_duplicate_is_refused_but_one_transfer_method_may_follow_two_pre_trainings():
+def test_one_transfer_method_may_follow_two_pre_trainings_but_not_twice_the_same():
     with pytest.raises(KdepError, match="more than once"):
         suite("transkd", dict(base="transkd", pretrained_by="scratch"))
     assert len(suite("transkd", dict(base="transkd", pretrained_by="kdep")).methods) == 2
