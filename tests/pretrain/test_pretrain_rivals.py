@@ -35,6 +35,7 @@ METHODS = (
     "correlation",
     "instance_graph",
     "view_gram",
+    "ckd",
     "nkd",
     "tf_nkd",
     "continuation",

@@ -50,6 +50,7 @@ _TERM_MEANINGS = {
     "s8": "feature map with stride 8",
     "s16": "feature map with stride 16",
     "s32": "feature map with stride 32",
+    "contrast": "identification of the teacher's feature of an image among those of other images",
     "distance": "distances between the features of a batch",
     "angle": "angles between the features of a batch",
     "edges": "similarity of the images of a batch in a late layer",
