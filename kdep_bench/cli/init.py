@@ -227,7 +227,7 @@ def suite_config(
 def _tasks(discovery: Discovery, name: str) -> list[dict[str, Any]]:
     """The tasks that the data allow.
 
-    Chance is None, that is computed from the data.
+    `chance=None`: the chance score is computed from the data.
     """
     tasks: list[dict[str, Any]] = []
     if discovery.classify:

@@ -104,8 +104,8 @@ def _add_forecast(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--fit-budget",
         action="store_true",
-        help="with --budget-hours: run only the comparisons that fit, in the order of their cost "
-        "per transfer run",
+        help="with --budget-hours: run only the comparisons that fit, those with the lowest cost "
+        "per transfer run first",
     )
     p.add_argument("--fit", **_old_name("fit_budget"))
 

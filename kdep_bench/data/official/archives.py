@@ -334,12 +334,14 @@ def _sizes(path: Path, strip: int) -> dict[str, int]:
     """
     names: dict[str, int] = {}
     for member in members(path):
-        rel = safe_member(member.name, path, strip)
-        if rel is None:
+        relative_path = safe_member(member.name, path, strip)
+        if relative_path is None:
             continue
-        if str(rel) in names:
-            raise KdepError(f"the archive {path} contains {str(rel)!r} twice", fix=_DOWNLOAD_AGAIN)
-        names[str(rel)] = member.size
+        if str(relative_path) in names:
+            raise KdepError(
+                f"the archive {path} contains {str(relative_path)!r} twice", fix=_DOWNLOAD_AGAIN
+            )
+        names[str(relative_path)] = member.size
     if not names:
         raise KdepError(f"the archive {path} contains no file", fix=_DOWNLOAD_AGAIN)
     for name in names:
@@ -362,10 +364,10 @@ def _unpack(
     """Unpacks an archive that was checked by `_sizes`, whose result is `names`."""
     done = skipped = 0
     for member in members(path):
-        rel = safe_member(member.name, path, strip)
-        if rel is None:
+        relative_path = safe_member(member.name, path, strip)
+        if relative_path is None:
             continue
-        was_written = place(member, target, rel, path, resumed)
+        was_written = place(member, target, relative_path, path, resumed)
         skipped += not was_written
         done += 1
         progress(done, len(names), f"unpacking {path.name}")
@@ -378,14 +380,14 @@ def _unpack(
 
 
 def place(
-    member: Member, target: Path, rel: PurePosixPath, source: Path, resumed: bool = False
+    member: Member, target: Path, relative_path: PurePosixPath, source: Path, resumed: bool = False
 ) -> bool:
-    """Writes a member to target/rel unless that file has its content.
+    """Writes a member to target/relative_path unless that file has its content.
 
     Args:
         member: the member.
         target: the folder to unpack into.
-        rel: path of the member below it.
+        relative_path: path of the member below `target`.
         source: the archive, for errors.
         resumed: whether an interrupted run unpacked the same archive here; then a file of the right
             size is not compared.
@@ -396,7 +398,7 @@ def place(
     Raises:
         KdepError: a link that leads out of `target`, or a member of another size than declared.
     """
-    out = target / rel
+    out = target / relative_path
     check_inside(out, target, source)
     has_right_size = out.is_file() and not out.is_symlink() and out.stat().st_size == member.size
     if has_right_size and (resumed or _has_content(out, member)):
@@ -486,11 +488,11 @@ def members(path: Path) -> Iterator[Member]:
     with path.open("rb") as f:
         head = f.read(6)
     if head[:4] in (b"PK\3\4", b"PK\5\6"):
-        with zipfile.ZipFile(path) as z:
-            _check_zip(z, path)
-            for info in z.infolist():
+        with zipfile.ZipFile(path) as archive:
+            _check_zip(archive, path)
+            for info in archive.infolist():
                 if _is_file_in_zip(info, path):
-                    yield Member(info.filename, info.file_size, lambda i=info: z.open(i))
+                    yield Member(info.filename, info.file_size, lambda i=info: archive.open(i))
         return
     with _decompressed(path, head) as stream:
         yield from tar_members(stream, path)
@@ -551,22 +553,22 @@ def tar_members(stream: IO[bytes], source: Path) -> Iterator[Member]:
     """Yields the regular files of an uncompressed tar; KdepError if it is damaged or truncated."""
     limited: Any = _Stream(stream)
     try:
-        t = tarfile.open(fileobj=limited, mode="r:", tarinfo=_Header)  # noqa: SIM115
+        tar = tarfile.open(fileobj=limited, mode="r:", tarinfo=_Header)  # noqa: SIM115
     except (tarfile.TarError, EOFError, zlib.error) as e:
         raise KdepError(
             f"the file {source} is not a tar or zip archive, or it is damaged or truncated ({e})",
             fix=_DOWNLOAD_AGAIN,
         ) from None
-    with t:
+    with tar:
         last = -1
-        while (info := t.next()) is not None:
-            t.members = []  # pyright: ignore (otherwise tarfile keeps every header in memory)
+        while (info := tar.next()) is not None:
+            tar.members = []  # pyright: ignore (otherwise tarfile keeps every header in memory)
             if info.size < 0 or info.offset_data <= last:
                 raise _damaged(source, f"a header states {info.size} bytes")
             last = info.offset_data
             if _is_file_in_tar(info, source):
-                yield Member(info.name, info.size, lambda i=info: _open_member(t, i))
-        _check_end(limited, t.offset, source)
+                yield Member(info.name, info.size, lambda i=info: _open_member(tar, i))
+        _check_end(limited, tar.offset, source)
 
 
 def _check_end(stream: IO[bytes], position: int, source: Path) -> None:
@@ -592,13 +594,13 @@ def _check_end(stream: IO[bytes], position: int, source: Path) -> None:
         raise _damaged(source, f"{rest} bytes of zeros follow its end at byte {position}")
 
 
-def _open_member(t: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
-    data = t.extractfile(info)
+def _open_member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
+    data = tar.extractfile(info)
     assert data is not None, "a regular file"
     return data
 
 
-def _check_zip(z: zipfile.ZipFile, path: Path) -> None:
+def _check_zip(archive: zipfile.ZipFile, path: Path) -> None:
     """Raises KdepError if a zip has entries that its central directory does not list.
 
     Also for other additional bytes, and for encrypted entries.
@@ -613,10 +615,10 @@ def _check_zip(z: zipfile.ZipFile, path: Path) -> None:
     if len(end) == end_size:
         # At byte 10 the number of entries, at byte 20 the length of the comment.
         entries, comment_size = struct.unpack("<10xH8xH", end)
-        first_offset = min((i.header_offset for i in z.infolist()), default=0)
-        if entries not in (0xFFFF, len(z.infolist())):  # 0xFFFF: see the Zip64 record
+        first_offset = min((i.header_offset for i in archive.infolist()), default=0)
+        if entries not in (0xFFFF, len(archive.infolist())):  # 0xFFFF: see the Zip64 record
             raise _damaged(
-                path, f"its central directory lists {len(z.infolist())} of {entries} entries"
+                path, f"its central directory lists {len(archive.infolist())} of {entries} entries"
             )
         extra_bytes = len(tail) - position - end_size - comment_size
         if extra_bytes:
@@ -625,7 +627,7 @@ def _check_zip(z: zipfile.ZipFile, path: Path) -> None:
             raise _damaged(
                 path, f"the {first_offset} bytes before its first entry belong to no entry"
             )
-    encrypted = next((i.filename for i in z.infolist() if i.flag_bits & 1), None)
+    encrypted = next((i.filename for i in archive.infolist() if i.flag_bits & 1), None)
     if encrypted is not None:
         raise KdepError(
             f"the archive {path} is encrypted ({encrypted[:100]!r})",

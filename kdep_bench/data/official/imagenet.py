@@ -91,9 +91,9 @@ def _unpack_train(path: Path, target: Path, progress: Progress) -> None:
             if not (marker.is_file() and marker.read_bytes() == sha256.encode()):
                 with inner.open() as data:
                     for member in tar_members(data, path):
-                        rel = safe_member(f"{wnid}/{member.name}", path)
-                        assert rel is not None
-                        place(member, target, rel, path)
+                        relative_path = safe_member(f"{wnid}/{member.name}", path)
+                        assert relative_path is not None
+                        place(member, target, relative_path, path)
                         n_files, n_bytes = n_files + 1, n_bytes + member.size
                 write_atomic(marker, sha256)
             progress(number + 1, 1000, f"unpacking {wnid}")  # of 1000 classes
