@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from kdep_bench.bounds import BelowOne, Count, Fraction, Positive
 from kdep_bench.errors import KdepError
 from kdep_bench.objectives.base import Context, Objective
+from kdep_bench.objectives.held_out import is_held_out
 from kdep_bench.objectives.logit_kd import soft_kl
 from kdep_bench.objectives.players import Player, Players
 
@@ -87,11 +88,8 @@ class Amal(Objective):
         return {"mixing": Player(self.mixing, self.optimizer, scheduled=False)}
 
     def is_held_out(self, images: Tensor) -> Tensor:
-        """[B] bool for image numbers [B]: whether the image is held out, by its hash.
-
-        Uses Knuth's multiplicative hash, so that the same images are held out in every run.
-        """
-        return (images * 2654435761 % 2**32) < self.held_out * 2**32
+        """[B] bool for image numbers [B]: whether the image is held out, in every run the same."""
+        return is_held_out(images, self.held_out)
 
     def play(self, ctx: Context, players: Players) -> None:
         if ctx.step % self.every or ctx.step < self.warmup * ctx.steps:

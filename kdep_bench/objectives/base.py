@@ -13,6 +13,7 @@ from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.registry import build, locate, type_path
 
 if TYPE_CHECKING:
+    from kdep_bench.objectives.held_out import HeldOutOutputs, TeacherWeights
     from kdep_bench.objectives.players import Player, Players
     from kdep_bench.teachers.base import TeacherOutput
 
@@ -55,6 +56,7 @@ ARGUMENTS = frozenset(
         "teacher_maps",  # the same for Context.teacher.maps
         "layer_distances",  # {map: {map: 1 - CKA}} between the teacher's maps in `levels`
         "map_moments",  # folder with means and covariances of these maps: features/map_moments.py
+        "teacher_weights",  # {role: weight}, chosen by the class's `weigh_teachers`
     }
 )
 # The members of ARGUMENTS that describe one teacher. A class that reads every teacher gets them in
@@ -205,11 +207,14 @@ class Objective(Component):
             micro-batch.
         reads_extra: names that it reads from `Context.extra`; the method's Augment adds them.
         transformer: whether the student must be a vision transformer of timm.
+        skips_held_out: whether it is not trained on the images that its argument `held_out` holds
+            out (`held_out.is_held_out`).
     """
 
     has_players: ClassVar[bool] = False
     reads_extra: ClassVar[frozenset[str]] = frozenset()
     transformer: ClassVar[bool] = False
+    skips_held_out: ClassVar[bool] = False
 
     @abstractmethod
     def terms(self, ctx: Context) -> dict[str, Tensor]:
@@ -225,6 +230,21 @@ class Objective(Component):
                 that is passed to it, with new random weights. Called with `Context.images`, the
                 network returns (before, after), pooled as the student's features are.
         """
+
+    @classmethod
+    def weigh_teachers(cls, config: Mapping[str, Any], held_out: HeldOutOutputs) -> TeacherWeights:
+        """Weights of the method's teachers, for a class with "teacher_weights" in `requires`.
+
+        Called once, before training. The class has an argument `held_out`, a fraction of images.
+
+        Args:
+            config: config of the objective.
+            held_out: outputs of the teachers for the held-out images.
+        """
+        raise KdepError(
+            f"{type_path(cls)} does not choose weights of its teachers",
+            fix="define `weigh_teachers` in it, or remove 'teacher_weights' from its `requires`",
+        )
 
     def before_student(self, extra: Mapping[str, Tensor]) -> None:
         """Called before the student's forward pass on every batch that an Augment changed.

@@ -22,6 +22,7 @@ from kdep_bench.pretrain.diagnostics import (
     target_statistics,
     write_map_moments,
 )
+from kdep_bench.pretrain.held_out import weigh_teachers
 from kdep_bench.pretrain.pyramid import describe
 from kdep_bench.pretrain.teaching import TeacherSource
 from kdep_bench.registry import type_path
@@ -74,9 +75,10 @@ def objective_config(
     """Completes the objective's config with the constructor arguments that it requires.
 
     Returns:
-        (objective config, target config, measurements of the target). The target config is None if
-        the objective has no target; the measurements are those of `diagnostics.target_statistics`.
-        With several teachers, the target config and `measurements["targets"]` are dicts by role.
+        (objective config, target config, measurements). The target config is None if the objective
+        has no target; the measurements are those of `diagnostics.target_statistics`. With several
+        teachers, the target config and `measurements["targets"]` are dicts by role, and
+        `measurements["teacher_weights"]` describes the choice of `teacher_weights`.
 
     Raises:
         KdepError: the objective needs labels, an alignment or an argument that is not available.
@@ -135,11 +137,17 @@ def _with_several_teachers(
             role_spec, role_inputs, role_source, target_values, out / "teachers" / role
         )
         teachers[role] = _required_values(objective_name, required, functions_of_role)
+    chosen: dict[str, Any] = {}
+    if "teacher_weights" in demands(objective).requires:
+        weights = weigh_teachers(spec, inputs, demands(objective))
+        arg_functions = {**arg_functions, "teacher_weights": lambda: dict(weights.weights)}
+        chosen = {"teacher_weights": {**weights.report, "note": weights.note}}
     required = demands(objective).requires - set(objective) - TEACHER_ARGUMENTS
     complete = objective | _required_values(objective_name, required, arg_functions)
     if takes_teachers(objective):
         complete["teachers"] = teachers
-    return complete, targets or None, {"targets": measurements} if measurements else {}
+    measured = {"targets": measurements} if measurements else {}
+    return complete, targets or None, measured | chosen
 
 
 def _target(

@@ -95,6 +95,7 @@ def run(
     if fraction_labels:
         by_label = "the images of the data fraction were drawn per class, by label"
     notes = [by_label, epochs_note(budget, images, len(views.files), steps)]
+    notes.append(measurements.get("teacher_weights", {}).get("note"))
     return {
         **_amounts(steps, budget["batch"], images, trained),
         "image_list": listing,

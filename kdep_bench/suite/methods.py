@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from kdep_bench.suite.schema import Json, Suite, label_policy, method_needs
@@ -89,6 +89,14 @@ def role_teachers(method: Json) -> list[Json]:
 
     with_role_teachers(method, collect)
     return configs
+
+
+def intermediate_methods(method: Json) -> Iterator[Json]:
+    """The methods that pre-train the intermediate teachers of `method`, and those of these."""
+    for reference in (method.get("teacher"), *(method.get("teachers") or {}).values()):
+        if isinstance(reference, dict) and "method" in reference:
+            yield reference["method"]
+            yield from intermediate_methods(reference["method"])
 
 
 def with_role_teachers(method: Json, change: Callable[[Json], Json]) -> Json:

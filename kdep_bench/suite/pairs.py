@@ -25,7 +25,7 @@ from kdep_bench.objectives.roles import FROM_TEACHER
 from kdep_bench.objectives.signs import check_map_targets
 from kdep_bench.schedules.base import check_span
 from kdep_bench.schedules.build import check_some_weight_nonzero, spans
-from kdep_bench.signatures import check_arguments, class_value
+from kdep_bench.signatures import check_arguments, class_value, resolve_alias
 from kdep_bench.suite.arguments import (
     check_augment,
     check_classes,
@@ -43,6 +43,7 @@ from kdep_bench.suite.methods import (
     DESCRIPTION_KEYS,
     assistant_config,
     head_classes,
+    intermediate_methods,
     teacher_width,
     trains,
     without,
@@ -54,7 +55,7 @@ from kdep_bench.transfer.recipes import check_recipe
 DENSE = ("detection", "segmentation")
 TRANSFER_PACKAGE = "kdep_bench.transfer."
 # Arguments of an objective that the pre-training stage can only compute from a cache.
-FROM_CACHE = {"layer_distances", "teacher_mean_variance"}
+FROM_CACHE = {"layer_distances", "teacher_mean_variance", "teacher_weights"}
 
 
 def check_task(student: Json, task: Json) -> None:
@@ -352,6 +353,39 @@ def check_method_optimizer(pair: StudentMethod) -> None:
         check_optimizer(merged(pair.suite.budget.optimizer, overrides, where), f"the {where}")
 
 
+def check_held_out(pair: StudentMethod) -> None:
+    """Checks that no intermediate teacher is trained on the images on which teachers are weighted.
+
+    Otherwise a teacher that overfits would get the largest weight.
+    """
+    if "teacher_weights" not in required_arguments(pair.method):
+        return
+    fraction = pair.method["objective"].get("held_out", 0)
+    if not 0 < fraction < 1:
+        raise KdepError(
+            f"{pair.name} weights its teachers on held-out images, but has no validation split: "
+            f"held_out={fraction}",
+            expected="a fraction of the images above 0 and below 1",
+            fix="set objective=dict(held_out=0.1) in the method",
+        )
+    reference, roles = pair.method["objective"].get("reference"), pair.method["teachers"]
+    if reference is not None and reference not in roles:
+        raise unknown_name(f"role in `reference` of {pair.name}", reference, roles)
+    for method in intermediate_methods(pair.method):
+        objective = method.get("objective") or {}
+        own_fraction = objective.get("held_out", 0)
+        skips = class_value(resolve_alias(objective.get("type")), "skips_held_out")
+        if not skips or own_fraction < fraction:
+            trained = f"holds out {own_fraction:g}" if skips else "is trained on all images"
+            raise KdepError(
+                f"{pair.name} weights its teachers on {fraction:g} of the images, but its "
+                f"intermediate teacher {method['name']!r} {trained}",
+                expected="intermediate teachers that are not trained on the held-out images",
+                fix=f"use an objective of kdep_bench/objectives/held_out.py with held_out="
+                f"{fraction:g}, as in the method held_out_kd",
+            )
+
+
 def check_schedule_spans(pair: StudentMethod) -> None:
     """Checks that the schedules end within the training."""
     for span in spans(pair.method.get("objective")):
@@ -632,6 +666,7 @@ RULES: tuple[Rule, ...] = (
     check_views,
     check_schedule_spans,
     check_method_arguments,
+    check_held_out,
     check_peers,
     check_active_terms,
     check_method_optimizer,

@@ -80,6 +80,11 @@ WITHOUT_EFFECT = {
     "tau of InstanceGraph": "has a separate test",
     "queue of ContrastiveDistillation": "has a separate test: all tiny batches have the same rows",
     "memory of CurriculumExperts": "has a separate test: two steps do not fill it",
+    # The weights of the tiny teachers are given, so nothing is chosen on held-out images.
+    **{
+        f"{name} of WeightedAssistants": "has a separate test"
+        for name in ("held_out", "reference", "floor", "seed")
+    },
     # Amal's weights change only in every tenth step after a warm-up; these have separate tests.
     **{f"{name} of Amal": "" for name in ("every", "warmup", "repeats", "virtual_lr", "optimizer")},
     "shares of MapRegression": "has a separate test: the tiny networks have one level",
@@ -200,6 +205,8 @@ class TinyRun:
             target = {"align_dir": folder, "transform": method["transform"]}
         self.roles = list(method.get("teachers") or [])
         arguments = build_arguments(target, self.width, self.n_logits)
+        # The first teacher, with which `agreement` compares, has the largest weight.
+        arguments["teacher_weights"] = dict(zip(self.roles, (0.7, 0.3, 0.0), strict=False))
         required = self.requirements.requires - (TEACHER_ARGUMENTS if self.roles else set())
         config |= {a: arguments[a] for a in required - set(config)}
         if self.roles:

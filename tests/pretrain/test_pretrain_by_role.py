@@ -9,13 +9,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from kdep_bench.data.views import open_views
+from kdep_bench.data.fractions import labels_file, read_labels
+from kdep_bench.data.views import open_views, subset
+from kdep_bench.errors import KdepError
 from kdep_bench.features import align, cache, cache_check
 from kdep_bench.objectives.base import Context, Objective
+from kdep_bench.objectives.held_out import is_held_out
 from kdep_bench.objectives.weighting import Weighting
 from kdep_bench.pretrain import stage
 from kdep_bench.suite.config import load_config
@@ -303,3 +308,56 @@ def test_the_bridge_of_sokd_is_trained_and_not_exported(
     bridge = [k for k in state if k.startswith("objective.bridge.")]
     assert bridge
     assert not set(strip(state)[0]) & set(bridge)
+
+
+WEIGHTED: dict[str, Any] = dict(
+    name="weighted",
+    labels_used=True,
+    objective=dict(
+        type="kdep_bench.objectives.weighted_assistants.WeightedAssistantsWithLabels", held_out=0.3
+    ),
+    align=None,
+    transform=None,
+)
+
+
+def test_teachers_are_weighted_on_held_out_images_once_and_the_record_states_the_weights(
+    two_teachers: dict[str, Path], tmp_path: Path
+):
+    inputs = {k: v for k, v in two_teachers.items() if not k.endswith("align")}
+    outputs, state = pretrain(tmp_path, inputs, WEIGHTED, roles=ROLES)
+    report = outputs["teacher_weights"]
+    held_out = is_held_out(np.arange(IMAGES), 0.3)
+    assert report["images"] == held_out.sum()
+    assert report["samples"] == 2 * held_out.sum()  # both views
+    # The stored loss is that of the teachers themselves on the held-out images.
+    views, losses = open_views(two_teachers["views"], two_teachers["prepare"]), []
+    labels = read_labels(labels_file(two_teachers), views.files)
+    rows = np.flatnonzero(held_out.repeat(2))
+    for teacher in TEACHERS.values():
+        built = build_teacher(teacher)
+        logits = built(cache_check.render_rows(views, rows, built.input_px)).logits
+        assert logits is not None
+        losses.append(float(F.cross_entropy(logits, torch.from_numpy(labels[rows // 2]))))
+    assert list(report["loss_single"].values()) == pytest.approx(losses, rel=2e-3)
+    lowest = min(report["loss_equal_weights"], *report["loss_single"].values())
+    assert report["loss"] <= lowest + 1e-6
+    kept = [w for w in report["weights"].values() if w > 0]
+    torch.testing.assert_close(state["objective.weights"], torch.tensor(kept))
+    assert any(report["note"] == note for note in outputs["notes"])
+    again, second_state = pretrain(tmp_path / "again", inputs, WEIGHTED, roles=ROLES)
+    assert again["teacher_weights"] == report
+    assert all(torch.equal(state[k], second_state[k]) for k in state)
+
+
+def test_a_fraction_that_holds_out_no_image_is_refused(
+    two_teachers: dict[str, Path], tmp_path: Path
+):
+    objective = dict(WEIGHTED["objective"], held_out=1e-12)
+    images = np.arange(1, IMAGES)  # the hash of image 0 is 0
+    assert not is_held_out(images, objective["held_out"]).any()
+    share = dict(
+        share=0.5, share_seed=next(s for s in range(99) if 0 not in subset(IMAGES, 0.5, s))
+    )
+    with pytest.raises(KdepError, match="which are no image"):
+        pretrain(tmp_path, two_teachers, dict(WEIGHTED, objective=objective), roles=ROLES, **share)
