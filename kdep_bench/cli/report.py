@@ -139,7 +139,8 @@ def main(argv: list[str] | None = None) -> int:
             root = Path(args.index)
             if (root / SUITE / "leaderboard.csv").is_file():
                 configs = {name: load_config("method", name) for name in names("method")}
-                print(f"  wrote {write_systems(root, configs)}")
+                probes = {f"probe:{name}": load_config("probe", name) for name in names("probe")}
+                print(f"  wrote {write_systems(root, configs | probes)}")
             print(f"  wrote {write_index(root, CONFIGS / 'suites')}")
             return 0
         if args.what[0] == "diff":

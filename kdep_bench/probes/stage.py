@@ -16,7 +16,7 @@ from kdep_bench.probes.extract import batches, extractor, loaded_backbone, open_
 from kdep_bench.registry import build, type_path
 
 # Keys of a probe's config that are not arguments of its class.
-NOT_ARGUMENTS = {"name", "folder", "about"}
+NOT_ARGUMENTS = {"name", "folder", "about", "source", "reconstruction"}
 
 
 def run(

@@ -20,7 +20,8 @@ from kdep_bench.suite.schema import Json, Suite, uses_teacher
 SPLITS = ("train", "val", "test")
 # Inputs of probes; a copy of `kdep_bench.probes.base.READS`, whose module imports torch.
 READS = ("classes", "pool", "teacher", "backbone", "masks")
-PLANNED = {"name", "about", "folder", "type"}  # keys of a probe's config that are not arguments
+# Keys of a probe's config that are not arguments.
+PLANNED = {"name", "folder", "type", *DESCRIPTION_KEYS}
 MASKS = "cityscapes"  # the folder of images with masks
 POOL_SEED = 0  # selects the pool images of probes; the same for every backbone
 

@@ -109,6 +109,7 @@ def run_stages(root: Path) -> dict[str, Any]:
     probes = {
         "knn": probe("knn"),
         "cka": probe("cka", rows=30),
+        "sgva_clip": probe("sgva_clip", shots=[1, 2], draws=2, steps=2),
         "robustness": probe("robustness", corruptions=["jpeg_compression"], c_grid=[1.0]),
     }
     config_maps = {**resolve("probe", "linear_segmentation"), "max_iter": 60}
@@ -210,6 +211,12 @@ def test_the_probe_stage_returns_values_notes_and_its_time(results):
     assert knn["values"]["top1"]["chance"] == pytest.approx(1 / 8)
     assert knn["values"]["top1"]["value"] > 0.3  # coloured shapes: easy also for random weights
     assert "chosen on val" in knn["notes"][0]
+
+
+def test_the_stage_of_the_adapter_probe_returns_two_values_for_each_number_of_images(results):
+    """`source` and `reconstruction` of its config are not arguments of its class."""
+    assert len(results["sgva_clip"]["values"]) == 4
+    assert all(0 <= v["value"] <= 1 for v in results["sgva_clip"]["values"].values())
 
 
 def test_the_robustness_stage_runs_the_backbone_on_the_images_of_the_features(results):

@@ -24,7 +24,8 @@ RESULTS = Path(__file__).resolve().parents[2] / "results"
 def test_every_method_is_in_one_row_and_every_row_has_a_config_or_a_missing_part():
     systems = read_systems()
     listed = Counter(config for system in systems for config in system.configs)
-    known = {*names("method"), *(f"search:{name}" for name in names("search"))}
+    others = {f"{kind}:{name}" for kind in ("search", "probe") for name in names(kind)}
+    known = {*names("method"), *others}
     assert set(names("method")) - set(listed) == set(), "add the method to systems.toml"
     assert set(listed) - known == set(), "systems.toml names a config that does not exist"
     assert max(listed.values()) == 1
@@ -35,6 +36,7 @@ def test_every_method_is_in_one_row_and_every_row_has_a_config_or_a_missing_part
 def test_the_published_page_is_up_to_date(tmp_path: Path):
     (tmp_path / "methods_pocket").symlink_to(RESULTS / "methods_pocket")
     configs = {name: load_config("method", name) for name in names("method")}
+    configs |= {f"probe:{name}": load_config("probe", name) for name in names("probe")}
     written = write_systems(tmp_path, configs).read_text()
     assert written == (RESULTS / "methods.md").read_text(), "python tools/report.py --index results"
 

@@ -232,7 +232,8 @@ TERMS = (
     Term(
         "top1 (of a probe)",
         "Accuracy on the test split, of one of these classifiers: k nearest neighbours, logistic "
-        "regression on a few images per class, or a linear probe on clean and corrupted images.",
+        "regression on a few images per class, class means of a few images with or without an "
+        "adapter, or a linear probe on clean and corrupted images.",
         ("top1",),
     ),
     Term(

@@ -85,8 +85,9 @@ def systems_page(
 
     Args:
         systems: from `read_systems`.
-        configs: method configs by name, with `source`, `labels_used` and `reconstruction`. A
-            system's config that is missing here is not a method ("search:NAME" is a search).
+        configs: method configs by name and probe configs as "probe:NAME", with `source`,
+            `labels_used` and `reconstruction`. A system's config that is missing here is a search
+            ("search:NAME").
         scores: from `published_scores`.
     """
     rows = []
