@@ -57,9 +57,9 @@ def sentences(
 def _comparison(
     board: Board, differences: Sequence[Difference], labels: Mapping[RowKey, str]
 ) -> str:
-    """One sentence on a row and a reference: over all tasks, and by task if the verdicts differ.
+    """A text on a row and a reference: over all tasks, and by task if the verdicts differ.
 
-    `differences`: those of the row from the reference, by task and over all tasks.
+    `differences`: the differences of the row from the reference, by task and over all tasks.
     """
     row = differences[0].row
     name, reference = labels[row], _reference_name(differences[0].reference, labels)
@@ -83,13 +83,13 @@ def _comparison(
 
 
 def _reference_name(row: RowKey, labels: Mapping[RowKey, str]) -> str:
-    """ "supervised pre-training", with the row's label if the method has several rows."""
+    """The reference in words; with the row's label if the method has several rows."""
     name = REFERENCES[row.method]
     return name if labels[row] == row.method else f"{name} ({labels[row]})"
 
 
 def _points(estimate: Estimate) -> str:
-    """ "+5.8 points (95 % interval +4.9 to +6.6)"; without an interval only "+5.8 points"."""
+    """A text such as "+5.8 points (95 % interval +4.9 to +6.6)", or "+5.8 points"."""
     mean = f"{text.points(estimate.mean, True)} points"
     if estimate.low is None or estimate.high is None:
         return mean
@@ -98,7 +98,7 @@ def _points(estimate: Estimate) -> str:
 
 
 def _by_verdict(tasks: Sequence[Difference]) -> str:
-    """ "higher on a, b; lower on c; not significantly different on d"."""
+    """A text such as "higher on a, b; lower on c; not significantly different on d"."""
     phrases = {"better": "higher on", "worse": "lower on"}
     not_significant = "not significantly different on"
     groups: dict[str, list[str]] = {p: [] for p in (*phrases.values(), not_significant)}
@@ -111,7 +111,10 @@ def _by_verdict(tasks: Sequence[Difference]) -> str:
 def _data_and_time(
     board: Board, row: RowKey, labels: Mapping[RowKey, str], summaries: Mapping[RowKey, RowSummary]
 ) -> list[str]:
-    """Data and time of `row`, relative to the supervised row with the most data."""
+    """A text on the data and time of `row`, relative to the supervised row with the most data.
+
+    It is a list with one text, or empty without a supervised row.
+    """
     supervised = [a for a in board.rows_of(row.student) if a.method == "supervised"]
     reference = max(supervised, key=lambda a: (a.fraction, a.epochs or 0.0), default=None)
     if reference is None:
@@ -134,6 +137,7 @@ def _data_and_time(
 
 
 def _best(board: Board, student: str, labels: Mapping[RowKey, str]) -> list[str]:
+    """One sentence per task on its best rows."""
     lines = []
     for column in compare.columns_of(board, student):
         estimates = {
@@ -143,7 +147,9 @@ def _best(board: Board, student: str, labels: Mapping[RowKey, str]) -> list[str]
         }
         if not estimates:
             continue
-        ordered = sorted(estimates, key=lambda a: (-column.sign * estimates[a].mean, a.order()))
+        ordered = sorted(
+            estimates, key=lambda row: (-column.sign * estimates[row].mean, row.order())
+        )
         names = [labels[row] for row in ordered]
         shown = ", ".join(names[:MOST_NAMES])
         if len(names) > MOST_NAMES:
@@ -156,7 +162,7 @@ def _best(board: Board, student: str, labels: Mapping[RowKey, str]) -> list[str]
 
 
 def _limits(board: Board, student: str, table: Sequence[Difference]) -> str:
-    """The number of networks, runs and test sets behind the other sentences."""
+    """The number of networks and runs behind the other sentences."""
     networks, runs = set(), set()
     for row in board.rows_of(student):
         for column in compare.columns_of(board, student):
@@ -175,7 +181,7 @@ def _limits(board: Board, student: str, table: Sequence[Difference]) -> str:
 
 
 def _range(counts: set[int], noun: str) -> str:
-    """ "3 transfer runs", "1 to 3 transfer runs"."""
+    """A text such as "3 transfer runs" or "1 to 3 transfer runs"."""
     low, high = min(counts), max(counts)
     shown = f"{high}" if low == high else f"{low} to {high}"
     return f"{shown} {noun}{'s' if high > 1 else ''}"

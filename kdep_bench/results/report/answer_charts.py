@@ -11,7 +11,7 @@ from kdep_bench.results.report.charts import Dot, dots
 from kdep_bench.results.report.plots import Plot
 
 MOST_CHARTS = 4
-MOST_TASKS = 12  # more would push the tables off the first screens
+MOST_TASKS = 12  # dots per chart; with more, a reader would have to scroll far to the tables
 
 
 def answer_charts(view: BoardView, student: str) -> list[Plot]:
@@ -23,9 +23,10 @@ def answer_charts(view: BoardView, student: str) -> list[Plot]:
             continue
         if e is None or e.low is None or e.high is None:
             continue
-        place = 100 * e.mean, 100 * e.low, 100 * e.high, view.colour(d.row), d.significant
+        values = 100 * e.mean, 100 * e.low, 100 * e.high
+        dot = Dot(_short(task), *values, view.colour(d.row), d.significant)
         chart = pairs.setdefault((d.row, d.reference.method), [])
-        chart.insert(0 if d.column is None else len(chart), Dot(_short(task), *place))
+        chart.insert(0 if d.column is None else len(chart), dot)
     rows = list(dict.fromkeys(row for row, _ in pairs))[:MOST_ROWS]
     charts = []
     for row in rows:

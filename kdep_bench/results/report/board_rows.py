@@ -1,13 +1,14 @@
-"""The rows of all tables, as texts and numbers for every output format."""
+"""The rows of the report's tables, as texts and numbers for every output format."""
 
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdep_bench.results import text
 from kdep_bench.results.board import compare, efficiency, families
@@ -32,14 +33,14 @@ PAIRED = (
     "Comparison a - b: a's score minus b's score with the same pre-training seed and transfer "
     "seed, averaged over these seed pairs. A positive difference means that a is better, for every "
     "metric. The standard deviation of the differences is pooled over all methods of the task. If "
-    "that of two methods is significantly larger, their own is used. A mean over tasks gives every "
-    "task family the same weight. Result: better or worse if p is below 0.05 after Holm's "
-    "correction, which is made separately for four groups: comparisons with kdep on means, with "
-    "kdep on single tasks, of other methods on means, and of other methods on single tasks. "
+    "the standard deviation of a pair of methods is significantly larger, the pair's own is used. "
+    "A mean over tasks gives every task family the same weight. Result: better or worse if p is "
+    "below 0.05 after Holm's correction, which is made separately for four groups: differences of "
+    "kdep and differences of other methods, each for means over tasks and for single tasks. "
     "Intervals are not corrected, so an interval may exclude 0 although the result is not "
-    "significant. This table, the marks of the best methods and the claims are each "
-    "corrected for another number of comparisons, so they may differ on a borderline result. The "
-    "verdict on a claim that was fixed before the run has precedence."
+    "significant. This table, the marks of the best methods and the claims are each corrected for "
+    "a different number of comparisons, so they may differ on a borderline result. In this case "
+    "the verdict on a claim that was fixed before the run takes precedence."
 )
 
 LONG = 60  # most rows of a difference table that is not split
@@ -52,14 +53,20 @@ UNTIMED = (
 SAVING = (
     "Reduction factor: the budget of the reference divided by the budget with which the method "
     "reaches the reference's score (mean over all tasks, each task family with the same weight). "
-    "For each seed pair it is read off the method's curve of score against budget. The curve is "
+    "For each seed pair the factor is read off the method's curve of score against budget. It is "
     "made monotone and interpolated linearly in the logarithm of the budget. 'at least': the "
     "smallest budget of the method already reaches the score; 'at most': its largest budget does "
-    "not reach it; 'mixed bounds': the first is true for some seeds, the second for others."
+    "not reach the score; 'mixed bounds': 'at least' for some seeds and 'at most' for others."
 )
 
 
-DifferenceRow = tuple[str, str, str, compare.Difference]  # student, "a - b", task, difference
+class DifferenceRow(NamedTuple):
+    """A row of the difference table; `comparison`: "a - b"; `task`: name of a task or a mean."""
+
+    student: str
+    comparison: str
+    task: str
+    difference: compare.Difference
 
 
 @dataclass(slots=True)
@@ -70,8 +77,13 @@ class BoardView:
         labels: row -> its name in the tables.
         summaries: row -> its costs, budget and alignment.
         bold: (student, task) -> rows among the best.
+        verdicts: the verdicts on the claims.
         method_inputs: as in `report.build`.
         letters: note on the data -> its letter.
+        probes: the tables of probes.
+        image_differences: differences with intervals over seeds and test images.
+        image_pairs: the images on which two rows differ most.
+        image_left_out: reason -> number of comparisons that are not in `image_differences`.
         differences: student -> its rows of `difference_rows`, once they are computed.
         colour_keys: method or method family -> colour class.
     """
@@ -122,7 +134,7 @@ def make_view(
     verdicts: list[Verdict] | None = None,
     method_inputs: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> BoardView:
-    """The view of `board`; `method_inputs` as in `report.build`."""
+    """Computes the view of `board`; `method_inputs` as in `report.build`."""
     bold = {
         (student, column): compare.best(board, student, column)
         for student in board.students
@@ -140,6 +152,13 @@ def make_view(
         letters,
         colour_keys=row_colours.by_key(summaries),
     )
+
+
+def rows_by_rank(view: BoardView, student: str) -> list[RowKey]:
+    """The rows of a student by mean rank; rows without a mean rank last."""
+    ranks = compare.mean_ranks(view.board, student)
+    rows = view.board.rows_of(student)
+    return sorted(rows, key=lambda row: (ranks.get(row, math.inf), row.order()))
 
 
 def column_names(columns: Sequence[Column]) -> dict[Column, str]:
@@ -175,12 +194,12 @@ def labels_text(summary: RowSummary) -> str:
 
 def fraction_text(view: BoardView, row: RowKey) -> str:
     """The data fraction of the pre-training; a dash if the suite did not pre-train the row."""
-    # Weights that others trained (imagenet) have no number of images seen, and nor has a run that
-    # failed, whose fraction is known.
+    # Published weights (imagenet) have no number of images seen. A failed run has none either, but
+    # its fraction is known.
     has_result = any(run.status == "ok" for run in view.board.runs_of(row))
-    is_given = has_result and view.summaries[row].images_seen is None
-    is_fixed = view.board.fixed(row) or is_given
-    return "—" if is_fixed else f"{100 * row.fraction:g} %"
+    has_published_weights = has_result and view.summaries[row].images_seen is None
+    is_pretrained = not (view.board.fixed(row) or has_published_weights)
+    return f"{100 * row.fraction:g} %" if is_pretrained else "—"
 
 
 def row_name(view: BoardView, row: RowKey) -> str:
@@ -190,7 +209,7 @@ def row_name(view: BoardView, row: RowKey) -> str:
 
 
 def method_descriptions(view: BoardView) -> list[tuple[str, str]]:
-    """(method, one sentence on it) of every method that `method_inputs` describes."""
+    """(method, one sentence on the method) of every method that `method_inputs` describes."""
     methods = sorted({row.method for row in view.board.rows})
     described = [(method, view.method_inputs.get(method, {}).get("about")) for method in methods]
     return [(method, about) for method, about in described if about]
@@ -220,7 +239,7 @@ def _difference_rows(view: BoardView, student: str) -> list[DifferenceRow]:
     for d in compare.difference_table(view.board, student):
         label = f"{view.labels[d.row]} - {view.labels[d.reference]}"
         task = compare.mean_name(columns) if d.column is None else names[d.column]
-        rows.append((student, label, task, d))
+        rows.append(DifferenceRow(student, label, task, d))
     return rows
 
 
@@ -229,9 +248,12 @@ COST_HEAD += ["extra forward passes per image seen", "pre-training cost", "loss 
 
 
 def cost_entries(
-    cost: families.RowCost, name: Callable[[str, int], str]
+    cost: families.RowCost, escape: Callable[[str, int], str]
 ) -> list[tuple[str, float | None]]:
-    """(text, number) of each column of COST_HEAD; `name` escapes names from configs."""
+    """(text, number) of each column of COST_HEAD.
+
+    `escape`: function (text, largest length) -> text that is safe in the output format.
+    """
     summary = cost.summary
     terms = ", ".join(f"{k} {100 * v:.0f} %" for k, v in summary.terms.items())
     learning_rate = summary.learning_rate
@@ -243,7 +265,7 @@ def cost_entries(
         (text.count(summary.extra_parameters), summary.extra_parameters),
         (text.ratio(cost.forwards), cost.forwards),
         (text.seconds(summary.cost_s), summary.cost_s),
-        (name(terms or "—", 300), None),
+        (escape(terms or "—", 300), None),
     ]
 
 
@@ -256,9 +278,9 @@ FAMILY_HEAD += ["methods left out"]
 
 
 def family_entries(
-    family: families.MethodFamily, name: Callable[[str, int], str]
+    family: families.MethodFamily, escape: Callable[[str, int], str]
 ) -> list[tuple[str, float | None]]:
-    """(text, number) of each column of FAMILY_HEAD; `name` escapes names from configs."""
+    """(text, number) of each column of FAMILY_HEAD; `escape` as in `cost_entries`."""
     costs, epochs = family.costs, family.epochs
     reads = ", ".join(f"{input_name} ({n})" for input_name, n in family.reads.items())
     memory = max((m for c in costs if (m := c.summary.peak_memory_bytes)), default=None)
@@ -267,7 +289,7 @@ def family_entries(
         (f"{100 * family.fraction:g} %", family.fraction),
         ("—" if epochs is None else f"{epochs:g}", epochs),
         (str(len(costs)), len(costs)),
-        (name(reads or "—", 300), None),
+        (escape(reads or "—", 300), None),
         (families.spread([c.ratio for c in costs]), None),
         (families.mebibytes(memory), memory),
         (families.spread([c.summary.extra_parameters for c in costs], 0), None),
@@ -277,7 +299,7 @@ def family_entries(
         est = strength.estimate
         note = f", {strength.methods} methods" if strength.methods != len(costs) else ""
         entries.append((text.gap(est) + note, est.mean) if est else ("—", None))
-    return [*entries, (name(", ".join(family.left_out) or "—", 300), None)]
+    return [*entries, (escape(", ".join(family.left_out) or "—", 300), None)]
 
 
 def saving_rows(view: BoardView) -> list[tuple[str, str, str, str, efficiency.Saving]]:
@@ -316,7 +338,7 @@ def _reworded(error: str) -> str:
 
 
 def environment(board: Board) -> dict[str, list[str]]:
-    """Item -> its values in the records: devices, threads, data, code, packages.
+    """Item (device, threads, data, packages, ...) -> its values in the records.
 
     If an item has several values, each is followed by its number of records.
     """
@@ -361,7 +383,8 @@ def _units_text(run: Run) -> str:
 def _samples_text(run: Run) -> str:
     if run.samples is None:
         return "not stored"
-    return "stored in samples/" if run.samples[0] else "stored in the work dir only"
+    file, _ = run.samples
+    return "stored in samples/" if file else "stored in work_dirs only"
 
 
 def command(board: Board, row: RowKey) -> str:

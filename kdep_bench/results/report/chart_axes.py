@@ -1,4 +1,4 @@
-"""Axes, ticks and labels that the kinds of chart share."""
+"""Axes, ticks and labels of charts."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def number_text(x: float) -> str:
 
 
 def shorten_label(label: str, width: float, char: float = CHAR) -> str:
-    """The label, or its beginning, within `width` pixels."""
+    """The label, shortened to `width` pixels if necessary; `char`: width of a character."""
     n_chars = max(4, int(width / char))
     return label if len(label) <= n_chars else label[: n_chars - 1] + "…"
 
@@ -87,7 +87,7 @@ def svg_chart(height: float, title: str, body: Markup, width: int = WIDTH) -> Ma
 def x_axis(
     xs: list[float], log_x: bool, left: float = LEFT, right: float = RIGHT
 ) -> tuple[Callable[[float], float], list[float]]:
-    """(value -> pixels, ticks) of an axis that covers `xs`."""
+    """(function value -> pixels, ticks) of a horizontal axis that covers the values `xs`."""
     if log_x:
         low, high = min(xs) / 1.15, max(xs) * 1.15
         scale = (right - left) / math.log(high / low)
@@ -113,7 +113,7 @@ def frame(
 ) -> list[object]:
     """Grid, ticks and labels of both axes.
 
-    `fx`, `fy`: value -> pixels. `labels`: of the x axis and of the y axis.
+    `fx`, `fy`: functions value -> pixels. `labels`: (label of the x axis, label of the y axis).
     """
     parts: list[object] = []
     for t in y_ticks:
@@ -131,6 +131,6 @@ def frame(
 
 
 def y_axis(ys: list[float]) -> tuple[Callable[[float], float], list[float]]:
-    """(value -> pixels, ticks) of the vertical axis."""
+    """(function value -> pixels, ticks) of a vertical axis that covers the values `ys`."""
     low, high = padded_range(ys)
     return lambda v: BOTTOM - (v - low) / (high - low) * (BOTTOM - TOP), round_ticks(low, high)

@@ -1,4 +1,4 @@
-"""Dots with intervals and lines with bands as SVG, written by hand.
+"""Draws dots with intervals, and lines with bands, as SVG without a plotting library.
 
 Colours are CSS classes (c0 ... c7), so the same drawing works on light and dark pages. `standalone`
 adds the style for a separate file, and `png` renders that file. The drawing has no script, style
@@ -150,6 +150,7 @@ def lines(
 
 
 def _line(s: Line, points: list[tuple[float, float]], fx, fy) -> list[object]:
+    """One line with its band and marks; `fx`, `fy`: functions value -> pixels."""
     parts: list[object] = []
     colour = f"c{s.colour}"
     band = [b for b in s.band if len(points) and b[0] >= min(a for a, _ in points)]
@@ -171,6 +172,7 @@ def _line(s: Line, points: list[tuple[float, float]], fx, fy) -> list[object]:
 
 
 def _legend(series: list[Line], top: float) -> tuple[list[object], float]:
+    """(elements of the legend, height of the chart); `top`: y of its first line in pixels."""
     parts: list[object] = []
     first = 8.0
     x, y = first, top
@@ -203,7 +205,7 @@ def standalone(svg: Markup) -> str:
     return re.sub(r"(<title>.*?</title>)", inside, str(svg), count=1, flags=re.S) + "\n"
 
 
-PNG_ZOOM = 2
+PNG_ZOOM = 2  # pixels of the PNG per pixel of the SVG
 
 
 def png(drawing: str) -> bytes:

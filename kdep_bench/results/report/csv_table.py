@@ -1,4 +1,4 @@
-"""leaderboard.csv of a board."""
+"""Builds the text of leaderboard.csv from a board, which contains all results of a folder."""
 
 from __future__ import annotations
 
@@ -121,10 +121,10 @@ def _csv_value(value: object) -> object:
 
 
 def csv_table(view: BoardView) -> str:
-    """leaderboard.csv: one line per row and task.
+    """The text of leaderboard.csv, with one line per row of the tables and task.
 
     Scores are fractions and times are seconds. A text that a spreadsheet could read as a formula
-    begins with a quote mark.
+    begins with a single quote.
     """
     board = view.board
     out = io.StringIO()

@@ -31,7 +31,7 @@ _HEADINGS = {
     "normalised": "images converted to 8-bit RGB",
     "passed_over": "ignored files and folders",
 }
-_BY_CLASS = ("by_class", "boxes", "pixels")
+_BY_CLASS = ("by_class", "boxes", "pixels")  # keys of counts by class; a split has one of them
 
 Card = dict[str, Any]
 Table = tuple[str, list[str], list[list[str]]]  # title, head, rows
@@ -54,7 +54,7 @@ def write(results: Path, name: str, prepared: Mapping[str, Any]) -> bool:
         "parts": _mapping(prepared.get("card")),
     }
     if not (card["counts"] or card["parts"]):
-        return False  # a stage `prepare` that counts nothing
+        return False  # this stage `prepare` counts nothing
     try:
         old = read(results)
     except KdepError:
@@ -75,7 +75,7 @@ def _numbers(value: Any) -> dict[str, int]:
 
 
 def read(results: Path) -> Card | None:
-    """The card of a results folder; None where it has none.
+    """The card of a results folder; None if the folder has no card.
 
     Raises:
         KdepError: the file is not a data card.
@@ -105,7 +105,7 @@ _SOURCES = {
 
 
 def source_text(source: str) -> str:
-    """Where the data are from, in words; a source without an entry in `_SOURCES` as it is."""
+    """Where the data are from, in words; `source` itself if `_SOURCES` has no text for it."""
     return _SOURCES.get(source, source)
 
 

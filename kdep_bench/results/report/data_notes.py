@@ -16,7 +16,7 @@ from kdep_bench.results.report.data_card import NOTE
 
 HEADING = "Notes on the data"
 INTRODUCTION = (
-    "Known limitations of the data. A letter behind a score refers to a note. The note also "
+    "Known limitations of the data. A letter after a score refers to a note. The note also "
     "applies to ranks, differences and claims that use this score."
 )
 

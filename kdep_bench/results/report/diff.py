@@ -20,7 +20,8 @@ Place = tuple[str, str, str, float, float | None, str, str]
 class Change:
     """A result that is in both folders.
 
-    `est`: new score minus old; positive is better. `verdict`: text such as "better" or "same".
+    `est`: new score minus old score; positive if the new score is better. `verdict`: a text such as
+    "better" or "same".
     """
 
     place: Place
@@ -31,7 +32,7 @@ class Change:
 
 
 def _place(row: RowKey, column: Column) -> Place:
-    # Without version, split, metric and data: `_change` reports where these differ.
+    # Without version, split, metric and data: `_change` compares them.
     return (*tuple(row), column.family, column.task)  # pyright: ignore[reportReturnType]
 
 
@@ -63,15 +64,19 @@ def _unpaired(a: st.Values, b: st.Values) -> st.Estimate | None:
     )
 
 
+def _definition(column: Column) -> tuple[int, str, str, str]:
+    """What must be equal in two folders so that their scores can be compared."""
+    return column.version, column.split, column.metric, column.direction
+
+
 def _change(place: Place, old: tuple[Column, Result], new: tuple[Column, Result]) -> Change:
     (old_column, a), (new_column, b) = old, new
-    if old_column[2:6] != new_column[2:6]:
+    if _definition(old_column) != _definition(new_column):
         return Change(place, a, b, None, "not compared: different version, split or metric")
     if not a.values or not b.values:
         same = (bool(a.values), len(a.failed)) == (bool(b.values), len(b.failed))
-        return Change(
-            place, a, b, None, "no scores in either folder" if same else "scores in one folder only"
-        )
+        verdict = "no scores in either folder" if same else "scores in one folder only"
+        return Change(place, a, b, None, verdict)
     sign = new_column.sign
     gaps = {k: sign * v for k, v in st.differences(b.values, a.values).items()}
     est = st.estimate(gaps) if gaps else None

@@ -13,11 +13,11 @@ from kdep_bench.results.report.page.tables import Section, page_table
 
 HEADING = "Differences over test images"
 NOTE = (
-    "The paired differences of the rows whose predictions on every test image are in this folder. "
-    "These intervals cover the variation between seeds and between test images (bootstrap of "
-    "images, crossed with seeds; mIoU and AP are computed for every sample of images). The "
-    "intervals of all other tables cover seeds only. p (Holm) is corrected for the rows of this "
-    "table."
+    "Paired differences of the methods whose predictions for every test image are stored in this "
+    "folder. These intervals cover the variation between seeds and between test images. The test "
+    "images are bootstrapped, and mIoU and AP are computed for every bootstrap sample. The "
+    "intervals of all other tables cover seeds only. p (Holm) is corrected for the number of rows "
+    "of this table."
 )
 HEAD = ["student", "comparison", "task", "mean difference x100 [95 %]", "covers", "p (Holm)"]
 HEAD += ["result"]
@@ -26,12 +26,13 @@ HEAD += ["result"]
 PAIRS_HEADING = "Images on which two methods differ most"
 PAIRS_NOTE = (
     "The test images on which the mean scores of two methods differ most, at most "
-    f"{SHOWN} in each direction. The score of an image is a mean over the trainings of a method. "
-    "Classification: the fraction of trainings that are right. Segmentation: the mIoU of the "
-    "image, over its classes. Detection: the F1 of the image at IoU 0.5, with the best score "
-    "threshold for this image. For segmentation and detection this is not the task's metric, which "
-    "is computed over all test images together. The images are selected by their differences, so "
-    "they are examples and no evidence of a difference."
+    f"{SHOWN} in each direction. Better, gains: the first method has the higher score; in "
+    "brackets, its score against that of the second method. The score of an image is a mean over "
+    "the trainings of a method. Classification: the fraction of trainings that are right. "
+    "Segmentation: the mIoU of the image, over its classes. Detection: the F1 of the image at IoU "
+    "0.5, with the best score threshold for this image. For segmentation and detection this is not "
+    "the task's metric, which is computed over all test images together. The images are selected "
+    "by their differences, so they are examples, not evidence of a difference."
 )
 PAIRS_HEAD = ["student", "comparison", "task", "images: better / equal / worse"]
 PAIRS_HEAD += ["score of an image", "largest gains", "largest losses"]
@@ -58,7 +59,7 @@ def _labels(view: BoardView, d: ImageDifference | ImagePair) -> tuple[str, str, 
 
 
 def markdown_rows(view: BoardView) -> list[list[str]]:
-    """Rows of the table in leaderboard.md."""
+    """The rows of the table of differences in leaderboard.md."""
     rows = []
     for d in view.image_differences:
         shown = [text.md(name) for name in _labels(view, d)]
@@ -68,7 +69,7 @@ def markdown_rows(view: BoardView) -> list[list[str]]:
 
 
 def page_section(view: BoardView) -> Section | None:
-    """The section of index.html."""
+    """The section of index.html with the differences; None without one."""
     rows = []
     for d in view.image_differences:
         student, comparison, task = _labels(view, d)
@@ -93,10 +94,12 @@ def _shown_pairs(view: BoardView) -> tuple[list[ImagePair], str]:
     pairs = sorted(view.image_pairs, key=lambda p: p.row.method != compare.BASE)
     if len(pairs) <= board_rows.LONG:
         return pairs, ""
-    return pairs[: board_rows.LONG], f"The first {board_rows.LONG} of {len(pairs)} comparisons."
+    sentence = f"Only the first {board_rows.LONG} of {len(pairs)} comparisons are shown."
+    return pairs[: board_rows.LONG], sentence
 
 
 def _gaps_text(pair: ImagePair, gaps: tuple[ImageGap, ...], n_more: int) -> str:
+    """The images of `gaps` with their scores; `n_more` others have the last difference."""
     shown = []
     for gap in gaps:
         if pair.counted:
@@ -119,14 +122,14 @@ def _pair_texts(pair: ImagePair) -> list[str]:
 
 
 def pairs_markdown(view: BoardView) -> tuple[list[list[str]], str]:
-    """(rows of the table in leaderboard.md, a sentence on the pairs that are not in it, or "")."""
+    """(rows of the table in leaderboard.md; a sentence on pairs that are not shown, or "")."""
     pairs, rest = _shown_pairs(view)
     rows = [[text.md(t, 600) for t in (*_labels(view, pair), *_pair_texts(pair))] for pair in pairs]
     return rows, rest
 
 
 def pairs_section(view: BoardView) -> Section | None:
-    """The section of index.html."""
+    """The section of index.html with the images on which two methods differ; None without one."""
     pairs, rest = _shown_pairs(view)
     rows = []
     for pair in pairs:

@@ -1,6 +1,6 @@
-"""results/index.html: question and answer of every published suite, and a table of all scores.
+"""Builds results/index.html: question and answer of every suite, and a table of all scores.
 
-It is one offline file, made from the records of the suites.
+It is one offline file, made from the records of the published suites.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ def documents(root: Path) -> dict[str, str]:
 
 def index(published: list[PublishedSuite], reports: Mapping[str, str]) -> str:
     """The page."""
-    headings = [Heading(h, i < 4) for i, h in enumerate(SCORES_HEAD)]
+    n_names = 4  # suite, student, method and task are left-aligned
+    headings = [Heading(name, i < n_names) for i, name in enumerate(SCORES_HEAD)]
     scores = [row for suite in published for row in _score_rows(suite)]
     return document(
         "index.html.j2",

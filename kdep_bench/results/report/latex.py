@@ -1,4 +1,4 @@
-"""leaderboard.tex of a board."""
+"""Builds the text of leaderboard.tex from a board, which contains all results of a folder."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from kdep_bench.results.report.board_rows import (
     fraction_text,
     labels_text,
     row_name,
+    rows_by_rank,
 )
 
 _ROW_END = ["labels used", "data fraction", "images seen", "pre-training cost", "weights loaded"]
@@ -37,20 +38,20 @@ def _tex_table(head: list[str], rows: list[list[str]], left: int, note: str) -> 
 
 
 def latex(view: BoardView) -> str:
-    """leaderboard.tex: booktabs tables for \\input, the summary and one per task family.
+    """The text of leaderboard.tex, which a LaTeX document includes by \\input.
 
-    Comments contain the command of each row.
+    It has booktabs tables: the summary and one per task family. Comments contain the command of
+    each row.
     """
     lines = [
         "% Needs \\usepackage{booktabs}. Scores x100: mean, standard deviation (number of seeds).",
-        "% Bold: among the best. Dagger: the mean is below chance or below no pre-training.",
+        "% Bold: among the best. Dagger: the mean is below chance or below the mean of scratch.",
         "",
     ]
     table = []
     for student in view.board.students:
         ranks = compare.mean_ranks(view.board, student)
-        rows = view.board.rows_of(student)
-        for row in sorted(rows, key=lambda a: (ranks.get(a, 1e9), a.order())):
+        for row in rows_by_rank(view, student):
             rank = f"{ranks[row]:.2f}" if row in ranks else "incomplete"
             entries = [student, row_name(view, row), rank, *_row_end(view, row)]
             table.append([text.tex(c) for c in entries])

@@ -1,4 +1,4 @@
-"""leaderboard.md of a board."""
+"""Builds the text of leaderboard.md from a board, which contains all results of a folder."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from kdep_bench.results.report.board_rows import (
     PAIRED,
     SAVING,
     BoardView,
+    DifferenceRow,
     answers,
     column_names,
     command,
@@ -38,6 +39,7 @@ from kdep_bench.results.report.board_rows import (
     labels_text,
     method_descriptions,
     row_name,
+    rows_by_rank,
     saving_rows,
     untimed_note,
 )
@@ -49,8 +51,8 @@ _LEGEND = (
     "pooled over all methods of the task). Nothing is marked if no method has two seeds. Intervals "
     "are 95 % confidence intervals. They cover the variation between seeds, not between test sets. "
     "A method with a failed or missing seed has no mean rank and no mean over tasks; its scores "
-    "state how many seeds failed or are missing. †: the mean is below chance or below no "
-    "pre-training."
+    "state how many seeds failed or are missing. †: the mean is below chance, or below the mean "
+    "without pre-training (scratch)."
 )
 LEGEND_MD = _LEGEND.format(best="**Bold**")
 LEGEND_HTML = _LEGEND.format(best="Highlighted")
@@ -73,8 +75,8 @@ def _untimed(view: BoardView) -> list[str]:
 
 def _data_notes(view: BoardView) -> list[str]:
     rows = [
-        f"- ({n.letter}) {text.md(', '.join(n.tasks))}: {text.md(n.sentence, 600)}."
-        for n in data_notes.legend(view.board, view.letters)
+        f"- ({note.letter}) {text.md(', '.join(note.tasks))}: {text.md(note.sentence, 600)}."
+        for note in data_notes.legend(view.board, view.letters)
     ]
     if not rows:
         return []
@@ -88,8 +90,7 @@ def _summary(view: BoardView) -> list[str]:
     for student in view.board.students:
         ranks = compare.mean_ranks(view.board, student)
         columns = compare.columns_of(view.board, student)
-        rows = sorted(view.board.rows_of(student), key=lambda a: (ranks.get(a, 1e9), a.order()))
-        for row in rows:
+        for row in rows_by_rank(view, student):
             summary = view.summaries[row]
             n_best, n_marked = view.count_best(row, columns)
             rank = f"{ranks[row]:.2f}" if row in ranks else "incomplete"
@@ -116,9 +117,10 @@ def _summary(view: BoardView) -> list[str]:
     return lines
 
 
+# The last columns of the score tables.
 ROW_END = ["labels used", "data fraction", "images seen", "pre-training cost", "weights loaded"]
-SUMMARY_HEAD = ["student", "method", "mean rank", "among the best", *ROW_END[:4]]
-SUMMARY_HEAD += ["of which teacher cache", ROW_END[4]]
+SUMMARY_HEAD = ["student", "method", "mean rank", "among the best", "labels used", "data fraction"]
+SUMMARY_HEAD += ["images seen", "pre-training cost", "of which teacher cache", "weights loaded"]
 
 
 def _task_family_table(view: BoardView, family: str) -> list[str]:
@@ -154,10 +156,10 @@ def _differences(view: BoardView) -> list[str]:
     if not table_rows:
         return []
     lines = ["## Paired differences", "", PAIRED, ""]
-    over_all = [row for row in table_rows if row[3].column is None]
+    over_all = [row for row in table_rows if row.difference.column is None]
     if not over_all or len(table_rows) <= LONG:
         return [*lines, *_difference_table(table_rows), ""]
-    single = [row for row in table_rows if row[3].column is not None]
+    single = [row for row in table_rows if row.difference.column is not None]
     lines += [*_difference_table(over_all), "", "<details><summary>Task by task</summary>", ""]
     return [*lines, *_difference_table(single), "", "</details>", ""]
 
@@ -186,9 +188,9 @@ def _image_differences(view: BoardView) -> list[str]:
     return [*lines, "</details>", ""]
 
 
-def _difference_table(differences: Iterable[tuple[str, str, str, compare.Difference]]) -> list[str]:
+def _difference_table(table_rows: Iterable[DifferenceRow]) -> list[str]:
     rows = []
-    for student, comparison, task, d in differences:
+    for student, comparison, task, d in table_rows:
         seeds = d.estimate.seeds if d.estimate else "—"
         entries = [text.md(student), text.md(comparison), text.md(task), text.gap(d.estimate)]
         rows.append([*entries, str(d.pairs), seeds, text.p_value(d.adjusted), d.verdict])
@@ -288,9 +290,9 @@ CLAIMS = (
 )
 ALIGNMENT = (
     "The alignment maps the teacher's feature linearly to the student's width. Explained variance "
-    "ratio: the fraction of the feature's variance that it keeps. Std ratio: the largest standard "
-    "deviation of a channel divided by the smallest, in the teacher's feature (raw), after the "
-    "alignment (aligned), and in the training target (transformed)."
+    "ratio: the fraction of the feature's variance that the alignment keeps. Std ratio: the "
+    "largest standard deviation of a channel divided by the smallest, in the teacher's feature "
+    "(raw), after the alignment (aligned), and in the training target (transformed)."
 )
 NOISE = (
     "The variation between seeds, in points. Std. dev. over seeds: the standard deviation of a "
@@ -339,7 +341,7 @@ def _diagnostics(view: BoardView) -> list[str]:
 
 
 def _probes(view: BoardView) -> list[str]:
-    """Values of the probes, one table each."""
+    """One table per probe, with its values."""
     section = view.probes
     if not section:
         return []
@@ -360,7 +362,7 @@ def _probes(view: BoardView) -> list[str]:
             chance = [f"*{c.shown(table.chance[c])}*" for c in table.columns]
             rows.append(["", "*chance*", *chance])
         lines += [*md_table(head, rows, 2), ""]
-    return [*lines, *_capped(section.remarks, 200), *([""] if section.remarks else [])]
+    return [*lines, *_bullets(section.remarks, 200), *([""] if section.remarks else [])]
 
 
 def _reported(view: BoardView) -> list[str]:
@@ -384,12 +386,13 @@ def _failures(view: BoardView, limit: int = 200) -> list[str]:
         if len(table) > limit:
             lines += [f"... and {len(table) - limit} more in leaderboard.csv and records/.", ""]
     if view.board.remarks:
-        lines += ["## Remarks", "", *_capped(view.board.remarks, limit), ""]
+        lines += ["## Remarks", "", *_bullets(view.board.remarks, limit), ""]
     return lines
 
 
-def _capped(remarks: list[str], limit: int) -> list[str]:
-    lines = [f"- {text.md(r, 600)}" for r in remarks[:limit]]
+def _bullets(remarks: list[str], limit: int) -> list[str]:
+    """The first `limit` remarks as a list, and the number of the others."""
+    lines = [f"- {text.md(remark, 600)}" for remark in remarks[:limit]]
     rest = len(remarks) - limit
     return [*lines, f"- ... and {rest} more remarks."] if rest > 0 else lines
 
@@ -414,8 +417,8 @@ def _reproduce(view: BoardView) -> list[str]:
         return []
     note = (
         "`python tools/report.py <this folder>` rebuilds this file from its records. The commands "
+        "below train and evaluate each row again."
     )
-    note += "below train and evaluate each row again."
     return ["## Reproduce", "", note, "", *md_table(REPRODUCE_HEAD, rows, 3), ""]
 
 

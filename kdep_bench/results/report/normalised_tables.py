@@ -13,9 +13,9 @@ HEADING = "Means over tasks, raw and normalised"
 NOTE = (
     "A normalised score is (score - chance) / (reference - chance): 0 is chance, 1 is the "
     "reference. The reference is the supervised row with the most data and epochs, here "
-    "{reference}. Every task family has the same weight. The last column has the lowest and the "
-    "highest normalised mean when one task is left out. Methods without a result for some task "
-    "and seed are not listed. These means have no intervals."
+    "{reference}. In both means every task family has the same weight. The last column has the "
+    "lowest and the highest normalised mean when one task is left out. Only methods with results "
+    "for every task and seed are listed. These means have no intervals."
 )
 HEAD = ["student", "method", "mean score x100", "normalised mean", "with one task left out"]
 
@@ -55,7 +55,7 @@ def markdown_rows(view: BoardView) -> list[list[str]]:
 
 
 def page_section(view: BoardView) -> Section | None:
-    """The section of index.html."""
+    """The section of index.html; None without a reference."""
     rows = []
     for student, table in _tables(view):
         for n in table:

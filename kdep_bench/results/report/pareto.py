@@ -55,7 +55,10 @@ def front(marks: Sequence[Mark]) -> list[Mark]:
 
 
 def scatter(marks: Sequence[Mark], title: str, xlabel: str, ylabel: str) -> Markup:
-    """Points on a logarithmic axis; those of the front are joined, numbered and named below."""
+    """A chart of points with a logarithmic x axis.
+
+    The points of the front are joined by a line, numbered, and named below the chart.
+    """
     on_front = front(marks)
     fx, x_ticks = x_axis([m.x for m in marks], log_x=True)
     fy, y_ticks = y_axis([m.y for m in marks])
@@ -108,7 +111,7 @@ def _cost_plot(view: BoardView, student: str, index: int) -> list[Plot]:
         if len(marks) >= LEAST_ROWS and len({m.x for m in marks}) > 1:
             name, unit = efficiency.AXES[axis], ", s" if axis == "seconds" else ""
             owner = f" · {text.plain(student, 40)}" if len(board.students) > 1 else ""
-            caption = f"Score against {name}, each method{owner}; numbered: Pareto front"
+            caption = f"Score against {name}{owner}; one point per method, numbered: Pareto front"
             score = _score_name(compare.columns_of(board, student))
             svg = scatter(marks, caption, f"{name}{unit}, log scale", score)
             return [Plot(f"pareto-{index}-{axis}", "efficiency", "", student, caption, svg)]
@@ -131,7 +134,7 @@ def _size_plots(view: BoardView) -> list[Plot]:
                 label = text.plain(f"{row.student}, {view.labels[row]}", 80)
                 marks.append(Mark(label, float(x), y, view.colour(row)))
         if len({m.x for m in marks}) > 1:
-            caption = f"Score against {name}, each method; numbered: Pareto front"
+            caption = f"Score against {name}; one point per method, numbered: Pareto front"
             score = _score_name(next(iter(tasks)))
             svg = scatter(marks, caption, f"{name}, log scale", score)
             plots.append(Plot(f"pareto-{key}", "efficiency", "", "", caption, svg))

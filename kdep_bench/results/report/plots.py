@@ -19,10 +19,10 @@ from kdep_bench.results.report.board_rows import BoardView, column_names, differ
 from kdep_bench.results.report.charts import COLOURS, Dot, Line, dots, lines
 from kdep_bench.results.statistics import intervals as st
 
-MOST_LINES = 8  # lines of a chart
-MOST_DOTS = 40  # rows of a dot chart
+MOST_LINES = 8  # lines per chart
+MOST_DOTS = 40  # rows per dot chart
 MOST_PAIRS = 24  # charts of differences; with more pairs, one chart per reference
-MOST_POINTS = 240  # points of a line
+MOST_POINTS = 240  # points per line
 MOST_TRAINING_CHARTS = 60
 MOST_CLASSES = 60  # columns of a per-class table
 
@@ -61,7 +61,7 @@ def _student_text(view: BoardView, student: str) -> str:
 
 def _limit_text(rows: Sequence[Dot]) -> str:
     """End of the caption of a chart that cannot show all its rows; otherwise ""."""
-    return f" · the first {MOST_DOTS} of {len(rows)}" if len(rows) > MOST_DOTS else ""
+    return f" · the first {MOST_DOTS} of {len(rows)} rows" if len(rows) > MOST_DOTS else ""
 
 
 def _scores(view: BoardView, student: str, index: int) -> list[Plot]:
@@ -206,6 +206,7 @@ def _charts_of(all_lines: dict[str, list[RowKey]]) -> list[tuple[str, dict[str, 
 
 
 def _line(label: str, points: list[tuple[float, st.Estimate]], colour: int) -> Line:
+    """A line through (budget, score) points, with their intervals."""
     points = sorted(points, key=lambda p: p[0])
     band = [
         (x, 100 * e.low, 100 * e.high)
@@ -218,13 +219,13 @@ def _line(label: str, points: list[tuple[float, st.Estimate]], colour: int) -> L
 
 # Curve -> label of its x axis. "val": the validation scores by which
 # kdep_bench/transfer/classification.py selects the regularisation C of a linear probe.
-_X_LABELS = {"val": "log10 of C, or cross-validation fold"}
+_X_LABELS = {"val": "log10 of the regularisation C, or number of the cross-validation fold"}
 
 
 def _training(view: BoardView, full: Sequence[Record]) -> list[Plot]:
     """Curves of the mean over seeds, with a band from the smallest to the largest value.
 
-    A pre-training has one chart for all tasks.
+    Pre-training has one chart for all tasks, because all tasks use the same networks.
     """
     groups: dict[tuple[str, str, str], dict[str, list[Record]]] = defaultdict(dict)
     labels = {}
@@ -269,14 +270,17 @@ def _training(view: BoardView, full: Sequence[Record]) -> list[Plot]:
 
 
 def _references_first(lines_of_chart: list[str], methods: dict[str, str]) -> list[str]:
-    """The lines with KDEP and the references first; a chart may not show all lines."""
+    """The names of the lines, KDEP and the references first; a chart may not show all lines."""
     return sorted(lines_of_chart, key=lambda name: methods[name] not in row_colours.FIXED)
 
 
 def _line_colours(
     shown: list[str], methods: dict[str, str], by_method: dict[str, int]
 ) -> dict[str, int]:
-    """Line -> colour class (and dashes): that of its method, or an unused one if it is in use."""
+    """Line -> colour class, which also selects its dashes.
+
+    It is the class of the line's method, or an unused class if another line of the chart has it.
+    """
     colour: dict[str, int] = {}
     for label in shown:
         preferred = by_method.get(methods[label], COLOURS - 1)

@@ -23,8 +23,8 @@ INTRODUCTION = (
     "Properties of the exported backbones, which are measured without training them. No mean, "
     "rank, mark of the best, difference or claim includes them. Each entry is mean ± standard "
     "deviation over seeds (number of seeds). There are no intervals, so small differences may be "
-    "noise. ↑: larger is better, ↓: smaller is better. The number of neighbours and the "
-    "regularisation are chosen on the validation split."
+    "noise. ↑: larger is better, ↓: smaller is better. The number of nearest neighbours and the "
+    "regularisation of linear classifiers are chosen on the validation split."
 )
 ARROW = {"larger": " ↑", "smaller": " ↓", "": ""}
 
@@ -93,7 +93,7 @@ class ProbeTable:
 
 @dataclass
 class ProbeSection:
-    """All tables, row labels, and sentences about records that are not in them."""
+    """All tables, the labels of their rows, and sentences about records that are not in them."""
 
     tables: list[ProbeTable] = field(default_factory=list)
     labels: dict[RowKey, str] = field(default_factory=dict)
@@ -104,7 +104,7 @@ class ProbeSection:
 
 
 def make_section(records: Sequence[ProbeRecord], damaged: Sequence[str]) -> ProbeSection:
-    """The section of these records; `damaged`: a sentence per file that could not be read."""
+    """The tables of these records; `damaged`: one sentence per file that could not be read."""
     remarks = list(damaged)
     groups: dict[tuple[str, str, str, str, str], list[ProbeRecord]] = defaultdict(list)
     for r in records:

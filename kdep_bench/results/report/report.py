@@ -41,14 +41,13 @@ def build(
     Args:
         results_dir: the folder that contains records/.
         suite: use only records of this suite; None: all records.
-        claims: claim configs to judge, which are written to claims.json; None: those of that file.
+        claims: claim configs to judge, which are written to claims.json; None: read that file.
         method_inputs: method -> {"reads": [inputs of its losses], "about": one sentence on the
-            method, if known}, written to methods.json if the tables show it; None: the content of
-            that file.
+            method, if known}, written to methods.json if the tables show it; None: read that file.
         require_records: raise instead of writing empty tables.
 
     Returns:
-        numbers of records by status, verdicts on claims, remarks, and the written files.
+        the suite, numbers of records by status, verdicts on claims, remarks, and written files.
 
     Raises:
         KdepError: `results_dir` is not a folder, a claim is not valid, or with `require_records`
@@ -110,11 +109,11 @@ def _add_image_differences(view: board_rows.BoardView, results_dir: Path) -> Non
     from kdep_bench.results.board import over_images
 
     for student in board.students:
-        made = over_images.over_test_images(board, student, results_dir)
-        view.image_differences += made.differences
-        view.image_pairs += made.pairs
-        view.image_left_out += made.left_out
-        board.remarks += made.remarks
+        result = over_images.over_test_images(board, student, results_dir)
+        view.image_differences += result.differences
+        view.image_pairs += result.pairs
+        view.image_left_out += result.left_out
+        board.remarks += result.remarks
 
 
 def view_of(results_dir: Path) -> board_rows.BoardView:
@@ -129,7 +128,7 @@ def view_of(results_dir: Path) -> board_rows.BoardView:
 
 
 def _claims(results_dir: Path, claims: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
-    """`claims`, after writing them to claims.json; the content of that file if they are None."""
+    """Writes `claims` to claims.json and returns them; None: reads and returns that file."""
     path = results_dir / "claims.json"
     if claims is None:
         stored = read_strict(path, follow=False) if path.is_file() else []
@@ -148,7 +147,7 @@ def _claims(results_dir: Path, claims: list[dict[str, Any]] | None) -> list[dict
 def _method_inputs(
     results_dir: Path, board: Board, method_inputs: dict[str, dict[str, Any]] | None
 ) -> dict[str, dict[str, Any]]:
-    """`method_inputs`, after writing them to methods.json; the content of that file if None.
+    """Writes `method_inputs` to methods.json and returns them; None: reads and returns that file.
 
     They are not written if no table shows them.
     """
@@ -190,9 +189,9 @@ MOST_IN_FULL = 3000  # runs; the complete records of more would take too long to
 
 
 def _shown_in_full(runs: list[store.Run]) -> list[store.Run]:
-    """The runs whose curves, images and per-class scores are shown: at most MOST_IN_FULL.
+    """The runs whose curves, images and per-class scores are shown.
 
-    If there are more, those of the first seeds are used.
+    These are all runs, or the MOST_IN_FULL runs with the first seeds.
     """
     if len(runs) <= MOST_IN_FULL:
         return runs

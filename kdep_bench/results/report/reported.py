@@ -1,7 +1,7 @@
-"""Scores that the KDEP paper reports; they are in a separate table and in no statistic.
+"""Scores that the KDEP paper reports. They have a separate table and enter no statistic.
 
-They are those of Figure 1 in the public repository CVMI-Lab/KDEP. (The paper's tables were not
-accessible.)
+They are from Figure 1, as shown in the public repository CVMI-Lab/KDEP. (The paper's tables were
+not accessible.)
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ SOURCE = (
     "He et al., CVPR 2022 (KDEP), arXiv 2203.05180, Figure 1 as shown in the repository "
     "CVMI-Lab/KDEP: mean top-1 over CIFAR-100, CUB-200, DTD and Caltech-256. Its caption does not "
     "name the student and the teacher. The hours are read off the axis. The public code reports "
-    "the best epoch on the test set, so these scores cannot be compared with the rows above, which "
-    "have the score of the last epoch."
+    "the best epoch on the test set, and the tables above the last epoch, so the two cannot be "
+    "compared."
 )
 #: The tasks whose mean Figure 1 shows. A leaderboard with all of them has the table.
 TASKS = frozenset({"cifar100", "cub200", "dtd", "caltech256"})

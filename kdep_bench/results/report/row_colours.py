@@ -20,7 +20,7 @@ def key_of(row: RowKey, summaries: Mapping[RowKey, RowSummary]) -> str:
 
 
 def by_key(summaries: Mapping[RowKey, RowSummary]) -> dict[str, int]:
-    """Method or method family -> colour class; colours repeat with more than four families."""
+    """Method or method family -> colour class; more than four families share four classes."""
     keys = sorted({key_of(row, summaries) for row in summaries} - set(FIXED))
     free = COLOURS - len(FIXED)
     shown = {row.method for row in summaries}

@@ -1,4 +1,7 @@
-"""Tables of the seeds that tasks and probes need for a difference: `report --seeds-needed`."""
+"""Tables of the seeds needed to detect differences, by task and by probe.
+
+The command `report --seeds-needed` prints them.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,9 @@ NOTE = (
     "Seeds needed: the number of pre-training seeds with which a paired t test (two-sided, 5 %) "
     "finds the measured difference of two methods with power 0.8, if its mean and standard "
     "deviation stayed as measured. Range: the same number for the ends of the 95 % interval of the "
-    "standard deviation. The medians are over tasks and over probes; of each probe only the first "
-    "value is used. Other differences need other numbers of seeds."
+    "standard deviation. The first table has the medians over tasks and over probes (only the "
+    "first value of each probe). Its last column lists tasks and probes that two methods share "
+    "fewer than two pre-training seeds for. Other differences need other numbers of seeds."
 )
 EPOCHS_TOLERANCE = 0.02  # largest relative difference of planned and trained epochs
 PAIR_HEAD = ["student", "comparison", "seeds needed: tasks, median", "probes, median"]
@@ -33,7 +37,7 @@ HEAD += ["difference / std. dev.", "pre-training seeds measured", "seeds needed"
 
 
 def tables(results_dir: Path) -> str:
-    """Both tables of a results folder, in Markdown.
+    """The tables of a results folder in Markdown: one of all pairs, and one per pair.
 
     Raises:
         KdepError: no compared pair has two pre-training seeds in common.

@@ -1,4 +1,4 @@
-"""results/methods.md: one row per system of the literature, with its configs, scores and source."""
+"""Builds results/methods.md: the systems of the literature, with configs, scores and sources."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ it. Written by `python tools/report.py --index results` from the configs, the pu
 * mean score: mean x100 over the tasks of [{SUITE}]({SUITE}/leaderboard.md); a dash for a config
   that was not run there. That leaderboard has the intervals: differences of a few points are not
   significant.
-* step time / kdep's: in the same suite.
+* step time / kdep's: mean time of an optimiser step divided by that of kdep, in the same suite.
 """
 
 

@@ -53,10 +53,11 @@ def efficiency_section(view: BoardView, drawn: Sequence[plots.Plot]) -> Section 
     """The curves of score against budget, then the reduction factors read off them."""
     charts = [p for p in drawn if p.group == "efficiency"]
     rows = []
-    for student, method, reference, axis, r in board_rows.saving_rows(view):
+    for student, method, reference, axis, saving in board_rows.saving_rows(view):
         entries = [name_entry(name) for name in (student, method, reference, axis)]
-        entries.append(number_entry(text.times(r.estimate, r.bound), r.estimate.mean))
-        rows.append((student, [*entries, Entry(r.estimate.seeds, "n")]))
+        estimate = saving.estimate
+        entries.append(number_entry(text.times(estimate, saving.bound), estimate.mean))
+        rows.append((student, [*entries, Entry(estimate.seeds, "n")]))
     if not charts and not rows:
         return None
     caption = "Reduction factors at equal score"
@@ -117,11 +118,12 @@ def alignment_section(view: BoardView) -> Section | None:
     """The table of explained variance and std ratios of the alignments."""
     rows = []
     for row in view.board.rows:
-        f = view.summaries[row].align
-        if f is None:
+        align = view.summaries[row].align
+        if align is None:
             continue
-        kept = f.explained_variance_ratio
-        values = [f.std_ratio_before, f.std_ratio_after_align, f.std_ratio_after_transform]
+        kept = align.explained_variance_ratio
+        values = [align.std_ratio_before, align.std_ratio_after_align]
+        values.append(align.std_ratio_after_transform)
         entries = [name_entry(row.student), row_entry(view, row), name_entry(row.teacher or "—")]
         entries.append(number_entry(text.ratio(kept, 3), kept))
         entries += [number_entry(text.ratio(v), v) for v in values]

@@ -38,7 +38,7 @@ def _inline(results_dir: Path, name: str) -> str | None:
 
 
 def _images_in_order(full: Sequence[Record]) -> list[tuple[int, Record, str]]:
-    """(number of the scene, record, image name) of the records with the first seeds.
+    """(number of the scene, record, file name) of each stored image of the first seeds.
 
     They are sorted by scene, then by task and method, so the methods of a scene are adjacent.
     """
@@ -77,7 +77,10 @@ class TaskImages(NamedTuple):
 
 
 def images_section(view: BoardView, results_dir: Path, full: Sequence[Record]) -> Section | None:
-    """The section of sample predictions; None without any. Images that are not shown are listed."""
+    """The section of sample predictions; None if the records have no images.
+
+    It lists the images that cannot be shown.
+    """
     figures: dict[tuple[str, str], dict[int, list[Figure]]] = {}
     refused, shown, size = [], 0, 0
     named = _images_in_order(full)
@@ -109,7 +112,7 @@ def images_section(view: BoardView, results_dir: Path, full: Sequence[Record]) -
         "Sample predictions",
         "pictures",
         tasks=tasks,
-        limit=f"The first {MAX_IMAGES} of {len(named)}." if is_part else "",
+        limit=f"Only the first {MAX_IMAGES} of {len(named)} images are shown." if is_part else "",
         refused=refused[:MAX_REFUSED],
     )
 
@@ -117,5 +120,5 @@ def images_section(view: BoardView, results_dir: Path, full: Sequence[Record]) -
 def _caption(view: BoardView, record: Record) -> str:
     fraction = f" at {100 * record.data.share:g} % of the data" if record.data.share < 1 else ""
     student = f"{record.student.name}, " if len(view.board.students) > 1 else ""
-    seeds = f"seeds {record.seed.pretrain}/{record.seed.transfer}"
+    seeds = f"pre-training seed {record.seed.pretrain}, transfer seed {record.seed.transfer}"
     return f"{student}{record.arm.method}{fraction}, {seeds}"

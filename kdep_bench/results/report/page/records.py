@@ -30,7 +30,7 @@ MOST_VALUES = 20  # values of an item of the environment
 
 
 def probes_section(view: BoardView) -> Section | None:
-    """Values of the probes, one table each."""
+    """One table per probe, with its values."""
     probes = view.probes
     if not probes:
         return None
@@ -137,5 +137,5 @@ def reproduce_section(view: BoardView) -> Section | None:
 
 
 def glossary_section() -> Section:
-    """All terms."""
+    """All terms of the glossary."""
     return Section("glossary", "Glossary", "glossary", terms=glossary.TERMS)

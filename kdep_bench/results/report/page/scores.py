@@ -38,12 +38,11 @@ def summary_section(view: BoardView) -> Section:
     if not view.board.runs:
         return Section("summary", "Summary", "empty")
     table = []
-    several = len(view.board.students) > 1
+    has_several_students = len(view.board.students) > 1
     for student in view.board.students:
         ranks = compare.mean_ranks(view.board, student)
         columns = compare.columns_of(view.board, student)
-        rows = sorted(view.board.rows_of(student), key=lambda a: (ranks.get(a, 1e9), a.order()))
-        for row in rows:
+        for row in board_rows.rows_by_rank(view, student):
             summary = view.summaries[row]
             n_best, n_marked = view.count_best(row, columns)
             rank = ranks.get(row)
@@ -70,7 +69,7 @@ def summary_section(view: BoardView) -> Section:
         table=page_table(view, "Summary", markdown.SUMMARY_HEAD, table, 2, has_anchors=True),
         methods=board_rows.method_descriptions(view),
         choices=[
-            (anchor(view, row), f"{student}: {label}" if several else label)
+            (anchor(view, row), f"{student}: {label}" if has_several_students else label)
             for student in view.board.students
             for row in view.board.rows_of(student)
             for label in (board_rows.row_name(view, row),)
@@ -165,7 +164,7 @@ def _best_first(view: BoardView, columns: Sequence[Column]) -> list[RowKey]:
 
 
 def classes_section(view: BoardView, full: Sequence[Record]) -> Section | None:
-    """Means by class, one table per task."""
+    """The section with one table per task: the mean score of each class."""
     tables = []
     for title, classes, rows in plots.per_class(view, full):
         lines = []

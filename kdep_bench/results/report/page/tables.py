@@ -13,10 +13,11 @@ from kdep_bench.results.report.page.entries import Entry
 
 MOST_ROWS = 2000
 DASH = "—"
-MOST_WITHOUT = 3  # see `_constant`
+MOST_WITHOUT = 3  # rows with a dash in a column that is left out; see `_constant`
 CHANCE = "\0chance"  # in place of the student in the row of chance scores
 
-# Columns with settings of the rows. If all rows have the same value, it is stated below the table.
+# Columns with settings of the rows. If all rows have one value, it is stated below the table
+# instead.
 SETTINGS = frozenset(
     (
         "labels used",
@@ -62,7 +63,8 @@ class Heading:
 class TableRow:
     """A row of a table.
 
-    `student`: the page can be filtered by it; None: the row is always shown. `row`: as in `Entry`.
+    `student`: the student by which a reader can filter the page; None: the row is always shown.
+    `row`: as in `Entry`.
     """
 
     entries: Sequence[Entry]
@@ -103,7 +105,8 @@ def page_table(
     Args:
         rows: (student, entries) of each row.
         left: number of left-aligned columns.
-        css: 'pin' keeps the column with the row's name visible on a narrow screen.
+        css: classes of the table; 'pin' keeps the row's name visible on a narrow screen.
+        has_anchors: as in `Table`.
 
     If there is only one student, the header of the page names it, and the column 'student' is left
     out. Columns of `SETTINGS` with the same value in every row are left out too.
@@ -138,13 +141,15 @@ def page_table(
 def _constant(headings: Sequence[Heading], rows: Sequence[Sequence[Entry]]) -> dict[int, str]:
     """Index -> value of the columns of `SETTINGS` with one value; empty for a single row.
 
-    Up to MOST_WITHOUT rows may have a dash, such as the row of no pre-training. The value names
-    them.
+    Up to MOST_WITHOUT rows may have a dash, such as the row without pre-training. The text of the
+    value names them.
     """
     if len(rows) < 2:
         return {}
     same = {}
-    for i in (i for i, h in enumerate(headings) if h.text in SETTINGS):
+    for i, heading in enumerate(headings):
+        if heading.text not in SETTINGS:
+            continue
         values = {row[i].text for row in rows}
         without = [row for row in rows if row[i].text == DASH]
         stated = values - {DASH} or values
