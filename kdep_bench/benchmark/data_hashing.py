@@ -62,7 +62,10 @@ def write_suite(root: Path) -> Path:
 
 
 def measure(root: Path, files: int) -> dict[str, float]:
-    """Seconds of each run over `files` files below `root`, which must be empty."""
+    """Seconds of each run over `files` files below `root`, and the bytes of the index.
+
+    `root` must be an empty folder.
+    """
     write_files(root / "pool", files)
     config = write_suite(root)
     time.sleep(1.5 * RACY_NS / 1e9)  # files that were changed just now would be hashed again

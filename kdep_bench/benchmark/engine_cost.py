@@ -107,7 +107,7 @@ def write_done_stages(plan: Plan, work: Path) -> None:
             "files": {n: [len(stage.id), "0" * 64] for n in ("weights.pth", "notes.json")},
             "rest": None,
         }
-        # Without the fsync of `write_stage`, which would take minutes for 10,000 files.
+        # `write_stage` would also call fsync, which takes minutes for 10,000 files.
         (out / state.STAGE).write_bytes(state.stage_text(record))
 
 
@@ -143,7 +143,7 @@ def time_starts(stages: int, work: Path, jobs: int, preload: str) -> Measures:
     starts = [r["start_s"] for r in records[1:]]
     return {
         "run": stages,
-        "per_s": stages / seconds,
+        "per_s": stages / seconds,  # stages per second
         "median_s": sorted(starts)[len(starts) // 2],
         "p99_s": sorted(starts)[len(starts) * 99 // 100],
     }

@@ -31,7 +31,7 @@ from kdep_bench.registry import build
 from kdep_bench.suite.config import load_config, resolve
 from kdep_bench.transfer import export
 
-POOL = Path("data/pool/images")  # folder of a `prepare` stage
+POOL = Path("data/pool/images")  # the pre-training images, inside the folder of stage `prepare`
 VIEWS = 2  # views per image
 
 

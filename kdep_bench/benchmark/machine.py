@@ -17,7 +17,8 @@ def busy_seconds(text: str) -> float:
 
     Waiting for a disk counts as idle; time that the host gave to other guests (steal) does not.
     """
-    user, nice, system, _, _, *interrupts = (int(n) for n in text.splitlines()[0].split()[1:9])
+    fields = text.splitlines()[0].split()[1:9]
+    user, nice, system, _idle, _iowait, *interrupts = map(int, fields)
     return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
 
 

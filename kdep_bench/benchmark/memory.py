@@ -18,6 +18,8 @@ import torch
 from kdep_bench.features.cache_read import Cache
 from kdep_bench.features.transform import Moments
 
+BLOCK = 4096  # rows of random features that are added to the streaming SVD at once
+
 
 def peak() -> int:
     """Peak resident memory of this process in bytes.
@@ -53,12 +55,12 @@ def fit(rows: int, width: int) -> dict[str, float]:
         decomposition; `extra_bytes`: growth of the resident memory.
     """
     torch.set_num_threads(2)
-    block = torch.randn(4096, width, generator=torch.Generator().manual_seed(0)).half()
+    block = torch.randn(BLOCK, width, generator=torch.Generator().manual_seed(0)).half()
     moments = Moments(width)
-    # The memory now, not the peak so far, which the imports may have caused.
+    # VmRSS is the present memory. (The peak so far may be higher, because of the imports.)
     before, start = resident("VmRSS"), time.perf_counter()
-    for first in range(0, rows, 4096):
-        moments.add(block[: min(4096, rows - first)])
+    for first in range(0, rows, BLOCK):
+        moments.add(block[: min(BLOCK, rows - first)])
     streamed = time.perf_counter() - start
     torch.linalg.eigh(moments.covariance)
     return {
@@ -94,7 +96,7 @@ def reads(folder: str, rows: int, width: int, batches: int = 200) -> dict[str, f
     path = Path(folder) / f"{rows}.npy"
     written = np.lib.format.open_memmap(path, "w+", np.float16, (rows, width))
     for first in range(0, rows, 65536):
-        written[first : first + 65536] = np.float16(first % 7)
+        written[first : first + 65536] = np.float16(first % 7)  # any values
     written.flush()
     del written
     shard_rows = 16384
@@ -114,7 +116,7 @@ def reads(folder: str, rows: int, width: int, batches: int = 200) -> dict[str, f
 def measure(root: Path, quick: bool) -> dict[str, Any]:
     """Measures the SVD at three sizes, its agreement with a full SVD, and reads at two sizes."""
     width = 256 if quick else 2048
-    sizes = (4096, 8192, 16384) if quick else (81920, 327680, 1280000)
+    sizes = (4096, 8192, 16384) if quick else (81920, 327680, 1280000)  # ImageNet has 1.28 million
     cached = (10**4, 10**5) if quick else (10**5, 10**6)
     return {
         "svd_width": width,

@@ -214,7 +214,7 @@ def _images_per_second(step: Callable[[], Any]) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns 1 if a network could not be counted, 2 for a wrong argument."""
+    """Runs the command; returns 1 if a network cannot be counted, 2 for a wrong argument."""
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -11,31 +11,45 @@ from kdep_bench.files import read_strict, write_atomic, write_json
 # Key in the JSON -> (measure as shown, sign, target).
 TARGETS = {
     "warm-cache step / student-only step": (
-        *("KDEP step with a filled cache / step of the student alone", "<=", 1.05),
+        "KDEP step with a filled cache / step of the student alone",
+        "<=",
+        1.05,
     ),
     "live step / (student step + teacher forward)": (
-        *("step with a live teacher / (student step + teacher forward pass)", "<=", 1.05),
+        "step with a live teacher / (student step + teacher forward pass)",
+        "<=",
+        1.05,
     ),
     "data wait, share of a warm-cache step": (
-        *("waiting for data, fraction of a KDEP step", "<", 0.05),
+        "waiting for data, fraction of a KDEP step",
+        "<",
+        0.05,
     ),
     "data wait with 2 workers, share of a warm-cache step": (
-        *("the same with two loader workers", "<", 0.05),
+        "the same with two loader workers",
+        "<",
+        0.05,
     ),
     "cache read, share of a student step": (
-        *("reading the cache, fraction of a student step", "<", 0.05),
+        "reading the cache, fraction of a student step",
+        "<",
+        0.05,
     ),
     "throughput against the paper's live loop": (
-        *("throughput / that of a live-teacher loop with fresh crops, as in the paper", ">=", 2.0),
+        "throughput / that of a live-teacher loop with fresh crops, as in the paper",
+        ">=",
+        2.0,
     ),
     "step of KDEP on maps / KDEP step": (
-        *("step of `kdep_maps` with a filled cache / KDEP step", "<=", 1.1),
+        "step of `kdep_maps` with a filled cache / KDEP step",
+        "<=",
+        1.1,
     ),
-    "step of KDEP on int8 maps / KDEP step": (*("the same with maps stored as int8", "<=", 1.1),),
+    "step of KDEP on int8 maps / KDEP step": ("the same with maps stored as int8", "<=", 1.1),
 }
 # Kinds of steps in the order in which the report lists them.
 STEPS = ("student", "kdep", "kdep_maps", "kdep_maps_int8", "live", "paper", "teacher")
-FLOORS = {  # key in the JSON -> text
+FLOORS = {  # key of the minimum work of a step in the JSON -> text
     "student_step_flops": "student step FLOPs",
     "teacher_forward_flops": "teacher forward pass FLOPs",
     "target_flops": "target FLOPs",
@@ -50,7 +64,7 @@ SETTING = (
     "crops at 128 px, which are averaged to 64 px for the student. kdep_bench uses two stored "
     "views, SGD and the schedule of the pocket suite. `scratch` is the untrained student."
 )
-SVD_BYTES = 300e6  # target for the extra memory of the SVD
+SVD_BYTES = 300e6  # target for the extra memory of the SVD, in bytes
 MIN_SPEEDUP = 1.5  # target for the throughput divided by that of lightly-train
 NOT_MEASURED = "not measured"
 

@@ -1,11 +1,12 @@
 """Times of a pre-training step, for several kinds of training.
 
-The kinds are: KDEP with a filled cache, the student alone, KDEP with a live teacher ("live"), a
-loop as in the paper, with a live teacher and new random crops ("paper"), and KDEP on maps. All run
-in one process on the same images, a few steps of each in turn, so that other work on the machine
-affects all of them equally. The results are medians over rounds. If this process can use a GPU, the
-models run there; images are read on the CPU, and their copy to the GPU is part of the step. Freed
-memory is kept, as in every stage (kdep_bench/allocator.py).
+The kinds are: KDEP with a filled cache ("kdep"), the student alone ("student"), KDEP with a live
+teacher, which runs in every step ("live"), a loop as in the paper, with a live teacher and new
+random crops ("paper"), and KDEP on feature maps ("kdep_maps"). All run in one process on the same
+images, a few steps of each in turn, so that other work on the machine affects all of them equally.
+The results are medians over rounds. If this process can use a GPU, the models run there; images are
+read on the CPU, and their copy to the GPU is part of the step. Freed memory is kept, as in every
+stage (kdep_bench/allocator.py).
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ from kdep_bench.suite.config import resolve
 from kdep_bench.teachers.base import build_teacher
 
 BATCH = 64
-# Trainer of KDEP on maps -> how its teacher cache stores the maps.
+# Name of a trainer of KDEP on feature maps -> kind of the maps in its teacher cache.
 MAP_CACHES = {"kdep_maps": "maps", "kdep_maps_int8": "int8_maps"}
 
 
 class StudentAlone(Objective):
-    """A minimal loss of the student's feature, for training steps without a teacher."""
+    """A minimal loss on the student's feature, for training steps without a teacher."""
 
     needs = frozenset()
 
@@ -182,21 +183,21 @@ def measure(
     """
     keep_freed_memory()
     openmmlab.setup("mmpretrain")
-    pair = _Pair.prepared(root, images, px)
-    times = _interleaved(pair, rounds, each)
-    wait = {n: median(t.wait for t in s) for n, s in times.items()}
-    step = {n: median(t.work for t in s) for n, s in times.items()}
-    total = {n: median(t.wait + t.work for t in s) for n, s in times.items()}
-    cpu = {n: median(t.cpu for t in s) for n, s in times.items()}
+    setup = _Setup.prepared(root, images, px)
+    times = _interleaved(setup, rounds, each)
+    wait = {name: median(t.wait for t in measured) for name, measured in times.items()}
+    step = {name: median(t.work for t in measured) for name, measured in times.items()}
+    total = {name: median(t.wait + t.work for t in measured) for name, measured in times.items()}
+    cpu = {name: median(t.cpu for t in measured) for name, measured in times.items()}
     workers = 2
-    worker_wait = waiting(pair.trainers["kdep"], pair.cached_views, workers, rounds * each)
+    worker_wait = waiting(setup.trainers["kdep"], setup.cached_views, workers, rounds * each)
     return {
         "batch": BATCH,
         "rounds": rounds,
         "wait_s": wait,
         "step_s": step,
         "cpu_s": cpu,
-        "floors": floors(pair.student, pair.teacher),
+        "floors": floors(setup.student, setup.teacher),
         "flops_per_s": peak_throughput(),
         "ratios": {
             "warm-cache step / student-only step": total["kdep"] / total["student"],
@@ -213,7 +214,7 @@ def measure(
     }
 
 
-class _Pair(NamedTuple):
+class _Setup(NamedTuple):
     """Configs of student and teacher, and the trainers by name.
 
     `cached_views`: the images and teacher features of the trainer "kdep".
@@ -225,7 +226,7 @@ class _Pair(NamedTuple):
     cached_views: ViewStream
 
     @classmethod
-    def prepared(cls, root: Path, images: int, px: int | None) -> _Pair:
+    def prepared(cls, root: Path, images: int, px: int | None) -> _Setup:
         """Runs the stages on `images` random images, and makes the trainers.
 
         They are "student", "kdep" (with the cache), those of MAP_CACHES, "live" (a teacher forward
@@ -319,7 +320,7 @@ def _fresh_crops(opened: Views, px: int, teacher_px: int) -> Callable[[int], dic
     return load
 
 
-def _interleaved(pair: _Pair, rounds: int, each: int) -> dict[str, list[StepTime]]:
+def _interleaved(setup: _Setup, rounds: int, each: int) -> dict[str, list[StepTime]]:
     """Measures `rounds` * `each` steps of every trainer, and forward passes of the teacher alone.
 
     In each round every trainer takes `each` steps in turn. A first round is not counted.
@@ -327,19 +328,19 @@ def _interleaved(pair: _Pair, rounds: int, each: int) -> dict[str, list[StepTime
     Returns:
         name of the trainer, or "teacher" -> times.
     """
-    teacher, device = build_teacher(pair.teacher).to(compute_device()), compute_device()
+    teacher, device = build_teacher(setup.teacher).to(compute_device()), compute_device()
 
     @exact_float32()  # as in a training step
     def run_teacher(images: Tensor) -> None:
         teacher(images.to(device))
 
-    times: dict[str, list[StepTime]] = {name: [] for name in [*pair.trainers, "teacher"]}
-    load_live = pair.trainers["live"].load  # the teacher alone gets the images of the live steps
+    times: dict[str, list[StepTime]] = {name: [] for name in [*setup.trainers, "teacher"]}
+    load_live = setup.trainers["live"].load  # the teacher alone gets the images of the live steps
     for round_number in range(rounds + 1):
         batch_numbers = range(round_number * each, (round_number + 1) * each)
         measured = {
             name: [trainer.timed_step(k) for k in batch_numbers]
-            for name, trainer in pair.trainers.items()
+            for name, trainer in setup.trainers.items()
         }
         measured["teacher"] = [
             clocked(lambda k=k: load_live(k)["teacher_images"], run_teacher) for k in batch_numbers

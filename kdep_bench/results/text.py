@@ -60,8 +60,8 @@ def code(text: str, limit: int = 300) -> str:
 def csv_text(text: str) -> str:
     """`text` for a CSV file, with spaces for control characters.
 
-    A quote mark is added before a text that a spreadsheet could evaluate as a formula (see "CSV
-    injection" of OWASP).
+    A single quote is added before a text that a spreadsheet could evaluate as a formula (see OWASP,
+    "CSV injection").
     """
     clean = _CONTROL.sub(" ", text)
     return f"'{clean}" if clean.lstrip()[:1] in tuple("=+-@|%") else clean

@@ -86,8 +86,8 @@ def gaps(board: Board, row: RowKey, reference: RowKey, column: Column) -> dict[s
 def model(board: Board, student: str, columns: Sequence[Column]) -> pooled.Pooled | None:
     """The pooled model of a student's rows on a task, or on the mean over several tasks.
 
-    Its scores have the sign with which larger is better. For a mean over tasks it contains only
-    complete rows. It is fitted once per board.
+    Scores for which smaller is better enter the model with a minus sign. The model of a mean over
+    tasks contains only complete rows. Each model is fitted once per board.
 
     Returns:
         None if the model does not apply (see `pooled.fit`).
@@ -186,7 +186,7 @@ def comparable(board: Board, student: str, column: Column) -> Mapping[RowKey, st
     """Row -> its scores in a column by (pre-training seed, transfer seed).
 
     Published weights have one pre-training seed. Their scores are repeated for every pre-training
-    seed of the other rows, and then have seed pairs in common with all rows.
+    seed of the other rows, so that they have seed pairs in common with all rows.
     """
     scores = {row: v for row in board.rows_of(student) if (v := board.values(row, column))}
     pretrain_seeds = {pretrain for values in scores.values() for pretrain, _ in values}
@@ -214,7 +214,7 @@ def best(board: Board, student: str, column: Column) -> set[RowKey]:
     in_model = set(fitted.names) if fitted else set(values)
     not_in_model = {row: v for row, v in values.items() if row not in in_model}
     marked = fitted.best() if fitted else comparisons.best_set(values, column.sign)
-    if not_in_model:  # these are compared with the model's best rows by their own differences
+    if not_in_model:  # compare these rows with the model's best rows by their own differences
         candidates = not_in_model | {row: values[row] for row in marked}
         marked |= comparisons.best_set(candidates, column.sign)
     top = max(marked, key=lambda row: (column.sign * st.estimate(values[row]).mean, repr(row)))

@@ -1,6 +1,7 @@
 """Curves of score against budget, and the factor by which a method needs less of a budget.
 
-A line is the rows of one method with different budgets, for example several numbers of epochs.
+A line contains the rows of one method with different budgets, for example several numbers of
+epochs.
 """
 
 from __future__ import annotations
@@ -151,11 +152,11 @@ def reaches(
 def lines_of(board: Board, rows: Sequence[RowKey], axis: Axis) -> dict[str, list[RowKey]]:
     """Label -> the rows of one line on `axis`, with one method and teacher.
 
-    The rows of a line also have the same data fraction. On the axis "images" the points of a line
-    are data fractions, so its rows have the same number of images seen instead. If every line of a
-    method would have a single point, the method has one line per teacher with all its rows. The
-    label is the method. If the method has several lines, the label also has the teacher, and the
-    data fraction or number of images seen of the line.
+    The rows of a line also have the same data fraction. On the axis "images" they have the same
+    number of images seen instead, because there the points of a line are data fractions. If this
+    gives only lines of one point, the method has one line per teacher, with all rows of that
+    teacher. The label is the method. If the method has several lines, the label also has the
+    teacher, and the data fraction or number of images seen of the line.
     """
     lines: dict[str, list[RowKey]] = {}
     for method in sorted({a.method for a in rows}):
@@ -175,7 +176,7 @@ def lines_of(board: Board, rows: Sequence[RowKey], axis: Axis) -> dict[str, list
 def _parts(
     board: Board, rows: Sequence[RowKey], axis: Axis
 ) -> dict[tuple[str, float | None], list[RowKey]]:
-    """Rows of one method by (teacher, value that the rows of a line share); see `lines_of`.
+    """(teacher, value that the rows of a line share) -> rows of the line; see `lines_of`.
 
     The shared value is a data fraction, or on the axis "images" a number of images seen. It is None
     if a line has all rows of the teacher.

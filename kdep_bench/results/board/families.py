@@ -1,7 +1,7 @@
 """The cost of every method, and the comparison of method families.
 
 Both are shown for suites whose records have extra parameters or extra forward passes. The inputs of
-a family are those that its methods' configs declare.
+a family are the inputs that the configs of its methods declare.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ COSTS = (
     "Learning rate: the largest value of the schedule. Step time: the mean over the pre-training "
     "steps. Step time / kdep: divided by the step time of kdep. Peak memory: of each run, the "
     "larger of the peaks of pre-training and transfer; of a method, the lowest of its runs, "
-    "because other work on the machine can only raise it. Extra "
-    "parameters: those that are trained or stored with the student and dropped at export. Extra "
-    "forward passes: those of all networks other than the student (cached or live teacher, peer "
-    "networks, moving averages). The pre-training cost includes the training of an assistant "
-    "teacher."
+    "because other work on the machine can only raise a peak. Extra parameters: those that are "
+    "trained or stored with the student and dropped at export. Extra forward passes: those of all "
+    "networks other than the student (cached or live teacher, peer networks, moving averages). The "
+    "pre-training cost includes the training of an assistant teacher."
 )
 _LOSS_TERMS = (
     "Loss terms: if a loss has several terms, the mean percentage of the loss magnitude that each "
@@ -77,7 +76,7 @@ def loss_terms_note(summaries: Iterable[RowSummary]) -> str:
     return " ".join([_LOSS_TERMS, *meanings, *other])
 
 
-def shown(board: Board) -> bool:
+def has_costs(board: Board) -> bool:
     """Whether any record has extra parameters or extra forward passes."""
     return any(
         r.cost.extra_parameters is not None or r.cost.extra_forwards is not None for r in board.runs

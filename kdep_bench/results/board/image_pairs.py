@@ -14,7 +14,7 @@ SHOWN = 3  # images in each direction
 
 @dataclass(frozen=True, slots=True)
 class ImageGap:
-    """One image, with the score of each row on it: a mean over the trainings of the row."""
+    """One image, with the score of each of two rows: a mean over the trainings of the row."""
 
     image: str
     first: float
@@ -98,7 +98,10 @@ def _mean(scores: np.ndarray) -> np.ndarray:
 def _largest(
     known: np.ndarray, gaps: np.ndarray, means: list[np.ndarray], images: tuple[str, ...]
 ) -> tuple[tuple[ImageGap, ...], int]:
-    """(at most SHOWN images with the largest positive gaps, number of others with the last gap)."""
+    """(at most SHOWN images with the largest positive gaps, number of others with an equal gap).
+
+    The others have the same gap as the last of these images.
+    """
     positive = [int(n) for n in known if gaps[n] > 0]
     positive.sort(key=lambda n: (-gaps[n], n))
     shown, rest = positive[:SHOWN], positive[SHOWN:]

@@ -31,9 +31,9 @@ NO_OUTPUTS = "per-sample outputs of some seeds are not stored (older records hav
 NOT_READ = "a file of per-sample outputs cannot be used (see the remarks)"
 OTHER_IMAGES = "the per-sample outputs are of different images"
 FEW_IMAGES = f"there are fewer than {over_images.FEWEST_IMAGES} test images"
-NO_FORM = "the metric cannot be computed from the per-sample outputs"
+OTHER_METRIC = "the metric cannot be computed from the per-sample outputs"
 NO_TRUTH = "some bootstrap samples of the images have no ground truth"
-NO_SEEDS = "there is no common seed pair"
+NO_COMMON_SEEDS = "there is no common seed pair"
 TOO_MANY = f"the table has at most {MOST_PAIRS} rows"
 
 
@@ -95,31 +95,35 @@ def over_test_images(board: Board, student: str, results_dir: Path) -> OverImage
     A pair is compared on a task if the folder has the outputs of every scored run of both rows, on
     the same images.
     """
-    reader, made = _Reader(board, results_dir), OverImages()
+    reader, over = _Reader(board, results_dir), OverImages()
     for row, reference in compare.compared(board, student):
         for column in compare.columns_of(board, student):
             if not (board.values(row, column) and board.values(reference, column)):
                 continue
-            if len(made.differences) == MOST_PAIRS:
-                made.left_out[TOO_MANY] += 1
+            if len(over.differences) == MOST_PAIRS:
+                over.left_out[TOO_MANY] += 1
                 continue
             first, second = reader.trainings(row, column), reader.trainings(reference, column)
             if isinstance(first, str) or isinstance(second, str):
-                made.left_out[first if isinstance(first, str) else str(second)] += 1
+                reason = first if isinstance(first, str) else str(second)
+                over.left_out[reason] += 1
                 continue
             estimate = _difference(board, first, second, reference)
             if isinstance(estimate, str):
-                made.left_out[estimate] += 1
+                over.left_out[estimate] += 1
                 continue
-            made.differences.append(ImageDifference(row, reference, column, estimate))
-            per_image = [np.stack([t.per_image for t in s.values()]) for s in (first, second)]
+            over.differences.append(ImageDifference(row, reference, column, estimate))
+            per_image = [
+                np.stack([training.per_image for training in trainings.values()])
+                for trainings in (first, second)
+            ]
             example = next(iter(first.values()))
             pair = image_pair(row, reference, column, example.measure, example.images, *per_image)
-            made.pairs.append(pair)
-    adjusted = pooled.holm({i: st.p_two_sided(d.estimate) for i, d in enumerate(made.differences)})
-    made.differences = [replace(d, adjusted=adjusted[i]) for i, d in enumerate(made.differences)]
-    made.remarks = reader.remarks
-    return made
+            over.pairs.append(pair)
+    adjusted = pooled.holm({i: st.p_two_sided(d.estimate) for i, d in enumerate(over.differences)})
+    over.differences = [replace(d, adjusted=adjusted[i]) for i, d in enumerate(over.differences)]
+    over.remarks = reader.remarks
+    return over
 
 
 def _difference(
@@ -135,13 +139,13 @@ def _difference(
         return OTHER_IMAGES
     if not all(np.isfinite(training.resampled.replicates).all() for training in every):
         return NO_TRUTH
-    a, b = ({k: t.resampled for k, t in row.items()} for row in (first, second))
-    if board.fixed(reference) and len({key[0] for key in b}) == 1:
-        # It has no pre-training, so it is compared with every pre-training seed (as in
-        # `compare.gaps`).
-        pretrained = {key[0] for key in a}
-        b = {(p, t): training for p in pretrained for (_, t), training in b.items()}
-    return over_images.paired(a, b, len(images)) or NO_SEEDS
+    a, b = ({key: t.resampled for key, t in row.items()} for row in (first, second))
+    if board.fixed(reference) and len({pretrain for pretrain, _ in b}) == 1:
+        # The suite did not pre-train the reference, so it is compared with every pre-training seed
+        # of the row (as in `compare.gaps`).
+        pretrain_seeds = {pretrain for pretrain, _ in a}
+        b = {(p, t): training for p in pretrain_seeds for (_, t), training in b.items()}
+    return over_images.paired(a, b, len(images)) or NO_COMMON_SEEDS
 
 
 class _Reader:
@@ -150,7 +154,7 @@ class _Reader:
     def __init__(self, board: Board, results_dir: Path) -> None:
         self.board, self.results_dir, self.remarks = board, results_dir, list[str]()
         self._read: dict[tuple[str, str], Training | str] = {}
-        # Image names; equal tuples are one object, to save memory.
+        # Image names -> the same names: runs on equal images share one tuple, to save memory.
         self._names: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def trainings(self, row: RowKey, column: Column) -> Mapping[st.Key, Training] | str:
@@ -181,7 +185,7 @@ class _Reader:
         outputs = samples.read(path, digest)
         scores, count = image_scores(outputs, column.metric), len(outputs.images)
         if scores is None:
-            return NO_FORM
+            return OTHER_METRIC
         computed = float(scores.weighted(np.ones((1, count)))[0])
         if not abs(computed - value) <= scores.tolerance:
             raise KdepError(

@@ -15,7 +15,7 @@ from kdep_bench.results.records.store import Run
 class RowSummary:
     """Costs, budget and alignment of one row; a value is None if no record has it.
 
-    Times are in seconds. They and `images_per_s` are means over the row's pre-trainings;
+    Times are in seconds. Times and `images_per_s` are means over the row's pre-trainings;
     `transfer_s` is a mean over its transfer runs. `coverage`: the lowest fraction of loaded weights
     of a run. `terms`: loss term -> mean fraction of the loss magnitude. `cached`: whether the row
     was trained from a teacher cache.

@@ -4,12 +4,13 @@ There are three kinds of claims. Each claim is a dict in configs/claims/<name>.p
 
 * `difference`: row `a` scores more than `margin` above row `b`, at no more than `max_cost_ratio`
   times the pre-training cost of `b`. With a negative margin, `a` may be worse by less than that.
-* `efficiency`: to reach the score of `b` at its largest budget, method `a` needs at most the
-  fraction 1 / `at_least` of that budget, of the kind `axis`. The budget of `a` is read off its
-  curve of score against budget (see kdep_bench/results/board/efficiency.py).
-* `rank_correlation`: Spearman's correlation, over teachers, of the score with `by` is at most
-  `at_most` or at least `at_least`. `by` is the explained variance ratio of the alignment, the
-  reported accuracy "top1", or a dict teacher -> number. It is undecided below `FEWEST_TEACHERS`.
+* `efficiency`: method `a` reaches the score that `b` has at its largest budget with at most the
+  fraction 1 / `at_least` of that budget. `axis` is the kind of budget. The budget of `a` is read
+  off its curve of score against budget (see kdep_bench/results/board/efficiency.py).
+* `rank_correlation`: over several teachers, Spearman's correlation of the student's score with `by`
+  is at most `at_most` or at least `at_least`. `by` is the explained variance ratio of the
+  alignment, the teacher's reported accuracy "top1", or a dict teacher -> number. The claim is
+  undecided with fewer than `FEWEST_TEACHERS` teachers.
 
 Verdicts:
 
@@ -69,9 +70,9 @@ def judge(board: Board, claims: list[dict[str, Any]]) -> list[Verdict]:
 def _corrected(verdicts: list[Verdict]) -> list[Verdict]:
     """The verdicts after Holm's correction.
 
-    It is made separately for the headlines and for the verdicts on single task families. A verdict
-    that is supported or refuted only without the correction becomes undecided. Verdicts from a cost
-    bound have no p value and stay as they are.
+    It is made separately for the verdicts over all tasks and for those on single task families. A
+    verdict that is supported or refuted only without the correction becomes undecided. A verdict on
+    a cost ratio has no p value and stays as it is.
     """
     first = headlines(verdicts)
     corrected = {}
@@ -89,6 +90,7 @@ def _corrected(verdicts: list[Verdict]) -> list[Verdict]:
 
 
 def _judge_student(board: Board, claim: Claim, student: str) -> list[Verdict]:
+    """The verdicts for one student: per task family, then over all tasks."""
     columns = compare.columns_of(board, student)
     if claim.families is not None:
         columns = [c for c in columns if c.family in claim.families]
@@ -117,8 +119,8 @@ def _judge_student(board: Board, claim: Claim, student: str) -> list[Verdict]:
 def _unless_families_disagree(overall: Verdict, families: list[Verdict]) -> Verdict:
     """The verdict over all tasks; undecided if a task family has the opposite verdict.
 
-    One task with a large difference can dominate a mean over tasks. The headline must not be
-    "supported" if a task family refutes the claim.
+    One task with a large difference can dominate a mean over tasks. A claim must not be supported
+    over all tasks if a task family refutes it.
     """
     opposite = {"supported": "refuted", "refuted": "supported"}.get(overall.verdict)
     if opposite is None or not any(v.verdict == opposite for v in families):

@@ -99,7 +99,7 @@ def _seeds(est: st.Estimate, threshold: float, n_seeds: int) -> int | None:
 
 
 def _limit(values: st.Values) -> str:
-    """ "for one pre-trained network" if there is one pre-training seed, otherwise ""."""
+    """The text "for one pre-trained network" if there is one pre-training seed, otherwise ""."""
     return "for one pre-trained network" if len({k[0] for k in values}) == 1 else ""
 
 
@@ -225,7 +225,7 @@ def _curve(
     lines = efficiency.lines_of(board, curve, claim.axis)
     if len(lines) < 2:
         return "", curve
-    # The method has several lines, for teachers or data fractions: take that with side `a`.
+    # The method has several lines, for teachers or data fractions: take the line of side `a`.
     row_a = _pick(board, student, claim.a)
     return next(((label, rows) for label, rows in lines.items() if row_a in rows), ("", []))
 

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.results.axes import Axis
 
-EPOCHS_TOLERANCE = 0.05  # relative: only complete batches are used, so epochs differ from configs
+# Largest relative difference of trained and configured epochs: only complete batches are used.
+EPOCHS_TOLERANCE = 0.05
 
 
 class _Strict(BaseModel):
@@ -123,9 +124,8 @@ _AnyRow = TypeVar("_AnyRow", bound=_Row)
 def pick(rows: Sequence[_AnyRow], side: Side, fixed: Callable[[_AnyRow], bool]) -> _AnyRow | None:
     """The row of one student that a side selects; None if no row matches.
 
-    It is the row of the first method in `side.methods` that has a matching row: with the side's
-    data fraction, or else the largest one; with the side's epochs and teacher, or else the most
-    epochs.
+    It is a row of the first method in `side.methods` that has a matching row. If the side does not
+    state a data fraction, the row has the largest one; if it does not state epochs, the most.
 
     Args:
         rows: the rows of one student.

@@ -22,10 +22,11 @@ class Verdict:
         scope: a task family, or "all tasks".
         interval, threshold, cost: texts for tables: the measured value, the threshold and the cost
             ratio.
-        seeds_to_decide: number of seeds that would decide the claim with power 0.8; None if it is
-            unknown or the claim is decided.
+        seeds_to_decide: number of seeds that would decide the claim with power 0.8; None if the
+            number is unknown or the claim is decided.
         reason: basis of the verdict.
-        p: two-sided p value of a true value equal to the threshold; None without an interval.
+        p: two-sided p value of the hypothesis that the true value is the threshold; None without an
+            interval.
         limit: "for one pre-trained network" if all scores have one pre-training seed.
         difference: the measured difference, a fraction, of a claim of kind `difference`.
     """

@@ -41,6 +41,7 @@ TEXT_LIMIT = 20_000
 LONG_TEXT_LIMIT = 200_000
 LARGEST_RECORD = 64 << 20  # bytes; the largest published one has 0.1 MB
 
+# The types of fields, with the values that they allow.
 Text = Annotated[str, Field(max_length=TEXT_LIMIT)]
 LongText = Annotated[str, Field(max_length=LONG_TEXT_LIMIT)]
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**64)]
@@ -63,7 +64,7 @@ def _iso_time(text: str) -> str:
 class Part(BaseModel):
     """Base class of the record and its parts, which are immutable.
 
-    Unknown fields, NaN and infinity are errors. So are a text or a truth value instead of a number.
+    Unknown fields, NaN, infinity, and a text or a truth value instead of a number are errors.
     """
 
     model_config = ConfigDict(
@@ -203,8 +204,8 @@ class Cost(Part):
     """Cost of a run. Times are in wall seconds; None if unknown.
 
     Attributes:
-        pretrain_s, cache_s: include those of the method that trained the teacher. `cache_s` is the
-            time of the teacher cache times the data fraction.
+        pretrain_s, cache_s: both include the times of the method that trained the teacher, if the
+            suite trained it. `cache_s` is the time of the teacher cache times the data fraction.
         peak_memory_bytes, peak_gpu_bytes: resident memory, and GPU memory that torch allocated; the
             larger of pre-training and transfer.
         extra_parameters: number of parameters that are trained or stored with the student and
@@ -316,8 +317,8 @@ class Record(Part):
 _FIX = "move the file to another folder and run the suite with --report, which writes it again"
 
 
-def _refusal(where: str, error: ValidationError) -> KdepError:
-    """The KdepError that names the first three faults of a validation."""
+def _damaged(where: str, error: ValidationError) -> KdepError:
+    """The error that names the first three faults of a validation."""
     faults = []
     for fault in error.errors(include_url=False, include_context=False)[:3]:
         place = ".".join(str(p)[:60] for p in fault["loc"]) or "the whole"
@@ -449,7 +450,7 @@ def parse(raw: bytes | str, where: str = "given") -> Record:
         )
     older = _migrated(_strict(raw, where), where)
     if older is None:
-        raise _refusal(where, error)
+        raise _damaged(where, error)
     return _converted(older, where)
 
 
@@ -457,7 +458,7 @@ def _converted(migrated: dict[str, Any], where: str) -> Record:
     try:
         return Record.model_validate(migrated)
     except ValidationError as e:
-        raise _refusal(where, e) from None
+        raise _damaged(where, e) from None
 
 
 def make(fields: dict[str, Any]) -> Record:
@@ -469,7 +470,7 @@ def make(fields: dict[str, Any]) -> Record:
     try:
         return Record.model_validate(fields)
     except ValidationError as e:
-        raise _refusal(str(fields.get("id", "given"))[:120], e) from None
+        raise _damaged(str(fields.get("id", "given"))[:120], e) from None
 
 
 def load(path: str | Path) -> Record:

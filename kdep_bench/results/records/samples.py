@@ -151,18 +151,19 @@ def _check(samples: Samples) -> None:
             raise ValueError(f"{name} contains NaN or infinity")
     if samples.scorer == "iou":
         if samples.arrays["areas"].shape != (images, 4, classes):
-            raise ValueError(f"areas has the shape {samples.arrays['areas'].shape}")
+            shape = samples.arrays["areas"].shape
+            raise ValueError(f"areas has the shape {shape}, expected {(images, 4, classes)}")
         return
     lengths = {name: len(samples.arrays[name]) for name in expected}
     if samples.scorer != "coco":
         if set(lengths.values()) != {images}:
-            raise ValueError(f"arrays of {lengths} entries for {images} images")
+            raise ValueError(f"the arrays have the lengths {lengths}, expected {images} images")
         _check_range(samples, ("truth", "prediction"), classes)
         return
-    for prefix in ("", "truth_"):
+    for prefix in ("", "truth_"):  # arrays of the detections, then of the ground truth
         several = {n for name, n in lengths.items() if name.startswith("truth_") == bool(prefix)}
         if len(several) != 1 or samples.arrays[f"{prefix}box"].shape[1:] != (4,):
-            raise ValueError(f"arrays of {lengths} entries")
+            raise ValueError(f"the arrays have different lengths: {lengths}, or no boxes [n, 4]")
         _check_range(samples, (f"{prefix}image",), images)
         _check_range(samples, (f"{prefix}label",), classes)
 
@@ -172,7 +173,7 @@ def _check_range(samples: Samples, names: Sequence[str], size: int) -> None:
         array = samples.arrays[name]
         inside = not array.size or 0 <= array.min() <= array.max() < size
         if array.dtype.kind not in "iu" or not inside:
-            raise ValueError(f"{name} is not from 0 to {size - 1}")
+            raise ValueError(f"{name} contains a number that is not from 0 to {size - 1}")
 
 
 # --- scores -----------------------------------------------------------------------------------

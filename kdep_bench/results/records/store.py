@@ -36,14 +36,14 @@ from kdep_bench.results.records.record import (
 from kdep_bench.safe_files import is_real_folder, not_a_folder, read_bytes, real_folder
 
 RECORDS = "records"
-SUBMISSIONS = "submissions"  # folder with records of other people; see `submission`
+SUBMISSIONS = "submissions"  # folder with records of other people; see `submission.py`
 MANIFEST = "submission.json"
 SUBMITTED = " (submitted by "  # added to the name of a submitted method
 _PARALLEL_FROM = 4000  # records; fewer are read faster by a single process
 
 
 class Spent(NamedTuple):
-    """`record.Cost` as a tuple, which needs less memory; nearly every record has other costs."""
+    """`record.Cost` as a tuple, which needs less memory: few records have equal costs to share."""
 
     pretrain_s: float | None
     cache_s: float | None

@@ -178,7 +178,8 @@ def _support(budget: Any, budgets: Mapping[str, set[Any]]) -> tuple[int, str]:
 
 
 def _one_meaning(records: Records) -> Iterator[str]:
-    """Faults of one name with different contents: teacher, student, data, task, config, package."""
+    """Faults where one name has different contents: teacher, student, data, task, or package."""
+    # Text with the key of a group -> (record -> key, record -> value that the group must share).
     definitions: dict[str, tuple[Callable[[Record], Any], Callable[[Record], Any]]] = {
         "checksums of the teacher {0[0]}": (
             _teacher,
@@ -209,8 +210,8 @@ def _one_meaning(records: Records) -> Iterator[str]:
 def _teacher(r: Record) -> tuple[Any, ...] | None:
     """Key of the records that must have the same teacher; None without a teacher.
 
-    It is the name of the teacher. If the row trains its own teacher, the row and the pre-training
-    seed are added.
+    It begins with the name of the teacher. If the row trains its own teacher, the key also has the
+    row and the pre-training seed.
     """
     if r.teacher is None:
         return None

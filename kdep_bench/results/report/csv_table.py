@@ -90,7 +90,7 @@ def _csv_row(
     return [*values, *mean_rank_and_command]
 
 
-# Extra columns in suites whose records have these values; see `families.shown`.
+# Extra columns in suites whose records have these values; see `families.has_costs`.
 CSV_COSTS = [
     "method_family",
     "step_s",
@@ -129,7 +129,7 @@ def csv_table(view: BoardView) -> str:
     board = view.board
     out = io.StringIO()
     writer = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-    costs = families.costs(board, view.summaries) if families.shown(board) else []
+    costs = families.costs(board, view.summaries) if families.has_costs(board) else []
     cost_by_row = {c.row: c for c in costs}
     notes_head = ["data_notes"] if view.letters else []
     writer.writerow([*CSV_HEAD, *(CSV_COSTS if costs else []), *notes_head])

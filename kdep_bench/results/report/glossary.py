@@ -132,8 +132,9 @@ TERMS = (
     ),
     Term(
         "extra forward passes",
-        "Forward passes of all networks other than the student during pre-training: cached or live "
-        "teacher, peer networks, moving averages. Tables: per image seen; CSV: in total.",
+        "Forward passes of all networks other than the student during pre-training (cached or live "
+        "teacher, peer networks, moving averages), per image seen; in the CSV in total. In the "
+        "table of transfer methods: forward passes of the transfer method's teacher, in total.",
         ("extra forward passes per image seen", "extra forward passes", "extra_forwards"),
     ),
     Term(
@@ -217,9 +218,9 @@ TERMS = (
     ),
     Term(
         "probe",
-        "A measurement of an exported backbone that is shown in its own table. No mean, rank, "
-        "difference or claim includes it. The backbone's features are extracted once for all "
-        "probes.",
+        "A measurement of an exported backbone, without training the backbone, that is shown in a "
+        "separate table. No mean, rank, difference or claim includes it. The backbone's features "
+        "are extracted once for all probes.",
         ("probe", "seed", "better", "folder", "features_s", "probe_s"),
     ),
     Term(
@@ -245,9 +246,10 @@ TERMS = (
     ),
     Term(
         "mAP, recall at K (of a probe)",
-        "Image retrieval: for every test image, the other test images are ranked by cosine "
-        "similarity. mAP: mean average precision of finding images of the same class. Recall at K: "
-        "fraction of images with one of the same class among the K most similar.",
+        "Image retrieval: for every test image, the other test images are ranked by the cosine "
+        "similarity of their features. mAP: mean average precision of finding images of the same "
+        "class. Recall at K: fraction of images with an image of the same class among the K most "
+        "similar ones.",
         ("mAP", "recall"),
     ),
     Term(
@@ -311,8 +313,8 @@ TERMS = (
         "95 % confidence interval; it covers the variation between seeds, not between test sets. "
         "Of a mean: Student's t below 50 values, BCa bootstrap from 50 to 300. Of a difference: "
         "Student's t with the standard deviation of all methods of the task, or with the pair's "
-        "own if that is larger. If pre-training and transfer seeds are crossed: two-way clustered "
-        "variance.",
+        "own if that is larger. If every pre-training seed was combined with every transfer seed: "
+        "two-way clustered variance.",
         ("low95", "high95", "measured", "mean difference"),
     ),
     Term(
@@ -375,9 +377,9 @@ TERMS = (
         "Supported: the whole interval meets the threshold. Refuted: no part of the interval meets "
         "it. Both must hold after Holm's correction for all claims of the suite, and no task "
         "family may have the opposite result. Undecided: otherwise. 'for one pre-trained network': "
-        "there is one "
-        "pre-training seed, and another network may give another result. 'not testable here': the "
-        "records of a method are missing. Basis: the seeds and the reason of the verdict.",
+        "there is one pre-training seed, and another network may give another result. 'not "
+        "testable here': the records of a method are missing. Basis: the seeds and the reason of "
+        "the verdict.",
         ("claim", "verdict", "threshold", "basis"),
     ),
     Term(
@@ -389,10 +391,11 @@ TERMS = (
     ),
     Term(
         "seeds needed (report --seeds-needed)",
-        "For each task and each probe, the pre-training seeds with which a paired t test "
+        "For each task and each probe, the number of pre-training seeds with which a paired t test "
         "(two-sided, 5 %) finds the measured difference of two methods with power 0.8. Difference "
-        "/ std. dev.: mean over standard deviation of the paired differences. Range: for the ends "
-        "of the 95 % interval of that standard deviation (chi squared).",
+        "/ std. dev.: mean of the paired differences divided by their standard deviation. Range: "
+        "the same number for the ends of the 95 % interval of this standard deviation (chi "
+        "squared).",
     ),
     Term(
         "budget, reduction factor",

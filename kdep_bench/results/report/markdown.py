@@ -202,7 +202,7 @@ DIFFERENCE_HEAD += ["independent seeds", "p (Holm)", "result"]
 
 
 def _cost_table(view: BoardView) -> list[str]:
-    if not families.shown(view.board):
+    if not families.has_costs(view.board):
         return []
     rows = []
     for cost in families.costs(view.board, view.summaries):
@@ -228,7 +228,7 @@ def _transfer_table(view: BoardView) -> list[str]:
 
 
 def _method_family_table(view: BoardView) -> list[str]:
-    if not families.shown(view.board):
+    if not families.has_costs(view.board):
         return []
     rows = [
         [text.md(f.student), text.md(f.name), *(c for c, _ in family_entries(f, text.md))]

@@ -219,7 +219,7 @@ def _line(label: str, points: list[tuple[float, st.Estimate]], colour: int) -> L
 
 # Curve -> label of its x axis. "val": the validation scores by which
 # kdep_bench/transfer/classification.py selects the regularisation C of a linear probe.
-_X_LABELS = {"val": "log10 of the regularisation C, or number of the cross-validation fold"}
+_X_LABELS = {"val": "log10 of regularisation C, or cross-validation fold"}
 
 
 def _training(view: BoardView, full: Sequence[Record]) -> list[Plot]:

@@ -154,7 +154,7 @@ def _method_inputs(
     path = results_dir / "methods.json"
     if method_inputs is None:
         return _checked(read_strict(path, follow=False), path) if path.is_file() else {}
-    if families.shown(board) or any("about" in entry for entry in method_inputs.values()):
+    if families.has_costs(board) or any("about" in entry for entry in method_inputs.values()):
         write_json(path, method_inputs)
     return method_inputs
 

@@ -26,12 +26,13 @@ NOTE = (
     "finds the measured difference of two methods with power 0.8, if its mean and standard "
     "deviation stayed as measured. Range: the same number for the ends of the 95 % interval of the "
     "standard deviation. The first table has the medians over tasks and over probes (only the "
-    "first value of each probe). Its last column lists tasks and probes that two methods share "
-    "fewer than two pre-training seeds for. Other differences need other numbers of seeds."
+    "first value of each probe). Its last column lists the tasks and probes for which the two "
+    "methods have fewer than two pre-training seeds in common. Other differences need other "
+    "numbers of seeds."
 )
 EPOCHS_TOLERANCE = 0.02  # largest relative difference of planned and trained epochs
-PAIR_HEAD = ["student", "comparison", "seeds needed: tasks, median", "probes, median"]
-PAIR_HEAD += ["without two pre-training seeds"]
+PAIR_HEAD = ["student", "comparison", "median seeds needed: tasks", "median seeds needed: probes"]
+PAIR_HEAD += ["fewer than two common seeds"]
 HEAD = ["measured by", "mean difference", "std. dev. of the difference"]
 HEAD += ["difference / std. dev.", "pre-training seeds measured", "seeds needed", "range"]
 

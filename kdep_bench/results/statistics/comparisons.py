@@ -28,7 +28,7 @@ def p_less(est: Estimate, margin: float = 0.0) -> float:
 
 
 def best_set(scores: Mapping[Any, Values], sign: int = 1, level: float = LEVEL) -> set[Any]:
-    """The names with the best mean and with scores that are not significantly worse.
+    """The names whose scores have the best mean or are not significantly worse.
 
     Each of the k names is tested against the best mean by a one-sided paired t test at the level
     (1 - level) / (k - 1). So the set contains the name with the best true mean with probability

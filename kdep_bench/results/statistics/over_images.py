@@ -1,4 +1,4 @@
-"""Intervals over seeds and test images: a bootstrap of images, crossed with seeds.
+"""Intervals over seeds and test images, from a bootstrap of the images and the scores of the seeds.
 
 The score x[s, n] of training s on image n varies with both. The images are resampled, with the same
 samples for every training and for both rows of a difference. This also works for scores that are

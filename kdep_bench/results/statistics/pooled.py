@@ -109,12 +109,12 @@ class Pooled:
         """
         k = len(self.names)
         limit = dunnett(k - 1, self.df, level, two_sided=True)
-        out = {}
+        ranks = {}
         for i, name in enumerate(self.names):
             lead = sign * (self.effects - self.effects[i])
             margin = limit * self._errors(i)
-            out[name] = (1 + int((lead > margin).sum()), k - int((lead < -margin).sum()))
-        return out
+            ranks[name] = (1 + int((lead > margin).sum()), k - int((lead < -margin).sum()))
+        return ranks
 
     def _index(self, name: Any) -> int:
         try:

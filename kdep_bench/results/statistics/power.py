@@ -58,19 +58,19 @@ def seeds_needed(
         None if more than `MOST_SEEDS` are needed, or `gap` is 0.
     """
 
-    def reached(n: int) -> bool:
+    def has_power(n: int) -> bool:
         return power(gap, sd, n, level, (n - 1) * df_per_seed) >= goal
 
     if gap == 0:
         return None
     low, high = 2, 2
-    while not reached(high):
+    while not has_power(high):
         if high >= MOST_SEEDS:
             return None
         low, high = high, min(MOST_SEEDS, high * 2)
     while low < high:  # bisection: the power increases with n
         middle = (low + high) // 2
-        low, high = (low, middle) if reached(middle) else (middle + 1, high)
+        low, high = (low, middle) if has_power(middle) else (middle + 1, high)
     return high
 
 
@@ -127,7 +127,7 @@ def _pooled(groups: Sequence[Array]) -> tuple[float, int]:
 
 
 def _units(values: Values) -> Array:
-    """[n] independent values: means per pre-training seed, or all values of the only one."""
+    """[n] independent values: the mean of each pre-training seed, or all values if there is one."""
     pretrain_seeds = sorted({k[0] for k in values})
     if len(pretrain_seeds) == 1:
         return np.array([values[k] for k in sorted(values)], dtype=np.float64)

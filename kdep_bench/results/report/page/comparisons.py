@@ -68,7 +68,7 @@ def efficiency_section(view: BoardView, drawn: Sequence[plots.Plot]) -> Section 
 
 def costs_section(view: BoardView) -> Section | None:
     """Learning rate, step time, memory and losses of each method."""
-    if not families.shown(view.board):
+    if not families.has_costs(view.board):
         return None
     rows = []
     for cost in families.costs(view.board, view.summaries):
@@ -99,7 +99,7 @@ def transfers_section(view: BoardView) -> Section | None:
 
 def method_families_section(view: BoardView) -> Section | None:
     """The method families, each with its mean differences from kdep and from scratch."""
-    if not families.shown(view.board):
+    if not families.has_costs(view.board):
         return None
     rows = []
     for f in families.families(view.board, view.summaries, view.method_inputs):
