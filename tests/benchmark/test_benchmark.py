@@ -27,6 +27,7 @@ REPO = Path(__file__).resolve().parents[2]
 
 # --- the machine ---------------------------------------------------------------------------------
 
+# Lines of /proc/stat: ticks in user, nice, system, idle, iowait, ...; then those of one core.
 STAT = "cpu  {user} 20 30 {idle} 50 6 7 8 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n"
 
 
@@ -43,7 +44,7 @@ def test_busy_cores_are_measured_between_two_readings(tmp_path):
     assert machine.busy_cores(0.01, stat) == 0
 
 
-def test_a_busy_machine_is_refused():
+def test_other_work_on_the_machine_is_an_error():
     machine.check_idle(machine.MAX_BUSY_CORES)
     with pytest.raises(KdepError, match=r"other processes use 1\.5 cores.*--allow-busy"):
         machine.check_idle(1.5)
@@ -189,7 +190,7 @@ def test_every_measure_is_compared_with_its_target():
     assert report.NOT_MEASURED not in page
 
 
-def test_more_forward_passes_than_rows_miss_the_target():
+def test_more_forward_passes_than_cached_views_miss_the_target():
     one_too_many = results_with()["forwards"] | {"forwards": 11}
     page = report.table(results_with(forwards=one_too_many))
     assert row(page, "teacher forward passes").endswith("| no |")
@@ -198,6 +199,7 @@ def test_more_forward_passes_than_rows_miss_the_target():
 def test_a_part_without_measurement_is_shown_as_not_measured():
     page = report.table({"quick": False, "device": "cpu", "threads": 1})
     rows = [row for row in page.splitlines() if row.startswith("| ")][1:]  # without the heading
+    # One more row each for the teacher's forward passes, lightly-train and the SVD.
     assert len(rows) == len(report.TARGETS) + 3
     assert all(row.endswith("| not measured |  |") for row in rows)
 
@@ -222,7 +224,7 @@ def test_a_partial_run_keeps_other_parts_of_an_earlier_run(tmp_path):
 # --- clocks and single measurements --------------------------------------------------------------
 
 
-def test_step_times_exclude_other_work(monkeypatch):
+def test_a_step_time_has_the_waiting_the_work_and_its_cpu_time(monkeypatch):
     wall, cpu = iter([0.0, 2.0, 7.0]), iter([1.0, 4.0])
     monkeypatch.setattr(steps.time, "perf_counter", lambda: next(wall))
     monkeypatch.setattr(steps.time, "process_time", lambda: next(cpu))
@@ -238,11 +240,11 @@ def test_the_gpu_is_synchronised_before_a_time_is_read(monkeypatch):
     ):
         monkeypatch.setattr(owner, name, lambda name=name: calls.append(name) or next(tick))
     steps.clocked(lambda: calls.append("load"), lambda _: calls.append("work"))
-    wait, (wall, cpu) = "synchronise", ("perf_counter", "process_time")
-    assert calls == [wait, wall, "load", wait, wall, cpu, "work", wait, wall, cpu]
+    sync, wall, cpu = "synchronise", "perf_counter", "process_time"
+    assert calls == [sync, wall, "load", sync, wall, cpu, "work", sync, wall, cpu]
     calls.clear()
     steps.peak_throughput(side=8, times=2)
-    assert calls == [wait, wall, wait, wall] * 2
+    assert calls == [sync, wall, sync, wall] * 2
 
 
 def test_the_loss_of_the_student_without_a_teacher_is_the_mean_square_of_its_feature():
@@ -277,12 +279,10 @@ def test_resident_memory_is_read_by_name():
 # --- comparison with lightly-train ---------------------------------------------------------------
 
 
-def test_the_time_per_step_counts_only_complete_steps():
-    starts = [
-        (100.0, 10.0),
-        (103.0, 11.0),
-        (108.0, 14.0),
-    ]  # (wall, CPU) seconds; the end of the third step is unknown
+def test_the_last_step_counts_as_long_as_the_mean_of_the_others():
+    # (wall, CPU) seconds; the end of the third step is unknown.
+    starts = [(100.0, 10.0), (103.0, 11.0), (108.0, 14.0)]
+    # The first two steps take 8 s and 4 s CPU time, so three take 12 s and 6 s.
     assert lightly_run.step_seconds(starts) == (12.0, 6.0)
 
 

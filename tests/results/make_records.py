@@ -20,7 +20,15 @@ def fields(
     share: float = 1.0,
     **changes: Any,
 ) -> dict[str, Any]:
-    """The fields of a record."""
+    """The fields of a record.
+
+    Args:
+        method, task: names.
+        value: the score, a fraction.
+        pretrain, transfer: the seeds.
+        share: the data fraction.
+        changes: fields that replace others.
+    """
     distilled = method in ("kdep", "svd")
     policy = LABELS.get(method, "labels")
     trained = method not in ("scratch", "imagenet")

@@ -23,7 +23,7 @@ def test_higher_lower_and_not_significant_agree_with_the_difference_table():
         "supervised": {"probe": [0.40, 0.41, 0.42], "det": [0.30, 0.31, 0.32]},
         "scratch": {"probe": [0.10, 0.12, 0.11], "det": [0.05, 0.06, 0.07]},
     }
-    scratch, supervised, spent, limits = answer_sentences(grid(scores))
+    scratch, supervised, data_and_time, limits = answer_sentences(grid(scores))
     assert scratch.startswith("kdep scores higher than no pre-training: +27.5 points (95 %")
     # +10 on one task family and -10 on the other: the mean is 0, and both are named.
     assert supervised.startswith("kdep is not significantly different from supervised")
@@ -31,7 +31,7 @@ def test_higher_lower_and_not_significant_agree_with_the_difference_table():
     assert "mean of 2 tasks (2 task families, equal weights)" in supervised
     assert supervised.endswith(". By task: higher on probe; lower on det.")
     # kdep: 300 s of training, 100 s of cache, 2 s of alignment; supervised: 300 s.
-    assert spent == (
+    assert data_and_time == (
         "kdep was pre-trained without labels on as many images as supervised. Pre-training took "
         "1.3 times as long, including the teacher cache."
     )
@@ -78,9 +78,9 @@ def test_a_mean_below_chance_or_below_no_pre_training_is_marked():
 
 
 def test_scores_below_no_pre_training_are_marked_where_smaller_is_better():
+    task = fields()["task"] | {"direction": "min", "chance": None}
     records = [
-        make(fields(m, "probe", v, transfer=s) | {"task": {**fields()["task"], **minimised}})
-        for minimised in [{"direction": "min", "chance": None}]
+        make(fields(m, "probe", v, transfer=s) | {"task": task})
         for m, values in {"kdep": [0.3, 0.31], "svd": [0.1, 0.11], "scratch": [0.2, 0.21]}.items()
         for s, v in enumerate(values)
     ]

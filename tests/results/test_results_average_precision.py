@@ -1,5 +1,5 @@
-"""AP on resampled test images equals that of pycocotools on copied images; its intervals have the
-stated coverage."""
+"""Average precision (AP) on resampled test images equals that of pycocotools on copies of the
+images; its intervals have the stated coverage."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ def detections(
 
 
 def random_detections(seed: int, images: int = 12, ties: bool = True) -> Samples:
-    """Shifted and wrong detections, crowds, and one image with more than 100 of one class."""
+    """Shifted and wrong detections, crowds, and one image with more than 100 of one class.
+
+    `ties`: round the scores, so that some are equal.
+    """
     rng = np.random.default_rng(seed)
     detected, truth = [], []
     for n in range(images - 1):  # the last image is empty
@@ -66,7 +69,7 @@ def random_detections(seed: int, images: int = 12, ties: bool = True) -> Samples
     return detections(detected, truth, images)
 
 
-def exact(samples: Samples) -> dict[str, float]:
+def unrounded_scores(samples: Samples) -> dict[str, float]:
     """AP, AP50 and AP75 by pycocotools, not rounded."""
     with contextlib.redirect_stdout(io.StringIO()):
         coco = evaluation(samples)
@@ -76,16 +79,16 @@ def exact(samples: Samples) -> dict[str, float]:
 
 
 def weighted(samples: Samples, metric: str, weights: np.ndarray) -> np.ndarray:
-    """AP with each image counted as often as its weight says, for each row of `weights`."""
+    """For each row of `weights`: AP if each image is counted as often as its weight states."""
     return ap.average_precision(ap.matches(samples, metric), metric, weights)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_with_every_image_once_ap_equals_that_of_pycocotools(seed):
+def test_ap_equals_that_of_pycocotools_if_every_image_is_counted_once(seed):
     samples = random_detections(seed)
     once = np.ones((1, len(samples.images)))
     recorded = coco_scores(samples)
-    for metric, value in exact(samples).items():
+    for metric, value in unrounded_scores(samples).items():
         assert value > 0.01
         assert weighted(samples, metric, once)[0] == pytest.approx(value, abs=1e-12)
         scores = image_scores(samples, metric)
@@ -114,13 +117,13 @@ def test_an_image_with_weight_2_gives_the_ap_of_two_copies():
     for _ in range(3):
         order = rng.integers(0, images, images)
         weights = np.bincount(order, minlength=images)[None].astype(float)
-        literal = exact(resampled(samples, np.sort(order)))
+        scores_of_copies = unrounded_scores(resampled(samples, np.sort(order)))
         for metric in ap.METRICS:
-            assert weighted(samples, metric, weights)[0] == pytest.approx(literal[metric])
+            assert weighted(samples, metric, weights)[0] == pytest.approx(scores_of_copies[metric])
 
 
 BOX = [10.0, 10.0, 50.0, 50.0]
-AWAY = [100.0, 100.0, 140.0, 140.0]
+AWAY = [100.0, 100.0, 140.0, 140.0]  # does not overlap BOX
 
 
 def test_ap_of_two_images_equals_the_value_computed_by_hand():
@@ -166,8 +169,8 @@ def test_the_f1_of_an_image_equals_the_value_computed_by_hand():
 
 
 IMAGES = 120
-RUNS = 200
-WEIGHTS = oi.image_weights(IMAGES, 100)
+RUNS = 200  # simulations; the standard error of a coverage near 95 % is 1.5 %
+WEIGHTS = oi.image_weights(IMAGES, 100)  # 100 bootstrap samples
 
 
 def one_class(true: np.ndarray, score: np.ndarray) -> list[ap.ClassMatches]:
@@ -206,11 +209,11 @@ def coverage(p: float, boxes: int, separated: bool) -> float:
     return hits / RUNS
 
 
-def test_the_interval_of_ap_covers_95_percent_where_scores_separate():
+def test_the_interval_of_ap_covers_95_percent_if_scores_separate_right_from_wrong():
     """Images are independent, but the boxes of one image are not."""
     assert 0.91 <= coverage(0.6, 3, True) <= 0.985
 
 
-def test_the_interval_of_ap_covers_nearly_95_percent_where_scores_are_random():
+def test_the_interval_of_ap_covers_nearly_95_percent_if_scores_are_random():
     """The largest precision at or above a recall is biased upwards, most at low recalls."""
     assert 0.90 <= coverage(0.6, 2, False) <= 0.985

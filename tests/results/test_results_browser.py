@@ -140,6 +140,7 @@ def test_the_page_opens_offline_fits_the_screen_and_logs_no_error(
         assert page_state.page.evaluate(
             "[...document.images].every((i) => i.complete && i.naturalWidth)"
         )
+        # The drawing area of a chart is 440 wide.
         wide_charts = (
             "[...document.querySelectorAll('svg.chart')].filter((s) => s.getBBox().width > 442)"
         )
@@ -288,7 +289,7 @@ def test_a_command_can_be_copied_and_a_row_has_a_link(chromium, full_page):
 
 
 @pytest.mark.parametrize(
-    "intruder",
+    "injected",
     [
         "<script>document.title = 'mine'</script>",
         "<img src=x onerror=\"document.title = 'mine'\">",
@@ -296,9 +297,9 @@ def test_a_command_can_be_copied_and_a_row_has_a_link(chromium, full_page):
         "<style>body{display:none}</style>",
     ],
 )
-def test_the_policy_blocks_injected_content(chromium, full_page, tmp_path, intruder):
+def test_the_policy_blocks_injected_content(chromium, full_page, tmp_path, injected):
     page = tmp_path / "index.html"
-    page.write_text(full_page.read_text().replace("</body>", f"{intruder}</body>"))
+    page.write_text(full_page.read_text().replace("</body>", f"{injected}</body>"))
     with open_page(chromium, page) as page_state:
         page_state.page.wait_for_timeout(100)
         assert page_state.page.title() != "mine"

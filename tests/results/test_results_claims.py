@@ -58,7 +58,7 @@ def test_a_method_compared_with_itself_has_no_verdict():
     assert "the same row" in itself.reason
 
 
-def test_requested_epochs_match_the_method_with_rounded_epochs():
+def test_the_epochs_of_a_claim_match_a_row_with_rounded_epochs():
     """7.53 epochs of 3,200 images are 376 steps of 64, which are 7.52 epochs."""
     records = []
     for epochs, method, value in ((7.52, "kdep", 0.5), (16.0, "kdep", 0.2), (0.0, "scratch", 0.3)):
@@ -88,7 +88,8 @@ def test_two_task_families_have_one_verdict_each_and_one_for_all_tasks():
         claim = BEATS | {"per_family": per_family}
         assert [v.scope for v in judge(board_of(grid(one_family)), [claim])] == ["classification"]
         scopes = [v.scope for v in judge(board_of(grid(two_families)), [claim])]
-        assert scopes == ["classification", "detection", "all tasks"][0 if per_family else 2 :]
+        single_families = ["classification", "detection"] if per_family else []
+        assert scopes == [*single_families, "all tasks"]
 
 
 def test_a_mean_dominated_by_one_family_is_undecided_if_another_disagrees():
@@ -216,9 +217,8 @@ def test_the_page_shows_the_ratio_of_the_claim_on_every_axis():
 def test_a_cost_with_an_unknown_part_is_unknown():
     record_fields = fields("kdep", "probe", 0.5)
     record_fields["cost"]["cache_s"] = None
-    board = board_of(
-        [make(record_fields)]
-    )  # a live teacher, whose time is part of the training time
+    # Without a cache stage the teacher was live, so its time is part of the training time.
+    board = board_of([make(record_fields)])
     assert efficiency.amount(board, board.rows[0], "seconds") == 302.0
     record_fields["stages"]["cache"] = "cache-x"
     board = board_of([make(record_fields)])
@@ -270,8 +270,11 @@ def test_costs_include_the_teacher_s_forward_passes():
     assert efficiency.amount(board, scratch, "images") is None
 
 
-def teacher_records(ratios, scores, tops=None, share=1.0, method="kdep"):
-    """Records of a method with several teachers of these explained variance ratios and scores."""
+def teacher_records(ratios, scores, accuracies=None, share=1.0, method="kdep"):
+    """Records of a method with several teachers.
+
+    Each teacher has an explained variance ratio, a score of its student, and a reported accuracy.
+    """
     records = []
     for i, (ratio, score) in enumerate(zip(ratios, scores, strict=True)):
         for t in range(2):
@@ -279,17 +282,19 @@ def teacher_records(ratios, scores, tops=None, share=1.0, method="kdep"):
                 method, "probe", score, transfer=t, share=share, id=f"r{share}-{i}-{t}"
             )
             record_fields["teacher"]["name"] = f"teacher{i}"
-            record_fields["teacher"]["top1"] = None if tops is None else tops[i]
+            record_fields["teacher"]["top1"] = None if accuracies is None else accuracies[i]
             record_fields["align"]["explained_variance_ratio"] = ratio
             records.append(make(record_fields))
     return records
 
 
+# The claim that students score lower if the teacher's feature has a high explained variance ratio.
 COMPACT = load_config(CONFIGS / "compact_teacher_is_worse.py")
+# The claim that students do not score higher if the teacher has a higher accuracy.
 BETTER = load_config(CONFIGS / "better_teacher_is_not_better.py")
 
 
-def test_the_compactness_claim_is_a_rank_correlation_over_teachers():
+def test_the_claim_on_explained_variance_is_a_rank_correlation_over_teachers():
     ratios = np.linspace(0.5, 0.95, 8)
     falling = teacher_records(ratios, np.linspace(0.6, 0.3, 8))
     assert verdict(falling, **COMPACT).verdict == "supported"
@@ -301,12 +306,12 @@ def test_the_compactness_claim_is_a_rank_correlation_over_teachers():
 
 
 def test_the_accuracy_claim_uses_the_teachers_reported_accuracy():
-    ratios, tops = np.full(9, 0.8), np.linspace(0.70, 0.86, 9)
+    ratios, accuracies = np.full(9, 0.8), np.linspace(0.70, 0.86, 9)
     rising, falling = np.linspace(0.3, 0.6, 9), np.linspace(0.6, 0.3, 9)
-    assert verdict(teacher_records(ratios, rising, tops), **BETTER).verdict == "refuted"
-    assert verdict(teacher_records(ratios, falling, tops), **BETTER).verdict == "supported"
+    assert verdict(teacher_records(ratios, rising, accuracies), **BETTER).verdict == "refuted"
+    assert verdict(teacher_records(ratios, falling, accuracies), **BETTER).verdict == "supported"
     unrelated = verdict(
-        teacher_records(ratios, rising[[4, 0, 8, 3, 5, 1, 7, 2, 6]], tops), **BETTER
+        teacher_records(ratios, rising[[4, 0, 8, 3, 5, 1, 7, 2, 6]], accuracies), **BETTER
     )
     assert unrelated.verdict == "undecided"
     unknown = verdict(teacher_records(ratios, rising), **BETTER)
@@ -507,9 +512,8 @@ def test_data_fractions_with_equal_images_seen_are_points_of_one_curve():
     }
     savings = {(n, axis): s for n, _, axis, s in efficiency.savings(board, "resnet18_w32")}
     saving = savings["kdep · 0.02 M images seen", "images"]
-    assert math.exp(saving.estimate.mean) == pytest.approx(
-        10
-    )  # 10 % of the data already reach the score
+    # 10 % of the data already reach the score.
+    assert math.exp(saving.estimate.mean) == pytest.approx(10)
 
 
 def test_too_many_curves_are_split_into_one_chart_per_teacher():

@@ -68,7 +68,7 @@ def test_the_page_shows_the_notes(results) -> None:
     html = (folder / "index.html").read_text()
     assert '<section id="data-notes"' in html
     assert LEAK in html
-    assert html.count('<a href="#data-notes">(a)</a>') == 3
+    assert html.count('<a href="#data-notes">(a)</a>') == 3  # svd, supervised and scratch
     assert html.count('<a href="#data-notes">(a, b)</a>') == 1
 
 

@@ -127,7 +127,7 @@ def test_the_command_writes_the_index(built, tmp_path):
         ("pocket_lite0", "| imagenet | 1.00 | 5 of 5 | yes | — |"),
     ],
 )
-def test_a_failed_run_keeps_its_data_fraction_and_given_weights_have_none(name, line, tmp_path):
+def test_a_failed_run_has_a_data_fraction_and_published_weights_have_none(name, line, tmp_path):
     for part in ("records", "claims.json"):
         source = RESULTS / name / part
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / part)

@@ -58,7 +58,7 @@ def only_difference(folder: Path) -> TableRow:
 
 
 def test_a_paired_difference_joins_values_by_transfer_seed(results: Results) -> None:
-    """Faults give other values: lists subtracted in order (16.7), means of all values."""
+    """A fault would give another value, such as 16.7 for scores subtracted in order."""
     records = records_by_seed("kdep", "probe", {(0, 0): 0.5, (0, 1): 0.6, (0, 2): 0.7})
     # At seeds 1 and 2: .60 - .10 and .70 - .30, mean 45.0; seed 3 has no partner.
     records += records_by_seed("scratch", "probe", {(0, 3): 0.9, (0, 1): 0.1, (0, 2): 0.3})

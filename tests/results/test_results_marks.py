@@ -1,4 +1,5 @@
-"""Tables mark what a mean would hide: mixed configurations, versions, scores below chance."""
+"""Remarks and marks show what a mean would hide: several configurations or versions of a task under
+one name, and scores below chance."""
 
 from __future__ import annotations
 

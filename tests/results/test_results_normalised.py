@@ -58,7 +58,7 @@ def test_normalised_means_are_0_at_chance_1_at_supervised_and_weight_families_eq
     ]
 
 
-def test_no_normalised_mean_without_a_reference_above_chance_or_with_a_missing_task(results):
+def test_a_reference_near_chance_or_a_missing_task_gives_no_normalised_mean(results):
     reference_near_chance = {m: dict(t) for m, t in SCORES.items()}
     reference_near_chance["supervised"]["det"] = [0.13]
     assert normalised(board_of(results(records(reference_near_chance), "a")), "resnet18_w32") == []
@@ -80,6 +80,7 @@ def test_an_unknown_chance_gives_no_normalised_mean(results):
 
 
 def test_the_leaderboard_and_the_page_show_raw_and_normalised_means(results):
+    # Two seeds with equal scores.
     folder = results(grid({m: {t: v * 2 for t, v in tasks.items()} for m, tasks in SCORES.items()}))
     build(folder, claims=[])
     text = (folder / "leaderboard.md").read_text()

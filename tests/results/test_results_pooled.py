@@ -66,7 +66,7 @@ def test_three_methods_on_three_seeds_equal_values_computed_by_hand():
     assert (difference.low, difference.high) == pytest.approx((6 - half, 6 + half))
 
 
-def test_a_table_with_a_gap_is_fitted_by_least_squares():
+def test_a_table_with_missing_scores_is_fitted_by_least_squares():
     table = np.array([[0.5, 0.6, np.nan], [0.4, 0.45, 0.7], [0.1, 0.3, 0.45], [0.2, np.nan, 0.5]])
     model = fitted(table)
     design, y = [], []
@@ -229,7 +229,7 @@ def test_the_best_set_contains_the_best_true_mean(ratio, least):
 
 
 def test_the_best_set_of_the_model_is_smaller_than_that_of_paired_tests():
-    # 28 methods, two standard deviations from the best to the worst per step of 7 methods.
+    # Four groups of 7 methods; each group is two standard deviations below the previous one.
     means = -np.repeat([0.0, 2.0, 4.0, 6.0], 7)
     drawn = tables(np.ones(28), means, 60)
     size = np.mean([len(fitted(t).best()) for t in drawn])
@@ -283,8 +283,6 @@ def test_differences_are_corrected_for_multiple_comparisons():
         d
         for d in rows
         if d.column and d.column.task == "probe" and d.reference.method == "supervised"
-        for d in rows
-        if d.column and d.column.task == "probe" and d.reference.method == "supervised"
     )
     assert probe.p is not None
     assert 0.005 < probe.p < 0.05
@@ -326,7 +324,8 @@ def test_a_verdict_on_one_pre_trained_network_is_marked():
 
 
 def test_bold_scores_and_ranks_are_those_of_the_model():
-    # Means .51, .44, .43; residual variance far below the gaps of 7 points, not below 1 point.
+    # Means .51, .44, .43. The residual standard deviation is far below the gap of 7 points, but not
+    # below the gap of 1 point.
     scores = {"kdep": [0.50, 0.51, 0.52], "svd": [0.44, 0.45, 0.43], "fit": [0.42, 0.44, 0.43]}
     board = board_of(grid({m: {"probe": v} for m, v in scores.items()}))
     (column,) = board.columns
@@ -346,19 +345,16 @@ def test_a_row_without_a_teacher_is_separate_from_the_row_with_a_teacher():
 
 def test_a_failed_run_is_counted_only_for_its_own_teacher():
     ok = [make(fields("kdep", "probe", 0.5 + s / 100, transfer=s)) for s in range(2)]
-    f: dict[str, Any] = fields("kdep", "probe", None, transfer=2)
-    f |= {"status": "failed", "error": "x", "id": "b"}
-    f["teacher"] = {**f["teacher"], "name": "lite2"}
-    f["budget"] = {**f["budget"], "epochs": None}  # it failed before they were known
-    board = board_of([*ok, make(f)])
+    failed: dict[str, Any] = fields("kdep", "probe", None, transfer=2)
+    failed |= {"status": "failed", "error": "x", "id": "b"}
+    failed["teacher"] = {**failed["teacher"], "name": "lite2"}
+    failed["budget"] = {**failed["budget"], "epochs": None}  # it failed before they were known
+    board = board_of([*ok, make(failed)])
     rows = {a.teacher: board.result(a, board.columns[0]) for a in board.rows}
     assert sorted(rows) == ["lite0", "lite2"]
     assert rows["lite0"].complete
-    f["teacher"], f["id"] = (
-        None,
-        "c",
-    )  # failed before its teacher was known: belongs to the only row
-    board = board_of([*ok, make(f)])
+    # This run failed before its teacher was known, so it belongs to the only row.
+    board = board_of([*ok, make(failed | {"teacher": None, "id": "c"})])
     assert [a.teacher for a in board.rows] == ["lite0"]
     assert not board.result(board.rows[0], board.columns[0]).complete
 

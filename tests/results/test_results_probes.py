@@ -117,7 +117,7 @@ def test_probes_on_other_data_or_with_another_config_have_separate_tables(other)
     assert sorted(t.rows[0].score_text(column) for t in section.tables) == ["50.0 (1)", "70.0 (1)"]
 
 
-def test_other_data_fractions_and_lengths_have_separate_labelled_rows():
+def test_rows_with_other_data_fractions_or_epochs_are_separate_and_labelled():
     tenth = probe(data={"name": "pocket", "fingerprint": "f0" * 8, "share": 0.1}, id="probe-a")
     section = make_section([probe(), tenth, probe(id="probe-b", epochs=2.0)], [])
     assert sorted(section.labels.values()) == [

@@ -87,7 +87,7 @@ def test_pairs_that_are_not_in_the_table_are_counted_with_the_reason(folder):
         assert line in (folder / name).read_text()
 
 
-def test_outputs_of_another_score_than_the_record_are_not_shown(folder):
+def test_outputs_that_give_another_score_than_the_record_are_not_compared(folder):
     path = folder / "records" / "transfer-probe.kdep.s1-000000000001.json"
     path.write_text(path.read_text().replace("0.61", "0.81"))
     done = build(folder, claims=[])

@@ -18,7 +18,7 @@ def scores_of(values):
 
 
 @pytest.mark.parametrize("n", [3, 5, 10])
-def test_95_percent_intervals_cover_93_to_97_percent(n):
+def test_the_coverage_of_95_percent_intervals_is_between_93_and_97_percent(n):
     rng = np.random.default_rng(n)
     hits = 0
     for row in rng.normal(0.4, 0.02, (3000, n)):
@@ -53,8 +53,9 @@ def test_bca_intervals_cover_from_the_number_of_seeds_where_they_are_used(skewed
 
 
 @pytest.mark.parametrize(("p", "t"), [(3, 3), (3, 5), (5, 3)])
+# `sds`: standard deviations of pre-training seeds, of transfer seeds, and of the residual.
 @pytest.mark.parametrize("sds", [(1, 1, 1), (1, 0, 1), (0, 1, 1), (3, 0.5, 1), (0, 0, 1)])
-def test_crossed_seeds_never_cover_less_than_stated(p, t, sds):
+def test_intervals_over_crossed_seeds_cover_at_least_95_percent(p, t, sds):
     rng = np.random.default_rng(p * 10 + t)
     runs = 8000
     grid = rng.normal(size=(runs, p, 1)) * sds[0] + rng.normal(size=(runs, 1, t)) * sds[1]
@@ -96,7 +97,7 @@ def test_one_seed_has_no_interval_and_no_verdict():
     assert comparisons.best_set({"a": {(0, 0): 0.9}, "b": {(0, 0): 0.1}}) == {"a", "b"}
 
 
-def test_an_incomplete_grid_counts_pretraining_seeds():
+def test_incompletely_crossed_seeds_count_as_pretraining_seeds():
     scores = {(0, 0): 0.1, (0, 1): 0.2, (1, 0): 0.3, (2, 0): 0.4}
     estimated = st.estimate(scores)
     assert estimated.df == 2
@@ -105,16 +106,16 @@ def test_an_incomplete_grid_counts_pretraining_seeds():
 
 def test_paired_differences_find_small_effects_with_5_percent_false_positives():
     rng = np.random.default_rng(1)
-    runs, detected, false = 2000, 0, 0
+    runs, detected, false_positives = 2000, 0, 0
     for _ in range(runs):
         seeds = rng.normal(0.4, 0.05, 5)  # common to both methods
         a = scores_of(seeds + rng.normal(0, 0.005, 5) + 0.02)
         b = scores_of(seeds + rng.normal(0, 0.005, 5))
         c = scores_of(seeds + rng.normal(0, 0.005, 5))
         detected += st.estimate(st.differences(a, b)).excludes_zero
-        false += st.estimate(st.differences(b, c)).excludes_zero
+        false_positives += st.estimate(st.differences(b, c)).excludes_zero
     assert detected / runs > 0.9
-    assert 0.035 < false / runs < 0.065
+    assert 0.035 < false_positives / runs < 0.065
 
 
 @pytest.mark.parametrize("n_methods", [3, 6])
@@ -123,7 +124,7 @@ def test_the_bold_set_contains_the_best_method_and_equally_good_methods(n_method
     runs, lost_best, lost_equal = 800, 0, 0
     for _ in range(runs):
         shift = np.zeros(n_methods)
-        shift[0] = 0.01
+        shift[0] = 0.01  # method 0 is the best
         scores = {i: scores_of(rng.normal(0.4 + shift[i], 0.02, 3)) for i in range(n_methods)}
         lost_best += 0 not in comparisons.best_set(scores)
         equal = {i: scores_of(rng.normal(0.4, 0.02, 3)) for i in range(n_methods)}
@@ -161,17 +162,17 @@ def test_power_and_seeds_needed_agree_with_simulation():
     assert power.power(gap, 0.02, 5) == pytest.approx(0.8, abs=1e-6)
 
 
-def test_noise_floor_pools_within_methods():
+def test_the_standard_deviation_over_seeds_is_pooled_within_methods():
     rng = np.random.default_rng(0)
     scores_by_method = [scores_of(rng.normal(m, 0.02, 5)) for m in np.linspace(0.1, 0.9, 60)]
     floor = power.noise_floor(scores_by_method)
     assert floor is not None
     assert floor.sd == pytest.approx(0.02, rel=0.1)
-    assert (floor.df, floor.n) == (240, 5)
+    assert (floor.df, floor.n) == (60 * (5 - 1), 5)
     assert power.noise_floor([scores_of([0.5])]) is None
 
 
-def test_the_noise_floor_of_crossed_seeds_counts_pretraining_seeds():
+def test_the_detectable_difference_of_crossed_seeds_counts_pretraining_seeds():
     rng = np.random.default_rng(0)
     scores_by_method = []
     for _ in range(40):
@@ -185,16 +186,16 @@ def test_the_noise_floor_of_crossed_seeds_counts_pretraining_seeds():
     )
 
 
-def test_one_pre_training_seed_gives_no_pre_training_noise():
+def test_methods_with_one_pre_training_seed_do_not_count_for_the_detectable_difference():
     several = {(p, t): 0.1 * p + 0.01 * t for p in range(2) for t in range(2)}
     floor = power.noise_floor([several, scores_of([0.1, 0.2, 0.3, 0.4, 0.5]), scores_of([0.7])])
     assert floor is not None
     assert floor.n == 2
     assert floor.detectable_difference == pytest.approx(power.smallest_gap(0.1, 2), rel=1e-4)
-    assert floor.df == 3 + 4
+    assert floor.df == (4 - 1) + (5 - 1)
 
 
-def test_ranks_share_ties():
+def test_equal_scores_have_their_mean_rank():
     ranks = comparisons.mean_ranks({"a": [0.5, 0.1], "b": [0.5, 0.2], "c": [0.1, 0.3]}, [1, -1])
     assert ranks == {"a": 1.25, "b": 1.75, "c": 3.0}
 
@@ -347,7 +348,8 @@ def test_power_of_the_paired_t_test_equals_that_of_scipy_s_noncentral_t():
         assert power.power(gap, sd, n) == pytest.approx(expected, abs=1e-6)
     assert power.power(0.1, 1.0, 1) == 0
     assert (power.power(0.1, 0.0, 2), power.power(0.0, 0.0, 2)) == (1, 0)
-    # Far from the centre `_nct` uses a normal approximation; there is no jump where it begins.
+    # From a noncentrality of 30 on, `_nct` (the distribution function of the noncentral t) uses a
+    # normal approximation; its values do not jump there.
     assert power._nct(5, 29.9, 30.0) == pytest.approx(power._nct(5, 30.1, 30.2), abs=0.03)
     assert power._nct(50, 40.0, 40.0) == pytest.approx(0.5, abs=0.03)
     assert 0.05 < power._nct(50, 40.0, 36.0) < 0.2

@@ -77,18 +77,18 @@ from pathlib import Path
 from kdep_bench.results.records import store
 from kdep_bench.results.report import board_rows, csv_table, latex, markdown
 from kdep_bench.results.board.board import make_board
-t = time.perf_counter()
+start = time.perf_counter()
 view = board_rows.make_view(make_board(store.read(Path(sys.argv[1]))))
 size = len(markdown.markdown(view)) + len(csv_table.csv_table(view)) \
     + len(latex.latex(view))
 assert len(view.board.runs) == 100_000 and size > 10_000
 # VmHWM, because ru_maxrss also includes the peak of the process that called exec.
-me = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
-kids = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+own_peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+child_peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
 # Two processes read records: each uses half of the children's CPU time, and ru_maxrss is the memory
 # of the larger one.
 cpu = [sum(resource.getrusage(w)[:2]) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-print(time.perf_counter() - t, cpu[0] + cpu[1] / 2, (me + 2 * kids) * 1024)
+print(time.perf_counter() - start, cpu[0] + cpu[1] / 2, (own_peak + 2 * child_peak) * 1024)
 """
 
 

@@ -24,8 +24,8 @@ RESULTS = Path(__file__).resolve().parents[2] / "results"
 def test_every_method_is_in_one_row_and_every_row_has_a_config_or_a_missing_part():
     systems = read_systems()
     listed = Counter(config for system in systems for config in system.configs)
-    others = {f"{kind}:{name}" for kind in ("search", "probe") for name in names(kind)}
-    known = {*names("method"), *others}
+    other_configs = {f"{kind}:{name}" for kind in ("search", "probe") for name in names(kind)}
+    known = {*names("method"), *other_configs}
     assert set(names("method")) - set(listed) == set(), "add the method to systems.toml"
     assert set(listed) - known == set(), "systems.toml names a config that does not exist"
     assert max(listed.values()) == 1
@@ -63,6 +63,7 @@ def test_the_page_of_three_systems_has_the_expected_states_scores_and_ratios():
 
 def test_a_method_with_a_missing_task_has_no_mean(tmp_path: Path):
     path = tmp_path / "leaderboard.csv"
+    # svd has no row for t2, and nfd has no mean there.
     path.write_text(
         "method,task,mean,step_time_over_kdep\n"
         "kdep,t1,0.2,1.0\nkdep,t2,0.4,1.0\nsvd,t1,0.9,1.1\nnfd,t1,0.5,\nnfd,t2,,\n"

@@ -122,7 +122,7 @@ def test_the_commands_of_the_published_rows_select_only_those_rows():
     ids = {a: {r.id for r in board.runs_of(a)} for a in board.rows}
     for row, row_ids in ids.items():
         pattern = shlex.split(board_rows.command(board, row))[-1]
-        assert set(fnmatch.filter([i for all_ in ids.values() for i in all_], pattern)) == row_ids
+        assert set(fnmatch.filter(set().union(*ids.values()), pattern)) == row_ids
 
 
 @settings(max_examples=15, deadline=None)
@@ -185,7 +185,7 @@ def test_no_kind_of_claim_depends_on_the_order_of_records(seed):
 
 @settings(max_examples=12, deadline=None)
 @given(strategies.integers(0, 10**6), strategies.floats(0, 1), strategies.booleans())
-def test_a_duplicated_seed_changes_no_claim_without_a_remark(index, value, newer):
+def test_a_second_record_of_a_seed_gives_a_remark(index, value, newer):
     records = curve_records()
     copied = records[index % len(records)]
     created = "2026-03-01T00:00:00+00:00" if newer else copied.created
@@ -277,7 +277,7 @@ def test_equally_old_records_that_disagree_are_a_conflict():
 
 @settings(max_examples=20, deadline=None)
 @given(strategies.integers(0, 35), strategies.floats(0, 1), strategies.booleans())
-def test_a_duplicate_record_never_changes_a_verdict_without_a_remark(index, value, newer):
+def test_a_second_record_that_changes_a_verdict_gives_a_remark(index, value, newer):
     records = grid(SCORES)
     created = "2026-03-01T00:00:00+00:00" if newer else records[0].created
     double = records[index].model_copy(update={"id": "double", "value": value, "created": created})
@@ -304,7 +304,7 @@ def test_scores_on_other_data_are_in_a_separate_column():
         assert compare.difference(board, kdep, sup, column).estimate is None
 
 
-def test_a_run_that_failed_before_its_data_was_known_joins_its_row():
+def test_a_run_that_failed_before_its_data_were_known_is_in_the_row_of_its_method():
     early = failed(
         "kdep",
         "probe",
@@ -359,7 +359,7 @@ def test_labels_used_by_a_teacher_are_reported():
     assert "| by its teacher |" in all_tables([make(first)])[0]
 
 
-def test_low_coverage_has_a_remark():
+def test_partly_loaded_weights_give_a_remark():
     board = board_of([record(gate={"coverage": 0.5})])
     assert any("without all pre-trained weights" in r for r in board.remarks)
     records = [record(transfer=t, gate={"coverage": 0.5}) for t in range(7)]
@@ -368,7 +368,7 @@ def test_low_coverage_has_a_remark():
     assert remark.count("transfer-kdep") == 5  # the first five by name
 
 
-def test_a_run_that_failed_early_joins_only_the_row_of_its_own_teacher():
+def test_a_run_that_failed_early_is_only_in_the_row_of_its_own_teacher():
     def early_failure(teacher: str | None, transfer: int) -> Record:
         """A run that failed before its epochs (and its teacher, if None) were known."""
         record_fields = fields("kdep", "probe", None, transfer=transfer) | {
@@ -415,21 +415,23 @@ def test_methods_are_compared_with_kdep_only():
     assert names == [("kdep", "scratch"), ("rival00", "kdep"), ("rival00", "scratch")]
 
 
-def test_many_differences_are_listed_over_all_tasks_first():
+def test_a_long_table_of_differences_lists_the_means_over_tasks_first():
     two_methods, twelve_methods = (all_tables(many_methods(n))[0] for n in (2, 12))
     assert "Task by task" not in two_methods
     over_tasks, by_task = twelve_methods.split("## Paired differences")[1].split(
         "<summary>Task by task</summary>"
     )
     mean = "mean of 2 tasks (2 task families, equal weights)"
-    assert over_tasks.count(mean) == 2 * 12 + 1  # to kdep and scratch; kdep to scratch
+    # Each of 12 methods against kdep and scratch, and kdep against scratch.
+    assert over_tasks.count(mean) == 2 * 12 + 1
     assert "probe" not in over_tasks
     assert f"| resnet18_w32 | rival03 - kdep | {mean} | -3.0 [-3.0, -3.0] |" in over_tasks
     assert by_task.count("| resnet18_w32 | rival03 - kdep |") == 2
 
 
 def test_the_charts_show_every_pair_of_many_methods():
-    for count, charts in ((2, 5), (12, 2)):  # of pairs, of references
+    # (methods, charts): one chart per pair, or with many pairs one per reference.
+    for count, charts in ((2, 5), (12, 2)):
         view = board_rows.make_view(board_of(many_methods(count)))
         drawn = [p for p in plots.draw(view, []) if p.group == "differences"]
         assert len(drawn) == charts
@@ -443,7 +445,8 @@ def test_a_chart_that_omits_rows_states_it():
     )
     assert not any("the first" in p.caption for p in complete_charts)
     captions = [p.caption for p in shortened_charts if "the first 40 of" in p.caption]
-    assert len(captions) == 4  # two tasks with 47 rows; to kdep 45 rows, to scratch 46
+    # Scores on two tasks (47 rows), differences from kdep (45 rows) and from scratch (46 rows).
+    assert len(captions) == 4
     assert any("the first 40 of 47" in c for c in captions)
 
 
@@ -512,6 +515,7 @@ def test_hostile_names_are_escaped_in_every_table(name, results):
                 r"\\text\w+\{\}|\\textbf|\$\\(pm|cdot)\$|\\[&%#_${}]|\\\\$", "", line
             )
             assert not re.search(r"[\\$#%^~_]", unescaped), unescaped
+            # Both kinds of tables have eight columns here.
             assert unescaped.count("&") in (7, len(latex._ROW_END) + 2)
     assert "\u202e" not in md + tex
 
