@@ -32,7 +32,8 @@ def parser() -> argparse.ArgumentParser:
         "--replay", type=Path, metavar="LOG", help="print the best trial of a log and exit"
     )
     p.add_argument("--dry-run", action="store_true", help="print the budgets and exit")
-    p.add_argument("--sampler", choices=("tpe", "random"), help="default: as in the config")
+    samplers = ("tpe", "random", "contraction")
+    p.add_argument("--sampler", choices=samplers, help="default: as in the config")
     p.add_argument("--seed", type=int, help="seed of the proposals (default: as in the config)")
     p.add_argument(
         "--trials", type=int, help="number of trained trials (default: as in the config)"
@@ -121,7 +122,7 @@ def _run(args: argparse.Namespace) -> int:
         )
         return 128 + e.signal
     print(logs.summary(trials, header.settings))
-    best_trial = logs.best(trials, header.settings["direction"])
+    best_trial = logs.best(trials, header.settings)
     assert best_trial is not None  # `summary` raises an error if there is none
     config_path, is_new = winner.write(search, best_trial, _out(args), header.settings["metric"])
     print(f"{'wrote' if is_new else 'exists already:'} {config_path}")

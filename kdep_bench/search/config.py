@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from kdep_bench.errors import KdepError
 from kdep_bench.paths import CONFIGS
 from kdep_bench.search import sampler
+from kdep_bench.search.contraction import Contraction, check_space
 from kdep_bench.students.space import Dimension, Limits, Space
 from kdep_bench.suite.config import build_suite, check, load_config
 from kdep_bench.suite.kinds import KINDS
@@ -76,7 +77,8 @@ class SearchFile(_Part):
         budget: as in a suite, without epochs.
         halving: the epochs; see `Halving`.
         trials: number of trained trials after which the search ends.
-        sampler: "tpe" or "random".
+        sampler: "tpe", "random", or "contraction", see contraction.py.
+        steps: number of steps of a contraction; every step has trials / steps candidates.
         seed: seed of the proposals.
         pretrain_seed: seed of every pre-training.
         source: the publication of the search, and whether this is a re-implementation.
@@ -97,7 +99,8 @@ class SearchFile(_Part):
     budget: Json
     halving: Halving
     trials: _Count
-    sampler: Literal["tpe", "random"] = "tpe"
+    sampler: Literal["tpe", "random", "contraction"] = "tpe"
+    steps: _Count = 1
     seed: int = Field(ge=0, default=0)
     pretrain_seed: int = Field(ge=0, default=0)
     runtime: Runtime = Runtime()
@@ -124,6 +127,25 @@ class Search:
     def limits(self) -> Limits:
         """The largest size of a student."""
         return Limits(self.file.limits.params, self.file.limits.flops)
+
+    @property
+    def is_contraction(self) -> bool:
+        """Whether a large student is contracted step by step."""
+        return self.file.sampler == "contraction"
+
+    def sampler(self, direction: Literal["max", "min"]) -> sampler.Sampler | Contraction:
+        """The object that makes the proposals; `direction` of the score."""
+        file = self.file
+        if self.is_contraction:
+            per_step = file.trials // file.steps
+            return Contraction(self.space, self.limits, file.seed, file.steps, per_step, direction)
+        factor = file.halving.factor
+        return sampler.Sampler(self.space, file.sampler, file.seed, factor, direction, self.limits)
+
+    def steps(self) -> list[str]:
+        """One line of text per step of a contraction; [] for another search."""
+        sampler = self.sampler("max") if self.is_contraction else None
+        return sampler.description() if isinstance(sampler, Contraction) else []
 
     @cached_property
     def first_proposal(self) -> Json:
@@ -177,7 +199,11 @@ class Search:
             "halving": file.halving.model_dump(),
             "sampler": file.sampler,
             "seed": file.seed,
-            "optuna": sampler.version(),
+            **(
+                {"steps": file.steps, "trials": file.trials}
+                if self.is_contraction
+                else {"optuna": sampler.version()}
+            ),
             "data": without(suite.data, DESCRIPTION_KEYS),
             "teacher": _teacher_settings(next(iter(suite.teachers.values()))),
             "method": without(method, DESCRIPTION_KEYS),
@@ -237,6 +263,14 @@ def load_search(name: str, configs: Path = CONFIGS, **overrides: Any) -> Search:
             fix="remove it: `halving` sets the epochs of every rung",
         )
     search = Search(file, configs)
+    if search.is_contraction:
+        rungs = file.halving.rungs
+        check_space(search.space, search.limits, file.steps, file.trials, rungs)
+    elif file.steps != 1:
+        raise KdepError(
+            f"the search {file.name!r} has steps={file.steps}, but its sampler is {file.sampler!r}",
+            fix="remove `steps` from its config, or set sampler='contraction'",
+        )
     _check_method_keys(search)
     (task,) = search.suite(search.first_proposal, search.epochs[0]).tasks
     if _split(task) != "val":

@@ -173,13 +173,26 @@ def check_settings(log: Log, header: Header) -> None:
     )
 
 
-def best(trials: Sequence[Trial], direction: str) -> Trial | None:
-    """The complete trial with the best score, or None.
+def best(trials: Sequence[Trial], settings: Mapping[str, Any]) -> Trial | None:
+    """The complete trial within the limits that has the best score, or None.
 
-    Equal scores are ordered by FLOPs, then by parameters, then by number; the lowest is chosen.
+    Students above the limits are trained in the earlier steps of a contraction. Equal scores are
+    ordered by FLOPs, then by parameters, then by number; the lowest is chosen.
+
+    Args:
+        trials: of the log.
+        settings: of the log; `direction` and `limits` are read, and without `limits` there are
+            none.
     """
-    sign = -1 if direction == "max" else 1
-    complete = [t for t in trials if t.state == "complete" and math.isfinite(t.scores[-1])]
+    sign = -1 if settings["direction"] == "max" else 1
+    limits = {k: v for k, v in (settings.get("limits") or {}).items() if v is not None}
+    complete = [
+        t
+        for t in trials
+        if t.state == "complete"
+        and math.isfinite(t.scores[-1])
+        and all(getattr(t, name) <= limit for name, limit in limits.items())
+    ]
     return min(
         complete, key=lambda t: (sign * t.scores[-1], t.flops, t.params, t.trial), default=None
     )
@@ -256,12 +269,12 @@ def summary(trials: Sequence[Trial], settings: Mapping[str, Any]) -> str:
     for trial in trials:
         counts[trial.state] += 1
     text = ", ".join(f"{n} {state.replace('_', ' the ')}" for state, n in counts.items())
-    chosen = best(trials, settings["direction"])
+    chosen = best(trials, settings)
     if chosen is None:
         errors = [t.error.partition(" Fix: ")[0].rstrip(".") for t in trials if t.error]
         raise KdepError(
-            f"the search has no best trial: none of its {len(trials)} is complete ({text})"
-            + (f"; the last error: {errors[-1][:300]}" if errors else ""),
+            f"the search has no best trial: none of its {len(trials)} is complete and within the "
+            f"limits ({text})" + (f"; the last error: {errors[-1][:300]}" if errors else ""),
             fix="run more trials (--trials)"
             if not errors
             else "correct the cause of the error, and run more trials (--trials)",

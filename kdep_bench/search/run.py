@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from kdep_bench.errors import KdepError
 from kdep_bench.search.config import Search, check_values
+from kdep_bench.search.contraction import Contraction
 from kdep_bench.search.log import Header, Trial, Writer, make_header, writing
 from kdep_bench.search.sampler import Sampler
 from kdep_bench.students.space import Json, Size
@@ -93,13 +94,7 @@ def run(
             print_line(f"{path} has {len(trials)} trials")
         if _evaluations(trials) >= search.file.trials:
             return trials
-        sampler = Sampler(
-            search.space,
-            search.file.sampler,
-            search.file.seed,
-            search.file.halving.factor,
-            header.settings["direction"],
-        )
+        sampler = search.sampler(header.settings["direction"])
         for trial in trials:
             sampler.repeat(trial)
         _continue(search, trials, sampler, writer, evaluate, print_line)
@@ -109,14 +104,14 @@ def run(
 def _continue(
     search: Search,
     trials: list[Trial],
-    sampler: Sampler,
+    sampler: Sampler | Contraction,
     writer: Writer,
     evaluate: Evaluate,
     print_line: PrintLine,
 ) -> None:
     """Runs and logs trials until the search has its number of trained trials."""
     n_logged = len(trials)  # trials of earlier runs of the command
-    while _evaluations(trials) < search.file.trials:
+    while _evaluations(trials) < search.file.trials and not sampler.is_finished:
         trial = _run_trial(search, len(trials), sampler, evaluate)
         sampler.finish(trial)
         writer.append(trial)
@@ -144,7 +139,9 @@ def _evaluations(trials: Sequence[Trial]) -> int:
     return sum(t.trained for t in trials)
 
 
-def _run_trial(search: Search, number: int, sampler: Sampler, evaluate: Evaluate) -> Trial:
+def _run_trial(
+    search: Search, number: int, sampler: Sampler | Contraction, evaluate: Evaluate
+) -> Trial:
     """Proposes a student, trains and scores it at every rung, and returns the trial."""
     proposal = sampler.propose()
     member = search.space.member(proposal)
@@ -156,7 +153,7 @@ def _run_trial(search: Search, number: int, sampler: Sampler, evaluate: Evaluate
         "params": size.params,
         "flops": size.flops,
     }
-    if not search.limits.allow(size):
+    if not sampler.limits.allow(size):
         return Trial(state="over_limit", **fields)
     scores: list[float] = []
     stages: Mapping[str, str] = {}
@@ -280,8 +277,9 @@ def description(search: Search, trials: Sequence[Trial] = ()) -> str:
     members = len(search.space)
     n_done = _evaluations(trials)
     max_epochs = sum(epochs)
+    lines = "".join(f"{line}\n" for line in search.steps())
     return (
-        f"{search.name}: {members:,} proposals, limits {search.limits}\n"
+        f"{search.name}: {members:,} proposals, limits {search.limits}\n{lines}"
         f"{search.file.sampler} sampler, seed {search.file.seed}, {search.file.trials} trials "
         f"({n_done} done)\n"
         f"epochs of a trial: {', then '.join(f'{e:g}' for e in epochs)}, at most {max_epochs:g}; "

@@ -13,9 +13,7 @@ from typing import Any, Literal
 from kdep_bench.errors import KdepError
 from kdep_bench.files import text_hash
 from kdep_bench.search.log import Trial
-from kdep_bench.students.space import Dimension, Json, Space
-
-NAMES = ("tpe", "random")
+from kdep_bench.students.space import Dimension, Json, Limits, Space
 
 
 def version() -> str:
@@ -42,16 +40,26 @@ class Sampler:
         seed: seed of the proposals.
         factor: ratio of the budgets of successive rungs.
         direction: whether the largest score is best ("max") or the smallest ("min").
+        limits: largest size of a student that is trained.
     """
 
+    is_finished = False  # there is always another proposal
+
     def __init__(
-        self, space: Space, name: str, seed: int, factor: int, direction: Literal["max", "min"]
+        self,
+        space: Space,
+        name: str,
+        seed: int,
+        factor: int,
+        direction: Literal["max", "min"],
+        limits: Limits,
     ) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._optuna: Any = optuna
         self.space, self.name, self.seed, self.factor = space, name, seed, factor
+        self.limits = limits
         self._study = self._optuna.create_study(
             direction={"max": "maximize", "min": "minimize"}[direction],
             sampler=self._seeded(0),

@@ -40,10 +40,10 @@ def test_of_equal_scores_the_trial_with_fewer_flops_fewer_parameters_or_lower_nu
         trial(3, 0.5, params=80),
         trial(4, 0.4, flops=1),
     ]
-    chosen = logs.best(trials, "max")
+    chosen = logs.best(trials, {"direction": "max"})
     assert chosen is not None
     assert chosen.trial == 2
-    smallest = logs.best(trials, "min")
+    smallest = logs.best(trials, {"direction": "min"})
     assert smallest is not None
     assert smallest.trial == 4
 
@@ -51,7 +51,7 @@ def test_of_equal_scores_the_trial_with_fewer_flops_fewer_parameters_or_lower_nu
 def test_only_complete_trials_can_be_the_best() -> None:
     states: list[Any] = ["pruned", "failed", "over_limit"]
     others = [trial(i, 0.9, state=state) for i, state in enumerate(states)]
-    assert logs.best(others, "max") is None
+    assert logs.best(others, {"direction": "max"}) is None
     with pytest.raises(KdepError, match="has no best trial: none of its 3 is complete"):
         logs.summary(others, {"direction": "max"})
     failed = trial(0, state="failed", error="a.py is broken. Fix: correct a.py.")
@@ -67,7 +67,7 @@ def test_the_log_gives_the_best_trial_of_the_live_search(tmp_path: Path) -> None
     log = logs.read(path)
     assert log is not None
     assert list(log.trials) == live
-    assert logs.best(log.trials, "max") == logs.best(live, "max")
+    assert logs.best(log.trials, {"direction": "max"}) == logs.best(live, {"direction": "max"})
     settings = header(search()).settings
     assert logs.summary(log.trials, log.header.settings) == logs.summary(live, settings)
 

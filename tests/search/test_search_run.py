@@ -128,7 +128,7 @@ def test_a_trial_without_a_finite_score_never_becomes_the_best(tmp_path: Path, b
     failed = [t for t in trials if t.state == "failed"]
     assert len(failed) == 6
     assert all(t.error and t.score is None for t in failed)
-    chosen = logs.best(trials, "max")
+    chosen = logs.best(trials, {"direction": "max"})
     assert chosen is not None
     assert chosen.state == "complete"
 
@@ -139,7 +139,7 @@ def test_a_pruned_trial_with_a_higher_score_is_not_the_best(tmp_path: Path) -> N
         return Score(evaluate(proposal, epochs, size).value - 10 * epochs)
 
     trials = run_search(search(trials=20), tmp_path / "log.jsonl", drops)
-    chosen = logs.best(trials, "max")
+    chosen = logs.best(trials, {"direction": "max"})
     assert chosen is not None
     assert chosen.epochs == 9
     assert max(t.score or -99 for t in trials if t.state == "pruned") > chosen.scores[-1]
