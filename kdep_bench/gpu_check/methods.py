@@ -39,6 +39,7 @@ def _run(setting: Setting, measurements: Measurements) -> None:
         # The suite's teacher replaces an intermediate teacher, which would have to be trained.
         method.pop("teacher", None)
         inputs = {k: v for k, v in stage_folders.items() if k != "align"}
+        inputs["images"] = inputs["prepare"]  # for objectives that read the teacher's images
         if align == {"type": "svd"}:
             inputs["align"] = stage_folders["align"]
         elif align:

@@ -36,18 +36,21 @@ NEEDS = frozenset(
         # The output of the layer `teacher_layer` of a live teacher. The teacher processes only the
         # visible patches, and its later layers are not run (Teacher.up_to).
         "layer",
+        "teacher_images",  # the same crops at the teacher's resolution, also if its cache is read
     }
 )
 # Constructor arguments that the pre-training stage can supply.
 ARGUMENTS = frozenset(
     {
         "width",  # Ds: number of channels of the student's pooled feature
+        "input_px",  # side of the student's images in pixels
         "classes",  # number of classes of the labels file
         "epochs",  # epochs of the run, for schedules with a span
         "views",  # fixed views per image
         "pool_images",  # number of all pre-training images; the run may use a fraction of them
         "target_mean_square",  # mean square of the target over the alignment samples
         "teacher_width",  # Dt: number of channels of the teacher's pooled feature
+        "teacher_px",  # side of the teacher's images in pixels
         "teacher_mean_variance",  # mean over channels of the variance of the teacher's feature
         "teacher_config",  # config of the teacher, for `build_teacher`
         "layer_width",  # channels of the layer's output, for "layer" in NEEDS
@@ -65,6 +68,7 @@ TEACHER_ARGUMENTS = frozenset(
     {
         "target_mean_square",
         "teacher_width",
+        "teacher_px",
         "teacher_mean_variance",
         "teacher_classes",
         "teacher_config",
@@ -100,8 +104,8 @@ class Context:
         teacher: the teacher's outputs, without gradient: `pooled` [B, Dt] at the tap and, if the
             word of the same name is in `needs`, `logits` [B, C], `maps` {name: [B, C, H, W]},
             `tokens` [B, T, C], `probabilities` [B, C] and `layer` [B, p + n, C] (p class tokens, n
-            visible patches). With several teachers: the outputs of the first. None in a run without
-            a teacher.
+            visible patches); with "teacher_images", `images`, its input. With several teachers: the
+            outputs of the first. None in a run without a teacher.
         teachers: {role: outputs of that teacher}. A role is the name of a teacher in its method;
             the role of a single teacher is "teacher".
         targets: {role: [B, Ds]}, the `target` of every teacher whose aligned feature is read.

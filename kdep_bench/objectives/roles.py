@@ -19,7 +19,10 @@ ONLY = "teacher"  # role of the teacher in a method with one teacher
 
 # Words of `needs` that name an output of a teacher.
 FROM_TEACHER = frozenset(
-    {"target", "pooled", "logits", "maps", "tokens", "probabilities", "classifier", "layer"}
+    {
+        *("target", "pooled", "logits", "maps", "tokens", "probabilities", "classifier", "layer"),
+        "teacher_images",
+    }
 )
 
 Json = dict[str, Any]

@@ -94,6 +94,7 @@ def objective_config(
         )
     arg_functions: ArgFunctions = {
         "width": lambda: spec["student"]["width"],
+        "input_px": lambda: int(spec["student"]["input_px"]),
         "classes": lambda: len(read_strict(labels_file(inputs))["classes"]),
         "epochs": lambda: spec["budget"]["epochs"],
         "views": lambda: open_views(inputs["views"]).views,

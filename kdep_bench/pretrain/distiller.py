@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -133,6 +134,7 @@ class Distiller(BaseModel):
         self.compile_with = compile
         self._student: list[Any] = []  # in a list, so that it is not registered as a submodule
         self.objective = build_objective(objective, {})
+        self._reads_teacher_images = "teacher_images" in demands(objective).needs
         self.objective.attach(
             self.backbone,
             lambda config=None: (
@@ -217,7 +219,8 @@ class Distiller(BaseModel):
             images: [B, 3, px, px] uint8.
             teacher: [B, Dt] float16, the cached pooled feature.
             outputs: {name: [B, ...]}, other cached teacher outputs.
-            teacher_images: [B, 3, teacher_px, teacher_px] uint8, for a live teacher.
+            teacher_images: [B, 3, teacher_px, teacher_px] uint8, for a live teacher, or for an
+                objective that reads them.
             labels: [B] int64.
             rows: [B] int64 row numbers of the views.
             teachers: {role: {"teacher", "outputs", "teacher_images"}} for several teachers, in
@@ -313,7 +316,18 @@ class Distiller(BaseModel):
             for role, reader in self.teacher_readers.items()
             if role in teacher_inputs
         }
+        if self._reads_teacher_images:
+            outputs = {
+                role: out and self._with_images(out, teacher_inputs[role].get("teacher_images"))
+                for role, out in outputs.items()
+            }
         return {role: out for role, out in outputs.items() if out is not None}
+
+    def _with_images(self, out: TeacherOutput, images: Tensor | None) -> TeacherOutput:
+        """Adds the teacher's images, normalised as the student's are."""
+        if images is None:
+            return out
+        return replace(out, images=(images.float() - self.mean) / self.std)
 
     def targets(self, teachers: Mapping[str, TeacherOutput]) -> dict[str, Tensor]:
         """{role: [B, Ds]}, the aligned and transformed feature of every teacher with a target."""

@@ -69,9 +69,10 @@ class ViewStream(Dataset):
         seed: seed of the epoch permutations.
         cache: folder of the `cache` stage, or None.
         outputs: names of the cache's extra outputs (logits, maps, tokens) to read.
-        pool: folder of the `prepare` stage with the images for a live teacher, which are rendered
-            at `teacher_px` pixels with the same crops as the views; None without a live teacher.
-        teacher_px: side of the live teacher's images, in pixels.
+        pool: folder of the `prepare` stage with the images for a live teacher, or for an objective
+            that reads the teacher's images. They are rendered at `teacher_px` pixels with the same
+            crops as the views. None if nothing reads them.
+        teacher_px: side of the teacher's images, in pixels.
         labels: path of the labels file; None for a label-free run, in which reading a label raises
             KdepError.
         together: whether the views of an image are consecutive.
@@ -138,11 +139,11 @@ class ViewStream(Dataset):
 
         Returns:
             `images` [B, 3, px, px] uint8; `rows` [B] int64. With a cache: `teacher` [B, Dt]
-            float16, if it stores the pooled feature, and `outputs` {name: [B, ...] float16}. With a
-            live teacher: `teacher_images` [B, 3, teacher_px, teacher_px] uint8. With labels:
-            `labels` [B] int64. With several teachers: `teachers` {role: {teacher, outputs,
-            teacher_images}}. In a loader's worker, {FAULT: error} in place of a KdepError, because
-            torch would print a traceback of the worker.
+            float16, if it stores the pooled feature, and `outputs` {name: [B, ...] float16}. With
+            `pool`: `teacher_images` [B, 3, teacher_px, teacher_px] uint8. With labels: `labels` [B]
+            int64. With several teachers: `teachers` {role: {teacher, outputs, teacher_images}}. In
+            a loader's worker, {FAULT: error} in place of a KdepError, because torch would print a
+            traceback of the worker.
 
         Raises:
             KdepError: a file that cannot be read (in the main process only).

@@ -193,7 +193,8 @@ def open_teacher_source(
             "of the teacher, but the method has no `needs`",
             fix="list them as needs=[...] in the method's config",
         )
-    return cached_source(required, levels_of(objective), inputs["cache"], views, top)
+    pool = inputs["images"] if "teacher_images" in required else None
+    return cached_source(required, levels_of(objective), inputs["cache"], views, top, pool)
 
 
 def open_sources_by_role(
@@ -218,7 +219,12 @@ def open_sources_by_role(
 
 
 def cached_source(
-    required: frozenset[str], levels: set[str], folder: Path, views: Views, top: int | None = None
+    required: frozenset[str],
+    levels: set[str],
+    folder: Path,
+    views: Views,
+    top: int | None = None,
+    pool: Path | None = None,
 ) -> TeacherSource:
     """A TeacherSource that reads the cache in `folder`.
 
@@ -228,6 +234,7 @@ def cached_source(
         folder: folder of the `cache` stage.
         views: the views that are trained on.
         top: number k of class probabilities that the objective reads, or None.
+        pool: folder of the `prepare` stage, for an objective that reads the teacher's images.
 
     Raises:
         KdepError: the cache lacks an output, or an error of `verify_cache` or `open_head`.
@@ -270,7 +277,11 @@ def cached_source(
         return maps
 
     return TeacherSource(
-        stream={"cache": str(folder), "outputs": names},
+        stream={
+            "cache": str(folder),
+            "outputs": names,
+            **({} if pool is None else {"pool": str(pool), "teacher_px": px}),
+        },
         model={
             **({"head": str(folder)} if from_head else {}),
             **({} if top is None else {"top": top, "classes": cache.classes}),
@@ -278,6 +289,7 @@ def cached_source(
         },
         build_args={
             "teacher_width": lambda: cache.width,
+            "teacher_px": lambda: px,
             "teacher_config": lambda: load_teacher_config(folder),
             "teacher_classes": classes,
             "teacher_maps": teacher_maps,
@@ -330,6 +342,7 @@ def live_source(
         },
         build_args={
             "teacher_width": lambda: teacher.width,
+            "teacher_px": lambda: px,
             "teacher_config": lambda: dict(config),
             "teacher_classes": lambda: (
                 None if teacher_output.logits is None else teacher_output.logits.shape[1]

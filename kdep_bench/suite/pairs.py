@@ -499,6 +499,20 @@ def check_layer(pair: StudentMethod) -> None:
         )
 
 
+def check_teacher_images(pair: StudentMethod) -> None:
+    """Checks that the teacher's images are not smaller than the student's, if they are read."""
+    teacher, px = pair.teacher, pair.student["input_px"]
+    teacher_px = teacher.get("input_px") or teacher.get("student", {}).get("input_px")
+    if "teacher_images" in pair.needs and teacher_px is not None and teacher_px < px:
+        raise KdepError(
+            f"{pair.label} learns from the teacher's images, but those of the teacher "
+            f"{teacher['name']!r} have {teacher_px} pixels and the student's {px}",
+            expected="a teacher with images as large as the student's, or larger",
+            fix=f"set input_px={px} or more for the teacher (in the suite, teacher=dict(base=..., "
+            f"input_px={px})), or choose another method",
+        )
+
+
 def check_classes_of_labels(pair: StudentMethod) -> None:
     """Checks that labels and teacher have the same number of classes, if the method needs that."""
     data = pair.suite.data
@@ -678,6 +692,7 @@ TEACHER_RULES: tuple[Rule, ...] = (
     check_classifier,
     check_tail,
     check_layer,
+    check_teacher_images,
     check_classes_of_labels,
     check_number_of_probabilities,
     check_maps,

@@ -374,6 +374,8 @@ class _Builder:
             )
             if "labels" in method_needs(method) or "share_by" in spec:
                 needs["prepare"] = prepare
+            if "teacher_images" in method_needs(method):
+                needs["images"] = prepare
             if method.get("teachers") is not None:
                 spec["roles"] = list(method["teachers"])
             for role_teacher in teachers_by_role(method, suite_teacher):

@@ -16,9 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 #   classifier: the teacher's classifier as a function of its pooled feature.
 #   tail: the teacher's layers after one of its feature maps.
 #   layer: the output of one layer; the teacher runs live and stops after it.
+#   teacher_images: the crops at the teacher's resolution, decoded again from the pool.
 NEEDS = (
     *("labels", "pooled", "logits", "maps", "tokens", "probabilities"),
-    *("views", "classes", "classifier", "tail", "layer"),
+    *("views", "classes", "classifier", "tail", "layer", "teacher_images"),
 )
 NAME_LIMIT = 48  # four names and a hash make one directory name of at most 120 characters
 

@@ -40,6 +40,8 @@ class TeacherOutput:
             them; `pooled` is then [B, 0] unless it is also read.
         layer: [B, p + n, C], the result of `Teacher.up_to`. Set in pre-training if the objective
             needs "layer"; `pooled` is then [B, 0].
+        images: [B, 3, px, px], the teacher's input images, normalised as the student's are. Set in
+            pre-training if the objective needs "teacher_images".
     """
 
     pooled: Tensor
@@ -49,6 +51,7 @@ class TeacherOutput:
     classifier: nn.Module | None = None
     probabilities: Tensor | None = None
     layer: Tensor | None = None
+    images: Tensor | None = None
 
 
 class Teacher(nn.Module, ABC):

@@ -119,6 +119,8 @@ def build_arguments(
     teacher_output = teacher(width)(tiny.batch(2, 0)["images"])
     return {
         "width": tiny.DS,
+        "input_px": tiny.PX,
+        "teacher_px": tiny.PX,
         "classes": tiny.CLASSES,
         "epochs": EPOCHS,
         "views": tiny.VIEWS,
