@@ -49,10 +49,15 @@ TARGETS = {
 }
 # Kinds of steps in the order in which the report lists them.
 STEPS = ("student", "kdep", "kdep_maps", "kdep_maps_int8", "live", "paper", "teacher")
+STEP_NAMES = (
+    "student: the student alone; kdep: KDEP with a filled cache; kdep_maps, kdep_maps_int8: KDEP "
+    "on feature maps, stored as float16 or int8; live: KDEP with a live teacher; paper: the same "
+    "with fresh crops; teacher: its forward pass alone."
+)
 FLOORS = {  # key of the minimum work of a step in the JSON -> text
     "student_step_flops": "student step FLOPs",
     "teacher_forward_flops": "teacher forward pass FLOPs",
-    "target_flops": "target FLOPs",
+    "target_flops": "target projection FLOPs",
     "picture_bytes": "image bytes",
     "feature_bytes": "feature bytes",
 }
@@ -118,7 +123,7 @@ def _forwards(counts: dict[str, Any] | None) -> Iterator[TargetRow]:
         f"teacher forward passes of `{counts['suite']}` ({counts['records']} records, "
         f"{counts['pretrainings']} pre-trainings with the teacher), counted by its cache",
         f"{counts['rows']}, one per (image, view)",
-        f"{counts['forwards']}; a live teacher: {counts['samples']}",
+        f"{counts['forwards']} (a live teacher would need {counts['samples']})",
         counts["forwards"] == counts["rows"],
     )
 
@@ -220,9 +225,12 @@ def _seconds(steps: dict[str, Any]) -> str:
     )
     cpu = steps.get("cpu_s")
     if cpu is None:
-        return f"{text}{times}."
+        return f"{text}{times}. {STEP_NAMES}"
     ratio = cpu["live"] / (cpu["student"] + cpu["teacher"])
-    return f"{text}{times}. In CPU time the ratio of the live step is {ratio:.3f}."
+    return (
+        f"{text}{times}. {STEP_NAMES} In CPU time the step with a live teacher takes {ratio:.3f} "
+        "times as long as the student step and the teacher's forward pass together."
+    )
 
 
 def _floors(steps: dict[str, Any]) -> str:

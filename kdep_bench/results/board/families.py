@@ -21,12 +21,13 @@ REFERENCES = (compare.BASE, "scratch")
 
 COSTS = (
     "Learning rate: the largest value of the schedule. Step time: the mean over the pre-training "
-    "steps. Step time / kdep: divided by the step time of kdep. Peak memory: of each run, the "
-    "larger of the peaks of pre-training and transfer; of a method, the lowest of its runs, "
-    "because other work on the machine can only raise a peak. Extra parameters: those that are "
-    "trained or stored with the student and dropped at export. Extra forward passes: those of all "
-    "networks other than the student (cached or live teacher, peer networks, moving averages). The "
-    "pre-training cost includes the training of an assistant teacher."
+    "steps. Step time / kdep: divided by the step time of kdep. Peak memory: the peak of a run is "
+    "the larger of its pre-training and transfer peaks; the table has the lowest peak of the "
+    "method's runs, because other work on the machine can only raise a peak. Extra parameters: "
+    "parameters that are trained or stored with the student and dropped at export. Extra forward "
+    "passes: forward passes of all networks other than the student (cached or live teacher, peer "
+    "networks, moving averages). The pre-training cost includes the training of an assistant "
+    "teacher."
 )
 _LOSS_TERMS = (
     "Loss terms: if a loss has several terms, the mean percentage of the loss magnitude that each "
@@ -61,7 +62,7 @@ FAMILIES = (
     "features, feature maps, logits, tokens, labels, several views of an image), with the number "
     "of methods that read it. Step time, extra parameters and extra forward passes: median over "
     "the methods (minimum to maximum). Mean difference: paired by seeds, over all tasks and all "
-    "methods of the family; its interval covers the variation between seeds, not other methods. "
+    "methods of the family; the interval covers the variation between seeds, not between methods. "
     "Methods with a failed or missing seed are left out, and kdep is not compared with itself."
 )
 

@@ -24,9 +24,9 @@ from kdep_bench.results.report.probe_tables import ProbeSection
 BELOW = " †"  # follows a score below chance or below no pre-training
 
 MEAN_RANK = (
-    "Sorted by mean rank: the mean over all tasks of a method's rank by score. Only methods with "
-    "results for every task and seed are ranked. Among the best: the number of tasks in which the "
-    "method's score is marked as one of the best."
+    "Sorted by mean rank: a method's rank by mean score, averaged over all tasks. Only methods "
+    "with results for every task and seed are ranked. Among the best: the number of tasks in which "
+    "the method's score is marked as one of the best."
 )
 
 PAIRED = (

@@ -135,7 +135,8 @@ def tables(card: Card) -> list[Table]:
             rows = [[files[0], ", ".join(files[1:])] for files in duplicates["files"]]
             card_tables.append((title, ["file", "identical to"], rows))
     if shared := parts.get("shared_images"):
-        head = ["images of", "also in", "identical files", "near duplicates", "example", "allowed"]
+        head = ["images of", "also in", "identical files", "near duplicates", "example"]
+        head += ["allowed by the data config"]
         rows = [
             [
                 str(row["second"]),

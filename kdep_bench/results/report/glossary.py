@@ -162,8 +162,9 @@ TERMS = (
         "pocket_probe, pocket_finetune, pocket_photos, pocket_det, pocket_seg",
         "Tasks of the pocket suites. pocket_probe and pocket_finetune: eight classes of composite "
         "scenes, by linear probe and by fine-tuning. pocket_photos: linear probe on photographs of "
-        "other classes. pocket_det: detection. pocket_seg: semantic segmentation. '_val': scored "
-        "on the validation split, to choose settings.",
+        "other classes. pocket_det: detection, scored by bbox_mAP_50, the AP at an IoU of 0.5. "
+        "pocket_seg: semantic segmentation. '_val': scored on the validation split, to choose "
+        "settings.",
         (
             "pocket_probe",
             "pocket_finetune",

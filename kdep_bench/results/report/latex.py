@@ -31,7 +31,7 @@ def _row_end(view: BoardView, row: RowKey) -> list[str]:
 def _tex_table(head: list[str], rows: list[list[str]], left: int, note: str) -> list[str]:
     """The lines of a booktabs table; `rows` contain LaTeX, `head` and `note` plain text."""
     columns = "l" * left + "r" * (len(head) - left)
-    lines = [f"% {text.tex(note)}", f"\\begin{{tabular}}{{{columns}}}", "\\toprule"]
+    lines = [f"% {text.tex(note, 600)}", f"\\begin{{tabular}}{{{columns}}}", "\\toprule"]
     lines += [" & ".join(text.tex(h) for h in head) + r" \\", "\\midrule"]
     lines += [" & ".join(row) + r" \\" for row in rows]
     return [*lines, "\\bottomrule", "\\end{tabular}", ""]
