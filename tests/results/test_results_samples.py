@@ -123,7 +123,7 @@ def test_images_without_a_score_or_with_a_rounding_difference_are_neither_better
     assert pair.gains == (ImageGap("b", 0.5, 0.0),)
     assert pair.losses == (ImageGap("d", 0.4, 0.6),)
     assert pair.trainings == (2, 1)
-    assert not pair.counted
+    assert not pair.is_accuracy
 
 
 def test_a_row_with_a_seed_without_outputs_is_not_compared_over_images(folder):

@@ -410,7 +410,7 @@ def many_methods(count: int) -> list[Record]:
 
 
 def test_methods_are_compared_with_kdep_only():
-    pairs = compare.compared(board_of(many_methods(1)), "resnet18_w32")
+    pairs = compare.compared_pairs(board_of(many_methods(1)), "resnet18_w32")
     names = [(a.method, b.method) for a, b in pairs]
     assert names == [("kdep", "scratch"), ("rival00", "kdep"), ("rival00", "scratch")]
 

@@ -1,7 +1,9 @@
-"""The board: the transfer runs of a suite, as a table of rows (students) and columns (tasks).
+"""The board: the transfer runs of a suite, as a table of rows (methods) and columns (tasks).
 
-A run is one transfer run with its record. Scores are compared only within a column, which has one
-task, version, split, metric and data fingerprint. Rules that prevent misleading tables:
+A row is one student that was pre-trained by one method with one teacher, data fraction and number
+of epochs. A run is one transfer run with its record. Scores are compared only within a column,
+which has one task, version, split, metric and data fingerprint. Rules that prevent misleading
+tables:
 
 * If two records have the same row, task and seed pair, the newer is used, and the older is listed
   as a duplicate. If they have the same date and differ, neither is used, and the seed pair is shown

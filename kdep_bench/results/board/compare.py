@@ -96,7 +96,7 @@ def model(board: Board, student: str, columns: Sequence[Column]) -> pooled.Poole
     if key not in board.models:
         signed = []  # for each column: row -> its scores, larger is better
         for c in columns:
-            scores = comparable(board, student, c)
+            scores = scores_by_row(board, student, c)
             signed.append(
                 {row: {k: c.sign * v for k, v in values.items()} for row, values in scores.items()}
             )
@@ -154,7 +154,7 @@ def difference_table(board: Board, student: str) -> list[Difference]:
     kdep do not depend on the number of other methods in the results folder.
     """
     columns, table = columns_of(board, student), []
-    for row, reference in compared(board, student):
+    for row, reference in compared_pairs(board, student):
         table += [difference(board, row, reference, c) for c in columns]
         mean = mean_difference(board, row, reference, columns) if len(columns) > 1 else None
         table += [mean] if mean else []
@@ -166,7 +166,7 @@ def difference_table(board: Board, student: str) -> list[Difference]:
     return [replace(d, adjusted=adjusted.get(i)) for i, d in enumerate(table)]
 
 
-def compared(board: Board, student: str) -> list[tuple[RowKey, RowKey]]:
+def compared_pairs(board: Board, student: str) -> list[tuple[RowKey, RowKey]]:
     """(row, reference) of every comparison in the difference table.
 
     kdep is compared with each of `REFERENCE_METHODS`, any other method also with kdep.
@@ -182,7 +182,7 @@ def compared(board: Board, student: str) -> list[tuple[RowKey, RowKey]]:
     return pairs
 
 
-def comparable(board: Board, student: str, column: Column) -> Mapping[RowKey, st.Values]:
+def scores_by_row(board: Board, student: str, column: Column) -> Mapping[RowKey, st.Values]:
     """Row -> its scores in a column by (pre-training seed, transfer seed).
 
     Published weights have one pre-training seed. Their scores are repeated for every pre-training
@@ -207,7 +207,7 @@ def best(board: Board, student: str, column: Column) -> set[RowKey]:
     It is empty if no row has two seeds. A row with one seed, or with fewer than two seed pairs in
     common with the best row, cannot be tested and is left out.
     """
-    values = {row: v for row, v in comparable(board, student, column).items() if len(v) > 1}
+    values = {row: v for row, v in scores_by_row(board, student, column).items() if len(v) > 1}
     if not values:
         return set()
     fitted = model(board, student, [column])
@@ -221,8 +221,8 @@ def best(board: Board, student: str, column: Column) -> set[RowKey]:
     return {r for r in marked if r == top or len(st.differences(values[r], values[top])) > 1}
 
 
-def below(board: Board, row: RowKey, column: Column) -> bool:
-    """Whether the row's mean is worse than chance or than no pre-training."""
+def is_below_chance_or_scratch(board: Board, row: RowKey, column: Column) -> bool:
+    """Whether the row's mean is worse than chance or than the mean of scratch."""
     result = board.result(row, column).estimate
     if result is None:
         return False
@@ -261,7 +261,7 @@ def mean_ranks(board: Board, student: str) -> dict[RowKey, float]:
 
 def ranks(board: Board, student: str, column: Column) -> dict[RowKey, tuple[int, int]]:
     """Row -> (best, worst) rank that it may have on a task, with 95 % confidence for all rows."""
-    values = comparable(board, student, column)
+    values = scores_by_row(board, student, column)
     fitted = model(board, student, [column])
     if fitted is None:
         return comparisons.rank_intervals(values, column.sign)

@@ -50,7 +50,7 @@ class ImagePair:
     trainings: tuple[int, int]
 
     @property
-    def counted(self) -> bool:
+    def is_accuracy(self) -> bool:
         """Whether the score of an image is the fraction of trainings that are right."""
         return self.measure == CORRECT
 

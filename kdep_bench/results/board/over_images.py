@@ -90,40 +90,43 @@ class Training:
 
 
 def over_test_images(board: Board, student: str, results_dir: Path) -> OverImages:
-    """The differences over test images of all pairs in `compare.compared`.
+    """The differences over test images of all pairs in `compare.compared_pairs`.
 
     A pair is compared on a task if the folder has the outputs of every scored run of both rows, on
     the same images.
     """
-    reader, over = _Reader(board, results_dir), OverImages()
-    for row, reference in compare.compared(board, student):
+    reader, outcome = _Reader(board, results_dir), OverImages()
+    for row, reference in compare.compared_pairs(board, student):
         for column in compare.columns_of(board, student):
             if not (board.values(row, column) and board.values(reference, column)):
                 continue
-            if len(over.differences) == MOST_PAIRS:
-                over.left_out[TOO_MANY] += 1
+            if len(outcome.differences) == MOST_PAIRS:
+                outcome.left_out[TOO_MANY] += 1
                 continue
             first, second = reader.trainings(row, column), reader.trainings(reference, column)
             if isinstance(first, str) or isinstance(second, str):
                 reason = first if isinstance(first, str) else str(second)
-                over.left_out[reason] += 1
+                outcome.left_out[reason] += 1
                 continue
             estimate = _difference(board, first, second, reference)
             if isinstance(estimate, str):
-                over.left_out[estimate] += 1
+                outcome.left_out[estimate] += 1
                 continue
-            over.differences.append(ImageDifference(row, reference, column, estimate))
+            outcome.differences.append(ImageDifference(row, reference, column, estimate))
             per_image = [
                 np.stack([training.per_image for training in trainings.values()])
                 for trainings in (first, second)
             ]
             example = next(iter(first.values()))
             pair = image_pair(row, reference, column, example.measure, example.images, *per_image)
-            over.pairs.append(pair)
-    adjusted = pooled.holm({i: st.p_two_sided(d.estimate) for i, d in enumerate(over.differences)})
-    over.differences = [replace(d, adjusted=adjusted[i]) for i, d in enumerate(over.differences)]
-    over.remarks = reader.remarks
-    return over
+            outcome.pairs.append(pair)
+    p_values = {i: st.p_two_sided(d.estimate) for i, d in enumerate(outcome.differences)}
+    adjusted = pooled.holm(p_values)
+    outcome.differences = [
+        replace(d, adjusted=adjusted[i]) for i, d in enumerate(outcome.differences)
+    ]
+    outcome.remarks = reader.remarks
+    return outcome
 
 
 def _difference(

@@ -50,6 +50,7 @@ def notes(view: BoardView) -> list[str]:
 
 
 def _labels(view: BoardView, d: ImageDifference | ImagePair) -> tuple[str, str, str]:
+    """(student, comparison "a - b", task)."""
     names = board_rows.column_names(view.board.columns)
     return (
         d.row.student,
@@ -102,7 +103,7 @@ def _gaps_text(pair: ImagePair, gaps: tuple[ImageGap, ...], n_more: int) -> str:
     """The images of `gaps` with their scores; `n_more` others have the last difference."""
     shown = []
     for gap in gaps:
-        if pair.counted:
+        if pair.is_accuracy:
             first, second = pair.trainings
             scores = f"{gap.first * first:.0f} of {first} against {gap.second * second:.0f}"
             scores += f" of {second}"

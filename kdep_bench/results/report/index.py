@@ -141,7 +141,7 @@ def _score_rows(suite: PublishedSuite) -> list[TableRow]:
             estimate = result.estimate
             css = score_css(view, row, column)
             shown = text.score(result)
-            if compare.below(board, row, column):
+            if compare.is_below_chance_or_scratch(board, row, column):
                 shown += board_rows.BELOW
             cost, chance = view.summaries[row].cost_s, board.chance[column]
             entries = [

@@ -69,7 +69,8 @@ def latex(view: BoardView) -> str:
                 shown = f"\\textbf{{{shown}}}" if view.is_bold(row, c) else shown
                 mark = view.mark(row, c)
                 shown = f"{shown}\\textsuperscript{{{mark}}}" if mark else shown
-                entries.append(shown + (DAGGER if compare.below(view.board, row, c) else ""))
+                is_low = compare.is_below_chance_or_scratch(view.board, row, c)
+                entries.append(shown + (DAGGER if is_low else ""))
             table.append([*entries, *(text.tex(c) for c in _row_end(view, row))])
         head = ["student", "method", *(names[c] for c in columns), *_ROW_END]
         lines += _tex_table(head, table, 2, f"Task family: {family}")

@@ -136,7 +136,8 @@ def _task_family_table(view: BoardView, family: str) -> list[str]:
             shown = f"**{shown}**" if view.is_bold(row, c) else shown
             mark = view.mark(row, c)
             shown = f"{shown} ({mark})" if mark else shown
-            scores.append(shown + BELOW if compare.below(view.board, row, c) else shown)
+            is_low = compare.is_below_chance_or_scratch(view.board, row, c)
+            scores.append(shown + BELOW if is_low else shown)
         entries = [
             text.md(row.student),
             text.md(row_name(view, row)),

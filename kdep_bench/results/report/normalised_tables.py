@@ -21,6 +21,7 @@ HEAD = ["student", "method", "mean score x100", "normalised mean", "with one tas
 
 
 def _tables(view: BoardView) -> list[tuple[str, list[Normalised]]]:
+    """(student, means of its rows) of every student with a reference."""
     tables = [(s, normalised(view.board, s)) for s in view.board.students]
     return [(student, table) for student, table in tables if table]
 

@@ -93,6 +93,7 @@ def _score_name(columns: Sequence[Column]) -> str:
 
 
 def _mean(view: BoardView, row: RowKey) -> float | None:
+    """Mean score x100 of a row over tasks; None if a task or seed has no score."""
     columns = compare.columns_of(view.board, row.student)
     values = [view.board.values(row, c) for c in columns]
     means = st.mean_over(values, compare.task_weights(columns))

@@ -1,4 +1,4 @@
-"""The charts of a board, for the page and plots/, and per-class means."""
+"""Draws the charts of a results folder, for the page and plots/, and computes per-class means."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Plot:
 
 
 def draw(view: BoardView, full: Sequence[Record]) -> list[Plot]:
-    """Every chart. `full`: complete records, for training curves."""
+    """Draws every chart. `full`: complete records, for training curves."""
     all_plots = []
     for i, student in enumerate(view.board.students):
         all_plots += _scores(view, student, i)
@@ -65,6 +65,7 @@ def _limit_text(rows: Sequence[Dot]) -> str:
 
 
 def _scores(view: BoardView, student: str, index: int) -> list[Plot]:
+    """One chart per task with the score of each row; `index`: number of the student."""
     columns = compare.columns_of(view.board, student)
     names = column_names(columns)
     charts = []
@@ -154,13 +155,13 @@ def _claims(view: BoardView, student: str, index: int) -> list[Plot]:
 
 
 def _efficiency(view: BoardView, student: str, index: int) -> list[Plot]:
-    """Charts of score (mean over tasks) against each budget, for methods with several budgets.
+    """One chart per kind of budget: score (mean over tasks) of the methods with several budgets.
 
-    If there are more than MOST_LINES lines, one chart per teacher.
+    If a chart had more than MOST_LINES lines, there is one chart per teacher instead.
     """
     board = view.board
     columns = compare.columns_of(board, student)
-    colour = {a.method: view.colour(a) for a in board.rows}
+    colour_by_method = {row.method: view.colour(row) for row in board.rows}
     charts = []
     for axis, label in efficiency.AXES.items():
         points: dict[RowKey, tuple[float, st.Estimate]] = {}
@@ -177,9 +178,9 @@ def _efficiency(view: BoardView, student: str, index: int) -> list[Plot]:
         for k, (teacher, chart_lines) in enumerate(_charts_of(all_lines)):
             methods = {name: rows[0].method for name, rows in chart_lines.items()}
             shown = _references_first(list(chart_lines), methods)[:MOST_LINES]
-            line_colour = {name: colour[methods[name]] for name in shown}
-            if len({*methods.values()}) < len(methods):
-                line_colour = _line_colours(shown, methods, colour)
+            line_colour = {name: colour_by_method[methods[name]] for name in shown}
+            if len(set(methods.values())) < len(methods):
+                line_colour = _line_colours(shown, methods, colour_by_method)
             drawn = [_line(n, [points[a] for a in chart_lines[n]], line_colour[n]) for n in shown]
             caption = f"Score against {label}{teacher}{_student_text(view, student)}"
             if len(chart_lines) > MOST_LINES:
@@ -223,12 +224,15 @@ _X_LABELS = {"val": "log10 of regularisation C, or cross-validation fold"}
 
 
 def _training(view: BoardView, full: Sequence[Record]) -> list[Plot]:
-    """Curves of the mean over seeds, with a band from the smallest to the largest value.
+    """One chart per recorded curve, such as the loss.
+
+    A line is the mean over the seeds of a method, with a band from the smallest to the largest
+    value.
 
     Pre-training has one chart for all tasks, because all tasks use the same networks.
     """
     groups: dict[tuple[str, str, str], dict[str, list[Record]]] = defaultdict(dict)
-    labels = {}
+    labels = {}  # label of a line -> its method
     for r in full:
         for name in r.curves:
             task = "pre-training" if name.startswith("pretrain") else r.task.name
@@ -237,13 +241,13 @@ def _training(view: BoardView, full: Sequence[Record]) -> list[Plot]:
             label = r.arm.method + fraction
             labels[label] = r.arm.method
             rows.setdefault(label, []).append(r)
-    by_method = {a.method: view.colour(a) for a in view.board.rows}
+    colour_by_method = {row.method: view.colour(row) for row in view.board.rows}
     charts = []
     shown_groups = sorted(groups.items())[:MOST_TRAINING_CHARTS]
     for j, ((student, task, name), rows) in enumerate(shown_groups):
         drawn = []
         shown = _references_first(sorted(rows), labels)[:MOST_LINES]
-        colour = _line_colours(shown, labels, by_method)
+        colour = _line_colours(shown, labels, colour_by_method)
         for label in shown:
             line = _mean_curve([r.curves[name] for r in rows[label]])
             if line:
@@ -275,7 +279,7 @@ def _references_first(lines_of_chart: list[str], methods: dict[str, str]) -> lis
 
 
 def _line_colours(
-    shown: list[str], methods: dict[str, str], by_method: dict[str, int]
+    shown: list[str], methods: dict[str, str], colour_by_method: dict[str, int]
 ) -> dict[str, int]:
     """Line -> colour class, which also selects its dashes.
 
@@ -283,7 +287,7 @@ def _line_colours(
     """
     colour: dict[str, int] = {}
     for label in shown:
-        preferred = by_method.get(methods[label], COLOURS - 1)
+        preferred = colour_by_method.get(methods[label], COLOURS - 1)
         used = set(colour.values())
         unused = [c for c in range(COLOURS - 1, -1, -1) if c not in used]
         colour[label] = unused[0] if preferred in used and unused else preferred
@@ -291,7 +295,10 @@ def _line_colours(
 
 
 def _mean_curve(curves: list[list[list[float]]]) -> list[tuple[float, float, float, float]]:
-    """(x, mean, smallest, largest) over the seeds that have the same x as the first seed."""
+    """(x, mean, smallest, largest) of each point, over the seeds with the same x as the first seed.
+
+    At most MOST_POINTS points are kept.
+    """
     curves = [c for c in curves if c]
     if not curves:
         return []

@@ -1,4 +1,4 @@
-"""Colours of rows in charts: one per reference and for KDEP, otherwise one per method family."""
+"""Colours of rows in charts: one for KDEP and for each reference, and one per method family."""
 
 from __future__ import annotations
 

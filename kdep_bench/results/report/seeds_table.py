@@ -30,7 +30,7 @@ NOTE = (
     "methods have fewer than two pre-training seeds in common. Other differences need other "
     "numbers of seeds."
 )
-EPOCHS_TOLERANCE = 0.02  # largest relative difference of planned and trained epochs
+EPOCHS_TOLERANCE = 0.02  # largest relative difference between planned and trained epochs
 PAIR_HEAD = ["student", "comparison", "median seeds needed: tasks", "median seeds needed: probes"]
 PAIR_HEAD += ["fewer than two common seeds"]
 HEAD = ["measured by", "mean difference", "std. dev. of the difference"]
@@ -73,10 +73,11 @@ def _label(view: BoardView, pair: PairNeeds) -> str:
 
 
 def _pairs(view: BoardView, section: ProbeSection) -> list[PairNeeds]:
+    """The seeds needed for every compared pair of rows."""
     board, pairs = view.board, list[PairNeeds]()
     names = board_rows.column_names(board.columns)
     for student in board.students:
-        for row, reference in compare.compared(board, student):
+        for row, reference in compare.compared_pairs(board, student):
             evidence = seeds_needed.task_evidence(board, row, reference, names)
             evidence += _probe_evidence(view, section, row, reference)
             pairs.append(seeds_needed.pair_needs(row, reference, evidence))

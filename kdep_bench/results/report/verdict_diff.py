@@ -1,4 +1,7 @@
-"""Compares the verdicts on differences of two results folders, for example of two processors."""
+"""Compares the verdicts of two results folders, for example of runs on two processors.
+
+A verdict states whether one method is significantly better than another.
+"""
 
 from __future__ import annotations
 

@@ -111,6 +111,7 @@ def score_entry(view: BoardView, row: RowKey, column: Column) -> Entry:
     hover = ""
     if est is not None and est.low is not None:
         hover = f"95 % interval {text.points(est.low)} to {text.points(est.high)}, {est.seeds}"
+    is_low = compare.is_below_chance_or_scratch(view.board, row, column)
     return Entry(
         text.score(result),
         score_css(view, row, column),
@@ -118,5 +119,5 @@ def score_entry(view: BoardView, row: RowKey, column: Column) -> Entry:
         "score",
         hover,
         letters=view.mark(row, column),
-        after=board_rows.BELOW if compare.below(view.board, row, column) else "",
+        after=board_rows.BELOW if is_low else "",
     )

@@ -100,7 +100,7 @@ def failures_section(view: BoardView) -> Section | None:
 
 
 def data_section(view: BoardView, results_dir: Path) -> Section | None:
-    """Contents of the data, as counted by stage `prepare`."""
+    """The data card: counts of images, boxes and classes; None if the folder has no card."""
     card = data_card.read(results_dir)
     if card is None:
         return None
