@@ -245,8 +245,9 @@ def test_the_interval_of_the_efficiency_ratio_covers_the_true_ratio(noise):
             for share, level in ((0.01, 0.3), (0.1, 0.4), (1.0, 0.5))
         }
         goal = dict(zip(keys, 0.45 + noise * rng.normal(size=3), strict=True))
-        ratios = efficiency.reaches([math.log(1e5 * s) for s in scores], [*scores.values()], goal)
-        estimated = st.estimate({k: math.log(1e5) - v for k, v in ratios.items()})
+        logs = [math.log(1e5 * share) for share in scores]
+        reached = efficiency.log_budgets_at_goal(logs, [*scores.values()], goal)
+        estimated = st.estimate({k: math.log(1e5) - v for k, v in reached.items()})
         assert estimated.low is not None
         assert estimated.high is not None
         hits += estimated.low < truth < estimated.high

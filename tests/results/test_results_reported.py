@@ -31,7 +31,7 @@ def speed_up(margin: float) -> float:
     points = curve("kdep", 0.1)
     hours, goal = curve("supervised", 1.0)[-1]
     log_hours = [math.log(h) for h, _ in points]
-    reached = efficiency.reaches(
+    reached = efficiency.log_budgets_at_goal(
         log_hours, [{(0, 0): y} for _, y in points], {(0, 0): goal}, margin
     )
     return hours / math.exp(reached[0, 0])

@@ -112,26 +112,29 @@ def saving(
     Returns:
         None if fewer than two budgets of `curve` are known.
     """
-    amounts = {a: x for a in curve if (x := amount(board, a, axis))}
-    reference = amount(board, goal, axis)
-    rows = sorted(amounts, key=lambda a: (amounts[a], a.order()))
-    if reference is None or len({amounts[a] for a in rows}) < 2:
+    amounts = {row: x for row in curve if (x := amount(board, row, axis))}
+    goal_amount = amount(board, goal, axis)
+    rows = sorted(amounts, key=lambda row: (amounts[row], row.order()))
+    if goal_amount is None or len(set(amounts.values())) < 2:
         return None
     weights = task_weights(columns)
-    scores = [st.mean_over([_signed(board, a, c) for c in columns], weights) for a in [*rows, goal]]
-    if not set(scores[0]).intersection(*scores[1:]):
+    *curve_scores, goal_scores = (
+        st.mean_over([_signed(board, row, c) for c in columns], weights) for row in [*rows, goal]
+    )
+    if not set(goal_scores).intersection(*curve_scores):
         return None
-    reached = reaches([math.log(amounts[a]) for a in rows], scores[:-1], scores[-1], margin)
+    logs = [math.log(amounts[row]) for row in rows]
+    reached = log_budgets_at_goal(logs, curve_scores, goal_scores, margin)
     at_least = at_most = False
     for key in reached:
-        y = [s[key] for s in scores[:-1]]
-        target = scores[-1][key] + margin
+        y = [scores[key] for scores in curve_scores]
+        target = goal_scores[key] + margin
         at_least |= y[0] >= target
         at_most |= max(y) < target
-    return Saving({k: math.log(reference) - v for k, v in reached.items()}, at_least, at_most)
+    return Saving({k: math.log(goal_amount) - v for k, v in reached.items()}, at_least, at_most)
 
 
-def reaches(
+def log_budgets_at_goal(
     logs: Sequence[float], curve: Sequence[st.Values], goal: st.Values, margin: float = 0.0
 ) -> dict[st.Key, float]:
     """Seed pair -> log(budget) at which `curve` reaches the score of `goal` plus `margin`.
@@ -144,8 +147,8 @@ def reaches(
     """
     reached: dict[st.Key, float] = {}
     for key in sorted(set(goal).intersection(*curve)):
-        y = np.maximum.accumulate([s[key] for s in curve])
-        reached[key] = _reach(np.asarray(logs), y, goal[key] + margin)
+        y = np.maximum.accumulate([scores[key] for scores in curve])
+        reached[key] = _log_budget_at(np.asarray(logs), y, goal[key] + margin)
     return reached
 
 
@@ -226,7 +229,7 @@ def _signed(board: Board, row: RowKey, column: Column) -> dict[st.Key, float]:
     return {k: column.sign * v for k, v in board.values(row, column).items()}
 
 
-def _reach(logs: np.ndarray, y: np.ndarray, target: float) -> float:
+def _log_budget_at(logs: np.ndarray, y: np.ndarray, target: float) -> float:
     """log(budget) at which the monotone curve `y` first reaches `target`.
 
     If `target` is outside the curve, the nearest end of the curve is returned.

@@ -192,11 +192,11 @@ def judge_efficiency(
         why = f"{_name(claim.a)} needs complete results for two or more values of {claim.axis}"
         return untestable_verdict(claim, student, why, scope)
     est = saving.estimate
-    goal_log = math.log(claim.at_least)
-    ruling, reason = _rule_on_saving(saving, goal_log, line)
+    log_threshold = math.log(claim.at_least)
+    ruling, reason = _rule_on_saving(saving, log_threshold, line)
     seeds = None  # outside the curve, more seeds do not help
     if ruling == "undecided" and not (saving.at_least or saving.at_most):
-        seeds = _seeds(est, goal_log, _independent_seeds(saving.log_ratios))
+        seeds = _seeds(est, log_threshold, _independent_seeds(saving.log_ratios))
     return _verdict(
         claim,
         student,
@@ -206,7 +206,7 @@ def judge_efficiency(
         interval=text.times(est, saving.bound),
         threshold=f"reduction factor >= {claim.at_least:g} for {efficiency.AXES[claim.axis]}",
         seeds_to_decide=seeds,
-        p=None if est.low is None else st.p_two_sided(est, goal_log),
+        p=None if est.low is None else st.p_two_sided(est, log_threshold),
         limit=_limit(saving.log_ratios),
     )
 
@@ -230,13 +230,15 @@ def _curve(
     return next(((label, rows) for label, rows in lines.items() if row_a in rows), ("", []))
 
 
-def _rule_on_saving(saving: efficiency.Saving, goal_log: float, line: str) -> tuple[Ruling, str]:
-    """(ruling, reason) for a saving and log(threshold).
+def _rule_on_saving(
+    saving: efficiency.Saving, log_threshold: float, line: str
+) -> tuple[Ruling, str]:
+    """(ruling, reason) for a saving; `line`: label of the line, which begins the reason.
 
     A lower bound can only support a claim, an upper bound can only refute it.
     """
     est = saving.estimate
-    ruling = ruling_of(est.low, est.high, goal_log)
+    ruling = ruling_of(est.low, est.high, log_threshold)
     reason = f"{saving.bound} {math.exp(est.mean):.2g} times, from {est.seeds}".lstrip()
     reason = f"{line}: {reason}" if line else reason
     if saving.at_least and saving.at_most:

@@ -68,8 +68,8 @@ def matches(samples: Samples, metric: str) -> list[ClassMatches]:
     """
     thresholds = sorted({F1_IOU, *METRICS[metric][0]})
     truths = np.zeros((len(samples.classes), len(samples.images)))
-    plain = samples.arrays["truth_crowd"] == 0
-    places = (samples.arrays["truth_label"][plain], samples.arrays["truth_image"][plain])
+    single = samples.arrays["truth_crowd"] == 0  # boxes of one object, not of a crowd
+    places = (samples.arrays["truth_label"][single], samples.arrays["truth_image"][single])
     np.add.at(truths, places, 1)
     parts: list[list[Any]] = [[] for _ in samples.classes]
     if len(samples.arrays["image"]):
@@ -131,9 +131,9 @@ def _class_ap(matched: ClassMatches, threshold: int, limit: int, weights: Array)
     image, true = matched.image[counted], matched.true[threshold][counted]
     before = np.cumsum(true) - true  # true positives ranked above each detection
     n_true = int(true.sum())
-    out = np.where(truths > 0, 0.0, np.nan)
+    result = np.where(truths > 0, 0.0, np.nan)
     if not n_true:
-        return out
+        return result
     kept = before < n_true  # without the detections after the last true positive
     image, before, true = image[kept], before[kept], true[kept]
     # Row p: the detections after true positive p - 1, up to and including true positive p.
@@ -150,8 +150,8 @@ def _class_ap(matched: ClassMatches, threshold: int, limit: int, weights: Array)
         recall = true_positives / np.maximum(truths[part], 1)
         reached = np.searchsorted(RECALLS, recall.ravel(), "right").reshape(recall.shape)
         new = np.diff(reached, axis=0, prepend=0)  # recalls first reached at this true positive
-        out[part] = np.where(truths[part] > 0, (best * new).sum(0) / len(RECALLS), np.nan)
-    return out
+        result[part] = np.where(truths[part] > 0, (best * new).sum(0) / len(RECALLS), np.nan)
+    return result
 
 
 def best_f1(per_class: Sequence[ClassMatches]) -> Array:
@@ -161,7 +161,7 @@ def best_f1(per_class: Sequence[ClassMatches]) -> Array:
     lower or equal. It is 0 without a match, and NaN for an image without true boxes.
     """
     truths = np.sum([matched.truths for matched in per_class], 0)
-    out = np.where(truths > 0, 0.0, np.nan)
+    f1 = np.where(truths > 0, 0.0, np.nan)
     counted = [~matched.ignored[F1_IOU] for matched in per_class]
     pairs = list(zip(per_class, counted, strict=True))
     image = np.concatenate([matched.image[keep] for matched, keep in pairs])
@@ -173,5 +173,5 @@ def best_f1(per_class: Sequence[ClassMatches]) -> Array:
         if truths[n] > 0:
             of_image = slice(*np.searchsorted(image, [n, n + 1]))
             positives = np.arange(1, of_image.stop - of_image.start + 1)
-            out[n] = (2 * np.cumsum(true[of_image]) / (positives + truths[n])).max()
-    return out
+            f1[n] = (2 * np.cumsum(true[of_image]) / (positives + truths[n])).max()
+    return f1

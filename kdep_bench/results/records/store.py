@@ -244,6 +244,7 @@ def _rise(curve: Sequence[Sequence[float]]) -> float:
 
 
 def _read_some(directory: str, names: Sequence[str]) -> tuple[list[Run], list[Damaged]]:
+    """Reads the records in the files `names`; one process calls it for its part of the files."""
     runs: list[Run] = []
     damaged: list[Damaged] = []
     sharer = _Sharer()
@@ -253,20 +254,12 @@ def _read_some(directory: str, names: Sequence[str]) -> tuple[list[Run], list[Da
             record = parse(read_bytes(path, LARGEST_RECORD), name)
             if f"{record.id}.json" != name:
                 # A copy with another name would count one run twice.
-                problem = f"the file {name} contains the record {record.id[:120]!r}"
-                fix = "move it to another folder if it is a copy, otherwise rename it to "
-                fix += f"{record.id[:120]}.json"
-                damaged.append(
-                    Damaged(
-                        name,
-                        str(
-                            KdepError(
-                                problem, expected="a file named after the record's id", fix=fix
-                            )
-                        ),
-                    )
+                raise KdepError(
+                    f"the file {name} contains the record {record.id[:120]!r}",
+                    expected="a file named after the record's id",
+                    fix="move it to another folder if it is a copy, otherwise rename it to "
+                    f"{record.id[:120]}.json",
                 )
-                continue
             runs.append(sharer.run(record, name))
         except KdepError as e:
             damaged.append(Damaged(name, str(e)))

@@ -239,6 +239,7 @@ ALL_RECORDS: tuple[Callable[[Records], Iterable[str]], ...] = (_duplicates, _one
 
 
 def _table_faults(records: Records, known: Records, other_budgets: bool) -> Iterator[str]:
+    """Faults of `records` that do not fit `known`, the scored records of the table."""
     suites = {r.suite for _, r in known}
     tasks = {r.task.name: r for _, r in known}
     seeds = {r.task.name: set[Any]() for _, r in known}
@@ -281,14 +282,14 @@ def _record_faults(
 ) -> Iterator[str]:
     if r.suite not in suites:
         yield f"its suite is {r.suite[:60]}, that of the table is {', '.join(sorted(suites))}"
-    known = tasks.get(r.task.name)
-    if known is None:
+    table_record = tasks.get(r.task.name)
+    if table_record is None:
         yield f"the table has no task {r.task.name[:60]} (it has {', '.join(sorted(tasks))})"
         return
-    if _task(r) != _task(known):
+    if _task(r) != _task(table_record):
         yield (
-            f"its task is {_task_text(r)}, in the table {_task_text(known)}; the scores cannot be "
-            "compared"
+            f"its task is {_task_text(r)}, in the table {_task_text(table_record)}; the scores "
+            "cannot be compared"
         )
     if r.seed.transfer not in seeds[r.task.name]:
         yield (
@@ -303,22 +304,26 @@ def _task_text(r: Record) -> str:
     return f"{t.name} version {t.version}, {t.metric} on {t.split}, data {data}"
 
 
+def _listed(records: Records, value_of: Callable[[Record], str]) -> str:
+    """The different values in the records, sorted, as text."""
+    return ", ".join(sorted({value_of(record) for _, record in records}))
+
+
 def _other_versions(records: Records, known: Records) -> list[str]:
     """Notes on packages and processors that differ from those of the table."""
     notes = []
     packages = {name for _, r in [*records, *known] for name in r.packages}
     for name in sorted(packages):
-        here = {r.packages.get(name, "none") for _, r in records}
-        there = {r.packages.get(name, "none") for _, r in known}
-        if here != there:
-            notes.append(
-                f"{name}: {', '.join(sorted(here))} here, {', '.join(sorted(there))} in the table"
-            )
-    here = {r.cost.device or "unknown" for _, r in records}
-    there = {r.cost.device or "unknown" for _, r in known}
-    if here != there:
+        new, old = (
+            _listed(group, lambda r, name=name: r.packages.get(name, "none"))
+            for group in (records, known)
+        )
+        if new != old:
+            notes.append(f"{name}: {new} here, {old} in the table")
+    new, old = (_listed(group, lambda r: r.cost.device or "unknown") for group in (records, known))
+    if new != old:
         notes.append(
-            f"the device is {', '.join(sorted(here))} here and {', '.join(sorted(there))} in the "
-            "table; the same seed gives different networks on different devices"
+            f"the device is {new} here and {old} in the table; the same seed gives different "
+            "networks on different devices"
         )
     return notes

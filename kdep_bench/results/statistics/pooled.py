@@ -163,9 +163,10 @@ def fit(scores: Mapping[Any, Values]) -> Pooled | None:
     table = np.array([[several[n].get(s, np.nan) for s in columns] for n in names])
     if np.isnan(table).any():
         return _incomplete(names, columns, table)
-    quiet = ~_noisy(table)
-    if quiet.sum() > 1:
-        names, table = tuple(n for n, q in zip(names, quiet, strict=True) if q), table[quiet]
+    is_kept = ~_noisy(table)
+    if is_kept.sum() > 1:
+        names = tuple(name for name, kept in zip(names, is_kept, strict=True) if kept)
+        table = table[is_kept]
     k, n = table.shape
     df = (k - 1) * (n - 1)
     unit = np.full((k, k), 2.0 / n) - np.diag(np.full(k, 2.0 / n))
