@@ -51,11 +51,8 @@ def random_detections(seed: int, images: int = 12, ties: bool = True) -> Samples
     detected, truth = [], []
     for n in range(images - 1):  # the last image is empty
         for _ in range(int(rng.integers(1, 5))):
-            true_label, corner, size = (
-                int(rng.integers(3)),
-                rng.uniform(0, 60, 2),
-                rng.uniform(20, 40, 2),
-            )
+            true_label = int(rng.integers(3))
+            corner, size = rng.uniform(0, 60, 2), rng.uniform(20, 40, 2)
             box = np.r_[corner, corner + size]
             truth.append((n, true_label, box.tolist(), int(rng.random() < 0.15)))
             for _ in range(3):

@@ -17,7 +17,7 @@ import pytest
 from make_records import fields, grid
 from PIL import Image
 from test_results_page import PNG
-from test_results_tables import BEATS, HOSTILE, SCORES, golden_records, hostile_records
+from test_results_tables import HOSTILE, KDEP_BEATS_SCRATCH, SCORES, golden_records, hostile_records
 
 from kdep_bench.results import build
 from kdep_bench.results.records import store
@@ -104,7 +104,7 @@ def full_page(tmp_path_factory) -> Path:
     (folder / "records" / "hurt.json").write_text("{")
     (folder / "pictures").mkdir()
     (folder / "pictures" / "a.png").write_bytes(PNG)
-    build(folder, claims=[BEATS])
+    build(folder, claims=[KDEP_BEATS_SCRATCH])
     return folder / "index.html"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from make_records import fields, grid
 from scipy.stats import spearmanr
-from test_results_tables import BEATS, SCORES, board_of
+from test_results_tables import KDEP_BEATS_SCRATCH, SCORES, board_of
 
 from kdep_bench.errors import KdepError
 from kdep_bench.results import text
@@ -27,8 +27,8 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "claims"
 
 
 def verdict(records, **claim):
-    """The verdict on this claim."""
-    (only_verdict,) = headlines(judge(board_of(records), [BEATS | claim]))
+    """The verdict on the claim KDEP_BEATS_SCRATCH with the keys `claim` replaced."""
+    (only_verdict,) = headlines(judge(board_of(records), [KDEP_BEATS_SCRATCH | claim]))
     return only_verdict
 
 
@@ -72,7 +72,7 @@ def test_the_epochs_of_a_claim_match_a_row_with_rounded_epochs():
 
 
 def test_a_claim_has_one_row_per_family_and_all_tasks_last():
-    verdicts = judge(board_of(grid(SCORES)), [BEATS])
+    verdicts = judge(board_of(grid(SCORES)), [KDEP_BEATS_SCRATCH])
     assert [v.scope for v in verdicts] == [
         "classification",
         "detection",
@@ -85,7 +85,7 @@ def test_two_task_families_have_one_verdict_each_and_one_for_all_tasks():
     one_family = {m: {"probe": tasks["probe"]} for m, tasks in SCORES.items()}
     two_families = {m: {t: tasks[t] for t in ("probe", "det")} for m, tasks in SCORES.items()}
     for per_family in (True, False):
-        claim = BEATS | {"per_family": per_family}
+        claim = KDEP_BEATS_SCRATCH | {"per_family": per_family}
         assert [v.scope for v in judge(board_of(grid(one_family)), [claim])] == ["classification"]
         scopes = [v.scope for v in judge(board_of(grid(two_families)), [claim])]
         single_families = ["classification", "detection"] if per_family else []
@@ -141,7 +141,7 @@ def test_a_mean_with_a_missing_result_is_undecided():
     records[0] = records[0].model_copy(
         update={"status": "failed", "error": "it broke", "value": None}
     )
-    verdicts = {v.scope: v for v in judge(board_of(records), [BEATS])}
+    verdicts = {v.scope: v for v in judge(board_of(records), [KDEP_BEATS_SCRATCH])}
     assert verdicts["classification"].verdict == verdicts["all tasks"].verdict == "undecided"
     assert verdicts["detection"].verdict == "supported"
     assert "failed or missing" in verdicts["all tasks"].reason
@@ -382,13 +382,13 @@ def test_claims_have_the_stated_false_positive_rate():
 )
 def test_a_malformed_claim_raises_kdep_error(change, message):
     with pytest.raises(KdepError) as error:
-        make_claim(BEATS | change)
+        make_claim(KDEP_BEATS_SCRATCH | change)
     assert message in str(error.value)
 
 
 def test_two_claims_with_the_same_name_are_refused():
     with pytest.raises(KdepError, match="two claims"):
-        judge(board_of([]), [BEATS, BEATS])
+        judge(board_of([]), [KDEP_BEATS_SCRATCH, KDEP_BEATS_SCRATCH])
 
 
 def test_shipped_claims_are_valid_and_named_after_their_files():
@@ -436,8 +436,8 @@ def test_an_untestable_claim_has_one_row_for_all_students():
     records = [r.model_copy(update={"id": f"{r.id}-{k}"}) for k, r in enumerate(records)]
     board = board_of(records)
     assert len(board.students) == 2
-    assert len(judge(board, [BEATS | {"a": {"method": "nobody"}}])) == 1
-    assert len(headlines(judge(board, [BEATS]))) == 2
+    assert len(judge(board, [KDEP_BEATS_SCRATCH | {"a": {"method": "nobody"}}])) == 1
+    assert len(headlines(judge(board, [KDEP_BEATS_SCRATCH]))) == 2
 
 
 def test_every_axis_of_a_claim_has_a_heading():

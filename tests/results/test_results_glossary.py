@@ -12,7 +12,7 @@ import pytest
 from make_records import grid
 from markupsafe import escape
 from test_results_probes import VALUE_NAMES
-from test_results_tables import BEATS, SCORES
+from test_results_tables import KDEP_BEATS_SCRATCH, SCORES
 
 from kdep_bench.results import build
 from kdep_bench.results.report import glossary, image_tables, probe_tables
@@ -90,7 +90,7 @@ def test_glossary_md_is_that_of_the_code():
 
 def test_the_page_explains_its_headings(results):
     folder = results(grid(SCORES))
-    build(folder, "golden", [BEATS])
+    build(folder, "golden", [KDEP_BEATS_SCRATCH])
     page = (folder / "index.html").read_text()
     term = next(t for t in glossary.TERMS if "mean rank" in t.headings)
     hover = re.escape(str(escape(term.meaning)))

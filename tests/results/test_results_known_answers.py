@@ -100,7 +100,7 @@ SCORES = {
     },
 }
 PHOTOS = {"kdep": 0.9, "svd": 0.8, "supervised": 0.7}
-OTHER = {"name": "mobilenetv2_w50", "width": 320, "params": 1_000_000, "flops": 5e7}
+OTHER_STUDENT = {"name": "mobilenetv2_w50", "width": 320, "params": 1_000_000, "flops": 5e7}
 TIMES_AMONG_BEST = {
     ("resnet18_w32", "kdep"): "2 of 3",
     ("resnet18_w32", "svd"): "1 of 3",
@@ -110,12 +110,12 @@ TIMES_AMONG_BEST = {
 }
 
 
-def board() -> list[Record]:
+def all_records() -> list[Record]:
     """The records of all tasks and students, shuffled."""
     records = grid(SCORES)
     records += [record(m, "photos", v) for m, v in PHOTOS.items()]
     other = {"kdep": {"det": [0.1, 0.12, 0.13]}, "supervised": {"det": [0.7, 0.71, 0.73]}}
-    for a_record in grid(other, student=OTHER):
+    for a_record in grid(other, student=OTHER_STUDENT):
         records.append(a_record.model_copy(update={"id": f"mnv2-{a_record.id}"}))
     return shuffled(records)
 
@@ -124,14 +124,14 @@ def test_among_the_best_counts_only_the_student_s_columns_with_a_best_method(
     results: Results,
 ) -> None:
     """Columns with one seed and columns of another student are not counted."""
-    summary = tables(results(board()))["Summary"]
+    summary = tables(results(all_records()))["Summary"]
     counts = {(r["student"], r["method"].split()[0]): r["among the best"] for r in summary}
     assert counts == TIMES_AMONG_BEST
 
 
 def test_the_page_has_the_same_counts(results: Results) -> None:
     """The counts of the page are those of the leaderboard."""
-    folder = results(board())
+    folder = results(all_records())
     build(folder)
     cells = re.findall(r">(\d+ of \d+)</td>", (folder / "index.html").read_text())
     assert sorted(cells) == sorted(TIMES_AMONG_BEST.values())
@@ -139,7 +139,7 @@ def test_the_page_has_the_same_counts(results: Results) -> None:
 
 def test_the_csv_has_each_result_s_mean_and_number_of_seeds(results: Results) -> None:
     """A value of another column or student would be wrong."""
-    folder = results(board())
+    folder = results(all_records())
     build(folder)
     rows = list(csv.DictReader(io.StringIO((folder / "leaderboard.csv").read_text())))
     for method, tasks in SCORES.items():

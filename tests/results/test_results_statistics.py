@@ -165,10 +165,10 @@ def test_power_and_seeds_needed_agree_with_simulation():
 def test_the_standard_deviation_over_seeds_is_pooled_within_methods():
     rng = np.random.default_rng(0)
     scores_by_method = [scores_of(rng.normal(m, 0.02, 5)) for m in np.linspace(0.1, 0.9, 60)]
-    floor = power.noise_floor(scores_by_method)
-    assert floor is not None
-    assert floor.sd == pytest.approx(0.02, rel=0.1)
-    assert (floor.df, floor.n) == (60 * (5 - 1), 5)
+    noise = power.noise_floor(scores_by_method)
+    assert noise is not None
+    assert noise.sd == pytest.approx(0.02, rel=0.1)
+    assert (noise.df, noise.n) == (60 * (5 - 1), 5)
     assert power.noise_floor([scores_of([0.5])]) is None
 
 
@@ -178,21 +178,21 @@ def test_the_detectable_difference_of_crossed_seeds_counts_pretraining_seeds():
     for _ in range(40):
         grid = 0.05 * rng.normal(size=(3, 1)) + 0.001 * rng.normal(size=(3, 3))
         scores_by_method.append({(p, t): float(grid[p, t]) for p in range(3) for t in range(3)})
-    floor = power.noise_floor(scores_by_method)
-    assert floor is not None
-    assert floor.n == 3
-    assert floor.detectable_difference == pytest.approx(
+    noise = power.noise_floor(scores_by_method)
+    assert noise is not None
+    assert noise.n == 3
+    assert noise.detectable_difference == pytest.approx(
         power.smallest_gap(0.05 * 2**0.5, 3), rel=0.15
     )
 
 
 def test_methods_with_one_pre_training_seed_do_not_count_for_the_detectable_difference():
     several = {(p, t): 0.1 * p + 0.01 * t for p in range(2) for t in range(2)}
-    floor = power.noise_floor([several, scores_of([0.1, 0.2, 0.3, 0.4, 0.5]), scores_of([0.7])])
-    assert floor is not None
-    assert floor.n == 2
-    assert floor.detectable_difference == pytest.approx(power.smallest_gap(0.1, 2), rel=1e-4)
-    assert floor.df == (4 - 1) + (5 - 1)
+    noise = power.noise_floor([several, scores_of([0.1, 0.2, 0.3, 0.4, 0.5]), scores_of([0.7])])
+    assert noise is not None
+    assert noise.n == 2
+    assert noise.detectable_difference == pytest.approx(power.smallest_gap(0.1, 2), rel=1e-4)
+    assert noise.df == (4 - 1) + (5 - 1)
 
 
 def test_equal_scores_have_their_mean_rank():

@@ -18,12 +18,12 @@ def answer_charts(view: BoardView, student: str) -> list[Plot]:
     """One chart per row of KDEP and reference: the mean over tasks first, then the tasks."""
     pairs: dict[tuple[RowKey, str], list[Dot]] = {}
     for _, _, task, d in difference_rows(view, student):
-        e = d.estimate
+        estimate = d.estimate
         if d.row.method != compare.BASE or d.reference.method not in REFERENCES:
             continue
-        if e is None or e.low is None or e.high is None:
+        if estimate is None or estimate.low is None or estimate.high is None:
             continue
-        values = 100 * e.mean, 100 * e.low, 100 * e.high
+        values = 100 * estimate.mean, 100 * estimate.low, 100 * estimate.high
         dot = Dot(_short(task), *values, view.colour(d.row), d.significant)
         chart = pairs.setdefault((d.row, d.reference.method), [])
         chart.insert(0 if d.column is None else len(chart), dot)

@@ -62,26 +62,34 @@ def _labels(view: BoardView, d: ImageDifference | ImagePair) -> tuple[str, str, 
 def markdown_rows(view: BoardView) -> list[list[str]]:
     """The rows of the table of differences in leaderboard.md."""
     rows = []
-    for d in view.image_differences:
-        shown = [text.md(name) for name in _labels(view, d)]
-        p = text.p_value(d.adjusted)
-        rows.append([*shown, text.gap(d.estimate), d.estimate.seeds, p, d.verdict])
+    for difference in view.image_differences:
+        shown = [text.md(name) for name in _labels(view, difference)]
+        p_value = text.p_value(difference.adjusted)
+        rows.append(
+            [
+                *shown,
+                text.gap(difference.estimate),
+                difference.estimate.seeds,
+                p_value,
+                difference.verdict,
+            ]
+        )
     return rows
 
 
 def page_section(view: BoardView) -> Section | None:
     """The section of index.html with the differences; None without one."""
     rows = []
-    for d in view.image_differences:
-        student, comparison, task = _labels(view, d)
+    for difference in view.image_differences:
+        student, comparison, task = _labels(view, difference)
         entries = [
             name_entry(student),
             Entry(text.plain(comparison), "l"),
             name_entry(task),
-            number_entry(text.gap(d.estimate), d.estimate.mean),
-            Entry(d.estimate.seeds, "n"),
-            number_entry(text.p_value(d.adjusted), d.adjusted),
-            chip_entry(d.verdict),
+            number_entry(text.gap(difference.estimate), difference.estimate.mean),
+            Entry(difference.estimate.seeds, "n"),
+            number_entry(text.p_value(difference.adjusted), difference.adjusted),
+            chip_entry(difference.verdict),
         ]
         rows.append((student, entries))
     if not rows:

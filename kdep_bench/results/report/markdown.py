@@ -332,10 +332,12 @@ def _diagnostics(view: BoardView) -> list[str]:
         columns = compare.columns_of(view.board, student)
         names = column_names(columns)
         for c in columns:
-            n = compare.noise(view.board, student, c)
-            if n is not None:
-                row = [text.md(student), text.md(names[c]), text.points(n.sd)]
-                noises.append([*row, str(n.df), str(n.n), text.points(n.detectable_difference)])
+            noise = compare.noise(view.board, student, c)
+            if noise is not None:
+                row = [text.md(student), text.md(names[c]), text.points(noise.sd)]
+                noises.append(
+                    [*row, str(noise.df), str(noise.n), text.points(noise.detectable_difference)]
+                )
     if noises:
         lines += [f"## {NOISE_HEADING}", "", NOISE, "", *md_table(NOISE_HEAD, noises, 2), ""]
     return lines

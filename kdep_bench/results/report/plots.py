@@ -69,24 +69,24 @@ def _scores(view: BoardView, student: str, index: int) -> list[Plot]:
     columns = compare.columns_of(view.board, student)
     names = column_names(columns)
     charts = []
-    for j, c in enumerate(columns):
+    for j, column in enumerate(columns):
         rows = []
         for row in view.board.rows_of(student):
-            e = view.board.result(row, c).estimate
-            if e is not None:
-                low, high = (None if v is None else 100 * v for v in (e.low, e.high))
+            estimate = view.board.result(row, column).estimate
+            if estimate is not None:
+                low, high = (None if v is None else 100 * v for v in (estimate.low, estimate.high))
                 label = text.plain(view.labels[row], 60)
-                bold = view.is_bold(row, c)
-                rows.append(Dot(label, 100 * e.mean, low, high, view.colour(row), bold))
-        rows.sort(key=lambda r: (-c.sign * r.value, r.label))
+                bold = view.is_bold(row, column)
+                rows.append(Dot(label, 100 * estimate.mean, low, high, view.colour(row), bold))
+        rows.sort(key=lambda r: (-column.sign * r.value, r.label))
         if not rows:
             continue
-        chance = view.board.chance[c]
+        chance = view.board.chance[column]
         mark = None if chance is None else 100 * chance
-        caption = text.plain(names[c], 60) + _student_text(view, student) + _limit_text(rows)
+        caption = text.plain(names[column], 60) + _student_text(view, student) + _limit_text(rows)
         title = f"{caption}: mean and 95 % interval of each method"
         svg = dots(rows[:MOST_DOTS], title, "x100, mean and 95 % interval", mark, "chance")
-        charts.append(Plot(f"scores-{index}-{j}", "scores", c.family, student, caption, svg))
+        charts.append(Plot(f"scores-{index}-{j}", "scores", column.family, student, caption, svg))
     return charts
 
 
@@ -99,10 +99,11 @@ def _differences(view: BoardView, student: str, index: int) -> list[Plot]:
     pairs: dict[tuple[RowKey, RowKey], list[Dot]] = defaultdict(list)
     over_all: dict[str, list[Dot]] = defaultdict(list)
     for _, _, task, d in difference_rows(view, student):
-        e = d.estimate
-        if e is None or e.low is None or e.high is None:
+        estimate = d.estimate
+        if estimate is None or estimate.low is None or estimate.high is None:
             continue
-        values = 100 * e.mean, 100 * e.low, 100 * e.high, view.colour(d.row), d.significant
+        percent = 100 * estimate.mean, 100 * estimate.low, 100 * estimate.high
+        values = *percent, view.colour(d.row), d.significant
         pairs[d.row, d.reference].append(Dot(text.plain(task, 60), *values))
         if d.tasks == n_tasks:
             row = text.plain(view.labels[d.row], 50)
@@ -134,10 +135,15 @@ def _claims(view: BoardView, student: str, index: int) -> list[Plot]:
     """One chart with the measured differences of all claims, in the order of the claims."""
     rows = []
     for verdict in headlines(view.verdicts):
-        e = verdict.difference
-        if verdict.student != student or e is None or e.low is None or e.high is None:
+        measured = verdict.difference
+        if (
+            verdict.student != student
+            or measured is None
+            or measured.low is None
+            or measured.high is None
+        ):
             continue
-        values = 100 * e.mean, 100 * e.low, 100 * e.high
+        values = 100 * measured.mean, 100 * measured.low, 100 * measured.high
         is_decided = verdict.verdict in ("supported", "refuted")
         colour = row_colours.FIXED["kdep"]
         rows.append(Dot(text.plain(verdict.title, 70), *values, colour, is_decided))

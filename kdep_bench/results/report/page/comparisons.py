@@ -23,17 +23,21 @@ from kdep_bench.results.report.page.tables import Section, page_table
 def differences_section(view: BoardView, drawn: Sequence[plots.Plot]) -> Section | None:
     """The paired differences as charts, and all of them in a folded table."""
     rows = []
-    for student, label, task, d in board_rows.difference_rows(view):
-        est = d.estimate
+    for student, label, task, difference in board_rows.difference_rows(view):
+        estimate = difference.estimate
         entries = [
             name_entry(student),
-            Entry(text.plain(label), "l", row=f"{anchor(view, d.row)} {anchor(view, d.reference)}"),
+            Entry(
+                text.plain(label),
+                "l",
+                row=f"{anchor(view, difference.row)} {anchor(view, difference.reference)}",
+            ),
             name_entry(task),
-            number_entry(text.gap(est), est.mean if est else None),
-            number_entry(str(d.pairs), d.pairs),
-            Entry(est.seeds if est else "—", "n"),
-            number_entry(text.p_value(d.adjusted), d.adjusted),
-            chip_entry(d.verdict),
+            number_entry(text.gap(estimate), estimate.mean if estimate else None),
+            number_entry(str(difference.pairs), difference.pairs),
+            Entry(estimate.seeds if estimate else "—", "n"),
+            number_entry(text.p_value(difference.adjusted), difference.adjusted),
+            chip_entry(difference.verdict),
         ]
         rows.append((student, entries))
     if not rows:
@@ -102,11 +106,11 @@ def method_families_section(view: BoardView) -> Section | None:
     if not families.has_costs(view.board):
         return None
     rows = []
-    for f in families.families(view.board, view.summaries, view.method_inputs):
-        entries = [name_entry(f.student), name_entry(f.name)]
-        for shown, value in board_rows.family_entries(f, text.plain):
+    for family in families.families(view.board, view.summaries, view.method_inputs):
+        entries = [name_entry(family.student), name_entry(family.name)]
+        for shown, value in board_rows.family_entries(family, text.plain):
             entries.append(Entry(shown, "l w") if value is None else number_entry(shown, value))
-        rows.append((f.student, entries))
+        rows.append((family.student, entries))
     if not rows:
         return None
     head, title = ["student", "method family", *board_rows.FAMILY_HEAD], "Method families"
@@ -141,15 +145,15 @@ def noise_section(view: BoardView) -> Section | None:
         columns = compare.columns_of(view.board, student)
         names = board_rows.column_names(columns)
         for c in columns:
-            n = compare.noise(view.board, student, c)
-            if n is not None:
-                smallest = n.detectable_difference
+            seed_noise = compare.noise(view.board, student, c)
+            if seed_noise is not None:
+                smallest = seed_noise.detectable_difference
                 entries = [
                     name_entry(student),
                     name_entry(names[c]),
-                    number_entry(text.points(n.sd), n.sd),
-                    number_entry(str(n.df), n.df),
-                    number_entry(str(n.n), n.n),
+                    number_entry(text.points(seed_noise.sd), seed_noise.sd),
+                    number_entry(str(seed_noise.df), seed_noise.df),
+                    number_entry(str(seed_noise.n), seed_noise.n),
                     number_entry(text.points(smallest), smallest),
                 ]
                 rows.append((student, entries))
