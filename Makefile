@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 CLUSTER ?= .venv-cluster
 LIGHTLY ?= .venv-lightly
+TRACKERS ?= .venv-trackers
 PY := $(VENV)/bin/python
 # Tests run in two processes, split by file; each test and its subprocesses use one thread.
 TEST_JOBS ?= 2
@@ -10,7 +11,7 @@ PARALLEL = -n $(TEST_JOBS) --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: pocket smoke pocket-full rehearse rehearse-ddp test check unit e2e browser cluster slurm-test docs \
-  planted faults fuzz mutation scale scale-data lightly gpu-check notebooks install clean
+  planted faults fuzz mutation scale scale-data lightly gpu-check notebooks trackers install clean
 
 pocket: install
 	$(PY) tools/run_suite.py configs/suites/pocket.py
@@ -51,6 +52,10 @@ docs: install
 notebooks: install
 	$(PY) -m pip install --quiet --no-deps -r requirements-notebooks.lock
 	$(PY) docs/notebooks/run.py
+
+# Tests the trackers MLflow and Weights & Biases, without a network; half a minute.
+trackers: $(TRACKERS)/.installed
+	$(TRACKERS)/bin/python -m pytest -rs tests/pretrain/test_pretrain_trackers.py
 
 unit: install
 	$(PY) -m pytest $(PARALLEL) -m "not e2e"
@@ -136,5 +141,12 @@ $(LIGHTLY)/.installed: requirements-lightly.lock $(VENV)/.installed
 	$(LIGHTLY)/bin/python -m pip install --quiet --no-deps -r requirements-lightly.lock
 	touch $@
 
+$(TRACKERS)/.installed: requirements-trackers.lock $(VENV)/.installed
+	test -x $(TRACKERS)/bin/python || $(PYTHON) -m venv $(TRACKERS)
+	$(PY) -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+	  $$($(TRACKERS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/project.pth
+	$(TRACKERS)/bin/python -m pip install --quiet --no-deps -r requirements-trackers.lock
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(CLUSTER) $(LIGHTLY) work_dirs
+	rm -rf $(VENV) $(CLUSTER) $(LIGHTLY) $(TRACKERS) work_dirs

@@ -1,4 +1,4 @@
-"""Experiment trackers (`runtime.trackers` of a suite): logging to TensorBoard or MLflow.
+"""Experiment trackers (`runtime.trackers` of a suite): TensorBoard, MLflow or Weights & Biases.
 
 mmengine's Visualizer backends log the scalars of pre-training and transfer. Stages receive the
 backends' configs in an environment variable, not in their spec, because the trackers must not
@@ -27,17 +27,48 @@ class Tracker(NamedTuple):
         backend: type of mmengine's Visualizer backend.
         package: package that it requires.
         keys: keys that its config may have.
+        init_keys: further keys, which mmengine's backend passes to `init` of the package.
+        run_key: key of the name of the run, one of `keys` or `init_keys`; "" if runs have no name.
+        project_key: key of the name that groups all runs; "" if there is none.
+        settings: further arguments of the backend.
     """
 
     backend: str
     package: str
-    keys: tuple[str, ...]
+    keys: tuple[str, ...] = ()
+    init_keys: tuple[str, ...] = ()
+    run_key: str = ""
+    project_key: str = ""
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def with_run(self, config: Json, run: str) -> Json:
+        """The backend config with the name of the run, unless it already has one."""
+        names = {self.project_key: "kdep_bench", self.run_key: run}
+        names.pop("", None)
+        if not names:
+            return dict(config)
+        if self.init_keys:
+            return {**config, "init_kwargs": {**names, **config.get("init_kwargs", {})}}
+        return {**names, **config}
 
 
 TRACKERS = {
-    "tensorboard": Tracker("mmengine.TensorboardVisBackend", "tensorboard", ()),
+    "tensorboard": Tracker("mmengine.TensorboardVisBackend", "tensorboard"),
     "mlflow": Tracker(
-        "mmengine.MLflowVisBackend", "mlflow", ("tracking_uri", "exp_name", "run_name", "tags")
+        "mmengine.MLflowVisBackend",
+        "mlflow",
+        keys=("tracking_uri", "exp_name", "run_name", "tags"),
+        run_key="run_name",
+        project_key="exp_name",
+    ),
+    "wandb": Tracker(
+        "mmengine.WandbVisBackend",
+        "wandb",
+        init_keys=("project", "entity", "group", "name", "tags", "notes", "mode", "dir"),
+        run_key="name",
+        project_key="project",
+        # mmengine's backend passes no step; charts shall have the iterations on the x axis.
+        settings=(("define_metric_cfg", [{"name": "*", "step_metric": "iter"}]),),
     ),
 }
 
@@ -46,8 +77,9 @@ def resolve(entries: Sequence[Any]) -> list[Json]:
     """The backend configs for the entries of `runtime.trackers`.
 
     Args:
-        entries: names ('tensorboard', 'mlflow'), or dicts with the name as `type` and the backend's
-            keys, such as dict(type="mlflow", tracking_uri="http://host:5000").
+        entries: names ('tensorboard', 'mlflow', 'wandb'), or dicts with the name as `type` and the
+            keys of the tracker, such as dict(type="mlflow", tracking_uri="http://host:5000") or
+            dict(type="wandb", mode="offline").
 
     Raises:
         KdepError: a name or key is unknown, or a package is not installed.
@@ -71,16 +103,20 @@ def _resolve(entry: Any) -> Json:
     if name not in TRACKERS:
         raise unknown_name("tracker in runtime.trackers", name, TRACKERS)
     tracker = TRACKERS[name]
+    allowed = (*tracker.keys, *tracker.init_keys)
     for key in config:
-        if key not in tracker.keys:
-            raise unknown_name(f"key of the tracker {name!r}", str(key), tracker.keys)
+        if key not in allowed:
+            raise unknown_name(f"key of the tracker {name!r}", str(key), allowed)
     if importlib.util.find_spec(tracker.package) is None:
         raise KdepError(
             f"the suite uses the tracker {name!r}, but the package {tracker.package} is not "
             "installed",
             fix="run: pip install 'kdep_bench[trackers]', or remove it from runtime.trackers",
         )
-    return {"type": tracker.backend, **config}
+    init_kwargs = {key: config.pop(key) for key in tracker.init_keys if key in config}
+    if init_kwargs:
+        config["init_kwargs"] = init_kwargs
+    return {"type": tracker.backend, **dict(tracker.settings), **config}
 
 
 def set_backends(backends: Sequence[Json], run: str) -> None:
@@ -91,12 +127,8 @@ def set_backends(backends: Sequence[Json], run: str) -> None:
         run: name of the run in the tracker.
     """
     os.environ.pop(_VARIABLE, None)
-    configs = [
-        {"exp_name": "kdep_bench", "run_name": run, **config}
-        if "MLflow" in config["type"]
-        else dict(config)
-        for config in backends
-    ]
+    trackers = {tracker.backend: tracker for tracker in TRACKERS.values()}
+    configs = [trackers[config["type"]].with_run(config, run) for config in backends]
     if configs:
         os.environ[_VARIABLE] = json.dumps(configs)
     if any("MLflow" in config["type"] for config in configs):

@@ -142,7 +142,8 @@ class Runtime(_Part):
         cost: estimated seconds, used until a similar stage has been measured.
         timed: whether to report times. Set it to False if other work runs on the machine: records
             then contain no wall times, and claims about time are undecided.
-        trackers: experiment trackers: 'tensorboard', 'mlflow' or dicts; see kdep_bench/trackers.py.
+        trackers: experiment trackers: 'tensorboard', 'mlflow', 'wandb' or dicts; see
+            kdep_bench/trackers.py.
     """
 
     cpus: dict[str, Annotated[int, Field(ge=0)]] = {}

@@ -1,9 +1,11 @@
-"""Losses that the trackers TensorBoard and MLflow record during a real pre-training."""
+"""Losses that TensorBoard, MLflow and Weights & Biases record during a real pre-training."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,7 +46,7 @@ def test_tensorboard_gets_the_losses_and_the_result_is_the_same(
 
 
 def test_mlflow_gets_the_losses_in_a_file_store(stages: dict[str, Path], tmp_path: Path) -> None:
-    mlflow = pytest.importorskip("mlflow", reason="no mlflow here: pip install mlflow-skinny")
+    mlflow = pytest.importorskip("mlflow", reason="run: make trackers")
     uri = (tmp_path / "mlruns").as_uri()
     trackers.set_backends(trackers.resolve([dict(type="mlflow", tracking_uri=uri)]), "pretrain-x")
     pretrain(tmp_path / "watched", stages, KDEP, budget=STEPS)
@@ -52,3 +54,49 @@ def test_mlflow_gets_the_losses_in_a_file_store(stages: dict[str, Path], tmp_pat
     (run,) = client.search_runs([client.get_experiment_by_name("kdep_bench").experiment_id])
     assert run.info.run_name == "pretrain-x"
     assert [m.step for m in client.get_metric_history(run.info.run_id, "loss")] == [50, 100]
+
+
+def test_wandb_gets_the_losses_of_each_run_of_a_process_without_a_network(
+    stages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason="run: make trackers")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    entry = dict(type="wandb", mode="offline", dir=str(tmp_path))
+    for run in ("pretrain-x", "pretrain-y"):
+        trackers.set_backends(trackers.resolve([entry]), run)
+        pretrain(tmp_path / run, stages, KDEP, budget=STEPS)
+    files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    assert len(files) == 2
+    for file, run in zip(files, ("pretrain-x", "pretrain-y"), strict=True):
+        records = _wandb_records(file)
+        (started,) = (r.run for r in records if r.WhichOneof("record_type") == "run")
+        assert (started.project, started.display_name) == ("kdep_bench", run)
+        histories = (r.history for r in records if r.WhichOneof("record_type") == "history")
+        logged = [
+            {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in h.item}
+            for h in histories
+        ]
+        assert [row["iter"] for row in logged if "loss" in row] == [50, 100]
+
+
+def _wandb_records(file: Path) -> list[Any]:
+    """The records of an offline run: a log in LevelDB's format after a header of 7 bytes.
+
+    A block has 32 KiB; a chunk of a record has a CRC (4 bytes), a length (2) and a type (1: whole
+    record, 2 to 4: its first, middle and last chunk). A chunk never starts in the last 6 bytes.
+    """
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, position, chunks, records = file.read_bytes(), 7, b"", []
+    while position + 7 <= len(data):
+        if position % 32768 > 32768 - 7:
+            position += 32768 - position % 32768
+            continue
+        length = int.from_bytes(data[position + 4 : position + 6], "little")
+        kind = data[position + 6]
+        chunks += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):
+            records.append(Record.FromString(chunks))
+            chunks = b""
+    return records

@@ -49,12 +49,19 @@ def test_trackers_change_no_stage_id_and_are_set_for_training_stages(all_install
 
 
 def test_a_tracker_run_has_the_name_of_the_current_stage(all_installed):
-    expected = ["tensorboard", dict(type="mlflow", tracking_uri="http://host:5000")]
+    expected = [
+        "tensorboard",
+        dict(type="mlflow", tracking_uri="http://host:5000"),
+        dict(type="wandb", mode="offline", group="a"),
+    ]
     trackers.set_backends(trackers.resolve(expected), "pretrain-x")
     backends = trackers.current_backends()
     assert backends[0] == TENSORBOARD
     assert backends[1]["tracking_uri"] == "http://host:5000"
     assert backends[1]["run_name"] == "pretrain-x"
+    assert backends[2]["init_kwargs"] == dict(
+        project="kdep_bench", name="pretrain-x", mode="offline", group="a"
+    )
     trackers.set_backends([], "pretrain-y")
     assert trackers.current_backends() == []
     assert "KDEP_TRACKERS" not in os.environ
@@ -65,6 +72,7 @@ def test_a_tracker_run_has_the_name_of_the_current_stage(all_installed):
     [
         (["tensorbord"], "tensorboard"),
         ([dict(type="mlflow", tracking_url="x")], "tracking_uri"),
+        ([dict(type="wandb", projekt="x")], "project"),
         ([3], "runtime.trackers contains 3"),
         ([dict(save_dir="x")], "runtime.trackers contains"),
     ],
