@@ -62,7 +62,13 @@ def write_onnx(backbone: nn.Module, px: int, path: Path) -> None:
 
 
 def export_network(
-    network: nn.Module, size: tuple[int, int], names: tuple[str, ...], path: Path
+    network: nn.Module,
+    size: tuple[int, int],
+    names: tuple[str, ...],
+    path: Path,
+    *,
+    check: Callable[[Path], None] | None = None,
+    translations: dict[Callable[..., Any], Callable[..., Any]] | None = None,
 ) -> None:
     """Writes a network as ONNX, for any batch size, and checks the file.
 
@@ -72,6 +78,8 @@ def export_network(
         size: (height, width) of the images.
         names: names of the outputs.
         path: file to write. An existing file is replaced only if export and check succeed.
+        check: raises KdepError if the given file is wrong; the default is `check_onnx`.
+        translations: for operators that torch cannot export, functions that write them in ONNX.
 
     Raises:
         KdepError: see `write_onnx`.
@@ -91,6 +99,7 @@ def export_network(
                 input_names=["images"],
                 output_names=list(names),
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
+                custom_translation_table=translations,
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as e:
@@ -103,7 +112,10 @@ def export_network(
     partial = path.with_name(f".{path.name}.partial")
     try:
         program.save(partial)
-        check_onnx(network, partial, size, names)
+        if check is None:
+            check_onnx(network, partial, size, names)
+        else:
+            check(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -1,9 +1,4 @@
-"""Exports a classifier or segmenter (backbone and head) of a transfer run to ONNX.
-
-Detectors are not exported. Those used here have two stages. The second stage reads the boxes that
-the first one found, with operators (NMS, RoIAlign over a varying number of boxes) that need
-mmdeploy.
-"""
+"""Exports a classifier, detector or segmenter (backbone and head) of a transfer run to ONNX."""
 
 from __future__ import annotations
 
@@ -19,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdep_bench.data.normalisation import MEAN
 from kdep_bench.errors import KdepError
 from kdep_bench.registry import build
 from kdep_bench.teachers.base import load_exactly
@@ -26,8 +22,8 @@ from kdep_bench.transfer.gate import read_tensors
 from kdep_bench.transfer.method import MODEL
 from kdep_bench.transfer.onnx_file import WithPreprocessing, export_network
 
-EXPORTED = ("classification", "segmentation")  # task families
 OUTPUT = "logits"
+_CHECKED_IMAGES = 4  # test images on which the file of a detector is compared with torch
 
 
 def write_model(
@@ -41,9 +37,10 @@ def write_model(
     """Writes a transferred model with its preprocessing as ONNX, in a separate process.
 
     Input `images` [B, 3, H, W] float32, RGB from 0 to 255. H and W are the student's `input_px` in
-    classification, and the task's `scale` in segmentation. Output `logits`: [B, classes] in
-    classification, [B, classes, H, W] in segmentation. The class with the largest logit is the
-    prediction for the image or the pixel.
+    classification, and the task's `scale` in segmentation and detection. Output `logits`:
+    [B, classes] in classification, [B, classes, H, W] in segmentation. The class with the largest
+    logit is the prediction for the image or the pixel. Outputs of a detector: `boxes`, `scores` and
+    `labels`; see `onnx_detector.Detector`.
 
     Args:
         task: the task's config.
@@ -54,16 +51,9 @@ def write_model(
         path: file to write. An existing file is replaced only if the export succeeds.
 
     Raises:
-        KdepError: the stage has no model, the task family is not in EXPORTED, or an error of
+        KdepError: the stage has no model, the task is scored by cross-validation, or an error of
             `write_onnx`.
     """
-    if task["family"] not in EXPORTED:
-        raise KdepError(
-            f"the model of the task {task['name']} ({task['family']}) cannot be exported to ONNX: "
-            "it has two stages with operators that need mmdeploy",
-            expected=" or ".join(EXPORTED),
-            fix="use backbone.onnx, or convert model.pth of the transfer stage with mmdeploy",
-        )
     if task["recipe"].get("protocol") == "folds":
         raise KdepError(
             f"the task {task['name']} is scored by cross-validation, so there is no single model",
@@ -118,7 +108,52 @@ def _write(
     path: Path,
 ) -> None:
     model, size = load_model(task_config, student, data_root, stage, seed)
-    export_network(TransferredModel(model, size).eval(), size, (OUTPUT,), path)
+    if task_config["family"] != "detection":
+        export_network(TransferredModel(model, size).eval(), size, (OUTPUT,), path)
+        return
+    from kdep_bench.transfer.onnx_detector import Detector, write_detector
+
+    images = test_images(task_config, student, data_root, stage, seed, size)
+    write_detector(Detector(model, size).eval(), images, path)
+
+
+def test_images(
+    task_config: Mapping[str, Any],
+    student: Mapping[str, Any],
+    data_root: Path,
+    stage: Path,
+    seed: int,
+    size: tuple[int, int],
+) -> Tensor:
+    """The first test images of a detection task [B, 3, H, W], float32 RGB from 0 to 255.
+
+    Images are resized as in the test; images that are smaller than `size` (height, width) then get
+    margins below and at the right in the mean colour, which the detector reads as zeros. Images
+    that are larger (upright ones) are cropped.
+    """
+    from mmengine.registry import DATASETS
+
+    cfg = _task_cfg(task_config, student, data_root, stage, seed)[1]
+    dataset: Any = DATASETS.build(cfg.test_dataloader.dataset)
+    height, width = size
+    images = torch.tensor(MEAN).view(1, 3, 1, 1).repeat(_CHECKED_IMAGES, 1, height, width)
+    for i in range(min(_CHECKED_IMAGES, len(dataset))):
+        image = dataset[i]["inputs"].flip(0)[:, :height, :width].float()
+        images[i, :, : image.shape[1], : image.shape[2]] = image
+    return images[: len(dataset)]
+
+
+def _task_cfg(
+    task_config: Mapping[str, Any],
+    student: Mapping[str, Any],
+    data_root: Path,
+    stage: Path,
+    seed: int,
+) -> tuple[Any, Any]:
+    """(the task, its config for the toolkit with the weights of a transfer stage)."""
+    task = build(task_config)
+    with tempfile.TemporaryDirectory() as work_dir:
+        return task, task.build_cfg(data_root, student, stage / MODEL, seed, Path(work_dir))
 
 
 def load_model(
@@ -139,19 +174,17 @@ def load_model(
     from kdep_bench.openmmlab import setup
 
     torch.set_num_threads(1)
-    task = build(task_config)
-    setup(task.scope)
-    with tempfile.TemporaryDirectory() as work_dir:
-        cfg = task.build_cfg(data_root, student, stage / MODEL, seed, Path(work_dir))
+    setup(build(task_config).scope)
+    task, cfg = _task_cfg(task_config, student, data_root, stage, seed)
     import_modules_from_strings(**cfg.custom_imports)
     config = copy.deepcopy(cfg.model)
     del config["backbone"]["init_cfg"]  # the whole model's weights are read instead
     model: Any = MODELS.build(config)
     load_exactly(model, read_tensors(stage / MODEL), str(stage / MODEL))
-    if task_config["family"] != "segmentation":
+    if task_config["family"] == "classification":
         px = int(student["input_px"])
         return model.eval(), (px, px)
-    if model.test_cfg.mode != "whole":
+    if task_config["family"] == "segmentation" and model.test_cfg.mode != "whole":
         raise KdepError(
             f"the task {task.name} is scored with sliding windows, but the ONNX file would process "
             "whole images and give other masks",

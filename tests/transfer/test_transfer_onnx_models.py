@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -149,10 +150,100 @@ def test_the_file_of_a_segmenter_has_the_toolkit_s_logits(
     np.testing.assert_allclose(logits, expected, atol=1e-3 * np.abs(expected).max())
 
 
+def sharpened(model: Any, batch: dict[str, Any]) -> None:
+    """Gives a hardly trained detector scores and offsets that differ between boxes and classes."""
+    generator = torch.Generator().manual_seed(0)
+    head = model.roi_head.bbox_head
+    for layer, std in ((model.rpn_head.rpn_reg, 0.02), (head.fc_reg, 0.02), (head.fc_cls, 1.0)):
+        layer.weight.data.copy_(torch.randn(layer.weight.shape, generator=generator) * std)
+    data = model.data_preprocessor(batch, False)
+    with torch.inference_mode():
+        ((logits, _),) = model(data["inputs"], data["data_samples"], mode="tensor")
+    # Logits of each class with mean 0 and standard deviation 3 over the boxes of the batch.
+    scale = 3 / logits.std(0)
+    head.fc_cls.weight.data.mul_(scale[:, None])
+    head.fc_cls.bias.data.copy_(-logits.mean(0) * scale)
+
+
+def detections(student: dict[str, Any], data: Path, export: Path, out: Path, per_class: bool):
+    """(mmdet's detections of two test images, the outputs of the ONNX file for both)."""
+    from mmengine.registry import DATASETS
+
+    from kdep_bench.registry import build
+    from kdep_bench.transfer.method import MODEL
+
+    recipe: dict[str, Any] = dict(iters=2, batch=2, warmup=1)
+    if per_class:
+        network = config("tasks", "smoke_det")["recipe"]["model"]
+        network["roi_head"]["bbox_head"]["reg_class_agnostic"] = False
+        recipe["model"] = network
+    task, _ = run_and_store_model("det", student, data, export, out, **recipe)
+    model, size = onnx_model.load_model(task, student, data, out, 0)
+    cfg = build(task).build_cfg(data, student, export / "backbone.pth", 0, out / "mm")
+    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    samples = [dataset[i] for i in range(2)]
+    batch = {k: [sample[k] for sample in samples] for k in ("inputs", "data_samples")}
+    sharpened(model, copy.deepcopy(batch))
+    torch.save(model.state_dict(), out / MODEL)
+    onnx_model._write(task, student, data, out, 0, out / "model.onnx")
+    with torch.inference_mode():
+        predicted = [d.pred_instances for d in model.test_step(batch)]  # type: ignore[operator]
+    images = torch.stack([sample["inputs"].flip(0) for sample in samples]).float().numpy()
+    assert images.shape[2:] == size
+    outputs = open_session(out / "model.onnx").run(None, {"images": images})
+    return [(p.bboxes.numpy(), p.scores.numpy(), p.labels.numpy()) for p in predicted], outputs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("per_class", [False, True], ids=["one_box_per_object", "box_per_class"])
+def test_the_file_of_a_detector_finds_the_objects_that_the_toolkit_finds(
+    per_class, student, data, exported, tmp_path, in_subprocess
+):
+    expected, outputs = in_subprocess(
+        detections, student, data, exported, tmp_path / "det", per_class
+    )
+    boxes, scores, labels = outputs
+    assert boxes.shape == (2, 50, 4)  # 50: max_per_img of the small detector
+    for image, (boxes_N4, scores_N, labels_N) in enumerate(expected):
+        assert len(scores_N) > 10
+        assert len(set(labels_N.tolist())) > 1
+        count = int((scores[image] > 0).sum())
+        assert count == len(scores_N)
+        np.testing.assert_allclose(scores[image, :count], scores_N, atol=1e-4)
+        np.testing.assert_array_equal(labels[image, :count], labels_N)
+        np.testing.assert_allclose(boxes[image, :count], boxes_N4, atol=0.02)
+
+
+def test_detections_that_differ_between_two_runtimes_are_counted() -> None:
+    from kdep_bench.transfer.onnx_detector import compare
+
+    boxes = np.array([[[0, 0, 10, 10], [5, 5, 50, 50], [0, 0, 1, 1]]], float)
+    scores, labels = np.array([[0.9, 0.5, 0]]), np.array([[2, 1, 0]])
+    swapped = [1, 0, 2]  # another order is no difference
+    others = [
+        ((boxes[:, swapped], scores[:, swapped], labels[:, swapped]), (4, 0)),
+        ((boxes + 1, scores, labels), (4, 4)),
+        ((boxes, scores, np.array([[2, 0, 0]])), (4, 2)),
+        ((boxes, scores * np.array([[1, 0, 0]]), labels), (3, 1)),
+    ]
+    for other, counts in others:
+        assert compare((boxes, scores, labels), other, side=100) == counts
+
+
+def test_suppression_keeps_the_best_of_overlapping_boxes_in_each_group() -> None:
+    """IoU of the boxes: 81/119 = 0.68 for the first two, 0 with the third."""
+    from kdep_bench.transfer.onnx_detector import kept_boxes
+
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [1, 1, 11, 11], [20, 20, 30, 30]]])
+    scores = torch.tensor([[[0.5, 0.9, 0.3], [0.5, 0.0, 0.1]]])
+    kept = kept_boxes(boxes, scores, 0.5, 0.2)
+    assert kept.tolist() == [[[0, 1, 1], [1, 0, 0]]]
+    assert kept_boxes(boxes, scores, 0.7, 0.2).tolist() == [[[1, 1, 1], [1, 0, 0]]]
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("det", "need mmdeploy"),
         ("photos", "scored by cross-validation"),
         ("finetune", "add keep_models=True to the suite"),
     ],
