@@ -59,8 +59,9 @@ def _(boxes_BN4: Tensor, scores_BGN: Tensor, iou_threshold: float, score_thresho
 
 def kept_boxes_in_onnx(boxes: Any, scores: Any, iou_threshold: float, score_threshold: float):
     """`kept_boxes` in operators of ONNX."""
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
 
+    op: Any = opset18  # its type hints admit only the values of eager execution
     every = op.Constant(value_int=2**62)  # maximum number of boxes per image and group
     kept = op.NonMaxSuppression(
         boxes,
@@ -82,6 +83,8 @@ class Detector(WithPreprocessing):
     an image has fewer than M detections; labels [B, M]: index of the class, in the order of the
     training annotations. M is `max_per_img` of the detector.
     """
+
+    backbone: Any  # the detector of mmdet
 
     def __init__(self, model: Any, size: tuple[int, int]) -> None:
         super().__init__(model)
@@ -273,12 +276,15 @@ def compare(expected: Sequence[Array], outputs: Sequence[Array], side: int) -> t
     """
     objects = unmatched = 0
     for image in range(len(expected[0])):
-        rows, others = (_rows(*(o[image] for o in values), side) for values in (expected, outputs))
+        rows, others = (
+            _rows(boxes[image], scores[image], labels[image], side)
+            for boxes, scores, labels in (expected, outputs)
+        )
         objects += len(rows) + len(others)
         if len(rows) == 0 or len(others) == 0:
             unmatched += len(rows) + len(others)
             continue
-        are_equal = (np.abs(rows[:, None] - others[None]) <= TOLERANCE).all(2)
+        are_equal: Array = (np.abs(rows[:, None] - others[None]) <= TOLERANCE).all(2)
         pairs = linear_sum_assignment(are_equal, maximize=True)
         unmatched += len(rows) + len(others) - 2 * int(are_equal[pairs].sum())
     return objects, unmatched

@@ -85,7 +85,7 @@ def _wandb_records(file: Path) -> list[Any]:
     A block has 32 KiB; a chunk of a record has a CRC (4 bytes), a length (2) and a type (1: whole
     record, 2 to 4: its first, middle and last chunk). A chunk never starts in the last 6 bytes.
     """
-    from wandb.proto.wandb_internal_pb2 import Record
+    Record = pytest.importorskip("wandb.proto.wandb_internal_pb2").Record
 
     data, position, chunks, records = file.read_bytes(), 7, b"", []
     while position + 7 <= len(data):
