@@ -284,7 +284,7 @@ def compare(expected: Sequence[Array], outputs: Sequence[Array], side: int) -> t
         if len(rows) == 0 or len(others) == 0:
             unmatched += len(rows) + len(others)
             continue
-        are_equal: Array = (np.abs(rows[:, None] - others[None]) <= TOLERANCE).all(2)
+        are_equal = np.asarray((np.abs(rows[:, None] - others[None]) <= TOLERANCE).all(2))
         pairs = linear_sum_assignment(are_equal, maximize=True)
         unmatched += len(rows) + len(others) - 2 * int(are_equal[pairs].sum())
     return objects, unmatched
