@@ -111,7 +111,7 @@ class StepTime(NamedTuple):
     cpu: float
 
 
-def clocked(load: Callable[[], Any], work: Callable[[Any], Any]) -> StepTime:
+def time_step(load: Callable[[], Any], work: Callable[[Any], Any]) -> StepTime:
     """Measures the time of `work(load())`; the GPU is synchronised before a clock is read."""
     synchronise()
     start = time.perf_counter()
@@ -143,10 +143,12 @@ class Trainer:
 
     def timed_step(self, k: int) -> StepTime:
         """Loads batch `k` and takes a step on it; returns the times."""
-        return clocked(lambda: self.load(k), self.step)
+        return time_step(lambda: self.load(k), self.step)
 
 
-def waiting(trainer: Trainer, data: ViewStream, workers: int, steps: int, first: int = 8) -> float:
+def waiting_fraction(
+    trainer: Trainer, data: ViewStream, workers: int, steps: int, first: int = 8
+) -> float:
     """Fraction of the time that `trainer` waits for a loader with `workers` processes.
 
     It is measured over `steps` steps. The `first` steps before them are not counted, because the
@@ -162,7 +164,7 @@ def waiting(trainer: Trainer, data: ViewStream, workers: int, steps: int, first:
         pin_memory=compute_device().type == "cuda",
     )
     batches = iter(loader)
-    times = [clocked(lambda: next(batches), trainer.step) for _ in range(first + steps)][first:]
+    times = [time_step(lambda: next(batches), trainer.step) for _ in range(first + steps)][first:]
     return sum(t.wait for t in times) / sum(t.wait + t.work for t in times)
 
 
@@ -190,7 +192,9 @@ def measure(
     total = {name: median(t.wait + t.work for t in measured) for name, measured in times.items()}
     cpu = {name: median(t.cpu for t in measured) for name, measured in times.items()}
     workers = 2
-    worker_wait = waiting(setup.trainers["kdep"], setup.cached_views, workers, rounds * each)
+    worker_wait = waiting_fraction(
+        setup.trainers["kdep"], setup.cached_views, workers, rounds * each
+    )
     return {
         "batch": BATCH,
         "rounds": rounds,
@@ -343,7 +347,8 @@ def _interleaved(setup: _Setup, rounds: int, each: int) -> dict[str, list[StepTi
             for name, trainer in setup.trainers.items()
         }
         measured["teacher"] = [
-            clocked(lambda k=k: load_live(k)["teacher_images"], run_teacher) for k in batch_numbers
+            time_step(lambda k=k: load_live(k)["teacher_images"], run_teacher)
+            for k in batch_numbers
         ]
         if round_number > 0:
             for name, step_times in measured.items():

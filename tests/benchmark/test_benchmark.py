@@ -230,7 +230,7 @@ def test_a_step_time_has_the_waiting_the_work_and_its_cpu_time(monkeypatch):
     wall, cpu = iter([0.0, 2.0, 7.0]), iter([1.0, 4.0])
     monkeypatch.setattr(steps.time, "perf_counter", lambda: next(wall))
     monkeypatch.setattr(steps.time, "process_time", lambda: next(cpu))
-    assert steps.clocked(lambda: "batch", len) == steps.StepTime(2.0, 5.0, 3.0)
+    assert steps.time_step(lambda: "batch", len) == steps.StepTime(2.0, 5.0, 3.0)
 
 
 def test_the_gpu_is_synchronised_before_a_time_is_read(monkeypatch):
@@ -241,7 +241,7 @@ def test_the_gpu_is_synchronised_before_a_time_is_read(monkeypatch):
         (steps.time, "process_time"),
     ):
         monkeypatch.setattr(owner, name, lambda name=name: calls.append(name) or next(tick))
-    steps.clocked(lambda: calls.append("load"), lambda _: calls.append("work"))
+    steps.time_step(lambda: calls.append("load"), lambda _: calls.append("work"))
     sync, wall, cpu = "synchronise", "perf_counter", "process_time"
     assert calls == [sync, wall, "load", sync, wall, cpu, "work", sync, wall, cpu]
     calls.clear()

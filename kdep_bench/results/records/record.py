@@ -151,9 +151,10 @@ class Data(Part):
 class RecordedBudget(Part):
     """Pre-training budget; a value is None if it is not known (published weights).
 
-    `learning_rate`: the highest of the schedule; the methods of a suite may have different ones.
-    `epochs`: the number that was trained. `epochs_asked`: the number in the suite, set only if it
-    differs from `epochs`, because only complete batches are used.
+    `views`: number of views per image. `learning_rate`: the highest of the schedule; the methods of
+    a suite may have different ones. `epochs`: the number that was trained. `epochs_asked`: the
+    number in the suite, set only if it differs from `epochs`, because only complete batches are
+    used.
     """
 
     images_seen: Count | None = None
@@ -266,11 +267,18 @@ class Record(Part):
     Attributes:
         status: "ok" has a `value`; "failed" and "missing" have none.
         error: one sentence on why the run failed.
-        value: the score, a fraction.
+        arm: the pre-training method.
+        value: the score, a fraction: the metric of the task.
+        metrics: name -> value of every metric that was measured.
+        per_class: class -> score.
+        gate: how many of the exported weights were loaded.
+        align: diagnostics of the alignment.
+        curves: name -> points (step, value).
         terms: loss term -> its magnitude divided by the sum of all magnitudes, as a mean over the
             steps of pre-training; only for a loss with several terms.
+        pictures: files with sample predictions, below the results folder.
+        samples: the file with the predictions for every test image.
         stages: kind of stage -> id of the stage.
-        curves: name -> points (step, value).
     """
 
     schema_version: Literal[3] = Field(default=SCHEMA, alias="schema")

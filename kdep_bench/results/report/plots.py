@@ -149,10 +149,10 @@ def _claims(view: BoardView, student: str, index: int) -> list[Plot]:
         rows.append(Dot(text.plain(verdict.title, 70), *values, colour, is_decided))
     if len(rows) < 2:
         return []
-    caption = f"claims{_student_text(view, student)}{_limit_text(rows)}"
+    caption = f"Measured difference of each claim{_student_text(view, student)}{_limit_text(rows)}"
     svg = dots(
         rows[:MOST_DOTS],
-        f"{caption}: measured difference with 95 % interval; bold where supported or refuted",
+        f"{caption}, with 95 % interval; bold where supported or refuted",
         "difference x100, mean and 95 % interval",
         0.0,
         "no difference",
@@ -190,7 +190,7 @@ def _efficiency(view: BoardView, student: str, index: int) -> list[Plot]:
             drawn = [_line(n, [points[a] for a in chart_lines[n]], line_colour[n]) for n in shown]
             caption = f"Score against {label}{teacher}{_student_text(view, student)}"
             if len(chart_lines) > MOST_LINES:
-                caption += f" ({MOST_LINES} of {len(chart_lines)} lines)"
+                caption += f" ({MOST_LINES} of {len(chart_lines)} lines are shown)"
             unit = f"{label}{', s' if axis == 'seconds' else ''}, log scale"
             svg = lines(drawn, caption, unit, f"{compare.mean_name(columns)} x100", True)
             name = f"efficiency-{index}-{axis}" + (f"-{k}" if teacher else "")
@@ -224,8 +224,10 @@ def _line(label: str, points: list[tuple[float, st.Estimate]], colour: int) -> L
     return Line(name, [(x, 100 * e.mean) for x, e in points], colour, band, marks=True)
 
 
-# Curve -> label of its x axis. "val": the validation scores by which
+# Name of a curve in the records -> its name in charts. "val": the validation scores by which
 # kdep_bench/transfer/classification.py selects the regularisation C of a linear probe.
+_CURVE_NAMES = {"pretrain_loss": "loss", "val": "validation score"}
+# Name of a curve in the records -> label of its x axis.
 _X_LABELS = {"val": "log10 of regularisation C, or cross-validation fold"}
 
 
@@ -267,12 +269,13 @@ def _training(view: BoardView, full: Sequence[Record]) -> list[Plot]:
                 )
         if not drawn:
             continue
-        caption = f"{text.plain(task, 40)}: {text.plain(name, 40)}{_student_text(view, student)}"
+        curve = text.plain(_CURVE_NAMES.get(name, name), 40)
+        caption = f"{text.plain(task, 40)}: {curve}{_student_text(view, student)}"
         if len(rows) > MOST_LINES:
-            caption += f" ({MOST_LINES} of {len(rows)} lines)"
-        ylabel = text.plain(name, 30)
+            caption += f" ({MOST_LINES} of {len(rows)} lines are shown)"
+        ylabel = curve
         if task == "pre-training" and len(drawn) > 1:
-            ylabel += " (losses differ by method: not comparable)"
+            ylabel += " (its formula differs by method: not comparable)"
         xlabel = "step" if "loss" in name else _X_LABELS.get(name, "x")
         svg = lines(drawn, caption, xlabel, ylabel)
         charts.append(Plot(f"training-{j}", "training", "", student, caption, svg))
