@@ -1,39 +1,41 @@
 "use strict";
-// Sorting, filtering and the theme; the page is complete without them.
+// Sorting, filtering, copying, comparing rows, and the theme; the page is complete without them.
 (() => {
   const tables = [...document.querySelectorAll("table.sortable")];
-  const key = (row, i) => {
+  // The value by which column i of a row is sorted: a number, a text, or null for a missing number.
+  const sortValue = (row, i) => {
     const cell = row.cells[i];
-    const v = cell.dataset.v;
-    return v === undefined ? cell.textContent.trim() : v === "" ? null : Number(v);
+    const number = cell.dataset.v;
+    if (number === undefined) return cell.textContent.trim();
+    return number === "" ? null : Number(number);
   };
   const compare = (a, b) => {
     if (a === null || b === null) return (a === null) - (b === null);
     if (typeof a === "number" && typeof b === "number") return a - b;
     return String(a).localeCompare(String(b), undefined, { numeric: true });
   };
-  const sort = (table, th, i) => {
-    const up = th.getAttribute("aria-sort") === "descending" ||
-      (!th.hasAttribute("aria-sort") && !th.dataset.down);
-    for (const other of th.parentNode.cells) other.removeAttribute("aria-sort");
-    th.setAttribute("aria-sort", up ? "ascending" : "descending");
+  const sort = (table, heading, i) => {
+    const ascending = heading.getAttribute("aria-sort") !== "ascending";
+    for (const other of heading.parentNode.cells) other.removeAttribute("aria-sort");
+    heading.setAttribute("aria-sort", ascending ? "ascending" : "descending");
     const body = table.tBodies[0];
-    const fixed = [...body.rows].filter((r) => r.classList.contains("chance"));
-    const rows = [...body.rows].filter((r) => !r.classList.contains("chance"));
-    rows.sort((p, q) => {
-      const a = key(p, i), b = key(q, i);
-      // Empty cells are last in both directions.
-      return a === null || b === null ? compare(a, b) : up ? compare(a, b) : compare(b, a);
+    const chanceRows = [...body.rows].filter((row) => row.classList.contains("chance"));
+    const rows = [...body.rows].filter((row) => !row.classList.contains("chance"));
+    rows.sort((first, second) => {
+      const a = sortValue(first, i), b = sortValue(second, i);
+      // Missing numbers are last in both directions.
+      const isMissing = a === null || b === null;
+      return isMissing || ascending ? compare(a, b) : compare(b, a);
     });
-    body.append(...rows, ...fixed);
+    body.append(...rows, ...chanceRows);
   };
   for (const table of tables) {
-    [...table.tHead.rows[0].cells].forEach((th, i) => {
+    [...table.tHead.rows[0].cells].forEach((heading, i) => {
       const button = document.createElement("button");
       button.type = "button";
-      button.textContent = th.textContent;
-      th.replaceChildren(button);
-      button.addEventListener("click", () => sort(table, th, i));
+      button.textContent = heading.textContent;
+      heading.replaceChildren(button);
+      button.addEventListener("click", () => sort(table, heading, i));
     });
   }
   for (const code of document.querySelectorAll("td > code")) {
@@ -82,13 +84,13 @@
       box.replaceChildren();
       const names = [first, second].map((s) => s.selectedOptions[0].textContent);
       const body = grid(["column", ...names]);
-      const done = new Set(["student", "method"]);
+      const listed = new Set(["student", "method"]);
       for (const table of document.querySelectorAll("#summary .sortable, [id^=family-] .sortable")) {
         const rows = [find(table, first.value), find(table, second.value)];
         [...table.tHead.rows[0].cells].forEach((head, i) => {
           const name = head.textContent;
-          if (done.has(name)) return;
-          done.add(name);
+          if (listed.has(name)) return;
+          listed.add(name);
           line(body, name, rows.map((r) => (r ? r.cells[i].textContent.trim() : "—")));
         });
       }
@@ -125,28 +127,28 @@
   });
   system.addEventListener("change", paint);
   paint();
-  const word = document.getElementById("filter");
+  const search = document.getElementById("filter");
   const student = document.getElementById("student");
   const count = document.getElementById("shown");
   const filter = () => {
-    const words = word.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     const chosen = student ? student.value : "";
     let shown = 0, all = 0;
     for (const row of document.querySelectorAll("table.sortable tbody tr")) {
       if (row.classList.contains("chance")) continue;
       all += 1;
       const line = row.textContent.toLowerCase();
-      const fits = words.every((w) => line.includes(w)) &&
+      const isShown = words.every((word) => line.includes(word)) &&
         (!chosen || row.dataset.student === undefined || row.dataset.student === chosen);
-      row.hidden = !fits;
-      shown += fits;
+      row.hidden = !isShown;
+      if (isShown) shown += 1;
     }
     for (const figure of document.querySelectorAll("figure[data-student]")) {
       figure.hidden = Boolean(chosen) && figure.dataset.student !== chosen;
     }
     count.textContent = shown === all ? `${all} rows` : `${shown} of ${all} rows`;
   };
-  word.addEventListener("input", filter);
+  search.addEventListener("input", filter);
   if (student) student.addEventListener("change", filter);
   filter();
 })();
