@@ -1,4 +1,4 @@
-"""The comparison of method families: closed forms, missing results, hostile names."""
+"""The comparison of method families: closed forms, missing results, and names with markup."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from make_records import fields
@@ -22,15 +22,27 @@ from kdep_bench.results.records.record import Record, make
 from kdep_bench.results.report import board_rows
 
 SEEDS = 3
-# {method: (family, labels used, score on probe, score on seg, seconds per step, extra parameters,
-# extra forward passes)}
-METHODS: dict[str, tuple[str, bool, float, float, float | None, int, int]] = {
-    "scratch": ("none", False, 0.20, 0.10, None, 0, 0),
-    "kdep": ("feature", False, 0.50, 0.40, 0.10, 0, 20_000),
-    "fitnets": ("feature", False, 0.44, 0.36, 0.12, 5_000, 20_000),
-    "rkd": ("relation", False, 0.40, 0.30, 0.11, 0, 20_000),
-    "pkt": ("relation", False, 0.42, 0.32, 0.13, 0, 20_000),
-    "dml": ("online", True, 0.52, 0.41, 0.20, 2_800_000, 60_000),
+
+
+class MethodValues(NamedTuple):
+    """Values of a method's records; `probe`, `seg`: scores on these tasks with seed 0."""
+
+    family: str
+    uses_labels: bool
+    probe: float
+    seg: float
+    step_s: float | None
+    extra_parameters: int
+    extra_forwards: int
+
+
+METHODS = {
+    "scratch": MethodValues("none", False, 0.20, 0.10, None, 0, 0),
+    "kdep": MethodValues("feature", False, 0.50, 0.40, 0.10, 0, 20_000),
+    "fitnets": MethodValues("feature", False, 0.44, 0.36, 0.12, 5_000, 20_000),
+    "rkd": MethodValues("relation", False, 0.40, 0.30, 0.11, 0, 20_000),
+    "pkt": MethodValues("relation", False, 0.42, 0.32, 0.13, 0, 20_000),
+    "dml": MethodValues("online", True, 0.52, 0.41, 0.20, 2_800_000, 60_000),
 }
 INPUTS = {
     "kdep": {"reads": ["pooled"]},
@@ -45,14 +57,17 @@ def seed_record(
     method: str, task: str, value: float | None, seed: int, with_costs: bool = True
 ) -> Record:
     """A record of a method; its costs are those in METHODS."""
-    family, uses_labels, _, _, step, extra_parameters, extra_forwards = METHODS[method]
+    values = METHODS[method]
     record_fields = fields(method, task, value, pretrain=seed, transfer=seed)
-    record_fields["arm"] |= {"family": family, "labels_used": uses_labels}
-    record_fields["arm"]["label_policy"] = (
-        "none" if method == "scratch" else "labels" if uses_labels else "label-free"
-    )
+    policy = "labels" if values.uses_labels else "label-free"
+    record_fields["arm"] |= {
+        "family": values.family,
+        "labels_used": values.uses_labels,
+        "label_policy": "none" if method == "scratch" else policy,
+    }
+    step_s = values.step_s
     record_fields["cost"] |= {
-        "images_per_s": None if step is None else 120 / step,  # 60,000 images in 500 steps
+        "images_per_s": None if step_s is None else 120 / step_s,  # 60,000 images in 500 steps
         "peak_memory_bytes": (2 if task == "seg" else 1) * 2**30,
     }
     if method == "dml":
@@ -60,8 +75,8 @@ def seed_record(
         record_fields["terms"] = {"cross_entropy": 0.9 - 0.1 * seed, "mut|ual": 0.1 + 0.1 * seed}
     if with_costs:
         record_fields["cost"] |= {
-            "extra_parameters": extra_parameters,
-            "extra_forwards": extra_forwards,
+            "extra_parameters": values.extra_parameters,
+            "extra_forwards": values.extra_forwards,
         }
     return make(record_fields | ({"status": "missing"} if value is None else {}))
 
@@ -71,7 +86,7 @@ def records(missing: tuple[str, str, int] | None = None, with_costs: bool = True
     return [
         seed_record(m, task, None if missing == (m, task, s) else value + 0.01 * s, s, with_costs)
         for m, values in METHODS.items()
-        for task, value in (("probe", values[2]), ("seg", values[3]))
+        for task, value in (("probe", values.probe), ("seg", values.seg))
         for s in range(SEEDS)
     ]
 
@@ -238,7 +253,7 @@ def test_methods_are_described_below_the_summary(results: Callable[..., Path]):
     assert "- pkt: " not in md
 
 
-def test_hostile_family_and_method_names_are_escaped(results: Callable[..., Path]):
+def test_markup_in_names_of_families_and_methods_is_escaped(results: Callable[..., Path]):
     hostile: dict[str, Any] = {"family": "<script>x</script>|a", "labels_used": False}
     seed_records = [
         r.model_copy(update={"arm": r.arm.model_copy(update=hostile)})

@@ -36,9 +36,7 @@ def records(scores=SCORES):
     return [task_record(m, t, v[0]) for m, tasks in scores.items() for t, v in tasks.items()]
 
 
-def test_normalised_means_are_0_at_chance_1_at_supervised_and_weight_families_equally(
-    results,
-):
+def test_normalised_means_are_0_at_chance_and_1_at_supervised_and_weight_families_equally(results):
     table = {n.row.method: n for n in normalised(board_of(results(records())), "resnet18_w32")}
     assert table["supervised"].mean == pytest.approx(1)
     assert table["scratch"].mean == pytest.approx(0)

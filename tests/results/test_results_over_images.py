@@ -16,7 +16,10 @@ RUNS = 1500  # simulations; the standard error of a coverage near 95 % is 0.6 %
 
 
 def draw(rng, seeds: int, sd_seed: float, sd_image: float, sd_rest: float) -> np.ndarray:
-    """Simulated scores [seeds, images] with a true mean of 0 and these standard deviations."""
+    """Simulated scores [seeds, images] with a true mean of 0.
+
+    The standard deviations are those of seeds, of images, and of both together (the residual).
+    """
     return (
         rng.normal(0, sd_seed, (seeds, 1))
         + rng.normal(0, sd_image, (1, IMAGES))
@@ -56,7 +59,7 @@ def coverage(seeds: int, *spreads: float) -> float:
         ((0.0, 0.0, 1.0), 0.93, 0.99),  # neither: both variance estimates contain the same noise
     ],
 )
-def test_three_seeds_cover_95_percent_over_seeds_and_images(spreads, lowest, highest):
+def test_intervals_from_three_seeds_cover_95_percent(spreads, lowest, highest):
     assert lowest <= coverage(3, *spreads) <= highest
 
 

@@ -1,4 +1,4 @@
-"""The HTML report: offline and safe, usable by keyboard, with the values of the records."""
+"""The HTML report is offline, safe and usable by keyboard, and shows the values of the records."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def run(*args):
     )
 
 
-def test_a_rebuilt_report_is_bytewise_equal_and_takes_under_1_5_s(results):
+def test_rebuilding_a_report_gives_equal_files_and_takes_under_1_5_s(results):
     folder = results(golden_records())
     build(folder, claims=[KDEP_BEATS_SCRATCH])
     names = ("leaderboard.md", "leaderboard.csv", "leaderboard.tex", "index.html")
@@ -90,7 +90,7 @@ def test_wrong_arguments_are_refused_without_a_traceback(tmp_path):
     assert run("--help").returncode == 0
 
 
-def test_diff_tests_each_difference_for_significance(results):
+def test_diff_states_whether_each_change_is_significant(results):
     old = results(grid(SCORES), "old")
     better = {
         "kdep": {
@@ -110,7 +110,7 @@ def test_diff_tests_each_difference_for_significance(results):
     assert same.strip() == "12 scores are in both folders, 12 are the same."
 
 
-def test_diff_without_common_seeds_is_unpaired(results):
+def test_diff_compares_folders_without_common_seeds_by_an_unpaired_test(results):
     old = results(grid({"kdep": {"probe": [0.5, 0.51, 0.52]}}), "old")
     shifted = [
         r.model_copy(update={"id": f"s{i}", "seed": r.seed.model_copy(update={"transfer": 10 + i})})
@@ -141,7 +141,7 @@ def test_a_record_that_cannot_be_read_is_named_by_the_command(tmp_path, capsys):
     assert "a.json" in printed
 
 
-def test_a_diff_with_a_folder_without_records_is_an_error_and_not_zero_changes(results, tmp_path):
+def test_a_diff_with_a_folder_without_records_is_an_error(results, tmp_path):
     folder = results(golden_records())
     (tmp_path / "empty").mkdir()
     done = run("diff", folder, tmp_path / "empty")

@@ -15,10 +15,10 @@ from kdep_bench.results.records import store
 from kdep_bench.results.records.record import dump, make
 
 
-def write_many(folder, first):
-    """Writes 40 records with different ids."""
+def write_many(folder, writer):
+    """Writes 40 records with different ids, which begin with the number of the writer."""
     for i in range(40):
-        store.write(folder, make(fields(transfer=i) | {"id": f"t-{first}-{i}"}))
+        store.write(folder, make(fields(transfer=i) | {"id": f"t-{writer}-{i}"}))
 
 
 def test_concurrent_writers_lose_no_record(tmp_path):
@@ -43,7 +43,7 @@ def test_an_id_that_leaves_the_folder_is_refused(tmp_path):
         store.write(tmp_path, make(fields() | {"id": "../../etc/x"}))
 
 
-def test_damage_is_listed_and_unfinished_files_are_not_records(tmp_path):
+def test_damaged_files_are_listed_and_unfinished_files_are_ignored(tmp_path):
     store.write(tmp_path, record())
     folder = store.records_dir(tmp_path)
     (folder / "cut.json").write_text(dump(record())[:200])

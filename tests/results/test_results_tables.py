@@ -450,6 +450,7 @@ def test_a_chart_that_omits_rows_states_it():
     assert any("the first 40 of 47" in c for c in captions)
 
 
+# Names that would do harm or break a table if a report did not escape or shorten them.
 HOSTILE = [
     "<script>alert(1)</script>",
     '=cmd|"/c calc"!A1',

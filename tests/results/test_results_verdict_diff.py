@@ -39,6 +39,7 @@ def test_diff_names_only_verdicts_that_changed(results):
     assert ": better -> " in lines["det"]
     assert ": worse -> " in lines["seg"]
     assert lines["seg"].endswith(": better")
+    # Three tasks and the mean over tasks.
     assert "4 differences are tested in both: " in text
     assert "1 are opposite" in text
 
@@ -48,13 +49,13 @@ def test_a_folder_compared_with_itself_has_no_changed_verdict(results):
     assert diff(old, old).strip() == "6 scores are in both folders, 6 are the same."
 
 
-def test_single_seeds_give_no_verdict_to_compare(results):
+def test_methods_with_one_seed_have_no_verdict_to_compare(results):
     old = results([record("kdep", "probe", 0.5), record("scratch", "probe", 0.2)], "old")
     new = results([record("kdep", "probe", 0.6), record("scratch", "probe", 0.2)], "new")
     assert "tested in both" not in diff(old, new)
 
 
-def test_a_table_of_two_processors_has_a_remark(results):
+def test_records_from_two_processors_give_a_remark(results):
     from kdep_bench.results.board.board import make_board
     from kdep_bench.results.records.store import read
 
