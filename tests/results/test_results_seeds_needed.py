@@ -11,7 +11,7 @@ from test_results_probes import probe
 
 from kdep_bench.cli.report import main
 from kdep_bench.results.board.board import RowKey
-from kdep_bench.results.board.seeds_needed import Evidence, need_of, pair_needs
+from kdep_bench.results.board.seeds_needed import Evidence, compute_need, pair_needs
 from kdep_bench.results.records import probe_record, store
 from kdep_bench.results.report.seeds_table import tables
 from kdep_bench.results.statistics import power
@@ -44,18 +44,18 @@ def test_the_interval_of_a_standard_deviation_is_that_of_chi_squared():
 
 def test_the_seeds_needed_for_three_differences_are_those_computed_by_hand():
     """0.01, 0.02, 0.03: mean 0.02, standard deviation 0.01, so as for an effect of 2."""
-    need = need_of(Evidence("task", "t", {0: 0.01, 1: 0.02, 2: 0.03}))
+    need = compute_need(Evidence("task", "t", {0: 0.01, 1: 0.02, 2: 0.03}))
     assert need is not None
     assert (need.n, need.gap, need.sd) == (3, pytest.approx(0.02), pytest.approx(0.01))
     assert need.seeds == 5
     assert need.low is not None
     assert need.high is not None
     assert need.low < 5 < need.high
-    assert need_of(Evidence("task", "t", {0: 0.01})) is None
-    without_effect = need_of(Evidence("task", "t", {0: 0.01, 1: -0.01}))
+    assert compute_need(Evidence("task", "t", {0: 0.01})) is None
+    without_effect = compute_need(Evidence("task", "t", {0: 0.01, 1: -0.01}))
     assert without_effect is not None
     assert without_effect.seeds is None
-    without_noise = need_of(Evidence("task", "t", {0: 0.1 + 0.2, 1: 0.3}))
+    without_noise = compute_need(Evidence("task", "t", {0: 0.1 + 0.2, 1: 0.3}))
     assert without_noise is not None
     assert without_noise.seeds == 2
 

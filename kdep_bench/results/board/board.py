@@ -338,7 +338,7 @@ def make_board(store: Store, suite: str | None = None) -> Board:
         for run in result.runs:
             if chance.get(column) is None:
                 chance[column] = run.task.chance
-    remarks += _warnings(used, results)
+    remarks += _all_remarks(used, results)
     return Board(
         suite=suite or _common_suite(runs),
         columns=sorted(chance),
@@ -360,7 +360,7 @@ def _common_suite(runs: list[Run]) -> str:
 DIVERGED = 3.0
 
 
-def _diverged(runs: list[Run]) -> list[str]:
+def _divergence_remarks(runs: list[Run]) -> list[str]:
     """Remarks on transfers whose loss rose to DIVERGED times its first value, by row and task."""
     rises: dict[tuple[str, str, str], list[float]] = {}
     for r in runs:
@@ -375,7 +375,7 @@ def _diverged(runs: list[Run]) -> list[str]:
     ]
 
 
-def _mixed(results: Mapping[tuple[RowKey, Column], Result]) -> list[str]:
+def _configuration_remarks(results: Mapping[tuple[RowKey, Column], Result]) -> list[str]:
     """Remarks on rows whose runs on a task have several configurations."""
     remarks = []
     for (row, column), result in results.items():
@@ -395,7 +395,7 @@ def _mixed(results: Mapping[tuple[RowKey, Column], Result]) -> list[str]:
     return remarks
 
 
-def _task_versions(results: Iterable[tuple[RowKey, Column]]) -> list[str]:
+def _version_remarks(results: Iterable[tuple[RowKey, Column]]) -> list[str]:
     """Remarks on tasks that have several versions in the records."""
     versions: dict[str, set[int]] = defaultdict(set)
     for _, column in results:
@@ -409,7 +409,7 @@ def _task_versions(results: Iterable[tuple[RowKey, Column]]) -> list[str]:
     ]
 
 
-def _submitted(runs: list[Run]) -> list[str]:
+def _submission_remarks(runs: list[Run]) -> list[str]:
     """One remark per person who submitted records."""
     counts = Counter(r.submitter for r in runs if r.submitter)
     return [
@@ -419,7 +419,7 @@ def _submitted(runs: list[Run]) -> list[str]:
     ]
 
 
-def _other_epochs(runs: list[Run]) -> list[str]:
+def _epoch_remarks(runs: list[Run]) -> list[str]:
     """Remarks on pre-trainings with a number of epochs that differs from that of the budget."""
     rows = {
         (r.student.name, r.arm.method, r.data.share, r.budget.epochs, r.budget.epochs_asked)
@@ -434,36 +434,62 @@ def _other_epochs(runs: list[Run]) -> list[str]:
     ]
 
 
-def _warnings(runs: list[Run], results: dict[tuple[RowKey, Column], Result]) -> list[str]:
-    """Remarks on everything that could make the scores or times misleading."""
-    remarks = []
+def _fingerprint_remarks(runs: list[Run]) -> list[str]:
+    """A remark on records that were measured on different data."""
     fingerprints = {r.data.fingerprint for r in runs if r.data.fingerprint}
-    if len(fingerprints) > 1:
-        remarks.append(
-            f"The records have {len(fingerprints)} different data fingerprints. Each has its own "
-            "columns; scores on different data are not compared."
-        )
+    if len(fingerprints) < 2:
+        return []
+    return [
+        f"The records have {len(fingerprints)} different data fingerprints. Each has its own "
+        "columns; scores on different data are not compared."
+    ]
+
+
+def _coverage_remarks(runs: list[Run]) -> list[str]:
+    """A remark on runs that did not load all pre-trained weights."""
     uncovered = sorted({r.id for r in runs if r.coverage is not None and r.coverage < 1})
-    if uncovered:
-        names = ", ".join(shorten(u, 80) for u in uncovered[:5])
-        more = ", ..." if len(uncovered) > 5 else ""
-        remarks.append(
-            f"{len(uncovered)} transfer runs started without all pre-trained weights (weights "
-            f"loaded below 1): {names}{more}."
-        )
-    for (row, column), result in results.items():
-        if len(result.values) > 2 and len(set(result.values.values())) == 1:
-            remarks.append(
-                f"All {len(result.values)} seeds of {shorten(row.method)} on "
-                f"{shorten(column.task)} have the same score. The seed may have no effect."
-            )
-    remarks += [*_submitted(runs), *_mixed(results), *_task_versions(results), *_diverged(runs)]
-    remarks += _other_epochs(runs)
+    if not uncovered:
+        return []
+    names = ", ".join(shorten(run_id, 80) for run_id in uncovered[:5])
+    more = ", ..." if len(uncovered) > 5 else ""
+    return [
+        f"{len(uncovered)} transfer runs started without all pre-trained weights (weights "
+        f"loaded below 1): {names}{more}."
+    ]
+
+
+def _equal_score_remarks(results: Mapping[tuple[RowKey, Column], Result]) -> list[str]:
+    """Remarks on rows with the same score for every seed of a task."""
+    return [
+        f"All {len(result.values)} seeds of {shorten(row.method)} on {shorten(column.task)} have "
+        "the same score. The seed may have no effect."
+        for (row, column), result in results.items()
+        if len(result.values) > 2 and len(set(result.values.values())) == 1
+    ]
+
+
+def _device_remarks(runs: list[Run]) -> list[str]:
+    """A remark on records from different devices."""
     devices = sorted({r.cost.device for r in runs if r.cost.device})
-    if len(devices) > 1:
-        names = ", ".join(shorten(d, 60) for d in devices)
-        remarks.append(
-            f"The records are from different devices ({names}). Times on different devices cannot "
-            "be compared, and the same seed gives different networks on them."
-        )
-    return remarks
+    if len(devices) < 2:
+        return []
+    names = ", ".join(shorten(device, 60) for device in devices)
+    return [
+        f"The records are from different devices ({names}). Times on different devices cannot "
+        "be compared, and the same seed gives different networks on them."
+    ]
+
+
+def _all_remarks(runs: list[Run], results: dict[tuple[RowKey, Column], Result]) -> list[str]:
+    """Remarks on everything that could make the scores or times misleading."""
+    return [
+        *_fingerprint_remarks(runs),
+        *_coverage_remarks(runs),
+        *_equal_score_remarks(results),
+        *_submission_remarks(runs),
+        *_configuration_remarks(results),
+        *_version_remarks(results),
+        *_divergence_remarks(runs),
+        *_epoch_remarks(runs),
+        *_device_remarks(runs),
+    ]

@@ -85,7 +85,7 @@ class PairNeeds:
         return statistics.median(seeds) if seeds else None
 
 
-def need_of(evidence: Evidence) -> Need | None:
+def compute_need(evidence: Evidence) -> Need | None:
     """The seeds needed for these differences; None if there are fewer than two."""
     gaps = [evidence.gaps[seed] for seed in sorted(evidence.gaps)]
     if len(gaps) < 2:
@@ -128,7 +128,7 @@ def task_evidence(
 
 def pair_needs(row: RowKey, reference: RowKey, evidence: Sequence[Evidence]) -> PairNeeds:
     """The seeds needed for a pair, from all its differences."""
-    needs = [(e, need_of(e)) for e in evidence]
+    needs = [(e, compute_need(e)) for e in evidence]
     return PairNeeds(
         row,
         reference,

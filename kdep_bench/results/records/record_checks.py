@@ -22,10 +22,10 @@ _STAGE = re.compile(r"[a-z_]+-.+-[0-9a-f]{12}")
 
 def faults_of(record: Record) -> list[str]:
     """One clause per fault of the record alone."""
-    return [fault for check in ONE_RECORD for fault in check(record)]
+    return [fault for check in CHECKS for fault in check(record)]
 
 
-def _gate(r: Record) -> Iterator[str]:
+def _gate_faults(r: Record) -> Iterator[str]:
     if r.status != "ok":
         return
     if r.gate is None:
@@ -38,7 +38,7 @@ def _gate(r: Record) -> Iterator[str]:
             yield f"the load gate lists {len(tensors)} {kind} tensors ({str(tensors[0])[:80]})"
 
 
-def _score(r: Record) -> Iterator[str]:
+def _score_faults(r: Record) -> Iterator[str]:
     if r.status != "ok":
         return
     if (stated := r.metrics.get(r.task.metric)) is None:
@@ -50,7 +50,7 @@ def _score(r: Record) -> Iterator[str]:
             yield f"the metric {name} is {value:g}; metrics are fractions between 0 and 1"
 
 
-def _units(r: Record) -> Iterator[str]:
+def _unit_faults(r: Record) -> Iterator[str]:
     seconds = {k: getattr(r.cost, k) for k in ("pretrain_s", "cache_s", "align_s", "transfer_s")}
     for name, value in seconds.items():
         if value is not None and value > LONGEST:
@@ -66,17 +66,17 @@ def _units(r: Record) -> Iterator[str]:
         yield f"{seen} images seen are not {epochs:g} epochs of {images} images"
 
 
-def _labels(r: Record) -> Iterator[str]:
+def _label_faults(r: Record) -> Iterator[str]:
     if r.arm.label_policy != "labels" and r.arm.labels_used:
         yield f"the label policy is {r.arm.label_policy!r}, but labels were used"
 
 
-def _times(r: Record) -> Iterator[str]:
+def _time_faults(r: Record) -> Iterator[str]:
     if datetime.fromisoformat(r.created) > datetime.now(UTC) + timedelta(days=1):
         yield f"it was created in the future ({r.created})"
 
 
-def _hashes(r: Record) -> Iterator[str]:
+def _hash_faults(r: Record) -> Iterator[str]:
     if not _HASH.fullmatch(r.config_hash):
         yield f"config_hash {r.config_hash[:40]!r} is not a hash of 8 to 64 hexadecimal digits"
     if (stage := r.stages.get("transfer")) != r.id:
@@ -86,11 +86,11 @@ def _hashes(r: Record) -> Iterator[str]:
             yield f"the {kind} stage {stage[:80]!r} does not end in a hash of 12 digits"
 
 
-ONE_RECORD: tuple[Callable[[Record], Iterator[str]], ...] = (
-    _gate,
-    _score,
-    _units,
-    _labels,
-    _times,
-    _hashes,
+CHECKS: tuple[Callable[[Record], Iterator[str]], ...] = (
+    _gate_faults,
+    _score_faults,
+    _unit_faults,
+    _label_faults,
+    _time_faults,
+    _hash_faults,
 )

@@ -52,10 +52,10 @@ def validate(folder: Path, table: Path | None = None, *, other_budgets: bool = F
     for file, record in records:
         faults += [f"{file}: {fault}" for fault in faults_of(record)]
     scored = [(file, r) for file, r in records if r.status == "ok"]
-    for check in ALL_RECORDS:
+    for check in CHECKS_OF_ALL_RECORDS:
         faults += check(scored)
     if not other_budgets:
-        faults += _budgets(scored)
+        faults += _budget_faults(scored)
     notes = (
         []
         if len(scored) == len(records)
@@ -133,7 +133,7 @@ def _groups(records: Records, key: Callable[[Record], Any]) -> dict[Any, list[tu
     return groups
 
 
-def _duplicates(records: Records) -> Iterator[str]:
+def _duplicate_faults(records: Records) -> Iterator[str]:
     for group in _groups(records, lambda r: (_row(r), _task(r), r.seed)).values():
         for file, record in group[1:]:
             yield (
@@ -151,7 +151,7 @@ def _task(r: Record) -> tuple[Any, ...]:
     return (t.name, t.version, t.split, t.metric, t.direction, r.data.fingerprint)
 
 
-def _budgets(records: Records) -> Iterator[str]:
+def _budget_faults(records: Records) -> Iterator[str]:
     """Faults of methods that have one student and data fraction, but different budgets."""
     trained = [(f, r) for f, r in records if r.budget.images_seen]
     for group in _groups(trained, lambda r: (r.student.name, r.data.share)).values():
@@ -177,7 +177,7 @@ def _support(budget: Any, budgets: Mapping[str, set[Any]]) -> tuple[int, str]:
     return sum(budget in seen for seen in budgets.values()), str(budget)
 
 
-def _one_meaning(records: Records) -> Iterator[str]:
+def _ambiguity_faults(records: Records) -> Iterator[str]:
     """Faults where one name has different contents: teacher, student, data, task, or package."""
     # Text with the key of a group -> (record -> key, record -> value that the group must share).
     definitions: dict[str, tuple[Callable[[Record], Any], Callable[[Record], Any]]] = {
@@ -232,7 +232,10 @@ def _differing(subject: str, group: Records, value_of: Callable[[Record], Any]) 
             return
 
 
-ALL_RECORDS: tuple[Callable[[Records], Iterable[str]], ...] = (_duplicates, _one_meaning)
+CHECKS_OF_ALL_RECORDS: tuple[Callable[[Records], Iterable[str]], ...] = (
+    _duplicate_faults,
+    _ambiguity_faults,
+)
 
 
 # --- comparison with the records of the table -------------------------------------------------
