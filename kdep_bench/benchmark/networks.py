@@ -215,25 +215,27 @@ def _images_per_second(step: Callable[[], Any]) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 1 if a network cannot be counted, 2 for a wrong argument."""
-    p = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("suites", nargs="+", help="suite configs, or their names in configs/suites/")
-    p.add_argument(
+    parser.add_argument(
+        "suites", nargs="+", help="suite configs, or their names in configs/suites/"
+    )
+    parser.add_argument(
         "--out", type=Path, required=True, help="JSON file; networks already in it are kept"
     )
-    p.add_argument(
+    parser.add_argument(
         "--measure-throughput",
         action="store_true",
         help="measure images per second on this machine; replaces the file",
     )
     hidden = argparse.SUPPRESS  # a former name of the option
-    p.add_argument("--probe", dest="measure_throughput", action="store_true", help=hidden)
-    p.add_argument(
+    parser.add_argument("--probe", dest="measure_throughput", action="store_true", help=hidden)
+    parser.add_argument(
         "--rehearse", action="store_true", help="use the rehearsal version of the suites"
     )
-    p.add_argument("--known", type=Path, help="JSON file of networks to skip")
-    args = p.parse_args(argv)
+    parser.add_argument("--known", type=Path, help="JSON file of networks to skip")
+    args = parser.parse_args(argv)
     try:
         return _run(args)
     except KdepError as e:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -70,59 +70,64 @@ class Line:
 
 
 def dots(
-    rows: Sequence[Dot], title: str, unit: str, mark: float | None = None, mark_name: str = ""
+    rows: Sequence[Dot], title: str, xlabel: str, mark: float | None = None, mark_name: str = ""
 ) -> Markup:
     """A dot chart, one row per dot with its interval; `mark`: x value of a dashed vertical line."""
-    widest = max(len(r.label) * (BOLD if r.strong else CHAR) for r in rows)
+    widest = max(len(row.label) * (BOLD if row.strong else CHAR) for row in rows)
     labels_left = widest <= _MAX_SIDE_LABEL
     left = widest + 14 if labels_left else 8.0
     right, top, step = WIDTH - 14.0, 22.0, 22.0 if labels_left else 38.0
-    ends = [v for r in rows for v in (r.low, r.value, r.high) if v is not None]
+    ends = [v for row in rows for v in (row.low, row.value, row.high) if v is not None]
     low, high = padded_range(ends + ([mark] if mark is not None else []))
 
-    def x(v: float) -> float:
-        return left + (v - low) / (high - low) * (right - left)
+    def fx(value: float) -> float:
+        return left + (value - low) / (high - low) * (right - left)
 
     bottom = top + step * len(rows)
     parts: list[object] = []
     for t in round_ticks(low, high):
-        x_px = pixels(x(t))
+        x_px = pixels(fx(t))
         parts.append(tag("line", x1=x_px, x2=x_px, y1=top - 6, y2=pixels(bottom), class_="grid"))
         parts.append(tick_text(number_text(t), x_px, pixels(bottom + 15)))
     if mark is not None:
-        x_px = pixels(x(mark))
+        x_px = pixels(fx(mark))
         parts.append(tag("line", x1=x_px, x2=x_px, y1=top - 6, y2=pixels(bottom), class_="mark"))
-        side = "end" if x(mark) > right - 45 else "start" if x(mark) < 45 else "middle"
-        parts.append(tick_text(mark_name, x_px, 10, side))
-    for i, r in enumerate(rows):
+        # Near an edge of the chart the name is on the inner side of the line.
+        anchor = "middle"
+        if fx(mark) > right - 45:
+            anchor = "end"
+        elif fx(mark) < 45:
+            anchor = "start"
+        parts.append(tick_text(mark_name, x_px, 10, anchor))
+    for i, row in enumerate(rows):
         y = top + step * (i + (0.5 if labels_left else 0.7))
-        parts += _dot(r, left if labels_left else None, y, x)
+        parts += _dot(row, left if labels_left else None, y, fx)
     centre = pixels((left + right) / 2)
-    parts.append(tick_text(unit, centre, pixels(bottom + 31)))
+    parts.append(tick_text(xlabel, centre, pixels(bottom + 31)))
     return svg_chart(bottom + 38, title, join(parts))
 
 
-def _dot(r: Dot, left: float | None, y: float, x) -> list[object]:
+def _dot(row: Dot, left: float | None, y: float, fx: Callable[[float], float]) -> list[object]:
     """One row at height `y`; its label is left of `left`, or above the row if `left` is None.
 
-    `x`: value -> pixels.
+    `fx`: function value -> pixels.
     """
     y_px = pixels(y)
     place = {"x": 8, "y": pixels(y - 10)}
     if left is not None:
         place = {"x": pixels(left - 8), "y": pixels(y + 4), "text_anchor": "end"}
-    bold = "label strong" if r.strong else "label"
-    shown = shorten_label(r.label, WIDTH - 12, BOLD if r.strong else CHAR)
+    bold = "label strong" if row.strong else "label"
+    shown = shorten_label(row.label, WIDTH - 12, BOLD if row.strong else CHAR)
     parts: list[object] = [tag("text", shown, class_=bold, **place)]
-    colour = f"c{r.colour}"
-    if r.low is not None and r.high is not None:
-        a, b = x(r.low), x(r.high)
-        whisker = f"M{pixels(a)} {y_px}H{pixels(b)}"
-        for e in (a, b):
-            whisker += f"M{pixels(e)} {pixels(y - 4)}V{pixels(y + 4)}"
+    colour = f"c{row.colour}"
+    if row.low is not None and row.high is not None:
+        left_end, right_end = fx(row.low), fx(row.high)
+        whisker = f"M{pixels(left_end)} {y_px}H{pixels(right_end)}"
+        for end in (left_end, right_end):
+            whisker += f"M{pixels(end)} {pixels(y - 4)}V{pixels(y + 4)}"
         parts.append(tag("path", d=whisker, class_=f"whisker {colour}"))
-    radius = 5 if r.strong else 4
-    parts.append(tag("circle", cx=pixels(x(r.value)), cy=y_px, r=radius, class_=f"dot {colour}"))
+    radius = 5 if row.strong else 4
+    parts.append(tag("circle", cx=pixels(fx(row.value)), cy=y_px, r=radius, class_=f"dot {colour}"))
     return parts
 
 
@@ -149,19 +154,24 @@ def lines(
     return svg_chart(height, title, join([*parts, *legend]))
 
 
-def _line(s: Line, points: list[tuple[float, float]], fx, fy) -> list[object]:
+def _line(
+    line: Line,
+    points: list[tuple[float, float]],
+    fx: Callable[[float], float],
+    fy: Callable[[float], float],
+) -> list[object]:
     """One line with its band and marks; `fx`, `fy`: functions value -> pixels."""
     parts: list[object] = []
-    colour = f"c{s.colour}"
-    band = [b for b in s.band if len(points) and b[0] >= min(a for a, _ in points)]
+    colour = f"c{line.colour}"
+    band = [b for b in line.band if len(points) and b[0] >= min(a for a, _ in points)]
     if len(band) > 1:
         ring = [(a, h) for a, _, h in band] + [(a, low) for a, low, _ in reversed(band)]
         path = "M" + "L".join(f"{pixels(fx(a))} {pixels(fy(b))}" for a, b in ring) + "Z"
         parts.append(tag("path", d=path, class_=f"band {colour}"))
-    if len(points) > 1 and s.joined:
+    if len(points) > 1 and line.joined:
         path = "M" + "L".join(f"{pixels(fx(a))} {pixels(fy(b))}" for a, b in points)
-        parts.append(tag("path", d=path, class_=f"line {colour} d{s.colour}"))
-    if s.marks or len(points) == 1:
+        parts.append(tag("path", d=path, class_=f"line {colour} d{line.colour}"))
+    if line.marks or len(points) == 1:
         for a, low, high in band:
             whisker = f"M{pixels(fx(a))} {pixels(fy(low))}V{pixels(fy(high))}"
             parts.append(tag("path", d=whisker, class_=f"whisker {colour}"))
@@ -176,13 +186,13 @@ def _legend(series: list[Line], top: float) -> tuple[list[object], float]:
     parts: list[object] = []
     first = 8.0
     x, y = first, top
-    for s in series:
-        label = shorten_label(s.label, WIDTH - 48)
+    for line in series:
+        label = shorten_label(line.label, WIDTH - 48)
         width = len(label) * CHAR + 40
         if x + width > WIDTH and x > first:
             x, y = first, y + 18
         swatch = f"M{pixels(x)} {pixels(y - 4)}h22"
-        parts.append(tag("path", d=swatch, class_=f"line c{s.colour} d{s.colour}"))
+        parts.append(tag("path", d=swatch, class_=f"line c{line.colour} d{line.colour}"))
         parts.append(tag("text", label, x=pixels(x + 27), y=pixels(y), class_="tick"))
         x += width
     return parts, y + 10
