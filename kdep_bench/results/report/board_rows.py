@@ -73,6 +73,8 @@ class DifferenceRow(NamedTuple):
 class BoardView:
     """A board with the values that all output formats need, each computed once.
 
+    In kdep_bench/results/report the name `view` means this class, not a view of an image.
+
     Attributes:
         labels: row -> its name in the tables.
         summaries: row -> its costs, budget and alignment.
