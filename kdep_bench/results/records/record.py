@@ -267,7 +267,6 @@ class Record(Part):
     Attributes:
         status: "ok" has a `value`; "failed" and "missing" have none.
         error: one sentence on why the run failed.
-        arm: the pre-training method.
         value: the score, a fraction: the metric of the task.
         metrics: name -> value of every metric that was measured.
         per_class: class -> score.
