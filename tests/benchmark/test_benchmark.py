@@ -257,7 +257,7 @@ def test_the_loss_of_the_student_without_a_teacher_is_the_mean_square_of_its_fea
     torch.testing.assert_close(size, torch.tensor([12.5, 2.0]))
 
 
-def test_streaming_directions_are_those_of_the_full_svd():
+def test_the_streaming_svd_finds_the_directions_of_the_full_svd():
     assert memory.agreement(rows=400, width=16, n_directions=4) > 1 - 1e-9
 
 

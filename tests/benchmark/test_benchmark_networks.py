@@ -26,7 +26,7 @@ def without_about(config: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in config.items() if k != "about"}
 
 
-def test_the_published_flops_of_the_papers_student_are_those_torch_counts(
+def test_the_published_flops_of_resnet18_equal_those_that_torch_counts(
     in_subprocess: Callable[..., Any],  # noqa: F811
 ) -> None:
     network = student_network(without_about(resolve("student", "resnet18")))

@@ -17,7 +17,7 @@ def answer_sentences(records):
     return by_student
 
 
-def test_higher_lower_and_not_significant_agree_with_the_difference_table():
+def test_the_sentences_agree_with_the_verdicts_of_the_difference_table():
     scores = {
         "kdep": {"probe": [0.50, 0.51, 0.52], "det": [0.20, 0.21, 0.22]},
         "supervised": {"probe": [0.40, 0.41, 0.42], "det": [0.30, 0.31, 0.32]},
@@ -46,7 +46,7 @@ def test_the_data_fraction_is_stated():
     )
 
 
-def test_one_seed_gives_no_tested_difference():
+def test_a_difference_from_one_seed_is_not_tested():
     records = [make(fields(m, "probe", v)) for m, v in (("kdep", 0.9), ("scratch", 0.1))]
     sentences = answer_sentences(records)
     untested = "kdep minus no pre-training: +80.0 points, from one seed pair and not tested."
@@ -64,7 +64,7 @@ def test_all_methods_among_the_best_are_named_in_one_sentence():
     assert f"Best of 5 rows on probe: m0, m1 {note}" in sentences
 
 
-def test_a_mean_below_chance_or_below_no_pre_training_is_marked():
+def test_a_mean_below_chance_or_below_scratch_is_marked():
     scores = {
         "kdep": {"probe": [0.30, 0.31, 0.32]},
         "svd": {"probe": [0.19, 0.20, 0.21]},  # below scratch
@@ -77,7 +77,7 @@ def test_a_mean_below_chance_or_below_no_pre_training_is_marked():
     assert marked == {"svd", "supervised"}
 
 
-def test_scores_below_no_pre_training_are_marked_where_smaller_is_better():
+def test_scores_worse_than_scratch_are_marked_if_smaller_is_better():
     task = fields()["task"] | {"direction": "min", "chance": None}
     records = [
         make(fields(m, "probe", v, transfer=s) | {"task": task})
@@ -126,7 +126,7 @@ def test_a_diverging_method_does_not_hide_differences_of_other_methods():
     assert "scratch" not in marked
 
 
-def test_a_method_with_one_seed_is_not_best_and_does_not_hide_other_methods():
+def test_a_method_with_one_seed_is_not_among_the_best_and_does_not_hide_other_methods():
     scores = {"kdep": {"probe": [0.5, 0.51, 0.52]}, "svd": {"probe": [0.02]}}
     board = board_of(grid(scores | {"scratch": {"probe": [0.1, 0.11, 0.12]}}))
     assert {a.method for a in compare.best(board, "resnet18_w32", board.columns[0])} == {"kdep"}
@@ -145,7 +145,7 @@ def test_means_that_differ_only_by_rounding_are_not_significant():
     assert difference.verdict == "not significant"
 
 
-def test_crossed_seed_pairs_are_all_used_next_to_methods_with_fewer_pairs():
+def test_all_crossed_seed_pairs_are_used_if_other_methods_have_fewer_pairs():
     crossed = [
         make(
             fields(m, "probe", v + 0.01 * p + 0.003 * t, pretrain=p, transfer=t)

@@ -55,7 +55,7 @@ def test_an_unchanged_card_is_not_rewritten(tmp_path: Path) -> None:
     assert data_card.write(tmp_path, "mine", {**PREPARED, "fingerprint": "cd" * 32})
 
 
-def test_data_with_image_counts_only_have_a_card(tmp_path: Path) -> None:
+def test_image_counts_alone_give_a_data_card(tmp_path: Path) -> None:
     data_card.write(tmp_path, "pocket", {"counts": {"images": {"pool": 32000}}, "licences": None})
     card = data_card.read(tmp_path)
     assert card is not None
@@ -89,7 +89,7 @@ def test_a_damaged_card_is_reported_and_rewritten(tmp_path: Path, change: dict[s
     assert data_card.read(tmp_path) is not None
 
 
-def test_the_page_shows_the_card_and_no_markup_of_a_class_name(tmp_path: Path) -> None:
+def test_the_page_shows_the_data_card_and_escapes_class_names(tmp_path: Path) -> None:
     from kdep_bench.results import build
 
     hostile = "<b>cat</b>"

@@ -105,7 +105,7 @@ def families_by_name(
     return {f.name: f for f in families.families(board, summaries, INPUTS)}
 
 
-def test_a_family_s_difference_is_the_mean_of_its_paired_differences():
+def test_the_difference_of_a_family_is_the_mean_of_its_paired_differences():
     by_name = families_by_name(*board_of(records()))
     assert set(by_name) == {
         "feature",
@@ -133,7 +133,7 @@ def test_a_family_s_difference_is_the_mean_of_its_paired_differences():
     assert by_name["feature"].reads == {"maps": 1, "pooled": 1}
 
 
-def test_the_family_s_interval_is_a_t_interval_over_seeds():
+def test_the_interval_of_a_family_is_a_t_interval_over_seeds():
     seed_records = records()
     with_noise = [r if r.arm.method != "dml" else with_seed_noise(r) for r in seed_records]
     dml = families_by_name(*board_of(with_noise))["online"].strength["kdep"].estimate
@@ -150,7 +150,7 @@ def with_seed_noise(r: Record) -> Record:
     return r.model_copy(update={"value": r.value + 0.03 * r.seed.pretrain})
 
 
-def test_a_method_with_a_missing_result_is_left_out_of_its_family_s_mean():
+def test_a_method_with_a_missing_result_is_left_out_of_the_mean_of_its_family():
     board, summaries = board_of(records(missing=("pkt", "seg", 1)))
     relation = families_by_name(board, summaries)["relation"]
     assert relation.left_out == ["pkt"]
@@ -164,7 +164,7 @@ def test_a_method_with_a_missing_result_is_left_out_of_its_family_s_mean():
     assert families_by_name(board, summaries)["relation"].strength["scratch"].methods == 2
 
 
-def test_methods_with_other_training_lengths_have_separate_rows():
+def test_methods_with_other_numbers_of_epochs_have_separate_rows():
     short = []
     for r in records():
         if r.arm.method == "dml":
@@ -177,7 +177,7 @@ def test_methods_with_other_training_lengths_have_separate_rows():
     assert [m.mean for m in means if m] == pytest.approx([0.015, -0.085])
 
 
-def test_rows_of_data_fractions_are_below_those_of_all_data():
+def test_families_with_a_data_fraction_are_listed_below_those_with_all_data():
     tenth = []
     for r in records():
         if r.arm.method == "dml":
@@ -189,7 +189,7 @@ def test_rows_of_data_fractions_are_below_those_of_all_data():
     assert with_labels[1].strength["kdep"].methods == 0  # no kdep of a tenth of the data here
 
 
-def test_costs_are_those_of_the_row_s_own_training():
+def test_the_costs_of_a_row_exclude_its_transfer_runs():
     board, summaries = board_of(records())
     by_method = {c.row.method: c for c in families.costs(board, summaries)}
     assert "scratch" not in by_method

@@ -83,7 +83,7 @@ def test_every_heading_in_the_glossary_is_used():
     assert {h for t in glossary.TERMS for h in t.headings} <= shown
 
 
-def test_glossary_md_is_that_of_the_code():
+def test_glossary_md_equals_the_terms_in_the_code():
     text = (ROOT / "GLOSSARY.md").read_text()
     assert text == glossary.markdown(), "python -m kdep_bench.results.report.glossary > GLOSSARY.md"
 

@@ -120,7 +120,7 @@ def all_records() -> list[Record]:
     return shuffled(records)
 
 
-def test_among_the_best_counts_only_the_student_s_columns_with_a_best_method(
+def test_among_the_best_counts_only_tasks_of_the_student_with_a_best_method(
     results: Results,
 ) -> None:
     """Columns with one seed and columns of another student are not counted."""

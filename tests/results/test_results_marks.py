@@ -53,7 +53,7 @@ def test_two_versions_of_a_task_are_two_columns_with_a_remark(results):
     assert any("have the versions 1, 2 of the task probe" in r for r in board.remarks)
 
 
-def test_latex_marks_scores_below_chance_and_scores_below_no_pre_training(results):
+def test_latex_marks_scores_below_chance_and_scores_below_scratch(results):
     folder = results(
         grid(
             {

@@ -156,7 +156,7 @@ def test_hostile_names_are_escaped(name, results):
         assert "(10000 characters)" in shown
 
 
-def test_images_come_only_from_the_folder(results, tmp_path):
+def test_the_page_embeds_only_images_inside_the_results_folder(results, tmp_path):
     (tmp_path / "secret.png").write_bytes(PNG)
     names = [
         "pictures/a.png",

@@ -79,7 +79,7 @@ def test_means_deviations_and_seeds_equal_values_computed_by_hand(tmp_path):
     assert section.index("| kdep | 60.0") < section.index("| scratch | 25.0")  # sorted by score
 
 
-def test_no_score_mean_or_bold_changes_because_of_probes(tmp_path):
+def test_probes_change_no_score_mean_or_mark(tmp_path):
     """Apart from the section of probes, the report does not depend on probe records."""
     without = write_and_build(tmp_path / "a")
     page = write_and_build(tmp_path / "b", probe(top1=0.99), probe("scratch", top1=0.01))

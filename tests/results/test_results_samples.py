@@ -173,7 +173,7 @@ def test_outputs_outside_the_folder_are_not_read(folder, tmp_path):
     assert "Differences over test images" not in (folder / "leaderboard.md").read_text()
 
 
-def test_a_submission_s_outputs_are_used(folder, tmp_path):
+def test_per_sample_outputs_of_a_submission_are_used(folder, tmp_path):
     table = tmp_path / "table"
     shutil.copytree(folder, table)
     join(validate(folder, table), table, "lab", folder)

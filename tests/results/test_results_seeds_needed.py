@@ -30,14 +30,14 @@ STATSMODELS = {
 
 
 @pytest.mark.parametrize("effect", STATSMODELS)
-def test_power_and_seeds_are_those_of_statsmodels(effect):
+def test_power_and_seeds_equal_those_of_statsmodels(effect):
     n, at_n, at_3 = STATSMODELS[effect]
     assert power.seeds_needed(0.02 * effect, 0.02) == n
     assert power.power(0.02 * effect, 0.02, n) == pytest.approx(at_n, abs=1e-9)
     assert power.power(-0.02 * effect, 0.02, 3) == pytest.approx(at_3, abs=1e-9)
 
 
-def test_the_interval_of_a_standard_deviation_is_that_of_chi_squared():
+def test_the_interval_of_a_standard_deviation_is_computed_from_chi_squared():
     low, high = power.sd_interval(1.0, 2)  # quantiles 0.05064 and 7.3778 with 2 degrees of freedom
     assert (low, high) == pytest.approx(((2 / 7.37776) ** 0.5, (2 / 0.0506356) ** 0.5), rel=1e-5)
 

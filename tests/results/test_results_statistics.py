@@ -40,7 +40,7 @@ def test_bootstrap_intervals_of_few_seeds_cover_too_little(n):
 
 
 @pytest.mark.parametrize("skewed", [False, True])
-def test_bca_intervals_cover_from_the_number_of_seeds_where_they_are_used(skewed):
+def test_bca_intervals_cover_enough_at_the_smallest_number_of_seeds_that_uses_them(skewed):
     rng = np.random.default_rng(3)
     n = st.BOOTSTRAP_FROM
     x = rng.exponential(size=(1000, n)) - 1 if skewed else rng.normal(size=(1000, n))
@@ -119,7 +119,7 @@ def test_paired_differences_find_small_effects_with_5_percent_false_positives():
 
 
 @pytest.mark.parametrize("n_methods", [3, 6])
-def test_the_bold_set_contains_the_best_method_and_equally_good_methods(n_methods):
+def test_the_best_set_contains_the_best_method_and_equally_good_methods(n_methods):
     rng = np.random.default_rng(n_methods)
     runs, lost_best, lost_equal = 800, 0, 0
     for _ in range(runs):
@@ -133,7 +133,7 @@ def test_the_bold_set_contains_the_best_method_and_equally_good_methods(n_method
     assert lost_equal / runs <= 0.05
 
 
-def test_only_a_significantly_better_method_is_bold():
+def test_the_best_set_is_one_method_if_it_is_significantly_better_than_all_others():
     scores_by_method = {
         "a": scores_of([0.8, 0.81, 0.82]),
         "b": scores_of([0.1, 0.12, 0.11]),
@@ -295,7 +295,7 @@ def test_differences_join_by_seed_and_not_by_position():
     assert st.differences(crossed, two, fixed_b=True) == pytest.approx({(0, 0): 0.4, (1, 0): 0.3})
 
 
-def test_p_values_and_the_bold_set_equal_values_computed_by_hand():
+def test_p_values_and_the_best_set_equal_values_computed_by_hand():
     estimated = st.estimate(scores_of([-0.03, -0.01, -0.02]))
     assert comparisons.p_less(estimated) == pytest.approx(
         scipy_stats.ttest_1samp([-0.03, -0.01, -0.02], 0).pvalue / 2  # type: ignore[attr-defined]

@@ -409,7 +409,7 @@ def many_methods(count: int) -> list[Record]:
     )
 
 
-def test_methods_are_compared_with_kdep_only():
+def test_methods_are_compared_with_kdep_and_the_references_but_not_with_each_other():
     pairs = compare.compared_pairs(board_of(many_methods(1)), "resnet18_w32")
     names = [(a.method, b.method) for a, b in pairs]
     assert names == [("kdep", "scratch"), ("rival00", "kdep"), ("rival00", "scratch")]

@@ -189,7 +189,7 @@ def test_damaged_and_wrongly_named_files_are_faults(folder):
     assert all(f"records/transfer-{k}.json" in f for k, f in zip("xy", faults, strict=True))
 
 
-def test_the_same_methods_from_another_processor_have_no_fault_and_a_note(folder):
+def test_records_from_another_processor_have_a_note_and_no_fault(folder):
     for path in (folder / "records").glob("*.json"):
         value = json.loads(path.read_text())
         value["cost"]["device"] = "cpu: AMD EPYC"

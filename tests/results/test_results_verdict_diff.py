@@ -66,7 +66,7 @@ def test_records_from_two_processors_give_a_remark(results):
     assert any("the same seed gives different networks on them" in r for r in remarks)
 
 
-def test_units_are_read_from_the_flags_of_the_processor(tmp_path):
+def test_instruction_sets_are_read_from_the_flags_of_the_processor(tmp_path):
     from kdep_bench.engine.environment import processor_units
 
     listing = tmp_path / "cpuinfo"
