@@ -8,7 +8,7 @@ range are reported before anything runs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -21,3 +21,5 @@ Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Counts = Annotated[Sequence[Count], Field(min_length=1)]
 Positives = Annotated[Sequence[Positive], Field(min_length=1)]
+Domain = Literal["fog", "night", "sketch"]  # the names of `kdep_bench.data.domains.DOMAINS`
+Domains = Annotated[Sequence[Domain], Field(min_length=1)]

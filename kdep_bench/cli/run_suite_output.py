@@ -46,6 +46,7 @@ def method_table() -> list[str]:
 
 def method_rows() -> list[tuple[str, ...]]:
     """The values of METHOD_COLUMNS for every method; "-" if its config cannot be read."""
+    from kdep_bench.signatures import class_value, resolve_alias
     from kdep_bench.suite.config import load_config, names
     from kdep_bench.suite.schema import label_policy, method_needs
 
@@ -59,7 +60,8 @@ def method_rows() -> list[tuple[str, ...]]:
         needs = ", ".join(sorted(method_needs(method))) or "-"
         transfer = method.get("transfer")
         if transfer is not None:
-            needs = "tuned teacher" if transfer.get("teacher") else "-"
+            class_needs = class_value(resolve_alias(transfer["type"]), "needs") or ()
+            needs = ", ".join(sorted(n.replace("_", " ") for n in class_needs)) or "-"
         labels = label_policy(method) if transfer is None else "at transfer"
         source = method.get("source", "")
         source += " (re-implementation)" if method.get("reconstruction") else ""

@@ -480,12 +480,21 @@ def _transfer_fields(run: TransferRun, stages: Mapping[str, Json | None]) -> Jso
     return {
         "pretrained_by": run.method["name"],
         "method": transfer["name"],
-        "teacher": tuned and f"{tuned['student']['name']}.{tuned['method']['name']}",
+        "teacher": tuned and _tuned_teacher_name(tuned),
         "teacher_value": _outputs(stages, "tuned.transfer").get("value"),
         "teacher_labels_used": tuned and label_policy(tuned["method"]) == "labels",
         "extra_parameters": cost.get("extra_parameters"),
         "extra_forwards": cost.get("extra_forwards"),
     }
+
+
+def _tuned_teacher_name(tuned: Json) -> str:
+    """'student.method', with the class of the teacher's own transfer method if it has one."""
+    transfer = tuned.get("transfer")
+    name = f"{tuned['student']['name']}.{tuned['method']['name']}"
+    if transfer is None:
+        return name
+    return f"{name} with {str(transfer['type']).replace(':', '.').split('.')[-1]}"
 
 
 def _teacher_fields(run: TransferRun, stages: Mapping[str, Json | None]) -> Json | None:

@@ -38,7 +38,7 @@ _WEIGHTS_KEYS = {"name", "weights", "sha256", "download", "prefix", "drop", "key
 _TRAINING_KEYS = {
     *("iters", "epochs", "step_epochs", "batch", "test_batch", "lr", "head_lr_mult", "momentum"),
     *("weight_decay", "clip_norm", "warmup", "steps", "poly_power", "workers", "frozen_stages"),
-    *("norm_eval", "sync_bn", "test_scale"),
+    *("norm_eval", "sync_bn", "test_scale", "domain", "scored_on"),
 }
 
 
@@ -80,7 +80,7 @@ def network_id(network: Json) -> str:
         task, student = network["task"], network["student"]
         recipe = {k: v for k, v in task["recipe"].items() if k not in _TRAINING_KEYS}
         parts = {k: student.get(k) for k in ("backbone", "pyramid", "dilated")}
-        content = [task["type"], recipe, parts]
+        content = [class_value(task["type"], "counted_as") or task["type"], recipe, parts]
     return text_hash(canonical_json([network["kind"], content]))
 
 
@@ -289,7 +289,7 @@ class Forecast:
         if not counts:
             return ResourceEstimate(images_seen, None, 0.0, _uncounted(network))
         disk = counts.get("bytes") if stage.spec.get("keep_model") else 0.0
-        flops_per_image = FORWARD_AND_BACKWARD * counts["flops"]
+        flops_per_image = _transfer_passes(stage.spec) * counts["flops"]
         if (teacher := stage.spec.get("teacher")) is not None:
             tuned_network = task_network(task, teacher)
             _, teacher_counts = self.network(self._pair(task, teacher), tuned_network)
@@ -301,6 +301,20 @@ class Forecast:
     def _pair(self, task: Json, student: Json) -> Json:
         """One dict per task and student, the same object in every call, as `network` needs it."""
         return self._pairs.setdefault((id(task), id(student)), {"task": task, "student": student})
+
+
+def _transfer_passes(spec: Json) -> int:
+    """Forward passes of the task's network per training image; a backward pass counts as two.
+
+    `spec`: spec of a transfer stage. Its transfer method may train the network on more images, and
+    run a copy of it.
+    """
+    path = (spec.get("transfer") or {}).get("type")
+    trained, forward = (
+        int(class_value(path, name) or 0) if path else 0
+        for name in ("extra_trained", "extra_forward")
+    )
+    return FORWARD_AND_BACKWARD * (1 + trained) + forward
 
 
 _NO_POOL = "the number of images is unknown until the data are prepared"

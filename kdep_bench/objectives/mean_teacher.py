@@ -27,8 +27,13 @@ def update_average(average: nn.Module, network: nn.Module, decay: float) -> None
 
     For parameters and floating-point buffers; other buffers (counters) are copied.
     """
+    update_state(average, network.state_dict(), decay)
+
+
+def update_state(average: nn.Module, tensors: Mapping[str, Tensor], decay: float) -> None:
+    """As `update_average`, for the tensors of a network by name."""
     state = average.state_dict()
-    for name, value in network.state_dict().items():
+    for name, value in tensors.items():
         if value.is_floating_point():
             state[name].lerp_(value.detach(), 1 - decay)
         else:

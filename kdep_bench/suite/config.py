@@ -565,10 +565,17 @@ def _tuned_teacher(teacher: Json, name: str, configs: Path) -> Json:
     if method.get("transfer") is not None:
         raise KdepError(
             f"the teacher of the transfer method {name!r} is transferred with {method['name']!r}",
-            expected="a teacher that is transferred without a transfer method",
+            expected="a method of pre-training; `transfer` of the teacher names a transfer method",
             fix="name a pre-training as its method, such as 'kdep' or 'supervised'",
         )
+    transfer = reference.transfer
+    if transfer is not None and "type" not in transfer:
+        raise KdepError(
+            f"`transfer` in the teacher of the transfer method {name!r} has no `type`",
+            fix="add type=<class of a transfer method>, or remove `transfer` there",
+        )
     return {
+        **({} if transfer is None else {"transfer": transfer}),
         "student": resolve("student", reference.student, configs),
         "method": with_assistants(method, configs),
     }

@@ -545,6 +545,7 @@ class _Builder:
                 "student": self.config_spec(student),
                 "seed": seed,
                 "keep_model": True,
+                **({"transfer": teacher["transfer"]} if "transfer" in teacher else {}),
             },
             {"prepare": prepare, "export": chain["export"]},
         )

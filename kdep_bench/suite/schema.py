@@ -234,12 +234,14 @@ class TunedTeacher(_Part):
     """`teacher` of a transfer method: another student that is trained on the same task first.
 
     `student` is pre-trained by `method` with the suite's teacher, budget and data fraction and the
-    suite's first seeds, and is then trained on the task without a transfer method. The trained
-    model is the teacher in all runs of that task.
+    suite's first seeds, and is then trained on the task, with the transfer method `transfer` if
+    there is one (its type and arguments). The trained model is the teacher in all runs of that
+    task.
     """
 
     student: Any
     method: Any
+    transfer: Json | None = None
 
 
 class TransferPart(BaseModel):

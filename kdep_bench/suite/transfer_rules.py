@@ -8,7 +8,7 @@ import torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kdep_bench.errors import KdepError, unknown_name
@@ -89,6 +89,31 @@ def check_tasks(transfer: StudentTransfer) -> None:
                 expected="a task that is fine-tuned",
                 fix=fix,
             )
+        needs = transfer.class_attribute("needs") or ()
+        if "target_images" in needs and not class_value(task["type"], "has_target_images"):
+            raise KdepError(
+                f"{problem}, which has no target images (images of another domain without boxes)",
+                expected="a task of kdep_bench.transfer.domain_detection, such as pocket_det_fog",
+                fix=fix,
+            )
+
+
+def check_processes(transfer: StudentTransfer) -> None:
+    """Checks that a method that needs a whole batch in one process gets it."""
+    processes = transfer_processes(transfer.suite)
+    if processes > 1 and transfer.class_attribute("single_process"):
+        raise KdepError(
+            f"{transfer.label} cannot divide a training over processes, and the suite's `runtime` "
+            f"has {processes} for `transfer`",
+            fix="remove `transfer` from processes, gpus and nodes in the suite's `runtime`",
+        )
+
+
+def transfer_processes(suite: Suite) -> int:
+    """Number of processes of a transfer stage."""
+    runtime = suite.runtime
+    processes = runtime.processes.get("transfer", runtime.gpus.get("transfer", 1))
+    return processes * runtime.nodes.get("transfer", 1)
 
 
 def check_all_arguments(transfer: StudentTransfer) -> None:
@@ -103,9 +128,7 @@ def check_all_arguments(transfer: StudentTransfer) -> None:
         check_classes(config, transfer.label, 1.0)
         for path in _types(objective):
             _check_objective(transfer, path, required_args)
-        runtime = transfer.suite.runtime
-        processes = runtime.processes.get("transfer", runtime.gpus.get("transfer", 1))
-        check_couples_samples(config, transfer.label, processes * runtime.nodes.get("transfer", 1))
+        check_couples_samples(config, transfer.label, transfer_processes(transfer.suite))
 
 
 def _types(config: Any) -> Iterator[str]:
@@ -163,7 +186,26 @@ def check_teacher(transfer: StudentTransfer) -> None:
         )
     for task in tasks_for(transfer.suite, transfer.method):
         check_task(student, task)
+    if transfer.teacher.get("transfer") is not None:
+        _check_teacher_transfer(transfer, transfer.teacher["transfer"])
     check_pair(transfer.suite, student, method, transfer.suite_teacher)
+
+
+def _check_teacher_transfer(transfer: StudentTransfer, teacher_transfer: Json) -> None:
+    """Checks the transfer method with which the teacher itself is trained on the tasks.
+
+    `teacher_transfer`: its type and arguments.
+    """
+    assert transfer.teacher is not None
+    name = f"{transfer.config['name']}.teacher"
+    config = {**teacher_transfer, "name": name, "tasks": transfer.config.get("tasks")}
+    of_teacher = replace(
+        transfer,
+        student=transfer.teacher["student"],
+        method={**transfer.teacher["method"], "transfer": config},
+    )
+    for rule in RULES:
+        rule(of_teacher)
 
 
 def check_backbones(transfer: StudentTransfer) -> None:
@@ -203,6 +245,7 @@ def _check_levels(transfer: StudentTransfer, role: str, student: Json, required:
 
 RULES: tuple[Callable[[StudentTransfer], None], ...] = (
     check_tasks,
+    check_processes,
     check_all_arguments,
     check_teacher,
     check_backbones,

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from PIL import Image
+
 from kdep_bench.data.checks import check_coco
 from kdep_bench.data.listing import shown
 from kdep_bench.errors import KdepError
@@ -152,13 +154,18 @@ class Detection(MMTask):
             labels = detections.labels[is_shown].tolist()
             scores = detections.scores[is_shown].tolist()
             image = draw_boxes(
-                Path(info["img_path"]),
+                self.shown_image(Path(info["img_path"])),
                 [x["bbox"] for x in info["instances"]],
                 detections.bboxes[is_shown].tolist(),
                 [f"{class_names[c]} {s:.2f}" for c, s in zip(labels, scores, strict=True)],
             )
             names.append(save_small(image, out / f"prediction_{i}.png"))
         return names
+
+    def shown_image(self, path: Path) -> Image.Image:
+        """The RGB image of a file on which detections are drawn, as the detector reads it."""
+        with Image.open(path) as source:
+            return source.convert("RGB")
 
     def training_model(self, student: Mapping[str, Any]) -> dict[str, Any]:
         """The detector's config without data and checkpoint, for counting its FLOPs.

@@ -31,7 +31,7 @@ from kdep_bench.transfer.export import save_tensors
 from kdep_bench.transfer.gate import read_tensors
 from kdep_bench.transfer.parallel import unwrapped
 
-NEEDS = frozenset({"tuned_teacher"})
+NEEDS = frozenset({"tuned_teacher", "target_images"})
 REQUIRES = frozenset(
     {
         "student_maps",  # {level: {"channels": C, "stride": s, "side": n}} of the student
@@ -49,10 +49,13 @@ class TransferContext:
     Attributes:
         inputs: [B, 3, H, W], normalised images.
         samples: the toolkit's data samples, with the task's labels.
-        maps: the student's maps, named by stride: {"s8": [B, C, H/8, W/8], ...}.
-        teacher_maps: the maps of the tuned teacher, without gradient; empty if there is none.
+        maps: the student's maps, named by stride: {"s8": [B, C, H/8, W/8], ...}; empty for
+            classification.
+        teacher_maps: the maps of the tuned teacher, without gradient; empty if there is none, and
+            for classification.
         step: number of the optimiser step, from 0.
         steps: number of optimiser steps of the training.
+        task_losses: the losses of the task's model for this batch, with gradient.
     """
 
     inputs: Tensor
@@ -61,6 +64,7 @@ class TransferContext:
     teacher_maps: Mapping[str, Tensor] = field(default_factory=dict)
     step: int = 0
     steps: int = 1
+    task_losses: Mapping[str, Any] = field(default_factory=dict)
 
 
 class TransferMethod(nn.Module, ABC):
@@ -73,15 +77,28 @@ class TransferMethod(nn.Module, ABC):
     Class attributes:
         families: task families that it supports.
         needs: subset of NEEDS. "tuned_teacher": another student that was trained on the same task
-            before; the config then has `teacher=dict(student=..., method=...)`.
+            before; the config then has `teacher=dict(student=..., method=...)`. "target_images":
+            images of another domain, see `domain_detection.DomainDetection`.
         requires: subset of REQUIRES: keyword arguments of the constructor that the stage sets.
         backbones: class names of the supported backbones; None: any.
+        single_process: whether the training cannot be divided over several processes.
+        extra_trained, extra_forward: for the forecast of the cost, the number of additional images
+            per training image that the task's network is trained on, and that it or a copy of it
+            processes without a backward pass.
+
+    Attributes:
+        extra_images: number of images that networks processed in additional forward passes, which
+            the method counts. Passes of the tuned teacher are counted separately.
     """
 
     families: ClassVar[frozenset[str]]
     needs: ClassVar[frozenset[str]] = frozenset()
     requires: ClassVar[frozenset[str]] = frozenset()
     backbones: ClassVar[frozenset[str] | None] = None
+    single_process: ClassVar[bool] = False
+    extra_trained: ClassVar[int] = 0
+    extra_forward: ClassVar[int] = 0
+    extra_images: int = 0
 
     @classmethod
     def change_config(cls, cfg: Any, config: Mapping[str, Any], data_root: Path) -> None:
@@ -155,13 +172,13 @@ class TransferMethodConfig:
             path = self.folder / MODEL
             model = task.build_cfg(data_root, self.teacher, path, seed, work_dir).model.to_dict()
             del model["backbone"]["init_cfg"]  # the weights of the whole model are loaded instead
-            teacher = dict(model=model, checkpoint=str(path), maps=_levels(self.teacher))
+            teacher = dict(model=model, checkpoint=str(path), maps=_levels(task, self.teacher))
         kind.change_config(cfg, self.config, data_root)
         cfg.model = dict(
             type="KdepTransferModel",
             model=cfg.model.to_dict(),
             method=dict(self.config),
-            maps=_levels(self.student),
+            maps=_levels(task, self.student),
             teacher=teacher,
         )
         cfg.custom_imports.imports.append("kdep_bench.transfer.method")
@@ -197,6 +214,18 @@ def _checked(config: Mapping[str, Any], task: Any) -> type[TransferMethod]:
     ):
         for name in sorted(names - known):
             raise unknown_name(f"entry in `{attribute}` of {type_path(kind)}", name, known)
+    if "target_images" in kind.needs and not getattr(task, "has_target_images", False):
+        raise KdepError(
+            f"the transfer method {type_path(kind)} reads target images, and the task {task.name} "
+            "has none",
+            fix="use a task of kdep_bench.transfer.domain_detection, such as pocket_det_fog",
+        )
+    if kind.single_process and planned_ranks() > 1:
+        raise KdepError(
+            f"the transfer method {type_path(kind)} cannot run in {planned_ranks()} processes",
+            expected="one process",
+            fix="set runtime.processes or runtime.gpus of transfer to 1",
+        )
     if task.family not in kind.families:
         raise KdepError(
             f"the transfer method {type_path(kind)} does not support the task {task.name} of the "
@@ -207,9 +236,13 @@ def _checked(config: Mapping[str, Any], task: Any) -> type[TransferMethod]:
     return kind
 
 
-def _levels(student: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-    """{level: {"channels", "stride", "side"}} of a student; empty without a feature pyramid."""
-    return describe(student) if (student.get("pyramid") or {}).get("out_indices") else {}
+def _levels(task: Any, student: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """{level: {"channels", "stride", "side"}} of a student in a task.
+
+    Empty without a feature pyramid, and for classification, which reads the last map only.
+    """
+    has_levels = (student.get("pyramid") or {}).get("out_indices")
+    return describe(student) if has_levels and task.family != "classification" else {}
 
 
 def _output_order(levels: Mapping[str, Mapping[str, int]]) -> tuple[str, ...]:
@@ -257,7 +290,7 @@ class _Attachment:
     @torch.no_grad()
     def teacher_levels(self, inputs: Tensor) -> dict[str, Tensor]:
         """Runs the teacher; returns its maps for `inputs`, float32."""
-        if self.teacher is None:
+        if self.teacher is None or not self.teacher_names:
             return {}
         self.teacher_images += len(inputs)
         with torch.autocast(inputs.device.type, enabled=False):
@@ -283,6 +316,7 @@ class _WithMethod:
                 teacher_maps=attachment.teacher_levels(inputs),
                 step=step,
                 steps=steps,
+                task_losses=losses,
             )
             terms = self.transfer_method.losses(ctx)
         for name, term in terms.items():
@@ -402,7 +436,8 @@ def remove(runner: Any) -> dict[str, Any]:
 
     Returns:
         extra_parameters: number of parameters of the method and of its teacher.
-        extra_forwards: number of images that the teacher processed, in all ranks.
+        extra_forwards: number of images that the teacher processed, in all ranks, and of those in
+            additional passes of the method.
         Empty if there is no transfer method.
     """
     model = unwrapped(runner)
@@ -414,5 +449,5 @@ def remove(runner: Any) -> dict[str, Any]:
     attachment.handle.remove()
     model.__class__ = attachment.task_class
     del model.transfer_method, model.transfer_attachment
-    images = attachment.teacher_images * planned_ranks()
+    images = (attachment.teacher_images + method.extra_images) * planned_ranks()
     return {"extra_parameters": parameters, "extra_forwards": images}

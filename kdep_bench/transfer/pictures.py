@@ -14,7 +14,7 @@ RED, WHITE = (255, 64, 64), (255, 255, 255)
 
 
 def draw_boxes(
-    image: Path,
+    image: Image.Image,
     truth: Sequence[Sequence[float]],
     predictions: Sequence[Sequence[float]],
     labels: Sequence[str],
@@ -22,14 +22,12 @@ def draw_boxes(
     """Draws true boxes (white) and predicted boxes (red) on an image at twice its size.
 
     Args:
-        image: path of the image.
+        image: the RGB image.
         truth: true boxes [x1, y1, x2, y2] in pixels of the image.
         predictions: predicted boxes, in the same format.
         labels: text for each predicted box.
     """
-    with Image.open(image) as source:
-        canvas = source.convert("RGB")
-    canvas = canvas.resize((canvas.width * ZOOM, canvas.height * ZOOM))
+    canvas = image.resize((image.width * ZOOM, image.height * ZOOM))
     draw = ImageDraw.Draw(canvas)
     for box in truth:
         draw.rectangle([v * ZOOM for v in box], outline=WHITE)

@@ -28,6 +28,8 @@ _TYPES: Mapping[str, str] = {
     "frozen_stages": "int",
     "protocol": "Literal['split', 'folds']",
     "head": "Literal['c4', 'fpn']",
+    "domain": "Domain",
+    "scored_on": "Literal['target', 'source']",
 }
 # For keys with several numbers: (type of each number, count of numbers; None: one or more).
 _SEVERAL: Mapping[str, tuple[str, int | None]] = {

@@ -288,3 +288,35 @@ def test_a_transfer_method_s_teacher_counts_its_forward_passes():
     assert forecast.estimate(teacher).flops == images * 3 * 100
     assert forecast.estimate(teacher).disk == 7
     assert forecast.estimate(stage_by_method[True]).disk == 0
+
+
+def test_the_additional_passes_of_a_transfer_method_are_counted():
+    """SSDA trains the detector on two more images per image, and its average reads one. Fog does
+    not change the network, so its FLOPs are those of the task without fog."""
+    suite = load_suite("smoke")
+    raw = dict(
+        name="t",
+        data="smoke",
+        teacher="efficientnet_lite0",
+        students=["resnet18_w32"],
+        methods=["scratch", dict(base="ssda", pretrained_by="scratch")],
+        tasks=["smoke_det_fog", "smoke_det"],
+        budget=suite.budget.model_dump(),
+        seeds=dict(pretrain=[0], transfer=[0]),
+    )
+    raw["methods"][1]["transfer"] = dict(tasks=["smoke_det_fog"])
+    plan = build_plan(build_suite(raw))
+    assert len([n for n in networks(plan) if n["kind"] == "task"]) == 1
+    forecast = Forecast(plan, {network_id(n): {"flops": 10.0, "bytes": 7} for n in networks(plan)})
+    flops = {
+        (run.task["name"], "transfer" in plan.stages[run.id].spec): forecast.estimate(
+            plan.stages[run.id]
+        ).flops
+        for run in plan.runs
+    }
+    forward = 10 * 2 * 10.0  # iterations, batch, FLOPs
+    assert flops == {
+        ("smoke_det", False): 3 * forward,
+        ("smoke_det_fog", False): 3 * forward,
+        ("smoke_det_fog", True): (3 * 3 + 1) * forward,
+    }

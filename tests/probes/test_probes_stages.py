@@ -111,6 +111,7 @@ def run_stages(root: Path) -> dict[str, Any]:
         "cka": probe("cka", rows=30),
         "sgva_clip": probe("sgva_clip", shots=[1, 2], draws=2, steps=2),
         "robustness": probe("robustness", corruptions=["jpeg_compression"], c_grid=[1.0]),
+        "other_domain": probe("other_domain", domains=["fog", "sketch"], c_grid=[1.0]),
     }
     config_maps = {**resolve("probe", "linear_segmentation"), "max_iter": 60}
     probes["linear_segmentation"] = stage.run(
@@ -227,6 +228,16 @@ def test_the_robustness_stage_runs_the_backbone_on_the_images_of_the_features(re
     assert values["top1, clean - corrupted"]["value"] == pytest.approx(
         clean - values["top1, corrupted"]["value"]
     )
+
+
+def test_the_stage_of_other_domains_scores_the_source_as_the_other_probes_do(results):
+    """Random weights give chance in fog, so only the source has a known answer here."""
+    values = {k: v["value"] for k, v in results["other_domain"]["values"].items()}
+    assert values["top1, source, kNN"] == results["knn"]["values"]["top1"]["value"]
+    assert values["top1, source, linear"] == results["robustness"]["values"]["top1, clean"]["value"]
+    targets = {k: v for k, v in values.items() if "fog" in k or "sketch" in k}
+    assert len(targets) == 4
+    assert all(0 <= value <= 1 for value in targets.values())
 
 
 def test_a_wrong_type_a_truncated_image_and_other_weights_are_refused(results):

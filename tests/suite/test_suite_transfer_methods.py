@@ -13,7 +13,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.files import read_strict
 from kdep_bench.results.records import record as records
 from kdep_bench.results.records.store import records_dir
-from kdep_bench.suite.config import build_suite, load_suite
+from kdep_bench.suite.config import CONFIGS, build_suite, load_suite, with_transfer
 from kdep_bench.suite.graph import Plan
 from kdep_bench.suite.methods import row_name
 from kdep_bench.suite.plan import build_plan
@@ -21,6 +21,8 @@ from kdep_bench.suite.schema import Suite
 
 TEACHER = dict(student="resnet18_w48", method="scratch")
 TRANSKD = dict(base="transkd", transfer=dict(teacher=dict(TEACHER)))
+IRF = "kdep_bench.transfer.methods.irf.IRF"
+CLASSIFICATION: dict[str, Any] = dict(tasks=["smoke_finetune"])
 PHRASE = "pre-trained by {}, transferred with {}"
 
 
@@ -155,6 +157,41 @@ UNKNOWN_ARGUMENT = dict(base="nfd_transfer", transfer=dict(objective=dict(wieght
             {},
             "is transferred with 'nfd_transfer'",
         ),
+        ("ssda", dict(tasks=["smoke_det"]), "has no target images"),
+        ("ssda", dict(tasks=["smoke_seg"]), "does not support the task 'smoke_seg'"),
+        (
+            "ssda",
+            dict(tasks=["smoke_det_fog"], runtime=dict(processes=dict(transfer=2))),
+            "cannot divide a training over processes",
+        ),
+        ("ota", dict(tasks=["smoke_seg"]), "does not support the task 'smoke_seg'"),
+        ("ota", dict(tasks=["smoke_probe"]), "does not support the task 'smoke_probe'"),
+        (
+            dict(base="ota", transfer=dict(teacher=None)),
+            CLASSIFICATION,
+            "needs a teacher that was transferred to the same task",
+        ),
+        (
+            dict(base="ota", transfer=dict(teacher=dict(transfer=dict(wieght=1.0)))),
+            CLASSIFICATION,
+            "teacher.transfer.* did you mean weight",
+        ),
+        (
+            dict(base="ota", transfer=dict(teacher=dict(transfer=dict(weight=-1.0)))),
+            CLASSIFICATION,
+            "the transfer method 'ota.teacher'.* has weight = -1.0",
+        ),
+        (
+            dict(base="ota", transfer=dict(teacher=dict(transfer=dict(type=f"{IRF}F")))),
+            CLASSIFICATION,
+            "does not exist",
+        ),
+        (dict(base="ota", transfer=dict(start="pixels")), CLASSIFICATION, "start = 'pixels'"),
+        (
+            "scratch",
+            dict(tasks=[dict(base="smoke_det_fog", recipe=dict(domain="fogg"))]),
+            "has domain = 'fogg'",
+        ),
         (
             dict(base="transkd", transfer=dict(type="kdep_bench.transfer.methods.transkd.Trans")),
             {},
@@ -167,6 +204,40 @@ def test_invalid_transfer_methods_are_refused_when_planned(method, change, match
     with pytest.raises(KdepError, match=match) as error_info:
         plan(method, **change)
     assert error_info.value.fix or error_info.value.expected
+
+
+def test_the_transfer_of_a_teacher_needs_a_type():
+    teacher = dict(TEACHER, transfer=dict(weight=1.0))
+    method = dict(name="m", pretrained_by="scratch", transfer=dict(type="x.Y", teacher=teacher))
+    with pytest.raises(KdepError, match="has no `type`"):
+        with_transfer(method, CONFIGS)
+    teacher["transfer"]["type"] = IRF
+    assert with_transfer(method, CONFIGS)["transfer"]["teacher"]["transfer"]["type"] == IRF
+
+
+def test_ota_reads_no_image_of_the_pool_and_its_teacher_is_trained_with_irf():
+    """With views or a teacher cache, it would depend on upstream data."""
+    a_plan = plan("ota", **CLASSIFICATION)
+    assert {s.kind for s in a_plan.stages.values()} == {
+        *("prepare", "pretrain", "export", "transfer")
+    }
+    assert not [s for s in a_plan.stages.values() if "views" in s.needs or "cache" in s.needs]
+    run = a_plan.runs[0]
+    teacher = a_plan.stages[a_plan.stages[run.id].needs["teacher"]]
+    assert teacher.spec["transfer"]["type"].endswith("IRF")
+    assert teacher.spec["keep_model"]
+    without = plan(dict(base="ota", transfer=dict(teacher=dict(transfer=None))), **CLASSIFICATION)
+    plain_teacher = without.stages[without.stages[without.runs[0].id].needs["teacher"]]
+    assert "transfer" not in plain_teacher.spec
+    assert plain_teacher.id != teacher.id
+
+
+def test_ssda_is_planned_on_both_domains_and_changes_no_stage_of_other_methods():
+    tasks = ["smoke_det_fog", dict(base="smoke_det_fog", name="s", recipe=dict(scored_on="source"))]
+    ssda = dict(base="ssda", pretrained_by="scratch")
+    without, both = plan("scratch", tasks=tasks), plan("scratch", ssda, tasks=tasks)
+    assert set(without.stages) <= set(both.stages)
+    assert len(ids_of_kind(both, "transfer")) == 2 * len(ids_of_kind(without, "transfer"))
 
 
 def test_a_network_that_the_method_cannot_read_is_refused():

@@ -163,6 +163,8 @@ TERMS = (
         "Tasks of the pocket suites. pocket_probe and pocket_finetune: eight classes of composite "
         "scenes, by linear probe and by fine-tuning. pocket_photos: linear probe on photographs of "
         "other classes. pocket_det: detection, scored by bbox_mAP_50, the AP at an IoU of 0.5. "
+        "pocket_det_fog: trained as pocket_det, scored on the test scenes in generated fog; "
+        "'_source': scored on the clear test scenes. pocket_few: pocket_finetune with few images. "
         "pocket_seg: semantic segmentation. '_val': scored on the validation split, to choose "
         "settings.",
         (
@@ -235,7 +237,9 @@ TERMS = (
         "top1 (of a probe)",
         "Accuracy on the test split, of one of these classifiers: k nearest neighbours, logistic "
         "regression on a few images per class, class means of a few images with or without an "
-        "adapter, or a linear probe on clean and corrupted images.",
+        "adapter, or a linear probe on clean and corrupted images. Probe other_domain: k nearest "
+        "neighbours and a linear probe, fitted on the images as they are (source), on the same "
+        "test images in fog, at night or as drawings.",
         ("top1",),
     ),
     Term(

@@ -13,8 +13,9 @@ NOTE = (
     "trained on the task with the transfer method Y. Only this student is scored. Teacher: another "
     "network that was trained on the same task before; its name contains its pre-training method. "
     "The teacher was trained once for all seeds, so its score is from one run. Extra parameters: "
-    "those of the teacher and of the method. Extra forward passes: those of the teacher, in total. "
-    "The transfer time includes the training of the teacher and its forward passes."
+    "those of the teacher and of the method. Extra forward passes: those of the teacher, and "
+    "additional passes of the method, in total. The transfer time includes the training of the "
+    "teacher and all passes."
 )
 HEAD = ["student", "method", "task", "teacher", "teacher used labels", "teacher's score x100"]
 HEAD += ["extra parameters", "extra forward passes", "transfer time"]

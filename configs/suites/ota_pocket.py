@@ -1,0 +1,36 @@
+"""A classifier from ten images per class: OTA, and what its parts add.
+
+Command   python tools/run_suite.py configs/suites/ota_pocket.py  (can be stopped and resumed)
+Cost      not measured
+Outcome   not run yet
+
+The data have no pool, so no method can read upstream images; the teacher is the ImageNet network
+`efficientnet_lite0_trunk`, fine-tuned on the same 80 images. `ota_real_only`: distillation on the
+80 images without generated ones. `ota_plain_teacher`: a teacher that was fine-tuned without IRF.
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .pocket import suite
+
+suite.update(
+    name="ota_pocket",
+    about="half-width ResNet-18 at 64 px from ten images per class, without pre-training images",
+    data=dict(
+        base="pocket",
+        name="pocket_few",
+        pool_composites=0,
+        pool_crops=0,
+        classify=dict(train=80, val=80, test=1600),
+        scenes=dict(train=0, val=0, test=0),
+    ),
+    methods=[
+        "scratch",
+        dict(base="ota", name="ota_real_only", transfer=dict(generated=0.0)),
+        dict(base="ota", name="ota_plain_teacher", transfer=dict(teacher=dict(transfer=None))),
+        "ota",
+    ],
+    tasks=["pocket_few"],
+    claims=[],
+)

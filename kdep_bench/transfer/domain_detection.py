@@ -1,0 +1,70 @@
+"""Detection in another domain: boxes for source images only, scored on target or source images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from kdep_bench.data.domains import changed, seed_of
+from kdep_bench.transfer import mm_config
+from kdep_bench.transfer.detection import MIN_SIZE, Detection
+
+SEED_OFFSET = 1  # the target images are read in another order than the source images
+
+
+class DomainDetection(Detection):
+    """Trains a detector on the source images of `train`, and scores one domain of the split.
+
+    The source domain is the images as they are. The target domain is the same images in fog, at
+    night or as drawings (`domain` in the recipe, see `kdep_bench.data.domains`). `scored_on`
+    ('target' or 'source') is the domain of the scored images. Two tasks that differ only in
+    `scored_on` train the same detector.
+
+    A transfer method can read the target images of `train` without their boxes, from the config
+    key `unlabelled_dataloader`. Without such a method, they are not read.
+    """
+
+    recipe_keys: ClassVar[frozenset[str]] = Detection.recipe_keys | {"domain", "scored_on"}
+    has_target_images: ClassVar[bool] = True
+    counted_as: ClassVar[str] = "kdep_bench.transfer.detection.Detection"  # the same network
+
+    def build_cfg(
+        self,
+        data_root: Path,
+        student: Mapping[str, Any],
+        checkpoint: Path,
+        seed: int,
+        work_dir: Path,
+    ) -> Any:
+        cfg = super().build_cfg(data_root, student, checkpoint, seed, work_dir)
+        cfg.custom_imports.imports.append("kdep_bench.transfer.domain_images")
+        change = dict(type="KdepChangeDomain", domain=self.recipe["domain"])
+        if self._is_target:
+            cfg.test_dataloader.dataset.pipeline.insert(1, change)
+        root = Path(data_root) / self.recipe["folder"]
+        target = self._dataset(root, "train", self._classes(root), train=True)
+        load, _annotations, *rest = target["pipeline"]
+        # No boxes, also not to choose the images: those without an object are read as well.
+        target.update(
+            pipeline=[load, change, *rest],
+            filter_cfg=dict(filter_empty_gt=False, min_size=MIN_SIZE),
+        )
+        unlabelled = mm_config.loader(target, self.recipe["batch"], train=True, infinite=True)
+        unlabelled["sampler"]["seed"] = int(seed) + SEED_OFFSET
+        cfg.unlabelled_dataloader = unlabelled
+        return cfg
+
+    @property
+    def _is_target(self) -> bool:
+        return self.recipe["scored_on"] == "target"
+
+    def shown_image(self, path: Path) -> Image.Image:
+        image = super().shown_image(path)
+        if not self._is_target:
+            return image
+        pixels = changed(np.asarray(image), self.recipe["domain"], seed_of(path.name))
+        return Image.fromarray(pixels)

@@ -1,0 +1,322 @@
+"""OTA: its losses against their formulas, its generated images, and real stages without a pool."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import linalg
+from torch import Tensor, nn
+
+from kdep_bench.transfer.gate import read_tensors
+from kdep_bench.transfer.method import MODEL, TransferContext
+from kdep_bench.transfer.methods import digg
+from kdep_bench.transfer.methods.irf import contrast, mask_patches
+from kdep_bench.transfer.methods.ota import OTA, divergence
+from tests.transfer.conftest import config, export_random
+from tests.transfer.test_transfer_methods import interrupted, run, untimed
+
+METHODS = "kdep_bench.transfer.methods"
+SETTINGS = dict(images=48, steps=40, rate=0.05, statistics=1.0, guide=1.0, smooth=0.01)
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    """A random float64 tensor that depends only on the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+# ---- formulas ----
+
+
+def test_the_distillation_loss_is_the_divergence_of_the_formula():
+    s, t, tau = drawn(3, 5), drawn(3, 5, seed=1), 4.0
+    p, q = (np.exp(x.numpy() / tau) for x in (t, s))
+    p, q = (x / x.sum(1, keepdims=True) for x in (p, q))
+    expected = tau**2 * (p * np.log(p / q)).sum(1)
+    np.testing.assert_allclose(divergence(s, t, tau), expected, rtol=1e-10)
+    assert divergence(t, t, tau).abs().max() < 1e-12
+
+
+def test_the_contrast_is_that_of_the_formula_and_least_for_equal_views():
+    z, T = drawn(6, 4), 0.3
+    u = z.numpy() / np.linalg.norm(z.numpy(), axis=1, keepdims=True)
+    e = np.exp(u @ u.T / T)
+    np.fill_diagonal(e, 0)
+    per_view = [-np.log(e[i, (i + 3) % 6] / e[i].sum()) for i in range(6)]
+    expected = [(per_view[i] + per_view[i + 3]) / 2 for i in range(3)]
+    np.testing.assert_allclose(contrast(z, T), expected, rtol=1e-10)
+    equal = torch.cat([z[:3], z[:3]])
+    shuffled = torch.cat([z[:3], z[[1, 2, 0]]])
+    assert contrast(equal, T).mean() < contrast(shuffled, T).mean()
+
+
+def test_masked_patches_are_whole_squares_of_the_mean_colour():
+    torch.manual_seed(0)
+    x = mask_patches(torch.ones(200, 3, 20, 12), 0.3, 8)
+    assert set(x.unique().tolist()) == {0.0, 1.0}
+    patches = x[:, :, :16, :8].unfold(2, 8, 8).unfold(3, 8, 8)
+    assert set(patches.mean((1, -1, -2)).unique().tolist()) == {0.0, 1.0}
+    assert 1 - patches.mean().item() == pytest.approx(0.3, abs=0.05)
+    assert torch.equal(mask_patches(torch.ones(2, 3, 8, 8), 0.0, 8), torch.ones(2, 3, 8, 8))
+
+
+def test_the_terms_of_the_generation_are_those_of_the_formula():
+    x = drawn(4, 3, 5, 6)
+    norm = nn.BatchNorm2d(3).double().eval()
+    norm.running_mean.copy_(torch.tensor([0.1, -0.2, 0.3]))
+    norm.running_var.copy_(torch.tensor([0.5, 2.0, 1.0]))
+    pixels = x.numpy().transpose(1, 0, 2, 3).reshape(3, -1)
+    std = np.sqrt(norm.running_var.numpy() + norm.eps)
+    shift = (pixels.mean(1) - norm.running_mean.numpy()) / std
+    scale = np.sqrt(pixels.var(1) + norm.eps) / std - 1
+    expected = (shift**2 + scale**2).mean()
+    assert digg.statistics_loss(x, norm).item() == pytest.approx(expected, rel=1e-10)
+    f, g = drawn(4, 7), drawn(4, 7, seed=1)
+    ratio = ((f - g).numpy() ** 2).sum(1).mean() / (g.numpy() ** 2).sum(1).mean()
+    assert digg.guide_loss(f, g).item() == pytest.approx(ratio, rel=1e-10)
+    n = x.numpy()
+    tv = np.abs(np.diff(n, axis=2)).mean() + np.abs(np.diff(n, axis=3)).mean()
+    assert digg.total_variation(x).item() == pytest.approx(tv, rel=1e-10)
+
+
+# ---- generated images ----
+
+
+class Teacher(nn.Module):
+    """A small classifier with BatchNorm, as an ImageClassifier in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU()),
+            *(nn.Conv2d(8, 12, 3, 2, 1), nn.BatchNorm2d(12), nn.ReLU()),
+        )
+
+    def extract_feat(self, x: Tensor, stage: str) -> tuple[Tensor]:
+        assert stage == "neck"
+        return (self.layers(x).mean((2, 3)),)
+
+
+def squares(count: int, seed: int) -> Tensor:
+    """Images [count, 3, 16, 16] of a coloured square on a background of another colour."""
+    generator = torch.Generator().manual_seed(seed)
+    colours = torch.rand(count, 2, 3, 1, 1, generator=generator) * 2 - 1
+    images = colours[:, 0].repeat(1, 1, 16, 16)
+    images[:, :, 4:12, 4:12] = colours[:, 1]
+    return images
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Teacher:
+    """A teacher whose running statistics are those of `squares`."""
+    torch.manual_seed(0)
+    network = Teacher().train()
+    with torch.no_grad():
+        for k in range(40):
+            network.layers(squares(64, 100 + k))
+    return network.eval().requires_grad_(False)
+
+
+def frechet(teacher: Teacher, first: Tensor, second: Tensor) -> float:
+    """The Fréchet distance of the teacher's features of two sets of images."""
+    with torch.no_grad():
+        a, b = (teacher.extract_feat(x, "neck")[0].double().numpy() for x in (first, second))
+    c, d = (np.cov(x, rowvar=False) + 1e-9 * np.eye(x.shape[1]) for x in (a, b))
+    root = linalg.sqrtm(c @ d).real
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(c + d - 2 * root))
+
+
+def made(teacher: Teacher, seed: int = 0, **change: Any) -> Tensor:
+    """Images that were generated from 24 guides."""
+    torch.manual_seed(seed)
+    settings = digg.Generation(**{**SETTINGS, "start": "noise", **change})
+    low, high = torch.full((3, 1, 1), -1.2), torch.full((3, 1, 1), 1.1)
+    return digg.generate(teacher, squares(24, 1), low, high, settings)
+
+
+def test_generated_images_are_nearer_to_the_task_s_images_than_noise(teacher):
+    """Also if they begin as noise; and they are new images in the range of pixel values."""
+    noise = made(teacher, steps=0)
+    from_noise, from_images = made(teacher), made(teacher, start="images")
+    distances = [frechet(teacher, squares(300, 7), x) for x in (noise, from_noise, from_images)]
+    assert distances[1] < distances[0] / 4
+    assert distances[2] < distances[0] / 4
+    for images in (from_noise, from_images):
+        assert images.shape == (48, 3, 16, 16)
+        assert -1.2 <= images.min() < images.max() <= 1.1 + 1e-6
+        differences = (images[:, None] - squares(24, 1)).abs().flatten(2).mean(2)
+        assert differences.min() > 0.05
+
+
+def test_generation_depends_only_on_the_seed_and_leaves_the_teacher_unchanged(teacher):
+    state = {k: v.clone() for k, v in teacher.state_dict().items()}
+    first, again, reseeded = made(teacher), made(teacher), made(teacher, seed=1)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, reseeded)
+    assert all(torch.equal(v, state[k]) for k, v in teacher.state_dict().items())
+    assert not any(m._forward_pre_hooks for m in teacher.modules())
+
+
+@pytest.mark.parametrize("term", ["statistics", "guide", "smooth"])
+def test_each_term_changes_the_generated_images(teacher, term):
+    assert not torch.equal(made(teacher, steps=3), made(teacher, steps=3, **{term: 0.0}))
+
+
+def test_a_teacher_without_batch_norm_generates_by_its_guides_alone():
+    torch.manual_seed(0)
+    network = Teacher()
+    network.layers = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU()).requires_grad_(False)
+    with digg.batch_statistics(network) as losses:
+        network.extract_feat(squares(2, 0), "neck")
+    assert losses == []
+    assert made(network, steps=2).isfinite().all()
+
+
+class Classifier(nn.Module):
+    """An ImageClassifier of mmpretrain, reduced to what OTA calls."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.body = nn.Sequential(nn.Conv2d(3, 12, 3, 2, 1), nn.BatchNorm2d(12), nn.ReLU())
+        self.head = nn.Linear(12, 4)
+        self.data_preprocessor = nn.Module()
+        self.data_preprocessor.mean = torch.full((3, 1, 1), 127.5)
+        self.data_preprocessor.std = torch.full((3, 1, 1), 127.5)
+
+    def extract_feat(self, x: Tensor, stage: str = "neck") -> tuple[Tensor]:
+        return (self.body(x).mean((2, 3)),)
+
+    def forward(self, x: Tensor, samples: Any = None, mode: str = "") -> Tensor:
+        assert mode == "tensor"
+        return self.head(self.extract_feat(x)[0])
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_a_student_learns_its_teacher_s_scores_and_not_those_of_other_images(shuffled):
+    """Without labels: the distillation alone brings the student's scores to the teacher's."""
+    teacher = Classifier(1).eval().requires_grad_(False)
+    teacher.head.weight.mul_(12)
+    student, method = Classifier(2), OTA(tau=1.0, images=64, steps=3)
+    method.attach(student, teacher)
+    method.prepare(squares(32, 1))
+    if shuffled:
+        method.targets = method.targets[torch.randperm(len(method.targets))]
+        method.real = 0.0
+    optimizer = torch.optim.Adam(student.parameters(), lr=0.02)
+    test = squares(200, 5)
+
+    def error() -> float:
+        with torch.no_grad():
+            scores = student.eval()(test, mode="tensor"), teacher(test, mode="tensor")
+        student.train()
+        return divergence(*scores, 1.0).mean().item()
+
+    for step in range(80):
+        images = squares(32, 200 + step)
+        student(images, mode="tensor")  # the task's own pass
+        terms = method.losses(TransferContext(images, [], {}, step=step, steps=80))
+        optimizer.zero_grad()
+        torch.stack([term.mean() for term in terms.values()]).sum().backward()
+        optimizer.step()
+    assert all(p.grad is None for p in teacher.parameters())
+    uniform = divergence(torch.zeros(200, 4), teacher(test, mode="tensor"), 1.0).mean().item()
+    assert (error() < uniform / 4) != shuffled
+
+
+# ---- whole stages ----
+
+
+def few_task() -> dict[str, Any]:
+    """Fine-tuning on the 48 training images of the tiny data, in two epochs of three steps."""
+    task = config("tasks", "smoke_finetune")
+    task["recipe"].update(epochs=2, batch=16, test_batch=48)
+    return task
+
+
+def ota(**options: Any) -> dict[str, Any]:
+    """The spec's entry of OTA with few generated images."""
+    settings = {"images": 20, "steps": 2, **options}
+    return {"type": f"{METHODS}.ota.OTA", **settings}
+
+
+@pytest.fixture(scope="module")
+def teacher_student() -> dict[str, Any]:
+    """The teacher's network: a student of another width."""
+    return config("students", "resnet18_w48")
+
+
+@pytest.fixture(scope="module")
+def irf(tmp_path_factory, teacher_student, data, in_subprocess) -> dict[str, Any]:
+    """Outputs and folders of a teacher trained with IRF, with a loss of weight 0, and without."""
+    out = tmp_path_factory.mktemp("irf")
+    in_subprocess(export_random, teacher_student, out)
+    args, outputs = (teacher_student, data, out / "export"), {"folder": out / "irf"}
+    for name, transfer in (
+        ("irf", {"type": f"{METHODS}.irf.IRF"}),
+        ("zero", {"type": f"{METHODS}.irf.IRF", "weight": 0.0}),
+        ("plain", None),
+    ):
+        changes = {"keep_model": True, **({"transfer": transfer} if transfer else {})}
+        outputs[name] = in_subprocess(run, *args, out / name, changes, None, few_task())
+    return outputs
+
+
+@pytest.mark.e2e
+def test_irf_fades_out_and_is_not_in_the_saved_model(irf):
+    curve = dict(irf["irf"]["curves"]["transfer.loss_re_representation"])
+    assert list(curve) == [1, 2, 3, 4, 5, 6]
+    assert curve[1] > 2 * curve[6] > 0  # weights 1 and 1/6
+    assert irf["irf"]["transfer"]["extra_forwards"] == 6 * 16 * 2
+    saved, plain = (read_tensors(irf["folder"].parent / n / MODEL) for n in ("irf", "plain"))
+    assert {k: v.shape for k, v in saved.items()} == {k: v.shape for k, v in plain.items()}
+    # Without a weight, the training is the task's.
+    zero = {k: v for k, v in irf["zero"].items() if k != "transfer"}
+    assert untimed(zero) == untimed(irf["plain"])
+    assert irf["irf"]["curves"]["loss"] != irf["plain"]["curves"]["loss"]
+
+
+@pytest.mark.e2e
+def test_ota_distils_a_classifier_and_leaves_only_the_task_s_model(
+    data, exported, student, teacher_student, irf, tmp_path, in_subprocess
+):
+    """No stage reads a pool: its inputs are the task's images and two exported networks."""
+    changes = {"transfer": ota(), "teacher": teacher_student, "keep_model": True}
+    args = (student, data, exported)
+    outputs = in_subprocess(run, *args, tmp_path / "a", changes, irf["folder"], few_task())
+    json.dumps(outputs, allow_nan=False)
+    in_subprocess(run, *args, tmp_path / "plain", {"keep_model": True}, None, few_task())
+    terms = {k.removeprefix("transfer.loss_"): dict(v) for k, v in outputs["curves"].items()}
+    loss = terms.pop("loss")
+    assert set(terms) == {"real", "generated"}
+    assert all(value > 0 for term in terms.values() for value in term.values())
+    saved, saved_plain = (read_tensors(tmp_path / n / MODEL) for n in ("a", "plain"))
+    assert {k: v.shape for k, v in saved.items()} == {k: v.shape for k, v in saved_plain.items()}
+    # 20 images: features of two guides, two steps, their targets; then 6 steps of 16 images of
+    # the student (generated) and of the teacher (real).
+    assert outputs["transfer"]["extra_forwards"] == 20 * (2 + 2 + 1) + 6 * 16 * 2
+    teacher = read_tensors(irf["folder"] / MODEL)
+    parameters = sum(
+        v.numel() for k, v in teacher.items() if "running" not in k and "num_" not in k
+    )
+    assert outputs["transfer"]["extra_parameters"] == parameters
+    assert set(loss) == {1, 2, 3, 4, 5, 6}
+    call = (*args, tmp_path / "b", changes, irf["folder"], few_task())
+    assert in_subprocess(interrupted, *call, 3)
+    assert untimed(in_subprocess(run, *call)) == untimed(outputs)
+
+
+@pytest.mark.e2e
+def test_ota_without_weights_is_the_task_s_own_training(
+    data, exported, student, teacher_student, irf, tmp_path, in_subprocess
+):
+    changes = {"transfer": ota(generated=0.0, real=0.0), "teacher": teacher_student}
+    args = (student, data, exported)
+    outputs = in_subprocess(run, *args, tmp_path / "a", changes, irf["folder"], few_task())
+    plain = in_subprocess(run, *args, tmp_path / "b", {}, None, few_task())
+    assert outputs.pop("transfer")["extra_forwards"] == 0
+    assert untimed(outputs) == untimed(plain)
