@@ -73,6 +73,9 @@ def test_a_restyled_image_has_the_mean_of_the_other_domain_and_its_padding_is_un
 class Preprocessor(nn.Module):
     """Normalises a batch, as mmdet's DetDataPreprocessor."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", torch.full((3, 1, 1), MEAN))
@@ -225,9 +228,10 @@ def test_the_average_follows_the_formula_for_parameters_and_running_statistics()
     method, model = attached(decay=0.9)
     before = copy.deepcopy(method.teacher.state_dict())
     with torch.no_grad():
-        model.scale += 1
-        model.norm.running_mean += 2
-        model.norm.num_batches_tracked += 7
+        model.scale.add_(1)
+        norm: Any = model.norm
+        norm.running_mean += 2
+        norm.num_batches_tracked += 7
     # As in a task, where the method is a module of the model.
     model.transfer_method = method
     method.average(method.decay)
