@@ -213,12 +213,15 @@ class Objective(Component):
         transformer: whether the student must be a vision transformer of timm.
         skips_held_out: whether it is not trained on the images that its argument `held_out` holds
             out (`held_out.is_held_out`).
+        compares_candidates: whether it chooses one of its teachers by a short distillation from
+            each, which is another teacher (`roles.candidates`).
     """
 
     has_players: ClassVar[bool] = False
     reads_extra: ClassVar[frozenset[str]] = frozenset()
     transformer: ClassVar[bool] = False
     skips_held_out: ClassVar[bool] = False
+    compares_candidates: ClassVar[bool] = False
 
     @abstractmethod
     def terms(self, ctx: Context) -> dict[str, Tensor]:

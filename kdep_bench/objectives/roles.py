@@ -16,6 +16,7 @@ from kdep_bench.registry import locate, type_path
 from kdep_bench.signatures import class_value, resolve_alias
 
 ONLY = "teacher"  # role of the teacher in a method with one teacher
+PROXY = "_proxy"  # suffix of the role of a short distillation from the teacher of a role
 
 # Words of `needs` that name an output of a teacher.
 FROM_TEACHER = frozenset(
@@ -104,3 +105,23 @@ def together(configs: Sequence[Json]) -> Json:
 def union(configs: Sequence[Json], name: str, lookup: Lookup = from_source) -> set[str]:
     """The union of a class attribute (`needs`, `requires`) over the classes of `configs`."""
     return {word for config in configs for word in (lookup(type_path(config["type"]), name) or ())}
+
+
+def candidates(roles: Sequence[str]) -> list[str]:
+    """The roles of teachers that are compared by a short distillation, without the proxies.
+
+    Raises:
+        KdepError: a candidate has no proxy, a proxy has no candidate, or there is one candidate.
+    """
+    compared = [role for role in roles if not role.endswith(PROXY)]
+    unpaired = [role for role in compared if role + PROXY not in roles]
+    unpaired += [r for r in roles if r.endswith(PROXY) and r.removesuffix(PROXY) not in compared]
+    if unpaired or len(compared) < 2:
+        raise KdepError(
+            f"a choice among teachers has the roles {', '.join(roles)}",
+            expected=f"two or more candidates, and for each candidate `a` a role `a{PROXY}`",
+            fix=f"add the role that belongs to {unpaired[0]!r} to `teachers`"
+            if unpaired
+            else "add another candidate and its proxy to `teachers`",
+        )
+    return compared

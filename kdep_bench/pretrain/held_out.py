@@ -20,7 +20,7 @@ from kdep_bench.objectives.base import Demands
 from kdep_bench.objectives.held_out import HeldOutOutputs, TeacherWeights, is_held_out
 from kdep_bench.registry import locate
 
-MAX_SAMPLES = 1024  # views that are read, evenly spaced over those of the held-out images
+MAX_SAMPLES = 8192  # views that are read, evenly spaced over those of the held-out images
 
 
 def weigh_teachers(

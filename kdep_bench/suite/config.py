@@ -486,6 +486,7 @@ def _assistant(ref: Json, where: str, configs: Path, chain: tuple[str, ...]) -> 
         "student": resolve("student", assistant.student, configs),
         "method": with_assistants(resolve("method", assistant.method, configs), configs, chain),
         "epochs": assistant.epochs,
+        **({} if assistant.batch is None else {"batch": assistant.batch}),
     }
 
 

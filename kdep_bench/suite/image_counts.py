@@ -107,7 +107,8 @@ def _sufficient_images(suite: Suite) -> int:
     widths = [s["width"] for s in [*suite.students, *(a["student"] for a in assistants)]]
     epochs = min([1.0, budget.epochs, *(a["epochs"] or 1.0 for a in assistants)])
     # + 2, because the number of images of a fraction is rounded.
-    return math.ceil(max(budget.batch * steps / epochs, *widths) / smallest_fraction) + 2
+    batch = max([budget.batch, *(a.get("batch") or 0 for a in assistants)])
+    return math.ceil(max(batch * steps / epochs, *widths) / smallest_fraction) + 2
 
 
 def _runs(suite: Suite, pool: int) -> Iterator[CountedRun]:
@@ -130,6 +131,7 @@ def _chain(
     epochs: float,
     fraction: float,
     pool: int,
+    batch: int | None = None,
 ) -> Iterator[CountedRun]:
     """The pre-trainings of a method's intermediate teachers, if it has any, and its own."""
     for role_teacher in teachers_by_role(method, suite_teacher):
@@ -145,7 +147,11 @@ def _chain(
             upstream_epochs,
             fraction,
             pool,
+            intermediate.get("batch"),
         )
+    if batch is not None:
+        budget = suite.budget.model_copy(update={"batch": batch})
+        suite = suite.model_copy(update={"budget": budget})
     yield CountedRun(
         suite, student, method, suite_teacher, epochs, fraction, round(fraction * pool), pool
     )

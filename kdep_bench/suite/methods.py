@@ -62,10 +62,10 @@ def assistant_config(method: Json) -> Json | None:
     student, intermediate_method = intermediate["student"], intermediate["method"]
     has_one_head = not (intermediate_method.get("objective") or {}).get("parts")
     trains_head = bool(method_needs(intermediate_method) & {"labels", "logits", "probabilities"})
-    epochs_label = "" if intermediate["epochs"] is None else f".{intermediate['epochs']:g}ep"
+    label = budget_label(intermediate["epochs"], intermediate.get("batch"))
     return {
         "type": EXPORTED,
-        "name": f"{student['name']}.{intermediate_method['name']}{epochs_label}",
+        "name": f"{student['name']}.{intermediate_method['name']}{label}",
         "student": without(student, DESCRIPTION_KEYS),
         "has_logits": has_one_head and trains_head,
         "card": {
@@ -74,6 +74,12 @@ def assistant_config(method: Json) -> Json | None:
             "labels_used": label_policy(intermediate_method) == "labels",
         },
     }
+
+
+def budget_label(epochs: float | None, batch: int | None) -> str:
+    """Part of a name: the epochs and batch of an intermediate teacher, where they are set."""
+    epochs_label = "" if epochs is None else f".{epochs:g}ep"
+    return epochs_label if batch is None else f"{epochs_label}.b{batch}"
 
 
 def role_teachers(method: Json) -> list[Json]:

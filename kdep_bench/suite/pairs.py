@@ -21,7 +21,7 @@ from kdep_bench.objectives.levels import (
     teacher_layer,
     top_classes,
 )
-from kdep_bench.objectives.roles import FROM_TEACHER
+from kdep_bench.objectives.roles import FROM_TEACHER, PROXY, candidates
 from kdep_bench.objectives.signs import check_map_targets
 from kdep_bench.schedules.base import check_span
 from kdep_bench.schedules.build import check_some_weight_nonzero, spans
@@ -178,6 +178,7 @@ class StudentMethod:
     Attributes:
         suite_teacher: the suite's teacher; the method may have an intermediate teacher instead.
         epochs: epochs of this pre-training, which may be fewer than the budget's.
+        batch: its batch.
         role: role of the teacher that a rule checks, if the method has several teachers; `method`
             and `suite_teacher` are then reduced to this teacher.
     """
@@ -187,6 +188,7 @@ class StudentMethod:
     method: Json
     suite_teacher: Json | None
     epochs: float
+    batch: int
     role: str = ""
 
     @property
@@ -226,6 +228,7 @@ def check_pair(
     method: Json,
     suite_teacher: Json | None,
     epochs: float | None = None,
+    batch: int | None = None,
 ) -> None:
     """Raises KdepError if a method cannot work with this student, teacher and data.
 
@@ -234,10 +237,11 @@ def check_pair(
         student: config of the student.
         method: config of the method.
         suite_teacher: the suite's teacher; the method may have an intermediate teacher instead.
-        epochs: epochs of this pre-training; None: the budget's.
+        epochs, batch: epochs and batch of this pre-training; None: the budget's.
     """
     epochs = suite.budget.epochs if epochs is None else epochs
-    pair = StudentMethod(suite, student, method, suite_teacher, epochs)
+    batch = suite.budget.batch if batch is None else batch
+    pair = StudentMethod(suite, student, method, suite_teacher, epochs, batch)
     for rule in RULES:
         rule(pair)
     for role_teacher in teachers_by_role(method, suite_teacher):
@@ -300,7 +304,18 @@ def check_assistant(pair: StudentMethod) -> None:
         intermediate["method"],
         pair.suite_teacher,
         intermediate["epochs"],
+        intermediate.get("batch"),
     )
+
+
+def check_batch(pair: StudentMethod) -> None:
+    """Checks that the batch of an intermediate teacher can be split as the budget's is."""
+    if pair.batch != pair.suite.budget.batch and pair.batch % (parts := _batch_parts(pair)):
+        raise KdepError(
+            f"`teacher.batch` = {pair.batch} of an intermediate teacher ({pair.label}) cannot be "
+            f"split into {parts} micro-batches or processes of equal size",
+            fix=f"set it to a multiple of {parts}",
+        )
 
 
 def check_objective_with_alignment(pair: StudentMethod) -> None:
@@ -331,10 +346,10 @@ def check_labels(pair: StudentMethod) -> None:
 def check_views(pair: StudentMethod) -> None:
     """Checks that a batch can contain all views of an image, if the method compares views."""
     budget = pair.suite.budget
-    if "views" in pair.needs and (budget.views < 2 or budget.batch % budget.views):
+    if "views" in pair.needs and (budget.views < 2 or pair.batch % budget.views):
         raise KdepError(
             f"{pair.label} compares several views of an image, but the budget has "
-            f"views={budget.views} and batch={budget.batch}",
+            f"views={budget.views} and batch={pair.batch}",
             expected="views of 2 or more, and a batch that is a multiple of views",
             fix="change the budget, or remove the method",
         )
@@ -383,6 +398,31 @@ def check_held_out(pair: StudentMethod) -> None:
                 expected="intermediate teachers that are not trained on the held-out images",
                 fix=f"use an objective of kdep_bench/objectives/held_out.py with held_out="
                 f"{fraction:g}, as in the method held_out_kd",
+            )
+
+
+def check_candidates(pair: StudentMethod) -> None:
+    """Checks that every compared teacher has a proxy, which is distilled from that teacher.
+
+    Otherwise the quality of another network would decide.
+    """
+    path = resolve_alias((pair.method.get("objective") or {}).get("type"))
+    if not class_value(path, "compares_candidates"):
+        return
+    teachers = pair.method["teachers"]
+    try:
+        compared = candidates(list(teachers))
+    except KdepError as e:
+        raise KdepError(f"{pair.name}: {e.problem}", expected=e.expected, fix=e.fix) from None
+    for role in compared:
+        proxy = teachers[role + PROXY]
+        source = proxy["method"].get("teacher") if isinstance(proxy, dict) else None
+        if source is None or source != teachers[role]:
+            raise KdepError(
+                f"the teacher {role + PROXY!r} of {pair.name} is not distilled from the teacher "
+                f"{role!r}",
+                expected="an intermediate teacher whose method has that teacher as its `teacher`",
+                fix=f"repeat the dict of {role!r} as `teacher` of the method of {role + PROXY!r}",
             )
 
 
@@ -675,12 +715,14 @@ Rule = Callable[[StudentMethod], None]
 RULES: tuple[Rule, ...] = (
     check_teacher_roles,
     check_assistants,
+    check_batch,
     check_objective_with_alignment,
     check_labels,
     check_views,
     check_schedule_spans,
     check_method_arguments,
     check_held_out,
+    check_candidates,
     check_peers,
     check_active_terms,
     check_method_optimizer,

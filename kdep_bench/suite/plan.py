@@ -30,6 +30,7 @@ from kdep_bench.suite.known_data import has_labels
 from kdep_bench.suite.methods import (
     DESCRIPTION_KEYS,
     UNPREPARED_KEYS,
+    budget_label,
     methods_for,
     role_teachers,
     row_name,
@@ -71,7 +72,8 @@ class _Builder:
         self.suite, self.kinds, self.plan = suite, kinds, plan
         # id() of a config -> its spec. The same dict is reused, so that its JSON is made only once.
         self.config_specs: dict[int, Json] = {}
-        self.budgets: dict[tuple[float, bool, str], Json] = {}  # a cache, see `budget_spec`
+        # A cache, see `budget_spec`.
+        self.budgets: dict[tuple[float, bool, str, int | None], Json] = {}
         self.is_live = suite.budget.teacher == "live"
         check_optimizer(suite.budget.optimizer, "the optimizer of the budget")
         if suite.budget.batch % suite.budget.accumulate:
@@ -96,16 +98,21 @@ class _Builder:
             )
         return self.config_specs[id(config)]
 
-    def budget_spec(self, epochs: float, uses_full_pool: bool, method: Json) -> Json:
+    def budget_spec(
+        self, epochs: float, uses_full_pool: bool, method: Json, batch: int | None = None
+    ) -> Json:
         """Spec of the budget for a pre-training of `method` over `epochs`.
 
-        `uses_full_pool`: whether the pre-training uses all images. An epoch then has the same
-        length for both values of `epochs_over`, which is left out so that the stage ids are equal.
+        `batch` replaces the budget's batch. `uses_full_pool`: whether the pre-training uses all
+        images. An epoch then has the same length for both values of `epochs_over`, which is left
+        out so that the stage ids are equal.
         """
         overrides = method.get("optimizer") or {}
-        key = epochs, uses_full_pool, canonical_json(overrides)
+        key = epochs, uses_full_pool, canonical_json(overrides), batch
         if key not in self.budgets:
             spec = {**self.suite.budget.spec(), "epochs": epochs}
+            if batch is not None:
+                spec["batch"] = batch
             if overrides:
                 where = f"optimizer of method {method['name']!r}"
                 spec["optimizer"] = merged(spec["optimizer"], overrides, where)
@@ -345,6 +352,7 @@ class _Builder:
         transfer_seed: int,
         suite_teacher: Json | None,
         epochs: float | None = None,
+        batch: int | None = None,
     ) -> tuple[dict[str, str], str]:
         """Adds the stages up to the export of one method with one pair of seeds.
 
@@ -354,7 +362,7 @@ class _Builder:
         "large.cache", "large.teacher.export".
 
         Args:
-            epochs: epochs of the pre-training; None: the budget's.
+            epochs, batch: epochs and batch of the pre-training; None: the budget's.
 
         Returns:
             (chain: role -> stage id, label for the names of later stages).
@@ -370,7 +378,7 @@ class _Builder:
             chain["views"] = needs["views"] = self.views(prepare, student)
             spec.update(self.fraction_spec(fraction))
             spec["budget"] = self.budget_spec(
-                epochs or self.suite.budget.epochs, fraction == 1, method
+                epochs or self.suite.budget.epochs, fraction == 1, method, batch
             )
             if "labels" in method_needs(method) or "share_by" in spec:
                 needs["prepare"] = prepare
@@ -388,10 +396,10 @@ class _Builder:
                 _add_teacher(role_teacher, upstream, stages, spec, needs, chain)
         else:
             spec["seed"] = self.untrained_seed(method, pretrain_seed, transfer_seed)
-        epochs_label = "" if epochs is None else f".{epochs:g}ep"
         # An untrained student does not depend on the data fraction.
         fraction_label = _fraction_label(fraction) if trains(method) else ""
-        label = f"{student['name']}.{method['name']}{epochs_label}{fraction_label}.s{spec['seed']}"
+        label = f"{student['name']}.{method['name']}{budget_label(epochs, batch)}{fraction_label}"
+        label += f".s{spec['seed']}"
         chain["pretrain"] = self.add("pretrain", label, spec, needs)
         teacher = teacher_config_for(method, suite_teacher)
         about = model_card.about(
@@ -427,6 +435,7 @@ class _Builder:
             transfer_seed,
             suite_teacher,
             intermediate["epochs"],
+            intermediate.get("batch"),
         )
         return chain
 

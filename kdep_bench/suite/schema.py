@@ -267,12 +267,13 @@ class Assistant(_Part):
 
     `student` is pre-trained with `method` and the suite's teacher, budget, data fraction and seed;
     the exported backbone is the teacher. `epochs` shortens that pre-training (an early-stopped
-    teacher). `method` may itself have an intermediate teacher.
+    teacher), `batch` replaces the budget's batch. `method` may itself have an intermediate teacher.
     """
 
     student: Any
     method: Any
     epochs: float | None = Field(gt=0, default=None)
+    batch: int | None = Field(gt=0, default=None)
 
 
 class _Task(_Part):

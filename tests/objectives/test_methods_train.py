@@ -85,6 +85,7 @@ WITHOUT_EFFECT = {
         f"{name} of WeightedAssistants": "has a separate test"
         for name in ("held_out", "reference", "floor", "seed")
     },
+    "held_out of BestTeacher": "has a separate test",
     # Amal's weights change only in every tenth step after a warm-up; these have separate tests.
     **{f"{name} of Amal": "" for name in ("every", "warmup", "repeats", "virtual_lr", "optimizer")},
     "shares of MapRegression": "has a separate test: the tiny networks have one level",

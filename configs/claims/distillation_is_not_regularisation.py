@@ -1,0 +1,12 @@
+"""Logit distillation compared with the same outputs without the similarities of classes."""
+
+claim = dict(
+    name="distillation_is_not_regularisation",
+    title="Logit distillation is more than regularisation",
+    statement="logit KD scores above logit KD with the probabilities of all classes but the top "
+    "class permuted, at the same data and budget.",
+    source="Vats and Crandall, arXiv 2112.10047",
+    kind="difference",
+    a=dict(method="logit_kd", share=1.0),
+    b=dict(method="logit_kd_permuted", share=1.0),
+)
