@@ -203,9 +203,9 @@ def _check_kind(path: Path, head: bytes, size: int, label: str, fix: str) -> Non
         _check_zip(path, label, fix)
     elif not is_safetensors(head, size) and not _is_pickle(head):
         is_json = start[:1] in (b"{", b"[")
-        kind = "a text" if _is_text(head) else "of an unknown format"
+        kind = "a text file" if _is_text(head) else "of an unknown format"
         raise KdepError(
-            f"{label} {path} is {'a JSON text' if is_json else kind} (it begins with "
+            f"{label} {path} is {'a JSON file' if is_json else kind} (it begins with "
             f"{_shown_start(head)})",
             expected="a safetensors or torch file",
             fix="give the path of the weights file itself" if is_json else fix,

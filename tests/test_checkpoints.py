@@ -67,8 +67,8 @@ def refusal(path: Path, content: bytes) -> str:
         (LFS, "is a git-lfs pointer"),
         (b"<!DOCTYPE html><html><title>Sign in</title></html>", "is a web page"),
         (b"\xef\xbb\xbf \n<html>", "is a web page"),
-        (b'{"error": "not found"}', "is a JSON text"),
-        (b"Not Found", "is a text"),
+        (b'{"error": "not found"}', "is a JSON file"),
+        (b"Not Found", "is a text file"),
         (gzip.compress(b"x", mtime=0), "is a gzip archive"),
         (tarred(), "is a tar archive"),
         (zipped({"model/a.txt": b"x", "b.pth": b""}), r"is a zip archive of other files \(model"),
@@ -140,6 +140,7 @@ def test_folders_pipes_and_missing_files_raise_kdep_error_without_waiting(tmp_pa
 
 def test_a_tensor_larger_than_its_file_is_reported_without_reading_its_values(tmp_path):
     huge = torch.ones(1).expand(10**13)
+    # An expanded tensor that is not larger than its file is accepted.
     ids = torch.arange(50).expand((1, -1))
     torch.save({"w": huge, "ids": ids}, tmp_path / "w.pth")
     read = read_checkpoint(tmp_path / "w.pth")

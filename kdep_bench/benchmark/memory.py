@@ -32,8 +32,8 @@ def peak() -> int:
 def resident(field: str = "RssAnon") -> int:
     """A field of /proc/self/status, in bytes.
 
-    VmRSS is the resident memory; RssAnon is the part without file pages, which the kernel can free
-    at any time.
+    VmRSS is the resident memory; RssAnon excludes the pages of files, because the kernel can free
+    those at any time.
     """
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):

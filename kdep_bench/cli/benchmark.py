@@ -3,10 +3,10 @@
 Measurements that this run does not repeat are kept from an earlier run. `--quick` only tests that
 all measurements run.
 
-    python tools/benchmark.py --threads 1
-    python tools/benchmark.py --threads 1 --parts --against lightly-train --venv .venv-lightly \\
+    kdep-bench benchmark --threads 1
+    kdep-bench benchmark --threads 1 --parts --against lightly-train --venv .venv-lightly \\
         --prepared work_dirs/prepare-pocket-...          # after `make lightly` and `make pocket`
-    python tools/benchmark.py --parts --count-teacher-forwards results/pocket_full \\
+    kdep-bench benchmark --parts --count-teacher-forwards results/pocket_full \\
         --work-dir work_dirs
 """
 

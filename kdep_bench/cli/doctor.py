@@ -1,8 +1,8 @@
 """Check that this machine can run the project or a suite: packages, GPUs, data sets, teachers.
 
-python tools/doctor.py                                 # check only the machine
-python tools/doctor.py --suite paper_r18               # also what this suite needs
-python tools/doctor.py --data coco voc --decode all    # also these data sets, every image
+kdep-bench doctor                                      # check only the machine
+kdep-bench doctor --suite paper_r18                    # also what this suite needs
+kdep-bench doctor --data coco voc --decode all         # also these data sets, every image
 
 A fault does not stop the other checks: all faults are listed.
 """

@@ -1,9 +1,9 @@
 """Check that the project works on this machine's GPU, in at most eight minutes, without network.
 
-    python tools/gpu_check.py                          # all checks; results/gpu_check/gpu.md
-    python tools/gpu_check.py --device cpu --quick     # every check on a CPU; figures mean nothing
-    python tools/gpu_check.py --only operators ranks   # only these checks
-    python tools/gpu_check.py --pack DIR               # write a folder for a machine without
+    kdep-bench gpu-check                               # all checks; results/gpu_check/gpu.md
+    kdep-bench gpu-check --device cpu --quick          # every check on a CPU; figures mean nothing
+    kdep-bench gpu-check --only operators ranks        # only these checks
+    kdep-bench gpu-check --pack DIR                    # write a folder for a machine without
                                                        # network; run there: bash DIR/run.sh
 
 Exit codes: 0 all checks passed, 1 some failed, 2 this machine cannot be checked.

@@ -1,7 +1,7 @@
 """Write a student config from a model name; finds and tests its tap, width and pyramid levels.
 
-python tools/make_student.py timm/resnet18d
-python tools/make_student.py mmpretrain/resnet34_8xb32_in1k --px 128
+kdep-bench student timm/resnet18d
+kdep-bench student mmpretrain/resnet34_8xb32_in1k --px 128
 """
 
 from __future__ import annotations

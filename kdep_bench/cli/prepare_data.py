@@ -1,10 +1,10 @@
 """Unpack, convert and verify an official data set, or generate the pocket data of a config.
 
-python tools/prepare_data.py coco --root /data --archives ~/Downloads     # unpack, convert, verify
-python tools/prepare_data.py coco --root /data --check --decode all       # verify only, all images
-python tools/prepare_data.py --list                                       # sets and their archives
-python tools/prepare_data.py configs/data/pocket.py --out work_dirs/pocket_data
-python tools/prepare_data.py --verify work_dirs/pocket_data/data
+kdep-bench data coco --root /data --archives ~/Downloads                  # unpack, convert, verify
+kdep-bench data coco --root /data --check --decode all                    # verify only, all images
+kdep-bench data --list                                                    # sets and their archives
+kdep-bench data configs/data/pocket.py --out work_dirs/pocket_data
+kdep-bench data --verify work_dirs/pocket_data/data
 
 Official sets are not downloaded: most need an account or consent to their terms. An interrupted run
 resumes where it stopped.

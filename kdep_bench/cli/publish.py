@@ -1,6 +1,6 @@
 """Export a suite's finished students, each with its weights in two formats and a model card.
 
-python tools/publish.py pocket --out published [--only kdep] [--onnx] [--latency]
+kdep-bench publish pocket --out published [--only kdep] [--onnx] [--latency]
 
 Writes backbone.pth, backbone.safetensors and README.md for each student. Exit codes: 0 all are
 published, 1 some are unfinished or damaged (they are listed), 2 an error.

@@ -1,11 +1,11 @@
 """Rebuild tables and pages from records, compare two results folders, or check submitted records.
 
-python tools/report.py results/pocket
-python tools/report.py results/pocket_full --seeds-needed
-python tools/report.py --index results
-python tools/report.py diff results/pocket results/pocket_new
-python tools/report.py validate FOLDER --against results/pocket
-python tools/report.py validate FOLDER --join results/pocket --name LAB
+kdep-bench report results/pocket
+kdep-bench report results/pocket_full --seeds-needed
+kdep-bench report --index results
+kdep-bench report diff results/pocket results/pocket_new
+kdep-bench report validate FOLDER --against results/pocket
+kdep-bench report validate FOLDER --join results/pocket --name LAB
 
 validate prints one sentence per fault and exits with 1 if there is one. With --join, and without
 faults, the records are copied into that results folder; their rows are marked with NAME.

@@ -1,8 +1,8 @@
 """List the stages and cluster runs in a work dir with their sizes; delete unreferenced ones.
 
-python tools/work_dir.py                      # list everything, with sizes and references
-python tools/work_dir.py pocket smoke --gc    # list only unreferenced ones
-python tools/work_dir.py pocket smoke --gc --delete    # delete them
+kdep-bench work-dir                           # list everything, with sizes and references
+kdep-bench clean pocket smoke                 # list only unreferenced ones
+kdep-bench clean pocket smoke --delete         # delete them
 
 A stage is referenced if a record in results/*/records, or in another results folder written from
 this work dir, cites it; if a suite named here plans it; if a referenced stage depends on it; or if
@@ -47,9 +47,13 @@ def parser() -> argparse.ArgumentParser:
         help="remove a results folder from the work dir's list, if the folder no longer exists",
     )
     p.add_argument(
-        "--gc", action="store_true", help="list only unreferenced stages and cluster runs"
+        "--gc",
+        action="store_true",
+        help="list only unreferenced stages and cluster runs, as `clean` does",
     )
-    p.add_argument("--delete", action="store_true", help="with --gc: delete the listed ones")
+    p.add_argument(
+        "--delete", action="store_true", help="with --gc or `clean`: delete the listed ones"
+    )
     p.add_argument("--json", action="store_true", help="print the list as JSON")
     return p
 

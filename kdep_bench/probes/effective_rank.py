@@ -46,7 +46,7 @@ class EffectiveRank(Probe):
             largest one.
     """
 
-    reads = frozenset({"classes"})
+    reads = frozenset({"classes"})  # the images of the labelled set; their labels are not used
     splits = ("test",)
     more_images_than_width = True
 
@@ -68,7 +68,7 @@ class EffectiveRank(Probe):
                 "effective rank": Value(effective_rank(s)),
                 "participation ratio": Value(participation_ratio(s)),
                 "dead dimensions": Value(
-                    dead_fraction(test.after, self.dead_below), "smaller", True
+                    dead_fraction(test.after, self.dead_below), better="smaller", percent=True
                 ),
                 "effective rank before activation": Value(effective_rank(s_before)),
                 "participation ratio before activation": Value(participation_ratio(s_before)),

@@ -247,7 +247,7 @@ def test_a_saved_basis_is_read_back_and_damaged_files_are_refused(tmp_path: Path
     svd = torch.load(tmp_path / "0" / BASIS, weights_only=True)
     assert set(svd) == {"mean", "components", "std"}
     (tmp_path / "0" / BASIS).write_bytes(b"no basis")
-    with pytest.raises(KdepError, match="is a text"):
+    with pytest.raises(KdepError, match="is a text file"):
         open_basis(tmp_path / "0")
     for damaged, message in (
         ({**svd, "std": svd["std"].clone().fill_(torch.nan)}, "std contains NaN"),

@@ -87,12 +87,13 @@ def test_pixel_distillation_learns_to_reconstruct_the_image_and_exports_a_plain_
     name: str, large_stages: dict[str, Path], tmp_path: Path
 ):
     method = resolve("method", name)
-    method.pop("teacher", None)  # the cached teacher stands for the assistant
+    method.pop("teacher", None)  # the cached teacher takes the place of the assistant
     inputs = {k: v for k, v in large_stages.items() if k != "align"}
     outputs, state = pretrain(tmp_path, inputs, method, budget=BUDGET | dict(epochs=8))
     curve = [loss for _, loss in outputs["curves"]["pretrain_loss"]]
     assert curve[-1] < 0.9 * curve[0]
     assert not any("_teacher" in k for k in state)
-    # 1x1 convolution from 4 channels at stride 2 (side 16) to 40 pixels: factor 3, 27 channels.
+    # The map of 4 channels and 16 px is enlarged 3 times, to 48 px (at least 40). Its 1x1
+    # convolution has 3 x 3 sub-pixels x 3 colours = 27 outputs.
     enlarge = [k for k in state if ".enlarge." in k]
     assert sum(state[k].numel() for k in enlarge) == 4 * 27 + 3

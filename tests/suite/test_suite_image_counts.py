@@ -1,4 +1,4 @@
-"""Suites that need more images or other parts than the data have are refused before anything runs.
+"""Suites that need more images than the data have, or parts that the data lack, are refused.
 
 Many tests also make the change that the error advises: the changed suite is accepted.
 """
@@ -38,7 +38,7 @@ def accept(suite: Suite) -> None:
 
 
 def budget(**changes: Any) -> dict[str, Any]:
-    """The test suite's budget with changes."""
+    """The budget of SUITE with changes."""
     return {**SUITE["budget"], **changes}
 
 
@@ -83,7 +83,7 @@ def test_a_batch_larger_than_the_number_of_images_is_refused(tmp_path):
 
 
 def probe_of(data: dict[str, Any], root: Path) -> list[Any]:
-    """A probe task on classes with enough images."""
+    """A linear-probe task on classes with enough images."""
     data["classify"] = classes(root / "classes", 20, 20)
     return [dict(base="smoke_probe", recipe=dict(train_share=1.0))]
 
@@ -96,7 +96,7 @@ def test_the_error_for_a_batch_larger_than_a_data_fraction_names_a_sufficient_fr
 
 
 def test_epochs_of_less_than_one_batch_are_refused():
-    """Otherwise epochs=0.01 would train for 0.18 epochs."""
+    """Otherwise epochs=0.01 would train for 0.16 epochs (one batch of 64 from 400 images)."""
     message = refusal(build(budget=budget(batch=64, epochs=0.01)))  # 1 % of 400 images
     assert "4 samples" in message
     fix = re.search(r"set budget.epochs to ([\d.]+) or more", message)
@@ -199,7 +199,7 @@ def test_a_missing_split_gives_an_error_that_names_it(tmp_path):
     accept(build(data=dict(data, coco=coco(tmp_path, "train", "test")), tasks=[detection()]))
 
 
-def test_a_probe_without_a_validation_split_is_refused(tmp_path):
+def test_a_linear_probe_without_a_validation_split_is_refused(tmp_path):
     data = user_data(tmp_path, 300, classify=classes(tmp_path / "c", 20, 20) | dict(val=None))
     message = refusal(build(data=data, tasks=["smoke_probe"]))
     assert "add classify.val" in message
@@ -228,7 +228,7 @@ def test_an_official_set_that_the_data_do_not_name_is_refused():
     build_plan(build(data=data, tasks=["cifar100"], students=["resnet18"]))
 
 
-def test_data_of_a_user_s_function_are_not_checked():
+def test_data_that_a_user_s_own_function_prepares_are_not_checked():
     data = dict(type="mypackage.data.prepare", name="theirs", whatever=1)
     accept(build(data=data, tasks=["smoke_det", "cifar100"]))
 
@@ -300,7 +300,7 @@ def test_a_detector_that_cannot_use_the_student_is_refused():
     build_plan(build(data="imagenet", tasks=["coco_fpn"], students=["mobilenetv2"]))
 
 
-def test_a_probe_with_fewer_images_per_class_than_folds_is_refused(tmp_path):
+def test_a_linear_probe_with_fewer_images_per_class_than_folds_is_refused(tmp_path):
     data = user_data(tmp_path, 300, classify=classes(tmp_path / "c", 20, 4))
     recipe = dict(folder="classify/train", folds=5, inner_folds=3)
     suite = build(data=data, tasks=[dict(base="smoke_photos", recipe=recipe)])

@@ -43,14 +43,15 @@ def make_card(parts: DataParts) -> dict[str, Any]:
 
 def _images(files: list[Path], info: Mapping[Path, ImageInfo]) -> dict[str, Any]:
     file_info = [info[f] for f in files]
+    # `upright`: (width, height) after the rotation that the EXIF data state
     widths, heights = zip(*(f.upright for f in file_info), strict=True)
-    kinds = Counter(kind for f in file_info for kind in f.kinds)
+    converted = Counter(reason for f in file_info for reason in f.kinds)
     row: dict[str, Any] = {
         "width": [min(widths), max(widths)],
         "height": [min(heights), max(heights)],
         "equal_files": len(file_info) - len({f.sha256 for f in file_info}),
     }
-    return row | ({"normalised": dict(sorted(kinds.items()))} if kinds else {})
+    return row | ({"normalised": dict(sorted(converted.items()))} if converted else {})
 
 
 def _add_skipped(parts: DataParts, card: dict[str, Any]) -> None:

@@ -145,8 +145,7 @@ def _note_unreadable_images(parts: Discovery, folders: Folders) -> None:
         raise KdepError(
             f"the file {unreadable[0]} cannot be read as an image"
             + (", nor can the first image of any other folder" if len(first) > 1 else ""),
-            expected="files such as .jpg or .png",
-            fix="give the folder that contains your images",
+            fix="remove or replace the file, or give the folder that contains your images",
         )
     parts.notes += [f"{path}: cannot be read as an image; replace it" for path in unreadable]
 

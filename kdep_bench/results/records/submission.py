@@ -21,16 +21,16 @@ from kdep_bench.safe_files import copy_file
 
 
 def join(findings: Findings, table: Path, name: str, source: Path) -> Path:
-    """Copies validated records into the results folder `table`; returns the new folder.
+    """Copies validated records into a published results folder; returns the new folder.
 
     Args:
-        findings: the result of `validate` with this table.
-        table: a published results folder.
+        findings: the result of `validate` against this results folder.
+        table: the published results folder.
         name: name of the submitter, which becomes the name of a folder.
         source: the folder that was validated; its per-sample outputs are copied too.
 
     Raises:
-        KdepError: the records have faults, or the table has a submission with this name.
+        KdepError: the records have faults, or the results folder has a submission with this name.
     """
     if findings.faults:
         raise KdepError(
@@ -65,7 +65,9 @@ def join(findings: Findings, table: Path, name: str, source: Path) -> Path:
             },
         )
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)  # an incomplete folder would be damaged
+        shutil.rmtree(
+            folder, ignore_errors=True
+        )  # an incomplete folder would be reported as damaged
         raise
     return folder
 

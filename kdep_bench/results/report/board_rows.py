@@ -39,8 +39,8 @@ PAIRED = (
     "kdep and differences of other methods, each for means over tasks and for single tasks. "
     "Intervals are not corrected, so an interval may exclude 0 although the result is not "
     "significant. This table, the marks of the best methods and the claims are each corrected for "
-    "a different number of comparisons, so they may differ on a borderline result. In this case "
-    "the verdict on a claim that was fixed before the run takes precedence."
+    "a different number of comparisons, so they may differ on a borderline result. Then the "
+    "verdict on the claim counts, because the claim was written before the run."
 )
 
 LONG = 60  # most rows of a difference table that is not split

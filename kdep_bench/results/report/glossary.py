@@ -391,7 +391,8 @@ TERMS = (
         "seeds needed",
         "Number of independent seeds with which an undecided claim would be decided with "
         "probability 0.8, if mean and standard deviation stayed as measured. A dash: the claim is "
-        "decided, or more than 1000 seeds would be needed.",
+        "decided, or undecided only because of Holm's correction, or more than 1000 seeds would be "
+        "needed.",
         ("seeds needed",),
     ),
     Term(

@@ -26,10 +26,10 @@ HEAD += ["result"]
 PAIRS_HEADING = "Images on which two methods differ most"
 PAIRS_NOTE = (
     "The test images on which the mean scores of two methods differ most, at most "
-    f"{SHOWN} in each direction. Better, gains: the first method has the higher score; in "
-    "brackets, its score against that of the second method. The score of an image is a mean over "
-    "the trainings of a method. Classification: the fraction of trainings that are right. "
-    "Segmentation: the mIoU of the image, over its classes. Detection: the F1 of the image at IoU "
+    f"{SHOWN} in each direction. Better and largest gains: images on which the first method scores "
+    "higher. In brackets: the scores of the first and of the second method. The score of an image "
+    "is a mean over the trainings of a method. Classification: the fraction of trainings that "
+    "are right. Segmentation: the mIoU of the image, over its classes. Detection: the F1 of the image at IoU "
     "0.5, with the best score threshold for this image. For segmentation and detection this is not "
     "the task's metric, which is computed over all test images together. The images are selected "
     "by their differences, so they are examples, not evidence of a difference."
@@ -43,10 +43,13 @@ def notes(view: BoardView) -> list[str]:
     left_out = view.image_left_out
     if not left_out:
         return [NOTE]
-    reasons = "; ".join(f"{count} because {reason}" for reason, count in sorted(left_out.items()))
-    total = sum(left_out.values()) + len(view.image_differences)
     n_left_out = sum(left_out.values())
-    return [NOTE, f"{n_left_out} of the {total} comparisons are not in the table: {reasons}."]
+    total = n_left_out + len(view.image_differences)
+    sentence = f"{n_left_out} of the {total} comparisons are not in the table"
+    if len(left_out) == 1:
+        return [NOTE, f"{sentence}, because {next(iter(left_out))}."]
+    reasons = "; ".join(f"{count} because {reason}" for reason, count in sorted(left_out.items()))
+    return [NOTE, f"{sentence}: {reasons}."]
 
 
 def _labels(view: BoardView, d: ImageDifference | ImagePair) -> tuple[str, str, str]:

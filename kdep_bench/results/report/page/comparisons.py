@@ -49,7 +49,7 @@ def differences_section(view: BoardView, drawn: Sequence[plots.Plot]) -> Section
         note=board_rows.PAIRED,
         charts=[p for p in drawn if p.group == "differences"],
         n_rows=len(rows),
-        table=page_table(view, "Paired differences", markdown.DIFFERENCE_HEAD, rows, 3),
+        table=page_table(view, "Paired differences", markdown.DIFFERENCE_HEAD, rows, left=3),
     )
 
 
@@ -57,15 +57,15 @@ def efficiency_section(view: BoardView, drawn: Sequence[plots.Plot]) -> Section 
     """The curves of score against budget, then the reduction factors read off them."""
     charts = [p for p in drawn if p.group == "efficiency"]
     rows = []
-    for student, method, reference, axis, saving in board_rows.saving_rows(view):
-        entries = [name_entry(name) for name in (student, method, reference, axis)]
-        estimate = saving.estimate
-        entries.append(number_entry(text.times(estimate, saving.bound), estimate.mean))
+    for student, method, reference, budget_kind, reduction in board_rows.saving_rows(view):
+        entries = [name_entry(name) for name in (student, method, reference, budget_kind)]
+        estimate = reduction.estimate
+        entries.append(number_entry(text.times(estimate, reduction.bound), estimate.mean))
         rows.append((student, [*entries, Entry(estimate.seeds, "n")]))
     if not charts and not rows:
         return None
     caption = "Reduction factors at equal score"
-    table = page_table(view, caption, markdown.SAVING_HEAD, rows, 4) if rows else None
+    table = page_table(view, caption, markdown.SAVING_HEAD, rows, left=4) if rows else None
     content = {"charts": charts, "note": board_rows.SAVING, "table": table}
     return Section("efficiency", "Efficiency", "efficiency", **content)
 
@@ -82,7 +82,7 @@ def costs_section(view: BoardView) -> Section | None:
         entries += [*starmap(number_entry, numbers), Entry(terms, "l w")]
         rows.append((cost.row.student, entries))
     head = ["student", "method", "method family", *board_rows.COST_HEAD]
-    table = page_table(view, "Costs", head, rows, 3)
+    table = page_table(view, "Costs", head, rows, left=3)
     notes = [families.COSTS, families.loss_terms_note(view.summaries.values())]
     return Section("costs", "Cost of each method", "table", notes=notes, table=table)
 
@@ -92,12 +92,12 @@ def transfers_section(view: BoardView) -> Section | None:
     rows = []
     for row, shown in transfer_rows.entries(view):
         entries = [name_entry(row.student), row_entry(view, row)]
-        entries += [name_entry(t, 200) for t, _ in shown[:3]]
+        entries += [name_entry(t, limit=200) for t, _ in shown[:3]]
         rows.append((row.student, [*entries, *starmap(number_entry, shown[3:])]))
     if not rows:
         return None
     title = transfer_rows.HEADING
-    table = page_table(view, title, transfer_rows.HEAD, rows, 5)
+    table = page_table(view, title, transfer_rows.HEAD, rows, left=5)
     return Section("transfers", title, "table", notes=[transfer_rows.NOTE], table=table)
 
 
@@ -114,7 +114,7 @@ def method_families_section(view: BoardView) -> Section | None:
     if not rows:
         return None
     head, title = ["student", "method family", *board_rows.FAMILY_HEAD], "Method families"
-    table = page_table(view, title, head, rows, 2)
+    table = page_table(view, title, head, rows, left=2)
     return Section("families", title, "table", notes=[families.FAMILIES], table=table)
 
 
@@ -134,7 +134,7 @@ def alignment_section(view: BoardView) -> Section | None:
         rows.append((row.student, entries))
     if not rows:
         return None
-    table = page_table(view, "Alignment", markdown.ALIGNMENT_HEAD, rows, 3)
+    table = page_table(view, "Alignment", markdown.ALIGNMENT_HEAD, rows, left=3)
     return Section("alignment", "Alignment", "table", notes=[markdown.ALIGNMENT], table=table)
 
 
@@ -159,5 +159,5 @@ def noise_section(view: BoardView) -> Section | None:
                 rows.append((student, entries))
     if not rows:
         return None
-    table = page_table(view, markdown.NOISE_HEADING, markdown.NOISE_HEAD, rows, 2)
+    table = page_table(view, markdown.NOISE_HEADING, markdown.NOISE_HEAD, rows, left=2)
     return Section("noise", markdown.NOISE_HEADING, "table", notes=[markdown.NOISE], table=table)
