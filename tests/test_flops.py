@@ -26,7 +26,7 @@ def test_flops_of_a_convolution_and_a_linear_layer_equal_the_count_by_hand() -> 
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
-def test_flops_of_attention_do_not_depend_on_the_kernel() -> None:
+def test_flops_of_fused_attention_equal_the_count_by_hand() -> None:
     width, tokens = 32, 17
     net = nn.MultiheadAttention(width, 4, batch_first=True)
 

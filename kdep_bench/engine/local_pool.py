@@ -406,7 +406,7 @@ class Pool:
         Args:
             child: the child.
             code: its exit code.
-            fault: what is wrong with its stage.json, as a clause; None if there is none.
+            fault: what is wrong with its stage.json, as a clause; None if nothing is wrong.
         """
         stage = child.stage
         out = state.folder(self.work, stage)

@@ -161,7 +161,7 @@ def read_config(path: Path) -> Json:
     except SyntaxError as e:
         raise KdepError(
             f"the config {path} is not valid Python in line {e.lineno}: {e.msg}",
-            fix="correct that line" + (", or the one above it" if (e.lineno or 1) > 1 else ""),
+            fix="correct that line, or an earlier line with an unclosed bracket or quote",
         ) from e
     except BaseException as e:  # a config is code and can raise anything, also SystemExit
         if (error := _missing_import(path)) is not None:

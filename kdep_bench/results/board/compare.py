@@ -75,7 +75,11 @@ def mean_name(columns: Sequence[Column]) -> str:
 
 
 def gaps(board: Board, row: RowKey, reference: RowKey, column: Column) -> dict[st.Key, float]:
-    """Seed pair -> score of `row` minus score of `reference`; positive if `row` is better."""
+    """Seed pair -> score of `row` minus score of `reference`; positive if `row` is better.
+
+    The scores of published weights, which have one pre-training seed, are subtracted for every
+    pre-training seed of the other row.
+    """
     scores, reference_scores = board.values(row, column), board.values(reference, column)
     paired = st.differences(scores, reference_scores, fixed_b=board.fixed(reference))
     if not paired and board.fixed(row):
@@ -84,7 +88,9 @@ def gaps(board: Board, row: RowKey, reference: RowKey, column: Column) -> dict[s
 
 
 def model(board: Board, student: str, columns: Sequence[Column]) -> pooled.Pooled | None:
-    """The pooled model of a student's rows on a task, or on the mean over several tasks.
+    """The linear model of the scores of all rows of a student, with a common variance.
+
+    It is for one task, or for the mean over several tasks.
 
     Scores for which smaller is better enter the model with a minus sign. The model of a mean over
     tasks contains only complete rows. Each model is fitted once per board.

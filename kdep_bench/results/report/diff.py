@@ -73,9 +73,11 @@ def _change(place: Place, old: tuple[Column, Result], new: tuple[Column, Result]
     (old_column, a), (new_column, b) = old, new
     if _definition(old_column) != _definition(new_column):
         return Change(place, a, b, None, "not compared: different version, split or metric")
-    if not a.values or not b.values:
-        same = (bool(a.values), len(a.failed)) == (bool(b.values), len(b.failed))
-        verdict = "no scores in either folder" if same else "scores in one folder only"
+    if bool(a.values) != bool(b.values):
+        return Change(place, a, b, None, "scores in one folder only")
+    if not a.values:
+        differ = len(a.failed) != len(b.failed)
+        verdict = "no scores, and different numbers of failed runs" if differ else "same: no scores"
         return Change(place, a, b, None, verdict)
     sign = new_column.sign
     gaps = {k: sign * v for k, v in st.differences(b.values, a.values).items()}
@@ -131,7 +133,9 @@ def diff(old_dir: Path, new_dir: Path, suite: str | None = None) -> str:
             )
     both, only_old, only_new = changes(old, new)
     changed = [c for c in both if not c.verdict.startswith("same")]
-    lines = [f"{len(both)} scores are in both folders, {len(both) - len(changed)} are the same."]
+    with_scores = [c for c in both if c.old.values and c.new.values]
+    n_same = sum(c.verdict.startswith("same") for c in with_scores)
+    lines = [f"{len(with_scores)} scores are in both folders, {n_same} are the same."]
     for c in changed:
         gap = f": {text.gap(c.est)} x100" if c.est else ""
         lines.append(f"  {_place_text(c.place)}{gap}: {c.verdict}")

@@ -25,14 +25,14 @@ HEAD += ["result"]
 
 PAIRS_HEADING = "Images on which two methods differ most"
 PAIRS_NOTE = (
-    "The test images on which the mean scores of two methods differ most, at most "
-    f"{SHOWN} in each direction. Better and largest gains: images on which the first method scores "
-    "higher. In brackets: the scores of the first and of the second method. The score of an image "
-    "is a mean over the trainings of a method. Classification: the fraction of trainings that "
-    "are right. Segmentation: the mIoU of the image, over its classes. Detection: the F1 of the image at IoU "
-    "0.5, with the best score threshold for this image. For segmentation and detection this is not "
-    "the task's metric, which is computed over all test images together. The images are selected "
-    "by their differences, so they are examples, not evidence of a difference."
+    f"The test images on which the mean scores of two methods differ most, at most {SHOWN} in each"
+    " direction. Better and largest gains: images on which the first method scores higher. In "
+    "brackets: the scores of the first and of the second method. The score of an image is a mean "
+    "over the trainings of a method. Classification: the fraction of trainings that are right. "
+    "Segmentation: the mIoU of the image, over its classes. Detection: the F1 of the image at IoU"
+    " 0.5, with the best score threshold for this image. For segmentation and detection this is "
+    "not the task's metric, which is computed over all test images together. The images are "
+    "selected by their differences, so they are examples, not evidence of a difference."
 )
 PAIRS_HEAD = ["student", "comparison", "task", "images: better / equal / worse"]
 PAIRS_HEAD += ["score of an image", "largest gains", "largest losses"]

@@ -280,14 +280,14 @@ def _claim_table(verdicts: list[Verdict]) -> list[str]:
 CLAIMS = (
     "Each claim has a threshold for a measured value. Measured: the score of the claim's first "
     "method minus that of its second, in points; for a claim about a budget, the second method's "
-    "budget divided by the first's; for a claim about teachers, a rank correlation. The claim is "
-    "supported if the whole interval meets the threshold, and refuted if no part of it does. "
-    "Either verdict must also hold after Holm's correction; otherwise the claim is undecided. The "
-    "correction is made separately for the verdicts over all tasks and for those on single task "
-    "families. "
-    "Cost ratio: pre-training cost of the first method divided by that of the second, both "
-    "including the teacher cache. Seeds needed: the number of independent seeds with which an "
-    "undecided claim would be decided with probability 0.8."
+    "budget divided by the first's; for a claim about teachers, the rank correlation of a "
+    "property of the teachers with the scores of their students. The claim is supported if the "
+    "whole interval meets the threshold, and refuted if no part of it does. Either verdict must "
+    "also hold after Holm's correction; otherwise the claim is undecided. The correction is made "
+    "separately for the verdicts over all tasks and for those on single task families. Cost "
+    "ratio: pre-training cost of the first method divided by that of the second, both including "
+    "the teacher cache. Seeds needed: the number of independent seeds with which an undecided "
+    "claim would be decided with probability 0.8."
 )
 ALIGNMENT = (
     "The alignment maps the teacher's feature linearly to the student's width. Explained variance "
@@ -301,8 +301,8 @@ NOISE = (
     "detectable difference: the smallest true difference between two methods that a paired t test "
     "at 5 % would find with probability 0.8 (its power), with the stated number of independent "
     "seeds per method. It is computed from the differences within seed pairs, so it is not a fixed "
-    "multiple of the standard deviation. Methods with a significantly larger standard deviation "
-    "are left out."
+    "multiple of the standard deviation. A method whose standard deviation is significantly larger "
+    "than that of the others is not included in the pooled value."
 )
 ALIGNMENT_HEAD = ["student", "method", "teacher", "explained variance ratio", "std ratio: raw"]
 ALIGNMENT_HEAD += ["std ratio: aligned", "std ratio: transformed"]
@@ -419,7 +419,7 @@ def _reproduce(view: BoardView) -> list[str]:
     if not rows:
         return []
     note = (
-        "`python tools/report.py <this folder>` rebuilds this file from its records. The commands "
+        "`kdep-bench report <this folder>` rebuilds this file from its records. The commands "
         "below train and evaluate each row again."
     )
     return ["## Reproduce", "", note, "", *md_table(REPRODUCE_HEAD, rows, 3), ""]

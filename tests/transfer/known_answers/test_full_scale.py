@@ -1,7 +1,8 @@
 """The full-scale tasks on tiny data sets in their official formats give exactly the expected score.
 
-Each set has a split that must not be read. Each part of its training data has classes of its own,
-from which the head learns the class of a colour.
+Each set has a split that must not be read. Every image shows one colour, which stands for a number,
+its code; the head learns from the training images which class a code means. Each part of the
+training data has classes of its own.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def training_rows(split: int = 0, parts: int = 1) -> Rows:
 
 
 def scored_rows(framed: bool) -> Rows:
-    """The 16 test images; `framed`: with a frame (index 30) that the centre crop removes."""
+    """The 16 test images; `framed`: with a frame of shade 30 that the centre crop removes."""
     rows: Rows = []
     for k, codes in enumerate(TEST):
         for code in codes:
@@ -152,7 +153,7 @@ def test_official_finetuning_scores_the_test_images_by_their_own_labels(
     name: str, tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
     """Faults give other scores: training images scored (16/16), a part of the training data left
-    out, labels counted from another number, test images not cropped.
+    out, labels that start at another number (0 or 1), test images not cropped.
     """
     names = CLASSIFICATION[name](tmp_path / "p/data" / name)
     task = resolve("task", name)
@@ -177,7 +178,10 @@ def test_official_finetuning_scores_the_test_images_by_their_own_labels(
 
 
 def detection_task(name: str, answers: dict[str, Any]) -> dict[str, Any]:
-    """The full-scale detection task with a short schedule and the box reader as its detector."""
+    """The full-scale detection task with a short schedule and a fake detector.
+
+    The detector returns the stored `answers` for the code that it reads in the image.
+    """
     task = resolve("task", name)
     recipe = task["recipe"]
     recipe.update(
@@ -200,13 +204,16 @@ def test_coco_scores_val2017_at_each_threshold(
     tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
     """Faults give other scores: AP 1 (train2017), the AP of another threshold or class."""
-    used = {"ant": "person", "Bee": "zebra", "zebra": "toothbrush"}
+    # Class of test_detection -> COCO class that takes its place.
+    coco_name = {"ant": "person", "Bee": "zebra", "zebra": "toothbrush"}
     number = {name: int(key) for key, name in coco.NAMES.items()}
     classes = {name: (k, 1) for name, k in number.items()}  # code 1 for classes without a box
-    classes |= {new: (number[new], boxes.CLASSES[old][1]) for old, new in used.items()}
+    classes |= {new: (number[new], boxes.CLASSES[old][1]) for old, new in coco_name.items()}
     folder = tmp_path / "p/data/coco"
     for split, truth, first in (("train2017", boxes.TRAIN, 11), ("val2017", boxes.TEST, 1)):
-        renamed: boxes.Truth = [[(used[n], crowd) for n, crowd in objects] for objects in truth]
+        renamed: boxes.Truth = [
+            [(coco_name[n], crowd) for n, crowd in objects] for objects in truth
+        ]
         file = folder / "annotations" / f"instances_{split}.json"
         boxes.write_split(folder / split, file, renamed, first, classes, list(classes), ".jpg")
     task = detection_task("coco_fpn", boxes.ANSWERS)
@@ -215,7 +222,7 @@ def test_coco_scores_val2017_at_each_threshold(
         {"bbox_mAP": boxes.AP, "bbox_mAP_50": boxes.AP50, "bbox_mAP_75": boxes.AP75}
     )
     assert outputs["value"] == round(boxes.AP, 3)
-    per_class = {used[name]: value for name, value in boxes.PER_CLASS.items()}
+    per_class = {coco_name[name]: value for name, value in boxes.PER_CLASS.items()}
     assert outputs["per_class"] == boxes.rounded(per_class)
     assert sorted(code for mode, code, _ in seen if mode == "test") == [1, 2, 3, 4, 5]
 
@@ -267,10 +274,11 @@ def test_voc_scores_are_ap_at_11_recalls_and_each_threshold_on_the_2007_test_spl
     write_voc_detection(folder)
 
     def answer(name: str, score: float, box: int, iou: float) -> list[float]:
-        """As in the test of COCO, with the codes of the VOC classes."""
+        """As `ANSWERS` in test_detection.py, with the codes of the VOC classes."""
         return [VOC_CODES[name], score, *boxes.narrow(boxes.BOXES[box], iou)]
 
-    # As in the test of COCO. VOC boxes end one pixel earlier, so the IoUs are .715, .519 and .763.
+    # As `ANSWERS` in test_detection.py. VOC boxes end one pixel earlier, so the IoUs are .715, .519
+    # and .763.
     answers = {
         "1": [answer("aeroplane", 0.5, 0, 0.72)],
         "2": [answer("dog", 0.9, 1, 0.52)],  # one of two: recall 1/2 covers 6 of the 11 points
