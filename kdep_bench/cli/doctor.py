@@ -186,7 +186,9 @@ def _check_space_for_views(plan: Plan, folder: Path) -> str:
     required = rendered = 0
     for stage in plan.stages.values():
         if stage.kind == "views":
-            pool = plan.stages[stage.needs["prepare"]].spec["pool"]
+            pool = plan.stages[stage.needs["prepare"]].spec.get("pool")
+            if pool is None:  # a method makes these images itself; their number is not known here
+                continue
             images = get_set(pool).counts["train_images"]
             required += pixel_bytes(images, stage.spec["views"], stage.spec["px"])
             pixels = folder / stage.id / PIXELS

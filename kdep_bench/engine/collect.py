@@ -606,12 +606,21 @@ class _AttributedCosts:
         ]
         return round(sum(seconds), 3) if kind == "cache" else sum(seconds)
 
+    def pretraining_seconds(self) -> float | None:
+        """Seconds of the pre-training, and of making its images if the method makes its own."""
+        seconds, made = self.wall_seconds("pretrain"), self.wall_seconds("synthesis")
+        if "synthesis" not in self.stages or seconds is None:
+            return seconds
+        return None if made is None else seconds + made
+
     def fraction_used(self, record: Json) -> float:
         """Fraction of a stage's cost that is attributed to this run.
 
         It is below 1 if a teacher cache contains more images than the run uses.
         """
         if "teacher" not in record["spec"] or record["kind"] != "cache":
+            return 1.0
+        if "synthesis" in self.stages:  # the cache has the images of this method only
             return 1.0
         return self.run.fraction / record["spec"].get("share", 1.0)
 
@@ -640,9 +649,10 @@ def _cost_fields(run: TransferRun, stages: Mapping[str, Json | None], report_tim
     environment = last_stage["environment"] if last_stage else {}
     extra_forwards = outputs.get("extra_forwards")  # old pre-trainings did not count them
     if extra_forwards is not None:
-        extra_forwards = round(extra_forwards + (costs.cache_total("forwards") or 0))
+        made = _outputs(stages, "synthesis").get("forwards") or 0  # of the teacher, for the images
+        extra_forwards = round(extra_forwards + made + (costs.cache_total("forwards") or 0))
     return {
-        "pretrain_s": None if has_given_weights else costs.wall_seconds("pretrain"),
+        "pretrain_s": None if has_given_weights else costs.pretraining_seconds(),
         "cache_s": costs.wall_seconds("cache"),
         "align_s": costs.wall_seconds("align"),
         "transfer_s": costs.wall_seconds("transfer"),

@@ -152,9 +152,10 @@ def _chain(
     if batch is not None:
         budget = suite.budget.model_copy(update={"batch": batch})
         suite = suite.model_copy(update={"budget": budget})
-    yield CountedRun(
-        suite, student, method, suite_teacher, epochs, fraction, round(fraction * pool), pool
-    )
+    images = round(fraction * pool)
+    if (synthesis := method.get("synthesis")) is not None:  # trained on these and on its own images
+        images = pool = images + int(synthesis.get("images") or 0)
+    yield CountedRun(suite, student, method, suite_teacher, epochs, fraction, images, pool)
 
 
 # ---- rules of a pre-training ----

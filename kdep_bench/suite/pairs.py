@@ -25,6 +25,7 @@ from kdep_bench.objectives.roles import FROM_TEACHER, PROXY, candidates
 from kdep_bench.objectives.signs import check_map_targets
 from kdep_bench.schedules.base import check_span
 from kdep_bench.schedules.build import check_some_weight_nonzero, spans
+from kdep_bench.schedules.phases import check_phases
 from kdep_bench.signatures import check_arguments, class_value, resolve_alias
 from kdep_bench.suite.arguments import (
     check_augment,
@@ -54,6 +55,8 @@ from kdep_bench.transfer.recipes import check_recipe
 
 DENSE = ("detection", "segmentation")
 TRANSFER_PACKAGE = "kdep_bench.transfer."
+# Inputs of a method that need no more of a teacher than class probabilities.
+BLACK_BOX_OUTPUTS = {"probabilities", "teacher_images", "labels", "views"}
 # Arguments of an objective that the pre-training stage can only compute from a cache.
 FROM_CACHE = {"layer_distances", "teacher_mean_variance", "teacher_weights"}
 
@@ -432,6 +435,18 @@ def check_schedule_spans(pair: StudentMethod) -> None:
         check_span(span, pair.epochs, pair.name)
 
 
+def check_phases_of_run(pair: StudentMethod) -> None:
+    """Checks that the phases of an objective are within the run and do not overlap."""
+    objective = pair.method.get("objective") or {}
+    if isinstance(phases := objective.get("phases"), list):
+        try:
+            check_phases(phases, float(objective.get("length", 0.0)))
+        except KdepError as e:
+            raise KdepError(
+                f"the objective of {pair.name} has {e.problem}", expected=e.expected, fix=e.fix
+            ) from None
+
+
 def check_active_terms(pair: StudentMethod) -> None:
     """Checks that at every step at least one loss term has a weight above 0."""
     check_some_weight_nonzero(pair.method.get("objective"), pair.epochs, pair.name)
@@ -476,6 +491,56 @@ def check_logits(pair: StudentMethod) -> None:
         raise KdepError(
             f"{pair.label} needs {input_name}, but the teacher {pair.teacher['name']!r} has none",
             fix="choose a teacher with a classifier, or a method that uses features only",
+        )
+
+
+def check_black_box(teacher: Json, needs: set[str], label: str) -> None:
+    """Raises KdepError if more is read of a teacher than it returns, class probabilities only."""
+    if not class_value(str(teacher.get("type")), "black_box"):
+        return
+    if hidden := sorted(needs - BLACK_BOX_OUTPUTS):
+        raise KdepError(
+            f"{label} reads {', '.join(hidden)} of the teacher {teacher['name']!r}, which returns "
+            "class probabilities only",
+            fix="choose a method that reads probabilities only (fs_bbt, tinyvit), or another "
+            "teacher",
+        )
+
+
+def check_teacher_is_open(pair: StudentMethod) -> None:
+    """Checks that a black-box teacher is only asked for class probabilities."""
+    check_black_box(pair.teacher, pair.needs, pair.label)
+
+
+def check_synthesis(pair: StudentMethod) -> None:
+    """Checks a method that makes its own images from few images.
+
+    They have no labels, and only the suite's teacher can label them.
+    """
+    method = pair.method
+    config = method.get("synthesis")
+    if config is None:
+        return
+    check_arguments(config, f"{pair.name}.synthesis")
+    problems = {
+        "takes no training step": not trains(method),
+        "reads labels, which these images do not have": "labels" in pair.needs,
+        "has a `teacher` of its own": method.get("teacher") is not None,
+        "has several `teachers`": method.get("teachers") is not None,
+        "has no teacher in the suite": pair.suite_teacher is None,
+    }
+    for problem, present in problems.items():
+        if present:
+            raise KdepError(
+                f"{pair.name} makes its own images (`synthesis`), but {problem}",
+                expected="a label-free method with the suite's teacher",
+                fix="remove `synthesis` from the method, or choose another objective or teacher",
+            )
+    if pair.suite_teacher is not None and pair.suite_teacher.get("has_logits", True) is False:
+        raise KdepError(
+            f"{pair.name} makes images by class, but the teacher {pair.suite_teacher['name']!r} "
+            "has no classifier",
+            fix="choose a teacher with a classifier",
         )
 
 
@@ -719,7 +784,9 @@ RULES: tuple[Rule, ...] = (
     check_objective_with_alignment,
     check_labels,
     check_views,
+    check_synthesis,
     check_schedule_spans,
+    check_phases_of_run,
     check_method_arguments,
     check_held_out,
     check_candidates,
@@ -730,6 +797,7 @@ RULES: tuple[Rule, ...] = (
 TEACHER_RULES: tuple[Rule, ...] = (
     check_teacher_exists,
     check_teacher_arguments,
+    check_teacher_is_open,
     check_logits,
     check_classifier,
     check_tail,

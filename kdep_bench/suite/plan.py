@@ -38,7 +38,7 @@ from kdep_bench.suite.methods import (
     trains,
     without,
 )
-from kdep_bench.suite.pairs import check_pair, check_task, check_task_data
+from kdep_bench.suite.pairs import check_black_box, check_pair, check_task, check_task_data
 from kdep_bench.suite.probes import ProbePlanner, check_probe
 from kdep_bench.suite.schema import Json, Suite, method_needs
 from kdep_bench.suite.teachers import RoleTeacher, teacher_config_for, teachers_by_role
@@ -49,7 +49,7 @@ from kdep_bench.transfer import model_card
 # Keys of a method that only the planner reads; they are not in the spec.
 _PLANNING = {
     *("align", "family", "label_policy", "students", "needs", "teacher", "teachers", "optimizer"),
-    *("transfer", "teacher_source", "stored_maps"),
+    *("transfer", "teacher_source", "stored_maps", "synthesis"),
 }
 # Keys of a method's `transfer` that only the planner reads, or that only describe it.
 _TRANSFER_PLANNING = {"name", "family", "teacher", "tasks"}
@@ -59,6 +59,8 @@ STORED = {"logits", "maps", "tokens", "probabilities"}
 MAPS_OUTPUT = {"float16": "maps", "int8": "int8_maps"}
 # Kinds of the stages that a student and its intermediate teacher share.
 _COMMON = {"prepare", "views"}
+# Function of the second `prepare` stage, of a method that makes its own images.
+SYNTHESIS = "kdep_bench.features.synthetic_pool:prepare"
 # Seed of the random weights of an untrained student: SEED_STEP * pre-training seed + transfer seed.
 # `_check_untrained_seeds` refuses suites in which two pairs of seeds give the same value.
 SEED_STEP = 1000
@@ -247,6 +249,23 @@ class _Builder:
         name = f"{suite.data['name']}.{px}px.x{suite.budget.views}"
         return self.add("views", name, spec, {"prepare": prepare})
 
+    def synthesis(
+        self, prepare: str, method: Json, fraction: float, suite_teacher: Json | None
+    ) -> str:
+        """Adds the stage that makes the images of a method from a data fraction; returns its id.
+
+        It has the kind `prepare`, because it writes a pool.
+        """
+        assert suite_teacher is not None
+        spec = {
+            "synthesis": method["synthesis"],
+            "teacher": without(suite_teacher, DESCRIPTION_KEYS),
+            "seed": self.suite.seeds.views,
+            **self.fraction_spec(fraction),
+        }
+        name = f"{self.suite.data['name']}.{method['name']}{_fraction_label(fraction)}"
+        return self.add("prepare", name, spec, {"prepare": prepare}, SYNTHESIS)
+
     def teacher_stages(
         self,
         prepare: str,
@@ -255,6 +274,7 @@ class _Builder:
         role_teacher: RoleTeacher,
         fraction: float,
         upstream: Mapping[str, str] | None,
+        largest_fraction: float | None = None,
     ) -> dict[str, str]:
         """Adds the stages of a teacher that a pre-training reads: cache and, if needed, align.
 
@@ -268,12 +288,15 @@ class _Builder:
             role_teacher: the teacher.
             fraction: data fraction of the pre-training.
             upstream: chain of an intermediate teacher (role -> stage id); None for others.
+            largest_fraction: data fraction that a cache of large outputs stores; None: the largest
+                of the suite.
 
         Returns:
             role -> stage id, with the roles "cache", "align" and "images" as far as needed.
         """
         teacher, method = role_teacher.config, role_teacher.method
         assert teacher is not None
+        check_black_box(teacher, method_needs(method), f"method {method['name']!r}")
         is_live = (self.is_live or method.get("teacher_source") == "live") and upstream is None
         if is_live and not method.get("align"):
             return {"images": prepare}
@@ -285,7 +308,7 @@ class _Builder:
             spec["pooled"] = False
         name, needs, cache_fraction = teacher["name"], {"prepare": prepare, "views": views}, 1.0
         if set(outputs) - {"logits"}:
-            cache_fraction = max(self.suite.shares)
+            cache_fraction = largest_fraction or max(self.suite.shares)
         if upstream is not None:
             cache_fraction = fraction
             needs |= {"export": upstream["export"], "pretrain": upstream["pretrain"]}
@@ -313,6 +336,7 @@ class _Builder:
         """Adds the cache with the pooled feature of the suite's teacher; returns its id."""
         pooled: Json = {"name": "probe", "needs": ["pooled"]}
         teacher, views = self.suite.teachers[student["name"]], self.views(prepare, student)
+        check_black_box(teacher or {}, {"pooled"}, "a probe of the suite")
         suite_teacher = RoleTeacher("", pooled, teacher)
         return self.teacher_stages(prepare, views, student, suite_teacher, 1.0, None)["cache"]
 
@@ -374,24 +398,29 @@ class _Builder:
             "method": self.config_spec(method, is_method=True),
             "seed": pretrain_seed,
         }
+        pool, part = prepare, fraction  # the images of this method, and the fraction of them
+        if trains(method) and method.get("synthesis") is not None:
+            pool = self.synthesis(prepare, method, fraction, suite_teacher)
+            chain["synthesis"], part = pool, 1.0
         if trains(method):
-            chain["views"] = needs["views"] = self.views(prepare, student)
-            spec.update(self.fraction_spec(fraction))
+            chain["views"] = needs["views"] = self.views(pool, student)
+            spec.update(self.fraction_spec(part))
             spec["budget"] = self.budget_spec(
-                epochs or self.suite.budget.epochs, fraction == 1, method, batch
+                epochs or self.suite.budget.epochs, part == 1, method, batch
             )
             if "labels" in method_needs(method) or "share_by" in spec:
                 needs["prepare"] = prepare
             if "teacher_images" in method_needs(method):
-                needs["images"] = prepare
+                needs["images"] = pool
             if method.get("teachers") is not None:
                 spec["roles"] = list(method["teachers"])
             for role_teacher in teachers_by_role(method, suite_teacher):
                 upstream = self.add_intermediate_teacher(
                     prepare, role_teacher, fraction, pretrain_seed, transfer_seed, suite_teacher
                 )
+                largest = None if pool == prepare else 1.0
                 stages = self.teacher_stages(
-                    prepare, needs["views"], student, role_teacher, fraction, upstream
+                    pool, needs["views"], student, role_teacher, part, upstream, largest
                 )
                 _add_teacher(role_teacher, upstream, stages, spec, needs, chain)
         else:

@@ -200,6 +200,8 @@ class _Method(_Part):
         stored_maps: how a cache stores the teacher's maps; "int8" halves their bytes, see
             kdep_bench/features/int8_maps.py.
         augment: config of an augmentation of every batch (a class of kdep_bench/augments).
+        synthesis: config of a class that makes pre-training images from the images of the data
+            fraction (kdep_bench/features/few_shot.py); the method is trained on both.
         teachers: several teachers by role; see suite/teachers.py.
         optimizer: entries that replace entries of the budget's optimizer.
         pretrained_by, transfer: see TransferPart.
@@ -223,6 +225,7 @@ class _Method(_Part):
     teacher_source: Literal["cached", "live"] = "cached"
     stored_maps: Literal["float16", "int8"] = "float16"
     augment: Json | None = None
+    synthesis: Json | None = None
     teachers: dict[str, Any] | None = Field(min_length=1, default=None)
     optimizer: Json | None = None
     card: Json = {}

@@ -25,10 +25,12 @@ def test_a_step_stays_on_the_gpu(name: str, tmp_path: Path, monkeypatch: pytest.
     run.train(1)  # some objectives read values of their first batch
     model = run.model.train()
     live = [side.live for side in model.teacher_readers.values() if side.live is not None]
+    # Frozen networks of an objective, in a list so that they are neither trained nor stored.
+    frozen = [net for part in model.objective.modules() for net in getattr(part, "_teacher", [])]
     data = run.batch(tiny.batch(BATCH, 0))
     # A player is a module with a separate optimiser, whose step contains a backward pass.
     monkeypatch.setattr(Players, "minimise", lambda _self, _name, loss: player_losses.append(loss))
-    with fake_cuda(model, *live) as fake:
+    with fake_cuda(model, *live, *frozen) as fake:
         data = fake(data)
         model.to("cuda")
         for model.step in (0, STEPS // 2):
