@@ -98,7 +98,7 @@ def read_strict(path: str | Path, max_bytes: int = LARGEST_JSON, follow: bool = 
 def parse_strict(raw: bytes | str, where: str) -> Any:
     """Parses a JSON text like `read_strict`; `where` is what an error calls it."""
     return _parse(
-        raw, where, True, "move it to another folder and run again, which writes it again"
+        raw, where, True, "move it to another folder; running the command again writes a new one"
     )
 
 

@@ -1,4 +1,4 @@
-"""KDEP on maps: the maps at strides 16 and 32 regress the teacher's maps, reduced by SVD.
+"""KDEP on maps: maps at strides 16 and 32 regress signed pairs of the teacher's SVD components.
 
 Source       this project, after He et al., CVPR 2022: an SVD of the teacher's feature, without a
              projector.

@@ -2,16 +2,18 @@
 
 Source       re-implemented from the abstract of Ganta, Das Gupta, Sheng (arXiv 2206.12005): the
              weights of the assistants are found by differential evolution. Chosen in this project:
-             the weights minimise, on a held-out tenth of the images, the cross-entropy of the
-             ensemble with the large teacher.
+             the weights minimise, on a held-out tenth of the images, the cross-entropy between
+             the predictions of the large teacher and those of the ensemble.
 Differs      from `takd` in the second, smaller assistant and in the weights, which are found once,
              before training; from `multi_teacher_kd` in the assistants and the weights. The larger
              assistant is that of `takd`, but is not trained on the held-out images.
 Labels       none. WeightedAssistantsWithLabels of the same module finds the weights with the labels
-             of the held-out images and adds the paper's cross-entropy. It needs labels of the
-             assistants' classes and has no `reference`.
+             of the held-out images and adds the paper's cross-entropy of the student with the
+             labels, which must be of the classes that the assistants predict. It has no
+             `reference`.
 Outcome      the note of each record states the weights and their entropy. If one assistant is the
-             best for all images, it gets all the weight; `floor` prevents that.
+             best for all images, it gets all the weight; a minimum weight (the argument
+             `floor`) prevents that.
 Cost         includes the pre-training of both assistants, and one cache per teacher.
 """
 

@@ -32,7 +32,7 @@ teacher = dict(
         labels_used=True,
         top1=0.7385,
         top1_source="ImageNet-1k linear probe, reported by Microsoft",
-        licence="not stated where its accuracy is; see the file's own terms",
+        licence="not stated on the page that reports its accuracy; see the file's own terms",
         source="https://www.microsoft.com/en-us/research/blog/microsoft-vision-model-resnet-50-"
         "combines-web-scale-data-and-multi-task-learning-to-achieve-state-of-the-art",
     ),

@@ -1,4 +1,7 @@
-"""Base class of weightings: weights of loss terms per sample (schedules: weights over time)."""
+"""Base class of weightings: weights of loss terms per sample.
+
+Weights that change over time are schedules.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,8 @@ def build_weighting(
 ) -> Weighting | None:
     """Builds the weighting of a config; None if `config` is None.
 
-    `build_args`: {argument: value}, words of ARGUMENTS; the class gets those in its `requires`.
+    `build_args`: values by the names of `objectives.base.ARGUMENTS`; the class receives those that
+    its `requires` lists.
 
     Raises:
         KdepError: a type that is not a Weighting, or a required argument that is missing.

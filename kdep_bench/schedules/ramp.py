@@ -9,7 +9,8 @@ from kdep_bench.schedules.base import Schedule
 class Ramp(Schedule):
     """Linear from `start` to `end` over the first fraction `over` of the run, then `end`.
 
-    For example, Continuation-KD's psi = min(e / 150, 1) in 200 epochs is Ramp(0, 1, over=0.75).
+    `epochs`: as in `Schedule`. For example, Continuation-KD's
+    psi = min(e / 150, 1) in 200 epochs is Ramp(0, 1, over=0.75).
     """
 
     def __init__(

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from kdep_bench import trackers
 from kdep_bench.errors import KdepError, unknown_name
@@ -405,6 +406,9 @@ def check(model: type[_Model], value: Any, where: str) -> _Model:
         fault["msg"].removeprefix("Input should be ").replace("a valid integer", "an integer")
     )
     expected = expected.replace("a valid ", "a ")
+    field = _fields_at(model, path[:-1]).get(path[-1]) if path else None
+    if field is not None and field.description:
+        expected = field.description
     if fault["type"] == "too_short":  # "List should have at least 1 item after validation, not 0"
         expected = f"at least {fault.get('ctx', {}).get('min_length', 1)} in the list"
     key = "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in path).removeprefix(".")
@@ -416,14 +420,14 @@ def check(model: type[_Model], value: Any, where: str) -> _Model:
     raise KdepError(f"the {where} has {key} = {wrong_value!r:.80}", expected=expected, fix=fix)
 
 
-def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
-    """Names of the fields of the model that `path` leads to."""
+def _fields_at(model: type[BaseModel], path: list[str]) -> dict[str, FieldInfo]:
+    """The fields, by name, of the model that `path` leads to."""
     for part in path:
         inner = model.model_fields[part].annotation
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             break
         model = inner
-    return list(model.model_fields)
+    return model.model_fields
 
 
 def _check_unique(entries: str, names: list[str]) -> None:

@@ -61,7 +61,9 @@ class Budget(_Part):
     optimizer: Json
     views: int = Field(ge=1, default=1)
     schedule: Literal["cosine", "step"] = "cosine"
-    warmup: float = Field(ge=0, lt=1, default=0.0)
+    warmup: float = Field(
+        ge=0, lt=1, default=0.0, description="a fraction of the training, from 0 to less than 1"
+    )
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     teacher: Literal["cached", "live"] = "cached"
     accumulate: int = Field(ge=1, default=1)

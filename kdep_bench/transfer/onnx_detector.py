@@ -71,12 +71,12 @@ def kept_boxes_in_onnx(boxes: Any, scores: Any, iou_threshold: float, score_thre
         op.Constant(value_float=score_threshold),
     )
     count = op.Shape(kept, start=0, end=1)
-    ones = op.Expand(op.Constant(value_float=1.0), count)
+    kept_values = op.Expand(op.Constant(value_float=1.0), count)
     zeros = op.Expand(op.Constant(value_float=0.0), op.Shape(scores))
-    return op.ScatterND(zeros, kept, ones)
+    return op.ScatterND(zeros, kept, kept_values)
 
 
-class Detector(WithPreprocessing):
+class OnnxDetector(WithPreprocessing):
     """A Faster R-CNN that returns (boxes, scores, labels) for RGB images [B, 3, H, W], 0 to 255.
 
     boxes [B, M, 4]: corners (x1, y1, x2, y2) in pixels; scores [B, M]: in descending order, 0 where
@@ -208,7 +208,7 @@ class Detector(WithPreprocessing):
         return decoded.reshape(boxes_BN4.shape)
 
 
-def write_detector(detector: Detector, images: Tensor, path: Path) -> None:
+def write_detector(detector: OnnxDetector, images: Tensor, path: Path) -> None:
     """Writes a detector as ONNX, for any batch size, and compares it with torch on `images`.
 
     Args:
@@ -229,7 +229,7 @@ def write_detector(detector: Detector, images: Tensor, path: Path) -> None:
     )
 
 
-def check_detector(detector: Detector, images: Tensor, path: Path) -> None:
+def check_detector(detector: OnnxDetector, images: Tensor, path: Path) -> None:
     """Raises KdepError unless the file and mmdet find the same objects in `images`."""
     session = open_session(path)
     for batch in (images[:1], images):
@@ -246,8 +246,8 @@ def check_detector(detector: Detector, images: Tensor, path: Path) -> None:
             )
 
 
-def toolkit_outputs(detector: Detector, images_B3HW: Tensor) -> list[Array]:
-    """mmdet's own detections in the form of the outputs of `Detector`."""
+def toolkit_outputs(detector: OnnxDetector, images_B3HW: Tensor) -> list[Array]:
+    """mmdet's own detections in the form of the outputs of `OnnxDetector`."""
     from mmdet.structures import DetDataSample
 
     model, size = detector.backbone, detector.size
@@ -276,17 +276,17 @@ def compare(expected: Sequence[Array], outputs: Sequence[Array], side: int) -> t
     """
     objects = unmatched = 0
     for image in range(len(expected[0])):
-        rows, others = (
+        rows, other_rows = (
             _rows(boxes[image], scores[image], labels[image], side)
             for boxes, scores, labels in (expected, outputs)
         )
-        objects += len(rows) + len(others)
-        if len(rows) == 0 or len(others) == 0:
-            unmatched += len(rows) + len(others)
+        objects += len(rows) + len(other_rows)
+        if len(rows) == 0 or len(other_rows) == 0:
+            unmatched += len(rows) + len(other_rows)
             continue
-        are_equal = np.asarray((np.abs(rows[:, None] - others[None]) <= TOLERANCE).all(2))
+        are_equal = np.asarray((np.abs(rows[:, None] - other_rows[None]) <= TOLERANCE).all(2))
         pairs = linear_sum_assignment(are_equal, maximize=True)
-        unmatched += len(rows) + len(others) - 2 * int(are_equal[pairs].sum())
+        unmatched += len(rows) + len(other_rows) - 2 * int(are_equal[pairs].sum())
     return objects, unmatched
 
 

@@ -40,7 +40,7 @@ def write_model(
     classification, and the task's `scale` in segmentation and detection. Output `logits`:
     [B, classes] in classification, [B, classes, H, W] in segmentation. The class with the largest
     logit is the prediction for the image or the pixel. Outputs of a detector: `boxes`, `scores` and
-    `labels`; see `onnx_detector.Detector`.
+    `labels`; see `onnx_detector.OnnxDetector`.
 
     Args:
         task: the task's config.
@@ -111,10 +111,10 @@ def _write(
     if task_config["family"] != "detection":
         export_network(TransferredModel(model, size).eval(), size, (OUTPUT,), path)
         return
-    from kdep_bench.transfer.onnx_detector import Detector, write_detector
+    from kdep_bench.transfer.onnx_detector import OnnxDetector, write_detector
 
     images = test_images(task_config, student, data_root, stage, seed, size)
-    write_detector(Detector(model, size).eval(), images, path)
+    write_detector(OnnxDetector(model, size).eval(), images, path)
 
 
 def test_images(

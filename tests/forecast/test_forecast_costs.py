@@ -136,7 +136,7 @@ def test_stages_of_an_older_format_are_ignored_in_estimates():
     assert costs.seconds(stage(plan, "transfer")) == 120
 
 
-def test_the_pool_updates_its_estimates_while_it_runs(tmp_path):
+def test_the_pool_of_workers_updates_its_estimates_while_it_runs(tmp_path):
     plan = fakes.chain(3, sleep=0.1)
     pool = local_pool.Pool(plan, tmp_path, state.statuses(plan, tmp_path), fakes.FAST)
     assert set(pool.seconds.values()) == {1.0}

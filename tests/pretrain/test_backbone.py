@@ -69,8 +69,8 @@ def test_a_wrong_width_is_refused():
 
 
 def test_a_tap_inside_the_network_is_refused():
-    # With zero_init_residual the last block adds 0 to its input, so the wrong tap has the output
-    # of the right one.
+    # With zero_init_residual the last block adds 0 to its input. A tap inside it then has the
+    # output of the right tap, so comparing outputs would not show the error.
     tap = PreActivationTap(
         build_backbone({"backbone": {**RESNET["backbone"], "zero_init_residual": True}}),
         "layer4.0.relu",

@@ -1,4 +1,4 @@
-"""KDEP with other fixed alignments than SVD and PTS, in the real stages on tiny data."""
+"""KDEP with other fixed maps in place of SVD and PTS, in the real stages on tiny data."""
 
 from __future__ import annotations
 

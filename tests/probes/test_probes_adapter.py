@@ -22,7 +22,7 @@ from kdep_bench.probes.base import Features, Inputs, unit
 from kdep_bench.suite.config import load_config
 
 SEEDS = (0, 1)
-FEW: dict[str, Any] = {"shots": [1, 4], "draws": 2, "steps": 20}
+SHORT_FIT: dict[str, Any] = {"shots": [1, 4], "draws": 2, "steps": 20}
 
 
 def stretched(seed: int, n: int = 160, classes: int = 4, noise: float = 3.0) -> Features:
@@ -56,8 +56,8 @@ def test_training_logits_are_cosines_with_the_mean_of_the_other_images_of_the_cl
     for e in range(2):
         for i in range(9):
             for c in range(3):
-                others = [j for j in range(3 * c, 3 * c + 3) if j != i]
-                expected = 7 * np.dot(x[e, i], x[e, others].mean(0))
+                class_mates = [j for j in range(3 * c, 3 * c + 3) if j != i]
+                expected = 7 * np.dot(x[e, i], x[e, class_mates].mean(0))
                 assert logits[e, i, c].item() == pytest.approx(expected, abs=1e-12)
 
 
@@ -128,7 +128,7 @@ def test_draws_trained_side_by_side_equal_draws_trained_alone():
 def test_an_adapter_removes_noise_that_prototypes_cannot_and_runs_are_equal():
     data = splits()
     first, again = (
-        SgvaClip(**{**FEW, "shots": [16], "steps": 100}).measure(data) for _ in range(2)
+        SgvaClip(**{**SHORT_FIT, "shots": [16], "steps": 100}).measure(data) for _ in range(2)
     )
     assert first == again
     adapted, alone = (v.value for v in first.values.values())
@@ -137,11 +137,11 @@ def test_an_adapter_removes_noise_that_prototypes_cannot_and_runs_are_equal():
 
 
 def test_features_and_labels_do_not_change_and_a_collapsed_backbone_is_at_chance():
-    ones = Features(
+    equal_features = Features(
         *(np.ones((40, 5), np.float32),) * 2, np.repeat(np.arange(4), 10), tuple("abcd")
     )
-    collapsed = Inputs(dict.fromkeys(("train", "val", "test"), ones))
-    values = SgvaClip(**FEW).measure(collapsed).values
+    collapsed = Inputs(dict.fromkeys(("train", "val", "test"), equal_features))
+    values = SgvaClip(**SHORT_FIT).measure(collapsed).values
     assert list(values) == [
         "top1, 1 per class",
         "top1, 1 per class, no adapter",
@@ -149,7 +149,7 @@ def test_features_and_labels_do_not_change_and_a_collapsed_backbone_is_at_chance
         "top1, 4 per class, no adapter",
     ]
     assert {v.value for v in values.values()} == {0.25}
-    assert (ones.after == 1).all()
+    assert (equal_features.after == 1).all()
 
 
 def test_shuffled_labels_give_chance():

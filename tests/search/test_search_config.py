@@ -99,7 +99,7 @@ def test_a_proposal_gives_a_suite_with_the_values_of_the_proposal(
     assert run.task["split"] == "val"
 
 
-def test_the_hash_of_a_log_covers_everything_that_scores_depend_on(
+def test_the_hash_of_a_search_s_log_covers_everything_that_scores_depend_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def header(**changes: Any) -> str:

@@ -1,4 +1,4 @@
-"""Spaces of students, sets of values of architecture and method settings for a search."""
+"""Spaces of students: the architecture and method settings that a search may choose from."""
 
 from __future__ import annotations
 

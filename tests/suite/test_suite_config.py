@@ -181,3 +181,8 @@ def test_reading_configs_imports_no_torch():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert completed.stdout.strip() == "[]"
+
+
+def test_the_error_for_a_warmup_in_epochs_says_that_it_is_a_fraction():
+    with pytest.raises(KdepError, match=r"budget.warmup = 5; expected a fraction of the training"):
+        build(budget={**SUITE["budget"], "warmup": 5})

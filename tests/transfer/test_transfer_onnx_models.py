@@ -221,14 +221,14 @@ def test_detections_that_differ_between_two_runtimes_are_counted() -> None:
     boxes = np.array([[[0, 0, 10, 10], [5, 5, 50, 50], [0, 0, 1, 1]]], float)
     scores, labels = np.array([[0.9, 0.5, 0]]), np.array([[2, 1, 0]])
     swapped = [1, 0, 2]  # another order is no difference
-    others = [
+    altered = [
         ((boxes[:, swapped], scores[:, swapped], labels[:, swapped]), (4, 0)),
         ((boxes + 1, scores, labels), (4, 4)),
         ((boxes, scores, np.array([[2, 0, 0]])), (4, 2)),
         ((boxes, scores * np.array([[1, 0, 0]]), labels), (3, 1)),
     ]
-    for other, counts in others:
-        assert compare((boxes, scores, labels), other, side=100) == counts
+    for outputs, counts in altered:
+        assert compare((boxes, scores, labels), outputs, side=100) == counts
 
 
 def test_suppression_keeps_the_best_of_overlapping_boxes_in_each_group() -> None:

@@ -30,7 +30,7 @@ from kdep_bench.results.records.store import own_folder
 
 PROBES = "probes"  # the folder
 LARGEST = 1 << 20  # bytes of a file
-_FIX = "move the file elsewhere and run the suite with --report, which writes it again"
+_FIX = "move the file to another folder; running the suite with --report then writes it again"
 
 
 class ProbeValue(Part):

@@ -321,7 +321,7 @@ class Record(Part):
         return self
 
 
-_FIX = "move the file to another folder and run the suite with --report, which writes it again"
+_FIX = "move the file to another folder; running the suite with --report then writes it again"
 
 
 def _damaged(where: str, error: ValidationError) -> KdepError:
@@ -420,7 +420,7 @@ def _strict(raw: bytes, where: str) -> Any:
     try:
         return parse_strict(raw, where)
     except KdepError as e:
-        got = f"the record {where} is damaged ({e.problem})"
+        got = f"the record {where} is damaged: {e.problem}"
         raise KdepError(got, fix=_FIX) from None
 
 

@@ -92,7 +92,7 @@ def read(results: Path) -> Card | None:
     if not is_valid:
         raise KdepError(
             f"the file {path} is not a valid data card",
-            fix="move it elsewhere and run the suite with --report, which writes it again",
+            fix="move it to another folder; running the suite with --report then writes it again",
         )
     return card
 

@@ -98,6 +98,11 @@ TERMS = (
         "KDEP it is the layer before the last activation.",
     ),
     Term(
+        "signed pair",
+        "Two channels for one component of a target: its positive part and its negative part. A "
+        "student's feature after a ReLU has no negative values, so it can follow both.",
+    ),
+    Term(
         "teacher cache",
         "The teacher's outputs for every (image, view), computed once and stored. Methods share a "
         "cache, but the pre-training cost of each includes the time to compute it, in proportion "

@@ -135,7 +135,7 @@ def _claims(results_dir: Path, claims: list[dict[str, Any]] | None) -> list[dict
         if not isinstance(stored, list) or not all(isinstance(c, dict) for c in stored):
             raise KdepError(
                 f"the file {path} does not contain a list of claims",
-                fix="run the suite with --report, which writes it again",
+                fix="run the suite with --report, which writes the file again",
             )
         return stored
     for claim in claims:
@@ -172,7 +172,7 @@ def _checked(method_inputs: Any, path: Path) -> dict[str, dict[str, Any]]:
         raise KdepError(
             f"the file {path} has the wrong structure",
             expected='{method: {"reads": [...], "about": "..."}}',
-            fix="move it to another folder and run the suite with --report, which writes it again",
+            fix="move it to another folder; running the suite with --report then writes it again",
         )
     return method_inputs
 
