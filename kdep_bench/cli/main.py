@@ -19,6 +19,7 @@ COMMANDS = {
     "logs": ("logs", "print the path and the end of a stage's log"),
     "why": ("why", "explain why a stage would run or is skipped"),
     "report": ("report", "rebuild tables and page from records, or compare results folders"),
+    "pick": ("pick", "rank teachers by their features of a few images, before a long run"),
     "search": ("search", "search for a student and settings within size limits"),
     "doctor": ("doctor", "check this machine, and what a suite needs"),
     "data": ("prepare_data", "prepare or verify an official data set or the pocket data"),

@@ -23,6 +23,7 @@ from kdep_bench.pretrain.budgets import epochs_note
 from kdep_bench.safe_files import copy_file, is_real_folder, remove
 from kdep_bench.suite.config import config_files
 from kdep_bench.suite.data_identity import CONTENT
+from kdep_bench.suite.factors import grid_of
 from kdep_bench.suite.graph import Plan, TransferRun
 from kdep_bench.suite.methods import row_name, with_role_teachers, without
 from kdep_bench.suite.schema import Json, Suite, label_policy, method_needs
@@ -90,7 +91,13 @@ def collect(
         or not (results / "leaderboard.md").exists()
     ):
         method_inputs = _method_inputs(plan)
-        out["report"] = results_package.build(results, suite.name, suite.claims, method_inputs)
+        out["report"] = results_package.build(
+            results,
+            suite.name,
+            suite.claims,
+            method_inputs,
+            factors=grid_of([run.method for run in plan.runs], [run.student for run in plan.runs]),
+        )
     return out
 
 

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from kdep_bench.results.records.probe_record import ProbeRecord
 
 
+# Roles of the stages that extract features for probes.
+FEATURES = ("features", "pool", "teacher_features")
+
+
 class Chains(Protocol):
     """Reads the finished and failed stages of a plan; implemented in `collect`."""
 
@@ -152,7 +156,7 @@ def _fingerprint(run: ProbeRun, chains: Chains) -> str:
     prepare = run.chain["prepare"]
     if content := chains.plan.stages[prepare].spec.get(CONTENT):
         return fingerprint_of(content)
-    features = chains.stage(run.chain.get("features"))
+    features = chains.stage(run.chain.get("features") or run.chain.get("teacher_features"))
     if features is not None and "data" in features:
         return features["data"]
     prepared = chains.stage(prepare)
@@ -191,7 +195,7 @@ def _result_fields(suite: Suite, run: ProbeRun, chains: Chains) -> Json:
 
 def _features_seconds(run: ProbeRun, chains: Chains) -> float | None:
     """Seconds of the feature extractions that the probe reads; None if one is missing."""
-    stages = [chains.stage(run.chain[role]) for role in ("features", "pool") if role in run.chain]
+    stages = [chains.stage(run.chain[role]) for role in FEATURES if role in run.chain]
     seconds = [stage["outputs"]["extract_s"] for stage in stages if stage is not None]
     return sum(seconds) if seconds and len(seconds) == len(stages) else None
 

@@ -56,6 +56,35 @@ def hint_points(
     return sorted(hints)
 
 
+def hint_levels(
+    levels: Mapping[str, str],
+    teacher_maps: Maps,
+    layer_distances: Mapping[str, Mapping[str, float]],
+    points: int,
+) -> dict[str, str]:
+    """The entries of `levels` that are the centres of `points` clusters, always with the deepest.
+
+    Args:
+        levels: {student level: teacher map}, the candidates.
+        teacher_maps: the teacher's maps.
+        layer_distances: {teacher map: {teacher map: distance}}.
+        points: number of clusters.
+
+    Raises:
+        KdepError: more points than candidates, or none.
+    """
+    if not 1 <= points <= len(levels):
+        raise KdepError(
+            f"the number of hint points is {points}, with {len(levels)} levels",
+            expected="at least 1, and at most the number of candidate levels",
+            fix="correct `points` in the method's objective, or add entries to `levels`",
+        )
+    by_depth = sorted(levels, key=lambda level: (teacher_maps[levels[level]]["stride"], level))
+    distances = [[layer_distances[levels[a]][levels[b]] for b in by_depth] for a in by_depth]
+    centres = hint_points(distances, points, fixed=len(by_depth) - 1)
+    return {by_depth[i]: levels[by_depth[i]] for i in centres}
+
+
 class Pursuhint(Hints):
     """The objective Hints at those candidate levels that represent clusters of similar levels.
 
@@ -89,15 +118,6 @@ class Pursuhint(Hints):
         hidden: Count | None = None,
         init: Positive | None = 0.005,
     ) -> None:
-        if not 1 <= points <= len(levels):
-            raise KdepError(
-                f"the number of hint points is {points}, with {len(levels)} levels",
-                expected="at least 1, and at most the number of candidate levels",
-                fix="correct `points` in the method's objective, or add entries to `levels`",
-            )
         check_levels(levels, student_maps, teacher_maps)
-        by_depth = sorted(levels, key=lambda level: (teacher_maps[levels[level]]["stride"], level))
-        distances = [[layer_distances[levels[a]][levels[b]] for b in by_depth] for a in by_depth]
-        centres = hint_points(distances, points, fixed=len(by_depth) - 1)
-        chosen = {by_depth[i]: levels[by_depth[i]] for i in centres}
+        chosen = hint_levels(levels, teacher_maps, layer_distances, points)
         super().__init__(chosen, student_maps, teacher_maps, weight, distance, hidden, init)

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 # Inputs of probes. "classes": features and labels of `Probe.splits`; "pool": features of
 # pre-training images, without labels; "teacher": the teacher's cached features of the same images;
 # "backbone": the backbone, to run it on other images; "masks": feature maps and masks of
-# `Probe.splits`.
-READS = ("classes", "pool", "teacher", "backbone", "masks")
-CLASSES, POOL, TEACHER, BACKBONE, MASKS = READS
+# `Probe.splits`; "teacher_classes": the teacher's features and the labels of `Probe.splits`.
+READS = ("classes", "pool", "teacher", "backbone", "masks", "teacher_classes")
+CLASSES, POOL, TEACHER, BACKBONE, MASKS, TEACHER_CLASSES = READS
 
 Better = Literal["larger", "smaller", ""]  # which values are better; "": neither
 
@@ -77,6 +77,7 @@ class Inputs:
         maps: {split: feature maps and masks of its images}.
         pool: features of pre-training images.
         teacher: [N, Dt] the teacher's features of the images of `pool`.
+        teacher_splits: {split: the teacher's features of its images}; `before` equals `after`.
         images: function that yields the images of a split, in the order of its features, as
             [B, px, px, 3] uint8 RGB.
         extract: function from such images to their features (before, after), each [B, D] float32.
@@ -89,6 +90,7 @@ class Inputs:
     maps: Mapping[str, Maps] = field(default_factory=dict)
     pool: Features | None = None
     teacher: np.ndarray | None = None
+    teacher_splits: Mapping[str, Features] = field(default_factory=dict)
     images: Callable[[str], Iterator[np.ndarray]] | None = None
     extract: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
     network: Any = None
@@ -109,16 +111,18 @@ class Probe(ABC):
 
     Class attributes must be literals, because planning reads them from the source:
         reads: subset of READS.
-        splits: splits that it reads, with "classes" or "masks" in `reads`.
+        splits: splits that it reads, with "classes", "masks" or "teacher_classes" in `reads`.
         shots_argument: name of the argument with numbers of training images per class, or "".
         more_images_than_width: whether the test split must have more images than the feature has
             dimensions.
+        only_with_teacher: whether methods without a teacher, or with several, are left out.
     """
 
     reads: ClassVar[frozenset[str]]
     splits: ClassVar[tuple[str, ...]] = ()
     shots_argument: ClassVar[str] = ""
     more_images_than_width: ClassVar[bool] = False
+    only_with_teacher: ClassVar[bool] = False
 
     @abstractmethod
     def measure(self, data: Inputs) -> Measured:

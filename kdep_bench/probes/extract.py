@@ -1,4 +1,4 @@
-"""Stage `features`: the features of an exported backbone, extracted once for all probes.
+"""Stage `features`: features of an exported backbone or a teacher, extracted once for all probes.
 
 The images are those of class folders (one file per split, preprocessed as by the linear probe of
 `transfer.classification`), or images of the pool, the pre-training images (one view of each).
@@ -108,11 +108,12 @@ def run(
     """Extracts the features of `spec["images"]`.
 
     Args:
-        spec: `student`, its config; `images`: dict(folder=, splits=) for class folders of the data,
-            with `size=` for images with masks (see `extract_maps`), or dict(rows=, seed=) for
-            images of the pool; with `share`, `share_seed` and `share_by`, only images of this data
-            fraction are used.
-        inputs: folders `export`; `prepare` for class folders; `views` for the pool.
+        spec: `student` or `teacher`, its config; `images`: dict(folder=, splits=) for class folders
+            of the data, with `size=` for images with masks (see `extract_maps`), or
+            dict(rows=, seed=) for images of the pool; with `share`, `share_seed` and `share_by`,
+            only images of this data fraction are used.
+        inputs: folders `export`; `prepare` for class folders; `views` for the pool. For a teacher
+            that another method of the suite trained, `export` and `pretrain` of that method.
         out: folder of this stage, for one npz per split and `features.json`.
         progress: called with (done, total, note).
 
@@ -126,6 +127,8 @@ def run(
     from kdep_bench.openmmlab import setup
 
     setup("mmpretrain")
+    if "teacher" in spec:
+        return _teacher_features(spec, inputs, out, progress)
     student, image_spec = spec["student"], spec["images"]
     started = time.perf_counter()
     checkpoint = Path(inputs["export"]) / "backbone.pth"
@@ -149,6 +152,46 @@ def run(
     return {
         "images": counts,
         "width": int(student["width"]),
+        "extract_s": round(seconds, 3),
+        "images_per_s": round(total / max(seconds, 1e-9), 1),
+        "bytes": sum((out / f"{name}.npz").stat().st_size for name in counts),
+    }
+
+
+def _teacher_features(
+    spec: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, progress: Callable[..., None]
+) -> dict[str, Any]:
+    """`run` for the teacher `spec["teacher"]`, whose feature is stored as `before` and `after`."""
+    import torch
+
+    from kdep_bench.devices import compute_device
+    from kdep_bench.features.cache import exported_files
+    from kdep_bench.features.cache_check import run_teacher
+    from kdep_bench.teachers.base import build_teacher
+
+    started, image_spec = time.perf_counter(), spec["images"]
+    files = exported_files(spec, inputs)
+    teacher = build_teacher({**spec["teacher"], **{k: str(path) for k, path in files.items()}})
+    checksum = teacher.checksum()
+    teacher.to(compute_device())
+
+    def extract(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+        pooled = run_teacher(teacher, pixels).pooled.float().cpu().numpy()
+        return pooled, pooled
+
+    root = Path(inputs["prepare"]) / "data" / image_spec["folder"]
+    classes, counts = _split_features(
+        root, image_spec["splits"], extract, teacher.input_px, out, progress
+    )
+    seconds = time.perf_counter() - started
+    write_json(out / LISTING, {"classes": classes, "splits": counts})
+    total = sum(counts.values())
+    return {
+        "images": counts,
+        "width": teacher.width,
+        "teacher": {"name": teacher.name, "checksum": checksum},
+        "forwards": total,
         "extract_s": round(seconds, 3),
         "images_per_s": round(total / max(seconds, 1e-9), 1),
         "bytes": sum((out / f"{name}.npz").stat().st_size for name in counts),

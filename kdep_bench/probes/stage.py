@@ -11,7 +11,17 @@ from typing import Any
 import numpy as np
 
 from kdep_bench.errors import KdepError
-from kdep_bench.probes.base import BACKBONE, CLASSES, MASKS, POOL, TEACHER, Inputs, Probe, outputs
+from kdep_bench.probes.base import (
+    BACKBONE,
+    CLASSES,
+    MASKS,
+    POOL,
+    TEACHER,
+    TEACHER_CLASSES,
+    Inputs,
+    Probe,
+    outputs,
+)
 from kdep_bench.probes.extract import batches, extractor, loaded_backbone, open_features
 from kdep_bench.registry import build, type_path
 
@@ -31,7 +41,8 @@ def run(
         spec: `probe` (a probe config); `student`, for a probe that runs the backbone.
         inputs: folders of earlier stages, as required by the probe's `reads`: `features` (of class
             folders, or maps of images with masks), `pool` (features of pool images), `cache` (the
-            teacher's features), `export` and `prepare` (the backbone and the images).
+            teacher's features), `teacher_features` (its features of class folders), `export` and
+            `prepare` (the backbone and the images).
         out: folder of this stage; not used.
         progress: called with (done, total, note).
 
@@ -78,6 +89,9 @@ def _inputs(
 
         rows = np.load(inputs["pool"] / "rows.npy")
         arguments["teacher"] = open_cache(inputs["cache"]).rows(rows).astype(np.float32)
+    if TEACHER_CLASSES in probe.reads:
+        features = open_features(inputs["teacher_features"])
+        arguments["teacher_splits"] = {split: features[split] for split in probe.splits}
     if BACKBONE in probe.reads:
         from kdep_bench.openmmlab import setup
 

@@ -12,8 +12,9 @@ def build(
     claims: list[dict[str, Any]] | None = None,
     method_inputs: dict[str, dict[str, Any]] | None = None,
     require_records: bool = False,
+    factors: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Rebuilds all tables and the page of `results_dir` from its records; see `report.build`."""
     from kdep_bench.results.report import report
 
-    return report.build(Path(results_dir), suite, claims, method_inputs, require_records)
+    return report.build(Path(results_dir), suite, claims, method_inputs, require_records, factors)

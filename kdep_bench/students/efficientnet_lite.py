@@ -71,9 +71,7 @@ class EfficientNetLite(BaseModule):
                 expected=f"some of 0..{last}{reason}",
                 fix="correct out_indices in the student's `backbone` or `pyramid`",
             )
-        net: Any = timm.create_model(
-            f"tf_efficientnet_lite{variant}", output_stride=output_stride, num_classes=0
-        )
+        net: Any = self._make_network(variant, output_stride)
         self.conv_stem, self.bn1, self.blocks = net.conv_stem, net.bn1, net.blocks
         if head:
             self.conv_head, self.bn2 = net.conv_head, net.bn2
@@ -91,6 +89,12 @@ class EfficientNetLite(BaseModule):
         self._frozen = self._leading(frozen_stages)
         for module in self._frozen:
             module.requires_grad_(False)
+
+    def _make_network(self, variant: int, output_stride: int) -> nn.Module:
+        """The network of timm whose layers are used."""
+        return timm.create_model(
+            f"tf_efficientnet_lite{variant}", output_stride=output_stride, num_classes=0
+        )
 
     def _leading(self, stages: int) -> list[nn.Module]:
         """The modules that `frozen_stages` freezes."""

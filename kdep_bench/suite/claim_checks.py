@@ -15,9 +15,12 @@ from typing import NamedTuple, Protocol
 
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.results.claims.schema import Claim, Side, make_claim, pick, with_epochs
+from kdep_bench.results.teacher_measures import PROBED
 from kdep_bench.suite.config import names
 from kdep_bench.suite.methods import row_name, trains
 from kdep_bench.suite.schema import Json
+
+TEACHER_PROBE = "teacher"  # a copy of `board.teachers.PROBE`, whose module imports numpy
 
 
 class _Run(Protocol):
@@ -70,7 +73,10 @@ def planned_row(run: _Run, budget: Json | None) -> PlannedRow:
 
 
 def check_claims(
-    claims: Iterable[Json], rows: Iterable[PlannedRow], families: Iterable[str]
+    claims: Iterable[Json],
+    rows: Iterable[PlannedRow],
+    families: Iterable[str],
+    probes: Iterable[str] = (),
 ) -> None:
     """Raises KdepError for the first claim that these rows cannot test.
 
@@ -78,8 +84,10 @@ def check_claims(
         claims: the claims' configs.
         rows: the rows that the suite plans.
         families: task families of the suite.
+        probes: names of the suite's probes.
     """
     all_rows, known_families = sorted(set(rows)), sorted(set(families))
+    probe_names = set(probes)
     for fields in claims:
         claim = make_claim(fields)
         for family in claim.families or ():
@@ -93,6 +101,13 @@ def check_claims(
             "rank_correlation": _check_rank_correlation,
         }[claim.kind]
         check_claim(claim, all_rows)
+        measured = isinstance(claim.by, str) and claim.by in PROBED
+        if measured and TEACHER_PROBE not in probe_names:
+            raise KdepError(
+                f"the claim {claim.name!r} ranks teachers by their {claim.by}, which the probe "
+                f"{TEACHER_PROBE!r} measures, but the suite does not have this probe",
+                fix=f"add {TEACHER_PROBE!r} to the suite's `probes`, or change `by` of the claim",
+            )
 
 
 def _is_untrained(row: PlannedRow) -> bool:

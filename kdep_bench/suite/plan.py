@@ -24,6 +24,7 @@ from kdep_bench.suite import claim_checks
 from kdep_bench.suite.arguments import check_optimizer
 from kdep_bench.suite.config import merged
 from kdep_bench.suite.data_config import check_data_plan
+from kdep_bench.suite.factors import grid_of
 from kdep_bench.suite.graph import Plan, TransferRun, add_stage
 from kdep_bench.suite.kinds import KINDS, StageKind
 from kdep_bench.suite.known_data import has_labels
@@ -39,7 +40,7 @@ from kdep_bench.suite.methods import (
     without,
 )
 from kdep_bench.suite.pairs import check_black_box, check_pair, check_task, check_task_data
-from kdep_bench.suite.probes import ProbePlanner, check_probe
+from kdep_bench.suite.probes import ProbePlanner, check_probe, check_probed
 from kdep_bench.suite.schema import Json, Suite, method_needs
 from kdep_bench.suite.teachers import RoleTeacher, teacher_config_for, teachers_by_role
 from kdep_bench.suite.train_test_overlap import tests_on, trained_on
@@ -745,5 +746,8 @@ def build_plan(suite: Suite, kinds: Mapping[str, StageKind] = KINDS) -> Plan:
     if suite.claims:
         budgets = {i: s.spec.get("budget") for i, s in plan.stages.items()}
         rows = {claim_checks.planned_row(run, budgets[run.chain["pretrain"]]) for run in plan.runs}
-        claim_checks.check_claims(suite.claims, rows, {t["family"] for t in suite.tasks})
+        families, probes = {t["family"] for t in suite.tasks}, {p["name"] for p in suite.probes}
+        claim_checks.check_claims(suite.claims, rows, families, probes)
+    check_probed(suite.probes, plan.probes)
+    grid_of([run.method for run in plan.runs], [run.student for run in plan.runs])
     return plan

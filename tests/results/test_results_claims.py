@@ -9,7 +9,6 @@ from typing import get_args
 import numpy as np
 import pytest
 from make_records import fields, grid
-from scipy.stats import spearmanr
 from test_results_tables import KDEP_BEATS_SCRATCH, SCORES, board_of
 
 from kdep_bench.errors import KdepError
@@ -17,7 +16,6 @@ from kdep_bench.results import text
 from kdep_bench.results.axes import Axis
 from kdep_bench.results.board import efficiency
 from kdep_bench.results.claims.judge import judge, make_claim
-from kdep_bench.results.claims.teacher_rank import FEWEST_TEACHERS, correlation_interval
 from kdep_bench.results.claims.verdict import headlines, load_config, load_folder
 from kdep_bench.results.records.record import make
 from kdep_bench.results.report import board_rows, markdown, plots
@@ -338,26 +336,6 @@ def test_a_teacher_is_represented_by_its_row_with_most_data():
         assert verdict(records, **COMPACT).interval.startswith("-1.00")
 
 
-def test_the_rank_correlation_equals_scipy_s_spearmanr():
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        x, y = rng.integers(0, 5, 9), rng.normal(size=9)
-        assert correlation_interval(x, y)[0] == pytest.approx(np.asarray(spearmanr(x, y))[0])
-
-
-@pytest.mark.parametrize("n", [FEWEST_TEACHERS, 12])
-@pytest.mark.parametrize("r", [0.0, 0.5, -0.8, 0.95])
-def test_the_interval_of_a_correlation_covers_95_percent(n, r):
-    rng = np.random.default_rng(n)
-    truth = 6 / math.pi * math.asin(r / 2)  # Spearman's rho of normal data (Pearson 1907)
-    hits = 0
-    for _ in range(800):
-        x = rng.normal(size=n)
-        _, low, high = correlation_interval(x, r * x + math.sqrt(1 - r * r) * rng.normal(size=n))
-        hits += low <= truth <= high
-    assert hits / 800 > 0.91
-
-
 def test_claims_have_the_stated_false_positive_rate():
     rng = np.random.default_rng(5)
     wrong = 0
@@ -551,14 +529,6 @@ def test_a_claim_about_families_that_were_not_measured_is_untestable():
     outcome = verdict(probe, families=["detection"])
     assert outcome.verdict == "not testable here"
     assert outcome.reason == "no task of these families is in the records"
-
-
-def test_teachers_in_perfect_order_have_a_correlation_and_an_interval_below_1():
-    x = np.arange(6.0)
-    rho, low, high = correlation_interval(x, x)
-    assert rho == pytest.approx(1, abs=1e-3)
-    assert 0.9 < low < rho < high < 1
-    assert correlation_interval(x, -x) == pytest.approx((-rho, -high, -low))
 
 
 def test_a_curve_is_plotted_over_cost_and_not_over_epochs():

@@ -15,7 +15,8 @@ from test_results_probes import VALUE_NAMES
 from test_results_tables import KDEP_BEATS_SCRATCH, SCORES
 
 from kdep_bench.results import build
-from kdep_bench.results.report import glossary, image_tables, probe_tables
+from kdep_bench.results.report import glossary, image_tables, probe_tables, teacher_tables
+from kdep_bench.results.teacher_measures import MEASURES
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = sorted(p.parent for p in (ROOT / "results").glob("*/records"))
@@ -28,6 +29,8 @@ TEXTBOOK = {
 UNPUBLISHED = {
     *("run", "status", "teacher used labels", "teacher's score", "transfer time"),
     "extra forward passes",
+    *teacher_tables.CHOICE_HEAD,
+    *MEASURES,
 }
 # {words that no table, heading, note or caption may contain: the standard term}
 PRIVATE = {

@@ -24,8 +24,8 @@ RESULTS = Path(__file__).resolve().parents[2] / "results"
 def test_every_method_is_in_one_row_and_every_row_has_a_config_or_a_missing_part():
     systems = read_systems()
     listed = Counter(config for system in systems for config in system.configs)
-    other_configs = {f"{kind}:{name}" for kind in ("search", "probe") for name in names(kind)}
-    known = {*names("method"), *other_configs}
+    kinds = ("search", "probe", "suite")
+    known = {*names("method"), *(f"{kind}:{name}" for kind in kinds for name in names(kind))}
     assert set(names("method")) - set(listed) == set(), "add the method to systems.toml"
     assert set(listed) - known == set(), "systems.toml names a config that does not exist"
     assert max(listed.values()) == 1

@@ -15,7 +15,8 @@ from kdep_bench.suite.probes import READS
 from kdep_bench.suite.schema import Suite
 
 POCKET = {**SUITE, "data": "pocket", "tasks": ["pocket_probe"]}
-ALL = sorted(set(names("probe")))
+# The probe of teachers leaves out methods without a teacher.
+ALL = sorted(set(names("probe")) - {"teacher"})
 
 
 def planning_error(**change: Any) -> str:
@@ -215,3 +216,44 @@ def test_linear_segmentation_that_cannot_run_is_refused_before_anything_runs():
     student = {k: v for k, v in suite.students[0].items() if k != "pyramid"}
     with pytest.raises(KdepError, match="has no `pyramid`"):
         build_plan(suite.model_copy(update={"students": [student]}))
+
+
+SELF_TRAINED = dict(base="kdep_assistant", name="kdep_from_student")
+
+
+def test_teachers_are_probed_once_per_backbone_and_run_once_for_all_students():
+    methods = ["scratch", "supervised", "kdep", "svd", SELF_TRAINED]
+    without, plan = (
+        build_plan(build(**{**POCKET, "methods": methods, "probes": probes}))
+        for probes in ([], ["teacher"])
+    )
+    assert set(without.stages) <= set(plan.stages)
+    assert {r.method["name"] for r in plan.probes} == {"kdep", "svd", "kdep_from_student"}
+    n_seeds = len({r.seed for r in plan.probes})
+    of_teachers = [s for s in plan.stages.values() if "teacher" in s.spec and s.kind == "features"]
+    # Lite0 once; the self-trained teacher once per seed, with the weights of its export.
+    assert len(of_teachers) == 1 + n_seeds
+    for run in plan.probes:
+        stage = plan.stages[run.chain["teacher_features"]]
+        assert stage.spec["images"]["splits"] == ["train", "val", "test"]
+        is_trained_here = run.method["name"] == "kdep_from_student"
+        assert ("export" in stage.needs) == is_trained_here
+        cache = plan.stages[run.chain["cache"]]
+        assert cache.spec["teacher"]["name"] == stage.spec["teacher"]["name"]
+        assert cache.needs.get("export") == stage.needs.get("export")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(methods=["scratch", "supervised"]), "no method of the suite has a single teacher"),
+        (dict(methods=["kdep"], teacher=None), "teacher"),
+        (
+            dict(methods=[dict(base="logit_kd", teacher_source="live")]),
+            "stores none, because its teacher is live",
+        ),
+        (dict(methods=["tinyvit"]), "stores none, because it stores class probabilities only"),
+    ],
+)
+def test_a_probe_of_teachers_without_stored_features_is_refused(change, message):
+    assert message in planning_error(probes=["teacher"], **change)

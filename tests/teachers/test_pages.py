@@ -33,7 +33,11 @@ SMALL: dict[str, tuple[int, dict[str, Any]]] = {
     ),
 }
 LARGE = ("swin_b", "convnext_b")  # too large to build with weights here
-INSTALLED = {"efficientnet_lite0", "efficientnet_lite2"}  # other tests use their real weights
+# Other tests use the real weights of these.
+INSTALLED = {
+    *("efficientnet_lite0", "efficientnet_lite2"),
+    *("efficientnet_lite0_s16", "efficientnet_lite0_s32"),
+}
 
 
 def teacher_config(name: str) -> dict[str, Any]:

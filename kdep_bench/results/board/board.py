@@ -107,6 +107,10 @@ class Board:
     runs: list[Run]
     remarks: list[str]
     damaged: list[tuple[str, str]]
+    # Measures of teachers from probe records, see `teachers.measures_of`.
+    teacher_measures: Mapping[tuple[str, str, str, float], Mapping[str, float]] = field(
+        default_factory=dict
+    )
     # (student, columns) -> the model that `compare.model` fitted.
     models: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 

@@ -9,8 +9,9 @@ There are three kinds of claims. Each claim is a dict in configs/claims/<name>.p
   off its curve of score against budget (see kdep_bench/results/board/efficiency.py).
 * `rank_correlation`: over several teachers, Spearman's correlation of the student's score with `by`
   is at most `at_most` or at least `at_least`. `by` is the explained variance ratio of the
-  alignment, the teacher's reported accuracy "top1", or a dict teacher -> number. The claim is
-  undecided with fewer than `FEWEST_TEACHERS` teachers.
+  alignment, the teacher's reported accuracy "top1", a measure of the probe `teacher`
+  (kdep_bench/results/teacher_measures.py), or a dict teacher -> number. The claim is undecided with
+  fewer than `rank_correlation.FEWEST` teachers.
 
 Verdicts:
 

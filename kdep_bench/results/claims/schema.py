@@ -13,9 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.results.axes import Axis
+from kdep_bench.results.teacher_measures import PROBED
 
 # Largest relative difference of trained and configured epochs: only complete batches are used.
 EPOCHS_TOLERANCE = 0.05
+
+
+# Values of `by` that the records of transfer runs contain; those of PROBED need probe records.
+FROM_RECORDS = ("explained_variance_ratio", "top1")
 
 
 class _Strict(BaseModel):
@@ -56,12 +61,15 @@ class Claim(_Strict):
     axis: Axis = "images"
     at_least: float | None = None
     at_most: float | None = None
-    by: Literal["explained_variance_ratio", "top1"] | dict[str, float] = "explained_variance_ratio"
+    by: str | dict[str, float] = "explained_variance_ratio"
 
     @field_validator("by", mode="before")
     @classmethod
     def _renamed(cls, value: Any) -> Any:
-        return "explained_variance_ratio" if value == "energy_kept" else value  # its former name
+        value = "explained_variance_ratio" if value == "energy_kept" else value  # its former name
+        if isinstance(value, str) and value not in (known := [*FROM_RECORDS, *PROBED]):
+            raise ValueError(f"Input should be one of {', '.join(known)}, or a dict")
+        return value
 
     @model_validator(mode="after")
     def _complete(self) -> Claim:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from kdep_bench.results import text
 from kdep_bench.results.board import compare, efficiency, families
+from kdep_bench.results.board.ablation import Grid
 from kdep_bench.results.board.board import Board, Column, RowKey
 from kdep_bench.results.board.image_pairs import ImagePair
 from kdep_bench.results.board.over_images import ImageDifference
@@ -88,6 +89,7 @@ class BoardView:
         image_left_out: reason -> number of comparisons that are not in `image_differences`.
         differences: student -> its rows of `difference_rows`, once they are computed.
         colour_keys: method or method family -> colour class.
+        grid: the factors of an ablation; None for another suite.
     """
 
     board: Board
@@ -98,6 +100,7 @@ class BoardView:
     method_inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     letters: dict[str, str] = field(default_factory=dict)
     probes: ProbeSection = field(default_factory=ProbeSection)
+    grid: Grid | None = None
     image_differences: list[ImageDifference] = field(default_factory=list)
     image_pairs: list[ImagePair] = field(default_factory=list)
     image_left_out: Counter[str] = field(default_factory=Counter)

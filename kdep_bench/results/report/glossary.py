@@ -227,8 +227,9 @@ TERMS = (
     Term(
         "probe",
         "A measurement of an exported backbone, without training the backbone, that is shown in a "
-        "separate table. No mean, rank, difference or claim includes it. The backbone's features "
-        "are extracted once for all probes.",
+        "separate table. No mean, rank, difference or claim includes it, except tables of teachers "
+        "and claims about them, which read the probe `teacher`. The backbone's features are "
+        "extracted once for all probes.",
         ("probe", "seed", "better", "folder", "features_s", "probe_s"),
     ),
     Term(
@@ -277,6 +278,29 @@ TERMS = (
         "Dead dimensions: fraction of channels that hardly vary. 'before activation': the feature "
         "before the last activation, which KDEP trains.",
         ("effective rank", "participation ratio", "dead dimensions"),
+    ),
+    Term(
+        "measure (of a teacher)",
+        "A property of a teacher that may predict how good its students are. Participation ratio, "
+        "effective rank, explained variance (fraction of the variance in as many principal "
+        "components as the student has channels), mean cosine between images and uniformity (log "
+        "of the mean of exp(-2 d²) over pairs of normalised features) need no labels. Within-class "
+        "variance (as a fraction of all variance) and linear probe accuracy need labels. Reported "
+        "top-1: ImageNet accuracy stated by its authors. CKA with the student is known only after "
+        "pre-training. Expected: sign of its correlation with the score that was expected before "
+        "the run.",
+        (
+            *("measure", "known from", "expected", "explained variance", "mean cosine"),
+            *("uniformity", "within-class variance", "linear probe accuracy", "reported top-1"),
+            "CKA with the student",
+        ),
+    ),
+    Term(
+        "choice, regret (of a teacher)",
+        "Choice: the teacher with the best value of a measure. Regret: mean score of the best "
+        "teacher's students minus that of the choice's; 0 is a perfect choice. Spearman's rho, "
+        "Kendall's tau: rank correlations of measure and mean score over the teachers.",
+        ("choice", "regret", "teachers", "Spearman's rho", "Kendall's tau"),
     ),
     Term(
         "CKA",

@@ -10,11 +10,13 @@ from kdep_bench.results import text
 from kdep_bench.results.board import compare, families
 from kdep_bench.results.claims.verdict import Verdict, headlines
 from kdep_bench.results.report import (
+    ablation_tables,
     data_notes,
     image_tables,
     normalised_tables,
     probe_tables,
     reported,
+    teacher_tables,
     transfer_rows,
 )
 from kdep_bench.results.report.board_rows import (
@@ -343,12 +345,51 @@ def _diagnostics(view: BoardView) -> list[str]:
     return lines
 
 
+def _ablation(view: BoardView) -> list[str]:
+    """The contrasts of an ablation, and the best level of every factor."""
+    result = ablation_tables.shown(view)
+    if result is None:
+        return []
+    lines = [f"## {ablation_tables.HEADING}", "", ablation_tables.NOTE, ""]
+    lines += [x for remark in result.remarks for x in (text.md(remark, 2000), "")]
+    tables = (
+        ("Best practice", ablation_tables.BEST_HEAD, ablation_tables.best_entries(result)),
+        ("Contrasts", ablation_tables.HEAD, ablation_tables.entries(result)),
+        ("Combinations", ablation_tables.RUN_HEAD, ablation_tables.run_entries(view, result)),
+    )
+    for title, head, entries in tables:
+        rows = [[text.md(shown, 200) for shown, _ in row] for row in entries]
+        left = 2 if head is ablation_tables.BEST_HEAD else 3
+        lines += [f"### {title}", "", *md_table(head, rows, left), ""]
+    return lines
+
+
+def _teachers(view: BoardView) -> list[str]:
+    """Scores and measures of the teachers, and how well each measure chooses a teacher."""
+    all_studies = teacher_tables.shown(view)
+    if not all_studies:
+        return []
+    lines = [f"## {teacher_tables.HEADING}", ""]
+    for note in teacher_tables.notes(all_studies):
+        lines += [text.md(note, 2000), ""]
+    tables = (
+        (teacher_tables.teacher_head(all_studies), teacher_tables.teacher_entries(all_studies), 3),
+        (teacher_tables.CHOICE_HEAD, teacher_tables.choice_entries(all_studies), 4),
+    )
+    for head, entries, left in tables:
+        rows = [[text.md(shown) for shown, _ in row] for _, row in entries]
+        if head is teacher_tables.CHOICE_HEAD:
+            lines += [f"### {teacher_tables.CHOICE_HEADING}", "", teacher_tables.CHOICE_NOTE, ""]
+        lines += [*md_table(head, rows, left), ""]
+    return lines
+
+
 def _probes(view: BoardView) -> list[str]:
     """One table per probe, with its values."""
     section = view.probes
     if not section:
         return []
-    lines = [f"## {probe_tables.HEADING}", "", probe_tables.INTRODUCTION, ""]
+    lines = [f"## {probe_tables.HEADING}", "", section.introduction, ""]
     for table in section.tables:
         lines += [f"### {text.md(table.title)}", ""]
         lines += [text.md(table.about, 300), ""] if table.about else []
@@ -451,7 +492,8 @@ def markdown(view: BoardView) -> str:
             lines += _task_family_table(view, family)
     lines += _transfer_table(view) + _cost_table(view) + _method_family_table(view)
     lines += _normalised(view)
+    lines += _ablation(view)
     lines += [*_differences(view), *_image_differences(view), *_savings(view), *_claims(view)]
-    lines += _diagnostics(view) + _probes(view) + _reported(view)
+    lines += _diagnostics(view) + _teachers(view) + _probes(view) + _reported(view)
     lines += _failures(view) + _environment(view) + _reproduce(view)
     return "\n".join(lines).rstrip() + "\n"

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from kdep_bench.results import text
+from kdep_bench.results.board import teachers
 from kdep_bench.results.board.board import RowKey
 from kdep_bench.results.board.row_summary import labels_of
 from kdep_bench.results.records.probe_record import ProbeRecord
@@ -26,6 +27,7 @@ INTRODUCTION = (
     "noise. ↑: larger is better, ↓: smaller is better. The number of nearest neighbours and the "
     "regularisation of linear classifiers are chosen on the validation split."
 )
+TEACHER_NOTE = " Only the tables of teachers, and claims about them, read the probe `teacher`."
 ARROW = {"larger": " ↑", "smaller": " ↓", "": ""}
 
 
@@ -101,6 +103,12 @@ class ProbeSection:
 
     def __bool__(self) -> bool:
         return bool(self.tables or self.remarks)
+
+    @property
+    def introduction(self) -> str:
+        """The text before the tables."""
+        is_read = any(table.probe == teachers.PROBE for table in self.tables)
+        return INTRODUCTION + (TEACHER_NOTE if is_read else "")
 
 
 def make_section(records: Sequence[ProbeRecord], damaged: Sequence[str]) -> ProbeSection:

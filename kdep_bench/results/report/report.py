@@ -7,9 +7,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_strict, write_atomic, write_json
-from kdep_bench.results.board import families
+from kdep_bench.results.board import ablation, families, teachers
 from kdep_bench.results.board.board import Board, make_board
 from kdep_bench.results.claims.judge import judge, make_claim
 from kdep_bench.results.claims.verdict import Verdict
@@ -33,6 +35,7 @@ def build(
     claims: list[dict[str, Any]] | None = None,
     method_inputs: dict[str, dict[str, Any]] | None = None,
     require_records: bool = False,
+    factors: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Rebuilds leaderboard.md, .csv, .tex and index.html of `results_dir` from its records.
 
@@ -44,6 +47,8 @@ def build(
         claims: claim configs to judge, which are written to claims.json; None: read that file.
         method_inputs: method -> {"reads": [inputs of its losses], "about": one sentence on the
             method, if known}, written to methods.json if the tables show it; None: read that file.
+        factors: factors of an ablation, as in `ablation.Grid`, written to factors.json; None: read
+            that file, if there is one.
         require_records: raise instead of writing empty tables.
 
     Returns:
@@ -56,11 +61,13 @@ def build(
     results_dir = Path(results_dir)
     board = make_board(store.read(results_dir), suite)
     probes, damaged_probes = probe_record.read(results_dir, suite)
+    board.teacher_measures = teachers.measures_of(probes, board.remarks)
     if require_records and not (board.runs or probes):
         raise _no_records(results_dir, suite, [sentence for _, sentence in board.damaged])
     verdicts = judge(board, _claims(results_dir, claims))
     view = board_rows.make_view(board, verdicts, _method_inputs(results_dir, board, method_inputs))
     view.probes = probe_tables.make_section(probes, damaged_probes)
+    view.grid = _grid(results_dir, factors)
     _add_image_differences(view, results_dir)
     full = store.load_full(results_dir, _shown_in_full(board.runs))
     drawn = plots.draw(view, full) + pareto.draw(view)
@@ -123,8 +130,11 @@ def view_of(results_dir: Path) -> board_rows.BoardView:
         KdepError: as in `build`.
     """
     board = make_board(store.read(results_dir))
+    board.teacher_measures = teachers.measures_of(probe_record.read(results_dir)[0], board.remarks)
     verdicts = judge(board, _claims(results_dir, None))
-    return board_rows.make_view(board, verdicts, _method_inputs(results_dir, board, None))
+    view = board_rows.make_view(board, verdicts, _method_inputs(results_dir, board, None))
+    view.grid = _grid(results_dir, None)
+    return view
 
 
 def _claims(results_dir: Path, claims: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
@@ -175,6 +185,24 @@ def _checked(method_inputs: Any, path: Path) -> dict[str, dict[str, Any]]:
             fix="move it to another folder; running the suite with --report then writes it again",
         )
     return method_inputs
+
+
+def _grid(results_dir: Path, factors: dict[str, Any] | None) -> ablation.Grid | None:
+    """The grid of `factors`, after writing them to factors.json; that of the file if None."""
+    path = results_dir / "factors.json"
+    if factors is not None:
+        write_json(path, factors)
+    elif not path.is_file():
+        return None
+    try:
+        return ablation.Grid.model_validate(factors or read_strict(path, follow=False))
+    except ValidationError:
+        raise KdepError(
+            f"the file {path} has the wrong structure",
+            expected='{"levels": {factor: [level, ...]}, "methods": {name: {factor: level}}, '
+            '"students": {name: {factor: level}}}',
+            fix="move it to another folder and run the suite with --report, which writes it again",
+        ) from None
 
 
 def _rulings(verdicts: list[Verdict]) -> dict[str, dict[str, str]]:

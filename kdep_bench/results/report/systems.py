@@ -89,7 +89,7 @@ def systems_page(
         systems: from `read_systems`.
         configs: method configs by name and probe configs as "probe:NAME", with `source`,
             `labels_used` and `reconstruction`. A system's config that is missing here is a search
-            ("search:NAME").
+            ("search:NAME") or a suite ("suite:NAME").
         scores: from `published_scores`.
     """
     rows = []

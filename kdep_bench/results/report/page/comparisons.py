@@ -7,7 +7,14 @@ from itertools import starmap
 
 from kdep_bench.results import text
 from kdep_bench.results.board import compare, families
-from kdep_bench.results.report import board_rows, markdown, plots, transfer_rows
+from kdep_bench.results.report import (
+    ablation_tables,
+    board_rows,
+    markdown,
+    plots,
+    teacher_tables,
+    transfer_rows,
+)
 from kdep_bench.results.report.board_rows import BoardView
 from kdep_bench.results.report.page.entries import (
     Entry,
@@ -99,6 +106,61 @@ def transfers_section(view: BoardView) -> Section | None:
     title = transfer_rows.HEADING
     table = page_table(view, title, transfer_rows.HEAD, rows, left=5)
     return Section("transfers", title, "table", notes=[transfer_rows.NOTE], table=table)
+
+
+def ablation_sections(view: BoardView) -> list[Section | None]:
+    """The contrasts of an ablation, and the best level of every factor."""
+    result = ablation_tables.shown(view)
+    if result is None:
+        return []
+    tables = (
+        ("Best practice", ablation_tables.BEST_HEAD, ablation_tables.best_entries(result)),
+        (ablation_tables.HEADING, ablation_tables.HEAD, ablation_tables.entries(result)),
+    )
+    notes = [ablation_tables.NOTE, *result.remarks]
+    return [
+        Section(
+            f"ablation-{k}",
+            title,
+            "table",
+            notes=notes,
+            table=page_table(view, title, head, [("", _entries(row, 2)) for row in entries], 2),
+        )
+        for k, (title, head, entries) in enumerate(tables)
+    ]
+
+
+def teachers_section(view: BoardView) -> Section | None:
+    """Scores and measures of the teachers of a method."""
+    all_studies = teacher_tables.shown(view)
+    if not all_studies:
+        return None
+    head, entries = (
+        teacher_tables.teacher_head(all_studies),
+        teacher_tables.teacher_entries(all_studies),
+    )
+    rows = [(study.student, _entries(row, 3)) for study, row in entries]
+    table = page_table(view, teacher_tables.HEADING, head, rows, 3)
+    notes = teacher_tables.notes(all_studies)
+    return Section("teachers", teacher_tables.HEADING, "table", notes=notes, table=table)
+
+
+def teacher_choice_section(view: BoardView) -> Section | None:
+    """How well each measure chooses a teacher."""
+    all_studies = teacher_tables.shown(view)
+    if not all_studies:
+        return None
+    entries = teacher_tables.choice_entries(all_studies)
+    rows = [(study.student, _entries(row, 4)) for study, row in entries]
+    title, notes = teacher_tables.CHOICE_HEADING, [teacher_tables.CHOICE_NOTE]
+    table = page_table(view, title, teacher_tables.CHOICE_HEAD, rows, 4)
+    return Section("teacher-choice", title, "table", notes=notes, table=table)
+
+
+def _entries(row: teacher_tables.Entries, left: int) -> list[Entry]:
+    """The entries of a row; the first `left` are names."""
+    names = [name_entry(shown, 200) for shown, _ in row[:left]]
+    return [*names, *starmap(number_entry, row[left:])]
 
 
 def method_families_section(view: BoardView) -> Section | None:

@@ -38,7 +38,7 @@ def probes_section(view: BoardView) -> Section | None:
         "probes",
         probe_tables.HEADING,
         "probes",
-        introduction=probe_tables.INTRODUCTION,
+        introduction=probes.introduction,
         tables=[(t.title, t.about, _probe_table(view, t)) for t in probes.tables],
         remarks=probes.remarks[:MOST_REMARKS],
     )

@@ -1,0 +1,178 @@
+"""Rank teachers by their features of a sample of images, before a long run.
+
+kdep-bench pick efficientnet_lite0 efficientnet_lite2 --images photos
+kdep-bench pick --suite teachers_pocket --images photos --json
+
+No labels are read and no student is trained. The teacher with the highest participation ratio is
+chosen: its features vary in the most directions. The probe `teacher` measures how good this choice
+was after a suite has run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdep_bench.errors import KdepError
+from kdep_bench.results.teacher_measures import MEASURES, PICKER, choice
+
+if TYPE_CHECKING:
+    from kdep_bench.probes.teacher_sample import TeacherMeasures
+
+UNLABELLED = [name for name, m in MEASURES.items() if m.known == "unlabelled images"]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("teachers", nargs="*", help="names of configs in configs/teachers/")
+    p.add_argument("--suite", help="also the teachers of this suite")
+    p.add_argument("--images", type=Path, required=True, help="a folder with images")
+    p.add_argument(
+        "--count", type=int, default=2048, help="images, drawn at random (default: 2048)"
+    )
+    p.add_argument("--seed", type=int, default=0, help="seed of the draw (default: 0)")
+    p.add_argument(
+        "--width",
+        type=int,
+        help="channels of the student, for the explained variance (default: those of the suite)",
+    )
+    p.add_argument(
+        "--by", choices=UNLABELLED, default=PICKER, help=f"measure of the choice ({PICKER})"
+    )
+    p.add_argument("--json", action="store_true", help="print JSON")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code (2 for a KdepError, whose text is printed)."""
+    args = parser().parse_args(argv)
+    try:
+        _run(args)
+    except KdepError as e:
+        print(f"kdep-bench pick: {e}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(args: argparse.Namespace) -> None:
+    _check_numbers(args)
+    configs, width, not_available = _teachers(args)
+    if len(configs) < 2:
+        raise KdepError(
+            f"there {'is one teacher' if configs else 'are no teachers'} to choose from",
+            expected="two or more",
+            fix="name teachers (`kdep-bench teachers` lists them), or a suite with --suite",
+        )
+    from kdep_bench.probes.teacher_sample import measure_teacher, sample_files
+
+    files = sample_files(args.images, args.count, args.seed)
+    measured = []
+    for config in configs:
+        print(f"{config['name']}: {len(files)} images", file=sys.stderr, flush=True)
+        measured.append(measure_teacher(config, files, width))
+    lines, result = _result(args.by, configs, measured, len(files), not_available)
+    print(json.dumps(result, indent=1) if args.json else "\n".join(lines))
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    """Raises KdepError for numbers out of range."""
+    for name, low in (("count", 4), ("seed", 0), ("width", 1)):
+        value = getattr(args, name)
+        if value is not None and value < low:
+            raise KdepError(
+                f"--{name} is {value}", expected=f"{low} or more", fix=f"correct --{name}"
+            )
+
+
+def _teachers(args: argparse.Namespace) -> tuple[list[dict[str, Any]], int | None, list[str]]:
+    """(configs of the teachers, width of the student, intermediate teachers of the suite).
+
+    Raises:
+        KdepError: two different teachers have one name.
+    """
+    from kdep_bench.suite.config import load_suite, resolve
+    from kdep_bench.suite.methods import assistant_config, role_teachers
+
+    configs, width = [resolve("teacher", name) for name in args.teachers], args.width
+    intermediate: dict[str, None] = {}
+    if args.suite:
+        suite = load_suite(args.suite)
+        widths = {s["width"] for s in suite.students}
+        width = width or (widths.pop() if len(widths) == 1 else None)
+        for variant in suite.variants or [suite]:
+            for method in variant.methods:
+                assistant = assistant_config(method)
+                if assistant is not None:
+                    intermediate[assistant["name"]] = None
+                configs += role_teachers(method)
+            configs += [t for t in variant.teachers.values() if t is not None]
+    by_name: dict[str, dict[str, Any]] = {}
+    for config in configs:
+        if by_name.setdefault(config["name"], config) != config:
+            raise KdepError(
+                f"two different teachers are named {config['name']!r}",
+                fix="rename one of them in the suite, or leave out its name on the command line",
+            )
+    return list(by_name.values()), width, list(intermediate)
+
+
+def _result(
+    measure: str,
+    configs: Sequence[dict[str, Any]],
+    measured: Sequence[TeacherMeasures],
+    images: int,
+    not_available: Sequence[str],
+) -> tuple[list[str], dict[str, Any]]:
+    """(lines of the table, the same as JSON values), best teacher first."""
+    sign = MEASURES[measure].sign
+    top1 = {c["name"]: c.get("card", {}).get("top1") for c in configs}
+    ranked = sorted(measured, key=lambda m: (-sign * m.values[measure], m.name))
+    best = choice({m.name: m.values[measure] for m in measured}, measure)
+    names = [name for name in UNLABELLED if any(name in m.values for m in measured)]
+    head = ["teacher", "channels", *names, "reported top-1", "seconds"]
+    table = [head]
+    for m in ranked:
+        numbers = [f"{m.values[n]:.3f}" if n in m.values else "-" for n in names]
+        accuracy = top1[m.name]
+        shown = "-" if accuracy is None else f"{accuracy:.3f}"
+        table.append([m.name, str(m.width), *numbers, shown, f"{m.seconds:.1f}"])
+    widths = [max(len(row[k]) for row in table) for k in range(len(head))]
+    lines = []
+    for name, *numbers in table:
+        padded = [number.rjust(w) for number, w in zip(numbers, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *padded]))
+    extreme = "highest" if sign > 0 else "lowest"
+    lines += ["", f"take {best}: the {extreme} {measure}, {images} images"]
+    notes = _notes(images, measured, not_available)
+    result = {
+        "choice": best,
+        "by": measure,
+        "images": images,
+        "teachers": [
+            {**m._asdict(), "values": dict(m.values), "top1": top1[m.name]} for m in ranked
+        ],
+        "notes": notes,
+    }
+    return [*lines, *notes], result
+
+
+def _notes(
+    images: int, measured: Sequence[TeacherMeasures], not_available: Sequence[str]
+) -> list[str]:
+    """Sentences about what limits the result."""
+    notes = []
+    if wide := [m.name for m in measured if m.width >= images]:
+        notes.append(
+            f"{images} images are fewer than the channels of {', '.join(wide)}, so ranks and "
+            "explained variance are less precise"
+        )
+    if not_available:
+        notes.append(f"not ranked, because the suite trains them first: {', '.join(not_available)}")
+    return notes
