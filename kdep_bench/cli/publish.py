@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -272,7 +273,8 @@ def _add_models(plan: Plan, work: Path, folder: Path, runs: list[TransferRun]) -
         why = fault or _why_not(state.folder(work, run.id))
         if record is not None:
             try:
-                path = folder / f"{run.task['name']}.s{stage.spec['seed']}.onnx"
+                _check_not_quantised(run.id, record["outputs"])
+                path = folder / f"{_model_name(run)}.s{stage.spec['seed']}.onnx"
                 place = state.folder(work, run.id)
                 data_root = _data_root(plan, work, run)
                 spec = stage.spec
@@ -282,6 +284,26 @@ def _add_models(plan: Plan, work: Path, folder: Path, runs: list[TransferRun]) -
                 why = str(e)
         left_out.append(f"{run.id}: {why}")
     return left_out
+
+
+def _model_name(run: TransferRun) -> str:
+    """The task's name, with the name of the transfer method if there is one."""
+    transfer = run.method.get("transfer")
+    return run.task["name"] if transfer is None else f"{run.task['name']}.{transfer['name']}"
+
+
+def _check_not_quantised(run_id: str, outputs: Mapping[str, Any]) -> None:
+    """Raises KdepError for a model whose scored activations have few bits.
+
+    An ONNX file of the saved tensors would have 32-bit activations, so other outputs.
+    """
+    if "quantised" in (outputs.get("transfer") or {}):
+        raise KdepError(
+            f"the model of {run_id} was scored with k-bit activations, which an ONNX file does not "
+            "have",
+            fix="use model.pth of the transfer stage; outputs.transfer.quantised in its stage.json "
+            "has the bits and the scale of every layer's input",
+        )
 
 
 def _data_root(plan: Plan, work: Path, run: TransferRun) -> Path:

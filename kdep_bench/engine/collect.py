@@ -25,7 +25,7 @@ from kdep_bench.suite.config import config_files
 from kdep_bench.suite.data_identity import CONTENT
 from kdep_bench.suite.factors import grid_of
 from kdep_bench.suite.graph import Plan, TransferRun
-from kdep_bench.suite.methods import row_name, with_role_teachers, without
+from kdep_bench.suite.methods import row_name, tuned_teacher, with_role_teachers, without
 from kdep_bench.suite.schema import Json, Suite, label_policy, method_needs
 from kdep_bench.suite.teachers import teacher_config_for
 from kdep_bench.suite.train_test_overlap import overlap_notes
@@ -482,7 +482,9 @@ def _transfer_fields(run: TransferRun, stages: Mapping[str, Json | None]) -> Jso
     transfer = run.method.get("transfer")
     if transfer is None:
         return None
-    tuned = transfer.get("teacher")
+    from kdep_bench.results.records.record import TRANSFER_SIZES
+
+    tuned = tuned_teacher(run.method, run.student)
     cost = _outputs(stages, "transfer").get("transfer") or {}
     return {
         "pretrained_by": run.method["name"],
@@ -492,6 +494,7 @@ def _transfer_fields(run: TransferRun, stages: Mapping[str, Json | None]) -> Jso
         "teacher_labels_used": tuned and label_policy(tuned["method"]) == "labels",
         "extra_parameters": cost.get("extra_parameters"),
         "extra_forwards": cost.get("extra_forwards"),
+        **{k: cost[k] for k in TRANSFER_SIZES if k in cost},
     }
 
 

@@ -556,7 +556,9 @@ def with_transfer(method: Json, configs: Path) -> Json:
         )
     out = {k: v for k, v in pretraining.items() if k not in ("transfer", "pretrained_by")}
     transfer = {**method["transfer"], **{k: method[k] for k in _TRANSFER_KEYS if k in method}}
-    if part.teacher is not None:
+    if part.teacher == "self":
+        transfer["teacher"] = {"student": None, "method": with_assistants(out, configs)}
+    elif part.teacher is not None:
         transfer["teacher"] = _tuned_teacher(part.teacher, name, configs)
     if method.get("students") is not None:
         out["students"] = method["students"]

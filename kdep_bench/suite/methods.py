@@ -37,6 +37,17 @@ def row_name(method: Json) -> str:
     return f"pre-trained by {method['name']}, transferred with {transfer['name']}"
 
 
+def tuned_teacher(method: Json, student: Json) -> Json | None:
+    """{"student", "method"}, the configs of a transfer method's tuned teacher; None without one.
+
+    The student of teacher="self" is `student`.
+    """
+    teacher = (method.get("transfer") or {}).get("teacher")
+    if teacher is None or teacher["student"] is not None:
+        return teacher
+    return {**teacher, "student": student}
+
+
 def tasks_for(suite: Suite, method: Json) -> list[Json]:
     """The tasks that the suite runs a method on."""
     task_names = (method.get("transfer") or {}).get("tasks")

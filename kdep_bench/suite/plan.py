@@ -37,6 +37,7 @@ from kdep_bench.suite.methods import (
     row_name,
     tasks_for,
     trains,
+    tuned_teacher,
     without,
 )
 from kdep_bench.suite.pairs import check_black_box, check_pair, check_task, check_task_data
@@ -547,7 +548,7 @@ class _Builder:
                     transfer, DESCRIPTION_KEYS | _TRANSFER_PLANNING
                 )
             spec["transfer"] = self.config_specs[id(transfer)]
-            if (teacher := transfer.get("teacher")) is not None:
+            if (teacher := tuned_teacher(method, student)) is not None:
                 suite_teacher = self.suite.teachers[student["name"]]
                 chain = self.add_tuned_teacher(prepare, teacher, task, fraction, suite_teacher)
                 spec["teacher"] = self.config_spec(teacher["student"])

@@ -241,6 +241,8 @@ class _Method(_Part):
 class TunedTeacher(_Part):
     """`teacher` of a transfer method: another student that is trained on the same task first.
 
+    teacher="self" is the same student and pre-training as the one that is transferred.
+
     `student` is pre-trained by `method` with the suite's teacher, budget and data fraction and the
     suite's first seeds, and is then trained on the task, with the transfer method `transfer` if
     there is one (its type and arguments). The trained model is the teacher in all runs of that
@@ -266,7 +268,7 @@ class TransferPart(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
     type: str
-    teacher: Json | None = None
+    teacher: Json | Literal["self"] | None = None
     tasks: list[str] | None = Field(min_length=1, default=None)
 
 

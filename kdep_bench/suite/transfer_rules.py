@@ -15,7 +15,7 @@ from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.objectives.levels import levels_of, student_levels
 from kdep_bench.signatures import check_arguments, class_value, resolve_alias
 from kdep_bench.suite.arguments import check_classes, check_couples_samples
-from kdep_bench.suite.methods import DESCRIPTION_KEYS, tasks_for, without
+from kdep_bench.suite.methods import DESCRIPTION_KEYS, tasks_for, tuned_teacher, without
 from kdep_bench.suite.pairs import check_pair, check_task
 from kdep_bench.suite.schema import Json, Suite
 
@@ -47,7 +47,7 @@ class StudentTransfer:
 
     @property
     def teacher(self) -> Json | None:
-        return self.config.get("teacher")
+        return tuned_teacher(self.method, self.student)
 
     def class_attribute(self, name: str) -> Any:
         """An attribute of the method's class, read from its source; None if unknown."""
@@ -177,6 +177,14 @@ def check_teacher(transfer: StudentTransfer) -> None:
             fix="remove `teacher` from its `transfer`",
         )
     student, method = transfer.teacher["student"], transfer.teacher["method"]
+    is_other_student = student["name"] != transfer.student["name"]
+    if is_other_student and transfer.class_attribute("teacher_is_student"):
+        raise KdepError(
+            f"the teacher of {transfer.label} is the student {student['name']!r}, but the student "
+            f"{transfer.student['name']!r} is trained",
+            expected="the same network",
+            fix="set teacher='self' in `transfer` of the method",
+        )
     if student["name"] not in (method.get("students") or [student["name"]]):
         raise KdepError(
             f"the teacher of {transfer.label} is the student {student['name']!r} pre-trained by "
@@ -228,6 +236,18 @@ def check_backbones(transfer: StudentTransfer) -> None:
             )
 
 
+def check_has_levels(transfer: StudentTransfer) -> None:
+    """Checks that a student whose feature maps are read has a `pyramid` in its config."""
+    reads_maps = "student_maps" in (transfer.class_attribute("requires") or ())
+    if reads_maps and not (transfer.student.get("pyramid") or {}).get("out_indices"):
+        raise KdepError(
+            f"{transfer.label} reads feature maps, but student {transfer.student['name']!r} has no "
+            "`pyramid` in its config",
+            fix="add `pyramid` to the student's config, or remove the method or the student from "
+            "the suite",
+        )
+
+
 def check_levels(transfer: StudentTransfer) -> None:
     """Checks that student and teacher have the levels of feature maps that the losses read."""
     config = without(transfer.config, {"teacher"})
@@ -249,5 +269,6 @@ RULES: tuple[Callable[[StudentTransfer], None], ...] = (
     check_all_arguments,
     check_teacher,
     check_backbones,
+    check_has_levels,
     check_levels,
 )

@@ -22,6 +22,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.networks.backbone import build_backbone
 from kdep_bench.openmmlab import is_main_rank, planned_ranks
 from kdep_bench.openmmlab.hooks import LossCurve
 from kdep_bench.pretrain.pyramid import describe
@@ -34,7 +35,9 @@ from kdep_bench.transfer.parallel import unwrapped
 NEEDS = frozenset({"tuned_teacher", "target_images"})
 REQUIRES = frozenset(
     {
-        "student_maps",  # {level: {"channels": C, "stride": s, "side": n}} of the student
+        # {level: {"channels": C, "stride": s, "side": n, "out_index": i}} of the student; i is the
+        # level's number in `out_indices` of the backbone
+        "student_maps",
         "teacher_maps",  # the same for the tuned teacher
     }
 )
@@ -50,9 +53,8 @@ class TransferContext:
         inputs: [B, 3, H, W], normalised images.
         samples: the toolkit's data samples, with the task's labels.
         maps: the student's maps, named by stride: {"s8": [B, C, H/8, W/8], ...}; empty for
-            classification.
-        teacher_maps: the maps of the tuned teacher, without gradient; empty if there is none, and
-            for classification.
+            classification unless the class has `requires`.
+        teacher_maps: the same of the tuned teacher, without gradient; empty if there is none.
         step: number of the optimiser step, from 0.
         steps: number of optimiser steps of the training.
         task_losses: the losses of the task's model for this batch, with gradient.
@@ -85,10 +87,12 @@ class TransferMethod(nn.Module, ABC):
         extra_trained, extra_forward: for the forecast of the cost, the number of additional images
             per training image that the task's network is trained on, and that it or a copy of it
             processes without a backward pass.
+        teacher_is_student: whether the tuned teacher must be the same student (teacher="self").
 
     Attributes:
         extra_images: number of images that networks processed in additional forward passes, which
             the method counts. Passes of the tuned teacher are counted separately.
+        reads_teacher_maps: whether the tuned teacher processes the training images.
     """
 
     families: ClassVar[frozenset[str]]
@@ -99,6 +103,8 @@ class TransferMethod(nn.Module, ABC):
     extra_trained: ClassVar[int] = 0
     extra_forward: ClassVar[int] = 0
     extra_images: int = 0
+    reads_teacher_maps: bool = True
+    teacher_is_student: ClassVar[bool] = False
 
     @classmethod
     def change_config(cls, cfg: Any, config: Mapping[str, Any], data_root: Path) -> None:
@@ -124,6 +130,17 @@ class TransferMethod(nn.Module, ABC):
     def hooks(self) -> list[Hook]:
         """Additional mmengine hooks for the training."""
         return []
+
+    def finish(self, model: nn.Module) -> dict[str, Any]:
+        """Called once after the training, before the method and its teacher are removed.
+
+        A method whose scored network differs from the trained one (k-bit weights) changes `model`
+        here. Names and shapes of the model's tensors must stay those of the task's own model.
+
+        Returns:
+            additional entries of the stage's output `transfer`.
+        """
+        return {}
 
     @abstractmethod
     def losses(self, ctx: TransferContext) -> dict[str, Tensor]:
@@ -168,17 +185,23 @@ class TransferMethodConfig:
                 fix="add teacher=dict(student=..., method=...) to `transfer` of the method",
             )
         teacher = None
+        if task.family == "classification" and kind.requires:
+            _return_levels(cfg.model.backbone, self.student)
         if self.teacher is not None and self.folder is not None:
             path = self.folder / MODEL
             model = task.build_cfg(data_root, self.teacher, path, seed, work_dir).model.to_dict()
+            if task.family == "classification" and kind.requires:
+                _return_levels(model["backbone"], self.teacher)
             del model["backbone"]["init_cfg"]  # the weights of the whole model are loaded instead
-            teacher = dict(model=model, checkpoint=str(path), maps=_levels(task, self.teacher))
+            teacher = dict(
+                model=model, checkpoint=str(path), maps=_levels(kind, task, self.teacher)
+            )
         kind.change_config(cfg, self.config, data_root)
         cfg.model = dict(
             type="KdepTransferModel",
             model=cfg.model.to_dict(),
             method=dict(self.config),
-            maps=_levels(task, self.student),
+            maps=_levels(kind, task, self.student),
             teacher=teacher,
         )
         cfg.custom_imports.imports.append("kdep_bench.transfer.method")
@@ -236,18 +259,50 @@ def _checked(config: Mapping[str, Any], task: Any) -> type[TransferMethod]:
     return kind
 
 
-def _levels(task: Any, student: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-    """{level: {"channels", "stride", "side"}} of a student in a task.
+def _levels(
+    kind: type[TransferMethod], task: Any, student: Mapping[str, Any]
+) -> dict[str, dict[str, int]]:
+    """The levels of a student in a task, see REQUIRES.
 
-    Empty without a feature pyramid, and for classification, which reads the last map only.
+    Empty without a feature pyramid, and for classification unless the method reads maps: a
+    classifier reads the last map only (see `_return_levels`).
     """
-    has_levels = (student.get("pyramid") or {}).get("out_indices")
-    return describe(student) if has_levels and task.family != "classification" else {}
+    pyramid = student.get("pyramid") or {}
+    if not pyramid.get("out_indices") or (task.family == "classification" and not kind.requires):
+        return {}
+    levels = describe(student)
+    # `describe` keeps the order of the pyramid.
+    named = zip(levels.items(), pyramid["out_indices"], strict=True)
+    return {name: {**level, "out_index": int(index)} for (name, level), index in named}
 
 
-def _output_order(levels: Mapping[str, Mapping[str, int]]) -> tuple[str, ...]:
-    """Level names in the order of a backbone's outputs: by stride, because a Config sorts keys."""
-    return tuple(sorted(levels, key=lambda level: levels[level]["stride"]))
+def _return_levels(backbone_cfg: dict[str, Any], student: Mapping[str, Any]) -> None:
+    """Adds the pyramid to the outputs of a classifier's backbone; its head reads the last one."""
+    pyramid = student.get("pyramid") or {}
+    if not pyramid.get("out_indices"):
+        return
+    with torch.random.fork_rng(devices=[]):
+        default = getattr(build_backbone(student), "out_indices", ())
+    backbone_cfg["out_indices"] = tuple(sorted({*map(int, pyramid["out_indices"]), *default}))
+
+
+def _output_names(
+    backbone: nn.Module, levels: Mapping[str, Mapping[str, int]]
+) -> tuple[str | None, ...]:
+    """The level of each output of a backbone; None for an output that is not a level."""
+    if not levels:
+        return ()
+    indices = getattr(backbone, "out_indices", None)
+    if indices is None:  # a backbone that always returns its levels
+        return tuple(sorted(levels, key=lambda level: levels[level]["stride"]))
+    by_index = {int(levels[level]["out_index"]): level for level in levels}
+    return tuple(by_index.get(int(i)) for i in indices)
+
+
+def _named(names: Sequence[str | None], outputs: Sequence[Tensor]) -> dict[str, Tensor]:
+    """{level: map} of a backbone's outputs."""
+    named = zip(names, outputs, strict=True)
+    return {name: feature_map for name, feature_map in named if name is not None}
 
 
 # ---- the model ----
@@ -273,10 +328,12 @@ class _Attachment:
     ) -> None:
         self.task_class = type(task_model)
         self.teacher = teacher
-        self.names, self.teacher_names = _output_order(maps), _output_order(teacher_maps)
+        backbone = cast(nn.Module, task_model.backbone)
+        self.names, self.teacher_names = _output_names(backbone, maps), ()
+        if teacher is not None:
+            self.teacher_names = _output_names(cast(nn.Module, teacher.backbone), teacher_maps)
         self.teacher_images = 0
         self._recorded: tuple[Tensor, ...] = ()
-        backbone = cast(nn.Module, task_model.backbone)
         self.handle = backbone.register_forward_hook(self._record)
 
     def _record(self, _module: nn.Module, _args: Any, out: Any) -> None:
@@ -285,7 +342,7 @@ class _Attachment:
     def maps(self) -> dict[str, Tensor]:
         """The student's maps of the last forward pass, which are then released."""
         recorded, self._recorded = self._recorded, ()
-        return dict(zip(self.names, recorded, strict=True)) if self.names else {}
+        return _named(self.names, recorded) if self.names else {}
 
     @torch.no_grad()
     def teacher_levels(self, inputs: Tensor) -> dict[str, Tensor]:
@@ -295,7 +352,7 @@ class _Attachment:
         self.teacher_images += len(inputs)
         with torch.autocast(inputs.device.type, enabled=False):
             out = cast(nn.Module, self.teacher.to(inputs.device).backbone)(inputs.float())
-        return dict(zip(self.teacher_names, out, strict=True))
+        return _named(self.teacher_names, out)
 
 
 class _WithMethod:
@@ -308,12 +365,13 @@ class _WithMethod:
         losses = super().loss(inputs, data_samples)  # type: ignore[misc]
         attachment = self.transfer_attachment[0]
         step, steps = _progress()
+        reads_teacher = self.transfer_method.reads_teacher_maps
         with torch.autocast(inputs.device.type, enabled=False):
             ctx = TransferContext(
                 inputs=inputs,
                 samples=data_samples,
                 maps={k: v.float() for k, v in attachment.maps().items()},
-                teacher_maps=attachment.teacher_levels(inputs),
+                teacher_maps=attachment.teacher_levels(inputs) if reads_teacher else {},
                 step=step,
                 steps=steps,
                 task_losses=losses,
@@ -438,7 +496,7 @@ def remove(runner: Any) -> dict[str, Any]:
         extra_parameters: number of parameters of the method and of its teacher.
         extra_forwards: number of images that the teacher processed, in all ranks, and of those in
             additional passes of the method.
-        Empty if there is no transfer method.
+        With the entries of `TransferMethod.finish`. Empty if there is no transfer method.
     """
     model = unwrapped(runner)
     if not hasattr(model, "transfer_method"):
@@ -446,8 +504,9 @@ def remove(runner: Any) -> dict[str, Any]:
     attachment, method = model.transfer_attachment[0], model.transfer_method
     networks = [method, *([] if attachment.teacher is None else [attachment.teacher])]
     parameters = sum(p.numel() for network in networks for p in network.parameters())
+    finished = method.finish(model)
     attachment.handle.remove()
     model.__class__ = attachment.task_class
     del model.transfer_method, model.transfer_attachment
     images = (attachment.teacher_images + method.extra_images) * planned_ranks()
-    return {"extra_parameters": parameters, "extra_forwards": images}
+    return {"extra_parameters": parameters, "extra_forwards": images, **finished}

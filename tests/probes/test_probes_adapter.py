@@ -35,7 +35,8 @@ def stretched(seed: int, n: int = 160, classes: int = 4, noise: float = 3.0) -> 
     x = np.hstack(
         [np.eye(classes)[y] + rng.normal(0, 0.1, (n, classes)), rng.normal(0, noise, (n, 4))]
     )
-    return Features(*(np.abs(x).astype(np.float32),) * 2, y, tuple("abcd"))
+    positive = np.abs(x).astype(np.float32)
+    return Features(positive, positive, y, tuple("abcd"))
 
 
 def splits(**options: Any) -> Inputs:
@@ -56,8 +57,8 @@ def test_training_logits_are_cosines_with_the_mean_of_the_other_images_of_the_cl
     for e in range(2):
         for i in range(9):
             for c in range(3):
-                class_mates = [j for j in range(3 * c, 3 * c + 3) if j != i]
-                expected = 7 * np.dot(x[e, i], x[e, class_mates].mean(0))
+                same_class = [j for j in range(3 * c, 3 * c + 3) if j != i]
+                expected = 7 * np.dot(x[e, i], x[e, same_class].mean(0))
                 assert logits[e, i, c].item() == pytest.approx(expected, abs=1e-12)
 
 
@@ -137,10 +138,9 @@ def test_an_adapter_removes_noise_that_prototypes_cannot_and_runs_are_equal():
 
 
 def test_features_and_labels_do_not_change_and_a_collapsed_backbone_is_at_chance():
-    equal_features = Features(
-        *(np.ones((40, 5), np.float32),) * 2, np.repeat(np.arange(4), 10), tuple("abcd")
-    )
-    collapsed = Inputs(dict.fromkeys(("train", "val", "test"), equal_features))
+    x, labels = np.full((40, 5), 1, np.float32), np.repeat(np.arange(4), 10)
+    constant = Features(x, x, labels, tuple("abcd"))
+    collapsed = Inputs(dict.fromkeys(("train", "val", "test"), constant))
     values = SgvaClip(**SHORT_FIT).measure(collapsed).values
     assert list(values) == [
         "top1, 1 per class",
@@ -149,7 +149,7 @@ def test_features_and_labels_do_not_change_and_a_collapsed_backbone_is_at_chance
         "top1, 4 per class, no adapter",
     ]
     assert {v.value for v in values.values()} == {0.25}
-    assert (equal_features.after == 1).all()
+    assert (constant.after == 1).all()
 
 
 def test_shuffled_labels_give_chance():

@@ -28,9 +28,9 @@ TEXTBOOK = {
 # Headings of tables that no published suite has.
 UNPUBLISHED = {
     *("run", "status", "teacher used labels", "teacher's score", "transfer time"),
-    "extra forward passes",
     *teacher_tables.CHOICE_HEAD,
     *MEASURES,
+    *("extra forward passes", "weight bits", "megabytes", "bit-operations"),
 }
 # {words that no table, heading, note or caption may contain: the standard term}
 PRIVATE = {

@@ -271,6 +271,70 @@ def test_a_claim_is_about_the_plain_method_unless_it_names_the_transfer_method()
         plan("kdep", "scratch", claims=[claim])
 
 
+# ---- quantised networks ----
+
+GHOST_KDEP = dict(base="ghost", pretrained_by="kdep")
+
+
+def test_the_teacher_of_ghost_is_the_same_student_and_pre_training():
+    """A teacher of another pre-training would bring the gain of that pre-training."""
+    students = ["resnet18_w32", "resnet18_w48"]
+    a_plan = plan("kdep", "scratch", "ghost", GHOST_KDEP, students=students, tasks=["smoke_det"])
+    plain = {
+        (r.student["name"], r.method["name"]): r.chain["export"]
+        for r in a_plan.runs
+        if r.method.get("transfer") is None and r.transfer_seed == 0
+    }
+    ghost_runs = [r for r in a_plan.runs if r.method.get("transfer") is not None]
+    assert len(ghost_runs) == 2 * 2 * 2  # students, pre-trainings, seeds
+    for r in ghost_runs:
+        teacher = a_plan.stages[r.chain["tuned.transfer"]]
+        assert teacher.needs["export"] == plain[r.student["name"], r.method["name"]]
+        assert teacher.spec["student"]["name"] == r.student["name"]
+        assert a_plan.stages[r.id].spec["teacher"]["name"] == r.student["name"]
+
+
+def test_ghost_with_another_network_as_teacher_is_refused_and_the_fix_works():
+    with pytest.raises(KdepError, match="is the student 'resnet18_w48', but the student") as error:
+        plan(dict(base="ghost", transfer=dict(teacher=dict(_delete_=True, **TEACHER))))
+    assert "set teacher='self'" in str(error.value)
+    assert plan("ghost").runs
+
+
+@pytest.mark.parametrize("bits", [1, 9, 32, 4.0])
+def test_a_number_of_bits_that_does_not_exist_is_refused_when_planned(bits):
+    with pytest.raises(KdepError, match="bits = "):
+        plan(dict(base="quantised", transfer=dict(bits=bits)))
+
+
+def test_ghost_on_a_student_without_feature_maps_is_refused_when_planned():
+    with pytest.raises(KdepError, match="reads feature maps, but student 'vit_t' has no"):
+        plan("ghost", students=["vit_t"], tasks=["smoke_finetune"])
+    assert plan("quantised", students=["vit_t"], tasks=["smoke_finetune"]).runs
+
+
+def test_quantised_rows_run_on_all_three_task_families_and_not_on_a_probe():
+    tasks = ["smoke_det", "smoke_seg", "smoke_finetune"]
+    a_plan = plan("quantised", tasks=tasks)
+    assert {r.task["name"] for r in a_plan.runs} == set(tasks)
+    with pytest.raises(KdepError, match="does not train the whole network"):
+        plan("quantised", tasks=["smoke_probe"])
+
+
+def test_records_of_a_quantised_network_have_its_size_and_other_records_do_not(tmp_path):
+    a_suite = suite("scratch", "quantised", TRANSKD)
+    a_plan, work, results = build_plan(a_suite, fakes.PRETEND), tmp_path / "w", tmp_path / "r"
+    assert fakes.run(a_plan, work).ok
+    collect(a_suite, a_plan, work, results)
+    for path in records_dir(results).glob("*.json"):
+        stored = read_strict(path).get("transfer") or {}
+        expected = fakes.SIZES if "quantised" in path.name else {}
+        assert {k: v for k, v in stored.items() if k in fakes.SIZES} == expected
+        assert records.dump(records.load(path)) == path.read_text()
+    text = (results / "leaderboard.md").read_text()
+    assert "| 4.0 (32) | 0.90 (3.10) | 2.00 G (30.00 G) |" in text
+
+
 # ---- records ----
 
 

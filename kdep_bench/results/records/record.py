@@ -100,6 +100,12 @@ class Transfer(Part):
         extra_parameters: number of parameters that were trained or stored with the student and
             removed after the training.
         extra_forwards: number of forward passes of the teacher, one per image.
+        bits: mean number of bits of the quantised weights; None without quantisation.
+        megabytes: size of the quantised parts of the network (backbone and neck), 10^6 bytes.
+        megabytes_float32: the same with 32 bits.
+        bit_operations: multiply-adds * bits of the weights * bits of the input, of these parts for
+            one training image.
+        bit_operations_float32: the same with 32 bits.
     """
 
     pretrained_by: Text
@@ -109,6 +115,21 @@ class Transfer(Part):
     teacher_labels_used: bool | None = None
     extra_parameters: Count | None = None
     extra_forwards: Count | None = None
+    bits: Amount | None = None
+    megabytes: Amount | None = None
+    megabytes_float32: Amount | None = None
+    bit_operations: Amount | None = None
+    bit_operations_float32: Amount | None = None
+
+
+# Fields of `Transfer` that a record has only if the transfer method quantises the network.
+TRANSFER_SIZES = (
+    "bits",
+    "megabytes",
+    "megabytes_float32",
+    "bit_operations",
+    "bit_operations_float32",
+)
 
 
 class Student(Part):
@@ -498,6 +519,9 @@ def dump(record: Record) -> str:
         del value["terms"]
     if record.transfer is None:
         del value["transfer"]
+    elif record.transfer.bits is None:
+        for name in TRANSFER_SIZES:
+            del value["transfer"][name]
     if record.samples is None:
         del value["samples"]
     if record.cost.peak_gpu_bytes is None:

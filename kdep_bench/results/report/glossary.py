@@ -143,6 +143,14 @@ TERMS = (
         ("extra forward passes per image seen", "extra forward passes", "extra_forwards"),
     ),
     Term(
+        "weight bits, megabytes, bit-operations",
+        "Of a network that a transfer method quantises, without its heads. Weight bits: mean over "
+        "the quantised weights. Megabytes: 10^6 bytes of all its tensors, quantised weights at "
+        "their bits. Bit-operations: multiply-adds of one training image times the bits of the "
+        "weights times the bits of the input of each layer.",
+        ("weight bits", "megabytes", "bit-operations"),
+    ),
+    Term(
         "loss weight, loss terms",
         "KDEP's loss weight is set automatically: 20 / (mean square of the target). Loss terms: if "
         "a loss has several terms, the mean percentage of the total loss magnitude that each "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kdep_bench.results import text
 from kdep_bench.results.board.board import RowKey
+from kdep_bench.results.records.record import Transfer
 from kdep_bench.results.records.store import Run
 from kdep_bench.results.report.board_rows import BoardView, column_names
 
@@ -15,10 +16,12 @@ NOTE = (
     "The teacher was trained once for all seeds, so its score is from one run. Extra parameters: "
     "those of the teacher and of the method. Extra forward passes: those of the teacher, and "
     "additional passes of the method, in total. The transfer time includes the training of the "
-    "teacher and all passes."
+    "teacher and all passes. Weight bits, megabytes and bit-operations: of a quantised backbone "
+    "and neck, with the values for 32 bits in brackets; a dash for a network that is not quantised."
 )
 HEAD = ["student", "method", "task", "teacher", "teacher used labels", "teacher's score x100"]
 HEAD += ["extra parameters", "extra forward passes", "transfer time"]
+HEAD += ["weight bits", "megabytes", "bit-operations"]
 
 
 def entries(view: BoardView) -> list[tuple[RowKey, list[tuple[str, float | None]]]]:
@@ -53,4 +56,18 @@ def _entries(name: str, runs: list[Run]) -> list[tuple[str, float | None]]:
         (text.count(transfer.extra_parameters), transfer.extra_parameters),
         (text.count(transfer.extra_forwards), transfer.extra_forwards),
         (text.seconds(mean), mean),
+        *_sizes(transfer),
+    ]
+
+
+def _sizes(transfer: Transfer) -> list[tuple[str, float | None]]:
+    """Weight bits, megabytes and bit-operations (G: 10^9) of a quantised network."""
+    if transfer.bits is None:
+        return [("—", None)] * 3
+    megabytes, operations = transfer.megabytes or 0.0, transfer.bit_operations or 0.0
+    at_32_bits = transfer.megabytes_float32 or 0.0, (transfer.bit_operations_float32 or 0.0) / 1e9
+    return [
+        (f"{transfer.bits:.1f} (32)", transfer.bits),
+        (f"{megabytes:.2f} ({at_32_bits[0]:.2f})", megabytes),
+        (f"{operations / 1e9:.2f} G ({at_32_bits[1]:.2f} G)", operations),
     ]

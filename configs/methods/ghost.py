@@ -1,0 +1,37 @@
+"""GHOST: the task's training with hybrid bit widths, taught by the same network with 32 bits.
+
+Source       Zhang et al., TGRS 2023; icey-zhang/GHOST quantization_conv_automix_autodis.py,
+             utils/distill/Self_D.py, models/quant_modules_dorefa.py. Defaults are the authors'.
+Differs      The teacher is the same student with the same pre-training, trained on the task first
+             (teacher="self"). The student starts from the exported backbone, not from the teacher,
+             so that it is trained as long as in every other row. Backbone and neck are quantised,
+             heads are not. Activations have a measured range instead of 0..1.
+Question     How much of the gain of pre-training is left with few bits: compare
+             `dict(base="ghost", pretrained_by="kdep")` with `ghost` from scratch, and both with
+             plain transfer.
+Outcome      6 to 8 bits in most layers and a score close to plain transfer, at a quarter of the
+             megabytes. That the self-teaching adds to this is the authors' claim; their switch can
+             learn to turn it off, so the record has the fraction of samples it was on for.
+Cost         the teacher is trained on the task once for all runs; it reads every training batch.
+             Rounding makes a training step slower, by half on a CPU.
+"""
+
+from kdep_bench.transfer.methods.ghost import Ghost
+
+method = dict(
+    name="ghost",
+    family="transfer",
+    reconstruction=True,
+    source="Zhang et al., TGRS 2023; icey-zhang/GHOST",
+    pretrained_by="scratch",
+    transfer=dict(
+        type=Ghost,
+        threshold=0.1,
+        smallest=2,
+        largest=8,
+        weight=400.0,
+        width=128,
+        parts=("backbone", "neck"),
+        teacher="self",
+    ),
+)
