@@ -111,12 +111,17 @@ def _train(
     import torch
 
     from kdep_bench.gpu_check import synthetic
+    from kdep_bench.suite.schema import method_needs
 
     spec, augment = synthetic.pretrain_spec(method, student, EPOCHS, batch), None
-    if locate(
-        method["objective"]["type"]
-    ).reads_extra:  # the augmentation changes the images, so the cache does not fit
-        spec["teacher"], augment = synthetic.quick_teacher(setting.quick), method["augment"]
+    reads_attention = "attention" in method_needs(method)
+    if reads_attention or locate(method["objective"]["type"]).reads_extra:  # no cache serves them
+        spec["teacher"] = (
+            synthetic.vision_transformer()
+            if reads_attention
+            else synthetic.quick_teacher(setting.quick)
+        )
+        augment = method.get("augment")
         inputs = {**inputs, "images": inputs["prepare"]}
     net, load = synthetic.build(spec, inputs, setting.folder / f"{name}-run", augment=augment)
     net.steps = n_warmup + n_counted

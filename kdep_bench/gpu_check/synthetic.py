@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from kdep_bench.data import views as views_stage
+from kdep_bench.data.normalisation import MEAN, STD
 from kdep_bench.data.views import open_views
 from kdep_bench.devices import compute_device
 from kdep_bench.features import align, cache
@@ -84,6 +85,20 @@ def quick_teacher(quick: bool) -> Json:
     teacher = resolve("teacher", "efficientnet_lite0")
     teacher = {k: v for k, v in teacher.items() if k not in ("card", "about", "trained_on")}
     return teacher | {"input_px": 64} if quick else teacher
+
+
+def vision_transformer() -> Json:
+    """The config of a ViT-T with random weights, a teacher for methods that read attention."""
+    return dict(
+        type="kdep_bench.teachers.timm_models.Timm",
+        name="vit_t",
+        model="vit_tiny_patch16_224",
+        input_px=64,
+        weights="random",
+        args=dict(dynamic_img_size=True),
+        mean=MEAN,
+        std=STD,
+    )
 
 
 def shared_stages(setting: Setting) -> dict[str, Path]:

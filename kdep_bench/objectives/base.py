@@ -37,6 +37,9 @@ NEEDS = frozenset(
         # visible patches, and its later layers are not run (Teacher.up_to).
         "layer",
         "teacher_images",  # the same crops at the teacher's resolution, also if its cache is read
+        # Hidden states, queries, keys and values of blocks of a live vision transformer; the
+        # objective's config names the blocks (objectives/levels.py, teacher_blocks).
+        "attention",
     }
 )
 # Constructor arguments that the pre-training stage can supply.
@@ -55,6 +58,8 @@ ARGUMENTS = frozenset(
         "teacher_config",  # config of the teacher, for `build_teacher`
         "layer_width",  # channels of the layer's output, for "layer" in NEEDS
         "teacher_classes",  # number of classes of the teacher's logits
+        # {"width": D, "heads": h, "patches": n} of a transformer, for "attention" in NEEDS
+        "teacher_attention",
         "student_maps",  # {name: {"channels": C, "stride": s}}, as in Context.maps
         "teacher_maps",  # the same for Context.teacher.maps
         "layer_distances",  # {map: {map: 1 - CKA}} between the teacher's maps in `levels`
@@ -76,6 +81,7 @@ TEACHER_ARGUMENTS = frozenset(
         "layer_distances",
         "map_moments",
         "layer_width",
+        "teacher_attention",
     }
 )
 
@@ -103,9 +109,10 @@ class Context:
             in `needs`.
         teacher: the teacher's outputs, without gradient: `pooled` [B, Dt] at the tap and, if the
             word of the same name is in `needs`, `logits` [B, C], `maps` {name: [B, C, H, W]},
-            `tokens` [B, T, C], `probabilities` [B, C] and `layer` [B, p + n, C] (p class tokens, n
-            visible patches); with "teacher_images", `images`, its input. With several teachers: the
-            outputs of the first. None in a run without a teacher.
+            `tokens` [B, T, C], `probabilities` [B, C], `layer` [B, p + n, C] (p class tokens, n
+            visible patches) and `attention` (an Attention of networks/attention.py); with
+            "teacher_images", `images`, its input. With several teachers: the outputs of the first.
+            None in a run without a teacher.
         teachers: {role: outputs of that teacher}. A role is the name of a teacher in its method;
             the role of a single teacher is "teacher".
         targets: {role: [B, Ds]}, the `target` of every teacher whose aligned feature is read.

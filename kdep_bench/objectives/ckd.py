@@ -23,7 +23,8 @@ class ContrastiveDistillation(Objective):
     student's pooled feature. The sum is over the sample itself, the batch, and a queue of teacher
     features of earlier batches. The queue is empty at the start, holds the newest `queue` features
     (first in, first out), and is stored in checkpoints. Teacher features of the image of sample i,
-    of another view or of an earlier epoch, are not negatives: they are left out of its sum.
+    of another view or of an earlier epoch, are not negatives: they are left out of its sum. So are
+    features in the queue of any image of the batch, which would count twice.
 
     Source: Gao, Wu et al., arXiv 2112.05638 (sentence embeddings); caskcsg/sentemb
     `DistilCSE/ckd_contrastive.py` and its run script: linear W, tau learned from 1/e, w 1 and a
@@ -101,7 +102,9 @@ class ContrastiveDistillation(Objective):
         """
         same_image = images_N[:batch, None] == images_N
         is_own = torch.eye(batch, len(images_N), dtype=torch.bool, device=images_N.device)
-        return (same_image & ~is_own) | (images_N == NO_IMAGE)
+        is_queued = torch.arange(len(images_N), device=images_N.device) >= batch
+        unused = is_queued & (same_image.any(0) | (images_N == NO_IMAGE))
+        return (same_image & ~is_own) | unused
 
     @torch.no_grad()
     def after_step(self) -> None:

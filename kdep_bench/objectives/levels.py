@@ -66,6 +66,55 @@ def teacher_layer(config: Any) -> str:
     return named[0]
 
 
+def block_pairs(student_depth: int, teacher_depth: int) -> list[tuple[int, int]]:
+    """(student block, teacher block), from 0, for every block of the student.
+
+    With r = teacher_depth / student_depth, the m-th block of the student (m from 1) is paired with
+    the (r m)-th block of the teacher, so the last blocks form a pair.
+
+    Raises:
+        KdepError: r is not a whole number.
+    """
+    if student_depth < 1 or teacher_depth % student_depth:
+        raise KdepError(
+            f"a teacher of {teacher_depth} blocks cannot be divided over the {student_depth} "
+            "blocks of the student",
+            expected="a number of teacher blocks that is a multiple of the student's",
+            fix="choose another teacher or student",
+        )
+    ratio = teacher_depth // student_depth
+    return [(m, (m + 1) * ratio - 1) for m in range(student_depth)]
+
+
+def depths_of(config: Any) -> list[tuple[int, int]]:
+    """The (student_depth, teacher_depth) that an objective and its parts name."""
+    depths = []
+    if isinstance(config, Mapping):
+        if "student_depth" in config and "teacher_depth" in config:
+            depths.append((config["student_depth"], config["teacher_depth"]))
+        for value in config.values():
+            depths += depths_of(value)
+    return depths
+
+
+def teacher_blocks(config: Any) -> list[int]:
+    """Blocks of a transformer teacher that an objective reads: `teacher_block`, or by the depths.
+
+    Raises:
+        KdepError: the objective and its parts name no block, or an error of `block_pairs`.
+    """
+    blocks = {int(block) for block in _values(config, "teacher_block")}
+    for student_depth, teacher_depth in depths_of(config):
+        blocks |= {t for _, t in block_pairs(student_depth, teacher_depth)}
+    if not blocks:
+        raise KdepError(
+            "an objective that reads the attention of its teacher names no block",
+            expected="teacher_block, or student_depth and teacher_depth",
+            fix="set one of these in the method's objective",
+        )
+    return sorted(blocks)
+
+
 def peers_of(config: Any) -> list[Any]:
     """Student configs of the networks that an objective trains with the student: its `peer`."""
     return [peer for peer in _values(config, "peer") if peer is not None]

@@ -21,8 +21,8 @@ PROXY = "_proxy"  # suffix of the role of a short distillation from the teacher 
 # Words of `needs` that name an output of a teacher.
 FROM_TEACHER = frozenset(
     {
-        *("target", "pooled", "logits", "maps", "tokens", "probabilities", "classifier", "layer"),
-        "teacher_images",
+        *("target", "pooled", "logits", "maps", "tokens", "probabilities"),
+        *("classifier", "layer", "attention", "teacher_images"),
     }
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from kdep_bench.features.cache_check import (
 )
 from kdep_bench.features.cache_read import MANIFEST, open_cache
 from kdep_bench.files import read_strict
-from kdep_bench.objectives.levels import levels_of, teacher_layer, top_classes
+from kdep_bench.objectives.levels import levels_of, teacher_blocks, teacher_layer, top_classes
 from kdep_bench.objectives.roles import FROM_TEACHER
 from kdep_bench.pretrain.by_role import restrict_to_role, words_of_role
 from kdep_bench.teachers.base import TeacherOutput, build_teacher
@@ -41,6 +41,7 @@ class TeacherReader:
         classifier: whether the objective applies the teacher's classifier.
         layer: name of the last layer that the live teacher runs; only the output of this layer is
             then returned.
+        blocks: blocks of the live teacher whose hidden states and attention are also returned.
     """
 
     def __init__(
@@ -51,12 +52,13 @@ class TeacherReader:
         classes: int | None = None,
         classifier: bool = False,
         layer: str | None = None,
+        blocks: Sequence[int] = (),
     ) -> None:
         # Keeps the random generator unchanged, so that every method has the same initial student.
         with torch.random.fork_rng(devices=[]):
             self.live = None if live is None else build_teacher(live)
             self.head = None if head is None else open_head(Path(head))
-        self.classifier, self.layer = classifier, layer
+        self.classifier, self.layer, self.blocks = classifier, layer, list(blocks)
         self.checksum = None if self.live is None else self.live.checksum()
         self.top, self.classes = top, classes
 
@@ -83,7 +85,9 @@ class TeacherReader:
                     live = self.live.to(images.device)
                     layer = live.up_to(images, self.layer, extra["visible"], extra["hidden"])
                     return TeacherOutput(layer.new_empty((len(images), 0)), None, layer=layer)
-                out = self._with_top(self.live.to(images.device)(images))
+                live = self.live.to(images.device)
+                out = live.with_attention(images, self.blocks) if self.blocks else live(images)
+                out = self._with_top(out)
             return replace(out, classifier=self.live.logit_head) if self.classifier else out
         if pooled is None and not outputs:
             return None
@@ -185,8 +189,15 @@ def open_teacher_source(
     top = top_classes(objective) if "probabilities" in required else None
     if "layer" in required:
         return layer_source(required, spec, inputs)
+    blocks = teacher_blocks(objective) if "attention" in required else []
     if spec.get("teacher") is not None:
-        return live_source(required, spec["teacher"], inputs, top)
+        return live_source(required, spec["teacher"], inputs, top, blocks)
+    if blocks:
+        raise KdepError(
+            f"the objective of method {spec['method']['name']} reads the attention of its teacher, "
+            "which is not in a cache",
+            fix="set teacher_source='live' in the method",
+        )
     if "cache" not in inputs:
         raise KdepError(
             f"the objective of method {spec['method']['name']} reads {', '.join(sorted(required))} "
@@ -303,6 +314,7 @@ def live_source(
     config: Mapping[str, Any],
     inputs: Mapping[str, Path],
     top: int | None = None,
+    blocks: Sequence[int] = (),
 ) -> TeacherSource:
     """A TeacherSource with a live teacher; a black image shows which outputs the teacher has.
 
@@ -311,13 +323,16 @@ def live_source(
         config: config of the teacher.
         inputs: inputs of the stage; `images` is read.
         top: number k of class probabilities that the objective reads, or None.
+        blocks: blocks of a transformer whose attention the objective reads.
 
     Raises:
         KdepError: the teacher lacks an output, or has fewer than `top` classes.
     """
     teacher = build_teacher(config)
     px = teacher.input_px
-    teacher_output = teacher(torch.zeros(1, 3, px, px, dtype=torch.uint8))
+    black = torch.zeros(1, 3, px, px, dtype=torch.uint8)
+    teacher_output = teacher.with_attention(black, blocks) if blocks else teacher(black)
+    attention = teacher_output.attention
     is_available = {
         "logits": teacher_output.logits is not None,
         "maps": bool(teacher_output.maps),
@@ -339,8 +354,10 @@ def live_source(
             "live": dict(config),
             **({} if top is None else {"top": top}),
             **({"classifier": True} if "classifier" in required else {}),
+            **({"blocks": list(blocks)} if blocks else {}),
         },
         build_args={
+            **({} if attention is None else {"teacher_attention": attention.sizes}),
             "teacher_width": lambda: teacher.width,
             "teacher_px": lambda: px,
             "teacher_config": lambda: dict(config),

@@ -8,12 +8,14 @@ method, for example "method 'kdep'".
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from kdep_bench.data.given_files import CONTENT
 from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.objectives.levels import depths_of
 from kdep_bench.objectives.roles import FROM_TEACHER
 from kdep_bench.schedules.build import as_schedule
 from kdep_bench.signatures import (
@@ -28,6 +30,15 @@ from kdep_bench.signatures import (
 from kdep_bench.suite.schema import Json, method_needs
 
 _SCHEDULES = "kdep_bench.schedules."
+# (blocks, attention heads) of timm's vision transformers, by the second word of their names.
+VIT_SIZES: Mapping[str, tuple[int, int]] = {
+    "tiny": (12, 3),
+    "small": (12, 6),
+    "base": (12, 12),
+    "large": (24, 16),
+    "huge": (32, 16),
+}
+_VIT_NAME = re.compile(rf"(?:vit|deit|deit3)_({'|'.join(VIT_SIZES)})_patch\d+_")
 # Argument of an optimiser -> its range (see `signatures.check_value`). torch reports most wrong
 # values only when training begins.
 _OPTIMIZER_RANGES: Mapping[str, str] = {
@@ -294,14 +305,36 @@ def check_augment(method: Json, label: str, is_live: bool, parts: int) -> None:
 
 
 def check_transformer(method: Json, label: str, student: Json) -> None:
-    """Raises KdepError if the objective reads a transformer's tokens but the student has none."""
+    """Raises KdepError if the objective reads a transformer's tokens but the student has none.
+
+    Also if the student is known to have another depth than the objective's `student_depth`.
+    """
     if not any(class_value(path, "transformer") for path in _objectives(method)):
         return
     backbone = student["backbone"]
     is_timm = str(backbone.get("type")).endswith(".TimmBackbone")
     if not (is_timm and "vit" in str(backbone.get("model"))):
         raise KdepError(
-            f"{label} hides patches from the student, but {student['name']!r} is not a vision "
-            "transformer of timm",
+            f"{label} reads the tokens of a transformer, but the student {student['name']!r} is "
+            "not a vision transformer of timm",
             fix="use such a student, for example vit_t, or another method",
         )
+    known_depth, depths = transformer_size(student)[0], depths_of(method.get("objective"))
+    for depth in {student_depth for student_depth, _ in depths} - {None}:
+        if known_depth not in (None, depth):
+            raise KdepError(
+                f"{label} reads {depth} blocks of the student, but {student['name']!r} has "
+                f"{known_depth}",
+                fix=f"set student_depth={known_depth} in the method's objective",
+            )
+
+
+def transformer_size(student: Json) -> tuple[int | None, int | None]:
+    """(blocks, attention heads) of a student that is a ViT of timm; None where not known.
+
+    They are arguments of the backbone, or follow from timm's names of models.
+    """
+    backbone = student["backbone"]
+    match = _VIT_NAME.match(str(backbone.get("model")))
+    blocks, heads = VIT_SIZES[match[1]] if match else (None, None)
+    return backbone.get("depth", blocks), backbone.get("num_heads", heads)

@@ -321,7 +321,7 @@ def _overridden(kind: str, ref: Json, configs: Path) -> Json:
     if kind == "claim":
         keys |= _claim_keys()
     if kind == "teacher":
-        keys["card"] = {"trained_on": None}
+        keys["card"] = dict.fromkeys(("trained_on", "blocks", "heads"))
     if kind == "method":
         keys["teacher"] = dict.fromkeys(Assistant.model_fields)
         keys["transfer"] = dict.fromkeys(TransferPart.model_fields)

@@ -15,9 +15,11 @@ from kdep_bench.data.given_files import CONTENT
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.features.policies import check_widths
 from kdep_bench.objectives.levels import (
+    depths_of,
     levels_of,
     peers_of,
     student_levels,
+    teacher_blocks,
     teacher_layer,
     top_classes,
 )
@@ -37,6 +39,7 @@ from kdep_bench.suite.arguments import (
     check_transformer,
     required_arguments,
     requires_student_maps,
+    transformer_size,
 )
 from kdep_bench.suite.config import check, merged
 from kdep_bench.suite.known_data import has_labels, known_parts
@@ -618,6 +621,47 @@ def check_teacher_images(pair: StudentMethod) -> None:
         )
 
 
+def check_attention(pair: StudentMethod) -> None:
+    """Checks a method that reads hidden states and attention of a live vision transformer."""
+    if "attention" not in pair.needs:
+        return
+    prefix = f"{pair.label} reads the attention of its teacher"
+    if assistant_config(pair.method) is not None or not pair.is_live:
+        raise KdepError(
+            f"{prefix}, which is in no cache",
+            expected="the suite's teacher or a teacher config, and teacher_source='live'",
+            fix="set teacher_source='live' in the method and remove its `teacher`, if it has one",
+        )
+    depth = pair.teacher.get("card", {}).get("blocks")
+    if depth is None:
+        raise KdepError(
+            f"{prefix}, but the config of the teacher {pair.teacher['name']!r} does not state that "
+            "it is a vision transformer",
+            expected="card=dict(blocks=...) in the teacher's config: its number of blocks",
+            fix="choose a vision transformer, for example dinov2_vitb14, or state its number of "
+            "blocks in its config",
+        )
+    objective = pair.method.get("objective")
+    try:
+        last = max(teacher_blocks(objective))
+    except KdepError as e:
+        raise KdepError(f"{pair.label}: {e.problem}", expected=e.expected, fix=e.fix) from None
+    stated = {teacher_depth for _, teacher_depth in depths_of(objective)} or {depth}
+    if last >= depth or stated != {depth}:
+        raise KdepError(
+            f"{prefix} in block {last} of a teacher with {max(stated)} blocks, but the teacher "
+            f"{pair.teacher['name']!r} has {depth}",
+            fix="correct `teacher_block` or `teacher_depth` in the method's objective",
+        )
+    heads = pair.teacher["card"].get("heads"), transformer_size(pair.student)[1]
+    averages = (objective or {}).get("average_heads")
+    if averages is False and None not in heads and heads[0] != heads[1]:
+        raise KdepError(
+            f"{prefix}, which has {heads[0]} attention heads, but the student has {heads[1]}",
+            fix="set average_heads=True in the method's objective",
+        )
+
+
 def check_classes_of_labels(pair: StudentMethod) -> None:
     """Checks that labels and teacher have the same number of classes, if the method needs that."""
     data = pair.suite.data
@@ -803,6 +847,7 @@ TEACHER_RULES: tuple[Rule, ...] = (
     check_tail,
     check_layer,
     check_teacher_images,
+    check_attention,
     check_classes_of_labels,
     check_number_of_probabilities,
     check_maps,

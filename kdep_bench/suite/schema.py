@@ -16,10 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 #   classifier: the teacher's classifier as a function of its pooled feature.
 #   tail: the teacher's layers after one of its feature maps.
 #   layer: the output of one layer; the teacher runs live and stops after it.
+#   attention: hidden states, queries, keys and values of blocks of a live vision transformer.
 #   teacher_images: the crops at the teacher's resolution, decoded again from the pool.
 NEEDS = (
     *("labels", "pooled", "logits", "maps", "tokens", "probabilities"),
-    *("views", "classes", "classifier", "tail", "layer", "teacher_images"),
+    *("views", "classes", "classifier", "tail", "layer", "attention", "teacher_images"),
 )
 NAME_LIMIT = 48  # four names and a hash make one directory name of at most 120 characters
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kdep_bench.data.given_files import without_content
 from kdep_bench.data.normalisation import check_normalisation
 from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.networks.attention import Attention, BlockRecorder
 from kdep_bench.networks.visible import (
     at_patches,
     blanked,
@@ -42,6 +43,8 @@ class TeacherOutput:
             needs "layer"; `pooled` is then [B, 0].
         images: [B, 3, px, px], the teacher's input images, normalised as the student's are. Set in
             pre-training if the objective needs "teacher_images".
+        attention: the result of `Teacher.with_attention`. Set in pre-training if the objective
+            needs "attention".
     """
 
     pooled: Tensor
@@ -52,6 +55,7 @@ class TeacherOutput:
     probabilities: Tensor | None = None
     layer: Tensor | None = None
     images: Tensor | None = None
+    attention: Attention | None = None
 
 
 class Teacher(nn.Module, ABC):
@@ -193,6 +197,24 @@ class Teacher(nn.Module, ABC):
                 fix="choose another teacher or layer",
             )
         return out
+
+    @torch.no_grad()
+    def with_attention(self, images: Tensor, blocks: Sequence[int]) -> TeacherOutput:
+        """The result of `forward` with `attention`: hidden states, queries, keys and values.
+
+        Args:
+            images: [B, 3, H, W] as in `forward`.
+            blocks: numbers of the transformer's blocks that are recorded, from 0.
+
+        Raises:
+            KdepError: the network is no vision transformer of timm, torchvision or mmpretrain, or
+                lacks a block.
+        """
+        recorder = BlockRecorder(self, blocks, f"the teacher {self.name}")
+        try:
+            return replace(self(images), attention=recorder.take())
+        finally:
+            recorder.remove()
 
     def _normalised(self, images: Tensor) -> Tensor:
         if images.dtype != torch.uint8:

@@ -8,6 +8,8 @@ import torch
 from kdep_bench.augments.base import Batch, Draw, as_uint8, build_augment
 from kdep_bench.augments.crop import RandomCrop, cropped
 from kdep_bench.augments.mixup import Mixup
+from kdep_bench.augments.multi_view import MultiView
+from kdep_bench.data.normalisation import MEAN
 from kdep_bench.errors import KdepError
 from kdep_bench.teachers.base import TeacherOutput
 
@@ -81,3 +83,34 @@ def test_wrong_arguments_and_classes_are_refused():
         RandomCrop([0.5, 2.0])
     with pytest.raises(KdepError, match="is not an Augment"):
         build_augment(dict(type="kdep_bench.objectives.cross_entropy.CrossEntropy"))
+
+
+def test_views_change_the_chosen_images_of_student_and_teacher_alike():
+    generator = torch.Generator().manual_seed(0)
+    coarse = 255 * torch.rand(64, 3, 4, 4, generator=generator)
+    small, large = (torch.nn.functional.interpolate(coarse, size=s) for s in (16, 32))
+    augment, draw = MultiView(p=0.5, angle=20.0), Draw(0, 3, 64)
+    out = augment.change(Batch(small, {"teacher": large}), draw)
+    changed = (out.images != small).flatten(1).any(1)
+    assert torch.equal(changed, (out.teacher_images["teacher"] != large).flatten(1).any(1))
+    assert 20 < int(changed.sum()) < 44
+    again = augment.change(Batch(small), Draw(0, 3, 64)).images
+    assert torch.equal(out.images, again)
+    halved = torch.nn.functional.avg_pool2d(out.teacher_images["teacher"], 2)
+    unrelated = (halved.roll(1, 0) - out.images).abs().mean()
+    assert float((halved - out.images).abs().mean()) < 0.3 * float(unrelated)
+    assert float(out.images.min()) >= 0
+    assert float(out.images.max()) <= 255
+    never = MultiView(p=0.0).change(Batch(small), draw).images
+    assert torch.equal(never, small)
+
+
+def test_the_square_of_a_view_has_the_mean_colour_and_its_size():
+    images = torch.full((8, 3, 16, 16), 200.0)
+    only_square = MultiView(p=1.0, shrink=0.0, angle=0.0, colour=0.0, square=0.25)
+    out = only_square.change(Batch(images), Draw(0, 0, 8)).images
+    covered = (out != 200.0).all(1)
+    assert covered.flatten(1).sum(1).tolist() == [16] * 8
+    torch.testing.assert_close(out[0, :, covered[0]][:, 0], torch.tensor(MEAN))
+    rotated_only = MultiView(p=1.0, shrink=0.0, angle=0.0, colour=0.0, square=0.0)
+    torch.testing.assert_close(rotated_only.change(Batch(images), Draw(0, 0, 8)).images, images)

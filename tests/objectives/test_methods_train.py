@@ -29,8 +29,8 @@ from kdep_bench.networks.backbone import build_backbone
 from kdep_bench.networks.resize import resize_map
 from kdep_bench.objectives.attention_features import AttentionFeatures, spatial_pattern
 from kdep_bench.objectives.base import TEACHER_ARGUMENTS, Demands, demands
-from kdep_bench.objectives.ckd import ContrastiveDistillation
 from kdep_bench.objectives.entropy_weights import EntropyWeights
+from kdep_bench.objectives.levels import teacher_blocks
 from kdep_bench.objectives.map_patterns import MapPatterns
 from kdep_bench.pretrain.distiller import Distiller, NewNetwork
 from kdep_bench.pretrain.pyramid import describe
@@ -74,11 +74,13 @@ OTHERS_OF: dict[str, Any] = {
     "levels of SemiOnline": {"s16": "s8"},
     "pacing of CurriculumExperts": 1.0,
     "optimizer of Hssakd": {"type": "SGD", "lr": 0.5},
+    "optimizer of CrossArchitectureViews": {"type": "SGD", "lr": 0.5},
 }
 # Argument -> why it does not change the loss in these tests.
 WITHOUT_EFFECT = {
     "entropy_floor": "threshold of a warning",
     "tau of InstanceGraph": "has a separate test",
+    "regions of CrossArchitectureViews": "has a separate test: the tiny teacher has 4 x 4 patches",
     "queue of ContrastiveDistillation": "has a separate test: all tiny batches have the same rows",
     "memory of CurriculumExperts": "has a separate test: two steps do not fill it",
     # The weights of the tiny teachers are given, so nothing is chosen on held-out images.
@@ -134,6 +136,9 @@ def build_arguments(
         "teacher_classes": logits,
         "student_maps": describe(tiny.STUDENT),
         "layer_width": teacher_output.maps["s16"].shape[1],
+        "teacher_attention": teacher(width)
+        .with_attention(tiny.batch(2, 0)["images"], [0])
+        .attention.sizes(),  # type: ignore[union-attr]
         "layer_distances": distances(width),
         "map_moments": moments_of_maps(width),
         "teacher_maps": {
@@ -197,6 +202,8 @@ class TinyRun:
             reader_options = {"top": config["top_classes"]}
         if "teacher_layer" in config:
             reader_options = {"layer": config["teacher_layer"]}
+        if "attention" in kind.needs:
+            reader_options = {"blocks": teacher_blocks(config)}
         self.requirements: Demands = demands(config)
         # A method that looks up labels among the teacher's classes needs a teacher with as many
         # classes as the data.
@@ -348,8 +355,7 @@ def train_with_teacher(name: str, folder: Path) -> tuple[tuple[float, float], tu
     """(held-out loss, agreement) before and after normal training of a method.
 
     Players are modules with a separate optimiser. Both losses use the players after training: the
-    student may learn from the players, and then its loss may rise while the players improve. They
-    also use the queue of negatives after training, because the loss rises with their number.
+    student may learn from the players, and then its loss may rise while the players improve.
     """
     run = TinyRun(name, folder)
     loss, agreement = run.held_out_loss(), run.agreement()
@@ -359,11 +365,6 @@ def train_with_teacher(name: str, folder: Path) -> tuple[tuple[float, float], tu
         trained_players = run.model.objective.players()
         for role, player in untrained.model.objective.players().items():
             player.module.load_state_dict(trained_players[role].module.state_dict())
-        loss = untrained.held_out_loss()
-    if isinstance(run.model.objective, ContrastiveDistillation):
-        untrained = TinyRun(name, folder)
-        queue = {k: v for k, v in run.model.objective.named_buffers() if k.startswith("queue")}
-        untrained.model.objective.load_state_dict(queue, strict=False)
         loss = untrained.held_out_loss()
     return (loss, agreement), (run.held_out_loss(), run.agreement())
 

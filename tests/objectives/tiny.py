@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdep_bench.networks.attention import Attention, Block
 from kdep_bench.teachers.base import Teacher, TeacherOutput, freeze
 
 PX, LATENTS = 32, 4  # side of an image in pixels, latent variables per image
@@ -135,6 +137,16 @@ class TinyTeacher(Teacher):
         if level not in self.tails:
             return super().tail(level)
         return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, self.logits))
+
+    def with_attention(self, images: Tensor, blocks: Sequence[int]) -> TeacherOutput:
+        """The positions of the map s8 as tokens, of two heads that depend on the block."""
+        out = self(images)
+        tokens = out.maps["s8"].flatten(2).transpose(1, 2)
+        heads = tokens.unflatten(2, (2, -1)).transpose(1, 2)
+        recorded = {
+            n: Block(tokens.roll(n, 2), *(heads.roll(n + k, 3) for k in range(3))) for n in blocks
+        }
+        return replace(out, attention=Attention(tokens, recorded, tokens, 0))
 
     def features(self, x_B3HW: Tensor) -> TeacherOutput:
         patterns_LHW = patterns()[:, 0].to(x_B3HW.device)

@@ -1,0 +1,226 @@
+"""Cross-architecture distillation: formulas in float64, swap, regions and discriminator."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from kdep_bench.errors import KdepError
+from kdep_bench.networks.attention import Attention, Block
+from kdep_bench.objectives.base import Context
+from kdep_bench.objectives.cross_architecture import (
+    CrossArchitecture,
+    CrossArchitectureViews,
+    RegionLinear,
+)
+from kdep_bench.objectives.players import Players
+from kdep_bench.teachers.base import TeacherOutput
+from tests.suite.test_suite_methods import plan
+
+B, C, SIDE, WIDTH, HEADS = 2, 3, 3, 4, 2
+MAPS = {"s32": {"channels": C, "stride": 32}}
+SIZES = {"width": WIDTH, "heads": HEADS, "patches": SIDE**2}
+
+
+def built(kind: Any = CrossArchitecture, **arguments: Any) -> Any:
+    torch.manual_seed(0)
+    options = dict(teacher_block=5, regions=2) | arguments
+    return kind(MAPS, SIZES, **options).double()
+
+
+def context(seed: int = 1, side: int = SIDE) -> Context:
+    """A map of the student, and a class token and SIDE^2 patches of the teacher."""
+    g = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    qkv = [random(B, HEADS, 1 + SIDE**2, WIDTH // HEADS) for _ in range(3)]
+    tokens = [random(B, 1 + SIDE**2, WIDTH) for _ in range(3)]
+    attention = Attention(tokens[0], {5: Block(tokens[1], *qkv)}, tokens[2], 1)
+    feature = random(B, 7)
+    return Context(
+        feature,
+        feature,
+        teacher=TeacherOutput(feature, None, attention=attention),
+        maps={"s32": random(B, C, side, side).requires_grad_()},
+    )
+
+
+def attention_of(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """softmax(q k^T / sqrt(d)) v of one head, row by row."""
+    rows = []
+    for query in q:
+        weight = np.exp([query @ key / math.sqrt(q.shape[1]) for key in k])
+        rows.append((weight[:, None] * v).sum(0) / weight.sum())
+    return np.array(rows)
+
+
+def projections(objective: CrossArchitecture, image: np.ndarray) -> np.ndarray:
+    """[3, HEADS, N, d]: 3x3 convolutions with zero padding, position by position."""
+    weight, bias = (p.detach().numpy() for p in objective.qkv.parameters())
+    padded = np.pad(image, ((0, 0), (1, 1), (1, 1)))
+    rows = [
+        [(weight * padded[:, r : r + 3, c : c + 3]).sum((1, 2, 3)) + bias for c in range(SIDE)]
+        for r in range(SIDE)
+    ]
+    flat = np.array(rows).reshape(SIDE**2, 3, HEADS, WIDTH // HEADS)
+    return flat.transpose(1, 2, 0, 3)
+
+
+def test_every_term_equals_the_formula_in_float64():
+    objective = built(attention=0.5, tokens=0.7, weight=3.0).eval()
+    ctx = context()
+    assert ctx.teacher is not None
+    assert ctx.teacher.attention is not None
+    block = ctx.teacher.attention.blocks[5]
+    teacher = np.stack([block.queries, block.keys, block.values])[:, :, :, 1:]  # no class token
+    h = ctx.teacher.attention.final.numpy()[:, 1:]
+    linear = [[p.detach().numpy() for p in m.parameters()] for m in objective.linear.layers]
+    differences: dict[str, list[np.ndarray]] = {"attention": [], "values": [], "tokens": []}
+    units = np.sqrt(np.square(teacher).mean((1, 2, 3, 4), keepdims=True))[:, 0]  # of q, k and v
+    for b in range(B):
+        image = ctx.maps["s32"][b].detach().numpy()
+        student = projections(objective, image) * units
+        for name, function in (
+            ("attention", lambda qkv: attention_of(*qkv)),
+            ("values", lambda qkv: qkv[2] @ qkv[2].T / math.sqrt(WIDTH // HEADS)),
+        ):
+            s, t = (
+                np.array([function(side[:, head]) for head in range(HEADS)])
+                for side in (student, teacher[:, b])
+            )
+            differences[name].append(s - t)
+        tokens = []
+        for r in range(SIDE):
+            for c in range(SIDE):
+                # Of three rows, the first two are in the first region and the last in the second.
+                weight, bias = linear[2 * (r * 2 // SIDE) + c * 2 // SIDE]
+                tokens.append((weight @ image[:, r, c] + bias) * np.sqrt(np.square(h).mean()))
+        differences["tokens"].append(np.array(tokens) - h[b])
+    terms, v_square = objective.terms(ctx), np.square(teacher[2]).mean()
+    factors = {
+        "attention": 1.5 / v_square,
+        "values": 1.5 / (WIDTH // HEADS) / v_square**2,
+        "tokens": 2.1 / np.square(h).mean(),
+    }
+    for name, factor in factors.items():
+        expected = [factor * np.mean(np.square(d)) for d in differences[name]]
+        np.testing.assert_allclose(terms[name].detach(), expected, rtol=1e-6, err_msg=name)
+    assert set(terms) == set(differences)
+
+
+def test_a_student_that_is_replaced_completely_has_the_attention_of_the_teacher():
+    objective, ctx = built(swap=1.0), context()
+    assert float(objective.terms(ctx)["attention"].detach().max()) == 0
+    assert float(objective.eval().terms(ctx)["attention"].detach().min()) > 0
+
+
+def test_the_swap_replaces_single_entries_at_random_in_training_only():
+    objective, zeros = built(swap=0.3), torch.zeros(40, 50, 5)
+    replaced = objective.swapped(zeros, zeros + 1)
+    assert float(replaced.mean()) == pytest.approx(0.3, abs=0.02)
+    assert 0 < float(replaced[0, 0].mean()) < 1 or 0 < float(replaced[0].mean()) < 1
+    assert not bool(objective.eval().swapped(zeros, zeros + 1).any())
+
+
+def test_there_is_one_linear_layer_per_region_and_not_per_token():
+    layer = RegionLinear(3, 2, side=14, regions=4, dropout=0.0)
+    assert len(layer.layers) == 16
+    assert sum(layer.sizes) == 14**2
+    assert sorted(set(layer.sizes)) == [9, 12, 16]  # 4 + 3 + 4 + 3 rows
+    with torch.no_grad():
+        for k, part in enumerate(layer.layers):
+            part.weight.zero_()  # type: ignore[union-attr]
+            part.bias.fill_(k)  # type: ignore[union-attr]
+    grid = layer(torch.zeros(1, 14**2, 3))[0, :, 0].detach().unflatten(0, (14, 14))
+    assert grid[::13, ::13].tolist() == [[0, 3], [12, 15]]
+    assert grid[0].tolist() == [0] * 4 + [1] * 3 + [2] * 4 + [3] * 3
+    assert float(RegionLinear(3, 2, 4, 4, 0.0).sizes[0]) == 1
+    with pytest.raises(KdepError, match="3 x 3 patches, which cannot be divided into 4 x 4"):
+        built(regions=4)
+
+
+def test_the_map_is_resized_to_the_grid_of_the_teacher():
+    objective = built()
+    assert objective.terms(context(side=6))["tokens"].shape == (B,)
+    assert objective.terms(context(side=1))["tokens"].shape == (B,)
+
+
+def discriminator_run(same_tokens: bool) -> tuple[CrossArchitectureViews, Context, Tensor]:
+    """The objective after 200 steps of its discriminator, a batch, and D of both in it."""
+    objective = built(CrossArchitectureViews, dropout=0.0, hidden=8)
+    objective.optimizer = {"type": "Adam", "lr": 0.01}
+    players, ctx = Players(objective.players()), context()
+    if same_tokens:
+        objective.student_tokens = lambda ctx, _map: objective.teacher_tokens(ctx)
+    for _ in range(200):
+        with players.training():
+            objective.play(ctx, players)
+    student = objective.student_tokens(ctx, objective.student_map(ctx))
+    tokens = objective.teacher_tokens(ctx), student
+    probability = torch.stack([objective.logit(ctx, h).sigmoid() for h in tokens])
+    return objective, ctx, probability.detach()
+
+
+def test_the_discriminator_is_undecided_if_student_and_teacher_have_equal_tokens():
+    _, _, undecided = discriminator_run(same_tokens=True)
+    torch.testing.assert_close(undecided, torch.full_like(undecided, 0.5), atol=0.02, rtol=0)
+    _, _, decided = discriminator_run(same_tokens=False)
+    assert float(decided[0].min()) > 0.9  # teacher
+    assert float(decided[1].max()) < 0.1  # student
+
+
+def test_the_student_is_trained_to_be_taken_for_the_teacher():
+    objective, ctx, probability = discriminator_run(same_tokens=False)
+    term = objective.terms(ctx)["adversarial"]
+    torch.testing.assert_close(term, (1 - probability[1]).log())
+    weights = [p.detach().clone() for p in objective.discriminator.parameters()]
+    optimizer = torch.optim.SGD(objective.linear.parameters(), 50.0)
+    term.mean().backward()
+    assert all(p.grad is None for p in objective.discriminator.parameters())
+    optimizer.step()
+    tokens = objective.student_tokens(ctx, objective.student_map(ctx))
+    assert bool((objective.logit(ctx, tokens).sigmoid() > probability[1]).all())
+    assert all(map(torch.equal, weights, objective.discriminator.parameters()))
+
+
+# ---- the plan ----
+
+
+@pytest.mark.parametrize(
+    ("changes", "suite", "message"),
+    [
+        ({}, dict(teacher="efficientnet_lite0"), r"'efficientnet_lite0' does not state that it is"),
+        (dict(teacher_source="cached"), {}, "attention of its teacher, which is in no cache"),
+        (dict(augment=None, teacher_source="cached"), {}, "which is in no cache"),
+        (dict(objective=dict(teacher_block=12)), {}, r"block 12 .*'dinov2_vitb14' has 12"),
+        (dict(objective=dict(swap=1.5)), {}, "swap = 1.5"),
+        (dict(objective=dict(student_level="s64")), {}, "unknown level.*'s64'"),
+        (dict(students=["vit_t"]), dict(students=["vit_t"]), "has no `pyramid`"),
+        (dict(teacher=dict(student="resnet18_w48", method="svd")), {}, "which is in no cache"),
+    ],
+)
+def test_what_a_pair_lacks_is_refused_by_the_plan(
+    changes: dict[str, Any], suite: dict[str, Any], message: str
+):
+    with pytest.raises(KdepError, match=message):
+        plan(
+            dict(base="cross_arch", name="changed", **changes),
+            **{"teacher": "dinov2_vitb14", **suite},
+        )
+
+
+def test_a_vision_transformer_is_accepted_and_runs_live():
+    stages = plan("cross_arch", teacher="dinov2_vitb14").stages.values()
+    (pretraining,) = (s for s in stages if s.kind == "pretrain")
+    assert pretraining.spec["teacher"]["name"] == "dinov2_vitb14"
+    assert not any(s.kind == "cache" for s in stages)
+    # The fix that the error for a teacher without `card.blocks` names.
+    lite = dict(base="efficientnet_lite0", card=dict(blocks=12))
+    assert plan("cross_arch", teacher=lite).runs

@@ -1,0 +1,290 @@
+"""TinyBERT for vision transformers: formula in float64, pairs of blocks, refused networks."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kdep_bench.errors import KdepError
+from kdep_bench.networks.attention import Attention, Block
+from kdep_bench.networks.backbone import build_backbone
+from kdep_bench.objectives.base import Context
+from kdep_bench.objectives.levels import block_pairs, teacher_blocks
+from kdep_bench.objectives.transformer_layers import TransformerLayers
+from kdep_bench.pretrain.distiller import Distiller
+from kdep_bench.teachers.base import TeacherOutput
+from kdep_bench.transfer.export import strip
+from tests.objectives.test_objectives_dmae import STUDENT, VIT, WIDTH, images
+from tests.suite.test_suite_methods import plan
+
+TYPE = "kdep_bench.objectives.transformer_layers.TransformerLayers"
+SIZES = {"width": WIDTH, "heads": 2, "patches": 16}
+DEPTH = 6  # blocks of timm's test_vit
+
+
+def model(
+    depths: tuple[int, int] = (DEPTH, DEPTH), teacher: dict[str, Any] | None = None, **options: Any
+) -> Distiller:
+    """A ViT student with a live ViT teacher, as the pre-training stage builds them."""
+    config = dict(
+        type=TYPE, width=WIDTH, teacher_attention=SIZES,
+        student_depth=depths[0], teacher_depth=depths[1], **options,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    reader = dict(live=teacher or VIT, blocks=teacher_blocks(config))
+    return Distiller(STUDENT, config, teacher=reader)
+
+
+def losses(m: Distiller, x: Tensor | None = None) -> dict[str, Tensor]:
+    x = images() if x is None else x
+    return m(images=x, teacher_images=x)
+
+
+# ---- the formula ----
+
+STUDENT_SIZES, TEACHER_SIZES = (2, 2, 6), (4, 2, 4)  # (blocks, heads, width)
+PATCHES, B = 4, 2
+
+
+def random_attention(seed: int, sizes: tuple[int, int, int], prefix: int) -> Attention:
+    g = torch.Generator().manual_seed(seed)
+    depth, heads, width = sizes
+    t = prefix + PATCHES
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    blocks = {
+        k: Block(random(B, t, width), *(random(B, heads, t, width // heads) for _ in range(3)))
+        for k in range(depth)
+    }
+    return Attention(random(B, t, width), blocks, random(B, t, width), prefix)
+
+
+class Recorded:
+    """The recorder of a student whose Attention is given."""
+
+    def __init__(self, attention: Attention) -> None:
+        self.attention = attention
+
+    def take(self) -> Attention:
+        return self.attention
+
+
+def terms(
+    prefixes: tuple[int, int] = (1, 1), **options: Any
+) -> tuple[Any, Attention, Attention, dict[str, Tensor]]:
+    """The objective, the random Attention of student and teacher, and the terms."""
+    student = random_attention(0, STUDENT_SIZES, prefixes[0])
+    teacher = random_attention(1, TEACHER_SIZES, prefixes[1])
+    torch.manual_seed(0)
+    objective: Any = TransformerLayers(
+        STUDENT_SIZES[2], teacher.sizes(), student_depth=2, teacher_depth=4, **options
+    ).double()
+    objective._student = [Recorded(student)]
+    feature = torch.zeros(B, 3)
+    output = TeacherOutput(feature, None, attention=teacher)
+    return objective, student, teacher, objective.terms(Context(feature, feature, teacher=output))
+
+
+def scores(block: Block, b: int, head: int) -> np.ndarray:
+    """q.k / sqrt(d) of every pair of tokens, number by number."""
+    q, k = block.queries[b, head].numpy(), block.keys[b, head].numpy()
+    return np.array([[float(x @ y) / math.sqrt(len(x)) for y in k] for x in q])
+
+
+@pytest.mark.parametrize("prefixes", [(1, 1), (1, 3)])
+@pytest.mark.parametrize("relative", [False, True])
+def test_every_term_equals_the_formula_in_float64(prefixes: tuple[int, int], relative: bool):
+    options = dict(attention=0.5, hidden=0.7, embedding=0.9, relative=relative)
+    objective, student, teacher, computed = terms(prefixes, **options)
+    weight, bias = (p.detach().numpy() for p in objective.projector.parameters())
+    skip = (0, 0) if prefixes[0] == prefixes[1] else prefixes
+    pairs = {"attention": [], "hidden": [], "embedding": []}
+    # Blocks 1 and 2 of the student are paired with blocks 2 and 4 of the teacher.
+    for s, t in ((0, 1), (1, 3)):
+        pairs["attention"].append(
+            [
+                np.stack(
+                    [
+                        [scores(net.blocks[k], b, head)[n:, n:] for head in range(2)]
+                        for b in range(B)
+                    ]
+                )
+                for net, k, n in ((student, s, skip[0]), (teacher, t, skip[1]))
+            ]
+        )
+    states = {
+        "hidden": [(student.blocks[0].hidden, teacher.blocks[1].hidden)],
+        "embedding": [(student.embedding, teacher.embedding)],
+    }
+    states["hidden"].append((student.final, teacher.final))  # after the last norm
+    for name, tensors in states.items():
+        for s_tokens, t_tokens in tensors:
+            projected = s_tokens.numpy() @ weight.T + bias
+            pairs[name].append([projected[:, skip[0] :], t_tokens.numpy()[:, skip[1] :]])
+    for name, factor in (("attention", 0.5), ("hidden", 0.7), ("embedding", 0.9)):
+        expected = np.zeros(B)
+        for s, t in pairs[name]:
+            scale = np.square(t).mean() if relative else 1.0
+            expected += factor * np.square(s - t).reshape(B, -1).mean(1) / scale
+        np.testing.assert_allclose(computed[name].detach(), expected, rtol=1e-6, err_msg=name)
+    assert set(computed) == set(pairs)
+
+
+def test_scores_are_averaged_over_the_heads_on_both_sides():
+    _, student, teacher, computed = terms(average_heads=True, relative=False)
+    expected = np.zeros(B)
+    for s, t in ((0, 1), (1, 3)):
+        for b in range(B):
+            s_mean, t_mean = (
+                (scores(block, b, 0) + scores(block, b, 1)) / 2
+                for block in (student.blocks[s], teacher.blocks[t])
+            )
+            expected[b] += np.square(s_mean - t_mean).mean()
+    np.testing.assert_allclose(computed["attention"].detach(), expected, rtol=1e-9)
+
+
+def test_every_block_of_the_student_is_paired_with_the_last_of_an_equal_share():
+    assert block_pairs(3, 12) == [(0, 3), (1, 7), (2, 11)]
+    assert block_pairs(12, 12) == [(k, k) for k in range(12)]
+    assert teacher_blocks(dict(student_depth=2, teacher_depth=6)) == [2, 5]
+    with pytest.raises(KdepError, match="12 blocks cannot be divided over the 5 blocks"):
+        block_pairs(5, 12)
+
+
+# ---- real networks ----
+
+
+def test_equal_networks_have_the_loss_0():
+    m = model().eval()
+    student: Any = m.backbone
+    teacher: Any = m.first_teacher_reader.live
+    teacher.net.load_state_dict(student.net.state_dict(), strict=False)
+    m.objective.projector = nn.Identity()  # type: ignore[assignment]
+    for name, value in losses(m).items():
+        assert float(value) < 1e-8, name
+    with torch.no_grad():
+        student.net.blocks[3].attn.qkv.weight[0, 0] += 1.0
+        student.net.blocks[3].mlp.fc2.bias[0] += 1.0
+    changed = losses(m)
+    assert float(changed["loss_attention"].detach()) > 1e-4
+    assert float(changed["loss_hidden"].detach()) > 1e-4
+    assert float(changed["loss_embedding"].detach()) < 1e-8
+
+
+@pytest.mark.parametrize("name", ["attention", "hidden", "embedding"])
+def test_a_term_with_the_factor_0_is_off(name: str):
+    factor: dict[str, Any] = {name: 0.0}
+    default, without = losses(model()), losses(model(**factor))
+    for key, value in default.items():
+        expected = value * (key != f"loss_{name}")
+        torch.testing.assert_close(without[key], expected)
+
+
+def test_all_student_parameters_are_trained_and_the_export_is_a_plain_backbone():
+    m = model(depths=(DEPTH, DEPTH))
+    live: Any = m.first_teacher_reader.live
+    before = live.checksum()
+    torch.stack(list(losses(m).values())).sum().backward()
+    for module in (m.backbone, m.objective):
+        untrained = [n for n, p in module.named_parameters() if p.grad is None]
+        assert untrained == []
+    assert all(p.grad is None for p in live.parameters())
+    assert live.checksum() == before
+    kept, dropped = strip(m.state_dict())
+    assert dropped == ["objective"]
+    assert set(kept) == set(build_backbone(STUDENT).state_dict())
+
+
+def test_the_loss_falls_more_if_the_teacher_gets_the_same_image_as_the_student():
+    after = []
+    for shift in (0, 1):  # with shift 1 the teacher gets another image
+        m = model(embedding=0.0).train()
+        optimizer = torch.optim.Adam(m.parameters(), 2e-3)
+        for step in range(30):
+            m.step, x = step, images(8, 100 + step)
+            optimizer.zero_grad()
+            torch.stack(
+                list(m(images=x, teacher_images=x.roll(shift, 0)).values())
+            ).sum().backward()
+            optimizer.step()
+        with torch.no_grad():
+            after.append(float(torch.stack(list(losses(m.eval(), images(16, 7)).values())).sum()))
+    before = float(torch.stack(list(losses(model(embedding=0.0).eval()).values())).sum().detach())
+    assert after[0] < 0.8 * before
+    assert after[0] < 0.97 * after[1]
+
+
+@pytest.mark.parametrize(
+    ("depths", "teacher", "message"),
+    [
+        ((3, 6), {}, "the student has 6 blocks, .* reads 3 blocks"),
+        ((6, 12), {}, "the teacher vit_teacher has 6 blocks, .* reads block 11"),
+        ((6, 6), dict(input_px=96), "teacher has 36 patches, but the student has 16.*4 times"),
+        ((6, 6), dict(args=dict(num_heads=4)), "student has 2 attention heads and the teacher 4"),
+    ],
+)
+def test_networks_that_do_not_match_are_refused(
+    depths: tuple[int, int], teacher: dict[str, Any], message: str
+):
+    config = copy.deepcopy(VIT)
+    config["args"] |= teacher.pop("args", {})
+    config |= teacher
+    x = images()
+    teacher_images = torch.zeros(3, 3, config["input_px"], config["input_px"], dtype=torch.uint8)
+    with pytest.raises(KdepError, match=message):
+        model(depths, config)(images=x, teacher_images=teacher_images)
+
+
+def test_heads_that_differ_can_be_averaged():
+    config = VIT | dict(args=VIT["args"] | dict(num_heads=4))
+    assert float(losses(model(teacher=config, average_heads=True))["loss_attention"].detach()) > 0
+
+
+# ---- the plan ----
+
+DINO = dict(base="dinov2_vitb14", input_px=196)
+SMALL: dict[str, Any] = dict(
+    name="vit_t_6",
+    backbone=STUDENT["backbone"] | dict(model="vit_tiny_patch16_224", depth=6),
+    width=192,
+    input_px=224,
+    tap="output",
+)
+
+
+@pytest.mark.parametrize(
+    ("objective", "suite", "message"),
+    [
+        ({}, dict(teacher="efficientnet_lite0"), "does not state that it is a vision transformer"),
+        ({}, dict(students=["resnet18_w32"]), "'resnet18_w32' is not a vision transformer"),
+        (dict(student_depth=6), {}, r"reads 6 blocks of the student, but 'vit_t' has 12"),
+        ({}, dict(students=[SMALL]), r"reads 12 blocks of the student, but 'vit_t_6' has 6"),
+        (dict(student_depth=5), {}, "12 blocks cannot be divided over the 5 blocks"),
+        (dict(teacher_depth=24), {}, r"a teacher with 24 blocks, but .*'dinov2_vitb14' has 12"),
+        (dict(average_heads=False), {}, "12 attention heads, but the student has 3"),
+        (dict(hidden=-1.0), {}, "hidden = -1"),
+    ],
+)
+def test_what_a_pair_lacks_is_refused_by_the_plan(
+    objective: dict[str, Any], suite: dict[str, Any], message: str
+):
+    changes: dict[str, Any] = {"students": ["vit_t"], "teacher": DINO, **suite}
+    with pytest.raises(KdepError, match=message):
+        plan(dict(base="tinybert", name="changed", students=None, objective=objective), **changes)
+
+
+def test_pairs_that_match_are_planned_with_a_live_teacher():
+    half = dict(base="tinybert", students=None, objective=dict(student_depth=6))
+    for method, student in (("tinybert", "vit_t"), (half, SMALL)):
+        stages = plan(method, students=[student], teacher=DINO).stages.values()
+        (pretraining,) = (s for s in stages if s.kind == "pretrain")
+        assert pretraining.spec["teacher"]["name"] == "dinov2_vitb14"
+        assert not any(s.kind == "cache" for s in stages)
