@@ -14,6 +14,9 @@ Questions
   The claims were written before any of these scores existed. Each is about one pre-training and one
   transfer method; `margin` is the smallest difference that counts.
 
+The methods ssda and ota need data of their own and have the suites `domains_pocket` and
+`ota_pocket`.
+
 The weights of transkd are a fiftieth (maps) and a twentieth (embeddings) of the authors', because
 the maps of EfficientNet-Lite0 are not normalised: on the smoke data its two terms then begin near
 the loss of the task. They were not tuned on scores.
