@@ -25,3 +25,4 @@ Counts = Annotated[Sequence[Count], Field(min_length=1)]
 Positives = Annotated[Sequence[Positive], Field(min_length=1)]
 Domain = Literal["fog", "night", "sketch"]  # the names of `kdep_bench.data.domains.DOMAINS`
 Domains = Annotated[Sequence[Domain], Field(min_length=1)]
+KernelSizes = Annotated[Sequence[Literal[1, 3, 5, 7]], Field(min_length=1)]  # odd: same map size

@@ -634,6 +634,12 @@ class _AttributedCosts:
             return 1.0
         return self.run.fraction / record["spec"].get("share", 1.0)
 
+    def intermediate_forwards(self) -> int:
+        """Forward passes of all networks in the pre-trainings of teachers that the run trains."""
+        last = self.stages.get("pretrain")
+        outputs = [r["outputs"] for r in self.stages_of_kind("pretrain") if r and r is not last]
+        return sum((o.get("images_seen") or 0) + (o.get("extra_forwards") or 0) for o in outputs)
+
     def cache_total(self, key: str) -> float | None:
         """The sum of an output over the teacher caches; None if no cache has it."""
         cache_stages = [r for r in self.stages_of_kind("cache") if r]
@@ -660,7 +666,8 @@ def _cost_fields(run: TransferRun, stages: Mapping[str, Json | None], report_tim
     extra_forwards = outputs.get("extra_forwards")  # old pre-trainings did not count them
     if extra_forwards is not None:
         made = _outputs(stages, "synthesis").get("forwards") or 0  # of the teacher, for the images
-        extra_forwards = round(extra_forwards + made + (costs.cache_total("forwards") or 0))
+        upstream_forwards = costs.intermediate_forwards() + (costs.cache_total("forwards") or 0)
+        extra_forwards = round(extra_forwards + made + upstream_forwards)
     return {
         "pretrain_s": None if has_given_weights else costs.pretraining_seconds(),
         "cache_s": costs.wall_seconds("cache"),

@@ -63,6 +63,18 @@ def live_teachers(spec: Json) -> list[Json]:
     return [spec["teacher"]] if "teacher" in spec else list(spec.get("teachers", {}).values())
 
 
+def trained_peers(spec: Json) -> list[Json]:
+    """Student configs of the networks that an objective trains together with the student.
+
+    `spec`: spec of a pre-training. See `Objective.trained_peers`; the argument `peers` of an
+    objective is their number, `peer` the config of another network.
+    """
+    objective = spec["method"].get("objective") or {}
+    default = class_value(resolve_alias(objective.get("type")), "trained_peers") or 0
+    count = int(objective.get("peers", default)) if default else 0
+    return [objective.get("peer") or spec["student"]] * count
+
+
 def task_network(task: Json, student: Json) -> Json:
     """Description of the network that detection or segmentation trains, with the student in it."""
     name = f"{task['name']}.{student['name']}"
@@ -99,7 +111,8 @@ def _networks_of(stage: Stage) -> list[Json]:
         return [teacher_network(spec["teacher"])]
     if stage.kind == "pretrain":
         live = [teacher_network(teacher) for teacher in live_teachers(spec)]
-        return [student_network(spec["student"]), *live]
+        peers = [student_network(peer) for peer in trained_peers(spec)]
+        return [student_network(spec["student"]), *peers, *live]
     if stage.kind == "transfer" and _is_dense(spec["task"]):
         students = [spec["student"], *([spec["teacher"]] if "teacher" in spec else [])]
         return [task_network(spec["task"], student) for student in students]
@@ -250,14 +263,17 @@ class Forecast:
         epoch_images = self.pool(stage.needs["views"]) if over_pool else images
         images_seen = count_steps(spec["budget"], epoch_images or 0) * spec["budget"]["batch"]
         flops_per_image = FORWARD_AND_BACKWARD * counts["flops"] if counts else None
-        for teacher in live_teachers(spec):
-            live_network = teacher_network(teacher)
-            _, teacher_counts = self.network(teacher, live_network)
-            if flops_per_image is not None and teacher_counts:
-                flops_per_image += teacher_counts["flops"]
+        run_with_student = [
+            *((peer, student_network(peer), FORWARD_AND_BACKWARD) for peer in trained_peers(spec)),
+            *((teacher, teacher_network(teacher), 1) for teacher in live_teachers(spec)),
+        ]
+        for config, network_config, passes in run_with_student:
+            _, network_counts = self.network(config, network_config)
+            if flops_per_image is not None and network_counts:
+                flops_per_image += passes * network_counts["flops"]
             else:
                 flops_per_image = None
-            why = why or ("" if teacher_counts else _uncounted(live_network))
+            why = why or ("" if network_counts else _uncounted(network_config))
         images_seen *= _copies(spec["method"])
         flops = None if flops_per_image is None else images_seen * flops_per_image
         return ResourceEstimate(images_seen, flops, disk, why)

@@ -183,7 +183,8 @@ class Component(nn.Module, ABC):
             (Gram matrices, contrast). Such an objective raises an error if a batch is split, by
             gradient accumulation or over several processes, because the loss would differ.
         forwards: number of forward passes per sample of its own networks, plus additional passes
-            of the student; used for the cost columns of the tables.
+            of the student; used for the cost columns of the tables. A class whose config sets this
+            number overrides `count_forwards`.
     """
 
     needs: ClassVar[frozenset[str]]
@@ -204,6 +205,11 @@ class Component(nn.Module, ABC):
         return frozenset()
 
     @classmethod
+    def count_forwards(cls, config: Mapping[str, Any]) -> int:
+        """`forwards` of an objective with this `config`, without its parts."""
+        return cls.forwards
+
+    @classmethod
     def parts(cls, config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """Configs of the components inside `config`, a config of this class."""
         return []
@@ -222,6 +228,9 @@ class Objective(Component):
             out (`held_out.is_held_out`).
         compares_candidates: whether it chooses one of its teachers by a short distillation from
             each, which is another teacher (`roles.candidates`).
+        trained_peers: number of other networks that are trained with the student, for forecasts;
+            they have the student's architecture or the config in the argument `peer`. An argument
+            `peers` of the class replaces it.
     """
 
     has_players: ClassVar[bool] = False
@@ -229,6 +238,7 @@ class Objective(Component):
     transformer: ClassVar[bool] = False
     skips_held_out: ClassVar[bool] = False
     compares_candidates: ClassVar[bool] = False
+    trained_peers: ClassVar[int] = 0
 
     @abstractmethod
     def terms(self, ctx: Context) -> dict[str, Tensor]:
@@ -242,7 +252,9 @@ class Objective(Component):
                 registered as a submodule a second time.
             new_network: creates a network of the student's architecture, or of the student config
                 that is passed to it, with new random weights. Called with `Context.images`, the
-                network returns (before, after), pooled as the student's features are.
+                network returns (before, after), pooled as the student's features are. With
+                maps=True, a network of the student's architecture returns a StudentOutput that
+                includes the maps.
         """
 
     @classmethod
@@ -327,7 +339,7 @@ def demands(config: Mapping[str, Any], base: type[Component] = Objective) -> Dem
         kind.needs.union(*(part.needs for part in parts)),
         kind.requires.union(*(part.requires for part in parts)),
         kind.couples_samples or any(part.couples_samples for part in parts),
-        kind.forwards + sum(part.forwards for part in parts),
+        kind.count_forwards(config) + sum(part.forwards for part in parts),
         kind.levels_before(config).union(*(part.levels_before for part in parts)),
         getattr(kind, "has_players", False) or any(part.has_players for part in parts),
     )

@@ -53,6 +53,7 @@ class BalancedDivergences(Objective):
     needs = frozenset({"labels"})
     requires = frozenset({"width", "classes"})
     forwards = 1
+    trained_peers = 1
 
     def __init__(
         self,

@@ -34,6 +34,7 @@ class Mutual(Objective):
     needs = frozenset({"labels"})
     requires = frozenset({"width", "classes"})
     forwards = 1
+    trained_peers = 1
 
     def __init__(self, width: int, classes: int, weight: Positive = 1.0) -> None:
         super().__init__()

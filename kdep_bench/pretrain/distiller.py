@@ -53,6 +53,22 @@ class NewNetwork(nn.Module):
         return pool(before.float()), pool(after.float())
 
 
+class NewPyramid(NewNetwork):
+    """A NewNetwork that also returns its feature pyramid: images -> StudentOutput."""
+
+    def __init__(self, student: Mapping[str, Any], dtype: torch.dtype) -> None:
+        nn.Module.__init__(self)
+        self._pyramid = Pyramid(student)
+        self.backbone = self._pyramid.backbone
+        self._tap = [PreActivationTap(self.backbone, student["tap"])]
+        self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.dtype = dtype
+
+    def forward(self, x_B3HW: Tensor) -> StudentOutput:  # type: ignore[override]
+        before, after = super().forward(x_B3HW)
+        return StudentOutput(before, after, *self._pyramid.maps())
+
+
 def verified_network(student: Mapping[str, Any], dtype: torch.dtype) -> NewNetwork:
     """A network of another student config; KdepError unless it has that config's width and tap."""
     network = NewNetwork(student, dtype)
@@ -137,8 +153,8 @@ class Distiller(BaseModel):
         self._reads_teacher_images = "teacher_images" in demands(objective).needs
         self.objective.attach(
             self.backbone,
-            lambda config=None: (
-                NewNetwork(student, self.dtype)
+            lambda config=None, maps=False: (
+                (NewPyramid if maps else NewNetwork)(student, self.dtype)
                 if config is None
                 else verified_network(config, self.dtype)
             ),

@@ -100,10 +100,9 @@ def _inputs(
         if "folder" in spec["probe"]:
             arguments["extract"] = extractor(spec["student"], weights)
             arguments["images"] = _images(spec, inputs)
-        else:
-            network = arguments["network"] = loaded_backbone(spec["student"], weights)
-            network.eval()  # returns None for an mmpretrain backbone
-            arguments["input_px"] = int(spec["student"]["input_px"])
+        network = arguments["network"] = loaded_backbone(spec["student"], weights)
+        network.eval()  # returns None for an mmpretrain backbone
+        arguments["input_px"] = int(spec["student"]["input_px"])
     return Inputs(**arguments)
 
 

@@ -37,7 +37,7 @@ from kdep_bench.suite.data_config import (
     with_keys,
     without_unused,
 )
-from kdep_bench.suite.methods import row_name
+from kdep_bench.suite.methods import SAME, row_name
 from kdep_bench.suite.schema import (
     MODELS,
     NAME_LIMIT,
@@ -486,8 +486,9 @@ def _assistant(ref: Json, where: str, configs: Path, chain: tuple[str, ...]) -> 
     `chain`: names of the methods that it is a teacher of, see `with_assistants`.
     """
     assistant = check(Assistant, ref, where)
+    is_same = assistant.student == SAME
     return {
-        "student": resolve("student", assistant.student, configs),
+        "student": SAME if is_same else resolve("student", assistant.student, configs),
         "method": with_assistants(resolve("method", assistant.method, configs), configs, chain),
         "epochs": assistant.epochs,
         **({} if assistant.batch is None else {"batch": assistant.batch}),

@@ -15,7 +15,7 @@ from kdep_bench.features.policies import check_rows
 from kdep_bench.pretrain.budgets import check_budget
 from kdep_bench.signatures import class_value
 from kdep_bench.suite import known_data
-from kdep_bench.suite.methods import methods_for, teacher_width, trains
+from kdep_bench.suite.methods import SAME, methods_for, teacher_width, trains
 from kdep_bench.suite.schema import Json, Suite
 from kdep_bench.suite.teachers import teachers_by_role
 from kdep_bench.transfer.recipes import check_probe
@@ -104,7 +104,8 @@ def _sufficient_images(suite: Suite) -> int:
         for ref in (m.get("teacher"), *(m.get("teachers") or {}).values())
         if isinstance(ref, dict) and "method" in ref
     ]
-    widths = [s["width"] for s in [*suite.students, *(a["student"] for a in assistants)]]
+    assistant_students = [a["student"] for a in assistants if a["student"] != SAME]
+    widths = [s["width"] for s in [*suite.students, *assistant_students]]
     epochs = min([1.0, budget.epochs, *(a["epochs"] or 1.0 for a in assistants)])
     # + 2, because the number of images of a fraction is rounded.
     batch = max([budget.batch, *(a.get("batch") or 0 for a in assistants)])

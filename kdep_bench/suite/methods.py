@@ -13,6 +13,8 @@ DESCRIPTION_KEYS = {"about", "source", "reconstruction", "card", "tests_on", "sc
 UNPREPARED_KEYS = DESCRIPTION_KEYS | {"name", "type", "labels", "pool_classes"}
 # Teacher class for a student that was pre-trained and exported before.
 EXPORTED = "kdep_bench.teachers.exported.Exported"
+# `student` of an intermediate teacher: the student that is run (self-distillation).
+SAME = "same"
 
 
 def without(config: Json, keys: set[str]) -> Json:
@@ -55,9 +57,46 @@ def tasks_for(suite: Suite, method: Json) -> list[Json]:
 
 
 def methods_for(suite: Suite, student: Json) -> list[Json]:
-    """The methods that the suite runs for a student."""
+    """The methods that the suite runs for a student; see `for_student`."""
     name = student["name"]
-    return [m for m in suite.methods if m.get("students") is None or name in m["students"]]
+    methods = [m for m in suite.methods if m.get("students") is None or name in m["students"]]
+    return [for_student(m, student) for m in methods]
+
+
+def for_student(method: Json, student: Json) -> Json:
+    """The method with `student` in place of SAME in all its intermediate teachers.
+
+    A method without SAME is returned as it is. In a chain of intermediate teachers, SAME is the
+    student of the method that the teacher belongs to.
+    """
+
+    def resolved(reference: Any) -> Any:
+        if not (isinstance(reference, dict) and isinstance(reference.get("method"), dict)):
+            return reference
+        architecture = student if reference["student"] == SAME else reference["student"]
+        # None: the tuned teacher of teacher="self", whose student is that of the run as well.
+        inner = for_student(reference["method"], architecture or student)
+        if architecture is reference["student"] and inner is reference["method"]:
+            return reference
+        return {**reference, "student": architecture, "method": inner}
+
+    changed: Json = {}
+    for key in ("teachers", "teacher"):
+        references = method.get(key)
+        if references is None:
+            continue
+        if key == "teachers":
+            new = {role: resolved(reference) for role, reference in references.items()}
+        else:
+            new = resolved(references)
+        if new != references:
+            changed[key] = new
+    transfer = method.get("transfer")
+    if transfer is not None and transfer.get("teacher") is not None:
+        new = resolved(transfer["teacher"])
+        if new is not transfer["teacher"]:
+            changed["transfer"] = {**transfer, "teacher": new}
+    return {**method, **changed} if changed else method
 
 
 def assistant_config(method: Json) -> Json | None:

@@ -469,6 +469,21 @@ def check_peers(pair: StudentMethod) -> None:
             )
 
 
+def check_student_maps(pair: StudentMethod) -> None:
+    """Checks that the student has the feature maps that the objective reads."""
+    if not requires_student_maps(pair.method):
+        return
+    if not pair.student.get("pyramid"):
+        raise KdepError(
+            f"{pair.label} needs feature maps, but the student's config has no `pyramid`",
+            fix="add pyramid=dict(out_indices=, channels=, strides=) to the student's config",
+        )
+    levels = [f"s{s}" for s in pair.student["pyramid"].get("strides", [])]
+    for level in sorted(student_levels(pair.method.get("objective"))) if levels else []:
+        if level not in levels:
+            raise unknown_name(f"level that {pair.label} reads", level, levels)
+
+
 # ---- rules of methods that read a teacher ----
 
 
@@ -835,6 +850,7 @@ RULES: tuple[Rule, ...] = (
     check_held_out,
     check_candidates,
     check_peers,
+    check_student_maps,
     check_active_terms,
     check_method_optimizer,
 )

@@ -76,6 +76,7 @@ class _Builder:
         self.suite, self.kinds, self.plan = suite, kinds, plan
         # id() of a config -> its spec. The same dict is reused, so that its JSON is made only once.
         self.config_specs: dict[int, Json] = {}
+        self.configs: list[Json] = []  # kept, so that no other config gets the same id()
         # A cache, see `budget_spec`.
         self.budgets: dict[tuple[float, bool, str, int | None], Json] = {}
         self.is_live = suite.budget.teacher == "live"
@@ -97,6 +98,7 @@ class _Builder:
         """The part of a student, task or method config that is in the spec of stages."""
         if id(config) not in self.config_specs:
             spec = without(config, DESCRIPTION_KEYS | (_PLANNING if is_method else set()))
+            self.configs.append(config)
             self.config_specs[id(config)] = (
                 {"labels_used": False, "transform": None, **spec} if is_method else spec
             )
@@ -544,6 +546,7 @@ class _Builder:
         if transfer is not None:
             label = f"{label}.{transfer['name']}"
             if id(transfer) not in self.config_specs:
+                self.configs.append(transfer)
                 self.config_specs[id(transfer)] = without(
                     transfer, DESCRIPTION_KEYS | _TRANSFER_PLANNING
                 )

@@ -277,8 +277,10 @@ class Assistant(_Part):
     """`teacher` of a method: an intermediate teacher (teacher assistant) instead of the suite's.
 
     `student` is pre-trained with `method` and the suite's teacher, budget, data fraction and seed;
-    the exported backbone is the teacher. `epochs` shortens that pre-training (an early-stopped
-    teacher), `batch` replaces the budget's batch. `method` may itself have an intermediate teacher.
+    the exported backbone is the teacher. `student` is a student config, or "same" for the student
+    that the method is run on (self-distillation). `epochs` shortens that pre-training (an
+    early-stopped teacher), `batch` replaces the budget's batch. `method` may itself have an
+    intermediate teacher.
     """
 
     student: Any

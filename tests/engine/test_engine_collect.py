@@ -353,7 +353,7 @@ def test_a_method_s_cost_includes_its_assistant_s_pre_training():
     stages = {
         "pretrain": make_stage("pretrain", 10.0, extra_forwards=7, extra_parameters=3),
         "cache": make_stage("cache", 4.0, tenth, bytes=100, forwards=20),
-        "teacher.pretrain": make_stage("pretrain", 30.0),
+        "teacher.pretrain": make_stage("pretrain", 30.0, images_seen=400, extra_forwards=3),
         "teacher.cache": make_stage("cache", 50.0, all_data, bytes=1000, forwards=200),
         "transfer": make_stage("transfer", 1.0),
     }
@@ -363,7 +363,7 @@ def test_a_method_s_cost_includes_its_assistant_s_pre_training():
     # The cache of the data fraction, and a tenth of the cache of all data.
     assert cost["cache_s"] == 4.0 + 5.0
     assert cost["cache_bytes"] == 200
-    assert cost["extra_forwards"] == 7 + 20 + 20
+    assert cost["extra_forwards"] == 7 + (400 + 3) + 20 + 20
     assert cost["extra_parameters"] == 3
     assert cost["peak_gpu_bytes"] is None
     stages["pretrain"]["peak_gpu"], stages["transfer"]["peak_gpu"] = 8, 9

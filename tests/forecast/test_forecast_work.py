@@ -140,6 +140,33 @@ def test_four_rotations_of_an_image_cost_four_forward_passes_of_student_and_live
     assert rotated.flops == rotated.images * (3 * 10 + 7)
 
 
+def test_a_peer_that_is_trained_costs_as_much_as_a_student():
+    four = dict(base="mfef", name="mfef_4", objective=dict(peers=3))
+    plan = build_plan(build(methods=["supervised", "dml", "bd_kd", "hssakd_online", "mfef", four]))
+    by_method = {s.spec["method"]["name"]: s for s in plan.stages.values() if s.kind == "pretrain"}
+    student = student_network(by_method["dml"].spec["student"])
+    wide = student_network(by_method["bd_kd"].spec["method"]["objective"]["peer"])
+    assert {network_id(student), network_id(wide)} <= {network_id(n) for n in networks(plan)}
+    counts = {network_id(student): {"flops": 10, "bytes": 1}, network_id(wide): {"flops": 23}}
+    forecast = Forecast(plan, counts)
+    base = forecast.estimate(by_method["supervised"]).images
+    assert base
+    expected = {
+        "supervised": 30,
+        "dml": 2 * 30,
+        "bd_kd": 30 + 3 * 23,
+        "hssakd_online": 4 * 2 * 30,
+        "mfef": 2 * 30,
+        "mfef_4": 4 * 30,
+    }
+    for name, flops in expected.items():
+        assert forecast.estimate(by_method[name]).flops == base * flops, name
+    del counts[network_id(wide)]
+    unknown = Forecast(plan, counts).estimate(by_method["bd_kd"])
+    assert unknown.flops is None
+    assert "resnet18_w48 are unknown" in unknown.why
+
+
 def test_a_network_s_id_depends_only_on_what_changes_its_flops():
     suite = load_suite("paper_r18")
     (student,), teacher = suite.students, suite.variants[0].teachers["resnet18"]

@@ -63,6 +63,7 @@ OTHERS: dict[str, Any] = {
     "tap": "after",
     "teacher_layer": "s4",
     "student_level": "s8",
+    "kernels": [1, 3],
     "peer": None,
     "unit_length": False,
     "align": {"type": "kdep_bench.features.aligners.RandomBasis", "seed": 3},
@@ -502,4 +503,5 @@ def test_the_declared_extra_forward_passes_equal_those_that_are_run(name: str, f
             module.register_forward_hook(lambda _m, args, _out: samples.append(len(args[0])))
     run.model.step = STEPS // 2
     run.terms(tiny.batch(BATCH, 0))
-    assert sum(samples) == run.requirements.forwards * BATCH
+    copies = 1 if run.model.augment is None else run.model.augment.copies
+    assert sum(samples) == run.requirements.forwards * BATCH * copies

@@ -49,6 +49,7 @@ METHODS = (
     "pursuhint",
     "dml",
     "bd_kd",
+    "mfef",
     "mean_teacher",
 )
 LEVELS = ["maps.s16", "maps.s32", "maps.s4", "maps.s8"]
@@ -84,7 +85,7 @@ def test_a_method_trains_in_the_real_stage(
     assert sum(outputs["terms"].values()) == pytest.approx(1)
     extra_parameters = sum(v.numel() for k, v in state.items() if k.startswith("objective."))
     assert outputs["extra_parameters"] == extra_parameters
-    has_peer = name in ("dml", "bd_kd", "mean_teacher")
+    has_peer = name in ("dml", "bd_kd", "mfef", "mean_teacher")
     assert outputs["extra_forwards"] == (outputs["images_seen"] if has_peer else 0)
     out = tmp_path / "e"
     out.mkdir()

@@ -126,6 +126,7 @@ def run_stages(root: Path) -> dict[str, Any]:
         "sgva_clip": probe("sgva_clip", shots=[1, 2], draws=2, steps=2),
         "robustness": probe("robustness", corruptions=["jpeg_compression"], c_grid=[1.0]),
         "other_domain": probe("other_domain", domains=["fog", "sketch"], c_grid=[1.0]),
+        "flatness": probe("flatness", images=8, iterations=2, traces=2, distances=[0.5]),
     }
     config_maps = {**resolve("probe", "linear_segmentation"), "max_iter": 60}
     probes["linear_segmentation"] = stage.run(
@@ -264,6 +265,17 @@ def test_the_stage_of_other_domains_scores_the_source_as_the_other_probes_do(res
     targets = {k: v for k, v in values.items() if "fog" in k or "sketch" in k}
     assert len(targets) == 4
     assert all(0 <= value <= 1 for value in targets.values())
+
+
+def test_the_flatness_stage_measures_the_exported_backbone(results):
+    flatness = results["flatness"]
+    values = {name: v["value"] for name, v in flatness["values"].items()}
+    # A classifier fitted on these images is better than a guess among 8 classes.
+    assert 0 < values["loss"] < np.log(8)
+    assert values["largest Hessian eigenvalue"] > 0
+    assert values["sharpness, radius 0.001"] > 0
+    assert values["loss increase, distance 0.5"] > 0
+    assert "8 images" in flatness["notes"][0]
 
 
 def test_a_wrong_type_a_truncated_image_and_other_weights_are_refused(results):

@@ -233,7 +233,8 @@ class Cost(Part):
         extra_parameters: number of parameters that are trained or stored with the student and
             dropped at export.
         extra_forwards: number of forward passes of all other networks in pre-training: rows of the
-            teacher cache, live teachers, peer networks, moving averages.
+            teacher cache, live teachers, peer networks, moving averages; and of all networks in the
+            pre-trainings of teachers that the method trains.
         processor_units: matrix and vector instruction sets of the CPU, such as "amx".
     """
 
