@@ -144,13 +144,14 @@ def test_the_peer_is_another_network_with_all_maps_and_is_dropped_at_export(tmp_
 def test_all_passes_of_both_students_are_counted(tmp_path: Any):
     run = TinyRun("hssakd_online", tmp_path)
     passes: list[int] = []
-    for network in (run.model.backbone, run.model.objective.peer.backbone):
+    objective: Any = run.model.objective
+    for network in (run.model.backbone, objective.peer.backbone):
         network.register_forward_hook(lambda _m, args, _out: passes.append(len(args[0])))
     run.terms(tiny.batch(BATCH, 0))
     required = demands(resolve("method", "hssakd_online")["objective"])
     cost = extra_cost(run.model.state_dict(), required, TeacherSource(), BATCH, Rotations.copies)
     assert cost["extra_forwards"] == sum(passes) - BATCH == 7 * BATCH
-    peer = sum(v.numel() for v in run.model.objective.peer.state_dict().values())
+    peer = sum(v.numel() for v in objective.peer.state_dict().values())
     assert cost["extra_parameters"] > peer
 
 

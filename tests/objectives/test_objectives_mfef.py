@@ -53,7 +53,7 @@ def built(**arguments: Any) -> tuple[FusedMaps, Context, list[StudentOutput]]:
     return objective, ctx, outputs
 
 
-def array(x: Tensor) -> np.ndarray:
+def array(x: Any) -> np.ndarray:
     return x.detach().numpy()
 
 
@@ -166,7 +166,8 @@ def test_the_passes_of_all_peers_are_counted_and_nothing_of_the_fusion_is_export
     config = {**resolve("method", "mfef")["objective"], "peers": peers}
     run = TinyRun("mfef", tmp_path, config)
     passes: list[int] = []
-    networks = [run.model.backbone, *(peer.backbone for peer in run.model.objective.peers)]
+    objective: Any = run.model.objective
+    networks = [run.model.backbone, *(peer.backbone for peer in objective.peers)]
     for network in networks:
         network.register_forward_hook(lambda _m, args, _out: passes.append(len(args[0])))
     run.terms(tiny.batch(BATCH, 0))

@@ -121,7 +121,7 @@ def reference(net: tiny.TinyNet) -> tuple[np.ndarray, Any, Tensor]:
     """(Hessian of the loss from its definition, the loss as a function of w, w); float64."""
     data = inputs(net)
     train = data.splits["train"]
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=500))
+    model: Any = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=500))
     model.fit(train.after.astype(np.float64), train.labels)
     scaler, logistic = model[0], model[1]
     names = [name for name, _ in net.named_parameters()]
