@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kdep_bench.errors import KdepError
 from kdep_bench.objectives.base import Context, StudentOutput, demands
