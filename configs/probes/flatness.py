@@ -12,6 +12,7 @@ from kdep_bench.probes.flatness import Flatness
 probe = dict(
     name="flatness",
     about="curvature of the linear probe's loss over the backbone's weights; lower is flatter",
+    source="Li et al., NeurIPS 2018; Foret et al., ICLR 2021; Pham et al., arXiv 2206.08491",
     type=Flatness,
     folder="classify",
     c=0.1,
