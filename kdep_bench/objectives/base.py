@@ -205,7 +205,7 @@ class Component(nn.Module, ABC):
         return frozenset()
 
     @classmethod
-    def count_forwards(cls, config: Mapping[str, Any]) -> int:
+    def count_forwards(cls, config: Mapping[str, Any]) -> float:
         """`forwards` of an objective with this `config`, without its parts."""
         return cls.forwards
 
@@ -303,7 +303,7 @@ class Demands:
     needs: frozenset[str]
     requires: frozenset[str]
     couples_samples: bool
-    forwards: int = 0
+    forwards: float = 0
     levels_before: frozenset[str] = frozenset()
     has_players: bool = False
 

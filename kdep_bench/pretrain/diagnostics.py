@@ -52,7 +52,7 @@ def extra_cost(
     dropped = ("objective.", "augment.")
     parameters = sum(v.numel() for k, v in state.items() if k.startswith(dropped))
     forwards = (copies * (1 + required.forwards + teacher_source.n_live) - 1) * seen
-    return {"extra_parameters": parameters, "extra_forwards": forwards}
+    return {"extra_parameters": parameters, "extra_forwards": round(forwards)}
 
 
 def target_statistics(
