@@ -3,6 +3,7 @@
 Source       Liu et al., ACCV 2022, arXiv 2207.05273, re-implemented from notes that quote its
              equations; no code of the authors is public. Weights of the terms, dropout, the
              discriminator's size and optimiser, and the strength of the views are this project's.
+             A weight above 1 can diverge with SGD at the learning rates of the suites.
 Differs      from `fitnets` in what is compared: queries, keys and values that the student's map is
              projected to, and tokens after one linear layer per region of the image. Entries of
              the student's projections are replaced by the teacher's at random. A discriminator
@@ -32,7 +33,7 @@ method = dict(
     needs=["attention"],
     source="re-implementation of Liu et al., ACCV 2022, arXiv 2207.05273, from quoted equations",
     objective=dict(
-        type=CrossArchitectureViews, teacher_block=11, student_level="s32", adversarial=1.0
+        type=CrossArchitectureViews, teacher_block=11, student_level="s32", adversarial=0.05
     ),
     align=None,
     transform=None,

@@ -123,7 +123,7 @@ class CrossArchitecture(Objective):
         dropout: BelowOne = 0.1,
         attention: NotNegative = 1.0,
         tokens: NotNegative = 1.0,
-        weight: Positive = 20.0,
+        weight: Positive = 1.0,
     ) -> None:
         super().__init__()
         if student_level not in student_maps:
@@ -230,8 +230,8 @@ class CrossArchitectureViews(CrossArchitecture):
         dropout: BelowOne = 0.1,
         attention: NotNegative = 1.0,
         tokens: NotNegative = 1.0,
-        weight: Positive = 20.0,
-        adversarial: NotNegative = 1.0,
+        weight: Positive = 1.0,
+        adversarial: NotNegative = 0.05,
         hidden: Count = 256,
         optimizer: Mapping[str, Any] | None = None,
     ) -> None:
