@@ -154,7 +154,7 @@ def test_the_map_is_resized_to_the_grid_of_the_teacher():
 
 def discriminator_run(same_tokens: bool) -> tuple[CrossArchitectureViews, Context, Tensor]:
     """The objective after 200 steps of its discriminator, a batch, and D of both in it."""
-    objective = built(CrossArchitectureViews, dropout=0.0, hidden=8)
+    objective = built(CrossArchitectureViews, dropout=0.0, hidden=8, adversarial=1.0)
     objective.optimizer = {"type": "Adam", "lr": 0.01}
     players, ctx = Players(objective.players()), context()
     if same_tokens:
