@@ -14,9 +14,6 @@ Teacher      a vision transformer of timm, torchvision or mmpretrain with global
              Swin), whose config states its number of blocks: dinov2_vitb14, or your own with
              card=dict(blocks=12). It runs live, as the views are in no cache.
 Student      any with feature maps. The last level must be read.
-Rate         with SGD, momentum 0.9 and the weight 20 the loss can diverge at the learning rate 0.2
-             of the suites: on tiny networks it did at 0.8 with weight=5, which is the same step.
-             Use a lower rate, or objective=dict(weight=1.0, adversarial=0.05).
 Cost         one teacher pass per image; 3x3 convolutions from the student's channels to three
              times the teacher's width, on the teacher's grid, in the extra parameters. The
              discriminator takes its own step.

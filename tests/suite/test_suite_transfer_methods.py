@@ -207,11 +207,12 @@ def test_invalid_transfer_methods_are_refused_when_planned(method, change, match
 
 
 def test_the_transfer_of_a_teacher_needs_a_type():
-    teacher = dict(TEACHER, transfer=dict(weight=1.0))
+    teacher_transfer: dict[str, Any] = dict(weight=1.0)
+    teacher = dict(TEACHER, transfer=teacher_transfer)
     method = dict(name="m", pretrained_by="scratch", transfer=dict(type="x.Y", teacher=teacher))
     with pytest.raises(KdepError, match="has no `type`"):
         with_transfer(method, CONFIGS)
-    teacher["transfer"]["type"] = IRF
+    teacher_transfer["type"] = IRF
     assert with_transfer(method, CONFIGS)["transfer"]["teacher"]["transfer"]["type"] == IRF
 
 

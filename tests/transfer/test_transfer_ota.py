@@ -67,11 +67,14 @@ def test_masked_patches_are_whole_squares_of_the_mean_colour():
 def test_the_terms_of_the_generation_are_those_of_the_formula():
     x = drawn(4, 3, 5, 6)
     norm = nn.BatchNorm2d(3).double().eval()
-    norm.running_mean.copy_(torch.tensor([0.1, -0.2, 0.3]))
-    norm.running_var.copy_(torch.tensor([0.5, 2.0, 1.0]))
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert variance is not None
+    mean.copy_(torch.tensor([0.1, -0.2, 0.3]))
+    variance.copy_(torch.tensor([0.5, 2.0, 1.0]))
     pixels = x.numpy().transpose(1, 0, 2, 3).reshape(3, -1)
-    std = np.sqrt(norm.running_var.numpy() + norm.eps)
-    shift = (pixels.mean(1) - norm.running_mean.numpy()) / std
+    std = np.sqrt(variance.numpy() + norm.eps)
+    shift = (pixels.mean(1) - mean.numpy()) / std
     scale = np.sqrt(pixels.var(1) + norm.eps) / std - 1
     expected = (shift**2 + scale**2).mean()
     assert digg.statistics_loss(x, norm).item() == pytest.approx(expected, rel=1e-10)
@@ -126,7 +129,7 @@ def frechet(teacher: Teacher, first: Tensor, second: Tensor) -> float:
     with torch.no_grad():
         a, b = (teacher.extract_feat(x, "neck")[0].double().numpy() for x in (first, second))
     c, d = (np.cov(x, rowvar=False) + 1e-9 * np.eye(x.shape[1]) for x in (a, b))
-    root = linalg.sqrtm(c @ d).real
+    root = np.asarray(linalg.sqrtm(c @ d)).real
     return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(c + d - 2 * root))
 
 
@@ -163,7 +166,7 @@ def test_generation_depends_only_on_the_seed_and_leaves_the_teacher_unchanged(te
 
 @pytest.mark.parametrize("term", ["statistics", "guide", "smooth"])
 def test_each_term_changes_the_generated_images(teacher, term):
-    assert not torch.equal(made(teacher, steps=3), made(teacher, steps=3, **{term: 0.0}))
+    assert not torch.equal(made(teacher, steps=3), made(teacher, **{"steps": 3, term: 0.0}))
 
 
 def test_a_teacher_without_batch_norm_generates_by_its_guides_alone():
