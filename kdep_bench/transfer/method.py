@@ -294,8 +294,9 @@ def _output_names(
         return ()
     indices = getattr(backbone, "out_indices", None)
     if indices is None:  # a backbone that always returns its levels
-        return tuple(sorted(levels, key=lambda level: levels[level]["stride"]))
-    by_index = {int(levels[level]["out_index"]): level for level in levels}
+        by_stride = sorted((level["stride"], name) for name, level in levels.items())
+        return tuple(name for _, name in by_stride)
+    by_index = {int(level["out_index"]): name for name, level in levels.items()}
     return tuple(by_index.get(int(i)) for i in indices)
 
 

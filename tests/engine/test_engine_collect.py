@@ -242,7 +242,7 @@ def test_the_advised_fix_for_a_damaged_record_works(tmp_path):
     path = next((results / "records").glob("*.json"))
     complete = path.read_bytes()
     path.write_bytes(complete[:100])
-    with pytest.raises(KdepError, match="move the file to another folder and run the suite with"):
+    with pytest.raises(KdepError, match="move the file to another folder; running the suite with"):
         records.load(path)
     path.rename(tmp_path / path.name)
     assert collect(suite, plan, work, results)["written"] == 1

@@ -326,12 +326,14 @@ def test_the_additional_passes_of_a_transfer_method_are_counted():
         data="smoke",
         teacher="efficientnet_lite0",
         students=["resnet18_w32"],
-        methods=["scratch", dict(base="ssda", pretrained_by="scratch")],
+        methods=[
+            "scratch",
+            dict(base="ssda", pretrained_by="scratch", transfer=dict(tasks=["smoke_det_fog"])),
+        ],
         tasks=["smoke_det_fog", "smoke_det"],
         budget=suite.budget.model_dump(),
         seeds=dict(pretrain=[0], transfer=[0]),
     )
-    raw["methods"][1]["transfer"] = dict(tasks=["smoke_det_fog"])
     plan = build_plan(build_suite(raw))
     assert len([n for n in networks(plan) if n["kind"] == "task"]) == 1
     forecast = Forecast(plan, {network_id(n): {"flops": 10.0, "bytes": 7} for n in networks(plan)})

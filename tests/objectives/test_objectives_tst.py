@@ -88,10 +88,10 @@ def draw(*names: str, uniform: float = 0.999999) -> AugmentDraw:
 @pytest.mark.parametrize("name", LEARNED)
 def test_a_change_of_zero_leaves_the_image_unchanged_and_others_change_it(name: str):
     x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)).double() * 0.9
-    none, some = torch.tensor(0.0).double(), torch.tensor(0.6).double()
+    no_change, strength = torch.tensor(0.0).double(), torch.tensor(0.6).double()
     tolerance = 5e-3 if name == "solarize" else 1e-6  # its threshold is soft
-    torch.testing.assert_close(LEARNED[name](x, none), x, rtol=0, atol=tolerance)
-    changed, opposite = LEARNED[name](x, some), LEARNED[name](x, -some)
+    torch.testing.assert_close(LEARNED[name](x, no_change), x, rtol=0, atol=tolerance)
+    changed, opposite = LEARNED[name](x, strength), LEARNED[name](x, -strength)
     assert (changed - x).abs().max() > 0.01
     assert torch.equal(changed, opposite) == (name == "solarize")
 

@@ -129,7 +129,7 @@ def frechet(teacher: Teacher, first: Tensor, second: Tensor) -> float:
     with torch.no_grad():
         a, b = (teacher.extract_feat(x, "neck")[0].double().numpy() for x in (first, second))
     c, d = (np.cov(x, rowvar=False) + 1e-9 * np.eye(x.shape[1]) for x in (a, b))
-    root = np.asarray(linalg.sqrtm(c @ d)).real
+    root = np.real(np.asarray(linalg.sqrtm(c @ d)))
     return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(c + d - 2 * root))
 
 
