@@ -123,10 +123,13 @@ lightly: $(LIGHTLY)/.installed
 install: $(VENV)/.installed
 
 # --no-deps: the lock file is complete; pip's resolver would install OpenCV with GUI (see the file).
+# yapf, which mmengine imports, writes its cache at the first import. A process that reads the cache
+# at that moment gets an EOFError, so the first import is made here, by one process.
 $(VENV)/.installed: requirements.lock pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --no-deps -r requirements.lock
 	$(PY) -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(PY) -c "import yapf"
 	touch $@
 
 $(CLUSTER)/.installed: requirements-cluster.lock
