@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdep_bench.errors import KdepError
-from kdep_bench.results.teacher_measures import MEASURES, PICKER, choice
+from kdep_bench.results.teacher_measures import EXPLAINED_VARIANCE, MEASURES, PICKER, choice
 
 if TYPE_CHECKING:
     from kdep_bench.probes.teacher_sample import TeacherMeasures
@@ -73,6 +73,7 @@ def _run(args: argparse.Namespace) -> None:
     from kdep_bench.probes.teacher_sample import measure_teacher, sample_files
 
     files = sample_files(args.images, args.count, args.seed)
+    _check_measure(args.by, len(files), width)
     measured = []
     for config in configs:
         print(f"{config['name']}: {len(files)} images", file=sys.stderr, flush=True)
@@ -89,6 +90,26 @@ def _check_numbers(args: argparse.Namespace) -> None:
             raise KdepError(
                 f"--{name} is {value}", expected=f"{low} or more", fix=f"correct --{name}"
             )
+
+
+def _check_measure(measure: str, images: int, width: int | None) -> None:
+    """Raises KdepError if the measure of the choice is not defined; see `teacher_features.spread`.
+
+    Args:
+        measure: its name.
+        images: number of images.
+        width: channels of the student; None if unknown.
+    """
+    if measure != EXPLAINED_VARIANCE or (width is not None and images > width):
+        return
+    channels = "an unknown number of" if width is None else f"{width}"
+    raise KdepError(
+        f"the {measure} of {images} images is not defined for a student with {channels} channels",
+        expected="more images than channels of the student",
+        fix="set --width, or choose another measure with --by"
+        if width is None
+        else "raise --count, name a folder with more images, or choose another measure with --by",
+    )
 
 
 def _teachers(args: argparse.Namespace) -> tuple[list[dict[str, Any]], int | None, list[str]]:

@@ -617,9 +617,9 @@ class _AttributedCosts:
         return round(sum(seconds), 3) if kind == "cache" else sum(seconds)
 
     def pretraining_seconds(self) -> float | None:
-        """Seconds of the pre-training, and of making its images if the method makes its own."""
+        """Seconds of the pre-trainings, and of making the images of methods that make their own."""
         seconds, made = self.wall_seconds("pretrain"), self.wall_seconds("synthesis")
-        if "synthesis" not in self.stages or seconds is None:
+        if not self.stages_of_kind("synthesis") or seconds is None:
             return seconds
         return None if made is None else seconds + made
 
@@ -630,7 +630,9 @@ class _AttributedCosts:
         """
         if "teacher" not in record["spec"] or record["kind"] != "cache":
             return 1.0
-        if "synthesis" in self.stages:  # the cache has the images of this method only
+        roles = [role for role, stage in self.stages.items() if stage is record]
+        # A cache of the images that a method has made has the images of this method only.
+        if any(role.removesuffix("cache") + "synthesis" in self.stages for role in roles):
             return 1.0
         return self.run.fraction / record["spec"].get("share", 1.0)
 
@@ -665,7 +667,8 @@ def _cost_fields(run: TransferRun, stages: Mapping[str, Json | None], report_tim
     environment = last_stage["environment"] if last_stage else {}
     extra_forwards = outputs.get("extra_forwards")  # old pre-trainings did not count them
     if extra_forwards is not None:
-        made = _outputs(stages, "synthesis").get("forwards") or 0  # of the teacher, for the images
+        synthesis = [r["outputs"] for r in costs.stages_of_kind("synthesis") if r]
+        made = sum(o.get("forwards") or 0 for o in synthesis)  # of the teacher, for the images
         upstream_forwards = costs.intermediate_forwards() + (costs.cache_total("forwards") or 0)
         extra_forwards = round(extra_forwards + made + upstream_forwards)
     return {

@@ -12,7 +12,12 @@ from kdep_bench.probes import linear
 from kdep_bench.probes.base import Features, Inputs, Measured, Probe, Value, top1, unit
 from kdep_bench.probes.cka import linear_cka
 from kdep_bench.probes.effective_rank import effective_rank, participation_ratio, singular_values
-from kdep_bench.results.teacher_measures import ACCURACY, EFFECTIVE_RANK, PICKER
+from kdep_bench.results.teacher_measures import (
+    ACCURACY,
+    EFFECTIVE_RANK,
+    EXPLAINED_VARIANCE,
+    PICKER,
+)
 
 FEWEST = 4  # images
 
@@ -75,7 +80,7 @@ def spread(x_ND: np.ndarray, width: int | None) -> dict[str, float]:
         )
     values = {PICKER: participation_ratio(s), EFFECTIVE_RANK: effective_rank(s)}
     if width is not None and len(x_ND) > width:
-        values["explained variance"] = float((s[:width] ** 2).sum() / (s**2).sum())
+        values[EXPLAINED_VARIANCE] = float((s[:width] ** 2).sum() / (s**2).sum())
     return {**values, "mean cosine": mean_cosine(x_ND), "uniformity": uniformity(x_ND)}
 
 

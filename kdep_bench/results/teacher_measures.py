@@ -36,6 +36,7 @@ class Measure(NamedTuple):
 # (participation ratio: 19 and 72).
 PICKER = "participation ratio"
 EFFECTIVE_RANK = "effective rank"
+EXPLAINED_VARIANCE = "explained variance"
 ACCURACY = "linear probe accuracy"
 TOP1 = "reported top-1"
 MEASURES: Mapping[str, Measure] = {
@@ -50,7 +51,7 @@ MEASURES: Mapping[str, Measure] = {
         "exp(entropy of the singular values of the centred features); RankMe (Garrido et al., ICML "
         "2023)",
     ),
-    "explained variance": Measure(
+    EXPLAINED_VARIANCE: Measure(
         -1,
         "unlabelled images",
         "fraction of the variance in as many principal components as the student has channels",

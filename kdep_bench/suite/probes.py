@@ -189,6 +189,13 @@ def check_probe_teacher(suite: Suite, student: Json, method: Json, probe: Json) 
             f"{student['name']!r}",
             fix="set suite.teacher, or remove the probe",
         )
+    if uses_method_teacher and method.get("synthesis") is not None:
+        raise KdepError(
+            f"{label} compares the features of pool images with those of each method's own teacher "
+            f"for the same images, but the teacher of the method {method['name']!r} has only seen "
+            "the images that the method makes (`synthesis`)",
+            fix="set teacher='suite' in the probe's config, or remove the method or the probe",
+        )
     is_stored = "pooled" in method_needs(method) or "probabilities" not in method_needs(method)
     is_live = method.get("teacher_source") == "live" and not method.get("align")
     if uses_method_teacher and (is_live or not is_stored):

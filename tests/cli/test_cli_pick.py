@@ -71,6 +71,21 @@ def test_a_suite_s_teachers_are_ranked_by_the_measure_and_the_others_are_named(
 
 
 @pytest.mark.parametrize(
+    ("width", "message"),
+    [([], "unknown number of channels"), (["--width", "12"], "student with 12 channels")],
+)
+def test_a_measure_that_is_not_defined_for_the_images_is_refused_before_a_teacher_runs(
+    images: Path, width: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teachers = ["efficientnet_lite0", "efficientnet_lite2", "--images", str(images)]
+    assert pick.main([*teachers, *width, "--by", "explained variance"]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.out == ""
+    assert "12 images\n" not in printed.err
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["efficientnet_lite0"], "one teacher to choose from"),

@@ -104,3 +104,16 @@ def test_a_batch_larger_than_the_few_images_is_no_reason_to_refuse(
     monkeypatch.setattr(image_counts, "teachers_by_role", lambda *_: [])
     (run,) = image_counts._chain(suite, suite.students[0], method, None, 1.0, 0.1, 100)
     assert (run.images, run.pool) == (3210, 3210)
+
+
+def test_a_probe_does_not_compare_pool_images_with_the_images_that_a_method_made():
+    """Rows of the pool would be read from the cache of other images."""
+    method = dict(
+        base="fs_bbt",
+        name="fs_logits",
+        needs=["logits"],
+        objective=dict(_delete_=True, type="kdep_bench.objectives.logit_kd.LogitKD"),
+    )
+    with pytest.raises(KdepError, match=r"only seen the images that the method makes"):
+        plan(method, probes=["teacher"])
+    assert plan(method, probes=["knn"]).probes
