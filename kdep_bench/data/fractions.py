@@ -72,6 +72,10 @@ def select_for_spec(
     )
 
 
+# Note of a record whose images were drawn per class.
+DRAWN_BY_LABEL = "the images of the data fraction were drawn per class, by label"
+
+
 def labels_for_fraction(spec: Mapping[str, Any], inputs: Mapping[str, Path]) -> Path | None:
     """The labels file if the stage's spec has share_by="class", otherwise None."""
     grouping = spec.get("share_by", "image")

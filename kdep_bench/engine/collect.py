@@ -378,6 +378,7 @@ def _measured_fields(run: TransferRun, stages: Mapping[str, Json | None], transf
         },
         "notes": [
             *_data_notes(run, stages),
+            *_outputs(stages, "synthesis").get("notes", []),
             *_outputs(stages, "pretrain").get("notes", []),
             *outputs.get("notes", []),
         ],

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import torch
 
-from kdep_bench.data.fractions import select_for_spec
+from kdep_bench.data.fractions import DRAWN_BY_LABEL, labels_for_fraction, select_for_spec
 from kdep_bench.data.images import read_rgb
 from kdep_bench.data.listing import list_images
 from kdep_bench.data.views import render
@@ -45,15 +45,15 @@ def prepare(
     """Writes the few images and the images made from them into `out/data/pool/images`.
 
     Args:
-        spec: `synthesis`, config of a FewShotImages; `teacher`, config of the teacher; `share` and
-            `share_seed`, the data fraction of the few images; `seed`.
+        spec: `synthesis`, config of a FewShotImages; `teacher`, config of the teacher; `share`,
+            `share_seed` and `share_by`, the data fraction of the few images; `seed`.
         inputs: `prepare`, the stage of the data.
         out: folder of this stage.
         progress: called with (done, total, note).
 
     Returns:
         counts, source, fingerprint, made ({kind: images}), forwards (images that the teacher saw),
-        train_s (seconds).
+        train_s (seconds), notes.
 
     Raises:
         KdepError: a teacher without class probabilities, or fewer than two images.
@@ -84,6 +84,7 @@ def prepare(
         "made": counts,
         "forwards": len(pixels),
         "train_s": round(time.perf_counter() - start, 2),
+        "notes": [DRAWN_BY_LABEL] if labels_for_fraction(spec, inputs) else [],
     }
 
 

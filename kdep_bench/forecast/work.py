@@ -70,9 +70,15 @@ def trained_peers(spec: Json) -> list[Json]:
     objective is their number, `peer` the config of another network.
     """
     objective = spec["method"].get("objective") or {}
-    default = class_value(resolve_alias(objective.get("type")), "trained_peers") or 0
+    default = _of_objective(spec, "trained_peers")
     count = int(objective.get("peers", default)) if default else 0
     return [objective.get("peer") or spec["student"]] * count
+
+
+def _of_objective(spec: Json, name: str) -> int:
+    """A class attribute of the objective, a number; 0 without it. `spec`: of a pre-training."""
+    path = resolve_alias((spec["method"].get("objective") or {}).get("type"))
+    return int(class_value(path, name) or 0)
 
 
 def task_network(task: Json, student: Json) -> Json:
@@ -267,6 +273,11 @@ class Forecast:
             *((peer, student_network(peer), FORWARD_AND_BACKWARD) for peer in trained_peers(spec)),
             *((teacher, teacher_network(teacher), 1) for teacher in live_teachers(spec)),
         ]
+        if passes := _of_objective(spec, "student_passes"):
+            run_with_student.append((spec["student"], network, passes * FORWARD_AND_BACKWARD))
+        if passes := _of_objective(spec, "teacher_passes"):
+            teacher = self._first_teacher(stage)
+            run_with_student.append((teacher, teacher_network(teacher), passes))
         for config, network_config, passes in run_with_student:
             _, network_counts = self.network(config, network_config)
             if flops_per_image is not None and network_counts:
@@ -277,6 +288,13 @@ class Forecast:
         images_seen *= _copies(spec["method"])
         flops = None if flops_per_image is None else images_seen * flops_per_image
         return ResourceEstimate(images_seen, flops, disk, why)
+
+    def _first_teacher(self, stage: Stage) -> Json:
+        """Config of the first teacher of a pre-training, live or in a cache."""
+        if live := live_teachers(stage.spec):
+            return live[0]
+        cache = next(i for role, i in stage.needs.items() if role.rpartition(".")[2] == "cache")
+        return self.plan.stages[cache].spec["teacher"]
 
     def _export(self, stage: Stage) -> ResourceEstimate:
         network = student_network(stage.spec["student"])

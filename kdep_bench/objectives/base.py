@@ -231,6 +231,9 @@ class Objective(Component):
         trained_peers: number of other networks that are trained with the student, for forecasts;
             they have the student's architecture or the config in the argument `peer`. An argument
             `peers` of the class replaces it.
+        student_passes, teacher_passes: for forecasts, the number of additional passes per sample
+            in which the student is trained, and of passes of the teacher in the training step, also
+            if its cache is read.
     """
 
     has_players: ClassVar[bool] = False
@@ -239,6 +242,8 @@ class Objective(Component):
     skips_held_out: ClassVar[bool] = False
     compares_candidates: ClassVar[bool] = False
     trained_peers: ClassVar[int] = 0
+    student_passes: ClassVar[int] = 0
+    teacher_passes: ClassVar[int] = 0
 
     @abstractmethod
     def terms(self, ctx: Context) -> dict[str, Tensor]:

@@ -55,6 +55,8 @@ class TeachWhatYouShould(Objective):
     requires = frozenset({"width", "teacher_classes", "teacher_config"})
     has_players = True
     forwards = 2  # teacher and student on x'
+    student_passes = 1
+    teacher_passes = 1
 
     def __init__(
         self,

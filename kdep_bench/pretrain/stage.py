@@ -8,7 +8,13 @@ from typing import Any
 
 from kdep_bench import openmmlab
 from kdep_bench.augments.base import augment_class
-from kdep_bench.data.fractions import labels_file, labels_for_fraction, save_list, select_for_spec
+from kdep_bench.data.fractions import (
+    DRAWN_BY_LABEL,
+    labels_file,
+    labels_for_fraction,
+    save_list,
+    select_for_spec,
+)
 from kdep_bench.data.views import open_views
 from kdep_bench.objectives.base import Demands, demands
 from kdep_bench.pretrain.assemble import (
@@ -93,7 +99,7 @@ def run(
     openmmlab.leave_distributed()
     by_label = None
     if fraction_labels:
-        by_label = "the images of the data fraction were drawn per class, by label"
+        by_label = DRAWN_BY_LABEL
     notes = [by_label, epochs_note(budget, images, len(views.files), steps)]
     notes.append(measurements.get("teacher_weights", {}).get("note"))
     return {

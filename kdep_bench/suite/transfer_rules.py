@@ -194,6 +194,15 @@ def check_teacher(transfer: StudentTransfer) -> None:
         )
     for task in tasks_for(transfer.suite, transfer.method):
         check_task(student, task)
+        # A dense task has one image size for all students, a classifier that of the student.
+        own_px, px = student["input_px"], transfer.student["input_px"]
+        if task["family"] == "classification" and own_px != px:
+            raise KdepError(
+                f"the teacher of {transfer.label} is trained on images of {own_px} pixels, but "
+                f"reads those of the student {transfer.student['name']!r}, of {px} pixels",
+                expected="one input size",
+                fix=f"set student=dict(base={student['name']!r}, input_px={px}) in its `teacher`",
+            )
     if transfer.teacher.get("transfer") is not None:
         _check_teacher_transfer(transfer, transfer.teacher["transfer"])
     check_pair(transfer.suite, student, method, transfer.suite_teacher)

@@ -48,8 +48,9 @@ def outputs_before(pretrain: Path) -> dict[str, Json]:
     """Outputs, by kind, of the pre-training stage in `pretrain` and of the stages that it used.
 
     Stages are read from the same work dir; missing stages are left out. If two stages have the same
-    kind, the one that is closer to pre-training is used. For a method with several teachers, cache
-    and alignment have the role of the teacher in their key: "large.cache".
+    kind, the one that is closer to pre-training is used; the stage that makes the images of a
+    method from those of the pool has the key "synthesis", not "prepare". For a method with several
+    teachers, cache and alignment have the role of the teacher in their key: "large.cache".
     """
     stage_outputs: dict[str, Json] = {}
     todo, seen = [("", pretrain.name)], set[str]()
@@ -60,8 +61,11 @@ def outputs_before(pretrain: Path) -> dict[str, Json]:
         seen.add(stage)
         with contextlib.suppress(KdepError, OSError, KeyError, AttributeError):
             record = read_strict(pretrain.parent / stage / "stage.json", follow=False)
-            has_role = role.partition(".")[2] == record["kind"]
-            stage_outputs.setdefault(role if has_role else record["kind"], record["outputs"])
+            kind = record["kind"]
+            if kind == "prepare" and "prepare" in record["needs"]:
+                kind = "synthesis"
+            has_role = role.partition(".")[2] == kind
+            stage_outputs.setdefault(role if has_role else kind, record["outputs"])
             is_pretrain = stage == pretrain.name
             for input_name, needed_stage in record["needs"].items():
                 todo.append((input_name if is_pretrain else "", needed_stage))

@@ -167,6 +167,20 @@ def test_a_peer_that_is_trained_costs_as_much_as_a_student():
     assert "resnet18_w48 are unknown" in unknown.why
 
 
+def test_passes_on_augmented_images_are_counted_for_cached_and_live_teachers():
+    live = dict(base="tst", name="live", teacher_source="live")
+    plan = build_plan(build(methods=["logit_kd", "tst", live]))
+    by_method = {s.spec["method"]["name"]: s for s in plan.stages.values() if s.kind == "pretrain"}
+    student = student_network(by_method["tst"].spec["student"])
+    teacher = teacher_network(by_method["live"].spec["teacher"])
+    counts = {network_id(student): {"flops": 10, "bytes": 1}, network_id(teacher): {"flops": 7}}
+    forecast = Forecast(plan, counts)
+    images = forecast.estimate(by_method["logit_kd"]).images
+    assert images
+    for name, flops in {"logit_kd": 30, "tst": 2 * 30 + 7, "live": 2 * 30 + 2 * 7}.items():
+        assert forecast.estimate(by_method[name]).flops == images * flops, name
+
+
 def test_a_network_s_id_depends_only_on_what_changes_its_flops():
     suite = load_suite("paper_r18")
     (student,), teacher = suite.students, suite.variants[0].teachers["resnet18"]

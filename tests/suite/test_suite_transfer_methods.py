@@ -186,6 +186,16 @@ UNKNOWN_ARGUMENT = dict(base="nfd_transfer", transfer=dict(objective=dict(wieght
             CLASSIFICATION,
             "does not exist",
         ),
+        (
+            dict(
+                base="ota",
+                transfer=dict(
+                    teacher=dict(student=dict(base="efficientnet_lite0_trunk", input_px=96))
+                ),
+            ),
+            CLASSIFICATION,
+            "is trained on images of 96 pixels, but reads those .* of 64 pixels",
+        ),
         (dict(base="ota", transfer=dict(start="pixels")), CLASSIFICATION, "start = 'pixels'"),
         (
             "scratch",

@@ -116,6 +116,22 @@ def test_the_same_tensors_make_the_same_file(tmp_path: Path):
     assert digest == export.save_tensors(tensors, tmp_path / "b.pth")
 
 
+def test_the_data_of_a_card_are_the_pool_and_not_the_images_that_a_method_made(tmp_path: Path):
+    records = {
+        "pretrain": ({"views": "views-1"}, {"images": 64}),
+        "views-1": ({"prepare": "prepare-made"}, {}),
+        "prepare-made": ({"prepare": "prepare-pool"}, {"fingerprint": "made"}),
+        "prepare-pool": ({}, {"fingerprint": "pool", "licences": {"set": "its own"}}),
+    }
+    for name, (needs, outputs) in records.items():
+        (tmp_path / name).mkdir()
+        record = {"kind": name.partition("-")[0], "needs": needs, "outputs": outputs}
+        write_json(tmp_path / name / "stage.json", record)
+    outputs = model_card.outputs_before(tmp_path / "pretrain")
+    assert outputs["prepare"] == {"fingerprint": "pool", "licences": {"set": "its own"}}
+    assert outputs["synthesis"] == {"fingerprint": "made"}
+
+
 def test_a_model_card_is_written_next_to_the_backbone(tmp_path, in_subprocess):
     """The card repeats values of the plan and of the records of earlier stages."""
     in_subprocess(export_random, SMALL, tmp_path)
