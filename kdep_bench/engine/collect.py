@@ -597,8 +597,18 @@ class _AttributedCosts:
     report_times: bool
 
     def stages_of_kind(self, kind: str) -> list[Json | None]:
-        """The stages of a kind; a stage that several teachers of the run share is listed once."""
-        same_kind = [r for role, r in self.stages.items() if role.rpartition(".")[2] == kind]
+        """The stages of a kind; a stage that several teachers of the run share is listed once.
+
+        A tuned teacher that is the student itself (teacher="self") has the same pre-training. If
+        it is that of another seed, because all runs share the teacher, it is not listed.
+        """
+        tuned = (self.run.method.get("transfer") or {}).get("teacher") or {}
+        is_self = "student" in tuned and tuned["student"] is None and kind != "transfer"
+        same_kind = [
+            r
+            for role, r in self.stages.items()
+            if role.rpartition(".")[2] == kind and not (is_self and role.startswith("tuned."))
+        ]
         return list({id(record): record for record in same_kind}.values())
 
     def wall_seconds(self, kind: str) -> float | None:

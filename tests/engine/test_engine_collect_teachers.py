@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import pytest
+
 from kdep_bench.engine.collect import _cost_fields, _teacher_fields
 from kdep_bench.suite.config import build_suite, load_suite
 from kdep_bench.suite.graph import TransferRun
@@ -83,6 +85,20 @@ def test_the_images_that_an_intermediate_teacher_s_method_makes_are_part_of_the_
     assert cost["cache_s"] == 4.0 + 9.0
     assert cost["extra_forwards"] == 5 + 300 + 100 + 20
     assert cost["pretrain_s"] == 3.0 + 50.0
+
+
+@pytest.mark.parametrize(("student", "pretrainings"), [(None, 1), ({"name": "other"}, 2)])
+def test_a_teacher_with_the_student_s_own_pretraining_adds_none(student: Any, pretrainings: int):
+    """All seeds share the teacher, which has the pre-training of the first seed."""
+    run = transfer_run("kdep")
+    teacher = {"student": student, "method": run.method}
+    run = dataclasses.replace(run, method={**run.method, "transfer": {"teacher": teacher}})
+    upstream = stages(cache=cache_stage("aa", 2e9, 300, 4.0))
+    outputs = {"extra_forwards": 0, "images_seen": 64, "train_s": 3.0}
+    first_seed = {**upstream["pretrain"], "outputs": outputs}
+    cost = _cost_fields(run, {**upstream, "tuned.pretrain": first_seed}, report_times=True)
+    assert cost["pretrain_s"] == 3.0 * pretrainings
+    assert cost["extra_forwards"] == 5 + 300 + 64 * (pretrainings - 1)
 
 
 def test_several_teachers_are_joined_in_a_record_and_unknown_flops_stay_unknown():
