@@ -24,10 +24,14 @@ def given_paths(config: Config) -> dict[str, Path]:
     """Paths of the files and folders that the config names and that exist, by config key.
 
     A string is taken as a path if its key is `weights` or if it contains a "/". Weights with a
-    stated `sha256` are left out: that hash identifies them, and is checked when they are read.
+    stated `sha256` are left out: that hash identifies them, and is checked when they are read. The
+    paths in a config inside this one, such as the teacher of a black box, have keys such as
+    "teacher.weights".
     """
-    paths = {}
+    paths: dict[str, Path] = {}
     for key, value in config.items():
+        if isinstance(value, Mapping) and "type" in value:
+            paths |= {f"{key}.{inner}": path for inner, path in given_paths(value).items()}
         if key in ("type", "name", CONTENT) or not isinstance(value, str):
             continue
         if key == "weights" and config.get("sha256") is not None:

@@ -59,8 +59,14 @@ def spread(x_ND: np.ndarray, width: int | None) -> dict[str, float]:
             out unless there are more images than channels (it would be 1).
 
     Raises:
-        KdepError: fewer than four images, features that are not finite, or equal for all images.
+        KdepError: no feature (a black box), fewer than four images, features that are not finite,
+            or equal for all images.
     """
+    if not x_ND.shape[1]:
+        raise KdepError(
+            "the teacher has no feature, only class probabilities",
+            fix="leave it out, or choose the network inside it",
+        )
     if len(x_ND) < FEWEST:
         raise KdepError(
             f"a teacher cannot be measured on {len(x_ND)} images",

@@ -143,6 +143,8 @@ def _variants(suite: Suite) -> list[Suite]:
 
 
 def _teacher(teacher: Json) -> Json:
-    """The teacher config with random weights and a small input."""
+    """The teacher config with random weights and a small input; of a black box, what is inside."""
     name = f"random_{teacher['name']}"
+    if isinstance(inside := teacher.get("teacher"), dict):
+        return {**teacher, "name": name, "teacher": _teacher(inside)}
     return {**teacher, "name": name, "input_px": TEACHER_PX, "weights": "random"}

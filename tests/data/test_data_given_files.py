@@ -32,6 +32,19 @@ def test_a_folder_of_weights_is_identified_by_all_its_files(tmp_path: Path) -> N
     assert with_content(config, lambda s: Catalogue(s).scan()) != before
 
 
+def test_the_weights_of_a_teacher_inside_another_are_identified(tmp_path: Path) -> None:
+    file = tmp_path / "w.pth"
+    file.write_bytes(b"a")
+    config = {"type": "box", "name": "b", "teacher": {"type": "x", "weights": str(file)}}
+    planned = with_content(config, lambda s: Catalogue(s).scan())
+    assert set(planned["content"]) == {"teacher.weights"}
+    assert without_content(planned) == config
+    file.write_bytes(b"b")
+    assert with_content(config, lambda s: Catalogue(s).scan()) != planned
+    with pytest.raises(KdepError, match=r"w\.pth \(teacher\.weights\) changed"):
+        without_content(planned)
+
+
 def test_values_that_are_not_paths_are_not_read_as_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,11 @@ def test_the_measures_do_not_depend_on_rotation_scale_or_order_of_images():
         assert changed[name] == pytest.approx(value, rel=1e-4), name
 
 
+def test_a_black_box_has_no_measures():
+    with pytest.raises(KdepError, match="only class probabilities"):
+        spread(np.empty((8, 0), np.float32), 5)
+
+
 def test_the_explained_variance_is_left_out_where_it_would_always_be_one():
     assert "explained variance" not in spread(features(40, 60), 40)
     assert "explained variance" in spread(features(41, 60), 40)

@@ -200,3 +200,14 @@ def test_rehearsals_use_a_separate_folder(
     assert main(["pocket", "--rehearse", "--work-dir", str(tmp_path)]) == 2
     assert "cannot be rehearsed" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_teacher_inside_a_black_box_has_random_weights_in_a_rehearsal():
+    suite = rehearsed(build_suite(raw(teacher="efficientnet_lite0_black_box", methods=["tinyvit"])))
+    teachers = [t for v in suite.variants for t in v.teachers.values() if t is not None]
+    assert teachers
+    for teacher in teachers:
+        assert "weights" not in teacher
+        assert teacher["teacher"]["weights"] == "random"
+        assert teacher["teacher"]["input_px"] == TEACHER_PX
+    build_plan(suite)
