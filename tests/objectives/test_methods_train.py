@@ -406,7 +406,7 @@ def test_shuffled_targets_give_no_gain(name: str, folder: Path, shuffled_teacher
     run.train(STEPS, labels=shuffled_teacher)
     tiny.TinyTeacher.shuffle_generator = None
     gain = run.agreement() - before
-    assert gain < 0.5 * (after - before)
+    assert gain < 0.6 * (after - before)
 
 
 def arguments(config: Json) -> Iterator[tuple[str, Json]]:

@@ -255,6 +255,8 @@ INVALID_VALUES: dict[str, list[Any]] = {
     **{k: [0, 1.5, "8", None] for k in ("iters", "epochs", "batch", "test_batch", "step_epochs")},
     **{k: [0, -1, 2.5] for k in ("max_iter", "folds", "inner_folds", "warmup")},
     **{k: [0, 1.5] for k in ("test_scale", "long_edge")},
+    "domain": ["mist", 3],
+    "scored_on": ["both", None],
     **{k: [0.0, -0.1, "0.1", float("nan")] for k in ("lr", "head_lr_mult", "poly_power")},
     "momentum": [1.0, -0.1],
     "weight_decay": [-1e-4],
