@@ -1,7 +1,7 @@
 """Ablation of distillation: knowledge x matching x initialisation x shape, at equal parameters.
 
 Command   python tools/run_suite.py configs/suites/ablation_pocket.py   (can be stopped and resumed)
-Cost      not run yet. 132 pre-trainings of 800 steps and 12 students without pre-training, three
+Cost      not run yet. 132 pre-trainings of 800 steps and 6 students without pre-training, three
           tasks each: about eight hours on two cores, if a step takes three times as long as that of
           ResNet-18 of half width; `--dry-run` forecasts it once one of them has finished
 Outcome   tables that compare the levels of each factor over all combinations of the others, with
@@ -22,7 +22,9 @@ Revisited", arXiv 2206.14366), whose factors are read from its abstract, in thei
                     channels) at 1.46 and 1.42 M parameters
 
 Teacher and students are EfficientNet-Lite0 networks; the students have no last 1x1 convolution.
-Students with copied weights contain knowledge of ImageNet's labels before they are trained.
+Students with copied weights contain knowledge of ImageNet's labels before they are trained; their
+rows say that labels were used. `scratch` has random weights only: copied weights without training
+would be one network for all seeds.
 Everything else is as in `methods_pocket`: 3,200 images, two fixed views, 16 epochs, three seeds.
 All combinations have the learning rate 0.05, which is not tuned: a rate for each would cost four
 times as much. Precision is float32, because bfloat16 does not speed up depthwise convolutions on
@@ -110,7 +112,10 @@ def student(shape, initialisation):
         tap="output",
         pyramid=dict(out_indices=(0, 1, 2, 3), channels=channels, strides=(4, 8, 16, 32)),
         dilated=dict(output_stride=8),
-        card=dict(factors=dict(initialisation=initialisation, shape=shape)),
+        card=dict(
+            factors=dict(initialisation=initialisation, shape=shape),
+            labels_used=initialisation == "copied",  # the teacher was trained with ImageNet's labels
+        ),
     )
 
 
@@ -136,7 +141,7 @@ suite.update(
         for shape in ("shallow", "deep")
     ],
     methods=[
-        "scratch",
+        dict(base="scratch", students=[f"lite0_{shape}_random" for shape in shapes]),
         pooled("logits", "logit_kd"),
         *(
             on_levels(knowledge, matching)

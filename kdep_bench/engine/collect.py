@@ -26,7 +26,7 @@ from kdep_bench.suite.data_identity import CONTENT
 from kdep_bench.suite.factors import grid_of
 from kdep_bench.suite.graph import Plan, TransferRun
 from kdep_bench.suite.methods import row_name, tuned_teacher, with_role_teachers, without
-from kdep_bench.suite.schema import Json, Suite, label_policy, method_needs
+from kdep_bench.suite.schema import Json, Suite, label_policy, labels_of_run, method_needs
 from kdep_bench.suite.teachers import teacher_config_for
 from kdep_bench.suite.train_test_overlap import overlap_notes
 
@@ -315,7 +315,7 @@ def _planned_fields(
     return {
         "id": run.id,
         "suite": suite.name,
-        "arm": _method_fields(method),
+        "arm": _method_fields(method, run.student),
         "student": {
             "name": run.student["name"],
             "width": run.student["width"],
@@ -464,15 +464,14 @@ def _planned_epochs(pretrain: Json | None) -> float | None:
     return budget["epochs"] * (pool / images if budget.get("epochs_over") == "pool" else 1)
 
 
-def _method_fields(method: Json) -> Json:
+def _method_fields(method: Json, student: Json) -> Json:
     """The record's field about the method; it describes the transfer method as well, if any."""
     transfer = method.get("transfer")
     configs = [method] if transfer is None else [method, transfer]
     return {
         "method": row_name(method),
         "family": configs[-1].get("family", ""),
-        "label_policy": label_policy(method),
-        "labels_used": bool(method.get("labels_used")),
+        **labels_of_run(method, student),
         "reconstruction": any(bool(config.get("reconstruction")) for config in configs),
         "source": "; ".join(config["source"] for config in configs if config.get("source")),
     }

@@ -14,7 +14,7 @@ from kdep_bench.safe_files import is_real_folder
 from kdep_bench.suite.data_identity import CONTENT
 from kdep_bench.suite.graph import Plan, ProbeRun
 from kdep_bench.suite.methods import DESCRIPTION_KEYS, without
-from kdep_bench.suite.schema import Json, Suite, label_policy
+from kdep_bench.suite.schema import Json, Suite, labels_of_run
 
 if TYPE_CHECKING:
     from kdep_bench.results.records.probe_record import ProbeRecord
@@ -119,8 +119,7 @@ def _planned_fields(suite: Suite, run: ProbeRun, chains: Chains) -> Json:
         "method": {
             "method": method["name"],
             "family": method.get("family", ""),
-            "label_policy": label_policy(method),
-            "labels_used": bool(method.get("labels_used")),
+            **labels_of_run(method, run.student),
             "reconstruction": bool(method.get("reconstruction")),
             "source": method.get("source", ""),
         },

@@ -171,7 +171,8 @@ class _Student(_Part):
         tap: layer whose pooled output is the feature.
         pyramid: out_indices, channels and strides of the feature maps, for dense tasks.
         dilated: strides and dilations of the backbone's stages, for tasks with `dilate`.
-        card: description; `factors` are its levels in an ablation, see suite/factors.py.
+        card: description; `factors` are its levels in an ablation, see suite/factors.py;
+            `labels_used` states that its initial weights were trained with labels.
     """
 
     name: str
@@ -433,6 +434,16 @@ def label_policy(method: Json) -> str:
     if method.get("weights") is None and not method_needs(method):
         return "none"
     return "labels" if method.get("labels_used") else "label-free"
+
+
+def labels_of_run(method: Json, student: Json) -> Json:
+    """`label_policy` and `labels_used` of a method with a student, as in records.
+
+    A student whose initial weights were trained with labels makes every method one with labels.
+    """
+    if (student.get("card") or {}).get("labels_used"):
+        return {"label_policy": "labels", "labels_used": True}
+    return {"label_policy": label_policy(method), "labels_used": bool(method.get("labels_used"))}
 
 
 def uses_teacher(method: Json) -> bool:

@@ -67,8 +67,8 @@ def test_the_cost_counts_every_teacher_s_cache():
 
 def test_a_cache_shared_by_two_intermediate_teachers_is_counted_once():
     """Two intermediate teachers, both pre-trained by the suite's teacher."""
-    shared, own = cache_stage("aa", 2e9, 300, 4.0), cache_stage("bb", 3e9, 300, 9.0)
-    upstream = stages(a_teacher_cache=shared, b_teacher_cache=shared, a_cache=own)
+    shared, a_cache = cache_stage("aa", 2e9, 300, 4.0), cache_stage("bb", 3e9, 300, 9.0)
+    upstream = stages(a_teacher_cache=shared, b_teacher_cache=shared, a_cache=a_cache)
     cost = _cost_fields(transfer_run("ebkd"), upstream, report_times=True)
     assert cost["extra_forwards"] == 5 + 300 + 300
     assert cost["cache_s"] == 13.0
@@ -77,10 +77,10 @@ def test_a_cache_shared_by_two_intermediate_teachers_is_counted_once():
 def test_the_images_that_an_intermediate_teacher_s_method_makes_are_part_of_the_cost():
     """At a data fraction of 0.5, the cache of these images has no others, so all of it counts."""
     run = dataclasses.replace(transfer_run("takd"), fraction=0.5)
-    made, own = cache_stage("aa", 2e9, 300, 4.0), cache_stage("bb", 3e9, 100, 9.0)
-    own["spec"]["share"] = 0.5
+    made, student_cache = cache_stage("aa", 2e9, 300, 4.0), cache_stage("bb", 3e9, 100, 9.0)
+    student_cache["spec"]["share"] = 0.5
     synthesis = {"kind": "prepare", "spec": {}, "wall_s": 50.0, "outputs": {"forwards": 20}}
-    upstream = stages(teacher_cache=made, cache=own, teacher_synthesis=synthesis)
+    upstream = stages(teacher_cache=made, cache=student_cache, teacher_synthesis=synthesis)
     cost = _cost_fields(run, upstream, report_times=True)
     assert cost["cache_s"] == 4.0 + 9.0
     assert cost["extra_forwards"] == 5 + 300 + 100 + 20

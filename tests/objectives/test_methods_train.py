@@ -398,15 +398,16 @@ def test_the_loss_falls_and_agreement_rises(name: str, folder: Path):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_shuffled_targets_give_no_gain(name: str, folder: Path, shuffled_teacher: torch.Generator):
-    # The reference run is without shuffling.
+    # The reference run is without shuffling, and so is the set-up: each call of the teacher in it
+    # would use a permutation, and the bound would depend on how many calls it makes.
     tiny.TinyTeacher.shuffle_generator, generator = None, tiny.TinyTeacher.shuffle_generator
     (_, before), (_, after) = train_with_teacher(name, subfolder(folder, name))
-    tiny.TinyTeacher.shuffle_generator = generator
     run = TinyRun(name, subfolder(folder, name))
+    tiny.TinyTeacher.shuffle_generator = generator
     run.train(STEPS, labels=shuffled_teacher)
     tiny.TinyTeacher.shuffle_generator = None
     gain = run.agreement() - before
-    assert gain < 0.6 * (after - before)
+    assert gain < 0.5 * (after - before)
 
 
 def arguments(config: Json) -> Iterator[tuple[str, Json]]:

@@ -29,7 +29,7 @@ def test_the_ablation_is_a_product_of_its_factors_with_equal_budgets():
     assert len(grid["students"]) == len(levels["initialisation"]) * len(levels["shape"]) == 4
     budgets = {str(s.spec.get("budget")) for s in plan.stages.values() if s.kind == "pretrain"}
     assert len(budgets - {"None"}) == 1
-    assert len(plan.runs) == (11 + 1) * 4 * 3 * 3
+    assert len(plan.runs) == (11 * 4 + 2) * 3 * 3
 
 
 def test_factors_are_in_no_stage_id():
