@@ -35,7 +35,7 @@ rehearse-ddp: install
 	  $(PY) -m torch.distributed.run --standalone --nproc-per-node 2 tools/run_suite.py $$suite \
 	    --rehearse --work-dir work_dirs/rehearsal_ddp || exit; done
 
-test: install check docs
+test: install check docs notebooks
 	$(PY) -m pytest $(PARALLEL)
 
 check: install
@@ -48,7 +48,7 @@ docs: install
 	$(PY) -m pip install --quiet --no-deps -r requirements-docs.lock
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
 
-# Runs the notebooks of docs/notebooks from scratch, on the data of `smoke`: two minutes.
+# Runs the notebooks of docs/notebooks from scratch, on the data of `smoke`; part of `make test`.
 notebooks: install
 	$(PY) -m pip install --quiet --no-deps -r requirements-notebooks.lock
 	$(PY) docs/notebooks/run.py

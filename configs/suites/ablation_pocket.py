@@ -114,7 +114,7 @@ def student(shape, initialisation):
         dilated=dict(output_stride=8),
         card=dict(
             factors=dict(initialisation=initialisation, shape=shape),
-            labels_used=initialisation == "copied",  # the teacher was trained with ImageNet's labels
+            labels_used=initialisation == "copied",  # of ImageNet, by the teacher's training
         ),
     )
 

@@ -1,12 +1,13 @@
-"""Probes of the backbones that `methods_pocket` pre-trains; no backbone is trained again.
+"""Probes of frozen backbones: ten methods of `methods_pocket`, three seeds.
 
-Command   python tools/run_suite.py configs/suites/pocket_probes.py
-Cost      in addition to a finished `methods_pocket`, per backbone on one core of a shared machine:
-          20 s for the features, 20 s for six probes, one to two minutes for the corrupted images
+Command   python tools/run_suite.py configs/suites/pocket_probes.py   (can be stopped and resumed)
+Cost      not measured yet
 Outcome   results/pocket_probes: the linear probe of `methods_pocket`, and a section of probes: kNN,
-          few shots, retrieval, calibration, corrupted images, effective rank, similarity to the
-          teacher
+          few shots (logistic regression and SgVA-CLIP), retrieval, calibration, corrupted images,
+          other domains, linear segmentation, effective rank, similarity to the teacher
 
+The backbones are the same stages as in `methods_pocket`: after that suite nothing is trained. The
+methods are KDEP and its steps, the best of other families, supervised and no pre-training.
 Only four of the seven corruptions are used (noise, blur, contrast, compression), because they take
 most of the time. The finished linear probe is included so that scores and probes are in one table.
 No mean, ranking, difference or claim includes probes.
@@ -15,20 +16,28 @@ No mean, ranking, difference or claim includes probes.
 from mmengine.config import read_base
 
 with read_base():
-    from .methods_pocket import suite
+    from .methods_pocket import methods, suite
+
+probed = [
+    *("scratch", "supervised", "kdep", "svd", "conv1x1"),
+    *("fitnets", "pursuhint", "logit_kd", "similarity", "mean_teacher"),
+]
 
 suite.update(
     name="pocket_probes",
-    about="probes of the backbones of methods_pocket",
+    about="probes of the backbones of ten methods, a tenth of the pocket images",
+    methods=[methods[name] for name in probed],
     tasks=["pocket_probe"],
     probes=[
         "knn",
         "few_shot",
+        "sgva_clip",
         "retrieval",
         "calibration",
         "effective_rank",
         "cka",
         "linear_segmentation",
+        "other_domain",
         dict(
             base="robustness",
             corruptions=["gaussian_noise", "gaussian_blur", "contrast", "jpeg_compression"],

@@ -174,14 +174,14 @@ def test_the_effective_rank_of_fewer_images_than_dimensions_is_refused():
 
 
 def test_pocket_probes_uses_the_backbones_of_methods_pocket():
-    """With other stage ids, 84 backbones would be trained again."""
+    """With other stage ids, 30 backbones would be trained again."""
     plan, methods_pocket = (
         build_plan(load_suite("pocket_probes")),
         build_plan(load_suite("methods_pocket")),
     )
     added = [s.kind for i, s in plan.stages.items() if i not in methods_pocket.stages]
     assert set(added) == {"features", "probe"}
-    assert len(plan.probes) == 8 * 84  # probes x backbones
+    assert len(plan.probes) == 10 * 10 * 3  # probes x methods x seeds
 
 
 def test_the_planner_has_the_same_list_of_probe_inputs_as_the_probes():
