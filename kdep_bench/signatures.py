@@ -51,11 +51,13 @@ class Argument:
         name: name of the argument.
         annotation: its type as written in the source; "" if there is none.
         required: whether it has no default value.
+        default: the default value if it is made of literals, otherwise None.
     """
 
     name: str
     annotation: str
     required: bool
+    default: Any = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def signature(path: str) -> Signature | None:
         return None
     module, node = definition
     if not isinstance(node, ast.ClassDef):
-        return _arguments(node, skip=0)
+        return _arguments(module, node, skip=0)
     methods = [n for n in node.body if isinstance(n, ast.FunctionDef)]
     init = next((n for n in methods if n.name == "__init__"), None)
     parents = [_parent(module, base) for base in node.bases]
@@ -92,7 +94,7 @@ def signature(path: str) -> Signature | None:
         known_parents = [parent for parent in parents if parent is not None]
         all_known = known_parents and len(known_parents) == len(parents)
         return known_parents[0] if all_known else None
-    declared = _arguments(init, skip=1)
+    declared = _arguments(module, init, skip=1)
     if not declared.accepts_any:
         return declared
     # The class passes **kwargs to its parent class.
@@ -112,6 +114,15 @@ def argument_names(kind: Any) -> Collection[str]:
     class_signature, definition = signature(path), _find(path)
     is_class = definition is not None and isinstance(definition[1], ast.ClassDef)
     return class_signature.arguments.keys() if class_signature is not None and is_class else ()
+
+
+def argument_value(config: Mapping[str, Any], name: str) -> Any:
+    """The value of an argument of a config's `type`, or its default; None if neither is known."""
+    if name in config:
+        return config[name]
+    constructor = signature(resolve_alias(config["type"]))
+    argument = constructor.arguments.get(name) if constructor is not None else None
+    return argument.default if argument is not None else None
 
 
 @cache
@@ -345,20 +356,21 @@ def _parent(module: str, base: ast.expr) -> Signature | None:
     return None if full is None else signature(full)
 
 
-def _arguments(function: ast.FunctionDef, skip: int) -> Signature:
-    """The signature of a function without its first `skip` arguments (such as `self`)."""
+def _arguments(module: str, function: ast.FunctionDef, skip: int) -> Signature:
+    """The signature of a function without its first `skip` arguments (such as `self`).
+
+    `module`: the module of the function.
+    """
     spec = function.args
     positional = [*spec.posonlyargs, *spec.args]
-    n_required = len(positional) - len(spec.defaults)
-    arguments = [(arg, i < n_required) for i, arg in enumerate(positional)][skip:]
-    arguments += [
-        (arg, default is None)
-        for arg, default in zip(spec.kwonlyargs, spec.kw_defaults, strict=True)
-    ]
+    no_default = [None] * (len(positional) - len(spec.defaults))
+    arguments = list(zip(positional, [*no_default, *spec.defaults], strict=True))[skip:]
+    arguments += list(zip(spec.kwonlyargs, spec.kw_defaults, strict=True))
     out = {}
-    for arg, required in arguments:
+    for arg, default in arguments:
         annotation = ast.unparse(arg.annotation) if arg.annotation else ""
-        out[arg.arg] = Argument(arg.arg, annotation, required)
+        value = None if default is None else _literal(module, default)
+        out[arg.arg] = Argument(arg.arg, annotation, default is None, value)
     return Signature(out, spec.kwarg is not None)
 
 

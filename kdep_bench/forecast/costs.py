@@ -1,10 +1,11 @@
 """Estimates the seconds of a stage from similar finished stages, or by the default of its kind.
 
 The work of a stage is what its time depends on: images seen (`pretrain`), samples (`views`,
-`cache`, `align`; one sample is one view of an image), iterations or epochs (`transfer`), otherwise
-1. Finished stages of the same student, teacher or task are similar. Of these, the stages with the
-nearest amount of work are used. The estimate is the median of their seconds per unit of work, times
-the work of the stage. A stage without a similar finished stage has the default of its kind.
+`cache`, `align`; one sample is one view of an image), iterations or epochs (`transfer`), the data
+fraction (a stage that makes the images of a method), otherwise 1. Finished stages of the same
+student, teacher or task are similar. Of these, the stages with the nearest amount of work are used.
+The estimate is the median of their seconds per unit of work, times the work of the stage. A stage
+without a similar finished stage has the default of its kind.
 """
 
 from __future__ import annotations
@@ -89,6 +90,8 @@ class Costs:
         spec = stage.spec
         if stage.kind == "transfer":
             return _iterations(spec)
+        if "synthesis" in spec:
+            return float(spec["share"])
         if stage.kind not in ("views", "cache", "align", "pretrain") or not takes_steps(spec):
             return 1.0
         images, views = self._images(stage)
@@ -126,6 +129,8 @@ def groups(kind: str, name: str, spec: Mapping[str, Any]) -> tuple[tuple[str, ..
         return ((kind, spec["task"]["name"], spec["student"]["name"]), (kind, spec["task"]["name"]))
     if kind in ("views", "export"):
         return ((kind,),)
+    if "synthesis" in spec:  # a `prepare` stage that trains a network
+        return (("synthesis", first_part),)
     if kind in ("prepare", "cache", "align"):
         return ((kind, first_part),)
     return ((kind, first_part), (kind,))
@@ -140,6 +145,8 @@ def _work_done(kind: str, spec: Json, outputs: Json) -> float | None:
     """Work of a finished stage, in the units of `Costs._work`; None if unknown."""
     if kind == "pretrain":
         return outputs.get("images_seen") if takes_steps(spec) else 1.0
+    if "synthesis" in spec:
+        return float(spec["share"])
     if kind in ("views", "cache", "align"):
         return outputs.get("rows")
     if kind == "transfer":

@@ -5,8 +5,8 @@ networks come from networks.json, written by `kdep_bench.benchmark.networks`; it
 the networks' configs, so a changed network is unknown until it is counted again. An unknown number
 is None, with a reason; nothing is guessed.
 
-Not included, because they are small: evaluation on test splits, classifiers of fine-tuned students,
-extra layers of objectives, alignments, logs.
+Not included: data loading, evaluation on test splits, classifiers of fine-tuned students, extra
+layers and decoders of objectives, alignments, logs. The table states this.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from kdep_bench.files import canonical_json, read_strict, text_hash
 from kdep_bench.flops import FORWARD_AND_BACKWARD
 from kdep_bench.forecast.costs import takes_steps
-from kdep_bench.signatures import class_value, resolve_alias
+from kdep_bench.signatures import argument_value, class_value, resolve_alias
 from kdep_bench.suite.graph import Plan, Stage
 from kdep_bench.suite.methods import EXPORTED
 from kdep_bench.suite.schema import Json
@@ -69,16 +69,31 @@ def trained_peers(spec: Json) -> list[Json]:
     `spec`: spec of a pre-training. See `Objective.trained_peers`; the argument `peers` of an
     objective is their number, `peer` the config of another network.
     """
-    objective = spec["method"].get("objective") or {}
-    default = _of_objective(spec, "trained_peers")
-    count = int(objective.get("peers", default)) if default else 0
-    return [objective.get("peer") or spec["student"]] * count
+    peers: list[Json] = []
+    for objective in _objectives(spec):
+        default = _class_number(objective, "trained_peers")
+        count = int(objective.get("peers", default)) if default else 0
+        peers += [objective.get("peer") or spec["student"]] * count
+    return peers
+
+
+def _objectives(spec: Json) -> list[Json]:
+    """The objective of a pre-training and all its parts (of a WeightedSum)."""
+    objective = spec["method"].get("objective")
+    out = [] if objective is None else [objective]
+    for config in out:  # grows
+        out += [part["objective"] for part in config.get("parts", {}).values()]
+    return out
 
 
 def _of_objective(spec: Json, name: str) -> int:
-    """A class attribute of the objective, a number; 0 without it. `spec`: of a pre-training."""
-    path = resolve_alias((spec["method"].get("objective") or {}).get("type"))
-    return int(class_value(path, name) or 0)
+    """The sum of a class attribute over an objective and its parts. `spec`: of a pre-training."""
+    return sum(_class_number(objective, name) for objective in _objectives(spec))
+
+
+def _class_number(config: Json, name: str) -> int:
+    """A class attribute of a config's `type`, a number; 0 without it."""
+    return int(class_value(resolve_alias(config["type"]), name) or 0)
 
 
 def task_network(task: Json, student: Json) -> Json:
@@ -120,9 +135,15 @@ def _networks_of(stage: Stage) -> list[Json]:
         peers = [student_network(peer) for peer in trained_peers(spec)]
         return [student_network(spec["student"]), *peers, *live]
     if stage.kind == "transfer" and _is_dense(spec["task"]):
-        students = [spec["student"], *([spec["teacher"]] if "teacher" in spec else [])]
-        return [task_network(spec["task"], student) for student in students]
+        return [task_network(spec["task"], student) for student in _transfer_students(spec)]
+    if stage.kind == "transfer" and "set" in spec["task"]["recipe"]:
+        return [student_network(student) for student in _transfer_students(spec)]
     return []
+
+
+def _transfer_students(spec: Json) -> list[Json]:
+    """The student of a transfer and, if it has one, the student of its tuned teacher."""
+    return [spec["student"], *([spec["teacher"]] if "teacher" in spec else [])]
 
 
 def _is_dense(task: Json) -> bool:
@@ -181,6 +202,7 @@ class Forecast:
     def estimate(self, stage: Stage) -> ResourceEstimate:
         """Estimated resources of one stage."""
         estimate_kind = {
+            "prepare": self._prepare,
             "views": self._views,
             "cache": self._cache,
             "pretrain": self._pretrain,
@@ -214,6 +236,9 @@ class Forecast:
         n_images = outputs.get("counts", {}).get("images", {}).get("pool")
         if n_images is not None:
             return n_images
+        if "synthesis" in spec:
+            few, made = self._few(prepare), argument_value(spec["synthesis"], "images")
+            return None if few is None or made is None else few + made
         if prepare.function == _OFFICIAL and spec.get("tiny_seed") is None:
             from kdep_bench.data.official.base import get_set
 
@@ -230,6 +255,18 @@ class Forecast:
         pool = self.pool(views)
         images = None if pool is None else round(stage.spec.get("share", 1.0) * pool)
         return images, self.plan.stages[views].spec["views"]
+
+    def _few(self, stage: Stage) -> int | None:
+        """Images of the data fraction from which a stage makes a method's images, or None."""
+        pool = self._count_pool(self.plan.stages[stage.needs["prepare"]])
+        return None if pool is None else round(stage.spec["share"] * pool)
+
+    def _prepare(self, stage: Stage) -> ResourceEstimate:
+        if "synthesis" not in stage.spec:
+            return ResourceEstimate()
+        maker = stage.spec["synthesis"]["type"].rpartition(".")[2]
+        excluded = f"the training of the network that generates images ({maker}), and its images"
+        return ResourceEstimate(self._few(stage), None, None, excluded)
 
     def _views(self, stage: Stage) -> ResourceEstimate:
         images, views = self._rows(stage)
@@ -275,6 +312,8 @@ class Forecast:
         ]
         if passes := _of_objective(spec, "student_passes"):
             run_with_student.append((spec["student"], network, passes * FORWARD_AND_BACKWARD))
+        if passes := _of_objective(spec, "copy_passes"):
+            run_with_student.append((spec["student"], network, passes))
         if passes := _of_objective(spec, "teacher_passes"):
             teacher = self._first_teacher(stage)
             run_with_student.append((teacher, teacher_network(teacher), passes))
@@ -307,14 +346,14 @@ class Forecast:
         recipe = task["recipe"]
         if _is_dense(task) and "iters" in recipe:
             images_seen = recipe["iters"] * recipe["batch"]
-            key, network = self._pair(task, student), task_network(task, student)
+            key, network = self._task_network(task, student)
         elif "epochs" in recipe and "set" in recipe:
             from kdep_bench.data.official.base import get_set
 
             official_set = get_set(recipe["set"])
             images = sum(official_set.counts[k] for k in official_set.trained)
             images_seen = recipe["epochs"] * (images // recipe["batch"]) * recipe["batch"]
-            key, network = student, student_network(student)
+            key, network = self._task_network(task, student)
         else:
             return ResourceEstimate(
                 None, None, 0.0, f"the cost of a run of {task['name']} is unknown"
@@ -323,14 +362,21 @@ class Forecast:
         if not counts:
             return ResourceEstimate(images_seen, None, 0.0, _uncounted(network))
         disk = counts.get("bytes") if stage.spec.get("keep_model") else 0.0
-        flops_per_image = _transfer_passes(stage.spec) * counts["flops"]
+        flops = images_seen * _transfer_passes(stage.spec) * counts["flops"]
         if (teacher := stage.spec.get("teacher")) is not None:
-            tuned_network = task_network(task, teacher)
-            _, teacher_counts = self.network(self._pair(task, teacher), tuned_network)
+            key, tuned_network = self._task_network(task, teacher)
+            _, teacher_counts = self.network(key, tuned_network)
             if not teacher_counts:
                 return ResourceEstimate(images_seen, None, disk, _uncounted(tuned_network))
-            flops_per_image += teacher_counts["flops"]
-        return ResourceEstimate(images_seen, images_seen * flops_per_image, disk)
+            teacher_passes = images_seen + _generation_passes(stage.spec)
+            flops += teacher_passes * teacher_counts["flops"]
+        return ResourceEstimate(images_seen, flops, disk)
+
+    def _task_network(self, task: Json, student: Json) -> tuple[Json, Json]:
+        """The arguments of `network` for the network of a task; a classifier's is the student."""
+        if not _is_dense(task):
+            return student, student_network(student)
+        return self._pair(task, student), task_network(task, student)
 
     def _pair(self, task: Json, student: Json) -> Json:
         """One dict per task and student, the same object in every call, as `network` needs it."""
@@ -349,6 +395,20 @@ def _transfer_passes(spec: Json) -> int:
         for name in ("extra_trained", "extra_forward")
     )
     return FORWARD_AND_BACKWARD * (1 + trained) + forward
+
+
+def _generation_passes(spec: Json) -> int:
+    """Passes of the tuned teacher, of one image each, in which a transfer method makes images.
+
+    Each image has two guides and is scored at the end. A step is a forward pass and the gradient of
+    the image, which costs about as much (without the gradients of the weights).
+    """
+    config = spec.get("transfer") or {}
+    if not config or not class_value(config["type"], "optimises_images"):
+        return 0
+    if argument_value(config, "generated") == 0:
+        return 0
+    return argument_value(config, "images") * (3 + 2 * argument_value(config, "steps"))
 
 
 _NO_POOL = "the number of images is unknown until the data are prepared"
@@ -422,7 +482,10 @@ def table(plan: Plan, forecast: Forecast, ids: Iterable[str], hours: Hours | Non
         columns = [n.rjust(width) for n, width in zip(numbers, widths[1:], strict=True)]
         lines.append("  ".join([kind.ljust(widths[0]), *columns]))
     source = hours.source if hours else "give --device-rate or --measure-throughput"
-    lines.append(f"GPU-hours: {source}. Data loading and evaluation are not included.")
+    lines.append(
+        f"GPU-hours: {source}. Data loading, evaluation, alignments, and extra layers and decoders "
+        "of objectives are not included."
+    )
     for sentence, count in reasons.most_common():
         lines.append(f"excluded: {sentence} ({count} stage{'s' * (count > 1)})")
     return ["Planned work (shared stages counted once):", *lines]

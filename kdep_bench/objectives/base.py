@@ -234,6 +234,8 @@ class Objective(Component):
         student_passes, teacher_passes: for forecasts, the number of additional passes per sample
             in which the student is trained, and of passes of the teacher in the training step, also
             if its cache is read.
+        copy_passes: for forecasts, the number of forward passes per sample of a copy of the student
+            that is not trained (a moving average).
     """
 
     has_players: ClassVar[bool] = False
@@ -244,6 +246,7 @@ class Objective(Component):
     trained_peers: ClassVar[int] = 0
     student_passes: ClassVar[int] = 0
     teacher_passes: ClassVar[int] = 0
+    copy_passes: ClassVar[int] = 0
 
     @abstractmethod
     def terms(self, ctx: Context) -> dict[str, Tensor]:

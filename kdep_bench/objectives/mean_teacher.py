@@ -62,6 +62,7 @@ class MeanTeacher(Objective):
     requires = frozenset({"width", "classes", "views", "epochs"})
     couples_samples = True
     forwards = 1
+    copy_passes = 1
 
     def __init__(
         self,

@@ -175,6 +175,7 @@ def add_stage(
     *,
     kinds: Mapping[str, StageKind] = KINDS,
     function: str | None = None,
+    resources_of: str | None = None,
     **runtime: Any,
 ) -> str:
     """Adds a stage to the plan, unless the plan has an equal stage; returns the stage's id.
@@ -187,13 +188,14 @@ def add_stage(
         needs: role -> id of an upstream stage, which must be in the plan.
         kinds: the stage kinds.
         function: replaces the function of the kind; part of the id.
+        resources_of: the kind whose resources and source paths it has, if not its own.
         runtime: resources and other attributes of Stage (cpus, timeout, gpus, processes, nodes,
             memory, time, cost, trackers, about); not part of the id.
 
     Raises:
         KdepError: several processes are set for a kind that runs in one process.
     """
-    stage_kind = kinds[kind]
+    stage_kind, resources = kinds[kind], kinds[resources_of or kind]
     needs = dict(needs or {})
     if function is not None and function != stage_kind.function:
         spec = {**spec, "type": function}
@@ -210,9 +212,9 @@ def add_stage(
             needs=needs,
             version=stage_kind.version,
             function=function or stage_kind.function,
-            resumable=stage_kind.resumable,
-            source_paths=stage_kind.source_paths,
-            **_resources(kind, stage_kind, runtime),
+            resumable=resources.resumable,
+            source_paths=resources.source_paths,
+            **_resources(resources_of or kind, resources, runtime),
         )
     return stage_id
 

@@ -1,4 +1,8 @@
-"""The stage kinds: for each its function, its version and its default resources."""
+"""The stage kinds: for each its function, its version and its default resources.
+
+"synthesis" is the kind of no stage: the stage that makes a method's images has the kind "prepare",
+as it writes a pool, and the resources, sources and time estimate of "synthesis".
+"""
 
 from __future__ import annotations
 
@@ -49,6 +53,20 @@ _SAMPLES = ("data/views.py", "data/fractions.py")
 KINDS: Mapping[str, StageKind] = {
     "prepare": StageKind(
         "kdep_bench.data.pocket:prepare", 1, cpus=0, cost=120, source_paths=("data",)
+    ),
+    "synthesis": StageKind(
+        "kdep_bench.features.synthetic_pool:prepare",
+        cpus=0,
+        gpu=True,
+        cost=300,
+        source_paths=(
+            "features/synthetic_pool.py",
+            "features/few_shot.py",
+            "features/cache_check.py",
+            "networks/conditional_vae.py",
+            "teachers",
+            "data",
+        ),
     ),
     "views": StageKind("kdep_bench.data.views:run", 1, cost=20, source_paths=("data/views.py",)),
     "cache": StageKind(

@@ -61,8 +61,6 @@ STORED = {"logits", "maps", "tokens", "probabilities"}
 MAPS_OUTPUT = {"float16": "maps", "int8": "int8_maps"}
 # Kinds of the stages that a student and its intermediate teacher share.
 _COMMON = {"prepare", "views"}
-# Function of the second `prepare` stage, of a method that makes its own images.
-SYNTHESIS = "kdep_bench.features.synthetic_pool:prepare"
 # Seed of the random weights of an untrained student: SEED_STEP * pre-training seed + transfer seed.
 # `_check_untrained_seeds` refuses suites in which two pairs of seeds give the same value.
 SEED_STEP = 1000
@@ -133,6 +131,7 @@ class _Builder:
         needs: Mapping[str, str],
         function: Any = None,
         about: Json | None = None,
+        resources_of: str | None = None,
     ) -> str:
         """Adds a stage with the suite's resources; returns its id. See `add_stage`."""
         return add_stage(
@@ -145,7 +144,11 @@ class _Builder:
             function=function,
             trackers=self.suite.runtime.trackers if kind in trackers.KINDS else None,
             about=about,
-            **{setting: per_kind.get(kind) for setting, per_kind in self.runtime.items()},
+            resources_of=resources_of,
+            **{
+                setting: per_kind.get(resources_of or kind)
+                for setting, per_kind in self.runtime.items()
+            },
         )
 
     def build(self) -> Plan:
@@ -258,7 +261,7 @@ class _Builder:
     ) -> str:
         """Adds the stage that makes the images of a method from a data fraction; returns its id.
 
-        It has the kind `prepare`, because it writes a pool.
+        It has the kind `prepare`, because it writes a pool, and the resources of `synthesis`.
         """
         assert suite_teacher is not None
         spec = {
@@ -268,7 +271,10 @@ class _Builder:
             **self.fraction_spec(fraction),
         }
         name = f"{self.suite.data['name']}.{method['name']}{_fraction_label(fraction)}"
-        return self.add("prepare", name, spec, {"prepare": prepare}, SYNTHESIS)
+        function = self.kinds["synthesis"].function
+        return self.add(
+            "prepare", name, spec, {"prepare": prepare}, function, resources_of="synthesis"
+        )
 
     def teacher_stages(
         self,

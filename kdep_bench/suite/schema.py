@@ -133,6 +133,8 @@ _Count = Annotated[int, Field(ge=1)]
 class Runtime(_Part):
     """Resources of stages; not part of any stage's id. Dicts have stage kinds as keys.
 
+    The key "synthesis" is for the stage that makes the images of a method (see suite/kinds.py).
+
     Attributes:
         cpus: cores per process; 0: all.
         timeout: seconds after which a stage is stopped.

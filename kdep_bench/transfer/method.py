@@ -87,6 +87,9 @@ class TransferMethod(nn.Module, ABC):
         extra_trained, extra_forward: for the forecast of the cost, the number of additional images
             per training image that the task's network is trained on, and that it or a copy of it
             processes without a backward pass.
+        optimises_images: for the forecast, whether it makes `images` images in `steps` steps of
+            gradient descent through the tuned teacher (two arguments of the class), once before the
+            training, unless its argument `generated` is 0.
         teacher_is_student: whether the tuned teacher must be the same student (teacher="self").
 
     Attributes:
@@ -102,6 +105,7 @@ class TransferMethod(nn.Module, ABC):
     single_process: ClassVar[bool] = False
     extra_trained: ClassVar[int] = 0
     extra_forward: ClassVar[int] = 0
+    optimises_images: ClassVar[bool] = False
     extra_images: int = 0
     reads_teacher_maps: bool = True
     teacher_is_student: ClassVar[bool] = False

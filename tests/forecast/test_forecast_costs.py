@@ -60,6 +60,19 @@ def test_scratch_is_not_used_to_estimate_a_trained_method():
     assert costs.seconds(stage(plan, "pretrain", "scratch.s1")) == pytest.approx(0.2)
 
 
+def test_a_stage_that_makes_images_is_not_estimated_from_the_preparation_of_the_data():
+    half = plan_of(methods=["fs_bbt"], shares=[0.5])
+    data, made = stage(half, "prepare", "smoke"), stage(half, "prepare", "fs_bbt")
+    costs = Costs(half, [record(data, 9.0), record(made, 40.0)])
+    assert costs.seconds(data) == pytest.approx(9.0)
+    assert costs.seconds(made) == pytest.approx(40.0)
+    whole = plan_of(methods=["fs_bbt"])
+    other = Costs(whole, [record(data, 9.0), record(made, 40.0)])
+    assert other.seconds(stage(whole, "prepare", "fs_bbt")) == pytest.approx(80.0)  # twice as many
+    unmeasured = Costs(whole, [record(data, 9.0)])
+    assert unmeasured.seconds(stage(whole, "prepare", "fs_bbt")) == 300
+
+
 def test_the_estimate_scales_with_data_fraction_and_epochs():
     finished_plan = plan_of()
     seen = IMAGES * EPOCHS

@@ -28,7 +28,7 @@ from kdep_bench.forecast.work import (
     teacher_network,
 )
 from kdep_bench.pretrain.budgets import whole_batches
-from kdep_bench.suite.config import build_suite, load_suite
+from kdep_bench.suite.config import build_suite, load_config, load_suite
 from kdep_bench.suite.graph import Plan, Stage
 from kdep_bench.suite.plan import build_plan
 
@@ -165,6 +165,73 @@ def test_a_peer_that_is_trained_costs_as_much_as_a_student():
     unknown = Forecast(plan, counts).estimate(by_method["bd_kd"])
     assert unknown.flops is None
     assert "resnet18_w48 are unknown" in unknown.why
+
+
+def test_a_moving_average_costs_a_forward_pass_also_inside_a_weighted_sum():
+    weighted = "kdep_bench.objectives.weighted_sum.WeightedSum"
+    parts = ("mean_teacher", "dml")
+    configs = {name: load_config("method", name)["objective"] for name in parts}
+    two_views = {**SUITE["budget"], "views": 2}
+    both = dict(
+        base="mean_teacher",
+        name="both",
+        objective=dict(
+            type=weighted, parts={k: dict(objective=v) for k, v in configs.items()}, _delete_=True
+        ),
+    )
+    plan = build_plan(build(methods=["supervised", "mean_teacher", both], budget=two_views))
+    by_method = {s.spec["method"]["name"]: s for s in plan.stages.values() if s.kind == "pretrain"}
+    student = student_network(by_method["both"].spec["student"])
+    forecast = Forecast(plan, {network_id(student): {"flops": 10, "bytes": 1}})
+    images = forecast.estimate(by_method["supervised"]).images
+    assert images
+    for name, flops in {"supervised": 30, "mean_teacher": 40, "both": 30 + 10 + 30}.items():
+        assert forecast.estimate(by_method[name]).flops == images * flops, name
+
+
+def test_the_images_of_fs_bbt_are_counted_and_its_generator_is_named_as_excluded():
+    plan = build_plan(build(methods=["fs_bbt"], shares=[0.5]))
+    made = next(s for s in plan.stages.values() if "synthesis" in s.spec)
+    spec = plan.stages[made.needs["prepare"]].spec
+    few = round(0.5 * (spec["pool_composites"] + spec["pool_crops"]))
+    forecast = Forecast(plan, {})
+    views = next(s for s in plan.stages.values() if s.needs.get("prepare") == made.id)
+    assert forecast.pool(views.id) == few + made.spec["synthesis"]["images"]
+    estimate = forecast.estimate(made)
+    assert (estimate.images, estimate.flops) == (few, None)
+    text = " ".join(table(plan, forecast, plan.stages, None))
+    assert "excluded: the training of the network that generates images (FewShotImages)" in text
+    assert "extra layers and decoders of objectives are not included" in text
+
+
+def test_images_that_ota_generates_cost_passes_of_the_tuned_teacher():
+    suite = load_suite("paper_r18")
+    methods = [
+        "scratch",
+        dict(
+            base="ota",
+            transfer=dict(
+                tasks=["cub200"],
+                images=8,
+                steps=5,
+                teacher=dict(student=dict(base="efficientnet_lite0_trunk", input_px=224)),
+            ),
+        ),
+    ]
+    (student,) = suite.students
+    raw = dict(name="t", data=suite.data["name"], teacher="resnet50", students=[student["name"]])
+    seeds = dict(pretrain=[0], transfer=[0])
+    raw |= dict(methods=methods, tasks=["cub200"], budget=suite.budget.model_dump(), seeds=seeds)
+    plan = build_plan(build_suite(raw))
+    counts: dict[str, Any] = {}
+    for network in networks(plan):
+        flops = 10.0 if network["name"] == student["name"] else 7.0
+        counts[network_id(network)] = {"flops": flops, "bytes": 1}
+    (run,) = (run for run in plan.runs if run.method.get("transfer"))
+    images = 150 * (5994 // 64) * 64  # epochs, whole batches of 64
+    generation = 8 * (2 + 5 * 2 + 1)  # two guides, five steps with the gradient, one score
+    expected = images * (2 * 3 * 10 + 7) + generation * 7
+    assert Forecast(plan, counts).estimate(plan.stages[run.id]).flops == expected
 
 
 def test_passes_on_augmented_images_are_counted_for_cached_and_live_teachers():

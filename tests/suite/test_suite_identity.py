@@ -113,6 +113,7 @@ def test_each_kind_of_stage_has_the_stated_resources() -> None:
     }
     assert table == {
         "prepare": (False, False, False, 12, 0),
+        "synthesis": (True, False, False, 12, 0),
         "views": (False, False, False, 12, 1),
         "cache": (True, False, True, 12, 1),
         "align": (False, False, False, 12, 1),

@@ -36,6 +36,15 @@ def test_images_are_made_from_the_data_fraction_and_all_of_them_are_cached_and_t
     assert "synthesis" not in tinyvit.chain
 
 
+def test_the_stage_that_makes_images_has_the_resources_of_its_own_kind():
+    suite_runtime = dict(memory=dict(prepare=1000, synthesis=9000))
+    data, made = of_kind(plan("fs_bbt", shares=[0.5], runtime=suite_runtime), "prepare")
+    assert (data.gpus, made.gpus) == (0, 1)
+    assert (data.memory, made.memory) == (1000, 9000)
+    assert made.function == "kdep_bench.features.synthetic_pool:prepare"
+    assert "features/few_shot.py" in made.source_paths
+
+
 def test_the_images_of_two_settings_and_of_two_fractions_are_different_stages():
     changed = dict(base="fs_bbt", name="more", synthesis=dict(alpha=0.5))
     assert len(of_kind(plan("fs_bbt", changed), "prepare")) == 3

@@ -47,6 +47,7 @@ class OTA(TransferMethod):
     needs = frozenset({"tuned_teacher"})
     single_process: ClassVar[bool] = True  # every process would generate all images
     extra_trained: ClassVar[int] = 1
+    optimises_images: ClassVar[bool] = True
 
     def __init__(
         self,
