@@ -237,8 +237,11 @@ class Forecast:
         if n_images is not None:
             return n_images
         if "synthesis" in spec:
-            few, made = self._few(prepare), argument_value(spec["synthesis"], "images")
-            return None if few is None or made is None else few + made
+            fraction, made = (
+                self._fraction_images(prepare),
+                argument_value(spec["synthesis"], "images"),
+            )
+            return None if fraction is None or made is None else fraction + made
         if prepare.function == _OFFICIAL and spec.get("tiny_seed") is None:
             from kdep_bench.data.official.base import get_set
 
@@ -256,7 +259,7 @@ class Forecast:
         images = None if pool is None else round(stage.spec.get("share", 1.0) * pool)
         return images, self.plan.stages[views].spec["views"]
 
-    def _few(self, stage: Stage) -> int | None:
+    def _fraction_images(self, stage: Stage) -> int | None:
         """Images of the data fraction from which a stage makes a method's images, or None."""
         pool = self._count_pool(self.plan.stages[stage.needs["prepare"]])
         return None if pool is None else round(stage.spec["share"] * pool)
@@ -266,7 +269,7 @@ class Forecast:
             return ResourceEstimate()
         maker = stage.spec["synthesis"]["type"].rpartition(".")[2]
         excluded = f"the training of the network that generates images ({maker}), and its images"
-        return ResourceEstimate(self._few(stage), None, None, excluded)
+        return ResourceEstimate(self._fraction_images(stage), None, None, excluded)
 
     def _views(self, stage: Stage) -> ResourceEstimate:
         images, views = self._rows(stage)

@@ -193,12 +193,12 @@ def test_the_images_of_fs_bbt_are_counted_and_its_generator_is_named_as_excluded
     plan = build_plan(build(methods=["fs_bbt"], shares=[0.5]))
     made = next(s for s in plan.stages.values() if "synthesis" in s.spec)
     spec = plan.stages[made.needs["prepare"]].spec
-    few = round(0.5 * (spec["pool_composites"] + spec["pool_crops"]))
+    fraction = round(0.5 * (spec["pool_composites"] + spec["pool_crops"]))
     forecast = Forecast(plan, {})
     views = next(s for s in plan.stages.values() if s.needs.get("prepare") == made.id)
-    assert forecast.pool(views.id) == few + made.spec["synthesis"]["images"]
+    assert forecast.pool(views.id) == fraction + made.spec["synthesis"]["images"]
     estimate = forecast.estimate(made)
-    assert (estimate.images, estimate.flops) == (few, None)
+    assert (estimate.images, estimate.flops) == (fraction, None)
     text = " ".join(table(plan, forecast, plan.stages, None))
     assert "excluded: the training of the network that generates images (FewShotImages)" in text
     assert "extra layers and decoders of objectives are not included" in text
