@@ -36,6 +36,9 @@ def _run(setting: Setting, measurements: Measurements) -> None:
         if setting.quick and kind in seen:
             continue
         seen.add(kind)
+        # One batch must have enough positions for all prototypes.
+        if setting.quick and "prototypes" in method["objective"]:
+            method["objective"]["prototypes"] = batch
         # The suite's teacher replaces an intermediate teacher, which would have to be trained.
         method.pop("teacher", None)
         inputs = {k: v for k, v in stage_folders.items() if k != "align"}

@@ -60,6 +60,7 @@ DENSE = ("detection", "segmentation")
 TRANSFER_PACKAGE = "kdep_bench.transfer."
 # Inputs of a method that need no more of a teacher than class probabilities.
 BLACK_BOX_OUTPUTS = {"probabilities", "teacher_images", "labels", "views"}
+LAST = "last"  # name of a teacher's last map, which its card need not state
 # Arguments of an objective that the pre-training stage can only compute from a cache.
 FROM_CACHE = {"layer_distances", "teacher_mean_variance", "teacher_weights"}
 
@@ -711,6 +712,12 @@ def check_maps(pair: StudentMethod) -> None:
             f"{pair.label} needs feature maps, but the teacher {pair.teacher['name']!r} has none",
             fix="choose a teacher with feature maps, or a method that uses pooled features",
         )
+    stated = pair.teacher.get("card", {}).get("maps")
+    if "maps" in pair.needs and isinstance(stated, dict) and stated:
+        for level in sorted(levels_of(pair.method.get("objective"))):
+            if level not in (known := {*stated, LAST}):
+                label = f"map of the teacher {pair.teacher['name']!r} that {pair.label} reads"
+                raise unknown_name(label, level, known)
     strides = (pair.student.get("pyramid") or {}).get("strides", [])
     for level in sorted(student_levels(pair.method.get("objective"))) if strides else []:
         if level not in (levels := [f"s{s}" for s in strides]):
@@ -734,6 +741,26 @@ def check_map_channels(pair: StudentMethod) -> None:
         teacher_channels if isinstance(teacher_channels, dict) else {},
         pair.label,
     )
+
+
+def check_prototypes(pair: StudentMethod) -> None:
+    """Checks that a batch has enough positions to initialise the prototypes of every level."""
+    objective = pair.method.get("objective") or {}
+    count = objective.get("prototypes")
+    if not isinstance(count, int):
+        return
+    batch, levels = pair.batch // _batch_parts(pair), student_levels(objective)
+    strides = (pair.student.get("pyramid") or {}).get("strides", ())
+    stride = max((s for s in strides if f"s{s}" in levels), default=0)
+    positions = batch * max(1, pair.student["input_px"] // stride) ** 2 if stride else count
+    if count > positions:
+        raise KdepError(
+            f"{pair.label} initialises {count} prototypes from one batch, but the level s{stride} "
+            f"of {batch} images has {positions} positions",
+            expected=f"at most {positions} prototypes",
+            fix=f"set objective=dict(prototypes={positions}) or fewer in the method, or a larger "
+            "batch",
+        )
 
 
 def check_student_width(pair: StudentMethod) -> None:
@@ -868,6 +895,7 @@ TEACHER_RULES: tuple[Rule, ...] = (
     check_number_of_probabilities,
     check_maps,
     check_map_channels,
+    check_prototypes,
     check_student_width,
 )
 LAST_RULES: tuple[Rule, ...] = (

@@ -45,7 +45,7 @@ def test_an_objective_requires_every_argument_missing_from_its_config(kind: type
     named = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
     required = {p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
     from_config = {"self", "levels", "parts", "teachers", "top_classes", "teacher_layer"}
-    from_config |= {"held_out", "reference"}
+    from_config |= {"held_out", "reference", "prototypes"}
     assert required - kind.requires <= from_config
     assert ("teachers" in required) == kind.every_teacher
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):

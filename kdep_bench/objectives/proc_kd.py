@@ -1,0 +1,111 @@
+"""ProC-KD: the student learns prototypes of the teacher's local features (arXiv 2212.13180)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+
+from kdep_bench.bounds import Count, Positive
+from kdep_bench.errors import KdepError
+from kdep_bench.networks.prototypes import reconstruct, spread_out
+from kdep_bench.objectives.base import Context, Objective
+from kdep_bench.objectives.maps import Maps, check_levels, pairs, projectors
+
+
+class PrototypeDistillation(Objective):
+    """Sum over levels of w_p |u - r|^2 + w |phi(F_s) - sg(r)|^2, per position of the maps.
+
+    u = F_t / |F_t| is the teacher's local feature, a vector of its channels at one position.
+    r = sum_k a_k p_k reconstructs it from K learned prototypes p_k, with the assignment
+    a = softmax_k(cos(u, p_k) / tau). |.|^2 is the sum over channels, averaged over the positions;
+    an output of zero has a loss of at most about w per level. sg: no gradient. phi is a learned 1x1
+    convolution. So the student learns what many images share, not every detail of the teacher's
+    map, and nothing depends on the teacher's classes. phi and the prototypes are dropped at export;
+    the transfer method `PrototypeAugmentation` reads them from the pre-training.
+
+    The prototypes begin as local features of the first batch (`networks.prototypes.spread_out`).
+    With several processes, they are those of the first process.
+
+    Source: Li et al., "Prototype-guided Cross-task Knowledge Distillation" (arXiv 2212.13180; FITEE
+    2025): the abstract, and Daniel00008/ProC-KD `models.py`, which has unit-length local features,
+    a softmax assignment, 72 prototypes and the augmentation of features with prototypes. The
+    published code has no loss of the prototypes; theirs are trained through the task's classifier.
+    The reconstruction loss, the assignment by cosine (theirs is a learned linear layer), tau, the
+    initial prototypes and the weights were chosen in this project.
+
+    Args:
+        levels: {student level: teacher map}; each has its own prototypes.
+        prototypes: K. At most the number of positions of a level in a batch.
+        tau: temperature of the assignment.
+        weight: w.
+        prototype_weight: w_p.
+        student_maps, teacher_maps: set by the pre-training stage.
+    """
+
+    needs = frozenset({"maps"})
+    requires = frozenset({"student_maps", "teacher_maps"})
+
+    def __init__(
+        self,
+        levels: Mapping[str, str],
+        prototypes: Count,
+        student_maps: Maps,
+        teacher_maps: Maps,
+        tau: Positive = 0.1,
+        weight: Positive = 10.0,
+        prototype_weight: Positive = 10.0,
+    ) -> None:
+        super().__init__()
+        check_levels(levels, student_maps, teacher_maps)
+        self.levels, self.tau = dict(levels), float(tau)
+        self.weight, self.prototype_weight = float(weight), float(prototype_weight)
+        self.projectors = projectors(
+            levels, student_maps, teacher_maps, lambda s, t: nn.Conv2d(s, t, 1), always=True
+        )
+        # Zero until the first batch.
+        self.prototypes = nn.ParameterDict(
+            {
+                level: nn.Parameter(torch.zeros(prototypes, teacher_maps[name]["channels"]))
+                for level, name in self.levels.items()
+            }
+        )
+        self._started: set[str] = set()  # avoids reading prototypes from a GPU in every step
+
+    def start(self, level: str, u_BCHW: Tensor) -> Tensor:
+        """The prototypes [K, C] of a level, initialised if this is the first batch of the run.
+
+        Raises:
+            KdepError: the teacher's map is zero for the whole batch, or has too few positions.
+        """
+        prototypes_KC = self.prototypes[level]
+        if level not in self._started and not bool(prototypes_KC.any()):
+            if not bool(u_BCHW.any()):
+                raise KdepError(
+                    f"the teacher's map for {level} is zero for the whole first batch, so it has "
+                    "no prototypes",
+                    fix="choose another teacher or another of its maps",
+                )
+            initial_KC = spread_out(u_BCHW, len(prototypes_KC))
+            if distributed.is_initialized():
+                distributed.broadcast(initial_KC, 0)
+            with torch.no_grad():
+                prototypes_KC.copy_(initial_KC)
+        self._started.add(level)
+        return prototypes_KC
+
+    def terms(self, ctx: Context) -> dict[str, Tensor]:
+        out: dict[str, Tensor] = {}
+        for level, s_BCHW, t_BCHW in pairs(ctx, self.levels, self.projectors):
+            u_BCHW = F.normalize(t_BCHW, dim=1)
+            r_BCHW = reconstruct(u_BCHW, self.start(level, u_BCHW), self.tau)
+            out[f"prototypes_{level}"] = self.prototype_weight * _distance(u_BCHW, r_BCHW)
+            out[level] = self.weight * _distance(s_BCHW, r_BCHW.detach())
+        return out
+
+
+def _distance(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
+    """(B,): squared Euclidean distance of two maps at a position, averaged over the positions."""
+    return (x_BCHW - y_BCHW).square().sum(1).mean((1, 2))

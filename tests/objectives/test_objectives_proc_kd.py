@@ -1,0 +1,207 @@
+"""ProC-KD: the losses in float64, planted local parts, and what the plan refuses."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdep_bench.errors import KdepError
+from kdep_bench.networks.prototypes import assign, spread_out
+from kdep_bench.objectives.base import Context, demands
+from kdep_bench.objectives.proc_kd import PrototypeDistillation
+from kdep_bench.suite.config import load_suite, resolve
+from kdep_bench.teachers.base import TeacherOutput
+from tests.suite.test_suite_methods import plan
+
+CS, CT, SIDE, B, K = 3, 4, 2, 3, 5
+
+
+def built(prototypes: int = K, **arguments: Any) -> PrototypeDistillation:
+    torch.manual_seed(0)
+    student, teacher = ({"s8": {"channels": c, "stride": 8}} for c in (CS, CT))
+    return PrototypeDistillation({"s8": "s8"}, prototypes, student, teacher, **arguments).double()
+
+
+def context(seed: int = 0, teacher: Tensor | None = None) -> Context:
+    """Random maps; those of the student get a gradient."""
+    g = torch.Generator().manual_seed(seed)
+    s = torch.randn(B, CS, SIDE, SIDE, generator=g, dtype=torch.float64).requires_grad_()
+    t = torch.randn(B, CT, SIDE, SIDE, generator=g, dtype=torch.float64)
+    t = t if teacher is None else teacher
+    pooled = s.mean((2, 3))
+    maps = {"s8": s}
+    return Context(
+        pooled, pooled, teacher=TeacherOutput(t.mean((2, 3)), None, {"s8": t}), maps=maps
+    )
+
+
+def dot(a: list[float], b: list[float]) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+def unit(vector: list[float]) -> list[float]:
+    return [v / math.sqrt(dot(vector, vector)) for v in vector]
+
+
+def reference(objective: PrototypeDistillation, ctx: Context, tau: float) -> tuple[Any, Any]:
+    """(reconstruction, student) errors of every sample, number by number, without weights."""
+    assert ctx.teacher is not None
+    p = objective.prototypes["s8"].tolist()
+    phi: Any = objective.projectors["s8"]
+    weight, bias = phi.weight.flatten(1).tolist(), phi.bias.tolist()
+    reconstruction, student = [], []
+    for s_map, t_map in zip(ctx.maps["s8"].tolist(), ctx.teacher.maps["s8"].tolist(), strict=True):
+        errors = [0.0, 0.0]
+        for i in range(SIDE):
+            for j in range(SIDE):
+                u = unit([channel[i][j] for channel in t_map])
+                f = [channel[i][j] for channel in s_map]
+                e = [math.exp(dot(u, unit(pk)) / tau) for pk in p]
+                r = [sum(e[k] * p[k][c] for k in range(len(p))) / sum(e) for c in range(CT)]
+                v = [dot(w, f) + b for w, b in zip(weight, bias, strict=True)]
+                for n, x in enumerate((u, v)):
+                    errors[n] += sum((a - b) ** 2 for a, b in zip(x, r, strict=True)) / SIDE**2
+        reconstruction.append(errors[0])
+        student.append(errors[1])
+    return reconstruction, student
+
+
+@pytest.mark.parametrize("tau", [0.1, 0.7])
+def test_the_losses_equal_the_formula_in_float64(tau: float):
+    objective = built(tau=tau, weight=3.0, prototype_weight=7.0)
+    objective.terms(context(9))  # the prototypes begin as features of another batch
+    ctx = context()
+    terms = objective.terms(ctx)
+    reconstruction, student = reference(objective, ctx, tau)
+    assert terms["prototypes_s8"].tolist() == pytest.approx([7 * e for e in reconstruction])
+    assert terms["s8"].tolist() == pytest.approx([3 * e for e in student])
+
+
+def test_only_prototypes_learn_from_the_teacher_and_only_the_student_from_prototypes():
+    objective, ctx = built(), context()
+    terms = objective.terms(ctx)
+    prototypes, phi = objective.prototypes["s8"], objective.projectors["s8"].get_parameter("weight")
+    of_student = torch.autograd.grad(
+        terms["s8"].sum(), [ctx.maps["s8"], phi, prototypes], retain_graph=True, allow_unused=True
+    )
+    assert [g is not None for g in of_student] == [True, True, False]
+    of_prototypes = torch.autograd.grad(
+        terms["prototypes_s8"].sum(), [ctx.maps["s8"], phi, prototypes], allow_unused=True
+    )
+    assert [g is not None for g in of_prototypes] == [False, False, True]
+
+
+def test_the_losses_do_not_depend_on_the_scale_of_the_teacher_s_map():
+    ctx = context()
+    assert ctx.teacher is not None
+    scaled = context(teacher=50 * ctx.teacher.maps["s8"])
+    first, second = built().terms(ctx), built().terms(scaled)
+    for name, term in first.items():
+        torch.testing.assert_close(second[name], term)
+
+
+PARTS = 6  # planted local parts: directions that every image has at random positions
+
+
+def planted(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Maps [count, 8, 4, 4] of scaled parts with noise, and the part at each position."""
+    g = torch.Generator().manual_seed(seed)
+    directions = (
+        torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(5))).Q[:PARTS]
+        + 0.5
+    )
+    part = torch.randint(PARTS, (count, 4, 4), generator=g)
+    scale = 0.5 + 2 * torch.rand(count, 4, 4, 1, generator=g)
+    maps = (scale * directions[part]).permute(0, 3, 1, 2)
+    return maps + 0.15 * torch.randn(maps.shape, generator=g), part
+
+
+def test_prototypes_recover_planted_parts():
+    """The most similar prototype tells the part. A random assignment has a purity of about 1/4."""
+    levels = {"s8": {"channels": 8, "stride": 8}}
+    torch.manual_seed(0)
+    objective = PrototypeDistillation({"s8": "s8"}, PARTS, levels, levels)
+    optimizer = torch.optim.SGD(objective.parameters(), 0.1)
+    for step in range(60):
+        t, _ = planted(16, step)
+        pooled = t.mean((2, 3))
+        ctx = Context(
+            pooled, pooled, teacher=TeacherOutput(pooled, None, {"s8": t}), maps={"s8": t}
+        )
+        loss = objective.terms(ctx)["prototypes_s8"].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    held_out, part = planted(64, 999)
+    nearest = assign(held_out, objective.prototypes["s8"], 0.1).argmax(1)
+    counts = torch.zeros(PARTS, PARTS).index_put_(
+        (nearest.flatten(), part.flatten()), torch.tensor(1.0), accumulate=True
+    )
+    assert float(counts.max(1).values.sum() / counts.sum()) > 0.95  # purity
+
+
+def test_the_first_prototypes_are_one_feature_of_each_direction():
+    directions = torch.eye(4, dtype=torch.float64)[[0, 1, 0, 2, 1, 3, 0, 2]]
+    maps = (directions * torch.arange(1, 9)[:, None]).view(2, 4, 1, 4).transpose(1, 3)
+    assert sorted(spread_out(maps, 4).tolist()) == sorted(torch.eye(4).tolist())
+
+
+def test_a_resumed_run_keeps_its_prototypes():
+    objective = built()
+    objective.terms(context(9))
+    resumed = built()
+    resumed.load_state_dict(copy.deepcopy(objective.state_dict()))
+    for o in (objective, resumed):
+        assert o.terms(context())["s8"].tolist() == objective.terms(context())["s8"].tolist()
+    assert torch.equal(objective.prototypes["s8"], resumed.prototypes["s8"])
+
+
+def test_nothing_depends_on_labels_or_classes():
+    reads = demands(resolve("method", "proc_kd")["objective"])
+    assert reads.needs | reads.requires == {"maps", "student_maps", "teacher_maps"}
+
+
+def test_a_batch_that_cannot_start_the_prototypes_is_refused():
+    with pytest.raises(KdepError, match=r"13 prototypes.*12 positions"):
+        built(prototypes=B * SIDE**2 + 1).terms(context())
+    with pytest.raises(KdepError, match="is zero for the whole first batch"):
+        built().terms(context(teacher=torch.zeros(B, CT, SIDE, SIDE).double()))
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (dict(prototypes=0), "prototypes = 0"),
+        (dict(tau=0.0), "tau = 0"),
+        (dict(prototypes=100_000), "initialises 100000 prototypes.* positions"),
+        (dict(levels=dict(_delete_=True, s16="s64")), "map of the teacher 'efficientnet"),
+        (dict(levels=dict(_delete_=True, s64="s16")), "level that method"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_by_the_plan(objective: Any, message: str):
+    assert plan("proc_kd").runs
+    with pytest.raises(KdepError, match=message):
+        plan(dict(base="proc_kd", name="changed", objective=objective))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        (dict(base="efficientnet_lite0", card=dict(maps=False)), "needs feature maps"),
+        ("efficientnet_lite0_black_box", "returns class probabilities only"),
+    ],
+)
+def test_teachers_without_open_maps_are_refused_by_the_plan(teacher: Any, message: str):
+    with pytest.raises(KdepError, match=message):
+        plan("proc_kd", teacher=teacher)
+
+
+def test_the_plan_counts_the_positions_of_a_micro_batch():
+    budget = load_suite("smoke").budget.model_dump() | dict(accumulate=16)
+    with pytest.raises(KdepError, match=r"72 prototypes.*the level s32 of 2 images has 8"):
+        plan("proc_kd", budget=budget)
