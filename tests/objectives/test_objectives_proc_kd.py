@@ -78,7 +78,7 @@ def test_the_losses_equal_the_formula_in_float64(tau: float):
     ctx = context()
     terms = objective.terms(ctx)
     reconstruction, student = reference(objective, ctx, tau)
-    assert terms["prototypes_s8"].tolist() == pytest.approx([7 * e for e in reconstruction])
+    assert terms["prototypes"].tolist() == pytest.approx([7 * e for e in reconstruction])
     assert terms["s8"].tolist() == pytest.approx([3 * e for e in student])
 
 
@@ -91,7 +91,7 @@ def test_only_prototypes_learn_from_the_teacher_and_only_the_student_from_protot
     )
     assert [g is not None for g in of_student] == [True, True, False]
     of_prototypes = torch.autograd.grad(
-        terms["prototypes_s8"].sum(), [ctx.maps["s8"], phi, prototypes], allow_unused=True
+        terms["prototypes"].sum(), [ctx.maps["s8"], phi, prototypes], allow_unused=True
     )
     assert [g is not None for g in of_prototypes] == [False, False, True]
 
@@ -133,7 +133,7 @@ def test_prototypes_recover_planted_parts():
         ctx = Context(
             pooled, pooled, teacher=TeacherOutput(pooled, None, {"s8": t}), maps={"s8": t}
         )
-        loss = objective.terms(ctx)["prototypes_s8"].mean()
+        loss = objective.terms(ctx)["prototypes"].mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -54,6 +54,7 @@ _TERM_MEANINGS = {
     "adversarial": "discriminator of student and teacher features",
     "hidden": "tokens after each block of a transformer",
     "embedding": "tokens before the first block of a transformer",
+    "prototypes": "reconstruction of the teacher's local features from prototypes",
     "contrast": "identification of the teacher's feature of an image among those of other images",
     "distance": "distances between the features of a batch",
     "angle": "angles between the features of a batch",
