@@ -98,13 +98,13 @@ class PrototypeDistillation(Objective):
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}
-        reconstruction = ctx.before.new_zeros(len(ctx.before))
+        error = ctx.before.new_zeros(len(ctx.before))
         for level, s_BCHW, t_BCHW in pairs(ctx, self.levels, self.projectors):
             u_BCHW = F.normalize(t_BCHW, dim=1)
             r_BCHW = reconstruct(u_BCHW, self.start(level, u_BCHW), self.tau)
-            reconstruction = reconstruction + _distance(u_BCHW, r_BCHW)
+            error = error + _distance(u_BCHW, r_BCHW)
             out[level] = self.weight * _distance(s_BCHW, r_BCHW.detach())
-        return out | {"prototypes": self.prototype_weight * reconstruction}
+        return out | {"prototypes": self.prototype_weight * error}
 
 
 def _distance(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
