@@ -313,7 +313,10 @@ class ProbePlanner:
         if "pool" in reads(probe):
             uses_method_teacher = probe.get("teacher") == "method"
             cache = chain["cache"] if uses_method_teacher else self.suite_cache(student)
-            needs["pool"] = self._pool_features(probe["rows"], cache, student, chain, label)
+            # All methods of a fraction are measured on images of this fraction, also those whose
+            # teacher has a cache of all images.
+            source = chain["pretrain"] if uses_method_teacher else cache
+            needs["pool"] = self._pool_features(probe["rows"], source, student, chain, label)
             if "teacher" in reads(probe):
                 needs["cache"] = cache
         return needs
@@ -359,12 +362,14 @@ class ProbePlanner:
         )
 
     def _pool_features(
-        self, rows: int, cache: str, student: Json, chain: Mapping[str, str], label: str
+        self, rows: int, source: str, student: Json, chain: Mapping[str, str], label: str
     ) -> str:
-        """Adds the features of `rows` images, drawn from the teacher cache `cache`."""
-        cache_spec = self.plan.stages[cache].spec
+        """Adds the features of `rows` images, drawn from the data fraction of the stage `source`."""
+        source_spec = self.plan.stages[source].spec
         keys = ("share", "share_seed", "share_by")
-        fraction_spec = {k: cache_spec[k] for k in keys if k in cache_spec}
+        fraction_spec = {k: source_spec[k] for k in keys if k in source_spec}
+        if fraction_spec.get("share") == 1:
+            fraction_spec = {}
         needs = {"views": self.views(student), "export": chain["export"]}
         if "share_by" in fraction_spec:
             needs["prepare"] = chain["prepare"]

@@ -93,8 +93,8 @@ class TransferMethod(nn.Module, ABC):
         teacher_is_student: whether the tuned teacher must be the same student (teacher="self").
 
     Attributes:
-        extra_images: number of images that networks processed in additional forward passes, which
-            the method counts. Passes of the tuned teacher are counted separately.
+        extra_images: number of images that networks (the student too) processed in additional
+            forward passes, which the method counts. Passes of the tuned teacher are counted separately.
         reads_teacher_maps: whether the tuned teacher processes the training images.
     """
 
@@ -499,8 +499,8 @@ def remove(runner: Any) -> dict[str, Any]:
 
     Returns:
         extra_parameters: number of parameters of the method and of its teacher.
-        extra_forwards: number of images that the teacher processed, in all ranks, and of those in
-            additional passes of the method.
+        extra_forwards: number of images in the passes of the teacher and in the additional passes
+            that the method counts, also those of the student, in all ranks.
         With the entries of `TransferMethod.finish`. Empty if there is no transfer method.
     """
     model = unwrapped(runner)

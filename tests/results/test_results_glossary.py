@@ -15,7 +15,13 @@ from test_results_probes import VALUE_NAMES
 from test_results_tables import KDEP_BEATS_SCRATCH, SCORES
 
 from kdep_bench.results import build
-from kdep_bench.results.report import glossary, image_tables, probe_tables, teacher_tables
+from kdep_bench.results.report import (
+    glossary,
+    image_tables,
+    probe_tables,
+    teacher_tables,
+    transfer_rows,
+)
 from kdep_bench.results.teacher_measures import MEASURES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,3 +118,11 @@ def test_no_private_word_is_published(folder: Path, name: str):
     text = re.sub(r"<[^>]*>", " ", text)
     private_words = {w: fix for w, fix in PRIVATE.items() if re.search(w, text, re.I)}
     assert not private_words, f"{folder.name}/{name}: write the standard term"
+
+
+def test_the_count_of_extra_forward_passes_states_that_it_has_passes_of_the_student():
+    """`ssda`, `ota` and `tst` run the student more than once per image; see their counts' tests."""
+    term = glossary.term_of("extra forward passes")
+    assert term is not None
+    assert term.meaning.count("additional passes of the student") == 2
+    assert "passes of the student in addition" in transfer_rows.NOTE

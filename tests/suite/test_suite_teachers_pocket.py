@@ -25,6 +25,14 @@ def test_thirteen_teachers_have_three_seeds_of_every_task_and_probe(plan):
     assert {r.method["name"] for r in plan.runs} == {"scratch", "kdep"}
 
 
+def test_given_and_self_trained_teachers_are_measured_on_the_same_images(plan):
+    samples = {str(plan.stages[run.chain["pool"]].spec["images"]) for run in plan.probes}
+    assert len(samples) == 1
+    assert "'share': 0.1" in samples.pop()
+    caches = {"share" in plan.stages[run.chain["cache"]].spec for run in plan.probes}
+    assert caches == {True, False}  # given teachers have caches of all images
+
+
 def test_finished_runs_of_methods_pocket_are_not_run_again(plan):
     finished = build_plan(load_suite("methods_pocket")).stages
     runs = [r for r in plan.runs if (r.teacher or {}).get("name") in (None, "efficientnet_lite0")]

@@ -99,7 +99,8 @@ class Transfer(Part):
         teacher_labels_used: whether the pre-training of the teacher used labels.
         extra_parameters: number of parameters that were trained or stored with the student and
             removed after the training.
-        extra_forwards: number of forward passes of the teacher, one per image.
+        extra_forwards: number of forward passes in addition to the student's one per training
+            image: of the teacher, of moving averages, and additional passes of the student.
         bits: mean number of bits of the quantised weights; None without quantisation.
         megabytes: size of the quantised parts of the network (backbone and neck), 10^6 bytes.
         megabytes_float32: the same with 32 bits.
@@ -232,9 +233,10 @@ class Cost(Part):
             larger of pre-training and transfer.
         extra_parameters: number of parameters that are trained or stored with the student and
             dropped at export.
-        extra_forwards: number of forward passes of all other networks in pre-training: rows of the
-            teacher cache, live teachers, peer networks, moving averages; and of all networks in the
-            pre-trainings of teachers that the method trains.
+        extra_forwards: number of forward passes in pre-training in addition to the student's one
+            per image: rows of the teacher cache, live teachers, peer networks, moving averages,
+            additional passes of the student; and of all networks in the pre-trainings of teachers
+            that the method trains.
         processor_units: matrix and vector instruction sets of the CPU, such as "amx".
     """
 

@@ -137,9 +137,13 @@ TERMS = (
     ),
     Term(
         "extra forward passes",
-        "Forward passes of all networks other than the student during pre-training (cached or live "
-        "teacher, peer networks, moving averages), per image seen; in the CSV in total. In the "
-        "table of transfer methods: forward passes of the transfer method's teacher, in total.",
+        "Forward passes during pre-training in addition to the student's one per image seen: of "
+        "all other networks (cached or live teacher, peer networks, moving averages), additional "
+        "passes of the student (on augmented images), and all passes of networks that the method "
+        "trains first as teachers. Per image seen; in the CSV in total. In the table of transfer "
+        "methods: passes in addition to the student's one per training image, in total: of the "
+        "transfer method's teacher, of moving averages, and additional passes of the student on "
+        "other images (target domain, generated or masked images).",
         ("extra forward passes per image seen", "extra forward passes", "extra_forwards"),
     ),
     Term(

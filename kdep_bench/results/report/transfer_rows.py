@@ -14,9 +14,9 @@ NOTE = (
     "trained on the task with the transfer method Y. Only this student is scored. Teacher: another "
     "network that was trained on the same task before; its name contains its pre-training method. "
     "The teacher was trained once for all seeds, so its score is from one run. Extra parameters: "
-    "those of the teacher and of the method. Extra forward passes: those of the teacher, and "
-    "additional passes of the method, in total. The transfer time includes the training of the "
-    "teacher and all passes. Weight bits, megabytes and bit-operations: of a quantised backbone "
+    "those of the teacher and of the method. Extra forward passes, in total: those of the teacher "
+    "and of moving averages, and passes of the student in addition to one per training image. The "
+    "transfer time includes the training of the teacher and all passes. Weight bits, megabytes and bit-operations: of a quantised backbone "
     "and neck, with the values for 32 bits in brackets; a dash for a network that is not quantised."
 )
 HEAD = ["student", "method", "task", "teacher", "teacher used labels", "teacher's score x100"]
