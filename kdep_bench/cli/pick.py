@@ -63,10 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> None:
     _check_numbers(args)
-    configs, width, not_available = _teachers(args)
+    configs, width, left_out = _teachers(args)
     if len(configs) < 2:
+        number = "is one teacher" if configs else "are no teachers"
         raise KdepError(
-            f"there {'is one teacher' if configs else 'are no teachers'} to choose from",
+            "; ".join([f"there {number} to choose from", *left_out]),
             expected="two or more",
             fix="name teachers (`kdep-bench teachers` lists them), or a suite with --suite",
         )
@@ -78,7 +79,7 @@ def _run(args: argparse.Namespace) -> None:
     for config in configs:
         print(f"{config['name']}: {len(files)} images", file=sys.stderr, flush=True)
         measured.append(measure_teacher(config, files, width))
-    lines, result = _result(args.by, configs, measured, len(files), not_available)
+    lines, result = _result(args.by, configs, measured, len(files), left_out)
     print(json.dumps(result, indent=1) if args.json else "\n".join(lines))
 
 
@@ -113,27 +114,17 @@ def _check_measure(measure: str, images: int, width: int | None) -> None:
 
 
 def _teachers(args: argparse.Namespace) -> tuple[list[dict[str, Any]], int | None, list[str]]:
-    """(configs of the teachers, width of the student, intermediate teachers of the suite).
+    """(configs of the teachers, width of the student, sentences on teachers that are left out).
 
     Raises:
         KdepError: two different teachers have one name.
     """
-    from kdep_bench.suite.config import load_suite, resolve
-    from kdep_bench.suite.methods import assistant_config, role_teachers
+    from kdep_bench.suite.config import resolve
 
-    configs, width = [resolve("teacher", name) for name in args.teachers], args.width
-    intermediate: dict[str, None] = {}
+    configs, width, left_out = [resolve("teacher", name) for name in args.teachers], args.width, []
     if args.suite:
-        suite = load_suite(args.suite)
-        widths = {s["width"] for s in suite.students}
-        width = width or (widths.pop() if len(widths) == 1 else None)
-        for variant in suite.variants or [suite]:
-            for method in variant.methods:
-                assistant = assistant_config(method)
-                if assistant is not None:
-                    intermediate[assistant["name"]] = None
-                configs += role_teachers(method)
-            configs += [t for t in variant.teachers.values() if t is not None]
+        of_suite, suite_width, left_out = _suite_teachers(args.suite)
+        configs, width = configs + of_suite, width or suite_width
     by_name: dict[str, dict[str, Any]] = {}
     for config in configs:
         if by_name.setdefault(config["name"], config) != config:
@@ -141,7 +132,36 @@ def _teachers(args: argparse.Namespace) -> tuple[list[dict[str, Any]], int | Non
                 f"two different teachers are named {config['name']!r}",
                 fix="rename one of them in the suite, or leave out its name on the command line",
             )
-    return list(by_name.values()), width, list(intermediate)
+    return list(by_name.values()), width, left_out
+
+
+def _suite_teachers(suite_name: str) -> tuple[list[dict[str, Any]], int | None, list[str]]:
+    """`_teachers` of a suite: without those that it trains first and without black boxes.
+
+    The width is None if its students have different widths.
+    """
+    from kdep_bench.signatures import class_value
+    from kdep_bench.suite.config import load_suite
+    from kdep_bench.suite.methods import intermediate_teachers, methods_for, role_teachers
+
+    suite = load_suite(suite_name)
+    widths = {s["width"] for s in suite.students}
+    configs: list[dict[str, Any]] = []
+    trained: dict[str, None] = {}
+    for variant in suite.variants or [suite]:
+        methods = [m for student in variant.students for m in methods_for(variant, student)]
+        for method in methods:
+            trained |= dict.fromkeys(t["name"] for t in intermediate_teachers(method))
+            configs += role_teachers(method)
+        configs += [t for t in variant.teachers.values() if t is not None]
+    closed = {t["name"] for t in configs if class_value(str(t["type"]), "black_box")}
+    reasons = {
+        "the suite trains them first": list(trained),
+        "of these only class probabilities can be read": sorted(closed),
+    }
+    left_out = [f"not ranked, because {k}: {', '.join(v)}" for k, v in reasons.items() if v]
+    open_teachers = [t for t in configs if t["name"] not in closed]
+    return open_teachers, widths.pop() if len(widths) == 1 else None, left_out
 
 
 def _result(
@@ -149,7 +169,7 @@ def _result(
     configs: Sequence[dict[str, Any]],
     measured: Sequence[TeacherMeasures],
     images: int,
-    not_available: Sequence[str],
+    left_out: Sequence[str],
 ) -> tuple[list[str], dict[str, Any]]:
     """(lines of the table, the same as JSON values), best teacher first."""
     sign = MEASURES[measure].sign
@@ -171,7 +191,7 @@ def _result(
         lines.append("  ".join([name.ljust(widths[0]), *padded]))
     extreme = "highest" if sign > 0 else "lowest"
     lines += ["", f"take {best}: the {extreme} {measure}, {images} images"]
-    notes = _notes(images, measured, not_available)
+    notes = _notes(images, measured, left_out)
     result = {
         "choice": best,
         "by": measure,
@@ -184,9 +204,7 @@ def _result(
     return [*lines, *notes], result
 
 
-def _notes(
-    images: int, measured: Sequence[TeacherMeasures], not_available: Sequence[str]
-) -> list[str]:
+def _notes(images: int, measured: Sequence[TeacherMeasures], left_out: Sequence[str]) -> list[str]:
     """Sentences about what limits the result."""
     notes = []
     if wide := [m.name for m in measured if m.width >= images]:
@@ -194,6 +212,4 @@ def _notes(
             f"{images} images are fewer than the channels of {', '.join(wide)}, so ranks and "
             "explained variance are less precise"
         )
-    if not_available:
-        notes.append(f"not ranked, because the suite trains them first: {', '.join(not_available)}")
-    return notes
+    return [*notes, *left_out]

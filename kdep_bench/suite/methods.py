@@ -149,10 +149,24 @@ def role_teachers(method: Json) -> list[Json]:
 
 def intermediate_methods(method: Json) -> Iterator[Json]:
     """The methods that pre-train the intermediate teachers of `method`, and those of these."""
+    for reference in _intermediate(method):
+        yield reference["method"]
+
+
+def intermediate_teachers(method: Json) -> Iterator[Json]:
+    """Teacher configs of the intermediate teachers of `method`, and of those of these."""
+    for reference in _intermediate(method):
+        config = assistant_config({"teacher": reference})
+        assert config is not None
+        yield config
+
+
+def _intermediate(method: Json) -> Iterator[Json]:
+    """The values in `teacher` and `teachers` that are intermediate teachers, and those of these."""
     for reference in (method.get("teacher"), *(method.get("teachers") or {}).values()):
         if isinstance(reference, dict) and "method" in reference:
-            yield reference["method"]
-            yield from intermediate_methods(reference["method"])
+            yield reference
+            yield from _intermediate(reference["method"])
 
 
 def with_role_teachers(method: Json, change: Callable[[Json], Json]) -> Json:

@@ -19,7 +19,8 @@ suite = dict(
     variants=[
         dict(teacher=dict(base=lite0, input_px=32)),
         dict(teacher=dict(base=lite0, name="other", input_px=32, weights="random")),
-        dict(methods=["kdep_assistant"]),
+        dict(methods=["kdep_assistant", "self_distillation", "weighted_assistants"]),
+        dict(methods=["tinyvit"], teacher=lite0 + "_black_box"),
     ],
     tasks=["smoke_probe"],
     budget=dict(epochs=1, batch=8, optimizer=dict(type="SGD", lr=0.1)),
@@ -61,7 +62,13 @@ def test_a_suite_s_teachers_are_ranked_by_the_measure_and_the_others_are_named(
     assert len({t["checksum"] for t in result["teachers"]}) == 2
     assert result["images"] == 10
     assert "explained variance" not in result["teachers"][0]["values"]  # 10 images, 256 channels
-    assert any("resnet18_w48.kdep" in note for note in result["notes"])
+    trained, closed = result["notes"][-2:]
+    expected = ("w48.kdep", "w32.supervised", "w48.held_out_kd", "w40.held_out_kd")
+    assert all(f"resnet18_{name}" in trained for name in expected), trained
+    assert closed == (
+        "not ranked, because of these only class probabilities can be read: "
+        "efficientnet_lite0_black_box"
+    )
     assert pick.main([*arguments, "--by", "mean cosine"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "mean cosine" in lines[0]
