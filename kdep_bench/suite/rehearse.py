@@ -13,6 +13,7 @@ import math
 from typing import Any
 
 from kdep_bench.errors import KdepError
+from kdep_bench.signatures import argument_names
 from kdep_bench.suite.kinds import KINDS
 from kdep_bench.suite.methods import with_role_teachers
 from kdep_bench.suite.schema import Json, Suite
@@ -44,6 +45,8 @@ RECIPE: dict[str, Any] = {
     "max_iter": 20,
 }
 CLASSIFICATION_BATCH = 8
+# Argument of an objective -> its value in a rehearsal: TEACHER_PX is 2 x 2 patches of 14 pixels.
+OBJECTIVE = {"regions": 2}
 # Keys that lead to a value in a recipe's model -> the value in a rehearsal. These numbers of
 # channels and RoIs determine most of the time of a transfer of two steps.
 MODEL: dict[tuple[str, ...], int] = {
@@ -60,12 +63,13 @@ def changes() -> str:
     """Text that lists what a rehearsal changes."""
     recipe = ", ".join(f"{k} {v}" for k, v in RECIPE.items())
     model = ", ".join(f"{'.'.join(k)} {v}" for k, v in MODEL.items())
+    objective = ", ".join(f"{k} {v}" for k, v in OBJECTIVE.items())
     return (
         "A rehearsal runs the suite's stages, configs and code. It changes: data (tiny copies in "
         f"the real formats, {IMAGES} pool images); teachers (random weights, {TEACHER_PX} px); "
         f"students' input ({PX} px); pre-training ({STEPS} steps of {BATCH}, one budget and one "
         f"seed per data fraction, {FRACTION:g} instead of fractions below 1, enough views for the "
-        f"SVD); transfer recipes, if they have these keys: {recipe} (batch "
+        f"SVD); arguments of objectives, if they have these: {objective}; transfer recipes, if they have these keys: {recipe} (batch "
         f"{CLASSIFICATION_BATCH} in classification); heads: {model}. Its scores are meaningless."
     )
 
@@ -131,7 +135,7 @@ def _variants(suite: Suite) -> list[Suite]:
     n_samples = max(s["width"] for s in suite.students) * 1.1  # 10 % more than the SVD needs
     views = math.ceil(n_samples / (IMAGES * FRACTION))
     teachers = {k: t and _teacher(t) for k, t in suite.teachers.items()}
-    methods = [with_role_teachers(m, _teacher) for m in suite.methods]
+    methods = [_with_small_objectives(with_role_teachers(m, _teacher)) for m in suite.methods]
     common = {"teachers": teachers, "methods": methods}
     out = []
     for fraction in sorted({1.0 if s == 1 else FRACTION for s in suite.shares}, reverse=True):
@@ -140,6 +144,17 @@ def _variants(suite: Suite) -> list[Suite]:
         budget = suite.budget.model_copy(update=change)
         out.append(suite.model_copy(update={"shares": [fraction], "budget": budget, **common}))
     return out
+
+
+def _with_small_objectives(config: Any) -> Any:
+    """A method config with the values of OBJECTIVE in all classes that have these arguments."""
+    if isinstance(config, list):
+        return [_with_small_objectives(value) for value in config]
+    if not isinstance(config, dict):
+        return config
+    names = argument_names(config.get("type"))
+    small = {k: v for k, v in OBJECTIVE.items() if k in names}
+    return {k: _with_small_objectives(v) for k, v in config.items()} | small
 
 
 def _teacher(teacher: Json) -> Json:

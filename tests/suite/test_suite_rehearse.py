@@ -211,3 +211,16 @@ def test_the_teacher_inside_a_black_box_has_random_weights_in_a_rehearsal():
         assert teacher["teacher"]["weights"] == "random"
         assert teacher["teacher"]["input_px"] == TEACHER_PX
     build_plan(suite)
+
+
+def test_a_grid_of_patches_is_divided_into_no_more_regions_than_the_small_teacher_has():
+    """The small DINOv2 has 2 x 2 patches; the objective divides those of the full one into 4 x 4."""
+    suite = build_suite(raw(teacher="dinov2_vitb14", methods=["cross_arch", "scratch"]))
+    plan = build_plan(rehearsed(suite))
+    (objective,) = (
+        s.spec["method"]["objective"]
+        for s in plan.stages.values()
+        if s.kind == "pretrain" and s.spec["method"]["name"] == "cross_arch"
+    )
+    assert objective["regions"] == TEACHER_PX // 14 == 2
+    assert "regions" not in next(m for m in suite.methods if m["name"] == "cross_arch")["objective"]
