@@ -364,7 +364,7 @@ class ProbePlanner:
     def _pool_features(
         self, rows: int, source: str, student: Json, chain: Mapping[str, str], label: str
     ) -> str:
-        """Adds the features of `rows` images, drawn from the data fraction of the stage `source`."""
+        """Adds the features of `rows` images from the data fraction of the stage `source`."""
         source_spec = self.plan.stages[source].spec
         keys = ("share", "share_seed", "share_by")
         fraction_spec = {k: source_spec[k] for k in keys if k in source_spec}

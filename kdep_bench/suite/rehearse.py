@@ -69,8 +69,9 @@ def changes() -> str:
         f"the real formats, {IMAGES} pool images); teachers (random weights, {TEACHER_PX} px); "
         f"students' input ({PX} px); pre-training ({STEPS} steps of {BATCH}, one budget and one "
         f"seed per data fraction, {FRACTION:g} instead of fractions below 1, enough views for the "
-        f"SVD); arguments of objectives, if they have these: {objective}; transfer recipes, if they have these keys: {recipe} (batch "
-        f"{CLASSIFICATION_BATCH} in classification); heads: {model}. Its scores are meaningless."
+        f"SVD); arguments of objectives, if they have these: {objective}; transfer recipes, if "
+        f"they have these keys: {recipe} (batch {CLASSIFICATION_BATCH} in classification); heads: "
+        f"{model}. Its scores are meaningless."
     )
 
 

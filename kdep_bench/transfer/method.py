@@ -94,7 +94,8 @@ class TransferMethod(nn.Module, ABC):
 
     Attributes:
         extra_images: number of images that networks (the student too) processed in additional
-            forward passes, which the method counts. Passes of the tuned teacher are counted separately.
+            forward passes, which the method counts. Passes of the tuned teacher are counted
+            separately.
         reads_teacher_maps: whether the tuned teacher processes the training images.
     """
 

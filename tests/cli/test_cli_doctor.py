@@ -97,5 +97,5 @@ def test_the_command_prints_faults_and_exits_with_1(
     tiny.save(tmp_path / "coco" / "a.jpg", tiny.noise_image(np.random.default_rng(0)))
     assert doctor.main(["--data", "coco", "--root", str(tmp_path)]) == 1
     output = capsys.readouterr().out
-    assert "fault  data set coco" in output or "fault" in output
+    assert f"fault  data set coco: the file {tmp_path}/coco/annotations" in output
     assert output.rstrip().endswith("1 fault(s)")

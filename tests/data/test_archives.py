@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from kdep_bench.data.official import archives
-from kdep_bench.data.official.archives import SEALS, unpack
-from kdep_bench.data.official.base import OfficialSet, verify
+from kdep_bench.data.official.archives import SEALS, Archive, unpack
+from kdep_bench.data.official.base import OfficialSet, lay_out, verify
 from kdep_bench.errors import KdepError
 
 FILES = {"d/a.txt": b"first" * 150, "d/b.txt": b"", "c.txt": b"last" * 300}
@@ -273,6 +273,27 @@ def test_a_failed_check_of_the_data_set_removes_its_seals(tmp_path: Path):
             verify(dataset, tmp_path / "root")
         assert not (folder / SEALS).exists()
         assert not (folder / "train" / SEALS).exists()
+
+
+def test_after_a_failed_conversion_a_damaged_file_is_unpacked_again(tmp_path: Path):
+    def convert(folder: Path, _progress: Callable[..., None]) -> None:
+        if content(folder) != FILES:
+            raise KdepError("a mask cannot be read")
+
+    path = tmp_path / "a.tar"
+    path.write_bytes(tar_bytes())
+    archive = Archive("a.tar", "")
+    dataset = OfficialSet(
+        "one", "", "", "", (archive,), {}, lambda *_: {}, lambda *_: None, convert=convert
+    )
+    arguments = (dataset, tmp_path / "root", [tmp_path], quiet)
+    lay_out(*arguments)
+    damaged = tmp_path / "root/one/d/a.txt"
+    damaged.write_bytes(b"x" * len(FILES["d/a.txt"]))
+    with pytest.raises(KdepError, match="a mask cannot be read"):
+        lay_out(*arguments)
+    lay_out(*arguments)
+    assert damaged.read_bytes() == FILES["d/a.txt"]
 
 
 def test_an_encrypted_zip_and_a_folder_with_a_file_s_name_raise_kdep_error(tmp_path: Path):

@@ -159,6 +159,15 @@ def test_cityscapes_train_ids_agree_with_the_label_ids(tmp_path: Path) -> None:
             assert (train_ids[label_ids == label] == number).all()
 
 
+def test_a_damaged_cityscapes_mask_cannot_be_converted(tmp_path: Path) -> None:
+    make("cityscapes", tmp_path)
+    mask = next((tmp_path / "cityscapes/gtFine/train").rglob(f"*{cityscapes.IDS}"))
+    mask.write_bytes(mask.read_bytes()[:60])
+    mask.with_name(mask.name.removesuffix(cityscapes.IDS) + cityscapes.TRAIN_IDS).unlink()
+    with pytest.raises(KdepError, match="it unpacks damaged files again"):
+        cityscapes.convert(tmp_path / "cityscapes", lambda *_: None)
+
+
 def test_a_cityscapes_mask_of_another_size_is_refused(tmp_path: Path) -> None:
     dataset = make("cityscapes", tmp_path)
     mask = next((tmp_path / "cityscapes/gtFine/val").rglob(f"*{cityscapes.TRAIN_IDS}"))

@@ -214,7 +214,7 @@ def test_the_teacher_inside_a_black_box_has_random_weights_in_a_rehearsal():
 
 
 def test_a_grid_of_patches_is_divided_into_no_more_regions_than_the_small_teacher_has():
-    """The small DINOv2 has 2 x 2 patches; the objective divides those of the full one into 4 x 4."""
+    """The small DINOv2 has 2 x 2 patches; the full one's are divided into 4 x 4 regions."""
     suite = build_suite(raw(teacher="dinov2_vitb14", methods=["cross_arch", "scratch"]))
     plan = build_plan(rehearsed(suite))
     (objective,) = (

@@ -102,7 +102,8 @@ def lay_out(
 ) -> dict[str, str]:
     """Checks a set's archives, unpacks them into its folder below `root`, and converts files.
 
-    An interrupted run can be repeated; it resumes.
+    An interrupted run can be repeated; it resumes. If the conversion fails, the records that the
+    archives were unpacked are removed, as in `verify`.
 
     Args:
         dataset: the set.
@@ -140,7 +141,11 @@ def lay_out(
         for path in paths.values():
             unpack(path, folder, progress)
     if dataset.convert is not None:
-        dataset.convert(folder, progress)
+        try:
+            dataset.convert(folder, progress)
+        except Exception:  # perhaps of an unpacked file that was damaged later
+            drop_seals(folder)
+            raise
     return digests
 
 

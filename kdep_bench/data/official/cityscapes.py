@@ -18,6 +18,7 @@ from kdep_bench.data.listing import list_images
 from kdep_bench.data.official import tiny as draw
 from kdep_bench.data.official.archives import Archive, Progress
 from kdep_bench.data.official.base import OfficialSet, need_dir
+from kdep_bench.errors import KdepError
 
 _HOMEPAGE = "https://www.cityscapes-dataset.com/downloads/"
 CLASSES = 19
@@ -30,13 +31,24 @@ SPLITS = ("train", "val")
 
 
 def convert(folder: Path, progress: Progress) -> None:
-    """Writes a labelTrainIds mask next to each labelIds mask; existing ones are kept."""
+    """Writes a labelTrainIds mask next to each labelIds mask; existing ones are kept.
+
+    Raises:
+        KdepError: a labelIds mask that cannot be read.
+    """
     files = [f for s in SPLITS for f in _files(folder / "gtFine" / s, IDS)]
     for i, file in enumerate(files):
         target = file.with_name(file.name.removesuffix(IDS) + TRAIN_IDS)
         if not target.is_file() or target.stat().st_size == 0:
-            with Image.open(file) as opened:
-                ids = np.asarray(opened)
+            try:
+                with Image.open(file) as opened:
+                    ids = np.asarray(opened)
+            except (OSError, SyntaxError) as e:  # Pillow raises SyntaxError for a damaged PNG
+                raise KdepError(
+                    f"the mask {file} cannot be read ({e})",
+                    expected="a PNG of gtFine_trainvaltest.zip",
+                    fix="run kdep-bench data cityscapes again; it unpacks damaged files again",
+                ) from None
             partial = target.with_name(f".{target.name}.partial")
             Image.fromarray(TRAIN_ID_BY_LABEL_ID[ids]).save(partial, "PNG")
             partial.replace(target)

@@ -16,8 +16,9 @@ NOTE = (
     "The teacher was trained once for all seeds, so its score is from one run. Extra parameters: "
     "those of the teacher and of the method. Extra forward passes, in total: those of the teacher "
     "and of moving averages, and passes of the student in addition to one per training image. The "
-    "transfer time includes the training of the teacher and all passes. Weight bits, megabytes and bit-operations: of a quantised backbone "
-    "and neck, with the values for 32 bits in brackets; a dash for a network that is not quantised."
+    "transfer time includes the training of the teacher and all passes. Weight bits, megabytes and "
+    "bit-operations: of a quantised backbone and neck, with the values for 32 bits in brackets; a "
+    "dash for a network that is not quantised."
 )
 HEAD = ["student", "method", "task", "teacher", "teacher used labels", "teacher's score x100"]
 HEAD += ["extra parameters", "extra forward passes", "transfer time"]
