@@ -23,11 +23,14 @@ class Player:
         module: a submodule of the objective; the optimiser updates all its parameters.
         optimizer: config {type, lr, ...}, as in a suite's budget.
         scheduled: whether its learning rate is multiplied by `Players.factor`.
+        max_norm: largest norm of the gradient of all its parameters together; a longer gradient is
+            scaled down to it. None: no limit.
     """
 
     module: nn.Module
     optimizer: Mapping[str, Any]
     scheduled: bool = True
+    max_norm: float | None = None
 
 
 class Players:
@@ -84,17 +87,21 @@ class Players:
     def apply(self, name: str, gradients: Sequence[Tensor | None]) -> None:
         """One optimiser step of a player with the given gradients, one per parameter.
 
-        With several processes, the gradients are averaged over them.
+        With several processes, the gradients are averaged over them, and only then limited to the
+        player's `max_norm`, so that the step does not depend on the number of processes.
         """
         parameters, optimizer = self.parameters(name), self._optimizers[self._prefix + name]
+        player = self._players[self._prefix + name]
         for p, gradient in zip(parameters, gradients, strict=True):
             p.grad = gradient if gradient is None else gradient.detach().clone()
             if distributed.is_initialized():
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
                 distributed.all_reduce(p.grad)
                 p.grad /= distributed.get_world_size()
+        if player.max_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, player.max_norm)
         base_lrs = [group["lr"] for group in optimizer.param_groups]
-        if self._players[self._prefix + name].scheduled:
+        if player.scheduled:
             for group in optimizer.param_groups:
                 group["lr"] *= self.factor
         optimizer.step()

@@ -103,7 +103,7 @@ class TeachWhatYouShould(Objective):
         self._student = [student]
 
     def players(self) -> dict[str, Player]:
-        return {"augment": Player(self.augment, self.optimizer, scheduled=False)}
+        return {"augment": Player(self.augment, self.optimizer, False, MAX_NORM)}
 
     def in_phase(self, ctx: Context) -> bool:
         """Whether the augmentation learns in this step."""
@@ -119,16 +119,9 @@ class TeachWhatYouShould(Objective):
             loss = self.augment_loss(ctx, self.draw(ctx, 1)).mean()
         finally:
             student.train(was_training)
-        parameters = players.parameters("augment")
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        # An operation that was not chosen has no gradient.
-        dense = [
-            torch.zeros_like(p) if g is None else g
-            for p, g in zip(parameters, gradients, strict=True)
-        ]
-        norm = torch.stack([g.square().sum() for g in dense]).sum().sqrt()
-        scale = (MAX_NORM / (norm + 1e-6)).clamp(max=1)
-        players.apply("augment", [g * scale for g in dense])
+        # An operation that was not chosen has no gradient: it gets 0.
+        gradients = torch.autograd.grad(loss, players.parameters("augment"), materialize_grads=True)
+        players.apply("augment", gradients)
 
     def augment_loss(self, ctx: Context, draw: AugmentDraw) -> Tensor:
         """[B]: the loss that the augmentation minimises."""

@@ -48,18 +48,23 @@ rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
 distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
 torch.manual_seed(0)
-opponent = nn.Linear(3, 1)
-players = Players({"opponent": Player(opponent, dict(type="Adam", lr=0.1))})
-data = torch.randn(8, 3)
+opponents = nn.ModuleDict({"adam": nn.Linear(3, 1), "limited": nn.Linear(3, 1)})
+players = Players({
+    "adam": Player(opponents["adam"], dict(type="Adam", lr=0.1)),
+    "limited": Player(opponents["limited"], dict(type="SGD", lr=0.1), max_norm=0.2),
+})
+data = torch.randn(8, 3) * torch.tensor([9.0, 1.0]).repeat(4)[:, None]
 for _ in range(3):
-    with players.training():  # each process has every second sample
-        players.minimise("opponent", opponent(data[rank::2]).square().mean())
-torch.save(opponent.state_dict(), f"{folder}/{rank}.pt")
+    for name, opponent in opponents.items():
+        with players.training():  # each process has every second sample
+            players.minimise(name, opponent(data[rank::2]).square().mean())
+torch.save(opponents.state_dict(), f"{folder}/{rank}.pt")
 distributed.destroy_process_group()
 """
 
 
 def test_two_processes_train_a_player_as_one_process_does(tmp_path: Path):
+    """Also if the norm of its gradient is limited: the samples of the ranks differ in size."""
     root = Path(__file__).parents[2]
     paths = f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     env = {**os.environ, "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -70,13 +75,19 @@ def test_two_processes_train_a_player_as_one_process_does(tmp_path: Path):
     assert [process.wait(timeout=120) for process in ranks] == [0, 0]
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     torch.manual_seed(0)
-    opponent = nn.Linear(3, 1)
-    players = Players({"opponent": Player(opponent, dict(type="Adam", lr=0.1))})
-    data = torch.randn(8, 3)
+    opponents = nn.ModuleDict({"adam": nn.Linear(3, 1), "limited": nn.Linear(3, 1)})
+    players = Players(
+        {
+            "adam": Player(opponents["adam"], dict(type="Adam", lr=0.1)),
+            "limited": Player(opponents["limited"], dict(type="SGD", lr=0.1), max_norm=0.2),
+        }
+    )
+    data = torch.randn(8, 3) * torch.tensor([9.0, 1.0]).repeat(4)[:, None]
     for _ in range(3):
-        with players.training():
-            players.minimise("opponent", opponent(data).square().mean())
-    for name, expected in opponent.state_dict().items():
+        for name, opponent in opponents.items():
+            with players.training():
+                players.minimise(name, opponent(data).square().mean())
+    for name, expected in opponents.state_dict().items():
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], expected)
 
@@ -89,6 +100,16 @@ def test_a_player_that_is_not_scheduled_keeps_its_learning_rate():
     assert weight.weight.item() == pytest.approx(before - 0.5)
     players.apply("weights", [torch.ones(1, 1)])
     assert weight.weight.item() == pytest.approx(before - 1.0)
+
+
+def test_a_long_gradient_is_scaled_to_the_limit_over_all_parameters_of_the_player():
+    layer = nn.Linear(1, 1)
+    players = Players({"weights": Player(layer, SGD, max_norm=1.0)})
+    for gradient, step in ((3.0, 0.6), (0.3, 0.3)):  # norms 5 and 0.5; learning rate 0.5
+        before = layer.weight.item(), layer.bias.item()
+        players.apply("weights", [torch.full((1, 1), gradient), torch.full((1,), gradient * 4 / 3)])
+        assert before[0] - layer.weight.item() == pytest.approx(0.5 * step, rel=1e-4)
+        assert before[1] - layer.bias.item() == pytest.approx(0.5 * step * 4 / 3, rel=1e-4)
 
 
 def test_players_of_a_part_are_named_part_dot_player():

@@ -282,6 +282,7 @@ def test_playing_leaves_the_student_s_statistics_and_mode(tmp_path: Path):
     players, mean = Players(objective.players()), student.norm.running_mean
     assert mean is not None
     before = mean.clone()
+    assert objective.players()["augment"].max_norm == 10  # limited after the average over ranks
     with players.training():
         objective.play(ctx, players)
     assert student.training
