@@ -32,7 +32,7 @@ from torch.utils.data import Sampler
 
 from kdep_bench import openmmlab
 from kdep_bench.errors import KdepError
-from kdep_bench.pretrain.parallel import mean_over_ranks, share_batch_norm
+from kdep_bench.pretrain.parallel import mean_over_ranks, share_batch_norm, world_size
 
 COLLECTED = ".ranks"  # folder in the work dir for the test results of the ranks
 
@@ -114,6 +114,19 @@ class WholeBatchNorm(Hook):
 
     def before_train(self, runner: Any) -> None:
         share_batch_norm(unwrapped(runner))
+
+
+def can_normalise(images: int) -> bool:
+    """Whether BatchNorm can normalise one value per image and channel in training.
+
+    A variance needs two images, in the batches of all ranks together. The answer is the same in
+    every rank: a rank that left the layer out would train another function, and the other ranks
+    would wait for its statistics.
+
+    Args:
+        images: number of images of this rank, at least 1 in every rank.
+    """
+    return images * world_size() > 1
 
 
 def unwrapped(runner: Any) -> Any:

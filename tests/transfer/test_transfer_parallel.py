@@ -16,9 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
+from torch import Tensor, distributed, nn
 
 from kdep_bench.data.official import stage as official
 from kdep_bench.errors import KdepError
+from kdep_bench.pretrain.parallel import share_batch_norm
 from kdep_bench.suite.config import resolve
 from kdep_bench.suite.rehearse import shrink_task
 from kdep_bench.transfer import parallel
@@ -26,6 +28,8 @@ from kdep_bench.transfer import stage as transfer_stage
 from kdep_bench.transfer.classification import FineTune
 from kdep_bench.transfer.gate import read_tensors
 from kdep_bench.transfer.method import MODEL
+from kdep_bench.transfer.methods.ghost import Switch, _projected
+from kdep_bench.transfer.methods.transkd import Selection
 from tests.transfer.conftest import config, quiet, with_toolkits
 
 # ---- the order of images ----
@@ -172,6 +176,35 @@ def test_two_processes_train_and_score_as_one(
         k: v for k, v in first.items() if k in ("value", "curves", "per_class")
     }
     assert not list((tmp_path / "two").glob("**/.dist_test"))
+
+
+def norms_of_two_images(rank: int, ranks: int, folder: Path) -> dict[str, Tensor]:
+    """Outputs of the layers with BatchNorm of `ghost` and `transkd` for the images of one rank.
+
+    There are two images, so that each of two ranks has one.
+    """
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    switch, selection = Switch({"s8": 3}, 8), Selection(3)
+    inputs, rows = torch.randn(2, 3, 4, 4), list(range(rank, 2, ranks))
+    if ranks > 1:
+        store = f"file://{folder}/store"
+        distributed.init_process_group("gloo", store, rank=rank, world_size=ranks)
+        share_batch_norm(nn.ModuleList([switch, selection]))
+    # The keys: what the switch computes from them is 0 or 1.
+    keys, weights = _projected(switch.keys["s8"], inputs[rows]), selection(inputs[rows])
+    (keys.square().sum() + weights.sum()).backward()
+    return {"keys": keys.detach(), "weights": weights.detach()}
+
+
+def test_batch_norm_is_not_left_out_if_each_of_two_processes_has_one_image(tmp_path: Path):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.transfer.preload"])
+    with ProcessPoolExecutor(2, mp_context=context) as pool:
+        jobs = [pool.submit(norms_of_two_images, rank, 2, tmp_path) for rank in (0, 1)]
+        ranks = [job.result(timeout=100) for job in jobs]
+    for name, expected in norms_of_two_images(0, 1, tmp_path).items():
+        torch.testing.assert_close(torch.cat([rank[name] for rank in ranks]), expected)
 
 
 @pytest.mark.parametrize("name", ["voc12_seg", "voc0712_fpn"])

@@ -38,6 +38,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.objectives.maps import Maps
 from kdep_bench.transfer.method import TransferContext
 from kdep_bench.transfer.methods.quantised import Quantised, quantisable
+from kdep_bench.transfer.parallel import can_normalise
 from kdep_bench.transfer.quantisers import hybrid_bits
 
 
@@ -155,7 +156,7 @@ def _projection(channels: int, width: int) -> nn.Sequential:
 
 
 def _projected(projection: nn.Module, feature_map: Tensor) -> Tensor:
-    """BN(W mean_p F); without BatchNorm for one sample, which has no variance."""
+    """BN(W mean_p F); without BatchNorm for a batch of one image, which has no variance."""
     linear, norm = cast(nn.Sequential, projection)
     out = linear(feature_map.mean((2, 3)))
-    return norm(out) if len(out) > 1 else out
+    return norm(out) if can_normalise(len(out)) else out

@@ -38,6 +38,7 @@ from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.networks.resize import resize_map
 from kdep_bench.objectives.maps import Maps, check_levels
 from kdep_bench.transfer.method import TransferContext, TransferMethod
+from kdep_bench.transfer.parallel import can_normalise
 
 POOLED = (4, 2, 1)  # sides of the pooled maps of the hierarchical context loss
 TEST_PX = 64  # side of the image with which the widths of the patch embeddings are determined
@@ -234,7 +235,7 @@ class Selection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.squeeze(F.adaptive_avg_pool2d(x, 1))
-        if len(z) > 1:  # as in the authors' code: BatchNorm needs more than one value per channel
+        if can_normalise(len(z)):  # as in the authors' code, which leaves it out for one image
             z = self.norm(z)
         return self.choose(F.relu(z)).unflatten(1, (2, -1)).softmax(1)[:, 0]
 
