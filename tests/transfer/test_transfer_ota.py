@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,11 @@ import torch
 from scipy import linalg
 from torch import Tensor, nn
 
+from kdep_bench.networks.running_statistics import unchanged_running_statistics
 from kdep_bench.transfer.gate import read_tensors
 from kdep_bench.transfer.method import MODEL, TransferContext
 from kdep_bench.transfer.methods import digg
-from kdep_bench.transfer.methods.irf import contrast, mask_patches
+from kdep_bench.transfer.methods.irf import IRF, contrast, mask_patches
 from kdep_bench.transfer.methods.ota import OTA, divergence
 from tests.transfer.conftest import config, export_random
 from tests.transfer.test_transfer_methods import interrupted, run, untimed
@@ -229,6 +231,41 @@ def test_a_student_learns_its_teacher_s_scores_and_not_those_of_other_images(shu
     assert all(p.grad is None for p in teacher.parameters())
     uniform = divergence(torch.zeros(200, 4), teacher(test, mode="tensor"), 1.0).mean().item()
     assert (error() < uniform / 4) != shuffled
+
+
+@pytest.mark.parametrize("name", ["irf", "ota"])
+def test_running_statistics_are_those_of_the_task_s_images_alone(name: str):
+    """Neither masked nor generated images, with which the model is not evaluated, change them."""
+    model, plain = Classifier(1), Classifier(1)
+    method: IRF | OTA = IRF() if name == "irf" else OTA(images=8, steps=1)
+    model.head.in_channels = 12
+    method.attach(model, None if name == "irf" else Classifier(2).eval().requires_grad_(False))
+    if isinstance(method, OTA):
+        method.prepare(squares(8, 1))
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    images = squares(32, 3)
+    model(images, mode="tensor")  # the task's own pass
+    plain(images, mode="tensor")
+    terms = method.losses(TransferContext(images, [], {}, step=0, steps=2))
+    torch.stack([term.mean() for term in terms.values()]).sum().backward()
+    assert model.body[0].weight.grad.abs().max() > 0
+    for key, value in plain.state_dict().items():
+        assert torch.equal(model.state_dict()[key], value)
+        assert ("running" in key or "num_batches" in key) != torch.equal(value, state[key])
+
+
+def test_gradients_and_outputs_do_not_depend_on_the_update_of_running_statistics():
+    model, images, results = Classifier(1), squares(8, 1), []
+    for context in (nullcontext(), unchanged_running_statistics(model)):
+        model.zero_grad()
+        with context:
+            out = model(images, mode="tensor")
+        out.square().sum().backward()
+        results.append((out.detach(), model.body[0].weight.grad.clone()))
+    assert all(map(torch.equal, *results))
+    count = model.body[1].num_batches_tracked
+    model(images, mode="tensor")  # the update is on again
+    assert count == 2
 
 
 # ---- whole stages ----

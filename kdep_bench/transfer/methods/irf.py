@@ -6,7 +6,8 @@ L_re is a contrastive loss (NT-Xent, Chen et al., ICML 2020) of two views of eve
 other random patches masked: per view, -log of the softmax, over all other views of the batch, of
 the cosines of projected features divided by T, at the other view of the same image. So the network
 first learns a new representation of the task's images, without labels, and is fitted to the labels
-at the end.
+at the end. The running statistics of BatchNorm are those of the images without masks: the model is
+evaluated on such images, and DIGG generates images that fit these statistics (`digg.py`).
 
 Re-implementation from the abstract of arXiv 2111.12386 alone, which states that IRF makes a
 task-specific model of any foundation model with few images of the task. The loss is not in the
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdep_bench.bounds import Count, Fraction, NotNegative, Positive
+from kdep_bench.networks.running_statistics import unchanged_running_statistics
 from kdep_bench.transfer.method import TransferContext, TransferMethod
 
 
@@ -67,7 +69,8 @@ class IRF(TransferMethod):
             return {}
         views = torch.cat([mask_patches(ctx.inputs, self.masked, self.patch) for _ in range(2)])
         self.extra_images += len(views)
-        features = self._model[0].extract_feat(views, stage="neck")[-1]
+        with unchanged_running_statistics(self._model[0]):
+            features = self._model[0].extract_feat(views, stage="neck")[-1]
         return {"re_representation": weight * contrast(self.projector(features.float()), self.T)}
 
 

@@ -9,7 +9,8 @@
    L = L_task + generated * tau^2 KL(t || s on generated images) + real * tau^2 KL(t || s)
 
    t and s are the class probabilities of teacher and student at temperature tau. A step has as many
-   generated images as images of the task.
+   generated images as images of the task. The student's running statistics of BatchNorm are those
+   of the task's images, which it is evaluated on.
 
 Re-implementation from the abstract of arXiv 2111.12386 ("One to Transfer All") alone: it names the
 two steps and states that no upstream data are needed. No losses, numbers or code could be read, so
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdep_bench.bounds import Count, NotNegative, Positive
+from kdep_bench.networks.running_statistics import unchanged_running_statistics
 from kdep_bench.transfer.method import TransferContext, TransferMethod
 from kdep_bench.transfer.methods.digg import Generation, generate
 from kdep_bench.transfer.parallel import unwrapped
@@ -115,9 +117,10 @@ class OTA(TransferMethod):
         if self.generated > 0:
             rows = torch.randint(len(self.images), (len(ctx.inputs),))
             self.extra_images += len(rows)
-            student = self._task_class.forward(
-                self._networks[0], self.images[rows], None, mode="tensor"
-            )
+            with unchanged_running_statistics(self._networks[0]):
+                student = self._task_class.forward(
+                    self._networks[0], self.images[rows], None, mode="tensor"
+                )
             self._scores = []
             loss = divergence(student.float(), self.targets[rows], self.tau)
             terms["generated"] = self.generated * loss
