@@ -26,7 +26,7 @@ from kdep_bench.suite.data_identity import CONTENT
 from kdep_bench.suite.factors import grid_of
 from kdep_bench.suite.graph import Plan, TransferRun
 from kdep_bench.suite.methods import row_name, tuned_teacher, with_role_teachers, without
-from kdep_bench.suite.schema import Json, Suite, label_policy, labels_of_run, method_needs
+from kdep_bench.suite.schema import Json, Suite, labels_of_run, method_needs
 from kdep_bench.suite.teachers import teacher_config_for
 from kdep_bench.suite.train_test_overlap import overlap_notes
 
@@ -491,7 +491,8 @@ def _transfer_fields(run: TransferRun, stages: Mapping[str, Json | None]) -> Jso
         "method": transfer["name"],
         "teacher": tuned and _tuned_teacher_name(tuned),
         "teacher_value": _outputs(stages, "tuned.transfer").get("value"),
-        "teacher_labels_used": tuned and label_policy(tuned["method"]) == "labels",
+        "teacher_labels_used": tuned
+        and labels_of_run(tuned["method"], tuned["student"])["label_policy"] == "labels",
         "extra_parameters": cost.get("extra_parameters"),
         "extra_forwards": cost.get("extra_forwards"),
         **{k: cost[k] for k in TRANSFER_SIZES if k in cost},

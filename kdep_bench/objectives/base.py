@@ -223,7 +223,8 @@ class Objective(Component):
             raises an error with gradient accumulation, because its players would take one step per
             micro-batch.
         reads_extra: names that it reads from `Context.extra`; the method's Augment adds them.
-        transformer: whether the student must be a vision transformer of timm.
+        transformer: whether the student must be a vision transformer of timm, whose tokens of the
+            last pass are read. It cannot be combined with a class that runs the student again.
         skips_held_out: whether it is not trained on the images that its argument `held_out` holds
             out (`held_out.is_held_out`).
         compares_candidates: whether it chooses one of its teachers by a short distillation from

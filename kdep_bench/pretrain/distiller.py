@@ -77,6 +77,33 @@ def verified_network(student: Mapping[str, Any], dtype: torch.dtype) -> NewNetwo
     return network
 
 
+def _check_peers(student: nn.Module, objective: nn.Module) -> None:
+    """Checks the initial weights of networks that are trained together with the student.
+
+    Raises:
+        KdepError: they are the student's, because its backbone loads weights when it is built.
+    """
+    weights = _trained_weights(student)
+    for network in objective.modules():
+        if not isinstance(network, NewNetwork):
+            continue
+        peer = _trained_weights(network.backbone)
+        is_equal = peer.keys() == weights.keys() and all(
+            torch.equal(peer[name], weight) for name, weight in weights.items()
+        )
+        if weights and is_equal:
+            raise KdepError(
+                "a peer of the student starts with the student's weights, which its backbone loads",
+                expected="networks with different random weights, which teach each other",
+                fix="choose a student with random initial weights, or another method",
+            )
+
+
+def _trained_weights(net: nn.Module) -> dict[str, Tensor]:
+    """The trained tensors of two or more dimensions by name; others often begin as constants."""
+    return {k: p for k, p in net.named_parameters() if p.requires_grad and p.ndim > 1}
+
+
 class Distiller(BaseModel):
     """Student backbone and objective. Only `backbone.*` of the state dict is exported.
 
@@ -105,7 +132,8 @@ class Distiller(BaseModel):
 
     Raises:
         KdepError: an unknown precision, gradient accumulation with players (parts of an objective
-            with their own optimiser), or a student whose network does not fit its config.
+            with their own optimiser), a student whose network does not fit its config, or a peer
+            with the student's initial weights.
     """
 
     mean: Tensor
@@ -159,6 +187,7 @@ class Distiller(BaseModel):
                 else verified_network(config, self.dtype)
             ),
         )
+        _check_peers(self.backbone, self.objective)
         self.players = self._players(objective, accumulate)
         if world_size() > 1:
             # BatchNorm of projectors and peers is synchronised like the student's.

@@ -24,6 +24,7 @@ class SlimLite(EfficientNetLite):
             first and the last stage have one block.
         copied: whether the initial weights are those of the supervised ImageNet network: of every
             stage the first block and evenly spaced others, of every tensor the leading channels.
+            The student's config must then have card=dict(labels_used=True).
         args: arguments of EfficientNetLite.
 
     Raises:

@@ -27,7 +27,7 @@ from kdep_bench.signatures import (
     signature,
     torch_optimizers,
 )
-from kdep_bench.suite.schema import Json, method_needs
+from kdep_bench.suite.schema import Json, method_needs, weights_argument
 
 _SCHEDULES = "kdep_bench.schedules."
 # (blocks, attention heads) of timm's vision transformers, by the second word of their names.
@@ -326,6 +326,50 @@ def check_transformer(method: Json, label: str, student: Json) -> None:
                 f"{label} reads {depth} blocks of the student, but {student['name']!r} has "
                 f"{known_depth}",
                 fix=f"set student_depth={known_depth} in the method's objective",
+            )
+
+
+def check_single_pass(method: Json, label: str) -> None:
+    """Raises KdepError if the objective reads tokens of the student, which has a second pass.
+
+    Tokens are recorded in the student's last pass. After a second pass on other images, they would
+    be compared with the teacher's for the images of the batch.
+    """
+    objectives = _objectives(method)
+    readers = [path for path in objectives if class_value(path, "transformer")]
+    runners = [path for path in objectives if class_value(path, "student_passes")]
+    if readers and runners:
+        reader, runner = (path.rpartition(".")[2] for path in (readers[0], runners[0]))
+        raise KdepError(
+            f"{label} combines {reader}, which reads the tokens of the student's last pass, with "
+            f"{runner}, which runs the student on other images as well",
+            expected="one of them",
+            fix="remove one of the two parts of the method's objective",
+        )
+
+
+def check_peers_differ(method: Json, label: str, student: Json) -> None:
+    """Raises KdepError if a peer, trained together with the student, has its initial weights.
+
+    A backbone with trained initial weights gives them to every network of its config. Networks
+    that start as one are no different networks, from which mutual distillation learns.
+    """
+    argument = weights_argument(student)
+    if argument is None:
+        return
+    for path, config in _typed_dicts(method.get("objective"), "objective"):
+        default = class_value(resolve_alias(config["type"]), "trained_peers")
+        if not path.endswith("objective") or not default or not config.get("peers", default):
+            continue
+        peer = config.get("peer")
+        if peer is None or peer["backbone"] == student["backbone"]:
+            raise KdepError(
+                f"{label} trains the student {student['name']!r} together with a peer of the same "
+                f"architecture, and both would start with the same weights (`{argument}` in the "
+                "student's `backbone`)",
+                expected="a student with random initial weights",
+                fix=f"remove `{argument}` from the student's `backbone`, or the method or the "
+                "student from the suite",
             )
 
 

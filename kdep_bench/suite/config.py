@@ -52,6 +52,7 @@ from kdep_bench.suite.schema import (
     TunedTeacher,
     Variant,
     method_needs,
+    weights_argument,
 )
 
 FOLDERS = {
@@ -365,6 +366,8 @@ def resolve(kind: str, ref: Any, configs: Path = CONFIGS) -> Json:
     check(MODELS[kind], config, f"{kind} {config.get('name', ref)!r}")
     if kind == "data":
         check_keys(config)
+    if kind == "student":
+        _check_initial_weights(config)
     if kind == "claim":
         from kdep_bench.results.claims.schema import make_claim
 
@@ -377,6 +380,31 @@ def resolve(kind: str, ref: Any, configs: Path = CONFIGS) -> Json:
             fix="shorten it",
         )
     return config
+
+
+def _check_initial_weights(student: Json) -> None:
+    """Checks that a student with trained initial weights states whether labels were used for them.
+
+    Otherwise its rows would say that no labels were used. Copied weights (`copied`) are those of a
+    network that was trained with ImageNet's labels.
+
+    Raises:
+        KdepError: the student's card has no `labels_used`, or not True for copied weights.
+    """
+    argument = weights_argument(student)
+    stated = (student.get("card") or {}).get("labels_used")
+    is_copied = argument == "copied"
+    if argument is None or stated is True or (stated is False and not is_copied):
+        return
+    raise KdepError(
+        f"the student {student['name']!r} has trained initial weights (`{argument}` in its "
+        f"`backbone`), but its card has labels_used = {stated}",
+        expected="True, because the copied weights were trained with ImageNet's labels"
+        if is_copied
+        else "True or False: whether these weights were trained with labels",
+        fix=f"set card=dict(labels_used={'True' if is_copied else '...'}) in the student "
+        f"{student['name']!r}, or remove `{argument}` from its `backbone`",
+    )
 
 
 _Model = TypeVar("_Model", bound=BaseModel)

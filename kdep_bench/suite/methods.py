@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from kdep_bench.suite.schema import Json, Suite, label_policy, method_needs
+from kdep_bench.suite.schema import Json, Suite, labels_of_run, method_needs
 
 # Keys that only describe a config; no stage reads them, so changing them reruns no stage.
 DESCRIPTION_KEYS = {"about", "source", "reconstruction", "card", "tests_on", "scores_note"}
@@ -121,7 +121,7 @@ def assistant_config(method: Json) -> Json | None:
         "card": {
             "width": student["width"],
             "maps": False,
-            "labels_used": label_policy(intermediate_method) == "labels",
+            "labels_used": labels_of_run(intermediate_method, student)["label_policy"] == "labels",
         },
     }
 

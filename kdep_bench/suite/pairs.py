@@ -36,6 +36,8 @@ from kdep_bench.suite.arguments import (
     check_extra_optimizers,
     check_needs,
     check_optimizer,
+    check_peers_differ,
+    check_single_pass,
     check_transformer,
     required_arguments,
     requires_student_maps,
@@ -52,7 +54,7 @@ from kdep_bench.suite.methods import (
     trains,
     without,
 )
-from kdep_bench.suite.schema import MODELS, Json, Suite, label_policy, method_needs
+from kdep_bench.suite.schema import MODELS, Json, Suite, labels_of_run, method_needs
 from kdep_bench.suite.teachers import check_roles, teachers_by_role
 from kdep_bench.transfer.recipes import check_recipe
 
@@ -299,10 +301,12 @@ def check_assistant(pair: StudentMethod) -> None:
             f"{max_epochs:g} epochs",
             fix=f"set teacher.epochs to {max_epochs:g} or less",
         )
-    if label_policy(intermediate["method"]) == "labels" and label_policy(pair.method) != "labels":
+    policy = labels_of_run(intermediate["method"], intermediate["student"])["label_policy"]
+    if policy == "labels" and labels_of_run(pair.method, pair.student)["label_policy"] != "labels":
         raise KdepError(
             f"{pair.name} has a label-free policy, but its teacher "
-            f"{intermediate['method']['name']!r} is trained with labels",
+            f"{intermediate['method']['name']!r} on student {intermediate['student']['name']!r} is "
+            "trained with labels",
             fix="set label_policy='labels' in the method, or choose a label-free teacher",
         )
     check_pair(
@@ -457,7 +461,11 @@ def check_active_terms(pair: StudentMethod) -> None:
 
 
 def check_peers(pair: StudentMethod) -> None:
-    """Checks that a second network is a valid student config with the student's input size."""
+    """Checks the networks that are trained with the student.
+
+    The config of another network must be valid and have the student's input size. A network of the
+    student's architecture must have other initial weights.
+    """
     for config in peers_of(pair.method.get("objective")):
         check(MODELS["student"], config, f"`peer` in the objective of {pair.name}")
         if config["input_px"] != (px := pair.student["input_px"]):
@@ -468,6 +476,7 @@ def check_peers(pair: StudentMethod) -> None:
                 fix=f"set objective=dict(peer=dict(input_px={px})) in the method, or name another "
                 "`peer`",
             )
+    check_peers_differ(pair.method, pair.name, pair.student)
 
 
 def check_student_maps(pair: StudentMethod) -> None:
@@ -814,8 +823,12 @@ def check_augmentation(pair: StudentMethod) -> None:
 
 
 def check_transformer_student(pair: StudentMethod) -> None:
-    """Checks that the student is a transformer, if the objective reads its tokens."""
+    """Checks that the student is a transformer, if the objective reads its tokens.
+
+    Also that the student has no second pass, whose tokens would be read instead.
+    """
     check_transformer(pair.method, pair.name, pair.student)
+    check_single_pass(pair.method, pair.name)
 
 
 def check_teacher_source(pair: StudentMethod) -> None:

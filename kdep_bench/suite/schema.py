@@ -174,7 +174,8 @@ class _Student(_Part):
         pyramid: out_indices, channels and strides of the feature maps, for dense tasks.
         dilated: strides and dilations of the backbone's stages, for tasks with `dilate`.
         card: description; `factors` are its levels in an ablation, see suite/factors.py;
-            `labels_used` states that its initial weights were trained with labels.
+            `labels_used` states whether its initial weights were trained with labels, and must be
+            set if `backbone` gives it trained ones.
     """
 
     name: str
@@ -436,6 +437,22 @@ def label_policy(method: Json) -> str:
     if method.get("weights") is None and not method_needs(method):
         return "none"
     return "labels" if method.get("labels_used") else "label-free"
+
+
+def weights_argument(student: Json) -> str | None:
+    """The argument of a student's backbone that gives it trained initial weights.
+
+    None if the initial weights are random.
+    """
+    backbone = student["backbone"]
+    for name in ("copied", "pretrained", "checkpoint_path"):
+        if backbone.get(name):
+            return name
+    inits = backbone.get("init_cfg")
+    for init in inits if isinstance(inits, list) else [inits]:
+        if isinstance(init, dict) and init.get("type") == "Pretrained":
+            return "init_cfg"
+    return None
 
 
 def labels_of_run(method: Json, student: Json) -> Json:

@@ -13,6 +13,8 @@ from kdep_bench.errors import KdepError
 from kdep_bench.objectives.base import Context
 from kdep_bench.objectives.mean_teacher import MeanTeacher, update_average
 from kdep_bench.objectives.mutual import Mutual
+from kdep_bench.pretrain.distiller import Distiller
+from tests.objectives import tiny
 
 WIDTH, CLASSES, VIEWS = 3, 3, 2
 
@@ -135,6 +137,26 @@ def test_with_a_decay_of_0_the_moving_average_is_a_copy():
 def test_the_mean_teacher_s_default_weight_reaches_10_after_a_quarter_of_training():
     objective = MeanTeacher(WIDTH, CLASSES, VIEWS)
     assert [objective.weight(k, 8) for k in range(5)] == [0, 5, 10, 10, 10]
+
+
+class Fixed(tiny.TinyNet):
+    """A student whose weights are always the same, as if it loaded them."""
+
+    def init_weights(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        for p in self.parameters():
+            p.data.copy_(torch.randn(p.shape, generator=generator) / 10)
+
+
+def test_a_peer_with_the_student_s_initial_weights_is_refused():
+    """In the mean teacher they are equal by definition."""
+    fixed = {**tiny.STUDENT, "backbone": dict(type=f"{__name__}.Fixed")}
+    mutual = dict(type="kdep_bench.objectives.mutual.Mutual", width=tiny.DS, classes=tiny.CLASSES)
+    with pytest.raises(KdepError, match="a peer of the student starts with the student's weights"):
+        Distiller(fixed, mutual)
+    Distiller(tiny.STUDENT, mutual)
+    mean = dict(mutual, type="kdep_bench.objectives.mean_teacher.MeanTeacher", views=2, epochs=1.0)
+    Distiller(fixed, mean)
 
 
 def test_each_peer_gets_gradient_only_from_its_own_loss():

@@ -281,6 +281,27 @@ def test_what_a_pair_lacks_is_refused_by_the_plan(
         plan(dict(base="tinybert", name="changed", students=None, objective=objective), **changes)
 
 
+def test_a_sum_with_a_part_that_runs_the_student_again_is_refused_by_the_plan():
+    """The layers of the second pass would be compared with the teacher's of the first."""
+    tst = dict(type="kdep_bench.objectives.tst.TeachWhatYouShould")
+    layers = dict(type=TYPE, student_depth=12, teacher_depth=12, average_heads=True)
+    teacher = dict(base="dinov2_vitb14", input_px=224, has_logits=True)
+    method = dict(
+        base="tinybert",
+        name="both",
+        students=None,
+        needs=["attention", "logits", "teacher_images"],
+    )
+    weighted = dict(_delete_=True, type="kdep_bench.objectives.weighted_sum.WeightedSum")
+    alone: dict[str, Any] = dict(layers=dict(objective=layers))
+    both = dict(tst=dict(objective=tst), **alone)
+    with pytest.raises(KdepError, match=r"combines TransformerLayers, .*TeachWhatYouShould, which"):
+        plan(
+            method | dict(objective=dict(weighted, parts=both)), students=["vit_t"], teacher=teacher
+        )
+    plan(method | dict(objective=dict(weighted, parts=alone)), students=["vit_t"], teacher=teacher)
+
+
 def test_pairs_that_match_are_planned_with_a_live_teacher():
     half = dict(base="tinybert", students=None, objective=dict(student_depth=6))
     for method, student in (("tinybert", "vit_t"), (half, SMALL)):

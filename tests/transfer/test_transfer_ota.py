@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -237,8 +237,9 @@ def test_a_student_learns_its_teacher_s_scores_and_not_those_of_other_images(shu
 def test_running_statistics_are_those_of_the_task_s_images_alone(name: str):
     """Neither masked nor generated images, with which the model is not evaluated, change them."""
     model, plain = Classifier(1), Classifier(1)
+    first: Any = model.body[0]
     method: IRF | OTA = IRF() if name == "irf" else OTA(images=8, steps=1)
-    model.head.in_channels = 12
+    cast(Any, model.head).in_channels = 12
     method.attach(model, None if name == "irf" else Classifier(2).eval().requires_grad_(False))
     if isinstance(method, OTA):
         method.prepare(squares(8, 1))
@@ -248,7 +249,7 @@ def test_running_statistics_are_those_of_the_task_s_images_alone(name: str):
     plain(images, mode="tensor")
     terms = method.losses(TransferContext(images, [], {}, step=0, steps=2))
     torch.stack([term.mean() for term in terms.values()]).sum().backward()
-    assert model.body[0].weight.grad.abs().max() > 0
+    assert first.weight.grad.abs().max() > 0
     for key, value in plain.state_dict().items():
         assert torch.equal(model.state_dict()[key], value)
         assert ("running" in key or "num_batches" in key) != torch.equal(value, state[key])
@@ -256,16 +257,16 @@ def test_running_statistics_are_those_of_the_task_s_images_alone(name: str):
 
 def test_gradients_and_outputs_do_not_depend_on_the_update_of_running_statistics():
     model, images, results = Classifier(1), squares(8, 1), []
+    first, norm = (cast(Any, model.body[k]) for k in (0, 1))
     for context in (nullcontext(), unchanged_running_statistics(model)):
         model.zero_grad()
         with context:
             out = model(images, mode="tensor")
         out.square().sum().backward()
-        results.append((out.detach(), model.body[0].weight.grad.clone()))
+        results.append((out.detach(), first.weight.grad.clone()))
     assert all(map(torch.equal, *results))
-    count = model.body[1].num_batches_tracked
     model(images, mode="tensor")  # the update is on again
-    assert count == 2
+    assert norm.num_batches_tracked == 2
 
 
 # ---- whole stages ----
