@@ -11,7 +11,7 @@ PARALLEL = -n $(TEST_JOBS) --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: pocket smoke pocket-full rehearse rehearse-ddp test check unit e2e browser cluster slurm-test docs \
-  planted faults fuzz mutation scale scale-data lightly gpu-check notebooks trackers newcomer \
+  planted faults fuzz mutation scale scale-data lightly gpu-check notebooks trackers first-use \
   install clean
 
 pocket: install
@@ -54,13 +54,13 @@ notebooks: install
 	$(PY) -m pip install --quiet --no-deps -r requirements-notebooks.lock
 	$(PY) docs/notebooks/run.py
 
-# What a newcomer does with the wheel alone, in a new virtual environment and an empty folder, timed
-# against bars: smoke, a leaderboard of own data, an ONNX file that runs. NEWCOMER='--python
+# What a new user does with the wheel alone, in a new virtual environment and an empty folder, timed
+# against limits: smoke, a leaderboard of own data, an ONNX file that runs. FIRST_USE='--python
 # python3.12', '--pocket'.
-newcomer: install
+first-use: install
 	tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && \
 	  $(PY) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$$tmp" . && \
-	  $(PY) tests/e2e/newcomer.py "$$tmp"/*.whl $(NEWCOMER)
+	  $(PY) tests/e2e/first_use.py "$$tmp"/*.whl $(FIRST_USE)
 
 # Tests the trackers MLflow and Weights & Biases, without a network; half a minute.
 trackers: $(TRACKERS)/.installed

@@ -1,10 +1,10 @@
-"""What a newcomer does with the wheel alone, timed against its bars; `make newcomer`.
+"""What a new user does with the wheel alone, timed against limits; `make first-use`.
 
 In an empty folder, with an empty home and a new virtual environment: pip installs the wheel,
 `smoke` runs, `init` writes a suite for a folder of images, the suite runs, and `publish` writes an
-ONNX file that onnxruntime runs. Exit code 1 if a step fails or takes longer than its bar.
+ONNX file that onnxruntime runs. Exit code 1 if a step fails or takes longer than its limit.
 
-python tests/e2e/newcomer.py WHEEL [--python python3.12] [--folder DIR] [--pocket]
+python tests/e2e/first_use.py WHEEL [--python python3.12] [--folder DIR] [--pocket]
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ for path in sys.argv[1:]:
 """
 
 
-class Newcomer:
+class FirstUse:
     """Runs commands in a new virtual environment and an empty folder.
 
     Args:
@@ -89,17 +89,17 @@ class Newcomer:
         self.run("kdep-bench", "run", "pocket")
 
 
-def steps(newcomer: Newcomer, pocket: bool) -> Iterator[tuple[str, Callable[[], None], float]]:
-    """(name, function, bar in minutes) of each step after the installation."""
-    yield "smoke", newcomer.smoke, 2.0
-    yield "own leaderboard", newcomer.own_data, 10.0
-    yield "an ONNX file that runs", newcomer.onnx, 3.0
+def steps(first_use: FirstUse, pocket: bool) -> Iterator[tuple[str, Callable[[], None], float]]:
+    """(name, function, limit in minutes) of each step after the installation."""
+    yield "smoke", first_use.smoke, 2.0
+    yield "own leaderboard", first_use.own_data, 10.0
+    yield "an ONNX file that runs", first_use.onnx, 3.0
     if pocket:
-        yield "pocket", newcomer.pocket, 60.0
+        yield "pocket", first_use.pocket, 60.0
 
 
 def main() -> int:
-    """Exit code 1 if a step took longer than its bar."""
+    """Exit code 1 if a step took longer than its limit."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("wheel", type=Path, help="a wheel that `pip wheel --no-deps .` built")
     parser.add_argument("--python", default="python3.11", help="the interpreter, 3.11 or 3.12")
@@ -107,17 +107,17 @@ def main() -> int:
     parser.add_argument("--pocket", action="store_true", help="also run `pocket`, 45 minutes")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        newcomer = Newcomer(args.folder or Path(temporary), args.python)
+        first_use = FirstUse(args.folder or Path(temporary), args.python)
         start = time.perf_counter()
-        newcomer.install(args.wheel.resolve())
+        first_use.install(args.wheel.resolve())
         lines = [f"install: {(time.perf_counter() - start) / 60:.1f} min"]
         slow = False
-        for name, step, bar in steps(newcomer, args.pocket):
+        for name, step, limit in steps(first_use, args.pocket):
             start = time.perf_counter()
             step()
             minutes = (time.perf_counter() - start) / 60
-            slow |= minutes > bar
-            lines.append(f"{name}: {minutes:.1f} min, bar {bar:g} min")
+            slow |= minutes > limit
+            lines.append(f"{name}: {minutes:.1f} min, limit {limit:g} min")
     print(*lines, sep="\n")
     return int(slow)
 
