@@ -21,6 +21,7 @@ def test_declared_inputs_are_those_that_the_objective_reads(name: str):
         assert not method_needs(method)
         return
     reads = demands(method["objective"]).needs
+    # The target is computed from the pooled feature, which is what a method config declares.
     expected = {"pooled" if n == "target" else n for n in reads}
     assert method_needs(method) == expected
     assert ("target" in reads) == bool(method.get("align"))
@@ -29,27 +30,33 @@ def test_declared_inputs_are_those_that_the_objective_reads(name: str):
 
 def objectives() -> list[type[Objective]]:
     """Every concrete class of kdep_bench/objectives, sorted by name."""
-    classes = set()
+    defined = set()
     for module in pkgutil.iter_modules(kdep_bench.objectives.__path__):
         loaded = importlib.import_module(f"kdep_bench.objectives.{module.name}")
-        classes |= {v for v in vars(loaded).values() if isinstance(v, type)}
+        defined |= {v for v in vars(loaded).values() if isinstance(v, type)}
     return sorted(
-        (v for v in classes if issubclass(v, Objective) and not inspect.isabstract(v)),
-        key=lambda v: v.__qualname__,
+        (c for c in defined if issubclass(c, Objective) and not inspect.isabstract(c)),
+        key=lambda c: c.__qualname__,
     )
 
 
 @pytest.mark.parametrize("kind", objectives(), ids=lambda k: k.__name__)
 def test_an_objective_requires_every_argument_missing_from_its_config(kind: type[Objective]):
+    """`requires` names the constructor's arguments that the pre-training stage provides."""
     parameters = inspect.signature(kind.__init__).parameters.values()
-    named = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
-    required = {p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
+    accepted = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
+    no_default = {
+        p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD
+    }
+    # Arguments without a default that a method config itself sets.
     from_config = {"self", "levels", "parts", "teachers", "top_classes", "teacher_layer"}
     from_config |= {"held_out", "reference", "prototypes"}
-    assert required - kind.requires <= from_config
-    assert ("teachers" in required) == kind.every_teacher
+    assert no_default - kind.requires <= from_config
+    assert ("teachers" in no_default) == kind.every_teacher
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        assert kind.requires - (TEACHER_ARGUMENTS if kind.every_teacher else set()) <= named
+        # With several teachers, `teachers` holds the arguments of each teacher.
+        in_teachers = TEACHER_ARGUMENTS if kind.every_teacher else set()
+        assert kind.requires - in_teachers <= accepted
     assert kind.needs <= NEEDS
     # The check that labels and teacher have the same classes needs both numbers.
     if "classes" in kind.needs:

@@ -1,4 +1,9 @@
-"""AFD, which weighs pairs of maps by attention, and RTK, which also discards teacher maps."""
+"""AFD, which weighs pairs of maps by attention, and RTK, which also discards teacher maps.
+
+The formula of AFD is in the docstring of `AttentionFeatures`, that of RTK in the docstring of
+`StrongestTeacherMaps` (kdep_bench/objectives/attention_features.py). The pattern of a map is its
+mean square over channels, one number per position.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +26,9 @@ from kdep_bench.teachers.base import TeacherOutput
 from tests.objectives.test_objectives_maps import rand
 
 STUDENT = {"s8": {"channels": 3, "stride": 8}, "s16": {"channels": 4, "stride": 16}}
-TEACHER = {
-    "a": {"channels": 5, "stride": 8},
-    "b": {"channels": 6, "stride": 16},
-}
+TEACHER = {"a": {"channels": 5, "stride": 8}, "b": {"channels": 6, "stride": 16}}
 LEVELS = {"s8": "a", "s16": "b"}
-B, DIM = 4, 8
+B, DIM = 4, 8  # images per batch, width of the attention's queries and keys
 
 
 def context(seed: int = 0) -> Context:
@@ -37,55 +39,57 @@ def context(seed: int = 0) -> Context:
 
 
 def with_maps(maps: dict[str, Tensor], teacher_maps: dict[str, Tensor]) -> Context:
-    """A batch with these maps."""
+    """A batch with these maps of student and teacher."""
     pooled = torch.zeros(B, 4)
     teacher_output = TeacherOutput(torch.zeros(B, 5), None, teacher_maps)
     return Context(before=pooled, after=pooled, teacher=teacher_output, maps=maps)
 
 
 def build(kind: Any = AttentionFeatures, **arguments: Any) -> Any:
-    """An objective with fixed initial weights."""
+    """An objective of class `kind` with fixed initial weights."""
     torch.manual_seed(0)
-    given = {"levels": LEVELS, "dim": DIM, **arguments}
-    return kind(student_maps=STUDENT, teacher_maps=TEACHER, **given)
+    options = {"levels": LEVELS, "dim": DIM, **arguments}
+    return kind(student_maps=STUDENT, teacher_maps=TEACHER, **options)
 
 
 def normalised(layer: Any, x_ND: np.ndarray) -> np.ndarray:
-    """A linear layer and BatchNorm in training mode, in float64."""
+    """[N, DIM] float64: the output of a linear layer followed by BatchNorm in training mode."""
     weight, bias = (p.detach().double().numpy() for p in (layer[0].weight, layer[0].bias))
-    y = x_ND @ weight.T + bias
-    return (y - y.mean(0)) / np.sqrt(y.var(0) + 1e-5)
+    out = x_ND @ weight.T + bias
+    return (out - out.mean(0)) / np.sqrt(out.var(0) + 1e-5)
 
 
 def pattern_of(map_CHW: np.ndarray, side: int) -> np.ndarray:
-    """Mean square over channels, resized to `side` x `side` positions, of length 1; float64."""
-    energy = (map_CHW**2).mean(0)
-    if side >= len(energy):
-        scale = side // len(energy)
-        resized = np.kron(energy, np.ones((scale, scale)))
+    """[side^2] float64: mean square over channels, resized to `side` x `side`, with length 1."""
+    mean_square = (map_CHW**2).mean(0)
+    if side >= len(mean_square):
+        scale = side // len(mean_square)
+        resized = np.kron(mean_square, np.ones((scale, scale)))
     else:
-        scale = len(energy) // side
-        resized = energy.reshape(side, scale, side, scale).mean((1, 3))
+        scale = len(mean_square) // side
+        resized = mean_square.reshape(side, scale, side, scale).mean((1, 3))
     return resized.ravel() / np.linalg.norm(resized)
 
 
 def reference(objective: Any, ctx: Context, over_teacher: bool, count: int) -> np.ndarray:
-    """Loss [B] in float64, written from the formula with loops over samples and maps.
+    """Loss [B] in float64, computed from the formula with loops over samples and maps.
 
     Args:
         objective: gives the weights of the layers.
         ctx: the batch.
-        over_teacher: whether attention sums to 1 over the teacher's maps (RTK) or the student's.
+        over_teacher: whether attention sums to 1 over the teacher's maps, and distances are sums
+            over positions (RTK); otherwise it sums to 1 over the student's, and they are means.
         count: number of teacher maps that are kept.
     """
     student = {k: v.double().numpy() for k, v in ctx.maps.items()}
     assert ctx.teacher is not None
     teacher = {k: v.double().numpy() for k, v in ctx.teacher.maps.items()}
+    # Index i counts the student's maps, j the teacher's.
     queries = {t: normalised(objective.queries[t], teacher[t].mean((2, 3))) for t in "ab"}
     keys = [normalised(objective.keys[s], student[s].mean((2, 3))).clip(min=0) for s in LEVELS]
     rows = np.stack(keys, 1).reshape(B * 2, DIM)
     transformed = normalised(objective.bilinear, rows).reshape(B, 2, 2, DIM)
-    p_t, p_s = (
+    position_t, position_s = (
         p.detach().double().numpy()
         for p in (objective.teacher_positions, objective.student_positions)
     )
@@ -94,7 +98,7 @@ def reference(objective: Any, ctx: Context, over_teacher: bool, count: int) -> n
         score, distance = np.zeros((2, 2)), np.zeros((2, 2))
         for i, s in enumerate(LEVELS):
             for j, t in enumerate("ab"):
-                product = transformed[b, i, j] @ queries[t][b] + p_s[i] @ p_t[j]
+                product = transformed[b, i, j] @ queries[t][b] + position_s[i] @ position_t[j]
                 score[i, j] = product / np.sqrt(DIM)
                 side = teacher[t].shape[2]
                 difference = pattern_of(student[s][b], side) - pattern_of(teacher[t][b], side)
@@ -122,7 +126,7 @@ def test_rtk_equals_a_float64_reference(keep: float):
     torch.testing.assert_close(objective.attention(ctx).sum(2), torch.ones(B, 2))
 
 
-def test_a_single_pair_of_maps_has_the_attention_1():
+def test_the_attention_of_a_single_pair_of_maps_is_1():
     objective, ctx = build(levels={"s8": "a"}), context()
     assert bool((objective.attention(ctx) == 1).all())
     assert ctx.teacher is not None
@@ -150,22 +154,25 @@ def test_only_the_strongest_weights_are_kept_and_receive_gradients():
 
 
 def test_rtk_discards_a_teacher_map_of_noise():
-    """Map a is the student's own pattern; b changes at random in every step."""
+    """Teacher map a has the student's pattern, b is new noise in every step.
+
+    After training, the student's first map gives nearly all attention to a.
+    """
     objective = build(StrongestTeacherMaps, levels={"s8": "a", "s16": "b"}, keep=1.0)
     optimizer = torch.optim.Adam(objective.parameters(), 0.02)
-    weights = torch.ones(1)
+    attention = torch.ones(1)
     for step in range(150):
         pattern = rand(B, 1, 4, 4, seed=3 * step).abs() + 0.1
         maps = {"s8": pattern.expand(-1, 3, -1, -1), "s16": rand(B, 4, 2, 2, seed=1)}
-        same = torch.nn.functional.interpolate(pattern, scale_factor=2).expand(-1, 5, -1, -1)
+        enlarged = torch.nn.functional.interpolate(pattern, scale_factor=2).expand(-1, 5, -1, -1)
         noise = rand(B, 6, 4, 4, seed=3 * step + 1) ** 3
-        ctx = with_maps(maps, {"a": same, "b": noise})
-        weights = objective.attention(ctx)[:, 0].detach().mean(0)
+        ctx = with_maps(maps, {"a": enlarged, "b": noise})
+        attention = objective.attention(ctx)[:, 0].detach().mean(0)
         optimizer.zero_grad()
         objective.terms(ctx)["patterns"].sum().backward()
         optimizer.step()
-    assert weights[1] < 0.1
-    objective.count = 1
+    assert attention[1] < 0.1
+    objective.count = 1  # keep only the teacher map with the most attention
     assert bool((objective.attention(ctx)[:, 0, 1] == 0).all())
 
 

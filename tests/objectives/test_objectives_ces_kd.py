@@ -1,13 +1,13 @@
-"""CES-KD: the loss against its formula in float64, and what the plan refuses.
+"""CES-KD (curriculum experts): the loss against its formula in float64; what the plan refuses.
 
 Samples are divided by difficulty into as many strata as there are teachers; each stratum learns
-from one teacher. The pacing decides how many strata are trained on, easy ones first.
+from one teacher. The pacing, a number from 0 to 1 that grows during training, decides how many
+strata are trained on, easy ones first. The formula is in the docstring of `CurriculumExperts`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -27,40 +27,48 @@ from kdep_bench.objectives.logit_kd import LogitKD, LogitKDWithLabels
 from kdep_bench.teachers.base import TeacherOutput
 from tests.suite.test_suite_methods import plan
 
-C, B = 5, 12
+C, B = 5, 12  # classes, samples per batch
 
 
 def classes_of(*roles: str) -> dict[str, dict[str, int]]:
+    """The argument `teachers` for teachers with these roles: all have C classes."""
     return {role: {"teacher_classes": C} for role in roles}
 
 
 def context(step: int = 0, roles: str = "abc", **values: Any) -> Context:
-    """Random float64 features and logits of a batch, step `step` of 100."""
-    g = torch.Generator().manual_seed(0)
-    after = torch.randn(B, 3, generator=g, dtype=torch.float64, requires_grad=True)
-    logits = {r: 2 * torch.randn(B, C, generator=g, dtype=torch.float64) for r in roles}
-    teachers = {r: TeacherOutput(z, z) for r, z in logits.items()}
+    """Random float64 features and logits of a batch, in step `step` of 100."""
+    generator = torch.Generator().manual_seed(0)
+    after = torch.randn(B, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    logits = {
+        role: 2 * torch.randn(B, C, generator=generator, dtype=torch.float64) for role in roles
+    }
+    teachers = {role: TeacherOutput(z, z) for role, z in logits.items()}
     first = next(iter(teachers.values()))
     values = {"labels": torch.arange(B) % C, **values}
     return Context(after, after, teacher=first, teachers=teachers, step=step, steps=100, **values)
 
 
 def log_softmax(z_BC: np.ndarray, tau: float = 1.0) -> np.ndarray:
+    """Log-probabilities [B, C] of logits at temperature tau."""
     return z_BC / tau - np.log(np.exp(z_BC / tau).sum(1, keepdims=True))
 
 
 def as_array(x: Tensor | None) -> np.ndarray:
+    """The tensor without gradient, as an array."""
     assert x is not None
     return x.detach().numpy()
 
 
 def reference(
-    objective: CurriculumExperts, ctx: Context, difficulty: np.ndarray, tau: float, number: int
+    objective: CurriculumExperts, ctx: Context, difficulty: np.ndarray, tau: float, n_strata: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scaled KL, scale and log-probabilities of the student for a first batch.
+    """The KL term by hand, if `ctx` is the first batch and the first `n_strata` strata are used.
 
-    The first `number` strata are used. With 12 distinct difficulties and three strata, each stratum
-    has four samples.
+    With 12 different difficulties and three strata, each stratum has four samples.
+
+    Returns:
+        [B] scale * tau^2 KL(teacher of the sample || student), [B] scale (0 for unused samples,
+        B / number of used ones for the others), [B, C] log-probabilities of the student.
     """
     rank = difficulty.argsort().argsort()
     stratum = rank // (B // len(ctx.teachers))
@@ -69,20 +77,22 @@ def reference(
     chosen = np.stack([logits[k][b] for b, k in enumerate(stratum)])
     log_t, log_s = log_softmax(chosen, tau), log_softmax(student, tau)
     kl = tau**2 * (np.exp(log_t) * (log_t - log_s)).sum(1)
-    used = stratum < number
+    used = stratum < n_strata
     scale = used * B / used.sum()
     return scale * kl, scale, log_softmax(student)
 
 
-@pytest.mark.parametrize(("step", "number"), [(0, 1), (10, 1), (17, 2), (34, 3), (99, 3)])
-def test_the_loss_equals_the_formula_in_float64(step: int, number: int):
-    """The default pacing is 2 step / 100: one stratum up to step 16, two up to 33."""
-    objective, ctx = (
-        CurriculumExperts(3, classes_of(*"abc"), tau=3.0, epochs=1.0).double(),
-        context(step),
-    )
+@pytest.mark.parametrize(("step", "n_strata"), [(0, 1), (10, 1), (17, 2), (34, 3), (99, 3)])
+def test_the_loss_equals_the_formula_in_float64(step: int, n_strata: int):
+    """The default pacing is p = 2 step / 100, and max(1, ceil(3 p)) strata are used.
+
+    So one stratum is used up to step 16, two up to step 33, and three later.
+    """
+    objective = CurriculumExperts(3, classes_of(*"abc"), tau=3.0, epochs=1.0).double()
+    ctx = context(step)
     log_p = log_softmax(as_array(ctx.teachers["c"].logits))
-    expected, _, _ = reference(objective, ctx, -(np.exp(log_p) * log_p).sum(1), 3.0, number)
+    entropy = -(np.exp(log_p) * log_p).sum(1)  # of the last teacher: the difficulty
+    expected, _, _ = reference(objective, ctx, entropy, 3.0, n_strata)
     terms = objective.terms(ctx)
     assert set(terms) == {"kl"}
     np.testing.assert_allclose(as_array(terms["kl"]), expected, rtol=1e-9)
@@ -94,7 +104,7 @@ def test_the_loss_with_labels_equals_the_formula_in_float64():
     ).double()
     ctx, at_label = context(20), (np.arange(B), np.arange(B) % C)
     difficulty = -log_softmax(as_array(ctx.teachers["c"].logits))[at_label]
-    kl, scale, log_s = reference(objective, ctx, difficulty, 4.0, 2)
+    kl, scale, log_s = reference(objective, ctx, difficulty, 4.0, 2)  # default tau, two strata
     terms = objective.terms(ctx)
     np.testing.assert_allclose(as_array(terms["kl"]), 0.7 * kl, rtol=1e-9)
     hard = 0.3 * scale * -log_s[at_label]
@@ -122,10 +132,11 @@ def test_each_sample_has_one_teacher_and_harder_samples_have_a_later_teacher():
         teacher.logits.requires_grad_()
     difficulty = objective.difficulty(ctx).detach()
     objective.terms(ctx)["kl"].sum().backward()
+    # [teacher, sample]: whether the loss of a sample depends on a teacher's logits.
     is_used = torch.stack([t.logits.grad.abs().sum(1) > 0 for t in ctx.teachers.values()])  # type: ignore[union-attr]
     assert is_used.sum(0).tolist() == [1] * B
-    chosen = is_used.int().argmax(0)[difficulty.argsort()]
-    assert chosen.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    teacher_by_difficulty = is_used.int().argmax(0)[difficulty.argsort()]
+    assert teacher_by_difficulty.tolist() == [0] * 4 + [1] * 4 + [2] * 4
 
 
 def test_samples_of_unused_strata_have_no_gradient():
@@ -139,12 +150,15 @@ def test_samples_of_unused_strata_have_no_gradient():
 
 def test_a_pacing_of_two_thirds_uses_two_of_three_strata():
     objective = CurriculumExperts(3, classes_of(*"abc"), pacing=2 / 3)
-    assert (objective.scale(context(), torch.tensor([0, 1, 2])) > 0).tolist() == [True, True, False]
+    one_sample_per_stratum = torch.tensor([0, 1, 2])
+    is_used = objective.scale(context(), one_sample_per_stratum) > 0
+    assert is_used.tolist() == [True, True, False]
 
 
 def test_a_batch_without_easy_samples_has_the_loss_0_and_no_nan():
     objective = CurriculumExperts(3, classes_of(*"abc"), pacing=0.0)
-    assert objective.scale(context(), torch.full((B,), 2)).tolist() == [0.0] * B
+    all_hard = torch.full((B,), 2)
+    assert objective.scale(context(), all_hard).tolist() == [0.0] * B
 
 
 def test_strata_are_computed_from_recent_values_not_only_from_the_batch():
@@ -153,11 +167,11 @@ def test_strata_are_computed_from_recent_values_not_only_from_the_batch():
     # Quantiles of this batch alone would put 6 into the easier stratum.
     assert strata(torch.tensor([7.0, 6.0])).tolist() == [1, 1]
     strata.eval()
-    before = strata.recent.clone()
+    stored = strata.recent.clone()
     strata(torch.full((8,), 100.0))
-    torch.testing.assert_close(strata.recent, before)
+    torch.testing.assert_close(strata.recent, stored)  # evaluation stores nothing
     strata.train()
-    strata(torch.full((8,), 100.0))  # forgets the values before
+    strata(torch.full((8,), 100.0))  # replaces all eight stored values
     assert strata(torch.tensor([7.0])).tolist() == [0]
 
 
@@ -166,34 +180,35 @@ def test_memory_is_the_number_of_recent_values_that_are_stored():
     for strata in (short, long):
         strata(torch.arange(4.0))
         strata(torch.arange(100.0, 104.0))
-    assert short(torch.tensor([98.0, 99.0])).tolist() == [0, 0]  # of 98, 99, 100, 101
-    assert long(torch.tensor([98.0, 99.0])).tolist() == [0, 1]  # of all ten
+    # The four newest values are 98, 99, 100 and 101, with the median 99.5.
+    assert short(torch.tensor([98.0, 99.0])).tolist() == [0, 0]
+    # All ten values are 0 to 3 and 98 to 103, with the median 98.5.
+    assert long(torch.tensor([98.0, 99.0])).tolist() == [0, 1]
 
 
-def test_difficulty_is_the_entropy_of_the_last_teacher():
+def test_difficulty_is_the_entropy_or_with_labels_the_cross_entropy_of_the_last_teacher():
     ctx = context(roles="ab")
-    z = torch.tensor([[0.0] * C, [1e4, 0, 0, 0, 0]], dtype=torch.float64)
+    uniform_and_one_hot = torch.tensor([[0.0] * C, [1e4, 0, 0, 0, 0]], dtype=torch.float64)
     for teacher in ctx.teachers.values():
-        teacher.__dict__["logits"] = z
+        teacher.__dict__["logits"] = uniform_and_one_hot  # the dataclass is frozen
     difficulty = CurriculumExperts(3, classes_of(*"ab"), epochs=1.0).difficulty(ctx)
     assert difficulty.tolist() == pytest.approx([math.log(C), 0.0])
-    labels = CurriculumExpertsWithLabels(3, classes_of(*"ab"), C, epochs=1.0)
-    hard = labels.difficulty(context(roles="ab"))
+    # With labels, it is the cross-entropy of the last teacher.
+    with_labels = CurriculumExpertsWithLabels(3, classes_of(*"ab"), C, epochs=1.0)
+    difficulty = with_labels.difficulty(context(roles="ab"))
     logits = context(roles="ab").teachers["b"].logits
     assert logits is not None
-    torch.testing.assert_close(hard, F.cross_entropy(logits, torch.arange(B) % C, reduction="none"))
+    expected = F.cross_entropy(logits, torch.arange(B) % C, reduction="none")
+    torch.testing.assert_close(difficulty, expected)
 
 
 def test_the_assistant_of_takd_is_trained_once_for_both_methods():
     kinds = [s.kind for s in plan("ces_kd").stages.values()]
-    assert kinds.count("pretrain") == 2
+    assert kinds.count("pretrain") == 2  # assistant and student
     assert kinds.count("cache") == 2
-    both = [s.kind for s in plan("ces_kd", "takd").stages.values()]
-    assert both.count("pretrain") == 3
-    assert both.count("cache") == 2
-
-
-LITE2: Mapping[str, str] = dict(small="suite", large="efficientnet_lite2")
+    kinds_of_both = [s.kind for s in plan("ces_kd", "takd").stages.values()]
+    assert kinds_of_both.count("pretrain") == 3
+    assert kinds_of_both.count("cache") == 2
 
 
 @pytest.mark.parametrize(

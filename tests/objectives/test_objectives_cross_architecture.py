@@ -1,4 +1,9 @@
-"""Cross-architecture distillation: formulas in float64, swap, regions and discriminator."""
+"""Cross-architecture distillation: formulas in float64, swap, regions and discriminator.
+
+A convolutional student learns attention and tokens of a vision transformer. The formula and its
+symbols are in the docstring of `CrossArchitecture`. `CrossArchitectureViews` adds a discriminator,
+which learns to distinguish the tokens of student and teacher.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +27,14 @@ from kdep_bench.objectives.players import Players
 from kdep_bench.teachers.base import TeacherOutput
 from tests.suite.test_suite_methods import plan
 
-B, C, SIDE, WIDTH, HEADS = 2, 3, 3, 4, 2
+B, C, SIDE = 2, 3, 3  # images, channels and side of the student's map
+WIDTH, HEADS = 4, 2  # of the teacher
 MAPS = {"s32": {"channels": C, "stride": 32}}
 SIZES = {"width": WIDTH, "heads": HEADS, "patches": SIDE**2}
 
 
 def built(kind: Any = CrossArchitecture, **arguments: Any) -> Any:
+    """The objective in float64, with fixed initial weights; it reads the teacher's block 5."""
     torch.manual_seed(0)
     options = dict(teacher_block=5, regions=2) | arguments
     return kind(MAPS, SIZES, **options).double()
@@ -35,14 +42,15 @@ def built(kind: Any = CrossArchitecture, **arguments: Any) -> Any:
 
 def context(seed: int = 1, side: int = SIDE) -> Context:
     """A map of the student, and a class token and SIDE^2 patches of the teacher."""
-    g = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g, dtype=torch.float64)
+        """Normal noise in float64."""
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    qkv = [random(B, HEADS, 1 + SIDE**2, WIDTH // HEADS) for _ in range(3)]
-    tokens = [random(B, 1 + SIDE**2, WIDTH) for _ in range(3)]
-    attention = Attention(tokens[0], {5: Block(tokens[1], *qkv)}, tokens[2], 1)
+    queries, keys, values = (random(B, HEADS, 1 + SIDE**2, WIDTH // HEADS) for _ in range(3))
+    embedding, hidden, final = (random(B, 1 + SIDE**2, WIDTH) for _ in range(3))
+    attention = Attention(embedding, {5: Block(hidden, queries, keys, values)}, final, 1)
     feature = random(B, 7)
     return Context(
         feature,
@@ -61,10 +69,13 @@ def attention_of(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.array(rows)
 
 
-def projections(objective: CrossArchitecture, image: np.ndarray) -> np.ndarray:
-    """[3, HEADS, N, d]: 3x3 convolutions with zero padding, position by position."""
+def projections(objective: CrossArchitecture, map_CHW: np.ndarray) -> np.ndarray:
+    """[3, HEADS, N, d]: the student's queries, keys and values at its N positions.
+
+    They are 3x3 convolutions with zero padding, computed position by position.
+    """
     weight, bias = (p.detach().numpy() for p in objective.qkv.parameters())
-    padded = np.pad(image, ((0, 0), (1, 1), (1, 1)))
+    padded = np.pad(map_CHW, ((0, 0), (1, 1), (1, 1)))
     rows = [
         [(weight * padded[:, r : r + 3, c : c + 3]).sum((1, 2, 3)) + bias for c in range(SIDE)]
         for r in range(SIDE)
@@ -79,10 +90,12 @@ def test_every_term_equals_the_formula_in_float64():
     assert ctx.teacher is not None
     assert ctx.teacher.attention is not None
     block = ctx.teacher.attention.blocks[5]
-    teacher = np.stack([block.queries, block.keys, block.values])[:, :, :, 1:]  # no class token
+    # Without the class token: queries, keys, values [3, B, HEADS, N, d] and final tokens [B, N, D].
+    teacher = np.stack([block.queries, block.keys, block.values])[:, :, :, 1:]
     h = ctx.teacher.attention.final.numpy()[:, 1:]
     linear = [[p.detach().numpy() for p in m.parameters()] for m in objective.linear.layers]
     differences: dict[str, list[np.ndarray]] = {"attention": [], "values": [], "tokens": []}
+    # The student's outputs are in units of the teacher's root mean square.
     units = np.sqrt(np.square(teacher).mean((1, 2, 3, 4), keepdims=True))[:, 0]  # of q, k and v
     for b in range(B):
         image = ctx.maps["s32"][b].detach().numpy()
@@ -91,11 +104,11 @@ def test_every_term_equals_the_formula_in_float64():
             ("attention", lambda qkv: attention_of(*qkv)),
             ("values", lambda qkv: qkv[2] @ qkv[2].T / math.sqrt(WIDTH // HEADS)),
         ):
-            s, t = (
-                np.array([function(side[:, head]) for head in range(HEADS)])
-                for side in (student, teacher[:, b])
+            of_student, of_teacher = (
+                np.array([function(qkv[:, head]) for head in range(HEADS)])
+                for qkv in (student, teacher[:, b])
             )
-            differences[name].append(s - t)
+            differences[name].append(of_student - of_teacher)
         tokens = []
         for r in range(SIDE):
             for c in range(SIDE):
@@ -104,6 +117,7 @@ def test_every_term_equals_the_formula_in_float64():
                 tokens.append((weight @ image[:, r, c] + bias) * np.sqrt(np.square(h).mean()))
         differences["tokens"].append(np.array(tokens) - h[b])
     terms, v_square = objective.terms(ctx), np.square(teacher[2]).mean()
+    # 3.0 * 0.5 for L_1 and 3.0 * 0.7 for L_2, divided as in the formula.
     factors = {
         "attention": 1.5 / v_square,
         "values": 1.5 / (WIDTH // HEADS) / v_square**2,
@@ -115,31 +129,34 @@ def test_every_term_equals_the_formula_in_float64():
     assert set(terms) == set(differences)
 
 
-def test_a_student_that_is_replaced_completely_has_the_attention_of_the_teacher():
+def test_with_swap_1_all_entries_are_the_teacher_s_in_training_and_none_in_evaluation():
     objective, ctx = built(swap=1.0), context()
     assert float(objective.terms(ctx)["attention"].detach().max()) == 0
     assert float(objective.eval().terms(ctx)["attention"].detach().min()) > 0
 
 
 def test_the_swap_replaces_single_entries_at_random_in_training_only():
-    objective, zeros = built(swap=0.3), torch.zeros(40, 50, 5)
-    replaced = objective.swapped(zeros, zeros + 1)
-    assert float(replaced.mean()) == pytest.approx(0.3, abs=0.02)
-    assert 0 < float(replaced[0, 0].mean()) < 1 or 0 < float(replaced[0].mean()) < 1
-    assert not bool(objective.eval().swapped(zeros, zeros + 1).any())
+    objective = built(swap=0.3)
+    student, teacher = torch.zeros(40, 50, 5), torch.ones(40, 50, 5)
+    swapped = objective.swapped(student, teacher)  # 1 where the entry is the teacher's
+    assert float(swapped.mean()) == pytest.approx(0.3, abs=0.02)
+    # Within a token or at least within an image, some entries are replaced and others are not.
+    assert 0 < float(swapped[0, 0].mean()) < 1 or 0 < float(swapped[0].mean()) < 1
+    assert not bool(objective.eval().swapped(student, teacher).any())
 
 
 def test_there_is_one_linear_layer_per_region_and_not_per_token():
     layer = RegionLinear(3, 2, side=14, regions=4, dropout=0.0)
     assert len(layer.layers) == 16
     assert sum(layer.sizes) == 14**2
-    assert sorted(set(layer.sizes)) == [9, 12, 16]  # 4 + 3 + 4 + 3 rows
+    # 14 rows are divided into 4 + 3 + 4 + 3, so regions have 3 * 3, 3 * 4 or 4 * 4 tokens.
+    assert sorted(set(layer.sizes)) == [9, 12, 16]
     with torch.no_grad():
         for k, part in enumerate(layer.layers):
             part.weight.zero_()  # type: ignore[union-attr]
-            part.bias.fill_(k)  # type: ignore[union-attr]
+            part.bias.fill_(k)  # type: ignore[union-attr]  # every output is the layer's number
     grid = layer(torch.zeros(1, 14**2, 3))[0, :, 0].detach().unflatten(0, (14, 14))
-    assert grid[::13, ::13].tolist() == [[0, 3], [12, 15]]
+    assert grid[::13, ::13].tolist() == [[0, 3], [12, 15]]  # the four corners
     assert grid[0].tolist() == [0] * 4 + [1] * 3 + [2] * 4 + [3] * 3
     assert float(RegionLinear(3, 2, 4, 4, 0.0).sizes[0]) == 1
     with pytest.raises(KdepError, match="3 x 3 patches, which cannot be divided into 4 x 4"):
@@ -153,7 +170,15 @@ def test_the_map_is_resized_to_the_grid_of_the_teacher():
 
 
 def discriminator_run(same_tokens: bool) -> tuple[CrossArchitectureViews, Context, Tensor]:
-    """The objective after 200 steps of its discriminator, a batch, and D of both in it."""
+    """Trains the discriminator for 200 steps.
+
+    Args:
+        same_tokens: whether the student gives the teacher's tokens.
+
+    Returns:
+        The objective, the batch, and the discriminator's probability [2, B] that tokens are the
+        teacher's: first for those of the teacher, then for those of the student.
+    """
     objective = built(CrossArchitectureViews, dropout=0.0, hidden=8, adversarial=1.0)
     objective.optimizer = {"type": "Adam", "lr": 0.01}
     players, ctx = Players(objective.players()), context()
@@ -163,8 +188,8 @@ def discriminator_run(same_tokens: bool) -> tuple[CrossArchitectureViews, Contex
         with players.training():
             objective.play(ctx, players)
     student = objective.student_tokens(ctx, objective.student_map(ctx))
-    tokens = objective.teacher_tokens(ctx), student
-    probability = torch.stack([objective.logit(ctx, h).sigmoid() for h in tokens])
+    both = objective.teacher_tokens(ctx), student
+    probability = torch.stack([objective.logit(ctx, tokens).sigmoid() for tokens in both])
     return objective, ctx, probability.detach()
 
 
@@ -176,7 +201,8 @@ def test_the_discriminator_is_undecided_if_student_and_teacher_have_equal_tokens
     assert float(decided[1].max()) < 0.1  # student
 
 
-def test_the_student_is_trained_to_be_taken_for_the_teacher():
+def test_the_adversarial_term_makes_the_student_s_tokens_more_like_the_teacher_s():
+    """The term is log(1 - probability), and it does not change the discriminator."""
     objective, ctx, probability = discriminator_run(same_tokens=False)
     term = objective.terms(ctx)["adversarial"]
     torch.testing.assert_close(term, (1 - probability[1]).log())
@@ -206,7 +232,7 @@ def test_the_student_is_trained_to_be_taken_for_the_teacher():
         (dict(teacher=dict(student="resnet18_w48", method="svd")), {}, "which is in no cache"),
     ],
 )
-def test_what_a_pair_lacks_is_refused_by_the_plan(
+def test_the_plan_refuses_pairs_of_student_and_teacher_that_cannot_work(
     changes: dict[str, Any], suite: dict[str, Any], message: str
 ):
     with pytest.raises(KdepError, match=message):
@@ -216,7 +242,7 @@ def test_what_a_pair_lacks_is_refused_by_the_plan(
         )
 
 
-def test_a_vision_transformer_is_accepted_and_runs_live():
+def test_a_vision_transformer_is_accepted_as_a_live_teacher():
     stages = plan("cross_arch", teacher="dinov2_vitb14").stages.values()
     (pretraining,) = (s for s in stages if s.kind == "pretrain")
     assert pretraining.spec["teacher"]["name"] == "dinov2_vitb14"

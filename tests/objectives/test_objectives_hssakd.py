@@ -1,4 +1,9 @@
-"""HSSAKD: its formula in float64, what each loss trains, and the cost of its four rotations."""
+"""HSSAKD: its formula in float64, what each loss trains, and the cost of its four rotations.
+
+Every image is in the batch four times, rotated by 0, 90, 180 and 270 degrees. Classifiers on the
+feature maps predict the pair of class and rotation (the joint label). The formula is in the
+docstring of `Hssakd`.
+"""
 
 from __future__ import annotations
 
@@ -35,16 +40,17 @@ def built(**arguments: Any) -> tuple[Hssakd, Context]:
     objective = Hssakd(
         {"s8": "s8", "s4": "s4"}, 6, CLASSES, 7, STUDENT, TEACHER, **arguments
     ).double()
-    n = 4 * IMAGES
-    after = torch.randn(n, 6, dtype=torch.float64, requires_grad=True)
+    count = 4 * IMAGES
+    after = torch.randn(count, 6, dtype=torch.float64, requires_grad=True)
 
     def maps(levels: dict[str, dict[str, int]]) -> dict[str, Tensor]:
+        """Random maps of an image with 32 pixels."""
         return {
-            k: torch.randn(n, v["channels"], 32 // v["stride"], 32 // v["stride"]).double()
-            for k, v in levels.items()
+            name: torch.randn(count, m["channels"], 32 // m["stride"], 32 // m["stride"]).double()
+            for name, m in levels.items()
         }
 
-    teacher = TeacherOutput(torch.randn(n, 7).double(), None, maps(TEACHER))
+    teacher = TeacherOutput(torch.randn(count, 7).double(), None, maps(TEACHER))
     return objective, Context(
         after,
         after,
@@ -56,10 +62,12 @@ def built(**arguments: Any) -> tuple[Hssakd, Context]:
 
 
 def log_softmax(z_BC: np.ndarray, tau: float = 1.0) -> np.ndarray:
+    """Log-probabilities [B, C] of logits at temperature tau."""
     return z_BC / tau - np.log(np.exp(z_BC / tau).sum(1, keepdims=True))
 
 
 def kl(t_BC: Tensor, s_BC: Tensor, tau: float) -> np.ndarray:
+    """[B]: tau^2 KL(t || s) of logits at temperature tau."""
     log_t, log_s = (log_softmax(z.detach().numpy(), tau) for z in (t_BC, s_BC))
     return tau**2 * (np.exp(log_t) * (log_t - log_s)).sum(1)
 
@@ -73,8 +81,9 @@ def test_every_term_equals_the_formula_in_float64():
     student = objective.head(ctx.after)
     log_p = log_softmax(student.detach().numpy())
     # The batch holds images a and b as a0 a90 a180 a270 b0 ...; only a0 and b0 are unrotated.
-    unrotated = 0.5 * np.mean([-log_p[0, 2], -log_p[4, 0]])
-    assert terms["cross_entropy"].mean() == pytest.approx(unrotated)
+    # Their labels are 2 and 0.
+    cross_entropy = 0.5 * np.mean([-log_p[0, 2], -log_p[4, 0]])
+    assert terms["cross_entropy"].mean() == pytest.approx(cross_entropy)
     main = kl(teacher.main(ctx.teacher.pooled), student, tau)
     np.testing.assert_allclose(terms["main"], 0.7 * main, rtol=1e-9)
     for level in ("s4", "s8"):
@@ -95,11 +104,13 @@ def test_the_four_joint_labels_of_a_class_are_consecutive():
 
 
 def test_rotations_are_quarter_turns_and_the_first_is_the_unchanged_image():
-    g = torch.Generator().manual_seed(0)
-    images, larger = torch.rand(3, 3, 4, 4, generator=g), torch.rand(3, 3, 6, 6, generator=g)
-    batch = Rotations().change(Batch(images, {"teacher": larger}), Draw(0, 0, 3))
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(3, 3, 4, 4, generator=generator)
+    teacher_images = torch.rand(3, 3, 6, 6, generator=generator)
+    batch = Rotations().change(Batch(images, {"teacher": teacher_images}), Draw(0, 0, 3))
+    # Rows 0, 4, 8 are unrotated, rows 1, 5, 9 are turned once, and so on.
     assert torch.equal(batch.images[0::4], images)
-    assert torch.equal(batch.teacher_images["teacher"][0::4], larger)
+    assert torch.equal(batch.teacher_images["teacher"][0::4], teacher_images)
     assert batch.extra["rotation"].tolist() == [0, 1, 2, 3] * 3
     # A quarter turn anticlockwise brings the last column to the top.
     assert torch.equal(batch.images[1::4][:, :, 0], images[:, :, :, -1])
@@ -109,15 +120,15 @@ def test_rotations_are_quarter_turns_and_the_first_is_the_unchanged_image():
 
 
 def test_a_branch_halves_the_map_once_per_later_level():
-    sizes: list[tuple[int, ...]] = []
+    """A branch is the classifier of one map; [2, 5, 7] are the channels of this and later maps."""
+    sizes: list[tuple[int, ...]] = []  # [C, H, W] of the output of each convolution
     module = branch([2, 5, 7], 9)
     for layer in module:
         if isinstance(layer, nn.Conv2d):
             layer.register_forward_hook(lambda _m, _i, out: sizes.append(tuple(out.shape[1:])))
     assert module(torch.zeros(2, 2, 8, 8)).shape == (2, 9)
     assert sizes == [(5, 4, 4), (7, 2, 2)]
-    sizes.clear()
-    assert branch([3], 4)(torch.zeros(2, 3, 8, 8)).shape == (2, 4)
+    assert branch([3], 4)(torch.zeros(2, 3, 8, 8)).shape == (2, 4)  # the last level
 
 
 def test_the_teacher_s_classifiers_are_trained_with_labels_only():
@@ -126,7 +137,7 @@ def test_the_teacher_s_classifiers_are_trained_with_labels_only():
     objective.train()
 
     def teacher_loss() -> float:
-        """CE of all 4 C joint classes per level, and of the classes on the unrotated images."""
+        """Cross-entropies of the joint labels per level, and of the classes of unrotated images."""
         assert ctx.teacher is not None
         assert ctx.labels is not None
         main, joint = objective.teacher(ctx.teacher)
@@ -160,11 +171,13 @@ def test_targets_are_computed_in_eval_mode_and_change_no_batch_norm_statistics()
 
 def test_the_recorded_number_of_extra_passes_equals_the_passes_that_are_run(tmp_path: Any):
     run = TinyRun("hssakd", tmp_path)
-    passes: dict[str, int] = {"student": 0, "teacher": 0}
+    passes: dict[str, int] = {"student": 0, "teacher": 0}  # images
     live = run.model.first_teacher_reader.live
     assert live is not None
 
     def count(name: str) -> Any:
+        """A hook that counts the images that a network gets."""
+
         def hook(_module: nn.Module, args: tuple[Tensor, ...], _out: Any) -> None:
             passes[name] += len(args[0])
 
@@ -182,7 +195,7 @@ def test_the_recorded_number_of_extra_passes_equals_the_passes_that_are_run(tmp_
 
 def test_every_rotation_has_the_label_of_its_image(tmp_path: Any):
     run = TinyRun("hssakd", tmp_path)
-    contexts: list[Context] = []
+    contexts: list[Context] = []  # those that the objective gets
     objective = run.model.objective
     terms = objective.terms  # type: ignore[union-attr]
     objective.terms = lambda ctx: contexts.append(ctx) or terms(ctx)  # type: ignore[union-attr]
@@ -194,9 +207,9 @@ def test_every_rotation_has_the_label_of_its_image(tmp_path: Any):
     assert ctx.rows is not None
     assert torch.equal(ctx.labels, data["labels"].repeat_interleave(4))
     assert torch.equal(ctx.rows, data["rows"].repeat_interleave(4))
-    x = (data["images"].float() - run.model.mean) / run.model.std
-    torch.testing.assert_close(ctx.images[0::4], x)
-    torch.testing.assert_close(ctx.images[1::4], x.rot90(1, (2, 3)))
+    normalised = (data["images"].float() - run.model.mean) / run.model.std
+    torch.testing.assert_close(ctx.images[0::4], normalised)
+    torch.testing.assert_close(ctx.images[1::4], normalised.rot90(1, (2, 3)))
 
 
 def test_the_plan_has_a_live_teacher_and_no_cache():
@@ -226,7 +239,7 @@ def test_the_plan_refuses_invalid_methods(method: dict[str, Any], message: str):
         plan(dict(name="changed", **method))
 
 
-def test_a_teacher_without_maps_is_refused_and_so_are_micro_batches():
+def test_a_teacher_without_maps_and_a_split_batch_are_refused():
     with pytest.raises(KdepError, match="needs feature maps, but the teacher"):
         plan("hssakd", teacher=dict(base="efficientnet_lite0", card=dict(maps=False)))
     budget = load_suite("smoke").budget.model_dump() | dict(accumulate=2)

@@ -1,4 +1,8 @@
-"""Pixel distillation: its formula in float64, the map and images that it reads, and its plans."""
+"""Pixel distillation: its formula in float64, the map and images that it reads, and its plans.
+
+From the student's first feature map, a small network (SR, super-resolution) reconstructs the
+larger image that the teacher receives. The formula is in the docstring of `ImageSuperResolution`.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +25,12 @@ from kdep_bench.objectives.image_super_resolution import (
 from kdep_bench.teachers.base import Teacher, TeacherOutput
 from tests.suite.test_suite_methods import plan
 
-PX, TEACHER_PX = 6, 10  # the first map has side 3, so the image is enlarged by 4 and then cropped
+# Sides of the images. The student's first map has side 3: it is enlarged by 4 and cropped to 10.
+PX, TEACHER_PX = 6, 10
 
 
 class Student(nn.Module):
-    """A stem of stride 2, and a second layer that gets no gradient of this loss."""
+    """A first convolution (stem) of stride 2, and a layer that gets no gradient of this loss."""
 
     def __init__(self, channels: int = 4) -> None:
         super().__init__()
@@ -33,6 +38,7 @@ class Student(nn.Module):
         self.norm, self.last = nn.BatchNorm2d(channels), nn.Conv2d(channels, 5, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
+        """The last feature map."""
         return (self.last(self.norm(self.stem(x)).relu()),)
 
 
@@ -50,6 +56,7 @@ class StemTeacher(Teacher):
             parameter.data = torch.randn(parameter.shape, generator=generator)
 
     def features(self, x_B3HW: Tensor) -> TeacherOutput:
+        """The mean of the first layer's output, [B, 2]."""
         return TeacherOutput(self.stem(x_B3HW).mean((2, 3)), None)
 
 
@@ -57,20 +64,29 @@ TEACHER = dict(type=f"{__name__}.StemTeacher", name="stem")
 
 
 def attached(objective: ImageSuperResolution, student: nn.Module) -> ImageSuperResolution:
+    """The same objective, attached to the student, with fixed initial weights."""
     torch.manual_seed(0)
     objective.attach(student, lambda: nn.Identity())
     return objective
 
 
 def context(images: Tensor, teacher: Tensor) -> Context:
-    """A batch of the student's images and of the teacher's."""
+    """A batch of the student's images [B, 3, PX, PX] and the teacher's [B, 3, TEACHER_PX, ...]."""
     pooled = torch.zeros(len(teacher), 5, dtype=teacher.dtype)
     output = TeacherOutput(pooled, None, images=teacher)
     return Context(pooled, pooled, teacher=output, images=images)
 
 
 def enlarged(enlarge: Any, first: np.ndarray, px: int) -> np.ndarray:
-    """SR written from its definition: pixel (y, x) is a linear function of the map at its cell."""
+    """[B, 3, px, px]: the output of SR, pixel by pixel from its definition.
+
+    A pixel is a linear function of the map at its position divided by the factor, then PReLU.
+
+    Args:
+        enlarge: the SuperResolution that gives the weights.
+        first: the student's first map, [B, C, side, side].
+        px: side of the image.
+    """
     weight = enlarge.conv.weight.detach().numpy()[:, :, 0, 0]
     slope = enlarge.act.weight.detach().numpy()
     factor = enlarge.shuffle.upscale_factor
@@ -89,21 +105,22 @@ def test_the_loss_equals_the_formula_in_float64():
     objective = attached(ImageSuperResolution(PX, TEACHER_PX), student)
     student.double(), objective.double()
     x = torch.randn(2, 3, PX, PX, dtype=torch.float64)
-    large = torch.randn(2, 3, TEACHER_PX, TEACHER_PX, dtype=torch.float64)
-    terms = objective.terms(context(x, large))
+    teacher_x = torch.randn(2, 3, TEACHER_PX, TEACHER_PX, dtype=torch.float64)
+    terms = objective.terms(context(x, teacher_x))
     image = enlarged(objective.enlarge, student.stem(x).detach().numpy(), TEACHER_PX)
-    expected = np.abs(image - large.numpy()).mean((1, 2, 3))
+    expected = np.abs(image - teacher_x.numpy()).mean((1, 2, 3))
     np.testing.assert_allclose(terms["image"].detach().numpy(), expected, rtol=1e-12)
     assert set(terms) == {"image"}
 
 
-def test_at_equal_resolution_a_stem_that_keeps_all_pixels_gives_loss_zero():
+def test_a_first_convolution_that_keeps_all_pixels_gives_the_loss_0_at_equal_resolution():
+    """Its 12 channels are the 2 x 2 x 3 values of a patch, which SR puts back in place."""
     student = Student(12)
     student.stem = nn.Conv2d(3, 12, 2, 2, bias=False)
     student.stem.weight.data = torch.eye(12).view(12, 3, 2, 2)
     objective = attached(ImageSuperResolution(8, 8), student)
     objective.enlarge.conv.weight.data = torch.eye(12).view(12, 12, 1, 1)  # type: ignore[union-attr]
-    objective.enlarge.act.weight.data.fill_(1.0)  # type: ignore[union-attr]
+    objective.enlarge.act.weight.data.fill_(1.0)  # type: ignore[union-attr]  # no activation
     x = torch.randn(2, 3, 8, 8)
     assert objective.terms(context(x, x))["image"].tolist() == [0.0, 0.0]
 
@@ -118,8 +135,8 @@ def test_the_smallest_factor_is_used_and_surplus_pixels_are_cut(side: int, px: i
 def test_only_the_first_convolution_and_the_enlargement_are_trained():
     student = Student()
     objective = attached(ImageSuperResolution(PX, TEACHER_PX), student)
-    x, large = torch.randn(2, 3, PX, PX), torch.randn(2, 3, TEACHER_PX, TEACHER_PX)
-    objective.terms(context(x, large))["image"].sum().backward()
+    x, teacher_x = torch.randn(2, 3, PX, PX), torch.randn(2, 3, TEACHER_PX, TEACHER_PX)
+    objective.terms(context(x, teacher_x))["image"].sum().backward()
     assert student.stem.weight.grad is not None
     assert bool(student.stem.weight.grad.any())
     assert student.last.weight.grad is None
@@ -132,17 +149,17 @@ def test_the_feature_term_applies_the_teacher_s_first_layer_with_the_teacher_s_n
     objective = attached(FeatureSuperResolution(PX, TEACHER_PX, TEACHER), student)
     assert isinstance(objective, FeatureSuperResolution)
     pixels = torch.randint(0, 256, (2, 3, TEACHER_PX, TEACHER_PX), dtype=torch.uint8)
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
-    large, x = (pixels.float() - mean) / std, torch.randn(2, 3, PX, PX)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))  # of the student's images
+    teacher_x, x = (pixels.float() - mean) / std, torch.randn(2, 3, PX, PX)
     teacher = StemTeacher("stem")
     layer = teacher.stem(teacher._normalised(pixels))
-    torch.testing.assert_close(objective.first_layer(large), layer, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(objective.first_layer(teacher_x), layer, rtol=1e-4, atol=1e-4)
     image = objective.enlarge(student.stem(x))
-    as_teacher = (image * std + mean - teacher.mean) / teacher.std
-    expected = (teacher.stem(as_teacher) - layer).abs().mean((1, 2, 3))
-    terms = objective.terms(context(x, large))
+    teacher_normalised = (image * std + mean - teacher.mean) / teacher.std
+    expected = (teacher.stem(teacher_normalised) - layer).abs().mean((1, 2, 3))
+    terms = objective.terms(context(x, teacher_x))
     torch.testing.assert_close(terms["feature"], expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(terms["image"], (image - large).abs().mean((1, 2, 3)))
+    torch.testing.assert_close(terms["image"], (image - teacher_x).abs().mean((1, 2, 3)))
     assert not any("teacher" in name for name in objective.state_dict())
     assert all(p.grad is None for p in objective._teacher[0].parameters())
 
@@ -158,6 +175,7 @@ def test_networks_and_resolutions_that_do_not_fit_are_refused():
 
 
 def stages(kind: str, *methods: Any, **changes: Any) -> dict[str, Any]:
+    """{id: stage} of one kind, in the plan of these methods."""
     return {i: s for i, s in plan(*methods, **changes).stages.items() if s.kind == kind}
 
 
@@ -172,6 +190,7 @@ def test_pixel_distillation_reads_the_cache_of_logit_kd_and_the_pool():
 
 def test_caches_of_two_teacher_resolutions_and_of_two_student_resolutions_are_different():
     def cache_of(teacher_px: int, student_px: int) -> str:
+        """Id of the teacher cache for these image sizes."""
         student = dict(base="resnet18_w32", name="student", input_px=student_px)
         teacher = dict(base="efficientnet_lite0", input_px=teacher_px)
         changes: dict[str, Any] = dict(teacher=teacher, students=[student])
@@ -183,7 +202,7 @@ def test_caches_of_two_teacher_resolutions_and_of_two_student_resolutions_are_di
     assert cache_of(128, 64) == caches[0]
 
 
-def test_the_assistant_is_trained_and_cached_at_its_own_resolution():
+def test_the_assistant_is_trained_at_its_own_resolution():
     planned = plan("pixel_distillation_tas")
     views = {i: s.spec["px"] for i, s in planned.stages.items() if s.kind == "views"}
     assert sorted(views.values()) == [64, 128]
@@ -198,11 +217,11 @@ def test_the_assistant_is_trained_and_cached_at_its_own_resolution():
             assert views[stage.needs["views"]] == stage.spec["student"]["input_px"]
 
 
-def test_a_teacher_with_smaller_images_is_refused_and_the_remedy_works():
+def test_a_teacher_with_smaller_images_is_refused_and_the_stated_fix_works():
     small = dict(base="efficientnet_lite0", input_px=32)
-    with pytest.raises(KdepError, match="have 32 pixels and the student's 64") as e:
+    with pytest.raises(KdepError, match="have 32 pixels and the student's 64") as raised:
         plan("pixel_distillation", teacher=small)
-    assert "input_px=64" in str(e.value.fix)
+    assert "input_px=64" in str(raised.value.fix)
     plan("pixel_distillation", teacher=dict(base="efficientnet_lite0", input_px=64))
     assistant = dict(teacher=dict(student=dict(input_px=32)))
     with pytest.raises(KdepError, match="have 32 pixels"):

@@ -1,4 +1,7 @@
-"""Logit distillation compared with closed forms."""
+"""Logit distillation (KD, knowledge distillation) compared with closed forms.
+
+The loss is tau^2 KL(teacher || student) of the softmax of both logits divided by tau.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,10 @@ C = 7  # classes
 
 
 def logits(seed: int, scale: float = 3.0) -> tuple[Tensor, Tensor]:
-    """Random teacher and student logits [5, C]."""
+    """Random teacher and student logits, [5, C] each."""
     generator = torch.Generator().manual_seed(seed)
-    return scale * torch.randn(5, C, generator=generator), scale * torch.randn(
-        5, C, generator=generator
-    )
+    teacher, student = (torch.randn(5, C, generator=generator) for _ in range(2))
+    return scale * teacher, scale * student
 
 
 def context(after: Tensor, teacher: Tensor, **values: Any) -> Context:
@@ -34,7 +36,7 @@ def context(after: Tensor, teacher: Tensor, **values: Any) -> Context:
 
 
 def with_identity_head(objective: LogitKD) -> LogitKD:
-    """The objective with a head that returns the student's feature as its logits."""
+    """The same objective; its head returns the student's feature [B, C] as logits."""
     torch.nn.init.eye_(objective.head.weight)
     torch.nn.init.zeros_(objective.head.bias)
     return objective
@@ -67,6 +69,7 @@ def test_the_kl_term_is_torch_s_kl_div_times_tau_squared(tau: float):
 
 
 def test_a_high_temperature_compares_centred_logits():
+    """For tau -> infinity, tau^2 KL tends to |centred teacher - centred student|^2 / (2 C)."""
     teacher, student = (z.double() for z in logits(2))
     centred = (teacher - teacher.mean(1, keepdim=True)) - (student - student.mean(1, keepdim=True))
     expected = centred.square().sum(1) / (2 * C)
@@ -80,19 +83,20 @@ def test_the_gradient_of_the_kl_term_is_that_of_finite_differences():
 
 def test_alpha_0_is_cross_entropy_and_alpha_1_is_label_free_bit_for_bit():
     teacher, student = logits(4)
-    y = torch.tensor([0, 6, 3, 3, 1])
+    labels = torch.tensor([0, 6, 3, 3, 1])
     terms = with_identity_head(LogitKDWithLabels(C, C, C, alpha=0.0)).terms(
-        context(student, teacher, labels=y)
+        context(student, teacher, labels=labels)
     )
-    assert torch.equal(sum(terms.values()), F.cross_entropy(student, y, reduction="none"))  # type: ignore[arg-type]
+    expected = F.cross_entropy(student, labels, reduction="none")
+    assert torch.equal(sum(terms.values()), expected)  # type: ignore[arg-type]
     alpha_1 = with_identity_head(LogitKDWithLabels(C, C, C, alpha=1.0)).terms(
-        context(student, teacher, labels=y)
+        context(student, teacher, labels=labels)
     )
     label_free = with_identity_head(LogitKD(C, C)).terms(context(student, teacher))
     assert torch.equal(alpha_1["kl"], label_free["kl"])
     assert not alpha_1["cross_entropy"].any()
     mixed = with_identity_head(LogitKDWithLabels(C, C, C, alpha=0.25)).terms(
-        context(student, teacher, labels=y)
+        context(student, teacher, labels=labels)
     )
     torch.testing.assert_close(mixed["kl"], 0.25 * label_free["kl"])
     torch.testing.assert_close(mixed["cross_entropy"], 0.75 * terms["cross_entropy"])
@@ -103,7 +107,8 @@ def test_a_scheduled_temperature_is_used_at_each_step():
     schedule = dict(type="kdep_bench.schedules.linear.Linear", start=8.0, end=2.0)
     objective = with_identity_head(LogitKD(C, C, tau=schedule, epochs=4))
     loss = objective.terms(context(student, teacher, step=5, steps=10))["kl"]
-    torch.testing.assert_close(loss, soft_kl(teacher, student, 5.0))
+    half_way = (8.0 + 2.0) / 2
+    torch.testing.assert_close(loss, soft_kl(teacher, student, half_way))
 
 
 def test_an_over_confident_teacher_is_reported_once():
@@ -113,7 +118,7 @@ def test_an_over_confident_teacher_is_reported_once():
     with pytest.warns(UserWarning, match="nats of 1.95 possible"):
         objective.terms(context(torch.zeros(5, C), confident))
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error")  # neither again nor for a less confident teacher
         objective.terms(context(torch.zeros(5, C), confident))
         LogitKD(C, C).terms(context(torch.zeros(5, C), logits(0)[0]))
 

@@ -1,4 +1,9 @@
-"""NKD, TF-NKD, Continuation-KD, CTKD and early-stopped KD: identities and schedules."""
+"""NKD, TF-NKD, Continuation-KD, CTKD and early-stopped KD: identities and schedules.
+
+All are variants of logit distillation (KD): NKD (normalised KD) and its teacher-free form TF-NKD,
+Continuation-KD (a hinge loss with a growing teacher), CTKD (a learned temperature), and KD that
+stops before the end of training. The formulas are in the docstrings of their classes.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +41,10 @@ def rand(*shape: int, seed: int = 0) -> Tensor:
 
 
 def context(seed: int = 0, **values: Any) -> Context:
-    """A batch with random features and teacher logits."""
-    f = rand(B, D, seed=seed)
-    return Context(
-        before=f, after=f, teacher=TeacherOutput(rand(B, 9), 3 * rand(B, C, seed=1)), **values
-    )
+    """A batch with random student features [B, D] and teacher logits [B, C]."""
+    feature = rand(B, D, seed=seed)
+    teacher = TeacherOutput(rand(B, 9), 3 * rand(B, C, seed=1))
+    return Context(before=feature, after=feature, teacher=teacher, **values)
 
 
 def build(kind: Any, **values: Any) -> Any:
@@ -58,11 +62,13 @@ def loss(objective: Objective, ctx: Context) -> Tensor:
 
 
 def test_soft_cross_entropy_is_nkd_s_terms_plus_the_term_that_nkd_drops():
-    s, t, y = rand(B, C).double(), rand(B, C, seed=1).double(), torch.tensor([0, 3, 6, 1, 2])
-    cross_entropy = -(F.softmax(t, 1) * F.log_softmax(s, 1)).sum(1)
-    p_t, p_s = (F.softmax(z, 1).gather(1, y[:, None])[:, 0] for z in (t, s))
-    parts = target_term(t, s, y) + (1 - p_t) * others_term(t, s, y, 1.0)
-    torch.testing.assert_close(parts - (1 - p_t) * (1 - p_s).log(), cross_entropy)
+    """The dropped term is (1 - p_t) log(1 - p_s), with p_t and p_s the probabilities of class y."""
+    student, teacher = rand(B, C).double(), rand(B, C, seed=1).double()
+    y = torch.tensor([0, 3, 6, 1, 2])
+    cross_entropy = -(F.softmax(teacher, 1) * F.log_softmax(student, 1)).sum(1)
+    p_t, p_s = (F.softmax(z, 1).gather(1, y[:, None])[:, 0] for z in (teacher, student))
+    terms = target_term(teacher, student, y) + (1 - p_t) * others_term(teacher, student, y, 1.0)
+    torch.testing.assert_close(terms - (1 - p_t) * (1 - p_s).log(), cross_entropy)
 
 
 def test_nkd_with_two_classes_has_no_term_of_other_classes():
@@ -77,11 +83,11 @@ def test_nkd_without_labels_uses_the_teacher_s_top_1():
     assert ctx.teacher is not None
     assert ctx.teacher.logits is not None
     label_free, with_labels = build(NKD), build(NKDWithLabels, classes=C)
-    ctx_labels = context(labels=ctx.teacher.logits.argmax(1))
-    for a, b in zip(
-        label_free.terms(ctx).values(), with_labels.terms(ctx_labels).values(), strict=True
-    ):
-        assert torch.equal(a, b)
+    top_1_as_labels = context(labels=ctx.teacher.logits.argmax(1))
+    terms = label_free.terms(ctx).values()
+    expected_terms = with_labels.terms(top_1_as_labels).values()
+    for term, expected in zip(terms, expected_terms, strict=True):
+        assert torch.equal(term, expected)
     with pytest.raises(KdepError, match="logit of the label"):
         build(NKDWithLabels, classes=C + 1)
 
@@ -89,20 +95,22 @@ def test_nkd_without_labels_uses_the_teacher_s_top_1():
 def test_the_weights_of_teacher_free_nkd_have_the_given_mean():
     labels = torch.tensor([0, 1, 2, 0, 1])
     objective = TeacherFreeNKD(D, 3, value=0.7)
-    log_py = F.log_softmax(objective.head(context().after), 1).gather(1, labels[:, None])[:, 0]
-    weights = objective.weights(log_py)
+    log_p = F.log_softmax(objective.head(context().after), 1)
+    log_p_of_label = log_p.gather(1, labels[:, None])[:, 0]
+    weights = objective.weights(log_p_of_label)
     assert float(weights.mean()) == pytest.approx(0.7)
     assert not weights.requires_grad
     terms = objective.terms(context(labels=labels))
-    torch.testing.assert_close(terms["target"], -weights * log_py)
+    torch.testing.assert_close(terms["target"], -weights * log_p_of_label)
 
 
 # -- Continuation-KD ----------------------------------------------------------------------------
 
 
-def test_phi_rises_in_equal_steps_and_never_passes_one():
+def test_phi_rises_in_equal_steps_to_1():
+    """phi is the factor of the teacher's logits."""
     phi = Annealing(20)
-    values = [phi(e, 200) for e in range(200)]
+    values = [phi(step, 200) for step in range(200)]
     assert values[0] == 1 / 20
     assert values[-1] == 1
     assert max(values) == 1
@@ -114,9 +122,11 @@ def test_margin_0_is_annealing_kd_and_a_large_margin_gives_no_gradient():
     ctx = context(step=3, steps=40)
     assert ctx.teacher is not None
     assert ctx.teacher.logits is not None
-    phi = 2 / 20
+    phi = 2 / 20  # the second of 20 values, each for 2 of 40 steps
     expected = (no_margin.head(ctx.after) - phi * ctx.teacher.logits).square().sum(1)
-    mean_square = ctx.teacher.logits.square().mean()  # of the first batch, the unit of w and m
+    mean_square = (
+        ctx.teacher.logits.square().mean()
+    )  # of the first batch; the loss is divided by it
     torch.testing.assert_close(no_margin.terms(ctx)["hinge"], expected / mean_square)
     wide_margin = build(Continuation, margin=1e6)
     loss(wide_margin, ctx).backward()
@@ -126,52 +136,64 @@ def test_margin_0_is_annealing_kd_and_a_large_margin_gives_no_gradient():
 
 
 def test_the_hinge_does_not_depend_on_the_scale_of_the_teacher_s_logits():
+    """An output of zero has the loss w (1 - m) = 20 (1 - 0.25) = 15."""
     for scale in (0.1, 1.0, 30.0):
         objective = build(Continuation, weight=20.0, margin=0.25, phi=1.0)
         for p in objective.parameters():
             torch.nn.init.zeros_(p)
-        t = scale * rand(B, C).sign()  # the same mean square in every sample
-        ctx = Context(rand(B, D), rand(B, D), teacher=TeacherOutput(rand(B, 9), t))
+        teacher = scale * rand(B, C).sign()  # every sample has the mean square scale^2
+        ctx = Context(rand(B, D), rand(B, D), teacher=TeacherOutput(rand(B, 9), teacher))
         torch.testing.assert_close(objective.terms(ctx)["hinge"], torch.full((B,), 15.0))
 
 
 def test_the_hinge_is_per_sample():
     """A sample within the margin gives no gradient, whatever the other samples are."""
-    t = torch.zeros(3, C)
-    s = torch.tensor([[0.1], [1.0], [10.0]]).expand(3, C).clone().requires_grad_()
-    hinge(s, t, 1.0, margin=2.0).sum().backward()
-    assert s.grad is not None
-    assert s.grad.any(1).tolist() == [False, True, True]
+    teacher = torch.zeros(3, C)
+    student = torch.tensor([[0.1], [1.0], [10.0]]).expand(3, C).clone().requires_grad_()
+    # Squared distances of 7 * 0.01, 7 and 700; the margin is 2.
+    hinge(student, teacher, 1.0, margin=2.0).sum().backward()
+    assert student.grad is not None
+    assert student.grad.any(1).tolist() == [False, True, True]
 
 
 def fit_noisy_sine(seed: int, margin: float, phi: Any, decay: float) -> tuple[float, float]:
-    """Trains on a sine with noise; returns two numbers that measure the fit.
-
-    They are the power above the third harmonic and the squared error to the sine without noise.
+    """Trains a student on a teacher whose output is a sine with noise.
 
     The student is the objective's head on Fourier features of amplitude k^-decay: with a positive
     decay it learns low frequencies first, as networks do (Rahaman et al., ICML 2019).
+
+    Args:
+        seed: of the noise.
+        margin: margin of the hinge.
+        phi: factor of the teacher's output, or the config of a schedule.
+        decay: see above.
+
+    Returns:
+        The power of the student's output above the third harmonic, and its mean squared error to
+        the sine without noise.
     """
     points, steps = 256, 400
     x = torch.arange(points) / points * 2 * torch.pi
     noisy = (x.sin() + 0.3 * rand(points, seed=seed))[:, None]
-    k = torch.arange(1, 49)
+    k = torch.arange(1, 49)  # frequencies
     waves = torch.cat([(x[:, None] * k).sin(), (x[:, None] * k).cos()], 1)
-    f = 2**0.5 * waves * (k**-decay).repeat(2)
-    unit = float(noisy.square().mean())  # `margin` and a weight of 1 are absolute here
-    student = Continuation(f.shape[1], 1, margin=margin / unit, weight=unit, phi=phi)
+    features = 2**0.5 * waves * (k**-decay).repeat(2)
+    # Continuation divides loss and margin by the teacher's mean square, which is undone here.
+    unit = float(noisy.square().mean())
+    student = Continuation(features.shape[1], 1, margin=margin / unit, weight=unit, phi=phi)
     for p in student.parameters():
         torch.nn.init.zeros_(p)
     optimizer = torch.optim.SGD(student.parameters(), 0.5)
     for step in range(steps):
-        ctx = Context(f, f, teacher=TeacherOutput(noisy, noisy), step=step, steps=steps)
+        teacher = TeacherOutput(noisy, noisy)
+        ctx = Context(features, features, teacher=teacher, step=step, steps=steps)
         optimizer.zero_grad()
         loss(student, ctx).backward()
         optimizer.step()
     with torch.no_grad():
-        y = student.head(f)[:, 0]
-    high = torch.fft.rfft(y)[4:].abs().square().sum() / points**2
-    return float(high), float((y - x.sin()).square().mean())
+        output = student.head(features)[:, 0]
+    high = torch.fft.rfft(output)[4:].abs().square().sum() / points**2
+    return float(high), float((output - x.sin()).square().mean())
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -183,13 +205,13 @@ def test_the_margin_and_phi_reduce_high_frequencies_of_a_noisy_teacher(seed: int
     """
     annealing = dict(type=Annealing, t_max=20)
     high, error = fit_noisy_sine(seed, 0.25, annealing, decay=0.5)
-    plain_high, plain_error = fit_noisy_sine(seed, 0.0, 1.0, decay=0.5)
+    plain_high, plain_error = fit_noisy_sine(seed, 0.0, 1.0, decay=0.5)  # squared error
     assert high < 0.6 * plain_high
     assert error < plain_error
-    assert (
-        fit_noisy_sine(seed, 0.0, annealing, decay=1.0)[0]
-        < 0.75 * (fit_noisy_sine(seed, 0.0, 1.0, decay=1.0)[0])
-    )  # annealing without a margin helps, too
+    # Annealing without a margin helps, too.
+    annealed_high, _ = fit_noisy_sine(seed, 0.0, annealing, decay=1.0)
+    plain_high, _ = fit_noisy_sine(seed, 0.0, 1.0, decay=1.0)
+    assert annealed_high < 0.75 * plain_high
 
 
 # -- CTKD ---------------------------------------------------------------------------------------
@@ -197,15 +219,20 @@ def test_the_margin_and_phi_reduce_high_frequencies_of_a_noisy_teacher(seed: int
 
 def test_ctkd_has_the_published_initial_temperature_and_curriculum():
     objective = build(CTKD, epochs=40.0)
-    # The temperature is 1 + 20 sigmoid(1).
+    # 1 + 20 sigmoid(1) = 1 + 20 * 0.731.
     assert float(objective.temperature(0.0)) == pytest.approx(15.62, abs=0.01)
+    # The gradient's factor falls from 0 to -1 in 10 of 40 epochs.
     assert objective.curriculum(0, 400) == 0
     assert objective.curriculum(100, 400) == -1
     assert objective.curriculum(399, 400) == -1
 
 
 def gradients(factor: float) -> tuple[Tensor, Tensor]:
-    """Gradients of the temperature parameter and of the head's weight for a reversal factor."""
+    """Gradients of the temperature parameter theta and of the head's weight.
+
+    Args:
+        factor: number by which the curriculum multiplies the gradient of theta; -1 reverses it.
+    """
     objective = build(CTKD, curriculum=factor)
     loss(objective, context()).backward()
     return objective.theta.grad, objective.head.weight.grad
@@ -251,7 +278,7 @@ def eskd(stop: float) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("stop", "steps_on"), [(0.0, 0), (0.25, 10), (1.0, 40)])
-def test_early_stopped_kd_is_kd_up_to_e0_and_cross_entropy_after(stop: float, steps_on: int):
+def test_early_stopped_kd_has_no_kd_term_after_its_stop(stop: float, steps_on: int):
     arguments = dict(width=D, classes=3, teacher_classes=C, epochs=8.0)
     objective = build_objective(eskd(stop), arguments)
     labels = torch.tensor([0, 1, 2, 0, 1])
@@ -262,7 +289,7 @@ def test_early_stopped_kd_is_kd_up_to_e0_and_cross_entropy_after(stop: float, st
     assert is_on == [k < steps_on for k in range(40)]
 
 
-def test_until_requires_a_fraction_of_the_run():
+def test_the_schedule_until_requires_a_fraction_of_the_training():
     assert as_schedule(dict(type=Until, stop=0.5, value=2.0))(0, 10) == 2.0
     with pytest.raises(KdepError, match="a fraction of the training"):
         Until(1.5)

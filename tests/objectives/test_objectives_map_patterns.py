@@ -1,4 +1,9 @@
-"""Patterns of maps: float64 references, what they ignore, and levels chosen by clustering."""
+"""Patterns of feature maps: float64 references, what they ignore, levels chosen by clustering.
+
+A pattern has one number per position (`SpatialAttention`) or per pair of positions
+(`PositionRelations`), whatever the number of channels. The formula of the loss is in the docstring
+of `MapPatterns` (kdep_bench/objectives/map_patterns.py).
+"""
 
 from __future__ import annotations
 
@@ -26,90 +31,107 @@ MAPS = {
 KINDS = [SpatialAttention, PositionRelations]
 
 
-def context(s: dict[str, Tensor], t: dict[str, Tensor]) -> Context:
-    """A batch with these maps of student and teacher."""
-    n = len(next(iter(s.values())))
-    pooled = torch.zeros(n, 3)
-    teacher_output = TeacherOutput(pooled, None, t)
-    return Context(before=pooled, after=pooled, teacher=teacher_output, maps=s)
+def context(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Context:
+    """A batch with these maps of student and teacher, {level: [B, C, H, W]}."""
+    pooled = torch.zeros(len(next(iter(student.values()))), 3)
+    teacher_output = TeacherOutput(pooled, None, teacher)
+    return Context(before=pooled, after=pooled, teacher=teacher_output, maps=student)
 
 
 def build(kind: Any, levels: dict[str, str], **arguments: Any) -> Any:
+    """An objective of class `kind` for {student level: teacher map}."""
     return kind(levels, student_maps=MAPS, teacher_maps=MAPS, **arguments)
 
 
-def maps(seed: int, channels: int, side: int, n: int = 3) -> Tensor:
-    return torch.randn(n, channels, side, side, generator=torch.Generator().manual_seed(seed))
+def maps(seed: int, channels: int, side: int, count: int = 3) -> Tensor:
+    """Normal noise [count, channels, side, side] with a fixed seed."""
+    return torch.randn(count, channels, side, side, generator=torch.Generator().manual_seed(seed))
 
 
 def pattern_by_hand(kind: Any, x_CHW: np.ndarray) -> np.ndarray:
-    """The pattern of one map from its formula."""
-    channels = x_CHW.reshape(len(x_CHW), -1)
+    """The pattern of one map with N positions, from its formula in float64.
+
+    Returns:
+        [N] squares averaged over channels, with length 1 (SpatialAttention), or [N, N] cosines of
+        the channel vectors of all pairs of positions (PositionRelations).
+    """
+    x_CN = x_CHW.reshape(len(x_CHW), -1)
     if kind is SpatialAttention:
-        squares = (channels**2).mean(0)
+        squares = (x_CN**2).mean(0)
         return squares / np.sqrt((squares**2).sum())
-    n = channels.shape[1]
+    n = x_CN.shape[1]
     cosine = np.zeros((n, n))
     for i in range(n):
         for j in range(n):
-            a, b = channels[:, i], channels[:, j]
+            a, b = x_CN[:, i], x_CN[:, j]
             cosine[i, j] = a @ b / np.sqrt((a @ a) * (b @ b))
     return cosine
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_equals_a_float64_reference(kind):
-    s, t = maps(0, 8, 4), maps(1, 11, 4)  # other numbers of channels need no projector
-    loss = build(kind, {"s8": "s8"}, weight=7.0).terms(context({"s8": s}, {"s8": t}))["s8"]
-    of_s = [pattern_by_hand(kind, x.double().numpy()) for x in s]
-    of_t = [pattern_by_hand(kind, x.double().numpy()) for x in t]
+    student, teacher = maps(0, 8, 4), maps(1, 11, 4)  # different channels need no projector
+    ctx = context({"s8": student}, {"s8": teacher})
+    loss = build(kind, {"s8": "s8"}, weight=7.0).terms(ctx)["s8"]
+    student_patterns, teacher_patterns = (
+        [pattern_by_hand(kind, x.double().numpy()) for x in net] for net in (student, teacher)
+    )
     constant = pattern_by_hand(kind, np.ones((2, 4, 4)))
-    reference = np.mean([((constant - b) ** 2).mean() for b in of_t])
-    expected = [7 * ((a - b) ** 2).mean() / reference for a, b in zip(of_s, of_t, strict=True)]
+    loss_of_constant = np.mean([((constant - t) ** 2).mean() for t in teacher_patterns])
+    pairs = zip(student_patterns, teacher_patterns, strict=True)
+    expected = [7 * ((s - t) ** 2).mean() / loss_of_constant for s, t in pairs]
     np.testing.assert_allclose(loss.numpy(), expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_student_equal_to_the_teacher_has_no_loss_and_a_constant_one_has_the_weight(kind):
-    t = maps(1, 6, 4)
+def test_a_student_like_the_teacher_has_the_loss_0_and_a_constant_student_the_weight(kind):
+    teacher = maps(1, 6, 4)
     objective = build(kind, {"s8": "s8"}, weight=3.0)
     constant = torch.ones(3, 6, 4, 4)
-    loss = objective.terms(context({"s8": constant}, {"s8": t}))["s8"]
-    assert loss.mean() == pytest.approx(3.0, rel=1e-4)
-    for same in (t, 5 * t, t.repeat(1, 2, 1, 1), t.flip(1)):  # scale and channels are ignored
-        loss = objective.terms(context({"s8": same}, {"s8": t}))["s8"]
-        assert loss.abs().max() < 1e-8
-    shuffled = t.flatten(2)[:, :, torch.randperm(16)].view_as(t)
-    assert objective.terms(context({"s8": shuffled}, {"s8": t}))["s8"].mean() > 0.1
+
+    def loss(student: Tensor) -> Tensor:
+        """Loss [B] of a student with this map."""
+        return objective.terms(context({"s8": student}, {"s8": teacher}))["s8"]
+
+    assert loss(constant).mean() == pytest.approx(3.0, rel=1e-4)
+    # Scale, number and order of channels are ignored.
+    for student in (teacher, 5 * teacher, teacher.repeat(1, 2, 1, 1), teacher.flip(1)):
+        assert loss(student).abs().max() < 1e-8
+    shuffled_positions = teacher.flatten(2)[:, :, torch.randperm(16)].view_as(teacher)
+    assert loss(shuffled_positions).mean() > 0.1
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_gradient_is_right_and_reaches_every_position(kind):
+def test_the_gradient_is_that_of_finite_differences_and_reaches_every_position(kind):
     objective = build(kind, {"s16": "s16"}).double()
-    t = maps(1, 5, 3, 2).double()
-    s = maps(2, 4, 3, 2).double().requires_grad_()
-    objective.terms(context({"s16": s.detach()}, {"s16": t}))  # measures the divisor
-    assert torch.autograd.gradcheck(
-        lambda x: objective.terms(context({"s16": x}, {"s16": t}))["s16"], (s,)
-    )
-    (gradient,) = torch.autograd.grad(
-        objective.terms(context({"s16": s}, {"s16": t}))["s16"].sum(), s
-    )
+    teacher = maps(1, 5, 3, 2).double()
+    student = maps(2, 4, 3, 2).double().requires_grad_()
+
+    def loss(student: Tensor) -> Tensor:
+        """Loss [B] of a student with this map."""
+        return objective.terms(context({"s16": student}, {"s16": teacher}))["s16"]
+
+    loss(student.detach())  # the first batch sets the divisor, which is then constant
+    assert torch.autograd.gradcheck(loss, (student,))
+    (gradient,) = torch.autograd.grad(loss(student).sum(), student)
     assert (gradient.abs().sum(1) > 0).all()
 
 
 @pytest.mark.parametrize("kind", [ClusteredAttention, ClusteredRelations])
-def test_levels_are_the_centres_of_clusters_always_with_the_deepest(kind):
-    levels = {k: k for k in MAPS}
-    # s4 and s8 are similar, so two points are one of them and s16.
-    near = {"s4": {"s4": 0, "s8": 0.01, "s16": 0.9}, "s8": {"s4": 0.01, "s8": 0, "s16": 0.8}}
-    near["s16"] = {"s4": 0.9, "s8": 0.8, "s16": 0}
-    chosen = build(kind, levels, layer_distances=near, points=2).levels
+def test_levels_are_the_centres_of_clusters_and_include_the_deepest(kind):
+    levels = {level: level for level in MAPS}
+    # s4 and s8 are similar, so of two clusters one is {s4, s8} and the other {s16}.
+    distances = {
+        "s4": {"s4": 0, "s8": 0.01, "s16": 0.9},
+        "s8": {"s4": 0.01, "s8": 0, "s16": 0.8},
+        "s16": {"s4": 0.9, "s8": 0.8, "s16": 0},
+    }
+    chosen = build(kind, levels, layer_distances=distances, points=2).levels
     assert len(chosen) == 2
     assert "s16" in chosen
-    assert build(kind, levels, layer_distances=near, points=1).levels == {"s16": "s16"}
+    assert build(kind, levels, layer_distances=distances, points=1).levels == {"s16": "s16"}
     with pytest.raises(KdepError, match="number of hint points is 4, with 3 levels"):
-        build(kind, levels, layer_distances=near, points=4)
+        build(kind, levels, layer_distances=distances, points=4)
 
 
 def test_a_map_with_one_position_is_refused():

@@ -1,4 +1,11 @@
-"""KDEP on feature maps: every position is a sample for the SVD; refused settings."""
+"""KDEP on feature maps: targets, loss weights, levels before the activation, refused settings.
+
+The target of a student's map is the teacher's map at the same size, reduced to principal components
+by an SVD (singular value decomposition) that has every position as a sample. `sign` decides how
+negative values are represented, as a student's map after a ReLU has none: "pairs" is the positive
+and the negative part of half as many components, "plain" the components themselves, "rotation" a
+random rotation of them. The formula is in the docstrings of `MapTarget` and `MapRegression`.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +30,8 @@ from kdep_bench.pretrain.pyramid import Pyramid
 from kdep_bench.suite.config import resolve
 from kdep_bench.teachers.base import TeacherOutput
 
-CT, CS, SIDE = 12, 8, 2  # channels of teacher and student, side of the student's map
+CT, CS = 12, 8  # channels of the teacher's (CT) and of the student's map (CS)
+SIDE = 2  # height and width of the student's map; the teacher's has 4
 STUDENT = {"s16": {"channels": CS, "stride": 16, "side": SIDE}}
 TEACHER = {"a": {"channels": CT, "stride": 8}}
 
@@ -31,25 +39,28 @@ TEACHER = {"a": {"channels": CT, "stride": 8}}
 def maps(count: int = 64, seed: int = 0) -> Tensor:
     """Teacher maps [count, CT, 4, 4] with correlated channels of falling variance, mean not 0."""
     generator = torch.Generator().manual_seed(seed)
-    mix = torch.linalg.qr(torch.randn(CT, CT, generator=torch.Generator().manual_seed(9)))[0]
-    x = (
-        torch.randn(count, CT, 4, 4, generator=generator)
-        * torch.linspace(3, 0.2, CT)[:, None, None]
-    )
-    return torch.einsum("dc,bchw->bdhw", mix, x) + 5
+    rotation = torch.linalg.qr(torch.randn(CT, CT, generator=torch.Generator().manual_seed(9)))[0]
+    scale = torch.linspace(3, 0.2, CT)[:, None, None]
+    independent = scale * torch.randn(count, CT, 4, 4, generator=generator)
+    return torch.einsum("dc,bchw->bdhw", rotation, independent) + 5
 
 
-def averaged(t: Tensor) -> Tensor:
+def averaged(teacher: Tensor) -> Tensor:
     """Teacher maps averaged to the student's size [B, CT, SIDE, SIDE]."""
-    return torch.nn.functional.avg_pool2d(t, 4 // SIDE)
+    return torch.nn.functional.avg_pool2d(teacher, 4 // SIDE)
+
+
+def positions(x_BCHW: Tensor) -> Tensor:
+    """[B H W, C]: every position of the maps as a sample."""
+    return x_BCHW.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with the moments of the teacher's maps, at the student's size and pooled."""
+    """A folder with mean and covariance of the teacher's maps, at the student's size and pooled."""
     for side, x in ((SIDE, averaged(maps())), (1, maps().mean((2, 3), keepdim=True))):
         moments = Moments(CT)
-        moments.add(x.permute(0, 2, 3, 1).flatten(0, 2))
+        moments.add(positions(x))
         write_moments(moments, tmp_path, "a", side)
     return tmp_path
 
@@ -62,7 +73,7 @@ def build(folder: Path, **options: Any) -> MapRegression:
 
 
 def context(student: Tensor, teacher: Tensor, before: Tensor | None = None) -> Context:
-    """A batch with these maps of student and teacher."""
+    """A batch with these maps; `before` is the student's map before its activation."""
     pooled = torch.zeros(len(student), CS)
     return Context(
         before=pooled,
@@ -73,52 +84,59 @@ def context(student: Tensor, teacher: Tensor, before: Tensor | None = None) -> C
     )
 
 
-def principal(t: Tensor, count: int) -> Tensor:
-    """[B, count, SIDE, SIDE]: principal components of the positions, by an SVD in float64."""
-    x = averaged(maps()).permute(0, 2, 3, 1).flatten(0, 2).double()
-    v = torch.linalg.svd(x - x.mean(0), full_matrices=False)[2][:count]
-    v = v * v.gather(1, v.abs().argmax(1, keepdim=True)).sign()
-    y = averaged(t).double() - x.mean(0)[:, None, None]
-    return torch.einsum("kc,bchw->bkhw", v, y).float()
+def principal(teacher: Tensor, count: int) -> Tensor:
+    """[B, count, SIDE, SIDE]: principal components of the teacher's maps, by an SVD in float64.
+
+    The SVD is that of the positions of `maps()`. The sign of a component is such that its largest
+    entry is positive.
+    """
+    samples = positions(averaged(maps())).double()
+    axes = torch.linalg.svd(samples - samples.mean(0), full_matrices=False)[2][:count]
+    axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
+    centred = averaged(teacher).double() - samples.mean(0)[:, None, None]
+    return torch.einsum("kc,bchw->bkhw", axes, centred).float()
 
 
 @pytest.mark.parametrize("n", [1.0, 3.0])
 def test_pairs_are_the_positive_and_negative_parts_of_half_as_many_components(folder, n: float):
-    t, target = maps(5, seed=1), build(folder, sign="pairs", n=n).targets["s16"]
-    z = principal(t, CS // 2)
-    g = z.sign() * z.abs() ** (1 / n)
-    torch.testing.assert_close(
-        target(t), torch.cat([g.clamp(min=0), (-g).clamp(min=0)], 1), atol=2e-4, rtol=1e-3
-    )
+    """n is the power of power temperature scaling."""
+    teacher, target = maps(5, seed=1), build(folder, sign="pairs", n=n).targets["s16"]
+    z = principal(teacher, CS // 2)
+    scaled = z.sign() * z.abs() ** (1 / n)
+    expected = torch.cat([scaled.clamp(min=0), (-scaled).clamp(min=0)], 1)
+    torch.testing.assert_close(target(teacher), expected, atol=2e-4, rtol=1e-3)
 
 
-def test_plain_and_rotation_hold_the_same_components_up_to_a_rotation(folder):
-    t = maps(5, seed=1)
-    plain = build(folder, sign="plain").targets["s16"](t)
-    torch.testing.assert_close(plain, principal(t, CS), atol=2e-4, rtol=1e-3)
-    rotated = build(folder, sign="rotation").targets["s16"](t)
+def test_plain_targets_are_the_components_and_rotation_is_a_rotation_of_them(folder):
+    teacher = maps(5, seed=1)
+    plain = build(folder, sign="plain").targets["s16"](teacher)
+    torch.testing.assert_close(plain, principal(teacher, CS), atol=2e-4, rtol=1e-3)
+    rotated = build(folder, sign="rotation").targets["s16"](teacher)
+    # A rotation keeps the length of the channel vector of every position.
     torch.testing.assert_close(rotated.square().sum(1), plain.square().sum(1), atol=1e-3, rtol=1e-3)
     assert (rotated - plain).abs().max() > 0.1
 
 
 def test_explained_variance_ratio_is_the_fraction_of_the_first_eigenvalues(folder):
-    x = averaged(maps()).permute(0, 2, 3, 1).flatten(0, 2).double()
-    values = torch.linalg.svdvals(x - x.mean(0)).square()
+    samples = positions(averaged(maps())).double()
+    eigenvalues = torch.linalg.svdvals(samples - samples.mean(0)).square()
     for sign, count in (("pairs", CS // 2), ("plain", CS)):
         ratio = build(folder, sign=sign).targets["s16"].explained_variance_ratio
-        assert ratio == pytest.approx(float(values[:count].sum() / values.sum()), rel=1e-4)
+        expected = float(eigenvalues[:count].sum() / eigenvalues.sum())
+        assert ratio == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("sign", ["pairs", "plain", "rotation"])
 @pytest.mark.parametrize("pooled", [False, True])
-def test_an_output_of_zero_costs_the_weight_and_the_target_costs_nothing(folder, sign, pooled):
-    t = maps(64, seed=2)
+def test_an_output_of_zero_has_the_weight_as_loss_and_the_target_the_loss_0(folder, sign, pooled):
+    """With `pooled`, every position has the pooled map as target."""
+    teacher = maps(64, seed=2)
     objective = build(folder, sign=sign, pooled=pooled, weight=7.0)
-    zero = objective.terms(context(torch.zeros(64, CS, SIDE, SIDE), t))["s16"]
+    zero = objective.terms(context(torch.zeros(64, CS, SIDE, SIDE), teacher))["s16"]
     assert float(zero.mean()) == pytest.approx(7.0, rel=1e-4)
-    target = objective.targets["s16"](t)
+    target = objective.targets["s16"](teacher)
     target = target / target.square().mean().sqrt()
-    exact = objective.terms(context(target.expand(-1, -1, SIDE, SIDE), t))["s16"]
+    exact = objective.terms(context(target.expand(-1, -1, SIDE, SIDE), teacher))["s16"]
     assert exact.shape == (64,)
     assert float(exact.max()) < 1e-9
 
@@ -127,7 +145,7 @@ def test_the_scale_of_the_teacher_s_maps_does_not_change_the_loss(folder, tmp_pa
     teacher, student = maps(16, seed=2), torch.rand(16, CS, SIDE, SIDE)
     scaled_folder = tmp_path / "other"
     moments = Moments(CT)
-    moments.add(100 * averaged(maps()).permute(0, 2, 3, 1).flatten(0, 2))
+    moments.add(100 * positions(averaged(maps())))
     write_moments(moments, scaled_folder, "a", SIDE)
     expected = build(folder).terms(context(student, teacher))["s16"]
     torch.testing.assert_close(
@@ -137,11 +155,14 @@ def test_the_scale_of_the_teacher_s_maps_does_not_change_the_loss(folder, tmp_pa
 
 def test_tap_before_compares_the_student_s_maps_before_the_activation(folder):
     teacher, student = maps(8, seed=2), torch.randn(8, CS, SIDE, SIDE)
-    before = build(folder, tap="before", sign="plain").terms(
-        context(student.relu(), teacher, student)
-    )["s16"]
-    after = build(folder, tap="after", sign="plain").terms(context(student.relu(), teacher))["s16"]
-    expected = build(folder, tap="after", sign="plain").terms(context(student, teacher))["s16"]
+
+    def loss(tap: str, ctx: Context) -> Tensor:
+        """Loss [B] of an objective with this tap."""
+        return build(folder, tap=tap, sign="plain").terms(ctx)["s16"]
+
+    before = loss("before", context(student.relu(), teacher, before=student))
+    after = loss("after", context(student.relu(), teacher))
+    expected = loss("after", context(student, teacher))
     torch.testing.assert_close(before, expected)
     assert not torch.equal(before, after)
     config = dict(type="kdep_bench.objectives.map_regression.MapRegression", levels={"s16": "a"})
@@ -150,12 +171,12 @@ def test_tap_before_compares_the_student_s_maps_before_the_activation(folder):
 
 
 def test_gradients_reach_the_student_and_the_objective_has_no_parameters(folder):
-    objective, s = build(folder), torch.rand(4, CS, SIDE, SIDE, requires_grad=True)
-    objective.terms(context(s, maps(4, seed=3)))["s16"].sum().backward()
-    assert s.grad is not None
-    assert bool(s.grad.any())
+    objective, student = build(folder), torch.rand(4, CS, SIDE, SIDE, requires_grad=True)
+    objective.terms(context(student, maps(4, seed=3)))["s16"].sum().backward()
+    assert student.grad is not None
+    assert bool(student.grad.any())
     assert not list(objective.parameters())
-    # The only state is the scale of the first batch; bases are not saved.
+    # The only state is the scale of the first batch; the SVD is not saved.
     assert list(objective.state_dict()) == ["scale.means"]
 
 
@@ -163,28 +184,33 @@ def test_gradients_reach_the_student_and_the_objective_has_no_parameters(folder)
     st.lists(st.floats(0.01, 100), min_size=2, max_size=12).filter(lambda v: len(v) % 2 == 0),
 )
 def test_pairs_represent_at_least_as_much_as_plain_components(variances: list[float]):
-    """The larger half of the variances sums to at least half of the total."""
-    v = sorted(variances, reverse=True)
-    assert sum(v[: len(v) // 2]) >= sum(v) / 2 - 1e-9
+    """A student that is not negative represents half of each plain component (see the next test).
+
+    Pairs represent the whole of the larger half of the components, which is at least as much.
+    """
+    descending = sorted(variances, reverse=True)
+    assert sum(descending[: len(descending) // 2]) >= sum(descending) / 2 - 1e-9
 
 
 def test_the_best_non_negative_feature_leaves_half_of_a_symmetric_component():
-    generator = torch.randn(200_000, generator=torch.Generator().manual_seed(0)) * 3
-    residual = (generator - generator.clamp(min=0)).square().mean()
-    assert float(residual) == pytest.approx(9 / 2, rel=0.02)
-    difference = generator.clamp(min=0) - (-generator).clamp(min=0)
-    assert torch.equal(difference, generator)
+    component = torch.randn(200_000, generator=torch.Generator().manual_seed(0)) * 3
+    residual = (component - component.clamp(min=0)).square().mean()
+    assert float(residual) == pytest.approx(3**2 / 2, rel=0.02)
+    difference = component.clamp(min=0) - (-component).clamp(min=0)
+    assert torch.equal(difference, component)
 
 
 def test_signed_pairs_use_the_first_half_of_the_components():
-    a = torch.tensor([[1.0, -8.0, 5.0, 6.0]])
-    assert SignedPairs()(a).tolist() == [[1.0, 0.0, 0.0, 8.0]]
-    torch.testing.assert_close(SignedPairs(n=3.0)(a), torch.tensor([[1.0, 0.0, 0.0, 2.0]]))
+    components = torch.tensor([[1.0, -8.0, 5.0, 6.0]])
+    # The positive parts of 1 and -8, then their negative parts.
+    assert SignedPairs()(components).tolist() == [[1.0, 0.0, 0.0, 8.0]]
+    expected = torch.tensor([[1.0, 0.0, 0.0, 2.0]])  # the cube root of 8
+    torch.testing.assert_close(SignedPairs(n=3.0)(components), expected)
     with pytest.raises(KdepError, match="needs an even number"):
-        SignedPairs()(a[:, :3])
+        SignedPairs()(components[:, :3])
 
 
-def test_an_odd_width_for_pairs_is_refused():
+def test_pairs_have_half_as_many_components_as_channels_and_need_an_even_number():
     assert components("pairs", 8) == 4
     assert components("plain", 7) == 7
     with pytest.raises(KdepError, match="7 channels, but sign='pairs' needs an even number"):
@@ -227,13 +253,13 @@ def test_with_a_policy_a_wider_student_map_learns_all_components_of_the_teacher(
 
 def test_too_few_positions_for_an_svd_are_refused(tmp_path: Path):
     moments = Moments(CT)
-    moments.add(averaged(maps(1)).permute(0, 2, 3, 1).flatten(0, 2)[:3])
+    moments.add(positions(averaged(maps(1)))[:3])
     write_moments(moments, tmp_path, "a", SIDE)
     with pytest.raises(KdepError):
         build(tmp_path)
 
 
-def test_moments_that_were_not_fitted_are_refused(tmp_path: Path):
+def test_moments_that_are_not_in_the_folder_are_refused(tmp_path: Path):
     with pytest.raises(KdepError, match="moments of the teacher's map a at 2 x 2"):
         open_map_moments(tmp_path, "a", 2)
 
@@ -268,5 +294,6 @@ def test_reading_maps_before_the_activation_does_not_change_the_initial_weights(
     for before in ((), ("s16", "s32")):
         torch.manual_seed(3)
         states.append(Pyramid(student, before).backbone.state_dict())
-        states[-1]["next"] = torch.rand(1)  # both have drawn equally many random numbers
+        # Equal if both have drawn equally many random numbers.
+        states[-1]["next random number"] = torch.rand(1)
     assert all(torch.equal(states[0][k], v) for k, v in states[1].items())

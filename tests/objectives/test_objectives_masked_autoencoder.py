@@ -1,4 +1,4 @@
-"""MAE: which patches the student receives, and which the loss compares."""
+"""MAE (masked autoencoder): which patches the student receives, and which the loss compares."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from kdep_bench.objectives.masked_autoencoder import MaskedAutoencoder, patchify
 
 TIMM = "kdep_bench.students.timm_backbone.TimmBackbone"
 STUDENT = dict(backbone=dict(type=TIMM, model="test_vit", dynamic_img_size=True))
-PX, PATCH = 64, 16  # image and patch size: 16 patches
+PX, PATCH = 64, 16  # side of image and patch in pixels: 4 x 4 = 16 patches
 
 
 def setup() -> tuple[MaskedAutoencoder, torch.nn.Module]:
-    """MAE's objective attached to a small vision transformer."""
+    """MAE's objective attached to a small vision transformer, and that student."""
     torch.manual_seed(0)
     student = build_backbone(STUDENT).eval()
+    # Student width 64; a decoder of width 32 with one block of 4 heads.
     objective = MaskedAutoencoder(64, 32, 1, 4, patch=PATCH)
     objective.attach(student, torch.nn.Identity)
     return objective.eval(), student
 
 
-def visible(ratio: float = 0.75, size: int = 3) -> torch.Tensor:
-    """Indices of the visible patches [size, count] for a masking ratio."""
-    images = torch.zeros(size, 3, PX, PX)
-    return MaskPatches(PATCH, ratio).change(Batch(images), Draw(0, 1, size)).extra["visible"]
+def visible(ratio: float = 0.75, count: int = 3) -> torch.Tensor:
+    """Indices [count, n] of the visible patches of `count` images; `ratio`: fraction masked."""
+    images = torch.zeros(count, 3, PX, PX)
+    return MaskPatches(PATCH, ratio).change(Batch(images), Draw(0, 1, count)).extra["visible"]
 
 
 def terms(objective: MaskedAutoencoder, student: torch.nn.Module, x: torch.Tensor, visible_patches):
-    """The reconstruction loss per image when only `visible_patches` are visible."""
+    """Reconstruction loss [B] of images x if only `visible_patches` [B, n] are visible."""
     objective.before_student({"visible": visible_patches})
     pooled = student(x)[-1].flatten(1)
     return objective.terms(Context(pooled, pooled, images=x))["reconstruction"]
 
 
-def test_the_masking_ratio_sets_the_number_of_different_visible_patches():
+def test_the_masking_ratio_sets_the_number_of_visible_patches():
     for ratio, count in ((0.75, 4), (0.0, 16), (0.99, 1)):
         visible_patches = visible(ratio)
         assert visible_patches.shape == (3, count)
         assert all(len(set(row.tolist())) == count for row in visible_patches)
-    assert (
-        len({tuple(sorted(row.tolist())) for row in visible()}) > 1
-    )  # different patches per image
+    patches_per_image = {tuple(sorted(row.tolist())) for row in visible()}
+    assert len(patches_per_image) > 1  # images have different visible patches
     with pytest.raises(KdepError, match="patches of 15"):
         MaskPatches(15).change(Batch(torch.zeros(1, 3, PX, PX)), Draw(0, 0, 1))
 
@@ -64,9 +64,8 @@ def test_hidden_patches_do_not_change_the_student_s_tokens():
         tokens.append(objective._student[0].tokens()[0])
     assert tokens[0].shape == (3, 1 + 4, 64)  # a class token and 4 visible patches
     torch.testing.assert_close(*tokens, rtol=0, atol=0)
-    assert not torch.allclose(
-        student(x)[-1], student(changed)[-1]
-    )  # they do change the output without a mask
+    # Without a mask they do change the output.
+    assert not torch.allclose(student(x)[-1], student(changed)[-1])
 
 
 def test_with_every_patch_visible_the_output_equals_the_unmasked_student_s():
@@ -83,27 +82,30 @@ def test_with_every_patch_visible_the_output_equals_the_unmasked_student_s():
 def test_the_loss_is_the_error_on_masked_patches_only():
     objective, student = setup()
     x, visible_patches = torch.randn(3, 3, PX, PX), visible()
-    expected = patchify(x, PATCH)
-    centred = expected - expected.mean(2, keepdim=True)
-    expected = centred / (centred.square().sum(2, keepdim=True) / (3 * PATCH**2 - 1) + 1e-6).sqrt()
-    masked = torch.ones(3, 16).scatter(1, visible_patches, 0.0)
-    wrong_on_visible = (
-        expected + 2 * (1 - masked)[:, :, None]
-    )  # errors on visible patches do not count
+    pixels = patchify(x, PATCH)
+    centred = pixels - pixels.mean(2, keepdim=True)
+    # The target: every patch with mean 0 and (unbiased) variance 1 of its pixels.
+    variance = centred.square().sum(2, keepdim=True) / (3 * PATCH**2 - 1)
+    target = centred / (variance + 1e-6).sqrt()
+    is_masked = torch.ones(3, 16).scatter(1, visible_patches, 0.0)[:, :, None]
+    wrong_on_visible = target + 2 * (1 - is_masked)
     objective.decode = lambda *_: wrong_on_visible  # type: ignore[method-assign]
-    torch.testing.assert_close(
-        terms(objective, student, x, visible_patches), torch.zeros(3), atol=1e-6, rtol=0
-    )
-    objective.decode = lambda *_: expected + 3 * masked[:, :, None]  # type: ignore[method-assign]
-    torch.testing.assert_close(terms(objective, student, x, visible_patches), torch.full((3,), 9.0))
+    loss = terms(objective, student, x, visible_patches)
+    torch.testing.assert_close(loss, torch.zeros(3), atol=1e-6, rtol=0)
+    wrong_on_masked = target + 3 * is_masked  # an error of 3 in every pixel: the loss is 3^2
+    objective.decode = lambda *_: wrong_on_masked  # type: ignore[method-assign]
+    loss = terms(objective, student, x, visible_patches)
+    torch.testing.assert_close(loss, torch.full((3,), 9.0))
 
 
 def test_patches_are_ordered_row_by_row_and_have_different_position_codes():
     x = torch.arange(16.0).view(1, 1, 4, 4).expand(1, 3, 4, 4)
+    # Pixels are numbered row by row, so the second of four 2 x 2 patches has 2, 3, 6 and 7.
     assert patchify(x, 2)[0, 1, ::3].tolist() == [2, 3, 6, 7]
     table = position_embedding(4, 32)
     assert table.shape == (16, 32)
-    assert torch.cdist(table, table).fill_diagonal_(9).min() > 0.5
+    distances = torch.cdist(table, table).fill_diagonal_(torch.inf)
+    assert distances.min() > 0.5
     torch.testing.assert_close(table[1, :16], table[5, :16])  # the same column
     torch.testing.assert_close(table[4, 16:], table[5, 16:])  # the same row
 

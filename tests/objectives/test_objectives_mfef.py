@@ -1,4 +1,8 @@
-"""MFEF: its formula in float64, its special cases, its gradients, its cost, what is refused."""
+"""MFEF: its formula in float64, its special cases, its gradients, its cost, what is refused.
+
+A student and its peers (networks of the same architecture) learn from a fusion of their feature
+maps. The formula, with its parts E_k and A_k, is in the docstring of `FusedMaps`.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +32,14 @@ LABELS = np.array([2, 0, 1, 1])
 
 
 def output() -> StudentOutput:
+    """Random float64 feature and map of a network."""
     after = torch.randn(IMAGES, WIDTH, dtype=torch.float64, requires_grad=True)
-    x = torch.randn(IMAGES, CHANNELS, SIDE, SIDE, dtype=torch.float64).relu()
-    return StudentOutput(after, after, {"s32": x.requires_grad_(True)})
+    s32 = torch.randn(IMAGES, CHANNELS, SIDE, SIDE, dtype=torch.float64).relu()
+    return StudentOutput(after, after, {"s32": s32.requires_grad_(True)})
 
 
 def built(**arguments: Any) -> tuple[FusedMaps, Context, list[StudentOutput]]:
-    """The objective, the student's features and the outputs of all networks."""
+    """The objective, a batch with the student's outputs, and the outputs of all networks."""
     torch.manual_seed(0)
     objective = FusedMaps(WIDTH, CLASSES, MAPS, **arguments).double().eval()
     for attention in objective.attention:
@@ -54,47 +59,56 @@ def built(**arguments: Any) -> tuple[FusedMaps, Context, list[StudentOutput]]:
 
 
 def array(x: Any) -> np.ndarray:
+    """The tensor without gradient, as an array."""
     return x.detach().numpy()
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)), element by element."""
     return 1 / (1 + np.exp(-x))
 
 
-def convolution(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """A convolution of stride 1 with zero padding, by its definition."""
-    half, (h, w) = weight.shape[2] // 2, x.shape[2:]
-    padded = np.pad(x, ((0, 0), (0, 0), (half, half), (half, half)))
-    out = np.zeros((len(x), len(weight), h, w))
+def convolution(x_BCHW: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """[B, O, H, W]: a convolution of stride 1 with zero padding, by its definition.
+
+    Args:
+        x_BCHW: the input.
+        weight: [O, C, k, k], k odd.
+    """
+    half, (h, w) = weight.shape[2] // 2, x_BCHW.shape[2:]
+    padded = np.pad(x_BCHW, ((0, 0), (0, 0), (half, half), (half, half)))
+    out = np.zeros((len(x_BCHW), len(weight), h, w))
     for i in range(weight.shape[2]):
         for j in range(weight.shape[3]):
             out += np.einsum("bchw,oc->bohw", padded[:, :, i : i + h, j : j + w], weight[..., i, j])
     return out
 
 
-def attended(objective: FusedMaps, k: int, x: np.ndarray) -> np.ndarray:
-    """A_k(E_k(x)) from the formulas; `x`: [B, C, H, W]."""
+def attended(objective: FusedMaps, k: int, x_BCHW: np.ndarray) -> np.ndarray:
+    """[B, C, H, W]: A_k(E_k(x)) of network k, from the formulas."""
     scales, attention = objective.scales[k], objective.attention[k]
     assert isinstance(scales, MultiScale)
     assert isinstance(attention, DualAttention)
     # Five channels in two parts: the first three, the last two.
     parts = [
         convolution(part, array(layer.weight))
-        for part, layer in zip((x[:, :3], x[:, 3:]), scales.convolutions, strict=True)
+        for part, layer in zip((x_BCHW[:, :3], x_BCHW[:, 3:]), scales.convolutions, strict=True)
     ]
     # BatchNorm of a new network in evaluation mode: mean 0, variance 1.
-    e = np.maximum(np.concatenate(parts, 1) / np.sqrt(1 + scales.norm.eps), 0)
-    statistics = np.stack([e.mean(1), e.max(1)], 1)
+    scaled = np.maximum(np.concatenate(parts, 1) / np.sqrt(1 + scales.norm.eps), 0)
+    statistics = np.stack([scaled.mean(1), scaled.max(1)], 1)
     position = attention.position
-    s = e * sigmoid(convolution(statistics, array(position.weight)) + array(position.bias))
+    position_weights = convolution(statistics, array(position.weight)) + array(position.bias)
+    weighted = scaled * sigmoid(position_weights)
     first, _, last = attention.channel
-    hidden = np.maximum(s.mean((2, 3)) @ array(first.weight).T + array(first.bias), 0)
-    return s * sigmoid(hidden @ array(last.weight).T + array(last.bias))[:, :, None, None]
+    hidden = np.maximum(weighted.mean((2, 3)) @ array(first.weight).T + array(first.bias), 0)
+    channel_weights = sigmoid(hidden @ array(last.weight).T + array(last.bias))
+    return weighted * channel_weights[:, :, None, None]
 
 
 @pytest.mark.parametrize("peers", [0, 1, 2])
 def test_every_term_equals_the_formula_in_float64(peers: int):
-    """Without peers: the attended map of the student alone."""
+    """Without peers, the fused map is the attended map of the student alone."""
     tau, a, b = 2.5, 0.7, 0.9
     objective, ctx, outputs = built(peers=peers, kernels=(1, 3), tau=tau, kl=a, maps=b)
     terms = {k: array(v) for k, v in objective.terms(ctx).items()}
@@ -102,14 +116,14 @@ def test_every_term_equals_the_formula_in_float64(peers: int):
     fused = np.mean([attended(objective, k, x) for k, x in enumerate(maps)], axis=0)
     np.testing.assert_allclose(array(objective.fused([o.maps["s32"] for o in outputs])), fused)
     heads = [objective.head, *objective.peer_heads]
-    z = [array(head(o.after)) for head, o in zip(heads, outputs, strict=True)]
+    all_logits = [array(head(o.after)) for head, o in zip(heads, outputs, strict=True)]
     head = objective.fused_head
-    z_f = fused.mean((2, 3)) @ array(head.weight).T + array(head.bias)
+    fused_logits = fused.mean((2, 3)) @ array(head.weight).T + array(head.bias)
     rows = np.arange(IMAGES)
-    log_f = log_softmax(z_f, tau)
-    expected = {"fused_cross_entropy": -log_softmax(z_f)[rows, LABELS]}
-    for k, (logits, x) in enumerate(zip(z, maps, strict=True)):
-        prefix = "peer_" if k else ""
+    log_f = log_softmax(fused_logits, tau)
+    expected = {"fused_cross_entropy": -log_softmax(fused_logits)[rows, LABELS]}
+    for k, (logits, x) in enumerate(zip(all_logits, maps, strict=True)):
+        prefix = "peer_" if k else ""  # the terms of all peers are summed
         values = {
             "cross_entropy": -log_softmax(logits)[rows, LABELS],
             "mutual": a * tau**2 * (np.exp(log_f) * (log_f - log_softmax(logits, tau))).sum(1),
@@ -153,19 +167,17 @@ def test_a_network_cannot_lower_its_loss_by_moving_the_fused_target():
             allow_unused=True,
         )
         assert all(g is None or not g.any() for g in gradients), name
-    # The fusion is trained with the labels, and with it all networks.
+    # The cross-entropy of the fused logits trains the fusion and all networks.
     maps = [o.maps["s32"] for o in outputs]
     gradients = torch.autograd.grad(terms["fused_cross_entropy"].sum(), [*fusion, *maps])
     assert all(bool(g.any()) for g in gradients)
 
 
 @pytest.mark.parametrize("peers", [0, 2])
-def test_the_passes_of_all_peers_are_counted_and_nothing_of_the_fusion_is_exported(
-    peers: int, tmp_path: Any
-):
+def test_the_cost_includes_all_peers_and_only_the_student_is_exported(peers: int, tmp_path: Any):
     config = {**resolve("method", "mfef")["objective"], "peers": peers}
     run = TinyRun("mfef", tmp_path, config)
-    passes: list[int] = []
+    passes: list[int] = []  # images per forward pass
     objective: Any = run.model.objective
     networks = [run.model.backbone, *(peer.backbone for peer in objective.peers)]
     for network in networks:
@@ -186,7 +198,7 @@ def test_the_passes_of_all_peers_are_counted_and_nothing_of_the_fusion_is_export
 
 def test_the_plan_has_no_teacher():
     stages = plan("mfef", teacher=None).stages.values()
-    assert not any(s.kind in ("cache", "align") for s in stages)
+    assert not any(stage.kind in ("cache", "align") for stage in stages)
 
 
 @pytest.mark.parametrize(

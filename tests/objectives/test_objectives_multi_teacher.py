@@ -1,4 +1,8 @@
-"""Objectives with several teachers and their weightings, compared with values computed by hand."""
+"""Objectives with several teachers and their weightings, compared with values computed by hand.
+
+A weighting gives every teacher (or every term of a loss) a weight per sample. Teachers are named by
+their roles, here a and b. The formulas are in the docstrings of the classes.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +32,10 @@ TWO_TEACHERS = {role: {"teacher_classes": 4, "teacher_width": 2} for role in ("a
 
 
 def context(logits: Mapping[str, Any], **values: Any) -> Context:
-    """A batch whose teachers give these logits."""
+    """A batch whose teachers give the logits {role: [B, C]}; features are 0."""
     teachers = {
-        k: TeacherOutput(torch.zeros(len(v), 2), torch.as_tensor(v, dtype=torch.float32))
-        for k, v in logits.items()
+        role: TeacherOutput(torch.zeros(len(z), 2), torch.as_tensor(z, dtype=torch.float32))
+        for role, z in logits.items()
     }
     zeros = torch.zeros(len(next(iter(logits.values()))), 3)
     first = next(iter(teachers.values()))
@@ -49,9 +53,9 @@ def ones(ctx: Context) -> dict[str, Tensor]:
 
 
 def test_entropy_weights_of_two_teachers_equal_those_computed_by_hand():
-    """Entropies 1.5 ln 2 and 2 ln 2 have the fractions 3/7 and 4/7 of their sum.
+    """The entropies are 1.5 ln 2 and 2 ln 2, which are 3/7 and 4/7 of their sum.
 
-    The weight is (1 - fraction) / number of teachers: 4/7 / 2 and 3/7 / 2.
+    A weight is (1 - fraction) / number of teachers: 4/7 / 2 and 3/7 / 2.
     """
     ctx = context(
         {"a": [log_probabilities(0.5, 0.25, 0.25, 0)], "b": [log_probabilities(*[0.25] * 4)]}
@@ -62,9 +66,10 @@ def test_entropy_weights_of_two_teachers_equal_those_computed_by_hand():
 
 
 def test_entropy_weights_of_teachers_without_entropy_are_equal_and_not_nan():
+    """(1 - 1/3) / 3 = 2/9 for each of three teachers."""
     ctx = context({k: [log_probabilities(1, 0, 0)] for k in "abc"})
     weights = EntropyWeights().weigh(ctx, ones(ctx))
-    assert [w.item() for w in weights.values()] == pytest.approx([2 / 9] * 3)
+    assert [weight.item() for weight in weights.values()] == pytest.approx([2 / 9] * 3)
 
 
 def test_confidence_weights_follow_the_cross_entropy_with_the_label():
@@ -79,23 +84,25 @@ def test_confidence_weights_follow_the_cross_entropy_with_the_label():
 
 
 def test_the_weight_of_a_teacher_goes_to_zero_as_its_error_grows():
-    label, last = torch.tensor([0]), 1.0
-    for wrong in (0.0, 3.0, 30.0):
-        ctx = context({"a": [[9.0, 0.0]], "b": [[0.0, wrong]]}, labels=label)
+    previous = 1.0
+    for wrong_logit in (0.0, 3.0, 30.0):
+        logits = {"a": [[9.0, 0.0]], "b": [[0.0, wrong_logit]]}
+        ctx = context(logits, labels=torch.tensor([0]))
         weight = ConfidenceWeights().weigh(ctx, ones(ctx))["b"].item()
-        assert weight < last
-        last = weight
-    assert last < 1e-6
+        assert weight < previous
+        previous = weight
+    assert previous < 1e-6
 
 
-def test_equal_teachers_give_logit_distillation_divided_by_their_number():
+def test_two_equal_teachers_give_logit_distillation_from_one():
     torch.manual_seed(0)
-    after, t = torch.randn(5, 3), torch.randn(5, 4)
-    ctx = context({"a": t, "b": t}, labels=torch.tensor([0, 1, 2, 3, 0]), after=after)
+    after, teacher = torch.randn(5, 3), torch.randn(5, 4)
+    ctx = context({"a": teacher, "b": teacher}, labels=torch.tensor([0, 1, 2, 3, 0]), after=after)
     for weighting in ({"type": f"{PATH}.ca_mkd.ConfidenceWeights"}, None):
         kd = MultiTeacherKD(3, TWO_TEACHERS, tau=2.0, weighting=weighting)
         computed = sum(kd.terms(ctx).values())
-        expected = soft_kl(t, kd.head(after), 2.0) / (2 if weighting else 1)
+        # ConfidenceWeights gives each of two equal teachers 1/4; without it each has 1/2.
+        expected = soft_kl(teacher, kd.head(after), 2.0) / (2 if weighting else 1)
         torch.testing.assert_close(computed, expected)
 
 
@@ -112,7 +119,11 @@ def test_the_terms_with_labels_share_one_head():
 
 
 def features(classifier: nn.Module) -> tuple[ConfidenceAwareFeatures, Context]:
-    """CA-MKD's objective with identity projectors, and teachers with features [1, 0] and [2, 2]."""
+    """CA-MKD (confidence-aware multi-teacher KD) with identity projectors, and one sample.
+
+    The student's feature is [1, 2], the teachers' are [1, 0] and [2, 2]; the label is 0. Both
+    teachers have this classifier.
+    """
     model = ConfidenceAwareFeatures(2, 4, TWO_TEACHERS)
     for role in TWO_TEACHERS:
         model.embed[f"of_{role}"] = nn.Identity()
@@ -124,8 +135,11 @@ def features(classifier: nn.Module) -> tuple[ConfidenceAwareFeatures, Context]:
     return model, Context(after, after, labels=torch.tensor([0]), teachers=teachers)
 
 
-def test_an_uninformative_classifier_weighs_teachers_equally():
-    """Mean squared errors (0 + 4) / 2 and (1 + 0) / 2; weights (1 - 1/2) / 2 teachers = 1/4."""
+def test_a_classifier_of_zeros_weighs_teachers_equally():
+    """Mean squared errors (0 + 4) / 2 and (1 + 0) / 2; weights (1 - 1/2) / 2 teachers = 1/4.
+
+    So the terms are 2 / 4 and 0.5 / 4.
+    """
     classifier = nn.Linear(2, 4)
     nn.init.zeros_(classifier.weight)
     nn.init.zeros_(classifier.bias)
@@ -135,29 +149,29 @@ def test_an_uninformative_classifier_weighs_teachers_equally():
 
 
 def test_the_teacher_s_classifier_weighs_features_and_is_not_trained():
-    classifier = nn.Linear(2, 2, bias=False).requires_grad_(False)
-    classifier.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
-    model, ctx = features(classifier)
-    other = nn.Linear(2, 2, bias=False).requires_grad_(False)
-    other.weight.copy_(
-        torch.tensor([[0.0, 1.0], [1.0, 0.0]])
-    )  # this classifier is right about label 0
-    ctx.teachers["b"].__dict__["classifier"] = other
+    wrong_classifier = nn.Linear(2, 2, bias=False).requires_grad_(False)
+    wrong_classifier.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    model, ctx = features(wrong_classifier)
+    right_classifier = nn.Linear(2, 2, bias=False).requires_grad_(False)
+    right_classifier.weight.copy_(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+    ctx.teachers["b"].__dict__["classifier"] = right_classifier  # the dataclass is frozen
     terms = model.terms(ctx)
-    # The losses are ln(1 + e) and ln(1 + 1/e), so their softmax has the parts 1 + e and 1 + 1/e.
+    # The logits are (1, 2) and (2, 1), so for label 0 the cross-entropies are ln(1 + e) and
+    # ln(1 + 1/e), and their softmax is proportional to 1 + e and 1 + 1/e.
     wrong, right = 1 + math.e, 1 + 1 / math.e
+    # Squared error 2 or 0.5, times (1 - softmax) / 2 teachers.
     assert terms["a"].item() == pytest.approx(2 * (right / (wrong + right)) / 2, rel=1e-5)
     assert terms["b"].item() == pytest.approx(0.5 * (wrong / (wrong + right)) / 2, rel=1e-5)
     sum(terms.values()).sum().backward()  # type: ignore[union-attr]
     assert bool(ctx.after.grad.any())  # type: ignore[union-attr]
-    assert classifier.weight.grad is None
+    assert wrong_classifier.weight.grad is None
 
 
 @pytest.mark.parametrize(
     ("gradients", "max_weight", "expected"),
     [
         ([[1.0, 0.0], [0.0, 1.0]], 0.6, [0.5, 0.5]),
-        ([[1.0, 0.0], [0.0, 3.0]], 1.0, [0.9, 0.1]),  # a = 9 / (1 + 9)
+        ([[1.0, 0.0], [0.0, 3.0]], 1.0, [0.9, 0.1]),  # min of w^2 + 9 (1 - w)^2: w = 9 / (1 + 9)
         ([[1.0, 0.0], [0.0, 3.0]], 0.6, [0.6, 0.4]),  # limited by max_weight
         ([[1.0, 0.0], [-3.0, 0.0]], 1.0, [0.75, 0.25]),  # opposite gradients cancel
         ([[1e-9, 0.0], [-3e-9, 0.0]], 1.0, [0.75, 0.25]),  # tiny gradients are not rounded to 0
@@ -169,19 +183,21 @@ def test_the_teacher_s_classifier_weighs_features_and_is_not_trained():
 def test_least_norm_weights_are_those_computed_by_hand(
     gradients: list[list[float]], max_weight: float, expected: list[float]
 ):
+    """The weights minimise the length of the weighted sum of the gradients, up to max_weight."""
     computed = least_norm_weights(torch.tensor(gradients, dtype=torch.float64), max_weight)
     assert computed.tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("count", [3, 4, 5])
 def test_least_norm_weights_are_those_of_the_published_one_class_svm(count: int):
+    """AEKD's published code solves the problem as a one-class SVM (support vector machine)."""
     for seed in range(5):
-        generator = torch.randn(count, 7, generator=torch.Generator().manual_seed(seed)).double()
-        gram = (generator @ generator.T).numpy()
+        gradients = torch.randn(count, 7, generator=torch.Generator().manual_seed(seed)).double()
+        gram = (gradients @ gradients.T).numpy()
         svm = OneClassSVM(kernel="precomputed", nu=1 / (0.6 * count), tol=1e-10).fit(gram)
         expected = np.zeros(count)
         expected[svm.support_] = svm.dual_coef_[0] * 0.6  # dual_coef_ sums to count * nu = 1 / 0.6
-        computed = least_norm_weights(generator, 0.6).numpy()
+        computed = least_norm_weights(gradients, 0.6).numpy()
         np.testing.assert_allclose(computed, expected, atol=1e-5)
 
 
@@ -190,25 +206,25 @@ def test_agreement_weighs_by_the_gradient_of_the_terms_with_respect_to_the_logit
     after = torch.randn(6, 3)
     ctx = context({"a": torch.randn(6, 4), "b": 3 * torch.randn(6, 4)}, after=after)
     kd = AgreementKD(3, TWO_TEACHERS, tau=2.0, tolerance=0.8)
-    z = kd.head(after).detach().requires_grad_()
-    means = []
+    logits = kd.head(after).detach().requires_grad_()
+    gradients = []
     for teacher in ctx.teachers.values():
         assert teacher.logits is not None
-        (grad,) = torch.autograd.grad(soft_kl(teacher.logits, z, 2.0).sum(), z)
-        means.append(grad.mean(0))
-    expected = least_norm_weights(torch.stack(means), 0.8)
-    torch.testing.assert_close(kd.agreement(ctx, z), expected)
+        (gradient,) = torch.autograd.grad(soft_kl(teacher.logits, logits, 2.0).sum(), logits)
+        gradients.append(gradient.mean(0))
+    expected = least_norm_weights(torch.stack(gradients), 0.8)
+    torch.testing.assert_close(kd.agreement(ctx, logits), expected)
     terms = kd.terms(ctx)
     assert ctx.teachers["a"].logits is not None
-    ratio = terms["kl_a"] / soft_kl(ctx.teachers["a"].logits, z, 2.0)
+    ratio = terms["kl_a"] / soft_kl(ctx.teachers["a"].logits, logits, 2.0)
     torch.testing.assert_close(ratio, expected[:1].expand(6))
 
 
 # ---- the weighting's interface ----
 
 
-class Fixed(Weighting):
-    """Returns fixed weights, by term."""
+class FixedWeights(Weighting):
+    """Returns the weights {term: [B]} that it is built with."""
 
     needs = frozenset({"labels"})
 
@@ -217,10 +233,11 @@ class Fixed(Weighting):
         self.weights = {k: torch.tensor(v) for k, v in weights.items()}
 
     def weigh(self, ctx: Context, terms: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The fixed weights."""
         return self.weights
 
 
-class Named(Objective):
+class FirstLogit(Objective):
     """One term: the first logit times `teacher_classes`, which shows which teacher was passed."""
 
     needs = frozenset({"logits"})
@@ -231,20 +248,25 @@ class Named(Objective):
         self.classes = teacher_classes
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
+        """The term [B]."""
         assert ctx.teacher is not None
         assert ctx.teacher.logits is not None
         return {"first": self.classes * ctx.teacher.logits[:, 0]}
 
 
 def sum_of(weights: Mapping[str, list[float]]) -> Objective:
-    """A weighted sum of two `Named` parts with these weights; part "one" reads teacher b."""
+    """A sum of two `FirstLogit` parts with these weights per sample.
+
+    Part "one" reads teacher b and has the constant weight 2; part "two" reads the first teacher.
+    The teachers a and b have 3 and 5 classes.
+    """
     config = dict(
         type=f"{PATH}.weighted_sum.WeightedSum",
         parts=dict(
-            one=dict(objective=dict(type=f"{__name__}.Named"), teacher="b", weight=2.0),
-            two=dict(objective=dict(type=f"{__name__}.Named")),
+            one=dict(objective=dict(type=f"{__name__}.FirstLogit"), teacher="b", weight=2.0),
+            two=dict(objective=dict(type=f"{__name__}.FirstLogit")),
         ),
-        weighting=dict(type=f"{__name__}.Fixed", weights=weights),
+        weighting=dict(type=f"{__name__}.FixedWeights", weights=weights),
     )
     assert demands(config).needs == {"logits", "labels"}
     assert union(readers(config, ["a", "b"], from_class)["b"], "needs", from_class) == {"logits"}
@@ -258,8 +280,9 @@ def sum_of(weights: Mapping[str, list[float]]) -> Objective:
 def test_each_part_of_a_weighted_sum_gets_the_arguments_and_outputs_of_its_teacher():
     ctx = context({"a": [[7.0], [1.0]], "b": [[11.0], [1.0]]})
     terms = sum_of({"one": [1.0, 0.5], "two": [0.0, 1.0]}).terms(ctx)
-    assert terms["one"].tolist() == [2 * 5 * 11.0, 0.5 * 2 * 5.0]
-    assert terms["two"].tolist() == [0.0, 3.0]
+    # Weight of the sample * weight of the part * classes * first logit.
+    assert terms["one"].tolist() == [1.0 * 2 * 5 * 11.0, 0.5 * 2 * 5 * 1.0]
+    assert terms["two"].tolist() == [0.0 * 1 * 3 * 7.0, 1.0 * 1 * 3 * 1.0]
 
 
 @pytest.mark.parametrize(
@@ -283,15 +306,16 @@ def test_fewer_than_two_teachers_and_unequal_classes_are_refused():
     with pytest.raises(KdepError, match="labels have 3 classes and the teachers 4"):
         MultiTeacherKDWithLabels(3, TWO_TEACHERS, 3)
     wrong = dict(
-        type=f"{PATH}.multi_teacher.MultiTeacherKD", weighting=dict(type=f"{__name__}.Named")
+        type=f"{PATH}.multi_teacher.MultiTeacherKD", weighting=dict(type=f"{__name__}.FirstLogit")
     )
-    with pytest.raises(KdepError, match=r"weighting .*Named is not a Weighting"):
+    with pytest.raises(KdepError, match=r"weighting .*FirstLogit is not a Weighting"):
         build_objective(wrong, {"width": 3, "epochs": 1.0, "teachers": TWO_TEACHERS})
 
 
 def test_readers_lists_the_parts_of_each_teacher_role_and_refuses_an_unknown_role():
-    def part(kind: str, **more: Any) -> dict[str, Any]:
-        return dict(objective=dict(type=f"{PATH}.{kind}"), **more)
+    def part(kind: str, **options: Any) -> dict[str, Any]:
+        """Config of a part of a sum."""
+        return dict(objective=dict(type=f"{PATH}.{kind}"), **options)
 
     config: dict[str, Any] = dict(
         type=f"{PATH}.weighted_sum.WeightedSum",

@@ -1,4 +1,8 @@
-"""Players are modules with a separate optimiser; in AMAL the loss weights of images are one."""
+"""Players, which are modules with a separate optimiser, and AMAL, which has one.
+
+AMAL's player are the loss weights of every image, one for the label and one for the teacher. They
+are trained so that the student's loss on held-out images falls (a meta-gradient).
+"""
 
 from __future__ import annotations
 
@@ -23,21 +27,22 @@ SGD = dict(type="SGD", lr=0.5)
 
 def test_a_player_is_trained_only_by_its_own_optimiser_and_leaves_other_gradients_unset():
     bridge, student = nn.Linear(3, 1, bias=False), nn.Linear(2, 3)
-    before = bridge.weight.detach().clone()
+    initial = bridge.weight.detach().clone()
     players = Players({"bridge": Player(bridge, SGD)})
     x = torch.ones(4, 2)
     players.factor = 0.1
     with players.training():
         players.minimise("bridge", bridge(student(x)).mean())
     # Learning rate 0.5 times the schedule's factor 0.1.
-    torch.testing.assert_close(bridge.weight, before - 0.05 * student(x).mean(0))
+    torch.testing.assert_close(bridge.weight, initial - 0.05 * student(x).mean(0))
     assert student.weight.grad is None
     assert bridge.weight.grad is None
-    bridge(student(x)).mean().backward()
-    assert student.weight.grad is not None  # the student's own loss passes through the bridge
+    bridge(student(x)).mean().backward()  # a loss of the student that passes through the bridge
+    assert student.weight.grad is not None
     assert bridge.weight.grad is None
 
 
+# The program of one of two processes (rank 0 or 1), with the arguments rank and folder.
 RANK_CODE = """
 import sys
 import torch
@@ -95,24 +100,24 @@ def test_two_processes_train_a_player_as_one_process_does(tmp_path: Path):
 def test_a_player_that_is_not_scheduled_keeps_its_learning_rate():
     weight = nn.Linear(1, 1, bias=False)
     players = Players({"weights": Player(weight, SGD, scheduled=False)})
-    players.factor, before = 0.1, weight.weight.item()
-    players.apply("weights", [torch.ones(1, 1)])
-    assert weight.weight.item() == pytest.approx(before - 0.5)
-    players.apply("weights", [torch.ones(1, 1)])
-    assert weight.weight.item() == pytest.approx(before - 1.0)
+    players.factor, initial = 0.1, weight.weight.item()  # the schedule's factor
+    for lowered_by in (0.5, 1.0):  # the learning rate is 0.5 and the gradient 1
+        players.apply("weights", [torch.ones(1, 1)])
+        assert weight.weight.item() == pytest.approx(initial - lowered_by)
 
 
 def test_a_long_gradient_is_scaled_to_the_limit_over_all_parameters_of_the_player():
     layer = nn.Linear(1, 1)
     players = Players({"weights": Player(layer, SGD, max_norm=1.0)})
-    for gradient, step in ((3.0, 0.6), (0.3, 0.3)):  # norms 5 and 0.5; learning rate 0.5
+    # Gradients (3, 4) and (0.3, 0.4) have the norms 5 and 0.5: the first is divided by 5.
+    for gradient, scaled in ((3.0, 0.6), (0.3, 0.3)):
         before = layer.weight.item(), layer.bias.item()
         players.apply("weights", [torch.full((1, 1), gradient), torch.full((1,), gradient * 4 / 3)])
-        assert before[0] - layer.weight.item() == pytest.approx(0.5 * step, rel=1e-4)
-        assert before[1] - layer.bias.item() == pytest.approx(0.5 * step * 4 / 3, rel=1e-4)
+        assert before[0] - layer.weight.item() == pytest.approx(0.5 * scaled, rel=1e-4)
+        assert before[1] - layer.bias.item() == pytest.approx(0.5 * scaled * 4 / 3, rel=1e-4)
 
 
-def test_players_of_a_part_are_named_part_dot_player():
+def test_the_players_of_a_part_of_a_sum_are_named_part_dot_player():
     a, b = nn.Linear(1, 1), nn.Linear(1, 1)
     players = Players({"a.net": Player(a, SGD), "b.net": Player(b, SGD)})
     assert players.part("b").parameters("net")[0] is b.weight
@@ -130,6 +135,7 @@ def data(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_the_meta_gradient_is_that_of_finite_differences():
+    """Rows 0 to 4 of the batch are trained on, rows 5 to 11 are held out."""
     layer = torch.randn(3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     (x, labels, teacher), (x_val, labels_val, teacher_val) = data(5, 2), data(7, 3)
     weights = torch.rand(5, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
@@ -152,16 +158,16 @@ def test_the_meta_gradient_is_that_of_finite_differences():
         torch.cat([teacher, teacher_val]),
     )
     is_held_out = torch.arange(12) >= 5
-    gradients = meta_gradient(
-        layer, batch, is_held_out, F.pad(weights, (0, 0, 0, 7), value=0.3), tau, lr
-    )
+    all_weights = F.pad(weights, (0, 0, 0, 7), value=0.3)  # those of held-out images do not matter
+    gradients = meta_gradient(layer, batch, is_held_out, all_weights, tau, lr)
     assert not bool(gradients[5:].any())
     for b in range(5):
-        for m in range(2):
+        for term in range(2):
             shift = torch.zeros_like(weights)
-            shift[b, m] = 1e-6
+            shift[b, term] = 1e-6
             change = held_out_loss(weights + shift) - held_out_loss(weights - shift)
-            assert float(gradients[b, m]) == pytest.approx(float(change) / 2e-6, rel=1e-4, abs=1e-9)
+            expected = float(change) / 2e-6
+            assert float(gradients[b, term]) == pytest.approx(expected, rel=1e-4, abs=1e-9)
 
 
 def amal(**options: object) -> Amal:
@@ -171,7 +177,10 @@ def amal(**options: object) -> Amal:
 
 
 def batch(teacher: Tensor | None = None, step: int = 50) -> Context:
-    """400 images, two views each, whose labels follow from their features."""
+    """400 images, two views each; the label is the largest of the first three features.
+
+    The teacher's logits are `teacher`, by default those of the right class.
+    """
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(800, 4, generator=generator)
     labels = x[:, :3].argmax(1)
@@ -188,7 +197,7 @@ def batch(teacher: Tensor | None = None, step: int = 50) -> Context:
 
 
 def play(objective: Amal, ctx: Context) -> Tensor:
-    """The mixing weights [images, 2] after AMAL's own step on a batch."""
+    """Loss weights [400, 2] of the images for label and teacher, after AMAL's step on a batch."""
     players = Players(objective.players())
     with players.training():
         objective.play(ctx, players)
@@ -196,15 +205,19 @@ def play(objective: Amal, ctx: Context) -> Tensor:
 
 
 def test_the_weight_of_a_wrong_teacher_falls_and_that_of_a_right_teacher_rises():
-    random = 5 * torch.randn(800, 3, generator=torch.Generator().manual_seed(6))
+    random_teacher = 5 * torch.randn(800, 3, generator=torch.Generator().manual_seed(6))
     trained_on = ~amal().is_held_out(torch.arange(400))
     labels = batch().labels
     assert labels is not None
-    wrong = (random.argmax(1) != labels).view(400, 2).all(1)[trained_on]
-    weights = [play(amal(repeats=20), batch(t))[trained_on] for t in (random, None)]
-    assert float(weights[0][wrong, 1].mean()) < 0.7  # initially 0.9
-    assert float(weights[1][:, 1].mean()) > 1.5
-    assert all(float(w[:, 0].mean()) > 0.5 for w in weights)  # of the labels, initially 0.1
+    is_wrong = (random_teacher.argmax(1) != labels).view(400, 2).all(1)[trained_on]  # in both views
+    # Weights of the label (column 0, initially 0.1) and of the teacher (column 1, initially 0.9).
+    with_random, with_right = (
+        play(amal(repeats=20), batch(teacher))[trained_on] for teacher in (random_teacher, None)
+    )
+    assert float(with_random[is_wrong, 1].mean()) < 0.7
+    assert float(with_right[:, 1].mean()) > 1.5
+    assert float(with_random[:, 0].mean()) > 0.5
+    assert float(with_right[:, 0].mean()) > 0.5
 
 
 def test_held_out_images_are_not_trained_on_and_the_loss_is_the_mean_over_the_others():
@@ -214,16 +227,18 @@ def test_held_out_images_are_not_trained_on_and_the_loss_is_the_mean_over_the_ot
     assert bool((is_held_out[::2] == is_held_out[1::2]).all())  # both views of an image
     terms = objective.terms(ctx)
     assert ctx.labels is not None
-    hard = F.cross_entropy(objective.head(ctx.after), ctx.labels, reduction="none")
+    cross_entropy = F.cross_entropy(objective.head(ctx.after), ctx.labels, reduction="none")
     assert not bool(terms["cross_entropy"][is_held_out].any())
-    torch.testing.assert_close(terms["cross_entropy"].mean(), 0.1 * hard[~is_held_out].mean())
+    expected = 0.1 * cross_entropy[~is_held_out].mean()  # 0.1: the initial weight
+    torch.testing.assert_close(terms["cross_entropy"].mean(), expected)
 
 
 def test_weights_of_trained_images_change_in_every_tenth_step_after_the_warm_up():
-    for step, changes in ((0, False), (10, True), (15, False)):
+    initial = torch.tensor([0.1, 0.9])
+    for step, changes in ((0, False), (10, True), (15, False)):  # the warm-up ends at step 5
         objective = amal()
         weights = play(objective, batch(step=step))
-        changed = (weights != torch.tensor([0.1, 0.9])).any(1)
+        changed = (weights != initial).any(1)
         assert bool(changed.any()) == changes
         assert not bool(changed[objective.is_held_out(torch.arange(400))].any())
         assert float(weights.min()) >= 1e-7
@@ -231,11 +246,11 @@ def test_weights_of_trained_images_change_in_every_tenth_step_after_the_warm_up(
 
 
 def test_a_sum_has_players_if_one_of_its_parts_has():
-    part = dict(objective=dict(type="kdep_bench.objectives.amal.Amal"))
-    kind = "kdep_bench.objectives.weighted_sum.WeightedSum"
-    assert demands(dict(type=kind, parts=dict(a=part))).has_players
-    plain = dict(objective=dict(type="kdep_bench.objectives.logit_kd.LogitKD"))
-    assert not demands(dict(type=kind, parts=dict(a=plain))).has_players
+    weighted_sum = "kdep_bench.objectives.weighted_sum.WeightedSum"
+    with_player = dict(objective=dict(type="kdep_bench.objectives.amal.Amal"))
+    assert demands(dict(type=weighted_sum, parts=dict(a=with_player))).has_players
+    without = dict(objective=dict(type="kdep_bench.objectives.logit_kd.LogitKD"))
+    assert not demands(dict(type=weighted_sum, parts=dict(a=without))).has_players
 
 
 def test_amal_refuses_labels_of_other_classes_than_the_teacher_s_and_an_empty_held_out_set():

@@ -1,6 +1,7 @@
 """Semi-online distillation: which loss trains which network, and which bridges are refused.
 
-The bridge is a trainable copy of the teacher's last layers, which reads one of its maps.
+The bridge is a trainable copy of the teacher's layers after one of its feature maps, which is the
+bridge's input. The formula is in the docstring of `SemiOnline`.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from kdep_bench.objectives.sokd import SemiOnline, SemiOnlineWithLabels
 from kdep_bench.teachers.base import TeacherOutput, build_teacher
 from tests.objectives import tiny
 
-WIDTH, CLASSES = 3, tiny.LOGITS
+WIDTH, CLASSES = 3, tiny.LOGITS  # of the student's feature, of all logits (5)
 
 
 def semi_online(**options: Any) -> SemiOnline:
-    """The objective with fixed initial weights."""
+    """The objective, whose bridge reads the map s16, with fixed initial weights."""
     torch.manual_seed(0)
     return SemiOnline(dict(s16="s16"), WIDTH, CLASSES, tiny.TEACHER, **options)
 
 
 def context(count: int = 6) -> Context:
-    """A batch with the tiny teacher's outputs."""
+    """A batch of `count` images: random student features and the tiny teacher's outputs."""
     torch.manual_seed(1)
     teacher = build_teacher(tiny.TEACHER)(tiny.batch(count, 0)["images"])
     after = torch.randn(count, WIDTH, requires_grad=True)
@@ -37,7 +38,7 @@ def context(count: int = 6) -> Context:
 
 
 def networks_with_gradient(loss: Tensor, model: SemiOnline) -> set[str]:
-    """Which of "bridge" and "head" (the student's) the loss has a gradient for."""
+    """Which of "bridge" and "head" (the student's) get a gradient from the loss."""
     parts = {"bridge": model.bridge, "head": model.head}
     names = set()
     for name, part in parts.items():
@@ -58,15 +59,23 @@ def test_each_loss_trains_only_one_network():
 
 
 def test_the_terms_equal_kl_divergences_computed_by_hand():
-    """KL((1/2, 1/2) || (1/4, 3/4)) = ln(2) / 2 + ln(2/3) / 2, and so on; tau = 1."""
+    """KL(p || q) = sum of p ln(p / q), at the temperature 1.
 
-    class Fixed(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
+    Probabilities: bridge (1/2, 1/2), student (1/4, 3/4), teacher (7/8, 1/8). So the student's term
+    is KL(bridge || student) = ln(2) / 2 + ln(2/3) / 2, and so on.
+    """
+
+    class EqualLogits(nn.Module):
+        """A bridge that returns the logits (0, 0)."""
+
+        def forward(self, _map: Tensor) -> Tensor:
+            """[1, 2] zeros."""
             return torch.tensor([[0.0, 0.0]])
 
     model = semi_online(tau=1.0)
-    model.bridge, model.head = Fixed(), nn.Identity()  # type: ignore[assignment]
-    student, teacher = (torch.tensor([[0.0, math.log(x)]]) for x in (3.0, 1 / 7))
+    model.bridge, model.head = EqualLogits(), nn.Identity()  # type: ignore[assignment]
+    # The softmax of (0, ln r) is (1, r) / (1 + r).
+    student, teacher = (torch.tensor([[0.0, math.log(ratio)]]) for ratio in (3.0, 1 / 7))
     teacher_output = TeacherOutput(student, teacher, {"s16": torch.zeros(1, 10, 2, 2)})
     terms = model.terms(Context(student, student, teacher=teacher_output))
     expected = {
@@ -78,22 +87,24 @@ def test_the_terms_equal_kl_divergences_computed_by_hand():
 
 
 def test_the_terms_between_student_and_bridge_are_those_of_mutual_learning():
-    """At tau 1, student and bridge learn from each other like two peers."""
+    """At temperature 1, student and bridge learn from each other like two peers."""
     model, ctx = semi_online(tau=1.0), context()
-    terms, z, a = model.terms(ctx), model.head(ctx.after), model.bridge_logits(ctx)
-    torch.testing.assert_close(terms["student"], kl(a, z))
-    torch.testing.assert_close(terms["bridge_student"], kl(z, a))
+    terms = model.terms(ctx)
+    student, bridge = model.head(ctx.after), model.bridge_logits(ctx)
+    torch.testing.assert_close(terms["student"], kl(bridge, student))
+    torch.testing.assert_close(terms["bridge_student"], kl(student, bridge))
 
 
 def test_the_bridge_has_new_trainable_weights_and_the_teacher_is_unchanged():
     teacher = build_teacher(tiny.TEACHER)
-    before = teacher.checksum()
+    checksum = teacher.checksum()
     model = semi_online()
     teacher_weights = teacher.tail("s16").state_dict()
     assert all(p.requires_grad for p in model.bridge.parameters())
     assert model.bridge.training
-    assert any(not torch.equal(v, teacher_weights[k]) for k, v in model.bridge.state_dict().items())
-    assert teacher.checksum() == before
+    bridge_weights = model.bridge.state_dict()
+    assert any(not torch.equal(v, teacher_weights[k]) for k, v in bridge_weights.items())
+    assert teacher.checksum() == checksum
 
 
 def test_the_published_form_adds_two_cross_entropies():
@@ -103,14 +114,15 @@ def test_the_published_form_adds_two_cross_entropies():
     terms = model.terms(ctx)
     without_labels = {"student", "bridge_teacher", "bridge_student"}
     assert set(terms) == without_labels | {"cross_entropy", "bridge_cross_entropy"}
-    expected = nn.functional.cross_entropy(model.bridge_logits(ctx), ctx.labels, reduction="none")  # type: ignore[arg-type]
+    assert ctx.labels is not None
+    expected = nn.functional.cross_entropy(model.bridge_logits(ctx), ctx.labels, reduction="none")
     torch.testing.assert_close(terms["bridge_cross_entropy"], expected)
     assert networks_with_gradient(terms["bridge_cross_entropy"].sum(), model) == {"bridge"}
     with pytest.raises(KdepError, match="labels have 3 classes and the teacher 5"):
         SemiOnlineWithLabels(dict(s16="s16"), WIDTH, CLASSES, tiny.TEACHER, 3)
 
 
-def test_a_bridge_from_several_maps_or_from_one_without_available_layers_after_it_is_refused():
+def test_a_bridge_must_read_one_map_whose_later_layers_the_teacher_provides():
     with pytest.raises(KdepError, match="has 2 levels"):
         SemiOnline(dict(s8="s8", s16="s16"), WIDTH, CLASSES, tiny.TEACHER)
     with pytest.raises(KdepError, match="after the map 's4' are not available"):

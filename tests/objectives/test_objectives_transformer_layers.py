@@ -1,4 +1,10 @@
-"""TinyBERT for vision transformers: formula in float64, pairs of blocks, refused networks."""
+"""TinyBERT for vision transformers (ViTs): formula in float64, pairs of blocks, refused networks.
+
+A student learns attention scores and tokens of the teacher's blocks; if the teacher has more
+blocks, every block of the student is paired with one of the teacher's. The formula is in the
+docstring of `TransformerLayers`. A network has prefix tokens (class and register tokens) and one
+token per patch.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +47,10 @@ def model(
     return Distiller(STUDENT, config, teacher=reader)
 
 
-def losses(m: Distiller, x: Tensor | None = None) -> dict[str, Tensor]:
+def losses(distiller: Distiller, x: Tensor | None = None) -> dict[str, Tensor]:
+    """The loss terms of images x, by default of three random ones."""
     x = images() if x is None else x
-    return m(images=x, teacher_images=x)
+    return distiller(images=x, teacher_images=x)
 
 
 # ---- the formula ----
@@ -53,48 +60,66 @@ PATCHES, B = 4, 2
 
 
 def random_attention(seed: int, sizes: tuple[int, int, int], prefix: int) -> Attention:
-    g = torch.Generator().manual_seed(seed)
+    """Random float64 tokens, queries, keys and values of a network, for B images.
+
+    Args:
+        seed: random seed.
+        sizes: (blocks, heads, width).
+        prefix: number of prefix tokens.
+    """
+    generator = torch.Generator().manual_seed(seed)
     depth, heads, width = sizes
-    t = prefix + PATCHES
+    n_tokens = prefix + PATCHES
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g, dtype=torch.float64)
+        """Normal noise in float64."""
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    blocks = {
-        k: Block(random(B, t, width), *(random(B, heads, t, width // heads) for _ in range(3)))
-        for k in range(depth)
-    }
-    return Attention(random(B, t, width), blocks, random(B, t, width), prefix)
+    blocks = {}
+    for k in range(depth):
+        tokens = random(B, n_tokens, width)
+        queries, keys, values = (random(B, heads, n_tokens, width // heads) for _ in range(3))
+        blocks[k] = Block(tokens, queries, keys, values)
+    return Attention(random(B, n_tokens, width), blocks, random(B, n_tokens, width), prefix)
 
 
-class Recorded:
-    """The recorder of a student whose Attention is given."""
+class FixedRecorder:
+    """Stands in for the recorder of the student's blocks; returns a fixed Attention."""
 
     def __init__(self, attention: Attention) -> None:
         self.attention = attention
 
     def take(self) -> Attention:
+        """The fixed Attention."""
         return self.attention
 
 
 def terms(
     prefixes: tuple[int, int] = (1, 1), **options: Any
 ) -> tuple[Any, Attention, Attention, dict[str, Tensor]]:
-    """The objective, the random Attention of student and teacher, and the terms."""
+    """A student of two blocks and a teacher of four, with random tokens.
+
+    Args:
+        prefixes: numbers of prefix tokens of student and teacher.
+        options: arguments of the objective.
+
+    Returns:
+        The objective, the Attention of the student, that of the teacher, and the terms {name: [B]}.
+    """
     student = random_attention(0, STUDENT_SIZES, prefixes[0])
     teacher = random_attention(1, TEACHER_SIZES, prefixes[1])
     torch.manual_seed(0)
     objective: Any = TransformerLayers(
         STUDENT_SIZES[2], teacher.sizes(), student_depth=2, teacher_depth=4, **options
     ).double()
-    objective._student = [Recorded(student)]
+    objective._student = [FixedRecorder(student)]
     feature = torch.zeros(B, 3)
     output = TeacherOutput(feature, None, attention=teacher)
     return objective, student, teacher, objective.terms(Context(feature, feature, teacher=output))
 
 
 def scores(block: Block, b: int, head: int) -> np.ndarray:
-    """q.k / sqrt(d) of every pair of tokens, number by number."""
+    """[T, T]: q.k / sqrt(d) of every pair of tokens of one image and head, number by number."""
     q, k = block.queries[b, head].numpy(), block.keys[b, head].numpy()
     return np.array([[float(x @ y) / math.sqrt(len(x)) for y in k] for x in q])
 
@@ -105,53 +130,61 @@ def test_every_term_equals_the_formula_in_float64(prefixes: tuple[int, int], rel
     options = dict(attention=0.5, hidden=0.7, embedding=0.9, relative=relative)
     objective, student, teacher, computed = terms(prefixes, **options)
     weight, bias = (p.detach().numpy() for p in objective.projector.parameters())
+    # Prefix tokens are compared only if both networks have as many.
     skip = (0, 0) if prefixes[0] == prefixes[1] else prefixes
-    pairs = {"attention": [], "hidden": [], "embedding": []}
-    # Blocks 1 and 2 of the student are paired with blocks 2 and 4 of the teacher.
-    for s, t in ((0, 1), (1, 3)):
-        pairs["attention"].append(
+
+    def attention_scores(net: Attention, block: int, skipped: int) -> np.ndarray:
+        """[B, heads, T, T] without the first `skipped` tokens."""
+        return np.stack(
             [
-                np.stack(
-                    [
-                        [scores(net.blocks[k], b, head)[n:, n:] for head in range(2)]
-                        for b in range(B)
-                    ]
-                )
-                for net, k, n in ((student, s, skip[0]), (teacher, t, skip[1]))
+                [scores(net.blocks[block], b, head)[skipped:, skipped:] for head in range(2)]
+                for b in range(B)
             ]
         )
-    states = {
-        "hidden": [(student.blocks[0].hidden, teacher.blocks[1].hidden)],
+
+    # {term: pairs of student and teacher array that are compared}
+    pairs = {"attention": [], "hidden": [], "embedding": []}
+    # Blocks 0 and 1 of the student are paired with blocks 1 and 3 of the teacher.
+    for student_block, teacher_block in ((0, 1), (1, 3)):
+        of_student = attention_scores(student, student_block, skip[0])
+        of_teacher = attention_scores(teacher, teacher_block, skip[1])
+        pairs["attention"].append([of_student, of_teacher])
+    tokens = {
+        "hidden": [
+            (student.blocks[0].hidden, teacher.blocks[1].hidden),
+            (student.final, teacher.final),  # of the last block: after the last norm
+        ],
         "embedding": [(student.embedding, teacher.embedding)],
     }
-    states["hidden"].append((student.final, teacher.final))  # after the last norm
-    for name, tensors in states.items():
-        for s_tokens, t_tokens in tensors:
-            projected = s_tokens.numpy() @ weight.T + bias
-            pairs[name].append([projected[:, skip[0] :], t_tokens.numpy()[:, skip[1] :]])
+    for name, token_pairs in tokens.items():
+        for student_tokens, teacher_tokens in token_pairs:
+            projected = student_tokens.numpy() @ weight.T + bias
+            pairs[name].append([projected[:, skip[0] :], teacher_tokens.numpy()[:, skip[1] :]])
     for name, factor in (("attention", 0.5), ("hidden", 0.7), ("embedding", 0.9)):
         expected = np.zeros(B)
-        for s, t in pairs[name]:
-            scale = np.square(t).mean() if relative else 1.0
-            expected += factor * np.square(s - t).reshape(B, -1).mean(1) / scale
+        for of_student, of_teacher in pairs[name]:
+            scale = np.square(of_teacher).mean() if relative else 1.0
+            error = np.square(of_student - of_teacher).reshape(B, -1).mean(1)
+            expected += factor * error / scale
         np.testing.assert_allclose(computed[name].detach(), expected, rtol=1e-6, err_msg=name)
     assert set(computed) == set(pairs)
 
 
-def test_scores_are_averaged_over_the_heads_on_both_sides():
+def test_average_heads_compares_the_mean_scores_of_both_networks():
     _, student, teacher, computed = terms(average_heads=True, relative=False)
     expected = np.zeros(B)
-    for s, t in ((0, 1), (1, 3)):
+    for student_block, teacher_block in ((0, 1), (1, 3)):
         for b in range(B):
-            s_mean, t_mean = (
+            student_mean, teacher_mean = (
                 (scores(block, b, 0) + scores(block, b, 1)) / 2
-                for block in (student.blocks[s], teacher.blocks[t])
+                for block in (student.blocks[student_block], teacher.blocks[teacher_block])
             )
-            expected[b] += np.square(s_mean - t_mean).mean()
+            expected[b] += np.square(student_mean - teacher_mean).mean()
     np.testing.assert_allclose(computed["attention"].detach(), expected, rtol=1e-9)
 
 
-def test_every_block_of_the_student_is_paired_with_the_last_of_an_equal_share():
+def test_every_block_of_the_student_is_paired_with_the_last_of_an_equal_part_of_the_teacher_s():
+    """12 blocks for 3: parts 0 to 3, 4 to 7, 8 to 11."""
     assert block_pairs(3, 12) == [(0, 3), (1, 7), (2, 11)]
     assert block_pairs(12, 12) == [(k, k) for k in range(12)]
     assert teacher_blocks(dict(student_depth=2, teacher_depth=6)) == [2, 5]
@@ -163,17 +196,17 @@ def test_every_block_of_the_student_is_paired_with_the_last_of_an_equal_share():
 
 
 def test_equal_networks_have_the_loss_0():
-    m = model().eval()
-    student: Any = m.backbone
-    teacher: Any = m.first_teacher_reader.live
+    distiller = model().eval()
+    student: Any = distiller.backbone
+    teacher: Any = distiller.first_teacher_reader.live
     teacher.net.load_state_dict(student.net.state_dict(), strict=False)
-    m.objective.projector = nn.Identity()  # type: ignore[assignment]
-    for name, value in losses(m).items():
+    distiller.objective.projector = nn.Identity()  # type: ignore[assignment]
+    for name, value in losses(distiller).items():
         assert float(value) < 1e-8, name
     with torch.no_grad():
         student.net.blocks[3].attn.qkv.weight[0, 0] += 1.0
         student.net.blocks[3].mlp.fc2.bias[0] += 1.0
-    changed = losses(m)
+    changed = losses(distiller)  # the embedding is before block 3
     assert float(changed["loss_attention"].detach()) > 1e-4
     assert float(changed["loss_hidden"].detach()) > 1e-4
     assert float(changed["loss_embedding"].detach()) < 1e-8
@@ -189,37 +222,39 @@ def test_a_term_with_the_factor_0_is_off(name: str):
 
 
 def test_all_student_parameters_are_trained_and_the_export_is_a_plain_backbone():
-    m = model(depths=(DEPTH, DEPTH))
-    live: Any = m.first_teacher_reader.live
-    before = live.checksum()
-    torch.stack(list(losses(m).values())).sum().backward()
-    for module in (m.backbone, m.objective):
+    distiller = model(depths=(DEPTH, DEPTH))
+    teacher: Any = distiller.first_teacher_reader.live
+    checksum = teacher.checksum()
+    torch.stack(list(losses(distiller).values())).sum().backward()
+    for module in (distiller.backbone, distiller.objective):
         untrained = [n for n, p in module.named_parameters() if p.grad is None]
         assert untrained == []
-    assert all(p.grad is None for p in live.parameters())
-    assert live.checksum() == before
-    kept, dropped = strip(m.state_dict())
+    assert all(p.grad is None for p in teacher.parameters())
+    assert teacher.checksum() == checksum
+    kept, dropped = strip(distiller.state_dict())
     assert dropped == ["objective"]
     assert set(kept) == set(build_backbone(STUDENT).state_dict())
 
 
 def test_the_loss_falls_more_if_the_teacher_gets_the_same_image_as_the_student():
-    after = []
+    def total(terms: dict[str, Tensor]) -> Tensor:
+        """The sum of all loss terms."""
+        return torch.stack(list(terms.values())).sum()
+
+    loss_after = {}
     for shift in (0, 1):  # with shift 1 the teacher gets another image
-        m = model(embedding=0.0).train()
-        optimizer = torch.optim.Adam(m.parameters(), 2e-3)
+        distiller = model(embedding=0.0).train()
+        optimizer = torch.optim.Adam(distiller.parameters(), 2e-3)
         for step in range(30):
-            m.step, x = step, images(8, 100 + step)
+            distiller.step, x = step, images(8, 100 + step)
             optimizer.zero_grad()
-            torch.stack(
-                list(m(images=x, teacher_images=x.roll(shift, 0)).values())
-            ).sum().backward()
+            total(distiller(images=x, teacher_images=x.roll(shift, 0))).backward()
             optimizer.step()
         with torch.no_grad():
-            after.append(float(torch.stack(list(losses(m.eval(), images(16, 7)).values())).sum()))
-    before = float(torch.stack(list(losses(model(embedding=0.0).eval()).values())).sum().detach())
-    assert after[0] < 0.8 * before
-    assert after[0] < 0.97 * after[1]
+            loss_after[shift] = float(total(losses(distiller.eval(), images(16, 7))))
+    loss_before = float(total(losses(model(embedding=0.0).eval())).detach())
+    assert loss_after[0] < 0.8 * loss_before
+    assert loss_after[0] < 0.97 * loss_after[1]
 
 
 @pytest.mark.parametrize(
@@ -243,15 +278,16 @@ def test_networks_that_do_not_match_are_refused(
         model(depths, config)(images=x, teacher_images=teacher_images)
 
 
-def test_heads_that_differ_can_be_averaged():
+def test_networks_with_different_numbers_of_heads_can_be_compared_by_averages():
     config = VIT | dict(args=VIT["args"] | dict(num_heads=4))
     assert float(losses(model(teacher=config, average_heads=True))["loss_attention"].detach()) > 0
 
 
 # ---- the plan ----
 
+# 196 / 14 = 224 / 16: as many patches as a student with patches of 16 pixels.
 DINO = dict(base="dinov2_vitb14", input_px=196)
-SMALL: dict[str, Any] = dict(
+SMALL: dict[str, Any] = dict(  # a student with 6 blocks
     name="vit_t_6",
     backbone=STUDENT["backbone"] | dict(model="vit_tiny_patch16_224", depth=6),
     width=192,
@@ -273,7 +309,7 @@ SMALL: dict[str, Any] = dict(
         (dict(hidden=-1.0), {}, "hidden = -1"),
     ],
 )
-def test_what_a_pair_lacks_is_refused_by_the_plan(
+def test_the_plan_refuses_pairs_of_student_and_teacher_that_do_not_match(
     objective: dict[str, Any], suite: dict[str, Any], message: str
 ):
     changes: dict[str, Any] = {"students": ["vit_t"], "teacher": DINO, **suite}

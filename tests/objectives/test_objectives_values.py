@@ -25,9 +25,12 @@ STORED_STEPS = (0, 3, STEPS // 2, STEPS - 1)  # steps whose losses are stored
 
 
 def values(name: str, folder: Path) -> dict[str, list[float]]:
-    """{term: its mean over a batch in each of STORED_STEPS}, with a training step after each."""
+    """{term: its mean over a batch at each of STORED_STEPS}.
+
+    One step of SGD (stochastic gradient descent) follows each value.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of over-confident teachers, which do not matter here
+        warnings.simplefilter("ignore")  # warnings about over-confident teachers
         run = TinyRun(name, folder)
         run.optimizer = torch.optim.SGD(run.model.parameters(), 1e-3)  # type: ignore[assignment]
         run.model.train()
@@ -53,18 +56,20 @@ def test_the_loss_of_a_method_equals_the_stored_value(name: str, tmp_path: Path)
     expected = table[name]
     computed = values(name, tmp_path)
     assert computed.keys() == expected.keys()
-    for term, numbers in expected.items():
-        assert computed[term] == pytest.approx(numbers, rel=2e-4, abs=2e-6), term
+    for term, stored in expected.items():
+        # The tolerance allows for float32 rounding of other processors.
+        assert computed[term] == pytest.approx(stored, rel=2e-4, abs=2e-6), term
 
 
 def write() -> None:
-    """Writes the file of values."""
+    """Writes the values of all methods to STORED_VALUES."""
     torch.set_num_threads(1)
     table = {}
     for name in TRAINED:
         with tempfile.TemporaryDirectory() as folder:
             computed = values(name, Path(folder))
         table[name] = {k: [float(f"{x:.6g}") for x in v] for k, v in computed.items()}
+    # One line per term.
     text = json.dumps(table, indent=1).replace(",\n   ", ",").replace("[\n   ", "[")
     STORED_VALUES.write_text(text.replace("\n  ]", "]") + "\n")
 

@@ -1,7 +1,9 @@
 """The weighted ensemble of assistants: loss and weights in float64, and what the plan refuses.
 
-The weights minimise the cross-entropy of a mixture, a convex function, so that expectation
-maximisation finds the same weights as differential evolution.
+Assistants are teachers of medium size; the student learns the weighted mean of their class
+probabilities. The weights minimise the cross-entropy of this mixture on held-out images, a convex
+function, so that expectation maximisation finds the same weights as differential evolution. The
+formulas are in the docstring of `WeightedAssistants`.
 """
 
 from __future__ import annotations
@@ -32,21 +34,25 @@ from kdep_bench.suite.config import load_suite
 from kdep_bench.teachers.base import TeacherOutput
 from tests.suite.test_suite_methods import plan
 
-C, B = 5, 12
+C, B = 5, 12  # classes, samples per batch
+# Configs: without labels, the weights make the mixture similar to the large teacher.
 LABEL_FREE: dict[str, Any] = dict(held_out=0.1, reference="large", tau=2.0)
 WITH_LABELS: dict[str, Any] = dict(held_out=0.1)
 
 
 def classes_of(*roles: str) -> dict[str, dict[str, int]]:
+    """The argument `teachers` for teachers with these roles: all have C classes."""
     return {role: {"teacher_classes": C} for role in roles}
 
 
 def context(*roles: str) -> Context:
     """Random float64 features, logits and labels of a batch."""
-    g = torch.Generator().manual_seed(0)
-    after = torch.randn(B, 3, generator=g, dtype=torch.float64)
-    logits = {r: 2 * torch.randn(B, C, generator=g, dtype=torch.float64) for r in roles}
-    teachers = {r: TeacherOutput(z, z) for r, z in logits.items()}
+    generator = torch.Generator().manual_seed(0)
+    after = torch.randn(B, 3, generator=generator, dtype=torch.float64)
+    logits = {
+        role: 2 * torch.randn(B, C, generator=generator, dtype=torch.float64) for role in roles
+    }
+    teachers = {role: TeacherOutput(z, z) for role, z in logits.items()}
     first = next(iter(teachers.values()))
     return Context(
         after,
@@ -54,26 +60,33 @@ def context(*roles: str) -> Context:
         teacher=first,
         teachers=teachers,
         labels=torch.arange(B) % C,
-        rows=torch.arange(2 * B)[::2],
+        rows=torch.arange(2 * B)[::2],  # the first of two views of each image
     )
 
 
-def probabilities(z: np.ndarray, tau: float = 1.0) -> np.ndarray:
-    e = np.exp(z / tau)
-    return e / e.sum(1, keepdims=True)
+def probabilities(logits_NC: np.ndarray, tau: float = 1.0) -> np.ndarray:
+    """Softmax [N, C] of the logits at temperature tau."""
+    exponentials = np.exp(logits_NC / tau)
+    return exponentials / exponentials.sum(1, keepdims=True)
 
 
 def em_weights(p_KNC: np.ndarray, q_NC: np.ndarray) -> np.ndarray:
-    """The weights w that maximise the mean of sum_c q_c log(sum_k w_k p_kc)."""
-    w = np.full(len(p_KNC), 1 / len(p_KNC))
+    """[K] weights w that maximise the mean over N of sum_c q_c log(sum_k w_k p_kc).
+
+    By 3000 steps of expectation maximisation.
+    """
+    weights = np.full(len(p_KNC), 1 / len(p_KNC))
     for _ in range(3_000):
-        part = w[:, None, None] * p_KNC
-        w = (q_NC * part / part.sum(0)).sum(2).mean(1)
-    return w
+        weighted = weights[:, None, None] * p_KNC
+        weights = (q_NC * weighted / weighted.sum(0)).sum(2).mean(1)
+    return weights
 
 
 def held_out_outputs() -> HeldOutOutputs:
-    """Assistants `a`, `b` that each know half of the classes of `large`, and a poor one, `c`."""
+    """Outputs for 200 images of the teacher `large` and three assistants.
+
+    `a` knows the first three of its five classes, `b` the other two, and `c` is random.
+    """
     rng = np.random.default_rng(0)
     large = 4 * rng.standard_normal((200, C))
     noise = {role: rng.standard_normal((200, C)) for role in "abc"}
@@ -89,10 +102,10 @@ def test_the_loss_equals_the_formula_in_float64():
         3, classes_of("a", "b", "large"), weights, held_out=0.1, reference="large", tau=3.0
     ).double()
     ctx = context("a", "b", "large")
-    z = {role: t.logits.numpy() for role, t in ctx.teachers.items() if t.logits is not None}
-    p = 0.25 * probabilities(z["a"], 3.0) + 0.75 * probabilities(z["b"], 3.0)
-    s = probabilities(objective.head(ctx.after).detach().numpy(), 3.0)
-    expected = 9 * (p * np.log(p / s)).sum(1)
+    logits = {role: t.logits.numpy() for role, t in ctx.teachers.items() if t.logits is not None}
+    mixture = 0.25 * probabilities(logits["a"], 3.0) + 0.75 * probabilities(logits["b"], 3.0)
+    student = probabilities(objective.head(ctx.after).detach().numpy(), 3.0)
+    expected = 3.0**2 * (mixture * np.log(mixture / student)).sum(1)
     np.testing.assert_allclose(objective.terms(ctx)["kl"].detach(), expected, rtol=1e-9)
 
 
@@ -102,18 +115,24 @@ def test_the_loss_with_labels_equals_the_formula_in_float64():
         3, classes_of("a", "b"), weights, C, held_out=0.1, alpha=0.7
     ).double()
     ctx = context("a", "b")
-    z = [t.logits.numpy() for t in ctx.teachers.values() if t.logits is not None]
-    p = (probabilities(z[0], 4.0) + probabilities(z[1], 4.0)) / 2
-    student = objective.head(ctx.after).detach().numpy()
-    s, hard = probabilities(student, 4.0), probabilities(student)[np.arange(B), np.arange(B) % C]
+    logits_a, logits_b = (t.logits.numpy() for t in ctx.teachers.values() if t.logits is not None)
+    tau = 4.0  # the default
+    mixture = (probabilities(logits_a, tau) + probabilities(logits_b, tau)) / 2
+    logits = objective.head(ctx.after).detach().numpy()
+    student, of_label = (
+        probabilities(logits, tau),
+        probabilities(logits)[np.arange(B), np.arange(B) % C],
+    )
     terms = objective.terms(ctx)
-    kl = 0.7 * 16 * (p * np.log(p / s)).sum(1)
+    kl = 0.7 * tau**2 * (mixture * np.log(mixture / student)).sum(1)
     np.testing.assert_allclose(terms["kl"].detach(), kl, rtol=1e-9)
-    np.testing.assert_allclose(terms["cross_entropy"].detach(), -0.3 * np.log(hard), rtol=1e-9)
+    cross_entropy = -(1 - 0.7) * np.log(of_label)
+    np.testing.assert_allclose(terms["cross_entropy"].detach(), cross_entropy, rtol=1e-9)
 
 
 @pytest.mark.parametrize("roles", [("a",), ("a", "large")])
 def test_one_assistant_gives_takd(roles: tuple[str, ...]):
+    """TAKD (teacher-assistant distillation) is logit distillation from one assistant."""
     outputs = held_out_outputs()
     logits = {"a": outputs.logits["a"], "large": outputs.logits["large"]}
     chosen = WeightedAssistants.weigh_teachers(LABEL_FREE, HeldOutOutputs(logits, None, 200))
@@ -130,8 +149,8 @@ def test_one_assistant_gives_takd(roles: tuple[str, ...]):
 def test_evolved_weights_equal_those_of_expectation_maximisation():
     outputs = held_out_outputs()
     chosen = WeightedAssistants.weigh_teachers(LABEL_FREE, outputs)
-    p = np.stack([probabilities(outputs.logits[role], 2.0) for role in "abc"])
-    expected = em_weights(p, probabilities(outputs.logits["large"], 2.0))
+    assistants = np.stack([probabilities(outputs.logits[role], 2.0) for role in "abc"])
+    expected = em_weights(assistants, probabilities(outputs.logits["large"], 2.0))
     weights = [chosen.weights[role] for role in "abc"]
     np.testing.assert_allclose(weights, expected, atol=2e-3)
     assert chosen.weights["large"] == 0
@@ -147,48 +166,52 @@ def test_evolved_weights_equal_those_of_expectation_maximisation():
 def test_weights_from_labels_equal_those_of_expectation_maximisation():
     outputs = held_out_outputs()
     chosen = WeightedAssistantsWithLabels.weigh_teachers(WITH_LABELS, outputs)
-    p = np.stack([probabilities(z) for z in outputs.logits.values()])
+    teachers = np.stack([probabilities(z) for z in outputs.logits.values()])
     assert outputs.labels is not None
-    expected = em_weights(p, np.eye(C)[outputs.labels])
+    expected = em_weights(teachers, np.eye(C)[outputs.labels])
     np.testing.assert_allclose(list(chosen.weights.values()), expected, atol=2e-3)
-    assert chosen.weights["large"] > 0.9  # the labels are its classes
+    assert chosen.weights["large"] > 0.9  # the labels are its most probable classes
 
 
-def test_a_dominant_assistant_gets_all_weight_unless_there_is_a_floor():
+def test_the_best_assistant_gets_all_weight_unless_there_is_a_floor():
     outputs = held_out_outputs()
     logits = {
         "a": outputs.logits["large"],
         "b": outputs.logits["c"],
         "large": outputs.logits["large"],
     }
-    only = HeldOutOutputs(logits, None, 200)
-    assert WeightedAssistants.weigh_teachers(LABEL_FREE, only).weights["a"] > 0.999
-    floored = WeightedAssistants.weigh_teachers({**LABEL_FREE, "floor": 0.4}, only)
-    assert floored.weights["b"] == pytest.approx(0.2, abs=1e-3)
-    assert floored.report["entropy"] > 0.4
+    a_equals_large = HeldOutOutputs(logits, None, 200)
+    assert WeightedAssistants.weigh_teachers(LABEL_FREE, a_equals_large).weights["a"] > 0.999
+    with_floor = WeightedAssistants.weigh_teachers({**LABEL_FREE, "floor": 0.4}, a_equals_large)
+    assert with_floor.weights["b"] == pytest.approx(0.2, abs=1e-3)  # floor / number of assistants
+    assert with_floor.report["entropy"] > 0.4  # of the weights 0.8 and 0.2: 0.5
 
 
-def test_the_default_tolerance_of_scipy_would_stop_too_early():
-    """The loss varies by less than 1 % of its mean; the weights are found nevertheless."""
-    weights, with_seed_1 = (
-        evolve_weights(lambda w: 100 + float((w[0] - 0.3) ** 2), 2, seed=seed) for seed in (0, 1)
-    )
+def test_weights_are_found_although_the_loss_varies_little():
+    """The loss varies by less than 1 % of its mean, where SciPy's default tolerance would stop."""
+
+    def loss(weights: np.ndarray) -> float:
+        """The minimum is at a first weight of 0.3."""
+        return 100 + float((weights[0] - 0.3) ** 2)
+
+    weights, with_seed_1 = (evolve_weights(loss, 2, seed=seed) for seed in (0, 1))
     assert weights[0] == pytest.approx(0.3, abs=2e-3)
     assert with_seed_1[0] != weights[0]
 
 
-def test_held_out_images_have_loss_zero_and_others_the_loss_of_the_plain_class():
+def test_held_out_images_have_the_loss_0_and_others_the_loss_of_the_class_without_held_out():
+    """Divided by 0.7, the fraction of other images, so that the mean is over these."""
     ctx = context("a")
     assert ctx.rows is not None
     held_out = is_held_out(ctx.rows // 2, 0.3)
     assert held_out.any()
     assert not held_out.all()
-    for plain, skipping in (
+    for plain, with_held_out in (
         (LogitKD(3, C, tau=2.0), HeldOutLogitKD(3, C, 2, held_out=0.3, tau=2.0)),
         (CrossEntropy(3, C), HeldOutCrossEntropy(3, C, 2, held_out=0.3)),
     ):
-        skipping.double().load_state_dict(plain.double().state_dict())
-        (expected,), (term,) = plain.terms(ctx).values(), skipping.terms(ctx).values()
+        with_held_out.double().load_state_dict(plain.double().state_dict())
+        (expected,), (term,) = plain.terms(ctx).values(), with_held_out.terms(ctx).values()
         torch.testing.assert_close(term, torch.where(held_out, 0, expected / 0.7))
 
 
@@ -200,6 +223,7 @@ def test_a_larger_fraction_holds_out_the_images_of_a_smaller_one():
     np.testing.assert_array_equal(is_held_out(images.numpy(), 0.1), small.numpy())
 
 
+# An assistant that is trained on all images, and one that holds out another fraction.
 TAKD_ASSISTANT = dict(student="resnet18_w48", method="logit_kd")
 OTHER_FRACTION = dict(
     student="resnet18_w48", method=dict(base="held_out_kd", objective=dict(held_out=0.05))
@@ -231,11 +255,11 @@ def test_a_live_teacher_is_refused_because_its_outputs_are_not_known_before_trai
 
 
 def test_the_fix_for_an_assistant_trained_on_all_images_is_accepted():
-    followed = dict(student="resnet18_w48", method="held_out_kd")
-    plan(dict(base="weighted_assistants", name="changed", teachers=dict(medium=followed)))
+    assistant = dict(student="resnet18_w48", method="held_out_kd")
+    plan(dict(base="weighted_assistants", name="changed", teachers=dict(medium=assistant)))
 
 
 def test_both_assistants_are_trained_once_and_the_large_teacher_is_that_of_the_suite():
     kinds = [s.kind for s in plan("weighted_assistants").stages.values()]
-    assert kinds.count("pretrain") == 3
-    assert kinds.count("cache") == 3
+    assert kinds.count("pretrain") == 3  # two assistants and the student
+    assert kinds.count("cache") == 3  # of the assistants and the suite's teacher

@@ -1,4 +1,4 @@
-"""Requirements of objectives, their construction, and weighted sums."""
+"""Objectives: the inputs and arguments that they declare, construction from a config, and sums."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SUM = "kdep_bench.objectives.weighted_sum.WeightedSum"
 
 
 class TwoTerms(Objective):
-    """An objective with two terms; it counts the finished steps.
+    """An objective with two terms, which counts the finished steps.
 
     `needs` are the inputs that `terms` reads; `requires` are the arguments of the constructor.
     """
@@ -32,9 +32,11 @@ class TwoTerms(Objective):
         self.teacher_width, self.steps_done = teacher_width, 0
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
+        """Sums of the features before (a) and after (b) the last activation."""
         return {"a": ctx.before.sum(1), "b": ctx.after.sum(1)}
 
     def after_step(self) -> None:
+        """Counts a step."""
         self.steps_done += 1
 
 
@@ -44,19 +46,19 @@ class Misspelt(TwoTerms):
     needs = frozenset({"lables"})
 
 
-def config(**weights: Any) -> dict[str, Any]:
-    """A sum of feature regression and `TwoTerms`."""
+def config(**options: Any) -> dict[str, Any]:
+    """A sum of feature regression and `TwoTerms`; `options` belong to the second part."""
     return dict(
         type=SUM,
         parts=dict(
             feature=dict(objective=dict(type=REGRESSION, weight=2.0)),
-            two=dict(objective=dict(type=f"{MODULE}.TwoTerms"), **weights),
+            two=dict(objective=dict(type=f"{MODULE}.TwoTerms"), **options),
         ),
     )
 
 
 def context(**values: Any) -> Context:
-    """A batch with features 1 and 2 and the target 0."""
+    """Three samples of width 4: 1 before, 2 after the last activation, and the target 0."""
     ones = torch.ones(3, 4)
     return Context(before=ones, after=2 * ones, target=0 * ones, **values)
 
@@ -76,21 +78,23 @@ def test_terms_are_weighted_and_named_by_part():
     terms = objective.terms(context(step=1, steps=10))
     assert set(terms) == {"feature", "two.a", "two.b"}
     assert terms["feature"].tolist() == [2.0] * 3  # weight 2 x mean square 1
-    assert terms["two.a"].tolist() == pytest.approx([0.8 * 4] * 3)  # 1 of 5 steps done
+    # The schedule falls from 1 to 0 in 5 of 10 epochs, here 5 of 10 steps: 0.8 at step 1.
+    # The sums over 4 channels are 4 * 1 and 4 * 2.
+    assert terms["two.a"].tolist() == pytest.approx([0.8 * 4] * 3)
     assert terms["two.b"].tolist() == pytest.approx([0.8 * 8] * 3)
     assert objective.terms(context(step=5, steps=10))["two.a"].tolist() == [0.0] * 3
     objective.after_step()
     assert objective.members["two"].steps_done == 1  # type: ignore[index]
 
 
-def test_a_sum_of_one_part_is_that_part():
+def test_a_sum_of_one_part_equals_that_part():
     torch.manual_seed(0)
-    plain = build_objective({"type": ENTROPY}, dict(width=4, classes=3))
+    single = build_objective({"type": ENTROPY}, dict(width=4, classes=3))
     torch.manual_seed(0)
     parts = dict(only=dict(objective=dict(type=ENTROPY)))
     summed = build_objective(dict(type=SUM, parts=parts), dict(width=4, classes=3, epochs=1))
     ctx = context(labels=torch.tensor([0, 1, 2]))
-    assert torch.equal(plain.terms(ctx)["cross_entropy"], summed.terms(ctx)["only"])
+    assert torch.equal(single.terms(ctx)["cross_entropy"], summed.terms(ctx)["only"])
 
 
 def test_a_required_argument_that_nothing_provides_is_named():
@@ -113,6 +117,7 @@ def test_wrong_objective_configs_are_refused(bad: dict[str, Any], message: str):
         build_objective(bad, dict(epochs=1, target_mean_square=1.0, teacher_width=3))
 
 
-def test_progress_stays_below_one():
+def test_progress_is_the_fraction_of_finished_steps():
+    """So it stays below 1 in the last step; without a number of steps it is 0."""
     assert context(step=9, steps=10).progress == 0.9
     assert context().progress == 0.0
