@@ -103,7 +103,8 @@ def enlarged(enlarge: Any, first: np.ndarray, px: int) -> np.ndarray:
 def test_the_loss_equals_the_formula_in_float64():
     student = Student()
     objective = attached(ImageSuperResolution(PX, TEACHER_PX), student)
-    student.double(), objective.double()
+    student.double()
+    objective.double()
     x = torch.randn(2, 3, PX, PX, dtype=torch.float64)
     teacher_x = torch.randn(2, 3, TEACHER_PX, TEACHER_PX, dtype=torch.float64)
     terms = objective.terms(context(x, teacher_x))
