@@ -16,15 +16,15 @@ from kdep_bench.objectives.maps import Maps, check_levels, pairs, projectors
 
 
 class PrototypeDistillation(Objective):
-    """Sum over levels of w_p |u - r|^2 + w |phi(F_s) - sg(r)|^2, per position of the maps.
+    """Sum over levels of w_p |u - r|^2 + w |v - sg(r)|^2, averaged over the positions of the maps.
 
     u = F_t / |F_t| is the teacher's local feature, a vector of its channels at one position.
     r = sum_k a_k p_k reconstructs it from K learned prototypes p_k, with the assignment
-    a = softmax_k(cos(u, p_k) / tau). |.|^2 is the sum over channels, averaged over the positions;
-    an output of zero has a loss of at most about w per level. sg: no gradient. phi is a learned 1x1
-    convolution. So the student learns what many images share, not every detail of the teacher's
-    map, and nothing depends on the teacher's classes. phi and the prototypes are dropped at export;
-    the transfer method `PrototypeAugmentation` reads them from the pre-training.
+    a = softmax_k(cos(u, p_k) / tau). v = phi(F_s) / |phi(F_s)| is the student's local feature; phi
+    is a learned 1x1 convolution. |.|^2 is the sum over channels; sg: no gradient. So the student
+    learns what many images share, not every detail of the teacher's map, and nothing depends on the
+    teacher's classes. phi and the prototypes are dropped at export; the transfer method
+    `PrototypeAugmentation` reads them from the pre-training.
 
     The prototypes begin as local features of the first batch (`networks.prototypes.spread_out`).
     With several processes, they are those of the first process.
@@ -33,7 +33,8 @@ class PrototypeDistillation(Objective):
     2025): the abstract, and Daniel00008/ProC-KD `models.py`, which has unit-length local features,
     a softmax assignment, 72 prototypes and the augmentation of features with prototypes. The
     published code has no loss of the prototypes; theirs are trained through the task's classifier.
-    The reconstruction loss, the assignment by cosine (theirs is a learned linear layer), tau, the
+    The two losses, the assignment by cosine (theirs is a learned linear layer), the student's
+    features of unit length (otherwise the loss diverges at the suites' learning rates), tau, the
     initial prototypes and the weights were chosen in this project.
 
     Args:
@@ -103,7 +104,8 @@ class PrototypeDistillation(Objective):
             u_BCHW = F.normalize(t_BCHW, dim=1)
             r_BCHW = reconstruct(u_BCHW, self.start(level, u_BCHW), self.tau)
             error = error + _distance(u_BCHW, r_BCHW)
-            out[level] = self.weight * _distance(s_BCHW, r_BCHW.detach())
+            v_BCHW = F.normalize(s_BCHW, dim=1)
+            out[level] = self.weight * _distance(v_BCHW, r_BCHW.detach())
         return out | {"prototypes": self.prototype_weight * error}
 
 

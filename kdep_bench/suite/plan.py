@@ -20,6 +20,7 @@ from kdep_bench.data.normalisation import check_recipe, check_stated
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import canonical_json
 from kdep_bench.objectives.levels import levels_of, top_classes
+from kdep_bench.signatures import class_value, resolve_alias
 from kdep_bench.suite import claim_checks
 from kdep_bench.suite.arguments import check_optimizer
 from kdep_bench.suite.config import merged
@@ -548,7 +549,7 @@ class _Builder:
             "seed": seed,
             **({"keep_model": True} if self.suite.keep_models else {}),
         }
-        needs = {"prepare": prepare, "export": export}
+        needs = {"prepare": prepare, "export": export} | self.pretraining_of(transfer, export)
         if transfer is not None:
             label = f"{label}.{transfer['name']}"
             if id(transfer) not in self.config_specs:
@@ -564,6 +565,16 @@ class _Builder:
                 needs["teacher"] = chain["tuned.transfer"]
         chain["transfer"] = self.add("transfer", f"{task['name']}.{label}-{seed}", spec, needs)
         return chain
+
+    def pretraining_of(self, transfer: Json | None, export: str) -> dict[str, str]:
+        """{"pretrain": stage id} for a transfer method that reads the pre-training.
+
+        `export`: id of the stage that exports it.
+        """
+        kind = resolve_alias((transfer or {}).get("type"))
+        if "pretrained" not in (class_value(kind, "requires") or ()):
+            return {}
+        return {"pretrain": self.plan.stages[export].needs["pretrain"]}
 
     def add_tuned_teacher(
         self, prepare: str, teacher: Json, task: Json, fraction: float, suite_teacher: Json | None
@@ -596,7 +607,8 @@ class _Builder:
                 "keep_model": True,
                 **({"transfer": teacher["transfer"]} if "transfer" in teacher else {}),
             },
-            {"prepare": prepare, "export": chain["export"]},
+            {"prepare": prepare, "export": chain["export"]}
+            | self.pretraining_of(teacher.get("transfer"), chain["export"]),
         )
         return {
             f"tuned.{role}": stage_id for role, stage_id in chain.items() if role not in _COMMON

@@ -245,6 +245,20 @@ def check_backbones(transfer: StudentTransfer) -> None:
             )
 
 
+def check_pretraining(transfer: StudentTransfer) -> None:
+    """Checks that the student is pre-trained with an objective whose networks the method reads."""
+    supported = transfer.class_attribute("objectives")
+    objective = transfer.method.get("objective")
+    kind = resolve_alias(objective["type"]) if objective else ""
+    if supported is not None and kind not in supported:
+        training = f"is pre-trained with {kind}" if kind else "is not pre-trained"
+        raise KdepError(
+            f"{transfer.label} reads networks of the pre-training, but its student {training}",
+            expected=f"an objective of the class {', '.join(sorted(supported))}",
+            fix="set `pretrained_by` to a method with this objective, such as proc_kd",
+        )
+
+
 def check_has_levels(transfer: StudentTransfer) -> None:
     """Checks that a student whose feature maps are read has a `pyramid` in its config."""
     reads_maps = "student_maps" in (transfer.class_attribute("requires") or ())
@@ -278,6 +292,7 @@ RULES: tuple[Callable[[StudentTransfer], None], ...] = (
     check_all_arguments,
     check_teacher,
     check_backbones,
+    check_pretraining,
     check_has_levels,
     check_levels,
 )

@@ -39,8 +39,10 @@ REQUIRES = frozenset(
         # level's number in `out_indices` of the backbone
         "student_maps",
         "teacher_maps",  # the same for the tuned teacher
+        "pretrained",  # path of the state dict that the pre-training of the student wrote
     }
 )
+PRETRAINED = "student.pth"  # state dict of a pre-training, in the folder of its stage
 MODEL = "model.pth"  # a task's trained model, in the folder of its stage
 PREFIX = "transfer.loss_"  # prefix of the names of the method's losses in the training log
 
@@ -83,6 +85,8 @@ class TransferMethod(nn.Module, ABC):
             images of another domain, see `domain_detection.DomainDetection`.
         requires: subset of REQUIRES: keyword arguments of the constructor that the stage sets.
         backbones: class names of the supported backbones; None: any.
+        objectives: import paths of the objectives with which the student must be pre-trained;
+            None: any.
         single_process: whether the training cannot be divided over several processes.
         extra_trained, extra_forward: for the forecast of the cost, the number of additional images
             per training image that the task's network is trained on, and that it or a copy of it
@@ -103,6 +107,7 @@ class TransferMethod(nn.Module, ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     requires: ClassVar[frozenset[str]] = frozenset()
     backbones: ClassVar[frozenset[str] | None] = None
+    objectives: ClassVar[frozenset[str] | None] = None
     single_process: ClassVar[bool] = False
     extra_trained: ClassVar[int] = 0
     extra_forward: ClassVar[int] = 0
@@ -164,12 +169,14 @@ class TransferMethodConfig:
         student: config of the student that is trained.
         teacher: student config of the tuned teacher, or None.
         folder: directory of the stage that trained the tuned teacher, or None.
+        pretraining: directory of the student's pre-training, or None.
     """
 
     config: Mapping[str, Any]
     student: Mapping[str, Any]
     teacher: Mapping[str, Any] | None = None
     folder: Path | None = None
+    pretraining: Path | None = None
 
     def change(self, cfg: Any, task: Any, data_root: Path, seed: int, work_dir: Path) -> None:
         """Adds the transfer method to the mmengine Config `cfg` of `task`, in place.
@@ -181,9 +188,15 @@ class TransferMethodConfig:
 
         Raises:
             KdepError: the type is not a TransferMethod, the method does not support the task's
-                family, or it needs a tuned teacher that is not given.
+                family, or it needs a tuned teacher or a pre-training that is not given.
         """
         kind = _checked(self.config, task)
+        if "pretrained" in kind.requires and self.pretraining is None:
+            raise KdepError(
+                f"the transfer method {type_path(kind)} reads the student's pre-training, which is "
+                "not an input of the stage",
+                fix="plan the suite again",
+            )
         if "tuned_teacher" in kind.needs and (self.teacher is None or self.folder is None):
             raise KdepError(
                 f"the transfer method {type_path(kind)} needs a tuned teacher",
@@ -208,6 +221,7 @@ class TransferMethodConfig:
             method=dict(self.config),
             maps=_levels(kind, task, self.student),
             teacher=teacher,
+            pretrained=None if self.pretraining is None else str(self.pretraining / PRETRAINED),
         )
         cfg.custom_imports.imports.append("kdep_bench.transfer.method")
 
@@ -218,12 +232,12 @@ def transfer_method_config(
     """The transfer method of a stage `transfer`, from its spec and inputs; None if it has none."""
     if spec.get("transfer") is None:
         return None
-    folder = inputs.get("teacher")
+    folders = (inputs.get("teacher"), inputs.get("pretrain"))
     return TransferMethodConfig(
         spec["transfer"],
         spec["student"],
         spec.get("teacher"),
-        None if folder is None else Path(folder),
+        *(None if folder is None else Path(folder) for folder in folders),
     )
 
 
@@ -407,6 +421,7 @@ def transfer_model(
     method: Mapping[str, Any],
     maps: Mapping[str, Mapping[str, int]],
     teacher: Mapping[str, Any] | None = None,
+    pretrained: str | None = None,
 ) -> nn.Module:
     """Builds a task's model with a transfer method, whose losses are added to the task's.
 
@@ -416,13 +431,14 @@ def transfer_model(
         maps: the student's levels; see REQUIRES.
         teacher: `model`, the config of the tuned teacher; `checkpoint`, the file with its weights;
             `maps`, its levels. None: no tuned teacher.
+        pretrained: file of the student's pre-training; see REQUIRES.
     """
     task_model = MODELS.build(dict(model))
     teacher_maps = (teacher or {}).get("maps", {})
     with torch.random.fork_rng(devices=[]):
         tuned_teacher = None if teacher is None else _load_teacher(teacher)
         kind = locate(method["type"])
-        available = {"student_maps": maps, "teacher_maps": teacher_maps}
+        available = {"student_maps": maps, "teacher_maps": teacher_maps, "pretrained": pretrained}
         required = {k: v for k, v in available.items() if k in kind.requires and k not in method}
         transfer_method = build(method, **required)
         transfer_method.attach(task_model, tuned_teacher)

@@ -28,7 +28,8 @@ def run(
             the student config of its tuned teacher; `keep_model`, whether the trained model is
             saved as a tuned teacher.
         inputs: directories of the stages `prepare` and `export`; for a transfer method with a tuned
-            teacher also `teacher`, the transfer stage that saved it.
+            teacher also `teacher`, the transfer stage that saved it; for one that reads the
+            pre-training also `pretrain`.
         out: the stage's directory.
         progress: called with (done, total, note).
 

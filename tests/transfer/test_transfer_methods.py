@@ -291,6 +291,7 @@ def run(
     teacher: Path | None = None,
     task: dict[str, Any] | None = None,
     stop_at: int | None = None,
+    pretraining: Path | None = None,
 ) -> dict[str, Any]:
     """The outputs of a real transfer stage; with `stop_at` it is interrupted in that step."""
 
@@ -305,6 +306,8 @@ def run(
     inputs = {"prepare": data.parent, "export": export}
     if teacher is not None:
         inputs["teacher"] = teacher
+    if pretraining is not None:
+        inputs["pretrain"] = pretraining
     return stage.run(spec, inputs, out, progress if stop_at is not None else quiet)
 
 

@@ -1,0 +1,23 @@
+"""ProC-KD at transfer: a classifier is also trained on features augmented with prototypes.
+
+Source       Li et al., arXiv 2212.13180 (FITEE 2025): abstract and published code, which has no
+             loss of the augmented features. Losses and weights were chosen in this project;
+             `kdep_bench/transfer/methods/prototype_augmentation.py` lists the differences.
+Needs        a pre-training with the objective of `proc_kd`, whose prototypes are read, and a
+             classification task that is fine-tuned. The teacher is not used on the task.
+Differs      from `proc_kd`, which is transferred as every other method, in the training on the task
+             only: the deployed network is the same.
+Outcome      not measured yet.
+Cost         two small layers per level and a second pass of the classifier.
+"""
+
+from kdep_bench.transfer.methods.prototype_augmentation import PrototypeAugmentation
+
+method = dict(
+    name="proc_kd_transfer",
+    family="transfer",
+    reconstruction=True,
+    source="Li et al., arXiv 2212.13180; Daniel00008/ProC-KD",
+    pretrained_by="proc_kd",
+    transfer=dict(type=PrototypeAugmentation, augmented=0.5, weight=1.0, tau=0.1),
+)
