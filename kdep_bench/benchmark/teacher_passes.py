@@ -21,9 +21,10 @@ def count(results: Path, work: Path) -> dict[str, Any]:
 
     Returns:
         `suite`: its name; `records`: number of records; `pretrainings`: number of pre-trainings
-        with a teacher; `caches`: number of their caches; `forwards`: forward passes that filled the
-        caches; `rows`: (image, view) pairs in the caches; `samples`: images seen by the
-        pre-trainings, that is, the forward passes that a live teacher would need.
+        with a teacher; `caches`: number of their caches, where caches with linked arrays and the
+        cache that computed these are one; `forwards`: forward passes that filled the caches;
+        `rows`: (image, view) pairs in the caches; `samples`: images seen by the pre-trainings, that
+        is, the forward passes that a live teacher would need.
 
     Raises:
         KdepError: there is no finished record, or a cache stage is missing or has no count.
@@ -31,7 +32,11 @@ def count(results: Path, work: Path) -> dict[str, Any]:
     records = [r for r in store.load_full(results, store.read(results).runs) if r.status == "ok"]
     if not records:
         raise KdepError(f"{results} has no finished record", fix="run that suite first")
-    outputs_by_cache = {cache: _outputs(work, cache) for cache in _caches(records)}
+    outputs_by_cache = {
+        outputs.get("reused", cache): outputs
+        for cache in sorted(_caches(records))
+        for outputs in [_outputs(work, cache)]
+    }
     samples_by_pretraining = {
         r.stages["pretrain"]: r.budget.images_seen or 0 for r in records if _caches([r])
     }

@@ -166,6 +166,8 @@ def _old_name(dest: str) -> dict[str, Any]:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Raises KdepError for values out of range, and for options that contradict each other."""
+    from kdep_bench.engine.cluster import check_executor
+
     for name, smallest in (("jobs", 1), ("retry", 0)):
         value = getattr(args, name)
         if value is not None and value < smallest:
@@ -175,6 +177,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     # --list was handled before, so only --dry-run is left.
     if args.json and not args.dry_run:
         raise KdepError("--json works only with --dry-run or --list", fix="add one of them")
+    check_executor(args.executor)
     _check_budget(args)
 
 

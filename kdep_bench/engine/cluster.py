@@ -44,6 +44,9 @@ WIDE_CORES = 4
 # Seconds. Jobs with a shorter time limit request no warning signal, because Slurm may send it up to
 # 60 s early.
 SHORT_JOB = 120.0
+# Values of --executor beside the names of other plugins of Snakemake; prefix of their modules.
+EXECUTORS = ("local", "snakemake-local", "slurm")
+PLUGIN_PREFIX = "snakemake_executor_plugin_"
 MAX_JOBS = 100  # largest number of jobs in the cluster's queue at once
 _POLL = 1.0  # seconds between checks of Snakemake and the stage directories
 # Line in Snakemake's log when it cancels its jobs.
@@ -98,6 +101,25 @@ def find_snakemake() -> str:
             fix="run `make cluster`, or install the extra: pip install 'kdep_bench[cluster]'",
         )
     return program
+
+
+def check_executor(name: str) -> None:
+    """Raises KdepError for an executor that is not one of EXECUTORS or a plugin of Snakemake."""
+    if name in EXECUTORS:
+        return
+    plugins: list[str] = []
+    with contextlib.suppress(KdepError):  # without Snakemake there are no plugins
+        environment = Path(find_snakemake()).resolve().parents[1]
+        found = environment.glob(f"lib/python*/*-packages/{PLUGIN_PREFIX}*")
+        folders = [path.name for path in found if "-" not in path.name]  # not the metadata
+        plugins = [n.removeprefix(PLUGIN_PREFIX).replace("_", "-") for n in folders]
+    if name not in plugins:
+        raise KdepError(
+            f"unknown executor {name!r}",
+            expected=f"one of {', '.join(sorted({*EXECUTORS, *plugins}))}",
+            fix="correct --executor, or install the package snakemake-executor-plugin-NAME of the "
+            "executor NAME beside Snakemake",
+        )
 
 
 def job_name_prefix(work: Path) -> str:

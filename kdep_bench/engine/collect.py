@@ -8,7 +8,7 @@ This module reruns and averages nothing.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -620,6 +620,8 @@ class _AttributedCosts:
         same_kind = self.stages_of_kind(kind)
         if not same_kind or not self.report_times or any(r is None for r in same_kind):
             return None
+        if kind == "cache":
+            same_kind = _once_per_computation(same_kind)
         seconds = [
             max(r["wall_s"], r["outputs"].get(seconds_key) or 0.0) * self.fraction_used(r)
             for r in same_kind
@@ -654,11 +656,29 @@ class _AttributedCosts:
         return sum((o.get("images_seen") or 0) + (o.get("extra_forwards") or 0) for o in outputs)
 
     def cache_total(self, key: str) -> float | None:
-        """The sum of an output over the teacher caches; None if no cache has it."""
-        cache_stages = [r for r in self.stages_of_kind("cache") if r]
-        values = [(r["outputs"].get(key), self.fraction_used(r)) for r in cache_stages]
+        """The sum of an output over the teacher caches; None if no cache has it.
+
+        Forward passes whose arrays several caches contain are counted once.
+        """
+        caches = self.stages_of_kind("cache")
+        if key == "forwards":
+            caches = _once_per_computation(caches)
+        values = [(r["outputs"].get(key), self.fraction_used(r)) for r in caches if r]
         attributed = [value * fraction for value, fraction in values if value]
         return sum(attributed) if attributed else None
+
+
+def _once_per_computation(caches: Iterable[Json | None]) -> list[Json | None]:
+    """The finished caches, without caches whose arrays are those of another cache in the list.
+
+    A cache with linked arrays has the output `reused`, the id of the cache that computed them, and
+    states the cost of that cache (features/cache.py).
+    """
+    computed_first = sorted((r for r in caches if r), key=lambda r: "reused" in r["outputs"])
+    by_origin: dict[str, Json | None] = {}
+    for record in computed_first:
+        by_origin.setdefault(record["outputs"].get("reused", record["id"]), record)
+    return list(by_origin.values())
 
 
 def _cost_fields(run: TransferRun, stages: Mapping[str, Json | None], report_times: bool) -> Json:

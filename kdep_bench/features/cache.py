@@ -75,8 +75,8 @@ def run(
     Returns:
         teacher (name, checksum, width, flops per image), rows, bytes, bytes_per_view, forwards
         (images computed), fill_s (seconds), images_per_s, known_images (see `known_images`);
-        reused, the folder of a finished cache whose arrays were linked, if there is one; forwards
-        and fill_s are then the cost of that cache.
+        reused, if arrays were linked: the folder of the cache that computed them; forwards and
+        fill_s are then the cost of that cache, which sums over caches count once.
 
     Raises:
         KdepError: the weights change, features are not finite, a second computation gives other

@@ -41,18 +41,22 @@ def link_shards(
         index: sorted row numbers that the new cache stores; None for all rows.
 
     Returns:
-        the name of the finished cache's folder; None if no finished cache contains all arrays.
+        the name of the folder of the cache that computed the arrays: the finished cache, or the
+        cache from which it was linked itself. None if no finished cache contains all arrays.
     """
-    for folder in _finished_caches(inputs["views"].parent, out, spec, inputs):
+    for folder, origin in _finished_caches(inputs["views"].parent, out, spec, inputs):
         if _contains(folder, manifest, index) and _link(folder, out, manifest):
-            return folder.name
+            return origin
     return None
 
 
 def _finished_caches(
     work_dir: Path, out: Path, spec: Mapping[str, Any], inputs: Mapping[str, Path]
-) -> Iterator[Path]:
-    """Folders of the finished caches of the same teacher, views and data fraction."""
+) -> Iterator[tuple[Path, str]]:
+    """The finished caches of the same teacher, views and data fraction.
+
+    Yields (folder, name of the folder of the cache that computed its arrays).
+    """
     needs = {name: path.name for name, path in inputs.items()}
     for folder in sorted(work_dir.glob("cache-*")):
         if folder == out or not (folder / STAGE).exists():
@@ -60,10 +64,11 @@ def _finished_caches(
         try:
             stage = read_strict(folder / STAGE)
             is_same = stage["needs"] == needs and _values(stage["spec"]) == _values(spec)
+            origin = stage["outputs"].get("reused", folder.name)
         except (KdepError, KeyError, TypeError, AttributeError):
             continue  # a damaged stage.json; the engine reports it when that stage is needed
         if is_same:
-            yield folder
+            yield folder, origin
 
 
 def _values(spec: Mapping[str, Any]) -> dict[str, Any]:

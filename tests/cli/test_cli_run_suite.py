@@ -232,6 +232,24 @@ def test_a_gpu_is_refused_only_if_it_is_known_to_be_missing(installed, gpus, ref
         machine.check_installed(machine.parse_gpus(gpus))
 
 
+def test_an_unknown_executor_is_refused_before_anything_is_planned(tmp_path, monkeypatch, capsys):
+    from kdep_bench.cli import run_suite
+
+    snakemake = tmp_path / "bin" / "snakemake"
+    packages = tmp_path / "lib/python3.11/site-packages"
+    snakemake.parent.mkdir()
+    snakemake.touch()
+    for name in ("snakemake_executor_plugin_cluster_generic", "snakemake_executor_plugin_x-1.dist"):
+        (packages / name).mkdir(parents=True)
+    monkeypatch.setenv("KDEP_SNAKEMAKE", str(snakemake))
+    options = ["smoke", "--dry-run", "--work-dir", str(tmp_path), "--executor"]
+    assert run_suite.main([*options, "slrum"]) == 2
+    printed = capsys.readouterr()
+    assert "unknown executor 'slrum'; expected one of cluster-generic, local, slurm" in printed.err
+    assert not printed.out
+    assert run_suite.main([*options, "cluster-generic"]) == 0
+
+
 def test_a_stage_that_requests_more_gpus_than_available_is_refused(tmp_path, monkeypatch, capsys):
     """Snakemake would never start a job that requests more GPUs than it may use."""
     from kdep_bench.cli import run_suite

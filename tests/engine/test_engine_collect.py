@@ -341,6 +341,7 @@ def test_a_live_teacher_s_checksum_is_in_the_record():
 def test_a_method_s_cost_includes_its_assistant_s_pre_training():
     def make_stage(kind: str, wall: float, spec: dict | None = None, **outputs) -> dict:
         return {
+            "id": f"{kind}-{wall}",
             "kind": kind,
             "wall_s": wall,
             "spec": spec or {},

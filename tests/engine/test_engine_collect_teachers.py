@@ -33,6 +33,7 @@ def cache_stage(checksum: str, flops: float | None, forwards: int, wall: float) 
     """The stage.json of a teacher's cache; `wall` in seconds."""
     teacher = {"checksum": checksum, "flops": flops, "width": 1280}
     return {
+        "id": f"cache-{checksum}",
         "kind": "cache",
         "spec": {"teacher": {}},
         "wall_s": wall,
@@ -63,6 +64,19 @@ def test_the_cost_counts_every_teacher_s_cache():
     assert cost["extra_forwards"] == 5 + 300 + 300
     assert cost["cache_bytes"] == 2000
     assert cost["cache_s"] == 13.0
+
+
+def test_the_forward_passes_of_linked_arrays_are_counted_once():
+    """Two caches have arrays of `aa`, which computed them, and state its cost."""
+    computed, other = cache_stage("aa", 2e9, 300, 4.0), cache_stage("bb", 3e9, 200, 9.0)
+    linked, also_linked = (cache_stage(name, 2e9, 300, 0.1) for name in ("cc", "dd"))
+    for cache in (linked, also_linked):
+        cache["outputs"] |= {"reused": "cache-aa", "fill_s": 4.0}
+    for caches in ({"a_cache": linked, "b_cache": computed}, {"a_cache": linked}):
+        upstream = stages(**caches, c_cache=also_linked, d_cache=other)
+        cost = _cost_fields(transfer_run("ebkd"), upstream, report_times=True)
+        assert cost["extra_forwards"] == 5 + 300 + 200
+        assert cost["cache_s"] == 4.0 + 9.0
 
 
 def test_a_cache_shared_by_two_intermediate_teachers_is_counted_once():

@@ -31,7 +31,7 @@ def run_cache(work_dir: Path, name: str, **spec: Any) -> tuple[Path, dict[str, A
     inputs = {"prepare": work_dir / "prepare", "views": work_dir / "views"}
     outputs = cache.run(spec, inputs, out, silent)
     needs = {role: path.name for role, path in inputs.items()}
-    write_json(out / STAGE, {"needs": needs, "spec": spec})
+    write_json(out / STAGE, {"needs": needs, "spec": spec, "outputs": outputs})
     return out, outputs
 
 
@@ -76,7 +76,10 @@ def test_a_linked_cache_has_the_same_values_and_reports_the_cost_of_the_original
     for folder in (small, pooled):  # equal to a cache that was computed and not linked
         features = open_cache(stages["cache"]).rows(rows)
         np.testing.assert_array_equal(open_cache(folder).rows(rows), features)
-    shutil.rmtree(large)
+    (work_dir / "cache-large").rename(work_dir / "moved")  # only the linked caches are left
+    _, linked_again = run_cache(work_dir, "again", outputs=LEVELS[:1])
+    assert linked_again["reused"] == large.name  # it computed the arrays
+    shutil.rmtree(work_dir / "moved")
     np.testing.assert_array_equal(open_cache(small).rows(rows), features)
 
 

@@ -121,7 +121,8 @@ def test_the_student_learns_the_probabilities_and_its_cost_includes_the_images(
     assert state["objective.head.weight"].shape[0] == CLASSES
 
     def record(kind: str, wall_s: float, stage: str, **spec: Any) -> Json:
-        return dict(kind=kind, wall_s=wall_s, outputs=outputs.get(stage, trained), spec=spec,
+        of_stage = outputs.get(stage, trained)
+        return dict(id=stage, kind=kind, wall_s=wall_s, outputs=of_stage, spec=spec,
                     peak_rss=1, environment={})  # fmt: skip
 
     run: Any = type("Run", (), dict(fraction=0.5, method=METHOD, teacher=COLOURS))()
