@@ -139,8 +139,9 @@ def main(argv: list[str] | None = None) -> int:
             root = Path(args.index)
             if (root / SUITE / "leaderboard.csv").is_file():
                 configs = {name: load_config("method", name) for name in names("method")}
-                probes = {f"probe:{name}": load_config("probe", name) for name in names("probe")}
-                print(f"  wrote {write_systems(root, configs | probes)}")
+                for kind in ("probe", "search"):
+                    configs |= {f"{kind}:{name}": load_config(kind, name) for name in names(kind)}
+                print(f"  wrote {write_systems(root, configs)}")
             print(f"  wrote {write_index(root, CONFIGS / 'suites')}")
             return 0
         if args.what[0] == "diff":

@@ -57,7 +57,7 @@ def write(
         f"below with the reason. Required: {BAR:g} % of the others noticed in every package. What",
         "is *not tried* has no result for the code as it is now: `make mutation` continues there.",
         "*Unnoticed* is as of the last try: tests written since count after `--again`.",
-        f"The code is that of commit {current_commit()}.",
+        f"Code and file names are those of commit {current_commit()}.",
         "",
         "| package | planted | noticed | equivalent | unnoticed | not tried | noticed, % |",
         "|---|---:|---:|---:|---:|---:|---:|",

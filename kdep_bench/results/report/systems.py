@@ -87,9 +87,9 @@ def systems_page(
 
     Args:
         systems: from `read_systems`.
-        configs: method configs by name and probe configs as "probe:NAME", with `source`,
-            `labels_used` and `reconstruction`. A system's config that is missing here is a search
-            ("search:NAME") or a suite ("suite:NAME").
+        configs: method configs by name, and configs of probes and searches as "probe:NAME" and
+            "search:NAME", with `source`, `labels_used` and `reconstruction`. A system's config that
+            is missing here is a suite ("suite:NAME").
         scores: from `published_scores`.
     """
     rows = []
