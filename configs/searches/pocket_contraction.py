@@ -21,7 +21,7 @@ search = dict(
     name="pocket_contraction",
     about="TinyViT-11M, contracted to the size of resnet18_w32 by a short proxy",
     source="TinyViT (ECCV 2022), a re-implementation of its contraction",
-    reconstruction=True,
+    reimplementation=True,
     family=dict(type=TinyVitFamily, input_px=64),
     space=[
         dict(key="student.heads1", values=[1, 2]),

@@ -24,7 +24,7 @@ search = dict(
     name="pocket_kdep",
     about="students within the size of resnet18_w32, and settings of KDEP, by a short proxy",
     source="AutoKD (arXiv 2111.03555), a re-implementation with another family of students",
-    reconstruction=True,
+    reimplementation=True,
     family=dict(type=ResNetFamily, input_px=64),
     space=[
         dict(key="student.depth1", values=[1, 2, 3]),

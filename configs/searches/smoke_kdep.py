@@ -9,7 +9,7 @@ search = dict(
     name="smoke_kdep",
     about="a search of students and settings on tiny data; the scores mean nothing",
     source="AutoKD (arXiv 2111.03555), a re-implementation with another family of students",
-    reconstruction=True,
+    reimplementation=True,
     family=dict(type=ResNetFamily, input_px=64, depth1=1, depth2=1, growth=1.5, stem="3x3"),
     space=[
         dict(key="student.depth3", values=[1, 2]),

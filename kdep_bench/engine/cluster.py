@@ -44,7 +44,7 @@ WIDE_CORES = 4
 # Seconds. Jobs with a shorter time limit request no warning signal, because Slurm may send it up to
 # 60 s early.
 SHORT_JOB = 120.0
-# Values of --executor beside the names of other plugins of Snakemake; prefix of their modules.
+# Values of --executor in addition to the names of other plugins of Snakemake; prefix of their modules.
 EXECUTORS = ("local", "snakemake-local", "slurm")
 PLUGIN_PREFIX = "snakemake_executor_plugin_"
 MAX_JOBS = 100  # largest number of jobs in the cluster's queue at once
@@ -110,15 +110,15 @@ def check_executor(name: str) -> None:
     plugins: list[str] = []
     with contextlib.suppress(KdepError):  # without Snakemake there are no plugins
         environment = Path(find_snakemake()).resolve().parents[1]
-        found = environment.glob(f"lib/python*/*-packages/{PLUGIN_PREFIX}*")
-        folders = [path.name for path in found if "-" not in path.name]  # not the metadata
+        installed = environment.glob(f"lib/python*/*-packages/{PLUGIN_PREFIX}*")
+        folders = [path.name for path in installed if "-" not in path.name]  # not the metadata
         plugins = [n.removeprefix(PLUGIN_PREFIX).replace("_", "-") for n in folders]
     if name not in plugins:
         raise KdepError(
             f"unknown executor {name!r}",
             expected=f"one of {', '.join(sorted({*EXECUTORS, *plugins}))}",
             fix="correct --executor, or install the package snakemake-executor-plugin-NAME of the "
-            "executor NAME beside Snakemake",
+            "executor NAME next to Snakemake",
         )
 
 

@@ -82,13 +82,13 @@ class SearchFile(_Part):
         seed: seed of the proposals.
         pretrain_seed: seed of every pre-training.
         source: the publication of the search, and whether this is a re-implementation.
-        reconstruction: whether it is re-implemented from the paper's text.
+        reimplementation: whether it is re-implemented from the paper's text.
     """
 
     name: str
     about: str = ""
     source: str = ""
-    reconstruction: bool = False
+    reimplementation: bool = False
     family: Json
     space: list[_Dimension]
     limits: _Limits = _Limits()

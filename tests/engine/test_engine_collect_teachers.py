@@ -68,12 +68,12 @@ def test_the_cost_counts_every_teacher_s_cache():
 
 def test_the_forward_passes_of_linked_arrays_are_counted_once():
     """Two caches have arrays of `aa`, which computed them, and state its cost."""
-    computed, other = cache_stage("aa", 2e9, 300, 4.0), cache_stage("bb", 3e9, 200, 9.0)
+    computed, second = cache_stage("aa", 2e9, 300, 4.0), cache_stage("bb", 3e9, 200, 9.0)
     linked, also_linked = (cache_stage(name, 2e9, 300, 0.1) for name in ("cc", "dd"))
     for cache in (linked, also_linked):
         cache["outputs"] |= {"reused": "cache-aa", "fill_s": 4.0}
     for caches in ({"a_cache": linked, "b_cache": computed}, {"a_cache": linked}):
-        upstream = stages(**caches, c_cache=also_linked, d_cache=other)
+        upstream = stages(**caches, c_cache=also_linked, d_cache=second)
         cost = _cost_fields(transfer_run("ebkd"), upstream, report_times=True)
         assert cost["extra_forwards"] == 5 + 300 + 200
         assert cost["cache_s"] == 4.0 + 9.0

@@ -88,8 +88,8 @@ def systems_page(
     Args:
         systems: from `read_systems`.
         configs: method configs by name, and configs of probes and searches as "probe:NAME" and
-            "search:NAME", with `source`, `labels_used` and `reconstruction`. A system's config that
-            is missing here is a suite ("suite:NAME").
+            "search:NAME", with `source`, `labels_used` and `reconstruction` (of a search,
+            `reimplementation`). A system's config that is missing here is a suite ("suite:NAME").
         scores: from `published_scores`.
     """
     rows = []
@@ -121,7 +121,7 @@ def write_systems(root: Path, configs: Mapping[str, Mapping[str, Any]]) -> Path:
 
 
 def _state(system: System, config: Mapping[str, Any]) -> str:
-    if config.get("reconstruction"):
+    if config.get("reconstruction") or config.get("reimplementation"):  # the key of searches
         return "re-implementation"
     return f"partly implemented; missing: {system.missing}" if system.missing else "implemented"
 
