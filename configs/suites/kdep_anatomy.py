@@ -32,6 +32,7 @@ component's sign (`maps_plain`, `maps_rotation`), the student before its ReLU (`
 from mmengine.config import read_base
 
 with read_base():
+    from .._base_.difference_claims import above
     from .pocket import suite
 
 REGRESSION = "kdep_bench.objectives.feature_regression.FeatureRegression"
@@ -171,17 +172,7 @@ suite.update(
     tasks=["pocket_probe", "pocket_finetune", "pocket_photos"],
     shares=[0.1],
     seeds=dict(pretrain=[0, 1, 2], transfer=[0, 1, 2], pairs="diagonal"),
-    claims=[
-        dict(
-            name=f"{better}_above_{other}",
-            title=title,
-            statement=f"{better} scores above {other} at the same data and epochs.",
-            kind="difference",
-            a=dict(method=better),
-            b=dict(method=other),
-        )
-        for better, other, title in differences
-    ],
+    claims=[above(*pair) for pair in differences],
     # Other programs ran on the machine, so wall times are not valid measurements.
     runtime=dict(timed=False),
 )

@@ -13,6 +13,7 @@ FitNets on four levels, with the same sum of loss weights and the learning rate 
 from mmengine.config import read_base
 
 with read_base():
+    from .._base_.difference_claims import above
     from .kdep_anatomy import methods, suite
 
 four_levels = dict(
@@ -30,15 +31,5 @@ suite.update(
         *(methods[name] for name in ("scratch", "kdep", "kdep_maps", "maps_4", "fitnets")),
         dict(four_levels, optimizer=dict(lr=0.8)),
     ],
-    claims=[
-        dict(
-            name=f"{better}_above_{other}",
-            title=f"{better} against {other}",
-            statement=f"{better} scores above {other} at the same data and epochs.",
-            kind="difference",
-            a=dict(method=better),
-            b=dict(method=other),
-        )
-        for better, other in differences
-    ],
+    claims=[above(*pair) for pair in differences],
 )

@@ -13,6 +13,7 @@ rates are those of `kdep_anatomy`. Scores are of the test split.
 from mmengine.config import read_base
 
 with read_base():
+    from .._base_.difference_claims import above
     from .kdep_anatomy import methods, suite
     from .kdep_levels import four_levels
 
@@ -41,15 +42,5 @@ suite.update(
         dict(four_levels, optimizer=dict(lr=0.8)),
     ],
     tasks=["pocket_det", "pocket_seg"],
-    claims=[
-        dict(
-            name=f"{better}_above_{other}",
-            title=f"{better} against {other}",
-            statement=f"{better} scores above {other} at the same data and epochs.",
-            kind="difference",
-            a=dict(method=better),
-            b=dict(method=other),
-        )
-        for better, other in differences
-    ],
+    claims=[above(*pair) for pair in differences],
 )

@@ -10,6 +10,7 @@ The learning rates are those chosen at 16 epochs.
 from mmengine.config import read_base
 
 with read_base():
+    from .._base_.difference_claims import above
     from .kdep_anatomy import methods, suite
 
 # maps_4 is included so that the teacher cache has the same maps as in `kdep_anatomy` and is reused.
@@ -24,15 +25,14 @@ suite.update(
     methods=[methods[name] for name in compared],
     variants=[dict(), *(dict(methods=pretrained, budget=dict(epochs=n)) for n in epochs)],
     claims=[
-        dict(
-            name=f"{better}_above_{other}_{n:g}_epochs",
-            title=f"{better} against {other}, {n:g} epochs",
-            statement=f"{better} scores above {other} at {n:g} epochs of the same images.",
-            kind="difference",
-            a=dict(method=better, epochs=n),
-            b=dict(method=other, epochs=n),
+        above(
+            *pair,
+            title=f"{' against '.join(pair)}, {n:g} epochs",
+            suffix=f"_{n:g}_epochs",
+            at=f"{n:g} epochs of the same images",
+            epochs=n,
         )
-        for better, other in differences
+        for pair in differences
         for n in (4.0, 16.0, 64.0)
     ],
 )

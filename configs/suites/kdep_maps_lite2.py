@@ -13,6 +13,7 @@ teacher.
 from mmengine.config import read_base
 
 with read_base():
+    from .._base_.difference_claims import above
     from .kdep_anatomy import methods, suite
 
 compared = ["scratch", "supervised", "kdep", "kdep_maps", "fitnets"]
@@ -24,15 +25,5 @@ suite.update(
     teacher="efficientnet_lite2",
     methods=[methods[name] for name in compared],
     tasks=["pocket_probe", "pocket_finetune", "pocket_photos"],
-    claims=[
-        dict(
-            name=f"{better}_above_{other}",
-            title=f"{better} against {other}",
-            statement=f"{better} scores above {other} at the same data and epochs.",
-            kind="difference",
-            a=dict(method=better),
-            b=dict(method=other),
-        )
-        for better, other in differences
-    ],
+    claims=[above(*pair) for pair in differences],
 )

@@ -15,6 +15,7 @@ its pyramid, so maps alone would leave it untrained.
 from mmengine.config import read_base
 
 with read_base():
+    from .._base_.difference_claims import above
     from .kdep_anatomy import methods, suite
 
 compared = ["scratch", "supervised", "kdep", "kdep_maps", "fitnets"]
@@ -27,15 +28,5 @@ suite.update(
     students=["efficientnet_lite0_trunk"],
     methods=[methods[name] for name in compared],
     tasks=["pocket_probe", "pocket_finetune", "pocket_photos"],
-    claims=[
-        dict(
-            name=f"{better}_above_{other}",
-            title=f"{better} against {other}",
-            statement=f"{better} scores above {other} at the same data and epochs.",
-            kind="difference",
-            a=dict(method=better),
-            b=dict(method=other),
-        )
-        for better, other in differences
-    ],
+    claims=[above(*pair) for pair in differences],
 )

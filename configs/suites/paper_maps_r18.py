@@ -17,6 +17,7 @@ methods differ from each other.
 from mmengine.config import read_base
 
 with read_base():
+    from .._base_.difference_claims import above
     from .paper_r18 import suite
 
 maps = dict(_delete_=True, s4="layer1", s8="layer2", s16="layer3", s32="layer4")
@@ -47,15 +48,14 @@ suite.update(
         )
     ],
     claims=[
-        dict(
-            name=f"{better}_above_{other}_{share:g}",
-            title=f"{better} against {other}, {100 * share:g} % of the images",
-            statement=f"{better} scores above {other} at {100 * share:g} % of the images.",
-            kind="difference",
-            a=dict(method=better, share=share),
-            b=dict(method=other, share=share),
+        above(
+            *pair,
+            title=f"{' against '.join(pair)}, {100 * share:g} % of the images",
+            suffix=f"_{share:g}",
+            at=f"{100 * share:g} % of the images",
+            share=share,
         )
-        for better, other in differences
+        for pair in differences
         for share in (1.0, 0.1)
     ],
 )

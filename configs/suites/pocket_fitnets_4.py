@@ -12,6 +12,7 @@ no rate was searched at this budget. The other methods have pocket's.
 from mmengine.config import read_base
 
 with read_base():
+    from .._base_.difference_claims import above
     from .pocket import suite
 
 suite.update(
@@ -20,16 +21,6 @@ suite.update(
     methods=["kdep", dict(base="fitnets_4", optimizer=dict(lr=0.8)), "supervised", "scratch"],
     claims=[
         *("kdep_beats_scratch", "kdep_beats_supervised"),
-        *(
-            dict(
-                name=f"fitnets_4_above_{other}",
-                title=f"fitnets_4 against {other}",
-                statement=f"fitnets_4 scores above {other} at the same data and epochs.",
-                kind="difference",
-                a=dict(method="fitnets_4"),
-                b=dict(method=other),
-            )
-            for other in ("kdep", "supervised")
-        ),
+        *(above("fitnets_4", other) for other in ("kdep", "supervised")),
     ],
 )

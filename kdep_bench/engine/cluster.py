@@ -44,7 +44,8 @@ WIDE_CORES = 4
 # Seconds. Jobs with a shorter time limit request no warning signal, because Slurm may send it up to
 # 60 s early.
 SHORT_JOB = 120.0
-# Values of --executor in addition to the names of other plugins of Snakemake; prefix of their modules.
+# Values of --executor, in addition to the names of other plugins of Snakemake. Prefix of the module
+# of a plugin.
 EXECUTORS = ("local", "snakemake-local", "slurm")
 PLUGIN_PREFIX = "snakemake_executor_plugin_"
 MAX_JOBS = 100  # largest number of jobs in the cluster's queue at once

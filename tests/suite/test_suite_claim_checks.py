@@ -11,6 +11,7 @@ import pytest
 from test_suite_config import SUITE, build
 
 from kdep_bench.errors import KdepError
+from kdep_bench.suite.config import load_suite
 from kdep_bench.suite.plan import build_plan
 
 REPO = Path(__file__).resolve().parents[2]
@@ -126,3 +127,23 @@ def test_a_claim_that_the_suite_defines_completely_needs_no_config_file():
     assert build(claims=[complete]).claims == [complete]
     for key in ("name", "title", "a"):
         assert key in refusal({k: v for k, v in complete.items() if k != key})
+
+
+def test_the_claims_of_one_method_above_another_state_their_condition():
+    suites = ("kdep_maps", "kdep_maps_budget", "paper_maps_r18", "kdep_anatomy")
+    claims = {name: {c["name"]: c for c in load_suite(name).claims} for name in suites}
+    assert claims["kdep_maps"]["fitnets_above_kdep_maps"] == dict(
+        name="fitnets_above_kdep_maps",
+        title="fitnets against kdep_maps",
+        statement="fitnets scores above kdep_maps at the same data and epochs.",
+        kind="difference",
+        a=dict(method="fitnets"),
+        b=dict(method="kdep_maps"),
+    )
+    at_four_epochs = claims["kdep_maps_budget"]["kdep_maps_above_kdep_4_epochs"]
+    assert at_four_epochs["a"] == dict(method="kdep_maps", epochs=4.0)
+    assert at_four_epochs["statement"].endswith("above kdep at 4 epochs of the same images.")
+    on_a_tenth = claims["paper_maps_r18"]["kdep_maps_4_above_kdep_0.1"]
+    assert on_a_tenth["title"] == "kdep_maps_4 against kdep, 10 % of the images"
+    title = claims["kdep_anatomy"]["svd_above_kdep"]["title"]
+    assert title == "1. PTS n = 1 instead of 3 (svd - kdep)"
