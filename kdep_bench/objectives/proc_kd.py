@@ -26,8 +26,8 @@ class PrototypeDistillation(Objective):
     teacher's classes. phi and the prototypes are dropped at export; the transfer method
     `PrototypeAugmentation` reads them from the pre-training.
 
-    The prototypes begin as local features of the first batch (`networks.prototypes.spread_out`).
-    With several processes, they are those of the first process.
+    The prototypes begin as local features of the first batch (`networks.prototypes.spread_out`);
+    with several processes, of the global batch.
 
     Source: Li et al., "Prototype-guided Cross-task Knowledge Distillation" (arXiv 2212.13180; FITEE
     2025): the abstract, and Daniel00008/ProC-KD `models.py`, which has unit-length local features,
@@ -89,11 +89,8 @@ class PrototypeDistillation(Objective):
                     "no prototypes",
                     fix="choose another teacher or another of its maps",
                 )
-            initial_KC = spread_out(u_BCHW, len(prototypes_KC))
-            if distributed.is_initialized():
-                distributed.broadcast(initial_KC, 0)
             with torch.no_grad():
-                prototypes_KC.copy_(initial_KC)
+                prototypes_KC.copy_(spread_out(_of_all_ranks(u_BCHW), len(prototypes_KC)))
         self._started.add(level)
         return prototypes_KC
 
@@ -107,6 +104,16 @@ class PrototypeDistillation(Objective):
             v_BCHW = F.normalize(s_BCHW, dim=1)
             out[level] = self.weight * _distance(v_BCHW, r_BCHW.detach())
         return out | {"prototypes": self.prototype_weight * error}
+
+
+def _of_all_ranks(x_BCHW: Tensor) -> Tensor:
+    """The maps of the global batch, which are equal on every rank."""
+    if not distributed.is_initialized():
+        return x_BCHW
+    x_BCHW = x_BCHW.contiguous()
+    gathered = [torch.empty_like(x_BCHW) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(gathered, x_BCHW)
+    return torch.cat(gathered)
 
 
 def _distance(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:

@@ -753,12 +753,13 @@ def check_map_channels(pair: StudentMethod) -> None:
 
 
 def check_prototypes(pair: StudentMethod) -> None:
-    """Checks that a batch has enough positions to initialise the prototypes of every level."""
+    """Checks that the maps of a micro-batch have enough positions to initialise the prototypes."""
     objective = pair.method.get("objective") or {}
     count = objective.get("prototypes")
     if not isinstance(count, int):
         return
-    batch, levels = pair.batch // _batch_parts(pair), student_levels(objective)
+    batch = pair.batch // pair.suite.budget.accumulate
+    levels = student_levels(objective)
     strides = (pair.student.get("pyramid") or {}).get("strides", ())
     stride = max((s for s in strides if f"s{s}" in levels), default=0)
     positions = batch * max(1, pair.student["input_px"] // stride) ** 2 if stride else count

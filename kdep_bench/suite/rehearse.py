@@ -45,8 +45,9 @@ RECIPE: dict[str, Any] = {
     "max_iter": 20,
 }
 CLASSIFICATION_BATCH = 8
-# Argument of an objective -> its value in a rehearsal: TEACHER_PX is 2 x 2 patches of 14 pixels.
-OBJECTIVE = {"regions": 2}
+# Argument of an objective -> its value in a rehearsal: TEACHER_PX is 2 x 2 patches of 14 pixels,
+# and a student's last map has one position per image of a micro-batch.
+OBJECTIVE = {"regions": 2, "prototypes": 4}
 # Keys that lead to a value in a recipe's model -> the value in a rehearsal. These numbers of
 # channels and RoIs determine most of the time of a transfer of two steps.
 MODEL: dict[tuple[str, ...], int] = {

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kdep_bench.errors import KdepError
 from kdep_bench.networks.prototypes import assign, spread_out
@@ -154,6 +155,23 @@ def test_the_first_prototypes_are_one_feature_of_each_direction():
     directions = torch.eye(4, dtype=torch.float64)[[0, 1, 0, 2, 1, 3, 0, 2]]
     maps = (directions * torch.arange(1, 9)[:, None]).view(2, 4, 1, 4).transpose(1, 3)
     assert sorted(spread_out(maps, 4).tolist()) == sorted(torch.eye(4).tolist())
+
+
+def test_the_first_prototypes_of_several_processes_are_those_of_the_global_batch(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    u, other = (F.normalize(context(seed).teacher.maps["s8"], dim=1) for seed in (0, 1))  # type: ignore[union-attr]
+    expected = spread_out(torch.cat([u, other]), K)
+    assert not torch.equal(expected, spread_out(u, K))
+
+    def all_gather(out: list[Tensor], x: Tensor) -> None:
+        for target, value in zip(out, (x, other), strict=True):
+            target.copy_(value)
+
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.all_gather", all_gather)
+    torch.testing.assert_close(built().start("s8", u).detach(), expected)
 
 
 def test_a_resumed_run_keeps_its_prototypes():

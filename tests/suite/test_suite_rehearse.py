@@ -224,3 +224,10 @@ def test_a_grid_of_patches_is_divided_into_no_more_regions_than_the_small_teache
     )
     assert objective["regions"] == TEACHER_PX // 14 == 2
     assert "regions" not in next(m for m in suite.methods if m["name"] == "cross_arch")["objective"]
+
+
+def test_a_rehearsal_has_no_more_prototypes_than_a_batch_has_positions():
+    suite = build_suite(raw(teacher="efficientnet_lite0", methods=["proc_kd", "scratch"]))
+    plan = build_plan(rehearsed(suite))
+    specs = [s.spec["method"] for s in plan.stages.values() if s.kind == "pretrain"]
+    assert {m["objective"]["prototypes"] for m in specs if m["name"] == "proc_kd"} == {4}
