@@ -87,6 +87,17 @@ def test_pocket_full_ran_its_teacher_once_per_image_and_view(tmp_path):
         teacher_passes.count(results, tmp_path)
 
 
+def test_the_forward_passes_of_a_linked_cache_are_counted_once(tmp_path):
+    computed, linked = (
+        f"cache-efficientnet_lite0.0.1-{k}" for k in ("7c54a79bedc0", "fc2e7c35d33b")
+    )
+    cost = {"forwards": 6400, "rows": 6400}
+    write_json(tmp_path / computed / "stage.json", {"outputs": cost})
+    write_json(tmp_path / linked / "stage.json", {"outputs": cost | {"reused": computed}})
+    counts = teacher_passes.count(REPO / "results/kdep_maps_int8", tmp_path)
+    assert [counts[k] for k in ("caches", "forwards", "rows")] == [1, 6400, 6400]
+
+
 def test_a_suite_without_a_record_has_no_count(tmp_path):
     with pytest.raises(KdepError, match="no finished record"):
         teacher_passes.count(tmp_path, tmp_path)
