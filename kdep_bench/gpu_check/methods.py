@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kdep_bench.errors import KdepError
 from kdep_bench.gpu_check.base import Check, Json, Measurements, Setting
-from kdep_bench.registry import locate, type_path
+from kdep_bench.registry import locate
 
 WARMUP_STEPS, COUNTED_STEPS = 3, 20  # training steps before and during the count of waits
 EPOCHS = 16.0  # as in the suites: the schedules of some methods do not fit into fewer epochs
@@ -19,6 +19,7 @@ def _run(setting: Setting, measurements: Measurements) -> None:
 
     from kdep_bench.gpu_check import synthetic
     from kdep_bench.suite.config import names, resolve
+    from kdep_bench.suite.schema import method_needs
 
     student, stage_folders = resolve("student", synthetic.STUDENT), synthetic.shared_stages(setting)
     batch, n_warmup, n_counted = (4, 1, 1) if setting.quick else (64, WARMUP_STEPS, COUNTED_STEPS)
@@ -30,9 +31,10 @@ def _run(setting: Setting, measurements: Measurements) -> None:
         if locate(method["objective"]["type"]).transformer:
             measurements.claim(f"{name}: a step", True, "not for this student", "not supported")
             continue
-        # A quick run uses one method per objective and alignment (tests/objectives trains all).
+        # A quick run uses one method per set of inputs (tests/objectives trains all methods).
         align = method.get("align") or {}
-        kind = (type_path(method["objective"]["type"]), str(align.get("type")))
+        reads_extra = locate(method["objective"]["type"]).reads_extra
+        kind = (*sorted(method_needs(method)), str(align.get("type")), str(reads_extra))
         if setting.quick and kind in seen:
             continue
         seen.add(kind)
