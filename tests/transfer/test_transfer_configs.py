@@ -1,4 +1,7 @@
-"""The OpenMMLab Config of a task: split, seed, learning rates, sizes, frozen stages, imports."""
+"""The OpenMMLab Config that a task builds: split, seed, learning rates, sizes, imports.
+
+Also the checks of a task's recipe, which holds its hyperparameters.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,7 @@ def test_the_task_s_split_is_counted_as_test_data_even_if_it_is_named_val(
     assert test.place.stem == split
 
 
-def test_a_task_that_names_no_split_is_scored_on_test() -> None:
+def test_a_task_without_a_split_in_its_config_is_scored_on_test() -> None:
     for name in ("smoke_probe", "smoke_finetune", "smoke_det", "smoke_seg"):
         task = task_config(name)
         del task["split"]
@@ -58,20 +61,23 @@ def test_a_task_that_names_no_split_is_scored_on_test() -> None:
 
 
 @pytest.mark.parametrize("name", ["smoke_finetune", "smoke_det", "smoke_seg", "smoke_probe"])
-def test_every_random_draw_of_a_transfer_comes_from_its_seed(
+def test_the_run_and_the_order_of_images_have_the_seed_of_the_stage(
     name: str, data: Path, tmp_path: Path
 ) -> None:
     cfg = build(task_config(name)).build_cfg(data, R18, tmp_path / "b.pth", 11, tmp_path)
     assert cfg.randomness.seed == 11
-    assert cfg.train_dataloader.sampler.get("seed") in (None, 11)  # mmengine: the run's seed
+    # A sampler without a seed uses that of the run.
+    assert cfg.train_dataloader.sampler.get("seed") in (None, 11)
 
 
 @pytest.mark.parametrize("name", ["smoke_det", "smoke_seg", "voc0712_fpn", "smoke_finetune"])
-def test_training_reads_whole_batches_and_testing_every_image_once(
+def test_training_reads_complete_batches_and_testing_every_image_once(
     name: str, data: Path, tmp_path: Path
 ) -> None:
-    """Training by steps: a batch may span two epochs, so that none is short. Fine-tuning by epochs:
-    the last, incomplete batch of an epoch is dropped."""
+    """With a recipe in steps, a batch may span two epochs, so that every batch is complete.
+
+    With a recipe in epochs (fine-tuning), the last, incomplete batch of an epoch is dropped.
+    """
     import mmengine.dataset  # noqa: F401  (registers the samplers)
 
     cfg = build(task_config(name)).build_cfg(data, R18, tmp_path / "b.pth", 0, tmp_path)
@@ -86,7 +92,7 @@ def test_training_reads_whole_batches_and_testing_every_image_once(
     for start in range(0, len(order), 7):
         epoch = order[start : start + 7]
         assert sorted(epoch) == list(range(7))
-        assert epoch != list(range(7))
+        assert epoch != list(range(7))  # shuffled
     assert train.drop_last == (not by_steps)
 
 
@@ -116,19 +122,17 @@ def test_the_probe_s_config_freezes_every_stage_of_the_backbone(data: Path, tmp_
 def test_the_network_whose_flops_are_counted_is_the_network_that_trains(
     name: str, data: Path, tmp_path: Path
 ) -> None:
-    """Except for the checkpoint, and the number of classes where only the data give it."""
+    """They differ only in the checkpoint, and in the number of classes if only the data give it."""
     task = build(task_config(name))
     cfg = task.build_cfg(data, R18, tmp_path / "b.pth", 0, tmp_path)
-    trained, counted = (
-        mm_config.plain(cfg.model.to_dict()),
-        mm_config.plain(task.training_model(R18)),
-    )
+    trained = mm_config.plain(cfg.model.to_dict())
+    counted = mm_config.plain(task.training_model(R18))
     assert counted["backbone"]["init_cfg"]["checkpoint"] == "none"
     if name == "smoke_det":
         assert counted["roi_head"]["bbox_head"]["num_classes"] == 80
         trained["roi_head"]["bbox_head"]["num_classes"] = 80
-    text = str(trained).replace(str(tmp_path / "b.pth"), "none")
-    assert text == str(counted)
+    without_checkpoint = str(trained).replace(str(tmp_path / "b.pth"), "none")
+    assert without_checkpoint == str(counted)
 
 
 def registered(value: Any) -> Iterator[str]:
@@ -143,7 +147,7 @@ def registered(value: Any) -> Iterator[str]:
 
 
 def missing_imports(name: str, data: Path, out: Path) -> list[str]:
-    """This project's classes in a task's Config that no module of its `custom_imports` has."""
+    """This project's classes in a task's Config that none of its `custom_imports` defines."""
     from mmengine.registry import Registry
 
     from kdep_bench.openmmlab import setup
@@ -153,15 +157,15 @@ def missing_imports(name: str, data: Path, out: Path) -> list[str]:
     values = mm_config.plain(task.build_cfg(data, R18, out / "b.pth", 0, out).to_dict())
     used = set(registered(values))
     assert "KdepLoadGate" in used
-    modules = [importlib.import_module(m) for m in values["custom_imports"]["imports"]]
+    imported = {importlib.import_module(m).__name__ for m in values["custom_imports"]["imports"]}
     module_of = {
         kind: cls.__module__
         for scope in ("mmengine", task.scope)
         for registry in vars(importlib.import_module(f"{scope}.registry")).values()
         if isinstance(registry, Registry)
         for kind, cls in registry.module_dict.items()
-    }
-    return sorted(k for k in used if module_of[k] not in {m.__name__ for m in modules})
+    }  # {registered name: module}
+    return sorted(name for name in used if module_of[name] not in imported)
 
 
 @pytest.mark.parametrize(
@@ -170,8 +174,7 @@ def missing_imports(name: str, data: Path, out: Path) -> list[str]:
 def test_a_dumped_config_imports_the_modules_of_its_classes(
     name: str, data: Path, tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    """Without them mmengine's runner would know neither the metric nor the hook that stops a run
-    whose backbone's weights were not loaded."""
+    """They define the metric, and the hook that stops a run if the backbone was not loaded."""
     assert in_subprocess(missing_imports, name, data, tmp_path) == []
 
 
@@ -197,8 +200,10 @@ def resized_sizes() -> list[tuple[int, int]]:
 def test_the_full_scale_detectors_keep_the_aspect_ratio(
     in_subprocess: Callable[..., Any],
 ) -> None:
-    """Scaled by its short edge, a 40 x 80 image would be 60 x 120 in training and 80 x 160 in
-    testing. The long edge is limited to 100, so both are 50 x 100."""
+    """The short edge of a 40 x 80 image is scaled to 60 in training and to 80 in testing.
+
+    It would be 60 x 120 and 80 x 160, but the long edge is limited to 100: both are 50 x 100.
+    """
     assert in_subprocess(resized_sizes) == [(50, 100), (50, 100)]
 
 
@@ -220,18 +225,18 @@ def learning_rates(schedule: list[dict[str, Any]], lr: float, steps: int) -> lis
     return rates
 
 
-def warm_up(t: int, steps: int) -> float:
-    """The factor of the learning rate in step t: a linear warm-up from a twentieth."""
-    return 0.05 + 0.95 * min(t / (steps - 1), 1)
+def warm_up(step: int, steps: int) -> float:
+    """The factor of the learning rate: it rises linearly from 0.05 to 1 in the first `steps`."""
+    return 0.05 + 0.95 * min(step / (steps - 1), 1)
 
 
 def test_the_step_schedule_divides_the_rate_by_ten_at_each_of_its_fractions() -> None:
     """The fractions 0.5 and 0.8 of 20 steps are the steps 10 and 16."""
-    computed_rates = learning_rates(
-        mm_config.step_schedule({"warmup": 5, "steps": [0.5, 0.8]}, 20), 0.4, 20
-    )
+    schedule = mm_config.step_schedule({"warmup": 5, "steps": [0.5, 0.8]}, 20)
+    computed_rates = learning_rates(schedule, 0.4, 20)
     expected = [
-        0.4 * warm_up(t, 5) * (0.1 if t >= 10 else 1) * (0.1 if t >= 16 else 1) for t in range(20)
+        0.4 * warm_up(step, 5) * (0.1 if step >= 10 else 1) * (0.1 if step >= 16 else 1)
+        for step in range(20)
     ]
     np.testing.assert_allclose(computed_rates, expected, rtol=1e-9)
 
@@ -240,18 +245,17 @@ def test_the_poly_schedule_falls_to_a_hundredth_after_its_warm_up() -> None:
     """Steps 0 to 4 of 20 warm up; the others fall from 0.4 to 0.004 with the power 0.9."""
     recipe = {"warmup": 5, "poly_power": 0.9, "lr": 0.4}
     computed_rates = learning_rates(mm_config.poly_schedule(recipe, 20), 0.4, 20)
-    np.testing.assert_allclose(
-        computed_rates[:5], [0.4 * warm_up(t, 5) for t in range(5)], rtol=1e-9
-    )
-    # 14 steps lie between the first (5) and the last (19) step after the warm-up.
-    falling = [0.004 + (0.4 - 0.004) * (1 - (t - 5) / 14) ** 0.9 for t in range(5, 20)]
+    rising = [0.4 * warm_up(step, 5) for step in range(5)]
+    np.testing.assert_allclose(computed_rates[:5], rising, rtol=1e-9)
+    # From step 5 to step 19 it falls 14 times.
+    falling = [0.004 + (0.4 - 0.004) * (1 - (step - 5) / 14) ** 0.9 for step in range(5, 20)]
     np.testing.assert_allclose(computed_rates[5:], falling, rtol=1e-6)
     assert math.isclose(computed_rates[5], 0.4)
 
 
 # ---- invalid values in a recipe ----
 
-INVALID_VALUES: dict[str, list[Any]] = {
+INVALID_VALUES: dict[str, list[Any]] = {  # key of a recipe -> invalid values
     **{k: [0, 1.5, "8", None] for k in ("iters", "epochs", "batch", "test_batch", "step_epochs")},
     **{k: [0, -1, 2.5] for k in ("max_iter", "folds", "inner_folds", "warmup")},
     **{k: [0, 1.5] for k in ("test_scale", "long_edge")},
@@ -287,10 +291,10 @@ def test_an_invalid_value_in_a_recipe_gives_an_error_that_names_its_key(
         check_recipe("t", {key: value})
 
 
-def test_every_checked_key_of_the_recipes_has_an_invalid_value_here() -> None:
-    without_rule = {"set", "folder", "model", "classes", "palette", "workers"}
-    known = {key for name in names("task") for key in resolve("task", name)["recipe"]}
-    assert known - without_rule <= set(INVALID_VALUES)
+def test_every_key_of_the_recipes_has_invalid_values_in_this_file() -> None:
+    not_checked = {"set", "folder", "model", "classes", "palette", "workers"}
+    keys = {key for name in names("task") for key in resolve("task", name)["recipe"]}
+    assert keys - not_checked <= set(INVALID_VALUES)
 
 
 def test_numbers_of_a_recipe_that_contradict_each_other_are_refused() -> None:
@@ -315,15 +319,15 @@ def test_numbers_of_a_recipe_that_contradict_each_other_are_refused() -> None:
     "colour", [(0, 0), (0, 0, 0, 0), (0, 0, 256), (-1, 0, 0), (0.5, 0, 0), "red", 7, (True, 0, 0)]
 )
 def test_a_malformed_palette_colour_is_refused_before_the_training(colour: Any) -> None:
-    """It used to end the transfer with a traceback, when images were drawn after the scoring."""
+    """Images with predictions are drawn after the scoring, which would end with a traceback."""
     with pytest.raises(KdepError, match=r"the colour .* in its palette"):
         check_recipe("t", {"classes": ["a", "b"], "palette": [[0, 0, 0], colour]})
     check_recipe("t", {"classes": ["a", "b"], "palette": [[0, 0, 0], (255, 255, 255)]})
 
 
-# ---- what a task measures ----
+# ---- the metrics of a task ----
 
-MEASURES: dict[str, set[str]] = {
+MEASURES: dict[str, set[str]] = {  # task -> the metrics that it computes
     "smoke_probe": {"top1", "mean_class_recall"},
     "smoke_finetune": {"top1"},
     "smoke_det": {"bbox_mAP", "bbox_mAP_50", "bbox_mAP_75"},
@@ -336,7 +340,7 @@ MEASURES: dict[str, set[str]] = {
 
 
 @pytest.mark.parametrize("name", MEASURES)
-def test_a_task_accepts_only_its_own_measures_as_its_metric(name: str) -> None:
+def test_a_task_accepts_only_a_metric_that_it_computes(name: str) -> None:
     from kdep_bench.suite.pairs import check_metric_and_family
 
     every_measure = set().union(*MEASURES.values())

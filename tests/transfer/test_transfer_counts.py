@@ -1,4 +1,4 @@
-"""Every task loads exactly the images that its data check counted."""
+"""Every task loads exactly the images that its data check counted, and no other files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ def spoilt(data: Path, tmp_path: Path) -> Path:
 
 
 def save_half_as_webp(folder: Path) -> int:
-    """Saves every second image as .webp and adds files to ignore; returns the number of images."""
+    """Replaces every second image by a .webp file and adds files that are not part of the data.
+
+    Returns the number of images.
+    """
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     for path in files[::2]:
         Image.open(path).save(path.with_suffix(".webp"))
@@ -34,22 +37,23 @@ def save_half_as_webp(folder: Path) -> int:
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("kind", ["probe", "finetune"])
-def test_webp_images_are_used_and_a_hidden_folder_is_not_a_class(
+def test_webp_images_are_loaded_and_a_hidden_folder_is_not_a_class(
     kind, spoilt, exported, student, tmp_path, in_subprocess
 ):
-    images = save_half_as_webp(spoilt / "classify" / "train")
+    n_images = save_half_as_webp(spoilt / "classify" / "train")
     task = task_config(kind)
     if kind == "probe":
-        task["recipe"]["train_share"] = 1.0
+        task["recipe"]["train_share"] = 1.0  # train on all images
     outputs = in_subprocess(run_stage, task, student, 0, spoilt, exported, tmp_path / "t")
     assert len(outputs["per_class"]) == 8
     if kind == "probe":
-        assert f"{images} training images" in outputs["notes"][0]
+        assert f"{n_images} training images" in outputs["notes"][0]
 
 
 def test_an_image_that_only_the_toolkit_counts_is_refused(
     spoilt, exported, student, tmp_path, in_subprocess
 ):
+    """A scene in a hidden folder, which mmseg loads and the data check leaves out."""
     for part, suffix in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelTrainIds")):
         source = next((spoilt / "cityscapes" / part / "test").rglob(f"*_{suffix}.png"))
         target = spoilt / "cityscapes" / part / "test" / ".old" / source.name
@@ -79,10 +83,11 @@ def test_training_images_without_boxes_are_left_out_and_noted(
     assert "1 of 8 training images are left out: 1 without a box" in outputs["notes"]
 
 
-def test_left_out_images_are_counted_by_reason() -> None:
+def test_training_images_that_are_left_out_are_counted_by_reason() -> None:
+    """Image 0 is kept, 1 has a box of an unknown class, 2 no box, and 3 is 10 pixels high."""
     images = [{"id": i, "width": 100, "height": 10 if i == 3 else 80} for i in range(4)]
     boxes = [{"image_id": 0, "category_id": 1}, {"image_id": 3, "category_id": 1}]
-    boxes.append({"image_id": 1, "category_id": 2})  # of a class that the task does not know
+    boxes.append({"image_id": 1, "category_id": 2})
     table = {
         "images": images,
         "annotations": boxes,
@@ -95,7 +100,7 @@ def test_left_out_images_are_counted_by_reason() -> None:
 
 def test_a_loader_without_an_image_count_is_refused(tmp_path: Path) -> None:
     count = SplitCount("train", "train", 3, tmp_path)
-    assert compare("t", [count], {"train": 3}) == []
+    assert compare("t", [count], {"train": 3}) == []  # no problem
     with pytest.raises(KdepError, match="returned no image count for its test data"):
         compare("t", [count], {"train": 3, "test": 2})
     with pytest.raises(KdepError, match="loads 2 images of the split train"):

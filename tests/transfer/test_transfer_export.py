@@ -1,4 +1,4 @@
-"""Export checks that the backbone is complete, and strips everything else."""
+"""The export stage checks that the backbone is complete, removes all else, writes a model card."""
 
 from __future__ import annotations
 
@@ -15,12 +15,17 @@ from kdep_bench.networks.backbone import build_backbone
 from kdep_bench.transfer import export, model_card
 from tests.transfer.conftest import config, export_random, quiet
 
+# A student config: ResNet-18 with 4 channels in its first stage.
 SMALL = {"backbone": {"type": "mmpretrain.ResNet", "depth": 18, "stem_channels": 4}}
 SMALL["backbone"]["base_channels"] = 4
 
 
 def spoil_and_export(out: Path, case: str) -> tuple[str, dict[str, Any] | None]:
-    """Exports a student damaged in one way; returns (error, None) or ("", outputs)."""
+    """Exports a student whose file is damaged in the way `case`.
+
+    Returns:
+        (message of the error, None), or ("", outputs of the stage).
+    """
     export_random(SMALL, out)
     source = out / "pretrain" / "student.pth"
     tensors = torch.load(source, weights_only=True)
@@ -43,9 +48,9 @@ def spoil_and_export(out: Path, case: str) -> tuple[str, dict[str, Any] | None]:
         return "", export.run(
             {"student": SMALL}, {"pretrain": out / "pretrain"}, out / "export", quiet
         )
-    except KdepError as e:
+    except KdepError as error:
         assert not (out / "export" / "backbone.pth").exists()
-        return str(e), None
+        return str(error), None
 
 
 @pytest.mark.parametrize(
@@ -64,7 +69,7 @@ def test_a_damaged_student_is_refused(case, problem, tmp_path, in_subprocess):
     assert problem in message
 
 
-def test_a_wrapped_state_dict_is_opened(tmp_path, in_subprocess):
+def test_a_file_whose_tensors_are_under_the_key_state_dict_is_exported(tmp_path, in_subprocess):
     message, outputs = in_subprocess(spoil_and_export, tmp_path, "wrapped")
     assert not message
     assert outputs["coverage"] == 1.0
@@ -74,9 +79,8 @@ def test_the_exported_file_contains_only_tensors_of_the_backbone(exported):
     tensors = torch.load(exported / "backbone.pth", weights_only=True)
     assert isinstance(tensors, OrderedDict)
     assert all(isinstance(v, torch.Tensor) for v in tensors.values())
-    assert {k.split(".")[0] for k in tensors} == {
-        *("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
-    }
+    modules = {name.split(".")[0] for name in tensors}
+    assert modules == {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4"}
 
 
 def test_the_outputs_describe_the_written_file(tmp_path, in_subprocess):
@@ -85,14 +89,13 @@ def test_the_outputs_describe_the_written_file(tmp_path, in_subprocess):
     tensors = torch.load(path, weights_only=True)
     assert outputs["checksum"] == file_hash(path)
     assert outputs["tensors"] == len(tensors)
-    learnt = sum(
-        v.numel() for k, v in tensors.items() if not k.endswith(("mean", "var", "tracked"))
-    )
-    assert outputs["parameters"] == learnt
+    # Statistics and counters of BatchNorm are no parameters.
+    parameters = [v for k, v in tensors.items() if not k.endswith(("mean", "var", "tracked"))]
+    assert outputs["parameters"] == sum(v.numel() for v in parameters)
 
 
 @pytest.mark.parametrize("name", ["resnet18_w32", "mobilenetv2_w50"])
-def test_student_configs_state_the_real_sizes_of_the_backbone_s_maps(name, in_subprocess):
+def test_student_configs_state_the_sizes_that_the_backbone_s_maps_have(name, in_subprocess):
     in_subprocess(check_student, config("students", name))
 
 
@@ -110,13 +113,16 @@ def check_student(student: dict[str, Any]) -> None:
     assert [px // level.shape[2] for level in maps] == pyramid["strides"]
 
 
-def test_the_same_tensors_make_the_same_file(tmp_path: Path):
+def test_equal_tensors_make_equal_files(tmp_path: Path):
     tensors = {"w": torch.arange(3.0)}
     digest = export.save_tensors(tensors, tmp_path / "a.pth")
     assert digest == export.save_tensors(tensors, tmp_path / "b.pth")
 
 
-def test_the_data_of_a_card_are_the_pool_and_not_the_images_that_a_method_made(tmp_path: Path):
+def test_a_card_describes_the_pool_as_data_and_not_the_images_that_a_method_generated(
+    tmp_path: Path,
+):
+    # {stage: (the stages that it needs, its outputs)}
     records = {
         "pretrain": ({"views": "views-1"}, {"images": 64}),
         "views-1": ({"prepare": "prepare-made"}, {}),
@@ -135,20 +141,20 @@ def test_the_data_of_a_card_are_the_pool_and_not_the_images_that_a_method_made(t
 def test_a_model_card_is_written_next_to_the_backbone(tmp_path, in_subprocess):
     """The card repeats values of the plan and of the records of earlier stages."""
     in_subprocess(export_random, SMALL, tmp_path)
-    card_without_plan = (tmp_path / "export" / "README.md").read_text()
+    card_without_records = (tmp_path / "export" / "README.md").read_text()
     digest = file_hash(tmp_path / "export" / "backbone.pth")
-    assert f"{digest}  backbone.pth" in card_without_plan
-    assert "licence" not in card_without_plan.partition("## Files")[0].replace("both licences", "")
+    assert f"{digest}  backbone.pth" in card_without_records
+    table = card_without_records.partition("## Files")[0]
+    assert "licence" not in table.replace("both licences", "")
+    # {stage: (the stages that it needs, its outputs)}
     records = {
         "pretrain": ({"cache": "cache-1", "views": "views-1"}, {"images_seen": 640, "images": 64}),
         "cache-1": (
             {"prepare": "prepare-1", "pretrain": "pretrain-0"},
             {"teacher": {"name": "t", "checksum": "abc123"}},
         ),
-        "pretrain-0": (
-            {},
-            {"images_seen": 1},
-        ),  # the pre-training of the teacher, not of this student
+        # The pre-training of the teacher, not of this student.
+        "pretrain-0": ({}, {"images_seen": 1}),
         "prepare-1": ({}, {"fingerprint": "f00", "licences": {"set": "its own"}}),
     }
     for name, (needs, outputs) in records.items():
@@ -161,10 +167,13 @@ def test_a_model_card_is_written_next_to_the_backbone(tmp_path, in_subprocess):
     spec = {"student": SMALL, "about": about}
     folder = tmp_path / "export"
     in_subprocess(export.run, spec, {"pretrain": tmp_path / "pretrain"}, folder, quiet)
+    lines = (folder / "README.md").read_text().splitlines()
+    # {first column: second column} of the card's table.
     rows = dict(
-        line.strip("| ").split(" | ") for line in (folder / "README.md").read_text().splitlines()
+        line.strip("| ").split(" | ")
+        for line in lines
         if line.startswith("| ") and line.count(" | ") == 1 and line != "| | |"
-    )  # fmt: skip
+    )
     assert rows["teacher"] == "t"
     assert rows["teacher's checksum"] == "abc123"
     assert rows["licence of the teacher"] == "MIT"

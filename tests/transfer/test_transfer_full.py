@@ -1,4 +1,4 @@
-"""The full-scale tasks on tiny copies of their data sets, each in a new process."""
+"""The full-scale tasks on tiny copies of their data sets (CIFAR-100, VOC, COCO, ...)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TASKS = (
 # One task of each family runs in every test run; `make rehearse` runs all, on both students.
 SAMPLE = ("cifar100", "voc12_seg", "voc0712_c4")
 
-R18: dict[str, Any] = {
+R18: dict[str, Any] = {  # student config of a full ResNet-18
     "name": "resnet18",
     "backbone": {
         "type": "mmpretrain.ResNet",
@@ -66,7 +66,7 @@ def r18(tmp_path_factory: pytest.TempPathFactory, in_subprocess: Callable[..., A
 
 
 def run_task(name: str, prepared: Path, export: Path, out: Path) -> dict[str, Any]:
-    """The outputs of the real transfer stage for the shrunk task `name`."""
+    """The outputs of the real transfer stage for the task `name`, shrunk to tiny images."""
     out.mkdir(parents=True, exist_ok=True)
     spec = {"task": shrink_task(resolve("task", name)), "student": R18, "seed": 0, "threads": 1}
     return transfer_stage.run(spec, {"prepare": prepared, "export": export}, out, quiet)
@@ -121,7 +121,10 @@ def test_a_full_scale_task_trains_and_scores_on_tiny_data(
 
 
 def voc_ap_of_the_truth(prepared: Path) -> dict[str, float]:
-    """The VOC metric of detections that equal the true boxes without the difficult objects."""
+    """Scores of detections that equal the true boxes without the difficult objects.
+
+    The result also has the numbers of objects: "kept" (not difficult) and "ignored" (difficult).
+    """
     from mmengine.structures import InstanceData
 
     from kdep_bench.openmmlab import setup
@@ -167,12 +170,12 @@ def voc_ap_of_the_truth(prepared: Path) -> dict[str, float]:
 def test_voc_difficult_objects_do_not_count(
     prepared: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    """Detecting exactly the objects that are not difficult scores 1: the others are not missed."""
+    """Detecting exactly the objects that are not difficult scores 1."""
     result = in_subprocess(voc_ap_of_the_truth, prepared)
-    xmls = sorted((prepared / "data/voc/VOCdevkit/VOC2007/Annotations").glob("test*.xml"))
-    difficult = sum(voc.check_xml(x)["difficult"] for x in xmls)
+    files = sorted((prepared / "data/voc/VOCdevkit/VOC2007/Annotations").glob("test*.xml"))
+    difficult = sum(voc.check_xml(file)["difficult"] for file in files)
     assert result["ignored"] == difficult > 0
-    assert result["kept"] == 2 * len(xmls) - difficult
+    assert result["kept"] == 2 * len(files) - difficult  # every image has two objects
     assert result["pascal_voc/AP"] == pytest.approx(1.0)
 
 
@@ -194,7 +197,8 @@ def count_crowds(prepared: Path) -> tuple[int, int]:
 
 
 def test_coco_crowds_are_not_trained_on(prepared: Path, in_subprocess: Callable[..., Any]) -> None:
-    assert in_subprocess(count_crowds, prepared) == (12, 4)
+    n_trained, n_ignored = 12, 4  # 4 crowds in the tiny COCO
+    assert in_subprocess(count_crowds, prepared) == (n_trained, n_ignored)
 
 
 def count_classification_images(prepared: Path) -> dict[str, tuple[int, int]]:
@@ -225,20 +229,24 @@ def test_classification_sets_have_the_images_of_their_official_splits(
     prepared: Path, in_subprocess: Callable[..., Any]
 ) -> None:
     data = prepared / "data"
-    lines_of = {
-        s: len((data / "dtd" / dtd.FOLDER / f"labels/{s}.txt").read_text().split())
-        for s in dtd.SPLITS
+    dtd_images = {
+        split: len((data / "dtd" / dtd.FOLDER / f"labels/{split}.txt").read_text().split())
+        for split in dtd.SPLITS
     }
     counts = in_subprocess(count_classification_images, prepared)
-    assert counts["dtd"] == (lines_of["train1"] + lines_of["val1"], lines_of["test1"])
+    # DTD is trained on its training and its validation split.
+    assert counts["dtd"] == (dtd_images["train1"] + dtd_images["val1"], dtd_images["test1"])
+    # The sizes of the tiny copies.
     assert counts["cub200"] == (16, 8)
     assert counts["cifar100"] == (40, 20)
     assert counts["caltech256"] == (16, 8)
-    first = (data / "caltech256" / caltech256.LISTS["train"]).read_text().splitlines()[:4]
-    assert [r.rsplit("_", 1)[1] for r in first] == [f"{i:04d}.jpg 0" for i in range(1, 5)]
+    # Of each class the first images by name are for training; a line is "path label".
+    lines = (data / "caltech256" / caltech256.LISTS["train"]).read_text().splitlines()[:4]
+    assert [line.rsplit("_", 1)[1] for line in lines] == [f"{i:04d}.jpg 0" for i in range(1, 5)]
 
 
-def test_a_c4_detector_refuses_a_student_without_a_last_stage(tmp_path: Path) -> None:
+def test_a_c4_detector_refuses_a_student_that_is_no_resnet(tmp_path: Path) -> None:
+    """A C4 detector uses the last stage of a ResNet as its head."""
     task = build(resolve("task", "voc0712_c4"))
     student = {**R18, "name": "mobilenetv2", "backbone": {"type": "mmpretrain.MobileNetV2"}}
     with pytest.raises(KdepError, match="use the FPN task"):
@@ -248,6 +256,7 @@ def test_a_c4_detector_refuses_a_student_without_a_last_stage(tmp_path: Path) ->
 def test_the_gate_checks_a_backbone_in_parts_and_refuses_a_changed_or_repeated_part(
     tmp_path: Path,
 ) -> None:
+    """The backbone of a C4 detector is in two modules of the model."""
     first, second = torch.nn.Linear(2, 2), torch.nn.Sequential(torch.nn.Linear(3, 1))
     tensors = {k: v.clone() for part in (first, second) for k, v in part.state_dict().items()}
     assert check(Parts([first, second]), "file", tensors=tensors)["coverage"] == 1.0

@@ -1,5 +1,8 @@
-"""The load gate compares a backbone with its checkpoint after loading, and refuses each kind of
-loading failure with its own message."""
+"""The load gate: each kind of failure to load a backbone is refused with a separate message.
+
+The gate compares a backbone with its checkpoint after loading. Its coverage is the fraction of the
+backbone's values (elements of parameters and buffers) that equal the file's.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ class SkipsLoading(Backbone):
     """Loads nothing and reports nothing, as some backbones of the toolkits do."""
 
     def init_weights(self) -> None:
-        return None
+        """Does nothing."""
 
 
 class Model(nn.Module):
@@ -85,11 +88,11 @@ def test_the_hook_stores_the_gate_s_result(tensors, tmp_path):
     assert hook.gate["coverage"] == 1.0
 
 
-def test_names_with_another_prefix_are_refused_and_the_prefix_is_named(tensors, tmp_path):
+def test_the_error_for_tensors_with_another_prefix_names_the_prefix(tensors, tmp_path):
     path = save({f"student.{k}": v for k, v in tensors.items()}, tmp_path / "b.pth")
     with pytest.raises(KdepError, match=r"remove the prefix 'student\.'") as error:
         check(loaded(path), path)
-    assert "0.0%" in str(error.value)
+    assert "0.0%" in str(error.value)  # the coverage
     assert "7 missing from the file" in str(error.value)
 
 
@@ -156,7 +159,7 @@ def test_a_single_value_that_differs_after_loading_is_refused(tensors, tmp_path)
     backbone = loaded(path)
     with torch.no_grad():
         backbone.conv.weight[0, 0, 0, 0] += 1e-6
-    with pytest.raises(KdepError, match=r"conv\.weight: 1 of 108 values differ"):
+    with pytest.raises(KdepError, match=r"conv\.weight: 1 of 108 values differ"):  # 4 * 3 * 3 * 3
         check(backbone, path)
 
 
@@ -183,18 +186,19 @@ def test_a_surplus_tensor_in_the_file_is_refused(tensors, tmp_path):
         check(loaded(path), path)
 
 
-def test_only_its_full_name_waives_a_missing_tensor(tensors, tmp_path):
+def test_a_missing_tensor_is_accepted_only_if_a_pattern_matches_its_full_name(tensors, tmp_path):
     del tensors["bn.bias"]
     path = save(tensors, tmp_path / "b.pth")
     backbone = loaded(path)
     with pytest.raises(KdepError, match=r"bn\.bias"):
-        check(backbone, path, ["bn"])  # only a part of the name: nothing is waived
+        check(backbone, path, ["bn"])  # matches a part of the name only
     gate = check(backbone, path, [r"bn\.bias"])
     assert gate["waived"] == ["bn.bias"]
-    assert gate["coverage"] == pytest.approx(1 - 4 / 129)  # 4 of all 129 values
+    # 4 of 129 values: convolution 3 * 4 * 9 + 4, BatchNorm 4 * 4, its counter 1.
+    assert gate["coverage"] == pytest.approx(1 - 4 / 129)
 
 
-def test_coverage_is_a_fraction_of_values_not_of_tensors(tensors):
+def test_coverage_counts_values_not_tensors(tensors):
     backbone = Backbone()
     backbone.load_state_dict(tensors)
     del tensors["conv.weight"]

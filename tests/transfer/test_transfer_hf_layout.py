@@ -1,5 +1,7 @@
-"""A student in a folder of Hugging Face layout is loaded, by timm or by the code on its model card,
-with the features of the original network."""
+"""A student in a folder of Hugging Face layout is loaded with the features of the original network.
+
+Either timm loads it, or the code on its model card (the README.md of the folder).
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ def write_random_student(student: dict[str, Any], folder: Path) -> np.ndarray:
 
     torch.manual_seed(0)
     net = build_backbone(student)
-    for name, value in net.state_dict().items():  # as after training
+    # Other statistics of BatchNorm than the initial ones, as after training.
+    for name, value in net.state_dict().items():
         if name.endswith(("running_mean", "running_var")):
             value.add_(torch.rand_like(value))
     net.eval()
@@ -40,7 +43,7 @@ def write_random_student(student: dict[str, Any], folder: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0"])
-def test_timm_loads_the_folder_with_equal_features(name, tmp_path, in_subprocess):  # noqa: F811
+def test_timm_loads_the_folder_and_computes_equal_features(name, tmp_path, in_subprocess):  # noqa: F811
     expected = in_subprocess(write_random_student, resolve("student", name), tmp_path)
     net: Any = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     with torch.inference_mode():
@@ -60,10 +63,10 @@ def loaded_by_the_card(folder: Path) -> np.ndarray:
 
     os.chdir(folder)
     code = Path("README.md").read_text().partition("```python\n")[2].partition("```")[0]
-    names: dict[str, Any] = {}
-    exec(code, names)
+    variables: dict[str, Any] = {}
+    exec(code, variables)
     with torch.inference_mode():
-        net = names["net"]
+        net = variables["net"]
         net.eval()
         return net(IMAGES)[-1].numpy()
 
@@ -75,11 +78,11 @@ def test_the_code_of_the_card_loads_a_network_that_timm_does_not_have(tmp_path, 
 
 
 def test_the_preprocessor_normalises_as_the_benchmark_does() -> None:
-    made = preprocessor(64)
+    config = preprocessor(64)
     pixels = np.array([0.0, 100.0, 255.0])[:, None]
-    normalised = (pixels * made["rescale_factor"] - made["image_mean"]) / made["image_std"]
+    normalised = (pixels * config["rescale_factor"] - config["image_mean"]) / config["image_std"]
     np.testing.assert_allclose(normalised, (pixels - np.array(MEAN)) / np.array(STD), atol=1e-6)
-    assert made["crop_size"] == {"height": 64, "width": 64}
+    assert config["crop_size"] == {"height": 64, "width": 64}
 
 
 def test_tensors_of_another_network_raise_an_error_and_no_file_is_written(tmp_path) -> None:
@@ -88,4 +91,4 @@ def test_tensors_of_another_network_raise_an_error_and_no_file_is_written(tmp_pa
         write_hf(resolve("student", "resnet18"), tmp_path / "source", CARD, tmp_path)
     assert not (tmp_path / WEIGHTS).exists()
     assert not (tmp_path / PREPROCESSOR).exists()
-    assert load_file(tmp_path / "source")
+    assert load_file(tmp_path / "source")  # unchanged

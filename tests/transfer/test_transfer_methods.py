@@ -1,6 +1,8 @@
 """Transfer methods: the closed forms of their losses, and real transfer stages with them.
 
-hcl is TransKD's hierarchical context loss between levels, pea its loss between patch embeddings.
+TransKD has two losses: hcl (hierarchical context loss) between fused feature maps, and pea between
+patch embeddings, the outputs of the layers that change the resolution. Its formula is in the
+docstring of kdep_bench/transfer/methods/transkd.py.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ LEVELS: tuple[str, ...] = ("s4", "s8", "s16", "s32")
 NFD = "kdep_bench.objectives.nfd.NFD"
 ADDED = "kdep_bench.transfer.methods.added_objective.AddedObjective"
 TRANSKD = "kdep_bench.transfer.methods.transkd.TransKD"
-BETAS = {"s4": 0.1, "s8": 0.1, "s16": 0.5, "s32": 1.0}
-TIMED = {"train_s", "eval_s", "images_per_s"}
+BETAS = {"s4": 0.1, "s8": 0.1, "s16": 0.5, "s32": 1.0}  # weights of pea
+TIMED = {"train_s", "eval_s", "images_per_s"}  # measured times in the outputs
 
 
 def maps(**channels: int) -> dict[str, dict[str, int]]:
@@ -57,20 +59,24 @@ def context(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> TransferC
 
 
 def test_hcl_on_1x1_maps_is_the_mean_squared_error():
-    s, t = drawn(3, 5, 1, 1), drawn(3, 5, 1, 1, seed=1)
-    expected = (s - t).square().mean((1, 2, 3))
-    torch.testing.assert_close(hierarchical_context(s, t), expected)
+    student, teacher = drawn(3, 5, 1, 1), drawn(3, 5, 1, 1, seed=1)
+    expected = (student - teacher).square().mean((1, 2, 3))
+    torch.testing.assert_close(hierarchical_context(student, teacher), expected)
 
 
 def test_hcl_of_a_constant_difference_is_its_square_at_every_size():
     for side in (1, 2, 3, 4, 7, 16):
-        t = drawn(2, 3, side, side)
-        torch.testing.assert_close(hierarchical_context(t + 3, t), torch.full((2,), 9.0))
+        teacher = drawn(2, 3, side, side)
+        loss = hierarchical_context(teacher + 3, teacher)
+        torch.testing.assert_close(loss, torch.full((2,), 9.0))
 
 
 def test_hcl_weighs_each_pooled_size_half_as_much_as_the_next_larger_size():
-    """Every pooled map of a checkerboard of +-1 is 0, so only the full size has a loss. An 8x8 map
-    has three pooled sizes: 1 / (1 + 1/2 + 1/4 + 1/8). A 2x2 map has one: 1 / (1 + 1/2)."""
+    """The loss is the weighted mean over the map and its pooled maps of sides 4, 2 and 1.
+
+    Every pooled map of a checkerboard of +-1 is 0, so only the full size has a loss, of weight 1.
+    An 8x8 map has three pooled sizes: 1 / (1 + 1/2 + 1/4 + 1/8). A 2x2 map has one: 1 / (1 + 1/2).
+    """
     for side, expected in ((8, 8 / 15), (2, 2 / 3)):
         i = torch.arange(side)
         board = ((i[:, None] + i) % 2 * 2.0 - 1).expand(1, 4, side, side)
@@ -88,21 +94,21 @@ def test_fusing_one_level_applies_only_its_two_convolutions():
 
 
 def test_fusing_two_levels_mixes_the_finer_level_with_the_deeper_level():
-    """When the selection has no preference both weights are one half: the mean of both maps."""
+    """If the layers that compute the weights are 0, both weights are one half."""
     fusion = CrossSelectiveFusion([5, 6], [7, 8], 16).eval()
-    high, low = (cast(Any, f) for f in fusion.fusions)
-    for p in high.select.parameters():
+    finer, deeper = (cast(Any, f) for f in fusion.fusions)
+    for p in finer.select.parameters():
         nn.init.zeros_(p)
     x, deep = drawn(2, 5, 6, 6), drawn(2, 6, 3, 3, seed=1)
-    below = low.reduce(deep)
-    enlarged = below.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    reduced = deeper.reduce(deep)
+    enlarged = reduced.repeat_interleave(2, 2).repeat_interleave(2, 3)
     fused = fusion([x, deep])
-    torch.testing.assert_close(fused[0], high.expand((high.reduce(x) + enlarged) / 2))
-    torch.testing.assert_close(fused[1], low.expand(below))
+    torch.testing.assert_close(fused[0], finer.expand((finer.reduce(x) + enlarged) / 2))
+    torch.testing.assert_close(fused[1], deeper.expand(reduced))
 
 
 class Network(nn.Module):
-    """A backbone called ResNet, with the modules that TransKD reads."""
+    """A backbone with the name of mmpretrain's ResNet and the modules of it that TransKD reads."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -112,13 +118,14 @@ class Network(nn.Module):
             setattr(self, f"layer{i}", nn.Sequential(block, nn.Identity()))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The maps of all four levels."""
         out = [self.maxpool(x)]
         for i in (2, 3, 4):
             out.append(getattr(self, f"layer{i}")(out[-1]))
         return tuple(out)
 
 
-Network.__name__ = "ResNet"
+Network.__name__ = "ResNet"  # by which TransKD identifies the network
 
 
 class Model(nn.Module):
@@ -131,9 +138,10 @@ class Model(nn.Module):
 
 def transkd(student: int, teacher: int, **options: Any) -> tuple[TransKD, Model, Model]:
     """(TransKD, student, teacher): models of these widths, to which TransKD is attached."""
-    levels = {k: k for k in LEVELS}
+    levels = {level: level for level in LEVELS}
     student_maps, teacher_maps = (
-        maps(**{k: w * 2**i for i, k in enumerate(LEVELS)}) for w in (student, teacher)
+        maps(**{level: width * 2**i for i, level in enumerate(LEVELS)})
+        for width in (student, teacher)
     )
     torch.manual_seed(0)
     method = TransKD(levels, student_maps, teacher_maps, **options)
@@ -143,15 +151,15 @@ def transkd(student: int, teacher: int, **options: Any) -> tuple[TransKD, Model,
 
 
 def losses_on(method: TransKD, student: Model, teacher: Model, x: Tensor) -> dict[str, Tensor]:
-    """The losses of the method for the input x."""
+    """The losses {name: [B]} of the method for the input x [B, 3, H, W]."""
     student_maps = dict(zip(LEVELS, student.backbone(x), strict=True))
     with torch.no_grad():
         teacher_maps = dict(zip(LEVELS, teacher.backbone(x), strict=True))
     return method.losses(context(student_maps, teacher_maps))
 
 
-def test_transkd_without_betas_has_no_patch_embedding_graph():
-    """Neither a loss term nor parameters nor hooks in the networks."""
+def test_transkd_without_betas_does_not_read_patch_embeddings():
+    """It has no loss term, no parameters and no hooks in the networks for them."""
     method, student, teacher = transkd(4, 6, betas={})
     losses = losses_on(method, student, teacher, drawn(2, 3, 64, 64))
     assert set(losses) == {"hcl"}
@@ -169,26 +177,30 @@ def test_transkd_adds_the_weighted_errors_of_the_patch_embeddings():
     student_maps, teacher_maps = student.backbone(x), teacher.backbone(x)
     for level, student_map, teacher_map in zip(LEVELS, student_maps, teacher_maps, strict=True):
         if level in betas:
-            expected = expected + betas[level] * (
-                method.embeddings[level](student_map) - teacher_map
-            ).square().mean((1, 2, 3))
+            # In these networks the patch embedding of a level is its map.
+            error = method.embeddings[level](student_map) - teacher_map
+            expected = expected + betas[level] * error.square().mean((1, 2, 3))
     torch.testing.assert_close(losses["pea"], expected)
     assert set(method.embeddings) == set(LEVELS[1:])
 
 
 def test_transkd_sorts_its_levels_by_stride():
-    """The engine stores a spec with sorted keys: s16 would otherwise be read as the finest."""
+    """A stored spec has sorted keys, where s16 is first; the finest level is s4."""
     level_maps = maps(s4=4, s8=8, s16=16, s32=32)
     method = TransKD({k: k for k in sorted(LEVELS)}, level_maps, level_maps)
     assert list(method.levels) == list(LEVELS)
-    assert [f.select is None for f in cast(Any, method.fusion.fusions)] == [False] * 3 + [True]
+    # Only the deepest level, the last one, has no deeper level to be mixed with.
+    has_no_deeper = [fusion.select is None for fusion in cast(Any, method.fusion.fusions)]
+    assert has_no_deeper == [False] * 3 + [True]
 
 
 def test_the_weight_of_transkd_scales_only_hcl():
     x = drawn(2, 3, 64, 64)
-    once, twice = (losses_on(*transkd(4, 6, weight=w, betas=BETAS), x) for w in (1.0, 2.0))
-    torch.testing.assert_close(twice["hcl"], 2 * once["hcl"])
-    torch.testing.assert_close(twice["pea"], once["pea"])
+    weight_1, weight_2 = (
+        losses_on(*transkd(4, 6, weight=weight, betas=BETAS), x) for weight in (1.0, 2.0)
+    )
+    torch.testing.assert_close(weight_2["hcl"], 2 * weight_1["hcl"])
+    torch.testing.assert_close(weight_2["pea"], weight_1["pea"])
 
 
 def test_transkd_gives_gradients_to_the_student_and_none_to_the_teacher():
@@ -209,17 +221,14 @@ def test_transkd_gives_gradients_to_the_student_and_none_to_the_teacher():
 )
 def test_transkd_refuses_levels_that_do_not_fit(change, message):
     level_maps = maps(s4=4, s8=8, s16=16, s32=32)
+    options = {"levels": {level: level for level in LEVELS}, **change}
     with pytest.raises(KdepError, match=message):
-        TransKD(
-            **{"levels": {k: k for k in LEVELS}, **change},
-            student_maps=level_maps,
-            teacher_maps=level_maps,
-        )
+        TransKD(**options, student_maps=level_maps, teacher_maps=level_maps)
 
 
 @pytest.mark.parametrize("model", ["test_convnext", "swin_tiny_patch4_window7_224"])
 def test_patch_embeddings_of_timm_networks_have_the_shapes_of_the_levels(model):
-    """Otherwise a renamed module, or one with another output layout, would be read by mistake."""
+    """A renamed module, or one with another layout of its output, would have other shapes."""
     from kdep_bench.students.timm_backbone import TimmBackbone
     from kdep_bench.transfer.methods.transkd import Embeddings
 
@@ -238,25 +247,29 @@ def test_an_unknown_network_has_no_patch_embeddings():
         embedding_paths(nn.Linear(1, 1))
 
 
-def test_the_loss_nfd_at_transfer_is_two_minus_twice_the_correlation():
+def test_the_objective_nfd_as_transfer_method_is_two_minus_twice_the_correlation():
+    """NFD (normalised feature distillation) is an objective of pre-training."""
     level_maps = maps(s8=1)
     method = AddedObjective(dict(type=NFD, levels={"s8": "s8"}, weight=1.0), level_maps, level_maps)
-    s, t = drawn(4, 1, 16, 16), drawn(4, 1, 16, 16, seed=1)
-    (loss,) = method.losses(context({"s8": s}, {"s8": t})).values()
-    rho = torch.stack(
+    student, teacher = drawn(4, 1, 16, 16), drawn(4, 1, 16, 16, seed=1)
+    (loss,) = method.losses(context({"s8": student}, {"s8": teacher})).values()
+    correlation = torch.stack(
         [
-            torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1]
-            for first, second in zip(s, t, strict=True)
+            torch.corrcoef(torch.stack([s.flatten(), t.flatten()]))[0, 1]
+            for s, t in zip(student, teacher, strict=True)
         ]
     )
-    torch.testing.assert_close(loss, 2 - 2 * rho, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(loss, 2 - 2 * correlation, atol=1e-4, rtol=1e-4)
 
 
 # ---- whole stages ----
 
 
 class LevelSquare(TransferMethod):
-    """A transfer method for tests: weight times the mean square of the student's deepest level."""
+    """A transfer method: weight times the mean square of the student's deepest level, per sample.
+
+    With `bad`, it returns the map itself, which the stage must refuse.
+    """
 
     families = frozenset({"segmentation"})
 
@@ -266,6 +279,7 @@ class LevelSquare(TransferMethod):
         self.unused = nn.Linear(4, 4)
 
     def losses(self, ctx: TransferContext) -> dict[str, Tensor]:
+        """The term "toy"."""
         deepest = ctx.maps["s32"]
         if self.bad:
             return {"toy": deepest}
@@ -276,7 +290,7 @@ LEVEL_SQUARE = f"{__name__}.LevelSquare"
 
 
 def short_task(**recipe: Any) -> dict[str, Any]:
-    """The smoke segmentation task with four iterations, and further changes to its recipe."""
+    """The task smoke_seg with four iterations, and these changes to its recipe."""
     task = config("tasks", "smoke_seg")
     task["recipe"].update({"iters": 4, "warmup": 1, **recipe})
     return task
@@ -293,10 +307,20 @@ def run(
     stop_at: int | None = None,
     pretraining: Path | None = None,
 ) -> dict[str, Any]:
-    """The outputs of a real transfer stage; with `stop_at` it is interrupted in that step."""
+    """The outputs of a real transfer stage.
+
+    Args:
+        student: config of the student.
+        data, export: directories of the data tree and of the export stage.
+        out: directory of the stage.
+        changes: entries of the stage's spec that are changed or added.
+        teacher: directory of the tuned teacher's stage.
+        task: config of the task; None: `short_task`.
+        stop_at: step in which the stage is interrupted.
+    """
 
     def progress(done: int, total: int, note: str = "") -> None:
-        """Stands for Ctrl-C in the step `stop_at`."""
+        """Interrupts the stage in the step `stop_at`, as Ctrl-C would."""
         if stop_at is not None and done >= stop_at:
             raise KeyboardInterrupt
 
@@ -315,8 +339,8 @@ def error_of(*args: Any) -> str:
     """The message of the KdepError of a stage that must fail."""
     try:
         run(*args)
-    except KdepError as e:
-        return str(e)
+    except KdepError as error:
+        return str(error)
     return ""
 
 
@@ -342,7 +366,7 @@ def teacher_student() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def tuned_teacher(tmp_path_factory, teacher_student, data, in_subprocess) -> Path:
-    """A finished transfer stage that kept its model."""
+    """Directory of a finished transfer stage that stored its model, a tuned teacher."""
     out = tmp_path_factory.mktemp("tuned")
     in_subprocess(export_random, teacher_student, out)
     outputs = in_subprocess(
@@ -361,7 +385,7 @@ METHODS = {
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", METHODS)
-def test_a_transfer_method_trains_and_leaves_only_the_task_s_model(
+def test_a_transfer_method_adds_its_losses_and_saves_only_the_task_s_model(
     name, data, exported, student, teacher_student, tuned_teacher, tmp_path, in_subprocess
 ):
     changes = {"transfer": METHODS[name], "teacher": teacher_student, "keep_model": True}
@@ -370,16 +394,17 @@ def test_a_transfer_method_trains_and_leaves_only_the_task_s_model(
     json.dumps(outputs, allow_nan=False)
     assert outputs["gate"]["coverage"] == 1.0
     assert outputs["gate"] == plain["gate"]
-    # The saved model is the task's own: no teacher, no projector.
-    saved, saved_plain = (read_tensors(tmp_path / n / MODEL) for n in ("a", "plain"))
+    # The saved model has neither the teacher nor the method's layers.
+    saved, saved_plain = (read_tensors(tmp_path / name / MODEL) for name in ("a", "plain"))
     assert {k: v.shape for k, v in saved.items()} == {k: v.shape for k, v in saved_plain.items()}
-    # Each step's loss is the task's plus the method's; the task's own of step 1 is the plain run's.
+    # The loss of a step is the task's plus the method's; in step 1 the task's is that of `plain`.
     terms = {k: dict(v) for k, v in outputs["curves"].items() if k != "loss"}
     assert terms
     assert all(k.startswith("transfer.loss_") for k in terms)
     first, plain_first = dict(outputs["curves"]["loss"])[1], dict(plain["curves"]["loss"])[1]
-    assert sum(curve[1] for curve in terms.values()) > 0
-    assert first == pytest.approx(plain_first + sum(curve[1] for curve in terms.values()), rel=1e-5)
+    added = sum(curve[1] for curve in terms.values())
+    assert added > 0
+    assert first == pytest.approx(plain_first + added, rel=1e-5)
     assert outputs["transfer"]["extra_forwards"] == 4 * 2  # steps x batch
     assert outputs["transfer"]["extra_parameters"] > 6e6  # of the teacher and the method
     assert outputs["curves"]["loss"] != plain["curves"]["loss"]
@@ -389,7 +414,7 @@ def test_a_transfer_method_trains_and_leaves_only_the_task_s_model(
 
 @pytest.mark.e2e
 def test_a_method_of_weight_0_changes_no_score(data, exported, student, tmp_path, in_subprocess):
-    """The method's networks draw nothing from the task's random generator and are not scored."""
+    """Building the method's layers does not change the task's random numbers."""
     changes = {"transfer": {"type": LEVEL_SQUARE, "weight": 0.0}}
     outputs = in_subprocess(run, student, data, exported, tmp_path / "a", changes)
     plain = in_subprocess(run, student, data, exported, tmp_path / "b", {})

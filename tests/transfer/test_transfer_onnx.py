@@ -17,11 +17,11 @@ from kdep_bench.transfer.onnx_file import (
     write_onnx,
 )
 
-PX = 16
+PX = 16  # side of the images in pixels
 
 
 def backbone(seed: int = 0) -> nn.Module:
-    """A small random network."""
+    """A small random network; its output is its last feature map."""
     torch.manual_seed(seed)
     return nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU())
 
@@ -34,14 +34,15 @@ def file(tmp_path_factory):
     return path
 
 
-def test_the_file_normalises_pixels_and_takes_any_batch(file):
-    """Expected: the torch network on normalised pixels. The file was exported with a batch of 2."""
+def test_the_file_normalises_pixels_and_accepts_batches_of_any_size(file):
+    """The file was exported with a batch of 2; here it gets 5 images."""
     pixels = np.random.default_rng(0).integers(0, 256, (5, 3, PX, PX)).astype(np.float32)
     mean, std = (np.array(v, np.float32).reshape(1, 3, 1, 1) for v in (MEAN, STD))
+    normalised = torch.from_numpy((pixels - mean) / std)
     with torch.inference_mode():
-        expected = backbone().eval()(torch.from_numpy((pixels - mean) / std)).numpy()
-    feature, last = open_session(file).run(None, {"images": pixels})
-    np.testing.assert_allclose(last, expected, atol=1e-5)
+        expected = backbone().eval()(normalised).numpy()
+    feature, last_map = open_session(file).run(None, {"images": pixels})
+    np.testing.assert_allclose(last_map, expected, atol=1e-5)
     np.testing.assert_allclose(feature, expected.mean((2, 3)), atol=1e-5)
 
 
@@ -59,7 +60,7 @@ def test_latencies_are_measured_for_each_batch_size(file):
 def test_a_file_that_fails_its_check_is_deleted_and_replaces_no_earlier_file(tmp_path, monkeypatch):
     path = tmp_path / "backbone.onnx"
     path.write_text("earlier")
-    monkeypatch.setattr("kdep_bench.transfer.onnx_file.TOLERANCE", -1.0)
+    monkeypatch.setattr("kdep_bench.transfer.onnx_file.TOLERANCE", -1.0)  # the check fails
     with pytest.raises(KdepError, match="the output feature of the ONNX file"):
         write_onnx(backbone(), PX, path)
     assert [p.name for p in tmp_path.iterdir()] == ["backbone.onnx"]
@@ -67,6 +68,6 @@ def test_a_file_that_fails_its_check_is_deleted_and_replaces_no_earlier_file(tmp
 
 
 def test_the_error_names_a_file_that_is_not_onnx(tmp_path):
-    (tmp_path / "cut.onnx").write_bytes(b"abc")
-    with pytest.raises(KdepError, match=r"onnxruntime cannot read the ONNX file .*cut\.onnx"):
-        open_session(tmp_path / "cut.onnx")
+    (tmp_path / "bad.onnx").write_bytes(b"abc")
+    with pytest.raises(KdepError, match=r"onnxruntime cannot read the ONNX file .*bad\.onnx"):
+        open_session(tmp_path / "bad.onnx")

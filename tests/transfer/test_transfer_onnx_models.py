@@ -1,4 +1,4 @@
-"""ONNX files of transferred models and 8-bit backbones have the outputs of the networks."""
+"""ONNX files of transferred models and of 8-bit backbones give the outputs of the networks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from kdep_bench.transfer.classification import linear_layer
 from kdep_bench.transfer.onnx_file import open_session, write_onnx
 from tests.transfer.conftest import config, quiet
 
-PX = 32
+PX = 32  # side of the images in pixels
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -41,12 +41,14 @@ def test_a_linear_layer_has_the_probabilities_of_the_fitted_probe(classes: int) 
 
 
 def backbone() -> nn.Module:
+    """A small random network in evaluation mode."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3)]
     return nn.Sequential(*layers).eval()
 
 
 def folder_of_images(folder: Path, count: int) -> Path:
+    """Writes images of 32 rows and 64 columns: noise in the middle, grey level i at both sides."""
     rng = np.random.default_rng(0)
     folder.mkdir()
     for i in range(count):
@@ -60,12 +62,14 @@ def test_calibration_images_are_centre_crops_spread_over_the_folder(tmp_path: Pa
     folder = folder_of_images(tmp_path / "pool", 9)
     images = onnx_int8.calibration_images(folder, PX, 3)
     assert images.shape == (3, 3, PX, PX)
-    for image, name in zip(images, ("000", "004", "008"), strict=True):
+    for image, name in zip(images, ("000", "004", "008"), strict=True):  # 3 of 9
         pixels = np.asarray(Image.open(folder / f"{name}.png"))[:, PX // 2 : 3 * PX // 2]
         np.testing.assert_array_equal(image, pixels.transpose(2, 0, 1))
 
 
-def test_an_8_bit_file_is_close_to_the_network_and_a_float_file_is_equal(tmp_path: Path) -> None:
+def test_an_8_bit_file_gives_nearly_the_network_s_outputs_and_a_float_file_the_same(
+    tmp_path: Path,
+) -> None:
     write_onnx(backbone(), PX, tmp_path / "float.onnx")
     images = onnx_int8.calibration_images(folder_of_images(tmp_path / "pool", 9), PX)
     onnx_int8.quantise(tmp_path / "float.onnx", images, tmp_path / "int8.onnx")
@@ -73,12 +77,13 @@ def test_an_8_bit_file_is_close_to_the_network_and_a_float_file_is_equal(tmp_pat
     normalised = (torch.from_numpy(images) - mean) / std
     with torch.inference_mode():
         expected = backbone()(normalised)
-        exact, near = (
-            onnx_int8.OnnxBackbone(tmp_path / f"{n}.onnx")(normalised)[0] for n in ("float", "int8")
+        of_float, of_int8 = (
+            onnx_int8.OnnxBackbone(tmp_path / f"{name}.onnx")(normalised)[0]
+            for name in ("float", "int8")
         )
-    assert (exact - expected).abs().max() < 1e-4
-    difference = (near - expected).abs().max() / expected.abs().max()
-    assert 1e-5 < difference < 0.1
+    assert (of_float - expected).abs().max() < 1e-4
+    relative_error = (of_int8 - expected).abs().max() / expected.abs().max()
+    assert 1e-5 < relative_error < 0.1
     assert sorted(p.name for p in tmp_path.glob("*.onnx")) == ["float.onnx", "int8.onnx"]
 
 
@@ -114,14 +119,14 @@ def test_the_file_of_a_linear_probe_has_the_probabilities_that_were_scored(
 ):
     out = tmp_path / "probe"
     probabilities, outputs = in_subprocess(probe_probabilities, student, data, exported, out)
-    kept = samples.read(out / outputs["samples"]["file"], outputs["samples"]["sha256"])
-    np.testing.assert_array_equal(probabilities.argmax(1), kept.arrays["prediction"])
-    np.testing.assert_allclose(probabilities.max(1), kept.arrays["probability"], atol=1e-3)
-    assert len(outputs["model_checksum"]) == 64
+    scored = samples.read(out / outputs["samples"]["file"], outputs["samples"]["sha256"])
+    np.testing.assert_array_equal(probabilities.argmax(1), scored.arrays["prediction"])
+    np.testing.assert_allclose(probabilities.max(1), scored.arrays["probability"], atol=1e-3)
+    assert len(outputs["model_checksum"]) == 64  # hexadecimal digits of SHA-256
 
 
-def segmented(student: dict[str, Any], data: Path, export: Path, out: Path):
-    """(mmseg's logits of a test image at full size, the logits of the ONNX file)."""
+def segmentation_logits(student: dict[str, Any], data: Path, export: Path, out: Path):
+    """(mmseg's logits [C, H, W] of a test image at full size, those of the ONNX file)."""
     from mmengine.registry import DATASETS
 
     from kdep_bench.registry import build
@@ -144,14 +149,17 @@ def segmented(student: dict[str, Any], data: Path, export: Path, out: Path):
 def test_the_file_of_a_segmenter_has_the_toolkit_s_logits(
     student, data, exported, tmp_path, in_subprocess
 ):
-    expected, logits = in_subprocess(segmented, student, data, exported, tmp_path / "seg")
+    expected, logits = in_subprocess(segmentation_logits, student, data, exported, tmp_path / "seg")
     assert expected.shape == logits.shape == (9, 120, 160)  # 8 classes and the background
     assert expected.std() > 0.01
     np.testing.assert_allclose(logits, expected, atol=1e-3 * np.abs(expected).max())
 
 
-def sharpened(model: Any, batch: dict[str, Any]) -> None:
-    """Gives a hardly trained detector scores and offsets that differ between boxes and classes."""
+def make_outputs_differ(model: Any, batch: dict[str, Any]) -> None:
+    """Sets weights of a hardly trained detector so that its outputs differ.
+
+    Scores and offsets then differ between boxes and between classes.
+    """
     generator = torch.Generator().manual_seed(0)
     head = model.roi_head.bbox_head
     for layer, std in ((model.rpn_head.rpn_reg, 0.02), (head.fc_reg, 0.02), (head.fc_cls, 1.0)):
@@ -167,7 +175,13 @@ def sharpened(model: Any, batch: dict[str, Any]) -> None:
 
 
 def detections(student: dict[str, Any], data: Path, export: Path, out: Path, per_class: bool):
-    """(mmdet's detections of two test images, the outputs of the ONNX file for both)."""
+    """The detections of two test images by mmdet and by the ONNX file.
+
+    `per_class`: whether the detector predicts a box per class instead of one per object.
+
+    Returns:
+        ([(boxes, scores, labels) of each image], outputs of the ONNX file).
+    """
     from mmengine.registry import DATASETS
 
     from kdep_bench.registry import build
@@ -184,11 +198,11 @@ def detections(student: dict[str, Any], data: Path, export: Path, out: Path, per
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
     samples = [dataset[i] for i in range(2)]
     batch = {k: [sample[k] for sample in samples] for k in ("inputs", "data_samples")}
-    sharpened(model, copy.deepcopy(batch))
+    make_outputs_differ(model, copy.deepcopy(batch))
     torch.save(model.state_dict(), out / MODEL)
     onnx_model._write(task, student, data, out, 0, out / "model.onnx")
     with torch.inference_mode():
-        predicted = [d.pred_instances for d in model.test_step(batch)]  # type: ignore[operator]
+        predicted = [sample.pred_instances for sample in model.test_step(batch)]  # type: ignore[operator]
     images = torch.stack([sample["inputs"].flip(0) for sample in samples]).float().numpy()
     assert images.shape[2:] == size
     outputs = open_session(out / "model.onnx").run(None, {"images": images})
@@ -232,11 +246,14 @@ def test_detections_that_differ_between_two_runtimes_are_counted() -> None:
 
 
 def test_suppression_keeps_the_best_of_overlapping_boxes_in_each_group() -> None:
-    """IoU of the boxes: 81/119 = 0.68 for the first two, 0 with the third."""
+    """The IoU of the first two boxes is 81 / (100 + 100 - 81) = 0.68; both have 0 with the third.
+
+    Thresholds: IoU 0.5, then 0.7; score 0.2.
+    """
     from kdep_bench.transfer.onnx_detector import kept_boxes
 
     boxes = torch.tensor([[[0.0, 0, 10, 10], [1, 1, 11, 11], [20, 20, 30, 30]]])
-    scores = torch.tensor([[[0.5, 0.9, 0.3], [0.5, 0.0, 0.1]]])
+    scores = torch.tensor([[[0.5, 0.9, 0.3], [0.5, 0.0, 0.1]]])  # of two classes
     kept = kept_boxes(boxes, scores, 0.5, 0.2)
     assert kept.tolist() == [[[0, 1, 1], [1, 0, 0]]]
     assert kept_boxes(boxes, scores, 0.7, 0.2).tolist() == [[[1, 1, 1], [1, 0, 0]]]
@@ -269,11 +286,9 @@ def test_keep_models_changes_only_transfer_stages() -> None:
         "budget": {"epochs": 1, "batch": 8, "optimizer": {"type": "SGD", "lr": 0.1}},
         "seeds": {"pretrain": [0], "transfer": [0]},
     }
-    plain, kept = (
-        build_plan(build_suite(suite)),
-        build_plan(build_suite({**suite, "keep_models": True})),
-    )
-    new = kept.stages.keys() - plain.stages.keys()
-    assert {kept.stages[i].kind for i in new} == {"transfer"}
-    assert all(kept.stages[i].spec["keep_model"] for i in new)
-    assert not any("keep_model" in s.spec for s in plain.stages.values())
+    plain = build_plan(build_suite(suite))
+    with_models = build_plan(build_suite({**suite, "keep_models": True}))
+    new_ids = with_models.stages.keys() - plain.stages.keys()
+    assert {with_models.stages[i].kind for i in new_ids} == {"transfer"}
+    assert all(with_models.stages[i].spec["keep_model"] for i in new_ids)
+    assert not any("keep_model" in stage.spec for stage in plain.stages.values())

@@ -1,4 +1,10 @@
-"""OTA: its losses against their formulas, its generated images, and real stages without a pool."""
+"""OTA: its losses against their formulas, its generated images, and real stages without a pool.
+
+OTA makes a classifier from few images of a task in three steps: IRF trains a teacher with a
+contrastive loss, DIGG generates images through the teacher by gradient descent on pixels, guided by
+the task's images, and OTA distils the teacher on both. The formulas are in the docstrings of the
+modules `irf`, `digg` and `ota` in kdep_bench/transfer/methods.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +28,7 @@ from tests.transfer.conftest import config, export_random
 from tests.transfer.test_transfer_methods import interrupted, run, untimed
 
 METHODS = "kdep_bench.transfer.methods"
+# Settings of the generation, see `digg.Generation`.
 SETTINGS = dict(images=48, steps=40, rate=0.05, statistics=1.0, guide=1.0, smooth=0.01)
 
 
@@ -35,38 +42,42 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def test_the_distillation_loss_is_the_divergence_of_the_formula():
-    s, t, tau = drawn(3, 5), drawn(3, 5, seed=1), 4.0
-    p, q = (np.exp(x.numpy() / tau) for x in (t, s))
-    p, q = (x / x.sum(1, keepdims=True) for x in (p, q))
+    student, teacher, tau = drawn(3, 5), drawn(3, 5, seed=1), 4.0
+    exponentials = [np.exp(x.numpy() / tau) for x in (teacher, student)]
+    p, q = (x / x.sum(1, keepdims=True) for x in exponentials)
     expected = tau**2 * (p * np.log(p / q)).sum(1)
-    np.testing.assert_allclose(divergence(s, t, tau), expected, rtol=1e-10)
-    assert divergence(t, t, tau).abs().max() < 1e-12
+    np.testing.assert_allclose(divergence(student, teacher, tau), expected, rtol=1e-10)
+    assert divergence(teacher, teacher, tau).abs().max() < 1e-12
 
 
-def test_the_contrast_is_that_of_the_formula_and_least_for_equal_views():
-    z, T = drawn(6, 4), 0.3
-    u = z.numpy() / np.linalg.norm(z.numpy(), axis=1, keepdims=True)
-    e = np.exp(u @ u.T / T)
-    np.fill_diagonal(e, 0)
-    per_view = [-np.log(e[i, (i + 3) % 6] / e[i].sum()) for i in range(6)]
+def test_the_contrastive_loss_is_that_of_the_formula_and_lower_for_equal_views():
+    """Rows i and i + 3 are the features of the two views of image i."""
+    features, temperature = drawn(6, 4), 0.3
+    unit = features.numpy() / np.linalg.norm(features.numpy(), axis=1, keepdims=True)
+    exponentials = np.exp(unit @ unit.T / temperature)
+    np.fill_diagonal(exponentials, 0)
+    per_view = [-np.log(exponentials[i, (i + 3) % 6] / exponentials[i].sum()) for i in range(6)]
     expected = [(per_view[i] + per_view[i + 3]) / 2 for i in range(3)]
-    np.testing.assert_allclose(contrast(z, T), expected, rtol=1e-10)
-    equal = torch.cat([z[:3], z[:3]])
-    shuffled = torch.cat([z[:3], z[[1, 2, 0]]])
-    assert contrast(equal, T).mean() < contrast(shuffled, T).mean()
+    np.testing.assert_allclose(contrast(features, temperature), expected, rtol=1e-10)
+    equal_views = torch.cat([features[:3], features[:3]])
+    views_of_other_images = torch.cat([features[:3], features[[1, 2, 0]]])
+    losses = [contrast(x, temperature).mean() for x in (equal_views, views_of_other_images)]
+    assert losses[0] < losses[1]
 
 
-def test_masked_patches_are_whole_squares_of_the_mean_colour():
+def test_masked_patches_are_squares_of_the_mean_colour():
+    """In normalised values the mean colour is 0; the images are 1."""
     torch.manual_seed(0)
-    x = mask_patches(torch.ones(200, 3, 20, 12), 0.3, 8)
-    assert set(x.unique().tolist()) == {0.0, 1.0}
-    patches = x[:, :, :16, :8].unfold(2, 8, 8).unfold(3, 8, 8)
+    masked = mask_patches(torch.ones(200, 3, 20, 12), 0.3, 8)
+    assert set(masked.unique().tolist()) == {0.0, 1.0}
+    patches = masked[:, :, :16, :8].unfold(2, 8, 8).unfold(3, 8, 8)  # the complete ones
     assert set(patches.mean((1, -1, -2)).unique().tolist()) == {0.0, 1.0}
     assert 1 - patches.mean().item() == pytest.approx(0.3, abs=0.05)
     assert torch.equal(mask_patches(torch.ones(2, 3, 8, 8), 0.0, 8), torch.ones(2, 3, 8, 8))
 
 
 def test_the_terms_of_the_generation_are_those_of_the_formula():
+    """S compares BatchNorm statistics, the guide term features, TV (total variation) neighbours."""
     x = drawn(4, 3, 5, 6)
     norm = nn.BatchNorm2d(3).double().eval()
     mean, variance = norm.running_mean, norm.running_var
@@ -80,19 +91,19 @@ def test_the_terms_of_the_generation_are_those_of_the_formula():
     scale = np.sqrt(pixels.var(1) + norm.eps) / std - 1
     expected = (shift**2 + scale**2).mean()
     assert digg.statistics_loss(x, norm).item() == pytest.approx(expected, rel=1e-10)
-    f, g = drawn(4, 7), drawn(4, 7, seed=1)
-    ratio = ((f - g).numpy() ** 2).sum(1).mean() / (g.numpy() ** 2).sum(1).mean()
-    assert digg.guide_loss(f, g).item() == pytest.approx(ratio, rel=1e-10)
-    n = x.numpy()
-    tv = np.abs(np.diff(n, axis=2)).mean() + np.abs(np.diff(n, axis=3)).mean()
-    assert digg.total_variation(x).item() == pytest.approx(tv, rel=1e-10)
+    feature, guide = drawn(4, 7), drawn(4, 7, seed=1)
+    squared_error = ((feature - guide).numpy() ** 2).sum(1).mean()
+    expected = squared_error / (guide.numpy() ** 2).sum(1).mean()
+    assert digg.guide_loss(feature, guide).item() == pytest.approx(expected, rel=1e-10)
+    rows, columns = (np.abs(np.diff(x.numpy(), axis=axis)).mean() for axis in (2, 3))
+    assert digg.total_variation(x).item() == pytest.approx(rows + columns, rel=1e-10)
 
 
 # ---- generated images ----
 
 
 class Teacher(nn.Module):
-    """A small classifier with BatchNorm, as an ImageClassifier in evaluation mode."""
+    """A small network with BatchNorm, with the interface of mmpretrain's ImageClassifier."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,6 +113,7 @@ class Teacher(nn.Module):
         )
 
     def extract_feat(self, x: Tensor, stage: str) -> tuple[Tensor]:
+        """The pooled feature [B, 12]."""
         assert stage == "neck"
         return (self.layers(x).mean((2, 3)),)
 
@@ -121,8 +133,8 @@ def teacher() -> Teacher:
     torch.manual_seed(0)
     network = Teacher().train()
     with torch.no_grad():
-        for k in range(40):
-            network.layers(squares(64, 100 + k))
+        for seed in range(100, 140):
+            network.layers(squares(64, seed))
     return network.eval().requires_grad_(False)
 
 
@@ -130,26 +142,27 @@ def frechet(teacher: Teacher, first: Tensor, second: Tensor) -> float:
     """The Fréchet distance of the teacher's features of two sets of images."""
     with torch.no_grad():
         a, b = (teacher.extract_feat(x, "neck")[0].double().numpy() for x in (first, second))
-    c, d = (np.cov(x, rowvar=False) + 1e-9 * np.eye(x.shape[1]) for x in (a, b))
-    root = np.real(np.asarray(linalg.sqrtm(c @ d)))
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(c + d - 2 * root))
+    cov_a, cov_b = (np.cov(x, rowvar=False) + 1e-9 * np.eye(x.shape[1]) for x in (a, b))
+    root = np.real(np.asarray(linalg.sqrtm(cov_a @ cov_b)))
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * root))
 
 
-def made(teacher: Teacher, seed: int = 0, **change: Any) -> Tensor:
-    """Images that were generated from 24 guides."""
+def generated(teacher: Teacher, seed: int = 0, **changes: Any) -> Tensor:
+    """48 images [48, 3, 16, 16], generated from noise with 24 guides; `changes` of SETTINGS."""
     torch.manual_seed(seed)
-    settings = digg.Generation(**{**SETTINGS, "start": "noise", **change})
+    settings = digg.Generation(**{**SETTINGS, "start": "noise", **changes})
     low, high = torch.full((3, 1, 1), -1.2), torch.full((3, 1, 1), 1.1)
     return digg.generate(teacher, squares(24, 1), low, high, settings)
 
 
 def test_generated_images_are_nearer_to_the_task_s_images_than_noise(teacher):
-    """Also if they begin as noise; and they are new images in the range of pixel values."""
-    noise = made(teacher, steps=0)
-    from_noise, from_images = made(teacher), made(teacher, start="images")
-    distances = [frechet(teacher, squares(300, 7), x) for x in (noise, from_noise, from_images)]
-    assert distances[1] < distances[0] / 4
-    assert distances[2] < distances[0] / 4
+    """Also if they begin as noise. They are new images in the range of pixel values."""
+    noise = generated(teacher, steps=0)
+    from_noise, from_images = generated(teacher), generated(teacher, start="images")
+    of_noise, *distances = (
+        frechet(teacher, squares(300, 7), images) for images in (noise, from_noise, from_images)
+    )
+    assert max(distances) < of_noise / 4
     for images in (from_noise, from_images):
         assert images.shape == (48, 3, 16, 16)
         assert -1.2 <= images.min() < images.max() <= 1.1 + 1e-6
@@ -159,16 +172,17 @@ def test_generated_images_are_nearer_to_the_task_s_images_than_noise(teacher):
 
 def test_generation_depends_only_on_the_seed_and_leaves_the_teacher_unchanged(teacher):
     state = {k: v.clone() for k, v in teacher.state_dict().items()}
-    first, again, reseeded = made(teacher), made(teacher), made(teacher, seed=1)
-    assert torch.equal(first, again)
-    assert not torch.equal(first, reseeded)
+    first, second = generated(teacher), generated(teacher)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, generated(teacher, seed=1))
     assert all(torch.equal(v, state[k]) for k, v in teacher.state_dict().items())
     assert not any(m._forward_pre_hooks for m in teacher.modules())
 
 
 @pytest.mark.parametrize("term", ["statistics", "guide", "smooth"])
 def test_each_term_changes_the_generated_images(teacher, term):
-    assert not torch.equal(made(teacher, steps=3), made(teacher, **{"steps": 3, term: 0.0}))
+    without_term = generated(teacher, **{"steps": 3, term: 0.0})
+    assert not torch.equal(generated(teacher, steps=3), without_term)
 
 
 def test_a_teacher_without_batch_norm_generates_by_its_guides_alone():
@@ -178,7 +192,7 @@ def test_a_teacher_without_batch_norm_generates_by_its_guides_alone():
     with digg.batch_statistics(network) as losses:
         network.extract_feat(squares(2, 0), "neck")
     assert losses == []
-    assert made(network, steps=2).isfinite().all()
+    assert generated(network, steps=2).isfinite().all()
 
 
 class Classifier(nn.Module):
@@ -194,16 +208,18 @@ class Classifier(nn.Module):
         self.data_preprocessor.std = torch.full((3, 1, 1), 127.5)
 
     def extract_feat(self, x: Tensor, stage: str = "neck") -> tuple[Tensor]:
+        """The pooled feature [B, 12]."""
         return (self.body(x).mean((2, 3)),)
 
     def forward(self, x: Tensor, samples: Any = None, mode: str = "") -> Tensor:
+        """The class scores [B, 4]."""
         assert mode == "tensor"
         return self.head(self.extract_feat(x)[0])
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
-def test_a_student_learns_its_teacher_s_scores_and_not_those_of_other_images(shuffled):
-    """Without labels: the distillation alone brings the student's scores to the teacher's."""
+def test_a_student_learns_its_teacher_s_scores_from_ota_s_terms_alone(shuffled):
+    """If the teacher's scores are shuffled between the images, it does not learn them."""
     teacher = Classifier(1).eval().requires_grad_(False)
     teacher.head.weight.mul_(12)
     student, method = Classifier(2), OTA(tau=1.0, images=64, steps=3)
@@ -216,6 +232,7 @@ def test_a_student_learns_its_teacher_s_scores_and_not_those_of_other_images(shu
     test = squares(200, 5)
 
     def error() -> float:
+        """Mean KL divergence of the teacher's and the student's scores of the test images."""
         with torch.no_grad():
             scores = student.eval()(test, mode="tensor"), teacher(test, mode="tensor")
         student.train()
@@ -229,17 +246,18 @@ def test_a_student_learns_its_teacher_s_scores_and_not_those_of_other_images(shu
         torch.stack([term.mean() for term in terms.values()]).sum().backward()
         optimizer.step()
     assert all(p.grad is None for p in teacher.parameters())
-    uniform = divergence(torch.zeros(200, 4), teacher(test, mode="tensor"), 1.0).mean().item()
-    assert (error() < uniform / 4) != shuffled
+    uniform_scores = torch.zeros(200, 4)
+    error_of_uniform = divergence(uniform_scores, teacher(test, mode="tensor"), 1.0).mean().item()
+    assert (error() < error_of_uniform / 4) != shuffled
 
 
 @pytest.mark.parametrize("name", ["irf", "ota"])
 def test_running_statistics_are_those_of_the_task_s_images_alone(name: str):
-    """Neither masked nor generated images, with which the model is not evaluated, change them."""
+    """Masked and generated images do not change them."""
     model, plain = Classifier(1), Classifier(1)
     first: Any = model.body[0]
     method: IRF | OTA = IRF() if name == "irf" else OTA(images=8, steps=1)
-    cast(Any, model.head).in_channels = 12
+    cast(Any, model.head).in_channels = 12  # IRF reads the width of the feature there
     method.attach(model, None if name == "irf" else Classifier(2).eval().requires_grad_(False))
     if isinstance(method, OTA):
         method.prepare(squares(8, 1))
@@ -252,7 +270,8 @@ def test_running_statistics_are_those_of_the_task_s_images_alone(name: str):
     assert first.weight.grad.abs().max() > 0
     for key, value in plain.state_dict().items():
         assert torch.equal(model.state_dict()[key], value)
-        assert ("running" in key or "num_batches" in key) != torch.equal(value, state[key])
+        is_statistic = "running" in key or "num_batches" in key
+        assert is_statistic != torch.equal(value, state[key])
 
 
 def test_gradients_and_outputs_do_not_depend_on_the_update_of_running_statistics():
@@ -293,7 +312,10 @@ def teacher_student() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def irf(tmp_path_factory, teacher_student, data, in_subprocess) -> dict[str, Any]:
-    """Outputs and folders of a teacher trained with IRF, with a loss of weight 0, and without."""
+    """Outputs of trainings with IRF ("irf"), IRF of weight 0 ("zero") and without it ("plain").
+
+    "folder" is the directory of the first, the teacher of OTA.
+    """
     out = tmp_path_factory.mktemp("irf")
     in_subprocess(export_random, teacher_student, out)
     args, outputs = (teacher_student, data, out / "export"), {"folder": out / "irf"}
@@ -308,24 +330,26 @@ def irf(tmp_path_factory, teacher_student, data, in_subprocess) -> dict[str, Any
 
 
 @pytest.mark.e2e
-def test_irf_fades_out_and_is_not_in_the_saved_model(irf):
+def test_the_weight_of_irf_falls_and_the_saved_model_has_no_part_of_it(irf):
     curve = dict(irf["irf"]["curves"]["transfer.loss_re_representation"])
     assert list(curve) == [1, 2, 3, 4, 5, 6]
-    assert curve[1] > 2 * curve[6] > 0  # weights 1 and 1/6
+    assert curve[1] > 2 * curve[6] > 0  # the weights are 1 and 1/6
+    # 6 steps of 16 images, two views each.
     assert irf["irf"]["transfer"]["extra_forwards"] == 6 * 16 * 2
-    saved, plain = (read_tensors(irf["folder"].parent / n / MODEL) for n in ("irf", "plain"))
+    folder = irf["folder"].parent
+    saved, plain = (read_tensors(folder / name / MODEL) for name in ("irf", "plain"))
     assert {k: v.shape for k, v in saved.items()} == {k: v.shape for k, v in plain.items()}
-    # Without a weight, the training is the task's.
+    # With weight 0, the training is that of the task.
     zero = {k: v for k, v in irf["zero"].items() if k != "transfer"}
     assert untimed(zero) == untimed(irf["plain"])
     assert irf["irf"]["curves"]["loss"] != irf["plain"]["curves"]["loss"]
 
 
 @pytest.mark.e2e
-def test_ota_distils_a_classifier_and_leaves_only_the_task_s_model(
+def test_ota_trains_a_classifier_and_saves_only_the_task_s_model(
     data, exported, student, teacher_student, irf, tmp_path, in_subprocess
 ):
-    """No stage reads a pool: its inputs are the task's images and two exported networks."""
+    """An interrupted stage that is run again gives the same outputs."""
     changes = {"transfer": ota(), "teacher": teacher_student, "keep_model": True}
     args = (student, data, exported)
     outputs = in_subprocess(run, *args, tmp_path / "a", changes, irf["folder"], few_task())
@@ -335,10 +359,11 @@ def test_ota_distils_a_classifier_and_leaves_only_the_task_s_model(
     loss = terms.pop("loss")
     assert set(terms) == {"real", "generated"}
     assert all(value > 0 for term in terms.values() for value in term.values())
-    saved, saved_plain = (read_tensors(tmp_path / n / MODEL) for n in ("a", "plain"))
+    saved, saved_plain = (read_tensors(tmp_path / name / MODEL) for name in ("a", "plain"))
     assert {k: v.shape for k, v in saved.items()} == {k: v.shape for k, v in saved_plain.items()}
-    # 20 images: features of two guides, two steps, their targets; then 6 steps of 16 images of
-    # the student (generated) and of the teacher (real).
+    # Per generated image 2 passes for the features of its guides, 2 for the steps, 1 for its
+    # target. Then 6 steps with 16 passes of the student (generated images) and 16 of the teacher
+    # (the task's images).
     assert outputs["transfer"]["extra_forwards"] == 20 * (2 + 2 + 1) + 6 * 16 * 2
     teacher = read_tensors(irf["folder"] / MODEL)
     parameters = sum(
@@ -347,7 +372,7 @@ def test_ota_distils_a_classifier_and_leaves_only_the_task_s_model(
     assert outputs["transfer"]["extra_parameters"] == parameters
     assert set(loss) == {1, 2, 3, 4, 5, 6}
     call = (*args, tmp_path / "b", changes, irf["folder"], few_task())
-    assert in_subprocess(interrupted, *call, 3)
+    assert in_subprocess(interrupted, *call, 3)  # in step 3
     assert untimed(in_subprocess(run, *call)) == untimed(outputs)
 
 

@@ -1,4 +1,4 @@
-"""Two own data sets that differ only in order and ids get the same score, to the last digit."""
+"""Two data sets of a user that differ only in order and ids get exactly the same score."""
 
 from __future__ import annotations
 
@@ -14,25 +14,28 @@ from tests.transfer.conftest import config, quiet
 
 
 def permuted(table: dict[str, Any], step: int) -> dict[str, Any]:
-    """The same table with every list reversed, every id changed, every object's keys reversed."""
+    """The same COCO table with lists and keys in reverse order and with other ids.
+
+    `step` is the difference between ids.
+    """
 
     def new_ids(key: str) -> dict[int, int]:
-        """{old id: new id} of the rows of one list. 1009 is a prime: new ids are unique."""
+        """{old id: new id} of the rows of one list. 1009 is a prime, so new ids are unique."""
         return {row["id"]: 1000 + step * (k * 7 % 1009) for k, row in enumerate(table[key])}
 
     image_ids, category_ids, box_ids = map(new_ids, ("images", "categories", "annotations"))
     rows = {
         "annotations": [
             {
-                **a,
-                "id": box_ids[a["id"]],
-                "image_id": image_ids[a["image_id"]],
-                "category_id": category_ids[a["category_id"]],
+                **box,
+                "id": box_ids[box["id"]],
+                "image_id": image_ids[box["image_id"]],
+                "category_id": category_ids[box["category_id"]],
             }
-            for a in table["annotations"]
+            for box in table["annotations"]
         ],
-        "categories": [{**c, "id": category_ids[c["id"]]} for c in table["categories"]],
-        "images": [{**i, "id": image_ids[i["id"]]} for i in table["images"]],
+        "categories": [{**row, "id": category_ids[row["id"]]} for row in table["categories"]],
+        "images": [{**row, "id": image_ids[row["id"]]} for row in table["images"]],
     }
     return {
         key: [dict(reversed(row.items())) for row in reversed(table_rows)]
@@ -41,7 +44,10 @@ def permuted(table: dict[str, Any], step: int) -> dict[str, Any]:
 
 
 def prepare_scenes(data: Path, out: Path, change: bool) -> Path:
-    """Stage `prepare` over the tiny scenes as own data; returns the stage's directory."""
+    """Runs the stage `prepare` with the tiny scenes as a user's data; returns its directory.
+
+    `change`: whether the COCO files are `permuted`.
+    """
     coco = {}
     for number, split in enumerate(("train", "test"), 1):
         table = json.loads((data / "detect/annotations" / f"{split}.json").read_text())
@@ -85,7 +91,6 @@ def test_order_and_ids_of_a_coco_json_do_not_change_the_score(
         )
         results.append({k: outputs[k] for k in ("value", "metrics", "per_class", "curves")})
     assert results[0] == results[1]
+    # The losses change from step to step, so equal curves mean equal training.
     losses = [loss for _, loss in results[0]["curves"]["loss"]]
-    assert (
-        len(set(losses)) > 3
-    )  # the losses change from step to step, so equal curves mean equal training
+    assert len(set(losses)) > 3

@@ -1,4 +1,4 @@
-"""Scores from stored per-sample outputs equal those of OpenMMLab's metrics, to the last digit."""
+"""Scores computed from stored outputs per image equal those of OpenMMLab's metrics exactly."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ CLASSES = ("bird", "coin", "disc")
 
 
 def through_file(tmp_path: Path, samples: Samples) -> Samples:
-    """The samples, written to a file and read back."""
+    """The same samples, after they were written to a file and read back."""
     stored_summary = sample_files.write(tmp_path / sample_files.FILE, samples)
     assert stored_summary["bytes"] == (tmp_path / sample_files.FILE).stat().st_size
     return sample_files.read(tmp_path / sample_files.FILE, stored_summary["sha256"])
 
 
-def image_names(n: int) -> tuple[str, ...]:
-    """The names of n test images."""
-    return tuple(f"test/{i}.jpg" for i in range(n))
+def image_names(count: int) -> tuple[str, ...]:
+    """Names of test images."""
+    return tuple(f"test/{i}.jpg" for i in range(count))
 
 
 @pytest.mark.parametrize("images", [1, 3, 7, 97, 400, 1601])
@@ -41,13 +41,17 @@ def test_accuracy_is_that_of_mmpretrain(tmp_path, images):
     probabilities = torch.softmax(3 * torch.randn(images, 3), 1)
     probabilities[::5] = 1 / 3  # ties
     results = [{"pred_score": p, "gt_label": torch.randint(0, 3, (1,))} for p in probabilities]
-    raw = Accuracy(topk=(1,)).compute_metrics(results)
+    expected = Accuracy(topk=(1,)).compute_metrics(results)
     samples = Samples("accuracy", CLASSES, image_names(images), transfer_samples._accuracy(results))
-    assert sample_files.scores(through_file(tmp_path, samples))["top1"] == float(raw["top1"]) / 100
+    scores = sample_files.scores(through_file(tmp_path, samples))
+    assert scores["top1"] == float(expected["top1"]) / 100
 
 
 def random_areas(images: int, metric: Any) -> list[Any]:
-    """The intersections and unions of random masks, as the metric computes them."""
+    """Per image: areas of intersection, union, prediction and truth of random masks, [4] each.
+
+    Class 3 is absent.
+    """
     torch.manual_seed(images)
     results = []
     for _ in range(images):
@@ -64,18 +68,17 @@ def test_mean_iou_is_that_of_mmseg_with_a_class_that_is_absent(tmp_path):
     metric = ClasswiseIoU()
     metric.dataset_meta = {"classes": (*CLASSES, "nowhere")}
     results = random_areas(29, metric)
-    raw = metric.compute_metrics(list(results))
-    samples = Samples(
-        "iou", (*CLASSES, "nowhere"), image_names(29), transfer_samples._areas(results)
-    )
+    expected = metric.compute_metrics(list(results))
+    arrays = transfer_samples._areas(results)
+    samples = Samples("iou", (*CLASSES, "nowhere"), image_names(29), arrays)
     scores = sample_files.scores(through_file(tmp_path, samples))
-    assert scores == {k: float(raw[k]) / 100 for k in ("mIoU", "mAcc", "aAcc")}
+    assert scores == {k: float(expected[k]) / 100 for k in ("mIoU", "mAcc", "aAcc")}
 
 
 def write_annotations(path: Path, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Writes random COCO annotations whose images are not in the order of their ids.
+    """Writes random COCO annotations of five images, which are not in the order of their ids.
 
-    Returns the id and the boxes of each image.
+    The last image has no box; some boxes are crowds. Returns the id and the boxes of each image.
     """
     images = [
         {"id": i, "file_name": f"{i}.jpg", "width": 100, "height": 100} for i in (30, 4, 17, 9, 1)
@@ -96,8 +99,31 @@ def write_annotations(path: Path, rng: np.random.Generator) -> list[dict[str, An
             )
     categories = [{"id": i, "name": n} for i, n in zip((2, 5, 7), CLASSES, strict=True)]
     path.write_text(json.dumps({"images": images, "annotations": boxes, "categories": categories}))
-    return [{"id": i["id"], "boxes": [b for b in boxes if b["image_id"] == i["id"]]}
-            for i in images]  # fmt: skip
+    return [
+        {"id": image["id"], "boxes": [box for box in boxes if box["image_id"] == image["id"]]}
+        for image in images
+    ]
+
+
+def random_detections(truth: list[dict[str, Any]], rng: np.random.Generator) -> list[Any]:
+    """Results of mmdet for the images: three detections near each box, 80 % of the right class."""
+    results = []
+    for image in truth:
+        boxes, labels, scores = [], [], []
+        for box in image["boxes"] * 3:
+            x, y, w, h = box["bbox"]
+            boxes.append(np.array([x, y, x + w, y + h]) + rng.normal(0, 3, 4))
+            is_correct = rng.random() < 0.8
+            labels.append([2, 5, 7].index(box["category_id"]) if is_correct else 1)
+            scores.append(round(rng.random(), 1))  # ties within and between images
+        detections = {
+            "img_id": image["id"],
+            "bboxes": np.array(boxes, np.float32).reshape(-1, 4),
+            "labels": np.array(labels, int),
+            "scores": np.array(scores, np.float32),
+        }
+        results.append(({}, detections))
+    return results
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -109,31 +135,11 @@ def test_average_precision_is_that_of_mmdet(tmp_path, seed):
     truth = write_annotations(tmp_path / "truth.json", rng)
     metric = NamedCocoMetric(ann_file=str(tmp_path / "truth.json"), metric="bbox", classwise=True)
     metric.dataset_meta = {"classes": CLASSES}
-    results = []
-    for image in truth:
-        boxes, labels, scores = [], [], []
-        for box in image["boxes"] * 3:
-            x, y, w, h = box["bbox"]
-            boxes.append(np.array([x, y, x + w, y + h]) + rng.normal(0, 3, 4))
-            correct = rng.random() < 0.8
-            labels.append([2, 5, 7].index(box["category_id"]) if correct else 1)
-            scores.append(round(rng.random(), 1))  # ties within and between images
-        results.append(
-            (
-                {},
-                {
-                    "img_id": image["id"],
-                    "bboxes": np.array(boxes, np.float32).reshape(-1, 4),
-                    "labels": np.array(labels, int),
-                    "scores": np.array(scores, np.float32),
-                },
-            )
-        )
-    raw = metric.compute_metrics(list(results))
+    results = random_detections(truth, rng)
+    metrics = metric.compute_metrics(list(results))
     samples = through_file(tmp_path, transfer_samples._detections(metric, results, CLASSES))
-    assert sample_files.scores(samples) == {
-        k: raw[k] for k in ("bbox_mAP", "bbox_mAP_50", "bbox_mAP_75")
-    }
+    expected = {k: metrics[k] for k in ("bbox_mAP", "bbox_mAP_50", "bbox_mAP_75")}
+    assert sample_files.scores(samples) == expected
     assert len(coco_json(samples)) == sum(len(r["scores"]) for _, r in results)
     assert {a["category_id"] for a in truth_json(samples)["annotations"]} <= {1, 2, 3}
 
@@ -154,23 +160,23 @@ def test_nothing_detected_scores_0():
     assert scores == {"bbox_mAP": 0.0, "bbox_mAP_50": 0.0, "bbox_mAP_75": 0.0}
 
 
-def probe(truth: list[int], guess: list[int]) -> Samples:
+def probe(truth: list[int], prediction: list[int]) -> Samples:
     """The samples of a linear probe with these labels and predictions."""
-    arrays = transfer_samples.classification(truth, guess, np.full((len(truth), 3), 1 / 3))
+    arrays = transfer_samples.classification(truth, prediction, np.full((len(truth), 3), 1 / 3))
     return Samples("probe", CLASSES, image_names(len(truth)), arrays)
 
 
 def test_outputs_that_do_not_give_the_reported_score_are_not_kept(tmp_path):
-    samples = probe([0, 1, 2, 2], [0, 1, 2, 0])
+    samples = probe([0, 1, 2, 2], [0, 1, 2, 0])  # 3 of 4 are right
     assert transfer_samples.save_samples(tmp_path, samples, {"top1": 0.75})[0]["images"] == 4
     (tmp_path / sample_files.FILE).unlink()
-    none, notes = transfer_samples.save_samples(tmp_path, samples, {"top1": 0.7500001})
-    assert none is None
+    record, notes = transfer_samples.save_samples(tmp_path, samples, {"top1": 0.7500001})
+    assert record is None
     assert notes == ["outputs per image were not saved: they result in top1 = 0.75, not 0.7500001"]
     assert not (tmp_path / sample_files.FILE).exists()
 
 
-BAD_ARRAYS = {
+BAD_ARRAYS = {  # fault -> the arrays that replace those of four images
     "class numbers out of range": {"prediction": np.array([0, 1, 2, 3], np.int32)},
     "another length": {"truth": np.zeros(3, np.int32)},
     "NaN": {"probability": np.array([0, 1, np.nan, 1], np.float32)},
@@ -188,13 +194,11 @@ def test_a_file_with_arrays_that_fit_no_scorer_is_refused(tmp_path, fault):
         sample_files.read(tmp_path / "bad.npz")
 
 
-def test_a_changed_a_foreign_and_a_missing_file_are_refused(tmp_path):
+def test_a_changed_file_a_file_of_another_kind_and_a_missing_file_are_refused(tmp_path):
     path = tmp_path / sample_files.FILE
     stored_summary = sample_files.write(path, probe([0, 1], [0, 1]))
-    assert (
-        sample_files.write(tmp_path / "b.npz", probe([0, 1], [0, 1]))["sha256"]
-        == stored_summary["sha256"]
-    )
+    second_summary = sample_files.write(tmp_path / "b.npz", probe([0, 1], [0, 1]))
+    assert second_summary["sha256"] == stored_summary["sha256"]  # equal samples, equal files
     path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(KdepError, match="checksum"):
         sample_files.read(path, stored_summary["sha256"])

@@ -1,5 +1,7 @@
-"""The tasks end to end on tiny data, with an exported student of random weights, each in a new
-process."""
+"""The tasks end to end on tiny data: an exported student of random weights, real stages.
+
+Each stage runs in a new process, because OpenMMLab's toolkits cannot be used together in one.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,14 @@ from tests.transfer.conftest import config, export_random, quiet
 
 TASKS = ("probe", "photos", "finetune", "det", "seg")
 TRAINED = ("finetune", "det", "seg")
-OVERFIT = {
+OVERFIT = {  # recipes with which a task learns its eight training scenes
     "det": {"iters": 90, "batch": 4, "warmup": 10},
     "seg": {"iters": 60, "batch": 4, "warmup": 5},
 }
 
 
 def task_config(kind: str, **recipe: Any) -> dict[str, Any]:
-    """The smoke task of this kind, with changes to its recipe."""
+    """Config of the task `smoke_<kind>`, with these changes to its recipe."""
     task = config("tasks", f"smoke_{kind}")
     if kind == "photos":
         recipe = {"folds": 4, **recipe}
@@ -48,15 +50,18 @@ def error_of(*args: Any) -> str:
     """The message of the KdepError of a stage that must fail."""
     try:
         run_stage(*args)
-    except KdepError as e:
-        return str(e)
+    except KdepError as error:
+        return str(error)
     return ""
 
 
 def rebuild(
     task: dict[str, Any], student: dict[str, Any], data: Path, export: Path, out: Path
 ) -> tuple[dict, dict]:
-    """Dumps a task's Config, reloads the dump, and builds the model and data it describes."""
+    """Dumps a task's Config, reloads the dump, and builds the model and data from it.
+
+    Returns the Config and the reloaded Config as dicts.
+    """
     from mmengine.config import Config
 
     from kdep_bench.openmmlab import setup
@@ -66,7 +71,7 @@ def rebuild(
     cfg = built.build_cfg(data, student, export / "backbone.pth", 0, out / "mm")
     cfg.dump(out / "dumped.py")
     reloaded = Config.fromfile(out / "dumped.py")
-    dicts = cfg.to_dict(), reloaded.to_dict()  # before building: some models edit their config
+    dicts = cfg.to_dict(), reloaded.to_dict()  # before building, which changes some configs
     from mmengine.registry import DATASETS, EVALUATOR, HOOKS, MODELS
 
     MODELS.build(reloaded.model)
@@ -77,7 +82,7 @@ def rebuild(
 
 
 def check_outputs(outputs: dict[str, Any], task: dict[str, Any], out: Path) -> None:
-    """Checks the parts that every task's outputs have, and its files."""
+    """Checks the values that the outputs of every task have, and the files of the stage."""
     json.dumps(outputs, allow_nan=False)
     assert outputs["metric"] == task["metric"]
     assert outputs["value"] == outputs["metrics"][task["metric"]]
@@ -95,14 +100,14 @@ def check_outputs(outputs: dict[str, Any], task: dict[str, Any], out: Path) -> N
     assert {k: outputs["metrics"][k] for k in rescored} == rescored
     assert record["images"] == len(saved.images) == len(set(saved.images))
     assert set(outputs["per_class"]) <= set(saved.classes)
-    for picture in outputs["pictures"]:
-        assert (out / picture).stat().st_size <= 30_000
-        Image.open(out / picture).load()
+    for file in outputs["pictures"]:  # test images with predictions
+        assert (out / file).stat().st_size <= 30_000
+        Image.open(out / file).load()
 
 
 @pytest.mark.parametrize("kind", TASKS)
 @pytest.mark.parametrize("name", ["resnet18_w32", "mobilenetv2_w50"])
-def test_configs_are_unchanged_by_dump_and_reload(
+def test_a_task_s_config_is_unchanged_by_dump_and_reload(
     kind, name, data, exported, tmp_path, in_subprocess
 ):
     student = config("students", name)
@@ -115,9 +120,9 @@ def test_configs_are_unchanged_by_dump_and_reload(
         "type": "Pretrained",
         "checkpoint": str(exported / "backbone.pth"),
     }
-    normal = reloaded["model"]["data_preprocessor"]
-    assert normal["mean"] == [123.675, 116.28, 103.53]
-    assert normal.get("to_rgb") or normal.get("bgr_to_rgb")
+    preprocessor = reloaded["model"]["data_preprocessor"]
+    assert preprocessor["mean"] == [123.675, 116.28, 103.53]  # ImageNet's
+    assert preprocessor.get("to_rgb") or preprocessor.get("bgr_to_rgb")
 
 
 @pytest.mark.e2e
@@ -130,22 +135,20 @@ def test_a_task_run_twice_gives_equal_outputs(
         in_subprocess(run_stage, task, student, 0, data, exported, tmp_path / name) for name in "ab"
     )
     check_outputs(first, task, tmp_path / "a")
-    timed = {"train_s", "eval_s", "images_per_s"}
-    assert {k: v for k, v in first.items() if k not in timed} == {
-        k: v for k, v in second.items() if k not in timed
-    }
+    for measured_time in ("train_s", "eval_s", "images_per_s"):
+        del first[measured_time], second[measured_time]
+    assert first == second
     assert bool(first["pictures"]) == (kind in ("det", "seg"))
 
 
 @pytest.mark.e2e
 def test_another_seed_gives_another_training(data, exported, student, tmp_path, in_subprocess):
-    runs = [
-        in_subprocess(
-            run_stage, task_config("finetune"), student, s, data, exported, tmp_path / str(s)
-        )
-        for s in (0, 1)
-    ]
-    assert runs[0]["curves"]["loss"] != runs[1]["curves"]["loss"]
+    task = task_config("finetune")
+    first, second = (
+        in_subprocess(run_stage, task, student, seed, data, exported, tmp_path / str(seed))
+        for seed in (0, 1)
+    )
+    assert first["curves"]["loss"] != second["curves"]["loss"]
 
 
 @pytest.mark.e2e
@@ -153,11 +156,11 @@ def test_another_seed_gives_another_training(data, exported, student, tmp_path, 
 def test_a_task_learns_its_eight_training_scenes(
     kind, min_score, data, exported, student, tmp_path, in_subprocess
 ):
-    """Scored on the training scenes: the whole path of images, labels and boxes fits together."""
+    """Scored on the training scenes: the score is low if labels or boxes are read wrongly."""
     task = task_config(kind, **OVERFIT[kind])
     task["split"] = "train"
     outputs = in_subprocess(run_stage, task, student, 1, data, exported, tmp_path)
-    losses = [v for _, v in outputs["curves"]["loss"]]
+    losses = [loss for _, loss in outputs["curves"]["loss"]]
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
     assert outputs["value"] > min_score
     assert outputs["pictures"] == []
@@ -165,7 +168,9 @@ def test_a_task_learns_its_eight_training_scenes(
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("kind", ["det", "seg"])
-def test_det_and_seg_run_with_a_backbone_without_dilation(kind, data, tmp_path, in_subprocess):
+def test_detection_and_segmentation_run_with_a_backbone_without_dilation(
+    kind, data, tmp_path, in_subprocess
+):
     student = config("students", "mobilenetv2_w50")
     in_subprocess(export_random, student, tmp_path)
     task = task_config(kind, iters=2, warmup=1)
@@ -175,8 +180,8 @@ def test_det_and_seg_run_with_a_backbone_without_dilation(kind, data, tmp_path, 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("kind", ["probe", "det"])
-def test_probe_and_det_run_with_a_timm_student(kind, data, tmp_path, in_subprocess):
-    """ConvNeXt: the pyramid's levels and the features for the classifier share all parameters."""
+def test_probe_and_detection_run_with_a_timm_student(kind, data, tmp_path, in_subprocess):
+    """ConvNeXt, whose feature maps and pooled feature come from the same modules."""
     student: dict[str, Any] = dict(
         name="convnext",
         backbone=dict(type="kdep_bench.students.timm_backbone.TimmBackbone", model="test_convnext"),
@@ -195,6 +200,7 @@ def test_probe_and_det_run_with_a_timm_student(kind, data, tmp_path, in_subproce
 def test_a_detector_that_detects_nothing_scores_0_with_a_note(
     data, exported, student, tmp_path, in_subprocess
 ):
+    # Two steps of a tiny rate and a high score threshold: no detection remains.
     task = task_config("det", iters=2, warmup=1, lr=1e-9)
     task["recipe"]["model"]["test_cfg"]["rcnn"]["score_thr"] = 0.99
     outputs = in_subprocess(run_stage, task, student, 0, data, exported, tmp_path)
@@ -298,7 +304,7 @@ def test_an_infinite_loss_ends_the_training_with_its_iteration(
     assert "the loss became NaN or infinite in iteration" in message
 
 
-def test_unknown_and_missing_recipe_keys_are_refused():
+def test_unknown_missing_and_contradictory_recipe_keys_are_refused():
     task = task_config("seg", iter=5)
     with pytest.raises(KdepError, match="unknown keys: iter"):
         build(task)

@@ -1,4 +1,4 @@
-"""A tiny data tree in the layout of the pocket data: coloured shapes on noise, easy to learn."""
+"""Helper: a tiny data tree in the layout of the pocket data: coloured shapes on noise."""
 
 from __future__ import annotations
 
@@ -23,7 +23,14 @@ COLOURS = (  # (red, green, blue) of the shapes of each class
 
 
 def make(root: Path, *, per_class: int = 6, scenes: int = 8, seed: int = 0) -> Path:
-    """Writes `root/data` with classify, photos, detect and cityscapes; returns `root/data`."""
+    """Writes `root/data` with classify, photos, detect and cityscapes; returns `root/data`.
+
+    Args:
+        root: an existing folder.
+        per_class: images per class and split of `classify`.
+        scenes: scenes per split of `detect` and `cityscapes`.
+        seed: random seed.
+    """
     rng = np.random.default_rng(seed)
     data = root / "data"
     for split in ("train", "val", "test"):
@@ -38,9 +45,9 @@ def make(root: Path, *, per_class: int = 6, scenes: int = 8, seed: int = 0) -> P
 
 
 def noise(width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """A background of grey noise in blocks of 8 x 8 pixels."""
-    small = rng.integers(90, 160, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
-    return Image.fromarray(small).resize((width, height))
+    """A background of coloured noise, enlarged from blocks of 8 x 8 pixels."""
+    blocks = rng.integers(90, 160, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    return Image.fromarray(blocks).resize((width, height))
 
 
 def draw_shape(draw: ImageDraw.ImageDraw, box: list[int], kind: int, fill: object) -> None:
@@ -71,6 +78,7 @@ def write_scenes(data: Path, split: str, count: int, rng: np.random.Generator) -
         for slot in range(2):
             kind = int(rng.integers(len(CLASSES)))
             w, h = rng.integers(28, 56, 2).tolist()
+            # The left or the right half of the scene, so that the shapes do not overlap.
             x = int(rng.integers(2, 78 - w)) + 80 * slot
             y = int(rng.integers(2, 118 - h))
             box = [x, y, x + w, y + h]

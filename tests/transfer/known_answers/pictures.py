@@ -1,4 +1,4 @@
-"""Images whose colours are codes (see networks.py), and the student that reads them."""
+"""Helpers: images whose colours are codes (see networks.py), and the student that reads them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from PIL import Image
 
 from tests.transfer.conftest import quiet
 
-CODES = 32
-STILL = 1e-30  # a learning rate too small to change a weight (tasks refuse a rate of 0)
+CODES = 32  # number of codes, 0 to 31
+STILL = 1e-30  # a learning rate that changes no weight (tasks refuse a rate of 0)
 NETWORKS = "tests.transfer.known_answers.networks"
 
 
 def colour(code: int, index: int = 0) -> tuple[int, int, int]:
-    """The (red, green, blue) of a code."""
+    """The (red, green, blue) of a code; `index` is the position of the image in its split."""
     red = 8 * code + 4
     return red, 8 * index + 4, 255 - red
 
@@ -36,7 +36,7 @@ def save(path: Path, pixels: np.ndarray) -> None:
 
 
 def student(output: str = "one_hot", **backbone: Any) -> dict[str, Any]:
-    """The student config of the colour-reading network."""
+    """The student config of the network `ColourBackbone`, with these arguments."""
     width = 3 if output == "codes" else 32
     return {
         "name": "colours",

@@ -20,6 +20,7 @@ class FixedFineTune(FineTune):
     def build_cfg(
         self, data_root: Path, student: Any, checkpoint: Path, seed: int, work_dir: Path
     ) -> Any:
+        """The Config of FineTune, with the weights of the head and a hook for the rates."""
         cfg = super().build_cfg(data_root, student, checkpoint, seed, work_dir)
         meaning = {int(k): v for k, v in self.recipe["meaning"].items()}
         file = head(checkpoint.parent / "head.pth", meaning, len(set(meaning.values())), "fc")

@@ -1,4 +1,4 @@
-"""Linear probe and fine-tuning give exactly the accuracy calculated by hand."""
+"""Linear probe and fine-tuning: the accuracy is exactly that calculated by hand."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.transfer.known_answers.pictures import (
 
 # ---- fine-tuning ----
 
-# {class: codes of its images}. The folders sort as Ant, b_bird, c10, c9.
+# {split: {class: codes of its images}}. The folders sort as Ant, b_bird, c10, c9.
 # In the training split every class has one code: Ant 5, b_bird 2, c10 7, c9 0.
 FINETUNE: dict[str, dict[str, list[int]]] = {
     "train": {"c9": [0] * 4, "c10": [7] * 4, "b_bird": [2] * 4, "Ant": [5] * 4},
@@ -47,14 +47,14 @@ EPOCHS, SEED = 3, 7
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data set `classify`. Test images are wide, and their code is only in the middle."""
+    """The data set `classify`. Test images are wide, and only their middle has their code."""
     root = tmp_path_factory.mktemp("finetune")
     for split, table in FINETUNE.items():
         index = 0
         for name in sorted(table):
             for k, code in enumerate(table[name]):
                 pixels = field(code, index, (64, 64))
-                if split == "test":  # both sides have the code of another class
+                if split == "test":  # both sides, which the centre crop removes, have another code
                     side = field(2 if code != 2 else 5, 30, (64, 64))
                     pixels = np.concatenate([side, pixels, side], 1)
                 save(root / "data/classify" / split / name / f"{k}.png", pixels)
@@ -82,9 +82,9 @@ def shuffled(images: int, seed: int) -> list[int]:
 def test_finetuning_scores_the_test_folder_once_in_evaluation_mode(
     head: str, folders: Path, tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    """Faults give other scores: 16/16 (train), 0/8 (val), 6/16 (no crop, or training mode).
+    """Faults would give other scores: 16/16 (train), 0/8 (val), 6/16 (no crop, or training mode).
 
-    'fixed': the head's weights are given and do not change, and BatchNorm and Dropout show in which
+    'fixed': the head's weights are set and do not change, and BatchNorm and Dropout show in which
     mode the network is. 'learned': the head learns the class of a code from the training folder.
     """
     if head == "fixed":
@@ -97,7 +97,8 @@ def test_finetuning_scores_the_test_folder_once_in_evaluation_mode(
     assert outputs["value"] == 10 / 16
     assert outputs["metrics"] == {"top1": 10 / 16, "constant_top1": 8 / 16}
     assert outputs["per_class"] == RECALL
-    assert outputs["chance"] == 8 / 16  # always "b_bird", and not the 0.125 of the config
+    # Of predicting "b_bird" always; not the 0.125 of the config.
+    assert outputs["chance"] == 8 / 16
     assert seen_in(seen, "test") == list(range(16))
     assert seen_in(seen, "train") == shuffled(16, SEED)
 
@@ -113,8 +114,7 @@ def run_and_read_rates(*args: Any) -> list[float]:
 def test_the_learning_rate_of_finetuning_falls_along_a_cosine_from_step_to_step(
     folders: Path, tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    """The rate changes at every step, not only at every epoch. 3 epochs of 2 steps are 6 steps;
-    the cosine ends at a hundredth of the initial rate."""
+    """3 epochs of 2 steps are 6 steps; the cosine ends at a hundredth of the initial rate."""
     task = finetune(lr=STILL, meaning={"5": 0, "2": 1, "7": 2, "0": 3})
     task["type"] = "tests.transfer.known_answers.tasks.FixedFineTune"
     rates = in_subprocess(
@@ -127,18 +127,18 @@ def test_the_learning_rate_of_finetuning_falls_along_a_cosine_from_step_to_step(
 
 # ---- linear probe, protocol 'split' ----
 
-# A point is an image; its (red, green) codes are given relative to 16. In the training set green
-# separates the classes, and red agrees with the class in 7 of 8 images. With a strong penalty
-# (small C) the classifier weighs the features by their covariance with the class: green + red / 4
-# in codes (1.5 : 1 in standardised features). With a weak penalty (large C) it finds the widest
-# margin and uses only green.
+# A point is an image: its (red, green) codes minus 16. In the training set the sign of green is the
+# class, and that of red is the class in 7 of 8 images. C is the inverse strength of the penalty of
+# logistic regression. With a strong penalty (small C) the classifier weighs the features by their
+# covariance with the class: it decides by green + red / 4 in codes (1.5 : 1 in standardised
+# features). With a weak penalty (large C) it finds the widest margin: it decides by green alone.
 A, B = (6, 1), (-6, 1)
-# The two classifiers disagree: red / 4 + green is 1 at P and -1 at Q; green is -2 at P and 2 at Q.
+# The two classifiers disagree: green + red / 4 is 1 at P and -1 at Q; green is -2 at P and 2 at Q.
 P, Q = (12, -2), (-12, 2)
 
 
 def minus(point: tuple[int, int]) -> tuple[int, int]:
-    """The point on the other side of the centre."""
+    """The point with the opposite sign."""
     return -point[0], -point[1]
 
 
@@ -163,7 +163,7 @@ def probe_folders(root: Path, table: dict[str, dict[str, list[tuple[int, int]]]]
 
 
 def probe(seed: int = 0, **recipe: Any) -> tuple[dict[str, Any], int]:
-    """(the pocket probe task with changes to its recipe, the seed of its run)"""
+    """The task pocket_probe with these changes to its recipe, and the seed of its run."""
     task = config("tasks", "pocket_probe")
     task["recipe"].update(
         dict(train_share=1.0, c_grid=[1e6, 1e-6], max_iter=5000, batch=3) | recipe
@@ -182,38 +182,41 @@ def run_all(tasks: list[tuple[dict[str, Any], int]], prepare: Path, out: Path) -
 def test_the_probe_chooses_c_on_val_and_scores_test_in_evaluation_mode(
     tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    """Faults give other scores: 13/16 (C chosen on test or train), 14/16 or 16/16 (train scored),
-    6/8 (val scored)."""
+    """10 of 16: the small C, which is better on val, has 8 of 12 and 2 of 4 right on test.
+
+    Faults would give other scores: 13/16 (C chosen on test or train), 14/16 or 16/16 (train
+    scored), 6/8 (val scored).
+    """
     prepare = probe_folders(tmp_path / "p", PROBE)
     (outputs,) = in_subprocess(run_all, [probe()], prepare, tmp_path)
     assert outputs["value"] == 10 / 16
     assert outputs["metrics"] == {"top1": 10 / 16, "mean_class_recall": (2 / 4 + 8 / 12) / 2}
     assert outputs["per_class"] == {"no": 2 / 4, "yes": 8 / 12}
-    assert outputs["chance"] == 12 / 16
-    assert outputs["curves"]["val"] == [[-6.0, 6 / 8], [6.0, 0.0]]
+    assert outputs["chance"] == 12 / 16  # of predicting "yes" always
+    assert outputs["curves"]["val"] == [[-6.0, 6 / 8], [6.0, 0.0]]  # log10(C), accuracy
     assert outputs["notes"] == ["C = 1e-06 chosen on val (0.7500); 16 training images"]
 
 
 def test_the_probe_chooses_the_smaller_of_two_equally_good_values_of_c(
     tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    """The larger C would score 13/16. The order of the grid does not matter."""
+    """The larger C would score 13/16. The order of the values in the recipe does not matter."""
     table = PROBE | {"val": {"yes": [A], "no": [minus(A)]}}
     prepare = probe_folders(tmp_path / "p", table)
     tasks = [probe(), probe(c_grid=[1e-6, 1e6])]
     assert [o["value"] for o in in_subprocess(run_all, tasks, prepare, tmp_path)] == [10 / 16] * 2
 
 
-# The seed draws half of the training images. The widest margin puts the threshold half-way between
-# the highest red of the drawn `no` images and the lowest red of the drawn `yes` images. The test
-# images have every red from 0 to 29, so their score shows where the threshold is.
+# The seed draws half of the training images, which differ only in red. The classifier's threshold
+# is half-way between the highest red of the drawn `no` images and the lowest red of the drawn `yes`
+# images. The test images have every red from 0 to 29, so their score shows the threshold.
 NO, YES, REDS = range(0, 16, 2), range(15, 31, 2), range(30)
 
 
-def test_the_seed_draws_the_share_of_training_images_class_by_class(
+def test_the_seed_draws_the_fraction_of_training_images_class_by_class(
     tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    """Training on all images, with another seed or without stratification gives other scores."""
+    """Training on all images, another seed or no stratification would give other scores."""
 
     def points(reds: Any) -> list[tuple[int, int]]:
         """One point per red code, all with the same green."""
@@ -232,6 +235,7 @@ def test_the_seed_draws_the_share_of_training_images_class_by_class(
         no, yes = [red for red in drawn if red in NO], [red for red in drawn if red in YES]
         assert len(no) == len(yes) == 4
         threshold = (max(no) + min(yes)) / 2
+        # All 30 test images are `yes`; 2 more are `no` and always right.
         expected.append((2 + sum(red > threshold for red in REDS)) / 32)
     assert len(set(expected)) > 2
     tasks = [probe(seed, train_share=0.5, c_grid=[1e6]) for seed in range(4)]
@@ -244,7 +248,7 @@ def test_the_seed_draws_the_share_of_training_images_class_by_class(
 
 
 def cross_validation_task(seed: int, folds: int, **recipe: Any) -> tuple[dict[str, Any], int]:
-    """(the pocket photo task with this number of folds, the seed of its run)"""
+    """The task pocket_photos with this number of folds, and the seed of its run."""
     task = config("tasks", "pocket_photos")
     task["recipe"].update(dict(folds=folds, inner_folds=2, max_iter=5000, batch=4) | recipe)
     return task, seed
@@ -258,13 +262,14 @@ def write_photos(root: Path, classes: dict[str, list[tuple[int, int]]]) -> Path:
     return root
 
 
-def test_folds_score_each_image_by_a_model_that_did_not_see_it(
+def test_each_image_is_scored_by_a_model_that_was_not_trained_on_it(
     tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
     """Two images have the red of the other class and a low green.
 
-    A model that saw both would recognise them by their green (16/16). A model that did not see one
-    of them misclassifies it: by its red, or by its low green, which only the other image had.
+    A model trained on both would recognise them by their green (16/16). A model that was not
+    trained on one of them misclassifies it: by its red, or by its low green, which only the other
+    image has.
     """
     prepare = write_photos(
         tmp_path / "p",
@@ -278,8 +283,18 @@ def test_folds_score_each_image_by_a_model_that_did_not_see_it(
 
 
 def score_by_folds(x: np.ndarray, y: np.ndarray, seed: int, folds: int, grid: list[float]) -> float:
-    """Accuracy by the protocol 'folds': the inner folds of a training part choose C, and every
-    image is scored once."""
+    """Accuracy by the protocol 'folds', computed here.
+
+    In each of the outer folds, inner folds of its training part choose C. Every image is scored
+    once.
+
+    Args:
+        x: [N, 3] features.
+        y: [N] classes.
+        seed: seed of both kinds of folds.
+        folds: number of outer folds; there are two inner folds.
+        grid: the values of C.
+    """
 
     def fit(c: float, rows: np.ndarray) -> Any:
         """A logistic regression on standardised features, fitted to these rows."""
@@ -309,12 +324,15 @@ def test_the_seed_of_the_run_draws_the_folds(
     """Seeds give different scores, and C is never chosen with the fold that is scored."""
     rng = np.random.default_rng(5)
     classes = {
-        name: [(int(r), int(g)) for r, g in rng.integers((2 + 6 * k, 4), (24 + 6 * k, 28), (12, 2))]
+        name: [
+            (int(red), int(green))
+            for red, green in rng.integers((2 + 6 * k, 4), (24 + 6 * k, 28), (12, 2))
+        ]
         for k, name in enumerate(("no", "yes"))
     }
     prepare = write_photos(tmp_path / "p", classes)
-    codes = [colour(*p) for name in classes for p in classes[name]]
-    x, y = np.array(codes) // 8, np.repeat([0, 1], 12)
+    colours = [colour(*point) for name in classes for point in classes[name]]
+    x, y = np.array(colours) // 8, np.repeat([0, 1], 12)  # the features are the codes
     grid = [1e-3, 1.0, 1e3]
     expected = [score_by_folds(x.astype(float), y, seed, 4, grid) for seed in (0, 1, 2)]
     assert len(set(expected)) > 1

@@ -1,4 +1,4 @@
-"""Detection gives exactly the AP of each threshold and class that is calculated by hand."""
+"""Detection: the AP of each IoU threshold and class is exactly that calculated by hand."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from tests.transfer.known_answers.pictures import (
     student,
 )
 
-WIDTH, HEIGHT = 128, 96
+WIDTH, HEIGHT = 128, 96  # of the images in pixels
 # {class: (category id, colour code)}. Names (ASCII), ids and codes sort in different orders.
 CLASSES = {"zebra": (7, 20), "ant": (3, 22), "Bee": (5, 21)}
 
-Order = tuple[str, ...]
-Truth = list[list[tuple[str, bool]]]  # for each image: (class, is a crowd) of its boxes in BOXES
-BOXES = [[32, 16, 64, 32], [32, 56, 64, 32]]  # x, y, width, height in pixels
+Order = tuple[str, ...]  # names of classes in the order of a COCO file
+Truth = list[list[tuple[str, bool]]]  # of each image: (class, whether a crowd) of its boxes
+# The first and the second box of every image: x, y, width, height in pixels.
+BOXES = [[32, 16, 64, 32], [32, 56, 64, 32]]
 
 #: Images of the test split. Their codes are 1, 2, ...; those of other splits 11, 12, ...
 TEST: Truth = [
@@ -48,23 +49,27 @@ def narrow(box: list[int], iou: float) -> list[float]:
 
 
 def answer(name: str, score: float, box: int, iou: float) -> list[float]:
-    """A row of `ANSWERS`: [code of the class, score, x, y, w, h] of a box that fits BOXES[box]."""
+    """[code of the class, score, x, y, w, h]: a detection whose IoU with BOXES[box] is `iou`."""
     return [CLASSES[name][1], score, *narrow(BOXES[box], iou)]
 
 
+# {code of an image: its detections}. AP is the mean of the precision over the IoU thresholds .50,
+# .55, ... .95 and over 101 recalls from 0 to 1.
 ANSWERS = {
-    # ant: IoU .72: right at .50 to .70, five of the ten thresholds. AP 5/10, AP50 1, AP75 0.
+    # ant: one of one detected with IoU .72, which is right at .50 to .70, five of ten thresholds.
+    # AP 5/10, AP50 1, AP75 0.
     "1": [answer("ant", 0.5, 0, 0.72)],
-    # Bee: one of two found, IoU .52: right only at .50. Recall 1/2 covers 51 of the 101 points.
+    # Bee: one of two detected with IoU .52, right only at .50. The recall 1/2 covers 51 of the 101
+    # recalls.
     # AP 1/10 x 51/101, AP50 51/101, AP75 0.
     "2": [answer("Bee", 0.9, 1, 0.52)],
-    # zebra: found with IoU .77, right at .50 to .75, but a wrong detection has a higher score:
-    # precision 1/2. AP 6/10 x 1/2, AP50 and AP75 1/2. The detection with the highest score lies in
-    # a crowd, and counts neither as right nor as wrong.
+    # zebra: detected with IoU .77, right at .50 to .75, six thresholds, but a wrong detection (in
+    # image 4) has a higher score: precision 1/2. AP 6/10 x 1/2, AP50 and AP75 1/2. The detection
+    # with the highest score (image 5) is in a crowd, and counts neither as right nor as wrong.
     "3": [answer("zebra", 0.3, 0, 0.77)],
     "4": [answer("zebra", 0.8, 0, 1.0)],
     "5": [answer("zebra", 0.95, 0, 1.0)],
-    # The training and validation splits: everything found, and scored 1.
+    # The training and validation splits: every object is detected, so they would score 1.
     "11": [answer("ant", 0.9, 0, 1.0), answer("Bee", 0.9, 1, 1.0)],
     "12": [answer("zebra", 0.9, 0, 1.0)],
     "13": [answer("Bee", 0.9, 0, 1.0)],
@@ -88,10 +93,16 @@ def write_split(
     order: Sequence[str],
     suffix: str = ".png",
 ) -> None:
-    """Images and COCO json of a split; ids with gaps, images and annotations shuffled.
+    """Writes images and COCO file of a split; ids have gaps, images and annotations are shuffled.
 
-    truth: the objects of each image; first: the code of the first image; classes: {name: (category
-    id, colour code)}; order: the names in the order of the json.
+    Args:
+        folder: folder of the images.
+        json_file: the COCO file.
+        truth: the objects of each image.
+        first: code of the first image; those of the others follow.
+        classes: {name: (category id, colour code)}.
+        order: the names in the order of the COCO file.
+        suffix: of the images' names.
     """
     images, annotations = [], []
     for k, objects in enumerate(truth):
@@ -121,7 +132,7 @@ def write_split(
 
 
 def scene(code: int, index: int, objects: list[int]) -> np.ndarray:
-    """An image of one code, with boxes of other codes at BOXES."""
+    """An image [96, 128, 3] of one code; `objects` are the codes of the boxes at BOXES."""
     pixels = field(code, index, (WIDTH, HEIGHT))
     for colour, (x, y, w, h) in zip(objects, BOXES, strict=False):
         pixels[y : y + h, x : x + w] = field(colour, 0, (w, h))
@@ -129,7 +140,7 @@ def scene(code: int, index: int, objects: list[int]) -> np.ndarray:
 
 
 def write_detect(root: Path, train: Order, test: Order) -> Path:
-    """Writes a prepared `detect`; `train` and `test` are the orders of the categories in them."""
+    """Writes a prepared `detect`; `train`, `test`: orders of the categories in the files."""
     folder = root / "data/detect"
     for split, truth, first, order in (
         ("train", TRAIN, 11, train),
@@ -142,7 +153,7 @@ def write_detect(root: Path, train: Order, test: Order) -> Path:
 
 
 def detection_task() -> dict[str, Any]:
-    """pocket_det with the box reader as its detector; every test image is halved to 64 x 48."""
+    """The task pocket_det with the detector `BoxReader`; test images are halved to 64 x 48."""
     task = config("tasks", "pocket_det")
     task["recipe"].update(
         scale=[64, 48], iters=6, batch=2, test_batch=2, warmup=1, lr=STILL, norm_eval=True
@@ -174,7 +185,7 @@ def box_reader(model: dict[str, Any]) -> dict[str, Any]:
 def test_ap_at_each_threshold_does_not_depend_on_the_order_of_the_categories(
     train: Order, test: Order, tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    """Faults give other scores: AP 1 (train or val), the AP of another threshold or class.
+    """Faults would give other scores: another split scored (AP 1), another threshold or class.
 
     Classes are identified by name. mmdet's own data set numbers them in the order of each file,
     and its metric reads the AP of a class as if the file were sorted by ids.

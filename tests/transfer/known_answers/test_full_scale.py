@@ -1,8 +1,9 @@
 """The full-scale tasks on tiny data sets in their official formats give exactly the expected score.
 
-Each set has a split that must not be read. Every image shows one colour, which stands for a number,
-its code; the head learns from the training images which class a code means. Each part of the
-training data has classes of its own.
+Every image has one colour, which stands for a number, its code (see networks.py); the head learns
+from the training images which class a code means. If the training data of a set are in several
+parts, each part has other classes, so that a part that is not read lowers the score. Each set also
+has a split that must not be read.
 """
 
 from __future__ import annotations
@@ -31,22 +32,22 @@ MEANING = [5, 2, 7, 0]
 # Codes of the test images of each class. Right: 1 of 2, 6 of 8, 1 of 4, 2 of 2; together 10 of 16.
 TEST = [[5, 2], [2, 2, 2, 2, 2, 2, 7, 0], [0, 7, 2, 5], [0, 0]]
 RECALL = [1 / 2, 6 / 8, 1 / 4, 2 / 2]
-PX = 28
+PX = 28  # side of the training images in pixels
 
 Rows = list[tuple[int, np.ndarray]]  # (class 0..3, image)
 
 
-def training_rows(split: int = 0, parts: int = 1) -> Rows:
-    """Part number `split` of the 16 training images (four per class), divided into `parts` parts.
+def training_rows(part: int = 0, parts: int = 1) -> Rows:
+    """The training images, four per class, of part number `part` of `parts`.
 
-    Each part has classes of its own: a network that is not trained on it does not know their codes.
+    Each part has other classes: a network that is not trained on a part does not know their codes.
     """
-    classes = range(split * 4 // parts, (split + 1) * 4 // parts)
+    classes = range(part * 4 // parts, (part + 1) * 4 // parts)
     return [(k, field(MEANING[k], k, (PX, PX))) for k in classes for _ in range(4)]
 
 
 def scored_rows(framed: bool) -> Rows:
-    """The 16 test images; `framed`: with a frame of shade 30 that the centre crop removes."""
+    """The 16 test images; `framed`: with a frame that the centre crop removes."""
     rows: Rows = []
     for k, codes in enumerate(TEST):
         for code in codes:
@@ -71,13 +72,16 @@ def write_cifar100(folder: Path) -> list[str]:
         images = np.stack([pixels for _, pixels in rows]).transpose(0, 3, 1, 2)
         fine = [labels[k] for k, _ in rows]
         table = {"data": images.reshape(len(rows), -1), "fine_labels": fine}
-        table["coarse_labels"] = [int(k) for k, _ in rows][::-1]  # other labels, not to be read
+        table["coarse_labels"] = [int(k) for k, _ in rows][::-1]  # must not be read
         (base / split).write_bytes(pickle.dumps(table, protocol=2))
     return [names[k] for k in labels]
 
 
 def write_cub200(folder: Path) -> list[str]:
-    """Writes the set with 4 of its 200 classes; its lists mix training and test images."""
+    """Writes the set with 4 of its 200 classes; returns their names.
+
+    Its lists mix training and test images.
+    """
     base, numbers = folder / cub.FOLDER, [200, 1, 37, 12]
     names = {
         1: "Black_footed_Albatross",
@@ -101,7 +105,10 @@ def write_cub200(folder: Path) -> list[str]:
 
 
 def write_dtd(folder: Path) -> list[str]:
-    """Writes the set. `train1` and `val1` are both for training; each has half of the classes."""
+    """Writes the set; returns the names of its four classes.
+
+    `train1` and `val1` are both for training; each has half of the classes.
+    """
     from scipy.io import savemat
 
     textures = {"zigzagged": 47, "banded": 1, "dotted": 11, "woven": 45}
@@ -118,19 +125,22 @@ def write_dtd(folder: Path) -> list[str]:
             save(base / "images" / files[-1], pixels)
             rows.append((files[-1], textures[names[k]], number))
         write_lines(base / "labels" / f"{split}.txt", files)
-    cells = np.empty((1, len(rows)), object)
-    cells[0] = [row[0] for row in rows]
+    files = np.empty((1, len(rows)), object)
+    files[0] = [row[0] for row in rows]
     numbers = {
         k: np.array([[row[j] for row in rows]], np.uint8) for j, k in ((1, "class"), (2, "set"))
     }
     ids = np.arange(1, len(rows) + 1, dtype=np.uint8)[None]
     (base / "imdb").mkdir(parents=True)
-    savemat(base / "imdb/imdb.mat", {"images": {"id": ids, "name": cells, **numbers}})
+    savemat(base / "imdb/imdb.mat", {"images": {"id": ids, "name": files, **numbers}})
     return names
 
 
 def write_caltech256(folder: Path) -> list[str]:
-    """Writes the set. The first four images of each class by name are for training."""
+    """Writes the set; returns the names of its four classes.
+
+    The first four images of each class by name are for training.
+    """
     names = ["001.zebra", "002.ak47", "003.yo-yo", "004.clutter"]
     for part, rows in enumerate((training_rows(), scored_rows(framed=True))):
         for i, (k, pixels) in enumerate(rows):
@@ -152,8 +162,8 @@ CLASSIFICATION = {
 def test_official_finetuning_scores_the_test_images_by_their_own_labels(
     name: str, tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    """Faults give other scores: training images scored (16/16), a part of the training data left
-    out, labels that start at another number (0 or 1), test images not cropped.
+    """These faults would give other scores: training images scored (16/16), a part of the training
+    data left out, labels that start at another number (0 or 1), test images not cropped.
     """
     names = CLASSIFICATION[name](tmp_path / "p/data" / name)
     task = resolve("task", name)
@@ -169,7 +179,7 @@ def test_official_finetuning_scores_the_test_images_by_their_own_labels(
     if name != "cub200":  # the lists of CUB-200 are mixed
         assert order == list(range(16))
     trained = seen_in(seen, "train")
-    # Each class has 4 training images in each of 3 epochs, and each epoch has its own order.
+    # Each class has 4 training images in each of 3 epochs, and epochs have different orders.
     assert {k: trained.count(k) for k in range(4)} == dict.fromkeys(range(4), 12)
     assert trained[:16] != trained[16:32]
 
@@ -178,9 +188,9 @@ def test_official_finetuning_scores_the_test_images_by_their_own_labels(
 
 
 def detection_task(name: str, answers: dict[str, Any]) -> dict[str, Any]:
-    """The full-scale detection task with a short schedule and a fake detector.
+    """The full-scale detection task with a short schedule and the detector `BoxReader`.
 
-    The detector returns the stored `answers` for the code that it reads in the image.
+    It returns the detections {code of an image: detections} of `answers`.
     """
     task = resolve("task", name)
     recipe = task["recipe"]
@@ -203,16 +213,17 @@ def detection_task(name: str, answers: dict[str, Any]) -> dict[str, Any]:
 def test_coco_scores_val2017_at_each_threshold(
     tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    """Faults give other scores: AP 1 (train2017), the AP of another threshold or class."""
+    """These faults would give other scores: train2017 scored (AP 1), another threshold or class."""
     # Class of test_detection -> COCO class that takes its place.
     coco_name = {"ant": "person", "Bee": "zebra", "zebra": "toothbrush"}
     number = {name: int(key) for key, name in coco.NAMES.items()}
-    classes = {name: (k, 1) for name, k in number.items()}  # code 1 for classes without a box
+    # {COCO class: (category id, code)}; the code of classes without a box is 1.
+    classes = {name: (k, 1) for name, k in number.items()}
     classes |= {new: (number[new], boxes.CLASSES[old][1]) for old, new in coco_name.items()}
     folder = tmp_path / "p/data/coco"
     for split, truth, first in (("train2017", boxes.TRAIN, 11), ("val2017", boxes.TEST, 1)):
         renamed: boxes.Truth = [
-            [(coco_name[n], crowd) for n, crowd in objects] for objects in truth
+            [(coco_name[name], crowd) for name, crowd in objects] for objects in truth
         ]
         file = folder / "annotations" / f"instances_{split}.json"
         boxes.write_split(folder / split, file, renamed, first, classes, list(classes), ".jpg")
@@ -227,7 +238,7 @@ def test_coco_scores_val2017_at_each_threshold(
     assert sorted(code for mode, code, _ in seen if mode == "test") == [1, 2, 3, 4, 5]
 
 
-VOC_CODES = {"aeroplane": 22, "dog": 21, "tvmonitor": 20}
+VOC_CODES = {"aeroplane": 22, "dog": 21, "tvmonitor": 20}  # {class: code}
 #: {(year, split): for each image, (class, 1 if difficult) of each object}.
 #: The training images of 2007 show two of the classes, those of 2012 the third.
 VOC: dict[tuple[str, str], list[list[tuple[str, int]]]] = {
@@ -266,8 +277,8 @@ def write_voc_detection(folder: Path) -> None:
 def test_voc_scores_are_ap_at_11_recalls_and_each_threshold_on_the_2007_test_split(
     tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    """Faults give other scores: a training list scored, 101 recalls as for COCO, difficult objects
-    counted as missed or wrong, another threshold.
+    """These faults would give other scores: a training list scored, 101 recalls as for COCO,
+    difficult objects counted as missed or as wrong, another threshold.
     """
     folder = tmp_path / "p/data/voc"
     get_set("voc").tiny(folder, np.random.default_rng(0))
@@ -277,11 +288,11 @@ def test_voc_scores_are_ap_at_11_recalls_and_each_threshold_on_the_2007_test_spl
         """As `ANSWERS` in test_detection.py, with the codes of the VOC classes."""
         return [VOC_CODES[name], score, *boxes.narrow(boxes.BOXES[box], iou)]
 
-    # As `ANSWERS` in test_detection.py. VOC boxes end one pixel earlier, so the IoUs are .715, .519
-    # and .763.
+    # As `ANSWERS` in test_detection.py, where the AP is explained. Boxes of VOC end one pixel
+    # earlier (63 x 31 pixels), so the IoUs are .715, .519 and .763.
     answers = {
         "1": [answer("aeroplane", 0.5, 0, 0.72)],
-        "2": [answer("dog", 0.9, 1, 0.52)],  # one of two: recall 1/2 covers 6 of the 11 points
+        "2": [answer("dog", 0.9, 1, 0.52)],  # one of two: recall 1/2 covers 6 of the 11 recalls
         "3": [answer("tvmonitor", 0.3, 0, 0.77)],
         "4": [answer("tvmonitor", 0.8, 0, 1.0)],
         "5": [answer("tvmonitor", 0.95, 0, 1.0)],
@@ -301,18 +312,18 @@ def test_voc_scores_are_ap_at_11_recalls_and_each_threshold_on_the_2007_test_spl
 
 # ---- segmentation ----
 
-# {set: (its classes that replace road, car, tree and sky; their mask labels; the ignored label)}
+# {task: (classes that replace road, car, tree and sky; their labels in masks; the ignored label)}
 SEGMENTATION: dict[str, tuple[list[str], list[int], int]] = {
     "cityscapes": (["road", "pole", "rider", "bicycle"], [0, 5, 12, 18], 255),
     "voc12_seg": (["background", "bird", "dog", "tvmonitor"], [0, 3, 12, 20], 255),
-    # Mask labels begin at 1, and 0 means no class.
+    # Labels begin at 1, and 0 means no class.
     "ade20k": (["wall", "ceiling", "person", "flag"], [1, 6, 13, 150], 0),
 }
 Scenes = list[tuple[np.ndarray, np.ndarray]]
 
 
 def scenes(name: str, pairs: list[tuple[str, str, int]]) -> Scenes:
-    """(image, mask) pairs with the mask labels of the set `name`."""
+    """[(image, mask)] of `pairs` (as in test_segmentation.PAIRS) with the labels of the task."""
     _, values, ignored = SEGMENTATION[name]
     labels = dict(zip(masks.CLASSES, values, strict=True)) | {"": ignored}
     return masks.images_and_masks(pairs, labels, masks.CODES)
@@ -367,7 +378,7 @@ def write_ade20k(folder: Path) -> None:
             save(base / "annotations" / split / f"ADE_{split}_{k}.png", mask)
 
 
-WRITERS = {
+WRITERS = {  # {task: (folder of its set, function that writes it)}
     "cityscapes": ("cityscapes", write_cityscapes),
     "voc12_seg": ("voc", write_voc12_seg),
     "ade20k": ("ade20k", write_ade20k),
@@ -378,8 +389,9 @@ WRITERS = {
 def test_each_official_segmentation_set_has_its_own_meaning_of_the_labels_0_and_255(
     name: str, tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    """Faults give other scores: 1 (the training split), labels shifted by one, label 0 ignored
-    where it is a class or counted where it is not, accuracy as IoU, half of the training data.
+    """These faults would give other scores: the training split scored (1), labels shifted by one,
+    label 0 ignored if it is a class or counted if it is not, accuracy in place of IoU, half of the
+    training data.
     """
     folder, write = WRITERS[name]
     write(tmp_path / "p/data" / folder)

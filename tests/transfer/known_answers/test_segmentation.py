@@ -1,4 +1,4 @@
-"""Segmentation gives exactly the IoU of each class, mIoU and accuracies calculated by hand."""
+"""Segmentation: IoU of each class, mIoU and accuracies are exactly those calculated by hand."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from tests.transfer.known_answers.pictures import (
     student,
 )
 
-# {class: code}. The codes are not in ascending order.
+# {class: code of its colour}. The codes are not in ascending order.
 CODES = {"road": 9, "car": 4, "tree": 12, "sky": 6}
 CLASSES = list(CODES)
-IGNORE = 255
-SIZE = (64, 64)
-BLOCK = 16  # pixels; an image is 4 x 4 blocks of one class each
+IGNORE = 255  # label of pixels that are not counted
+BLOCK = 16  # side in pixels of a block; an image has 4 x 4 blocks of one class each
 
-# (truth, guess, number of blocks), 16 blocks per image. Two test images: 32 blocks, 28 labelled.
-#   road: truth 14, guess 16, both 12      IoU 12/18
-#   car:  truth  8, guess  6, both  6      IoU  6/8
-#   tree: truth  4, guess  4, both  1      IoU  1/7
-#   sky:  truth  2, guess  2, both  0      IoU  0
-# 4 blocks are to be ignored; their guess is car. To count them, or to ignore road (label 0) as
-# well, would change the scores.
+# (true class, predicted class, number of blocks), 16 blocks per image. The two test images have 32
+# blocks, of which 28 are labelled. IoU is the intersection divided by the union:
+#   road: true 14, predicted 16, both 12      IoU 12 / (14 + 16 - 12) = 12/18
+#   car:  true  8, predicted  6, both  6      IoU  6 / (8 + 6 - 6)    = 6/8
+#   tree: true  4, predicted  4, both  1      IoU  1 / (4 + 4 - 1)    = 1/7
+#   sky:  true  2, predicted  2, both  0      IoU  0
+# The other 4 blocks (true class "") have the ignored label and are predicted as car. If they were
+# counted, or if road (label 0) was ignored as well, the scores would be others.
 PAIRS: dict[str, list[tuple[str, str, int]]] = {
     "test": [
         ("road", "road", 12),
@@ -52,29 +52,37 @@ PAIRS: dict[str, list[tuple[str, str, int]]] = {
 }
 IOU = {"road": 12 / 18, "car": 6 / 8, "tree": 1 / 7, "sky": 0.0}
 MIOU = sum(IOU.values()) / 4
-MEAN_ACCURACY = (12 / 14 + 6 / 8 + 1 / 4 + 0) / 4
-ALL_ACCURACY = 19 / 28
-# mIoU of predicting the most frequent class everywhere: its IoU is its share of the labelled
-# pixels, and the IoU of the other three classes is 0.
+MEAN_ACCURACY = (12 / 14 + 6 / 8 + 1 / 4 + 0) / 4  # mean over classes of both / true
+ALL_ACCURACY = (12 + 6 + 1 + 0) / 28
+# mIoU of predicting the most frequent class, road, everywhere: its IoU is its fraction of the
+# labelled pixels, 14 / 28, and the IoU of the other three classes is 0.
 CONSTANT = 14 / 28 / 4
 
 
 def blocks(values: list[Any]) -> np.ndarray:
-    """An array [64, 64, ...] from 4 x 4 blocks, row by row."""
+    """An array [64, 64, ...] from 16 blocks [16, 16, ...], row by row."""
     rows = [np.concatenate(values[i : i + 4], 1) for i in range(0, 16, 4)]
     return np.concatenate(rows)
 
 
 def images_and_masks(
-    pairs: list[tuple[str, str, int]], labels: dict[str, int], guesses: dict[str, int]
+    pairs: list[tuple[str, str, int]], labels: dict[str, int], codes: dict[str, int]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(image, mask) for every 16 blocks; the colours of an image are the codes of the guesses."""
-    flat = [(labels[truth], guesses[guess]) for truth, guess, count in pairs for _ in range(count)]
-    assert len(flat) % 16 == 0
+    """(image, mask) for every 16 blocks of `pairs`.
+
+    Args:
+        pairs: as in PAIRS.
+        labels: {class: its label in the mask}.
+        codes: {class: its code}; the colours of an image are the codes of the predicted classes.
+    """
+    label_and_code = [
+        (labels[true], codes[predicted]) for true, predicted, count in pairs for _ in range(count)
+    ]
+    assert len(label_and_code) % 16 == 0
     images = []
-    for k in range(0, len(flat), 16):
-        part = flat[k : k + 16]
-        pixels = blocks([field(code, k // 16, (BLOCK, BLOCK)) for _, code in part])
+    for first in range(0, len(label_and_code), 16):
+        part = label_and_code[first : first + 16]
+        pixels = blocks([field(code, first // 16, (BLOCK, BLOCK)) for _, code in part])
         mask = blocks([np.full((BLOCK, BLOCK), label, np.uint8) for label, _ in part])
         images.append((pixels, mask))
     return images
@@ -95,7 +103,7 @@ def scene_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def segmenter(model: dict[str, Any], **options: Any) -> dict[str, Any]:
-    """The segmenter's config with one linear layer for its head; the rest is kept."""
+    """The segmenter's config with one linear layer as its head; `options` are of this head."""
     kept = {k: v for k, v in model.items() if k != "auxiliary_head"}
     loss = dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0)
     linear = dict(
@@ -106,7 +114,7 @@ def segmenter(model: dict[str, Any], **options: Any) -> dict[str, Any]:
 
 
 def segmentation_task(kind: str, tmp_path: Path) -> dict[str, Any]:
-    """pocket_seg with a linear head, whose weights are given ("fixed") or learnt."""
+    """The task pocket_seg with a linear head, whose weights are set ("fixed") or learned."""
     task = config("tasks", "pocket_seg")
     recipe = task["recipe"]
     recipe.update(
@@ -135,10 +143,10 @@ def segmentation_task(kind: str, tmp_path: Path) -> dict[str, Any]:
 def test_miou_of_the_test_split_counts_label_0_and_ignores_label_255(
     kind: str, scene_folder: Path, tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    """Faults give other scores: 1 (train), the scores of val, 19/28 (accuracy), a mean with ignored
-    pixels or without label 0, training mode, names of classes in another order.
+    """Faults would give other scores: another split scored (train: 1), accuracy in place of IoU
+    (19/28), ignored pixels counted or label 0 ignored, training mode, classes in another order.
 
-    'fixed': the head's weights are given and do not change, and a BatchNorm and a Dropout show the
+    'fixed': the head's weights are set and do not change, and a BatchNorm and a Dropout show the
     mode. 'learned': the head learns the class of a colour from the training split.
     """
     student_config = student(input_hw=[32, 32], drops=kind == "fixed")
@@ -147,15 +155,13 @@ def test_miou_of_the_test_split_counts_label_0_and_ignores_label_255(
     )
     assert outputs["metric"] == "mIoU"
     assert outputs["value"] == pytest.approx(MIOU, abs=1e-7)
-    assert outputs["metrics"] == pytest.approx(
-        {
-            "mIoU": MIOU,
-            "mAcc": MEAN_ACCURACY,
-            "aAcc": ALL_ACCURACY,
-            "constant_mIoU": CONSTANT,
-        },
-        abs=1e-7,
-    )
+    expected = {
+        "mIoU": MIOU,
+        "mAcc": MEAN_ACCURACY,
+        "aAcc": ALL_ACCURACY,
+        "constant_mIoU": CONSTANT,
+    }
+    assert outputs["metrics"] == pytest.approx(expected, abs=1e-7)
     assert outputs["per_class"] == pytest.approx(IOU, abs=1e-7)
     assert outputs["chance"] == pytest.approx(CONSTANT, abs=1e-7)
     assert seen_in(seen, "test")[:2] == [0, 1]
