@@ -1,4 +1,4 @@
-"""A tiny image pool of real files; the real stages run on it once per test session."""
+"""Fixtures: a tiny image pool of real files, and the real stages that ran on it once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdep_bench.data import views
 from kdep_bench.features import align, cache
 from kdep_bench.files import write_json
 
-IMAGES, PX, WIDTH = 48, 32, 32  # images of the pool, side of a view in pixels, student's channels
+IMAGES, PX, WIDTH = 48, 32, 32  # images of the pool, side of a view in pixels, student's width
 TEACHER: dict[str, Any] = dict(
     type="kdep_bench.teachers.efficientnet_lite.EfficientNetLite",
     name="lite0",
@@ -42,7 +42,10 @@ def silent(*_: Any) -> None:
 
 
 def make_pool(root: Path, images: int = IMAGES) -> Path:
-    """Writes images of 40 px with a square, labelled by its colour, as a `prepare` stage does."""
+    """Writes images of 40 pixels with a square as a `prepare` stage does; returns `root`.
+
+    The label of an image is the colour of its square: blue, green and red in turn.
+    """
     rng = np.random.default_rng(0)
     labels = {}
     pool = root / "data" / "pool" / "images" / "00"
@@ -52,9 +55,8 @@ def make_pool(root: Path, images: int = IMAGES) -> Path:
         image[8:32, 8:32, i % 3] = 255
         cv2.imwrite(str(pool / f"{i:06d}.jpg"), image)
         labels[f"00/{i:06d}.jpg"] = i % 3
-    write_json(
-        root / "data" / "pool" / "labels.json", {"classes": ["b", "g", "r"], "labels": labels}
-    )
+    table = {"classes": ["b", "g", "r"], "labels": labels}
+    write_json(root / "data" / "pool" / "labels.json", table)
     return root
 
 

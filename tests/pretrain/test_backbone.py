@@ -1,4 +1,7 @@
-"""Students: the tap reads the map before the last activation; weights are loaded exactly."""
+"""Students: the tap reads the feature before the last activation; EfficientNet-Lite's options.
+
+The tap (`PreActivationTap`) gives the pooled feature before and after the last activation.
+"""
 
 from __future__ import annotations
 
@@ -29,18 +32,18 @@ LITE: dict[str, Any] = dict(backbone=dict(type=f"{EfficientNetLite.__module__}.E
     [(RESNET, 128), (MOBILENET, 1280), (LITE, 1280)],
     ids=["r18", "mnv2", "l0"],
 )
-def test_tap_is_the_network_without_its_last_activation(student: dict[str, Any], width: int):
+def test_the_tap_gives_the_feature_before_the_last_activation(student: dict[str, Any], width: int):
     net = build_backbone(student)
-    keys = list(net.state_dict())
+    names = list(net.state_dict())
     tap = PreActivationTap(net)
     tap.verify(width, 64)
     before, after = tap.eval()(torch.randn(2, 3, 64, 64))
     assert bool((before < 0).any())
     assert not torch.equal(before, after)
-    assert list(net.state_dict()) == keys
+    assert list(net.state_dict()) == names  # the tap adds no tensor
 
 
-def test_resnet_tap_equals_an_independent_forward():
+def test_the_tap_of_a_resnet_equals_a_forward_pass_layer_by_layer():
     net: Any = build_backbone(RESNET)
     net.eval()
     tap, x = PreActivationTap(net), torch.randn(2, 3, 64, 64)
@@ -58,8 +61,7 @@ def test_gradient_reaches_the_student_through_the_tap():
     net = build_backbone(RESNET)
     before, _ = PreActivationTap(net)(torch.randn(2, 3, 32, 32))
     before.mean().backward()
-    grads = [p.grad for p in net.parameters()]
-    assert all(g is not None for g in grads)
+    assert all(p.grad is not None for p in net.parameters())
     assert bool(net.conv1.weight.grad.abs().sum() > 0)  # type: ignore[union-attr]
 
 
@@ -71,10 +73,8 @@ def test_a_wrong_width_is_refused():
 def test_a_tap_inside_the_network_is_refused():
     # With zero_init_residual the last block adds 0 to its input. A tap inside it then has the
     # output of the right tap, so comparing outputs would not show the error.
-    tap = PreActivationTap(
-        build_backbone({"backbone": {**RESNET["backbone"], "zero_init_residual": True}}),
-        "layer4.0.relu",
-    )
+    student = {"backbone": {**RESNET["backbone"], "zero_init_residual": True}}
+    tap = PreActivationTap(build_backbone(student), "layer4.0.relu")
     with pytest.raises(KdepError, match="is not the input of its last activation"):
         tap.verify(128, 64)
 
@@ -85,6 +85,7 @@ def test_an_unknown_tap_path_is_refused():
 
 
 def test_lite0_with_its_imagenet_weights_equals_timm_s_features():
+    """timm normalises by 127.5, the student by ImageNet's mean and standard deviation."""
     import timm
 
     from kdep_bench.teachers.efficientnet_lite import timm_state
@@ -101,7 +102,7 @@ def test_lite0_with_its_imagenet_weights_equals_timm_s_features():
     torch.testing.assert_close(features, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_lite_levels_have_the_strides_and_channels_of_the_config():
+def test_the_levels_of_lite0_have_the_strides_4_to_32_or_an_output_stride_of_8():
     net = EfficientNetLite(0, out_indices=(0, 1, 2, 3)).eval()
     shapes = [tuple(o.shape[1:]) for o in net(torch.randn(1, 3, 64, 64))]
     assert shapes == [(24, 16, 16), (40, 8, 8), (112, 4, 4), (320, 2, 2)]
@@ -110,15 +111,15 @@ def test_lite_levels_have_the_strides_and_channels_of_the_config():
 
 
 def test_lite0_without_its_last_convolution_has_320_channels():
+    """That convolution (conv_head) and its BatchNorm (bn2) map 320 channels to 1280."""
     trunk = EfficientNetLite(0, out_indices=(3,), head=False).eval()
     with_head = EfficientNetLite(0, out_indices=(3,)).eval()
     imagenet_weights(trunk)
     imagenet_weights(with_head)
     x = torch.randn(2, 3, 64, 64)
     assert torch.equal(trunk(x)[0], with_head(x)[0])
-    assert set(with_head.state_dict()) - set(trunk.state_dict()) == {
-        k for k in with_head.state_dict() if k.startswith(("conv_head.", "bn2."))
-    }
+    removed = set(with_head.state_dict()) - set(trunk.state_dict())
+    assert removed == {k for k in with_head.state_dict() if k.startswith(("conv_head.", "bn2."))}
     assert sum(p.numel() for p in trunk.parameters()) == pytest.approx(3.0e6, rel=0.02)
     # Before its activation the 1280-channel feature is linear in the trunk's 320 channels.
     weight = with_head.conv_head.weight.flatten(1).double()  # type: ignore[union-attr]
@@ -131,28 +132,29 @@ def test_lite0_without_its_last_convolution_has_320_channels():
 @pytest.mark.parametrize(
     ("frozen", "expected_fraction"), [(-1, 0.0), (0, 0.0), (2, 0.01), (4, 1.0)]
 )
-def test_lite0_freezes_its_leading_stages(frozen: int, expected_fraction: float):
+def test_frozen_stages_of_lite0_are_not_trained(frozen: int, expected_fraction: float):
+    """-1: none; 0: the first convolution; 2: also two stages; 4: everything."""
     net = EfficientNetLite(0, out_indices=(3, 4), frozen_stages=frozen)
     net.train()
     frozen_parameters = [p for p in net.parameters() if not p.requires_grad]
     sizes = [p.numel() for p in net.parameters()]
-    assert sum(p.numel() for p in frozen_parameters) / sum(sizes) == pytest.approx(
-        expected_fraction, abs=0.01
-    )
+    fraction = sum(p.numel() for p in frozen_parameters) / sum(sizes)
+    assert fraction == pytest.approx(expected_fraction, abs=0.01)
     assert (len(frozen_parameters) == len(sizes)) == (frozen == 4)
     assert (len(frozen_parameters) == 0) == (frozen == -1)
     assert net.bn1.training == (frozen == -1)
-    before = {k: v.clone() for k, v in net.state_dict().items()}
+    initial = {k: v.clone() for k, v in net.state_dict().items()}
     net(torch.randn(2, 3, 64, 64))
-    changed = [k for k, v in net.state_dict().items() if not torch.equal(v, before[k])]
+    changed = [k for k, v in net.state_dict().items() if not torch.equal(v, initial[k])]
     assert bool(changed) == (frozen < 4)  # a frozen stage keeps its BatchNorm statistics
+    # With norm_eval, BatchNorm stays in evaluation mode and all weights are trained.
     norm_eval = EfficientNetLite(0, norm_eval=True)
     norm_eval.train()
     assert not any(m.training for m in norm_eval.modules() if isinstance(m, torch.nn.BatchNorm2d))
     assert all(p.requires_grad for p in norm_eval.parameters())
 
 
-def test_weights_of_another_variant_are_refused():
+def test_weights_of_another_variant_of_efficientnet_lite_are_refused():
     from kdep_bench.teachers.efficientnet_lite import timm_state, weights_file
 
     with pytest.raises(KdepError, match="tensors"):

@@ -1,4 +1,8 @@
-"""Views, cache, stream and the pre-training stage, with the real teacher on tiny real files."""
+"""Views, teacher cache, stream of batches and the pre-training stage, on tiny real files.
+
+A view is a fixed random crop and flip of an image; row 2 i + v is view v of image i. The teacher is
+EfficientNet-Lite0 with its real weights.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +46,7 @@ SUPERVISED: dict[str, Any] = dict(
     transform=None,
 )
 LONG = BUDGET | dict(epochs=10, optimizer=BUDGET["optimizer"] | dict(lr=0.05))
-# Its weight schedule depends on the step number, which a resumed run must restore.
+# A method whose weight schedule depends on the step number, which a resumed run must restore.
 STATEFUL = KDEP | dict(
     objective=dict(
         type="kdep_bench.objectives.weighted_sum.WeightedSum",
@@ -61,10 +65,8 @@ SCRATCH: dict[str, Any] = dict(name="scratch", labels_used=False, objective=None
 
 def spec(method: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """The spec of a pre-training stage, with changes."""
-    return (
-        dict(student=STUDENT, method=method, budget=BUDGET, share=1.0, share_seed=0, seed=0)
-        | changes
-    )
+    default = dict(student=STUDENT, method=method, budget=BUDGET, share=1.0, share_seed=0, seed=0)
+    return default | changes
 
 
 def pretrain(out: Path, stages: dict[str, Path], method: dict[str, Any], **changes: Any):
@@ -76,16 +78,16 @@ def pretrain(out: Path, stages: dict[str, Path], method: dict[str, Any], **chang
 
 def configured(method: dict[str, Any], stages: dict[str, Path]):
     """(objective config, target config, measured values) as the stage computes them."""
-    first_spec = spec(method)
+    stage_spec = spec(method)
     needs = demands(method["objective"]).needs
-    teacher_source = open_teacher_source(needs, first_spec, stages, open_views(stages["views"]))
-    return assemble.objective_config(first_spec, stages, teacher_source, stages["views"].parent)
+    teacher_source = open_teacher_source(needs, stage_spec, stages, open_views(stages["views"]))
+    return assemble.objective_config(stage_spec, stages, teacher_source, stages["views"].parent)
 
 
 # -- views and subsets --------------------------------------------------------------------------
 
 
-def test_views_are_the_recipe_rendered_from_the_files(stages: dict[str, Path]):
+def test_stored_views_are_the_crops_of_the_files(stages: dict[str, Path]):
     opened = open_views(stages["views"], stages["prepare"])
     assert opened.rows == IMAGES * 2
     for row in (0, 1, 50):
@@ -95,12 +97,15 @@ def test_views_are_the_recipe_rendered_from_the_files(stages: dict[str, Path]):
 
 
 def test_crops_are_reproducible_by_seed_and_stay_inside_the_image():
-    a, b = (draw_recipe(50, 3, 7, (0.4, 1), (0.75, 1.33)) for _ in range(2))
-    np.testing.assert_array_equal(a[0], b[0])
-    box = a[0]
-    assert (box[:, :2] >= 0).all()
-    assert (box[:, :2] + box[:, 2:] <= 1 + 1e-6).all()
-    assert not np.array_equal(box, draw_recipe(50, 3, 8, (0.4, 1), (0.75, 1.33))[0])
+    def boxes(seed: int) -> np.ndarray:
+        """Crops [150, 4] of 50 images in 3 views: x, y, width, height as fractions."""
+        return draw_recipe(50, 3, seed, (0.4, 1), (0.75, 1.33))[0]
+
+    drawn = boxes(7)
+    np.testing.assert_array_equal(drawn, boxes(7))
+    assert (drawn[:, :2] >= 0).all()
+    assert (drawn[:, :2] + drawn[:, 2:] <= 1 + 1e-6).all()
+    assert not np.array_equal(drawn, boxes(8))
 
 
 def test_data_fractions_are_nested_and_an_empty_one_is_refused():
@@ -125,7 +130,7 @@ def test_the_error_for_an_unreadable_image_names_its_file(stages: dict[str, Path
 # -- cache --------------------------------------------------------------------------------------
 
 
-def test_cache_equals_the_live_teacher(stages: dict[str, Path]):
+def test_the_cache_equals_the_live_teacher(stages: dict[str, Path]):
     teacher = build_teacher(TEACHER)
     opened_views = open_views(stages["views"], stages["prepare"])
     opened_cache = cache_read.open_cache(stages["cache"])
@@ -133,22 +138,23 @@ def test_cache_equals_the_live_teacher(stages: dict[str, Path]):
     assert len(opened_cache) == opened_views.rows
 
 
-def test_a_cache_resumed_after_its_last_shard_keeps_its_cost(
+def test_a_cache_that_is_resumed_after_its_last_file_reports_its_complete_cost(
     stages: dict[str, Path], tmp_path: Path
 ):
     out = tmp_path / "c"
     out.mkdir()
     first = cache.run({"teacher": TEACHER, "batch": 16}, stages, out, silent)
-    (out / cache_read.MANIFEST).unlink()
+    (out / cache_read.MANIFEST).unlink()  # as if it was interrupted before the end
     resumed = cache.run({"teacher": TEACHER, "batch": 16}, stages, out, silent)
     assert resumed == first
     assert resumed["forwards"] == resumed["rows"] == 2 * IMAGES
     assert resumed["fill_s"] > 0
-    # 407 M multiply-adds at 224 px (reported, tensorflow/tpu), 1.3 M of them in the classifier.
+    # 407 M multiply-adds with 224 pixels (reported, tensorflow/tpu), 1.3 M of them in the
+    # classifier. With 32 pixels a map has 1/49 of the positions.
     assert resumed["teacher"]["flops"] == pytest.approx(2 * (405.7e6 / 49 + 1.3e6), rel=0.1)
 
 
-def test_a_cache_and_views_rendered_by_threads_are_bitwise_equal(
+def test_views_and_a_cache_that_threads_render_are_equal_bit_for_bit(
     stages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     # Reads ahead as on a GPU, while the teacher stays on the CPU.
@@ -164,14 +170,14 @@ def test_a_cache_and_views_rendered_by_threads_are_bitwise_equal(
     order, teacher = np.arange(opened.rows), build_teacher(TEACHER)
     progress = lambda done, *_: rows_done.append(done)  # noqa: E731
     cache.fill_shard(0, order, teacher, opened, 16, [], {}, tmp_path / "cache", progress)
-    assert rows_done == [*range(16, 97, 16)]
+    assert rows_done == [*range(16, 97, 16)]  # in order
     for file in ("views/student.npy", "cache/features-00000.npy"):
         expected, actual = (np.load(folder / file) for folder in (stages["views"].parent, tmp_path))
         np.testing.assert_array_equal(expected, actual)
 
 
 @pytest.mark.parametrize("damage", ["flipped bit", "truncated", "no hash file"])
-def test_a_damaged_shard_of_an_interrupted_run_is_recomputed(
+def test_a_damaged_file_of_an_interrupted_run_is_computed_again(
     stages: dict[str, Path], tmp_path: Path, damage: str
 ):
     out = tmp_path / "c"
@@ -189,7 +195,7 @@ def test_a_damaged_shard_of_an_interrupted_run_is_recomputed(
     assert shard.read_bytes() == complete
 
 
-def test_cache_of_another_teacher_view_or_normalisation_is_refused(
+def test_a_cache_of_another_teacher_view_or_normalisation_is_refused(
     stages: dict[str, Path], tmp_path: Path
 ):
     opened_cache = cache_read.open_cache(stages["cache"])
@@ -198,7 +204,7 @@ def test_cache_of_another_teacher_view_or_normalisation_is_refused(
     teacher.mean += 20
     with pytest.raises(KdepError, match="differ from the live teacher"):
         cache_check.verify_sample(opened_cache, teacher, opened_views)
-    teacher.mean -= 20
+    teacher.mean -= 20  # as before
     opened_views.flip[:] = ~opened_views.flip
     with pytest.raises(KdepError, match="differ from the live teacher"):
         cache_check.verify_sample(opened_cache, teacher, opened_views)
@@ -207,7 +213,7 @@ def test_cache_of_another_teacher_view_or_normalisation_is_refused(
         cache_check.verify_sample(opened_cache, other, opened_views)
 
 
-def test_a_truncated_shard_is_refused(stages: dict[str, Path], tmp_path: Path):
+def test_a_truncated_file_of_a_cache_is_refused(stages: dict[str, Path], tmp_path: Path):
     shutil.copytree(stages["cache"], tmp_path / "c")
     shard = tmp_path / "c/features-00000.npy"
     shard.write_bytes(shard.read_bytes()[:-100])
@@ -215,7 +221,7 @@ def test_a_truncated_shard_is_refused(stages: dict[str, Path], tmp_path: Path):
         cache_read.open_cache(tmp_path / "c")
 
 
-def test_shards_of_an_interrupted_run_are_kept_for_the_same_teacher_only(tmp_path: Path):
+def test_files_of_an_interrupted_run_are_kept_for_the_same_teacher_only(tmp_path: Path):
     cache.delete_foreign_shards(tmp_path, {"teacher": "a"})
     (tmp_path / "features-00000.npy").write_bytes(b"x")
     cache.delete_foreign_shards(tmp_path, {"teacher": "a"})
@@ -226,12 +232,12 @@ def test_shards_of_an_interrupted_run_are_kept_for_the_same_teacher_only(tmp_pat
 
 def test_a_teacher_stays_in_eval_mode_and_gives_no_gradient():
     teacher = build_teacher(TEACHER)
-    before = teacher.checksum()
+    checksum = teacher.checksum()
     teacher.train()
     out = teacher(torch.randint(0, 255, (2, 3, 32, 32), dtype=torch.uint8))
     assert not out.pooled.requires_grad
     assert not any(m.training for m in teacher.modules())
-    assert teacher.checksum() == before
+    assert teacher.checksum() == checksum
     with pytest.raises(KdepError, match="uint8"):
         teacher(torch.zeros(2, 3, 32, 32))
 
@@ -241,16 +247,16 @@ def test_a_teacher_stays_in_eval_mode_and_gives_no_gradient():
 
 def test_every_epoch_reads_every_image_once_and_the_views_in_turn(stages: dict[str, Path]):
     stream = ViewStream(stages["views"], IMAGES * 2, 1.0, 0, seed=3)
-    first = [stream.row(p) for p in range(IMAGES)]
-    second = [stream.row(p) for p in range(IMAGES, 2 * IMAGES)]
+    first = [stream.row(position) for position in range(IMAGES)]
+    second = [stream.row(position) for position in range(IMAGES, 2 * IMAGES)]
     assert sorted(first) == [2 * i for i in range(IMAGES)]
     assert sorted(second) == [2 * i + 1 for i in range(IMAGES)]
-    assert [r // 2 for r in first] != [r // 2 for r in second]
+    assert [row // 2 for row in first] != [row // 2 for row in second]  # another order of images
 
 
 def test_with_together_the_views_of_an_image_are_adjacent(stages: dict[str, Path]):
     stream = ViewStream(stages["views"], IMAGES * 4, 1.0, 0, seed=3, together=True)
-    rows = np.array([stream.row(p) for p in range(4 * IMAGES)])
+    rows = np.array([stream.row(position) for position in range(4 * IMAGES)])
     assert sorted(rows[: 2 * IMAGES]) == list(range(2 * IMAGES))
     np.testing.assert_array_equal(rows[1::2], rows[::2] + 1)
     assert (rows[::2] % 2 == 0).all()
@@ -262,15 +268,15 @@ def test_reading_a_label_in_a_label_free_run_raises_kdep_error(stages: dict[str,
     with pytest.raises(KdepError, match="labels_used=False"):
         stream.label(np.array([0]))
     assert set(stream.__getitems__([0, 1])) == {"images", "rows", "teacher"}
-    without_pool = ViewStream(stages["views"], 16, 1.0, 0, seed=0, teacher_px=8)
-    assert set(without_pool.__getitems__([0, 1])) == {"images", "rows"}
+    without_images = ViewStream(stages["views"], 16, 1.0, 0, seed=0, teacher_px=8)
+    assert set(without_images.__getitems__([0, 1])) == {"images", "rows"}
 
 
 def test_teacher_rows_belong_to_the_images_of_the_batch(stages: dict[str, Path]):
     stream = ViewStream(stages["views"], IMAGES, 0.5, 0, seed=0, cache=stages["cache"])
     opened, positions = cache_read.open_cache(stages["cache"]), [3, 0, 11]
     batch = stream.__getitems__(positions)
-    rows = np.array([stream.row(p) for p in positions])
+    rows = np.array([stream.row(position) for position in positions])
     np.testing.assert_array_equal(batch["teacher"].numpy(), opened.rows(rows))
     assert set(rows // 2) <= set(subset(IMAGES, 0.5))
 
@@ -282,7 +288,7 @@ def test_the_loss_of_kdep_falls_and_only_backbone_and_target_are_saved(
     stages: dict[str, Path], tmp_path: Path
 ):
     outputs, state = pretrain(tmp_path, stages, KDEP, budget=LONG)
-    curve = [v for _, v in outputs["curves"]["pretrain_loss"]]
+    curve = [loss for _, loss in outputs["curves"]["pretrain_loss"]]
     assert curve[0] > 0.8 * DEFAULT_LOSS_AT_ZERO
     assert min(curve[-3:]) < 0.8 * curve[0]
     assert outputs["steps"] == 30
@@ -297,24 +303,28 @@ def test_bfloat16_training_stays_close_to_float32(stages: dict[str, Path], tmp_p
     bfloat16, state = pretrain(
         tmp_path / "b", stages, KDEP, budget=BUDGET | {"precision": "bfloat16"}
     )
-    a, b = (np.array(o["curves"]["pretrain_loss"])[:, 1] for o in (float32, bfloat16))
+    expected, losses = (
+        np.array(outputs["curves"]["pretrain_loss"])[:, 1] for outputs in (float32, bfloat16)
+    )
     # One step differs by rounding (2**-9); training amplifies it, so later steps agree on average.
-    np.testing.assert_allclose(a[0], b[0], rtol=2.0**-8)
-    np.testing.assert_allclose(a[:4], b[:4], rtol=0.03)
-    np.testing.assert_allclose(a.mean(), b.mean(), rtol=0.05)
-    assert not np.array_equal(a, b)
+    np.testing.assert_allclose(expected[0], losses[0], rtol=2.0**-8)
+    np.testing.assert_allclose(expected[:4], losses[:4], rtol=0.03)
+    np.testing.assert_allclose(expected.mean(), losses.mean(), rtol=0.05)
+    assert not np.array_equal(expected, losses)
     assert all(v.dtype != torch.bfloat16 for v in state.values())
 
 
-def test_kdep_never_opens_the_labels(stages: dict[str, Path], tmp_path: Path):
+def test_kdep_trains_if_there_are_no_labels(stages: dict[str, Path], tmp_path: Path):
     without_labels = dict(stages, prepare=tmp_path / "nothing")
     outputs, _ = pretrain(tmp_path / "out", without_labels, KDEP)
     assert outputs["steps"] == 12
 
 
-def test_supervised_learns_and_reports_labels_used(stages: dict[str, Path], tmp_path: Path):
+def test_the_loss_of_supervised_training_falls_and_the_use_of_labels_is_reported(
+    stages: dict[str, Path], tmp_path: Path
+):
     outputs, state = pretrain(tmp_path, stages, SUPERVISED)
-    curve = [v for _, v in outputs["curves"]["pretrain_loss"]]
+    curve = [loss for _, loss in outputs["curves"]["pretrain_loss"]]
     assert curve[-1] < curve[0]
     assert outputs["labels_used"] is True
     assert "objective.head.weight" in state
@@ -335,14 +345,16 @@ def test_a_feature_objective_without_an_alignment_is_refused(
         pretrain(tmp_path, without_align, KDEP)
 
 
-def test_scratch_is_seeded_and_untrained(stages: dict[str, Path], tmp_path: Path):
-    a = pretrain(tmp_path / "a", stages, SCRATCH)
-    b = pretrain(tmp_path / "b", stages, SCRATCH)
-    c = pretrain(tmp_path / "c", stages, SCRATCH, seed=1)
+def test_scratch_has_random_weights_of_its_seed_and_no_training_steps(
+    stages: dict[str, Path], tmp_path: Path
+):
+    outputs, weights = pretrain(tmp_path / "a", stages, SCRATCH)
+    _, repeated = pretrain(tmp_path / "b", stages, SCRATCH)
+    _, with_seed_1 = pretrain(tmp_path / "c", stages, SCRATCH, seed=1)
     key = "backbone.conv1.weight"
-    assert torch.equal(a[1][key], b[1][key])
-    assert not torch.equal(a[1][key], c[1][key])
-    assert a[0]["steps"] == 0
+    assert torch.equal(weights[key], repeated[key])
+    assert not torch.equal(weights[key], with_seed_1[key])
+    assert outputs["steps"] == 0
 
 
 def test_methods_of_one_seed_start_from_the_same_student(stages: dict[str, Path]):
@@ -373,28 +385,28 @@ def test_every_method_of_a_seed_starts_from_the_scratch_weights(
 
 
 def test_live_and_cached_training_have_the_same_target(stages: dict[str, Path]):
-    teacher, v = build_teacher(TEACHER), open_views(stages["views"], stages["prepare"])
+    teacher, opened = build_teacher(TEACHER), open_views(stages["views"], stages["prepare"])
     target = build_target(stages["align"], {"type": KDEP["transform"]["type"]})
     rows = np.arange(16)
-    live = teacher(cache_check.render_rows(v, rows, 32)).pooled
+    live = teacher(cache_check.render_rows(opened, rows, 32)).pooled
     stored = torch.from_numpy(cache_read.open_cache(stages["cache"]).rows(rows))
-    # Half precision moves an SVD coordinate by about 2**-11 of the feature's scale; PTS has an
-    # unbounded slope at zero, so the comparison is made before it.
+    # Float16 changes an SVD component by about 2**-11 of the feature's scale. The slope of power
+    # temperature scaling (PTS) is unbounded at zero, so the comparison is made before it.
     torch.testing.assert_close(target.align(stored.float()), target.align(live), atol=5e-3, rtol=0)
     assert not target(live.requires_grad_()).requires_grad
 
 
-def test_the_auto_weight_makes_an_output_of_zero_cost_the_same(stages: dict[str, Path]):
-    _, target, probes = configured(KDEP, stages)
+def test_the_automatic_weight_gives_an_output_of_zero_the_default_loss(stages: dict[str, Path]):
+    _, target, measured = configured(KDEP, stages)
     assert target is not None
     rows = torch.from_numpy(cache_read.open_cache(stages["cache"]).rows(np.arange(2 * IMAGES)))
-    g = build_target(**target)(rows)
-    weight = FeatureRegression(target_mean_square=probes["target_mean_square"]).weight
-    assert float(g.square().mean()) * weight == pytest.approx(DEFAULT_LOSS_AT_ZERO, rel=1e-4)
+    mean_square = float(build_target(**target)(rows).square().mean())
+    weight = FeatureRegression(target_mean_square=measured["target_mean_square"]).weight
+    assert mean_square * weight == pytest.approx(DEFAULT_LOSS_AT_ZERO, rel=1e-4)
     assert open_basis(stages["align"]).components.shape == (1280, STUDENT["width"])
 
 
-def test_a_run_killed_in_mid_epoch_and_resumed_equals_an_uninterrupted_run(
+def test_a_run_that_is_killed_within_an_epoch_and_resumed_equals_an_uninterrupted_run(
     stages: dict[str, Path], tmp_path: Path
 ):
     """A run is killed by SIGKILL after a checkpoint and resumed; its weights are bitwise equal.
@@ -402,21 +414,22 @@ def test_a_run_killed_in_mid_epoch_and_resumed_equals_an_uninterrupted_run(
     It uses everything that has state: momentum, schedules, the weight average and the fractions of
     the loss terms. It also accumulates micro-batches, which must not count as steps.
     """
-    undisturbed, weights = pretrain(
-        tmp_path / "whole", stages, STATEFUL, budget=EMA_AND_ACCUMULATION
+    uninterrupted, weights = pretrain(
+        tmp_path / "uninterrupted", stages, STATEFUL, budget=EMA_AND_ACCUMULATION
     )
-    interrupted = tmp_path / "cut"
+    interrupted = tmp_path / "interrupted"
     interrupted.mkdir()
+    # A program that runs the stage and kills itself in step 8.
     code = (
         "import os, signal, time, torch; torch.set_num_threads(1)\n"
         "from pathlib import Path\n"
         "from tests.pretrain.test_pretrain import EMA_AND_ACCUMULATION, STATEFUL, spec, stage\n"
         f"stages = { ({k: str(p) for k, p in stages.items()})!r}\n"
-        "def die(done, total, note=''):\n"
+        "def kill(done, total, note=''):\n"
         "    time.sleep(0.2)\n"
         "    if done == 8: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"stage.run(spec(STATEFUL, budget=EMA_AND_ACCUMULATION), "
-        f"{{k: Path(p) for k, p in stages.items()}}, Path({str(interrupted)!r}), die)"
+        f"{{k: Path(p) for k, p in stages.items()}}, Path({str(interrupted)!r}), kill)"
     )
     root = Path(__file__).parents[2]
     process = subprocess.run(
@@ -426,10 +439,10 @@ def test_a_run_killed_in_mid_epoch_and_resumed_equals_an_uninterrupted_run(
     assert list((interrupted / "run").glob("*.pth"))
     assert not (interrupted / checkpoint.CHECKPOINT).exists()
     outputs, resumed = pretrain(interrupted, stages, STATEFUL, budget=EMA_AND_ACCUMULATION)
-    # Six steps of at least 0.2 s came before the checkpoint; they count as training time.
+    # The training time includes the six steps before the checkpoint, of at least 0.2 s each.
     assert outputs["train_s"] > 1.2
-    assert outputs["curves"] == undisturbed["curves"]
-    assert outputs["terms"] == undisturbed["terms"]
+    assert outputs["curves"] == uninterrupted["curves"]
+    assert outputs["terms"] == uninterrupted["terms"]
     assert resumed.keys() == weights.keys()
     assert all(torch.equal(v, resumed[k]) for k, v in weights.items())
 
@@ -437,7 +450,7 @@ def test_a_run_killed_in_mid_epoch_and_resumed_equals_an_uninterrupted_run(
 # -- other teachers and students ------------------------------------------------------------------
 
 
-def test_a_vit_teacher_trains_a_student_without_a_last_activation(
+def test_a_student_without_a_last_activation_learns_from_a_vision_transformer(
     stages: dict[str, Path], tmp_path: Path
 ):
     teacher = dict(

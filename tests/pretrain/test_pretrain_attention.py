@@ -22,6 +22,7 @@ SHORT = BUDGET | {"epochs": 2, "optimizer": dict(type="AdamW", lr=1e-3, weight_d
 
 
 def cross_arch() -> dict[str, Any]:
+    """Config of cross-architecture distillation from the last block of the tiny teacher."""
     config = load_config("method", "cross_arch")
     config["objective"]["teacher_block"] = 5
     return config
@@ -32,7 +33,7 @@ def test_a_resumed_run_with_views_and_a_discriminator_equals_an_uninterrupted_on
 ):
     inputs = {"views": stages["views"], "images": stages["prepare"]}
     options: dict[str, Any] = dict(budget=SHORT, student=R18, teacher=VIT)
-    outputs, weights = pretrain(tmp_path / "whole", inputs, cross_arch(), **options)
+    outputs, weights = pretrain(tmp_path / "uninterrupted", inputs, cross_arch(), **options)
     assert set(outputs["terms"]) == {"attention", "values", "tokens", "adversarial"}
     assert outputs["teacher_source"] == "live"
     assert outputs["extra_forwards"] == outputs["images_seen"]  # one pass of the teacher per image
@@ -44,9 +45,10 @@ def test_a_resumed_run_with_views_and_a_discriminator_equals_an_uninterrupted_on
     assert dropped == ["objective"]
 
     class Stop(Exception):
-        pass
+        """Interrupts the run."""
 
     def stop(done: int, total: int, note: str = "") -> None:
+        """A progress function that interrupts the run before its last step."""
         if done == outputs["steps"] - 1:
             raise Stop
 
@@ -55,13 +57,13 @@ def test_a_resumed_run_with_views_and_a_discriminator_equals_an_uninterrupted_on
     with pytest.raises(Stop):
         stage.run(spec(cross_arch(), **options), inputs, interrupted, stop)
     assert list((interrupted / "run").glob("*.pth"))
-    repeated, resumed = pretrain(interrupted, inputs, cross_arch(), **options)
-    assert repeated["curves"] == outputs["curves"]
+    resumed_outputs, resumed = pretrain(interrupted, inputs, cross_arch(), **options)
+    assert resumed_outputs["curves"] == outputs["curves"]
     assert resumed.keys() == weights.keys()
     assert all(torch.equal(v, resumed[k]) for k, v in weights.items())
 
 
-def test_a_convolutional_teacher_or_a_cache_is_refused_by_the_stage(
+def test_the_stage_refuses_a_cache_a_convolutional_teacher_and_a_missing_block(
     stages: dict[str, Path], tmp_path: Path
 ):
     inputs = {**stages, "images": stages["prepare"]}
@@ -76,7 +78,9 @@ def test_a_convolutional_teacher_or_a_cache_is_refused_by_the_stage(
         pretrain(tmp_path / "c", inputs, config, student=R18, teacher=VIT)
 
 
-def test_the_stage_counts_the_passes_of_the_teacher(stages: dict[str, Path], tmp_path: Path):
+def test_tinybert_counts_the_passes_of_the_teacher_and_exports_a_plain_backbone(
+    stages: dict[str, Path], tmp_path: Path
+):
     method = load_config("method", "tinybert")
     method["objective"] |= dict(student_depth=6, teacher_depth=6)
     student, teacher = (config | {"input_px": 32} for config in (STUDENT, VIT))

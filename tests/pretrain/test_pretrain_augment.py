@@ -31,6 +31,7 @@ class AddNumbers(Augment):
     keeps = frozenset({"pooled", "target"})  # stored outputs that still belong to the images
 
     def change(self, batch: Batch, draw: Draw) -> Batch:
+        """The batch with `extra` = {"numbers": [B]}."""
         numbers = draw.uniform()
         return Batch(
             batch.images, batch.teacher_images, batch.stored, batch.targets, {"numbers": numbers}
@@ -45,6 +46,7 @@ class TwoPasses(Objective):
     seen: ClassVar[list[Context]] = []
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
+        """KDEP's loss, and the difference of the features of both passes."""
         assert ctx.student is not None
         assert ctx.images is not None
         assert ctx.target is not None
@@ -66,27 +68,27 @@ def test_an_augmentation_that_does_not_change_the_images_gives_bitwise_equal_tra
 ):
     plain, weights = pretrain(tmp_path / "a", stages, KDEP, budget=SHORT)
     add_numbers = KDEP | dict(augment=dict(type=f"{__name__}.AddNumbers"))
-    same, same_weights = pretrain(tmp_path / "b", stages, add_numbers, budget=SHORT)
-    np.testing.assert_array_equal(curve(plain), curve(same))
-    assert weights.keys() == same_weights.keys()
-    assert all(torch.equal(v, same_weights[k]) for k, v in weights.items())
+    augmented, augmented_weights = pretrain(tmp_path / "b", stages, add_numbers, budget=SHORT)
+    np.testing.assert_array_equal(curve(plain), curve(augmented))
+    assert weights.keys() == augmented_weights.keys()
+    assert all(torch.equal(v, augmented_weights[k]) for k, v in weights.items())
 
 
 def test_mixup_trains_from_the_cache_and_crops_with_a_live_teacher(
     stages: dict[str, Path], tmp_path: Path
 ):
+    """Targets of mixed images are the mixed targets; a crop has no stored target."""
     plain, _ = pretrain(tmp_path / "p", stages, KDEP, budget=SHORT)
     mixed, state = pretrain(tmp_path / "m", stages, KDEP | dict(augment=MIXUP), budget=SHORT)
     assert mixed["teacher_source"] == "cache"
     assert mixed["extra_forwards"] == 0
     live = {**stages, "images": stages["prepare"]}
-    crops, _ = pretrain(
-        tmp_path / "c", live, KDEP | dict(augment=CROP), budget=SHORT, teacher=TEACHER
-    )
-    assert crops["teacher_source"] == "live"
-    assert crops["extra_forwards"] == crops["images_seen"]
+    with_crops = KDEP | dict(augment=CROP)
+    cropped, _ = pretrain(tmp_path / "c", live, with_crops, budget=SHORT, teacher=TEACHER)
+    assert cropped["teacher_source"] == "live"
+    assert cropped["extra_forwards"] == cropped["images_seen"]
     assert not np.array_equal(curve(plain), curve(mixed))
-    assert not np.array_equal(curve(plain), curve(crops))
+    assert not np.array_equal(curve(plain), curve(cropped))
     assert {k.split(".")[0] for k in state} == {"backbone", "target"}
 
 
@@ -99,7 +101,7 @@ def test_hssakd_counts_the_passes_over_rotated_images_and_exports_a_plain_backbo
     levels = {f"joint_{level}" for level in ("s4", "s8", "s16", "s32")}
     assert set(outputs["terms"]) == {"cross_entropy", "main", *levels}
     assert min(outputs["terms"].values()) > 0
-    # Three passes of the student beyond the first, four of the teacher.
+    # Of four rotations per image: three more passes of the student, and four of the teacher.
     assert outputs["extra_forwards"] == 7 * outputs["images_seen"]
     exported, dropped = strip(state)
     assert set(exported) == set(build_backbone(R18).state_dict())
@@ -116,6 +118,7 @@ def test_an_objective_can_run_the_student_again_and_read_values_of_the_augmentat
     outputs, _ = pretrain(tmp_path, stages, method, budget=SHORT)
     assert outputs["extra_forwards"] == outputs["images_seen"]
     ctx = TwoPasses.seen[0]
+    # The random numbers of seed 0, step 0 and 16 samples.
     assert ctx.extra["numbers"].tolist() == Draw(0, 0, 16).uniform().tolist()
     assert ctx.student is not None
     assert ctx.images is not None
@@ -130,12 +133,12 @@ def test_augmentations_that_invalidate_stored_outputs_or_labels_are_refused(
         pretrain(tmp_path / "a", stages, KDEP | dict(augment=CROP))
     with pytest.raises(KdepError, match="reads labels, which do not describe"):
         pretrain(tmp_path / "b", stages, SUPERVISED | dict(augment=MIXUP))
-    split = BUDGET | {"accumulate": 2}
+    split_batch = BUDGET | {"accumulate": 2}
     with pytest.raises(KdepError, match="2 micro-batches"):
-        pretrain(tmp_path / "c", stages, KDEP | dict(augment=MIXUP), budget=split)
+        pretrain(tmp_path / "c", stages, KDEP | dict(augment=MIXUP), budget=split_batch)
 
 
-VIT: dict[str, Any] = dict(
+VIT: dict[str, Any] = dict(  # student config of a vision transformer
     name="vit",
     backbone=dict(
         type="kdep_bench.students.timm_backbone.TimmBackbone",
@@ -151,6 +154,7 @@ VIT: dict[str, Any] = dict(
 def test_mae_trains_without_a_teacher_and_its_decoder_is_not_exported(
     stages: dict[str, Path], tmp_path: Path
 ):
+    """MAE: masked autoencoder."""
     method = load_config("method", "mae")
     only_views = {"views": stages["views"]}
     adam = BUDGET | dict(epochs=8, optimizer=dict(type="AdamW", lr=3e-3))
@@ -168,17 +172,18 @@ def test_mae_trains_without_a_teacher_and_its_decoder_is_not_exported(
 def test_dmae_trains_with_a_live_teacher_and_equals_mae_with_alpha_0(
     stages: dict[str, Path], tmp_path: Path
 ):
+    """DMAE is MAE plus alpha times the distance to a layer of the teacher."""
     live = {"views": stages["views"], "images": stages["prepare"]}
     method = load_config("method", "dmae")
     method["objective"] |= {"teacher_layer": "s16", "student_block": 4, "alpha": 0.0}
     options = dict(student=VIT, budget=SHORT, teacher=TEACHER)
-    same, _ = pretrain(tmp_path / "0", live, method, **options)
-    mae = load_config("method", "mae")
-    plain, _ = pretrain(tmp_path / "m", {"views": stages["views"]}, mae, student=VIT, budget=SHORT)
-    np.testing.assert_array_equal(curve(same), curve(plain))
+    alpha_0, _ = pretrain(tmp_path / "0", live, method, **options)
+    config, only_views = load_config("method", "mae"), {"views": stages["views"]}
+    mae, _ = pretrain(tmp_path / "m", only_views, config, student=VIT, budget=SHORT)
+    np.testing.assert_array_equal(curve(alpha_0), curve(mae))
     method["objective"]["alpha"] = 1.0
     outputs, state = pretrain(tmp_path / "1", live, method, **options)
-    assert not np.array_equal(curve(outputs), curve(plain))
+    assert not np.array_equal(curve(outputs), curve(mae))
     assert set(outputs["terms"]) == {"layer", "reconstruction"}
     assert outputs["teacher_source"] == "live"
     assert outputs["extra_forwards"] == outputs["images_seen"]
@@ -199,7 +204,7 @@ def test_a_teacher_that_is_not_live_or_whose_layer_is_unknown_is_refused_by_the_
         pretrain(tmp_path / "b", live, method, student=VIT, teacher=TEACHER)
 
 
-def test_a_method_that_needs_a_mask_is_refused_with_other_students(
+def test_mae_is_refused_for_a_student_that_is_no_vision_transformer(
     stages: dict[str, Path], tmp_path: Path
 ):
     with pytest.raises(KdepError, match="not a vision transformer"):

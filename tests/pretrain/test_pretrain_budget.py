@@ -29,7 +29,7 @@ def learning_rates(budget: dict[str, Any], steps: int) -> np.ndarray:
     """The learning rate of every step from mmengine's schedulers, with a peak of 1."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     schedulers = [
-        PARAM_SCHEDULERS.build({**c, "optimizer": optimizer}) for c in schedule(budget, steps)
+        PARAM_SCHEDULERS.build({**part, "optimizer": optimizer}) for part in schedule(budget, steps)
     ]
     rates = []
     for _ in range(steps):
@@ -42,17 +42,16 @@ def learning_rates(budget: dict[str, Any], steps: int) -> np.ndarray:
 
 def expected_learning_rates(budget: dict[str, Any], steps: int) -> np.ndarray:
     """The learning rates in closed form, as a function of step / steps."""
-    k = np.arange(steps)
-    if budget["schedule"] == "step":
-        rates = 0.1 ** np.floor(np.minimum(3 * k // steps, 2))
+    step = np.arange(steps)
+    if budget["schedule"] == "step":  # a tenth in the second third, a hundredth in the last
+        rates = 0.1 ** np.floor(np.minimum(3 * step // steps, 2))
     else:
         rates = np.ones(steps)
     warmup_steps = int(budget["warmup"] * steps)
     warmup_steps = 0 if warmup_steps < 2 else warmup_steps  # one step is no warm-up
     if budget["schedule"] == "cosine":
-        rates = 0.5 * (
-            1 + np.cos(math.pi * np.maximum(k - warmup_steps, 0) / (steps - warmup_steps))
-        )
+        after_warmup = np.maximum(step - warmup_steps, 0) / (steps - warmup_steps)
+        rates = 0.5 * (1 + np.cos(math.pi * after_warmup))
     if warmup_steps:
         rates[:warmup_steps] *= np.linspace(0.01, 1, warmup_steps)
     return rates
@@ -60,9 +59,9 @@ def expected_learning_rates(budget: dict[str, Any], steps: int) -> np.ndarray:
 
 @settings(max_examples=25, deadline=None)
 @given(st.sampled_from(["cosine", "step"]), st.sampled_from([0.0, 0.03, 0.2]), st.integers(10, 100))
-def test_learning_rates_scale_with_the_length_of_the_run(shape: str, warmup: float, thirds: int):
+def test_learning_rates_depend_on_the_fraction_of_the_run(shape: str, warmup: float, third: int):
     """Warm-up, cosine and steps are at the same fractions of a run of any length."""
-    budget, steps = dict(schedule=shape, warmup=warmup), 3 * thirds
+    budget, steps = dict(schedule=shape, warmup=warmup), 3 * third
     np.testing.assert_allclose(
         learning_rates(budget, steps), expected_learning_rates(budget, steps), atol=1e-9
     )
@@ -78,27 +77,28 @@ def test_a_warm_up_of_one_step_is_left_out():
 def test_the_step_schedule_divides_the_rate_by_10_at_the_thirds_and_never_at_the_start(
     steps: int, milestones: list[int]
 ):
-    (plan,) = schedule(dict(schedule="step"), steps)
-    assert (plan["milestones"], plan["gamma"]) == (milestones, 0.1)
+    (scheduler,) = schedule(dict(schedule="step"), steps)
+    assert (scheduler["milestones"], scheduler["gamma"]) == (milestones, 0.1)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 10**6), st.sampled_from([0.01, 0.05, 0.1, 1.0]), st.integers(1, 90))
-def test_steps_are_whole_batches_of_the_epochs(pool: int, fraction: float, epochs: int):
+def test_the_number_of_steps_is_that_of_complete_batches(pool: int, fraction: float, epochs: int):
     images = max(1, round(fraction * pool))
     budget = dict(epochs=epochs, batch=64)
     steps = whole_batches(budget, images, pool)
     assert steps == epochs * images // 64
+    # With epochs_over="pool", an epoch has as many samples as the pool has images.
     over_pool = whole_batches(budget | {"epochs_over": "pool"}, images, pool)
     assert over_pool == epochs * pool // 64
 
 
 def test_a_budget_of_less_than_one_batch_is_refused(stages: dict[str, Path], tmp_path: Path):
-    """Training for one step instead would exceed the budget, for example 0.18 epochs for 0.01."""
+    """One step would exceed the budget: for 0.01 epochs it would be 0.33 epochs."""
     for change, message in (
         (dict(batch=512), "set budget.batch to at most 48"),
         (dict(epochs=0.01), "less than one batch"),
-        (dict(ema=0.9999), "the initial weights"),
+        (dict(ema=0.9999), "the initial weights"),  # the average would still be near these
     ):
         with pytest.raises(KdepError, match=message) as error:
             pretrain(tmp_path / "p", stages, KDEP, budget=BUDGET | change)
@@ -106,15 +106,17 @@ def test_a_budget_of_less_than_one_batch_is_refused(stages: dict[str, Path], tmp
 
 
 def share_spec(**changes: Any) -> dict[str, Any]:
-    """The spec entries of half of the images, with changes."""
+    """Entries of a stage's spec for half of the images and two epochs, with changes."""
     return dict(share=0.5, share_seed=1, budget=BUDGET | {"epochs": 2}) | changes
 
 
 @pytest.mark.parametrize("by", ["image", "class"])
-def test_both_stages_save_the_same_list_of_the_images_they_used(
+def test_align_and_pretrain_save_the_same_list_of_the_images_that_they_used(
     by: str, stages: dict[str, Path], tmp_path: Path
 ):
+    """By image: any half of the images. By class: half of the images of each class."""
     options = {} if by == "image" else {"share_by": "class"}
+    # Without classes, the stages do not need the labels.
     inputs = stages if options else {k: v for k, v in stages.items() if k != "prepare"}
     (tmp_path / "a").mkdir()
     aligned = align.run(
@@ -136,22 +138,18 @@ def test_both_stages_save_the_same_list_of_the_images_they_used(
     if options:
         table = read_json(labels)["labels"]
         class_counts = np.bincount(list(table.values()))
-        np.testing.assert_array_equal(
-            np.bincount([table[n] for n in names]), [max(1, round(n / 2)) for n in class_counts]
-        )
+        halves = [max(1, round(count / 2)) for count in class_counts]
+        np.testing.assert_array_equal(np.bincount([table[name] for name in names]), halves)
 
 
-def test_epochs_over_the_pool_give_every_data_fraction_equally_many_images(
+def test_with_epochs_over_the_pool_every_data_fraction_sees_equally_many_images(
     stages: dict[str, Path], tmp_path: Path
 ):
+    budget = BUDGET | {"epochs": 1, "epochs_over": "pool"}
     images_seen = []
     for share in (0.5, 1.0):
-        outputs, _ = pretrain(
-            tmp_path / str(share),
-            stages,
-            KDEP,
-            **share_spec(share=share, budget=BUDGET | {"epochs": 1, "epochs_over": "pool"}),
-        )
+        changes = share_spec(share=share, budget=budget)
+        outputs, _ = pretrain(tmp_path / str(share), stages, KDEP, **changes)
         images_seen.append(outputs["images_seen"])
         assert outputs["epochs"] == pytest.approx(1 / share)
     assert images_seen == [IMAGES, IMAGES]

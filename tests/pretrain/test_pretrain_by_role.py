@@ -31,7 +31,7 @@ from tests.pretrain.test_pretrain import pretrain, spec
 
 ROLES = ["small", "large"]
 SUM = "kdep_bench.objectives.weighted_sum.WeightedSum"
-R18: dict[str, Any] = {
+R18: dict[str, Any] = {  # student config with the feature maps s16 and s32
     **STUDENT,
     "pyramid": dict(out_indices=(2, 3), channels=(16, 32), strides=(16, 32)),
 }
@@ -53,14 +53,17 @@ class TinyTeacher(Teacher):
 
     @property
     def logit_head(self) -> nn.Module:
+        """The layer from the pooled feature to the logits."""
         return self.classifier
 
     def tail(self, level: str) -> nn.Module:
+        """New layers from the map to logits."""
         return nn.Sequential(
             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(self.width, 3, device="cpu")
         )
 
     def features(self, x_B3HW: Tensor) -> TeacherOutput:
+        """Pooled feature, logits and the map s16."""
         last = self.conv(x_B3HW).relu()
         pooled = last.mean((2, 3))
         return TeacherOutput(pooled, self.classifier(pooled), {"s16": last})
@@ -76,7 +79,10 @@ TEACHERS: dict[str, dict[str, Any]] = dict(
 def two_teachers(
     stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """Inputs of a pre-training with two teachers; the cache of `large` also stores its map."""
+    """Inputs of a pre-training with two teachers, {"small.cache": folder, ...}.
+
+    The cache of `large` also stores its map.
+    """
     root = tmp_path_factory.mktemp("both")
     folders = {k: stages[k] for k in ("prepare", "views")}
     for role, teacher in TEACHERS.items():
@@ -110,12 +116,13 @@ class Recorder(Objective):
         self.arguments.update(teachers)
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
+        """Records the batch; a term that reads only the student."""
         self.seen.append(ctx)
         return {"a": ctx.before.square().mean(1)}
 
 
 class LearnedWeight(Weighting):
-    """A trained weight plus a count of steps: it has a parameter and a state."""
+    """Weight = trained number^2 + steps / 10, so it has a parameter and a state."""
 
     needs = frozenset({"logits"})
     count: Tensor
@@ -126,14 +133,17 @@ class LearnedWeight(Weighting):
         self.register_buffer("count", torch.zeros(()))
 
     def weigh(self, ctx: Context, terms: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The same weight for all terms and samples."""
         weight = self.scale.square() + self.count / 10
         return {name: weight * torch.ones_like(term) for name, term in terms.items()}
 
     def after_step(self) -> None:
+        """Counts a step."""
         self.count += 1
 
 
-# A KDEP target of the small teacher, logits of the large one, and a weighting with state.
+# A method that reads a KDEP target of the small teacher and logits of the large one, and has a
+# weighting with state.
 MIXED: dict[str, Any] = dict(
     name="mixed",
     labels_used=False,
@@ -162,24 +172,23 @@ def method(name: str) -> dict[str, Any]:
 def test_every_teacher_s_output_reaches_the_objective_cached_and_live(
     two_teachers: dict[str, Path], tmp_path: Path
 ):
-    """Each row is that teacher's output for the view at its input size, cached or live."""
+    """Of each teacher: its outputs for the views at its input size, cached or computed."""
     method = dict(
         name="read", labels_used=False, objective=dict(type=f"{__name__}.Recorder"), transform=None
     )
     opened = open_views(two_teachers["views"], two_teachers["prepare"])
     live_inputs = {"views": two_teachers["views"], "images": two_teachers["prepare"]}
     mixed_inputs = {**live_inputs, "small.cache": two_teachers["small.cache"]}
-    large = {"large": TEACHERS["large"]}
-    one_epoch = BUDGET | dict(epochs=1 / 3)
-    for name, inputs, live in (
+    one_step = BUDGET | dict(epochs=1 / 3)
+    for name, inputs, live in (  # live: the teachers that are not cached
         ("cached", two_teachers, {}),
         ("live", live_inputs, TEACHERS),
-        ("mixed", mixed_inputs, large),
+        ("mixed", mixed_inputs, {"large": TEACHERS["large"]}),
     ):
         Recorder.seen.clear()
         options = {"teachers": live} if live else {}
         outputs, _ = pretrain(
-            tmp_path / name, inputs, method, roles=ROLES, budget=one_epoch, **options
+            tmp_path / name, inputs, method, roles=ROLES, budget=one_step, **options
         )
         ctx = Recorder.seen[0]
         assert list(ctx.teachers) == ROLES
@@ -191,11 +200,10 @@ def test_every_teacher_s_output_reaches_the_objective_cached_and_live(
             expected = teacher(pixels)
             assert expected.logits is not None
             for output, reference in ((out.pooled, expected.pooled), (out.logits, expected.logits)):
-                scale = float(reference.abs().max())
+                scale = float(reference.abs().max())  # cached values are float16
                 torch.testing.assert_close(output, reference, atol=2.0**-8 * scale, rtol=0)
-        assert {r: t["teacher_width"] for r, t in Recorder.arguments.items()} == dict(
-            small=36, large=44
-        )
+        widths = {role: t["teacher_width"] for role, t in Recorder.arguments.items()}
+        assert widths == dict(small=36, large=44)
         assert {t["teacher_classes"] for t in Recorder.arguments.values()} == {3}
         assert outputs["extra_forwards"] == len(live) * outputs["images_seen"]
         source = {"cached": "cache", "live": "live", "mixed": "cache and live"}[name]
@@ -215,15 +223,15 @@ def test_a_method_with_several_teachers_learns_and_exports_only_the_backbone(
     budget = BUDGET | dict(epochs=8, optimizer=BUDGET["optimizer"] | dict(lr=0.1))
     outputs, state = pretrain(tmp_path, inputs, config, roles=ROLES, budget=budget)
     terms = outputs["terms"]
-    parts = [k for k in terms if k.rpartition(".")[2] in ("kl_small", "kl_large")]
-    assert len(parts) == 2
+    kl_terms = [k for k in terms if k.rpartition(".")[2] in ("kl_small", "kl_large")]
+    assert len(kl_terms) == 2
     assert all(terms[k] > 0 for k in terms)
     if name == "ca_mkd":
         assert {"features.small", "features.large", "logits.cross_entropy"} < set(terms)
-    else:  # CA-MKD's total loss gains a term during training
-        curve = [v for _, v in outputs["curves"]["pretrain_loss"]]
+    else:  # the loss of CA-MKD has a term that begins later in the training
+        curve = [loss for _, loss in outputs["curves"]["pretrain_loss"]]
         assert sum(curve[-4:]) < 0.97 * sum(curve[:4])
-    assert outputs["extra_forwards"] == 0  # counted by the caches
+    assert outputs["extra_forwards"] == 0  # the caches count those of the teachers
     assert outputs["extra_parameters"] == sum(
         v.numel() for k, v in state.items() if k.startswith("objective.")
     )
@@ -237,33 +245,36 @@ def test_parts_with_different_teachers_and_a_weighting_with_state_resume_bit_for
 ):
     """The resumed run has the same weights as the uninterrupted one."""
     inputs = {k: two_teachers[k] for k in ("views", "small.cache", "small.align", "large.cache")}
-    undisturbed, weights = pretrain(tmp_path / "whole", inputs, MIXED, roles=ROLES)
-    assert set(undisturbed["terms"]) == {"feature", "logits"}
-    assert undisturbed["targets"]["small"]["target_mean_square"] > 0
-    assert set(undisturbed["targets"]) == {"small"}
-    assert weights["objective.weighting.count"] == undisturbed["steps"]
+    uninterrupted, weights = pretrain(tmp_path / "uninterrupted", inputs, MIXED, roles=ROLES)
+    assert set(uninterrupted["terms"]) == {"feature", "logits"}
+    assert uninterrupted["targets"]["small"]["target_mean_square"] > 0
+    assert set(uninterrupted["targets"]) == {"small"}
+    assert weights["objective.weighting.count"] == uninterrupted["steps"]
     assert weights["objective.weighting.scale"] != 1  # trained
     assert "objective.members.logits.head.weight" in weights
 
     class Stop(Exception):
-        pass
+        """Interrupts the run."""
 
     def stop(done: int, total: int, note: str = "") -> None:
+        """A progress function that interrupts the run in step 8."""
         if done == 8:
             raise Stop
 
-    interrupted = tmp_path / "cut"
+    interrupted = tmp_path / "interrupted"
     interrupted.mkdir()
     with pytest.raises(Stop):
         stage.run(spec(MIXED, roles=ROLES), inputs, interrupted, stop)
     assert list((interrupted / "run").glob("*.pth"))
     outputs, resumed = pretrain(interrupted, inputs, MIXED, roles=ROLES)
-    assert outputs["curves"] == undisturbed["curves"]
+    assert outputs["curves"] == uninterrupted["curves"]
     assert resumed.keys() == weights.keys()
     assert all(torch.equal(v, resumed[k]) for k, v in weights.items())
 
 
-def test_a_part_reads_the_map_of_its_own_teacher(two_teachers: dict[str, Path], tmp_path: Path):
+def test_a_part_of_a_sum_reads_the_map_of_its_teacher(
+    two_teachers: dict[str, Path], tmp_path: Path
+):
     """Hints from the large teacher's map (44 channels, 3 x 3) and logits of the small one."""
     objective = dict(
         type=SUM,
@@ -290,7 +301,7 @@ def test_a_part_reads_the_map_of_its_own_teacher(two_teachers: dict[str, Path], 
 def test_the_bridge_of_sokd_is_trained_and_not_exported(
     live: bool, two_teachers: dict[str, Path], tmp_path: Path
 ):
-    """SOKD, with map and logits of one teacher from the cache or live.
+    """SOKD (semi-online distillation) reads map and logits of one teacher.
 
     The bridge is a trainable copy of the teacher's last layers.
     """
@@ -303,14 +314,15 @@ def test_the_bridge_of_sokd_is_trained_and_not_exported(
     budget = BUDGET | dict(epochs=8, optimizer=BUDGET["optimizer"] | dict(lr=0.1))
     outputs, state = pretrain(tmp_path, inputs, config, student=R18, budget=budget, **options)
     assert set(outputs["terms"]) == {"student", "bridge_teacher", "bridge_student"}
-    curve = [v for _, v in outputs["curves"]["pretrain_loss"]]
+    curve = [loss for _, loss in outputs["curves"]["pretrain_loss"]]
     assert sum(curve[-4:]) < sum(curve[:4])
-    bridge = [k for k in state if k.startswith("objective.bridge.")]
+    bridge = {k for k in state if k.startswith("objective.bridge.")}
     assert bridge
-    assert not set(strip(state)[0]) & set(bridge)
+    exported, _ = strip(state)
+    assert not set(exported) & bridge
 
 
-WEIGHTED: dict[str, Any] = dict(
+WEIGHTED: dict[str, Any] = dict(  # a method whose teachers are weighted on held-out images
     name="weighted",
     labels_used=True,
     objective=dict(
@@ -321,7 +333,7 @@ WEIGHTED: dict[str, Any] = dict(
 )
 
 
-def test_teachers_are_weighted_on_held_out_images_once_and_the_record_states_the_weights(
+def test_teachers_are_weighted_on_held_out_images_and_the_outputs_state_the_weights(
     two_teachers: dict[str, Path], tmp_path: Path
 ):
     inputs = {k: v for k, v in two_teachers.items() if not k.endswith("align")}
@@ -330,7 +342,7 @@ def test_teachers_are_weighted_on_held_out_images_once_and_the_record_states_the
     held_out = is_held_out(np.arange(IMAGES), 0.3)
     assert report["images"] == held_out.sum()
     assert report["samples"] == 2 * held_out.sum()  # both views
-    # The stored loss is that of the teachers themselves on the held-out images.
+    # `loss_single` is the cross-entropy of each teacher on the held-out images.
     views, losses = open_views(two_teachers["views"], two_teachers["prepare"]), []
     labels = read_labels(labels_file(two_teachers), views.files)
     rows = np.flatnonzero(held_out.repeat(2))
@@ -342,11 +354,12 @@ def test_teachers_are_weighted_on_held_out_images_once_and_the_record_states_the
     assert list(report["loss_single"].values()) == pytest.approx(losses, rel=2e-3)
     lowest = min(report["loss_equal_weights"], *report["loss_single"].values())
     assert report["loss"] <= lowest + 1e-6
-    kept = [w for w in report["weights"].values() if w > 0]
-    torch.testing.assert_close(state["objective.weights"], torch.tensor(kept))
+    positive = [weight for weight in report["weights"].values() if weight > 0]
+    torch.testing.assert_close(state["objective.weights"], torch.tensor(positive))
     assert any(report["note"] == note for note in outputs["notes"])
-    again, second_state = pretrain(tmp_path / "again", inputs, WEIGHTED, roles=ROLES)
-    assert again["teacher_weights"] == report
+    # Reproducible.
+    second_outputs, second_state = pretrain(tmp_path / "second", inputs, WEIGHTED, roles=ROLES)
+    assert second_outputs["teacher_weights"] == report
     assert all(torch.equal(state[k], second_state[k]) for k in state)
 
 
@@ -356,8 +369,8 @@ def test_a_fraction_that_holds_out_no_image_is_refused(
     objective = dict(WEIGHTED["objective"], held_out=1e-12)
     images = np.arange(1, IMAGES)  # the hash of image 0 is 0
     assert not is_held_out(images, objective["held_out"]).any()
-    share = dict(
-        share=0.5, share_seed=next(s for s in range(99) if 0 not in subset(IMAGES, 0.5, s))
-    )
+    # Half of the images, without image 0.
+    seed = next(seed for seed in range(99) if 0 not in subset(IMAGES, 0.5, seed))
+    share = dict(share=0.5, share_seed=seed)
     with pytest.raises(KdepError, match="which are no image"):
         pretrain(tmp_path, two_teachers, dict(WEIGHTED, objective=objective), roles=ROLES, **share)

@@ -1,6 +1,7 @@
-"""A new cache links the files of a finished cache that contains the same outputs and rows.
+"""A new teacher cache links the files of a finished cache with the same outputs and rows.
 
-Files of another teacher or of other views, and damaged files, are not linked.
+It then needs no forward passes of the teacher. Files of another teacher or of other views, and
+damaged files, are not linked.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ LEVELS = ["maps.s16", "maps.s32"]
 
 
 def run_cache(work_dir: Path, name: str, **spec: Any) -> tuple[Path, dict[str, Any]]:
-    """Runs a cache stage and writes what a finished stage has; returns (folder, outputs)."""
+    """Runs a cache stage and writes the record of a finished stage; returns (folder, outputs)."""
     out = work_dir / f"cache-{name}"
     out.mkdir()
     spec = {"teacher": TEACHER, "batch": 16, **spec}
@@ -44,11 +45,12 @@ def work_dir(stages: dict[str, Path], tmp_path: Path) -> Path:
 
 
 def count_forward_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A list to which every batch of the teacher adds its number of images."""
+    """A list to which every forward pass of the teacher adds its number of images."""
     counts: list[int] = []
     original = cache.run_teacher
 
     def counted(teacher: Any, images: torch.Tensor) -> Any:
+        """`run_teacher`, which also counts."""
         counts.append(len(images))
         return original(teacher, images)
 
@@ -66,21 +68,22 @@ def test_a_linked_cache_has_the_same_values_and_reports_the_cost_of_the_original
     assert linked["reused"] == large.name
     assert sum(counts) == 1  # one view, to find the shapes of the outputs
     assert (linked["forwards"], linked["fill_s"]) == (2 * IMAGES, computed["fill_s"])
-    pooled, outputs = run_cache(work_dir, "pooled")
+    pooled, outputs = run_cache(work_dir, "pooled")  # a cache without maps
     assert outputs["reused"] == large.name
     rows = np.arange(2 * IMAGES)
-    first, second = open_cache(small), open_cache(large)
-    np.testing.assert_array_equal(first.rows(rows, "maps.s16"), second.rows(rows, "maps.s16"))
-    assert set(first.extras) == {"maps.s16"}
+    of_small, of_large = open_cache(small), open_cache(large)
+    np.testing.assert_array_equal(of_small.rows(rows, "maps.s16"), of_large.rows(rows, "maps.s16"))
+    assert set(of_small.extras) == {"maps.s16"}
     assert not open_cache(pooled).extras
     for folder in (small, pooled):  # equal to a cache that was computed and not linked
         features = open_cache(stages["cache"]).rows(rows)
         np.testing.assert_array_equal(open_cache(folder).rows(rows), features)
-    (work_dir / "cache-large").rename(work_dir / "moved")  # only the linked caches are left
+    # A chain of links names the cache that computed the arrays, also if that is gone.
+    (work_dir / "cache-large").rename(work_dir / "moved")
     _, linked_again = run_cache(work_dir, "again", outputs=LEVELS[:1])
-    assert linked_again["reused"] == large.name  # it computed the arrays
+    assert linked_again["reused"] == large.name
     shutil.rmtree(work_dir / "moved")
-    np.testing.assert_array_equal(open_cache(small).rows(rows), features)
+    np.testing.assert_array_equal(open_cache(small).rows(rows), features)  # a hard link
 
 
 def test_a_cache_that_lacks_an_output_or_has_other_rows_is_not_linked(work_dir: Path):
@@ -95,12 +98,14 @@ def test_a_cache_that_lacks_an_output_or_has_other_rows_is_not_linked(work_dir: 
 
 
 @pytest.mark.parametrize("entry", ["checksum", "recipe", "views", "unfinished"])
-def test_a_cache_of_other_weights_or_views_is_not_linked(work_dir: Path, entry: str):
+def test_an_unfinished_cache_and_one_of_other_weights_or_views_are_not_linked(
+    work_dir: Path, entry: str
+):
     large, _ = run_cache(work_dir, "large", outputs=LEVELS)
     manifest, stage = read_strict(large / "cache.json"), read_strict(large / STAGE)
-    if entry == "checksum":
+    if entry == "checksum":  # of the teacher's weights
         manifest["teacher"]["checksum"] = "0123456789abcdef"
-    elif entry == "recipe":
+    elif entry == "recipe":  # a hash of the crops
         manifest["recipe"] = "0123456789abcdef"
     elif entry == "views":
         stage["needs"]["views"] = "views-of-other-images"
@@ -118,7 +123,7 @@ def test_a_damaged_array_is_computed_again_and_the_damaged_file_is_not_changed(
     large, _ = run_cache(work_dir, "large", outputs=LEVELS)
     damaged = shard_path(large, 0)
     content = bytearray(damaged.read_bytes())
-    content[-1] ^= 1
+    content[-1] ^= 1  # one bit
     damaged.write_bytes(content)
     small, _ = run_cache(work_dir, "small")
     rows = np.arange(2 * IMAGES)
@@ -127,14 +132,14 @@ def test_a_damaged_array_is_computed_again_and_the_damaged_file_is_not_changed(
     assert damaged.read_bytes() == bytes(content)
 
 
-def test_changed_values_with_a_matching_hash_are_found_by_the_comparison_with_the_teacher(
+def test_changed_values_with_a_matching_hash_are_detected_by_comparison_with_the_teacher(
     work_dir: Path,
 ):
     """The file is not damaged, but its values are not the teacher's."""
     large, _ = run_cache(work_dir, "large", outputs=LEVELS)
     path = shard_path(large, 0)
     np.save(path, np.load(path) + np.float16(1))
-    note = read_strict(path.with_suffix(".json"))
-    write_json(path.with_suffix(".json"), {**note, "sha256": file_hash(path)})
+    record = read_strict(path.with_suffix(".json"))
+    write_json(path.with_suffix(".json"), {**record, "sha256": file_hash(path)})
     with pytest.raises(KdepError, match="cache"):
         run_cache(work_dir, "small")

@@ -1,4 +1,7 @@
-"""The values that an objective receives in a real run: arguments, batches and step numbers."""
+"""The values that an objective receives in a real run: arguments, batches and step numbers.
+
+A batch is a `Context` (kdep_bench/objectives/base.py).
+"""
 
 from __future__ import annotations
 
@@ -36,11 +39,13 @@ class Recorder(Objective):
         self.arguments.update(arguments)
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
+        """Records the batch; two terms, of which only the first reads the target."""
         self.seen.append(ctx)
         assert ctx.target is not None
         return {"a": (ctx.before - ctx.target).square().mean(1), "b": ctx.before.square().mean(1)}
 
     def after_step(self) -> None:
+        """Records the number of batches so far."""
         assert not torch.is_grad_enabled()
         self.steps_done.append(len(self.seen))
 
@@ -61,31 +66,32 @@ def test_the_objective_receives_arguments_rows_and_step_numbers(
     Recorder.seen.clear()
     outputs, _ = pretrain(tmp_path, stages, METHOD)
     assert Recorder.arguments["width"] == WIDTH
-    assert Recorder.arguments["teacher_width"] == 1280
+    assert Recorder.arguments["teacher_width"] == 1280  # of EfficientNet-Lite0
     assert Recorder.arguments["epochs"] == BUDGET["epochs"]
     steps = outputs["steps"]
-    assert [c.step for c in Recorder.seen] == list(range(steps))
-    assert {c.steps for c in Recorder.seen} == {steps}
+    assert [ctx.step for ctx in Recorder.seen] == list(range(steps))
+    assert {ctx.steps for ctx in Recorder.seen} == {steps}
     assert 0 <= Recorder.seen[0].progress < Recorder.seen[-1].progress < 1
     assert Recorder.steps_done == list(range(1, steps + 1))
-    rows = torch.cat([c.rows for c in Recorder.seen[: IMAGES // 16] if c.rows is not None])
+    first_epoch = Recorder.seen[: IMAGES // 16]
+    rows = torch.cat([ctx.rows for ctx in first_epoch if ctx.rows is not None])
     # The row of a view in the teacher cache is 2 * image + view. The first epoch uses view 0.
     assert sorted(rows.tolist()) == [2 * i for i in range(IMAGES)]
     teacher = Recorder.seen[0].teacher
     assert teacher is not None
     assert teacher.pooled.shape == (16, 1280)
     assert not teacher.pooled.requires_grad
-    assert sum(outputs["terms"].values()) == pytest.approx(1)
+    assert sum(outputs["terms"].values()) == pytest.approx(1)  # fractions of the loss
     assert set(outputs["terms"]) == {"a", "b"}
 
 
 def test_the_recorded_counts_are_those_of_the_run(stages: dict[str, Path], tmp_path: Path):
-    """16 of 48 images in batches of 5: 6 steps in 2 epochs, 30 samples."""
+    """16 of 48 images in batches of 5: 2 epochs are 32 samples, of which 6 steps use 30."""
     Recorder.seen.clear()
     budget = BUDGET | dict(epochs=2, batch=5)
     outputs, _ = pretrain(tmp_path, stages, METHOD, budget=budget, share=1 / 3, seed=2)
-    seen = sum(len(c.before) for c in Recorder.seen)
-    assert seen == outputs["images_seen"] == 30
+    n_samples = sum(len(ctx.before) for ctx in Recorder.seen)
+    assert n_samples == outputs["images_seen"] == 30
     assert outputs["steps"] == len(Recorder.seen) == 6
     assert outputs["epochs"] == pytest.approx(30 / 16)
     assert (outputs["images"], outputs["views"]) == (16, 2)
@@ -103,8 +109,8 @@ def test_the_recorded_counts_are_those_of_the_run(stages: dict[str, Path], tmp_p
     ]
     assert outputs["target_mean_square"] > 0
     assert outputs["std_ratio_after_transform"] >= 1
-    steps = [k for k, _ in outputs["curves"]["pretrain_loss"]]
-    assert steps[-1] == 6
+    last_step, _ = outputs["curves"]["pretrain_loss"][-1]
+    assert last_step == 6
     assert not list((tmp_path / "run").glob("*.pth"))  # resume files are deleted
 
 
@@ -113,11 +119,11 @@ def test_reading_maps_changes_neither_the_initial_weights_nor_the_pooled_feature
     results = []
     for maps in (False, True):
         torch.manual_seed(3)
-        distiller = Distiller(R18, dict(type=f"{__name__}.Plain"), maps=maps)
+        distiller = Distiller(R18, dict(type=f"{__name__}.WithoutTeacher"), maps=maps)
         distiller(x, mode="loss")
         results.append((distiller.backbone.state_dict(), Recorder.seen[-1]))
-    (w0, without_maps), (w1, with_maps) = results
-    assert all(torch.equal(v, w1[k]) for k, v in w0.items())
+    (weights, without_maps), (weights_with_maps, with_maps) = results
+    assert all(torch.equal(v, weights_with_maps[k]) for k, v in weights.items())
     assert torch.equal(without_maps.before, with_maps.before)
     assert not without_maps.maps
     shapes = {k: tuple(v.shape) for k, v in with_maps.maps.items()}
@@ -131,13 +137,14 @@ def test_reading_maps_changes_neither_the_initial_weights_nor_the_pooled_feature
     assert with_maps.maps["s4"].requires_grad
 
 
-class Plain(Recorder):
+class WithoutTeacher(Recorder):
     """An objective that reads no output of the teacher."""
 
     needs = frozenset()
     requires = frozenset()
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
+        """Records the batch; a term that reads only the student."""
         self.seen.append(ctx)
         return {"a": ctx.before.sum(1)}
 
@@ -150,9 +157,11 @@ class Plain(Recorder):
         (dict(out_indices=(0, 1), channels=(4, 8), strides=(8, 8)), "unique strides"),
     ],
 )
-def test_a_wrong_pyramid_is_refused(pyramid: dict[str, Any], message: str):
+def test_a_pyramid_that_does_not_describe_the_backbone_is_refused(
+    pyramid: dict[str, Any], message: str
+):
     with pytest.raises(KdepError, match=message):
-        Distiller({**R18, "pyramid": pyramid}, dict(type=f"{__name__}.Plain"), maps=True)
+        Distiller({**R18, "pyramid": pyramid}, dict(type=f"{__name__}.WithoutTeacher"), maps=True)
 
 
 def test_an_objective_that_reads_undeclared_teacher_outputs_is_refused(

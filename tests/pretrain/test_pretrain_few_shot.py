@@ -1,4 +1,8 @@
-"""FS-BBT end to end: a teacher that returns probabilities only, few images, and what it costs."""
+"""FS-BBT end to end: a teacher that returns probabilities only, few images, and the cost.
+
+FS-BBT (few-shot distillation of a black-box teacher) makes more images from a few: mixtures of two
+images (mixed) and outputs of a generator (generated). The teacher labels all of them.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +28,14 @@ from kdep_bench.teachers.black_box import ProbabilityTeacher
 from tests.pretrain.conftest import BUDGET, TEACHER, VIEWS, silent
 from tests.pretrain.test_pretrain import pretrain
 
-N_FEW, MADE, CLASSES = 24, 40, 3  # few images, images made of them, classes
+N_FEW, N_MADE, CLASSES = 24, 40, 3  # images at the start, images made from them, classes
 
 
 class Colours(ProbabilityTeacher):
-    """A teacher that has nothing but `predict_proba`: which colour channel is largest."""
+    """A black-box teacher: the classes are the colour channels, the brightest is most probable."""
 
     def predict_proba(self, images: Tensor) -> Tensor:
+        """Probabilities [B, 3]."""
         return (images.float().mean((2, 3)) / 8).softmax(1)
 
 
@@ -38,26 +43,27 @@ class Scores(Colours):
     """Returns scores that are no probabilities."""
 
     def predict_proba(self, images: Tensor) -> Tensor:
+        """The mean of each channel, [B, 3]."""
         return images.float().mean((2, 3))
 
 
 COLOURS = dict(type=f"{__name__}.Colours", name="colours", input_px=24)
 METHOD = resolve("method", "fs_bbt")
-SYNTHESIS = METHOD["synthesis"] | dict(images=MADE, epochs=2, px=40, threshold=0.2)
+SYNTHESIS = METHOD["synthesis"] | dict(images=N_MADE, epochs=2, px=40, threshold=0.2)
 
 
 @pytest.fixture(scope="module")
 def made(stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """(folders of the stages on the images that were made, their outputs by stage)."""
+    """({stage: folder}, {stage: outputs}) of the stages that make, crop and label the images."""
     root = tmp_path_factory.mktemp("few")
     folders: dict[str, Path] = {"prepare": stages["prepare"]}
     outputs: dict[str, Any] = {}
-    spec = dict(synthesis=SYNTHESIS, teacher=COLOURS, seed=0, share=N_FEW / 48, share_seed=0)
-    cached = dict(teacher=COLOURS, outputs=[f"probabilities.{CLASSES}"], pooled=False)
+    synthesis = dict(synthesis=SYNTHESIS, teacher=COLOURS, seed=0, share=N_FEW / 48, share_seed=0)
+    probabilities = dict(teacher=COLOURS, outputs=[f"probabilities.{CLASSES}"], pooled=False)
     for name, function, stage_spec in (
-        ("prepare", synthetic_pool.prepare, spec),
+        ("prepare", synthetic_pool.prepare, synthesis),
         ("views", views.run, VIEWS),
-        ("cache", cache.run, cached),
+        ("cache", cache.run, probabilities),
     ):
         out = root / name
         out.mkdir()
@@ -70,41 +76,42 @@ def test_the_pool_has_the_few_images_and_those_that_were_made(made: Any):
     folders, outputs = made
     prepared = outputs["prepare"]
     assert prepared["made"]["few"] == N_FEW
-    assert prepared["made"]["mixed"] + prepared["made"]["generated"] == MADE
+    assert prepared["made"]["mixed"] + prepared["made"]["generated"] == N_MADE
     assert prepared["made"]["generated"] > 0
-    assert prepared["counts"]["images"]["pool"] == N_FEW + MADE
+    assert prepared["counts"]["images"]["pool"] == N_FEW + N_MADE
     root = folders["prepare"] / "data" / "pool" / "images"
-    assert {k.name: len(list(k.iterdir())) for k in root.iterdir()} == prepared["made"]
+    n_files = {folder.name: len(list(folder.iterdir())) for folder in root.iterdir()}
+    assert n_files == prepared["made"]
     image = cv2.imread(str(root / "mixed" / "000000.png"))
     assert image is not None
     assert image.shape == (40, 40, 3)
 
 
-def test_the_few_images_keep_their_colours(made: Any, stages: dict[str, Path]):
+def test_the_few_images_are_copied_unchanged_into_the_new_pool(made: Any, stages: dict[str, Path]):
+    from kdep_bench.data.views import subset
+
     # make_pool writes a square of 255 in channel i % 3 (blue, green, red) of image i.
     opened = open_views(made[0]["views"], made[0]["prepare"])
     names = [f for f in opened.files if f.startswith("few/")]
     images = [cv2.imread(str(opened.root / f)) for f in names]
-    largest = [int(x[14:26, 14:26].mean((0, 1)).argmax()) for x in images if x is not None]
-    from kdep_bench.data.views import subset
-
-    assert largest == [int(i) % 3 for i in subset(48, N_FEW / 48, 0)]
+    brightest = [int(x[14:26, 14:26].mean((0, 1)).argmax()) for x in images if x is not None]
+    assert brightest == [int(i) % 3 for i in subset(48, N_FEW / 48, 0)]
 
 
-def test_every_view_is_labelled_by_the_teacher_s_probabilities_alone(made: Any):
-    folders, outputs = made
-    opened = open_cache(folders["cache"])
-    assert len(opened) == 2 * (N_FEW + MADE) == outputs["cache"]["forwards"]
-    assert opened.shards == []  # no feature
-    teacher, pool = build_teacher(COLOURS), open_views(folders["views"], folders["prepare"])
-    rows = np.array([0, 77, 2 * (N_FEW + MADE) - 1])
+def test_the_cache_has_only_the_teacher_s_probabilities_for_every_view(made: Any):
     from kdep_bench.features.cache_check import render_rows
 
+    folders, outputs = made
+    opened = open_cache(folders["cache"])
+    assert len(opened) == 2 * (N_FEW + N_MADE) == outputs["cache"]["forwards"]
+    assert opened.shards == []  # no feature
+    teacher, pool = build_teacher(COLOURS), open_views(folders["views"], folders["prepare"])
+    rows = np.array([0, 77, 2 * (N_FEW + N_MADE) - 1])
     expected = teacher(render_rows(pool, rows, 24)).logits
     assert expected is not None
-    top = expected.softmax(1).sort(1, descending=True).values
+    sorted_probabilities = expected.softmax(1).sort(1, descending=True).values
     stored = torch.from_numpy(opened.rows(rows, f"probabilities.{CLASSES}")).float()
-    torch.testing.assert_close(stored, top, rtol=0, atol=1e-3)
+    torch.testing.assert_close(stored, sorted_probabilities, rtol=0, atol=1e-3)
 
 
 def test_the_student_learns_the_probabilities_and_its_cost_includes_the_images(
@@ -117,13 +124,20 @@ def test_the_student_learns_the_probabilities_and_its_cost_includes_the_images(
     trained, state = pretrain(tmp_path, inputs, method, budget=BUDGET | dict(epochs=6))
     curve = [loss for _, loss in trained["curves"]["pretrain_loss"]]
     assert np.mean(curve[-4:]) < np.mean(curve[:4])
-    assert trained["images"] == N_FEW + MADE
+    assert trained["images"] == N_FEW + N_MADE
     assert state["objective.head.weight"].shape[0] == CLASSES
 
     def record(kind: str, wall_s: float, stage: str, **spec: Any) -> Json:
-        of_stage = outputs.get(stage, trained)
-        return dict(id=stage, kind=kind, wall_s=wall_s, outputs=of_stage, spec=spec,
-                    peak_rss=1, environment={})  # fmt: skip
+        """The record of a finished stage that took `wall_s` seconds."""
+        return dict(
+            id=stage,
+            kind=kind,
+            wall_s=wall_s,
+            outputs=outputs.get(stage, trained),
+            spec=spec,
+            peak_rss=1,
+            environment={},
+        )
 
     run: Any = type("Run", (), dict(fraction=0.5, method=METHOD, teacher=COLOURS))()
     records = {
@@ -132,9 +146,11 @@ def test_the_student_learns_the_probabilities_and_its_cost_includes_the_images(
         "pretrain": record("pretrain", 50.0, "pretrain"),
     }
     cost = _cost_fields(run, records, report_times=True)
-    assert cost["pretrain_s"] == pytest.approx(150.0)
-    assert cost["cache_s"] == pytest.approx(7.0)  # not half of it: no other method reads the cache
-    assert cost["extra_forwards"] == N_FEW + 2 * (N_FEW + MADE)
+    assert cost["pretrain_s"] == pytest.approx(100.0 + 50.0)
+    # Not half of it as for a data fraction of 0.5, because no other method reads this cache.
+    assert cost["cache_s"] == pytest.approx(7.0)
+    # The teacher runs on the few images to make others, and on two views of all.
+    assert cost["extra_forwards"] == N_FEW + 2 * (N_FEW + N_MADE)
     del records["synthesis"]
     assert _cost_fields(run, records, report_times=True)["cache_s"] == pytest.approx(3.5)
 
@@ -150,10 +166,10 @@ def test_a_black_box_gives_the_probabilities_of_the_teacher_inside_and_no_featur
         dict(type="kdep_bench.teachers.black_box.BlackBox", name="box", teacher=TEACHER)
     )
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    out, inside = black_box(images), build_teacher(TEACHER)(images)
+    out, expected = black_box(images), build_teacher(TEACHER)(images)
     assert out.logits is not None
-    assert inside.logits is not None
-    torch.testing.assert_close(out.logits.softmax(1), inside.logits.softmax(1))
+    assert expected.logits is not None
+    torch.testing.assert_close(out.logits.softmax(1), expected.logits.softmax(1))
     assert out.pooled.shape == (2, 0)
     assert (out.maps, out.tokens, out.classifier) == ({}, None, None)
     assert black_box.checksum() != build_teacher(TEACHER).checksum()

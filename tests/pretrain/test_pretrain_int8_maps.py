@@ -26,15 +26,18 @@ from tests.pretrain.test_pretrain_context import R18
 from tests.suite.test_suite_methods import plan
 
 LEVELS = ["s16", "s32"]
-# At 32 pixels the teacher's maps are [112, 2, 2] and [320, 1, 1]; int8 maps have one float16 scale
-# per channel.
+# Bytes per view. With images of 32 pixels the teacher's maps are [112, 2, 2] and [320, 1, 1]; int8
+# maps have one float16 scale per channel.
 HALF_BYTES = {"s16": 2 * 112 * 4, "s32": 2 * 320}
 INT8_BYTES = {"s16": 112 * (4 + 2), "s32": 320 * (1 + 2)}
 KDEP_MAPS: dict[str, Any] = load_config("method", "kdep_maps")
 
 
 def test_codes_and_scales_of_two_views_are_those_computed_by_hand():
-    """The scale of a channel is its largest magnitude / 127: 254 / 127 = 2, 0.127 / 127 = 0.001."""
+    """The scale of a channel is its largest magnitude / 127: 254 / 127 = 2, 0.127 / 127 = 0.001.
+
+    The codes are the values divided by the scale and rounded; the second view is 0.
+    """
     maps = torch.zeros(2, 2, 1, 3)
     maps[0, 0, 0] = torch.tensor([-254.0, 127.9, 0.6])
     maps[0, 1, 0] = torch.tensor([0.127, 0.0625, 0.0])
@@ -55,7 +58,7 @@ def test_the_quantisation_error_is_at_most_half_a_step(seed: int, exponent: floa
     maps = torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(seed)) * 10**exponent
     codes, scales = quantise(maps)
     restored = codes.double() * scales[:, :, None, None].double()
-    # Half a step is 1/254 of the largest value; 1/253 allows for the rounding of the scale.
+    # A step is 1/127 of the largest value, half a step 1/254; 1/253 allows for the rounded scale.
     half_step = maps.abs().amax((2, 3), keepdim=True) / 253
     assert bool(((restored - maps).abs() <= half_step.clamp(min=SMALLEST_SCALE / 2)).all())
 
@@ -72,7 +75,8 @@ def caches(stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     folders = {}
     for kind in ("maps", "int8_maps"):
         folders[kind] = tmp_path_factory.mktemp(kind)
-        spec = {"teacher": TEACHER, "batch": 16, "outputs": [f"{kind}.{n}" for n in LEVELS]}
+        names = [f"{kind}.{level}" for level in LEVELS]
+        spec = {"teacher": TEACHER, "batch": 16, "outputs": names}
         outputs = cache.run(spec, stages, folders[kind], silent)
         map_bytes = HALF_BYTES if kind == "maps" else INT8_BYTES
         assert outputs["bytes_per_view"] == 2 * 1280 + sum(map_bytes.values())
@@ -90,16 +94,16 @@ def test_int8_maps_have_the_names_shapes_and_nearly_the_values_of_float16_maps(
     rows = np.array([90, 3, 41])
     np.testing.assert_array_equal(half.rows(rows), int8.rows(rows))
     for name in half.extras:
-        exact, coarse = half.rows(rows, name), int8.rows(rows, name)
-        assert (exact.shape, exact.dtype) == (coarse.shape, coarse.dtype)
-        largest = np.abs(exact).max((2, 3), keepdims=True).astype(np.float32)
-        error = np.abs(exact.astype(np.float32) - coarse.astype(np.float32))
-        # Half a step of int8, and the rounding of both to float16.
+        from_half, from_int8 = half.rows(rows, name), int8.rows(rows, name)
+        assert (from_half.shape, from_half.dtype) == (from_int8.shape, from_int8.dtype)
+        largest = np.abs(from_half).max((2, 3), keepdims=True).astype(np.float32)
+        error = np.abs(from_half.astype(np.float32) - from_int8.astype(np.float32))
+        # Half a step of int8 (1/254), and the rounding of both to float16.
         assert (error <= np.maximum(largest / 200, SMALLEST_SCALE)).all()
         assert error.max() > 0
 
 
-def test_training_from_int8_maps_follows_training_from_float16_maps(
+def test_training_from_int8_maps_has_nearly_the_losses_of_float16_maps(
     stages: dict[str, Path], caches: dict[str, Path], tmp_path: Path
 ):
     curves = []
@@ -115,7 +119,7 @@ def test_training_from_int8_maps_follows_training_from_float16_maps(
 
 
 @pytest.mark.parametrize("array", ["int8_maps.s16", "int8_scales.s32"])
-def test_a_wrong_stored_array_is_found_before_training(
+def test_a_wrong_stored_array_is_detected_before_training(
     stages: dict[str, Path], caches: dict[str, Path], tmp_path: Path, array: str
 ):
     shutil.copytree(caches["int8_maps"], tmp_path / "c")
@@ -138,11 +142,12 @@ def test_int8_maps_get_a_separate_cache_and_other_caches_stay_the_same():
     assert plan("kdep_maps", "fitnets").stages.keys() <= stages.keys()
     methods = [s.spec["method"] for s in stages.values() if s.kind == "pretrain"]
     assert not any("stored_maps" in method for method in methods)
-    # The stored type changes the ids of the cache and of the pre-training.
-    assert len([s for s in stages.values() if s.kind == "pretrain" and "kdep_maps" in s.name]) == 2
+    # Another stored type gives another id to the cache and to the pre-training.
+    pretrainings = [s for s in stages.values() if s.kind == "pretrain" and "kdep_maps" in s.name]
+    assert len(pretrainings) == 2
 
 
-def test_int8_maps_are_refused_where_no_maps_are_stored():
+def test_int8_maps_are_refused_for_methods_that_store_no_maps():
     with pytest.raises(KdepError, match="it reads no maps of the teacher"):
         plan(dict(base="kdep", name="k", stored_maps="int8"))
     live = dict(base="kdep_maps", name="k", stored_maps="int8", teacher_source="live")
@@ -156,7 +161,8 @@ def test_bytes_per_view_are_summed_over_the_stored_arrays():
     shapes = {"maps.a": [3, 2, 2], "int8_maps.b": [3, 2, 2], "int8_scales.b": [3], "logits": [10]}
     # A float16 feature of 5 channels, float16 maps, int8 maps, float16 scales, float16 logits.
     assert bytes_of_view(5, shapes) == 10 + 24 + 12 + 6 + 20
-    # The forecast knows only the number of elements, and returns an upper bound of 2 bytes each.
+    # The forecast of disk space knows only the number of elements, and returns an upper bound of 2
+    # bytes each.
     assert _bytes({"maps.b": 12, "maps.c": 5}, "int8_maps.b") == 24
     assert _bytes({"maps.b": 12, "maps.c": 5}, "int8_maps") == 34
     assert _bytes({"maps.b": 12}, "int8_maps.x") is None

@@ -1,4 +1,8 @@
-"""KDEP with other fixed maps in place of SVD and PTS, in the real stages on tiny data."""
+"""KDEP with another fixed alignment or transform, in the real stages on tiny data.
+
+The alignment maps the teacher's feature to the student's width (KDEP: SVD); the transform changes
+the scale of its channels (KDEP: power temperature scaling, PTS). Nothing is learned.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ FIXED = (
 
 
 @pytest.mark.parametrize("name", FIXED)
-def test_a_fixed_alignment_trains_and_reports_the_variance_it_keeps(
+def test_a_method_with_a_fixed_alignment_trains_and_reports_the_variance_that_is_kept(
     name: str, stages: dict[str, Path], tmp_path: Path
 ):
     method = load_config("method", name)
@@ -35,14 +39,13 @@ def test_a_fixed_alignment_trains_and_reports_the_variance_it_keeps(
     assert aligned["rows"] == IMAGES * VIEWS["views"]
     assert 0 < aligned["explained_variance_ratio"] <= 1 + 1e-6
     assert aligned["variance_after"] <= aligned["variance_before"] * (1 + 1e-6)
-    if name != "interpolate":  # it may pick a channel that is always 0, which has no ratio
+    if name != "interpolate":  # it may choose a channel that is always 0: then there is no ratio
         assert aligned["std_ratio_after_align"] >= 1
-    outputs, state = pretrain(
-        tmp_path / "p", stages | {"align": tmp_path / "a"}, method, budget=BUDGET | {"epochs": 1}
-    )
+    inputs, one_epoch = stages | {"align": tmp_path / "a"}, BUDGET | {"epochs": 1}
+    outputs, state = pretrain(tmp_path / "p", inputs, method, budget=one_epoch)
     assert outputs["steps"] == 3
     assert outputs["target_mean_square"] > 0
-    if name in ("phis", "whiten"):
+    if name in ("phis", "whiten"):  # targets with the standard deviation 1
         assert outputs["target_mean_square"] == pytest.approx(1, rel=1e-3)
         assert outputs["std_ratio_after_transform"] == pytest.approx(1, rel=1e-2)
     assert not any(k.startswith("objective.") for k in state)

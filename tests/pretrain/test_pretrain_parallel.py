@@ -1,4 +1,7 @@
-"""One global batch split into micro-batches and processes gives the training of one process."""
+"""A batch that is split into micro-batches or processes gives the training of one process.
+
+The global batch is the batch of all processes (ranks) together.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ WITHOUT_BATCH_NORM: dict[str, Any] = {
 SHORT = BUDGET | dict(epochs=4 / 3, optimizer=BUDGET["optimizer"] | dict(lr=0.005))
 
 
-def test_nested_batches_are_split_into_micro_batches():
+def test_micro_batches_are_equal_parts_of_all_tensors_of_a_nested_batch():
     batch = {"a": torch.arange(6), "b": {"c": torch.arange(12).view(6, 2)}}
     parts = list(micro_batches(batch, 3))
     assert [p["a"].tolist() for p in parts] == [[0, 1], [2, 3], [4, 5]]
@@ -55,6 +58,7 @@ def test_nested_batches_are_split_into_micro_batches():
     ],
 )
 def test_a_batch_that_must_not_be_split_is_refused(arguments: Any, message: str):
+    """Arguments: batch, processes, micro-batches, whether the loss compares samples."""
     with pytest.raises(KdepError, match=message):
         check_split(*arguments)
     check_split(512, 2, 4, False)
@@ -66,17 +70,17 @@ def curve(outputs: dict[str, Any]) -> np.ndarray:
     return np.array(outputs["curves"]["pretrain_loss"])
 
 
-def test_without_batch_norm_accumulated_gradients_equal_those_of_the_whole_batch(
+def test_without_batch_norm_accumulated_gradients_equal_those_of_the_complete_batch(
     stages: dict[str, Path], tmp_path: Path
 ):
-    one_batch, w0 = pretrain(tmp_path / "1", stages, KDEP, student=WITHOUT_BATCH_NORM, budget=SHORT)
-    parts, w1 = pretrain(
-        tmp_path / "4", stages, KDEP, student=WITHOUT_BATCH_NORM, budget=SHORT | dict(accumulate=4)
-    )
+    student = WITHOUT_BATCH_NORM
+    one_batch, weights = pretrain(tmp_path / "1", stages, KDEP, student=student, budget=SHORT)
+    split = SHORT | dict(accumulate=4)
+    parts, split_weights = pretrain(tmp_path / "4", stages, KDEP, student=student, budget=split)
     assert one_batch["steps"] == parts["steps"] == 4  # a step is an update, not a micro-batch
     np.testing.assert_allclose(curve(parts), curve(one_batch), rtol=1e-4)
-    for key, value in w0.items():
-        torch.testing.assert_close(w1[key], value, rtol=1e-3, atol=1e-5)
+    for key, value in weights.items():
+        torch.testing.assert_close(split_weights[key], value, rtol=1e-3, atol=1e-5)
 
 
 def test_batch_norm_uses_the_statistics_of_each_micro_batch(
@@ -84,7 +88,7 @@ def test_batch_norm_uses_the_statistics_of_each_micro_batch(
 ):
     one_batch, _ = pretrain(tmp_path / "1", stages, KDEP, budget=SHORT)
     parts, _ = pretrain(tmp_path / "2", stages, KDEP, budget=SHORT | dict(accumulate=2))
-    assert not np.allclose(curve(parts), curve(one_batch), rtol=1e-4)  # as documented
+    assert not np.allclose(curve(parts), curve(one_batch), rtol=1e-4)
     np.testing.assert_allclose(curve(parts), curve(one_batch), rtol=0.5)
 
 
@@ -92,35 +96,40 @@ def test_batch_norm_uses_the_statistics_of_each_micro_batch(
 def test_shared_statistics_weigh_ranks_by_their_number_of_values(
     local_batch: int, monkeypatch: Any
 ):
-    """In detection, ranks have images of different sizes and different numbers of RoIs."""
+    """In detection, ranks have images of different sizes and different numbers of RoIs.
+
+    Expected: BatchNorm of the values of both ranks together. The sums of the other rank are added
+    in place of `all_reduce`.
+    """
     torch.manual_seed(0)
     local, remote = torch.randn(local_batch, 2, 4, 4) + 1, 3 * torch.randn(5, 2, 2, 3)
     combined = torch.cat([x.transpose(0, 1).flatten(1) for x in (local, remote)], 1)  # [C, values]
     centred = remote - combined.mean(1).view(1, 2, 1, 1)
     count = torch.tensor([float(remote.numel() / 2)])
+    # First the sums and the number of values per channel, then the sums of squares.
     remote_sums = iter([torch.cat([remote.sum((0, 2, 3)), count]), centred.square().sum((0, 2, 3))])
     monkeypatch.setattr("torch.distributed.all_reduce", lambda x: x.add_(next(remote_sums)))
-    bn = nn.BatchNorm2d(2)
-    nn.init.normal_(bn.weight)
-    output = _shared_norm(bn, local)
-    batch_norm = nn.BatchNorm1d(2)
-    batch_norm.load_state_dict(bn.state_dict() | {"num_batches_tracked": torch.tensor(0)})
-    batch_norm.running_mean, batch_norm.running_var = torch.zeros(2), torch.ones(2)
-    expected = batch_norm(combined.T)[: local_batch * 16].T  # [C, values of this rank]
+    shared = nn.BatchNorm2d(2)
+    nn.init.normal_(shared.weight)
+    output = _shared_norm(shared, local)
+    of_both = nn.BatchNorm1d(2)
+    of_both.load_state_dict(shared.state_dict() | {"num_batches_tracked": torch.tensor(0)})
+    of_both.running_mean, of_both.running_var = torch.zeros(2), torch.ones(2)
+    expected = of_both(combined.T)[: local_batch * 16].T  # [C, values of this rank]
     torch.testing.assert_close(output.transpose(0, 1).flatten(1), expected)
-    torch.testing.assert_close(bn.running_mean, batch_norm.running_mean)
-    torch.testing.assert_close(bn.running_var, batch_norm.running_var)
+    torch.testing.assert_close(shared.running_mean, of_both.running_mean)
+    torch.testing.assert_close(shared.running_var, of_both.running_var)
 
 
 class FakeRunner:
-    """A runner with a model that has only a backbone."""
+    """The part of mmengine's runner that the hook reads: a model with a backbone."""
 
     def __init__(self, net: nn.Module) -> None:
         self.model = nn.Module()
         self.model.backbone = net
 
 
-def test_the_weight_average_has_its_closed_form():
+def test_the_weight_average_is_the_exponential_moving_average_and_is_saved():
     net = nn.BatchNorm1d(2)
     hook, runner = WeightAverage(0.9), FakeRunner(net)
     hook.before_train(runner)
@@ -149,15 +158,15 @@ def test_a_run_with_ema_saves_the_averaged_weights(stages: dict[str, Path], tmp_
     assert not torch.equal(plain[key], average[key])
 
 
-def test_a_compiled_student_is_checked_against_the_eager_one():
+def test_a_compiled_student_has_the_outputs_of_the_eager_one():
     torch.manual_seed(0)
     tap = PreActivationTap(build_backbone(STUDENT))
-    before = {k: v.clone() for k, v in tap.state_dict().items()}
+    initial = {k: v.clone() for k, v in tap.state_dict().items()}
     x = torch.randn(4, 3, 32, 32)
     compiled_tap = compiled(tap, "aot_eager", x)
-    assert all(torch.equal(v, before[k]) for k, v in tap.state_dict().items())
-    for a, b in zip(compiled_tap(x), tap(x), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+    assert all(torch.equal(v, initial[k]) for k, v in tap.state_dict().items())
+    for output, expected in zip(compiled_tap(x), tap(x), strict=True):
+        torch.testing.assert_close(output, expected, rtol=1e-3, atol=1e-3)
     with pytest.raises(KdepError, match="back end 'no_such' fails"):
         compiled(tap, "no_such", x)
 
@@ -166,6 +175,7 @@ def test_a_compiled_network_with_other_outputs_is_refused(monkeypatch: pytest.Mo
     tap = PreActivationTap(build_backbone(STUDENT))
 
     def wrong_compile(module: Any, backend: str) -> Any:
+        """Stands in for torch.compile; its network has outputs that are 10 % larger."""
         return lambda x: tuple(1.1 * out for out in module(x))
 
     monkeypatch.setattr(torch, "compile", wrong_compile)
@@ -188,6 +198,7 @@ class CoupledSamples(Objective):
     couples_samples = True
 
     def terms(self, ctx: Context) -> dict[str, torch.Tensor]:
+        """Product of each feature with the mean feature of the batch."""
         return {"a": ctx.before @ ctx.before.mean(0)}
 
 
@@ -203,14 +214,12 @@ def test_only_rank_0_writes_the_file_of_untrained_weights(
     stages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    reports = []
-    for rank in (1, 0):
+    outputs = []
+    for rank, files in ((1, []), (0, [checkpoint.CHECKPOINT])):
         monkeypatch.setenv("RANK", str(rank))
-        reports.append(stage.run(spec(SCRATCH), stages, tmp_path, silent))
-        assert [p.name for p in tmp_path.iterdir()] == (
-            [checkpoint.CHECKPOINT] if rank == 0 else []
-        )
-    assert reports[0] == reports[1]
+        outputs.append(stage.run(spec(SCRATCH), stages, tmp_path, silent))
+        assert [path.name for path in tmp_path.iterdir()] == files
+    assert outputs[0] == outputs[1]
 
 
 @pytest.fixture
@@ -243,7 +252,7 @@ def test_two_processes_train_like_one_with_the_same_global_batch(
 ):
     """Runs the real stage with torchrun and gloo; BatchNorm uses the global batch."""
     budget = SHORT | dict(ema=0.8)
-    single, w0 = pretrain(tmp_path / "one", stages, KDEP, budget=budget)
+    single, weights = pretrain(tmp_path / "one", stages, KDEP, budget=budget)
     folder = tmp_path / "two"
     folder.mkdir()
     script = tmp_path / "rank.py"
@@ -283,14 +292,15 @@ def test_two_processes_train_like_one_with_the_same_global_batch(
         },
     )
     assert process.returncode == 0, process.stdout + process.stderr
-    reports = [json.loads((folder / f"outputs-{r}.json").read_text()) for r in (0, 1)]
-    assert reports[0]["processes"] == 2
-    assert reports[0]["curves"] == reports[1]["curves"]
-    np.testing.assert_allclose(curve(reports[0]), curve(single), rtol=1e-3)
-    w1 = torch.load(folder / checkpoint.CHECKPOINT, weights_only=True)
-    assert w1.keys() == w0.keys()
-    for key, value in w0.items():
+    first, second = (json.loads((folder / f"outputs-{rank}.json").read_text()) for rank in (0, 1))
+    assert first["processes"] == 2
+    assert first["curves"] == second["curves"]
+    np.testing.assert_allclose(curve(first), curve(single), rtol=1e-3)
+    weights_of_two = torch.load(folder / checkpoint.CHECKPOINT, weights_only=True)
+    assert weights_of_two.keys() == weights.keys()
+    for key, value in weights.items():
         scale = float(value.abs().max()) if value.numel() else 1.0
+        tolerance = max(2e-3 * scale, 1e-6)
         torch.testing.assert_close(
-            w1[key].float(), value.float(), rtol=0, atol=max(2e-3 * scale, 1e-6)
+            weights_of_two[key].float(), value.float(), rtol=0, atol=tolerance
         )

@@ -25,7 +25,10 @@ from tests.pretrain.test_pretrain import pretrain
 
 
 class Opponent(Objective):
-    """An adversary classifies features as teacher's or student's; the student learns to fool it."""
+    """An adversary classifies features as the teacher's or the student's.
+
+    The student learns features that the adversary takes for the teacher's.
+    """
 
     needs = frozenset({"pooled"})
     requires = frozenset({"width", "teacher_width"})
@@ -37,9 +40,11 @@ class Opponent(Objective):
         self.adversary = nn.Linear(teacher_width, 1)
 
     def players(self) -> dict[str, Player]:
+        """The adversary, with Adam."""
         return {"adversary": Player(self.adversary, dict(type="Adam", lr=0.01))}
 
     def play(self, ctx: Context, players: Players) -> None:
+        """Two steps of the adversary, before the student's."""
         assert ctx.teacher is not None
         for _ in range(2):
             real = F.softplus(-self.adversary(ctx.teacher.pooled)).mean()
@@ -47,6 +52,7 @@ class Opponent(Objective):
             players.minimise("adversary", real + fake)
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
+        """The student's loss, -log of the adversary's probability for the teacher."""
         return {"deceive": F.softplus(-self.adversary(self.projector(ctx.before)))[:, 0]}
 
 
@@ -61,19 +67,20 @@ METHOD: dict[str, Any] = dict(
 def test_a_killed_and_resumed_run_with_a_player_equals_an_uninterrupted_run(
     stages: dict[str, Path], tmp_path: Path
 ):
-    outputs, weights = pretrain(tmp_path / "whole", stages, METHOD)
-    interrupted = tmp_path / "cut"
+    outputs, weights = pretrain(tmp_path / "uninterrupted", stages, METHOD)
+    interrupted = tmp_path / "interrupted"
     interrupted.mkdir()
+    # A program that runs the stage and kills itself in step 8.
     code = (
         "import os, signal, torch; torch.set_num_threads(1)\n"
         "from pathlib import Path\n"
         "from tests.pretrain.test_pretrain import spec, stage\n"
         "from tests.pretrain.test_pretrain_players import METHOD\n"
         f"stages = { ({k: str(p) for k, p in stages.items()})!r}\n"
-        "def die(done, total, note=''):\n"
+        "def kill(done, total, note=''):\n"
         "    if done == 8: os.kill(os.getpid(), signal.SIGKILL)\n"
         "stage.run(spec(METHOD), {k: Path(p) for k, p in stages.items()}, "
-        f"Path({str(interrupted)!r}), die)"
+        f"Path({str(interrupted)!r}), kill)"
     )
     root = Path(__file__).parents[2]
     process = subprocess.run(
@@ -85,7 +92,7 @@ def test_a_killed_and_resumed_run_with_a_player_equals_an_uninterrupted_run(
     resumed_outputs, resumed = pretrain(interrupted, stages, METHOD)
     assert resumed_outputs["curves"] == outputs["curves"]
     assert all(torch.equal(v, resumed[k]) for k, v in weights.items())
-    # The adversary is counted, saved, and not exported.
+    # The adversary's parameters are counted and saved, and not exported.
     projector, adversary = 32 * 1280 + 1280, 1280 + 1  # weights and biases
     assert outputs["extra_parameters"] == projector + adversary
     assert "objective.adversary.weight" in weights
@@ -97,35 +104,35 @@ def test_a_killed_and_resumed_run_with_a_player_equals_an_uninterrupted_run(
 def test_the_state_of_a_player_s_optimiser_is_saved(stages: dict[str, Path], tmp_path: Path):
     """Without Adam's state, a resumed run would differ from an uninterrupted one."""
     players = Players({"a": Player(nn.Linear(2, 1), dict(type="Adam", lr=0.1))})
-    for size in (1.0, 5.0):
-        players.apply("a", [torch.full((1, 2), size), torch.zeros(1)])
+    for gradient in (1.0, 5.0):
+        players.apply("a", [torch.full((1, 2), gradient), torch.zeros(1)])
     state = players.state_dict()
-    fresh = Players({"a": Player(nn.Linear(2, 1), dict(type="Adam", lr=0.1))})
-    fresh.load_state_dict(state)
-    assert fresh.state_dict()["a"]["state"][0]["step"] == 2
-    assert (
-        state["a"]["param_groups"][0]["lr"] == 0.1
-    )  # the saved rate is without the schedule's factor
+    restored = Players({"a": Player(nn.Linear(2, 1), dict(type="Adam", lr=0.1))})
+    restored.load_state_dict(state)
+    assert restored.state_dict()["a"]["state"][0]["step"] == 2
+    # The saved learning rate is without the schedule's factor.
+    assert state["a"]["param_groups"][0]["lr"] == 0.1
 
 
-def test_players_are_refused_with_micro_batches(stages: dict[str, Path], tmp_path: Path):
+def test_players_are_refused_if_a_batch_is_split_into_micro_batches(
+    stages: dict[str, Path], tmp_path: Path
+):
     with pytest.raises(KdepError, match="in each of 2 micro-batches"):
         pretrain(tmp_path, stages, METHOD, budget=BUDGET | {"accumulate": 2})
 
 
 def test_the_student_s_loss_does_not_train_a_player():
-    model = Distiller(
-        STUDENT, METHOD["objective"] | {"width": 32, "teacher_width": 5}, teacher={}
-    ).train()
+    config = METHOD["objective"] | {"width": 32, "teacher_width": 5}
+    model = Distiller(STUDENT, config, teacher={}).train()
     objective = model.objective
     assert isinstance(objective, Opponent)
-    before = objective.adversary.weight.detach().clone()
+    initial = objective.adversary.weight.detach().clone()
     images = torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8)
     play, objective.play = objective.play, lambda *_: None  # type: ignore[method-assign]
     loss = model(images=images, teacher=torch.randn(4, 5))["loss_deceive"]
     loss.backward()
     assert objective.adversary.weight.grad is None
-    assert torch.equal(before, objective.adversary.weight)
+    assert torch.equal(initial, objective.adversary.weight)
     objective.play = play  # type: ignore[method-assign]
     model(images=images, teacher=torch.randn(4, 5))
-    assert not torch.equal(before, objective.adversary.weight)
+    assert not torch.equal(initial, objective.adversary.weight)

@@ -28,7 +28,7 @@ from tests.pretrain.conftest import BUDGET, IMAGES, TEACHER, silent
 from tests.pretrain.test_pretrain import pretrain
 from tests.pretrain.test_pretrain_context import R18
 
-METHODS = (
+METHODS = (  # names of configs
     "rkd",
     "similarity",
     "pkt",
@@ -53,7 +53,7 @@ METHODS = (
     "mfef",
     "mean_teacher",
 )
-LEVELS = ["maps.s16", "maps.s32", "maps.s4", "maps.s8"]
+LEVELS = ["maps.s16", "maps.s32", "maps.s4", "maps.s8"]  # outputs of a cache
 SHORT = BUDGET | {"epochs": 1}
 
 
@@ -93,13 +93,14 @@ def test_a_method_trains_in_the_real_stage(
     out = tmp_path / "e"
     out.mkdir()
     exported = export.run({"student": R18}, {"pretrain": tmp_path}, out, silent)
-    assert exported["coverage"] == 1
+    assert exported["coverage"] == 1  # fraction of the backbone's values that are in the file
     assert not any("peer" in k for k in torch.load(out / "backbone.pth", weights_only=True))
 
 
 def test_a_cache_of_a_data_fraction_has_only_its_rows(stages: dict[str, Path], with_maps: Path):
     opened, full_cache = open_cache(with_maps), open_cache(stages["cache"])
     views = open_views(stages["views"])
+    # Rows of the second view of three images.
     rows = np.sort(subset(IMAGES, 0.5, 0))[[0, 3, 7]] * views.views + 1
     np.testing.assert_array_equal(opened.rows(rows), full_cache.rows(rows))
     assert len(opened) == IMAGES  # half of the images in two views
@@ -112,10 +113,10 @@ def test_a_cache_of_a_data_fraction_has_only_its_rows(stages: dict[str, Path], w
 
 def test_the_temperature_of_ctkd_is_learned(stages: dict[str, Path], tmp_path: Path):
     _, state = pretrain(tmp_path, stages, load_method("ctkd"), budget=SHORT | {"epochs": 10})
-    assert float(state["objective.theta"]) != 1.0
+    assert float(state["objective.theta"]) != 1.0  # the initial value
 
 
-def write_known_photographs(folder: Path) -> None:
+def write_labelled_photographs(folder: Path) -> None:
     """Writes images labelled with ImageNet classes, as a `prepare` stage does."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -127,51 +128,58 @@ def write_known_photographs(folder: Path) -> None:
 def test_the_student_is_trained_with_the_exported_assistant(
     stages: dict[str, Path], tmp_path: Path
 ):
-    """An assistant is a student that then teaches; here by its logits and by its feature."""
+    """An assistant is a trained student that is the teacher of another; logits, then features."""
     assistant = {"student": R18, "method": load_method("logit_kd"), "epochs": None}
     config = assistant_config({"name": "takd", "teacher": assistant})
     assert config is not None
     assert config["has_logits"]
+    # The assistant is pre-trained and exported.
     pretrain(tmp_path / "ta", stages, load_method("logit_kd"), student=R18, budget=SHORT)
     (tmp_path / "e").mkdir()
     exported = export.run({"student": R18}, {"pretrain": tmp_path / "ta"}, tmp_path / "e", silent)
+    # Its outputs are cached.
     inputs = dict(stages, pretrain=tmp_path / "ta", export=tmp_path / "e", prepare=tmp_path / "p")
     shutil.copytree(stages["prepare"], inputs["prepare"])
-    write_known_photographs(inputs["prepare"] / "data" / "known")
+    write_labelled_photographs(inputs["prepare"] / "data" / "known")
     teacher_config = {k: v for k, v in config.items() if k != "card"}
     for folder in ("c", "a"):
         (tmp_path / folder).mkdir()
-    filled = cache.run(
-        dict(teacher=teacher_config, outputs=["logits"]), inputs, tmp_path / "c", silent
-    )
+    cache_spec = dict(teacher=teacher_config, outputs=["logits"])
+    filled = cache.run(cache_spec, inputs, tmp_path / "c", silent)
     assert filled["teacher"]["export"] == exported["checksum"]
     inputs["cache"] = tmp_path / "c"
-    # In a moved work dir, the cache still finds its teacher.
+    # In a copied work directory, the cache still has the paths of its teacher's files.
     assert not any(Path(f).is_absolute() for f in read_json(tmp_path / "c/cache.json")["files"])
-    shutil.copytree(tmp_path, tmp_path.with_name("moved"))
-    moved = load_teacher_config(tmp_path.with_name("moved") / "c")
-    assert moved is not None
-    assert str(tmp_path.with_name("moved")) in moved["backbone"]
-    teacher = build_teacher(moved)
+    copy_of_work_dir = tmp_path.with_name("moved")
+    shutil.copytree(tmp_path, copy_of_work_dir)
+    copied_config = load_teacher_config(copy_of_work_dir / "c")
+    assert copied_config is not None
+    assert str(copy_of_work_dir) in copied_config["backbone"]
+    teacher = build_teacher(copied_config)
     opened = open_views(stages["views"])
     pixels = torch.from_numpy(np.array(opened.pixels[:4])).permute(0, 3, 1, 2)
     state = torch.load(tmp_path / "ta/student.pth", weights_only=True)
     logits = teacher(pixels).logits
     assert logits is not None
     assert logits.shape[1] == len(state["objective.head.bias"])
+    # A student learns its logits.
     outputs, _ = pretrain(tmp_path / "s", inputs, load_method("takd"), student=R18, budget=SHORT)
     assert outputs["cache_check"]["rows"] > 0
-    # The SVD would refuse the assistant's feature, whose rank is below 32.
+    # A student learns its feature. (The SVD would refuse this feature, whose rank is below 32.)
     identity = load_method("identity")
-    fit = dict(width=32, share=1.0, share_seed=0, align=identity["align"])
-    align.run(fit, inputs, tmp_path / "a", silent)
+    align_spec = dict(width=32, share=1.0, share_seed=0, align=identity["align"])
+    align.run(align_spec, inputs, tmp_path / "a", silent)
     inputs["align"] = tmp_path / "a"
-    regressed, _ = pretrain(tmp_path / "k", inputs, identity, student=R18, budget=SHORT)
-    assert regressed["target_mean_square"] > 0
+    outputs, _ = pretrain(tmp_path / "k", inputs, identity, student=R18, budget=SHORT)
+    assert outputs["target_mean_square"] > 0
     # An assistant without a classifier is refused as a teacher with logits.
-    headless = {**teacher_config, "backbone": str(tmp_path / "e/backbone.pth"), "checkpoint": None}
+    backbone_only = {
+        **teacher_config,
+        "backbone": str(tmp_path / "e/backbone.pth"),
+        "checkpoint": None,
+    }
     with pytest.raises(KdepError, match="without a linear classifier"):
-        build_teacher(headless)
+        build_teacher(backbone_only)
     with pytest.raises(KdepError, match="has no weights"):
         build_teacher(teacher_config)
 
@@ -180,15 +188,17 @@ def test_an_objective_that_gives_the_last_layers_no_gradient_is_refused(
     stages: dict[str, Path], with_maps: Path, tmp_path: Path
 ):
     method = load_method("fitnets")
-    method["objective"]["levels"] = {"s16": "s16"}
+    method["objective"]["levels"] = {"s16": "s16"}  # layer4, after s16, gets no gradient
     with pytest.raises(
         KdepError, match=r"15 of 60 student parameters get no gradient.*layer4\.0\.conv1"
     ):
         pretrain(tmp_path, stages | {"cache": with_maps}, method, share=0.5, student=R18)
 
 
-def test_the_reference_loss_of_a_projector_s_target_is_its_variance(stages: dict[str, Path]):
-    """The mean is excluded, as a projector's bias learns it at once."""
+def test_the_weight_of_a_projector_s_loss_is_computed_from_the_variance_of_the_feature(
+    stages: dict[str, Path],
+):
+    """Not from the mean square, as the bias of a projector learns the mean at once."""
     spec = {"method": load_method("conv1x1"), "share": 1.0, "share_seed": 0}
     opened = open_cache(stages["cache"])
     features = opened.rows(np.arange(len(opened))).astype(np.float64)

@@ -19,7 +19,7 @@ from kdep_bench.teachers.base import build_teacher
 from tests.pretrain.conftest import BUDGET, IMAGES, TEACHER, VIEWS, silent
 from tests.pretrain.test_pretrain import pretrain
 
-K = 10
+K = 10  # number of stored probabilities per view
 TINYVIT: dict[str, Any] = load_config("method", "tinyvit")
 
 
@@ -27,12 +27,12 @@ TINYVIT: dict[str, Any] = load_config("method", "tinyvit")
 def sparse_stages(
     stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """The stages, with the cache that is planned for this method."""
+    """The stages, with a cache of the K largest probabilities and no feature."""
     out = tmp_path_factory.mktemp("small")
     spec = {"teacher": TEACHER, "outputs": [f"probabilities.{K}"], "pooled": False, "batch": 16}
     filled = cache.run(spec, stages, out, silent)
     rows = IMAGES * VIEWS["views"]
-    assert filled["bytes_per_view"] == 4 * K
+    assert filled["bytes_per_view"] == 4 * K  # a float16 probability and an int16 class number
     assert filled["bytes"] == rows * 4 * K
     stored = sum(len(np.load(p).tobytes()) for p in out.glob("*-00000.npy"))
     assert stored == filled["bytes"]
@@ -49,13 +49,11 @@ def test_stored_probabilities_are_the_teacher_s_largest(sparse_stages: dict[str,
     )
     logits = build_teacher(TEACHER)(images).logits
     assert logits is not None
-    values, index = (torch.from_numpy(opened.rows(rows, n)) for n in sparse.names(K))
-    assert (values.dtype, index.dtype) == (torch.float16, torch.int16)
+    values, classes = (torch.from_numpy(opened.rows(rows, name)) for name in sparse.names(K))
+    assert (values.dtype, classes.dtype) == (torch.float16, torch.int16)
     live = F.softmax(logits, 1)
-    torch.testing.assert_close(values.float(), live.topk(K, 1)[0], rtol=2.0**-9, atol=2.0**-12)
-    torch.testing.assert_close(
-        values.float(), live.gather(1, index.long()), rtol=2.0**-9, atol=2.0**-12
-    )
+    for expected in (live.topk(K, 1)[0], live.gather(1, classes.long())):
+        torch.testing.assert_close(values.float(), expected, rtol=2.0**-9, atol=2.0**-12)
 
 
 def test_cached_and_live_training_give_the_same_loss_curve(
@@ -73,28 +71,27 @@ def test_cached_and_live_training_give_the_same_loss_curve(
         curves.append(np.array(outputs["curves"]["pretrain_loss"])[:, 1])
         assert {k.split(".")[0] for k in state} == {"backbone", "objective"}
     np.testing.assert_allclose(*curves, rtol=1e-4)
-    assert curves[0][0] == pytest.approx(np.log(1000), rel=0.1)
-    assert not np.array_equal(
-        *curves
-    )  # bitwise equal curves would mean that live training read the cache
+    assert curves[0][0] == pytest.approx(np.log(1000), rel=0.1)  # of equal probabilities
+    # Equal bit for bit, they would show that the live training read the cache.
+    assert not np.array_equal(*curves)
 
 
 def test_the_student_learns_the_stored_distribution(sparse_stages: dict[str, Path], tmp_path: Path):
     budget = BUDGET | dict(epochs=10, optimizer=BUDGET["optimizer"] | dict(lr=0.5))
     outputs, _ = pretrain(tmp_path, sparse_stages, TINYVIT, budget=budget)
-    curve = [v for _, v in outputs["curves"]["pretrain_loss"]]
+    curve = [loss for _, loss in outputs["curves"]["pretrain_loss"]]
     opened = cache_read.open_cache(sparse_stages["cache"])
-    values, index = (
-        torch.from_numpy(opened.rows(np.arange(len(opened)), n)) for n in sparse.names(K)
+    values, classes = (
+        torch.from_numpy(opened.rows(np.arange(len(opened)), name)) for name in sparse.names(K)
     )
-    entropy = float(torch.special.entr(sparse.dense(values, index, 1000)).sum(1).mean())
     # The entropy of the stored distribution is the smallest possible cross-entropy.
+    entropy = float(torch.special.entr(sparse.dense(values, classes, 1000)).sum(1).mean())
     assert entropy < np.mean(curve[-3:]) < entropy + 0.8 * (curve[0] - entropy)
     assert outputs["cache_check"]["rows"] == 8
 
 
 @pytest.mark.parametrize("array", ["probabilities", "class_numbers"])
-def test_a_wrong_stored_array_is_found_before_training(
+def test_a_wrong_stored_array_is_detected_before_training(
     sparse_stages: dict[str, Path], tmp_path: Path, array: str
 ):
     shutil.copytree(sparse_stages["cache"], tmp_path / "c")

@@ -1,4 +1,7 @@
-"""The teacher's larger images in pre-training: the same crops, at the teacher's resolution."""
+"""The teacher's larger images in pre-training: the student's crops at the teacher's resolution.
+
+A method may read these images (`teacher_images`), for example pixel distillation.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from kdep_bench.suite.config import resolve
 from tests.pretrain.conftest import BUDGET, TEACHER, silent
 from tests.pretrain.test_pretrain import pretrain
 
-TEACHER_PX = 40
+TEACHER_PX = 40  # side of the teacher's images; the student's have 32 pixels
 LARGE = TEACHER | dict(input_px=TEACHER_PX)
 
 
@@ -28,6 +31,7 @@ class Recorder(Objective):
     seen: ClassVar[list[Context]] = []
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
+        """Records the batch; a term that reads only the student."""
         self.seen.append(ctx)
         return {"a": ctx.before.square().mean(1)}
 
@@ -39,7 +43,7 @@ RECORD: dict[str, Any] = dict(
 
 @pytest.fixture(scope="module")
 def large_stages(stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The stages with a cache of a teacher that sees images of 40 pixels."""
+    """The stages with a cache of a teacher whose images have 40 pixels."""
     out = tmp_path_factory.mktemp("large")
     cache.run({"teacher": LARGE, "batch": 16}, stages, out, silent)
     return {**stages, "cache": out, "images": stages["prepare"]}
@@ -50,14 +54,14 @@ def test_the_teacher_s_images_are_the_student_s_crops_at_the_teacher_s_resolutio
     large_stages: dict[str, Path], tmp_path: Path, is_live: bool
 ):
     Recorder.seen.clear()
-    unused = {"align", "cache"} if is_live else {"align"}
-    inputs = {k: v for k, v in large_stages.items() if k not in unused}
+    not_read = {"align", "cache"} if is_live else {"align"}
+    inputs = {k: v for k, v in large_stages.items() if k not in not_read}
     changes: dict[str, Any] = dict(teacher=LARGE) if is_live else {}
     outputs, _ = pretrain(tmp_path, inputs, RECORD, budget=BUDGET | dict(epochs=1), **changes)
     assert outputs["extra_forwards"] == (48 if is_live else 0)
     views = open_views(large_stages["views"], large_stages["prepare"])
     mean, std = (np.asarray(v).reshape(3, 1, 1) for v in (MEAN, STD))
-    assert len(Recorder.seen) == 3
+    assert len(Recorder.seen) == 3  # 48 images in batches of 16
     for ctx in Recorder.seen:
         assert ctx.teacher is not None
         assert ctx.teacher.images is not None
@@ -70,10 +74,11 @@ def test_the_teacher_s_images_are_the_student_s_crops_at_the_teacher_s_resolutio
             np.testing.assert_allclose(pixels, expected.transpose(2, 0, 1), atol=1e-3)
 
 
-def test_other_methods_neither_decode_nor_receive_the_teacher_s_images(
+def test_methods_that_do_not_read_the_teacher_s_images_do_not_decode_them(
     large_stages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def fail(*_: Any) -> None:
+        """Stands in for the function that decodes images."""
         raise AssertionError("images were decoded")
 
     monkeypatch.setattr("kdep_bench.pretrain.stream.render_rows", fail)
@@ -83,7 +88,7 @@ def test_other_methods_neither_decode_nor_receive_the_teacher_s_images(
 
 
 @pytest.mark.parametrize("name", ["pixel_distillation", "pixel_distillation_tas"])
-def test_pixel_distillation_learns_to_reconstruct_the_image_and_exports_a_plain_backbone(
+def test_the_loss_of_pixel_distillation_falls_and_the_teacher_is_not_saved(
     name: str, large_stages: dict[str, Path], tmp_path: Path
 ):
     method = resolve("method", name)
@@ -93,7 +98,8 @@ def test_pixel_distillation_learns_to_reconstruct_the_image_and_exports_a_plain_
     curve = [loss for _, loss in outputs["curves"]["pretrain_loss"]]
     assert curve[-1] < 0.9 * curve[0]
     assert not any("_teacher" in k for k in state)
-    # The map of 4 channels and 16 px is enlarged 3 times, to 48 px (at least 40). Its 1x1
-    # convolution has 3 x 3 sub-pixels x 3 colours = 27 outputs.
+    # The first map has 4 channels and 16 x 16 positions. It is enlarged 3 times, to 48 pixels (at
+    # least 40). So the 1x1 convolution has 3 x 3 pixels x 3 colours = 27 outputs; the activation
+    # has 3 parameters.
     enlarge = [k for k in state if ".enlarge." in k]
     assert sum(state[k].numel() for k in enlarge) == 4 * 27 + 3

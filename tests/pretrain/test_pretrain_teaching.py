@@ -30,7 +30,7 @@ LOGIT_KD: dict[str, Any] = dict(
     transform=None,
 )
 SVD = KDEP | dict(transform=dict(type="kdep_bench.features.transform.NoTransform"))
-R18: dict[str, Any] = {
+R18: dict[str, Any] = {  # student config with the feature maps s16 and s32
     **STUDENT,
     "pyramid": dict(out_indices=(2, 3), channels=(16, 32), strides=(16, 32)),
 }
@@ -40,6 +40,7 @@ class WithLastMap(EfficientNetLite):
     """EfficientNet-Lite that also returns its last map."""
 
     def features(self, x_B3HW: Tensor) -> TeacherOutput:
+        """Pooled feature, logits and the map "last"."""
         net: Any = self.net
         last = net.forward_features(x_B3HW)
         pooled = net.global_pool(last)
@@ -57,6 +58,7 @@ class WithoutLogits(EfficientNetLite):
     logit_head = None  # type: ignore[assignment]
 
     def features(self, x_B3HW: Tensor) -> TeacherOutput:
+        """The pooled feature alone."""
         return TeacherOutput(super().features(x_B3HW).pooled, None)
 
 
@@ -65,6 +67,7 @@ class WrongClassifier(EfficientNetLite):
 
     @property
     def logit_head(self) -> torch.nn.Module:
+        """A new random layer."""
         return torch.nn.Linear(1280, 1000)
 
 
@@ -81,6 +84,7 @@ class Reader(Objective):
         self.arguments.update(arguments)
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
+        """Records the teacher's outputs; a term that reads only the student."""
         assert ctx.teacher is not None
         self.seen.append(ctx.teacher)
         return {"a": ctx.before.square().mean(1) + ctx.maps["s16"].square().mean((1, 2, 3))}
@@ -95,7 +99,7 @@ def stages_with_maps(
     stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
     """The stages with a cache that also stores logits and maps."""
-    out = tmp_path_factory.mktemp("rich")
+    out = tmp_path_factory.mktemp("with_maps")
     progress_notes: list[str] = []
     outputs = cache.run(
         {"teacher": MAPS, "batch": 16, "outputs": ["logits", "maps"]},
@@ -103,12 +107,12 @@ def stages_with_maps(
         out,
         lambda done, total, note="": progress_notes.append(f"{done}: {note}"),
     )
-    assert (
-        progress_notes[0]
-        == f"0: {cache.estimate(outputs['rows'], 2 * (1280 + 1000 + 1280), VIEWS['views'])}"
-    )
-    assert outputs["bytes"] == outputs["rows"] * 2 * (1280 + 1000 + 1280)
-    assert (outputs["rows"], outputs["forwards"]) == (96, 96)
+    # Per view, in float16: 1280 features, 1000 logits, a map of 1280 channels and one position.
+    bytes_per_view = 2 * (1280 + 1000 + 1280)
+    estimate = cache.estimate(outputs["rows"], bytes_per_view, VIEWS["views"])
+    assert progress_notes[0] == f"0: {estimate}"
+    assert outputs["bytes"] == outputs["rows"] * bytes_per_view
+    assert (outputs["rows"], outputs["forwards"]) == (96, 96)  # 48 images in two views
     assert outputs["teacher"]["width"] == 1280
     assert outputs["teacher"]["flops"] > 10**6
     assert outputs["images_per_s"] == pytest.approx(96 / outputs["fill_s"], rel=0.2)
@@ -116,13 +120,13 @@ def stages_with_maps(
 
 
 def test_the_cost_of_a_cache_is_printed_before_it_is_filled():
-    assert cache.estimate(64000, 2560, 2) == (  # pocket's
+    assert cache.estimate(64000, 2560, 2) == (  # the numbers of the suite pocket
         "163.8 MB on disk (2560 bytes per view) and 64000 forward passes of the teacher; cheaper "
         "than a live teacher if the runs that share it train for more than 2 epochs in total"
     )
 
 
-def test_stored_logits_and_maps_are_the_teacher_s(stages_with_maps: dict[str, Path]):
+def test_stored_logits_and_maps_equal_the_live_teacher_s(stages_with_maps: dict[str, Path]):
     opened_cache = cache_read.open_cache(stages_with_maps["cache"])
     assert set(opened_cache.extras) == {"logits", "maps.last"}
     opened_views = open_views(stages_with_maps["views"], stages_with_maps["prepare"])
@@ -134,9 +138,8 @@ def test_stored_logits_and_maps_are_the_teacher_s(stages_with_maps: dict[str, Pa
         ("maps.last", teacher_output.maps["last"]),
     ):
         stored = torch.from_numpy(opened_cache.rows(rows, name)).float()
-        torch.testing.assert_close(
-            stored, expected, atol=2e-3 * float(expected.abs().max()), rtol=0
-        )
+        tolerance = 2e-3 * float(expected.abs().max())
+        torch.testing.assert_close(stored, expected, atol=tolerance, rtol=0)
 
 
 def test_logits_recomputed_from_the_cached_feature_are_those_stored(
@@ -156,25 +159,27 @@ def test_cached_and_live_teachers_give_the_same_outputs_to_the_objective(
     outputs_by_source = {}
     live = {k: v for k, v in stages_with_maps.items() if k not in ("cache", "align")}
     live["images"] = live.pop("prepare")
-    one_epoch = BUDGET | dict(epochs=1 / 3)
+    one_step = BUDGET | dict(epochs=1 / 3)
     for name, inputs, options in (
         ("cached", stages_with_maps, {}),
         ("live", live, {"teacher": MAPS}),
     ):
         Reader.seen.clear()
         outputs, _ = pretrain(
-            tmp_path / name, inputs, READ, student=R18, budget=one_epoch, **options
+            tmp_path / name, inputs, READ, student=R18, budget=one_step, **options
         )
         assert outputs["teacher_source"] == ("live" if name == "live" else "cache")
         outputs_by_source[name] = Reader.seen[0]
         assert Reader.arguments["teacher_classes"] == 1000
         assert Reader.arguments["teacher_maps"] == {"last": {"channels": 1280, "stride": 32}}
-    for a, b in (
-        (outputs_by_source["cached"].pooled, outputs_by_source["live"].pooled),
-        (outputs_by_source["cached"].logits, outputs_by_source["live"].logits),
-        (outputs_by_source["cached"].maps["last"], outputs_by_source["live"].maps["last"]),
+    cached, live = outputs_by_source["cached"], outputs_by_source["live"]
+    for stored, computed in (
+        (cached.pooled, live.pooled),
+        (cached.logits, live.logits),
+        (cached.maps["last"], live.maps["last"]),
     ):
-        torch.testing.assert_close(a, b, atol=2.0**-10 * float(b.abs().max()), rtol=0)
+        tolerance = 2.0**-10 * float(computed.abs().max())  # stored values are float16
+        torch.testing.assert_close(stored, computed, atol=tolerance, rtol=0)
 
 
 def test_a_method_reads_only_the_map_levels_that_it_names(stages_with_maps: dict[str, Path]):
@@ -184,9 +189,8 @@ def test_a_method_reads_only_the_map_levels_that_it_names(stages_with_maps: dict
             frozenset({"maps"}), levels, stages_with_maps["cache"], opened
         )
         assert teacher_source.stream == {"cache": str(stages_with_maps["cache"]), "outputs": names}
-        assert teacher_source.build_args["teacher_maps"]() == {
-            "last": {"channels": 1280, "stride": 32}
-        }
+        maps = teacher_source.build_args["teacher_maps"]()
+        assert maps == {"last": {"channels": 1280, "stride": 32}}
         assert teacher_source.outputs["teacher_source"] == "cache"
     with pytest.raises(KdepError, match="has no maps"):
         cached_source(frozenset({"maps"}), {"s8"}, stages_with_maps["cache"], opened)
@@ -216,17 +220,16 @@ def test_cached_and_live_training_give_the_same_loss_curve(
     assert cached_curve[-1] != cached_curve[0]
     np.testing.assert_allclose(cached_curve[0], live_curve[0], rtol=5e-4)
     np.testing.assert_allclose(cached_curve, live_curve, rtol=5e-3)
-    assert not np.array_equal(
-        cached_curve, live_curve
-    )  # bitwise equal curves would mean that live training read the cache
+    # Equal bit for bit, they would show that the live training read the cache.
+    assert not np.array_equal(cached_curve, live_curve)
 
 
-def test_logit_kd_learns_and_the_teacher_s_classifier_is_not_saved(
+def test_the_loss_of_logit_kd_falls_and_the_teacher_s_classifier_is_not_saved(
     stages: dict[str, Path], tmp_path: Path
 ):
     budget = BUDGET | dict(epochs=10, optimizer=BUDGET["optimizer"] | dict(lr=0.5))
     outputs, state = pretrain(tmp_path, stages, LOGIT_KD, budget=budget)
-    curve = [v for _, v in outputs["curves"]["pretrain_loss"]]
+    curve = [loss for _, loss in outputs["curves"]["pretrain_loss"]]
     assert np.mean(curve[-3:]) < 0.85 * np.mean(curve[:3])
     assert outputs["cache_check"]["rows"] == 8
     assert {k.split(".")[0] for k in state} == {"backbone", "objective"}
@@ -258,16 +261,13 @@ def change_manifest(stages: dict[str, Path], folder: Path, **fields: Any) -> dic
     return {**stages, "cache": folder}
 
 
-def test_a_wrong_classifier_is_found_by_comparing_sampled_logits(
+def test_a_wrong_classifier_is_detected_by_comparing_sampled_logits(
     stages: dict[str, Path], tmp_path: Path
 ):
     wrong_classifier = {**TEACHER, "type": f"{__name__}.WrongClassifier"}
+    inputs = change_manifest(stages, tmp_path / "c", config=wrong_classifier)
     with pytest.raises(KdepError, match="does not reproduce its logits"):
-        pretrain(
-            tmp_path / "p",
-            change_manifest(stages, tmp_path / "c", config=wrong_classifier),
-            LOGIT_KD,
-        )
+        pretrain(tmp_path / "p", inputs, LOGIT_KD)
 
 
 @pytest.mark.parametrize(
@@ -279,14 +279,16 @@ def test_a_wrong_classifier_is_found_by_comparing_sampled_logits(
         (dict(recipe="another"), "different crops"),
     ],
 )
-def test_a_cache_of_another_teacher_size_normalisation_or_crops_is_refused(
+def test_a_cache_of_another_teacher_image_size_normalisation_or_crops_is_refused(
     stages: dict[str, Path], tmp_path: Path, fields: dict[str, Any], message: str
 ):
     with pytest.raises(KdepError, match=message):
         pretrain(tmp_path / "p", change_manifest(stages, tmp_path / "c", **fields), KDEP)
 
 
-def test_a_corrupted_cache_row_is_detected_before_use(stages: dict[str, Path], tmp_path: Path):
+def test_rows_in_the_wrong_order_are_detected_before_training(
+    stages: dict[str, Path], tmp_path: Path
+):
     inputs = change_manifest(stages, tmp_path / "c")
     path = cache_read.shard_path(tmp_path / "c", 0)
     shard = np.load(path)
@@ -295,14 +297,14 @@ def test_a_corrupted_cache_row_is_detected_before_use(stages: dict[str, Path], t
         pretrain(tmp_path / "p", inputs, KDEP)
 
 
-def test_views_of_another_seed_are_refused(stages: dict[str, Path], tmp_path: Path):
+def test_a_cache_of_views_of_another_seed_is_refused(stages: dict[str, Path], tmp_path: Path):
     (tmp_path / "v").mkdir()
     views.run(VIEWS | dict(seed=1), stages, tmp_path / "v", silent)
     with pytest.raises(KdepError, match="different crops than these views"):
         pretrain(tmp_path / "p", {**stages, "views": tmp_path / "v"}, KDEP)
 
 
-def test_a_cache_of_an_earlier_release_without_samples_is_used_and_0_rows_are_reported(
+def test_a_cache_of_an_earlier_release_without_samples_is_used_unchecked(
     stages: dict[str, Path], tmp_path: Path
 ):
     inputs = change_manifest(stages, tmp_path / "c")
@@ -311,12 +313,12 @@ def test_a_cache_of_an_earlier_release_without_samples_is_used_and_0_rows_are_re
     assert checked == {"rows": 0, "error": None}
 
 
-def test_a_damaged_extra_array_of_an_interrupted_run_is_recomputed(
+def test_a_damaged_array_of_logits_of_an_interrupted_run_is_computed_again(
     stages_with_maps: dict[str, Path], tmp_path: Path
 ):
     out = tmp_path / "c"
     shutil.copytree(stages_with_maps["cache"], out)
-    (out / cache_read.MANIFEST).unlink()
+    (out / cache_read.MANIFEST).unlink()  # as of an interrupted run
     path = cache_read.shard_path(out, 0, "logits")
     complete = path.read_bytes()
     path.write_bytes(complete[:-10])

@@ -1,4 +1,4 @@
-"""Losses that TensorBoard, MLflow and Weights & Biases record during a real pre-training."""
+"""Trackers: TensorBoard, MLflow and Weights & Biases record the losses of a real pre-training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdep_bench import trackers
 from tests.pretrain.conftest import BUDGET
 from tests.pretrain.test_pretrain import KDEP, pretrain
 
-STEPS = BUDGET | dict(epochs=34)  # 102 steps, of which mmengine logs the 50th and the 100th
+LOGGED_TWICE = BUDGET | dict(epochs=34)  # 102 steps, of which mmengine logs the 50th and the 100th
 
 
 @pytest.fixture(autouse=True)
@@ -24,16 +24,15 @@ def without_trackers() -> Iterator[None]:
     trackers.set_backends([], "")
 
 
-def test_tensorboard_gets_the_losses_and_the_result_is_the_same(
+def test_tensorboard_receives_the_losses_and_the_training_is_unchanged(
     stages: dict[str, Path], tmp_path: Path
 ) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    plain, state = pretrain(tmp_path / "plain", stages, KDEP, budget=STEPS)
+    plain, state = pretrain(tmp_path / "plain", stages, KDEP, budget=LOGGED_TWICE)
     trackers.set_backends(trackers.resolve(["tensorboard"]), "pretrain-x")
-    tracked, tracked_state = pretrain(tmp_path / "watched", stages, KDEP, budget=STEPS)
-    (events,) = (tmp_path / "watched").rglob("events.out.tfevents.*")
-    events_read = accumulator.EventAccumulator(str(events.parent)).Reload()
-    scalars = events_read.Scalars("loss")
+    tracked, tracked_state = pretrain(tmp_path / "tracked", stages, KDEP, budget=LOGGED_TWICE)
+    (events,) = (tmp_path / "tracked").rglob("events.out.tfevents.*")
+    scalars = accumulator.EventAccumulator(str(events.parent)).Reload().Scalars("loss")
     assert [scalar.step for scalar in scalars] == [50, 100]
     # mmengine averages over 10 steps; the recorded curve has one point per step.
     curve = dict(tracked["curves"]["pretrain_loss"])
@@ -45,18 +44,21 @@ def test_tensorboard_gets_the_losses_and_the_result_is_the_same(
     assert all((state[k] == tracked_state[k]).all() for k in state)
 
 
-def test_mlflow_gets_the_losses_in_a_file_store(stages: dict[str, Path], tmp_path: Path) -> None:
+def test_mlflow_receives_the_losses_in_a_file_store(
+    stages: dict[str, Path], tmp_path: Path
+) -> None:
     mlflow = pytest.importorskip("mlflow", reason="run: make trackers")
     uri = (tmp_path / "mlruns").as_uri()
     trackers.set_backends(trackers.resolve([dict(type="mlflow", tracking_uri=uri)]), "pretrain-x")
-    pretrain(tmp_path / "watched", stages, KDEP, budget=STEPS)
+    pretrain(tmp_path / "tracked", stages, KDEP, budget=LOGGED_TWICE)
     client = mlflow.MlflowClient(uri)
     (run,) = client.search_runs([client.get_experiment_by_name("kdep_bench").experiment_id])
     assert run.info.run_name == "pretrain-x"
-    assert [m.step for m in client.get_metric_history(run.info.run_id, "loss")] == [50, 100]
+    history = client.get_metric_history(run.info.run_id, "loss")
+    assert [metric.step for metric in history] == [50, 100]
 
 
-def test_wandb_gets_the_losses_of_each_run_of_a_process_without_a_network(
+def test_wandb_receives_the_losses_of_two_runs_of_a_process_without_a_network(
     stages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("wandb", reason="run: make trackers")
@@ -64,17 +66,20 @@ def test_wandb_gets_the_losses_of_each_run_of_a_process_without_a_network(
     entry = dict(type="wandb", mode="offline", dir=str(tmp_path))
     for run in ("pretrain-x", "pretrain-y"):
         trackers.set_backends(trackers.resolve([entry]), run)
-        pretrain(tmp_path / run, stages, KDEP, budget=STEPS)
+        pretrain(tmp_path / run, stages, KDEP, budget=LOGGED_TWICE)
     files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     assert len(files) == 2
     for file, run in zip(files, ("pretrain-x", "pretrain-y"), strict=True):
         records = _wandb_records(file)
-        (started,) = (r.run for r in records if r.WhichOneof("record_type") == "run")
-        assert (started.project, started.display_name) == ("kdep_bench", run)
+        (run_record,) = (r.run for r in records if r.WhichOneof("record_type") == "run")
+        assert (run_record.project, run_record.display_name) == ("kdep_bench", run)
         histories = (r.history for r in records if r.WhichOneof("record_type") == "history")
         logged = [
-            {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in h.item}
-            for h in histories
+            {
+                item.key or "/".join(item.nested_key): json.loads(item.value_json)
+                for item in history.item
+            }
+            for history in histories
         ]
         assert [row["iter"] for row in logged if "loss" in row] == [50, 100]
 
@@ -82,8 +87,9 @@ def test_wandb_gets_the_losses_of_each_run_of_a_process_without_a_network(
 def _wandb_records(file: Path) -> list[Any]:
     """The records of an offline run: a log in LevelDB's format after a header of 7 bytes.
 
-    A block has 32 KiB; a chunk of a record has a CRC (4 bytes), a length (2) and a type (1: whole
-    record, 2 to 4: its first, middle and last chunk). A chunk never starts in the last 6 bytes.
+    A block has 32 KiB. A chunk has a checksum (4 bytes), a length (2) and a type (1: a complete
+    record; 2, 3, 4: its first, a middle, its last part). No chunk begins in the last 6 bytes of a
+    block.
     """
     Record = pytest.importorskip("wandb.proto.wandb_internal_pb2").Record
 

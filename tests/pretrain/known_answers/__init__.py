@@ -1,1 +1,1 @@
-"""Pre-training on images that carry their own number, so that what a step reads can be checked."""
+"""Pre-training on images that show their number, so that what a step reads can be checked."""

@@ -1,4 +1,4 @@
-"""Images that carry a number, a teacher that returns image means, and objectives with a log.
+"""Helpers: images that show their number, a teacher that returns image means, recording objectives.
 
 Image i has the red value 16 * i + 8 everywhere; green rises from left to right and blue from top to
 bottom. The means of a view (crop and flip) therefore identify it.
@@ -23,10 +23,11 @@ from kdep_bench.objectives.mean_teacher import MeanTeacher
 from kdep_bench.teachers.base import Teacher, TeacherOutput
 from tests.pretrain.conftest import STUDENT, silent
 
-IMAGES, VIEWS, SOURCE_PX, PX, TEACHER_PX = 12, 2, 96, 32, 16
+IMAGES, VIEWS = 12, 2  # images of the pool, views per image
+SOURCE_PX, PX, TEACHER_PX = 96, 32, 16  # sides of files, of the student's and the teacher's images
 # ImageNet's, repeated here so that the test does not depend on the constants under test.
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-LABELS = [(5 * i + 3) % IMAGES for i in range(IMAGES)]
+LABELS = [(5 * i + 3) % IMAGES for i in range(IMAGES)]  # of the images, all different
 TOLERANCE = 2.5  # of 255: rounding in two resizes of the same crop
 BUDGET: dict[str, Any] = dict(
     epochs=4, batch=4, optimizer=dict(type="SGD", lr=0.01), schedule="cosine"
@@ -34,17 +35,14 @@ BUDGET: dict[str, Any] = dict(
 
 
 def means(images: Tensor) -> Tensor:
-    """[B, 3, H, W] of 0..255 -> [B, 5]: red; green left and right; blue above and below."""
+    """[B, 5] means of images [B, 3, H, W] of 0..255.
+
+    Of red; of green in the left and the right half; of blue in the upper and the lower half.
+    """
     h, w = images.shape[2] // 2, images.shape[3] // 2
     x = images.float()
-    parts = (
-        x[:, 0],
-        x[:, 1, :, :w],
-        x[:, 1, :, w:],
-        x[:, 2, :h],
-        x[:, 2, h:],
-    )
-    return torch.stack([p.mean((1, 2)) for p in parts], 1)
+    parts = (x[:, 0], x[:, 1, :, :w], x[:, 1, :, w:], x[:, 2, :h], x[:, 2, h:])
+    return torch.stack([part.mean((1, 2)) for part in parts], 1)
 
 
 class Reader(Teacher):
@@ -57,6 +55,7 @@ class Reader(Teacher):
         self.factor = nn.Parameter(torch.tensor(2.0), requires_grad=False)
 
     def features(self, x_B3HW: Tensor) -> TeacherOutput:
+        """The means as pooled feature, and the logits."""
         pooled = means(x_B3HW)
         return TeacherOutput(pooled, pooled * self.factor)
 
@@ -67,18 +66,19 @@ TEACHER: dict[str, Any] = dict(type=f"{__name__}.Reader")
 def prepare(root: Path) -> dict[str, Path]:
     """Folders of finished stages: prepare, and views and cache made by the real code."""
     pool = root / "prepare/data/pool"
-    ramp = np.broadcast_to(np.linspace(0, 255, SOURCE_PX), (SOURCE_PX, SOURCE_PX))
+    rising = np.broadcast_to(np.linspace(0, 255, SOURCE_PX), (SOURCE_PX, SOURCE_PX))
     labels = {}
     for i in range(IMAGES):
-        red = np.full_like(ramp, 16 * i + 8)
-        # The order of the names differs from the order of writing.
+        red = np.full_like(rising, 16 * i + 8)
+        # So that the order of the names is not the order of the numbers.
         name = f"{i % 2}/{i:02}.png" if i else "0/00.png"
         path = pool / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.stack([red, ramp, ramp.T], 2).round().astype(np.uint8)).save(path)
+        pixels = np.stack([red, rising, rising.T], 2).round().astype(np.uint8)
+        Image.fromarray(pixels).save(path)
         labels[name] = LABELS[i]
     # Labels must be looked up by name: their order differs from that of the files.
-    table = dict(sorted(labels.items(), key=lambda kv: kv[1]))
+    table = dict(sorted(labels.items(), key=lambda item: item[1]))
     classes = [f"c{i}" for i in range(IMAGES)]
     (pool / "labels.json").write_text(json.dumps({"classes": classes, "labels": table}))
     folders = {"prepare": root / "prepare"}
@@ -104,6 +104,7 @@ class Log(Objective):
         self.drop = nn.Dropout(0.5)
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
+        """Records the step; a term that reads only the student."""
         append_step(self.seen, ctx)
         return {"a": self.drop(ctx.before).square().mean(1)}
 
@@ -134,27 +135,29 @@ def append_step(seen: list[dict[str, Any]], ctx: Context) -> None:
     )
 
 
-class Readable(nn.Module):
-    """Replaces the mean teacher's network: returns `means` of its images as (before, after)."""
+class MeansNetwork(nn.Module):
+    """Replaces the mean teacher's network; its features are the `means` of its images."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [B, 5] before and after the last activation, which are equal."""
         mean, std = (x.new_tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
         out = means(x * std + mean)
         return out, out
 
 
 class ReadableMeanTeacher(MeanTeacher):
-    """A mean teacher whose output for an image can be computed by hand; see `Readable`."""
+    """A mean teacher whose output for an image can be computed by hand; see `MeansNetwork`."""
 
     seen: ClassVar[list[dict[str, Any]]] = []
 
     def attach(self, student: nn.Module, new_network: Callable[[], nn.Module]) -> None:
+        """Replaces the network and its head by fixed ones."""
         super().attach(student, new_network)
-        self.teacher = Readable(self.teacher.get_submodule("backbone"))
+        self.teacher = MeansNetwork(self.teacher.get_submodule("backbone"))
         self.teacher.requires_grad_(False)
         self.teacher_head = nn.Linear(5, IMAGES)
         self.teacher_head.requires_grad_(False)
@@ -166,6 +169,7 @@ class ReadableMeanTeacher(MeanTeacher):
         """Does nothing, so that the mean teacher stays constant."""
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
+        """Records the step, the mean teacher's probabilities and its head's weights."""
         append_step(self.seen, ctx)
         self.seen[-1]["probabilities"] = self.ema_probabilities(ctx)
         self.seen[-1]["head"] = self.teacher_head.weight.clone()
@@ -173,7 +177,7 @@ class ReadableMeanTeacher(MeanTeacher):
 
 
 def method(kind: type[Objective], labels: bool = True, **objective: Any) -> dict[str, Any]:
-    """The config of a method with one of these objectives."""
+    """Config of a method with an objective of class `kind`; `labels`: whether it reads labels."""
     return dict(
         name="log",
         labels_used=labels,
@@ -196,9 +200,15 @@ def expected_rows(
     """The documented rows of each batch: epoch e reads default_rng([seed, e]).permutation(images).
 
     It reads view e modulo VIEWS of each image or, with `together`, all views one after another.
+
+    Args:
+        images: numbers of the images of the data fraction, in the order of the files.
+        seed: seed of the run.
+        samples: number of samples of the run.
+        together: see above.
     """
     rows: list[int] = []
-    for epoch in range(samples):
+    for epoch in range(samples):  # more epochs than needed
         order = np.random.default_rng([seed, epoch]).permutation(images)
         for image in order:
             views = range(VIEWS) if together else [epoch % VIEWS]

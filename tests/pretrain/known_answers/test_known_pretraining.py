@@ -34,7 +34,7 @@ from tests.pretrain.known_answers.numbered import (
 )
 
 SAMPLES = BUDGET["epochs"] * IMAGES
-Steps = list[dict[str, Any]]
+Steps = list[dict[str, Any]]  # what each step reads, see numbered.append_step
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,8 @@ def pretrain(
 
 
 def column(seen: Steps, key: str) -> np.ndarray:
-    """The values of a key in all steps, concatenated [samples, ...]."""
-    return np.concatenate([np.asarray(s[key], float) for s in seen])
+    """[samples, ...]: the values of a key in all steps, concatenated."""
+    return np.concatenate([np.asarray(step[key], float) for step in seen])
 
 
 def image_number(file: str) -> int:
@@ -80,11 +80,11 @@ def test_each_sample_has_the_label_and_teacher_row_of_its_own_image_and_view(
     stages: dict[str, Path], tmp_path: Path, seed: int, share: float
 ) -> None:
     """A shift by one row, the other view or the order of another seed would give other values."""
-    budget = BUDGET | {"epochs": BUDGET["epochs"] / share}
+    budget = BUDGET | {"epochs": BUDGET["epochs"] / share}  # SAMPLES samples
     seen, _ = pretrain(tmp_path / "p", stages, seed=seed, share=share, share_seed=1, budget=budget)
     opened = open_views(stages["views"])
     rows = column(seen, "rows").astype(int)
-    numbers = np.array([image_number(opened.files[r // VIEWS]) for r in rows])
+    numbers = np.array([image_number(opened.files[row // VIEWS]) for row in rows])
     stored = means(torch.from_numpy(np.array(opened.pixels))[rows].permute(0, 3, 1, 2)).numpy()
     np.testing.assert_allclose(column(seen, "image_means"), stored, atol=1e-3)
     np.testing.assert_array_equal((column(seen, "image_means")[:, 0] // 16).astype(int), numbers)
@@ -93,8 +93,8 @@ def test_each_sample_has_the_label_and_teacher_row_of_its_own_image_and_view(
     np.testing.assert_allclose(column(seen, "logits"), 2 * stored, atol=2 * TOLERANCE)
     images = subset(IMAGES, share, 1)
     assert len(images) == IMAGES * share
-    assert [s["rows"] for s in seen] == expected_rows(images, seed, SAMPLES)
-    assert [s["step"] for s in seen] == list(range(SAMPLES // BUDGET["batch"]))
+    assert [step["rows"] for step in seen] == expected_rows(images, seed, SAMPLES)
+    assert [step["step"] for step in seen] == list(range(SAMPLES // BUDGET["batch"]))
 
 
 def test_a_live_teacher_receives_the_same_crop_as_the_student(
@@ -111,8 +111,8 @@ def test_a_live_teacher_receives_the_same_crop_as_the_student(
         budget=budget,
     )
     np.testing.assert_allclose(column(seen, "pooled"), column(seen, "image_means"), atol=TOLERANCE)
-    assert [s["rows"] for s in seen] == expected_rows(np.arange(IMAGES), 3, 2 * IMAGES)
-    assert all(s["labels"] is None for s in seen)
+    assert [step["rows"] for step in seen] == expected_rows(np.arange(IMAGES), 3, 2 * IMAGES)
+    assert all(step["labels"] is None for step in seen)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_run_bit_for_bit(
@@ -122,27 +122,29 @@ def test_a_resumed_run_equals_an_uninterrupted_run_bit_for_bit(
 
     The interrupted run uses loader workers, and the uninterrupted one does not.
     """
-    all_steps, weights = pretrain(tmp_path / "whole", stages)
+    all_steps, weights = pretrain(tmp_path / "uninterrupted", stages)
     monkeypatch.setattr(stage, "workers_for", lambda *_: 2)
 
     def interrupt(step: int, *_: object) -> None:
+        """A progress function that interrupts the run in step 8."""
         if step == 8:  # the last checkpoint is of step 6
             raise KeyboardInterrupt
 
     Log.seen.clear()
-    (tmp_path / "cut").mkdir()
+    interrupted = tmp_path / "interrupted"
+    interrupted.mkdir()
     with pytest.raises(KeyboardInterrupt):
-        stage.run(spec(), stages, tmp_path / "cut", interrupt)
-    assert [s["rows"] for s in Log.seen] == [s["rows"] for s in all_steps[:8]]
-    torch.manual_seed(99)
-    resumed_steps, resumed = pretrain(tmp_path / "cut", stages)
+        stage.run(spec(), stages, interrupted, interrupt)
+    assert [step["rows"] for step in Log.seen] == [step["rows"] for step in all_steps[:8]]
+    torch.manual_seed(99)  # another state of the generator, as in a new process
+    resumed_steps, resumed = pretrain(interrupted, stages)
     assert resumed_steps == all_steps[6:]
     assert resumed.keys() == weights.keys()
     assert all(torch.equal(v, resumed[k]) for k, v in weights.items())
 
 
 def run_rank(number: int, ranks: int, port: int, inputs: dict[str, Path], out: Path) -> None:
-    """Runs one of several processes of the stage; writes what it read to seen-RANK.json."""
+    """Runs process `number` of `ranks` of the stage; writes what it read to seen-NUMBER.json."""
     torch.set_num_threads(1)
     os.environ.update(
         RANK=str(number),
@@ -161,19 +163,22 @@ def test_two_processes_read_the_batches_of_one_process(
     stages: dict[str, Path], tmp_path: Path
 ) -> None:
     """Each process reads every second sample of each batch."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with socket.socket() as free_socket:
+        free_socket.bind(("127.0.0.1", 0))
+        port = free_socket.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
-    ranks = [
-        context.Process(target=run_rank, args=(k, 2, port, stages, tmp_path)) for k in range(2)
+    processes = [
+        context.Process(target=run_rank, args=(number, 2, port, stages, tmp_path))
+        for number in range(2)
     ]
-    for process in ranks:
+    for process in processes:
         process.start()
-    for process in ranks:
+    for process in processes:
         process.join(240)
-    assert [process.exitcode for process in ranks] == [0, 0]
-    first, second = (json.loads((tmp_path / f"seen-{k}.json").read_text()) for k in range(2))
+    assert [process.exitcode for process in processes] == [0, 0]
+    first, second = (
+        json.loads((tmp_path / f"seen-{number}.json").read_text()) for number in range(2)
+    )
     expected = expected_rows(np.arange(IMAGES), 3, SAMPLES)
     assert len(first) == len(second) == len(expected)
     for first_step, second_step, rows in zip(first, second, expected, strict=True):
@@ -193,10 +198,12 @@ def test_the_mean_teacher_gets_the_next_view_of_the_same_image(
     ReadableMeanTeacher.seen.clear()
     pretrain(tmp_path / "p", stages, method=method(ReadableMeanTeacher), budget=BUDGET)
     seen = ReadableMeanTeacher.seen
-    assert [s["rows"] for s in seen] == expected_rows(np.arange(IMAGES), 3, SAMPLES, together=True)
+    rows = [step["rows"] for step in seen]
+    assert rows == expected_rows(np.arange(IMAGES), 3, SAMPLES, together=True)
     opened = open_views(stages["views"])
     for step in seen:
-        next_view = [r // VIEWS * VIEWS + 1 - r % VIEWS for r in step["rows"]]
+        # Rows 2 i and 2 i + 1 are the two views of image i.
+        next_view = [row // VIEWS * VIEWS + 1 - row % VIEWS for row in step["rows"]]
         pixels = torch.from_numpy(np.array(opened.pixels))
         expected, same_view = (
             torch.softmax(means(pixels[rows].permute(0, 3, 1, 2)) @ step["head"].T, 1)
