@@ -2,6 +2,8 @@
 
 BD-KD (balanced divergences) trains a student and its teacher, here called the peer, at the same
 time. The formula and its weights delta, a, b, c are in the docstring of `BalancedDivergences`.
+
+`plan` lists the stages of a small suite and checks it, without running anything.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ class FixedFeature(nn.Module):
         return -self.feature, self.feature
 
 
-def built(**arguments: Any) -> tuple[BalancedDivergences, Context]:
+def build(**arguments: Any) -> tuple[BalancedDivergences, Context]:
     """The objective in float64 and a batch; features have 3 (student) and 5 (peer) channels."""
     torch.manual_seed(0)
     objective = BalancedDivergences(3, C, peer={"width": 5}, **arguments).double()
@@ -75,7 +77,7 @@ def as_arrays(terms: dict[str, Tensor]) -> dict[str, np.ndarray]:
 
 def test_every_term_equals_the_formula_in_float64():
     delta, a, b, c, tau = 3.0, 0.7, 1.3, 0.4, 2.0
-    objective, ctx = built(
+    objective, ctx = build(
         delta=delta, forward_weight=a, reverse_weight=b, teacher_weight=c, tau=tau
     )
     student, peer = logits(objective, ctx)
@@ -99,7 +101,7 @@ def test_every_term_equals_the_formula_in_float64():
 
 def test_the_forward_direction_has_the_larger_weight_if_the_student_is_more_confident():
     """Forward: KL(peer || student); reverse: KL(student || peer). The larger weight is delta."""
-    objective, _ = built(delta=5.0)
+    objective, _ = build(delta=5.0)
     confident, unconfident = torch.tensor([[4.0, 0, 0, 0]]), torch.tensor([[1.0, 0, 0, 0]])
     confident_student = objective.emphasis(confident, unconfident)
     assert (confident_student["forward"].item(), confident_student["reverse"].item()) == (5.0, 1.0)
@@ -108,7 +110,7 @@ def test_the_forward_direction_has_the_larger_weight_if_the_student_is_more_conf
 
 
 def test_with_delta_1_the_student_s_divergence_is_symmetric():
-    objective, ctx = built(delta=1.0)
+    objective, ctx = build(delta=1.0)
     terms = as_arrays(objective.terms(ctx))
     p_s, p_t = (softmax(z) for z in logits(objective, ctx))
     # Jeffreys' divergence KL(p_t || p_s) + KL(p_s || p_t).
@@ -117,7 +119,7 @@ def test_with_delta_1_the_student_s_divergence_is_symmetric():
 
 
 def test_without_the_reverse_direction_the_student_s_loss_is_logit_distillation():
-    objective, ctx = built(delta=1.0, reverse_weight=0.0, tau=4.0)
+    objective, ctx = build(delta=1.0, reverse_weight=0.0, tau=4.0)
     terms = objective.terms(ctx)
     peer = torch.tensor(logits(objective, ctx)[1])
     kd = LogitKD(3, C, tau=4.0).double()
@@ -132,7 +134,7 @@ def test_without_the_reverse_direction_the_student_s_loss_is_logit_distillation(
 
 
 def test_terms_named_peer_train_only_the_peer_and_the_others_only_the_student():
-    objective, ctx = built()
+    objective, ctx = build()
     terms = objective.terms(ctx)
     features = {"student": ctx.after, "peer": objective.peer.get_parameter("feature")}
     for name, term in terms.items():

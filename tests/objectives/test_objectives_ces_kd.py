@@ -3,6 +3,8 @@
 Samples are divided by difficulty into as many strata as there are teachers; each stratum learns
 from one teacher. The pacing, a number from 0 to 1 that grows during training, decides how many
 strata are trained on, easy ones first. The formula is in the docstring of `CurriculumExperts`.
+
+`plan` lists the stages of a small suite and checks it, without running anything.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 InfoNCE is the cross-entropy of recognising the teacher's feature of the same image (the positive)
 among those of other images (the negatives) of the batch and of a queue of earlier batches. The
 formula is in the docstring of `ContrastiveDistillation`.
+
+`plan` lists the stages of a small suite and checks it, without running anything.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from tests.suite.test_suite_methods import plan
 WIDTH, TEACHER_WIDTH, B = 5, 4, 3  # feature widths, samples per batch
 
 
-def built(queue: int = 7, views: int = 1, **arguments: Any) -> ContrastiveDistillation:
+def build(queue: int = 7, views: int = 1, **arguments: Any) -> ContrastiveDistillation:
     """The objective in float64, with a queue of 7 features and fixed initial weights."""
     torch.manual_seed(0)
     return ContrastiveDistillation(WIDTH, TEACHER_WIDTH, views, queue, **arguments).double()
@@ -88,7 +90,7 @@ def without(features: list[Any], k: int) -> list[Any]:
 
 
 def test_the_loss_equals_info_nce_with_a_first_in_first_out_queue_in_float64():
-    objective, queue = built(tau=0.3, weight=1.7), []
+    objective, queue = build(tau=0.3, weight=1.7), []
     for step in range(5):
         ctx = context(step)
         loss = objective.terms(ctx)["contrast"]
@@ -104,7 +106,7 @@ def test_the_loss_equals_info_nce_with_a_first_in_first_out_queue_in_float64():
 
 
 def test_without_a_queue_the_loss_is_the_cross_entropy_over_the_batch():
-    objective, ctx = built(queue=0, tau=0.2), context(0)
+    objective, ctx = build(queue=0, tau=0.2), context(0)
     objective.terms(context(9))  # an earlier batch, of which nothing is kept
     assert ctx.teacher is not None
     student, teacher = F.normalize(objective.projector(ctx.before)), F.normalize(ctx.teacher.pooled)
@@ -116,20 +118,20 @@ def test_without_a_queue_the_loss_is_the_cross_entropy_over_the_batch():
 def test_a_longer_queue_raises_the_loss_and_evaluation_does_not_fill_it():
     losses = []
     for queue in (0, 2, 6):
-        objective = built(queue)
+        objective = build(queue)
         objective.terms(context(0))
         losses.append(objective.terms(context(1))["contrast"])
     # More negatives, larger loss.
     assert bool((losses[0] < losses[1]).all())
     assert bool((losses[1] < losses[2]).all())
-    objective = built(6).eval()
+    objective = build(6).eval()
     objective.terms(context(0))
     assert not bool(objective.queue.any())
 
 
 def test_other_views_and_repetitions_of_an_image_are_no_negatives():
     """Rows 4 and 5 are views of image 2: without the rule, the loss could not fall below log 2."""
-    objective, first = built(views=2), context(0, [4, 0])  # rows of images 2 and 0
+    objective, first = build(views=2), context(0, [4, 0])  # rows of images 2 and 0
     objective.terms(first)
     ctx = context(1, [4, 5, 8])  # images 2, 2 and 4
     queued, batch = teacher_features(first), teacher_features(ctx)
@@ -140,7 +142,7 @@ def test_other_views_and_repetitions_of_an_image_are_no_negatives():
 
 
 def test_only_student_projector_and_temperature_get_a_gradient():
-    objective = built()
+    objective = build()
     objective.terms(context(0))
     ctx = context(1)
     assert ctx.teacher is not None
@@ -153,11 +155,11 @@ def test_only_student_projector_and_temperature_get_a_gradient():
         "projector.weight",
         "projector.bias",
     }
-    assert "log_scale" not in dict(built(learn_tau=False).named_parameters())
+    assert "log_scale" not in dict(build(learn_tau=False).named_parameters())
 
 
 def test_the_learned_temperature_stays_at_or_above_a_hundredth():
-    objective = built()
+    objective = build()
     with torch.no_grad():
         objective.log_scale.fill_(7.0)  # log(1 / tau): tau would be 0.001
         objective.after_step()
@@ -165,10 +167,10 @@ def test_the_learned_temperature_stays_at_or_above_a_hundredth():
 
 
 def test_a_resumed_run_has_the_queue_of_an_uninterrupted_one():
-    objective = built()
+    objective = build()
     for step in range(2):
         objective.terms(context(step))
-    resumed = built()
+    resumed = build()
     resumed.load_state_dict(copy.deepcopy(objective.state_dict()))
     for step in (2, 3):
         losses = [o.terms(context(step))["contrast"] for o in (objective, resumed)]
@@ -208,7 +210,7 @@ def test_the_bound_on_mutual_information_rises_in_training(tmp_path: Path):
 
 def test_a_batch_without_negatives_is_refused():
     with pytest.raises(KdepError, match=r"no negatives.*always be 0"):
-        built(queue=0).terms(context(0, [1]))
+        build(queue=0).terms(context(0, [1]))
 
 
 @pytest.mark.parametrize(

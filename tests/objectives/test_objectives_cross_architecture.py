@@ -3,6 +3,8 @@
 A convolutional student learns attention and tokens of a vision transformer. The formula and its
 symbols are in the docstring of `CrossArchitecture`. `CrossArchitectureViews` adds a discriminator,
 which learns to distinguish the tokens of student and teacher.
+
+`plan` lists the stages of a small suite and checks it, without running anything.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ MAPS = {"s32": {"channels": C, "stride": 32}}
 SIZES = {"width": WIDTH, "heads": HEADS, "patches": SIDE**2}
 
 
-def built(kind: Any = CrossArchitecture, **arguments: Any) -> Any:
+def build(kind: Any = CrossArchitecture, **arguments: Any) -> Any:
     """The objective in float64, with fixed initial weights; it reads the teacher's block 5."""
     torch.manual_seed(0)
     options = dict(teacher_block=5, regions=2) | arguments
@@ -85,7 +87,7 @@ def projections(objective: CrossArchitecture, map_CHW: np.ndarray) -> np.ndarray
 
 
 def test_every_term_equals_the_formula_in_float64():
-    objective = built(attention=0.5, tokens=0.7, weight=3.0).eval()
+    objective = build(attention=0.5, tokens=0.7, weight=3.0).eval()
     ctx = context()
     assert ctx.teacher is not None
     assert ctx.teacher.attention is not None
@@ -130,13 +132,13 @@ def test_every_term_equals_the_formula_in_float64():
 
 
 def test_with_swap_1_all_entries_are_the_teacher_s_in_training_and_none_in_evaluation():
-    objective, ctx = built(swap=1.0), context()
+    objective, ctx = build(swap=1.0), context()
     assert float(objective.terms(ctx)["attention"].detach().max()) == 0
     assert float(objective.eval().terms(ctx)["attention"].detach().min()) > 0
 
 
 def test_the_swap_replaces_single_entries_at_random_in_training_only():
-    objective = built(swap=0.3)
+    objective = build(swap=0.3)
     student, teacher = torch.zeros(40, 50, 5), torch.ones(40, 50, 5)
     swapped = objective.swapped(student, teacher)  # 1 where the entry is the teacher's
     assert float(swapped.mean()) == pytest.approx(0.3, abs=0.02)
@@ -160,11 +162,11 @@ def test_there_is_one_linear_layer_per_region_and_not_per_token():
     assert grid[0].tolist() == [0] * 4 + [1] * 3 + [2] * 4 + [3] * 3
     assert float(RegionLinear(3, 2, 4, 4, 0.0).sizes[0]) == 1
     with pytest.raises(KdepError, match="3 x 3 patches, which cannot be divided into 4 x 4"):
-        built(regions=4)
+        build(regions=4)
 
 
 def test_the_map_is_resized_to_the_grid_of_the_teacher():
-    objective = built()
+    objective = build()
     assert objective.terms(context(side=6))["tokens"].shape == (B,)
     assert objective.terms(context(side=1))["tokens"].shape == (B,)
 
@@ -179,7 +181,7 @@ def discriminator_run(same_tokens: bool) -> tuple[CrossArchitectureViews, Contex
         The objective, the batch, and the discriminator's probability [2, B] that tokens are the
         teacher's: first for those of the teacher, then for those of the student.
     """
-    objective = built(CrossArchitectureViews, dropout=0.0, hidden=8, adversarial=1.0)
+    objective = build(CrossArchitectureViews, dropout=0.0, hidden=8, adversarial=1.0)
     objective.optimizer = {"type": "Adam", "lr": 0.01}
     players, ctx = Players(objective.players()), context()
     if same_tokens:

@@ -3,6 +3,8 @@
 Every image is in the batch four times, rotated by 0, 90, 180 and 270 degrees. Classifiers on the
 feature maps predict the pair of class and rotation (the joint label). The formula is in the
 docstring of `Hssakd`.
+
+`plan` lists the stages of a small suite and checks it, without running anything.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ STUDENT = {"s4": {"channels": 4, "stride": 4}, "s8": {"channels": 5, "stride": 8
 TEACHER = {"s4": {"channels": 2, "stride": 4}, "s8": {"channels": 3, "stride": 8}}
 
 
-def built(**arguments: Any) -> tuple[Hssakd, Context]:
+def build(**arguments: Any) -> tuple[Hssakd, Context]:
     """The objective and random features of two images in four rotations, in float64."""
     torch.manual_seed(0)
     objective = Hssakd(
@@ -74,7 +76,7 @@ def kl(t_BC: Tensor, s_BC: Tensor, tau: float) -> np.ndarray:
 
 def test_every_term_equals_the_formula_in_float64():
     tau = 2.5
-    objective, ctx = built(tau=tau, cross_entropy=0.5, main=0.7, joint=0.9)
+    objective, ctx = build(tau=tau, cross_entropy=0.5, main=0.7, joint=0.9)
     assert ctx.teacher is not None
     terms = {k: v.detach().numpy() for k, v in objective.terms(ctx).items()}
     teacher = objective.teacher.eval()
@@ -132,7 +134,7 @@ def test_a_branch_halves_the_map_once_per_later_level():
 
 
 def test_the_teacher_s_classifiers_are_trained_with_labels_only():
-    objective, ctx = built(optimizer={"type": "SGD", "lr": 0.5})
+    objective, ctx = build(optimizer={"type": "SGD", "lr": 0.5})
     players = Players(objective.players())
     objective.train()
 
@@ -158,7 +160,7 @@ def test_the_teacher_s_classifiers_are_trained_with_labels_only():
 
 
 def test_targets_are_computed_in_eval_mode_and_change_no_batch_norm_statistics():
-    objective, ctx = built()
+    objective, ctx = build()
     objective.train()
     before = {k: v.clone() for k, v in objective.teacher.state_dict().items()}
     targets = objective.targets(ctx)

@@ -3,6 +3,8 @@
 A student and a second network, the peer, learn from each other; there is no teacher. The formula
 and its weights a, b, c, d are in the docstring of `HssakdOnline`. Every image is in the batch four
 times, rotated by 0, 90, 180 and 270 degrees.
+
+`plan` lists the stages of a small suite and checks it, without running anything.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ class Peer(nn.Module):
         return self.output
 
 
-def built(**arguments: Any) -> tuple[HssakdOnline, Context, StudentOutput]:
+def build(**arguments: Any) -> tuple[HssakdOnline, Context, StudentOutput]:
     """The objective, a batch with the student's outputs, and the peer's outputs; float64."""
     torch.manual_seed(0)
     objective = HssakdOnline(WIDTH, CLASSES, MAPS, **arguments).double().eval()
@@ -75,7 +77,7 @@ def built(**arguments: Any) -> tuple[HssakdOnline, Context, StudentOutput]:
 
 def test_every_term_equals_the_formula_in_float64():
     tau, a, b, c, d = 2.5, 0.5, 0.7, 0.9, 1.3
-    objective, ctx, peer = built(tau=tau, cross_entropy=a, main=b, joint=c, joint_cross_entropy=d)
+    objective, ctx, peer = build(tau=tau, cross_entropy=a, main=b, joint=c, joint_cross_entropy=d)
     terms = {k: v.detach().numpy().mean() for k, v in objective.terms(ctx).items()}
     # Of the student (index 0) and the peer (1): logits of the classes, and per level logits of the
     # 4 * CLASSES pairs of class and rotation.
@@ -111,7 +113,7 @@ def test_every_term_equals_the_formula_in_float64():
 
 
 def test_the_cross_entropy_reads_unrotated_images_only_and_the_mutual_term_all_rotations():
-    objective, ctx, _ = built()
+    objective, ctx, _ = build()
     before = objective.terms(ctx)
     feature = ctx.after.detach().clone()
     feature[5] += 1.0  # of a rotated image
@@ -122,7 +124,7 @@ def test_the_cross_entropy_reads_unrotated_images_only_and_the_mutual_term_all_r
 
 def test_the_loss_of_each_of_the_two_networks_trains_only_that_network():
     """Otherwise a network could lower the KL divergence by changing the other one's output."""
-    objective, ctx, peer = built()
+    objective, ctx, peer = build()
     terms = objective.terms(ctx)
     for prefix, trained, fixed in (("", ctx, peer), ("peer_", peer, ctx)):  # student, then peer
         names = [k for k in terms if k.startswith("peer_") == bool(prefix)]

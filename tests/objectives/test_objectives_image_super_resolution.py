@@ -2,6 +2,8 @@
 
 From the student's first feature map, a small network (SR, super-resolution) reconstructs the
 larger image that the teacher receives. The formula is in the docstring of `ImageSuperResolution`.
+
+`plan` lists the stages of a small suite and checks it, without running anything.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ class StemTeacher(Teacher):
 TEACHER = dict(type=f"{__name__}.StemTeacher", name="stem")
 
 
-def attached(objective: ImageSuperResolution, student: nn.Module) -> ImageSuperResolution:
+def attach(objective: ImageSuperResolution, student: nn.Module) -> ImageSuperResolution:
     """The same objective, attached to the student, with fixed initial weights."""
     torch.manual_seed(0)
     objective.attach(student, lambda: nn.Identity())
@@ -77,7 +79,7 @@ def context(images: Tensor, teacher: Tensor) -> Context:
     return Context(pooled, pooled, teacher=output, images=images)
 
 
-def enlarged(enlarge: Any, first: np.ndarray, px: int) -> np.ndarray:
+def enlarge_by_hand(enlarge: Any, first: np.ndarray, px: int) -> np.ndarray:
     """[B, 3, px, px]: the output of SR, pixel by pixel from its definition.
 
     A pixel is a linear function of the map at its position divided by the factor, then PReLU.
@@ -102,13 +104,13 @@ def enlarged(enlarge: Any, first: np.ndarray, px: int) -> np.ndarray:
 
 def test_the_loss_equals_the_formula_in_float64():
     student = Student()
-    objective = attached(ImageSuperResolution(PX, TEACHER_PX), student)
+    objective = attach(ImageSuperResolution(PX, TEACHER_PX), student)
     student.double()
     objective.double()
     x = torch.randn(2, 3, PX, PX, dtype=torch.float64)
     teacher_x = torch.randn(2, 3, TEACHER_PX, TEACHER_PX, dtype=torch.float64)
     terms = objective.terms(context(x, teacher_x))
-    image = enlarged(objective.enlarge, student.stem(x).detach().numpy(), TEACHER_PX)
+    image = enlarge_by_hand(objective.enlarge, student.stem(x).detach().numpy(), TEACHER_PX)
     expected = np.abs(image - teacher_x.numpy()).mean((1, 2, 3))
     np.testing.assert_allclose(terms["image"].detach().numpy(), expected, rtol=1e-12)
     assert set(terms) == {"image"}
@@ -119,7 +121,7 @@ def test_a_first_convolution_that_keeps_all_pixels_gives_the_loss_0_at_equal_res
     student = Student(12)
     student.stem = nn.Conv2d(3, 12, 2, 2, bias=False)
     student.stem.weight.data = torch.eye(12).view(12, 3, 2, 2)
-    objective = attached(ImageSuperResolution(8, 8), student)
+    objective = attach(ImageSuperResolution(8, 8), student)
     objective.enlarge.conv.weight.data = torch.eye(12).view(12, 12, 1, 1)  # type: ignore[union-attr]
     objective.enlarge.act.weight.data.fill_(1.0)  # type: ignore[union-attr]  # no activation
     x = torch.randn(2, 3, 8, 8)
@@ -135,7 +137,7 @@ def test_the_smallest_factor_is_used_and_surplus_pixels_are_cut(side: int, px: i
 
 def test_only_the_first_convolution_and_the_enlargement_are_trained():
     student = Student()
-    objective = attached(ImageSuperResolution(PX, TEACHER_PX), student)
+    objective = attach(ImageSuperResolution(PX, TEACHER_PX), student)
     x, teacher_x = torch.randn(2, 3, PX, PX), torch.randn(2, 3, TEACHER_PX, TEACHER_PX)
     objective.terms(context(x, teacher_x))["image"].sum().backward()
     assert student.stem.weight.grad is not None
@@ -147,7 +149,7 @@ def test_only_the_first_convolution_and_the_enlargement_are_trained():
 
 def test_the_feature_term_applies_the_teacher_s_first_layer_with_the_teacher_s_normalisation():
     student = Student().eval()
-    objective = attached(FeatureSuperResolution(PX, TEACHER_PX, TEACHER), student)
+    objective = attach(FeatureSuperResolution(PX, TEACHER_PX, TEACHER), student)
     assert isinstance(objective, FeatureSuperResolution)
     pixels = torch.randint(0, 256, (2, 3, TEACHER_PX, TEACHER_PX), dtype=torch.uint8)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))  # of the student's images

@@ -2,6 +2,8 @@
 
 A student and its peers (networks of the same architecture) learn from a fusion of their feature
 maps. The formula, with its parts E_k and A_k, is in the docstring of `FusedMaps`.
+
+`plan` lists the stages of a small suite and checks it, without running anything.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ def output() -> StudentOutput:
     return StudentOutput(after, after, {"s32": s32.requires_grad_(True)})
 
 
-def built(**arguments: Any) -> tuple[FusedMaps, Context, list[StudentOutput]]:
+def build(**arguments: Any) -> tuple[FusedMaps, Context, list[StudentOutput]]:
     """The objective, a batch with the student's outputs, and the outputs of all networks."""
     torch.manual_seed(0)
     objective = FusedMaps(WIDTH, CLASSES, MAPS, **arguments).double().eval()
@@ -110,7 +112,7 @@ def attended(objective: FusedMaps, k: int, x_BCHW: np.ndarray) -> np.ndarray:
 def test_every_term_equals_the_formula_in_float64(peers: int):
     """Without peers, the fused map is the attended map of the student alone."""
     tau, a, b = 2.5, 0.7, 0.9
-    objective, ctx, outputs = built(peers=peers, kernels=(1, 3), tau=tau, kl=a, maps=b)
+    objective, ctx, outputs = build(peers=peers, kernels=(1, 3), tau=tau, kl=a, maps=b)
     terms = {k: array(v) for k, v in objective.terms(ctx).items()}
     maps = [array(o.maps["s32"]) for o in outputs]
     fused = np.mean([attended(objective, k, x) for k, x in enumerate(maps)], axis=0)
@@ -142,7 +144,7 @@ def test_more_kernels_than_channels_are_refused():
 
 
 def test_without_attention_the_fused_map_is_the_average():
-    objective, _, outputs = built(attention=False)
+    objective, _, outputs = build(attention=False)
     maps = [o.maps["s32"] for o in outputs]
     average = (objective.scales[0](maps[0]) + objective.scales[1](maps[1])) / 2
     torch.testing.assert_close(objective.fused(maps), average)
@@ -150,7 +152,7 @@ def test_without_attention_the_fused_map_is_the_average():
 
 
 def test_a_network_cannot_lower_its_loss_by_moving_the_fused_target():
-    objective, ctx, outputs = built()
+    objective, ctx, outputs = build()
     terms = objective.terms(ctx)
     fusion = [*objective.scales.parameters(), *objective.attention.parameters()]
     fusion += list(objective.fused_head.parameters())

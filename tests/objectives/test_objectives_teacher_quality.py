@@ -4,6 +4,8 @@ For each candidate teacher, a small student (the proxy) is distilled briefly; th
 proxy on held-out images is the quality of its candidate. Similarity information is what the
 teacher's outputs say about the classes other than the most probable one. In the control
 (`PermutedKD`) these other classes are permuted.
+
+`plan` lists the stages of a small suite and checks it, without running anything.
 """
 
 from __future__ import annotations
@@ -121,7 +123,7 @@ def test_permuted_distillation_equals_its_formula_and_with_two_classes_plain_dis
 # ---- the choice ----
 
 
-def held_out(*accuracies: float) -> HeldOutOutputs:
+def held_out_outputs(*accuracies: float) -> HeldOutOutputs:
     """Outputs of three candidates and their proxies for 100 samples of 50 images.
 
     The proxies have these accuracies. From a to c the candidates' logits grow, so that they have
@@ -138,7 +140,9 @@ def held_out(*accuracies: float) -> HeldOutOutputs:
 
 
 def test_the_best_proxy_decides_and_the_report_has_the_rank_correlation():
-    chosen = BestTeacher.weigh_teachers({"held_out": 0.1, "tau": 1.0}, held_out(0.7, 0.9, 0.4))
+    chosen = BestTeacher.weigh_teachers(
+        {"held_out": 0.1, "tau": 1.0}, held_out_outputs(0.7, 0.9, 0.4)
+    )
     assert chosen.weights == dict.fromkeys(ROLES, 0.0) | {"b": 1.0}
     measured = chosen.report["candidates"]
     assert [m["quality"] for m in measured.values()] == [0.7, 0.9, 0.4]
@@ -151,7 +155,7 @@ def test_the_best_proxy_decides_and_the_report_has_the_rank_correlation():
 
 
 def test_cross_entropy_decides_between_equal_accuracies():
-    outputs = held_out(0.8, 0.8, 0.8)
+    outputs = held_out_outputs(0.8, 0.8, 0.8)
     # Logits of 2 and 0 give the predicted class the probability e^2 / (e^2 + 5) = 0.6. The best for
     # an accuracy of 80 % is 0.8, so larger logits lower the cross-entropy: 1.3 * 2 gives 0.73.
     logits = {**outputs.logits, "c_proxy": 1.3 * outputs.logits["c_proxy"]}

@@ -4,6 +4,8 @@ A student learns attention scores and tokens of the teacher's blocks; if the tea
 blocks, every block of the student is paired with one of the teacher's. The formula is in the
 docstring of `TransformerLayers`. A network has prefix tokens (class and register tokens) and one
 token per patch.
+
+`plan` lists the stages of a small suite and checks it, without running anything.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ The student also learns from augmented images. In phases of the training, the au
 make images that the teacher classifies as before and the student does not: its parameters are a
 strength per operation (how much it changes an image) and a rate (how often it is applied). The
 formulas are in the docstrings of `TeachWhatYouShould` and `LearnedAugment`.
+
+`plan` lists the stages of a small suite and checks it, without running anything.
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ class Student(nn.Module):
         return StudentOutput(out, out)
 
 
-def built(batch: int = 3, **arguments: Any) -> tuple[TeachWhatYouShould, Student, Context]:
+def build(batch: int = 3, **arguments: Any) -> tuple[TeachWhatYouShould, Student, Context]:
     """The objective, its student, and a random batch in step 5 of 40; all in float64."""
     torch.manual_seed(0)
     teacher = dict(type=f"{__name__}.LinearTeacher", name="linear")
@@ -168,7 +170,7 @@ def test_an_operation_is_applied_with_the_probability_sigmoid_of_its_rate(rate: 
 
 
 def test_draws_depend_on_seed_and_step_only():
-    objective, _, ctx = built()
+    objective, _, ctx = build()
 
     def numbers(step: int, number: int = 0) -> list[float]:
         """All random numbers of the draw with this number in a step."""
@@ -218,7 +220,7 @@ def reference_logits(
 
 def test_the_losses_of_augmentation_and_student_equal_their_formulas_in_float64():
     """All images are inverted."""
-    objective, student, ctx = built(tau=2.5)
+    objective, student, ctx = build(tau=2.5)
     student.eval()
     inverted = draw("invert")
     teacher_logits, student_logits = reference_logits(objective, student, ctx)
@@ -245,7 +247,7 @@ def test_the_losses_of_augmentation_and_student_equal_their_formulas_in_float64(
 
 
 def test_the_gradient_of_strengths_and_rates_is_that_of_finite_differences():
-    objective, student, ctx = built()
+    objective, student, ctx = build()
     student.eval()
     # With the random number 0.5 and the temperature 0.05, the weight is sigmoid(rate / 0.05), which
     # is 0.65 at the rate 0.03. At 0 or 1 its gradient would be 0.
@@ -303,7 +305,7 @@ def test_the_augmentation_learns_in_its_phases_only_and_no_loss_of_it_trains_the
 
 
 def test_a_step_of_the_augmentation_does_not_change_the_student_s_statistics_and_mode():
-    objective, student, ctx = built(phases=[0.0], length=1.0)
+    objective, student, ctx = build(phases=[0.0], length=1.0)
     from kdep_bench.objectives.players import Players
 
     players, mean = Players(objective.players()), student.norm.running_mean

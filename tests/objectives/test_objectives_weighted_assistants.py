@@ -4,6 +4,8 @@ Assistants are teachers of medium size; the student learns the weighted mean of 
 probabilities. The weights minimise the cross-entropy of this mixture on held-out images, a convex
 function, so that expectation maximisation finds the same weights as differential evolution. The
 formulas are in the docstring of `WeightedAssistants`.
+
+`plan` lists the stages of a small suite and checks it, without running anything.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ SYNTHESIS = METHOD["synthesis"] | dict(images=N_MADE, epochs=2, px=40, threshold
 
 
 @pytest.fixture(scope="module")
-def made(stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
+def few_shot_stages(stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
     """({stage: folder}, {stage: outputs}) of the stages that make, crop and label the images."""
     root = tmp_path_factory.mktemp("few")
     folders: dict[str, Path] = {"prepare": stages["prepare"]}
@@ -72,8 +72,8 @@ def made(stages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> A
     return folders, outputs
 
 
-def test_the_pool_has_the_few_images_and_those_that_were_made(made: Any):
-    folders, outputs = made
+def test_the_pool_has_the_few_images_and_those_that_were_made(few_shot_stages: Any):
+    folders, outputs = few_shot_stages
     prepared = outputs["prepare"]
     assert prepared["made"]["few"] == N_FEW
     assert prepared["made"]["mixed"] + prepared["made"]["generated"] == N_MADE
@@ -87,21 +87,23 @@ def test_the_pool_has_the_few_images_and_those_that_were_made(made: Any):
     assert image.shape == (40, 40, 3)
 
 
-def test_the_few_images_are_copied_unchanged_into_the_new_pool(made: Any, stages: dict[str, Path]):
+def test_the_few_images_are_copied_unchanged_into_the_new_pool(
+    few_shot_stages: Any, stages: dict[str, Path]
+):
     from kdep_bench.data.views import subset
 
     # make_pool writes a square of 255 in channel i % 3 (blue, green, red) of image i.
-    opened = open_views(made[0]["views"], made[0]["prepare"])
+    opened = open_views(few_shot_stages[0]["views"], few_shot_stages[0]["prepare"])
     names = [f for f in opened.files if f.startswith("few/")]
     images = [cv2.imread(str(opened.root / f)) for f in names]
     brightest = [int(x[14:26, 14:26].mean((0, 1)).argmax()) for x in images if x is not None]
     assert brightest == [int(i) % 3 for i in subset(48, N_FEW / 48, 0)]
 
 
-def test_the_cache_has_only_the_teacher_s_probabilities_for_every_view(made: Any):
+def test_the_cache_has_only_the_teacher_s_probabilities_for_every_view(few_shot_stages: Any):
     from kdep_bench.features.cache_check import render_rows
 
-    folders, outputs = made
+    folders, outputs = few_shot_stages
     opened = open_cache(folders["cache"])
     assert len(opened) == 2 * (N_FEW + N_MADE) == outputs["cache"]["forwards"]
     assert opened.shards == []  # no feature
@@ -115,9 +117,9 @@ def test_the_cache_has_only_the_teacher_s_probabilities_for_every_view(made: Any
 
 
 def test_the_student_learns_the_probabilities_and_its_cost_includes_the_images(
-    made: Any, tmp_path: Path
+    few_shot_stages: Any, tmp_path: Path
 ):
-    folders, outputs = made
+    folders, outputs = few_shot_stages
     method = {k: v for k, v in METHOD.items() if k != "synthesis"}
     method["objective"] = method["objective"] | dict(top_classes=CLASSES)
     inputs = {k: folders[k] for k in ("views", "cache")}

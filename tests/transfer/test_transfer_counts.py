@@ -15,9 +15,9 @@ from tests.transfer.test_transfer_tasks import error_of, run_stage, task_config
 
 
 @pytest.fixture
-def spoilt(data: Path, tmp_path: Path) -> Path:
+def data_copy(data: Path, tmp_path: Path) -> Path:
     """A copy of the tiny data tree that a test may damage."""
-    return Path(shutil.copytree(data, tmp_path / "spoilt" / "data"))
+    return Path(shutil.copytree(data, tmp_path / "data_copy" / "data"))
 
 
 def save_half_as_webp(folder: Path) -> int:
@@ -38,48 +38,48 @@ def save_half_as_webp(folder: Path) -> int:
 @pytest.mark.e2e
 @pytest.mark.parametrize("kind", ["probe", "finetune"])
 def test_webp_images_are_loaded_and_a_hidden_folder_is_not_a_class(
-    kind, spoilt, exported, student, tmp_path, in_subprocess
+    kind, data_copy, exported, student, tmp_path, in_subprocess
 ):
-    n_images = save_half_as_webp(spoilt / "classify" / "train")
+    n_images = save_half_as_webp(data_copy / "classify" / "train")
     task = task_config(kind)
     if kind == "probe":
         task["recipe"]["train_share"] = 1.0  # train on all images
-    outputs = in_subprocess(run_stage, task, student, 0, spoilt, exported, tmp_path / "t")
+    outputs = in_subprocess(run_stage, task, student, 0, data_copy, exported, tmp_path / "t")
     assert len(outputs["per_class"]) == 8
     if kind == "probe":
         assert f"{n_images} training images" in outputs["notes"][0]
 
 
 def test_an_image_that_only_the_toolkit_counts_is_refused(
-    spoilt, exported, student, tmp_path, in_subprocess
+    data_copy, exported, student, tmp_path, in_subprocess
 ):
     """A scene in a hidden folder, which mmseg loads and the data check leaves out."""
     for part, suffix in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelTrainIds")):
-        source = next((spoilt / "cityscapes" / part / "test").rglob(f"*_{suffix}.png"))
-        target = spoilt / "cityscapes" / part / "test" / ".old" / source.name
+        source = next((data_copy / "cityscapes" / part / "test").rglob(f"*_{suffix}.png"))
+        target = data_copy / "cityscapes" / part / "test" / ".old" / source.name
         target.parent.mkdir()
         shutil.copy(source, target)
-    args = (task_config("seg"), student, 0, spoilt, exported, tmp_path / "t")
+    args = (task_config("seg"), student, 0, data_copy, exported, tmp_path / "t")
     message = in_subprocess(error_of, *args)
-    folder = (spoilt / "cityscapes" / "leftImg8bit" / "test").resolve()
+    folder = (data_copy / "cityscapes" / "leftImg8bit" / "test").resolve()
     assert f"loads 9 images of the split test, but {folder} contains 8" in message
     for part in ("leftImg8bit", "gtFine"):  # the fix: move it out
-        shutil.rmtree(spoilt / "cityscapes" / part / "test" / ".old")
+        shutil.rmtree(data_copy / "cityscapes" / part / "test" / ".old")
     task = task_config("seg", iters=2, warmup=1)
     assert in_subprocess(run_stage, task, *args[1:])["value"] >= 0
 
 
 @pytest.mark.e2e
 def test_training_images_without_boxes_are_left_out_and_noted(
-    spoilt, exported, student, tmp_path, in_subprocess
+    data_copy, exported, student, tmp_path, in_subprocess
 ):
-    path = spoilt / "detect" / "annotations" / "train.json"
+    path = data_copy / "detect" / "annotations" / "train.json"
     table = json.loads(path.read_text())
     first = table["images"][0]["id"]
     table["annotations"] = [a for a in table["annotations"] if a["image_id"] != first]
     path.write_text(json.dumps(table))
     task = task_config("det", iters=2, warmup=1)
-    outputs = in_subprocess(run_stage, task, student, 0, spoilt, exported, tmp_path / "t")
+    outputs = in_subprocess(run_stage, task, student, 0, data_copy, exported, tmp_path / "t")
     assert "1 of 8 training images are left out: 1 without a box" in outputs["notes"]
 
 

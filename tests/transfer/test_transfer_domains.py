@@ -30,7 +30,7 @@ SSDA_TYPE = "kdep_bench.transfer.methods.ssda.SSDA"
 MEAN, STD = 120.0, 60.0  # of the normalisation of pixel values
 
 
-def drawn(*shape: int, seed: int = 0) -> Tensor:
+def random_pixels(*shape: int, seed: int = 0) -> Tensor:
     """Random pixel values that depend only on the seed."""
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)).double() * 255
 
@@ -60,7 +60,7 @@ def reference_style(image: np.ndarray, style: np.ndarray, size: float) -> np.nda
 @pytest.mark.parametrize("shape", [(24, 32), (15, 22), (31, 17)])
 @pytest.mark.parametrize("size", [0.0, 0.1, 0.3])
 def test_the_style_is_that_of_fourier_domain_adaptation(shape, size):
-    image, style = drawn(3, *shape), drawn(3, *shape, seed=1)
+    image, style = random_pixels(3, *shape), random_pixels(3, *shape, seed=1)
     expected = reference_style(image.numpy(), style.numpy(), size)
     torch.testing.assert_close(exchange_amplitude(image, style, size), torch.from_numpy(expected))
     torch.testing.assert_close(exchange_amplitude(image, image, size), image)
@@ -71,7 +71,7 @@ def test_a_restyled_image_has_the_mean_of_the_other_domain_and_its_padding_is_un
 
     Amplitudes have no sign, so with normalised values a negative mean would become a positive one.
     """
-    method, _ = attached(size=0.0)
+    method, _ = attach_ssda(size=0.0)
     dark, bright = torch.full((1, 3, 8, 8), 40.0), torch.full((1, 3, 6, 8), 200.0)
     dark[..., ::2, :] += 20  # mean 50
     inputs = (torch.nn.functional.pad(dark, (0, 4)) - MEAN) / STD
@@ -159,7 +159,9 @@ CONFIDENT = (0.0, 0.0, 4.0, 4.0, 0.9, 1)  # a detection above the score threshol
 NO_DETECTIONS = [instances(), instances()]  # of two images
 
 
-def attached(predicted: list[InstanceData] | None = None, **options: Any) -> tuple[SSDA, Detector]:
+def attach_ssda(
+    predicted: list[InstanceData] | None = None, **options: Any
+) -> tuple[SSDA, Detector]:
     """SSDA attached to a Detector, and the detector.
 
     A batch of target images has two images of the constant pixel values 200 and 220.
@@ -189,7 +191,7 @@ def test_the_terms_of_ssda_have_the_values_of_the_formula():
     """
     predicted = [instances(CONFIDENT, (4.0, 4.0, 8.0, 8.0, 0.8, 0)), instances()]
     weights = dict(styled=0.7, distillation=0.3, consistency=5.0)
-    method, model = attached(predicted, **weights)
+    method, model = attach_ssda(predicted, **weights)
     terms, task_loss = losses_of(method, model)
     source = 1.5 * (70 - MEAN) / STD + 0.3 + 2  # three boxes
     styled = 1.5 * (210 - MEAN) / STD + 0.3 + 2
@@ -209,7 +211,7 @@ def test_the_terms_of_ssda_have_the_values_of_the_formula():
 
 
 def test_every_term_gives_the_detector_a_gradient_and_none_gives_the_teacher_one():
-    method, model = attached([instances(CONFIDENT), instances(CONFIDENT)])
+    method, model = attach_ssda([instances(CONFIDENT), instances(CONFIDENT)])
     terms, task_loss = losses_of(method, model)
     for term in terms.values():
         (gradient,) = torch.autograd.grad(term, model.scale, retain_graph=True)
@@ -223,7 +225,7 @@ def test_every_term_gives_the_detector_a_gradient_and_none_gives_the_teacher_one
 
 def test_without_a_pseudo_box_the_distillation_is_0_and_no_box_is_added():
     below_threshold = instances((0.0, 0.0, 4.0, 4.0, 0.49, 1))
-    method, model = attached([below_threshold, instances()])
+    method, model = attach_ssda([below_threshold, instances()])
     terms, _ = losses_of(method, model)
     assert terms["distillation"].item() == 0
     assert method.extra_images == 4  # two styled images and two of the teacher
@@ -237,7 +239,7 @@ def test_pseudo_boxes_are_limited_by_score_by_overlap_in_a_class_and_in_number()
         (5.0, 5.0, 8.0, 8.0, 0.5, 1),  # exactly at the threshold: kept
         (5.0, 0.0, 8.0, 3.0, 0.4, 1),  # below the threshold of 0.5: removed
     ]
-    method, _ = attached([instances(*rows), instances()])
+    method, _ = attach_ssda([instances(*rows), instances()])
     samples = [sample(3), sample(3)]
     inputs = torch.zeros(2, 3, 8, 8)
     first, second = method.pseudo_labelled(inputs, samples)
@@ -253,7 +255,7 @@ def test_pseudo_boxes_are_limited_by_score_by_overlap_in_a_class_and_in_number()
 
 
 def test_the_teacher_is_the_moving_average_of_parameters_and_running_statistics():
-    method, model = attached(decay=0.9)
+    method, model = attach_ssda(decay=0.9)
     initial = copy.deepcopy(method.teacher.state_dict())
     with torch.no_grad():
         model.scale.add_(1)
@@ -272,7 +274,7 @@ def test_the_teacher_is_the_moving_average_of_parameters_and_running_statistics(
 
 
 def test_with_all_weights_zero_nothing_is_read_or_added():
-    method, model = attached(styled=0, distillation=0, consistency=0)
+    method, model = attach_ssda(styled=0, distillation=0, consistency=0)
     method.target_batches = iter(())
     assert losses_of(method, model)[0] == {}
     assert method.hooks() == []

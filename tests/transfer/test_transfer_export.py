@@ -20,7 +20,7 @@ SMALL = {"backbone": {"type": "mmpretrain.ResNet", "depth": 18, "stem_channels":
 SMALL["backbone"]["base_channels"] = 4
 
 
-def spoil_and_export(out: Path, case: str) -> tuple[str, dict[str, Any] | None]:
+def damage_and_export(out: Path, case: str) -> tuple[str, dict[str, Any] | None]:
     """Exports a student whose file is damaged in the way `case`.
 
     Returns:
@@ -64,13 +64,13 @@ def spoil_and_export(out: Path, case: str) -> tuple[str, dict[str, Any] | None]:
     ],
 )
 def test_a_damaged_student_is_refused(case, problem, tmp_path, in_subprocess):
-    message, outputs = in_subprocess(spoil_and_export, tmp_path, case)
+    message, outputs = in_subprocess(damage_and_export, tmp_path, case)
     assert outputs is None
     assert problem in message
 
 
 def test_a_file_whose_tensors_are_under_the_key_state_dict_is_exported(tmp_path, in_subprocess):
-    message, outputs = in_subprocess(spoil_and_export, tmp_path, "wrapped")
+    message, outputs = in_subprocess(damage_and_export, tmp_path, "wrapped")
     assert not message
     assert outputs["coverage"] == 1.0
 

@@ -44,7 +44,7 @@ def maps(**channels: int) -> dict[str, dict[str, int]]:
     }
 
 
-def drawn(*shape: int, seed: int = 0) -> Tensor:
+def random_tensor(*shape: int, seed: int = 0) -> Tensor:
     """A random tensor that depends only on the seed."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
@@ -59,14 +59,14 @@ def context(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> TransferC
 
 
 def test_hcl_on_1x1_maps_is_the_mean_squared_error():
-    student, teacher = drawn(3, 5, 1, 1), drawn(3, 5, 1, 1, seed=1)
+    student, teacher = random_tensor(3, 5, 1, 1), random_tensor(3, 5, 1, 1, seed=1)
     expected = (student - teacher).square().mean((1, 2, 3))
     torch.testing.assert_close(hierarchical_context(student, teacher), expected)
 
 
 def test_hcl_of_a_constant_difference_is_its_square_at_every_size():
     for side in (1, 2, 3, 4, 7, 16):
-        teacher = drawn(2, 3, side, side)
+        teacher = random_tensor(2, 3, side, side)
         loss = hierarchical_context(teacher + 3, teacher)
         torch.testing.assert_close(loss, torch.full((2,), 9.0))
 
@@ -86,7 +86,7 @@ def test_hcl_weighs_each_pooled_size_half_as_much_as_the_next_larger_size():
 
 def test_fusing_one_level_applies_only_its_two_convolutions():
     fusion = CrossSelectiveFusion([5], [7], 16).eval()
-    x = drawn(2, 5, 6, 6)
+    x = random_tensor(2, 5, 6, 6)
     level = cast(Any, fusion.fusions[0])
     (fused,) = fusion([x])
     torch.testing.assert_close(fused, level.expand(level.reduce(x)))
@@ -99,7 +99,7 @@ def test_fusing_two_levels_mixes_the_finer_level_with_the_deeper_level():
     finer, deeper = (cast(Any, f) for f in fusion.fusions)
     for p in finer.select.parameters():
         nn.init.zeros_(p)
-    x, deep = drawn(2, 5, 6, 6), drawn(2, 6, 3, 3, seed=1)
+    x, deep = random_tensor(2, 5, 6, 6), random_tensor(2, 6, 3, 3, seed=1)
     reduced = deeper.reduce(deep)
     enlarged = reduced.repeat_interleave(2, 2).repeat_interleave(2, 3)
     fused = fusion([x, deep])
@@ -161,7 +161,7 @@ def losses_on(method: TransKD, student: Model, teacher: Model, x: Tensor) -> dic
 def test_transkd_without_betas_does_not_read_patch_embeddings():
     """It has no loss term, no parameters and no hooks in the networks for them."""
     method, student, teacher = transkd(4, 6, betas={})
-    losses = losses_on(method, student, teacher, drawn(2, 3, 64, 64))
+    losses = losses_on(method, student, teacher, random_tensor(2, 3, 64, 64))
     assert set(losses) == {"hcl"}
     assert not list(method.embeddings.parameters())
     for module in (*student.modules(), *teacher.modules()):
@@ -171,7 +171,7 @@ def test_transkd_without_betas_does_not_read_patch_embeddings():
 def test_transkd_adds_the_weighted_errors_of_the_patch_embeddings():
     betas = {"s8": 0.1, "s16": 0.5, "s32": 1.0}
     method, student, teacher = transkd(4, 6, betas=betas)
-    x = drawn(2, 3, 64, 64)
+    x = random_tensor(2, 3, 64, 64)
     losses = losses_on(method, student, teacher, x)
     expected = torch.zeros(2)
     student_maps, teacher_maps = student.backbone(x), teacher.backbone(x)
@@ -195,7 +195,7 @@ def test_transkd_sorts_its_levels_by_stride():
 
 
 def test_the_weight_of_transkd_scales_only_hcl():
-    x = drawn(2, 3, 64, 64)
+    x = random_tensor(2, 3, 64, 64)
     weight_1, weight_2 = (
         losses_on(*transkd(4, 6, weight=weight, betas=BETAS), x) for weight in (1.0, 2.0)
     )
@@ -205,7 +205,7 @@ def test_the_weight_of_transkd_scales_only_hcl():
 
 def test_transkd_gives_gradients_to_the_student_and_none_to_the_teacher():
     method, student, teacher = transkd(4, 6, betas=BETAS)
-    losses = losses_on(method, student, teacher, drawn(2, 3, 64, 64))
+    losses = losses_on(method, student, teacher, random_tensor(2, 3, 64, 64))
     torch.stack([term.mean() for term in losses.values()]).sum().backward()
     assert all(p.grad is not None for p in student.parameters())
     assert all(p.grad is None for p in teacher.parameters())
@@ -251,7 +251,7 @@ def test_the_objective_nfd_as_transfer_method_is_two_minus_twice_the_correlation
     """NFD (normalised feature distillation) is an objective of pre-training."""
     level_maps = maps(s8=1)
     method = AddedObjective(dict(type=NFD, levels={"s8": "s8"}, weight=1.0), level_maps, level_maps)
-    student, teacher = drawn(4, 1, 16, 16), drawn(4, 1, 16, 16, seed=1)
+    student, teacher = random_tensor(4, 1, 16, 16), random_tensor(4, 1, 16, 16, seed=1)
     (loss,) = method.losses(context({"s8": student}, {"s8": teacher})).values()
     correlation = torch.stack(
         [

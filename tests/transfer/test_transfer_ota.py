@@ -32,7 +32,7 @@ METHODS = "kdep_bench.transfer.methods"
 SETTINGS = dict(images=48, steps=40, rate=0.05, statistics=1.0, guide=1.0, smooth=0.01)
 
 
-def drawn(*shape: int, seed: int = 0) -> Tensor:
+def random_tensor(*shape: int, seed: int = 0) -> Tensor:
     """A random float64 tensor that depends only on the seed."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -42,7 +42,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def test_the_distillation_loss_is_the_divergence_of_the_formula():
-    student, teacher, tau = drawn(3, 5), drawn(3, 5, seed=1), 4.0
+    student, teacher, tau = random_tensor(3, 5), random_tensor(3, 5, seed=1), 4.0
     exponentials = [np.exp(x.numpy() / tau) for x in (teacher, student)]
     p, q = (x / x.sum(1, keepdims=True) for x in exponentials)
     expected = tau**2 * (p * np.log(p / q)).sum(1)
@@ -52,7 +52,7 @@ def test_the_distillation_loss_is_the_divergence_of_the_formula():
 
 def test_the_contrastive_loss_is_that_of_the_formula_and_lower_for_equal_views():
     """Rows i and i + 3 are the features of the two views of image i."""
-    features, temperature = drawn(6, 4), 0.3
+    features, temperature = random_tensor(6, 4), 0.3
     unit = features.numpy() / np.linalg.norm(features.numpy(), axis=1, keepdims=True)
     exponentials = np.exp(unit @ unit.T / temperature)
     np.fill_diagonal(exponentials, 0)
@@ -78,7 +78,7 @@ def test_masked_patches_are_squares_of_the_mean_colour():
 
 def test_the_terms_of_the_generation_are_those_of_the_formula():
     """S compares BatchNorm statistics, the guide term features, TV (total variation) neighbours."""
-    x = drawn(4, 3, 5, 6)
+    x = random_tensor(4, 3, 5, 6)
     norm = nn.BatchNorm2d(3).double().eval()
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None
@@ -91,7 +91,7 @@ def test_the_terms_of_the_generation_are_those_of_the_formula():
     scale = np.sqrt(pixels.var(1) + norm.eps) / std - 1
     expected = (shift**2 + scale**2).mean()
     assert digg.statistics_loss(x, norm).item() == pytest.approx(expected, rel=1e-10)
-    feature, guide = drawn(4, 7), drawn(4, 7, seed=1)
+    feature, guide = random_tensor(4, 7), random_tensor(4, 7, seed=1)
     squared_error = ((feature - guide).numpy() ** 2).sum(1).mean()
     expected = squared_error / (guide.numpy() ** 2).sum(1).mean()
     assert digg.guide_loss(feature, guide).item() == pytest.approx(expected, rel=1e-10)
@@ -147,7 +147,7 @@ def frechet(teacher: Teacher, first: Tensor, second: Tensor) -> float:
     return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * root))
 
 
-def generated(teacher: Teacher, seed: int = 0, **changes: Any) -> Tensor:
+def generate_images(teacher: Teacher, seed: int = 0, **changes: Any) -> Tensor:
     """48 images [48, 3, 16, 16], generated from noise with 24 guides; `changes` of SETTINGS."""
     torch.manual_seed(seed)
     settings = digg.Generation(**{**SETTINGS, "start": "noise", **changes})
@@ -157,8 +157,8 @@ def generated(teacher: Teacher, seed: int = 0, **changes: Any) -> Tensor:
 
 def test_generated_images_are_nearer_to_the_task_s_images_than_noise(teacher):
     """Also if they begin as noise. They are new images in the range of pixel values."""
-    noise = generated(teacher, steps=0)
-    from_noise, from_images = generated(teacher), generated(teacher, start="images")
+    noise = generate_images(teacher, steps=0)
+    from_noise, from_images = generate_images(teacher), generate_images(teacher, start="images")
     of_noise, *distances = (
         frechet(teacher, squares(300, 7), images) for images in (noise, from_noise, from_images)
     )
@@ -172,17 +172,17 @@ def test_generated_images_are_nearer_to_the_task_s_images_than_noise(teacher):
 
 def test_generation_depends_only_on_the_seed_and_leaves_the_teacher_unchanged(teacher):
     state = {k: v.clone() for k, v in teacher.state_dict().items()}
-    first, second = generated(teacher), generated(teacher)
+    first, second = generate_images(teacher), generate_images(teacher)
     assert torch.equal(first, second)
-    assert not torch.equal(first, generated(teacher, seed=1))
+    assert not torch.equal(first, generate_images(teacher, seed=1))
     assert all(torch.equal(v, state[k]) for k, v in teacher.state_dict().items())
     assert not any(m._forward_pre_hooks for m in teacher.modules())
 
 
 @pytest.mark.parametrize("term", ["statistics", "guide", "smooth"])
 def test_each_term_changes_the_generated_images(teacher, term):
-    without_term = generated(teacher, **{"steps": 3, term: 0.0})
-    assert not torch.equal(generated(teacher, steps=3), without_term)
+    without_term = generate_images(teacher, **{"steps": 3, term: 0.0})
+    assert not torch.equal(generate_images(teacher, steps=3), without_term)
 
 
 def test_a_teacher_without_batch_norm_generates_by_its_guides_alone():
@@ -192,7 +192,7 @@ def test_a_teacher_without_batch_norm_generates_by_its_guides_alone():
     with digg.batch_statistics(network) as losses:
         network.extract_feat(squares(2, 0), "neck")
     assert losses == []
-    assert generated(network, steps=2).isfinite().all()
+    assert generate_images(network, steps=2).isfinite().all()
 
 
 class Classifier(nn.Module):

@@ -43,7 +43,7 @@ MAPS = {
 }
 
 
-def drawn(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+def random_tensor(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
     """A random float64 tensor that depends only on the seed."""
     return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed)).double()
 
@@ -90,7 +90,7 @@ def context(
 
 @pytest.mark.parametrize("bits", [2, 3, 5, 8])
 def test_dorefa_weights_equal_the_formula_and_have_at_most_two_to_the_k_values(bits):
-    weight = drawn(40, 50)
+    weight = random_tensor(40, 50)
     steps, squashed = 2**bits - 1, np.tanh(weight.numpy())
     largest = np.abs(squashed).max()
     expected = largest * (2 * np.round((squashed / (2 * largest) + 0.5) * steps) / steps - 1)
@@ -99,7 +99,7 @@ def test_dorefa_weights_equal_the_formula_and_have_at_most_two_to_the_k_values(b
 
 
 def test_32_bits_change_nothing_and_8_bits_change_weights_by_at_most_half_a_step():
-    weight = drawn(1000, scale=0.05)
+    weight = random_tensor(1000, scale=0.05)
     assert dorefa_weight(weight, 32) is weight
     squashed = torch.tanh(weight)
     step = 2 * squashed.abs().max() / 255  # 2^8 - 1 steps from the lowest to the highest value
@@ -108,8 +108,8 @@ def test_32_bits_change_nothing_and_8_bits_change_weights_by_at_most_half_a_step
 
 
 def test_the_gradient_of_quantised_weights_is_that_of_tanh_without_the_rounding():
-    weight = drawn(30).requires_grad_()
-    upstream = drawn(30, seed=1)
+    weight = random_tensor(30).requires_grad_()
+    upstream = random_tensor(30, seed=1)
     (gradient,) = torch.autograd.grad((dorefa_weight(weight, 3) * upstream).sum(), weight)
     derivative = 1 - torch.tanh(weight.detach()) ** 2
     np.testing.assert_allclose(gradient, upstream * derivative, atol=1e-12)
@@ -158,14 +158,14 @@ def test_the_cluster_distance_is_zero_for_as_many_values_as_clusters():
 
 
 def test_the_cluster_distance_of_a_sample_is_nearly_that_of_all_weights(monkeypatch):
-    weight = drawn(3 * SAMPLE)
+    weight = random_tensor(3 * SAMPLE)
     of_sample = cluster_distance(weight, 4)
     monkeypatch.setattr("kdep_bench.transfer.quantisers.SAMPLE", 10**9)
     assert of_sample == pytest.approx(cluster_distance(weight, 4), rel=0.05)
 
 
 def test_bits_rise_as_the_threshold_falls_and_stay_in_their_limits():
-    weight = drawn(3000, scale=0.02)
+    weight = random_tensor(3000, scale=0.02)
     bits = [hybrid_bits(weight, threshold, 2, 8) for threshold in (100, 10, 1, 0.1, 1e-6)]
     assert bits == sorted(bits)
     assert bits[0] < bits[-2] <= bits[-1] == 8
@@ -178,7 +178,7 @@ def test_bits_rise_as_the_threshold_falls_and_stay_in_their_limits():
 
 def test_the_saved_network_has_the_quantised_weights_that_were_evaluated():
     """`finish` removes the method from the model: the outputs of the model stay the same."""
-    model, x = Model(), drawn(2, 3, 16, 16).float()
+    model, x = Model(), random_tensor(2, 3, 16, 16).float()
     names = list(model.state_dict())
     of_float32 = model.eval()(x)
     method = Quantised(bits=3)
@@ -205,7 +205,7 @@ def test_the_saved_network_has_the_quantised_weights_that_were_evaluated():
 
 
 def test_megabytes_and_bit_operations_are_those_counted_by_hand():
-    model, x = Model(), drawn(2, 3, 16, 16).float()
+    model, x = Model(), random_tensor(2, 3, 16, 16).float()
     flops = forward_flops(model.backbone, x)
     method = Quantised(bits=4)
     method.attach(model, None)
@@ -228,7 +228,7 @@ def test_megabytes_and_bit_operations_are_those_counted_by_hand():
 
 
 def test_in_training_the_parameters_stay_float32_and_get_gradients():
-    model, x = Model(), drawn(2, 3, 16, 16).float()
+    model, x = Model(), random_tensor(2, 3, 16, 16).float()
     initial = model.backbone.first.weight.detach().clone()
     method = Quantised(bits=2)
     method.attach(model, None)
@@ -252,7 +252,7 @@ def test_convolutions_with_another_forward_method_are_quantised():
 
     model = nn.Module()
     model.backbone = EfficientNetLite(out_indices=(3,), head=False)
-    x = drawn(2, 3, 64, 64).float()
+    x = random_tensor(2, 3, 64, 64).float()
     of_float32 = model.backbone.eval()(x)[0]
     method = Quantised(bits=8)
     method.attach(model, None)
@@ -275,7 +275,7 @@ def ghost(**options: Any) -> tuple[Ghost, Model]:
 
 def test_the_attention_distance_equals_the_formula():
     """Mean squared difference of the squares averaged over channels, each with length 1."""
-    student, teacher = drawn(3, 4, 5, 6), drawn(3, 4, 5, 6, seed=1)
+    student, teacher = random_tensor(3, 4, 5, 6), random_tensor(3, 4, 5, 6, seed=1)
     expected = []
     for b in range(3):
         of_student, of_teacher = ((x[b].numpy() ** 2).mean(0).ravel() for x in (student, teacher))
@@ -285,15 +285,15 @@ def test_the_attention_distance_equals_the_formula():
         expected.append((difference**2).mean())
     np.testing.assert_allclose(attention_distance(student, teacher), expected, atol=1e-14)
     assert attention_distance(student, 3 * student).abs().max() < 1e-14
-    x = drawn(2, 3, 2, 2).requires_grad_()
+    x = random_tensor(2, 3, 2, 2).requires_grad_()
     assert gradcheck(lambda x: attention_distance(x, teacher[:2, :3, :2, :2]), x)
 
 
 def test_the_switch_equals_the_formula_and_has_the_gradient_of_the_sigmoid():
     torch.manual_seed(0)
     switch = Switch({"s4": 4}, 5).double()
-    student, teacher = drawn(6, 4, 3, 3).requires_grad_(), drawn(6, 4, 3, 3, seed=1)
-    noise = drawn(6, seed=2)
+    student, teacher = random_tensor(6, 4, 3, 3).requires_grad_(), random_tensor(6, 4, 3, 3, seed=1)
+    noise = random_tensor(6, seed=2)
 
     def projected(projection: Any, x: Tensor) -> Tensor:
         """[6, 5]: a linear layer on the mean over positions, then BatchNorm."""
@@ -315,8 +315,8 @@ def test_the_switch_equals_the_formula_and_has_the_gradient_of_the_sigmoid():
 
 def test_self_teaching_is_the_weighted_sum_over_open_levels():
     method, _ = ghost(weight=7.0)
-    student = {"s4": drawn(8, 4, 4, 4).float(), "s8": drawn(8, 6, 2, 2).float()}
-    teacher = {k: v + drawn(*v.shape, seed=3).float() for k, v in student.items()}
+    student = {"s4": random_tensor(8, 4, 4, 4).float(), "s8": random_tensor(8, 6, 2, 2).float()}
+    teacher = {k: v + random_tensor(*v.shape, seed=3).float() for k, v in student.items()}
     expected = torch.zeros(8)
     for i, (level, x) in enumerate(student.items()):
         is_open = method.switch(level, x, teacher[level], gumbel(8, 2, i))
@@ -328,8 +328,8 @@ def test_self_teaching_is_the_weighted_sum_over_open_levels():
 
 
 def test_closed_switches_and_weight_zero_leave_only_the_loss_of_the_task(monkeypatch):
-    student = {"s4": drawn(4, 4, 4, 4).float(), "s8": drawn(4, 6, 2, 2).float()}
-    teacher = {k: v * drawn(*v.shape, seed=3).float() for k, v in student.items()}
+    student = {"s4": random_tensor(4, 4, 4, 4).float(), "s8": random_tensor(4, 6, 2, 2).float()}
+    teacher = {k: v * random_tensor(*v.shape, seed=3).float() for k, v in student.items()}
     noise = "kdep_bench.transfer.methods.ghost.gumbel"
     monkeypatch.setattr(noise, lambda count, *_: torch.full((count,), -1e4))  # closes every switch
     method, model = ghost(weight=400.0)

@@ -213,65 +213,65 @@ def test_a_detector_that_detects_nothing_scores_0_with_a_note(
 
 
 @pytest.fixture
-def spoilt(data: Path, tmp_path: Path) -> Path:
+def data_copy(data: Path, tmp_path: Path) -> Path:
     """A copy of the tiny data tree that a test may damage."""
-    return Path(shutil.copytree(data, tmp_path / "spoilt" / "data"))
+    return Path(shutil.copytree(data, tmp_path / "data_copy" / "data"))
 
 
 def test_an_annotation_of_an_unknown_image_is_refused(
-    spoilt, exported, student, tmp_path, in_subprocess
+    data_copy, exported, student, tmp_path, in_subprocess
 ):
-    path = spoilt / "detect" / "annotations" / "train.json"
+    path = data_copy / "detect" / "annotations" / "train.json"
     table = json.loads(path.read_text())
     table["annotations"][3]["image_id"] = 999
     path.write_text(json.dumps(table))
     message = in_subprocess(
-        error_of, task_config("det"), student, 0, spoilt, exported, tmp_path / "t"
+        error_of, task_config("det"), student, 0, data_copy, exported, tmp_path / "t"
     )
     assert "points to image id 999" in message
 
 
 def test_categories_that_differ_between_splits_are_refused(
-    spoilt, exported, student, tmp_path, in_subprocess
+    data_copy, exported, student, tmp_path, in_subprocess
 ):
-    path = spoilt / "detect" / "annotations" / "test.json"
+    path = data_copy / "detect" / "annotations" / "test.json"
     table = json.loads(path.read_text())
     table["categories"][0]["name"] = "unicorn"
     path.write_text(json.dumps(table))
     message = in_subprocess(
-        error_of, task_config("det"), student, 0, spoilt, exported, tmp_path / "t"
+        error_of, task_config("det"), student, 0, data_copy, exported, tmp_path / "t"
     )
     assert "unicorn" in message
     assert "export both files with the same list of categories" in message
 
 
 def test_masks_of_label_ids_in_place_of_train_ids_are_refused(
-    spoilt, exported, student, tmp_path, in_subprocess
+    data_copy, exported, student, tmp_path, in_subprocess
 ):
-    fine = spoilt / "cityscapes" / "gtFine" / "train" / "pocket"
+    fine = data_copy / "cityscapes" / "gtFine" / "train" / "pocket"
     for ids in fine.glob("*_labelIds.png"):
         shutil.copy(ids, str(ids).replace("_labelIds", "_labelTrainIds"))
     message = in_subprocess(
-        error_of, task_config("seg"), student, 0, spoilt, exported, tmp_path / "t"
+        error_of, task_config("seg"), student, 0, data_copy, exported, tmp_path / "t"
     )
     assert "look like labelIds instead of trainIds" in message
 
 
 @pytest.mark.parametrize("kind", ["probe", "finetune"])
-def test_a_truncated_image_is_named(kind, spoilt, exported, student, tmp_path, in_subprocess):
-    path = next((spoilt / "classify" / "test" / "coin").glob("*.jpg"))
+def test_a_truncated_image_is_named(kind, data_copy, exported, student, tmp_path, in_subprocess):
+    path = next((data_copy / "classify" / "test" / "coin").glob("*.jpg"))
     path.write_bytes(path.read_bytes()[:700])
     message = in_subprocess(
-        error_of, task_config(kind), student, 0, spoilt, exported, tmp_path / "t"
+        error_of, task_config(kind), student, 0, data_copy, exported, tmp_path / "t"
     )
     assert str(path) in message
     assert "truncated" in message
 
 
-def test_a_missing_class_folder_is_named(spoilt, exported, student, tmp_path, in_subprocess):
-    shutil.rmtree(spoilt / "classify" / "test" / "coin")
+def test_a_missing_class_folder_is_named(data_copy, exported, student, tmp_path, in_subprocess):
+    shutil.rmtree(data_copy / "classify" / "test" / "coin")
     message = in_subprocess(
-        error_of, task_config("finetune"), student, 0, spoilt, exported, tmp_path / "t"
+        error_of, task_config("finetune"), student, 0, data_copy, exported, tmp_path / "t"
     )
     assert "coin is missing" in message
 
