@@ -39,5 +39,6 @@ method = dict(
     ),
     align=None,
     transform=None,
+    # "suite": the teacher that the suite names.
     teachers=dict(first="suite", second="efficientnet_lite2"),
 )

@@ -24,5 +24,6 @@ method = dict(
     objective=dict(type=CurriculumExperts, tau=4.0),
     align=None,
     transform=None,
+    # "suite": the teacher that the suite names.
     teachers=dict(assistant=dict(student="resnet18_w48", method="logit_kd"), large="suite"),
 )

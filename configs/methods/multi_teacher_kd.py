@@ -17,5 +17,6 @@ method = dict(
     objective=dict(type=MultiTeacherKD, tau=4.0),
     align=None,
     transform=None,
+    # "suite": the teacher that the suite names.
     teachers=dict(first="suite", second="efficientnet_lite2"),
 )

@@ -7,7 +7,8 @@ Differs      from `supervised` in the second training, whose target is 0.9 of th
              probabilities and 0.1 of the label. `self_distillation_2` is the next generation,
              `kdep_self_distillation` the label-free form.
 Labels       of the data, for both networks.
-Cost         twice the training of `supervised`, whose stage it shares. Another generation is
+Cost         two trainings: `supervised`, then this one. A suite that also lists `supervised` does
+             not train it again. Another generation is
              dict(base="self_distillation", name="self_distillation_3",
              teacher=dict(method="self_distillation_2")). The probe `flatness` measures the minima.
 """

@@ -3,8 +3,8 @@
 Source       re-implementation from the abstract of arXiv 2206.08491 (Pham et al. 2022); generations
              as in Furlanello et al., ICML 2018 (born-again networks).
 Differs      from `self_distillation` in the teacher only.
-Cost         three times the training of `supervised`; the stages of the first two are shared with
-             the methods of their names.
+Cost         three trainings: `supervised`, `self_distillation`, then this one. A suite that also
+             lists the first two methods does not train them again.
 """
 
 from mmengine.config import read_base

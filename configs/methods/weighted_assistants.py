@@ -32,6 +32,6 @@ method = dict(
     teachers=dict(
         medium=dict(student="resnet18_w48", method="held_out_kd"),
         small=dict(student="resnet18_w40", method="held_out_kd"),
-        large="suite",
+        large="suite",  # the teacher that the suite names
     ),
 )

@@ -7,5 +7,5 @@ probe = dict(
     about="similarity of the feature to that of the suite's teacher (linear CKA, unbiased)",
     type=Cka,
     rows=2048,
-    teacher="suite",
+    teacher="suite",  # the teacher that the suite names
 )

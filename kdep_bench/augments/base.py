@@ -30,7 +30,7 @@ class Batch:
         teacher_images: {role: [B, 3, teacher_px, teacher_px] float32}, the same crops for each live
             teacher.
         stored: {role: outputs read from a cache}.
-        targets: {role: [B, Ds]}, the aligned and transformed features of `stored`.
+        targets: {role: [B, D]}, the aligned and transformed features of `stored`.
         extra: tensors that the Augment adds for the objective (`Context.extra`), one row per
             changed image.
     """

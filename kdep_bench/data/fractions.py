@@ -95,7 +95,7 @@ def labels_file(inputs: Mapping[str, Path]) -> Path:
 
 _LABELS_FIX = (
     "run the suite again with --force prepare; if the data config has a data function of your own, "
-    "it must write the label of each pool image there"
+    "it must write the label of each pool image into that labels file"
 )
 
 
@@ -109,8 +109,9 @@ def read_labels(path: Path, files: list[str]) -> np.ndarray:
         raise KdepError(
             f"the prepared data have no pool labels ({path} does not exist), but a method reads "
             "them or the data fraction is drawn per class",
-            fix="set labels=False in the data config and remove such methods, or give the data "
-            "labels (own data: class folders in the pool and pool_labels=True)",
+            fix="set labels=False in the data config and share_by='image' in the suite, and remove "
+            "the methods that read labels; or give the data labels (own data: class folders in the "
+            "pool and pool_labels=True)",
         )
     stored: dict[str, Any] = read_strict(path)
     by_image = stored.get("labels") if isinstance(stored, dict) else None

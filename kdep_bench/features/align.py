@@ -1,7 +1,7 @@
 """Stage `align`: fits the alignment to the cached teacher features of a data fraction.
 
-One pass over the features computes their mean and covariance, in O(Dt^2) memory; the aligners
-(`aligners.py`) use nothing else.
+One pass over the features computes their mean and covariance, in O(D^2) memory for a feature
+of D channels; the aligners (`aligners.py`) use nothing else.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def run(
     """Fits the alignment to the features of all views of the images of a data fraction.
 
     Args:
-        spec: `align` (config of an Aligner), `width` (Ds) and the data fraction (see
+        spec: `align` (config of an Aligner), `width` of the student and the data fraction (see
             `data.fractions`).
         inputs: folders `cache` and `views`.
         out: folder of this stage, for the files of `Basis.save`.
@@ -56,7 +56,8 @@ def run(
 
     Returns:
         `rows`: number of features; `image_list`: the images of the data fraction; `teacher_width`
-        and `width`: Dt and Ds; `explained_variance_ratio`: see the function in `aligners`;
+        and `width`: numbers of channels of the teacher's and the student's feature;
+        `explained_variance_ratio`: see the function in `aligners`;
         `variance_before` and `variance_after`: sum of the channel variances of the teacher's
         feature and of the aligned feature, in units of the teacher's feature squared;
         `std_ratio_before` and `std_ratio_after_align`: largest over smallest channel standard

@@ -2,7 +2,8 @@
 
 `basis.pt` contains `mean` [Dt], `components` V [Dt, Ds] and `std` [Ds] of z, and, if the channels
 of z are correlated (after an SVD they are not), `covariance` [Ds, Ds] of z. `channels.pt` contains
-the channel `std` [Dt] of the raw teacher feature, which variance matching uses.
+the channel `std` [Dt] of the raw teacher feature, which variance matching uses. Ds and Dt are the
+numbers of channels of the student's and the teacher's pooled feature.
 """
 
 from __future__ import annotations

@@ -265,7 +265,7 @@ def open_head(folder: Path) -> nn.Module:
     """The teacher's classifier, which computes its logits from the cached pooled feature.
 
     Returns:
-        a frozen module [B, Dt] -> [B, classes].
+        a frozen module: pooled feature [B, D] -> [B, classes].
 
     Raises:
         KdepError: the teacher has no such classifier or did not compute this cache, or the

@@ -29,7 +29,7 @@ class Cache:
 
     Attributes:
         teacher: `name`, `checksum` and `width` of the teacher.
-        width: Dt.
+        width: Dt, the number of channels of the teacher's pooled feature.
         shards: memory maps [<=SHARD_ROWS, Dt] float16 of the pooled feature; empty if it is not
             stored.
         extras: {name: memory maps [<=SHARD_ROWS, ...]} of the other outputs: "logits", "tokens",
@@ -57,7 +57,7 @@ class Cache:
             name: key of `extras`; None for the pooled feature.
 
         Returns:
-            [n, Dt] float16, or [n, ...] for another output, in the order of `index`.
+            [n, `width`] float16, or [n, ...] for another output, in the order of `index`.
 
         Raises:
             KdepError: a row is not stored, because the cache is of another data fraction.

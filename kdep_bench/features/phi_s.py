@@ -22,7 +22,7 @@ class PhiS(Transform):
     """a -> Q U' a / phi: a rotation and a division that give every channel unit variance.
 
     U L U' is the covariance of a, phi^2 = mean(L), and Q an orthogonal matrix for which Q L Q' has
-    a constant diagonal: a Hadamard matrix divided by sqrt(Ds) if `hadamard` can construct one of
+    a constant diagonal: a Hadamard matrix divided by sqrt(D) if `hadamard` can construct one of
     that order, else `balancing`. (For other orders the authors' code uses a random orthogonal
     matrix, for which the channel variances are only about equal.)
 
@@ -32,7 +32,7 @@ class PhiS(Transform):
     channels differs.
 
     Args:
-        covariance: [Ds, Ds] of the aligned feature over the alignment samples.
+        covariance: [D, D] of the aligned feature over the alignment samples.
 
     Raises:
         KdepError: the aligned feature has no variance.

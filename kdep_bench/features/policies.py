@@ -1,5 +1,7 @@
 """Policies for a student wider than the teacher (Ds > Dt). No torch: planning imports this.
 
+Ds and Dt are the numbers of channels of the student's and of the teacher's pooled feature.
+
 KDEP's public code has no such case (2048 -> 512 or 1280); an example is ViT-S (384) -> ResNet-18
 (512). Such a student is an error unless the method's `align` has one of the policies:
 `dict(base="kdep", name="kdep_padded", align=dict(_delete_=True, type="svd", policy="zero_pad"))`.
@@ -26,14 +28,14 @@ def check_widths(
     name: str = "the teacher",
     must_be_equal: bool = False,
 ) -> None:
-    """Raises KdepError for Ds > Dt without a policy, and for an unknown policy.
+    """Raises KdepError for a wider student without a policy, and for an unknown policy.
 
     Args:
-        student: Ds.
-        teacher: Dt.
+        student: number of channels of the student's feature.
+        teacher: number of channels of the teacher's feature.
         policy: `policy` of the method's `align`, or None.
         name: the teacher's name, for the error.
-        must_be_equal: whether Ds < Dt raises an error as well (for the identity alignment).
+        must_be_equal: whether a narrower student is an error as well (for the identity alignment).
     """
     if policy is not None and policy not in POLICIES:
         raise unknown_name("policy of method.align", str(policy), POLICIES)
@@ -59,7 +61,7 @@ def check_rows(
     Args:
         images: number of images of the data fraction.
         views: views per image; each gives one feature.
-        directions: min(Ds, Dt).
+        directions: the smaller of the widths of student and teacher.
         fraction: data fraction in (0, 1], for the fix in the error.
         pool: number of all pre-training images, for the fix in the error.
         subject: what is fitted; the error begins with this text.

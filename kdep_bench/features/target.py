@@ -16,7 +16,10 @@ from kdep_bench.registry import build, locate, type_path
 
 
 class Target(nn.Module):
-    """Computes the target [B, Ds] from a teacher feature [B, Dt], without gradient."""
+    """Computes the target [B, Ds] from a teacher feature [B, Dt], without gradient.
+
+    Ds and Dt are the numbers of channels of the student's and the teacher's pooled feature.
+    """
 
     def __init__(self, align: nn.Module, transform: nn.Module) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 """Transforms of the aligned teacher feature into the regression target, without parameters.
 
-`a` below is the aligned feature [B, Ds]. A method's config names a transform by the dotted path of
+`a` below is the aligned feature [B, Ds], where Ds is the number of channels of the student's pooled
+feature and Dt that of the teacher's. A method's config names a transform by the dotted path of
 its class, `transform=dict(type=...)`.
 """
 

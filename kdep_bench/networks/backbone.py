@@ -119,7 +119,7 @@ class PreActivationTap(nn.Module):
         """Runs the backbone on a normalised batch.
 
         Returns:
-            the last map before and after the final activation, each [B, Ds, H, W]; with the tap
+            the last map before and after the final activation, each [B, C, H, W]; with the tap
             "output" both are the same map.
         """
         out = self.backbone(x_B3HW)
@@ -138,7 +138,7 @@ class PreActivationTap(nn.Module):
         one. With zero, a block is the identity, and a tap at an earlier block would not be noticed.
 
         Args:
-            width: Ds, the expected number of channels.
+            width: the expected number of channels.
             px: side of the noise images in pixels.
 
         Raises:

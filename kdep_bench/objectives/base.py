@@ -100,6 +100,9 @@ class StudentOutput:
 class Context:
     """The inputs of an objective for one batch. All tensors are float32 unless noted otherwise.
 
+    B is the size of the batch; Ds and Dt are the numbers of channels of the student's and the
+    teacher's pooled feature.
+
     Attributes:
         before: [B, Ds] pooled student feature before the last activation (the KDEP tap).
         after: [B, Ds] pooled student feature after the last activation (the input of a classifier).

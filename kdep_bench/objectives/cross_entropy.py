@@ -1,4 +1,7 @@
-"""Supervised pre-training: cross-entropy of a linear head on the activated pooled feature."""
+"""Supervised pre-training: cross-entropy of a linear head.
+
+The head reads the pooled feature after the last activation (`Context.after`).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ class CrossEntropy(Objective):
     """Cross-entropy of a linear head, which is dropped at export.
 
     Args:
-        width: Ds, set by the pre-training stage.
+        width: number of channels of the student's feature; set by the pre-training stage.
         classes: number of classes, set by the pre-training stage from the labels file.
         label_smoothing: as in `torch.nn.functional.cross_entropy`.
     """

@@ -18,20 +18,23 @@ from kdep_bench.objectives.weight import DEFAULT_LOSS_AT_ZERO, loss_weight
 class ProjectedRegression(Objective):
     """w * mean over channels of (p(student) - teacher)^2, per sample.
 
-    The projector p is a linear layer Ds -> Dt with bias, or Linear, ReLU, Linear if `hidden` is
-    given. It is dropped at export. The linear layer equals the 1x1 convolution of FitNets (Romero
-    et al. 2015) and of the KDEP paper, because a 1x1 convolution commutes with average pooling.
+    The projector p is a linear layer with bias from the student's width to the teacher's, or
+    Linear, ReLU, Linear if `hidden` is given. It is dropped at export. The linear layer equals the
+    1x1 convolution of FitNets (Romero et al. 2015) and of the KDEP paper, because a 1x1 convolution
+    commutes with average pooling.
 
     Args:
-        width: Ds, set by the pre-training stage.
-        teacher_width: Dt, set by the pre-training stage.
+        width: number of channels of the student's feature; set by the pre-training stage.
+        teacher_width: number of channels of the teacher's feature; set by the pre-training stage.
         teacher_mean_variance: mean over channels of the variance of the teacher's feature, set by
             the pre-training stage.
         hidden: width of the hidden layer; None for the linear projector.
-        weight: w, or "auto" for `scale` / `teacher_mean_variance`; see `loss_weight`. The variance
-            replaces the mean square of FeatureRegression, because the bias of the projector learns
-            the channel means within a few steps.
-        scale: the loss of a projector that returns the channel means, if `weight` is "auto".
+        weight: w, or "auto" for `scale` / `teacher_mean_variance`; see `loss_weight`.
+            FeatureRegression divides by the mean square of the target. Here the variance is used,
+            because the bias learns the channel means within a few steps, and only the variance is
+            left to learn.
+        scale: used with weight="auto": the loss of a constant prediction (every channel's mean)
+            then equals `scale`.
     """
 
     needs = frozenset({"pooled"})
@@ -53,7 +56,9 @@ class ProjectedRegression(Objective):
                 expected="1 or more, or None",
                 fix="correct `hidden` in the method's objective",
             )
-        self.weight = loss_weight(weight, scale, teacher_mean_variance)
+        self.weight = loss_weight(
+            weight, scale, teacher_mean_variance, "the mean variance of the teacher's feature"
+        )
         self.projector = (
             nn.Linear(width, teacher_width)
             if hidden is None

@@ -16,9 +16,10 @@ from kdep_bench.objectives.weight import DEFAULT_LOSS_AT_ZERO
 class OrthogonalProjection(Objective):
     """w * mean over channels of smooth_l1(P student, layer_norm(teacher)), per sample.
 
-    P [Dt, Ds] is trained, with orthonormal columns (rows if Ds > Dt) and no bias: it can rotate the
-    student's feature but not scale its directions. It is dropped at export. The teacher's feature
-    is normalised over its channels, without learned scale.
+    P [Dt, Ds], for the widths Dt of the teacher and Ds of the student, is trained, with orthonormal
+    columns (rows if Ds > Dt) and no bias: it can rotate the student's feature but not scale its
+    directions. It is dropped at export. The teacher's feature is normalised over its channels,
+    without learned scale.
 
     Source: Miles, Elezi and Deng, "VkD: Improving Knowledge Distillation using Orthogonal
     Projections", CVPR 2024, arXiv 2403.06213; formula as in the authors' roymiles/VkD `train.py`
@@ -26,8 +27,8 @@ class OrthogonalProjection(Objective):
     teacher feature, smooth L1, factor alpha = 1, in addition to label and logit terms).
 
     Args:
-        width: Ds, set by the pre-training stage.
-        teacher_width: Dt, set by the pre-training stage.
+        width: Ds, number of channels of the student's feature; set by the pre-training stage.
+        teacher_width: Dt, the same for the teacher; set by the pre-training stage.
         weight: w, or "auto" for 2 * `scale`: smooth L1 is half the square near zero, and the
             normalised target has the mean square 1.
         scale: see `loss_weight`.

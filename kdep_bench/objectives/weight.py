@@ -10,7 +10,12 @@ from kdep_bench.errors import KdepError
 DEFAULT_LOSS_AT_ZERO = 20.0
 
 
-def loss_weight(weight: float | str, scale: float, mean_square: float | None) -> float:
+def loss_weight(
+    weight: float | str,
+    scale: float,
+    mean_square: float | None,
+    quantity: str = "the target's mean square",
+) -> float:
     """`weight` if it is a number; for "auto", `scale` / `mean_square`.
 
     With "auto", an output of zero has the loss `scale`, for every teacher and every T and n of the
@@ -20,7 +25,9 @@ def loss_weight(weight: float | str, scale: float, mean_square: float | None) ->
     Args:
         weight: a number or "auto".
         scale: the loss of an output of zero, for "auto".
-        mean_square: mean square of the target over channels and alignment samples.
+        mean_square: mean square of the target over channels and alignment samples, or another
+            `quantity` by which the loss is divided.
+        quantity: what `mean_square` is, for the error.
 
     Raises:
         KdepError: "auto" with a mean square that is None, 0, infinite or NaN.
@@ -29,7 +36,7 @@ def loss_weight(weight: float | str, scale: float, mean_square: float | None) ->
         return float(weight)
     if mean_square is None or not 0 < mean_square < float("inf"):
         raise KdepError(
-            f"the target's mean square is {mean_square}",
+            f"{quantity} is {mean_square}",
             expected="a positive number for weight='auto'",
             fix="check the teacher's features, or set `weight` in the method's objective to a "
             "number",

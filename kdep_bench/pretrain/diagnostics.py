@@ -152,7 +152,7 @@ def mean_square(
     """Mean square of the transformed teacher feature, over channels and alignment samples.
 
     Args:
-        transform: maps features [B, Dt] to [B, D].
+        transform: maps the teacher's features [B, Dt] to targets [B, D].
         spec: spec of the pre-training stage.
         inputs: inputs of that stage; "cache" and "views" are read.
         max_rows: maximum number of samples to read, evenly spaced. With 65,536, the standard error

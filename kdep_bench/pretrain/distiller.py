@@ -37,7 +37,7 @@ class NewNetwork(nn.Module):
     """A network of the student's architecture with new random weights, for objectives.
 
     Maps normalised images [B, 3, H, W] to the pooled features before and after the last activation,
-    [B, Ds] each, in the precision of the student.
+    [B, D] each, in the precision of the student.
     """
 
     def __init__(self, student: Mapping[str, Any], dtype: torch.dtype) -> None:
@@ -232,7 +232,7 @@ class Distiller(BaseModel):
         return loss, mean_over_ranks(log)
 
     def student(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(before, after) the last activation: the last maps, each [B, Ds, h, w]."""
+        """(before, after) the last activation: the last maps, each [B, D, h, w]."""
         if not self._student:
             tap = self._tap[0]
             self._student.append(compiled(tap, self.compile_with, x) if self.compile_with else tap)
@@ -262,7 +262,7 @@ class Distiller(BaseModel):
 
         Args:
             images: [B, 3, px, px] uint8.
-            teacher: [B, Dt] float16, the cached pooled feature.
+            teacher: [B, D] float16, the cached pooled feature.
             outputs: {name: [B, ...]}, other cached teacher outputs.
             teacher_images: [B, 3, teacher_px, teacher_px] uint8, for a live teacher, or for an
                 objective that reads them.
@@ -375,7 +375,7 @@ class Distiller(BaseModel):
         return replace(out, images=(images.float() - self.mean) / self.std)
 
     def targets(self, teachers: Mapping[str, TeacherOutput]) -> dict[str, Tensor]:
-        """{role: [B, Ds]}, the aligned and transformed feature of every teacher with a target."""
+        """{role: [B, D]}, the aligned and transformed feature of every teacher with a target."""
         if self.target is None:
             return {}
         if not self.has_roles:

@@ -138,12 +138,12 @@ class ViewStream(Dataset):
         """The batch of samples at the given positions.
 
         Returns:
-            `images` [B, 3, px, px] uint8; `rows` [B] int64. With a cache: `teacher` [B, Dt]
-            float16, if it stores the pooled feature, and `outputs` {name: [B, ...] float16}. With
-            `pool`: `teacher_images` [B, 3, teacher_px, teacher_px] uint8. With labels: `labels` [B]
-            int64. With several teachers: `teachers` {role: {teacher, outputs, teacher_images}}. In
-            a loader's worker, {FAULT: error} in place of a KdepError, because torch would print a
-            traceback of the worker.
+            `images` [B, 3, px, px] uint8; `rows` [B] int64. With a cache: `teacher` [B, D]
+            float16, the pooled feature if it is stored, and `outputs` {name: [B, ...] float16}.
+            With `pool`: `teacher_images` [B, 3, teacher_px, teacher_px] uint8. With labels:
+            `labels` [B] int64. With several teachers: `teachers` {role: {teacher, outputs,
+            teacher_images}}. In a loader's worker, {FAULT: error} in place of a KdepError, because
+            torch would print a traceback of the worker.
 
         Raises:
             KdepError: a file that cannot be read (in the main process only).

@@ -73,7 +73,7 @@ class TeacherReader:
         """The teacher's output for a batch, float32 without gradient; None if there is no input.
 
         Args:
-            pooled: [B, Dt] float16, cached.
+            pooled: [B, D] float16, the cached pooled feature.
             outputs: cached extra outputs, float16; see Cache.extras.
             images: [B, 3, px, px] uint8, for a live teacher.
             extra: tensors that the augmentation added; for `layer` it has "visible" and "hidden".

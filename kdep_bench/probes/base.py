@@ -76,7 +76,7 @@ class Inputs:
         splits: {split: features of its images}.
         maps: {split: feature maps and masks of its images}.
         pool: features of pre-training images.
-        teacher: [N, Dt] the teacher's features of the images of `pool`.
+        teacher: [N, D] the teacher's features of the images of `pool`.
         teacher_splits: {split: the teacher's features of its images}; `before` equals `after`.
         images: function that yields the images of a split, in the order of its features, as
             [B, px, px, 3] uint8 RGB.

@@ -1,4 +1,4 @@
-"""The kinds of budget that claims and charts can use."""
+"""The kinds of budget: the x axis of charts of efficiency, and `axis` of a claim."""
 
 from __future__ import annotations
 

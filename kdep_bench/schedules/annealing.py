@@ -31,5 +31,5 @@ class Annealing(Schedule):
             )
         self.t_max = t_max
 
-    def value_at(self, elapsed: float) -> float:
-        return min(self.t_max, int(elapsed * self.t_max) + 1) / self.t_max
+    def value_at(self, fraction: float) -> float:
+        return min(self.t_max, int(fraction * self.t_max) + 1) / self.t_max

@@ -46,8 +46,8 @@ class Schedule(ABC):
         return min(1.0, step / max(1.0, steps * fraction_of_run))
 
     @abstractmethod
-    def value_at(self, elapsed: float) -> float:
-        """The value after the fraction `elapsed`, 0 to 1, of the schedule."""
+    def value_at(self, fraction: float) -> float:
+        """The value after a fraction, 0 to 1, of the schedule."""
 
     def __call__(self, step: int, steps: int) -> float:
         """The value in optimiser step `step`, counted from 0, of a run of `steps`."""

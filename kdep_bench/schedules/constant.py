@@ -12,5 +12,5 @@ class Constant(Schedule):
         super().__init__(None, epochs)
         self.value = float(value)
 
-    def value_at(self, elapsed: float) -> float:
+    def value_at(self, fraction: float) -> float:
         return self.value

@@ -16,5 +16,5 @@ class Cosine(Schedule):
         super().__init__(span, epochs)
         self.start, self.end = float(start), float(end)
 
-    def value_at(self, elapsed: float) -> float:
-        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * elapsed)) / 2
+    def value_at(self, fraction: float) -> float:
+        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * fraction)) / 2

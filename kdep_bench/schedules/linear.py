@@ -14,5 +14,5 @@ class Linear(Schedule):
         super().__init__(span, epochs)
         self.start, self.end = float(start), float(end)
 
-    def value_at(self, elapsed: float) -> float:
-        return self.start + (self.end - self.start) * elapsed
+    def value_at(self, fraction: float) -> float:
+        return self.start + (self.end - self.start) * fraction

@@ -25,5 +25,5 @@ class Ramp(Schedule):
             )
         self.start, self.end, self.over = float(start), float(end), float(over)
 
-    def value_at(self, elapsed: float) -> float:
-        return self.start + (self.end - self.start) * min(1.0, elapsed / self.over)
+    def value_at(self, fraction: float) -> float:
+        return self.start + (self.end - self.start) * min(1.0, fraction / self.over)

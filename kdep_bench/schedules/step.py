@@ -9,7 +9,7 @@ from kdep_bench.schedules.base import Schedule
 
 
 class Step(Schedule):
-    """The `values` in turn, each for an equal part of the span.
+    """The `values` in turn, each for an equal part of `span` (in epochs; None: the whole run).
 
     KDEP's learning-rate shape is Step([1, 0.1, 0.01], span=90); a term that is switched off for
     the second half is Step([1, 0]).
@@ -23,5 +23,5 @@ class Step(Schedule):
             raise KdepError("a step schedule has no values", fix="add at least one to `values`")
         self.values = [float(v) for v in values]
 
-    def value_at(self, elapsed: float) -> float:
-        return self.values[min(int(elapsed * len(self.values)), len(self.values) - 1)]
+    def value_at(self, fraction: float) -> float:
+        return self.values[min(int(fraction * len(self.values)), len(self.values) - 1)]

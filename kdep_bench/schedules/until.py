@@ -23,5 +23,5 @@ class Until(Schedule):
             )
         self.stop, self.value = float(stop), float(value)
 
-    def value_at(self, elapsed: float) -> float:
-        return self.value if elapsed < self.stop else 0.0
+    def value_at(self, fraction: float) -> float:
+        return self.value if fraction < self.stop else 0.0

@@ -167,8 +167,8 @@ def check_settings(log: Log, header: Header) -> None:
     remainder = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
     raise KdepError(
         f"the log {log.path} belongs to another search: {', '.join(changes[:3])}{remainder}",
-        expected=f"a log with the hash {header.hash} of {header.search!r}; it has {log.header.hash}"
-        f" of {log.header.search!r}",
+        expected=f"the log of {header.search!r} with settings hash {header.hash}; this log is of "
+        f"{log.header.search!r}, hash {log.header.hash}",
         fix="undo the change, or name another file with --log",
     )
 
@@ -176,8 +176,9 @@ def check_settings(log: Log, header: Header) -> None:
 def best(trials: Sequence[Trial], settings: Mapping[str, Any]) -> Trial | None:
     """The complete trial within the limits that has the best score, or None.
 
-    Students above the limits are trained in the earlier steps of a contraction. Equal scores are
-    ordered by FLOPs, then by parameters, then by number; the lowest is chosen.
+    A contraction (contraction.py) also trains students above the limits in its earlier steps; they
+    are never the best. Of trials with equal scores, the one with the fewest FLOPs is chosen, then
+    the one with the fewest parameters, then the first.
 
     Args:
         trials: of the log.
@@ -205,7 +206,11 @@ def _encoded(line: Header | Trial) -> bytes:
 
 
 def _check_is_start(path: Path, raw: bytes, header: Header) -> None:
-    """Raises KdepError unless `raw`, a file without a complete line, is the start of `header`."""
+    """Checks the content `raw` of a file that has no complete line.
+
+    Raises:
+        KdepError: it is not a beginning of the header's line, whose writing was interrupted.
+    """
     if not _encoded(header).startswith(raw):
         raise KdepError(
             f"the file {path} is not the log of a search",
@@ -263,7 +268,7 @@ def summary(trials: Sequence[Trial], settings: Mapping[str, Any]) -> str:
     """A text with the number of trials by state, and the best trial.
 
     Raises:
-        KdepError: no trial is complete.
+        KdepError: no complete trial is within the limits.
     """
     counts = dict.fromkeys(("complete", "pruned", "failed", "over_limit"), 0)
     for trial in trials:

@@ -9,26 +9,33 @@ from timm.models import efficientnet
 from torch import Tensor, nn
 
 from kdep_bench.bounds import Positive
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.students.efficientnet_lite import EfficientNetLite
 from kdep_bench.teachers.efficientnet_lite import timm_state
 
+# variant -> (channel, depth) multiplier of Lite0's numbers, from the documentation of timm's
+# `_gen_efficientnet_lite`.
+_COMPLETE = {0: (1.0, 1.0), 1: (1.0, 1.1), 2: (1.1, 1.2)}
+
 
 class SlimLite(EfficientNetLite):
-    """EfficientNet-Lite`variant` with scaled width and depth.
+    """EfficientNet-Lite`variant` with fewer channels or blocks.
 
     Args:
-        channel_multiplier: all numbers of channels but the stem's are multiplied by it and rounded
-            to multiples of 8, at most 1.
-        depth_multiplier: the number of blocks of a stage is multiplied by it and rounded up; the
-            first and the last stage have one block.
+        channel_multiplier: at most 1. The channels of every stage are multiplied by it and rounded
+            to multiples of 8; the stem keeps 32 channels, and the last 1x1 convolution 1280.
+        depth_multiplier: at most 1. The number of blocks of a stage is multiplied by it and rounded
+            up; the first and the last stage have one block. With both multipliers 1, the network is
+            EfficientNet-Lite`variant`.
         copied: whether the initial weights are those of the supervised ImageNet network: of every
             stage the first block and evenly spaced others, of every tensor the leading channels.
             The student's config must then have card=dict(labels_used=True).
+        variant: 0, 1 or 2.
         args: arguments of EfficientNetLite.
 
     Raises:
-        KdepError: a multiplier above 1, which leaves nothing to copy.
+        KdepError: an unknown variant, or a multiplier above 1: the network would be larger than
+            the one that is copied.
     """
 
     def __init__(
@@ -46,7 +53,10 @@ class SlimLite(EfficientNetLite):
                     expected="above 0 and at most 1",
                     fix="correct the student's `backbone`",
                 )
-        self._multipliers = float(channel_multiplier), float(depth_multiplier)
+        if variant not in _COMPLETE:
+            raise unknown_name("variant of SlimLite", str(variant), map(str, _COMPLETE))
+        channels, depth = _COMPLETE[variant]
+        self._multipliers = channels * float(channel_multiplier), depth * float(depth_multiplier)
         self.copied, self.variant = copied, variant
         super().__init__(variant=variant, **args)
 
@@ -64,7 +74,10 @@ class SlimLite(EfficientNetLite):
         )
 
     def init_weights(self) -> None:
-        """Copies the weights, if `copied`; timm has initialised the others."""
+        """Copies all weights if `copied`.
+
+        Otherwise the weights are timm's random initialisation, or those of `init_cfg`.
+        """
         if self.init_cfg:
             super().init_weights()
         elif self.copied:
@@ -75,10 +88,11 @@ class SlimLite(EfficientNetLite):
 def copied_state(
     slim_state: Mapping[str, Tensor], full_state: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Tensors with the names and shapes of `slim_state` and values of the complete network's.
+    """Tensors with the names and shapes of `slim_state` and the values of the complete network's.
 
     Raises:
-        KdepError: a tensor of `slim_state` is not in `full_state`, or is larger there.
+        KdepError: a tensor of `slim_state` is missing from `full_state`, or is larger than the one
+            there.
     """
     depth, full_depth = _blocks(slim_state), _blocks(full_state)
     state = {}

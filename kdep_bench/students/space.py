@@ -11,7 +11,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from kdep_bench.bounds import AtLeastOne, Count
@@ -134,31 +134,31 @@ class ResNetFamily(Family):
     def size(self) -> Size:
         params = flops = 0
 
-        def conv(inner: int, outer: int, kernel: int, side: int) -> None:
+        def conv(channels_in: int, channels_out: int, kernel: int, side: int) -> None:
             """Adds a convolution without bias, with output side `side`, and its BatchNorm."""
             nonlocal params, flops
-            weights = inner * outer * kernel * kernel
-            params += weights + 2 * outer
+            weights = channels_in * channels_out * kernel * kernel
+            params += weights + 2 * channels_out
             flops += 2 * weights * side * side
 
         side, half = math.ceil(self.px / 2), self.width // 2
         if self.stem == "7x7":
-            inner = 64
-            conv(3, inner, 7, side)
+            channels = 64
+            conv(3, channels, 7, side)
         else:
-            inner = 2 * half
-            for a, b in ((3, half), (half, half), (half, inner)):
+            channels = 2 * half
+            for a, b in ((3, half), (half, half), (half, channels)):
                 conv(a, b, 3, side)
         side = math.ceil(side / 2)
-        for stage, (depth, outer) in enumerate(zip(self.depths, self.channels, strict=True)):
+        for stage, (depth, width) in enumerate(zip(self.depths, self.channels, strict=True)):
             for block in range(depth):
                 strided = stage > 0 and block == 0
                 side = math.ceil(side / 2) if strided else side
-                conv(inner, outer, 3, side)
-                conv(outer, outer, 3, side)
-                if strided or inner != outer:
-                    conv(inner, outer, 1, side)
-                inner = outer
+                conv(channels, width, 3, side)
+                conv(width, width, 3, side)
+                if strided or channels != width:
+                    conv(channels, width, 1, side)
+                channels = width
         return Size(params, flops)
 
 
@@ -214,13 +214,19 @@ class Space:
         family: dict(type=<a Family>, ...) with the arguments that are equal for all students.
 
     Raises:
-        KdepError: no dimension, or a value that is set twice.
+        KdepError: no dimension, a value that is set twice, or a family without a type.
     """
 
     dimensions: Sequence[Dimension]
-    family: Json = field(default_factory=dict)
+    family: Json
 
     def __post_init__(self) -> None:
+        if "type" not in self.family:
+            raise KdepError(
+                "`family` of the search has no type",
+                expected="dict(type=<a subclass of kdep_bench.students.space.Family>, ...)",
+                fix="add `type` to `family` in the search's config",
+            )
         if not self.dimensions:
             raise KdepError(
                 "the space of the search has no dimension", fix="add one to `space` in its config"
@@ -232,18 +238,17 @@ class Space:
                 if f"{key}.".startswith(f"{earlier_key}.") or f"{earlier_key}.".startswith(
                     f"{key}."
                 ):
-                    raise KdepError(
-                        f"the space of the search sets {key!r} twice"
-                        + ("" if key == earlier_key else f", as {key!r} and in {earlier_key!r}")
-                        + (" (once in `family`)" if earlier_key in fixed else ""),
-                        fix="remove one of the two from the search's config",
-                    )
+                    raise _overlap(key, earlier_key, earlier_key in fixed)
 
     def __len__(self) -> int:
         return math.prod(len(d.values) for d in self.dimensions)
 
     def member(self, proposal: Mapping[str, Any]) -> Family:
-        """The student of a proposal; raises KdepError for values that are not valid."""
+        """The family's instance for a proposal: one student (see `Family.student`, `Family.size`).
+
+        Raises:
+            KdepError: values that are not valid, or a `type` that is not a Family.
+        """
         keys = ((d.key.partition("."), proposal[d.key]) for d in self.dimensions)
         values = {rest: value for (head, _, rest), value in keys if head == STUDENT}
         config = {**self.family, **values}
@@ -264,10 +269,10 @@ class Space:
         for dimension in self.dimensions:
             head, *path, last = dimension.key.split(".")
             if head == METHOD:
-                inner = out
+                nested = out
                 for key in path:
-                    inner = inner.setdefault(key, {})
-                inner[last] = proposal[dimension.key]
+                    nested = nested.setdefault(key, {})
+                nested[last] = proposal[dimension.key]
         return out
 
     def students(self) -> Iterator[Json]:
@@ -296,3 +301,18 @@ class Space:
             f"{len(sizes)} has {smallest}",
             fix="raise `limits` in the search's config, or add smaller students to its space",
         )
+
+
+def _overlap(key: str, earlier_key: str, in_family: bool) -> KdepError:
+    """The error for two settings of one value: a dimension, and an earlier one or `family`."""
+    if in_family:
+        problem = f"`family` of the search sets the argument of the dimension {key!r}"
+    elif key == earlier_key:
+        problem = f"the space of the search has two dimensions {key!r}"
+    else:
+        problem = f"the dimensions {earlier_key!r} and {key!r} of the search overlap"
+    return KdepError(
+        problem,
+        expected="each value to be set once",
+        fix="remove one of the two from the search's config",
+    )

@@ -30,7 +30,7 @@ class TeacherOutput:
     """A teacher's output for B images, float32, without gradient.
 
     Attributes:
-        pooled: [B, Dt], the feature at the teacher's tap, which KDEP regresses.
+        pooled: [B, D], the feature at the teacher's tap, which KDEP regresses.
         logits: [B, C], or None if there is no classifier.
         maps: spatial maps by name (the teacher's `map_names`), each [B, C, H, W].
         tokens: [B, T, C], the tokens after the last norm; None for a convolutional network.

@@ -91,7 +91,7 @@ def test_labels_are_read_only_for_a_fraction_per_class(tmp_path: Path):
 def test_invalid_labels_raise_kdep_error_with_a_fix(tmp_path: Path):
     """They do not raise other exceptions, and strings and booleans are not taken for labels."""
     path = tmp_path / "labels.json"
-    with pytest.raises(KdepError, match="remove such methods"):
+    with pytest.raises(KdepError, match="share_by='image' in the suite, and remove the methods"):
         read_labels(path, ["a"])
     for text in ("[]", "{}", '{"labels": [], "classes": ["x"]}', '{"labels": {"a": 0}}'):
         path.write_text(text)

@@ -210,7 +210,7 @@ def test_top_variance_selects_the_channels_of_largest_variance():
         TopVariance().fit(moments(x), 5)
 
 
-def test_nearest_interpolation_keeps_every_kth_channel_and_linear_equals_torch_s():
+def test_nearest_interpolation_keeps_every_kth_channel_and_linear_equals_that_of_torch():
     x = features(100, 24)
     m, centred = moments(x), (x - x.mean(0)).float()
     nearest = Interpolate().fit(m, 6)(x.float())

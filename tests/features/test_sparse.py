@@ -25,7 +25,7 @@ def test_the_rebuilt_distribution_sums_to_1_and_is_not_negative(k: int):
     assert bool((probabilities >= 0).all())
 
 
-def test_with_all_classes_stored_the_distribution_is_the_teacher_s():
+def test_with_all_classes_stored_the_distribution_is_that_of_the_teacher():
     full = F.softmax(LOGITS, 1)
     torch.testing.assert_close(rebuilt(20, half=False), full)
     torch.testing.assert_close(rebuilt(20), full, rtol=0, atol=2.0**-11)

@@ -36,6 +36,10 @@ def context(student: torch.Tensor, teacher: torch.Tensor) -> Context:
 def test_the_automatic_weight_is_the_loss_of_an_output_of_zero_over_the_mean_square():
     assert loss_weight("auto", 20.0, 4.0) == 5.0
     assert loss_weight(3, 20.0, None) == 3.0
+    with pytest.raises(KdepError, match=r"the target's mean square is 0\.0"):
+        FeatureRegression(target_mean_square=0.0)
+    with pytest.raises(KdepError, match=r"mean variance of the teacher's feature is 0\.0"):
+        ProjectedRegression(4, 7, teacher_mean_variance=0.0)
 
 
 @pytest.mark.parametrize("mean_square", [None, 0.0, float("nan"), float("inf"), -1.0])

@@ -156,7 +156,7 @@ def test_the_peer_has_other_weights_and_all_maps_and_its_loss_trains_only_it(tmp
     assert student_weight.grad is None
 
 
-def test_the_recorded_extra_passes_and_parameters_include_the_peer_s(tmp_path: Any):
+def test_the_recorded_extra_passes_and_parameters_include_those_of_the_peer(tmp_path: Any):
     run = TinyRun("hssakd_online", tmp_path)
     passes: list[int] = []  # images per forward pass
     objective: Any = run.model.objective

@@ -30,9 +30,9 @@ def logits(seed: int, scale: float = 3.0) -> tuple[Tensor, Tensor]:
     return scale * teacher, scale * student
 
 
-def context(after: Tensor, teacher: Tensor, **values: Any) -> Context:
-    """A batch whose student feature is `after` and whose teacher logits are `teacher`."""
-    return Context(after, after, teacher=TeacherOutput(after, teacher), **values)
+def context(feature: Tensor, teacher: Tensor, **values: Any) -> Context:
+    """A batch with this student feature, before and after the activation, and teacher logits."""
+    return Context(feature, feature, teacher=TeacherOutput(feature, teacher), **values)
 
 
 def with_identity_head(objective: LogitKD) -> LogitKD:
@@ -118,7 +118,8 @@ def test_an_over_confident_teacher_is_reported_once():
     with pytest.warns(UserWarning, match="nats of 1.95 possible"):
         objective.terms(context(torch.zeros(5, C), confident))
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # neither again nor for a less confident teacher
+        # From here any warning fails the test: a second one, or one for a less confident teacher.
+        warnings.simplefilter("error")
         objective.terms(context(torch.zeros(5, C), confident))
         LogitKD(C, C).terms(context(torch.zeros(5, C), logits(0)[0]))
 

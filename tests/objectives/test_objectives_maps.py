@@ -74,7 +74,7 @@ def test_a_constant_channel_gives_a_loss_of_0_and_a_finite_gradient():
 
 
 @pytest.mark.parametrize("kind", [NFD, Hints])
-def test_teacher_maps_of_another_size_are_resized_to_the_student_s(kind: Any):
+def test_teacher_maps_of_another_size_are_resized_to_the_student_maps(kind: Any):
     """Larger maps are averaged, smaller ones interpolated."""
     student, teacher = rand(2, 4, 4, 4, seed=1), rand(2, 6, 8, 8)
     loss = build(kind, {"s16": "b"}).terms(context({"b": teacher}, s16=student))["s16"]

@@ -68,7 +68,7 @@ def test_hidden_patches_do_not_change_the_student_s_tokens():
     assert not torch.allclose(student(x)[-1], student(changed)[-1])
 
 
-def test_with_every_patch_visible_the_output_equals_the_unmasked_student_s():
+def test_with_every_patch_visible_the_output_equals_that_of_the_unmasked_student():
     _, student = setup()
     masked_student = VisibleTokens(student)
     x = torch.randn(2, 3, PX, PX)

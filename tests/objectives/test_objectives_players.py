@@ -253,7 +253,7 @@ def test_a_sum_has_players_if_one_of_its_parts_has():
     assert not demands(dict(type=weighted_sum, parts=dict(a=without))).has_players
 
 
-def test_amal_refuses_labels_of_other_classes_than_the_teacher_s_and_an_empty_held_out_set():
+def test_amal_refuses_labels_of_classes_other_than_those_of_the_teacher_and_an_empty_held_out_set():
     with pytest.raises(KdepError, match="one head is trained on both"):
         Amal(4, 3, 5, 1, 10)
     with pytest.raises(KdepError, match="held_out=0"):

@@ -84,7 +84,7 @@ def test_an_unknown_tap_path_is_refused():
         PreActivationTap(build_backbone(RESNET), "nowhere")
 
 
-def test_lite0_with_its_imagenet_weights_equals_timm_s_features():
+def test_lite0_with_its_imagenet_weights_equals_the_features_of_timm():
     """timm normalises by 127.5, the student by ImageNet's mean and standard deviation."""
     import timm
 

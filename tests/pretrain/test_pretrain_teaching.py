@@ -126,7 +126,7 @@ def test_the_cost_of_a_cache_is_printed_before_it_is_filled():
     )
 
 
-def test_stored_logits_and_maps_equal_the_live_teacher_s(stages_with_maps: dict[str, Path]):
+def test_stored_logits_and_maps_equal_those_of_the_live_teacher(stages_with_maps: dict[str, Path]):
     opened_cache = cache_read.open_cache(stages_with_maps["cache"])
     assert set(opened_cache.extras) == {"logits", "maps.last"}
     opened_views = open_views(stages_with_maps["views"], stages_with_maps["prepare"])

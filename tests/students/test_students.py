@@ -73,7 +73,7 @@ def test_a_wrong_pyramid_or_tap_is_refused():
         check_student({**student, "tap": "output"})
 
 
-def test_a_pyramid_of_mmpretrain_s_swin_is_refused_because_it_adds_parameters():
+def test_a_pyramid_of_the_swin_of_mmpretrain_is_refused_because_it_adds_parameters():
     arch = dict(embed_dims=12, depths=[1, 1, 1, 1], num_heads=[1, 2, 3, 3])
     swin: dict[str, Any] = dict(
         name="swin",
@@ -115,7 +115,9 @@ def test_plan_and_task_refuse_a_vit_for_detection_and_segmentation():
         ("test_vit", dict(dynamic_img_size=True)),
     ],
 )
-def test_the_last_map_equals_the_map_that_timm_s_classifier_pools(model: str, args: dict[str, Any]):
+def test_the_last_map_equals_the_map_that_the_classifier_of_timm_pools(
+    model: str, args: dict[str, Any]
+):
     torch.manual_seed(0)
     net = TimmBackbone(model, **args).eval()
     reference: Any = timm.create_model(model, num_classes=0, **args).eval()

@@ -10,6 +10,7 @@ import torch
 from kdep_bench.errors import KdepError
 from kdep_bench.networks.backbone import PreActivationTap, build_backbone
 from kdep_bench.results.board.ablation import EQUAL_PARAMETERS
+from kdep_bench.students.efficientnet_lite import EfficientNetLite
 from kdep_bench.students.slim_lite import SlimLite, copied_state
 from kdep_bench.suite.config import load_suite
 from kdep_bench.teachers.efficientnet_lite import timm_state
@@ -53,6 +54,25 @@ def test_without_copying_the_weights_are_random_and_differ_by_seed():
     second = slim(depth_multiplier=0.33)
     name = "blocks.5.0.conv_dw.weight"
     assert not torch.equal(first.state_dict()[name], second.state_dict()[name])
+
+
+@pytest.mark.parametrize("variant", [1, 2])
+def test_multipliers_of_1_give_the_complete_network_of_a_variant(variant: int):
+    full = EfficientNetLite(variant=variant)
+    shapes = {name: value.shape for name, value in full.state_dict().items()}
+    complete = SlimLite(variant=variant)
+    assert {name: value.shape for name, value in complete.state_dict().items()} == shapes
+
+
+def test_the_stem_and_the_last_convolution_keep_their_channels():
+    narrow = SlimLite(channel_multiplier=0.5)
+    channels = (narrow.conv_stem.out_channels, narrow.conv_head.out_channels)
+    assert channels == (32, 1280)
+
+
+def test_an_unknown_variant_is_refused():
+    with pytest.raises(KdepError, match="unknown variant of SlimLite '3'"):
+        SlimLite(variant=3)
 
 
 @pytest.mark.parametrize("change", [dict(channel_multiplier=1.2), dict(depth_multiplier=0.0)])

@@ -208,7 +208,7 @@ LABELLED = dict(
 )
 
 
-def test_the_plan_refuses_labels_of_other_classes_than_the_teacher_s():
+def test_the_plan_refuses_labels_of_classes_other_than_those_of_the_teacher():
     with pytest.raises(
         KdepError, match="has 9 classes and the teacher 'efficientnet_lite0' has 1000"
     ):

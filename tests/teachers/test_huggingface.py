@@ -38,7 +38,7 @@ def test_without_transformers_the_error_names_the_install_command(monkeypatch: p
 
 
 def timm_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a network of transformers 5 under timm's names."""
+    """Renames the tensors of a network of the library transformers (version 5) to timm's names."""
     pairs = (
         (r"^(vit|dinov2)\.", ""),
         (r"^embeddings\.(cls_token|class_embedding)$", "cls_token"),
@@ -69,7 +69,7 @@ def timm_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def reference(model: str, state: dict[str, Tensor], **options: Any) -> Any:
-    """timm's network with the weights of a network of transformers."""
+    """timm's network with the weights of a network from the library transformers."""
     net = timm.create_model(model, **TIMM, **options)
     net.load_state_dict(timm_names(state), strict=True)
     return net.eval()
@@ -81,7 +81,7 @@ def saved_weights(net: Any, folder: Path) -> Path:
     return folder / "model.safetensors"
 
 
-def test_vit_equals_timm_s(library: Any, tmp_path: Path):
+def test_vit_has_the_outputs_of_the_timm_network(library: Any, tmp_path: Path):
     config = dict(SIZE, intermediate_size=96)
     net = randomised(library.ViTForImageClassification(library.ViTConfig(**config, num_labels=5)))
     path = saved_weights(net, tmp_path)
@@ -125,7 +125,7 @@ def layer_norm(eps: float) -> Any:
     return partial(torch.nn.LayerNorm, eps=eps)
 
 
-def test_dinov2_equals_timm_s(library: Any, tmp_path: Path):
+def test_dinov2_has_the_outputs_of_the_timm_network(library: Any, tmp_path: Path):
     net = randomised(library.Dinov2Model(library.Dinov2Config(**SIZE)))
     teacher = HuggingFace(
         "dino",
@@ -159,7 +159,7 @@ def test_dinov2_equals_timm_s(library: Any, tmp_path: Path):
     assert_close(output.logits, classifier(pixel_values=normalised(labelled, images)).logits)
 
 
-def test_clip_s_image_encoder_equals_timm_s_and_ignores_the_text_encoder(
+def test_the_clip_image_encoder_matches_timm_and_ignores_the_text_encoder(
     library: Any, tmp_path: Path
 ):
     config = dict(SIZE, intermediate_size=96)
@@ -187,7 +187,9 @@ def test_clip_s_image_encoder_equals_timm_s_and_ignores_the_text_encoder(
         HuggingFace("clip", "x/y", 32, weights=path, **arguments)
 
 
-def test_a_config_that_disagrees_with_the_weights_is_refused(library: Any, tmp_path: Path):
+def test_arguments_that_disagree_with_the_saved_config_or_with_the_weights_are_refused(
+    library: Any, tmp_path: Path
+):
     net = library.Dinov2Model(library.Dinov2Config(**SIZE))
     path = saved_weights(net, tmp_path)
 

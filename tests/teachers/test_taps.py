@@ -141,7 +141,7 @@ def efficientnet_by_hand(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         ("efficientnet_b0", "efficientnet_b0", efficientnet_by_hand, {}),
     ],
 )
-def test_mobilenet_and_efficientnet_equal_torchvision_s_before_the_last_activation(
+def test_mobilenet_and_efficientnet_equal_those_of_torchvision_before_the_last_activation(
     tmp_path: Path, torchvision_name: str, timm_name: str, by_hand: Any, args: dict[str, Any]
 ):
     reference = randomised(torchvision.models.get_model(torchvision_name, num_classes=3))
@@ -191,7 +191,7 @@ def test_swin_gives_the_mean_of_its_normed_map():
     assert "does not end in an activation" in teacher.tap
 
 
-def test_torchvision_s_swin_gives_the_mean_of_its_normed_map():
+def test_the_swin_of_torchvision_gives_the_mean_of_its_normed_map():
     teacher = Torchvision("swin", "swin_t", 32, weights="random", maps={"s1": "features.1"})
     net: Any = teacher.net
     images = random_images(32, 1)
@@ -226,7 +226,7 @@ def vit_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def test_vit_gives_the_normed_class_token_of_torchvision_s_vit(tmp_path: Path):
+def test_vit_gives_the_normed_class_token_of_the_vit_of_torchvision(tmp_path: Path):
     reference: Any = randomised(
         torchvision.models.VisionTransformer(32, 8, 2, 3, 24, 96, num_classes=5)
     )
@@ -254,7 +254,7 @@ def test_vit_gives_the_normed_class_token_of_torchvision_s_vit(tmp_path: Path):
     assert_close(out.maps["first"], first[:, 1:].transpose(1, 2).reshape(2, 24, 4, 4))
 
 
-def test_mmpretrain_s_vit_gives_the_normed_class_token(tmp_path: Path):
+def test_the_vit_of_mmpretrain_gives_the_normed_class_token(tmp_path: Path):
     teacher = MMPretrain(
         "deit",
         "deit-tiny_4xb256_in1k",
@@ -298,7 +298,7 @@ def convnext_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 BLOCK = {"0": "conv_dw", "2": "norm", "3": "mlp.fc1", "5": "mlp.fc2"}
 
 
-def test_convnext_gives_the_norm_of_the_mean_of_torchvision_s_convnext(tmp_path: Path):
+def test_convnext_gives_the_norm_of_the_mean_of_the_convnext_of_torchvision(tmp_path: Path):
     dims = (8, 12, 16, 24)
     blocks = [
         CNBlockConfig(width, following, 1)
@@ -323,7 +323,7 @@ def test_convnext_gives_the_norm_of_the_mean_of_torchvision_s_convnext(tmp_path:
     assert_close(out.logits, reference.classifier[2](read))
 
 
-def test_mmpretrain_s_convnext_gives_the_norm_of_the_mean():
+def test_the_convnext_of_mmpretrain_gives_the_norm_of_the_mean():
     arch = dict(_delete_=True, depths=[1, 1, 1, 1], channels=[8, 12, 16, 24])
     teacher = MMPretrain(
         "convnext",

@@ -2,16 +2,21 @@
 
 The score x[s, n] of training s on image n varies with both. The images are resampled, with the same
 samples for every training and for both rows of a difference. This also works for scores that are
-not means over images, such as mIoU. From the scores m[r, s] on the samples r, `crossed` computes
-three variances of the mean over seeds: V_s between seeds, V_n of the means over seeds, and V_sn of
-the deviations from these means. V_s and V_n both contain V_sn:
+not means over images, such as mIoU. From the scores of the S trainings on all N images and on the
+bootstrap samples, `crossed` estimates three parts of the variance of the mean score:
+
+    V_s   from the differences between the trainings' scores on all images,
+    V_n   the variance over samples of the mean over trainings,
+    V_sn  from the variance over samples of each training's deviation from that mean.
+
+V_s and V_n both contain V_sn:
 
     variance = max(V_s + V_n - V_sn, V_n)
 
 This is the variance for two crossed factors (Cameron, Gelbach and Miller 2011; Owen 2007 for the
 bootstrap of a crossed design). The degrees of freedom of the parts are S - 1, N - 1 and
 (S - 1)(N - 1), combined as by Satterthwaite (1946). Tests simulate the coverage. With one training
-the interval covers test images only, and its text states this.
+the interval covers test images only, which `Estimate.seeds` states.
 """
 
 from __future__ import annotations
@@ -72,7 +77,7 @@ def crossed(scores: Array, replicates: Array, images: int, level: float = LEVEL)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Resampled:
-    """The score of one training on all images, and [R] on each bootstrap sample of them."""
+    """The scores of one training: `score` on all images, `replicates` [R] on the samples."""
 
     score: float
     replicates: Array

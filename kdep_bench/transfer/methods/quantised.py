@@ -46,7 +46,7 @@ class Layer:
 
     @property
     def is_used(self) -> bool:
-        """Whether the task's network calls the layer's `forward`."""
+        """Whether the task's network calls the layer."""
         return self.macs > 0
 
     def description(self) -> dict[str, Any]:
@@ -72,8 +72,8 @@ class Quantised(TransferMethod):
 
     Args:
         bits: k of weights and activations, from 2 to 8.
-        parts: parts of the task's model to quantise, of those that it has. The layers of its heads
-            keep 32 bits.
+        parts: names of the parts of the task's model to quantise; parts that the model does not
+            have are skipped. The layers of all other parts, such as the heads, keep 32 bits.
     """
 
     families = frozenset({"classification", "detection", "segmentation"})
@@ -99,7 +99,8 @@ class Quantised(TransferMethod):
                 self.activations.append(activation)
             self.layers.append(Layer(path, layer, bits, activation))
         for entry in self.layers:
-            # Only the function is replaced, so that names and checks of tensors are unchanged.
+            # Only the layer's `forward` is replaced, not the layer: the tensors keep their names,
+            # so the check of loaded weights still passes.
             entry.module.forward = self._forward(entry)
 
     def _forward(self, entry: Layer) -> Callable[[Tensor], Tensor]:
@@ -126,9 +127,10 @@ class Quantised(TransferMethod):
         """Writes the k-bit weights into the model, and fixes the ranges of the activations.
 
         Returns:
-            bits (mean over the weights), megabytes and bit_operations of the quantised parts, the
-            same with 32 bits as megabytes_float32 and bit_operations_float32, and `quantised`, the
-            size of the images (height, width) and the layers.
+            bits: mean over the weights.
+            megabytes, bit_operations: of the quantised parts; see `cost_of`.
+            megabytes_float32, bit_operations_float32: the same with 32 bits.
+            quantised: {image: [height, width], layers: one `Layer.description` per layer}.
         """
         outputs = cost_of(model, self.layers, self.parts)
         for entry in self.layers:
@@ -163,7 +165,10 @@ def quantisable(model: nn.Module, parts: Sequence[str]) -> dict[str, nn.Module]:
 
 
 def apply(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
-    """The output of the layer's class for `x` with other weights; the parameter is not changed."""
+    """Calls the layer's original `forward` on `x`, with `weight` in place of its parameter.
+
+    The parameter is not changed.
+    """
     stored = layer._parameters["weight"]
     layer._parameters["weight"] = cast(nn.Parameter, weight)
     try:
@@ -185,9 +190,9 @@ def cost_of(model: nn.Module, layers: Sequence[Layer], parts: Sequence[str]) -> 
     """Size and bit-operations of the quantised parts, with k bits and with 32 bits.
 
     Megabytes (10^6 bytes): quantised weights at their bits, with 4 bytes per layer for their scale;
-    all other floating-point parameters and buffers at 4 bytes, with the weights of layers whose
-    `forward` the network does not call. Bit-operations of an image: multiply-adds * bits of the
-    weights * bits of the input.
+    all other floating-point parameters and buffers at 4 bytes, including the weights of layers that
+    the network never calls. Bit-operations of an image: multiply-adds * bits of the weights * bits
+    of the input.
     """
     used = [entry for entry in layers if entry.is_used]
     weights = {f"{entry.path}.weight": entry for entry in used}
