@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import Any
 
 # Control characters except tab and line feed. A file name with them could send escape sequences to
 # the terminal.
@@ -53,6 +54,11 @@ def _printable(text: str) -> str:
     text = re.sub("[\udc80-\udcff]", lambda m: f"\\x{ord(m[0]) - 0xDC00:02x}", text)
     text = _CONTROL.sub(lambda m: f"\\x{ord(m[0]):02x}", text)
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def fault_text(fault: Mapping[str, Any]) -> str:
+    """The message of a fault that pydantic found, without the prefix of its own exceptions."""
+    return str(fault["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
 
 
 def made_again(folder: object) -> str:

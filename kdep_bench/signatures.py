@@ -19,7 +19,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from kdep_bench import bounds
-from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.errors import KdepError, fault_text, unknown_name
 
 ALIASES = {"svd": "kdep_bench.features.aligners.Svd"}
 # Base classes whose constructors have no arguments.
@@ -232,7 +232,9 @@ def check_value(annotation: str, value: Any, where: str, name: str) -> None:
         adapter.validate_python(value)
     except ValidationError as e:
         faults = e.errors(include_url=False)
-        expected_texts = dict.fromkeys(f["msg"].removeprefix("Input should be ") for f in faults)
+        expected_texts = dict.fromkeys(
+            fault_text(f).removeprefix("Input should be ") for f in faults
+        )
         raise KdepError(
             f"{where} has {name} = {value!r:.60}",
             expected=" or ".join(expected_texts),

@@ -145,9 +145,13 @@ def texts_of_commands(root: Path) -> Iterator[Text]:
         tree, name = ast.parse(path.read_text()), str(path.relative_to(root))
         yield Text("docs", name, 1, without_code(ast.get_docstring(tree, clean=False) or ""))
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and called(node) in ("add_argument", "ArgumentParser"):
+            if isinstance(node, ast.Call) and called(node) in (
+                "add_argument",
+                "ArgumentParser",
+                "Parser",
+            ):
                 for k in node.keywords:
-                    if k.arg in ("help", "description", "epilog"):
+                    if k.arg in ("help", "description", "epilog", "if_unnamed"):
                         yield Text("docs", name, k.value.lineno, string(k.value))
             if isinstance(node, ast.Call) and called(node) == "error":
                 yield from (Text("docs", name, a.lineno, string(a)) for a in node.args)

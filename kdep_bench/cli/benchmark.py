@@ -19,15 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from kdep_bench.benchmark import machine, report, teacher_passes
+from kdep_bench.cli.parser import Parser
 from kdep_bench.errors import KdepError
 from kdep_bench.paths import OUTPUT
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line; no heavy import."""
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--quick", action="store_true", help="tiny sizes; the figures mean nothing")
     p.add_argument(
         "--allow-busy", action="store_true", help="measure even if other work is running"

@@ -11,6 +11,7 @@ import sys
 from importlib import import_module
 from typing import Any
 
+from kdep_bench.cli.parser import Parser
 from kdep_bench.errors import KdepError
 
 SHELLS = ("bash", "zsh")
@@ -18,9 +19,7 @@ SHELLS = ("bash", "zsh")
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("shell", choices=SHELLS)
     return p
 

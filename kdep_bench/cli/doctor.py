@@ -19,6 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from kdep_bench.cli.parser import Parser
 from kdep_bench.errors import KdepError
 
 if TYPE_CHECKING:
@@ -303,8 +304,10 @@ def report(findings: Iterable[Finding], write: Callable[[str], object] = print) 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    p = Parser(
+        if_unnamed="pass a suite as --suite NAME, or an official data set as --data NAME",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument(
         "--suite",

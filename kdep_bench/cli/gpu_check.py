@@ -17,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 
+from kdep_bench.cli.parser import Parser
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.gpu_check.base import checks
 from kdep_bench.gpu_check.run import BUDGET, RESULT, failed, run_checks
@@ -25,9 +26,7 @@ from kdep_bench.paths import OUTPUT, ROOT
 
 def parser() -> argparse.ArgumentParser:
     """The command line; no heavy import."""
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: cuda")
     p.add_argument("--quick", action="store_true", help="tiny sizes; the figures mean nothing")
     p.add_argument(

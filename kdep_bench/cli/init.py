@@ -17,6 +17,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdep_bench.cli.parser import Parser
 from kdep_bench.data.listing import shown
 from kdep_bench.errors import KdepError
 from kdep_bench.files import safe_name, write_atomic
@@ -42,9 +43,7 @@ _COLOURS = ((230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200), (245, 1
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("folder", type=Path, help="the folder that holds your data")
     p.add_argument("--name", help="name of the suite (default: the folder's name)")
     p.add_argument(

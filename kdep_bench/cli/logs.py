@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from kdep_bench.cli.parser import Parser
 from kdep_bench.errors import KdepError
 from kdep_bench.paths import OUTPUT
 
@@ -21,9 +22,7 @@ _MAX_LISTED = 10  # largest number of stages that an error names
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("stage", metavar="STAGE", help="part of a stage id, or a glob for it")
     p.add_argument("--work-dir", type=Path, help="stage directories (default: work_dirs/)")
     p.add_argument(
@@ -52,13 +51,12 @@ def find_log(work: Path, pattern: str) -> Path:
     """The log of the stage whose id equals or matches `pattern`.
 
     Raises:
-        KdepError: no stage with a log matches, or several do.
+        KdepError: the work dir does not exist, no stage with a log matches, or several do.
     """
     from kdep_bench.engine import state
-    from kdep_bench.engine.work_dir import stage_ids
+    from kdep_bench.engine.work_dir import check_exists, stage_ids
 
-    if not work.is_dir():
-        raise KdepError(f"the work dir {work} does not exist", fix="correct --work-dir")
+    check_exists(work)
     logs = {i: work / i / state.LOG for i in stage_ids(work)}
     modified = {i: path.stat().st_mtime for i, path in logs.items() if path.is_file()}
     return logs[one_stage(pattern, modified, f"with a log in {work}")]

@@ -10,15 +10,14 @@ import argparse
 import sys
 from pathlib import Path
 
+from kdep_bench.cli.parser import Parser
 from kdep_bench.errors import KdepError
 from kdep_bench.paths import OUTPUT
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("name", help="timm/<model>, or mmpretrain/<name in mmpretrain's model zoo>")
     p.add_argument("--px", type=int, default=224, help="input size in pixels (default: 224)")
     p.add_argument(

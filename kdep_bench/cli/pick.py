@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdep_bench.cli.parser import Parser
 from kdep_bench.errors import KdepError
 from kdep_bench.results.teacher_measures import EXPLAINED_VARIANCE, MEASURES, PICKER, choice
 
@@ -28,9 +29,7 @@ UNLABELLED = [name for name, m in MEASURES.items() if m.known == "unlabelled ima
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("teachers", nargs="*", help="names of configs in configs/teachers/")
     p.add_argument("--suite", help="also the teachers of this suite")
     p.add_argument("--images", type=Path, required=True, help="a folder with images")

@@ -16,13 +16,16 @@ import argparse
 import sys
 from pathlib import Path
 
+from kdep_bench.cli.parser import Parser
 from kdep_bench.errors import KdepError
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line; no heavy import."""
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    p = Parser(
+        if_unnamed="pass the folder of all sets as --root, or that of the archives as --archives",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument(
         "what", nargs="?", metavar="SET|CONFIG", help="an official data set, or a data config (.py)"
@@ -102,7 +105,8 @@ def _official(args: argparse.Namespace) -> int:
     if args.check:
         root = base.data_root(args.root)
     else:
-        if args.root:
+        # Without --archives, the archives are below the root, which must exist.
+        if args.root and args.archives:
             args.root.mkdir(parents=True, exist_ok=True)
         root = base.data_root(args.root)
         progress, checksums = _ProgressLine(), not args.no_checksums

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kdep_bench.cli.parser import Parser
 from kdep_bench.engine import state
 from kdep_bench.errors import KdepError
 from kdep_bench.files import file_hash, write_atomic, write_json
@@ -320,9 +321,7 @@ def _data_root(plan: Plan, work: Path, run: TransferRun) -> Path:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("suite", help="a suite config, or its name in configs/suites/")
     p.add_argument(
         "--out", type=Path, required=True, help="output folder; one sub-folder per student"

@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from kdep_bench.cli.parser import Parser
 from kdep_bench.errors import KdepError
 from kdep_bench.paths import CONFIGS
 
@@ -92,9 +93,7 @@ def _validate(args: argparse.Namespace) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument(
         "what", nargs="*", metavar="FOLDER", help="results folder(s), or: diff A B, validate FOLDER"
     )

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from kdep_bench.cli.parser import Parser
 from kdep_bench.engine import machine
 from kdep_bench.errors import KdepError
 
@@ -16,7 +17,7 @@ Exit codes: 0 all done, 1 a stage failed, 2 wrong config or argument, 130 or 143
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the command line; it imports no large packages, so that --help is fast."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         description="Run a suite. Finished stages are skipped, interrupted ones resume.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

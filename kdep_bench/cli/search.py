@@ -14,6 +14,7 @@ import os
 import sys
 from pathlib import Path
 
+from kdep_bench.cli.parser import Parser
 from kdep_bench.errors import KdepError
 from kdep_bench.paths import OUTPUT
 
@@ -24,10 +25,10 @@ Exit codes: 0 finished, 1 a stage failed that all trials need, 2 wrong config or
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("search", nargs="?", help="name of a config in configs/searches/")
+    p.add_argument("search", nargs="?", help="a search config, or its name in configs/searches/")
     p.add_argument(
         "--replay", type=Path, metavar="LOG", help="print the best trial of a log and exit"
     )

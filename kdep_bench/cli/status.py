@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdep_bench.cli.parser import Parser
 from kdep_bench.errors import KdepError
 from kdep_bench.paths import OUTPUT
 
@@ -44,9 +45,7 @@ class StageState:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("suite", nargs="?", help="a suite config, or its name in configs/suites/")
     p.add_argument("--work-dir", type=Path, help="stage directories (default: work_dirs/)")
     p.add_argument("--json", action="store_true", help="print every stage as JSON")
@@ -109,12 +108,9 @@ def work_dir_states(work: Path) -> list[StageState]:
         KdepError: the work dir does not exist.
     """
     from kdep_bench.engine import state
-    from kdep_bench.engine.work_dir import stage_ids, stage_state
+    from kdep_bench.engine.work_dir import check_exists, stage_ids, stage_state
 
-    if not work.is_dir():
-        raise KdepError(
-            f"the work dir {work} does not exist", fix="run a suite first, or correct --work-dir"
-        )
+    check_exists(work)
     states = []
     for stage_id in sorted(stage_ids(work)):
         state_name, _, _ = stage_state(work, stage_id)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdep_bench.cli.parser import Parser
 from kdep_bench.errors import KdepError
 from kdep_bench.paths import OUTPUT
 
@@ -23,9 +24,7 @@ if TYPE_CHECKING:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("suite", help="a suite config, or its name in configs/suites/")
     p.add_argument("stage", metavar="STAGE", help="part of a stage id, or a glob for it")
     p.add_argument("--work-dir", type=Path, help="stage directories (default: work_dirs/)")

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from kdep_bench.cli.parser import Parser
 from kdep_bench.errors import KdepError
 from kdep_bench.paths import OUTPUT
 
@@ -25,9 +26,7 @@ if TYPE_CHECKING:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("suites", nargs="*", metavar="SUITE", help="keep the stages of these suites")
     p.add_argument("--work-dir", type=Path, help="work dir (default: work_dirs/)")
     p.add_argument(

@@ -29,7 +29,7 @@ from kdep_bench.devices import show_gpus
 from kdep_bench.engine import ddp, stage_process, state, worker
 from kdep_bench.engine.lock import StageLock, Watch
 from kdep_bench.engine.machine import cpu_count, git_revision
-from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.errors import KdepError, fault_text, unknown_name
 from kdep_bench.files import read_strict, write_json
 from kdep_bench.safe_files import open_regular, real_folder
 from kdep_bench.suite.graph import Plan, Stage, make_stage_id
@@ -94,7 +94,7 @@ def read_stage(path: Path, stage_id: str) -> tuple[Stage, str]:
         place = ".".join(str(p) for p in fault["loc"]).replace("source_paths", _SOURCE_KEY)
         raise KdepError(
             f"the plan file {path} is damaged: the stage {stage_id} has a wrong {place} "
-            f"({fault['msg']})",
+            f"({fault_text(fault)})",
             fix="write the plan again",
         ) from None
     computed_id = make_stage_id(

@@ -73,8 +73,7 @@ def survey(
     Raises:
         KdepError: the folder `work` does not exist.
     """
-    if not work.is_dir():
-        raise KdepError(f"the work dir {work} does not exist", fix="correct --work-dir")
+    check_exists(work)
     stages = {stage_id: _stage_entry(work, stage_id) for stage_id in stage_ids(work)}
     # (name of an attempt's directory, id of its stage)
     attempt_dirs = [(folder.name, match["stage"]) for folder in _folders(work)
@@ -103,6 +102,14 @@ def survey(
 
 def _folders(work: Path) -> list[os.DirEntry[str]]:
     return [e for e in os.scandir(work) if e.is_dir(follow_symlinks=False)]
+
+
+def check_exists(work: Path) -> None:
+    """Raises KdepError if the work dir does not exist."""
+    if not work.is_dir():
+        raise KdepError(
+            f"the work dir {work} does not exist", fix="run a suite first, or give --work-dir"
+        )
 
 
 def stage_ids(work: Path) -> list[str]:

@@ -24,7 +24,7 @@ from kdep_bench.forecast.work import (
     teacher_network,
 )
 from kdep_bench.paths import ROOT
-from kdep_bench.suite.config import find_suite
+from kdep_bench.suite.config import find_config
 from kdep_bench.suite.graph import Plan
 from kdep_bench.suite.schema import Json
 
@@ -179,7 +179,7 @@ def probe_networks(suite: str, rehearse: bool) -> Json:
 def _networks(suite: str, out: Path, rehearse: bool, *extra_arguments: str) -> None:
     """Runs kdep_bench/benchmark/networks.py, which writes the file `out`."""
     command = [sys.executable, "-m", "kdep_bench.benchmark.networks"]
-    command += [str(find_suite(suite).absolute()), "--out", str(out), *extra_arguments]
+    command += [str(find_config("suite", suite).absolute()), "--out", str(out), *extra_arguments]
     path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
     if rehearse:
         command.append("--rehearse")

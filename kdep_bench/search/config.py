@@ -19,7 +19,7 @@ from kdep_bench.paths import CONFIGS
 from kdep_bench.search import sampler
 from kdep_bench.search.contraction import Contraction, check_space
 from kdep_bench.students.space import Dimension, Limits, Space
-from kdep_bench.suite.config import build_suite, check, load_config
+from kdep_bench.suite.config import build_suite, check, find_config, read_dict
 from kdep_bench.suite.kinds import KINDS
 from kdep_bench.suite.methods import DESCRIPTION_KEYS, without
 from kdep_bench.suite.plan import build_plan
@@ -247,7 +247,7 @@ def load_search(name: str, configs: Path = CONFIGS, **overrides: Any) -> Search:
     """Reads and checks a search.
 
     Args:
-        name: name of its config.
+        name: name of its config in `configs/searches/`, or the path of a config file.
         configs: folder of configs.
         overrides: values that replace entries of the config, unless they are None.
 
@@ -255,8 +255,9 @@ def load_search(name: str, configs: Path = CONFIGS, **overrides: Any) -> Search:
         KdepError: the name is unknown, an entry is wrong, no student of the space is within the
             limits, or the score is not measured on the validation split.
     """
-    raw = load_config("search", name, configs)
-    raw.setdefault("name", name)
+    path = find_config("search", name, configs)
+    raw = read_dict("search", path)
+    raw.setdefault("name", path.stem)
     raw |= {k: v for k, v in overrides.items() if v is not None}
     file = check(SearchFile, raw, f"search {raw['name']!r}")
     if "epochs" in file.budget:

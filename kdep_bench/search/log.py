@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, fault_text
 from kdep_bench.files import canonical_json, parse_strict, read_bytes, text_hash
 from kdep_bench.safe_files import open_regular
 
@@ -145,7 +145,7 @@ def _parse(model: Any, line: bytes, path: Path, number: int) -> Any:
     except ValidationError as e:
         fault = e.errors(include_url=False)[0]
         field_path = ".".join(map(str, fault["loc"]))
-        raise _damaged(path, number, f"{field_path}: {fault['msg']}") from None
+        raise _damaged(path, number, f"{field_path}: {fault_text(fault)}") from None
 
 
 def _damaged(path: Path, line: int, why: str) -> KdepError:

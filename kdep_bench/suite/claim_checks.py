@@ -125,7 +125,7 @@ def _check_side(claim: Claim, side_name: str, side: Side, rows: list[PlannedRow]
     methods = {row.method for row in rows}
     candidates = [row for row in rows if row.method in side.methods]
     if not candidates:
-        raise _unknown_method(where, side.methods[0], methods)
+        raise _missing_method(claim, side_name, side, methods)
     if side.share is not None:
         fraction = side.share
         fractions = sorted({row.fraction for row in candidates})
@@ -162,16 +162,23 @@ def _check_side(claim: Claim, side_name: str, side: Side, rows: list[PlannedRow]
         raise unknown_name(f"teacher in {where}", side.teacher, teachers - {""})
 
 
-def _unknown_method(where: str, name: str, methods: set[str]) -> KdepError:
-    """The error for a method that the suite lacks, with the most similar names.
+def _missing_method(claim: Claim, side_name: str, side: Side, methods: set[str]) -> KdepError:
+    """The error for a side of a claim whose method the suite does not run.
 
-    If only the name of a method config is similar, the error suggests to add that method.
+    If there is no method of that name, the error suggests the most similar one.
     """
-    near = difflib.get_close_matches(name, sorted(methods), n=1, cutoff=0.5)
-    near_config = difflib.get_close_matches(name, names("method"), n=1, cutoff=0.5)
-    hint = f"add {near_config[0]} to the suite's methods" if near_config and not near else ""
-    hint = f"{hint}, or choose one of: {', '.join(sorted(methods))}" if hint else ""
-    return unknown_name(f"method in {where}", name, methods, fix=hint)
+    name, configs = side.methods[0], names("method")
+    fix = "add it to the suite's `methods`, or remove the claim"
+    if name not in configs:
+        similar = difflib.get_close_matches(name, [*sorted(methods), *configs], n=1, cutoff=0.6)
+        fix = f"correct `{side_name}` of the claim"
+        fix += f": did you mean {similar[0]}?" if similar else ""
+    return KdepError(
+        f"the claim {claim.name!r} is about the method {' or '.join(side.methods)!r} "
+        f"(`{side_name}`), which the suite does not run",
+        expected=f"one of: {', '.join(sorted(methods))}",
+        fix=fix,
+    )
 
 
 def _check_difference(claim: Claim, rows: list[PlannedRow]) -> None:

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from kdep_bench import trackers
-from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.errors import KdepError, fault_text, unknown_name
 from kdep_bench.files import safe_name
 from kdep_bench.paths import CONFIGS, IS_INSTALLED, PACKAGE
 from kdep_bench.signatures import argument_names
@@ -249,6 +249,13 @@ def _json(value: Any, where: str) -> Any:
         ) from None
 
 
+# Kinds of which a user may give a file or folder in place of a name -> what to do instead.
+_IF_PATH = {
+    "data": "for a folder of your images, run kdep-bench init FOLDER",
+    "teacher": "for your own weights, write a config in configs/teachers/ (docs/own_data.md)",
+}
+
+
 def load_config(kind: str, name: str, configs: Path = CONFIGS) -> Json:
     """The dict that the config file `name` of a kind defines, as plain JSON.
 
@@ -257,8 +264,19 @@ def load_config(kind: str, name: str, configs: Path = CONFIGS) -> Json:
     """
     files = config_files(kind, configs)
     if name not in files:
-        raise unknown_name(f"{kind} config", name, files)
-    path = files[name]
+        error = unknown_name(f"{kind} config", name, files)
+        if os.sep in name and kind in _IF_PATH:
+            raise KdepError(error.problem, fix=f"{_IF_PATH[kind]}; or {error.fix}")
+        raise error
+    return read_dict(kind, files[name])
+
+
+def read_dict(kind: str, path: Path) -> Json:
+    """The dict named `kind` that a config file defines, as plain JSON.
+
+    Raises:
+        KdepError: the file cannot be read, or does not define the dict.
+    """
     variables = read_config(path)
     if not isinstance(variables.get(kind), dict):
         raise KdepError(
@@ -326,7 +344,8 @@ def _overridden(kind: str, ref: Json, configs: Path) -> Json:
     if kind == "method":
         keys["teacher"] = dict.fromkeys(Assistant.model_fields)
         keys["transfer"] = dict.fromkeys(TransferPart.model_fields)
-    config = merged(with_keys(base, keys), overrides, f"{kind} {ref['base']!r}")
+    name = overrides.get("name", ref["base"])
+    config = merged(with_keys(base, keys), overrides, f"{kind} {name!r}")
     return without_unused(config, base, overrides)
 
 
@@ -431,7 +450,7 @@ def check(model: type[_Model], value: Any, where: str) -> _Model:
         raise KdepError(f"the {where} lacks the key {'.'.join(path)!r}", fix="add it to the config")
     wrong_value = fault.get("input")
     expected = (
-        fault["msg"].removeprefix("Input should be ").replace("a valid integer", "an integer")
+        fault_text(fault).removeprefix("Input should be ").replace("a valid integer", "an integer")
     )
     expected = expected.replace("a valid ", "a ")
     field = _fields_at(model, path[:-1]).get(path[-1]) if path else None
@@ -439,6 +458,8 @@ def check(model: type[_Model], value: Any, where: str) -> _Model:
         expected = field.description
     if fault["type"] == "too_short":  # "List should have at least 1 item after validation, not 0"
         expected = f"at least {fault.get('ctx', {}).get('min_length', 1)} in the list"
+    if fault["type"] == "too_long":
+        expected = f"at most {fault.get('ctx', {}).get('max_length')} in the list"
     key = "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in path).removeprefix(".")
     fix = f"correct `{key}` in the {where}"
     if fault["type"] == "model_type":  # "a dictionary or instance of Seeds"
@@ -617,21 +638,25 @@ def _tuned_teacher(teacher: Json, name: str, configs: Path) -> Json:
     }
 
 
-def find_suite(ref: str, configs: Path = CONFIGS) -> Path:
-    """The file of a suite given as a path or as a name in configs/suites/."""
+def find_config(kind: str, ref: str, configs: Path = CONFIGS) -> Path:
+    """The file of a suite or search that is given as a path or as the name of a config.
+
+    Raises:
+        KdepError: there is no such file or config.
+    """
     path = Path(ref)
     if path.suffix == ".py" or path.is_file():
         if not path.is_file():
-            suite_names = names("suite", configs)
             raise KdepError(
-                f"the suite file {ref} does not exist",
-                expected="the path of a suite config, or one of: " + ", ".join(suite_names),
+                f"the {kind} file {ref} does not exist",
+                expected=f"the path of a {kind} config, or one of: "
+                + ", ".join(names(kind, configs)),
                 fix="check the path",
             )
         return path
-    files = config_files("suite", configs)
+    files = config_files(kind, configs)
     if ref not in files:
-        raise unknown_name("suite", ref, files)
+        raise unknown_name(kind, ref, files)
     return files[ref]
 
 
@@ -647,14 +672,7 @@ def load_suite(ref: str | Path, configs: Path | None = None) -> Suite:
             type, a list is empty, or a name occurs twice.
     """
     configs = configs or CONFIGS
-    path = find_suite(str(ref), configs)
-    variables = read_config(path)
-    if not isinstance(variables.get("suite"), dict):
-        raise KdepError(
-            f"the suite file {path} defines no dict named 'suite'",
-            fix=f"write `suite = dict(...)` in {path}",
-        )
-    return build_suite(_json(variables["suite"], str(path)), configs)
+    return build_suite(read_dict("suite", find_config("suite", str(ref), configs)), configs)
 
 
 def build_suite(raw: Json, configs: Path = CONFIGS) -> Suite:

@@ -691,12 +691,14 @@ def check_classes_of_labels(pair: StudentMethod) -> None:
     """Checks that labels and teacher have the same number of classes, if the method needs that."""
     data = pair.suite.data
     counts = data.get("pool_classes"), head_classes(pair.suite, pair.method, pair.suite_teacher)
+    without_labels = {"ca_mkd": "`ebkd`"}.get(pair.method["name"], "a method such as `logit_kd`")
     if "classes" in pair.needs and None not in counts and counts[0] != counts[1]:
         raise KdepError(
-            f"{pair.label} reads the teacher's logit of each image's label, but the pool of "
-            f"{data['name']!r} has {counts[0]} classes and the teacher {pair.teacher['name']!r} "
-            f"has {counts[1]}",
-            fix="use the label-free form of the method, or a teacher trained on these classes",
+            f"{pair.label} compares the teacher's classes with the image labels, but the teacher "
+            f"{pair.teacher['name']!r} has {counts[1]} classes and the pool of {data['name']!r} "
+            f"{counts[0]}",
+            fix=f"use {without_labels}, which reads no labels, or a teacher trained on the classes "
+            "of the pool",
         )
 
 

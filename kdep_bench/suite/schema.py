@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 # Inputs that a method can read. All but "labels" and "views" come from a teacher.
 #   views: all fixed views of an image are in one batch.
@@ -116,15 +116,13 @@ class ViewRecipe(_Part):
     scale: list[float] = Field(min_length=2, max_length=2, default=[0.35, 1.0])
     ratio: list[float] = Field(min_length=2, max_length=2, default=[0.75, 4 / 3])
 
-    @model_validator(mode="after")
-    def _ranges(self) -> ViewRecipe:
-        for name, (low, high), limit in (
-            ("scale", self.scale, 1.0),
-            ("ratio", self.ratio, 100.0),
-        ):
-            if not 0 < low <= high <= limit:
-                raise ValueError(f"{name} from {low:g} to {high:g}: 0 < low <= high <= {limit:g}")
-        return self
+    @field_validator("scale", "ratio")
+    @classmethod
+    def _range(cls, value: list[float], info: ValidationInfo) -> list[float]:
+        (low, high), limit = value, 1 if info.field_name == "scale" else 100
+        if not 0 < low <= high <= limit:
+            raise ValueError(f"two numbers low, high with 0 < low <= high <= {limit}")
+        return value
 
 
 _Count = Annotated[int, Field(ge=1)]

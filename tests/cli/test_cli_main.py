@@ -39,6 +39,28 @@ def test_for_an_unknown_command_a_similar_one_is_suggested(
     assert "report" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "pocket", "--dryrun"], "unknown option '--dryrun'. Fix: did you mean --dry-run?"),
+        (["report", "--idnex=x"], "unknown option '--idnex'. Fix: did you mean --index?"),
+        (
+            ["data", "imagenet", "DIR"],
+            "unexpected argument 'DIR'. Fix: pass the folder",
+        ),
+        (["doctor", "nosuite"], "'nosuite'. Fix: pass a suite as --suite NAME"),
+        (["why", "smoke", "x", "y"], "'y'. Fix: remove it; kdep-bench why --help lists"),
+    ],
+)
+def test_the_error_for_an_unknown_argument_says_what_to_write(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main.main(arguments)
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 def user_configs(folder: Path, name: str) -> Path:
     """A folder of configs with one method, copied from the project's kdep."""
     (folder / "methods").mkdir(parents=True)

@@ -58,7 +58,7 @@ def test_replaying_the_log_prints_the_best_student_of_the_live_search(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["smoke_kdpe"], "unknown search config 'smoke_kdpe'"),
+        (["smoke_kdpe"], "unknown search 'smoke_kdpe'"),
         (["smoke_kdep", "--trials", "0"], "trials = 0"),
         (["--replay", "gone.jsonl"], "the log gone.jsonl does not exist"),
     ],

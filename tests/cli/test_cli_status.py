@@ -193,6 +193,8 @@ def test_logs_prints_the_last_lines_of_the_only_matching_log(suite, tmp_path, ca
     assert main.main(["logs", "little", "--work-dir", str(work)]) == 2
     assert main.main(["logs", "kdep", "--work-dir", str(work)]) == 2
     assert "2 stages with a log" in capsys.readouterr().err
+    assert main.main(["logs", "kdep", "--work-dir", str(tmp_path / "gone")]) == 2
+    assert "gone does not exist. Fix: run a suite first" in capsys.readouterr().err
 
 
 def test_status_and_why_import_no_torch_and_take_under_1_5_s_of_cpu_time(suite, tmp_path):

@@ -137,6 +137,18 @@ def test_the_data_root_is_read_from_kdep_data(
     assert data_root() == tmp_path
 
 
+def test_a_missing_data_root_is_an_error_and_is_made_only_for_archives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    assert prepare_data.main(["imagenet", "--root", str(gone)]) == 2
+    assert f"the folder {gone} (--root or" in capsys.readouterr().err
+    assert not gone.exists()
+    monkeypatch.setenv("KDEP_DATA", str(gone))
+    with pytest.raises(KdepError, match=r"\(\$KDEP_DATA\) does not exist"):
+        data_root()
+
+
 # ---- copies with a fault ----
 
 

@@ -220,6 +220,8 @@ def test_a_changed_missing_or_additional_file_is_detected(made: Made, tmp_path: 
         inject()
         with pytest.raises(KdepError, match=message):
             verify.verify(root)
+    with pytest.raises(KdepError, match="gone does not exist"):
+        verify.verify(root / "gone")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ SMOKE = load_config("search", "smoke_kdep")
 
 def load_changed(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Any:
     """The smoke search with these keys changed."""
-    monkeypatch.setattr("kdep_bench.search.config.load_config", lambda *_: SMOKE | changes)
+    monkeypatch.setattr("kdep_bench.search.config.read_dict", lambda *_: SMOKE | changes)
     return load_search("smoke_kdep")
 
 
@@ -47,6 +47,14 @@ def test_an_invalid_search_config_gives_an_error_that_names_its_key(
 ) -> None:
     with pytest.raises(KdepError, match=message):
         load_changed(monkeypatch, **changes)
+
+
+def test_a_search_is_given_by_the_path_of_its_config(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(f"search = {SMOKE | dict(trials=7)!r}\n")
+    assert load_search(str(path)).file.trials == 7
+    with pytest.raises(KdepError, match=r"the search file .*gone\.py does not exist"):
+        load_search(str(tmp_path / "gone.py"))
 
 
 def test_a_task_has_the_default_split_test_and_the_default_direction_max(

@@ -164,9 +164,9 @@ def test_configs_that_are_no_contraction_are_refused(
     monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
 ):
     raw = contracted(**changes).file.model_dump()
-    monkeypatch.setattr("kdep_bench.search.config.load_config", lambda *_: raw)
+    monkeypatch.setattr("kdep_bench.search.config.read_dict", lambda *_: raw)
     with pytest.raises(KdepError, match=message):
-        load_search("toy")
+        load_search("smoke_kdep")  # `raw` is read in place of its file
 
 
 def test_every_limit_of_the_pocket_contraction_allows_a_student():

@@ -36,11 +36,17 @@ def refusal(claim: Any, **change: Any) -> str:
         (dict(base=BEATS, margn=0.1), "did you mean margin"),
         (dict(base=BEATS, a=dict(methd="kdep")), "did you mean method"),
         (dict(base=BEATS, a=dict(share=1.5)), "less than or equal to 1"),
-        (dict(base=BEATS, margin="much"), "valid number"),
+        (dict(base=BEATS, margin="much"), "has margin = 'much'; expected a valid number"),
         (dict(base=BEATS, max_cost_ratio=0.0), "greater than 0"),
-        (dict(base=BEATS, a=dict(method="kdepp")), "did you mean kdep?"),
-        (dict(base=BEATS, a=dict(method="fitnet")), "add fitnets to the suite's methods"),
-        (dict(base=BEATS, b=dict(method="supervised")), "add supervised"),
+        (dict(base=BEATS, a=dict(method="kdepp")), "correct `a` of the claim: did you mean kdep?"),
+        (dict(base=BEATS, a=dict(method="fitnet")), "did you mean fitnets?"),
+        (
+            dict(base=BEATS, b=dict(method="supervised")),
+            "the claim 'kdep_beats_scratch' is about the method 'supervised' (`b`), which the "
+            "suite does not run; expected one of: kdep, scratch. Fix: add it to the suite's "
+            "`methods`, or remove the claim.",
+        ),
+        (dict(base=BEATS, by="top2"), "has by = 'top2'; expected one of explained_variance_ratio"),
         (dict(base=BEATS, a=dict(share=0.1)), "expected one of 1."),
         (dict(base=BEATS, a=dict(epochs=7)), "expected one of 1."),
         (dict(base=BEATS, a=dict(teacher="efficientnet_lite1")), "did you mean efficientnet_lite0"),
@@ -49,7 +55,7 @@ def refusal(claim: Any, **change: Any) -> str:
         (dict(base=BEATS, families=[]), "at least 1 item"),
         (dict(base=BEATS, b=dict(method="kdep")), "with itself"),
         (dict(base=BEATS, a=dict(method=["kdp", "scratch"])), "with itself"),
-        ("data_10x", "add supervised"),
+        ("data_10x", "'supervised' (`b`), which the suite does not run"),
         (dict(base="data_10x", b=dict(method="scratch")), "has only one value"),
         ("compact_teacher_is_worse", "with only 1 teacher"),
         (

@@ -102,6 +102,19 @@ def test_an_override_can_add_any_part_that_the_data_s_prepare_reads():
         ({"seeds": {"pretrain": [0], "tranfer": [0]}}, "transfer"),
         ({"methods": ["kdpe"]}, "did you mean kdep"),
         ({"students": []}, "students"),
+        (
+            {"views": {"scale": [1.0, 0.4]}},
+            "the suite has views.scale = [1.0, 0.4]; expected two numbers low, high with "
+            "0 < low <= high <= 1.",
+        ),
+        ({"views": {"ratio": [0.5, 101.0]}}, "0 < low <= high <= 100."),
+        ({"views": {"ratio": [0.5, 1.0, 2.0]}}, "expected at most 2 in the list"),
+        (
+            {"methods": [{"base": "kdep", "name": "kdep2", "objective": {"gama": 1.0}}]},
+            "unknown key 'gama' in method 'kdep2'.objective",
+        ),
+        ({"data": "/some/folder"}, "run kdep-bench init FOLDER; or choose one of: "),
+        ({"teacher": "weights/net.pth"}, "for your own weights, write a config in"),
         ({"tasks": "smoke_probe"}, "expected a list"),
         ({"budget": {**SUITE["budget"], "epochs": "three"}}, "expected a number"),
         ({"budget": {**SUITE["budget"], "batch": 0}}, "greater than or equal to 1"),

@@ -85,10 +85,11 @@ def data_root(root: str | Path | None = None) -> Path:
         )
     if not Path(chosen).is_dir():
         raise KdepError(
-            f"the folder of the data sets {chosen} does not exist",
-            expected="a folder with one sub-folder per data set",
-            fix=f"correct --root or {ROOT}, or create the folder: kdep-bench data SET --root DIR "
-            "--archives DOWNLOADS",
+            f"the folder {chosen} ({'--root or `root` of the data' if root else f'${ROOT}'}) does "
+            "not exist",
+            expected="the folder that contains one sub-folder per data set, such as imagenet/",
+            fix="correct the path, or write the folder from downloaded archives: kdep-bench data "
+            "SET --root DIR --archives DOWNLOADS",
         )
     return Path(chosen)
 

@@ -33,9 +33,12 @@ def verify(data_dir: str | Path) -> str:
         the fingerprint of the data.
 
     Raises:
-        KdepError: names the first file (in path order) that is missing, changed or unlisted.
+        KdepError: the folder does not exist, or a file is missing, changed or unlisted (the first
+            in path order is named).
     """
     root = Path(data_dir)
+    if not root.is_dir():
+        raise KdepError(f"the folder {root} does not exist", fix="correct the path")
     if not (root / "manifest.json").is_file():
         raise KdepError(
             f"the folder {root} has no manifest.json, so it is no folder of pocket data",

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.errors import KdepError, fault_text, unknown_name
 from kdep_bench.results.axes import Axis
 from kdep_bench.results.teacher_measures import PROBED
 
@@ -102,12 +102,13 @@ def make_claim(fields: dict[str, Any]) -> Claim:
         return Claim.model_validate(fields)
     except ValidationError as e:
         first = e.errors(include_url=False)[0]
-        place = ".".join(str(p) for p in first["loc"])
-        problem = (
-            f"{place}: {first['msg']}" if place else first["msg"].removeprefix("Value error, ")
-        )
+        place, text = ".".join(str(p) for p in first["loc"]), fault_text(first)
+        has_wrong_value = bool(place) and first["type"] != "missing"
         raise KdepError(
-            f"the claim {name} is invalid ({problem})",
+            f"the claim {name!r} has {place} = {first['input']!r:.80}"
+            if has_wrong_value
+            else f"the claim {name!r} is invalid ({f'{place}: {text}' if place else text})",
+            expected=text.removeprefix("Input should be ") if has_wrong_value else None,
             fix="correct the config of the claim, or its keys in the suite; "
             "kdep_bench/results/claims/judge.py explains them",
         ) from None

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, fault_text
 from kdep_bench.files import parse_strict, read_bytes, safe_name, write_atomic
 from kdep_bench.results.records.record import (
     TEXT_LIMIT,
@@ -108,7 +108,7 @@ def make(fields: dict[str, Any], where: str = "given") -> ProbeRecord:
         fault = e.errors(include_url=False, include_context=False)[0]
         place = ".".join(str(p)[:60] for p in fault["loc"]) or "the whole"
         raise KdepError(
-            f"the probe record {where} is damaged ({place}: {fault['msg'][:200]})", fix=_FIX
+            f"the probe record {where} is damaged ({place}: {fault_text(fault)[:200]})", fix=_FIX
         ) from None
 
 

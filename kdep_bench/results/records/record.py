@@ -33,7 +33,7 @@ from pydantic import (
     model_validator,
 )
 
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, fault_text
 from kdep_bench.files import LARGEST_NUMBER, parse_strict, read_bytes
 
 SCHEMA = 3
@@ -353,7 +353,7 @@ def _damaged(where: str, error: ValidationError) -> KdepError:
     faults = []
     for fault in error.errors(include_url=False, include_context=False)[:3]:
         place = ".".join(str(p)[:60] for p in fault["loc"]) or "the whole"
-        faults.append(f"{place}: {fault['msg'][:200]}")
+        faults.append(f"{place}: {fault_text(fault)[:200]}")
     n_more = error.error_count() - len(faults)
     text = ", ".join(faults) + (f" and {n_more} more" if n_more > 0 else "")
     return KdepError(
