@@ -1,4 +1,4 @@
-"""Continuation-KD, label-free: a hinge loss on logits; the teacher's logits are scaled from 0 to 1.
+"""Continuation-KD, label-free: a hinge loss; teacher logits are multiplied by a factor rising to 1.
 
 Source       arXiv 2212.05998, eqs 3-5, without its cross-entropy; the margin was chosen in this
              project. The factor phi of the teacher's logits increases once in each of the pocket

@@ -1,4 +1,4 @@
-"""Logit KD from an early-stopped teacher: a larger student, supervised for 8 epochs.
+"""Logit KD from a teacher that the suite trains itself: a wider ResNet-18, with labels, 8 epochs.
 
 Source       Cho and Hariharan, ICCV 2019: a teacher trained on a shorter schedule (35 or 50 epochs
              of 200 there) is a better teacher than a completely trained one.

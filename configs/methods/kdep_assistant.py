@@ -1,4 +1,4 @@
-"""KDEP through a teacher assistant: a middle-sized KDEP student is the student's teacher.
+"""KDEP through a teacher assistant: a middle-sized network, trained with KDEP, is the teacher.
 
 Source       TAKD (Mirzadeh et al., AAAI 2020), with KDEP as the objective of assistant and student.
 Differs      from `kdep` in the regressed feature: the assistant's output before its last ReLU.

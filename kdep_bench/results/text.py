@@ -11,6 +11,7 @@ import re
 import shlex
 
 from kdep_bench.results.board.board import Result, shorten
+from kdep_bench.results.board.efficiency import Saving
 from kdep_bench.results.statistics.intervals import Estimate
 
 # C0 and C1 control characters, line separators, and marks that change the reading direction.
@@ -131,16 +132,26 @@ def ratio(value: float | None, digits: int = 2) -> str:
     return f"{value:.{digits}f}" if value < 1000 else f"{value:.1e}"
 
 
-def times(log_ratio: Estimate, bound: str = "") -> str:
-    """The ratio whose logarithm is `log_ratio`, as '3.2 times, interval [2.9, 3.6]'.
+def reduction(saving: Saving) -> str:
+    """A reduction factor, such as '3.2 times, interval [2.9, 3.6]'.
 
-    `bound`: text before the ratio, such as 'at least'.
+    If all seed pairs have the same bound, its reason is shown instead of the interval.
     """
-    shown = f"{bound} {math.exp(log_ratio.mean):.2g} times".lstrip()
+    log_ratio = saving.estimate
+    shown = f"{saving.bound} {_factor(log_ratio.mean)}".lstrip()
+    if saving.is_bound_for_all:
+        reached = "reached with the smallest" if saving.at_least else "not reached with any"
+        return f"{shown} (score {reached} budget)"
+    shown += " times"
     if log_ratio.low is None or log_ratio.high is None:
         return shown
-    low, high = math.exp(log_ratio.low), math.exp(log_ratio.high)
-    return f"{shown}, interval [{low:.2g}, {high:.2g}]"
+    return f"{shown}, interval [{_factor(log_ratio.low)}, {_factor(log_ratio.high)}]"
+
+
+def _factor(log_ratio: float) -> str:
+    """The ratio with two significant digits; without decimals from 100 to 10,000."""
+    ratio = math.exp(log_ratio)
+    return f"{ratio:.0f}" if 99.5 <= ratio < 10_000 else f"{ratio:.2g}"
 
 
 def command(suite: str, only: str) -> str:

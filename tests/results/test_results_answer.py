@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from make_records import failed, fields, grid
 from test_results_tables import SCORES, board_of
 
@@ -38,12 +39,19 @@ def test_the_sentences_agree_with_the_verdicts_of_the_difference_table():
     assert "from 1 pre-trained network per method and 3 transfer runs per method and task" in limits
 
 
-def test_the_data_fraction_is_stated():
-    records = grid(SCORES) + grid({"kdep": SCORES["kdep"]}, share=0.1)
-    assert any(
-        s.startswith("kdep · 10 % data was pre-trained without labels on 10 % of the number of")
-        for s in answer_sentences(records)
-    )
+@pytest.mark.parametrize(
+    ("share", "amount"), [(0.1, "one tenth"), (0.5, "half"), (0.3, "30 %"), (3.0, "3 times")]
+)
+def test_the_data_fraction_is_stated(share, amount):
+    shares = {"kdep": min(share, 1.0), "supervised": min(1 / share, 1.0)}
+    records = grid(SCORES)
+    if share > 1:
+        records = [r for r in records if r.arm.method != "supervised"]
+    for method, fraction in shares.items():
+        if fraction < 1:
+            records += grid({method: SCORES[method]}, share=fraction)
+    text = f"without labels on {amount} as many images as supervised"
+    assert any(text in s for s in answer_sentences(records))
 
 
 def test_a_difference_from_one_seed_is_not_tested():

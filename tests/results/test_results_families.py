@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +14,12 @@ from make_records import fields
 
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_json, write_json
-from kdep_bench.results import build
+from kdep_bench.results import build, text
 from kdep_bench.results.board import families
 from kdep_bench.results.board.board import Board, RowKey, make_board
 from kdep_bench.results.board.row_summary import RowSummary
 from kdep_bench.results.records import store
-from kdep_bench.results.records.record import Record, make
+from kdep_bench.results.records.record import RENAMED_IN_3, Record, make
 from kdep_bench.results.report import board_rows
 
 SEEDS = 3
@@ -187,6 +188,50 @@ def test_families_with_a_data_fraction_are_listed_below_those_with_all_data():
     assert [f.fraction for f in with_labels] == [1, 0.1]
     assert with_labels[0].strength["kdep"].methods == 1
     assert with_labels[1].strength["kdep"].methods == 0  # no kdep of a tenth of the data here
+
+
+def test_labels_that_only_a_teacher_used_are_named_as_in_the_summary():
+    """The teacher of rkd was trained with labels; dml uses labels itself."""
+    arms = {"rkd": {"label_policy": "labels", "family": "logit"}, "dml": {"family": "logit"}}
+    seed_records = [
+        r.model_copy(update={"arm": r.arm.model_copy(update=arms.get(r.arm.method, {}))})
+        for r in records()
+    ]
+    view = board_rows.make_view(board_of(seed_records)[0])
+    (logit,) = [f for f in families.families(view.board, view.summaries, {}) if f.labels]
+    assert board_rows.family_entries(logit, text.md)[0][0] == "yes (1), by its teacher (1)"
+    (by_row,) = [board_rows.labels_text(s) for a, s in view.summaries.items() if a.method == "rkd"]
+    assert by_row == "by its teacher"
+
+
+def test_forward_passes_without_those_of_the_teacher_s_training_are_marked(
+    results: Callable[..., Path],
+):
+    """Records of schema 2 did not count the pre-training of the teacher of rkd."""
+    folder = results(records())
+    build(folder, "golden", [], INPUTS)
+    assert "‡" not in (folder / "leaderboard.md").read_text()
+    for path in (folder / "records").glob("*rkd*"):
+        value = json.loads(path.read_text()) | {"schema": 2}
+        value["stages"]["teacher.pretrain"] = "pretrain-other"
+        for part, names in RENAMED_IN_3.items():
+            if value[part]:
+                value[part] |= {old: value[part].pop(new) for old, new in names.items()}
+        path.write_text(json.dumps(value))
+    build(folder, "golden", [], INPUTS)
+    md, html = (folder / "leaderboard.md").read_text(), (folder / "index.html").read_text()
+    cells = [line.split(" | ") for line in md.splitlines() if " ms |" in line]
+    passes = {cell[1]: cell[8] for cell in cells}
+    assert (passes["rkd"], passes["pkt"]) == ("0.33 ‡", "0.33")
+    assert "| 0.33 ‡ |" in next(x for x in md.splitlines() if "| relation | no |" in x)
+    assert families.partial_note([_marked(folder)]) in md
+    assert "0.33 ‡" in html
+
+
+def _marked(folder: Path) -> RowSummary:
+    """The summary of rkd."""
+    board = make_board(store.read(folder))
+    return next(s for a, s in board_rows.make_view(board).summaries.items() if a.method == "rkd")
 
 
 def test_the_costs_of_a_row_exclude_its_transfer_runs():

@@ -161,6 +161,18 @@ def test_a_record_of_schema_2_keeps_every_value_under_its_new_name():
     assert parse(json.dumps(old | {"align": None}), "old.json").align is None
 
 
+def test_forward_passes_of_schema_2_lack_those_of_a_teacher_s_pre_training():
+    old = with_names_of_schema_2(json.loads(dump(record()))) | {"schema": 2}
+    old["cost"]["teacher_forwards"] = 5
+    assert not parse(json.dumps(old), "old.json").cost.lacks_teacher_passes
+    old["stages"]["teacher.pretrain"] = "pretrain-other"
+    migrated = parse(json.dumps(old), "old.json")
+    assert migrated.cost.lacks_teacher_passes
+    assert parse(dump(migrated), "copy.json") == migrated  # also as schema 3, in a submission
+    old["cost"]["teacher_forwards"] = None
+    assert not parse(json.dumps(old), "old.json").cost.lacks_teacher_passes
+
+
 def test_reading_a_published_record_changes_names_but_no_value():
     """Checks every 40th record of every published folder."""
     for folder in sorted((ROOT / "results").glob("*/records")):
@@ -169,6 +181,7 @@ def test_reading_a_published_record_changes_names_but_no_value():
             now = json.loads(dump(load(path)))
             if raw["schema"] < 3:
                 now = with_names_of_schema_2(now)
+                now["cost"].pop("lacks_teacher_passes", None)  # schema 2 does not state it
             if raw["schema"] == 1:
                 raw, now = without_added_fields(raw), without_added_fields(now)
             raw.pop("schema", None)

@@ -253,11 +253,13 @@ def table(tmp_path: Path) -> Path:
 
 
 def own_lines(table: Path) -> list[str]:
-    """The lines of the leaderboard with the suite's scores and differences, without submissions."""
+    """The lines of the leaderboard with the suite's own scores, differences and seed variation."""
     lines = (table / "leaderboard.md").read_text().splitlines()
     scores = [x for x in lines if "submitted" not in x and "±" in x]
     differences = [x for x in lines if "| kdep - " in x]  # in two tables where there are many
-    return [x.replace("**", "") for x in scores] + sorted(differences)
+    variation = lines[lines.index("## Variation between seeds") :]
+    variation = [x for x in variation[: variation.index("## Environment")] if x.startswith("|")]
+    return [x.replace("**", "") for x in scores] + sorted(differences) + variation
 
 
 def test_a_submission_is_marked_and_changes_no_row_of_the_suite(folder, table):

@@ -280,8 +280,12 @@ def ranks(board: Board, student: str, column: Column) -> dict[RowKey, tuple[int,
 
 
 def noise(board: Board, student: str, column: Column) -> power.Noise | None:
-    """Variation between seeds of a task for a student; None if no row has two seeds."""
-    seed_noise = power.noise_floor([board.values(row, column) for row in board.rows_of(student)])
+    """Variation between seeds of a task for a student, without submitted rows.
+
+    It is None if no row has two seeds.
+    """
+    own_rows = [row for row in board.rows_of(student) if not board.submitted(row)]
+    seed_noise = power.noise_floor([board.values(row, column) for row in own_rows])
     fitted = model(board, student, [column])
     if seed_noise is None or fitted is None:
         return seed_noise

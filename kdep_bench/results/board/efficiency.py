@@ -67,13 +67,15 @@ class Saving:
 
     Attributes:
         log_ratios: seed pair -> log(budget of the reference / budget of the line at its score).
-        at_least: some ratios are lower bounds: the line's smallest budget reaches the score.
-        at_most: some ratios are upper bounds: the line's largest budget does not reach it.
+        at_least: number of ratios that are lower bounds: the line's smallest budget reaches the
+            score.
+        at_most: number of ratios that are upper bounds: the line's largest budget does not reach
+            the score.
     """
 
     log_ratios: dict[st.Key, float]
-    at_least: bool
-    at_most: bool
+    at_least: int
+    at_most: int
 
     @property
     def estimate(self) -> st.Estimate:
@@ -88,6 +90,11 @@ class Saving:
         if self.at_least:
             return "at least"
         return "at most" if self.at_most else ""
+
+    @property
+    def is_bound_for_all(self) -> bool:
+        """Whether the ratio of every seed pair is a lower bound, or of every one an upper bound."""
+        return max(self.at_least, self.at_most) == len(self.log_ratios)
 
 
 def saving(
@@ -125,12 +132,12 @@ def saving(
         return None
     logs = [math.log(amounts[row]) for row in rows]
     reached = log_budgets_at_goal(logs, curve_scores, goal_scores, margin)
-    at_least = at_most = False
+    at_least = at_most = 0
     for key in reached:
         y = [scores[key] for scores in curve_scores]
         target = goal_scores[key] + margin
-        at_least |= y[0] >= target
-        at_most |= max(y) < target
+        at_least += y[0] >= target
+        at_most += max(y) < target
     return Saving({k: math.log(goal_amount) - v for k, v in reached.items()}, at_least, at_most)
 
 

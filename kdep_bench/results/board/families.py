@@ -25,9 +25,15 @@ COSTS = (
     "the larger of its pre-training and transfer peaks; the table has the lowest peak of the "
     "method's runs, because other work on the machine can only raise a peak. Extra parameters: "
     "parameters that are trained or stored with the student and dropped at export. Extra forward "
-    "passes: forward passes of all networks other than the student (cached or live teacher, peer "
-    "networks, moving averages). The pre-training cost includes the training of an assistant "
-    "teacher."
+    "passes: in addition to the student's one per image: of all other networks (cached or live "
+    "teacher, peer networks, moving averages), additional passes of the student, and all passes in "
+    "the pre-training of a teacher that the suite trains for the method. The pre-training cost "
+    "includes the training of such a teacher."
+)
+PARTIAL = " ‡"  # follows a number of extra forward passes that is too low
+_PARTIAL_NOTE = (
+    "‡: without the passes in the pre-training of the method's teacher, which earlier versions of "
+    "the program did not count."
 )
 _LOSS_TERMS = (
     "Loss terms: if a loss has several terms, the mean percentage of the loss magnitude that each "
@@ -40,8 +46,9 @@ _TERM_MEANINGS = {
     "the teacher's most probable class",
     "labels": "cross-entropy with the image labels",
     "teacher": "distillation from the teacher",
-    "target": "distillation of the class that cross_entropy uses",
-    "others": "distillation of all other classes",
+    "target": "distillation of the probability of one class: the label or, if the method reads no "
+    "labels, the teacher's most probable class",
+    "others": "distillation of the probabilities of all other classes",
     "mutual": "distillation from a peer network",
     "peer_cross_entropy": "cross-entropy of the peer network with the image labels",
     "peer_mutual": "distillation from the student to the peer network",
@@ -65,10 +72,11 @@ _TERM_MEANINGS = {
 FAMILIES = (
     "A method family uses one kind of teacher signal. Inputs: what the losses read (pooled "
     "features, feature maps, logits, tokens, labels, several views of an image), with the number "
-    "of methods that read it. Step time, extra parameters and extra forward passes: median over "
-    "the methods (minimum to maximum). Mean difference: paired by seeds, over all tasks and all "
-    "methods of the family; the interval covers the variation between seeds, not between methods. "
-    "Methods with a failed or missing seed are left out, and kdep is not compared with itself."
+    "of methods that read it. Labels used: as in the summary, with numbers of methods if they "
+    "differ. Step time, extra parameters and extra forward passes: median over the methods "
+    "(minimum to maximum). Mean difference: paired by seeds, over all tasks and all methods of the "
+    "family; the interval covers the variation between seeds, not between methods. Methods with a "
+    "failed or missing seed are left out, and kdep is not compared with itself."
 )
 
 
@@ -80,6 +88,11 @@ def loss_terms_note(summaries: Iterable[RowSummary]) -> str:
     meanings = [f"{name}: {text}." for name, text in _TERM_MEANINGS.items() if name in names]
     other = [_OTHER_TERMS] if names - _TERM_MEANINGS.keys() else []
     return " ".join([_LOSS_TERMS, *meanings, *other])
+
+
+def partial_note(summaries: Iterable[RowSummary]) -> str:
+    """The sentence that explains PARTIAL; "" if no row is marked with it."""
+    return _PARTIAL_NOTE if any(summary.lacks_teacher_passes for summary in summaries) else ""
 
 
 def has_costs(board: Board) -> bool:
@@ -102,6 +115,16 @@ class RowCost:
         """Forward passes of all other networks per image seen by the student; None if unknown."""
         n_passes, seen = self.summary.extra_forwards, self.summary.images_seen
         return n_passes / seen if n_passes is not None and seen else None
+
+    @property
+    def mark(self) -> str:
+        """The mark PARTIAL if `forwards` is too low, otherwise ""."""
+        return PARTIAL if self.summary.lacks_teacher_passes else ""
+
+
+def mark_of(costs: Iterable[RowCost]) -> str:
+    """PARTIAL if one of `costs` has it, otherwise ""."""
+    return max((cost.mark for cost in costs), default="")
 
 
 def costs(board: Board, summary: Mapping[RowKey, RowSummary]) -> list[RowCost]:
@@ -130,9 +153,9 @@ class Strength:
 class MethodFamily:
     """The rows of one method family with the same use of labels, data fraction and epochs.
 
-    `labels`: whether its methods use labels. `reads`: input of a loss -> number of methods that
-    read it. `left_out`: methods with a failed or missing seed. `strength`: reference method -> mean
-    difference from it.
+    `labels`: whether its methods, or teachers that the suite trains for them, use labels. `reads`:
+    input of a loss -> number of methods that read it. `left_out`: methods with a failed or missing
+    seed. `strength`: reference method -> mean difference from it.
     """
 
     student: str

@@ -18,7 +18,7 @@ class RowSummary:
     Times are in seconds. Times and `images_per_s` are means over the row's pre-trainings;
     `transfer_s` is a mean over its transfer runs. `coverage`: the lowest fraction of loaded weights
     of a run. `terms`: loss term -> mean fraction of the loss magnitude. `cached`: whether the row
-    was trained from a teacher cache.
+    was trained from a teacher cache. `lacks_teacher_passes`: as in `record.Cost`.
     """
 
     method: Method
@@ -37,6 +37,7 @@ class RowSummary:
     peak_memory_bytes: int | None = None
     extra_parameters: int | None = None
     extra_forwards: int | None = None
+    lacks_teacher_passes: bool = False
     terms: Mapping[str, float] = field(default_factory=dict)
     learning_rate: float | None = None
     transfer: Transfer | None = None
@@ -86,6 +87,7 @@ def summarize_row(board: Board, key: RowKey) -> RowSummary:
         peak_memory_bytes=min((p for r in ok if (p := r.cost.peak_memory_bytes)), default=None),
         extra_parameters=_largest(r.cost.extra_parameters for r in per_seed),
         extra_forwards=_largest(r.cost.extra_forwards for r in per_seed),
+        lacks_teacher_passes=any(r.cost.lacks_teacher_passes for r in per_seed),
         terms=_mean_terms([dict(r.terms) for r in per_seed if r.terms]),
         learning_rate=first.budget.learning_rate,
         transfer=first.transfer,

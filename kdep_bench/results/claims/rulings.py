@@ -203,7 +203,7 @@ def judge_efficiency(
         scope,
         ruling,
         reason=reason,
-        interval=text.times(est, saving.bound),
+        interval=text.reduction(saving),
         threshold=f"reduction factor >= {claim.at_least:g} for {efficiency.AXES[claim.axis]}",
         seeds_to_decide=seeds,
         p=None if est.low is None else st.p_two_sided(est, log_threshold),

@@ -9,7 +9,8 @@ Versions of the schema:
 1. The first.
 2. Adds `teacher.top1`, `teacher.top1_source`, `cost.extra_parameters` and `cost.teacher_forwards`,
    which are unknown in records of schema 1.
-3. Renames fields (see `RENAMED_IN_3`).
+3. Renames fields (see `RENAMED_IN_3`). `cost.extra_forwards` also counts the pre-training of a
+   teacher that the suite trains for the method (see `Cost.lacks_teacher_passes`).
 
 A file keeps its schema until its stage is collected again with another result. These fields are in
 a file only if they are known: `terms` (a loss with several terms), `transfer` (a transfer method),
@@ -76,7 +77,8 @@ class Method(Part):
     """The pre-training method: the part `arm` of a record.
 
     `reconstruction`: whether the formula is re-implemented from the paper's text, not from the
-    authors' code. `labels_used`: whether the pre-training, or that of its teacher, used labels.
+    authors' code. `labels_used`: whether the student's own pre-training used labels. `label_policy`
+    is "labels" also if only the pre-training of a teacher that the suite trained used them.
     """
 
     method: Text
@@ -238,6 +240,9 @@ class Cost(Part):
             additional passes of the student; and of all networks in the pre-trainings of teachers
             that the method trains.
         processor_units: matrix and vector instruction sets of the CPU, such as "amx".
+        lacks_teacher_passes: whether `extra_forwards` is too low, because it does not count the
+            pre-training of a teacher that the method trains; true in such records of schema 2. A
+            file has this field only if it is true.
     """
 
     pretrain_s: Amount | None = None
@@ -253,6 +258,7 @@ class Cost(Part):
     device: Text | None = None
     processor_units: list[Text] | None = None
     threads: Count | None = None
+    lacks_teacher_passes: bool = False
 
 
 class Align(Part):
@@ -386,6 +392,11 @@ def _from_2(old: dict[str, Any]) -> dict[str, Any]:
             # No version wrote the new name in an old schema, so its meaning is unknown.
             raise ValueError(f"{part}.{early[0]} is a field of schema 3")
         old[part] = {names.get(k, k): v for k, v in fields.items()}
+    stages, cost = old.get("stages"), old.get("cost")
+    if isinstance(stages, dict) and isinstance(cost, dict):
+        trains_teacher = any(role.endswith(".pretrain") for role in stages)
+        if trains_teacher and cost.get("extra_forwards") is not None:
+            old["cost"] = cost | {"lacks_teacher_passes": True}
     return old
 
 
@@ -531,6 +542,8 @@ def dump(record: Record) -> str:
         del value["cost"]["peak_gpu_bytes"]
     if record.cost.processor_units is None:
         del value["cost"]["processor_units"]
+    if not record.cost.lacks_teacher_passes:
+        del value["cost"]["lacks_teacher_passes"]
     if record.budget.learning_rate is None:
         del value["budget"]["learning_rate"]
     if record.budget.epochs_asked is None:

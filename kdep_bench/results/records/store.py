@@ -57,6 +57,7 @@ class Spent(NamedTuple):
     extra_parameters: int | None = None
     extra_forwards: int | None = None
     processor_units: tuple[str, ...] | None = None
+    lacks_teacher_passes: bool = False
 
 
 class Run(NamedTuple):
@@ -221,6 +222,7 @@ class _Sharer:
                 cost.extra_parameters,
                 cost.extra_forwards,
                 self.value(None if cost.processor_units is None else tuple(cost.processor_units)),
+                cost.lacks_teacher_passes,
             ),
             align=self.part(record.align),
             pretrained="pretrain" in record.stages and record.budget.images_seen != 0,

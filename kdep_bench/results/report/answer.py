@@ -131,9 +131,17 @@ def _data_and_time(
     labelled = "with labels" if summaries[row].method.labels_used else "without labels"
     images = f"as many images as {labels[reference]}"
     if row.fraction != reference.fraction:
-        percent = 100 * row.fraction / reference.fraction
-        images = f"{percent:.3g} % of the number of images of {labels[reference]}"
+        images = f"{_multiple(row.fraction / reference.fraction)} as many images as "
+        images += labels[reference]
     return [f"{labels[row]} was pre-trained {labelled} on {images}. {time}"]
+
+
+def _multiple(ratio: float) -> str:
+    """A ratio in words, such as "one tenth", "10 times" or "30 %"."""
+    if ratio >= 1:
+        return f"{ratio:.3g} times"
+    words = {0.5: "half", 0.1: "one tenth", 0.01: "one hundredth"}
+    return words.get(round(ratio, 6), f"{100 * ratio:.3g} %")
 
 
 def _best(board: Board, student: str, labels: Mapping[RowKey, str]) -> list[str]:

@@ -34,14 +34,16 @@ PAIRED = (
     "Comparison a - b: a's score minus b's score with the same pre-training seed and transfer "
     "seed, averaged over these seed pairs. A positive difference means that a is better, for every "
     "metric. The standard deviation of the differences is pooled over all methods of the task. If "
-    "the standard deviation of a pair of methods is significantly larger, the pair's own is used. "
-    "A mean over tasks gives every task family the same weight. Result: better or worse if p is "
-    "below 0.05 after Holm's correction, which is made separately for four groups: differences of "
-    "kdep and differences of other methods, each for means over tasks and for single tasks. "
-    "Intervals are not corrected, so an interval may exclude 0 although the result is not "
-    "significant. This table, the marks of the best methods and the claims are each corrected for "
-    "a different number of comparisons, so they may differ on a borderline result. Then the "
-    "verdict on the claim counts, because the claim was written before the run."
+    "the standard deviation of a pair's own differences is larger, it is used instead. If no score "
+    "is missing, a method with significantly larger variance is left out of the pooled value and "
+    "compared only by its own differences. A mean over tasks gives every task family the same "
+    "weight. Result: better or worse if p is below 0.05 after Holm's correction, which is made "
+    "separately for four groups: comparisons whose first method is kdep and those whose first "
+    "method is another one, each for means over tasks and for single tasks. Intervals are not "
+    "corrected, so an interval may exclude 0 although the result is not significant. This table, "
+    "the marks of the best methods and the claims are each corrected for a different number of "
+    "comparisons, so they may differ. If they differ, the verdict on the claim counts, because the "
+    "claim was written before the run."
 )
 
 LONG = 60  # most rows of a difference table that is not split
@@ -54,10 +56,11 @@ UNTIMED = (
 SAVING = (
     "Reduction factor: the budget of the reference divided by the budget with which the method "
     "reaches the reference's score (mean over all tasks, each task family with the same weight). "
-    "For each seed pair the factor is read off the method's curve of score against budget. It is "
-    "made monotone and interpolated linearly in the logarithm of the budget. 'at least': the "
-    "smallest budget of the method already reaches the score; 'at most': its largest budget does "
-    "not reach the score; 'mixed bounds': 'at least' for some seeds and 'at most' for others."
+    "For each seed pair, the method's curve of score against budget is made monotone (the highest "
+    "score up to each budget) and interpolated linearly in the logarithm of the budget; the factor "
+    "is read off this curve. 'at least': for one or more seed pairs, the smallest budget already "
+    "reaches the score; 'at most': for one or more, the largest budget does not reach it; 'mixed "
+    "bounds': both. If all seed pairs have the same bound, there is no interval."
 )
 
 
@@ -268,7 +271,7 @@ def cost_entries(
         (text.ratio(cost.ratio), cost.ratio),
         (families.mebibytes(summary.peak_memory_bytes), summary.peak_memory_bytes),
         (text.count(summary.extra_parameters), summary.extra_parameters),
-        (text.ratio(cost.forwards), cost.forwards),
+        (text.ratio(cost.forwards) + cost.mark, cost.forwards),
         (text.seconds(summary.cost_s), summary.cost_s),
         (escape(terms or "—", 300), None),
     ]
@@ -290,7 +293,7 @@ def family_entries(
     reads = ", ".join(f"{input_name} ({n})" for input_name, n in family.reads.items())
     memory = max((m for c in costs if (m := c.summary.peak_memory_bytes)), default=None)
     entries: list[tuple[str, float | None]] = [
-        ("yes" if family.labels else "no", None),
+        (_labels_of_family(family), None),
         (f"{100 * family.fraction:g} %", family.fraction),
         ("—" if epochs is None else f"{epochs:g}", epochs),
         (str(len(costs)), len(costs)),
@@ -298,13 +301,21 @@ def family_entries(
         (families.spread([c.ratio for c in costs]), None),
         (families.mebibytes(memory), memory),
         (families.spread([c.summary.extra_parameters for c in costs], 0), None),
-        (families.spread([c.forwards for c in costs]), None),
+        (families.spread([c.forwards for c in costs]) + families.mark_of(costs), None),
     ]
     for strength in family.strength.values():
         est = strength.estimate
         note = f", {strength.methods} methods" if strength.methods != len(costs) else ""
         entries.append((text.gap(est) + note, est.mean) if est else ("—", None))
     return [*entries, (escape(", ".join(family.left_out) or "—", 300), None)]
+
+
+def _labels_of_family(family: families.MethodFamily) -> str:
+    """The labels that the methods used, as in the summary; with counts if the methods differ."""
+    counts = Counter(labels_text(cost.summary) for cost in family.costs)
+    if len(counts) == 1:
+        return next(iter(counts))
+    return ", ".join(f"{shown} ({n})" for shown, n in counts.most_common())
 
 
 def saving_rows(view: BoardView) -> list[tuple[str, str, str, str, efficiency.Saving]]:

@@ -139,11 +139,12 @@ TERMS = (
         "extra forward passes",
         "Forward passes during pre-training in addition to the student's one per image seen: of "
         "all other networks (cached or live teacher, peer networks, moving averages), additional "
-        "passes of the student (on augmented images), and all passes of networks that the method "
-        "trains first as teachers. Per image seen; in the CSV in total. In the table of transfer "
-        "methods: passes in addition to the student's one per training image, in total: of the "
-        "transfer method's teacher, of moving averages, and additional passes of the student on "
-        "other images (target domain, generated or masked images).",
+        "passes of the student (on augmented images), and all passes in the pre-training of a "
+        "teacher that the suite trains for the method. Records of earlier versions do not count "
+        "this pre-training; ‡ marks them. Per image seen; in the CSV in total. In the table of "
+        "transfer methods: passes in addition to the student's one per training image, in total: "
+        "of the transfer method's teacher, of moving averages, and additional passes of the "
+        "student on other images (target domain, generated or masked images).",
         ("extra forward passes per image seen", "extra forward passes", "extra_forwards"),
     ),
     Term(
@@ -358,9 +359,10 @@ TERMS = (
         "interval",
         "95 % confidence interval; it covers the variation between seeds, not between test sets. "
         "Of a mean: Student's t below 50 values, BCa bootstrap from 50 to 300. Of a difference: "
-        "Student's t with the standard deviation of all methods of the task, or with the pair's "
-        "own if that is larger. If every pre-training seed was combined with every transfer seed: "
-        "two-way clustered variance.",
+        "Student's t with the standard deviation pooled over all methods of the task, or with that "
+        "of the pair's own differences if it is larger; a method with significantly larger "
+        "variance is compared only by its own differences. If every pre-training seed was combined "
+        "with every transfer seed: two-way clustered variance.",
         ("low95", "high95", "measured", "mean difference"),
     ),
     Term(
@@ -385,8 +387,8 @@ TERMS = (
         "better, worse, not significant",
         "Result of a comparison. Better or worse: the mean difference is above or below 0, and p "
         "(Holm) is below 0.05. p (Holm): two-sided p value after Holm's correction (1979), made "
-        "separately for kdep and for the other methods, and for means over tasks and for single "
-        "tasks. 'too few seed pairs': there is no p value.",
+        "separately for comparisons whose first method is kdep and for all others, and for means "
+        "over tasks and for single tasks. 'too few seed pairs': there is no p value.",
         (
             "result",
             "p (Holm)",
@@ -399,7 +401,9 @@ TERMS = (
         "among the best",
         "The best mean of a task and every method that is not significantly worse (multiple "
         "comparisons with the best, Hsu 1984). With probability 0.95 the method with the best true "
-        "mean is among them. In the summary: in how many tasks a method is among the best. "
+        "mean is among them. A method whose scores vary more is compared by its own differences, "
+        "so it can be among the best although a method with a higher mean is not. In the summary: "
+        "in how many tasks a method is among the best. "
         "rank_best, rank_worst: the best and the worst rank that Dunnett's tests do not exclude.",
         ("among the best", "among_best", "rank_best", "rank_worst"),
     ),
@@ -414,18 +418,20 @@ TERMS = (
         "The smallest true difference between two methods that a paired t test at 5 % finds with "
         "probability 0.8 (its power), with the present number of independent seeds and before "
         "correction for several comparisons. Std. dev. over seeds: the standard deviation of a "
-        "method's scores, pooled over all methods of the task.",
+        "method's scores, pooled over all methods of the task. The minimum detectable difference "
+        "leaves out a method with significantly larger variance.",
         ("minimum detectable difference", "std. dev. over seeds", "degrees of freedom"),
     ),
     Term(
         "claim, verdict",
         "A claim is a statement that the suite tests, with a threshold for the measured value. "
         "Supported: the whole interval meets the threshold. Refuted: no part of the interval meets "
-        "it. Both must hold after Holm's correction for all claims of the suite, and no task "
-        "family may have the opposite result. Undecided: otherwise. 'for one pre-trained network': "
-        "there is one pre-training seed, and another network may give another result. 'not "
-        "testable here': the records of a method are missing. Basis: the seeds and the reason of "
-        "the verdict.",
+        "it. Both must hold after Holm's correction (for all claims of the suite, separately for "
+        "verdicts over all tasks and for those on single task families). A verdict over all tasks "
+        "is undecided if a task family has the opposite verdict before the correction. Undecided: "
+        "otherwise. 'for one pre-trained network': there is one pre-training seed, and another "
+        "network may give another result. 'not testable here': the records of a method are "
+        "missing. Basis: the seeds and the reason of the verdict.",
         ("claim", "verdict", "threshold", "basis"),
     ),
     Term(
@@ -448,7 +454,8 @@ TERMS = (
         "budget, reduction factor",
         "Budget: the images, images seen, time or FLOPs of pre-training. Reduction factor: the "
         "reference's budget divided by the budget with which the method reaches the reference's "
-        "score.",
+        "score. 'at least', 'at most': a bound, because the smallest budget of the method already "
+        "reaches the score, or its largest budget does not reach it.",
         ("budget", "reduction factor", "reference"),
     ),
     Term(

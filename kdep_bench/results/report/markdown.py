@@ -50,11 +50,12 @@ _LEGEND = (
     "Scores are x100: mean ± standard deviation over seeds (number of seeds). A point is a "
     "difference of 1 on this scale. {best}: the best mean of a task and every method that is not "
     "significantly worse (multiple comparisons with the best, alpha 0.05, standard deviation "
-    "pooled over all methods of the task). Nothing is marked if no method has two seeds. Intervals "
-    "are 95 % confidence intervals. They cover the variation between seeds, not between test sets. "
-    "A method with a failed or missing seed has no mean rank and no mean over tasks; its scores "
-    "state how many seeds failed or are missing. †: the mean is below chance, or below the mean "
-    "without pre-training (scratch)."
+    "pooled over all methods of the task). A method whose scores vary more is compared by its own "
+    "differences, so it can be marked although a method with a higher mean is not. Nothing is "
+    "marked if no method has two seeds. Intervals are 95 % confidence intervals. They cover the "
+    "variation between seeds, not between test sets. A method with a failed or missing seed has no "
+    "mean rank and no mean over tasks; its scores state how many seeds failed or are missing. †: "
+    "the mean is below chance, or below the mean without pre-training (scratch)."
 )
 LEGEND_MD = _LEGEND.format(best="**Bold**")
 LEGEND_HTML = _LEGEND.format(best="Highlighted")
@@ -216,6 +217,8 @@ def _cost_table(view: BoardView) -> list[str]:
     notes = [families.COSTS, ""]
     if loss_terms := families.loss_terms_note(view.summaries.values()):
         notes += [text.md(loss_terms, 2000), ""]
+    if note := families.partial_note(view.summaries.values()):
+        notes += [note, ""]
     return ["## Cost of each method", "", *notes, *md_table(head, rows, 3), ""]
 
 
@@ -239,15 +242,17 @@ def _method_family_table(view: BoardView) -> list[str]:
     ]
     if not rows:
         return []
-    head = ["student", "method family", *FAMILY_HEAD]
-    return ["## Method families", "", families.FAMILIES, "", *md_table(head, rows, 2), ""]
+    head, notes = ["student", "method family", *FAMILY_HEAD], [families.FAMILIES, ""]
+    if note := families.partial_note(view.summaries.values()):
+        notes += [note, ""]
+    return ["## Method families", "", *notes, *md_table(head, rows, 2), ""]
 
 
 def _savings(view: BoardView) -> list[str]:
     rows = []
     for student, method, reference, axis, saving in saving_rows(view):
         entries = [text.md(student), text.md(method), text.md(reference), axis]
-        rows.append([*entries, text.times(saving.estimate, saving.bound), saving.estimate.seeds])
+        rows.append([*entries, text.reduction(saving), saving.estimate.seeds])
     if not rows:
         return []
     return ["## Efficiency", "", SAVING, "", *md_table(SAVING_HEAD, rows, 4), ""]
@@ -282,14 +287,15 @@ def _claim_table(verdicts: list[Verdict]) -> list[str]:
 CLAIMS = (
     "Each claim has a threshold for a measured value. Measured: the score of the claim's first "
     "method minus that of its second, in points; for a claim about a budget, the second method's "
-    "budget divided by the first's; for a claim about teachers, the rank correlation of a "
-    "property of the teachers with the scores of their students. The claim is supported if the "
-    "whole interval meets the threshold, and refuted if no part of it does. Either verdict must "
-    "also hold after Holm's correction; otherwise the claim is undecided. The correction is made "
-    "separately for the verdicts over all tasks and for those on single task families. Cost "
-    "ratio: pre-training cost of the first method divided by that of the second, both including "
-    "the teacher cache. Seeds needed: the number of independent seeds with which an undecided "
-    "claim would be decided with probability 0.8."
+    "budget divided by the first's; for a claim about teachers, the rank correlation of a property "
+    "of the teachers with the scores of their students. The claim is supported if the whole "
+    "interval meets the threshold, and refuted if no part of it does. Either verdict must also "
+    "hold after Holm's correction; otherwise the claim is undecided. The correction is made "
+    "separately for the verdicts over all tasks and for those on single task families. A verdict "
+    "over all tasks is also undecided if a task family has the opposite verdict before the "
+    "correction. Cost ratio: pre-training cost of the first method divided by that of the second, "
+    "both including the teacher cache. Seeds needed: the number of independent seeds with which an "
+    "undecided claim would be decided with probability 0.8."
 )
 ALIGNMENT = (
     "The alignment maps the teacher's feature linearly to the student's width. Explained variance "
@@ -303,8 +309,9 @@ NOISE = (
     "detectable difference: the smallest true difference between two methods that a paired t test "
     "at 5 % would find with probability 0.8 (its power), with the stated number of independent "
     "seeds per method. It is computed from the differences within seed pairs, so it is not a fixed "
-    "multiple of the standard deviation. A method whose standard deviation is significantly larger "
-    "than that of the others is not included in the pooled value."
+    "multiple of the standard deviation. The minimum detectable difference leaves out a method "
+    "whose standard deviation is significantly larger than that of the others; the std. dev. over "
+    "seeds includes it."
 )
 ALIGNMENT_HEAD = ["student", "method", "teacher", "explained variance ratio", "std ratio: raw"]
 ALIGNMENT_HEAD += ["std ratio: aligned", "std ratio: transformed"]

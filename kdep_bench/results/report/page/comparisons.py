@@ -67,7 +67,7 @@ def efficiency_section(view: BoardView, drawn: Sequence[plots.Plot]) -> Section 
     for student, method, reference, budget_kind, reduction in board_rows.saving_rows(view):
         entries = [name_entry(name) for name in (student, method, reference, budget_kind)]
         estimate = reduction.estimate
-        entries.append(number_entry(text.times(estimate, reduction.bound), estimate.mean))
+        entries.append(number_entry(text.reduction(reduction), estimate.mean))
         rows.append((student, [*entries, Entry(estimate.seeds, "n")]))
     if not charts and not rows:
         return None
@@ -90,7 +90,8 @@ def costs_section(view: BoardView) -> Section | None:
         rows.append((cost.row.student, entries))
     head = ["student", "method", "method family", *board_rows.COST_HEAD]
     table = page_table(view, "Costs", head, rows, left=3)
-    notes = [families.COSTS, families.loss_terms_note(view.summaries.values())]
+    summaries = view.summaries.values()
+    notes = [families.COSTS, families.loss_terms_note(summaries), families.partial_note(summaries)]
     return Section("costs", "Cost of each method", "table", notes=notes, table=table)
 
 
@@ -177,7 +178,8 @@ def method_families_section(view: BoardView) -> Section | None:
         return None
     head, title = ["student", "method family", *board_rows.FAMILY_HEAD], "Method families"
     table = page_table(view, title, head, rows, left=2)
-    return Section("families", title, "table", notes=[families.FAMILIES], table=table)
+    notes = [families.FAMILIES, families.partial_note(view.summaries.values())]
+    return Section("families", title, "table", notes=notes, table=table)
 
 
 def alignment_section(view: BoardView) -> Section | None:
