@@ -198,8 +198,8 @@ def test_a_score_outside_the_curve_gives_a_bound_on_the_ratio():
     assert outcome.verdict == "supported"
     assert outcome.interval == "at least 100 (score reached with the smallest budget)"
     assert verdict(low, **EFFICIENCY, at_least=500.0).verdict == "undecided"
-    one = efficiency_records() + method_records("supervised", [0.45, 0.45, 0.6], images=100_000)
-    shown = verdict(one, **EFFICIENCY, at_least=2.0).interval  # one seed has a bound
+    mixed = efficiency_records() + method_records("supervised", [0.45, 0.45, 0.6], images=100_000)
+    shown = verdict(mixed, **EFFICIENCY, at_least=2.0).interval  # one seed has a bound
     assert re.fullmatch(r"at most 2\.\d times, interval \[.*\]", shown)
 
 

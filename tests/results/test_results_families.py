@@ -192,9 +192,9 @@ def test_families_with_a_data_fraction_are_listed_below_those_with_all_data():
 
 def test_labels_that_only_a_teacher_used_are_named_as_in_the_summary():
     """The teacher of rkd was trained with labels; dml uses labels itself."""
-    arms = {"rkd": {"label_policy": "labels", "family": "logit"}, "dml": {"family": "logit"}}
+    changes = {"rkd": {"label_policy": "labels", "family": "logit"}, "dml": {"family": "logit"}}
     seed_records = [
-        r.model_copy(update={"arm": r.arm.model_copy(update=arms.get(r.arm.method, {}))})
+        r.model_copy(update={"arm": r.arm.model_copy(update=changes.get(r.arm.method, {}))})
         for r in records()
     ]
     view = board_rows.make_view(board_of(seed_records)[0])
@@ -220,8 +220,8 @@ def test_forward_passes_without_those_of_the_teacher_s_training_are_marked(
         path.write_text(json.dumps(value))
     build(folder, "golden", [], INPUTS)
     md, html = (folder / "leaderboard.md").read_text(), (folder / "index.html").read_text()
-    cells = [line.split(" | ") for line in md.splitlines() if " ms |" in line]
-    passes = {cell[1]: cell[8] for cell in cells}
+    rows = [line.split(" | ") for line in md.splitlines() if " ms |" in line]
+    passes = {entries[1]: entries[8] for entries in rows}
     assert (passes["rkd"], passes["pkt"]) == ("0.33 ‡", "0.33")
     assert "| 0.33 ‡ |" in next(x for x in md.splitlines() if "| relation | no |" in x)
     assert families.partial_note([_marked(folder)]) in md

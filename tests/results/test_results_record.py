@@ -162,7 +162,8 @@ def test_a_record_of_schema_2_keeps_every_value_under_its_new_name():
 
 
 def test_forward_passes_of_schema_2_lack_those_of_a_teacher_s_pre_training():
-    old = with_names_of_schema_2(json.loads(dump(record()))) | {"schema": 2}
+    old = with_names_of_schema_2(json.loads(dump(record())))
+    old["schema"] = 2
     old["cost"]["teacher_forwards"] = 5
     assert not parse(json.dumps(old), "old.json").cost.lacks_teacher_passes
     old["stages"]["teacher.pretrain"] = "pretrain-other"
