@@ -23,7 +23,10 @@ from kdep_bench.errors import KdepError
 
 FOLDER = "classify"
 LISTED = 20  # maximum number of groups of equal images in the data card
-_UNLABELLED = "set pool_labels=False and labels=False, and remove the supervised method"
+_UNLABELLED = (
+    "set pool_labels=False and labels=False, and in the suite remove the methods that read labels "
+    "and set share_by='image'"
+)
 
 
 @dataclass

@@ -108,7 +108,9 @@ def make_claim(fields: dict[str, Any]) -> Claim:
             f"the claim {name!r} has {place} = {first['input']!r:.80}"
             if has_wrong_value
             else f"the claim {name!r} is invalid ({f'{place}: {text}' if place else text})",
-            expected=text.removeprefix("Input should be ") if has_wrong_value else None,
+            expected=text.removeprefix("Input should be ").partition(", unable")[0]
+            if has_wrong_value
+            else None,
             fix="correct the config of the claim, or its keys in the suite; "
             "kdep_bench/results/claims/judge.py explains them",
         ) from None
