@@ -1,15 +1,17 @@
 """Checks constructor arguments of a config's `type` against its source code, without importing it.
 
-So a wrong argument of an objective or a transform is found when a suite is planned, in milliseconds
-and without torch. Classes of this package and of torch.optim are checked, and classes of other
-packages if their source is available. Everything else is accepted here; the stage that builds the
-object reports errors.
+So a misspelt class or a wrong argument is found when a suite is planned, in milliseconds and
+without torch. A `type` must name an object of an installed package. Arguments are checked if the
+source of the class is available; otherwise the stage that builds the object reports errors.
 """
 
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib.util
+import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +26,8 @@ from kdep_bench.errors import KdepError, fault_text, unknown_name
 ALIASES = {"svd": "kdep_bench.features.aligners.Svd"}
 # Base classes whose constructors have no arguments.
 _BASES_WITHOUT_ARGUMENTS = {"object", "ABC", "nn.Module", "torch.nn.Module", "Module"}
+# Packages whose registries have backbones; a name without a package is one of the first.
+_REGISTRIES = ("mmpretrain", "mmdet", "mmseg")
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 # Names that annotations of plain data may contain.
 _TYPES: Mapping[str, Any] = {
@@ -172,21 +176,15 @@ def check_arguments(config: Any, where: str, passed_by_stage: Collection[str] = 
         passed_by_stage: names of arguments that the stage passes, so that the config need not.
 
     Raises:
-        KdepError: the class does not exist in this package, an argument is unknown or missing, or a
+        KdepError: there is no `type` or it names no class, an argument is unknown or missing, or a
             value has another type or is out of range.
     """
-    kind = config.get("type") if isinstance(config, Mapping) else None
-    if not isinstance(kind, str):
+    if not isinstance(config, Mapping):
         return
-    path = resolve_alias(kind)
+    check_type(config, where)
+    path = resolve_alias(config["type"])
     constructor = signature(path)
     if constructor is None:
-        if path.startswith("kdep_bench.") and _find(path) is None:
-            raise KdepError(
-                f"{where} has the type {path!r}, which does not exist",
-                expected="the dotted path of a class",
-                fix=f"correct `type` ({_near(path)})",
-            )
         return
     args = {k: v for k, v in config.items() if k != "type"}
     name = path.rpartition(".")[2]
@@ -200,6 +198,53 @@ def check_arguments(config: Any, where: str, passed_by_stage: Collection[str] = 
             raise KdepError(
                 f"{where} lacks the argument {arg.name!r} of {name}", fix="add it to the config"
             )
+
+
+def check_type(config: Mapping[str, Any], where: str) -> None:
+    """Checks that the `type` of a config names a class or a function.
+
+    A `type` is accepted if its module exists but has no source that could be read.
+
+    Args:
+        config: dict(type=..., ...).
+        where: what the config is called in errors.
+
+    Raises:
+        KdepError: there is no `type`, or it names nothing.
+    """
+    kind = config.get("type")
+    if not isinstance(kind, str):
+        raise KdepError(
+            f"{where} has no `type`" if kind is None else f"{where} has type = {kind!r:.60}",
+            expected="type=<class>",
+            fix="import the class in the config, or write its dotted path",
+        )
+    path = resolve_alias(kind)
+    if not names_something(path):
+        raise KdepError(
+            f"{where} has the type {path!r:.120}, which does not exist",
+            expected="the dotted path of a class",
+            fix=f"correct `type` ({_near(path)})",
+        )
+
+
+def check_backbone(backbone: Mapping[str, Any], where: str) -> None:
+    """Checks that the `type` of a student's backbone names a class.
+
+    It is a dotted path, or a name in an OpenMMLab registry such as "mmpretrain.ResNet".
+
+    Raises:
+        KdepError: there is no `type`, or it names no class.
+    """
+    scope, _, name = str(backbone.get("type", ".")).rpartition(".")
+    package = scope or _REGISTRIES[0]
+    tree = _tree(f"{package}.models.backbones") if package in _REGISTRIES else None
+    if tree is None or not name:
+        check_type(backbone, where)
+    elif not _defines(f"{package}.models.backbones", name):
+        imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+        valid = [f"{package}.{alias.name}" for node in imports for alias in node.names]
+        raise unknown_name("type", f"{package}.{name}", valid, place=where)
 
 
 def _unknown_argument(name: str, where: str, key: str, valid: Collection[str]) -> KdepError:
@@ -284,23 +329,97 @@ def optimizer_path(kind: Any) -> str | None:
 
 
 @cache
-def _tree(module: str) -> ast.Module | None:
-    """The parsed source of a module, which is not imported; None if it cannot be read."""
+def _file(module: str) -> Path | None:
+    """The source file of a module, which is not imported; None if there is none."""
     top, _, rest = module.partition(".")
     try:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):
         return None
-    places = list(spec.submodule_search_locations or []) if spec else []
-    for place in places:
+    if spec is None:
+        return None
+    if not rest and not spec.submodule_search_locations:
+        return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
+    for place in spec.submodule_search_locations or ():
         base = Path(place, *rest.split(".")) if rest else Path(place)
-        for file in (base.with_suffix(".py"), base / "__init__.py"):
-            if file.is_file():
-                try:
-                    return ast.parse(file.read_text(encoding="utf-8"))
-                except (SyntaxError, ValueError, OSError):
-                    return None
+        for file in (base / "__init__.py", base.with_suffix(".py")):
+            if os.path.isfile(file):
+                return file
     return None
+
+
+@cache
+def _tree(module: str) -> ast.Module | None:
+    """The parsed source of a module, which is not imported; None if it cannot be read."""
+    file = _file(module)
+    try:
+        return None if file is None else ast.parse(file.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError, OSError):
+        return None
+
+
+def _source_module(module: str, item: ast.ImportFrom) -> str:
+    """The dotted path of the module from which `item`, a statement of `module`, imports."""
+    if not item.level:
+        return item.module or ""
+    file = _file(module)
+    is_package = file is not None and file.name == "__init__.py"
+    parts = module.split(".")
+    parts = parts[: len(parts) - item.level + is_package]
+    return ".".join([*parts, *([item.module] if item.module else [])])
+
+
+@cache
+def names_something(path: str) -> bool:
+    """Whether a dotted path names a class, a function or a variable of an installed package.
+
+    True if the module exists but its source cannot be read.
+    """
+    module, _, name = path.rpartition(".")
+    if not module or not all(part.isidentifier() for part in path.split(".")):
+        return False
+    return _find(path) is not None or _defines(module, name)
+
+
+def _module_exists(module: str) -> bool:
+    """Whether a module, which may be compiled or a folder, is installed; it is not imported."""
+    top, *rest = module.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return False
+    if spec is None or not rest:
+        return spec is not None
+    for place in spec.submodule_search_locations or ():
+        base = Path(place, *rest)
+        if base.is_dir() or any(base.parent.glob(f"{base.name}.*")):
+            return True
+    return False
+
+
+def _defines(module: str, name: str, importers: frozenset[str] = frozenset()) -> bool:
+    """Whether a module may define `name` by an assignment, an import or in a block.
+
+    True for every name if the source of an existing module cannot be read, or if it defines the
+    function `__getattr__`. `importers`: modules that import everything from this one.
+    """
+    tree = _tree(module)
+    if tree is None:
+        return _module_exists(module)
+    for node in ast.walk(tree):
+        found = False
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            found = node.name in (name, "__getattr__")
+        elif isinstance(node, ast.Name):
+            found = node.id == name and isinstance(node.ctx, ast.Store)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found = any((alias.asname or alias.name) == name for alias in node.names)
+            if isinstance(node, ast.ImportFrom) and node.names[0].name == "*":
+                starred = _source_module(module, node)
+                found = starred not in importers and _defines(starred, name, importers | {module})
+        if found:
+            return True
+    return False
 
 
 _Definition = ast.ClassDef | ast.FunctionDef
@@ -329,11 +448,7 @@ def _imported(module: str, tree: ast.Module, name: str) -> str | None:
         if isinstance(item, ast.ImportFrom):
             for alias in item.names:
                 if (alias.asname or alias.name) == name:
-                    start = item.module or ""
-                    if item.level:
-                        parts = module.split(".")[: -item.level]
-                        start = ".".join([*parts, start] if start else parts)
-                    return f"{start}.{alias.name}"
+                    return f"{_source_module(module, item)}.{alias.name}"
     return None
 
 
@@ -397,10 +512,24 @@ def _literal(module: str, node: ast.expr) -> Any:
 
 
 def _near(path: str) -> str:
-    """Text for an error: the classes that the path's module defines, or that it is missing."""
-    module = path.rpartition(".")[0]
-    tree = _tree(module)
-    if tree is None:
-        return f"there is no module {module}"
-    classes = [n.name for n in tree.body if isinstance(n, ast.ClassDef) and n.name[0] != "_"]
-    return f"{module} defines {', '.join(classes) or 'no class'}"
+    """Text for an error: similar classes, those of the path's module, or that it is missing."""
+    module, _, name = path.rpartition(".")
+    tree = _tree(module) if module else None
+    if tree is not None:
+        classes = [n.name for n in tree.body if isinstance(n, ast.ClassDef) and n.name[0] != "_"]
+        return f"{module} defines {', '.join(classes) or 'no class'}"
+    if similar := _similar_classes(name):
+        return f"did you mean {' or '.join(similar)}?"
+    return f"there is no module {module}" if module else "write its dotted path"
+
+
+def _similar_classes(name: str) -> list[str]:
+    """Aliases, and dotted paths of classes of this package, that are spelt like `name`."""
+    package = Path(__file__).parent
+    paths = {alias: [alias] for alias in ALIASES}
+    for file in sorted(package.rglob("*.py")):
+        module = ".".join((package.name, *file.relative_to(package).with_suffix("").parts))
+        for found in re.findall(r"^class ([A-Z]\w*)", file.read_text("utf-8"), re.MULTILINE):
+            paths.setdefault(found, []).append(f"{module}.{found}")
+    near = difflib.get_close_matches(name, paths, n=1, cutoff=0.8)
+    return [path for name in near for path in paths[name]]

@@ -20,6 +20,7 @@ from kdep_bench.objectives.roles import FROM_TEACHER
 from kdep_bench.schedules.build import as_schedule
 from kdep_bench.signatures import (
     check_arguments,
+    check_type,
     check_value,
     class_value,
     optimizer_path,
@@ -70,6 +71,8 @@ def check_optimizer(config: Json, where: str) -> None:
     known_optimizers = torch_optimizers()
     if path is None and "." not in kind and known_optimizers:
         raise unknown_name("optimizer type", kind, known_optimizers, place=where)
+    if path is None:
+        check_type(config, where)
     for name, annotation in _OPTIMIZER_RANGES.items():
         if name in config:
             check_value(annotation, config[name], where, name)
@@ -122,6 +125,16 @@ def check_classes(method: Json, label: str, epochs: float) -> None:
             check_arguments(config, where, {*required, "epochs"} | teachers)
 
 
+def check_objective_types(method: Json, label: str) -> None:
+    """Raises KdepError if a `type` in the method's objective is missing or names no class."""
+    objective = method.get("objective")
+    if isinstance(objective, Mapping):
+        check_type(objective, f"{label}.objective")
+    for key, config in _typed_dicts(objective, "objective"):
+        if not key.endswith(".optimizer"):  # `check_optimizer` knows short names
+            check_type(config, f"{label}.{key}")
+
+
 def _check_weights_file(config: Any, label: str) -> None:
     """Raises KdepError if the method's `weights` name a file that does not exist."""
     path = config.get("weights") if isinstance(config, Mapping) else None
@@ -137,12 +150,14 @@ def _typed_dicts(config: Any, path: str) -> Iterator[tuple[str, Json]]:
     """(path, dict) of every dict with a `type` in a nested config, outer dicts first.
 
     A path has the keys and list positions that lead to the dict, for example 'objective.terms.0'.
+    Backbones, whose `type` may be a name in a registry, are left out.
     """
     if isinstance(config, dict):
-        if isinstance(config.get("type"), str):
+        if "type" in config:
             yield path, config
         for key, value in config.items():
-            yield from _typed_dicts(value, f"{path}.{key}")
+            if key != "backbone":
+                yield from _typed_dicts(value, f"{path}.{key}")
     elif isinstance(config, list):
         for position, value in enumerate(config):
             yield from _typed_dicts(value, f"{path}.{position}")

@@ -7,7 +7,7 @@ pair that it builds. No rule reads a file.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -28,13 +28,20 @@ from kdep_bench.objectives.signs import check_map_targets
 from kdep_bench.schedules.base import check_span
 from kdep_bench.schedules.build import check_some_weight_nonzero, spans
 from kdep_bench.schedules.phases import check_phases
-from kdep_bench.signatures import check_arguments, class_value, resolve_alias
+from kdep_bench.signatures import (
+    check_arguments,
+    check_backbone,
+    check_type,
+    class_value,
+    resolve_alias,
+)
 from kdep_bench.suite.arguments import (
     check_augment,
     check_classes,
     check_couples_samples,
     check_extra_optimizers,
     check_needs,
+    check_objective_types,
     check_optimizer,
     check_peers_differ,
     check_single_pass,
@@ -101,6 +108,11 @@ def check_task_recipe(student: Json, task: Json) -> None:
         check_recipe(task["name"], task["recipe"])
 
 
+def check_task_class(student: Json, task: Json) -> None:
+    """Checks that the task's `type` names a class."""
+    check_type(task, f"task {task['name']!r}")
+
+
 def check_metric_and_family(student: Json, task: Json) -> None:
     """Checks that the task's class measures its metric and belongs to its task family."""
     kind = task["type"]
@@ -115,6 +127,7 @@ def check_metric_and_family(student: Json, task: Json) -> None:
 
 
 TASK_RULES: tuple[Callable[[Json, Json], None], ...] = (
+    check_task_class,
     check_metric_and_family,
     check_pyramid,
     check_c4_detector,
@@ -272,6 +285,16 @@ def check_pair(
 def check_teacher_roles(pair: StudentMethod) -> None:
     """Checks that the objective reads every teacher in `teachers`, see `teachers.check_roles`."""
     check_roles(pair.suite, pair.method, pair.suite_teacher)
+
+
+def check_types(pair: StudentMethod) -> None:
+    """Checks that every `type` in the method's objective names a class; other rules read it."""
+    check_objective_types(pair.method, pair.name)
+
+
+def check_student_backbone(pair: StudentMethod) -> None:
+    """Checks that the `type` of the student's backbone names a class."""
+    check_backbone(pair.student["backbone"], f"`backbone` of student {pair.student['name']!r}")
 
 
 def check_assistants(pair: StudentMethod) -> None:
@@ -468,6 +491,7 @@ def check_peers(pair: StudentMethod) -> None:
     """
     for config in peers_of(pair.method.get("objective")):
         check(MODELS["student"], config, f"`peer` in the objective of {pair.name}")
+        check_backbone(config["backbone"], f"`peer.backbone` in the objective of {pair.name}")
         if config["input_px"] != (px := pair.student["input_px"]):
             raise KdepError(
                 f"{pair.label} trains a second network, {config['name']!r}, whose input has "
@@ -503,12 +527,15 @@ def check_teacher_exists(pair: StudentMethod) -> None:
 
 
 def check_teacher_arguments(pair: StudentMethod) -> None:
-    """Checks that the class of the suite's teacher accepts the arguments in its config."""
-    if pair.suite_teacher is not None and assistant_config(pair.method) is None:
-        check_arguments(
-            without(pair.suite_teacher, DESCRIPTION_KEYS | {CONTENT}),
-            f"the teacher {pair.suite_teacher.get('name')!r}",
-        )
+    """Checks that the classes in the config of the suite's teacher accept their arguments."""
+    teacher = pair.suite_teacher if assistant_config(pair.method) is None else None
+    while teacher is not None:
+        label = f"the teacher {teacher.get('name')!r}"
+        check_arguments(without(teacher, DESCRIPTION_KEYS | {CONTENT}), label)
+        if isinstance(model := teacher.get("model"), Mapping):
+            check_backbone(model, f"`model` of {label}")
+        inner = teacher.get("teacher")  # of a black box
+        teacher = inner if isinstance(inner, dict) else None
 
 
 def check_logits(pair: StudentMethod) -> None:
@@ -880,6 +907,8 @@ def check_separate_optimizers(pair: StudentMethod) -> None:
 
 Rule = Callable[[StudentMethod], None]
 RULES: tuple[Rule, ...] = (
+    check_types,
+    check_student_backbone,
     check_teacher_roles,
     check_assistants,
     check_batch,

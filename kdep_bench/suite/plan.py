@@ -20,7 +20,7 @@ from kdep_bench.data.normalisation import check_recipe, check_stated
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import canonical_json
 from kdep_bench.objectives.levels import levels_of, top_classes
-from kdep_bench.signatures import class_value, resolve_alias
+from kdep_bench.signatures import check_type, class_value, resolve_alias
 from kdep_bench.suite import claim_checks
 from kdep_bench.suite.arguments import check_optimizer
 from kdep_bench.suite.config import merged
@@ -192,8 +192,13 @@ class _Builder:
         return self.plan
 
     def check_data(self) -> None:
-        """Raises KdepError if the data do not fit the tasks, the probes or `share_by`."""
+        """Raises KdepError for an unknown `type` of the data.
+
+        Also if the data do not fit the tasks, the probes or `share_by`.
+        """
         suite = self.suite
+        if (function := suite.data.get("type")) is not None:
+            check_type({"type": function.replace(":", ".")}, f"the data {suite.data['name']!r}")
         check_data_plan(suite.data, suite.tasks)
         for probe in suite.probes:
             check_probe(suite.data, probe)

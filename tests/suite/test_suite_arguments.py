@@ -11,7 +11,7 @@ import pytest
 from test_suite_config import SUITE, build
 
 from kdep_bench.errors import KdepError
-from kdep_bench.signatures import class_value, signature
+from kdep_bench.signatures import class_value, names_something, signature
 from kdep_bench.suite import config
 from kdep_bench.suite.plan import build_plan
 
@@ -69,7 +69,7 @@ def test_valid_arguments_of_optimisers_are_accepted():
         dict(SGD, momentum=0.9, nesterov=True, weight_decay=5e-4),
         dict(type="AdamW", lr=1e-3, betas=[0.9, 0.95], weight_decay=0.05),
         dict(type="Muon", lr=0.02, momentum=0.95),
-        dict(type="mypackage.optim.Mine", lr=0.1, beta=7),
+        dict(type="timm.optim.Lamb", lr=0.1, beta3=7),
     ):
         build_plan(build(budget=dict(SUITE["budget"], optimizer=optimizer)))
     # `nesterov` is not in the config, but it is an argument of the class.
@@ -124,6 +124,67 @@ def test_valid_arguments_of_optimisers_are_accepted():
 def test_an_argument_out_of_its_range_is_refused(method, message):
     budget = dict(SUITE["budget"], views=2)
     assert message in refusal(budget=budget, **method)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        one_method(objective=dict(type="FeatureRegresion")),
+        one_method(
+            objective=dict(type="kdep_bench.objectives.feature_regresion.FeatureRegression")
+        ),
+        one_method(objective=dict(type="torch.nn.NoSuchLoss")),
+        one_method(objective=dict(type=3)),
+        one_method(objective=dict(_delete_=True, weight=1.0)),
+        one_method("continuation", objective=dict(phi=dict(type="Exponental"))),
+        one_method(
+            "eskd", objective=dict(parts=dict(labels=dict(objective=dict(type="CrossEntropi"))))
+        ),
+        one_method("bd_kd", objective=dict(peer=dict(backbone=dict(type="ResNt")))),
+        one_method(align=dict(type="svdd")),
+        one_method(transform=dict(type="PTZ")),
+        one_method(augment=dict(type="Mixupp")),
+        one_method("fs_bbt", synthesis=dict(type="FewShotImage")),
+        one_method(weights=dict(type="no_such_package.imagenet_weights")),
+        one_method("takd", teacher=dict(method=dict(base="kdep", align=dict(type="svdd")))),
+        dict(budget=dict(SUITE["budget"], optimizer=dict(type="no_such_package.Sgd", lr=0.1))),
+        one_method(optimizer=dict(type="no_such_package.Sgd")),
+        dict(teacher=dict(base="efficientnet_lite0", type="EfficientNetLit")),
+        dict(teacher=dict(base="efficientnet_lite0_black_box", teacher=dict(type="Lite"))),
+        dict(students=[dict(base="resnet18_w32", backbone=dict(type="mmpretrain.ResNt"))]),
+        dict(students=[dict(base="resnet18_w32", backbone=dict(type="kdep_bench.students.ResNt"))]),
+        dict(tasks=[dict(base="smoke_probe", type="LinearProb")]),
+        dict(probes=[dict(base="knn", type="Knnn")]),
+        dict(data=dict(name="images", type="kdep_bench.data.pocket.mak.prepare")),
+        dict(one_method("quantised", transfer=dict(type="Quantized")), tasks=["smoke_det"]),
+    ],
+)
+def test_a_type_that_names_no_class_is_refused(change):
+    """Otherwise the error would come from a stage, after other stages have run for hours."""
+    message = refusal(**change)
+    assert any(text in message for text in ("does not exist", "unknown type", "`type`", "type = 3"))
+
+
+@pytest.mark.parametrize(
+    ("path", "exists"),
+    [
+        ("kdep_bench.features.aligners.Svd", True),
+        ("kdep_bench.suite.plan.check_type", True),  # imported there
+        ("kdep_bench.signatures._STRICT", True),  # a variable
+        ("torch.nn.ReLU", True),  # imported with *
+        ("torch.nn.Relu", False),
+        ("timm.create_model", True),
+        ("builtins.dict", True),  # has no source
+        ("kdep_bench.features.aligners.Svdd", False),
+        ("kdep_bench/features/aligners.Svd", False),
+        ("kdep_bench..Svd", False),
+        ("no_such_package.Svd", False),
+        ("Svd", False),
+        ("", False),
+    ],
+)
+def test_a_dotted_path_is_found_in_source_code_without_an_import(path, exists):
+    assert names_something(path) == exists
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,10 @@ def test_an_official_set_that_the_data_do_not_name_is_refused():
     build_plan(build(data=data, tasks=["cifar100"], students=["resnet18"]))
 
 
-def test_data_that_a_user_s_own_function_prepares_are_not_checked():
+def test_data_that_a_user_s_own_function_prepares_are_not_checked(tmp_path, monkeypatch):
+    (tmp_path / "mypackage").mkdir()
+    (tmp_path / "mypackage/data.py").write_text("def prepare(spec, inputs, out, progress): ...")
+    monkeypatch.syspath_prepend(tmp_path)
     data = dict(type="mypackage.data.prepare", name="theirs", whatever=1)
     accept(build(data=data, tasks=["smoke_det", "cifar100"]))
 
