@@ -401,23 +401,23 @@ def _defines(module: str, name: str, importers: frozenset[str] = frozenset()) ->
     """Whether a module may define `name` by an assignment, an import or in a block.
 
     True for every name if the source of an existing module cannot be read, or if it defines the
-    function `__getattr__`. `importers`: modules that import everything from this one.
+    function `__getattr__`. `importers`: modules that import all names of this one.
     """
     tree = _tree(module)
     if tree is None:
         return _module_exists(module)
     for node in ast.walk(tree):
-        found = False
+        defines = False
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
-            found = node.name in (name, "__getattr__")
+            defines = node.name in (name, "__getattr__")
         elif isinstance(node, ast.Name):
-            found = node.id == name and isinstance(node.ctx, ast.Store)
+            defines = node.id == name and isinstance(node.ctx, ast.Store)
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            found = any((alias.asname or alias.name) == name for alias in node.names)
+            defines = any((alias.asname or alias.name) == name for alias in node.names)
             if isinstance(node, ast.ImportFrom) and node.names[0].name == "*":
                 starred = _source_module(module, node)
-                found = starred not in importers and _defines(starred, name, importers | {module})
-        if found:
+                defines = starred not in importers and _defines(starred, name, importers | {module})
+        if defines:
             return True
     return False
 
@@ -529,7 +529,8 @@ def _similar_classes(name: str) -> list[str]:
     paths = {alias: [alias] for alias in ALIASES}
     for file in sorted(package.rglob("*.py")):
         module = ".".join((package.name, *file.relative_to(package).with_suffix("").parts))
-        for found in re.findall(r"^class ([A-Z]\w*)", file.read_text("utf-8"), re.MULTILINE):
-            paths.setdefault(found, []).append(f"{module}.{found}")
+        source = file.read_text("utf-8")
+        for class_name in re.findall(r"^class ([A-Z]\w*)", source, re.MULTILINE):
+            paths.setdefault(class_name, []).append(f"{module}.{class_name}")
     near = difflib.get_close_matches(name, paths, n=1, cutoff=0.8)
     return [path for name in near for path in paths[name]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,21 +49,30 @@ def folder(tmp_path: Path) -> Path:
     return table
 
 
-def add_record(table: Path, method: str, seed: int, right: int, with_outputs: bool = True) -> None:
-    """Writes a record, with its per-sample outputs if `with_outputs`."""
+def add_record(
+    table: Path,
+    method: str,
+    seed: int,
+    right: int,
+    with_outputs: bool = True,
+    outputs_part: dict[str, Any] | None = None,
+) -> None:
+    """Writes a record, with its per-sample outputs if `with_outputs`.
+
+    `outputs_part`: what a record without them states about them.
+    """
     name = f"transfer-probe.{method}.s{seed}-{'0' * 11}{seed}"
     value = right / IMAGES
     stages = {"transfer": name, "export": "export-x-000000000000"}
     budget = fields(method)["budget"] | {"images_seen": 60_000 if method == "kdep" else 0}
+    if with_outputs:
+        stored = samples.write(table / "samples" / f"{name}.npz", outputs(right))
+        outputs_part = {**stored, "file": f"samples/{name}.npz"}
     record = make(
         fields(method, "probe", value, transfer=seed, id=name, stages=stages, budget=budget)
         | {"config_hash": "0" * 12, "metrics": {"top1": value}}
-        | {"curves": {}}
+        | {"curves": {}, "samples": outputs_part}
     )
-    if with_outputs:
-        stored = samples.write(table / "samples" / f"{name}.npz", outputs(right))
-        part = {**stored, "file": f"samples/{name}.npz"}
-        record = make({**record.model_dump(by_alias=True), "samples": part})
     store.write(table, record)
 
 
@@ -78,11 +88,21 @@ def test_the_difference_over_images_is_shown_with_its_numbers_of_seeds_and_image
     assert "| predictions on test images | stored in samples/ |" in text
 
 
-def test_pairs_that_are_not_in_the_table_are_counted_with_the_reason(folder):
-    for seed, right in enumerate((90, 92, 94)):  # records of an earlier version
-        add_record(folder, "supervised", seed, right, with_outputs=False)
+@pytest.mark.parametrize(
+    ("part", "reason"),
+    [
+        (None, "the trainings of some seeds stored no predictions."),
+        (
+            dict(file="", sha256="0" * 64, bytes=200_000, images=200),
+            "the predictions of some seeds are too large for this folder (they are in work_dirs).",
+        ),
+    ],
+)
+def test_pairs_that_are_not_in_the_table_are_counted_with_the_reason(folder, part, reason):
+    for seed, right in enumerate((90, 92, 94)):
+        add_record(folder, "supervised", seed, right, with_outputs=False, outputs_part=part)
     build(folder, claims=[])
-    line = "1 of the 2 comparisons are not in the table, because per-sample outputs of some seeds"
+    line = "1 of the 2 comparisons (each of two methods on one task) are missing, because " + reason
     for name in ("leaderboard.md", "index.html"):
         assert line in (folder / name).read_text()
 

@@ -140,7 +140,7 @@ def test_a_suite_whose_parts_contradict_each_other_is_refused_when_planned(chang
 
 def test_a_student_wider_than_its_teacher_needs_a_policy():
     suite = build()
-    narrow = {"name": "narrow", "width": 128}
+    narrow = {**suite.teachers["resnet18_w32"], "name": "narrow", "width": 128}
     suite = suite.model_copy(update={"teachers": {"resnet18_w32": narrow}})
     with pytest.raises(KdepError, match="256 channels and the teacher 'narrow' only 128"):
         build_plan(suite)

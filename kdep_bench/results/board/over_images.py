@@ -27,7 +27,8 @@ from kdep_bench.results.statistics.over_images import Resampled
 MOST_PAIRS = 400  # differences in the table; each needs all sample files of two rows
 
 # Reasons why a pair of rows has no difference on a task.
-NO_OUTPUTS = "per-sample outputs of some seeds are not stored (older records have none)"
+NO_OUTPUTS = "the trainings of some seeds stored no predictions"
+NOT_HERE = "the predictions of some seeds are too large for this folder (they are in work_dirs)"
 NOT_READ = "a file of per-sample outputs cannot be used (see the remarks)"
 OTHER_IMAGES = "the per-sample outputs are of different images"
 FEW_IMAGES = f"there are fewer than {over_images.FEWEST_IMAGES} test images"
@@ -172,9 +173,11 @@ class _Reader:
         return trainings
 
     def _training(self, run: Run, value: float, column: Column) -> Training | str:
-        if run.samples is None or not run.samples[0] or ".." in Path(run.samples[0]).parts:
+        if run.samples is None:
             return NO_OUTPUTS
         file, digest = run.samples
+        if not file or ".." in Path(file).parts:
+            return NOT_HERE
         key = file, column.metric
         if key not in self._read:
             try:

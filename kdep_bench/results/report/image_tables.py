@@ -45,7 +45,9 @@ def notes(view: BoardView) -> list[str]:
         return [NOTE]
     n_left_out = sum(left_out.values())
     total = n_left_out + len(view.image_differences)
-    sentence = f"{n_left_out} of the {total} comparisons are not in the table"
+    sentence = (
+        f"{n_left_out} of the {total} comparisons (each of two methods on one task) are missing"
+    )
     if len(left_out) == 1:
         return [NOTE, f"{sentence}, because {next(iter(left_out))}."]
     reasons = "; ".join(f"{count} because {reason}" for reason, count in sorted(left_out.items()))
