@@ -37,7 +37,7 @@ def plan(*methods: str | dict[str, Any], width: int | None = None, **changes: An
     )
     built = build_suite(raw | changes)
     if width is not None:
-        narrow = {**built.teachers["resnet18_w32"], "name": "narrow", "width": width}
+        narrow = {"type": "builtins.dict", "name": "narrow", "width": width}
         built = built.model_copy(update={"teachers": {"resnet18_w32": narrow}})
     return build_plan(built)
 

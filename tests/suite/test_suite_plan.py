@@ -16,6 +16,8 @@ from kdep_bench.suite.graph import Plan
 from kdep_bench.suite.plan import build_plan
 from kdep_bench.suite.schema import Suite
 
+REGRESSION = {"type": "kdep_bench.objectives.feature_regression.FeatureRegression"}
+
 
 def kinds(plan: Plan) -> Counter:
     """The number of stages per kind."""
@@ -140,7 +142,7 @@ def test_a_suite_whose_parts_contradict_each_other_is_refused_when_planned(chang
 
 def test_a_student_wider_than_its_teacher_needs_a_policy():
     suite = build()
-    narrow = {**suite.teachers["resnet18_w32"], "name": "narrow", "width": 128}
+    narrow = {"type": "builtins.dict", "name": "narrow", "width": 128}
     suite = suite.model_copy(update={"teachers": {"resnet18_w32": narrow}})
     with pytest.raises(KdepError, match="256 channels and the teacher 'narrow' only 128"):
         build_plan(suite)
@@ -171,7 +173,7 @@ def test_sign_pairs_with_an_odd_number_of_channels_is_refused_when_planned():
 
 def test_logits_of_a_teacher_without_logits_are_refused():
     suite = build(methods=[{"base": "kdep", "needs": ["logits"]}])
-    without_logits = {"name": "plain", "has_logits": False}
+    without_logits = {"type": "builtins.dict", "name": "plain", "has_logits": False}
     with pytest.raises(KdepError, match="has none"):
         build_plan(suite.model_copy(update={"teachers": {"resnet18_w32": without_logits}}))
 
@@ -199,7 +201,7 @@ def test_a_schedule_longer_than_the_run_is_refused_when_planned():
     objective = {
         "_delete_": True,
         "type": "kdep_bench.objectives.weighted_sum.WeightedSum",
-        "parts": {"f": {"objective": {"type": "x"}, "weight": weight}},
+        "parts": {"f": {"objective": REGRESSION, "weight": weight}},
     }
     with pytest.raises(KdepError, match="schedule of 99 epochs"):
         build_plan(build(methods=[{"base": "kdep", "objective": objective}]))
@@ -264,7 +266,7 @@ def test_a_method_with_a_live_teacher_reads_the_images_and_no_labels():
 
 def test_logits_of_a_teacher_without_logits_and_maps_of_a_student_without_maps_are_refused():
     suite = build(methods=["logit_kd"])
-    without_logits = {"name": "plain", "has_logits": False}
+    without_logits = {"type": "builtins.dict", "name": "plain", "has_logits": False}
     with pytest.raises(KdepError, match="'plain' has none"):
         build_plan(suite.model_copy(update={"teachers": {"resnet18_w32": without_logits}}))
     maps = [{"base": "logit_kd", "needs": ["maps"]}]
@@ -381,7 +383,7 @@ def test_loss_weights_that_are_all_0_after_some_steps_are_refused():
     objective = {
         "_delete_": True,
         "type": "kdep_bench.objectives.weighted_sum.WeightedSum",
-        "parts": {"f": {"objective": {"type": "x"}, "weight": stop}},
+        "parts": {"f": {"objective": REGRESSION, "weight": stop}},
     }
     with pytest.raises(KdepError, match="are 0 after 50%"):
         build_plan(build(methods=[{"base": "kdep", "objective": objective}]))
