@@ -61,6 +61,14 @@ def fault_text(fault: Mapping[str, Any]) -> str:
     return str(fault["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
 
 
+def expected_text(fault: Mapping[str, Any]) -> str:
+    """What pydantic expected where it found a fault: "a number greater than 0"."""
+    text = fault_text(fault).removeprefix("Input should be ")
+    text = text.replace("a valid integer", "an integer").replace("a valid ", "a ")
+    is_limit = text.startswith(("greater than", "less than"))
+    return f"a number {text}" if is_limit else text
+
+
 def made_again(folder: object) -> str:
     """The fix for a damaged stage directory `folder`: move it away, so that it is made again."""
     return f"move the folder {folder} out of the work dir and run the suite again, which writes it"
@@ -79,7 +87,7 @@ def unknown_name(
         fix: what to do; default: suggests up to three similar names, or lists all.
     """
     names = sorted(map(str, valid))
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     likeness = [difflib.SequenceMatcher(None, n, name).ratio() for n in near]
     # A name that is much less similar than the best one would only distract.
     near = [n for n, ratio in zip(near, likeness, strict=True) if ratio > max(likeness) - 0.2]

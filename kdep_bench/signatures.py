@@ -21,7 +21,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from kdep_bench import bounds
-from kdep_bench.errors import KdepError, fault_text, unknown_name
+from kdep_bench.errors import KdepError, expected_text, unknown_name
 
 ALIASES = {"svd": "kdep_bench.features.aligners.Svd"}
 # Base classes whose constructors have no arguments.
@@ -276,15 +276,19 @@ def check_value(annotation: str, value: Any, where: str, name: str) -> None:
     try:
         adapter.validate_python(value)
     except ValidationError as e:
-        faults = e.errors(include_url=False)
-        expected_texts = dict.fromkeys(
-            fault_text(f).removeprefix("Input should be ") for f in faults
-        )
         raise KdepError(
             f"{where} has {name} = {value!r:.60}",
-            expected=" or ".join(expected_texts),
+            expected=_expected(e),
             fix=f"correct `{name}` of {where}",
         ) from None
+
+
+def _expected(error: ValidationError) -> str:
+    """What a validator accepts, for an error."""
+    texts = [expected_text(fault) for fault in error.errors(include_url=False)]
+    if any("number" in text for text in texts) and "a dictionary" in texts:
+        texts[texts.index("a dictionary")] = "the config of a schedule"  # instead of a number
+    return " or ".join(dict.fromkeys(texts))
 
 
 @cache

@@ -97,7 +97,7 @@ class CurriculumExperts(Objective):
         super().__init__()
         self.head = nn.Linear(width, common_classes(teachers))
         self.strata = RecentQuantiles(len(teachers), memory)
-        self.tau, self.pacing = float(tau), as_schedule(pacing, epochs)
+        self.tau, self.pacing = float(tau), as_schedule(pacing, epochs, "pacing")
 
     def difficulty(self, ctx: Context) -> Tensor:
         """[B]: entropy in nats of the last teacher's probabilities."""

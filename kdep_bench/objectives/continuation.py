@@ -62,7 +62,7 @@ class Continuation(Objective):
             )
         self.head = nn.Linear(width, teacher_classes)
         self.margin, self.weight, self.classes = float(margin), float(weight), teacher_classes
-        self.phi = as_schedule(phi, epochs)
+        self.phi = as_schedule(phi, epochs, "phi")
         self.scale = FirstBatch()
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:

@@ -76,7 +76,7 @@ class CTKD(Objective):
         self.head = nn.Linear(width, teacher_classes)
         self.start, self.range = float(start), float(range)
         self.theta = nn.Parameter(torch.tensor(float(theta)))
-        self.curriculum = as_schedule(curriculum, epochs)
+        self.curriculum = as_schedule(curriculum, epochs, "curriculum")
 
     def temperature(self, factor: float) -> Tensor:
         """tau, a scalar; its gradient with respect to theta is multiplied by `factor`."""

@@ -60,7 +60,7 @@ class LogitKD(Objective):
                 fix="correct `tau` in the method's objective",
             )
         self.head = nn.Linear(width, teacher_classes)
-        self.tau, self.entropy_floor = as_schedule(tau, epochs), entropy_floor
+        self.tau, self.entropy_floor = as_schedule(tau, epochs, "tau"), entropy_floor
         self._entropy_checked = False
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:

@@ -85,7 +85,7 @@ class MultiTeacherKD(Objective):
                 fix="correct `tau` in the method's objective",
             )
         self.head = nn.Linear(width, common_classes(teachers))
-        self.tau = as_schedule(tau, epochs)
+        self.tau = as_schedule(tau, epochs, "tau")
         known_args = {"width": width, "teachers": teachers, "epochs": epochs, **build_args}
         self.weighting = build_weighting(weighting, known_args)
 
@@ -94,6 +94,7 @@ class MultiTeacherKD(Objective):
         return [config["weighting"]] if config.get("weighting") is not None else []
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
+        # `after`: after the last activation, as for a classifier.
         return self.distilled(ctx, self.head(ctx.after))
 
     def distilled(self, ctx: Context, student_BC: Tensor) -> dict[str, Tensor]:
@@ -128,6 +129,8 @@ class MultiTeacherKDWithLabels(MultiTeacherKD):
         classes: number of classes of the labels, set by the pre-training stage.
     """
 
+    # needs: read from the batch ("classes": the labels must be the teacher's).
+    # requires: constructor arguments.
     needs = frozenset({"logits", "labels", "classes"})
     requires = MultiTeacherKD.requires | {"classes"}
 

@@ -1,7 +1,8 @@
 """Stage `features`: features of an exported backbone or a teacher, extracted once for all probes.
 
-The images are those of class folders (one file per split, preprocessed as by the linear probe of
-`transfer.classification`), or images of the pool, the pre-training images (one view of each).
+The images are those of class folders (preprocessed as by the linear probe of
+`transfer.classification`; their features are stored in one file per split), or images of the pool,
+the pre-training images (one view of each).
 """
 
 from __future__ import annotations
@@ -118,7 +119,9 @@ def run(
         progress: called with (done, total, note).
 
     Returns:
-        images (number by split), width, extract_s (seconds), images_per_s, bytes.
+        images (number by split), width, extract_s (seconds), images_per_s, bytes; for a teacher
+        also teacher (its name and checksum) and forwards (number of its forward passes, one per
+        image).
 
     Raises:
         KdepError: data that cannot be read, a backbone that does not load, features that are not
@@ -216,7 +219,7 @@ def _split_features(
 
     classes = class_folders(root / splits[0])
     counts = {}
-    with reading_images(f"features of {root.name}"):
+    with reading_images(f"the extraction of the features of {root.name}"):
         for i, split in enumerate(splits):
             progress(i, len(splits), f"features of {split}")
             # mmcv's decoder fills a truncated JPEG with grey; this check raises an error.
@@ -257,7 +260,10 @@ def _pool_features(
 def pool_rows(
     image_spec: Mapping[str, Any], inputs: Mapping[str, Path], views: Views
 ) -> np.ndarray:
-    """Sorted row numbers of the first view of at most `rows` images, chosen at random by `seed`."""
+    """Row numbers, sorted, of the first views of the chosen images.
+
+    These are at most `image_spec["rows"]` images, drawn with `seed`.
+    """
     images = np.arange(len(views.files))
     if "share" in image_spec:
         images = np.sort(select_for_spec(views.files, image_spec, inputs))
@@ -268,12 +274,16 @@ def pool_rows(
 
 
 def _save(out: Path, name: str, before: np.ndarray, after: np.ndarray, labels: np.ndarray) -> int:
-    """Writes `<name>.npz`; returns the number of images. KdepError for NaN or infinity."""
+    """Writes `<name>.npz`; returns the number of images.
+
+    Raises:
+        KdepError: a feature is NaN or infinite.
+    """
     for x in (before, after):
         if not np.isfinite(x).all():
             raise KdepError(
-                f"the backbone's features of {name} contain NaN or infinity",
-                fix="check the loss curve of the pre-training",
+                f"the network's features of {name} contain NaN or infinity",
+                fix="check the loss curve of its pre-training, or the file of a given network",
             )
     np.savez(out / f"{name}.npz", before=before, after=after, labels=labels)
     return len(labels)

@@ -1,1 +1,4 @@
-"""Schedules of loss weights over a pre-training: one class per module, built by `build`."""
+"""Schedules of the settings of an objective over a pre-training, such as its loss weights.
+
+One class per module; `build` builds them.
+"""

@@ -27,7 +27,7 @@ class Annealing(Schedule):
             raise KdepError(
                 f"an annealing schedule has t_max={t_max}",
                 expected="1 or more",
-                fix="correct `t_max` in the schedule of the method's loss weight",
+                fix="correct `t_max` in this schedule of the method's objective",
             )
         self.t_max = t_max
 

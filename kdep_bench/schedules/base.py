@@ -26,7 +26,7 @@ class Schedule(ABC):
                 raise KdepError(
                     f"a schedule has span={span}",
                     expected="a positive number of epochs",
-                    fix="correct `span` in the schedule of the method's loss weight",
+                    fix="correct `span` in this schedule of the method's objective",
                 )
             if epochs is not None:
                 check_span(span, epochs, type_path(type(self)))

@@ -12,8 +12,10 @@ from kdep_bench.schedules.base import Schedule
 N_CHECKED_STEPS = 200  # steps of a run, evenly spaced, at which loss weights are checked
 
 
-def as_schedule(value: Any, epochs: float | None = None) -> Schedule:
+def as_schedule(value: Any, epochs: float | None = None, setting: str = "weight") -> Schedule:
     """The Schedule of a number, of a schedule's config dict(type=..., ...), or of a Schedule.
+
+    `setting`: name of the objective's argument that has this value, for errors.
 
     Raises:
         KdepError: any other value, or a type that is not a Schedule.
@@ -28,14 +30,14 @@ def as_schedule(value: Any, epochs: float | None = None) -> Schedule:
             raise KdepError(
                 f"{type_path(value['type'])} is not a Schedule",
                 expected="a class of kdep_bench.schedules",
-                fix="correct `type` of the loss weight in the method's objective",
+                fix=f"correct `type` of `{setting}` in the method's objective",
             )
         return schedule
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise KdepError(
-            f"the loss weight {value!r} is not a number",
+            f"the objective has {setting} = {value!r:.60}",
             expected="a number, or dict(type=<schedule>, ...)",
-            fix="correct the weight in the method's objective",
+            fix=f"correct `{setting}` in the method's objective",
         )
     return Constant(value)
 

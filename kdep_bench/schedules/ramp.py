@@ -19,9 +19,9 @@ class Ramp(Schedule):
         super().__init__(None, epochs)
         if not 0 < over <= 1:
             raise KdepError(
-                f"the loss weight's ramp has over={over}",
+                f"the schedule Ramp has over={over}",
                 expected="a fraction of the training, above 0 and at most 1",
-                fix="correct `over` in the schedule of the method's loss weight",
+                fix="correct `over` in this schedule of the method's objective",
             )
         self.start, self.end, self.over = float(start), float(end), float(over)
 

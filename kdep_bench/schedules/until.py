@@ -19,7 +19,7 @@ class Until(Schedule):
             raise KdepError(
                 f"a schedule has stop={stop}",
                 expected="a fraction of the training, 0 to 1",
-                fix="correct `stop` in the schedule of the method's loss weight",
+                fix="correct `stop` in this schedule of the method's objective",
             )
         self.stop, self.value = float(stop), float(value)
 

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from kdep_bench import trackers
-from kdep_bench.errors import KdepError, fault_text, unknown_name
+from kdep_bench.errors import KdepError, expected_text, unknown_name
 from kdep_bench.files import safe_name
 from kdep_bench.paths import CONFIGS, IS_INSTALLED, PACKAGE
 from kdep_bench.signatures import argument_names
@@ -449,10 +449,7 @@ def check(model: type[_Model], value: Any, where: str) -> _Model:
     if fault["type"] == "missing":
         raise KdepError(f"the {where} lacks the key {'.'.join(path)!r}", fix="add it to the config")
     wrong_value = fault.get("input")
-    expected = (
-        fault_text(fault).removeprefix("Input should be ").replace("a valid integer", "an integer")
-    )
-    expected = expected.replace("a valid ", "a ")
+    expected = expected_text(fault)
     field = _fields_at(model, path[:-1]).get(path[-1]) if path else None
     if field is not None and field.description:
         expected = field.description

@@ -248,7 +248,7 @@ class MMTask(Task):
         curve = ProgressHook(progress, limit=CURVE_POINTS)
         batch = int(cfg.train_dataloader.batch_size)  # for all processes together
         runner, method_hooks = self._runner(cfg, seed, curve)
-        with reading_images(self.name):
+        with reading_images(f"task {self.name}"):
             start = time.perf_counter()
             count_notes = self._check_image_counts(runner, counted, batch)
             runner.train()

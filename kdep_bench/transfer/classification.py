@@ -374,7 +374,7 @@ class LinearProbe(Task):
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Features and labels of every split in `counted`; see `_features`."""
         sets = {}
-        with mm_config.reading_images(self.name):
+        with mm_config.reading_images(f"task {self.name}"):
             for i, split in enumerate(counted):
                 progress(i, len(counted) + 1, f"features of {split}")
                 sets[split] = _features(model, cfg, root / split)

@@ -34,7 +34,7 @@ def pyramid(student: Mapping[str, Any], task: str) -> dict[str, Any]:
 
     Args:
         student: student config.
-        task: name of the task, for the error.
+        subject: what reads the images, for the error: "task pocket_seg".
     """
     levels = plain(student.get("pyramid") or {})
     if not levels.get("out_indices"):
@@ -117,7 +117,7 @@ def runtime_cfg(
 def loader(
     dataset: Mapping[str, Any], batch: int, *, train: bool, infinite: bool = False
 ) -> dict[str, Any]:
-    """The config of a data loader without workers: a stage has one core, and sets are small."""
+    """The config of a data loader without workers, because the sets are small."""
     kind = "InfiniteSampler" if infinite else "DefaultSampler"
     return dict(
         batch_size=int(batch),
@@ -151,9 +151,10 @@ def sgd(recipe: Mapping[str, Any], head_lr_mult: float | None = None) -> dict[st
 
 
 def step_schedule(recipe: Mapping[str, Any], iters: int) -> list[dict[str, Any]]:
-    """Learning rate schedule: linear warm-up, then x0.1 at each of the fractions `steps`.
+    """Learning rate schedule of a recipe.
 
-    `warmup` is a number of steps; `steps` are fractions of `iters`.
+    Linear warm-up over `warmup` iterations, then x0.1 at each point of the recipe's `steps`
+    (fractions of `iters`).
     """
     return [
         dict(type="LinearLR", start_factor=0.05, by_epoch=False, begin=0, end=recipe["warmup"]),
@@ -188,7 +189,11 @@ def poly_schedule(recipe: Mapping[str, Any], iters: int) -> list[dict[str, Any]]
 
 
 def without_sync_bn(cfg: Any) -> Any:
-    """Replaces SyncBN by BN in place; for several processes, `parallel` sets SyncBN."""
+    """Replaces SyncBN by BN in place and returns cfg.
+
+    In a run of several processes, `transfer.parallel` converts BN back to SyncBN once the model is
+    built.
+    """
     if isinstance(cfg, dict):
         if cfg.get("type") == "SyncBN":
             cfg["type"] = "BN"
@@ -214,11 +219,11 @@ class reading_images:
     """Context manager: converts exceptions for images that cannot be decoded to KdepErrors.
 
     Args:
-        task: name of the task, for the error.
+        subject: what reads the images, for the error: "task pocket_seg".
     """
 
-    def __init__(self, task: str) -> None:
-        self.task = task
+    def __init__(self, subject: str) -> None:
+        self.subject = subject
 
     def __enter__(self) -> None:
         return None
@@ -231,7 +236,7 @@ class reading_images:
             return
         if isinstance(error, OSError) or "image" in text.lower() or "imdecode" in text:
             raise KdepError(
-                f"task {self.task} cannot read an image ({text[:200]})",
+                f"{self.subject} cannot read an image ({text[:200]})",
                 fix="replace that image by one that can be decoded, and run again",
             ) from error
 

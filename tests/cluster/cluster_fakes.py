@@ -36,8 +36,9 @@ def descend(
 ) -> dict[str, Any]:
     """Gradient descent on mean (w - x)^2 in DDP with gloo; each rank has a part of the data.
 
-    For any number of ranks, w_k = m + (w_0 - m) (1 - 2 lr)^k, where m is the mean of the data.
-    Resumes from `w.json`, which holds [steps done, w]. who-RANK.json describes each process.
+    For a number of ranks that divides the 8 values, w_k = m + (w_0 - m) (1 - 2 lr)^k, where m is
+    the mean of the data. Resumes from `w.json`, which holds [steps done, w]. who-RANK.json
+    describes each process.
     """
     import torch
     import torch.distributed as dist
@@ -48,6 +49,7 @@ def descend(
         k: os.environ.get(k) for k in ("SLURMD_NODENAME", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES")
     }
     process_info |= {"pid": os.getpid(), "agent": os.getppid()}
+    # pid of the process that imported torch; None without preloading
     process_info["importer"] = getattr(sys.modules.get("ddp_preload"), "IMPORTER", None)
     partial = out / f".who-{rank}.tmp"
     partial.write_text(json.dumps(process_info))
@@ -75,7 +77,7 @@ def descend(
         time.sleep(spec.get("sleep", 0.0))
     dist.barrier()  # a rank that leaves before its peers can make them abort
     dist.destroy_process_group()
-    (out / "value.txt").write_text("1")
+    (out / "value.txt").write_text("1")  # every fake stage writes it; dependent fakes sum these
     return {"w": model.weight.item(), "world": world, "resumed_at": first_step}
 
 

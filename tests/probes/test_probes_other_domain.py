@@ -27,7 +27,7 @@ def flat_images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mean_colour(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The features (before, after) of images: the deviation of the mean colour from its grey."""
+    """The mean colour minus the mean of its channels; the same before and after activation."""
     mean = images.reshape(len(images), -1, 3).mean(1).astype(np.float32) / 255
     x = mean - mean.mean(1, keepdims=True)
     return x, x
@@ -75,8 +75,8 @@ def test_each_image_has_its_own_weather_whatever_the_size_of_a_batch():
         return mean_colour(images)
 
     data = inputs()
-    changed_data = Inputs(data.splits, images=data.images, extract=extract)
-    OtherDomain(domains=["fog"], c_grid=[1.0], k=[1]).measure(changed_data)
+    recording_data = Inputs(data.splits, images=data.images, extract=extract)
+    OtherDomain(domains=["fog"], c_grid=[1.0], k=[1]).measure(recording_data)
     pixels, _ = flat_images(8, 2)
     expected = np.stack([changed(x, "fog", [i]) for i, x in enumerate(pixels)])
     np.testing.assert_array_equal(np.concatenate(seen), expected)
@@ -88,7 +88,7 @@ def test_images_that_are_not_those_of_the_features_are_refused():
 
 
 @pytest.mark.parametrize("domains", [[], ["snow"], ["fog", "rain"]])
-def test_unknown_domains_and_none_are_refused_when_planned(domains):
+def test_unknown_domains_and_an_empty_list_are_refused_when_planned(domains):
     pocket = load_suite("pocket")
     raw = dict(
         name="t",

@@ -176,8 +176,8 @@ def test_a_schedule_longer_than_the_run_is_refused():
 
 @pytest.mark.parametrize("bad", [True, "much", None])
 def test_a_weight_that_is_not_a_number_is_refused(bad: object):
-    with pytest.raises(KdepError, match="the loss weight"):
-        as_schedule(bad)
+    with pytest.raises(KdepError, match=rf"has tau = {bad!r}; expected a number.*correct `tau`"):
+        as_schedule(bad, setting="tau")
 
 
 def test_the_package_imports_no_torch():

@@ -88,7 +88,7 @@ def test_valid_arguments_of_optimisers_are_accepted():
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (one_method(transform=dict(T=0.0)), "T = 0.0; expected greater than 0"),
+        (one_method(transform=dict(T=0.0)), "T = 0.0; expected a number greater than 0"),
         (one_method(transform=dict(T=-1)), "greater than 0"),
         (one_method(transform=dict(n=0)), "greater than or equal to 1"),
         (one_method(transform=dict(T="warm")), "number"),
@@ -109,7 +109,10 @@ def test_valid_arguments_of_optimisers_are_accepted():
         (one_method(objective=dict(weight=-3.0)), "greater than 0"),
         (one_method(objective=dict(scale=0)), "greater than 0"),
         (one_method(objective=dict(weigth=3.0)), "did you mean weight"),
-        (one_method("logit_kd", objective=dict(tau=0.0)), "greater than 0"),
+        (
+            one_method("logit_kd", objective=dict(tau=0.0)),
+            "expected a number greater than 0 or the config of a schedule. Fix",
+        ),
         (one_method("logit_kd", needs=["pooled"]), "reads logits from a batch"),
         (one_method("fitnets", objective=dict(levels="s16")), "dictionary"),
         (one_method("supervised", objective=dict(label_smoothing=1.0)), "less than 1"),

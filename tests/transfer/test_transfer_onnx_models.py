@@ -67,7 +67,7 @@ def test_calibration_images_are_centre_crops_spread_over_the_folder(tmp_path: Pa
         np.testing.assert_array_equal(image, pixels.transpose(2, 0, 1))
 
 
-def test_an_8_bit_file_gives_nearly_the_network_s_outputs_and_a_float_file_the_same(
+def test_a_float_file_gives_the_network_s_outputs_and_an_8_bit_file_nearly_these(
     tmp_path: Path,
 ) -> None:
     write_onnx(backbone(), PX, tmp_path / "float.onnx")
@@ -235,6 +235,7 @@ def test_detections_that_differ_between_two_runtimes_are_counted() -> None:
     boxes = np.array([[[0, 0, 10, 10], [5, 5, 50, 50], [0, 0, 1, 1]]], float)
     scores, labels = np.array([[0.9, 0.5, 0]]), np.array([[2, 1, 0]])
     swapped = [1, 0, 2]  # another order is no difference
+    # (outputs, (detections of both runtimes, of these unmatched))
     altered = [
         ((boxes[:, swapped], scores[:, swapped], labels[:, swapped]), (4, 0)),
         ((boxes + 1, scores, labels), (4, 4)),

@@ -62,5 +62,8 @@ def test_the_error_about_differing_categories_names_the_user_s_file(data: Path, 
 def test_a_full_disk_is_not_reported_as_an_unreadable_image():
     with pytest.raises(OSError, match="No space"), reading_images("a task"):
         raise OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(KdepError, match="cannot read an image"), reading_images("a task"):
+    with (
+        pytest.raises(KdepError, match=r"^the probe cannot read an image"),
+        reading_images("the probe"),
+    ):
         raise OSError("image file is truncated")

@@ -1,4 +1,6 @@
-"""Scores of one training from its per-sample outputs: on resampled images, and of single images.
+"""Scores of one training from its per-sample outputs.
+
+They are scores of bootstrap samples of the test images, and of each image.
 
 Not every metric is a mean over images: mIoU sums areas over all images, and AP ranks the detections
 of all images. Therefore the score of a single image is another measure, with another name.
@@ -24,7 +26,7 @@ ROUNDED = 5e-4  # mmdet rounds AP to three digits
 
 @dataclass(frozen=True, eq=False)
 class ImageScores:
-    """Scores on resampled images and of single images.
+    """Scores of bootstrap samples of the test images, and of each image.
 
     Attributes:
         weighted: weights [R, N] -> [R], the metric if image n is counted `weights[r, n]` times; NaN
@@ -53,7 +55,8 @@ def image_scores(samples: Samples, metric: str) -> ImageScores | None:
 
 def _accuracy(samples: Samples) -> ImageScores:
     correct = samples.arrays["truth"] == samples.arrays["prediction"]
-    if samples.scorer == "accuracy":  # as mmpretrain's Accuracy
+    # mmpretrain's Accuracy counts a prediction only if its score is above thrs = 0.
+    if samples.scorer == "accuracy":
         correct &= samples.arrays["probability"] > 0
 
     def weighted(weights: Array) -> Array:
