@@ -8,9 +8,9 @@ method, for example "method 'kdep'".
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from kdep_bench.data.given_files import CONTENT
@@ -30,6 +30,7 @@ from kdep_bench.signatures import (
 )
 from kdep_bench.suite.schema import Json, method_needs, weights_argument
 
+RANDOM = "random"  # value of `weights` of a teacher: random initial weights
 _SCHEDULES = "kdep_bench.schedules."
 # (blocks, attention heads) of timm's vision transformers, by the second word of their names.
 VIT_SIZES: Mapping[str, tuple[int, int]] = {
@@ -106,7 +107,8 @@ def check_classes(method: Json, label: str, epochs: float) -> None:
         if isinstance(config, Mapping):
             config = {k: v for k, v in config.items() if k != CONTENT}
         check_arguments(config, f"{label}.{key}", passed_arguments)
-    _check_weights_file(method.get("weights"), label)
+    if isinstance(method.get("weights"), Mapping):
+        check_weights_file(method["weights"], label, "weights=dict(weights=...) of the method")
     transform = method.get("transform")
     if isinstance(transform, Mapping):
         required = class_value(resolve_alias(transform.get("type")), "required_args") or ()
@@ -135,14 +137,24 @@ def check_objective_types(method: Json, label: str) -> None:
             check_type(config, f"{label}.{key}")
 
 
-def _check_weights_file(config: Any, label: str) -> None:
-    """Raises KdepError if the method's `weights` name a file that does not exist."""
-    path = config.get("weights") if isinstance(config, Mapping) else None
-    if isinstance(path, str) and not Path(path).expanduser().is_file():
+def check_weights_file(config: Json, label: str, setting: str) -> None:
+    """Raises KdepError if `weights` of a config is the path of a file that does not exist.
+
+    A file with a stated SHA-256 may be missing, because stages that have read it can be finished.
+
+    Args:
+        config: arguments of a teacher or of given weights.
+        label: what an error calls its method or teacher.
+        setting: what an error calls the setting with the path.
+    """
+    path = config.get("weights")
+    if not isinstance(path, str) or path == RANDOM or config.get("sha256") is not None:
+        return
+    if not os.path.exists(os.path.expanduser(path)):
         raise KdepError(
             f"the weights file {path} of {label} does not exist",
             expected="a torch or safetensors file",
-            fix="correct weights=dict(weights=...) of the method",
+            fix=f"correct {setting}",
         )
 
 

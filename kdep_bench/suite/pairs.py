@@ -46,6 +46,7 @@ from kdep_bench.suite.arguments import (
     check_peers_differ,
     check_single_pass,
     check_transformer,
+    check_weights_file,
     required_arguments,
     requires_student_maps,
     transformer_size,
@@ -527,11 +528,12 @@ def check_teacher_exists(pair: StudentMethod) -> None:
 
 
 def check_teacher_arguments(pair: StudentMethod) -> None:
-    """Checks that the classes in the config of the suite's teacher accept their arguments."""
+    """Checks the arguments of the suite's teacher, and that its file of weights exists."""
     teacher = pair.suite_teacher if assistant_config(pair.method) is None else None
     while teacher is not None:
         label = f"the teacher {teacher.get('name')!r}"
         check_arguments(without(teacher, DESCRIPTION_KEYS | {CONTENT}), label)
+        check_weights_file(teacher, label, "`weights` of the teacher")
         if isinstance(model := teacher.get("model"), Mapping):
             check_backbone(model, f"`model` of {label}")
         inner = teacher.get("teacher")  # of a black box

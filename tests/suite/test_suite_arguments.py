@@ -168,6 +168,19 @@ def test_a_type_that_names_no_class_is_refused(change):
     assert any(text in message for text in ("does not exist", "unknown type", "`type`", "type = 3"))
 
 
+def test_a_teacher_whose_file_of_weights_does_not_exist_is_refused(tmp_path):
+    """Otherwise its cache would fail after the views are stored."""
+    file = tmp_path / "w.pth"
+    teacher = dict(base="efficientnet_lite0", weights=str(file))
+    assert f"the weights file {file} of the teacher" in refusal(teacher=teacher)
+    inside = dict(base="efficientnet_lite0_black_box", teacher=dict(weights=str(file)))
+    assert "does not exist" in refusal(teacher=inside, methods=["fs_bbt"])
+    build_plan(build(teacher=teacher, methods=["scratch"]))  # no stage reads it
+    build_plan(build(teacher=dict(teacher, weights="random")))
+    file.touch()
+    build_plan(build(teacher=teacher))
+
+
 @pytest.mark.parametrize(
     ("path", "exists"),
     [
