@@ -43,6 +43,7 @@ class FirstUse:
     """
 
     def __init__(self, folder: Path, python: str) -> None:
+        folder = folder.resolve()
         self.home, self.environment = folder / "home", folder / "venv"
         self.home.mkdir(parents=True)
         self.python = python
