@@ -200,7 +200,7 @@ def check_arguments(config: Any, where: str, passed_by_stage: Collection[str] = 
             )
 
 
-def check_type(config: Mapping[str, Any], where: str) -> None:
+def check_type(config: Mapping[str, Any], where: str, base: str | None = None) -> None:
     """Checks that the `type` of a config names a class or a function.
 
     A `type` is accepted if its module exists but has no source that could be read.
@@ -208,9 +208,10 @@ def check_type(config: Mapping[str, Any], where: str) -> None:
     Args:
         config: dict(type=..., ...).
         where: what the config is called in errors.
+        base: dotted path of the class of which it must be a subclass; None for any class.
 
     Raises:
-        KdepError: there is no `type`, or it names nothing.
+        KdepError: there is no `type`, or it names nothing or a class of another kind.
     """
     kind = config.get("type")
     if not isinstance(kind, str):
@@ -225,6 +226,12 @@ def check_type(config: Mapping[str, Any], where: str) -> None:
             f"{where} has the type {path!r:.120}, which does not exist",
             expected="the dotted path of a class",
             fix=f"correct `type` ({_near(path)})",
+        )
+    if base is not None and derives_from(path, base) is False:
+        raise KdepError(
+            f"{where} has the type {path!r:.120}, a class of another kind",
+            expected=f"a subclass of {base}",
+            fix="correct `type`",
         )
 
 
@@ -383,6 +390,23 @@ def names_something(path: str) -> bool:
     if not module or not all(part.isidentifier() for part in path.split(".")):
         return False
     return _find(path) is not None or _defines(module, name)
+
+
+@cache
+def derives_from(path: str, base: str) -> bool | None:
+    """Whether the class at a dotted path is `base` or a subclass of it; None if not known."""
+    module, node = _find(path) or ("", None)
+    if not isinstance(node, ast.ClassDef):
+        return None
+    if f"{module}.{node.name}" == base:
+        return True
+    answers = set[bool | None]()
+    for parent in node.bases:
+        name = ast.unparse(parent)
+        full = _full_name(module, name)
+        is_plain = name in _BASES_WITHOUT_ARGUMENTS
+        answers.add(False if is_plain else None if full is None else derives_from(full, base))
+    return True if True in answers else None if None in answers else False
 
 
 def _module_exists(module: str) -> bool:

@@ -31,6 +31,12 @@ from kdep_bench.signatures import (
 from kdep_bench.suite.schema import Json, method_needs, weights_argument
 
 RANDOM = "random"  # value of `weights` of a teacher: random initial weights
+_OBJECTIVE = "kdep_bench.objectives.base.Objective"
+# Key of a method -> base of the class in its `type`.
+_BASES = {
+    "align": "kdep_bench.features.aligners.Aligner",
+    "transform": "kdep_bench.features.transform.Transform",
+}
 _SCHEDULES = "kdep_bench.schedules."
 # (blocks, attention heads) of timm's vision transformers, by the second word of their names.
 VIT_SIZES: Mapping[str, tuple[int, int]] = {
@@ -101,6 +107,9 @@ def check_classes(method: Json, label: str, epochs: float) -> None:
         label: what an error calls the method.
         epochs: epochs of the pre-training; schedules are checked over them.
     """
+    for key, base in _BASES.items():
+        if isinstance(config := method.get(key), Mapping):
+            check_type(config, f"{label}.{key}", base)
     # (key of the method, arguments that the stage passes itself)
     for key, passed_arguments in (("align", ()), ("weights", ("backbone",))):
         config = method.get(key)
@@ -131,10 +140,11 @@ def check_objective_types(method: Json, label: str) -> None:
     """Raises KdepError if a `type` in the method's objective is missing or names no class."""
     objective = method.get("objective")
     if isinstance(objective, Mapping):
-        check_type(objective, f"{label}.objective")
+        check_type(objective, f"{label}.objective", _OBJECTIVE)
     for key, config in _typed_dicts(objective, "objective"):
         if not key.endswith(".optimizer"):  # `check_optimizer` knows short names
-            check_type(config, f"{label}.{key}")
+            base = _OBJECTIVE if key.endswith("objective") else None
+            check_type(config, f"{label}.{key}", base)
 
 
 def check_weights_file(config: Json, label: str, setting: str) -> None:

@@ -110,8 +110,8 @@ def check_task_recipe(student: Json, task: Json) -> None:
 
 
 def check_task_class(student: Json, task: Json) -> None:
-    """Checks that the task's `type` names a class."""
-    check_type(task, f"task {task['name']!r}")
+    """Checks that the task's `type` names a class of tasks."""
+    check_type(task, f"task {task['name']!r}", "kdep_bench.transfer.base.Task")
 
 
 def check_metric_and_family(student: Json, task: Json) -> None:
@@ -532,6 +532,7 @@ def check_teacher_arguments(pair: StudentMethod) -> None:
     teacher = pair.suite_teacher if assistant_config(pair.method) is None else None
     while teacher is not None:
         label = f"the teacher {teacher.get('name')!r}"
+        check_type(teacher, label, "kdep_bench.teachers.base.Teacher")
         check_arguments(without(teacher, DESCRIPTION_KEYS | {CONTENT}), label)
         check_weights_file(teacher, label, "`weights` of the teacher")
         if isinstance(model := teacher.get("model"), Mapping):

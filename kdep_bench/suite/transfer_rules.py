@@ -13,7 +13,7 @@ from typing import Any
 
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.objectives.levels import levels_of, student_levels
-from kdep_bench.signatures import check_arguments, class_value, resolve_alias
+from kdep_bench.signatures import check_arguments, check_type, class_value, resolve_alias
 from kdep_bench.suite.arguments import check_classes, check_couples_samples
 from kdep_bench.suite.methods import DESCRIPTION_KEYS, tasks_for, tuned_teacher, without
 from kdep_bench.suite.pairs import check_pair, check_task
@@ -119,6 +119,7 @@ def transfer_processes(suite: Suite) -> int:
 def check_all_arguments(transfer: StudentTransfer) -> None:
     """Checks that the method's class, and the objective in it, accept their arguments."""
     required_args = transfer.class_attribute("requires") or ()
+    check_type(transfer.config, transfer.label, BASE)
     check_arguments(
         without(transfer.config, DESCRIPTION_KEYS | _PLANNING), transfer.label, required_args
     )

@@ -168,6 +168,25 @@ def test_a_type_that_names_no_class_is_refused(change):
     assert any(text in message for text in ("does not exist", "unknown type", "`type`", "type = 3"))
 
 
+OTHER: dict[str, Any] = dict(_delete_=True, type="kdep_bench.schedules.step.Step")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        one_method(objective=OTHER),
+        one_method("eskd", objective=dict(parts=dict(labels=dict(objective=OTHER)))),
+        one_method(align=OTHER),
+        one_method(transform=OTHER),
+        dict(tasks=[dict(base="smoke_probe", type=OTHER["type"])]),
+        dict(teacher=dict(base="efficientnet_lite0", type=OTHER["type"])),
+        dict(one_method("quantised", transfer=OTHER), tasks=["smoke_det"]),
+    ],
+)
+def test_a_type_of_another_kind_of_class_is_refused(change):
+    assert "a class of another kind; expected a subclass of kdep_bench." in refusal(**change)
+
+
 def test_a_teacher_whose_file_of_weights_does_not_exist_is_refused(tmp_path):
     """Otherwise its cache would fail after the views are stored."""
     file = tmp_path / "w.pth"
