@@ -8,6 +8,9 @@ from torch.nn import functional as F
 
 from kdep_bench.errors import KdepError
 
+# Unit vectors with a larger cosine are equal up to the rounding of float32.
+SAME_DIRECTION = 1 - 1e-6
+
 
 def assign(x_BCHW: Tensor, prototypes_KC: Tensor, tau: float) -> Tensor:
     """[B, K, H, W]: softmax over the prototypes of cos(x, p_k) / tau, at every position.
@@ -28,23 +31,31 @@ def spread_out(x_BCHW: Tensor, count: int) -> Tensor:
     """[count, C]: positions of the maps, of length 1, in different directions.
 
     The first is the one least similar to the mean of all; each other one has the smallest largest
-    cosine with those before it (farthest-first traversal). Deterministic.
+    cosine with those before it (farthest-first traversal). Positions of zeros, which maps after a
+    ReLU can have, are left out. Deterministic.
 
     Raises:
-        KdepError: there are fewer positions than `count`.
+        KdepError: there are fewer positions, or fewer different directions, than `count`.
     """
     x_NC = F.normalize(x_BCHW, dim=1).permute(0, 2, 3, 1).flatten(0, 2)
+    x_NC = x_NC[x_NC.any(1)]
     if len(x_NC) < count:
-        raise KdepError(
-            f"{count} prototypes are initialised from one batch, whose maps have {len(x_NC)} "
-            "positions in all",
-            expected=f"at most {len(x_NC)} prototypes",
-            fix="set fewer `prototypes` in the method's objective, or a larger batch",
-        )
+        raise _too_few(count, len(x_NC), "positions that are not zero")
     similarity = x_NC @ F.normalize(x_NC.mean(0), dim=0)
     chosen: list[Tensor] = []
     for k in range(count):
-        chosen.append(x_NC.index_select(0, similarity.argmin().view(1))[0])
+        nearest, position = similarity.min(0)
+        if k and float(nearest) > SAME_DIRECTION:
+            raise _too_few(count, k, "different directions")
+        chosen.append(x_NC[position])
         to_last = x_NC @ chosen[-1]
         similarity = torch.maximum(similarity, to_last) if k else to_last
     return torch.stack(chosen)
+
+
+def _too_few(count: int, available: int, unit: str) -> KdepError:
+    return KdepError(
+        f"{count} prototypes are initialised from one batch, whose maps have {available} {unit}",
+        expected=f"at most {available} prototypes",
+        fix="set fewer `prototypes` in the method's objective, or a larger batch",
+    )

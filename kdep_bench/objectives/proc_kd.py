@@ -79,10 +79,12 @@ class PrototypeDistillation(Objective):
         """The prototypes [K, C] of a level, initialised if this is the first batch of the run.
 
         Raises:
-            KdepError: the teacher's map is zero for the whole batch, or has too few positions.
+            KdepError: the teacher's map is zero for the whole global batch, or has too few
+                positions or directions. All ranks raise it.
         """
         prototypes_KC = self.prototypes[level]
         if level not in self._started and not bool(prototypes_KC.any()):
+            u_BCHW = _of_all_ranks(u_BCHW)
             if not bool(u_BCHW.any()):
                 raise KdepError(
                     f"the teacher's map for {level} is zero for the whole first batch, so it has "
@@ -90,7 +92,7 @@ class PrototypeDistillation(Objective):
                     fix="choose another teacher or another of its maps",
                 )
             with torch.no_grad():
-                prototypes_KC.copy_(spread_out(_of_all_ranks(u_BCHW), len(prototypes_KC)))
+                prototypes_KC.copy_(spread_out(u_BCHW, len(prototypes_KC)))
         self._started.add(level)
         return prototypes_KC
 

@@ -157,12 +157,27 @@ def test_the_first_prototypes_are_one_feature_of_each_direction():
     assert sorted(spread_out(maps, 4).tolist()) == sorted(torch.eye(4).tolist())
 
 
-def test_the_first_prototypes_of_several_processes_are_those_of_the_global_batch(
-    monkeypatch: pytest.MonkeyPatch,
-):
-    u, other = (F.normalize(context(seed).teacher.maps["s8"], dim=1) for seed in (0, 1))  # type: ignore[union-attr]
-    expected = spread_out(torch.cat([u, other]), K)
-    assert not torch.equal(expected, spread_out(u, K))
+@pytest.mark.parametrize("zeros", [(0,), (3, 7)])
+def test_positions_of_zeros_are_no_first_prototypes(zeros: tuple[int, ...]):
+    """Maps after a ReLU have such positions, whose cosine with every prototype is 0."""
+    x_NC = torch.rand(8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.1
+    x_NC[list(zeros)] = 0
+    maps = x_NC.view(2, 4, 1, 4).transpose(1, 3)
+    chosen = spread_out(maps, 8 - len(zeros))
+    assert len(chosen.unique(dim=0)) == len(chosen)
+    torch.testing.assert_close(chosen.norm(dim=1), torch.ones(len(chosen)).double())
+    with pytest.raises(KdepError, match=rf"8 prototypes.* {8 - len(zeros)} positions that are not"):
+        spread_out(maps, 8)
+
+
+def test_fewer_directions_than_prototypes_are_refused():
+    directions = torch.eye(4)[[0, 1, 0, 1, 1, 0, 0, 1]] * torch.arange(1, 9)[:, None]
+    with pytest.raises(KdepError, match="3 prototypes.* 2 different directions"):
+        spread_out(directions.view(2, 4, 1, 4).transpose(1, 3), 3)
+
+
+def all_ranks(monkeypatch: pytest.MonkeyPatch, other: Tensor) -> None:
+    """Makes this process rank 0 of two, whose rank 1 has the maps `other`."""
 
     def all_gather(out: list[Tensor], x: Tensor) -> None:
         for target, value in zip(out, (x, other), strict=True):
@@ -171,6 +186,24 @@ def test_the_first_prototypes_of_several_processes_are_those_of_the_global_batch
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
     monkeypatch.setattr("torch.distributed.all_gather", all_gather)
+
+
+def test_a_rank_whose_maps_are_zero_starts_from_those_of_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    other = F.normalize(context(1).teacher.maps["s8"], dim=1)  # type: ignore[union-attr]
+    all_ranks(monkeypatch, other)
+    u = torch.zeros_like(other)
+    torch.testing.assert_close(built().start("s8", u).detach(), spread_out(other, K))
+
+
+def test_the_first_prototypes_of_several_processes_are_those_of_the_global_batch(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    u, other = (F.normalize(context(seed).teacher.maps["s8"], dim=1) for seed in (0, 1))  # type: ignore[union-attr]
+    expected = spread_out(torch.cat([u, other]), K)
+    assert not torch.equal(expected, spread_out(u, K))
+    all_ranks(monkeypatch, other)
     torch.testing.assert_close(built().start("s8", u).detach(), expected)
 
 
