@@ -150,15 +150,13 @@ def check_objective_types(method: Json, label: str) -> None:
 def check_weights_file(config: Json, label: str, setting: str) -> None:
     """Raises KdepError if `weights` of a config is the path of a file that does not exist.
 
-    A file with a stated SHA-256 may be missing, because stages that have read it can be finished.
-
     Args:
         config: arguments of a teacher or of given weights.
         label: what an error calls its method or teacher.
         setting: what an error calls the setting with the path.
     """
     path = config.get("weights")
-    if not isinstance(path, str) or path == RANDOM or config.get("sha256") is not None:
+    if not isinstance(path, str) or path == RANDOM:
         return
     if not os.path.exists(os.path.expanduser(path)):
         raise KdepError(

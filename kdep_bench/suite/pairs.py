@@ -7,6 +7,7 @@ pair that it builds. No rule reads a file.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,6 +18,7 @@ from kdep_bench.features.policies import check_widths
 from kdep_bench.objectives.levels import (
     depths_of,
     levels_of,
+    parts_with,
     peers_of,
     student_levels,
     teacher_blocks,
@@ -786,22 +788,21 @@ def check_map_channels(pair: StudentMethod) -> None:
 
 def check_prototypes(pair: StudentMethod) -> None:
     """Checks that the maps of a micro-batch have enough positions to initialise the prototypes."""
-    objective = pair.method.get("objective") or {}
-    count = objective.get("prototypes")
-    if not isinstance(count, int):
-        return
     batch = pair.batch // pair.suite.budget.accumulate
-    levels = student_levels(objective)
     strides = (pair.student.get("pyramid") or {}).get("strides", ())
-    stride = max((s for s in strides if f"s{s}" in levels), default=0)
-    positions = batch * max(1, pair.student["input_px"] // stride) ** 2 if stride else count
-    if count > positions:
+    for part in parts_with(pair.method.get("objective"), "prototypes"):
+        count, levels = part["prototypes"], student_levels(part)
+        stride = max((s for s in strides if f"s{s}" in levels), default=None)
+        if stride is None or not isinstance(count, int):
+            continue
+        positions = batch * math.ceil(pair.student["input_px"] / stride) ** 2
+        if count <= positions:
+            continue
         raise KdepError(
             f"{pair.label} initialises {count} prototypes from one batch, but the level s{stride} "
             f"of {batch} images has {positions} positions",
             expected=f"at most {positions} prototypes",
-            fix=f"set objective=dict(prototypes={positions}) or fewer in the method, or a larger "
-            "batch",
+            fix=f"set prototypes={positions} or fewer in the method's objective, or a larger batch",
         )
 
 

@@ -43,7 +43,7 @@ from kdep_bench.suite.methods import (
 )
 from kdep_bench.suite.pairs import check_black_box, check_pair, check_task, check_task_data
 from kdep_bench.suite.probes import ProbePlanner, check_probe, check_probed
-from kdep_bench.suite.schema import Json, Suite, method_needs
+from kdep_bench.suite.schema import Json, Suite, labels_of_run, method_needs
 from kdep_bench.suite.teachers import RoleTeacher, teacher_config_for, teachers_by_role
 from kdep_bench.suite.train_test_overlap import tests_on, trained_on
 from kdep_bench.suite.transfer_rules import check_transfer
@@ -447,8 +447,14 @@ class _Builder:
         label += f".s{spec['seed']}"
         chain["pretrain"] = self.add("pretrain", label, spec, needs)
         teacher = teacher_config_for(method, suite_teacher)
+        labels_used = labels_of_run(method, student)["labels_used"]
         about = model_card.about(
-            method, student, teacher, self.suite.data["name"], fraction, spec["seed"]
+            {**method, "labels_used": labels_used},
+            student,
+            teacher,
+            self.suite.data["name"],
+            fraction,
+            spec["seed"],
         )
         export_spec, needs = {"student": spec["student"]}, {"pretrain": chain["pretrain"]}
         chain["export"] = self.add("export", label, export_spec, needs, about=about)

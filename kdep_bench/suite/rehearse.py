@@ -25,6 +25,7 @@ IMAGES = 96  # pool images of the generated ImageNet, data/official/imagenet.py
 # image, because the SVD needs as many samples as the student is wide.
 FRACTION = 0.875
 STEPS, BATCH = 2, 16
+ACCUMULATE = 2  # micro-batches of a batch, if the suite has more
 COST = 4.0  # estimated seconds per stage; the defaults of the kinds assume real data
 NOTE = "a rehearsal on tiny data with random teacher weights: its scores mean nothing"
 OFFICIAL = "kdep_bench.data.official.stage.prepare"
@@ -46,7 +47,7 @@ RECIPE: dict[str, Any] = {
 }
 CLASSIFICATION_BATCH = 8
 # Argument of an objective -> its value in a rehearsal: TEACHER_PX is 2 x 2 patches of 14 pixels,
-# and a student's last map has one position per image of a micro-batch.
+# and a student's last map has one position per image of a micro-batch (8 or more images).
 OBJECTIVE = {"regions": 2, "prototypes": 4}
 # Keys that lead to a value in a recipe's model -> the value in a rehearsal. These numbers of
 # channels and RoIs determine most of the time of a transfer of two steps.
@@ -68,9 +69,10 @@ def changes() -> str:
     return (
         "A rehearsal runs the suite's stages, configs and code. It changes: data (tiny copies in "
         f"the real formats, {IMAGES} pool images); teachers (random weights, {TEACHER_PX} px); "
-        f"students' input ({PX} px); pre-training ({STEPS} steps of {BATCH}, one budget and one "
-        f"seed per data fraction, {FRACTION:g} instead of fractions below 1, enough views for the "
-        f"SVD); arguments of objectives, if they have these: {objective}; transfer recipes, if "
+        f"students' input ({PX} px); pre-training ({STEPS} steps of {BATCH} in at most "
+        f"{ACCUMULATE} micro-batches, one budget and one seed per data fraction, {FRACTION:g} "
+        "instead of fractions below 1, enough views for the SVD); arguments of objectives, if they "
+        f"have these: {objective}; transfer recipes, if "
         f"they have these keys: {recipe} (batch {CLASSIFICATION_BATCH} in classification); heads: "
         f"{model}. Its scores are meaningless."
     )
@@ -142,7 +144,13 @@ def _variants(suite: Suite) -> list[Suite]:
     out = []
     for fraction in sorted({1.0 if s == 1 else FRACTION for s in suite.shares}, reverse=True):
         epochs = STEPS * BATCH / (IMAGES * fraction)
-        change: Json = {"epochs": epochs, "batch": BATCH, "views": views}
+        accumulate = min(suite.budget.accumulate, ACCUMULATE)
+        change: Json = {
+            "epochs": epochs,
+            "batch": BATCH,
+            "views": views,
+            "accumulate": accumulate,
+        }
         budget = suite.budget.model_copy(update=change)
         out.append(suite.model_copy(update={"shares": [fraction], "budget": budget, **common}))
     return out

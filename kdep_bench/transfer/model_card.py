@@ -25,7 +25,9 @@ def about(
     """Values for the model card that the planner passes to stage `export`; not part of its id.
 
     Args:
-        method, student, teacher: configs; `teacher` is None for a method without one.
+        method, student, teacher: configs; `teacher` is None for a method without one. `labels_used`
+            of the method is that of the run (`suite.schema.labels_of_run`): True also if only the
+            student's initial weights were trained with labels.
         data: name of the data.
         share: data fraction.
         seed: pre-training seed.
@@ -113,7 +115,7 @@ def _training_rows(plan_values: Json, student: Json, outputs: Mapping[str, Json]
     """Rows of the card about input, method, teacher, data and amount of training."""
     method, pre = plan_values.get("method", {}), outputs.get("pretrain", {})
     prepared, px = outputs.get("prepare", {}), student.get("input_px")
-    labels = pre.get("labels_used", method.get("labels_used", False))
+    labels = method.get("labels_used") or pre.get("labels_used", False)
     licences = (prepared.get("licences") or {}).items()
     fraction = None
     if plan_values and pre.get("images"):

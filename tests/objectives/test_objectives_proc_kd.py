@@ -172,7 +172,7 @@ def test_positions_of_zeros_are_no_first_prototypes(zeros: tuple[int, ...]):
 
 def test_fewer_directions_than_prototypes_are_refused():
     directions = torch.eye(4)[[0, 1, 0, 1, 1, 0, 0, 1]] * torch.arange(1, 9)[:, None]
-    with pytest.raises(KdepError, match="3 prototypes.* 2 different directions"):
+    with pytest.raises(KdepError, match=r"3 prototypes.* 2 different directions"):
         spread_out(directions.view(2, 4, 1, 4).transpose(1, 3), 3)
 
 
@@ -261,3 +261,24 @@ def test_the_plan_counts_the_positions_of_a_micro_batch():
     budget = load_suite("smoke").budget.model_dump() | dict(accumulate=16)
     with pytest.raises(KdepError, match=r"72 prototypes.*the level s32 of 2 images has 8"):
         plan("proc_kd", budget=budget)
+
+
+def test_the_plan_counts_the_positions_of_a_map_whose_side_is_rounded_up():
+    """At stride 32, the maps of images of 80 pixels have 3 x 3 positions."""
+    budget = load_suite("smoke").budget.model_dump() | dict(batch=8)
+    student = dict(base="resnet18_w32", name="of_80_px", input_px=80)
+    assert plan("proc_kd", students=[student], budget=budget).runs
+    method = dict(base="proc_kd", name="more", objective=dict(prototypes=73))
+    with pytest.raises(KdepError, match=r"of 8 images has 72 positions"):
+        plan(method, students=[student], budget=budget)
+
+
+def test_the_plan_counts_the_positions_for_a_part_of_an_objective():
+    parts = {
+        "local": {"objective": resolve("method", "proc_kd")["objective"] | {"prototypes": 9999}}
+    }
+    objective = dict(
+        _delete_=True, type="kdep_bench.objectives.weighted_sum.WeightedSum", parts=parts
+    )
+    with pytest.raises(KdepError, match=r"9999 prototypes.* positions"):
+        plan(dict(base="proc_kd", name="in_parts", objective=objective))

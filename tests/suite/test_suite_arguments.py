@@ -194,6 +194,8 @@ def test_a_teacher_whose_file_of_weights_does_not_exist_is_refused(tmp_path):
     assert f"the weights file {file} of the teacher" in refusal(teacher=teacher)
     inside = dict(base="efficientnet_lite0_black_box", teacher=dict(weights=str(file)))
     assert "does not exist" in refusal(teacher=inside, methods=["fs_bbt"])
+    # The base config states the SHA-256 of its own weights.
+    assert "the weights file nope.pth" in refusal(teacher=dict(base="resnet50", weights="nope.pth"))
     build_plan(build(teacher=teacher, methods=["scratch"]))  # no stage reads it
     build_plan(build(teacher=dict(teacher, weights="random")))
     file.touch()

@@ -13,6 +13,7 @@ from kdep_bench.suite.config import load_suite, resolve
 from kdep_bench.suite.factors import grid_of
 from kdep_bench.suite.methods import assistant_config
 from kdep_bench.suite.plan import build_plan
+from kdep_bench.transfer.model_card import card
 
 
 def method(name: str, base: str = "kdep", **factors: Any) -> dict[str, Any]:
@@ -122,6 +123,15 @@ def test_the_record_of_a_student_with_copied_weights_says_that_labels_were_used(
     fields = [_method_fields(suite.methods[0], student) for student in suite.students]
     assert [f["labels_used"] for f in fields] == [False, True]
     assert [f["label_policy"] for f in fields] == ["label-free", "labels"]
+    exports = [s for s in build_plan(suite).stages.values() if s.kind == "export"]
+    shown = {}
+    for stage in exports:
+        pretrain = {"pretrain": {"labels_used": False}}  # of the method, in the stage's outputs
+        student = stage.spec["student"]
+        text = card(stage.about, student, pretrain, {"parameters": 1}, {"backbone.pth": ""}, "")
+        row = next(line for line in text.splitlines() if line.startswith("| labels used"))
+        shown[stage.about["student"]] = row.split(" | ")[1].strip(" |")
+    assert shown == {"resnet18_w32": "no", "lite0_shallow_copied": "yes"}
 
 
 def test_teachers_with_copied_weights_count_as_trained_with_labels():

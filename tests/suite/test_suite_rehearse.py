@@ -130,6 +130,12 @@ def test_a_rehearsal_has_every_stage_of_the_suite_with_another_id() -> None:
         assert variant.budget.epochs * IMAGES * variant.shares[0] == pytest.approx(STEPS * BATCH)
 
 
+def test_a_rehearsal_with_many_micro_batches_has_enough_positions_for_the_prototypes() -> None:
+    budget = raw()["budget"] | {"accumulate": 8}
+    small = rehearsed(build_suite(raw(methods=["proc_kd"], budget=budget)))
+    assert build_plan(small).runs
+
+
 def test_a_rehearsal_has_one_budget_and_seed_per_data_fraction() -> None:
     variants_of_length = [{"shares": [1.0], "budget": {"epochs": e}} for e in (9, 18, 90)]
     suite = build_suite(
