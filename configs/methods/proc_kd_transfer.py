@@ -8,6 +8,7 @@ Needs        a pre-training with the objective of `proc_kd`, whose prototypes ar
 Differs      from `proc_kd`, which is transferred as every other method, in the training on the task
              only: the deployed network is the same.
 Outcome      not measured yet.
+Settings     tau must be that of the pre-training, so that the assignment is the same.
 Cost         two small layers per level and a second pass of the classifier.
 """
 

@@ -116,11 +116,18 @@ def _teachers(args: argparse.Namespace) -> tuple[list[dict[str, Any]], int | Non
     """(configs of the teachers, width of the student, sentences on teachers that are left out).
 
     Raises:
-        KdepError: two different teachers have one name.
+        KdepError: two different teachers have one name, or a teacher of the command line is a black
+            box.
     """
     from kdep_bench.suite.config import resolve
 
     configs, width, left_out = [resolve("teacher", name) for name in args.teachers], args.width, []
+    if closed := _black_boxes(configs):
+        raise KdepError(
+            f"only class probabilities of {', '.join(closed)} can be read",
+            expected="teachers whose features can be read",
+            fix="leave out these names",
+        )
     if args.suite:
         of_suite, suite_width, left_out = _suite_teachers(args.suite)
         configs, width = configs + of_suite, width or suite_width
@@ -139,7 +146,6 @@ def _suite_teachers(suite_name: str) -> tuple[list[dict[str, Any]], int | None, 
 
     The width is None if its students have different widths.
     """
-    from kdep_bench.signatures import class_value
     from kdep_bench.suite.config import load_suite
     from kdep_bench.suite.methods import intermediate_teachers, methods_for, role_teachers
 
@@ -153,14 +159,21 @@ def _suite_teachers(suite_name: str) -> tuple[list[dict[str, Any]], int | None, 
             trained |= dict.fromkeys(t["name"] for t in intermediate_teachers(method))
             configs += role_teachers(method)
         configs += [t for t in variant.teachers.values() if t is not None]
-    closed = {t["name"] for t in configs if class_value(str(t["type"]), "black_box")}
+    closed = _black_boxes(configs)
     reasons = {
         "the suite trains them first": list(trained),
-        "of these only class probabilities can be read": sorted(closed),
+        "only class probabilities of these can be read": closed,
     }
     left_out = [f"not ranked, because {k}: {', '.join(v)}" for k, v in reasons.items() if v]
     open_teachers = [t for t in configs if t["name"] not in closed]
     return open_teachers, widths.pop() if len(widths) == 1 else None, left_out
+
+
+def _black_boxes(configs: Sequence[dict[str, Any]]) -> list[str]:
+    """Names of the teachers whose features cannot be read, sorted."""
+    from kdep_bench.signatures import class_value
+
+    return sorted({t["name"] for t in configs if class_value(str(t["type"]), "black_box")})
 
 
 def _result(

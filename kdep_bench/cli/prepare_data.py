@@ -106,9 +106,7 @@ def _official(args: argparse.Namespace) -> int:
         root = base.data_root(args.root)
     else:
         # Without --archives, the archives are below the root, which must exist.
-        if args.root and args.archives:
-            args.root.mkdir(parents=True, exist_ok=True)
-        root = base.data_root(args.root)
+        root = args.root if args.root and args.archives else base.data_root(args.root)
         progress, checksums = _ProgressLine(), not args.no_checksums
         digests = base.lay_out(official_set, root, args.archives, progress, checksums)
         for archive in official_set.archives:

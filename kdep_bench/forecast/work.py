@@ -268,7 +268,7 @@ class Forecast:
         if "synthesis" not in stage.spec:
             return ResourceEstimate()
         maker = stage.spec["synthesis"]["type"].rpartition(".")[2]
-        excluded = f"the training of the network that generates images ({maker}), and its images"
+        excluded = f"FLOPs and disk space of the network that generates images ({maker})"
         return ResourceEstimate(self._fraction_images(stage), None, None, excluded)
 
     def _views(self, stage: Stage) -> ResourceEstimate:
@@ -371,7 +371,9 @@ class Forecast:
             _, teacher_counts = self.network(key, tuned_network)
             if not teacher_counts:
                 return ResourceEstimate(images_seen, None, disk, _uncounted(tuned_network))
-            teacher_passes = images_seen + _generation_passes(stage.spec)
+            # OTA with real=0 runs its teacher on generated images only.
+            on_real = images_seen if argument_value(stage.spec["transfer"], "real") != 0 else 0
+            teacher_passes = on_real + _generation_passes(stage.spec)
             flops += teacher_passes * teacher_counts["flops"]
         return ResourceEstimate(images_seen, flops, disk)
 
@@ -392,10 +394,11 @@ def _transfer_passes(spec: Json) -> int:
     `spec`: spec of a transfer stage. Its transfer method may train the network on more images, and
     run a copy of it.
     """
-    path = (spec.get("transfer") or {}).get("type")
+    config = spec.get("transfer") or {}
+    if not config or argument_value(config, "generated") == 0:  # of OTA: real images only
+        return FORWARD_AND_BACKWARD
     trained, forward = (
-        int(class_value(path, name) or 0) if path else 0
-        for name in ("extra_trained", "extra_forward")
+        int(class_value(config["type"], name) or 0) for name in ("extra_trained", "extra_forward")
     )
     return FORWARD_AND_BACKWARD * (1 + trained) + forward
 

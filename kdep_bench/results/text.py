@@ -138,17 +138,17 @@ def reduction(saving: Saving) -> str:
     If all seed pairs have the same bound, its reason is shown instead of the interval.
     """
     log_ratio = saving.estimate
-    shown = f"{saving.bound} {_factor(log_ratio.mean)}".lstrip()
+    ratio = factor(log_ratio.mean)
     if saving.is_bound_for_all:
         reached = "reached with the smallest" if saving.at_least else "not reached with any"
-        return f"{shown} (score {reached} budget)"
-    shown += " times"
+        return f"{saving.bound} a factor of {ratio} (score {reached} budget)"
+    shown = f"{saving.bound} {ratio} times".lstrip()
     if log_ratio.low is None or log_ratio.high is None:
         return shown
-    return f"{shown}, interval [{_factor(log_ratio.low)}, {_factor(log_ratio.high)}]"
+    return f"{shown}, interval [{factor(log_ratio.low)}, {factor(log_ratio.high)}]"
 
 
-def _factor(log_ratio: float) -> str:
+def factor(log_ratio: float) -> str:
     """The ratio with two significant digits; without decimals from 100 to 10,000."""
     ratio = math.exp(log_ratio)
     return f"{ratio:.0f}" if 99.5 <= ratio < 10_000 else f"{ratio:.2g}"

@@ -12,6 +12,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from kdep_bench.bounds import LiteVariant
 from kdep_bench.data.normalisation import MEAN, STD
 from kdep_bench.errors import KdepError
 from kdep_bench.teachers.base import load_exactly
@@ -54,7 +55,7 @@ class EfficientNetLite(BaseModule):
 
     def __init__(
         self,
-        variant: int = 0,
+        variant: LiteVariant = 0,
         out_indices: Sequence[int] = (HEAD,),
         output_stride: int = 32,
         frozen_stages: int = -1,
@@ -130,7 +131,9 @@ class EfficientNetLite(BaseModule):
         return tuple(out)
 
 
-def imagenet_weights(backbone: nn.Module, variant: int = 0, weights: str | Path | None = None):
+def imagenet_weights(
+    backbone: nn.Module, variant: LiteVariant = 0, weights: str | Path | None = None
+):
     """Loads the network's supervised ImageNet-1k weights into `backbone`, and checks each tensor.
 
     The classifier in the file is ignored; so is the last convolution if the backbone has none. All

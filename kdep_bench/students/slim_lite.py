@@ -8,7 +8,7 @@ from typing import Any
 from timm.models import efficientnet
 from torch import Tensor, nn
 
-from kdep_bench.bounds import Positive
+from kdep_bench.bounds import LiteVariant, Positive
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.students.efficientnet_lite import EfficientNetLite
 from kdep_bench.teachers.efficientnet_lite import timm_state
@@ -43,7 +43,7 @@ class SlimLite(EfficientNetLite):
         channel_multiplier: Positive = 1.0,
         depth_multiplier: Positive = 1.0,
         copied: bool = False,
-        variant: int = 0,
+        variant: LiteVariant = 0,
         **args: Any,
     ) -> None:
         for name, value in (("channel", channel_multiplier), ("depth", depth_multiplier)):
@@ -53,7 +53,7 @@ class SlimLite(EfficientNetLite):
                     expected="above 0 and at most 1",
                     fix="correct the student's `backbone`",
                 )
-        if variant not in _COMPLETE:
+        if type(variant) is not int or variant not in _COMPLETE:
             raise unknown_name("variant of SlimLite", str(variant), map(str, _COMPLETE))
         channels, depth = _COMPLETE[variant]
         self._multipliers = channels * float(channel_multiplier), depth * float(depth_multiplier)

@@ -16,6 +16,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from kdep_bench.bounds import LiteVariant
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.teachers.base import Teacher, TeacherOutput, freeze, load_exactly
 from kdep_bench.teachers.weights import RANDOM, read_weights
@@ -103,7 +104,7 @@ class EfficientNetLite(Teacher):
     def __init__(
         self,
         name: str,
-        variant: int,
+        variant: LiteVariant,
         input_px: int,
         weights: str | Path | None = None,
         tap: str = LAST,

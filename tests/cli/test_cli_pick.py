@@ -66,7 +66,7 @@ def test_a_suite_s_teachers_are_ranked_by_the_measure_and_the_others_are_named(
     expected = ("w48.kdep", "w32.supervised", "w48.held_out_kd", "w40.held_out_kd")
     assert all(f"resnet18_{name}" in trained for name in expected), trained
     assert closed == (
-        "not ranked, because of these only class probabilities can be read: "
+        "not ranked, because only class probabilities of these can be read: "
         "efficientnet_lite0_black_box"
     )
     assert pick.main([*arguments, "--by", "mean cosine"]) == 0
@@ -117,3 +117,13 @@ def test_a_changed_teacher_with_the_name_of_another_is_refused(
     arguments = ["efficientnet_lite0", "--suite", suite, "--images", str(images)]
     assert pick.main(arguments) == 2
     assert "two different teachers are named 'efficientnet_lite0'" in capsys.readouterr().err
+
+
+def test_a_black_box_on_the_command_line_is_refused_before_a_teacher_is_measured(
+    images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["efficientnet_lite0", "efficientnet_lite0_black_box"]
+    assert pick.main([*names, "--images", str(images), "--count", "10"]) == 2
+    shown = capsys.readouterr().err
+    assert "only class probabilities of efficientnet_lite0_black_box can be read" in shown
+    assert "10 images" not in shown

@@ -143,6 +143,9 @@ def test_a_missing_data_root_is_an_error_and_is_made_only_for_archives(
     gone = tmp_path / "gone"
     assert prepare_data.main(["imagenet", "--root", str(gone)]) == 2
     assert f"the folder {gone} (--root or" in capsys.readouterr().err
+    args = ["imagenet", "--root", str(gone), "--archives", str(tmp_path)]
+    assert prepare_data.main(args) == 2
+    assert "was not found in" in capsys.readouterr().err
     assert not gone.exists()
     monkeypatch.setenv("KDEP_DATA", str(gone))
     with pytest.raises(KdepError, match=r"\(\$KDEP_DATA\) does not exist"):

@@ -200,11 +200,13 @@ def test_the_images_of_fs_bbt_are_counted_and_its_generator_is_named_as_excluded
     estimate = forecast.estimate(made)
     assert (estimate.images, estimate.flops) == (fraction, None)
     text = " ".join(table(plan, forecast, plan.stages, None))
-    assert "excluded: the training of the network that generates images (FewShotImages)" in text
+    excluded = "FLOPs and disk space of the network that generates images (FewShotImages)"
+    assert f"excluded: {excluded}" in text
     assert "extra layers and decoders of objectives are not included" in text
 
 
-def test_images_that_ota_generates_cost_passes_of_the_tuned_teacher():
+@pytest.mark.parametrize(("generated", "real"), [(1.0, 1.0), (0.0, 1.0), (1.0, 0.0)])
+def test_images_that_ota_generates_cost_passes_of_the_tuned_teacher(generated: float, real: float):
     suite = load_suite("paper_r18")
     methods = [
         "scratch",
@@ -214,6 +216,8 @@ def test_images_that_ota_generates_cost_passes_of_the_tuned_teacher():
                 tasks=["cub200"],
                 images=8,
                 steps=5,
+                generated=generated,
+                real=real,
                 teacher=dict(student=dict(base="efficientnet_lite0_trunk", input_px=224)),
             ),
         ),
@@ -230,7 +234,9 @@ def test_images_that_ota_generates_cost_passes_of_the_tuned_teacher():
     (run,) = (run for run in plan.runs if run.method.get("transfer"))
     images = 150 * (5994 // 64) * 64  # epochs, whole batches of 64
     generation = 8 * (2 + 5 * 2 + 1)  # two guides, five steps with the gradient, one score
-    expected = images * (2 * 3 * 10 + 7) + generation * 7
+    trained = images * (2 if generated else 1)  # images on which the student is trained
+    teacher = (images if real else 0) + (generation if generated else 0)
+    expected = trained * 3 * 10 + teacher * 7
     assert Forecast(plan, counts).estimate(plan.stages[run.id]).flops == expected
 
 

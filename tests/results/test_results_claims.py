@@ -192,11 +192,12 @@ def test_a_score_outside_the_curve_gives_a_bound_on_the_ratio():
     high = efficiency_records() + method_records("supervised", [0.6, 0.61, 0.59], images=100_000)
     outcome = verdict(high, **EFFICIENCY, at_least=2.0)
     assert outcome.verdict == "refuted"
-    assert outcome.interval == "at most 1 (score not reached with any budget)"
+    assert outcome.interval == "at most a factor of 1 (score not reached with any budget)"
     low = efficiency_records() + method_records("supervised", [0.2, 0.21, 0.19], images=100_000)
     outcome = verdict(low, **EFFICIENCY, at_least=10.0)
     assert outcome.verdict == "supported"
-    assert outcome.interval == "at least 100 (score reached with the smallest budget)"
+    assert outcome.interval == "at least a factor of 100 (score reached with the smallest budget)"
+    assert "at least 100 times" in outcome.reason
     assert verdict(low, **EFFICIENCY, at_least=500.0).verdict == "undecided"
     mixed = efficiency_records() + method_records("supervised", [0.45, 0.45, 0.6], images=100_000)
     shown = verdict(mixed, **EFFICIENCY, at_least=2.0).interval  # one seed has a bound

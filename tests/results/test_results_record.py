@@ -166,6 +166,8 @@ def test_forward_passes_of_schema_2_lack_those_of_a_teacher_s_pre_training():
     old["schema"] = 2
     old["cost"]["teacher_forwards"] = 5
     assert not parse(json.dumps(old), "old.json").cost.lacks_teacher_passes
+    old["stages"] |= {"pretrain": "pretrain-own", "tuned.pretrain": "pretrain-own"}
+    assert not parse(json.dumps(old), "old.json").cost.lacks_teacher_passes  # teacher="self"
     old["stages"]["teacher.pretrain"] = "pretrain-other"
     migrated = parse(json.dumps(old), "old.json")
     assert migrated.cost.lacks_teacher_passes

@@ -10,6 +10,7 @@ import torch
 from kdep_bench.errors import KdepError
 from kdep_bench.networks.backbone import PreActivationTap, build_backbone
 from kdep_bench.results.board.ablation import EQUAL_PARAMETERS
+from kdep_bench.signatures import check_arguments
 from kdep_bench.students.efficientnet_lite import EfficientNetLite
 from kdep_bench.students.slim_lite import SlimLite, copied_state
 from kdep_bench.suite.config import load_suite
@@ -70,9 +71,14 @@ def test_the_stem_and_the_last_convolution_keep_their_channels():
     assert channels == (32, 1280)
 
 
-def test_an_unknown_variant_is_refused():
-    with pytest.raises(KdepError, match="unknown variant of SlimLite '3'"):
-        SlimLite(variant=3)
+@pytest.mark.parametrize("variant", [3, [1], "1", True, 1.0])
+def test_an_unknown_variant_is_refused_also_by_the_plan(variant: Any):
+    with pytest.raises(KdepError, match="unknown variant of SlimLite"):
+        SlimLite(variant=variant)
+    for name in ("SlimLite", "EfficientNetLite"):
+        path = f"kdep_bench.students.{'slim' if name == 'SlimLite' else 'efficientnet'}_lite.{name}"
+        with pytest.raises(KdepError, match="variant = "):
+            check_arguments(dict(type=path, variant=variant), "the student")
 
 
 @pytest.mark.parametrize("change", [dict(channel_multiplier=1.2), dict(depth_multiplier=0.0)])

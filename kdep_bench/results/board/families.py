@@ -112,7 +112,7 @@ class RowCost:
 
     @property
     def forwards(self) -> float | None:
-        """Forward passes of all other networks per image seen by the student; None if unknown."""
+        """Extra forward passes (`record.Cost.extra_forwards`) per image seen; None if unknown."""
         n_passes, seen = self.summary.extra_forwards, self.summary.images_seen
         return n_passes / seen if n_passes is not None and seen else None
 

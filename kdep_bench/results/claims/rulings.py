@@ -239,7 +239,7 @@ def _rule_on_saving(
     """
     est = saving.estimate
     ruling = ruling_of(est.low, est.high, log_threshold)
-    reason = f"{saving.bound} {math.exp(est.mean):.2g} times, from {est.seeds}".lstrip()
+    reason = f"{saving.bound} {text.factor(est.mean)} times, from {est.seeds}".lstrip()
     reason = f"{line}: {reason}" if line else reason
     if saving.at_least and saving.at_most:
         return "undecided", "the score is below the curve for some seeds and above it for others"

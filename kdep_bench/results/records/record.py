@@ -232,6 +232,8 @@ class Cost(Part):
     Attributes:
         pretrain_s, cache_s: both include the times of the method that trained the teacher, if the
             suite trained it. `cache_s` is the time of the teacher cache times the data fraction.
+        cache_bytes: size of the teacher caches, times the data fraction; files that are hard links
+            to those of another cache count too.
         peak_memory_bytes, peak_gpu_bytes: resident memory, and GPU memory that torch allocated; the
             larger of pre-training and transfer.
         extra_parameters: number of parameters that are trained or stored with the student and
@@ -395,7 +397,11 @@ def _from_2(old: dict[str, Any]) -> dict[str, Any]:
         old[part] = {names.get(k, k): v for k, v in fields.items()}
     stages, cost = old.get("stages"), old.get("cost")
     if isinstance(stages, dict) and isinstance(cost, dict):
-        trains_teacher = any(role.endswith(".pretrain") for role in stages)
+        # The teacher of a transfer method can be the student itself, with the same pre-training.
+        trains_teacher = any(
+            role.endswith(".pretrain") and stage_id != stages.get("pretrain")
+            for role, stage_id in stages.items()
+        )
         if trains_teacher and cost.get("extra_forwards") is not None:
             old["cost"] = cost | {"lacks_teacher_passes": True}
     return old

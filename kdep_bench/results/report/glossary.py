@@ -141,9 +141,9 @@ TERMS = (
         "all other networks (cached or live teacher, peer networks, moving averages), additional "
         "passes of the student (on augmented images), and all passes in the pre-training of a "
         "teacher that the suite trains for the method. Records of earlier versions do not count "
-        "this pre-training; ‡ marks them. Per image seen; in the CSV in total. In the table of "
-        "transfer methods: passes in addition to the student's one per training image, in total: "
-        "of the transfer method's teacher, of moving averages, and additional passes of the "
+        "this pre-training; ‡ marks them in tables. Per image seen; in the CSV in total. In the "
+        "table of transfer methods: passes in addition to the student's one per training image, in "
+        "total: of the transfer method's teacher, of moving averages, and additional passes of the "
         "student on other images (target domain, generated or masked images).",
         ("extra forward passes per image seen", "extra forward passes", "extra_forwards"),
     ),

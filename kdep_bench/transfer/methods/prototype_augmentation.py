@@ -44,7 +44,7 @@ class PrototypeAugmentation(TransferMethod):
     Args:
         augmented: fraction of the task's loss that is computed from the augmented features.
         weight: weight of the distance to the prototypes.
-        tau: temperature of the assignment.
+        tau: temperature of the assignment; should be that of the pre-training.
         student_maps, pretrained: set by the transfer stage.
     """
 
