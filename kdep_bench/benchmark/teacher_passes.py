@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdep_bench.errors import KdepError
+from kdep_bench.features.cache_origin import computed_by
 from kdep_bench.files import read_strict
 from kdep_bench.results.records import store
 from kdep_bench.results.records.record import Record
@@ -33,7 +34,7 @@ def count(results: Path, work: Path) -> dict[str, Any]:
     if not records:
         raise KdepError(f"{results} has no finished record", fix="run that suite first")
     outputs_by_cache = {
-        outputs.get("reused", cache): outputs
+        computed_by(work, cache, outputs): outputs
         for cache in sorted(_caches(records))
         for outputs in [_outputs(work, cache)]
     }

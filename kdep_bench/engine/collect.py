@@ -18,6 +18,7 @@ from kdep_bench.data.content import fingerprint_of
 from kdep_bench.engine import cited_stages, state
 from kdep_bench.engine.collect_probes import collect_probes
 from kdep_bench.errors import KdepError
+from kdep_bench.features.cache_origin import computed_by
 from kdep_bench.files import canonical_json, text_hash
 from kdep_bench.pretrain.budgets import epochs_note
 from kdep_bench.safe_files import copy_file, is_real_folder, remove
@@ -186,7 +187,11 @@ class _Chains:
     def _finished(self, stage_id: str) -> tuple[Json | None, str | None]:
         if stage_id not in self._read:
             stage, fault = state.finished(self.plan.stages[stage_id], self.work)
-            self._read[stage_id] = with_current_names(stage), fault
+            stage = with_current_names(stage)
+            if stage is not None and "reused" in stage["outputs"]:
+                origin = computed_by(self.work, stage_id, stage["outputs"])
+                stage = {**stage, "outputs": {**stage["outputs"], "reused": origin}}
+            self._read[stage_id] = stage, fault
         return self._read[stage_id]
 
     def stage(self, stage_id: str | None) -> Json | None:

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from kdep_bench.errors import KdepError
+from kdep_bench.features.cache_origin import STAGE, computed_by
 from kdep_bench.features.cache_read import INDEX, MANIFEST, note_path, shard_path
 from kdep_bench.files import read_strict, write_json
 
-STAGE = "stage.json"  # file in the folder of every finished stage
 # Entries of a cache's spec that do not change the values of an array: which arrays are stored, and
 # the rows per forward pass.
 _STORAGE = {"outputs", "pooled", "batch"}
@@ -64,7 +64,7 @@ def _finished_caches(
         try:
             stage = read_strict(folder / STAGE)
             is_same = stage["needs"] == needs and _values(stage["spec"]) == _values(spec)
-            origin = stage["outputs"].get("reused", folder.name)
+            origin = computed_by(work_dir, folder.name, stage["outputs"])
         except (KdepError, KeyError, TypeError, AttributeError):
             continue  # a damaged stage.json; the engine reports it when that stage is needed
         if is_same:

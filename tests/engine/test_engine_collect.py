@@ -22,7 +22,7 @@ from kdep_bench.engine.collect import (
     make_record,
 )
 from kdep_bench.errors import KdepError
-from kdep_bench.files import read_json
+from kdep_bench.files import read_json, write_json
 from kdep_bench.results.records import record as records
 from kdep_bench.suite.config import load_suite
 from kdep_bench.suite.graph import TransferRun
@@ -444,3 +444,18 @@ def test_the_data_card_has_the_counts_of_the_prepared_data(tmp_path):
     assert "report" in collect(suite, plan, work, results)  # rebuilt, as the tables show the counts
     card = read_json(results / "data_card.json")
     assert (card["name"], card["counts"]) == (suite.data["name"], {"pool": 7})
+
+
+def test_the_origin_of_linked_arrays_is_found_through_a_chain(tmp_path):
+    """Earlier versions stored the cache that was linked, which may itself have linked the files."""
+    _suite, plan, work, _ = make_suite(tmp_path, methods=["kdep"])
+    run = plan.runs[0]
+    assert fakes.run(plan, work).ok
+    add_outputs(work / run.chain["cache"], reused="cache-middle")
+    (work / "cache-middle").mkdir()
+    write_json(work / "cache-middle/stage.json", {"outputs": {"reused": "cache-first"}})
+    for origin in ("cache-first", "cache-middle"):
+        cache = _Chains(plan, work, {}).stage(run.chain["cache"])
+        assert cache is not None
+        assert cache["outputs"]["reused"] == origin
+        write_json(work / "cache-middle/stage.json", {"outputs": {}})  # it computed the arrays

@@ -16,8 +16,8 @@ import torch
 
 from kdep_bench.errors import KdepError
 from kdep_bench.features import cache
+from kdep_bench.features.cache_origin import STAGE
 from kdep_bench.features.cache_read import open_cache, shard_path
-from kdep_bench.features.cache_reuse import STAGE
 from kdep_bench.files import file_hash, read_strict, write_json
 from tests.pretrain.conftest import IMAGES, TEACHER, silent
 

@@ -1,0 +1,33 @@
+"""Which cache computed the arrays of a cache whose files are hard links. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kdep_bench.errors import KdepError
+from kdep_bench.files import read_strict
+
+STAGE = "stage.json"  # file in the folder of every finished stage
+
+
+def computed_by(work_dir: Path, cache: str, outputs: Mapping[str, Any]) -> str:
+    """The name of the folder of the cache that computed the arrays of a finished cache.
+
+    Earlier versions stored the cache whose files were linked, which may itself have linked them;
+    so `reused` is followed as long as the cache that it names is finished and states another.
+
+    Args:
+        work_dir: folder of the stages.
+        cache, outputs: name of the cache's folder, and the outputs in its stage.json.
+    """
+    seen = {cache}
+    while (linked := outputs.get("reused")) is not None and linked not in seen:
+        cache = str(linked)
+        seen.add(cache)
+        try:
+            outputs = read_strict(work_dir / cache / STAGE)["outputs"]
+        except (KdepError, KeyError, TypeError):
+            break  # its folder is gone
+    return cache
