@@ -72,7 +72,7 @@ class FirstUse:
 
     def own_data(self) -> None:
         """Writes and runs a suite for class folders of photographs; they are those of `smoke`."""
-        photos = next(self.home.glob("work_dirs/prepare-*/classify"))
+        photos = next(self.home.glob("work_dirs/prepare-smoke-*/data/classify"))
         (self.home / "photos").symlink_to(photos)
         self.run("kdep-bench", "init", "photos")
         self.run("kdep-bench", "run", "configs/suites/photos.py")
