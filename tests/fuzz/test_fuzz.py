@@ -136,4 +136,4 @@ def test_control_characters_in_a_file_s_names_are_escaped():
 
 
 def test_the_error_for_an_unknown_name_offers_names_of_other_types():
-    assert "did you mean 12?" in str(unknown_name("stage", "13", [12, "x"]))  # type: ignore[list-item]
+    assert "did you mean 124?" in str(unknown_name("stage", "123", [124, "x"]))  # type: ignore[list-item]

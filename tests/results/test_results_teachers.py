@@ -187,7 +187,7 @@ def test_claims_rank_teachers_by_measures_of_the_probe(tmp_path):
     page = build(tmp_path, claims)
     assert "**supported**" in page
     assert "**refuted**" in page
-    with pytest.raises(KdepError, match="should be one of explained_variance_ratio, top1, part"):
+    with pytest.raises(KdepError, match="expected one of explained_variance_ratio, top1, part"):
         make_claim(CLAIM | {"by": "participation"})
 
 
