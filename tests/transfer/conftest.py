@@ -3,11 +3,13 @@ run a stage in a new process."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -58,17 +60,38 @@ def in_subprocess() -> Iterator[Callable[..., Any]]:
     if os.environ.get("KDEP_TESTS_FORK"):
         yield in_a_fork
         return
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.transfer.preload"])
-    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
-        yield lambda *call: pool.submit(with_toolkits, *call).result(timeout=300)
+    yield in_a_new_process
+
+
+def in_a_new_process(function: Callable[..., Any], *args: Any) -> Any:
+    """The function's result, or its exception, from a process of the fork server."""
+    with ProcessPoolExecutor(1, mp_context=server_with_toolkits()) as pool:
+        return pool.submit(with_toolkits, function, *args).result(timeout=300)
+
+
+# Process id of the fork server that has imported the toolkits; None before its start.
+_server_pid: int | None = None
+
+
+def server_with_toolkits() -> Any:
+    """The context of a running fork server that has imported the toolkits.
+
+    Another test may have started the only fork server of this process without the toolkits. Every
+    process would then import them, which takes five seconds, so that server is replaced.
+    """
+    global _server_pid
+    context, server = multiprocessing.get_context("forkserver"), forkserver._forkserver
+    if _server_pid is None or server._forkserver_pid != _server_pid:  # type: ignore[attr-defined]
+        with contextlib.suppress(FileNotFoundError):  # its socket, in a folder that is gone
+            server._stop()  # type: ignore[attr-defined]
+        context.set_forkserver_preload(["tests.transfer.preload"])
+        server.ensure_running()
+        _server_pid = server._forkserver_pid  # type: ignore[attr-defined]
+    return context
 
 
 def with_toolkits(function: Callable[..., Any], *args: Any) -> Any:
-    """Imports the toolkits, then calls the function and returns its result.
-
-    Another test may have started the fork server without importing the toolkits in it.
-    """
+    """Imports the toolkits, if the fork server has not, then returns the function's result."""
     importlib.import_module("tests.transfer.preload")
     return function(*args)
 

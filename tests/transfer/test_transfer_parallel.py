@@ -5,7 +5,6 @@ A process is called a rank. The processes communicate through torch's backend gl
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor
@@ -33,7 +32,7 @@ from kdep_bench.transfer.gate import read_tensors
 from kdep_bench.transfer.method import MODEL
 from kdep_bench.transfer.methods.ghost import Switch, _projected
 from kdep_bench.transfer.methods.transkd import Selection
-from tests.transfer.conftest import config, quiet, with_toolkits
+from tests.transfer.conftest import config, quiet, server_with_toolkits, with_toolkits
 
 # ---- the order of images ----
 
@@ -153,8 +152,7 @@ def run_ranks(ranks: int, *args: Any, **changes: Any) -> list[dict[str, Any]]:
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.transfer.preload"])
+    context = server_with_toolkits()
     with ProcessPoolExecutor(ranks, mp_context=context) as pool:
         jobs = [
             pool.submit(with_toolkits, run_rank, rank, ranks, store.port, changes, *args)
@@ -208,8 +206,7 @@ def norms_of_two_images(rank: int, ranks: int, folder: Path) -> dict[str, Tensor
 
 
 def test_batch_norm_of_two_processes_with_one_image_each_is_that_of_both_images(tmp_path: Path):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.transfer.preload"])
+    context = server_with_toolkits()
     with ProcessPoolExecutor(2, mp_context=context) as pool:
         jobs = [pool.submit(norms_of_two_images, rank, 2, tmp_path) for rank in (0, 1)]
         ranks = [job.result(timeout=100) for job in jobs]
