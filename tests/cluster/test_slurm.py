@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import cluster_fakes
 import engine_fakes as fakes
@@ -69,7 +70,7 @@ def sbatch(plan: Plan, work: Path, name: str, *options: str) -> str:
     return completed.stdout.strip()
 
 
-def plan_of_steps(steps: int, sleep: float, **runtime: float) -> Plan:
+def plan_of_steps(steps: int, sleep: float, **runtime: Any) -> Plan:
     """A plan of one resumable stage "g" of `steps` steps, with `sleep` seconds after each."""
     plan = Plan("grow")
     spec = {"steps": steps, "sleep": sleep}
