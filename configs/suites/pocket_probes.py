@@ -1,7 +1,7 @@
 """Probes of frozen backbones: ten methods of `methods_pocket`, three seeds.
 
 Command   python tools/run_suite.py configs/suites/pocket_probes.py   (can be stopped and resumed)
-Cost      on two cores of a shared machine 71 minutes, 40 of them for 27 pre-trainings; per backbone
+Cost      on two cores of a shared machine 71 minutes, 36 of them for 27 pre-trainings; per backbone
           on one core 10 s for the maps of the scenes, 30 to 50 s for the corrupted images, 30 s for
           linear segmentation, 20 s for the other probes
 Outcome   results/pocket_probes: the linear probe of `methods_pocket`, and a section of probes: kNN,

@@ -723,14 +723,13 @@ def check_classes_of_labels(pair: StudentMethod) -> None:
     """Checks that labels and teacher have the same number of classes, if the method needs that."""
     data = pair.suite.data
     counts = data.get("pool_classes"), head_classes(pair.suite, pair.method, pair.suite_teacher)
-    without_labels = {"ca_mkd": "`ebkd`"}.get(pair.method["name"], "a method such as `logit_kd`")
     if "classes" in pair.needs and None not in counts and counts[0] != counts[1]:
         raise KdepError(
             f"{pair.label} compares the teacher's classes with the image labels, but the teacher "
             f"{pair.teacher['name']!r} has {counts[1]} classes and the pool of {data['name']!r} "
             f"{counts[0]}",
-            fix=f"use {without_labels}, which reads no labels, or a teacher trained on the classes "
-            "of the pool",
+            fix="use a method that reads no labels, such as `logit_kd` (of several teachers: "
+            "`ebkd`), or a teacher trained on the classes of the pool",
         )
 
 

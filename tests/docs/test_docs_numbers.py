@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,3 +61,29 @@ def test_a_changed_score_is_detected(tmp_path):
     changed = tmp_path / "results.md"
     changed.write_text(text.replace("26.3 ± 1.1", "26.8 ± 1.1"))
     assert {f.rpartition(": ")[2] for f in wrong_numbers(changed)} == {"26.8 ± 1.1"}
+
+
+def report(*arguments: str) -> str:
+    """The output of `kdep-bench report` for published folders."""
+    command = [sys.executable, "tools/report.py", *arguments]
+    return subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_verdicts_on_the_second_processor_are_those_in_the_text():
+    """The counts that docs/results.md and README state."""
+    text = report("diff", "results/methods_pocket", "results/pocket_probes")
+    assert "10 scores are in both folders, 1 are the same." in text
+    assert "6 are significant in one folder only, 0 are opposite. 11 of the 11 significant" in text
+    assert "yes, all 11 |" in (REPO / "README.md").read_text()
+
+
+def test_the_numbers_of_seeds_needed_are_those_in_the_text():
+    """Pairs of methods for which the probes need fewer, as many and more seeds than the task."""
+    summary = report("results/pocket_probes", "--seeds-needed").split("\n## ")[0]
+    rows = re.findall(r"\| (\w+ - \w+) \| (\d+) \| (\d+) \|", summary)
+    tasks_probes = {pair: (int(task), int(probes)) for pair, task, probes in rows}
+    differences = [probes - task for task, probes in tasks_probes.values()]
+    fewer, equal = sum(d < 0 for d in differences), sum(d == 0 for d in differences)
+    assert (fewer, equal, len(differences) - fewer - equal) == (10, 9, 4)
+    assert tasks_probes["mean_teacher - supervised"] == (15, 7)
+    assert tasks_probes["logit_kd - kdep"] == (270, 11)
