@@ -4,7 +4,7 @@ Source       DisCo, arXiv 2112.05638 (sentence embeddings), here for pooled feat
              caskcsg/sentemb. From there: the loss (InfoNCE), a linear projector, the learned
              temperature and the queue. The queue is shorter: 4,096 teacher features.
 Stages       DisCo distils on unlabelled data first, and then fine-tunes with a contrastive loss on
-             labels. This is the first stage.
+             labels. This is the first stage; the second is `ckd_transfer`.
 Differs      from `conv1x1` in the loss, which only compares directions and depends on the other
              images; from `pkt` and `similarity` in comparing the student's images with the
              teacher's, not each network's images with each other.

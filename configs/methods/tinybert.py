@@ -6,7 +6,8 @@ Source       Jiao et al., EMNLP Findings 2020; huawei-noah/Pretrained-Language-M
              `relative=False` is the source's form. The optimiser is the suite's; TinyBERT uses
              Adam.
 Stages       TinyBERT distils on unlabelled text first, then again on the task, with a teacher that
-             is fine-tuned on it and with its logits. This is the first stage.
+             is fine-tuned on it and with its logits. This is the first stage; the second
+             is `tinybert_transfer`.
 Differs      from `dmae` in the number of layers (all), in the attention and in the missing masks;
              from `fitnets` in the student, which must be a transformer.
 Labels       none.

@@ -145,6 +145,27 @@ def find_transformer(net: nn.Module) -> Transformer | None:
     return None
 
 
+def depth_and_width(net: nn.Module, name: str) -> tuple[int, int]:
+    """(number of blocks, channels of a token) of the vision transformer in `net`.
+
+    Raises:
+        KdepError: `net`, which the error calls `name`, contains none; see `find_transformer`.
+    """
+    transformer = find_transformer(net)
+    if transformer is None:
+        raise no_transformer(name)
+    return len(transformer.blocks), int(transformer.norm.get_parameter("weight").numel())
+
+
+def no_transformer(name: str) -> KdepError:
+    """The error for a network without a vision transformer, which it calls `name`."""
+    return KdepError(
+        f"{name} has no transformer blocks whose attention can be read",
+        expected="a vision transformer of timm, torchvision or mmpretrain",
+        fix="choose such a network, or another method",
+    )
+
+
 class BlockRecorder:
     """Records blocks of a transformer inside `net` in every forward pass, with gradients.
 
@@ -164,11 +185,7 @@ class BlockRecorder:
     ) -> None:
         transformer, numbers = find_transformer(net), sorted(set(blocks))
         if transformer is None:
-            raise KdepError(
-                f"{name} has no transformer blocks whose attention can be read",
-                expected="a vision transformer of timm, torchvision or mmpretrain",
-                fix="choose such a network, or another method",
-            )
+            raise no_transformer(name)
         n_blocks = len(transformer.blocks)
         if depth not in (None, n_blocks) or not numbers or numbers[-1] >= n_blocks:
             expected = f"{depth} blocks" if depth else f"block {numbers[-1] if numbers else 0}"

@@ -74,6 +74,10 @@ class TransformerLayers(Objective):
         depth = len(self.pairs)
         self._student = [BlockRecorder(student, range(depth), "the student", depth)]
 
+    def remove(self) -> None:
+        """Stops recording the student's blocks."""
+        self._student.pop().remove()
+
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.teacher is not None
         assert ctx.teacher.attention is not None

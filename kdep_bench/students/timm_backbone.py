@@ -131,7 +131,9 @@ class TimmBackbone(BaseModule):
         try:
             out = self.net.forward_features(pattern(64))
         except (AssertionError, RuntimeError):  # the network has a fixed input size
-            out = self.net.forward_features(pattern(self.net.pretrained_cfg["input_size"][-1]))
+            px = getattr(getattr(self.net, "patch_embed", None), "img_size", None)
+            px = px or self.net.pretrained_cfg["input_size"]
+            out = self.net.forward_features(pattern(px[-1]))
         finally:
             for handle in handles:
                 handle.remove()

@@ -346,14 +346,7 @@ def check_transformer(method: Json, label: str, student: Json) -> None:
     """
     if not any(class_value(path, "transformer") for path in _objectives(method)):
         return
-    backbone = student["backbone"]
-    is_timm = str(backbone.get("type")).endswith(".TimmBackbone")
-    if not (is_timm and "vit" in str(backbone.get("model"))):
-        raise KdepError(
-            f"{label} reads the tokens of a transformer, but the student {student['name']!r} is "
-            "not a vision transformer of timm",
-            fix="use such a student, for example vit_t, or another method",
-        )
+    check_is_transformer(label, student)
     known_depth, depths = transformer_size(student)[0], depths_of(method.get("objective"))
     for depth in {student_depth for student_depth, _ in depths} - {None}:
         if known_depth not in (None, depth):
@@ -362,6 +355,21 @@ def check_transformer(method: Json, label: str, student: Json) -> None:
                 f"{known_depth}",
                 fix=f"set student_depth={known_depth} in the method's objective",
             )
+
+
+def check_is_transformer(label: str, student: Json, role: str = "student") -> None:
+    """Raises KdepError unless the student is a vision transformer of timm.
+
+    `role`: "student" or what the student's network is used as, for the error.
+    """
+    backbone = student["backbone"]
+    is_timm = str(backbone.get("type")).endswith(".TimmBackbone")
+    if not (is_timm and "vit" in str(backbone.get("model"))):
+        raise KdepError(
+            f"{label} reads the tokens of a transformer, but the {role} {student['name']!r} is "
+            "not a vision transformer of timm",
+            fix=f"use such a {role}, for example vit_t, or another method",
+        )
 
 
 def check_single_pass(method: Json, label: str) -> None:

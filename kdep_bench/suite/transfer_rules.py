@@ -12,9 +12,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kdep_bench.errors import KdepError, unknown_name
-from kdep_bench.objectives.levels import levels_of, student_levels
+from kdep_bench.objectives.levels import block_pairs, levels_of, student_levels
 from kdep_bench.signatures import check_arguments, check_type, class_value, resolve_alias
-from kdep_bench.suite.arguments import check_classes, check_couples_samples
+from kdep_bench.suite.arguments import (
+    check_classes,
+    check_couples_samples,
+    check_is_transformer,
+    transformer_size,
+)
 from kdep_bench.suite.methods import DESCRIPTION_KEYS, tasks_for, tuned_teacher, without
 from kdep_bench.suite.pairs import check_pair, check_task
 from kdep_bench.suite.schema import Json, Suite
@@ -246,6 +251,36 @@ def check_backbones(transfer: StudentTransfer) -> None:
             )
 
 
+def check_transformers(transfer: StudentTransfer) -> None:
+    """Checks student and teacher of a method that compares the tokens of vision transformers."""
+    if not transfer.class_attribute("transformer"):
+        return
+    assert transfer.teacher is not None  # `check_teacher` comes before
+    teacher = transfer.teacher["student"]
+    check_is_transformer(transfer.label, transfer.student)
+    check_is_transformer(transfer.label, teacher, "teacher")
+    (depth, heads), (teacher_depth, teacher_heads) = map(
+        transformer_size, (transfer.student, teacher)
+    )
+    if depth is not None and teacher_depth is not None:
+        try:
+            block_pairs(depth, teacher_depth)
+        except KdepError as e:
+            raise KdepError(
+                f"{transfer.label}: {e.problem}",
+                expected=e.expected,
+                fix="choose another student as its `teacher`",
+            ) from None
+    averages = transfer.config.get("average_heads")
+    if averages is False and None not in (heads, teacher_heads) and heads != teacher_heads:
+        raise KdepError(
+            f"{transfer.label} compares attention heads, but the student has {heads} and the "
+            f"teacher {teacher_heads}",
+            expected="equal numbers, or scores that are averaged over the heads",
+            fix="set average_heads=True in `transfer` of the method",
+        )
+
+
 def check_pretraining(transfer: StudentTransfer) -> None:
     """Checks that the student is pre-trained with an objective whose networks the method reads."""
     supported = transfer.class_attribute("objectives")
@@ -293,6 +328,7 @@ RULES: tuple[Callable[[StudentTransfer], None], ...] = (
     check_all_arguments,
     check_teacher,
     check_backbones,
+    check_transformers,
     check_pretraining,
     check_has_levels,
     check_levels,

@@ -94,6 +94,7 @@ class TransferMethod(nn.Module, ABC):
         optimises_images: for the forecast, whether it makes `images` images in `steps` steps of
             gradient descent through the tuned teacher (two arguments of the class), once before the
             training, unless its argument `generated` is 0.
+        transformer: whether student and tuned teacher must be vision transformers of timm.
         teacher_is_student: whether the tuned teacher must be the same student (teacher="self").
 
     Attributes:
@@ -114,6 +115,7 @@ class TransferMethod(nn.Module, ABC):
     optimises_images: ClassVar[bool] = False
     extra_images: int = 0
     reads_teacher_maps: bool = True
+    transformer: ClassVar[bool] = False
     teacher_is_student: ClassVar[bool] = False
 
     @classmethod

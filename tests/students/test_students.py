@@ -142,6 +142,11 @@ def test_the_last_map_equals_the_map_that_the_classifier_of_timm_pools(
         torch.testing.assert_close(level, expected_levels[i], rtol=1e-4, atol=1e-5)
 
 
+def test_a_vit_with_a_fixed_image_size_other_than_timm_s_is_built():
+    net = TimmBackbone("test_vit", img_size=96)
+    assert net(torch.zeros(1, 3, 96, 96))[-1].shape == (1, 64, 1, 1)
+
+
 def test_the_tap_reads_before_a_last_swish_or_the_output_if_there_is_no_activation():
     net = build_backbone({"backbone": {**TINY, "model": "test_efficientnet"}})
     tap = PreActivationTap(net, "net.bn2.act").eval()
