@@ -8,9 +8,9 @@ images of the batch; P(i): those of them with the label of i. If there are none,
 is 0, which counts in the mean over the batch.
 
 Source: the loss is L_out of Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020,
-equation 2. Without its projection head and second view, and added to the cross-entropy, it is that of
-Gunel et al., ICLR 2021 (arXiv 2011.01403): weight 0.9 and tau 0.3 are the values of their best
-few-shot models. DisCo (Gao, Wu et al., arXiv 2112.05638) fine-tunes a distilled network with a
+equation 2. Without its projection head and second view, and added to the cross-entropy, it is the
+loss of Gunel et al., ICLR 2021 (arXiv 2011.01403); weight 0.9 and tau 0.3 are the values of their
+best few-shot models. DisCo (Gao, Wu et al., arXiv 2112.05638) fine-tunes a distilled network with a
 contrastive loss on labelled pairs of sentences. Images with class labels have no such pairs, so
 this is a re-implementation, whose form, with a classifier, was chosen in this project.
 """
