@@ -212,7 +212,8 @@ def evaluate(
         teacher: teacher for the methods of `compared_with` that need one.
         name: name of the suite, used in paths.
         epochs, views, batch, lr, precision: pre-training budget of the methods of `compared_with`.
-        seeds: seeds of the transfer training.
+        seeds: seeds of the transfer training; the first is also the pre-training seed of the
+            methods of `compared_with`.
         work_dir: folder for stages and the suite file; default: work_dirs/.
         results_dir: folder for records and tables; default: results/NAME/.
         show_progress: whether to print the progress of the stages.
@@ -275,10 +276,12 @@ def extract_features(
     if batch < 1:
         raise KdepError(f"the batch is {batch}", expected="at least 1", fix="correct `batch`")
     if not isinstance(images, np.ndarray) or not len(images):
+        kind = "empty array" if isinstance(images, np.ndarray) else f"object of type {type(images)}"
         raise KdepError(
-            f"the images are {'an empty array' if hasattr(images, 'shape') else type(images)}",
+            f"the images are an {kind}",
             expected="a NumPy array [N, H, W, 3], uint8",
-            fix="pass at least one image, or join a list of images by np.stack",
+            fix="pass at least one image; join a list of images by np.stack, and convert a tensor "
+            "by .numpy()",
         )
     if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
         raise KdepError(

@@ -171,6 +171,12 @@ def test_features_take_any_memory_layout_and_precision_and_keep_frozen_layers():
     assert np.corrcoef(half.ravel(), flipped.ravel())[0, 1] > 0.99
 
 
+def test_a_tensor_instead_of_an_array_is_not_called_empty() -> None:
+    images = torch.zeros(1, 8, 8, 3, dtype=torch.uint8)
+    with pytest.raises(KdepError, match=r"an object of type .*Tensor"):
+        kb.extract_features(torch.nn.Identity(), images)  # pyright: ignore
+
+
 @pytest.mark.parametrize("fault", ["nan", "number", "key"])
 def test_a_weights_file_with_an_invalid_value_or_key_is_refused(trained, tmp_path, fault):
     tensors: dict[Any, Any] = dict(torch.load(trained.file, weights_only=True))

@@ -10,6 +10,6 @@ claim = dict(
     statement="kdep scores above scratch on the mean of the tasks, by family and over all.",
     source="He et al., CVPR 2022 (KDEP), arXiv 2203.05180",
     kind="difference",
-    a=dict(method="kdep", share=1.0),
+    a=dict(method="kdep", share=1.0),  # share: data fraction
     b=dict(method="scratch", share=1.0),
 )

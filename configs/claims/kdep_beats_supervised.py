@@ -6,6 +6,6 @@ claim = dict(
     statement="kdep scores above supervised at equal images and epochs.",
     source="He et al., CVPR 2022 (KDEP), arXiv 2203.05180",
     kind="difference",
-    a=dict(method="kdep", share=1.0),
+    a=dict(method="kdep", share=1.0),  # share: data fraction
     b=dict(method="supervised", share=1.0),
 )

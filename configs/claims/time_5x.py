@@ -12,7 +12,7 @@ claim = dict(
     source="He et al., CVPR 2022 (KDEP), arXiv 2203.05180, abstract",
     kind="efficiency",
     a=dict(method="kdep"),
-    b=dict(method="supervised", share=1.0),
+    b=dict(method="supervised", share=1.0),  # share: data fraction
     axis="seconds",
     at_least=5.0,
 )

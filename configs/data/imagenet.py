@@ -4,7 +4,7 @@ Command   python tools/prepare_data.py SET --root $KDEP_DATA, once per set (--li
 Cost      disk space for the archives (about 200 GB, mostly ImageNet) and the same again unpacked
 Outcome   stage `prepare` checks the image counts and some images of every set, and links the sets
 
-Set `sets` to the sets that the suite's tasks read; only these are checked and linked.
+Set `sets` to the sets that the suite's tasks read; only these and the pool are checked and linked.
 """
 
 data = dict(

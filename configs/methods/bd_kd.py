@@ -1,4 +1,4 @@
-"""BD-KD: teacher and student are trained together, with both directions of KL per image.
+"""BD-KD: teacher and student are trained together; the student's loss has both KL divergences.
 
 Source       re-implemented from the abstract of arXiv 2212.12965 (2022, 2024). The weights were
              chosen in this project. Where the student has the lower entropy, KL(teacher || student)

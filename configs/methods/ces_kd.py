@@ -1,7 +1,7 @@
 """CES-KD: easy images have an assistant as teacher, hard images the large teacher; easy ones first.
 
 Source       re-implemented from the abstract of arXiv 2209.07606 (2022). Chosen in this project:
-             difficulty is the entropy of the large teacher's probabilities; both teachers have
+             difficulty is the entropy of the large teacher's probabilities; each teacher has
              half of the images; the harder half is used after a quarter of the run.
 Differs      from `takd` in the second teacher, and from `multi_teacher_kd` in using only one of the
              two teachers for each image.

@@ -1,4 +1,4 @@
-"""FS-BBT: few images, and of the teacher only class probabilities; the rest is mixed or generated.
+"""FS-BBT: few images, to which mixed and generated ones are added; only class probabilities.
 
 Source       Nguyen et al., ECCV 2022; nphdang/FS-BBT. alpha 1, threshold 0.05, a conditional VAE
              with two latent numbers trained for 600 epochs, and a loss on the teacher's

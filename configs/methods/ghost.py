@@ -1,4 +1,4 @@
-"""GHOST: the task's training with hybrid bit widths, taught by the same network with 32 bits.
+"""GHOST: training on a task with a bit width per layer, distilled from the same network in 32 bits.
 
 Source       Zhang et al., TGRS 2023; icey-zhang/GHOST quantization_conv_automix_autodis.py,
              utils/distill/Self_D.py, models/quant_modules_dorefa.py. Defaults are the authors'.
@@ -9,9 +9,10 @@ Differs      The teacher is the same student with the same pre-training, trained
 Question     How much of the gain of pre-training is left with few bits: compare
              `dict(base="ghost", pretrained_by="kdep")` with `ghost` from scratch, and both with
              plain transfer.
-Outcome      6 to 8 bits in most layers and a score close to plain transfer, at a quarter of the
-             megabytes. That the self-teaching adds to this is the authors' claim; their switch can
-             learn to turn it off, so the record has the fraction of samples it was on for.
+Outcome      expected: 6 to 8 bits in most layers and a score close to plain transfer, at a quarter
+             of the megabytes. According to the authors, the distillation (self-teaching) raises the
+             score. A learned switch turns it on or off for each sample; the record has the fraction
+             of samples with distillation.
 Cost         the teacher is trained on the task once for all runs; it reads every training batch.
              Rounding makes a training step slower, by half on a CPU.
 """

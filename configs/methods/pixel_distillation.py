@@ -1,12 +1,12 @@
-"""Pixel distillation: a teacher that sees larger images, and its image from the student's stem.
+"""Pixel distillation: the teacher sees larger images, which the student's first layer reconstructs.
 
 Source       Guo et al., TPAMI 2024 (arXiv 2112.09532v2), the one-stage form; the authors' code is
              gyguo/PixelDistillation. tau 4 and the weight 10 are its values for half the teacher's
              resolution, as here (64 and 128 pixels); it uses 50 for a quarter.
 Differs      from `logit_kd` in the second term: from the output of its first convolution, the
              student must reconstruct the crop at the teacher's resolution. That term trains the
-             first convolution only. Here every teacher sees larger images than its student, if
-             their configs say so; `logit_kd` is thus the method without the second term.
+             first convolution only. With any method, the teacher's images are larger than the
+             student's if its config has a larger input_px.
 Labels       none: alpha is 1, in the paper 0.9. LogitKDWithLabels as the part `logits` has the
              paper's cross-entropy.
 Cost         every crop is decoded again in the training step, at the teacher's resolution. The

@@ -5,7 +5,8 @@ Source       re-implemented from the abstract of arXiv 2112.09532v1: a teacher, 
              super-resolution module in the second stage. The module's form is explained in
              FeatureSuperResolution; the weights are those of `pixel_distillation`.
 Differs      from `pixel_distillation` in the assistant, which is trained by `logit_kd` on images of
-             128 pixels, and in the comparison of first-layer features of the assistant.
+             128 pixels, and in a third term: the reconstructed and the true image are also compared
+             by the output of the assistant's first layer.
 Labels       none.
 Cost         includes a second pre-training, of the assistant, at four times the student's FLOPs per
              image, and the views of all images at 128 pixels. Every crop is decoded again in the

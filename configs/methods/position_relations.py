@@ -1,4 +1,4 @@
-"""Relations between the positions of an image, label-free: cosines within maps, strides 8 to 32.
+"""Relations between positions of an image, label-free: cosines of map vectors at strides 8 to 32.
 
 Source       Liu et al., CVPR 2019 (structured knowledge distillation, pair-wise). There it is added
              to cross-entropy and an adversarial loss, for segmentation.

@@ -4,9 +4,10 @@ Source       weights as in DoReFa-Net (Zhou et al., arXiv 1606.06160) and GHOST 
              activations by torch's observer and fake quantisation.
 Differs      from `ghost` in having the same bits in all layers and no teacher: the part of GHOST
              without which its other parts cannot be judged. `transfer=dict(bits=4)` changes k.
-Question     How much of the gain of pre-training is left with k bits: list it with pretrained_by of
-             "scratch" and of "kdep", for several k.
-Outcome      8 bits: no significant difference from plain transfer; 2 bits: a clearly lower score.
+Question     How much of the gain of pre-training is left with k bits: list the method in a suite
+             with pretrained_by="scratch" and with "kdep", for several k.
+Outcome      expected: with 8 bits no significant difference from plain transfer, with 2 bits a
+             clearly lower score.
 """
 
 from kdep_bench.transfer.methods.quantised import Quantised

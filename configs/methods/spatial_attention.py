@@ -1,8 +1,8 @@
-"""Attention transfer, label-free: where the teacher's maps are large, at strides 4 to 32.
+"""Attention transfer, label-free: the student learns where the teacher's maps are large.
 
 Source       Zagoruyko and Komodakis, ICLR 2017. There it is added to cross-entropy.
 Differs      from `fitnets_4` in comparing the spatial pattern of maps instead of their channels,
-             without learned projectors; from `afd` in fixed pairs of levels.
+             without learned projectors; from `afd` in fixed pairs of levels, at strides 4 to 32.
 Cost         no extra parameters; a cache of four maps.
 """
 

@@ -9,10 +9,11 @@ Outcome   searches/pocket_contraction-contraction-0.jsonl and configs/students/t
           on the test split and with several seeds
 
 The contraction of TinyViT (Wu et al., ECCV 2022, section 3.2), re-implemented: depth, width and
-expansion of a large student fall step by step under limits, and the best candidate of a step is
-where the next begins. The score is the accuracy of a linear probe on the validation split after a
-short distillation by `tinyvit`; the test split is not read. FLOPs stand for the paper's throughput,
-and windows are fixed, because 64 pixels leave few positions.
+expansion of a large student are reduced in steps with decreasing limits, and each step begins with
+the best candidate of the step before. The score is the accuracy of a linear probe on the validation
+split after a short distillation by `tinyvit`; the test split is not read. Differences from the
+paper: FLOPs are limited, not throughput, and the sizes of attention windows are fixed, because maps
+of images of 64 pixels have few positions.
 """
 
 from kdep_bench.students.tiny_vit import TinyVitFamily

@@ -14,5 +14,5 @@ student = dict(
     input_px=224,
     tap="output",
     pyramid=dict(out_indices=(0, 1, 2, 3), channels=(96, 192, 384, 768), strides=(4, 8, 16, 32)),
-    dilated=dict(output_stride=8),
+    dilated=dict(output_stride=8),  # for segmentation recipes with dilate=True
 )

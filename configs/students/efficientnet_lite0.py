@@ -13,5 +13,5 @@ student = dict(
     input_px=64,
     tap="last_pre_activation",
     pyramid=dict(out_indices=(0, 1, 2, 3), channels=(24, 40, 112, 320), strides=(4, 8, 16, 32)),
-    dilated=dict(output_stride=8),
+    dilated=dict(output_stride=8),  # for segmentation recipes with dilate=True
 )

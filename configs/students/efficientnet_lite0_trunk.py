@@ -1,9 +1,9 @@
 """EfficientNet-Lite0 without its last 1x1 convolution: 3.0 M parameters, 320 channels at stride 32.
 
 Before their activation, the 1280 channels of the full network are a linear function of these 320
-channels, so the rank of that feature is at most 320. The full network would have to match 1280 SVD
-components, which PTS scales to nearly equal variance; that is impossible, and it learns little. The
-target of this student is the first 320 SVD components.
+channels, so the rank of that feature is at most 320. As a student, the full network would have to
+match 1280 SVD components, which PTS scales to nearly equal variance. It cannot, and learns little.
+The target of this student is the first 320 SVD components.
 
 The last block ends in a convolution without activation, so the tap is the output itself. Detectors
 and segmenters read the same output. The method `imagenet` loads this part of the ImageNet-1k

@@ -13,7 +13,8 @@ pre-training seeds. Each method has the learning rate with the best validation s
 
 The sequence, one change per step:
 
-    kdep              pooled feature after the teacher's head, before the student's ReLU, PTS n = 3
+    kdep              pooled feature after the teacher's head (its last 1x1 convolution), before the
+                      student's last ReLU, PTS n = 3
     svd               n = 1
     svd_after         the student's feature is read after its ReLU
     pooled_pairs      each component as a pair of its positive and its negative part

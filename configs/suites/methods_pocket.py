@@ -1,10 +1,10 @@
-"""All methods under one protocol: the pocket data, a tenth of its images, three seeds.
+"""28 methods under one protocol: the pocket data, a tenth of its images, three seeds.
 
 Command   python tools/run_suite.py configs/suites/methods_pocket.py   (can be stopped and resumed)
 Cost      1 h 55 min on two cores. Per method and seed: 800 steps at batch 64 (90 to 105 s on one
           core; dml 180 s; with a teacher assistant 190 s more), then 43 s of tasks
 Outcome   results/methods_pocket: the method families compared with KDEP, supervised and no
-          pre-training, each with step time, memory, extra parameters and teacher forward passes.
+          pre-training, each with step time, memory, extra parameters and extra forward passes.
           Hints at the teacher's maps are best; relations between images are last on average
 
 Equal for all methods: the 3,200 images, their two fixed views, 16 epochs, batch 64, weight decay

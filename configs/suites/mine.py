@@ -14,7 +14,6 @@ from mmengine.config import read_base
 with read_base():
     from .._base_.models.faster_rcnn_fpn import model as detector
     from .._base_.models.pspnet_full import model as segmenter
-    from .._base_.models.pspnet_full import norm_cfg
 
 suite = dict(
     name="mine",

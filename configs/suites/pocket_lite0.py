@@ -4,7 +4,7 @@ Command   python tools/run_suite.py configs/suites/pocket_lite0.py
 Cost      see results/README.md: under two hours on two CPU cores, can be stopped and resumed
 Outcome   60 runs: 4 methods x 3 seeds x 5 tasks. `imagenet` are published weights, trained on
           1.28 M labelled images for hundreds of epochs; the other methods are trained on 32,000
-          images for two
+          images for two epochs
 
 The student is the trunk, without the last 1x1 convolution: see `configs/students/`. Differences
 from `pocket`: 2 epochs instead of 16; float32, because bfloat16 does not speed up depthwise

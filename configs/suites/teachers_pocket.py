@@ -17,9 +17,9 @@ Given teachers: EfficientNet-Lite0 and -Lite2; Lite0 read before its head (`_s32
 (`_s16`, whose 112 components are padded with zeros to the student's 256); with images of 64 px;
 with its weights rounded to 8, 4 and 3 bits; and with random weights, as a control. Self-trained
 teachers, one per seed: a ResNet-18 of three quarters width with labels, for 16 epochs and for 4
-(early-stopped); one of the student's own width (narrowed); and one trained by kdep without labels.
-They see the same 3,200 images.
-All teachers are measured on the same 2,048 of these images, without labels.
+(early-stopped); one of the student's own width with labels; and one of three quarters width trained
+by kdep without labels. They see the same 3,200 images.
+The measures that need no labels use the same 2,048 of these images for all teachers.
 
 The claims were written before any score of these teachers.
 """
@@ -67,12 +67,15 @@ self_trained = [
 
 
 def better(name, title, teacher, other, margin=0.0):
-    """A claim that kdep with one teacher is better than kdep with another."""
+    """A claim that kdep with one teacher scores above kdep with another, or not much below.
+
+    `margin`: the smallest difference, as a fraction; -0.01: at most one point below.
+    """
+    relation = f"at most {-100 * margin:g} points below" if margin < 0 else "above"
     return dict(
         name=name,
         title=title,
-        statement=f"kdep with the teacher {teacher} scores more than {margin * 100:g} points above "
-        f"kdep with {other}.",
+        statement=f"kdep with the teacher {teacher} scores {relation} kdep with {other}.",
         kind="difference",
         margin=margin,
         a=dict(method="kdep", teacher=teacher),
@@ -81,12 +84,16 @@ def better(name, title, teacher, other, margin=0.0):
 
 
 def correlated(name, title, by, **bound):
-    """A claim on the rank correlation, over teachers, of a measure and the score."""
+    """A claim on the rank correlation, over teachers, of a measure and the score.
+
+    `bound`: at_least or at_most, with its value.
+    """
+    ((side, value),) = bound.items()
     return dict(
         name=name,
         title=title,
-        statement=f"Over teachers, {by} and the student's mean score have this rank correlation "
-        "(Spearman).",
+        statement=f"Over teachers, {by} and the student's mean score have a rank correlation "
+        f"(Spearman) of {side.replace('_', ' ')} {value:g}.",
         kind="rank_correlation",
         a=dict(method="kdep"),
         by=by,

@@ -8,7 +8,8 @@ Outcome   results/transfer_methods_pocket: for each transfer method its rows fro
 
 Questions
   bits      How much of the gain of KDEP (kdep - scratch) is left when backbone and neck have 8, 4
-            or 2 bits? `ghost` adds bits per layer and self-teaching, `hybrid_bits` the first alone.
+            or 2 bits? In `ghost`, each layer has its own number of bits, and the network is
+            distilled from itself with 32 bits (self-teaching). `hybrid_bits` has no self-teaching.
   teachers  Does a teacher that was trained on the task replace pre-training (transkd, nfd_transfer
             from scratch against plain kdep), and does it add to it?
   The claims were written before any of these scores existed. Each is about one pre-training and one

@@ -18,7 +18,7 @@ of that recipe's random resize is unknown; 0.5 to 2.0 is mmseg's default.
 from mmengine.config import read_base
 
 with read_base():
-    from .._base_.models.pspnet_full import model, norm_cfg
+    from .._base_.models.pspnet_full import model
 
 task = dict(
     type="kdep_bench.transfer.full_segmentation.OfficialSegmentation",

@@ -1,4 +1,4 @@
-"""Fine-tuning on few images: `pocket_finetune` with ten times its epochs.
+"""Fine-tuning on few images: `pocket_finetune` with ten times its epochs and half its batch size.
 
 The number of images is that of the data; `ota_pocket` has ten per class.
 """

@@ -18,7 +18,7 @@ task = dict(
         batch=128,
         c_grid=(1e-4, 1e-3, 1e-2, 1e-1, 1.0),
         max_iter=500,
-        train_share=0.75,
+        train_share=0.75,  # fraction of the training images that each transfer seed draws
         folds=1,
         inner_folds=1,
     ),

@@ -13,7 +13,7 @@ data. Training takes about 80 s on one core for the half-width ResNet-18.
 from mmengine.config import read_base
 
 with read_base():
-    from .._base_.models.pspnet_small import model, norm_cfg
+    from .._base_.models.pspnet_small import model
 
 task = dict(
     type="kdep_bench.transfer.segmentation.Segmentation",

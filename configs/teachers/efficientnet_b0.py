@@ -4,8 +4,8 @@ Weights: torchvision's `IMAGENET1K_V1`, 20 MB from
 https://download.pytorch.org/models/efficientnet_b0_rwightman-7f5810bc.pth
 The file name contains the first digits of its SHA-256, which are verified. A copy in torch.hub's
 folder is used; otherwise set `weights=` to a path, or `download=True`.
-Tap: after the last activation. KDEP's tap, before the activation (tap="before"), is a linear
-function of 320 channels, so singular vectors beyond rank 320 would be noise.
+Tap (tap="read"): after the last activation. KDEP's tap, before the activation (tap="before"), is a
+linear function of 320 channels, so singular vectors beyond rank 320 would be noise.
 """
 
 from kdep_bench.teachers.torchvision_models import Torchvision

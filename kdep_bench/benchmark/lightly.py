@@ -39,7 +39,8 @@ def check(venv: Path, prepared: Path, images: int) -> None:
     """Checks the environment of lightly-train, the data and the number of images.
 
     Raises:
-        KdepError: one is missing, or `images` is not a multiple of BATCH.
+        KdepError: the environment or the data do not exist, or `images` is more than their number
+            or not a multiple of BATCH.
     """
     if not (venv / "bin/python").exists():
         raise KdepError(

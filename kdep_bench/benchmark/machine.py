@@ -15,11 +15,11 @@ MAX_BUSY_CORES = 0.1  # cores; with more work on the machine, a measurement is n
 def busy_seconds(text: str) -> float:
     """Core-seconds since boot that were not idle, from the text of /proc/stat (see proc(5)).
 
-    Waiting for a disk counts as idle; time that the host gave to other guests (steal) does not.
+    Waiting for a disk counts as idle. Time that the host gave to other guests (steal) is included.
     """
     fields = text.splitlines()[0].split()[1:9]
-    user, nice, system, _idle, _iowait, *interrupts = map(int, fields)
-    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+    user, nice, system, _idle, _iowait, *interrupts_and_steal = map(int, fields)
+    return (user + nice + system + sum(interrupts_and_steal)) / os.sysconf("SC_CLK_TCK")
 
 
 def busy_cores(seconds: float = 2.0, stat: Path = STAT) -> float:

@@ -2,8 +2,9 @@
 
 The kinds are: KDEP with a filled cache ("kdep"), the student alone ("student"), KDEP with a live
 teacher, which runs in every step ("live"), a loop as in the paper, with a live teacher and new
-random crops ("paper"), and KDEP on feature maps ("kdep_maps"). All run in one process on the same
-images, a few steps of each in turn, so that other work on the machine affects all of them equally.
+random crops ("paper"), and KDEP on feature maps that are stored as float16 ("kdep_maps") or as int8
+("kdep_maps_int8"). All run in one process on the same images, a few steps of each in turn, so that
+other work on the machine affects all of them equally.
 The results are medians over rounds. If this process can use a GPU, the models run there; images are
 read on the CPU, and their copy to the GPU is part of the step. Freed memory is kept, as in every
 stage (kdep_bench/allocator.py).

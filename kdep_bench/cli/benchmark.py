@@ -97,7 +97,8 @@ def measure(args: argparse.Namespace, root: Path) -> dict[str, Any]:
     `root`: an empty folder for temporary data.
 
     Raises:
-        KdepError: an argument is missing, or other work is running on the machine.
+        KdepError: an argument is missing or wrong, other work is running on the machine, or it has
+            a GPU and `--against` compares on the CPU.
     """
     measured: dict[str, Any] = {}
     if args.against and args.prepared is None:

@@ -43,7 +43,10 @@ def parser() -> argparse.ArgumentParser:
         help="channels of the student, for the explained variance (default: those of the suite)",
     )
     p.add_argument(
-        "--by", choices=UNLABELLED, default=PICKER, help=f"measure of the choice ({PICKER})"
+        "--by",
+        choices=UNLABELLED,
+        default=PICKER,
+        help=f"measure that ranks the teachers (default: {PICKER})",
     )
     p.add_argument("--json", action="store_true", help="print JSON")
     return p
@@ -221,7 +224,7 @@ def _notes(images: int, measured: Sequence[TeacherMeasures], left_out: Sequence[
     notes = []
     if wide := [m.name for m in measured if m.width >= images]:
         notes.append(
-            f"{images} images are fewer than the channels of {', '.join(wide)}, so ranks and "
+            f"{images} images are not more than the channels of {', '.join(wide)}, so ranks and "
             "explained variance are less precise"
         )
     return [*notes, *left_out]

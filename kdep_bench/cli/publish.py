@@ -321,6 +321,7 @@ def _data_root(plan: Plan, work: Path, run: TransferRun) -> Path:
 
 
 def parser() -> argparse.ArgumentParser:
+    """The command line."""
     p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("suite", help="a suite config, or its name in configs/suites/")
     p.add_argument(

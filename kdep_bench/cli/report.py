@@ -24,7 +24,7 @@ from kdep_bench.paths import CONFIGS
 
 
 def _claims(folder: Path) -> list[dict[str, Any]] | None:
-    """The claims of configs/claims; None for a results folder that has a claims.json."""
+    """The claims of configs/claims; None if `folder` has a claims.json or does not exist."""
     if (folder / "claims.json").is_file() or not folder.is_dir():
         return None
     from kdep_bench.results.claims.verdict import load_folder

@@ -1,4 +1,4 @@
-"""`tools/run_suite.py`: plans a suite, runs its stages and collects the results.
+"""The command `kdep-bench run` (tools/run_suite.py): plans a suite, runs it, collects the results.
 
 Torch is imported only in the processes of stages.
 """

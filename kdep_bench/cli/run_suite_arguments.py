@@ -1,4 +1,4 @@
-"""Command line of `tools/run_suite.py`: its options, and the checks that need no suite."""
+"""Command line of `kdep-bench run`: its options, and the checks of them that need no suite."""
 
 from __future__ import annotations
 

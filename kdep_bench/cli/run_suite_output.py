@@ -1,4 +1,4 @@
-"""Output of `tools/run_suite.py`: lists of configs, the plan of a dry run, the result of a run."""
+"""Output of `kdep-bench run`: lists of configs, the plan of a dry run, the result of a run."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def explain(
         a dict with the keys
 
         - id, action ('run', 'done' or 'skip') and why: as in --dry-run;
-        - first_causes: upstream stages that run although all their inputs are done;
+        - first_causes: upstream stages that would run although none of their inputs would;
         - inputs: role, id, action and why of the direct upstream stages;
         - needed_by: id and action of the stages that directly depend on it;
         - compared_with: id of the newest finished stage with the same kind and name, or None;

@@ -50,8 +50,8 @@ def check_image(path: str | Path, alpha: bool = False) -> ImageFormat:
         alpha: whether an alpha channel is accepted.
 
     Raises:
-        KdepError: missing, empty, not an image, truncated or damaged, 16-bit, CMYK, or with an
-            alpha channel that is not accepted.
+        KdepError: missing, empty, not an image, truncated or damaged, too large, 16-bit, CMYK, of
+            another unsupported type, or with an alpha channel that is not accepted.
     """
     path = Path(path)
     _check_bytes(path)

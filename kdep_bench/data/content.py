@@ -131,7 +131,7 @@ class Catalogue:
         """Fills an empty catalogue and returns it.
 
         Args:
-            known: rows of earlier catalogues; files with a signature in these are not read.
+            known: rows of earlier catalogues; a file whose signature is in one is not read.
             progress: called with (files done, files).
 
         Raises:
@@ -324,7 +324,7 @@ def _read_row(
             signature = _signature(status)
             for rows in known:
                 row = rows.get(key)
-                if row is not None and row[65:] == signature:
+                if row is not None and row[65:] == signature:  # after 64 hex digits and a space
                     return key, row, status.st_size, False
             return key, _read(path), status.st_size, True
         reason = "no regular file"  # part of the data's hash: do not reword

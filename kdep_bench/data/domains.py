@@ -1,11 +1,12 @@
 """Generated domains: an image of a scene in fog, at night or as a pencil drawing.
 
-They stand for a domain that differs from the training images, with the same objects at the same
+They are used as a domain that differs from the training images, with the same objects at the same
 positions. A generated image depends only on the source image, the name of the domain and a seed.
 
 * fog: Koschmieder's law, as in Foggy Cityscapes (Sakaridis et al., IJCV 2018),
-  I t + A (1 - t) with the transmission t = exp(-beta d). The depth d is not known here: it falls
-  from 1 at the top to 0.3 at the bottom of the image, plus smooth noise of up to 0.25.
+  I t + A (1 - t) with image I, light A and transmission t = exp(-beta d). The true depth d is
+  unknown. The depth used falls from 1 at the top of the image to 0.3 at the bottom, plus smooth
+  noise between -0.25 and 0.25.
 * night: a power of the pixel values, less light, mostly blue, and noise of the sensor.
 * sketch: grey values divided by their local mean (a "dodge"): dark lines on white paper.
 """

@@ -117,7 +117,7 @@ class Inspection:
     Attributes:
         info: ImageInfo of every image without a fault, by file.
         faults: one error for each other file, in the order of the files.
-        decoded: number of images that were decoded (the others were in the cache).
+        decoded: number of files whose ImageInfo was not in the cache, including those with a fault.
     """
 
     info: dict[Path, ImageInfo] = field(default_factory=dict)
@@ -168,8 +168,8 @@ def inspect(
 
     Args:
         files: paths of the user's images.
-        memory: cache of ImageInfo. Images in it are not decoded again; those without a fault are
-            added.
+        memory: cache of ImageInfo. Images in it are not decoded again. Images that are decoded
+            without a fault are added to it.
         digest: returns the SHA-256 of a file without reading it. None: files are read.
         progress: called with (images done, images).
         threads: number of threads; None: one per core.
@@ -551,7 +551,7 @@ def _deep_colour(data: bytes) -> np.ndarray:
 
 
 def _eight_bit(deep: np.ndarray) -> Image.Image:
-    """Scales uint16 values v to round(v / 257), so 65535 becomes 255; alpha becomes white."""
+    """Scales uint16 values v to round(v / 257), so 65535 becomes 255; composites alpha on white."""
     out = ((deep.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if out.ndim == 3 and out.shape[2] == 4:
         return _on_white(Image.fromarray(out, "RGBA"))
@@ -676,7 +676,7 @@ def read_rgb(path: Path) -> np.ndarray:
     if image is None:
         raise KdepError(
             f"the image {path} could not be decoded",
-            expected="a JPEG or PNG image",
+            expected="a JPEG, PNG or BMP image",
             fix="replace the file or move it elsewhere, then run again",
         )
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

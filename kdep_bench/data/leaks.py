@@ -183,7 +183,7 @@ def _compare(first: str, second: str, a: _Hashes, b: _Hashes) -> Leak:
     rows = [[b.files[i], a.files[first_with[b.content[i]]], "equal"] for i in sorted(equal)]
     # Positions in `b.index` of the images that have no equal file in `a`.
     rest = np.array([k for k, i in enumerate(b.index) if int(i) not in equal], np.int64)
-    match, distance = nearest_within(a.words, a.bits, b.words[rest], b.bits[rest], NEAR)
+    match, distance = find_within(a.words, a.bits, b.words[rest], b.bits[rest], NEAR)
     near_rows = np.flatnonzero(match >= 0)
     leak.near = len(near_rows)
     rows += [
@@ -201,10 +201,10 @@ def _short(file: Path) -> str:
     return shown("/".join(file.parts[-2:]))
 
 
-def nearest_within(
+def find_within(
     words: np.ndarray, bits: np.ndarray, queries: np.ndarray, query_bits: np.ndarray, radius: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each query, finds a hash that differs from it by at most `radius` bits.
+    """For each query, finds a hash that differs from it by at most `radius` bits, not the nearest.
 
     The bits are divided into `radius + 1` bands. Two hashes that differ in at most `radius` bits
     are equal in at least one band, so only hashes with an equal band are compared. Each band takes

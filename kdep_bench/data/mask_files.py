@@ -87,7 +87,7 @@ def _check_mode(path: Path, mode: str, data: bytes) -> None:
             fix="save it with 8 bits per pixel: "
             "Image.fromarray(numpy.asarray(Image.open(f)).astype('uint8')).save(f)",
         )
-    if mode in ("RGB", "RGBA", "LA", "PA"):
+    if mode in ("RGB", "RGBA", "LA", "PA"):  # a letter per channel
         raise KdepError(
             f"the mask {shown(path)} has {len(mode)} channels (mode {mode})",
             expected=numbers,

@@ -30,8 +30,8 @@ def check_normalisation(mean: Any, std: Any, where: str) -> None:
     - mean and std exchanged (a std of values in 0..255 is at most sqrt(mean (255 - mean))),
     - the ImageNet mean in BGR order.
 
-    A std of 1 for every channel (Caffe's networks), a mean of 0 with any std, and values that map
-    all pixels into 0..1 are accepted.
+    A std of 1 for every channel (Caffe's networks), a mean of 0 with a std from 1 to 255, and
+    values that map all pixels into 0..1 are accepted.
 
     Args:
         mean: one value per channel, R, G, B.

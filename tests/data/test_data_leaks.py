@@ -190,7 +190,7 @@ def test_the_search_finds_the_same_matches_as_comparing_all_pairs(
         queries[row, rng.choice(leaks.BITS, flips, replace=False)] ^= 1
     words = np.packbits(bits, axis=1).view(np.uint64)
     query_words = np.packbits(queries, axis=1).view(np.uint64)
-    match, distance = leaks.nearest_within(words, bits, query_words, queries, radius)
+    match, distance = leaks.find_within(words, bits, query_words, queries, radius)
     all_pairs = (queries[:, None] != bits[None]).sum(2)
     np.testing.assert_array_equal(match >= 0, all_pairs.min(1) <= radius)
     matched = np.flatnonzero(match >= 0)
@@ -204,6 +204,6 @@ def test_the_search_is_fast_among_similar_images(tmp_path: Path) -> None:
     bits[np.arange(20_000), rng.integers(0, leaks.BITS, 20_000)] ^= 1
     words = np.packbits(bits, axis=1).view(np.uint64)
     start = time.process_time()
-    match, _ = leaks.nearest_within(words, bits, words[:5000], bits[:5000], leaks.NEAR)
+    match, _ = leaks.find_within(words, bits, words[:5000], bits[:5000], leaks.NEAR)
     assert time.process_time() - start < 1  # 0.04 s; a comparison of all pairs takes 2.5 s
     assert (match >= 0).all()

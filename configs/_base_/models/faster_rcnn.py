@@ -1,8 +1,7 @@
-"""Common part of two standard Faster R-CNNs of mmdet 3.3.
+"""The settings that mmdet 3.3's faster-rcnn_r50_fpn and faster-rcnn_r50-caffe_c4 have in common.
 
-They are faster-rcnn_r50_fpn and faster-rcnn_r50-caffe_c4. The other configs in this folder add the
-neck, the widths and the numbers of proposals. The task adds the backbone, the number of classes and
-the normalisation.
+The other faster_rcnn_*.py files in this folder add the neck, the numbers of channels and of
+proposals. The task adds the backbone, the number of classes and the normalisation.
 """
 
 roi_nms = dict(type="nms", iou_threshold=0.7)

@@ -2,7 +2,7 @@
 
 The RPN reads the output of the backbone's stage 3, at stride 16. The task adds stage 4 of the
 backbone as the shared part of the RoI head. It also sets the number of classes, and replaces the
-channel counts by those of the student.
+numbers of input channels by those of the student.
 """
 
 from mmengine.config import read_base

@@ -1,8 +1,9 @@
 """Faster R-CNN with a narrow FPN and a reduced head, for scenes of about 160x120 on a CPU.
 
-Differences from the standard model: FPN with 64 channels at strides 4 to 32, anchors of 4 times the
-stride (16 to 128 px), 200 proposals, 64 sampled RoIs, and a box head of two layers with 256 units.
-The head is the same for every method. The task adds the backbone and the number of classes.
+Differences from the standard model (faster_rcnn_fpn.py): FPN with 64 channels at strides 4 to 32,
+anchors of 4 times the stride (16 to 128 px), 128 sampled anchors and 64 sampled RoIs in training,
+200 proposals, a class-agnostic box head of two layers with 256 units that reads strides 4 to 16,
+and at most 50 detections per image. The task adds the backbone and the number of classes.
 """
 
 from mmengine.config import read_base

@@ -1,8 +1,8 @@
 """PSPNet with narrow heads for scenes of about 160x120 on a CPU.
 
-As in the paper, the main head reads stage 4 at stride 8, and an auxiliary FCN head with loss weight
-0.4 reads stage 3; they have 64 and 32 channels instead of 512 and 256. The task adds the backbone,
-the input channels and the number of classes.
+The main head has 64 channels instead of 512, the auxiliary FCN head 32 instead of 256; the latter
+reads stage 3 and has the loss weight 0.4, as in the paper. The task adds the backbone and the
+number of classes, and chooses the stages that the main head reads.
 """
 
 norm_cfg = dict(type="SyncBN", requires_grad=True)

@@ -1,6 +1,6 @@
 """COCO 2017 detection: 118,287 training images, scored on val2017.
 
-The student is only the backbone; the task supplies the detector.
+configs/tasks/coco_fpn.py and coco_c4.py add the detector.
 
 Recipe of CVMI-Lab/KDEP: batch size 16 over all GPUs, learning rate 0.02, 90,000 steps, learning
 rate x0.1 after 60,000 and 80,000 steps, SyncBN instead of BatchNorm.

@@ -1,6 +1,6 @@
 """PASCAL VOC 07+12 detection: 16,551 training images, scored on 07 test.
 
-The task adds the detector.
+configs/tasks/voc0712_fpn.py and voc0712_c4.py add the detector.
 
 Recipe of CVMI-Lab/KDEP: batch size 16 over all GPUs, learning rate 0.02, 18,000 steps, learning
 rate x0.1 after 12,000 and 16,000 steps, SyncBN instead of BatchNorm.

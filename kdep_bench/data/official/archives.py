@@ -1,10 +1,11 @@
 """Unpacks tar and zip archives: rejects unsafe paths, detects damage, and resumes.
 
-Before the first file is written, every name is checked and the whole archive is read, including its
-end-of-archive blocks and the checksum of a compressed stream. (Python's tarfile takes a damaged
-header for the end of the archive.) Archives with links or absolute names are rejected; tarfile's
-filter="data" would accept links that stay in the folder, and would alter names. Each file is
-written under a temporary name and renamed when it is complete.
+Before the first file is written, `unpack` checks every name. It also reads a tar completely,
+including its end-of-archive blocks and the checksum of a compressed stream, because Python's
+tarfile takes a damaged header for the end of the archive. Of a zip it reads only the directory at
+first; the checksum of each file is compared while the file is written. Archives with links or
+absolute names are rejected; tarfile's filter="data" would accept links that stay in the folder, and
+would alter names. Each file is written under a temporary name and renamed when it is complete.
 
 A seal, a JSON file next to the data, records the SHA-256 of an unpacked archive. If the archive is
 unpacked again, nothing is done; for a different archive, existing files are compared with it.
@@ -103,7 +104,8 @@ def check_archive(path: Path, archive: Archive, progress: Progress) -> str:
     """Compares size and MD5 of a file with the official ones, if known; returns its MD5.
 
     Raises:
-        KdepError: the size or MD5 differs (an incomplete download, or another release).
+        KdepError: the size or MD5 differs (an incomplete download, or another release), or the file
+            is empty or cannot be read.
     """
     try:
         size = path.stat().st_size
@@ -139,7 +141,7 @@ def unpack(path: Path, target: Path, progress: Progress, *, strip: int = 0) -> d
     Args:
         path: a .tar, .tar.gz, .tgz, .tar.bz2, .tar.xz or .zip file.
         target: created if missing. Existing files with the same content are kept.
-        progress: called with (files done, files, note).
+        progress: called with (done, total, note): bytes of the checksum, then files.
         strip: number of leading folders to remove from every name.
 
     Returns:
@@ -327,7 +329,7 @@ def drop_seals(folder: Path) -> None:
 
 
 def _sizes(path: Path, strip: int) -> dict[str, int]:
-    """Reads the whole archive; returns {path below the target: size in bytes} of its files.
+    """{path below the target: size in bytes} of an archive's files; reads all of a tar.
 
     Raises:
         KdepError: no file, two files with one path, or a path that is both a file and a folder.

@@ -36,11 +36,11 @@ class OfficialSet:
         title, homepage, licence: shown to users. A licence ends in "(unchecked)" if neither the
             licence text nor a quotation of it was read.
         archives: the files to download; unpacked into the set's folder unless `lay_out` is given.
-        counts: number of images and classes of the complete release, with the same keys as the
-            result of `verify`.
+        counts: numbers of images and classes of the complete release; the result of `verify` must
+            have the same values under these keys.
         verify: function (folder, decode) that checks the files and returns counts; it raises
-            KdepError for the first fault. `decode` is the number of images to decode per split,
-            None for all.
+            KdepError for the first fault. `decode` is the number of images to decode, of each split
+            or (Caltech-256, CUB-200, DTD) of all splits together; None for all.
         tiny: function (folder, rng) that writes a tiny copy in the same format.
         convert: function (folder, progress) that creates files that are not in the archives, such
             as converted masks. It also runs if its output already exists.
@@ -128,7 +128,7 @@ def lay_out(
         elif not archive.optional:
             raise KdepError(
                 f"the archive {archive.name} ({dataset.title}) was not found in "
-                f"{', '.join(str(a) for a in [*archives, folder])}",
+                f"{', '.join(str(a) for a in [*archives, folder, root])}",
                 fix=f"download it from {archive.homepage} and pass its folder as --archives",
             )
     digests = {}

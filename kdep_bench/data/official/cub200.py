@@ -23,7 +23,7 @@ _LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt")
 
 
 def verify(folder: Path, decode: int | None) -> dict[str, int]:
-    """Checks that the three lists have the same ids, images exist and classes are 1..200.
+    """Checks that the lists have the same ids, images exist, and classes fit folders and 1..200.
 
     Returns counts; see `OfficialSet.verify`.
     """

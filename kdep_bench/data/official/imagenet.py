@@ -189,8 +189,10 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
             raise KdepError(
                 f"the image {loose} is not in a class folder",
                 expected=f"{folder / split}/<wnid>/*.JPEG",
-                fix=f"run kdep-bench data imagenet with {DEVKIT} among its archives; it sorts val/ "
-                "into class folders",
+                fix="move it into the folder of its class"
+                if split == "train"
+                else f"run kdep-bench data imagenet with {DEVKIT} among its archives; it sorts "
+                "val/ into class folders",
             )
         images_of_split: list[Path] = []
         for class_folder in classes:
