@@ -145,7 +145,10 @@ def not_a_folder(path: str | os.PathLike[str], mode: int, label: str = "folder")
     if stat.S_ISLNK(mode):
         with contextlib.suppress(OSError):
             problem += f" to {os.readlink(path)}"
-        fix = "move the folder itself there, or make the whole work dir or results folder a link"
+        fix = (
+            "replace the link by the folder itself; only a whole work dir or results folder may be "
+            "a link"
+        )
     else:
         fix = "move it elsewhere and run again"
     return KdepError(problem, expected="a folder that is not a link", fix=fix)

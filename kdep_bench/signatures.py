@@ -26,7 +26,7 @@ from kdep_bench.errors import KdepError, expected_text, unknown_name
 ALIASES = {"svd": "kdep_bench.features.aligners.Svd"}
 # Base classes whose constructors have no arguments.
 _BASES_WITHOUT_ARGUMENTS = {"object", "ABC", "nn.Module", "torch.nn.Module", "Module"}
-# Packages whose registries have backbones; a name without a package is one of the first.
+# Packages whose registries have backbones; a name without a package is looked up in the first.
 _REGISTRIES = ("mmpretrain", "mmdet", "mmseg")
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 # Names that annotations of plain data may contain.
@@ -84,7 +84,10 @@ def resolve_alias(kind: Any) -> str:
 
 @cache
 def signature(path: str) -> Signature | None:
-    """The signature of the class or function at a dotted path; None if it is not found."""
+    """The signature of the class or function at a dotted path.
+
+    None if it is not found, or if it is a class without a constructor and a parent is not found.
+    """
     definition = _find(resolve_alias(path))
     if definition is None:
         return None
@@ -101,7 +104,7 @@ def signature(path: str) -> Signature | None:
     declared = _arguments(module, init, skip=1)
     if not declared.accepts_any:
         return declared
-    # The class passes **kwargs to its parent class.
+    # Assumption: the class passes **kwargs to its first parent that has arguments.
     inherited = next(
         (parent for parent in parents if parent is not None and parent.arguments), None
     )
@@ -111,7 +114,10 @@ def signature(path: str) -> Signature | None:
 
 
 def argument_names(kind: Any) -> Collection[str]:
-    """Names of the arguments of the class that `type` names; empty if they are not known."""
+    """Names of the arguments of a class; empty if they are not known.
+
+    `kind`: value of a config's `type`; also the short name of an optimiser.
+    """
     if not isinstance(kind, str):
         return ()
     path = optimizer_path(kind) or resolve_alias(kind)
@@ -294,7 +300,8 @@ def _expected(error: ValidationError) -> str:
     """What a validator accepts, for an error."""
     texts = [expected_text(fault) for fault in error.errors(include_url=False)]
     if any("number" in text for text in texts) and "a dictionary" in texts:
-        texts[texts.index("a dictionary")] = "the config of a schedule"  # instead of a number
+        # Arguments that accept a number or a dictionary accept the config of a schedule.
+        texts[texts.index("a dictionary")] = "the config of a schedule"
     return " or ".join(dict.fromkeys(texts))
 
 
@@ -426,10 +433,10 @@ def _module_exists(module: str) -> bool:
 
 
 def _defines(module: str, name: str, importers: frozenset[str] = frozenset()) -> bool:
-    """Whether a module may define `name` by an assignment, an import or in a block.
+    """Whether a module may define `name`: as a class, function, variable or import, in any block.
 
     True for every name if the source of an existing module cannot be read, or if it defines the
-    function `__getattr__`. `importers`: modules that import all names of this one.
+    function `__getattr__`. `importers`: modules that import all names of this one (for recursion).
     """
     tree = _tree(module)
     if tree is None:
@@ -540,7 +547,11 @@ def _literal(module: str, node: ast.expr) -> Any:
 
 
 def _near(path: str) -> str:
-    """Text for an error: similar classes, those of the path's module, or that it is missing."""
+    """Hint for an error about a dotted path that names nothing.
+
+    It lists the classes of the path's module; if there is no such module, similar classes of this
+    package; without these it states that the module is missing.
+    """
     module, _, name = path.rpartition(".")
     tree = _tree(module) if module else None
     if tree is not None:

@@ -20,7 +20,7 @@ class Measure(NamedTuple):
 
     Attributes:
         sign: +1 if a larger value is expected to belong to a better teacher, -1 for a smaller one.
-        known: what it is computed from.
+        known: when it is known, as what it is computed from.
         meaning: one clause that defines it.
     """
 

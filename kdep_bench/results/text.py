@@ -149,7 +149,7 @@ def reduction(saving: Saving) -> str:
 
 
 def factor(log_ratio: float) -> str:
-    """The ratio with two significant digits; without decimals from 100 to 10,000."""
+    """exp(log_ratio) with two significant digits; from 100 to 10,000 as an integer."""
     ratio = math.exp(log_ratio)
     return f"{ratio:.0f}" if 99.5 <= ratio < 10_000 else f"{ratio:.2g}"
 

@@ -1,4 +1,4 @@
-"""The schedule of Continuation-KD's phi: increases in equal steps to 1."""
+"""The schedule of Continuation-KD's phi, the factor of the teacher's logits: steps up to 1."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ class Schedule(ABC):
 
     Args:
         span: duration of the schedule in epochs, after which it stays at its last value; None for
-            the whole run. A span longer than the run raises an error.
+            the whole run.
         epochs: epochs of the whole run, passed by `as_schedule`; needed with a `span` only.
 
     Raises:
@@ -57,10 +57,10 @@ class Schedule(ABC):
 def check_span(span: float, epochs: float, subject: str) -> None:
     """Raises KdepError if a schedule of `span` epochs is longer than a run of `epochs`.
 
-    `subject`: name of the method or schedule, for the error.
+    `subject`: the method or schedule that has the span, for the error.
     """
     if span > epochs:
         raise KdepError(
-            f"{subject} has a schedule of {span:g} epochs, but trains for {epochs:g}",
+            f"{subject} has span={span:g} epochs in a training of {epochs:g} epochs",
             fix="shorten `span`, or leave it out: the schedule then covers the whole training",
         )

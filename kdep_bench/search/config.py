@@ -1,7 +1,8 @@
 """Configs of searches for a student: the space, the budgets and the score.
 
-For every proposal, a suite of one student, one method and one task is built. Its stages have the
-same ids as in `run_suite.py`, so finished stages are reused.
+A proposal is one value for every dimension of the space: a student and settings of its method. A
+trial trains and scores a proposal. For every proposal, a suite of one student, one method and one
+task is built. Its stages have the same ids as in `run_suite.py`, so finished stages are reused.
 """
 
 from __future__ import annotations
@@ -51,10 +52,11 @@ class _Limits(_Part):
 
 
 class Halving(_Part):
-    """Successive halving with `rungs` rungs, of epochs, epochs * factor, epochs * factor**2, ...
+    """Successive halving: a trial is trained and scored at up to `rungs` rungs.
 
-    Of the trials that were scored at a rung, the best 1 / factor continue to the next rung. Each
-    rung is a new pre-training from random weights, with a complete learning-rate schedule.
+    Rung i (from 0) is a new pre-training from random weights for epochs * factor**i epochs, with a
+    complete learning-rate schedule. Of the trials that were scored at a rung, the best 1 / factor
+    continue to the next rung.
     """
 
     epochs: float = Field(gt=0)
@@ -78,11 +80,11 @@ class SearchFile(_Part):
         halving: the epochs; see `Halving`.
         trials: number of trained trials after which the search ends.
         sampler: "tpe", "random", or "contraction", see contraction.py.
-        steps: number of steps of a contraction; every step has trials / steps candidates.
+        steps: number of steps of a contraction; each trains at most trials / steps candidates.
         seed: seed of the proposals.
         pretrain_seed: seed of every pre-training.
-        source: the publication of the search, and whether this is a re-implementation.
-        reimplementation: whether it is re-implemented from the paper's text.
+        source: the publication that the search is from; "" if none.
+        reimplementation: whether it is re-implemented from the publication's text.
     """
 
     name: str
@@ -136,7 +138,10 @@ class Search:
         return self.file.sampler == "contraction"
 
     def sampler(self, direction: Literal["max", "min"]) -> sampler.Sampler | Contraction:
-        """The object that makes the proposals; `direction` of the score."""
+        """The object that makes the proposals.
+
+        `direction`: whether the largest score is best ("max") or the smallest ("min").
+        """
         file = self.file
         if self.is_contraction:
             per_step = file.trials // file.steps

@@ -1,16 +1,16 @@
 """Contraction of a large student: step by step to smaller ones, until it is within the limits.
 
-A contraction starts from the largest student of the space, the parent. In every step the limits
-fall towards those of the search, by the same factor in each step. Candidates of a step are the
-largest students within its limits that have no dimension above the parent's. Some of them are
+A contraction starts from the largest student of the space, the parent. Every step lowers the limits
+by the same factor; those of the last step are the limits of the search. Candidates of a step are
+the largest students within its limits that have no dimension above the parent's. Some of them are
 trained and scored; the best is the parent of the next step. Proposals depend only on the seed and
 the earlier trials.
 
 Source: re-implementation of the contraction of TinyViT (Wu et al., ECCV 2022, section 3.2): depth,
-width and other factors of a large network are reduced under limits, the best candidate of a step
-is the start of the next. Limits are parameters and, for the paper's throughput, FLOPs. That only
-the largest students within the limits are candidates, and the schedule of the limits, are choices
-of this project. No student inherits weights.
+width and other factors of a large network are reduced under limits, and the best candidate of a
+step is the start of the next. The limits are parameters and, instead of the paper's throughput,
+FLOPs. Two choices are this project's: the schedule of the limits, and that only the largest
+students within the limits are candidates. No student inherits weights.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def check_space(space: Space, limits: Limits, steps: int, trials: int, rungs: in
         space: its dimensions.
         limits: the limits of the last step.
         steps: number of steps.
-        trials: number of trials of the search, equal for all steps.
+        trials: number of trials of the search, the same number in every step.
         rungs: rungs of its successive halving.
     """
     for dimension in space.dimensions:
@@ -71,10 +71,10 @@ def largest(space: Space) -> Json:
     return {d.key: d.values[-1] for d in space.dimensions}
 
 
-def limits_of_step(parent: Size, final: Limits, step: int, steps: int) -> Limits:
+def limits_of_step(first: Size, final: Limits, step: int, steps: int) -> Limits:
     """The limits of a step, from 1 to `steps`; those of the last step are `final`.
 
-    Each step multiplies a limit by the same factor. `parent`: size of the first parent.
+    Each step multiplies a limit by the same factor. `first`: size of the first parent.
     """
 
     def limit(start: int, end: int | None) -> int | None:
@@ -82,7 +82,7 @@ def limits_of_step(parent: Size, final: Limits, step: int, steps: int) -> Limits
             return end
         return max(end, math.floor(start * (end / start) ** (step / steps)))
 
-    return Limits(limit(parent.params, final.params), limit(parent.flops, final.flops))
+    return Limits(limit(first.params, final.params), limit(first.flops, final.flops))
 
 
 def candidates(space: Space, parent: Json, limits: Limits) -> list[Json]:
@@ -160,7 +160,7 @@ class Contraction:
         return self._pending.pop(0)
 
     def _begin_step(self) -> None:
-        """Takes the best candidate of the step as the parent, and chooses the next candidates."""
+        """Takes the best candidate of the ended step as the parent; chooses the next candidates."""
         if self.step == 0:
             self._parent = largest(self.space)
         else:
@@ -188,7 +188,7 @@ class Contraction:
         self._trials.append(trial)
 
     def repeat(self, trial: Trial) -> None:
-        """Repeats a trial of the log.
+        """Adds a trial of the log, without training, as if it had just been proposed and run.
 
         Raises:
             KdepError: the trial is not the next candidate.

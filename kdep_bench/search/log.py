@@ -273,6 +273,7 @@ def summary(trials: Sequence[Trial], settings: Mapping[str, Any]) -> str:
     counts = dict.fromkeys(("complete", "pruned", "failed", "over_limit"), 0)
     for trial in trials:
         counts[trial.state] += 1
+    # The state 'over_limit' is shown as "over the limit".
     text = ", ".join(f"{n} {state.replace('_', ' the ')}" for state, n in counts.items())
     chosen = best(trials, settings)
     if chosen is None:

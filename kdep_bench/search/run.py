@@ -69,7 +69,9 @@ def header_of(search: Search, work: Path) -> Header:
 def run(
     search: Search, path: Path, header: Header, evaluate: Evaluate, print_line: PrintLine
 ) -> list[Trial]:
-    """Runs the search until the number of trained trials in its config; returns all trials.
+    """Runs the search until it has as many trained trials as its config says; returns all trials.
+
+    A contraction also ends if all candidates of its last step have been trained.
 
     Args:
         search: the search.
@@ -79,8 +81,9 @@ def run(
         print_line: called with a line of text per trial.
 
     Raises:
-        KdepError: the log belongs to another search, MAX_OVER_LIMIT successive proposals are above
-            the limits, or MAX_FAILED successive trials failed.
+        KdepError: the log belongs to another search or has a proposal that the search does not
+            make, MAX_OVER_LIMIT successive proposals are above the limits, MAX_FAILED successive
+            trained trials failed, or all candidates of a contraction's step failed.
         Interrupted: raised by `evaluate`; the current trial is not logged.
     """
     with writing(path, header) as (writer, log):
@@ -274,15 +277,19 @@ def description(search: Search, trials: Sequence[Trial] = ()) -> str:
     `trials`: the trials that are already in the log.
     """
     epochs = search.epochs
-    members = len(search.space)
     n_done = _evaluations(trials)
     max_epochs = sum(epochs)
-    lines = "".join(f"{line}\n" for line in search.steps())
+    steps = "".join(f"{line}\n" for line in search.steps())
+    rungs = f"epochs of a trial: {epochs[0]:g}"
+    if len(epochs) > 1:
+        rungs = (
+            f"epochs of a trial: {', then '.join(f'{e:g}' for e in epochs)}, at most "
+            f"{max_epochs:g}; of the trials at a rung, the best 1/{search.file.halving.factor} "
+            "continue"
+        )
     return (
-        f"{search.name}: {members:,} proposals, limits {search.limits}\n{lines}"
+        f"{search.name}: {len(search.space):,} proposals, limits {search.limits}\n{steps}"
         f"{search.file.sampler} sampler, seed {search.file.seed}, {search.file.trials} trials "
-        f"({n_done} done)\n"
-        f"epochs of a trial: {', then '.join(f'{e:g}' for e in epochs)}, at most {max_epochs:g}; "
-        f"of the trials at a rung, the best 1/{search.file.halving.factor} continue\n"
+        f"({n_done} done)\n{rungs}\n"
         f"at most {(search.file.trials - n_done) * max_epochs:g} epochs to run"
     )

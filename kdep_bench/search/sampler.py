@@ -96,7 +96,10 @@ class Sampler:
         return not self._trial.should_prune()
 
     def finish(self, trial: Trial) -> None:
-        """Ends the current trial; a failed one has no influence on later proposals."""
+        """Ends the current trial.
+
+        A failed trial, or one above the limits, has no influence on the values of later proposals.
+        """
         states = self._optuna.trial.TrialState
         if trial.state == "complete":
             self._study.tell(self._trial, trial.score)
@@ -106,7 +109,7 @@ class Sampler:
         self._trial = None
 
     def repeat(self, trial: Trial) -> None:
-        """Adds a trial of the log to the study.
+        """Adds a trial of the log to the study, without training.
 
         Raises:
             KdepError: a value of the trial is not in the space.

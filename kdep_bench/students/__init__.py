@@ -1,1 +1,1 @@
-"""Student backbones: any timm network, EfficientNet-Lite, and configs made from a name."""
+"""Student backbones, student configs made from a name of a network, and spaces for searches."""

@@ -132,10 +132,12 @@ def _outputs(net: nn.Module, height: int, width: int | None = None) -> list[Tens
 
 
 def find_tap(net: nn.Module, px: int) -> tuple[int, str]:
-    """(Ds, tap) of a backbone: the path of its last activation, or "output" if it ends without one.
+    """(width, tap) of a backbone: channels of its last map, and the path of its last activation.
+
+    The tap is "output" if the network ends without an activation.
 
     Raises:
-        KdepError: the last activation is not a module.
+        KdepError: the last map is the output of a ReLU that is not a module.
     """
     path = find_last_activation(net, lambda: _outputs(net, px)[-1])
     with nonzero_scales(net):

@@ -18,7 +18,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.teachers.base import load_exactly
 from kdep_bench.teachers.efficientnet_lite import LEVEL_ENDS, timm_state
 
-HEAD = len(LEVEL_ENDS)  # number of the level after the last 1x1 convolution
+HEAD = len(LEVEL_ENDS)  # index of the level after the last 1x1 convolution: 4
 # (mean, std) with which this network's ImageNet weights were trained, on the 0-255 scale.
 PRETRAINED_STATISTICS = (127.5, 127.5)
 

@@ -74,9 +74,9 @@ class SlimLite(EfficientNetLite):
         )
 
     def init_weights(self) -> None:
-        """Copies all weights if `copied`.
+        """Loads the weights of `init_cfg` if there is one; otherwise copies them if `copied`.
 
-        Otherwise the weights are timm's random initialisation, or those of `init_cfg`.
+        Otherwise the weights stay timm's random initialisation.
         """
         if self.init_cfg:
             super().init_weights()

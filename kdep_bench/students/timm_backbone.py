@@ -20,17 +20,18 @@ STRIDES = (4, 8, 16, 32)  # strides of the levels of a pyramid
 class TimmBackbone(BaseModule):
     """The network `model` of timm without its classifier.
 
-    Levels 0, 1, 2 and 3 are the outputs of the last stages at strides 4, 8, 16 and 32 (`channels`,
-    `strides`). The last level is the input of the classifier before pooling: the last map. If the
+    Levels 0, 1, 2 and 3 are the outputs of the last stage at each of the strides 4, 8, 16 and 32
+    (`channels`, `strides`). Level 4, the last, is the map that the classifier pools. If the
     classifier does not read the mean of a map (a ViT reads the class token, ConvNeXt the norm of
-    the mean), the last level is its input as [B, C, 1, 1]. A network without stages at these
-    strides (ViT) has the last level only. The parameters do not depend on the choice of levels.
+    the mean), the last level is the classifier's input as [B, C, 1, 1]. A network without stages at
+    these strides (ViT) has the last level only, as level 0. The parameters do not depend on the
+    choice of levels.
 
     Args:
         model: name of the network in timm ("resnet18d").
         out_indices: levels to return, ascending; None for the last.
-        frozen_stages: -1 freezes nothing, 0 the layers before level 0, k these and levels 0..k-1.
-            A value of at least the number of levels freezes the whole network.
+        frozen_stages: -1 freezes nothing, 0 the layers before level 0, k these and levels 0..k-1;
+            4 or more freezes the whole network. A network with the last level only is frozen by 0.
         norm_eval: whether BatchNorm is always in eval mode.
         init_cfg: initialisation config of mmengine.
         args: other arguments of `timm.create_model` (`output_stride=8` dilates some networks).
@@ -70,6 +71,7 @@ class TimmBackbone(BaseModule):
             )
         self._set_up_head(model)
         self.norm_eval = norm_eval
+
         self._freeze(frozen_stages)
 
     def init_weights(self) -> None:
@@ -80,7 +82,7 @@ class TimmBackbone(BaseModule):
     def forward(self, x_B3HW: Tensor) -> tuple[Tensor, ...]:
         """Normalised images [B, 3, H, W] to the levels `out_indices`.
 
-        Each level is [B, C, H / stride, W / stride].
+        Each level is [B, C, H / stride, W / stride]; the last level may be [B, C, 1, 1].
         """
         chosen = [self._stages[i] for i in self.out_indices if i < self.last]
         if not chosen:
@@ -164,7 +166,7 @@ class TimmBackbone(BaseModule):
         if stages_frozen < 0:
             return
         end = len(names)
-        if stages_frozen < max(self.last, 1):
+        if stages_frozen < self.last:
             module = self.net.feature_info[self._stages[max(stages_frozen - 1, 0)]]["module"]
             indices = [i for i, n in enumerate(names) if n.startswith(module + ".")]
             end = indices[0] if stages_frozen == 0 else indices[-1] + 1

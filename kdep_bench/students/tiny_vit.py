@@ -21,8 +21,8 @@ class TinyVitFamily(Family):
             by `head`; the number of attention heads in stages 2 to 4.
         depth1, depth2, depth3, depth4: blocks of the stages.
         window2, window3, window4: sides of the attention windows, in positions.
-        expansion: ratio of the channels inside an MBConv.
-        mlp_ratio: ratio of the channels inside an MLP.
+        expansion: channels inside an MBConv divided by those of its input.
+        mlp_ratio: channels inside an MLP divided by those of its input.
         head: channels of an attention head.
     """
 

@@ -189,7 +189,7 @@ def _check_schedule(config: Json, where: str, epochs: float) -> None:
         schedule = as_schedule(config, epochs)
         values = [schedule(step, 100) for step in range(100)]  # a training of 100 steps
     except KdepError as e:
-        raise KdepError(f"{where} {e.problem}", expected=e.expected, fix=e.fix) from None
+        raise KdepError(f"{where}: {e.problem}", expected=e.expected, fix=e.fix) from None
     except (TypeError, ValueError, ArithmeticError) as e:
         raise KdepError(
             f"{where} is not a valid schedule ({type(e).__name__}: {e})",
@@ -373,10 +373,10 @@ def check_is_transformer(label: str, student: Json, role: str = "student") -> No
 
 
 def check_single_pass(method: Json, label: str) -> None:
-    """Raises KdepError if the objective reads tokens of the student, which has a second pass.
+    """Raises KdepError if one part of the objective reads tokens and another runs the student.
 
-    Tokens are recorded in the student's last pass. After a second pass on other images, they would
-    be compared with the teacher's for the images of the batch.
+    Tokens are recorded in the student's last forward pass. After a second pass on other images,
+    the tokens of those images would be compared with the teacher's for the images of the batch.
     """
     objectives = _objectives(method)
     readers = [path for path in objectives if class_value(path, "transformer")]
@@ -392,10 +392,10 @@ def check_single_pass(method: Json, label: str) -> None:
 
 
 def check_peers_differ(method: Json, label: str, student: Json) -> None:
-    """Raises KdepError if a peer, trained together with the student, has its initial weights.
+    """Raises KdepError if the student and a peer trained with it would start as equal networks.
 
-    A backbone with trained initial weights gives them to every network of its config. Networks
-    that start as one are no different networks, from which mutual distillation learns.
+    A backbone config that sets trained initial weights gives the same weights to every network
+    built from it. Mutual distillation learns from what two networks do differently.
     """
     argument = weights_argument(student)
     if argument is None:

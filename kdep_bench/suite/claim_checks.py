@@ -57,7 +57,10 @@ class PlannedRow(NamedTuple):
 
 
 def planned_row(run: _Run, budget: Json | None) -> PlannedRow:
-    """The row of a planned run; `budget` is in the spec of its pre-training stage."""
+    """The row of a planned run.
+
+    `budget`: that of the spec of the run's pre-training stage; None without pre-training.
+    """
     epochs = 0.0
     if budget:
         over_pool = budget.get("epochs_over") == "pool"

@@ -194,7 +194,9 @@ def _missing_import(path: Path) -> KdepError | None:
 
 
 def _import_error(path: Path, node: ast.ImportFrom, file: Path) -> KdepError:
-    """The error for a relative import of `file`, with the import of the project's config, if any.
+    """The error for a relative import of a missing file.
+
+    If the project has a config of that name, the error shows how to import it.
 
     `file`: the imported file, relative to the folder of the config `path`.
     """
@@ -575,7 +577,8 @@ def with_transfer(method: Json, configs: Path) -> Json:
         its name and source and the resolved configs of its teacher.
 
     Raises:
-        KdepError: one config describes both a pre-training and a transfer method.
+        KdepError: the config describes both a pre-training and a transfer method, has
+            `pretrained_by` without `transfer`, or `pretrained_by` names a transfer method.
     """
     name, allowed_keys = method["name"], {*_TRANSFER_KEYS, "students", "card"}
     if method.get("transfer") is None:

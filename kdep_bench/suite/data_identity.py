@@ -111,8 +111,9 @@ def with_content(
 ) -> tuple[Suite, list[str]]:
     """Adds the hashes of its data to the data config of a suite.
 
-    If the data are missing, or the data type does not list its files, the suite is not changed and
-    a line says so.
+    If the data are missing, or the data type does not list its files, the data config is not
+    changed, and one of the returned lines states the reason. The configs of teachers and methods
+    get the hashes of their weights files.
 
     Args:
         suite: a resolved suite.
@@ -168,7 +169,10 @@ def _with_weights_hashes(suite: Suite, work: Path, verify: bool) -> dict[str, An
 
 
 def is_read(suite: Suite) -> bool:
-    """Whether the data configs contain the hashes of their files, if their type lists any."""
+    """Whether all data configs contain the hashes of their files.
+
+    True for data whose type lists no files; False if the files cannot be listed.
+    """
     for data in [suite.data, *(v.data for v in suite.variants)]:
         try:
             if data_sources(str(data.get("type") or ""), data) and CONTENT not in data:
@@ -257,7 +261,8 @@ def _digests(parts: SourcesByPart, catalogues: Mapping[str, Catalogue]) -> dict[
 def changes_since(old: Path, stage: Stage, work: Path) -> Changes:
     """Files that differ between the older `prepare` stage in the directory `old` and `stage`.
 
-    The result is empty if either stage has no file list, or if the paths of the data differ.
+    The result is empty if either stage has no file list. Files are compared by their names below
+    the data's paths, so data that were only moved have no changes.
     """
     changes = Changes()
     try:
@@ -347,7 +352,7 @@ class Guard:
             the outputs; stage `prepare` also gets `content` ({part: SHA-256}) and `fingerprint`.
 
         Raises:
-            KdepError: the data changed meanwhile.
+            KdepError: the data changed meanwhile, or could not be read when the suite was planned.
         """
         if self.stage.kind != "prepare":
             self._compare(f"while the stage {self.stage.id} read it")

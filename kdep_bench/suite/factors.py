@@ -16,11 +16,11 @@ from kdep_bench.suite.schema import Json
 
 
 def grid_of(methods: Iterable[Json], students: Iterable[Json]) -> Json | None:
-    """The grid of a suite, as written to factors.json; None if no method has factors.
+    """The grid of a suite, as written to factors.json; None if no method or student has factors.
 
     Returns:
-        levels (factor -> levels, the first of which the others are compared with), methods and
-        students (name -> factor -> level).
+        levels: [factor, its levels] of each factor; the other levels are compared with the first.
+        methods, students: name -> factor -> level.
 
     Raises:
         KdepError: factors that are not {name: level} of texts, a factor of both methods and
@@ -51,7 +51,7 @@ def grid_of(methods: Iterable[Json], students: Iterable[Json]) -> Json | None:
 
 
 def _levels(factors: dict[str, Json | None], kind: str) -> dict[str, dict[str, str]]:
-    """Name -> factors, of the configs that have factors."""
+    """Name -> {factor: level}, for the configs that have factors; raises KdepError as `grid_of`."""
     by_name, first = dict[str, dict[str, str]](), dict[tuple, str]()
     for name, levels in factors.items():
         if levels is None:

@@ -26,7 +26,7 @@ class Stage:
         kind: key of `kinds.KINDS`.
         name: readable part of the id.
         spec: settings that its function gets, as plain JSON.
-        needs: role -> id of the upstream stage.
+        needs: role, such as "views" -> id of the upstream stage.
         version: version of the kind; raising it changes the id, so that the stage runs again.
         function: 'module:function'.
         cpus: cores per process; 0: all cores of the machine.
@@ -66,7 +66,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class TransferRun:
-    """One transfer run of the suite, with one Record.
+    """One transfer run of the suite; its result is one record.
 
     `chain`: role -> id of every stage that it needs, and of its own.
     """
@@ -87,7 +87,7 @@ class TransferRun:
 
 @dataclass(frozen=True, slots=True)
 class ProbeRun:
-    """One probe of one exported backbone, with one probe record.
+    """One probe of one exported backbone; its result is one probe record.
 
     Attributes:
         seed: seed of the pre-training, or of the random weights of an untrained backbone.
@@ -194,6 +194,7 @@ def add_stage(
 
     Raises:
         KdepError: several processes are set for a kind that runs in one process.
+        KeyError: a stage of `needs` is not in the plan.
     """
     stage_kind, resources = kinds[kind], kinds[resources_of or kind]
     needs = dict(needs or {})

@@ -96,7 +96,8 @@ def _check_fractions(suite: Suite, pool: int, is_exact: bool) -> None:
 def _sufficient_images(suite: Suite) -> int:
     """A number of pool images with which no rule in RUN_RULES can fail."""
     budget, smallest_fraction = suite.budget, min(suite.shares)
-    # With an average of the weights, the initial values must have lost half of their influence.
+    # If a moving average of the weights is exported (`ema`), the training must be long enough that
+    # the initial values have lost half of their weight in it.
     steps = 1.0 if budget.ema is None else math.log(0.5) / math.log(budget.ema) + 1
     assistants = [
         ref
@@ -213,7 +214,7 @@ def check_fine_tuning_batch(data: Json, task: Json) -> None:
     if task["type"] != _FINE_TUNE:
         return
     folder, batch = f"{task['recipe']['folder']}/train", task["recipe"]["batch"]
-    counts = known_data.training_images(data, folder)
+    counts = known_data.images_per_class(data, folder)
     if counts is None or max(counts) >= known_data.MOST_PER_CLASS or sum(counts) >= batch:
         return
     raise KdepError(
@@ -230,7 +231,7 @@ def check_linear_probe(data: Json, task: Json) -> None:
     recipe = task["recipe"]
     has_folds = recipe["protocol"] == "folds"
     folder = recipe["folder"] if has_folds else f"{recipe['folder']}/train"
-    counts = known_data.training_images(data, folder)
+    counts = known_data.images_per_class(data, folder)
     is_exact = bool(counts) and max(counts) < known_data.MOST_PER_CLASS
     if counts and (has_folds or is_exact):
         check_probe(recipe, counts, f"{folder} of the data {data['name']!r}")
@@ -251,7 +252,7 @@ def check_shots(suite: Suite, probe: Json) -> None:
     if not argument:
         return
     folder = f"{probe['folder']}/train"
-    counts, largest = known_data.training_images(suite.data, folder), max(probe[argument])
+    counts, largest = known_data.images_per_class(suite.data, folder), max(probe[argument])
     if counts is None or min(counts) >= min(largest, known_data.MOST_PER_CLASS):
         return
     raise KdepError(
@@ -266,7 +267,7 @@ def check_more_images_than_width(suite: Suite, probe: Json) -> None:
     if not class_value(probe["type"], "more_images_than_width"):
         return
     folder = f"{probe['folder']}/test"
-    counts = known_data.training_images(suite.data, folder)
+    counts = known_data.images_per_class(suite.data, folder)
     if counts is None or max(counts) >= known_data.MOST_PER_CLASS:
         return
     for student in suite.students:

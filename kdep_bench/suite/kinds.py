@@ -1,7 +1,7 @@
 """The stage kinds: for each its function, its version and its default resources.
 
-"synthesis" is the kind of no stage: the stage that makes a method's images has the kind "prepare",
-as it writes a pool, and the resources, sources and time estimate of "synthesis".
+No stage has the kind "synthesis". The stage that makes the images of a method (its `synthesis`) has
+the kind "prepare", because it writes a pool, but the resources and source paths of "synthesis".
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def pool_images(data: Json, limit: int) -> int | None:
     return None
 
 
-def training_images(data: Json, folder: str) -> list[int] | None:
+def images_per_class(data: Json, folder: str) -> list[int] | None:
     """Numbers of images of each class, at most MOST_PER_CLASS each; None if unknown.
 
     `folder`: a folder with one sub-folder per class, such as 'classify/train'.

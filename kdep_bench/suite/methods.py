@@ -13,7 +13,7 @@ DESCRIPTION_KEYS = {"about", "source", "reconstruction", "card", "tests_on", "sc
 UNPREPARED_KEYS = DESCRIPTION_KEYS | {"name", "type", "labels", "pool_classes"}
 # Teacher class for a student that was pre-trained and exported before.
 EXPORTED = "kdep_bench.teachers.exported.Exported"
-# `student` of an intermediate teacher: the student that is run (self-distillation).
+# Value of `student` of an intermediate teacher: the same student config (self-distillation).
 SAME = "same"
 
 
@@ -103,8 +103,8 @@ def assistant_config(method: Json) -> Json | None:
     """Teacher config of the intermediate teacher of `method`; None without one.
 
     An intermediate teacher (assistant) is a student that the suite pre-trains first. The cache
-    stage reads its weights from its export stage. It has logits if its objective has a single part
-    with one linear head. It has no feature maps.
+    stage reads its weights from its export stage. It has logits if its objective is not a weighted
+    sum and trains one linear head, on labels, logits or probabilities. It has no feature maps.
     """
     intermediate = method.get("teacher")
     if intermediate is None:
@@ -148,13 +148,13 @@ def role_teachers(method: Json) -> list[Json]:
 
 
 def intermediate_methods(method: Json) -> Iterator[Json]:
-    """The methods that pre-train the intermediate teachers of `method`, and those of these."""
+    """The methods that pre-train the intermediate teachers of `method`, and the teachers' own."""
     for reference in _intermediate(method):
         yield reference["method"]
 
 
 def intermediate_teachers(method: Json) -> Iterator[Json]:
-    """Teacher configs of the intermediate teachers of `method`, and of those of these."""
+    """Teacher configs of the intermediate teachers of `method`, and of the teachers' own."""
     for reference in _intermediate(method):
         config = assistant_config({"teacher": reference})
         assert config is not None
@@ -162,7 +162,7 @@ def intermediate_teachers(method: Json) -> Iterator[Json]:
 
 
 def _intermediate(method: Json) -> Iterator[Json]:
-    """The values in `teacher` and `teachers` that are intermediate teachers, and those of these."""
+    """The intermediate teachers in `teacher` and `teachers` of a method, each before its own."""
     for reference in (method.get("teacher"), *(method.get("teachers") or {}).values()):
         if isinstance(reference, dict) and "method" in reference:
             yield reference

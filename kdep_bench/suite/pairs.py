@@ -2,7 +2,8 @@
 
 Each rule is a small function in one of the lists TASK_RULES, RULES, TEACHER_RULES and LAST_RULES;
 it raises a KdepError if its check fails. The plan calls `check_task` and `check_pair` for every
-pair that it builds. No rule reads a file.
+pair that it builds. Rules read configs and the source code of classes, and check that weights files
+exist; no rule reads data.
 """
 
 from __future__ import annotations
@@ -439,9 +440,10 @@ def check_held_out(pair: StudentMethod) -> None:
 
 
 def check_candidates(pair: StudentMethod) -> None:
-    """Checks that every compared teacher has a proxy, which is distilled from that teacher.
+    """Checks an objective that chooses among candidate teachers by short distillations.
 
-    Otherwise the quality of another network would decide.
+    Each candidate needs a proxy: an intermediate teacher that is distilled from the candidate. If
+    it were distilled from another network, the quality of that network would decide.
     """
     path = resolve_alias((pair.method.get("objective") or {}).get("type"))
     if not class_value(path, "compares_candidates"):
@@ -555,7 +557,10 @@ def check_logits(pair: StudentMethod) -> None:
 
 
 def check_black_box(teacher: Json, needs: set[str], label: str) -> None:
-    """Raises KdepError if more is read of a teacher than it returns, class probabilities only."""
+    """Raises KdepError if `needs` has more than class probabilities of a black-box teacher.
+
+    A black-box teacher returns nothing else. `label` is what an error calls the reader.
+    """
     if not class_value(str(teacher.get("type")), "black_box"):
         return
     if hidden := sorted(needs - BLACK_BOX_OUTPUTS):
@@ -567,15 +572,15 @@ def check_black_box(teacher: Json, needs: set[str], label: str) -> None:
         )
 
 
-def check_teacher_is_open(pair: StudentMethod) -> None:
+def check_black_box_teacher(pair: StudentMethod) -> None:
     """Checks that a black-box teacher is only asked for class probabilities."""
     check_black_box(pair.teacher, pair.needs, pair.label)
 
 
 def check_synthesis(pair: StudentMethod) -> None:
-    """Checks a method that makes its own images from few images.
+    """Checks a method that makes more images from few images (`synthesis`).
 
-    They have no labels, and only the suite's teacher can label them.
+    The made images have no labels, and only the suite's teacher runs on them.
     """
     method = pair.method
     config = method.get("synthesis")
@@ -865,20 +870,25 @@ def check_transformer_student(pair: StudentMethod) -> None:
 
 
 def check_teacher_source(pair: StudentMethod) -> None:
-    """Checks that teacher_source='live' is set only for a method that reads the suite's teacher."""
+    """Checks that a method with teacher_source='live' reads a teacher, but no intermediate one."""
     if pair.method.get("teacher_source") != "live":
         return
     teachers = teachers_by_role(pair.method, pair.suite_teacher)
     if not teachers or any(assistant_config(teacher.method) is not None for teacher in teachers):
-        problem = "an intermediate teacher, which is read from its cache" if teachers else "none"
+        problem = "it reads no teacher"
+        if teachers:
+            problem = "its teacher is an intermediate teacher, which is read from its cache"
         raise KdepError(
-            f"{pair.name} has teacher_source='live', but its teacher is {problem}",
+            f"{pair.name} has teacher_source='live', but {problem}",
             fix="remove teacher_source from the method",
         )
 
 
 def check_statistics_of_cache(pair: StudentMethod) -> None:
-    """Checks that no objective of a live teacher reads statistics of a cache."""
+    """Checks that an objective that reads statistics of a teacher's cache has a cache.
+
+    A live teacher has one only if the method aligns its feature.
+    """
     if not pair.is_live or pair.method.get("align"):
         return
     statistics = sorted(required_arguments(pair.method) & FROM_CACHE)
@@ -932,7 +942,7 @@ RULES: tuple[Rule, ...] = (
 TEACHER_RULES: tuple[Rule, ...] = (
     check_teacher_exists,
     check_teacher_arguments,
-    check_teacher_is_open,
+    check_black_box_teacher,
     check_logits,
     check_classifier,
     check_tail,

@@ -1,4 +1,4 @@
-"""Builds the plan of a suite, a graph of stages, from its config; reads no file and runs nothing.
+"""Builds the plan of a suite, a graph of stages, from its config; reads no data and runs nothing.
 
 The stages follow each other: prepare -> views -> cache -> align -> pretrain -> export -> transfer;
 with probes also export -> features -> probe (see `probes`).
@@ -329,8 +329,8 @@ class _Builder:
             cache_fraction = fraction
             needs |= {"export": upstream["export"], "pretrain": upstream["pretrain"]}
         if cache_fraction < 1:
-            # Maps are large, and few methods read an intermediate teacher, so only the data
-            # fraction that is read is stored.
+            # Maps are large, and few methods read an intermediate teacher, so only the largest
+            # data fraction that is read is stored.
             spec |= self.fraction_spec(cache_fraction)
         cache = self.add("cache", f"{name}{_fraction_label(cache_fraction)}", spec, needs)
         if not method.get("align"):
@@ -720,7 +720,8 @@ def check_size(suite: Suite) -> None:
 
 def _check_untrained_seeds(suite: Suite) -> None:
     """Raises KdepError if two seed pairs give an untrained student the same random weights."""
-    has_untrained = any(not trains(m) and m.get("weights") is None for m in suite.methods)
+    methods = [m for part in suite.variants or [suite] for m in part.methods]
+    has_untrained = any(not trains(m) and m.get("weights") is None for m in methods)
     if not has_untrained or suite.seeds.pairs != "product":
         return
     first_pairs: dict[int, tuple[int, int]] = {}

@@ -3,7 +3,7 @@
 A probe measures an exported backbone. It reads features that stages of the kind `features` have
 stored. All probes of a backbone share these stages: a stage for each folder of labelled images
 (with all its splits), and a stage for images of the pool (the pre-training images). A class folder
-has one sub-folder per class. No check reads a file.
+has one sub-folder per class. No check reads the data.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ def reads(probe: Json) -> frozenset[str]:
 
 
 def applies_to(probe: Json, method: Json) -> bool:
-    """Whether a method is probed; a probe of the teacher leaves out those without a single one."""
+    """Whether a probe measures a method.
+
+    A probe of the method's teacher leaves out methods without a teacher or with several.
+    """
     if not class_value(probe["type"], "only_with_teacher"):
         return True
     return uses_teacher(method) and method.get("teachers") is None
@@ -66,7 +69,7 @@ def check_class(data: Json, probe: Json) -> None:
 
 
 def check_folder_key(data: Json, probe: Json) -> None:
-    """Checks that the config has `folder` if and only if the probe reads images."""
+    """Checks that the config has `folder` if and only if the probe reads labelled images."""
     if splits(probe) and not probe.get("folder"):
         kind, folder = "class folders", "classify"
         if "masks" in reads(probe):
@@ -214,7 +217,7 @@ def check_probe_teacher(suite: Suite, student: Json, method: Json, probe: Json) 
 
 
 def check_probed(probes: Sequence[Json], runs: Sequence[ProbeRun]) -> None:
-    """Raises KdepError if no method of the suite is measured by a probe."""
+    """Raises KdepError if there is a probe that measures no method of the suite."""
     probed = {run.probe["name"] for run in runs}
     for probe in probes:
         if probe["name"] not in probed:

@@ -46,8 +46,9 @@ RECIPE: dict[str, Any] = {
     "max_iter": 20,
 }
 CLASSIFICATION_BATCH = 8
-# Argument of an objective -> its value in a rehearsal: TEACHER_PX is 2 x 2 patches of 14 pixels,
-# and a student's last map has one position per image of a micro-batch (8 or more images).
+# Argument of an objective -> its value in a rehearsal. `regions` at most 2: TEACHER_PX is 2 x 2
+# patches of 14 pixels. `prototypes` at most 8: a student's last map has one position per image of a
+# micro-batch (BATCH / ACCUMULATE images).
 OBJECTIVE = {"regions": 2, "prototypes": 4}
 # Keys that lead to a value in a recipe's model -> the value in a rehearsal. These numbers of
 # channels and RoIs determine most of the time of a transfer of two steps.
@@ -168,7 +169,10 @@ def _with_small_objectives(config: Any) -> Any:
 
 
 def _teacher(teacher: Json) -> Json:
-    """The teacher config with random weights and a small input; of a black box, what is inside."""
+    """The teacher config with random weights and a small input.
+
+    For a black box, the teacher inside it is changed.
+    """
     name = f"random_{teacher['name']}"
     if isinstance(inside := teacher.get("teacher"), dict):
         return {**teacher, "name": name, "teacher": _teacher(inside)}

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-# Inputs that a method can read. All but "labels" and "views" come from a teacher.
+# Inputs that a method can read. All but "labels" and "views" need a teacher.
 #   views: all fixed views of an image are in one batch.
 #   classes: the image labels are classes of the teacher's classifier.
 #   classifier: the teacher's classifier as a function of its pooled feature.
@@ -22,7 +22,7 @@ NEEDS = (
     *("labels", "pooled", "logits", "maps", "tokens", "probabilities"),
     *("views", "classes", "classifier", "tail", "layer", "attention", "teacher_images"),
 )
-NAME_LIMIT = 48  # four names and a hash make one directory name of at most 120 characters
+NAME_LIMIT = 48  # characters; a stage's name joins several names, and `make_stage_id` truncates it
 
 Json = dict[str, Any]
 
@@ -37,9 +37,9 @@ class Budget(_Part):
     """Pre-training budget of every method.
 
     Attributes:
-        epochs: passes over the images of the data fraction.
-        epochs_over: 'pool': an epoch has as many samples as the pool, so that the training has the
-            same length for every data fraction.
+        epochs: number of epochs; see `epochs_over`.
+        epochs_over: 'share': an epoch has as many samples as the data fraction has images; 'pool':
+            as many as the pool has, so that the training has the same length for every fraction.
         batch: samples per optimiser step.
         optimizer: an mmengine optimizer config.
         views: fixed views per image.
@@ -170,7 +170,8 @@ class _Student(_Part):
         input_px: side of the input images in pixels.
         tap: layer whose pooled output is the feature.
         pyramid: out_indices, channels and strides of the feature maps, for dense tasks.
-        dilated: strides and dilations of the backbone's stages, for tasks with `dilate`.
+        dilated: arguments of the backbone that dilate its last map to stride 8, for tasks with
+            `dilate=True`; None if it cannot be dilated.
         card: description; `factors` are its levels in an ablation, see suite/factors.py;
             `labels_used` states whether its initial weights were trained with labels, and must be
             set if `backbone` gives it trained ones.
@@ -192,7 +193,7 @@ class _Method(_Part):
 
     Attributes:
         labels_used: whether it reads image labels.
-        label_policy: see `label_policy`; None: computed.
+        label_policy: see the function `label_policy`; None: computed.
         reconstruction: whether it is re-implemented from the paper's text.
         objective: config of the loss; None for a method without pre-training.
         align: config of the alignment of the teacher's feature.
@@ -429,7 +430,7 @@ def method_needs(method: Json) -> set[str]:
 
 
 def label_policy(method: Json) -> str:
-    """'label-free', 'labels', or 'none' for a method without teacher, labels and given weights."""
+    """'label-free' or 'labels'; 'none' if it reads no teacher and no labels and has no weights."""
     if method.get("label_policy") is not None:
         return method["label_policy"]
     if method.get("weights") is None and not method_needs(method):
@@ -464,5 +465,5 @@ def labels_of_run(method: Json, student: Json) -> Json:
 
 
 def uses_teacher(method: Json) -> bool:
-    """Whether a method reads teacher features."""
+    """Whether a method reads any output of a teacher."""
     return bool(method_needs(method) - {"labels", "views"})

@@ -4,7 +4,8 @@ A method with several teachers gives each a name, its role:
 `teachers=dict(small="suite", large="efficientnet_lite2")`. The value is "suite" for the suite's
 teacher, the name of a config in configs/teachers (or dict(base=...)), or dict(student=, method=)
 for an intermediate teacher, as in the key `teacher` of a method. A class that reads one teacher
-reads the teacher of the first role. A method without `teachers` has one teacher, whose role is "".
+reads the teacher of the first role, or of the role that its part of a weighted sum names. A method
+without `teachers` has one teacher, whose role is "".
 """
 
 from __future__ import annotations

@@ -316,6 +316,7 @@ def check_levels(transfer: StudentTransfer) -> None:
 
 
 def _check_levels(transfer: StudentTransfer, role: str, student: Json, required: set[str]) -> None:
+    """Raises KdepError if a student lacks one of the levels ("s8"); `role`: for the error."""
     levels_of_student = [f"s{s}" for s in (student.get("pyramid") or {}).get("strides", [])]
     for level in sorted(required - set(levels_of_student)):
         where = f"level of the {role} {student['name']!r} that {transfer.label} reads"

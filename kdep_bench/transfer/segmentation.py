@@ -24,7 +24,7 @@ IGNORE = 255  # mask value of pixels without a class
 class Segmentation(MMTask):
     """Trains for a fixed number of steps on `train`; the single-scale mIoU is computed once.
 
-    With `dilate` in the recipe, and `dilated` (strides and dilations of the stages) in the student
+    With `dilate=True` in the recipe, and `dilated` (arguments of the backbone) in the student
     config, the backbone is dilated to stride 8 and the head reads its last stage, as in the paper.
     Otherwise the head reads the stages at strides 8, 16 and 32, resized to stride 8 and
     concatenated (mmseg's `resize_concat`).
@@ -172,7 +172,7 @@ class Segmentation(MMTask):
             pyramid["out_indices"],
             frozen_stages=recipe["frozen_stages"],
             norm_eval=recipe["norm_eval"],
-            **{k: tuple(v) for k, v in dilated.items()},
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in dilated.items()},
         )
         head = model["decode_head"]
         head["num_classes"] = classes

@@ -186,7 +186,7 @@ def test_the_plan_has_no_teacher_and_reads_labels():
         (dict(labels_used=False), "labels_used=False"),
         (dict(objective=dict(tau=0.0)), "tau = 0"),
         (dict(objective=dict(joint_cross_entropy=-1.0)), "joint_cross_entropy = -1"),
-        (dict(teacher_source="live"), "its teacher is none"),
+        (dict(teacher_source="live"), "it reads no teacher"),
     ],
 )
 def test_the_plan_refuses_invalid_methods(method: dict[str, Any], message: str):

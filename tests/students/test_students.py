@@ -178,6 +178,11 @@ def test_frozen_stages_and_norm_eval_stay_in_force_in_training_mode():
     assert any(p.requires_grad for p in TimmBackbone("test_resnet").net.conv1.parameters())
 
 
+def test_frozen_stages_0_of_a_linear_probe_freezes_a_network_without_levels():
+    net = TimmBackbone("test_vit", frozen_stages=0)
+    assert not any(p.requires_grad for p in net.parameters())
+
+
 # -- a config from a name --------------------------------------------------------------------------
 
 

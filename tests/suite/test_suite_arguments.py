@@ -230,7 +230,7 @@ def test_a_dotted_path_is_found_in_source_code_without_an_import(path, exists):
         (dict(t_max=0), "t_max=0"),
         (dict(t_max="ten"), "integer"),
         (dict(span=0), "span=0"),
-        (dict(span=5.0), "5 epochs, but trains for 1"),
+        (dict(span=5.0), "span=5 epochs in a training of 1 epochs"),
         (dict(t_mx=3), "did you mean t_max"),
         (
             dict(_delete_=True, type="kdep_bench.schedules.ramp.Ramp", start=0, end=1, over=2),
@@ -284,6 +284,8 @@ def test_two_seed_pairs_never_have_the_same_random_initial_weights():
     assert "the same random weights" in refusal(seeds=seeds)
     build_plan(build(seeds=dict(pretrain=[0, 1], transfer=[1500, 1600])))
     build_plan(build(seeds=seeds, methods=["kdep"]))
+    variants = [dict(methods=["scratch"])]
+    assert "the same random weights" in refusal(seeds=seeds, methods=["kdep"], variants=variants)
 
 
 @pytest.mark.parametrize("count", [2_000, 100_000])

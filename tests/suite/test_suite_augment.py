@@ -58,7 +58,7 @@ def test_an_augmentation_that_invalidates_cached_teacher_outputs_is_refused():
         (kdep(augment=dict(type="kdep_bench.augments.mixup.Mixup", alpha=0.0)), "alpha = 0"),
         (dict(base="supervised", augment=dict(type="kdep_bench.augments.mixup.Mixup")), "labels"),
         (dict(base="scratch", augment=dict(type=CROP)), "takes no training step"),
-        (dict(base="supervised", teacher_source="live"), "its teacher is none"),
+        (dict(base="supervised", teacher_source="live"), "it reads no teacher"),
         (dict(base="takd", teacher_source="live"), "an intermediate teacher"),
         (kdep(teacher_source="lively"), "teacher_source"),
     ],

@@ -135,6 +135,21 @@ def test_the_network_whose_flops_are_counted_is_the_network_that_trains(
     assert without_checkpoint == str(counted)
 
 
+@pytest.mark.parametrize(
+    ("name", "dilated"),
+    [
+        ("resnet18_w32", dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4))),
+        ("convnext_t", dict(output_stride=8)),
+    ],
+)
+def test_a_segmenter_with_dilate_gives_its_backbone_the_student_s_dilated_arguments(
+    name: str, dilated: dict[str, Any]
+) -> None:
+    task = build(task_config("smoke_seg", dilate=True))
+    backbone = task.training_model(config("students", name))["backbone"]
+    assert {k: backbone[k] for k in dilated} == dilated
+
+
 def registered(value: Any) -> Iterator[str]:
     """The names of this project's own classes that a config gives as `type`."""
     if isinstance(value, dict):

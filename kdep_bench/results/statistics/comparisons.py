@@ -1,4 +1,4 @@
-"""Methods among the best, and ranks, from paired tests of each pair of methods."""
+"""Methods among the best and rank intervals, both from paired tests; mean ranks over tasks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from kdep_bench.results.statistics.intervals import (
 
 
 def p_less(est: Estimate, margin: float = 0.0) -> float:
-    """One-sided p value for a true mean of `margin` or more; small if the mean is less."""
+    """One-sided p value of the hypothesis that the true mean is `margin` or more.
+
+    Without a standard error it is 1.
+    """
     if est.se is None or est.df is None:
         return 1.0
     if est.se == 0:
@@ -32,7 +35,7 @@ def best_set(scores: Mapping[Any, Values], sign: int = 1, level: float = LEVEL) 
 
     Each of the k names is tested against the best mean by a one-sided paired t test at the level
     (1 - level) / (k - 1). So the set contains the name with the best true mean with probability
-    `level` (Gupta 1965; Hsu 1984, with Bonferroni's constant instead of his). Scores with fewer
+    `level` (Gupta 1965; Hsu 1984, with Bonferroni's constant instead of Hsu's). Scores with fewer
     than two seed pairs in common with the best cannot be tested; their names are in the set.
 
     Args:
@@ -59,15 +62,16 @@ def best_set(scores: Mapping[Any, Values], sign: int = 1, level: float = LEVEL) 
 def rank_intervals(
     scores: Mapping[Any, Values], sign: int = 1, level: float = LEVEL
 ) -> dict[Any, tuple[int, int]]:
-    """Name -> (best, worst) rank that it may have (1 = best), from paired tests of all pairs.
+    """Name -> (best, worst) rank (1 = best) that paired tests with all other names do not exclude.
 
-    Each test of the k names is two-sided at the level (1 - level) / (k - 1). The arguments are
-    those of `best_set`.
+    Each test is two-sided at the level (1 - level) / (k - 1), with k the number of names. The
+    arguments are those of `best_set`.
     """
     names = [k for k, v in scores.items() if v]
     alpha = (1 - level) / max(1, len(names) - 1) / 2
     keys = {n: tuple(sorted(scores[n])) for n in names}
     arrays = {n: sign * np.array([scores[n][k] for k in keys[n]]) for n in names}
+    # Name -> number of names that are significantly better (`above`) or worse (`below`).
     above, below = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     for i, a in enumerate(names):
         for b in names[i + 1 :]:

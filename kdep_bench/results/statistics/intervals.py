@@ -40,15 +40,17 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean with its interval.
+    """A mean score, or a difference of two mean scores, with its interval.
 
     Attributes:
-        mean: the mean of `n` values.
-        sd: standard deviation of the values; None for n = 1.
-        se: standard error of the mean; None for n = 1.
-        df: degrees of freedom of `se`; None for n = 1.
-        low, high: ends of the interval; None for n = 1.
-        method: "t", "bca", "crossed t", "crossed bootstrap", "pooled t", "welch" or "none".
+        mean: the mean or difference.
+        sd: standard deviation of the values over seeds; None for n = 1 and for "welch".
+        n: number of values; of a "pooled t" difference, number of common seed pairs.
+        se: standard error of `mean`; None without an interval.
+        df: degrees of freedom of `se`; None without an interval.
+        low, high: ends of the interval; None if there is none (`method` "none").
+        method: how the interval was computed: "t", "bca", "crossed t", "crossed bootstrap",
+            "pooled t", "welch" or "none".
         seeds: the seeds that the interval covers, as text.
     """
 
@@ -101,7 +103,11 @@ def bca_interval(
 
 
 def crossed_moments(grid: Array) -> tuple[Array, Array, Array]:
-    """(mean, standard error, degrees of freedom), each [...], of grids [..., P, T], P, T >= 2."""
+    """(mean, standard error, degrees of freedom), each [...], of grids [..., P, T], P, T >= 2.
+
+    P: pre-training seeds, T: transfer seeds. The variance is Vp + Vt - Ve of the module's
+    docstring, but at least the larger of Vp and Vt.
+    """
     p, t = grid.shape[-2:]
     mean = grid.mean((-2, -1))
     rows, cols = grid.mean(-1), grid.mean(-2)

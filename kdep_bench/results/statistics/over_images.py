@@ -1,9 +1,9 @@
 """Intervals over seeds and test images, from a bootstrap of the images and the scores of the seeds.
 
-The score x[s, n] of training s on image n varies with both. The images are resampled, with the same
-samples for every training and for both rows of a difference. This also works for scores that are
-not means over images, such as mIoU. From the scores of the S trainings on all N images and on the
-bootstrap samples, `crossed` estimates three parts of the variance of the mean score:
+The score x[s, n] varies with the training s and with the image n. The images are resampled, with
+the same samples for every training and for both methods of a difference. This also works for scores
+that are not means over images, such as mIoU. From the scores of the S trainings on all N images and
+on the bootstrap samples, `crossed` estimates three parts of the variance of the mean score:
 
     V_s   from the differences between the trainings' scores on all images,
     V_n   the variance over samples of the mean over trainings,
@@ -98,7 +98,12 @@ def resample(
 
 
 def score(trainings: Mapping[Key, Resampled], images: int) -> Estimate:
-    """The score of one row: `trainings` by seed pair, all on the same images."""
+    """The mean score of one method over its trainings, with its interval.
+
+    Args:
+        trainings: seed pair -> scores of this training, all on the same images.
+        images: number of images.
+    """
     every = [trainings[key] for key in sorted(trainings)]
     scores = np.array([t.score for t in every])
     return crossed(scores, np.stack([t.replicates for t in every], 1), images)

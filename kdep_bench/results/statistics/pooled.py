@@ -141,8 +141,8 @@ class Pooled:
 def fit(scores: Mapping[Any, Values]) -> Pooled | None:
     """The model of the methods of a task.
 
-    Methods with fewer than two values are left out. If no score is missing, so are methods whose
-    variance is significantly larger than that of the others (see `_noisy`).
+    Methods with fewer than two values are left out. If no score is missing, methods whose variance
+    is significantly larger than that of the others are also left out (see `_noisy`).
 
     Args:
         scores: method -> scores by seed pair.

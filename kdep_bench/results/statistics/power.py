@@ -85,7 +85,7 @@ def smallest_gap(
 ) -> float | None:
     """Smallest true difference that `n` seed pairs detect with power `goal`.
 
-    `sd` and `df` are those of `power`. It is None if n < 2.
+    `sd` and `df` are those of `power`. Returns None if n < 2.
     """
     if n < 2:
         return None
@@ -110,8 +110,8 @@ class Noise:
         n: median number of independent seeds per method: its pre-training seeds, or its transfer
             seeds if there is one pre-training seed.
         detectable_difference: smallest true paired difference that `n` seeds detect with power 0.8.
-            The standard deviation of a difference is that of the pooled model. Without a pooled
-            model it is sqrt(2) times that of a method.
+            `noise_floor` assumes that the standard deviation of a difference is sqrt(2) times that
+            of a method; `board.compare.noise` replaces it by that of the pooled model, if any.
     """
 
     sd: float
