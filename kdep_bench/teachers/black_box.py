@@ -1,4 +1,4 @@
-"""Teachers of which only class probabilities can be had, as of a service behind an interface."""
+"""Teachers that return class probabilities only, such as a service whose network is not public."""
 
 from __future__ import annotations
 

@@ -22,9 +22,9 @@ class Checkpoint(NetworkTeacher):
     `model` is "torchvision/resnet50", "timm/resnet50", or an OpenMMLab backbone as a dict
     (`dict(type="mmpretrain.ResNet", depth=50)`). The tensors in the file must have the names of
     that library, after `prefix` is removed ("module.model.", "backbone."). Unless
-    `has_logits=True`, the classifier is not built and its tensors are ignored; `drop` lists other
-    tensors to ignore. The input normalisation is ImageNet's unless `mean` and `std` are given. See
-    `NetworkTeacher` for the other arguments.
+    `has_logits=True`, the classifier of a torchvision or timm network is not built and its tensors
+    are ignored; `drop` lists other tensors to ignore. The input normalisation is ImageNet's unless
+    `mean` and `std` are given. See `NetworkTeacher` for the other arguments.
     """
 
     def __init__(

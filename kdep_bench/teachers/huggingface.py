@@ -98,7 +98,7 @@ class HuggingFace(NetworkTeacher):
     `model` is a repository of the hub ("facebook/dinov2-base"), used only if no file is given.
     `args` is the tower's configuration: `model_type` ("vit", "dinov2", "clip_vision_model") and the
     values that differ from the defaults of that type. If the folder of the weights has a
-    config.json, it must agree with `args`.
+    config.json, its settings in DECISIVE must agree with `args`.
 
     Tap: the class token after the last norm (for CLIP, before its projection). For a DINOv2 with
     its linear classifier it is the input of this classifier: the class token and the mean of the

@@ -131,7 +131,8 @@ class MMPretrain(NetworkTeacher):
     """An ImageClassifier of mmpretrain; `args` are merged into its model config.
 
     `maps` are outputs of named modules ("backbone.layer3"). `has_logits=False` is for files without
-    a head. For a model that was trained on BGR images, images, mean and std are converted to BGR.
+    a head. `mean` and `std` are in RGB order, also for a model that was trained on BGR images: the
+    normalised images are converted to BGR for it.
     """
 
     def make(self, model: str, args: dict[str, Any], with_head: bool) -> tuple[nn.Module, str]:

@@ -85,9 +85,9 @@ class NetworkTeacher(Teacher):
         download: whether the library's weights may be downloaded if they are not on this machine.
         prefix, drop, key: see `read_weights`.
         tap: "before" or "read".
-        maps: {name: module path in the network} of additional spatial maps. The map "last" always
-            exists: for a tap before an activation, the map whose mean is the pooled feature,
-            otherwise the network's last map.
+        maps: {name: module path in the network} of additional spatial maps. A network with a
+            spatial map also has the map "last": for a tap before an activation, the map whose mean
+            is the pooled feature, otherwise the network's last map.
         width, has_logits: if given, compared with the network; with has_logits=False no classifier
             is built, and its tensors in the file are ignored.
         mean, std: normalisation per RGB channel on the 0-255 scale; default: the library's.

@@ -26,6 +26,11 @@ FINAL: tuple[tuple[str, Side], ...] = (
 )
 
 
+# Networks whose published weights were trained with another normalisation. With the argument
+# `transform_input`, which torchvision sets for its own weights, they convert ImageNet's to it.
+RENORMALISING = ("googlenet", "inception_v3")
+
+
 def make(model: str, args: dict[str, Any], with_head: bool) -> tuple[nn.Module, str]:
     """Builds a torchvision classifier with random weights.
 
@@ -102,7 +107,8 @@ class Torchvision(NetworkTeacher):
     """
 
     def make(self, model: str, args: dict[str, Any], with_head: bool) -> tuple[nn.Module, str]:
-        return make(model, {k: v for k, v in args.items() if k != "hub"}, with_head)
+        defaults = {"transform_input": True} if model in RENORMALISING else {}
+        return make(model, {k: v for k, v in (defaults | args).items() if k != "hub"}, with_head)
 
     def parts(self, x_B3HW: Tensor) -> NetworkOutput:
         return parts(self.net, x_B3HW, self.head_path)
@@ -116,7 +122,7 @@ class Torchvision(NetworkTeacher):
     def statistics(
         self, model: str, args: dict[str, Any], net: nn.Module
     ) -> tuple[Sequence[float], Sequence[float]]:
-        """ImageNet statistics, which all torchvision classifiers were trained with."""
+        """ImageNet statistics, which all torchvision classifiers expect; see RENORMALISING."""
         return normalisation.MEAN, normalisation.STD
 
 

@@ -2,7 +2,8 @@
 
 A task's `build_cfg` returns an ordinary mmengine Config, which the tools of mmpretrain, mmdet or
 mmseg can run if it is written to a file. `run` trains the model, checks that the pre-trained
-weights were loaded, scores the test split exactly once and returns the outputs of stage `transfer`.
+weights were loaded, scores the task's split exactly once and returns the outputs of stage
+`transfer`.
 """
 
 from __future__ import annotations
@@ -53,9 +54,9 @@ class Task(ABC):
     scope: ClassVar[str]  # 'mmpretrain', 'mmdet' or 'mmseg'
     measures: ClassVar[frozenset[str]]  # names of the metrics; `metric` must be one of them
     families: ClassVar[frozenset[str]]  # allowed values of `family`
-    recipe_keys: ClassVar[frozenset[str]] = frozenset()  # keys that a recipe must have
-    runs_in_rank_0_only: ClassVar[bool] = True
-    supports_transfer_methods: ClassVar[bool] = False
+    recipe_keys: ClassVar[frozenset[str]] = frozenset()  # all keys of a recipe; each is required
+    runs_in_rank_0_only: ClassVar[bool] = True  # whether other processes than rank 0 end at once
+    supports_transfer_methods: ClassVar[bool] = False  # see transfer/method.py
     keeps_model: bool = False
 
     def __init__(
@@ -180,9 +181,9 @@ class Task(ABC):
 class MMTask(Task):
     """A task that an mmengine Runner trains and tests, in one process or (torchrun) in several.
 
-    The number of processes does not change the training (see `kdep_bench.transfer.parallel`). Rank
-    0 writes the files, and every rank returns the outputs. If there is a metric
-    `constant_<metric>`, its value replaces `chance`.
+    The number of processes changes the training only by rounding and by the random draws of
+    augmentations (see `kdep_bench.transfer.parallel`). Rank 0 writes the files, and every rank
+    returns the outputs. If there is a metric `constant_<metric>`, its value replaces `chance`.
 
     Attributes:
         transfer_method: the transfer method, set by the stage; None if there is none.

@@ -217,10 +217,10 @@ class LinearProbe(Task):
     The feature is the last map of the backbone in eval mode, after its last activation, averaged
     over positions. Features are standardised with mean and standard deviation of the training set.
 
-    With the recipe's `protocol` 'split', the regularisation C is chosen on `val`, and `test` is
-    scored; the seed selects a stratified fraction `train_share` of the training images. With
-    'folds', one folder of class folders is divided into `folds` stratified folds by the seed. Each
-    fold is predicted by a classifier that is fitted to the other folds, with C chosen by
+    With the recipe's `protocol` 'split', the regularisation C is chosen on `val`, and the task's
+    split is scored; the seed selects a stratified fraction `train_share` of the training images.
+    With 'folds', one folder of class folders is divided into `folds` stratified folds by the seed.
+    Each fold is predicted by a classifier that is fitted to the other folds, with C chosen by
     cross-validation within them (`inner_folds`). The predictions for all images are scored
     together.
     """
@@ -345,7 +345,8 @@ class LinearProbe(Task):
         """Top-1 accuracy of the probe if another backbone computes all features.
 
         Args:
-            backbone: a module with the student's inputs and outputs, such as its ONNX file.
+            backbone: a module with the student's inputs and outputs, such as one that runs its ONNX
+                file.
             data_root, student, checkpoint, seed: as in `run`.
             work_dir: for the mmengine Config; nothing is written to it.
 

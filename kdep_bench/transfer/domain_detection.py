@@ -30,7 +30,8 @@ class DomainDetection(Detection):
 
     recipe_keys: ClassVar[frozenset[str]] = Detection.recipe_keys | {"domain", "scored_on"}
     has_target_images: ClassVar[bool] = True
-    counted_as: ClassVar[str] = "kdep_bench.transfer.detection.Detection"  # the same network
+    # The task whose FLOPs are counted in place of this one, because the network is the same.
+    counted_as: ClassVar[str] = "kdep_bench.transfer.detection.Detection"
 
     def build_cfg(
         self,

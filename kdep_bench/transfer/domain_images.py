@@ -15,7 +15,7 @@ from kdep_bench.data.domains import changed, seed_of
 class ChangeDomain(BaseTransform):
     """Replaces the image by the same scene in another domain; boxes stay as they are.
 
-    It is the same at every reading of a file, in every split and with every training seed.
+    The result is the same at every reading of a file, in every split and with every training seed.
 
     Args:
         domain: a name of `kdep_bench.data.domains.DOMAINS`.

@@ -12,6 +12,7 @@ from kdep_bench.transfer import full_scale, mm_config
 from kdep_bench.transfer.counts import SplitCount
 from kdep_bench.transfer.segmentation import Segmentation
 
+# {set: its class in mmseg}
 KINDS = {"cityscapes": "CityscapesDataset", "voc": "PascalVOCDataset", "ade20k": "ADE20KDataset"}
 # {set: (splits for training, splits for the test)}
 COUNTED = {
@@ -71,7 +72,7 @@ class OfficialSegmentation(Segmentation):
 
     The mIoU is computed at a single scale and full size. Keys of the recipe: `set` is the name of
     the set; a random factor in `resize_ratio` multiplies `scale` in training. The learning rate
-    decreases as (1 - t) ** `poly_power` to 0, without warm-up.
+    decreases to 0 as (1 - step / iters) ** `poly_power`, without warm-up.
     """
 
     recipe_keys: ClassVar[frozenset[str]] = frozenset(
@@ -161,6 +162,7 @@ class OfficialSegmentation(Segmentation):
         return super().training_model(student)
 
     def _name_classes(self) -> None:
+        """Adds the set's class names and colours to the recipe, which `Segmentation` reads."""
         self.recipe["classes"], self.recipe["palette"] = class_names(self.recipe["set"])
 
     def _pipeline(self, *, train: bool) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Transfer training in several processes (ranks) that is equivalent to training in one process.
 
-The number of processes is not part of the stage id, so it must not change the training:
+The number of processes is not part of the stage id, so it must not change the expected result:
 
 * The recipe's `batch` is the batch size of all ranks together; it must be a multiple of the number
   of ranks.

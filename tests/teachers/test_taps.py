@@ -401,3 +401,16 @@ def test_random_weights_are_the_same_in_every_process():
     checksum = build_teacher(config).checksum()
     torch.manual_seed(6)
     assert build_teacher(config).checksum() == checksum
+
+
+# -- networks with another normalisation ---------------------------------------------------------
+
+
+def test_googlenet_gets_the_normalisation_that_its_published_weights_expect():
+    args = dict(num_classes=3, aux_logits=False, init_weights=False)
+    teacher = Torchvision("t", "googlenet", 64, weights="random", tap="read", args=args)
+    reference = torchvision.models.googlenet(transform_input=True, **args)
+    reference.load_state_dict(teacher.net.state_dict())
+    images = random_images(64)
+    expected = reference.eval()(normalised(teacher, images))
+    assert_close(teacher(images).logits, expected)
