@@ -90,7 +90,7 @@ def synchronise() -> None:
 
 
 def cores() -> int:
-    """Number of cores of the stage; outside a stage, of all cores that this process may use."""
+    """Number of cores that the stage was given; outside a stage, that this process may use."""
     return int(os.environ.get("KDEP_CPUS") or len(os.sched_getaffinity(0)))
 
 

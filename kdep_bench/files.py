@@ -76,7 +76,7 @@ def read_json(path: str | Path, max_bytes: int = LARGEST_JSON) -> Any:
             key, is nested too deeply, or does not fit into memory.
     """
     return _parse(
-        read_bytes(path, max_bytes), str(path), False, "correct it: JSON in UTF-8 is read"
+        read_bytes(path, max_bytes), str(path), False, "correct it; it must be JSON in UTF-8"
     )
 
 

@@ -246,7 +246,7 @@ def _check_box(subject: str, annotation: dict[str, Any], image: dict[str, Any]) 
     if x < -0.5 or y < -0.5 or x + w > width + 0.5 or y + h > height + 0.5:
         raise KdepError(
             f"{subject} has the bbox {box}, outside its image of {width}x{height}",
-            expected="x + width <= image width, y + height <= image height",
+            expected="x >= 0, y >= 0, x + width <= image width, y + height <= image height",
             fix="clip the box; if many are outside, they may be [x1, y1, x2, y2]",
         )
     area = annotation.get("area")

@@ -16,9 +16,9 @@ def read_user_json(path: str | Path) -> Any:
     """The parsed content of a JSON file in UTF-8, with or without a byte order mark.
 
     Raises:
-        KdepError: not a regular file, not UTF-8, truncated or invalid, with NaN or infinite
-            numbers, nested too deeply, or with a key twice in one object (parsers differ in which
-            of them they keep).
+        KdepError: not a regular file, larger than MAX_BYTES, not UTF-8, truncated or invalid, with
+            NaN or infinite numbers, nested too deeply, or with a key twice in one object (parsers
+            differ in which value they keep).
     """
     path = Path(path)
     try:

@@ -146,6 +146,10 @@ def run(
         out: folder of this stage.
         progress: called with (images done, images, note).
 
+    Returns:
+        rows (images * views), images, views (per image), px, fingerprint (hash of the image names
+        and of all rendered pixels), bytes (of these pixels).
+
     Raises:
         KdepError: an empty pool, an image that cannot be decoded, or not enough disk space.
     """

@@ -70,8 +70,10 @@ def stated_rate(text: str) -> FlopRate:
             place = f"--device-rate {text}"
             raise unknown_name("number format", number_format, peaks, place=place)
         if not dot or not colon:
+            missing = [] if dot else ["number format"]
+            missing += [] if colon else ["fraction of the peak, which training never reaches"]
             raise KdepError(
-                f"--device-rate {text} is the peak of a device, which training never reaches",
+                f"--device-rate {text} lacks the {' and the '.join(missing)}",
                 expected=expected,
                 fix="add the number format and the fraction of the peak you expect (convolutions "
                 "run in tf32 by default, a teacher's cache in float32)",

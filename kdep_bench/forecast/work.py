@@ -406,8 +406,9 @@ def _transfer_passes(spec: Json) -> int:
 def _generation_passes(spec: Json) -> int:
     """Passes of the tuned teacher, of one image each, in which a transfer method makes images.
 
-    Each image has two guides and is scored at the end. A step is a forward pass and the gradient of
-    the image, which costs about as much (without the gradients of the weights).
+    Each image has two guide images and is scored at the end: three forward passes. A step is a
+    forward pass and the gradient of the image, which costs about as much (without the gradients of
+    the weights).
     """
     config = spec.get("transfer") or {}
     if not config or not class_value(config["type"], "optimises_images"):
@@ -450,7 +451,10 @@ def _bytes(outputs: Mapping[str, int], output: str) -> int | None:
 
 
 def count_steps(budget: Json, images: int) -> int:
-    """Optimiser steps of a budget over `images` images, as in kdep_bench/pretrain/stage.py."""
+    """Optimiser steps of a budget, as in `pretrain.budgets`, but at least 1.
+
+    `images`: images of one epoch.
+    """
     return max(1, math.floor(budget["epochs"] * images / budget["batch"]))
 
 

@@ -93,6 +93,14 @@ def test_without_a_test_split_a_note_says_that_the_validation_split_is_used(root
     assert any("the validation split is used as test split" in note for note in discovery.notes)
 
 
+def test_a_note_names_the_file_of_a_part_that_has_only_one_split(root):
+    (root / "boxes" / "instances_test.json").unlink()
+    discovery = discover(root)
+    file = root / "boxes" / "instances_train.json"
+    assert not discovery.coco
+    assert f"{file}: left out, because there is only the split train" in discovery.notes
+
+
 def test_a_split_with_other_classes_is_left_out(root):
     (root / "classes" / "test" / "dog").rename(root / "classes" / "test" / "horse")
     discovery = discover(root)
@@ -174,15 +182,20 @@ def test_a_note_warns_of_splits_from_different_data_sets(tmp_path):
     assert any("check that they belong to one data set" in note for note in notes)
 
 
-@pytest.mark.parametrize(("value", "dtype"), [(255, np.uint8), (40_000, np.uint16)])
-def test_masks_with_one_class_or_with_values_above_255_give_no_task(tmp_path, value, dtype):
+@pytest.mark.parametrize(
+    ("value", "dtype", "largest"), [(255, np.uint8, 0), (40_000, np.uint16, 40_000)]
+)
+def test_masks_with_one_class_or_with_values_above_255_give_no_task(
+    tmp_path, value, dtype, largest
+):
     """255 is ignored: with 0 and 255 there is one class, and every score would be 1."""
     for split in ("train", "test"):
         make_pair(tmp_path, split, value, dtype)
     discovery = discover(tmp_path)
     assert not discovery.masks
     assert not discovery.classify
-    assert any("left out, because mask values" in note for note in discovery.notes)
+    note = next(note for note in discovery.notes if "left out, because mask values" in note)
+    assert f"the largest value in these masks is {largest}" in note
 
 
 def test_the_values_of_16_bit_masks_are_counted(tmp_path):

@@ -310,8 +310,9 @@ def test_gpu_hours_are_flops_divided_by_the_stated_throughput(paper):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a100", "peak of a device, which training never reaches"),
-        ("a100.tf32", "peak of a device, which training never reaches"),
+        ("a100", "lacks the number format and the fraction of the peak, which training never"),
+        ("a100.tf32", "lacks the fraction of the peak, which training never reaches"),
+        ("a100:0.3", "lacks the number format; expected"),
         ("h100.fp64:0.5", "unknown number format 'fp64' in --device-rate"),
         ("a10.tf32:0.5", "unknown device"),
         ("12x", "--device-rate is '12x'"),

@@ -51,8 +51,8 @@ def prepare(
 
     Returns:
         data, source, counts, licences, notes; fingerprint, a hash of all images and labels;
-        task_notes, the notes to show with scores by folder of the task, {"detect": [...]};
-        card, the data card (see `kdep_bench.results.report.data_card`).
+        task_notes, {folder of a task, such as "detect": [notes to show with its scores]}; card,
+        the data card (see `kdep_bench.results.report.data_card`).
 
     Raises:
         KdepError: lists the faults of the data (at most `faults.SHOWN`), each with file and fix.

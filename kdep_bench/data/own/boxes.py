@@ -62,17 +62,17 @@ def class_names(splits: Mapping[str, Boxes]) -> list[str]:
     sets = {split: set(b.categories) for split, b in splits.items()}
     all_names = set().union(*sets.values())
     if splits and not any(names == all_names for names in sets.values()):
-        # No split has all names, so another split has a name that `train` does not have.
-        train = "train" if "train" in sets else next(iter(sets))
-        split = next(s for s in sets if sets[s] - sets[train])
-        extra, missing = sorted(sets[split] - sets[train]), sorted(all_names - sets[split])
+        # No split has all names, so another split has a name that the reference does not have.
+        reference = "train" if "train" in sets else next(iter(sets))
+        split = next(s for s in sets if sets[s] - sets[reference])
+        extra, missing = sorted(sets[split] - sets[reference]), sorted(all_names - sets[split])
         similar = similar_names([*extra, *missing]) or [
             (a, b[0]) for a in extra if (b := difflib.get_close_matches(a, missing, 1, 0.8))
         ]
         hint = f"; {pair_shown(*similar[0])} look like one class" if similar else ""
         raise KdepError(
-            f"the classes of {splits[split].path} and {splits[train].path} differ: only the first "
-            f"has {listed(extra)}, only the second has {listed(missing)}{hint}",
+            f"the classes of {splits[split].path} and {splits[reference].path} differ: only the "
+            f"first has {listed(extra)}, only the second has {listed(missing)}{hint}",
             expected="one list of class names in all splits (ids and order do not matter)",
             fix="export all splits with the same categories, or rename them in one file",
         )

@@ -17,9 +17,11 @@ def make_card(parts: DataParts) -> dict[str, Any]:
 
     Returns:
         {"pool": row, "classify": {"classes": names, "splits": {split: row}}, "detect": likewise,
-        "segment": likewise}. A row has `images`; `width` and `height`, [smallest, largest] in
-        pixels; `equal_files`, the number of repeated images; counts by class; and, if not empty,
-        `normalised` (converted images by reason) and `passed_over` (skipped files by reason).
+        "segment": likewise}; parts that the data do not have are left out. A row has `images`;
+        `width` and `height`, [smallest, largest] in pixels; `equal_files`, the number of repeated
+        images; counts by class; and, if not empty, `normalised` (converted images by reason) and
+        `passed_over` (skipped files by reason). "classify", and a pool with labels, also have
+        `in_two_classes` (see `class_folders.label_conflicts`).
     """
     pool = {"images": len(parts.pool.images), **_images(parts.pool_files(), parts.info)}
     card: dict[str, Any] = {"pool": pool}

@@ -273,7 +273,7 @@ def _box(value: Any, subject: str, size: tuple[int, int]) -> tuple[float, float,
     if x < -SLACK or y < -SLACK or x + w > width + SLACK or y + h > height + SLACK:
         raise KdepError(
             f"{subject} has the bbox {value}, outside its image of {width}x{height}",
-            expected="x + width <= image width, y + height <= image height",
+            expected="x >= 0, y >= 0, x + width <= image width, y + height <= image height",
             fix="clip the box; if many are outside, they may be [x1, y1, x2, y2]",
         )
     return x, y, w, h
@@ -302,11 +302,11 @@ def _flag(value: Any, subject: str, key: str) -> bool:
 
 
 def _type_fix(value: Any, ids: Mapping[Hashable, str]) -> str:
-    """The fix for an id that is in `ids` with another type (3, "3" or 3.0); otherwise ""."""
+    """The fix for an id that `ids` has with another type (3, "3" or 3.0); "" if it has none."""
     spellings = {str(value)}
     if isinstance(value, float) and value.is_integer():
         spellings.add(f"{value:.0f}")
-    for listed_id in list(ids)[:1000]:
+    for listed_id in list(ids)[:1000]:  # not all: this runs for every faulty annotation
         if str(listed_id) in spellings:
             return f"write the id as {listed_id!r} in all annotations"
     return ""

@@ -72,7 +72,8 @@ def discover(root: Path, classes_of_boxes: bool = False) -> Discovery:
         classes_of_boxes: whether folders of images with boxes may be used as classes.
 
     Raises:
-        KdepError: the folder does not exist, or contains no image that can be read.
+        KdepError: the folder does not exist, contains no image, or the first image of each of its
+            folders cannot be read.
     """
     if not root.is_dir():
         raise KdepError(
@@ -151,7 +152,7 @@ def _note_unreadable_images(parts: Discovery, folders: Folders) -> None:
 
 
 def _split(path: Path, root: Path) -> str | None:
-    """The split in a path below `root`, by the last word of it in SPLITS; None if there is none."""
+    """The split that a path below `root` names; of several names the last; None without any."""
     words = re.split(r"[^a-z0-9]+", path.relative_to(root).as_posix().lower())
     for word in reversed(words):
         for split, names in SPLITS.items():
@@ -235,7 +236,8 @@ def _without_split(path: Path, root: Path) -> tuple[str, ...]:
 def _coco(path: Path, notes: list[str]) -> dict[str, Any] | None:
     """The content of a file if it is a COCO json with boxes, otherwise None.
 
-    For a COCO json that cannot be used, the reason is added to `notes`.
+    For a json that cannot be read, and a COCO json that cannot be used, the reason is added to
+    `notes`.
     """
     try:
         table = read_user_json(path)
@@ -329,7 +331,12 @@ def _find_masks(parts: Discovery, folders: Folders) -> None:
         parts.notes.append(
             f"{parts.masks[min(parts.masks)][1]}: left out, because mask values must be class "
             f"numbers 0, 1, ... of 2 to {_IGNORED_MASK_VALUE} classes ({_IGNORED_MASK_VALUE} is "
-            f"ignored), but these masks have {parts.mask_values}"
+            "ignored), but "
+            + (
+                f"the largest value in these masks is {parts.mask_values - 1}"
+                if parts.mask_values
+                else f"these masks have only {_IGNORED_MASK_VALUE}"
+            )
         )
         parts.masks, parts.mask_values = {}, 0
 
@@ -411,21 +418,32 @@ def _inner(folder: Path, folders: Folders) -> list[Path]:
 
 
 def _require_test_split(part: dict[str, Any], notes: list[str]) -> None:
-    """Uses the validation split as test split if there is none; empties a part without both."""
+    """Makes sure that a part has a training and a test split; otherwise empties it.
+
+    Without a test split, the validation split is used as test split.
+
+    Args:
+        part: by split, a path or a pair of paths; changed in place.
+        notes: notes are added to it.
+    """
+
+    def first_path(split: str) -> Path:
+        return part[split][0] if isinstance(part[split], tuple) else part[split]
+
     if "val" in part and "test" not in part:
         part["test"] = part.pop("val")
-        path = part["test"][0] if isinstance(part["test"], tuple) else part["test"]
         notes.append(
-            f"{path}: the validation split is used as test split, because there is no test split"
+            f"{first_path('test')}: the validation split is used as test split, because there is "
+            "no test split"
         )
     if part and not {"train", "test"} <= part.keys():
-        path = next(iter(part.values()))
+        path = first_path(next(iter(part)))
         notes.append(f"{path}: left out, because there is only the split {', '.join(part)}")
         part.clear()
 
 
 def _find_pool(parts: Discovery, folders: Folders) -> None:
-    """Sets `parts.pool`: a folder named in POOL_NAMES, or the training images of a part."""
+    """Sets `parts.pool`: a folder of POOL_NAMES, the training images of a part, or the root."""
     evaluated = [p for s, p in parts.classify.items() if s != "train"]
     evaluated += [images for s, (_, images) in parts.coco.items() if s != "train"]
     evaluated += [images for s, (images, _) in parts.masks.items() if s != "train"]

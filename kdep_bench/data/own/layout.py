@@ -40,8 +40,9 @@ class Layout:
             root: the user's folder.
             names: paths of its images, relative to `root`.
             target: the folder in the layout.
-            is_complete: whether `names` are all files of the folder. If they are, and no image must
-                be renamed or converted, the folder itself is linked.
+            is_complete: whether `names` are all images that the readers of `target` would find in
+                `root`. If they are, and no image must be renamed or converted, the folder itself is
+                linked.
         """
         placed = {n: placed_name(n, self.info[root / n]) for n in names}
         is_unchanged = all(n == p and self.info[root / n].plain for n, p in placed.items())
@@ -60,7 +61,7 @@ class Layout:
             self._add_row(place, hashes[file])
 
     def place(self) -> None:
-        """Writes all links and converted copies."""
+        """Writes the links and converted copies of the files that were added one by one."""
         while self._links:  # a file may have several paths; each pass writes one of them
             one_per_file: dict[Path, Path] = {}
             rest = [

@@ -53,11 +53,11 @@ def find_all(config: DataConfig, faults: Faults) -> dict[str, Masks]:
     for split, (images, folder) in config.masks.items():
         with faults.collect():
             splits[split] = _pairs(images, folder, faults)
-    _check_own_files(splits, config, faults)
+    _check_shared_files(splits, config, faults)
     return splits
 
 
-def _check_own_files(splits: Mapping[str, Masks], config: DataConfig, faults: Faults) -> None:
+def _check_shared_files(splits: Mapping[str, Masks], config: DataConfig, faults: Faults) -> None:
     """Adds a fault if one file is a mask of two splits, for example if a folder is a link."""
     first: dict[str, tuple[str, Path]] = {}
     for split, masks in splits.items():
@@ -210,15 +210,20 @@ def check_counts(splits: Mapping[str, Masks], config: DataConfig, faults: Faults
     ]
     if missing:
         elsewhere = [c for c in missing if total[config.classes.index(c)]]
-        where = "although other splits have it" if elsewhere else "and no other split has it either"
+        where = (
+            f"although other splits have {listed(elsewhere, 500)}"
+            if elsewhere
+            else "and no other split has it either"
+        )
         number = config.classes.index(missing[0])
+        values = ", ".join(str(config.classes.index(c)) for c in missing)
         # 255 often stands for the second class of a binary mask, or for the one class not labelled.
         binary = len(config.classes) == 2 and any(m.counts[IGNORE] for m in splits.values())
         is_written_as_255 = binary or (splits["train"].counts[IGNORE] and len(missing) == 1)
         faults.add(
             KdepError(
-                f"no pixel of the masks in {folder} has the class {listed(missing, 500)} (value "
-                f"{number}), {where}",
+                f"no pixel of the masks in {folder} has the class {listed(missing, 500)} (mask "
+                f"value {values}), {where}",
                 fix=f"replace {IGNORE}, which means 'ignore', by {number} where the masks should "
                 f"have {missing[0]!r}"
                 if is_written_as_255
@@ -246,7 +251,7 @@ def layout_paths(split: str, masks: Masks, data: Path, faults: Faults) -> tuple[
     stems: dict[str, Path] = {}
     for image, mask in masks.pairs:
         stem = shown("-".join(image.relative_to(masks.images).with_suffix("").parts))
-        stem = stem.replace("\\", "%")
+        stem = stem.replace("\\", "%")  # of the escapes \\xNN that `shown` writes
         if earlier := stems.get(stem):
             faults.add(
                 KdepError(

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from kdep_bench.errors import KdepError
 
+# Names of folders that are splits, not classes.
 SPLIT_WORDS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from kdep_bench.data.content import Source, images_of, one_file
 
-ROOT = "KDEP_DATA"
+ROOT = "KDEP_DATA"  # environment variable: the folder that paths in the config are relative to
 
 
 def reads(spec: Mapping[str, Any]) -> dict[str, list[Source]]:

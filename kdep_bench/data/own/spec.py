@@ -21,10 +21,10 @@ IGNORE = 255  # mask value of pixels that are used neither in training nor in th
 
 @dataclass
 class DataConfig:
-    """A data config with resolved paths that exist.
+    """A data config with absolute paths that exist.
 
     Attributes:
-        pool: folder of the images for pre-training.
+        pool: folder of the images for pre-training; None only if its path has a fault.
         pool_labels: whether the folders directly below the pool are classes.
         classify: folder of class folders by split.
         coco: (json, folder of images) by split.
@@ -170,7 +170,7 @@ def check_labels(data: Mapping[str, Any]) -> None:
 
 
 def check_paths(data: Mapping[str, Any]) -> None:
-    """Raises KdepError if the config has the same path for two splits of a part."""
+    """Raises KdepError if two splits of a part have the same path (of `coco`: the same json)."""
     for part, keys in (("classify", [None]), ("coco", ["json"]), ("masks", ["images", "masks"])):
         splits = data.get(part)
         if not isinstance(splits, Mapping):
@@ -287,7 +287,7 @@ def _strings(value: Any, key: str) -> list[str]:
 
 
 def _nested(config: DataConfig) -> list[tuple[str, str, Path]]:
-    """(part, other split, folder) for each folder that is or contains the folder of another split.
+    """(part, other split, folder) for each folder that is, or is inside, the other split's folder.
 
     `coco` is not checked: its json files list the images, so its splits may share a folder.
     """

@@ -111,6 +111,7 @@ def _lay_out(parts: DataParts, data: Path) -> str:
     """Writes everything below `data`; returns the fingerprint."""
     faults, layout = Faults(), Layout(data, parts.info)
     pool = parts.pool
+    # Complete also if files were skipped: the readers of the pool skip the same files.
     layout.add_folder(pool.root, pool.images, data / "pool" / "images", is_complete=True)
     if parts.labelled is not None:
         _write_labels(parts, data)

@@ -5,12 +5,14 @@
     pool/images/00/000123.jpg, pool/labels.json        pre-training images; labels for supervised
     classify/{train,val,test}/<class>/0123.jpg         held-out objects on held-out backgrounds
     photos/<class>/<name>.jpg                          real photographs, no composites
+    known/<name>.png, known/known.json                 objects of known ImageNet-1k classes
     detect/{train,val,test}/000001.jpg, detect/annotations/{split}.json      COCO format
     cityscapes/{leftImg8bit,gtFine}/{split}/pocket/pocket_000001_000019_*    Cityscapes layout
 
 Objects and backgrounds are divided over pool, train, val and test: images of one object, or of one
-place, are only in one of them. An image depends only on (seed, kind, split, index), so the result
-does not depend on the number of processes.
+place, are only in one of them. The random numbers of an image depend only on (seed, kind, split,
+index), so the result does not depend on the number of processes. With source='pip-only' there are
+no photos/ and known/.
 """
 
 from __future__ import annotations

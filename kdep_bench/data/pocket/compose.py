@@ -108,7 +108,7 @@ def place(
     while scale < 0.5:
         image = cv2.resize(image, (max(1, w // 2), max(1, h // 2)), interpolation=cv2.INTER_AREA)
         scale, (h, w) = scale * w / image.shape[1], image.shape[:2]
-    half = box / 2 * min(long_side / box.max(), MAX_UPSCALE)
+    half = box / 2 * min(long_side / box.max(), MAX_UPSCALE)  # half the box on the canvas
     margin = half * (2 * inside - 1)
     cx = _between(rng, margin[0], width - margin[0])
     cy = _between(rng, margin[1], height - margin[1])
@@ -191,7 +191,8 @@ def scene(rng: np.random.Generator, shelf: Shelf, size: tuple[int, int]) -> Scen
     """Composes a scene of up to 5 labelled objects and up to 2 distractors.
 
     If an object would hide too much of a labelled one (see MIN_VISIBLE_PX, MIN_VISIBLE_FRACTION),
-    it is placed elsewhere; after _ATTEMPTS placements it is left out.
+    or is labelled and has fewer than MIN_VISIBLE_PX pixels, another object of its class is placed
+    elsewhere, a little smaller. After _ATTEMPTS placements it is left out.
 
     Args:
         rng: random numbers.

@@ -87,7 +87,9 @@ def _cached(cache: Path, name: str) -> Path | None:
 
 
 def _checked(deb: Path) -> str:
-    """The SHA-256 of `deb`, after comparison with KNOWN or with the one stored at the download.
+    """The SHA-256 of `deb`, after comparison with KNOWN or with the one stored next to `deb`.
+
+    If there is neither, it is stored, and later calls compare with it.
 
     Raises:
         KdepError: the SHA-256 is different.

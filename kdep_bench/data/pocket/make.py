@@ -36,7 +36,7 @@ from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import canonical_json, read_strict, write_json
 
 Progress = Callable[..., None]
-SCENE_ID, IGNORE = len(CLASSES), 255
+SCENE_ID, IGNORE = len(CLASSES), 255  # train ids of the background and of ignored pixels
 #: Ids in gtFine_labelIds; different from train ids, so that using the wrong masks causes an error.
 LABEL_IDS = np.array([*range(11, 11 + len(CLASSES)), 23], np.uint8)
 LABEL_ID_UNLABELLED = 0

