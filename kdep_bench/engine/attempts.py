@@ -361,7 +361,7 @@ def _move_into(out: Path, path: Path) -> None:
     try:
         os.rename(out, path / f"{state.BEFORE}{os.urandom(4).hex()}")
     except OSError as e:
-        if e.errno != errno.EXDEV:
+        if e.errno != errno.EXDEV:  # see `_move_here`
             raise
         remove(out)
 

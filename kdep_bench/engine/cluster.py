@@ -36,18 +36,17 @@ from kdep_bench.paths import ROOT
 from kdep_bench.safe_files import real_folder
 from kdep_bench.suite.graph import Plan, Stage
 
-# Folder of the work dir with one folder per run; file of a run that the Snakefile reads.
-RUNS_DIR, RUN_FILE = ".cluster", "suite.json"
+RUNS_DIR = ".cluster"  # folder of the work dir with one folder per run
+RUN_FILE = "suite.json"  # file of a run that the Snakefile reads
 SNAKEFILE = Path(__file__).with_name("Snakefile")
 # Cores requested for a stage that would use all cores of a machine, unless runtime.cpus is set.
 WIDE_CORES = 4
 # Seconds. Jobs with a shorter time limit request no warning signal, because Slurm may send it up to
 # 60 s early.
 SHORT_JOB = 120.0
-# Values of --executor, in addition to the names of other plugins of Snakemake. Prefix of the module
-# of a plugin.
+# Values of --executor that are always accepted; others are names of installed Snakemake plugins.
 EXECUTORS = ("local", "snakemake-local", "slurm")
-PLUGIN_PREFIX = "snakemake_executor_plugin_"
+PLUGIN_PREFIX = "snakemake_executor_plugin_"  # of the module of a plugin
 MAX_JOBS = 100  # largest number of jobs in the cluster's queue at once
 _POLL = 1.0  # seconds between checks of Snakemake and the stage directories
 # Line in Snakemake's log when it cancels its jobs.
@@ -195,8 +194,8 @@ def run_plan(
     """Runs the stages that must run according to `statuses` (from `state.statuses`).
 
     Raises:
-        KdepError: Snakemake is missing or ended before it ran any stage, or another process is
-            running a stage that --force selects.
+        KdepError: Snakemake (or, on Slurm, sbatch) is missing, Snakemake failed before it ran any
+            stage, or another process is running a stage that --force selects.
     """
     todo = [plan.stages[stage_id] for stage_id, status in statuses.items() if status.run]
     if not todo:

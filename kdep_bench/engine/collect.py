@@ -257,7 +257,7 @@ def _valid_record(suite: Suite, run: TransferRun, chains: _Chains) -> Record:
 
     try:
         new_record = make_record(suite, run, chains)
-        _image_files(new_record, state.folder(chains.work, run.id))
+        _image_files(new_record, state.folder(chains.work, run.id))  # only to check the paths
         return new_record
     except KdepError as e:
         sentence = str(e)
@@ -459,7 +459,10 @@ def _learning_rate(pretrain: Json | None) -> float | None:
 
 
 def _planned_epochs(pretrain: Json | None) -> float | None:
-    """The budget's epochs over the data fraction; None if the pre-training took exactly so many."""
+    """Epochs over the data fraction that the budget asks for.
+
+    None if exactly so many were trained, or if the pre-training took no steps.
+    """
     if pretrain is None or not (outputs := pretrain["outputs"]).get("steps"):
         return None
     budget, images = pretrain["spec"].get("budget", {}), outputs.get("images")
@@ -604,8 +607,9 @@ class _AttributedCosts:
     def stages_of_kind(self, kind: str) -> list[Json | None]:
         """The stages of a kind; a stage that several teachers of the run share is listed once.
 
-        A tuned teacher that is the student itself (teacher="self") has the same pre-training. If
-        it is that of another seed, because all runs share the teacher, it is not listed.
+        The pre-training of a tuned teacher that is the student itself (teacher="self") is not
+        listed: it is the student's own or, because all runs share the teacher, one with another
+        seed.
         """
         tuned = (self.run.method.get("transfer") or {}).get("teacher") or {}
         is_self = "student" in tuned and tuned["student"] is None and kind != "transfer"
@@ -693,7 +697,6 @@ def _cost_fields(run: TransferRun, stages: Mapping[str, Json | None], report_tim
     (`runtime.timed` of the suite) there are no seconds. The wall time of a resumed stage covers its
     last attempt only; the seconds in its outputs cover all attempts. The larger one is used.
     """
-
     costs = _AttributedCosts(run, stages, report_times)
     pretrain, transfer = stages.get("pretrain"), stages.get("transfer")
     cache_bytes, outputs = costs.cache_total("bytes"), _outputs(stages, "pretrain")

@@ -109,7 +109,7 @@ def _valid_record(suite: Suite, run: ProbeRun, chains: Chains) -> ProbeRecord:
 
 
 def _planned_fields(suite: Suite, run: ProbeRun, chains: Chains) -> Json:
-    """Record fields of a probe that the plan contains."""
+    """Record fields of a probe that do not depend on its result: configs, data and stages."""
     method = run.method
     budget = chains.plan.stages[run.chain["pretrain"]].spec.get("budget") or {}
     return {

@@ -89,7 +89,8 @@ def leave_launcher() -> tuple[int, int]:
 def spread(suite: Suite, processes: int) -> Suite:
     """The suite with `processes` processes and GPUs per stage, for stage kinds that support DDP.
 
-    Values that the suite sets itself are not changed.
+    Values that the suite sets itself are not changed. A stage kind whose number of GPUs it sets
+    keeps its number of processes.
     """
     if processes == 1:
         return suite
@@ -268,7 +269,7 @@ def _read(path: Path) -> Any:
 
 
 def node(ddp_dir: Path) -> None:
-    """Runs torchrun on this node; srun calls it once per node, with the first node's address."""
+    """Runs torchrun on this node; srun calls it once per node. The first node is the master."""
     request = read_strict(ddp_dir / _REQUEST)
     hosts = subprocess.run(
         ["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]],

@@ -387,11 +387,11 @@ class Pool:
         """Updates the estimated seconds of unfinished stages after `stage` has finished."""
         self.estimator.learn(record)
         unfinished = self.todo | set(self.running)
-        similar = (self.plan.stages[i] for i in unfinished)
+        affected = (self.plan.stages[i] for i in unfinished)
         # The outputs of `prepare` and `views` change the estimates of all kinds of stages.
         if stage.kind not in ("prepare", "views"):
-            similar = (s for s in similar if s.kind == stage.kind)
-        estimates = self.estimator.estimates(similar)
+            affected = (s for s in affected if s.kind == stage.kind)
+        estimates = self.estimator.estimates(affected)
         # Small changes are ignored, because the chains of all stages would be computed again.
         has_changed = (
             abs(new - self.seconds[i]) > 0.05 * self.seconds[i] for i, new in estimates.items()
@@ -468,7 +468,7 @@ class Pool:
             self.elsewhere[stage.id] = time.monotonic() + _ELSEWHERE_POLL
             return
         del self.elsewhere[stage.id]
-        self.forced.discard(stage.id)
+        self.forced.discard(stage.id)  # the other process has run it since this run began
         record, _ = state.finished(stage, self.work)
         if record is not None:
             self._succeed(stage, record)

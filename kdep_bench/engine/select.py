@@ -9,14 +9,15 @@ from kdep_bench.suite.graph import Plan
 
 
 def select_stages(plan: Plan, patterns: Iterable[str]) -> set[str] | None:
-    """Stages whose method, task, student, kind or id matches a pattern, and their upstream stages.
+    """Selects stages by their kind or id, and transfer runs by their method, task or student.
 
     Args:
         plan: the stages.
         patterns: globs, or parts of names.
 
     Returns:
-        stage ids; None if `patterns` is empty.
+        ids of the stages that match a pattern, and of their upstream stages; None without a
+        pattern.
 
     Raises:
         KdepError: a pattern matches no stage.

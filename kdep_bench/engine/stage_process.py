@@ -58,9 +58,10 @@ class StageRequest:
 
 
 class Reporter:
-    """The `progress(done, total, note)` function of a stage; writes at most one line per 0.3 s.
+    """The `progress(done, total, note)` function of a stage.
 
-    Writes JSON lines to a non-blocking pipe, so that an absent or slow reader never blocks a stage.
+    Writes at most one line per `interval` seconds, and a line if done == total. The lines are
+    JSON, in a non-blocking pipe, so that an absent or slow reader never blocks a stage.
     """
 
     def __init__(self, fd: int | None, interval: float = 0.3) -> None:
@@ -77,7 +78,8 @@ class Reporter:
 
     def report_failure(self, sentence: str) -> None:
         """Sends the error: on a full disk it cannot be written to failed.json."""
-        self._send(sentence[:1500])
+        # JSON needs six bytes for most characters that are not ASCII; see `_send`.
+        self._send(sentence[: 1500 if sentence.isascii() else 600])
 
     def _send(self, message: Any) -> None:
         # Messages are shorter than PIPE_BUF: the kernel writes them completely or not at all.

@@ -49,7 +49,9 @@ def folder(work: Path, stage: Stage | str) -> Path:
 
 
 def walk(out: Path) -> Iterator[tuple[str, int]]:
-    """(relative path, size in bytes) of every file below `out` except the engine's, sorted.
+    """(relative path, size in bytes) of every file below `out`, sorted.
+
+    The engine's files and temporary files are left out.
 
     For a symbolic link, the size is that of the link: its target is a file of the user, who may
     edit it.

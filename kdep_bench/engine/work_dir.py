@@ -1,8 +1,9 @@
 """Contents of a work dir: stage directories and cluster runs, their sizes, and their pruning.
 
 A stage is kept if a record in a results folder cites it, if one of the named suites plans it, if a
-kept stage depends on it, or while a process runs it. Only directories with the name of a stage are
-removed. Superseded records (`superseded/`) are in no table; the stages that they cite are not kept.
+kept stage depends on it, or while a process runs it. Only directories with the name of a stage, an
+attempt or a cluster run are removed. Superseded records (`superseded/`) are in no table; the stages
+that they cite are not kept.
 
 An attempt of a stage works in a separate directory (see `attempts`). The directory of a killed
 attempt is kept if its stage is kept and would continue from it.
@@ -39,7 +40,7 @@ class WorkDirEntry:
     """One stage directory, or the folder of one cluster run.
 
     Attributes:
-        id: its path in the work dir.
+        id: its path in the work dir; of a stage directory this is the id of the stage.
         bytes: total size of its files.
         state: 'done', 'failed', 'interrupted', 'damaged' or 'running'; for a cluster run
             'running', 'queued' (it has, or may have, queued jobs) or 'ended'.

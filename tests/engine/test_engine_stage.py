@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import cluster_fakes  # noqa: E402
 from cluster_fakes import ddp  # noqa: E402
 
 from kdep_bench.cli import run_suite  # noqa: E402
-from kdep_bench.engine import attempts, cluster, stage, state  # noqa: E402
+from kdep_bench.engine import attempts, cluster, stage, stage_process, state  # noqa: E402
 from kdep_bench.engine.ddp import leave_launcher  # noqa: E402
 from kdep_bench.engine.progress import Silent  # noqa: E402
 from kdep_bench.errors import KdepError  # noqa: E402
@@ -381,6 +382,20 @@ def test_an_error_in_a_rank_is_the_stage_s_error(tmp_path):
     code, output = finish(start_stage(ddp(break_rank=1), tmp_path, "d"))
     assert code == 1
     assert "rank 1: the stage stopped with ValueError: a fault of one rank" in output
+
+
+def test_a_reported_error_is_one_write_to_the_pipe_also_with_escaped_characters():
+    """Only writes up to PIPE_BUF are complete or fail; a part of a line would not be JSON."""
+    reader, writer = os.pipe()
+    try:
+        for text in ("x" * 4000, "\u00e9" * 4000):
+            stage_process.Reporter(writer).report_failure(text)
+            raw = os.read(reader, 1 << 16)
+            assert len(raw) <= select.PIPE_BUF
+            assert text.startswith(json.loads(raw))
+    finally:
+        os.close(reader)
+        os.close(writer)
 
 
 @pytest.mark.slow
