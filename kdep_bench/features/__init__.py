@@ -1,1 +1,1 @@
-"""Teacher features: the cache, the alignment to the student's width, and the transform of it."""
+"""Teacher features: cache, alignment to the student's width, transform of the aligned feature."""

@@ -64,7 +64,7 @@ def run(
         deviation of these two features, None if the smallest is 0.
 
     Raises:
-        KdepError: too few images for the directions to fit, features that are not finite or have
+        KdepError: too few images for the number of directions, features that are not finite or have
             too low a rank, or a cache or views that cannot be read.
     """
     aligner, width = build_aligner(spec["align"]), int(spec["width"])

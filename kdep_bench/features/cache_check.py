@@ -231,10 +231,11 @@ def verify_cache(folder: Path, views: Views, count: int = 8) -> dict[str, Any]:
             missing.
     """
     manifest, cache = read_strict(folder / MANIFEST), open_cache(folder)
-    if manifest.get("of", len(cache)) != views.rows:
+    computed_for = manifest.get("of", len(cache))  # the rows of all views, also of a data fraction
+    if computed_for != views.rows:
         raise KdepError(
-            f"the cache {folder} has {len(cache)} rows",
-            expected=f"{views.rows}, one per view",
+            f"the cache {folder} was computed for {computed_for} views",
+            expected=f"{views.rows}, the number of these views",
             fix=made_again(folder),
         )
     if manifest.get("recipe", recipe_hash(views)) != recipe_hash(views):

@@ -15,12 +15,14 @@ STAGE = "stage.json"  # file in the folder of every finished stage
 def computed_by(work_dir: Path, cache: str, outputs: Mapping[str, Any]) -> str:
     """The name of the folder of the cache that computed the arrays of a finished cache.
 
-    Earlier versions stored the cache whose files were linked, which may itself have linked them;
-    so `reused` is followed as long as the cache that it names is finished and states another.
+    Its output `reused` names that cache. Earlier versions stored the cache from which the files
+    were linked, which may itself have linked them. So `reused` is followed from cache to cache,
+    until a cache has no such output or its folder is gone.
 
     Args:
         work_dir: folder of the stages.
-        cache, outputs: name of the cache's folder, and the outputs in its stage.json.
+        cache: name of the folder of the finished cache.
+        outputs: the outputs in its stage.json.
     """
     seen = {cache}
     while (linked := outputs.get("reused")) is not None and linked not in seen:

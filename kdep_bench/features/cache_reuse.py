@@ -97,8 +97,9 @@ def _contains(folder: Path, manifest: Mapping[str, Any], index: np.ndarray | Non
 def _link(folder: Path, out: Path, manifest: Mapping[str, Any]) -> bool:
     """Links all shards of `folder` into `out`; returns False if a file or its note is missing.
 
-    The caller checks the hashes. The new notes state the cost of the forward passes of the finished
-    cache, so that a record states what the cache costs.
+    The stage checks the hashes of the linked files afterwards (`cache.is_complete`). The new notes
+    state the cost of the forward passes of the finished cache, so that a record states what the
+    cache costs.
     """
     extras, pooled = manifest["outputs"], manifest.get("pooled", True)
     try:

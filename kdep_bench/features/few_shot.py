@@ -40,9 +40,9 @@ class FewShotImages:
     Every image is mixed equally often as the first and as the second of a pair, in random order,
     with lambda ~ Beta(alpha, alpha). Mixtures with lambda or 1 - lambda of at most `threshold` are
     nearly copies; as many generated images replace them. The VAE learns the N images with the class
-    that the teacher predicts as condition. The classes of the generated images are those that it
-    predicted, equally often (their numbers differ by at most one). Half of the latent vectors are
-    normal, half uniform in [-3, 3].
+    that the teacher predicts as condition. Images are generated equally often for each of these
+    classes (their numbers differ by at most one). Half of the latent vectors are normal, half
+    uniform in [-3, 3].
 
     Source: Nguyen et al., ECCV 2022; nphdang/FS-BBT `cifar10/{fsbbt_alexnet,cvae}.py` and the
     repository's settings for CIFAR-10: 40,000 images, alpha 1, threshold 0.05, 2 latent numbers,
@@ -99,7 +99,7 @@ class FewShotImages:
     def make(
         self, pixels: np.ndarray, classes: np.ndarray, seed: int, progress: Callable[..., None]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The images.
+        """Makes M images from the few images.
 
         Args:
             pixels: [N, px, px, 3] uint8, the few images.

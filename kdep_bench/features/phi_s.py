@@ -23,8 +23,8 @@ class PhiS(Transform):
 
     U L U' is the covariance of a, phi^2 = mean(L), and Q an orthogonal matrix for which Q L Q' has
     a constant diagonal: a Hadamard matrix divided by sqrt(D) if `hadamard` can construct one of
-    that order, else `balancing`. (For other orders the authors' code uses a random orthogonal
-    matrix, for which the channel variances are only about equal.)
+    order D, else the result of `balancing`. (For other orders the authors' code uses a random
+    orthogonal matrix, for which the channel variances are only about equal.)
 
     Apart from the division by phi, the transform is a rotation. Unlike whitening, it is invertible
     for every rank and does not change the relative sizes of errors: the squared error of a student

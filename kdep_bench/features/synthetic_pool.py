@@ -1,7 +1,7 @@
 """A second `prepare` stage of a method that makes its own images from few images of the pool.
 
 It writes a pool as a `prepare` stage does, so that views, teacher cache and pre-training read it
-like any other. Of the teacher it reads class probabilities only, of the few images.
+like any other. It uses the teacher only to predict the classes of the few images.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BATCH = 32  # images per forward pass of the teacher
 
 
 def reads(spec: dict[str, Any]) -> dict[str, list]:
-    """The files of the user that the stage reads: none, the stage `prepare` of the data has."""
+    """The files of the user that this stage reads: none (the `prepare` stage of the data does)."""
     return {}
 
 

@@ -120,11 +120,11 @@ def _train(
 
     spec, augment = synthetic.pretrain_spec(method, student, EPOCHS, batch), None
     reads_attention = "attention" in method_needs(method)
-    if reads_attention or locate(method["objective"]["type"]).reads_extra:  # no cache serves them
+    if reads_attention or locate(method["objective"]["type"]).reads_extra:  # needs a live teacher
         spec["teacher"] = (
             synthetic.vision_transformer()
             if reads_attention
-            else synthetic.quick_teacher(setting.quick)
+            else synthetic.pocket_teacher(setting.quick)
         )
         augment = method.get("augment")
         inputs = {**inputs, "images": inputs["prepare"]}

@@ -80,7 +80,7 @@ def make_stages(
     return stage_folders
 
 
-def quick_teacher(quick: bool) -> Json:
+def pocket_teacher(quick: bool) -> Json:
     """The config of the pocket suites' teacher; in a quick run with a smaller input."""
     teacher = resolve("teacher", "efficientnet_lite0")
     teacher = {k: v for k, v in teacher.items() if k not in ("card", "about", "trained_on")}
@@ -111,7 +111,7 @@ def shared_stages(setting: Setting) -> dict[str, Path]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not root.is_dir():
             partial = setting.folder / "stages"
-            student, teacher = resolve("student", STUDENT), quick_teacher(setting.quick)
+            student, teacher = resolve("student", STUDENT), pocket_teacher(setting.quick)
             # The SVD needs more samples (2 views per image) than the student's 256 channels.
             make_stages(partial, 160 if setting.quick else 512, student, teacher, 2, ALL_OUTPUTS)
             partial.replace(root)

@@ -1,1 +1,1 @@
-"""Code for teachers and students: builds backbones, reads features before the last activation."""
+"""Networks and hooks for teachers, students and objectives: backbones, features, attention."""

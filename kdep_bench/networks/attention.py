@@ -19,6 +19,8 @@ from kdep_bench.networks.visible import timm_source
 class Block:
     """What one block of a transformer computed for B images, float32.
 
+    T is the number of tokens, D their width, and d the number of channels of a head.
+
     Attributes:
         hidden: [B, T, D], the tokens after the block.
         queries, keys, values: [B, heads, T, d].
@@ -37,7 +39,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Attention:
-    """What a transformer computed for B images, float32.
+    """What a transformer computed for B images, float32; for T and D see `Block`.
 
     Attributes:
         embedding: [B, T, D], the tokens before the first block.
@@ -62,7 +64,7 @@ class Attention:
 
 
 class Projection(NamedTuple):
-    """How queries, keys and values of a block are obtained.
+    """How the queries, keys and values of a block are obtained; for the sizes see `Block`.
 
     Attributes:
         module: a module whose output they are computed from.
@@ -97,7 +99,8 @@ def heads_of(qkv_BTE: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _timm_projection(block: Any) -> Projection | None:
     attention: Any = getattr(block, "attn", None)
-    # Of other classes, some add terms for positions to the scores. Importing timm takes a second.
+    # Some other classes add terms for positions to the scores. The class is compared by its name,
+    # because importing timm takes a second.
     kind = type(attention)
     if (kind.__module__, kind.__qualname__) != ("timm.layers.attention", "Attention"):
         return None

@@ -15,10 +15,11 @@ STRIDE = 2 ** len(CHANNELS)  # an image side must be a multiple of it
 class ConditionalVAE(nn.Module):
     """q(z | x, c) and p(x | z, c) of images x in [0, 1] and a class c, encoded as one-hot.
 
-    As in the source, the class enters the encoder as a fourth plane, a linear function of the
-    one-hot vector, and the decoder beside z. Source: nphdang/FS-BBT `cifar10/cvae.py`. One
-    departure: the decoder ends in the last transposed convolution, there in a dense layer from a
-    larger image, whose weights would exceed those of the rest.
+    As in the source, the encoder reads the class as a fourth plane of the image, a linear function
+    of the one-hot vector; the decoder reads the one-hot vector together with z. Source:
+    nphdang/FS-BBT `cifar10/cvae.py`. One departure: the last layer of the decoder is a transposed
+    convolution. In the source it is a dense layer that reads a larger image, and would have more
+    weights than all other layers together.
 
     Args:
         classes: number of classes.

@@ -34,7 +34,10 @@ def _sharpness(x: Tensor, change: Tensor) -> Tensor:
 
 
 def _solarize(x: Tensor, change: Tensor) -> Tensor:
-    """Inverts values above a threshold, which falls from 1.2 to 0; it is soft, for gradients."""
+    """Inverts values above a threshold, which falls from 1.2 (no change) to 0 (all are inverted).
+
+    The threshold is a sigmoid instead of a step, so that `change` has a gradient.
+    """
     threshold = (1 + 4 * SOFTNESS) * (1 - change.abs())
     return x + torch.sigmoid((x - threshold) / SOFTNESS) * (1 - 2 * x)
 

@@ -30,9 +30,9 @@ def reconstruct(x_BCHW: Tensor, prototypes_KC: Tensor, tau: float) -> Tensor:
 def spread_out(x_BCHW: Tensor, count: int) -> Tensor:
     """[count, C]: positions of the maps, of length 1, in different directions.
 
-    The first is the one least similar to the mean of all; each other one has the smallest largest
-    cosine with those before it (farthest-first traversal). Positions of zeros, which maps after a
-    ReLU can have, are left out. Deterministic.
+    The first is the one least similar to the mean of all. Each other one is the position whose
+    largest cosine with those before it is smallest (farthest-first traversal). Positions of zeros,
+    which maps after a ReLU can have, are left out. Deterministic.
 
     Raises:
         KdepError: there are fewer positions, or fewer different directions, than `count`.

@@ -51,8 +51,8 @@ class AgreementKD(MultiTeacherKD):
 
     w = argmin |sum_k w_k g_k|^2 subject to sum w = 1, 0 <= w_k <= tolerance. g_k is the gradient of
     teacher k's term with respect to the student's logits, averaged over the batch; for tau^2 KL_tau
-    it is tau (softmax(z_s / tau) - softmax(z_k / tau)). A small step against the summed gradient
-    does not increase the loss of any teacher.
+    it is tau (softmax(z_s / tau) - softmax(z_k / tau)). If no weight is at its limit,
+    a small step against the summed gradient does not increase the loss of any teacher.
 
     Source: Du et al. 2020, "Agree to Disagree", as AEKD in Rorozhl/CA-MKD `helper/loops.py`,
     `helper/optimization.py`. That code solves the same problem as a one-class SVM with

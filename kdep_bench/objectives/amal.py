@@ -31,7 +31,7 @@ class Amal(Objective):
     (0.1, 0.9), tau 4, lr 1500, 5 repeats, warm-up of 10 of 200 epochs. Two differences: here the
     weights are updated in every tenth step, in the source in all steps of every tenth epoch; here
     the held-out images are chosen by a hash of the image number, in the source from a separate
-    list. Held-out images have loss 0; only BatchNorm statistics depend on them.
+    list. Held-out images have loss 0; apart from w, only BatchNorm statistics depend on them.
 
     Args:
         tau: temperature.

@@ -231,7 +231,8 @@ class Objective(Component):
         skips_held_out: whether it is not trained on the images that its argument `held_out` holds
             out (`held_out.is_held_out`).
         compares_candidates: whether it chooses one of its teachers by a short distillation from
-            each, which is another teacher (`roles.candidates`).
+            each. The networks trained in these distillations are also among its teachers (see
+            `roles.candidates`).
         trained_peers: number of other networks that are trained with the student, for forecasts;
             they have the student's architecture or the config in the argument `peer`. An argument
             `peers` of the class replaces it.

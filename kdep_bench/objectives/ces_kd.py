@@ -130,6 +130,7 @@ class CurriculumExpertsWithLabels(CurriculumExperts):
 
     Args:
         alpha: weight of the distillation term, 0 to 1.
+        tau, pacing, memory, width, teachers, epochs: as in CurriculumExperts.
         classes: number of classes of the labels, set by the pre-training stage.
     """
 

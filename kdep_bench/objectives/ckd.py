@@ -17,20 +17,21 @@ NO_IMAGE = -1  # image number of an empty entry of the queue
 
 
 class ContrastiveDistillation(Objective):
-    """InfoNCE: -w log exp(s_i.t_i / tau) / sum over j of exp(s_i.t_j / tau), per sample i.
+    """InfoNCE: -w log [exp(s_i.t_i / tau) / sum over j of exp(s_i.t_j / tau)], per sample i.
 
     t is the normalised pooled feature of the teacher, and s = (W f + b) / |W f + b| with f the
-    student's pooled feature. The sum is over the sample itself, the batch, and a queue of teacher
-    features of earlier batches. The queue is empty at the start, holds the newest `queue` features
-    (first in, first out), and is stored in checkpoints. Teacher features of the image of sample i,
-    of another view or of an earlier epoch, are not negatives: they are left out of its sum. So are
-    features in the queue of any image of the batch, which would count twice.
+    student's pooled feature before the last activation. The sum is over the sample itself, the
+    batch, and a queue of teacher features of earlier batches. The queue is empty at the start,
+    holds the newest `queue` features (first in, first out), and is stored in checkpoints. Teacher
+    features of the image of sample i, of another view or of an earlier epoch, are not negatives:
+    they are left out of its sum. So are features in the queue of any image of the batch, which
+    would count twice.
 
     Source: Gao, Wu et al., arXiv 2112.05638 (sentence embeddings); caskcsg/sentemb
-    `DistilCSE/ckd_contrastive.py` and its run script: linear W, tau learned from 1/e, w 1 and a
-    queue of 65,536 features for 5 M sentences. Three differences. The queue is shorter, because a
-    pool of images is smaller: a queue longer than an epoch would contain images twice. The source
-    has no rule for repeated sentences. 1 / tau is limited to 100, as in CLIP.
+    `DistilCSE/ckd_contrastive.py` and its run script: linear W, learned tau that starts at 1/e, w 1
+    and a queue of 65,536 features for 5 M sentences. Three differences. The queue is shorter,
+    because a pool of images is smaller: a queue longer than an epoch would contain images twice.
+    The source has no rule for repeated sentences. 1 / tau is limited to 100, as in CLIP.
 
     log(n + 1) - loss / w, for n negatives, is a lower bound of the mutual information of student
     and teacher features, on average.

@@ -1,4 +1,4 @@
-"""Continuation-KD: a hinge loss on logits, with the teacher's logits scaled up over training."""
+"""Continuation-KD: a hinge loss on logits; the factor of the teacher's logits rises to 1."""
 
 from __future__ import annotations
 

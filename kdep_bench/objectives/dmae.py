@@ -40,9 +40,9 @@ class Dmae(MaskedAutoencoder):
 
     L_MAE is the loss of MaskedAutoencoder. z_s are the tokens of the visible patches after block
     `student_block` of the student; z_t are those of the same patches after the layer
-    `teacher_layer` of the frozen teacher, whose later layers are not run. A convolutional teacher
-    gets the image with the hidden patches replaced by the mean colour, and z_t is its map at the
-    visible patches.
+    `teacher_layer` of the frozen teacher, whose later layers are not run. Class tokens are compared
+    as well if both networks have equally many tokens. A convolutional teacher gets the image with
+    the hidden patches replaced by the mean colour, and z_t is its map at the visible patches.
 
     Source: Bai et al., CVPR 2023; UCSC-VLAA/DMAE `models_mae_distill.py` (alpha 1, one linear layer
     W, 9th of 12 blocks of the student and 18th of 24 of the teacher). u is in the published code

@@ -27,12 +27,12 @@ def batch_cka(x_BC: Tensor, y_BD: Tensor) -> Tensor:
 
 
 class DynamicPrior(Objective):
-    """w / mean F_t^2 * sum over levels of mean (decoder(encoder(H)) - F_t)^2.
+    """w * sum over levels of mean (decoder(encoder(H)) - F_t)^2 / mean F_t^2.
 
-    H is the teacher's map F_t at a random fraction r of the positions of each sample, and the
-    projected student's map at the others. r = 1 - CKA of the averaged maps of student and teacher
-    over the batch: the less similar they are, the larger is the part taken from the teacher.
-    Projector, encoder and decoder are dropped at export.
+    The divisor is measured on the first batch. H is the teacher's map F_t at a random fraction r of
+    the positions of each sample, and the projected student's map at the others. r = 1 - CKA of the
+    averaged maps of student and teacher over the batch: the less similar they are, the larger is
+    the part taken from the teacher. Projector, encoder and decoder are dropped at export.
 
     Re-implementation of DPK (Qiu et al., ICLR 2023, arXiv 2206.06067) from the description in a
     survey and the authors' comments on CKA. The paper adds cross-entropy and may use another
