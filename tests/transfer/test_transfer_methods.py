@@ -49,10 +49,16 @@ def random_tensor(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def context(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> TransferContext:
-    """The context that a method's losses get, for these maps of student and teacher."""
+def context(
+    student: dict[str, Tensor], teacher: dict[str, Tensor], images: Tensor | None = None
+) -> TransferContext:
+    """The context that a method's losses get, for these maps of student and teacher.
+
+    The images are `images`, or of zeros.
+    """
     count = len(next(iter(student.values())))
-    return TransferContext(torch.zeros(count, 3, 8, 8), [], student, teacher)
+    images = torch.zeros(count, 3, 8, 8) if images is None else images
+    return TransferContext(images, [], student, teacher)
 
 
 # ---- closed forms ----
@@ -155,7 +161,7 @@ def losses_on(method: TransKD, student: Model, teacher: Model, x: Tensor) -> dic
     student_maps = dict(zip(LEVELS, student.backbone(x), strict=True))
     with torch.no_grad():
         teacher_maps = dict(zip(LEVELS, teacher.backbone(x), strict=True))
-    return method.losses(context(student_maps, teacher_maps))
+    return method.losses(context(student_maps, teacher_maps, x))
 
 
 def test_transkd_without_betas_does_not_read_patch_embeddings():
@@ -378,7 +384,13 @@ def tuned_teacher(tmp_path_factory, teacher_student, data, in_subprocess) -> Pat
 
 
 METHODS = {
-    "transkd": dict(type=TRANSKD, levels={k: k for k in LEVELS}, betas=dict(BETAS)),
+    "transkd": dict(
+        type=TRANSKD,
+        levels={k: k for k in LEVELS},
+        betas=dict(BETAS),
+        mixer=True,
+        assistants=True,
+    ),
     "nfd": dict(type=ADDED, objective=dict(type=NFD, levels={"s32": "s32"}, weight=5.0)),
 }
 

@@ -1,4 +1,4 @@
-"""TransKD base: the student regresses maps and patch embeddings of a tuned teacher.
+"""TransKD: the student regresses maps and patch embeddings of a tuned teacher.
 
 L = L_task + weight * sum_i HCL(CSF(F^s)_i, F^t_i) + sum_i beta_i * mean (W_i E^s_i - E^t_i)^2,
 over the levels i, with maps F and patch embeddings E of student (s) and teacher (t).
@@ -15,7 +15,10 @@ over the levels i, with maps F and patch embeddings E of student (s) and teacher
   level i, before the blocks of that level. W_i is a linear map of the channels (a 1x1
   convolution). Levels with beta_i = 0 have no such term.
 
-Source: Liu et al., "TransKD" (arXiv 2202.13393) and RuipingL/TransKD, the version "Base".
+The version "Base" is the formula above. The versions "GL" (with the GL-Mixer) and "EA" (with
+embedding assistants) change E^s_i before it is compared; see `transkd_embeddings.py`.
+
+Source: Liu et al., "TransKD" (arXiv 2202.13393) and RuipingL/TransKD.
 
 Differences: the authors use class weights in the cross-entropy of the task; here there are none.
 For convolutional networks, which the paper does not cover, the patch embedding is the output of the
@@ -26,6 +29,7 @@ student's size.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -38,6 +42,7 @@ from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.networks.resize import resize_map
 from kdep_bench.objectives.maps import Maps, check_levels
 from kdep_bench.transfer.method import TransferContext, TransferMethod
+from kdep_bench.transfer.methods.transkd_embeddings import EmbeddingAssistant, GlobalLocalMixer
 from kdep_bench.transfer.parallel import can_normalise
 
 POOLED = (4, 2, 1)  # sides of the pooled maps of the hierarchical context loss
@@ -58,13 +63,15 @@ STRIDES = (4, 8, 16, 32)
 
 
 class TransKD(TransferMethod):
-    """TransKD base; see the top of this module.
+    """TransKD; see the top of this module.
 
     Args:
         levels: {student map: teacher map}, one entry per level.
         weight: weight of the hierarchical context loss.
         betas: {student map: beta of that level}; 0 for missing entries.
         channels: number of channels of the fused maps.
+        mixer: whether the deepest patch embedding passes the GL-Mixer ("GL").
+        assistants: whether every level has an embedding assistant ("EA").
         student_maps, teacher_maps: set by the transfer stage.
     """
 
@@ -81,15 +88,31 @@ class TransKD(TransferMethod):
         weight: NotNegative = 1.0,
         betas: Mapping[str, NotNegative] = MappingProxyType({}),
         channels: Count = 64,
+        mixer: bool = False,
+        assistants: bool = False,
     ) -> None:
         super().__init__()
         check_levels(levels, student_maps, teacher_maps)
         for student_map in betas:
             if student_map not in levels:
                 raise unknown_name("level in `betas` of TransKD", student_map, levels)
+        has_betas = any(beta > 0 for beta in betas.values())
+        if (assistants or mixer) and not has_betas:
+            raise KdepError(
+                "TransKD with `mixer` or `assistants` changes patch embeddings, but no beta is "
+                "above 0, so that none is read",
+                fix="set `betas` in `transfer` of the method, or remove the two options",
+            )
         # Sorted by stride, because the order of `levels` is lost in a stored spec.
         ordered = sorted(levels, key=lambda student_map: student_maps[student_map]["stride"])
         self.levels = {student_map: levels[student_map] for student_map in ordered}
+        deepest = ordered[-1]
+        if mixer and not betas.get(deepest):
+            raise KdepError(
+                f"TransKD with `mixer` changes the patch embedding of the deepest level, but the "
+                f"deepest level, {deepest}, has the beta 0",
+                fix="set its beta above 0 in `transfer` of the method, or remove `mixer`",
+            )
         self.weight = float(weight)
         self.betas = {student_map: float(betas.get(student_map, 0.0)) for student_map in ordered}
         self.fusion = CrossSelectiveFusion(
@@ -97,7 +120,11 @@ class TransKD(TransferMethod):
             [teacher_maps[teacher_map]["channels"] for teacher_map in self.levels.values()],
             int(channels),
         )
-        self.embeddings = nn.ModuleDict()
+        self.strides = {name: int(student_maps[name]["stride"]) for name in ordered}
+        self.widths = {name: int(student_maps[name]["channels"]) for name in ordered}
+        self.has_assistants, self.has_mixer = bool(assistants), bool(mixer)
+        self.embeddings, self.assistants = nn.ModuleDict(), nn.ModuleDict()
+        self.mixers = nn.ModuleDict()  # of the deepest level only
         # Student's and teacher's embeddings; in a list, so that torch does not register them.
         self._taps: list[Embeddings] = []
 
@@ -115,7 +142,21 @@ class TransKD(TransferMethod):
             in_channels = student_widths[student_map]
             out_channels = teacher_widths[self.levels[student_map]]
             self.embeddings[student_map] = nn.Conv2d(in_channels, out_channels, 1)
+            if self.has_mixer and student_map == list(self.levels)[-1]:
+                self.mixers[student_map] = GlobalLocalMixer(in_channels)
+            if self.has_assistants:
+                self.assistants[student_map] = self._assistant(student_map, out_channels)
         self._taps = [student_tap, teacher_tap]
+
+    def _assistant(self, student_map: str, out_channels: int) -> EmbeddingAssistant:
+        """The embedding assistant of a level."""
+        names = list(self.levels)
+        level = names.index(student_map)
+        stride, in_channels = self.strides[student_map], 3  # of the image
+        if level > 0:
+            finer = names[level - 1]
+            stride, in_channels = stride // self.strides[finer], self.widths[finer]
+        return EmbeddingAssistant(in_channels, out_channels, stride, level, len(names))
 
     def losses(self, ctx: TransferContext) -> dict[str, Tensor]:
         fused = self.fusion([ctx.maps[student_map] for student_map in self.levels])
@@ -126,15 +167,24 @@ class TransKD(TransferMethod):
             terms.append(hierarchical_context(prediction, target))
         losses = {"hcl": self.weight * torch.stack(terms).sum(0)}
         if self._taps:
-            losses["pea"] = self._embedding_loss()
+            losses["pea"] = self._embedding_loss(ctx)
         return losses
 
-    def _embedding_loss(self) -> Tensor:
+    def _embedding_loss(self, ctx: TransferContext) -> Tensor:
         """(B,) the weighted sum of the terms of the patch embeddings."""
         student, teacher = (tap.take() for tap in self._taps)
+        names = list(self.levels)
+        finer_maps = {names[0]: ctx.inputs} | {
+            name: ctx.maps[finer] for finer, name in pairwise(names)
+        }
         terms = []
         for name, layer in self.embeddings.items():
-            prediction = layer(student[name].float())
+            embedding = student[name].float()
+            if name in self.mixers:
+                embedding = self.mixers[name](embedding)
+            prediction = layer(embedding)
+            if name in self.assistants:
+                prediction = self.assistants[name](prediction, finer_maps[name])
             size = (prediction.shape[2], prediction.shape[3])
             target = resize_map(teacher[self.levels[name]].float(), size)
             terms.append(self.betas[name] * mean_square(prediction - target))
