@@ -6,7 +6,7 @@ a=dict(teacher=...), b=dict(method=..., teacher=...)).
 
 claim = dict(
     name="weight_rule_holds",
-    title="The weight's rule is no worse than w = 20",
+    title="The automatic weight is at most 1 point worse than weight 20",
     statement="kdep (w = 20 / mean square of the target) is not more than 1 point below the same "
     "with a number from the public code.",
     source="ours; 3 and 20: CVMI-Lab/KDEP, scripts",

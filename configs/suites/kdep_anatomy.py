@@ -100,19 +100,20 @@ arms = dict(
 )
 # What differs from the row's base method, for the leaderboard.
 descriptions = dict(
-    svd_after="svd with the student's feature read after its ReLU",
-    pooled_pairs="svd_after with signed pairs (the positive and the negative part of components)",
-    pooled_pairs_s32="pooled_pairs with the average of the teacher's last map as the target",
-    maps_s32="signed pairs at every position of the teacher's last map instead of its average",
-    hint_s32="a learned projector on the last map alone",
-    kdep_hint="KDEP and a FitNets hint (learned projector) at stride 16, equal weights",
+    svd_after="svd, but the student's feature is read after its last ReLU",
+    pooled_pairs="svd_after with two channels per component: its positive and its negative part",
+    pooled_pairs_s32="pooled_pairs with the averaged last map, before the teacher's head, as the "
+    "target",
+    maps_s32="pooled_pairs_s32, but at every position of that map instead of on its average",
+    hint_s32="fitnets on one level: a learned projector on the last map alone",
+    kdep_hint="kdep and a FitNets hint (learned projector) at stride 16, with equal weights",
     maps_plain="kdep_maps with components that keep their sign instead of signed pairs",
     maps_rotation="kdep_maps with components that keep their sign, in a random rotation",
-    maps_before="kdep_maps with components that keep their sign, the student read before its ReLU",
+    maps_before="maps_plain, but the student's maps are read before their ReLU",
     maps_n2="kdep_maps with power temperature scaling, n = 2",
     maps_n3="kdep_maps with power temperature scaling, n = 3",
     maps_4="kdep_maps at four levels (strides 4 to 32)",
-    maps_pooled="kdep_maps with the pooled target in addition",
+    maps_pooled="kdep_maps with the average of the last map as an additional target",
 )
 for name, about in descriptions.items():
     arms[name].update(about=about)

@@ -50,7 +50,7 @@ suite.update(
         dict(
             base="weight_rule_holds",
             name=f"weight_rule_{teacher}_w{weight}",
-            title=f"{teacher}: the weight's rule is no worse than w = {weight}",
+            title=f"{teacher}: the automatic weight is at most 1 point worse than weight {weight}",
             a=dict(method="kdep", teacher=f"efficientnet_{teacher}"),
             b=dict(method=f"kdep_w{weight}", teacher=f"efficientnet_{teacher}"),
         )

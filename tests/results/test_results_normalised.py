@@ -83,7 +83,7 @@ def test_the_leaderboard_and_the_page_show_raw_and_normalised_means(results):
     build(folder, claims=[])
     text = (folder / "leaderboard.md").read_text()
     section = text.split("## Means over tasks, raw and normalised")[1].split("\n## ")[0]
-    assert "the supervised row with the most data and epochs, here supervised." in section
+    assert "the supervised row with the most data and epochs (here: supervised)." in section
     (line,) = [x for x in section.splitlines() if "| kdep" in x]
     # three families here: (.5 + 2 + .5) / 3 = 1.00; raw (.325 + .525 + .375) / 3
     assert "| 40.8 | 1.00 |" in line

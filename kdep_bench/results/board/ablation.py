@@ -14,7 +14,8 @@ from kdep_bench.results.board.board import Board, Column, RowKey
 from kdep_bench.results.statistics import intervals as st
 from kdep_bench.results.statistics import pooled
 
-# Students are compared at equal parameters: the largest may have this many times the smallest's.
+# The levels of a factor of students are compared only if the largest student has at most this many
+# times the parameters of the smallest.
 EQUAL_PARAMETERS = 1.03
 
 
@@ -22,7 +23,7 @@ class Grid(BaseModel):
     """The factors of a suite, see `kdep_bench/suite/factors.py`.
 
     Attributes:
-        levels: (factor, its levels); the first level is the one that others are compared with.
+        levels: (factor, its levels); the others are compared with the first level.
         methods, students: name -> factor -> level.
     """
 
@@ -43,7 +44,7 @@ class Contrast(NamedTuple):
         combinations: number of combinations of the other factors in which both were run.
         score, reference_score: means of the two levels over these combinations.
         estimate: mean difference over these combinations, paired by seeds, with its interval; None
-            for the first level, or without a common combination or seed.
+            without a common combination or seed.
         p: two-sided p value after Holm's correction over all contrasts; None without an interval.
     """
 
@@ -68,8 +69,8 @@ class Ablation:
     def best(self) -> dict[str, tuple[str, Contrast | None]]:
         """Factor -> (the level to take, its contrast with the first level).
 
-        This is the level with the highest mean difference from the first level, if that is
-        significant; otherwise the first level, with None.
+        The level to take is the one with the largest mean difference among those significantly
+        better than the first level. If there is none, it is the first level, with None.
         """
         chosen: dict[str, tuple[str, Contrast | None]] = {}
         for c in self.contrasts:

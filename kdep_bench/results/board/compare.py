@@ -88,12 +88,11 @@ def gaps(board: Board, row: RowKey, reference: RowKey, column: Column) -> dict[s
 
 
 def model(board: Board, student: str, columns: Sequence[Column]) -> pooled.Pooled | None:
-    """The linear model of the scores of all rows of a student, with a common variance.
+    """The linear model of the scores of a student's rows, with a common variance.
 
-    It is for one task, or for the mean over several tasks.
-
-    Scores for which smaller is better enter the model with a minus sign. The model of a mean over
-    tasks contains only complete rows. Each model is fitted once per board.
+    Its scores are those of one task, or means over several tasks. Scores for which smaller is
+    better enter the model with a minus sign. Submitted rows are left out, and the model of a mean
+    over tasks contains only complete rows. Each model is fitted once per board.
 
     Returns:
         None if the model does not apply (see `pooled.fit`).
@@ -155,9 +154,10 @@ def mean_difference(
 def difference_table(board: Board, student: str) -> list[Difference]:
     """All differences of a student, per task and for the mean over tasks.
 
-    Holm's correction (1979) is made separately for four groups: comparisons of kdep and of all
-    other methods, each for means over tasks and for single tasks. So the corrected p values of
-    kdep do not depend on the number of other methods in the results folder.
+    Holm's correction (1979) is made separately for four groups: comparisons whose first method is
+    kdep and those whose first method is another one, each for means over tasks and for single
+    tasks. So the corrected p values of kdep do not depend on the number of other methods in the
+    results folder.
     """
     columns, table = columns_of(board, student), []
     for row, reference in compared_pairs(board, student):

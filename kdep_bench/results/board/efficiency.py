@@ -114,7 +114,7 @@ def saving(
         curve: rows of one method with different budgets.
         goal: the row whose score is to be reached.
         axis: the kind of budget.
-        margin: a fraction that is added to the score of `goal`.
+        margin: added to the score of `goal`, which is a fraction: 0.01 is one point.
 
     Returns:
         None if fewer than two budgets of `curve` are known.
@@ -210,10 +210,11 @@ def _line_order(part: tuple[tuple[str, float | None], list[RowKey]]) -> tuple[st
 
 
 def savings(board: Board, student: str) -> list[tuple[str, RowKey, Axis, Saving]]:
-    """(label of the line, reference row, axis, saving) of every line with two or more points.
+    """(label of the line, reference row, axis, saving) of every line with two or more budgets.
 
-    Scores are means over all tasks of the student. The reference is the supervised row with the
-    largest budget.
+    Only complete rows are used, and no line of the method supervised. Scores are means over all
+    tasks of the student. The reference is the supervised row with the largest data fraction and, of
+    these, the most epochs.
     """
     columns = columns_of(board, student)
     complete = complete_rows(board, student)

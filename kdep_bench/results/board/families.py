@@ -23,12 +23,12 @@ COSTS = (
     "Learning rate: the largest value of the schedule. Step time: the mean over the pre-training "
     "steps. Step time / kdep: divided by the step time of kdep. Peak memory: the peak of a run is "
     "the larger of its pre-training and transfer peaks; the table has the lowest peak of the "
-    "method's runs, because other work on the machine can only raise a peak. Extra parameters: "
+    "method's runs, which is the closest to the peak of pre-training alone. Extra parameters: "
     "parameters that are trained or stored with the student and dropped at export. Extra forward "
-    "passes: in addition to the student's one per image: of all other networks (cached or live "
-    "teacher, peer networks, moving averages), additional passes of the student, and all passes in "
-    "the pre-training of a teacher that the suite trains for the method. The pre-training cost "
-    "includes the training of such a teacher."
+    "passes: those in addition to the student's one per image seen. They are the passes of all "
+    "other networks (cached or live teacher, peer networks, moving averages), additional passes of "
+    "the student, and all passes in the pre-training of a teacher that the suite trains for the "
+    "method. The pre-training cost includes the training of such a teacher."
 )
 PARTIAL = " ‡"  # follows a number of extra forward passes that is too low
 _PARTIAL_NOTE = (
@@ -72,11 +72,12 @@ _TERM_MEANINGS = {
 FAMILIES = (
     "A method family uses one kind of teacher signal. Inputs: what the losses read (pooled "
     "features, feature maps, logits, tokens, labels, several views of an image), with the number "
-    "of methods that read it. Labels used: as in the summary, with numbers of methods if they "
-    "differ. Step time, extra parameters and extra forward passes: median over the methods "
-    "(minimum to maximum). Mean difference: paired by seeds, over all tasks and all methods of the "
-    "family; the interval covers the variation between seeds, not between methods. Methods with a "
-    "failed or missing seed are left out, and kdep is not compared with itself."
+    "of methods that read it. Labels used: as in the summary; if the methods differ, each answer "
+    "is followed by its number of methods. Step time, extra parameters and extra forward passes: "
+    "median over the methods (minimum to maximum). Mean difference: paired by seeds, over all "
+    "tasks and all methods of the family; the interval covers the variation between seeds, not "
+    "between methods. Methods with a failed or missing seed are left out of the mean difference, "
+    "and kdep is not compared with itself."
 )
 
 
@@ -155,7 +156,8 @@ class MethodFamily:
 
     `labels`: whether its methods, or teachers that the suite trains for them, use labels. `reads`:
     input of a loss -> number of methods that read it. `left_out`: methods with a failed or missing
-    seed. `strength`: reference method -> mean difference from it.
+    seed, which `strength` does not include. `strength`: reference method -> mean difference from
+    it.
     """
 
     student: str

@@ -23,12 +23,13 @@ class ImageGap:
 
 @dataclass(frozen=True, slots=True)
 class ImagePair:
-    """`row` against `reference`, image by image.
+    """The scores of `row` and of `reference` on a task, compared image by image.
 
     Attributes:
         measure: the score of a single image (see kdep_bench/results/records/image_scores.py).
-        better, equal, worse: numbers of images by the mean over trainings; `undefined`: without a
-            score in either row.
+        better, equal, worse: numbers of images on which the mean score of `row` is above, equal to
+            or below that of `reference`.
+        undefined: number of images for which a row has no score.
         gains, losses: the images with the largest differences, at most SHOWN of each.
         more_gains, more_losses: numbers of images that are not in `gains` or `losses`, but have
             the same difference as the last image there.

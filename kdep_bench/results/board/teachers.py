@@ -1,4 +1,4 @@
-"""The teachers of a method: their measures against the scores of the students that they trained.
+"""Compares measures of the teachers of a method with the scores of the students they trained.
 
 For each measure: the rank correlation with the score over the teachers, the teacher that the
 measure would have chosen, and how much lower its student scores than that of the best teacher.

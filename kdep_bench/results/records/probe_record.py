@@ -56,7 +56,7 @@ class ProbeRecord(Part):
             weights.
         seed: pre-training seed, or the seed of the random weights of an untrained backbone.
         probe: name of the probe.
-        folder: the class folders that the probe read; "" for none.
+        folder: the folder inside the data whose images the probe read; "" for none.
         about: what the probe measures.
         config_hash: hash of the probe's config.
         values: the measured numbers in the order of the tables.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kdep_bench.results import text
-from kdep_bench.results.board.ablation import Ablation, ablation, mean_score
+from kdep_bench.results.board.ablation import EQUAL_PARAMETERS, Ablation, ablation, mean_score
 from kdep_bench.results.report.board_rows import BoardView
 
 HEADING = "Ablation"
@@ -13,7 +13,8 @@ NOTE = (
     "these combinations and over the tasks (each task family with the same weight), paired by "
     "seeds, with a 95 % interval over seeds. p is corrected by Holm's method over all contrasts of "
     "the table. Best practice: the level with the highest difference, if p is below 0.05; "
-    "otherwise the first level. Shapes of students are compared at equal numbers of parameters."
+    "otherwise the first level. Levels that change the student are compared only if all students "
+    f"have equal numbers of parameters (within {100 * (EQUAL_PARAMETERS - 1):.0f} %)."
 )
 HEAD = ["factor", "level", "compared with", "combinations", "mean score x100"]
 HEAD += ["mean score of the first level x100", "difference x100 [95 %]", "p (Holm)"]
@@ -51,7 +52,9 @@ def best_entries(result: Ablation) -> list[Entries]:
     """The entries under BEST_HEAD of every factor."""
     rows: list[Entries] = []
     for factor, (level, contrast) in result.best().items():
-        difference = text.gap(contrast.estimate) if contrast else "no level is better than it"
+        difference = (
+            text.gap(contrast.estimate) if contrast else "no level is significantly better than it"
+        )
         value = contrast.estimate.mean if contrast and contrast.estimate else None
         rows.append([(factor, None), (level, None), (difference, value)])
     return rows

@@ -20,8 +20,8 @@ Place = tuple[str, str, str, float, float | None, str, str]
 class Change:
     """A result that is in both folders.
 
-    `est`: new score minus old score; positive if the new score is better. `verdict`: a text such as
-    "better" or "same".
+    `est`: new score minus old score; positive if the new score is better, None if they are not
+    compared. `verdict`: a text such as "better" or "same".
     """
 
     place: Place
@@ -116,8 +116,9 @@ def _place_text(place: Place) -> str:
 def diff(old_dir: Path, new_dir: Path, suite: str | None = None) -> str:
     """The changes of scores and verdicts from `old_dir` to `new_dir`, as text.
 
-    Results with common seed pairs are compared in pairs, others by Welch's t. The 95 % intervals
-    are not corrected: about 5 of 100 unchanged scores are reported as better or worse.
+    Results with two or more common seed pairs are compared in pairs, others by Welch's t. The 95 %
+    intervals are not corrected for multiple comparisons: of 100 scores that differ only by chance,
+    about 5 are reported as better or worse.
 
     Raises:
         KdepError: one of the two is not a results folder, or has no records (of the suite).

@@ -29,8 +29,9 @@ TERMS = (
     Term(
         "teacher",
         "The large frozen network whose outputs the student learns to reproduce. An assistant is a "
-        "smaller teacher that the suite itself pre-trained from the large one, named "
-        "'student.method'. If a method has several teachers, their names are joined by '+'.",
+        "smaller teacher that the suite itself pre-trained, from the large one or with labels. Its "
+        "name is 'student.method'; '.8ep' is added if it was trained for its own number of epochs, "
+        "here 8. If a method has several teachers, their names are joined by '+'.",
         ("teacher",),
     ),
     Term(
@@ -44,8 +45,9 @@ TERMS = (
     ),
     Term(
         "transfer method",
-        "A distillation method that is used while the student is trained on a task. It adds losses "
-        "and usually has a teacher that was trained on the same task before (a tuned teacher). "
+        "A method that is used while the student is trained on a task. It adds losses or changes "
+        "the network (for example, quantises it), and usually has a teacher that was trained on "
+        "the same task before (a tuned teacher). "
         "'pre-trained by X, transferred with Y': X is the pre-training method, Y the transfer "
         "method. Only the student is scored.",
         ("teacher used labels", "teacher's score", "transfer time", "transfer_s"),
@@ -119,7 +121,8 @@ TERMS = (
     Term(
         "step time",
         "Mean time of one optimiser step of pre-training; in the CSV in seconds. Step time / kdep: "
-        "divided by that of kdep with the same student, teacher, data fraction and epochs.",
+        "divided by that of kdep with the same student and data fraction. Of several rows of kdep, "
+        "it is the one with the same epochs and teacher.",
         ("step time", "step time / kdep", "step_s", "step_time_over_kdep"),
     ),
     Term(
@@ -358,7 +361,7 @@ TERMS = (
     Term(
         "interval",
         "95 % confidence interval; it covers the variation between seeds, not between test sets. "
-        "Of a mean: Student's t below 50 values, BCa bootstrap from 50 to 300. Of a difference: "
+        "Of a mean: Student's t, or BCa bootstrap for 50 to 300 values. Of a difference: "
         "Student's t with the standard deviation pooled over all methods of the task, or with that "
         "of the pair's own differences if it is larger; a method with significantly larger "
         "variance is compared only by its own differences. If every pre-training seed was combined "
@@ -370,17 +373,18 @@ TERMS = (
         "The difference of two methods with an interval over seeds and test images: the images are "
         "drawn with replacement 1000 times, the same draw for both methods, and the metric is "
         "computed for each draw (AP: COCO's 101 recalls over all detections of the drawn images). "
-        "It needs the per-sample outputs of every run; earlier records have none. Covers: the "
-        "numbers of seeds and test images whose variation the interval includes.",
+        "It needs the predictions of every run for every test image; runs of earlier versions did "
+        "not store them. Covers: the numbers of seeds and test images whose variation the interval "
+        "includes.",
         ("covers",),
     ),
     Term(
         "images on which two methods differ",
         "Test images whose scores differ most between the two methods. The score of an image is a "
         "mean over the trainings of a method. Classification: fraction of trainings that are "
-        "right. Segmentation: mIoU over the classes of the image. Detection: F1 of the image at "
-        "IoU 0.5, 2 true positives / (detections + true boxes), at the score threshold that is "
-        "best for that image. Gains: the first method is better.",
+        "right ('correct'). Segmentation: mIoU over the classes of the image. Detection: F1 of the "
+        "image at IoU 0.5, 2 true positives / (detections + true boxes), at the score threshold "
+        "that is best for that image. Gains: the first method is better.",
         ("images: better / equal / worse", "score of an image", "largest gains", "largest losses"),
     ),
     Term(
@@ -426,20 +430,23 @@ TERMS = (
         "claim, verdict",
         "A claim is a statement that the suite tests, with a threshold for the measured value. "
         "Supported: the whole interval meets the threshold. Refuted: no part of the interval meets "
-        "it. Both must hold after Holm's correction (for all claims of the suite, separately for "
-        "verdicts over all tasks and for those on single task families). A verdict over all tasks "
-        "is undecided if a task family has the opposite verdict before the correction. Undecided: "
-        "otherwise. 'for one pre-trained network': there is one pre-training seed, and another "
-        "network may give another result. 'not testable here': the records of a method are "
-        "missing. Basis: the seeds and the reason of the verdict.",
+        "it. Except for claims about teachers, either verdict must also hold after Holm's "
+        "correction (for all claims of the suite, separately for verdicts over all tasks and for "
+        "those on single task families). A verdict over all tasks is undecided if a task family "
+        "has the opposite verdict before the correction. A claim with a limit on the cost ratio is "
+        "refuted if the ratio is higher. Undecided: otherwise. 'for one pre-trained network': "
+        "there is one pre-training seed, and another network may give another result. 'not "
+        "testable here': the records of a method are missing. Basis: the seeds and the reason of "
+        "the verdict.",
         ("claim", "verdict", "threshold", "basis"),
     ),
     Term(
         "seeds needed",
         "Number of independent seeds with which an undecided claim would be decided with "
         "probability 0.8, if mean and standard deviation stayed as measured. A dash: the claim is "
-        "decided, or undecided only because of Holm's correction, or more than 1000 seeds would be "
-        "needed.",
+        "decided, more than 1000 seeds would be needed, or the number is not computed (the claim "
+        "is undecided only because of Holm's correction or because task families disagree, scores "
+        "are missing, or it is about teachers or about a budget outside the curve).",
         ("seeds needed",),
     ),
     Term(

@@ -15,9 +15,9 @@ HEADING = "Differences over test images"
 NOTE = (
     "Paired differences of the methods whose predictions for every test image are stored in this "
     "folder. These intervals cover the variation between seeds and between test images. The test "
-    "images are bootstrapped, and mIoU and AP are computed for every bootstrap sample. The "
-    "intervals of all other tables cover seeds only. p (Holm) is corrected for the number of rows "
-    "of this table."
+    "images are bootstrapped, and the task's metric is computed for every bootstrap sample. The "
+    "intervals of scores and differences in all other tables cover seeds only. p (Holm) is "
+    "corrected for the number of rows that this table has for the student."
 )
 HEAD = ["student", "comparison", "task", "mean difference x100 [95 %]", "covers", "p (Holm)"]
 HEAD += ["result"]
@@ -28,11 +28,11 @@ PAIRS_NOTE = (
     f"The test images on which the mean scores of two methods differ most, at most {SHOWN} in each"
     " direction. Better and largest gains: images on which the first method scores higher. In "
     "brackets: the scores of the first and of the second method. The score of an image is a mean "
-    "over the trainings of a method. Classification: the fraction of trainings that are right. "
-    "Segmentation: the mIoU of the image, over its classes. Detection: the F1 of the image at IoU"
-    " 0.5, with the best score threshold for this image. For segmentation and detection this is "
-    "not the task's metric, which is computed over all test images together. The images are "
-    "selected by their differences, so they are examples, not evidence of a difference."
+    "over the trainings of a method. Classification: the fraction of trainings that are right "
+    "('correct'). Segmentation: the mIoU of the image, over its classes. Detection: the F1 of the "
+    "image at IoU 0.5, with the best score threshold for this image. For segmentation and "
+    "detection this is not the task's metric, which is computed over all test images together. The "
+    "images are selected by their differences, so they are examples, not evidence of a difference."
 )
 PAIRS_HEAD = ["student", "comparison", "task", "images: better / equal / worse"]
 PAIRS_HEAD += ["score of an image", "largest gains", "largest losses"]

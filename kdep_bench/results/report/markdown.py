@@ -187,7 +187,7 @@ def _image_differences(view: BoardView) -> list[str]:
     lines += [*md_table(image_tables.HEAD, rows, 3), ""]
     pairs, rest = image_tables.pairs_markdown(view)
     lines += [f"## {image_tables.PAIRS_HEADING}", "", image_tables.PAIRS_NOTE, ""]
-    lines += ["<details><summary>Image by image</summary>", ""]
+    lines += ["<details><summary>Table of the images</summary>", ""]
     lines += [*md_table(image_tables.PAIRS_HEAD, pairs, 3), "", *([rest, ""] if rest else [])]
     return [*lines, "</details>", ""]
 
@@ -289,13 +289,14 @@ CLAIMS = (
     "method minus that of its second, in points; for a claim about a budget, the second method's "
     "budget divided by the first's; for a claim about teachers, the rank correlation of a property "
     "of the teachers with the scores of their students. The claim is supported if the whole "
-    "interval meets the threshold, and refuted if no part of it does. Either verdict must also "
-    "hold after Holm's correction; otherwise the claim is undecided. The correction is made "
-    "separately for the verdicts over all tasks and for those on single task families. A verdict "
-    "over all tasks is also undecided if a task family has the opposite verdict before the "
-    "correction. Cost ratio: pre-training cost of the first method divided by that of the second, "
-    "both including the teacher cache. Seeds needed: the number of independent seeds with which an "
-    "undecided claim would be decided with probability 0.8."
+    "interval meets the threshold, and refuted if no part of it does. Except for claims about "
+    "teachers, either verdict must also hold after Holm's correction; otherwise the claim is "
+    "undecided. The correction is made separately for the verdicts over all tasks and for those on "
+    "single task families. A verdict over all tasks is also undecided if a task family has the "
+    "opposite verdict before the correction. Cost ratio: pre-training cost of the first method "
+    "divided by that of the second, both including the teacher cache. A claim with a limit on the "
+    "cost ratio is refuted if the ratio is higher. Seeds needed: the number of independent seeds "
+    "with which an undecided claim would be decided with probability 0.8."
 )
 ALIGNMENT = (
     "The alignment maps the teacher's feature linearly to the student's width. Explained variance "

@@ -12,8 +12,8 @@ from kdep_bench.results.report.page.tables import Section, page_table
 HEADING = "Means over tasks, raw and normalised"
 NOTE = (
     "A normalised score is (score - chance) / (reference - chance): 0 is chance, 1 is the "
-    "reference. The reference is the supervised row with the most data and epochs, here "
-    "{reference}. In both means every task family has the same weight. The last column has the "
+    "reference. The reference is the supervised row with the most data and epochs (here: "
+    "{reference}). In both means every task family has the same weight. The last column has the "
     "lowest and the highest normalised mean when one task is left out. Only methods with results "
     "for every task and seed are listed. These means have no intervals."
 )
@@ -29,7 +29,8 @@ def _tables(view: BoardView) -> list[tuple[str, list[Normalised]]]:
 def note(view: BoardView) -> str:
     """The explanation, with the reference rows."""
     rows = [reference_row(view.board, student) for student, _ in _tables(view)]
-    return NOTE.format(reference=", ".join(view.labels[r] for r in rows if r))
+    names = dict.fromkeys(view.labels[r] for r in rows if r)
+    return NOTE.format(reference=", ".join(names))
 
 
 def _left_out_text(n: Normalised) -> str:

@@ -80,7 +80,7 @@ def scatter(marks: Sequence[Mark], title: str, xlabel: str, ylabel: str) -> Mark
 
 
 def draw(view: BoardView) -> list[Plot]:
-    """Charts of score against pre-training cost, and against the size of several students."""
+    """Charts of score against pre-training cost; with several students, also against their size."""
     plots = []
     for index, student in enumerate(view.board.students):
         plots += _cost_plot(view, student, index)

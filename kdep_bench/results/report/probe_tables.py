@@ -24,8 +24,10 @@ INTRODUCTION = (
     "Properties of the exported backbones, which are measured without training them. No mean, "
     "rank, mark of the best, difference or claim includes them. Each entry is mean ± standard "
     "deviation over seeds (number of seeds). There are no intervals, so small differences may be "
-    "noise. ↑: larger is better, ↓: smaller is better. The number of nearest neighbours and the "
-    "regularisation of linear classifiers are chosen on the validation split."
+    "noise. ↑: larger is better, ↓: smaller is better. In brackets after a probe's name: the "
+    "folder of the data that it reads (cityscapes: scenes with masks, in the file layout of "
+    "Cityscapes). The number of nearest neighbours and the regularisation of linear classifiers "
+    "are chosen on the validation split."
 )
 TEACHER_NOTE = " Only the tables of teachers, and claims about them, read the probe `teacher`."
 ARROW = {"larger": " ↑", "smaller": " ↓", "": ""}
@@ -178,7 +180,11 @@ def _table(
 
 
 def _sentence(about: str) -> str:
-    return f"{about[:1].upper()}{about[1:].rstrip('.')}." if about else ""
+    """`about` as a sentence; a first word such as mIoU keeps its case."""
+    if not about:
+        return ""
+    first = about[:1].upper() if about.split()[0].islower() else about[:1]
+    return f"{first}{about[1:].rstrip('.')}."
 
 
 def _one_per_seed(records: list[ProbeRecord], title: str, remarks: list[str]) -> list[ProbeRecord]:

@@ -55,8 +55,8 @@ def build(
         the suite, numbers of records by status, verdicts on claims, remarks, and written files.
 
     Raises:
-        KdepError: `results_dir` is not a folder, a claim is not valid, or with `require_records`
-            no record can be read.
+        KdepError: `results_dir` is not a folder, a claim is not valid, a file that is read instead
+            of an argument is damaged, or with `require_records` no record can be read.
     """
     results_dir = Path(results_dir)
     board = make_board(store.read(results_dir), suite)

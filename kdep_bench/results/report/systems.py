@@ -25,7 +25,8 @@ it. Written by `python tools/report.py --index results` from the configs, the pu
 * state: *implemented* from the paper or the authors' code; *re-implementation*, where these were
   not available, from an abstract, a survey or another implementation; *partly implemented* and
   *not implemented*, with what is missing.
-* config: name of a method config; with the prefix `search:` or `probe:`, of a search or a probe.
+* config: name of a method config; with the prefix `search:`, `probe:` or `suite:`, of a search, a
+  probe or a suite.
 * labels: whether the method uses image labels.
 * mean score: mean x100 over the tasks of [{SUITE}]({SUITE}/leaderboard.md); a dash for a config
   that was not run there. That leaderboard has the intervals: differences of a few points are not
