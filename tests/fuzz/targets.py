@@ -38,8 +38,8 @@ class Target:
     mutate: Mutator
 
 
-def official_set(name: str, file: str) -> Callable[[Path], tuple[Path, Callable[[], Any]]]:
-    """A file of the tiny copy of an official set, and the set's check."""
+def official_set(name: str, pattern: str) -> Callable[[Path], tuple[Path, Callable[[], Any]]]:
+    """The first file that matches in the tiny copy of an official set, and the set's check."""
 
     def setup(root: Path) -> tuple[Path, Callable[[], Any]]:
         from kdep_bench.data.official.base import get_set, verify
@@ -47,7 +47,7 @@ def official_set(name: str, file: str) -> Callable[[Path], tuple[Path, Callable[
         dataset = get_set(name)
         (root / name).mkdir(parents=True, exist_ok=True)
         dataset.tiny(root / name, np.random.default_rng(0))
-        path = next(iter(sorted((root / name).glob(file))))
+        path = next(iter(sorted((root / name).glob(pattern))))
         return path, lambda: verify(dataset, root, 2, whole=False)
 
     return setup
@@ -131,7 +131,7 @@ def archive_file(kind: str) -> Callable[[Path], tuple[Path, Callable[[], Any]]]:
 
 
 def checkpoint_file(kind: str) -> Callable[[Path], tuple[Path, Callable[[], Any]]]:
-    """A checkpoint of three tensors, and both of its readers."""
+    """A checkpoint of three tensors, and its readers, of a teacher's and of a student's file."""
 
     def setup(root: Path) -> tuple[Path, Callable[[], Any]]:
         import torch
@@ -148,10 +148,9 @@ def checkpoint_file(kind: str) -> Callable[[Path], tuple[Path, Callable[[], Any]
             torch.save({"state_dict": state}, path, _use_new_zipfile_serialization=kind == "pth")
 
         def read() -> None:
-            try:
+            with contextlib.suppress(KdepError):
                 read_weights(path)
-            except KdepError:
-                read_tensors(path)
+            read_tensors(path)
 
         return path, read
 
@@ -159,7 +158,7 @@ def checkpoint_file(kind: str) -> Callable[[Path], tuple[Path, Callable[[], Any]
 
 
 def record_file(root: Path) -> tuple[Path, Callable[[], Any]]:
-    """A record of the stored results, and its two readers."""
+    """A record of the published results, and the two functions that read it."""
     from kdep_bench.results.records import store
     from kdep_bench.results.records.record import load
 

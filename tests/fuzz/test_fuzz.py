@@ -65,7 +65,7 @@ def tiny_set(root: Path, name: str):
         ("annotations", {"id": 1, "image_id": 1, "category_id": 1, "iscrowd": "true"}),
     ],
 )
-def test_a_coco_entry_of_another_type_raises_kdep_error(tmp_path: Path, part: str, entry: Any):
+def test_a_malformed_coco_entry_raises_kdep_error(tmp_path: Path, part: str, entry: Any):
     dataset = tiny_set(tmp_path, "coco")
     path = tmp_path / "coco/annotations/instances_train2017.json"
     table = json.loads(path.read_text())
@@ -78,7 +78,7 @@ def test_a_coco_entry_of_another_type_raises_kdep_error(tmp_path: Path, part: st
 @pytest.mark.parametrize("word", ["\u00b2", "x", "-1", "9" * 30])
 @pytest.mark.parametrize("name", ["images.txt", "image_class_labels.txt", "train_test_split.txt"])
 @pytest.mark.parametrize("column", [0, 1])
-def test_a_number_that_int_does_not_parse_raises_kdep_error(
+def test_a_wrong_word_in_a_list_of_cub_raises_kdep_error(
     tmp_path: Path, name: str, word: str, column: int
 ):
     dataset = tiny_set(tmp_path, "cub200")
@@ -112,7 +112,7 @@ def test_a_plan_with_a_malformed_row_raises_kdep_error(tmp_path: Path, row: Any)
     assert read_stage(path, stage_id)[0].id == stage_id
 
 
-def test_a_dtd_table_with_columns_of_other_types_raises_kdep_error(tmp_path: Path):
+def test_a_dtd_table_with_malformed_columns_raises_kdep_error(tmp_path: Path):
     from scipy.io import loadmat, savemat
 
     dataset = tiny_set(tmp_path, "dtd")
@@ -130,7 +130,7 @@ def test_a_dtd_table_with_columns_of_other_types_raises_kdep_error(tmp_path: Pat
             verify(dataset, tmp_path, 1, whole=False)
 
 
-def test_control_characters_in_a_file_s_names_are_escaped():
+def test_control_characters_in_an_error_are_escaped():
     text = str(KdepError("the file a\x1b[31m\x07b\x9b\r.jpg\nis\tbad \udcff \ud800"))
     assert text == "the file a\\x1b[31m\\x07b\\x9b\\x0d.jpg\nis\tbad \\xff \\ud800."
 

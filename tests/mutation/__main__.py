@@ -46,7 +46,7 @@ SEED = 23
 
 
 def short_hash(path: Path) -> str:
-    """The first 16 digits of the SHA-256 of the file."""
+    """The first 16 hexadecimal digits of the SHA-256 of the file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
@@ -92,11 +92,11 @@ class Server:
                 text=True,
             )
 
-    def request(self, **question: Any) -> dict[str, Any]:
-        """Sends one request and returns the answer."""
+    def request(self, **fields: Any) -> dict[str, Any]:
+        """Sends one request (see `server.py`) and returns the answer."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(question) + "\n")
+        self.process.stdin.write(json.dumps(fields) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
@@ -146,9 +146,11 @@ class Maps:
 
 
 def choose(fault: Fault, package: str, tests: list[calls.Test], limit: float) -> list[calls.Test]:
-    """The tests that call the fault's function, then those that call its file, up to `limit` s.
+    """Tests that call the fault's function, then those that call another function of its file.
 
-    Tests named after the file come first, then the package's; fast tests are first in each group.
+    Their measured times sum to at most `limit` seconds, but at least one test is chosen. In each
+    group, tests in a file named after the fault's file come first, then those of the package; among
+    these, fast tests are first.
     """
     function_name = f"{fault.file} {fault.function}"
     file_prefix = f"{fault.file} "
@@ -219,7 +221,7 @@ def work_through(server: Server, queue: Queue, tests: list[calls.Test], results:
         except Empty:
             return
         source = (server.tree / fault.file).read_text()
-        tests_given = not any(t.calls for t in tests)
+        tests_given = not any(t.calls for t in tests)  # those of --tests have no map of calls
         chosen = tests if tests_given else choose(fault, package, tests, limit)
         row = {"key": fault.key, "package": package, "kind": fault.kind, "line": fault.line}
         row |= {"content": fault.content, "tests": len(chosen)}
@@ -241,6 +243,7 @@ def main() -> None:
     """See the module's docstring."""
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     parser = argparse.ArgumentParser(prog="python -m tests.mutation")
+    # []: argparse compares also the default of nargs="*", an empty list, with the choices.
     parser.add_argument(
         "packages", nargs="*", choices=[*PACKAGES, []], help="packages (default: all)"
     )

@@ -19,7 +19,12 @@ class Test(NamedTuple):
 
 
 def read(log: Path) -> list[Test]:
-    """The tests of a mapping run; a test's calls include those of its shared fixtures."""
+    """The tests of a mapping run; a test's calls include those of its shared fixtures.
+
+    The lines of the log: `T+ test` (with the test's shared fixtures, separated by tabs) and `T-
+    seconds` around a test, `F+ fixture` and `F- fixture` around the set-up of a shared fixture,
+    `R outcome` if a test did not pass, `C function` for a call.
+    """
     fixtures: dict[str, set[str]] = defaultdict(set)
     rows: list[tuple[str, list[str], set[str], float, bool]] = []
     inside: list[str] = []

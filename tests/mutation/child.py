@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 
-FAILED = 1
-
 
 class ForkInsteadOfServer(multiprocessing.context.ForkContext):
     """Forks this process instead of a fork server: the toolkits are already imported here (6 s).

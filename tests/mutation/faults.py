@@ -68,7 +68,7 @@ IDLE_KEYWORDS = {
 IDLE_KEYWORDS |= {"page", "licence", "title", "timeout"}
 # Calls that raise an error if an argument is missing: every test that runs the line would notice.
 CRASHING_CALLS = {"isinstance", "hasattr", "issubclass", "super"}
-NAME = re.compile(r"[\w./:*-]+")
+NAME = re.compile(r"[\w./:*-]+")  # texts that are names or paths, not sentences
 OPERATORS = (ast.operator, ast.cmpop, ast.unaryop, ast.boolop, ast.expr_context)
 
 
@@ -366,7 +366,10 @@ def source_of(old: ast.AST, new: ast.AST) -> str:
 
 
 def inverted_branches(finder: Finder) -> Iterator[tuple[ast.AST, str, str]]:
-    """(node, kind, new text) of the inverted condition of every `if` and `while`."""
+    """(node, kind, new text) of the inverted condition of every `if` and `while`.
+
+    Without conditions that begin with `not`, which `faults_of_unaryop` inverts.
+    """
     for node in ast.walk(finder.tree):
         if isinstance(node, ast.If | ast.While) and node not in finder.silent:
             if isinstance(node.test, ast.UnaryOp) and isinstance(node.test.op, ast.Not):

@@ -14,8 +14,10 @@ BAR = 95.0  # per cent of the faults that tests must notice
 
 
 def equivalent(path: Path = EQUIVALENT) -> dict[str, str]:
-    """{name of a fault: why it changes no result}; in the file the reason is indented below the
-    name."""
+    """Reads {name of a fault: why it changes no result}.
+
+    In the file, the reason is on indented lines below the name.
+    """
     known: dict[str, str] = {}
     name = ""
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -33,7 +35,7 @@ def equivalent(path: Path = EQUIVALENT) -> dict[str, str]:
 
 
 def cell(text: str, limit: int = 160) -> str:
-    """Text that a cell of a Markdown table can hold."""
+    """The text as code in a cell of a Markdown table, shortened to `limit` characters."""
     short = text if len(text) <= limit else f"{text[: limit - 3]}..."
     return f"`{short}`".replace("|", "\\|")
 
@@ -46,7 +48,7 @@ def write(
 ) -> None:
     """Writes a table of counts, the equivalent faults with their reasons, and the unnoticed faults.
 
-    `rows` are (package, fault, its result or None), `known` is that of `equivalent`.
+    `rows` are (package, fault, its result or None), `known` is what `equivalent` returns.
     """
     lines = [
         "# Planted faults",
@@ -90,7 +92,7 @@ def write(
         lines += ["", "## Unnoticed", "", "| fault | kind |", "|---|---|", *unnoticed_rows]
     out.write_text("\n".join(lines) + "\n")
     print(f"wrote {out}")
-    print("\n".join(lines[10 : 13 + len(PACKAGES)]))
+    print("\n".join(lines[10 : 13 + len(PACKAGES)]))  # the table of counts
 
 
 def current_commit() -> str:

@@ -50,7 +50,7 @@ def preload() -> None:
 
 
 def in_child(work: Callable[[], int], tree: Path, log: Path, limit: float) -> int | None:
-    """Exit code of `work` in a forked process; None when it took more than `limit` seconds.
+    """Exit code of `work` in a forked process; None if it took more than `limit` seconds.
 
     The limit is CPU time of the child; by the clock it may take ten times as long, as a test on a
     busy machine has to wait.
@@ -114,6 +114,7 @@ def answer(request: dict[str, Any], tree: Path, work: Path) -> dict[str, Any]:
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
         compiled.unlink(missing_ok=True)
     by = last.read_text() if last.exists() else "import"
+    # pytest returns 0 if all tests passed, and 5 if it collected none.
     result = "unnoticed" if code in (0, 5) else "noticed"
     if code is None:
         result, by = "noticed", f"{by} (time limit)"

@@ -50,7 +50,7 @@ def planted_sources(source: str) -> dict[str, str]:
         ),
     ],
 )
-def test_each_kind_of_fault_changes_one_line_only(fault: str, line: str) -> None:
+def test_a_planted_fault_changes_one_line_only(fault: str, line: str) -> None:
     changed = planted_sources(SOURCE)[fault]
     assert line in changed
     differ = [
@@ -89,6 +89,7 @@ def test_a_result_stays_valid_while_only_texts_change() -> None:
         assert contents(SOURCE.replace(old, new)) == before
     for old, new in (("LIMIT < len", "LIMIT > len"), ("rows[1:]", "rows[2:]"), ("= 3", "= 4")):
         after = contents(SOURCE.replace(old, new))
+        # The line of LIMIT, or all lines of the function.
         assert sum(after[line] != before[line] for line in after) in (1, len(before) - 1)
 
 

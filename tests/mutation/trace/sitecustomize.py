@@ -34,7 +34,8 @@ def record_call(frame: FrameType, event: str, argument: object) -> None:
         return
     _seen.add(code)
     if code.co_filename.startswith(_root):
-        note(f"C {code.co_filename[len(_root) - 11 :]} {code.co_qualname}")
+        path = code.co_filename[len(_root) - len("kdep_bench/") :]  # from the root of the tree
+        note(f"C {path} {code.co_qualname}")
 
 
 def start(path: str, root: str) -> None:
