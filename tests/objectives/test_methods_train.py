@@ -48,7 +48,7 @@ TRAINED = [
     and not locate(resolve("method", n)["objective"]["type"]).transformer
 ]
 STEPS, BATCH, EPOCHS = 40, 32, 20.0  # enough for every method to learn in about a second
-# Another valid value of an argument that is neither a number nor a schedule.
+# Another valid value of an argument whose value is neither a number nor a schedule.
 OTHERS: dict[str, Any] = {
     "distance": "l1",
     "hidden": 6,
@@ -92,12 +92,16 @@ WITHOUT_EFFECT = {
         for name in ("held_out", "reference", "floor", "seed")
     },
     "held_out of BestTeacher": "has a separate test",
-    # Amal's weights change only in every tenth step after a warm-up; these have separate tests.
-    **{f"{name} of Amal": "" for name in ("every", "warmup", "repeats", "virtual_lr", "optimizer")},
+    # Amal's weights change only in every tenth step after a warm-up.
+    **{
+        f"{name} of Amal": "has a separate test"
+        for name in ("every", "warmup", "repeats", "virtual_lr", "optimizer")
+    },
     "shares of MapRegression": "has a separate test: the tiny networks have one level",
     **{
-        f"{name} of TeachWhatYouShould": "" for name in ("active", "length", "optimizer")
-    },  # own tests
+        f"{name} of TeachWhatYouShould": "has a separate test"
+        for name in ("active", "length", "optimizer")
+    },
     "sign of MapRegression": "has a separate test: the tiny teacher's map is too narrow",
 }
 # (method, argument) without effect. `unit` divides by the target's root mean square, which is 1
@@ -397,7 +401,9 @@ def test_the_loss_falls_and_agreement_rises(name: str, folder: Path):
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_shuffled_targets_give_no_gain(name: str, folder: Path, shuffled_teacher: torch.Generator):
+def test_shuffled_targets_give_less_than_half_of_the_gain(
+    name: str, folder: Path, shuffled_teacher: torch.Generator
+):
     # The reference run is without shuffling, and so is the set-up: each call of the teacher in it
     # would use a permutation, and the bound would depend on how many calls it makes.
     tiny.TinyTeacher.shuffle_generator, generator = None, tiny.TinyTeacher.shuffle_generator
@@ -443,7 +449,7 @@ def arguments(config: Json) -> Iterator[tuple[str, Json]]:
             changed_value = OTHERS_OF[f"{name} of {kind.__name__}"]
         elif name in OTHERS and OTHERS[name] != value:
             changed_value = OTHERS[name]
-        elif hasattr(value, "keys") and "type" in value:
+        elif hasattr(value, "keys") and "type" in value:  # the config of a schedule
             changed_value = 0.25
         else:
             raise AssertionError(f"{kind.__name__}.{name} = {value!r}: add another value to OTHERS")
@@ -500,7 +506,7 @@ def test_tau_changes_the_loss_of_an_instance_graph_with_attention(folder: Path):
     assert first != second
 
 
-# `tst` runs the student and a teacher of its own again, which its own file counts.
+# `tst` also runs the student again and a teacher of its own; test_objectives_tst.py counts them.
 @pytest.mark.parametrize("name", sorted(set(TRAINED) - {"tst"}))
 def test_the_declared_extra_forward_passes_equal_those_that_are_run(name: str, folder: Path):
     run = TinyRun(name, subfolder(folder, name))

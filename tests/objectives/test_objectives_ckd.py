@@ -32,7 +32,7 @@ WIDTH, TEACHER_WIDTH, B = 5, 4, 3  # feature widths, samples per batch
 
 
 def build(queue: int = 7, views: int = 1, **arguments: Any) -> ContrastiveDistillation:
-    """The objective in float64, with a queue of 7 features and fixed initial weights."""
+    """The objective in float64, with a queue of `queue` features and fixed initial weights."""
     torch.manual_seed(0)
     return ContrastiveDistillation(WIDTH, TEACHER_WIDTH, views, queue, **arguments).double()
 

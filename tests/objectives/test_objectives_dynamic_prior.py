@@ -1,6 +1,6 @@
 """DPK (dynamic prior knowledge): positions of the student's map are replaced by the teacher's.
 
-A random fraction of 1 - CKA of the positions is replaced, where CKA (centred kernel alignment)
+Each position is replaced with the probability 1 - CKA, where CKA (centred kernel alignment)
 measures how similar the two maps are: 1 if one is a rotation of the other. A decoder then predicts
 the teacher's map from the mixed map.
 """
@@ -92,6 +92,6 @@ def test_the_loss_equals_a_reference_with_the_positions_drawn_from_the_step():
 
 
 def test_dpk_declares_that_its_loss_reads_the_whole_batch():
-    """CKA does; planning therefore refuses a batch that is split into parts."""
+    """CKA compares all samples, so planning refuses a batch that is split into parts."""
     config = dict(type=f"{DynamicPrior.__module__}.DynamicPrior", levels={"s8": "s8"})
     assert demands(config).couples_samples

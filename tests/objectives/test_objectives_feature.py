@@ -182,7 +182,7 @@ def test_vkd_s_loss_near_its_target_has_the_automatic_weight():
     objective = OrthogonalProjection(6, 6)
     teacher, error = noise(8, 6), 0.01
     target = torch.nn.functional.layer_norm(teacher, (6,))
-    # The projector is x -> x P'. P is orthogonal, so x -> x P is its inverse.
+    # The projector is x -> x P^T. P is orthogonal, so x -> x P is its inverse.
     student = ((target + error) @ objective.projector()).detach()
     loss = objective.terms(context(student, teacher))["feature"].mean()
     expected = torch.tensor(DEFAULT_LOSS_AT_ZERO * error**2)

@@ -124,9 +124,8 @@ def test_margin_0_is_annealing_kd_and_a_large_margin_gives_no_gradient():
     assert ctx.teacher.logits is not None
     phi = 2 / 20  # the second of 20 values, each for 2 of 40 steps
     expected = (no_margin.head(ctx.after) - phi * ctx.teacher.logits).square().sum(1)
-    mean_square = (
-        ctx.teacher.logits.square().mean()
-    )  # of the first batch; the loss is divided by it
+    # The loss is divided by the mean square of the teacher's logits in the first batch.
+    mean_square = ctx.teacher.logits.square().mean()
     torch.testing.assert_close(no_margin.terms(ctx)["hinge"], expected / mean_square)
     wide_margin = build(Continuation, margin=1e6)
     loss(wide_margin, ctx).backward()

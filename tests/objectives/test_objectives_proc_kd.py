@@ -1,4 +1,11 @@
-"""ProC-KD: the losses in float64, planted local parts, and what the plan refuses."""
+"""ProC-KD: the losses in float64, planted local parts, and what the plan refuses.
+
+Prototypes are learned vectors that reconstruct the teacher's local features (the channels of a map
+at one position). The student learns these reconstructions through a projector, a 1x1 convolution.
+The formula is in the docstring of `PrototypeDistillation`.
+
+`plan` lists the stages of a small suite and checks it, without running anything.
+"""
 
 from __future__ import annotations
 
@@ -19,42 +26,45 @@ from kdep_bench.suite.config import load_suite, resolve
 from kdep_bench.teachers.base import TeacherOutput
 from tests.suite.test_suite_methods import plan
 
-CS, CT, SIDE, B, K = 3, 4, 2, 3, 5
+CS, CT, SIDE = 3, 4, 2  # channels of the student's and of the teacher's map, side of both
+B, K = 3, 5  # images per batch, prototypes
 
 
-def built(prototypes: int = K, **arguments: Any) -> PrototypeDistillation:
+def build(prototypes: int = K, **arguments: Any) -> PrototypeDistillation:
+    """The objective on the level s8 in float64, with fixed initial weights."""
     torch.manual_seed(0)
     student, teacher = ({"s8": {"channels": c, "stride": 8}} for c in (CS, CT))
     return PrototypeDistillation({"s8": "s8"}, prototypes, student, teacher, **arguments).double()
 
 
 def context(seed: int = 0, teacher: Tensor | None = None) -> Context:
-    """Random maps; those of the student get a gradient."""
-    g = torch.Generator().manual_seed(seed)
-    s = torch.randn(B, CS, SIDE, SIDE, generator=g, dtype=torch.float64).requires_grad_()
-    t = torch.randn(B, CT, SIDE, SIDE, generator=g, dtype=torch.float64)
-    t = t if teacher is None else teacher
-    pooled = s.mean((2, 3))
-    maps = {"s8": s}
-    return Context(
-        pooled, pooled, teacher=TeacherOutput(t.mean((2, 3)), None, {"s8": t}), maps=maps
-    )
+    """A batch with random maps, or these maps of the teacher; the student's maps get a gradient."""
+    generator = torch.Generator().manual_seed(seed)
+    student = torch.randn(B, CS, SIDE, SIDE, generator=generator, dtype=torch.float64)
+    student.requires_grad_()
+    random_teacher = torch.randn(B, CT, SIDE, SIDE, generator=generator, dtype=torch.float64)
+    teacher = random_teacher if teacher is None else teacher
+    pooled = student.mean((2, 3))
+    output = TeacherOutput(teacher.mean((2, 3)), None, {"s8": teacher})
+    return Context(pooled, pooled, teacher=output, maps={"s8": student})
 
 
 def dot(a: list[float], b: list[float]) -> float:
+    """The scalar product."""
     return sum(x * y for x, y in zip(a, b, strict=True))
 
 
 def unit(vector: list[float]) -> list[float]:
+    """The vector divided by its length."""
     return [v / math.sqrt(dot(vector, vector)) for v in vector]
 
 
 def reference(objective: PrototypeDistillation, ctx: Context, tau: float) -> tuple[Any, Any]:
-    """(reconstruction, student) errors of every sample, number by number, without weights."""
+    """(|u - r|^2, |v - r|^2) of every sample, without loss weights, from the formula in loops."""
     assert ctx.teacher is not None
     p = objective.prototypes["s8"].tolist()
-    phi: Any = objective.projectors["s8"]
-    weight, bias = phi.weight.flatten(1).tolist(), phi.bias.tolist()
+    projector: Any = objective.projectors["s8"]
+    weight, bias = projector.weight.flatten(1).tolist(), projector.bias.tolist()
     reconstruction, student = [], []
     for s_map, t_map in zip(ctx.maps["s8"].tolist(), ctx.teacher.maps["s8"].tolist(), strict=True):
         errors = [0.0, 0.0]
@@ -74,7 +84,7 @@ def reference(objective: PrototypeDistillation, ctx: Context, tau: float) -> tup
 
 @pytest.mark.parametrize("tau", [0.1, 0.7])
 def test_the_losses_equal_the_formula_in_float64(tau: float):
-    objective = built(tau=tau, weight=3.0, prototype_weight=7.0)
+    objective = build(tau=tau, weight=3.0, prototype_weight=7.0)
     objective.terms(context(9))  # the prototypes begin as features of another batch
     ctx = context()
     terms = objective.terms(ctx)
@@ -84,15 +94,19 @@ def test_the_losses_equal_the_formula_in_float64(tau: float):
 
 
 def test_only_prototypes_learn_from_the_teacher_and_only_the_student_from_prototypes():
-    objective, ctx = built(), context()
+    objective, ctx = build(), context()
     terms = objective.terms(ctx)
-    prototypes, phi = objective.prototypes["s8"], objective.projectors["s8"].get_parameter("weight")
+    prototypes = objective.prototypes["s8"]
+    projector = objective.projectors["s8"].get_parameter("weight")
     of_student = torch.autograd.grad(
-        terms["s8"].sum(), [ctx.maps["s8"], phi, prototypes], retain_graph=True, allow_unused=True
+        terms["s8"].sum(),
+        [ctx.maps["s8"], projector, prototypes],
+        retain_graph=True,
+        allow_unused=True,
     )
     assert [g is not None for g in of_student] == [True, True, False]
     of_prototypes = torch.autograd.grad(
-        terms["prototypes"].sum(), [ctx.maps["s8"], phi, prototypes], allow_unused=True
+        terms["prototypes"].sum(), [ctx.maps["s8"], projector, prototypes], allow_unused=True
     )
     assert [g is not None for g in of_prototypes] == [False, False, True]
 
@@ -101,7 +115,7 @@ def test_the_losses_do_not_depend_on_the_scale_of_the_maps():
     """So large maps of the student cannot make the loss diverge."""
     losses = []
     for scale in (1.0, 50.0):
-        objective, ctx = built(), context()
+        objective, ctx = build(), context()
         nn.init.zeros_(objective.projectors["s8"].get_parameter("bias"))
         assert ctx.teacher is not None
         scaled = context(teacher=scale * ctx.teacher.maps["s8"])
@@ -128,7 +142,11 @@ def planted(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def test_prototypes_recover_planted_parts():
-    """The most similar prototype tells the part. A random assignment has a purity of about 1/4."""
+    """The most similar prototype identifies the part.
+
+    Purity: the fraction of positions whose part is the most frequent one of their prototype. It is
+    about 1/4 for a random assignment.
+    """
     levels = {"s8": {"channels": 8, "stride": 8}}
     torch.manual_seed(0)
     objective = PrototypeDistillation({"s8": "s8"}, PARTS, levels, levels)
@@ -148,7 +166,8 @@ def test_prototypes_recover_planted_parts():
     counts = torch.zeros(PARTS, PARTS).index_put_(
         (nearest.flatten(), part.flatten()), torch.tensor(1.0), accumulate=True
     )
-    assert float(counts.max(1).values.sum() / counts.sum()) > 0.95  # purity
+    purity = float(counts.max(1).values.sum() / counts.sum())
+    assert purity > 0.95
 
 
 def test_the_first_prototypes_are_one_feature_of_each_direction():
@@ -176,10 +195,11 @@ def test_fewer_directions_than_prototypes_are_refused():
         spread_out(directions.view(2, 4, 1, 4).transpose(1, 3), 3)
 
 
-def all_ranks(monkeypatch: pytest.MonkeyPatch, other: Tensor) -> None:
+def fake_second_rank(monkeypatch: pytest.MonkeyPatch, other: Tensor) -> None:
     """Makes this process rank 0 of two, whose rank 1 has the maps `other`."""
 
     def all_gather(out: list[Tensor], x: Tensor) -> None:
+        """Stands in for torch.distributed.all_gather."""
         for target, value in zip(out, (x, other), strict=True):
             target.copy_(value)
 
@@ -188,13 +208,13 @@ def all_ranks(monkeypatch: pytest.MonkeyPatch, other: Tensor) -> None:
     monkeypatch.setattr("torch.distributed.all_gather", all_gather)
 
 
-def test_a_rank_whose_maps_are_zero_starts_from_those_of_the_others(
+def test_a_rank_whose_maps_are_zero_starts_from_the_maps_of_the_other_rank(
     monkeypatch: pytest.MonkeyPatch,
 ):
     other = F.normalize(context(1).teacher.maps["s8"], dim=1)  # type: ignore[union-attr]
-    all_ranks(monkeypatch, other)
+    fake_second_rank(monkeypatch, other)
     u = torch.zeros_like(other)
-    torch.testing.assert_close(built().start("s8", u).detach(), spread_out(other, K))
+    torch.testing.assert_close(build().start("s8", u).detach(), spread_out(other, K))
 
 
 def test_the_first_prototypes_of_several_processes_are_those_of_the_global_batch(
@@ -203,30 +223,30 @@ def test_the_first_prototypes_of_several_processes_are_those_of_the_global_batch
     u, other = (F.normalize(context(seed).teacher.maps["s8"], dim=1) for seed in (0, 1))  # type: ignore[union-attr]
     expected = spread_out(torch.cat([u, other]), K)
     assert not torch.equal(expected, spread_out(u, K))
-    all_ranks(monkeypatch, other)
-    torch.testing.assert_close(built().start("s8", u).detach(), expected)
+    fake_second_rank(monkeypatch, other)
+    torch.testing.assert_close(build().start("s8", u).detach(), expected)
 
 
 def test_a_resumed_run_keeps_its_prototypes():
-    objective = built()
+    objective = build()
     objective.terms(context(9))
-    resumed = built()
+    resumed = build()
     resumed.load_state_dict(copy.deepcopy(objective.state_dict()))
-    for o in (objective, resumed):
-        assert o.terms(context())["s8"].tolist() == objective.terms(context())["s8"].tolist()
+    expected = objective.terms(context())["s8"].tolist()
+    assert resumed.terms(context())["s8"].tolist() == expected
     assert torch.equal(objective.prototypes["s8"], resumed.prototypes["s8"])
 
 
-def test_nothing_depends_on_labels_or_classes():
+def test_the_objective_reads_neither_labels_nor_classes():
     reads = demands(resolve("method", "proc_kd")["objective"])
     assert reads.needs | reads.requires == {"maps", "student_maps", "teacher_maps"}
 
 
 def test_a_batch_that_cannot_start_the_prototypes_is_refused():
     with pytest.raises(KdepError, match=r"13 prototypes.*12 positions"):
-        built(prototypes=B * SIDE**2 + 1).terms(context())
+        build(prototypes=B * SIDE**2 + 1).terms(context())
     with pytest.raises(KdepError, match="is zero for the whole first batch"):
-        built().terms(context(teacher=torch.zeros(B, CT, SIDE, SIDE).double()))
+        build().terms(context(teacher=torch.zeros(B, CT, SIDE, SIDE).double()))
 
 
 @pytest.mark.parametrize(

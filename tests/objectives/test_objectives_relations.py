@@ -183,13 +183,13 @@ def test_view_gram_compares_norms_for_one_view_and_ignores_the_order_of_views():
 
 
 def test_arguments_out_of_range_are_refused():
-    for make in (
-        lambda: CorrelationCongruence(gamma=0),
-        lambda: InstanceGraph(None, form="none"),  # type: ignore[arg-type]
-        lambda: InstanceGraph(None, tau=0),
-        lambda: InstanceGraph({"a": "a", "b": "b"}),
+    for make, message in (
+        (lambda: CorrelationCongruence(gamma=0), "gamma=0"),
+        (lambda: InstanceGraph(None, form="none"), "form .*'none'"),  # type: ignore[arg-type]
+        (lambda: InstanceGraph(None, tau=0), "tau=0"),
+        (lambda: InstanceGraph({"a": "a", "b": "b"}), "has 2 earlier layers"),
     ):
-        with pytest.raises(KdepError):
+        with pytest.raises(KdepError, match=message):
             make()
 
 

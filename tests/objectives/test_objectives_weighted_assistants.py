@@ -87,7 +87,7 @@ def em_weights(p_KNC: np.ndarray, q_NC: np.ndarray) -> np.ndarray:
 def held_out_outputs() -> HeldOutOutputs:
     """Outputs for 200 images of the teacher `large` and three assistants.
 
-    `a` knows the first three of its five classes, `b` the other two, and `c` is random.
+    Of its five classes, `a` knows the first three and `b` the other two; `c` is random.
     """
     rng = np.random.default_rng(0)
     large = 4 * rng.standard_normal((200, C))

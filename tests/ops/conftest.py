@@ -1,4 +1,4 @@
-"""Tests of the stand-in, which replaces mmcv's compiled operators by code based on torchvision."""
+"""Fixtures for tests of the stand-in: torchvision's operators in place of mmcv's compiled ones."""
 
 from __future__ import annotations
 

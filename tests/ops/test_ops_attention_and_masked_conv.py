@@ -11,16 +11,20 @@ from mmcv.ops import masked_conv2d
 from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
 from torch import Tensor
 
-SHAPES = [(4, 5), (2, 3)]
+SHAPES = [(4, 5), (2, 3)]  # (height, width) of the two levels
 attend = MultiScaleDeformableAttnFunction.apply
 
 
 def random_inputs() -> tuple[Tensor, Tensor, Tensor]:
-    """(values, sampling locations, attention weights) of two levels."""
+    """Random inputs for 2 images, 2 heads, 2 levels, 3 queries and 2 points per query and level.
+
+    Returns:
+        Values [images, positions of both levels, heads, channels], sampling locations [images,
+        queries, heads, levels, points, (x, y)] as fractions of a level (some outside it), and
+        attention weights [images, queries, heads, levels, points].
+    """
     generator = torch.Generator().manual_seed(2)
-    value = torch.randn(
-        2, 26, 2, 3, generator=generator, dtype=torch.float64
-    )  # B, sum HW, heads, d
+    value = torch.randn(2, 4 * 5 + 2 * 3, 2, 3, generator=generator, dtype=torch.float64)
     locations = torch.rand(2, 3, 2, 2, 2, 2, generator=generator, dtype=torch.float64) * 1.2 - 0.1
     weights = torch.rand(2, 3, 2, 2, 2, generator=generator, dtype=torch.float64)
     return value, locations, weights
@@ -62,10 +66,10 @@ def test_attention_equals_loops_and_has_correct_gradients() -> None:
 def test_masked_convolution_is_a_convolution_at_the_masked_positions() -> None:
     torch.manual_seed(0)
     x, weight, bias = torch.randn(1, 3, 6, 7), torch.randn(4, 3, 3, 3), torch.randn(4)
-    whole = F.conv2d(x, weight, bias, padding=1)
+    unmasked = F.conv2d(x, weight, bias, padding=1)
     mask = torch.rand(1, 6, 7) > 0.5
     masked = masked_conv2d(x, mask.float(), weight, bias, 1)
-    torch.testing.assert_close(masked, whole * mask, rtol=0, atol=1e-5)
+    torch.testing.assert_close(masked, unmasked * mask, rtol=0, atol=1e-5)
     assert not masked_conv2d(x, torch.zeros(1, 6, 7), weight, bias, 1).any()
     with pytest.raises(IndexError):  # without padding the output is smaller than the mask
         masked_conv2d(x, torch.ones(1, 6, 7), weight, bias, 0)

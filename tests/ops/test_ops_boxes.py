@@ -158,9 +158,8 @@ def test_nms_match_groups_each_box_with_the_one_that_suppresses_it(
     groups = [
         group.tolist() for group in nms_match(torch.cat([boxes, scores[:, None]], 1), threshold)
     ]
-    assert sorted(i for group in groups for i in group) == list(
-        range(len(boxes))
-    )  # each box in one group
+    # Each box is in one group.
+    assert sorted(i for group in groups for i in group) == list(range(len(boxes)))
     # Only an IoU equal to the threshold makes mmcv's ">=" differ from the ">" of nms64.
     tie = any(abs(iou64(a, b) - threshold) < 1e-6 for a in boxes.tolist() for b in boxes.tolist())
     if not tie:

@@ -21,30 +21,31 @@ def random_inputs(
         """A tensor of normal random numbers."""
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device)
 
-    taps = offset_groups * 9
+    kernel_positions = offset_groups * 9
     return {
         "x": normal(2, 4, 6, 7),
-        "offset": normal(2, 2 * taps, 3, 4) * 0.7,
-        "mask": normal(2, taps, 3, 4).sigmoid(),
+        "offset": normal(2, 2 * kernel_positions, 3, 4) * 0.7,
+        "mask": normal(2, kernel_positions, 3, 4).sigmoid(),
         "weight": normal(6, 4 // groups, 3, 3),
         "bias": normal(6),
     }
 
 
 def reference(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """One offset group: each tap is sampled with grid_sample, then the taps are contracted."""
+    """One offset group: the input of each of the 9 kernel positions is sampled by grid_sample."""
     height, width = x.shape[-2:]
     out_h, out_w = offset.shape[-2:]
     rows = torch.arange(out_h, dtype=x.dtype)[:, None] * STRIDE - PAD
     columns = torch.arange(out_w, dtype=x.dtype)[None] * STRIDE - PAD
-    taps = []
+    samples = []
     for k in range(9):
-        y = rows + k // 3 * DILATION + offset[:, 2 * k]
-        z = columns + k % 3 * DILATION + offset[:, 2 * k + 1]
-        grid = torch.stack([2 * z / (width - 1) - 1, 2 * y / (height - 1) - 1], -1)
-        taps.append(F.grid_sample(x, grid, align_corners=True) * mask[:, k : k + 1])
+        row = rows + k // 3 * DILATION + offset[:, 2 * k]
+        column = columns + k % 3 * DILATION + offset[:, 2 * k + 1]
+        # grid_sample expects (x, y) from -1 to 1.
+        grid = torch.stack([2 * column / (width - 1) - 1, 2 * row / (height - 1) - 1], -1)
+        samples.append(F.grid_sample(x, grid, align_corners=True) * mask[:, k : k + 1])
     kernel = weight.reshape(*weight.shape[:2], 9)
-    return torch.einsum("ock,knchw->nohw", kernel, torch.stack(taps)) + bias[:, None, None]
+    return torch.einsum("ock,knchw->nohw", kernel, torch.stack(samples)) + bias[:, None, None]
 
 
 def test_with_zero_offsets_deformable_convolution_equals_convolution(device: torch.device) -> None:

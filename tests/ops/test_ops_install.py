@@ -53,7 +53,7 @@ def test_install_adds_one_import_finder_at_the_end_of_sys_meta_path() -> None:
 
 
 def test_a_compiled_extension_is_used_instead_of_the_replacement(tmp_path: Path) -> None:
-    # a compiled mmcv has a file _ext.* in its own folder
+    # A compiled mmcv has a file _ext.* in its folder.
     (tmp_path / "mmcv").mkdir()
     (tmp_path / "mmcv" / "__init__.py").write_text("")
     (tmp_path / "mmcv" / "_ext.py").write_text("nms = 'compiled'\n")

@@ -1,10 +1,11 @@
 """Plants each fault in a copy of the repository and runs the tests that must notice it.
 
-    python -m tests.planted.run [--table module:NAME] [--jobs N]
+    python -m tests.planted.run [--table module:NAME] [--jobs N] [--unchecked]
 
 One process imports the toolkits once; each fault is planted in a copy of the package, and its tests
-run in a fork that imports the copy. First, the tests run without a fault and must pass. The exit
-status is 1 if the tests do not notice a fault, or if the line that a fault changes does not exist.
+run in a fork that imports the copy. First, the tests run without a fault and must pass (--unchecked
+skips this). The exit status is 1 if they fail without a fault, if they do not notice a fault, or if
+the line that a fault changes does not exist exactly once.
 """
 
 from __future__ import annotations
@@ -74,7 +75,10 @@ def copy_of(repo: Path, folder: Path) -> Path:
 
 
 def import_toolkits(repo: Path) -> None:
-    """Imports the large libraries, and only those modules of the project that they need."""
+    """Makes `repo` the current folder and imports the large libraries, for all forks.
+
+    Of the project it imports only what these need: a module with a fault must be imported later.
+    """
     sys.dont_write_bytecode = True
     sys.path[:] = [str(repo), *(p for p in sys.path if p not in ("", str(REPO)))]
     for name in [n for n in sys.modules if n.partition(".")[0] in ("kdep_bench", "tests")]:
@@ -135,7 +139,7 @@ class Job:
             os._exit(status)
 
     def result_line(self) -> str:
-        """The result in one line."""
+        """The result as a line of text, with the first test that failed."""
         failed = [r for r in self.log.splitlines() if r.startswith("FAILED")]
         noticed_by = (
             failed[0].split(" - ")[0].removeprefix("FAILED ") if failed else f"pytest {self.status}"

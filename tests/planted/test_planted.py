@@ -1,5 +1,7 @@
-"""The tests notice each of ten faults that change a number. A fault whose source line no longer
-exists is an error."""
+"""The tests notice each of ten faults that change a number.
+
+A fault whose source line no longer exists is an error.
+"""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ SUPERVISED: dict[str, Any] = dict(
     objective=dict(type="kdep_bench.objectives.cross_entropy.CrossEntropy"),
     transform=None,
 )
-LONG = BUDGET | dict(epochs=10, optimizer=BUDGET["optimizer"] | dict(lr=0.05))
+LONG = BUDGET | dict(epochs=10)
 # A method whose weight schedule depends on the step number, which a resumed run must restore.
 STATEFUL = KDEP | dict(
     objective=dict(

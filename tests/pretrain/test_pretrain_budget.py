@@ -134,7 +134,7 @@ def test_align_and_pretrain_save_the_same_list_of_the_images_that_they_used(
     stream = ViewStream(stages["views"], 48, 0.5, 1, 0, share_labels=labels if options else None)
     files = open_views(stages["views"]).files
     assert [files[i] for i in stream.images] == names
-    assert outputs["notes"] == ([] if by == "image" else [outputs["notes"][0]])
+    assert len(outputs["notes"]) == (0 if by == "image" else 1)  # labels chose the images
     if options:
         table = read_json(labels)["labels"]
         class_counts = np.bincount(list(table.values()))

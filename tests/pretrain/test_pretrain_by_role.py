@@ -93,7 +93,7 @@ def two_teachers(
         ):
             out = root / role / kind
             out.mkdir(parents=True)
-            # The folders of both teachers and of this one; "small.cache" becomes "cache".
+            # The folders that both teachers share and those of this one; "small.cache" -> "cache".
             inputs = {
                 k.rpartition(".")[2]: v for k, v in folders.items() if k in stages or role in k
             }
@@ -293,7 +293,7 @@ def test_a_part_of_a_sum_reads_the_map_of_its_teacher(
     assert set(outputs["terms"]) == {"logits", "maps"}
     projectors = [v for k, v in state.items() if "members.maps" in k and v.ndim == 4]
     assert [tuple(v.shape[:2]) for v in projectors] == [(44, 32)]
-    assert outputs["steps"] == IMAGES * 1 // BUDGET["batch"]
+    assert outputs["steps"] == IMAGES // BUDGET["batch"]
     assert VIEWS["views"] == outputs["views"]
 
 
@@ -303,7 +303,7 @@ def test_the_bridge_of_sokd_is_trained_and_not_exported(
 ):
     """SOKD (semi-online distillation) reads map and logits of one teacher.
 
-    The bridge is a trainable copy of the teacher's last layers.
+    The bridge is a copy of the teacher's last layers, with new weights that are trained.
     """
     config = method("sokd")
     config["objective"] = {**config["objective"], "levels": {"s16": "s16"}}

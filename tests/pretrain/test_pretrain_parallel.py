@@ -150,7 +150,9 @@ def test_the_weight_average_is_the_exponential_moving_average_and_is_saved():
     assert torch.equal(restored.average["weight"], hook.average["weight"])
 
 
-def test_a_run_with_ema_saves_the_averaged_weights(stages: dict[str, Path], tmp_path: Path):
+def test_a_run_with_ema_saves_other_weights_than_one_without(
+    stages: dict[str, Path], tmp_path: Path
+):
     _, plain = pretrain(tmp_path / "p", stages, KDEP, budget=SHORT)
     _, average = pretrain(tmp_path / "a", stages, KDEP, budget=SHORT | dict(ema=0.5))
     key = "backbone.layer4.1.conv2.weight"

@@ -101,7 +101,7 @@ def test_a_killed_and_resumed_run_with_a_player_equals_an_uninterrupted_run(
     assert not any("adversary" in k for k in kept)
 
 
-def test_the_state_of_a_player_s_optimiser_is_saved(stages: dict[str, Path], tmp_path: Path):
+def test_the_state_of_a_player_s_optimiser_is_saved():
     """Without Adam's state, a resumed run would differ from an uninterrupted one."""
     players = Players({"a": Player(nn.Linear(2, 1), dict(type="Adam", lr=0.1))})
     for gradient in (1.0, 5.0):

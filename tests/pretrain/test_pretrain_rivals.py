@@ -128,7 +128,7 @@ def write_labelled_photographs(folder: Path) -> None:
 def test_the_student_is_trained_with_the_exported_assistant(
     stages: dict[str, Path], tmp_path: Path
 ):
-    """An assistant is a trained student that is the teacher of another; logits, then features."""
+    """An assistant is a trained student that is the teacher of another one."""
     assistant = {"student": R18, "method": load_method("logit_kd"), "epochs": None}
     config = assistant_config({"name": "takd", "teacher": assistant})
     assert config is not None
@@ -137,7 +137,7 @@ def test_the_student_is_trained_with_the_exported_assistant(
     pretrain(tmp_path / "ta", stages, load_method("logit_kd"), student=R18, budget=SHORT)
     (tmp_path / "e").mkdir()
     exported = export.run({"student": R18}, {"pretrain": tmp_path / "ta"}, tmp_path / "e", silent)
-    # Its outputs are cached.
+    # The assistant's outputs are cached.
     inputs = dict(stages, pretrain=tmp_path / "ta", export=tmp_path / "e", prepare=tmp_path / "p")
     shutil.copytree(stages["prepare"], inputs["prepare"])
     write_labelled_photographs(inputs["prepare"] / "data" / "known")
@@ -162,10 +162,10 @@ def test_the_student_is_trained_with_the_exported_assistant(
     logits = teacher(pixels).logits
     assert logits is not None
     assert logits.shape[1] == len(state["objective.head.bias"])
-    # A student learns its logits.
+    # A student learns the assistant's logits.
     outputs, _ = pretrain(tmp_path / "s", inputs, load_method("takd"), student=R18, budget=SHORT)
     assert outputs["cache_check"]["rows"] > 0
-    # A student learns its feature. (The SVD would refuse this feature, whose rank is below 32.)
+    # A student learns the assistant's feature (SVD would refuse it, as its rank is below 32).
     identity = load_method("identity")
     align_spec = dict(width=32, share=1.0, share_seed=0, align=identity["align"])
     align.run(align_spec, inputs, tmp_path / "a", silent)

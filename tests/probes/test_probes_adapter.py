@@ -1,4 +1,7 @@
-"""The adapter of SgVA-CLIP: its formulas, its training, and its values on known features."""
+"""The adapter of SgVA-CLIP: its formulas, its training, and its values on known features.
+
+The adapter learns from the labels and from the guide, the logits of the classifier without adapter.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ SEEDS = (0, 1)
 SHORT_FIT: dict[str, Any] = {"shots": [1, 4], "draws": 2, "steps": 20}
 
 
-def stretched(seed: int, n: int = 160, classes: int = 4, noise: float = 3.0) -> Features:
+def classes_in_noise(seed: int, n: int = 160, classes: int = 4, noise: float = 3.0) -> Features:
     """Classes that differ in the first 4 dimensions; the other 4 are noise, equal for all classes.
 
     Cosine distances to prototypes are dominated by the noise, which an adapter can remove.
@@ -41,11 +44,13 @@ def stretched(seed: int, n: int = 160, classes: int = 4, noise: float = 3.0) -> 
 
 def splits(**options: Any) -> Inputs:
     """Three splits, each with its own noise."""
-    return Inputs({s: stretched(i, **options) for i, s in enumerate(("train", "val", "test"))})
+    return Inputs(
+        {s: classes_in_noise(i, **options) for i, s in enumerate(("train", "val", "test"))}
+    )
 
 
 def episode(shots: int, classes: int = 3, width: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit features [2, N, D] in float64 and their classes [2, N, C]."""
+    """Features of length 1 [2, N, D] in float64 and one-hot classes [2, N, C] of two draws."""
     x = unit(np.random.default_rng(0).normal(size=(2 * shots * classes, width)))
     member = np.tile(np.eye(classes)[np.repeat(np.arange(classes), shots)], (2, 1, 1))
     return torch.from_numpy(x.reshape(2, -1, width)), torch.from_numpy(member)
@@ -74,6 +79,7 @@ def test_the_loss_is_cross_entropy_with_labels_and_with_the_guide():
     terms = adapter_loss(*map(torch.from_numpy, (adapted, guide, labels)), temperature=5.0)
 
     def softmax(z: np.ndarray) -> np.ndarray:
+        """Over the last axis."""
         return np.exp(z) / np.exp(z).sum(-1, keepdims=True)
 
     picked = np.take_along_axis(softmax(adapted), labels[..., None], 2)[..., 0]
@@ -97,6 +103,7 @@ def test_gradients_are_those_of_the_formula_and_none_goes_to_the_guide():
     adapters = Adapters(SEEDS, 5).double()
 
     def total(into: torch.Tensor, out: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        """The sum of both terms for these parameters of the adapters."""
         named = {"into": into, "out": out, "alpha": alpha}
         adapted = torch.func.functional_call(adapters, named, (x,))
         logits = training_logits(adapted, member, 3.0)
@@ -150,6 +157,7 @@ def test_features_and_labels_do_not_change_and_a_collapsed_backbone_is_at_chance
     ]
     assert {v.value for v in values.values()} == {0.25}
     assert (constant.after == 1).all()
+    np.testing.assert_array_equal(constant.labels, np.repeat(np.arange(4), 10))
 
 
 def test_shuffled_labels_give_chance():
@@ -182,7 +190,7 @@ def test_a_diverged_training_is_an_error_that_names_the_rate():
         train_adapters(x.float() * float("nan"), member.float(), SEEDS, Recipe(0.1, 2, 1.0, 1.0))
 
 
-def test_the_config_states_that_it_is_a_re_implementation():
+def test_the_config_is_marked_as_a_re_implementation_and_has_the_paper_s_numbers_of_images():
     config = load_config("probe", "sgva_clip")
     assert config["reconstruction"]
-    assert config["shots"] == (1, 2, 4, 8, 16) or config["shots"] == [1, 2, 4, 8, 16]
+    assert list(config["shots"]) == [1, 2, 4, 8, 16]

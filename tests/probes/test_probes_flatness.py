@@ -42,6 +42,7 @@ def quadratic(matrix: Tensor) -> hessian.Curvature:
         p.requires_grad_(True)
 
     def part(scale: float) -> Any:
+        """The loss of one sample, as a function without arguments."""
         return lambda: scale * torch.cat(w) @ matrix @ torch.cat(w) / 2
 
     return hessian.Curvature([part(0.5), part(1.5)], 2, w)
@@ -94,6 +95,7 @@ def images() -> np.ndarray:
 
 
 def normalised(pixels: np.ndarray) -> Tensor:
+    """The network's input [B, 3, px, px] in float64."""
     x = torch.from_numpy(pixels).double().permute(0, 3, 1, 2)
     mean, std = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (MEAN, STD))
     return (x - mean) / std
@@ -108,6 +110,7 @@ def inputs(net: tiny.TinyNet, order: np.ndarray | None = None) -> Inputs:
     train = Features(after[order], after[order], labels[order])
 
     def batches(split: str) -> Iterator[np.ndarray]:
+        """The training images in five batches."""
         assert split == "train"
         yield from np.array_split(images()[order], 5)
 
@@ -118,7 +121,7 @@ OPTIONS: dict[str, Any] = dict(images=IMAGES, iterations=400, tolerance=1e-12, t
 
 
 def reference(net: tiny.TinyNet) -> tuple[np.ndarray, Any, Tensor]:
-    """(Hessian of the loss from its definition, the loss as a function of w, w); float64."""
+    """(Hessian of the loss by autograd, the loss as a function of w, the weights w); float64."""
     data = inputs(net)
     train = data.splits["train"]
     model: Any = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=500))
@@ -130,6 +133,7 @@ def reference(net: tiny.TinyNet) -> tuple[np.ndarray, Any, Tensor]:
     w = torch.cat([p.detach().flatten() for p in net.parameters()])
 
     def loss(w: Tensor) -> Tensor:
+        """Mean cross-entropy of a logistic regression on the standardised features."""
         parts = torch.split(w, [s.numel() for s in shapes])
         named = {n: p.view(s) for n, p, s in zip(names, parts, shapes, strict=True)}
         feature = torch.func.functional_call(net, named, (x,))[-1].mean((2, 3))

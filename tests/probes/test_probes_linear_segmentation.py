@@ -1,4 +1,4 @@
-"""Linear segmentation: known answers, the optimum of its loss, and the areas by hand."""
+"""Linear segmentation: known answers, the minimum of its loss, and block counts and IoU by hand."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from kdep_bench.probes.linear_segmentation import (
 
 @pytest.fixture(autouse=True)
 def one_thread():
+    """Runs each test with one thread of torch."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -42,6 +43,7 @@ def scenes(seed: int, images: int = 12, mixed: bool = False) -> Maps:
 
 
 def measured(**splits: Maps) -> dict[str, float]:
+    """The values of the probe on these splits, by name."""
     probe = LinearSegmentation(size=[24, 32], decay=[1e-4, 1e-2], max_iter=25)
     return {k: v.value for k, v in probe.measure(Inputs(maps=splits)).values.items()}
 
@@ -69,8 +71,9 @@ def test_the_weights_are_the_minimum_of_the_loss_of_logistic_regression():
     kernel, bias = (w.numpy() for w in layer.fit(decay, 200))
     x = layer.maps[0].numpy().transpose(0, 2, 3, 1).reshape(-1, 2)
     counts = layer.counts.numpy().transpose(0, 2, 3, 1).reshape(-1, 2)
-    # scikit-learn: sum of weights * loss + |w|^2 / 2C for w = the difference of the two kernels,
-    # whose penalty here is half of that: |w|^2 / 4.
+    # scikit-learn minimises the sum of weights * loss + |w|^2 / (2 C), with one kernel w. Here are
+    # two kernels, at the minimum k_1 = w / 2 and k_0 = -w / 2, with the penalty
+    # decay / 2 * (|k_0|^2 + |k_1|^2) = decay / 4 * |w|^2. So C = 2 / decay.
     oracle = LogisticRegression(C=2 / decay, tol=1e-10, max_iter=1000)
     weights = counts.T.ravel() / counts.sum()
     oracle.fit(np.concatenate([x, x]), np.repeat([0, 1], len(x)), weights)
@@ -78,7 +81,7 @@ def test_the_weights_are_the_minimum_of_the_loss_of_logistic_regression():
     assert bias[1] - bias[0] == pytest.approx(np.ravel(oracle.intercept_)[0], abs=2e-3)
 
 
-def test_blocks_areas_and_iou_by_hand():
+def test_block_counts_confusion_matrix_and_iou_equal_those_worked_out_by_hand():
     mask = np.array([[[0, 0, 1, 1], [0, 255, 1, 2]]], np.uint8)
     assert block_counts(mask, (1, 2), 3)[0].tolist() == [[[3, 0]], [[0, 3]], [[0, 1]]]
     predicted = np.array([[[0, 1, 1, 1], [0, 2, 1, 1]]])

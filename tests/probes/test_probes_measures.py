@@ -43,12 +43,12 @@ def features(x: Any, labels: np.ndarray, classes: int = 0) -> Features:
 
 
 def clusters(
-    n: int = 40, classes: int = 4, noise: float = 0.05, seed: int = 0, wide: int = 6
+    n: int = 40, classes: int = 4, noise: float = 0.05, seed: int = 0, width: int = 6
 ) -> Features:
     """Features around one axis per class, with labels in ascending order."""
     rng = np.random.default_rng(seed)
     y = np.repeat(np.arange(classes), n // classes)
-    x = np.abs(np.eye(classes, wide)[y] + rng.normal(0, noise, (n, wide)))
+    x = np.abs(np.eye(classes, width)[y] + rng.normal(0, noise, (n, width)))
     return features(x, y)
 
 
@@ -174,9 +174,8 @@ def test_the_binned_error_is_that_worked_out_by_hand():
     """Four predictions of 0.9, half of them true, and one of 0.3, false: gaps of 0.4 and 0.3."""
     p, true = np.array([0.9] * 4 + [0.3]), np.array([1, 1, 0, 0, 0])
     assert binned_error(p, true, 10) == pytest.approx((4 * 0.4 + 0.3) / 5)
-    assert (
-        binned_error(np.array([0.0, 1.0]), np.array([0, 1]), 10) == 0
-    )  # 0 and 1 both fall into a bin
+    # The probabilities 0 and 1 also fall into a bin.
+    assert binned_error(np.array([0.0, 1.0]), np.array([0, 1]), 10) == 0
     # 0.1 and 0.15 cancel in one bin of ten, and not in two of twenty.
     p, true = np.array([0.11, 0.19]), np.array([0.19, 0.11])
     assert binned_error(p, true, 10) == pytest.approx(0)
@@ -206,9 +205,8 @@ def test_calibration_error_of_a_calibrated_and_of_an_always_certain_prediction()
 
 def test_calibration_of_an_overconfident_and_of_a_collapsed_backbone():
     collapsed = Inputs(dict.fromkeys(("train", "val", "test"), collapsed_features()))
-    values = (
-        Calibration().measure(collapsed).values
-    )  # predicts 0.25 for every class, which is correct
+    # The prediction is 0.25 for every class, which is calibrated.
+    values = Calibration().measure(collapsed).values
     assert values["ECE"].value == pytest.approx(0, abs=1e-6)
     assert values["NLL"].value == pytest.approx(np.log(4), abs=1e-6)
     assert values["Brier"].value == pytest.approx(0.75, abs=1e-6)
@@ -352,11 +350,8 @@ def test_corruptions_of_flat_and_two_coloured_images_are_those_worked_out():
     assert corruptions.corrupted(flat, "brightness", 2, [0])[0, 0, 0].tolist() == [153] * 3
     coloured = np.zeros((1, 4, 4, 3), np.uint8) + np.array([100, 50, 0], np.uint8)
     corrupted = corruptions.corrupted(coloured, "brightness", 1, [0])[0, 0, 0]
-    assert corrupted.tolist() == [
-        126,
-        63,
-        0,
-    ]  # the largest channel plus 25.5, the others in proportion
+    # The largest channel plus 25.5, the others in proportion.
+    assert corrupted.tolist() == [126, 63, 0]
     assert corruptions.corrupted(flat_images(0), "brightness", 5, [0]).max() == 128
     for name in ("gaussian_blur", "pixelate"):
         assert (corruptions.corrupted(flat, name, 5, [0]) == flat).all()
@@ -435,7 +430,7 @@ def test_robustness_of_a_backbone_whose_feature_is_the_brightness():
 
 
 def test_robustness_refuses_images_that_are_not_those_of_the_features():
-    split = clusters(wide=2)
+    split = clusters(width=2)
 
     def stream(_: str):
         yield flat_images(0.5, px=8, n=3)

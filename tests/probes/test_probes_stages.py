@@ -34,7 +34,7 @@ def write_cache(folder: Path, features: np.ndarray) -> None:
 def run_stages(root: Path) -> dict[str, Any]:
     """Runs the stages; returns the values that the tests check.
 
-    It runs in a separate process, because the toolkits change global state.
+    The fixture `results` calls it in a separate process, because the toolkits change global state.
     """
     import torch
 

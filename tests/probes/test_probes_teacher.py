@@ -1,4 +1,4 @@
-"""The measures of a teacher: float64 references from their formulas, and features that refuse."""
+"""The measures of a teacher against their formulas in float64, and features that are refused."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_the_probe_measures_everything_that_claims_and_reports_read():
     assert measured.values[ACCURACY].chance == pytest.approx(1 / 3)
     assert values["CKA with the student"] == pytest.approx(1)
     assert 0 < values["within-class variance"] < 0.5
-    # A teacher whose classes do not differ is not accurate.
+    # A linear probe that is fitted on shuffled labels is not accurate.
     shuffled = inputs().teacher_splits["train"]
     labels = np.random.default_rng(3).permutation(shuffled.labels)
     split = Features(shuffled.after, shuffled.before, labels, shuffled.classes)
@@ -124,7 +124,7 @@ def test_the_probe_measures_everything_that_claims_and_reports_read():
     assert chance.values[ACCURACY].value < 0.8
 
 
-def test_one_class_and_the_suite_s_teacher_are_refused():
+def test_images_of_one_class_and_teacher_suite_are_refused():
     split = inputs().teacher_splits["train"]
     constant = Features(split.after, split.before, np.zeros(60, int), ("a",))
     splits = dict.fromkeys(("train", "val", "test"), constant)

@@ -43,12 +43,14 @@ EFFECT |= {"random": 0.0, "copied": 0.02}
 
 
 def score(method: str, init: str, seed: int) -> float:
+    """The sum of the effects of the levels, with a noise of at most 0.004."""
     levels = {**METHODS[method], "initialisation": init}
     noise = 0.002 * ((7 * seed + sum(map(ord, method + init))) * (seed + 1) % 5 - 2)
     return sum(EFFECT[level] for level in levels.values()) + noise
 
 
 def write(results: Path, params: tuple[int | None, int | None] = (1000, 1020)) -> None:
+    """Writes records of all combinations and three seeds; `params`: parameters of each student."""
     for method in METHODS:
         for init, n in zip(INITS, params, strict=True):
             for seed in range(3):
@@ -65,6 +67,7 @@ def write(results: Path, params: tuple[int | None, int | None] = (1000, 1020)) -
 
 
 def result_of(results: Path) -> Any:
+    """The ablation of a results folder."""
     view = report.view_of(results)
     assert view.grid is not None
     return ablation(view.board, view.grid)
@@ -74,7 +77,7 @@ def test_a_level_is_compared_over_the_combinations_that_both_levels_have(tmp_pat
     write(tmp_path)
     contrasts = {(c.factor, c.level): c for c in result_of(tmp_path).contrasts}
     hidden = contrasts["knowledge", "hidden"]
-    assert hidden.combinations == 2  # with the last level only, for two initialisations
+    assert hidden.combinations == 2  # both initialisations; "logits" has only the matching "last"
     assert hidden.reference == "logits"
     by_seed = [
         sum(score("hidden_last", i, s) - score("logits_last", i, s) for i in INITS) / 2
@@ -109,7 +112,7 @@ def test_the_best_practice_is_the_level_with_the_highest_significant_difference(
     assert len([s for s in ablation_sections(report.view_of(tmp_path)) if s]) == 2
 
 
-def test_a_level_that_is_not_better_leaves_the_first_one(tmp_path):
+def test_the_first_level_is_the_best_practice_if_no_other_is_significantly_better(tmp_path):
     write(tmp_path)
     for init in INITS:  # logits with scores as high as those of hidden maps
         for seed in range(3):
@@ -155,7 +158,7 @@ def test_methods_are_compared_within_students_that_are_not_in_the_grid(tmp_path)
     assert contrasts["matching", "all"].combinations == 4
 
 
-def test_a_damaged_file_of_factors_is_named_with_a_fix(tmp_path):
+def test_a_damaged_file_of_factors_is_named_and_given_factors_replace_it(tmp_path):
     write(tmp_path)
     write_json(tmp_path / "factors.json", {"levels": []})
     with pytest.raises(KdepError, match=r"factors\.json has the wrong structure"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from make_records import failed, fields, grid
 from test_results_tables import SCORES, board_of
@@ -143,12 +145,8 @@ def test_a_method_with_one_seed_is_not_among_the_best_and_does_not_hide_other_me
 
 
 def test_means_that_differ_only_by_rounding_are_not_significant():
-    values = [0.1, 0.2, 0.3, 0.7]
-    scores = {"kdep": {"probe": values}, "scratch": {"probe": values[::-1]}}
-    scores = {
-        m: {"probe": [sum(v["probe"]) / 4 + (0 if m == "kdep" else 1e-17)] * 3}
-        for m, v in scores.items()
-    }
+    next_float = math.nextafter(0.325, 1)
+    scores = {"kdep": {"probe": [next_float] * 3}, "scratch": {"probe": [0.325] * 3}}
     (difference,) = compare.difference_table(board_of(grid(scores)), "resnet18_w32")
     assert difference.verdict == "not significant"
 

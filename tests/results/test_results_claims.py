@@ -204,13 +204,14 @@ def test_a_score_outside_the_curve_gives_a_bound_on_the_ratio():
     assert re.fullmatch(r"at most 2\.\d times, interval \[.*\]", shown)
 
 
-def test_the_page_shows_the_ratio_of_the_claim_on_every_axis():
+def test_the_leaderboard_shows_the_reduction_factor_of_the_claim():
     records = efficiency_records() + method_records(
         "supervised", [0.45, 0.4505, 0.4495], images=100_000
     )
     board = board_of(records)
     savings = {axis: s for _, _, axis, s in efficiency.savings(board, "resnet18_w32")}
-    # These methods differ only in the number of images; the other axes have no curve.
+    # The rows of kdep differ only in the number of images, and so in the FLOPs of the teacher
+    # cache. The other axes have no curve.
     assert set(savings) == {"images", "flops"}
     shown = text.reduction(savings["images"])
     assert shown == verdict(records, **EFFICIENCY, at_least=2.0).interval
@@ -536,7 +537,7 @@ def test_a_claim_about_families_that_were_not_measured_is_untestable():
     assert outcome.reason == "no task of these families is in the records"
 
 
-def test_a_curve_is_plotted_over_cost_and_not_over_epochs():
+def test_a_curve_over_seconds_is_interpolated_in_the_order_of_seconds_and_not_of_epochs():
     """kdep's 3 epochs took 400 s, its 6 epochs 100 s."""
     records = trained_records("supervised", 0.50, seen=80_000)
     for seen, seconds, score in ((30_000, 400.0, 0.60), (60_000, 100.0, 0.40)):

@@ -108,11 +108,8 @@ def families_by_name(
 
 def test_the_difference_of_a_family_is_the_mean_of_its_paired_differences():
     by_name = families_by_name(*board_of(records()))
-    assert set(by_name) == {
-        "feature",
-        "relation",
-        "online",
-    }  # scratch is a reference and belongs to no family
+    # scratch is a reference and belongs to no family.
+    assert set(by_name) == {"feature", "relation", "online"}
     # ((0.40 + 0.42) / 2 - 0.50 + (0.30 + 0.32) / 2 - 0.40) / 2, the same for every seed
     to_kdep = by_name["relation"].strength["kdep"]
     assert to_kdep.methods == 2

@@ -79,7 +79,9 @@ def test_a_paired_difference_joins_values_by_both_seeds(results: Results) -> Non
     assert row["seed pairs"] == "2"
 
 
-def test_a_method_with_one_seed_is_not_compared_with_every_seed(results: Results) -> None:
+def test_a_method_with_one_pre_training_seed_is_compared_only_with_the_same_seed(
+    results: Results,
+) -> None:
     """40.0 would be wrong: only published weights are compared with every seed."""
     records = records_by_seed("kdep", "probe", {(0, 0): 0.7, (0, 1): 0.9, (1, 0): 0.6, (1, 1): 0.8})
     records += records_by_seed("supervised", "probe", {(1, 0): 0.4, (1, 1): 0.3})

@@ -71,7 +71,7 @@ def prepare(root: Path) -> dict[str, Path]:
     for i in range(IMAGES):
         red = np.full_like(rising, 16 * i + 8)
         # So that the order of the names is not the order of the numbers.
-        name = f"{i % 2}/{i:02}.png" if i else "0/00.png"
+        name = f"{i % 2}/{i:02}.png"
         path = pool / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = np.stack([red, rising, rising.T], 2).round().astype(np.uint8)
