@@ -707,7 +707,8 @@ def _cost_fields(run: TransferRun, stages: Mapping[str, Json | None], report_tim
     extra_forwards = outputs.get("extra_forwards")  # old pre-trainings did not count them
     if extra_forwards is not None:
         synthesis = [r["outputs"] for r in costs.stages_of_kind("synthesis") if r]
-        made = sum(o.get("forwards") or 0 for o in synthesis)  # of the teacher, for the images
+        # Passes of the teacher to make the images of a method that makes its own.
+        made = sum(o.get("forwards") or 0 for o in synthesis)
         upstream_forwards = costs.intermediate_forwards() + (costs.cache_total("forwards") or 0)
         extra_forwards = round(extra_forwards + made + upstream_forwards)
     return {

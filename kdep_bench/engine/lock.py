@@ -312,6 +312,7 @@ def _owner(text: bytes) -> Owner | None:
 
 def _is_foreign(text: bytes) -> bool:
     """Whether the owner in `text` runs under another kernel, so that flock here proves nothing."""
+    # Entries of an earlier version are process numbers of this machine.
     if not text.strip() or text.strip().isdigit():
         return False
     owner = _owner(text)

@@ -101,6 +101,9 @@ def run_stage(request: StageRequest, progress: Callable[..., None]) -> tuple[int
 
     Returns:
         (DONE, None); (BUSY, None) if another process runs it or took it over; (FAULT, error).
+
+    Raises:
+        Stopped: SIGTERM arrived. The files of the attempt are kept, so that the stage can resume.
     """
     stage, work = request.stage, request.work
     out = state.folder(work, stage)

@@ -6,7 +6,7 @@ the networks' configs, so a changed network is unknown until it is counted again
 is None, with a reason; nothing is guessed.
 
 Not included: data loading, evaluation on test splits, classifiers of fine-tuned students, extra
-layers and decoders of objectives, alignments, logs. The table states this.
+layers and decoders of objectives, alignments, logs. The table states the main ones.
 """
 
 from __future__ import annotations

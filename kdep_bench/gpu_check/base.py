@@ -74,7 +74,8 @@ class Check:
     Attributes:
         title: name in the report.
         order: checks run in ascending order, the most important first.
-        seconds: time limit on a GPU. A check that reaches it is ended; its measurements are kept.
+        seconds: time limit (four times as long in a quick run). A check that reaches it is ended;
+            its measurements are kept.
         min_seconds: the check is left out if fewer seconds of the time budget remain.
         run: function (setting, measurements) that fills the measurements; it raises KdepError if
             the check cannot be done.

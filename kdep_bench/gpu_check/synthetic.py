@@ -27,7 +27,8 @@ from kdep_bench.suite.config import resolve
 
 CLASSES = 1000
 STUDENT = "resnet18_w32"
-# Teacher outputs that the methods of configs/methods/ read from the cache.
+# Teacher outputs that the methods of configs/methods/ read from the cache, in addition to the
+# pooled feature, from which the logits are computed.
 ALL_OUTPUTS = ("maps.s4", "maps.s8", "maps.s16", "maps.s32", "probabilities.10")
 
 

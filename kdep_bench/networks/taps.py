@@ -76,9 +76,10 @@ def nonzero_scales(net: nn.Module) -> Iterator[None]:
 def find_last_activation(net: nn.Module, forward: Callable[[], Tensor]) -> str | None:
     """The module path of the activation whose output is the network's final map, or None.
 
-    An activation is a module without parameters and children whose output has the shape of its
-    input but other values. Its output must equal the final map exactly. If several modules qualify,
-    the one that ran last is returned. Its `inplace` stays False, so that its input can be recorded.
+    An activation is a module without parameters, buffers and children, whose output has the shape
+    of its input but other values. Its output must equal the final map exactly. If several modules
+    qualify, the one that ran last is returned. Its `inplace` stays False, so that its input can be
+    recorded.
 
     Args:
         net: the network, in eval mode.

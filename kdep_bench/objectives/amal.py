@@ -88,7 +88,7 @@ class Amal(Objective):
         return {"mixing": Player(self.mixing, self.optimizer, scheduled=False)}
 
     def is_held_out(self, images: Tensor) -> Tensor:
-        """[B] bool for image numbers [B]: whether the image is held out, in every run the same."""
+        """[B] bool for image numbers [B]: whether an image is held out; the same in every run."""
         return is_held_out(images, self.held_out)
 
     def play(self, ctx: Context, players: Players) -> None:

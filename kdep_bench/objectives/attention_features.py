@@ -115,7 +115,7 @@ class AttentionFeatures(Objective):
 
 
 class StrongestTeacherMaps(AttentionFeatures):
-    """AttentionFeatures that compares each student map with few teacher maps, by their attention.
+    """AttentionFeatures with only the teacher maps of largest attention for each student map.
 
     The softmax is over the teacher's maps instead of the student's, and for each student map only
     the largest weights are used. If at least two weights are used, the selection can change during

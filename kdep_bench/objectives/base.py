@@ -228,8 +228,9 @@ class Objective(Component):
         reads_extra: names that it reads from `Context.extra`; the method's Augment adds them.
         transformer: whether the student must be a vision transformer of timm, whose tokens of the
             last pass are read. It cannot be combined with a class that runs the student again.
-        skips_held_out: whether it is not trained on the images that its argument `held_out` holds
-            out (`held_out.is_held_out`).
+        skips_held_out: whether only BatchNorm statistics depend on the images that its argument
+            `held_out` holds out (`held_out.is_held_out`). Required of an intermediate teacher that
+            is weighted on these images.
         compares_candidates: whether it chooses one of its teachers by a short distillation from
             each. The networks trained in these distillations are also among its teachers (see
             `roles.candidates`).

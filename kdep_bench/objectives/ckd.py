@@ -24,8 +24,8 @@ class ContrastiveDistillation(Objective):
     batch, and a queue of teacher features of earlier batches. The queue is empty at the start,
     holds the newest `queue` features (first in, first out), and is stored in checkpoints. Teacher
     features of the image of sample i, of another view or of an earlier epoch, are not negatives:
-    they are left out of its sum. So are features in the queue of any image of the batch, which
-    would count twice.
+    they are left out of its sum. Features in the queue of any image of the batch are left out as
+    well, because such an image would be a negative twice.
 
     Source: Gao, Wu et al., arXiv 2112.05638 (sentence embeddings); caskcsg/sentemb
     `DistilCSE/ckd_contrastive.py` and its run script: linear W, learned tau that starts at 1/e, w 1

@@ -257,7 +257,10 @@ def card(splits: Mapping[str, Boxes], classes: list[str]) -> dict[str, Any]:
 
 
 def notes(config: DataConfig, counted: Mapping[str, Any]) -> list[str]:
-    """Notes on absent classes and repeated annotations, to show with the scores on these boxes."""
+    """Notes on absent classes and repeated annotations, to show with the scores on these boxes.
+
+    `counted`: the result of `card`.
+    """
     out = []
     splits, classes = counted["splits"], counted["classes"]
     train = splits.get("train", {"boxes": {}})["boxes"]

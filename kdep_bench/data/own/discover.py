@@ -1,8 +1,8 @@
 """Searches a folder for the parts of a data set: pool, class folders, COCO boxes and masks.
 
 The content of files is checked, not only their names: a json is used if it is a COCO file and its
-images exist, a folder of masks if it has a mask for every image of another folder. The split is
-read from the path ("train", "val", ...).
+first images exist, a folder of masks if it has a mask for every image of another folder. The split
+is read from the path ("train", "val", ...).
 """
 
 from __future__ import annotations

@@ -299,7 +299,10 @@ def card(splits: Mapping[str, Masks], classes: Sequence[str]) -> dict[str, Any]:
 
 
 def notes(config: DataConfig, counted: Mapping[str, Any]) -> list[str]:
-    """Notes on classes without pixels, to show with the scores on these masks."""
+    """Notes on classes without pixels, to show with the scores on these masks.
+
+    `counted`: the result of `card`.
+    """
     out, classes = [], counted["classes"]
     train = counted["splits"].get("train", {"pixels": {}})["pixels"]
     for split, row in counted["splits"].items():

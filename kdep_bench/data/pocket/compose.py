@@ -109,7 +109,7 @@ def place(
         image = cv2.resize(image, (max(1, w // 2), max(1, h // 2)), interpolation=cv2.INTER_AREA)
         scale, (h, w) = scale * w / image.shape[1], image.shape[:2]
     half = box / 2 * min(long_side / box.max(), MAX_UPSCALE)  # half the box on the canvas
-    margin = half * (2 * inside - 1)
+    margin = half * (2 * inside - 1)  # smallest distance of the centre from an edge of the canvas
     cx = _between(rng, margin[0], width - margin[0])
     cy = _between(rng, margin[1], height - margin[1])
     mirror = -1.0 if rng.random() < 0.5 else 1.0
@@ -146,7 +146,7 @@ def blend(rng: np.random.Generator, canvas: np.ndarray, layer: np.ndarray) -> No
         shadow = cv2.blur(np.roll(alpha[..., 0], (dy, dx), (0, 1)), (kernel, kernel))
         canvas *= 1 - darkness * shadow[..., None]
     weight = float(alpha.sum())
-    if weight > 1:
+    if weight > 1:  # otherwise the object is outside the canvas and has no mean colour
         covered = cv2.multiply(canvas, cv2.merge([alpha[..., 0]] * 3)).sum((0, 1))
         colour = colour + alpha * (0.25 * (covered - colour.sum((0, 1))) / weight)
         colour *= rng.uniform(0.88, 1.12)

@@ -94,6 +94,7 @@ class Maker:
         }[job.kind]
         out = Written([], [])
         for index in range(job.start, job.stop):
+            # crc32, because hash() of a text differs between processes.
             image_seed = [zlib.crc32(job.kind.encode()), zlib.crc32(job.split.encode()), index]
             make(np.random.default_rng([self.spec["seed"], *image_seed]), job.split, index, out)
         return out
