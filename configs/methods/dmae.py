@@ -7,10 +7,10 @@ Source       Bai et al., CVPR 2023; UCSC-VLAA/DMAE. From there: mask ratio, L1 d
 Two forms    The paper's formula compares unscaled features; its code divides every token by its
              length first. The default, `unit_length=True`, follows the code. With
              `unit_length=False` the weight of the term depends on the scale of the teacher's layer.
-Differs      from `mae` in the teacher, and from `fitnets` in the masks: only tokens of visible
-             patches are compared. The teacher's layers after `teacher_layer` are not run, as in
-             the paper; the published code runs them. The teacher cannot be cached, because every
-             step has new random masks.
+Differs      from `mae` in the teacher, and from `fitnets` in the masks: only the tokens of
+             visible patches and class tokens are compared. The teacher's layers after
+             `teacher_layer` are not run, as in the paper; the published code runs them. The teacher
+             cannot be cached, because every step has new random masks.
 Teacher      a vision transformer with as many patches as the student, 14 x 14 at 224 px: for
              example teacher=dict(base="dinov2_vitb14", input_px=196). `blocks.8` is the ninth of
              its twelve blocks (for clip_vitb16: `encoder.layers.8`). A convolutional teacher gets

@@ -4,8 +4,8 @@ A view is a crop box and a flip of one pool image. The student reads it at its r
 memory-mapped uint8 array; for the teacher cache the same box is rendered at the teacher's
 resolution. So a teacher feature belongs to exactly the pixels that the student sees, as recommended
 by Beyer et al. 2022, "Knowledge distillation: a good teacher is patient and consistent". All
-methods, student seeds and suites with the same data and seed share the views, so training needs no
-decoding and no augmentation.
+methods, student seeds and suites with the same data and the same settings of the views share them,
+so training needs no decoding and no augmentation.
 
 Row order: row = image * V + view.
 """

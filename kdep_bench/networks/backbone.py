@@ -17,7 +17,8 @@ from kdep_bench import openmmlab
 from kdep_bench.errors import KdepError
 from kdep_bench.networks.taps import find_last_activation, global_mean, is_rectified, nonzero_scales
 
-# {backbone class of mmpretrain 1.2.0: function that returns the path of its last activation}
+# {backbone class of mmpretrain 1.2.0 or kdep_bench.students: function that returns the path of its
+# last activation}
 LAST_ACTIVATION: dict[str, Callable[[Any], str]] = {
     "ResNet": lambda net: f"{net.res_layers[-1]}.{len(getattr(net, net.res_layers[-1])) - 1}.relu",
     "MobileNetV2": lambda net: "conv2.activate",
