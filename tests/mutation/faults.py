@@ -224,6 +224,7 @@ class Finder:
                 yield node, kind, new if isinstance(new, str) else f"{source_of(node, new)}"
 
     def faults_of_constant(self, node: ast.Constant) -> Iterator[tuple[str, str]]:
+        """The other bool, an integer 1 higher or lower, twice a float, another split or name."""
         value = node.value
         if isinstance(value, bool):
             yield "constant", repr(not value)
@@ -241,12 +242,14 @@ class Finder:
             yield "text", repr(f"{value}_")
 
     def faults_of_compare(self, node: ast.Compare) -> Iterator[tuple[str, ast.AST]]:
+        """Another comparison, such as <= for <."""
         for i, op in enumerate(node.ops):
             ops = list(node.ops)
             ops[i] = OTHER_COMPARISON[type(op)]()
             yield "comparison", ast.Compare(node.left, ops, node.comparators)
 
     def faults_of_binop(self, node: ast.BinOp) -> Iterator[tuple[str, ast.AST]]:
+        """Another operator, such as - for +."""
         parent = self.parents[node]
         if isinstance(parent, ast.Call) and self.called_name(parent) in CRASHING_CALLS:
             return
@@ -254,6 +257,7 @@ class Finder:
             yield "arithmetic", ast.BinOp(node.left, OTHER_OPERATION[type(node.op)](), node.right)
 
     def faults_of_augassign(self, node: ast.AugAssign) -> Iterator[tuple[str, ast.AST]]:
+        """Another operator, and an assignment in place of the update."""
         if type(node.op) in OTHER_OPERATION:
             yield (
                 "arithmetic",
@@ -262,10 +266,12 @@ class Finder:
         yield "arithmetic", ast.Assign([node.target], node.value, lineno=0)
 
     def faults_of_unaryop(self, node: ast.UnaryOp) -> Iterator[tuple[str, ast.AST]]:
+        """The operand without its minus or `not`."""
         if isinstance(node.op, ast.USub | ast.Not) and not isinstance(node.operand, ast.Constant):
             yield "arithmetic" if isinstance(node.op, ast.USub) else "branch", node.operand
 
     def faults_of_boolop(self, node: ast.BoolOp) -> Iterator[tuple[str, ast.AST]]:
+        """`or` for `and` (or the reverse), and each operand left out."""
         other = ast.Or() if isinstance(node.op, ast.And) else ast.And()
         yield "branch", ast.BoolOp(other, node.values)
         for i in range(len(node.values)):
@@ -273,41 +279,50 @@ class Finder:
             yield "branch", left[0] if len(left) == 1 else ast.BoolOp(node.op, left)
 
     def faults_of_ifexp(self, node: ast.IfExp) -> Iterator[tuple[str, ast.AST]]:
+        """The two values exchanged, and each value without a condition."""
         yield "branch", ast.IfExp(node.test, node.orelse, node.body)
         yield "branch", node.body
         yield "branch", node.orelse
 
     def faults_of_return(self, node: ast.Return) -> Iterator[tuple[str, str]]:
+        """`return None`."""
         if node.value is not None and not (
             isinstance(node.value, ast.Constant) and node.value.value is None
         ):
             yield "return", "return None"
 
     def faults_of_subscript(self, node: ast.Subscript) -> Iterator[tuple[str, ast.AST]]:
+        """The sequence without its slice."""
         if isinstance(node.slice, ast.Slice) and isinstance(node.ctx, ast.Load):
             yield "slice", node.value
 
     def faults_of_continue(self, node: ast.Continue) -> Iterator[tuple[str, str]]:
+        """`break`."""
         yield "branch", "break"
 
     def faults_of_break(self, node: ast.Break) -> Iterator[tuple[str, str]]:
+        """`continue`."""
         yield "branch", "continue"
 
     def faults_of_dict(self, node: ast.Dict) -> Iterator[tuple[str, ast.AST]]:
+        """Each entry left out."""
         for i in range(len(node.keys)):
             keys = [k for j, k in enumerate(node.keys) if j != i]
             yield "entry dropped", ast.Dict(keys, [v for j, v in enumerate(node.values) if j != i])
 
     def faults_of_expr(self, node: ast.Expr) -> Iterator[tuple[str, str]]:
+        """`pass` in place of a call whose result is not used."""
         if isinstance(node.value, ast.Call):
             yield "call removed", "pass"
 
     def faults_of_assign(self, node: ast.Assign) -> Iterator[tuple[str, str]]:
+        """`pass` in place of an assignment to an attribute or an entry."""
         target = node.targets[0]
         if isinstance(target, ast.Attribute | ast.Subscript):
             yield "assignment removed", "pass"
 
     def faults_of_listcomp(self, node: Any) -> Iterator[tuple[str, ast.AST]]:
+        """A comprehension without the conditions of one of its loops."""
         generators = node.generators
         for i, g in enumerate(generators):
             if g.ifs:
@@ -321,6 +336,10 @@ class Finder:
     faults_of_setcomp = faults_of_dictcomp = faults_of_generatorexp = faults_of_listcomp
 
     def faults_of_call(self, node: ast.Call) -> Iterator[tuple[str, ast.AST]]:
+        """Two arguments exchanged, an argument left out, the seed 0, or no call.
+
+        Without the call, its first argument is left, or the object whose method it calls.
+        """
         if self.called_name(node) in CRASHING_CALLS:
             return
         plain = [a for a in node.args if not isinstance(a, ast.Starred)]

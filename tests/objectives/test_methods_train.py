@@ -459,6 +459,7 @@ def arguments(config: Json) -> Iterator[tuple[str, Json]]:
 @pytest.mark.parametrize("name", TRAINED)
 def test_every_argument_changes_the_losses(name: str, folder: Path):
     def losses(objective: Json | None) -> list[float]:
+        """Losses of two steps with this objective (None: the method's)."""
         return TinyRun(name, subfolder(folder, name), objective).train(2)
 
     with warnings.catch_warnings():

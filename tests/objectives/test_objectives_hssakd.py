@@ -181,6 +181,7 @@ def test_the_recorded_number_of_extra_passes_equals_the_passes_that_are_run(tmp_
         """A hook that counts the images that a network gets."""
 
         def hook(_module: nn.Module, args: tuple[Tensor, ...], _out: Any) -> None:
+            """Adds the images of one pass."""
             passes[name] += len(args[0])
 
         return hook

@@ -369,6 +369,7 @@ def test_the_declared_extra_passes_are_those_on_augmented_images(
         """The function, which adds its number of images to `passes`."""
 
         def call(x: Tensor) -> Any:
+            """Counts the images x and runs the function."""
             passes[0] += len(x)
             return function(x)
 

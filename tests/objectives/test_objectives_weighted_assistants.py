@@ -258,7 +258,8 @@ def test_a_live_teacher_is_refused_because_its_outputs_are_not_known_before_trai
 
 def test_the_fix_for_an_assistant_trained_on_all_images_is_accepted():
     assistant = dict(student="resnet18_w48", method="held_out_kd")
-    plan(dict(base="weighted_assistants", name="changed", teachers=dict(medium=assistant)))
+    method = dict(base="weighted_assistants", name="changed", teachers=dict(medium=assistant))
+    assert plan(method).runs
 
 
 def test_both_assistants_are_trained_once_and_the_large_teacher_is_that_of_the_suite():

@@ -288,6 +288,7 @@ def test_cka_equals_the_estimator_written_out():
     y[:, 0] += x[:, 0]
 
     def hsic_by_definition(a, b):
+        """HSIC of two centred features [n, width]."""
         gram_a, gram_b, n = a @ a.T, b @ b.T, len(a)
         total = np.zeros(3)
         counts = np.zeros(3)
@@ -405,6 +406,7 @@ def test_robustness_of_a_backbone_whose_feature_is_the_brightness():
     images = np.stack([flat_images(levels[c], px=16, n=1)[0] for c in y])
 
     def extract(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Brightness [n, 1] before the activation, and twice the same [n, 2] after it."""
         x = batch.reshape(len(batch), -1).mean(1, keepdims=True).astype(np.float32) / 255
         return x, np.hstack([x, x])
 
@@ -412,6 +414,7 @@ def test_robustness_of_a_backbone_whose_feature_is_the_brightness():
     calls: list[str] = []
 
     def stream(name: str):
+        """The images in batches of 12 and 18; records the name of the split."""
         calls.append(name)
         yield images[:12]
         yield images[12:]
@@ -433,9 +436,11 @@ def test_robustness_refuses_images_that_are_not_those_of_the_features():
     split = clusters(width=2)
 
     def stream(_: str):
+        """Three images, although the split has features of 40."""
         yield flat_images(0.5, px=8, n=3)
 
     def extract(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Features of zeros."""
         return np.zeros((len(batch), 2)), np.zeros((len(batch), 2))
 
     data = Inputs(dict.fromkeys(("train", "val", "test"), split), images=stream, extract=extract)

@@ -42,6 +42,7 @@ def inputs(read: list[str] | None = None, missing: int = 0) -> Inputs:
     }
 
     def stream(split: str) -> Any:
+        """The images in two batches, without the last `missing` ones."""
         (read if read is not None else []).append(split)
         pixels = images[split][0][: len(images[split][0]) - missing]
         yield pixels[:10]
@@ -71,6 +72,7 @@ def test_each_image_has_its_own_weather_whatever_the_size_of_a_batch():
     seen: list[np.ndarray] = []
 
     def extract(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Records the images and returns their mean colours."""
         seen.append(images)
         return mean_colour(images)
 

@@ -13,9 +13,10 @@ from kdep_bench.results.records.record import Record
 
 @pytest.fixture
 def results(tmp_path: Path) -> Callable[[Iterable[Record]], Path]:
-    """A function that writes records into a new results folder and returns the folder."""
+    """A function that writes records into a results folder and returns the folder."""
 
     def fill(records: Iterable[Record], name: str = "golden") -> Path:
+        """Writes the records into the folder `name`, which may have other records already."""
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         for r in records:
