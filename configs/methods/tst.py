@@ -7,8 +7,8 @@ Differs      from `logit_kd` in the second half of the loss, on the augmented im
 Labels       none; the class that the teacher predicts takes the place of the paper's label.
 Teacher      any with a classifier that can be differentiated. The original images are read from
              its cache; on the augmented ones it runs in every step.
-Cost         per step one more pass of student and teacher, and in a phase (a tenth of the run) one
-             more pass of each, with gradients to the image. Every crop is decoded again, at the
+Cost         per step one more pass of student and teacher, and in the two phases (together a tenth
+             of the run) yet another pass of each, with gradients to the image. Every crop is decoded again, at the
              teacher's resolution.
 """
 

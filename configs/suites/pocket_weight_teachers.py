@@ -7,7 +7,7 @@ Outcome   18 runs: 3 methods x 2 teachers x 3 pre-training seeds, on a tenth of 
           on the validation split by a linear probe with a fixed C. Four claims: the automatic
           weight is at most one point worse than w = 3 and than w = 20, for each teacher. Measured:
           the automatic weight and w = 3 are similar for both teachers, w = 20 is worse on average;
-          one claim is supported, three are undecided
+          all four claims are undecided
 
 `kdep` uses w = 20 / (mean square of the target). For these two teachers the values are similar:
 w = 4.5 for Lite0 and 4.2 for Lite2 over 1,600 pocket views. `kdep_unit`, which also divides the
