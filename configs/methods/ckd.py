@@ -8,8 +8,9 @@ Stages       DisCo distils on unlabelled data first, and then fine-tunes with a 
 Differs      from `conv1x1` in the loss, which only compares directions and depends on the other
              images; from `pkt` and `similarity` in comparing the student's images with the
              teacher's, not each network's images with each other.
-Labels       none. Other views of an image, and the same image of an earlier epoch, are no
-             negatives; an image that is in the pool twice is one.
+Labels       none. Other views of an image, and the same image of an earlier epoch, are not used as
+             negatives. If two files of the pool contain the same image, each is a negative of the
+             other.
 Cost         B (B + queue) products of features per batch. The queue is stored in checkpoints and is
              part of the extra parameters in tables. The batch cannot be split over processes.
 """

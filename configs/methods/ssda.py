@@ -10,7 +10,8 @@ Differs      from the paper in the detector (the task's, here Faster R-CNN), in 
 Outcome      not measured yet. On the target domain, expected above the same pre-training without
              SSDA; on the source domain, no gain.
 Cost         3.3 times the computation of the task's training: the detector is trained on the source
-             images in the target style and on target images, and its moving average reads these.
+             images in the target style and on target images, and its moving average reads the
+             target images.
 """
 
 from kdep_bench.transfer.methods.ssda import SSDA

@@ -8,7 +8,8 @@ Source       re-implemented from the abstract of Vats and Crandall (arXiv 2112.1
 Differs      from `eskd_teacher` in comparing teachers instead of fixing the epochs, and in the
              cross-entropy with labels. The learning rate is that of the budget for all batch sizes.
 Outcome      the note of each record states the chosen teacher, and the quality and the similarity
-             information of all. The outputs of the pre-training stage have their rank correlation.
+             information of all teachers. The outputs of the pre-training stage contain the rank
+             correlation of these two numbers.
 Test         `logit_kd_permuted` separates distillation from regularisation.
 Cost         includes the pre-training of four teachers and four proxies, and one cache for each.
 """

@@ -8,8 +8,8 @@ Labels       none; the class that the teacher predicts takes the place of the pa
 Teacher      any with a classifier that can be differentiated. The original images are read from
              its cache; on the augmented ones it runs in every step.
 Cost         per step one more pass of student and teacher, and in the two phases (together a tenth
-             of the run) yet another pass of each, with gradients to the image. Every crop is decoded again, at the
-             teacher's resolution.
+             of the run) yet another pass of each, with gradients to the image. Every crop is
+             decoded again, at the teacher's resolution.
 """
 
 from kdep_bench.objectives.tst import TeachWhatYouShould

@@ -2,8 +2,8 @@
 
 Source       Peng et al., TMM 2023; FannierPeng/SgVA-CLIP main.py, models/coop_4.py.
 Differs      The authors adapt features of CLIP and compare them with embeddings of class names. A
-             backbone has no text tower: the prototypes of the features without adapter have the
-             functions of the text prototypes, and there is no prompt to train. Images are not
+             backbone has no text tower: the prototypes of the features without adapter replace the
+             text prototypes, and there is no prompt to train. Images are not
              augmented, because features are extracted once; an image is left out of the prototype
              that classifies it in training.
 Defaults     Of the authors: 100 steps (their epochs), momentum 0.9, weight decay 5e-4, hidden width

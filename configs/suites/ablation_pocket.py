@@ -1,4 +1,4 @@
-"""Ablation of distillation: knowledge x matching x initialisation x shape, at equal parameters.
+"""Ablation of distillation: knowledge, matching, initialisation and shape of students of one size.
 
 Command   python tools/run_suite.py configs/suites/ablation_pocket.py   (can be stopped and resumed)
 Cost      not run yet. 132 pre-trainings of 800 steps and 6 students without pre-training, three
@@ -76,7 +76,7 @@ def on_levels(knowledge, matching):
 
 
 def pooled(knowledge, base):
-    """The method of a kind of knowledge that the last layer alone has."""
+    """The method of a kind of knowledge that is read from the last layer: logits or pairs."""
     return dict(
         base=base,
         name=f"{knowledge}_last",

@@ -11,7 +11,8 @@ Outcome   results/pocket_probes: the linear probe of `methods_pocket`, and a sec
           over corruptions and domains
 
 The backbones are the same stages as in `methods_pocket`: after that suite nothing is trained. The
-methods are KDEP and its steps, the best of other families, supervised and no pre-training.
+methods are KDEP, svd (KDEP without PTS), conv1x1 (a learned projector), the best methods of other
+families, supervised and no pre-training.
 Only four of the seven corruptions are used (noise, blur, contrast, compression), because they take
 most of the time. The finished linear probe is included so that scores and probes are in one table.
 No mean, ranking, difference or claim includes probes.

@@ -1,4 +1,4 @@
-"""Collects the faults of a data set, so that one run reports all of them."""
+"""Collects the faults of a data set; one error lists the first of each kind and counts the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage `prepare` for a user's own data: reads all parts, reports all faults, writes the layout."""
+"""Stage `prepare` for a user's own data: reads all parts, lists their faults, writes the layout."""
 
 from __future__ import annotations
 
