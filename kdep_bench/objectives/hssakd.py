@@ -54,13 +54,23 @@ def branch(channels: Sequence[int], outputs: int) -> nn.Sequential:
 
 
 def branches(names: Sequence[str], maps: Maps, outputs: int) -> nn.ModuleDict:
-    """{name: branch} of maps, largest first; a branch has the widths of its own and later maps."""
+    """{name: branch} for maps in the order of their size, the largest first.
+
+    The convolutions of a branch have the widths of the maps that follow its own.
+    """
     channels = [int(maps[name]["channels"]) for name in names]
     return nn.ModuleDict({name: branch(channels[k:], outputs) for k, name in enumerate(names)})
 
 
 class TeacherHeads(nn.Module):
-    """Classifiers on a frozen teacher: classes from the pooled feature, joint labels from maps."""
+    """Classifiers on a frozen teacher: classes from the pooled feature, joint labels from maps.
+
+    Args:
+        width: number of channels of the teacher's pooled feature.
+        names: names of the teacher's maps, largest first.
+        maps: {name: {"channels": C, ...}}.
+        classes: number of classes.
+    """
 
     def __init__(self, width: int, names: Sequence[str], maps: Maps, classes: int) -> None:
         super().__init__()
@@ -79,19 +89,20 @@ class Hssakd(Objective):
     The batch has every image in four rotations (augments.rotations.Rotations). s and t are the
     student's and the teacher's logits of the C classes; s_l and t_l are logits of the 4 C pairs of
     class and rotation (joint labels), from one classifier per level (a branch). CE(y, .) is
-    averaged over the unrotated images only. The other terms are averaged over all rotations; KL is
-    tau^2 KL_tau.
+    averaged over the unrotated images only. The other terms are averaged over all rotations. KL is
+    `logit_kd.soft_kl` at the temperature tau.
 
     The teacher's network is frozen. Its classifiers are trained in the same run, by a separate
     optimiser, to minimise CE(y, t) + sum_l CE(4 y + r, t_l), with r the number of quarter turns.
-    The targets t and t_l are computed in evaluation mode. All classifiers are dropped at export.
+    The targets t and t_l are computed in evaluation mode. The student's optimiser also trains the
+    student's classifiers. All classifiers are dropped at export.
 
     Source: Yang et al., TNNLS 2022, IJCAI 2021; winycg/HSAKD `train_student_cifar.py`,
     `train_teacher_cifar.py` (frozen backbone), tau 3 and all weights 1. Three differences. The
     source trains the teacher's classifiers first, for 100 epochs; here they take one step before
-    every step of the student. The classifier of t is new, because a teacher here may have other
+    every step of the student. The classifier of t is trained here, because a teacher may have other
     classes or none. A branch has one convolution per later level; in the source it has the blocks
-    of the network. The student's optimiser also trains the student's branches.
+    of the network.
 
     Args:
         levels: {student level: teacher map}.
@@ -148,7 +159,7 @@ class Hssakd(Objective):
         players.minimise("teacher_heads", loss)
 
     def unrotated_cross_entropy(self, ctx: Context, logits_BC: Tensor) -> Tensor:
-        """[4 B]: 4 times the cross-entropy of an unrotated image, 0 for the other rotations.
+        """[B]: 4 times the cross-entropy of an unrotated image, 0 for the other rotations.
 
         The mean over the batch is therefore the mean over the unrotated images.
         """

@@ -24,9 +24,9 @@ class HssakdOnline(Objective):
 
     The batch has every image in four rotations (augments.rotations.Rotations); r is the number of
     quarter turns. s_i are the logits of the C classes from the pooled feature; s_il are the logits
-    of the 4 C joint labels from a branch on the map of level l. KL is tau^2 KL_tau, without
-    gradient for its first argument. CE(y, .) is averaged over the unrotated images only, the other
-    terms over all rotations.
+    of the 4 C joint labels from a branch on the map of level l. KL is `logit_kd.soft_kl` at the
+    temperature tau, without gradient for its first argument. CE(y, .) is averaged over the
+    unrotated images only, the other terms over all rotations.
 
     The peer has the student's architecture and other random weights. One optimiser trains both
     networks and all classifiers. Peer and classifiers are dropped at export.
@@ -97,7 +97,13 @@ class HssakdOnline(Objective):
         own_joint_LBJ: Tensor,
         other_joint_LBJ: Tensor,
     ) -> dict[str, Tensor]:
-        """The terms of L_i, each [B]; the logits of student j get no gradient."""
+        """The terms of L_i, each [B]; the logits of student j get no gradient.
+
+        Args:
+            own_BC, other_BC: the logits s_i and s_j.
+            own_joint_LBJ, other_joint_LBJ: the logits s_il and s_jl of L levels and J = 4 C joint
+                labels.
+        """
         assert ctx.labels is not None
         rotation, n_levels = ctx.extra["rotation"], len(own_joint_LBJ)
         upright = TURNS * (rotation == 0)  # the mean over the batch is that of unrotated images

@@ -1,4 +1,4 @@
-"""Pixel distillation: the student's first layer must explain the teacher's larger image."""
+"""Pixel distillation: reconstructs the teacher's larger image from the student's first layer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from kdep_bench.teachers.base import TeacherOutput, build_teacher
 
 
 def first_convolution(network: nn.Module, label: str) -> nn.Conv2d:
-    """The convolution of a network that reads the image, the first one with three input channels.
+    """The convolution that reads the image: the first of the network with three input channels.
+
+    `label` names the network in the error.
 
     Raises:
         KdepError: there is none.
@@ -64,8 +66,9 @@ class ImageSuperResolution(Objective):
     pixels. The loss trains SR and the first convolution only, which runs twice per step.
 
     Source: input spatial representation distillation of Guo et al., TPAMI 2024 (arXiv 2112.09532);
-    gyguo/PixelDistillation `lib/models/hrir.py` (SR1x1), `tools_1_ts/train_isrd_5runs.py`. Its
-    weight is 10 for half the resolution of the teacher and 50 for a quarter.
+    gyguo/PixelDistillation `lib/models/hrir.py` (SR1x1), `tools_1_ts/train_isrd_5runs.py`. There,
+    the loss has the weight 10 for a student with half the teacher's resolution, and 50 for a
+    quarter.
 
     Args:
         input_px, teacher_px: set by the pre-training stage.
@@ -93,9 +96,10 @@ class ImageSuperResolution(Objective):
         self.enlarge = SuperResolution(first.shape[1], first.shape[2], self.teacher_px)
 
     def enlarged(self, ctx: Context) -> Tensor:
-        """[B, 3, px, px]: the image that the student's first layer gives at the teacher's size.
+        """SR(F): [B, 3, px, px], the image reconstructed at the teacher's resolution.
 
-        The layer runs once more, in float32, because the student's own run does not return it.
+        The student's first layer runs once more, in float32, because the student's forward pass
+        does not return its output.
         """
         assert ctx.images is not None
         return self.enlarge(self._first[0](ctx.images))
@@ -108,9 +112,9 @@ class FeatureSuperResolution(ImageSuperResolution):
     """mean |SR(F) - x| + mean |g(SR(F)) - g(x)|, with g the teacher's first convolution, frozen.
 
     Source: re-implementation of the feature super-resolution of arXiv 2112.09532v1 from its
-    abstract. That the teacher's first weights are applied to the enlarged image is read from a
-    remainder of that version in gyguo/PixelDistillation (`lib/models/hrir.py`, its last lines); the
-    distance and the equal weights are this project's.
+    abstract. Leftover code of that version in gyguo/PixelDistillation (the last lines of
+    `lib/models/hrir.py`) applies the teacher's first weights to the enlarged image. The distance
+    and the equal weights were chosen in this project.
 
     Args:
         input_px, teacher_px, teacher_config: set by the pre-training stage.

@@ -98,7 +98,10 @@ def depths_of(config: Any) -> list[tuple[int, int]]:
 
 
 def teacher_blocks(config: Any) -> list[int]:
-    """Blocks of a transformer teacher that an objective reads: `teacher_block`, or by the depths.
+    """Blocks of a transformer teacher that an objective reads, as sorted indices.
+
+    They are its `teacher_block`, or those that `block_pairs` gives for its `student_depth` and
+    `teacher_depth`.
 
     Raises:
         KdepError: the objective and its parts name no block, or an error of `block_pairs`.

@@ -89,7 +89,7 @@ class LogitKD(Objective):
 
 
 class LogitKDWithLabels(LogitKD):
-    """L = (1 - alpha) CE(y, softmax(z_s)) + alpha tau^2 KL_tau, on one head.
+    """L = (1 - alpha) CE(y, softmax(z_s)) + alpha * (the loss of LogitKD), on one head.
 
     Source as for LogitKD; alpha = 0.9 is RepDistiller's value for CIFAR. With alpha = 0 the loss is
     that of CrossEntropy. The labels must be the classes of the teacher's classifier.
@@ -97,6 +97,7 @@ class LogitKDWithLabels(LogitKD):
     Args:
         alpha: weight of the distillation term, 0 to 1.
         classes: number of classes of the labels, set by the pre-training stage.
+        width, teacher_classes, tau, entropy_floor, epochs: as in LogitKD.
     """
 
     needs = frozenset({"logits", "labels", "classes"})

@@ -29,10 +29,11 @@ def position_cosines(map_BCHW: Tensor) -> Tensor:
 class MapPatterns(Objective):
     """w * sum over levels of mean (P(F_s) - P(F_t))^2 / mean (P(1) - P(F_t))^2.
 
-    P is the pattern of a map, whose size depends only on the number of positions. P(1) is that of a
-    constant map: a student without spatial structure has the loss w per level, whatever the
-    teacher. The divisor is measured on the first batch. The teacher's map is resized to the
-    student's. Nothing is learned in addition to the student, and no labels are read.
+    P(F) is the pattern of a map F: its size depends on the map's positions, not on its channels.
+    P(1) is the pattern of a constant map, so a student without spatial structure has the loss w per
+    level, whatever the teacher. The divisor is measured on the first batch. The teacher's map is
+    resized to the student's size. Nothing is learned in addition to the student, and no labels are
+    read.
 
     Args:
         levels: {student level: teacher map}.
@@ -94,7 +95,7 @@ class SpatialAttention(MapPatterns):
     """MapPatterns of where a map is large: its mean square over channels, normalised per image.
 
     Source: Zagoruyko and Komodakis, ICLR 2017 (attention transfer, activation-based, p = 2), whose
-    weight is 1000 per level, on the difference without a divisor.
+    weight is 1000 per level, without the divisor.
     """
 
     @staticmethod
@@ -105,9 +106,9 @@ class SpatialAttention(MapPatterns):
 class PositionRelations(MapPatterns):
     """MapPatterns of which positions of an image are similar: cosines between all of them.
 
-    For an image this is what the relation between the values of tokens is for a text. Source: Liu
-    et al., CVPR 2019 (structured knowledge distillation, pair-wise, without its aggregation of
-    neighbouring positions).
+    Source: Liu et al., CVPR 2019 (the pair-wise term of structured knowledge distillation, without
+    its aggregation of neighbouring positions). It corresponds to the distillation of relations
+    between tokens in language models.
     """
 
     @staticmethod

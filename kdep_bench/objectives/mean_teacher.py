@@ -14,6 +14,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.schedules.build import as_schedule
 
+# The default of w: from 0 to 10 in the first quarter of the run.
 RAMP: Mapping[str, Any] = {
     "type": "kdep_bench.schedules.ramp.Ramp",
     "start": 0.0,

@@ -70,8 +70,8 @@ class FusedMaps(Objective):
     map of one level, z_k are the logits of a linear layer on the pooled feature. The fused map is
     M = mean over k of A_k(E_k(F_k)), where E_k is MultiScale and A_k is DualAttention; z_f are the
     logits of a linear layer on the mean of M over the positions. |.|^2 is the mean over channels
-    and positions, KL is tau^2 KL_tau; M and z_f have no gradient in them. CE(y, z_f) trains the
-    fusion and all networks.
+    and positions, KL is `logit_kd.soft_kl` at the temperature tau. In these two terms M and z_f
+    have no gradient. CE(y, z_f) trains the fusion and all networks.
 
     Without peers, the student learns from its own attended map. Without attention, M is the mean of
     the E_k(F_k). Peers have the student's architecture and other random weights. One optimiser

@@ -1,4 +1,4 @@
-"""Logit distillation without similarity information: a control that separates it from smoothing."""
+"""A control for LogitKD: the teacher's logits without the information which classes are similar."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def permute_others(z_BC: Tensor, rows_B: Tensor, seed: int = 0) -> Tensor:
     Args:
         z_BC: logits.
         rows_B: int64; equal numbers have equal permutations.
-        seed: another seed has other permutations.
+        seed: seed of the permutations.
     """
     classes = torch.arange(z_BC.shape[1], device=z_BC.device)
     is_top_BC = classes == z_BC.argmax(1, keepdim=True)
@@ -65,7 +65,7 @@ def permute_others(z_BC: Tensor, rows_B: Tensor, seed: int = 0) -> Tensor:
 
 
 def mixed(x: Tensor) -> Tensor:
-    """A hash of int64 numbers, uniform in [0, 2^31): the same on every device."""
+    """A hash of int64 numbers, uniform in [0, 2^31). It gives the same numbers on every device."""
     for _ in range(2):
         x = ((x ^ (x >> 16)) * 0x45D9F3B) % 2**31
     return x ^ (x >> 16)

@@ -22,9 +22,9 @@ class Player:
     Attributes:
         module: a submodule of the objective; the optimiser updates all its parameters.
         optimizer: config {type, lr, ...}, as in a suite's budget.
-        scheduled: whether its learning rate is multiplied by `Players.factor`.
-        max_norm: largest norm of the gradient of all its parameters together; a longer gradient is
-            scaled down to it. None: no limit.
+        scheduled: whether the optimiser's learning rate is multiplied by `Players.factor`.
+        max_norm: largest norm of the gradient of all parameters together; a longer gradient is
+            scaled down to this norm. None: no limit.
     """
 
     module: nn.Module

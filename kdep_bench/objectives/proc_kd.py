@@ -24,7 +24,7 @@ class PrototypeDistillation(Objective):
     is a learned 1x1 convolution. |.|^2 is the sum over channels; sg: no gradient. So the student
     learns what many images share, not every detail of the teacher's map, and nothing depends on the
     teacher's classes. phi and the prototypes are dropped at export; the transfer method
-    `PrototypeAugmentation` reads them from the pre-training.
+    `PrototypeAugmentation` reads them from the output of the pre-training stage.
 
     The prototypes begin as local features of the first batch (`networks.prototypes.spread_out`);
     with several processes, of the global batch.
@@ -119,5 +119,5 @@ def _of_all_ranks(x_BCHW: Tensor) -> Tensor:
 
 
 def _distance(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
-    """(B,): squared Euclidean distance of two maps at a position, averaged over the positions."""
+    """(B,): squared distance between the vectors at one position, averaged over the positions."""
     return (x_BCHW - y_BCHW).square().sum(1).mean((1, 2))

@@ -62,7 +62,9 @@ def hint_levels(
     layer_distances: Mapping[str, Mapping[str, float]],
     points: int,
 ) -> dict[str, str]:
-    """The entries of `levels` that are the centres of `points` clusters, always with the deepest.
+    """The entries of `levels` whose teacher maps are the centres of `points` clusters.
+
+    The deepest map is always a centre.
 
     Args:
         levels: {student level: teacher map}, the candidates.
@@ -89,11 +91,12 @@ class Pursuhint(Hints):
     """The objective Hints at those candidate levels that represent clusters of similar levels.
 
     Re-implementation of PURSUhInT (Expert Systems with Applications 2023), after another
-    re-implementation that quotes it. A teacher layer is described by its spatially averaged
-    features of about 10^4 images; the distance of two layers is 1 - linear CKA; the centres of the
-    clusters of layers are the hint points. Two differences: the candidates are the maps that a
-    teacher cache stores, not all blocks; and the deepest candidate is always a centre, because
-    without cross-entropy no other loss would train the layers after the last hint.
+    re-implementation, which quotes the paper. A teacher layer is described by its spatially
+    averaged features of about 10^4 images; the distance of two layers is 1 - linear CKA; the
+    centres of the clusters of layers are the hint points. Two differences from the paper: the
+    candidates are the maps that a teacher cache stores, not all blocks; and the deepest candidate
+    is always a centre, because without cross-entropy no other loss would train the layers after the
+    last hint.
 
     Args:
         levels: {student level: teacher map}, the candidates.

@@ -18,7 +18,7 @@ from kdep_bench.signatures import class_value, resolve_alias
 ONLY = "teacher"  # role of the teacher in a method with one teacher
 PROXY = "_proxy"  # suffix of the role of a short distillation from the teacher of a role
 
-# Words of `needs` that name an output of a teacher.
+# Words of `needs` for which an objective must have a teacher that supplies them.
 FROM_TEACHER = frozenset(
     {
         *("target", "pooled", "logits", "maps", "tokens", "probabilities"),
@@ -61,7 +61,7 @@ def readers(
             reads_all = lookup(path, "every_teacher")
             if reads_all and len(visible) == 1 < len(roles):
                 raise KdepError(
-                    f"objective part with teacher={visible[0]!r} whose class "
+                    f"a part of the objective has teacher={visible[0]!r}, but its class "
                     f"{path.rpartition('.')[2]} reads every teacher",
                     fix="remove `teacher` from that part",
                 )

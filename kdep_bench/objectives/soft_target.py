@@ -20,7 +20,8 @@ class SoftTarget(Objective):
     `train_one_epoch_distill_using_saved_logits`.
 
     Args:
-        top_classes: k, number of probabilities that the cache stores per view (4 k bytes).
+        top_classes: k, number of probabilities that the teacher cache stores per view (4 k bytes).
+            The cache stage reads this value from the config (`levels.top_classes`).
         width, teacher_classes: set by the pre-training stage.
     """
 

@@ -20,18 +20,18 @@ from kdep_bench.objectives.weighted_assistants import (
 class BestTeacher(WeightedAssistantsWithLabels):
     """(1 - alpha) CE(y, student) + alpha tau^2 KL_tau(best teacher || student), on one head.
 
-    The candidates are the same network, trained with different batch sizes and for different
-    numbers of epochs. For each candidate `a` the method has a second teacher, `a_proxy`: a small
-    student after a short distillation from `a`. Its top-1 accuracy on held-out images is the
-    quality of the distillation; ties are decided by its cross-entropy. The best candidate is chosen
-    once, before training; the other teachers have no influence on the loss.
+    In the method's config, the candidates are one network, trained with different batch sizes and
+    for different numbers of epochs. For each candidate `a` the method has a second teacher,
+    `a_proxy`: a small student after a short distillation from `a`. The proxy's top-1 accuracy on
+    held-out images is the quality of `a`; ties are decided by the proxy's cross-entropy. The best
+    candidate is chosen once, before training; the other teachers have no influence on the loss.
 
     Source: re-implementation from the abstract of Vats and Crandall (arXiv 2112.10047): the quality
     of distillation depends on the similarity information in the teacher's outputs, which long
     training removes, and is controlled by the teacher's batch size and epochs. Chosen in this
-    project: the short distillation as the measure of quality, the held-out images, and the number
-    that measures similarity information (`similarity_information`). The outputs of the stage
-    contain it for every candidate, with its rank correlation with the quality.
+    project: the short distillation as the measure of quality, the held-out images, and
+    `similarity_information`, the measure of similarity information. The outputs of the pre-training
+    stage contain this measure for every candidate, and its rank correlation with the quality.
 
     Args:
         held_out: fraction of the images on which the candidates are compared. No candidate and no
@@ -105,10 +105,15 @@ class BestTeacher(WeightedAssistantsWithLabels):
 
 
 def similarity_information(z_NC: np.ndarray, top_N: np.ndarray, tau: float = 1.0) -> float:
-    """Mean entropy, in nats, of softmax(z / tau) without the class `top`, renormalised.
+    """Mean entropy, in nats, of softmax(z / tau) over all classes but one, renormalised.
 
-    It is 0 for one-hot probabilities (of which nothing is left without the top class) and log(C-1)
+    It is 0 for one-hot probabilities (of which nothing is left without that class) and log(C - 1)
     if all other classes are equally probable. Its exponential is the effective number of classes.
+
+    Args:
+        z_NC: logits.
+        top_N: the class of each sample that is left out, here its label.
+        tau: temperature.
     """
     p_NC = softmax(z_NC, tau)
     np.put_along_axis(p_NC, top_N[:, None], 0.0, 1)

@@ -22,11 +22,12 @@ class TransformerLayers(Objective):
     from 1. S are attention scores before the softmax, H the tokens after a block (after the last
     norm for the last block), E the tokens before the first block. One linear layer W maps the
     student's tokens to the teacher's width; it is dropped at export. Class tokens are compared if
-    both networks have as many, otherwise patches only.
+    both networks have the same number of them, otherwise only patches are.
 
-    With `relative`, every difference is divided by the teacher's mean square in the first batch:
-    an output of zero then has the loss 1 per block and quantity. Tokens of vision transformers
-    have large values in a few channels, and their scale grows from block to block.
+    With `relative`, every squared difference is divided by the teacher's mean square in the first
+    batch: an output of zero then has the loss 1 per block and quantity. Otherwise a few blocks
+    would dominate, because tokens of vision transformers have large values in a few channels, and
+    their scale grows from block to block.
 
     Source: Jiao et al., "TinyBERT", EMNLP Findings 2020, general distillation (its first stage,
     without labels or logits); huawei-noah/Pretrained-Language-Model `TinyBERT/general_distill.py`:
@@ -106,6 +107,8 @@ class TransformerLayers(Objective):
         self, student: Attention, teacher: Attention, first: tuple[int, int]
     ) -> list[tuple[Tensor, Tensor]]:
         """(student's, teacher's) scores [B, heads, T, T] of every pair of blocks.
+
+        `first`: index of the first compared token of each network, see `first_tokens`.
 
         Raises:
             KdepError: the numbers of heads differ and are not averaged.

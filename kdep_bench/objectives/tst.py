@@ -1,4 +1,4 @@
-"""TST: the student also learns from augmented images that the teacher classifies and it cannot."""
+"""TST: distillation on images that a learned augmentation makes hard for the student only."""
 
 from __future__ import annotations
 
@@ -21,33 +21,37 @@ from kdep_bench.schedules.phases import check_phases, in_phase
 from kdep_bench.teachers.base import build_teacher
 
 EPSILON = 1e-8
-MAX_NORM = 10.0  # of the gradient of the augmentation
+MAX_NORM = 10.0  # largest norm of the gradient of the augmentation's parameters
 SGD: Mapping[str, Any] = {"type": "SGD", "lr": 0.01, "momentum": 0.9}
 
 
 class TeachWhatYouShould(Objective):
     """1/2 tau^2 KL(t(x) || s(x)) + 1/2 tau^2 KL(t(x') || s(x')), x' an augmented image.
 
-    In its phases, the augmentation learns to minimise CE(y, t(x')) - log(1 - p_y(s(x')) + 1e-8),
-    with y the teacher's most probable class of x: images that the teacher still classifies as
-    before, and the student does not. The student's weights and statistics do not change by that.
-    Teacher and student get the same augmentation, each at its own resolution.
+    s and t are the logits of student and teacher. During each phase, the augmentation is trained to
+    minimise CE(y, t(x')) - log(1 - p_y(s(x')) + 1e-8), with y the teacher's most probable class of
+    x and p_y the student's probability of y. It so learns to make images that the teacher still
+    classifies as before, and the student does not. These steps change neither the student's weights
+    nor its BatchNorm statistics. Teacher and student get the same augmentation, each at its own
+    resolution.
 
-    t(x) may come from a cache. t(x') cannot: the objective runs a teacher of its own in every step.
+    t(x) may come from a cache; for t(x') the objective runs its own copy of the teacher in every
+    step.
 
     Source: Shao et al., IJCAI 2023; shaoshitong/TST `Env/Environment_SDA.py`, `datas/SDAGAN.py`
     (SGD 0.01 for the augmentation, gradient norm of at most 10; phases at epochs 30 and 90 of 240,
-    tau 4 for CIFAR). Departures, beside those of LearnedAugment: y is predicted, there it is the
-    label; there is no cross-entropy with labels; x and x' are two passes of the student, so
-    BatchNorm normalises them separately, there they are one batch.
+    tau 4 for CIFAR). Differences from the source, in addition to those of LearnedAugment: y is the
+    teacher's prediction, not the label; there is no cross-entropy with labels; the student
+    processes x and x' in two passes, so BatchNorm normalises them separately (in the source they
+    are one batch).
 
     Args:
         tau: temperature.
         phases: fractions of the run at which a phase begins.
         length: length of each phase, as a fraction of the run.
-        active: operations per step.
-        temperature: of the relaxed Bernoulli variables.
-        optimizer: of the augmentation.
+        active: number of operations that are chosen per step.
+        temperature: temperature of the relaxed Bernoulli variables.
+        optimizer: config of the augmentation's optimiser.
         width, teacher_classes, teacher_config: set by the pre-training stage.
     """
 
@@ -103,7 +107,7 @@ class TeachWhatYouShould(Objective):
         self._student = [student]
 
     def players(self) -> dict[str, Player]:
-        return {"augment": Player(self.augment, self.optimizer, False, MAX_NORM)}
+        return {"augment": Player(self.augment, self.optimizer, scheduled=False, max_norm=MAX_NORM)}
 
     def in_phase(self, ctx: Context) -> bool:
         """Whether the augmentation learns in this step."""

@@ -18,7 +18,8 @@ from kdep_bench.objectives.held_out import HeldOutOutputs, TeacherWeights, check
 from kdep_bench.objectives.multi_teacher import check_labels, common_classes
 
 GENERATIONS = 60  # maximum number of generations of differential evolution
-MAX_SAMPLES = 1024  # on which distributions over all classes are compared, in every generation
+# Maximum number of samples on which WeightedAssistants compares distributions over all classes.
+MAX_SAMPLES = 1024
 SMALLEST = 1e-300  # added to a probability before its logarithm
 
 
@@ -28,18 +29,18 @@ class WeightedAssistants(Objective):
     p_s is the softmax of the student's logits / tau. The weights w (not negative, sum 1) are found
     once, before training, by differential evolution on held-out images: they minimise the mean
     cross-entropy of p with softmax(z / tau) of the teacher `reference`, which is not in the
-    ensemble. They are the same in every step. The student is trained on all images, the held-out
-    ones included: only the weights are validated on these. With one assistant the loss is that of
+    ensemble. They are the same in every step. The held-out images are held out from the assistants'
+    training only; the student is trained on all images. With one assistant the loss is that of
     TAKD.
 
     Source: re-implementation from the abstract of Ganta, Das Gupta, Sheng (arXiv 2206.12005), which
-    states that the weights of several assistants are found by differential evolution. Chosen in
-    this project: the function that is minimised, that no label is read, and `floor`. Differential
-    evolution has SciPy's defaults, but for a tolerance of 1e-9 (SciPy's default of 1 % stops it in
-    the first generation, because the cross-entropy varies by less) and at most 60 generations. It
-    starts from a population with equal weights, so the result is never worse than these on the
-    held-out images. If one assistant is the best for all images, all weight is on it; `floor`
-    prevents that. The student's linear head is dropped at export.
+    states that the weights of several assistants are found by differential evolution. The function
+    that is minimised, which reads no labels, and `floor` were chosen in this project. Differential
+    evolution has SciPy's defaults, except for a tolerance of 1e-9 (SciPy's default of 1 % stops it
+    in the first generation, because the cross-entropy varies by less) and at most 60 generations.
+    Its first population includes equal weights, so the result is never worse than these on the
+    samples that are compared. If one assistant is the best for all images, all weight is on it;
+    `floor` prevents that. The student's linear head is dropped at export.
 
     Args:
         held_out: fraction of the images on which the weights are found. The assistants must not be
@@ -49,6 +50,8 @@ class WeightedAssistants(Objective):
         floor: fraction of the weight that is spread evenly; w_k is at least floor / K.
         seed: random seed of differential evolution.
         width, teachers, teacher_weights: set by the pre-training stage.
+
+    `weigh_teachers` reads `reference`, `floor` and `seed` from the config.
     """
 
     needs = frozenset({"logits"})
@@ -144,6 +147,7 @@ class WeightedAssistantsWithLabels(WeightedAssistants):
     def weigh_teachers(cls, config: Mapping[str, Any], held_out: HeldOutOutputs) -> TeacherWeights:
         p_KNC = np.stack([softmax(z) for z in held_out.logits.values()])
         assert held_out.labels is not None
+        # The target is one-hot, so only the probability of the label is compared.
         p_KN1 = p_KNC[:, np.arange(p_KNC.shape[1]), held_out.labels, None]
         target_N1 = np.ones((p_KNC.shape[1], 1))
         return _search(p_KN1, target_N1, list(held_out.logits), held_out.images, config)
@@ -178,7 +182,8 @@ def evolve_weights(
 ) -> np.ndarray:
     """Weights [K], not negative with sum 1, that minimise a function, by differential evolution.
 
-    Each member of the population is a point of the unit cube, divided by its sum.
+    Each member of the population is a point of the unit cube; divided by the sum of its
+    coordinates, it gives the weights.
 
     Args:
         loss: the function of the weights.
