@@ -18,12 +18,13 @@ def prefetch(work: Callable[[T], R], items: Iterable[T], threads: int) -> Genera
 
     At most `2 * threads` results are waiting or in progress. An exception of `work` is raised in
     place of the result of its item; after that no other item is started. OpenCV's own threads are
-    switched off meanwhile, so that `threads` is the number of cores in use.
+    switched off until the last result, so that `threads` is the number of cores in use.
 
     Args:
         work: called once per item.
         items: the inputs.
-        threads: number of threads; below 1, items are computed one by one in the calling thread.
+        threads: number of threads. Below 1, items are computed one by one in the calling thread,
+            with OpenCV's own threads.
     """
     if threads < 1:
         yield from map(work, items)

@@ -1,4 +1,4 @@
-"""All code that depends on faults and versions of OpenMMLab: setup, loading, Runner and hooks.
+"""Code that depends on faults and versions of OpenMMLab: setup, loading, Runner and hooks.
 
     from kdep_bench import openmmlab
 

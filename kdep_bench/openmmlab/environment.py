@@ -270,7 +270,7 @@ def _import_toolkit(scope: str) -> None:
 
 
 def _quiet_default_logger() -> None:
-    """Shows only warnings; otherwise `init_weights` prints several lines per tensor."""
+    """Sets mmengine's logger to warnings: `init_weights` would print several lines per tensor."""
     from mmengine.logging import MMLogger
 
     MMLogger.get_instance("mmengine", log_level="WARNING").setLevel("WARNING")

@@ -109,7 +109,8 @@ def load_from_sealed(filename: str, map_location: Any = "cpu") -> Any:
         )
     if not is_sealed(path):
         raise KdepError(
-            f"the checksum of the checkpoint {path} is wrong, so the stage cannot resume from it",
+            f"the checkpoint {path} has no checksum file ({_seal_path(path).name}), or its content "
+            "does not match it, so the stage cannot resume from it",
             fix="move it to another folder; the stage then resumes from an older checkpoint or "
             "starts again",
         )

@@ -147,14 +147,14 @@ def _check_precision(cfg: Config) -> None:
 def planned_rank() -> int:
     """The rank of this process, 0 to `planned_ranks() - 1`; 0 in a single process.
 
-    The rank is read from the environment variables of torchrun or srun. So it is known before the
-    process group exists.
+    It is read from torchrun's environment variables, so it is known before the process group
+    exists.
     """
     return int(os.environ.get("RANK", "0"))
 
 
 def planned_ranks() -> int:
-    """Number of processes that torchrun or srun started for this run; 1 for a single process."""
+    """Number of processes that torchrun started for this run; 1 for a single process."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
@@ -176,7 +176,7 @@ def leave_distributed() -> None:
 
 
 def join_distributed() -> None:
-    """Joins the process group of the ranks that torchrun or srun started, if there are several.
+    """Joins the process group of the ranks that torchrun started, if there are several.
 
     Uses nccl and one GPU per local rank (mmengine's initialisation) if there are GPUs, otherwise
     gloo.

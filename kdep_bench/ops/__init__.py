@@ -1,9 +1,9 @@
 """Replaces mmcv's compiled operators by those of torchvision if mmcv is `mmcv-lite`.
 
 `mmcv-lite` has no compiled extension `mmcv._ext`. `install()` appends a finder to `sys.meta_path`
-that provides this module. Finders before it have priority, so a compiled extension is used if there
-is one. With it, `import mmcv.ops`, `import mmdet` and `import mmseg` work without compilation, on
-every device that torchvision's operators support.
+that provides a replacement of this module. Finders before it have priority, so a compiled extension
+is used if there is one. With the replacement, `import mmcv.ops`, `import mmdet` and `import mmseg`
+work without compilation, on every device that torchvision's operators support.
 
 Importing this package does not import torch; importing `mmcv._ext` does.
 """

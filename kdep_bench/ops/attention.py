@@ -23,10 +23,10 @@ def ms_deform_attn_forward(
     attention_weights: Tensor,
     im2col_step: int,
 ) -> Tensor:
-    """Computes the attention output.
+    """Computes the attention output for Q queries, L levels and P sampling points per level.
 
     Args:
-        value: (B, sum of H*W over levels, heads, d).
+        value: (B, sum of H*W over levels, heads, d), with d channels per head.
         value_spatial_shapes: (L, 2), height and width of each level.
         value_level_start_index: not used.
         sampling_locations: (B, Q, heads, L, P, 2), x and y in 0..1.

@@ -61,7 +61,7 @@ def softnms(
         dets: (N, 5); the first K rows are filled with box and reduced score, in the order kept.
         iou_threshold: for the naive and the linear method.
         sigma: for the Gaussian method.
-        min_score: minimum reduced score of a kept box.
+        min_score: minimum reduced score of a kept box; the first box is kept whatever its score.
         method: _NAIVE, _LINEAR or _GAUSSIAN.
         offset: see the top of this module.
 

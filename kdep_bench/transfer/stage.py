@@ -18,7 +18,7 @@ def run(
 ) -> dict[str, Any]:
     """Trains and scores the task `spec["task"]` with the exported backbone.
 
-    The stage can run in several processes (ranks), which torchrun or srun start with the same
+    The stage can run in several processes (ranks), which torchrun starts with the same
     arguments. The recipe's batch size is for all ranks together. Rank 0 writes the files; the
     outputs of rank 0 are used.
 
