@@ -56,7 +56,7 @@ def augment_config(
             f"{kind.__name__} returns",
             fix="remove `augment`, or choose an objective without labels",
         )
-    n_teachers = len(teacher_source.by_role)
+    n_teachers = len(teacher_source.by_role)  # 0 also for a method with one teacher
     if n_teachers == 0 and (teacher_source.model or teacher_source.stream):
         n_teachers = 1
     invalid = sorted((required.needs & FROM_TEACHER) - kind.keeps)
@@ -205,8 +205,8 @@ def schedule(budget: dict[str, Any], steps: int) -> list[dict[str, Any]]:
     """The mmengine configs of the learning-rate schedule for a run of `steps` steps.
 
     "cosine": linear warm-up over the fraction `warmup` of the steps, then half a cosine to zero.
-    "step": the learning rate is multiplied by 0.1 after each third of the steps, as in KDEP (every
-    30 of 90 epochs).
+    "step": the same warm-up; the learning rate is multiplied by 0.1 after one third and after two
+    thirds of the steps, as in KDEP (after epochs 30 and 60 of 90).
 
     Raises:
         KdepError: another value of `schedule`.

@@ -1,4 +1,8 @@
-"""Measurements on the teacher's features before training, and the extra cost of a method."""
+"""Measurements on the teacher's features before training, and the extra cost of a method.
+
+The alignment samples are all views of the images of the data fraction: those to which an alignment
+is fitted.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +29,8 @@ from kdep_bench.objectives.levels import level_pairs, levels_of
 from kdep_bench.pretrain.pyramid import describe
 from kdep_bench.pretrain.teaching import TeacherSource
 from kdep_bench.teachers.base import build_teacher
+
+CACHE_FIX = "remove teacher_source='live' from the method, or budget.teacher='live' from the suite"
 
 
 def extra_cost(
@@ -78,10 +84,10 @@ def target_statistics(
 def write_map_moments(spec: dict[str, Any], inputs: dict[str, Path], out: Path) -> str:
     """Saves mean and covariance of the teacher maps in the objective's `levels`.
 
-    For every pair of student level and teacher map there are two files: one for the map resized to
-    the side of the level, and one for its global mean (side 1). The maps are read from the cache; a
-    run without a cache computes them with its live teacher. Each rank writes a separate folder with
-    the same content, so that no rank reads a file that another is writing.
+    For every pair of student level and teacher map there are two files: one for the teacher's map
+    resized to the side of the level, and one for its global mean (side 1). The maps are read from
+    the cache; a run without a cache computes them with its live teacher. Each rank writes a
+    separate folder with the same content, so that no rank reads a file that another is writing.
 
     Returns:
         the folder that this rank wrote.
@@ -112,7 +118,7 @@ def write_map_moments(spec: dict[str, Any], inputs: dict[str, Path], out: Path) 
 def distances(spec: dict[str, Any], inputs: dict[str, Path]) -> dict[str, dict[str, float]]:
     """{map: {map: 1 - CKA}} of the teacher maps in the objective's `levels`.
 
-    Computed over the alignment samples; see `features/layers.py`.
+    Computed over at most 10,000 of the alignment samples; see `features/layers.py`.
 
     Raises:
         KdepError: there is no teacher cache.
@@ -121,7 +127,7 @@ def distances(spec: dict[str, Any], inputs: dict[str, Path]) -> dict[str, dict[s
         raise KdepError(
             f"the method {spec['method']['name']} compares layers of the teacher before training, "
             "which needs cached teacher features",
-            fix="remove budget.teacher='live' from the suite",
+            fix=CACHE_FIX,
         )
     views, cache = open_views(inputs["views"]), open_cache(inputs["cache"])
     rows = row_numbers(select_for_spec(views.files, spec, inputs), views.views)
@@ -166,7 +172,7 @@ def mean_square(
             f"the loss weight of method {spec['method']['name']} depends on the mean square of "
             "the teacher's feature, which is not known before training if the teacher is live and "
             "the method has no alignment",
-            fix="remove budget.teacher='live' from the suite",
+            fix=CACHE_FIX,
         )
     views, cache = open_views(inputs["views"]), open_cache(inputs["cache"])
     images = select_for_spec(views.files, spec, inputs)

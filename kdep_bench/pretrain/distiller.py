@@ -37,7 +37,7 @@ class NewNetwork(nn.Module):
     """A network of the student's architecture with new random weights, for objectives.
 
     Maps normalised images [B, 3, H, W] to the pooled features before and after the last activation,
-    [B, D] each, in the precision of the student.
+    [B, D] float32 each. The network is run in the precision of the student.
     """
 
     def __init__(self, student: Mapping[str, Any], dtype: torch.dtype) -> None:
@@ -232,7 +232,7 @@ class Distiller(BaseModel):
         return loss, mean_over_ranks(log)
 
     def student(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(before, after) the last activation: the last maps, each [B, D, h, w]."""
+        """The last maps before and after the last activation, each [B, D, h, w]."""
         if not self._student:
             tap = self._tap[0]
             self._student.append(compiled(tap, self.compile_with, x) if self.compile_with else tap)
@@ -262,7 +262,7 @@ class Distiller(BaseModel):
 
         Args:
             images: [B, 3, px, px] uint8.
-            teacher: [B, D] float16, the cached pooled feature.
+            teacher: [B, Dt] float16, the cached pooled feature of the teacher.
             outputs: {name: [B, ...]}, other cached teacher outputs.
             teacher_images: [B, 3, teacher_px, teacher_px] uint8, for a live teacher, or for an
                 objective that reads them.
@@ -310,11 +310,10 @@ class Distiller(BaseModel):
     def augmented(
         self, images: Tensor, teacher_inputs: Mapping[str, Mapping[str, Any]]
     ) -> tuple[Batch, dict[str, Mapping[str, Any]]]:
-        """Applies the augmentation to a batch.
+        """Applies the augmentation to a batch, and to the cached outputs and targets of its images.
 
         Returns:
-            (the augmented batch with the cached teacher outputs, inputs of the live teachers by
-            role).
+            (the augmented batch; {role: {"teacher_images": augmented images of a live teacher}}).
         """
         assert self.augment is not None
         live = {

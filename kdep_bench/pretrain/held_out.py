@@ -20,7 +20,8 @@ from kdep_bench.objectives.base import Demands
 from kdep_bench.objectives.held_out import HeldOutOutputs, TeacherWeights, is_held_out
 from kdep_bench.registry import locate
 
-MAX_SAMPLES = 8192  # views that are read, evenly spaced over those of the held-out images
+# Maximum number of views that are read, evenly spaced over those of the held-out images.
+MAX_SAMPLES = 8192
 
 
 def weigh_teachers(
@@ -44,8 +45,8 @@ def weigh_teachers(
     held_out = images[is_held_out(images, objective["held_out"])]
     if not len(held_out):
         raise KdepError(
-            f"the method {spec['method']['name']} holds out {objective['held_out']:g} of "
-            f"{len(images)} images, which are no image",
+            f"the method {spec['method']['name']} has held_out={objective['held_out']:g}, but of "
+            f"its {len(images)} images none is held out",
             expected="at least one held-out image",
             fix="raise `held_out` in the method's objective, or use more images",
         )

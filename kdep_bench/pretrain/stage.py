@@ -44,7 +44,7 @@ def run(
     A method without an objective is not trained: `student.pth` then has random weights (scratch) or
     the weights that the method's `weights` loads (a reference).
 
-    The stage may run as several processes, one per rank, started by torchrun or srun with the same
+    The stage may run as several processes, one per rank, started by torchrun with the same
     arguments. The batch of the budget is the global batch; rank 0 writes the files; every rank
     returns the same outputs; the process group is destroyed at the end.
 
@@ -52,13 +52,14 @@ def run(
         spec: `student`, `method`, `budget`, `share` and `share_seed` (the data fraction), `seed`;
             `teacher`, the config of a live teacher. With several teachers: `roles`, their names in
             order, and `teachers`, the configs of the live ones by role. `budget` has epochs,
-            batch, optimizer, warmup, schedule, precision, and optionally accumulate (micro-batches
-            per step), ema (decay), compile (back end of torch.compile).
+            batch, optimizer, warmup, schedule, precision, and optionally epochs_over ("pool": an
+            epoch has as many samples as the pool has images), accumulate (micro-batches per step),
+            ema (decay), compile (back end of torch.compile).
         inputs: folders of earlier stages: `views`; `prepare`, with labels; `cache` and `align`, or
             `<role>.cache` and `<role>.align` with several teachers; `images`, the source images for
             a live teacher.
         out: folder of this stage.
-        progress: called as in every stage.
+        progress: called with (steps done, all steps, note).
 
     Returns:
         the outputs of the stage: image_list, notes, views, labels_used, processes, and the values
@@ -97,11 +98,11 @@ def run(
         for checkpoint in (out / "run").glob("*.pth*"):  # no longer needed for resuming
             checkpoint.unlink()
     openmmlab.leave_distributed()
-    by_label = None
-    if fraction_labels:
-        by_label = DRAWN_BY_LABEL
-    notes = [by_label, epochs_note(budget, images, len(views.files), steps)]
-    notes.append(measurements.get("teacher_weights", {}).get("note"))
+    notes = [
+        DRAWN_BY_LABEL if fraction_labels else None,
+        epochs_note(budget, images, len(views.files), steps),
+        measurements.get("teacher_weights", {}).get("note"),
+    ]
     return {
         **_amounts(steps, budget["batch"], images, trained),
         "image_list": listing,

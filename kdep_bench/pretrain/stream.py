@@ -58,17 +58,18 @@ class TeacherInputs:
 
 
 class ViewStream(Dataset):
-    """Data set of `length` samples in the order described above, read batch-wise from memory maps.
+    """The samples in the order described at the top of this module, read from memory maps.
 
     Args:
         views: folder of the `views` stage.
         length: number of samples in the whole run.
         share, share_seed: size and seed of the random data fraction.
-        share_labels: path of the labels file if the data fraction is drawn per class, its only use;
-            None if the fraction is drawn without labels.
+        share_labels: path of the labels file if the data fraction is drawn per class; these labels
+            are read for nothing else. None if the fraction is drawn without labels.
         seed: seed of the epoch permutations.
         cache: folder of the `cache` stage, or None.
-        outputs: names of the cache's extra outputs (logits, maps, tokens) to read.
+        outputs: names of the cache's outputs to read in addition to the pooled feature (logits,
+            maps, tokens, class probabilities).
         pool: folder of the `prepare` stage with the images for a live teacher, or for an objective
             that reads the teacher's images. They are rendered at `teacher_px` pixels with the same
             crops as the views. None if nothing reads them.
@@ -138,8 +139,8 @@ class ViewStream(Dataset):
         """The batch of samples at the given positions.
 
         Returns:
-            `images` [B, 3, px, px] uint8; `rows` [B] int64. With a cache: `teacher` [B, D]
-            float16, the pooled feature if it is stored, and `outputs` {name: [B, ...] float16}.
+            `images` [B, 3, px, px] uint8; `rows` [B] int64. With a cache: `teacher` [B, Dt]
+            float16, the teacher's pooled feature if it is stored, and `outputs` {name: [B, ...]}.
             With `pool`: `teacher_images` [B, 3, teacher_px, teacher_px] uint8. With labels:
             `labels` [B] int64. With several teachers: `teachers` {role: {teacher, outputs,
             teacher_images}}. In a loader's worker, {FAULT: error} in place of a KdepError, because

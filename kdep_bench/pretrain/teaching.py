@@ -73,8 +73,8 @@ class TeacherReader:
         """The teacher's output for a batch, float32 without gradient; None if there is no input.
 
         Args:
-            pooled: [B, D] float16, the cached pooled feature.
-            outputs: cached extra outputs, float16; see Cache.extras.
+            pooled: [B, Dt] float16, the cached pooled feature.
+            outputs: the other cached outputs by name; see Cache.extras.
             images: [B, 3, px, px] uint8, for a live teacher.
             extra: tensors that the augmentation added; for `layer` it has "visible" and "hidden".
         """
@@ -316,7 +316,7 @@ def live_source(
     top: int | None = None,
     blocks: Sequence[int] = (),
 ) -> TeacherSource:
-    """A TeacherSource with a live teacher; a black image shows which outputs the teacher has.
+    """A TeacherSource with a live teacher, which is run on a black image to learn its outputs.
 
     Args:
         required: outputs that the objective reads, words of FROM_TEACHER.

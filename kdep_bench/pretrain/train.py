@@ -122,7 +122,7 @@ def train(
         config: see `runner_config`.
         seed: seed of all random generators.
         work_dir: folder for checkpoints and logs.
-        progress: called by the progress hook with (steps done, steps, note).
+        progress: called by the progress hook with (steps done, all steps, note).
         ema: decay of the weight average, or None.
 
     Raises:

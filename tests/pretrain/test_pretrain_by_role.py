@@ -372,5 +372,5 @@ def test_a_fraction_that_holds_out_no_image_is_refused(
     # Half of the images, without image 0.
     seed = next(seed for seed in range(99) if 0 not in subset(IMAGES, 0.5, seed))
     share = dict(share=0.5, share_seed=seed)
-    with pytest.raises(KdepError, match="which are no image"):
+    with pytest.raises(KdepError, match="none is held out"):
         pretrain(tmp_path, two_teachers, dict(WEIGHTED, objective=objective), roles=ROLES, **share)
