@@ -1,1 +1,1 @@
-"""Probes: measurements of an exported backbone; no score, mean, rank or claim includes them."""
+"""Probes: measurements of an exported backbone, shown apart from the scores; see `base`."""

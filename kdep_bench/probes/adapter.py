@@ -3,8 +3,8 @@
 The feature x of an image is divided by its Euclidean norm. A prototype is the mean feature of the
 few training images of a class. The adapter is a perceptron with one hidden layer, blended with its
 input: a(x) = unit(alpha * W2 relu(W1 x) + (1 - alpha) * x). Two classifiers compare an image with
-prototypes: one uses x, the other uses a(x). Peng et al., FannierPeng/SgVA-CLIP main.py (loss
-newi2i+kd2+i2t) and models/coop_4.py (Weight_Adapter).
+prototypes: one uses x, the other uses a(x). Source: Peng et al.; FannierPeng/SgVA-CLIP `main.py`
+(loss newi2i+kd2+i2t), `models/coop_4.py` (Weight_Adapter).
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ def training_logits(x_END: Tensor, member_ENC: Tensor, scale: float) -> Tensor:
 def adapter_loss(
     adapted_ENC: Tensor, guide_ENC: Tensor, label_EN: Tensor, temperature: float
 ) -> dict[str, Tensor]:
-    """The two terms for every image, each [E, N].
+    """The two terms of the adapter's loss for every image, each [E, N].
 
     `classes`: cross-entropy of the adapted classifier with the labels. `distillation`:
-    cross-entropy of softmax(guide / T) and softmax(adapted / T); without gradient to the guide.
+    cross-entropy of softmax(guide / T) and softmax(adapted / T), without gradient for the guide.
 
     Args:
         adapted_ENC: logits of the adapted classifier.
@@ -105,7 +105,7 @@ class Recipe(NamedTuple):
 def train_adapters(
     x_END: Tensor, member_ENC: Tensor, seeds: Sequence[int], recipe: Recipe
 ) -> Adapters:
-    """Trains one adapter for each draw on all its images; the features do not change.
+    """Trains one adapter for each draw, on all images of the draw; the features do not change.
 
     Raises:
         KdepError: a loss that is not finite.
@@ -141,9 +141,10 @@ class SgvaClip(Probe):
     classifier whose prototypes are embeddings of class names. A backbone has no text embeddings;
     here the prototypes of the features without adapter have both functions.
 
-    `top1, K per class`: mean logits of both classifiers. `top1, K per class, no adapter`: the
-    prototypes alone. Both are means over random draws of images, the same as those of the probe
-    `few_shot` and for every backbone. The learning rate is chosen for each K on the validation
+    `top1, K per class`: accuracy with the mean of both classifiers' logits. `top1, K per class, no
+    adapter`: accuracy with the prototypes of the features alone. Both are means over random draws
+    of images; the draws are those of the probe `few_shot`, and the same for every backbone. The
+    learning rate is chosen for each K on the validation
     split. The ReLU after the authors' adapter is left out, because the features of transformers
     have negative values.
 
@@ -214,7 +215,10 @@ class SgvaClip(Probe):
         classes: np.ndarray,
         split: Features,
     ) -> np.ndarray:
-        """[E, M] class numbers of the images of a split, by the draws' prototypes."""
+        """[E, M] class numbers of the M images of a split, predicted with each draw's prototypes.
+
+        `adapters`: None for the prototypes of the features alone.
+        """
         query = torch.from_numpy(unit(split.after)).float().expand(len(x_END), -1, -1)
         logits = torch.bmm(query, prototypes(x_END, member_ENC).mT)
         if adapters is not None:

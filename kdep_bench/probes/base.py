@@ -2,8 +2,9 @@
 
 A probe measures one property of an exported backbone, in most cases from its features of labelled
 images, which are extracted once for all probes (see `extract`). Reports show probes in a separate
-section; no mean, rank, difference or claim includes them. Hyperparameters (a number of neighbours,
-a regularisation) are chosen on the validation split only.
+section; no mean, rank, difference or claim includes them, except claims about teachers, which read
+the probe `teacher`. Hyperparameters (a number of neighbours, a regularisation) are chosen on the
+validation split only.
 """
 
 from __future__ import annotations

@@ -45,7 +45,8 @@ class Calibration(Probe):
     true class), in nats. `top1`: accuracy of the same classifier.
 
     Args:
-        c_grid: values of C to choose from, by accuracy on the validation split.
+        c_grid: values of C, the inverse strength of the regularisation, to choose from by accuracy
+            on the validation split.
         max_iter: largest number of iterations of the solver.
         bins: number of bins of the two calibration errors.
     """

@@ -29,7 +29,8 @@ def linear_cka(x_ND: np.ndarray, y_NE: np.ndarray) -> float:
 
     Unrelated features give values near 0, which may be negative. Source: Kornblith et al., ICML
     2019, with the unbiased HSIC (Nguyen et al., ICLR 2021), because the biased estimate increases
-    with the width of the features.
+    with the width of the features. NaN if the HSIC estimate of one feature with itself is not
+    positive.
 
     Raises:
         KdepError: fewer than four images, or features that are equal for all images.

@@ -1,8 +1,9 @@
 """Stage `features`: features of an exported backbone or a teacher, extracted once for all probes.
 
-The images are those of class folders (preprocessed as by the linear probe of
-`transfer.classification`; their features are stored in one file per split), or images of the pool,
-the pre-training images (one view of each).
+The images are of one of three kinds: those of class folders (preprocessed as by the linear probe of
+`transfer.classification`; their features are stored in one file per split), images with masks
+(their feature maps are stored, see `extract_maps`), or images of the pool, the pre-training images
+(one view of each).
 """
 
 from __future__ import annotations
@@ -115,7 +116,8 @@ def run(
             only images of this data fraction are used.
         inputs: folders `export`; `prepare` for class folders; `views` for the pool. For a teacher
             that another method of the suite trained, `export` and `pretrain` of that method.
-        out: folder of this stage, for one npz per split and `features.json`.
+        out: folder of this stage, for one npz per split, `features.json` and, for the pool,
+            `rows.npy`.
         progress: called with (done, total, note).
 
     Returns:

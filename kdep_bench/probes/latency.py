@@ -13,8 +13,8 @@ class Latency(Probe):
     """Median time of a batch of images, from RGB pixels to the pooled feature.
 
     For every batch size and both runtimes: "ms, <runtime>, batch N" and "images/s, <runtime>, batch
-    N". The two runtimes are measured alternately, 20 times each. Other work on the machine makes
-    the numbers larger, and they depend on the processor, so compare only numbers of one run on an
+    N". The two runtimes are measured alternately, 20 times each. Other work on the machine slows
+    both down, and the numbers depend on the processor, so compare only numbers of one run on an
     idle machine. The weights have no influence.
 
     Args:

@@ -40,7 +40,7 @@ def fit(train: Features, val: Features, c_grid: Sequence[float], max_iter: int) 
     """Fits a classifier to `train` for each C of `c_grid`, and returns the best one on `val`.
 
     If several are equally good, the one with the smallest C is returned. The result is that of the
-    task `LinearProbe` with train_share=1.
+    task `LinearProbe` with protocol='split' and train_share=1.
     """
     best: Linear | None = None
     x, y = train.after.astype("float64"), train.labels

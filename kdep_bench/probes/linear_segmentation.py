@@ -67,8 +67,8 @@ class LinearSegmentation(Probe):
 
     Args:
         size: (height, width) to which images and masks are resized.
-        decay: values to choose from, by mIoU on the validation split.
-        max_iter: steps of the solver for each value.
+        decay: values of the factor `decay` to choose from, by mIoU on the validation split.
+        max_iter: largest number of steps of the solver for each value.
     """
 
     reads = frozenset({"masks"})
@@ -203,7 +203,10 @@ class _Layer:
 
 
 def _scale(level: np.ndarray) -> tuple[Any, Any]:
-    """(mean, standard deviation) of each channel, [1, C, 1, 1]; the latter is 1 if constant."""
+    """(mean, standard deviation) of each channel, [1, C, 1, 1].
+
+    The standard deviation of a constant channel is replaced by 1.
+    """
     import torch
 
     x = torch.from_numpy(level.astype(np.float32))

@@ -20,9 +20,9 @@ class OtherDomain(Probe):
     """Top-1 accuracy of a linear probe and of k nearest neighbours in generated target domains.
 
     Both classifiers are fitted on the source images of the training split, and C and k are chosen
-    on the source images of the validation split, so nothing is fitted to a target domain. The test
-    images are the same in every domain, in fog, at night or as drawings
-    (`kdep_bench.data.domains`), and the same for every backbone.
+    on the source images of the validation split, so nothing is fitted to a target domain. Every
+    domain has the same test images: in fog, at night or as drawings (`kdep_bench.data.domains`).
+    The changed images are the same for every backbone.
 
     `top1, D, linear` and `top1, D, kNN`: accuracy in the domain D, where `source` is the images as
     they are. `top1, mean of targets, linear` (or kNN): mean over the target domains.

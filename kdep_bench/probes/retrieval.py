@@ -33,8 +33,8 @@ class Retrieval(Probe):
 
     The relevant images are those of the query's class. `mAP`: mean of `average_precision` over all
     queries. `recall at K`: fraction of queries with a relevant image among the K most similar, as
-    usual in metric learning (Jegou et al., TPAMI 2011). Images of equal similarity are in random
-    order, with a fixed seed.
+    usual in metric learning (Jegou et al., TPAMI 2011); images of equal similarity are then in a
+    random order, with a fixed seed.
 
     Args:
         ranks: values of K.

@@ -55,8 +55,8 @@ def spread(x_ND: np.ndarray, width: int | None) -> dict[str, float]:
 
     Args:
         x_ND: the teacher's features of N images.
-        width: channels of the student; None leaves out the explained variance, which is also left
-            out unless there are more images than channels (it would be 1).
+        width: channels of the student, for the explained variance. This measure is left out if
+            `width` is None, or if there are not more images than channels (it would be 1).
 
     Raises:
         KdepError: no feature (a black box), fewer than four images, features that are not finite,
@@ -65,7 +65,7 @@ def spread(x_ND: np.ndarray, width: int | None) -> dict[str, float]:
     if not x_ND.shape[1]:
         raise KdepError(
             "the teacher has no feature, only class probabilities",
-            fix="leave it out, or choose the network inside it",
+            fix="leave this teacher out, or measure the network inside it",
         )
     if len(x_ND) < FEWEST:
         raise KdepError(
@@ -99,7 +99,7 @@ class TeacherFeatures(Probe):
 
     Args:
         rows: number of pre-training images, one view of each.
-        teacher: 'method': the method's own teacher, which may be an assistant.
+        teacher: must be 'method': the method's own teacher, which may be an assistant.
         c_grid: values of C to choose from.
         max_iter: iterations of the logistic regression.
     """

@@ -18,7 +18,7 @@ from kdep_bench.features.cache_check import run_teacher
 from kdep_bench.probes.teacher_features import FEWEST, spread
 from kdep_bench.teachers.base import build_teacher
 
-BATCH = 32
+BATCH = 32  # images that are decoded and run at a time
 
 
 class TeacherMeasures(NamedTuple):
@@ -26,10 +26,11 @@ class TeacherMeasures(NamedTuple):
 
     Attributes:
         name: the teacher's name.
-        width: channels of its feature.
-        checksum: of its weights.
+        width: number of channels of its feature.
+        checksum: checksum of its weights.
         values: {measure: value}, see `teacher_features.spread`.
-        seconds: for all images, with their decoding.
+        seconds: wall time to build the teacher, decode all images, run the teacher on them, and
+            compute the measures.
     """
 
     name: str

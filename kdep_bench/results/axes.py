@@ -1,4 +1,8 @@
-"""The kinds of budget: the x axis of charts of efficiency, and `axis` of a claim."""
+"""The kinds of budget: the x axis of charts of efficiency, and `axis` of a claim.
+
+"images": distinct images; "images_seen": repeats included; "seconds": pre-training time with the
+teacher cache; "flops": of student and teacher; "flops_without_teacher": of the student only.
+"""
 
 from __future__ import annotations
 

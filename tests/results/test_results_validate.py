@@ -286,7 +286,7 @@ def test_a_submission_changed_after_it_joined_is_not_in_the_table(folder, table)
     assert [d.file for d in damaged] == [
         f"submissions/lab/records/{n}" for n in ("extra.json", path.name)
     ]
-    assert all("was changed after its validation" in d.sentence for d in damaged)
+    assert all("was added or changed after its validation" in d.sentence for d in damaged)
     (joined / "submission.json").unlink()
     (only,) = store.read(table).damaged
     assert only.file == "submissions/lab/submission.json"

@@ -4,9 +4,9 @@ There are three kinds of claims. Each claim is a dict in configs/claims/<name>.p
 
 * `difference`: row `a` scores more than `margin` above row `b`, at no more than `max_cost_ratio`
   times the pre-training cost of `b`. With a negative margin, `a` may be worse by less than that.
-* `efficiency`: method `a` reaches the score that `b` has at its largest budget with at most the
-  fraction 1 / `at_least` of that budget. `axis` is the kind of budget. The budget of `a` is read
-  off its curve of score against budget (see kdep_bench/results/board/efficiency.py).
+* `efficiency`: method `a` reaches the score of `b` plus `margin` with at most the fraction
+  1 / `at_least` of the budget of `b`. `axis` is the kind of budget. The budget of `a` is read off
+  its curve of score against budget (see kdep_bench/results/board/efficiency.py).
 * `rank_correlation`: over several teachers, Spearman's correlation of the student's score with `by`
   is at most `at_most` or at least `at_least`. `by` is the explained variance ratio of the
   alignment, the teacher's reported accuracy "top1", a measure of the probe `teacher`
@@ -15,10 +15,13 @@ There are three kinds of claims. Each claim is a dict in configs/claims/<name>.p
 
 Verdicts:
 
-* "supported", "refuted": the 95 % interval is entirely on one side of the threshold, and for a
-  verdict over all tasks no task family has the opposite verdict.
-* "undecided": otherwise, with the number of seeds that would decide it.
+* "supported", "refuted": the 95 % interval is entirely on one side of the threshold, also after
+  Holm's correction, and for a verdict over all tasks no task family has the opposite verdict. A
+  `difference` is also refuted if the cost ratio is above `max_cost_ratio`.
+* "undecided": otherwise, with the number of seeds that would decide it, if it is known.
 * "not testable here": the records of a row are missing.
+
+A rank correlation and a verdict on a cost ratio have no p value, so they are not corrected.
 
 Costs include the alignment, and the teacher cache in proportion to the data fraction.
 """
@@ -72,8 +75,8 @@ def _corrected(verdicts: list[Verdict]) -> list[Verdict]:
     """The verdicts after Holm's correction.
 
     It is made separately for the verdicts over all tasks and for those on single task families. A
-    verdict that is supported or refuted only without the correction becomes undecided. A verdict on
-    a cost ratio has no p value and stays as it is.
+    verdict that is supported or refuted only without the correction becomes undecided. A verdict
+    without a p value (on a rank correlation or a cost ratio) stays as it is.
     """
     first = headlines(verdicts)
     corrected = {}

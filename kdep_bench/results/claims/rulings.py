@@ -214,7 +214,10 @@ def judge_efficiency(
 def _curve(
     board: Board, claim: Claim, student: str, columns: list[Column]
 ) -> tuple[str, list[RowKey]]:
-    """(label of the line, its complete rows) for side `a`; label "" if its method has one line."""
+    """(label of the line, its complete rows) for side `a`.
+
+    The label is "" if the method of `a` has one line; ("", []) if no line contains the row of `a`.
+    """
     methods = {row.method for row in board.rows_of(student)}
     method = next((m for m in claim.a.methods if m in methods), None)
     curve = [

@@ -18,7 +18,6 @@ from kdep_bench.results.teacher_measures import PROBED
 # Largest relative difference of trained and configured epochs: only complete batches are used.
 EPOCHS_TOLERANCE = 0.05
 
-
 # Values of `by` that the records of transfer runs contain; those of PROBED need probe records.
 FROM_RECORDS = ("explained_variance_ratio", "top1")
 
@@ -136,7 +135,8 @@ def pick(rows: Sequence[_AnyRow], side: Side, fixed: Callable[[_AnyRow], bool]) 
     """The row of one student that a side selects; None if no row matches.
 
     It is a row of the first method in `side.methods` that has a matching row. If the side does not
-    state a data fraction, the row has the largest one; if it does not state epochs, the most.
+    state a data fraction, the row has the largest one; if it does not state epochs, the most; if it
+    states no teacher and several are left, the last one by name.
 
     Args:
         rows: the rows of one student.

@@ -26,7 +26,7 @@ class Verdict:
             number is unknown or the claim is decided.
         reason: basis of the verdict.
         p: two-sided p value of the hypothesis that the true value is the threshold; None without an
-            interval.
+            interval, for a rank correlation, and for a verdict on a cost ratio.
         limit: "for one pre-trained network" if all scores have one pre-training seed.
         difference: the measured difference, a fraction, of a claim of kind `difference`.
     """

@@ -1,7 +1,7 @@
 """The record of one probe of one backbone, in results/<suite>/probes/<id>.json.
 
 Probe records are not in records/, the only folder from which means, ranks, differences and claims
-are computed.
+are computed, except claims about teachers: these also read the records of the probe `teacher`.
 """
 
 from __future__ import annotations

@@ -13,8 +13,10 @@ Versions of the schema:
    teacher that the suite trains for the method (see `Cost.lacks_teacher_passes`).
 
 A file keeps its schema until its stage is collected again with another result. These fields are in
-a file only if they are known: `terms` (a loss with several terms), `transfer` (a transfer method),
-`samples` (per-sample outputs), `budget.learning_rate` and `cost.processor_units`.
+a file only if they are known or apply: `terms` (a loss with several terms), `transfer` (a transfer
+method; its fields in TRANSFER_SIZES if it quantises), `samples` (per-sample outputs),
+`budget.learning_rate`, `budget.epochs_asked`, `cost.processor_units`, `cost.peak_gpu_bytes` and
+`cost.lacks_teacher_passes`.
 """
 
 from __future__ import annotations

@@ -115,7 +115,10 @@ class Damaged:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """The records of one folder, sorted by file name, and its damaged files."""
+    """The records of one folder, and its damaged files.
+
+    Records are sorted by file name; those of submissions follow, by submission.
+    """
 
     runs: list[Run]
     damaged: list[Damaged]
@@ -320,6 +323,14 @@ def as_submitted(record: Record, name: str) -> Record:
     return record.model_copy(update=changes)
 
 
+def _submission_fix(folder: Path) -> str:
+    """The fix for a damaged submission in `folder`."""
+    return (
+        f"restore the file, or move {folder} elsewhere and add the submission again: "
+        f"kdep-bench report validate FOLDER --join {folder.parents[1]} --name {folder.name}"
+    )
+
+
 def _read_submission(results_dir: Path, name: str) -> tuple[list[Run], list[Damaged]]:
     """The records of one submission; a file that changed after its validation is damaged."""
     folder = results_dir / SUBMISSIONS / name
@@ -327,7 +338,7 @@ def _read_submission(results_dir: Path, name: str) -> tuple[list[Run], list[Dama
         checksums = read_strict(folder / MANIFEST, follow=False)["records"]
         listed = {str(safe_name(file)): str(digest) for file, digest in checksums.items()}
     except (KdepError, KeyError, TypeError, AttributeError, OSError) as e:
-        fix = "validate the records again: tools/report.py validate FOLDER --join TABLE --name NAME"
+        fix = _submission_fix(folder)
         sentence = str(KdepError(f"{folder / MANIFEST} cannot be used ({e!s:.200})", fix=fix))
         return [], [Damaged(f"{SUBMISSIONS}/{name}/{MANIFEST}", sentence)]
     runs: list[Run] = []
@@ -340,8 +351,8 @@ def _read_submission(results_dir: Path, name: str) -> tuple[list[Run], list[Dama
             raw = read_bytes(results_dir / place, LARGEST_RECORD)
             if hashlib.sha256(raw).hexdigest() != listed.get(file):
                 raise KdepError(
-                    f"the record {place} was changed after its validation",
-                    fix="validate the submission again",
+                    f"the record {place} was added or changed after its validation",
+                    fix=_submission_fix(folder),
                 )
             run = sharer.run(as_submitted(parse(raw, place), name), f"../{place}")
             runs.append(run._replace(submitter=name))

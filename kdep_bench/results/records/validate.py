@@ -21,6 +21,7 @@ from kdep_bench.results.records import samples, store
 from kdep_bench.results.records.record import Record, load
 from kdep_bench.results.records.record_checks import faults_of
 
+# Packages that compute scores: their versions must be equal in all records.
 SCORING = ("mmdet", "mmsegmentation", "mmpretrain", "pycocotools", "scikit-learn")
 CURVE_POINTS = 6  # a loss curve with this many points or more is never equal for two trainings
 
@@ -190,7 +191,7 @@ def _ambiguity_faults(records: Records) -> Iterator[str]:
             lambda r: r.student.params,
         ),
         "fingerprints of the data {0}": (lambda r: r.data.name, lambda r: r.data.fingerprint),
-        "definitions (version, split, metric, chance) of the task {0}": (
+        "definitions (version, split, metric, direction) of the task {0}": (
             lambda r: r.task.name,
             lambda r: (r.task.version, r.task.split, r.task.metric, r.task.direction),
         ),

@@ -1,6 +1,7 @@
 """Tables of probes, made from the probe records alone.
 
-Probes are not in the board, so no mean, rank, difference or claim includes them.
+Probes are not in the board, so no mean, rank, difference or claim includes them, except claims
+about teachers, which read the probe `teacher`.
 """
 
 from __future__ import annotations
