@@ -34,7 +34,7 @@ def first_convolution(network: nn.Module, label: str) -> nn.Conv2d:
 
 
 class SuperResolution(nn.Module):
-    """1x1 convolution without bias, pixel shuffle and PReLU: a map as an RGB image of `px` pixels.
+    """Turns a map into an RGB image: 1x1 convolution without bias, pixel shuffle, PReLU.
 
     A map of side n becomes an image of side k n, with the smallest k such that k n >= px; the
     surplus rows and columns at the end are cut off.

@@ -34,7 +34,7 @@ class InstanceGraph(Objective):
     A [B, B] is the similarity matrix of the batch (the edges of a graph whose nodes are samples).
     With form "gram", A is the matrix of SimilarityPreserving; without an earlier layer, the loss is
     that of SimilarityPreserving as well. With form "attention", A is the softmax of cosine / tau
-    over the other samples, and each edge term is edges * KL(A^t || A^s) / B, summed over the rows.
+    over the other samples, and each edge term is edges * KL(A^t || A^s), averaged over the rows.
 
     Re-implementation after IRG (Liu et al., CVPR 2019). IRG compares the change of feature maps,
     which needs maps of equal shape in student and teacher; here it is the change of A, so that no

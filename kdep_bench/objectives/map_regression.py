@@ -20,7 +20,7 @@ from kdep_bench.objectives.maps import Maps, check_levels
 from kdep_bench.objectives.signs import components
 from kdep_bench.objectives.weight import DEFAULT_LOSS_AT_ZERO
 
-TAPS = ("after", "before")  # the last activation of a level
+TAPS = ("after", "before")  # read a level after or before its last activation
 ROTATION_SEED = 0
 
 

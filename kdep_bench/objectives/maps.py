@@ -36,7 +36,8 @@ def projectors(
 
     Args:
         make: called with (student channels, teacher channels); returns the module.
-        always: whether to call `make` even if these are equal; otherwise the identity is used.
+        always: whether to call `make` even if the numbers of channels are equal; otherwise the
+            identity is used for such a level.
     """
     modules: dict[str, nn.Module] = {}
     for student_map, teacher_map in levels.items():

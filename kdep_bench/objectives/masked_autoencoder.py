@@ -90,7 +90,7 @@ class MaskedAutoencoder(Objective):
             centred = pixels - pixels.mean(2, keepdim=True)
             pixels = centred / (pixels.var(2, keepdim=True) + 1e-6).sqrt()
         predicted = self.decode(tokens, visible, pixels.shape[1])
-        error = (predicted - pixels).square().mean(2)  # [B, L]
+        error = (predicted - pixels).square().mean(2)  # [B, L] for L patches
         masked = torch.ones_like(error).scatter(1, visible, 0.0)  # 1 where masked, else 0
         return {"reconstruction": (error * masked).sum(1) / masked.sum(1).clamp(min=1)}
 

@@ -21,8 +21,8 @@ class Mutual(Objective):
     """L_1 + L_2 with L_i = CE(y, p_i) + w KL(p_j || p_i); p_j has no gradient in L_i.
 
     The peer is a second student of the same architecture with another initialisation, trained by
-    the same optimiser. It and both heads are dropped at export. The method needs labels: the KL
-    terms alone contain no information on the images.
+    the same optimiser. The peer and both heads are dropped at export. The method needs labels: the
+    KL terms alone contain no information on the images.
 
     Source: AberHu/Knowledge-Distillation-Zoo `kd_losses/dml.py`, `train_dml.py`; weight 1.
 

@@ -13,7 +13,7 @@ from kdep_bench.objectives.base import Context, Objective
 
 def drop_class(logits_BC: Tensor, y_B: Tensor) -> Tensor:
     """The logits of all classes except y, [B, C - 1]."""
-    # A boolean mask would wait for the GPU.
+    # Indexing with a boolean mask would wait for the GPU.
     index = torch.arange(logits_BC.shape[1] - 1, device=logits_BC.device)
     return logits_BC.gather(1, index + (index >= y_B[:, None]))
 

@@ -16,13 +16,13 @@ from kdep_bench.objectives.levels import block_pairs
 
 
 class TransformerLayers(Objective):
-    """a sum_m |S_m - S_g(m)|^2 + h sum_m |W H_m - H_g(m)|^2 + e |W E - E_t|^2, means of squares.
+    """a sum_m |S_m - S_g(m)|^2 + h sum_m |W H_m - H_g(m)|^2 + e |W E - E_t|^2.
 
-    The sums are over the student's blocks m; g(m) = m times teacher depth / student depth, counted
-    from 1. S are attention scores before the softmax, H the tokens after a block (after the last
-    norm for the last block), E the tokens before the first block. One linear layer W maps the
-    student's tokens to the teacher's width; it is dropped at export. Class tokens are compared if
-    both networks have the same number of them, otherwise only patches are.
+    |.|^2 is the mean of squares. The sums are over the student's blocks m; g(m) = m times teacher
+    depth / student depth, counted from 1. S are attention scores before the softmax, H the tokens
+    after a block (after the last norm for the last block), E the tokens before the first block. One
+    linear layer W maps the student's tokens to the teacher's width; it is dropped at export. Class
+    tokens are compared if both networks have the same number of them, otherwise only patches are.
 
     With `relative`, every squared difference is divided by the teacher's mean square in the first
     batch: an output of zero then has the loss 1 per block and quantity. Otherwise a few blocks

@@ -25,7 +25,7 @@ class Flatness(Probe):
     the gradient is not zero, and the Hessian can have negative eigenvalues.
 
     Values:
-        loss: at the exported weights.
+        loss: this loss at the exported weights.
         largest Hessian eigenvalue: by Lanczos iteration.
         Hessian trace: Hutchinson's estimate.
         sharpness, radius R: loss(w + e) - loss(w), where e is in the direction of the gradient and

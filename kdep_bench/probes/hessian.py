@@ -83,9 +83,9 @@ def largest_eigenvalue(
 ) -> tuple[float, float]:
     """The largest eigenvalue of a symmetric matrix, which may be negative, by Lanczos iteration.
 
-    It is the largest eigenvalue of a tridiagonal matrix, which grows by one row per product. The
-    vectors are not made orthogonal again, so only three are in memory; the largest eigenvalue
-    converges nevertheless.
+    Each iteration needs one product and adds one row to a tridiagonal matrix, whose largest
+    eigenvalue is returned. The vectors are not reorthogonalised, so only three are in memory; the
+    largest eigenvalue converges nevertheless.
 
     Args:
         product: product with the matrix.

@@ -20,8 +20,8 @@ class Robustness(Probe):
 
     `top1, clean`: accuracy on the uncorrupted test images. `top1, severity S`: mean over all
     corruptions. `top1, <corruption>`: mean over the five severities. `top1, corrupted`: mean over
-    both. `top1, clean - corrupted`: a smaller difference is not always better, because a backbone
-    with chance accuracy has none. Noise is the same for every backbone.
+    corruptions and severities. `top1, clean - corrupted`: a smaller difference is not always
+    better, because a backbone with chance accuracy has none. Noise is the same for every backbone.
 
     Args:
         corruptions: names of `corruptions.CORRUPTIONS`.

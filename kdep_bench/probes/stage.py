@@ -41,8 +41,8 @@ def run(
         spec: `probe` (a probe config); `student`, for a probe that runs the backbone.
         inputs: folders of earlier stages, as required by the probe's `reads`: `features` (of class
             folders, or maps of images with masks), `pool` (features of pool images), `cache` (the
-            teacher's features), `teacher_features` (its features of class folders), `export` and
-            `prepare` (the backbone and the images).
+            teacher's features of pool images), `teacher_features` (the teacher's features of class
+            folders), `export` and `prepare` (the backbone and the images).
         out: folder of this stage; not used.
         progress: called with (done, total, note).
 

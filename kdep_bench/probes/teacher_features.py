@@ -19,7 +19,7 @@ from kdep_bench.results.teacher_measures import (
     PICKER,
 )
 
-FEWEST = 4  # images
+FEWEST = 4  # smallest number of images: the unbiased CKA needs four
 
 
 def mean_cosine(x_ND: np.ndarray) -> float:
@@ -43,7 +43,10 @@ def uniformity(x_ND: np.ndarray) -> float:
 
 
 def within_class_variance(x_ND: np.ndarray, labels_N: np.ndarray) -> float:
-    """The fraction of the total variance that is within classes: 0 if a class has one feature."""
+    """The fraction of the total variance that is within classes.
+
+    It is 0 if all images of a class have the same feature.
+    """
     x = np.asarray(x_ND, np.float64)
     total = ((x - x.mean(0)) ** 2).sum()
     within = sum(((x[labels_N == c] - x[labels_N == c].mean(0)) ** 2).sum() for c in set(labels_N))

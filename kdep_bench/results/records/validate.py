@@ -123,11 +123,13 @@ def _read(folder: Path) -> tuple[list[tuple[str, Record]], list[str]]:
 
 
 def _row(r: Record) -> tuple[Any, ...]:
+    """The values that distinguish the rows of a table."""
     teacher = r.teacher.name if r.teacher else ""
     return (r.student.name, r.arm.method, teacher, r.data.share, r.budget.epochs)
 
 
 def _groups(records: Records, key: Callable[[Record], Any]) -> dict[Any, list[tuple[str, Record]]]:
+    """The records by their value of `key`."""
     groups: dict[Any, list[tuple[str, Record]]] = defaultdict(list)
     for file, record in records:
         groups[key(record)].append((file, record))
@@ -254,7 +256,8 @@ def _table_faults(records: Records, known: Records, other_budgets: bool) -> Iter
     # Records with the same id are from the same stage, even if their config hashes differ: a config
     # also has settings that are not part of the id.
     known_ids = {r.id for _, r in known}
-    budgets = _groups([(f, r) for f, r in known if r.budget.images_seen], _place)
+    pretrained = [(f, r) for f, r in known if r.budget.images_seen]
+    budgets = _groups(pretrained, _student_and_fraction)
     for file, r in records:
         yield from (f"{file}: {fault}" for fault in _record_faults(r, suites, tasks, seeds))
         known_hash = configs.get((_row(r), r.task.name))
@@ -269,7 +272,7 @@ def _table_faults(records: Records, known: Records, other_budgets: bool) -> Iter
                 f"{file}: the teacher {r.teacher.name[:60]} has the checksum {r.teacher.checksum}, "
                 f"in the table {checksum}"
             )
-        allowed = {_budget(k) for _, k in budgets.get(_place(r), [])}
+        allowed = {_budget(k) for _, k in budgets.get(_student_and_fraction(r), [])}
         if allowed and r.budget.images_seen and not other_budgets and _budget(r) not in allowed:
             yield (
                 f"{file}: pre-trained on {r.budget.images_seen} images in {r.budget.steps} steps, "
@@ -277,7 +280,7 @@ def _table_faults(records: Records, known: Records, other_budgets: bool) -> Iter
             )
 
 
-def _place(r: Record) -> tuple[str, float]:
+def _student_and_fraction(r: Record) -> tuple[str, float]:
     return r.student.name, r.data.share
 
 
