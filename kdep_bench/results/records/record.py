@@ -232,8 +232,10 @@ class Cost(Part):
     """Cost of a run. Times are in wall seconds; None if unknown.
 
     Attributes:
-        pretrain_s, cache_s: both include the times of the method that trained the teacher, if the
-            suite trained it. `cache_s` is the time of the teacher cache times the data fraction.
+        pretrain_s, cache_s, align_s, transfer_s: each includes the stages of this kind of a teacher
+            that the suite trained for the run (an assistant, or the tuned teacher of a transfer
+            method). `pretrain_s` also includes the generation of images by a method that makes its
+            own. `cache_s` is the time of the teacher cache times the data fraction.
         cache_bytes: size of the teacher caches, times the data fraction; files that are hard links
             to those of another cache count too.
         peak_memory_bytes, peak_gpu_bytes: resident memory, and GPU memory that torch allocated; the
@@ -241,9 +243,9 @@ class Cost(Part):
         extra_parameters: number of parameters that are trained or stored with the student and
             dropped at export.
         extra_forwards: number of forward passes in pre-training in addition to the student's one
-            per image: rows of the teacher cache, live teachers, peer networks, moving averages,
-            additional passes of the student; and of all networks in the pre-trainings of teachers
-            that the method trains.
+            per image: rows of the teacher cache, the teacher's passes to generate images, live
+            teachers, peer networks, moving averages, additional passes of the student; and of all
+            networks in the pre-trainings of teachers that the method trains.
         processor_units: matrix and vector instruction sets of the CPU, such as "amx".
         lacks_teacher_passes: whether `extra_forwards` is too low, because it does not count the
             pre-training of a teacher that the method trains; true in such records of schema 2. A
