@@ -29,7 +29,7 @@ class Schedule(ABC):
                     fix="correct `span` in this schedule of the method's objective",
                 )
             if epochs is not None:
-                check_span(span, epochs, type_path(type(self)))
+                check_span(span, epochs, f"the schedule {type_path(type(self))}")
         self.span, self.epochs = span, epochs
 
     def elapsed_fraction(self, step: int, steps: int) -> float:
@@ -57,10 +57,10 @@ class Schedule(ABC):
 def check_span(span: float, epochs: float, subject: str) -> None:
     """Raises KdepError if a schedule of `span` epochs is longer than a run of `epochs`.
 
-    `subject`: the method or schedule that has the span, for the error.
+    `subject`: what the error calls the schedule.
     """
     if span > epochs:
         raise KdepError(
-            f"{subject} has span={span:g} epochs in a training of {epochs:g} epochs",
+            f"{subject} lasts {span:g} epochs (`span`), but the training has {epochs:g}",
             fix="shorten `span`, or leave it out: the schedule then covers the whole training",
         )

@@ -31,8 +31,8 @@ class Sampler:
     """An optuna study: proposes values, and decides which trials continue.
 
     Trials are stopped by asynchronous successive halving (Jamieson and Talwalkar, AISTATS 2016; Li
-    et al., MLSys 2020): a trial continues to the next rung if it is among the best 1 / `factor` of
-    the trials that were scored at its rung before.
+    et al., MLSys 2020): a trial continues to the next rung if it is the best, or among the best
+    1 / `factor`, of the trials that were scored at its rung so far.
 
     Args:
         space: the dimensions.

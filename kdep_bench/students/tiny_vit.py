@@ -81,48 +81,46 @@ class TinyVitFamily(Family):
     def size(self) -> Size:
         params = flops = 0
 
-        def conv(inner: int, outer: int, kernel: int, side: int, groups: int = 1) -> None:
+        def conv(
+            channels_in: int, channels_out: int, kernel: int, side: int, groups: int = 1
+        ) -> None:
             """Adds a convolution without bias, with output side `side`, and its BatchNorm."""
             nonlocal params, flops
-            weights = inner // groups * outer * kernel**2
-            params += weights + 2 * outer
+            weights = channels_in // groups * channels_out * kernel**2
+            params += weights + 2 * channels_out
             flops += 2 * weights * side**2
 
-        def linear(inner: int, outer: int, positions: int) -> None:
+        def linear(channels_in: int, channels_out: int, positions: int) -> None:
             """Adds a linear layer with bias, applied to `positions` tokens."""
             nonlocal params, flops
-            params += (inner + 1) * outer
-            flops += 2 * inner * outer * positions
+            params += (channels_in + 1) * channels_out
+            flops += 2 * channels_in * channels_out * positions
 
         first, side = self.channels[0], math.ceil(self.px / 2)
         conv(3, first // 2, 3, side)
         side = math.ceil(side / 2)
         conv(first // 2, first, 3, side)
         for _ in range(self.depths[0]):
-            inside = int(first * self.expansion)
-            conv(first, inside, 1, side)
-            conv(inside, inside, 3, side, inside)
-            conv(inside, first, 1, side)
+            hidden = int(first * self.expansion)
+            conv(first, hidden, 1, side)
+            conv(hidden, hidden, 3, side, hidden)
+            conv(hidden, first, 1, side)
         for stage in (1, 2, 3):
-            inner, outer, window = (
-                self.channels[stage - 1],
-                self.channels[stage],
-                self.windows[stage],
-            )
-            conv(inner, outer, 1, side)
+            width, window = self.channels[stage], self.windows[stage]
+            conv(self.channels[stage - 1], width, 1, side)
             side = math.ceil(side / 2)
-            conv(outer, outer, 3, side, outer)
-            conv(outer, outer, 1, side)
-            padded = (window * math.ceil(side / window)) ** 2
+            conv(width, width, 3, side, width)
+            conv(width, width, 1, side)
+            padded = (window * math.ceil(side / window)) ** 2  # positions of the padded map
             for _ in range(self.depths[stage]):
-                params += 2 * 2 * outer  # two LayerNorms
+                params += 2 * 2 * width  # two LayerNorms
                 params += self.heads[stage] * window**2  # biases of relative positions
-                linear(outer, 3 * outer, padded)
-                flops += 2 * 2 * padded * window**2 * outer  # scores, and their product with values
-                linear(outer, outer, padded)
-                conv(outer, outer, 3, side, outer)
-                inside = int(outer * self.mlp_ratio)
-                linear(outer, inside, side**2)
-                linear(inside, outer, side**2)
+                linear(width, 3 * width, padded)
+                flops += 2 * 2 * padded * window**2 * width  # scores, and their product with values
+                linear(width, width, padded)
+                conv(width, width, 3, side, width)
+                hidden = int(width * self.mlp_ratio)
+                linear(width, hidden, side**2)
+                linear(hidden, width, side**2)
         params += 2 * self.channels[-1]  # LayerNorm of the mean, the classifier's input
         return Size(params, flops)

@@ -125,6 +125,7 @@ def config_folders() -> list[Path]:
 
 @cache
 def _plugin_folders() -> tuple[Path, ...]:
+    """The configs folders of the installed plug-ins; see `config_folders`."""
     folders = []
     for plugin in entry_points(group="kdep_bench.configs"):
         spec = find_spec(plugin.value)
@@ -336,6 +337,7 @@ def _overridden(kind: str, ref: Json, configs: Path) -> Json:
     base = load_config(kind, ref["base"], configs)
     base.setdefault("name", ref["base"])
     overrides = {k: v for k, v in ref.items() if k != "base"}
+    # Keys that overrides may set although the base does not have them.
     keys = dict.fromkeys(MODELS[kind].model_fields)
     if kind == "data":
         keys |= data_keys({**base, **overrides}) or {}

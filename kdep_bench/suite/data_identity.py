@@ -237,6 +237,7 @@ def _catalogues(
 
 
 def _progress(source: Source, show_message: ShowMessage) -> Callable[[int, int], None]:
+    """A callback (files done, files in total) that shows a message every _MESSAGE_INTERVAL."""
     next_time = time.monotonic() + _MESSAGE_INTERVAL
 
     def progress(done: int, total: int) -> None:
@@ -399,6 +400,7 @@ class Guard:
             raise _changed_error(changes, "after the run was planned")
 
     def _compare(self, when: str) -> None:
+        """Raises KdepError if a file changed since `prepare` listed it; `when`: for the error."""
         changes = Changes()
         for catalogue in self._listed:
             changes += catalogue.changes(index(self.work).read(catalogue.source, also=catalogue))

@@ -468,7 +468,7 @@ def check_candidates(pair: StudentMethod) -> None:
 def check_schedule_spans(pair: StudentMethod) -> None:
     """Checks that the schedules end within the training."""
     for span in spans(pair.method.get("objective")):
-        check_span(span, pair.epochs, pair.name)
+        check_span(span, pair.epochs, f"a schedule of {pair.name}")
 
 
 def check_phases_of_run(pair: StudentMethod) -> None:

@@ -98,6 +98,7 @@ class _Builder:
         if id(config) not in self.config_specs:
             spec = without(config, DESCRIPTION_KEYS | (_PLANNING if is_method else set()))
             self.configs.append(config)
+            # A method that states these default values has the same stage ids as one that does not.
             self.config_specs[id(config)] = (
                 {"labels_used": False, "transform": None, **spec} if is_method else spec
             )

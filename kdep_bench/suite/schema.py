@@ -168,7 +168,8 @@ class _Student(_Part):
         backbone: config of the network.
         width: channels of the pooled feature.
         input_px: side of the input images in pixels.
-        tap: layer whose pooled output is the feature.
+        tap: path of the last activation, whose pooled input is the feature; "last_pre_activation"
+            finds it for some classes, and "output" is the pooled last map.
         pyramid: out_indices, channels and strides of the feature maps, for dense tasks.
         dilated: arguments of the backbone that dilate its last map to stride 8, for tasks with
             `dilate=True`; None if it cannot be dilated.

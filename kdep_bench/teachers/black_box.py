@@ -21,7 +21,7 @@ class ProbabilityTeacher(Teacher):
     probabilities, so that their softmax is the probabilities.
 
     Class attributes:
-        black_box: for the checks when a plan is built.
+        black_box: True: planning refuses methods that read more than class probabilities.
     """
 
     black_box = True

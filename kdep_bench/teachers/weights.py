@@ -38,9 +38,10 @@ class Hub:
 
 
 def url_hub(url: str, size: str = "") -> Hub:
-    """A Hub for a URL whose file name ends with the first digits of the file's SHA-256.
+    """A Hub for a URL.
 
-    The file is stored in torch.hub's folder `checkpoints`, where the user may also copy it.
+    A download is compared with the first digits of its SHA-256 if the file name ends with them. The
+    file is stored in torch.hub's folder `checkpoints`, where the user may also copy it.
     """
     name = url.rsplit("/", 1)[-1]
     path = Path(torch.hub.get_dir()) / "checkpoints" / name

@@ -230,7 +230,7 @@ def test_a_dotted_path_is_found_in_source_code_without_an_import(path, exists):
         (dict(t_max=0), "t_max=0"),
         (dict(t_max="ten"), "integer"),
         (dict(span=0), "span=0"),
-        (dict(span=5.0), "span=5 epochs in a training of 1 epochs"),
+        (dict(span=5.0), "lasts 5 epochs"),
         (dict(t_mx=3), "did you mean t_max"),
         (
             dict(_delete_=True, type="kdep_bench.schedules.ramp.Ramp", start=0, end=1, over=2),

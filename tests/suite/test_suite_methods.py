@@ -235,7 +235,7 @@ def test_a_schedule_longer_than_an_intermediate_teacher_s_run_is_refused():
         student="resnet18_w48", method=dict(base="ctkd", objective=SCHEDULE_OF_TWO_EPOCHS)
     )
     plan(dict(base="eskd_teacher", teacher={**teacher, "epochs": 2.0}))
-    with pytest.raises(KdepError, match="'ctkd' has span=2 epochs in a training of 1 epochs"):
+    with pytest.raises(KdepError, match="a schedule of method 'ctkd' lasts 2 epochs"):
         plan(dict(base="eskd_teacher", teacher={**teacher, "epochs": 1.0}))
 
 
