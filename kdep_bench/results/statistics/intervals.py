@@ -3,11 +3,11 @@
 Scores are fractions with the key (pre-training seed, transfer seed). The kind of interval depends
 on the number of seeds:
 
-* With three seeds, a 95 % percentile bootstrap interval of the mean covers about 75 %, and a BCa
-  interval little more, because both only resample the three values. Student's t covers 95 % on
-  normal data for any n (Student 1908). So Student's t is used below `BOOTSTRAP_FROM` values, BCa
-  (Efron 1987) from there to `BOOTSTRAP_TO`, and Student's t above, where the two agree. The tests
-  of this module simulate the coverage.
+* With three seeds, 95 % bootstrap intervals of the mean (percentile and BCa) cover only about 75 %
+  on normal data, because they resample just three values. Student's t covers 95 % on normal data
+  for any n (Student 1908). So Student's t is used below `BOOTSTRAP_FROM` values, BCa (Efron 1987)
+  from there to `BOOTSTRAP_TO`, and Student's t above, where the two agree. The tests of this module
+  simulate the coverage.
 * Values that share a pre-training seed are not independent. With P x T crossed seeds the variance
   of the mean is Vp + Vt - Ve: the variance clustered by pre-training seed, plus that clustered by
   transfer seed, minus the residual variance, which both contain (Cameron, Gelbach and Miller

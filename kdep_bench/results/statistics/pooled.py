@@ -12,9 +12,9 @@ left out of the model and compared by its own differences. Otherwise a single di
 hide all differences between the others.
 
 Coverage with three seeds, simulated in tests/results/test_results_pooled.py: 94 to 96 % over all
-pairs, with equal variances and also if half of 3, 8 or 28 methods have three times the variance of
-the others. Pairs of two such noisy methods: 92 to 93 %, and 90 % if only 3 of 28 are noisy. Paired
-t tests cover 95 % there, with intervals that are twice as wide.
+pairs, with equal variances and also if 2 of 3, 4 of 8 or 14 of 28 methods have three times the
+variance of the others. Pairs of two such noisy methods: 92 to 93 %, and 90 % if only 3 of 28 are
+noisy. Paired t tests cover 95 % there, with intervals that are twice as wide.
 
 The best methods and the ranks use Dunnett's constants (Dunnett 1955), which correct for all
 comparisons with one method. A method is among the best unless another is significantly better
