@@ -21,6 +21,7 @@ Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 MultipleOf32 = Annotated[int, Field(ge=32, multiple_of=32)]
 Bits = Annotated[int, Field(ge=2, le=8)]
+Bits16 = Annotated[int, Field(ge=2, le=16)]
 LiteVariant = Annotated[int, Field(ge=0, le=2)]  # of EfficientNet-Lite; refuses True and 1.0
 Counts = Annotated[Sequence[Count], Field(min_length=1)]
 Positives = Annotated[Sequence[Positive], Field(min_length=1)]

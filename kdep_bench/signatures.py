@@ -268,7 +268,7 @@ def _unknown_argument(name: str, where: str, key: str, valid: Collection[str]) -
             f"{where} gives {name} the argument {key!r}, but {name} has no arguments",
             fix=f"remove it ({hint})",
         )
-    error = unknown_name(f"argument of {name}", key, valid, place=where)
+    error = unknown_name("argument", key, valid, place=f"{where} ({name})")
     return KdepError(error.problem, expected=error.expected, fix=f"{error.fix} ({hint})")
 
 

@@ -101,12 +101,12 @@ def _resolve(entry: Any) -> Json:
             fix="correct the suite",
         )
     if name not in TRACKERS:
-        raise unknown_name("tracker in runtime.trackers", name, TRACKERS)
+        raise unknown_name("tracker", name, TRACKERS, place="runtime.trackers")
     tracker = TRACKERS[name]
     allowed = (*tracker.keys, *tracker.init_keys)
     for key in config:
         if key not in allowed:
-            raise unknown_name(f"key of the tracker {name!r}", str(key), allowed)
+            raise unknown_name("key", str(key), allowed, place=f"the tracker {name!r}")
     if importlib.util.find_spec(tracker.package) is None:
         raise KdepError(
             f"the suite uses the tracker {name!r}, but the package {tracker.package} is not "

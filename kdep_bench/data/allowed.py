@@ -53,7 +53,9 @@ def read_allowed(allow: Any, sets: Iterable[str]) -> set[frozenset[str]]:
             )
         for name in pair:
             if name not in names:
-                raise unknown_name("set in `allow_duplicates` of the data config", str(name), names)
+                raise unknown_name(
+                    "set", str(name), names, place="`allow_duplicates` of the data config"
+                )
         if frozenset(pair) not in {frozenset(p) for p in compared_pairs(names)}:
             raise KdepError(
                 f"`allow_duplicates` of the data config contains the pair {list(pair)}, which is "

@@ -38,7 +38,7 @@ def check_widths(
         must_be_equal: whether a narrower student is an error as well (for the identity alignment).
     """
     if policy is not None and policy not in POLICIES:
-        raise unknown_name("policy of method.align", str(policy), POLICIES)
+        raise unknown_name("policy", str(policy), POLICIES, place="method.align")
     if student > teacher and policy is None:
         raise KdepError(
             f"the student has {student} channels and {name} only {teacher}",

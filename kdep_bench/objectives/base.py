@@ -347,7 +347,7 @@ def demands(config: Mapping[str, Any], base: type[Component] = Objective) -> Dem
         ("requires", kind.requires, ARGUMENTS),
     ):
         for word in sorted(declared - known):
-            raise unknown_name(f"word in `{attribute}` of {type_path(kind)}", word, known)
+            raise unknown_name("word", word, known, place=f"`{attribute}` of {type_path(kind)}")
     parts = [demands(part, Component) for part in kind.parts(config)]
     return Demands(
         kind.needs.union(*(part.needs for part in parts)),

@@ -127,7 +127,7 @@ class CrossArchitecture(Objective):
     ) -> None:
         super().__init__()
         if student_level not in student_maps:
-            raise unknown_name("level of the student", student_level, student_maps)
+            raise unknown_name("level", student_level, student_maps, place="the student")
         channels, width = student_maps[student_level]["channels"], teacher_attention["width"]
         self.side = math.isqrt(teacher_attention["patches"])
         self.heads = int(teacher_attention["heads"])

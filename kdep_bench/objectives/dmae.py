@@ -123,7 +123,7 @@ class DmaeMaps(Objective):
     ) -> None:
         super().__init__()
         if student_level not in student_maps:
-            raise unknown_name("level of the student", student_level, student_maps)
+            raise unknown_name("level", student_level, student_maps, place="the student")
         self.projector = nn.Linear(student_maps[student_level]["channels"], layer_width)
         self.student_level, self.alpha = student_level, float(alpha)
         self.unit_length = bool(unit_length)

@@ -24,9 +24,9 @@ def check_levels(levels: Mapping[str, str], student_maps: Maps, teacher_maps: Ma
         )
     for student_map, teacher_map in levels.items():
         if student_map not in student_maps:
-            raise unknown_name("level of the student", student_map, student_maps)
+            raise unknown_name("level", student_map, student_maps, place="the student")
         if teacher_map not in teacher_maps:
-            raise unknown_name("map of the teacher", teacher_map, teacher_maps)
+            raise unknown_name("map", teacher_map, teacher_maps, place="the teacher")
 
 
 def projectors(

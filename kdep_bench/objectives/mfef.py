@@ -112,7 +112,7 @@ class FusedMaps(Objective):
     ) -> None:
         super().__init__()
         if student_level not in student_maps:
-            raise unknown_name("level of the student", student_level, student_maps)
+            raise unknown_name("level", student_level, student_maps, place="the student")
         channels, count = int(student_maps[student_level]["channels"]), peers + 1
         if channels < len(kernels):
             raise KdepError(

@@ -76,7 +76,7 @@ class Players:
         """The parameters of one player; KdepError for an unknown name."""
         name = self._prefix + name
         if name not in self._players:
-            raise unknown_name("player of the objective", name, self._players)
+            raise unknown_name("player", name, self._players, place="the objective")
         return list(self._players[name].module.parameters())
 
     def minimise(self, name: str, loss: Tensor) -> None:

@@ -83,7 +83,7 @@ def _typed(value: Any, visible: tuple[str, ...] | None) -> Iterator[tuple[Json, 
         is_part = isinstance(value.get("objective"), Mapping)
         if is_part and value.get("teacher") is not None and visible is not None:
             if value["teacher"] not in visible:
-                raise unknown_name("teacher role of a part", value["teacher"], visible)
+                raise unknown_name("teacher role", value["teacher"], visible, place="a part")
             visible = (value["teacher"],)
         if "type" in value:
             yield dict(value), visible or ()

@@ -88,7 +88,7 @@ class WeightedAssistants(Objective):
         step = math.ceil(len(next(iter(held_out.logits.values()))) / MAX_SAMPLES)
         logits = {role: z[::step] for role, z in held_out.logits.items()}
         if reference not in logits:
-            raise unknown_name("role in `reference` of the objective", reference, logits)
+            raise unknown_name("role", reference, logits, place="`reference` of the objective")
         target_NC = softmax(logits.pop(reference), tau)
         p_KNC = np.stack([softmax(z, tau) for z in logits.values()])
         chosen = _search(p_KNC, target_NC, list(logits), held_out.images, config)

@@ -241,8 +241,8 @@ def check_needs(method: Json, label: str) -> None:
         )
     if missing := sorted(needs - method_needs(method)):
         raise KdepError(
-            f"{label} reads {', '.join(missing)} from a batch but its `needs` does not list "
-            f"{'it' if len(missing) == 1 else 'them'}",
+            f"the objective of {label} reads {', '.join(missing)} from a batch, but the method's "
+            f"`needs` does not list {'it' if len(missing) == 1 else 'them'}",
             expected=f"needs={sorted(needs | method_needs(method))}",
             fix="set `needs` in the method's config",
         )

@@ -96,7 +96,7 @@ def check_claims(
         for family in claim.families or ():
             if family not in known_families:
                 raise unknown_name(
-                    f"task family of the claim {claim.name!r}", family, known_families
+                    "task family", family, known_families, place=f"the claim {claim.name!r}"
                 )
         check_claim = {
             "difference": _check_difference,
@@ -124,7 +124,7 @@ def _rows_by_student(rows: list[PlannedRow]) -> list[list[PlannedRow]]:
 
 def _check_side(claim: Claim, side_name: str, side: Side, rows: list[PlannedRow]) -> None:
     """Raises KdepError if no row fits the description of a side ('a' or 'b') of a claim."""
-    where = f"{side_name} of the claim {claim.name!r}"
+    where = f"`{side_name}` of the claim {claim.name!r}"
     methods = {row.method for row in rows}
     candidates = [row for row in rows if row.method in side.methods]
     if not candidates:
@@ -139,7 +139,7 @@ def _check_side(claim: Claim, side_name: str, side: Side, rows: list[PlannedRow]
             raise KdepError(
                 f"{where} has the data fraction {fraction:g}, but the suite does not run "
                 f"{' or '.join(side.methods)} at that fraction",
-                expected=f"one of {', '.join(f'{s:g}' for s in fractions)}",
+                expected=f"a data fraction of the suite: {', '.join(f'{s:g}' for s in fractions)}",
                 fix=f"correct {side_name}.share in the claim, or add the fraction to the suite's "
                 "`shares`",
             )
@@ -150,7 +150,7 @@ def _check_side(claim: Claim, side_name: str, side: Side, rows: list[PlannedRow]
             raise KdepError(
                 f"{where} has {side.epochs:g} epochs, but the suite does not run "
                 f"{' or '.join(side.methods)} for that many",
-                expected=f"one of {', '.join(f'{e:g}' for e in epochs)}",
+                expected=f"epochs of the suite: {', '.join(f'{e:g}' for e in epochs)}",
                 fix=f"correct {side_name}.epochs in the claim, or leave it out for the longest "
                 "training",
             )
@@ -162,7 +162,7 @@ def _check_side(claim: Claim, side_name: str, side: Side, rows: list[PlannedRow]
                 f"{' or '.join(side.methods)} uses no teacher",
                 fix=f"remove {side_name}.teacher from the claim",
             )
-        raise unknown_name(f"teacher in {where}", side.teacher, teachers - {""})
+        raise unknown_name("teacher", side.teacher, teachers - {""}, place=where)
 
 
 def _missing_method(claim: Claim, side_name: str, side: Side, methods: set[str]) -> KdepError:
@@ -244,7 +244,9 @@ def _check_rank_correlation(claim: Claim, rows: list[PlannedRow]) -> None:
         teachers = {row.teacher for row in candidates}
         for name in claim.by:
             if name not in teachers:
-                raise unknown_name(f"teacher in `by` of the claim {claim.name!r}", name, teachers)
+                raise unknown_name(
+                    "teacher", name, teachers, place=f"`by` of the claim {claim.name!r}"
+                )
         candidates = [row for row in candidates if row.teacher in claim.by]
     elif claim.by == "explained_variance_ratio":
         candidates = [row for row in candidates if row.is_aligned]

@@ -480,14 +480,14 @@ def _fields_at(model: type[BaseModel], path: list[str]) -> dict[str, FieldInfo]:
     return model.model_fields
 
 
-def _check_unique(entries: str, names: list[str]) -> None:
-    """Raises KdepError if a name occurs twice; `entries` is what the error calls them."""
+def _check_unique(entries: str, names: list[str], place: str = "the suite") -> None:
+    """Raises KdepError if a name occurs twice; `entries` and `place` are for the error."""
     duplicates = sorted(n for n, count in Counter(names).items() if count > 1)
     if duplicates:
         remainder = f" and {len(duplicates) - 5} others" if len(duplicates) > 5 else ""
         are_numbers = "seed" in entries or entries == "data fraction"
         raise KdepError(
-            f"the suite lists {entries} {', '.join(duplicates[:5])}{remainder} more than once",
+            f"{place} lists the {entries} {', '.join(duplicates[:5])}{remainder} more than once",
             fix="remove the duplicates" + ("" if are_numbers else ", or give each its own `name`"),
         )
 
@@ -703,10 +703,14 @@ def build_suite(raw: Json, configs: Path = CONFIGS) -> Suite:
     for method in methods:
         for student in method.get("students") or []:
             if student not in known_students:
-                raise unknown_name(f"student of method {method['name']!r}", student, known_students)
+                raise unknown_name(
+                    "student", student, known_students, place=f"method {method['name']!r}"
+                )
         for name in method.get("needs") or []:
             if name not in NEEDS:
-                raise unknown_name(f"entry in `needs` of method {method['name']!r}", name, NEEDS)
+                raise unknown_name(
+                    "input", name, NEEDS, place=f"`needs` of method {method['name']!r}"
+                )
     _check_seeds(file.seeds)
     suite = Suite(
         name=file.name,
@@ -754,7 +758,9 @@ def _variant(suite: Suite, raw: Json, number: int, configs: Path) -> Suite:
     if variant.methods is not None:
         resolved = [resolve("method", m, configs) for m in variant.methods]
         update["methods"] = [_with_references(m, configs) for m in resolved]
-        _check_unique(f"in variant {number} the method", [row_name(m) for m in update["methods"]])
+        _check_unique(
+            "method", [row_name(m) for m in update["methods"]], f"variant {number} of the suite"
+        )
     if variant.shares is not None:
         update["shares"] = _check_fractions(variant.shares)
     budget = suite.budget.model_dump()

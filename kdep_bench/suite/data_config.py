@@ -66,7 +66,7 @@ def check_keys(data: Json) -> None:
     """Raises KdepError for a key that the data's `type` does not accept."""
     keys = data_keys(data)
     if keys is not None and (unknown := sorted(set(data) - set(keys))):
-        raise unknown_name(f"key of the data {data['name']!r}", unknown[0], keys)
+        raise unknown_name("key", unknown[0], keys, place=f"the data {data['name']!r}")
 
 
 def check_inline(data: Json) -> None:

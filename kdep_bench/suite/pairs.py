@@ -124,10 +124,10 @@ def check_metric_and_family(student: Json, task: Json) -> None:
     if task["recipe"].get("set") == "voc":
         metrics = class_value(kind, "voc_measures") or metrics
     if metrics and task["metric"] not in metrics:
-        raise unknown_name(f"metric of task {task['name']!r}", task["metric"], metrics)
+        raise unknown_name("metric", task["metric"], metrics, place=f"task {task['name']!r}")
     families = class_value(kind, "families")
     if families and task["family"] not in families:
-        raise unknown_name(f"family of task {task['name']!r}", task["family"], families)
+        raise unknown_name("family", task["family"], families, place=f"task {task['name']!r}")
 
 
 TASK_RULES: tuple[Callable[[Json, Json], None], ...] = (
@@ -184,7 +184,7 @@ def check_task_data(data: Json, task: Json) -> None:
             + (", ".join(splits) or "none"),
             expected=f"the splits {', '.join(required)}",
             fix=f"add {' and '.join(f'{config_key}.{s}' for s in missing)} to the data config, or "
-            "choose another task",
+            "correct `split` of the task, or choose another task",
         )
 
 
@@ -423,7 +423,7 @@ def check_held_out(pair: StudentMethod) -> None:
         )
     reference, roles = pair.method["objective"].get("reference"), pair.method["teachers"]
     if reference is not None and reference not in roles:
-        raise unknown_name(f"role in `reference` of {pair.name}", reference, roles)
+        raise unknown_name("role", reference, roles, place=f"`reference` of {pair.name}")
     for method in intermediate_methods(pair.method):
         objective = method.get("objective") or {}
         own_fraction = objective.get("held_out", 0)
@@ -520,7 +520,12 @@ def check_student_maps(pair: StudentMethod) -> None:
     levels = [f"s{s}" for s in pair.student["pyramid"].get("strides", [])]
     for level in sorted(student_levels(pair.method.get("objective"))) if levels else []:
         if level not in levels:
-            raise unknown_name(f"level that {pair.label} reads", level, levels)
+            raise unknown_name(
+                "level",
+                level,
+                levels,
+                place=f"student {pair.student['name']!r}, which {pair.name} reads",
+            )
 
 
 # ---- rules of methods that read a teacher ----
@@ -763,12 +768,17 @@ def check_maps(pair: StudentMethod) -> None:
     if "maps" in pair.needs and isinstance(stated, dict) and stated:
         for level in sorted(levels_of(pair.method.get("objective"))):
             if level not in (known := {*stated, LAST}):
-                label = f"map of the teacher {pair.teacher['name']!r} that {pair.label} reads"
-                raise unknown_name(label, level, known)
+                place = f"the teacher {pair.teacher['name']!r}, which {pair.label} reads"
+                raise unknown_name("map", level, known, place=place)
     strides = (pair.student.get("pyramid") or {}).get("strides", [])
     for level in sorted(student_levels(pair.method.get("objective"))) if strides else []:
         if level not in (levels := [f"s{s}" for s in strides]):
-            raise unknown_name(f"level that {pair.label} reads", level, levels)
+            raise unknown_name(
+                "level",
+                level,
+                levels,
+                place=f"student {pair.student['name']!r}, which {pair.name} reads",
+            )
     reads_maps = "maps" in pair.needs or requires_student_maps(pair.method)
     if reads_maps and not pair.student.get("pyramid"):
         raise KdepError(

@@ -91,7 +91,7 @@ class _Builder:
         )
         for setting, per_kind in self.runtime.items():
             for kind in set(per_kind) - set(kinds):
-                raise unknown_name(f"stage kind in runtime.{setting}", kind, set(kinds))
+                raise unknown_name("stage kind", kind, set(kinds), place=f"runtime.{setting}")
 
     def config_spec(self, config: Json, is_method: bool = False) -> Json:
         """The part of a student, task or method config that is in the spec of stages."""

@@ -65,7 +65,7 @@ def check_class(data: Json, probe: Json) -> None:
             fix="correct `type` in the probe's config",
         )
     for entry in sorted(reads(probe) - set(READS)):
-        raise unknown_name(f"entry in `reads` of {probe['type']}", entry, READS)
+        raise unknown_name("input", entry, READS, place=f"`reads` of {probe['type']}")
 
 
 def check_folder_key(data: Json, probe: Json) -> None:

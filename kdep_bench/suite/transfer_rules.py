@@ -77,7 +77,7 @@ def check_tasks(transfer: StudentTransfer) -> None:
     suite_tasks = [task["name"] for task in transfer.suite.tasks]
     for name in transfer.config.get("tasks") or []:
         if name not in suite_tasks:
-            raise unknown_name(f"task of {transfer.label}", name, suite_tasks)
+            raise unknown_name("task", name, suite_tasks, place=transfer.label)
     families = transfer.class_attribute("families")
     for task in tasks_for(transfer.suite, transfer.method):
         problem = f"{transfer.label} does not support the task {task['name']!r}"
@@ -319,8 +319,8 @@ def _check_levels(transfer: StudentTransfer, role: str, student: Json, required:
     """Raises KdepError if a student lacks one of the levels ("s8"); `role`: for the error."""
     levels_of_student = [f"s{s}" for s in (student.get("pyramid") or {}).get("strides", [])]
     for level in sorted(required - set(levels_of_student)):
-        where = f"level of the {role} {student['name']!r} that {transfer.label} reads"
-        raise unknown_name(where, level, levels_of_student)
+        place = f"the {role} {student['name']!r}, which {transfer.label} reads"
+        raise unknown_name("level", level, levels_of_student, place=place)
 
 
 RULES: tuple[Callable[[StudentTransfer], None], ...] = (

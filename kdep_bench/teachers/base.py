@@ -122,7 +122,7 @@ class Teacher(nn.Module, ABC):
 
     def layer_module(self, layer: str) -> nn.Module:
         """The module whose output is the layer of that name; KdepError for an unknown name."""
-        raise unknown_name(f"layer of the teacher {self.name}", layer, self.layers)
+        raise unknown_name("layer", layer, self.layers, place=f"the teacher {self.name}")
 
     def as_map(self, out: Any) -> Tensor:
         """A submodule's output as [B, C, H, W]; KdepError if it is not a spatial map."""

@@ -82,7 +82,7 @@ def split_name(model: Any) -> tuple[str, str]:
     """
     library, _, name = str(model).partition("/")
     if library not in LIBRARIES or not name:
-        raise unknown_name(f"library of the model {model!r}:", library, LIBRARIES)
+        raise unknown_name("library", library, LIBRARIES, place=f"the model {model!r}")
     return library, name
 
 

@@ -16,7 +16,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from kdep_bench.bounds import LiteVariant
+from kdep_bench.bounds import Bits16, LiteVariant
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.teachers.base import Teacher, TeacherOutput, freeze, load_exactly
 from kdep_bench.teachers.weights import RANDOM, read_weights
@@ -108,7 +108,7 @@ class EfficientNetLite(Teacher):
         input_px: int,
         weights: str | Path | None = None,
         tap: str = LAST,
-        bits: int | None = None,
+        bits: Bits16 | None = None,
         has_logits: bool = True,
     ) -> None:
         super().__init__((127.5,) * 3, (127.5,) * 3)
@@ -165,7 +165,7 @@ class EfficientNetLite(Teacher):
 def _check_options(name: str, tap: str, bits: int | None, has_logits: bool) -> None:
     """Raises KdepError for options that are unknown, out of range or contradict each other."""
     if tap not in (LAST, *LEVELS):
-        raise unknown_name(f"tap of the teacher {name!r}", tap, (LAST, *LEVELS))
+        raise unknown_name("tap", tap, (LAST, *LEVELS), place=f"the teacher {name!r}")
     if bits is not None and not 2 <= bits <= MOST_BITS:
         raise KdepError(
             f"the teacher {name!r} has bits = {bits}",

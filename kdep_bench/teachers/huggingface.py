@@ -218,13 +218,13 @@ def make_config(args: Mapping[str, Any]) -> tuple[Any, ModelFamily]:
     """
     kind = args.get("model_type")
     if kind not in FAMILIES:
-        raise unknown_name("model_type of a Hugging Face teacher", str(kind), FAMILIES)
+        raise unknown_name("model_type", str(kind), FAMILIES, place="a Hugging Face teacher")
     settings = {k: v for k, v in args.items() if k != "model_type"}
     family = FAMILIES[kind]
     default = getattr(transformers(), family.config)()
     for name in settings:
         if not hasattr(default, name):
-            raise unknown_name(f"key of {family.config}", name, default.to_dict())
+            raise unknown_name("key", name, default.to_dict(), place=family.config)
     return getattr(transformers(), family.config)(**settings), family
 
 

@@ -183,7 +183,9 @@ class NetworkTeacher(Teacher):
         known = dict(self.net.named_modules())
         if not path or path not in known:
             outer = [p for p in known if p and p.count(".") < 2]
-            raise unknown_name(f"layer of the teacher {self.name}", layer, [*self._paths, *outer])
+            raise unknown_name(
+                "layer", layer, [*self._paths, *outer], place=f"the teacher {self.name}"
+            )
         return known[path]
 
     # -- the tap -------------------------------------------------------------------------------

@@ -130,7 +130,7 @@ def hub(model: str, name: str) -> Hub:
     """The Hub for torchvision's weights `name` of a model; KdepError for an unknown name."""
     known = torchvision.models.get_model_weights(model)
     if name not in known.__members__:
-        raise unknown_name(f"weights of torchvision's {model}", name, known.__members__)
+        raise unknown_name("weights", name, known.__members__, place=f"torchvision's {model}")
     entry = known[name]
     megabytes = entry.meta.get("_file_size")
     return url_hub(entry.url, f"{megabytes:.0f} MB" if megabytes else "")

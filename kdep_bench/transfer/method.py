@@ -257,7 +257,7 @@ def _checked(config: Mapping[str, Any], task: Any) -> type[TransferMethod]:
         ("requires", kind.requires, REQUIRES),
     ):
         for name in sorted(names - known):
-            raise unknown_name(f"entry in `{attribute}` of {type_path(kind)}", name, known)
+            raise unknown_name("entry", name, known, place=f"`{attribute}` of {type_path(kind)}")
     if "target_images" in kind.needs and not getattr(task, "has_target_images", False):
         raise KdepError(
             f"the transfer method {type_path(kind)} reads target images, and the task {task.name} "

@@ -123,7 +123,7 @@ def test_several_processes_are_refused_for_a_stage_kind_that_runs_as_one_process
     suite = suite.model_copy(
         update={"runtime": suite.runtime.model_copy(update={option: {"exprt": 2}})}  # misspelt
     )
-    with pytest.raises(KdepError, match=f"stage kind in runtime.{option}"):
+    with pytest.raises(KdepError, match=f"in runtime.{option}"):
         build_plan(suite)
 
 

@@ -163,8 +163,8 @@ def test_the_scale_is_the_mean_over_all_ranks(monkeypatch: pytest.MonkeyPatch):
 def test_invalid_levels_and_distances_and_a_teacher_map_of_zeros_are_refused():
     for levels, message in (
         ({}, "has no level"),
-        ({"s9": "a"}, "level of the student"),
-        ({"s8": "c"}, "map of the teacher"),
+        ({"s9": "a"}, "level 's9' in the student"),
+        ({"s8": "c"}, "map 'c' in the teacher"),
     ):
         with pytest.raises(KdepError, match=message):
             build(NFD, levels)

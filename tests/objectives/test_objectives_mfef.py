@@ -211,7 +211,7 @@ def test_the_plan_has_no_teacher():
         (dict(objective=dict(kernels=[2])), r"kernels = \[2\]"),
         (dict(objective=dict(kernels=[])), r"kernels = \[\]"),
         (dict(objective=dict(tau=0.0)), "tau = 0"),
-        (dict(objective=dict(student_level="s64")), "level that method 'changed'"),
+        (dict(objective=dict(student_level="s64")), "which method 'changed' reads"),
     ],
 )
 def test_the_plan_refuses_invalid_methods(method: dict[str, Any], message: str):

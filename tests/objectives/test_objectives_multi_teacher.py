@@ -330,5 +330,5 @@ def test_readers_lists_the_parts_of_each_teacher_role_and_refuses_an_unknown_rol
     assert union(read_by["b"], "needs") == {"target"}
     assert not read_by["c"]
     config["parts"]["feature"]["teacher"] = "bb"
-    with pytest.raises(KdepError, match=r"teacher role of a part.*did you mean b"):
+    with pytest.raises(KdepError, match=r"teacher role .* in a part.*did you mean b"):
         readers(config, ["a", "b"])

@@ -255,8 +255,8 @@ def test_a_batch_that_cannot_start_the_prototypes_is_refused():
         (dict(prototypes=0), "prototypes = 0"),
         (dict(tau=0.0), "tau = 0"),
         (dict(prototypes=100_000), "initialises 100000 prototypes.* positions"),
-        (dict(levels=dict(_delete_=True, s16="s64")), "map of the teacher 'efficientnet"),
-        (dict(levels=dict(_delete_=True, s64="s16")), "level that method"),
+        (dict(levels=dict(_delete_=True, s16="s64")), "map 's64' in the teacher 'efficientnet"),
+        (dict(levels=dict(_delete_=True, s64="s16")), "level 's64' in student"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_by_the_plan(objective: Any, message: str):

@@ -237,7 +237,7 @@ OTHER_FRACTION = dict(
     [
         (dict(objective=dict(held_out=0.0)), "has no validation split: held_out=0"),
         (dict(objective=dict(held_out=1.0)), "held_out = 1"),
-        (dict(objective=dict(reference="huge")), "unknown role in `reference`"),
+        (dict(objective=dict(reference="huge")), "unknown role 'huge' in `reference`"),
         (dict(objective=dict(floor=1.5)), "floor = 1.5"),
         (dict(teachers=dict(small=TAKD_ASSISTANT)), "'logit_kd' is trained on all images"),
         (dict(teachers=dict(small=OTHER_FRACTION)), "'held_out_kd' holds out 0.05"),

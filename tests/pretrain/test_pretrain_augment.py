@@ -200,7 +200,7 @@ def test_a_teacher_that_is_not_live_or_whose_layer_is_unknown_is_refused_by_the_
     live = {**stages, "images": stages["prepare"]}
     with pytest.raises(KdepError, match=r"'blocks.8', but the teacher does not run in the"):
         pretrain(tmp_path / "a", stages, method, student=VIT)
-    with pytest.raises(KdepError, match=r"unknown layer of the teacher lite0 'blocks.8'"):
+    with pytest.raises(KdepError, match=r"unknown layer 'blocks.8' in the teacher lite0"):
         pretrain(tmp_path / "b", live, method, student=VIT, teacher=TEACHER)
 
 

@@ -52,7 +52,10 @@ def test_an_augmentation_that_invalidates_cached_teacher_outputs_is_refused():
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (kdep(augment=dict(type=CROP, scales=[0.1, 1.0])), "unknown argument of RandomCrop"),
+        (
+            kdep(augment=dict(type=CROP, scales=[0.1, 1.0])),
+            "unknown argument 'scales' in method 'changed'.augment",
+        ),
         (kdep(augment=dict(scale=[0.1, 1.0])), "without `type`"),
         (kdep(augment=dict(type="torch.nn.ReLU")), "is not an Augment"),
         (kdep(augment=dict(type="kdep_bench.augments.mixup.Mixup", alpha=0.0)), "alpha = 0"),

@@ -369,6 +369,7 @@ def test_two_data_fractions_that_select_the_same_images_are_refused():
         (dict(methods=[dict(base="kdep", students=["resnet18_w23"])]), "did you mean resnet18_w"),
         (dict(teacher=dict(base="efficientnet_lite0", weigths="x.pth")), "did you mean weights"),
         (dict(teacher=dict(base="efficientnet_lite0", input_px="big")), "integer"),
+        (dict(teacher=dict(base="efficientnet_lite0", bits=32)), "less than or equal to 16"),
     ],
 )
 def test_other_wrong_entries_of_a_suite_are_refused(change, message):

@@ -223,7 +223,7 @@ def test_the_plan_refuses_labels_of_classes_other_than_those_of_the_teacher():
 
 def test_the_plan_refuses_a_level_that_the_student_does_not_have():
     levels = dict(_delete_=True, s12="s16")
-    with pytest.raises(KdepError, match="level that method 'fitnets'"):
+    with pytest.raises(KdepError, match="which method 'fitnets' reads"):
         plan(dict(base="fitnets", objective=dict(levels=levels)))
 
 

@@ -117,7 +117,7 @@ def test_a_part_of_a_weighted_sum_of_objectives_reads_the_teacher_that_the_part_
     assert small_plan.stages[stage.needs["large.cache"]].spec["outputs"] == ["maps.s32"]
     assert caches(plan("kdep")) <= caches(small_plan)
     objective["parts"]["maps"]["teacher"] = "larg"
-    with pytest.raises(KdepError, match=r"unknown teacher role of a part 'larg'.*mean large"):
+    with pytest.raises(KdepError, match=r"unknown teacher role 'larg' in a part.*mean large"):
         plan(method)
     objective["parts"]["maps"]["teacher"] = "small"
     with pytest.raises(KdepError, match=r"has 2 teachers \(small, large\), but its"):

@@ -133,9 +133,9 @@ UNKNOWN_ARGUMENT = dict(base="nfd_transfer", transfer=dict(objective=dict(wieght
         (
             dict(base="transkd", transfer=dict(levels=NO_LEVELS)),
             {},
-            "of the student 'resnet18_w32'",
+            "in the student 'resnet18_w32'",
         ),
-        (dict(base="transkd", transfer=dict(levels=NO_MAPS)), {}, "of the teacher 'efficientnet"),
+        (dict(base="transkd", transfer=dict(levels=NO_MAPS)), {}, "in the teacher 'efficientnet"),
         (dict(base="transkd", transfer=dict(tasks=["smoke_sge"])), {}, "did you mean smoke_seg"),
         (
             dict(

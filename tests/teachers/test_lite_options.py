@@ -61,7 +61,7 @@ def test_random_weights_are_the_same_each_time_and_leave_the_global_generator():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(tap="s5", has_logits=False), "tap of the teacher 'x'"),
+        (dict(tap="s5", has_logits=False), "tap 's5' in the teacher 'x'"),
         (dict(tap="s16"), "set has_logits=False"),
         (dict(bits=1), "expected 2 to 16"),
     ],

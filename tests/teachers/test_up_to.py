@@ -131,5 +131,5 @@ def test_the_base_class_has_no_layers():
 
         layer_module = Teacher.layer_module
 
-    with pytest.raises(KdepError, match="unknown layer of the teacher wrapped 'block'"):
+    with pytest.raises(KdepError, match="unknown layer 'block' in the teacher wrapped"):
         Bare(NoHiding()).layer_module("block")

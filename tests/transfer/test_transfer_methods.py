@@ -220,9 +220,9 @@ def test_transkd_gives_gradients_to_the_student_and_none_to_the_teacher():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(levels={"s4": "s4"}, betas={"s8": 1.0}), "level in `betas`"),
-        (dict(levels={"s64": "s4"}), "level of the student"),
-        (dict(levels={"s4": "s64"}), "map of the teacher"),
+        (dict(levels={"s4": "s4"}, betas={"s8": 1.0}), "level .s8. in `betas`"),
+        (dict(levels={"s64": "s4"}), "level 's64' in the student"),
+        (dict(levels={"s4": "s64"}), "map 's64' in the teacher"),
     ],
 )
 def test_transkd_refuses_levels_that_do_not_fit(change, message):

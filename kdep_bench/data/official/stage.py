@@ -72,7 +72,7 @@ def prepare(
         KdepError: a set that is missing, incomplete or damaged.
     """
     if unknown := set(spec) - KEYS:
-        raise unknown_name("key of the official data", sorted(unknown)[0], KEYS)
+        raise unknown_name("key", sorted(unknown)[0], KEYS, place="the official data")
     names = sorted({*spec["sets"], spec["pool"]})
     sets = [get_set(n) for n in names]
     is_tiny = spec.get("tiny_seed") is not None

@@ -51,7 +51,7 @@ def read_spec(spec: Mapping[str, Any], faults: Faults) -> DataConfig:
         KdepError: an unknown key.
     """
     if unknown := set(spec) - set(KEYS):
-        raise unknown_name("key of the data", sorted(unknown)[0], KEYS)
+        raise unknown_name("key", sorted(unknown)[0], KEYS, place="the data config")
     config = DataConfig(pool_labels=bool(spec.get("pool_labels")))
     with faults.collect():
         config.pool = existing_path(spec.get("pool"), "pool", folder=True)

@@ -104,7 +104,7 @@ def _inspect(files: list[Path], faults: Faults, progress: Progress) -> dict[Path
 def _check_allowed(parts: DataParts) -> None:
     known = {c for b in parts.detect.values() for c in b.categories} | set(parts.config.classes)
     if unknown := sorted(parts.config.allow_absent - known):
-        raise unknown_name("class in `allow_absent` of the data config", unknown[0], known)
+        raise unknown_name("class", unknown[0], known, place="`allow_absent` of the data config")
 
 
 def _lay_out(parts: DataParts, data: Path) -> str:

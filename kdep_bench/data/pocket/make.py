@@ -266,7 +266,7 @@ def checked_spec(spec: dict[str, Any]) -> dict[str, Any]:
     """DEFAULTS updated with `spec`; raises KdepError for unknown keys and invalid values."""
     for key in spec:
         if key not in DEFAULTS and key != "type":
-            raise unknown_name("key of the pocket data", key, DEFAULTS)
+            raise unknown_name("key", key, DEFAULTS, place="the pocket data")
     full = {k: spec.get(k, v) for k, v in DEFAULTS.items()}
     for key in ("classify", "scenes"):
         if set(full[key]) != {"train", "val", "test"}:

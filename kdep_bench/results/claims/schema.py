@@ -96,7 +96,7 @@ def make_claim(fields: dict[str, Any]) -> Claim:
     for where, part, known_keys in parts:
         for key in part if isinstance(part, dict) else ():
             if key not in known_keys:
-                raise unknown_name(f"key in {where}", str(key), known_keys)
+                raise unknown_name("key", str(key), known_keys, place=where)
     try:
         return Claim.model_validate(fields)
     except ValidationError as e:

@@ -95,7 +95,7 @@ class TransKD(TransferMethod):
         check_levels(levels, student_maps, teacher_maps)
         for student_map in betas:
             if student_map not in levels:
-                raise unknown_name("level in `betas` of TransKD", student_map, levels)
+                raise unknown_name("level", student_map, levels, place="`betas` of TransKD")
         has_betas = any(beta > 0 for beta in betas.values())
         if (assistants or mixer) and not has_betas:
             raise KdepError(
