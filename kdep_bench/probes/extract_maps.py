@@ -54,7 +54,7 @@ def map_extractor(
     from kdep_bench.devices import compute_device
     from kdep_bench.transfer.mm_config import pyramid
 
-    levels_config = pyramid(student, "linear segmentation")
+    levels_config = pyramid(student, "the probe of linear segmentation")
     backbone = loaded_backbone(student, checkpoint, out_indices=tuple(levels_config["out_indices"]))
     device = compute_device()
     backbone.to(device)

@@ -190,7 +190,7 @@ class Detection(MMTask):
         return [c["name"] for c in sorted(categories, key=lambda c: c["id"])]
 
     def _model(self, student: Mapping[str, Any], checkpoint: Path, classes: int) -> dict[str, Any]:
-        recipe, pyramid = self.recipe, mm_config.pyramid(student, self.name)
+        recipe, pyramid = self.recipe, mm_config.pyramid(student, f"task {self.name}")
         model = copy.deepcopy(recipe["model"])
         model["data_preprocessor"].update(mean=MEAN, std=STD, bgr_to_rgb=True)
         model["backbone"] = mm_config.backbone_cfg(

@@ -190,7 +190,7 @@ class OfficialDetection(Detection):
         return dict(type="KdepCocoMetric", ann_file=str(file), metric="bbox", classwise=True)
 
     def _full_model(self, student: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
-        recipe, pyramid = self.recipe, mm_config.pyramid(student, self.name)
+        recipe, pyramid = self.recipe, mm_config.pyramid(student, f"task {self.name}")
         classes = len(voc.CLASSES) if recipe["set"] == "voc" else len(coco.NAMES)
         model = copy.deepcopy(recipe["model"])
         model["data_preprocessor"].update(mean=MEAN, std=STD, bgr_to_rgb=True)

@@ -29,20 +29,23 @@ def plain(value: Any) -> Any:
     return type_path(value)
 
 
-def pyramid(student: Mapping[str, Any], task: str) -> dict[str, Any]:
-    """The student's feature pyramid; raises KdepError if it has none (a plain ViT).
+def pyramid(student: Mapping[str, Any], subject: str) -> dict[str, Any]:
+    """The entry `pyramid` of a student config: channels, strides and out_indices of its levels.
 
     Args:
         student: student config.
-        subject: what reads the images, for the error: "task pocket_seg".
+        subject: what reads the maps, for the error: "task pocket_seg".
+
+    Raises:
+        KdepError: the student has no pyramid (a plain ViT).
     """
     levels = plain(student.get("pyramid") or {})
     if not levels.get("out_indices"):
         raise KdepError(
-            f"task {task} needs feature maps of several levels, but student {student['name']} has "
-            "no `pyramid` in its config",
-            fix="add `pyramid` to the student's config, or remove the task or the student from "
-            "the suite",
+            f"{subject} needs feature maps of several levels, but student {student['name']} has no "
+            "`pyramid` in its config",
+            fix="add `pyramid` to the student's config, or remove from the suite the student or "
+            "what reads its maps",
         )
     return levels
 
@@ -145,16 +148,17 @@ def sgd(recipe: Mapping[str, Any], head_lr_mult: float | None = None) -> dict[st
         clip_grad=dict(max_norm=recipe["clip_norm"]) if recipe["clip_norm"] else None,
     )
     if head_lr_mult is not None and head_lr_mult != 1:
+        # mmengine can scale the rate of named parts only: the backbone's is scaled back.
         wrapper["optimizer"]["lr"] = recipe["lr"] * head_lr_mult
         wrapper["paramwise_cfg"] = dict(custom_keys={"backbone": dict(lr_mult=1 / head_lr_mult)})
     return wrapper
 
 
 def step_schedule(recipe: Mapping[str, Any], iters: int) -> list[dict[str, Any]]:
-    """Learning rate schedule of a recipe.
+    """Learning rate schedule of a recipe, as configs of mmengine.
 
-    Linear warm-up over `warmup` iterations, then x0.1 at each point of the recipe's `steps`
-    (fractions of `iters`).
+    Linear warm-up from 5 % of the rate over `warmup` iterations, then x0.1 at each point of the
+    recipe's `steps` (fractions of `iters`).
     """
     return [
         dict(type="LinearLR", start_factor=0.05, by_epoch=False, begin=0, end=recipe["warmup"]),
@@ -170,9 +174,10 @@ def step_schedule(recipe: Mapping[str, Any], iters: int) -> list[dict[str, Any]]
 
 
 def poly_schedule(recipe: Mapping[str, Any], iters: int) -> list[dict[str, Any]]:
-    """Learning rate schedule: linear warm-up, then (1 - t)^`poly_power` down to 1 % of the rate.
+    """Learning rate schedule of a recipe, as configs of mmengine.
 
-    `warmup` is a number of steps.
+    Linear warm-up from 5 % of the rate over `warmup` iterations, then (1 - t)^`poly_power` down to
+    1 % of the rate; t runs from 0 to 1.
     """
     warmup = int(recipe["warmup"])
     return [

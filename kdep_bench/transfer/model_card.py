@@ -66,7 +66,7 @@ def outputs_before(pretrain: Path) -> dict[str, Json]:
             kind = record["kind"]
             if kind == "prepare" and "prepare" in record["needs"]:
                 kind = "synthesis"
-            has_role = role.partition(".")[2] == kind
+            has_role = role.partition(".")[2] == kind  # "large.cache"
             stage_outputs.setdefault(role if has_role else kind, record["outputs"])
             is_pretrain = stage == pretrain.name
             for input_name, needed_stage in record["needs"].items():
@@ -181,7 +181,8 @@ def is_standard_resnet(student: Mapping[str, Any]) -> bool:
     """Whether torchvision and timm have the backbone, with the same names of tensors."""
     backbone = student["backbone"]
     usual = set(backbone) <= {"type", "depth", "style", "norm_cfg", "norm_eval", "out_indices"}
-    pytorch = backbone.get("style", "pytorch") == "pytorch"  # the other puts strides elsewhere
+    # The style "caffe" has the strides of a bottleneck in another convolution.
+    pytorch = backbone.get("style", "pytorch") == "pytorch"
     return str(backbone["type"]).endswith("ResNet") and usual and pytorch
 
 

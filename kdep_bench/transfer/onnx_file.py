@@ -146,7 +146,8 @@ def check_onnx(
                     f"the output {name} of the ONNX file {path} differs from that of the network "
                     f"by up to {difference:.3g}, for values up to {scale:.3g} (batch of {batch})",
                     expected=f"a difference of at most {TOLERANCE:g} times the largest value",
-                    fix="publish the student without --onnx, and report the network",
+                    fix="publish the student without --onnx, and open an issue that names the "
+                    "network",
                 )
 
 

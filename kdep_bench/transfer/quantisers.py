@@ -1,9 +1,9 @@
 """Weights and activations with few bits in training (fake quantisation) and bit widths per layer.
 
-Values are rounded to at most 2^k levels but stored as floats. Gradients pass through the rounding
-unchanged (straight-through estimator). Sources: weights as in DoReFa-Net (Zhou et al., arXiv
-1606.06160) and icey-zhang/GHOST models/quant_modules_dorefa.py; bit widths from clusters of the
-weights as in icey-zhang/GHOST quantization_conv_automix_autodis.py.
+Values are rounded to at most 2^k levels (k bits) but stored as floats. Gradients pass through the
+rounding unchanged (straight-through estimator). Sources: weights as in DoReFa-Net (Zhou et al.,
+arXiv 1606.06160) and icey-zhang/GHOST models/quant_modules_dorefa.py; bit widths from clusters of
+the weights as in icey-zhang/GHOST quantization_conv_automix_autodis.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.ao.quantization import MovingAverageMinMaxObserver
 
 FULL = 32  # bits of a value that is not quantised
 LARGEST = 8  # largest number of bits of a quantised value
-SAMPLE = 4096  # largest number of weights that are clustered
+SAMPLE = 4096  # largest number of weights of a layer that are clustered
 
 
 def dorefa_weight(weight: Tensor, bits: int) -> Tensor:
@@ -75,7 +75,7 @@ class ActivationRange(nn.Module):
 
     Args:
         bits: number of bits, at most 8.
-        averaging: fraction of the new minimum and maximum in the running ones.
+        averaging: weight of a batch's minimum and maximum in the running ones.
     """
 
     def __init__(self, bits: int, averaging: float = 0.1) -> None:

@@ -127,7 +127,7 @@ def _check_palette(classes: Any, palette: Any, where: str) -> None:
             )
     if repeated := sorted({str(c) for c in classes if list(classes).count(c) > 1}):
         raise KdepError(
-            f"{where} lists the class {repeated[0]} twice",
+            f"{where} lists the class {repeated[0]} more than once",
             fix="correct `classes` in the task config",
         )
 

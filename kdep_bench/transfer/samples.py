@@ -41,7 +41,8 @@ class TestOutputs:
         """The recorded outputs; None if no known metric ran, or the rank is not 0.
 
         Args:
-            data_root: names of images are relative to this folder.
+            data_root: images in this folder are named by their path relative to it; others by
+                their file name.
         """
         if self._metric is None or not self._results:
             return None

@@ -1,4 +1,4 @@
-"""Segmentation: mmseg's PSPNet with the exported backbone, scored by IoUMetric."""
+"""Segmentation: mmseg's PSPNet with the exported backbone, scored by the metric of `iou.py`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IGNORE = 255  # mask value of pixels without a class
 
 
 class Segmentation(MMTask):
-    """Trains for a fixed number of steps on `train`; the single-scale mIoU is computed once.
+    """Trains for a fixed number of steps on `train`; then computes the mIoU, at one image scale.
 
     With `dilate=True` in the recipe, and `dilated` (arguments of the backbone) in the student
     config, the backbone is dilated to stride 8 and the head reads its last stage, as in the paper.
@@ -120,7 +120,8 @@ class Segmentation(MMTask):
     def read_metrics(
         self, raw: Mapping[str, Any], cfg: Any, count: Any
     ) -> tuple[dict[str, float], dict[str, float], list[str]]:
-        # constant_mIoU: the mIoU of predicting background everywhere, which is the chance level.
+        # constant_mIoU: the mIoU of predicting the most frequent class everywhere, which is the
+        # chance level.
         metrics = {k: float(raw[k]) / 100 for k in ("mIoU", "mAcc", "aAcc", "constant_mIoU")}
         per_class = {c: float(raw[f"IoU.{c}"]) / 100 for c in self.recipe["classes"]}
         return metrics, per_class, []
@@ -157,7 +158,7 @@ class Segmentation(MMTask):
         return int(height), int(width)
 
     def _model(self, student: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
-        recipe, pyramid = self.recipe, mm_config.pyramid(student, self.name)
+        recipe, pyramid = self.recipe, mm_config.pyramid(student, f"task {self.name}")
         dilated: dict[str, Any] = {}
         if recipe["dilate"]:
             dilated = mm_config.plain(student.get("dilated")) or {}

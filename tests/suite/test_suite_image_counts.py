@@ -269,7 +269,7 @@ def test_labels_require_pool_labels(tmp_path):
         ("smoke_seg", dict(warmup=0), "greater than or equal to 1"),
         ("smoke_seg", dict(crop=[0, 128]), "greater than or equal to 1"),
         ("smoke_seg", dict(classes=["a", "b"]), "2 classes and 9 colours"),
-        ("smoke_seg", dict(classes=["a"] * 9), "the class a twice"),
+        ("smoke_seg", dict(classes=["a"] * 9), "the class a more than once"),
         ("smoke_seg", dict(poly_power=0), "greater than 0"),
         ("smoke_finetune", dict(epochs=0), "greater than or equal to 1"),
         ("smoke_finetune", dict(epochs=0.5), "integer"),

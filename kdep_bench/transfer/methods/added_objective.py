@@ -15,10 +15,10 @@ from kdep_bench.transfer.method import TransferContext, TransferMethod
 
 
 class AddedObjective(TransferMethod):
-    """L = L_task + mean over the batch of the objective's terms.
+    """L = L_task + mean over the batch of the sum of the objective's terms.
 
-    The objective is one of `kdep_bench.objectives` that reads only maps. Its teacher is the tuned
-    teacher, which receives the same augmented crops as the student.
+    The objective is a class of `kdep_bench.objectives` that reads only feature maps. Its teacher is
+    the tuned teacher, which receives the same augmented crops as the student.
 
     Args:
         objective: config of the objective.
@@ -37,6 +37,7 @@ class AddedObjective(TransferMethod):
         self.objective = build_objective(objective, maps)
 
     def losses(self, ctx: TransferContext) -> dict[str, Tensor]:
+        # `Context` requires pooled features, which an objective on maps does not read.
         last = pool(list(ctx.maps.values())[-1])
         teacher = pool(list(ctx.teacher_maps.values())[-1])
         return self.objective.terms(

@@ -1,14 +1,16 @@
 """Downstream-image-guided generation (DIGG), the second step of OTA: images from a few images.
 
-An image x is found by gradient descent (Adam) on pixels, through the tuned teacher T:
+Each image x minimises this loss, which is computed with the tuned teacher T. The minimum is sought
+by Adam on the pixels:
 
     statistics * S(x) + guide * ||f(x) - g||^2 / mean ||g||^2 + smooth * TV(x)
 
-f is T's pooled feature. g = m f(a) + (1 - m) f(b) is the mixed feature of two images a, b of the
-task, with m uniform in 0.3..0.7: the guides of this image. S is the mean over T's BatchNorm layers
-and channels of ((mean - running mean) / running std)^2 + (std / running std - 1)^2, where mean and
-std are those of a generated batch (the idea of DeepInversion, Yin et al., CVPR 2020). TV is the
-mean absolute difference of neighbouring pixels. No labels and no upstream images are read.
+f is T's pooled feature. Two random images a, b of the task are the guides of x, and
+g = m f(a) + (1 - m) f(b), with m uniform in 0.3..0.7, is their mixed feature. S is the mean over
+T's BatchNorm layers and channels of ((mean - running mean) / running std)^2 +
+(std / running std - 1)^2, where mean and std are those of a generated batch (the idea of
+DeepInversion, Yin et al., CVPR 2020). TV is the mean absolute difference of neighbouring pixels. No
+labels and no upstream images are read.
 
 Re-implementation from the abstract of arXiv 2111.12386 alone, which states only that DIGG produces
 data for distillation, guided by images of the task. These losses are ours.
@@ -25,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 MIX = (0.3, 0.7)  # range of m
-BATCH = 64  # generated images that are optimised together; S is of these
+BATCH = 64  # number of images that are optimised together; S is computed from their statistics
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,9 @@ class Generation:
 
     Attributes:
         images: number of generated images.
-        steps, rate: steps and learning rate of Adam, in normalised pixel values.
+        steps, rate: number of steps and learning rate of Adam; pixel values are normalised.
         statistics, guide, smooth: weights of the three terms.
-        start: "images": x begins as its guide a; "noise": as Gaussian noise.
+        start: initial x: "images": its guide a; "noise": Gaussian noise.
     """
 
     images: int
@@ -74,10 +76,10 @@ def generate(teacher: Any, guides: Tensor, low: Tensor, high: Tensor, cfg: Gener
 def optimise(
     teacher: Any, x: Tensor, target: Tensor, low: Tensor, high: Tensor, cfg: Generation
 ) -> Tensor:
-    """`x` after cfg.steps steps on the loss; see the top of this module.
+    """Takes cfg.steps steps of Adam on the loss at the top of this module; returns the images.
 
     Args:
-        x: [B, 3, H, W], where the images begin.
+        x: [B, 3, H, W], the initial images, which are not changed.
         target: [B, D], the mixed features g of their guides.
     """
     x = x.detach().clone().requires_grad_(True)
@@ -102,17 +104,17 @@ def feature(teacher: Any, images: Tensor) -> Tensor:
 
 
 def guide_loss(features: Tensor, target: Tensor) -> Tensor:
-    """Mean squared distance of the features to their guides, over the mean square of these; ()."""
+    """Mean of |features - target|^2 over the batch, divided by that of |target|^2: a scalar."""
     return (features - target).square().sum(1).mean() / target.square().sum(1).mean()
 
 
 def total_variation(x: Tensor) -> Tensor:
-    """Mean absolute difference of neighbouring pixels, of both directions; ()."""
+    """Mean absolute difference of pixels below each other plus that of pixels side by side."""
     return x.diff(dim=2).abs().mean() + x.diff(dim=3).abs().mean()
 
 
 def statistics_loss(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
-    """S of one layer, for the input [B, C, H, W] of that layer; ()."""
+    """The contribution of one layer to S, from the layer's input [B, C, H, W]: a scalar."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
@@ -123,7 +125,7 @@ def statistics_loss(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
 
 @contextmanager
 def batch_statistics(teacher: nn.Module) -> Iterator[list[Tensor]]:
-    """Yields a list to which a forward pass of the teacher adds S of each BatchNorm layer."""
+    """Yields a list; a forward pass of the teacher appends `statistics_loss` of each BatchNorm."""
     losses: list[Tensor] = []
 
     def record(norm: Any, inputs: Any) -> None:

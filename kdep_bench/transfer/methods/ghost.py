@@ -5,7 +5,8 @@ layer of the student gets the fewest bits for which clusters of the teacher's we
 `quantisers.hybrid_bits`). The loss is L_task + weight * sum_i a_i mean_p (n(S_i) - n(T_i))_p^2 over
 the levels i, with
 
-* S, T: mean over the channels of the squared map of student and teacher, at the positions p;
+* S, T: mean over the channels of the squares of the student's map F^s and the teacher's F^t, at the
+  positions p;
 * n(x) = x / |x|, the Euclidean norm over the positions;
 * a_i, the switch of a sample: 1 if sigmoid(q k / sqrt(d) + g) > 1/2, otherwise 0, where
   k = relu(BN(W_k mean_p F^s_i)), q = BN(W_q mean_p F^t_i), d is their width and g is Gumbel noise.
@@ -46,9 +47,10 @@ class Ghost(Quantised):
     """GHOST; see the top of this module.
 
     Args:
-        threshold: largest 10^6 * (mean squared distance to the cluster centres) of a layer.
+        threshold: a layer gets the fewest bits for which 10^6 * (mean squared distance of the
+            teacher's weights to their cluster centres) is below this value.
         smallest, largest: limits of the bits of a layer.
-        weight: weight of the self-teaching; 0 for hybrid quantisation alone.
+        weight: weight of the self-teaching; 0: only the quantisation, without this loss.
         width: d, the width of keys and queries.
         parts: see `Quantised`.
         student_maps: set by the transfer stage.
@@ -80,6 +82,7 @@ class Ghost(Quantised):
         channels = {level: int(entry["channels"]) for level, entry in student_maps.items()}
         self.switch = Switch(channels if self.weight else {}, int(width))
         self._teacher_layers: Mapping[str, nn.Module] = {}
+        # {level: mean of the switch over the batch, in every step}
         self._open: dict[str, list[Tensor]] = {level: [] for level in channels}
 
     def attach(self, model: nn.Module, teacher: nn.Module | None) -> None:
@@ -93,7 +96,7 @@ class Ghost(Quantised):
         return hybrid_bits(weight, self.threshold, self.smallest, self.largest)
 
     def losses(self, ctx: TransferContext) -> dict[str, Tensor]:
-        super().losses(ctx)
+        super().losses(ctx)  # ends the counting of multiply-adds after the first step
         if not self.weight:
             return {}
         terms = []
@@ -106,7 +109,7 @@ class Ghost(Quantised):
         return {"self_teaching": self.weight * torch.stack(terms).sum(0)}
 
     def finish(self, model: nn.Module) -> dict[str, Any]:
-        """As `Quantised.finish`; with `switch_open`, the mean of the switch of each level."""
+        """As `Quantised.finish`; adds `switch_open`: {level: mean of the switch over training}."""
         outputs = super().finish(model)
         means = {k: float(torch.stack(v).mean()) for k, v in self._open.items() if v}
         return {**outputs, **({"switch_open": means} if means else {})}

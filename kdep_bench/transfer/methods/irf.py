@@ -2,12 +2,13 @@
 
 L = L_task + w(t) * L_re, w(t) = weight * (1 - t), over the progress t of the training from 0 to 1
 
-L_re is a contrastive loss (NT-Xent, Chen et al., ICML 2020) of two views of every image, each with
-other random patches masked: per view, -log of the softmax, over all other views of the batch, of
-the cosines of projected features divided by T, at the other view of the same image. So the network
-first learns a new representation of the task's images, without labels, and is fitted to the labels
-at the end. The running statistics of BatchNorm are those of the images without masks: the model is
-evaluated on such images, and DIGG generates images that fit these statistics (`digg.py`).
+L_re is a contrastive loss (NT-Xent, Chen et al., ICML 2020). Every image has two views, with
+different random patches masked. The loss of a view is the cross-entropy of finding the other view
+of the same image among all other views of the batch; the logits are the cosines of the projected
+features, divided by T. So the network first learns a new representation of the task's images,
+without labels, and is fitted to the labels at the end. The running statistics of BatchNorm are
+those of the images without masks: the model is evaluated on such images, and DIGG generates images
+that fit these statistics (`digg.py`).
 
 Re-implementation from the abstract of arXiv 2111.12386 alone, which states that IRF makes a
 task-specific model of any foundation model with few images of the task. The loss is not in the
@@ -31,9 +32,9 @@ class IRF(TransferMethod):
     """Fine-tuning with a contrastive loss of masked views; see the top of this module.
 
     Args:
-        weight: weight of the contrastive loss at the first step; 0: it is not computed.
+        weight: weight of the contrastive loss at the first step; 0: the loss is not computed.
         T: temperature of the cosines.
-        masked: fraction of the patches that are masked in a view.
+        masked: probability with which each patch of a view is masked.
         patch: side of a patch in pixels.
         width: width of the projected features.
     """
@@ -85,7 +86,7 @@ def mask_patches(images: Tensor, masked: float, patch: int) -> Tensor:
 
 
 def contrast(features: Tensor, T: float) -> Tensor:
-    """NT-Xent of 2 B features, rows i and B + i being views of one image: (B,), for each image."""
+    """NT-Xent of 2 B features; rows i and B + i are the views of image i. (B,): one per image."""
     unit = F.normalize(features, dim=1)
     similarity = unit @ unit.T / T
     similarity = similarity.masked_fill(torch.eye(len(unit), device=unit.device).bool(), -torch.inf)

@@ -72,8 +72,8 @@ class OTA(TransferMethod):
         self.images = torch.empty(0)
         self.targets = torch.empty(0)  # the teacher's class scores of `images`
         self._networks: list[Any] = []  # [student, teacher]; torch must not register them
-        self._scores: list[Tensor] = []
-        self._task_class: Any = nn.Module
+        self._scores: list[Tensor] = []  # [[B, C] class scores of the task's own forward pass]
+        self._task_class: Any = nn.Module  # the model's class before the method was added to it
 
     def attach(self, model: nn.Module, teacher: nn.Module | None) -> None:
         assert teacher is not None
@@ -98,7 +98,7 @@ class OTA(TransferMethod):
         mean, std = student.data_preprocessor.mean, student.data_preprocessor.std
         self.images = generate(teacher, guides, -mean / std, (WHITE - mean) / std, self.generation)
         self.targets = self.teacher_scores(self.images)
-        # The features of two guides of every image, and a pass in every step.
+        # For each generated image: one pass for each of two guides, and one in every Adam step.
         self.extra_images += len(self.images) * (2 + self.generation.steps)
 
     @torch.no_grad()
@@ -110,7 +110,7 @@ class OTA(TransferMethod):
 
     def losses(self, ctx: TransferContext) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
-        recorded, self._scores = self._scores, []  # of the task's own pass, on the real images
+        recorded, self._scores = self._scores, []
         if self.real > 0:
             scores = self.teacher_scores(ctx.inputs)
             terms["real"] = self.real * divergence(recorded[0].float(), scores, self.tau)
@@ -121,7 +121,7 @@ class OTA(TransferMethod):
                 student = self._task_class.forward(
                     self._networks[0], self.images[rows], None, mode="tensor"
                 )
-            self._scores = []
+            self._scores = []  # the pass above recorded scores of generated images
             loss = divergence(student.float(), self.targets[rows], self.tau)
             terms["generated"] = self.generated * loss
         return terms
@@ -144,5 +144,5 @@ class _Generate(Hook):
         count = min(len(dataset), self.method.generation.images)
         rows = torch.randperm(len(dataset))[:count].tolist()
         inputs = [dataset[i]["inputs"] for i in rows]
-        # The labels of the images are left in the data set.
+        # Only the images are used, not their labels.
         self.method.prepare(model.data_preprocessor({"inputs": inputs}, training=False)["inputs"])

@@ -1,7 +1,8 @@
 """ProC-KD at transfer: the task is also learned from features augmented with prototypes.
 
-With f the pooled feature that the classifier reads, F_l the student's map of a level l, and the
-prototypes P_l and projectors phi_l of the pre-training with `objectives.proc_kd`:
+f is the pooled feature that the classifier reads, and F_l the student's map of a level l. The
+prototypes P_l (rows p_k) and projectors phi_l are those of the pre-training with
+`objectives.proc_kd`:
 
 r_l = sum_k a_k p_k, a = softmax_k(cos(v_l, p_k) / tau), at every position of the map,
 f'  = f + sum_l W_l mean_positions(r_l),
@@ -15,10 +16,10 @@ authors' evaluation.
 
 Source: Li et al., arXiv 2212.13180 (FITEE 2025): the abstract, and Daniel00008/ProC-KD `models.py`,
 where a softmax over prototypes augments the student's features, and one classifier reads the
-features and the augmented ones. The published code has no loss of the augmented features. A
-re-implementation: there, one learned layer encodes features and prototypes, two more follow, and
-the prototypes are trained on the task, with the teacher. The losses, the linear W_l, the constant
-phi_l and the weights were chosen in this project.
+features and the augmented ones. The published code has no loss of the augmented features. This is a
+re-implementation: in the authors' code, one learned layer encodes features and prototypes, two more
+follow, and the prototypes are trained on the task, with the teacher. The losses, the linear W_l,
+the constant phi_l and the weights were chosen in this project.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from kdep_bench.objectives.maps import Maps
 from kdep_bench.transfer.gate import read_tensors
 from kdep_bench.transfer.method import TransferContext, TransferMethod
 
+# Prefixes of the names of these tensors in the state dict of the pre-training.
 PROTOTYPES, PROJECTORS = "objective.prototypes.", "objective.projectors."
 
 
@@ -67,7 +69,7 @@ class PrototypeAugmentation(TransferMethod):
         self.projectors, self.prototypes = read_prototypes(pretrained, student_maps)
         self.augmenters = nn.ModuleDict()
         self._model: list[Any] = []  # in a list, so that torch does not register it
-        self._features: list[Tensor] = []
+        self._features: list[Tensor] = []  # [classifier's input [B, D] in the last pass]
 
     def attach(self, model: nn.Module, teacher: nn.Module | None) -> None:
         self._model = [model]
@@ -89,8 +91,8 @@ class PrototypeAugmentation(TransferMethod):
             augmented = augmented + self.augmenters[level](r_BCHW.mean((2, 3)))
             distance = distance + (v_BCHW - r_BCHW.detach()).square().sum(1).mean((1, 2))
         head_losses = self._model[0].head.loss((augmented,), ctx.samples)
-        self._features = []
-        # The task's own loss has the weight 1 already.
+        self._features = []  # the head's second pass recorded the augmented features
+        # L_task(f) is already added with weight 1; this makes its weight 1 - augmented.
         difference = head_losses["loss"] - ctx.task_losses["loss"]
         return {"augmented": self.augmented * difference, "prototypes": self.weight * distance}
 

@@ -83,8 +83,8 @@ class Quantised(TransferMethod):
         self.bits, self.parts = bits, tuple(parts)
         self.layers: list[Layer] = []
         self.activations = nn.ModuleList()
-        self.counting = True
-        self.image: tuple[int, ...] = ()
+        self.counting = True  # whether multiply-adds are counted: in the first training step
+        self.image: tuple[int, ...] = ()  # (height, width) of the training images
 
     def bits_of(self, path: str, layer: nn.Module, teacher: nn.Module | None) -> int:
         """Bits of a layer; `path` is its path in the task's model and in the teacher."""

@@ -49,14 +49,15 @@ from kdep_bench.transfer.method import TransferContext, TransferMethod
 class SSDA(TransferMethod):
     """Domain adaptation of a detector; see the top of this module.
 
-    A term with weight 0 is not computed; if all are 0, the training is that of the task.
+    If `distillation` is 0, its term is not computed. The other two terms share one forward pass,
+    which is left out if both weights are 0. With all weights 0, the training is that of the task.
 
     Args:
         styled, distillation, consistency: weights of the three terms.
         decay: decay per step of the moving average.
-        score, iou, boxes: score threshold, IoU threshold and largest number of T's boxes.
-        size: the exchanged frequencies are those below floor(size * shorter side) periods per
-            image, in both directions.
+        score, iou, boxes: score threshold, IoU threshold, and maximum number of T's boxes.
+        size: amplitudes are exchanged for frequencies of up to floor(size * shorter side) periods
+            per image, in both directions.
     """
 
     families = frozenset({"detection"})
@@ -107,7 +108,7 @@ class SSDA(TransferMethod):
 
     @property
     def reads_target(self) -> bool:
-        """Whether any weight is above 0."""
+        """Whether target images are read: if any weight is above 0."""
         return max(self.styled, self.distillation, self.consistency) > 0
 
     @torch.no_grad()
@@ -137,7 +138,7 @@ class SSDA(TransferMethod):
         return terms
 
     def _distillation_loss(self, target: Mapping[str, Any], source_style: Tensor) -> Tensor:
-        """L_det of the detector on target images, with the teacher's boxes as truth; ()."""
+        """L_det of the detector on target images, with the teacher's boxes as truth: a scalar."""
         samples = self.pseudo_labelled(source_style, target["data_samples"])
         kept = [i for i, sample in enumerate(samples) if len(sample.gt_instances)]
         if not kept:
@@ -149,8 +150,8 @@ class SSDA(TransferMethod):
         """Copies of the samples with the teacher's boxes as their true boxes.
 
         Args:
-            inputs: [B, 3, H, W], what the teacher reads.
-            samples: the samples of the images; they are not changed.
+            inputs: [B, 3, H, W], the images for the teacher.
+            samples: mmdet's data samples of these images; they are not changed.
         """
         # Repeated here, because OpenMMLab backbones follow their parent module to training mode.
         self.teacher.eval()
@@ -171,7 +172,7 @@ class SSDA(TransferMethod):
         return copies
 
     def _detection_loss(self, inputs: Tensor, samples: Sequence[Any]) -> Tensor:
-        """The sum of the detector's losses, without this method's; ()."""
+        """The sum of the detector's own losses, without those of this method: a scalar."""
         self.extra_images += len(inputs)
         return self._total(self._task_class.loss(self._model[0], inputs, list(samples)))
 
@@ -191,7 +192,7 @@ class SSDA(TransferMethod):
 
         Args:
             inputs: padded images.
-            sizes: (height, width) of each image without its padding, which is not changed.
+            sizes: (height, width) of each image without its padding; the padding is not changed.
             styles, style_sizes: the images whose style is taken, in the same format.
         """
         preprocessor = self._model[0].data_preprocessor

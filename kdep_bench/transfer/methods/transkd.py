@@ -8,9 +8,9 @@ over the levels i, with maps F and patch embeddings E of student (s) and teacher
   a * x_i + (1 - a) * y. There y is the fused map of the next deeper level, enlarged (nearest
   neighbour). a is one weight per channel; a small network with a softmax computes it from the
   pooled x_i + y. Then CSF_i = BN(conv3x3(x_i)), with the teacher's number of channels.
-* HCL, hierarchical context loss: (m + sum_k m_k / 2^k) / (1 + sum_k 1 / 2^k), where m is the mean
-  squared error of the maps, and m_1, m_2, ... are those of the maps pooled to 4x4, 2x2 and 1x1.
-  Only sizes that are smaller than the map are used.
+* HCL, hierarchical context loss: (m + sum_k m_k / 2^k) / (1 + sum_k 1 / 2^k). m is the mean squared
+  error of the maps. m_1, m_2, ... are those of the maps pooled to 4x4, 2x2 and 1x1; sizes that are
+  not smaller than the map are left out of this list.
 * Patch embeddings E_i: the output of the layer with which a network changes to the resolution of
   level i, before the blocks of that level. W_i is a linear map of the channels (a 1x1
   convolution). Levels with beta_i = 0 have no such term.
