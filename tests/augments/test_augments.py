@@ -15,13 +15,13 @@ from kdep_bench.teachers.base import TeacherOutput
 
 
 def test_random_numbers_of_a_split_batch_equal_those_of_the_complete_batch():
-    complete = Draw(3, 7, 24).uniform(2)
+    complete = Draw(seed=3, step=7, size=24).uniform(2)
     combined = torch.empty_like(complete)
     for rank in range(2):
         for part in range(3):
-            part_numbers = Draw(3, 7, 4, rank, 2, part, 3).uniform(2)
+            part_draw = Draw(3, 7, size=4, rank=rank, ranks=2, part=part, parts=3)
             # rank 0 has samples 0, 2, 4, ...; a micro-batch is a run of one rank's samples
-            combined[torch.arange(24)[rank::2][part * 4 : part * 4 + 4]] = part_numbers
+            combined[torch.arange(24)[rank::2][part * 4 : part * 4 + 4]] = part_draw.uniform(2)
     torch.testing.assert_close(combined, complete, rtol=0, atol=0)
     assert not torch.equal(Draw(3, 8, 24).uniform(2), complete)
     assert not torch.equal(Draw(4, 7, 24).uniform(2), complete)
@@ -93,7 +93,7 @@ def test_views_change_the_chosen_images_of_student_and_teacher_alike():
     out = augment.change(Batch(small, {"teacher": large}), draw)
     changed = (out.images != small).flatten(1).any(1)
     assert torch.equal(changed, (out.teacher_images["teacher"] != large).flatten(1).any(1))
-    assert 20 < int(changed.sum()) < 44
+    assert 20 < int(changed.sum()) < 44  # of 64 images, each with probability 0.5
     again = augment.change(Batch(small), Draw(0, 3, 64)).images
     assert torch.equal(out.images, again)
     halved = torch.nn.functional.avg_pool2d(out.teacher_images["teacher"], 2)
@@ -110,7 +110,7 @@ def test_the_square_of_a_view_has_the_mean_colour_and_its_size():
     only_square = MultiView(p=1.0, shrink=0.0, angle=0.0, colour=0.0, square=0.25)
     out = only_square.change(Batch(images), Draw(0, 0, 8)).images
     covered = (out != 200.0).all(1)
-    assert covered.flatten(1).sum(1).tolist() == [16] * 8
+    assert covered.flatten(1).sum(1).tolist() == [16] * 8  # (0.25 * 16)^2 pixels in each image
     torch.testing.assert_close(out[0, :, covered[0]][:, 0], torch.tensor(MEAN))
-    rotated_only = MultiView(p=1.0, shrink=0.0, angle=0.0, colour=0.0, square=0.0)
-    torch.testing.assert_close(rotated_only.change(Batch(images), Draw(0, 0, 8)).images, images)
+    no_change = MultiView(p=1.0, shrink=0.0, angle=0.0, colour=0.0, square=0.0)
+    torch.testing.assert_close(no_change.change(Batch(images), Draw(0, 0, 8)).images, images)

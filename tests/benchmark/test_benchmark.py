@@ -96,7 +96,8 @@ def test_the_forward_passes_of_a_linked_cache_are_counted_once(tmp_path):
     write_json(tmp_path / linked / "stage.json", {"outputs": cost | {"reused": computed}})
     counts = teacher_passes.count(REPO / "results/kdep_maps_int8", tmp_path)
     assert [counts[k] for k in ("caches", "forwards", "rows")] == [1, 6400, 6400]
-    # An earlier version stored the cache that was linked, here one that had linked them itself.
+    # An earlier version stored the id of the cache whose arrays were linked; here that cache has
+    # itself linked the arrays of `computed`.
     write_json(tmp_path / "cache-middle/stage.json", {"outputs": cost | {"reused": computed}})
     write_json(tmp_path / linked / "stage.json", {"outputs": cost | {"reused": "cache-middle"}})
     assert teacher_passes.count(REPO / "results/kdep_maps_int8", tmp_path) == counts

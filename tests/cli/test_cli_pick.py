@@ -89,7 +89,7 @@ def test_a_measure_that_is_not_defined_for_the_images_is_refused_before_a_teache
     printed = capsys.readouterr()
     assert message in printed.err
     assert printed.out == ""
-    assert "12 images\n" not in printed.err
+    assert "12 images\n" not in printed.err  # which is printed when a teacher is measured
 
 
 @pytest.mark.parametrize(
@@ -126,4 +126,4 @@ def test_a_black_box_on_the_command_line_is_refused_before_a_teacher_is_measured
     assert pick.main([*names, "--images", str(images), "--count", "10"]) == 2
     shown = capsys.readouterr().err
     assert "only class probabilities of efficientnet_lite0_black_box can be read" in shown
-    assert "10 images" not in shown
+    assert "10 images" not in shown  # which is printed when a teacher is measured

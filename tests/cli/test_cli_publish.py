@@ -71,7 +71,7 @@ def mm_features(folder: Path) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def image() -> torch.Tensor:
+def images() -> torch.Tensor:
     """Random images [2, 3, 64, 64]."""
     return random_images()
 
@@ -83,7 +83,7 @@ def expected(r18: Path, in_subprocess: Callable[..., Any]) -> torch.Tensor:  # n
 
 
 def test_a_published_student_loads_in_torchvision(
-    r18: Path, image: torch.Tensor, expected: torch.Tensor
+    r18: Path, images: torch.Tensor, expected: torch.Tensor
 ) -> None:
     import torchvision
     from safetensors.torch import load_file
@@ -94,19 +94,19 @@ def test_a_published_student_loads_in_torchvision(
     assert not mismatch.unexpected_keys
     net.fc = torch.nn.Identity()  # type: ignore[assignment]
     with torch.inference_mode():
-        pooled = net.eval()(image)
+        pooled = net.eval()(images)
     assert torch.allclose(pooled, expected.mean((2, 3)), atol=1e-5, rtol=1e-4)
 
 
 def test_a_published_student_loads_in_timm(
-    r18: Path, image: torch.Tensor, expected: torch.Tensor
+    r18: Path, images: torch.Tensor, expected: torch.Tensor
 ) -> None:
     import timm
 
     net = timm.create_model("resnet18", num_classes=0)
     net.load_state_dict(torch.load(r18 / PTH, weights_only=True), strict=True)
     with torch.inference_mode():
-        features = net.eval().forward_features(image)  # type: ignore[operator]
+        features = net.eval().forward_features(images)  # type: ignore[operator]
     assert torch.allclose(features, expected, atol=1e-5, rtol=1e-4)
 
 

@@ -235,6 +235,7 @@ def test_a_gpu_is_refused_only_if_it_is_known_to_be_missing(installed, gpus, ref
 def test_an_unknown_executor_is_refused_before_anything_is_planned(tmp_path, monkeypatch, capsys):
     from kdep_bench.cli import run_suite
 
+    # A Snakemake installation with one executor plugin; the other folder is package metadata.
     snakemake = tmp_path / "bin" / "snakemake"
     packages = tmp_path / "lib/python3.11/site-packages"
     snakemake.parent.mkdir()

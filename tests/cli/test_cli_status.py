@@ -190,7 +190,7 @@ def test_logs_prints_the_last_lines_of_the_only_matching_log(suite, tmp_path, ca
     assert last_lines == f"{path}\nline 8\n\\xff end\n"
     complete_log = output(capsys, "logs", stages["export"].id, "--work-dir", work, "--lines", 0)
     assert complete_log.count("\nline ") == 9
-    assert main.main(["logs", "little", "--work-dir", str(work)]) == 2
+    assert main.main(["logs", "little", "--work-dir", str(work)]) == 2  # in no stage id
     assert main.main(["logs", "kdep", "--work-dir", str(work)]) == 2
     assert "2 stages with a log" in capsys.readouterr().err
     assert main.main(["logs", "kdep", "--work-dir", str(tmp_path / "gone")]) == 2

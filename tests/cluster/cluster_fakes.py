@@ -48,8 +48,8 @@ def descend(
     process_info: dict[str, Any] = {
         k: os.environ.get(k) for k in ("SLURMD_NODENAME", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES")
     }
-    process_info |= {"pid": os.getpid(), "agent": os.getppid()}
-    # pid of the process that imported torch; None without preloading
+    process_info |= {"pid": os.getpid(), "agent": os.getppid()}  # agent: the launcher of the ranks
+    # {pid, cpu_s} of the process that imported torch, see ddp_preload.py; None without preloading
     process_info["importer"] = getattr(sys.modules.get("ddp_preload"), "IMPORTER", None)
     partial = out / f".who-{rank}.tmp"
     partial.write_text(json.dumps(process_info))
@@ -90,7 +90,7 @@ def expected_weight(steps: int) -> float:
 def devices(
     spec: dict[str, Any], inputs: dict[str, Path], out: Path, progress: Callable[..., None]
 ) -> dict[str, Any]:
-    """Returns its GPUs, its node and [begin, end] of the time it held them."""
+    """Returns the GPUs of the stage, its node and [begin, end] of the time it held them."""
     begun = time.time()
     time.sleep(spec.get("sleep", 0.0))
     return {

@@ -20,8 +20,8 @@ from pathlib import Path
 
 APT = ("slurmctld", "slurmd", "slurm-client", "munge")
 PROGRAMS = ("slurmctld", "slurmd", "srun", "sbatch", "munged", "setpriv")
-# Options of Snakemake's Slurm plugin. It asks squeue, as sacct needs slurmdbd, and it waits 1 s
-# between questions instead of 40 s.
+# Options with which Snakemake's Slurm plugin reads the states of jobs from squeue, because sacct
+# needs slurmdbd, and every second instead of every 40 s.
 QUICK = (
     *("--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "1"),
     *("--seconds-between-status-checks", "1"),
@@ -113,11 +113,10 @@ class Slurm:
 
     def __exit__(self, *_: object) -> None:
         if hasattr(self, "conf"):
-            with contextlib.suppress(subprocess.SubprocessError):
+            # The nodes are stopped even if the controller does not answer or a job does not end.
+            with contextlib.suppress(subprocess.SubprocessError, TimeoutError):
                 self.run("scancel", "--user=root")
-                wait_for(lambda: not self.run("squeue", "-h"), 15, "jobs to end")
-            with contextlib.suppress(TimeoutError):
-                wait_for(lambda: not self.run("squeue", "-h"), 5, "jobs to end")
+                wait_for(lambda: not self.run("squeue", "-h"), 20, "jobs to end")
         for name in self.names:
             self.node_down(name)
         for pid in [*self.folder.glob("*.pid"), *self.folder.glob("munge/*.pid")]:

@@ -62,7 +62,7 @@ def sbatch(plan: Plan, work: Path, name: str, *options: str) -> str:
         *("--stage", fakes.id_of(plan, name), "--work-dir", str(work)),
     ]
     wrapped = shlex.join(stage_command)
-    if "--nodes=2" not in options:
+    if "--nodes=2" not in options:  # on several nodes the stage command itself starts srun
         wrapped = f"srun --ntasks=1 {wrapped}"
     command = ["sbatch", "--parsable", f"--output={work}/job-%j.log", "--open-mode=append"]
     command += [*options, "--wrap", wrapped]

@@ -9,7 +9,6 @@ import errno
 import gzip
 import io
 import os
-import struct
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -85,7 +84,7 @@ def test_a_tar_with_a_flipped_header_bit_is_refused_or_unchanged(tmp_path: Path)
     assert set(accepted) <= {148, 154, 155}
 
 
-def test_a_tar_truncated_at_any_block_before_its_end_blocks_is_refused(tmp_path: Path):
+def test_a_tar_that_lacks_any_block_up_to_its_two_end_blocks_is_refused(tmp_path: Path):
     complete = tar_bytes()
     # The first two files have 3 + 1 blocks with their headers; the last has a header and 3 blocks.
     end = 4 * BLOCK + 4 * BLOCK
@@ -180,7 +179,7 @@ def header(kind: bytes, size: bytes) -> bytes:
 
 # Headers that make tarfile loop: a negative size in tar's binary format, and a sparse file without
 # an end.
-NEGATIVE = struct.pack(">Bxxxq", 0xFF, -1024).replace(b"\0", b"\xff")
+NEGATIVE = b"\xff" * 10 + b"\xfc\xff"  # -769, as a two's complement of 12 bytes
 ENDLESS = tarfile.TarInfo("sparse")
 ENDLESS.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "s"}
 
@@ -267,7 +266,14 @@ def test_a_failed_check_of_the_data_set_removes_its_seals(tmp_path: Path):
         for target in (folder, folder / "train"):
             unpack(path, target, quiet)
         dataset = OfficialSet(
-            "one", "", "", "", (), {"images": count}, make_check(fault), lambda *_: None
+            name="one",
+            title="",
+            homepage="",
+            licence="",
+            archives=(),
+            counts={"images": count},
+            verify=make_check(fault),
+            tiny=lambda *_: None,
         )
         with pytest.raises(KdepError):
             verify(dataset, tmp_path / "root")
@@ -284,7 +290,15 @@ def test_after_a_failed_conversion_a_damaged_file_is_unpacked_again(tmp_path: Pa
     path.write_bytes(tar_bytes())
     archive = Archive("a.tar", "")
     dataset = OfficialSet(
-        "one", "", "", "", (archive,), {}, lambda *_: {}, lambda *_: None, convert=convert
+        name="one",
+        title="",
+        homepage="",
+        licence="",
+        archives=(archive,),
+        counts={},
+        verify=lambda *_: {},
+        tiny=lambda *_: None,
+        convert=convert,
     )
     arguments = (dataset, tmp_path / "root", [tmp_path], quiet)
     lay_out(*arguments)

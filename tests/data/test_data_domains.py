@@ -24,14 +24,15 @@ def image(height: int = 120, width: int = 160) -> np.ndarray:
 
 
 def test_fog_is_a_mixture_of_image_and_light_that_grows_with_the_depth():
-    """Of white minus of black is the transmission t, and black becomes A (1 - t) with one A."""
+    """fog(x) = t x + A (1 - t), so t = fog(white) - fog(black), and A is fog(black) / (1 - t)."""
     white, black = (fog(np.full((40, 30, 3), v), np.random.default_rng(3)) for v in (1.0, 0.0))
     transmission = white - black
     light = black / (1 - transmission)
-    assert np.ptp(light) < 1e-9
+    assert np.ptp(light) < 1e-9  # the same A at every pixel
     assert 200 / 255 <= light.mean() <= 245 / 255
+    # t = exp(-beta d), with beta in 1.5..2.5 and depths d in 0.05..1.25.
     assert np.exp(-2.5 * 1.25) <= transmission.min() < transmission.max() <= np.exp(-1.5 * 0.05)
-    assert transmission[-5:].mean() > 1.5 * transmission[:5].mean()
+    assert transmission[-5:].mean() > 1.5 * transmission[:5].mean()  # the bottom is nearer
 
 
 @pytest.mark.parametrize("domain", DOMAINS)

@@ -53,5 +53,6 @@ def test_values_that_are_not_paths_are_not_read_as_files(
         (tmp_path / name).touch()
     assert given_paths({"type": "a/b", "tap": "before", "weights": None, "args": {"a": 1}}) == {}
     assert given_paths({"weights": "/nowhere/w.pth", "model": "facebook/none"}) == {}
+    # Weights whose hash the config states are identified by this hash.
     stated = {"weights": str(tmp_path / "before"), "sha256": "0676ba61"}
     assert given_paths(stated) == {}

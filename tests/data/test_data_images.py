@@ -75,7 +75,7 @@ def test_a_plain_image_is_linked_and_not_converted(tmp_path: Path, name: str) ->
     assert link.is_symlink()
     assert link.name == name
     assert link.resolve() == file
-    assert info[1:3] == (200, 120)
+    assert (info.width, info.height) == (200, 120)
 
 
 def test_a_plain_image_is_read_with_the_pixels_of_opencv(tmp_path: Path) -> None:
@@ -314,7 +314,8 @@ FAULTS = {
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 def test_one_inspection_finds_every_kind_of_fault(tmp_path: Path, suffix: str) -> None:
     files = [save(tmp_path / f"{i}.{suffix}", SMOOTH) for i in range(30)]
-    broken_files = {breaker: files[13 + i] for i, breaker in enumerate(FAULTS)}  # not the first
+    # The first 13 images stay intact.
+    broken_files = {breaker: files[13 + i] for i, breaker in enumerate(FAULTS)}
     for breaker, file in broken_files.items():
         breaker(file)
     inspected = images.inspect(files)
@@ -395,7 +396,7 @@ def test_an_error_about_a_name_that_is_not_utf8_can_be_printed(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("orientation", [2, 3, 4, 5, 6, 7, 8])
-def test_labels_of_an_image_with_exif_rotation_are_accepted_only_for_its_upright_size(
+def test_labels_of_an_image_with_exif_orientation_need_a_size_that_only_the_upright_image_has(
     tmp_path: Path, orientation: int
 ) -> None:
     exif = Image.Exif()

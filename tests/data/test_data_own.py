@@ -216,12 +216,12 @@ def set_two_palettes(root: Path) -> None:
 
 
 def change_test_annotation(**change: Any) -> Callable[[Path], None]:
-    """A function that changes an annotation of the test split."""
+    """A function that changes the second annotation of the test split."""
     return lambda r: edit(r / "test.json", lambda t: t["annotations"][1].update(change))
 
 
 def change_test_image(**change: Any) -> Callable[[Path], None]:
-    """A function that changes an image of the test split."""
+    """A function that changes the second image of the test split."""
     return lambda r: edit(r / "test.json", lambda t: t["images"][1].update(change))
 
 

@@ -50,7 +50,7 @@ def test_a_broken_image_anywhere_in_the_pool_is_refused(
     with pytest.raises(KdepError, match=f"{broken} is truncated") as caught:
         own.run(spec, tmp_path / "out")
     assert str(tmp_path / "out") not in str(caught.value)
-    tiny.save(broken, random_image(89))  # "copy it again"
+    tiny.save(broken, random_image(89))  # the advised fix: copy it again
     assert own.run(spec, tmp_path / "again")["counts"]["images"]["pool"] == 104
 
 

@@ -159,7 +159,7 @@ def test_boxes_areas_and_train_ids_follow_from_the_masks(made: Made) -> None:
         base = root / f"cityscapes/gtFine/train/pocket/pocket_{stem}_000019_gtFine_"
         train = read_mask(f"{base}labelTrainIds.png")
         label = read_mask(f"{base}labelIds.png")
-        expected = np.full(train.shape, 8, np.uint8)
+        expected = np.full(train.shape, 8, np.uint8)  # 8: the class of the background, 'scene'
         covered = np.zeros(train.shape, int)
         for ann in coco.loadAnns(coco.getAnnIds(imgIds=image["id"])):
             mask = coco.annToMask(ann).astype(bool)

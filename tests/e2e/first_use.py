@@ -61,7 +61,7 @@ class FirstUse:
         subprocess.run([str(c) for c in command], check=True, cwd=cwd or self.home, env=variables)
 
     def install(self, wheel: Path) -> None:
-        """A virtual environment with the wheel and the packages that pip resolves for it."""
+        """Makes a virtual environment with the wheel and the packages that pip resolves for it."""
         self.run(self.python, "-m", "venv", self.environment, cwd=Path.cwd())
         pip = (self.environment / "bin/python", "-m", "pip", "install", "--quiet")
         self.run(*pip, f"{wheel}[{EXTRAS}]")
@@ -71,7 +71,7 @@ class FirstUse:
         self.run("kdep-bench", "run", "smoke")
 
     def own_data(self) -> None:
-        """Writes and runs a suite for class folders of photographs; they are those of `smoke`."""
+        """Writes and runs a suite for photos/, a link to the class folders of `smoke`."""
         photos = next(self.home.glob("work_dirs/prepare-smoke-*/data/classify"))
         (self.home / "photos").symlink_to(photos)
         self.run("kdep-bench", "init", "photos")
@@ -100,7 +100,7 @@ def steps(first_use: FirstUse, pocket: bool) -> Iterator[tuple[str, Callable[[],
 
 
 def main() -> int:
-    """Exit code 1 if a step took longer than its limit."""
+    """Runs all steps and prints their times; returns 1 if a step took longer than its limit."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("wheel", type=Path, help="a wheel that `pip wheel --no-deps .` built")
     parser.add_argument("--python", default="python3.11", help="the interpreter, 3.11 or 3.12")

@@ -60,6 +60,7 @@ def test_the_suite_of_the_guide_runs_with_the_examples(tmp_path: Path) -> None:
 
     log = str(tmp_path / "log.jsonl")
     live = run("search.py", "trial_search", "--log", log, *work).splitlines()
+    # The summary has two lines; the last line of a search names the config that it wrote.
     assert run("search.py", "--replay", log).splitlines() == live[-3:-1]
     written = Path(live[-1].removeprefix("wrote "))
     assert written.parent == tmp_path / "configs" / "students"

@@ -28,7 +28,7 @@ KINDS: Mapping[str, StageKind] = {
     "join": StageKind("engine_fakes:make", 1, cost=1.0, timeout=600),
     "grow": StageKind("engine_fakes:grow", 1, resumable=True, cost=1.0, timeout=600),
 }
-# Output `transfer` of a transfer method that quantises the network.
+# Sizes and costs in the output `transfer` of a transfer method that quantises the network.
 SIZES = {
     "bits": 4.0,
     "megabytes": 0.9,
@@ -36,7 +36,9 @@ SIZES = {
     "bit_operations": 2e9,
     "bit_operations_float32": 3e10,
 }
+# That output.
 QUANTISED = {"extra_parameters": 0, "extra_forwards": 0, "quantised": {"layers": []}, **SIZES}
+# A preloaded module that is quick to import, in place of the toolkits.
 FAST = local_pool.PoolOptions(jobs=2, cpus=2, preload="kdep_bench.engine.worker")
 
 

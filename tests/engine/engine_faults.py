@@ -61,6 +61,7 @@ RANKS = "suite.update(runtime=dict({}=dict(pretrain=2)))\n"  # {}: 'processes' o
 PRETRAIN = "pretrain-resnet18_w32.kdep"
 LIMIT = 3600.0  # seconds after which a run counts as hung; the machine may be busy
 MEMORY_CGROUP = Path("/sys/fs/cgroup/memory")  # version 1; version 2 has memory.max
+# Endings of the names of outputs and record fields that may differ between two equal runs.
 TIME_FIELDS = ("_s", "created", "git", "packages", "cost", "notes")
 
 # --- the toy suite: the graph of a small suite with stages of 0.2 s ------------------------------
@@ -82,7 +83,7 @@ def toy_stage(
         progress(k, 10)
         del allocated
     steps_file.unlink()
-    name = out.name.rpartition(".try-")[0]
+    name = out.name.rpartition(".try-")[0]  # the stage's id, without the suffix of the attempt
     (out / "state.bin").write_text(f"{name} {len(input_texts)} {hash_of(input_texts)}" * 3000)
     outputs = fakes.pretend(spec, inputs, out, progress)
     outputs["read"] = hash_of(input_texts)
@@ -335,7 +336,7 @@ def same_tensors(a: Path, b: Path) -> bool:
 
 
 def timeless(value: Any) -> Any:
-    """`value` without times, costs and the revision of the source code."""
+    """`value` without the fields that may differ between equal runs (TIME_FIELDS)."""
     if isinstance(value, dict):
         return {k: timeless(v) for k, v in value.items() if not k.endswith(TIME_FIELDS)}
     return [timeless(v) for v in value] if isinstance(value, list) else value
@@ -363,9 +364,11 @@ class Row:
     """A row of the table.
 
     Attributes:
+        fault: description of the fault.
         times: how often the fault was injected.
         lost: seconds of work lost.
         wrong: number of wrong results afterwards.
+        note: text of the last column.
         on: the suite or command that the fault was injected into.
         took: seconds for injecting the fault, rerunning and comparing.
         load: load average of the machine.
@@ -390,6 +393,7 @@ def kill_stages(world: World, rng: Random, times: int) -> Row:
     while kills < times:
         case = world.fresh()
         runner = case.start("--retry", "99")
+        # No stage is killed much more often than the others.
         per_stage = -(-times // len(world.plan.stages))
         kills_left = dict.fromkeys(world.plan.stages, per_stage + 1)
         seen_pids: set[int] = set()
@@ -865,6 +869,7 @@ def planted(world: World, rng: Random, what: str) -> Row:
     case.settle(1)
     wrong = case.wrong() + touched
     case.close()
+    # A run of under a minute is the start of a runner, which the table excludes; a longer one hung.
     return Row(what, 1, lost if lost > 60 else 0.0, wrong, "refused by name")
 
 

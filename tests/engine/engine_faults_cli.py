@@ -104,9 +104,9 @@ DAMAGE = ("a flipped header byte", "a cut on a member border", "a wrong gzip CRC
 
 
 def damaged(tar: bytes, what: str) -> bytes:
-    """The .tar.gz with this damage; '' for an intact one.
+    """`tar` as .tar.gz with the damage `what`, one of DAMAGE; '': without damage.
 
-    gzip without compression, so that one changed byte does not change the size.
+    gzip does not compress here, so that one changed byte does not change the size.
     """
     with tarfile.open(fileobj=io.BytesIO(tar)) as t:
         middle = [m.offset for m in t.getmembers()][len(t.getmembers()) // 2]

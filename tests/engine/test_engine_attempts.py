@@ -135,8 +135,9 @@ def test_files_of_an_attempt_are_copied_if_its_process_may_live_and_moved_if_it_
     assert copy.read_text() == "a"
     assert copy.stat().st_ino != inode
     assert not (second.path / "run" / "pipe").exists()
+    copied_inode = copy.stat().st_ino
     third = begin_attempt(tmp_path)  # the second ran on this machine, where its lock is free
-    assert (third.path / "run" / "a.pth").stat().st_ino != inode
+    assert (third.path / "run" / "a.pth").stat().st_ino == copied_inode  # moved
     assert not second.path.exists()
     assert finish(third, "third")
     assert [p.name for p in tmp_path.iterdir()] == [STAGE_ID]

@@ -50,7 +50,8 @@ def add_outputs(out: Path, **outputs: Any) -> None:
 
 def test_the_table_shows_requested_epochs_if_rounding_changed_them(tmp_path):
     """Rounding to whole steps can change the number of epochs; the table must report it."""
-    # The fake stages report 2 steps of 8 images over 10 images: 1.6 epochs; 1 was requested.
+    # 1 epoch was requested. The fake pre-training reports 2 steps of 8 images over 10 images, which
+    # are 1.6 epochs, and the invented output `epochs` of 2, which the table shows.
     suite, plan, work, results = make_suite(tmp_path)
     assert fakes.run(plan, work).ok
     collect(suite, plan, work, results)
@@ -71,7 +72,7 @@ def test_epochs_of_the_complete_pool_are_converted_to_epochs_of_the_data_fractio
     budget = dict(epochs=1.0, batch=8, epochs_over="pool")
     outputs = dict(steps=12, images=10, image_list={"of": 100})
     stage = dict(outputs=outputs, spec=dict(budget=budget))
-    assert _planned_epochs(stage) is None  # 12 of 12.5 batches
+    assert _planned_epochs(stage) is None  # 12 steps are the requested 12.5, rounded
     assert _planned_epochs({**stage, "outputs": {**outputs, "steps": 6}}) == 10.0
     assert _planned_epochs(None) is None
     assert _planned_epochs(dict(outputs=dict(steps=0), spec={})) is None
@@ -208,7 +209,7 @@ def test_pruning_a_work_dir_removes_no_result(tmp_path):
 def test_records_of_removed_runs_are_moved_to_superseded(tmp_path):
     suite, plan, work, results = make_suite(tmp_path)
     fakes.run(plan, work)
-    for _ in range(2):  # a run may be set aside more than once
+    for _ in range(2):  # a record may be superseded more than once
         suite, plan, work, results = make_suite(tmp_path)
         collect(suite, plan, work, results)
         for run in plan.runs:
@@ -317,10 +318,10 @@ def test_a_prediction_image_outside_its_stage_is_refused(tmp_path):
 def test_the_teacher_s_reported_accuracy_is_in_the_record_and_not_in_a_spec():
     suite = load_suite("pocket")
     run = next(c for c in build_plan(suite).runs if c.teacher)
-    teacher_output = _teacher_fields(run, {})
-    assert teacher_output is not None
-    assert teacher_output["top1"] == 0.751
-    assert "reported" in teacher_output["top1_source"]
+    recorded = _teacher_fields(run, {})
+    assert recorded is not None
+    assert recorded["top1"] == 0.751
+    assert "reported" in recorded["top1_source"]
     assert not any("top1_source" in str(s.spec) for s in build_plan(suite).stages.values())
 
 
@@ -447,7 +448,7 @@ def test_the_data_card_has_the_counts_of_the_prepared_data(tmp_path):
 
 
 def test_the_origin_of_linked_arrays_is_found_through_a_chain(tmp_path):
-    """Earlier versions stored the cache that was linked, which may itself have linked the files."""
+    """Earlier versions stored the id of the linked cache, which may itself have linked another."""
     _suite, plan, work, _ = make_suite(tmp_path, methods=["kdep"])
     run = plan.runs[0]
     assert fakes.run(plan, work).ok

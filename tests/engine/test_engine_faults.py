@@ -59,7 +59,7 @@ def test_damaged_records_are_rewritten(world, rng, kind):
 
 
 @pytest.mark.parametrize("what", faults.PLANTED)
-def test_planted_links_are_refused_and_their_targets_kept(world, rng, what):
+def test_links_and_fifos_in_place_of_engine_files_change_no_result_or_target(world, rng, what):
     assert faults.planted(world, rng, what).wrong == 0
 
 

@@ -357,11 +357,11 @@ def test_a_full_disk_fails_the_stage_with_that_reason(tmp_path):
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_every_stage_but_the_first_starts_in_0_3_s(tmp_path):
+def test_the_median_start_of_stages_after_the_first_takes_under_0_3_s(tmp_path):
     plan = fakes.chain(6)
     assert fakes.run(plan, tmp_path).ok
     starts = [read_json(tmp_path / i / "stage.json")["start_s"] for i in list(plan.stages)[1:]]
-    assert sorted(starts)[len(starts) // 2] < 0.3  # the median: the machine may be busy
+    assert sorted(starts)[len(starts) // 2] < 0.3  # not the largest: the machine may be busy
 
 
 def test_a_pattern_selects_a_stage_with_its_upstream_stages(tmp_path):

@@ -59,7 +59,7 @@ def test_a_lock_is_exclusive_and_names_its_owner(tmp_path):
 
 
 def test_the_lock_of_a_killed_process_is_free_although_its_forked_child_lives(tmp_path):
-    # The child prints its pid only after it has closed its copy of the lock's file.
+    # The fork closes the child's copy of the lock's file, before the child prints its pid.
     child = "if os.fork() == 0: print(os.getpid(), flush=True); time.sleep(30); os._exit(0)"
     process = subprocess.Popen(
         [

@@ -482,7 +482,7 @@ def test_ranks_are_forks_of_the_pool_s_server_and_end_together(tmp_path):
     def steps() -> int:
         return read_json(attempt_dir() / "w.json")[0] if (attempt_dir() / "w.json").exists() else 0
 
-    last, importers = 0, []  # importers: the process that imported torch, for every rank
+    last, importers = 0, []  # importers: for every rank, the process that imported torch
     # Index in pids(): 0 and 1 are the ranks, 2 their agent, 3 the stage.
     for index, signal_name in ((1, "KILL"), (2, "KILL"), (3, "TERM"), (3, "KILL")):
         wait_for(lambda last=last: at_work(last), 300)

@@ -78,7 +78,7 @@ def test_every_aligner_is_deterministic_and_its_statistics_are_right(
 
 @settings(max_examples=30, deadline=None)
 @given(st.sampled_from(ALL), st.sampled_from(sorted(POLICIES)), st.integers(1, 6))
-def test_a_wider_student_is_refused_without_a_policy(
+def test_a_wider_student_is_refused_without_a_policy_and_aligned_with_one(
     kind: type[Aligner], policy: str, extra_channels: int
 ):
     x = features(60, 6)

@@ -17,6 +17,7 @@ PX = 32
 
 
 def maker(**changes: Any) -> FewShotImages:
+    """The maker of 60 images of PX pixels, trained for one epoch, with changed arguments."""
     return FewShotImages(**dict(images=60, epochs=1, px=PX) | changes)
 
 
@@ -75,14 +76,15 @@ def test_generated_images_have_the_classes_of_the_teacher_equally_often():
     chosen = maker().balanced(classes, 100, np.random.default_rng(0))
     assert sorted(np.unique(chosen).tolist()) == [5, 9, 700]
     assert np.ptp(np.unique(chosen, return_counts=True)[1]) <= 1
-    # Fewer images than classes: some classes have one image, and none is left without cause.
+    # 20 images for 50 classes: no class has two.
     assert len(set(maker().balanced(np.arange(50), 20, np.random.default_rng(0)))) == 20
 
 
-def test_half_of_the_latent_vectors_are_normal_and_the_halves_are_not_in_the_order_of_classes():
+def test_half_of_the_latent_vectors_are_normal_and_half_uniform_in_random_order():
     z = maker().latent_vectors(20_000, np.random.default_rng(0))
     assert z.shape == (20_000, 2)
     assert z.var() == pytest.approx((1 + 3) / 2, rel=0.03)  # U(-3, 3) has variance 3
+    # A normal number exceeds 3 in absolute value with probability 0.0027, a uniform one never.
     assert (np.abs(z) > 3).mean() == pytest.approx(0.0027 / 2, rel=0.5)
     first, second = z[:10_000], z[10_000:]
     assert first.var() == pytest.approx(second.var(), rel=0.05)

@@ -69,7 +69,7 @@ def test_a_stage_that_makes_images_is_not_estimated_from_the_preparation_of_the_
     whole = plan_of(methods=["fs_bbt"])
     other = Costs(whole, [record(data, 9.0), record(made, 40.0)])
     assert other.seconds(stage(whole, "prepare", "fs_bbt")) == pytest.approx(80.0)  # twice as many
-    unmeasured = Costs(whole, [record(data, 9.0)])
+    unmeasured = Costs(whole, [record(data, 9.0)])  # the default of the kind is used
     assert unmeasured.seconds(stage(whole, "prepare", "fs_bbt")) == 300
 
 
@@ -86,7 +86,7 @@ def test_the_estimate_scales_with_data_fraction_and_epochs():
     assert Costs(longer, records).seconds(stage(longer, "pretrain", "kdep")) == pytest.approx(240.0)
     other_t = plan_of(methods=[{"base": "kdep", "name": "hot", "transform": {"T": 0.9}}])
     assert Costs(other_t, records).seconds(stage(other_t, "pretrain", "hot")) == pytest.approx(80.0)
-    # Stages with another precision or student are not comparable.
+    # Stages with another precision or student are not comparable: the default of the kind is used.
     bfloat16 = plan_of(budget={**BUDGET, "precision": "bfloat16"})
     assert Costs(bfloat16, records).seconds(stage(bfloat16, "pretrain", "kdep")) == 600
     other_student = plan_of(students=["mobilenetv2_w50"], teacher="efficientnet_lite0")
@@ -126,7 +126,7 @@ def test_a_task_s_time_is_scaled_by_its_iterations_and_not_used_for_other_tasks(
     plan = plan_of(tasks=["pocket_det", "pocket_probe"])
     costs = Costs(plan, [record(stage(plan, "transfer", "pocket_det"), 100.0)])
     assert costs.seconds(stage(plan, "transfer", "pocket_det")) == pytest.approx(100.0)
-    assert costs.seconds(stage(plan, "transfer", "pocket_probe")) == 120
+    assert costs.seconds(stage(plan, "transfer", "pocket_probe")) == 120  # the default of the kind
     iters = stage(plan, "transfer", "pocket_det").spec["task"]["recipe"]["iters"]
     half = plan_of(tasks=[{"base": "pocket_det", "recipe": {"iters": iters // 2}}])
     half_costs = Costs(half, [record(stage(plan, "transfer", "pocket_det"), 100.0)])
@@ -146,7 +146,7 @@ def test_a_dry_run_estimates_from_stages_no_longer_in_the_plan(tmp_path):
 def test_stages_of_an_older_format_are_ignored_in_estimates():
     plan = plan_of()
     costs = Costs(plan, [{"kind": "transfer", "id": "x", "name": "x", "spec": {}, "outputs": {}}])
-    assert costs.seconds(stage(plan, "transfer")) == 120
+    assert costs.seconds(stage(plan, "transfer")) == 120  # the default of the kind
 
 
 def test_the_pool_of_workers_updates_its_estimates_while_it_runs(tmp_path):

@@ -1,7 +1,7 @@
 """Which comparisons fit into a budget of GPU-hours: those with the lowest cost per run first.
 
-A comparison is all runs of one teacher, data fraction, length, task and pair of seeds. A stage that
-several comparisons share is counted once.
+A comparison is all runs of one teacher, data fraction, number of epochs, task and pair of
+seeds. A stage that several comparisons share is counted once.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from kdep_bench.suite.plan import build_plan
 
 def small_plan(**change) -> Plan:
     """The plan of a small suite, with changes."""
-    expected = {"methods": ["kdep", "svd", "supervised", "scratch"], "shares": [1.0, 0.1]}
-    expected |= {"tasks": ["pocket_det", "pocket_probe"]}
-    expected |= {"seeds": {"pretrain": [0, 1, 2], "transfer": [0, 1, 2], "pairs": "diagonal"}}
-    return build_plan(build(**expected | change))
+    raw = {"methods": ["kdep", "svd", "supervised", "scratch"], "shares": [1.0, 0.1]}
+    raw |= {"tasks": ["pocket_det", "pocket_probe"]}
+    raw |= {"seeds": {"pretrain": [0, 1, 2], "transfer": [0, 1, 2], "pairs": "diagonal"}}
+    return build_plan(build(**raw | change))
 
 
 def costs(plan: Plan) -> dict[str, float | None]:
@@ -61,10 +61,10 @@ def test_a_comparison_has_every_method_of_one_data_fraction_task_and_pair_of_see
     assert {c for comparison in selected for c in comparison.runs} == selected_ids
 
 
-def test_the_paper_suite_is_divided_into_comparisons_by_teacher_and_length():
+def test_the_paper_suite_is_divided_into_comparisons_by_teacher_and_epochs():
     plan = build_plan(load_suite("paper_r18"))
     all_comparisons = comparisons(plan, plan.stages)
-    # 4 teachers, 3 lengths for each of 2 data fractions, 9 tasks, 3 seeds.
+    # 4 teachers, 3 numbers of epochs for each of 2 data fractions, 9 tasks, 3 seeds.
     assert len(all_comparisons) == 4 * 6 * 9 * 3
     assert {c for comparison in all_comparisons for c in comparison.runs} == {
         c.id for c in plan.runs

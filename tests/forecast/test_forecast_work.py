@@ -193,12 +193,12 @@ def test_the_images_of_fs_bbt_are_counted_and_its_generator_is_named_as_excluded
     plan = build_plan(build(methods=["fs_bbt"], shares=[0.5]))
     made = next(s for s in plan.stages.values() if "synthesis" in s.spec)
     spec = plan.stages[made.needs["prepare"]].spec
-    fraction = round(0.5 * (spec["pool_composites"] + spec["pool_crops"]))
+    fraction_images = round(0.5 * (spec["pool_composites"] + spec["pool_crops"]))
     forecast = Forecast(plan, {})
     views = next(s for s in plan.stages.values() if s.needs.get("prepare") == made.id)
-    assert forecast.pool(views.id) == fraction + made.spec["synthesis"]["images"]
+    assert forecast.pool(views.id) == fraction_images + made.spec["synthesis"]["images"]
     estimate = forecast.estimate(made)
-    assert (estimate.images, estimate.flops) == (fraction, None)
+    assert (estimate.images, estimate.flops) == (fraction_images, None)
     text = " ".join(table(plan, forecast, plan.stages, None))
     excluded = "FLOPs and disk space of the network that generates images (FewShotImages)"
     assert f"excluded: {excluded}" in text
@@ -372,7 +372,7 @@ def test_sizes_are_printed_with_their_unit():
     ]  # fmt: skip
 
 
-def test_a_transfer_method_s_teacher_counts_its_forward_passes():
+def test_the_forward_passes_of_a_transfer_method_s_teacher_are_counted():
     """Without them, a transfer with a large teacher would appear cheap."""
     suite = load_suite("smoke")
     raw = dict(
@@ -406,8 +406,10 @@ def test_a_transfer_method_s_teacher_counts_its_forward_passes():
 
 
 def test_the_additional_passes_of_a_transfer_method_are_counted():
-    """SSDA trains the detector on two more images per image, and its average reads one. Fog does
-    not change the network, so its FLOPs are those of the task without fog."""
+    """SSDA trains the detector on two more images per image; its moving average processes one more.
+
+    Fog does not change the network, so its FLOPs are those of the task without fog.
+    """
     suite = load_suite("smoke")
     raw = dict(
         name="t",

@@ -73,11 +73,12 @@ def run(target: Target, inputs: int, seed: int, seconds: float, keep: Path | Non
 
 
 def read_once(read, outcome: Outcome) -> str:
-    """Reads the file once; returns the fault as 'Type: text', or '' where there is none."""
+    """Reads the file once; returns a description of the fault, or ''."""
     outcome.inputs += 1
     begun = time.process_time()
     fault = ""
-    signal.setitimer(signal.ITIMER_PROF, 4 * SLOW)  # CPU time
+    # CPU time. A read between SLOW and this limit ends, and is reported with its time.
+    signal.setitimer(signal.ITIMER_PROF, 4 * SLOW)
     # Wall time, for a reader that waits without end; generous, since other work slows a reader.
     signal.setitimer(signal.ITIMER_REAL, 20 * SLOW)
     try:
