@@ -501,7 +501,17 @@ def test_any_file_name_becomes_a_name_that_every_reader_accepts(
     name: bytes, is_converted: bool
 ) -> None:
     name = name.replace(b"/", b"_").replace(b"\0", b"_")
-    info = images.ImageInfo("", 1, 1, "RGB", "JPEG", 1, 1, ("palette",) if is_converted else ())
+    kinds = ("palette",) if is_converted else ()
+    info = images.ImageInfo(
+        sha256="",
+        width=1,
+        height=1,
+        mode="RGB",
+        format="JPEG",
+        frames=1,
+        orientation=1,
+        kinds=kinds,
+    )
     placed = images.placed_name(os.fsdecode(name), info)
     placed.encode("utf-8")
     assert placed.isprintable() or not placed.isascii()

@@ -57,7 +57,13 @@ def test_each_image_has_the_label_of_its_class_folder(source: str, tmp_path: Pat
     assert names == sorted(CLASSES)
     count = 2 * sum(map(len, CLASSES.values()))
     stream = ViewStream(
-        tmp_path / "views", count, 1.0, 0, seed=1, labels=labels_file(stages), together=True
+        tmp_path / "views",
+        length=count,
+        share=1.0,
+        share_seed=0,
+        seed=1,
+        labels=labels_file(stages),
+        together=True,  # the views of an image follow each other
     )
     batch = stream.__getitems__(list(range(count)))
     red = batch["images"][:, 0].float().mean((1, 2)).round().int().tolist()

@@ -79,7 +79,7 @@ def test_a_view_has_exactly_the_pixels_of_its_box():
 
 
 def test_boxes_have_the_requested_areas_and_aspect_ratios():
-    box, flip = views.draw_recipe(4000, 1, 0, (0.2, 0.5), (0.5, 2.0))
+    box, flip = views.draw_recipe(images=4000, views=1, seed=0, scale=(0.2, 0.5), ratio=(0.5, 2.0))
     area, aspect = box[:, 2] * box[:, 3], box[:, 2] / box[:, 3]
     assert 0.2 - 1e-6 <= area.min() < 0.21
     assert 0.49 < area.max() <= 0.5 + 1e-6

@@ -359,7 +359,16 @@ def test_a_method_s_cost_includes_its_assistant_s_pre_training():
         "teacher.cache": make_stage("cache", 50.0, all_data, bytes=1000, forwards=200),
         "transfer": make_stage("transfer", 1.0),
     }
-    run = TransferRun({}, {}, None, {}, 0.1, 0, 0, {})
+    run = TransferRun(
+        method={},
+        student={},
+        teacher=None,
+        task={},
+        fraction=0.1,
+        pretrain_seed=0,
+        transfer_seed=0,
+        chain={},
+    )
     cost = _cost_fields(run, stages, True)
     assert cost["pretrain_s"] == 40.0
     # The cache of the data fraction, and a tenth of the cache of all data.

@@ -163,7 +163,7 @@ def test_pruning_does_not_follow_links(work, photos):
     plan = fakes.diamond()
     stage_id = fakes.id_of(plan, "a")
     (work / stage_id).symlink_to(photos)
-    entry = work_dir.WorkDirEntry(stage_id, 0, "interrupted", "", ())
+    entry = work_dir.WorkDirEntry(stage_id, bytes=0, state="interrupted", finished="", needs=())
     assert not work_dir.remove(work, entry)
     assert work_dir.survey(work, {}, {}) == []
     (work / ".cluster").symlink_to(photos)
