@@ -71,7 +71,7 @@ class TransKD(TransferMethod):
         betas: {student map: beta of that level}; 0 for missing entries.
         channels: number of channels of the fused maps.
         mixer: whether the deepest patch embedding passes the GL-Mixer ("GL").
-        assistants: whether every level has an embedding assistant ("EA").
+        assistants: whether every level with a beta above 0 has an embedding assistant ("EA").
         student_maps, teacher_maps: set by the transfer stage.
     """
 
@@ -125,7 +125,7 @@ class TransKD(TransferMethod):
         self.has_assistants, self.has_mixer = bool(assistants), bool(mixer)
         self.embeddings, self.assistants = nn.ModuleDict(), nn.ModuleDict()
         self.mixers = nn.ModuleDict()  # of the deepest level only
-        # Student's and teacher's embeddings; in a list, so that torch does not register them.
+        # [of the student, of the teacher]; empty if all betas are 0
         self._taps: list[Embeddings] = []
 
     def attach(self, model: nn.Module, teacher: nn.Module | None) -> None:

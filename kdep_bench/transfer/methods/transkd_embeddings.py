@@ -3,12 +3,12 @@
 * GL-Mixer, on the deepest level: E -> a A(E) + c (conv(E) * sigmoid(conv'(E))), with the
   self-attention A over all positions, two convolutions of three neighbouring tokens in row order,
   and two learned weights a and c.
-* Embedding assistants, on every level: W E -> w W E + v P(F), with a new patch embedding P that
-  reads the student's map F of the next finer level (the image at the finest level) and has the
-  teacher's number of channels, and two learned weights w and v.
+* Embedding assistants, on every level with a beta above 0: W E -> w W E + v P(F), with a new patch
+  embedding P that reads the student's map F of the next finer level (the image at the finest level)
+  and has the teacher's number of channels, and two learned weights w and v.
 
 Source: Liu et al., arXiv 2202.13393; RuipingL/TransKD `train/CSF_GLMixer.py` and
-`train/CSF_EA.py`. w and v start at 0.1 (i + 1) and 0.1 (i + 1 + n) at level i of n, from 0. The
+`train/CSF_EA.py`. w and v start at 0.1 (i + 1) and 0.1 (i + 1 + n) at level i of 0..n - 1. The
 authors leave a and c uninitialised; here both start at 0.5. Their newer `train/TransKD.py` never
 runs its embedding assistants: an earlier branch for the same version returns the plain embeddings.
 """
@@ -35,7 +35,7 @@ class GlobalLocalMixer(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.heads = math.gcd(channels, HEADS)
+        self.heads = math.gcd(channels, HEADS)  # a number of heads that divides the channels
         self.qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.proj = nn.Linear(channels, channels)
         self.values = nn.Conv1d(channels, channels, 3, padding=1)
