@@ -140,7 +140,8 @@ def _first_changed(
 ) -> str | None:
     """A clause about the first file with another checksum, smaller files first; None if none has.
 
-    `verified`: files that need not be hashed again after the first VERIFY_BYTES bytes.
+    `verified`: files that need not be hashed again. The smallest files, up to VERIFY_BYTES
+    together, are hashed in any case.
     """
     remaining_bytes = VERIFY_BYTES
     for name, (size, digest) in sorted(files.items(), key=lambda item: item[1][0]):

@@ -129,6 +129,7 @@ class Interpolate(Aligner):
     Args:
         mode: 'nearest' (the public code's `torch.nn.functional.interpolate` default, which for
             2048 -> 512 keeps every fourth channel) or 'linear'.
+        policy, seed: as in Aligner.
     """
 
     def __init__(self, mode: str = "nearest", policy: str | None = None, seed: int = 0) -> None:

@@ -24,12 +24,13 @@ def _run(setting: Setting, measurements: Measurements) -> None:
     student, stage_folders = resolve("student", synthetic.STUDENT), synthetic.shared_stages(setting)
     batch, n_warmup, n_counted = (4, 1, 1) if setting.quick else (64, WARMUP_STEPS, COUNTED_STEPS)
     seen: set[tuple[str, ...]] = set()
+    left_out = f"left out, {synthetic.STUDENT} does not fit"
     for name in names("method"):
         method = resolve("method", name)
         if method.get("objective") is None:
             continue
         if locate(method["objective"]["type"]).transformer:
-            measurements.claim(f"{name}: a step", True, "not for this student", "not supported")
+            measurements.claim(f"{name}: {left_out}", True, "-", "-")
             continue
         # A quick run uses one method per set of inputs (tests/objectives trains all methods).
         align = method.get("align") or {}
@@ -50,7 +51,7 @@ def _run(setting: Setting, measurements: Measurements) -> None:
         elif align:
             aligned = _align(setting.folder / name, stage_folders, student, method)
             if aligned is None:
-                measurements.claim(f"{name}: a step", True, "not for this student", "not supported")
+                measurements.claim(f"{name}: {left_out}", True, "-", "-")
                 continue
             inputs["align"] = aligned
         for role in method.get("teachers", {}):  # the same cache is used for all teachers
@@ -105,6 +106,7 @@ def _train(
     a weight that grows during training would look like a rise of the loss.
 
     Args:
+        setting: the input of the check.
         name, method, student: the method's name, and the configs.
         inputs: stage kind -> folder.
         batch: images of the batch.

@@ -1,4 +1,7 @@
-"""Prototypes of local features: assignment by cosine, reconstruction and initial values."""
+"""Prototypes of local features: assignment by cosine, reconstruction and initial values.
+
+K is the number of prototypes. A local feature is the vector [C] of a map at one position.
+"""
 
 from __future__ import annotations
 

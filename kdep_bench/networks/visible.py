@@ -1,4 +1,7 @@
-"""Hides patches of the input from a network, and runs networks only up to a given module."""
+"""Hides patches of the input from a network, and runs networks only up to a given module.
+
+In shapes, n is the number of visible patches of an image and D the number of channels of a token.
+"""
 
 from __future__ import annotations
 

@@ -31,7 +31,8 @@ def strongest(weights_BST: Tensor, count: int) -> Tensor:
 class AttentionFeatures(Objective):
     """w * sum over teacher maps t of sum over student maps s of a_ts mean (n(F_s) - n(F_t))^2.
 
-    n is `spatial_pattern` at the size of the teacher's map. The attention a_ts of a sample is the
+    S and T are the numbers of student and teacher maps. n is `spatial_pattern` at the size of the
+    teacher's map. The attention a_ts of a sample is the
     softmax over the student's maps of (k_s' q_t + p_s' p_t) / sqrt(d). The queries q_t and the keys
     k_s are learned functions of the pooled maps of teacher and student; p_s and p_t are learned
     vectors. All layers of the attention are dropped at export.

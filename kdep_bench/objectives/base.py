@@ -101,7 +101,8 @@ class Context:
     """The inputs of an objective for one batch. All tensors are float32 unless noted otherwise.
 
     B is the size of the batch; Ds and Dt are the numbers of channels of the student's and the
-    teacher's pooled feature.
+    teacher's pooled feature; C is a number of channels or, of logits and probabilities, of classes;
+    T is the number of tokens.
 
     Attributes:
         before: [B, Ds] pooled student feature before the last activation (the KDEP tap).

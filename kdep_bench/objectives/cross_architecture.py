@@ -24,7 +24,7 @@ ADAM: Mapping[str, Any] = {"type": "Adam", "lr": 2e-4, "betas": (0.5, 0.999)}
 
 
 def attention_output(q_BHNd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v, [B, H, N, d]."""
+    """softmax(q k^T / sqrt(d)) v, [B, H, N, d], for H heads and N tokens."""
     scores = q_BHNd @ k_BHNd.transpose(2, 3) / math.sqrt(q_BHNd.shape[3])
     return scores.softmax(3) @ v_BHNd
 
@@ -214,7 +214,7 @@ class CrossArchitectureViews(CrossArchitecture):
         adversarial: l.
         hidden: width of D.
         optimizer: config of the optimiser of D. Its learning rate follows the student's schedule.
-        other: arguments of CrossArchitecture.
+        student_maps to weight: as in CrossArchitecture.
     """
 
     has_players = True

@@ -90,6 +90,8 @@ def place(
     It is mirrored, and slightly blurred, each with probability 0.5.
 
     Args:
+        rng: random numbers.
+        cutout: the object.
         size: (width, height) of the canvas.
         long_side: longer side of the rotated object in pixels; the source is enlarged at most
             MAX_UPSCALE times.

@@ -214,6 +214,7 @@ def make(
 
     Args:
         spec: see `checked_spec`.
+        material: the source images.
         out: the stage directory; out/data is replaced.
         progress: called with (images done, images, note).
         workers: number of processes; None: one per core, at most 8. 1 starts no process.

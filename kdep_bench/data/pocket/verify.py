@@ -13,6 +13,7 @@ def write_checksums(root: Path, files: list[tuple[str, str]]) -> str:
     """Writes checksums.txt in the format of sha256sum(1).
 
     Args:
+        root: the folder of the data.
         files: (path relative to `root`, SHA-256).
 
     Returns:
