@@ -1,4 +1,4 @@
-"""Reuses the shards of a finished cache that has more outputs of the same teacher and views.
+"""Reuses shards of a finished cache of the same teacher and views, if it has all needed outputs.
 
 The methods of a suite determine which outputs its cache stores, so two suites with the same teacher
 and views may plan different caches. If a finished cache in the work dir contains everything that a
@@ -85,6 +85,7 @@ def _contains(folder: Path, manifest: Mapping[str, Any], index: np.ndarray | Non
         stored_index = np.load(folder / INDEX) if "of" in stored else None
     except (KdepError, KeyError, AttributeError, OSError, ValueError):
         return False
+    # Compared above, or added to the manifest later.
     ignored = {"outputs", "pooled", "of", "files", "classes"}
     is_same = all(stored.get(k) == v for k, v in manifest.items() if k not in ignored)
     if index is None or stored_index is None:

@@ -148,7 +148,7 @@ class FewShotImages:
         z = self.latent_vectors(count, rng)
         images = np.empty((count, self.px, self.px, 3), np.uint8)
         with torch.no_grad():
-            for start in range(0, count, 256):
+            for start in range(0, count, 256):  # images per forward pass
                 part = slice(start, start + 256)
                 one_hot = F.one_hot(torch.from_numpy(chosen[part]), len(values)).float()
                 x = vae.decode(torch.from_numpy(z[part]).to(device), one_hot.to(device))

@@ -1,9 +1,9 @@
 """Mean and covariance of a teacher's feature maps over images and spatial positions.
 
-The alignment of MapRegression is fitted to these moments. A map is first resized to the side of the
-student level that regresses it (side 1: the global mean); each position is then one sample. At most
-MAX_ROWS views are read, evenly spaced over the data fraction: with 4 x 4 positions, these are
-65,536 samples.
+The alignment of the objective MapRegression is fitted to these moments. A map is first resized to
+the side of the student level that regresses it (side 1: the global mean); each position is then one
+sample. At most MAX_ROWS views are read, evenly spaced over the data fraction: with 4 x 4 positions,
+these are 65,536 samples.
 """
 
 from __future__ import annotations

@@ -71,10 +71,12 @@ class Fit:
 
 def comparisons(plan: Plan, selected: Container[str]) -> list[ComparedRuns]:
     """All comparisons of the plan's runs whose ids are in `selected`, in the order of the plan."""
+    # Run ids by the first fields of ComparedRuns: (student, task, seeds, fraction, epochs,
+    # teacher), the same without the teacher, and (student, task, seeds).
     with_teacher: dict[tuple[object, ...], list[str]] = defaultdict(list)
     without_teacher: dict[tuple[object, ...], list[str]] = defaultdict(list)
     untrained: dict[tuple[object, ...], list[str]] = defaultdict(list)
-    order: dict[tuple[object, ...], None] = {}
+    order: dict[tuple[object, ...], None] = {}  # all six fields, in the order of the plan
     for run in (run for run in plan.runs if run.id in selected):
         seeds = (run.pretrain_seed, run.transfer_seed)
         base = (run.student["name"], run.task["name"], seeds)

@@ -81,7 +81,7 @@ def _objectives(spec: Json) -> list[Json]:
     """The objective of a pre-training and all its parts (of a WeightedSum)."""
     objective = spec["method"].get("objective")
     out = [] if objective is None else [objective]
-    for config in out:  # grows
+    for config in out:  # `out` grows: parts may have parts
         out += [part["objective"] for part in config.get("parts", {}).values()]
     return out
 

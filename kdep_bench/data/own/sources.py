@@ -23,6 +23,7 @@ def reads(spec: Mapping[str, Any]) -> dict[str, list[Source]]:
     for key, folder in (("classify", "classify"), ("coco", "detect"), ("masks", "cityscapes")):
         splits = spec.get(key)
         for split, value in splits.items() if isinstance(splits, Mapping) else ():
+            # `classify` has one path per split, `coco` and `masks` have a dict of two.
             paths = {"": value} if isinstance(value, str) else value
             sources = []
             for key_name, path in paths.items() if isinstance(paths, Mapping) else ():

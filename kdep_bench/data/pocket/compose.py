@@ -104,12 +104,13 @@ def place(
     angle = np.deg2rad(rng.uniform(-20, 20))
     cos, sin = np.cos(angle), np.sin(angle)
     h, w = image.shape[:2]
+    # Width and height of the rotated cut-out.
     box = np.array([w * abs(cos) + h * abs(sin), w * abs(sin) + h * abs(cos)])
     scale = min(long_side / box.max(), MAX_UPSCALE)
     # Bilinear warping causes aliasing if it shrinks to less than half, so halve by averaging first.
     while scale < 0.5:
         image = cv2.resize(image, (max(1, w // 2), max(1, h // 2)), interpolation=cv2.INTER_AREA)
-        scale, (h, w) = scale * w / image.shape[1], image.shape[:2]
+        scale, (h, w) = scale * w / image.shape[1], image.shape[:2]  # of the halved image
     half = box / 2 * min(long_side / box.max(), MAX_UPSCALE)  # half the box on the canvas
     margin = half * (2 * inside - 1)  # smallest distance of the centre from an edge of the canvas
     cx = _between(rng, margin[0], width - margin[0])
