@@ -67,7 +67,7 @@ class Score:
         mean: mean over seeds; None if a seed failed or is missing.
         sd: standard deviation; None with one seed.
         low, high: 95 % confidence interval of the mean; None with one seed.
-        seeds: number of seeds.
+        seeds: number of seeds of the mean; 0 without a mean.
         among_best: whether it is among the best of the task, see GLOSSARY.md.
     """
 

@@ -102,7 +102,8 @@ def bad_tensors(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Tensors that cannot be weights: name -> reason (not finite, not dense, an expanded view).
 
     An expanded view repeats a few stored numbers. A small file can contain a view of 10^15 elements
-    whose check for NaN would need all memory, so expanded views are reported without this check.
+    whose check for NaN would need all memory, so an expanded view above 1 MiB is reported without
+    this check.
     """
     bad = {}
     for name, value in tensors.items():

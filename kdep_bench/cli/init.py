@@ -172,7 +172,7 @@ def _check_folder(out: Path) -> None:
 def suite_config(
     discovery: Discovery, name: str, teacher: str, student: str, width: int
 ) -> dict[str, Any]:
-    """The config of the suite, with a budget of about SAMPLES images seen.
+    """The config of the suite; its budget is about SAMPLES images seen, in 1 to MAX_EPOCHS epochs.
 
     Args:
         discovery: the data that were found.
@@ -252,8 +252,10 @@ def _text(discovery: Discovery, suite: dict[str, Any], path: Path) -> str:
         notes.append("Replace the names in `classes` by the names of your classes, by mask value.")
     if not suite["tasks"]:
         notes.append("No labelled data were found: this suite only pre-trains.")
+    baselines = "supervised and no pre-training" if discovery.pool_labels else "no pre-training"
+    comparison = f", compared with {baselines}" if suite["tasks"] else ""
     lines = [
-        f'"""KDEP on the images of {_escaped(discovery.root.name)}, compared with no pre-training.',
+        f'"""KDEP on the images of {_escaped(discovery.root.name)}{comparison}.',
         "",
         f"Command   kdep-bench run {_escaped(shlex.quote(str(path)))}",
         "Cost      estimated by --dry-run",

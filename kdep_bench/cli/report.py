@@ -101,7 +101,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--index",
         metavar="RESULTS",
-        help="write RESULTS/index.html, which lists all suites, and RESULTS/methods.md",
+        help="write RESULTS/index.html, which lists all suites, and, if it has methods_pocket, "
+        "RESULTS/methods.md",
     )
     p.add_argument(
         "--seeds-needed",

@@ -168,7 +168,7 @@ def _statuses(args: argparse.Namespace, plan: Plan, work: Path) -> dict[str, Sta
 
 
 def _check_stage_gpus(plan: Plan, statuses: dict[str, Status], gpus: tuple[str, ...]) -> None:
-    """Raises KdepError for a stage that needs more GPUs than there are.
+    """Raises KdepError for a stage that needs more GPUs than there are, if there is one at all.
 
     Snakemake would never start such a stage. (The local pool would start it with fewer GPUs.)
     """

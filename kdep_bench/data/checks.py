@@ -263,7 +263,8 @@ def _check_coco_images(
         raise KdepError(
             f"the image folder {folder} of {json_path} does not exist", fix="check the data root"
         )
-    missing = [i["file_name"] for i in images if not (folder / str(i.get("file_name"))).is_file()]
+    names = [str(image.get("file_name")) for image in images]
+    missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise KdepError(
             f"{len(missing)} of {len(images)} images named in {json_path} are not in {folder}, "

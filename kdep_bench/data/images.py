@@ -215,7 +215,7 @@ def _from_memory(known: Sequence[Any]) -> ImageInfo:
 
 
 def check_regular(file: Path) -> None:
-    """Raises KdepError unless `file` is a regular file, or a link to one, and is not empty.
+    """Raises KdepError unless `file` is a regular file, or a link to one, of 1 to MAX_BYTES bytes.
 
     Reading a FIFO or a device would block or never end.
     """

@@ -123,7 +123,7 @@ def find(
 def check_paths(
     sets: Mapping[str, Sequence[Path]], allowed: Collection[frozenset[str]] = ()
 ) -> list[KdepError]:
-    """One error per pair of splits of one part that contain the same image file."""
+    """One error per pair of splits of one part with a common file, unless it is in `allowed`."""
     real = {n: {os.path.realpath(f): f for f in files} for n, files in sets.items() if n != POOL}
     faults = []
     for first, second in compared_pairs(real):
@@ -143,7 +143,10 @@ def check_paths(
 
 
 def notes(leaks: Iterable[Leak]) -> dict[str, list[str]]:
-    """Notes to show with the scores, by part of the data config; allowed pairs have none."""
+    """Notes to show with the scores, by part of the data config.
+
+    There is none for an allowed pair, or for the pool and a training split.
+    """
     out: dict[str, list[str]] = {}
     for leak in leaks:
         if not leak.allowed and not leak.harmless:

@@ -123,6 +123,10 @@ def test_an_intact_coco_file_with_crowds_is_accepted(tmp_path: Path) -> None:
         ({"area": 0}, "has the area 0"),
         ({"categories": []}, "the list categories in .* is empty"),
         ({"images": [{"id": 1}, {"id": 1}]}, "the id 1 occurs twice in images"),
+        (
+            {"images": [{"id": i, "width": 32, "height": 24} for i in (1, 2)]},
+            "2 of 2 images named in .* the first is None",
+        ),
         ({"categories": [{"name": "thing"}]}, "no integer id"),
         ({"annotations": None}, "contains"),
     ],

@@ -456,7 +456,8 @@ def safe_member(name: str, source: Path, strip: int = 0) -> PurePosixPath | None
         strip: number of leading folders to remove.
 
     Raises:
-        KdepError: an absolute path, '..', a drive letter, a backslash or a control character.
+        KdepError: an absolute path, '..', a drive letter, a backslash, a control character, or a
+            folder named as that of the seals.
     """
     path = PurePosixPath(name)
     is_unsafe = (

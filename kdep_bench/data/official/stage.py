@@ -62,7 +62,7 @@ def prepare(
                 rehearsal (a run on tiny data), and `root` is not read.
         inputs: not used.
         out: folder of the stage.
-        progress: called with (sets done, sets, note).
+        progress: called with (steps done, steps, note): a step per set, and one for the pool.
 
     Returns:
         a dict with data (the folder), source, counts, licences and notes; for tiny copies also
