@@ -23,7 +23,7 @@ method = dict(
     name="bd_kd",
     family="online",
     labels_used=True,
-    reconstruction=True,
+    reconstruction=True,  # shown as "(re-implementation)"
     needs=["labels"],
     source="re-implementation from the abstract of arXiv 2212.12965 (BD-KD)",
     objective=dict(type=BalancedDivergences, peer=peer, delta=2.0),

@@ -18,7 +18,7 @@ method = dict(
     name="ces_kd",
     family="multi-teacher",
     labels_used=False,
-    reconstruction=True,
+    reconstruction=True,  # shown as "(re-implementation)"
     needs=["logits"],
     source="re-implementation from the abstract of arXiv 2209.07606 (CES-KD)",
     objective=dict(type=CurriculumExperts, tau=4.0),

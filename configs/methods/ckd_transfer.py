@@ -18,7 +18,7 @@ from kdep_bench.transfer.methods.supervised_contrastive import SupervisedContras
 method = dict(
     name="ckd_transfer",
     family="transfer",
-    reconstruction=True,
+    reconstruction=True,  # shown as "(re-implementation)"
     source="arXiv 2112.05638; Khosla et al., NeurIPS 2020; Gunel et al., ICLR 2021",
     pretrained_by="ckd",
     transfer=dict(type=SupervisedContrastive, weight=0.9, tau=0.3),

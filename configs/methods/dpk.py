@@ -12,7 +12,7 @@ method = dict(
     name="dpk",
     family="feature",
     labels_used=False,
-    reconstruction=True,
+    reconstruction=True,  # shown as "(re-implementation)"
     needs=["maps"],
     source="Qiu et al., ICLR 2023, arXiv 2206.06067, as a survey describes it",
     objective=dict(type=DynamicPrior, levels=dict(s16="s16", s32="s32"), weight=10.0, hidden=128),

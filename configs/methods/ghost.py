@@ -22,7 +22,7 @@ from kdep_bench.transfer.methods.ghost import Ghost
 method = dict(
     name="ghost",
     family="transfer",
-    reconstruction=True,
+    reconstruction=True,  # shown as "(re-implementation)"
     source="Zhang et al., TGRS 2023; icey-zhang/GHOST",
     pretrained_by="scratch",
     transfer=dict(

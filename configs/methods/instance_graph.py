@@ -12,7 +12,7 @@ method = dict(
     name="instance_graph",
     family="relation",
     labels_used=False,
-    reconstruction=True,
+    reconstruction=True,  # shown as "(re-implementation)"
     needs=["pooled", "maps"],
     source="re-implementation of Liu et al., CVPR 2019 (IRG)",
     objective=dict(type=InstanceGraph, levels=dict(s16="s16"), edges=3000.0, change=3000.0),

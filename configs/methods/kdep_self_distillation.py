@@ -15,7 +15,7 @@ with read_base():
 
 method.update(
     name="kdep_self_distillation",
-    reconstruction=True,
+    reconstruction=True,  # shown as "(re-implementation)"
     source="own form of arXiv 2206.08491 (Pham et al.) with He et al., CVPR 2022",
     teacher=dict(student="same", method="kdep"),
 )

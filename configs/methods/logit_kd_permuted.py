@@ -14,7 +14,7 @@ method = dict(
     name="logit_kd_permuted",
     family="logit",
     labels_used=False,
-    reconstruction=True,
+    reconstruction=True,  # shown as "(re-implementation)"
     needs=["logits"],
     source="re-implementation from the abstract of arXiv 2112.10047",
     objective=dict(type=PermutedKD, tau=4.0),

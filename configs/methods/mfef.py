@@ -16,7 +16,7 @@ method = dict(
     name="mfef",
     family="online",
     labels_used=True,
-    reconstruction=True,
+    reconstruction=True,  # shown as "(re-implementation)"
     needs=["labels"],
     source="re-implementation from the abstract of arXiv 2206.08224 (MFEF)",
     objective=dict(type=FusedMaps, student_level="s32", peers=1),

@@ -13,7 +13,7 @@ method = dict(
     name="nfd",
     family="feature",
     labels_used=False,
-    reconstruction=True,
+    reconstruction=True,  # shown as "(re-implementation)"
     needs=["maps"],
     source="arXiv 2207.05256, as quoted by Liu et al. 2022",
     objective=dict(type=NFD, levels=dict(s16="s16", s32="s32"), weight=5.0),

@@ -13,7 +13,7 @@ from kdep_bench.transfer.methods.added_objective import AddedObjective
 method = dict(
     name="nfd_transfer",
     family="transfer",
-    reconstruction=True,
+    reconstruction=True,  # shown as "(re-implementation)"
     source="arXiv 2207.05256, as quoted by Liu et al. 2022",
     pretrained_by="scratch",
     transfer=dict(

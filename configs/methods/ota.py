@@ -20,7 +20,7 @@ from kdep_bench.transfer.methods.ota import OTA
 method = dict(
     name="ota",
     family="transfer",
-    reconstruction=True,
+    reconstruction=True,  # shown as "(re-implementation)"
     source="re-implementation from the abstract of arXiv 2111.12386 (OTA)",
     pretrained_by="scratch",
     transfer=dict(

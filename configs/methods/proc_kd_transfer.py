@@ -17,7 +17,7 @@ from kdep_bench.transfer.methods.prototype_augmentation import PrototypeAugmenta
 method = dict(
     name="proc_kd_transfer",
     family="transfer",
-    reconstruction=True,
+    reconstruction=True,  # shown as "(re-implementation)"
     source="Li et al., arXiv 2212.13180; Daniel00008/ProC-KD",
     pretrained_by="proc_kd",
     transfer=dict(type=PrototypeAugmentation, augmented=0.5, weight=1.0, tau=0.1),

@@ -19,7 +19,7 @@ method = dict(
     name="self_distillation",
     family="logit",
     labels_used=True,
-    reconstruction=True,
+    reconstruction=True,  # shown as "(re-implementation)"
     needs=["labels", "logits", "classes"],
     source="re-implementation from the abstract of arXiv 2206.08491 (Pham et al.)",
     objective=dict(type=LogitKDWithLabels, alpha=0.9, tau=4.0),

@@ -19,7 +19,7 @@ from kdep_bench.transfer.methods.ssda import SSDA
 method = dict(
     name="ssda",
     family="transfer",
-    reconstruction=True,
+    reconstruction=True,  # shown as "(re-implementation)"
     source="Zhou et al., CVIU 2023; hnuzhy/SSDA-YOLO; style: YanchaoYang/FDA",
     pretrained_by="kdep",
     transfer=dict(

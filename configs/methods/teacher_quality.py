@@ -28,7 +28,7 @@ method = dict(
     name="teacher_quality",
     family="multi-teacher",
     labels_used=True,
-    reconstruction=True,
+    reconstruction=True,  # shown as "(re-implementation)"
     needs=["logits", "labels", "classes"],
     source="re-implementation from the abstract of arXiv 2112.10047",
     objective=dict(type=BestTeacher, held_out=0.1, tau=4.0),

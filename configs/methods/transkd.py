@@ -18,7 +18,7 @@ from kdep_bench.transfer.methods.transkd import TransKD
 method = dict(
     name="transkd",
     family="transfer",
-    reconstruction=True,
+    reconstruction=True,  # shown as "(re-implementation)"
     source="arXiv 2202.13393; RuipingL/TransKD",
     pretrained_by="scratch",
     transfer=dict(

@@ -12,7 +12,7 @@ method = dict(
     name="view_gram",
     family="relation",
     labels_used=False,
-    reconstruction=True,
+    reconstruction=True,  # shown as "(re-implementation)"
     needs=["pooled", "views"],
     source="re-implementation from the abstract of arXiv 2112.11447",
     objective=dict(type=ViewGram, weight=20.0),

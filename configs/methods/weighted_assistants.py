@@ -23,7 +23,7 @@ method = dict(
     name="weighted_assistants",
     family="multi-teacher",
     labels_used=False,
-    reconstruction=True,
+    reconstruction=True,  # shown as "(re-implementation)"
     needs=["logits"],
     source="re-implementation from the abstract of arXiv 2206.12005",
     objective=dict(type=WeightedAssistants, held_out=0.1, reference="large", tau=4.0),

@@ -21,7 +21,7 @@ probe = dict(
     about="top-1 accuracy of an adapter and class prototypes on a few images per class, mean of "
     "ten draws (SgVA-CLIP without text, a re-implementation)",
     source="Peng et al., TMM 2023; FannierPeng/SgVA-CLIP main.py, models/coop_4.py",
-    reconstruction=True,
+    reconstruction=True,  # shown as "(re-implementation)"
     folder="classify",
     shots=(1, 2, 4, 8, 16),
     draws=10,

@@ -54,5 +54,5 @@ search = dict(
     sampler="contraction",
     steps=3,
     trials=12,
-    runtime=dict(timed=False),
+    runtime=dict(timed=False),  # the tables have no times
 )

@@ -54,5 +54,5 @@ search = dict(
     ),
     halving=dict(epochs=1, factor=3, rungs=3),
     trials=27,
-    runtime=dict(timed=False),
+    runtime=dict(timed=False),  # the tables have no times
 )

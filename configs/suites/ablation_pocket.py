@@ -155,8 +155,8 @@ suite.update(
         dict(base="pocket_finetune", recipe=dict(head_lr_mult=1, clip_norm=5.0)),
         "pocket_photos",
     ],
-    shares=[0.1],
-    seeds=dict(pretrain=[0, 1, 2], transfer=[0, 1, 2], pairs="diagonal"),
+    shares=[0.1],  # data fractions
+    seeds=dict(pretrain=[0, 1, 2], transfer=[0, 1, 2], pairs="diagonal"),  # seed i with seed i
     claims=[
         better("hidden_above_logits", "Hidden maps against logits", "hidden_last", "logits_last"),
         better(
@@ -176,6 +176,6 @@ suite.update(
         ),
         better("any_above_scratch", "Logits against no pre-training", "logits_last", "scratch"),
     ],
-    runtime=dict(timed=False),
+    runtime=dict(timed=False),  # the tables have no times
 )
 suite["budget"].update(precision="float32")

@@ -12,5 +12,5 @@ with read_base():
 
 suite.update(
     name="gpu_check_reference",
-    seeds=dict(pretrain=[0, 1, 2], transfer=[0, 1, 2], pairs="diagonal"),
+    seeds=dict(pretrain=[0, 1, 2], transfer=[0, 1, 2], pairs="diagonal"),  # seed i with seed i
 )

@@ -172,8 +172,8 @@ suite.update(
     about="KDEP's choices changed one at a time, a tenth of the pocket images, classification",
     methods=list(methods.values()),
     tasks=["pocket_probe", "pocket_finetune", "pocket_photos"],
-    shares=[0.1],
-    seeds=dict(pretrain=[0, 1, 2], transfer=[0, 1, 2], pairs="diagonal"),
+    shares=[0.1],  # data fractions
+    seeds=dict(pretrain=[0, 1, 2], transfer=[0, 1, 2], pairs="diagonal"),  # seed i with seed i
     claims=[above(*pair) for pair in differences],
     # Other programs ran on the machine, so wall times are not valid measurements.
     runtime=dict(timed=False),

@@ -22,6 +22,6 @@ suite.update(
         for rate in (0.05, 0.2, 0.8, 1.6)
     ],
     tasks=["pocket_probe_val"],
-    seeds=dict(pretrain=[0], transfer=[0], pairs="diagonal"),
+    seeds=dict(pretrain=[0], transfer=[0], pairs="diagonal"),  # seed i with seed i
     claims=[],
 )

@@ -78,8 +78,8 @@ suite.update(
     about="all methods under one protocol, a tenth of the pocket images, classification",
     methods=list(methods.values()),
     tasks=["pocket_probe", "pocket_finetune", "pocket_photos"],
-    shares=[0.1],
-    seeds=dict(pretrain=[0, 1, 2], transfer=[0, 1, 2], pairs="diagonal"),
+    shares=[0.1],  # data fractions
+    seeds=dict(pretrain=[0, 1, 2], transfer=[0, 1, 2], pairs="diagonal"),  # seed i with seed i
     claims=[  # the claims in configs/claims/ are about the whole pool
         dict(base=name, a=dict(share=0.1), b=dict(share=0.1))
         for name in (

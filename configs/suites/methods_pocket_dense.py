@@ -18,6 +18,6 @@ suite.update(
     about="all methods under one protocol, detection and segmentation, one seed",
     claims=[],
     tasks=["pocket_det", "pocket_seg"],
-    seeds=dict(pretrain=[0], transfer=[0], pairs="diagonal"),
-    runtime=dict(timed=False),
+    seeds=dict(pretrain=[0], transfer=[0], pairs="diagonal"),  # seed i with seed i
+    runtime=dict(timed=False),  # the tables have no times
 )

@@ -36,6 +36,6 @@ suite.update(
         ),
     ],
     tasks=["pocket_probe_val"],
-    seeds=dict(pretrain=[0], transfer=[0], pairs="diagonal"),
-    runtime=dict(timed=False),
+    seeds=dict(pretrain=[0], transfer=[0], pairs="diagonal"),  # seed i with seed i
+    runtime=dict(timed=False),  # the tables have no times
 )

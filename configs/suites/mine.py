@@ -63,6 +63,6 @@ suite = dict(
         schedule="cosine",
         warmup=0.03,
     ),
-    seeds=dict(pretrain=[0, 1, 2], transfer=[0, 1, 2], pairs="diagonal"),
+    seeds=dict(pretrain=[0, 1, 2], transfer=[0, 1, 2], pairs="diagonal"),  # seed i with seed i
     claims=["kdep_beats_scratch"],
 )

@@ -61,7 +61,7 @@ suite = dict(
         )
         for share, epochs in ((1.0, 9), (1.0, 18), (1.0, 90), (0.1, 90), (0.1, 180), (0.1, 900))
     ],
-    seeds=dict(pretrain=[0, 1, 2], transfer=[0, 1, 2], pairs="diagonal"),
+    seeds=dict(pretrain=[0, 1, 2], transfer=[0, 1, 2], pairs="diagonal"),  # seed i with seed i
     claims=[
         "data_10x_time_5x",
         "kdep_10pct_vs_supervised",

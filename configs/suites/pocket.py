@@ -21,7 +21,7 @@ suite = dict(
     students=["resnet18_w32"],
     methods=["kdep", "supervised", "scratch"],
     tasks=["pocket_probe", "pocket_finetune", "pocket_photos", "pocket_det", "pocket_seg"],
-    shares=[1.0],
+    shares=[1.0],  # data fractions
     views=dict(scale=[0.4, 1.0]),
     budget=dict(
         epochs=16,

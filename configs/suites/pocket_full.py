@@ -19,8 +19,8 @@ with read_base():
 suite.update(
     name="pocket_full",
     about="as pocket, with three pre-training seeds and two data fractions",
-    shares=[1.0, 0.1],
-    seeds=dict(pretrain=[0, 1, 2], transfer=[0, 1, 2], pairs="diagonal"),
+    shares=[1.0, 0.1],  # data fractions
+    seeds=dict(pretrain=[0, 1, 2], transfer=[0, 1, 2], pairs="diagonal"),  # seed i with seed i
     # The published run was on a shared machine: its wall times are not valid measurements.
     runtime=dict(timed=False),
     claims=["kdep_beats_scratch", "kdep_beats_supervised", "kdep_10pct_vs_supervised"],

@@ -32,7 +32,7 @@ suite.update(
         dict(base="pocket_det", recipe=dict(lr=0.005)),
         "pocket_seg",
     ],
-    seeds=dict(pretrain=[0, 1, 2], transfer=[0, 1, 2], pairs="diagonal"),
+    seeds=dict(pretrain=[0, 1, 2], transfer=[0, 1, 2], pairs="diagonal"),  # seed i with seed i
     # The published run was on a shared machine: its wall times are not valid measurements.
     runtime=dict(timed=False),
     claims=["kdep_beats_scratch", "kdep_beats_supervised", "kdep_reaches_imagenet"],

@@ -20,7 +20,7 @@ with read_base():
 suite.update(
     name="pocket_shares",
     about="1, 5, 10 and 100 % of the images, the same number of images seen",
-    shares=[0.01, 0.05, 0.1, 1.0],
+    shares=[0.01, 0.05, 0.1, 1.0],  # data fractions
     tasks=["pocket_probe", "pocket_finetune"],
     claims=["kdep_10pct_vs_supervised"],
 )

@@ -42,8 +42,8 @@ suite.update(
         "kdep",
     ],
     tasks=["pocket_probe_val"],
-    shares=[0.1],
-    seeds=dict(pretrain=[0, 1, 2], transfer=[0, 1, 2], pairs="diagonal"),
+    shares=[0.1],  # data fractions
+    seeds=dict(pretrain=[0, 1, 2], transfer=[0, 1, 2], pairs="diagonal"),  # seed i with seed i
     # The published run was on a shared machine: its wall times are not valid measurements.
     runtime=dict(timed=False),
     claims=[

@@ -118,8 +118,8 @@ suite.update(
     ],
     tasks=["pocket_probe", "pocket_finetune", "pocket_photos"],
     probes=["teacher"],
-    shares=[0.1],
-    seeds=dict(pretrain=[0, 1, 2], transfer=[0, 1, 2], pairs="diagonal"),
+    shares=[0.1],  # data fractions
+    seeds=dict(pretrain=[0, 1, 2], transfer=[0, 1, 2], pairs="diagonal"),  # seed i with seed i
     claims=[
         correlated(
             "spread_predicts",

@@ -123,6 +123,6 @@ suite.update(
         ],
     ],
     tasks=["pocket_finetune", "pocket_det", "pocket_seg"],
-    shares=[1.0],
+    shares=[1.0],  # data fractions
     claims=claims,
 )
