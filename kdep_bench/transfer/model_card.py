@@ -22,7 +22,9 @@ Json = dict[str, Any]
 def about(
     method: Json, student: Json, teacher: Json | None, data: str, share: float, seed: int
 ) -> Json:
-    """Values for the model card that the planner passes to stage `export`; not part of its id.
+    """Values that the planner passes to stage `export` for the model card.
+
+    They are not part of the stage's id.
 
     Args:
         method, student, teacher: configs; `teacher` is None for a method without one. `labels_used`
@@ -55,6 +57,7 @@ def outputs_before(pretrain: Path) -> dict[str, Json]:
     teachers, cache and alignment have the role of the teacher in their key: "large.cache".
     """
     stage_outputs: dict[str, Json] = {}
+    # (name of the stage in `needs` of the pre-training, stage id)
     todo, seen = [("", pretrain.name)], set[str]()
     while todo:
         role, stage = todo.pop(0)

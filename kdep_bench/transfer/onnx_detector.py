@@ -267,11 +267,11 @@ def toolkit_outputs(detector: OnnxDetector, images_B3HW: Tensor) -> list[Array]:
 
 
 def compare(expected: Sequence[Array], outputs: Sequence[Array], side: int) -> tuple[int, int]:
-    """(number of detections of both, number of them without an equal one in the other).
+    """(number of detections of both runtimes, number of them that the other runtime lacks).
 
     Args:
-        expected: boxes [B, M, 4], scores [B, M] and labels [B, M].
-        outputs: the same of the other runtime.
+        expected: boxes [B, M, 4], scores [B, M] and labels [B, M] of mmdet.
+        outputs: the same of onnxruntime.
         side: larger side of the images in pixels.
     """
     objects = unmatched = 0

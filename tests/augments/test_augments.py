@@ -105,7 +105,7 @@ def test_views_change_the_chosen_images_of_student_and_teacher_alike():
     assert torch.equal(never, small)
 
 
-def test_the_square_of_a_view_has_the_mean_colour_and_its_size():
+def test_the_square_that_covers_part_of_an_image_has_the_requested_side_and_the_mean_colour():
     images = torch.full((8, 3, 16, 16), 200.0)
     only_square = MultiView(p=1.0, shrink=0.0, angle=0.0, colour=0.0, square=0.25)
     out = only_square.change(Batch(images), Draw(0, 0, 8)).images

@@ -242,7 +242,7 @@ def test_a_partial_run_keeps_other_parts_of_an_earlier_run(tmp_path):
 # --- clocks and single measurements --------------------------------------------------------------
 
 
-def test_a_step_time_has_the_waiting_the_work_and_its_cpu_time(monkeypatch):
+def test_a_step_time_has_the_seconds_of_waiting_of_work_and_of_cpu_time(monkeypatch):
     wall, cpu = iter([0.0, 2.0, 7.0]), iter([1.0, 4.0])
     monkeypatch.setattr(steps.time, "perf_counter", lambda: next(wall))
     monkeypatch.setattr(steps.time, "process_time", lambda: next(cpu))
@@ -297,7 +297,7 @@ def test_resident_memory_is_read_by_name():
 # --- comparison with lightly-train ---------------------------------------------------------------
 
 
-def test_the_last_step_counts_as_long_as_the_mean_of_the_others():
+def test_the_unknown_time_of_the_last_step_is_taken_to_be_the_mean_of_the_others():
     # (wall, CPU) seconds; the end of the third step is unknown.
     starts = [(100.0, 10.0), (103.0, 11.0), (108.0, 14.0)]
     # The first two steps take 8 s and 4 s CPU time, so three take 12 s and 6 s.

@@ -45,7 +45,7 @@ def test_the_command_prints_and_writes_one_table(capsys, tmp_path: Path):
 
 
 def test_peak_memory_does_not_include_the_peak_of_the_parent_process():
-    """Measured in a new process, because the process of the tests may have had a higher peak."""
+    """Measured in a new process, whose parent, the process of the tests, may have a higher peak."""
     code = "from kdep_bench.benchmark.engine_cost import peak_memory as peak; before = peak()\n"
     code += "hold = bytearray(b'x' * (64 << 20)); print(peak() - before, len(hold))"
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)

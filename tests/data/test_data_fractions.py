@@ -108,7 +108,7 @@ def test_invalid_labels_raise_kdep_error_with_a_fix(tmp_path: Path):
     assert read_labels(path, ["a"]).tolist() == [1]
 
 
-def test_the_list_is_saved_with_its_checksum(tmp_path: Path):
+def test_the_list_of_selected_images_is_saved_with_its_checksum(tmp_path: Path):
     images = select_images(FILES, 0.05, 3)
     outputs = save_list(tmp_path, FILES, images)
     saved = (tmp_path / LIST).read_bytes()

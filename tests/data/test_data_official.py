@@ -137,7 +137,7 @@ def test_the_data_root_is_read_from_kdep_data(
     assert data_root() == tmp_path
 
 
-def test_a_missing_data_root_is_an_error_and_is_made_only_for_archives(
+def test_a_missing_data_root_is_an_error_and_is_not_made_if_an_archive_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gone = tmp_path / "gone"

@@ -50,7 +50,7 @@ def records(home: Path) -> list[dict]:
     return [json.loads(p.read_text()) for p in sorted(home.glob("results/**/records/*.json"))]
 
 
-def test_every_run_has_a_record_with_its_provenance(home: Path):
+def test_every_run_has_a_record_of_status_ok_with_all_weights_loaded(home: Path):
     all_records = records(home)
     assert {r["task"]["name"] for r in all_records} == TASKS
     assert {r["arm"]["method"] for r in all_records} == {"kdep", "supervised", "scratch"}

@@ -174,7 +174,7 @@ class SimulatedKill(BaseException):
 
 @pytest.mark.parametrize("other_machine", [False, True])
 @pytest.mark.parametrize("kill_at", range(12))  # number of the system call, from 1; 0: no kill
-def test_a_kill_at_any_rename_keeps_earlier_work_and_leaves_no_partial_result(
+def test_a_kill_at_any_rename_leaves_no_partial_result_and_the_stage_can_run_again(
     tmp_path, monkeypatch, kill_at, other_machine
 ):
     first = begin_attempt(tmp_path, True, "elsewhere" if other_machine else None, monkeypatch)

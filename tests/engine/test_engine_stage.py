@@ -385,7 +385,7 @@ def test_an_error_in_a_rank_is_the_stage_s_error(tmp_path):
 
 
 def test_a_reported_error_is_one_write_to_the_pipe_also_with_escaped_characters():
-    """Only writes up to PIPE_BUF are complete or fail; a part of a line would not be JSON."""
+    """A pipe takes up to PIPE_BUF bytes completely or not at all; half a line would not be JSON."""
     reader, writer = os.pipe()
     try:
         for text in ("x" * 4000, "\u00e9" * 4000):

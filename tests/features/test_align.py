@@ -64,7 +64,7 @@ def test_moments_stay_accurate_with_a_large_mean():
     )
 
 
-def test_a_wider_student_than_the_teacher_is_refused():
+def test_a_student_that_is_wider_than_the_teacher_is_refused():
     with pytest.raises(KdepError, match="channels and the teacher only"):
         svd_basis(moments(features()), 25)
 
