@@ -116,11 +116,13 @@ def test_features_are_spatial_means_of_the_last_feature_maps(trained):
 
 
 def test_a_folder_without_images_is_named_in_the_error(tmp_path):
-    with pytest.raises(KdepError, match="empty"):
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    with pytest.raises(KdepError, match=rf"has no pre-training images in its pool {pool};"):
         kb.pretrain(
             teacher="efficientnet_lite0",
             student="resnet18_w32",
-            images=tmp_path / "empty",
+            images=pool,
             work_dir=tmp_path / "work",
             **BUDGET,
         )

@@ -1,4 +1,4 @@
-"""Every command of tools/ with a broken pipe, a full disk, a closed stream or another locale."""
+"""Commands of tools/ with a broken pipe, a full disk, a closed stream or another locale."""
 
 from __future__ import annotations
 
@@ -73,11 +73,11 @@ def shell(command: str, **environment: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda p: p.stem)
-@pytest.mark.parametrize("buffered", ["", "1"], ids=["buffered", "unbuffered"])
-def test_a_command_whose_output_is_lost_never_ends_with_0(tool: Path, buffered: str) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_a_command_whose_output_is_lost_never_ends_with_0(tool: Path, unbuffered: str) -> None:
     """Without `run_main`: 0 or 120 on a full disk, with a traceback; 0 with a closed stream."""
     for stream, message in ((">/dev/full", "No space left"), (">&-", "standard output is closed")):
-        code, output = shell(f"$PYTHON {tool} --help {stream}", PYTHONUNBUFFERED=buffered)
+        code, output = shell(f"$PYTHON {tool} --help {stream}", PYTHONUNBUFFERED=unbuffered)
         assert code == 1
         assert message in output
         assert len(output.splitlines()) == 1
@@ -96,7 +96,7 @@ def test_a_closed_stderr_changes_neither_the_exit_code_nor_a_file(tmp_path: Path
     assert shell("$PYTHON tools/run_suite.py --list suites 2>&- >/dev/null")[0] == 0
     assert shell("$PYTHON tools/run_suite.py nothing 2>&- >/dev/null")[0] == 2
     assert shell("$PYTHON tools/run_suite.py nothing 2>/dev/full")[0] in (1, 2)
-    script = tmp_path / "s.py"
+    script = tmp_path / "s.py"  # its exit code is 1 if the opened file gets a number up to 2
     script.write_text(
         "import os\nfrom kdep_bench.console import run_main\n"
         f"run_main(lambda: os.open({str(tmp_path / 'data')!r}, os.O_CREAT | os.O_WRONLY) <= 2)\n"
@@ -115,9 +115,7 @@ def test_a_closed_stderr_changes_neither_the_exit_code_nor_a_file(tmp_path: Path
     ],
     ids=str,
 )
-def test_every_command_works_in_a_locale_without_utf8(
-    tmp_path: Path, locale: dict[str, str]
-) -> None:
+def test_commands_work_in_a_locale_without_utf8(tmp_path: Path, locale: dict[str, str]) -> None:
     config = tmp_path / "s.py"
     config.write_text("suite = dict(name='é', about='± — ü')\n", encoding="utf-8")
     script = tmp_path / "m.py"

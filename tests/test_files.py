@@ -1,4 +1,4 @@
-"""JSON files that are refused: `read_json` reads a user's files, `read_strict` our own."""
+"""JSON files that are refused by `read_json` (a user's files) and `read_strict` (the program's)."""
 
 from __future__ import annotations
 

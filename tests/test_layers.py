@@ -1,4 +1,7 @@
-"""Packages import only from packages below them, and no files import each other in a circle."""
+"""Packages import only from packages below them, and no files import each other in a circle.
+
+Imports inside functions are part of the first rule, but not of the second.
+"""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def texts_of_docs(root: Path) -> Iterator[Text]:
 
 
 def texts_of_commands(root: Path) -> Iterator[Text]:
-    """The texts that `--help` prints: module docstrings, descriptions, epilogs, help texts."""
+    """The texts that commands print: docstrings and texts of `--help`, errors of the parser."""
     for path in sorted(p for pattern in COMMANDS for p in root.glob(pattern)):
         tree, name = ast.parse(path.read_text()), str(path.relative_to(root))
         yield Text("docs", name, 1, without_code(ast.get_docstring(tree, clean=False) or ""))

@@ -114,6 +114,7 @@ def test_new_files_get_the_permissions_that_the_umask_leaves(tmp_path, umask, mo
         os.umask(old)
     for path in (tmp_path / "sub" / "a.json", tmp_path / "b.json"):
         assert stat.S_IMODE(path.stat().st_mode) == mode
+    # A new folder can also be searched (x) by all who can read it (r).
     assert stat.S_IMODE((tmp_path / "sub").stat().st_mode) == mode | (mode & 0o444) >> 2
 
 

@@ -34,8 +34,8 @@ class SlimLite(EfficientNetLite):
         args: arguments of EfficientNetLite.
 
     Raises:
-        KdepError: an unknown variant, or a multiplier above 1: the network would be larger than
-            the one that is copied.
+        KdepError: an unknown variant, or a multiplier that is not above 0 or is above 1 (the
+            network would be larger than the one that is copied).
     """
 
     def __init__(

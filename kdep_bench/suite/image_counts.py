@@ -166,10 +166,12 @@ def _chain(
 def check_nonempty_fraction(run: CountedRun) -> None:
     """Checks that the data fraction contains at least one image."""
     if run.pool < 1:
+        pool = run.suite.data.get("pool")
+        place = f" in its pool {pool}" if isinstance(pool, str) else ""
         raise KdepError(
-            f"the data of suite {run.suite.name!r} has no pre-training images",
+            f"the data of suite {run.suite.name!r} has no pre-training images{place}",
             expected="a folder that exists and contains images",
-            fix="correct `pool` in the data config",
+            fix="add images to it, or correct `pool` in the data config",
         )
     if run.images < 1:
         raise KdepError(

@@ -56,7 +56,8 @@ def coverage(seeds: int, *spreads: float) -> float:
         ((0.10, 1.0, 1.0), 0.93, 0.98),  # mostly seeds
         ((0.0, 1.0, 0.5), 0.93, 0.98),  # only images
         ((0.2, 0.0, 0.0), 0.93, 0.97),  # only seeds: Student's t
-        ((0.0, 0.0, 1.0), 0.93, 0.99),  # neither: both variance estimates contain the same noise
+        # only the residual: the variances over seeds and over images contain the same noise
+        ((0.0, 0.0, 1.0), 0.93, 0.99),
     ],
 )
 def test_intervals_from_three_seeds_cover_95_percent(spreads, lowest, highest):
@@ -78,19 +79,18 @@ def test_the_interval_of_one_training_covers_only_images_and_states_this():
     assert measured.seeds == "120 test images of one training"
 
 
-def test_a_paired_test_has_5_percent_false_positives_and_narrower_intervals():
+def test_a_paired_test_has_5_percent_false_positives_and_an_interval_narrower_than_a_row_s():
     """Two rows have the same images, so the difficulty of an image cancels in the difference."""
     rng = np.random.default_rng(3)
-    false_positives, widths = 0, []
+    false_positives, width_ratios = 0, []
     for _ in range(RUNS):
         images = rng.normal(0, 1, (1, IMAGES))
         two_rows = [images + draw(rng, 3, 0.03, 0.2, 0.5) for _ in range(2)]
         measured = interval(two_rows[0] - two_rows[1])
         false_positives += p_two_sided(measured) < 0.05
-        unpaired = [interval(x) for x in two_rows]
-        widths.append(width(measured) / width(unpaired[0]))
+        width_ratios.append(width(measured) / width(interval(two_rows[0])))
     assert 0.01 <= false_positives / RUNS <= 0.065
-    assert np.median(widths) < 0.85
+    assert np.median(width_ratios) < 0.85
 
 
 def samples(truth, prediction) -> Samples:
@@ -116,7 +116,7 @@ def test_a_paired_difference_over_images_equals_a_value_computed_by_hand():
     assert measured.mean == pytest.approx(0.25)
     # 10 of 40 images differ by 1: standard error sqrt(.25 * .75 / 40)
     assert measured.se == pytest.approx((0.25 * 0.75 / 40) ** 0.5, rel=0.08)
-    assert oi.paired(rows[0], {(1, 1): rows[1][0, 0]}, 40) is None
+    assert oi.paired(rows[0], {(1, 1): rows[1][0, 0]}, 40) is None  # no common seed pair
     assert oi.score(rows[0], 40).mean == pytest.approx(0.75)
 
 

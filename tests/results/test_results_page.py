@@ -29,10 +29,10 @@ from kdep_bench.results.report.svg import tag
 
 REPO = Path(__file__).resolve().parents[2]
 TEMPLATES = REPO / "kdep_bench" / "results" / "report" / "templates"
-PNG = base64.b64decode(
+PNG = base64.b64decode(  # an image of one pixel
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
-VOID = {"meta", "img", "input", "br"}
+VOID = {"meta", "img", "input", "br"}  # tags without an end tag
 
 
 class PageParser(HTMLParser):
@@ -137,7 +137,8 @@ def test_the_page_explains_dashes_in_cost_columns(results, timed, count):
     if not timed:
         values = [f | {"cost": {"device": "cpu", "threads": 1}} for f in values]
     source = page_of(results([make(f) for f in values]))
-    assert source.count("Times are not reported") == count  # over the summary and the family
+    # above the summary and above the table of the task family
+    assert source.count("Times are not reported") == count
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -250,7 +251,7 @@ def test_a_chart_s_svg_is_complete_and_its_png_shows_it(tmp_path):
     width, height = re.findall(r'(?:width|height)="([\d.]+)"', drawing)[:2]
     assert seen.size == (2 * int(width), 2 * round(float(height)))
     pixels = np.asarray(seen)
-    # The paper, the colours of both dots, and the text.
+    # The background, the colours of both dots, and the text.
     for colour in ((255, 255, 255), (0x1B, 0x63, 0xC0), (0xB4, 0x54, 0x0A), (0x1B, 0x1F, 0x24)):
         assert (pixels == colour).all(-1).sum() > 20, colour
     # The label of the first row is drawn without a system font.
@@ -271,7 +272,7 @@ def test_a_missing_or_outdated_png_is_redrawn(results):
     assert png_path.read_bytes() == before
 
 
-def test_two_students_have_different_labels(results):
+def test_rows_of_two_students_can_be_selected_by_student(results):
     other = [
         make(
             fields(r.arm.method, r.task.name, r.value, transfer=r.seed.transfer)
@@ -322,6 +323,7 @@ def test_a_table_of_one_row_has_all_columns(results):
 
 
 def test_every_setting_is_the_heading_of_a_table():
+    """SETTINGS: headings of the columns that a sentence replaces if all rows have one value."""
     heads = {
         *markdown.SUMMARY_HEAD,
         *markdown.DIFFERENCE_HEAD,
@@ -340,8 +342,8 @@ def test_task_tables_are_sorted_by_score(results):
 
 
 def test_methods_of_a_family_have_the_same_colour_and_each_reference_has_a_different_one(results):
-    values = {m: {"probe": [0.5, 0.6]} for m in ("kdep", "svd", "fitnets", "scratch", "tf_nkd")}
-    records = grid(values)
+    methods = ("kdep", "svd", "fitnets", "supervised", "scratch", "tf_nkd")
+    records = grid({m: {"probe": [0.5, 0.6]} for m in methods})
     families = {"fitnets": "feature", "tf_nkd": "logit"}
     records = [
         make(r.model_dump() | {"arm": r.arm.model_dump() | {"family": families[r.arm.method]}})
@@ -352,7 +354,7 @@ def test_methods_of_a_family_have_the_same_colour_and_each_reference_has_a_diffe
     _, part = headings_of(page_of(results(records)), "family-0")
     drawn = re.findall(r'c(\d)" cx="5"[^>]*></svg>(?:<span[^>]*>)?(\w+)', part)
     colour = {name: int(n) for n, name in drawn}
-    assert (colour["kdep"], colour["scratch"]) == (0, 2)
+    assert (colour["kdep"], colour["supervised"], colour["scratch"]) == (0, 1, 2)
     assert colour["svd"] == colour["fitnets"] == 4
     assert colour["tf_nkd"] == 5
 
@@ -372,9 +374,10 @@ def test_training_charts_always_show_kdep_and_the_references(results):
     for chart in charts:
         assert {">kdep<", ">scratch<", ">supervised<"} <= set(re.findall(r">\w+<", chart))
     loss, val = charts
-    assert len(re.findall(r'class="line', loss)) == 16  # 8 lines, 8 samples in the legend
-    assert len(re.findall(r'class="line', val)) == 8  # scores of folds are drawn as points
-    assert len(re.findall(r'class="dot', val)) == 24
+    assert len(re.findall(r'class="line', loss)) == 16  # at most 8 lines, and 8 in the legend
+    # Scores are drawn as points; the only lines are those of the legend.
+    assert len(re.findall(r'class="line', val)) == 8
+    assert len(re.findall(r'class="dot', val)) == 24  # 8 methods x 3 scores
 
 
 def test_a_row_that_is_worse_and_more_expensive_than_another_row_is_not_on_the_pareto_front():

@@ -16,13 +16,17 @@ from kdep_bench.results.records import probe_record, store
 from kdep_bench.results.report import report
 from kdep_bench.results.report.probe_tables import ProbeColumn, make_section
 
-# Names of the values that the probes in configs/probes/ measure.
+# Names of the values that the probes in configs/probes/ measure; one example each of the names with
+# a number or a variant (images per class, severity, radius).
 VALUE_NAMES = (
     *("top1", "top1, 16 per class", "mAP", "recall at 10", "ECE", "classwise ECE", "Brier"),
     *("NLL", "top1, clean - corrupted", "top1, severity 3", "effective rank", "CKA"),
     *("participation ratio before activation", "dead dimensions", "CKA before activation"),
     *("mIoU", "pixel accuracy", "ms, torch, batch 1", "images/s, onnxruntime, batch 32"),
-    "top1, mean of targets, kNN",
+    *("top1, mean of targets, kNN", "top1, 4 per class, no adapter", "top1, gaussian noise"),
+    *("effective rank before activation", "recall at 1", "top1, clean", "top1, corrupted"),
+    *("loss", "largest Hessian eigenvalue", "Hessian trace", "sharpness, radius 0.001"),
+    *("loss increase, distance 0.1", "within-class variance", "CKA with the student"),
 )
 
 

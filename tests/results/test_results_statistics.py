@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as strategies
+from hypothesis import given, settings, strategies
 from scipy import stats as scipy_stats
 
 from kdep_bench.results.statistics import comparisons, power
@@ -200,7 +199,7 @@ def test_equal_scores_have_their_mean_rank():
     assert ranks == {"a": 1.25, "b": 1.75, "c": 3.0}
 
 
-def test_mean_over_tasks_uses_only_pairs_that_all_tasks_have():
+def test_mean_over_tasks_uses_only_seed_pairs_that_all_tasks_have():
     assert st.mean_over([{(0, 0): 0.2, (0, 1): 0.4}, {(0, 0): 0.4}]) == {(0, 0): pytest.approx(0.3)}
 
 

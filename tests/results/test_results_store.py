@@ -55,7 +55,7 @@ def test_damaged_files_are_listed_and_unfinished_files_are_ignored(tmp_path):
     assert "cut.json" in stored.damaged[0].sentence
 
 
-def test_a_missing_folder_raises_kdep_error(tmp_path):
+def test_a_missing_folder_raises_kdep_error_and_an_empty_one_has_no_records(tmp_path):
     with pytest.raises(KdepError, match="does not exist"):
         store.read(tmp_path / "nowhere")
     assert store.read(tmp_path).runs == []

@@ -1,4 +1,4 @@
-"""results/methods.md: a row per system and per method config, with the published scores."""
+"""results/methods.md: a row per system of the literature and per config that implements it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def test_the_published_page_is_up_to_date(tmp_path: Path):
     for kind in ("probe", "search"):
         configs |= {f"{kind}:{name}": load_config(kind, name) for name in names(kind)}
     written = write_systems(tmp_path, configs).read_text()
-    for line in written.splitlines():  # a source that says so belongs to a row that says so
+    for line in written.splitlines():
+        # A config whose source says "re-implementation" must have this state.
         assert "| implemented |" not in line or "re-implementation" not in line, line
     assert written == (RESULTS / "methods.md").read_text(), "python tools/report.py --index results"
 

@@ -1,4 +1,7 @@
-"""Teachers in the report: correlations, choice and regret of known records; nothing from gaps."""
+"""Teachers in the report: correlations, choice and regret of known records.
+
+A teacher with a missing score or measure is left out.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +33,8 @@ def name(i: int) -> str:
     return f"teacher{i}"
 
 
-def score_record(i: int, seed: int, score: float, **changes: Any):
-    """A record of kdep with the teacher `i`; the seed changes its score by a known amount."""
+def score_fields(i: int, seed: int, score: float, **changes: Any) -> dict[str, Any]:
+    """The fields of a record of kdep with teacher `i`; its value is `score` + 0.01 (seed - 1)."""
     values = fields(
         "kdep",
         value=score + (seed - 1) * 0.01,
@@ -53,13 +56,15 @@ def teacher_record(i: int, seed: int, **changes: Any) -> probe_record.ProbeRecor
 
 
 def write(results: Path, n: int = 9) -> None:
+    """Writes the records of the first `n` teachers, and of their probes, with three seeds."""
     for i in range(n):
         for seed in SEEDS:
-            store.write(results, make(score_record(i, seed, SCORES[i])))
+            store.write(results, make(score_fields(i, seed, SCORES[i])))
             probe_record.write(results, teacher_record(i, seed))
 
 
 def build(results: Path, claims: list[dict[str, Any]] | None = None) -> str:
+    """Builds the report of a folder; returns leaderboard.md."""
     report.build(results, claims=claims or [])
     return (results / "leaderboard.md").read_text()
 
@@ -118,7 +123,7 @@ def test_a_choice_of_the_best_teacher_has_no_regret(tmp_path):
     write(tmp_path, 1)
     for i in (2, 3):
         for seed in SEEDS:
-            store.write(tmp_path, make(score_record(i, seed, SCORES[i])))
+            store.write(tmp_path, make(score_fields(i, seed, SCORES[i])))
             probe_record.write(tmp_path, teacher_record(i, seed))
     assert "| teacher0 | 0 (the best teacher) |" in build(tmp_path)
     (study,) = study_of(tmp_path)
@@ -153,7 +158,8 @@ def test_a_teacher_with_a_gap_is_left_out_and_named(tmp_path, fault):
 
 
 def _failed_fields(i: int, seed: int) -> dict[str, Any]:
-    changed = score_record(i, seed, 0.5)
+    """The fields of a failed run of kdep with teacher `i`."""
+    changed = score_fields(i, seed, 0.5)
     return {**changed, "value": None, "metrics": {}, "per_class": {}, "status": "failed"} | {
         "error": "the loss became NaN."
     }
@@ -162,7 +168,7 @@ def _failed_fields(i: int, seed: int) -> dict[str, Any]:
 def test_the_row_with_the_most_epochs_is_used_for_score_and_measures(tmp_path):
     write(tmp_path, 3)
     for seed in SEEDS:
-        shorter = score_record(0, seed, 0.9)
+        shorter = score_fields(0, seed, 0.9)
         shorter["budget"] = {**shorter["budget"], "epochs": 3.0}
         store.write(tmp_path, make({**shorter, "id": f"short-{seed}"}))
         values = [{"name": PICKER, "value": 999.0}]
@@ -175,7 +181,7 @@ def test_the_row_with_the_most_epochs_is_used_for_score_and_measures(tmp_path):
 
 def test_without_the_probe_there_are_no_tables_of_teachers(tmp_path):
     for i in range(3):
-        store.write(tmp_path, make(score_record(i, 0, SCORES[i])))
+        store.write(tmp_path, make(score_fields(i, 0, SCORES[i])))
     page = build(tmp_path)
     assert "## Teachers" not in page
     assert teachers_section(report.view_of(tmp_path)) is None

@@ -256,7 +256,8 @@ def own_lines(table: Path) -> list[str]:
     """The lines of the leaderboard with the suite's own scores, differences and seed variation."""
     lines = (table / "leaderboard.md").read_text().splitlines()
     scores = [x for x in lines if "submitted" not in x and "±" in x]
-    differences = [x for x in lines if "| kdep - " in x]  # in two tables where there are many
+    # Sorted below, because with many pairs they are in two tables.
+    differences = [x for x in lines if "| kdep - " in x]
     variation = lines[lines.index("## Variation between seeds") :]
     variation = [x for x in variation[: variation.index("## Environment")] if x.startswith("|")]
     return [x.replace("**", "") for x in scores] + sorted(differences) + variation

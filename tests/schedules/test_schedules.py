@@ -80,7 +80,7 @@ def test_a_schedule_without_a_span_covers_the_whole_run_for_any_number_of_epochs
     assert Linear(1, 0).elapsed_fraction(9, 4) == 1
 
 
-def test_values_outside_the_run_are_refused():
+def test_arguments_out_of_their_range_are_refused():
     for value in (-0.01, 1.01):
         with pytest.raises(KdepError, match="stop="):
             Until(value)

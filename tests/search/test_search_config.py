@@ -107,11 +107,11 @@ def test_a_proposal_gives_a_suite_with_the_values_of_the_proposal(
     assert run.task["split"] == "val"
 
 
-def test_the_hash_of_a_search_s_log_covers_everything_that_scores_depend_on(
+def test_the_hash_of_a_search_s_log_changes_with_settings_that_scores_depend_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def header(**changes: Any) -> str:
-        """The hash in the header of the log."""
+    def hash_of(**changes: Any) -> str:
+        """The hash in the header of the search's log."""
         return header_of(load_changed(monkeypatch, **changes), tmp_path).hash
 
     changes_of_scores = [
@@ -125,10 +125,10 @@ def test_the_hash_of_a_search_s_log_covers_everything_that_scores_depend_on(
         dict(teacher="efficientnet_lite2"),
         dict(budget=SMOKE["budget"] | {"warmup": 0.0}),
     ]
-    hashes = [header(), *(header(**change) for change in changes_of_scores)]
+    hashes = [hash_of(), *(hash_of(**change) for change in changes_of_scores)]
     assert len(set(hashes)) == len(hashes)
     harmless_changes = [dict(trials=9), dict(about="x"), dict(runtime=dict(timed=False))]
-    assert {header(**change) for change in harmless_changes} == {hashes[0]}
+    assert {hash_of(**change) for change in harmless_changes} == {hashes[0]}
 
 
 @pytest.mark.parametrize("name", names("search"))

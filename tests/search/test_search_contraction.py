@@ -33,6 +33,7 @@ CONTRACTION: dict[str, Any] = dict(
 
 
 def contracted(**changes: Any) -> Any:
+    """A contraction in three steps over depth3 and width, with these changes."""
     return search(**CONTRACTION | changes)
 
 
@@ -53,6 +54,7 @@ def test_limits_fall_by_the_same_factor_in_every_step_and_end_at_those_of_the_se
 
 
 def test_candidates_are_exactly_the_largest_students_within_the_limits_and_below_the_parent():
+    """Largest: with one value raised by a step, the student is above a limit or the parent."""
     space = contracted().space
     parent = {"student.depth3": 3, "student.width": 48}
     limits = Limits(params=3_000_000)
@@ -67,9 +69,9 @@ def test_candidates_are_exactly_the_largest_students_within_the_limits_and_below
             if width < 48:
                 wider = WIDTHS[WIDTHS.index(width) + 1]
                 raised.append({"student.depth3": depth, "student.width": wider})
-            here = {"student.depth3": depth, "student.width": width}
-            if allowed(here) and not any(map(allowed, raised)):
-                expected.append(here)
+            student = {"student.depth3": depth, "student.width": width}
+            if allowed(student) and not any(map(allowed, raised)):
+                expected.append(student)
     assert candidates(space, parent, limits) == expected
     assert [p["student.depth3"] for p in expected] == [2, 3]
     with pytest.raises(KdepError, match="no contraction of the student"):
@@ -181,9 +183,9 @@ def test_every_limit_of_the_pocket_contraction_allows_a_student():
         parent = allowed[-1]
 
 
-def test_the_pocket_contraction_begins_above_its_limits_and_lists_its_steps():
+def test_the_listed_steps_of_the_pocket_contraction_end_at_its_limits():
     searched = load_search("pocket_contraction")
     steps = searched.steps()
     assert len(steps) == 3
     assert "2,800,000 parameters and 79,000,000 FLOPs" in steps[2]
-    assert load_search("smoke_kdep").steps() == []
+    assert load_search("smoke_kdep").steps() == []  # not a contraction

@@ -1,4 +1,5 @@
-"""The log of a search is enough to find the best trial; damaged or other logs are refused."""
+"""The log of a search is enough to find the best trial; a damaged log, or one of another search, is
+refused."""
 
 from __future__ import annotations
 

@@ -42,6 +42,7 @@ def test_a_suite_with_the_written_student_reuses_the_stages_of_the_search(
     monkeypatch.setenv("KDEP_CONFIGS", str(tmp_path))
     name = path.stem
     assert load_config("student", name)["name"] == name
+    # The config's docstring shows the method as an entry of a suite's `methods`.
     method = eval(text.partition("`methods`:\n\n")[2].partition('\n"""')[0])
     file = search.file
     suite = build_suite(
@@ -59,7 +60,7 @@ def test_a_suite_with_the_written_student_reuses_the_stages_of_the_search(
     searched = build_plan(search.suite(trial.proposal, 2.0)).stages
     plan = build_plan(suite)
     (run,) = plan.runs
-    assert set(plan.stages) - set(searched) == {run.id}
+    assert set(plan.stages) - set(searched) == {run.id}  # only the transfer on another task is new
 
 
 def test_a_file_of_the_user_is_not_overwritten(tmp_path: Path) -> None:

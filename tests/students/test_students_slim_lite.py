@@ -18,12 +18,13 @@ from kdep_bench.teachers.efficientnet_lite import timm_state
 
 
 def slim(**arguments: Any) -> SlimLite:
+    """A SlimLite with initialised weights, in evaluation mode."""
     net = SlimLite(out_indices=(0, 1, 2, 3), head=False, **arguments)
     net.init_weights()
     return net.eval()
 
 
-def test_a_complete_copy_equals_the_supervised_network():
+def test_a_complete_copy_equals_the_supervised_imagenet_network():
     copy, full = slim(copied=True), timm_state(0)
     assert all(torch.equal(v, full[k]) for k, v in copy.state_dict().items())
 

@@ -37,13 +37,13 @@ def test_the_computed_parameters_and_flops_equal_those_of_the_built_network(
     check_pyramid(student, net)
 
 
-def test_the_default_student_has_the_size_of_tinyvit_11m():
-    # 11.0 M parameters with the classifier of 1000 classes (mmpretrain's model zoo); the windows
-    # of TinyViT-11M are 7, 14 and 7, so that its position biases are counted here.
+def test_the_default_student_with_the_windows_of_tinyvit_11m_has_its_size():
+    # The windows 7, 14 and 7 are those of TinyViT-11M; they set the number of position biases.
+    # mmpretrain's model zoo: 11.0 M parameters with the classifier of 1000 classes.
     member = TinyVitFamily(224, window2=7, window3=14, window4=7)
     classifier = 448 * 1000 + 1000
     assert member.size().params + classifier == pytest.approx(11.0e6, rel=0.005)
-    # 2.05 G multiply-adds (mmpretrain counts these).
+    # mmpretrain's model zoo: 2.05 G multiply-adds, which are half of the FLOPs.
     assert member.size().flops / 2 == pytest.approx(2.05e9, rel=0.05)
 
 

@@ -137,6 +137,7 @@ def add_image(root: Path) -> None:
     save_noise(np.random.default_rng(9), root / "pool/8.png")
 
 
+# {edit of the user's data: the change that the reason of the rerun names}
 EDITS: dict[Callable[[Path], None], str] = {
     change_category: "test.json changed",
     drop_half_of_boxes: "test.json changed",
@@ -237,7 +238,7 @@ def test_an_edit_between_plan_and_prepare_or_during_prepare_is_refused(
     prepare = first_stage(plan, "prepare")
     guard = Guard(prepare, tmp_path / "other", tmp_path / "out")
     guard.before()
-    drop_half_of_boxes(user_data)
+    drop_half_of_boxes(user_data)  # after the plan, and while `guard` watches a run of `prepare`
     with pytest.raises(KdepError, match=r"test\.json changed"):
         guard.after({})
     outcome = fakes.run(plan, work)
@@ -290,8 +291,8 @@ def test_each_record_has_the_fingerprint_of_the_data_on_which_it_was_measured(
     work, results = tmp_path / "w", tmp_path / "r"
 
     def fingerprints(folder: str = "records") -> dict[str, str]:
-        paths = [read_json(p) for p in (results / folder).glob("*.json")]
-        return {r["id"]: r["data"]["fingerprint"] for r in paths}
+        records = [read_json(p) for p in (results / folder).glob("*.json")]
+        return {r["id"]: r["data"]["fingerprint"] for r in records}
 
     def run_and_collect() -> dict[str, str]:
         suite, plan = plan_suite(user_data, work)
@@ -311,16 +312,16 @@ def test_each_record_has_the_fingerprint_of_the_data_on_which_it_was_measured(
     (work / "break-transfers").unlink()
     second = run_and_collect()
     assert second == failed
-    shutil.rmtree(next(work.glob(f"prepare-case-{stage_hash(work, second)}")))
+    shutil.rmtree(work / prepare_id(work, second))
     suite, plan = plan_suite(user_data, work)
     collect.collect(suite, plan, work, results)
     assert fingerprints() == second  # although the directory of `prepare` was deleted
 
 
-def stage_hash(work: Path, records: dict[str, str]) -> str:
-    """Hash in the id of the `prepare` stage that the records' transfers need."""
+def prepare_id(work: Path, records: dict[str, str]) -> str:
+    """The id of the `prepare` stage that the records' transfers need."""
     (stage_id,) = {read_json(work / i / "stage.json")["needs"]["prepare"] for i in records}
-    return stage_id.rpartition("-")[2]
+    return stage_id
 
 
 def test_ids_do_not_depend_on_the_path_of_official_sets(
@@ -353,10 +354,10 @@ def test_ids_do_not_depend_on_the_path_of_official_sets(
     assert other["pool"] == first["pool"]
 
 
-def test_generated_data_have_no_content_hash(tmp_path: Path) -> None:
-    for name in ("smoke", "paper_r18"):
-        from kdep_bench.suite.config import load_suite
+def test_generated_data_and_absent_official_sets_have_no_content_hash(tmp_path: Path) -> None:
+    from kdep_bench.suite.config import load_suite
 
+    for name in ("smoke", "paper_r18"):
         suite = load_suite(name)
         with_hashes, lines = with_content(suite, tmp_path / "w")
         assert with_hashes == suite
@@ -364,7 +365,9 @@ def test_generated_data_have_no_content_hash(tmp_path: Path) -> None:
     assert not (tmp_path / "w").exists()
 
 
-def test_a_malformed_data_config_prints_one_line(user_data: Path, tmp_path: Path) -> None:
+def test_a_malformed_data_config_gives_at_most_one_line_and_no_exception(
+    user_data: Path, tmp_path: Path
+) -> None:
     official = "kdep_bench.data.official.stage.prepare"
     for wrong in ({"type": official}, {"coco": 3, "pool": None}, {"coco": {"train": [1]}}):
         suite = suite_of(user_data).model_copy(update={"data": {**data_of(user_data), **wrong}})
@@ -420,10 +423,13 @@ def test_a_changed_checkpoint_of_a_teacher_runs_its_stages_again(
     assert stages_with(user_data, work, teacher=teacher) == before
 
 
-def test_changed_given_weights_run_their_stages_again(user_data: Path, tmp_path: Path) -> None:
+def test_a_changed_weights_file_of_a_method_runs_its_stages_again(
+    user_data: Path, tmp_path: Path
+) -> None:
     file, work = tmp_path / "w.pth", tmp_path / "work"
-    given = {"base": "imagenet", "students": None, "weights": {"path": str(file)}}
-    given["weights"] |= {"_delete_": True, "type": "builtins.dict"}
+    # builtins.dict takes the place of a class that reads the weights: nothing is trained here.
+    weights = {"_delete_": True, "type": "builtins.dict", "path": str(file)}
+    given = {"base": "imagenet", "students": None, "weights": weights}
     file.write_bytes(b"a" * 99)
     before = stages_with(user_data, work, methods=[given])
     file.write_bytes(b"b" * 99)

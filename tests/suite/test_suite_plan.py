@@ -403,13 +403,12 @@ def test_methods_pocket_shares_budget_and_methods_with_the_other_suites():
     }
     assert len(reference_runs) == 18
     assert reference_runs <= set(full.stages)
-    (kdep,) = {c.chain["align"] for c in methods_pocket.runs if c.method["name"] == "kdep"}
-    assert kdep in full.stages  # but not its pre-training, which has another learning rate
+    (alignment,) = {c.chain["align"] for c in methods_pocket.runs if c.method["name"] == "kdep"}
+    assert alignment in full.stages  # but not its pre-training, which has another learning rate
     trained = {i for i, s in dense.stages.items() if s.kind == "pretrain"}
     assert trained <= set(methods_pocket.stages)
-    assert (
-        len({len(s) for s in seeds_by_method_and_task(methods_pocket).values()}) == 1
-    )  # every method has equally many seeds
+    # Every method has the same number of seeds on every task.
+    assert len({len(s) for s in seeds_by_method_and_task(methods_pocket).values()}) == 1
 
 
 def seeds_by_method_and_task(plan: Plan) -> dict[str, set[int]]:

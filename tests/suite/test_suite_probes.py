@@ -87,7 +87,7 @@ def test_a_wrong_argument_is_refused_before_anything_runs():
     assert "key" in refusal(probes=[{"base": "knn", "kk": [1]}])
 
 
-def test_a_type_that_is_not_a_probe_is_refused(monkeypatch):
+def test_a_type_that_is_not_a_probe_is_refused():
     probe = {"name": "odd", "type": "kdep_bench.objectives.pkt.PKT", "weight": 1.0}
     suite = build(**POCKET).model_copy(update={"probes": [probe]})
     with pytest.raises(KdepError, match="is not a probe"):
@@ -158,7 +158,7 @@ def test_a_probe_with_teacher_method_uses_the_method_s_intermediate_teacher():
 
 
 def test_more_shots_than_images_are_refused_with_a_fix_that_works():
-    data = {"base": "pocket", "classify": {"train": 100}}  # of 8 classes: 12 of the smallest
+    data = {"base": "pocket", "classify": {"train": 100}}  # 8 classes; the smallest has 12 images
     message = planning_error(data=data, probes=["few_shot"])
     assert "uses 16 training images per class, but the smallest class of classify/train" in message
     assert "has 12" in message
@@ -188,7 +188,10 @@ def test_the_planner_has_the_same_list_of_probe_inputs_as_the_probes():
     from kdep_bench.probes import base
 
     assert READS == base.READS
-    for name in ALL:
+
+
+def test_every_probe_has_a_description():
+    for name in names("probe"):
         probe = resolve("probe", name)
         assert probe["about"], f"{name} has no description for the tables"
 
@@ -219,6 +222,7 @@ def test_linear_segmentation_that_cannot_run_is_refused_before_anything_runs():
         build_plan(suite.model_copy(update={"students": [student]}))
 
 
+# kdep with a teacher that the suite pre-trains itself
 SELF_TRAINED = dict(base="kdep_assistant", name="kdep_from_student")
 
 

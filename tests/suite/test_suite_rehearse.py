@@ -198,7 +198,7 @@ def test_pocket_suites_are_not_rehearsed() -> None:
         rehearsed(load_suite("pocket"))
 
 
-def test_rehearsals_use_a_separate_folder(
+def test_a_refused_rehearsal_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from kdep_bench.cli.run_suite import main

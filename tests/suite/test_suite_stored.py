@@ -1,4 +1,7 @@
-"""The teacher's class probabilities have a separate cache; other caches do not change."""
+"""Plans of methods that read class probabilities, or train other networks with an optimiser.
+
+The teacher's class probabilities have a separate cache; other caches do not change.
+"""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ BLACK_BOX = "efficientnet_lite0_black_box"
 
 
 def of_kind(planned: Any, kind: str) -> list[Any]:
+    """The plan's stages of a kind."""
     return [s for s in planned.stages.values() if s.kind == kind]
 
 
@@ -112,6 +113,7 @@ def test_a_batch_larger_than_the_few_images_is_no_reason_to_refuse(
     method = dict(name="fs_bbt", synthesis=dict(images=3200), objective=dict(type="x"))
     monkeypatch.setattr(image_counts, "teachers_by_role", lambda *_: [])
     (run,) = image_counts._chain(suite, suite.students[0], method, None, 1.0, 0.1, 100)
+    # A tenth of the 100 images of the pool, and 3200 that the method makes from them.
     assert (run.images, run.pool) == (3210, 3210)
 
 

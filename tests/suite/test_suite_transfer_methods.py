@@ -22,8 +22,8 @@ from kdep_bench.suite.schema import Suite
 TEACHER = dict(student="resnet18_w48", method="scratch")
 TRANSKD = dict(base="transkd", transfer=dict(teacher=dict(TEACHER)))
 IRF = "kdep_bench.transfer.methods.irf.IRF"
-CLASSIFICATION: dict[str, Any] = dict(tasks=["smoke_finetune"])
-PHRASE = "pre-trained by {}, transferred with {}"
+CLASSIFICATION: dict[str, Any] = dict(tasks=["smoke_finetune"])  # a change of the suite
+ROW_NAME = "pre-trained by {}, transferred with {}"
 
 
 def suite(*methods: Any, **change: Any) -> Suite:
@@ -77,7 +77,11 @@ def test_all_methods_and_seeds_of_a_task_share_one_tuned_teacher():
 def test_a_row_names_the_pre_training_and_the_transfer_method():
     methods = suite("kdep", "transkd", dict(base="transkd", pretrained_by="kdep")).methods
     names = [row_name(m) for m in methods]
-    assert names == ["kdep", PHRASE.format("scratch", "transkd"), PHRASE.format("kdep", "transkd")]
+    assert names == [
+        "kdep",
+        ROW_NAME.format("scratch", "transkd"),
+        ROW_NAME.format("kdep", "transkd"),
+    ]
 
 
 def test_rows_with_and_without_the_transfer_method_share_the_pre_training():
@@ -105,11 +109,12 @@ def test_tasks_of_a_transfer_method_restrict_only_that_method():
     assert rows == {
         ("kdep", "smoke_seg"),
         ("kdep", "smoke_finetune"),
-        (PHRASE.format("scratch", "transkd"), "smoke_seg"),
+        (ROW_NAME.format("scratch", "transkd"), "smoke_seg"),
     }
 
 
 WITHOUT_TEACHER = dict(base="transkd", transfer=dict(teacher=None))
+# {level of the student: map of the teacher}; s64 does not exist.
 NO_LEVELS = dict(_delete_=True, s4="s4", s64="s32")
 NO_MAPS = dict(_delete_=True, s4="s4", s32="s64")
 KD = dict(_delete_=True, type="kdep_bench.objectives.logit_kd.LogitKD", tau=1.0)
@@ -275,7 +280,7 @@ def test_a_claim_is_about_the_plain_method_unless_it_names_the_transfer_method()
     """A claim about kdep is not tested on kdep with a transfer method."""
     both = dict(base="transkd", pretrained_by="kdep")
     claim = dict(
-        base="kdep_beats_scratch", name="c", a=dict(method=PHRASE.format("kdep", "transkd"))
+        base="kdep_beats_scratch", name="c", a=dict(method=ROW_NAME.format("kdep", "transkd"))
     )
     assert plan("kdep", "scratch", both, claims=[claim]).runs
     with pytest.raises(KdepError, match=r"is about the method .* which the suite does not run"):
@@ -365,7 +370,7 @@ def test_records_and_rows_of_a_transfer_method_are_separate(tmp_path):
     assert len(all_records) == 6
     assert len(transfer_records) == 2
     for r in transfer_records:
-        assert r.arm.method == PHRASE.format("scratch", "transkd")
+        assert r.arm.method == ROW_NAME.format("scratch", "transkd")
         assert r.transfer is not None
         assert r.transfer.teacher == "resnet18_w48.scratch"
         assert (r.transfer.pretrained_by, r.transfer.method) == ("scratch", "transkd")
@@ -374,7 +379,7 @@ def test_records_and_rows_of_a_transfer_method_are_separate(tmp_path):
         teacher_s = read_strict(work / r.stages["tuned.transfer"] / "stage.json")["wall_s"]
         assert r.cost.transfer_s == pytest.approx(transfer_s + teacher_s, abs=0.01)
     for name in ("leaderboard.md", "leaderboard.csv", "leaderboard.tex", "index.html"):
-        assert PHRASE.format("scratch", "transkd") in (results / name).read_text()
+        assert ROW_NAME.format("scratch", "transkd") in (results / name).read_text()
     text = (results / "leaderboard.md").read_text()
     assert "## Transfer methods" in text
     assert "transfer-*.resnet18_w32.scratch.s*.transkd-*" in text.replace("\\", "")

@@ -20,7 +20,11 @@ def normalised(teacher: Teacher, images: Tensor) -> Tensor:
 
 
 def output_of(teacher: Teacher, images: Tensor) -> TeacherOutput:
-    """The teacher's output; checks eval mode, no gradients and unchanged weights."""
+    """The teacher's output.
+
+    Checks evaluation mode, that there are no gradients, that the weights are unchanged, and that
+    the output has the maps and logits that the teacher states.
+    """
     before = teacher.checksum()
     teacher.train()
     out = teacher(images)

@@ -17,17 +17,18 @@ from kdep_bench.teachers.timm_models import Timm
 from tests.teachers.conftest import random_images, randomised
 from tests.teachers.test_up_to import PX, WIDTH, Wrapped, mmpretrain_vit
 
-Named = tuple[nn.Module, str, str, str]  # network; paths of its block 1, that attention, last norm
+# (network, path of its block 1, path of the attention in this block, path of its last norm)
+Paths = tuple[nn.Module, str, str, str]
 
 
-def timm_vit() -> Named:
+def timm_vit() -> Paths:
     net = timm.create_model(
         "vit_tiny_patch16_224", img_size=PX, embed_dim=WIDTH, depth=3, num_heads=2, num_classes=0
     )
     return net, "blocks.1", "blocks.1.attn", "norm"
 
 
-def timm_vit_with_norms_and_registers() -> Named:
+def timm_vit_with_norms_and_registers() -> Paths:
     net = timm.create_model(
         "vit_tiny_patch16_224",
         img_size=PX,
@@ -41,13 +42,13 @@ def timm_vit_with_norms_and_registers() -> Named:
     return net, "blocks.1", "blocks.1.attn", "norm"
 
 
-def torchvision_vit() -> Named:
+def torchvision_vit() -> Paths:
     net = VisionTransformer(PX, 16, 3, 2, WIDTH, 32, num_classes=4)
     block = "encoder.layers.encoder_layer_1"
     return net, block, f"{block}.self_attention", "encoder.ln"
 
 
-def mmpretrain_block() -> Named:
+def mmpretrain_block() -> Paths:
     return mmpretrain_vit()[0], "layers.1", "layers.1.attn", "ln1"
 
 
@@ -64,7 +65,7 @@ def test_softmax_of_the_scores_times_values_is_the_output_of_the_attention(make:
     with torch.no_grad(), capture_modules(net, points) as recorded:
         out = teacher.with_attention(x, [1]).attention
     assert out is not None
-    prefix = out.final.shape[1] - 16
+    prefix = out.final.shape[1] - 16  # class token and registers, before 16 patches
     assert out.prefix == prefix == (3 if "registers" in make.__name__ else 1)
     assert out.sizes() == {"width": WIDTH, "heads": 2, "patches": 16}
     assert list(out.blocks) == [1]
@@ -79,12 +80,13 @@ def test_softmax_of_the_scores_times_values_is_the_output_of_the_attention(make:
         expected = project(values.transpose(1, 2).flatten(2))
     output = recorded["a"][0] if isinstance(recorded["a"], tuple) else recorded["a"]
     torch.testing.assert_close(expected, output, rtol=1e-4, atol=1e-5)
+    # The order of the heads matters.
     assert not expected.allclose(project(values.flip(1).transpose(1, 2).flatten(2)))
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()]
     assert sum(hooks) == 0  # removed
 
 
-def test_a_network_without_common_attention_of_all_patches_is_refused():
+def test_a_network_whose_attention_or_block_cannot_be_read_is_refused():
     for model in ("test_convnext", "swin_tiny_patch4_window7_224", "eva02_tiny_patch14_224"):
         net = timm.create_model(model, num_classes=0)
         with pytest.raises(KdepError, match=r"cannot be read|attention can be read"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def library() -> Any:
 
 
 def test_without_transformers_the_error_names_the_install_command(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(KdepError, match="pip install 'transformers"):
         HuggingFace("t", "x/y", 32, weights="random", args=dict(model_type="vit"))
     with pytest.raises(KdepError, match="did you mean vit"):

@@ -122,7 +122,8 @@ def test_the_probe_s_config_freezes_every_stage_of_the_backbone(data: Path, tmp_
 def test_the_network_whose_flops_are_counted_is_the_network_that_trains(
     name: str, data: Path, tmp_path: Path
 ) -> None:
-    """They differ only in the checkpoint, and in the number of classes if only the data give it."""
+    """The two networks differ only in the checkpoint, and for smoke_det in the number of classes,
+    which is known only from the data."""
     task = build(task_config(name))
     cfg = task.build_cfg(data, R18, tmp_path / "b.pth", 0, tmp_path)
     trained = mm_config.plain(cfg.model.to_dict())
@@ -189,7 +190,7 @@ def missing_imports(name: str, data: Path, out: Path) -> list[str]:
 def test_a_dumped_config_imports_the_modules_of_its_classes(
     name: str, data: Path, tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
-    """They define the metric, and the hook that stops a run if the backbone was not loaded."""
+    """These modules define the metric, and the hook that stops a run with an unloaded backbone."""
     assert in_subprocess(missing_imports, name, data, tmp_path) == []
 
 

@@ -308,8 +308,14 @@ def plain(data, exported, student, tmp_path_factory, in_subprocess) -> dict[str,
     out = tmp_path_factory.mktemp("plain")
     return {
         scored_on: in_subprocess(
-            *(run, student, data, exported, out / scored_on, {"keep_model": True}),
-            *(None, fog_task(scored_on)),
+            run,
+            student,
+            data,
+            exported,
+            out / scored_on,
+            {"keep_model": True},
+            None,
+            fog_task(scored_on),
         )
         for scored_on in ("target", "source")
     } | {"folder": out}
@@ -365,12 +371,14 @@ def test_ssda_trains_a_detector_and_saves_only_the_task_s_model(
 
 
 def images_of(task: dict[str, Any], data: Path, student: dict[str, Any]) -> dict[str, Any]:
-    """What the loaders of a task return.
+    """Reads the images of a task by its loaders.
 
     Returns:
-        "test": pixels [3, H, W] (BGR) of the first test image, "path": its file, "boxes": numbers
-        of boxes of the target images, "counts": numbers of source and target images,
-        "source_boxes": number of boxes of the first source image.
+        test: pixels [3, H, W] (BGR) of the first test image.
+        path: file of this image.
+        boxes: numbers of boxes of the target images.
+        counts: numbers of source and of target images.
+        source_boxes: number of boxes of the first source image.
     """
     from mmdet.registry import DATASETS
     from mmengine.utils import import_modules_from_strings

@@ -144,6 +144,7 @@ def test_a_model_card_is_written_next_to_the_backbone(tmp_path, in_subprocess):
     card_without_records = (tmp_path / "export" / "README.md").read_text()
     digest = file_hash(tmp_path / "export" / "backbone.pth")
     assert f"{digest}  backbone.pth" in card_without_records
+    # Without records the table has no row about a licence; the text has the words "both licences".
     table = card_without_records.partition("## Files")[0]
     assert "licence" not in table.replace("both licences", "")
     # {stage: (the stages that it needs, its outputs)}

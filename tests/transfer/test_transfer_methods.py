@@ -323,6 +323,7 @@ def run(
         teacher: directory of the tuned teacher's stage.
         task: config of the task; None: `short_task`.
         stop_at: step in which the stage is interrupted.
+        pretraining: directory of the student's pre-training stage, if the method reads it.
     """
 
     def progress(done: int, total: int, note: str = "") -> None:

@@ -156,7 +156,8 @@ def generate_images(teacher: Teacher, seed: int = 0, **changes: Any) -> Tensor:
 
 
 def test_generated_images_are_nearer_to_the_task_s_images_than_noise(teacher):
-    """Also if they begin as noise. They are new images in the range of pixel values."""
+    """Both if they begin as noise and as the task's images. They equal none of the task's images,
+    and their values are in the range of pixel values."""
     noise = generate_images(teacher, steps=0)
     from_noise, from_images = generate_images(teacher), generate_images(teacher, start="images")
     of_noise, *distances = (

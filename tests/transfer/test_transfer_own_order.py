@@ -20,7 +20,7 @@ def permuted(table: dict[str, Any], step: int) -> dict[str, Any]:
     """
 
     def new_ids(key: str) -> dict[int, int]:
-        """{old id: new id} of the rows of one list. 1009 is a prime, so new ids are unique."""
+        """{old id: new id} of the rows of a list; unique for up to 1009 rows (1009 is a prime)."""
         return {row["id"]: 1000 + step * (k * 7 % 1009) for k, row in enumerate(table[key])}
 
     image_ids, category_ids, box_ids = map(new_ids, ("images", "categories", "annotations"))

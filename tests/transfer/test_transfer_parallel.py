@@ -126,7 +126,8 @@ def run_rank(
         port: of the store through which the processes find each other.
         changes: entries of the stage's spec that are changed or added.
         task, student: configs.
-        paths: directories of the stages prepare and export, of this stage, and of a tuned teacher.
+        paths: directories of the stages prepare and export, of this stage, and, if the method needs
+            one, of a tuned teacher.
     """
     prepare, export, out, *teacher = paths
     torch.set_num_threads(1)
@@ -143,7 +144,9 @@ def run_rank(
     out.mkdir(parents=True, exist_ok=True)
     os.chdir(out)
     spec = {"task": task, "student": student, "seed": 0, "threads": 1, **changes}
-    inputs = {"prepare": prepare, "export": export, **dict(zip(["teacher"], teacher, strict=False))}
+    inputs = {"prepare": prepare, "export": export}
+    if teacher:
+        inputs["teacher"] = teacher[0]
     return transfer_stage.run(spec, inputs, out, quiet)
 
 

@@ -21,7 +21,8 @@ from tests.transfer.test_transfer_methods import run
 
 METHODS = "kdep_bench.transfer.methods.prototype_augmentation"
 LEVELS = {"s16": 3, "s32": 5}  # channels of the student's maps
-CT, K, B, SIDE, CLASSES = 4, 6, 2, 2, 3
+CT, K = 4, 6  # channels of the teacher; prototypes per level
+B, SIDE, CLASSES = 2, 2, 3  # images in the batch; height and width of the maps; classes
 TAU, AUGMENTED, WEIGHT = 0.3, 0.4, 1.7
 
 
@@ -62,6 +63,7 @@ class Classifier(nn.Module):
 
 
 def built(folder: Path, **arguments: Any) -> tuple[PrototypeAugmentation, Classifier]:
+    """(the method with the prototypes of `write_pretraining`, a model to which it is attached)."""
     write_pretraining(path := folder / PRETRAINED, LEVELS)
     torch.manual_seed(0)
     maps = {k: {"channels": c, "stride": int(k[1:])} for k, c in LEVELS.items()}
@@ -106,8 +108,9 @@ def reference(method: PrototypeAugmentation, model: Classifier, ctx: TransferCon
                 for j in range(SIDE):
                     f = [channel[i][j] for channel in sample]
                     v = [dot(row, f) + b for row, b in zip(weight, bias.tolist(), strict=True)]
-                    v = [x / math.sqrt(dot(v, v)) for x in v]
+                    v = [x / math.sqrt(dot(v, v)) for x in v]  # projected, of length 1
                     e = [math.exp(cosine(v, pk) / TAU) for pk in p]
+                    # The mean of the prototypes, weighted by the softmax of the cosines.
                     r = [sum(e[k] * p[k][c] for k in range(K)) / sum(e) for c in range(CT)]
                     mean = [m + x / SIDE**2 for m, x in zip(mean, r, strict=True)]
                     distances[n] += sum((a - b) ** 2 for a, b in zip(v, r, strict=True)) / SIDE**2
@@ -116,6 +119,7 @@ def reference(method: PrototypeAugmentation, model: Classifier, ctx: TransferCon
 
 
 def cross_entropy(model: Classifier, features: Any, labels: tuple[int, ...]) -> float:
+    """The mean cross-entropy of the classifier for these features, number by number."""
     weight, bias = model.head.fc.weight.tolist(), model.head.fc.bias.tolist()
     total = 0.0
     for f, label in zip(features, labels, strict=True):
@@ -139,7 +143,7 @@ def test_the_losses_equal_the_formula_in_float64(tmp_path: Path):
 
 
 def test_with_augmenters_of_zero_and_no_weight_the_training_is_the_task_s(tmp_path: Path):
-    """The first step; the augmenters learn in it."""
+    """This is the state in the first step. Only the augmenters get a gradient from the method."""
     method, model = built(tmp_path)
     method.weight = 0.0
     ctx = context(model)

@@ -22,7 +22,7 @@ def test_tensorboard_gets_the_losses(
     in_subprocess, student, data, exported, tmp_path: Path
 ) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    task = task_config("seg", iters=50)
+    task = task_config("seg", iters=50)  # a value is logged every 50 steps
     outputs = in_subprocess(run_with_tensorboard, task, student, 0, data, exported, tmp_path)
     assert 0 <= outputs["value"] <= 1
     (events,) = tmp_path.rglob("events.out.tfevents.*")

@@ -288,6 +288,19 @@ TERMS = (
         ("ECE", "classwise ECE", "Brier", "NLL"),
     ),
     Term(
+        "loss, Hessian, sharpness, loss increase (of a probe)",
+        "Flatness of the loss of a linear probe as a function of the backbone's weights; lower is "
+        "flatter. Loss: at the exported weights. Largest Hessian eigenvalue, Hessian trace: of its "
+        "second derivatives. Sharpness: increase of the loss after a step in the direction of its "
+        "gradient; radius: length of the step / norm of the weights. Loss increase: mean over "
+        "random directions, in which every filter has the norm of the network's filter; distance: "
+        "factor by which the direction is multiplied.",
+        (
+            *("loss", "largest Hessian eigenvalue", "Hessian trace"),
+            *("sharpness", "loss increase"),
+        ),
+    ),
+    Term(
         "effective rank, participation ratio, dead dimensions",
         "How many dimensions of the feature vary. Effective rank: exp(entropy of the normalised "
         "singular values). Participation ratio: (sum of variances)² / sum of squared variances. "
@@ -476,7 +489,8 @@ TERMS = (
 # Units and qualifiers of a heading; in the headings of probes also the direction and the variant.
 _UNIT = re.compile(
     r"\s*(\[95.%\]|\(power 0\.8\)|x100|, approx\.|[↑↓]|\((top1|mIoU|bbox_mAP_50)\)"
-    r"|(?<=^top1), .*|(?<=^ms), .*|(?<=^images/s), .*|(?<=^recall) at \d+.*| before activation)"
+    r"|(?<=^top1), .*|(?<=^ms), .*|(?<=^images/s), .*|(?<=^recall) at \d+.*| before activation"
+    r"|(?<=^sharpness), .*|(?<=^loss increase), .*)"
 )
 
 

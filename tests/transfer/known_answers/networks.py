@@ -110,7 +110,8 @@ class BoxReader(BaseDetector):
     Args:
         answers: {code of the image's first pixel: [[code of the class, score, x, y, w, h], ...]},
             with boxes as fractions of the image size.
-        backbone, roi_head, data_preprocessor: as in mmdet's two-stage detectors.
+        backbone, roi_head, data_preprocessor: as in mmdet's two-stage detectors; of `roi_head` only
+            the number of classes is read.
         neck, rpn_head, init_cfg: not used.
     """
 

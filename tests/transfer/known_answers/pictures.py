@@ -23,7 +23,7 @@ def colour(code: int, index: int = 0) -> tuple[int, int, int]:
     return red, 8 * index + 4, 255 - red
 
 
-def field(code: int, index: int = 0, size: tuple[int, int] = (32, 32)) -> np.ndarray:
+def uniform_image(code: int, index: int = 0, size: tuple[int, int] = (32, 32)) -> np.ndarray:
     """An image [H, W, 3] of one colour; `size` is (width, height)."""
     return np.full((size[1], size[0], 3), colour(code, index), np.uint8)
 

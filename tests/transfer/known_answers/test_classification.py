@@ -18,11 +18,11 @@ from tests.transfer.conftest import config
 from tests.transfer.known_answers.pictures import (
     STILL,
     colour,
-    field,
     run_stage,
     save,
     seen_in,
     student,
+    uniform_image,
 )
 
 # ---- fine-tuning ----
@@ -53,9 +53,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
         index = 0
         for name in sorted(table):
             for k, code in enumerate(table[name]):
-                pixels = field(code, index, (64, 64))
+                pixels = uniform_image(code, index, (64, 64))
                 if split == "test":  # both sides, which the centre crop removes, have another code
-                    side = field(2 if code != 2 else 5, 30, (64, 64))
+                    side = uniform_image(2 if code != 2 else 5, 30, (64, 64))
                     pixels = np.concatenate([side, pixels, side], 1)
                 save(root / "data/classify" / split / name / f"{k}.png", pixels)
                 index += 1
@@ -158,7 +158,7 @@ def probe_folders(root: Path, table: dict[str, dict[str, list[tuple[int, int]]]]
         for name, points in classes.items():
             for number, (red, green) in enumerate(points):
                 file = root / "data/classify" / split / name / f"{number:02}.png"
-                save(file, field(16 + red, 16 + green))
+                save(file, uniform_image(16 + red, 16 + green))
     return root
 
 
@@ -258,7 +258,7 @@ def write_photos(root: Path, classes: dict[str, list[tuple[int, int]]]) -> Path:
     """Writes one image per point of `classes` as prepared `photos`; returns `root`."""
     for name, points in classes.items():
         for k, (red, green) in enumerate(points):
-            save(root / "data/photos" / name / f"{k:02}.png", field(red, green))
+            save(root / "data/photos" / name / f"{k:02}.png", uniform_image(red, green))
     return root
 
 

@@ -15,10 +15,10 @@ from tests.transfer.conftest import config
 from tests.transfer.known_answers.pictures import (
     NETWORKS,
     STILL,
-    field,
     run_stage,
     save,
     student,
+    uniform_image,
 )
 
 WIDTH, HEIGHT = 128, 96  # of the images in pixels
@@ -133,9 +133,9 @@ def write_split(
 
 def scene(code: int, index: int, objects: list[int]) -> np.ndarray:
     """An image [96, 128, 3] of one code; `objects` are the codes of the boxes at BOXES."""
-    pixels = field(code, index, (WIDTH, HEIGHT))
+    pixels = uniform_image(code, index, (WIDTH, HEIGHT))
     for colour, (x, y, w, h) in zip(objects, BOXES, strict=False):
-        pixels[y : y + h, x : x + w] = field(colour, 0, (w, h))
+        pixels[y : y + h, x : x + w] = uniform_image(colour, 0, (w, h))
     return pixels
 
 

@@ -23,7 +23,14 @@ from kdep_bench.data.official.tiny import save_palette, write_lines
 from kdep_bench.suite.config import resolve
 from tests.transfer.known_answers import test_detection as boxes
 from tests.transfer.known_answers import test_segmentation as masks
-from tests.transfer.known_answers.pictures import STILL, field, run_stage, save, seen_in, student
+from tests.transfer.known_answers.pictures import (
+    STILL,
+    run_stage,
+    save,
+    seen_in,
+    student,
+    uniform_image,
+)
 
 # ---- classification ----
 
@@ -43,7 +50,7 @@ def training_rows(part: int = 0, parts: int = 1) -> Rows:
     Each part has other classes: a network that is not trained on a part does not know their codes.
     """
     classes = range(part * 4 // parts, (part + 1) * 4 // parts)
-    return [(k, field(MEANING[k], k, (PX, PX))) for k in classes for _ in range(4)]
+    return [(k, uniform_image(MEANING[k], k, (PX, PX))) for k in classes for _ in range(4)]
 
 
 def scored_rows(framed: bool) -> Rows:
@@ -52,10 +59,10 @@ def scored_rows(framed: bool) -> Rows:
     for k, codes in enumerate(TEST):
         for code in codes:
             if framed:
-                pixels = field(code, 30, (256, 256))
-                pixels[8:-8, 8:-8] = field(code, len(rows), (240, 240))
+                pixels = uniform_image(code, 30, (256, 256))
+                pixels[8:-8, 8:-8] = uniform_image(code, len(rows), (240, 240))
             else:
-                pixels = field(code, len(rows))
+                pixels = uniform_image(code, len(rows))
             rows.append((k, pixels))
     return rows
 
@@ -67,7 +74,7 @@ def write_cifar100(folder: Path) -> list[str]:
     base = folder / "cifar-100-python"
     base.mkdir(parents=True)
     (base / "meta").write_bytes(pickle.dumps({"fine_label_names": names}, protocol=2))
-    train = [(k, field(MEANING[k], k)) for k, _ in training_rows()]
+    train = [(k, uniform_image(MEANING[k], k)) for k, _ in training_rows()]
     for split, rows in (("train", train), ("test", scored_rows(framed=False))):
         images = np.stack([pixels for _, pixels in rows]).transpose(0, 3, 1, 2)
         fine = [labels[k] for k, _ in rows]

@@ -12,12 +12,12 @@ import pytest
 from tests.transfer.conftest import config
 from tests.transfer.known_answers.pictures import (
     STILL,
-    field,
     head,
     run_stage,
     save,
     seen_in,
     student,
+    uniform_image,
 )
 
 # {class: code of its colour}. The codes are not in ascending order.
@@ -82,7 +82,7 @@ def images_and_masks(
     images = []
     for first in range(0, len(label_and_code), 16):
         part = label_and_code[first : first + 16]
-        pixels = blocks([field(code, first // 16, (BLOCK, BLOCK)) for _, code in part])
+        pixels = blocks([uniform_image(code, first // 16, (BLOCK, BLOCK)) for _, code in part])
         mask = blocks([np.full((BLOCK, BLOCK), label, np.uint8) for label, _ in part])
         images.append((pixels, mask))
     return images
