@@ -151,7 +151,7 @@ def launch(
         reason = fault["error"] if fault else f"a process ended with exit code {code}"
         raise KdepError(
             f"only {len(ranks)} of the stage's {nodes * processes} processes finished: {reason}",
-            fix="read its stage.log",
+            fix="read the log of the stage, stage.log",
         )
     results = read_strict(ddp_dir / _OUTPUTS), [read_strict(r) for r in ranks]
     shutil.rmtree(ddp_dir)

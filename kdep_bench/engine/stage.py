@@ -40,6 +40,10 @@ RUN_VARIABLE = "KDEP_RUN"  # environment variable with `stage_process.StageReque
 NOTICE = 120.0  # largest number of seconds from the signal to a job until its end
 _SLURM_LATE = 60.0  # seconds that Slurm may send the signal earlier (sbatch(1), --signal)
 _POLL = 2.0  # seconds between checks of a lock that another process holds
+# The fix for a wrong plan file. A run on a cluster writes its own plan file.
+_FIX = (
+    "write the plan again (kdep-bench run SUITE --write-plan FILE, or start the cluster run again)"
+)
 EPILOG = """Exit codes: 0 done (now or before), 1 failed (see failed.json and stage.log),
 2 wrong plan file or argument, 75 another process is running it, 143 interrupted (run it again to
 resume)."""
@@ -71,7 +75,7 @@ def read_stage(path: Path, stage_id: str) -> tuple[Stage, str]:
     if not isinstance(content, dict) or content.get("schema") != PLAN_SCHEMA:
         raise KdepError(
             f"{path} is not a plan file of schema {PLAN_SCHEMA}",
-            fix="write the plan again with this version",
+            fix=f"{_FIX} with this version",
         )
     stages, revision = content.get("stages"), content.get("git")
     entries = stages if isinstance(stages, list) else []
@@ -80,7 +84,7 @@ def read_stage(path: Path, stage_id: str) -> tuple[Stage, str]:
         raise KdepError(
             f"the plan file {path} is damaged: its stages or its revision are missing, or a stage "
             "occurs twice",
-            fix="write the plan again",
+            fix=_FIX,
         )
     if stage_id not in rows:
         raise unknown_name("stage", stage_id, rows)
@@ -95,7 +99,7 @@ def read_stage(path: Path, stage_id: str) -> tuple[Stage, str]:
         raise KdepError(
             f"the plan file {path} is damaged: the stage {stage_id} has a wrong {place} "
             f"({fault_text(fault)})",
-            fix="write the plan again",
+            fix=_FIX,
         ) from None
     computed_id = make_stage_id(
         Plan(""), stage.kind, stage.name, stage.version, stage.spec, stage.needs
@@ -104,7 +108,7 @@ def read_stage(path: Path, stage_id: str) -> tuple[Stage, str]:
         raise KdepError(
             f"the plan file {path} is damaged: the stage {stage_id} has the content of "
             f"{computed_id}",
-            fix="write the plan again",
+            fix=_FIX,
         )
     return stage, revision
 

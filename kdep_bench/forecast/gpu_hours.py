@@ -189,9 +189,14 @@ def budget_error(fitted: Fit, hours: Hours, budget: float) -> KdepError | None:
     if total <= budget:
         return None
     n_comparisons = len(fitted.selected) + len(fitted.excluded)
+    fix = "raise --budget-hours; not even one comparison fits"
+    if fitted.selected:
+        fix = (
+            f"raise --budget-hours, or add --fit-budget to run the {len(fitted.selected)} of "
+            f"{n_comparisons} comparisons that fit"
+        )
     return KdepError(
         f"the run needs an estimated {total:,.1f} GPU-hours, {hours.source}",
         expected=f"at most {budget:g} (--budget-hours)",
-        fix=f"raise --budget-hours, or add --fit-budget to run the {len(fitted.selected)} of "
-        f"{n_comparisons} comparisons that fit",
+        fix=fix,
     )

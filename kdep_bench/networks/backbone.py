@@ -164,12 +164,14 @@ class PreActivationTap(nn.Module):
             not self._activation and is_rectified(post_activation, pool(post_activation))
         ):
             activation = "an activation that is not a module"
+            fix = "use a network whose last activation is a module, and set `tap=` to its path"
             if unexpected:
-                activation = f"an activation, {unexpected.removeprefix('backbone.')}"
+                activation = f"the activation {unexpected.removeprefix('backbone.')}"
+                fix = f"set tap={unexpected.removeprefix('backbone.')!r} in the student config"
             raise KdepError(
                 f"tap='output' is wrong for {type(self.backbone).__name__}, which ends in "
                 f"{activation}",
-                fix="set `tap=` in the student config to the module path of that activation",
+                fix=fix,
             )
         if self._activation and not torch.equal(
             self._activation[0](pre_activation), post_activation

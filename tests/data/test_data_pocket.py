@@ -228,10 +228,14 @@ def test_a_changed_missing_or_additional_file_is_detected(made: Made, tmp_path: 
     ("spec", "message"),
     [
         ({"pool_compositse": 3}, "did you mean pool_composites"),
-        ({"pool_crops": -1}, "integers >= 0"),
-        ({"seed": 1.5}, "integers >= 0"),
-        ({"scene_size": [160]}, "integers 32..512"),
+        ({"pool_crops": -1}, "pool_crops = -1; expected an integer, 0 or more"),
+        ({"seed": 1.5}, "seed = 1.5; expected an integer"),
+        ({"classify": {"train": 1, "val": "2", "test": 3}}, "classify.val = '2'"),
+        ({"px": 16}, "px = 16; expected an integer from 32 to 512"),
+        ({"scene_size": [160]}, r"scene_size = \[160\]; expected width and height"),
+        ({"scene_size": 160}, "scene_size = 160; expected width and height"),
         ({"scenes": {"train": 3}}, "train, val and test"),
+        ({"scenes": 3}, "scenes = 3; expected numbers of images for train, val and test"),
         ({"source": "debian"}, "unknown source"),
     ],
 )

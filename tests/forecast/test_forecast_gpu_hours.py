@@ -141,5 +141,10 @@ def test_a_run_that_exceeds_its_budget_is_refused():
     assert message is not None
     assert f"{total:,.1f} GPU-hours, from a test" in str(message)
     assert f"--fit-budget to run the {len(fitted.selected)} of" in str(message)
+    nothing = budget_error(
+        fit(plan, plan.stages, set(plan.stages), hours, 1.0), Hours("x", hours), 1.0
+    )
+    assert nothing is not None
+    assert nothing.fix == "raise --budget-hours; not even one comparison fits"
     everything = fit(plan, plan.stages, set(plan.stages), hours, total)
     assert budget_error(everything, Hours("x", hours), total) is None

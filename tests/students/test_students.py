@@ -70,8 +70,10 @@ def test_a_wrong_pyramid_or_tap_is_refused():
     wrong_strides = {**student, "pyramid": {**student["pyramid"], "strides": [2, 4, 8, 16]}}
     with pytest.raises(KdepError, match="as in its `pyramid`"):
         check_student(wrong_strides)
-    with pytest.raises(KdepError, match=r"ends in an activation, layer4\.1\.relu"):
+    with pytest.raises(KdepError, match=r"ends in the activation layer4\.1\.relu") as error:
         check_student({**student, "tap": "output"})
+    assert error.value.fix == "set tap='layer4.1.relu' in the student config"
+    check_student({**student, "tap": "layer4.1.relu"})
 
 
 def test_a_pyramid_of_the_swin_of_mmpretrain_is_refused_because_it_adds_parameters():

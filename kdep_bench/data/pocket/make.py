@@ -270,31 +270,36 @@ def checked_spec(spec: dict[str, Any]) -> dict[str, Any]:
             raise unknown_name("key", key, DEFAULTS, place="the pocket data")
     full = {k: spec.get(k, v) for k, v in DEFAULTS.items()}
     for key in ("classify", "scenes"):
-        if set(full[key]) != {"train", "val", "test"}:
-            raise KdepError(
-                f"{key} of the pocket data has the splits {sorted(full[key])}",
-                expected="train, val and test",
-                fix=f"correct `{key}` in the data config",
-            )
-    sizes = [full["px"], *full["scene_size"]]
-    counts = [full["pool_composites"], full["pool_crops"], full["seed"]]
-    counts += [*full["classify"].values(), *full["scenes"].values()]
-    if not all(type(v) is int and v >= 0 for v in counts):
-        raise KdepError(
-            f"the image counts or the seed of the pocket data are {counts}",
-            expected="integers >= 0",
-            fix="correct them in the data config",
-        )
-    if len(sizes) != 3 or not all(type(v) is int and 32 <= v <= 512 for v in sizes):
-        raise KdepError(
-            f"px and scene_size of the pocket data are {sizes}",
-            expected="integers 32..512",
-            fix="correct them in the data config",
-        )
+        if not isinstance(full[key], dict) or set(full[key]) != {"train", "val", "test"}:
+            raise _wrong_value(key, full[key], "numbers of images for train, val and test")
+    counts = {key: full[key] for key in ("pool_composites", "pool_crops", "seed")}
+    for part in ("classify", "scenes"):
+        counts |= {f"{part}.{split}": count for split, count in full[part].items()}
+    for key, count in counts.items():
+        if type(count) is not int or count < 0:
+            raise _wrong_value(key, count, "an integer, 0 or more")
+    if not _is_side(full["px"]):
+        raise _wrong_value("px", full["px"], "an integer from 32 to 512")
+    size = full["scene_size"]
+    if not isinstance(size, list | tuple) or len(size) != 2 or not all(map(_is_side, size)):
+        raise _wrong_value("scene_size", size, "width and height, two integers from 32 to 512")
     if full["source"] not in ("auto", "debian+pip", "pip-only"):
         raise unknown_name("source", str(full["source"]), ("auto", "debian+pip", "pip-only"))
     full["scene_size"] = list(full["scene_size"])
     return full
+
+
+def _wrong_value(key: str, value: Any, expected: str) -> KdepError:
+    return KdepError(
+        f"the pocket data has {key} = {value!r:.80}",
+        expected=expected,
+        fix=f"correct `{key}` in the data config",
+    )
+
+
+def _is_side(value: Any) -> bool:
+    """Whether a value can be a side of an image, in pixels."""
+    return type(value) is int and 32 <= value <= 512
 
 
 def images_in(spec: dict[str, Any]) -> int:
