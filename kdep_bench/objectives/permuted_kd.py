@@ -58,6 +58,7 @@ def permute_others(z_BC: Tensor, rows_B: Tensor, seed: int = 0) -> Tensor:
     """
     classes = torch.arange(z_BC.shape[1], device=z_BC.device)
     is_top_BC = classes == z_BC.argmax(1, keepdim=True)
+    # Multiples of a large prime, so that different seeds hash different numbers for the same row.
     keys_BC = mixed(mixed(rows_B + 1_000_003 * seed)[:, None] + classes)
     order_BC = classes.expand_as(z_BC).masked_fill(is_top_BC, -1).argsort(1)
     random_BC = keys_BC.masked_fill(is_top_BC, -1).argsort(1)

@@ -18,7 +18,7 @@ from kdep_bench.signatures import class_value, resolve_alias
 ONLY = "teacher"  # role of the teacher in a method with one teacher
 PROXY = "_proxy"  # suffix of the role of a short distillation from the teacher of a role
 
-# Words of `needs` for which an objective must have a teacher that supplies them.
+# Words of `needs` that a teacher, live or cached, supplies with every batch.
 FROM_TEACHER = frozenset(
     {
         *("target", "pooled", "logits", "maps", "tokens", "probabilities"),

@@ -43,6 +43,7 @@ class NewNetwork(nn.Module):
     def __init__(self, student: Mapping[str, Any], dtype: torch.dtype) -> None:
         super().__init__()
         self.backbone = build_backbone(student)
+        # In a list, so that the backbone is not registered as a submodule a second time.
         self._tap = [PreActivationTap(self.backbone, student["tap"])]
         self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dtype = dtype
@@ -57,7 +58,7 @@ class NewPyramid(NewNetwork):
     """A NewNetwork that also returns its feature pyramid: images -> StudentOutput."""
 
     def __init__(self, student: Mapping[str, Any], dtype: torch.dtype) -> None:
-        nn.Module.__init__(self)
+        nn.Module.__init__(self)  # that of NewNetwork would build another backbone
         self._pyramid = Pyramid(student)
         self.backbone = self._pyramid.backbone
         self._tap = [PreActivationTap(self.backbone, student["tap"])]

@@ -31,6 +31,7 @@ class Positions(Sampler[int]):
         n_skipped: number of this rank's positions to skip, when a run resumes.
     """
 
+    # mmengine passes a seed to every sampler; it is not used here.
     def __init__(self, dataset: Sized, seed: int | None = None) -> None:
         self.rank, self.ranks = get_dist_info()
         self.length, self.n_skipped = len(dataset), 0

@@ -82,6 +82,7 @@ def spread(x_ND: np.ndarray, width: int | None) -> dict[str, float]:
             fix="check its weights and its normalisation",
         )
     s = singular_values(x_ND)
+    # Below this limit only rounding errors differ between the images.
     if s[0] <= 1e-6 * max(1.0, float(np.abs(x_ND).max())):
         raise KdepError(
             "the teacher's features are equal for all images",
