@@ -30,7 +30,7 @@ class TeachWhatYouShould(Objective):
 
     s and t are the logits of student and teacher. During each phase, the augmentation is trained to
     minimise CE(y, t(x')) - log(1 - p_y(s(x')) + 1e-8), with y the teacher's most probable class of
-    x and p_y the student's probability of y. It so learns to make images that the teacher still
+    x and p_y the student's probability of y. So it learns to make images that the teacher still
     classifies as before, and the student does not. These steps change neither the student's weights
     nor its BatchNorm statistics. Teacher and student get the same augmentation, each at its own
     resolution.
