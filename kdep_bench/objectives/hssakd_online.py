@@ -100,6 +100,7 @@ class HssakdOnline(Objective):
         """The terms of L_i, each [B]; the logits of student j get no gradient.
 
         Args:
+            ctx: the batch.
             own_BC, other_BC: the logits s_i and s_j.
             own_joint_LBJ, other_joint_LBJ: the logits s_il and s_jl of L levels and J = 4 C joint
                 labels.

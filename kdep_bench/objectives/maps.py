@@ -35,6 +35,8 @@ def projectors(
     """A module per student level that maps its channels to those of the teacher's map.
 
     Args:
+        levels: {student level: teacher map}.
+        student_maps, teacher_maps: the maps of student and teacher by name.
         make: called with (student channels, teacher channels); returns the module.
         always: whether to call `make` even if the numbers of channels are equal; otherwise the
             identity is used for such a level.

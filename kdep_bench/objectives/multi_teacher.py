@@ -127,6 +127,7 @@ class MultiTeacherKDWithLabels(MultiTeacherKD):
 
     Args:
         classes: number of classes of the labels, set by the pre-training stage.
+        width, teachers, tau, weighting, epochs, build_args: as in MultiTeacherKD.
     """
 
     # needs: read from the batch ("classes": the labels must be the teacher's).

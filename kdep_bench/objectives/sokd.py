@@ -84,6 +84,7 @@ class SemiOnlineWithLabels(SemiOnline):
 
     Args:
         classes: number of classes of the labels, set by the pre-training stage.
+        levels, width, teacher_classes, teacher_config, tau: as in SemiOnline.
     """
 
     needs = frozenset({"maps", "logits", "tail", "labels", "classes"})

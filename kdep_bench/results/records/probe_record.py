@@ -28,8 +28,8 @@ from kdep_bench.results.records.record import (
 )
 from kdep_bench.results.records.store import own_folder
 
-PROBES = "probes"  # the folder
-LARGEST = 1 << 20  # bytes of a file
+PROBES = "probes"  # folder of the probe records inside a results folder
+LARGEST = 1 << 20  # largest size of a record file, in bytes
 _FIX = "move the file to another folder; running the suite with --report then writes it again"
 
 

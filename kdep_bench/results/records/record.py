@@ -42,7 +42,7 @@ from kdep_bench.files import LARGEST_NUMBER, parse_strict, read_bytes
 SCHEMA = 3
 TEXT_LIMIT = 20_000
 LONG_TEXT_LIMIT = 200_000
-LARGEST_RECORD = 64 << 20  # bytes; the largest published one has 0.1 MB
+LARGEST_RECORD = 64 << 20  # bytes; published records have less than 0.1 MB
 
 # The types of fields, with the values that they allow.
 Text = Annotated[str, Field(max_length=TEXT_LIMIT)]

@@ -35,7 +35,7 @@ from kdep_bench.safe_files import read_bytes
 FILE = "samples.npz"
 FOLDER = "samples"  # the folder inside a results folder
 VERSION = 1
-LARGEST = 512 << 20  # bytes of a file, and of all its arrays
+LARGEST = 512 << 20  # largest size, in bytes, of a file and of all its arrays together
 #: Scorer -> array -> number of dimensions.
 ARRAYS: Mapping[str, Mapping[str, int]] = {
     "accuracy": {"truth": 1, "prediction": 1, "probability": 1, "truth_probability": 1},
