@@ -86,8 +86,11 @@ def _objectives(spec: Json) -> list[Json]:
     return out
 
 
-def _of_objective(spec: Json, name: str) -> int:
-    """The sum of a class attribute over an objective and its parts. `spec`: of a pre-training."""
+def _sum_over_objectives(spec: Json, name: str) -> int:
+    """The sum of a class attribute over the objective of a pre-training and its parts.
+
+    `spec`: spec of the pre-training.
+    """
     return sum(_class_number(objective, name) for objective in _objectives(spec))
 
 
@@ -313,11 +316,11 @@ class Forecast:
             *((peer, student_network(peer), FORWARD_AND_BACKWARD) for peer in trained_peers(spec)),
             *((teacher, teacher_network(teacher), 1) for teacher in live_teachers(spec)),
         ]
-        if passes := _of_objective(spec, "student_passes"):
+        if passes := _sum_over_objectives(spec, "student_passes"):
             run_with_student.append((spec["student"], network, passes * FORWARD_AND_BACKWARD))
-        if passes := _of_objective(spec, "copy_passes"):
+        if passes := _sum_over_objectives(spec, "copy_passes"):
             run_with_student.append((spec["student"], network, passes))
-        if passes := _of_objective(spec, "teacher_passes"):
+        if passes := _sum_over_objectives(spec, "teacher_passes"):
             teacher = self._first_teacher(stage)
             run_with_student.append((teacher, teacher_network(teacher), passes))
         for config, network_config, passes in run_with_student:

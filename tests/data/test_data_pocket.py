@@ -186,9 +186,11 @@ def test_the_masks_mark_the_pixels_of_the_drawn_objects() -> None:
     white = np.full((60, 60, 4), 255, np.uint8)
     cutouts = {label: [Cutout("w", label, "w", white)] for label in CLASSES}
     cutouts[DISTRACTOR] = [Cutout("d", DISTRACTOR, "d", np.zeros((9, 9, 4), np.uint8))]
-    shelf = compose.Shelf(cutouts, [Photo("b", "x", "b", np.zeros((200, 200, 3), np.uint8))])
+    sources = compose.SourceImages(
+        cutouts, [Photo("b", "x", "b", np.zeros((200, 200, 3), np.uint8))]
+    )
     for seed in range(12):
-        scene = compose.scene(np.random.default_rng(seed), shelf, (160, 120))
+        scene = compose.scene(np.random.default_rng(seed), sources, (160, 120))
         wrong = (scene.image.max(2) > 90) != (scene.instances > 0)
         assert wrong.mean() < 0.02
         assert set(np.unique(scene.instances)) <= set(range(len(scene.labels) + 1))

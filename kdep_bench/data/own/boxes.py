@@ -80,6 +80,7 @@ def class_names(splits: Mapping[str, Boxes]) -> list[str]:
 
 
 def _check_files(boxes: Boxes) -> None:
+    """Raises KdepError if images of the json are missing, or the search for images ignores them."""
     missing = [n for n in boxes.sizes if not os.path.lexists(boxes.folder / n)]
     if missing:
         hint = (
@@ -106,6 +107,7 @@ def _check_files(boxes: Boxes) -> None:
 
 
 def _check_same_file(config: DataConfig) -> None:
+    """Raises KdepError if two splits use the same json."""
     seen: dict[Path, str] = {}
     for split, (path, _) in config.coco.items():
         if earlier := seen.get(path.resolve()):
@@ -117,6 +119,7 @@ def _check_same_file(config: DataConfig) -> None:
 
 
 def _check_scorable(split: str, boxes: Boxes) -> None:
+    """Raises KdepError if a split has no box that is used for training and score."""
     if any(not b.crowd for b in boxes.boxes):
         return
     problem = (

@@ -49,7 +49,7 @@ class Folders:
         return [self.folder / n for names in self.classes.values() for n in names]
 
 
-def check_others(listing: Listing, faults: Faults) -> None:
+def check_other_files(listing: Listing, faults: Faults) -> None:
     """Adds a fault if the folder has files that are neither images nor skipped."""
     if listing.other_files:
         suffixes = sorted({Path(n).suffix or "none" for n in listing.other_files})
@@ -74,7 +74,7 @@ def read_folders(folder: Path, faults: Faults, fix: str) -> Folders | None:
         fix: the fix to state if the folders are splits instead of classes.
     """
     listing = list_images(folder)
-    check_others(listing, faults)
+    check_other_files(listing, faults)
     out = Folders(folder, listing, listing.by_class())
     if loose := out.classes.pop("", []):
         faults.add(

@@ -255,6 +255,10 @@ def _annotations(
 
 
 def _box(value: Any, subject: str, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The box `value` as (x, y, width, height) in pixels; KdepError unless it is in its image.
+
+    `size`: (width, height) of the image. `subject`: the annotation, for errors.
+    """
     numbers = [_number(v) for v in value] if isinstance(value, list) else []
     if len(numbers) != 4 or any(n is None for n in numbers):
         raise KdepError(

@@ -77,6 +77,11 @@ def _check_shared_files(splits: Mapping[str, Masks], config: DataConfig, faults:
 
 
 def _pairs(images: Path, folder: Path, faults: Faults) -> Masks:
+    """Pairs the images of a split with its masks; adds a fault for each image without its own mask.
+
+    Raises:
+        KdepError: there is no image.
+    """
     listing = list_images(images)
     out = Masks(images, folder, passed_over=dict(listing.passed_over))
     by_mask: dict[str, str] = {}

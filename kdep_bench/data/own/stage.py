@@ -68,7 +68,7 @@ def read_parts(spec: Mapping[str, Any], progress: Progress) -> DataParts:
     if config.pool_labels:
         parts.labelled = class_folders.read_pool(config, faults)
     else:
-        class_folders.check_others(parts.pool, faults)
+        class_folders.check_other_files(parts.pool, faults)
     if not parts.pool.images:
         faults.add(
             KdepError(
@@ -93,6 +93,7 @@ def read_parts(spec: Mapping[str, Any], progress: Progress) -> DataParts:
 
 
 def _inspect(files: list[Path], faults: Faults, progress: Progress) -> dict[Path, ImageInfo]:
+    """Reads every image; adds a fault for each that cannot be used."""
     existing = [f for f in files if os.path.lexists(f)]  # missing ones are already reported
     with ImageMemory() as memory:
         result = inspect(existing, memory, progress=lambda i, n: progress(i, n, "checking images"))
@@ -102,6 +103,7 @@ def _inspect(files: list[Path], faults: Faults, progress: Progress) -> dict[Path
 
 
 def _check_allowed(parts: DataParts) -> None:
+    """Raises KdepError if `allow_absent` names a class that neither boxes nor masks have."""
     known = {c for b in parts.detect.values() for c in b.categories} | set(parts.config.classes)
     if unknown := sorted(parts.config.allow_absent - known):
         raise unknown_name("class", unknown[0], known, place="`allow_absent` of the data config")
@@ -136,6 +138,7 @@ def _lay_out(parts: DataParts, data: Path) -> str:
 
 
 def _write_labels(parts: DataParts, data: Path) -> None:
+    """Writes the class number of every pool image to pool/labels.json."""
     assert parts.labelled is not None
     classes = sorted(parts.labelled.classes)
     labels = {

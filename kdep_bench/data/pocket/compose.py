@@ -22,7 +22,7 @@ _ATTEMPTS = 12  # placements that are tried per object
 
 
 @dataclass(frozen=True)
-class Shelf:
+class SourceImages:
     """The source images of one split: objects by label, including distractors, and backgrounds."""
 
     objects: Mapping[str, Sequence[Cutout]]
@@ -167,30 +167,30 @@ def finish(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
 
 
 def single(
-    rng: np.random.Generator, shelf: Shelf, label: str, px: int
+    rng: np.random.Generator, sources: SourceImages, label: str, px: int
 ) -> tuple[np.ndarray, Cutout]:
     """Composes an image of one large object, with up to two smaller objects behind it.
 
     Args:
         rng: random numbers.
-        shelf: source images.
+        sources: the objects and backgrounds of one split.
         label: class of the large object.
         px: side of the image.
 
     Returns:
         the image [px, px, 3] uint8 BGR, and the cut-out of the large object.
     """
-    canvas = crop(rng, pick(rng, shelf.photos), px, px).astype(np.float32)
+    canvas = crop(rng, pick(rng, sources.photos), px, px).astype(np.float32)
     for _ in range(int(rng.integers(0, 3))):
         small_label = DISTRACTOR if rng.random() < 0.6 else pick(rng, CLASSES)
-        small = pick(rng, shelf.objects[small_label])
+        small = pick(rng, sources.objects[small_label])
         blend(rng, canvas, place(rng, small, (px, px), px * rng.uniform(0.18, 0.4), 0.7))
-    main = pick(rng, shelf.objects[label])
+    main = pick(rng, sources.objects[label])
     blend(rng, canvas, place(rng, main, (px, px), px * rng.uniform(0.5, 0.95), 0.95))
     return finish(rng, canvas), main
 
 
-def scene(rng: np.random.Generator, shelf: Shelf, size: tuple[int, int]) -> Scene:
+def scene(rng: np.random.Generator, sources: SourceImages, size: tuple[int, int]) -> Scene:
     """Composes a scene of up to 5 labelled objects and up to 2 distractors.
 
     If an object would hide too much of a labelled one (see MIN_VISIBLE_PX, MIN_VISIBLE_FRACTION),
@@ -199,11 +199,11 @@ def scene(rng: np.random.Generator, shelf: Shelf, size: tuple[int, int]) -> Scen
 
     Args:
         rng: random numbers.
-        shelf: source images.
+        sources: the objects and backgrounds of one split.
         size: (width, height) in pixels.
     """
     width, height = size
-    canvas = crop(rng, pick(rng, shelf.photos), width, height).astype(np.float32)
+    canvas = crop(rng, pick(rng, sources.photos), width, height).astype(np.float32)
     instances = np.zeros((height, width), np.int32)
     labels, full_areas = [], []  # per labelled object; areas in pixels, as if nothing covered it
     classes_drawn = [int(c) for c in rng.integers(len(CLASSES), size=rng.integers(2, 6))]
@@ -212,7 +212,7 @@ def scene(rng: np.random.Generator, shelf: Shelf, size: tuple[int, int]) -> Scen
         label = CLASSES[index] if index >= 0 else DISTRACTOR
         for attempt in range(_ATTEMPTS):
             relative_size = rng.uniform(0.25, 0.7) * (1 - 0.04 * attempt)
-            cutout = pick(rng, shelf.objects[label])
+            cutout = pick(rng, sources.objects[label])
             layer = place(rng, cutout, size, height * relative_size, 0.85)
             mask = layer[..., 3] > 127
             area = int(mask.sum())

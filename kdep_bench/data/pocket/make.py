@@ -77,12 +77,14 @@ class Maker:
 
     Args:
         spec: see `checked_spec`.
-        shelves: source images by split.
+        sources_by_split: source images by split.
         root: folder of the data.
     """
 
-    def __init__(self, spec: dict[str, Any], shelves: dict[str, compose.Shelf], root: Path):
-        self.spec, self.shelves, self.root = spec, shelves, root
+    def __init__(
+        self, spec: dict[str, Any], sources_by_split: dict[str, compose.SourceImages], root: Path
+    ):
+        self.spec, self.sources_by_split, self.root = spec, sources_by_split, root
 
     def run(self, job: Job) -> Written:
         """Draws and writes the images of `job`."""
@@ -101,24 +103,26 @@ class Maker:
 
     def _composite(self, rng: np.random.Generator, split: str, index: int, out: Written) -> None:
         label = index % len(CLASSES)
-        image, main = compose.single(rng, self.shelves[split], CLASSES[label], self.spec["px"])
+        image, main = compose.single(
+            rng, self.sources_by_split[split], CLASSES[label], self.spec["px"]
+        )
         name = pool_name(index)
         self._image(out, f"pool/images/{name}", image)
         out.annotations.append({"file": name, "label": label, "fine": main.group})
 
     def _crop(self, rng: np.random.Generator, split: str, index: int, out: Written) -> None:
-        px, photo = self.spec["px"], compose.pick(rng, self.shelves[split].photos)
+        px, photo = self.spec["px"], compose.pick(rng, self.sources_by_split[split].photos)
         name = pool_name(self.spec["pool_composites"] + index)
         self._image(out, f"pool/images/{name}", compose.detail(rng, photo, px))
         out.annotations.append({"file": name, "label": SCENE_ID, "fine": photo.group})
 
     def _classify(self, rng: np.random.Generator, split: str, index: int, out: Written) -> None:
         label = CLASSES[index % len(CLASSES)]
-        image, _ = compose.single(rng, self.shelves[split], label, self.spec["px"])
+        image, _ = compose.single(rng, self.sources_by_split[split], label, self.spec["px"])
         self._image(out, f"classify/{split}/{label}/{index:05d}.jpg", image)
 
     def _scene(self, rng: np.random.Generator, split: str, index: int, out: Written) -> None:
-        scene = compose.scene(rng, self.shelves[split], tuple(self.spec["scene_size"]))
+        scene = compose.scene(rng, self.sources_by_split[split], tuple(self.spec["scene_size"]))
         file = f"{index + 1:06d}.jpg"
         self._image(out, f"detect/{split}/{file}", scene.image)
         stem = f"{split}/pocket/pocket_{index + 1:06d}_000019"
@@ -231,8 +235,8 @@ def make(
     _check_space(out, total)
     objects = split_by_group(material.cutouts, spec["seed"])
     photos = split_by_group(material.backgrounds, spec["seed"])
-    shelves = {s: _shelf(s, objects[s], photos[s]) for s in SPLIT_FRACTIONS}
-    written = _draw(Maker(spec, shelves, root), list(jobs(spec)), progress, workers)
+    sources_by_split = {s: _source_images(s, objects[s], photos[s]) for s in SPLIT_FRACTIONS}
+    written = _draw(Maker(spec, sources_by_split, root), list(jobs(spec)), progress, workers)
     seconds = time.perf_counter() - started
     files = [entry for part in written.values() for entry in part.files]
     files += _write_photos(root, material.checks)
@@ -242,7 +246,7 @@ def make(
     summary = {
         "fingerprint": write_checksums(root, files),
         "source": material.source,
-        "counts": _counts(files, shelves),
+        "counts": _counts(files, sources_by_split),
         "classes": list(CLASSES),
         "licences": material.licences,
         "notes": material.notes,
@@ -318,7 +322,7 @@ def jobs(spec: dict[str, Any]) -> Iterable[Job]:
             yield Job(kind, split, start, min(count, start + _CHUNK))
 
 
-def _shelf(split: str, cutouts: list[Cutout], photos: list[Photo]) -> compose.Shelf:
+def _source_images(split: str, cutouts: list[Cutout], photos: list[Photo]) -> compose.SourceImages:
     by_label: dict[str, list[Cutout]] = {label: [] for label in (*CLASSES, DISTRACTOR)}
     for cutout in cutouts:
         by_label[cutout.label].append(cutout)
@@ -329,7 +333,7 @@ def _shelf(split: str, cutouts: list[Cutout], photos: list[Photo]) -> compose.Sh
             f"the source images of the split {split} of the pocket data include no {missing}",
             fix="use another `seed` or `source` in the data config",
         )
-    return compose.Shelf(by_label, photos)
+    return compose.SourceImages(by_label, photos)
 
 
 def _check_space(out: Path, images: int) -> None:
@@ -407,7 +411,11 @@ def _work(job: Job) -> Written:
     return _MAKER.run(job)
 
 
+# The next four functions return (relative path, SHA-256) of each file that they write.
+
+
 def _write_photos(root: Path, photos: list[Photo]) -> list[tuple[str, str]]:
+    """Writes the labelled photographs of the task pocket_photos."""
     out = []
     for photo in photos:
         rel = f"photos/{photo.label}/{photo.name}.jpg"
@@ -444,6 +452,7 @@ def _write_known(root: Path, cutouts: list[Cutout]) -> list[tuple[str, str]]:
 
 
 def _write_pool_labels(root: Path, written: dict[Job, Written]) -> list[tuple[str, str]]:
+    """Writes the class of every pool image, and its group ("fine": source object or place)."""
     annotations = [
         annotation
         for job, result in written.items()
@@ -461,6 +470,7 @@ def _write_pool_labels(root: Path, written: dict[Job, Written]) -> list[tuple[st
 def _write_coco(
     root: Path, written: dict[Job, Written], spec: dict[str, Any]
 ) -> list[tuple[str, str]]:
+    """Writes a COCO json of the scenes of each split."""
     out = []
     categories = [{"id": i, "name": c, "supercategory": "pocket"} for i, c in enumerate(CLASSES, 1)]
     for split in spec["scenes"]:
@@ -486,13 +496,16 @@ def _json(value: Any) -> bytes:
     return canonical_json(value).encode()
 
 
-def _counts(files: list[tuple[str, str]], shelves: dict[str, compose.Shelf]) -> dict[str, Any]:
+def _counts(
+    files: list[tuple[str, str]], sources_by_split: dict[str, compose.SourceImages]
+) -> dict[str, Any]:
     images = [rel.split("/") for rel, _ in files if rel.endswith(".jpg")]
     names = ("/".join(p[:2]) if p[0] != "pool" else "pool" for p in images)
     return {
         "images": dict(sorted(Counter(names).items())),
         "objects": {
-            s: {k: len(v) for k, v in shelf.objects.items()} for s, shelf in shelves.items()
+            s: {k: len(v) for k, v in sources.objects.items()}
+            for s, sources in sources_by_split.items()
         },
-        "backgrounds": {s: len(shelf.photos) for s, shelf in shelves.items()},
+        "backgrounds": {s: len(sources.photos) for s, sources in sources_by_split.items()},
     }

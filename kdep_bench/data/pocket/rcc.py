@@ -47,6 +47,7 @@ def read_rcc(path: str | Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _walk(raw: bytes, path: str) -> Iterator[tuple[str, bytes]]:
+    """Yields (path, bytes) of every file in the container `raw`; its `path` is for errors."""
     version, tree, data, names = struct.unpack_from(">IIII", raw, 4)
     node_size = 14 if version < 2 else 22
 
@@ -56,6 +57,7 @@ def _walk(raw: bytes, path: str) -> Iterator[tuple[str, bytes]]:
         return raw[start : start + 2 * length].decode("utf-16-be")
 
     def visit(index: int, folder: str) -> Iterator[tuple[str, bytes]]:
+        """Yields the files of tree node `index`, which is inside `folder`; node 0 is the root."""
         node = tree + index * node_size
         name_offset, flags = struct.unpack_from(">IH", raw, node)
         node_path = folder if index == 0 else f"{folder}/{name(name_offset)}".lstrip("/")
