@@ -112,7 +112,7 @@ class StageLock:
         machine is free only after a `Watch` has cleared it.
 
         Args:
-            on_loss: called from the heartbeat thread if the entry of another owner appears.
+            on_loss: called from the heartbeat thread if another process has taken the lock over.
             beat: seconds between heartbeats; default BEAT.
 
         Returns:

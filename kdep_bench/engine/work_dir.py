@@ -252,7 +252,7 @@ def prunable(entries: Iterable[WorkDirEntry], has_references: bool) -> list[Work
 
 
 def remove(work: Path, entry: WorkDirEntry) -> bool:
-    """Deletes one entry while holding its lock; False if a process uses it.
+    """Deletes one entry while holding its lock; False if a process uses it or it is no directory.
 
     stage.json is removed first, so that an interrupted removal leaves a stage that is not done.
     """

@@ -125,8 +125,8 @@ class StdMatch(Transform):
     """Rescales the aligned channels to new standard deviations (stds).
 
     By default, the k-th largest std of the aligned channels is replaced by the k-th largest std of
-    the raw feature. With a `ratio` r, the new stds range from r to 1 and are linear in the old std
-    s: (max - r min + (r - 1) s) / (max - min).
+    the raw feature. With a `ratio` r, the new stds rise linearly with the old std s, from 1 for the
+    smallest to r for the largest: (max - r min + (r - 1) s) / (max - min).
 
     Source: CVMI-Lab/KDEP `src/resnet.py`, comments "Var matching", step 2, methods 2 and 1, with r
     = 2.98 or 4.57. The factor 357 there is not needed with the automatic loss weight.

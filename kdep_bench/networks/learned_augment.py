@@ -82,7 +82,10 @@ NAMES = (*LEARNED, *FIXED)
 
 
 def cutout(x_B3HW: Tensor, corner: tuple[float, float]) -> Tensor:
-    """Sets a square of half the side to 0; `corner`: its upper left corner, two of [0, 1)."""
+    """Sets a rectangle of half the height and half the width to 0.
+
+    `corner`: its (top, left) corner, fractions in [0, 1) of the largest possible values.
+    """
     h, w = x_B3HW.shape[-2:]
     top, left = (int(c * n / 2) for c, n in zip(corner, (h, w), strict=True))
     mask = torch.ones_like(x_B3HW)
