@@ -269,7 +269,9 @@ def _unknown_argument(name: str, where: str, key: str, valid: Collection[str]) -
             fix=f"remove it ({hint})",
         )
     error = unknown_name("argument", key, valid, place=f"{where} ({name})")
-    return KdepError(error.problem, expected=error.expected, fix=f"{error.fix} ({hint})")
+    if error.fix.startswith("did you mean"):  # misspelt, not an argument of another type
+        return error
+    return KdepError(error.problem, fix=f"{error.fix} ({hint})")
 
 
 def check_value(annotation: str, value: Any, where: str, name: str) -> None:

@@ -76,7 +76,8 @@ def main(argv: list[str] | None = None) -> int:
     if command not in COMMANDS:
         from kdep_bench.errors import unknown_name
 
-        print(unknown_name("command", command, [*COMMANDS, *ALIASES, *LISTS]), file=sys.stderr)
+        known = [*COMMANDS, *ALIASES, *LISTS, "--help", "--version"]
+        print(unknown_name("command", command, known), file=sys.stderr)
         return 2
     module = import_module(f"kdep_bench.cli.{COMMANDS[command][0]}")
     sys.argv[0] = f"kdep-bench {arguments[0]}"

@@ -1,15 +1,19 @@
-"""The parser of all commands: its error for an unknown argument says what to write instead."""
+"""The parser of all commands: its errors for wrong arguments say what to write instead."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import ast
+import re
+from typing import Any, NoReturn
 
 from kdep_bench.errors import KdepError, unknown_name
 
+_TYPES = {"int": "an integer", "float": "a number"}
+
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that suggests similar options for an unknown one.
+    """An ArgumentParser whose errors say what is expected, with similar options and values.
 
     Args:
         if_unnamed: what to do about a value that no argument takes, such as "pass a suite as
@@ -28,6 +32,35 @@ class Parser(argparse.ArgumentParser):
             self.error(str(self._unknown(unknown[0])))
         return parsed
 
+    def error(self, message: str) -> NoReturn:
+        """Prints the usage and the error, and exits with 2; `message`: by argparse or a command."""
+        super().error(str(self._explained(message) or message))
+
+    def _explained(self, message: str) -> KdepError | None:
+        """The error for a message of argparse; None for another message."""
+        see_help = f"{self.prog} --help explains the arguments"
+        if found := re.fullmatch(
+            r"argument (.+): invalid choice: (.+) \(choose from (.+)\)", message
+        ):
+            name, value, choices = found[1], found[2], ast.literal_eval(f"[{found[3]}]")
+            hint = unknown_name("value", value.strip("'"), choices).fix
+            return KdepError(
+                f"{_named(name)} is {value}",
+                expected=f"one of: {', '.join(map(str, choices))}",
+                fix=hint if hint.startswith("did you mean") else "choose one of these",
+            )
+        if found := re.fullmatch(r"argument (.+): invalid (int|float) value: (.+)", message):
+            expected = _TYPES[found[2]]
+            return KdepError(
+                f"{found[1]} is {found[3]}", expected=expected, fix=f"correct {found[1]}"
+            )
+        if found := re.fullmatch(r"argument (.+): expected (one|at least one) argument", message):
+            fix = f"write a value after it; {see_help}"
+            return KdepError(f"the option {found[1]} has no value", fix=fix)
+        if found := re.fullmatch(r"the following arguments are required: (.+)", message):
+            return KdepError(f"the command lacks {_named(found[1])}", fix=f"add it; {see_help}")
+        return None
+
     def _unknown(self, argument: str) -> KdepError:
         """The error for an option that does not exist, or a value that no argument takes."""
         if argument.startswith("-"):
@@ -43,3 +76,8 @@ class Parser(argparse.ArgumentParser):
             f"unexpected argument {argument!r}",
             fix=self._if_unnamed or f"remove it; {self.prog} --help lists the arguments",
         )
+
+
+def _named(argument: str) -> str:
+    """An option, or an argument without a name, as an error calls it."""
+    return argument if argument.startswith("-") else f"the argument {argument}"

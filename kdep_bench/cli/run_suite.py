@@ -32,10 +32,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = p.parse_args(arguments)
     try:
         if args.list:
+            if args.suite:
+                raise KdepError(
+                    f"the list of {args.list} takes no name, but got {args.suite!r}",
+                    fix=f"remove {args.suite!r}; to search the list, pipe it into grep",
+                )
             output.list_configs(args.list, args.json)
             return 0
         if not args.suite:
-            p.error("a suite is needed (see --list suites)")
+            p.error("no suite was given. Fix: add its name (kdep-bench suites lists them) or file.")
         check_arguments(args)
         return _run(args, arguments)
     except KdepError as e:

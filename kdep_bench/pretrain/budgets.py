@@ -50,9 +50,11 @@ def check_budget(
         if share < 1 and pool >= batch:
             fraction = math.ceil(1000 * batch / pool) / 1000
             or_fraction = f", or use a data fraction of {fraction:g} or more"
+        epochs_per_step = batch / max(images, 1)
+        shown = f"{epochs_per_step:.3g}" if epochs_per_step < 100 else f"{epochs_per_step:,.0f}"
         raise KdepError(
             f"{subject} has a batch of {batch}, but only {images} image{'s' * (images != 1)}: one "
-            f"step would be {batch / max(images, 1):.3g} epochs",
+            f"step would be {shown} epochs",
             fix=f"add images to the pool, or set budget.batch to at most {images}{or_fraction}",
         )
     steps = whole_batches(budget, images, pool)

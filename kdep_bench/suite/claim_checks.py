@@ -93,6 +93,11 @@ def check_claims(
     probe_names = set(probes)
     for fields in claims:
         claim = make_claim(fields)
+        if not all_rows:
+            raise KdepError(
+                f"the suite has the claim {claim.name!r}, but no task or no method to test it",
+                fix="add `tasks` and `methods` to the suite, or remove its claims",
+            )
         for family in claim.families or ():
             if family not in known_families:
                 raise unknown_name(
@@ -257,7 +262,7 @@ def _check_rank_correlation(claim: Claim, rows: list[PlannedRow]) -> None:
     if n_teachers < 2:
         raise KdepError(
             f"the claim {claim.name!r} ranks teachers, but the suite has the method "
-            f"{' or '.join(claim.a.methods)} with only {n_teachers} teacher(s)",
+            f"{' or '.join(claim.a.methods)} with {'one' if n_teachers else 'no'} teacher",
             expected="two or more teachers (eight for a verdict)",
             fix="add variants with other teachers to the suite, or remove the claim",
         )

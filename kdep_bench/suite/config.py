@@ -320,7 +320,10 @@ def merged(base: Json, overrides: Json, where: str) -> Json:
         elif key in (valid_keys := {*base, *argument_names({**base, **overrides}.get("type"))}):
             out[key] = value
         else:
-            raise unknown_name("key", key, valid_keys, place=where)
+            # A user may write a key of a nested dict one level too high: iters of recipe.
+            outer = next((k for k, v in base.items() if isinstance(v, dict) and key in v), None)
+            fix = f"write {outer}=dict({key}=...)" if outer else None
+            raise unknown_name("key", key, valid_keys, place=where, fix=fix)
     return out
 
 
@@ -433,6 +436,10 @@ def _check_initial_weights(student: Json) -> None:
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
+# Keys of a method whose dict has a `type`; a user may write the name of the type alone.
+_TYPED = ("objective", "align", "transform", "augment", "optimizer")
+
+
 def check(model: type[_Model], value: Any, where: str) -> _Model:
     """`value` validated as `model`.
 
@@ -455,18 +462,20 @@ def check(model: type[_Model], value: Any, where: str) -> _Model:
     wrong_value = fault.get("input")
     expected = expected_text(fault)
     field = _fields_at(model, path[:-1]).get(path[-1]) if path else None
-    if field is not None and field.description:
-        expected = field.description
     if fault["type"] == "too_short":  # "List should have at least 1 item after validation, not 0"
         expected = f"at least {fault.get('ctx', {}).get('min_length', 1)} in the list"
     if fault["type"] == "too_long":
         expected = f"at most {fault.get('ctx', {}).get('max_length')} in the list"
+    if field is not None and field.description:
+        expected = field.description
     key = "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in path).removeprefix(".")
     fix = f"correct `{key}` in the {where}"
+    if fault["type"] == "dict_type" and isinstance(wrong_value, str) and key in _TYPED:
+        fix = f"write {key}=dict(type={wrong_value!r:.80})"
     if fault["type"] == "model_type":  # "a dictionary or instance of Seeds"
         expected = f"dict({', '.join(f'{name}=...' for name in _fields_at(model, path))})"
-    if fault["type"] == "list_type" and isinstance(wrong_value, str):
-        expected, fix = "a list", f"write {key}=[{wrong_value!r:.80}]"
+    if fault["type"] == "list_type" and isinstance(wrong_value, str | int | float):
+        expected, fix = "a list", f"write {path[-1]}=[{wrong_value!r:.80}]"
     raise KdepError(f"the {where} has {key} = {wrong_value!r:.80}", expected=expected, fix=fix)
 
 
@@ -647,7 +656,13 @@ def find_config(kind: str, ref: str, configs: Path = CONFIGS) -> Path:
         KdepError: there is no such file or config.
     """
     path = Path(ref)
-    if path.suffix == ".py" or path.is_file():
+    if path.suffix == ".py" or path.is_file() or (path.is_dir() and "/" in ref):
+        if path.is_dir():
+            raise KdepError(
+                f"{ref} is a folder, not a {kind}",
+                expected=f"the path of a {kind} config, a file that ends with .py",
+                fix="add the name of the file",
+            )
         if not path.is_file():
             raise KdepError(
                 f"the {kind} file {ref} does not exist",
@@ -797,7 +812,7 @@ def _teachers(ref: Any, students: list[Json], configs: Path) -> dict[str, Json |
         )
     for name in ref:
         if name not in names:
-            raise unknown_name("student under suite.teacher", name, names)
+            raise unknown_name("student", name, names, place="`teacher` of the suite")
     missing = [name for name in names if name not in ref]
     if missing:
         raise KdepError(

@@ -243,7 +243,7 @@ class StudentMethod:
         if teacher is None:
             raise KdepError(
                 f"{self.label} needs a teacher, but the suite has none for this student",
-                fix="set suite.teacher",
+                fix="set `teacher` in the suite",
             )
         return teacher
 

@@ -190,7 +190,7 @@ def check_probe_teacher(suite: Suite, student: Json, method: Json, probe: Json) 
         raise KdepError(
             f"{label} compares with the suite's teacher, but the suite has none for student "
             f"{student['name']!r}",
-            fix="set suite.teacher, or remove the probe",
+            fix="set `teacher` in the suite, or remove the probe",
         )
     if uses_method_teacher and method.get("synthesis") is not None:
         raise KdepError(

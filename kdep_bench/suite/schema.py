@@ -113,19 +113,36 @@ class ViewRecipe(_Part):
         ratio: range of its aspect ratio, width / height.
     """
 
-    scale: list[float] = Field(min_length=2, max_length=2, default=[0.35, 1.0])
-    ratio: list[float] = Field(min_length=2, max_length=2, default=[0.75, 4 / 3])
+    scale: list[float] = Field(
+        min_length=2,
+        max_length=2,
+        default=[0.35, 1.0],
+        description="two numbers low, high with 0 < low <= high <= 1",
+    )
+    ratio: list[float] = Field(
+        min_length=2,
+        max_length=2,
+        default=[0.75, 4 / 3],
+        description="two numbers low, high with 0 < low <= high <= 100",
+    )
 
     @field_validator("scale", "ratio")
     @classmethod
     def _range(cls, value: list[float], info: ValidationInfo) -> list[float]:
         (low, high), limit = value, 1 if info.field_name == "scale" else 100
         if not 0 < low <= high <= limit:
-            raise ValueError(f"two numbers low, high with 0 < low <= high <= {limit}")
+            raise ValueError("the limits of the crops have the wrong order or range")
         return value
 
 
 _Count = Annotated[int, Field(ge=1)]
+
+
+def _per_kind(example: str) -> Any:
+    """A field with a dict of numbers by stage kind; the default is an empty dict."""
+    return Field(
+        default={}, description=f"a dict of numbers by stage kind, such as dict({example})"
+    )
 
 
 class Runtime(_Part):
@@ -149,14 +166,14 @@ class Runtime(_Part):
             kdep_bench/trackers.py.
     """
 
-    cpus: dict[str, Annotated[int, Field(ge=0)]] = {}
-    timeout: dict[str, Annotated[float, Field(gt=0)]] = {}
-    gpus: dict[str, _Count] = {}
-    processes: dict[str, _Count] = {}
-    nodes: dict[str, _Count] = {}
-    memory: dict[str, _Count] = {}
-    time: dict[str, Annotated[float, Field(ge=60)]] = {}
-    cost: dict[str, Annotated[float, Field(gt=0)]] = {}
+    cpus: dict[str, Annotated[int, Field(ge=0)]] = _per_kind("pretrain=4")
+    timeout: dict[str, Annotated[float, Field(gt=0)]] = _per_kind("pretrain=3600")
+    gpus: dict[str, _Count] = _per_kind("pretrain=1")
+    processes: dict[str, _Count] = _per_kind("pretrain=2")
+    nodes: dict[str, _Count] = _per_kind("pretrain=2")
+    memory: dict[str, _Count] = _per_kind("pretrain=8000")
+    time: dict[str, Annotated[float, Field(ge=60)]] = _per_kind("pretrain=3600")
+    cost: dict[str, Annotated[float, Field(gt=0)]] = _per_kind("pretrain=600")
     timed: bool = True
     trackers: list[Any] = []
 
@@ -231,7 +248,11 @@ class _Method(_Part):
     steps: bool = True
     needs: list[str] | None = None
     students: list[str] | None = None
-    teacher: Json | None = None
+    teacher: Json | None = Field(
+        default=None,
+        description="dict(student=..., method=...), an intermediate teacher that the suite trains; "
+        "the large teacher is `teacher` of the suite",
+    )
     teacher_source: Literal["cached", "live"] = "cached"
     stored_maps: Literal["float16", "int8"] = "float16"
     augment: Json | None = None

@@ -601,8 +601,8 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
     ),
     "additional class folder in the test split": (
         lambda r: shutil.copytree(r / "classes/test/b", r / "classes/test/c"),
-        "classes/test of test also has 'c'",
-        "classes/train of train",
+        "the classes of train and test differ: only ",
+        "classes/test has 'c'",
         lambda r: (r / "classes/test/c").rename(r / "c"),
     ),
     "class folder empty": (

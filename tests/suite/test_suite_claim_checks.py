@@ -57,7 +57,7 @@ def refusal(claim: Any, **change: Any) -> str:
         (dict(base=BEATS, a=dict(method=["kdp", "scratch"])), "with itself"),
         ("data_10x", "'supervised' (`b`), which the suite does not run"),
         (dict(base="data_10x", b=dict(method="scratch")), "has only one value"),
-        ("compact_teacher_is_worse", "with only 1 teacher"),
+        ("compact_teacher_is_worse", "with one teacher"),
         (
             dict(base="compact_teacher_is_worse", by=dict(efficientnet_lite0=1.0, resnet50=2.0)),
             "resnet50",

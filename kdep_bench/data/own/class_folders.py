@@ -145,14 +145,13 @@ def read_all(config: DataConfig, faults: Faults) -> dict[str, Folders]:
             continue
         missing = sorted(train.classes.keys() - folders.classes.keys())
         extra = sorted(folders.classes.keys() - train.classes.keys())
-        differences = [f"does not have {listed(missing)}"] if missing else []
-        differences += [f"also has {listed(extra)}"] if extra else []
+        differences = [f"only {train.folder} has {listed(missing)}"] if missing else []
+        differences += [f"only {folders.folder} has {listed(extra)}"] if extra else []
         similar = similar_names([*missing, *extra])
         hint = f" ({pair_shown(*similar[0])} look like one class)" if similar else ""
         faults.add(
             KdepError(
-                f"the folder {folders.folder} of {split} {' and '.join(differences)}, compared "
-                f"with {train.folder} of train{hint}",
+                f"the classes of train and {split} differ: {', '.join(differences)}{hint}",
                 expected="the same class folders in every split",
                 fix="rename one of the folders"
                 if similar

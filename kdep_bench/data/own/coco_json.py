@@ -80,7 +80,7 @@ def read_boxes(path: Path, folder: Path, faults: Faults) -> Boxes | None:
             raise KdepError(
                 f"the file {path} contains {content}",
                 expected="a COCO json: an object with the lists images, annotations and categories",
-                fix="export the boxes as COCO json; files of captions or keypoints cannot be used",
+                fix="export the boxes as COCO json; a file of captions has no boxes",
             )
         out = Boxes(path, folder)
         for key in ("images", "categories"):
