@@ -28,6 +28,7 @@ rehearse: install
 	$(PY) tools/run_suite.py paper_r18 --rehearse
 	$(PY) tools/run_suite.py paper_mnv2 --rehearse
 	$(PY) tools/run_suite.py paper_maps_r18 --rehearse
+	$(PY) tools/run_suite.py paper_foggy --rehearse
 
 # The same with two gloo processes for each of the 230 trainings per suite; a training takes 2 to 4 s
 # of CPU time.

@@ -2,8 +2,8 @@
 
 Source       Zhou et al., CVIU 2023; hnuzhy/SSDA-YOLO: terms, weights and thresholds. Style by FDA
              (Yang and Soatto, CVPR 2020; YanchaoYang/FDA) instead of a trained translation network.
-Needs        a task with a target domain, such as `pocket_det_fog`; `pocket_det_fog_source` scores
-             the same detector on the source domain.
+Needs        a task with a target domain, such as `pocket_det_fog` or `foggy_cityscapes`; the tasks
+             with `_source` in their name score the same detector on the source domain.
 Differs      from the paper in the detector (the task's, here Faster R-CNN), in the style, and in
              target images without a confident box: they are left out, where the authors invent a
              random box. See kdep_bench/transfer/methods/ssda.py.

@@ -38,6 +38,7 @@ ALIASES = {
 # ImageNet-21k, and images that were retrieved because they are similar to images of the other sets
 # (Oquab et al. 2023, DINOv2, table 15).
 CONTAINED = {
+    "foggy_cityscapes": ("cityscapes",),
     "imagenet21k": ("imagenet",),
     "lvd142m": ("imagenet21k", "imagenet", "caltech101", "cub200", "dtd", "ade20k", "cityscapes"),
 }

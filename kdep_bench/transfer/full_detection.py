@@ -109,7 +109,7 @@ class OfficialDetection(Detection):
         from mmengine import Config
 
         recipe, iters = self.recipe, int(self.recipe["iters"])
-        name, root = recipe["set"], Path(data_root) / self.recipe["set"]
+        root = Path(data_root) / recipe["set"]
         cfg = mm_config.runtime_cfg(self.scope, work_dir, seed, checkpoint)
         cfg["custom_imports"]["imports"] += [
             "kdep_bench.transfer.coco_sets",
@@ -117,8 +117,7 @@ class OfficialDetection(Detection):
         ]
         if recipe["head"] == "c4":
             cfg["custom_hooks"][0]["parts"] = ["backbone", "roi_head.shared_head"]
-        train = datasets(name, root, train=True, pipeline=self._pipeline(train=True))
-        test = datasets(name, root, train=False, pipeline=self._pipeline(train=False))
+        train, test = self._datasets(root, train=True), self._datasets(root, train=False)
         model = self._full_model(student, checkpoint)
         cfg.update(
             model=model,
@@ -183,6 +182,14 @@ class OfficialDetection(Detection):
         short = math.sqrt(sum(s * s for s in scales) / len(scales))
         return self._padded(short, min(short * 4 / 3, self.recipe["long_edge"]))
 
+    def _datasets(self, root: Path, *, train: bool) -> dict[str, Any]:
+        """The config of mmdet's data set for the training or test split; `root`: the set's."""
+        pipeline = self._pipeline(train=train)
+        return datasets(self.recipe["set"], root, train=train, pipeline=pipeline)
+
+    def _class_names(self) -> tuple[str, ...]:
+        return voc.CLASSES if self.recipe["set"] == "voc" else tuple(coco.NAMES.values())
+
     def _evaluator(self, root: Path) -> dict[str, Any]:
         if self.recipe["set"] == "voc":
             return dict(type="KdepVOCMetric", metric="mAP", eval_mode="11points")
@@ -191,7 +198,6 @@ class OfficialDetection(Detection):
 
     def _full_model(self, student: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
         recipe, pyramid = self.recipe, mm_config.pyramid(student, f"task {self.name}")
-        classes = len(voc.CLASSES) if recipe["set"] == "voc" else len(coco.NAMES)
         model = copy.deepcopy(recipe["model"])
         model["data_preprocessor"].update(mean=MEAN, std=STD, bgr_to_rgb=True)
         stages: dict[str, Any] = {}
@@ -216,7 +222,7 @@ class OfficialDetection(Detection):
             norm_eval=recipe["norm_eval"],
             **stages,
         )
-        model["roi_head"]["bbox_head"]["num_classes"] = classes
+        model["roi_head"]["bbox_head"]["num_classes"] = len(self._class_names())
         return model
 
     def _share_last_stage(

@@ -49,7 +49,8 @@ def tiny_set(request: pytest.FixtureRequest, tmp_path: Path) -> OfficialSet:
 
 def test_every_official_set_has_a_module_that_is_found_by_name() -> None:
     assert set_names() == [
-        "ade20k", "caltech256", "cifar100", "cityscapes", "coco", "cub200", "dtd", "imagenet", "voc"
+        "ade20k", "caltech256", "cifar100", "cityscapes", "coco", "cub200", "dtd",
+        "foggy_cityscapes", "imagenet", "voc",
     ]  # fmt: skip
     for name in set_names():
         assert get_set(name).name == name
@@ -82,6 +83,12 @@ def test_the_counts_of_complete_releases_are_the_published_numbers() -> None:
             "val_images": 47 * 40,
             "test_images": 47 * 40,
             "classes": 47,
+        },
+        "foggy_cityscapes": {
+            "train_clear_images": 2_975,
+            "val_clear_images": 500,
+            "train_foggy_images": 2_975,
+            "val_foggy_images": 500,
         },
         "imagenet": {"train_classes": 1000, "train_images": 1_281_167},
         "voc": {

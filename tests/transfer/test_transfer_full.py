@@ -20,13 +20,17 @@ from kdep_bench.transfer import stage as transfer_stage
 from kdep_bench.transfer.gate import Parts, check
 from tests.transfer.conftest import export_random, quiet
 
-SETS = ["cifar100", "cub200", "dtd", "caltech256", "cityscapes", "voc", "ade20k", "coco"]
+SETS = [
+    *("cifar100", "cub200", "dtd", "caltech256", "cityscapes", "voc", "ade20k", "coco"),
+    "foggy_cityscapes",
+]
 TASKS = (
     *("cifar100", "cub200", "dtd", "caltech256", "cityscapes", "voc12_seg", "ade20k"),
     *("voc0712_c4", "voc0712_fpn", "coco_c4", "coco_fpn"),
+    *("foggy_cityscapes", "foggy_cityscapes_source"),
 )
 # One task of each family runs in every test run; `make rehearse` runs all, on both students.
-SAMPLE = ("cifar100", "voc12_seg", "voc0712_c4")
+SAMPLE = ("cifar100", "voc12_seg", "voc0712_c4", "foggy_cityscapes")
 
 R18: dict[str, Any] = {  # student config of a full ResNet-18
     "name": "resnet18",
@@ -65,10 +69,15 @@ def r18(tmp_path_factory: pytest.TempPathFactory, in_subprocess: Callable[..., A
     return out / "export"
 
 
+def task_config(name: str) -> dict[str, Any]:
+    """The config of a task without `tests_on`, which only planning reads."""
+    return {k: v for k, v in resolve("task", name).items() if k != "tests_on"}
+
+
 def run_task(name: str, prepared: Path, export: Path, out: Path) -> dict[str, Any]:
     """The outputs of the real transfer stage for the task `name`, shrunk to tiny images."""
     out.mkdir(parents=True, exist_ok=True)
-    spec = {"task": shrink_task(resolve("task", name)), "student": R18, "seed": 0, "threads": 1}
+    spec = {"task": shrink_task(task_config(name)), "student": R18, "seed": 0, "threads": 1}
     return transfer_stage.run(spec, {"prepare": prepared, "export": export}, out, quiet)
 
 
@@ -83,7 +92,7 @@ def dump_and_reload(name: str, prepared: Path, export: Path, out: Path) -> bool:
     from kdep_bench.openmmlab import setup
     from kdep_bench.transfer.mm_config import plain
 
-    task = build(resolve("task", name))
+    task = build(task_config(name))
     setup(task.scope)
     cfg = task.build_cfg(prepared / "data", R18, export / "backbone.pth", 0, out / "mm")
     cfg.dump(out / "dumped.py")
@@ -118,6 +127,50 @@ def test_a_full_scale_task_trains_and_scores_on_tiny_data(
     assert 0 <= outputs["value"] <= 1
     assert outputs["metric"] == resolve("task", name)["metric"]
     assert all(math.isfinite(v) for _, v in outputs["curves"]["loss"])
+
+
+def images_of_the_domains(prepared: Path, out: Path) -> dict[str, list[str]]:
+    """{task and loader: folder of every image that it reads} of the tasks on Foggy Cityscapes.
+
+    The images that are read without boxes must not have any.
+    """
+    from kdep_bench.openmmlab import setup
+
+    setup("mmdet")
+    from mmdet.registry import DATASETS
+
+    import kdep_bench.transfer.coco_sets  # noqa: F401
+
+    folders = {}
+    for name in ("foggy_cityscapes", "foggy_cityscapes_source"):
+        task = build(task_config(name))
+        cfg = task.build_cfg(prepared / "data", R18, out / "none.pth", 0, out / "mm")
+        for part in ("train_dataloader", "test_dataloader", "unlabelled_dataloader"):
+            dataset = DATASETS.build(cfg[part].dataset)
+            paths = [Path(dataset.get_data_info(i)["img_path"]) for i in range(len(dataset))]
+            assert all(p.is_file() for p in paths)
+            folders[f"{name} {part}"] = [p.relative_to(prepared / "data").parts[1] for p in paths]
+            if part == "unlabelled_dataloader":
+                sample = dataset[0]["data_samples"]
+                assert "gt_instances" not in sample or not len(sample.gt_instances)
+    return folders
+
+
+def test_boxes_are_read_for_clear_scenes_only_and_the_scored_domain_is_the_task_s(
+    prepared: Path, tmp_path: Path, in_subprocess: Callable[..., Any]
+) -> None:
+    folders = in_subprocess(images_of_the_domains, prepared, tmp_path)
+    clear, in_fog = "leftImg8bit", "leftImg8bit_foggy"
+    assert {key: set(names) for key, names in folders.items()} == {
+        "foggy_cityscapes train_dataloader": {clear},
+        "foggy_cityscapes test_dataloader": {in_fog},
+        "foggy_cityscapes unlabelled_dataloader": {in_fog},
+        "foggy_cityscapes_source train_dataloader": {clear},
+        "foggy_cityscapes_source test_dataloader": {clear},
+        "foggy_cityscapes_source unlabelled_dataloader": {in_fog},
+    }
+    lengths = {key.split()[1]: len(names) for key, names in folders.items()}
+    assert lengths == {"train_dataloader": 8, "test_dataloader": 4, "unlabelled_dataloader": 8}
 
 
 def voc_ap_of_the_truth(prepared: Path) -> dict[str, float]:

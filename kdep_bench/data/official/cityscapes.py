@@ -36,7 +36,7 @@ def convert(folder: Path, progress: Progress) -> None:
     Raises:
         KdepError: a labelIds mask that cannot be read.
     """
-    files = [f for s in SPLITS for f in _files(folder / "gtFine" / s, IDS)]
+    files = [f for s in SPLITS for f in files_of(folder / "gtFine" / s, IDS)]
     for i, file in enumerate(files):
         target = file.with_name(file.name.removesuffix(IDS) + TRAIN_IDS)
         if not target.is_file() or target.stat().st_size == 0:
@@ -64,11 +64,11 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
     need_dir(folder / "leftImg8bit", "the folder of leftImg8bit_trainvaltest.zip")
     check_segmentation(folder, CLASSES, SPLITS, limit=decode)
     return {
-        f"{s}_images": len(_files(folder / "leftImg8bit" / s, "_leftImg8bit.png")) for s in SPLITS
+        f"{s}_images": len(files_of(folder / "leftImg8bit" / s, "_leftImg8bit.png")) for s in SPLITS
     }
 
 
-def _files(split: Path, suffix: str) -> list[Path]:
+def files_of(split: Path, suffix: str) -> list[Path]:
     """Sorted paths of the files in a split's city folders that end in `suffix`."""
     if not split.is_dir():
         return []
