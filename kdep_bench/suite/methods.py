@@ -148,13 +148,13 @@ def role_teachers(method: Json) -> list[Json]:
 
 
 def intermediate_methods(method: Json) -> Iterator[Json]:
-    """The methods that pre-train the intermediate teachers of `method`, and the teachers' own."""
+    """The methods that pre-train the intermediate teachers of `method`, direct and indirect."""
     for reference in _intermediate(method):
         yield reference["method"]
 
 
 def intermediate_teachers(method: Json) -> Iterator[Json]:
-    """Teacher configs of the intermediate teachers of `method`, and of the teachers' own."""
+    """Teacher configs of the intermediate teachers of `method`, direct and indirect."""
     for reference in _intermediate(method):
         config = assistant_config({"teacher": reference})
         assert config is not None
@@ -162,7 +162,10 @@ def intermediate_teachers(method: Json) -> Iterator[Json]:
 
 
 def _intermediate(method: Json) -> Iterator[Json]:
-    """The intermediate teachers in `teacher` and `teachers` of a method, each before its own."""
+    """Yields the intermediate teachers in `teacher` and `teachers` of a method.
+
+    Each is followed by the intermediate teachers of its own method.
+    """
     for reference in (method.get("teacher"), *(method.get("teachers") or {}).values()):
         if isinstance(reference, dict) and "method" in reference:
             yield reference

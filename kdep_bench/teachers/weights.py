@@ -214,6 +214,7 @@ def _path(path: Any) -> Path:
 
 
 def _check_hash(path: Path, sha256: str | None) -> None:
+    """Raises KdepError if the SHA-256 of a file does not begin with `sha256`; None: no check."""
     if sha256 is None:
         return
     expected = sha256.lower() if isinstance(sha256, str) else ""

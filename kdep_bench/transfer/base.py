@@ -77,6 +77,7 @@ class Task(ABC):
         self._check_recipe()
 
     def _check_recipe(self) -> None:
+        """Raises KdepError for a recipe with unknown, missing or invalid keys."""
         normalisation.check_recipe({"name": self.name, "recipe": self.recipe})
         keys = set(self.recipe)
         if unknown := keys - self.recipe_keys:

@@ -24,6 +24,7 @@ SPLITS = ("train", "val", "test")
 def _classifier(
     student: Mapping[str, Any], checkpoint: Path, classes: int, recipe: Mapping[str, Any]
 ) -> dict[str, Any]:
+    """mmpretrain's ImageClassifier with the student's backbone and `classes` outputs."""
     return dict(
         type="ImageClassifier",
         data_preprocessor=dict(mean=MEAN, std=STD, to_rgb=True, num_classes=classes),
@@ -46,6 +47,7 @@ def _classifier(
 
 
 def _dataset(root: Path, classes: Sequence[str], pipeline: list[dict[str, Any]]) -> dict[str, Any]:
+    """The images of `root`, which has one folder per class."""
     return dict(
         type="KdepFolders",
         data_root=str(root),
@@ -56,6 +58,7 @@ def _dataset(root: Path, classes: Sequence[str], pipeline: list[dict[str, Any]])
 
 
 def _test_pipeline(px: int) -> list[dict[str, Any]]:
+    """The shorter edge resized to `px` pixels, and the centre of `px` x `px` pixels."""
     return [
         dict(type="LoadImageFromFile"),
         dict(type="ResizeEdge", scale=px, edge="short", interpolation="area"),
@@ -65,6 +68,7 @@ def _test_pipeline(px: int) -> list[dict[str, Any]]:
 
 
 def _train_pipeline(px: int, scale: Sequence[float]) -> list[dict[str, Any]]:
+    """Random crops of a fraction `scale` (low, high) of the image's area, at `px` x `px` pixels."""
     return [
         dict(type="LoadImageFromFile"),
         dict(

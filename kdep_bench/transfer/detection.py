@@ -190,6 +190,7 @@ class Detection(MMTask):
         return [c["name"] for c in sorted(categories, key=lambda c: c["id"])]
 
     def _model(self, student: Mapping[str, Any], checkpoint: Path, classes: int) -> dict[str, Any]:
+        """The recipe's detector with the student's backbone and `classes` classes."""
         recipe, pyramid = self.recipe, mm_config.pyramid(student, f"task {self.name}")
         model = copy.deepcopy(recipe["model"])
         model["data_preprocessor"].update(mean=MEAN, std=STD, bgr_to_rgb=True)
@@ -207,6 +208,7 @@ class Detection(MMTask):
     def _dataset(
         self, root: Path, split: str, classes: list[str], *, train: bool
     ) -> dict[str, Any]:
+        """A split with boxes; for the test without flips, and without boxes in the samples."""
         scale = tuple(self.recipe["scale"])
         pipeline: list[dict[str, Any]] = [
             dict(type="LoadImageFromFile"),

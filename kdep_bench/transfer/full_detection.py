@@ -197,6 +197,7 @@ class OfficialDetection(Detection):
         return dict(type="KdepCocoMetric", ann_file=str(file), metric="bbox", classwise=True)
 
     def _full_model(self, student: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
+        """The recipe's detector with the student's backbone; see the class for both heads."""
         recipe, pyramid = self.recipe, mm_config.pyramid(student, f"task {self.name}")
         model = copy.deepcopy(recipe["model"])
         model["data_preprocessor"].update(mean=MEAN, std=STD, bgr_to_rgb=True)

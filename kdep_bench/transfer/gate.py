@@ -169,6 +169,7 @@ def _difference(in_model: Tensor, in_file: Tensor) -> str:
 
 
 def _fix_for(missing: list[str], unexpected: list[str], mismatched: list[str]) -> str:
+    """The fix that an error states, from the lists of `compare`."""
     for file_name in unexpected:
         for model_name in missing:
             if file_name.endswith("." + model_name):
