@@ -264,9 +264,10 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
     missing, extra = sorted(set(state) - set(tensors)), sorted(set(tensors) - set(state))
     shapes = [k for k in state if k in tensors and state[k].shape != tensors[k].shape]
     if missing or extra or shapes:
+        faults = ((missing, "missing"), (extra, "unexpected"), (shapes, "of another shape"))
         raise KdepError(
-            f"the weights in {source} do not fit: {len(missing)} missing {missing[:3]}, "
-            f"{len(extra)} unexpected {extra[:3]}, {len(shapes)} of another shape {shapes[:3]}",
+            f"the weights in {source} do not fit: "
+            + ", ".join(f"{len(names)} {fault} {names[:3]}" for names, fault in faults if names),
             expected=f"exactly the {len(state)} tensors of {type(module).__name__}",
             fix="use the checkpoint of exactly this architecture",
         )

@@ -33,7 +33,7 @@ def zoo_entry(model: str) -> Any:
 
     names = list_models()
     if model.lower() not in (n.lower() for n in names):
-        raise unknown_name("model of mmpretrain's zoo", model, names)
+        raise unknown_name("mmpretrain model", model, names)
     return ModelHub.get(model)
 
 

@@ -218,9 +218,10 @@ class NetworkTeacher(Teacher):
         """Finds and verifies the tap; returns text that states where in the network it is."""
         missing = [p for p in self._paths.values() if p not in dict(self.net.named_modules())]
         if missing or LAST in self._paths:
+            problem = f"the paths {missing}, which the network does not have"
             raise KdepError(
-                f"`maps` of teacher {self.name} contains {missing or [LAST]}",
-                expected="module paths of the network, and no map named 'last'",
+                f"`maps` of teacher {self.name} has {problem if missing else 'a map named last'}",
+                expected="module paths of the network, under other names than 'last'",
                 fix="correct `maps=` in the teacher's config",
             )
         if tap == "read":

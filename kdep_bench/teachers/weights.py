@@ -222,7 +222,7 @@ def _check_hash(path: Path, sha256: str | None) -> None:
         raise KdepError(
             f"`sha256` is {sha256!r}",
             expected="8 to 64 hex digits, or None for no check",
-            fix=f"run: sha256sum {path}",
+            fix=f"set it to the first word that `sha256sum {path}` prints",
         )
     if not path.is_file():
         return  # `read_checkpoint` raises the error for it
