@@ -35,8 +35,8 @@ from kdep_bench.suite.plan import build_plan
 from kdep_bench.suite.schema import Json
 from kdep_bench.teachers.base import Teacher, build_teacher
 
-PROBE_S = 4.0  # seconds of measured steps per network, after one warm-up step
-PROBE_BATCH = 32
+TIMED_SECONDS = 4.0  # seconds of measured steps per network, after one warm-up step
+TIMED_BATCH = 32  # images per measured step
 
 
 def count(network: Json) -> Json:
@@ -155,8 +155,8 @@ def _task_network(network: Json) -> tuple[nn.Module, tuple[int, int]]:
 # ---- speed ----
 
 
-def probe(network: Json, precision: str = "float32") -> Json:
-    """Measures images per second on this machine, for about PROBE_S seconds.
+def measure_throughput(network: Json, precision: str = "float32") -> Json:
+    """Measures images per second on this machine, for about TIMED_SECONDS seconds.
 
     A student takes training steps with SGD on the mean square of its output, with autocast unless
     `precision` is float32. A teacher runs forward passes in exact float32, as in its cache stage.
@@ -164,12 +164,12 @@ def probe(network: Json, precision: str = "float32") -> Json:
     torch_device, rate = compute_device(), 0.0
     if network["kind"] == "student":
         student, px = network["student"], network["student"]["input_px"]
-        images = torch.rand(PROBE_BATCH, 3, px, px, device=torch_device)
+        images = torch.rand(TIMED_BATCH, 3, px, px, device=torch_device)
         step = _training_step(build_backbone(student).to(torch_device), images, precision)
         rate = _images_per_second(step)
     elif network["kind"] == "teacher":
         teacher = _teacher(network).to(torch_device)
-        size = (PROBE_BATCH, 3, teacher.input_px, teacher.input_px)
+        size = (TIMED_BATCH, 3, teacher.input_px, teacher.input_px)
         images = torch.zeros(size, dtype=torch.uint8, device=torch_device)
         with exact_float32():
             rate = _images_per_second(lambda: teacher(images))
@@ -194,7 +194,7 @@ def _training_step(net: nn.Module, x_B3HW: Tensor, precision: str) -> Callable[[
 
 
 def _images_per_second(step: Callable[[], Any]) -> float:
-    """Images per second of a step on PROBE_BATCH images; the first call is not measured."""
+    """Images per second of a step on TIMED_BATCH images; the first call is not measured."""
 
     def step_seconds() -> float:
         synchronise()
@@ -205,9 +205,9 @@ def _images_per_second(step: Callable[[], Any]) -> float:
 
     step_seconds()
     seconds: list[float] = []
-    while not seconds or sum(seconds) < PROBE_S:
+    while not seconds or sum(seconds) < TIMED_SECONDS:
         seconds.append(step_seconds())
-    return PROBE_BATCH * len(seconds) / sum(seconds)
+    return TIMED_BATCH * len(seconds) / sum(seconds)
 
 
 # ---- the command ----
@@ -263,7 +263,7 @@ def _run(args: argparse.Namespace) -> int:
         if measure and network["kind"] == "task":
             continue
         try:
-            measured = probe(network, precision) if measure else count(network)
+            measured = measure_throughput(network, precision) if measure else count(network)
         except KdepError as e:
             print(f"networks: {network['name']}: {e}", file=sys.stderr)
             exit_code = 1

@@ -241,7 +241,7 @@ def _forecast(
     if args.device_rate:
         hours = rates.at_rate(plan, forecast, rates.stated_rate(args.device_rate), todo)
     elif args.measure_throughput:
-        measured = rates.measured_rate(rates.probe_networks(args.suite, args.rehearse), counts)
+        measured = rates.measured_rate(rates.measure_networks(args.suite, args.rehearse), counts)
         hours = rates.at_rate(plan, forecast, measured, todo)
     elif budget is not None:
         hours = rates.from_finished(plan, Costs(plan, state.records(work, statuses)), todo)

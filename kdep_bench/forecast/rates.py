@@ -106,18 +106,18 @@ def stated_rate(text: str) -> FlopRate:
     return FlopRate(source, peak * fraction * 1e12)
 
 
-def measured_rate(probe: Json, counts: Mapping[str, Json]) -> FlopRate:
+def measured_rate(throughputs: Json, counts: Mapping[str, Json]) -> FlopRate:
     """The measured speed of each network; other networks get the speed of the slowest student.
 
     Args:
-        probe: network id -> {"kind", "images_per_s"}, and "device"; see `probe_networks`.
+        throughputs: network id -> {"kind", "images_per_s"}, and "device"; see `measure_networks`.
         counts: network id -> {"flops", ...}; see `work.read_counts`.
 
     Raises:
         KdepError: no student was measured.
     """
     rates, student_rates = dict[str, float](), []
-    for network, measured in probe.items():
+    for network, measured in throughputs.items():
         if network != "device" and network in counts:
             passes = FORWARD_AND_BACKWARD if measured["kind"] == "student" else 1
             rates[network] = measured["images_per_s"] * passes * counts[network]["flops"]
@@ -128,7 +128,7 @@ def measured_rate(probe: Json, counts: Mapping[str, Json]) -> FlopRate:
             "the images per second of the suite's students could not be measured",
             fix="read the messages above",
         )
-    source = f"measured here ({probe['device']}; dense tasks at the student's training rate)"
+    source = f"measured here ({throughputs['device']}; dense tasks at the student's training rate)"
     return FlopRate(source, min(student_rates), rates)
 
 
@@ -166,14 +166,14 @@ def count_networks(suite: str, work: Path, rehearse: bool) -> None:
     _networks(suite, work / WORK_DIR_COUNTS, rehearse, "--known", str(COUNTED))
 
 
-def probe_networks(suite: str, rehearse: bool) -> Json:
+def measure_networks(suite: str, rehearse: bool) -> Json:
     """Measures the images per second of the suite's networks on this machine.
 
     Returns:
         network id -> {"kind", "images_per_s"}, and "device"; see kdep_bench/benchmark/networks.py.
     """
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "probe.json"
+        out = Path(folder) / "throughputs.json"
         _networks(suite, out, rehearse, "--measure-throughput")
         return read_strict(out)
 

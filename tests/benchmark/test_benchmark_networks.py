@@ -64,11 +64,11 @@ def probe_network(network: dict[str, Any]) -> dict[str, Any]:
     """Measured throughput of a network; run in a subprocess."""
     from kdep_bench.benchmark import networks
 
-    networks.PROBE_S = 0.0  # seconds: a single step after the first
-    return networks.probe(network, "bfloat16")
+    networks.TIMED_SECONDS = 0.0  # seconds: a single step after the first
+    return networks.measure_throughput(network, "bfloat16")
 
 
-def test_a_probe_measures_the_throughput_of_students_and_not_of_tasks(
+def test_the_throughput_is_measured_of_students_and_not_of_tasks(
     in_subprocess: Callable[..., Any],  # noqa: F811
 ) -> None:
     student = without_about(resolve("student", "resnet18_w32"))

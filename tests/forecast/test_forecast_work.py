@@ -332,12 +332,12 @@ def test_a_network_without_a_measured_throughput_uses_the_flop_rate_of_the_stude
     student = network_id(student_network(stage(paper, "pretrain", "kdep").spec["student"]))
     cache, coco = stage(paper, "cache", "swin_b"), stage(paper, "transfer", "coco_c4")
     teacher = network_id(teacher_network(cache.spec["teacher"]))
-    probe = {
+    throughputs = {
         "device": "a test",
         student: {"kind": "student", "images_per_s": 100.0},
         teacher: {"kind": "teacher", "images_per_s": 50.0},
     }
-    rate = rates.measured_rate(probe, COUNTS)
+    rate = rates.measured_rate(throughputs, COUNTS)
     assert rate.source.startswith("measured here (a test;")
     forecast = Forecast(paper, COUNTS)
     hours = rates.at_rate(paper, forecast, rate, [cache.id, coco.id]).by_stage
