@@ -168,7 +168,7 @@ def _check_readers(method: Json, label: str) -> None:
         parts_by_role = readers(objective, roles or [ONLY])
     except KdepError as e:
         fix = e.fix if roles else "add `teachers` to the method, or remove `teacher` from the part"
-        raise KdepError(f"{label} has an {e.problem}", expected=e.expected, fix=fix) from None
+        raise KdepError(f"{label}: {e.problem}", expected=e.expected, fix=fix) from None
     reads_all = reads_every(objective)
     if reads_all and len(roles) < 2:
         raise KdepError(

@@ -337,6 +337,7 @@ def test_every_setting_is_the_heading_of_a_table():
 
 def test_task_tables_are_sorted_by_score(results):
     _, part = headings_of(page_of(results(grid(SCORES))), "family-0")
+    # A method's name follows the marker of its colour, an svg.
     order = re.findall(r"</svg>(?:<span[^>]*>)?(\w+)(?:</span>)?</td>", part)
     assert order == ["kdep", "svd", "supervised", "scratch"]
 
@@ -352,6 +353,7 @@ def test_methods_of_a_family_have_the_same_colour_and_each_reference_has_a_diffe
         for r in records
     ]
     _, part = headings_of(page_of(results(records)), "family-0")
+    # (number of the colour, name of the method) from the markers in front of the names
     drawn = re.findall(r'c(\d)" cx="5"[^>]*></svg>(?:<span[^>]*>)?(\w+)', part)
     colour = {name: int(n) for n, name in drawn}
     assert (colour["kdep"], colour["supervised"], colour["scratch"]) == (0, 1, 2)

@@ -112,12 +112,15 @@ def test_same_inside_an_assistant_is_the_assistant_s_architecture():
     assert students == set(STUDENTS)
     assert by_method["supervised"]["student"]["name"] == "resnet18_w48"
     student = {"name": "a"}
+    # SAME is replaced by the student, also in teachers by role.
     inner = {"name": "m", "teacher": {"student": SAME, "method": {"name": "t"}, "epochs": None}}
     roles = {"teachers": {"own": inner["teacher"], "other": "suite"}}
     assert for_student(roles, student)["teachers"]["own"]["student"] is student
+    # Inside a tuned teacher, SAME is the student of that teacher.
     tuned = {"transfer": {"type": "x", "teacher": {"student": {"name": "b"}, "method": inner}}}
     resolved = for_student(tuned, student)["transfer"]["teacher"]["method"]
     assert resolved["teacher"]["student"] == {"name": "b"}
+    # Without SAME there is nothing to replace.
     plain = {"name": "m", "teacher": {"student": {"name": "b"}, "method": {"name": "t"}}}
     assert for_student(plain, student) is plain
 

@@ -202,6 +202,7 @@ def test_an_intermediate_teacher_inherits_data_and_classes_of_all_its_teachers()
         "teacher.second.cache",
     }
     assert teacher_name(built_plan, built_plan.runs[0]) == "efficientnet_lite0"
+    # A teacher whose own first teacher was trained on the pool's labels has the pool's classes.
     supervised = dict(
         student=student, method=build(methods=["supervised"], claims=[]).methods[0], epochs=None
     )
@@ -307,7 +308,9 @@ def test_a_part_with_one_teacher_cannot_have_an_objective_for_several_teachers()
         objective=objective
     )
     with pytest.raises(
-        KdepError, match="part with teacher='a' whose class MultiTeacherKD reads every"
+        KdepError,
+        match="method 'own': a part of the objective has teacher='a', but its class MultiTeacherKD "
+        "reads every",
     ):
         plan(method)
 
