@@ -6,8 +6,9 @@ students are pre-trained at 64 px, where the last map is 2x2, so a dilated last 
 inputs unlike those of pre-training. In a trial with one seed on another split, a dilated KDEP
 student was worse than random weights; set `dilate=True` to repeat the trial.
 
-`chance` is the mIoU of predicting background everywhere; records store the value computed from the
-data. Training takes about 80 s on one core for the half-width ResNet-18.
+`chance` is the mIoU of predicting the most frequent class, background, everywhere; records store
+the value computed from the data. Training takes about 80 s on one core for the half-width
+ResNet-18.
 """
 
 from mmengine.config import read_base

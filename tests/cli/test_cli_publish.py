@@ -22,7 +22,7 @@ from kdep_bench.paths import ROOT as REPO
 from kdep_bench.suite.config import build_suite, resolve
 from kdep_bench.suite.graph import Plan
 from kdep_bench.suite.plan import build_plan
-from kdep_bench.transfer.model_card import CARD, PTH, SAFE, card
+from kdep_bench.transfer.model_card import CARD, PTH, SAFE, _loading, card
 from tests.transfer.conftest import export_random, in_subprocess  # noqa: F401  (a fixture)
 
 SUITE = {
@@ -96,6 +96,20 @@ def test_a_published_student_loads_in_torchvision(
     with torch.inference_mode():
         pooled = net.eval()(images)
     assert torch.allclose(pooled, expected.mean((2, 3)), atol=1e-5, rtol=1e-4)
+
+
+def test_the_lines_of_the_model_card_load_the_network_in_torchvision_and_timm(
+    r18: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(r18)
+    code = "\n".join(_loading(resolve("student", "resnet18"), {SAFE: ""}))
+    exec(code, {})
+    with_timm = code.replace(
+        "net = torchvision.models.resnet18()",
+        "import timm; net = timm.create_model('resnet18', num_classes=0)",
+    )
+    assert with_timm != code
+    exec(with_timm, {})
 
 
 def test_a_published_student_loads_in_timm(

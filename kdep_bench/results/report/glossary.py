@@ -237,7 +237,7 @@ TERMS = (
     Term(
         "chance",
         "Expected score of predictions that do not depend on the image. For segmentation: the mIoU "
-        "of predicting background everywhere.",
+        "of predicting the most frequent class everywhere.",
         ("chance",),
     ),
     Term(
