@@ -103,10 +103,13 @@ def make_claim(fields: dict[str, Any]) -> Claim:
         first = e.errors(include_url=False)[0]
         place, text = ".".join(str(p) for p in first["loc"]), fault_text(first)
         has_wrong_value = bool(place) and first["type"] != "missing"
+        problem = f"is invalid ({text})"
+        if first["type"] == "missing":
+            problem = f"lacks the key {place!r}"
         raise KdepError(
             f"the claim {name!r} has {place} = {first['input']!r:.80}"
             if has_wrong_value
-            else f"the claim {name!r} is invalid ({f'{place}: {text}' if place else text})",
+            else f"the claim {name!r} {problem}",
             expected=text.removeprefix("Input should be ").partition(", unable")[0]
             if has_wrong_value
             else None,

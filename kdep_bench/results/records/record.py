@@ -36,7 +36,7 @@ from pydantic import (
     model_validator,
 )
 
-from kdep_bench.errors import KdepError, fault_text
+from kdep_bench.errors import KdepError, expected_text, fault_text
 from kdep_bench.files import LARGEST_NUMBER, parse_strict, read_bytes
 
 SCHEMA = 3
@@ -366,7 +366,9 @@ def _damaged(where: str, error: ValidationError) -> KdepError:
     faults = []
     for fault in error.errors(include_url=False, include_context=False)[:3]:
         place = ".".join(str(p)[:60] for p in fault["loc"]) or "the whole"
-        faults.append(f"{place}: {fault_text(fault)[:200]}")
+        has_value = fault_text(fault).startswith("Input should be")
+        text = f"expected {expected_text(fault)}" if has_value else fault_text(fault)
+        faults.append(f"{place}: {text[:200]}")
     n_more = error.error_count() - len(faults)
     text = ", ".join(faults) + (f" and {n_more} more" if n_more > 0 else "")
     return KdepError(
@@ -432,9 +434,10 @@ def _migrated(value: Any, where: str) -> dict[str, Any] | None:
     if type(schema) is not int or schema not in MIGRATIONS:
         newer = type(schema) is int and schema > SCHEMA
         raise KdepError(
-            f"the record {where} has the schema version {str(schema)[:40]}",
-            expected=f"schema {SCHEMA}, or one that can be converted to it: {sorted(MIGRATIONS)}",
-            fix="update kdep_bench" if newer else "rerun its stage",
+            f"the record {where} has "
+            + ("no schema version" if schema is None else f"the schema version {str(schema)[:40]}"),
+            expected=f"{SCHEMA}, or an older one: {', '.join(map(str, sorted(MIGRATIONS)))}",
+            fix="update kdep_bench" if newer else _FIX,
         )
     while schema < SCHEMA:
         try:

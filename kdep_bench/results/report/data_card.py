@@ -83,11 +83,11 @@ def read(results: Path) -> Card | None:
     path = Path(results) / NAME
     if not path.is_file():
         return None
-    card = read_json(path)
     try:
+        card = read_json(path)
         tables(card)
         is_valid = isinstance(card["name"], str) and isinstance(card["fingerprint"], str)
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError):
+    except (KdepError, KeyError, TypeError, AttributeError, IndexError, ValueError):
         is_valid = False
     if not is_valid:
         raise KdepError(

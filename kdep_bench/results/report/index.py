@@ -47,7 +47,7 @@ def write_index(root: Path, configs: Path) -> Path:
         configs: the folder of suite configs; the docstring of a config has the suite's question.
 
     Raises:
-        KdepError: `root` contains no results folder.
+        KdepError: `root` does not exist or contains no results folder.
     """
     path = root / "index.html"
     write_atomic(path, index(suites(root, configs), documents(root)))
@@ -59,8 +59,9 @@ def suites(root: Path, configs: Path) -> list[PublishedSuite]:
     folders = sorted(p for p in root.glob("*") if (p / "records").is_dir())
     folders.sort(key=lambda p: not p.name.startswith(MAIN))
     if not folders:
+        state = "contains no results folder" if root.is_dir() else "does not exist"
         raise KdepError(
-            f"the folder {root} contains no results folder",
+            f"the folder {root} {state}",
             expected="a folder that contains the results folders of suites",
             fix="give that folder, such as results/",
         )

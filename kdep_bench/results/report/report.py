@@ -137,11 +137,23 @@ def view_of(results_dir: Path) -> board_rows.BoardView:
     return view
 
 
+def _stored(path: Path) -> Any:
+    """The content of a JSON file that a suite wrote into its results folder."""
+    try:
+        return read_strict(path, follow=False)
+    except KdepError as e:
+        raise KdepError(
+            e.problem,
+            expected=e.expected or None,
+            fix="move it to another folder; running the suite with --report then writes it again",
+        ) from None
+
+
 def _claims(results_dir: Path, claims: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
     """Writes `claims` to claims.json and returns them; None: reads and returns that file."""
     path = results_dir / "claims.json"
     if claims is None:
-        stored = read_strict(path, follow=False) if path.is_file() else []
+        stored = _stored(path) if path.is_file() else []
         if not isinstance(stored, list) or not all(isinstance(c, dict) for c in stored):
             raise KdepError(
                 f"the file {path} does not contain a list of claims",
@@ -163,7 +175,7 @@ def _method_inputs(
     """
     path = results_dir / "methods.json"
     if method_inputs is None:
-        return _checked(read_strict(path, follow=False), path) if path.is_file() else {}
+        return _checked(_stored(path), path) if path.is_file() else {}
     if families.has_costs(board) or any("about" in entry for entry in method_inputs.values()):
         write_json(path, method_inputs)
     return method_inputs
@@ -195,7 +207,7 @@ def _grid(results_dir: Path, factors: dict[str, Any] | None) -> ablation.Grid | 
     elif not path.is_file():
         return None
     try:
-        return ablation.Grid.model_validate(factors or read_strict(path, follow=False))
+        return ablation.Grid.model_validate(factors or _stored(path))
     except ValidationError:
         raise KdepError(
             f"the file {path} has the wrong structure",

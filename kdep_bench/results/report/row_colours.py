@@ -13,11 +13,10 @@ FIXED = {"kdep": 0, "supervised": 1, "scratch": 2, "imagenet": 3}
 
 
 def key_of(row: RowKey, summaries: Mapping[RowKey, RowSummary]) -> str:
-    """Name of the row's colour: a method of `FIXED`, or "other feature methods" by family."""
+    """Key of the row's colour: its method if that is in `FIXED`, otherwise its method family."""
     if row.method in FIXED:
         return row.method
-    family = summaries[row].method.family
-    return f"other {family} methods" if family else "other methods"
+    return f"other {summaries[row].method.family}".strip()
 
 
 def by_key(summaries: Mapping[RowKey, RowSummary]) -> dict[str, int]:
