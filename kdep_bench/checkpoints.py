@@ -1,8 +1,8 @@
 """Reads checkpoint files: safetensors, and files of `torch.save` with `weights_only=True`.
 
 The format is recognised by the first bytes, not by the suffix, and no code in a file is executed.
-Error texts of torch are not shown, because they suggest loading without `weights_only`, which is
-unsafe.
+Of torch's error texts only the reason is shown, because the rest suggests loading without
+`weights_only`, which is unsafe.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ _FOREIGN: tuple[tuple[bytes, str, str], ...] = (
     (b"%PDF", "a PDF document", _DOWNLOAD_AGAIN),
     (b"\x7fELF", "a program", _DOWNLOAD_AGAIN),
 )
-_MAX_PICKLE_BYTES = 64 << 20  # bytes at the start of a pickle in which its imports are searched
+#: Only this many bytes at the start of a pickle are searched for imports.
+_MAX_PICKLE_BYTES = 64 << 20
 #: Prefixes of names that the file of a plain state dict imports; `weights_only=True` allows them.
 _HARMLESS = ("torch._utils.", "torch._tensor.", "torch.storage.", "torch.serialization.")
 
@@ -99,11 +100,13 @@ def is_safetensors(head: bytes, size: int) -> bool:
 
 
 def bad_tensors(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Tensors that cannot be weights: name -> reason (not finite, not dense, an expanded view).
+    """Tensors that cannot be weights: name -> reason.
 
-    An expanded view repeats a few stored numbers. A small file can contain a view of 10^15 elements
-    whose check for NaN would need all memory, so an expanded view above 1 MiB is reported without
-    this check.
+    The reasons: NaN or infinity, not dense, or an expanded view above 1 MiB.
+
+    An expanded view repeats a few stored numbers. Up to 1 MiB it is checked like any tensor. Above,
+    it is always reported: a small file can contain a view of 10^15 elements, whose check for NaN
+    would need all memory.
     """
     bad = {}
     for name, value in tensors.items():
@@ -220,7 +223,7 @@ def _check_zip(path: Path, label: str, fix: str) -> None:
             names = z.namelist()
     except Exception as e:  # zipfile raises many types for a damaged directory
         raise KdepError(
-            f"{label} {path} is truncated ({plain_text(e)})",
+            f"{label} {path} is damaged or truncated ({plain_text(e)})",
             fix=f"{fix} (an interrupted download or copy is the usual cause)",
         ) from None
     if any(n.endswith("/constants.pkl") for n in names):
@@ -257,7 +260,7 @@ def _load_error(path: Path, e: Exception, label: str, fix: str) -> KdepError:
             f"{label} {path} does not fit into memory", fix="free memory, or use a smaller file"
         )
     if "weights_only" in text or "Weights only" in text:
-        if class_name := _first_import(path):
+        if class_name := _forbidden_import(path):
             return KdepError(
                 f"{label} {path} contains more than plain weights: it needs {class_name}, and "
                 "loading classes or functions from a file can run code",
@@ -277,21 +280,22 @@ def _load_error(path: Path, e: Exception, label: str, fix: str) -> KdepError:
     return KdepError(f"{label} {path} cannot be read ({plain_text(e)})", fix=fix)
 
 
-def _first_import(path: Path) -> str | None:
-    """The first class or function that a file imports and `weights_only=True` does not allow.
+def _forbidden_import(path: Path) -> str | None:
+    """A class or function that a file imports and `weights_only=True` does not allow.
 
-    None if there is none, or if the file is damaged.
+    None if there is none, or if the file is damaged. In a zip file it is the first in alphabetical
+    order, in torch's older format the first in the file.
     """
     with contextlib.suppress(Exception):
         with path.open("rb") as f:
             if f.read(2) != b"PK":
-                return _first_pickle_import(path)
+                return _forbidden_pickle_import(path)
         return next(iter(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))), None)
     return None
 
 
-def _first_pickle_import(path: Path) -> str | None:
-    """`_first_import` for torch's older format, a sequence of pickles that is not a zip file."""
+def _forbidden_pickle_import(path: Path) -> str | None:
+    """`_forbidden_import` for torch's older format: a sequence of pickles, not a zip file."""
     with path.open("rb") as f:
         raw = io.BytesIO(f.read(_MAX_PICKLE_BYTES))
     with contextlib.suppress(Exception):

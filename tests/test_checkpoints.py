@@ -77,7 +77,7 @@ def refusal(path: Path, content: bytes) -> str:
         (b"\x93NUMPY\x01\0" + b"\0" * 99, "is a NumPy array"),
         (b"\x00\x01\x02\x03" * 99, "is of an unknown format"),
         (b"", "is empty"),
-        (saved(STATE)[:-100], "is truncated"),
+        (saved(STATE)[:-100], "is damaged or truncated"),
         (saved(STATE, False)[:-100], "cannot be read|not a file of plain weights"),
     ],
 )

@@ -1,7 +1,8 @@
 """Continuation-KD with labels: cross-entropy, whose weight grows, and the hinge loss.
 
-Source       arXiv 2212.05998, eqs 3-5: psi increases linearly to 1 in the first 150 of 200 epochs,
-             here in the first 12 of 16. phi increases once per epoch, as in `continuation`.
+Source       arXiv 2212.05998, eqs 3-5: psi, the weight of the cross-entropy, increases linearly to
+             1 in the first 150 of 200 epochs, here in the first 12 of 16; phi, the factor of the
+             teacher's logits, increases once per epoch, as in `continuation`.
 Differs      from `continuation` in the cross-entropy, which gradually replaces the teacher's term.
              The labels have other classes than the teacher, so each term has its own linear head.
 """

@@ -1,4 +1,4 @@
-"""A classifier from few images of its task and a foundation model, without upstream data (OTA).
+"""OTA: a classifier from few images of its task and a foundation model, without a pool.
 
 Source       abstract of arXiv 2111.12386, which names two steps and no formulas; the losses are
              ours. 1. IRF: the foundation model is fine-tuned on the task's images, with a

@@ -1,12 +1,14 @@
-"""A classifier from ten images per class: OTA, and what its parts add.
+"""A classifier from ten images per class: OTA (see configs/methods/ota.py), and what its parts add.
 
 Command   python tools/run_suite.py configs/suites/ota_pocket.py  (can be stopped and resumed)
 Cost      not measured
 Outcome   not run yet
 
-The data have no pool, so no method can read upstream images; the teacher is the ImageNet network
-`efficientnet_lite0_trunk`, fine-tuned on the same 80 images. `ota_real_only`: distillation on the
-80 images without generated ones. `ota_plain_teacher`: a teacher that was fine-tuned without IRF.
+The data have no pool, so no method can read pre-training images. The teacher is the ImageNet
+network `efficientnet_lite0_trunk`, fine-tuned on the task's 80 training images (ten for each of 8
+classes).
+`ota_real_only`: distillation on the 80 images without generated ones. `ota_plain_teacher`: a
+teacher without IRF, the contrastive loss of its fine-tuning.
 """
 
 from mmengine.config import read_base

@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     from kdep_bench.suite.config import load_suite
 
     try:
-        _, plan = plan_with_content(load_suite(args.suite), work, False, sys.stderr)
+        _, plan = plan_with_content(load_suite(args.suite), work, verify=False, out=sys.stderr)
         # If several ids match, the error lists those with the largest numbers first.
         order = {i: -float(position) for position, i in enumerate(plan.stages)}
         stage_id = one_stage(args.stage, order, f"of {plan.name}")

@@ -310,7 +310,9 @@ def verify_input(work: Path, stage_id: str) -> str:
     try:
         record = read_stage(out)
         fault = (
-            "it has no stage.json" if record is None else _first_mismatch(out, record, True, work)
+            "it has no stage.json"
+            if record is None
+            else _first_mismatch(out, record, compare_checksums=True, work=work)
         )
     except KdepError as e:
         fault = e.problem

@@ -181,20 +181,21 @@ def _execute(
     """Calls the stage's function and writes stage.json; False if the lock was lost meanwhile."""
     stage, work = request.stage, request.work
     for upstream in sorted(set(stage.needs.values())):
-        unchecked_files = state.verify_input(work, upstream)
-        if unchecked_files:
-            print(unchecked_files)
+        note = state.verify_input(work, upstream)
+        if note:
+            print(note)
     inputs = {role: state.folder(work, i).resolve() for role, i in stage.needs.items()}
-    guard = data_identity.Guard(stage, work, attempt.path)
-    guard.before()
+    # Raises KdepError if the user's data differ from the plan, before or after the function.
+    data_guard = data_identity.Guard(stage, work, attempt.path)
+    data_guard.before()
     started, start_s = utc_now(), time.time() - request.submitted
     wall_start, cpu_start = time.monotonic(), cpu_seconds()
     trackers.set_backends(stage.trackers, stage.id)  # child processes inherit them
     outputs, ranks = _call(request, inputs, attempt.path.resolve(), progress)
     wall = time.monotonic() - wall_start
-    outputs = guard.after(outputs)
+    outputs = data_guard.after(outputs)
     check_outputs(stage, outputs)
-    files, rest = state.list_files(attempt.path)
+    files, summary_of_others = state.list_files(attempt.path)
     targets = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     usage = [resource.getrusage(target) for target in targets]
     if not still_held():
@@ -222,7 +223,7 @@ def _execute(
         "outputs": outputs,
         **state.data_fingerprint(work, stage),
         "files": files,
-        "rest": rest,
+        "rest": summary_of_others,
     }
     attempt.write(state.STAGE, state.stage_text(record))
     return attempt.commit(still_held)

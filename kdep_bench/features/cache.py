@@ -411,7 +411,7 @@ def known_images(teacher: Teacher, folder: Path) -> dict[str, Any] | None:
     known: dict[str, int] = read_strict(folder / "known.json")
     px = teacher.input_px
     full_image = np.array([0, 0, 1, 1], np.float32)  # box of the crop, relative to the image
-    images = np.stack([render(read_rgb(folder / f), full_image, False, px) for f in known])
+    images = np.stack([render(read_rgb(folder / f), full_image, flip=False, px=px) for f in known])
     logits = run_teacher(teacher, torch.from_numpy(images).permute(0, 3, 1, 2)).logits
     assert logits is not None
     hits = int((logits.argmax(1) == torch.tensor(list(known.values()))).sum())

@@ -65,7 +65,7 @@ def prepare(
     files = list_images(root).images
     selected = np.sort(select_for_spec(files, spec, inputs))
     paths = [root / files[i] for i in selected]
-    pixels = np.stack([render(read_rgb(p), WHOLE, False, maker.px) for p in paths])
+    pixels = np.stack([render(read_rgb(p), WHOLE, flip=False, px=maker.px) for p in paths])
     classes = predicted_classes(build_teacher(spec["teacher"]), paths)
     mixed, generated = maker.make(pixels, classes, int(spec["seed"]), progress)
     made = {"few": pixels, "mixed": mixed, "generated": generated}
@@ -107,7 +107,9 @@ def predicted_classes(teacher: Teacher, paths: list[Path]) -> np.ndarray:
     classes = []
     for start in range(0, len(paths), BATCH):
         part = paths[start : start + BATCH]
-        images = np.stack([render(read_rgb(p), WHOLE, False, teacher.input_px) for p in part])
+        images = np.stack(
+            [render(read_rgb(p), WHOLE, flip=False, px=teacher.input_px) for p in part]
+        )
         logits = run_teacher(teacher, torch.from_numpy(images).permute(0, 3, 1, 2)).logits
         if logits is None:
             raise KdepError(

@@ -230,4 +230,6 @@ class SgvaClip(Probe):
 def _mean_top1(predicted_EM: np.ndarray, split: Features) -> Value:
     """Accuracy, averaged over the draws."""
     results = [top1(split.labels, predicted) for predicted in predicted_EM]
-    return Value(float(np.mean([r.value for r in results])), "larger", True, results[0].chance)
+    return Value(
+        float(np.mean([r.value for r in results])), "larger", percent=True, chance=results[0].chance
+    )

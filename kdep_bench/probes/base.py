@@ -168,7 +168,7 @@ def outputs(measured: Measured, label: str) -> dict[str, Any]:
 def top1(truth: np.ndarray, predicted: np.ndarray) -> Value:
     """Accuracy of predicted class numbers; chance is the fraction of the most frequent class."""
     frequent = np.bincount(truth).max() / len(truth)
-    return Value(float((truth == predicted).mean()), "larger", True, float(frequent))
+    return Value(float((truth == predicted).mean()), "larger", percent=True, chance=float(frequent))
 
 
 def unit(x_ND: np.ndarray) -> np.ndarray:

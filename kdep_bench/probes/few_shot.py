@@ -83,7 +83,7 @@ class FewShot(Probe):
             results = [top1(test.labels, m.predict(test_x)) for m in models[c]]
             accuracies = [result.value for result in results]
             values[f"top1, {shots} per class"] = Value(
-                float(np.mean(accuracies)), "larger", True, results[0].chance
+                float(np.mean(accuracies)), "larger", percent=True, chance=results[0].chance
             )
             deviation = f", standard deviation over draws {np.std(accuracies, ddof=1):.4f}"
             notes.append(

@@ -106,7 +106,7 @@ class LinearSegmentation(Probe):
         truth = confusion.sum(1)
         chance = float(truth.max() / truth.sum()) / int((truth > 0).sum())
         values = {
-            "mIoU": Value(mean_iou(confusion), "larger", True, chance),
+            "mIoU": Value(mean_iou(confusion), "larger", percent=True, chance=chance),
             "pixel accuracy": Value(
                 float(np.trace(confusion) / truth.sum()),
                 "larger",

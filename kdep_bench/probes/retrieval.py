@@ -68,8 +68,12 @@ class Retrieval(Probe):
         # Mean fraction of relevant images: the expected precision of a random ranking.
         relevant_fraction = (counts * (counts - 1.0)).sum() / (len(test) * (len(test) - 1.0))
         chance_map = float(relevant_fraction)
-        values = {"mAP": Value(float(np.mean(precisions)), "larger", True, chance_map)}
+        values = {
+            "mAP": Value(float(np.mean(precisions)), "larger", percent=True, chance=chance_map)
+        }
         for k in self.ranks:
             chance = chance_map if k == 1 else None
-            values[f"recall at {k}"] = Value(hits[k] / len(x), "larger", True, chance)
+            values[f"recall at {k}"] = Value(
+                hits[k] / len(x), "larger", percent=True, chance=chance
+            )
         return Measured(values)

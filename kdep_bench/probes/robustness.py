@@ -78,16 +78,18 @@ class Robustness(Probe):
         mean = float(np.mean(list(score.values())))
         values = {
             "top1, clean": clean,
-            "top1, corrupted": Value(mean, "larger", True, clean.chance),
+            "top1, corrupted": Value(mean, "larger", percent=True, chance=clean.chance),
             "top1, clean - corrupted": Value(clean.value - mean, "", True),
         }
         for severity in SEVERITIES:
             scores = [score[name, severity] for name in self.corruptions]
             values[f"top1, severity {severity}"] = Value(
-                float(np.mean(scores)), "larger", True, clean.chance
+                float(np.mean(scores)), "larger", percent=True, chance=clean.chance
             )
         for name in self.corruptions:
             scores = [score[name, severity] for severity in SEVERITIES]
             shown = name.replace("_", " ")
-            values[f"top1, {shown}"] = Value(float(np.mean(scores)), "larger", True, clean.chance)
+            values[f"top1, {shown}"] = Value(
+                float(np.mean(scores)), "larger", percent=True, chance=clean.chance
+            )
         return Measured(values, (linear.note,))

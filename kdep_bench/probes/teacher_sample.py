@@ -89,7 +89,7 @@ def measure_teacher(
     parts = []
     for i in range(0, len(files), BATCH):
         images = [read_rgb(file) for file in files[i : i + BATCH]]
-        pixels = [render(x, centre_square(x), False, teacher.input_px) for x in images]
+        pixels = [render(x, centre_square(x), flip=False, px=teacher.input_px) for x in images]
         batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
         parts.append(run_teacher(teacher, batch).pooled.numpy())
         progress(min(i + BATCH, len(files)), len(files))

@@ -49,12 +49,14 @@ from kdep_bench.suite.train_test_overlap import tests_on, trained_on
 from kdep_bench.suite.transfer_rules import check_transfer
 from kdep_bench.transfer import model_card
 
-# Keys of a method that only the planner reads; they are not in the spec.
+# Keys of a method that are not in the `method` of the pretrain spec: the planner reads them, and
+# puts some elsewhere, such as `align` into the spec of align and `optimizer` into the `budget`.
 _PLANNING = {
     *("align", "family", "label_policy", "students", "needs", "teacher", "teachers", "optimizer"),
     *("transfer", "teacher_source", "stored_maps", "synthesis"),
 }
-# Keys of a method's `transfer` that only the planner reads, or that only describe it.
+# Keys of a method's `transfer` that are not in the `transfer` of the transfer spec: the planner
+# reads them, or they only describe the method.
 _TRANSFER_PLANNING = {"name", "family", "teacher", "tasks"}
 # Teacher outputs that a cache can contain in addition to the pooled feature.
 STORED = {"logits", "maps", "tokens", "probabilities"}
@@ -330,8 +332,8 @@ class _Builder:
             cache_fraction = fraction
             needs |= {"export": upstream["export"], "pretrain": upstream["pretrain"]}
         if cache_fraction < 1:
-            # Maps are large, and few methods read an intermediate teacher, so only the largest
-            # data fraction that is read is stored.
+            # Maps are large: only the suite's largest data fraction is stored. An intermediate
+            # teacher is pre-trained on one data fraction, and only that one is stored.
             spec |= self.fraction_spec(cache_fraction)
         cache = self.add("cache", f"{name}{_fraction_label(cache_fraction)}", spec, needs)
         if not method.get("align"):
@@ -351,10 +353,11 @@ class _Builder:
 
     def suite_cache(self, prepare: str, student: Json) -> str:
         """Adds the cache with the pooled feature of the suite's teacher; returns its id."""
-        pooled: Json = {"name": "probe", "needs": ["pooled"]}
+        # Takes the place of a method, and reads only the pooled feature.
+        pooled_reader: Json = {"name": "probe", "needs": ["pooled"]}
         teacher, views = self.suite.teachers[student["name"]], self.views(prepare, student)
         check_black_box(teacher or {}, {"pooled"}, "a probe of the suite")
-        suite_teacher = RoleTeacher("", pooled, teacher)
+        suite_teacher = RoleTeacher("", pooled_reader, teacher)
         return self.teacher_stages(prepare, views, student, suite_teacher, 1.0, None)["cache"]
 
     def cache_outputs(self, teacher: Json, px: int, method: Json) -> list[str]:
@@ -363,8 +366,9 @@ class _Builder:
         Methods with the same teacher and input size share a cache. Logits are small and are stored
         for all of these methods, unless they can be computed from the pooled feature. Maps and
         tokens are large: the methods that read them share a second cache, so that the stages of the
-        other methods keep their ids; the teacher then runs twice. Class probabilities, whose
-        purpose is a small cache, and maps stored as int8 have separate caches.
+        other methods keep their ids; the teacher then runs twice. Class probabilities (stored
+        instead of all outputs, to keep the cache small) and int8 maps each have a cache of their
+        own.
         """
         names = _stored_outputs(teacher, method)
         if stores_probabilities(method):
@@ -435,9 +439,10 @@ class _Builder:
                 upstream = self.add_intermediate_teacher(
                     prepare, role_teacher, fraction, pretrain_seed, transfer_seed, suite_teacher
                 )
-                largest = None if pool == prepare else 1.0
+                # A pool of generated images is stored whole.
+                largest_fraction = None if pool == prepare else 1.0
                 stages = self.teacher_stages(
-                    pool, needs["views"], student, role_teacher, part, upstream, largest
+                    pool, needs["views"], student, role_teacher, part, upstream, largest_fraction
                 )
                 _add_teacher(role_teacher, upstream, stages, spec, needs, chain)
         else:
@@ -705,8 +710,9 @@ def check_size(suite: Suite) -> None:
         pairs = len(seeds.pretrain) * (len(seeds.transfer) if seeds.pairs == "product" else 1)
         for student in part.students:
             for method in methods_for(part, student):
-                uses_one_seed = method.get("weights") is not None and seeds.pairs == "product"
-                n_pairs = len(seeds.transfer) if uses_one_seed else pairs
+                # Given weights do not depend on the pre-training seed, see `_Builder.pairs`.
+                has_weights = method.get("weights") is not None
+                n_pairs = len(seeds.transfer) if has_weights and seeds.pairs == "product" else pairs
                 n_fractions = len(part.shares) if trains(method) else 1
                 n_runs += n_pairs * n_fractions * len(tasks_for(part, method))
     if n_runs > MAX_RUNS:
@@ -784,5 +790,6 @@ def build_plan(suite: Suite, kinds: Mapping[str, StageKind] = KINDS) -> Plan:
         families, probes = {t["family"] for t in suite.tasks}, {p["name"] for p in suite.probes}
         claim_checks.check_claims(suite.claims, rows, families, probes)
     check_probed(suite.probes, plan.probes)
+    # raises KdepError if the factors do not form a grid
     grid_of([run.method for run in plan.runs], [run.student for run in plan.runs])
     return plan

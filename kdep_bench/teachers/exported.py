@@ -1,4 +1,4 @@
-"""A student of the same suite used as a teacher: teacher assistants, early-stopped teachers."""
+"""A student of the same suite used as a teacher: intermediate teachers (assistants)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Exported(Teacher):
         super().__init__(tuple(MEAN), tuple(STD))
         if backbone is None:
             raise KdepError(
-                f"the teacher assistant {name} has no weights",
+                f"the intermediate teacher {name} has no weights",
                 expected="the weights that its pre-training exported",
                 fix="use it as `teacher` of a method in a suite; the suite then pre-trains it",
             )
@@ -80,10 +80,11 @@ def read_head(name: str, width: int, checkpoint: str | Path | None) -> nn.Module
     tensors = {k.removeprefix(HEAD): v for k, v in state.items() if k.startswith(HEAD)}
     if set(tensors) != {"weight", "bias"} or tensors["weight"].shape[1] != width:
         raise KdepError(
-            f"the teacher assistant {name} was trained without a linear classifier on its feature",
+            f"the intermediate teacher {name} was trained without a linear classifier on its "
+            "feature",
             expected=f"{HEAD}weight and {HEAD}bias in its checkpoint",
-            fix="choose a method that reads features only, or an assistant that was trained on "
-            "logits or labels",
+            fix="choose a method that reads features only, or an intermediate teacher that was "
+            "trained on logits or labels",
         )
     head = nn.Linear(width, len(tensors["weight"]))
     load_exactly(head, tensors, str(checkpoint))

@@ -21,7 +21,6 @@ from kdep_bench.engine import cluster, local_pool, stage, state, work_dir
 from kdep_bench.files import read_json
 from kdep_bench.suite.graph import Plan, add_stage
 
-HERE = Path(__file__).resolve().parent
 SLURM = cluster.ClusterOptions("slurm", extra_arguments=QUICK)
 
 

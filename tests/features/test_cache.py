@@ -16,8 +16,6 @@ from kdep_bench.features.cache_check import extra_outputs
 from kdep_bench.files import write_json
 from kdep_bench.teachers.base import Teacher, TeacherOutput
 
-COLOURS = ("red", "green", "blue")
-
 
 class Colours(Teacher):
     """Classifies the colour of an image: class 0 is red, 1 green, 2 blue."""

@@ -52,7 +52,7 @@ def context(seed: int = 1, side: int = SIDE) -> Context:
 
     queries, keys, values = (random(B, HEADS, 1 + SIDE**2, WIDTH // HEADS) for _ in range(3))
     embedding, hidden, final = (random(B, 1 + SIDE**2, WIDTH) for _ in range(3))
-    attention = Attention(embedding, {5: Block(hidden, queries, keys, values)}, final, 1)
+    attention = Attention(embedding, {5: Block(hidden, queries, keys, values)}, final, prefix=1)
     feature = random(B, 7)
     return Context(
         feature,
@@ -142,8 +142,8 @@ def test_the_swap_replaces_single_entries_at_random_in_training_only():
     student, teacher = torch.zeros(40, 50, 5), torch.ones(40, 50, 5)
     swapped = objective.swapped(student, teacher)  # 1 where the entry is the teacher's
     assert float(swapped.mean()) == pytest.approx(0.3, abs=0.02)
-    # In most tokens, some of the five entries are replaced and others are not (0.7^5 + 0.3^5 = 0.17
-    # of the tokens have equal ones).
+    # In most tokens, some of the five entries are replaced and others are not (all five are equal
+    # in 0.7^5 + 0.3^5 = 17 % of the tokens).
     token_means = swapped.mean(2)
     assert float(((token_means > 0) & (token_means < 1)).float().mean()) > 0.75
     assert not bool(objective.eval().swapped(student, teacher).any())
@@ -251,6 +251,6 @@ def test_a_vision_transformer_is_accepted_as_a_live_teacher():
     (pretraining,) = (s for s in stages if s.kind == "pretrain")
     assert pretraining.spec["teacher"]["name"] == "dinov2_vitb14"
     assert not any(s.kind == "cache" for s in stages)
-    # The fix that the error for a teacher without `card.blocks` names.
+    # The error for a teacher without `card.blocks` suggests this fix.
     lite = dict(base="efficientnet_lite0", card=dict(blocks=12))
     assert plan("cross_arch", teacher=lite).runs

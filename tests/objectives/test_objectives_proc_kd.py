@@ -38,7 +38,7 @@ def build(prototypes: int = K, **arguments: Any) -> PrototypeDistillation:
 
 
 def context(seed: int = 0, teacher: Tensor | None = None) -> Context:
-    """A batch with random maps, or these maps of the teacher; the student's maps get a gradient."""
+    """A batch with random maps, the student's with a gradient; `teacher` replaces the teacher's."""
     generator = torch.Generator().manual_seed(seed)
     student = torch.randn(B, CS, SIDE, SIDE, generator=generator, dtype=torch.float64)
     student.requires_grad_()
@@ -93,7 +93,7 @@ def test_the_losses_equal_the_formula_in_float64(tau: float):
     assert terms["s8"].tolist() == pytest.approx([3 * e for e in student])
 
 
-def test_only_prototypes_learn_from_the_teacher_and_only_the_student_from_prototypes():
+def test_the_teacher_trains_only_the_prototypes_and_these_train_only_the_student():
     objective, ctx = build(), context()
     terms = objective.terms(ctx)
     prototypes = objective.prototypes["s8"]
@@ -112,7 +112,7 @@ def test_only_prototypes_learn_from_the_teacher_and_only_the_student_from_protot
 
 
 def test_the_losses_do_not_depend_on_the_scale_of_the_maps():
-    """So large maps of the student cannot make the loss diverge."""
+    """Therefore large maps of the student cannot make the loss diverge."""
     losses = []
     for scale in (1.0, 50.0):
         objective, ctx = build(), context()
@@ -145,7 +145,7 @@ def test_prototypes_recover_planted_parts():
     """The most similar prototype identifies the part.
 
     Purity: the fraction of positions whose part is the most frequent one of their prototype. It is
-    about 1/4 for a random assignment.
+    about 1/5 for a random assignment.
     """
     levels = {"s8": {"channels": 8, "stride": 8}}
     torch.manual_seed(0)

@@ -118,6 +118,6 @@ def test_wrong_objective_configs_are_refused(bad: dict[str, Any], message: str):
 
 
 def test_progress_is_the_fraction_of_finished_steps():
-    """So it stays below 1 in the last step; without a number of steps it is 0."""
+    """It is below 1 in the last step; without a number of steps it is 0."""
     assert context(step=9, steps=10).progress == 0.9
     assert context().progress == 0.0

@@ -19,7 +19,6 @@ from kdep_bench.suite.config import load_config, names, resolve
 from kdep_bench.suite.pairs import check_task
 from kdep_bench.transfer import mm_config
 
-REPO = Path(__file__).parents[2]
 TIMM: dict[str, Any] = dict(type="kdep_bench.students.timm_backbone.TimmBackbone")
 SWIN: dict[str, Any] = dict(
     embed_dim=12,
@@ -47,7 +46,7 @@ def test_a_config_s_tap_width_and_pyramid_match_its_network(name: str):
 
 
 DILATED = sorted(n for n in names("student") if load_config("student", n).get("dilated"))
-LARGE = ("resnet34", "resnet50")  # left out to save time: the class of resnet18
+LARGE = ("resnet34", "resnet50")  # left out to save time; they have the same class as resnet18
 
 
 @pytest.mark.parametrize("name", [n for n in DILATED if n not in LARGE])
@@ -181,7 +180,8 @@ def test_frozen_stages_and_norm_eval_stay_in_force_in_training_mode():
     assert any(p.requires_grad for p in TimmBackbone("test_resnet").net.conv1.parameters())
 
 
-def test_frozen_stages_0_of_a_linear_probe_freezes_a_network_without_levels():
+def test_frozen_stages_0_of_a_linear_probe_freezes_a_network_with_the_last_level_only():
+    """0 freezes all layers before level 0, the first level; here it is also the last one."""
     net = TimmBackbone("test_vit", frozen_stages=0)
     assert not any(p.requires_grad for p in net.parameters())
 

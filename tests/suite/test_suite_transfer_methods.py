@@ -232,7 +232,7 @@ def test_the_transfer_of_a_teacher_needs_a_type():
 
 
 def test_ota_reads_no_image_of_the_pool_and_its_teacher_is_trained_with_irf():
-    """With views or a teacher cache, it would depend on upstream data."""
+    """With views or a teacher cache, it would depend on pre-training images."""
     a_plan = plan("ota", **CLASSIFICATION)
     assert {s.kind for s in a_plan.stages.values()} == {
         *("prepare", "pretrain", "export", "transfer")

@@ -129,7 +129,7 @@ def test_an_empty_a_text_and_a_missing_file_are_refused(content, problem, tmp_pa
 def test_a_truncated_file_is_refused(tensors, tmp_path):
     path = save(tensors, tmp_path / "b.pth")
     path.write_bytes(path.read_bytes()[:900])
-    with pytest.raises(KdepError, match="is truncated"):
+    with pytest.raises(KdepError, match="is damaged or truncated"):
         read_tensors(path)
 
 

@@ -23,12 +23,13 @@ COSTS = (
     "Learning rate: the largest value of the schedule. Step time: the mean over the pre-training "
     "steps. Step time / kdep: divided by the step time of kdep. Peak memory: the peak of a run is "
     "the larger of its pre-training and transfer peaks; the table has the lowest peak of the "
-    "method's runs, which is the closest to the peak of pre-training alone. Extra parameters: "
-    "parameters that are trained or stored with the student and dropped at export. Extra forward "
-    "passes: those in addition to the student's one per image seen. They are the passes of all "
-    "other networks (cached or live teacher, peer networks, moving averages), additional passes of "
-    "the student, and all passes in the pre-training of a teacher that the suite trains for the "
-    "method. The pre-training cost includes the training of such a teacher."
+    "method's runs, because it is the one that transfer raises least above the peak of "
+    "pre-training. Extra parameters: parameters that are trained or stored with the student and "
+    "dropped at export. Extra forward passes: those in addition to the student's one per image "
+    "seen. They are the passes of all other networks (cached or live teacher, peer networks, "
+    "moving averages), additional passes of the student, and all passes in the pre-training of a "
+    "teacher that the suite trains for the method. The pre-training cost includes the training of "
+    "such a teacher."
 )
 PARTIAL = " ‡"  # follows a number of extra forward passes that is too low
 _PARTIAL_NOTE = (

@@ -82,8 +82,8 @@ def summarize_row(board: Board, key: RowKey) -> RowSummary:
         align=next((r.align for r in per_seed if r.align is not None), None),
         cached=any(r.cached for r in per_seed),
         step_s=_mean(_step_s(r) for r in per_seed),
-        # The peak of a run is the larger of pre-training and transfer. So the lowest peak of the
-        # row's runs is the closest to that of pre-training.
+        # The peak of a run is the larger of pre-training and transfer. The lowest peak of the row's
+        # runs is the one that transfer raises least above the peak of pre-training.
         peak_memory_bytes=min((p for r in ok if (p := r.cost.peak_memory_bytes)), default=None),
         extra_parameters=_largest(r.cost.extra_parameters for r in per_seed),
         extra_forwards=_largest(r.cost.extra_forwards for r in per_seed),

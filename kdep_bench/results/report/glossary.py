@@ -28,10 +28,11 @@ TERMS = (
     ),
     Term(
         "teacher",
-        "The large frozen network whose outputs the student learns to reproduce. An assistant is a "
-        "smaller teacher that the suite itself pre-trained, from the large one or with labels. Its "
-        "name is 'student.method'; '.8ep' is added if it was trained for its own number of epochs, "
-        "here 8. If a method has several teachers, their names are joined by '+'.",
+        "The large frozen network whose outputs the student learns to reproduce. An assistant "
+        "(intermediate teacher in code and errors) is a smaller teacher that the suite itself "
+        "pre-trained, from the large one or with labels. Its name is 'student.method'; '.8ep' is "
+        "added if it was trained for its own number of epochs, here 8. If a method has several "
+        "teachers, their names are joined by '+'.",
         ("teacher",),
     ),
     Term(

@@ -10,7 +10,7 @@ g = m f(a) + (1 - m) f(b), with m uniform in 0.3..0.7, is their mixed feature. S
 T's BatchNorm layers and channels of ((mean - running mean) / running std)^2 +
 (std / running std - 1)^2, where mean and std are those of a generated batch (the idea of
 DeepInversion, Yin et al., CVPR 2020). TV is the mean absolute difference of neighbouring pixels. No
-labels and no upstream images are read.
+labels and no pre-training images are read.
 
 Re-implementation from the abstract of arXiv 2111.12386 alone, which states only that DIGG produces
 data for distillation, guided by images of the task. These losses are ours.
