@@ -67,6 +67,6 @@ def _outputs(work: Path, cache: str) -> dict[str, Any]:
     if not {"forwards", "rows"} <= set(outputs):
         raise KdepError(
             f"the stage {cache} does not report its number of forward passes",
-            fix=f"rerun the stage: kdep-bench run SUITE --only {cache} --force",
+            fix=f"rerun the stage: kdep-bench run SUITE --only {cache} --force {cache}",
         )
     return outputs

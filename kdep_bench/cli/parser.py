@@ -39,26 +39,26 @@ class Parser(argparse.ArgumentParser):
     def _explained(self, message: str) -> KdepError | None:
         """The error for a message of argparse; None for another message."""
         see_help = f"{self.prog} --help explains the arguments"
-        if found := re.fullmatch(
+        if match := re.fullmatch(
             r"argument (.+): invalid choice: (.+) \(choose from (.+)\)", message
         ):
-            name, value, choices = found[1], found[2], ast.literal_eval(f"[{found[3]}]")
+            name, value, choices = match[1], match[2], ast.literal_eval(f"[{match[3]}]")
             hint = unknown_name("value", value.strip("'"), choices).fix
             return KdepError(
                 f"{_named(name)} is {value}",
                 expected=f"one of: {', '.join(map(str, choices))}",
                 fix=hint if hint.startswith("did you mean") else "choose one of these",
             )
-        if found := re.fullmatch(r"argument (.+): invalid (int|float) value: (.+)", message):
-            expected = _TYPES[found[2]]
+        if match := re.fullmatch(r"argument (.+): invalid (int|float) value: (.+)", message):
+            expected = _TYPES[match[2]]
             return KdepError(
-                f"{found[1]} is {found[3]}", expected=expected, fix=f"correct {found[1]}"
+                f"{match[1]} is {match[3]}", expected=expected, fix=f"correct {match[1]}"
             )
-        if found := re.fullmatch(r"argument (.+): expected (one|at least one) argument", message):
+        if match := re.fullmatch(r"argument (.+): expected (one|at least one) argument", message):
             fix = f"write a value after it; {see_help}"
-            return KdepError(f"the option {found[1]} has no value", fix=fix)
-        if found := re.fullmatch(r"the following arguments are required: (.+)", message):
-            return KdepError(f"the command lacks {_named(found[1])}", fix=f"add it; {see_help}")
+            return KdepError(f"the option {match[1]} has no value", fix=fix)
+        if match := re.fullmatch(r"the following arguments are required: (.+)", message):
+            return KdepError(f"the command lacks {_named(match[1])}", fix=f"add it; {see_help}")
         return None
 
     def _unknown(self, argument: str) -> KdepError:

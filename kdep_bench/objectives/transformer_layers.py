@@ -159,7 +159,7 @@ def first_tokens(student: Attention, teacher: Attention) -> tuple[int, int]:
             f"the teacher has {patches[1]} patches, but the student has {patches[0]}",
             expected="the same number, so that tokens and attention can be compared",
             fix=f"set input_px of the teacher to {round(patches[0] ** 0.5)} times the side of its "
-            "patches",
+            "patches, or choose a teacher whose patches have the student's size",
         )
     return (0, 0) if student.prefix == teacher.prefix else (student.prefix, teacher.prefix)
 

@@ -47,6 +47,10 @@ VIT_SIZES: Mapping[str, tuple[int, int]] = {
     "huge": (32, 16),
 }
 _VIT_NAME = re.compile(rf"(?:vit|deit|deit3)_({'|'.join(VIT_SIZES)})_patch\d+_")
+_PATCH = re.compile(r"_patch(\d+)")  # in timm's names of vision transformers: the side in pixels
+# timm's names of vision transformers; others with "vit" (mobilevit_s) have no sequence of
+# tokens, or are not recognised (see `networks.visible.timm_source`).
+_TIMM_VIT = re.compile(r"(?:flexivit|vit|deit3?)_|test_vit")
 # Argument of an optimiser -> its range (see `signatures.check_value`). torch reports most wrong
 # values only when training begins.
 _OPTIMIZER_RANGES: Mapping[str, str] = {
@@ -364,7 +368,7 @@ def check_is_transformer(label: str, student: Json, role: str = "student") -> No
     """
     backbone = student["backbone"]
     is_timm = str(backbone.get("type")).endswith(".TimmBackbone")
-    if not (is_timm and "vit" in str(backbone.get("model"))):
+    if not (is_timm and _TIMM_VIT.match(str(backbone.get("model")))):
         raise KdepError(
             f"{label} reads the tokens of a transformer, but the {role} {student['name']!r} is "
             "not a vision transformer of timm",
@@ -425,3 +429,10 @@ def transformer_size(student: Json) -> tuple[int | None, int | None]:
     match = _VIT_NAME.match(str(backbone.get("model")))
     blocks, heads = VIT_SIZES[match[1]] if match else (None, None)
     return backbone.get("depth", blocks), backbone.get("num_heads", heads)
+
+
+def patch_side(student: Json) -> int | None:
+    """Side in pixels of the patches of a student that is a ViT of timm; None if not known."""
+    backbone = student["backbone"]
+    match = _PATCH.search(str(backbone.get("model")))
+    return backbone.get("patch_size", int(match[1]) if match else None)

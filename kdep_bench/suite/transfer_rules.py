@@ -12,12 +12,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kdep_bench.errors import KdepError, unknown_name
-from kdep_bench.objectives.levels import block_pairs, levels_of, student_levels
+from kdep_bench.objectives.levels import (
+    block_pairs,
+    check_betas,
+    levels_of,
+    student_levels,
+)
 from kdep_bench.signatures import check_arguments, check_type, class_value, resolve_alias
 from kdep_bench.suite.arguments import (
     check_classes,
     check_couples_samples,
     check_is_transformer,
+    patch_side,
     transformer_size,
 )
 from kdep_bench.suite.methods import DESCRIPTION_KEYS, tasks_for, tuned_teacher, without
@@ -25,6 +31,7 @@ from kdep_bench.suite.pairs import check_pair, check_task
 from kdep_bench.suite.schema import Json, Suite
 
 BASE = "kdep_bench.transfer.method.TransferMethod"
+TRANSKD = "kdep_bench.transfer.methods.transkd.TransKD"
 _PLANNING = {"name", "family", "teacher", "tasks"}  # keys that are not arguments of the class
 
 
@@ -207,7 +214,8 @@ def check_teacher(transfer: StudentTransfer) -> None:
                 f"the teacher of {transfer.label} is trained on images of {own_px} pixels, but "
                 f"reads those of the student {transfer.student['name']!r}, of {px} pixels",
                 expected="one input size",
-                fix=f"set student=dict(base={student['name']!r}, input_px={px}) in its `teacher`",
+                fix=f"add input_px={px} to `student` in its `teacher`; if it is a name, write "
+                f"student=dict(base=NAME, input_px={px})",
             )
     if transfer.teacher.get("transfer") is not None:
         _check_teacher_transfer(transfer, transfer.teacher["transfer"])
@@ -271,6 +279,14 @@ def check_transformers(transfer: StudentTransfer) -> None:
                 expected=e.expected,
                 fix="choose another student as its `teacher`",
             ) from None
+    sides = patch_side(transfer.student), patch_side(teacher)
+    if None not in sides and sides[0] != sides[1]:
+        raise KdepError(
+            f"{transfer.label} compares patches, but those of the student have {sides[0]} pixels "
+            f"and those of the teacher {sides[1]}",
+            expected="equal patches, because both read the same images",
+            fix="choose another student as its `teacher`",
+        )
     averages = transfer.config.get("average_heads")
     if averages is False and None not in (heads, teacher_heads) and heads != teacher_heads:
         raise KdepError(
@@ -315,6 +331,18 @@ def check_levels(transfer: StudentTransfer) -> None:
         _check_levels(transfer, "teacher", transfer.teacher["student"], levels_of(config))
 
 
+def check_patch_embeddings(transfer: StudentTransfer) -> None:
+    """Checks the settings of TransKD about patch embeddings."""
+    config = transfer.config
+    if resolve_alias(config["type"]) != TRANSKD:
+        return
+    options = (bool(config.get(name)) for name in ("mixer", "assistants"))
+    try:
+        check_betas(config["levels"], config.get("betas") or {}, *options)
+    except KdepError as e:
+        raise KdepError(f"{transfer.label}: {e.problem}", expected=e.expected, fix=e.fix) from None
+
+
 def _check_levels(transfer: StudentTransfer, role: str, student: Json, required: set[str]) -> None:
     """Raises KdepError if a student lacks one of the levels ("s8"); `role`: for the error."""
     levels_of_student = [f"s{s}" for s in (student.get("pyramid") or {}).get("strides", [])]
@@ -333,4 +361,5 @@ RULES: tuple[Callable[[StudentTransfer], None], ...] = (
     check_pretraining,
     check_has_levels,
     check_levels,
+    check_patch_embeddings,
 )

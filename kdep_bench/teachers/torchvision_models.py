@@ -29,6 +29,8 @@ FINAL: tuple[tuple[str, Side], ...] = (
 # Networks whose published weights were trained with another normalisation. With the argument
 # `transform_input`, which torchvision sets for its own weights, they convert ImageNet's to it.
 RENORMALISING = ("googlenet", "inception_v3")
+# The network whose published weights expect pixel values from -1 to 1, without a conversion.
+HALF = ("efficientnet_v2_l",)
 
 
 def make(model: str, args: dict[str, Any], with_head: bool) -> tuple[nn.Module, str]:
@@ -122,7 +124,9 @@ class Torchvision(NetworkTeacher):
     def statistics(
         self, model: str, args: dict[str, Any], net: nn.Module
     ) -> tuple[Sequence[float], Sequence[float]]:
-        """ImageNet statistics, which all torchvision classifiers expect; see RENORMALISING."""
+        """ImageNet statistics, which all torchvision classifiers but HALF expect."""
+        if model in HALF:
+            return (127.5, 127.5, 127.5), (127.5, 127.5, 127.5)
         return normalisation.MEAN, normalisation.STD
 
 

@@ -50,7 +50,7 @@ def stage(plan: Plan, kind: str, *parts: str) -> Stage:
 
 
 def test_every_network_of_the_paper_suites_is_counted():
-    for name in ("paper_r18", "paper_mnv2"):
+    for name in ("paper_r18", "paper_mnv2", "paper_foggy"):
         for network in networks(build_plan(load_suite(name))):
             assert COUNTS[network_id(network)]["flops"] > 0, network["name"]
 

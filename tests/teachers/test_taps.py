@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import timm
@@ -414,3 +414,15 @@ def test_googlenet_gets_the_normalisation_that_its_published_weights_expect():
     images = random_images(64)
     expected = reference.eval()(normalised(teacher, images))
     assert_close(teacher(images).logits, expected)
+
+
+def test_the_statistics_of_torchvision_s_classifiers_are_those_of_their_published_weights():
+    """Except weights without a classifier; see torchvision's VGG16_Weights.IMAGENET1K_FEATURES."""
+    for model in torchvision.models.list_models(module=torchvision.models):
+        for weights in torchvision.models.get_model_weights(model):
+            if weights.name == "IMAGENET1K_FEATURES":
+                continue
+            published = weights.transforms()
+            mean, std = Torchvision.statistics(cast(Any, None), model, {}, nn.Identity())
+            assert [255 * x for x in published.mean] == pytest.approx(mean), model
+            assert [255 * x for x in published.std] == pytest.approx(std), model

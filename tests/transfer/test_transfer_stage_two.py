@@ -285,6 +285,7 @@ def test_the_configs_are_planned():
     tuned = a_plan.stages[a_plan.stages[a_plan.runs[0].id].needs["teacher"]]
     assert tuned.spec["student"]["name"] == "vit_s"
     assert tuned.spec["keep_model"]
+    assert plan(with_teacher(backbone=dict(model="deit_small_patch16_224")), **VIT).runs
 
 
 @pytest.mark.parametrize(
@@ -298,6 +299,12 @@ def test_the_configs_are_planned():
             "18 blocks cannot be divided over the 12",
         ),
         (with_teacher(backbone=dict(model="resnet18d")), VIT, "the teacher 'vit_s' is not a vis"),
+        (with_teacher(backbone=dict(model="convit_base")), VIT, "the teacher 'vit_s' is not a vis"),
+        (
+            with_teacher(backbone=dict(model="vit_small_patch32_224")),
+            VIT,
+            "the student have 16 pixels and those of the teacher 32",
+        ),
         (with_teacher(average_heads=False), VIT, "the student has 3 and the teacher 6"),
         (with_teacher(intermediate=1.5), VIT, "intermediate = 1.5"),
         (with_teacher(), dict(VIT, tasks=["smoke_probe"]), "does not support the task 'smoke_p"),
@@ -314,3 +321,9 @@ def test_the_configs_are_planned():
 def test_settings_that_cannot_work_are_refused_by_the_plan(method: Any, suite: Any, message: str):
     with pytest.raises(KdepError, match=message):
         plan(method, **suite)
+
+
+def test_the_fix_for_a_teacher_with_another_image_size_works():
+    with pytest.raises(KdepError, match="add input_px=64 to `student` in its `teacher`"):
+        plan("tinybert_transfer", **VIT)
+    assert plan(TINYBERT, **VIT).runs  # TINYBERT has this fix

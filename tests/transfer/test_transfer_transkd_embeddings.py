@@ -131,6 +131,21 @@ def test_both_parts_without_patch_embeddings_are_refused():
         TransKD(levels, level_maps, level_maps, betas={"s4": 1.0}, mixer=True)
 
 
+@pytest.mark.parametrize(
+    ("base", "betas", "message"),
+    [
+        ("transkd_gl", {"s32": 0.0}, "the deepest level, s32, has the beta 0"),
+        ("transkd_ea", dict.fromkeys(LEVELS, 0.0), "no beta is above 0"),
+        ("transkd", {"_delete_": True, "s3": 1.0}, "unknown level 's3' in `betas` of TransKD"),
+    ],
+)
+def test_betas_that_the_training_would_refuse_are_refused_by_the_plan(
+    base: str, betas: dict[str, Any], message: str
+):
+    with pytest.raises(KdepError, match=message):
+        plan(dict(base=base, transfer=dict(betas=betas)))
+
+
 def test_the_configs_are_planned_with_their_own_parts():
     both = dict(base="transkd_ea", name="both", transfer=dict(mixer=True))
     runs = plan("transkd", "transkd_gl", "transkd_ea", both).runs

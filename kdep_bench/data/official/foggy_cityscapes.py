@@ -8,8 +8,8 @@
 Sakaridis et al., "Semantic Foggy Scene Understanding with Synthetic Data", IJCV 2018. The boxes are
 those of the instances in the masks, of the eight classes with instances. Clear and foggy files have
 the same boxes, image ids and annotation ids, and differ in the names of the images. A group of
-objects that the annotators did not separate has no instance number: it is a crowd (iscrowd = 1),
-which training and scoring ignore.
+objects that the annotators did not separate has no instance number: it is a crowd (iscrowd = 1). It
+is no object in training, where its area counts as background, and is ignored in the score.
 
 Instance ids are from cityscapesScripts, `helpers/labels.py` and `preparation/json2instanceImg.py`:
 1000 * label id + number of the instance, or the label id alone for a group.

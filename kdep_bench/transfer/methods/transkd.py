@@ -38,8 +38,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdep_bench.bounds import Count, NotNegative
-from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.errors import KdepError
 from kdep_bench.networks.resize import resize_map
+from kdep_bench.objectives.levels import check_betas
 from kdep_bench.objectives.maps import Maps, check_levels
 from kdep_bench.transfer.method import TransferContext, TransferMethod
 from kdep_bench.transfer.methods.transkd_embeddings import EmbeddingAssistant, GlobalLocalMixer
@@ -93,26 +94,10 @@ class TransKD(TransferMethod):
     ) -> None:
         super().__init__()
         check_levels(levels, student_maps, teacher_maps)
-        for student_map in betas:
-            if student_map not in levels:
-                raise unknown_name("level", student_map, levels, place="`betas` of TransKD")
-        has_betas = any(beta > 0 for beta in betas.values())
-        if (assistants or mixer) and not has_betas:
-            raise KdepError(
-                "TransKD with `mixer` or `assistants` changes patch embeddings, but no beta is "
-                "above 0, so that none is read",
-                fix="set `betas` in `transfer` of the method, or remove the two options",
-            )
+        check_betas(levels, betas, bool(mixer), bool(assistants))
         # Sorted by stride, because the order of `levels` is lost in a stored spec.
         ordered = sorted(levels, key=lambda student_map: student_maps[student_map]["stride"])
         self.levels = {student_map: levels[student_map] for student_map in ordered}
-        deepest = ordered[-1]
-        if mixer and not betas.get(deepest):
-            raise KdepError(
-                f"TransKD with `mixer` changes the patch embedding of the deepest level, but the "
-                f"deepest level, {deepest}, has the beta 0",
-                fix="set its beta above 0 in `transfer` of the method, or remove `mixer`",
-            )
         self.weight = float(weight)
         self.betas = {student_map: float(betas.get(student_map, 0.0)) for student_map in ordered}
         self.fusion = CrossSelectiveFusion(
