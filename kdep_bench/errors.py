@@ -65,7 +65,14 @@ def expected_text(fault: Mapping[str, Any]) -> str:
     """What pydantic expected where it found a fault: "a number greater than 0"."""
     text = fault_text(fault).removeprefix("Input should be ")
     text = text.replace("a valid integer", "an integer").replace("a valid ", "a ")
-    is_limit = text.startswith(("greater than", "less than"))
+    if text == "an instance of Sequence" or fault["type"] == "sequence_str":
+        value = fault.get("input")
+        return (
+            f"a list, such as [{value!r:.60}]" if isinstance(value, str | int | float) else "a list"
+        )
+    text = text.replace("greater than or equal to", "of at least")
+    text = text.replace("less than or equal to", "of at most")
+    is_limit = text.startswith(("greater than", "less than", "of at"))
     return f"a number {text}" if is_limit else text
 
 

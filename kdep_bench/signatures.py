@@ -291,16 +291,20 @@ def check_value(annotation: str, value: Any, where: str, name: str) -> None:
     try:
         adapter.validate_python(value)
     except ValidationError as e:
+        faults = e.errors(include_url=False)
+        place = f"{name} = {value!r:.60}"
+        first = next(iter(faults[0]["loc"]), None)
+        if isinstance(first, int) and isinstance(value, Sequence) and first < len(value):
+            faults = [fault for fault in faults if fault["loc"][0] == first]
+            place = f"{name}[{first}] = {value[first]!r:.60}"  # the wrong entry of a list
         raise KdepError(
-            f"{where} has {name} = {value!r:.60}",
-            expected=_expected(e),
-            fix=f"correct `{name}` of {where}",
+            f"{where} has {place}", expected=_expected(faults), fix=f"correct `{name}` of {where}"
         ) from None
 
 
-def _expected(error: ValidationError) -> str:
-    """What a validator accepts, for an error."""
-    texts = [expected_text(fault) for fault in error.errors(include_url=False)]
+def _expected(faults: Sequence[Mapping[str, Any]]) -> str:
+    """What a validator accepts, from the faults that it found."""
+    texts = [expected_text(fault) for fault in faults]
     if any("number" in text for text in texts) and "a dictionary" in texts:
         # Arguments that accept a number or a dictionary accept the config of a schedule.
         texts[texts.index("a dictionary")] = "the config of a schedule"

@@ -1,8 +1,8 @@
 """Teacher-assistant KD: logit KD to a middle-sized network, which is then the student's teacher.
 
-Source       Mirzadeh et al., AAAI 2020, without labels (alpha = 1). The KL divergence is averaged
-             over the batch only; the public code's `nn.KLDivLoss()` also divides by the number of
-             classes.
+Source       Mirzadeh et al., AAAI 2020, without labels (the distillation term has weight 1,
+             lambda = 1 in the public code). The KL divergence is averaged over the batch only; the
+             public code's `nn.KLDivLoss()` also divides by the number of classes.
 Differs      from `logit_kd` in the teacher, which is the assistant.
 Cost         includes a second pre-training, of the assistant.
 """

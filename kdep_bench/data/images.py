@@ -56,7 +56,8 @@ FORMATS = tuple(
 MAX_PIXELS = 89_478_485  # Pillow's limit against decompression bombs
 MAX_BYTES = 1 << 30  # size of the largest image file
 ORIENTATION = 0x0112  # number of the EXIF tag
-PLAIN_SD = 2.0  # grey levels (0..255); below it a 64 x 64 thumbnail counts as having no contrast
+# Grey levels (0..255); below it a 64 x 64 thumbnail counts as having no contrast.
+NO_CONTRAST_SD = 2.0
 LISTED = 10  # maximum number of faults that one error lists
 _PLAIN_FORMATS = ("JPEG", "MPO", "PNG", "BMP")
 _PLAIN_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
@@ -272,8 +273,9 @@ def examine(data: bytes, file: Path, sha256: str = "") -> ImageInfo:
         sha256: SHA-256 of `data`.
 
     Raises:
-        KdepError: not an image of `FORMATS`, truncated or damaged, too large, or a pixel format
-            without a defined conversion to 8 bits.
+        KdepError: not an image of `FORMATS`, truncated or damaged, too large, a pixel format
+            without a defined conversion to 8 bits, or a 16-bit image that is not black and has only
+            values below 4096.
     """
     with _decoding(data, file) as image:
         check_complete(data, file)
@@ -282,7 +284,9 @@ def examine(data: bytes, file: Path, sha256: str = "") -> ImageInfo:
         orientation, has_damaged_exif = _orientation(image)
         depth = _depth(image, data)
         if kind in ("JPEG", "MPO"):
-            image.draft(mode, (64, 64))  # faster: decodes all data, at an eighth of the resolution
+            # Faster: decodes all data, at a resolution reduced up to eight times. Both sides keep
+            # at least 64 pixels if they have them.
+            image.draft(mode, (64, 64))
         image.load()
         has_alpha = mode in _ALPHA or "transparency" in image.info
         grey = image.convert("L") if mode in ("L", "RGB") else None
@@ -319,7 +323,7 @@ def perceptual_hash(grey: Image.Image) -> str:
     import imagehash
 
     grey = grey.resize((64, 64), Image.Resampling.LANCZOS)
-    if np.asarray(grey).std() < PLAIN_SD:
+    if np.asarray(grey).std() < NO_CONTRAST_SD:
         return ""
     return str(imagehash.phash(grey, hash_size=16, highfreq_factor=4))
 
@@ -384,7 +388,10 @@ def _stored_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _depth(image: Image.Image, data: bytes) -> int:
-    """Bits per channel in the file; Pillow's mode does not show them for 16-bit RGB."""
+    """Bits per channel: 1, 2, 4, 8 or 16 (8 for every palette image, 16 for anything above 8).
+
+    2 and 4 are reported for a PNG only. Pillow's mode does not show the bits of 16-bit RGB.
+    """
     if image.mode == "1":
         return 1
     if image.mode in _DEEP or (image.mode == "I" and image.format == "PPM"):
@@ -625,13 +632,13 @@ def place_all(
 
 
 def check_orientation(file: Path, info: ImageInfo, width: int, height: int, where: str) -> None:
-    """Raises KdepError if boxes or masks may not fit an image with an EXIF orientation.
+    """Raises KdepError if it is unclear whether labels fit the stored or the upright image.
 
-    They fit the upright image if the annotations state its size and the stored size is different:
-    the annotation program then applied the orientation. They may not fit
-
-    - if the annotations state the stored size: labels may still be drawn on the upright image;
-    - if both sizes are equal (a square image, a rotation by 180 degrees, a mirrored image).
+    Accepted: orientation 1, or annotations that state the upright size where it differs from the
+    stored one: the annotation program then applied the orientation. Refused: the stored size, as
+    labels may still be drawn on the upright image, also if both sizes are equal (a square image, a
+    rotation by 180 degrees, a mirrored image). A size that is neither of the two raises nothing
+    here: it is for the caller to compare the annotated size with the upright size.
 
     Args:
         file: the user's image.
@@ -640,10 +647,8 @@ def check_orientation(file: Path, info: ImageInfo, width: int, height: int, wher
         height: height in pixels, likewise.
         where: source of the size, for the error ("train.json", "its mask").
     """
-    if info.orientation == 1:
-        return
     stored, upright = (info.width, info.height), info.upright
-    if (width, height) == upright != stored:
+    if info.orientation == 1 or (width, height) != stored:
         return
     raise KdepError(
         f"the image {file} has the EXIF orientation {info.orientation}, but {where} has the size "

@@ -21,7 +21,8 @@ images:
 | one background, a small object at different places | 319,600 | 2 | 55 |
 
 With the usual 64 bits, 518 pairs of the squares differ by 2 bits at most. Images without contrast
-(standard deviation below `images.PLAIN_SD`) have no hash, because all of them would be duplicates.
+(standard deviation below `images.NO_CONTRAST_SD`) have no hash, because all of them would
+be duplicates.
 """
 
 from __future__ import annotations

@@ -52,9 +52,10 @@ def check_labels(classes: int, teachers: Mapping[str, Mapping[str, Any]]) -> Non
 class MultiTeacherKD(Objective):
     """sum over teachers k of w_k tau^2 KL_tau(teacher k || student); w_k = 1 / K by default.
 
-    The terms are named "kl_<role>". All teachers must have the same classes. The student's linear
-    head is dropped at export. Source of the default, the mean of the teachers' losses: AVERAGE_LOSS
-    of Rorozhl/CA-MKD `helper/loops.py`, with its tau = 4.
+    The terms are named "kl_<role>"; a role is a teacher's key in the method's `teachers`. All
+    teachers must have the same classes. The student's linear head is dropped at export. The default
+    weighting is AVERAGE_LOSS of Rorozhl/CA-MKD `helper/loops.py` (the mean of the teachers'
+    losses), and tau = 4 is the default of that code.
 
     Args:
         tau: temperature, a number or the config of a schedule.
@@ -130,8 +131,8 @@ class MultiTeacherKDWithLabels(MultiTeacherKD):
         width, teachers, tau, weighting, epochs, build_args: as in MultiTeacherKD.
     """
 
-    # needs: read from the batch ("classes": the labels must be the teacher's).
-    # requires: constructor arguments.
+    # "classes" in `needs` makes the plan check that the labels are the teachers' classes; in
+    # `requires` it is the constructor argument.
     needs = frozenset({"logits", "labels", "classes"})
     requires = MultiTeacherKD.requires | {"classes"}
 

@@ -407,6 +407,8 @@ def test_labels_of_an_image_with_exif_orientation_need_a_size_that_only_the_upri
         images.check_orientation(file, info, 200, 120, "train.json")
     if orientation >= 5:
         images.check_orientation(file, info, 120, 200, "train.json")
+    # A size that fits neither is another fault, which the caller reports.
+    images.check_orientation(file, info, 30, 30, "train.json")
     square = save(tmp_path / "b.jpg", SMOOTH[:100, :100], exif=exif)
     with pytest.raises(KdepError, match="EXIF orientation"):
         images.check_orientation(

@@ -185,3 +185,8 @@ def test_an_exif_rotated_image_with_labels_is_used_upright_or_refused(
     upright.save(file, exif=exif)  # the labels have the stored size, so the orientation is unclear
     with pytest.raises(KdepError, match=f"{file} has the EXIF orientation 6"):
         own.run(spec, tmp_path / "again")
+    upright.resize((30, 20)).save(file, exif=exif)  # the labels have neither size
+    with pytest.raises(KdepError, match="copy both again") as caught:
+        own.run(spec, tmp_path / "other size")
+    assert "20x30" in str(caught.value)
+    assert "EXIF" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Patterns of feature maps: float64 references, what they ignore, levels chosen by clustering.
+"""Pattern losses on feature maps: float64 references, invariances and clustering of levels.
 
 A pattern has one number per position (`SpatialAttention`) or per pair of positions
 (`PositionRelations`), whatever the number of channels. The formula of the loss is in the docstring
@@ -84,7 +84,7 @@ def test_the_loss_equals_a_float64_reference(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_student_like_the_teacher_has_the_loss_0_and_a_constant_student_the_weight(kind):
+def test_loss_is_0_for_the_teacher_s_pattern_and_the_weight_for_a_constant_map(kind):
     teacher = maps(1, 6, 4)
     objective = build(kind, {"s8": "s8"}, weight=3.0)
     constant = torch.ones(3, 6, 4, 4)

@@ -2,9 +2,10 @@
 
 The target of a student's map is the teacher's map at the same size, reduced to principal components
 by an SVD (singular value decomposition) that has every position as a sample. `sign` decides how
-negative values are represented, as a student's map after a ReLU has none: "pairs" is the positive
-and the negative part of half as many components, "plain" the components themselves, "rotation" a
-random rotation of them. The formula is in the docstrings of `MapTarget` and `MapRegression`.
+negative values are represented, as a student's map after a ReLU has none. "pairs": the positive and
+the negative parts of C / 2 components, where C is the student's channels; "plain": C components;
+"rotation": C components in a random rotation. The formula is in the docstrings of `MapTarget` and
+`MapRegression`.
 """
 
 from __future__ import annotations
@@ -126,7 +127,9 @@ def test_explained_variance_ratio_is_the_fraction_of_the_first_eigenvalues(folde
 
 @pytest.mark.parametrize("sign", ["pairs", "plain", "rotation"])
 @pytest.mark.parametrize("pooled", [False, True])
-def test_an_output_of_zero_has_the_weight_as_loss_and_the_target_the_loss_0(folder, sign, pooled):
+def test_loss_is_the_weight_for_output_zero_and_zero_for_output_equal_to_the_target(
+    folder, sign, pooled
+):
     """With `pooled`, every position has the pooled map as target."""
     teacher = maps(64, seed=2)
     objective = build(folder, sign=sign, pooled=pooled, weight=7.0)
@@ -178,8 +181,11 @@ def test_gradients_reach_the_student_and_the_objective_has_no_parameters(folder)
     assert list(objective.state_dict()) == ["scale.means"]
 
 
-def test_a_signed_pair_represents_a_component_of_which_its_first_channel_has_half():
-    """A student that is not negative can have both channels, but only half of a plain component."""
+def test_a_signed_pair_keeps_a_component_whole_and_its_positive_part_alone_keeps_half():
+    """A non-negative student can match both channels of a pair.
+
+    Of a plain component it can match only the positive values, so half of the mean square is lost.
+    """
     component = torch.randn(200_000, generator=torch.Generator().manual_seed(0)) * 3
     pair = SignedPairs()(torch.stack([component, torch.zeros_like(component)], 1))
     positive, negative = pair.T

@@ -46,7 +46,7 @@ def file_of(repo: Path, fault: Fault) -> Path:
             if fault.old in path.read_text()
         ]
         raise LookupError(
-            f"{fault.file} holds {times} times: {fault.old!r}; "
+            f"{fault.file} contains {fault.old!r} {times} times, expected once; "
             f"elsewhere: {', '.join(elsewhere) or 'nowhere'}. "
             f"Correct the fault '{fault.wrong}' in tests/planted/table.py"
         )

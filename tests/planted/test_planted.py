@@ -1,4 +1,4 @@
-"""The tests notice each of ten faults that change a number.
+"""Mutation test: each of ten faults, planted in a copy of the package, makes a test fail.
 
 A fault whose source line no longer exists is an error.
 """
@@ -31,7 +31,7 @@ def test_no_planted_fault_passes_unnoticed() -> None:
     assert "UNNOTICED" not in done.stdout
 
 
-def test_every_kind_of_line_has_a_fault_and_each_fault_s_line_exists() -> None:
+def test_faults_cover_seven_kinds_and_each_changes_exactly_one_line() -> None:
     assert len(FAULTS) == 10
     assert {f.kind for f in FAULTS} == {
         "the split that is scored",
@@ -43,6 +43,7 @@ def test_every_kind_of_line_has_a_fault_and_each_fault_s_line_exists() -> None:
         "reports",
     }
     for fault in FAULTS:
+        # `file_of` raises LookupError unless the line exists exactly once.
         assert file_of(REPO, fault).is_file()
         assert fault.old != fault.new
 
@@ -56,9 +57,9 @@ def test_a_missing_or_repeated_line_is_an_error_with_its_location(tmp_path: Path
     copy = plant(tmp_path, fault, tmp_path / "copy")
     assert (copy / "kdep_bench/a.py").read_text() == "x = 1\ny = 1\n"
     assert (tmp_path / "kdep_bench/a.py").read_text() == "x = 1\ny = 2\n"
-    with pytest.raises(LookupError, match=r"a\.py holds 0 times: 'z = 3'.*kdep_bench/moved\.py"):
+    with pytest.raises(LookupError, match=r"a\.py contains 'z = 3' 0 times.*kdep_bench/moved\.py"):
         file_of(tmp_path, replace(fault, old="z = 3"))
-    with pytest.raises(LookupError, match=r"a\.py holds 2 times"):
+    with pytest.raises(LookupError, match=r"a\.py contains ' = ' 2 times, expected once"):
         file_of(tmp_path, replace(fault, old=" = "))
     with pytest.raises(LookupError, match="elsewhere: nowhere"):
         file_of(tmp_path, replace(fault, file="kdep_bench/gone.py", old="no such line"))

@@ -30,7 +30,7 @@ def load_changed(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Any:
             dict(task="smoke_probe"),
             r"scores proposals on the split 'test' of task 'smoke_probe'.*a task with split='val'",
         ),
-        (dict(trials=0), "trials = 0; expected a number greater than or equal to 1"),
+        (dict(trials=0), "trials = 0; expected a number of at least 1"),
         (dict(space=[]), "has no dimension"),
         (dict(limits=dict(params=10)), "no student of the space is within the limits of 10 param"),
         (dict(budget=SMOKE["budget"] | {"epochs": 3}), "`halving` sets the epochs"),

@@ -100,7 +100,7 @@ def test_a_space_that_is_ambiguous_or_empty_is_refused(
     ("key", "value", "message"),
     [
         ("student.depth5", 1, "unknown argument 'depth5' in .*ResNetFamily"),
-        ("student.depth1", 0, "depth1 = 0; expected a number greater than or equal to 1"),
+        ("student.depth1", 0, "depth1 = 0; expected a number of at least 1"),
         ("student.width", 12, "width of a student of ResNetFamily is 12; expected a multiple of 8"),
         ("student.stem", "5x5", "stem = '5x5'"),
     ],

@@ -46,9 +46,9 @@ def one_method(base: str = "kdep", **entries: Any) -> dict[str, Any]:
         (dict(SGD, lr=float("nan")), "finite"),
         (dict(SGD, lr=float("inf")), "finite"),
         (dict(SGD, momentum=1.0), "less than 1"),
-        (dict(SGD, momentum=-0.5), "greater than or equal to 0"),
+        (dict(SGD, momentum=-0.5), "of at least 0"),
         (dict(SGD, momentm=0.9), "did you mean momentum"),
-        (dict(SGD, weight_decay=-1e-4), "greater than or equal to 0"),
+        (dict(SGD, weight_decay=-1e-4), "of at least 0"),
         (dict(SGD, nesterov=True), "momentum above 0"),
         (dict(SGD, nesterov=1), "boolean"),
         (dict(type="AdamW", lr=0.1, momentum=0.9), "'momentum'"),
@@ -90,10 +90,10 @@ def test_valid_arguments_of_optimisers_are_accepted():
     [
         (one_method(transform=dict(T=0.0)), "T = 0.0; expected a number greater than 0"),
         (one_method(transform=dict(T=-1)), "greater than 0"),
-        (one_method(transform=dict(n=0)), "greater than or equal to 1"),
+        (one_method(transform=dict(n=0)), "of at least 1"),
         (one_method(transform=dict(T="warm")), "number"),
         (one_method(transform=dict(t=0.1)), "choose one of: T, n, type"),
-        (one_method("stdmatch", transform=dict(ratio=0.5)), "greater than or equal to 1"),
+        (one_method("stdmatch", transform=dict(ratio=0.5)), "of at least 1"),
         (
             one_method(transform=dict(type="kdep_bench.features.transform.PowerTemp")),
             "does not exist",
@@ -267,11 +267,11 @@ def test_accumulation_is_refused_for_an_objective_that_couples_samples():
 @pytest.mark.parametrize(
     ("seeds", "message"),
     [
-        (dict(pretrain=[-1], transfer=[0]), "greater than or equal to 0"),
-        (dict(pretrain=[0], transfer=[2**32]), "less than or equal to 4000000"),
+        (dict(pretrain=[-1], transfer=[0]), "of at least 0"),
+        (dict(pretrain=[0], transfer=[2**32]), "of at most 4000000"),
         (dict(pretrain=[True], transfer=[0]), "integer"),
         (dict(pretrain=[0.5], transfer=[0]), "integer"),
-        (dict(pretrain=[0], transfer=[0], share=-1), "greater than or equal to 0"),
+        (dict(pretrain=[0], transfer=[0], share=-1), "of at least 0"),
         (dict(pretrain=[0, 0], transfer=[0]), "more than once"),
     ],
 )

@@ -117,7 +117,7 @@ def test_an_override_can_add_any_part_that_the_data_s_prepare_reads():
         ({"teacher": "weights/net.pth"}, "for your own weights, write a config in"),
         ({"tasks": "smoke_probe"}, "expected a list"),
         ({"budget": {**SUITE["budget"], "epochs": "three"}}, "expected a number"),
-        ({"budget": {**SUITE["budget"], "batch": 0}}, "greater than or equal to 1"),
+        ({"budget": {**SUITE["budget"], "batch": 0}}, "of at least 1"),
         ({"methods": ["kdep", "kdep"]}, "more than once"),
         ({"methods": ["kdep", {"base": "kdep", "transform": {"T": 1.0}}]}, "more than once"),
         ({"seeds": {"pretrain": [0, 0], "transfer": [0]}}, "pretrain seed 0 more than once"),

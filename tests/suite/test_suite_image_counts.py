@@ -256,22 +256,22 @@ def test_labels_require_pool_labels(tmp_path):
 @pytest.mark.parametrize(
     ("task", "recipe", "message"),
     [
-        ("smoke_det", dict(iters=0), "greater than or equal to 1"),
+        ("smoke_det", dict(iters=0), "of at least 1"),
         ("smoke_det", dict(warmup=10), "warmup=10 and iters=10"),
-        ("smoke_det", dict(batch=0), "greater than or equal to 1"),
+        ("smoke_det", dict(batch=0), "of at least 1"),
         ("smoke_det", dict(lr=0.0), "greater than 0"),
         ("smoke_det", dict(lr="fast"), "number"),
         ("smoke_det", dict(momentum=1.0), "less than 1"),
         ("smoke_det", dict(steps=[0.92, 0.75]), "increasing"),
-        ("smoke_det", dict(steps=[0.75, 1.2]), "less than or equal to 1"),
+        ("smoke_det", dict(steps=[0.75, 1.2]), "of at most 1"),
         ("smoke_det", dict(scale=[160]), "2 numbers"),
         ("smoke_det", dict(clip_norm=-1.0), "greater than 0"),
-        ("smoke_seg", dict(warmup=0), "greater than or equal to 1"),
-        ("smoke_seg", dict(crop=[0, 128]), "greater than or equal to 1"),
+        ("smoke_seg", dict(warmup=0), "of at least 1"),
+        ("smoke_seg", dict(crop=[0, 128]), "of at least 1"),
         ("smoke_seg", dict(classes=["a", "b"]), "2 classes and 9 colours"),
         ("smoke_seg", dict(classes=["a"] * 9), "the class a more than once"),
         ("smoke_seg", dict(poly_power=0), "greater than 0"),
-        ("smoke_finetune", dict(epochs=0), "greater than or equal to 1"),
+        ("smoke_finetune", dict(epochs=0), "of at least 1"),
         ("smoke_finetune", dict(epochs=0.5), "integer"),
         ("smoke_finetune", dict(crop_scale=[1.0, 0.4]), "increasing"),
         ("smoke_finetune", dict(crop_scale=[0.0, 1.0]), "above 0"),
@@ -279,7 +279,7 @@ def test_labels_require_pool_labels(tmp_path):
         ("smoke_probe", dict(c_grid=[]), "one or more"),
         ("smoke_probe", dict(c_grid=[0.1, -1.0]), "greater than 0"),
         ("smoke_probe", dict(train_share=0.0), "above 0"),
-        ("smoke_probe", dict(train_share=1.5), "less than or equal to 1"),
+        ("smoke_probe", dict(train_share=1.5), "of at most 1"),
         ("smoke_probe", dict(train_share=0.05), "selects 4 of 80 images"),
         ("smoke_probe", dict(train_share=0.95), "selects 76 of 80 images"),
         ("smoke_probe", dict(protocol="fold"), "'split' or 'folds'"),
@@ -332,7 +332,7 @@ def test_fine_tuning_on_fewer_images_than_its_batch_is_refused(tmp_path):
         (dict(base="smoke_det", metric="mAP"), "bbox_mAP"),
         (dict(base="smoke_det", family="classification"), "unknown family"),
         (dict(base="smoke_seg", direction="maximum"), "'max' or 'min'"),
-        (dict(base="smoke_seg", chance=9.0), "less than or equal to 1"),
+        (dict(base="smoke_seg", chance=9.0), "of at most 1"),
     ],
 )
 def test_a_metric_that_the_task_does_not_measure_is_refused(task, message):
@@ -364,12 +364,12 @@ def test_two_data_fractions_that_select_the_same_images_are_refused():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(runtime=dict(cpus=dict(transfer=-1))), "greater than or equal to 0"),
+        (dict(runtime=dict(cpus=dict(transfer=-1))), "of at least 0"),
         (dict(runtime=dict(timeout=dict(transfer=0.0))), "greater than 0"),
         (dict(methods=[dict(base="kdep", students=["resnet18_w23"])]), "did you mean resnet18_w"),
         (dict(teacher=dict(base="efficientnet_lite0", weigths="x.pth")), "did you mean weights"),
         (dict(teacher=dict(base="efficientnet_lite0", input_px="big")), "integer"),
-        (dict(teacher=dict(base="efficientnet_lite0", bits=32)), "less than or equal to 16"),
+        (dict(teacher=dict(base="efficientnet_lite0", bits=32)), "of at most 16"),
     ],
 )
 def test_other_wrong_entries_of_a_suite_are_refused(change, message):

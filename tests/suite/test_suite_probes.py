@@ -78,7 +78,10 @@ def test_for_an_unknown_probe_a_similar_one_is_suggested():
 
 
 def test_a_wrong_argument_is_refused_before_anything_runs():
-    assert "k = [0]" in planning_error(probes=[{"base": "knn", "k": [0]}])
+    wrong_entry = planning_error(probes=[{"base": "knn", "k": [1, 0]}])
+    assert "k[1] = 0; expected a number of at least 1" in wrong_entry
+    no_list = planning_error(probes=[{"base": "latency", "batches": 1}])
+    assert "batches = 1; expected a list, such as [1]" in no_list
     assert "k = []" in planning_error(probes=[{"base": "knn", "k": []}])
     assert "corruptions" in planning_error(probes=[{"base": "robustness", "corruptions": ["fog"]}])
     assert "teacher = 'own'" in planning_error(probes=[{"base": "cka", "teacher": "own"}])

@@ -54,8 +54,9 @@ def export_random(student: dict[str, Any], out: Path) -> dict[str, Any]:
 def in_subprocess() -> Iterator[Callable[..., Any]]:
     """`in_subprocess(function, *args)` calls the function in a new process.
 
-    mmdet, mmseg and mmpretrain cannot be used together in one process. With KDEP_TESTS_FORK the
-    new process is a fork of this process, which has imported them already.
+    One process can import mmdet, mmseg and mmpretrain together, but can run only one of them, so
+    every call gets its own process. With KDEP_TESTS_FORK it is a fork of this process, which has
+    already imported them.
     """
     if os.environ.get("KDEP_TESTS_FORK"):
         yield in_a_fork
@@ -82,7 +83,8 @@ def server_with_toolkits() -> Any:
     global _server_pid
     context, server = multiprocessing.get_context("forkserver"), forkserver._forkserver
     if _server_pid is None or server._forkserver_pid != _server_pid:  # type: ignore[attr-defined]
-        with contextlib.suppress(FileNotFoundError):  # its socket, in a folder that is gone
+        # `_stop` deletes the server's socket file; its temporary folder may be gone already.
+        with contextlib.suppress(FileNotFoundError):
             server._stop()  # type: ignore[attr-defined]
         context.set_forkserver_preload(["tests.transfer.preload"])
         server.ensure_running()

@@ -143,10 +143,11 @@ def _note_unreadable_images(parts: Discovery, folders: Folders) -> None:
     first = [folder / images[0] for folder, (images, _) in folders.items() if images]
     unreadable = [path for path in first if not _mode(path)]
     if len(unreadable) == len(first):
+        whose = "each of its folders" if len(first) > 1 else "its folder"
         raise KdepError(
-            f"the file {unreadable[0]} cannot be read as an image"
-            + (", nor can the first image of any other folder" if len(first) > 1 else ""),
-            fix="remove or replace the file, or give the folder that contains your images",
+            f"the folder {parts.root} contains no readable image: the first file of {whose} is "
+            f"damaged or not an image (for example {unreadable[0]})",
+            fix="remove or replace the damaged files, or give the folder that contains your images",
         )
     parts.notes += [f"{path}: cannot be read as an image; replace it" for path in unreadable]
 
