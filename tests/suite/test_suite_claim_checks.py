@@ -152,4 +152,4 @@ def test_the_claims_of_one_method_above_another_state_their_condition():
     on_a_tenth = claims["paper_maps_r18"]["kdep_maps_4_above_kdep_0.1"]
     assert on_a_tenth["title"] == "kdep_maps_4 against kdep, 10 % of the images"
     title = claims["kdep_anatomy"]["svd_above_kdep"]["title"]
-    assert title == "1. PTS n = 1 instead of 3 (svd - kdep)"
+    assert title == "step 1 of 7: PTS n = 1 instead of 3 (svd - kdep)"

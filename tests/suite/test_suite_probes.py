@@ -85,7 +85,7 @@ def test_a_wrong_argument_is_refused_before_anything_runs():
     assert "k = []" in planning_error(probes=[{"base": "knn", "k": []}])
     assert "corruptions" in planning_error(probes=[{"base": "robustness", "corruptions": ["fog"]}])
     assert "teacher = 'own'" in planning_error(probes=[{"base": "cka", "teacher": "own"}])
-    assert "radii = [0.0]" in planning_error(probes=[{"base": "flatness", "radii": [0.0]}])
+    assert "radii[0] = 0.0" in planning_error(probes=[{"base": "flatness", "radii": [0.0]}])
     assert "T = 'warm'" in planning_error(probes=[{"base": "knn", "T": "warm"}])
     assert "key" in refusal(probes=[{"base": "knn", "kk": [1]}])
 

@@ -20,6 +20,13 @@ class Term(NamedTuple):
     headings: tuple[str, ...] = ()
 
 
+# True of every config with `reconstruction=True` (methods, probes) or `reimplementation=True`
+# (searches).
+REIMPLEMENTATION = (
+    "parts were chosen in this project, because the source used is incomplete (an abstract, a "
+    "quotation, one equation) or the original does not fit these networks and tasks"
+)
+
 TERMS = (
     Term(
         "student",
@@ -39,9 +46,8 @@ TERMS = (
         "method",
         "How a student was pre-trained: by kdep, by another distillation method, supervised, "
         "scratch or imagenet. If one method was run with several settings, the row also names the "
-        "setting that differs: teacher, data fraction or epochs. '(re-implementation)': written "
-        "from the paper's text, because the authors' code is not public or does not cover these "
-        "networks.",
+        "setting that differs: teacher, data fraction or epochs. '(re-implementation)': "
+        f"{REIMPLEMENTATION}.",
         ("method", "row", "reimplementation"),
     ),
     Term(
@@ -202,7 +208,8 @@ TERMS = (
         "alignment, explained variance ratio",
         "Alignment: a fixed linear map from the teacher's feature to the student's width (KDEP: "
         "SVD). Explained variance ratio: fraction of the feature's variance that the alignment "
-        "keeps.",
+        "keeps. A target of signed pairs has only half of the aligned components, so it keeps "
+        "less.",
         ("explained variance ratio", "explained_variance_ratio"),
     ),
     Term(

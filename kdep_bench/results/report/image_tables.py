@@ -17,7 +17,8 @@ NOTE = (
     "folder. These intervals cover the variation between seeds and between test images. The test "
     "images are bootstrapped, and the task's metric is computed for every bootstrap sample. The "
     "intervals of scores and differences in all other tables cover seeds only. p (Holm) is "
-    "corrected for the number of rows that this table has for the student."
+    "corrected for all rows that this table has for the student, not for groups of comparisons as "
+    "in the other table of differences."
 )
 HEAD = ["student", "comparison", "task", "mean difference x100 [95 %]", "covers", "p (Holm)"]
 HEAD += ["result"]
@@ -123,7 +124,14 @@ def _gaps_text(pair: ImagePair, gaps: tuple[ImageGap, ...], n_more: int) -> str:
         else:
             scores = f"{gap.first:.2f} against {gap.second:.2f}"
         shown.append(f"{gap.image} ({scores})")
-    return "; ".join(shown) + (f"; {n_more} more with this difference" if n_more else "") or "—"
+    if n_more:
+        difference = f"{abs(gaps[-1].first - gaps[-1].second):.2f}"
+        if pair.is_accuracy and len(set(pair.trainings)) == 1:
+            trainings = pair.trainings[0]
+            count = abs(gaps[-1].first - gaps[-1].second) * trainings
+            difference = f"{count:.0f} of {trainings}"
+        shown.append(f"{n_more} more with the last difference ({difference})")
+    return "; ".join(shown) or "—"
 
 
 def _pair_texts(pair: ImagePair) -> list[str]:

@@ -299,10 +299,13 @@ CLAIMS = (
     "with which an undecided claim would be decided with probability 0.8."
 )
 ALIGNMENT = (
-    "The alignment maps the teacher's feature linearly to the student's width. Explained variance "
-    "ratio: the fraction of the feature's variance that the alignment keeps. Std ratio: the "
-    "largest standard deviation of a channel divided by the smallest, in the teacher's feature "
-    "(raw), after the alignment (aligned), and in the training target (transformed)."
+    "The alignment maps the teacher's pooled feature linearly to the student's width. Only methods "
+    "with such an alignment are listed; the SVDs of feature maps are not. Explained variance "
+    "ratio: the fraction of the feature's variance that the alignment keeps. A target of signed "
+    "pairs has only half of the aligned components, in two channels each, so it keeps less than "
+    "this ratio. Std ratio: the largest standard deviation of a channel divided by the smallest, "
+    "in the teacher's feature (raw), after the alignment (aligned), and in the training target "
+    "(transformed)."
 )
 NOISE = (
     "The variation between seeds, in points. Std. dev. over seeds: the standard deviation of a "

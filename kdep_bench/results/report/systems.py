@@ -1,4 +1,7 @@
-"""Builds results/methods.md: the systems of the literature, with configs, scores and sources."""
+"""Builds results/methods.md: the systems of the literature, with configs, scores and sources.
+
+A system is a published approach, implemented here as a method, a search, a probe or a suite.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any, NamedTuple
 from kdep_bench.errors import KdepError
 from kdep_bench.files import write_atomic
 from kdep_bench.results import text
+from kdep_bench.results.report.glossary import REIMPLEMENTATION
 from kdep_bench.results.report.markdown import md_table
 
 SYSTEMS = Path(__file__).with_name("systems.toml")
@@ -18,13 +22,12 @@ SUITE = "methods_pocket"  # the suite whose scores are shown
 HEAD = ("system", "state", "config", "labels", "source", "mean score", "step time / kdep's")
 INTRODUCTION = f"""# Systems
 
-One row per system of the literature that this project compares, and per config that implements
-it. Written by `python tools/report.py --index results` from the configs, the published scores and
+A system is a published approach, implemented here as a method, a search, a probe or a suite. One
+row per system that this project compares, and per config that implements it. Written by `python tools/report.py --index results` from the configs, the published scores and
 `kdep_bench/results/report/systems.toml`.
 
-* state: *implemented* from the paper or the authors' code; *re-implementation*, where these were
-  not available, from an abstract, a survey or another implementation; *partly implemented* and
-  *not implemented*, with what is missing.
+* state: *implemented* from the paper or the authors' code; *re-implementation*: {REIMPLEMENTATION};
+  *partly implemented* and *not implemented*, with what is missing.
 * config: name of a method config; with the prefix `search:`, `probe:` or `suite:`, of a search, a
   probe or a suite.
 * labels: whether the method uses image labels.
@@ -88,9 +91,9 @@ def systems_page(
 
     Args:
         systems: from `read_systems`.
-        configs: method configs by name, and configs of probes and searches as "probe:NAME" and
-            "search:NAME", with `source`, `labels_used` and `reconstruction` (of a search,
-            `reimplementation`). A system's config that is missing here is a suite ("suite:NAME").
+        configs: {name: config} of methods, "probe:NAME" and "search:NAME". Read keys: `source`,
+            `labels_used`, and `reconstruction` (in searches it is called `reimplementation`).
+            Names of suites ("suite:NAME") are not in it.
         scores: from `published_scores`.
     """
     rows = []
