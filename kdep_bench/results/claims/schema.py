@@ -110,9 +110,7 @@ def make_claim(fields: dict[str, Any]) -> Claim:
             f"the claim {name!r} has {place} = {first['input']!r:.80}"
             if has_wrong_value
             else f"the claim {name!r} {problem}",
-            expected=text.removeprefix("Input should be ").partition(", unable")[0]
-            if has_wrong_value
-            else None,
+            expected=expected_text(first).partition(", unable")[0] if has_wrong_value else None,
             fix="correct the config of the claim, or its keys in the suite; "
             "kdep_bench/results/claims/judge.py explains them",
         ) from None

@@ -411,9 +411,11 @@ TERMS = (
     Term(
         "better, worse, not significant",
         "Result of a comparison. Better or worse: the mean difference is above or below 0, and p "
-        "(Holm) is below 0.05. p (Holm): two-sided p value after Holm's correction (1979), made "
-        "separately for comparisons whose first method is kdep and for all others, and for means "
-        "over tasks and for single tasks. 'too few seed pairs': there is no p value.",
+        "(Holm) is below 0.05. p (Holm): two-sided p value after Holm's correction (1979). In "
+        "the table of differences it is made separately for four groups: (first method is kdep, or "
+        "another) x (single task, or mean over tasks); in the table of differences over test "
+        "images, for all rows of the student; in an ablation, for all contrasts. 'too few seed "
+        "pairs': there is no p value.",
         (
             "result",
             "p (Holm)",

@@ -23,7 +23,8 @@ HEAD = ("system", "state", "config", "labels", "source", "mean score", "step tim
 INTRODUCTION = f"""# Systems
 
 A system is a published approach, implemented here as a method, a search, a probe or a suite. One
-row per system that this project compares, and per config that implements it. Written by `python tools/report.py --index results` from the configs, the published scores and
+row per system that this project compares, and per config that implements it. Written by
+`python tools/report.py --index results` from the configs, the published scores and
 `kdep_bench/results/report/systems.toml`.
 
 * state: *implemented* from the paper or the authors' code; *re-implementation*: {REIMPLEMENTATION};
