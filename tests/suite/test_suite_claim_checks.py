@@ -36,7 +36,7 @@ def refusal(claim: Any, **change: Any) -> str:
         (dict(base=BEATS, margn=0.1), "did you mean margin"),
         (dict(base=BEATS, a=dict(methd="kdep")), "did you mean method"),
         (dict(base=BEATS, a=dict(share=1.5)), "of at most 1"),
-        (dict(base=BEATS, margin="much"), "has margin = 'much'; expected a valid number. Fix"),
+        (dict(base=BEATS, margin="much"), "has margin = 'much'; expected a number. Fix"),
         (dict(base=BEATS, max_cost_ratio=0.0), "greater than 0"),
         (dict(base=BEATS, a=dict(method="kdepp")), "correct `a` of the claim: did you mean kdep?"),
         (dict(base=BEATS, a=dict(method="fitnet")), "did you mean fitnets?"),
