@@ -76,7 +76,7 @@ FAULTS_OF_ONE = {
         "1 missing",
     ),
     "no load gate": (set_field("gate", value=None), "no load gate"),
-    "a score in percent": (set_field("value", value=15.2), "less than or equal to 1"),
+    "a score in percent": (set_field("value", value=15.2), "of at most 1"),
     "a metric in percent": (set_field("metrics", "aAcc", value=83.4), "fractions"),
     "a score that its metric contradicts": (
         set_field("value", value=0.9),
