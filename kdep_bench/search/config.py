@@ -84,7 +84,7 @@ class SearchFile(_Part):
         seed: seed of the proposals.
         pretrain_seed: seed of every pre-training.
         source: the publication that the search is from; "" if none.
-        reimplementation: whether it is re-implemented from the publication's text.
+        reimplementation: whether it is a re-implementation, as GLOSSARY.md defines it at "method".
     """
 
     name: str

@@ -212,7 +212,7 @@ class _Method(_Part):
     Attributes:
         labels_used: whether it reads image labels.
         label_policy: see the function `label_policy`; None: computed.
-        reconstruction: whether it is re-implemented from the paper's text.
+        reconstruction: whether it is a re-implementation, as GLOSSARY.md defines it at "method".
         objective: config of the loss; None for a method without pre-training.
         align: config of the alignment of the teacher's feature.
         transform: config of the transform of the aligned feature.

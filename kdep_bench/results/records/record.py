@@ -78,8 +78,8 @@ class Part(BaseModel):
 class Method(Part):
     """The pre-training method: the part `arm` of a record.
 
-    `reconstruction`: whether the formula is re-implemented from the paper's text, not from the
-    authors' code. `labels_used`: whether the student's own pre-training used labels, or its initial
+    `reconstruction`: whether it is a re-implementation, as GLOSSARY.md defines it at "method".
+    `labels_used`: whether the student's own pre-training used labels, or its initial
     weights were trained with labels. `label_policy` is "labels" also if only the pre-training of a
     teacher that the suite trained used them.
     """

@@ -211,7 +211,7 @@ def fraction_text(view: BoardView, row: RowKey) -> str:
 
 
 def row_name(view: BoardView, row: RowKey) -> str:
-    """The row's label, with a note if the method was re-implemented from the paper's text."""
+    """The row's label, with a note if the method is a re-implementation."""
     note = " (re-implementation)" if view.summaries[row].method.reconstruction else ""
     return view.labels[row] + note
 
