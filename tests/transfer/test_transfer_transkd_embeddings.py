@@ -120,6 +120,13 @@ def test_every_parameter_of_both_parts_has_a_gradient():
     assert [n for n, p in method.named_parameters() if p.grad is None] == []
 
 
+def test_no_patch_embedding_is_recorded_after_the_training():
+    method, student, _ = transkd(4, 6, betas=BETAS)
+    assert method.finish(student) == {}
+    student.backbone(random_tensor(2, 3, 64, 64))
+    assert method._taps[0].take() == {}
+
+
 def test_both_parts_without_patch_embeddings_are_refused():
     level_maps = maps(s4=4, s8=8, s16=16, s32=32)
     levels = {level: level for level in LEVELS}

@@ -36,6 +36,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 from kdep_bench.bounds import Count, NotNegative
 from kdep_bench.errors import KdepError
@@ -132,6 +133,11 @@ class TransKD(TransferMethod):
             if self.has_assistants:
                 self.assistants[student_map] = self._assistant(student_map, out_channels)
         self._taps = [student_tap, teacher_tap]
+
+    def finish(self, model: nn.Module) -> dict[str, Any]:
+        for tap in self._taps:
+            tap.remove()
+        return {}
 
     def _assistant(self, student_map: str, out_channels: int) -> EmbeddingAssistant:
         """The embedding assistant of a level."""
@@ -290,6 +296,7 @@ class Embeddings:
     def __init__(self, backbone: nn.Module, levels: Sequence[str]) -> None:
         self.backbone = backbone
         self._recorded: dict[str, Tensor] = {}
+        self._handles: list[RemovableHandle] = []
         paths = embedding_paths(backbone)
         for level in levels:
             if level not in paths:
@@ -299,7 +306,8 @@ class Embeddings:
                     expected=f"one of {', '.join(paths)}",
                     fix="set its beta to 0 in the method's config",
                 )
-            backbone.get_submodule(paths[level]).register_forward_hook(self._record(level))
+            module = backbone.get_submodule(paths[level])
+            self._handles.append(module.register_forward_hook(self._record(level)))
 
     def _record(self, level: str) -> Any:
         channels_last = type(getattr(self.backbone, "net", None)).__name__ in CHANNELS_LAST
@@ -313,6 +321,11 @@ class Embeddings:
         """{level: [B, C, H, W]} of the last forward pass; the maps are then released."""
         recorded, self._recorded = self._recorded, {}
         return recorded
+
+    def remove(self) -> None:
+        """Removes the hooks from the backbone."""
+        for handle in self._handles:
+            handle.remove()
 
     @torch.no_grad()
     def widths(self) -> dict[str, int]:
