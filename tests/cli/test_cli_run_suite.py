@@ -94,7 +94,7 @@ def test_a_dry_run_lists_every_stage_with_its_reason(tmp_path):
         (["smoke", "--measure-throughput"], "--measure-throughput works only with --dry-run"),
         (
             ["smoke", "--dry-run", "--device-rate", "a100"],
-            "peak of a device, which training never reaches",
+            "fraction of the peak, which training never reaches",
         ),
         (["smoke", "--budget-hours", "1"], "stages to run are not known"),
     ],

@@ -203,7 +203,7 @@ def test_a_schedule_longer_than_the_run_is_refused_when_planned():
         "type": "kdep_bench.objectives.weighted_sum.WeightedSum",
         "parts": {"f": {"objective": REGRESSION, "weight": weight}},
     }
-    with pytest.raises(KdepError, match="schedule of 99 epochs"):
+    with pytest.raises(KdepError, match="lasts 99 epochs"):
         build_plan(build(methods=[{"base": "kdep", "objective": objective}]))
 
 
