@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, first_of
 from kdep_bench.files import plain_text
 
 _MAX_NAMES = 4  # largest number of file names that an error lists
@@ -162,7 +162,7 @@ def _folder_fix(path: Path) -> str:
         suffixes = {".safetensors", ".pth", ".pt", ".bin"}
         names = sorted(p.name for p in path.iterdir() if p.suffix in suffixes)
     return (
-        f"give the path of the file in it: {', '.join(names[:_MAX_NAMES])}"
+        f"give the path of the file in it: {first_of(names, _MAX_NAMES)}"
         if names
         else "give the path of the weights file"
     )
@@ -233,7 +233,7 @@ def _check_zip(path: Path, label: str, fix: str) -> None:
         )
     if not any(n == "data.pkl" or n.endswith("/data.pkl") for n in names):
         raise KdepError(
-            f"{label} {path} is a zip archive of other files ({', '.join(names[:_MAX_NAMES])})",
+            f"{label} {path} is a zip archive of other files ({first_of(names, _MAX_NAMES)})",
             expected="a safetensors or torch file",
             fix=_UNPACK,
         )

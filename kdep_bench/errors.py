@@ -12,6 +12,9 @@ from typing import Any
 # the terminal.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
+# A full stop, also a doubled one, at the end; not an ellipsis, and not the paths "." and "..".
+_FULL_STOP = re.compile(r"(?<=[^\s./])\.{1,2}$")
+
 
 class KdepError(Exception):
     """A fault that the user can fix: what is wrong, what was expected, and what to do.
@@ -33,7 +36,7 @@ class KdepError(Exception):
         self.problem, self.expected, self.fix = problem, expected or "", fix or ""
         text = problem
         if self.expected:
-            text = f"{problem.rstrip('.')}; expected {self.expected}"
+            text = f"{_FULL_STOP.sub('', problem)}; expected {self.expected}"
         text = _ended(text)
         if self.fix:
             text += f" Fix: {_ended(self.fix)}"
@@ -45,8 +48,22 @@ class KdepError(Exception):
 
 
 def _ended(text: str) -> str:
-    """`text` with exactly one full stop, question or exclamation mark at its end."""
-    return text if text.endswith(("?", "!")) else f"{text.rstrip('.')}."
+    """`text` with one full stop, or the mark that ends it already (?, !, ellipsis, a path)."""
+    bare = _FULL_STOP.sub("", text)
+    return text if bare == text and text.endswith(("?", "!", ".")) else f"{bare}."
+
+
+def first_of(items: Iterable[object], most: int, separator: str = ", ") -> str:
+    """The first `most` items as text; if there are more, with "and N more" at the end.
+
+    Raises:
+        ValueError: `most` is below 1.
+    """
+    if most < 1:
+        raise ValueError(f"most is {most}, not 1 or more")
+    texts = [str(item) for item in items]
+    rest = len(texts) - most
+    return separator.join(texts[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _printable(text: str) -> str:

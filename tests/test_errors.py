@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.errors import KdepError, first_of, unknown_name
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,31 @@ def test_an_error_has_no_double_full_stop():
     error = KdepError("no file.", expected="a file.", fix="copy it.")
     assert str(error) == "no file; expected a file. Fix: copy it."
     assert str(KdepError("no file.", fix="did you mean b?")) == "no file. Fix: did you mean b?"
+
+
+@pytest.mark.parametrize(
+    ("problem", "text"),
+    [
+        ("its names are a, b, ...", "its names are a, b, ... Fix: copy it..."),
+        ("its sum is 80a3f12...", "its sum is 80a3f12... Fix: copy it..."),
+        ("there is nothing in ..", "there is nothing in .. Fix: copy it..."),
+        ("there is nothing in a/.", "there is nothing in a/. Fix: copy it..."),
+        ("it failed..", "it failed. Fix: copy it..."),
+    ],
+)
+def test_an_ellipsis_and_the_path_of_a_folder_are_not_cut(problem, text):
+    assert str(KdepError(problem, fix="copy it...")) == text
+    bare = "it failed" if problem == "it failed.." else problem
+    assert str(KdepError(problem, expected="b")) == f"{bare}; expected b."
+
+
+def test_a_shortened_list_says_how_many_items_are_left_out():
+    assert first_of(["a", 2], 2) == "a, 2"
+    assert first_of(iter("abcd"), 2) == "a, b and 2 more"
+    assert first_of(iter("abc"), 2, "; ") == "a; b and 1 more"
+    assert first_of([], 1) == ""
+    with pytest.raises(ValueError, match="most is 0"):
+        first_of("ab", 0)
 
 
 def test_expected_and_fix_are_keyword_only_arguments():

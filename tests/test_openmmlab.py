@@ -445,7 +445,7 @@ def test_missing_and_non_finite_metrics_are_refused_unless_nothing_was_detected(
     for value in (math.nan, math.inf, "high", None):
         with pytest.raises(KdepError, match=r"the metric a is .*finite"):
             openmmlab.read_metrics({"a": value}, ["a"])
-    with pytest.raises(KdepError, match="no annotated objects of that kind"):
+    with pytest.raises(KdepError, match="no annotated objects that this metric scores"):
         openmmlab.read_metrics({"coco/bbox_mAP_s": -1.0}, ["coco/bbox_mAP_s"])
 
 

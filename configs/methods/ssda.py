@@ -1,14 +1,15 @@
 """Domain adaptation of a detector: boxes for source images, none for target images (SSDA-YOLO).
 
-Source       Zhou et al., CVIU 2023; hnuzhy/SSDA-YOLO: terms, weights and thresholds. Style by FDA
-             (Yang and Soatto, CVPR 2020; YanchaoYang/FDA) instead of a trained translation network.
+Source       Zhou et al., CVIU 2023; hnuzhy/SSDA-YOLO. The loss terms, weights and thresholds are
+             from there. Images are moved to the style of the other domain with FDA (Yang and
+             Soatto, CVPR 2020; YanchaoYang/FDA), instead of a trained translation network.
 Needs        a task with a target domain, such as `pocket_det_fog` or `foggy_cityscapes`; the tasks
              with `_source` in their name score the same detector on the source domain.
 Differs      from the paper in the detector (the task's, here Faster R-CNN), in the style, and in
              target images without a confident box: they are left out, where the authors invent a
              random box. See kdep_bench/transfer/methods/ssda.py.
-Outcome      not measured yet. On the target domain, expected above the same pre-training without
-             SSDA; on the source domain, no gain.
+Outcome      not measured yet. Expected: on the target domain, a higher score than the same
+             pre-training without SSDA; on the source domain, no gain.
 Cost         3.3 times the computation of the task's training: the detector is trained on the source
              images in the target style and on target images, and its moving average reads the
              target images.
@@ -31,6 +32,6 @@ method = dict(
         score=0.5,
         iou=0.3,
         boxes=20,
-        size=0.05,
+        size=0.05,  # largest exchanged frequency / shorter side
     ),
 )

@@ -25,13 +25,19 @@ COMMANDS = {
     "data": ("prepare_data", "prepare or verify an official data set or the pocket data"),
     "student": ("make_student", "write a student config from a model name"),
     "publish": ("publish", "export finished students with model cards"),
-    "work-dir": ("work_dir", "list stages with their sizes; delete unused ones"),
+    "work-dir": ("work_dir", "list stages with their sizes; delete those that nothing needs"),
     "benchmark": ("benchmark", "measure speed and memory of the pre-training code"),
     "gpu-check": ("gpu_check", "check that everything works on this machine's GPU"),
     "completion": ("completion", "print a script for completion with Tab in bash or zsh"),
 }
 # Short name -> (command, its first arguments, what the command does).
-ALIASES = {"clean": ("work-dir", ("--gc",), "list unused stages; --delete removes them")}
+ALIASES = {
+    "clean": (
+        "work-dir",
+        ("--gc",),
+        "list stages that neither a suite nor results need; --delete removes them",
+    )
+}
 # Commands that list configs. `data-sets` runs `run --list data`, the others `run --list NAME`.
 LISTS = (
     "suites",

@@ -17,7 +17,7 @@ from typing import Any
 
 from kdep_bench.cli.parser import Parser
 from kdep_bench.engine import state
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, first_of
 from kdep_bench.files import file_hash, write_atomic, write_json
 from kdep_bench.safe_files import copy_file, real_folder
 from kdep_bench.suite.graph import Plan, TransferRun
@@ -77,7 +77,7 @@ def publish(
         reasons = [f"{i}: {why}" for i, why in gaps.left_out.items()]
         raise KdepError(
             f"no export stage of the suite {suite.name!r} is finished in {work}"
-            + (f" ({'; '.join(reasons[:3])})" if reasons else ""),
+            + (f" ({first_of(reasons, 3, '; ')})" if reasons else ""),
             fix="run the suite first, or give its --work-dir",
         )
     return published

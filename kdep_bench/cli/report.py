@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from kdep_bench.cli.parser import Parser
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, first_of
 from kdep_bench.paths import CONFIGS
 
 
@@ -37,7 +37,7 @@ def _check_single_suite(folder: Path) -> None:
     inner = sorted(p.parent.name for p in folder.glob("*/records") if p.is_dir())
     if inner and not (folder / "records").is_dir():
         raise KdepError(
-            f"the folder {folder} has the results of several suites: {', '.join(inner[:4])}, ...",
+            f"the folder {folder} has the results of several suites: {first_of(inner, 4)}",
             expected="the results folder of one suite",
             fix=f"give one of them, such as {folder / inner[0]}, or use --index {folder} for a "
             "page that lists them all",

@@ -33,7 +33,7 @@ from typing import Literal
 
 from kdep_bench.data.listing import list_images, shown
 from kdep_bench.devices import cores
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, first_of
 from kdep_bench.files import canonical_json, write_atomic
 
 RACY_NS = 2_000_000_000  # coarsest timestamps in use: 2 s (FAT)
@@ -197,11 +197,7 @@ class Changes:
         parts: list[str] = []
         needs_noun = True
         if self.changed:
-            names = ", ".join(_short(n) for n in self.changed[:NAMED])
-            hidden_count = len(self.changed) - NAMED
-            parts.append(
-                names + (f" and {hidden_count} more" if hidden_count > 0 else "") + " changed"
-            )
+            parts.append(f"{first_of(map(_short, self.changed), NAMED)} changed")
         for names, word in ((self.added, "added"), (self.removed, "removed")):
             if names:
                 names_text = ", ".join(_short(n) for n in names[:NAMED])

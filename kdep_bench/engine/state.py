@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, first_of
 from kdep_bench.files import canonical_json, file_hash, read_strict, write_atomic, write_json
 from kdep_bench.paths import PACKAGE
 from kdep_bench.safe_files import is_real_folder, not_a_folder, read_bytes, real_folder
@@ -552,8 +552,7 @@ def _reason(stage: Stage, work: Path, statuses: Mapping[str, Status], newest: _N
             return f"data changed: {edits}"
         changes = spec_changes(stage, predecessor)
         if changes:
-            remainder = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
-            return f"spec changed: {', '.join(changes[:3])}{remainder}"
+            return f"spec changed: {first_of(changes, 3)}"
     if predecessor is None:
         return "never run"
     for upstream in stage.needs.values():

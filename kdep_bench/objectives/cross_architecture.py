@@ -74,7 +74,7 @@ class RegionLinear(nn.Module):
 
 
 class CrossArchitecture(Objective):
-    """L_1 + L_2: a map of a convolutional student as attention and as tokens of a transformer.
+    """L_1 + L_2: projects the map of a CNN student to a transformer's attention and tokens.
 
     Q_s, K_s, V_s are 3x3 convolutions of the student's map, which is resized to the teacher's grid
     of patches. Q, K, V are those of a block of the teacher, of the patches only (without class
@@ -86,21 +86,23 @@ class CrossArchitecture(Objective):
     A_s is computed from g(Q_s), g(K_s), g(V_s); g replaces every entry by the teacher's with
     probability `swap`, in training. h are the teacher's patch tokens after its last norm, h_s the
     student's tokens after one linear layer per region of the grid (`regions`^2 layers) with
-    dropout. The divisors are measured on the first batch, so that one w suits every teacher; A is a
-    mean of values, and d |V|^4 is the square of the mean diagonal of R. The outputs of convolutions
-    and linear layers are in units of the teacher's root mean square.
+    dropout. L_1 compares attention and values, L_2 tokens. |V|^2 and d |V|^4 are the squared scales
+    of A (a weighted mean of values) and of R (mean of its diagonal: sqrt(d) |V|^2), so one w suits
+    every teacher. The divisors are measured on the first batch. The outputs of convolutions and
+    linear layers are multiplied by the teacher's root mean square.
 
     Source: Liu et al., "Cross-Architecture Knowledge Distillation", ACCV 2022, arXiv 2207.05273;
-    re-implemented from notes that quote equations 1 to 10, as no code of the authors is public.
-    The divisors, the units, the dropout rate, and R as inner products are this project's. The
-    paper adds the loss of the task (here label-free). Public re-implementations project the
-    teacher's tokens to Q, K, V by a layer that stays random; here they are the teacher's.
+    re-implemented from third-party notes that quote equations 1 to 10; no code of the authors is
+    public. The divisors, the units, the dropout rate, and R as inner products are this project's.
+    The paper also has a task loss with labels; it is left out here. Public re-implementations
+    project the teacher's tokens to Q, K, V by a layer that stays random; here they are the
+    teacher's.
 
     Args:
         teacher_block: number of the teacher's block, from 0.
         student_level: level of the student. It should be the last one, because no loss trains the
             layers after it.
-        swap: probability of g.
+        swap: probability with which g replaces an entry.
         regions: regions per side of the grid.
         dropout: fraction of the student's values that are set to 0 before the linear layers.
         attention: factor of L_1.
@@ -205,8 +207,9 @@ class CrossArchitectureViews(CrossArchitecture):
 
     D is a network of three linear layers on the mean token of an image, in units of the teacher's
     root mean square, with a sigmoid. A separate optimiser minimises -log D(h) - log(1 - D(h_s))
-    before every step; L_G = log(1 - D(h_s)) trains the student. The method's augmentation
-    (augments.multi_view.MultiView) makes the views. D is dropped at export.
+    before every step; L_G = log(1 - D(h_s)) trains the student. D is a player: a part with its own
+    optimiser (objectives/players.py). It is dropped at export. The paper's augmented views are made
+    by the method's augmentation (augments.multi_view.MultiView), not here.
 
     Source: as for CrossArchitecture; l, the widths, slopes and optimiser of D are this project's.
 
@@ -214,7 +217,7 @@ class CrossArchitectureViews(CrossArchitecture):
         adversarial: l.
         hidden: width of D.
         optimizer: config of the optimiser of D. Its learning rate follows the student's schedule.
-        student_maps to weight: as in CrossArchitecture.
+        All other arguments: as in CrossArchitecture.
     """
 
     has_players = True

@@ -63,7 +63,7 @@ class ImageSuperResolution(Objective):
     F is the output of the student's first convolution, before its norm and activation, for the
     student's image; x is the same crop at the resolution of the teacher, normalised as the
     student's image is; SR is a SuperResolution, dropped at export. The mean is over channels and
-    pixels. The loss trains SR and the first convolution only, which runs twice per step.
+    pixels. The loss trains only SR and the first convolution. That convolution runs twice per step.
 
     Source: input spatial representation distillation of Guo et al., TPAMI 2024 (arXiv 2112.09532);
     gyguo/PixelDistillation `lib/models/hrir.py` (SR1x1), `tools_1_ts/train_isrd_5runs.py`. There,
@@ -125,7 +125,9 @@ class FeatureSuperResolution(ImageSuperResolution):
 
     def __init__(self, input_px: int, teacher_px: int, teacher_config: Mapping[str, Any]) -> None:
         super().__init__(input_px, teacher_px)
-        with torch.random.fork_rng(devices=[]):  # the student's initial weights do not change
+        # Building the teacher draws random numbers; the student's initial weights must not depend
+        # on them.
+        with torch.random.fork_rng(devices=[]):
             teacher = build_teacher(teacher_config)
         convolution = copy.deepcopy(first_convolution(teacher, f"the teacher {teacher.name}"))
         # In a list, so that it is neither trained nor stored in checkpoints.

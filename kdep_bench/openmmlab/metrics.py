@@ -1,5 +1,6 @@
-"""Reads metrics from the result of an mmengine evaluator; a missing metric is an error.
+"""Reads metrics from the result of an mmengine evaluator.
 
+A missing metric is an error, except when nothing was detected.
 This module does not import torch.
 """
 
@@ -12,15 +13,15 @@ from typing import Any, Protocol
 from kdep_bench.errors import KdepError
 
 
-class DetectionCounts(Protocol):
-    """The two numbers that a `DetectionCount` hook has counted in a test run."""
+class CountsDetections(Protocol):
+    """What `read_metrics` reads of the hook `DetectionCount` after a test run."""
 
     images: int
     detections: int
 
 
 def read_metrics(
-    metrics: Mapping[str, Any], names: Sequence[str], detections: DetectionCounts | None = None
+    metrics: Mapping[str, Any], names: Sequence[str], detections: CountsDetections | None = None
 ) -> tuple[dict[str, float], list[str]]:
     """Reads the metrics `names` from the result of `runner.test()` or `runner.val()`.
 
@@ -64,7 +65,8 @@ def _number(value: Any, key: str) -> float:
         )
     if number == -1.0:  # COCOeval's value for a group without ground truth
         raise KdepError(
-            f"the metric {key} is -1: the split has no annotated objects of that kind",
+            f"the metric {key} is -1: the split has no annotated objects that this metric scores "
+            "(for example, no small ones for mAP_s)",
             fix="remove the metric from the task, or check its annotation file",
         )
     return number

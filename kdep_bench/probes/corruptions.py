@@ -94,6 +94,9 @@ def to_bytes(x: np.ndarray) -> np.ndarray:
 
 
 def corrupted(images: np.ndarray, name: str, severity: int, seed: list[int]) -> np.ndarray:
-    """Applies a corruption to images [B, H, W, 3] uint8 RGB; noise depends on `seed` only."""
+    """Applies a corruption to images [B, H, W, 3] uint8 RGB.
+
+    The random generator starts from `seed`, so the result is repeatable.
+    """
     rng = np.random.default_rng(seed)
     return to_bytes(CORRUPTIONS[name](images / 255.0, severity, rng))

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from kdep_bench.errors import KdepError, fault_text
+from kdep_bench.errors import KdepError, fault_text, first_of
 from kdep_bench.files import canonical_json, parse_strict, read_bytes, text_hash
 from kdep_bench.safe_files import open_regular
 
@@ -164,9 +164,8 @@ def check_settings(log: Log, header: Header) -> None:
     from kdep_bench.engine.state import differences
 
     changes = differences(log.header.settings, header.settings)
-    remainder = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
     raise KdepError(
-        f"the log {log.path} belongs to another search: {', '.join(changes[:3])}{remainder}",
+        f"the log {log.path} belongs to another search: {first_of(changes, 3)}",
         expected=f"the log of {header.search!r} with settings hash {header.hash}; this log is of "
         f"{log.header.search!r}, hash {log.header.hash}",
         fix="undo the change, or name another file with --log",

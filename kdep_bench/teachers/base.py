@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdep_bench.data.given_files import without_content
 from kdep_bench.data.normalisation import check_normalisation
-from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.errors import KdepError, first_of, unknown_name
 from kdep_bench.networks.attention import Attention, BlockRecorder
 from kdep_bench.networks.visible import (
     at_patches,
@@ -267,7 +267,9 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
         faults = ((missing, "missing"), (extra, "unexpected"), (shapes, "of another shape"))
         raise KdepError(
             f"the weights in {source} do not fit: "
-            + ", ".join(f"{len(names)} {fault} {names[:3]}" for names, fault in faults if names),
+            + ", ".join(
+                f"{len(names)} {fault} ({first_of(names, 3)})" for names, fault in faults if names
+            ),
             expected=f"exactly the {len(state)} tensors of {type(module).__name__}",
             fix="use the checkpoint of exactly this architecture",
         )
@@ -277,8 +279,8 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
     if kinds:
         first = kinds[0]
         raise KdepError(
-            f"{len(kinds)} tensors in {source} have another kind of number {kinds[:3]}: {first} "
-            f"has {tensors[first].dtype}",
+            f"{len(kinds)} tensors in {source} have another kind of number "
+            f"({first_of(kinds, 3)}): {first} has {tensors[first].dtype}",
             expected=f"{state[first].dtype} or another type of that kind, as in "
             f"{type(module).__name__}",
             fix="use a checkpoint that is not quantised",
@@ -287,7 +289,7 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
     unequal = [k for k, v in module.state_dict().items() if not torch.equal(v, tensors[k].to(v))]
     if unequal:
         raise KdepError(
-            f"{len(unequal)} tensors differ after loading {source}: {unequal[:3]}",
+            f"{len(unequal)} tensors differ after loading {source}: {first_of(unequal, 3)}",
             fix="check whether the class changes its weights when it loads them",
         )
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kdep_bench.data import normalisation
-from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.errors import KdepError, first_of, unknown_name
 from kdep_bench.files import plain_text, read_json
 from kdep_bench.networks.taps import capture_modules
 from kdep_bench.teachers.network import NetworkOutput, NetworkTeacher, grid
@@ -146,10 +146,10 @@ class HuggingFace(NetworkTeacher):
             log.set_verbosity(level)
             if shows_progress:
                 log.enable_progress_bar()
-        faults = {k: sorted(map(str, v))[:3] for k, v in info.items() if v}
+        faults = [f"{k}: {first_of(sorted(map(str, v)), 3)}" for k, v in info.items() if v]
         if faults:
             raise KdepError(
-                f"the weights in {source} do not fit {type(net).__name__}: {faults}",
+                f"the weights in {source} do not fit {type(net).__name__} ({'; '.join(faults)})",
                 expected="exactly the tensors of this network",
                 fix="correct `args=`, set `prefix=` to that of the network, or list in `drop=` "
                 "the tensors that are not part of it",
@@ -157,7 +157,8 @@ class HuggingFace(NetworkTeacher):
         unmatched = unmatched_tensors(filled.state_dict(), tensors)
         if unmatched:
             raise KdepError(
-                f"{len(unmatched)} tensors of the network are not in {source}: {unmatched[:3]}",
+                f"{len(unmatched)} tensors of the network are not in {source}: "
+                f"{first_of(unmatched, 3)}",
                 fix="use the checkpoint of exactly this architecture",
             )
         net.load_state_dict(filled.state_dict(), strict=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kdep_bench.checkpoints import bad_tensors, read_checkpoint
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, first_of
 from kdep_bench.files import file_hash, plain_text
 from kdep_bench.teachers.base import load_exactly
 
@@ -40,8 +40,9 @@ class Hub:
 def url_hub(url: str, size: str = "") -> Hub:
     """A Hub for a URL.
 
-    A download is compared with the first digits of its SHA-256 if the file name ends with them. The
-    file is stored in torch.hub's folder `checkpoints`, where the user may also copy it.
+    If the file name ends with the first digits of a SHA-256 (resnet50-0676ba61.pth), the download
+    is checked against them. The file is stored in torch.hub's folder `checkpoints`, where the user
+    may also copy it.
     """
     name = url.rsplit("/", 1)[-1]
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
@@ -123,7 +124,8 @@ def find_weights(name: str, weights: str | Path | None, hub: Hub | None, downloa
         raise KdepError(
             f"the weights of teacher {name} are not on this machine",
             expected=f"the file from {hub.url}{size}",
-            fix="set download=True to download it, or set `weights=` to the path of that file",
+            fix="to download it, set download=True in the teacher's config; otherwise set "
+            "`weights=` to the path of that file",
         )
     try:
         return hub.fetch()
@@ -164,7 +166,7 @@ def read_weights(
         if not selected:
             raise KdepError(
                 f"no tensor of {path} has a name that begins with {prefix!r} (`prefix=`); its "
-                f"names are {', '.join(list(tensors)[:_LISTED])}, ...",
+                f"names are {first_of(tensors, _LISTED)}",
                 fix="correct `prefix=` in the teacher's config",
             )
         tensors = selected
@@ -172,7 +174,7 @@ def read_weights(
         if not any(k.startswith(start) for k in tensors):
             raise KdepError(
                 f"no tensor of {path} has a name that begins with {start!r} (`drop=`); its names "
-                f"are {', '.join(list(tensors)[:_LISTED])}, ...",
+                f"are {first_of(tensors, _LISTED)}",
                 fix="correct `drop=` in the teacher's config",
             )
     tensors = {k: v for k, v in tensors.items() if not k.startswith(tuple(drop))}
@@ -194,7 +196,7 @@ def refuse_bad(tensors: Mapping[str, Tensor], what: str, fix: str) -> None:
     nan = [k for k, v in bad.items() if "NaN" in v]
     if nan:
         raise KdepError(
-            f"{what} contains NaN or infinity in {len(nan)} tensors ({', '.join(nan[:_LISTED])})",
+            f"{what} contains NaN or infinity in {len(nan)} tensors ({first_of(nan, _LISTED)})",
             fix=fix,
         )
     name = next(iter(bad))
@@ -265,8 +267,10 @@ def _flat(path: Path, key: str | None) -> dict[str, Tensor]:
         )
     others = {k: v for k, v in loaded.items() if not (isinstance(v, Tensor) and type(k) is str)}
     if others or not loaded:
-        types = [f"{str(k)[:60]}: {type(v).__name__}" for k, v in list(others.items())[:_LISTED]]
-        content = f"entries that are not tensors ({', '.join(types)})" if others else "no tensor"
+        types = [f"{str(k)[:60]}: {type(v).__name__}" for k, v in others.items()]
+        content = (
+            f"entries that are not tensors ({first_of(types, _LISTED)})" if others else "no tensor"
+        )
         raise KdepError(
             f"the weights file {path} contains {content} {where}",
             expected="a mapping from names to tensors",
@@ -333,7 +337,10 @@ def _holds_tensors(value: object) -> bool:
 
 
 def load_network(net: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Loads tensors with `load_exactly`; if all names have a prefix, the error states it.
+    """Loads tensors with `load_exactly`.
+
+    If the file's names have a prefix that the network's names lack, the error says which `prefix=`
+    to set.
 
     `num_batches_tracked` may be missing: checkpoints older than torch 0.4.1 do not have it, and it
     is not used in eval mode.

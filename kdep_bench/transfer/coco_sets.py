@@ -10,7 +10,7 @@ from mmdet.datasets.api_wrappers import COCO
 from mmdet.evaluation.metrics import CocoMetric
 from mmdet.registry import DATASETS, METRICS
 
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, first_of
 
 
 def category_ids(coco: COCO, names: Sequence[str]) -> list[int]:
@@ -66,8 +66,8 @@ class NamedCocoMetric(CocoMetric):
         self.cat_ids = category_ids(self._coco_api, names)
         if self.cat_ids != sorted(self.cat_ids):
             raise KdepError(
-                f"in the annotations of the evaluated split, the classes {', '.join(names[:8])} "
-                f"have the ids {self.cat_ids[:8]}",
+                f"in the annotations of the evaluated split, the classes {first_of(names, 8)} "
+                f"have the ids {first_of(self.cat_ids, 8)}",
                 expected="ids in the order of the training split's classes",
                 fix="give every category the same id in every split",
             )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, first_of
 from kdep_bench.files import file_hash, write_atomic
 from kdep_bench.flops import forward_flops
 from kdep_bench.networks.backbone import build_backbone
@@ -47,7 +47,7 @@ def strip(
     if not backbone:
         raise KdepError(
             f"no tensor in {path} has a name beginning with {PREFIX}; the names begin with "
-            f"{', '.join(others[:6])}",
+            f"{first_of(others, 6)}",
             fix="save the state dict of the complete pre-training model, without DDP wrapper",
         )
     return backbone, others

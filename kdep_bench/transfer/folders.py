@@ -6,7 +6,7 @@ from mmpretrain.datasets import CustomDataset
 from mmpretrain.registry import DATASETS
 
 from kdep_bench.data.listing import class_names, list_images
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, first_of
 
 
 @DATASETS.register_module(name="KdepFolders")
@@ -25,7 +25,7 @@ class ClassFolders(CustomDataset):
             different = sorted(set(names) ^ set(folders))
             raise KdepError(
                 f"the class folders of {self.img_prefix} differ from the {len(names)} classes of "
-                f"the task: {', '.join(different[:3])}",
+                f"the task: {first_of(different, 3)}",
                 expected="one folder per class",
                 fix="give every split the same class folders",
             )

@@ -49,7 +49,7 @@ def suite(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_a_suite_s_teachers_are_ranked_by_the_measure_and_the_others_are_named(
+def test_a_suite_s_teachers_are_ranked_and_teachers_that_cannot_be_ranked_are_listed(
     images: Path, suite: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--suite", suite, "--images", str(images), "--count", "10"]
@@ -62,10 +62,10 @@ def test_a_suite_s_teachers_are_ranked_by_the_measure_and_the_others_are_named(
     assert len({t["checksum"] for t in result["teachers"]}) == 2
     assert result["images"] == 10
     assert "explained variance" not in result["teachers"][0]["values"]  # 10 images, 256 channels
-    trained, closed = result["notes"][-2:]
+    pretrained_note, black_box_note = result["notes"][-2:]
     expected = ("w48.kdep", "w32.supervised", "w48.held_out_kd", "w40.held_out_kd")
-    assert all(f"resnet18_{name}" in trained for name in expected), trained
-    assert closed == (
+    assert all(f"resnet18_{name}" in pretrained_note for name in expected), pretrained_note
+    assert black_box_note == (
         "not ranked, because only class probabilities of these can be read: "
         "efficientnet_lite0_black_box"
     )
@@ -111,9 +111,10 @@ def test_wrong_arguments_are_explained(
     assert message in capsys.readouterr().err
 
 
-def test_a_changed_teacher_with_the_name_of_another_is_refused(
+def test_two_teachers_with_one_name_and_different_settings_are_refused(
     images: Path, suite: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # The suite's teacher of this name has input_px=32.
     arguments = ["efficientnet_lite0", "--suite", suite, "--images", str(images)]
     assert pick.main(arguments) == 2
     assert "two different teachers are named 'efficientnet_lite0'" in capsys.readouterr().err

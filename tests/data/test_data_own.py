@@ -311,7 +311,7 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
     "category without name": (
         lambda r: edit(r / "test.json", lambda t: t["categories"][0].pop("name")),
         JSON,
-        "has the name missing",
+        "has no name",
         lambda r: edit(r / "test.json", lambda t: t["categories"][0].update(name="cat")),
     ),
     "two categories of one name": (
@@ -335,7 +335,7 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
     "image without file_name": (
         lambda r: edit(r / "test.json", lambda t: t["images"][0].pop("file_name")),
         JSON,
-        "has the file_name missing",
+        "has no file_name",
         lambda r: edit(r / "test.json", lambda t: t["images"][0].update(file_name="0.jpg")),
     ),
     "absolute file name": (
@@ -376,10 +376,10 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
         repair_image,
     ),
     "width is a text": (change_test_image(width="64"), JSON, "width '64'", repair_image),
-    "width is null": (change_test_image(width=None), JSON, "width missing", repair_image),
+    "width is null": (change_test_image(width=None), JSON, "has no width and", repair_image),
     "height is huge": (change_test_image(height=10**40), JSON, "more than 30 digits", repair_image),
     "size of another image": (change_test_image(width=63), "test/1.jpg", "64x48", repair_image),
-    "image id is null": (change_test_image(id=None), JSON, "has the id missing", repair_image),
+    "image id is null": (change_test_image(id=None), JSON, "has no id", repair_image),
     "image id twice": (
         change_test_image(id=0),
         JSON,
@@ -529,7 +529,7 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
     "mask value beyond the classes": (
         lambda r: change_first_mask(r, lambda m: Image.fromarray(np.full((48, 64), 9, np.uint8))),
         "masks/test/0.png",
-        "the values [9]",
+        "the values 9",
         lambda r: shutil.copy(r / "masks/test/1.png", r / "masks/test/0.png"),
     ),
     "mask of 1 bit": (

@@ -1,4 +1,4 @@
-"""Ten one-line faults, at least one for each rule of an honest evaluation (split, order, ...)."""
+"""Ten one-line faults; together they cover every `kind` (the scored split, order, labels, ...)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Fault:
         wrong: what the changed line would do, in words.
         file: its file, relative to the repository.
         old, new: the text of the line before and after; `old` must occur exactly once.
-        tests: pytest node ids or -k expressions ("file -k words") that must fail.
+        tests: pytest arguments ("file -k words") that select the tests that must fail.
     """
 
     kind: str
@@ -54,7 +54,7 @@ FAULTS: tuple[Fault, ...] = (
         tests=f"{TRANSFER}/test_classification.py -k 'finetuning and fixed'",
     ),
     Fault(
-        kind="the entry of the metric",
+        kind="which value of the metric is read",
         wrong="AP75 is read at another threshold",
         file="kdep_bench/transfer/datasets.py",
         old="np.nanmean(ap[5])",
@@ -71,7 +71,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         kind="labels",
-        wrong="own folders' labels are dealt out in turn",
+        wrong="an own image's label is its position within its class, not its class number",
         file="kdep_bench/data/own/stage.py",
         old="for n in parts.labelled.classes[name]\n",
         new="for number, n in enumerate(parts.labelled.classes[name])\n",

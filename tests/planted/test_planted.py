@@ -36,7 +36,7 @@ def test_faults_cover_seven_kinds_and_each_changes_exactly_one_line() -> None:
     assert {f.kind for f in FAULTS} == {
         "the split that is scored",
         "order and mode",
-        "the entry of the metric",
+        "which value of the metric is read",
         "labels",
         "randomness",
         "identity",

@@ -15,7 +15,7 @@ from kdep_bench.data.official.base import (
     need_files,
     unpack_again,
 )
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, first_of
 
 FOLDER = "CUB_200_2011"
 _UNPACK_AGAIN = unpack_again("cub200")
@@ -61,7 +61,7 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
         )
     if wrong := set(split.values()) - {"0", "1"}:
         raise KdepError(
-            f"the file {base / _LISTS[2]} contains {sorted(wrong)[:3]}",
+            f"the file {base / _LISTS[2]} contains {first_of(map(repr, sorted(wrong)), 3)}",
             expected="0 and 1",
             fix=_UNPACK_AGAIN,
         )

@@ -19,7 +19,7 @@ from kdep_bench.data.official.base import (
     need_files,
     unpack_again,
 )
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, first_of
 from kdep_bench.files import plain_text
 
 FOLDER = "dtd"
@@ -74,7 +74,7 @@ def _check_labels(path: Path, table: dict[str, list]) -> None:
     labels = [class_number[folder] for folder in sorted(class_number)]
     if any(a >= b for a, b in itertools.pairwise(labels)):
         raise KdepError(
-            f"in the table {path}, the textures have the class numbers {labels[:8]}...",
+            f"in the table {path}, the textures have the class numbers {first_of(labels, 8)}",
             expected="numbers in the alphabetical order of the textures",
             fix=_UNPACK_AGAIN,
         )

@@ -28,7 +28,7 @@ from kdep_bench.data.official.base import (
     need_files,
     unpack_again,
 )
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, first_of
 from kdep_bench.files import write_atomic
 
 DEVKIT, SBD = "VOCdevkit", "sbd"
@@ -272,7 +272,7 @@ def check_mask(path: Path, image: Path) -> None:
         values = np.unique(np.asarray(opened))
     if wrong := [int(v) for v in values if v > len(CLASSES) and v != 255]:
         raise KdepError(
-            f"the mask {path} contains the values {wrong[:8]}",
+            f"the mask {path} contains the values {first_of(wrong, 8)}",
             expected=f"0..{len(CLASSES)} and 255",
             fix=_UNPACK_AGAIN,
         )

@@ -19,7 +19,7 @@ from kdep_bench.data.own.names import (
     similar_names,
 )
 from kdep_bench.data.own.spec import DataConfig
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, first_of
 
 FOLDER = "classify"
 LISTED = 20  # maximum number of groups of equal images in the data card
@@ -58,7 +58,7 @@ def check_other_files(listing: Listing, faults: Faults) -> None:
         faults.add(
             KdepError(
                 f"the file {shown(listing.root / listing.other_files[0])} does not have an image "
-                f"suffix{suffix_text} (suffixes: {', '.join(map(shown, suffixes[:5]))})",
+                f"suffix{suffix_text} (suffixes: {first_of(map(shown, suffixes), 5)})",
                 expected="only images, with the suffix of their format",
                 fix="move it elsewhere, or correct its suffix",
             )

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeGuard
 from kdep_bench.data.own.faults import Faults
 from kdep_bench.data.own.names import check_similar_names, listed
 from kdep_bench.data.user_json import read_user_json
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, first_of
 
 LISTS = ("images", "annotations", "categories")
 LARGEST = 1 << 24  # pixels; a longer side must be a mistake
@@ -64,7 +64,7 @@ class Boxes:
 
 
 def read_boxes(path: Path, folder: Path, faults: Faults) -> Boxes | None:
-    """Reads the annotations of a json; None if it is not a COCO json.
+    """Reads a COCO json; None if it is not one, or its `images` or `categories` are empty.
 
     Args:
         path: the json.
@@ -113,7 +113,7 @@ def _entries(
             entry_id = item.get("id")
             if not _is_id(entry_id):
                 raise KdepError(
-                    f"entry {position} of {kind} in {path} has the id {_shown(entry_id)}",
+                    f"entry {position} of {kind} in {path} has {_given('id', entry_id)}",
                     expected="an integer or a string",
                     fix="give each entry its own id",
                 )
@@ -135,14 +135,14 @@ def _categories(path: Path, items: list[Any], out: Boxes, faults: Faults) -> dic
         if not _is_text(name) or len(name) > 200:
             faults.add(
                 KdepError(
-                    f"the category with id {category_id!r:.40} in {path} has the name "
-                    f"{_shown(name)}",
+                    f"the category with id {category_id!r:.40} in {path} has "
+                    f"{_given('name', name)}",
                     expected="a string of 1 to 200 characters",
                     fix="give the category its name; classes are matched by name",
                 ),
                 f"{path} category name",
             )
-            name = f"\0{category_id}"  # a placeholder, so that its annotations have no fault too
+            name = f"\0{category_id}"  # a placeholder, so that its annotations are not reported too
         names[category_id] = name
     out.categories = [n for n in names.values() if not n.startswith("\0")]
     if repeated := sorted({n for n in out.categories if out.categories.count(n) > 1}):
@@ -150,7 +150,7 @@ def _categories(path: Path, items: list[Any], out: Boxes, faults: Faults) -> dic
         faults.add(
             KdepError(
                 f"the file {path} has the category name {listed(repeated)} more than once "
-                f"(ids {', '.join(ids[:5])})",
+                f"(ids {first_of(ids, 5)})",
                 expected="unique names, because classes are matched by name",
                 fix="rename one category, or merge them: use one id in all annotations and remove "
                 "the other entry",
@@ -168,7 +168,8 @@ def _images(path: Path, items: list[Any], out: Boxes, faults: Faults) -> dict[Ha
     names: dict[Hashable, str] = {}
     for image_id, item in _entries(path, "images", items, faults):
         subject = f"the image with id {image_id!r:.40} in {path}"
-        names[image_id] = ""  # a placeholder, so that annotations of a faulty entry have no fault
+        # A placeholder, so that the annotations of a faulty entry are not reported as well.
+        names[image_id] = ""
         with faults.collect(f"{path} image entry"):
             name = _file_name(item.get("file_name"), subject)
             if name in out.sizes:
@@ -178,7 +179,7 @@ def _images(path: Path, items: list[Any], out: Boxes, faults: Faults) -> dict[Ha
                 )
             sides = [_side(item.get(k)) for k in ("width", "height")]
             if sides[0] is None or sides[1] is None:
-                got = ", ".join(f"{k} {_shown(item.get(k))}" for k in ("width", "height"))
+                got = " and ".join(_given(k, item.get(k)) for k in ("width", "height"))
                 raise KdepError(
                     f"{subject} has {got}",
                     expected="integers above 0 (pixels)",
@@ -192,7 +193,7 @@ def _images(path: Path, items: list[Any], out: Boxes, faults: Faults) -> dict[Ha
 def _file_name(value: Any, subject: str) -> str:
     if not _is_text(value):
         raise KdepError(
-            f"{subject} has the file_name {_shown(value)}",
+            f"{subject} has {_given('file_name', value)}",
             expected="a string: the path of the image below the image folder",
             fix="add the file_name to the entry",
         )
@@ -222,15 +223,16 @@ def _annotations(
             image, category = item.get("image_id"), item.get("category_id")
             if not _is_id(image) or image not in images:
                 raise KdepError(
-                    f"{subject} points to image id {_shown(image)}, which is not in images",
+                    f"{subject} has no image_id"
+                    if image is None
+                    else f"{subject} points to image id {_shown(image)}, which is not in images",
                     expected=f"one of {len(images)} image ids",
                     fix=_type_fix(image, images) or "remove the annotation or add the image entry",
                 )
             if not _is_id(category) or category not in categories:
                 raise KdepError(
-                    f"{subject} has category id {_shown(category)}",
-                    expected="one of the ids "
-                    f"{', '.join(f'{c!r:.40}' for c in list(categories)[:8])}",
+                    f"{subject} has {_given('category_id', category)}",
+                    expected=f"one of the ids {first_of((f'{c!r:.40}' for c in categories), 8)}",
                     fix=_type_fix(category, categories) or "correct the id or add the category",
                 )
             name = images[image]
@@ -262,7 +264,7 @@ def _box(value: Any, subject: str, size: tuple[int, int]) -> tuple[float, float,
     numbers = [_number(v) for v in value] if isinstance(value, list) else []
     if len(numbers) != 4 or any(n is None for n in numbers):
         raise KdepError(
-            f"{subject} has the bbox {_shown(value)}",
+            f"{subject} has {_given('bbox', value)}",
             expected="[x, y, width, height], four numbers in pixels",
             fix="correct the box, or remove the annotation",
         )
@@ -351,4 +353,9 @@ def _shown(value: Any) -> str:
     # Python raises ValueError when it converts an integer of more than 4300 digits to text.
     if isinstance(value, int) and abs(value) > 10**30:
         return "a number of more than 30 digits"
-    return "missing" if value is None else f"{value!r:.80}"
+    return "null" if value is None else f"{value!r:.80}"
+
+
+def _given(key: str, value: Any) -> str:
+    """The value of a key as text for errors: "the name 3", or "no name" if it is None."""
+    return f"no {key}" if value is None else f"the {key} {_shown(value)}"

@@ -20,7 +20,7 @@ from PIL import Image
 
 from kdep_bench.data.listing import is_image_name
 from kdep_bench.data.user_json import read_user_json
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, first_of
 
 SPLITS = {
     "train": ("train", "training", "train2014", "train2017"),
@@ -86,7 +86,7 @@ def discover(root: Path, classes_of_boxes: bool = False) -> Discovery:
             f"the folder {root} contains no image (searched {DEEPEST} levels deep)",
             expected="files such as .jpg or .png",
             fix="give the folder that contains your images"
-            + "".join(f"; {note}" for note in parts.notes[:3]),
+            + (f"; {first_of(parts.notes, 3, '; ')}" if parts.notes else ""),
         )
     _note_unreadable_images(parts, folders)
     _find_boxes(parts, folders)

@@ -17,7 +17,7 @@ from kdep_bench.data.own.faults import Faults
 from kdep_bench.data.own.names import listed
 from kdep_bench.data.own.spec import IGNORE, DataConfig
 from kdep_bench.devices import cores
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, first_of
 from kdep_bench.prefetch import prefetch
 
 FOLDER = "cityscapes"
@@ -169,7 +169,7 @@ def _check_values(mask: Path, info: MaskInfo, classes: int) -> None:
     wrong = [int(v) for v in np.flatnonzero(info.counts) if v >= classes and v != IGNORE]
     if wrong and classes:
         raise KdepError(
-            f"the mask {shown(mask)} contains the values {wrong[:12]}",
+            f"the mask {shown(mask)} contains the values {first_of(wrong, 12)}",
             expected=f"0..{classes - 1} for the {classes} names in `classes`, and {IGNORE} for "
             "pixels to ignore",
             fix="add the missing classes to the data config, or replace these values",

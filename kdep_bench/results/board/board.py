@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from kdep_bench.errors import first_of
 from kdep_bench.results.records.store import SUBMITTED, Run, Store
 from kdep_bench.results.statistics.intervals import Estimate, estimate
 
@@ -454,11 +455,10 @@ def _coverage_remarks(runs: list[Run]) -> list[str]:
     uncovered = sorted({r.id for r in runs if r.coverage is not None and r.coverage < 1})
     if not uncovered:
         return []
-    names = ", ".join(shorten(run_id, 80) for run_id in uncovered[:5])
-    more = ", ..." if len(uncovered) > 5 else ""
+    names = first_of((shorten(run_id, 80) for run_id in uncovered), 5)
     return [
         f"{len(uncovered)} transfer runs started without all pre-trained weights (weights "
-        f"loaded below 1): {names}{more}."
+        f"loaded below 1): {names}."
     ]
 
 

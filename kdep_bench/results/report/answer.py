@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from kdep_bench.errors import first_of
 from kdep_bench.results import text
 from kdep_bench.results.board import compare
 from kdep_bench.results.board.board import Board, RowKey
@@ -159,9 +160,7 @@ def _best(board: Board, student: str, labels: Mapping[RowKey, str]) -> list[str]
             estimates, key=lambda row: (-column.sign * estimates[row].mean, row.order())
         )
         names = [labels[row] for row in ordered]
-        shown = ", ".join(names[:MOST_NAMES])
-        if len(names) > MOST_NAMES:
-            shown += f" and {len(names) - MOST_NAMES} more"
+        shown = first_of(names, MOST_NAMES)
         note = " (sorted by mean; none is significantly worse than the first)"
         note = note if len(names) > 1 else ""
         n_rows = len(board.rows_of(student))

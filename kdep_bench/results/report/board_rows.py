@@ -33,17 +33,17 @@ MEAN_RANK = (
 PAIRED = (
     "Comparison a - b: a's score minus b's score with the same pre-training seed and transfer "
     "seed, averaged over these seed pairs. A positive difference means that a is better, for every "
-    "metric. The standard deviation of the differences is pooled over all methods of the task. If "
-    "the standard deviation of a pair's own differences is larger, it is used instead. If no score "
-    "is missing, a method with significantly larger variance is left out of the pooled value and "
-    "compared only by its own differences. A mean over tasks gives every task family the same "
-    "weight. Result: better or worse if p is below 0.05 after Holm's correction, which is made "
-    "separately for four groups: comparisons whose first method is kdep and those whose first "
-    "method is another one, each for means over tasks and for single tasks. Intervals are not "
-    "corrected, so an interval may exclude 0 although the result is not significant. This table, "
-    "the marks of the best methods and the claims are each corrected for a different number of "
-    "comparisons, so they may differ. If they differ, the verdict on the claim counts, because the "
-    "claim was written before the run."
+    "metric. The standard deviation of the differences is pooled over all methods of the task, "
+    "with two exceptions: (a) if the standard deviation of a pair's own differences is larger, it "
+    "is used instead; (b) if no score is missing, a method with significantly larger variance is "
+    "left out of the pooled value and compared only by its own differences. A mean over tasks "
+    "gives every task family the same weight. Result: better or worse if p is below 0.05 after "
+    "Holm's correction, which is made separately for four groups: (first method is kdep, or "
+    "another) x (single task, or mean over tasks). Intervals are not corrected, so an interval may "
+    "exclude 0 although the result is not significant. This table, the marks of the best methods "
+    "and the claims are each corrected for a different number of comparisons, so they may differ. "
+    "If they differ, the verdict on the claim counts, because the claim was written before the "
+    "run."
 )
 
 LONG = 60  # most rows of a difference table that is not split

@@ -428,9 +428,10 @@ TERMS = (
         "among the best",
         "The best mean of a task and every method that is not significantly worse (multiple "
         "comparisons with the best, Hsu 1984). With probability 0.95 the method with the best true "
-        "mean is among them. A method whose scores vary more is compared by its own differences, "
-        "so it can be among the best although a method with a higher mean is not. In the summary: "
-        "in how many tasks a method is among the best. "
+        "mean is among them. If the differences of two methods have a larger standard deviation "
+        "than the pooled one, their own is used, which widens the interval. So a method whose "
+        "scores vary more can be among the best although a method with a higher mean is not. In "
+        "the summary: in how many tasks a method is among the best. "
         "rank_best, rank_worst: the best and the worst rank that Dunnett's tests do not exclude.",
         ("among the best", "among_best", "rank_best", "rank_worst"),
     ),

@@ -26,14 +26,15 @@ HEAD += ["result"]
 
 PAIRS_HEADING = "Images on which two methods differ most"
 PAIRS_NOTE = (
-    f"The test images on which the mean scores of two methods differ most, at most {SHOWN} in each"
-    " direction. Better and largest gains: images on which the first method scores higher. In "
-    "brackets: the scores of the first and of the second method. The score of an image is a mean "
-    "over the trainings of a method. Classification: the fraction of trainings that are right "
-    "('correct'). Segmentation: the mIoU of the image, over its classes. Detection: the F1 of the "
-    "image at IoU 0.5, with the best score threshold for this image. For segmentation and "
-    "detection this is not the task's metric, which is computed over all test images together. The "
-    "images are selected by their differences, so they are examples, not evidence of a difference."
+    f"For each comparison, up to {SHOWN} images on which the first method gains most and up to "
+    f"{SHOWN} on which it loses most. In the columns 'better' and 'largest gains' the first method "
+    "scores higher. In brackets: the scores of the first and of the second method. The score of "
+    "an image is a mean over the trainings of a method. Classification: the fraction of trainings "
+    "that are right ('correct'). Segmentation: the mIoU of the image, over its classes. "
+    "Detection: the F1 of the image at IoU 0.5, with the best score threshold for this image. For "
+    "segmentation and detection this is not the task's metric, which is computed over all test "
+    "images together. The images are selected by their differences, so they are examples, not "
+    "evidence of a difference."
 )
 PAIRS_HEAD = ["student", "comparison", "task", "images: better / equal / worse"]
 PAIRS_HEAD += ["score of an image", "largest gains", "largest losses"]
@@ -84,7 +85,7 @@ def markdown_rows(view: BoardView) -> list[list[str]]:
 
 
 def page_section(view: BoardView) -> Section | None:
-    """The section of index.html with the differences; None without one."""
+    """The section of index.html with the differences; None if there are no differences."""
     rows = []
     for difference in view.image_differences:
         student, comparison, task = _labels(view, difference)
@@ -114,7 +115,10 @@ def _shown_pairs(view: BoardView) -> tuple[list[ImagePair], str]:
 
 
 def _gaps_text(pair: ImagePair, gaps: tuple[ImageGap, ...], n_more: int) -> str:
-    """The images of `gaps` with their scores; `n_more` others have the last difference."""
+    """The images of `gaps` with their scores.
+
+    `n_more` other images have the same difference as the last one listed.
+    """
     shown = []
     for gap in gaps:
         if pair.is_accuracy:
@@ -151,7 +155,7 @@ def pairs_markdown(view: BoardView) -> tuple[list[list[str]], str]:
 
 
 def pairs_section(view: BoardView) -> Section | None:
-    """The section of index.html with the images on which two methods differ; None without one."""
+    """The section on the images on which two methods differ; None if there are no such pairs."""
     pairs, rest = _shown_pairs(view)
     rows = []
     for pair in pairs:

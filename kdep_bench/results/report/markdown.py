@@ -50,12 +50,13 @@ _LEGEND = (
     "Scores are x100: mean ± standard deviation over seeds (number of seeds). A point is a "
     "difference of 1 on this scale. {best}: the best mean of a task and every method that is not "
     "significantly worse (multiple comparisons with the best, alpha 0.05, standard deviation "
-    "pooled over all methods of the task). A method whose scores vary more is compared by its own "
-    "differences, so it can be marked although a method with a higher mean is not. Nothing is "
-    "marked if no method has two seeds. Intervals are 95 % confidence intervals. They cover the "
-    "variation between seeds, not between test sets. A method with a failed or missing seed has no "
-    "mean rank and no mean over tasks; its scores state how many seeds failed or are missing. †: "
-    "the mean is below chance, or below the mean without pre-training (scratch)."
+    "pooled over all methods of the task). If the differences of two methods have a larger "
+    "standard deviation than the pooled one, their own is used, which widens the interval. So a "
+    "method whose scores vary more can be marked although a method with a higher mean is not. "
+    "Nothing is marked if no method has two seeds. Intervals are 95 % confidence intervals. They "
+    "cover the variation between seeds, not between test sets. A method with a failed or missing "
+    "seed has no mean rank and no mean over tasks; its scores state how many seeds failed or are "
+    "missing. †: the mean is below chance, or below the mean without pre-training (scratch)."
 )
 LEGEND_MD = _LEGEND.format(best="**Bold**")
 LEGEND_HTML = _LEGEND.format(best="Highlighted")
