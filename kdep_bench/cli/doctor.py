@@ -13,7 +13,7 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -217,7 +217,7 @@ def _check_teacher(config: dict) -> str:
 
 
 def official(
-    names: Iterable[str], folder: str | Path | None = None, decode: int | None = 8
+    names: Sequence[str], folder: str | Path | None = None, decode: int | None = 8
 ) -> Iterator[Finding]:
     """Checks official data sets: completeness, then the image files.
 
@@ -229,7 +229,7 @@ def official(
     from kdep_bench.data.official import base
 
     try:
-        root = base.data_root(folder)
+        root = base.data_root(folder, "--root", names[0])
     except KdepError as e:
         yield Finding("fault", "data", str(e))
         return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,16 +60,18 @@ def find_log(work: Path, pattern: str) -> Path:
     check_exists(work)
     logs = {i: work / i / state.LOG for i in stage_ids(work)}
     modified = {i: path.stat().st_mtime for i, path in logs.items() if path.is_file()}
-    return logs[one_stage(pattern, modified, f"with a log in {work}")]
+    listing = f"kdep-bench status --work-dir {shlex.quote(str(work))} --json"
+    return logs[one_stage(pattern, modified, f"with a log in {work}", listing)]
 
 
-def one_stage(pattern: str, ids: Mapping[str, float], where: str) -> str:
+def one_stage(pattern: str, ids: Mapping[str, float], where: str, listing: str) -> str:
     """The id that equals `pattern`, or the only id that matches it.
 
     Args:
         pattern: an id, a part of an id, or a glob.
         ids: id -> a number; an error lists the ids with the largest numbers first.
         where: describes the ids in errors, for example "of pocket".
+        listing: the command that lists the ids, for errors.
 
     Raises:
         KdepError: no id matches, or several do.
@@ -80,7 +83,7 @@ def one_stage(pattern: str, ids: Mapping[str, float], where: str) -> str:
     if not chosen:
         raise KdepError(
             f"no stage {where} matches {pattern!r}",
-            fix="list the stages: kdep-bench run SUITE --dry-run, or kdep-bench status --json",
+            fix=f"list the stages: {listing}",
         )
     if len(chosen) > 1:
         chosen.sort(key=lambda i: -ids[i])

@@ -13,11 +13,15 @@ resumes where it stopped.
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from kdep_bench.cli.parser import Parser
 from kdep_bench.errors import KdepError
+from kdep_bench.paths import CONFIGS
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,6 +67,11 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code (2 for a KdepError, whose text is printed)."""
     p = parser()
+    try:
+        _refuse_action(sys.argv[1:] if argv is None else argv)
+    except KdepError as e:
+        print(f"kdep-bench data: {e}", file=sys.stderr)
+        return 2
     args = p.parse_args(argv)
     n_actions = args.list + (args.what is not None) + (args.verify is not None)
     if n_actions != 1:
@@ -100,13 +109,16 @@ def _official(args: argparse.Namespace) -> int:
     """Prepares and verifies an official data set; with --check only verifies it."""
     from kdep_bench.data.official import base
 
+    if args.what not in base.set_names():
+        _refuse_data_config(args.what)
     official_set = base.get_set(args.what)
     decode = None if args.decode == "all" else _count(args.decode)
     if args.check:
-        root = base.data_root(args.root)
+        root = base.data_root(args.root, "--root", args.what)
     else:
         # Without --archives, the archives are below the root, which must exist.
-        root = args.root if args.root and args.archives else base.data_root(args.root)
+        root = args.root if args.root and args.archives else None
+        root = root or base.data_root(args.root, "--root", args.what)
         progress, checksums = _ProgressLine(), not args.no_checksums
         digests = base.lay_out(official_set, root, args.archives, progress, checksums)
         for archive in official_set.archives:
@@ -120,6 +132,34 @@ def _official(args: argparse.Namespace) -> int:
     for name, count in counts.items():
         print(f"  {name:28}{count:9}")
     return 0
+
+
+def _refuse_data_config(name: str) -> None:
+    """Raises KdepError if `name` is not an official set but the name of a data config."""
+    from kdep_bench.suite.config import read_config
+
+    config = CONFIGS / "data" / f"{name}.py"
+    if not config.is_file():
+        return
+    if "type" in read_config(config)["data"]:
+        fix = "leave it to the suite: your own data needs no preparation"
+    else:
+        shown = shlex.quote(os.path.relpath(config))
+        fix = f"to write its data: kdep-bench data {shown} --out DIR"
+    raise KdepError(f"{name!r} is a data config, not an official data set", fix=fix)
+
+
+def _refuse_action(arguments: Sequence[str]) -> None:
+    """Raises KdepError if an action such as `verify` is in the place of the data set."""
+    if arguments[:1] not in (["verify"], ["check"]):
+        return
+    from kdep_bench.data.official.base import set_names
+
+    name = next((a for a in arguments[1:] if a in set_names()), "SET")
+    raise KdepError(
+        f"{arguments[0]!r} is not a data set",
+        fix=f"to verify one: kdep-bench data {name} --check --root DIR",
+    )
 
 
 def _count(text: str) -> int:

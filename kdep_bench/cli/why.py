@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,8 @@ def main(argv: list[str] | None = None) -> int:
         _, plan = plan_with_content(load_suite(args.suite), work, verify=False, out=sys.stderr)
         # If several ids match, the error lists those with the largest numbers first.
         order = {i: -float(position) for position, i in enumerate(plan.stages)}
-        stage_id = one_stage(args.stage, order, f"of {plan.name}")
+        listing = f"kdep-bench run {shlex.quote(args.suite)} --dry-run"
+        stage_id = one_stage(args.stage, order, f"of {plan.name}", listing)
         explained = explain(plan, state.statuses(plan, work), work, stage_id)
     except KdepError as e:
         print(f"kdep-bench why: {e}", file=sys.stderr)

@@ -195,15 +195,18 @@ def _check_annotation(
     image = _get(images, annotation.get("image_id"))
     if image is None:
         raise KdepError(
-            f"{subject} points to image id {annotation.get('image_id')!r:.80}, which is not in "
-            "images",
+            f"{subject} points to image id {annotation['image_id']!r:.80}, which is not in images"
+            if annotation.get("image_id") is not None
+            else f"{subject} has no image_id",
             expected=f"one of {len(images)} image ids",
             fix="remove the annotation or add the image entry",
         )
     if _get(categories, annotation.get("category_id")) is None:
         raise KdepError(
-            f"{subject} has category id {annotation.get('category_id')!r:.80}, which is not in "
-            "categories",
+            f"{subject} has category id {annotation['category_id']!r:.80}, which is not in "
+            "categories"
+            if annotation.get("category_id") is not None
+            else f"{subject} has no category_id",
             expected=f"one of {len(categories)} category ids",
             fix="correct the id or add the category",
         )
@@ -225,7 +228,7 @@ def _check_box(subject: str, annotation: dict[str, Any], image: dict[str, Any]) 
         or not all(isinstance(v, number_types) and math.isfinite(v) for v in box)
     ):
         raise KdepError(
-            f"{subject} has the bbox {box!r}",
+            f"{subject} has no bbox" if box is None else f"{subject} has the bbox {box!r}",
             expected="[x, y, width, height] in pixels",
             fix="correct the box, or remove the annotation",
         )
@@ -252,7 +255,9 @@ def _check_box(subject: str, annotation: dict[str, Any], image: dict[str, Any]) 
     area = annotation.get("area")
     if not isinstance(area, number_types) or not area > 0:
         raise KdepError(
-            f"{subject} has the area {area!r}", expected="above 0", fix="recompute it or remove it"
+            f"{subject} has no area" if area is None else f"{subject} has the area {area!r}",
+            expected="a number above 0",
+            fix="compute it from the object's mask or box",
         )
 
 

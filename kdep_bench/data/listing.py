@@ -183,5 +183,5 @@ def _entries(folder: str) -> list[os.DirEntry]:
 def _unreadable(folder: str, error: OSError) -> KdepError:
     return KdepError(
         f"the folder {shown(folder)} cannot be read ({error.strerror})",
-        fix="correct its path in the config, or its permissions",
+        fix="correct its path, or its permissions",
     )

@@ -44,8 +44,15 @@ def sample_files(folder: Path, count: int, seed: int) -> list[Path]:
     """At most `count` of the images below `folder`, chosen at random by `seed`, sorted.
 
     Raises:
-        KdepError: the folder cannot be read, or has fewer than four images.
+        KdepError: the folder does not exist or cannot be read, or has fewer than four images.
     """
+    if not folder.is_dir():
+        raise KdepError(
+            f"the folder {folder} (--images) does not exist"
+            if not folder.exists()
+            else f"{folder} (--images) is a file, not a folder",
+            fix="correct --images",
+        )
     images = list_images(folder).images
     if len(images) < FEWEST:
         raise KdepError(

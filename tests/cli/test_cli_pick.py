@@ -111,6 +111,16 @@ def test_wrong_arguments_are_explained(
     assert message in capsys.readouterr().err
 
 
+def test_a_missing_folder_of_images_is_named_with_its_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    assert pick.main(["efficientnet_lite0", "efficientnet_lite2", "--images", str(gone)]) == 2
+    assert capsys.readouterr().err.endswith(
+        f"the folder {gone} (--images) does not exist. Fix: correct --images.\n"
+    )
+
+
 def test_two_teachers_with_one_name_and_different_settings_are_refused(
     images: Path, suite: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

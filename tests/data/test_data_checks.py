@@ -113,7 +113,9 @@ def test_an_intact_coco_file_with_crowds_is_accepted(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"image_id": 7}, "annotation 1 in .* points to image id 7"),
+        ({"image_id": None}, "annotation 1 in .* has no image_id; expected"),
         ({"category_id": 5}, "category id 5"),
+        ({"area": None}, "has no area; expected"),
         ({"id": 2}, "the id 2 occurs twice in annotations"),
         ({"bbox": [25, 3, 10, 10]}, "outside its image of 32x24"),
         ({"bbox": [-3, 3, 10, 10]}, "outside its image"),

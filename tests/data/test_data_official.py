@@ -149,7 +149,11 @@ def test_a_missing_data_root_is_an_error_and_is_not_made_if_an_archive_is_missin
 ) -> None:
     gone = tmp_path / "gone"
     assert prepare_data.main(["imagenet", "--root", str(gone)]) == 2
-    assert f"the folder {gone} (--root or" in capsys.readouterr().err
+    assert (
+        f"the folder {gone} (--root) does not exist; expected the folder that contains one "
+        "sub-folder per data set, such as imagenet/. Fix: correct --root, or write the folder from "
+        f"downloaded archives: kdep-bench data imagenet --root {gone} --archives DOWNLOADS."
+    ) in capsys.readouterr().err
     args = ["imagenet", "--root", str(gone), "--archives", str(tmp_path)]
     assert prepare_data.main(args) == 2
     assert "was not found in" in capsys.readouterr().err
@@ -157,6 +161,23 @@ def test_a_missing_data_root_is_an_error_and_is_not_made_if_an_archive_is_missin
     monkeypatch.setenv("KDEP_DATA", str(gone))
     with pytest.raises(KdepError, match=r"\(\$KDEP_DATA\) does not exist"):
         data_root()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fix"),
+    [
+        (["pocket", "--root", "X"], "configs/data/pocket.py --out DIR."),
+        (["mine"], "your own data needs no preparation."),
+        (["verify", "coco", "X"], "kdep-bench data coco --check --root DIR."),
+        (["check"], "kdep-bench data SET --check --root DIR."),
+        (["cocos"], "did you mean coco?"),
+    ],
+)
+def test_what_is_not_a_data_set_is_refused_with_the_command_to_use(
+    arguments: list[str], fix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prepare_data.main(arguments) == 2
+    assert capsys.readouterr().err.endswith(f"{fix}\n")
 
 
 # ---- copies with a fault ----

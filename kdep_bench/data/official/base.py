@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,21 +76,33 @@ def get_set(name: str) -> OfficialSet:
     return importlib.import_module(f"kdep_bench.data.official.{name}").SET
 
 
-def data_root(root: str | Path | None = None) -> Path:
-    """The folder with all sets: `root`, by default $KDEP_DATA; KdepError if it does not exist."""
+def data_root(
+    root: str | Path | None = None, given_as: str = "`root` of the data config", name: str = "SET"
+) -> Path:
+    """The folder with all sets.
+
+    Args:
+        root: the folder; None: $KDEP_DATA.
+        given_as: what sets `root`, for errors: an option, or a key of a config.
+        name: name of the set that is needed, for errors.
+
+    Raises:
+        KdepError: the folder is not set, or does not exist.
+    """
     chosen = root or os.environ.get(ROOT)
     if not chosen:
         raise KdepError(
             f"the folder of the data sets is not set (no ${ROOT})",
-            fix=f"run: export {ROOT}=/path/to/data (a folder with one sub-folder per data set)",
+            fix=f"set {given_as}, or run: export {ROOT}=/path/to/data (a folder with one "
+            "sub-folder per data set)",
         )
+    setting = given_as if root else f"${ROOT}"
     if not Path(chosen).is_dir():
         raise KdepError(
-            f"the folder {chosen} ({'--root or `root` of the data' if root else f'${ROOT}'}) does "
-            "not exist",
+            f"the folder {chosen} ({setting}) does not exist",
             expected="the folder that contains one sub-folder per data set, such as imagenet/",
-            fix="correct the path, or write the folder from downloaded archives: kdep-bench data "
-            "SET --root DIR --archives DOWNLOADS",
+            fix=f"correct {setting}, or write the folder from downloaded archives: kdep-bench data "
+            f"{name} --root {shlex.quote(str(chosen))} --archives DOWNLOADS",
         )
     return Path(chosen)
 

@@ -36,7 +36,7 @@ def reads(spec: dict[str, Any]) -> dict[str, list[Source]]:
     """
     if spec.get("tiny_seed") is not None:
         return {}
-    root, sources = data_root(spec.get("root")).absolute(), {}
+    root, sources = data_root(spec.get("root"), name=spec["pool"]).absolute(), {}
     for name in sorted({*spec["sets"], spec["pool"]}):
         archive_names = (a.name for a in get_set(name).archives)
         sources[name] = [all_of(root / name, archive_names)]
@@ -79,7 +79,7 @@ def prepare(
     if is_tiny:
         root = _generate(sets, out / "sets", int(spec["tiny_seed"]))
     else:
-        root = data_root(spec.get("root"))
+        root = data_root(spec.get("root"), name=spec["pool"])
     counts: dict[str, Any] = {}
     for i, dataset in enumerate(sets):
         progress(i, len(sets) + 1, f"checking {dataset.title}")
