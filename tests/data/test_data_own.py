@@ -422,7 +422,7 @@ CASES: dict[str, tuple[Step, str, str, Step]] = {
         "['1', 2, 3, 4]",
         repair_box,
     ),
-    "box is null": (change_test_annotation(bbox=None), JSON, "bbox missing", repair_box),
+    "box is null": (change_test_annotation(bbox=None), JSON, "has no bbox", repair_box),
     "box outside": (
         change_test_annotation(bbox=[60, 2, 9, 9]),
         JSON,
