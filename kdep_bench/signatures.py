@@ -28,6 +28,7 @@ ALIASES = {"svd": "kdep_bench.features.aligners.Svd"}
 _BASES_WITHOUT_ARGUMENTS = {"object", "ABC", "nn.Module", "torch.nn.Module", "Module"}
 # Packages whose registries have backbones; a name without a package is looked up in the first.
 _REGISTRIES = ("mmpretrain", "mmdet", "mmseg")
+_MAX_CHOICES = 8  # largest number of classes that an error lists
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 # Names that annotations of plain data may contain.
 _TYPES: Mapping[str, Any] = {
@@ -196,7 +197,8 @@ def check_arguments(config: Any, where: str, passed_by_stage: Collection[str] = 
     name = path.rpartition(".")[2]
     for key in args:
         if key not in constructor.arguments and not constructor.accepts_any:
-            raise _unknown_argument(name, where, key, constructor.arguments)
+            valid = constructor.arguments.keys() - set(passed_by_stage)
+            raise _unknown_argument(name, where, key, valid)
     for arg in constructor.arguments.values():
         if arg.name in args:
             check_value(arg.annotation, args[arg.name], f"{where} ({name})", arg.name)
@@ -231,13 +233,13 @@ def check_type(config: Mapping[str, Any], where: str, base: str | None = None) -
         raise KdepError(
             f"{where} has the type {path!r:.120}, which does not exist",
             expected="the dotted path of a class",
-            fix=f"correct `type` ({_near(path)})",
+            fix=f"correct `type` ({_near(path, base)})",
         )
     if base is not None and derives_from(path, base) is False:
         raise KdepError(
             f"{where} has the type {path!r:.120}, a class of another kind",
             expected=f"a subclass of {base}",
-            fix="correct `type`",
+            fix=f"correct `type` ({_choices(path, base) or 'write the dotted path of one'})",
         )
 
 
@@ -552,30 +554,57 @@ def _literal(module: str, node: ast.expr) -> Any:
         return None
 
 
-def _near(path: str) -> str:
+def _near(path: str, base: str | None = None) -> str:
     """Hint for an error about a dotted path that names nothing.
 
     It lists the classes of the path's module; if there is no such module, similar classes of this
-    package; without these it states that the module is missing.
+    package; without these it states that the module is missing. For a name without a module it
+    lists subclasses of `base`.
     """
     module, _, name = path.rpartition(".")
     tree = _tree(module) if module else None
     if tree is not None:
         classes = [n.name for n in tree.body if isinstance(n, ast.ClassDef) and n.name[0] != "_"]
         return f"{module} defines {', '.join(classes) or 'no class'}"
-    if similar := _similar_classes(name):
+    similar = _similar_classes(name)
+    if base is not None:
+        similar = [p for p in similar if derives_from(resolve_alias(p), base)]
+    if similar:
         return f"did you mean {' or '.join(similar)}?"
-    return f"there is no module {module}" if module else "write its dotted path"
+    if module:
+        return f"there is no module {module}"
+    return (_choices(path, base) if base else "") or "write its dotted path"
+
+
+def _choices(path: str, base: str) -> str:
+    """Hint that lists the subclasses of `base` in its package; of many, the most similar one."""
+    name, package = path.rpartition(".")[2], base.rsplit(".", 2)[0]
+    in_package = [p for ps in _class_paths().values() for p in ps if p.startswith(f"{package}.")]
+    # Classes in a module `base` are bases of others.
+    valid = [p for p in in_package if ".base." not in p and derives_from(p, base)]
+    valid = [p for p in valid if p != base]
+    if len(valid) <= _MAX_CHOICES:
+        return f"choose one of: {', '.join(sorted(valid))}" if valid else ""
+    nearest = max(
+        sorted(valid),
+        key=lambda p: difflib.SequenceMatcher(None, name, p.rpartition(".")[2]).ratio(),
+    )
+    return f"for example {nearest}"
 
 
 def _similar_classes(name: str) -> list[str]:
     """Aliases, and dotted paths of classes of this package, that are spelt like `name`."""
-    package = Path(__file__).parent
-    paths = {alias: [alias] for alias in ALIASES}
+    paths = {alias: [alias] for alias in ALIASES} | _class_paths()
+    near = difflib.get_close_matches(name, paths, n=1, cutoff=0.8)
+    return [path for name in near for path in paths[name]]
+
+
+def _class_paths() -> dict[str, list[str]]:
+    """Name -> dotted paths of the public classes of this package."""
+    package, paths = Path(__file__).parent, dict[str, list[str]]()
     for file in sorted(package.rglob("*.py")):
         module = ".".join((package.name, *file.relative_to(package).with_suffix("").parts))
         source = file.read_text("utf-8")
         for class_name in re.findall(r"^class ([A-Z]\w*)", source, re.MULTILINE):
             paths.setdefault(class_name, []).append(f"{module}.{class_name}")
-    near = difflib.get_close_matches(name, paths, n=1, cutoff=0.8)
-    return [path for name in near for path in paths[name]]
+    return paths

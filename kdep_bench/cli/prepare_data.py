@@ -85,10 +85,24 @@ def main(argv: list[str] | None = None) -> int:
             if not args.out:
                 p.error("a config needs --out, the folder to write to")
             return _prepare(Path(args.what), args.out)
+        _refuse_folder(args.what)
         return _official(args)
     except KdepError as e:
         print(f"kdep-bench data: {e}", file=sys.stderr)
         return 2
+
+
+def _refuse_folder(name: str) -> None:
+    """Raises KdepError if a folder is in the place of the data set."""
+    from kdep_bench.data.official.base import set_names
+
+    if "/" in name or (Path(name).is_dir() and name not in set_names()):
+        raise KdepError(
+            f"{name!r} is not an official data set",
+            expected="the name of a set (kdep-bench data --list shows them) or a data config (.py)",
+            fix="give the folder of all sets as --root, or a folder of pocket data, to verify its "
+            "checksums, as --verify",
+        )
 
 
 def _list() -> int:

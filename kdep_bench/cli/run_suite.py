@@ -161,7 +161,7 @@ def _statuses(args: argparse.Namespace, plan: Plan, work: Path) -> dict[str, Sta
             raise KdepError(
                 f"--force {pattern!r} matches no stage",
                 expected="part of a stage id",
-                fix="list the ids with --dry-run",
+                fix="list the ids: --dry-run without --force",
             )
     return state.statuses(
         plan,

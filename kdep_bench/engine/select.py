@@ -43,7 +43,7 @@ def select_stages(plan: Plan, patterns: Iterable[str]) -> set[str] | None:
                 f"--only {pattern!r} matches no stage of {plan.name}",
                 expected="part of a stage id, a glob for it, or one of: "
                 + ", ".join(sorted(kinds | names)),
-                fix="list the ids with --dry-run",
+                fix="list the ids: --dry-run without --only",
             )
         chosen |= matches
     return plan.upstream(chosen)

@@ -64,6 +64,8 @@ _OPTIMIZER_RANGES: Mapping[str, str] = {
     "lr_decay": "NotNegative",
     "nesterov": "bool",
 }
+# Names of the learning rate in other libraries.
+_OTHER_LR_NAMES = frozenset({"learning_rate", "rate", "base_lr", "init_lr", "LR"})
 
 
 def check_optimizer(config: Json, where: str) -> None:
@@ -77,7 +79,14 @@ def check_optimizer(config: Json, where: str) -> None:
     if not isinstance(kind, str):
         raise KdepError(f"{where} has no `type`", fix="add it, for example type='SGD'")
     if "lr" not in config:
+        for name in config.keys() & _OTHER_LR_NAMES:
+            raise KdepError(f"{where} has {name!r} but no `lr`", fix="rename it to lr")
         raise KdepError(f"{where} has no learning rate `lr`", fix="add it, for example lr=0.1")
+    if "params" in config:
+        raise KdepError(
+            f"{where} has `params`, the parameters to train, which the training sets",
+            fix="remove it",
+        )
     path = optimizer_path(kind)
     known_optimizers = torch_optimizers()
     if path is None and "." not in kind and known_optimizers:

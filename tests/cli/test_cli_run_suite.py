@@ -86,8 +86,8 @@ def test_a_dry_run_lists_every_stage_with_its_reason(tmp_path):
     [
         (["pockt"], "did you mean pocket"),
         (["no/such/file.py"], "does not exist"),
-        (["smoke", "--only", "nonsense"], "matches no stage"),
-        (["smoke", "--force", "nonsense"], "matches no stage"),
+        (["smoke", "--only", "nonsense"], "list the ids: --dry-run without --only"),
+        (["smoke", "--force", "nonsense"], "list the ids: --dry-run without --force"),
         (["smoke", "--jobs", "0"], "--jobs is 0"),
         (["smoke", "--budget-hours", "-1"], "--budget-hours is -1"),
         (["smoke", "--fit-budget"], "--fit-budget needs --budget-hours"),

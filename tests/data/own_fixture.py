@@ -14,7 +14,6 @@ from PIL import Image
 from kdep_bench.data.official import tiny
 from kdep_bench.data.own import prepare
 
-SIZE = (64, 48)  # width and height of every image
 SPLITS = ("train", "test")
 
 

@@ -144,6 +144,14 @@ def test_the_data_root_is_read_from_kdep_data(
     assert data_root() == tmp_path
 
 
+def test_a_folder_in_the_place_of_the_set_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prepare_data.main([str(tmp_path)]) == 2
+    text = capsys.readouterr().err
+    assert "or a data config (.py). Fix: give the folder of all sets as --root" in text
+
+
 def test_a_missing_data_root_is_an_error_and_is_not_made_if_an_archive_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,6 +39,8 @@ def one_method(base: str = "kdep", **entries: Any) -> dict[str, Any]:
         (dict(type="LBFGS", lr=0.1), "unknown optimizer type"),
         (dict(lr=0.1), "has no `type`"),
         (dict(type="SGD"), "no learning rate `lr`"),
+        (dict(type="SGD", learning_rate=0.1), "has 'learning_rate' but no `lr`. Fix: rename it"),
+        (dict(SGD, params=[1]), "has `params`"),
         (dict(SGD, lr=0.0), "greater than 0"),
         (dict(SGD, lr=-0.1), "greater than 0"),
         (dict(SGD, lr="0.1"), "number"),
@@ -62,6 +64,12 @@ def test_an_optimiser_that_could_not_train_is_refused(optimizer, message):
     if "type" in optimizer and "lr" in optimizer:
         # A method's optimiser overrides that of the budget.
         assert message in refusal(**one_method(optimizer=optimizer))
+
+
+def test_the_error_for_an_unknown_argument_does_not_offer_the_parameters():
+    text = refusal(budget=dict(SUITE["budget"], optimizer=dict(SGD, warmup_epochs=5)))
+    assert "choose one of: dampening" in text
+    assert "params" not in text
 
 
 def test_valid_arguments_of_optimisers_are_accepted():
@@ -94,6 +102,14 @@ def test_valid_arguments_of_optimisers_are_accepted():
         (one_method(transform=dict(T="warm")), "number"),
         (one_method(transform=dict(t=0.1)), "choose one of: T, n, type"),
         (one_method("stdmatch", transform=dict(ratio=0.5)), "of at least 1"),
+        (
+            one_method(transform=dict(_delete_=True, type="pts")),
+            "kdep_bench.features.transform.NoTransform, kdep_bench.features.transform.PowerTemp",
+        ),
+        (
+            one_method(transform=dict(_delete_=True, type="kdep_bench.features.aligners.Svd")),
+            "choose one of: kdep_bench.features.phi_s.PhiS, ",
+        ),
         (
             one_method(transform=dict(type="kdep_bench.features.transform.PowerTemp")),
             "does not exist",
