@@ -4,9 +4,9 @@ Command   python tools/run_suite.py configs/suites/kdep_maps_trunk.py   (can be 
 Cost      the teacher's two caches, 12 pre-trainings of 800 steps (about 10 minutes on one core of a
           machine with other work) and 45 transfers; nothing is shared with other suites but the
           data and the views
-Outcome   results/kdep_maps_trunk: fitnets is the best method of all three tasks. It scores 12.3
-          points more than kdep_maps, which is not significantly different from kdep (+0.2) and
-          scores 6.9 points more than supervised, because of the photographs
+Outcome   results/kdep_maps_trunk: fitnets has the highest mean on all three tasks. It scores
+          12.3 points more than kdep_maps, which is not significantly different from kdep (+0.2)
+          and scores 6.9 points more than supervised, because of the photographs
 
 The learning rates were chosen in `kdep_anatomy_grid` for the half-width ResNet-18 and the teacher
 EfficientNet-Lite0, not for these networks.

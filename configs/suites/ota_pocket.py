@@ -1,8 +1,11 @@
 """A classifier from ten images per class: OTA (see configs/methods/ota.py), and what its parts add.
 
 Command   python tools/run_suite.py configs/suites/ota_pocket.py  (can be stopped and resumed)
-Cost      not measured
-Outcome   not run yet
+Cost      12 transfers and two teachers; with OTA four minutes each on one core of a machine with
+          other work, without generated images half a minute
+Outcome   results/ota_pocket: 14.0 (no distillation) to 15.2 (ota) of 100, chance 12.5; no
+          difference is significant. The teacher itself has only 14.7 after its fine-tuning, and
+          13.6 with IRF
 
 The data have no pool, so no method can read pre-training images. The teacher is the ImageNet
 network `efficientnet_lite0_trunk`, fine-tuned on the task's 80 training images (ten for each of 8
@@ -35,4 +38,5 @@ suite.update(
     ],
     tasks=["pocket_few"],
     claims=[],
+    runtime=dict(timed=False),  # other work ran on the machine of the published run
 )
