@@ -74,6 +74,7 @@ class OfficialDetection(Detection):
     """
 
     voc_measures = frozenset({"AP", "AP50", "AP75"})
+    aspect: ClassVar[float] = 4 / 3  # width / height of most images of COCO and VOC
     recipe_keys: ClassVar[frozenset[str]] = frozenset(
         {
             "set",
@@ -159,9 +160,9 @@ class OfficialDetection(Detection):
     def read_metrics(
         self, raw: Mapping[str, Any], cfg: Any, count: Any
     ) -> tuple[dict[str, float], dict[str, float], list[str]]:
-        if self.recipe["set"] == "coco":
+        if self.recipe["set"] != "voc":
             named = copy.deepcopy(cfg)
-            named.test_dataloader.dataset.metainfo = dict(classes=tuple(coco.NAMES.values()))
+            named.test_dataloader.dataset.metainfo = dict(classes=self._class_names())
             return super().read_metrics(raw, named, count)
         metrics = {k: float(raw[f"pascal_voc/{k}"]) for k in ("AP", "AP50", "AP75")}
         return metrics, {c: float(raw[f"pascal_voc/AP.{c}"]) for c in voc.CLASSES}, []
@@ -175,12 +176,12 @@ class OfficialDetection(Detection):
     def training_size(self) -> tuple[int, int]:
         """(height, width) of a typical training image.
 
-        The aspect ratio is 4:3, as in most images of COCO and VOC. The short edge is the root mean
-        square of the recipe's `scales`.
+        The aspect ratio is `aspect`. The short edge is the root mean square of the recipe's
+        `scales`.
         """
         scales = self.recipe["scales"]
         short = math.sqrt(sum(s * s for s in scales) / len(scales))
-        return self._padded(short, min(short * 4 / 3, self.recipe["long_edge"]))
+        return self._padded(short, min(short * self.aspect, self.recipe["long_edge"]))
 
     def _datasets(self, root: Path, *, train: bool) -> dict[str, Any]:
         """The config of mmdet's data set for the training or test split; `root`: the set's."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +10,6 @@ from kdep_bench.data.official import foggy_cityscapes as foggy
 from kdep_bench.files import read_json
 from kdep_bench.transfer import full_scale
 from kdep_bench.transfer.counts import SplitCount, trained_images
-from kdep_bench.transfer.detection import Detection
 from kdep_bench.transfer.domain_detection import SEED_OFFSET
 from kdep_bench.transfer.full_detection import MIN_SIZE, OfficialDetection
 
@@ -31,6 +29,7 @@ class FoggyCityscapes(OfficialDetection):
 
     recipe_keys: ClassVar[frozenset[str]] = OfficialDetection.recipe_keys | {"scored_on"}
     has_target_images: ClassVar[bool] = True
+    aspect: ClassVar[float] = 2.0  # 2048 x 1024 pixels
     # The task whose FLOPs are counted in place of this one, because the network is the same.
     counted_as: ClassVar[str] = "kdep_bench.transfer.full_detection.OfficialDetection"
 
@@ -64,17 +63,6 @@ class FoggyCityscapes(OfficialDetection):
             SplitCount("train", "train", trained, file, note),
             SplitCount("test", "val", tested, place),
         ]
-
-    def read_metrics(
-        self, raw: Mapping[str, Any], cfg: Any, count: Any
-    ) -> tuple[dict[str, float], dict[str, float], list[str]]:
-        return Detection.read_metrics(self, raw, cfg, count)
-
-    def training_size(self) -> tuple[int, int]:
-        """(height, width) of a training image; scenes of Cityscapes are twice as wide as high."""
-        scales = self.recipe["scales"]
-        short = math.sqrt(sum(s * s for s in scales) / len(scales))
-        return self._padded(short, min(2 * short, self.recipe["long_edge"]))
 
     @property
     def _scored(self) -> str:

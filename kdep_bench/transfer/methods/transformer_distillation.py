@@ -134,4 +134,4 @@ class TransformerDistillation(TransferMethod):
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
     """(B,): cross-entropy of class scores [B, C] with the teacher's probabilities, both at tau."""
-    return -(F.softmax(teacher / tau, 1) * F.log_softmax(student / tau, 1)).sum(1)
+    return F.cross_entropy(student / tau, (teacher / tau).softmax(1), reduction="none")
