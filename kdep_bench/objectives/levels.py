@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.errors import KdepError
 
 
 def levels_of(config: Any) -> set[str]:
@@ -84,35 +84,6 @@ def block_pairs(student_depth: int, teacher_depth: int) -> list[tuple[int, int]]
         )
     ratio = teacher_depth // student_depth
     return [(m, (m + 1) * ratio - 1) for m in range(student_depth)]
-
-
-def check_betas(
-    levels: Mapping[str, str], betas: Mapping[str, float], mixer: bool, assistants: bool
-) -> None:
-    """Checks that the patch embeddings that TransKD changes are compared: their betas are above 0.
-
-    Args:
-        levels, betas, mixer, assistants: arguments of `transfer.methods.transkd.TransKD`.
-
-    Raises:
-        KdepError: a beta of an unknown level, or a change of embeddings that are not compared.
-    """
-    for level in betas:
-        if level not in levels:
-            raise unknown_name("level", level, levels, place="`betas` of TransKD")
-    if (assistants or mixer) and not any(beta > 0 for beta in betas.values()):
-        raise KdepError(
-            "TransKD with `mixer` or `assistants` changes patch embeddings, but no beta is above "
-            "0, so that none is read",
-            fix="set `betas` in `transfer` of the method, or remove the two options",
-        )
-    deepest = max(levels, key=lambda level: int(level[1:]), default="")
-    if mixer and not betas.get(deepest):
-        raise KdepError(
-            f"TransKD with `mixer` changes the patch embedding of the deepest level, but the "
-            f"deepest level, {deepest}, has the beta 0",
-            fix="set its beta above 0 in `transfer` of the method, or remove `mixer`",
-        )
 
 
 def depths_of(config: Any) -> list[tuple[int, int]]:

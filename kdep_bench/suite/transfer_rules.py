@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any
 
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.objectives.levels import (
     block_pairs,
-    check_betas,
     levels_of,
     student_levels,
 )
@@ -31,7 +31,6 @@ from kdep_bench.suite.pairs import check_pair, check_task
 from kdep_bench.suite.schema import Json, Suite
 
 BASE = "kdep_bench.transfer.method.TransferMethod"
-TRANSKD = "kdep_bench.transfer.methods.transkd.TransKD"
 _PLANNING = {"name", "family", "teacher", "tasks"}  # keys that are not arguments of the class
 
 
@@ -331,14 +330,14 @@ def check_levels(transfer: StudentTransfer) -> None:
         _check_levels(transfer, "teacher", transfer.teacher["student"], levels_of(config))
 
 
-def check_patch_embeddings(transfer: StudentTransfer) -> None:
-    """Checks the settings of TransKD about patch embeddings."""
-    config = transfer.config
-    if resolve_alias(config["type"]) != TRANSKD:
+def check_own_settings(transfer: StudentTransfer) -> None:
+    """Runs the check that the method's class names in `plan_check`."""
+    path = transfer.class_attribute("plan_check")
+    if path is None:
         return
-    options = (bool(config.get(name)) for name in ("mixer", "assistants"))
+    module, _, name = path.rpartition(".")
     try:
-        check_betas(config["levels"], config.get("betas") or {}, *options)
+        getattr(import_module(module), name)(transfer.config)
     except KdepError as e:
         raise KdepError(f"{transfer.label}: {e.problem}", expected=e.expected, fix=e.fix) from None
 
@@ -361,5 +360,5 @@ RULES: tuple[Callable[[StudentTransfer], None], ...] = (
     check_pretraining,
     check_has_levels,
     check_levels,
-    check_patch_embeddings,
+    check_own_settings,
 )

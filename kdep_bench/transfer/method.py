@@ -94,6 +94,8 @@ class TransferMethod(nn.Module, ABC):
         optimises_images: for the forecast, whether it makes `images` images in `steps` steps of
             gradient descent through the tuned teacher (two arguments of the class), once before the
             training, unless its argument `generated` is 0.
+        plan_check: dotted path of a function that planning calls with the method's config; it
+            raises KdepError, and its module must not import torch. None: no such check.
         transformer: whether student and tuned teacher must be vision transformers of timm.
         teacher_is_student: whether the tuned teacher must be the same student (teacher="self").
 
@@ -115,6 +117,7 @@ class TransferMethod(nn.Module, ABC):
     optimises_images: ClassVar[bool] = False
     extra_images: int = 0
     reads_teacher_maps: bool = True
+    plan_check: ClassVar[str | None] = None
     transformer: ClassVar[bool] = False
     teacher_is_student: ClassVar[bool] = False
 

@@ -41,8 +41,8 @@ from torch.utils.hooks import RemovableHandle
 from kdep_bench.bounds import Count, NotNegative
 from kdep_bench.errors import KdepError
 from kdep_bench.networks.resize import resize_map
-from kdep_bench.objectives.levels import check_betas
 from kdep_bench.objectives.maps import Maps, check_levels
+from kdep_bench.transfer.embedding_betas import check_betas
 from kdep_bench.transfer.method import TransferContext, TransferMethod
 from kdep_bench.transfer.methods.transkd_embeddings import EmbeddingAssistant, GlobalLocalMixer
 from kdep_bench.transfer.parallel import can_normalise
@@ -81,6 +81,7 @@ class TransKD(TransferMethod):
     needs = frozenset({"tuned_teacher"})
     requires = frozenset({"student_maps", "teacher_maps"})
     backbones = frozenset({"ResNet", "MobileNetV2", "EfficientNetLite", "TimmBackbone"})
+    plan_check = "kdep_bench.transfer.embedding_betas.check_betas"
 
     def __init__(
         self,
@@ -95,7 +96,8 @@ class TransKD(TransferMethod):
     ) -> None:
         super().__init__()
         check_levels(levels, student_maps, teacher_maps)
-        check_betas(levels, betas, bool(mixer), bool(assistants))
+        options = {"mixer": mixer, "assistants": assistants}
+        check_betas({"levels": levels, "betas": betas, **options})
         # Sorted by stride, because the order of `levels` is lost in a stored spec.
         ordered = sorted(levels, key=lambda student_map: student_maps[student_map]["stride"])
         self.levels = {student_map: levels[student_map] for student_map in ordered}
