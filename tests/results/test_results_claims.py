@@ -574,3 +574,28 @@ def test_the_chart_of_claims_shows_each_measured_difference_once():
         p for p in plots.draw(board_rows.make_view(board, verdicts), []) if p.group == "claims"
     ]
     assert [chart.svg.count(f"step {i}") for i in range(3)] == [1, 1, 0]
+
+
+def test_methods_of_one_family_have_different_line_styles_and_scratch_is_a_level():
+    records = trained_records("scratch", 0.1, seen=0)
+    for i, method in enumerate(("supervised", "fitnets", "pursuhint", "nfd")):
+        for seen in (10_000, 20_000):
+            records += trained_records(method, 0.2 + 0.01 * i + 1e-6 * seen, seen=seen)
+    view = board_rows.make_view(board_of(records))
+    chart = next(p for p in plots.draw(view, []) if p.name == "efficiency-0-images_seen")
+    paths = re.findall(r'<path[^>]*d="M([^"]+)"[^>]*class="line (c\d d\d)"', chart.svg)
+    assert len({style for _, style in paths}) == 5
+    levels = [d for d, _ in paths if "L" in d and len({p.split()[1] for p in d.split("L")}) == 1]
+    assert len(levels) == 1
+
+
+def test_the_statement_on_data_names_the_supervised_row_with_the_same_epochs():
+    records = trained_records("scratch", 0.1, seen=0)
+    for method in ("supervised", "kdep"):
+        for seen in (10_000, 20_000):
+            records += trained_records(method, 0.2 + 1e-6 * seen, seen=seen)
+    view = board_rows.make_view(board_of(records))
+    (sentences,) = board_rows.answers(view).values()
+    named = [re.findall(r"· ([\d.]+) epochs", s) for s in sentences if "as many images" in s]
+    assert len(named) == 2
+    assert all(a == b for a, b in named)

@@ -114,10 +114,15 @@ def _data_and_time(
 ) -> list[str]:
     """A text on the data and time of `row`, relative to the supervised row with the most data.
 
-    It is a list with one text, or empty without a supervised row.
+    Of several such rows, it is the one with the epochs of `row`, or with the most epochs. It is a
+    list with one text, or empty without a supervised row.
     """
     supervised = [a for a in board.rows_of(row.student) if a.method == "supervised"]
-    reference = max(supervised, key=lambda a: (a.fraction, a.epochs or 0.0), default=None)
+    reference = max(
+        supervised,
+        key=lambda a: (a.fraction, a.epochs == row.epochs, a.epochs or 0.0),
+        default=None,
+    )
     if reference is None:
         return []
     seconds, reference_seconds = summaries[row].cost_s, summaries[reference].cost_s

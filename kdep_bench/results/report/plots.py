@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from markupsafe import Markup
@@ -163,31 +163,34 @@ def _claims(view: BoardView, student: str, index: int) -> list[Plot]:
 def _efficiency(view: BoardView, student: str, index: int) -> list[Plot]:
     """One chart per kind of budget: score (mean over tasks) of the methods with several budgets.
 
+    The score of scratch, which has no budget, is a horizontal line.
     If a chart had more than MOST_LINES lines, there is one chart per teacher instead.
     """
     board = view.board
     columns = compare.columns_of(board, student)
     colour_by_method = {row.method: view.colour(row) for row in board.rows}
+    scores = {}
+    for row in compare.complete_rows(board, student):
+        by_task = [board.values(row, column) for column in columns]
+        if values := st.mean_over(by_task, compare.task_weights(columns)):
+            scores[row] = st.estimate(values)
+    scratch = next((row for row in scores if row.method == "scratch"), None)
     charts = []
     for axis, label in efficiency.AXES.items():
         points: dict[RowKey, tuple[float, st.Estimate]] = {}
-        for row in compare.complete_rows(board, student):
-            x = efficiency.amount(board, row, axis)
-            values = st.mean_over(
-                [board.values(row, c) for c in columns], compare.task_weights(columns)
-            )
-            if x and values:
-                points[row] = x, st.estimate(values)
+        for row, score in scores.items():
+            if x := efficiency.amount(board, row, axis):
+                points[row] = x, score
         all_lines = efficiency.lines_of(board, list(points), axis)
         if not any(len({points[a][0] for a in rows}) > 1 for rows in all_lines.values()):
             continue
         for k, (teacher, chart_lines) in enumerate(_charts_of(all_lines)):
             methods = {name: rows[0].method for name, rows in chart_lines.items()}
             shown = _references_first(list(chart_lines), methods)[:MOST_LINES]
-            line_colour = {name: colour_by_method[methods[name]] for name in shown}
-            if len(set(methods.values())) < len(methods):
-                line_colour = _line_colours(shown, methods, colour_by_method)
+            line_colour = _line_colours(shown, methods, colour_by_method)
             drawn = [_line(n, [points[a] for a in chart_lines[n]], line_colour[n]) for n in shown]
+            if scratch is not None:
+                drawn.append(_level(view, scratch, scores[scratch], drawn))
             caption = f"Score against {label}{teacher}{_student_text(view, student)}"
             if len(chart_lines) > MOST_LINES:
                 caption += f" ({MOST_LINES} of {len(chart_lines)} lines are shown)"
@@ -222,6 +225,14 @@ def _line(label: str, points: list[tuple[float, st.Estimate]], colour: int) -> L
     ]
     name = text.plain(label, 60)
     return Line(name, [(x, 100 * e.mean) for x, e in points], colour, band, marks=True)
+
+
+def _level(view: BoardView, row: RowKey, score: st.Estimate, drawn: Sequence[Line]) -> Line:
+    """A horizontal line at the score of `row`, as long as the chart's other lines."""
+    xs = [x for line in drawn for x, _ in line.points]
+    ends = (min(xs), max(xs))
+    points = [(x, score) for x in ends]
+    return replace(_line(view.labels[row], points, view.colour(row)), marks=False)
 
 
 # Name of a curve in the records -> its name in charts. "val": the validation scores by which
