@@ -12,9 +12,10 @@ Equal for all methods: the 3,200 images, their two fixed views, 16 epochs, batch
 and schedule. scratch, supervised, kdep and fitnets are included as references. Learning rates are
 chosen in `methods_pocket_more_grid`; teachers that a method trains have 0.2.
 
-Not included, among others: methods that need several pre-trained teachers (aekd, ca_mkd, ebkd, multi_teacher_kd),
-a vision transformer (cross_arch, tinybert), black-box probabilities of few images (fs_bbt), or four
-passes per image (hssakd, hssakd_online), and those of masked images (mae, dmae).
+Not included, among others: methods that need several pre-trained teachers (aekd, ca_mkd, ebkd,
+multi_teacher_kd), a vision transformer (cross_arch, tinybert), black-box probabilities of few
+images (fs_bbt), or four passes per image (hssakd, hssakd_online), and those of masked images (mae,
+dmae).
 """
 
 from mmengine.config import read_base
