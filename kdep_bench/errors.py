@@ -93,8 +93,8 @@ def expected_text(fault: Mapping[str, Any]) -> str:
     return f"a number {text}" if is_limit else text
 
 
-def made_again(folder: object) -> str:
-    """The fix for a damaged stage directory `folder`: move it away, so that it is made again."""
+def how_to_rebuild(folder: object) -> str:
+    """The fix for a damaged stage directory `folder`: move it away, so that a run rebuilds it."""
     return f"move the folder {folder} out of the work dir and run the suite again, which writes it"
 
 

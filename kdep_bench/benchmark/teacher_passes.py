@@ -30,7 +30,7 @@ def count(results: Path, work: Path) -> dict[str, Any]:
     Raises:
         KdepError: there is no finished record, or a cache stage is missing or has no count.
     """
-    records = [r for r in store.load_full(results, store.read(results).runs) if r.status == "ok"]
+    records = [r for r in store.load_records(results, store.read(results).runs) if r.status == "ok"]
     if not records:
         raise KdepError(f"{results} has no finished record", fix="run that suite first")
     outputs_by_cache = {

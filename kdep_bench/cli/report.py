@@ -24,7 +24,11 @@ from kdep_bench.paths import CONFIGS
 
 
 def _claims(folder: Path) -> list[dict[str, Any]] | None:
-    """The claims of configs/claims; None if `folder` has a claims.json or does not exist."""
+    """The claims of configs/claims, for a folder that has no claims.json; otherwise None.
+
+    A claims.json in `folder` takes precedence. For a folder that does not exist, `build` reports
+    the error.
+    """
     if (folder / "claims.json").is_file() or not folder.is_dir():
         return None
     from kdep_bench.results.claims.verdict import load_folder
@@ -45,7 +49,11 @@ def _check_single_suite(folder: Path) -> None:
 
 
 def _build(folder: Path, suite: str | None) -> int:
-    """Rebuilds the tables and pages of a results folder, and prints the files; returns 0."""
+    """Rebuilds the tables and pages of a results folder, and prints the files; returns 0.
+
+    A folder with a gpu_check.json is the output of `kdep-bench gpu-check`: only its gpu.md is
+    rebuilt.
+    """
     if (folder / "gpu_check.json").is_file():
         from kdep_bench.files import read_json
         from kdep_bench.gpu_check.report import REPORT, write_report
@@ -73,9 +81,9 @@ def _validate(args: argparse.Namespace) -> int:
     from kdep_bench.results.records.submission import join
     from kdep_bench.results.records.validate import validate
 
-    folder, table_folder = Path(args.what[1]), args.join or args.against
-    table = Path(table_folder) if table_folder else None
-    findings = validate(folder, table, other_budgets=args.other_budgets)
+    folder, published_folder = Path(args.what[1]), args.join or args.against
+    published = Path(published_folder) if published_folder else None
+    findings = validate(folder, published, other_budgets=args.other_budgets)
     for note in findings.notes:
         print(f"  note: {note}")
     for fault in findings.faults:
@@ -101,8 +109,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--index",
         metavar="RESULTS",
-        help="write RESULTS/index.html, which lists all suites, and, if it has methods_pocket, "
-        "RESULTS/methods.md",
+        help="write RESULTS/index.html, a page that lists all suites in RESULTS. If the suite "
+        "methods_pocket is among them, also write RESULTS/methods.md",
     )
     p.add_argument(
         "--seeds-needed",
@@ -111,13 +119,14 @@ def parser() -> argparse.ArgumentParser:
         "significant with probability 0.8; write nothing",
     )
     group = p.add_argument_group("validate")
-    group.add_argument("--against", metavar="TABLE", help="results folder to compare with")
-    group.add_argument("--join", metavar="TABLE", help="results folder to add the records to")
+    group.add_argument("--against", metavar="RESULTS", help="results folder to compare with")
+    group.add_argument("--join", metavar="RESULTS", help="results folder to add the records to")
     group.add_argument("--name", help="with --join: who submits the records")
     group.add_argument(
         "--other-budgets",
         action="store_true",
-        help="accept methods that were pre-trained with different budgets",
+        help="accept methods whose pre-training budgets differ from each other, or from those in "
+        "RESULTS",
     )
     return p
 
@@ -133,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.index:
             from kdep_bench.results.report.index import write_index
-            from kdep_bench.results.report.systems import SUITE, write_systems
+            from kdep_bench.results.report.systems import SUITE, write_methods_page
             from kdep_bench.suite.config import load_config, names
 
             root = Path(args.index)
@@ -141,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
                 configs = {name: load_config("method", name) for name in names("method")}
                 for kind in ("probe", "search"):
                     configs |= {f"{kind}:{name}": load_config(kind, name) for name in names(kind)}
-                print(f"  wrote {write_systems(root, configs)}")
+                print(f"  wrote {write_methods_page(root, configs)}")
             print(f"  wrote {write_index(root, CONFIGS / 'suites')}")
             return 0
         if args.what[0] == "diff":

@@ -27,7 +27,7 @@ from numpy.lib.format import open_memmap
 from kdep_bench.data.images import read_rgb
 from kdep_bench.data.listing import list_images, shown
 from kdep_bench.devices import cores
-from kdep_bench.errors import KdepError, made_again
+from kdep_bench.errors import KdepError, how_to_rebuild
 from kdep_bench.files import (
     canonical_json,
     file_hash,
@@ -209,14 +209,14 @@ def open_views(views_dir: Path, prepare_dir: Path | None = None) -> Views:
     except (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as e:
         raise KdepError(
             f"the views in {views_dir} cannot be read ({type(e).__name__}: {plain_text(e)})",
-            fix=made_again(views_dir),
+            fix=how_to_rebuild(views_dir),
         ) from None
     if len(pixels) != len(recipe["flip"]) or len(pixels) != rows:
         raise KdepError(
             f"the views in {views_dir} are inconsistent: {len(pixels)} rendered, "
             f"{len(recipe['flip'])} drawn, {len(listing['files'])} images",
             expected="images x views rows in each",
-            fix=made_again(views_dir),
+            fix=how_to_rebuild(views_dir),
         )
     root = (prepare_dir / "data" / listing["pool"]) if prepare_dir else Path()
     return Views(root, listing["files"], recipe["box"], recipe["flip"], listing["views"], pixels)

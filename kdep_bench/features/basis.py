@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kdep_bench.checkpoints import bad_tensors, read_checkpoint
-from kdep_bench.errors import KdepError, made_again
+from kdep_bench.errors import KdepError, how_to_rebuild
 
 BASIS, CHANNELS = "basis.pt", "channels.pt"
 
@@ -90,7 +90,7 @@ def open_basis(align_dir: Path) -> Basis:
         raise KdepError(
             f"the alignment in {align_dir} has the shapes {shapes}",
             expected="mean [Dt], components [Dt, Ds], std [Ds]",
-            fix=made_again(align_dir),
+            fix=how_to_rebuild(align_dir),
         )
     return Basis(mean, components, std, covariance, channels)
 
@@ -101,7 +101,7 @@ def _tensors(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
     Raises:
         KdepError: an unreadable file, one of `names` is missing, or a tensor that is not finite.
     """
-    content = read_checkpoint(path, "the alignment", made_again(path.parent))
+    content = read_checkpoint(path, "the alignment", how_to_rebuild(path.parent))
     entries = content if isinstance(content, dict) else {}
     tensors = {k: v for k, v in entries.items() if isinstance(v, Tensor)}
     fault_by_name = bad_tensors(tensors)
@@ -111,6 +111,6 @@ def _tensors(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
         raise KdepError(
             f"the alignment {path}: {faulty[0]} {fault_by_name.get(faulty[0], 'is missing')}",
             expected=f"the tensors {', '.join(names)} as the align stage wrote them",
-            fix=made_again(path.parent),
+            fix=how_to_rebuild(path.parent),
         )
     return tensors

@@ -110,7 +110,7 @@ def run(
     if sparse.stored_top(shapes) and classes is not None:
         manifest["classes"] = classes
     if index is not None:
-        manifest["of"] = views.rows
+        manifest["of"] = views.rows  # number of rows of all views
         np.save(out / INDEX, index)
     write_json(out / MANIFEST, manifest)
     image = _verify_sample(out, teacher, views, order)

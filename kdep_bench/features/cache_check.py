@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdep_bench.data.views import Views, read_rgb, render
 from kdep_bench.devices import compute_device
-from kdep_bench.errors import KdepError, made_again
+from kdep_bench.errors import KdepError, how_to_rebuild
 from kdep_bench.features import int8_maps, sparse
 from kdep_bench.features.cache_read import MANIFEST, SAMPLE, Cache, open_cache
 from kdep_bench.files import canonical_json, read_strict, safe_name, text_hash
@@ -24,7 +24,7 @@ from kdep_bench.teachers.base import Teacher, TeacherOutput, build_teacher
 # 2 allows for rounding that depends on the batch size, which may differ from the cache's.
 TOLERANCE = 2.0**-10
 STORED_INT8 = (int8_maps.CODES, int8_maps.SCALES)
-_FIX = made_again("of this cache stage")
+_FIX = how_to_rebuild("of this cache stage")
 
 
 @contextmanager
@@ -236,13 +236,13 @@ def verify_cache(folder: Path, views: Views, count: int = 8) -> dict[str, Any]:
         raise KdepError(
             f"the cache {folder} was computed for {computed_for} views",
             expected=f"{views.rows}, the number of these views",
-            fix=made_again(folder),
+            fix=how_to_rebuild(folder),
         )
     if manifest.get("recipe", recipe_hash(views)) != recipe_hash(views):
         raise KdepError(
             f"the cache {folder} was computed from different crops than these views",
             expected="the same image list, view seed, scale and ratio",
-            fix=made_again(folder),
+            fix=how_to_rebuild(folder),
         )
     config = load_teacher_config(folder)
     if config is None or not (folder / SAMPLE).exists():
@@ -254,7 +254,7 @@ def verify_cache(folder: Path, views: Views, count: int = 8) -> dict[str, Any]:
             raise KdepError(
                 f"the cache {folder} was computed with {field} {manifest[field]}",
                 expected=f"{current}, the current value of teacher {teacher.name}",
-                fix=made_again(folder),
+                fix=how_to_rebuild(folder),
             )
     with np.load(folder / SAMPLE) as sample:
         rows, pixels = sample["rows"][:count], torch.from_numpy(sample["pixels"][:count])

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from kdep_bench.errors import KdepError, made_again
+from kdep_bench.errors import KdepError, how_to_rebuild
 from kdep_bench.features import int8_maps
 from kdep_bench.files import read_strict
 
 MANIFEST = "cache.json"  # file that describes the cache
-SAMPLE = "sample.npz"  # file with images for verification
+SAMPLE = "sample.npz"  # file with row numbers and images, to compare the cache with the teacher
 INDEX = "rows.npy"  # file with the row numbers of a data fraction
 # Outputs that a cache can store in addition to the pooled feature.
 OUTPUTS = ("logits", "maps", "tokens", "probabilities")
@@ -33,8 +33,9 @@ class Cache:
         shards: memory maps [<=SHARD_ROWS, Dt] float16 of the pooled feature; empty if it is not
             stored.
         extras: {name: memory maps [<=SHARD_ROWS, ...]} of the other outputs: "logits", "tokens",
-            "maps.<name>" and "probabilities.<k>" are float16, "class_numbers.<k>" is int16. Maps
-            that are stored as int8 are converted to float16 when rows are read.
+            "maps.<name>" and "probabilities.<k>" are float16, "class_numbers.<k>" is int16 (k: the
+            number of classes per row, those with the largest probabilities). Maps that are stored
+            as int8 are converted to float16 when rows are read.
         index: sorted row numbers of the stored rows; None if all rows are stored.
         classes: number of the teacher's classes, if probabilities are stored; otherwise None.
     """
@@ -82,7 +83,11 @@ class Cache:
         return out
 
     def extra_names(self, needs: Sequence[str] | frozenset[str]) -> list[str]:
-        """Sorted keys of `extras` for the words of OUTPUTS in `needs`; other words are ignored."""
+        """Sorted keys of `extras` that hold the outputs in `needs`.
+
+        Args:
+            needs: the `needs` of an objective; words that are not in OUTPUTS are ignored.
+        """
         kinds = set(needs)
         if "probabilities" in needs:
             kinds.add("class_numbers")
@@ -117,14 +122,15 @@ def open_cache(folder: Path) -> Cache:
 
     outputs = manifest.get("outputs", {})
     stored = {name: open_shards(name, shape) for name, shape in outputs.items()}
-    extras = _with_float_maps(stored)
+    extras = _join_int8_maps(stored)
+    # "of": number of rows of all views; only a cache of a data fraction has this key.
     index = np.load(folder / INDEX) if "of" in manifest else None
     pooled = open_shards("features", (width,)) if manifest.get("pooled", True) else []
     return Cache(manifest["teacher"], width, pooled, extras, index, manifest.get("classes"))
 
 
-def _with_float_maps(stored: Mapping[str, list[np.ndarray]]) -> dict[str, Sequence[Shard]]:
-    """The arrays of a cache by name; int8 maps and their scales are joined to "maps.<name>"."""
+def _join_int8_maps(stored: Mapping[str, list[np.ndarray]]) -> dict[str, Sequence[Shard]]:
+    """The arrays of a cache by name; the codes and scales of int8 maps become "maps.<name>"."""
     arrays: dict[str, Sequence[Shard]] = {}
     for name, shards in stored.items():
         kind, _, map_name = name.partition(".")
@@ -166,12 +172,12 @@ def open_shard(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarra
         raise KdepError(
             f"the cache shard {path} cannot be read ({e})",
             expected=f"{dtype} {shape}",
-            fix=made_again(path.parent),
+            fix=how_to_rebuild(path.parent),
         ) from None
     if shard.shape != shape or shard.dtype != dtype:
         raise KdepError(
             f"the cache shard {path} contains {shard.shape} {shard.dtype}",
             expected=f"{shape} {dtype}",
-            fix=made_again(path.parent),
+            fix=how_to_rebuild(path.parent),
         )
     return shard

@@ -11,7 +11,7 @@ import re
 import shlex
 
 from kdep_bench.results.board.board import Result, shorten
-from kdep_bench.results.board.efficiency import Saving
+from kdep_bench.results.board.efficiency import ReductionFactor
 from kdep_bench.results.statistics.intervals import Estimate
 
 # C0 and C1 control characters, line separators, and marks that change the reading direction.
@@ -132,17 +132,17 @@ def ratio(value: float | None, digits: int = 2) -> str:
     return f"{value:.{digits}f}" if value < 1000 else f"{value:.1e}"
 
 
-def reduction(saving: Saving) -> str:
+def reduction(result: ReductionFactor) -> str:
     """A reduction factor, such as '3.2 times, interval [2.9, 3.6]'.
 
     If all seed pairs have the same bound, its reason is shown instead of the interval.
     """
-    log_ratio = saving.estimate
+    log_ratio = result.estimate
     ratio = factor(log_ratio.mean)
-    if saving.is_bound_for_all:
-        reached = "reached with the smallest" if saving.at_least else "not reached with any"
-        return f"{saving.bound} a factor of {ratio} (score {reached} budget)"
-    shown = f"{saving.bound} {ratio} times".lstrip()
+    if result.is_bound_for_all:
+        reached = "reached with the smallest" if result.at_least else "not reached with any"
+        return f"{result.bound} a factor of {ratio} (score {reached} budget)"
+    shown = f"{result.bound} {ratio} times".lstrip()
     if log_ratio.low is None or log_ratio.high is None:
         return shown
     return f"{shown}, interval [{factor(log_ratio.low)}, {factor(log_ratio.high)}]"

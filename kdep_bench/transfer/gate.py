@@ -18,7 +18,7 @@ from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
 from kdep_bench.checkpoints import bad_tensors, read_checkpoint
-from kdep_bench.errors import KdepError, made_again
+from kdep_bench.errors import KdepError, how_to_rebuild
 
 _LISTED = 8  # maximum number of names in an error; the lists that `compare` returns are complete
 
@@ -32,7 +32,7 @@ def read_tensors(path: str | Path) -> OrderedDict[str, Tensor]:
         KdepError: the file is missing, empty or damaged, contains objects that are not tensors, no
             tensors, or a value that is not finite.
     """
-    fix = made_again(Path(path).parent)
+    fix = how_to_rebuild(Path(path).parent)
     loaded = read_checkpoint(path, "the checkpoint", fix)
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]

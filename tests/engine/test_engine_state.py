@@ -11,7 +11,7 @@ import engine_fakes as fakes
 import pytest
 
 from kdep_bench.engine import state
-from kdep_bench.errors import KdepError, made_again
+from kdep_bench.errors import KdepError, how_to_rebuild
 from kdep_bench.files import read_json
 
 
@@ -137,7 +137,7 @@ def test_the_advised_fix_for_a_damaged_stage_works(tmp_path):
     fakes.run(plan, work)
     damaged, reader = work / fakes.id_of(plan, "a"), fakes.id_of(plan, "b")
     (damaged / "value.txt").write_text("9")
-    assert f"move the folder {damaged} out of the work dir" in made_again(damaged)
+    assert f"move the folder {damaged} out of the work dir" in how_to_rebuild(damaged)
     damaged.rename(tmp_path / "kept")
     assert damaged.name in fakes.run(plan, work, force=lambda stage: stage.id == reader).ran
     assert (damaged / "value.txt").read_text() == "1"

@@ -209,7 +209,7 @@ def test_the_leaderboard_shows_the_reduction_factor_of_the_claim():
         "supervised", [0.45, 0.4505, 0.4495], images=100_000
     )
     board = board_of(records)
-    savings = {axis: s for _, _, axis, s in efficiency.savings(board, "resnet18_w32")}
+    savings = {axis: s for _, _, axis, s in efficiency.reduction_factors(board, "resnet18_w32")}
     # The rows of kdep differ only in the number of images, and so in the FLOPs of the teacher
     # cache. The other axes have no curve.
     assert set(savings) == {"images", "flops"}
@@ -463,7 +463,7 @@ def test_each_teacher_and_data_fraction_has_one_curve():
     board = board_of(records)
     lines = {
         label: s
-        for label, _, axis, s in efficiency.savings(board, "resnet18_w32")
+        for label, _, axis, s in efficiency.reduction_factors(board, "resnet18_w32")
         if axis == "images_seen"
     }
     times = {label: math.exp(s.estimate.mean) for label, s in lines.items()}
@@ -495,7 +495,9 @@ def test_data_fractions_with_equal_images_seen_are_points_of_one_curve():
         "kdep · 0.02 M images seen": [1.0, 0.1],
         "kdep · 0.01 M images seen": [1.0, 0.1],
     }
-    savings = {(n, axis): s for n, _, axis, s in efficiency.savings(board, "resnet18_w32")}
+    savings = {
+        (n, axis): s for n, _, axis, s in efficiency.reduction_factors(board, "resnet18_w32")
+    }
     saving = savings["kdep · 0.02 M images seen", "images"]
     # 10 % of the data already reach the score.
     assert math.exp(saving.estimate.mean) == pytest.approx(10)
@@ -548,7 +550,7 @@ def test_a_curve_over_seconds_is_interpolated_in_the_order_of_seconds_and_not_of
     (goal,) = [a for a in board.rows if a.method == "supervised"]
     curve = [a for a in board.rows if a.method == "kdep"]
     for order in (curve, curve[::-1]):
-        saving = efficiency.saving(board, order, goal, board.columns, "seconds")
+        saving = efficiency.reduction_factor(board, order, goal, board.columns, "seconds")
         assert saving is not None
         # Half of the way from 0.40 to 0.60 on a log scale: 200 s; the goal took 800 s.
         assert math.exp(saving.estimate.mean) == pytest.approx(4)

@@ -221,7 +221,7 @@ def test_forward_passes_without_those_of_the_teacher_s_training_are_marked(
     passes = {entries[1]: entries[8] for entries in rows}
     assert (passes["rkd"], passes["pkt"]) == ("0.33 ‡", "0.33")
     assert "| 0.33 ‡ |" in next(x for x in md.splitlines() if "| relation | no |" in x)
-    assert families.partial_note([_marked(folder)]) in md
+    assert families.missing_passes_note([_marked(folder)]) in md
     assert "0.33 ‡" in html
 
 

@@ -14,7 +14,7 @@ from kdep_bench.results.report.systems import (
     published_scores,
     read_systems,
     systems_page,
-    write_systems,
+    write_methods_page,
 )
 from kdep_bench.suite.config import load_config, names
 
@@ -38,7 +38,7 @@ def test_the_published_page_is_up_to_date(tmp_path: Path):
     configs = {name: load_config("method", name) for name in names("method")}
     for kind in ("probe", "search"):
         configs |= {f"{kind}:{name}": load_config(kind, name) for name in names(kind)}
-    written = write_systems(tmp_path, configs).read_text()
+    written = write_methods_page(tmp_path, configs).read_text()
     for line in written.splitlines():
         # A config whose source says "re-implementation" must have this state.
         assert "| implemented |" not in line or "re-implementation" not in line, line

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from kdep_bench.errors import KdepError, made_again
+from kdep_bench.errors import KdepError, how_to_rebuild
 from kdep_bench.files import file_hash, read_strict, write_atomic
 
 
@@ -70,5 +70,5 @@ def _damaged(root: Path, path: Path, fault: str, expected: str) -> KdepError:
     return KdepError(
         f"the data file {path} is {fault}",
         expected=expected,
-        fix=made_again(root.parent),
+        fix=how_to_rebuild(root.parent),
     )

@@ -62,7 +62,7 @@ def _teacher_passes(images: int | None, views: int | None) -> int | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Saving:
+class ReductionFactor:
     """How much less of a budget a line needs to reach the score of a reference row.
 
     Attributes:
@@ -97,14 +97,14 @@ class Saving:
         return max(self.at_least, self.at_most) == len(self.log_ratios)
 
 
-def saving(
+def reduction_factor(
     board: Board,
     curve: list[RowKey],
     goal: RowKey,
     columns: list[Column],
     axis: Axis,
     margin: float = 0.0,
-) -> Saving | None:
+) -> ReductionFactor | None:
     """The factor by which `curve` needs less of a budget than `goal` for the same score.
 
     For each seed pair, the curve's score (a mean over `columns`) is made monotone by a running
@@ -138,7 +138,9 @@ def saving(
         target = goal_scores[key] + margin
         at_least += y[0] >= target
         at_most += max(y) < target
-    return Saving({k: math.log(goal_amount) - v for k, v in reached.items()}, at_least, at_most)
+    return ReductionFactor(
+        {k: math.log(goal_amount) - v for k, v in reached.items()}, at_least, at_most
+    )
 
 
 def log_budgets_at_goal(
@@ -209,8 +211,10 @@ def _line_order(part: tuple[tuple[str, float | None], list[RowKey]]) -> tuple[st
     return teacher, -(fixed_value or 0.0)
 
 
-def savings(board: Board, student: str) -> list[tuple[str, RowKey, Axis, Saving]]:
-    """(label of the line, reference row, axis, saving) of every line with two or more budgets.
+def reduction_factors(
+    board: Board, student: str
+) -> list[tuple[str, RowKey, Axis, ReductionFactor]]:
+    """(label of the line, reference row, axis, factor) of every line with two or more budgets.
 
     Only complete rows are used, and no line of the method supervised. Scores are means over all
     tasks of the student. The reference is the supervised row with the largest data fraction and, of
@@ -227,9 +231,9 @@ def savings(board: Board, student: str) -> list[tuple[str, RowKey, Axis, Saving]
         method_rows = [a for a in complete if a.method == method]
         for axis in AXES:
             for label, curve in lines_of(board, method_rows, axis).items():
-                line_saving = saving(board, curve, goal, columns, axis)
-                if line_saving is not None:
-                    table.append((label, goal, axis, line_saving))
+                factor = reduction_factor(board, curve, goal, columns, axis)
+                if factor is not None:
+                    table.append((label, goal, axis, factor))
     return table
 
 

@@ -31,8 +31,8 @@ COSTS = (
     "teacher that the suite trains for the method. The pre-training cost includes the training of "
     "such a teacher."
 )
-PARTIAL = " ‡"  # follows a number of extra forward passes that is too low
-_PARTIAL_NOTE = (
+PASSES_MISSING_MARK = " ‡"  # follows a number of extra forward passes that is too low
+_MISSING_PASSES_NOTE = (
     "‡: without the passes in the pre-training of the method's teacher, which earlier versions of "
     "the program did not count."
 )
@@ -92,9 +92,11 @@ def loss_terms_note(summaries: Iterable[RowSummary]) -> str:
     return " ".join([_LOSS_TERMS, *meanings, *other])
 
 
-def partial_note(summaries: Iterable[RowSummary]) -> str:
-    """The sentence that explains PARTIAL; "" if no row is marked with it."""
-    return _PARTIAL_NOTE if any(summary.lacks_teacher_passes for summary in summaries) else ""
+def missing_passes_note(summaries: Iterable[RowSummary]) -> str:
+    """The sentence that explains PASSES_MISSING_MARK; "" if no row is marked with it."""
+    return (
+        _MISSING_PASSES_NOTE if any(summary.lacks_teacher_passes for summary in summaries) else ""
+    )
 
 
 def has_costs(board: Board) -> bool:
@@ -120,12 +122,12 @@ class RowCost:
 
     @property
     def mark(self) -> str:
-        """The mark PARTIAL if `forwards` is too low, otherwise ""."""
-        return PARTIAL if self.summary.lacks_teacher_passes else ""
+        """The mark PASSES_MISSING_MARK if `forwards` is too low, otherwise ""."""
+        return PASSES_MISSING_MARK if self.summary.lacks_teacher_passes else ""
 
 
 def mark_of(costs: Iterable[RowCost]) -> str:
-    """PARTIAL if one of `costs` has it, otherwise ""."""
+    """PASSES_MISSING_MARK if one of `costs` has it, otherwise ""."""
     return max((cost.mark for cost in costs), default="")
 
 

@@ -187,27 +187,27 @@ def judge_efficiency(
         why = f"{_name(claim.b)} has failed or missing seeds"
         return untestable_verdict(claim, student, why, scope)
     line, curve = _curve(board, claim, student, columns)
-    saving = efficiency.saving(board, curve, goal, columns, claim.axis, claim.margin)
-    if saving is None:
+    reduction = efficiency.reduction_factor(board, curve, goal, columns, claim.axis, claim.margin)
+    if reduction is None:
         why = f"{_name(claim.a)} needs complete results for two or more values of {claim.axis}"
         return untestable_verdict(claim, student, why, scope)
-    est = saving.estimate
+    est = reduction.estimate
     log_threshold = math.log(claim.at_least)
-    ruling, reason = _rule_on_saving(saving, log_threshold, line)
+    ruling, reason = _rule_on_reduction(reduction, log_threshold, line)
     seeds = None  # outside the curve, more seeds do not help
-    if ruling == "undecided" and not (saving.at_least or saving.at_most):
-        seeds = _seeds(est, log_threshold, _independent_seeds(saving.log_ratios))
+    if ruling == "undecided" and not (reduction.at_least or reduction.at_most):
+        seeds = _seeds(est, log_threshold, _independent_seeds(reduction.log_ratios))
     return _verdict(
         claim,
         student,
         scope,
         ruling,
         reason=reason,
-        interval=text.reduction(saving),
+        interval=text.reduction(reduction),
         threshold=f"reduction factor >= {claim.at_least:g} for {efficiency.AXES[claim.axis]}",
         seeds_to_decide=seeds,
         p=None if est.low is None else st.p_two_sided(est, log_threshold),
-        limit=_limit(saving.log_ratios),
+        limit=_limit(reduction.log_ratios),
     )
 
 
@@ -233,21 +233,21 @@ def _curve(
     return next(((label, rows) for label, rows in lines.items() if row_a in rows), ("", []))
 
 
-def _rule_on_saving(
-    saving: efficiency.Saving, log_threshold: float, line: str
+def _rule_on_reduction(
+    reduction: efficiency.ReductionFactor, log_threshold: float, line: str
 ) -> tuple[Ruling, str]:
-    """(ruling, reason) for a saving; `line`: label of the line, which begins the reason.
+    """(ruling, reason) for a reduction factor; `line`: label of the line, which begins the reason.
 
     A lower bound can only support a claim, an upper bound can only refute it.
     """
-    est = saving.estimate
+    est = reduction.estimate
     ruling = ruling_of(est.low, est.high, log_threshold)
-    reason = f"{saving.bound} {text.factor(est.mean)} times, from {est.seeds}".lstrip()
+    reason = f"{reduction.bound} {text.factor(est.mean)} times, from {est.seeds}".lstrip()
     reason = f"{line}: {reason}" if line else reason
-    if saving.at_least and saving.at_most:
+    if reduction.at_least and reduction.at_most:
         return "undecided", "the score is below the curve for some seeds and above it for others"
-    if saving.at_least and ruling == "refuted":
+    if reduction.at_least and ruling == "refuted":
         return "undecided", reason + "; the smallest budget already reaches the score"
-    if saving.at_most and ruling == "supported":
+    if reduction.at_most and ruling == "supported":
         return "undecided", reason + "; the largest budget does not reach the score"
     return ruling, reason

@@ -2,7 +2,7 @@
 
 A folder may have 100,000 records. Therefore many files are read by several processes, each record
 is reduced to a `Run` with the values that tables need, and equal parts of records are one object.
-Curves and per-class scores are read when a report needs them (`load_full`).
+Curves and per-class scores are read when a report needs them (`load_records`).
 """
 
 from __future__ import annotations
@@ -408,15 +408,15 @@ def _read_parallel(directory: Path, names: list[str]) -> Store:
     return Store(runs, damaged)
 
 
-def load_full(results_dir: str | Path, runs: Iterable[Run]) -> list[Record]:
+def load_records(results_dir: str | Path, runs: Iterable[Run]) -> list[Record]:
     """The complete records of `runs`, with curves, per-class scores and names of images.
 
     Raises:
         KdepError: a file cannot be read any more.
     """
     directory = records_dir(results_dir)
-    full = []
+    complete_records = []
     for run in runs:
         record = load(directory / run.file)
-        full.append(as_submitted(record, run.submitter) if run.submitter else record)
-    return full
+        complete_records.append(as_submitted(record, run.submitter) if run.submitter else record)
+    return complete_records

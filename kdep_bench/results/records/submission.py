@@ -20,12 +20,12 @@ from kdep_bench.results.records.validate import Findings
 from kdep_bench.safe_files import copy_file
 
 
-def join(findings: Findings, table: Path, name: str, source: Path) -> Path:
+def join(findings: Findings, published: Path, name: str, source: Path) -> Path:
     """Copies validated records into a published results folder; returns the new folder.
 
     Args:
         findings: the result of `validate` against this results folder.
-        table: the published results folder.
+        published: the published results folder.
         name: name of the submitter, which becomes the name of a folder.
         source: the folder that was validated; its per-sample outputs are copied too.
 
@@ -37,14 +37,14 @@ def join(findings: Findings, table: Path, name: str, source: Path) -> Path:
             f"the submitted records have {len(findings.faults)} faults",
             fix="correct the faults that validate lists, and validate again",
         )
-    folder = table / store.SUBMISSIONS / safe_name(name, "name of the submission")
+    folder = published / store.SUBMISSIONS / safe_name(name, "name of the submission")
     if folder.exists() or folder.is_symlink():
         raise KdepError(
             f"the folder {folder} exists already",
             fix="give another --name, or move that folder elsewhere",
         )
-    store.own_folder(table, store.SUBMISSIONS)
-    store.own_folder(table, f"{store.SUBMISSIONS}/{name}")
+    store.own_folder(published, store.SUBMISSIONS)
+    store.own_folder(published, f"{store.SUBMISSIONS}/{name}")
     checksums = {}
     try:
         store.own_folder(folder, store.RECORDS)

@@ -1,4 +1,4 @@
-"""Checks the records of somebody else before they are added to a table.
+"""Checks the records of somebody else before they are added to published results.
 
 `validate` reads a results folder and returns one sentence per fault, with the file. It checks that
 records are valid, all weights were loaded, scores and times have the right units, budgets are
@@ -37,17 +37,19 @@ class Findings:
     notes: list[str]
 
 
-def validate(folder: Path, table: Path | None = None, *, other_budgets: bool = False) -> Findings:
+def validate(
+    folder: Path, published: Path | None = None, *, other_budgets: bool = False
+) -> Findings:
     """Checks the records of `folder`.
 
     Args:
         folder: a results folder, which contains records/.
-        table: a published results folder; data, tasks, budgets, seeds and scoring packages are then
-            compared with its records too.
+        published: a published results folder; data, tasks, budgets, seeds and scoring packages are
+            then compared with its records too.
         other_budgets: accept different budgets for one data fraction.
 
     Raises:
-        KdepError: `folder` or `table` is not a results folder, or contains no records.
+        KdepError: `folder` or `published` is not a results folder, or contains no records.
     """
     records, faults = _read(folder)
     for file, record in records:
@@ -62,14 +64,14 @@ def validate(folder: Path, table: Path | None = None, *, other_budgets: bool = F
         if len(scored) == len(records)
         else [f"{len(records) - len(scored)} of {len(records)} records are failed or missing runs"]
     )
-    if table is not None:
-        known = [(file, r) for file, r in _read(table)[0] if r.status == "ok"]
+    if published is not None:
+        known = [(file, r) for file, r in _read(published)[0] if r.status == "ok"]
         if not known:
             raise KdepError(
-                f"the results folder {table} contains no record with a score",
+                f"the results folder {published} contains no record with a score",
                 fix="give another folder with --against or --join",
             )
-        faults += _table_faults(scored, known, other_budgets)
+        faults += _faults_against(scored, known, other_budgets)
         notes += _other_versions(scored, known)
     agreeing, sample_faults = _samples(folder, records)
     notes.append(f"{agreeing} of {len(scored)} scores were computed again from per-sample outputs")
@@ -244,8 +246,8 @@ CHECKS_OF_ALL_RECORDS: tuple[Callable[[Records], Iterable[str]], ...] = (
 # --- comparison with the records of the table -------------------------------------------------
 
 
-def _table_faults(records: Records, known: Records, other_budgets: bool) -> Iterator[str]:
-    """Faults of `records` that do not fit `known`, the scored records of the table."""
+def _faults_against(records: Records, known: Records, other_budgets: bool) -> Iterator[str]:
+    """Faults of `records` that do not fit `known`, the scored records of the published table."""
     suites = {r.suite for _, r in known}
     tasks = {r.task.name: r for _, r in known}
     seeds = {r.task.name: set[Any]() for _, r in known}

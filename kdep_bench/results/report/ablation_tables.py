@@ -23,7 +23,7 @@ RUN_HEAD = ["student", "method", "levels", "mean score x100", "first record"]
 Entries = list[tuple[str, float | None]]  # (text, number)
 
 
-def shown(view: BoardView) -> Ablation | None:
+def ablation_of(view: BoardView) -> Ablation | None:
     """The ablation of the board; None without a grid or without a row of it."""
     if view.grid is None:
         return None

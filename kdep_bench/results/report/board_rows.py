@@ -53,7 +53,7 @@ UNTIMED = (
     "the suite)."
 )
 
-SAVING = (
+REDUCTION_NOTE = (
     "Reduction factor: the budget of the reference divided by the budget with which the method "
     "reaches the reference's score (mean over all tasks, each task family with the same weight). "
     "For each seed pair, the method's curve of score against budget is made monotone (the highest "
@@ -318,12 +318,12 @@ def _labels_of_family(family: families.MethodFamily) -> str:
     return ", ".join(f"{shown} ({n})" for shown, n in counts.most_common())
 
 
-def saving_rows(view: BoardView) -> list[tuple[str, str, str, str, efficiency.Saving]]:
-    """(student, method, name of the reference row, kind of budget, saving) of every saving."""
+def reduction_rows(view: BoardView) -> list[tuple[str, str, str, str, efficiency.ReductionFactor]]:
+    """(student, method, name of the reference row, kind of budget, factor) of every factor."""
     return [
-        (student, method, view.labels[goal], efficiency.AXES[axis], saving)
+        (student, method, view.labels[goal], efficiency.AXES[axis], reduction)
         for student in view.board.students
-        for method, goal, axis, saving in efficiency.savings(view.board, student)
+        for method, goal, axis, reduction in efficiency.reduction_factors(view.board, student)
     ]
 
 

@@ -8,7 +8,15 @@ from kdep_bench.results.board.image_pairs import SHOWN, ImageGap, ImagePair
 from kdep_bench.results.board.over_images import ImageDifference
 from kdep_bench.results.report import board_rows
 from kdep_bench.results.report.board_rows import BoardView
-from kdep_bench.results.report.page.entries import Entry, chip_entry, name_entry, number_entry
+from kdep_bench.results.report.page.entries import (
+    LEFT,
+    LEFT_WIDE,
+    ONE_LINE,
+    Entry,
+    chip_entry,
+    name_entry,
+    number_entry,
+)
 from kdep_bench.results.report.page.tables import Section, page_table
 
 HEADING = "Differences over test images"
@@ -91,10 +99,10 @@ def page_section(view: BoardView) -> Section | None:
         student, comparison, task = _labels(view, difference)
         entries = [
             name_entry(student),
-            Entry(text.plain(comparison), "l"),
+            Entry(text.plain(comparison), LEFT),
             name_entry(task),
             number_entry(text.gap(difference.estimate), difference.estimate.mean),
-            Entry(difference.estimate.seeds, "n"),
+            Entry(difference.estimate.seeds, ONE_LINE),
             number_entry(text.p_value(difference.adjusted), difference.adjusted),
             chip_entry(difference.verdict),
         ]
@@ -161,9 +169,9 @@ def pairs_section(view: BoardView) -> Section | None:
     for pair in pairs:
         student, comparison, task = _labels(view, pair)
         counts, measure, gains, losses = (text.plain(t, 600) for t in _pair_texts(pair))
-        entries = [name_entry(student), Entry(text.plain(comparison), "l"), name_entry(task)]
-        entries += [number_entry(counts, pair.better - pair.worse), Entry(measure, "l")]
-        rows.append((student, [*entries, Entry(gains, "l w"), Entry(losses, "l w")]))
+        entries = [name_entry(student), Entry(text.plain(comparison), LEFT), name_entry(task)]
+        entries += [number_entry(counts, pair.better - pair.worse), Entry(measure, LEFT)]
+        rows.append((student, [*entries, Entry(gains, LEFT_WIDE), Entry(losses, LEFT_WIDE)]))
     if not rows:
         return None
     table = page_table(view, PAIRS_HEADING, PAIRS_HEAD, rows, 3)

@@ -18,7 +18,7 @@ from kdep_bench.results.board import compare
 from kdep_bench.results.claims.verdict import headlines
 from kdep_bench.results.report import board_rows, markdown
 from kdep_bench.results.report.board_rows import BoardView
-from kdep_bench.results.report.page.entries import Entry, number_entry, score_css, sort_value
+from kdep_bench.results.report.page.entries import LEFT, Entry, number_entry, score_css, sort_value
 from kdep_bench.results.report.page.rendering import document
 from kdep_bench.results.report.page.tables import Heading, Table, TableRow
 from kdep_bench.results.report.report import view_of
@@ -148,7 +148,7 @@ def _score_rows(suite: PublishedSuite) -> list[TableRow]:
             entries = [
                 link,
                 Entry(text.plain(row.student, 80), "l n"),
-                Entry(text.plain(board_rows.row_name(view, row), 80), "l"),
+                Entry(text.plain(board_rows.row_name(view, row), 80), LEFT),
                 Entry(text.plain(names[column], 80), "l n"),
                 Entry(shown, css, sort_value(estimate and estimate.mean)),
                 number_entry(text.points(chance), chance),

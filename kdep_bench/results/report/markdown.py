@@ -26,7 +26,7 @@ from kdep_bench.results.report.board_rows import (
     LONG,
     MEAN_RANK,
     PAIRED,
-    SAVING,
+    REDUCTION_NOTE,
     BoardView,
     DifferenceRow,
     answers,
@@ -40,9 +40,9 @@ from kdep_bench.results.report.board_rows import (
     fraction_text,
     labels_text,
     method_descriptions,
+    reduction_rows,
     row_name,
     rows_by_rank,
-    saving_rows,
     untimed_note,
 )
 
@@ -218,7 +218,7 @@ def _cost_table(view: BoardView) -> list[str]:
     notes = [families.COSTS, ""]
     if loss_terms := families.loss_terms_note(view.summaries.values()):
         notes += [text.md(loss_terms, 2000), ""]
-    if note := families.partial_note(view.summaries.values()):
+    if note := families.missing_passes_note(view.summaries.values()):
         notes += [note, ""]
     return ["## Cost of each method", "", *notes, *md_table(head, rows, 3), ""]
 
@@ -244,23 +244,23 @@ def _method_family_table(view: BoardView) -> list[str]:
     if not rows:
         return []
     head, notes = ["student", "method family", *FAMILY_HEAD], [families.FAMILIES, ""]
-    if note := families.partial_note(view.summaries.values()):
+    if note := families.missing_passes_note(view.summaries.values()):
         notes += [note, ""]
     return ["## Method families", "", *notes, *md_table(head, rows, 2), ""]
 
 
-def _savings(view: BoardView) -> list[str]:
+def _reductions(view: BoardView) -> list[str]:
     rows = []
-    for student, method, reference, axis, saving in saving_rows(view):
+    for student, method, reference, axis, reduction in reduction_rows(view):
         entries = [text.md(student), text.md(method), text.md(reference), axis]
-        rows.append([*entries, text.reduction(saving), saving.estimate.seeds])
+        rows.append([*entries, text.reduction(reduction), reduction.estimate.seeds])
     if not rows:
         return []
-    return ["## Efficiency", "", SAVING, "", *md_table(SAVING_HEAD, rows, 4), ""]
+    return ["## Efficiency", "", REDUCTION_NOTE, "", *md_table(REDUCTION_HEAD, rows, 4), ""]
 
 
-SAVING_HEAD = ["student", "method", "reference", "budget", "reduction factor [95 %]"]
-SAVING_HEAD += ["independent seeds"]
+REDUCTION_HEAD = ["student", "method", "reference", "budget", "reduction factor [95 %]"]
+REDUCTION_HEAD += ["independent seeds"]
 
 
 def _claims(view: BoardView) -> list[str]:
@@ -359,7 +359,7 @@ def _diagnostics(view: BoardView) -> list[str]:
 
 def _ablation(view: BoardView) -> list[str]:
     """The contrasts of an ablation, and the best level of every factor."""
-    result = ablation_tables.shown(view)
+    result = ablation_tables.ablation_of(view)
     if result is None:
         return []
     lines = [f"## {ablation_tables.HEADING}", "", ablation_tables.NOTE, ""]
@@ -378,7 +378,7 @@ def _ablation(view: BoardView) -> list[str]:
 
 def _teachers(view: BoardView) -> list[str]:
     """Scores and measures of the teachers, and how well each measure chooses a teacher."""
-    all_studies = teacher_tables.shown(view)
+    all_studies = teacher_tables.teacher_studies(view)
     if not all_studies:
         return []
     lines = [f"## {teacher_tables.HEADING}", ""]
@@ -505,7 +505,7 @@ def markdown(view: BoardView) -> str:
     lines += _transfer_table(view) + _cost_table(view) + _method_family_table(view)
     lines += _normalised(view)
     lines += _ablation(view)
-    lines += [*_differences(view), *_image_differences(view), *_savings(view), *_claims(view)]
+    lines += [*_differences(view), *_image_differences(view), *_reductions(view), *_claims(view)]
     lines += _diagnostics(view) + _teachers(view) + _probes(view) + _reported(view)
     lines += _failures(view) + _environment(view) + _reproduce(view)
     return "\n".join(lines).rstrip() + "\n"

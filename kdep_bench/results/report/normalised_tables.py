@@ -6,7 +6,7 @@ from kdep_bench.results import text
 from kdep_bench.results.board.normalised import Normalised, normalised, reference_row
 from kdep_bench.results.report import board_rows
 from kdep_bench.results.report.board_rows import BoardView
-from kdep_bench.results.report.page.entries import name_entry, number_entry
+from kdep_bench.results.report.page.entries import ONE_LINE, name_entry, number_entry
 from kdep_bench.results.report.page.tables import Section, page_table
 
 HEADING = "Means over tasks, raw and normalised"
@@ -66,7 +66,7 @@ def page_section(view: BoardView) -> Section | None:
                 name_entry(board_rows.row_name(view, n.row)),
                 number_entry(text.points(n.raw), n.raw),
                 number_entry(f"{n.mean:.2f}", n.mean),
-                number_entry(text.plain(_left_out_text(n)), n.low[0], "n"),
+                number_entry(text.plain(_left_out_text(n)), n.low[0], ONE_LINE),
             ]
             rows.append((student, entries))
     if not rows:

@@ -43,15 +43,15 @@ class Plot:
     svg: Markup
 
 
-def draw(view: BoardView, full: Sequence[Record]) -> list[Plot]:
-    """Draws every chart. `full`: complete records, for training curves."""
+def draw(view: BoardView, complete_records: Sequence[Record]) -> list[Plot]:
+    """Draws every chart. `complete_records`: complete records, for training curves."""
     all_plots = []
     for i, student in enumerate(view.board.students):
         all_plots += _scores(view, student, i)
         all_plots += _differences(view, student, i)
         all_plots += _claims(view, student, i)
         all_plots += _efficiency(view, student, i)
-    return all_plots + _training(view, full)
+    return all_plots + _training(view, complete_records)
 
 
 def _student_text(view: BoardView, student: str) -> str:
@@ -242,7 +242,7 @@ _CURVE_NAMES = {"pretrain_loss": "loss", "val": "validation score"}
 _X_LABELS = {"val": "log10 of regularisation C, or cross-validation fold"}
 
 
-def _training(view: BoardView, full: Sequence[Record]) -> list[Plot]:
+def _training(view: BoardView, complete_records: Sequence[Record]) -> list[Plot]:
     """One chart per recorded curve, such as the loss.
 
     A line is the mean over the seeds of a method, with a band from the smallest to the largest
@@ -252,7 +252,7 @@ def _training(view: BoardView, full: Sequence[Record]) -> list[Plot]:
     """
     groups: dict[tuple[str, str, str], dict[str, list[Record]]] = defaultdict(dict)
     labels = {}  # label of a line -> its method
-    for r in full:
+    for r in complete_records:
         for name in r.curves:
             task = "pre-training" if name.startswith("pretrain") else r.task.name
             rows = groups[r.student.name, task, name]
@@ -332,10 +332,10 @@ def _mean_curve(curves: list[list[list[float]]]) -> list[tuple[float, float, flo
 
 
 def per_class(
-    view: BoardView, full: Sequence[Record]
+    view: BoardView, complete_records: Sequence[Record]
 ) -> list[tuple[str, list[str], list[tuple[RowKey, list[float | None]]]]]:
     """(task, classes, [(row, mean over seeds of each class)]) of every task with such scores."""
-    by_id = {r.id: r for r in full}
+    by_id = {r.id: r for r in complete_records}
     tables = []
     for c, name in column_names(view.board.columns).items():
         rows = []

@@ -69,13 +69,13 @@ def build(
     view.probes = probe_tables.make_section(probes, damaged_probes)
     view.grid = _grid(results_dir, factors)
     _add_image_differences(view, results_dir)
-    full = store.load_full(results_dir, _shown_in_full(board.runs))
-    drawn = plots.draw(view, full) + pareto.draw(view)
+    complete_records = store.load_records(results_dir, _runs_to_load(board.runs))
+    drawn = plots.draw(view, complete_records) + pareto.draw(view)
     files = {
         "leaderboard.md": markdown.markdown(view),
         "leaderboard.csv": csv_table.csv_table(view),
         "leaderboard.tex": latex.latex(view),
-        "index.html": html_page(view, results_dir, full, drawn),
+        "index.html": html_page(view, results_dir, complete_records, drawn),
     }
     if probes or (results_dir / "probes.csv").is_file():
         files["probes.csv"] = probe_tables.csv_table(view.probes, probes)
@@ -225,17 +225,17 @@ def _rulings(verdicts: list[Verdict]) -> dict[str, dict[str, str]]:
     return by_claim
 
 
-MOST_IN_FULL = 3000  # runs; the complete records of more would take too long to read
+MAX_LOADED_RUNS = 3000  # runs; the complete records of more would take too long to read
 
 
-def _shown_in_full(runs: list[store.Run]) -> list[store.Run]:
+def _runs_to_load(runs: list[store.Run]) -> list[store.Run]:
     """The runs whose curves, images and per-class scores are shown.
 
-    These are all runs, or the MOST_IN_FULL runs with the first seeds.
+    These are all runs, or the MAX_LOADED_RUNS runs with the first seeds.
     """
-    if len(runs) <= MOST_IN_FULL:
+    if len(runs) <= MAX_LOADED_RUNS:
         return runs
-    return sorted(runs, key=lambda r: (r.pretrain_seed, r.transfer_seed, r.id))[:MOST_IN_FULL]
+    return sorted(runs, key=lambda r: (r.pretrain_seed, r.transfer_seed, r.id))[:MAX_LOADED_RUNS]
 
 
 def _contains(path: Path, content: str) -> bool:

@@ -117,7 +117,7 @@ def systems_page(
     return "\n".join([INTRODUCTION, *md_table(HEAD, rows, left=5), ""])
 
 
-def write_systems(root: Path, configs: Mapping[str, Mapping[str, Any]]) -> Path:
+def write_methods_page(root: Path, configs: Mapping[str, Mapping[str, Any]]) -> Path:
     """Writes methods.md into `root`, the folder of published suites."""
     path = root / "methods.md"
     scores = published_scores(root / SUITE / "leaderboard.csv")

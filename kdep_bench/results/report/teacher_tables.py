@@ -30,7 +30,7 @@ RANDOM = "a teacher chosen at random"
 Entries = list[tuple[str, float | None]]  # (text, number)
 
 
-def shown(view: BoardView) -> list[TeacherStudy]:
+def teacher_studies(view: BoardView) -> list[TeacherStudy]:
     """The studies of the board; [] if no records of the probe `teacher` are in the results."""
     return studies(view.board) if view.board.teacher_measures else []
 

@@ -17,6 +17,9 @@ from kdep_bench.results.report import (
 )
 from kdep_bench.results.report.board_rows import BoardView
 from kdep_bench.results.report.page.entries import (
+    LEFT,
+    LEFT_WIDE,
+    ONE_LINE,
     Entry,
     anchor,
     chip_entry,
@@ -36,13 +39,13 @@ def differences_section(view: BoardView, drawn: Sequence[plots.Plot]) -> Section
             name_entry(student),
             Entry(
                 text.plain(label),
-                "l",
+                LEFT,
                 row=f"{anchor(view, difference.row)} {anchor(view, difference.reference)}",
             ),
             name_entry(task),
             number_entry(text.gap(estimate), estimate.mean if estimate else None),
             number_entry(str(difference.pairs), difference.pairs),
-            Entry(estimate.seeds if estimate else "—", "n"),
+            Entry(estimate.seeds if estimate else "—", ONE_LINE),
             number_entry(text.p_value(difference.adjusted), difference.adjusted),
             chip_entry(difference.verdict),
         ]
@@ -64,16 +67,16 @@ def efficiency_section(view: BoardView, drawn: Sequence[plots.Plot]) -> Section 
     """The curves of score against budget, then the reduction factors read off them."""
     charts = [p for p in drawn if p.group == "efficiency"]
     rows = []
-    for student, method, reference, budget_kind, reduction in board_rows.saving_rows(view):
+    for student, method, reference, budget_kind, reduction in board_rows.reduction_rows(view):
         entries = [name_entry(name) for name in (student, method, reference, budget_kind)]
         estimate = reduction.estimate
         entries.append(number_entry(text.reduction(reduction), estimate.mean))
-        rows.append((student, [*entries, Entry(estimate.seeds, "n")]))
+        rows.append((student, [*entries, Entry(estimate.seeds, ONE_LINE)]))
     if not charts and not rows:
         return None
     caption = "Reduction factors at equal score"
-    table = page_table(view, caption, markdown.SAVING_HEAD, rows, left=4) if rows else None
-    content = {"charts": charts, "note": board_rows.SAVING, "table": table}
+    table = page_table(view, caption, markdown.REDUCTION_HEAD, rows, left=4) if rows else None
+    content = {"charts": charts, "note": board_rows.REDUCTION_NOTE, "table": table}
     return Section("efficiency", "Efficiency", "efficiency", **content)
 
 
@@ -86,22 +89,26 @@ def costs_section(view: BoardView) -> Section | None:
         entries = [name_entry(cost.row.student), row_entry(view, cost.row)]
         entries.append(name_entry(cost.summary.method.family or "—"))
         *numbers, (terms, _) = board_rows.cost_entries(cost, text.plain)
-        entries += [*starmap(number_entry, numbers), Entry(terms, "l w")]
+        entries += [*starmap(number_entry, numbers), Entry(terms, LEFT_WIDE)]
         rows.append((cost.row.student, entries))
     head = ["student", "method", "method family", *board_rows.COST_HEAD]
     table = page_table(view, "Costs", head, rows, left=3)
     summaries = view.summaries.values()
-    notes = [families.COSTS, families.loss_terms_note(summaries), families.partial_note(summaries)]
+    notes = [
+        families.COSTS,
+        families.loss_terms_note(summaries),
+        families.missing_passes_note(summaries),
+    ]
     return Section("costs", "Cost of each method", "table", notes=notes, table=table)
 
 
 def transfers_section(view: BoardView) -> Section | None:
     """The transfer methods, with their teachers and costs."""
     rows = []
-    for row, shown in transfer_rows.entries(view):
+    for row, values in transfer_rows.entries(view):
         entries = [name_entry(row.student), row_entry(view, row)]
-        entries += [name_entry(t, limit=200) for t, _ in shown[:3]]
-        rows.append((row.student, [*entries, *starmap(number_entry, shown[3:])]))
+        entries += [name_entry(t, limit=200) for t, _ in values[:3]]
+        rows.append((row.student, [*entries, *starmap(number_entry, values[3:])]))
     if not rows:
         return None
     title = transfer_rows.HEADING
@@ -110,8 +117,8 @@ def transfers_section(view: BoardView) -> Section | None:
 
 
 def ablation_sections(view: BoardView) -> list[Section | None]:
-    """The contrasts of an ablation, and the best level of every factor."""
-    result = ablation_tables.shown(view)
+    """The contrasts of an ablation, and the best value (level) of every factor of its grid."""
+    result = ablation_tables.ablation_of(view)
     if result is None:
         return []
     tables = (
@@ -133,7 +140,7 @@ def ablation_sections(view: BoardView) -> list[Section | None]:
 
 def teachers_section(view: BoardView) -> Section | None:
     """Scores and measures of the teachers of a method."""
-    all_studies = teacher_tables.shown(view)
+    all_studies = teacher_tables.teacher_studies(view)
     if not all_studies:
         return None
     head, entries = (
@@ -148,7 +155,7 @@ def teachers_section(view: BoardView) -> Section | None:
 
 def teacher_choice_section(view: BoardView) -> Section | None:
     """How well each measure chooses a teacher."""
-    all_studies = teacher_tables.shown(view)
+    all_studies = teacher_tables.teacher_studies(view)
     if not all_studies:
         return None
     entries = teacher_tables.choice_entries(all_studies)
@@ -158,10 +165,10 @@ def teacher_choice_section(view: BoardView) -> Section | None:
     return Section("teacher-choice", title, "table", notes=notes, table=table)
 
 
-def _entries(row: teacher_tables.Entries, left: int) -> list[Entry]:
-    """The entries of a row; the first `left` are names."""
-    names = [name_entry(shown, 200) for shown, _ in row[:left]]
-    return [*names, *starmap(number_entry, row[left:])]
+def _entries(row: teacher_tables.Entries, n_names: int) -> list[Entry]:
+    """The entries of a row; the first `n_names` are names."""
+    names = [name_entry(name, 200) for name, _ in row[:n_names]]
+    return [*names, *starmap(number_entry, row[n_names:])]
 
 
 def method_families_section(view: BoardView) -> Section | None:
@@ -171,14 +178,14 @@ def method_families_section(view: BoardView) -> Section | None:
     rows = []
     for family in families.families(view.board, view.summaries, view.method_inputs):
         entries = [name_entry(family.student), name_entry(family.name)]
-        for shown, value in board_rows.family_entries(family, text.plain):
-            entries.append(Entry(shown, "l w") if value is None else number_entry(shown, value))
+        for entry, value in board_rows.family_entries(family, text.plain):
+            entries.append(Entry(entry, LEFT_WIDE) if value is None else number_entry(entry, value))
         rows.append((family.student, entries))
     if not rows:
         return None
     head, title = ["student", "method family", *board_rows.FAMILY_HEAD], "Method families"
     table = page_table(view, title, head, rows, left=2)
-    notes = [families.FAMILIES, families.partial_note(view.summaries.values())]
+    notes = [families.FAMILIES, families.missing_passes_note(view.summaries.values())]
     return Section("families", title, "table", notes=notes, table=table)
 
 

@@ -12,6 +12,11 @@ from kdep_bench.results.board.board import Column, RowKey
 from kdep_bench.results.report import board_rows
 from kdep_bench.results.report.board_rows import BoardView
 
+# CSS classes of entries; see page.css.
+LEFT = "l"  # left-aligned
+LEFT_WIDE = "l w"  # left-aligned, with a minimum width
+ONE_LINE = "n"  # not wrapped
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -19,7 +24,7 @@ class Entry:
 
     Attributes:
         text: what is shown.
-        css: CSS classes: l left-aligned, n not wrapped, w and s wide, best, hole (missing result).
+        css: CSS classes of page.css, such as LEFT; "best": among the best; "hole": missing result.
         sort: the number to sort by; "" for a missing number; None sorts by `text`.
         kind: "text": `text`, with `note` on hover. "score": the same, followed by a link to the
             notes on the data, `letters`, and by `after`. "chip": a badge coloured by the status
@@ -42,7 +47,7 @@ class Entry:
     colour_key: str = ""
 
 
-def number_entry(shown: str, value: float | None, css: str = "n") -> Entry:
+def number_entry(shown: str, value: float | None, css: str = ONE_LINE) -> Entry:
     """An entry that sorts by `value`."""
     return Entry(shown, css, sort_value(value))
 
@@ -59,10 +64,10 @@ def name_entry(name: str, limit: int = 80) -> Entry:
 
 
 def _name_css(shown: str) -> str:
-    return "l n" if len(shown) <= 34 else "l"
+    return f"{LEFT} {ONE_LINE}" if len(shown) <= 34 else LEFT
 
 
-def chip_entry(word: str, shown: str = "", css: str = "n") -> Entry:
+def chip_entry(word: str, shown: str = "", css: str = ONE_LINE) -> Entry:
     """A status word as a badge."""
     return Entry(shown or word, css, kind="chip", note=word)
 
@@ -100,8 +105,8 @@ def fraction_entry(view: BoardView, row: RowKey) -> Entry:
 def score_css(view: BoardView, row: RowKey, column: Column) -> str:
     """The CSS classes of a score, which colour the best and the missing ones."""
     if view.is_bold(row, column):
-        return "n best"
-    return "n" if view.board.result(row, column).values else "n hole"
+        return f"{ONE_LINE} best"
+    return ONE_LINE if view.board.result(row, column).values else f"{ONE_LINE} hole"
 
 
 def score_entry(view: BoardView, row: RowKey, column: Column) -> Entry:

@@ -19,7 +19,7 @@ MAX_IMAGES = 24
 MAX_TOTAL_BYTES = 6_000_000
 MAX_REFUSED = 50  # images that are listed as not shown
 
-
+# First bytes of a file -> its media type.
 _MAGIC = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 
 
@@ -37,13 +37,15 @@ def _inline(results_dir: Path, name: str) -> str | None:
     return None if kind is None else f"data:{kind};base64,{base64.b64encode(raw).decode()}"
 
 
-def _images_in_order(full: Sequence[Record]) -> list[tuple[int, Record, str]]:
-    """(number of the scene, record, file name) of each stored image of the first seeds.
+def _images_in_order(complete_records: Sequence[Record]) -> list[tuple[int, Record, str]]:
+    """(number of the scene, record, file name) of each image; of several seeds, only of the first.
 
-    They are sorted by scene, then by task and method, so the methods of a scene are adjacent.
+    For each task, student, method and data fraction, these are the images of the run with the
+    lowest pre-training and transfer seeds. They are sorted by scene, then by task and method, so
+    the methods of a scene are adjacent.
     """
     first: dict[tuple[str, str, str, float], Record] = {}
-    for r in sorted(full, key=lambda r: (r.seed.pretrain, r.seed.transfer, r.id)):
+    for r in sorted(complete_records, key=lambda r: (r.seed.pretrain, r.seed.transfer, r.id)):
         if r.pictures:
             key = (r.task.name, r.student.name, r.arm.method, -r.data.share)
             first.setdefault(key, r)
@@ -52,7 +54,7 @@ def _images_in_order(full: Sequence[Record]) -> list[tuple[int, Record, str]]:
 
 
 # Task family -> explanation of the images that kdep_bench/transfer/pictures.py draws.
-_DRAWN = {
+_EXPLANATIONS = {
     "detection": "White: ground-truth boxes. Red: predicted boxes, with class and score.",
     "segmentation": "From left to right: image, ground truth, prediction.",
 }
@@ -76,23 +78,25 @@ class TaskImages(NamedTuple):
     scenes: list[list[Figure]]
 
 
-def images_section(view: BoardView, results_dir: Path, full: Sequence[Record]) -> Section | None:
+def images_section(
+    view: BoardView, results_dir: Path, complete_records: Sequence[Record]
+) -> Section | None:
     """The section of sample predictions; None if the records have no images.
 
     It lists the images that cannot be shown.
     """
     figures: dict[tuple[str, str], dict[int, list[Figure]]] = {}
-    refused, shown, size = [], 0, 0
-    named = _images_in_order(full)
-    for scene, record, name in named:
-        if shown >= MAX_IMAGES or size > MAX_TOTAL_BYTES:
+    refused, n_shown, total_bytes = [], 0, 0
+    images = _images_in_order(complete_records)
+    for scene, record, name in images:
+        if n_shown >= MAX_IMAGES or total_bytes > MAX_TOTAL_BYTES:
             break
         source = _inline(results_dir, name)
         caption, task = _caption(view, record), record.task.name
         if source is None:
             refused.append((f"{caption}, {task}", name))
             continue
-        shown, size = shown + 1, size + len(source)
+        n_shown, total_bytes = n_shown + 1, total_bytes + len(source)
         figure = Figure(
             source,
             text.plain(f"Predictions on {task}: {caption}", 240),
@@ -103,16 +107,18 @@ def images_section(view: BoardView, results_dir: Path, full: Sequence[Record]) -
     if not figures and not refused:
         return None
     tasks = [
-        TaskImages(task, _DRAWN.get(family, ""), family == "segmentation", list(scenes.values()))
+        TaskImages(
+            task, _EXPLANATIONS.get(family, ""), family == "segmentation", list(scenes.values())
+        )
         for (task, family), scenes in sorted(figures.items())
     ]
-    is_part = len(named) > shown + len(refused)
+    is_truncated = len(images) > n_shown + len(refused)
     return Section(
         "pictures",
         "Sample predictions",
         "pictures",
         tasks=tasks,
-        limit=f"Only the first {MAX_IMAGES} of {len(named)} images are shown." if is_part else "",
+        limit=f"{n_shown} of {len(images)} images are shown." if is_truncated else "",
         refused=refused[:MAX_REFUSED],
     )
 

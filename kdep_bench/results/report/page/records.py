@@ -16,6 +16,8 @@ from kdep_bench.results.report import (
 )
 from kdep_bench.results.report.board_rows import BoardView
 from kdep_bench.results.report.page.entries import (
+    LEFT,
+    LEFT_WIDE,
     Entry,
     chip_entry,
     name_entry,
@@ -76,9 +78,9 @@ def failures_section(view: BoardView) -> Section | None:
         (
             "",
             [
-                Entry(text.plain(where, 200), "l w"),
-                chip_entry(status, css="l"),
-                Entry(text.plain(why, 600), "l w"),
+                Entry(text.plain(where, 200), LEFT_WIDE),
+                chip_entry(status, css=LEFT),
+                Entry(text.plain(why, 600), LEFT_WIDE),
             ],
         )
         for where, status, why in board_rows.failures(view)
@@ -128,7 +130,7 @@ def reproduce_section(view: BoardView) -> Section | None:
     """The command of each row."""
     rows = []
     for row in view.board.rows:
-        command = Entry(board_rows.command(view.board, row), "l w", kind="code")
+        command = Entry(board_rows.command(view.board, row), LEFT_WIDE, kind="code")
         rows.append((row.student, [name_entry(row.student), row_entry(view, row), command]))
     if not rows:
         return None

@@ -12,6 +12,9 @@ from kdep_bench.results.records.record import Record
 from kdep_bench.results.report import board_rows, data_notes, markdown, plots
 from kdep_bench.results.report.board_rows import BoardView
 from kdep_bench.results.report.page.entries import (
+    LEFT,
+    LEFT_WIDE,
+    ONE_LINE,
     Entry,
     anchor,
     chip_entry,
@@ -51,7 +54,7 @@ def summary_section(view: BoardView) -> Section:
                 row_entry(view, row),
                 number_entry("incomplete" if rank is None else f"{rank:.2f}", rank),
                 number_entry(f"{n_best} of {n_marked}" if n_marked else "—", n_best),
-                Entry(board_rows.labels_text(summary), "n"),
+                Entry(board_rows.labels_text(summary), ONE_LINE),
                 fraction_entry(view, row),
                 number_entry(text.count(summary.images_seen), summary.images_seen),
                 number_entry(text.seconds(summary.cost_s), summary.cost_s),
@@ -97,16 +100,19 @@ def _claim_table(view: BoardView, caption: str, verdicts: list[Verdict]) -> Tabl
     rows = []
     for verdict in verdicts:
         claim = Entry(
-            text.plain(verdict.title), "l w", kind="claim", note=text.plain(verdict.statement, 500)
+            text.plain(verdict.title),
+            LEFT_WIDE,
+            kind="claim",
+            note=text.plain(verdict.statement, 500),
         )
         entries = [
-            chip_entry(verdict.verdict, verdict.shown, "l"),
+            chip_entry(verdict.verdict, verdict.shown, LEFT),
             Entry(verdict.interval, "l n"),
             claim,
             name_entry(verdict.student or "—"),
             name_entry(verdict.scope),
             Entry(verdict.threshold, "l s"),
-            Entry(text.plain(verdict.reason, 300), "l w"),
+            Entry(text.plain(verdict.reason, 300), LEFT_WIDE),
             Entry(verdict.cost),
             number_entry(text.count(verdict.seeds_to_decide), verdict.seeds_to_decide),
         ]
@@ -127,7 +133,7 @@ def family_section(view: BoardView, index: int, drawn: Sequence[plots.Plot]) -> 
         entries = [name_entry(row.student), row_entry(view, row)]
         entries += [score_entry(view, row, c) for c in columns]
         entries += [
-            Entry(board_rows.labels_text(summary), "n"),
+            Entry(board_rows.labels_text(summary), ONE_LINE),
             fraction_entry(view, row),
             number_entry(text.count(summary.images_seen), summary.images_seen),
             number_entry(text.seconds(summary.cost_s), summary.cost_s),
@@ -138,7 +144,7 @@ def family_section(view: BoardView, index: int, drawn: Sequence[plots.Plot]) -> 
         number_entry(text.points(view.board.chance[c]), view.board.chance[c]) for c in columns
     ]
     blank = [Entry("") for _ in range(5)]
-    rows.append((CHANCE, [Entry("", "l"), Entry("chance", "l"), *chance, *blank]))
+    rows.append((CHANCE, [Entry("", LEFT), Entry("chance", LEFT), *chance, *blank]))
     head = ["student", "method", *(text.plain(names[c], 60) for c in columns), *markdown.ROW_END]
     title = f"Task family: {text.plain(family, 60) or 'unnamed'}"
     return Section(
@@ -163,10 +169,10 @@ def _best_first(view: BoardView, columns: Sequence[Column]) -> list[RowKey]:
     return sorted(view.rows(columns), key=place)
 
 
-def classes_section(view: BoardView, full: Sequence[Record]) -> Section | None:
+def classes_section(view: BoardView, complete_records: Sequence[Record]) -> Section | None:
     """The section with one table per task: the mean score of each class."""
     tables = []
-    for title, classes, rows in plots.per_class(view, full):
+    for title, classes, rows in plots.per_class(view, complete_records):
         lines = []
         for row, means in rows:
             scores = [number_entry(text.points(m), m) for m in means]

@@ -24,13 +24,13 @@ from kdep_bench.results.report.page.tables import Section
 
 
 def html_page(
-    view: BoardView, results_dir: Path, full: Sequence[Record], drawn: list[plots.Plot]
+    view: BoardView, results_dir: Path, complete_records: Sequence[Record], drawn: list[plots.Plot]
 ) -> str:
     """The HTML of `view`.
 
     Args:
         results_dir: the results folder, for its data card and sample predictions.
-        full: complete records, for sample predictions and per-class scores.
+        complete_records: complete records, for sample predictions and per-class scores.
         drawn: the charts of `plots.draw`.
     """
     return document(
@@ -42,7 +42,9 @@ def html_page(
             for student, sentences in board_rows.answers(view).items()
         ],
         counts=_counts(view.board),
-        sections=[s for s in _sections(view, results_dir, full, drawn) if s is not None],
+        sections=[
+            s for s in _sections(view, results_dir, complete_records, drawn) if s is not None
+        ],
     )
 
 
@@ -61,7 +63,7 @@ def _counts(board: Board) -> list[tuple[str, int, bool]]:
 
 
 def _sections(
-    view: BoardView, results_dir: Path, full: Sequence[Record], drawn: list[plots.Plot]
+    view: BoardView, results_dir: Path, complete_records: Sequence[Record], drawn: list[plots.Plot]
 ) -> list[Section | None]:
     return [
         scores.notes_section(view),
@@ -84,8 +86,8 @@ def _sections(
         records.probes_section(view),
         records.reported_section(view),
         _training_section(drawn),
-        scores.classes_section(view, full),
-        images_section(view, results_dir, full),
+        scores.classes_section(view, complete_records),
+        images_section(view, results_dir, complete_records),
         records.failures_section(view),
         records.data_section(view, results_dir),
         records.environment_section(view.board),
