@@ -132,12 +132,12 @@ def _gpus() -> Finding:
     return Finding("ok", "GPUs", text)
 
 
-def suite(ref: str, decode: int | None = 8, work: Path = Path("work_dirs")) -> Iterator[Finding]:
+def suite(ref: str, n_decoded: int | None = 8, work: Path = Path("work_dirs")) -> Iterator[Finding]:
     """Checks a suite's configs, data sets and teachers.
 
     Args:
         ref: path or name of the suite, as in `load_suite`.
-        decode: number of images of each split to decode; None: all.
+        n_decoded: number of images of each split to decode; None: all.
         work: the work dir; its disk must have space for the fixed views.
     """
     from kdep_bench.suite.config import load_suite
@@ -157,7 +157,7 @@ def suite(ref: str, decode: int | None = 8, work: Path = Path("work_dirs")) -> I
     yield Finding("ok", f"suite {loaded.name}", counts)
     if str(loaded.data.get("type", "")).startswith("kdep_bench.data.official."):
         names = sorted({*loaded.data["sets"], loaded.data["pool"]})
-        yield from official(names, loaded.data.get("root"), decode)
+        yield from official(names, loaded.data.get("root"), n_decoded)
         # The folder of rendered views is found by the id of its stage, which contains the hashes
         # of the data. Without hashes no views were rendered.
         if was_read(loaded, work):
@@ -217,14 +217,14 @@ def _check_teacher(config: dict) -> str:
 
 
 def official(
-    names: Sequence[str], folder: str | Path | None = None, decode: int | None = 8
+    names: Sequence[str], folder: str | Path | None = None, n_decoded: int | None = 8
 ) -> Iterator[Finding]:
     """Checks official data sets: completeness, then the image files.
 
     Args:
         names: names of the data sets.
         folder: folder of all data sets; None: $KDEP_DATA.
-        decode: number of images of each split to decode; None: all.
+        n_decoded: number of images of each split to decode; None: all.
     """
     from kdep_bench.data.official import base
 
@@ -237,13 +237,13 @@ def official(
         official_set = base.get_set(name)
 
         def verify(official_set: base.OfficialSet = official_set) -> str:
-            counts = base.verify(official_set, root, decode)
+            counts = base.verify(official_set, root, n_decoded)
             return ", ".join(f"{count} {name}" for name, count in counts.items())
 
         yield run_check(f"data set {name}", verify)
         if (root / name).is_dir():
             yield from check_unpacking(root / name)
-            yield from check_images(root / name, decode)
+            yield from check_images(root / name, n_decoded)
 
 
 def check_unpacking(folder: Path) -> Iterator[Finding]:
@@ -258,21 +258,21 @@ def check_unpacking(folder: Path) -> Iterator[Finding]:
         )
 
 
-def check_images(folder: Path, decode: int | None) -> Iterator[Finding]:
-    """Checks the first `decode` images of each folder (None: all).
+def check_images(folder: Path, n_decoded: int | None) -> Iterator[Finding]:
+    """Checks the first `n_decoded` images of each folder (None: all).
 
     Broken images are faults. CMYK, 16-bit, transparent and EXIF-rotated images are notes: decoders
     differ on them, but official data sets contain some. OpenCV, which all stages use, converts them
     to 8-bit RGB.
     """
     from kdep_bench.data.checks import check_image, check_upright
-    from kdep_bench.data.listing import is_image_name, reason_to_pass_over
+    from kdep_bench.data.listing import is_image_name, reason_to_skip
 
     n_listed = 0
     for base, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not reason_to_pass_over(f, is_dir=True))
-        images = sorted(f for f in files if is_image_name(f) and not reason_to_pass_over(f, False))
-        for name in images[:decode]:
+        folders[:] = sorted(f for f in folders if not reason_to_skip(f, is_dir=True))
+        images = sorted(f for f in files if is_image_name(f) and not reason_to_skip(f, False))
+        for name in images[:n_decoded]:
             for check in (check_image, check_upright):
                 try:
                     check(Path(base) / name)
@@ -335,14 +335,14 @@ def main(argv: list[str] | None = None) -> int:
     args = p.parse_args(argv)
     if args.decode != "all" and not args.decode.isdigit():
         p.error("--decode must be a number or 'all'")
-    decode = None if args.decode == "all" else int(args.decode)
+    n_decoded = None if args.decode == "all" else int(args.decode)
 
     checks = [
         machine(args.work_dir),
-        *(suite(s, decode, args.work_dir) for s in args.suite),
+        *(suite(s, n_decoded, args.work_dir) for s in args.suite),
     ]
     if args.data:
-        checks.append(official(args.data, args.root, decode))
+        checks.append(official(args.data, args.root, n_decoded))
     try:
         return int(report(chain.from_iterable(checks)) > 0)
     except KdepError as e:

@@ -80,7 +80,7 @@ def _add_forecast(p: argparse.ArgumentParser) -> None:
     throughput.add_argument(
         "--device-rate",
         metavar="RATE",
-        help="throughput for the forecast: TFLOP/s reached, or DEVICE.FORMAT:FRACTION of the peak, "
+        help="speed that the forecast assumes: TFLOP/s, or DEVICE.FORMAT:FRACTION of a device's peak, "
         "e.g. a100.tf32:0.3",
     )
     throughput.add_argument(
@@ -105,8 +105,8 @@ def _add_forecast(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--fit-budget",
         action="store_true",
-        help="with --budget-hours: run only the comparisons that fit, those with the lowest cost "
-        "per transfer run first",
+        help="with --budget-hours: run only some comparisons (all methods on one task with one "
+        "pair of seeds), as many as fit into H; those with the lowest cost per transfer run first",
     )
     p.add_argument("--fit", **_old_name("fit_budget"))
 

@@ -21,7 +21,7 @@ from kdep_bench.data.listing import (
     class_names,
     is_image_name,
     list_images,
-    reason_to_pass_over,
+    reason_to_skip,
     shown,
 )
 from kdep_bench.data.mask_files import read_mask
@@ -127,14 +127,14 @@ def _check_mode(path: Path, mode: str, alpha: bool) -> None:
 
 
 def check_coco(
-    json_path: str | Path, image_dir: str | Path | None = None, decode: int | None = None
+    json_path: str | Path, image_dir: str | Path | None = None, n_decoded: int | None = None
 ) -> dict[str, int]:
     """Checks a COCO annotation file and its images.
 
     Args:
         json_path: annotation file (https://cocodataset.org/#format-data).
         image_dir: folder of the images; all must exist. None: only the json is checked.
-        decode: number of images to decode; None: all.
+        n_decoded: number of images to decode; None: all.
 
     Returns:
         {images, annotations, categories, decoded}.
@@ -163,7 +163,7 @@ def check_coco(
         _check_annotation(json_path, annotation, images, categories)
     decoded = 0
     if image_dir is not None:
-        decoded = _check_coco_images(json_path, Path(image_dir), table["images"], decode)
+        decoded = _check_coco_images(json_path, Path(image_dir), table["images"], n_decoded)
     return {k: len(table[k]) for k in keys} | {"decoded": decoded}
 
 
@@ -262,7 +262,7 @@ def _check_box(subject: str, annotation: dict[str, Any], image: dict[str, Any]) 
 
 
 def _check_coco_images(
-    json_path: Path, folder: Path, images: list[dict[str, Any]], decode: int | None
+    json_path: Path, folder: Path, images: list[dict[str, Any]], n_decoded: int | None
 ) -> int:
     if not folder.is_dir():
         raise KdepError(
@@ -276,7 +276,7 @@ def _check_coco_images(
             f"the first is {missing[0]}",
             fix="check the image folder and that the download is complete",
         )
-    count = len(images) if decode is None else min(decode, len(images))
+    count = len(images) if n_decoded is None else min(n_decoded, len(images))
     for image in images[:count]:
         info = check_image(folder / image["file_name"])
         stated = image.get("width"), image.get("height")
@@ -424,7 +424,7 @@ def _expected_classes(root: Path, classes: Iterable[str] | None) -> list[str]:
     present = class_names(root)
     with os.scandir(root) as entries:
         unsorted = sorted(e.name for e in entries if is_image_name(e.name) and e.is_file())
-    if unsorted := [n for n in unsorted if not reason_to_pass_over(n, is_dir=False)]:
+    if unsorted := [n for n in unsorted if not reason_to_skip(n, is_dir=False)]:
         raise KdepError(
             f"the image {shown(root / unsorted[0])} is not in a class folder",
             fix="move it into the folder of its class, or out of the data set",

@@ -57,7 +57,7 @@ def with_content(config: Config, read: Callable[[Source], Catalogue]) -> dict[st
     return {**config, CONTENT: digests} if digests else dict(config)
 
 
-def without_content(config: Config) -> dict[str, Any]:
+def check_and_remove_content(config: Config) -> dict[str, Any]:
     """A copy of the config without the key CONTENT, after the files were compared with it.
 
     Raises:

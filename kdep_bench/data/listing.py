@@ -41,21 +41,21 @@ class Listing:
         images: files with an image suffix, sorted as text. A broken link counts as a file; the
             check of the image reports it.
         other_files: files with another suffix, sorted.
-        passed_over: number of skipped entries by reason; a folder counts as one entry.
+        skipped: number of skipped entries by reason; a folder counts as one entry.
         examples: the first skipped entry by reason.
     """
 
     root: Path
     images: list[str] = field(default_factory=list)
     other_files: list[str] = field(default_factory=list)
-    passed_over: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
 
     def note(self) -> str:
         """The skipped entries as a text without a full stop; "" if there are none."""
         parts = [
             f"{count} {reason} ({shown(self.examples[reason])}{', ...' if count > 1 else ''})"
-            for reason, count in sorted(self.passed_over.items())
+            for reason, count in sorted(self.skipped.items())
         ]
         return f"skipped in {shown(self.root)}: {', '.join(parts)}" if parts else ""
 
@@ -71,7 +71,7 @@ class Listing:
         return dict(sorted(classes.items()))
 
     def _skip(self, reason: str, path: str) -> None:
-        self.passed_over[reason] = self.passed_over.get(reason, 0) + 1
+        self.skipped[reason] = self.skipped.get(reason, 0) + 1
         self.examples[reason] = min(path, self.examples.get(reason, path))
 
 
@@ -80,7 +80,7 @@ def is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
-def reason_to_pass_over(name: str, is_dir: bool) -> str:
+def reason_to_skip(name: str, is_dir: bool) -> str:
     """The reason to skip an entry of a folder, as text; "" for an entry that may be data."""
     lower = name.lower()
     if is_dir:
@@ -126,7 +126,7 @@ def class_names(folder: str | Path) -> list[str]:
     return sorted(
         e.name
         for e in _entries(str(folder))
-        if _is_dir(e) and not reason_to_pass_over(e.name, is_dir=True)
+        if _is_dir(e) and not reason_to_skip(e.name, is_dir=True)
     )
 
 
@@ -147,7 +147,7 @@ def _walk(listing: Listing) -> Iterator[str]:
         for entry in _entries(folder):
             path = f"{relative}/{entry.name}" if relative else entry.name
             is_dir = _is_dir(entry)
-            if reason := reason_to_pass_over(entry.name, is_dir):
+            if reason := reason_to_skip(entry.name, is_dir):
                 listing._skip(reason, path)
             elif not is_dir:
                 yield path

@@ -401,7 +401,8 @@ def _transfer_passes(spec: Json) -> int:
     if not config or argument_value(config, "generated") == 0:  # of OTA: real images only
         return FORWARD_AND_BACKWARD
     trained, forward = (
-        int(class_value(config["type"], name) or 0) for name in ("extra_trained", "extra_forward")
+        int(class_value(config["type"], name) or 0)
+        for name in ("extra_trained_images", "extra_forward_images")
     )
     return FORWARD_AND_BACKWARD * (1 + trained) + forward
 

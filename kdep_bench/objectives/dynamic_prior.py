@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdep_bench.bounds import Count, Positive
 from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.objectives.first_batch import FirstBatch
-from kdep_bench.objectives.maps import Maps, check_levels, pairs, projectors
+from kdep_bench.objectives.maps import Maps, check_levels, make_projectors, pairs
 
 
 def batch_cka(x_BC: Tensor, y_BD: Tensor) -> Tensor:
@@ -30,14 +30,15 @@ class DynamicPrior(Objective):
     """w * sum over levels of mean (decoder(encoder(H)) - F_t)^2 / mean F_t^2.
 
     The divisor is measured on the first batch. H is the teacher's map F_t at a random fraction r of
-    the positions of each sample, and the projected student's map at the others. r = 1 - CKA of the
-    averaged maps of student and teacher over the batch: the less similar they are, the larger is
-    the part taken from the teacher. Projector, encoder and decoder are dropped at export.
+    the positions of each sample, and the projected student's map at the others. r = 1 - CKA, over
+    the samples of the batch, of the student's and the teacher's map, each averaged over its
+    positions: the less similar they are, the larger is the part taken from the teacher. Projector,
+    encoder and decoder are dropped at export.
 
     Re-implementation of DPK (Qiu et al., ICLR 2023, arXiv 2206.06067) from the description in a
     survey and the authors' comments on CKA. The paper adds cross-entropy and may use another
     encoder and decoder (here two 3x3 convolutions). The random positions depend only on the number
-    of the step, so that a resumed run uses the same positions.
+    of the step and the level, so that a resumed run uses the same positions.
 
     Args:
         levels: {student level: teacher map}.
@@ -61,11 +62,20 @@ class DynamicPrior(Objective):
         super().__init__()
         check_levels(levels, student_maps, teacher_maps)
         self.levels, self.weight = dict(levels), float(weight)
-        self.projectors = projectors(
-            levels, student_maps, teacher_maps, lambda s, t: nn.Conv2d(s, t, 1), always=True
+        self.projectors = make_projectors(
+            levels,
+            student_maps,
+            teacher_maps,
+            lambda s, t: nn.Conv2d(s, t, 1),
+            for_equal_channels=True,
         )
-        self.decoders = projectors(
-            levels, student_maps, teacher_maps, lambda _, t: _autoencoder(t, hidden), always=True
+        # Encoder and decoder of each level; the name `decoders` is in checkpoints.
+        self.decoders = make_projectors(
+            levels,
+            student_maps,
+            teacher_maps,
+            lambda _, t: _autoencoder(t, hidden),
+            for_equal_channels=True,
         )
         self.mean_square = FirstBatch(len(levels))
 

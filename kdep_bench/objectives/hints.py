@@ -13,7 +13,7 @@ from kdep_bench.bounds import Count, Positive
 from kdep_bench.errors import unknown_name
 from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.objectives.first_batch import FirstBatch
-from kdep_bench.objectives.maps import Maps, check_levels, pairs, projectors
+from kdep_bench.objectives.maps import Maps, check_levels, make_projectors, pairs
 
 DISTANCES = {
     "l2": lambda s, t: (s - t).square(),
@@ -81,7 +81,10 @@ class Hints(Objective):
                     nn.init.uniform_(layer.weight, -init, init)
             return nn.Sequential(*layers)
 
-        self.through = projectors(levels, student_maps, teacher_maps, projector, always=True)
+        # The projectors; the name `through` is in checkpoints.
+        self.through = make_projectors(
+            levels, student_maps, teacher_maps, projector, for_equal_channels=True
+        )
         self.scale = FirstBatch(len(levels))
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:

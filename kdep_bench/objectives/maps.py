@@ -29,8 +29,12 @@ def check_levels(levels: Mapping[str, str], student_maps: Maps, teacher_maps: Ma
             raise unknown_name("map", teacher_map, teacher_maps, place="the teacher")
 
 
-def projectors(
-    levels: Mapping[str, str], student_maps: Maps, teacher_maps: Maps, make: Any, always: bool
+def make_projectors(
+    levels: Mapping[str, str],
+    student_maps: Maps,
+    teacher_maps: Maps,
+    make: Any,
+    for_equal_channels: bool,
 ) -> nn.ModuleDict:
     """A module per student level that maps its channels to those of the teacher's map.
 
@@ -38,14 +42,14 @@ def projectors(
         levels: {student level: teacher map}.
         student_maps, teacher_maps: the maps of student and teacher by name.
         make: called with (student channels, teacher channels); returns the module.
-        always: whether to call `make` even if the numbers of channels are equal; otherwise the
-            identity is used for such a level.
+        for_equal_channels: whether to call `make` also for a level where student and teacher have
+            equal numbers of channels; otherwise such a level has the identity.
     """
     modules: dict[str, nn.Module] = {}
     for student_map, teacher_map in levels.items():
         student_channels = student_maps[student_map]["channels"]
         teacher_channels = teacher_maps[teacher_map]["channels"]
-        if student_channels == teacher_channels and not always:
+        if student_channels == teacher_channels and not for_equal_channels:
             modules[student_map] = nn.Identity()
         else:
             modules[student_map] = make(student_channels, teacher_channels)

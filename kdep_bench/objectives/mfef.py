@@ -1,4 +1,7 @@
-"""MFEF: networks trained together learn from a fusion of their feature maps (ICANN 2022)."""
+"""MFEF (multi-scale feature extraction and fusion): networks learn from their fused maps.
+
+ICANN 2022.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,7 @@ class DualAttention(nn.Module):
 
 
 class FusedMaps(Objective):
-    """CE(y, z_f) + sum over networks k of CE(y, z_k) + a KL(z_f || z_k) + b |F_k - M|^2.
+    """CE(y, z_f) + sum over networks k of (CE(y, z_k) + a KL(z_f || z_k) + b |F_k - M|^2).
 
     The networks k = 0 ... K - 1 are trained together: the student, k = 0, and its peers. F_k is the
     map of one level, z_k are the logits of a linear layer on the pooled feature. The fused map is
@@ -95,7 +98,7 @@ class FusedMaps(Objective):
 
     needs = frozenset({"labels"})
     requires = frozenset({"width", "classes", "student_maps"})
-    trained_peers = 1
+    trained_peers = 1  # the default of `peers`, for forecasts
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kdep_bench.bounds import Positive
 from kdep_bench.objectives.base import Context, Objective
-from kdep_bench.objectives.maps import Maps, check_levels, pairs, projectors
+from kdep_bench.objectives.maps import Maps, check_levels, make_projectors, pairs
 
 EPS = 1e-6  # added to a variance
 
@@ -50,8 +50,13 @@ class NFD(Objective):
         super().__init__()
         check_levels(levels, student_maps, teacher_maps)
         self.levels, self.weight = dict(levels), float(weight)
-        self.through = projectors(
-            levels, student_maps, teacher_maps, lambda s, t: nn.Conv2d(s, t, 1), always=False
+        # The projectors; the name `through` is in checkpoints.
+        self.through = make_projectors(
+            levels,
+            student_maps,
+            teacher_maps,
+            lambda s, t: nn.Conv2d(s, t, 1),
+            for_equal_channels=False,
         )
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:

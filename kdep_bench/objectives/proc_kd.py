@@ -12,7 +12,7 @@ from kdep_bench.bounds import Count, Positive
 from kdep_bench.errors import KdepError
 from kdep_bench.networks.prototypes import reconstruct, spread_out
 from kdep_bench.objectives.base import Context, Objective
-from kdep_bench.objectives.maps import Maps, check_levels, pairs, projectors
+from kdep_bench.objectives.maps import Maps, check_levels, make_projectors, pairs
 
 
 class PrototypeDistillation(Objective):
@@ -63,8 +63,12 @@ class PrototypeDistillation(Objective):
         check_levels(levels, student_maps, teacher_maps)
         self.levels, self.tau = dict(levels), float(tau)
         self.weight, self.prototype_weight = float(weight), float(prototype_weight)
-        self.projectors = projectors(
-            levels, student_maps, teacher_maps, lambda s, t: nn.Conv2d(s, t, 1), always=True
+        self.projectors = make_projectors(
+            levels,
+            student_maps,
+            teacher_maps,
+            lambda s, t: nn.Conv2d(s, t, 1),
+            for_equal_channels=True,
         )
         # Zero until the first batch.
         self.prototypes = nn.ParameterDict(
@@ -73,18 +77,23 @@ class PrototypeDistillation(Objective):
                 for level, name in self.levels.items()
             }
         )
-        self._started: set[str] = set()  # avoids reading prototypes from a GPU in every step
+        self._initialised: set[str] = set()  # avoids reading prototypes from a GPU in every step
 
-    def start(self, level: str, u_BCHW: Tensor) -> Tensor:
-        """The prototypes [K, C] of a level, initialised if this is the first batch of the run.
+    def initialised_prototypes(self, level: str, u_BCHW: Tensor) -> Tensor:
+        """The prototypes [K, C] of a level, which the first batch of the run initialises.
+
+        Args:
+            level: the student level.
+            u_BCHW: the teacher's local features, of unit length.
 
         Raises:
-            KdepError: the teacher's map is zero for the whole global batch, or has too few
-                positions or directions. All ranks raise it.
+            KdepError: the teacher's map is zero for the whole global batch, or it has fewer
+                positions, or fewer positions with different directions of u, than prototypes. All
+                ranks raise it.
         """
         prototypes_KC = self.prototypes[level]
-        if level not in self._started and not bool(prototypes_KC.any()):
-            u_BCHW = _of_all_ranks(u_BCHW)
+        if level not in self._initialised and not bool(prototypes_KC.any()):
+            u_BCHW = _gather_ranks(u_BCHW)
             if not bool(u_BCHW.any()):
                 raise KdepError(
                     f"the teacher's map for {level} is zero for the whole first batch, so it has "
@@ -93,7 +102,7 @@ class PrototypeDistillation(Objective):
                 )
             with torch.no_grad():
                 prototypes_KC.copy_(spread_out(u_BCHW, len(prototypes_KC)))
-        self._started.add(level)
+        self._initialised.add(level)
         return prototypes_KC
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
@@ -101,14 +110,14 @@ class PrototypeDistillation(Objective):
         error = ctx.before.new_zeros(len(ctx.before))
         for level, s_BCHW, t_BCHW in pairs(ctx, self.levels, self.projectors):
             u_BCHW = F.normalize(t_BCHW, dim=1)
-            r_BCHW = reconstruct(u_BCHW, self.start(level, u_BCHW), self.tau)
+            r_BCHW = reconstruct(u_BCHW, self.initialised_prototypes(level, u_BCHW), self.tau)
             error = error + _distance(u_BCHW, r_BCHW)
             v_BCHW = F.normalize(s_BCHW, dim=1)
             out[level] = self.weight * _distance(v_BCHW, r_BCHW.detach())
         return out | {"prototypes": self.prototype_weight * error}
 
 
-def _of_all_ranks(x_BCHW: Tensor) -> Tensor:
+def _gather_ranks(x_BCHW: Tensor) -> Tensor:
     """The maps of the global batch, which are equal on every rank."""
     if not distributed.is_initialized():
         return x_BCHW

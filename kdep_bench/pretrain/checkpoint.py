@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from kdep_bench import openmmlab
-from kdep_bench.data.given_files import without_content
+from kdep_bench.data.given_files import check_and_remove_content
 from kdep_bench.networks.backbone import build_backbone
 from kdep_bench.registry import locate
 
@@ -18,16 +18,20 @@ CHECKPOINT = "student.pth"
 def write_untrained(spec: dict[str, Any], out: Path) -> dict[str, Any]:
     """Writes a student that is not pre-trained, and returns the outputs of the stage.
 
-    Its weights are random, drawn from the spec's `seed` (the method scratch), or loaded by the
-    method's `weights` (a reference such as imagenet).
+    Its weights are random, drawn from the spec's `seed` (the method scratch), or a reference such
+    as imagenet: the method's `weights` is then the config of a function that loads them into the
+    backbone.
+
+    Raises:
+        KdepError: a file of weights changed after the run was planned.
     """
     method = spec["method"]
     torch.manual_seed(spec["seed"])
     backbone = build_backbone(spec["student"])
     if method.get("weights") is not None:
-        locate(method["weights"]["type"])(
-            backbone, **{k: v for k, v in without_content(method["weights"]).items() if k != "type"}
-        )
+        arguments = check_and_remove_content(method["weights"])
+        load_weights = locate(arguments.pop("type"))
+        load_weights(backbone, **arguments)
     if openmmlab.is_main_rank():
         save_state({f"backbone.{k}": v for k, v in backbone.state_dict().items()}, out)
     return {

@@ -57,10 +57,11 @@ class LinearSegmentation(Probe):
     standardised with its mean and standard deviation on the training split. The logits of coarser
     levels are resized to the finest level (bilinear), which is the same as resizing the maps.
 
-    The loss is the cross-entropy, averaged over all labelled pixels, plus `decay` / 2 * |W|^2. A
-    pixel has the logits of its position in the finest level. The loss is convex and is minimised by
-    L-BFGS from zero, without augmentation or random numbers. For the scores, logits are resized to
-    the image.
+    The loss is the cross-entropy, averaged over all labelled pixels, plus `decay` / 2 * |W|^2. All
+    pixels of a block that one position of the finest level covers have the logits of this position.
+    The loss is convex and is minimised by L-BFGS, without augmentation or random numbers. The
+    weights start at zero for the largest decay, and for each smaller one at the solution for the
+    decay before it. For the scores, logits are resized to the image.
 
     `mIoU`: as in the segmentation task; chance is the mIoU of predicting the most frequent class
     everywhere. `pixel accuracy`: fraction of labelled pixels that are classified correctly.
@@ -94,7 +95,7 @@ class LinearSegmentation(Probe):
         classes = int(labels.max()) + 1
         layer = _Layer(train, classes)
         best: tuple[float, float, Any] | None = None
-        for done, decay in enumerate(reversed(self.decay)):  # the strongest first
+        for done, decay in enumerate(reversed(self.decay)):  # the largest first
             data.progress(done, len(self.decay), f"decay {decay:g}")
             weights = layer.fit(decay, self.max_iter)
             score = mean_iou(layer.confusion(val, weights))
@@ -154,7 +155,7 @@ class _Layer:
         return logits
 
     def fit(self, decay: float, max_iter: int) -> list[Any]:
-        """[kernel [classes, C] of every level, bias]; the solver starts from the last solution."""
+        """[kernel [classes, C] of every level, bias]; starts from the previous call's solution."""
         import torch
 
         if self.weights is None:
@@ -169,8 +170,8 @@ class _Layer:
         def loss() -> Any:
             self.evaluations += 1
             solver.zero_grad()
-            likelihood = torch.log_softmax(self._logits(self.maps, weights), 1)
-            value = -(likelihood * self.counts).sum() / self.total
+            log_probabilities = torch.log_softmax(self._logits(self.maps, weights), 1)
+            value = -(log_probabilities * self.counts).sum() / self.total
             value = value + decay / 2 * sum((w**2).sum() for w in weights[:-1])
             value.backward()
             return value

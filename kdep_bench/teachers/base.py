@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdep_bench.data.given_files import without_content
+from kdep_bench.data.given_files import check_and_remove_content
 from kdep_bench.data.normalisation import check_normalisation
 from kdep_bench.errors import KdepError, first_of, unknown_name
 from kdep_bench.networks.attention import Attention, BlockRecorder
@@ -314,7 +314,7 @@ def build_teacher(config: Mapping[str, Any]) -> Teacher:
         KdepError: `type` is not a Teacher, a file changed after planning, or an error of the
             teacher's class.
     """
-    teacher = build({k: v for k, v in without_content(config).items() if k != "card"})
+    teacher = build({k: v for k, v in check_and_remove_content(config).items() if k != "card"})
     if not isinstance(teacher, Teacher):
         raise KdepError(
             f"{config['type']} is not a Teacher",

@@ -11,7 +11,7 @@ from kdep_bench.devices import compute_device
 from kdep_bench.transfer import mm_config
 from kdep_bench.transfer.counts import SplitCount
 
-CHECKED = 2  # number of images per split that a task decodes before training
+N_DECODED = 2  # number of images per split that a task decodes before training
 
 
 def verified_counts(name: str, data_root: Path) -> dict[str, int]:
@@ -20,7 +20,7 @@ def verified_counts(name: str, data_root: Path) -> dict[str, int]:
     Returns:
         the counts of the set, for example {"train_images": 50000, ...}.
     """
-    return verify(get_set(name), Path(data_root), decode=CHECKED, whole=False)
+    return verify(get_set(name), Path(data_root), n_decoded=N_DECODED, whole=False)
 
 
 def split_counts(

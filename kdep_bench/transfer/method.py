@@ -88,9 +88,9 @@ class TransferMethod(nn.Module, ABC):
         objectives: import paths of the objectives with which the student must be pre-trained;
             None: any.
         single_process: whether the training cannot be divided over several processes.
-        extra_trained, extra_forward: for the forecast of the cost, the number of additional images
-            per training image that the task's network is trained on, and that it or a copy of it
-            processes without a backward pass.
+        extra_trained_images, extra_forward_images: for the forecast of the cost, the number of
+            additional images per training image that the task's network is trained on, and that it
+            or a copy of it processes without a backward pass.
         optimises_images: for the forecast, whether it makes `images` images in `steps` steps of
             gradient descent through the tuned teacher (two arguments of the class), once before the
             training, unless its argument `generated` is 0.
@@ -112,8 +112,8 @@ class TransferMethod(nn.Module, ABC):
     backbones: ClassVar[frozenset[str] | None] = None
     objectives: ClassVar[frozenset[str] | None] = None
     single_process: ClassVar[bool] = False
-    extra_trained: ClassVar[int] = 0
-    extra_forward: ClassVar[int] = 0
+    extra_trained_images: ClassVar[int] = 0
+    extra_forward_images: ClassVar[int] = 0
     optimises_images: ClassVar[bool] = False
     extra_images: int = 0
     reads_teacher_maps: bool = True

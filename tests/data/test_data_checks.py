@@ -105,7 +105,7 @@ def coco(folder: Path, **changes: Any) -> Path:
 def test_an_intact_coco_file_with_crowds_is_accepted(tmp_path: Path) -> None:
     counts = check_coco(coco(tmp_path), tmp_path / "img")
     assert counts == {"images": 2, "annotations": 2, "categories": 1, "decoded": 2}
-    assert check_coco(coco(tmp_path), tmp_path / "img", decode=1)["decoded"] == 1
+    assert check_coco(coco(tmp_path), tmp_path / "img", n_decoded=1)["decoded"] == 1
     assert check_coco(coco(tmp_path))["decoded"] == 0
 
 

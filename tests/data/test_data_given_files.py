@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kdep_bench.data.content import Catalogue
-from kdep_bench.data.given_files import given_paths, with_content, without_content
+from kdep_bench.data.given_files import check_and_remove_content, given_paths, with_content
 from kdep_bench.errors import KdepError
 
 
@@ -16,12 +16,12 @@ def test_a_weights_file_that_changed_after_planning_is_refused(tmp_path: Path) -
     file.write_bytes(b"a")
     config = {"type": "x", "name": "mine", "weights": str(file), "card": {}}
     planned = with_content(config, lambda s: Catalogue(s).scan())
-    assert without_content(planned) == config
+    assert check_and_remove_content(planned) == config
     file.write_bytes(b"b")
     with pytest.raises(KdepError, match=r"w\.pth \(weights\) changed after the run was planned"):
-        without_content(planned)
-    assert without_content(with_content(config, lambda s: Catalogue(s).scan())) == config
-    assert without_content({**planned, "weights": "random"})["weights"] == "random"
+        check_and_remove_content(planned)
+    assert check_and_remove_content(with_content(config, lambda s: Catalogue(s).scan())) == config
+    assert check_and_remove_content({**planned, "weights": "random"})["weights"] == "random"
 
 
 def test_a_folder_of_weights_is_identified_by_all_its_files(tmp_path: Path) -> None:
@@ -38,11 +38,11 @@ def test_the_weights_of_a_teacher_inside_another_are_identified(tmp_path: Path) 
     config = {"type": "box", "name": "b", "teacher": {"type": "x", "weights": str(file)}}
     planned = with_content(config, lambda s: Catalogue(s).scan())
     assert set(planned["content"]) == {"teacher.weights"}
-    assert without_content(planned) == config
+    assert check_and_remove_content(planned) == config
     file.write_bytes(b"b")
     assert with_content(config, lambda s: Catalogue(s).scan()) != planned
     with pytest.raises(KdepError, match=r"w\.pth \(teacher\.weights\) changed"):
-        without_content(planned)
+        check_and_remove_content(planned)
 
 
 def test_values_that_are_not_paths_are_not_read_as_files(

@@ -34,7 +34,7 @@ def test_system_files_in_a_folder_are_skipped_and_counted(tmp_path: Path) -> Non
     listing = list_images(root)
     assert listing.images == ["a/2.WEBP", "a/c/3.gif", "b/1.png"]
     assert listing.other_files == ["README.txt"]
-    assert listing.passed_over == {
+    assert listing.skipped == {
         "hidden folder(s)": 1,
         "hidden file(s)": 1,
         ".DS_Store file(s)": 1,
@@ -57,7 +57,7 @@ def test_links_to_folders_are_followed_and_a_cycle_ends(tmp_path: Path) -> None:
     (root / "gone.png").symlink_to(root / "nowhere.png")
     listing = list_images(root)
     assert listing.images == ["0.png", "gone.png", "linked/1.png"]
-    assert listing.passed_over == {"link(s) to a folder above": 1}
+    assert listing.skipped == {"link(s) to a folder above": 1}
     assert listing.other_files == ["self"]
 
 

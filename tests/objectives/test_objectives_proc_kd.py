@@ -214,7 +214,9 @@ def test_a_rank_whose_maps_are_zero_starts_from_the_maps_of_the_other_rank(
     other = F.normalize(context(1).teacher.maps["s8"], dim=1)  # type: ignore[union-attr]
     fake_second_rank(monkeypatch, other)
     u = torch.zeros_like(other)
-    torch.testing.assert_close(build().start("s8", u).detach(), spread_out(other, K))
+    torch.testing.assert_close(
+        build().initialised_prototypes("s8", u).detach(), spread_out(other, K)
+    )
 
 
 def test_the_first_prototypes_of_several_processes_are_those_of_the_global_batch(
@@ -224,7 +226,7 @@ def test_the_first_prototypes_of_several_processes_are_those_of_the_global_batch
     expected = spread_out(torch.cat([u, other]), K)
     assert not torch.equal(expected, spread_out(u, K))
     fake_second_rank(monkeypatch, other)
-    torch.testing.assert_close(build().start("s8", u).detach(), expected)
+    torch.testing.assert_close(build().initialised_prototypes("s8", u).detach(), expected)
 
 
 def test_a_resumed_run_keeps_its_prototypes():

@@ -29,7 +29,7 @@ CLASSES = 150
 _HOMEPAGE = "http://sceneparsing.csail.mit.edu/"
 
 
-def verify(folder: Path, decode: int | None) -> dict[str, int]:
+def verify(folder: Path, n_decoded: int | None) -> dict[str, int]:
     """Checks that images and masks exist in pairs of equal size, and mask values are 0..150.
 
     Returns counts; see `OfficialSet.verify`.
@@ -43,8 +43,8 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
             raise KdepError(f"the folder {images} contains no *.jpg", fix=_UNPACK_AGAIN)
         need_files(masks, (f"{n}.png" for n in names), images)
         need_files(images, _image_names(masks), masks)
-        step = 1 if decode is None else max(1, len(names) // max(decode, 1))
-        evenly_spaced = names[::step][:decode]
+        step = 1 if n_decoded is None else max(1, len(names) // max(n_decoded, 1))
+        evenly_spaced = names[::step][:n_decoded]
         for name in evenly_spaced:
             _check_pair(images / f"{name}.jpg", masks / f"{name}.png")
         counts[f"{split}_images"] = len(names)
@@ -98,8 +98,8 @@ SET = OfficialSet(
     name="ade20k",
     title="ADE20K scene parsing (2016)",
     homepage=_HOMEPAGE,
-    # Images: the terms in the data set's own repository. Annotations: the tag that the challenge's
-    # authors gave huggingface.co/datasets/scene_parse_150.
+    # Images: http://groups.csail.mit.edu/vision/datasets/ADE20K/terms. Annotations and code: the
+    # licence tag that the challenge's authors gave huggingface.co/datasets/scene_parse_150.
     licence="images: non-commercial research; annotations and code: BSD-3-Clause",
     archives=(
         Archive(

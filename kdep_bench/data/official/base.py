@@ -39,8 +39,8 @@ class OfficialSet:
         archives: the files to download; unpacked into the set's folder unless `lay_out` is given.
         counts: numbers of images and classes of the complete release; the result of `verify` must
             have the same values under these keys.
-        verify: function (folder, decode) that checks the files and returns counts; it raises
-            KdepError for the first fault. `decode` is the number of images to decode, of each split
+        verify: function (folder, n_decoded) that checks the files and returns counts; it raises
+            KdepError for the first fault. `n_decoded` is the number of images to decode, of each split
             or (Caltech-256, CUB-200, DTD) of all splits together; None for all.
         tiny: function (folder, rng) that writes a tiny copy in the same format.
         convert: function (folder, progress) that creates files that are not in the archives, such
@@ -163,7 +163,7 @@ def lay_out(
     return digests
 
 
-def verify(dataset: OfficialSet, root: Path, decode: int | None = 8, whole: bool = True) -> dict:
+def verify(dataset: OfficialSet, root: Path, n_decoded: int | None = 8, whole: bool = True) -> dict:
     """Checks a set below `root`; returns its counts of images and classes.
 
     If the check fails, the records that its archives were unpacked (`archives.Seal`) are removed.
@@ -172,27 +172,27 @@ def verify(dataset: OfficialSet, root: Path, decode: int | None = 8, whole: bool
     Args:
         dataset: the set.
         root: the folder with all sets.
-        decode: see `OfficialSet.verify`.
+        n_decoded: see `OfficialSet.verify`.
         whole: whether to compare the counts with those of the official release.
 
     Raises:
         KdepError: no folder, the first fault of the set, or a count that differs from the release.
     """
     try:
-        return _verify(dataset, root, decode, whole)
+        return _verify(dataset, root, n_decoded, whole)
     except KdepError:
         drop_seals(root / dataset.name)
         raise
 
 
-def _verify(dataset: OfficialSet, root: Path, decode: int | None, whole: bool) -> dict:
+def _verify(dataset: OfficialSet, root: Path, n_decoded: int | None, whole: bool) -> dict:
     folder = root / dataset.name
     if not folder.is_dir():
         raise KdepError(
             f"the data set {dataset.title} was not found at {folder}",
             fix=f"run: kdep-bench data {dataset.name} --root {root}",
         )
-    counts = dataset.verify(folder, decode)
+    counts = dataset.verify(folder, n_decoded)
     official_counts = dataset.counts if whole else {}
     for key, official in official_counts.items():
         if counts.get(key) != official:

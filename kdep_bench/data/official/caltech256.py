@@ -88,7 +88,7 @@ def write_lists(folder: Path, per_class: int) -> None:
         write_atomic(folder / file, "".join(f"{row}\n" for row in rows[split]))
 
 
-def verify(folder: Path, decode: int | None) -> dict[str, int]:
+def verify(folder: Path, n_decoded: int | None) -> dict[str, int]:
     """Checks that class numbers have no gap and that the lists contain each image exactly once.
 
     Returns counts; see `OfficialSet.verify`.
@@ -109,7 +109,7 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
             fix="prepare the data set again with kdep-bench data caltech256",
         )
     need_files(folder, listed, f"{folder}/kdep_*.txt")
-    decode_some((folder / n for n in listed), decode)
+    decode_some((folder / n for n in listed), n_decoded)
     return {"classes": len(names), "images": total, **counts}
 
 

@@ -109,8 +109,8 @@ def read_split(folder: Path, split: str) -> tuple[np.ndarray, list[int], list[st
     return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels, names
 
 
-def verify(folder: Path, decode: int | None) -> dict[str, int]:
-    """Reads both splits in full (each is one file, so `decode` has no effect); returns counts."""
+def verify(folder: Path, n_decoded: int | None) -> dict[str, int]:
+    """Reads both splits in full (each is one file, so `n_decoded` has no effect); returns counts."""
     counts = {}
     for split in ("train", "test"):
         images, _, names = read_split(folder, split)

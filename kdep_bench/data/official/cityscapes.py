@@ -55,14 +55,14 @@ def convert(folder: Path, progress: Progress) -> None:
         progress(i + 1, len(files), "label ids to train ids")
 
 
-def verify(folder: Path, decode: int | None) -> dict[str, int]:
+def verify(folder: Path, n_decoded: int | None) -> dict[str, int]:
     """Checks that images and masks exist in pairs of equal size, and mask values are train ids.
 
     Returns counts; see `OfficialSet.verify`.
     """
     need_dir(folder / "gtFine", "the folder of gtFine_trainvaltest.zip")
     need_dir(folder / "leftImg8bit", "the folder of leftImg8bit_trainvaltest.zip")
-    check_segmentation(folder, CLASSES, SPLITS, limit=decode)
+    check_segmentation(folder, CLASSES, SPLITS, limit=n_decoded)
     return {
         f"{s}_images": len(files_of(folder / "leftImg8bit" / s, "_leftImg8bit.png")) for s in SPLITS
     }

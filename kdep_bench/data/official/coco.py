@@ -47,8 +47,8 @@ NAMES = json.loads(
 )
 
 
-def verify(folder: Path, decode: int | None) -> dict[str, int]:
-    """Checks ids, the 80 categories, that all images exist, and the sizes of `decode` images.
+def verify(folder: Path, n_decoded: int | None) -> dict[str, int]:
+    """Checks ids, the 80 categories, that all images exist, and the sizes of `n_decoded` images.
 
     Returns counts; see `OfficialSet.verify`.
     """
@@ -59,8 +59,8 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
         check_table(path, table)
         images = need_dir(folder / split, f"the images of {split}.zip")
         need_files(images, (i["file_name"] for i in table["images"]), path)
-        step = 1 if decode is None else max(1, len(table["images"]) // max(decode, 1))
-        evenly_spaced = table["images"][::step][:decode]
+        step = 1 if n_decoded is None else max(1, len(table["images"]) // max(n_decoded, 1))
+        evenly_spaced = table["images"][::step][:n_decoded]
         for image in evenly_spaced:
             _check_size(images / image["file_name"], image, path)
         counts |= {

@@ -22,7 +22,7 @@ _UNPACK_AGAIN = unpack_again("cub200")
 _LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt")
 
 
-def verify(folder: Path, decode: int | None) -> dict[str, int]:
+def verify(folder: Path, n_decoded: int | None) -> dict[str, int]:
     """Checks that the lists have the same ids, images exist, and classes fit folders and 1..200.
 
     Returns counts; see `OfficialSet.verify`.
@@ -66,7 +66,7 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
             fix=_UNPACK_AGAIN,
         )
     need_files(base / "images", images.values(), base / "images.txt")
-    decode_some((base / "images" / v for v in images.values()), decode)
+    decode_some((base / "images" / v for v in images.values()), n_decoded)
     train = sum(v == "1" for v in split.values())
     return {
         "images": len(images),

@@ -27,7 +27,7 @@ _UNPACK_AGAIN = unpack_again("dtd")
 SPLITS = ("train1", "val1", "test1")
 
 
-def verify(folder: Path, decode: int | None) -> dict[str, int]:
+def verify(folder: Path, n_decoded: int | None) -> dict[str, int]:
     """Checks that the parts of split 1 are disjoint, images exist, and imdb.mat has the same parts.
 
     mmpretrain reads the parts from imdb.mat, where 1 is train, 2 val and 3 test (mmpretrain 1.2.0,
@@ -54,7 +54,7 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
                 f"the split {split} of {base / 'imdb/imdb.mat'} differs from labels/{split}.txt",
                 fix=_UNPACK_AGAIN,
             )
-    decode_some((base / "images" / n for n in names), decode)
+    decode_some((base / "images" / n for n in names), n_decoded)
     counts = {f"{s.rstrip('1')}_images": len(parts[s]) for s in SPLITS}
     return {"images": len(names), **counts, "classes": len({n.split("/")[0] for n in names})}
 

@@ -137,7 +137,7 @@ def _read_mask(path: Path) -> np.ndarray:
     return ids
 
 
-def verify(folder: Path, decode: int | None) -> dict[str, int]:
+def verify(folder: Path, n_decoded: int | None) -> dict[str, int]:
     """Checks that the images of every annotation file exist, and decodes some of them.
 
     Returns counts; see `OfficialSet.verify`. `train_clear_images` and so on.
@@ -151,7 +151,7 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
             images = need_dir(folder / name / split, "the images of an archive of Cityscapes")
             file_names = [image["file_name"] for image in table["images"]]
             need_files(images, file_names, path)
-            decode_some([images / f for f in file_names], decode)
+            decode_some([images / f for f in file_names], n_decoded)
             counts[f"{split}_{domain}_images"] = len(file_names)
     for split in SPLITS:
         masks = folder / "gtFine" / split

@@ -175,7 +175,7 @@ def class_folders(split: Path) -> list[Path]:
     return [split / name for name in class_names(need_dir(split, "one folder per class"))]
 
 
-def verify(folder: Path, decode: int | None) -> dict[str, int]:
+def verify(folder: Path, n_decoded: int | None) -> dict[str, int]:
     """Checks the class folders of train and, if it exists, val; decodes some images.
 
     Returns counts; see `OfficialSet.verify`.
@@ -223,7 +223,7 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
             )
         # The release has 22 CMYK JPEGs and one PNG named .JPEG. `check_image` would refuse them,
         # but training decodes them correctly.
-        decode_some([f for f in images_of_split if not _is_cmyk_or_png(f)], decode)
+        decode_some([f for f in images_of_split if not _is_cmyk_or_png(f)], n_decoded)
         counts |= {f"{split}_classes": len(classes), f"{split}_images": len(images_of_split)}
     return counts
 

@@ -105,8 +105,8 @@ def _write_mask(mat: Path, target: Path) -> None:
     partial.replace(target)
 
 
-def verify(folder: Path, decode: int | None) -> dict[str, int]:
-    """Checks that listed images and their xml files or masks exist; reads `decode` of each list.
+def verify(folder: Path, n_decoded: int | None) -> dict[str, int]:
+    """Checks that listed images and their xml files or masks exist; reads `n_decoded` of each list.
 
     Returns counts; see `OfficialSet.verify`.
     """
@@ -117,10 +117,10 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
         need_files(devkit / year / "JPEGImages", (f"{n}.jpg" for n in names), split)
         xmls = [f"{n}.xml" for n in names]
         need_files(devkit / year / "Annotations", xmls, f"{year} {split}")
-        for xml in _evenly_spaced(xmls, decode):
+        for xml in _evenly_spaced(xmls, n_decoded):
             check_xml(devkit / year / "Annotations" / xml)
         counts[f"{year[3:]}_{split}_images"] = len(names)
-        decode_some((devkit / year / "JPEGImages" / f"{n}.jpg" for n in names), decode)
+        decode_some((devkit / year / "JPEGImages" / f"{n}.jpg" for n in names), n_decoded)
     *training_lists, test_list = (
         devkit / year / "ImageSets/Main" / f"{split}.txt" for year, split in DETECTION
     )
@@ -138,7 +138,7 @@ def verify(folder: Path, decode: int | None) -> dict[str, int]:
         names = _segmentation_ids(year, split)
         need_files(year / "JPEGImages", (f"{n}.jpg" for n in names), f"{split}.txt")
         need_files(masks, (f"{n}.png" for n in names), f"{split}.txt")
-        for name in _evenly_spaced(names, decode):
+        for name in _evenly_spaced(names, n_decoded):
             check_mask(masks / f"{name}.png", year / "JPEGImages" / f"{name}.jpg")
         counts[f"segmentation_{split}_images"] = len(names)
     train, val, aug = (set(_segmentation_ids(year, split)) for split in ("train", "val", "aug"))

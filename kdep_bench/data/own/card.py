@@ -57,11 +57,10 @@ def _images(files: list[Path], info: Mapping[Path, ImageInfo]) -> dict[str, Any]
 
 
 def _add_skipped(parts: DataParts, card: dict[str, Any]) -> None:
-    rows = [(card["pool"], parts.pool.passed_over)]
-    rows += [
-        (card["classify"]["splits"][s], f.listing.passed_over) for s, f in parts.classify.items()
-    ]
-    rows += [(card["segment"]["splits"][s], m.passed_over) for s, m in parts.segment.items()]
+    rows = [(card["pool"], parts.pool.skipped)]
+    rows += [(card["classify"]["splits"][s], f.listing.skipped) for s, f in parts.classify.items()]
+    rows += [(card["segment"]["splits"][s], m.skipped) for s, m in parts.segment.items()]
     for row, skipped in rows:
         if skipped:
+            # The key of data cards of all versions.
             row["passed_over"] = dict(sorted(skipped.items()))

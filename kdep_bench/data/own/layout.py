@@ -32,7 +32,7 @@ class Layout:
             self._add_row(place, self.info[file].sha256)
 
     def add_folder(
-        self, root: Path, names: Iterable[str], target: Path, *, is_complete: bool
+        self, root: Path, names: Iterable[str], target: Path, *, may_link_folder: bool
     ) -> None:
         """Adds the images of one folder.
 
@@ -40,13 +40,13 @@ class Layout:
             root: the user's folder.
             names: paths of its images, relative to `root`.
             target: the folder in the layout.
-            is_complete: whether `names` are all images that the readers of `target` would find in
-                `root`. If they are, and no image must be renamed or converted, the folder itself is
-                linked.
+            may_link_folder: whether `names` are all images that the readers of `target` would find
+                in `root`. The folder itself is then linked, unless an image must be renamed or
+                converted.
         """
         placed = {n: placed_name(n, self.info[root / n]) for n in names}
         is_unchanged = all(n == p and self.info[root / n].plain for n, p in placed.items())
-        if is_complete and is_unchanged:
+        if may_link_folder and is_unchanged:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(root, target_is_directory=True)
             for name in placed:

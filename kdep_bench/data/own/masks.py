@@ -35,7 +35,7 @@ class Masks:
         counts: [256] number of pixels by value, summed over all masks.
         hashes: SHA-256 of each mask that was read.
         without_image: number of masks that have no image in the split.
-        passed_over: number of skipped entries of the image folder, by reason (see `Listing`).
+        skipped: number of skipped entries of the image folder, by reason (see `Listing`).
     """
 
     images: Path
@@ -44,7 +44,7 @@ class Masks:
     counts: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     hashes: dict[Path, str] = field(default_factory=dict)
     without_image: int = 0
-    passed_over: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
 
 
 def find_all(config: DataConfig, faults: Faults) -> dict[str, Masks]:
@@ -83,7 +83,7 @@ def _pairs(images: Path, folder: Path, faults: Faults) -> Masks:
         KdepError: there is no image.
     """
     listing = list_images(images)
-    out = Masks(images, folder, passed_over=dict(listing.passed_over))
+    out = Masks(images, folder, skipped=dict(listing.skipped))
     by_mask: dict[str, str] = {}
     # Only masks of this listing, because the hash of the data covers no other files.
     listed_masks = set(list_images(folder).images)

@@ -1,4 +1,6 @@
-"""Stage `prepare` for a user's own data: reads all parts, lists their faults, writes the layout."""
+"""Stage `prepare` for a user's own data: checks all parts, then links the images.
+
+The output has the folders that the tasks' data sets expect (`layout.py`)."""
 
 from __future__ import annotations
 
@@ -110,19 +112,19 @@ def _check_allowed(parts: DataParts) -> None:
 
 
 def _lay_out(parts: DataParts, data: Path) -> str:
-    """Writes everything below `data`; returns the fingerprint."""
+    """Writes lists, labels and links to the images below `data`; returns the fingerprint."""
     faults, layout = Faults(), Layout(data, parts.info)
     pool = parts.pool
-    # Complete also if files were skipped: the readers of the pool skip the same files.
-    layout.add_folder(pool.root, pool.images, data / "pool" / "images", is_complete=True)
+    # The readers of the pool skip the same files, so the folder itself can be linked.
+    layout.add_folder(pool.root, pool.images, data / "pool" / "images", may_link_folder=True)
     if parts.labelled is not None:
         _write_labels(parts, data)
     for split, folders in parts.classify.items():
         names = [n for files in folders.classes.values() for n in files]
         # mmpretrain lists a linked folder itself, and could read files that are skipped here.
-        is_complete = not folders.listing.passed_over
+        may_link_folder = not folders.listing.skipped
         target = data / class_folders.FOLDER / split
-        layout.add_folder(folders.folder, names, target, is_complete=is_complete)
+        layout.add_folder(folders.folder, names, target, may_link_folder=may_link_folder)
     classes = boxes.class_names(parts.detect)
     for split, annotated in parts.detect.items():
         layout.add_images(boxes.write(split, annotated, classes, parts.info, data))
@@ -153,7 +155,7 @@ def _write_labels(parts: DataParts, data: Path) -> None:
 def _task_notes(
     parts: DataParts, card: Mapping[str, Any], shared: Mapping[str, list[str]]
 ) -> dict[str, list[str]]:
-    """Notes to show with the scores, by folder of the tasks that read the part.
+    """Notes to show with a task's scores: {folder of the data that the task reads: notes}.
 
     Args:
         parts: the data.
@@ -169,6 +171,7 @@ def _task_notes(
     if parts.segment:
         notes[masks.FOLDER] = masks.notes(parts.config, card["segment"])
         notes[masks.FOLDER] += masks.copy_notes(parts.segment, parts.config)
+    # Part of the data config -> its folder in the output.
     folders = {"classify": class_folders.FOLDER, "coco": boxes.FOLDER, "masks": masks.FOLDER}
     for part, sentences in shared.items():
         notes[folders[part]] = [*notes.get(folders[part], []), *sentences]

@@ -33,8 +33,8 @@ def p_less(est: Estimate, margin: float = 0.0) -> float:
 def best_set(scores: Mapping[Any, Values], sign: int = 1, level: float = LEVEL) -> set[Any]:
     """The names whose scores have the best mean or are not significantly worse.
 
-    Each of the k names is tested against the best mean by a one-sided paired t test at the level
-    (1 - level) / (k - 1). So the set contains the name with the best true mean with probability
+    Each of the k names is tested against the best mean by a one-sided paired t test with the
+    significance level (1 - level) / (k - 1), Bonferroni's correction for k - 1 tests. So the set contains the name with the best true mean with probability
     `level` (Gupta 1965; Hsu 1984, with Bonferroni's constant instead of Hsu's). Scores with fewer
     than two seed pairs in common with the best cannot be tested; their names are in the set.
 
@@ -64,7 +64,8 @@ def rank_intervals(
 ) -> dict[Any, tuple[int, int]]:
     """Name -> (best, worst) rank (1 = best) that paired tests with all other names do not exclude.
 
-    Each test is two-sided at the level (1 - level) / (k - 1), with k the number of names. The
+    Each test is two-sided with the significance level (1 - level) / (k - 1), with k the number of
+    names. The
     arguments are those of `best_set`.
     """
     names = [k for k, v in scores.items() if v]
@@ -98,7 +99,8 @@ def _negative(e: Estimate) -> Estimate:
 
 
 def mean_ranks(table: Mapping[Any, Sequence[float]], signs: Sequence[int]) -> dict[Any, float]:
-    """Row -> its rank (1 = best), averaged over the columns; equal scores have their mean rank.
+    """Row -> its rank (1 = best), averaged over the columns; rows with equal scores share the mean
+    of their ranks.
 
     Args:
         table: row -> one mean per column; every row has all columns.

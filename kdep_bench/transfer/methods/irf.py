@@ -1,14 +1,16 @@
-"""Image re-representation fine-tuning (IRF), the first step of OTA: a task's model from few images.
+"""Image re-representation fine-tuning (IRF): a task's model from few images.
+
+The first step of OTA (One to Transfer All, `ota.py`).
 
 L = L_task + w(t) * L_re, w(t) = weight * (1 - t), over the progress t of the training from 0 to 1
 
 L_re is a contrastive loss (NT-Xent, Chen et al., ICML 2020). Every image has two views, with
 different random patches masked. The loss of a view is the cross-entropy of finding the other view
 of the same image among all other views of the batch; the logits are the cosines of the projected
-features, divided by T. So the network first learns a new representation of the task's images,
-without labels, and is fitted to the labels at the end. The running statistics of BatchNorm are
-those of the images without masks: the model is evaluated on such images, and DIGG generates images
-that fit these statistics (`digg.py`).
+features, divided by T. It reads no labels. Its weight falls from `weight` to 0, so that the last
+steps train only the task's loss. The running statistics of BatchNorm are those of the images without
+masks: the model is evaluated on such images, and the second step of OTA, downstream-image-guided
+generation (DIGG, `digg.py`), generates images that fit these statistics.
 
 Re-implementation from the abstract of arXiv 2111.12386 alone, which states that IRF makes a
 task-specific model of any foundation model with few images of the task. The loss is not in the
@@ -40,8 +42,10 @@ class IRF(TransferMethod):
     """
 
     families = frozenset({"classification"})
-    single_process: ClassVar[bool] = True  # the views of one batch are compared
-    extra_trained: ClassVar[int] = 2
+    single_process: ClassVar[bool] = (
+        True  # otherwise views would be compared within a part of the batch
+    )
+    extra_trained_images: ClassVar[int] = 2  # the two masked views of an image
 
     def __init__(
         self,
@@ -86,7 +90,7 @@ def mask_patches(images: Tensor, masked: float, patch: int) -> Tensor:
 
 
 def contrast(features: Tensor, T: float) -> Tensor:
-    """NT-Xent of 2 B features; rows i and B + i are the views of image i. (B,): one per image."""
+    """(B,): NT-Xent of 2 B features, averaged over the two views of an image, rows i and B + i."""
     unit = F.normalize(features, dim=1)
     similarity = unit @ unit.T / T
     similarity = similarity.masked_fill(torch.eye(len(unit), device=unit.device).bool(), -torch.inf)

@@ -1,8 +1,10 @@
-"""OTA: a deployed classifier from few images of its task and a foundation model, without its data.
+"""One to Transfer All (OTA): a classifier to deploy, from few images of its task.
 
-1. IRF makes the task-specific model: the tuned teacher, with `transfer=dict(type=IRF)` in `teacher`
+It needs a foundation model, but not the data with which that model was trained.
+
+1. Image re-representation fine-tuning (IRF) makes the task-specific model: the tuned teacher, with `transfer=dict(type=IRF)` in `teacher`
    (`irf.py`).
-2. DIGG generates images, guided by the images of the task, through that teacher (`digg.py`).
+2. Downstream-image-guided generation (DIGG) makes images, guided by the images of the task, through that teacher (`digg.py`).
 3. The deployed student is trained on the task's images with their labels, and distilled from the
    teacher on the generated and on the task's images:
 
@@ -47,8 +49,8 @@ class OTA(TransferMethod):
 
     families = frozenset({"classification"})
     needs = frozenset({"tuned_teacher"})
-    single_process: ClassVar[bool] = True  # every process would generate all images
-    extra_trained: ClassVar[int] = 1
+    single_process: ClassVar[bool] = True  # otherwise every process would generate all images
+    extra_trained_images: ClassVar[int] = 1
     optimises_images: ClassVar[bool] = True
 
     def __init__(

@@ -63,8 +63,8 @@ class SSDA(TransferMethod):
     families = frozenset({"detection"})
     needs = frozenset({"target_images"})
     single_process: ClassVar[bool] = True  # processes would run different numbers of passes
-    extra_trained: ClassVar[int] = 2
-    extra_forward: ClassVar[int] = 1
+    extra_trained_images: ClassVar[int] = 2
+    extra_forward_images: ClassVar[int] = 1
 
     def __init__(
         self,
