@@ -80,8 +80,8 @@ def _add_forecast(p: argparse.ArgumentParser) -> None:
     throughput.add_argument(
         "--device-rate",
         metavar="RATE",
-        help="speed that the forecast assumes: TFLOP/s, or DEVICE.FORMAT:FRACTION of a device's peak, "
-        "e.g. a100.tf32:0.3",
+        help="speed that the forecast assumes: TFLOP/s, or DEVICE.FORMAT:FRACTION of a device's "
+        "peak, e.g. a100.tf32:0.3",
     )
     throughput.add_argument(
         "--measure-throughput",

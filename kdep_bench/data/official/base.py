@@ -40,8 +40,8 @@ class OfficialSet:
         counts: numbers of images and classes of the complete release; the result of `verify` must
             have the same values under these keys.
         verify: function (folder, n_decoded) that checks the files and returns counts; it raises
-            KdepError for the first fault. `n_decoded` is the number of images to decode, of each split
-            or (Caltech-256, CUB-200, DTD) of all splits together; None for all.
+            KdepError for the first fault. `n_decoded` is the number of images to decode, of each
+            split or (Caltech-256, CUB-200, DTD) of all splits together; None for all.
         tiny: function (folder, rng) that writes a tiny copy in the same format.
         convert: function (folder, progress) that creates files that are not in the archives, such
             as converted masks. It also runs if its output already exists.

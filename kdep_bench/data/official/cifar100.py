@@ -110,7 +110,7 @@ def read_split(folder: Path, split: str) -> tuple[np.ndarray, list[int], list[st
 
 
 def verify(folder: Path, n_decoded: int | None) -> dict[str, int]:
-    """Reads both splits in full (each is one file, so `n_decoded` has no effect); returns counts."""
+    """Reads both splits in full and returns counts; each is one file, so `n_decoded` is ignored."""
     counts = {}
     for split in ("train", "test"):
         images, _, names = read_split(folder, split)

@@ -34,9 +34,10 @@ def best_set(scores: Mapping[Any, Values], sign: int = 1, level: float = LEVEL) 
     """The names whose scores have the best mean or are not significantly worse.
 
     Each of the k names is tested against the best mean by a one-sided paired t test with the
-    significance level (1 - level) / (k - 1), Bonferroni's correction for k - 1 tests. So the set contains the name with the best true mean with probability
-    `level` (Gupta 1965; Hsu 1984, with Bonferroni's constant instead of Hsu's). Scores with fewer
-    than two seed pairs in common with the best cannot be tested; their names are in the set.
+    significance level (1 - level) / (k - 1), Bonferroni's correction for k - 1 tests. So the set
+    contains the name with the best true mean with probability `level` (Gupta 1965; Hsu 1984, with
+    Bonferroni's constant instead of Hsu's). Scores with fewer than two seed pairs in common with
+    the best cannot be tested; their names are in the set.
 
     Args:
         scores: name -> values by seed pair.
@@ -65,8 +66,7 @@ def rank_intervals(
     """Name -> (best, worst) rank (1 = best) that paired tests with all other names do not exclude.
 
     Each test is two-sided with the significance level (1 - level) / (k - 1), with k the number of
-    names. The
-    arguments are those of `best_set`.
+    names. The arguments are those of `best_set`.
     """
     names = [k for k, v in scores.items() if v]
     alpha = (1 - level) / max(1, len(names) - 1) / 2
@@ -99,8 +99,9 @@ def _negative(e: Estimate) -> Estimate:
 
 
 def mean_ranks(table: Mapping[Any, Sequence[float]], signs: Sequence[int]) -> dict[Any, float]:
-    """Row -> its rank (1 = best), averaged over the columns; rows with equal scores share the mean
-    of their ranks.
+    """Row -> its rank (1 = best), averaged over the columns.
+
+    Rows with equal scores in a column share the mean of their ranks.
 
     Args:
         table: row -> one mean per column; every row has all columns.

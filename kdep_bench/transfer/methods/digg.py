@@ -1,7 +1,7 @@
 """Downstream-image-guided generation (DIGG), the second step of One to Transfer All (OTA).
 
-It makes many images from a few images of the task. Each image x minimises this loss, which is computed with the tuned teacher T. The minimum is sought
-by Adam on the pixels:
+It makes many images from a few images of the task. Each image x minimises this loss, which is
+computed with the tuned teacher T. The minimum is sought by Adam on the pixels:
 
     statistics * S(x) + guide * ||f(x) - g||^2 / mean ||g||^2 + smooth * TV(x)
 

@@ -8,9 +8,9 @@ L_re is a contrastive loss (NT-Xent, Chen et al., ICML 2020). Every image has tw
 different random patches masked. The loss of a view is the cross-entropy of finding the other view
 of the same image among all other views of the batch; the logits are the cosines of the projected
 features, divided by T. It reads no labels. Its weight falls from `weight` to 0, so that the last
-steps train only the task's loss. The running statistics of BatchNorm are those of the images without
-masks: the model is evaluated on such images, and the second step of OTA, downstream-image-guided
-generation (DIGG, `digg.py`), generates images that fit these statistics.
+steps train only the task's loss. The running statistics of BatchNorm are those of the images
+without masks: the model is evaluated on such images, and the second step of OTA,
+downstream-image-guided generation (DIGG, `digg.py`), generates images that fit these statistics.
 
 Re-implementation from the abstract of arXiv 2111.12386 alone, which states that IRF makes a
 task-specific model of any foundation model with few images of the task. The loss is not in the
@@ -42,9 +42,8 @@ class IRF(TransferMethod):
     """
 
     families = frozenset({"classification"})
-    single_process: ClassVar[bool] = (
-        True  # otherwise views would be compared within a part of the batch
-    )
+    # With several processes, a view would be compared only with those of a part of the batch.
+    single_process: ClassVar[bool] = True
     extra_trained_images: ClassVar[int] = 2  # the two masked views of an image
 
     def __init__(

@@ -2,9 +2,10 @@
 
 It needs a foundation model, but not the data with which that model was trained.
 
-1. Image re-representation fine-tuning (IRF) makes the task-specific model: the tuned teacher, with `transfer=dict(type=IRF)` in `teacher`
-   (`irf.py`).
-2. Downstream-image-guided generation (DIGG) makes images, guided by the images of the task, through that teacher (`digg.py`).
+1. Image re-representation fine-tuning (IRF, `irf.py`) makes the task-specific model: the tuned
+   teacher, with `transfer=dict(type=IRF)` in `teacher`.
+2. Downstream-image-guided generation (DIGG, `digg.py`) makes images through that teacher, guided by
+   the images of the task.
 3. The deployed student is trained on the task's images with their labels, and distilled from the
    teacher on the generated and on the task's images:
 
