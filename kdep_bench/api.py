@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 import os
 import pprint
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -276,18 +277,19 @@ def extract_features(
     if batch < 1:
         raise KdepError(f"the batch is {batch}", expected="at least 1", fix="correct `batch`")
     if not isinstance(images, np.ndarray) or not len(images):
-        kind = "empty array" if isinstance(images, np.ndarray) else f"object of type {type(images)}"
+        is_array = isinstance(images, np.ndarray)
         raise KdepError(
-            f"the images are an {kind}",
+            f"the images are {'an empty array' if is_array else f'a {type(images).__name__}'}",
             expected="a NumPy array [N, H, W, 3], uint8",
-            fix="pass at least one image; join a list of images by np.stack, and convert a tensor "
-            "by .numpy()",
+            fix="pass at least one image"
+            if is_array
+            else "join a list of images by np.stack, or convert a tensor by .numpy()",
         )
     if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
         raise KdepError(
             f"the images are an array of shape {images.shape} and type {images.dtype}",
             expected="[N, H, W, 3], uint8",
-            fix="pass RGB images as bytes",
+            fix="pass RGB images with the channels last and values from 0 to 255",
         )
     network = backbone.backbone if isinstance(backbone, Pretrained) else backbone
     training_modes = {module: module.training for module in network.modules()}
@@ -442,9 +444,14 @@ def _run(suite: Path, work: Path, results: Path | None, show_progress: bool) -> 
     )
     if finished.returncode:
         lines = (finished.stderr + (finished.stdout or "")).strip().splitlines()
-        causes = [line for line in lines if "FAILED" in line or line.startswith("kdep-bench run: ")]
-        causes = [line.removeprefix("kdep-bench run: ") for line in causes or lines[-1:]]
-        raise KdepError(" ".join(causes) + f" (suite {suite}, exit code {finished.returncode})")
+        causes: list[str] = []
+        for line in lines:
+            is_cause = "FAILED" in line or line.startswith("kdep-bench run: ")
+            # An error of several faults has a line for each of them.
+            if is_cause or (causes and re.match(r"  (\d+\.|-|and) ", line)):
+                causes.append(line.removeprefix("kdep-bench run: "))
+        text = "\n".join(causes or lines[-1:])
+        raise KdepError(f"{text} (suite {suite}, exit code {finished.returncode})")
 
 
 def _load_with_content(suite: Path, work: Path) -> Any:

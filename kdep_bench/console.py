@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from kdep_bench.errors import file_fault
+
 FAILURE = 1  # exit code of the faults that this module reports
 _UTF8 = "PYTHONUTF8"  # environment variable of Python's UTF-8 mode
 _ACTIVATE = (
@@ -59,7 +61,7 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
         code = FAILURE
     except OSError as e:
         if _flush(sys.stdout) is None:  # the error is about a file, not about standard output
-            _print_error(_file_error(e))
+            _print_error(f"{Path(sys.argv[0]).stem}: {file_fault(e)}")
     except BaseException:
         _flush(sys.stdout)
         raise
@@ -98,14 +100,6 @@ def _print_message(self: argparse.ArgumentParser, message: str, file: Any = None
     """Replaces argparse's method, which ignores failed writes and exits with 0."""
     if message:
         (file or sys.stderr).write(message)
-
-
-def _file_error(e: OSError) -> str:
-    name = Path(sys.argv[0]).stem
-    return (
-        f"{name}: a file could not be written or read ({e}). Fix: free disk space or inodes "
-        "(see df -h and df -i), or correct the folder's permissions, then rerun the same command."
-    )
 
 
 def _end(code: Any) -> NoReturn:

@@ -64,7 +64,7 @@ def check_gpus(gpus: Sequence[str]) -> None:
             f"the stage was assigned GPU {', '.join(gpus)}, but torch {torch.__version__} finds "
             "no GPU",
             expected="an NVIDIA driver that fits the torch build",
-            fix="run tools/doctor.py for details, or run without GPUs: --gpus ''",
+            fix="run kdep-bench doctor for details, or run without GPUs: --gpus ''",
         )
 
 

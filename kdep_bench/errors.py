@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -11,6 +13,8 @@ from typing import Any
 # Control characters except tab and line feed. A file name with them could send escape sequences to
 # the terminal.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+MOST_NAMES = 40  # maximum number of valid names that an error lists
 
 # A full stop, also a doubled one, at the end; not an ellipsis, and not the paths "." and "..".
 _FULL_STOP = re.compile(r"(?<=[^\s./])\.{1,2}$")
@@ -21,7 +25,7 @@ class KdepError(Exception):
 
     `str(error)` is "<problem>; expected <expected>. Fix: <fix>.". Programs print it without a
     traceback and exit with a code other than 0. The attributes `expected` and `fix` are "" if they
-    are not given.
+    are not given. `faults` are the single errors of an error that lists several (see faults.py).
 
     Args:
         problem: what is wrong, as a clause that names the file or setting ("the file x.json
@@ -29,6 +33,8 @@ class KdepError(Exception):
         expected: what should be there instead; None if `problem` and `fix` already say so.
         fix: what to do about it, as an instruction ("download it again").
     """
+
+    faults: tuple[KdepError, ...] = ()
 
     def __init__(
         self, problem: str, *, expected: str | None = None, fix: str | None = None
@@ -93,6 +99,32 @@ def expected_text(fault: Mapping[str, Any]) -> str:
     return f"a number {text}" if is_limit else text
 
 
+# The fix for an OSError, by its error number.
+_FILE_FIXES = {
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT), "free disk space or inodes (see df -h and df -i)"
+    ),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "correct its permissions, or use another folder"),
+    errno.ENOENT: "correct the path, or restore the file",
+    errno.EROFS: "use a folder on a disk that is not read-only",
+    **dict.fromkeys(
+        (errno.ENOTDIR, errno.EEXIST), "use another folder (a part of this path is a file)"
+    ),
+    errno.EISDIR: "move this folder elsewhere: a file with its name is needed",
+}
+
+
+def file_fault(e: OSError) -> KdepError:
+    """The error for a file that a command could not read or write."""
+    has_path = isinstance(e.filename, str | bytes) and e.filename
+    path = f"the file {os.fsdecode(e.filename)}" if has_path else "a file"
+    default = "free disk space or inodes (see df -h and df -i), or correct the permissions"
+    return KdepError(
+        f"{path} could not be written or read ({e.strerror or e})",
+        fix=f"{_FILE_FIXES.get(e.errno or 0, default)}; then run the command again",
+    )
+
+
 def how_to_rebuild(folder: object) -> str:
     """The fix for a damaged stage directory `folder`: move it away, so that a run rebuilds it."""
     return f"move the folder {folder} out of the work dir and run the suite again, which writes it"
@@ -108,13 +140,14 @@ def unknown_name(
         name: the unknown name.
         valid: all valid names.
         place: where the name was found, such as "the budget".
-        fix: what to do; default: suggests up to three similar names, or lists all.
+        fix: what to do; default: suggests up to three similar names, or lists up to MOST_NAMES.
     """
     names = sorted(map(str, valid))
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     likeness = [difflib.SequenceMatcher(None, n, name).ratio() for n in near]
     # A name that is much less similar than the best one would only distract.
     near = [n for n, ratio in zip(near, likeness, strict=True) if ratio > max(likeness) - 0.2]
-    hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of: {', '.join(names)}"
+    choices = f"choose one of: {first_of(names, MOST_NAMES)}"
+    hint = f"did you mean {' or '.join(near)}?" if near else choices
     found_in = f" in {place}" if place else ""
     return KdepError(f"unknown {kind} {name!r}{found_in}", fix=fix or hint)

@@ -22,6 +22,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from kdep_bench import bounds
 from kdep_bench.errors import KdepError, expected_text, unknown_name
+from kdep_bench.faults import Faults
 
 ALIASES = {"svd": "kdep_bench.features.aligners.Svd"}
 # Base classes whose constructors have no arguments.
@@ -195,20 +196,26 @@ def check_arguments(config: Any, where: str, passed_by_stage: Collection[str] = 
         return
     args = {k: v for k, v in config.items() if k != "type"}
     name = path.rpartition(".")[2]
-    for key in args:
-        if key not in constructor.arguments and not constructor.accepts_any:
-            valid = constructor.arguments.keys() - set(passed_by_stage)
-            raise _unknown_argument(name, where, key, valid)
+    faults = Faults()
+    valid = constructor.arguments.keys() - set(passed_by_stage)
+    unknown = [] if constructor.accepts_any else [k for k in args if k not in constructor.arguments]
+    for key in unknown if valid else [", ".join(unknown)] * bool(unknown):
+        faults.add(_unknown_argument(name, where, key, valid))
     for arg in constructor.arguments.values():
         if arg.name in args:
-            check_value(arg.annotation, args[arg.name], f"{where} ({name})", arg.name)
-        elif arg.required and arg.name not in passed_by_stage:
-            raise KdepError(
-                f"{where} lacks the argument {arg.name!r} of {name}", fix="add it to the config"
-            )
+            with faults.collect():
+                check_value(arg.annotation, args[arg.name], f"{where} ({name})", arg.name)
+            continue
+        is_misspelt = difflib.get_close_matches(arg.name, unknown)  # and already reported
+        if arg.required and arg.name in valid and not is_misspelt:
+            problem = f"{where} lacks the argument {arg.name!r} of {name}"
+            faults.add(KdepError(problem, fix="add it"))
+    faults.raise_any(where)
 
 
-def check_type(config: Mapping[str, Any], where: str, base: str | None = None) -> None:
+def check_type(
+    config: Mapping[str, Any], where: str, base: str | None = None, kind_of_type: str = "class"
+) -> None:
     """Checks that the `type` of a config names a class or a function.
 
     A `type` is accepted if its module exists but has no source that could be read.
@@ -217,6 +224,7 @@ def check_type(config: Mapping[str, Any], where: str, base: str | None = None) -
         config: dict(type=..., ...).
         where: what the config is called in errors.
         base: dotted path of the class of which it must be a subclass; None for any class.
+        kind_of_type: "class" or "function", for errors.
 
     Raises:
         KdepError: there is no `type`, or it names nothing or a class of another kind.
@@ -232,7 +240,7 @@ def check_type(config: Mapping[str, Any], where: str, base: str | None = None) -
     if not names_something(path):
         raise KdepError(
             f"{where} has the type {path!r:.120}, which does not exist",
-            expected="the dotted path of a class",
+            expected=f"the dotted path of a {kind_of_type}",
             fix=f"correct `type` ({_near(path, base)})",
         )
     if base is not None and derives_from(path, base) is False:
@@ -267,8 +275,8 @@ def _unknown_argument(name: str, where: str, key: str, valid: Collection[str]) -
     hint = "an override that changes `type` also needs _delete_=True, or the old arguments stay"
     if not valid:
         return KdepError(
-            f"{where} gives {name} the argument {key!r}, but {name} has no arguments",
-            fix=f"remove it ({hint})",
+            f"{where} gives {name} arguments ({key}), but {name} has none",
+            fix=f"remove them ({hint})",
         )
     error = unknown_name("argument", key, valid, place=f"{where} ({name})")
     if error.fix.startswith("did you mean"):  # misspelt, not an argument of another type
@@ -565,7 +573,9 @@ def _near(path: str, base: str | None = None) -> str:
     tree = _tree(module) if module else None
     if tree is not None:
         classes = [n.name for n in tree.body if isinstance(n, ast.ClassDef) and n.name[0] != "_"]
-        return f"{module} defines {', '.join(classes) or 'no class'}"
+        functions = [n.name for n in tree.body if isinstance(n, ast.FunctionDef)]
+        public = [name for name in functions if not name.startswith("_")]
+        return f"{module} defines {', '.join(classes or public) or 'no class'}"
     similar = _similar_classes(name)
     if base is not None:
         similar = [p for p in similar if derives_from(resolve_alias(p), base)]

@@ -142,7 +142,8 @@ def test_a_file_system_error_prints_one_line() -> None:
         "run_main(lambda: open('/proc/none/x'))\""
     )
     assert code == 1
-    assert "could not be written or read" in output
+    assert "the file /proc/none/x could not be written or read" in output
+    assert "Fix: correct the path" in output
     assert "Traceback" not in output
 
 

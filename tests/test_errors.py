@@ -7,6 +7,7 @@ import pickle
 import pytest
 
 from kdep_bench.errors import KdepError, first_of, unknown_name
+from kdep_bench.faults import Faults
 
 
 @pytest.mark.parametrize(
@@ -86,3 +87,18 @@ def test_the_error_for_an_unknown_name_offers_similar_names_or_all():
     without_similar_name = unknown_name("method", "zzz", ["kdep", "at"])
     assert str(without_similar_name) == "unknown method 'zzz'. Fix: choose one of: at, kdep."
     assert unknown_name("method", "zzz", ["at"], fix="run --list").fix == "run --list"
+    many = unknown_name("model", "zzz", [f"net{i}" for i in range(1000)])
+    assert many.fix.endswith(" and 960 more")
+
+
+def test_an_error_of_several_faults_keeps_each_of_them():
+    inner, outer = Faults(), Faults()
+    for problem in ("a", "b"):
+        inner.add(KdepError(problem))
+    outer.add(KdepError("c"))
+    with outer.collect():
+        inner.raise_any("x")
+    error = outer.error("the suite")
+    assert error is not None
+    assert str(error) == "the suite has 3 faults:\n  1. c.\n  2. a.\n  3. b."
+    assert [fault.problem for fault in error.faults] == ["c", "a", "b"]

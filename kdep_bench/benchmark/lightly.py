@@ -50,7 +50,8 @@ def check(venv: Path, prepared: Path, images: int) -> None:
         raise KdepError(
             f"{prepared} has no folder {POOL}",
             expected="a finished `prepare` stage of `pocket`",
-            fix="run `make pocket` and give its `prepare` stage, a folder in work_dirs/pocket",
+            fix="run: kdep-bench run pocket --only prepare, and give its folder "
+            "work_dirs/prepare-pocket-... as --prepared",
         )
     n_images = sum(p.is_file() for p in (prepared / POOL).rglob("*"))
     if images > n_images or images % BATCH:

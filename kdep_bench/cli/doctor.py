@@ -254,7 +254,8 @@ def check_unpacking(folder: Path) -> Iterator[Finding]:
             "fault",
             f"data set {folder.name}",
             f"the unpacking of an archive was interrupted: the temporary file {temporary_file} "
-            f"exists. Fix: run kdep-bench data {folder.name} again; it resumes there.",
+            f"exists. Fix: run: kdep-bench data {folder.name} --root {folder.parent}; it resumes "
+            "there.",
         )
 
 
@@ -334,7 +335,7 @@ def main(argv: list[str] | None = None) -> int:
     p = parser()
     args = p.parse_args(argv)
     if args.decode != "all" and not args.decode.isdigit():
-        p.error("--decode must be a number or 'all'")
+        p.error(f"--decode is {args.decode!r}; expected a number, or 'all'. Fix: correct --decode")
     n_decoded = None if args.decode == "all" else int(args.decode)
 
     checks = [

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdep_bench.cli.parser import Parser
-from kdep_bench.data.listing import shown
+from kdep_bench.data.listing import count_images, shown
 from kdep_bench.errors import KdepError
+from kdep_bench.faults import Faults
 from kdep_bench.files import safe_name, write_atomic
 from kdep_bench.paths import OUTPUT
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 SAMPLES = 51_200  # images seen in pre-training, as in `methods_pocket`: 800 steps of BATCH images
 BATCH = 64  # images per step
+_FINE_TUNE_BATCH = 32  # images per step of the task `pocket_finetune`
 MAX_EPOCHS = 200
 VIEWS = 2  # views per image
 WIDTH = 90  # largest length of a line of the written file, not counting the key before a value
@@ -122,11 +124,15 @@ def write_suite(
             f"{path} already exists", fix="choose another name with --name, or edit that file"
         )
     _check_utf8(root)
+    faults, width = Faults(), 0
+    with faults.collect():
+        width = int(resolve("student", student)["width"])
+    with faults.collect():
+        resolve("teacher", teacher)
+    faults.raise_any("the command")
     discovery = discover(root, classes_of_boxes)
     for place in _paths(discovery):
         _check_utf8(place)
-    width = int(resolve("student", student)["width"])
-    resolve("teacher", teacher)
     suite = suite_config(discovery, suite_name, teacher, student, width)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, _text(discovery, suite, path))
@@ -235,7 +241,13 @@ def _tasks(discovery: Discovery, name: str) -> list[dict[str, Any]]:
             tasks.append(
                 dict(base="pocket_probe", name=f"{name}_probe", chance=None, recipe=recipe)
             )
-        tasks.append(dict(base="pocket_finetune", name=f"{name}_finetune", chance=None))
+        fine_tune: dict[str, Any] = dict(
+            base="pocket_finetune", name=f"{name}_finetune", chance=None
+        )
+        images = count_images(discovery.classify["train"], _FINE_TUNE_BATCH)
+        if images < _FINE_TUNE_BATCH:
+            fine_tune["recipe"] = dict(batch=images)  # a training step needs a whole batch
+        tasks.append(fine_tune)
     if discovery.coco:
         tasks.append(dict(base="pocket_det", name=f"{name}_det"))
     if discovery.masks:

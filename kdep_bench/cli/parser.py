@@ -8,6 +8,7 @@ import re
 from typing import Any, NoReturn
 
 from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.faults import Faults
 
 _TYPES = {"int": "an integer", "float": "a number"}
 
@@ -29,7 +30,12 @@ class Parser(argparse.ArgumentParser):
         """As in argparse; prints an error and exits with 2 if an argument is wrong."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            self.error(str(self._unknown(unknown[0])))
+            # A value after an unknown option belongs to this option, and is no fault of its own.
+            options = [argument for argument in unknown if argument.startswith("-")]
+            faults = Faults()
+            for argument in options or unknown:
+                faults.add(self._unknown(argument))
+            self.error(str(faults.error("the command")))
         return parsed
 
     def error(self, message: str) -> NoReturn:

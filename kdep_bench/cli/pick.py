@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdep_bench.cli.parser import Parser
 from kdep_bench.errors import KdepError
+from kdep_bench.faults import Faults
 from kdep_bench.results.teacher_measures import EXPLAINED_VARIANCE, MEASURES, PICKER, choice
 
 if TYPE_CHECKING:
@@ -124,7 +125,11 @@ def _teachers(args: argparse.Namespace) -> tuple[list[dict[str, Any]], int | Non
     """
     from kdep_bench.suite.config import resolve
 
-    configs, width, left_out = [resolve("teacher", name) for name in args.teachers], args.width, []
+    configs, width, left_out, faults = [], args.width, [], Faults()
+    for name in args.teachers:
+        with faults.collect():
+            configs.append(resolve("teacher", name))
+    faults.raise_any("the command")
     if closed := _black_boxes(configs):
         raise KdepError(
             f"only class probabilities of {', '.join(closed)} can be read",

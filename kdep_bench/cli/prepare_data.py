@@ -75,7 +75,10 @@ def main(argv: list[str] | None = None) -> int:
     args = p.parse_args(argv)
     n_actions = args.list + (args.what is not None) + (args.verify is not None)
     if n_actions != 1:
-        p.error("give one of: SET with --root, CONFIG with --out, --verify DATA, --list")
+        p.error(
+            f"{'several actions were' if n_actions else 'no action was'} given. Fix: give one of: "
+            "SET with --root, CONFIG with --out, --verify DATA, --list"
+        )
     try:
         if args.list:
             return _list()
@@ -83,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
             return _verify(args.verify)
         if args.what.endswith(".py"):
             if not args.out:
-                p.error("a config needs --out, the folder to write to")
+                p.error("a config needs an output folder. Fix: add --out DIR")
             return _prepare(Path(args.what), args.out)
         _refuse_folder(args.what)
         return _official(args)
@@ -210,7 +213,7 @@ def _prepare(config: Path, out: Path) -> int:
     """Generates the pocket data of a config."""
     from kdep_bench.data.pocket import prepare
     from kdep_bench.suite.config import read_config
-    from kdep_bench.suite.methods import UNPREPARED_KEYS, without
+    from kdep_bench.suite.known_data import prepared_spec
 
     if not config.is_file():
         raise KdepError(f"the config {config} does not exist", fix="give a file in configs/data")
@@ -226,7 +229,7 @@ def _prepare(config: Path, out: Path) -> int:
             fix="prepare official data sets by name (kdep-bench data --list shows the names); your "
             "own data needs no preparation",
         )
-    outputs = prepare(without(spec, UNPREPARED_KEYS), {}, out, _print_progress)
+    outputs = prepare(prepared_spec(spec), {}, out, _print_progress)
     print()
     for note in outputs["notes"]:
         print(f"note: {note}")

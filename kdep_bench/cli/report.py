@@ -131,12 +131,23 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def _count(folders: list[str]) -> str:
+    """The number of results folders, for an error."""
+    return f"{len(folders) or 'no'} results folder{'s' * (len(folders) != 1)}"
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     p = parser()
     args = p.parse_args(argv)
     if bool(args.what) == bool(args.index):
-        p.error("give either results folders or --index RESULTS")
+        both = bool(args.what)
+        p.error(
+            "results folders and --index cannot be used together. Fix: remove one of them"
+            if both
+            else "no results folder was given. Fix: add one, such as results/pocket, or --index "
+            "RESULTS for a page that lists all suites"
+        )
     if args.seeds_needed and (args.suite or not args.what or args.what[0] in ("diff", "validate")):
         p.error("--seeds-needed works only with results folders, without --suite, diff or validate")
     try:
@@ -155,19 +166,25 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if args.what[0] == "diff":
             if len(args.what) != 3:
-                p.error("diff takes two results folders")
+                p.error(f"diff got {_count(args.what[1:])}. Fix: write diff OLD NEW")
             from kdep_bench.results.report.diff import diff
 
             print(diff(Path(args.what[1]), Path(args.what[2]), args.suite))
             return 0
         if args.what[0] == "validate":
             if len(args.what) != 2:
-                p.error("validate takes one results folder")
+                p.error(f"validate got {_count(args.what[1:])}. Fix: write validate FOLDER")
             if bool(args.join) != bool(args.name) or (args.join and args.against):
-                p.error("--join needs --name, and does not allow --against")
+                p.error(
+                    "--join works only with --name and without --against. Fix: "
+                    + ("remove --against" if args.join and args.against else "give both")
+                )
             return _validate(args)
         if args.join or args.against or args.name or args.other_budgets:
-            p.error("--against, --join, --name and --other-budgets work only with validate")
+            p.error(
+                "--against, --join, --name and --other-budgets work only with validate. Fix: "
+                f"write validate before the folder: validate {args.what[0]}"
+            )
         if args.seeds_needed:
             from kdep_bench.results.report.seeds_table import tables
 

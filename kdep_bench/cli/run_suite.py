@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TextIO
 from kdep_bench.cli import run_suite_output as output
 from kdep_bench.cli.run_suite_arguments import check_arguments, parser, selected_gpus
 from kdep_bench.engine import select
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, file_fault
 from kdep_bench.paths import OUTPUT
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # an OSError that is not about a disk
         raise
     except OSError as e:
-        print(f"kdep-bench run: {output.disk_fault(e)}", file=sys.stderr)
+        print(f"kdep-bench run: {file_fault(e)}", file=sys.stderr)
         return 1
 
 
@@ -310,6 +310,8 @@ def _collect(
         f"records: {counts['ok']} ok, {counts['failed']} failed, {counts['missing']} missing, "
         f"{counts['written']} written; tables in {results}"
     )
+    if moved := counts.get("superseded"):
+        print(f"{moved} records of runs that the suite does not plan are in {results}/superseded")
     if probes := counts.get("probes"):
         print(
             f"probes: {probes['ok']} ok, {probes['failed']} failed, {probes['missing']} missing, "

@@ -10,6 +10,7 @@ from typing import Any
 from kdep_bench.cli.parser import Parser
 from kdep_bench.engine import machine
 from kdep_bench.errors import KdepError
+from kdep_bench.faults import Faults
 
 EPILOG = """Configs are executed as Python code: read other people's configs before running them.
 Exit codes: 0 all done, 1 a stage failed, 2 wrong config or argument, 130 or 143 interrupted."""
@@ -169,35 +170,40 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Raises KdepError for values out of range, and for options that contradict each other."""
     from kdep_bench.engine.cluster import check_executor
 
+    faults = Faults()
     for name, smallest in (("jobs", 1), ("retry", 0)):
         value = getattr(args, name)
         if value is not None and value < smallest:
-            raise KdepError(
-                f"--{name} is {value}", expected=f"{smallest} or more", fix=f"correct --{name}"
+            expected = f"{smallest} or more"
+            faults.add(
+                KdepError(f"--{name} is {value}", expected=expected, fix=f"correct --{name}")
             )
     # --list was handled before, so only --dry-run is left.
     if args.json and not args.dry_run:
-        raise KdepError("--json works only with --dry-run or --list", fix="add one of them")
-    check_executor(args.executor)
-    _check_budget(args)
+        faults.add(KdepError("--json works only with --dry-run", fix="add --dry-run"))
+    with faults.collect():
+        check_executor(args.executor)
+    _check_budget(args, faults)
+    faults.raise_any("the command")
 
 
-def _check_budget(args: argparse.Namespace) -> None:
+def _check_budget(args: argparse.Namespace, faults: Faults) -> None:
+    """Adds faults of the options of the forecast to `faults`."""
     budget = args.budget_hours
     if budget is not None and not 0 < budget < math.inf:
-        raise KdepError(
-            f"--budget-hours is {budget:g}",
-            expected="a positive number",
-            fix="correct --budget-hours",
+        faults.add(
+            KdepError(
+                f"--budget-hours is {budget:g}",
+                expected="a positive number",
+                fix="correct --budget-hours",
+            )
         )
     if args.fit_budget and budget is None:
-        raise KdepError("--fit-budget needs --budget-hours", fix="add --budget-hours H")
+        faults.add(KdepError("--fit-budget needs --budget-hours", fix="add --budget-hours HOURS"))
     for name in ("device_rate", "measure_throughput", "count_flops"):
         if getattr(args, name) and not args.dry_run and budget is None:
-            option = "--" + name.replace("_", "-")
-            raise KdepError(
-                f"{option} works only with --dry-run or --budget-hours", fix="add one of them"
-            )
+            problem = f"--{name.replace('_', '-')} works only with --dry-run or --budget-hours"
+            faults.add(KdepError(problem, fix="add one of them"))
 
 
 def selected_gpus(args: argparse.Namespace) -> tuple[str, ...]:

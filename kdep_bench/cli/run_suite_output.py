@@ -188,12 +188,3 @@ def summarise(plan: Plan, statuses: Mapping[str, Status], outcome: Outcome, comm
         print(f"interrupted; finished stages are kept. Resume with: {command}", file=sys.stderr)
         return 128 + outcome.signal
     return 0 if outcome.ok else 1
-
-
-def disk_fault(e: OSError) -> KdepError:
-    """The error to print for an OSError: the work dir or results folder cannot be used."""
-    return KdepError(
-        f"a file could not be written or read ({e})",
-        fix="free disk space or inodes (see df -h and df -i), or correct the folder's "
-        "permissions, then rerun the same command; finished stages are kept",
-    )

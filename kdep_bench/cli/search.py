@@ -58,7 +58,9 @@ def main(argv: list[str] | None = None) -> int:
     p = parser()
     args = p.parse_args(argv)
     if not args.search and args.replay is None:
-        p.error("give the name of a search (kdep-bench searches lists them), or --replay LOG")
+        p.error(
+            "no search was given. Fix: add a name (kdep-bench searches lists them), or --replay LOG"
+        )
     try:
         return _replay(args) if args.replay is not None else _run(args)
     except KdepError as e:

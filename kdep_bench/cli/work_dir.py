@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     p = parser()
     args = p.parse_args(argv)
     if args.delete and not args.gc:
-        p.error("--delete requires --gc")
+        p.error("--delete works only with --gc. Fix: add --gc")
     try:
         return _run(args)
     except KdepError as e:

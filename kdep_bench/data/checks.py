@@ -32,6 +32,7 @@ IGNORE = 255  # train id of pixels that are ignored in training and in the score
 _ORIENTATION = 0x0112  # number of the EXIF tag
 _EIGHT_BIT = {"RGB", "L", "P"}
 _FETCH = "copy or download it again"
+_PREPARE_AGAIN = "run the suite again with --verify: it prepares missing or damaged data again"
 
 
 class ImageFormat(NamedTuple):
@@ -100,7 +101,7 @@ def check_upright(path: str | Path) -> None:
 
 def _check_bytes(path: Path) -> None:
     if not path.is_file():
-        raise KdepError(f"the image {path} does not exist", fix="check the data root")
+        raise KdepError(f"the image {path} does not exist", fix="restore it, or correct its path")
     try:
         is_empty = path.stat().st_size == 0
         with path.open("rb") as f:
@@ -266,7 +267,7 @@ def _check_coco_images(
 ) -> int:
     if not folder.is_dir():
         raise KdepError(
-            f"the image folder {folder} of {json_path} does not exist", fix="check the data root"
+            f"the image folder {folder} of {json_path} does not exist", fix=_PREPARE_AGAIN
         )
     names = [str(image.get("file_name")) for image in images]
     missing = [name for name in names if not (folder / name).is_file()]
@@ -274,7 +275,7 @@ def _check_coco_images(
         raise KdepError(
             f"{len(missing)} of {len(images)} images named in {json_path} are not in {folder}, "
             f"the first is {missing[0]}",
-            fix="check the image folder and that the download is complete",
+            fix=_PREPARE_AGAIN,
         )
     count = len(images) if n_decoded is None else min(n_decoded, len(images))
     for image in images[:count]:
@@ -295,6 +296,7 @@ def check_segmentation(
     splits: Sequence[str] = ("train", "val", "test"),
     mask_suffix: str = "_gtFine_labelTrainIds.png",
     limit: int | None = None,
+    fix: str = _PREPARE_AGAIN,
 ) -> dict[str, int]:
     """Checks images and masks in the Cityscapes layout.
 
@@ -307,6 +309,7 @@ def check_segmentation(
         splits: names of the splits to check.
         mask_suffix: end of the mask's file name, where an image has "_leftImg8bit.png".
         limit: number of pairs to check per split; None: all.
+        fix: the fix of the error about a split without images.
 
     Returns:
         {split: number of pairs checked}.
@@ -325,7 +328,7 @@ def check_segmentation(
                 f"the folder {images} contains no *_leftImg8bit.png",
                 expected="a Cityscapes tree: leftImg8bit/<split>/<city>/ and "
                 "gtFine/<split>/<city>/",
-                fix="check the data root",
+                fix=fix,
             )
         _check_pairs(names, _stems(masks, mask_suffix), images, masks, mask_suffix)
         chosen = sorted(names)[:limit]
@@ -376,7 +379,7 @@ def _check_mask(path: Path, image: ImageFormat, num_classes: int) -> None:
             f"the mask {path} contains the values {wrong[:12]}, which look like labelIds instead "
             "of trainIds",
             expected=f"0..{num_classes - 1} and {IGNORE}",
-            fix="use the *_labelTrainIds.png files, or correct num_classes",
+            fix="use the *_labelTrainIds.png files, or correct `classes` in the task's recipe",
         )
 
 
@@ -408,7 +411,7 @@ def check_image_folder(
         raise KdepError(
             f"the image folder {root} does not exist",
             expected="a folder of class folders",
-            fix="check the data root",
+            fix=_PREPARE_AGAIN,
         )
     expected = _expected_classes(root, classes)
     counts = {}
@@ -434,13 +437,13 @@ def _expected_classes(root: Path, classes: Iterable[str] | None) -> list[str]:
         raise KdepError(
             f"the folder {root} has no class folders",
             expected="one folder per class",
-            fix="check the data root, or move the images into one folder per class",
+            fix=_PREPARE_AGAIN,
         )
     for name in expected:
         if name not in present:
             raise KdepError(
                 f"the class folder {root / name} is missing (classes: {expected})",
-                fix="add it, or correct the classes",
+                fix=_PREPARE_AGAIN,
             )
     if extra := sorted(set(present) - set(expected)):
         raise KdepError(

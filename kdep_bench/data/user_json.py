@@ -39,7 +39,8 @@ def read_user_json(path: str | Path) -> Any:
     except UnicodeDecodeError as e:
         raise KdepError(
             f"the file {path} is not UTF-8 text (byte {e.start})",
-            fix="export it again as UTF-8, or convert it: iconv -f LATIN1 -t UTF-8",
+            fix="export it again as UTF-8, or convert it: iconv -f LATIN1 -t UTF-8 "
+            f"{path} > new.json",
         ) from None
     except OSError as e:
         raise KdepError(

@@ -1,6 +1,6 @@
 """The work dir's list of the results folders that use its stages.
 
-`<work>/.cited_by/` has one small file per results folder. Pruning (`tools/work_dir.py --gc`) reads
+`<work>/.cited_by/` has one small file per results folder. Pruning (`kdep-bench clean`) reads
 these files and keeps the stages that the results cite, also if the results folder is not named on
 the command line.
 """
@@ -66,7 +66,7 @@ def register(work: Path, results: Path) -> None:
         raise KdepError(
             f"the work dir {work} cannot store that {results} uses its stages ({e.strerror})",
             fix=f"make {note.parent} writable; until then pass --results-dir {results} to "
-            "`tools/work_dir.py --gc`",
+            "`kdep-bench clean`",
         ) from None
 
 

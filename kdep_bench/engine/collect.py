@@ -8,6 +8,7 @@ This module reruns and averages nothing.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -64,7 +65,8 @@ def collect(
 
     Returns:
         {'ok', 'failed', 'missing', 'written': numbers of records; 'probes': the same numbers for
-        probe records, if the suite has probes; 'report': result of `results.build`, if tables were
+        probe records, if the suite has probes; 'superseded': number of records that were moved to
+        that folder, if any; 'report': result of `results.build`, if tables were
         built}.
     """
     from kdep_bench import results as results_package
@@ -81,6 +83,8 @@ def collect(
     is_card_new = _write_card(suite, plan, chains, results)
     probes = collect_probes(suite, chains, results, SUPERSEDED)
     out: Json = dict(counts)
+    if n_superseded:
+        out["superseded"] = n_superseded
     if plan.probes:
         out["probes"] = probes
     if (
@@ -148,9 +152,19 @@ def _collect_run(
 
 
 def check_folder(results: Path, suite: str) -> None:
-    """Raises KdepError for a results folder of another suite, whose records would be moved."""
+    """Raises KdepError for a results folder that cannot be written, or is of another suite.
+
+    The records of the other suite would be moved.
+    """
     from kdep_bench.results.records import record, store
 
+    existing = next(p for p in (results, *results.parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        fault = "is not writable" if existing.is_dir() else "is a file"
+        raise KdepError(
+            f"the results folder {results} cannot be written, because {existing} {fault}",
+            fix="choose another folder with --results-dir",
+        )
     for path in sorted(store.records_dir(results).glob("*.json")):
         try:
             recorded_suite = record.load(path).suite
@@ -160,7 +174,7 @@ def check_folder(results: Path, suite: str) -> None:
             raise KdepError(
                 f"the folder {results} has the records of the suite {recorded_suite!r}",
                 expected=f"a new folder, or one of the suite {suite!r}",
-                fix="choose another results folder",
+                fix="choose another folder with --results-dir",
             )
         return
 

@@ -89,7 +89,7 @@ def _run(setting: Setting, measurements: Measurements) -> None:
             raise KdepError(
                 f"{REFERENCE} has {len(cpu_scores)} scores of {method} on {task}",
                 expected="two or more",
-                fix="run tools/run_suite.py gpu_check_reference on a CPU",
+                fix="run: kdep-bench run gpu_check_reference on a CPU",
             )
         low, high = prediction_interval(cpu_scores)
         measurements.claim(

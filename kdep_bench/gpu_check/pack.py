@@ -154,7 +154,7 @@ def _add_data(folder: Path, repo: Path) -> None:
         raise KdepError(
             f"{REFERENCE} has no records",
             expected="the scores of the suite on a CPU",
-            fix="run tools/run_suite.py gpu_check_reference",
+            fix="run: kdep-bench run gpu_check_reference",
         )
     shutil.copytree(REFERENCE, folder / "results" / REFERENCE.name)
     command = [sys.executable, str(repo / "tools/run_suite.py"), SUITE, "--plain"]
@@ -165,5 +165,5 @@ def _add_data(folder: Path, repo: Path) -> None:
     if result.returncode:
         raise KdepError(
             f"the data of the suite {SUITE} could not be prepared: {result.stderr.strip()[-300:]}",
-            fix="run tools/run_suite.py gpu_check --only prepare and read its error",
+            fix="run: kdep-bench run gpu_check --only prepare and read its error",
         )

@@ -70,7 +70,7 @@ def activation_module(backbone: nn.Module, tap: str) -> nn.Module:
                 f"the last activation of the backbone {kind} is not known",
                 expected=f"one of {sorted(LAST_ACTIVATION)}",
                 fix="set `tap=` in the student config to the module path of its last activation "
-                "(tools/make_student.py finds it)",
+                "(kdep-bench student finds it)",
             )
         path = LAST_ACTIVATION[kind](backbone)
     try:

@@ -47,7 +47,7 @@ def check_budget(
     batch, epochs = budget["batch"], budget["epochs"]
     if batch > images:
         or_fraction = ""
-        if share < 1 and pool >= batch:
+        if share < 1 and pool > batch:
             fraction = math.ceil(1000 * batch / pool) / 1000
             or_fraction = f", or use a data fraction of {fraction:g} or more"
         epochs_per_step = batch / max(images, 1)

@@ -88,7 +88,7 @@ def _timm(model: str, px: int) -> dict[str, Any]:
             return config
     raise KdepError(
         f"timm's {model} does not run on images of {px} px ({fault})",
-        fix="choose another size or student",
+        fix="choose another size (--px) or another student",
     )
 
 
@@ -236,7 +236,7 @@ def check_pyramid(student: Mapping[str, Any], net: nn.Module) -> None:
             f"the levels of {student['name']} have the shapes {shapes} for an image of "
             f"{height}x{width} pixels",
             expected=f"{expected}, as in its `pyramid`",
-            fix="correct `pyramid` in the student config; tools/make_student.py measures it",
+            fix="correct `pyramid` in the student config; kdep-bench student measures it",
         )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from kdep_bench.data.given_files import CONTENT
 from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.faults import Faults
 from kdep_bench.objectives.levels import depths_of
 from kdep_bench.objectives.roles import FROM_TEACHER
 from kdep_bench.schedules.build import as_schedule
@@ -78,14 +79,19 @@ def check_optimizer(config: Json, where: str) -> None:
     kind = config.get("type")
     if not isinstance(kind, str):
         raise KdepError(f"{where} has no `type`", fix="add it, for example type='SGD'")
-    if "lr" not in config:
-        for name in config.keys() & _OTHER_LR_NAMES:
-            raise KdepError(f"{where} has {name!r} but no `lr`", fix="rename it to lr")
-        raise KdepError(f"{where} has no learning rate `lr`", fix="add it, for example lr=0.1")
+    faults = Faults()
+    other_names = [] if "lr" in config else sorted(config.keys() & _OTHER_LR_NAMES)
+    if other_names:
+        faults.add(KdepError(f"{where} has {other_names[0]!r} but no `lr`", fix="rename it to lr"))
+    elif "lr" not in config:
+        problem = f"{where} has no learning rate `lr`"
+        faults.add(KdepError(problem, fix="add it, for example lr=0.1"))
     if "params" in config:
-        raise KdepError(
-            f"{where} has `params`, the parameters to train, which the training sets",
-            fix="remove it",
+        faults.add(
+            KdepError(
+                f"{where} has `params`, the parameters to train, which the training sets",
+                fix="remove it",
+            )
         )
     path = optimizer_path(kind)
     known_optimizers = torch_optimizers()
@@ -93,16 +99,24 @@ def check_optimizer(config: Json, where: str) -> None:
         raise unknown_name("optimizer type", kind, known_optimizers, place=where)
     if path is None:
         check_type(config, where)
+    arguments = {k: v for k, v in config.items() if k not in other_names and k != "params"}
     for name, annotation in _OPTIMIZER_RANGES.items():
         if name in config:
-            check_value(annotation, config[name], where, name)
-    betas = config.get("betas")
+            try:
+                check_value(annotation, config[name], where, name)
+            except KdepError as fault:
+                faults.add(fault)
+                del arguments[name]  # it would be reported again below
+    betas = arguments.pop("betas", None)
     if betas is not None:
-        check_value("list", betas, where, "betas")
-        for beta in betas:
-            check_value("BelowOne", beta, where, "betas")
+        with faults.collect():
+            check_value("list", betas, where, "betas")
+            for beta in betas:
+                check_value("BelowOne", beta, where, "betas")
     if path is not None:
-        check_arguments({**config, "type": path}, where, passed_by_stage=("params",))
+        with faults.collect():
+            check_arguments({**arguments, "type": path}, where, passed_by_stage=("params",))
+    faults.raise_any(where)
     if config.get("nesterov") and (not config.get("momentum") or config.get("dampening")):
         raise KdepError(
             f"{where} has nesterov=True with momentum={config.get('momentum', 0)} and "

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.faults import Faults
 from kdep_bench.results.claims.schema import Claim, Side, make_claim, pick, with_epochs
 from kdep_bench.results.teacher_measures import PROBED
 from kdep_bench.suite.config import names
@@ -81,7 +82,7 @@ def check_claims(
     families: Iterable[str],
     probes: Iterable[str] = (),
 ) -> None:
-    """Raises KdepError for the first claim that these rows cannot test.
+    """Raises KdepError for claims that these rows cannot test.
 
     Args:
         claims: the claims' configs.
@@ -91,31 +92,38 @@ def check_claims(
     """
     all_rows, known_families = sorted(set(rows)), sorted(set(families))
     probe_names = set(probes)
+    faults = Faults()
     for fields in claims:
-        claim = make_claim(fields)
-        if not all_rows:
-            raise KdepError(
-                f"the suite has the claim {claim.name!r}, but no task or no method to test it",
-                fix="add `tasks` and `methods` to the suite, or remove its claims",
-            )
-        for family in claim.families or ():
-            if family not in known_families:
-                raise unknown_name(
-                    "task family", family, known_families, place=f"the claim {claim.name!r}"
-                )
-        check_claim = {
-            "difference": _check_difference,
-            "efficiency": _check_efficiency,
-            "rank_correlation": _check_rank_correlation,
-        }[claim.kind]
-        check_claim(claim, all_rows)
-        measured = isinstance(claim.by, str) and claim.by in PROBED
-        if measured and TEACHER_PROBE not in probe_names:
-            raise KdepError(
-                f"the claim {claim.name!r} ranks teachers by their {claim.by}, which the probe "
-                f"{TEACHER_PROBE!r} measures, but the suite does not have this probe",
-                fix=f"add {TEACHER_PROBE!r} to the suite's `probes`, or change `by` of the claim",
-            )
+        with faults.collect():
+            _check_claim(make_claim(fields), all_rows, known_families, probe_names)
+    faults.raise_any("the suite")
+
+
+def _check_claim(
+    claim: Claim, all_rows: list[PlannedRow], families: list[str], probes: set[str]
+) -> None:
+    """Raises KdepError if these rows cannot test a claim; see `check_claims`."""
+    if not all_rows:
+        raise KdepError(
+            f"the suite has the claim {claim.name!r}, but no task or no method to test it",
+            fix="add `tasks` and `methods` to the suite, or remove its claims",
+        )
+    for family in claim.families or ():
+        if family not in families:
+            raise unknown_name("task family", family, families, place=f"the claim {claim.name!r}")
+    check_claim = {
+        "difference": _check_difference,
+        "efficiency": _check_efficiency,
+        "rank_correlation": _check_rank_correlation,
+    }[claim.kind]
+    check_claim(claim, all_rows)
+    measured = isinstance(claim.by, str) and claim.by in PROBED
+    if measured and TEACHER_PROBE not in probes:
+        raise KdepError(
+            f"the claim {claim.name!r} ranks teachers by their {claim.by}, which the probe "
+            f"{TEACHER_PROBE!r} measures, but the suite does not have this probe",
+            fix=f"add {TEACHER_PROBE!r} to the suite's `probes`, or change `by` of the claim",
+        )
 
 
 def _is_untrained(row: PlannedRow) -> bool:

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import ast
 import copy
+import difflib
 import json
 import os
 import re
 from collections import Counter
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, entry_points
 from importlib.util import find_spec
@@ -27,6 +29,7 @@ from pydantic.fields import FieldInfo
 
 from kdep_bench import trackers
 from kdep_bench.errors import KdepError, expected_text, unknown_name
+from kdep_bench.faults import Faults
 from kdep_bench.files import safe_name
 from kdep_bench.paths import CONFIGS, IS_INSTALLED, PACKAGE
 from kdep_bench.signatures import argument_names
@@ -84,9 +87,10 @@ def config_files(kind: str, configs: Path = CONFIGS) -> dict[str, Path]:
             if path.stem == "__init__":
                 continue
             if path.stem in files:
+                first = files[path.stem]
                 raise KdepError(
-                    f"two {kind} configs are named {path.stem!r}: {files[path.stem]} and {path}",
-                    fix="rename your file",
+                    f"two {kind} configs are named {path.stem!r}: {first} and {path}",
+                    fix=f"rename {path if first.is_relative_to(CONFIGS) else first}",
                 )
             files[path.stem] = path
     return dict(sorted(files.items()))
@@ -259,15 +263,28 @@ _IF_PATH = {
 }
 
 
-def load_config(kind: str, name: str, configs: Path = CONFIGS) -> Json:
+_MOST_LISTED = 20  # of more configs than these, an error names the command that lists them
+
+
+def _listed_by(kind: str) -> str:
+    """The fix for an unknown config: the command that lists the configs of its kind."""
+    command = "data-sets" if kind == "data" else FOLDERS[kind]
+    return f"choose one that `kdep-bench {command}` lists"
+
+
+def load_config(kind: str, name: str, configs: Path = CONFIGS, place: str = "") -> Json:
     """The dict that the config file `name` of a kind defines, as plain JSON.
+
+    `place`: where the name was found, for errors.
 
     Raises:
         KdepError: there is no config of that name, or its file does not define the dict.
     """
     files = config_files(kind, configs)
     if name not in files:
-        error = unknown_name(f"{kind} config", name, files)
+        error = unknown_name(f"{kind} config", name, files, place=place)
+        if len(files) > _MOST_LISTED and not error.fix.startswith("did you mean"):
+            error = unknown_name(f"{kind} config", name, files, place=place, fix=_listed_by(kind))
         if os.sep in name and kind in _IF_PATH:
             raise KdepError(error.problem, fix=f"{_IF_PATH[kind]}; or {error.fix}")
         raise error
@@ -306,11 +323,12 @@ def merged(base: Json, overrides: Json, where: str) -> Json:
     """
     if overrides.get("_delete_"):
         return {k: v for k, v in overrides.items() if k != "_delete_"}
-    out = copy.deepcopy(base)
+    out, faults = copy.deepcopy(base), Faults()
     for key, value in overrides.items():
         old = base.get(key)
         if isinstance(value, dict) and isinstance(old, dict):
-            out[key] = merged(old, value, f"{where}.{key}")
+            with faults.collect():
+                out[key] = merged(old, value, f"{where}.{key}")
         elif key in base:
             out[key] = (
                 {k: v for k, v in value.items() if k != "_delete_"}
@@ -323,7 +341,8 @@ def merged(base: Json, overrides: Json, where: str) -> Json:
             # A user may write a key of a nested dict one level too high: iters of recipe.
             outer = next((k for k, v in base.items() if isinstance(v, dict) and key in v), None)
             fix = f"write {outer}=dict({key}=...)" if outer else None
-            raise unknown_name("key", key, valid_keys, place=where, fix=fix)
+            faults.add(unknown_name("key", key, valid_keys, place=where, fix=fix))
+    faults.raise_any(where)
     return out
 
 
@@ -335,9 +354,9 @@ def _claim_keys() -> Json:
     return {**dict.fromkeys(Claim.model_fields), **sides}
 
 
-def _overridden(kind: str, ref: Json, configs: Path) -> Json:
+def _overridden(kind: str, ref: Json, configs: Path, place: str) -> Json:
     """The config `ref["base"]` with the other entries of `ref` as overrides."""
-    base = load_config(kind, ref["base"], configs)
+    base = load_config(kind, ref["base"], configs, place)
     base.setdefault("name", ref["base"])
     overrides = {k: v for k, v in ref.items() if k != "base"}
     # Keys that overrides may set although the base does not have them.
@@ -356,7 +375,7 @@ def _overridden(kind: str, ref: Json, configs: Path) -> Json:
     return without_unused(config, base, overrides)
 
 
-def resolve(kind: str, ref: Any, configs: Path = CONFIGS) -> Json:
+def resolve(kind: str, ref: Any, configs: Path = CONFIGS, place: str = "") -> Json:
     """The checked config that a suite refers to.
 
     Args:
@@ -366,30 +385,35 @@ def resolve(kind: str, ref: Any, configs: Path = CONFIGS) -> Json:
             dict(type=..., name=..., ...). Overrides of data may add every key that its `type`
             accepts.
         configs: folder of all configs.
+        place: where `ref` is written, for errors; "" for the suite itself.
 
     Raises:
         KdepError: a name or key is unknown, or `ref` has another form.
     """
     is_complete = isinstance(ref, dict) and "base" not in ref and COMPLETE_BY_KEY.get(kind) in ref
     if isinstance(ref, str):
-        config = load_config(kind, ref, configs)
+        config = load_config(kind, ref, configs, place)
         config.setdefault("name", ref)
     elif is_complete:
         config = dict(ref)
     elif isinstance(ref, dict) and isinstance(ref.get("base"), str):
-        config = _overridden(kind, ref, configs)
+        config = _overridden(kind, ref, configs, place)
     else:
         key = COMPLETE_BY_KEY.get(kind)
         complete_form = f", or the complete config as dict({key}=..., name=..., ...)" if key else ""
         raise KdepError(
-            f"the {kind} {ref!r:.80} of the suite is neither a name nor a dict with 'base'",
-            expected=f"a file name in configs/{FOLDERS[kind]}/ or dict(base='...', "
+            f"the {kind} {ref!r:.80} in {place or 'the suite'} is neither a name nor a dict with "
+            "'base'",
+            expected=f"the name of a file in configs/{FOLDERS[kind]}/ or dict(base='...', "
             f"<overrides>){complete_form}",
-            fix="correct the suite",
+            fix=f"write one of these as the {kind}",
         )
     if is_complete and kind == "data":
         check_inline(config)
-    check(MODELS[kind], config, f"{kind} {config.get('name', ref)!r}")
+    where = f"{kind} {config.get('name', ref)!r:.80}"
+    if isinstance(ref, str) and str(config.get("name")) != ref:
+        where += f" (configs/{FOLDERS[kind]}/{ref}.py)"
+    check(MODELS[kind], config, where)
     if kind == "data":
         check_keys(config)
     if kind == "student":
@@ -444,39 +468,75 @@ def check(model: type[_Model], value: Any, where: str) -> _Model:
     """`value` validated as `model`.
 
     Raises:
-        KdepError: `value` is not valid; for an unknown key it suggests similar keys.
+        KdepError: lists the faults of `value`; for an unknown key it suggests similar keys.
     """
     try:
         return model.model_validate(value)
     except ValidationError as e:
-        faults = e.errors(include_url=False)
-    # An unknown key is often a misspelt one, so it is reported before a missing key.
-    fault = next((f for f in faults if f["type"] == "extra_forbidden"), faults[0])
-    path = [str(part) for part in fault["loc"]]
+        by_path: dict[tuple[Any, ...], list[Any]] = {}
+        for fault in e.errors(include_url=False):
+            by_path.setdefault((_path(value, fault), fault["type"] == "missing"), []).append(fault)
+    unknown = [
+        path for (path, _), faults in by_path.items() if faults[0]["type"] == "extra_forbidden"
+    ]
+    listed = Faults()
+    # Unknown keys first, because they are often misspelt ones; missing keys last.
+    ordered = sorted(by_path.items(), key=lambda item: (item[0][0] not in unknown, item[0][1]))
+    for (path, is_missing), faults in ordered:
+        misspelt = [str(p[-1]) for p in unknown if p[:-1] == path[:-1]]
+        if not (is_missing and difflib.get_close_matches(str(path[-1]), misspelt)):
+            listed.add(_fault(model, [str(part) for part in path], faults, where))
+    error = listed.error(f"the {where}")
+    assert error is not None
+    raise error
+
+
+def _path(value: Any, fault: Mapping[str, Any]) -> tuple[str | int, ...]:
+    """The keys and list positions that lead to a fault in `value`.
+
+    pydantic also names the alternatives of a union type, which are left out.
+    """
+    path: list[str | int] = []
+    for part in fault["loc"]:
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            if fault["type"] != "missing":
+                continue
+        path.append(part)
+    return tuple(path)
+
+
+def _fault(model: type[BaseModel], path: list[str], faults: list[Any], where: str) -> KdepError:
+    """The error for the faults that pydantic found at one place (one per alternative type)."""
+    fault = faults[0]
     if fault["type"] == "extra_forbidden":
         fields = _fields_at(model, path[:-1])
         inside = f"`{'.'.join(path[:-1])}` of " if path[:-1] else ""
-        raise unknown_name("key", path[-1], fields, place=f"{inside}the {where}")
+        return unknown_name("key", path[-1], fields, place=f"{inside}the {where}")
     if fault["type"] == "missing":
-        raise KdepError(f"the {where} lacks the key {'.'.join(path)!r}", fix="add it to the config")
+        return KdepError(f"the {where} lacks the key {'.'.join(path)!r}", fix="add it")
     wrong_value = fault.get("input")
-    expected = expected_text(fault)
+    expected = " or ".join(dict.fromkeys(map(expected_text, faults)))
     field = _fields_at(model, path[:-1]).get(path[-1]) if path else None
     if fault["type"] == "too_short":  # "List should have at least 1 item after validation, not 0"
-        expected = f"at least {fault.get('ctx', {}).get('min_length', 1)} in the list"
+        expected = f"a list of at least {fault.get('ctx', {}).get('min_length', 1)}"
     if fault["type"] == "too_long":
-        expected = f"at most {fault.get('ctx', {}).get('max_length')} in the list"
+        expected = f"a list of at most {fault.get('ctx', {}).get('max_length')}"
     if field is not None and field.description:
         expected = field.description
     key = "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in path).removeprefix(".")
-    fix = f"correct `{key}` in the {where}"
+    fix = f"correct `{key}`"
     if fault["type"] == "dict_type" and isinstance(wrong_value, str) and key in _TYPED:
         fix = f"write {key}=dict(type={wrong_value!r:.80})"
     if fault["type"] == "model_type":  # "a dictionary or instance of Seeds"
         expected = f"dict({', '.join(f'{name}=...' for name in _fields_at(model, path))})"
     if fault["type"] == "list_type" and isinstance(wrong_value, str | int | float):
         expected, fix = "a list", f"write {path[-1]}=[{wrong_value!r:.80}]"
-    raise KdepError(f"the {where} has {key} = {wrong_value!r:.80}", expected=expected, fix=fix)
+    if not path:
+        problem, fix = f"the {where} is {wrong_value!r:.80}", f"write {expected}"
+        return KdepError(problem, fix=fix)
+    return KdepError(f"the {where} has {key} = {wrong_value!r:.80}", expected=expected, fix=fix)
 
 
 def _fields_at(model: type[BaseModel], path: list[str]) -> dict[str, FieldInfo]:
@@ -547,8 +607,10 @@ def _assistant(ref: Json, where: str, configs: Path, chain: tuple[str, ...]) -> 
     assistant = check(Assistant, ref, where)
     is_same = assistant.student == SAME
     return {
-        "student": SAME if is_same else resolve("student", assistant.student, configs),
-        "method": with_assistants(resolve("method", assistant.method, configs), configs, chain),
+        "student": SAME if is_same else resolve("student", assistant.student, configs, where),
+        "method": with_assistants(
+            resolve("method", assistant.method, configs, where), configs, chain
+        ),
         "epochs": assistant.epochs,
         **({} if assistant.batch is None else {"batch": assistant.batch}),
     }
@@ -567,7 +629,7 @@ def _role_teacher(role: str, ref: Any, method: str, configs: Path, chain: tuple[
         return ref
     if isinstance(ref, dict) and "base" not in ref:
         return _assistant(ref, where, configs, chain)
-    return resolve("teacher", ref, configs)
+    return resolve("teacher", ref, configs, where)
 
 
 def _with_references(method: Json, configs: Path) -> Json:
@@ -608,7 +670,8 @@ def with_transfer(method: Json, configs: Path) -> Json:
             fix="move `transfer` into a separate method config, with pretrained_by=<the method>",
         )
     part = check(TransferPart, method["transfer"], f"method {name!r}.transfer")
-    pretraining = resolve("method", method.get("pretrained_by") or "scratch", configs)
+    place = f"`pretrained_by` of method {name!r}"
+    pretraining = resolve("method", method.get("pretrained_by") or "scratch", configs, place)
     if pretraining.get("transfer") is not None:
         raise KdepError(
             f"method {name!r} is pre-trained by {pretraining['name']!r}, which is a transfer "
@@ -628,8 +691,9 @@ def with_transfer(method: Json, configs: Path) -> Json:
 
 def _tuned_teacher(teacher: Json, name: str, configs: Path) -> Json:
     """The teacher of the transfer method `name`, with its student and method resolved."""
-    reference = check(TunedTeacher, teacher, f"method {name!r}.transfer.teacher")
-    method = resolve("method", reference.method, configs)
+    where = f"method {name!r}.transfer.teacher"
+    reference = check(TunedTeacher, teacher, where)
+    method = resolve("method", reference.method, configs, where)
     if method.get("transfer") is not None:
         raise KdepError(
             f"the teacher of the transfer method {name!r} is transferred with {method['name']!r}",
@@ -644,7 +708,7 @@ def _tuned_teacher(teacher: Json, name: str, configs: Path) -> Json:
         )
     return {
         **({} if transfer is None else {"transfer": transfer}),
-        "student": resolve("student", reference.student, configs),
+        "student": resolve("student", reference.student, configs, where),
         "method": with_assistants(method, configs),
     }
 
@@ -655,8 +719,8 @@ def find_config(kind: str, ref: str, configs: Path = CONFIGS) -> Path:
     Raises:
         KdepError: there is no such file or config.
     """
-    path = Path(ref)
-    if path.suffix == ".py" or path.is_file() or (path.is_dir() and "/" in ref):
+    path, files = Path(ref), config_files(kind, configs)
+    if ref not in files and (path.suffix == ".py" or path.is_file() or path.is_dir()):
         if path.is_dir():
             raise KdepError(
                 f"{ref} is a folder, not a {kind}",
@@ -666,14 +730,14 @@ def find_config(kind: str, ref: str, configs: Path = CONFIGS) -> Path:
         if not path.is_file():
             raise KdepError(
                 f"the {kind} file {ref} does not exist",
-                expected=f"the path of a {kind} config, or one of: "
-                + ", ".join(names(kind, configs)),
-                fix="check the path",
+                fix=f"correct the path, or give a name (kdep-bench {FOLDERS[kind]} lists them)",
             )
         return path
-    files = config_files(kind, configs)
     if ref not in files:
-        raise unknown_name(kind, ref, files)
+        error = unknown_name(kind, ref, files)
+        if len(files) > _MOST_LISTED and not error.fix.startswith("did you mean"):
+            error = KdepError(error.problem, fix=_listed_by(kind))
+        raise error
     return files[ref]
 
 
@@ -689,49 +753,74 @@ def load_suite(ref: str | Path, configs: Path | None = None) -> Suite:
             type, a list is empty, or a name occurs twice.
     """
     configs = configs or CONFIGS
-    return build_suite(read_dict("suite", find_config("suite", str(ref), configs)), configs)
+    path = find_config("suite", str(ref), configs)
+    return build_suite(read_dict("suite", path), configs, f"suite {path}")
 
 
-def build_suite(raw: Json, configs: Path = CONFIGS) -> Suite:
-    """A Suite from the plain dict of a suite file; see `load_suite`."""
-    file = check(SuiteFile, raw, "suite")
-    safe_name(file.name, "suite name")
+def build_suite(raw: Json, configs: Path = CONFIGS, where: str = "suite") -> Suite:
+    """A Suite from the plain dict of a suite file; see `load_suite`.
 
-    def resolve_all(kind: str, refs: list[Any]) -> list[Json]:
-        return [resolve(kind, ref, configs) for ref in refs]
+    `where`: what an error calls the suite.
+    """
+    faults = Faults()
+    file = None
+    with faults.collect():
+        file = check(SuiteFile, raw, "suite")
 
-    students = resolve_all("student", file.students)
-    methods = [_with_references(m, configs) for m in resolve_all("method", file.methods)]
-    tasks = resolve_all("task", file.tasks)
-    probes = resolve_all("probe", file.probes)
-    claims = resolve_all("claim", file.claims)
+    def resolve_all(kind: str, refs: Any) -> list[Json]:
+        configs_of_kind = []
+        for ref in refs if isinstance(refs, list) else []:
+            with faults.collect():
+                config = resolve(kind, ref, configs)
+                configs_of_kind.append(
+                    _with_references(config, configs) if kind == "method" else config
+                )
+        return configs_of_kind
+
+    data = resolve_all("data", [raw["data"]] if "data" in raw else [])
+    students = resolve_all("student", raw.get("students"))
+    methods = resolve_all("method", raw.get("methods"))
+    tasks = resolve_all("task", raw.get("tasks"))
+    probes = resolve_all("probe", raw.get("probes"))
+    claims = resolve_all("claim", raw.get("claims"))
+    teachers: dict[str, Json | None] = {}
+    if file is None:
+        with faults.collect():
+            if isinstance(raw.get("teacher"), str):
+                resolve("teacher", raw["teacher"], configs)
+        error = faults.error(f"the {where}")
+        assert error is not None
+        raise error
+    with faults.collect():
+        safe_name(file.name, "suite name")
+    if len(students) == len(file.students) or isinstance(file.teacher, str):
+        with faults.collect():
+            teachers = _teachers(file.teacher, students, configs)
     for kind, entries in (
         ("student", students),
         ("task", tasks),
         ("probe", probes),
         ("claim", claims),
     ):
-        _check_unique(kind, [entry["name"] for entry in entries])
-    _check_unique("method", [row_name(m) for m in methods])
-    _check_fractions(file.shares)
+        with faults.collect():
+            _check_unique(kind, [entry["name"] for entry in entries])
+    with faults.collect():
+        _check_unique("method", [row_name(m) for m in methods])
+    with faults.collect():
+        _check_fractions(file.shares)
     known_students = {*names("student", configs), *(s["name"] for s in students)}
-    for method in methods:
-        for student in method.get("students") or []:
-            if student not in known_students:
-                raise unknown_name(
-                    "student", student, known_students, place=f"method {method['name']!r}"
-                )
-        for name in method.get("needs") or []:
-            if name not in NEEDS:
-                raise unknown_name(
-                    "input", name, NEEDS, place=f"`needs` of method {method['name']!r}"
-                )
-    _check_seeds(file.seeds)
+    _check_names_of_methods(methods, known_students, faults)
+    with faults.collect():
+        _check_seeds(file.seeds)
+    resolved_trackers: list[Json] = []
+    with faults.collect():
+        resolved_trackers = trackers.resolve(file.runtime.trackers)
+    faults.raise_any(f"the {where}")
     suite = Suite(
         name=file.name,
         about=file.about,
-        data=resolve("data", file.data, configs),
-        teachers=_teachers(file.teacher, students, configs),
+        data=data[0],
+        teachers=teachers,
         students=students,
         methods=methods,
         tasks=tasks,
@@ -743,12 +832,26 @@ def build_suite(raw: Json, configs: Path = CONFIGS) -> Suite:
         views=file.views,
         budget=file.budget,
         seeds=file.seeds,
-        runtime=file.runtime.model_copy(
-            update={"trackers": trackers.resolve(file.runtime.trackers)}
-        ),
+        runtime=file.runtime.model_copy(update={"trackers": resolved_trackers}),
     )
-    variants = [_variant(suite, v, i, configs) for i, v in enumerate(file.variants)]
+    variants = []
+    for i, variant in enumerate(file.variants):
+        with faults.collect():
+            variants.append(_variant(suite, variant, i, configs))
+    faults.raise_any(f"the {where}")
     return suite.model_copy(update={"variants": variants})
+
+
+def _check_names_of_methods(methods: list[Json], students: set[str], faults: Faults) -> None:
+    """Adds a fault for each unknown student or input that a method names."""
+    for method in methods:
+        where = f"method {method['name']!r}"
+        for student in method.get("students") or []:
+            if student not in students:
+                faults.add(unknown_name("student", student, students, place=where))
+        for name in method.get("needs") or []:
+            if name not in NEEDS:
+                faults.add(unknown_name("input", name, NEEDS, place=f"`needs` of {where}"))
 
 
 def _check_seeds(seeds: Seeds) -> None:
@@ -766,7 +869,7 @@ def _check_seeds(seeds: Seeds) -> None:
 
 def _variant(suite: Suite, raw: Json, number: int, configs: Path) -> Suite:
     """The suite with the values that its variant `raw` (at position `number`) replaces."""
-    variant = check(Variant, raw, f"suite variant {number}")
+    variant = check(Variant, raw, f"suite's variants[{number}]")
     update: Json = {}
     if variant.teacher is not None:
         update["teachers"] = _teachers(variant.teacher, suite.students, configs)
@@ -774,26 +877,26 @@ def _variant(suite: Suite, raw: Json, number: int, configs: Path) -> Suite:
         resolved = [resolve("method", m, configs) for m in variant.methods]
         update["methods"] = [_with_references(m, configs) for m in resolved]
         _check_unique(
-            "method", [row_name(m) for m in update["methods"]], f"variant {number} of the suite"
+            "method", [row_name(m) for m in update["methods"]], f"variants[{number}] of the suite"
         )
     if variant.shares is not None:
         update["shares"] = _check_fractions(variant.shares)
     budget = suite.budget.model_dump()
-    budget = merged(budget, variant.budget, f"budget of suite variant {number}")
-    update["budget"] = check(Budget, budget, f"budget of suite variant {number}")
+    budget = merged(budget, variant.budget, f"budget of the suite's variants[{number}]")
+    update["budget"] = check(Budget, budget, f"budget of the suite's variants[{number}]")
     return suite.model_copy(update=update)
 
 
 def _check_fractions(fractions: list[float]) -> list[float]:
     """Returns data fractions that are valid; raises KdepError otherwise."""
     _check_unique("data fraction", [str(s) for s in fractions])
-    for fraction in fractions:
-        if not 0 < fraction <= 1:
-            raise KdepError(
-                f"the suite has the data fraction {fraction} in `shares`",
-                expected="above 0 and at most 1",
-                fix="correct `shares` in the suite",
-            )
+    if wrong := [f"{fraction:g}" for fraction in fractions if not 0 < fraction <= 1]:
+        raise KdepError(
+            f"the suite has the data fraction{'s' * (len(wrong) > 1)} {', '.join(wrong)} in "
+            "`shares`",
+            expected="numbers above 0 and at most 1; 1 is all images",
+            fix="correct `shares` in the suite",
+        )
     return fractions
 
 

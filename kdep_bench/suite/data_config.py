@@ -14,7 +14,10 @@ import re
 from types import ModuleType
 from typing import Any
 
+from kdep_bench.data.pocket.spec import checked_spec
 from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.faults import Faults
+from kdep_bench.suite.known_data import POCKET, module_name, prepared_spec
 
 Json = dict[str, Any]
 # Keys that any data config may have.
@@ -63,10 +66,16 @@ def without_unused(merged_value: Json, base: Json, overrides: Json) -> Json:
 
 
 def check_keys(data: Json) -> None:
-    """Raises KdepError for a key that the data's `type` does not accept."""
+    """Raises KdepError for keys that the data's `type` does not accept, and wrong `labels`."""
     keys = data_keys(data)
-    if keys is not None and (unknown := sorted(set(data) - set(keys))):
-        raise unknown_name("key", unknown[0], keys, place=f"the data {data['name']!r}")
+    where, faults = f"the data {data['name']!r}", Faults()
+    for key in [] if keys is None else sorted(set(data) - set(keys)):
+        faults.add(unknown_name("key", key, keys or (), place=where))
+    for key in ("labels", "pool_labels"):
+        if key in data and not isinstance(data[key], bool):
+            problem = f"{where} has {key} = {data[key]!r:.60}"
+            faults.add(KdepError(problem, expected="True or False", fix=f"correct `{key}`"))
+    faults.raise_any(where)
 
 
 def check_inline(data: Json) -> None:
@@ -82,8 +91,11 @@ def check_data_plan(data: Json, tasks: list[Json]) -> None:
     """Calls `check_plan` of the data's module, if it has this function.
 
     Raises:
-        KdepError: the config and the tasks do not fit together.
+        KdepError: a value of the pocket data is wrong, or the config and the tasks do not fit
+            together.
     """
+    if module_name(data) == POCKET:
+        checked_spec(prepared_spec(data))
     check = getattr(data_module(data), "check_plan", None)
     if check is not None:
         check(data, tasks)

@@ -33,6 +33,7 @@ from kdep_bench.data.content import (
     read_catalogue,
 )
 from kdep_bench.errors import KdepError
+from kdep_bench.faults import Faults
 from kdep_bench.files import canonical_json, read_strict, write_json
 from kdep_bench.suite.graph import Stage
 from kdep_bench.suite.methods import with_role_teachers
@@ -229,10 +230,13 @@ def _catalogues(
 ) -> dict[str, Catalogue]:
     """Key of each source in `parts` -> its catalogue; each source is read once."""
     catalogues: dict[str, Catalogue] = {}
+    faults = Faults()
     for source in (s for sources in parts.values() for s in sources):
         if source.key() not in catalogues:
             progress = _progress(source, show_message) if show_message else None
-            catalogues[source.key()] = cache.read(source, verify=verify, progress=progress)
+            with faults.collect():
+                catalogues[source.key()] = cache.read(source, verify=verify, progress=progress)
+    faults.raise_any("the data")
     return catalogues
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from kdep_bench.errors import KdepError
+from kdep_bench.faults import Faults
 from kdep_bench.features.policies import check_rows
 from kdep_bench.pretrain.budgets import check_budget
 from kdep_bench.signatures import class_value
@@ -54,20 +55,27 @@ def check_counts(suite: Suite) -> None:
     If the data are missing or cannot be counted, nothing is checked here; stage `prepare` checks
     them.
     """
+    faults = Faults()
     for part in suite.variants or [suite]:
         sufficient = _sufficient_images(part)
         pool = known_data.pool_images(part.data, sufficient)
         if pool is not None:
-            _check_fractions(part, pool, is_exact=pool < sufficient)
-            for run in _runs(part, pool):
-                for rule in RUN_RULES:
-                    rule(run)
+            with faults.collect():
+                _check_fractions(part, pool, is_exact=pool < sufficient)
+            runs = list(_runs(part, pool))
+            for rule in RUN_RULES:
+                with faults.collect():  # only the first fault: that of other runs is the same
+                    for run in runs:
+                        rule(run)
     for task in suite.tasks:
-        for task_rule in TASK_RULES:
-            task_rule(suite.data, task)
+        with faults.collect():
+            for task_rule in TASK_RULES:
+                task_rule(suite.data, task)
     for probe_config in suite.probes:
-        for probe_rule in PROBE_RULES:
-            probe_rule(suite, probe_config)
+        with faults.collect():
+            for probe_rule in PROBE_RULES:
+                probe_rule(suite, probe_config)
+    faults.raise_any(f"the suite {suite.name!r}")
 
 
 def _check_fractions(suite: Suite, pool: int, is_exact: bool) -> None:
@@ -119,7 +127,8 @@ def _runs(suite: Suite, pool: int) -> Iterator[CountedRun]:
         suite_teacher = suite.teachers[student["name"]]
         for method in methods_for(suite, student):
             if trains(method):
-                for fraction in suite.shares:
+                # The smallest first: what corrects its faults corrects those of the others.
+                for fraction in sorted(suite.shares):
                     yield from _chain(
                         suite, student, method, suite_teacher, suite.budget.epochs, fraction, pool
                     )
@@ -174,20 +183,28 @@ def check_nonempty_fraction(run: CountedRun) -> None:
             fix="add images to it, or correct `pool` in the data config",
         )
     if run.images < 1:
+        batch = run.suite.budget.batch  # at least one batch is trained
+        fraction = math.ceil(1000 * batch / run.pool) / 1000
         raise KdepError(
             f"{run.label} has {run.fraction:g} of {run.pool} images, which rounds to 0 images",
-            fix=f"use a data fraction of {math.ceil(1000 / run.pool) / 1000:g} or more",
+            fix=f"use a data fraction of {fraction:g} or more"
+            if fraction < 1
+            else "remove this data fraction, or add images to the pool and lower budget.batch",
         )
 
 
 def check_epochs(run: CountedRun) -> None:
     """Checks that the images fill at least one batch, so that the budget's epochs can be run."""
+    if run.images < 1:
+        return  # see `check_nonempty_fraction`
     spec = {**run.suite.budget.spec(), "epochs": run.epochs}
     check_budget(spec, run.images, run.pool, run.fraction, run.label)
 
 
 def check_alignment(run: CountedRun) -> None:
     """Checks that there are as many features as directions that the alignment fits."""
+    if run.pool < 1:
+        return  # see `check_nonempty_fraction`
     width = run.student["width"]
     for role_teacher in teachers_by_role(run.method, run.suite_teacher):
         if role_teacher.method.get("align"):

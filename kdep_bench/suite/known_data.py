@@ -14,6 +14,7 @@ from pathlib import Path
 
 from kdep_bench.errors import KdepError
 from kdep_bench.signatures import module_value
+from kdep_bench.suite.methods import UNPREPARED_KEYS, without
 from kdep_bench.suite.schema import Json
 
 POCKET = "kdep_bench.data.pocket"
@@ -44,6 +45,18 @@ def module_name(data: Json) -> str:
     """Name of the module that prepares the data."""
     kind = data.get("type") or POCKET + ".prepare"
     return kind.rpartition(":")[0] if ":" in kind else kind.rpartition(".")[0]
+
+
+def prepared_spec(data: Json) -> Json:
+    """The part of a data config that stage `prepare` reads.
+
+    `source` describes other data. For the pocket data it chooses the packages; its default "auto"
+    is left out, so that configs with and without it have the same stage id.
+    """
+    spec = without(data, UNPREPARED_KEYS)
+    if module_name(data) == POCKET and data.get("source", "auto") != "auto":
+        spec["source"] = data["source"]
+    return spec
 
 
 def _pocket_config(data: Json) -> Json:

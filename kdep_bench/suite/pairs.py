@@ -65,9 +65,9 @@ from kdep_bench.suite.methods import (
     trains,
     without,
 )
-from kdep_bench.suite.schema import MODELS, Json, Suite, labels_of_run, method_needs
+from kdep_bench.suite.schema import ADD_PYRAMID, MODELS, Json, Suite, labels_of_run, method_needs
 from kdep_bench.suite.teachers import check_roles, teachers_by_role
-from kdep_bench.transfer.recipes import check_recipe
+from kdep_bench.transfer.recipes import check_keys, check_recipe
 
 DENSE = ("detection", "segmentation")
 TRANSFER_PACKAGE = "kdep_bench.transfer."
@@ -90,8 +90,7 @@ def check_pyramid(student: Json, task: Json) -> None:
         raise KdepError(
             f"task {task['name']!r} needs feature maps of several levels, but student "
             f"{student['name']!r} has no `pyramid` in its config",
-            fix="add `pyramid` to the student's config, or remove the task or the student from "
-            "the suite",
+            fix=f"{ADD_PYRAMID}, or remove the task or the student from the suite",
         )
 
 
@@ -107,7 +106,9 @@ def check_c4_detector(student: Json, task: Json) -> None:
 
 
 def check_task_recipe(student: Json, task: Json) -> None:
-    """Checks the types and ranges of the values in a task's recipe."""
+    """Checks the keys of a task's recipe, and the types and ranges of their values."""
+    if (keys := class_value(task["type"], "recipe_keys")) is not None:
+        check_keys(task["name"], task["recipe"], keys)
     if task["type"].startswith(TRANSFER_PACKAGE):
         check_recipe(task["name"], task["recipe"])
 
@@ -162,7 +163,7 @@ def check_task_data(data: Json, task: Json) -> None:
             raise KdepError(
                 f"{label} reads the folder {folder!r} of the data, but the data {data['name']!r} "
                 f"has no `{config_key}`",
-                expected=f"{config_key}=dict(train=..., test=...) in the data config",
+                expected=_example(config_key, [inner] if inner else _splits(task)),
                 fix=f"add `{config_key}` to the data config, or remove the task from the suite",
             )
         folders = ", ".join(sorted(parts.splits))
@@ -183,9 +184,19 @@ def check_task_data(data: Json, task: Json) -> None:
             f"`{config_key}` of the data {data['name']!r} has the splits "
             + (", ".join(splits) or "none"),
             expected=f"the splits {', '.join(required)}",
-            fix=f"add {' and '.join(f'{config_key}.{s}' for s in missing)} to the data config, or "
-            "correct `split` of the task, or choose another task",
+            fix=f"add {' and '.join(f'{config_key}.{s}' for s in missing)} to the data config, "
+            + ("correct `split` of the task, " if task.get("split") in missing else "")
+            + "or choose another task",
         )
+
+
+def _example(config_key: str, splits: list[str]) -> str:
+    """The entry of a data config with these splits, as an error shows it."""
+    forms = {"coco": "dict(json=..., images=...)", "masks": "dict(images=..., masks=...)"}
+    value = forms.get(config_key, "...")
+    entries = ", ".join(f"{split}={value}" for split in splits or ["train", "test"])
+    classes = " and classes=[...]" if config_key == "masks" else ""
+    return f"{config_key}=dict({entries}){classes} in the data config"
 
 
 def _splits(task: Json) -> list[str]:
@@ -385,11 +396,13 @@ def check_views(pair: StudentMethod) -> None:
     """Checks that a batch can contain all views of an image, if the method compares views."""
     budget = pair.suite.budget
     if "views" in pair.needs and (budget.views < 2 or pair.batch % budget.views):
+        views = max(2, budget.views)
+        batch = views * math.ceil(pair.batch / views)
         raise KdepError(
             f"{pair.label} compares several views of an image, but the budget has "
             f"views={budget.views} and batch={pair.batch}",
             expected="views of 2 or more, and a batch that is a multiple of views",
-            fix="change the budget, or remove the method",
+            fix=f"set views={views} and batch={batch}, or remove the method",
         )
 
 
@@ -515,7 +528,7 @@ def check_student_maps(pair: StudentMethod) -> None:
     if not pair.student.get("pyramid"):
         raise KdepError(
             f"{pair.label} needs feature maps, but the student's config has no `pyramid`",
-            fix="add pyramid=dict(out_indices=, channels=, strides=) to the student's config",
+            fix=ADD_PYRAMID,
         )
     levels = [f"s{s}" for s in pair.student["pyramid"].get("strides", [])]
     for level in sorted(student_levels(pair.method.get("objective"))) if levels else []:
@@ -783,7 +796,7 @@ def check_maps(pair: StudentMethod) -> None:
     if reads_maps and not pair.student.get("pyramid"):
         raise KdepError(
             f"{pair.label} needs feature maps, but the student's config has no `pyramid`",
-            fix="add pyramid=dict(out_indices=, channels=, strides=) to the student's config",
+            fix=ADD_PYRAMID,
         )
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from kdep_bench import trackers
 from kdep_bench.data.normalisation import check_recipe, check_stated
 from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.faults import Faults
 from kdep_bench.files import canonical_json
 from kdep_bench.objectives.levels import levels_of, top_classes
 from kdep_bench.signatures import check_type, class_value, resolve_alias
@@ -28,10 +29,9 @@ from kdep_bench.suite.data_config import check_data_plan
 from kdep_bench.suite.factors import grid_of
 from kdep_bench.suite.graph import Plan, TransferRun, add_stage
 from kdep_bench.suite.kinds import KINDS, StageKind
-from kdep_bench.suite.known_data import has_labels
+from kdep_bench.suite.known_data import has_labels, prepared_spec
 from kdep_bench.suite.methods import (
     DESCRIPTION_KEYS,
-    UNPREPARED_KEYS,
     budget_label,
     methods_for,
     role_teachers,
@@ -81,19 +81,25 @@ class _Builder:
         # A cache, see `budget_spec`.
         self.budgets: dict[tuple[float, bool, str, int | None], Json] = {}
         self.is_live = suite.budget.teacher == "live"
-        check_optimizer(suite.budget.optimizer, "the optimizer of the budget")
+        self.faults = Faults(by_fix=True)  # many methods can have the same fault
+        with self.faults.collect():
+            check_optimizer(suite.budget.optimizer, "the optimizer of the budget")
         if suite.budget.batch % suite.budget.accumulate:
-            raise KdepError(
-                f"budget.batch = {suite.budget.batch} cannot be split into "
-                f"{suite.budget.accumulate} micro-batches of equal size",
-                fix="make budget.batch a multiple of budget.accumulate",
+            self.faults.add(
+                KdepError(
+                    f"budget.batch = {suite.budget.batch} cannot be split into "
+                    f"{suite.budget.accumulate} micro-batches of equal size",
+                    fix="make budget.batch a multiple of budget.accumulate",
+                )
             )
         self.runtime: dict[str, dict[str, Any]] = suite.runtime.model_dump(
             exclude={"timed", "trackers"}
         )
         for setting, per_kind in self.runtime.items():
             for kind in set(per_kind) - set(kinds):
-                raise unknown_name("stage kind", kind, set(kinds), place=f"runtime.{setting}")
+                self.faults.add(
+                    unknown_name("stage kind", kind, set(kinds), place=f"runtime.{setting}")
+                )
 
     def config_spec(self, config: Json, is_method: bool = False) -> Json:
         """The part of a student, task or method config that is in the spec of stages."""
@@ -164,7 +170,7 @@ class _Builder:
         prepare = self.add(
             "prepare",
             suite.data["name"],
-            without(suite.data, UNPREPARED_KEYS),
+            prepared_spec(suite.data),
             {},
             prepare_function,
         )
@@ -177,15 +183,16 @@ class _Builder:
             lambda student: self.suite_cache(prepare, student),
         )
         for student in suite.students:
-            self.check_student(student)
+            with self.faults.collect():
+                self.check_student(student)
+        is_valid = not len(self.faults)
+        for student in suite.students:
             for method in methods_for(suite, student):
-                check_pair(suite, student, method, suite.teachers[student["name"]])
-                check_transfer(suite, student, method, suite.teachers[student["name"]])
-                for fraction in self.fractions(method):
-                    for pretrain_seed, transfer_seed in self.pairs(method):
-                        self.add_runs(
-                            prepare, student, method, fraction, pretrain_seed, transfer_seed
-                        )
+                with self.faults.collect():
+                    check_pair(suite, student, method, suite.teachers[student["name"]])
+                    if is_valid:  # the runs rely on valid data, tasks and probes
+                        self.add_method(prepare, student, method)
+        self.faults.raise_any(f"the suite {suite.name!r}")
         if not any(stage.kind == "export" for stage in self.plan.stages.values()):
             raise KdepError(
                 f"the suite {suite.name!r} contains no run, because none of its methods supports "
@@ -194,33 +201,47 @@ class _Builder:
             )
         return self.plan
 
+    def add_method(self, prepare: str, student: Json, method: Json) -> None:
+        """Adds the runs of a method on a student; raises KdepError for a wrong `transfer`."""
+        check_transfer(self.suite, student, method, self.suite.teachers[student["name"]])
+        for fraction in self.fractions(method):
+            for pretrain_seed, transfer_seed in self.pairs(method):
+                self.add_runs(prepare, student, method, fraction, pretrain_seed, transfer_seed)
+
     def check_data(self) -> None:
-        """Raises KdepError for an unknown `type` of the data.
+        """Adds a fault for an unknown `type` of the data.
 
         Also if the data do not fit the tasks, the probes or `share_by`.
         """
         suite = self.suite
         if (function := suite.data.get("type")) is not None:
-            check_type({"type": function.replace(":", ".")}, f"the data {suite.data['name']!r}")
-        check_data_plan(suite.data, suite.tasks)
+            where = f"the data {suite.data['name']!r}"
+            check_type({"type": function.replace(":", ".")}, where, kind_of_type="function")
+        with self.faults.collect():
+            check_data_plan(suite.data, suite.tasks)
+        self.faults.raise_any(f"the suite {suite.name!r}")  # what follows relies on valid data
         for probe in suite.probes:
-            check_probe(suite.data, probe)
+            with self.faults.collect():
+                check_probe(suite.data, probe)
         draws_per_class = suite.share_by == "class" and min(suite.shares) < 1
         if draws_per_class and not has_labels(suite.data):
-            raise KdepError(
-                "the suite draws its data fractions per class (share_by), but the data "
-                f"{suite.data['name']!r} have no labels",
-                fix="set share_by='image', or use labelled data",
+            self.faults.add(
+                KdepError(
+                    "the suite draws its data fractions per class (share_by), but the data "
+                    f"{suite.data['name']!r} have no labels",
+                    fix="set share_by='image', or use labelled data",
+                )
             )
 
     def check_student(self, student: Json) -> None:
         """Raises KdepError if a student cannot do a task, or if a teacher's card is invalid."""
         suite = self.suite
         for task in suite.tasks:
-            check_task(student, task)
-            check_task_data(suite.data, task)
-            check_recipe(task)
-            tests_on(task, suite.data["name"])  # raises if the value is wrong
+            with self.faults.collect():
+                check_task(student, task)
+                check_task_data(suite.data, task)
+                check_recipe(task)
+                tests_on(task, suite.data["name"])  # raises if the value is wrong
         trained_on(suite.teachers[student["name"]])
         check_stated(suite.teachers[student["name"]] or {})
         self.check_role_teachers()
@@ -776,8 +797,11 @@ def build_plan(suite: Suite, kinds: Mapping[str, StageKind] = KINDS) -> Plan:
     """
     plan = Plan(suite.name)
     check_size(suite)
+    faults = Faults(by_fix=True)
     for variant in suite.variants or [suite]:
-        _Builder(variant, kinds, plan).build()
+        with faults.collect():
+            _Builder(variant, kinds, plan).build()
+    faults.raise_any(f"the suite {suite.name!r}")
     check_names(plan)
     # Several variants can plan the same run (such as scratch); it is run once and has one record.
     unique_runs: dict[str, TransferRun] = {}

@@ -15,7 +15,7 @@ from kdep_bench.signatures import check_arguments, class_value
 from kdep_bench.suite.graph import Plan, ProbeRun
 from kdep_bench.suite.known_data import known_parts
 from kdep_bench.suite.methods import DESCRIPTION_KEYS, without
-from kdep_bench.suite.schema import Json, Suite, method_needs, uses_teacher
+from kdep_bench.suite.schema import ADD_PYRAMID, Json, Suite, method_needs, uses_teacher
 
 SPLITS = ("train", "val", "test")
 # Inputs of probes; a copy of `kdep_bench.probes.base.READS`, whose module imports torch.
@@ -163,8 +163,7 @@ def check_probe_student(student: Json, probe: Json) -> None:
         raise KdepError(
             f"probe {probe['name']!r} reads feature maps, but student {student['name']!r} has no "
             "`pyramid` in its config",
-            fix="add `pyramid` to the student's config, or remove the probe or the student from "
-            "the suite",
+            fix=f"{ADD_PYRAMID}, or remove the probe or the student from the suite",
         )
 
 

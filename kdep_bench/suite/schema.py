@@ -428,6 +428,12 @@ class Suite(_Part):
     variants: list[Suite] = []
 
 
+# The fix of an error about a student without feature maps.
+ADD_PYRAMID = (
+    "add pyramid=dict(out_indices=, channels=, strides=) to the student's config "
+    "(kdep-bench student measures them)"
+)
+
 MODELS: dict[str, type[BaseModel]] = {
     "data": _Named,
     "teacher": _Named,

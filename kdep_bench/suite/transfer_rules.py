@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import Any
 
 from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.faults import Faults
 from kdep_bench.objectives.levels import (
     block_pairs,
     levels_of,
@@ -28,7 +29,7 @@ from kdep_bench.suite.arguments import (
 )
 from kdep_bench.suite.methods import DESCRIPTION_KEYS, tasks_for, tuned_teacher, without
 from kdep_bench.suite.pairs import check_pair, check_task
-from kdep_bench.suite.schema import Json, Suite
+from kdep_bench.suite.schema import ADD_PYRAMID, Json, Suite
 
 BASE = "kdep_bench.transfer.method.TransferMethod"
 _PLANNING = {"name", "family", "teacher", "tasks"}  # keys that are not arguments of the class
@@ -84,29 +85,33 @@ def check_tasks(transfer: StudentTransfer) -> None:
     for name in transfer.config.get("tasks") or []:
         if name not in suite_tasks:
             raise unknown_name("task", name, suite_tasks, place=transfer.label)
+    tasks = tasks_for(transfer.suite, transfer.method)
+    unsupported = {task["name"]: _unsupported(transfer, task) for task in tasks}
+    supported = [name for name, fault in unsupported.items() if fault is None]
+    fix = f"set transfer=dict(tasks={supported}) in the method" if supported else "remove it"
+    faults = Faults(by_fix=True)
+    for name, fault in unsupported.items():
+        if fault is not None:
+            problem = f"{transfer.label} does not support the task {name!r}, {fault[0]}"
+            faults.add(KdepError(problem, expected=fault[1], fix=fix))
+    faults.raise_any(transfer.label)
+
+
+def _unsupported(transfer: StudentTransfer, task: Json) -> tuple[str, str] | None:
+    """(why a transfer method does not support a task, what it supports); None if it does."""
     families = transfer.class_attribute("families")
-    for task in tasks_for(transfer.suite, transfer.method):
-        problem = f"{transfer.label} does not support the task {task['name']!r}"
-        fix = "list the tasks to run it on in `tasks` of its `transfer`"
-        if families and task["family"] not in families:
-            raise KdepError(
-                f"{problem}, of the family {task['family']}",
-                expected=f"tasks of the family {', '.join(sorted(families))}",
-                fix=fix,
-            )
-        if class_value(task["type"], "supports_transfer_methods") is False:
-            raise KdepError(
-                f"{problem}, which does not train the whole network",
-                expected="a task that is fine-tuned",
-                fix=fix,
-            )
-        needs = transfer.class_attribute("needs") or ()
-        if "target_images" in needs and not class_value(task["type"], "has_target_images"):
-            raise KdepError(
-                f"{problem}, which has no target images (images of another domain without boxes)",
-                expected="a task of kdep_bench.transfer.domain_detection, such as pocket_det_fog",
-                fix=fix,
-            )
+    if families and task["family"] not in families:
+        supported = ", ".join(sorted(families))
+        return f"of the family {task['family']}", f"tasks of the family {supported}"
+    if class_value(task["type"], "supports_transfer_methods") is False:
+        return "which does not train the whole network", "a task that is fine-tuned"
+    needs = transfer.class_attribute("needs") or ()
+    if "target_images" in needs and not class_value(task["type"], "has_target_images"):
+        return (
+            "which has no target images (images of another domain without boxes)",
+            "a task of kdep_bench.transfer.domain_detection, such as pocket_det_fog",
+        )
+    return None
 
 
 def check_processes(transfer: StudentTransfer) -> None:
@@ -317,8 +322,7 @@ def check_has_levels(transfer: StudentTransfer) -> None:
         raise KdepError(
             f"{transfer.label} reads feature maps, but student {transfer.student['name']!r} has no "
             "`pyramid` in its config",
-            fix="add `pyramid` to the student's config, or remove the method or the student from "
-            "the suite",
+            fix=f"{ADD_PYRAMID}, or remove the method or the student from the suite",
         )
 
 

@@ -20,7 +20,7 @@ from kdep_bench.data import normalisation
 from kdep_bench.errors import KdepError
 from kdep_bench.transfer.counts import SplitCount, compare
 from kdep_bench.transfer.mm_config import plain, prefer_channels_last, reading_images
-from kdep_bench.transfer.recipes import check_recipe
+from kdep_bench.transfer.recipes import check_keys, check_recipe
 
 if TYPE_CHECKING:
     from kdep_bench.transfer.method import TransferMethodConfig
@@ -79,18 +79,7 @@ class Task(ABC):
     def _check_recipe(self) -> None:
         """Raises KdepError for a recipe with unknown, missing or invalid keys."""
         normalisation.check_recipe({"name": self.name, "recipe": self.recipe})
-        keys = set(self.recipe)
-        if unknown := keys - self.recipe_keys:
-            raise KdepError(
-                f"the recipe of task {self.name} has unknown keys: {', '.join(sorted(unknown))}",
-                expected="only " + ", ".join(sorted(self.recipe_keys)),
-                fix="remove or rename them in the task config",
-            )
-        if missing := self.recipe_keys - keys:
-            raise KdepError(
-                f"the recipe of task {self.name} lacks the keys {', '.join(sorted(missing))}",
-                fix="add them to the task config",
-            )
+        check_keys(self.name, self.recipe, self.recipe_keys)
         check_recipe(self.name, self.recipe)
 
     @abstractmethod

@@ -6,11 +6,13 @@ not import torch.
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.faults import Faults
 from kdep_bench.signatures import check_value
 
 # Type of each key, in the notation of `signatures.check_value`.
@@ -53,54 +55,94 @@ def check_recipe(task: str, recipe: Mapping[str, Any]) -> None:
     Raises:
         KdepError: a number has a wrong type, is out of range or contradicts another number.
     """
-    where = f"the recipe of task {task}"
+    where = f"the recipe of task {task!r}"
+    faults = Faults()
     for key, annotation in _TYPES.items():
         if key in recipe:
-            check_value(annotation, recipe[key], where, key)
+            with faults.collect():
+                check_value(annotation, recipe[key], where, key)
     for key, (annotation, count) in _SEVERAL.items():
         if key in recipe:
-            _check_several(recipe[key], annotation, count, where, key)
+            with faults.collect():
+                _check_several(recipe[key], annotation, count, where, key)
+    if "classes" in recipe and "palette" in recipe:
+        with faults.collect():
+            _check_palette(recipe["classes"], recipe["palette"], where)
+    faults.raise_any(where)  # the comparisons below need numbers
+    for check in (_check_lengths, _check_order, _check_folds):
+        with faults.collect():
+            check(recipe, where)
+    faults.raise_any(where)
+
+
+def check_keys(task: str, recipe: Mapping[str, Any], keys: Collection[str]) -> None:
+    """Raises KdepError if a recipe has a key that is not in `keys`, or lacks one of them."""
+    where, faults = f"the recipe of task {task!r}", Faults()
+    unknown, missing = sorted(set(recipe) - set(keys)), sorted(set(keys) - set(recipe))
+    for key in unknown:
+        faults.add(unknown_name("key", key, keys, place=where))
+    # A key that is only misspelt is not reported as missing, too.
+    if missing := [k for k in missing if not difflib.get_close_matches(k, unknown)]:
+        faults.add(
+            KdepError(
+                f"{where} lacks {'the key' if len(missing) == 1 else 'the keys'} "
+                f"{', '.join(missing)}",
+                fix="add it" if len(missing) == 1 else "add them",
+            )
+        )
+    faults.raise_any(where)
+
+
+def _check_lengths(recipe: Mapping[str, Any], where: str) -> None:
+    """Checks the numbers that must fit the length of the training."""
     if recipe.get("train_share") == 0:
-        raise KdepError(f"{where} has train_share = 0", fix="set it above 0 in the task config")
+        raise KdepError(f"{where} has train_share = 0", fix="set it above 0")
     iters, warmup = recipe.get("iters"), recipe.get("warmup")
     if iters is not None and warmup is not None and not warmup < iters:
         raise KdepError(
             f"{where} has warmup={warmup} and iters={iters}",
             expected="1 <= warmup < iters",
-            fix="change warmup or iters in the task config",
+            fix="lower warmup or raise iters",
         )
     epochs, step = recipe.get("epochs"), recipe.get("step_epochs")
     if epochs is not None and step is not None and step > epochs:
         raise KdepError(
             f"{where} has step_epochs={step} and epochs={epochs}",
             expected="step_epochs <= epochs",
-            fix="change step_epochs or epochs in the task config",
+            fix="lower step_epochs or raise epochs",
         )
+
+
+def _check_order(recipe: Mapping[str, Any], where: str) -> None:
+    """Checks that limits and steps are in ascending order."""
     for key in ("crop_scale", "resize_ratio", "steps"):
         values = list(recipe.get(key) or ())
         if values != sorted(values) or (key == "crop_scale" and values and values[0] == 0):
             raise KdepError(
                 f"{where} has {key} = {values}",
                 expected="increasing numbers above 0",
-                fix="correct the task config",
+                fix=f"correct `{key}`",
             )
-    if "classes" in recipe and "palette" in recipe:
-        _check_palette(recipe["classes"], recipe["palette"], where)
-    if recipe.get("protocol") == "folds":
-        for key in ("folds", "inner_folds"):
-            if recipe.get(key, 2) < 2:
-                raise KdepError(
-                    f"{where} has {key} = {recipe[key]}",
-                    expected="2 or more",
-                    fix="correct the task config",
-                )
+
+
+def _check_folds(recipe: Mapping[str, Any], where: str) -> None:
+    """Checks that a cross-validation has two or more folds."""
+    if recipe.get("protocol") != "folds":
+        return
+    for key in ("folds", "inner_folds"):
+        if recipe.get(key, 2) < 2:
+            raise KdepError(
+                f"{where} has {key} = {recipe[key]}", expected="2 or more", fix=f"correct `{key}`"
+            )
 
 
 def _check_several(value: Any, annotation: str, count: int | None, where: str, key: str) -> None:
     many = "one or more numbers" if count is None else f"{count} numbers"
     if not isinstance(value, list | tuple) or not value or (count and len(value) != count):
         raise KdepError(
-            f"{where} has {key} = {value!r:.60}", expected=many, fix="correct the task config"
+            f"{where} has {key} = {value!r:.60}",
+            expected=f"a list of {many}",
+            fix=f"correct `{key}`",
         )
     for number in value:
         check_value(annotation, number, where, key)
@@ -108,28 +150,35 @@ def _check_several(value: Any, annotation: str, count: int | None, where: str, k
 
 def _check_palette(classes: Any, palette: Any, where: str) -> None:
     if not isinstance(classes, list | tuple) or not isinstance(palette, list | tuple):
-        raise KdepError(
-            f"`classes` and `palette` of {where} are not both lists",
-            fix="write them as lists in the task config",
-        )
+        raise KdepError(f"`classes` and `palette` of {where} are not both lists", fix="write lists")
+    faults = Faults()
     if len(classes) != len(palette):
-        raise KdepError(
-            f"{where} has {len(classes)} classes and {len(palette)} colours in its palette",
-            expected="one colour per class",
-            fix="correct `palette` in the task config",
+        more = "add colours to" if len(classes) > len(palette) else "remove colours from"
+        faults.add(
+            KdepError(
+                f"{where} has {len(classes)} classes and {len(palette)} colours in its palette",
+                expected="one colour per class",
+                fix=f"{more} `palette`, or correct `classes`",
+            )
         )
     for colour in palette:
         if not _is_colour(colour):
-            raise KdepError(
-                f"{where} has the colour {colour!r:.60} in its palette",
-                expected="three integers from 0 to 255: red, green and blue",
-                fix="correct `palette` in the task config",
+            faults.add(
+                KdepError(
+                    f"{where} has the colour {colour!r:.60} in its palette",
+                    expected="three integers from 0 to 255: red, green and blue",
+                    fix="correct `palette`",
+                ),
+                "colour",
             )
     if repeated := sorted({str(c) for c in classes if list(classes).count(c) > 1}):
-        raise KdepError(
-            f"{where} lists the class {repeated[0]} more than once",
-            fix="correct `classes` in the task config",
+        faults.add(
+            KdepError(
+                f"{where} lists the class {', '.join(repeated)} more than once",
+                fix="correct `classes`",
+            )
         )
+    faults.raise_any(where)
 
 
 def _is_colour(value: Any) -> bool:

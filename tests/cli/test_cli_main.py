@@ -43,6 +43,7 @@ def test_for_an_unknown_command_a_similar_one_is_suggested(
     ("arguments", "message"),
     [
         (["run", "pocket", "--dryrun"], "unknown option '--dryrun'. Fix: did you mean --dry-run?"),
+        (["run", "pocket", "--jbos", "4", "--plan"], "2. unknown option '--plan'"),
         (["report", "--idnex=x"], "unknown option '--idnex'. Fix: did you mean --index?"),
         (
             ["data", "imagenet", "DIR"],

@@ -124,12 +124,16 @@ def test_former_flag_names_still_work_and_are_not_in_the_help(old, new):
     assert not {old, f"[{old}]", f"{old}]"} & set(shown)
 
 
-def test_a_broken_config_prints_one_line_and_exits_with_2(tmp_path):
+def test_a_broken_config_prints_all_its_faults_and_exits_with_2(tmp_path):
     path = tmp_path / "bad.py"
     path.write_text("suite = dict(name='x', data='smoke', studnets=['resnet18_w32'])\n")
     completed = run(str(path))
     assert completed.returncode == 2
-    assert len(completed.stderr.strip().splitlines()) == 1
+    first, *faults = completed.stderr.strip().splitlines()
+    assert first.endswith(f"the suite {path} has 4 faults:")
+    assert "unknown key 'studnets'" in faults[0]
+    for key, line in zip(("methods", "budget", "seeds"), faults[1:], strict=True):
+        assert f"lacks the key '{key}'" in line
 
 
 def test_help_takes_under_1_5_s():

@@ -17,7 +17,9 @@ from PIL import Image
 
 from kdep_bench.data.checks import check_coco, check_segmentation
 from kdep_bench.data.official import tiny
+from kdep_bench.data.own.coco_json import read_boxes
 from kdep_bench.errors import KdepError
+from kdep_bench.faults import Faults
 
 Spec = dict[str, Any]
 
@@ -716,6 +718,21 @@ def test_one_error_reports_every_fault_once(spec: Spec, user_folder: Path, tmp_p
     text = refusal(spec, tmp_path / "b")
     assert "(498 more of this kind)" in text  # two of the 500 are shown
     assert text.count("\n") <= 11  # the error stays short
+
+
+def test_wrong_keys_of_images_and_annotations_are_reported_together(tmp_path):
+    """Otherwise each corrected key would only lead to the error for the next one."""
+    path, faults = tmp_path / "boxes.json", Faults()
+    annotation = {"id": 1, "image": 1, "class_id": 1, "box": [1, 2, 3, 4]}
+    images, categories = [{"id": 1, "name": "a.jpg", "w": 9}], [{"id": 1, "name": "dog"}]
+    path.write_text(
+        json.dumps({"images": images, "categories": categories, "annotations": [annotation]})
+    )
+    read_boxes(path, tmp_path, faults)
+    text = str(faults.error("x"))
+    for key in ("file_name", "width and no height", "image_id", "category_id", "bbox"):
+        assert f"has no {key}" in text
+    assert len(faults) == 5
 
 
 def test_a_byte_order_mark_in_a_json_changes_nothing(

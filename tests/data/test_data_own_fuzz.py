@@ -16,10 +16,10 @@ from PIL import Image
 
 from kdep_bench.data.own import boxes
 from kdep_bench.data.own.coco_json import read_boxes
-from kdep_bench.data.own.faults import Faults
 from kdep_bench.data.own.masks import _try_read
 from kdep_bench.data.own.spec import DataConfig
 from kdep_bench.errors import KdepError
+from kdep_bench.faults import Faults
 
 many_examples = settings(
     max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -44,7 +44,7 @@ from kdep_bench.engine import attempts, state
 from kdep_bench.engine.cluster import find_snakemake
 from kdep_bench.engine.lock import LOCKS, process_start
 from kdep_bench.engine.stage import write_plan
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, file_fault
 from kdep_bench.files import write_json
 from kdep_bench.suite.config import load_suite
 from kdep_bench.suite.graph import Plan
@@ -127,7 +127,7 @@ def toy_main(work: Path, results: Path, retry: int) -> int:
     try:
         collect(suite, plan, work, results, outcome.failed)
     except OSError as e:
-        print(run_suite_output.disk_fault(e))
+        print(file_fault(e))
         return 1
     return code
 

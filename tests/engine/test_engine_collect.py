@@ -18,6 +18,7 @@ from kdep_bench.engine.collect import (
     _learning_rate,
     _planned_epochs,
     _teacher_fields,
+    check_folder,
     collect,
     make_record,
 )
@@ -204,6 +205,13 @@ def test_pruning_a_work_dir_removes_no_result(tmp_path):
     summary = collect(suite, plan, tmp_path / "elsewhere", results)
     assert summary["ok"] == 4
     assert summary["written"] == 0
+
+
+def test_a_file_in_the_place_of_the_results_folder_is_refused_before_the_run(tmp_path):
+    check_folder(tmp_path / "new/results", "tiny")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(KdepError, match=r"because .*/file is a file. Fix: .* --results-dir"):
+        check_folder(tmp_path / "file/results", "tiny")
 
 
 def test_records_of_removed_runs_are_moved_to_superseded(tmp_path):

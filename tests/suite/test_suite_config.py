@@ -11,6 +11,7 @@ import pytest
 
 from kdep_bench.errors import KdepError
 from kdep_bench.suite import config, schema
+from kdep_bench.suite.plan import build_plan
 
 SUITE: dict[str, Any] = {
     "name": "tiny",
@@ -144,6 +145,43 @@ def test_a_wrong_suite_is_refused_in_one_line(change, message):
 def test_a_missing_key_gives_an_error_that_names_it():
     with pytest.raises(KdepError, match="lacks the key 'budget'"):
         config.build_suite({k: v for k, v in SUITE.items() if k != "budget"})
+
+
+def test_all_faults_of_a_suite_are_reported_at_once():
+    """Otherwise each correction would only lead to the next error."""
+    budget = {"epochs": "3", "batch": 0, "optimiser": {}}
+    with pytest.raises(KdepError) as error:
+        build(budget=budget, seeds={"pretrain": [0]})
+    assert [fault.problem for fault in error.value.faults] == [
+        "unknown key 'optimiser' in `budget` of the suite",
+        "the suite has budget.epochs = '3'",
+        "the suite has budget.batch = 0",
+        "the suite lacks the key 'seeds.transfer'",
+    ]
+    with pytest.raises(KdepError, match="4 faults"):
+        build(metods=[], teacher="eficientnet_lite0", tasks=["smoke_prob"], data="smok")
+    with pytest.raises(KdepError) as error:
+        build(
+            teacher="eficientnet_lite0",
+            methods=[{"base": "kdep", "transform": {"t": 1.0, "m": 2}}, "kdpe"],
+            tasks=["smoke_prob"],
+            shares=[2, -1],
+            data="smok",
+        )
+    problems = [fault.problem for fault in error.value.faults]
+    assert len(problems) == 7
+    assert "the suite has the data fractions 2, -1 in `shares`" in problems
+
+
+def test_all_methods_and_tasks_that_cannot_work_are_reported_at_once():
+    tasks = [{"base": "smoke_finetune", "recipe": {"lr": -1.0, "batch": 0}}, "pocket_photos"]
+    suite = build(methods=["supervised", "kdep"], teacher=None, tasks=tasks)
+    with pytest.raises(KdepError) as error:
+        build_plan(suite)
+    text = str(error.value)
+    assert "needs a teacher, but the suite has none" in text
+    assert "lr = -1.0" in text
+    assert "batch = 0" in text
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,18 @@ from typing import Any
 import pytest
 
 from kdep_bench.errors import KdepError
-from kdep_bench.suite.config import build_suite
+from kdep_bench.suite.config import build_suite, load_config
+from kdep_bench.suite.known_data import prepared_spec
 from kdep_bench.suite.plan import build_plan
 
 CLASSES = ["bg", "red", "blue"]
+SUITE = {
+    "name": "tiny",
+    "students": ["resnet18_w32"],
+    "methods": ["scratch"],
+    "budget": {"epochs": 1, "batch": 8, "optimizer": {"type": "SGD", "lr": 0.1}},
+    "seeds": {"pretrain": [0], "transfer": [0]},
+}
 
 
 def plan(data: dict[str, Any], recipe: dict[str, Any], **change: Any) -> None:
@@ -23,13 +31,9 @@ def plan(data: dict[str, Any], recipe: dict[str, Any], **change: Any) -> None:
         "masks": masks,
     }
     suite = {
-        "name": "tiny",
+        **SUITE,
         "data": {**data_config, "classes": CLASSES, "labels": False, **data},
-        "students": ["resnet18_w32"],
-        "methods": ["scratch"],
         "tasks": [{"base": "pocket_seg", "name": "case_seg", "recipe": recipe}],
-        "budget": {"epochs": 1, "batch": 8, "optimizer": {"type": "SGD", "lr": 0.1}},
-        "seeds": {"pretrain": [0], "transfer": [0]},
     }
     build_plan(build_suite({**suite, **change}))
 
@@ -66,3 +70,46 @@ def test_a_palette_with_fewer_colours_than_classes_is_refused() -> None:
 def test_labels_without_pool_labels_are_refused() -> None:
     with pytest.raises(KdepError, match="labels=True but not pool_labels=True"):
         plan({"labels": True}, {"classes": CLASSES, "palette": PALETTE})
+
+
+@pytest.mark.parametrize(
+    ("data", "problems"),
+    [
+        ({"pool": None}, ["the data config has no `pool`"]),
+        ({"masks": ["m/train"]}, ["the data config has masks = ['m/train']"]),
+        (
+            {"coco": {"train": "a.json", "test": {"file": "a.json", "images": "i"}}, "classify": 5},
+            [
+                "the data config has classify = 5",
+                "the data config has coco.train = 'a.json'",
+                "coco.test of the data config has the keys ['file', 'images']",
+            ],
+        ),
+        (
+            {"labels": "no", "pool_labels": 0},
+            ["the data 'case' has labels = 'no'", "the data 'case' has pool_labels = 0"],
+        ),
+    ],
+)
+def test_values_of_wrong_types_are_refused_when_the_suite_is_planned(data, problems) -> None:
+    with pytest.raises(KdepError) as error:
+        plan(data, {"classes": CLASSES, "palette": PALETTE})
+    assert [e.problem for e in error.value.faults or (error.value,)] == problems
+
+
+def test_values_of_wrong_types_of_the_pocket_data_are_refused_when_the_suite_is_planned() -> None:
+    data = {"base": "smoke", "px": "128", "scenes": 7, "source": "deb"}
+    with pytest.raises(KdepError) as error:
+        build_plan(build_suite({**SUITE, "data": data}))
+    problems = [fault.problem for fault in error.value.faults]
+    assert problems[:2] == ["the pocket data has scenes = 7", "the pocket data has px = '128'"]
+    assert "unknown source 'deb'" in problems[2]
+
+
+def test_the_source_of_the_pocket_data_reaches_the_stage_that_makes_them() -> None:
+    smoke = load_config("data", "smoke")
+    assert prepared_spec({**smoke, "source": "pip-only"})["source"] == "pip-only"
+    spec = prepared_spec(smoke)  # the default is not in the stage's id
+    assert smoke["source"] == "auto"
+    assert "source" not in spec
+    assert "source" not in prepared_spec({"type": "kdep_bench.data.own.prepare", "source": "me"})

@@ -89,10 +89,21 @@ def probe_of(data: dict[str, Any], root: Path) -> list[Any]:
 
 
 def test_the_error_for_a_batch_larger_than_a_data_fraction_names_a_sufficient_fraction():
-    message = refusal(build(shares=[0.01], budget=budget(batch=8)))  # 4 of 400 images
+    supervised = dict(budget=budget(batch=8), methods=["supervised"])
+    message = refusal(build(shares=[0.01], **supervised))  # 4 of 400 images
     fix = re.search(r"a data fraction of ([\d.]+) or more", message)
     assert fix is not None
-    accept(build(shares=[float(fix[1])], budget=budget(batch=8), methods=["supervised"]))
+    accept(build(shares=[float(fix[1])], **supervised))
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.01])  # 0 and 4 of 400 images
+def test_a_fraction_too_small_for_the_batch_and_the_alignment_is_one_error(fraction):
+    """One correction is enough: the larger one of the two fractions that the error names."""
+    with pytest.raises(KdepError, match="has 2 faults") as error:
+        accept(build(shares=[1.0, fraction], budget=budget(batch=8)))
+    fixes = re.findall(r"a data fraction of ([\d.]+) or more", str(error.value))
+    assert len(fixes) == 2
+    accept(build(shares=[1.0, max(map(float, fixes))], budget=budget(batch=8)))
 
 
 def test_epochs_of_less_than_one_batch_are_refused():

@@ -303,7 +303,7 @@ CASES = [(key, value) for key, values in INVALID_VALUES.items() for value in val
 def test_an_invalid_value_in_a_recipe_gives_an_error_that_names_its_key(
     key: str, value: Any
 ) -> None:
-    with pytest.raises(KdepError, match=rf"the recipe of task t.*\b{key}\b"):
+    with pytest.raises(KdepError, match=rf"the recipe of task 't'.*\b{key}\b"):
         check_recipe("t", {key: value})
 
 

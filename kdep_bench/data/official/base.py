@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -134,16 +135,23 @@ def lay_out(
     """
     folder = root / dataset.name
     paths: dict[str, Path] = {}
+    missing: list[Archive] = []
     for archive in dataset.archives:
         path = find_archive(archive, [*archives, folder, root])
         if path is not None:
             paths[archive.name] = path
         elif not archive.optional:
-            raise KdepError(
-                f"the archive {archive.name} ({dataset.title}) was not found in "
-                f"{', '.join(str(a) for a in [*archives, folder, root])}",
-                fix=f"download it from {archive.homepage} and pass its folder as --archives",
-            )
+            missing.append(archive)
+    if missing:
+        is_one = len(missing) == 1
+        raise KdepError(
+            f"the archive{'' if is_one else 's'} {', '.join(a.name for a in missing)} "
+            f"({dataset.title}) {'was' if is_one else 'were'} not found in "
+            f"{', '.join(str(a) for a in [*archives, folder, root])}",
+            fix=f"download {'it' if is_one else 'them'} from "
+            f"{', '.join(dict.fromkeys(a.homepage for a in missing))} and pass the folder as "
+            "--archives",
+        )
     digests = {}
     for archive in dataset.archives:
         if checksums and archive.name in paths:
@@ -180,9 +188,11 @@ def verify(dataset: OfficialSet, root: Path, n_decoded: int | None = 8, whole: b
     """
     try:
         return _verify(dataset, root, n_decoded, whole)
-    except KdepError:
+    except KdepError as e:
         drop_seals(root / dataset.name)
-        raise
+        command = f"kdep-bench data {dataset.name} --root {shlex.quote(str(root))}"
+        fix = re.sub(r"kdep-bench data \w+ --root DIR", lambda _: command, e.fix)
+        raise KdepError(e.problem, expected=e.expected, fix=fix) from None
 
 
 def _verify(dataset: OfficialSet, root: Path, n_decoded: int | None, whole: bool) -> dict:
@@ -190,7 +200,7 @@ def _verify(dataset: OfficialSet, root: Path, n_decoded: int | None, whole: bool
     if not folder.is_dir():
         raise KdepError(
             f"the data set {dataset.title} was not found at {folder}",
-            fix=f"run: kdep-bench data {dataset.name} --root {root}",
+            fix=unpack_again(dataset.name).replace(" again", ""),
         )
     counts = dataset.verify(folder, n_decoded)
     official_counts = dataset.counts if whole else {}
@@ -199,8 +209,8 @@ def _verify(dataset: OfficialSet, root: Path, n_decoded: int | None, whole: bool
             raise KdepError(
                 f"{dataset.title} at {folder} has {counts.get(key)} {key}",
                 expected=f"{official}, as in the official release",
-                fix=f"run: kdep-bench data {dataset.name} --root {root} (the archive was not "
-                "completely unpacked, or is another release)",
+                fix=f"{unpack_again(dataset.name)} (the archive was not completely unpacked, or "
+                "is another release)",
             )
     return counts
 
@@ -209,8 +219,11 @@ def _verify(dataset: OfficialSet, root: Path, n_decoded: int | None, whole: bool
 
 
 def unpack_again(name: str) -> str:
-    """The fix for damaged files of the set `name`: a command that unpacks its archives again."""
-    return f"unpack it again: kdep-bench data {name} --root DIR --archives DOWNLOADS"
+    """The fix for damaged files of the set `name`: a command that unpacks its archives again.
+
+    `verify` replaces SET and DIR by the set and its root.
+    """
+    return f"unpack its archives again: kdep-bench data {name} --root DIR --archives DOWNLOADS"
 
 
 def need_dir(path: Path, description: str) -> Path:
@@ -224,7 +237,7 @@ def need_dir(path: Path, description: str) -> Path:
         raise KdepError(
             f"the folder {path} does not exist",
             expected=description,
-            fix="prepare the data set with kdep-bench data",
+            fix=unpack_again("SET"),
         )
     return path
 
@@ -240,13 +253,13 @@ def need_file(path: Path, description: str) -> Path:
         raise KdepError(
             f"the file {path} does not exist",
             expected=description,
-            fix="prepare the data set with kdep-bench data",
+            fix=unpack_again("SET"),
         )
     if path.stat().st_size == 0:
         raise KdepError(
             f"the file {path} is empty (0 bytes)",
             expected=description,
-            fix="unpack its archive again with kdep-bench data",
+            fix=unpack_again("SET"),
         )
     return path
 
@@ -259,14 +272,14 @@ def lines(path: Path, description: str) -> list[str]:
         raise KdepError(
             f"the file {path} cannot be read ({plain_text(e)})",
             expected=description,
-            fix="unpack its archive again with kdep-bench data",
+            fix=unpack_again("SET"),
         ) from None
     rows = [line.strip() for line in text.splitlines() if line.strip()]
     if not rows:
         raise KdepError(
             f"the file {path} has no entries",
             expected=description,
-            fix="unpack its archive again with kdep-bench data",
+            fix=unpack_again("SET"),
         )
     return rows
 
@@ -289,7 +302,7 @@ def need_files(folder: Path, names: Iterable[str], source: Path | str) -> int:
             raise KdepError(
                 f"the file {path} occurs twice in {source}",
                 expected="each file once (repeated files would count twice in the scores)",
-                fix="unpack the archive of the list again with kdep-bench data",
+                fix=unpack_again("SET"),
             )
         seen.add(name)
         try:
@@ -297,13 +310,12 @@ def need_files(folder: Path, names: Iterable[str], source: Path | str) -> int:
         except (OSError, ValueError):  # ValueError: a null byte in the name
             raise KdepError(
                 f"the file {path}, which is listed in {source}, does not exist",
-                fix="prepare the data set again with kdep-bench data (the archive was not "
-                "completely unpacked)",
+                fix=unpack_again("SET"),
             ) from None
         if size == 0:
             raise KdepError(
                 f"the file {path} is empty (0 bytes)",
-                fix="prepare the data set again with kdep-bench data, or replace the file",
+                fix=unpack_again("SET"),
             )
     return len(seen)
 

@@ -99,13 +99,13 @@ def check_table(path: Path, table: Any) -> dict[str, int]:
             f"the {len(names)} categories of {path} are not those of COCO; the first difference is "
             f"{different[0]}",
             expected="the 80 ids and names of COCO 2017",
-            fix="use the official annotations; for your own data, copy configs/data/mine.py",
+            fix=f"{_UNPACK_AGAIN}; for your own boxes, copy configs/data/mine.py",
         )
     images = {i["id"] for i in table["images"]}
     if len(images) != len(table["images"]):
         raise KdepError(
             f"the file {path} has a duplicate image id",
-            fix="download annotations_trainval2017.zip again",
+            fix=f"download annotations_trainval2017.zip again, then {_UNPACK_AGAIN}",
         )
     crowds = 0
     for annotation in table["annotations"]:
@@ -115,7 +115,7 @@ def check_table(path: Path, table: Any) -> dict[str, int]:
                 f"annotation {annotation['id']} in {path} has image {annotation['image_id']} and "
                 f"category {category}",
                 expected="ids that exist in the file",
-                fix="download annotations_trainval2017.zip again",
+                fix=f"download annotations_trainval2017.zip again, then {_UNPACK_AGAIN}",
             )
         crowds += annotation.get("iscrowd", 0)
     return {"images": len(images), "annotations": len(table["annotations"]), "crowds": crowds}

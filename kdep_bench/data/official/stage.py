@@ -21,8 +21,9 @@ import numpy as np
 
 from kdep_bench.data.content import Catalogue, Source, all_of, fingerprint_of
 from kdep_bench.data.listing import class_names, list_images, shown
-from kdep_bench.data.official.base import OfficialSet, data_root, get_set, need_dir, verify
+from kdep_bench.data.official.base import OfficialSet, data_root, get_set, verify
 from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.faults import Faults
 from kdep_bench.files import canonical_json, write_atomic, write_json
 
 
@@ -81,9 +82,13 @@ def prepare(
     else:
         root = data_root(spec.get("root"), name=spec["pool"])
     counts: dict[str, Any] = {}
+    faults = Faults()
     for i, dataset in enumerate(sets):
         progress(i, len(sets) + 1, f"checking {dataset.title}")
-        counts[dataset.name] = verify(dataset, root, spec.get("decode", 8), whole=not is_tiny)
+        with faults.collect():
+            counts[dataset.name] = verify(dataset, root, spec.get("decode", 8), whole=not is_tiny)
+    faults.raise_any(f"the data {spec.get('name') or ''}".rstrip())
+    for dataset in sets:
         _link(root / dataset.name, out / "data" / dataset.name, out)
     progress(len(sets), len(sets) + 1, "listing the pool")
     pool = root / spec["pool"] / spec.get("pool_folder", "train")
@@ -128,7 +133,13 @@ def _link_pool(source: Path, pool: Path, stage: Path) -> int:
         pool: folder to write to.
         stage: the stage directory.
     """
-    listing = list_images(need_dir(source, "the pre-training images"))
+    if not source.is_dir():
+        raise KdepError(
+            f"the folder {source} of the pool does not exist",
+            expected="a folder with one folder of images per class",
+            fix="correct `pool_folder` in the data config",
+        )
+    listing = list_images(source)
     if listing.other_files:
         raise KdepError(
             f"the file {shown(source / listing.other_files[0])} of the pool does not have an image "

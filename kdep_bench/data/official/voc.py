@@ -146,7 +146,7 @@ def verify(folder: Path, n_decoded: int | None) -> dict[str, int]:
         raise KdepError(
             f"{len(shared)} images of {year} are both in the training lists and in val, the first "
             f"is {sorted(shared)[0]}",
-            fix="move ImageSets/Segmentation/aug.txt elsewhere and prepare the data set again",
+            fix=f"move ImageSets/Segmentation/aug.txt elsewhere, then {_UNPACK_AGAIN}",
         )
     return counts
 

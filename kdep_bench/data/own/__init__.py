@@ -69,12 +69,18 @@ def check_plan(data: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> N
     """
     from kdep_bench.data.own.spec import (
         check_labels,
+        check_parts,
         check_paths,
         check_recipes,
         read_allow_duplicates,
     )
+    from kdep_bench.faults import Faults
 
-    check_labels(data)
-    check_paths(data)
-    read_allow_duplicates(data)
-    check_recipes(data, tasks)
+    check_parts(data)  # the checks below rely on it
+    faults = Faults()
+    for check in (check_labels, check_paths, read_allow_duplicates):
+        with faults.collect():
+            check(data)
+    with faults.collect():
+        check_recipes(data, tasks)
+    faults.raise_any(f"the data {data.get('name')!r}")

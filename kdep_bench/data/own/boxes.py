@@ -17,10 +17,10 @@ from typing import Any
 from kdep_bench.data.images import ImageInfo, check_orientation, placed_name
 from kdep_bench.data.listing import list_images, shown
 from kdep_bench.data.own.coco_json import Boxes, read_boxes
-from kdep_bench.data.own.faults import Faults
 from kdep_bench.data.own.names import listed, pair_shown, similar_names
 from kdep_bench.data.own.spec import DataConfig
 from kdep_bench.errors import KdepError
+from kdep_bench.faults import Faults
 from kdep_bench.files import canonical_json, write_atomic
 
 FOLDER = "detect"

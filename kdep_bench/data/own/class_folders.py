@@ -10,7 +10,6 @@ from typing import Any
 
 from kdep_bench.data.images import ImageInfo
 from kdep_bench.data.listing import Listing, class_names, list_images, shown
-from kdep_bench.data.own.faults import Faults
 from kdep_bench.data.own.names import (
     SPLIT_WORDS,
     check_similar_names,
@@ -20,6 +19,7 @@ from kdep_bench.data.own.names import (
 )
 from kdep_bench.data.own.spec import DataConfig
 from kdep_bench.errors import KdepError, first_of
+from kdep_bench.faults import Faults
 
 FOLDER = "classify"
 LISTED = 20  # maximum number of groups of equal images in the data card

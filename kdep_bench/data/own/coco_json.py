@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-from kdep_bench.data.own.faults import Faults
 from kdep_bench.data.own.names import check_similar_names, listed
 from kdep_bench.data.user_json import read_user_json
 from kdep_bench.errors import KdepError, first_of
+from kdep_bench.faults import Faults
 
 LISTS = ("images", "annotations", "categories")
 LARGEST = 1 << 24  # pixels; a longer side must be a mistake
@@ -83,12 +83,11 @@ def read_boxes(path: Path, folder: Path, faults: Faults) -> Boxes | None:
                 fix="export the boxes as COCO json; a file of captions has no boxes",
             )
         out = Boxes(path, folder)
-        for key in ("images", "categories"):
-            if not table[key]:
-                raise KdepError(
-                    f"the list of {key} in {path} is empty",
-                    fix=f"export the file again with its {key}",
-                )
+        if empty := " and of ".join(k for k in ("images", "categories") if not table[k]):
+            raise KdepError(
+                f"the list of {empty} in {path} is empty",
+                fix=f"export the file again with its {empty.replace('of ', '')}",
+            )
         categories = _categories(path, table["categories"], out, faults)
         images = _images(path, table["images"], out, faults)
         _annotations(table["annotations"], categories, images, out, faults)
@@ -170,21 +169,26 @@ def _images(path: Path, items: list[Any], out: Boxes, faults: Faults) -> dict[Ha
         subject = f"the image with id {image_id!r:.40} in {path}"
         # A placeholder, so that the annotations of a faulty entry are not reported as well.
         names[image_id] = ""
-        with faults.collect(f"{path} image entry"):
+        name, sides = None, [_side(item.get(k)) for k in ("width", "height")]
+        with faults.collect(f"{path} image file_name"):
             name = _file_name(item.get("file_name"), subject)
             if name in out.sizes:
+                name, repeated = None, name
                 raise KdepError(
-                    f"{subject} has the file_name {name!r} of another image",
+                    f"{subject} has the file_name {repeated!r} of another image",
                     fix="merge the two entries, and give their annotations one image_id",
                 )
-            sides = [_side(item.get(k)) for k in ("width", "height")]
-            if sides[0] is None or sides[1] is None:
-                got = " and ".join(_given(k, item.get(k)) for k in ("width", "height"))
-                raise KdepError(
+        if sides[0] is None or sides[1] is None:
+            got = " and ".join(_given(k, item.get(k)) for k in ("width", "height"))
+            faults.add(
+                KdepError(
                     f"{subject} has {got}",
                     expected="integers above 0 (pixels)",
                     fix="write the size of the image file there",
-                )
+                ),
+                f"{path} image size",
+            )
+        elif name is not None:
             out.sizes[name] = (sides[0], sides[1])
             names[image_id] = name
     return names
@@ -219,31 +223,24 @@ def _annotations(
     in_unit_square = 0  # number of boxes that look like fractions of the image
     for annotation_id, item in _entries(path, "annotations", items, faults):
         subject = f"annotation {annotation_id!r:.40} in {path}"
-        with faults.collect(f"{path} annotation"):
-            image, category = item.get("image_id"), item.get("category_id")
-            if not _is_id(image) or image not in images:
-                raise KdepError(
-                    f"{subject} has no image_id"
-                    if image is None
-                    else f"{subject} points to image id {_shown(image)}, which is not in images",
-                    expected=f"one of {len(images)} image ids",
-                    fix=_type_fix(image, images) or "remove the annotation or add the image entry",
-                )
-            if not _is_id(category) or category not in categories:
-                raise KdepError(
-                    f"{subject} has {_given('category_id', category)}",
-                    expected=f"one of the ids {first_of((f'{c!r:.40}' for c in categories), 8)}",
-                    fix=_type_fix(category, categories) or "correct the id or add the category",
-                )
-            name = images[image]
-            if not name:
-                continue  # the fault of its image entry is already reported
-            box = _box(item.get("bbox"), subject, out.sizes[name])
-            in_unit_square += max(box[0] + box[2], box[1] + box[3]) <= 1
+        # Wrong keys are often wrong in all annotations, so each key has its own kind of fault.
+        name = category = None
+        add = f"add it, or rename one of its keys: {first_of(item, 8)}"
+        with faults.collect(f"{path} image_id"):
+            name = _image_of(item.get("image_id"), images, subject, add)
+        with faults.collect(f"{path} category_id"):
+            category = _category_of(item.get("category_id"), categories, subject, add)
+        with faults.collect(f"{path} bbox"):
+            if not name:  # its image is unknown, or has a fault that is already reported
+                _four_numbers(item.get("bbox"), subject, add)
+                continue
+            box = _box(item.get("bbox"), subject, out.sizes[name], add)
             crowd = _flag(item.get("iscrowd"), subject, "iscrowd")
             crowd |= _flag(item.get("ignore"), subject, "ignore")
             area = _area(item.get("area"), box, out.sizes[name], subject)
-            out.boxes.append(Box(name, categories[category], box, area, crowd))
+            if category is not None:
+                in_unit_square += max(box[0] + box[2], box[1] + box[3]) <= 1
+                out.boxes.append(Box(name, category, box, area, crowd))
     if in_unit_square and in_unit_square == len(out.boxes):
         faults.add(
             KdepError(
@@ -256,19 +253,56 @@ def _annotations(
     out.repeated = len(out.boxes) - len(set(out.boxes))
 
 
-def _box(value: Any, subject: str, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The box `value` as (x, y, width, height) in pixels; KdepError unless it is in its image.
+def _image_of(image: Any, images: Mapping[Hashable, str], subject: str, add: str) -> str:
+    """The file name of an annotation's image, "" if the image's entry has a fault.
 
-    `size`: (width, height) of the image. `subject`: the annotation, for errors.
+    `add`: the fix if the annotation has none.
     """
+    if _is_id(image) and image in images:
+        return images[image]
+    raise KdepError(
+        f"{subject} has no image_id"
+        if image is None
+        else f"{subject} points to image id {_shown(image)}, which is not in images",
+        expected=f"one of {len(images)} image ids",
+        fix=_type_fix(image, images)
+        or (add if image is None else "remove the annotation or add the image entry"),
+    )
+
+
+def _category_of(category: Any, categories: Mapping[Hashable, str], subject: str, add: str) -> str:
+    """The class name of an annotation; `add`: the fix if it has none."""
+    if _is_id(category) and category in categories:
+        return categories[category]
+    raise KdepError(
+        f"{subject} has {_given('category_id', category)}",
+        expected=f"one of the ids {first_of((f'{c!r:.40}' for c in categories), 8)}",
+        fix=_type_fix(category, categories)
+        or (add if category is None else "correct the id or add the category"),
+    )
+
+
+def _four_numbers(value: Any, subject: str, add: str) -> list[float]:
+    """The numbers of a bbox; `add`: the fix if there is none."""
     numbers = [_number(v) for v in value] if isinstance(value, list) else []
     if len(numbers) != 4 or any(n is None for n in numbers):
         raise KdepError(
             f"{subject} has {_given('bbox', value)}",
             expected="[x, y, width, height], four numbers in pixels",
-            fix="correct the box, or remove the annotation",
+            fix=add if value is None else "correct the box, or remove the annotation",
         )
-    x, y, w, h = (float(n) for n in numbers if n is not None)
+    return [float(n) for n in numbers if n is not None]
+
+
+def _box(
+    value: Any, subject: str, size: tuple[int, int], add: str
+) -> tuple[float, float, float, float]:
+    """The box `value` as (x, y, width, height) in pixels; KdepError unless it is in its image.
+
+    `size`: (width, height) of the image. `subject`: the annotation, for errors. `add`: the fix if
+    there is no box.
+    """
+    x, y, w, h = _four_numbers(value, subject, add)
     if w <= 0 or h <= 0:
         raise KdepError(
             f"{subject} has a bbox without area: {value}",

@@ -77,7 +77,8 @@ def discover(root: Path, classes_of_boxes: bool = False) -> Discovery:
     """
     if not root.is_dir():
         raise KdepError(
-            f"the folder {root} does not exist", fix="give the folder that contains your images"
+            f"{root} is a file" if root.exists() else f"the folder {root} does not exist",
+            fix="give the folder that contains your images",
         )
     parts = Discovery(root)
     folders = dict(_walk(root, parts.notes))

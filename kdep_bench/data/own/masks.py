@@ -13,11 +13,11 @@ import numpy as np
 from kdep_bench.data.images import ImageInfo, check_orientation
 from kdep_bench.data.listing import list_images, shown
 from kdep_bench.data.mask_files import MaskInfo, read_mask
-from kdep_bench.data.own.faults import Faults
 from kdep_bench.data.own.names import listed
 from kdep_bench.data.own.spec import IGNORE, DataConfig
 from kdep_bench.devices import cores
 from kdep_bench.errors import KdepError, first_of
+from kdep_bench.faults import Faults
 from kdep_bench.prefetch import prefetch
 
 FOLDER = "cityscapes"

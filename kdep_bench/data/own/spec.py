@@ -10,12 +10,14 @@ from typing import Any
 
 from kdep_bench.data.allowed import POOL, read_allowed
 from kdep_bench.data.own import KEYS
-from kdep_bench.data.own.faults import Faults
 from kdep_bench.data.own.names import check_similar_names, listed
 from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.faults import Faults
 from kdep_bench.files import safe_name
 
 ROOT = "KDEP_DATA"  # environment variable: the folder that paths in the config are relative to
+# Parts whose splits have two paths: their keys, and whether each must be a folder.
+_PAIRS = {"coco": {"json": False, "images": True}, "masks": {"images": True, "masks": True}}
 IGNORE = 255  # mask value of pixels that are used neither in training nor in the score
 
 
@@ -60,10 +62,10 @@ def read_spec(spec: Mapping[str, Any], faults: Faults) -> DataConfig:
             config.classify[split] = existing_path(value, f"classify.{split}", folder=True)
     for split, value in _splits(spec, "coco", faults):
         with faults.collect():
-            config.coco[split] = _pair(value, f"coco.{split}", {"json": False, "images": True})
+            config.coco[split] = _pair(value, f"coco.{split}", _PAIRS["coco"])
     for split, value in _splits(spec, "masks", faults):
         with faults.collect():
-            config.masks[split] = _pair(value, f"masks.{split}", {"images": True, "masks": True})
+            config.masks[split] = _pair(value, f"masks.{split}", _PAIRS["masks"])
     for split, (images, folder) in config.masks.items():
         if images.resolve() == folder.resolve():
             faults.add(
@@ -101,13 +103,7 @@ def existing_path(value: Any, key: str, *, folder: bool) -> Path:
     Raises:
         KdepError: not a path, it does not exist, or it is a file instead of a folder or vice versa.
     """
-    if not isinstance(value, str) or not value:
-        raise KdepError(
-            f"the data config has {key} = {value!r:.60}",
-            expected=f"a path that is absolute or relative to ${ROOT}",
-            fix=f"write the path of the {'folder' if folder else 'file'} there",
-        )
-    path = Path(os.path.expanduser(value))
+    path = Path(os.path.expanduser(_path_text(value, key, folder=folder)))
     if not path.is_absolute() and os.environ.get(ROOT):
         path = Path(os.environ[ROOT]) / path
     path = Path(os.path.abspath(path))
@@ -115,15 +111,28 @@ def existing_path(value: Any, key: str, *, folder: bool) -> Path:
         raise KdepError(
             f"the path {path} of the data config ({key}) does not exist",
             expected=f"an absolute path, or one relative to ${ROOT}",
-            fix="correct the path in the data config",
+            fix=f"correct `{key}`",
         )
     if os.path.isdir(path) != folder:
         raise KdepError(
             f"the path {path} of the data config ({key}) is a {'file' if folder else 'folder'}",
             expected="a folder" if folder else "a file",
-            fix="correct the path in the data config",
+            fix=f"correct `{key}`",
         )
     return path
+
+
+def _path_text(value: Any, key: str, *, folder: bool) -> str:
+    """Returns the path of a config; raises KdepError if it is not text."""
+    if not isinstance(value, str) or not value:
+        raise KdepError(
+            f"the data config has no `{key}`"
+            if value is None
+            else f"the data config has {key} = {value!r:.60}",
+            expected=f"a path that is absolute or relative to ${ROOT}",
+            fix=f"write the path of the {'folder' if folder else 'file'} there",
+        )
+    return value
 
 
 def mask_classes(spec: Mapping[str, Any]) -> list[str]:
@@ -156,6 +165,21 @@ def mask_classes(spec: Mapping[str, Any]) -> list[str]:
         classes, "`classes` of the data config", "give each class a name of its own"
     )
     return classes
+
+
+def check_parts(data: Mapping[str, Any]) -> None:
+    """Raises KdepError for a part of the data config that does not have the form of paths."""
+    faults = Faults()
+    with faults.collect():
+        _path_text(data.get("pool"), "pool", folder=True)
+    for split, value in _entries(data, "classify", faults):
+        with faults.collect():
+            _path_text(value, f"classify.{split}", folder=True)
+    for part, folders in _PAIRS.items():
+        for split, value in _entries(data, part, faults):
+            with faults.collect():
+                _pair_values(value, f"{part}.{split}", folders)
+    faults.raise_any(f"the data {data.get('name')!r}")
 
 
 def check_labels(data: Mapping[str, Any]) -> None:
@@ -231,7 +255,7 @@ def check_recipes(data: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -
             )
 
 
-def _splits(spec: Mapping[str, Any], part: str, faults: Faults) -> list[tuple[str, Any]]:
+def _entries(spec: Mapping[str, Any], part: str, faults: Faults) -> list[tuple[str, Any]]:
     """(split, its value) for each split of `part` in the data config that is not None."""
     value = spec.get(part)
     if value is None or value == {}:
@@ -241,7 +265,7 @@ def _splits(spec: Mapping[str, Any], part: str, faults: Faults) -> list[tuple[st
             KdepError(
                 f"the data config has {part} = {value!r:.60}",
                 expected="one entry per split: dict(train=..., test=...)",
-                fix="correct the data config",
+                fix=f"correct `{part}`",
             )
         )
         return []
@@ -251,6 +275,12 @@ def _splits(spec: Mapping[str, Any], part: str, faults: Faults) -> list[tuple[st
             safe_name(str(split), f"split of `{part}`")
             if inner is not None:
                 splits.append((str(split), inner))
+    return splits
+
+
+def _splits(spec: Mapping[str, Any], part: str, faults: Faults) -> list[tuple[str, Any]]:
+    """As `_entries`; adds a fault if there is no training split."""
+    splits = _entries(spec, part, faults)
     if splits and "train" not in {s for s, _ in splits}:
         faults.add(
             KdepError(
@@ -262,17 +292,28 @@ def _splits(spec: Mapping[str, Any], part: str, faults: Faults) -> list[tuple[st
     return splits
 
 
-def _pair(value: Any, key: str, folders: Mapping[str, bool]) -> tuple[Path, Path]:
-    """The two paths of a split; `folders` has their keys and whether each must be a folder."""
+def _pair_values(value: Any, key: str, folders: Mapping[str, bool]) -> list[tuple[str, str]]:
+    """(key, path as text) of the two paths of a split; see `_PAIRS`."""
     if not isinstance(value, Mapping) or set(value) != set(folders):
-        got = sorted(map(str, value)) if isinstance(value, Mapping) else f"{value!r:.60}"
+        got = f"the keys {sorted(map(str, value))}" if isinstance(value, Mapping) else ""
         raise KdepError(
-            f"the data config has {key} = {got}",
-            expected="dict(" + ", ".join(f"{k}=..." for k in folders) + ")",
-            fix="correct the data config",
+            f"{key} of the data config has {got}"
+            if got
+            else f"the data config has {key} = {value!r:.60}",
+            expected=f"{key}=dict(" + ", ".join(f"{k}=..." for k in folders) + ")",
+            fix=f"correct `{key}`",
         )
-    first, second = (existing_path(value[k], f"{key}.{k}", folder=f) for k, f in folders.items())
-    return first, second
+    return [(k, _path_text(value[k], f"{key}.{k}", folder=folders[k])) for k in folders]
+
+
+def _pair(value: Any, key: str, folders: Mapping[str, bool]) -> tuple[Path, Path]:
+    """The two paths of a split; see `_PAIRS`."""
+    faults, paths = Faults(), []
+    for name, text in _pair_values(value, key, folders):
+        with faults.collect():
+            paths.append(existing_path(text, f"{key}.{name}", folder=folders[name]))
+    faults.raise_any(f"{key} of the data config")
+    return paths[0], paths[1]
 
 
 def _strings(value: Any, key: str) -> list[str]:
@@ -281,7 +322,7 @@ def _strings(value: Any, key: str) -> list[str]:
         raise KdepError(
             f"the data config has {key} = {value!r:.60}",
             expected="a list of names without spaces around them",
-            fix="correct the data config",
+            fix=f"correct `{key}`",
         )
     return names
 

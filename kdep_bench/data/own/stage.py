@@ -15,11 +15,11 @@ from kdep_bench.data.images import ImageInfo, inspect, placed_name
 from kdep_bench.data.listing import list_images
 from kdep_bench.data.own import boxes, class_folders, masks
 from kdep_bench.data.own.card import make_card
-from kdep_bench.data.own.faults import Faults
 from kdep_bench.data.own.layout import Layout
 from kdep_bench.data.own.parts import DataParts
 from kdep_bench.data.own.spec import read_spec
 from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.faults import Faults
 from kdep_bench.files import canonical_json, write_atomic, write_json
 
 SUBJECT = "the data set"  # begins the error that lists the faults

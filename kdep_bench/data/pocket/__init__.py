@@ -62,8 +62,9 @@ def prepare(
         KdepError: an unknown key, an invalid value, missing or unreadable source images, or a full
             disk.
     """
-    from kdep_bench.data.pocket.make import checked_spec, images_in, make
+    from kdep_bench.data.pocket.make import images_in, make
     from kdep_bench.data.pocket.material import gather
+    from kdep_bench.data.pocket.spec import checked_spec
 
     spec = checked_spec(spec)
     progress(0, images_in(spec), "reading photographs and cut-outs")

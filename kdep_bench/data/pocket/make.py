@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from kdep_bench.data.pocket import DEFAULTS, compose
+from kdep_bench.data.pocket import compose
 from kdep_bench.data.pocket.material import (
     CLASSES,
     DISTRACTOR,
@@ -30,9 +30,10 @@ from kdep_bench.data.pocket.material import (
     Material,
     Photo,
 )
+from kdep_bench.data.pocket.spec import checked_spec
 from kdep_bench.data.pocket.verify import write_checksums
 from kdep_bench.data.splits import SPLIT_FRACTIONS, split_by_group
-from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json, read_strict, write_json
 
 Progress = Callable[..., None]
@@ -265,45 +266,6 @@ def make(
     write_json(root / "manifest.json", manifest)
     progress(total, total, "done")
     return {"data": "data", **summary, "images_per_s": round(total / seconds, 1)}
-
-
-def checked_spec(spec: dict[str, Any]) -> dict[str, Any]:
-    """DEFAULTS updated with `spec`; raises KdepError for unknown keys and invalid values."""
-    for key in spec:
-        if key not in DEFAULTS and key != "type":
-            raise unknown_name("key", key, DEFAULTS, place="the pocket data")
-    full = {k: spec.get(k, v) for k, v in DEFAULTS.items()}
-    for key in ("classify", "scenes"):
-        if not isinstance(full[key], dict) or set(full[key]) != {"train", "val", "test"}:
-            raise _wrong_value(key, full[key], "numbers of images for train, val and test")
-    counts = {key: full[key] for key in ("pool_composites", "pool_crops", "seed")}
-    for part in ("classify", "scenes"):
-        counts |= {f"{part}.{split}": count for split, count in full[part].items()}
-    for key, count in counts.items():
-        if type(count) is not int or count < 0:
-            raise _wrong_value(key, count, "an integer, 0 or more")
-    if not _is_side(full["px"]):
-        raise _wrong_value("px", full["px"], "an integer from 32 to 512")
-    size = full["scene_size"]
-    if not isinstance(size, list | tuple) or len(size) != 2 or not all(map(_is_side, size)):
-        raise _wrong_value("scene_size", size, "width and height, two integers from 32 to 512")
-    if full["source"] not in ("auto", "debian+pip", "pip-only"):
-        raise unknown_name("source", str(full["source"]), ("auto", "debian+pip", "pip-only"))
-    full["scene_size"] = list(full["scene_size"])
-    return full
-
-
-def _wrong_value(key: str, value: Any, expected: str) -> KdepError:
-    return KdepError(
-        f"the pocket data has {key} = {value!r:.80}",
-        expected=expected,
-        fix=f"correct `{key}` in the data config",
-    )
-
-
-def _is_side(value: Any) -> bool:
-    """Whether a value can be a side of an image, in pixels."""
-    return type(value) is int and 32 <= value <= 512
 
 
 def images_in(spec: dict[str, Any]) -> int:

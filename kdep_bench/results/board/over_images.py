@@ -196,7 +196,7 @@ class _Reader:
         if not abs(computed - value) <= scores.tolerance:
             raise KdepError(
                 f"{path} gives {column.metric} = {computed:.6g}, but its record has {value:.6g}",
-                fix="copy the file and its record again; `report.py validate` compares all of them",
+                fix="copy the file and its record again; `kdep-bench report validate` compares all",
             )
         if count < over_images.FEWEST_IMAGES:
             return FEW_IMAGES

@@ -70,7 +70,7 @@ def published_scores(leaderboard: Path) -> dict[str, Score]:
         raise KdepError(
             f"{leaderboard} does not exist",
             expected=f"the published leaderboard of {SUITE}",
-            fix=f"python tools/report.py {leaderboard.parent}",
+            fix=f"run: kdep-bench report {leaderboard.parent}",
         )
     with leaderboard.open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))

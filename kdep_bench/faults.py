@@ -1,4 +1,4 @@
-"""Collects the faults of a data set; one error lists the first of each kind and counts the rest."""
+"""Collects faults; one error lists the first of each kind and counts the rest."""
 
 from __future__ import annotations
 
@@ -12,14 +12,22 @@ ALIKE = 2  # maximum number of listed faults of the same kind
 
 
 class Faults:
-    """A list of faults grouped by kind, without duplicates."""
+    """A list of faults grouped by kind, without duplicates.
 
-    def __init__(self) -> None:
+    Args:
+        by_fix: whether faults that are added without a kind are of one kind if they have the same
+            fix; otherwise each is a kind of its own.
+    """
+
+    def __init__(self, *, by_fix: bool = False) -> None:
+        self._by_fix = by_fix
         self._kinds: dict[str, dict[str, KdepError]] = {}
 
     def add(self, fault: KdepError, kind: str = "") -> None:
-        """Adds a fault; the error lists only the first ALIKE faults of the same `kind`."""
-        self._kinds.setdefault(kind or str(fault), {})[str(fault)] = fault
+        """Adds a fault, or all that it lists; only ALIKE of the same `kind` are listed in full."""
+        for single in fault.faults or (fault,):
+            own_kind = (single.fix if self._by_fix else "") or str(single)
+            self._kinds.setdefault(kind or own_kind, {})[str(single)] = single
 
     @contextlib.contextmanager
     def collect(self, kind: str = "") -> Iterator[None]:
@@ -33,11 +41,16 @@ class Faults:
         return sum(len(faults) for faults in self._kinds.values())
 
     def raise_any(self, subject: str) -> None:
-        """Raises one KdepError that lists the faults of `subject`, if there are any."""
+        """Raises the error of `error`, if there are any faults."""
+        if (error := self.error(subject)) is not None:
+            raise error
+
+    def error(self, subject: str) -> KdepError | None:
+        """One KdepError that lists the faults of `subject`, the only fault itself, or None."""
         if len(self) == 1:
-            raise next(iter(next(iter(self._kinds.values())).values()))
+            return next(iter(next(iter(self._kinds.values())).values()))
         if not len(self):
-            return
+            return None
         lines: list[str] = []
         n_reported = 0  # faults that are listed, or counted behind a listed fault of their kind
         for same_kind in self._kinds.values():
@@ -51,4 +64,6 @@ class Faults:
         if n_left := len(self) - n_reported:
             faults = "fault" if n_left == 1 else "faults"
             lines.append(f"\n  and {n_left} more {faults}, shown once these are fixed")
-        raise KdepError(f"{subject} has {len(self)} faults:" + "".join(lines))
+        error = KdepError(f"{subject} has {len(self)} faults:" + "".join(lines))
+        error.faults = tuple(fault for faults in self._kinds.values() for fault in faults.values())
+        return error
