@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -32,8 +33,7 @@ from kdep_bench.data.content import (
     fingerprint_of,
     read_catalogue,
 )
-from kdep_bench.errors import KdepError
-from kdep_bench.faults import Faults
+from kdep_bench.errors import KdepError, first_of
 from kdep_bench.files import canonical_json, read_strict, write_json
 from kdep_bench.suite.graph import Stage
 from kdep_bench.suite.methods import with_role_teachers
@@ -212,6 +212,10 @@ def _hash_data(
                 "lists its files, so changed files are not noticed"
             )
             return hashes
+        paths = sorted({str(s.path) for sources in parts.values() for s in sources})
+        if len(missing := [path for path in paths if not os.path.exists(path)]) > 1:
+            hashes.note = f"data {data['name']} was not read: {first_of(missing, 5)} do not exist"
+            return hashes
         catalogues = _catalogues(parts, cache, verify, show_message)
     except KdepError as e:
         hashes.note = f"data {data['name']} was not read: {e.problem}"
@@ -230,13 +234,10 @@ def _catalogues(
 ) -> dict[str, Catalogue]:
     """Key of each source in `parts` -> its catalogue; each source is read once."""
     catalogues: dict[str, Catalogue] = {}
-    faults = Faults()
     for source in (s for sources in parts.values() for s in sources):
         if source.key() not in catalogues:
             progress = _progress(source, show_message) if show_message else None
-            with faults.collect():
-                catalogues[source.key()] = cache.read(source, verify=verify, progress=progress)
-    faults.raise_any("the data")
+            catalogues[source.key()] = cache.read(source, verify=verify, progress=progress)
     return catalogues
 
 

@@ -791,9 +791,9 @@ def test_the_card_counts_boxes_pixels_and_images(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"pool": None}, "pool = None"),
+        ({"pool": None}, "no `pool`"),
         ({"coco": {"train": "train.json"}}, "coco.train = "),
-        ({"coco": {"train": {"json": "x"}}}, "coco.train = ['json']"),
+        ({"coco": {"train": {"json": "x"}}}, "coco.train of the data config has the keys ['json']"),
         ({"coco": ["train"]}, "one entry per split"),
         ({"masks": {"train": {"images": 3, "masks": "x"}}}, "masks.train.images = 3"),
         ({"classes": "xy"}, "classes = 'xy'"),

@@ -165,7 +165,10 @@ def lay_out(
     if dataset.convert is not None:
         try:
             dataset.convert(folder, progress)
-        except Exception:  # perhaps of an unpacked file that was damaged later
+        except KdepError as e:  # perhaps of an unpacked file that was damaged later
+            drop_seals(folder)
+            raise _with_command(e, dataset, root) from None
+        except Exception:
             drop_seals(folder)
             raise
     return digests
@@ -190,9 +193,7 @@ def verify(dataset: OfficialSet, root: Path, n_decoded: int | None = 8, whole: b
         return _verify(dataset, root, n_decoded, whole)
     except KdepError as e:
         drop_seals(root / dataset.name)
-        command = f"kdep-bench data {dataset.name} --root {shlex.quote(str(root))}"
-        fix = re.sub(r"kdep-bench data \w+ --root DIR", lambda _: command, e.fix)
-        raise KdepError(e.problem, expected=e.expected, fix=fix) from None
+        raise _with_command(e, dataset, root) from None
 
 
 def _verify(dataset: OfficialSet, root: Path, n_decoded: int | None, whole: bool) -> dict:
@@ -215,13 +216,20 @@ def _verify(dataset: OfficialSet, root: Path, n_decoded: int | None, whole: bool
     return counts
 
 
+def _with_command(e: KdepError, dataset: OfficialSet, root: Path) -> KdepError:
+    """`e` with the set and the root in place of SET and DIR in the command of its fix."""
+    command = f"kdep-bench data {dataset.name} --root {shlex.quote(str(root))}"
+    fix = re.sub(r"kdep-bench data \w+ --root DIR", lambda _: command, e.fix)
+    return KdepError(e.problem, expected=e.expected, fix=fix)
+
+
 # ---- used by the checks of several sets ----
 
 
 def unpack_again(name: str) -> str:
     """The fix for damaged files of the set `name`: a command that unpacks its archives again.
 
-    `verify` replaces SET and DIR by the set and its root.
+    `verify` and `lay_out` replace SET and DIR by the set and its root.
     """
     return f"unpack its archives again: kdep-bench data {name} --root DIR --archives DOWNLOADS"
 
