@@ -6,14 +6,14 @@ def above(better, other, title="", suffix="", at="the same data and epochs", **s
 
     Args:
         better, other: names of the methods; the claim is named "<better>_above_<other>".
-        title: title of the claim; "" for "<better> against <other>".
+        title: title of the claim; "" for "<better> beats <other>".
         suffix: end of the claim's name.
         at: condition of the comparison, in the statement.
         side: the same condition as keys of both sides (`epochs`, `share`).
     """
     return dict(
         name=f"{better}_above_{other}{suffix}",
-        title=title or f"{better} against {other}",
+        title=title or f"{better} beats {other}",
         statement=f"{better} scores above {other} at {at}.",
         kind="difference",
         a=dict(method=better, **side),

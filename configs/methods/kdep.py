@@ -1,4 +1,4 @@
-"""KDEP (CVPR 2022): regress the teacher's SVD-compressed, power-temperature-scaled feature.
+"""KDEP (CVPR 2022): regression of the teacher's feature after SVD and power temperature scaling.
 
 Label-free, without learned layers between the networks. T and n are the public code's defaults. The
 loss weight is set automatically (`kdep_bench/objectives/weight.py`), not by hand for each teacher.

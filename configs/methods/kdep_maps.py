@@ -1,4 +1,4 @@
-"""KDEP on maps: maps at strides 16 and 32 regress signed pairs of the teacher's SVD components.
+"""KDEP on maps: student maps (strides 16, 32) regress signed pairs of the teacher's components.
 
 Source       this project, after He et al., CVPR 2022: an SVD of the teacher's feature, without a
              projector.

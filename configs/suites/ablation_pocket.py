@@ -158,23 +158,21 @@ suite.update(
     shares=[0.1],  # data fractions
     seeds=dict(pretrain=[0, 1, 2], transfer=[0, 1, 2], pairs="diagonal"),  # seed i with seed i
     claims=[
-        better("hidden_above_logits", "Hidden maps against logits", "hidden_last", "logits_last"),
-        better(
-            "uniform_above_last", "All levels against the last", "hidden_uniform", "hidden_last"
-        ),
+        better("hidden_above_logits", "Hidden maps beat logits", "hidden_last", "logits_last"),
+        better("uniform_above_last", "All levels beat the last", "hidden_uniform", "hidden_last"),
         better(
             "clustered_above_last",
-            "Levels chosen by clustering against the last",
+            "Levels chosen by clustering beat the last",
             "hidden_clustered",
             "hidden_last",
         ),
         better(
             "relation_above_attention",
-            "Relations of positions against attention",
+            "Relations of positions beat attention",
             "relation_uniform",
             "attention_uniform",
         ),
-        better("any_above_scratch", "Logits against no pre-training", "logits_last", "scratch"),
+        better("any_above_scratch", "Logits beat no pre-training", "logits_last", "scratch"),
     ],
     runtime=dict(timed=False),  # the tables have no times
 )

@@ -1,4 +1,4 @@
-"""The order of the methods at other budgets: 4, 16 and 64 epochs of a tenth, three seeds.
+"""The order of the methods with 4, 16 and 64 epochs on a tenth of the images, three seeds.
 
 Command   python tools/run_suite.py configs/suites/kdep_maps_budget.py  (can be stopped and resumed)
 Cost      200, 800 (the runs of `kdep_anatomy`) and 3,200 steps per method and seed; about 80
@@ -29,7 +29,7 @@ suite.update(
     claims=[
         above(
             *pair,
-            title=f"{' against '.join(pair)}, {n:g} epochs",
+            title=f"{' beats '.join(pair)}, {n:g} epochs",
             suffix=f"_{n:g}_epochs",
             at=f"{n:g} epochs of the same images",
             epochs=n,

@@ -1,4 +1,4 @@
-"""KDEP on maps with a second student and teacher: Lite0's trunk and Lite2, three seeds.
+"""KDEP on maps with another student (EfficientNet-Lite0's trunk) and teacher (Lite2), three seeds.
 
 Command   python tools/run_suite.py configs/suites/kdep_maps_trunk.py   (can be stopped and resumed)
 Cost      the teacher's two caches, 12 pre-trainings of 800 steps (about 10 minutes on one core of a

@@ -1,4 +1,4 @@
-"""A classifier from ten images per class: OTA (see configs/methods/ota.py), and what its parts add.
+"""OTA, for classification with ten images per class, and without some of its parts; three seeds.
 
 Command   python tools/run_suite.py configs/suites/ota_pocket.py  (can be stopped and resumed)
 Cost      12 transfers and two teachers; with OTA four minutes each on one core of a machine with
@@ -7,9 +7,9 @@ Outcome   results/ota_pocket: 14.0 (no distillation) to 15.2 (ota) of 100, chanc
           difference is significant. The teacher itself has only 14.7 after its fine-tuning, and
           13.6 with IRF
 
-The data have no pool, so no method can read pre-training images. The teacher is the ImageNet
-network `efficientnet_lite0_trunk`, fine-tuned on the task's 80 training images (ten for each of 8
-classes).
+OTA is explained in configs/methods/ota.py. The data have no pool, so no method can read
+pre-training images. The teacher is the ImageNet network `efficientnet_lite0_trunk`, fine-tuned on
+the task's 80 training images (ten for each of 8 classes).
 `ota_real_only`: distillation on the 80 images without generated ones. `ota_plain_teacher`: a
 teacher without IRF, the contrastive loss of its fine-tuning.
 """
@@ -32,8 +32,18 @@ suite.update(
     ),
     methods=[
         "scratch",
-        dict(base="ota", name="ota_real_only", transfer=dict(generated=0.0)),
-        dict(base="ota", name="ota_plain_teacher", transfer=dict(teacher=dict(transfer=None))),
+        dict(
+            base="ota",
+            name="ota_real_only",
+            about="ota without generated images",
+            transfer=dict(generated=0.0),
+        ),
+        dict(
+            base="ota",
+            name="ota_plain_teacher",
+            about="ota with a teacher that was fine-tuned without a contrastive loss (without IRF)",
+            transfer=dict(teacher=dict(transfer=None)),
+        ),
         "ota",
     ],
     tasks=["pocket_few"],

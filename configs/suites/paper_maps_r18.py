@@ -50,7 +50,7 @@ suite.update(
     claims=[
         above(
             *pair,
-            title=f"{' against '.join(pair)}, {100 * share:g} % of the images",
+            title=f"{' beats '.join(pair)}, {100 * share:g} % of the images",
             suffix=f"_{share:g}",
             at=f"{100 * share:g} % of the images",
             share=share,

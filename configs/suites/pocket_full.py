@@ -1,4 +1,4 @@
-"""The published result: as `pocket`, with three pre-training seeds, and with a tenth of the images.
+"""Main result: `pocket` with three pre-training seeds, on all and on 10 % of the images.
 
 Command   python tools/run_suite.py configs/suites/pocket_full.py   (or `make pocket-full`)
 Cost      see results/README.md; hours, can be stopped and resumed

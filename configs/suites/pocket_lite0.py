@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0's trunk, teacher Lite2, compared with its own ImageNet weights (`imagenet`).
+"""Another student (EfficientNet-Lite0's trunk) and teacher (Lite2), also with ImageNet weights.
 
 Command   python tools/run_suite.py configs/suites/pocket_lite0.py
 Cost      see results/README.md: under two hours on two CPU cores, can be stopped and resumed

@@ -134,8 +134,8 @@ suite.update(
             at_most=0.5,
         ),
         "compact_teacher_is_worse",
-        better("trained_weights", "Trained weights against random", lite0, f"{lite0}_random"),
-        better("last_layer", "The last layer against the middle", lite0, f"{lite0}_s16"),
+        better("trained_weights", "Trained weights beat random", lite0, f"{lite0}_random"),
+        better("last_layer", "The last layer beats the middle", lite0, f"{lite0}_s16"),
         better("eight_bits", "8 bits cost at most a point", f"{lite0}_8bit", lite0, -0.01),
         better(
             "early_stopped",
@@ -146,7 +146,7 @@ suite.update(
         ),
         better(
             "given_teacher",
-            "A given teacher against one trained on the same images",
+            "A given teacher beats one trained on the same images",
             lite0,
             "resnet18_w48.supervised",
         ),

@@ -174,26 +174,32 @@ def table(measured: dict[str, Measures]) -> str:
     rows = [
         row(f"planning {stages} stages", planning["plan_s"], "s", 2),
         row("peak memory of that process", planning["plan_peak_bytes"] / 1e6, "MB", 300),
-        row(f"status of {stages} stage directories", planning["status_s"], "s", 2),
+        row(f"status of {stages} stages", planning["status_s"], "s", 2),
         row(f"{bare['run']:,.0f} empty stages, {jobs} in parallel", bare["per_s"], "stages/s"),
         row("start of a stage, median", bare["median_s"] * 1e3, "ms"),
         row("start of a stage, 99th percentile", bare["p99_s"] * 1e3, "ms"),
-        row("start with the toolkits, median", toolkits["median_s"] * 1e3, "ms", 300),
-        row("start with the toolkits, 99th percentile", toolkits["p99_s"] * 1e3, "ms", 300),
+        row("start of a stage with the toolkits, median", toolkits["median_s"] * 1e3, "ms", 300),
+        row(
+            "start of a stage with the toolkits, 99th percentile",
+            toolkits["p99_s"] * 1e3,
+            "ms",
+            300,
+        ),
         row("importing the toolkits in a new process", toolkits["plain_s"], "s"),
     ]
     return f"""# Overhead of the engine
 
-`python -m kdep_bench.benchmark.engine_cost` (`make scale`) on {os.cpu_count()} cores of
-{processor()}, load {measured["machine"]["load"]:.1f} at the start:
+The engine plans the stages of a suite, determines which of them are done, and starts the others in
+new processes. `python -m kdep_bench.benchmark.engine_cost` (`make scale`) on {os.cpu_count()} cores
+of {processor()}, load {measured["machine"]["load"]:.1f} at the start:
 
 | measure | target | measured | met |
 |---|---|---:|---|
 {chr(10).join(rows)}
 
-A *start* is the time from the pool's request to the stage function, in a new process. *With the
-toolkits*: from a fork server that has imported torch, mmengine, mmpretrain, mmdet and mmseg, as for
-the stages of every suite ({toolkits["run"]:.0f} stages here).
+Start of a stage: time from the request for a new process to the call of the stage function in it.
+With the toolkits: the process is forked from one that has imported torch, mmengine, mmpretrain,
+mmdet and mmseg, as for the stages of every suite ({toolkits["run"]:.0f} starts here).
 """
 
 

@@ -112,7 +112,7 @@ def _method_inputs(plan: Plan) -> dict[str, Json]:
     The description is the `about` of a method that the suite defines, otherwise the first line of
     the docstring of its config.
     """
-    from kdep_bench.results.report.index import docstring_line
+    from kdep_bench.results.report.report import docstring_line
 
     files, inputs = config_files("method"), dict[str, Json]()
     for method in (run.method for run in plan.runs):

@@ -509,7 +509,7 @@ def kill_ranks(world: World, rng: Random, times: int) -> Row:
         case.settle(1)
         wrong += case.wrong()
         case.close()
-    return Row("kill -9 of a DDP rank", times, lost, wrong, "two gloo processes")
+    return Row("kill -9 of a DDP rank", times, lost, wrong, "two processes (gloo)")
 
 
 def lost_node(world: World, rng: Random, nodes: int, fault: str) -> Row:
@@ -825,7 +825,7 @@ def clock_backwards(world: World, rng: Random, times: int) -> Row:
     assert case.settle(1) == 1
     wrong = case.wrong()
     case.close()
-    return Row("clock going backwards, by an hour each", jumps, lost, wrong)
+    return Row("clock going backwards by an hour", jumps, lost, wrong)
 
 
 # --- links and FIFOs in place of the engine's files; processes that continue late ----------------
@@ -870,7 +870,7 @@ def planted(world: World, rng: Random, what: str) -> Row:
     wrong = case.wrong() + touched
     case.close()
     # A run of under a minute is the start of a runner, which the table excludes; a longer one hung.
-    return Row(what, 1, lost if lost > 60 else 0.0, wrong, "refused by name")
+    return Row(what, 1, lost if lost > 60 else 0.0, wrong, "the error names the file")
 
 
 OTHER_MACHINE_CODE = """
@@ -922,7 +922,13 @@ def woken_owner(world: World, rng: Random, times: int) -> Row:
         case.settle(1)
         wrong += case.wrong()
         case.close()
-    return Row("stopped owner wakes after a takeover", times, lost, wrong, "no locks between them")
+    return Row(
+        "stopped process continues after another machine took over its stage",
+        times,
+        lost,
+        wrong,
+        "on a file system without locks",
+    )
 
 
 def missing_checksum(world: World, rng: Random) -> Row:
@@ -952,7 +958,7 @@ def pruned(world: World, rng: Random) -> Row:
     assert done.returncode == 0, done.stderr
     wrong = case.wrong()
     case.close()
-    return Row("pruning, with the records elsewhere", 1, 0.0, wrong)
+    return Row("pruning, with the records outside the work dir", 1, 0.0, wrong)
 
 
 def config_that_exits(world: World, rng: Random) -> Row:
@@ -999,7 +1005,7 @@ def command_fault(world: World, fault: str, check: Callable[[Path], list[str]]) 
     wrong = check(folder)
     for line in wrong:
         print(f"WRONG: {line}", file=sys.stderr)
-    return Row(fault, 1, 0.0, len(wrong), on="the real command")
+    return Row(fault, 1, 0.0, len(wrong), on="the commands")
 
 
 PLANTED = (
@@ -1074,7 +1080,7 @@ def faults(complete: World, world: World, seed: int) -> Iterator[tuple[str, Call
         yield "left", lambda: config_that_exits(world, rng)
         yield "cutexport", lambda: truncated_export(world, rng)
     yield "hang", lambda: hang(world, rng)
-    fault = "clock going backwards, by an hour each"
+    fault = "clock going backwards by an hour"
     yield "clock", unless(compiler, fault, partial(clock_backwards, world, rng, 6))
     if not world.toy:
         for nodes, what in ((1, "a slurmd node"), (2, "one of a DDP stage's two slurmd nodes")):
@@ -1089,7 +1095,7 @@ def faults(complete: World, world: World, seed: int) -> Iterator[tuple[str, Call
         )
     for short, fault, check in ENVIRONMENT:
         yield short, partial(command_fault, world, fault, check)
-    fault = "no file numbers left on the disk"
+    fault = "no inodes left on the disk"
     exhaust_inodes = partial(command_fault, world, fault, partial(cli.no_inodes, inodes=INODES))
     yield "inodes", unless(root, fault, exhaust_inodes)
 
@@ -1100,7 +1106,7 @@ def faults(complete: World, world: World, seed: int) -> Iterator[tuple[str, Call
 def table(rows: list[Row]) -> str:
     """The rows as a Markdown table."""
     lines = [
-        "| fault | injected into | times injected | lost work (s) | wrong results |  |",
+        "| fault | injected into | times injected | lost work (s) | wrong results | note |",
         "|---|---|---:|---:|---:|---|",
     ]
     lines += [
@@ -1126,19 +1132,24 @@ def report(world: World, rows: list[Row], command: str) -> str:
 `{command}` on {len(os.sched_getaffinity(0))} cores of {processor()}, one thread
 per stage, one stage at a time: {minutes:.0f} minutes, with the machine's load between \
 {min(loads):.0f} and {max(loads):.0f}. The
-suite has {stages} stages and {records} records; an undisturbed run takes \
-{sum(world.wall.values()):.0f} s. Stages were killed in
-the complete suite; the other faults were injected into a part of it, `kdep` with one task.
+suite `smoke` has {stages} stages and {records} records; an undisturbed run takes \
+{sum(world.wall.values()):.0f} s. Stages were
+killed in the complete suite; the other faults were injected into a part of it, `kdep` with one
+task (smoke, only kdep), or into single commands. A runner is the process that runs a suite and
+starts its stages.
 
 {table(rows)}
 
-*Lost work* is the time of repeated computation: since a killed stage began or last saved its state,
-until a starved or hung stage was stopped, or for a damaged file the time to compute it in the
-undisturbed run; the start of a runner (about 5 s of imports) is excluded. *Wrong results* counts,
-after a rerun that finished, stages whose outputs, checkpoints or cache shards differ from the
-undisturbed run's in any digit, files that do not match their checksums, records that differ in
-anything except times and costs, and stages run twice by two runners. Runs of two processes are
-compared with an undisturbed run of two processes. *Slurm*: a Slurm of three nodes on this machine.
+*Lost work* is the time of repeated computation: since a killed stage began or last saved its state;
+until a stage without memory, disk space or progress was stopped; or, for a damaged file, the time
+to compute it in the undisturbed run. The start of a runner (about 5 s of imports) is excluded.
+
+*Wrong results* counts, after a rerun that finished: stages whose outputs, checkpoints or cache
+shards differ from the undisturbed run's in any digit, files that do not match their checksums,
+records that differ in anything except times and costs, and stages run twice by two runners. Runs of
+two processes are compared with an undisturbed run of two processes.
+
+*Slurm*: a Slurm of three nodes on this machine.
 """
 
 
@@ -1184,7 +1195,9 @@ def main() -> int:
             except Exception:  # so that the other faults are still injected
                 traceback.print_exc()
                 row = Row(name, 1, 0.0, 1, "did not end as it must; see the log")
-            suite = "the toy suite" if args.toy else "smoke" if name == "stage" else "its kdep arm"
+            suite = (
+                "the toy suite" if args.toy else "smoke" if name == "stage" else "smoke, only kdep"
+            )
             row.on = row.on or suite
             row.took, row.load = time.monotonic() - start, os.getloadavg()[0]
             rows_by_key[key] = asdict(row)

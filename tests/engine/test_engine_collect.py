@@ -443,7 +443,7 @@ def test_a_record_names_the_family_and_the_source_of_its_method(tmp_path):
 
 
 def test_the_family_table_shows_the_teacher_outputs_that_its_methods_read(tmp_path):
-    suite, plan, work, results = make_suite(tmp_path, methods=["kdep", "scratch"])
+    suite, plan, work, results = make_suite(tmp_path, methods=["kdep", "logit_kd", "scratch"])
     assert fakes.run(plan, work).ok
     for run in plan.runs:
         add_outputs(work / run.chain["pretrain"], extra_parameters=0)

@@ -138,7 +138,7 @@ FAULTS = (  # beginnings of the rows in the table
     "a config that calls sys.exit(0)", "export cut by one byte",
     *(f"archive with {what}" for what in faults.cli.DAMAGE),
     *(fault for _, fault, _ in faults.ENVIRONMENT),
-    "no file numbers left",
+    "no inodes left",
 )  # fmt: skip
 
 

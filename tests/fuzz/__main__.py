@@ -110,11 +110,12 @@ def report_table(outcomes: list[Outcome], seed: int) -> str:
     total = sum(o.inputs for o in outcomes)
     faults = sum(len(o.faults) for o in outcomes)
     rows = [
-        "# Fuzzed readers",
+        "# Fuzzing of the readers",
         "",
         "`make fuzz` mutates valid files (a node of a JSON, a field of a tar header with a",
         "corrected checksum, a chunk of a PNG, a word of a list, single bytes) and reads",
-        "them. Each read must succeed or raise KdepError, within 10 s of CPU time and 8 GiB.",
+        "them. Each read must succeed or raise KdepError (refused), within 10 s of CPU time and",
+        "8 GiB of address space.",
         "",
         f"{total} inputs, seeds from {seed}; {faults} faults in this run.",
         "",

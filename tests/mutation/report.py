@@ -51,15 +51,19 @@ def write(
     `rows` are (package, fault, its result or None), `known` is what `equivalent` returns.
     """
     lines = [
-        "# Planted faults",
+        "# Mutation testing",
         "",
-        "`make mutation` plants one-line faults in the code that decides numbers, one at a time,",
-        "and runs the tests that call the changed function. Written by `tests/mutation`; the",
-        f"sample is drawn with seed {seed}. *Equivalent* faults change no result; each is listed",
-        f"below with the reason. Required: {BAR:g} % of the others noticed in every package. What",
-        "is *not tried* has no result for the code as it is now: `make mutation` continues there.",
-        "*Unnoticed* is as of the last try: tests written since count after `--again`.",
-        f"Code and file names are those of commit {current_commit()}.",
+        "`make mutation` changes one line of the code that computes scores and statistics (a "
+        "fault), and runs",
+        "the tests that call the changed function; then the next fault. A fault is *noticed* if a "
+        "test fails.",
+        f"*Equivalent*: it changes no result; the reasons are below. Required: {BAR:g} % of the "
+        "other faults are",
+        "noticed in every package. *Not tried*: the function has changed since the last run. "
+        "*Unnoticed*:",
+        "in the last run; tests written since then count after `--again`. The sample of faults is "
+        "drawn with",
+        f"seed {seed}. Code and file names are those of commit {current_commit()}.",
         "",
         "| package | planted | noticed | equivalent | unnoticed | not tried | noticed, % |",
         "|---|---:|---:|---:|---:|---:|---:|",
@@ -92,7 +96,7 @@ def write(
         lines += ["", "## Unnoticed", "", "| fault | kind |", "|---|---|", *unnoticed_rows]
     out.write_text("\n".join(lines) + "\n")
     print(f"wrote {out}")
-    print("\n".join(lines[10 : 13 + len(PACKAGES)]))  # the table of counts
+    print("\n".join(lines[9 : 12 + len(PACKAGES)]))  # the table of counts
 
 
 def current_commit() -> str:

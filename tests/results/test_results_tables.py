@@ -332,13 +332,44 @@ def test_a_suite_without_times_explains_its_empty_cost_columns():
     untimed = [r.model_copy(update={"cost": r.cost.model_copy(update=no_times)}) for r in records]
     parts = all_tables(untimed)[0].split("\n## ")
     sections = [p.partition("\n")[0] for p in parts if "Times are not reported" in p]
-    assert sections == [
-        "Summary",
-        *(f"Task family: {f}" for f in ("classification", "detection", "segmentation")),
-    ]
-    # These are all tables with such a column; with one timed run there is no explanation.
-    assert len(sections) == sum("| pre-training cost |" in p for p in parts)
+    assert sections == ["Summary"]
+    assert not any("| pre-training cost |" in p for p in parts)
+    # With one timed run the column is shown.
     assert "Times are not reported" not in all_tables([*untimed[1:], records[0]])[0]
+
+
+def test_columns_without_a_value_and_settings_with_one_value_are_left_out():
+    """Each has its heading, except a column of dashes, which says nothing."""
+    head = ["student", "method", "data fraction", "step time", "probe (top1)"]
+    rows = [
+        ["resnet18_w32", "kdep", "10 %", "—", "50.0"],
+        ["resnet18_w32", "svd", "10 %", "—", "50.0"],
+        ["resnet18_w32", "scratch", "—", "—", "20.0"],
+    ]
+    view = board_rows.make_view(board_of(grid({"kdep": {"probe": [0.5, 0.6]}})))
+    chance = ["", "*chance*", "", "", "*12.5*"]
+    assert markdown._table(view, head, rows, 2, chance) == [
+        "| method | probe (top1) |",
+        "| --- | ---: |",
+        "| kdep | 50.0 |",
+        "| svd | 50.0 |",
+        "| scratch | 20.0 |",
+        "| *chance* | *12.5* |",
+        "",
+        "The same in every row: data fraction 10 % (none for scratch).",
+        "",
+    ]
+    one_row = markdown._table(view, head, rows[:1], 2)
+    assert one_row[0] == "| method | data fraction | probe (top1) |"
+
+
+def test_a_single_row_is_not_among_the_best():
+    view = board_rows.make_view(board_of(grid({"kdep": {"probe": [0.5, 0.6]}})))
+    text_of_page = markdown.markdown(view)
+    assert "**" not in text_of_page
+    assert "minimum detectable difference" not in text_of_page
+    table = rows(csv_table.csv_table(view))
+    assert [r["among_best"] for r in table] == ["yes"]
 
 
 def test_labels_used_by_a_teacher_are_reported():
@@ -413,8 +444,8 @@ def test_a_long_table_of_differences_lists_the_means_over_tasks_first():
     # Each of 12 methods against kdep and scratch, and kdep against scratch.
     assert over_tasks.count(mean) == 2 * 12 + 1
     assert "probe" not in over_tasks
-    assert f"| resnet18_w32 | rival03 - kdep | {mean} | -3.0 [-3.0, -3.0] |" in over_tasks
-    assert by_task.count("| resnet18_w32 | rival03 - kdep |") == 2
+    assert f"| rival03 - kdep | {mean} | -3.0 [-3.0, -3.0] |" in over_tasks
+    assert by_task.count("| rival03 - kdep |") == 2
 
 
 def test_the_charts_show_every_pair_of_many_methods():

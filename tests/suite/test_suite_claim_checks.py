@@ -140,7 +140,7 @@ def test_the_claims_of_one_method_above_another_state_their_condition():
     claims = {name: {c["name"]: c for c in load_suite(name).claims} for name in suites}
     assert claims["kdep_maps"]["fitnets_above_kdep_maps"] == dict(
         name="fitnets_above_kdep_maps",
-        title="fitnets against kdep_maps",
+        title="fitnets beats kdep_maps",
         statement="fitnets scores above kdep_maps at the same data and epochs.",
         kind="difference",
         a=dict(method="fitnets"),
@@ -150,6 +150,6 @@ def test_the_claims_of_one_method_above_another_state_their_condition():
     assert at_four_epochs["a"] == dict(method="kdep_maps", epochs=4.0)
     assert at_four_epochs["statement"].endswith("above kdep at 4 epochs of the same images.")
     on_a_tenth = claims["paper_maps_r18"]["kdep_maps_4_above_kdep_0.1"]
-    assert on_a_tenth["title"] == "kdep_maps_4 against kdep, 10 % of the images"
+    assert on_a_tenth["title"] == "kdep_maps_4 beats kdep, 10 % of the images"
     title = claims["kdep_anatomy"]["svd_above_kdep"]["title"]
-    assert title == "step 1 of 7: PTS n = 1 instead of 3 (svd - kdep)"
+    assert title == "step 1 of 7 helps: PTS n = 1 instead of 3 (svd - kdep)"

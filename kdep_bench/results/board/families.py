@@ -19,18 +19,19 @@ from kdep_bench.results.statistics import intervals as st
 
 REFERENCES = (compare.BASE, "scratch")
 
-COSTS = (
-    "Learning rate: the largest value of the schedule. Step time: the mean over the pre-training "
-    "steps. Step time / kdep: divided by the step time of kdep. Peak memory: the peak of a run is "
-    "the larger of its pre-training and transfer peaks; the table has the lowest peak of the "
-    "method's runs, because it is the one that transfer raises least above the peak of "
-    "pre-training. Extra parameters: parameters that are trained or stored with the student and "
-    "dropped at export. Extra forward passes: those in addition to the student's one per image "
-    "seen. They are the passes of all other networks (cached or live teacher, peer networks, "
-    "moving averages), additional passes of the student, and all passes in the pre-training of a "
-    "teacher that the suite trains for the method. The pre-training cost includes the training of "
-    "such a teacher."
+_STEP_TIME = (
+    "Step time: mean over the pre-training steps. Step time / kdep: divided by that of kdep."
 )
+_COSTS = (
+    "Learning rate: the largest value of the schedule.",
+    "Peak memory: of a run, the larger of the peaks of pre-training and transfer. The table has "
+    "the lowest over the method's runs, which is closest to the peak of pre-training.",
+    "Extra parameters: trained or stored with the student and dropped at export.",
+    "Extra forward passes: in addition to the student's one per image seen. They are those of all "
+    "other networks (cached or live teacher, peer networks, moving averages), additional passes of "
+    "the student, and all passes in the pre-training of a teacher that the suite trains.",
+)
+_COST = "Pre-training cost: includes the teacher cache and the training of such a teacher."
 PASSES_MISSING_MARK = " ‡"  # follows a number of extra forward passes that is too low
 _MISSING_PASSES_NOTE = (
     "‡: without the passes in the pre-training of the method's teacher, which earlier versions of "
@@ -40,6 +41,7 @@ _LOSS_TERMS = (
     "Loss terms: if a loss has several terms, the mean percentage of the loss magnitude that each "
     "contributes."
 )
+_LEVELS = ("s4", "s8", "s16", "s32")  # loss terms of feature maps, by stride
 _OTHER_TERMS = "The docstrings of the methods' configs and objectives explain the other names."
 # Name of a loss term -> its meaning.
 _TERM_MEANINGS = {
@@ -54,10 +56,9 @@ _TERM_MEANINGS = {
     "peer_cross_entropy": "cross-entropy of the peer network with the image labels",
     "peer_mutual": "distillation from the student to the peer network",
     "consistency": "difference from a moving average of the student",
-    "s4": "feature map with stride 4",
-    "s8": "feature map with stride 8",
-    "s16": "feature map with stride 16",
-    "s32": "feature map with stride 32",
+    "kdep": "KDEP's loss",
+    "hint": "FitNets' loss on a feature map",
+    "pooled": "KDEP's loss on the average of a feature map",
     "attention": "attention of a transformer's blocks",
     "adversarial": "discriminator of student and teacher features",
     "hidden": "tokens after each block of a transformer",
@@ -71,15 +72,29 @@ _TERM_MEANINGS = {
     "change": "change of the batch similarities from an early to a late layer",
 }
 FAMILIES = (
-    "A method family uses one kind of teacher signal. Inputs: what the losses read (pooled "
-    "features, feature maps, logits, tokens, labels, several views of an image), with the number "
-    "of methods that read it. Labels used: as in the summary; if the methods differ, each answer "
-    "is followed by its number of methods. Step time, extra parameters and extra forward passes: "
-    "median over the methods (minimum to maximum). Mean difference: paired by seeds, over all "
-    "tasks and all methods of the family; the interval covers the variation between seeds, not "
-    "between methods. Methods with a failed or missing seed are left out of the mean difference, "
-    "and kdep is not compared with itself."
+    "Method family: the kind of teacher signal. feature: pooled features or feature maps; "
+    "relation: relations between the images of a batch; logit: class scores; online: networks "
+    "that are trained together with the student.",
+    "Inputs: what the losses read, with the number of methods that read it. Labels used: if the "
+    "methods differ, each answer is followed by its number of methods.",
+    "Step time, extra parameters and extra forward passes: median over the methods (minimum to "
+    "maximum).",
+    "Mean difference: paired by seeds, over all tasks and all methods of the family except kdep "
+    "itself and methods with a failed or missing seed. The interval covers the variation between "
+    "seeds, not between methods.",
 )
+
+
+def cost_notes(summaries: Iterable[RowSummary]) -> list[str]:
+    """The explanations of the table of costs of these rows."""
+    rows = list(summaries)
+    notes: list[str] = list(_COSTS)
+    if any(row.step_s is not None for row in rows):
+        notes.insert(1, _STEP_TIME)
+    if any(row.cost_s is not None for row in rows):
+        notes.append(_COST)
+    notes += [loss_terms_note(rows), missing_passes_note(rows)]
+    return [note for note in notes if note]
 
 
 def loss_terms_note(summaries: Iterable[RowSummary]) -> str:
@@ -87,8 +102,11 @@ def loss_terms_note(summaries: Iterable[RowSummary]) -> str:
     names = {name for summary in summaries for name in summary.terms}
     if not names:
         return ""
-    meanings = [f"{name}: {text}." for name, text in _TERM_MEANINGS.items() if name in names]
-    other = [_OTHER_TERMS] if names - _TERM_MEANINGS.keys() else []
+    names = {name.rpartition(".")[2] for name in names}  # "maps.s16" is a part of the term "maps"
+    levels = [name for name in _LEVELS if name in names]
+    meanings = [f"{', '.join(levels)}: feature maps, by stride."] if levels else []
+    meanings += [f"{name}: {text}." for name, text in _TERM_MEANINGS.items() if name in names]
+    other = [_OTHER_TERMS] if names - _TERM_MEANINGS.keys() - {*_LEVELS} else []
     return " ".join([_LOSS_TERMS, *meanings, *other])
 
 

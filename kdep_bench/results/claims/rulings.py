@@ -51,6 +51,7 @@ def _verdict(
         p,
         limit,
         difference,
+        claim.kind,
     )
 
 

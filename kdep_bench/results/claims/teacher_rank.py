@@ -86,4 +86,5 @@ def judge_teacher_rank(
         reason,
         claim.statement,
         claim.source,
+        kind=claim.kind,
     )

@@ -11,6 +11,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.results.statistics.intervals import Estimate
 
 Ruling = Literal["supported", "refuted", "undecided", "not testable here"]
+Kind = Literal["difference", "efficiency", "rank_correlation"]
 NOT_TESTABLE: Ruling = "not testable here"
 
 
@@ -29,6 +30,7 @@ class Verdict:
             interval, for a rank correlation, and for a verdict on a cost ratio.
         limit: "for one pre-trained network" if all scores have one pre-training seed.
         difference: the measured difference, a fraction, of a claim of kind `difference`.
+        kind: the kind of the claim (see `judge.py`).
     """
 
     name: str
@@ -46,6 +48,7 @@ class Verdict:
     p: float | None = None
     limit: str = ""
     difference: Estimate | None = None
+    kind: Kind = "difference"
 
     @property
     def shown(self) -> str:

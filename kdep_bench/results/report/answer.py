@@ -165,10 +165,14 @@ def _best(board: Board, student: str, labels: Mapping[RowKey, str]) -> list[str]
             estimates, key=lambda row: (-column.sign * estimates[row].mean, row.order())
         )
         names = [labels[row] for row in ordered]
-        shown = first_of(names, MOST_NAMES)
+        n_rows = len(board.rows_of(student))
+        if len(names) == n_rows:
+            lines.append(f"No method is significantly better than another on {column.task}.")
+            continue
+        # The name of a transfer method contains a comma.
+        shown = first_of(names, MOST_NAMES, "; " if any(", " in n for n in names) else ", ")
         note = " (sorted by mean; none is significantly worse than the first)"
         note = note if len(names) > 1 else ""
-        n_rows = len(board.rows_of(student))
         lines.append(f"Best of {n_rows} rows on {column.task}: {shown}{note}.")
     return lines
 

@@ -25,26 +25,36 @@ from kdep_bench.results.report.probe_tables import ProbeSection
 BELOW = " †"  # follows a score below chance or below no pre-training
 
 MEAN_RANK = (
-    "Sorted by mean rank: a method's rank by mean score, averaged over all tasks. Only methods "
-    "with results for every task and seed are ranked. Among the best: the number of tasks in which "
-    "the method's score is marked as one of the best."
+    "Sorted by mean rank: the rank of the method's mean score (1 is best), averaged over all "
+    "tasks. Only methods with results for every task and seed have one.",
+    "Among the best: number of tasks on which the method is among the best.",
 )
 
-PAIRED = (
-    "Comparison a - b: a's score minus b's score with the same pre-training seed and transfer "
-    "seed, averaged over these seed pairs. A positive difference means that a is better, for every "
-    "metric. The standard deviation of the differences is pooled over all methods of the task, "
-    "with two exceptions: (a) if the standard deviation of a pair's own differences is larger, it "
-    "is used instead; (b) if no score is missing, a method with significantly larger variance is "
-    "left out of the pooled value and compared only by its own differences. A mean over tasks "
-    "gives every task family the same weight. Result: better or worse if p is below 0.05 after "
-    "Holm's correction, which is made separately for four groups: (first method is kdep, or "
-    "another) x (single task, or mean over tasks). Intervals are not corrected, so an interval may "
-    "exclude 0 although the result is not significant. This table, the marks of the best methods "
-    "and the claims are each corrected for a different number of comparisons, so they may differ. "
-    "If they differ, the verdict on the claim counts, because the claim was written before the "
-    "run."
-)
+
+def paired_notes(view: BoardView) -> list[str]:
+    """The explanations of the table of paired differences."""
+    places = view.board.results.values()
+    noisy = "a method whose variance is significantly larger than that of the others is compared "
+    noisy += "by its own differences and not pooled"
+    if not all(result.complete for result in places):
+        noisy = f"on a task without missing scores, {noisy}"
+    has_families = len(view.board.families) > 1
+    return [
+        "Comparison a - b: a's score minus b's score with the same pre-training and transfer seed, "
+        "averaged over these seed pairs. If it is positive, a is better, for every metric.",
+        "Intervals and p are those of a t test. Its standard deviation is pooled over all methods "
+        "of the task, with two exceptions: if the standard deviation of the pair's own differences "
+        f"is larger, it is used instead; and {noisy}.",
+        "A mean over tasks gives every task family the same weight." if has_families else "",
+        "Result: better or worse if p (Holm) is below 0.05. Holm's correction is made separately "
+        "for comparisons of kdep and of other methods, each for single tasks and for means over "
+        "tasks. Intervals are not corrected, so an interval may exclude 0 although the result is "
+        "not significant.",
+        "The marks of the best methods and the claims are corrected for other numbers of "
+        "comparisons, so they may differ from this table."
+        + (" The verdict on a claim counts: it was written before the run." * bool(view.verdicts)),
+    ]
+
 
 LONG = 60  # most rows of a difference table that is not split
 
@@ -53,14 +63,14 @@ UNTIMED = (
     "the suite)."
 )
 
-REDUCTION_NOTE = (
+REDUCTION_NOTES = (
     "Reduction factor: the budget of the reference divided by the budget with which the method "
-    "reaches the reference's score (mean over all tasks, each task family with the same weight). "
-    "For each seed pair, the method's curve of score against budget is made monotone (the highest "
-    "score up to each budget) and interpolated linearly in the logarithm of the budget; the factor "
-    "is read off this curve. 'at least': for one or more seed pairs, the smallest budget already "
-    "reaches the score; 'at most': for one or more, the largest budget does not reach it; 'mixed "
-    "bounds': both. If all seed pairs have the same bound, there is no interval."
+    "reaches the reference's score (mean over all tasks, each task family with the same weight).",
+    "It is read off the method's curve of score against budget, for each seed pair: the highest "
+    "score up to each budget, interpolated linearly in the logarithm of the budget.",
+    "'at least': for one or more seed pairs, the smallest budget already reaches the score. 'at "
+    "most': for one or more, the largest budget does not reach it. 'mixed bounds': both. If all "
+    "seed pairs have the same bound, there is no interval.",
 )
 
 
@@ -93,6 +103,7 @@ class BoardView:
         differences: student -> its rows of `difference_rows`, once they are computed.
         colour_keys: method or method family -> colour class.
         grid: the factors of an ablation; None for another suite.
+        question: the question of the suite, the first line of its config; "" if unknown.
     """
 
     board: Board
@@ -104,6 +115,7 @@ class BoardView:
     letters: dict[str, str] = field(default_factory=dict)
     probes: ProbeSection = field(default_factory=ProbeSection)
     grid: Grid | None = None
+    question: str = ""
     image_differences: list[ImageDifference] = field(default_factory=list)
     image_pairs: list[ImagePair] = field(default_factory=list)
     image_left_out: Counter[str] = field(default_factory=Counter)
@@ -122,13 +134,25 @@ class BoardView:
         """Letters of the notes on the data of this result, such as "a, c"; "" without a note."""
         return data_notes.mark(self.board, self.letters, row, column)
 
+    @property
+    def has_one_student(self) -> bool:
+        """Whether all rows have the same student."""
+        return len(self.board.students) == 1
+
+    @property
+    def has_comparisons(self) -> bool:
+        """Whether a student has several rows."""
+        return any(len(self.board.rows_of(student)) > 1 for student in self.board.students)
+
     def is_bold(self, row: RowKey, column: Column) -> bool:
-        """Whether this result is among the best of its student."""
-        return row in self.bold.get((row.student, column), set())
+        """Whether this result is among the best of several rows of its student."""
+        has_several = len(self.board.rows_of(row.student)) > 1
+        return has_several and row in self.bold.get((row.student, column), set())
 
     def count_best(self, row: RowKey, columns: Sequence[Column]) -> tuple[int, int]:
         """(number of `columns` in which the row is among the best, number in which any row is)."""
-        marked = [c for c in columns if self.bold.get((row.student, c))]
+        has_several = len(self.board.rows_of(row.student)) > 1
+        marked = [c for c in columns if has_several and self.bold.get((row.student, c))]
         return sum(self.is_bold(row, c) for c in marked), len(marked)
 
     def rows(self, columns: Sequence[Column]) -> list[RowKey]:
@@ -263,7 +287,8 @@ def cost_entries(
     `escape`: function (text, largest length) -> text that is safe in the output format.
     """
     summary = cost.summary
-    terms = ", ".join(f"{k} {100 * v:.0f} %" for k, v in summary.terms.items())
+    names = sorted(summary.terms, key=_by_stride)
+    terms = ", ".join(f"{name} {100 * summary.terms[name]:.0f} %" for name in names)
     learning_rate = summary.learning_rate
     return [
         ("—" if learning_rate is None else f"{learning_rate:g}", learning_rate),
@@ -275,6 +300,13 @@ def cost_entries(
         (text.seconds(summary.cost_s), summary.cost_s),
         (escape(terms or "—", 300), None),
     ]
+
+
+def _by_stride(term: str) -> tuple[str, int]:
+    """The order of loss terms: s4 before s16."""
+    digits = re.search(r"[0-9]*$", term)
+    assert digits is not None
+    return term[: digits.start()], int(digits[0] or 0)
 
 
 FAMILY_HEAD = ["labels used", "data fraction", "epochs", "methods", "inputs", "step time / kdep"]

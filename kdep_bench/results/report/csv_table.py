@@ -80,7 +80,7 @@ def _csv_row(
     values += [c.task, c.family, c.version, c.split, c.metric, c.direction, view.board.chance[c]]
     values += [c.data, c.fingerprint]
     values += [est.mean, est.sd, est.n, est.low, est.high] if est else [None, None, 0, None, None]
-    values += [view.is_bold(row, c), *(rank or (None, None))]
+    values += [row in view.bold.get((row.student, c), set()), *(rank or (None, None))]
     values += [len(result.values), len(result.failed), len(result.missing)]
     if align is None:
         values += [None] * 4

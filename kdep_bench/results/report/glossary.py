@@ -55,8 +55,10 @@ TERMS = (
         "A method that is used while the student is trained on a task. It adds losses or changes "
         "the network (for example, quantises it), and usually has a teacher that was trained on "
         "the same task before (a tuned teacher). "
-        "'pre-trained by X, transferred with Y': X is the pre-training method, Y the transfer "
-        "method. Only the student is scored.",
+        "'pre-trained by X, transferred with Y': X is the pre-training method (scratch: no "
+        "pre-training), Y the transfer method. Only the student is scored. In the name of a tuned "
+        "teacher, 'with' is followed by a transfer method of its own training; IRF is image "
+        "re-representation fine-tuning, which adds a contrastive loss.",
         ("teacher used labels", "teacher's score", "transfer time", "transfer_s"),
     ),
     Term(
@@ -269,7 +271,8 @@ TERMS = (
         "regression on a few images per class, class means of a few images with or without an "
         "adapter, or a linear probe on clean and corrupted images. Probe other_domain: k nearest "
         "neighbours and a linear probe, fitted on the images as they are (source), on the same "
-        "test images in fog, at night or as drawings.",
+        "test images in fog, at night or as drawings (sketch). Mean of targets: mean over these "
+        "three.",
         ("top1",),
     ),
     Term(
@@ -426,12 +429,12 @@ TERMS = (
     ),
     Term(
         "among the best",
-        "The best mean of a task and every method that is not significantly worse (multiple "
-        "comparisons with the best, Hsu 1984). With probability 0.95 the method with the best true "
-        "mean is among them. If the differences of two methods have a larger standard deviation "
-        "than the pooled one, their own is used, which widens the interval. So a method whose "
-        "scores vary more can be among the best although a method with a higher mean is not. In "
-        "the summary: in how many tasks a method is among the best. "
+        "No other method of the task is significantly better (multiple comparisons with the best, "
+        "Hsu 1984). With probability 0.95 the method with the best true mean is among the best. If "
+        "the differences of two methods have a larger standard deviation than the pooled one, "
+        "their own is used, which widens the interval. So a method whose scores vary more can be "
+        "among the best although a method with a higher mean is not. In the summary: number of "
+        "tasks on which a method is among the best. "
         "rank_best, rank_worst: the best and the worst rank that Dunnett's tests do not exclude.",
         ("among the best", "among_best", "rank_best", "rank_worst"),
     ),

@@ -20,48 +20,63 @@ from kdep_bench.results.report.page.entries import (
 from kdep_bench.results.report.page.tables import Section, page_table
 
 HEADING = "Differences over test images"
-NOTE = (
-    "Paired differences of the methods whose predictions for every test image are stored in this "
-    "folder. These intervals cover the variation between seeds and between test images. The test "
-    "images are bootstrapped, and the task's metric is computed for every bootstrap sample. The "
-    "intervals of scores and differences in all other tables cover seeds only. p (Holm) is "
-    "corrected for all rows that this table has for the student, not for groups of comparisons as "
-    "in the other table of differences."
+NOTES = (
+    "These intervals cover the variation between seeds and between test images: the images are "
+    "bootstrapped, and the task's metric is computed on every bootstrap sample. All other tables "
+    "cover seeds only, so a difference that is significant only in them may not hold on other test "
+    "images.",
+    "The variance between seeds is that of the pair alone, not pooled over methods, so an interval "
+    "may also be narrower than in the other table.",
+    "Only methods whose predictions for every test image are stored in this folder are compared. "
+    "Holm's correction is made for all rows of the table{per_student}.",
 )
 HEAD = ["student", "comparison", "task", "mean difference x100 [95 %]", "covers", "p (Holm)"]
 HEAD += ["result"]
 
 
 PAIRS_HEADING = "Images on which two methods differ most"
-PAIRS_NOTE = (
-    f"For each comparison, up to {SHOWN} images on which the first method gains most and up to "
-    f"{SHOWN} on which it loses most. In the columns 'better' and 'largest gains' the first method "
-    "scores higher. In brackets: the scores of the first and of the second method. The score of "
-    "an image is a mean over the trainings of a method. Classification: the fraction of trainings "
-    "that are right ('correct'). Segmentation: the mIoU of the image, over its classes. "
-    "Detection: the F1 of the image at IoU 0.5, with the best score threshold for this image. For "
-    "segmentation and detection this is not the task's metric, which is computed over all test "
-    "images together. The images are selected by their differences, so they are examples, not "
-    "evidence of a difference."
-)
+# Family -> the score of an image.
+_IMAGE_SCORES = {
+    "classification": "the fraction of trainings that classify it correctly ('correct')",
+    "segmentation": "the mIoU over the classes of the image, mean over trainings (not the task's "
+    "mIoU, which is computed over all test images together)",
+    "detection": "the F1 at IoU 0.5 with the best score threshold for this image, mean over "
+    "trainings (not the task's AP)",
+}
 PAIRS_HEAD = ["student", "comparison", "task", "images: better / equal / worse"]
 PAIRS_HEAD += ["score of an image", "largest gains", "largest losses"]
 
 
 def notes(view: BoardView) -> list[str]:
-    """The explanation, and a sentence on the pairs that are not in the table."""
+    """The explanations, and a sentence on the pairs that are not in the table."""
+    per_student = "" if view.has_one_student else " with the same student"
+    explanations = [note.format(per_student=per_student) for note in NOTES]
     left_out = view.image_left_out
     if not left_out:
-        return [NOTE]
+        return explanations
     n_left_out = sum(left_out.values())
     total = n_left_out + len(view.image_differences)
     sentence = (
         f"{n_left_out} of the {total} comparisons (each of two methods on one task) are missing"
     )
     if len(left_out) == 1:
-        return [NOTE, f"{sentence}, because {next(iter(left_out))}."]
+        return [*explanations, f"{sentence}, because {next(iter(left_out))}."]
     reasons = "; ".join(f"{count} because {reason}" for reason, count in sorted(left_out.items()))
-    return [NOTE, f"{sentence}: {reasons}."]
+    return [*explanations, f"{sentence}: {reasons}."]
+
+
+def pairs_notes(view: BoardView) -> list[str]:
+    """The explanations of the table of images."""
+    families = sorted({pair.column.family for pair in view.image_pairs} & _IMAGE_SCORES.keys())
+    scores = [f"for {family}, {_IMAGE_SCORES[family]}" for family in families]
+    return [
+        f"Up to {SHOWN} images on which the first method gains most, and up to {SHOWN} on which it "
+        "loses most. In brackets: its score and that of the second method.",
+        "Images: numbers of images on which the first method is better, equal or worse.",
+        f"Score of an image: {'; '.join(scores)}." if scores else "",
+        "The images are selected by their differences, so they are examples, not evidence of a "
+        "difference.",
+    ]
 
 
 def _labels(view: BoardView, d: ImageDifference | ImagePair) -> tuple[str, str, str]:
@@ -142,7 +157,8 @@ def _gaps_text(pair: ImagePair, gaps: tuple[ImageGap, ...], n_more: int) -> str:
             trainings = pair.trainings[0]
             count = abs(gaps[-1].first - gaps[-1].second) * trainings
             difference = f"{count:.0f} of {trainings}"
-        shown.append(f"{n_more} more with the last difference ({difference})")
+        images = "image" if n_more == 1 else "images"
+        shown.append(f"{n_more} more {images} with the difference {difference}")
     return "; ".join(shown) or "—"
 
 
@@ -175,5 +191,5 @@ def pairs_section(view: BoardView) -> Section | None:
     if not rows:
         return None
     table = page_table(view, PAIRS_HEADING, PAIRS_HEAD, rows, 3)
-    shown = [PAIRS_NOTE, rest] if rest else [PAIRS_NOTE]
+    shown = [*pairs_notes(view), rest]
     return Section("image-pairs", PAIRS_HEADING, "table", notes=shown, table=table)

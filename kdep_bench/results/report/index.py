@@ -5,7 +5,6 @@ It is one offline file, made from the records of the published suites.
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from kdep_bench.results.report.board_rows import BoardView
 from kdep_bench.results.report.page.entries import LEFT, Entry, number_entry, score_css, sort_value
 from kdep_bench.results.report.page.rendering import document
 from kdep_bench.results.report.page.tables import Heading, Table, TableRow
-from kdep_bench.results.report.report import view_of
+from kdep_bench.results.report.report import docstring_line, view_of
 
 MAIN = "pocket"  # suites whose names begin with this come first
 SCORES_HEAD = ("suite", "student", "method", "task", "score", "chance", "pre-training cost")
@@ -69,15 +68,6 @@ def suites(root: Path, configs: Path) -> list[PublishedSuite]:
         PublishedSuite(p.name, docstring_line(configs / f"{p.name}.py"), view_of(p))
         for p in folders
     ]
-
-
-def docstring_line(config: Path) -> str:
-    """The first line of a config's docstring, or ""; the config is not executed."""
-    try:
-        docstring = ast.get_docstring(ast.parse(config.read_text(encoding="utf-8"))) or ""
-    except (OSError, SyntaxError, ValueError):
-        return ""
-    return docstring.split("\n")[0].replace("`", "")
 
 
 def documents(root: Path) -> dict[str, str]:

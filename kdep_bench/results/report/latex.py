@@ -56,7 +56,7 @@ def latex(view: BoardView) -> str:
             entries = [student, row_name(view, row), rank, *_row_end(view, row)]
             table.append([text.tex(c) for c in entries])
     if table:
-        note = f"Summary. {MEAN_RANK}"
+        note = " ".join(["Summary.", *MEAN_RANK[:1]])
         lines += _tex_table(["student", "method", "mean rank", *_ROW_END], table, 2, note)
     for family in view.board.families:
         columns = view.board.columns_of(family)

@@ -6,11 +6,13 @@ import html
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from kdep_bench.errors import first_of
 from kdep_bench.results import text
 from kdep_bench.results.board import compare, families
 from kdep_bench.results.claims.verdict import Verdict, headlines
 from kdep_bench.results.report import (
     ablation_tables,
+    constant_columns,
     data_notes,
     image_tables,
     normalised_tables,
@@ -25,8 +27,7 @@ from kdep_bench.results.report.board_rows import (
     FAMILY_HEAD,
     LONG,
     MEAN_RANK,
-    PAIRED,
-    REDUCTION_NOTE,
+    REDUCTION_NOTES,
     BoardView,
     DifferenceRow,
     answers,
@@ -40,26 +41,52 @@ from kdep_bench.results.report.board_rows import (
     fraction_text,
     labels_text,
     method_descriptions,
+    paired_notes,
     reduction_rows,
     row_name,
     rows_by_rank,
     untimed_note,
 )
 
-_LEGEND = (
+_SCORES = (
     "Scores are x100: mean ± standard deviation over seeds (number of seeds). A point is a "
-    "difference of 1 on this scale. {best}: the best mean of a task and every method that is not "
-    "significantly worse (multiple comparisons with the best, alpha 0.05, standard deviation "
-    "pooled over all methods of the task). If the differences of two methods have a larger "
-    "standard deviation than the pooled one, their own is used, which widens the interval. So a "
-    "method whose scores vary more can be marked although a method with a higher mean is not. "
-    "Nothing is marked if no method has two seeds. Intervals are 95 % confidence intervals. They "
-    "cover the variation between seeds, not between test sets. A method with a failed or missing "
-    "seed has no mean rank and no mean over tasks; its scores state how many seeds failed or are "
-    "missing. †: the mean is below chance, or below the mean without pre-training (scratch)."
+    "difference of 1 on this scale."
 )
-LEGEND_MD = _LEGEND.format(best="**Bold**")
-LEGEND_HTML = _LEGEND.format(best="Highlighted")
+_BEST = (
+    "{best}: among the best of the task, which means that no other method is significantly better "
+    "(multiple comparisons with the best, level 5 %). The standard deviation is pooled over all "
+    "methods of the task. Two methods whose differences have a larger one are compared with their "
+    "own, so a method whose scores vary more can be among the best although a method with a higher "
+    "mean is not."
+)
+_NO_BEST = "No score is marked as best, because no method has two seeds."
+_INTERVALS = (
+    "Intervals are 95 % confidence intervals. They cover the variation between seeds, not between "
+    "test sets."
+)
+_INCOMPLETE = (
+    "A method with a failed or missing seed has no mean rank and no mean over tasks; its scores "
+    "state how many seeds failed or are missing."
+)
+_LOW = "†: the mean is below chance, or below the mean without pre-training (scratch)."
+LEGEND_HTML = [_SCORES, _BEST.format(best="Highlighted"), _INTERVALS, _INCOMPLETE, _LOW]
+
+
+def legend(view: BoardView, best: str) -> list[str]:
+    """The sentences that explain the scores of `view`; `best`: how the best ones are marked."""
+    places = list(view.board.results)
+    is_incomplete = any(not view.board.result(*place).complete for place in places)
+    has_low = any(compare.is_below_chance_or_scratch(view.board, *place) for place in places)
+    sentences = [_SCORES]
+    if any(view.is_bold(*place) for place in places):
+        sentences.append(_BEST.format(best=best))
+    elif len(view.board.rows) > 1:
+        sentences.append(_NO_BEST)
+    sentences.append(_INTERVALS)
+    return sentences + [_INCOMPLETE] * is_incomplete + [_LOW] * has_low
+
+
+MOST_TEACHERS = 4  # teachers that are named at the top
 GLOSSARY_MD = (
     "All headings are explained in [GLOSSARY.md](../../GLOSSARY.md) and at the foot of index.html."
 )
@@ -72,9 +99,40 @@ def md_table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) 
     return ["| " + " | ".join(entries) + " |" for entries in lines]
 
 
-def _untimed(view: BoardView) -> list[str]:
-    note = untimed_note(view.board)
-    return [text.md(note), ""] if note else []
+def _table(
+    view: BoardView,
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    left: int,
+    chance: Sequence[str] | None = None,
+) -> list[str]:
+    """The lines of a Markdown table without columns that say nothing, and an empty line.
+
+    The column 'student' is left out if there is one student, who is named at the top. Columns of
+    dashes are left out, and settings with one value are stated below the table.
+
+    Args:
+        head, rows, left: as in `md_table`.
+        chance: the row of chance scores, which is the last one.
+    """
+    names = [dict(zip(head, row, strict=True)).get("method", "") for row in rows]
+    same = constant_columns.constant(head, rows, names)
+    hidden = {*same, *constant_columns.empty(head, rows)}
+    hidden |= {i for i, name in enumerate(head) if name == "student" and view.has_one_student}
+    lines = [[e for i, e in enumerate(row) if i not in hidden] for row in (head, *rows)]
+    if chance is not None:
+        lines.append([e for i, e in enumerate(chance) if i not in hidden])
+    n_left = left - sum(i < left for i in hidden)
+    table = [*md_table(lines[0], lines[1:], n_left), ""]
+    if not same:
+        return table
+    values = ", ".join(f"{head[i]} {value}" for i, value in same.items())
+    return [*table, f"The same in every row: {values}.", ""]
+
+
+def _notes(notes: Iterable[str]) -> list[str]:
+    """The explanations of a table as a list, and an empty line; "" is left out."""
+    return [*(f"- {note}" for note in notes if note), ""]
 
 
 def _data_notes(view: BoardView) -> list[str]:
@@ -88,8 +146,7 @@ def _data_notes(view: BoardView) -> list[str]:
 
 
 def _summary(view: BoardView) -> list[str]:
-    lines = ["## Summary", "", MEAN_RANK, ""]
-    lines += _untimed(view)
+    lines = ["## Summary", "", *_notes([*MEAN_RANK, text.md(untimed_note(view.board))])]
     table = []
     for student in view.board.students:
         ranks = compare.mean_ranks(view.board, student)
@@ -106,13 +163,13 @@ def _summary(view: BoardView) -> list[str]:
                     f"{n_best} of {n_marked}" if n_marked else "—",
                     labels_text(summary),
                     fraction_text(view, row),
-                    text.count(summary.images_seen),
+                    text.count(summary.images_seen or None),
                     text.seconds(summary.cost_s),
                     text.seconds(summary.cache_s),
                     text.ratio(summary.coverage),
                 ]
             )
-    lines += [*md_table(SUMMARY_HEAD, table, 2), ""]
+    lines += _table(view, SUMMARY_HEAD, table, 2)
     descriptions = method_descriptions(view)
     if descriptions:
         lines += ["### Methods", ""]
@@ -121,8 +178,6 @@ def _summary(view: BoardView) -> list[str]:
     return lines
 
 
-# The last columns of the score tables.
-ROW_END = ["labels used", "data fraction", "images seen", "pre-training cost", "weights loaded"]
 SUMMARY_HEAD = ["student", "method", "mean rank", "among the best", "labels used", "data fraction"]
 SUMMARY_HEAD += ["images seen", "pre-training cost", "of which teacher cache", "weights loaded"]
 
@@ -130,10 +185,9 @@ SUMMARY_HEAD += ["images seen", "pre-training cost", "of which teacher cache", "
 def _task_family_table(view: BoardView, family: str) -> list[str]:
     columns = view.board.columns_of(family)
     names = column_names(columns)
-    head = ["student", "method", *(text.md(names[c]) for c in columns), *ROW_END]
+    head = ["student", "method", *(text.md(names[c]) for c in columns), "labels used"]
     rows = []
     for row in view.rows(columns):
-        summary = view.summaries[row]
         scores = []
         for c in columns:
             shown = text.score(view.board.result(row, c))
@@ -142,17 +196,10 @@ def _task_family_table(view: BoardView, family: str) -> list[str]:
             shown = f"{shown} ({mark})" if mark else shown
             is_low = compare.is_below_chance_or_scratch(view.board, row, c)
             scores.append(shown + BELOW if is_low else shown)
-        entries = [
-            text.md(row.student),
-            text.md(row_name(view, row)),
-            *scores,
-            labels_text(summary),
-        ]
-        entries += [fraction_text(view, row), text.count(summary.images_seen)]
-        rows.append([*entries, text.seconds(summary.cost_s), text.ratio(summary.coverage)])
-    chance = [text.points(view.board.chance[c]) for c in columns]
-    rows.append(["", "*chance*", *(f"*{c}*" for c in chance), "", "", "", "", ""])
-    return [f"## Task family: {text.md(family)}", "", *_untimed(view), *md_table(head, rows, 2), ""]
+        names_of_row = [text.md(row.student), text.md(row_name(view, row))]
+        rows.append([*names_of_row, *scores, labels_text(view.summaries[row])])
+    chance = ["", "*chance*", *(f"*{text.points(view.board.chance[c])}*" for c in columns), ""]
+    return [f"## Task family: {text.md(family)}", "", *_table(view, head, rows, 2, chance)]
 
 
 def _differences(view: BoardView) -> list[str]:
@@ -160,46 +207,45 @@ def _differences(view: BoardView) -> list[str]:
     table_rows = difference_rows(view)
     if not table_rows:
         return []
-    lines = ["## Paired differences", "", PAIRED, ""]
+    lines = ["## Paired differences", "", *_notes(paired_notes(view))]
     over_all = [row for row in table_rows if row.difference.column is None]
     if not over_all or len(table_rows) <= LONG:
-        return [*lines, *_difference_table(table_rows), ""]
+        return [*lines, *_difference_table(view, table_rows)]
     single = [row for row in table_rows if row.difference.column is not None]
-    lines += [*_difference_table(over_all), "", "<details><summary>Task by task</summary>", ""]
-    return [*lines, *_difference_table(single), "", "</details>", ""]
+    lines += _difference_table(view, over_all)
+    lines += ["<details><summary>Task by task</summary>", ""]
+    return [*lines, *_difference_table(view, single), "</details>", ""]
 
 
 def _normalised(view: BoardView) -> list[str]:
     rows = normalised_tables.markdown_rows(view)
     if not rows:
         return []
-    table = md_table(normalised_tables.HEAD, rows, 2)
-    explanation = text.md(normalised_tables.note(view), 800)
-    return [f"## {normalised_tables.HEADING}", "", explanation, "", *table, ""]
+    table = _table(view, normalised_tables.HEAD, rows, 2)
+    notes = [text.md(note, 800) for note in normalised_tables.notes(view)]
+    return [f"## {normalised_tables.HEADING}", "", *_notes(notes), *table]
 
 
 def _image_differences(view: BoardView) -> list[str]:
     rows = image_tables.markdown_rows(view)
     if not rows:
         return []
-    lines = [f"## {image_tables.HEADING}", ""]
-    for note in image_tables.notes(view):
-        lines += [note, ""]
-    lines += [*md_table(image_tables.HEAD, rows, 3), ""]
+    lines = [f"## {image_tables.HEADING}", "", *_notes(image_tables.notes(view))]
+    lines += _table(view, image_tables.HEAD, rows, 3)
     pairs, rest = image_tables.pairs_markdown(view)
-    lines += [f"## {image_tables.PAIRS_HEADING}", "", image_tables.PAIRS_NOTE, ""]
+    lines += [f"## {image_tables.PAIRS_HEADING}", "", *_notes(image_tables.pairs_notes(view))]
     lines += ["<details><summary>Table of the images</summary>", ""]
-    lines += [*md_table(image_tables.PAIRS_HEAD, pairs, 3), "", *([rest, ""] if rest else [])]
+    lines += [*_table(view, image_tables.PAIRS_HEAD, pairs, 3), *([rest, ""] if rest else [])]
     return [*lines, "</details>", ""]
 
 
-def _difference_table(table_rows: Iterable[DifferenceRow]) -> list[str]:
+def _difference_table(view: BoardView, table_rows: Iterable[DifferenceRow]) -> list[str]:
     rows = []
     for student, comparison, task, d in table_rows:
         seeds = d.estimate.seeds if d.estimate else "—"
         entries = [text.md(student), text.md(comparison), text.md(task), text.gap(d.estimate)]
         rows.append([*entries, str(d.pairs), seeds, text.p_value(d.adjusted), d.verdict])
-    return md_table(DIFFERENCE_HEAD, rows, 3)
+    return _table(view, DIFFERENCE_HEAD, rows, 3)
 
 
 DIFFERENCE_HEAD = ["student", "comparison", "task", "mean difference x100 [95 %]", "seed pairs"]
@@ -215,12 +261,8 @@ def _cost_table(view: BoardView) -> list[str]:
         row.append(text.md(cost.summary.method.family or "—"))
         rows.append([*row, *(shown for shown, _ in cost_entries(cost, text.md))])
     head = ["student", "method", "method family", *COST_HEAD]
-    notes = [families.COSTS, ""]
-    if loss_terms := families.loss_terms_note(view.summaries.values()):
-        notes += [text.md(loss_terms, 2000), ""]
-    if note := families.missing_passes_note(view.summaries.values()):
-        notes += [note, ""]
-    return ["## Cost of each method", "", *notes, *md_table(head, rows, 3), ""]
+    notes = [text.md(note, 2000) for note in families.cost_notes(view.summaries.values())]
+    return ["## Cost of each method", "", *_notes(notes), *_table(view, head, rows, 3)]
 
 
 def _transfer_table(view: BoardView) -> list[str]:
@@ -230,8 +272,8 @@ def _transfer_table(view: BoardView) -> list[str]:
     ]
     if not rows:
         return []
-    table = md_table(transfer_rows.HEAD, rows, 5)
-    return [f"## {transfer_rows.HEADING}", "", transfer_rows.NOTE, "", *table, ""]
+    table = _table(view, transfer_rows.HEAD, rows, 5)
+    return [f"## {transfer_rows.HEADING}", "", *_notes(transfer_rows.notes(view)), *table]
 
 
 def _method_family_table(view: BoardView) -> list[str]:
@@ -241,12 +283,11 @@ def _method_family_table(view: BoardView) -> list[str]:
         [text.md(f.student), text.md(f.name), *(c for c, _ in family_entries(f, text.md))]
         for f in families.families(view.board, view.summaries, view.method_inputs)
     ]
-    if not rows:
+    if len(rows) < 2:  # a single family has nothing to be compared with
         return []
-    head, notes = ["student", "method family", *FAMILY_HEAD], [families.FAMILIES, ""]
-    if note := families.missing_passes_note(view.summaries.values()):
-        notes += [note, ""]
-    return ["## Method families", "", *notes, *md_table(head, rows, 2), ""]
+    head = ["student", "method family", *FAMILY_HEAD]
+    notes = [*families.FAMILIES, families.missing_passes_note(view.summaries.values())]
+    return ["## Method families", "", *_notes(notes), *_table(view, head, rows, 2)]
 
 
 def _reductions(view: BoardView) -> list[str]:
@@ -256,7 +297,7 @@ def _reductions(view: BoardView) -> list[str]:
         rows.append([*entries, text.reduction(reduction), reduction.estimate.seeds])
     if not rows:
         return []
-    return ["## Efficiency", "", REDUCTION_NOTE, "", *md_table(REDUCTION_HEAD, rows, 4), ""]
+    return ["## Efficiency", "", *_notes(REDUCTION_NOTES), *_table(view, REDUCTION_HEAD, rows, 4)]
 
 
 REDUCTION_HEAD = ["student", "method", "reference", "budget", "reduction factor [95 %]"]
@@ -267,57 +308,107 @@ def _claims(view: BoardView) -> list[str]:
     if not view.verdicts:
         return []
     first = headlines(view.verdicts)
-    lines = ["## Claims", "", CLAIMS, "", *_claim_table(first), ""]
-    if len(first) < len(view.verdicts):
+    lines = ["## Claims", "", *_notes(claim_notes(view)), *_claim_table(view, first)]
+    by_family = [v for v in view.verdicts if v not in first]
+    if by_family:
         lines += ["<details><summary>By task family</summary>", ""]
-        lines += [*_claim_table(view.verdicts), "", "</details>", ""]
+        lines += [*_claim_table(view, by_family), "</details>", ""]
     return lines
 
 
-def _claim_table(verdicts: list[Verdict]) -> list[str]:
+CLAIM_HEAD = ["claim", "student", "tasks", "verdict", "measured [95 %]", "threshold", "cost ratio"]
+CLAIM_HEAD += ["seeds needed (power 0.8)", "basis"]
+
+
+def _claim_table(view: BoardView, verdicts: list[Verdict]) -> list[str]:
     rows = []
     for v in verdicts:
         seeds = "—" if v.seeds_to_decide is None else str(v.seeds_to_decide)
         names = [text.md(v.title), text.md(v.student or "—"), text.md(v.scope), f"**{v.shown}**"]
         values = [html.escape(x, quote=False) for x in (v.interval, v.threshold, v.cost)]
         rows.append([*names, *values, seeds, text.md(v.reason, 300)])
-    head = ["claim", "student", "tasks", "verdict", "measured [95 %]", "threshold", "cost ratio"]
-    return md_table([*head, "seeds needed (power 0.8)", "basis"], rows, 4)
+    return _table(view, CLAIM_HEAD, rows, 4)
 
 
-CLAIMS = (
-    "Each claim has a threshold for a measured value. Measured: the score of the claim's first "
-    "method minus that of its second, in points; for a claim about a budget, the second method's "
-    "budget divided by the first's; for a claim about teachers, the rank correlation of a property "
-    "of the teachers with the scores of their students. The claim is supported if the whole "
-    "interval meets the threshold, and refuted if no part of it does. Except for claims about "
-    "teachers, either verdict must also hold after Holm's correction; otherwise the claim is "
-    "undecided. The correction is made separately for the verdicts over all tasks and for those on "
-    "single task families. A verdict over all tasks is also undecided if a task family has the "
-    "opposite verdict before the correction. Cost ratio: pre-training cost of the first method "
-    "divided by that of the second, both including the teacher cache. A claim with a limit on the "
-    "cost ratio is refuted if the ratio is higher. Seeds needed: the number of independent seeds "
-    "with which an undecided claim would be decided with probability 0.8."
-)
+def claim_notes(view: BoardView) -> list[str]:
+    """The explanations of the claims of `view`."""
+    kinds = {v.kind for v in view.verdicts}
+    has_families = len(headlines(view.verdicts)) < len(view.verdicts)
+    notes = [_MEASURED[kind] for kind in _MEASURED if kind in kinds]
+    notes.append(
+        "Supported: the whole interval meets the threshold. Refuted: no part of it does. "
+        "Undecided: otherwise."
+    )
+    corrected = "all claims of this table"
+    if has_families:
+        corrected = "the verdicts over all tasks, and separately those on single task families"
+    notes.append(
+        f"Supported and refuted must also hold after Holm's correction for {corrected}; otherwise "
+        "the claim is undecided."
+    )
+    if "rank_correlation" in kinds:
+        notes.append("Claims about teachers are not corrected.")
+    if has_families:
+        notes.append(
+            "A verdict over all tasks is also undecided if a task family has the opposite verdict "
+            "before the correction."
+        )
+    if any(v.cost != "—" for v in view.verdicts):
+        notes.append(
+            "Cost ratio: pre-training cost of the first method divided by that of the second, both "
+            "including the teacher cache. A claim with a limit on it is refuted if it is higher."
+        )
+    if any(v.seeds_to_decide is not None for v in view.verdicts):
+        notes.append(
+            "Seeds needed: number of independent seeds with which an undecided claim would be "
+            "decided with probability 0.8."
+        )
+    return notes
+
+
+# Kind of claim -> what is measured.
+_MEASURED = {
+    "difference": "Measured: the score of the claim's first method minus that of its second, in "
+    "points. The claim states that it is above the threshold.",
+    "efficiency": "Measured, for a claim about a budget: the second method's budget divided by the "
+    "budget with which the first method reaches its score.",
+    "rank_correlation": "Measured, for a claim about teachers: the rank correlation of a property "
+    "of the teachers with the scores of their students.",
+}
 ALIGNMENT = (
     "The alignment maps the teacher's pooled feature linearly to the student's width. Only methods "
-    "with such an alignment are listed; the SVDs of feature maps are not. Explained variance "
-    "ratio: the fraction of the feature's variance that the alignment keeps. A target of signed "
-    "pairs has only half of the aligned components, in two channels each, so it keeps less than "
-    "this ratio. Std ratio: the largest standard deviation of a channel divided by the smallest, "
-    "in the teacher's feature (raw), after the alignment (aligned), and in the training target "
-    "(transformed)."
+    "with such an alignment are listed.",
+    "Explained variance ratio: fraction of the feature's variance that the alignment keeps (a "
+    "target of signed pairs has half of the components, so it keeps less).",
+    "Std ratio: largest standard deviation of a channel divided by the smallest, in the teacher's "
+    "feature (raw), after the alignment (aligned), and in the training target (transformed).",
+    "The values are those of the first pre-training seed.",
 )
-NOISE = (
-    "The variation between seeds, in points. Std. dev. over seeds: the standard deviation of a "
-    "method's scores, pooled over all methods of the task, with its degrees of freedom. Minimum "
-    "detectable difference: the smallest true difference between two methods that a paired t test "
-    "at 5 % would find with probability 0.8 (its power), with the stated number of independent "
-    "seeds per method. It is computed from the differences within seed pairs, so it is not a fixed "
-    "multiple of the standard deviation. The minimum detectable difference leaves out a method "
-    "whose standard deviation is significantly larger than that of the others; the std. dev. over "
-    "seeds includes it."
-)
+
+
+def noise_notes(view: BoardView) -> list[str]:
+    """The explanations of the table of the variation between seeds."""
+    notes = [
+        "Std. dev. over seeds: standard deviation of a method's scores in points, pooled over all "
+        "methods of the task, with its degrees of freedom."
+    ]
+    if not view.has_comparisons:
+        return notes
+    notes.append(
+        "Minimum detectable difference, in points: smallest true difference between two methods "
+        "that a paired t test at 5 % finds with probability 0.8 (its power), without correction "
+        "for several comparisons."
+    )
+    boards = [(s, c) for s in view.board.students for c in compare.columns_of(view.board, s)]
+    if any(compare.model(view.board, student, [column]) for student, column in boards):
+        notes.append(
+            "It is computed from the differences within seed pairs and leaves out a method whose "
+            "standard deviation is significantly larger than that of the others. So it is not a "
+            "fixed multiple of the std. dev. over seeds."
+        )
+    return notes
+
+
 ALIGNMENT_HEAD = ["student", "method", "teacher", "explained variance ratio", "std ratio: raw"]
 ALIGNMENT_HEAD += ["std ratio: aligned", "std ratio: transformed"]
 NOISE_HEADING = "Variation between seeds"
@@ -340,7 +431,7 @@ def _diagnostics(view: BoardView) -> list[str]:
             )
             rows.append([*row, *map(text.ratio, ratios)])
     if rows:
-        lines += ["## Alignment", "", ALIGNMENT, "", *md_table(ALIGNMENT_HEAD, rows, 3), ""]
+        lines += ["## Alignment", "", *_notes(ALIGNMENT), *_table(view, ALIGNMENT_HEAD, rows, 3)]
     noises = []
     for student in view.board.students:
         columns = compare.columns_of(view.board, student)
@@ -349,11 +440,11 @@ def _diagnostics(view: BoardView) -> list[str]:
             noise = compare.noise(view.board, student, c)
             if noise is not None:
                 row = [text.md(student), text.md(names[c]), text.points(noise.sd)]
-                noises.append(
-                    [*row, str(noise.df), str(noise.n), text.points(noise.detectable_difference)]
-                )
+                smallest = noise.detectable_difference if view.has_comparisons else None
+                noises.append([*row, str(noise.df), str(noise.n), text.points(smallest)])
     if noises:
-        lines += [f"## {NOISE_HEADING}", "", NOISE, "", *md_table(NOISE_HEAD, noises, 2), ""]
+        notes = _notes(noise_notes(view))
+        lines += [f"## {NOISE_HEADING}", "", *notes, *_table(view, NOISE_HEAD, noises, 2)]
     return lines
 
 
@@ -372,7 +463,7 @@ def _ablation(view: BoardView) -> list[str]:
     for title, head, entries in tables:
         rows = [[text.md(shown, 200) for shown, _ in row] for row in entries]
         left = 2 if head is ablation_tables.BEST_HEAD else 3
-        lines += [f"### {title}", "", *md_table(head, rows, left), ""]
+        lines += [f"### {title}", "", *_table(view, head, rows, left)]
     return lines
 
 
@@ -392,7 +483,7 @@ def _teachers(view: BoardView) -> list[str]:
         rows = [[text.md(shown) for shown, _ in row] for _, row in entries]
         if head is teacher_tables.CHOICE_HEAD:
             lines += [f"### {teacher_tables.CHOICE_HEADING}", "", teacher_tables.CHOICE_NOTE, ""]
-        lines += [*md_table(head, rows, left), ""]
+        lines += _table(view, head, rows, left)
     return lines
 
 
@@ -414,10 +505,10 @@ def _probes(view: BoardView) -> list[str]:
             ]
             for row in table.rows
         ]
+        chance = None
         if any(v is not None for v in table.chance.values()):
-            chance = [f"*{c.shown(table.chance[c])}*" for c in table.columns]
-            rows.append(["", "*chance*", *chance])
-        lines += [*md_table(head, rows, 2), ""]
+            chance = ["", "*chance*", *(f"*{c.shown(table.chance[c])}*" for c in table.columns)]
+        lines += _table(view, head, rows, 2, chance)
     return [*lines, *_bullets(section.remarks, 200), *([""] if section.remarks else [])]
 
 
@@ -444,6 +535,16 @@ def _failures(view: BoardView, limit: int = 200) -> list[str]:
     if view.board.remarks:
         lines += ["## Remarks", "", *_bullets(view.board.remarks, limit), ""]
     return lines
+
+
+def networks(view: BoardView) -> list[str]:
+    """Sentences that name the student and the teachers, if there are few."""
+    sentences = [f"Student: {view.board.students[0]}."] if view.has_one_student else []
+    teachers = list(dict.fromkeys(row.teacher for row in view.board.rows if row.teacher))
+    if teachers:
+        noun = "Teachers" if len(teachers) > 1 else "Teacher"
+        sentences.append(f"{noun}: {first_of(teachers, MOST_TEACHERS)}.")
+    return sentences
 
 
 def _bullets(remarks: list[str], limit: int) -> list[str]:
@@ -475,7 +576,7 @@ def _reproduce(view: BoardView) -> list[str]:
         "`kdep-bench report <this folder>` rebuilds this file from its records. The commands "
         "below train and evaluate each row again."
     )
-    return ["## Reproduce", "", note, "", *md_table(REPRODUCE_HEAD, rows, 3), ""]
+    return ["## Reproduce", "", note, "", *_table(view, REPRODUCE_HEAD, rows, 3)]
 
 
 def _answer(view: BoardView) -> list[str]:
@@ -494,9 +595,12 @@ def markdown(view: BoardView) -> str:
     if board.damaged:
         status_text += f", {len(board.damaged)} damaged"
     lines = [f"# Leaderboard: {text.md(board.suite)}", ""]
+    lines += [text.md(view.question, 300), ""] if view.question else []
+    lines += [f"{text.md(sentence, 300)}" for sentence in networks(view)]
     lines += [f"Transfer runs: {status_text or 'none'}.", ""]
     lines += _answer(view)
-    lines += [LEGEND_MD, "", GLOSSARY_MD, ""]
+    lines += ["### How to read the scores", "", *_notes(legend(view, "**Bold**"))]
+    lines += [GLOSSARY_MD, ""]
     lines += _data_notes(view)
     if view.board.runs:
         lines += _summary(view)

@@ -10,12 +10,13 @@ from kdep_bench.results.report.page.entries import ONE_LINE, name_entry, number_
 from kdep_bench.results.report.page.tables import Section, page_table
 
 HEADING = "Means over tasks, raw and normalised"
-NOTE = (
+NOTES = (
     "A normalised score is (score - chance) / (reference - chance): 0 is chance, 1 is the "
     "reference. The reference is the supervised row with the most data and epochs (here: "
-    "{reference}). In both means every task family has the same weight. The last column has the "
-    "lowest and the highest normalised mean when one task is left out. Only methods with results "
-    "for every task and seed are listed. These means have no intervals."
+    "{reference}).",
+    "In both means every task family has the same weight. Only methods with results for every task "
+    "and seed are listed. These means have no intervals.",
+    "With one task left out: the lowest and the highest normalised mean.",
 )
 HEAD = ["student", "method", "mean score x100", "normalised mean", "with one task left out"]
 
@@ -26,11 +27,11 @@ def _tables(view: BoardView) -> list[tuple[str, list[Normalised]]]:
     return [(student, table) for student, table in tables if table]
 
 
-def note(view: BoardView) -> str:
-    """The explanation, with the reference rows."""
+def notes(view: BoardView) -> list[str]:
+    """The explanations, with the reference rows."""
     rows = [reference_row(view.board, student) for student, _ in _tables(view)]
     names = dict.fromkeys(view.labels[r] for r in rows if r)
-    return NOTE.format(reference=", ".join(names))
+    return [note.format(reference=", ".join(names)) for note in NOTES]
 
 
 def _left_out_text(n: Normalised) -> str:
@@ -72,5 +73,5 @@ def page_section(view: BoardView) -> Section | None:
     if not rows:
         return None
     table = page_table(view, HEADING, HEAD, rows, 2)
-    notes = [text.plain(note(view), 800)]
-    return Section("normalised", HEADING, "table", notes=notes, table=table)
+    shown = [text.plain(note, 800) for note in notes(view)]
+    return Section("normalised", HEADING, "table", notes=shown, table=table)

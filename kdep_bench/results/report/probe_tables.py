@@ -25,10 +25,11 @@ INTRODUCTION = (
     "Properties of the exported backbones, which are measured without training them. No mean, "
     "rank, mark of the best, difference or claim includes them. Each entry is mean ± standard "
     "deviation over seeds (number of seeds). There are no intervals, so small differences may be "
-    "noise. ↑: larger is better, ↓: smaller is better. In brackets after a probe's name: the "
-    "folder of the data that it reads (cityscapes: scenes with masks, in the file layout of "
-    "Cityscapes). The number of nearest neighbours and the regularisation of linear classifiers "
-    "are chosen on the validation split."
+    "noise. ↑: larger is better, ↓: smaller is better; a table is sorted by its first column if "
+    "that has an arrow. In brackets after a probe's name: the folder of the data that it reads "
+    "(cityscapes: scenes with masks, in the file layout of Cityscapes). The number of nearest "
+    "neighbours and the regularisation of linear classifiers are chosen on the validation split "
+    "(val)."
 )
 TEACHER_NOTE = " Only the tables of teachers, and claims about them, read the probe `teacher`."
 ARROW = {"larger": " ↑", "smaller": " ↓", "": ""}
@@ -51,11 +52,15 @@ class ProbeColumn(NamedTuple):
 
     def shown(self, value: float | None) -> str:
         """A value of the column; a dash where there is none."""
-        if value is None:
+        return self.shown_as(value, value)
+
+    def shown_as(self, value: float | None, other: float | None) -> str:
+        """`value` with the decimals of `other`, as for a mean and its standard deviation."""
+        if value is None or other is None:
             return "—"
         if self.percent:
             return text.points(value)
-        return f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"
+        return f"{value:.2f}" if abs(other) >= 10 else f"{value:.3f}"
 
 
 @dataclass
@@ -76,8 +81,10 @@ class ProbeRow:
         """'mean ± standard deviation (n seeds)', and the numbers of failed and missing seeds."""
         parts, values = [], list(self.values.get(column, {}).values())
         if values:
-            spread = f" ± {column.shown(statistics.stdev(values))}" if len(values) > 1 else ""
-            parts.append(f"{column.shown(statistics.fmean(values))}{spread} ({len(values)})")
+            mean, spread = statistics.fmean(values), ""
+            if len(values) > 1:
+                spread = f" ± {column.shown_as(statistics.stdev(values), mean)}"
+            parts.append(f"{column.shown(mean)}{spread} ({len(values)})")
         for seeds, word in ((self.failed, "failed"), (self.missing, "missing")):
             if seeds:
                 parts.append(f"{len(seeds)} {word}" if values or len(seeds) > 1 else word)

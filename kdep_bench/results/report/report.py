@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections import Counter
 from pathlib import Path
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_strict, write_atomic, write_json
+from kdep_bench.paths import CONFIGS
 from kdep_bench.results.board import ablation, families, teachers
 from kdep_bench.results.board.board import Board, make_board
 from kdep_bench.results.claims.judge import judge, make_claim
@@ -68,6 +70,7 @@ def build(
     view = board_rows.make_view(board, verdicts, _method_inputs(results_dir, board, method_inputs))
     view.probes = probe_tables.make_section(probes, damaged_probes)
     view.grid = _grid(results_dir, factors)
+    view.question = question(board.suite)
     _add_image_differences(view, results_dir)
     complete_records = store.load_records(results_dir, _runs_to_load(board.runs))
     drawn = plots.draw(view, complete_records) + pareto.draw(view)
@@ -94,6 +97,21 @@ def build(
         "files": [str(results_dir / n) for n in files],
         "plots": len(drawn),
     }
+
+
+def question(suite: str, configs: Path = CONFIGS / "suites") -> str:
+    """The first line of the docstring of a suite's config, or ""; the config is not executed."""
+    is_name = re.fullmatch(r"[\w-]+", suite)  # records of other people may name any file
+    return docstring_line(configs / f"{suite}.py") if is_name else ""
+
+
+def docstring_line(config: Path) -> str:
+    """The first line of a config's docstring, or ""; the config is not executed."""
+    try:
+        docstring = ast.get_docstring(ast.parse(config.read_text(encoding="utf-8"))) or ""
+    except (OSError, SyntaxError, ValueError):
+        return ""
+    return docstring.split("\n")[0].replace("`", "")
 
 
 def _no_records(results_dir: Path, suite: str | None, damaged: list[str]) -> KdepError:

@@ -19,23 +19,22 @@ from kdep_bench.results.report.markdown import md_table
 
 SYSTEMS = Path(__file__).with_name("systems.toml")
 SUITE = "methods_pocket"  # the suite whose scores are shown
-HEAD = ("system", "state", "config", "labels", "source", "mean score", "step time / kdep's")
-INTRODUCTION = f"""# Systems
+HEAD = ("system", "state", "config", "labels", "source", "mean score", "step time / kdep")
+INTRODUCTION = f"""# Published approaches and their configs
 
-A system is a published approach, implemented here as a method, a search, a probe or a suite. One
-row per system that this project compares, and per config that implements it. Written by
-`python tools/report.py --index results` from the configs, the published scores and
-`kdep_bench/results/report/systems.toml`.
+Each approach of the literature that this project compares (a system), with its configs: methods,
+searches, probes or suites. Written by `python tools/report.py --index results` from the configs,
+the published scores and `kdep_bench/results/report/systems.toml`.
 
 * state: *implemented* from the paper or the authors' code; *re-implementation*: {REIMPLEMENTATION};
   *partly implemented* and *not implemented*, with what is missing.
 * config: name of a method config; with the prefix `search:`, `probe:` or `suite:`, of a search, a
-  probe or a suite.
+  probe or a suite. An approach with several configs has one row for each.
 * labels: whether the method uses image labels.
-* mean score: mean x100 over the tasks of [{SUITE}]({SUITE}/leaderboard.md); a dash for a config
-  that was not run there. That leaderboard has the intervals: differences of a few points are not
-  significant.
-* step time / kdep's: mean time of an optimiser step divided by that of kdep, in the same suite.
+* mean score: mean x100 over the tasks of [{SUITE}]({SUITE}/leaderboard.md). That leaderboard has
+  the intervals: differences of a few points are not significant.
+* step time / kdep: mean time of an optimiser step in that suite, divided by that of kdep.
+* A dash: the config was not run in that suite, or the column does not apply to it.
 """
 
 
@@ -109,7 +108,7 @@ def systems_page(
                     _state(system, config),
                     f"`{name}`",
                     _yes_or_no(config.get("labels_used")),
-                    text.md(config.get("source", "")),
+                    text.md(config.get("source", ""), 400),
                     text.points(score.mean if score else None),
                     text.ratio(score.step_time if score else None),
                 )

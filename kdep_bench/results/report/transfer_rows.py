@@ -9,20 +9,38 @@ from kdep_bench.results.records.store import Run
 from kdep_bench.results.report.board_rows import BoardView, column_names
 
 HEADING = "Transfer methods"
-NOTE = (
-    "'pre-trained by X, transferred with Y': the student was pre-trained by the method X and then "
-    "trained on the task with the transfer method Y. Only this student is scored. Teacher: another "
-    "network that was trained on the same task before; its name contains its pre-training method. "
-    "The teacher was trained once for all seeds, so its score is from one run. Extra parameters: "
-    "those of the teacher and of the method. Extra forward passes, in total: those of the teacher "
-    "and of moving averages, and passes of the student in addition to one per training image. The "
-    "transfer time includes the training of the teacher and all passes. Weight bits, megabytes and "
-    "bit-operations: of a quantised backbone and neck, with the values for 32 bits in brackets; a "
-    "dash for a network that is not quantised."
+_NAMES = (
+    "'pre-trained by X, transferred with Y': the student was pre-trained by the method X (scratch: "
+    "not pre-trained) and then trained on the task with the transfer method Y. Only this student "
+    "is scored."
+)
+_TEACHER = (
+    "Teacher: another network that was trained on the same task before. Its name is "
+    "'network.pre-training method'; after 'with' follows a transfer method of its own training. It "
+    "was trained once for all seeds, so its score is from one run."
+)
+COSTS = (
+    "Extra parameters: those of the teacher and of the method. Extra forward passes, in total: "
+    "those of the teacher and of moving averages, and passes of the student in addition to one per "
+    "training image."
+)
+_TIME = "Transfer time: includes the training of the teacher and all passes."
+_SIZES = (
+    "Weight bits, megabytes and bit-operations: of a quantised backbone and neck, with the values "
+    "for 32 bits in brackets."
 )
 HEAD = ["student", "method", "task", "teacher", "teacher used labels", "teacher's score x100"]
 HEAD += ["extra parameters", "extra forward passes", "transfer time"]
 HEAD += ["weight bits", "megabytes", "bit-operations"]
+
+
+def notes(view: BoardView) -> list[str]:
+    """The explanations of the table."""
+    runs = [run for run in view.board.runs if run.transfer is not None]
+    has_times = any(run.cost.transfer_s is not None for run in runs)
+    is_quantised = any(run.transfer and run.transfer.bits is not None for run in runs)
+    chosen = [(_TIME, has_times), (_SIZES, is_quantised)]
+    return [_NAMES, _TEACHER, COSTS, *(note for note, is_shown in chosen if is_shown)]
 
 
 def entries(view: BoardView) -> list[tuple[RowKey, list[tuple[str, float | None]]]]:

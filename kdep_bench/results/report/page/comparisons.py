@@ -56,7 +56,7 @@ def differences_section(view: BoardView, drawn: Sequence[plots.Plot]) -> Section
         "differences",
         "Paired differences",
         "differences",
-        note=board_rows.PAIRED,
+        notes=board_rows.paired_notes(view),
         charts=[p for p in drawn if p.group == "differences"],
         n_rows=len(rows),
         table=page_table(view, "Paired differences", markdown.DIFFERENCE_HEAD, rows, left=3),
@@ -76,7 +76,7 @@ def efficiency_section(view: BoardView, drawn: Sequence[plots.Plot]) -> Section 
         return None
     caption = "Reduction factors at equal score"
     table = page_table(view, caption, markdown.REDUCTION_HEAD, rows, left=4) if rows else None
-    content = {"charts": charts, "note": board_rows.REDUCTION_NOTE, "table": table}
+    content = {"charts": charts, "notes": board_rows.REDUCTION_NOTES, "table": table}
     return Section("efficiency", "Efficiency", "efficiency", **content)
 
 
@@ -93,12 +93,7 @@ def costs_section(view: BoardView) -> Section | None:
         rows.append((cost.row.student, entries))
     head = ["student", "method", "method family", *board_rows.COST_HEAD]
     table = page_table(view, "Costs", head, rows, left=3)
-    summaries = view.summaries.values()
-    notes = [
-        families.COSTS,
-        families.loss_terms_note(summaries),
-        families.missing_passes_note(summaries),
-    ]
+    notes = families.cost_notes(view.summaries.values())
     return Section("costs", "Cost of each method", "table", notes=notes, table=table)
 
 
@@ -113,7 +108,7 @@ def transfers_section(view: BoardView) -> Section | None:
         return None
     title = transfer_rows.HEADING
     table = page_table(view, title, transfer_rows.HEAD, rows, left=5)
-    return Section("transfers", title, "table", notes=[transfer_rows.NOTE], table=table)
+    return Section("transfers", title, "table", notes=transfer_rows.notes(view), table=table)
 
 
 def ablation_sections(view: BoardView) -> list[Section | None]:
@@ -181,11 +176,11 @@ def method_families_section(view: BoardView) -> Section | None:
         for entry, value in board_rows.family_entries(family, text.plain):
             entries.append(Entry(entry, LEFT_WIDE) if value is None else number_entry(entry, value))
         rows.append((family.student, entries))
-    if not rows:
+    if len(rows) < 2:  # as in `markdown`
         return None
     head, title = ["student", "method family", *board_rows.FAMILY_HEAD], "Method families"
     table = page_table(view, title, head, rows, left=2)
-    notes = [families.FAMILIES, families.missing_passes_note(view.summaries.values())]
+    notes = [*families.FAMILIES, families.missing_passes_note(view.summaries.values())]
     return Section("families", title, "table", notes=notes, table=table)
 
 
@@ -206,7 +201,7 @@ def alignment_section(view: BoardView) -> Section | None:
     if not rows:
         return None
     table = page_table(view, "Alignment", markdown.ALIGNMENT_HEAD, rows, left=3)
-    return Section("alignment", "Alignment", "table", notes=[markdown.ALIGNMENT], table=table)
+    return Section("alignment", "Alignment", "table", notes=markdown.ALIGNMENT, table=table)
 
 
 def noise_section(view: BoardView) -> Section | None:
@@ -218,7 +213,7 @@ def noise_section(view: BoardView) -> Section | None:
         for c in columns:
             seed_noise = compare.noise(view.board, student, c)
             if seed_noise is not None:
-                smallest = seed_noise.detectable_difference
+                smallest = seed_noise.detectable_difference if view.has_comparisons else None
                 entries = [
                     name_entry(student),
                     name_entry(names[c]),
@@ -231,4 +226,5 @@ def noise_section(view: BoardView) -> Section | None:
     if not rows:
         return None
     table = page_table(view, markdown.NOISE_HEADING, markdown.NOISE_HEAD, rows, left=2)
-    return Section("noise", markdown.NOISE_HEADING, "table", notes=[markdown.NOISE], table=table)
+    notes = markdown.noise_notes(view)
+    return Section("noise", markdown.NOISE_HEADING, "table", notes=notes, table=table)

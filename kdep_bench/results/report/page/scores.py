@@ -56,7 +56,7 @@ def summary_section(view: BoardView) -> Section:
                 number_entry(f"{n_best} of {n_marked}" if n_marked else "—", n_best),
                 Entry(board_rows.labels_text(summary), ONE_LINE),
                 fraction_entry(view, row),
-                number_entry(text.count(summary.images_seen), summary.images_seen),
+                number_entry(text.count(summary.images_seen or None), summary.images_seen),
                 number_entry(text.seconds(summary.cost_s), summary.cost_s),
                 number_entry(text.seconds(summary.cache_s), summary.cache_s),
                 number_entry(text.ratio(summary.coverage), summary.coverage),
@@ -66,9 +66,9 @@ def summary_section(view: BoardView) -> Section:
         "summary",
         "Summary",
         "summary",
-        legend=markdown.LEGEND_HTML,
+        legend=markdown.legend(view, "Highlighted"),
         colours=view.colour_keys,
-        notes=[board_rows.MEAN_RANK, board_rows.untimed_note(view.board)],
+        notes=[*board_rows.MEAN_RANK, board_rows.untimed_note(view.board)],
         table=page_table(view, "Summary", markdown.SUMMARY_HEAD, table, 2, has_anchors=True),
         methods=board_rows.method_descriptions(view),
         choices=[
@@ -87,12 +87,13 @@ def claims_section(view: BoardView, drawn: Sequence[plots.Plot]) -> Section | No
     main_verdicts = headlines(view.verdicts)
     by_family = None
     if len(main_verdicts) < len(view.verdicts):
-        by_family = _claim_table(view, "Claims by task family", view.verdicts)
-    note = markdown.CLAIMS
+        others = [v for v in view.verdicts if v not in main_verdicts]
+        by_family = _claim_table(view, "Claims by task family", others)
+    notes = markdown.claim_notes(view)
     table = _claim_table(view, "Claims", main_verdicts)
     charts = [p for p in drawn if p.group == "claims"]
     return Section(
-        "claims", "Claims", "claims", note=note, charts=charts, table=table, by_family=by_family
+        "claims", "Claims", "claims", notes=notes, charts=charts, table=table, by_family=by_family
     )
 
 
@@ -129,29 +130,20 @@ def family_section(view: BoardView, index: int, drawn: Sequence[plots.Plot]) -> 
     names = board_rows.column_names(columns)
     rows = []
     for row in _best_first(view, columns):
-        summary = view.summaries[row]
         entries = [name_entry(row.student), row_entry(view, row)]
         entries += [score_entry(view, row, c) for c in columns]
-        entries += [
-            Entry(board_rows.labels_text(summary), ONE_LINE),
-            fraction_entry(view, row),
-            number_entry(text.count(summary.images_seen), summary.images_seen),
-            number_entry(text.seconds(summary.cost_s), summary.cost_s),
-            number_entry(text.ratio(summary.coverage), summary.coverage),
-        ]
+        entries.append(Entry(board_rows.labels_text(view.summaries[row]), ONE_LINE))
         rows.append((row.student, entries))
     chance = [
         number_entry(text.points(view.board.chance[c]), view.board.chance[c]) for c in columns
     ]
-    blank = [Entry("") for _ in range(5)]
-    rows.append((CHANCE, [Entry("", LEFT), Entry("chance", LEFT), *chance, *blank]))
-    head = ["student", "method", *(text.plain(names[c], 60) for c in columns), *markdown.ROW_END]
+    rows.append((CHANCE, [Entry("", "l"), Entry("chance", "l"), *chance, Entry("")]))
+    head = ["student", "method", *(text.plain(names[c], 60) for c in columns), "labels used"]
     title = f"Task family: {text.plain(family, 60) or 'unnamed'}"
     return Section(
         f"family-{index}",
         title,
         "family",
-        note=board_rows.untimed_note(view.board),
         table=page_table(view, title, head, rows, 2),
         charts=[p for p in drawn if p.group == "scores" and p.family == family],
     )

@@ -12,6 +12,7 @@ from kdep_bench.results.records.record import Record
 from kdep_bench.results.report import (
     board_rows,
     image_tables,
+    markdown,
     normalised_tables,
     plots,
 )
@@ -36,6 +37,8 @@ def html_page(
     return document(
         "suite.html.j2",
         text.plain(view.board.suite),
+        question=view.question,
+        networks=markdown.networks(view),
         students=view.board.students,
         answers=[
             (student, sentences, answer_charts(view, student))

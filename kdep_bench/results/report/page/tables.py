@@ -7,36 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdep_bench.results import text
-from kdep_bench.results.report import glossary
+from kdep_bench.results.report import constant_columns, glossary
 from kdep_bench.results.report.board_rows import BoardView
 from kdep_bench.results.report.page.entries import Entry
 
 MOST_ROWS = 2000
-DASH = "—"
-MOST_WITHOUT = 3  # rows with a dash in a column that is left out; see `_constant`
 CHANCE = "\0chance"  # in place of the student in the row of chance scores
-
-# Columns with settings of the rows. If all rows have one value, it is stated below the table
-# instead.
-SETTINGS = frozenset(
-    (
-        "labels used",
-        "data fraction",
-        "images seen",
-        "pre-training cost",
-        "of which teacher cache",
-        "weights loaded",
-        "seed pairs",
-        "independent seeds",
-        "learning rate",
-        "extra parameters",
-        "extra forward passes per image seen",
-        "teacher",
-        "degrees of freedom",
-        "independent seeds per method",
-        "epochs",
-    )
-)
 
 
 class Section:
@@ -109,7 +85,7 @@ def page_table(
         has_anchors: as in `Table`.
 
     If there is only one student, the header of the page names it, and the column 'student' is left
-    out. Columns of `SETTINGS` with the same value in every row are left out too.
+    out. Columns of dashes, and settings with the same value in every row, are left out too.
     """
     if len(view.board.students) == 1 and "student" in head:
         index = list(head).index("student")
@@ -119,47 +95,27 @@ def page_table(
     if css == "pin" and list(head[:2]) == ["student", "method"]:
         css = "pin second"
     headings = [_heading(name, i < left) for i, name in enumerate(head)]
-    same = _constant(headings, [entries for owner, entries in rows if owner != CHANCE])
+    entries_of_rows = [entries for owner, entries in rows if owner != CHANCE]
+    texts = [[entry.text for entry in entries] for entries in entries_of_rows]
+    names = [next((e.text for e in entries if e.row), "") for entries in entries_of_rows]
+    same = constant_columns.constant(head, texts, names)
+    hidden = {*same, *constant_columns.empty(head, texts)}
     table_rows = []
     for student, entries in rows[:MOST_ROWS]:
         is_chance = student == CHANCE
         owner = text.plain(student) if student and not is_chance else None
         named = next((e.row for e in entries if e.row), "")
-        kept = [e for i, e in enumerate(entries) if i not in same]
+        kept = [e for i, e in enumerate(entries) if i not in hidden]
         table_rows.append(TableRow(kept, owner, is_chance, named))
     return Table(
         caption,
-        [h for i, h in enumerate(headings) if i not in same],
+        [h for i, h in enumerate(headings) if i not in hidden],
         table_rows,
         f"sortable {css}".strip(),
         omitted=max(0, len(rows) - MOST_ROWS),
         constant=[(headings[i], value) for i, value in same.items()],
         has_anchors=has_anchors,
     )
-
-
-def _constant(headings: Sequence[Heading], rows: Sequence[Sequence[Entry]]) -> dict[int, str]:
-    """Index -> value of the columns of `SETTINGS` with one value; empty for a single row.
-
-    Up to MOST_WITHOUT rows may have a dash, such as the row without pre-training. The text of the
-    value names them.
-    """
-    if len(rows) < 2:
-        return {}
-    same = {}
-    for i, heading in enumerate(headings):
-        if heading.text not in SETTINGS:
-            continue
-        values = {row[i].text for row in rows}
-        without = [row for row in rows if row[i].text == DASH]
-        stated = values - {DASH} or values
-        if len(stated) > 1 or (len(values) > 1 and len(without) > MOST_WITHOUT):
-            continue
-        same[i] = next(iter(stated))
-        if len(values) > 1:
-            names = dict.fromkeys(e.text for row in without for e in row if e.row)
-            same[i] += f" (none for {', '.join(names)})"
-    return same
 
 
 def _heading(name: str, left: bool) -> Heading:
