@@ -57,8 +57,8 @@ TERMS = (
         "the same task before (a tuned teacher). "
         "'pre-trained by X, transferred with Y': X is the pre-training method (scratch: no "
         "pre-training), Y the transfer method. Only the student is scored. In the name of a tuned "
-        "teacher, 'with' is followed by a transfer method of its own training; IRF is image "
-        "re-representation fine-tuning, which adds a contrastive loss.",
+        "teacher, 'with' is followed by the transfer method with which it was trained; IRF is "
+        "image re-representation fine-tuning, which adds a contrastive loss.",
         ("teacher used labels", "teacher's score", "transfer time", "transfer_s"),
     ),
     Term(

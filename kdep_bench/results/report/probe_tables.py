@@ -54,13 +54,13 @@ class ProbeColumn(NamedTuple):
         """A value of the column; a dash where there is none."""
         return self.shown_as(value, value)
 
-    def shown_as(self, value: float | None, other: float | None) -> str:
-        """`value` with the decimals of `other`, as for a mean and its standard deviation."""
-        if value is None or other is None:
+    def shown_as(self, value: float | None, mean: float | None) -> str:
+        """`value`, such as a standard deviation, with the decimals of `mean`."""
+        if value is None or mean is None:
             return "—"
         if self.percent:
             return text.points(value)
-        return f"{value:.2f}" if abs(other) >= 10 else f"{value:.3f}"
+        return f"{value:.2f}" if abs(mean) >= 10 else f"{value:.3f}"
 
 
 @dataclass

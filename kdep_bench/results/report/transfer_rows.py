@@ -16,8 +16,8 @@ _NAMES = (
 )
 _TEACHER = (
     "Teacher: another network that was trained on the same task before. Its name is "
-    "'network.pre-training method'; after 'with' follows a transfer method of its own training. It "
-    "was trained once for all seeds, so its score is from one run."
+    "'network.pre-training method'; 'with' is followed by the transfer method with which it was "
+    "trained. It was trained once for all seeds, so its score is from one run."
 )
 COSTS = (
     "Extra parameters: those of the teacher and of the method. Extra forward passes, in total: "

@@ -87,8 +87,8 @@ def claims_section(view: BoardView, drawn: Sequence[plots.Plot]) -> Section | No
     main_verdicts = headlines(view.verdicts)
     by_family = None
     if len(main_verdicts) < len(view.verdicts):
-        others = [v for v in view.verdicts if v not in main_verdicts]
-        by_family = _claim_table(view, "Claims by task family", others)
+        family_verdicts = [v for v in view.verdicts if v not in main_verdicts]
+        by_family = _claim_table(view, "Claims by task family", family_verdicts)
     notes = markdown.claim_notes(view)
     table = _claim_table(view, "Claims", main_verdicts)
     charts = [p for p in drawn if p.group == "claims"]
