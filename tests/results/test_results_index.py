@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from kdep_bench.errors import KdepError
-from kdep_bench.results import text
 from kdep_bench.results.report import report
 from kdep_bench.results.report.index import write_index
 from kdep_bench.results.report.report import docstring_line
