@@ -25,6 +25,7 @@ Bits16 = Annotated[int, Field(ge=2, le=16)]
 LiteVariant = Annotated[int, Field(ge=0, le=2)]  # of EfficientNet-Lite; refuses True and 1.0
 Counts = Annotated[Sequence[Count], Field(min_length=1)]
 Positives = Annotated[Sequence[Positive], Field(min_length=1)]
+Fractions = Annotated[Sequence[Fraction], Field(min_length=1)]
 Domain = Literal["fog", "night", "sketch"]  # the names of `kdep_bench.data.domains.DOMAINS`
 Domains = Annotated[Sequence[Domain], Field(min_length=1)]
 KernelSizes = Annotated[Sequence[Literal[1, 3, 5, 7]], Field(min_length=1)]  # odd: same map size

@@ -1,4 +1,4 @@
-"""Adds the SHA-256 of the files that a config names (teacher checkpoints, given weights) to it.
+"""Adds the SHA-256 of the files that a config names (weights, text embeddings) to it.
 
 The config is part of the stage ids. With the path alone, the scores of an old checkpoint would be
 reused after another checkpoint is saved under the same name.
@@ -15,6 +15,7 @@ from kdep_bench.data.content import Catalogue, Source, all_of, one_file
 from kdep_bench.data.listing import shown
 from kdep_bench.errors import KdepError
 
+PATHS = ("weights", "text")  # keys whose values are paths, also without a "/"
 CONTENT = "content"  # added to the config: {config key of a path: SHA-256 of the file}
 
 Config = Mapping[str, Any]
@@ -23,7 +24,7 @@ Config = Mapping[str, Any]
 def given_paths(config: Config) -> dict[str, Path]:
     """Paths of the files and folders that the config names and that exist, by config key.
 
-    A string is taken as a path if its key is `weights` or if it contains a "/". Weights with a
+    A string is taken as a path if its key is in PATHS or if it contains a "/". Weights with a
     stated `sha256` are left out: that hash identifies them, and is checked when they are read. The
     paths in a config inside this one, such as the teacher of a black box, have keys such as
     "teacher.weights".
@@ -37,7 +38,7 @@ def given_paths(config: Config) -> dict[str, Path]:
         if key == "weights" and config.get("sha256") is not None:
             continue
         path = os.path.abspath(os.path.expanduser(value))
-        if (key == "weights" or "/" in value) and os.path.exists(path):
+        if (key in PATHS or "/" in value) and os.path.exists(path):
             paths[key] = Path(path)
     return paths
 

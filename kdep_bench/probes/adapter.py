@@ -10,7 +10,7 @@ prototypes: one uses x, the other uses a(x). Source: Peng et al.; FannierPeng/Sg
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -74,22 +74,28 @@ def training_logits(x_END: Tensor, member_ENC: Tensor, scale: float) -> Tensor:
 
 
 def adapter_loss(
-    adapted_ENC: Tensor, guide_ENC: Tensor, label_EN: Tensor, temperature: float
+    adapted_ENC: Tensor,
+    guide_ENC: Tensor,
+    label_EN: Tensor,
+    temperature: float,
+    guided_ENC: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The two terms of the adapter's loss for every image, each [E, N].
 
     `classes`: cross-entropy of the adapted classifier with the labels. `distillation`:
-    cross-entropy of softmax(guide / T) and softmax(adapted / T), without gradient for the guide.
+    cross-entropy of softmax(guide / T) and softmax(guided / T), without gradient for the guide.
 
     Args:
         adapted_ENC: logits of the adapted classifier.
         guide_ENC: logits of the classifier without adapter.
         label_EN: class numbers.
         temperature: T.
+        guided_ENC: logits of the adapted features that learn from the guide; None: `adapted_ENC`.
     """
     classes = F.cross_entropy(adapted_ENC.mT, label_EN, reduction="none")
     target = (guide_ENC.detach() / temperature).softmax(2)
-    distillation = -(target * (adapted_ENC / temperature).log_softmax(2)).sum(2)
+    guided_ENC = adapted_ENC if guided_ENC is None else guided_ENC
+    distillation = -(target * (guided_ENC / temperature).log_softmax(2)).sum(2)
     return {"classes": classes, "distillation": distillation}
 
 
@@ -103,23 +109,41 @@ class Recipe(NamedTuple):
 
 
 def train_adapters(
-    x_END: Tensor, member_ENC: Tensor, seeds: Sequence[int], recipe: Recipe
+    x_END: Tensor,
+    member_ENC: Tensor,
+    seeds: Sequence[int],
+    recipe: Recipe,
+    text: Callable[[Tensor], Tensor] | None = None,
 ) -> Adapters:
     """Trains one adapter for each draw, on all images of the draw; the features do not change.
+
+    Args:
+        x_END: unit features of the N images of each draw.
+        member_ENC: 1 where an image has the class.
+        seeds: the E seeds of the initial weights.
+        recipe: settings.
+        text: [E, N, D] unit features -> [E, N, C] cosines with the texts of the classes. It is the
+            guide, for features with and without adapter; None: the prototypes are.
 
     Raises:
         KdepError: a loss that is not finite.
     """
     adapters = Adapters(seeds, x_END.shape[2])
-    label_EN = member_ENC.argmax(2)
-    guide = training_logits(x_END, member_ENC, recipe.scale)
+    label_EN, guided = member_ENC.argmax(2), None
+    if text is None:
+        guide = training_logits(x_END, member_ENC, recipe.scale)
+    else:
+        guide = recipe.scale * text(x_END)
     optimizer = torch.optim.SGD(
         adapters.parameters(), lr=recipe.rate, momentum=0.9, weight_decay=5e-4, nesterov=True
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
     for _ in range(recipe.steps):
-        logits = training_logits(adapters(x_END), member_ENC, recipe.scale)
-        terms = adapter_loss(logits, guide, label_EN, recipe.temperature)
+        adapted = adapters(x_END)
+        logits = training_logits(adapted, member_ENC, recipe.scale)
+        if text is not None:
+            guided = recipe.scale * text(adapted)
+        terms = adapter_loss(logits, guide, label_EN, recipe.temperature, guided)
         loss = sum(terms.values(), torch.zeros(())).mean(1).sum()  # draws do not share parameters
         if not math.isfinite(loss.item()):
             raise KdepError(
@@ -134,12 +158,27 @@ def train_adapters(
     return adapters
 
 
+def drawn_images(
+    x_MD: np.ndarray, labels: np.ndarray, shots: int, draws: int
+) -> tuple[Tensor, Tensor]:
+    """Features [E, N, D] and classes [E, N, C] (1 where an image has the class) of E draws.
+
+    Raises:
+        KdepError: a class has fewer than `shots` images.
+    """
+    chosen = [draw(labels, shots, seed) for seed in range(draws)]
+    x_END = torch.from_numpy(np.stack([x_MD[index] for index in chosen])).float()
+    drawn = np.stack([labels[index] for index in chosen])
+    return x_END, torch.from_numpy(drawn[..., None] == np.unique(labels)).float()
+
+
 class SgvaClip(Probe):
     """Top-1 accuracy with few training images per class, an adapter and visual prototypes.
 
     A re-implementation without text: SgVA-CLIP guides and completes the adapted classifier by a
     classifier whose prototypes are embeddings of class names. A backbone has no text embeddings;
-    here the prototypes of the features without adapter have both functions.
+    here the prototypes of the features without adapter have both functions. `SgvaClipText` has the
+    text prototypes, for a vision-language teacher.
 
     `top1, K per class`: accuracy with the mean of both classifiers' logits. `top1, K per class, no
     adapter`: accuracy with the prototypes of the features alone. Both are means over random draws
@@ -183,22 +222,19 @@ class SgvaClip(Probe):
         notes = []
         for n_done, shots in enumerate(self.numbers):
             data.progress(n_done, len(self.numbers), f"{shots} images per class")
-            chosen = [draw(train.labels, shots, seed) for seed in range(self.draws)]
-            x_END = torch.from_numpy(np.stack([x[index] for index in chosen])).float()
-            labels = np.stack([train.labels[index] for index in chosen])
-            member_ENC = torch.from_numpy(labels[..., None] == classes).float()
+            x_END, member_ENC = drawn_images(x, train.labels, shots, self.draws)
             best: tuple[float, Recipe, Adapters] | None = None
             for recipe in self.recipes:
                 adapters = train_adapters(x_END, member_ENC, range(self.draws), recipe)
-                score = _mean_top1(self._predict(adapters, x_END, member_ENC, classes, val), val)
+                score = mean_top1(self._predict(adapters, x_END, member_ENC, classes, val), val)
                 if best is None or score.value > best[0]:
                     best = score.value, recipe, adapters
             assert best is not None
             val_score, recipe, adapters = best
             fused = self._predict(adapters, x_END, member_ENC, classes, test)
             alone = self._predict(None, x_END, member_ENC, classes, test)
-            values[f"top1, {shots} per class"] = _mean_top1(fused, test)
-            values[f"top1, {shots} per class, no adapter"] = _mean_top1(alone, test)
+            values[f"top1, {shots} per class"] = mean_top1(fused, test)
+            values[f"top1, {shots} per class, no adapter"] = mean_top1(alone, test)
             deviation = np.std((fused == test.labels).mean(1), ddof=1) if self.draws > 1 else 0.0
             notes.append(
                 f"{shots} per class: learning rate {recipe.rate:g} chosen on val "
@@ -227,7 +263,7 @@ class SgvaClip(Probe):
         return classes[logits.argmax(2).numpy()]
 
 
-def _mean_top1(predicted_EM: np.ndarray, split: Features) -> Value:
+def mean_top1(predicted_EM: np.ndarray, split: Features) -> Value:
     """Accuracy, averaged over the draws."""
     results = [top1(split.labels, predicted) for predicted in predicted_EM]
     return Value(

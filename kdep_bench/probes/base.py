@@ -114,6 +114,7 @@ class Probe(ABC):
         reads: subset of READS.
         splits: splits that it reads, with "classes", "masks" or "teacher_classes" in `reads`.
         shots_argument: name of the argument with numbers of training images per class, or "".
+        text_argument: name of the argument with a file of text embeddings (see `text`), or "".
         more_images_than_width: whether the test split must have more images than the feature has
             dimensions.
         only_with_teacher: whether methods without a teacher, or with several, are left out.
@@ -122,6 +123,7 @@ class Probe(ABC):
     reads: ClassVar[frozenset[str]]
     splits: ClassVar[tuple[str, ...]] = ()
     shots_argument: ClassVar[str] = ""
+    text_argument: ClassVar[str] = ""
     more_images_than_width: ClassVar[bool] = False
     only_with_teacher: ClassVar[bool] = False
 

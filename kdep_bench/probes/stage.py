@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from kdep_bench.data.given_files import without_content
 from kdep_bench.errors import KdepError
 from kdep_bench.probes.base import (
     BACKBONE,
@@ -50,12 +51,13 @@ def run(
         values and notes (see `base.outputs`), probe_s (seconds).
 
     Raises:
-        KdepError: a type that is not a Probe, too few images, or a value that is not finite.
+        KdepError: a type that is not a Probe, a file that changed after the run was planned, too
+            few images, or a value that is not finite.
     """
     import torch
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
-    config = spec["probe"]
+    config = without_content(spec["probe"])
     probe = build({k: v for k, v in config.items() if k not in NOT_ARGUMENTS})
     if not isinstance(probe, Probe):
         raise KdepError(

@@ -113,8 +113,8 @@ def with_content(
     """Adds the hashes of its data to the data config of a suite.
 
     If the data are missing, or the data type does not list its files, the data config is not
-    changed, and one of the returned lines states the reason. The configs of teachers and methods
-    get the hashes of their weights files.
+    changed, and one of the returned lines states the reason. The configs of teachers, methods
+    and probes get the hashes of the files they name.
 
     Args:
         suite: a resolved suite.
@@ -149,7 +149,7 @@ def with_content(
 
 
 def _with_weights_hashes(suite: Suite, work: Path, verify: bool) -> dict[str, Any]:
-    """{"teachers", "methods"} of the suite, with the hashes of the weights files they name."""
+    """{"teachers", "methods", "probes"} of the suite, with the hashes of the files they name."""
 
     def read(source: Source) -> Catalogue:
         return index(work).read(source, verify=verify)
@@ -166,7 +166,11 @@ def _with_weights_hashes(suite: Suite, work: Path, verify: bool) -> dict[str, An
         teacher = {**tuned, "method": with_hashes(tuned["method"])}
         return {**method, "transfer": {**method["transfer"], "teacher": teacher}}
 
-    return {"teachers": teachers, "methods": [with_hashes(m) for m in suite.methods]}
+    return {
+        "teachers": teachers,
+        "methods": [with_hashes(m) for m in suite.methods],
+        "probes": [given_files.with_content(p, read) for p in suite.probes],
+    }
 
 
 def is_read(suite: Suite) -> bool:

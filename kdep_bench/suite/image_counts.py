@@ -52,6 +52,8 @@ class CountedRun:
 def check_counts(suite: Suite) -> None:
     """Raises KdepError if the data have too few images for a method, a task or a probe.
 
+    Also if a probe's file of text embeddings lacks a class.
+
     If the data are missing or cannot be counted, nothing is checked here; stage `prepare` checks
     them.
     """
@@ -299,7 +301,21 @@ def check_more_images_than_width(suite: Suite, probe: Json) -> None:
             )
 
 
+def check_class_texts(suite: Suite, probe: Json) -> None:
+    """Checks that a probe's file of text embeddings has every class of the images."""
+    argument = class_value(probe["type"], "text_argument")
+    if not argument:
+        return
+    names = known_data.class_names(suite.data, f"{probe['folder']}/train")
+    if names is None:
+        return
+    from kdep_bench.probes.text import read_text_embeddings
+
+    read_text_embeddings(probe.get(argument)).of(names)
+
+
 PROBE_RULES: tuple[Callable[[Suite, Json], None], ...] = (
     check_shots,
     check_more_images_than_width,
+    check_class_texts,
 )

@@ -126,18 +126,30 @@ def images_per_class(data: Json, folder: str) -> list[int] | None:
         # Images are generated for each class in turn, so the counts differ by at most one.
         return None if not n_images else [(n_images + k) // n_classes for k in range(n_classes)]
     if module == OWN_DATA:
-        from kdep_bench.data.listing import class_names
-
-        root = _folder((data.get("classify") or {}).get(split))
-        if root is None:
-            return None
-        try:
-            names = class_names(root)
-        except KdepError:
+        root, names = _folder((data.get("classify") or {}).get(split)), class_names(data, folder)
+        if root is None or names is None:
             return None
         counts = [_count(root / name, MOST_PER_CLASS) for name in names]
         readable = [count for count in counts if count is not None]
         return readable if readable and len(readable) == len(counts) else None
+    return None
+
+
+def class_names(data: Json, folder: str) -> list[str] | None:
+    """Names of the classes of a folder such as 'classify/train'; None if unknown."""
+    module, (part, _, split) = module_name(data), folder.partition("/")
+    if part != "classify" or not split:
+        return None
+    if module == POCKET:
+        return sorted(module_value("kdep_bench.data.pocket.material", "CLASSES") or ()) or None
+    if module == OWN_DATA:
+        from kdep_bench.data import listing
+
+        root = _folder((data.get("classify") or {}).get(split))
+        try:
+            return None if root is None else listing.class_names(root)
+        except KdepError:
+            return None
     return None
 
 

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from kdep_bench.data.given_files import CONTENT
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.signatures import check_arguments, class_value
 from kdep_bench.suite.graph import Plan, ProbeRun
 from kdep_bench.suite.known_data import known_parts
-from kdep_bench.suite.methods import DESCRIPTION_KEYS, without
+from kdep_bench.suite.methods import DESCRIPTION_KEYS, teacher_width, without
 from kdep_bench.suite.schema import ADD_PYRAMID, Json, Suite, method_needs, uses_teacher
 
 SPLITS = ("train", "val", "test")
 # Inputs of probes; a copy of `kdep_bench.probes.base.READS`, whose module imports torch.
 READS = ("classes", "pool", "teacher", "backbone", "masks", "teacher_classes")
 # Keys of a probe's config that are not arguments.
-PLANNED = {"name", "folder", "type", *DESCRIPTION_KEYS}
+PLANNED = {"name", "folder", "type", CONTENT, *DESCRIPTION_KEYS}
 MASKS = "cityscapes"  # the folder of images with masks
 POOL_SEED = 0  # selects the pool images of probes; the same for every backbone
 
@@ -215,6 +216,25 @@ def check_probe_teacher(suite: Suite, student: Json, method: Json, probe: Json) 
         )
 
 
+def check_probe_text(teacher: Json | None, probe: Json) -> None:
+    """Raises KdepError if a probe's text embeddings cannot be compared with a teacher's feature."""
+    argument = class_value(probe["type"], "text_argument")
+    if not argument or teacher is None:
+        return
+    from kdep_bench.probes.text import read_text_embeddings
+
+    name = repr(teacher.get("name"))
+    if class_value(str(teacher.get("type")), "black_box"):
+        raise KdepError(
+            f"probe {probe['name']!r} compares texts with the feature of the teacher {name}, which "
+            "returns class probabilities only",
+            fix="choose another teacher, or remove the probe",
+        )
+    embeddings, width = read_text_embeddings(probe.get(argument)), teacher_width(teacher)
+    if width is not None:
+        embeddings.check_width(width, f"the teacher {name}")
+
+
 def check_probed(probes: Sequence[Json], runs: Sequence[ProbeRun]) -> None:
     """Raises KdepError if there is a probe that measures no method of the suite."""
     probed = {run.probe["name"] for run in runs}
@@ -279,6 +299,7 @@ class ProbePlanner:
                 continue
             check_probe_teacher(self.suite, student, method, probe)
             check_probe_student(student, probe)
+            check_probe_text(teacher, probe)
             needs, spec = self._needs(probe, student, chain, label), {"probe": self._spec(probe)}
             if "teacher_classes" in reads(probe):
                 assert teacher is not None

@@ -428,6 +428,20 @@ def test_a_changed_checkpoint_of_a_teacher_runs_its_stages_again(
     assert stages_with(user_data, work, teacher=teacher) == before
 
 
+def test_changed_text_embeddings_of_a_probe_run_only_the_probe_again(
+    user_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    probe = {"base": "sgva_clip_text", "text": "texts.npz"}  # a path without "/"
+    data = {"name": "pocket_like", "type": "my.prepare"}
+    work, rng = tmp_path / "work", np.random.default_rng(0)
+    np.savez("texts.npz", classes=["a", "b"], text=rng.normal(size=(2, 1280)))
+    before = stages_with(user_data, work, probes=[probe], data=data)
+    np.savez("texts.npz", classes=["b", "a"], text=rng.normal(size=(2, 1280)))
+    after = stages_with(user_data, work, probes=[probe], data=data)
+    assert {i.split("-")[0] for i in before - after} == {"probe"}
+
+
 def test_a_changed_weights_file_of_a_method_runs_its_stages_again(
     user_data: Path, tmp_path: Path
 ) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from test_suite_config import SUITE, build, refusal
 
@@ -12,11 +15,11 @@ from kdep_bench.suite.config import load_suite, names, resolve
 from kdep_bench.suite.image_counts import check_counts
 from kdep_bench.suite.plan import build_plan
 from kdep_bench.suite.probes import READS
-from kdep_bench.suite.schema import Suite
+from kdep_bench.suite.schema import Json, Suite
 
 POCKET = {**SUITE, "data": "pocket", "tasks": ["pocket_probe"]}
-# The probe of teachers leaves out methods without a teacher.
-ALL = sorted(set(names("probe")) - {"teacher"})
+# Probes of teachers leave out methods without a teacher.
+ALL = sorted(set(names("probe")) - {"teacher", "sgva_clip_text"})
 
 
 def planning_error(**change: Any) -> str:
@@ -265,3 +268,60 @@ def test_teachers_are_probed_once_per_backbone_and_run_once_for_all_students():
 )
 def test_a_probe_of_teachers_without_stored_features_is_refused(change, message):
     assert message in planning_error(probes=["teacher"], **change)
+
+
+POCKET_CLASSES = (
+    "mammal",
+    "bird",
+    "other_animal",
+    "food",
+    "plant",
+    "household",
+    "coin",
+    "vehicle",
+)
+
+
+def write_texts(path: Path, classes: tuple[str, ...] = POCKET_CLASSES, **arrays: Any) -> Json:
+    """The probe with a file of text embeddings for these classes, 1280 wide as lite0's feature."""
+    text = np.random.default_rng(0).normal(size=(len(classes), 1280))
+    np.savez(path, classes=classes, **{"text": text, **arrays})
+    return dict(base="sgva_clip_text", text=str(path), shots=[1])
+
+
+def test_a_vision_language_teacher_is_probed_with_texts_once_per_backbone(tmp_path):
+    suite = build(**{**POCKET, "probes": [write_texts(tmp_path / "texts.npz")]})
+    without = build_plan(build(**POCKET))
+    plan = build_plan(suite)
+    check_counts(suite)
+    assert set(without.stages) <= set(plan.stages)
+    assert {r.method["name"] for r in plan.probes} == {"kdep"}  # scratch has no teacher
+    for run in plan.probes:
+        assert set(plan.stages[run.id].needs) == {"teacher_features"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(classes=POCKET_CLASSES[1:]), r"lacks .* 1 of 8 classes \('mammal'\)"),
+        (dict(text=np.eye(8, 512)), r"have 512 dimensions.*'efficientnet_lite0' has 1280"),
+        (
+            dict(text=np.eye(8, 512), projection=np.zeros((768, 512))),
+            r"shape \(768, 512\).*'efficientnet_lite0' has 1280",
+        ),
+        (dict(text=np.eye(7, 1280)), "one for each of `classes`"),
+    ],
+)
+def test_texts_that_do_not_fit_the_classes_or_the_teacher_are_refused_when_planned(
+    tmp_path, change, message
+):
+    probe = write_texts(tmp_path / "texts.npz", **change)
+    assert re.search(message, planning_error(probes=[probe]).replace("\n", " "))
+
+
+def test_a_probe_with_texts_requires_an_existing_file():
+    assert "no file of text embeddings" in planning_error(probes=["sgva_clip_text"])
+    absent = dict(base="sgva_clip_text", text="absent.npz")
+    assert "absent.npz does not exist" in planning_error(probes=[absent])
+    black_box = planning_error(probes=[absent], teacher="efficientnet_lite0_black_box")
+    assert "probabilities only" in black_box
