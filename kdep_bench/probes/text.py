@@ -145,11 +145,12 @@ def _arrays(path: Path, name: str) -> dict[str, np.ndarray]:
             fix="correct `text` in the probe's config",
         )
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            found = stored.files  # an array of np.save has no such attribute
+        stored = np.load(path, allow_pickle=False)
+        if isinstance(stored, np.ndarray):
+            raise KdepError(f"{name} contains a single array", fix=_WRITE)
+        with stored:
+            found = stored.files
             arrays = {key: stored[key] for key in found if key in ARRAYS}
-    except AttributeError:
-        raise KdepError(f"{name} contains a single array", fix=_WRITE) from None
     except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as e:
         raise KdepError(
             f"the file of text embeddings {name} cannot be read ({plain_text(e)})",

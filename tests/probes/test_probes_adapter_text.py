@@ -21,6 +21,7 @@ from kdep_bench.suite.config import resolve
 from kdep_bench.teachers.timm_models import Timm
 
 NAMES = ("ant", "bee", "cat", "dog")
+COLOURS = np.array([[220, 40, 40], [40, 220, 40], [40, 40, 220], [200, 200, 40]])
 SHORT: dict[str, Any] = {"shots": [1], "draws": 3, "steps": 20}
 
 
@@ -133,7 +134,7 @@ def test_texts_that_separate_the_classes_give_the_score_with_0_and_1_images(tmp_
     ]
     assert values["top1, 0 per class"] > 0.98
     assert values["top1, 1 per class"] > 0.95
-    assert values["top1, 1 per class, no text"] < 0.6
+    assert values["top1, 1 per class, no text"] < values["top1, 1 per class"] - 0.1
     assert "not above chance" not in found["notes"][0]
     wrong = run_stage(tmp_path, write_texts(tmp_path / "wrong.npz", text, names[1:] + names[:1]))
     assert wrong["values"]["top1, 0 per class"] < 0.02
@@ -155,7 +156,8 @@ def test_the_weight_is_chosen_on_val_and_runs_are_equal(tmp_path: Path) -> None:
     )
     result = right.measure(Inputs(teacher_splits=splits))
     assert "weight 0 of the adapted" in result.notes[1]
-    assert result.values["top1, 1 per class"].value == result.values["top1, 0 per class"].value
+    fused, alone = (result.values[f"top1, {k} per class"].value for k in (1, 0))
+    assert fused == pytest.approx(alone)
 
 
 def test_the_projection_of_a_timm_clip_gives_the_embedding_of_that_network(tmp_path: Path) -> None:
@@ -165,11 +167,11 @@ def test_the_projection_of_a_timm_clip_gives_the_embedding_of_that_network(tmp_p
     """
     size = dict(img_size=32, embed_dim=48, depth=2, num_heads=2, num_classes=16)
     teacher = Timm("clip", "vit_base_patch16_clip_224", 32, weights="random", args=size)
-    rng, colours = np.random.default_rng(0), rng_colours()
+    rng = np.random.default_rng(0)
     splits, embeddings = {}, {}
     for split in ("train", "val", "test"):
         y = np.repeat(np.arange(4), 6)
-        images = colours[y][:, :, None, None] + rng.integers(-40, 40, (24, 3, 32, 32))
+        images = COLOURS[y][:, :, None, None] + rng.integers(-40, 40, (24, 3, 32, 32))
         out = teacher(torch.from_numpy(images.clip(0, 255).astype(np.uint8)))
         assert out.logits is not None
         embeddings[split] = out.logits.double().numpy()
@@ -187,11 +189,6 @@ def test_the_projection_of_a_timm_clip_gives_the_embedding_of_that_network(tmp_p
     swapped = write_texts(tmp_path / "s.npz", text, NAMES[1:] + NAMES[:1], projection=projection)
     values = SgvaClipText(text=swapped, **SHORT).measure(Inputs(teacher_splits=splits)).values
     assert values["top1, 0 per class"].value < 0.1
-
-
-def rng_colours() -> np.ndarray:
-    """[4, 3] colours of the classes."""
-    return np.array([[220, 40, 40], [40, 220, 40], [40, 40, 220], [200, 200, 40]])
 
 
 @pytest.mark.parametrize(

@@ -433,12 +433,11 @@ def test_changed_text_embeddings_of_a_probe_run_only_the_probe_again(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     probe = {"base": "sgva_clip_text", "text": "texts.npz"}  # a path without "/"
-    data = {"name": "pocket_like", "type": "my.prepare"}
     work, rng = tmp_path / "work", np.random.default_rng(0)
     np.savez("texts.npz", classes=["a", "b"], text=rng.normal(size=(2, 1280)))
-    before = stages_with(user_data, work, probes=[probe], data=data)
+    before = stages_with(user_data, work, probes=[probe], data="pocket")
     np.savez("texts.npz", classes=["b", "a"], text=rng.normal(size=(2, 1280)))
-    after = stages_with(user_data, work, probes=[probe], data=data)
+    after = stages_with(user_data, work, probes=[probe], data="pocket")
     assert {i.split("-")[0] for i in before - after} == {"probe"}
 
 

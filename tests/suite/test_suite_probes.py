@@ -315,13 +315,16 @@ def test_a_vision_language_teacher_is_probed_with_texts_once_per_backbone(tmp_pa
 def test_texts_that_do_not_fit_the_classes_or_the_teacher_are_refused_when_planned(
     tmp_path, change, message
 ):
+    teacher = dict(base="efficientnet_lite0", card=dict(width=1280))
     probe = write_texts(tmp_path / "texts.npz", **change)
-    assert re.search(message, planning_error(probes=[probe]).replace("\n", " "))
+    assert re.search(message, planning_error(probes=[probe], teacher=teacher))
 
 
 def test_a_probe_with_texts_requires_an_existing_file():
     assert "no file of text embeddings" in planning_error(probes=["sgva_clip_text"])
     absent = dict(base="sgva_clip_text", text="absent.npz")
     assert "absent.npz does not exist" in planning_error(probes=[absent])
-    black_box = planning_error(probes=[absent], teacher="efficientnet_lite0_black_box")
-    assert "probabilities only" in black_box
+    black_box = planning_error(
+        probes=[absent], methods=["tinyvit"], teacher="efficientnet_lite0_black_box"
+    )
+    assert "compares texts with the feature of the teacher" in black_box
