@@ -86,7 +86,7 @@ def test_the_training_follows_the_loss_with_texts(tmp_path: Path) -> None:
             image = scale * np.array([a[i] @ a[o].mean(0) for o in others])
             z, za = (scale * unit((v[i] @ projection)[None])[0] @ unit(text_CT).T for v in (x, a))
             total -= np.log(softmax(image)[y[i]]) + softmax(z / T) @ np.log(softmax(za / T))
-        return total / len(x)
+        return float(total / len(x))
 
     slope = (loss(0.5 + 1e-5) - loss(0.5 - 1e-5)) / 2e-5
     rate = 0.1
