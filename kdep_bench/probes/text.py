@@ -128,11 +128,11 @@ def read_text_embeddings(path: str | Path | None) -> TextEmbeddings:
             fix="encode a text that contains the name of the class, such as 'a photo of a dog'",
         )
     if projection is not None:
-        wanted = f"finite floats of shape (width of the feature, {text.shape[1]})"
+        expected = f"finite floats of shape (width of the feature, {text.shape[1]})"
         if projection.ndim != 2 or projection.dtype.kind != "f":
-            raise _fault(name, "projection", projection, wanted)
+            raise _fault(name, "projection", projection, expected)
         if projection.shape[1] != text.shape[1] or not np.isfinite(projection).all():
-            raise _fault(name, "projection", projection, wanted)
+            raise _fault(name, "projection", projection, expected)
         projection = projection.astype(np.float64)
     return TextEmbeddings(name, names, text, projection)
 
@@ -149,15 +149,15 @@ def _arrays(path: Path, name: str) -> dict[str, np.ndarray]:
         if isinstance(stored, np.ndarray):
             raise KdepError(f"{name} contains a single array", fix=_WRITE)
         with stored:
-            found = stored.files
-            arrays = {key: stored[key] for key in found if key in ARRAYS}
+            stored_names = stored.files
+            arrays = {key: stored[key] for key in stored_names if key in ARRAYS}
     except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as e:
         raise KdepError(
             f"the file of text embeddings {name} cannot be read ({plain_text(e)})",
             expected="a file of np.savez, without Python objects",
             fix=f"{_WRITE}, where names is np.array(names, dtype=str)",
         ) from None
-    if others := [key for key in found if key not in ARRAYS]:
+    if others := [key for key in stored_names if key not in ARRAYS]:
         raise KdepError(
             f"{name} contains {first_of(map(repr, others), _LISTED)}",
             expected=f"arrays named {', '.join(ARRAYS[:-1])} and, optionally, {ARRAYS[-1]}",

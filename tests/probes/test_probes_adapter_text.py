@@ -125,8 +125,8 @@ def test_texts_that_separate_the_classes_give_the_score_with_0_and_1_images(tmp_
     """The order of the names in the file does not matter, but their texts do."""
     order = [3, 1, 0, 2]
     names, text = [NAMES[k] for k in order], np.eye(4, 12)[order]
-    found = run_stage(tmp_path, write_texts(tmp_path / "right.npz", text, [*names]))
-    values = found["values"]
+    right = run_stage(tmp_path, write_texts(tmp_path / "right.npz", text, [*names]))
+    values = right["values"]
     assert list(values) == [
         "top1, 0 per class",
         "top1, 1 per class",
@@ -135,7 +135,7 @@ def test_texts_that_separate_the_classes_give_the_score_with_0_and_1_images(tmp_
     assert values["top1, 0 per class"] > 0.98
     assert values["top1, 1 per class"] > 0.95
     assert values["top1, 1 per class, no text"] < values["top1, 1 per class"] - 0.1
-    assert "not above chance" not in found["notes"][0]
+    assert "not above chance" not in right["notes"][0]
     wrong = run_stage(tmp_path, write_texts(tmp_path / "wrong.npz", text, names[1:] + names[:1]))
     assert wrong["values"]["top1, 0 per class"] < 0.02
     assert wrong["values"]["top1, 1 per class"] < 0.6
