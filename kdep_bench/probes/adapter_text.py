@@ -50,7 +50,7 @@ class TextClassifier:
 
     def __init__(self, embeddings: TextEmbeddings, names: list[str], width: int) -> None:
         embeddings.check_width(width)
-        self.text_CT = torch.from_numpy(unit(embeddings.of(names)))
+        self.text_CT = torch.from_numpy(unit(embeddings.for_classes(names)))
         self.projection_DT = (
             None if embeddings.projection is None else torch.from_numpy(embeddings.projection)
         )

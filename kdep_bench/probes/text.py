@@ -47,7 +47,7 @@ class TextEmbeddings:
     text: np.ndarray
     projection: np.ndarray | None
 
-    def of(self, names: Sequence[str]) -> np.ndarray:
+    def for_classes(self, names: Sequence[str]) -> np.ndarray:
         """[len(names), D], the embeddings of these classes, in this order.
 
         Raises:
@@ -157,9 +157,9 @@ def _arrays(path: Path, name: str) -> dict[str, np.ndarray]:
             expected="a file of np.savez, without Python objects",
             fix=f"{_WRITE}, where names is np.array(names, dtype=str)",
         ) from None
-    if others := [key for key in stored_names if key not in ARRAYS]:
+    if unknown := [key for key in stored_names if key not in ARRAYS]:
         raise KdepError(
-            f"{name} contains {first_of(map(repr, others), _LISTED)}",
+            f"{name} contains {first_of(map(repr, unknown), _LISTED)}",
             expected=f"arrays named {', '.join(ARRAYS[:-1])} and, optionally, {ARRAYS[-1]}",
             fix=_WRITE,
         )

@@ -311,7 +311,7 @@ def check_class_texts(suite: Suite, probe: Json) -> None:
         return
     from kdep_bench.probes.text import read_text_embeddings
 
-    read_text_embeddings(probe.get(argument)).of(names)
+    read_text_embeddings(probe.get(argument)).for_classes(names)
 
 
 PROBE_RULES: tuple[Callable[[Suite, Json], None], ...] = (

@@ -25,9 +25,9 @@ COLOURS = np.array([[220, 40, 40], [40, 220, 40], [40, 40, 220], [200, 200, 40]]
 SHORT: dict[str, Any] = {"shots": [1], "draws": 3, "steps": 20}
 
 
-def write_texts(path: Path, text: np.ndarray, names: Sequence[str] = NAMES, **more: Any) -> str:
+def write_texts(path: Path, text: np.ndarray, names: Sequence[str] = NAMES, **extra: Any) -> str:
     """Writes a file of text embeddings; returns its path."""
-    np.savez(path, classes=np.array(names), text=text, **more)
+    np.savez(path, classes=np.array(names), text=text, **extra)
     return str(path)
 
 
@@ -82,8 +82,8 @@ def test_the_training_follows_the_loss_with_texts(tmp_path: Path) -> None:
         a = unit(alpha * np.maximum(x @ into, 0) @ out + (1 - alpha) * x)
         total = 0.0
         for i in range(len(x)):
-            others = [[j for j in np.flatnonzero(y == c) if j != i] for c in range(4)]
-            image = scale * np.array([a[i] @ a[o].mean(0) for o in others])
+            peers = [[j for j in np.flatnonzero(y == c) if j != i] for c in range(4)]
+            image = scale * np.array([a[i] @ a[o].mean(0) for o in peers])
             z, za = (scale * unit((v[i] @ projection)[None])[0] @ unit(text_CT).T for v in (x, a))
             total -= np.log(softmax(image)[y[i]]) + softmax(z / T) @ np.log(softmax(za / T))
         return float(total / len(x))
