@@ -283,15 +283,16 @@ POCKET_CLASSES = (
 
 
 def write_texts(path: Path, classes: tuple[str, ...] = POCKET_CLASSES, **arrays: Any) -> Json:
-    """The probe with a file of text embeddings for these classes, 1280 wide as lite0's feature."""
-    text = np.random.default_rng(0).normal(size=(len(classes), 1280))
-    np.savez(path, classes=classes, **{"text": text, **arrays})
+    """The probe with a file of text embeddings for these classes, for the teacher clip_vitb16."""
+    text = np.random.default_rng(0).normal(size=(len(classes), 512))
+    np.savez(path, classes=classes, **{"text": text, "projection": np.ones((768, 512)), **arrays})
     return dict(base="sgva_clip_text", text=str(path), shots=[1])
 
 
 def test_a_vision_language_teacher_is_probed_with_texts_once_per_backbone(tmp_path):
-    suite = build(**{**POCKET, "probes": [write_texts(tmp_path / "texts.npz")]})
-    without = build_plan(build(**POCKET))
+    clip = {**POCKET, "teacher": "clip_vitb16"}
+    without = build_plan(build(**clip))
+    suite = build(**clip, probes=[write_texts(tmp_path / "texts.npz")])
     plan = build_plan(suite)
     check_counts(suite)
     assert set(without.stages) <= set(plan.stages)
@@ -304,20 +305,25 @@ def test_a_vision_language_teacher_is_probed_with_texts_once_per_backbone(tmp_pa
     ("change", "message"),
     [
         (dict(classes=POCKET_CLASSES[1:]), r"lacks .* 1 of 8 classes \('mammal'\)"),
-        (dict(text=np.eye(8, 512)), r"have 512 dimensions.*'efficientnet_lite0' has 1280"),
-        (
-            dict(text=np.eye(8, 512), projection=np.zeros((768, 512))),
-            r"shape \(768, 512\).*'efficientnet_lite0' has 1280",
-        ),
-        (dict(text=np.eye(7, 1280)), "one for each of `classes`"),
+        (dict(projection=np.ones((512, 512))), r"shape \(512, 512\).*'clip_vitb16' has 768 dim"),
+        (dict(projection=np.ones((512, 768))), r"expected finite floats of shape \(.*, 512\)"),
+        (dict(text=np.eye(7, 512)), "one for each of `classes`"),
     ],
 )
 def test_texts_that_do_not_fit_the_classes_or_the_teacher_are_refused_when_planned(
     tmp_path, change, message
 ):
-    teacher = dict(base="efficientnet_lite0", card=dict(width=1280))
     probe = write_texts(tmp_path / "texts.npz", **change)
-    assert re.search(message, planning_error(probes=[probe], teacher=teacher))
+    assert re.search(message, planning_error(probes=[probe], teacher="clip_vitb16"))
+
+
+def test_texts_of_another_dimension_than_the_teacher_s_feature_are_refused_when_planned(tmp_path):
+    probe = write_texts(tmp_path / "texts.npz")
+    text = np.random.default_rng(0).normal(size=(8, 512))
+    np.savez(probe["text"], classes=POCKET_CLASSES, text=text)
+    message = planning_error(probes=[probe], teacher="clip_vitb16")
+    assert "have 512 dimensions, but the feature of the teacher 'clip_vitb16' has 768" in message
+    assert "of shape (768, 512)" in message
 
 
 def test_a_probe_with_texts_requires_an_existing_file():
