@@ -22,7 +22,7 @@ from kdep_bench.teachers.timm_models import Timm
 
 NAMES = ("ant", "bee", "cat", "dog")
 COLOURS = np.array([[220, 40, 40], [40, 220, 40], [40, 40, 220], [200, 200, 40]])
-SHORT: dict[str, Any] = {"shots": [1], "draws": 3, "steps": 20}
+SHORT: dict[str, Any] = {"shots": [1], "draws": 2, "steps": 10}
 
 
 def write_texts(path: Path, text: np.ndarray, names: Sequence[str] = NAMES, **extra: Any) -> str:
