@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kdep_bench.data.given_files import without_content
+from kdep_bench.data.given_files import check_and_remove_content
 from kdep_bench.errors import KdepError
 from kdep_bench.probes.base import (
     BACKBONE,
@@ -57,7 +57,7 @@ def run(
     import torch
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
-    config = without_content(spec["probe"])
+    config = check_and_remove_content(spec["probe"])
     probe = build({k: v for k, v in config.items() if k not in NOT_ARGUMENTS})
     if not isinstance(probe, Probe):
         raise KdepError(
